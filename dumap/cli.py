@@ -1,0 +1,162 @@
+"""The command line: plan, run, status, export, verify."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from typing import Any
+
+import click
+
+import dumap
+from dumap import pipeline
+from dumap.config import Config, format_bytes, load
+from dumap.errors import DumapError
+
+EXIT_CODES = """
+Exit codes: 0 ok, 1 damage found, 2 bad configuration, 3 bad input, 4 over budget, 5 cluster lost,
+6 storage failed, 7 other parameters, input or versions than the run's, 8 locked, 9 a task failed,
+130 interrupted.
+"""
+
+
+def _config_options(command: Any) -> Any:
+    options = [
+        click.argument("config", required=False, type=click.Path(dir_okay=False)),
+        click.option("--input", "input_path", metavar="DATA", help="Zarr group or array: a path or a URL."),
+        click.option("--array", metavar="NAME", help="The array's name in the group. [vectors]"),
+        click.option("--output", metavar="RUN", help="Where the run is stored: a path or a URL."),
+        click.option("--seed", type=int, help="Seed of every random choice. [42]"),
+        click.option("--workers", type=int, help="Worker processes of the embedded cluster. [a core each]"),
+        click.option("--memory-limit", metavar="SIZE", help="Memory of each embedded worker, such as 2GiB."),
+        click.option("--scheduler", metavar="ADDRESS", help="A Dask scheduler to use."),
+        click.option("--scheduler-file", metavar="FILE", help="A Dask scheduler's file."),
+        click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Any value: layout.n_epochs=500."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def _load(config: str | None, settings: tuple[str, ...], **options: Any) -> Config:
+    names = {
+        "input_path": "input.path",
+        "array": "input.array",
+        "output": "output",
+        "seed": "seed",
+        "workers": "cluster.workers",
+        "memory_limit": "cluster.memory_limit",
+        "scheduler": "cluster.scheduler",
+        "scheduler_file": "cluster.scheduler_file",
+    }
+    return load(config, settings, {names[name]: value for name, value in options.items()})
+
+
+@click.group(epilog=EXIT_CODES)
+@click.version_option(dumap.__version__)
+@click.option("--debug", is_flag=True, help="Show tracebacks.")
+def cli(debug: bool) -> None:
+    """UMAP of Zarr stores larger than memory, on Dask."""
+
+
+@cli.command()
+@_config_options
+@click.option("--json", "as_json", is_flag=True, help="For machines.")
+def plan(as_json: bool, **options: Any) -> None:
+    """Say what a run will take, and start nothing."""
+    projected = pipeline.plan(_load(**options))
+    click.echo(json.dumps(projected.as_dict()) if as_json else pipeline.describe(projected))
+
+
+@cli.command()
+@_config_options
+@click.option("--force", is_flag=True, help="Go on with a run that other versions began.")
+@click.option("--json", "as_json", is_flag=True, help="Print the run's status for machines at the end.")
+def run(as_json: bool, force: bool, **options: Any) -> None:
+    """Embed a data set, or go on with a run that was stopped."""
+    from dumap.progress import observer
+
+    config = _load(**options)
+    with observer() as watching:
+        result = pipeline.run(config, observer=watching, force=force)
+    if as_json:
+        click.echo(json.dumps(result))
+    else:
+        click.echo(f"done: {result['output']}, arrays 'embedding' and 'status'")
+
+
+@cli.command()
+@click.argument("run")
+@click.option("--json", "as_json", is_flag=True, help="For machines.")
+def status(run: str, as_json: bool) -> None:
+    """Say what of a run is done."""
+    found = pipeline.status(run)
+    if as_json:
+        click.echo(json.dumps(found))
+        return
+    click.echo(f"{found['output']}: {found['state']}")
+    click.echo(f"{'stage':<10} {'state':<8} {'seconds':>8} {'projected':>10} {'peak':>10}")
+    for stage in found["stages"]:
+        numbers = ["", "", ""]
+        if stage["state"] == "done":
+            numbers = [f"{stage['seconds']:.1f}", *(format_bytes(stage[k]) for k in ("projected_bytes", "peak_bytes"))]
+        click.echo(f"{stage['name']:<10} {stage['state']:<8} {numbers[0]:>8} {numbers[1]:>10} {numbers[2]:>10}")
+    facts = found["stages"][-1]["facts"]
+    for name, value in facts.items():
+        click.echo(f"  {name}: {value:.4f}" if isinstance(value, float) else f"  {name}: {value}")
+
+
+@cli.command()
+@click.argument("run")
+@click.argument("what", type=click.Choice(["embedding", "neighbors", "graph", "picture"]))
+@click.argument("out")
+@click.option("--labels", help="Labels that colour the picture: .npy, or the path of a Zarr array.")
+def export(run: str, what: str, out: str, labels: str | None) -> None:
+    """Write a result: embedding (.npy .csv .parquet), neighbors (.npz .zarr), graph (.npz), picture (.png)."""
+    from dumap.export import export as write
+
+    click.echo(write(run, what, out, labels))
+
+
+@cli.command()
+@click.argument("run")
+@click.option("--repair", is_flag=True, help="Drop what is damaged, so that the next run makes it again.")
+@click.option("--json", "as_json", is_flag=True, help="For machines.")
+def verify(run: str, repair: bool, as_json: bool) -> None:
+    """Read every committed object against its checksum."""
+    damaged = pipeline.verify(run, repair)
+    if as_json:
+        click.echo(json.dumps({"output": run, "damaged": damaged}))
+    else:
+        for key in damaged:
+            click.echo(f"damaged: {key}")
+        click.echo(f"{len(damaged)} damaged objects" if damaged else "all objects are as they were written")
+    sys.exit(1 if damaged and not repair else 0)
+
+
+def main() -> None:
+    """Run the command line; errors for users have no traceback unless --debug is given."""
+    debug = "--debug" in sys.argv
+    logging.getLogger("distributed").setLevel(logging.DEBUG if debug else logging.CRITICAL)
+    try:
+        cli.main(args=[a for a in sys.argv[1:] if a != "--debug"], prog_name="dumap", standalone_mode=False)
+    except click.exceptions.Exit as stop:
+        sys.exit(stop.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(2)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("dumap: interrupted; what is committed is kept, the same command goes on from there", err=True)
+        sys.exit(130)
+    except DumapError as error:
+        if debug:
+            raise
+        click.echo(f"dumap: {error}", err=True)
+        for note in getattr(error, "__notes__", ()):
+            click.echo(f"dumap: {note}", err=True)
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()

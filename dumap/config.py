@@ -1,0 +1,271 @@
+"""The configuration: one frozen, validated object, from YAML, the command line or Python."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pynndescent.distances import named_distances
+
+from dumap.errors import ConfigError
+
+METRICS = tuple(sorted(name for name in named_distances if not name.startswith("bit_")))
+"""Metrics that pynndescent names and that take rows of numbers."""
+
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
+
+
+def parse_bytes(value: Any) -> Any:
+    """Read '2GiB', '500 MB' or a number of bytes."""
+    if isinstance(value, str):
+        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]i?)?b?\s*", value.lower())
+        if not match:
+            raise ValueError("not a size: write a number of bytes, or one with a unit, such as 2GiB")
+        return int(float(match[1]) * _UNITS[match[2] or ""])
+    return value
+
+
+def format_bytes(value: float) -> str:
+    """Write a number of bytes for people."""
+    for unit in ("B", "KiB", "MiB"):
+        if abs(value) < 1024:
+            return f"{value:.0f} {unit}"
+        value /= 1024
+    return f"{value:.2f} GiB"
+
+
+def _known_metric(value: str) -> str:
+    if value not in METRICS:
+        raise ValueError(f"no such metric; allowed are: {', '.join(METRICS)}")
+    return value
+
+
+def _start(value: str) -> str:
+    if value not in ("spectral", "pca", "random") and not value.endswith((".npy", ".zarr")) and "/" not in value:
+        raise ValueError("allowed are spectral, pca, random, or the path of an array (.npy, or in Zarr)")
+    return value
+
+
+Bytes = Annotated[int, BeforeValidator(parse_bytes), Field(gt=0)]
+Metric = Annotated[str, AfterValidator(_known_metric)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class InputConfig(_Section):
+    """What to embed."""
+
+    path: str
+    array: str = "vectors"
+    nonfinite: Literal["error", "drop"] = "error"
+
+
+class NeighborsConfig(_Section):
+    """The neighbours of each row, itself not counted."""
+
+    n_neighbors: int = Field(15, ge=2, le=512)
+    metric: Metric = "euclidean"
+    metric_kwds: dict[str, float | list[float]] = {}
+
+
+class CellsConfig(_Section):
+    """How rows are cut into cells, and how far they spill."""
+
+    margin: float = Field(1.12, ge=1.0, le=10.0)
+    max_copies: int = Field(4, ge=1, le=64)
+    max_rows: int | None = Field(None, ge=64)
+
+
+class GraphConfig(_Section):
+    """The fuzzy graph."""
+
+    local_connectivity: float = Field(1.0, ge=0.0)
+    set_op_mix_ratio: float = Field(1.0, ge=0.0, le=1.0)
+    disconnection_distance: float | None = Field(None, gt=0.0)
+    shard_rows: int = Field(65536, ge=4096, multiple_of=4096)
+
+
+class StartConfig(_Section):
+    """The first coordinates: spectral, pca, random, or the path of an array of the rows' coordinates."""
+
+    init: Annotated[str, AfterValidator(_start)] = "spectral"
+
+
+class LayoutConfig(_Section):
+    """Gradient descent."""
+
+    n_components: int = Field(2, ge=1, le=64)
+    n_epochs: int | None = Field(None, ge=1, le=32_000)
+    learning_rate: float = Field(1.0, gt=0.0)
+    min_dist: float = Field(0.1, ge=0.0)
+    spread: float = Field(1.0, gt=0.0)
+    a: float | None = Field(None, gt=0.0)
+    b: float | None = Field(None, gt=0.0)
+    negative_sample_rate: float = Field(5.0, ge=0.0, le=1000.0)
+    repulsion_strength: float = Field(1.0, ge=0.0)
+    checkpoint_every: int = Field(50, ge=1)
+    mode: Literal["auto", "host", "rounds"] = "auto"
+
+    @model_validator(mode="after")
+    def _consistent(self) -> LayoutConfig:
+        if self.min_dist > self.spread:
+            raise ValueError(f"min_dist ({self.min_dist}) must not exceed spread ({self.spread})")
+        if (self.a is None) != (self.b is None):
+            raise ValueError("give both a and b, or neither")
+        return self
+
+
+class QualityConfig(_Section):
+    """The audit."""
+
+    queries: int = Field(1000, ge=0, le=100_000)
+
+
+class ClusterConfig(_Section):
+    """Where the run runs; no answer depends on it."""
+
+    workers: int | None = Field(None, ge=1)
+    memory_limit: Bytes | None = None
+    scheduler: str | None = None
+    scheduler_file: str | None = None
+    timeout: float = Field(60.0, gt=0.0)
+
+
+class Config(_Section):
+    """All that a run is told.
+
+    Attributes
+    ----------
+    input, neighbors, cells, graph, start, layout, quality, cluster
+        Sections; see their fields.
+    output : str
+        Where the run is stored: a path or a URL.
+    seed : int
+    task_memory : int
+        Bytes that one task may use on top of the interpreter. Cells are cut to it, so the answer depends on it.
+    """
+
+    input: InputConfig
+    output: str
+    seed: int = Field(42, ge=0, lt=2**63)
+    task_memory: Bytes = 640 * 2**20
+    neighbors: NeighborsConfig = NeighborsConfig()
+    cells: CellsConfig = CellsConfig()
+    graph: GraphConfig = GraphConfig()
+    start: StartConfig = StartConfig()
+    layout: LayoutConfig = LayoutConfig()
+    quality: QualityConfig = QualityConfig()
+    cluster: ClusterConfig = ClusterConfig()
+
+    def parameters(self) -> dict[str, Any]:
+        """Return what the answer depends on, beside the input's data."""
+        values = self.model_dump(exclude={"output", "cluster", "input", "quality"})
+        values["nonfinite"] = self.input.nonfinite
+        for where in ("checkpoint_every", "mode"):
+            del values["layout"][where]
+        return values
+
+    def digest(self) -> str:
+        """Name the parameters."""
+        return hashlib.sha256(json.dumps(self.parameters(), sort_keys=True).encode()).hexdigest()
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Describe where two sets of parameters differ, one line a key."""
+    lines = []
+    for name in sorted({*old, *new}):
+        before, after = old.get(name), new.get(name)
+        if isinstance(before, Mapping) and isinstance(after, Mapping) and name != "metric_kwds":
+            lines += differences(before, after, f"{prefix}{name}.")
+        elif before != after:
+            lines.append(f"{prefix}{name}: {before!r} -> {after!r}")
+    return lines
+
+
+def _allowed(path: Sequence[Any]) -> str:
+    model: Any = Config
+    for key in path:
+        field = model.model_fields.get(key)
+        if field is None:
+            break
+        model = field.annotation
+    fields = getattr(model, "model_fields", None)
+    return f"; allowed keys: {', '.join(fields)}" if fields else ""
+
+
+def build(values: Mapping[str, Any]) -> Config:
+    """Validate a mapping; every fault is named with its key, its value and what is allowed."""
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        lines = []
+        for fault in error.errors():
+            key = ".".join(str(part) for part in fault["loc"])
+            if fault["type"] == "extra_forbidden":
+                lines.append(f"{key}: unknown key{_allowed(fault['loc'][:-1])}")
+            elif fault["type"] == "missing":
+                lines.append(f"{key}: required, and not given")
+            else:
+                lines.append(f"{key} = {fault['input']!r}: {fault['msg']}" if key else fault["msg"])
+        raise ConfigError("the configuration is not valid:\n  " + "\n  ".join(lines)) from None
+
+
+def _merge(into: dict[str, Any], key: str, value: Any) -> None:
+    *sections, last = key.split(".")
+    for section in sections:
+        into = into.setdefault(section, {})
+        if not isinstance(into, dict):
+            raise ConfigError(f"{key}: {section!r} is a value, not a section")
+    into[last] = value
+
+
+def load(path: str | None, settings: Sequence[str] = (), options: Mapping[str, Any] | None = None) -> Config:
+    """Read a YAML file, then settings, then options; the later win.
+
+    Parameters
+    ----------
+    path : str or None
+    settings : sequence of str
+        'section.key=value'; the value is read as YAML.
+    options : mapping
+        'section.key' to value; None is left out.
+
+    Returns
+    -------
+    Config
+
+    Raises
+    ------
+    ConfigError
+    """
+    values: dict[str, Any] = {}
+    if path is not None:
+        try:
+            values = yaml.safe_load(Path(path).read_text()) or {}
+        except OSError as error:
+            raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path} is not YAML: {error}") from error
+        if not isinstance(values, dict):
+            raise ConfigError(f"{path} must hold keys and values; allowed keys: {', '.join(Config.model_fields)}")
+        values = {key: {} if value is None and key != "output" else value for key, value in values.items()}
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        if not equals:
+            raise ConfigError(f"--set {setting}: write it as section.key=value")
+        try:
+            _merge(values, key.strip(), yaml.safe_load(text))
+        except yaml.YAMLError as error:
+            raise ConfigError(f"--set {setting}: the value is not YAML: {error}") from error
+    for key, value in (options or {}).items():
+        if value is not None:
+            _merge(values, key, value)
+    return build(values)

@@ -1,0 +1,63 @@
+"""The errors that users meet: each knows its exit code and says what to do."""
+
+from __future__ import annotations
+
+
+class DumapError(Exception):
+    """Base of all errors that dumap raises on purpose.
+
+    Attributes
+    ----------
+    exit_code : int
+        What the command line exits with.
+    """
+
+    exit_code = 1
+
+
+class ConfigError(DumapError):
+    """A configuration value is unknown, of the wrong type or out of range."""
+
+    exit_code = 2
+
+
+class InputError(DumapError):
+    """The input cannot be read, or holds what cannot be embedded."""
+
+    exit_code = 3
+
+
+class BudgetError(DumapError):
+    """The plan does not fit the workers' memory or the disk."""
+
+    exit_code = 4
+
+
+class ClusterError(DumapError):
+    """The cluster is out of reach, lost, or unfit for the run."""
+
+    exit_code = 5
+
+
+class StorageError(DumapError):
+    """The output cannot be written, or what was written is missing or damaged."""
+
+    exit_code = 6
+
+
+class RunMismatchError(DumapError):
+    """The output belongs to a run with other parameters, input or versions."""
+
+    exit_code = 7
+
+
+class LockedError(DumapError):
+    """Another driver holds the output."""
+
+    exit_code = 8
+
+
+class TaskError(DumapError):
+    """A task failed on every attempt; the message names stage and part."""
+
+    exit_code = 9

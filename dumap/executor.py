@@ -1,0 +1,337 @@
+"""Run tasks on Dask: an embedded cluster, one that is named, or a client handed over.
+
+The executor knows no stage: it maps a function over parts, keeps few of them in flight, measures each task's
+peak memory on its worker, tries again what a dying worker dropped, and never waits without a bound.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import re
+import resource
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import dask
+import numba
+import psutil
+from distributed import Client, LocalCluster, Worker, get_worker, wait
+from distributed.scheduler import KilledWorker
+from threadpoolctl import threadpool_limits
+
+import dumap
+from dumap.config import ClusterConfig, format_bytes
+from dumap.errors import ClusterError, ConfigError, DumapError, StorageError, TaskError
+from dumap.stages import Job
+from dumap.store import set_threads
+
+ATTEMPTS = 4
+"""Times a part is tried before the run gives up on it."""
+POLL_SECONDS = 0.5
+TOPIC = "dumap"
+LIBRARIES = ("numpy", "numba", "scipy", "scikit-learn", "pynndescent", "zarr")
+"""Libraries on whose versions the answer may depend."""
+
+
+class Observer(Protocol):
+    """Who is told how a run goes on."""
+
+    def started(self, stage: str, projected_bytes: int) -> None:
+        """A stage has begun."""
+
+    def advanced(self, stage: str, done: float, total: float) -> None:
+        """Some of the stage's current step is done."""
+
+    def finished(self, stage: str, seconds: float, projected_bytes: int, peak_bytes: int, facts: dict) -> None:
+        """A stage is committed."""
+
+    def note(self, message: str) -> None:
+        """Something worth a line in the log."""
+
+
+@dataclass(frozen=True)
+class WorkerFacts:
+    """What one worker says of itself."""
+
+    address: str
+    host: str
+    threads: int
+    memory_limit: int
+    versions: dict[str, str]
+    sees_output: bool
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that an answer may depend on."""
+    from importlib.metadata import version
+
+    found = {"dumap": dumap.__version__, "python": platform.python_version(), "machine": platform.machine()}
+    return found | {name: version(name) for name in LIBRARIES}
+
+
+def _facts(output: str, dask_worker: Worker) -> dict[str, Any]:
+    there = "://" in output or os.path.exists(output)
+    return {"memory_limit": dask_worker.memory_manager.memory_limit or 0, "versions": versions(), "sees_output": there}
+
+
+def _reset_peak() -> None:
+    with contextlib.suppress(OSError), open("/proc/self/clear_refs", "w") as file:
+        file.write("5")
+
+
+def _peak() -> int:
+    with contextlib.suppress(OSError):
+        match = re.search(r"VmHWM:\s+(\d+) kB", open("/proc/self/status").read())
+        if match:
+            return int(match[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def execute(task: Callable[..., None], job: Job, part: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Run one task on the worker: libraries on one thread, peak memory measured."""
+    worker, last = get_worker(), 0.0
+
+    def tick(done: float, total: float) -> None:
+        nonlocal last
+        if time.monotonic() - last > 1.0:
+            last = time.monotonic()
+            worker.log_event(TOPIC, {"run": job.config.output, "part": part, "done": done, "total": total})
+
+    numba.set_num_threads(1)
+    set_threads(1)
+    _reset_peak()
+    start = time.perf_counter()
+    with threadpool_limits(limits=1):
+        task(Job(job.config, job.geometry, tick), part, **options)
+    return {"peak_bytes": _peak(), "seconds": time.perf_counter() - start}
+
+
+class Executor:
+    """Maps tasks over parts on a Dask client.
+
+    Parameters
+    ----------
+    client : distributed.Client
+    timeout : float
+        Seconds to wait for a cluster that has gone quiet.
+    """
+
+    def __init__(self, client: Client, timeout: float) -> None:
+        self.client, self.timeout = client, timeout
+        self.peak_bytes = 0
+        self.workers: list[WorkerFacts] = []
+
+    def preflight(self, output: str) -> None:
+        """Wait for workers, and refuse those that cannot do the work.
+
+        Raises
+        ------
+        ClusterError
+            No worker in time, dumap missing or of another version, or the output out of a worker's sight.
+        """
+        try:
+            self.client.wait_for_workers(1, timeout=self.timeout)
+        except TimeoutError:
+            raise ClusterError(
+                f"{self._where()}: no worker within {self.timeout:.0f} s; start workers, or raise cluster.timeout"
+            ) from None
+        try:
+            answers = self.client.run(_facts, output, on_error="return")
+            threads = self.client.nthreads()
+        except Exception as error:
+            raise ClusterError(f"{self._where()}: the workers could not be asked ({error})") from error
+        own = versions()
+        self.workers = []
+        for address, answer in answers.items():
+            if isinstance(answer, Exception):
+                raise ClusterError(
+                    f"worker {address} cannot run dumap ({type(answer).__name__}: {answer}): install "
+                    f"dumap {own['dumap']} there"
+                )
+            if answer["versions"] != own:
+                other = {k: v for k, v in answer["versions"].items() if own.get(k) != v}
+                raise ClusterError(
+                    f"worker {address} has other versions than this client: {other}, here "
+                    f"{ {k: own.get(k) for k in other} }; install the same on both"
+                )
+            if not answer["sees_output"]:
+                raise ClusterError(f"worker {address} does not see the output {output}: name a shared folder or a URL")
+            host = address.split("://")[-1].rsplit(":", 1)[0]
+            self.workers.append(WorkerFacts(address, host, threads.get(address, 1), **answer))
+
+    def _where(self) -> str:
+        scheduler = self.client.scheduler
+        return f"the cluster at {scheduler.address if scheduler else 'an unknown address'}"
+
+    @property
+    def worker_memory(self) -> int:
+        """The smallest worker's memory limit for one task, 0 where none has any."""
+        limits = [w.memory_limit // max(1, w.threads) for w in self.workers if w.memory_limit]
+        return min(limits, default=0)
+
+    @property
+    def host_threads(self) -> int:
+        """The threads of the workers on the host that has most."""
+        totals: dict[str, int] = {}
+        for worker in self.workers:
+            totals[worker.host] = totals.get(worker.host, 0) + worker.threads
+        return max(totals.values(), default=1)
+
+    def map(
+        self,
+        task: Callable[..., None],
+        job: Job,
+        parts: Sequence[str],
+        options: dict[str, Any],
+        advanced: Callable[[float, float], None],
+    ) -> None:
+        """Run `task(job, part, **options)` for every part.
+
+        Raises
+        ------
+        DumapError
+            The task's own error; `TaskError` for one from below, or for a part that kills its workers;
+            `ClusterError` when the cluster is lost.
+        """
+        waiting, flying, attempts = deque(parts), {}, dict.fromkeys(parts, 0)
+        window = max(2, 2 * sum(w.threads for w in self.workers))
+        finished, quiet_since, single = 0, time.monotonic(), len(parts) == 1
+
+        def ticked(event: Any) -> None:
+            message = event[1] if isinstance(event, tuple) else event
+            if single and message.get("run") == job.config.output:
+                advanced(message["done"], message["total"])
+
+        self.client.subscribe_topic(TOPIC, ticked)
+        try:
+            while waiting or flying:
+                while waiting and len(flying) < window:
+                    part = waiting.popleft()
+                    key = f"dumap-{task.__name__}-{part}-{attempts[part]}-{time.time_ns():x}"
+                    flying[self.client.submit(execute, task, job, part, options, key=key, pure=False)] = part
+                try:
+                    done = wait(list(flying), timeout=POLL_SECONDS, return_when="FIRST_COMPLETED").done
+                except TimeoutError:
+                    done = set()
+                except Exception:  # some were cancelled with the scheduler: _alive decides
+                    done = {future for future in flying if future.done()}
+                if done:
+                    quiet_since = time.monotonic()
+                else:
+                    quiet_since = self._alive(quiet_since)
+                for future in done:
+                    part = flying.pop(future)
+                    if self._settle(future, task, part):
+                        finished += 1
+                        advanced(finished, len(parts))
+                    else:
+                        attempts[part] += 1
+                        if attempts[part] >= ATTEMPTS:
+                            raise TaskError(
+                                f"{task.__module__.split('.')[-1]} {part}: its worker died {ATTEMPTS} times; what is "
+                                f"committed is kept. Look at the workers' logs: memory is the usual cause"
+                            )
+                        waiting.append(part)
+                    future.release()
+        finally:
+            for future in flying:
+                future.cancel()
+            self.client.unsubscribe_topic(TOPIC)
+
+    def _settle(self, future: Any, task: Callable[..., None], part: str) -> bool:
+        """Take a future's result; tell whether the part is done, or is to be tried again."""
+        if future.status == "finished":
+            self.peak_bytes = max(self.peak_bytes, future.result()["peak_bytes"])
+            return True
+        if future.status in ("cancelled", "lost"):
+            self._alive(time.monotonic())
+            return False
+        error = future.exception()
+        if isinstance(error, KilledWorker):
+            return False
+        if isinstance(error, DumapError):
+            raise error
+        if isinstance(error, OSError):
+            raise StorageError(f"{task.__module__.split('.')[-1]} {part}: {error}") from error
+        raise TaskError(
+            f"{task.__module__.split('.')[-1]} {part} failed: {type(error).__name__}: {error}"
+        ) from error
+
+    def _alive(self, quiet_since: float) -> float:
+        """Fail once the scheduler or every worker has been gone for too long; return since when."""
+        if self.client.status == "running":
+            try:
+                if self.client.nthreads():
+                    return time.monotonic()
+            except (OSError, ValueError):
+                pass
+        if time.monotonic() - quiet_since > self.timeout or self.client.status == "closed":
+            raise ClusterError(
+                f"{self._where()} is lost: no scheduler or no worker for {self.timeout:.0f} s. What is committed is kept"
+            )
+        return quiet_since
+
+
+def _embedded(cluster: ClusterConfig) -> LocalCluster:
+    workers = cluster.workers or max(1, len(os.sched_getaffinity(0)))
+    limit = cluster.memory_limit or int(psutil.virtual_memory().available * 0.9 / workers)
+    pinned = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
+    return LocalCluster(
+        n_workers=workers,
+        threads_per_worker=1,
+        processes=True,
+        memory_limit=limit,
+        dashboard_address=None,
+        silence_logs=50,
+        env=pinned,
+    )
+
+
+@contextlib.contextmanager
+def connect(cluster: ClusterConfig, client: Client | None, observer: Observer) -> Iterator[Executor]:
+    """Reach a cluster: the client given, the scheduler named, or an embedded one.
+
+    Raises
+    ------
+    ClusterError
+        Nothing answers within `cluster.timeout` seconds.
+    """
+    if client is not None:
+        if client.asynchronous:
+            raise ConfigError("the client is asynchronous: hand over a client made with asynchronous=False")
+        yield Executor(client, cluster.timeout)
+        return
+    address = cluster.scheduler or (None if cluster.scheduler_file else dask.config.get("scheduler-address", None))
+    with contextlib.ExitStack() as stack:
+        if address is None and cluster.scheduler_file is None:
+            local = stack.enter_context(_embedded(cluster))
+            observer.note(
+                f"embedded cluster: {len(local.workers)} worker processes of "
+                f"{format_bytes(next(iter(local.workers.values())).memory_manager.memory_limit or 0)}"
+            )
+            yield Executor(stack.enter_context(Client(local)), cluster.timeout)
+            return
+        deadline = time.monotonic() + cluster.timeout
+        if cluster.scheduler_file is not None:
+            while not os.path.exists(cluster.scheduler_file):
+                if time.monotonic() > deadline:
+                    raise ClusterError(
+                        f"cluster.scheduler_file: {cluster.scheduler_file} did not appear within {cluster.timeout:.0f} s"
+                    )
+                time.sleep(0.2)
+        try:
+            remaining = max(1.0, deadline - time.monotonic())
+            reached = Client(address, timeout=remaining) if address else Client(
+                scheduler_file=cluster.scheduler_file, timeout=remaining
+            )
+        except (OSError, TimeoutError, ValueError) as error:
+            raise ClusterError(
+                f"no scheduler answers at {address or cluster.scheduler_file} within {cluster.timeout:.0f} s ({error})"
+            ) from error
+        yield Executor(stack.enter_context(reached), cluster.timeout)

@@ -1,0 +1,146 @@
+"""Write a run's results in the forms that others read."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import numpy as np
+import scipy.sparse as sparse
+
+from dumap.errors import ConfigError, StorageError
+from dumap.stages.cells import Table
+from dumap.stages.graph import Graph
+from dumap.stages.neighbors import Lists
+from dumap.store import Run, read_labels, write_arrays
+
+BLOCK_ROWS = 65_536
+
+
+def export(location: str, what: str, out: str, labels: str | None = None) -> str:
+    """Export one result of a run.
+
+    Parameters
+    ----------
+    location : str
+        The run.
+    what : {'embedding', 'neighbors', 'graph', 'picture'}
+    out : str
+        A file's path; its ending chooses the form.
+    labels : str, optional
+        Labels that colour a picture.
+
+    Returns
+    -------
+    str
+        What was written, for people.
+    """
+    run = Run(location, read_only=True)
+    attributes = run.attributes
+    if what != "picture" and os.path.exists(out):
+        raise StorageError(f"{out} exists; remove it, or name another")
+    rows = int(attributes["input"]["shape"][0])
+    if what in ("embedding", "picture"):
+        _require(run, "embedding")
+        return _embedding(run, out) if what == "embedding" else _picture(run, out, labels)
+    _require(run, "neighbors" if what == "neighbors" else "graph")
+    order = _order(run, rows)
+    return _neighbors(run, out, order, rows, attributes) if what == "neighbors" else _graph(run, out, order, rows, attributes)
+
+
+def _require(run: Run, stage: str) -> None:
+    if not run.is_committed("run", stage):
+        raise StorageError(f"{run.location}: stage {stage} is not done yet; 'dumap run' goes on")
+
+
+def _ending(out: str, allowed: tuple[str, ...]) -> str:
+    ending = os.path.splitext(out)[1]
+    if ending not in allowed:
+        raise ConfigError(f"{out}: the ending must be one of {', '.join(allowed)}")
+    return ending
+
+
+def _order(run: Run, rows: int) -> np.ndarray:
+    """Return the row id of each position."""
+    table, order, start = Table(run), np.empty(0, np.int64), 0
+    order = np.empty(table.rows, np.int64)
+    for block in range(len(table.starts)):
+        positions, _ = table.positions(run, block)
+        kept = positions >= 0
+        order[positions[kept]] = start + np.flatnonzero(kept)
+        start += len(positions)
+    return order
+
+
+def _embedding(run: Run, out: str) -> str:
+    ending = _ending(out, (".npy", ".csv", ".parquet"))
+    y, status = run.final("embedding")[:], run.final("status")[:]
+    if ending == ".npy":
+        np.save(out, y)
+    elif ending == ".csv":
+        names = ["row", *(f"component_{c}" for c in range(y.shape[1])), "status"]
+        with open(out, "w") as file:
+            file.write(",".join(names) + "\n")
+            for row, (values, flag) in enumerate(zip(y.tolist(), status.tolist(), strict=True)):
+                file.write(f"{row},{','.join(f'{v:.9g}' for v in values)},{flag}\n")
+    else:
+        try:
+            import pyarrow
+            from pyarrow import parquet
+        except ImportError as error:
+            raise ConfigError("parquet needs the extra 'parquet': pip install 'dumap[parquet]'") from error
+        columns = {f"component_{c}": y[:, c] for c in range(y.shape[1])}
+        parquet.write_table(pyarrow.table({"row": np.arange(len(y)), **columns, "status": status}), out)
+    return f"{out}: {y.shape[0]} rows x {y.shape[1]} components"
+
+
+def _neighbors(run: Run, out: str, order: np.ndarray, rows: int, attributes: dict) -> str:
+    ending = _ending(out, (".npz", ".zarr"))
+    lists, k = Lists(run), attributes["parameters"]["neighbors"]["n_neighbors"]
+    position = np.full(rows, -1, np.int64)
+    position[order] = np.arange(len(order))
+
+    def blocks(array: str) -> Iterator[tuple[int, np.ndarray]]:
+        dtype, missing = (np.int64, -1) if array == "indices" else (np.float32, np.inf)
+        whole = lists.read(array, 0, len(order))
+        for start in range(0, rows, BLOCK_ROWS):
+            at = position[start : start + BLOCK_ROWS]
+            block = np.full((len(at), k), missing, dtype)
+            found = whole[at[at >= 0]]
+            block[at >= 0] = np.where(found >= 0, order[found], -1) if array == "indices" else found
+            yield start, block
+
+    if ending == ".zarr":
+        write_arrays(
+            out, {"indices": ((rows, k), "int64", blocks("indices")), "distances": ((rows, k), "float32", blocks("distances"))}
+        )
+    else:
+        np.savez(out, **{name: np.concatenate([b for _, b in blocks(name)]) for name in ("indices", "distances")})
+    return f"{out}: indices and distances, {rows} rows x {k} neighbors, self excluded"
+
+
+def _graph(run: Run, out: str, order: np.ndarray, rows: int, attributes: dict) -> str:
+    _ending(out, (".npz",))
+    graph = Graph(run, attributes["parameters"]["graph"]["shard_rows"])
+    heads, tails, weights = [], [], []
+    for shard in range(len(graph.shards)):
+        indptr, tail, weight = graph.read(shard)
+        first, _ = graph.shards.span(shard)
+        heads.append(order[first + np.repeat(np.arange(len(indptr) - 1), np.diff(indptr))])
+        tails.append(order[tail])
+        weights.append(weight)
+    coordinates = (np.concatenate(heads), np.concatenate(tails))
+    matrix = sparse.csr_matrix((np.concatenate(weights), coordinates), shape=(rows, rows))
+    sparse.save_npz(out, matrix, compressed=False)
+    return f"{out}: CSR matrix, {rows} rows, {matrix.nnz} membership strengths"
+
+
+def _picture(run: Run, out: str, labels: str | None) -> str:
+    _ending(out, (".png",))
+    from dumap.picture import draw
+
+    y = run.final("embedding")[:]
+    if y.shape[1] != 2:
+        raise ConfigError(f"a picture needs layout.n_components = 2; this run has {y.shape[1]}")
+    draw(y, None if labels is None else read_labels(labels), out)
+    return f"{out}: a picture of {len(y)} rows"

@@ -1,0 +1,158 @@
+"""The fuzzy graph: each row's rho and sigma, directed memberships, and their union."""
+
+from __future__ import annotations
+
+import numba as nb
+import numpy as np
+
+from dumap.kernels import maths
+
+SMOOTH_K_TOLERANCE = 1e-5
+MIN_K_DIST_SCALE = 1e-3
+_MOST = np.float32(np.finfo(np.float32).max)
+
+
+@nb.njit(cache=True, nogil=True, error_model="numpy")
+def _memberships(distances, present, target, local_connectivity, mean_distance, rho, sigma, weights):
+    n, k = distances.shape
+    index = int(np.floor(local_connectivity))
+    interpolation = np.float32(local_connectivity - index)
+    nonzero = np.empty(k, np.float32)
+    for i in range(n):
+        count = 0
+        total = 0.0
+        for j in range(k):
+            d = distances[i, j]
+            total += d
+            if d > 0:
+                nonzero[count] = d
+                count += 1
+        near = np.float32(0)
+        if count >= local_connectivity and count > 0:
+            if index > 0:
+                near = nonzero[index - 1]
+                if interpolation > SMOOTH_K_TOLERANCE:
+                    near += interpolation * (nonzero[index] - nonzero[index - 1])
+            else:
+                near = interpolation * nonzero[0]
+        elif count > 0:
+            near = nonzero[count - 1]
+        low, high, middle = np.float32(0), _MOST, np.float32(1)
+        for _ in range(64):
+            psum = np.float32(0)
+            for j in range(k):
+                d = distances[i, j] - near
+                psum += np.float32(maths.exp(-np.float64(d / middle))) if d > 0 else np.float32(1)
+            if abs(psum - target) < SMOOTH_K_TOLERANCE:
+                break
+            if psum > target:
+                high = middle
+                middle = (low + high) / np.float32(2)
+            else:
+                low = middle
+                middle = middle * np.float32(2) if high >= _MOST else (low + high) / np.float32(2)
+        mean = total / (k + 1) if near > 0 else mean_distance
+        if middle < MIN_K_DIST_SCALE * mean:
+            middle = np.float32(MIN_K_DIST_SCALE * mean)
+        rho[i], sigma[i] = near, middle
+        for j in range(k):
+            d = distances[i, j] - near
+            if not present[i, j]:
+                weights[i, j] = 0
+            elif d <= 0 or middle == 0:
+                weights[i, j] = 1
+            else:
+                weights[i, j] = np.float32(maths.exp(-np.float64(d / middle)))
+
+
+def memberships(
+    indices: np.ndarray,
+    distances: np.ndarray,
+    mean_distance: float,
+    local_connectivity: float,
+    disconnection_distance: float,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Turn neighbours into directed membership strengths, as umap-learn does.
+
+    rho is the distance to the nearest distinct neighbour; sigma solves
+    sum_j exp(-max(0, d_ij - rho_i) / sigma_i) = log2(k) (McInnes, Healy and Melville 2018, algorithm 3).
+
+    Parameters
+    ----------
+    indices : ndarray of int, shape (n, k)
+        -1 where a neighbour is missing; self excluded.
+    distances : ndarray of float32, shape (n, k)
+        Ascending; inf where missing.
+    mean_distance : float
+        Mean over all rows of the data set, each row's zero distance to itself counted.
+    local_connectivity : float
+    disconnection_distance : float
+        Neighbours at or beyond it are cut off.
+
+    Returns
+    -------
+    rho, sigma : ndarray of float32, shape (n,)
+    weights : ndarray of float32, shape (n, k)
+        0 where there is no edge.
+    """
+    distances = np.where(distances >= disconnection_distance, np.float32(np.inf), distances)
+    present = (indices >= 0) & np.isfinite(distances)
+    rho, sigma = np.empty(len(indices), np.float32), np.empty(len(indices), np.float32)
+    weights = np.empty(indices.shape, np.float32)
+    target = np.log2(indices.shape[1])
+    _memberships(
+        distances, present, target, float(local_connectivity), float(mean_distance), rho, sigma, weights
+    )
+    return rho, sigma, weights
+
+
+def union(
+    rows: int,
+    heads: np.ndarray,
+    tails: np.ndarray,
+    weights: np.ndarray,
+    back_heads: np.ndarray,
+    back_tails: np.ndarray,
+    back_weights: np.ndarray,
+    set_op_mix_ratio: float,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Unite the directed edges of a shard's rows, out and in, to one symmetric graph.
+
+    mix (w + w' - w w') + (1 - mix) w w', the probabilistic t-conorm and t-norm.
+
+    Parameters
+    ----------
+    rows : int
+        Rows of the shard.
+    heads, tails, weights : ndarray, shape (m,)
+        Edges out of the shard's rows; heads count from the shard's first row.
+    back_heads, back_tails, back_weights : ndarray, shape (n,)
+        Edges into the shard's rows: `back_heads` are the shard's rows, `back_tails` where edges come from.
+    set_op_mix_ratio : float
+
+    Returns
+    -------
+    indptr : ndarray of int64, shape (rows + 1,)
+    tails : ndarray, shape (edges,)
+        Ascending in each row.
+    weights : ndarray of float32, shape (edges,)
+    """
+    head = np.concatenate([heads, back_heads])
+    tail = np.concatenate([tails, back_tails])
+    order = np.lexsort((tail, head))
+    head, tail = head[order], tail[order]
+    forward = np.concatenate([weights, np.zeros(len(back_weights), np.float32)])[order]
+    backward = np.concatenate([np.zeros(len(weights), np.float32), back_weights])[order]
+    new = np.ones(len(head), bool)
+    new[1:] = (head[1:] != head[:-1]) | (tail[1:] != tail[:-1])
+    begin = np.flatnonzero(new)
+    if len(begin):
+        forward, backward = np.add.reduceat(forward, begin), np.add.reduceat(backward, begin)
+    head, tail = head[begin], tail[begin]
+    both = forward * backward
+    mix = np.float32(set_op_mix_ratio)
+    weight = mix * (forward + backward - both) + (np.float32(1) - mix) * both
+    keep = weight > 0
+    indptr = np.zeros(rows + 1, np.int64)
+    np.cumsum(np.bincount(head[keep], minlength=rows), out=indptr[1:])
+    return indptr, tail[keep], weight[keep]

@@ -1,0 +1,108 @@
+"""Counter-based choices: every random number is a pure function of what it is for.
+
+SplitMix64's finaliser (Steele, Lea and Flood, OOPSLA 2014) over keys, so that a choice
+depends on (seed, purpose, row, ...) alone, never on the order in which choices are made.
+"""
+
+from __future__ import annotations
+
+import numba as nb
+import numpy as np
+
+GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_M1 = np.uint64(0xBF58476D1CE4E5B9)
+_M2 = np.uint64(0x94D049BB133111EB)
+_S30, _S27, _S31 = np.uint64(30), np.uint64(27), np.uint64(31)
+
+
+@nb.njit(inline="always")
+def mix(z: np.uint64) -> np.uint64:
+    """Scramble 64 bits."""
+    z = (z ^ (z >> _S30)) * _M1
+    z = (z ^ (z >> _S27)) * _M2
+    return z ^ (z >> _S31)
+
+
+@nb.njit(inline="always")
+def key(seed: int, purpose: int) -> np.uint64:
+    """Derive the key of one purpose from the run's seed."""
+    return mix(np.uint64(seed) * GOLDEN + np.uint64(purpose))
+
+
+@nb.njit(inline="always")
+def draw(base: np.uint64, counter: int) -> np.uint64:
+    """Return the 64 random bits that belong to `counter` under the key `base`."""
+    return mix(base + GOLDEN * (np.uint64(counter) + np.uint64(1)))
+
+
+@nb.njit(cache=True, nogil=True)
+def draws(seed: int, purpose: int, counters: np.ndarray) -> np.ndarray:
+    """Return the random bits of many counters.
+
+    Parameters
+    ----------
+    seed, purpose : int
+        What the bits are for.
+    counters : ndarray of int64, shape (n,)
+
+    Returns
+    -------
+    ndarray of uint64, shape (n,)
+    """
+    base = key(seed, purpose)
+    out = np.empty(counters.shape[0], np.uint64)
+    for i in range(counters.shape[0]):
+        out[i] = draw(base, counters[i])
+    return out
+
+
+def uniform(bits: np.ndarray) -> np.ndarray:
+    """Turn random bits into float64 in [0, 1)."""
+    return (bits >> np.uint64(11)) * (1.0 / 9007199254740992.0)
+
+
+@nb.njit(cache=True, nogil=True)
+def row_hashes(rows: np.ndarray) -> np.ndarray:
+    """Hash the bytes of each row.
+
+    Parameters
+    ----------
+    rows : ndarray of uint8, shape (n, row_bytes)
+
+    Returns
+    -------
+    ndarray of uint64, shape (n,)
+        Equal for rows equal to the bit.
+    """
+    n, width = rows.shape
+    out = np.empty(n, np.uint64)
+    for i in range(n):
+        h = GOLDEN ^ np.uint64(width)
+        word = np.uint64(0)
+        for j in range(width):
+            word = (word << np.uint64(8)) | np.uint64(rows[i, j])
+            if (j & 7) == 7:
+                h = mix(h ^ word) + GOLDEN
+                word = np.uint64(0)
+        out[i] = mix(h ^ word)
+    return out
+
+
+@nb.njit(cache=True, nogil=True)
+def fold(hashes: np.ndarray, first: int) -> np.uint64:
+    """Sum the hashes of rows, each tied to its place; blocks add up in any order.
+
+    Parameters
+    ----------
+    hashes : ndarray of uint64, shape (n,)
+    first : int
+        Index of the first row.
+    """
+    total = np.uint64(0)
+    for i in range(hashes.shape[0]):
+        total += mix(hashes[i] + GOLDEN * np.uint64(first + i + 1))
+    return total
+
+
+# What choices are for: no two purposes share a stream.
+SAMPLE, KMEANS, NEIGHBORS, PIECES, SEEDS, NOISE, PHASE, POOL, NEGATIVES, QUERIES, RANDOM_START = range(1, 12)

@@ -1,0 +1,181 @@
+"""Nearest neighbours inside a cell, and the merge of what several cells found."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+
+import numba as nb
+import numpy as np
+from pynndescent import NNDescent
+from pynndescent.distances import named_distances
+
+from dumap.kernels import hashing
+
+EXACT_ROWS = 1024
+"""Cells up to this size are searched exhaustively."""
+
+_one_build_at_a_time = threading.Lock()  # numba's workqueue aborts on concurrent parallel regions
+
+
+def distance_function(metric: str):  # type: ignore[no-untyped-def]
+    """Return pynndescent's compiled distance of that name."""
+    return named_distances[metric]
+
+
+@nb.njit(nogil=True)
+def _exhaustive(data, queries, k, distance, arguments, indices, distances):
+    for q in range(queries.shape[0]):
+        i = queries[q]
+        found = 0
+        for j in range(data.shape[0]):
+            if j == i:
+                continue
+            d = np.float32(distance(data[i], data[j], *arguments))
+            if found == k and not d < distances[q, k - 1]:
+                continue
+            at = min(found, k - 1)
+            while at > 0 and distances[q, at - 1] > d:
+                distances[q, at], indices[q, at] = distances[q, at - 1], indices[q, at - 1]
+                at -= 1
+            distances[q, at], indices[q, at] = d, j
+            found = min(found + 1, k)
+
+
+def exhaustive(
+    data: np.ndarray, queries: np.ndarray, k: int, metric: str, metric_kwds: dict
+) -> tuple[np.ndarray, np.ndarray]:
+    """Find the exact k nearest other rows of each query, ties by row.
+
+    Parameters
+    ----------
+    data : ndarray of float32, shape (n, dims)
+    queries : ndarray of int64, shape (m,)
+        Rows of `data`.
+    k : int
+    metric, metric_kwds : str, dict
+
+    Returns
+    -------
+    indices : ndarray of int64, shape (m, k)
+        -1 beyond the n - 1 rows there are.
+    distances : ndarray of float32, shape (m, k)
+    """
+    indices = np.full((len(queries), k), -1, np.int64)
+    distances = np.full((len(queries), k), np.inf, np.float32)
+    arguments = tuple(metric_kwds.values())
+    _exhaustive(data, queries, k, distance_function(metric), arguments, indices, distances)
+    return indices, distances
+
+
+def search(
+    data: np.ndarray, k: int, metric: str, metric_kwds: dict, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Find about the k nearest other rows of every row of a cell.
+
+    Nearest-neighbour descent (Dong, Charikar and Li, WWW 2011) by pynndescent on one numba thread,
+    on which alone its result does not depend on the machine's cores.
+
+    Parameters
+    ----------
+    data : ndarray of float32, shape (n, dims), C order
+    k : int
+    metric, metric_kwds : str, dict
+    seed : int
+
+    Returns
+    -------
+    indices : ndarray of int64, shape (n, k)
+        Self excluded; -1 beyond the n - 1 other rows.
+    distances : ndarray of float32, shape (n, k)
+        Ascending.
+    """
+    if len(data) <= max(EXACT_ROWS, 4 * k):
+        return exhaustive(data, np.arange(len(data)), k, metric, metric_kwds)
+    random_state = int(hashing.draws(seed, hashing.NEIGHBORS, np.array([len(data)]))[0] >> np.uint64(33))
+    threads = nb.get_num_threads()
+    with _one_build_at_a_time, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Failed to correctly find n_neighbors")
+        nb.set_num_threads(1)
+        try:
+            index = NNDescent(
+                data,
+                metric,
+                metric_kwds,
+                n_neighbors=k + 1,
+                random_state=random_state,
+                n_jobs=1,
+                max_candidates=min(60, k + 1),
+            )
+            found, distances = index.neighbor_graph
+        finally:
+            nb.set_num_threads(threads)
+    indices, distances = drop_self(found, distances.astype(np.float32))
+    lacking = np.flatnonzero((indices < 0).any(axis=1))
+    if len(lacking):
+        indices[lacking], distances[lacking] = exhaustive(data, lacking, k, metric, metric_kwds)
+    return indices, distances
+
+
+def drop_self(found: np.ndarray, distances: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Drop each row from its own neighbours, or the last where it is not among them.
+
+    Parameters
+    ----------
+    found : ndarray of int, shape (n, k + 1)
+    distances : ndarray of float32, shape (n, k + 1)
+
+    Returns
+    -------
+    indices, distances : ndarray, shape (n, k)
+    """
+    own = found == np.arange(len(found))[:, None]
+    own[~own.any(axis=1), -1] = True
+    keep = ~own
+    shape = (len(found), found.shape[1] - 1)
+    return found[keep].reshape(shape).astype(np.int64), distances[keep].reshape(shape)
+
+
+@nb.njit(cache=True, nogil=True)
+def merge(
+    indices: np.ndarray, distances: np.ndarray, rows: np.ndarray, more: np.ndarray, more_distances: np.ndarray
+) -> None:
+    """Merge what another cell found into the lists of some rows, in place.
+
+    Order is by distance, then by id, so that lists may come in any order.
+
+    Parameters
+    ----------
+    indices, distances : ndarray, shape (n, k)
+        Ascending lists, -1 and inf where empty.
+    rows : ndarray of int64, shape (m,)
+        Row of `indices` that each row of `more` belongs to.
+    more, more_distances : ndarray, shape (m, k)
+    """
+    k = indices.shape[1]
+    for g in range(rows.shape[0]):
+        r = rows[g]
+        for s in range(more.shape[1]):
+            j, d = more[g, s], more_distances[g, s]
+            if j < 0:
+                continue
+            last = k - 1
+            if indices[r, last] >= 0 and (
+                d > distances[r, last] or (d == distances[r, last] and j >= indices[r, last])
+            ):
+                continue
+            at = last  # where j stands already, or the list's end
+            for t in range(k):
+                if indices[r, t] == j:
+                    at = t
+                    break
+            if indices[r, at] == j and distances[r, at] <= d:
+                continue
+            while at > 0 and (
+                indices[r, at - 1] < 0
+                or distances[r, at - 1] > d
+                or (distances[r, at - 1] == d and indices[r, at - 1] > j)
+            ):
+                indices[r, at], distances[r, at] = indices[r, at - 1], distances[r, at - 1]
+                at -= 1
+            indices[r, at], distances[r, at] = j, d

@@ -1,0 +1,123 @@
+"""How good a graph and a map are, against exact neighbours."""
+
+from __future__ import annotations
+
+import numba as nb
+import numpy as np
+
+
+@nb.njit(cache=True, nogil=True)
+def keep_nearest(block, first, skip, indices, distances):  # type: ignore[no-untyped-def]
+    """Insert a block of distances into lists of the nearest, ties by index.
+
+    Parameters
+    ----------
+    block : ndarray of float32, shape (queries, n)
+    first : int or ndarray of int64, shape (n,)
+        Ids of the block's columns.
+    skip : ndarray of int64, shape (queries,)
+        An id that each query leaves out: its own.
+    indices, distances : ndarray, shape (queries, k)
+        Ascending; written.
+    """
+    k = indices.shape[1]
+    for q in range(block.shape[0]):
+        worst = distances[q, k - 1]
+        for j in range(block.shape[1]):
+            d = block[q, j]
+            if not d <= worst:
+                continue
+            i = first[j]
+            if i == skip[q] or i < 0 or (d == worst and i > indices[q, k - 1]):
+                continue
+            at = k - 1
+            while at > 0 and (distances[q, at - 1] > d or (distances[q, at - 1] == d and indices[q, at - 1] > i)):
+                distances[q, at], indices[q, at] = distances[q, at - 1], indices[q, at - 1]
+                at -= 1
+            distances[q, at], indices[q, at] = d, i
+            worst = distances[q, k - 1]
+
+
+@nb.njit(cache=True, nogil=True)
+def count_nearer(block, ids, skip, limits, counts):  # type: ignore[no-untyped-def]
+    """Count, for each query and limit, the rows of a block that are nearer than the limit.
+
+    Parameters
+    ----------
+    block : ndarray of float32, shape (queries, n)
+    ids : ndarray of int64, shape (n,)
+    skip : ndarray of int64, shape (queries,)
+    limits : ndarray of float32, shape (queries, m)
+        Ascending.
+    counts : ndarray of int64, shape (queries, m)
+        Added to.
+    """
+    m = limits.shape[1]
+    for q in range(block.shape[0]):
+        for j in range(block.shape[1]):
+            d = block[q, j]
+            if ids[j] == skip[q] or ids[j] < 0 or d >= limits[q, m - 1]:
+                continue
+            low, high = 0, m - 1
+            while low < high:
+                middle = (low + high) >> 1
+                if d < limits[q, middle]:
+                    high = middle
+                else:
+                    low = middle + 1
+            counts[q, low] += 1
+
+
+def squared_distances(queries: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """Return squared Euclidean distances by one matrix product.
+
+    Parameters
+    ----------
+    queries : ndarray of float32, shape (m, dims)
+    x : ndarray of float32, shape (n, dims)
+
+    Returns
+    -------
+    ndarray of float32, shape (m, n)
+    """
+    d = queries @ x.T
+    d *= -2
+    d += np.einsum("ij,ij->i", x, x)[None, :]
+    d += np.einsum("ij,ij->i", queries, queries)[:, None]
+    return np.maximum(d, 0, out=d)
+
+
+@nb.njit(nogil=True)
+def metric_distances(queries, x, distance, arguments, out):  # type: ignore[no-untyped-def]
+    """Fill `out` (m, n) with a metric's distances, one pair at a time."""
+    for q in range(queries.shape[0]):
+        for j in range(x.shape[0]):
+            out[q, j] = distance(queries[q], x[j], *arguments)
+
+
+def overlap(found: np.ndarray, exact: np.ndarray) -> np.ndarray:
+    """Return the share of each row's exact neighbours that were found, (rows,)."""
+    return (found[:, :, None] == exact[:, None, :]).any(axis=1).mean(axis=1)
+
+
+def interval(values: np.ndarray) -> tuple[float, float]:
+    """Return the 95% interval of a mean, by its standard error."""
+    half = 1.96 * float(values.std(ddof=1)) / np.sqrt(len(values)) if len(values) > 1 else float("inf")
+    mean = float(values.mean())
+    return max(0.0, mean - half), min(1.0, mean + half)
+
+
+def trustworthiness(ranks: np.ndarray, rows: int) -> float:
+    """Return the trustworthiness of maps whose nearest rows have these ranks among all rows.
+
+    Venna and Kaski (2001), over sampled rows.
+
+    Parameters
+    ----------
+    ranks : ndarray of int64, shape (queries, k)
+        1 for the nearest.
+    rows : int
+    """
+    k = ranks.shape[1]
+    scale = k * (2 * rows - 3 * k - 1)
+    return float(1 - 2 / scale * np.maximum(ranks - k, 0).sum(axis=1).mean()) if scale > 0 else 1.0

@@ -1,0 +1,58 @@
+"""Rows as they come, checked once."""
+
+from __future__ import annotations
+
+import numba as nb
+import numpy as np
+
+NORMALIZED = frozenset({"cosine", "true_angular", "dot", "inner_product", "direct_cosine"})
+CENTRED = frozenset({"correlation"})
+
+
+@nb.njit(cache=True, nogil=True)
+def _check(x: np.ndarray, finite: np.ndarray, zero: np.ndarray) -> None:
+    for i in range(x.shape[0]):
+        good, null = True, True
+        for j in range(x.shape[1]):
+            value = x[i, j]
+            good &= np.isfinite(value)
+            null &= value == 0
+        finite[i], zero[i] = good, null
+
+
+def check(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Find the rows that are finite and those that are zero.
+
+    Parameters
+    ----------
+    x : ndarray of float32, shape (n, dims)
+
+    Returns
+    -------
+    finite, zero : ndarray of bool, shape (n,)
+    """
+    finite, zero = np.empty(len(x), np.bool_), np.empty(len(x), np.bool_)
+    _check(x, finite, zero)
+    return finite, zero
+
+
+def partition_space(x: np.ndarray, metric: str) -> np.ndarray:
+    """Map rows to where Euclidean distance orders neighbours much as the metric does.
+
+    Parameters
+    ----------
+    x : ndarray of float32, shape (n, dims)
+    metric : str
+        A metric's name, as pynndescent has it.
+
+    Returns
+    -------
+    ndarray of float32, shape (n, dims)
+        Centred for correlation, of unit length for angular metrics; zero rows stay zero.
+    """
+    if metric in CENTRED:
+        x = x - x.mean(axis=1, keepdims=True, dtype=np.float64).astype(np.float32)
+    if metric in CENTRED or metric in NORMALIZED:
+        length = np.sqrt(np.einsum("ij,ij->i", x, x, dtype=np.float64))
+        x = (x / np.where(length > 0, length, 1)[:, None]).astype(np.float32)
+    return x

@@ -1,0 +1,323 @@
+"""The recipe: vectors, cells, neighbors, graph, start, layout, embedding, quality."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dumap import executor
+from dumap.config import Config, differences, format_bytes
+from dumap.errors import DumapError, InputError, RunMismatchError, StorageError
+from dumap.executor import Executor, Observer
+from dumap.plan import PAUSE_FRACTION, Plan, geometry, make_plan
+from dumap.stages import Context, Job, Task, cells, embedding, graph, layout, neighbors, quality, start, vectors
+from dumap.store import Input, Run, is_remote, normalize, probe
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+RECIPE = (vectors, cells, neighbors, graph, start, layout, embedding, quality)
+STAGES = tuple(stage.STAGE for stage in RECIPE)
+DONE = "run"
+"""Group of the manifests that commit whole stages."""
+
+
+class Silent:
+    """An observer that says nothing."""
+
+    def started(self, stage: str, projected_bytes: int) -> None:
+        """Say nothing."""
+
+    def advanced(self, stage: str, done: float, total: float) -> None:
+        """Say nothing."""
+
+    def finished(self, stage: str, seconds: float, projected_bytes: int, peak_bytes: int, facts: dict) -> None:
+        """Say nothing."""
+
+    def note(self, message: str) -> None:
+        """Say nothing."""
+
+
+def plan(config: Config) -> Plan:
+    """Project a run without starting it.
+
+    Raises
+    ------
+    InputError
+        The input cannot be read or embedded.
+    """
+    source = Input(config.input.path, config.input.array)
+    cut = geometry(config, source.rows, source.dims, source.dtype.itemsize, source.chunk_rows)
+    return make_plan(config, cut)
+
+
+def run(config: Config, client: Client | None = None, observer: Observer | None = None, force: bool = False) -> dict:
+    """Embed a data set, going on where an earlier call stopped.
+
+    Parameters
+    ----------
+    config : Config
+    client : distributed.Client, optional
+        A client to use instead of what `config.cluster` names.
+    observer : Observer, optional
+    force : bool
+        Go on with a run that other versions of the libraries began.
+
+    Returns
+    -------
+    dict
+        As `status`.
+
+    Raises
+    ------
+    DumapError
+    """
+    observer = observer or Silent()
+    config = config.model_copy(
+        update={
+            "output": normalize(config.output),
+            "input": config.input.model_copy(update={"path": normalize(config.input.path)}),
+        }
+    )
+    check_places(config)
+    projected = plan(config)
+    job = Job(config, projected.geometry)
+    source = job.input
+    if job.run.exists():
+        check_same(job.run, config, source, force)
+        if all(job.run.is_committed(DONE, stage) for stage in STAGES):
+            observer.note(f"{config.output}: finished before; nothing to do")
+            return status(config.output)
+    with executor.connect(config.cluster, client, observer) as cluster:
+        probe_output(config.output)
+        create(job, source)
+        cluster.preflight(config.output)
+        projected.check(cluster.worker_memory, free_disk(config.output))
+        try:
+            follow(job, projected, cluster, observer)
+        except DumapError as error:
+            if job.run.exists():
+                error.add_note(f"What is committed is kept; the same command goes on from there: dumap run --output {config.output} ...")
+            raise
+    return status(config.output)
+
+
+def follow(job: Job, projected: Plan, cluster: Executor, observer: Observer) -> None:
+    """Run the recipe's stages that are not committed yet."""
+    usable = int((cluster.worker_memory or 2**62) * PAUSE_FRACTION)
+    for stage in RECIPE:
+        name, wanted = stage.STAGE, projected.stage(stage.STAGE).peak_bytes
+        if job.run.is_committed(DONE, name):
+            continue
+        observer.started(name, wanted)
+        began, cluster.peak_bytes = time.monotonic(), 0
+        context = Context(job, projected, _compute(job, cluster, observer), cluster.host_threads, usable)
+        facts = stage.run(context)
+        seconds = time.monotonic() - began
+        if stage is vectors:
+            job.run.set_attributes({"fingerprint": facts["fingerprint"]})
+        with job.run.part(DONE, name) as out:
+            out.attributes |= {
+                "seconds": round(seconds, 3),
+                "projected_bytes": wanted,
+                "peak_bytes": cluster.peak_bytes,
+                "facts": facts,
+            }
+        observer.finished(name, seconds, wanted, cluster.peak_bytes, facts)
+
+
+def _compute(job: Job, cluster: Executor, observer: Observer) -> Any:
+    def compute(
+        stage: str, task: Task, parts: list[str], progress: tuple[float, float] | None = None, **options: Any
+    ) -> None:
+        """Run a task for the parts not yet committed; `progress` places this call within a longer step."""
+        done = set(job.run.committed(stage))
+        todo = [part for part in parts if part not in done]
+
+        def advanced(some: float, of: float) -> None:
+            if progress is None:
+                observer.advanced(stage, len(parts) - len(todo) + some if of == len(todo) else some, max(of, len(parts)))
+            else:
+                observer.advanced(stage, progress[0] + some / of, progress[1])
+
+        if todo:
+            cluster.map(task, job, todo, options, advanced)
+
+    return compute
+
+
+# what a run is of --------------------------------------------------------------------------------
+
+
+def check_places(config: Config) -> None:
+    """Refuse an output that is, holds or lies in the input, or that is something else than a run."""
+    if is_remote(config.output) != is_remote(config.input.path) or is_remote(config.output):
+        same = config.output.rstrip("/") == config.input.path.rstrip("/")
+    else:
+        output, source = Path(config.output).resolve(), Path(config.input.path).resolve()
+        same = output == source or source in output.parents or output in source.parents
+    if same:
+        raise StorageError(f"output: {config.output} is, holds or lies in the input {config.input.path}; name another")
+    if not is_remote(config.output) and os.path.exists(config.output):
+        if not os.path.isdir(config.output):
+            raise StorageError(f"output: {config.output} is a file; name a folder that is a run, or does not exist")
+        if os.listdir(config.output) and not Run(config.output, read_only=True).exists():
+            raise StorageError(f"output: {config.output} exists and is not a dumap run; nothing was touched")
+    run = Run(config.output, read_only=True)
+    if run.exists():
+        run.attributes  # noqa: B018  refuses another format, or something else than a run
+
+
+def probe_output(location: str) -> None:
+    """Make the output's folder, and fail unless it can be written to."""
+    if not is_remote(location):
+        try:
+            os.makedirs(location, exist_ok=True)
+        except OSError as error:
+            raise StorageError(f"output: {location} cannot be made ({error.strerror})") from error
+    probe(location)
+
+
+def free_disk(location: str) -> int | None:
+    """Return the bytes free where the output lies, where that is known."""
+    return None if is_remote(location) else shutil.disk_usage(location).free
+
+
+def create(job: Job, source: Input) -> None:
+    """Create what is not there of the run: its parameters, and its final arrays filled with what says 'not yet'."""
+    config, cut = job.config, job.geometry
+    job.run.create(
+        {
+            "kind": "dumap run",
+            "parameters": config.parameters(),
+            "seed": config.seed,
+            "versions": executor.versions(),
+            "input": {
+                "path": source.path,
+                "array": source.name,
+                "shape": [source.rows, source.dims],
+                "dtype": str(source.dtype),
+                "signature": source.signature(),
+            },
+        }
+    )
+    chunk, shape = min(cut.output_rows, cut.rows), (cut.rows, config.layout.n_components)
+    job.run.create_final("embedding", shape, "float32", chunk, np.nan, ("row", "component"))
+    job.run.create_final("status", shape[:1], "uint8", chunk, 255, ("row",))
+
+
+def check_same(run: Run, config: Config, source: Input, force: bool) -> None:
+    """Refuse to go on with a run of other parameters, other input or, unless forced, other versions."""
+    attributes = run.attributes
+    changed = differences(attributes["parameters"], config.parameters())
+    if changed:
+        raise RunMismatchError(
+            f"{run.location} was begun with other parameters; nothing was touched. The difference:\n  "
+            + "\n  ".join(changed)
+            + "\nGive the same parameters, or another output"
+        )
+    began = attributes["input"]
+    if began["shape"] != [source.rows, source.dims] or began["dtype"] != str(source.dtype):
+        raise RunMismatchError(
+            f"{run.location} was begun with input of shape {tuple(began['shape'])} and dtype {began['dtype']}; "
+            f"{source.path} has {(source.rows, source.dims)} and {source.dtype}: give the same input, or another output"
+        )
+    if began["signature"] != source.signature():
+        raise RunMismatchError(
+            f"{source.path} was changed since {run.location} was begun (its objects' sizes or times differ): "
+            f"name another output"
+        )
+    old, new = attributes["versions"], executor.versions()
+    if old != new and not force:
+        raise RunMismatchError(
+            f"{run.location} was begun with other versions:\n  "
+            + "\n  ".join(differences(old, new))
+            + "\nInstall the old ones, name another output, or go on with --force"
+        )
+
+
+# what a run has come to --------------------------------------------------------------------------
+
+
+def status(location: str) -> dict[str, Any]:
+    """Tell what of a run is done.
+
+    Returns
+    -------
+    dict
+        'output', 'state', 'parameters', 'input', 'versions' and 'stages': a list of dicts with 'name', 'state'
+        (done, partial or pending), 'parts', 'seconds', 'projected_bytes', 'peak_bytes' and 'facts'.
+    """
+    store = Run(location, read_only=True)
+    attributes = store.attributes
+    stages = []
+    for name in STAGES:
+        parts = len(store.committed(name))
+        entry: dict[str, Any] = {"name": name, "state": "partial" if parts else "pending", "parts": parts}
+        entry |= {"seconds": None, "projected_bytes": None, "peak_bytes": None, "facts": {}}
+        if store.is_committed(DONE, name):
+            entry |= {"state": "done", **store.summary(DONE, name)}
+        stages.append(entry)
+    done = all(stage["state"] == "done" for stage in stages)
+    return {
+        "output": store.location,
+        "state": "done" if done else "partial",
+        "parameters": attributes["parameters"],
+        "input": attributes["input"],
+        "fingerprint": attributes.get("fingerprint"),
+        "versions": attributes["versions"],
+        "stages": stages,
+    }
+
+
+def verify(location: str, repair: bool = False) -> list[str]:
+    """Read every committed object against its checksum.
+
+    Parameters
+    ----------
+    location : str
+    repair : bool
+        Remove the parts that are damaged, so that the next run makes them again.
+
+    Returns
+    -------
+    list of str
+        The keys of the damaged objects.
+    """
+    store = Run(location, read_only=not repair)
+    store.attributes  # noqa: B018  refuses what is not a run
+    found = list(store.damaged())
+    if repair:
+        for stage, part in dict.fromkeys((stage, part) for stage, part, _ in found):
+            store.forget(stage, part)
+            if stage in STAGES:
+                store.forget(DONE, stage)
+    return [key for _, _, key in found]
+
+
+def describe(projected: Plan) -> str:
+    """Write a plan for people."""
+    cut = projected.geometry
+    lines = [
+        f"{cut.rows} rows x {cut.dims} dims; {cut.blocks} blocks of {cut.block_rows} rows, {cut.cells} cells of at most "
+        f"{cut.cell_rows} rows, {cut.shards} shards of {cut.shard_rows} rows, {cut.n_epochs} epochs",
+        f"{'stage':<10} {'tasks':>7} {'shuffled':>10} {'disk':>10} {'peak a worker':>14}",
+    ]
+    for stage in projected.stages:
+        lines.append(
+            f"{stage.name:<10} {stage.tasks:>7} {format_bytes(stage.shuffled_bytes):>10} "
+            f"{format_bytes(stage.disk_bytes):>10} {format_bytes(stage.peak_bytes):>14}"
+        )
+    lines.append(
+        f"disk {format_bytes(projected.disk_bytes)}; workers of "
+        f"{format_bytes(projected.peak_bytes / PAUSE_FRACTION)} or more are needed"
+    )
+    return "\n".join(lines)
+
+
+__all__ = ["STAGES", "InputError", "describe", "plan", "run", "status", "verify"]

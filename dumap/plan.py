@@ -1,0 +1,296 @@
+"""Project what a run will take, before it takes it.
+
+Pure arithmetic: shapes and the configuration in, counts and bytes out. Every stage cuts its work by the
+same numbers, so that what is projected is what is done.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from dumap.config import Config, format_bytes
+from dumap.errors import BudgetError, InputError
+from dumap.kernels.layout import LANES, POOL_ROWS, default_epochs
+from dumap.kernels.vectors import CENTRED, NORMALIZED
+
+INTERPRETER_BYTES = 420 * 2**20
+"""What a worker holds before any data: Python, the libraries, compiled kernels (measured, rounded up)."""
+
+PAUSE_FRACTION = 0.8
+"""Share of its limit at which a Dask worker stops taking tasks; plans stay under it."""
+
+SAMPLE_ROWS_PER_CELL = 256
+MIN_SAMPLE_ROWS = 8192
+WANTED_CELL_ROWS = 32_768
+"""Rows a cell has where memory does not ask for fewer, so that one task is not the whole data set."""
+MIN_CELLS = 4
+OUTPUT_ROWS = 65_536
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """How a data set is cut.
+
+    Attributes
+    ----------
+    rows, dims, itemsize : int
+        Of the input.
+    block_rows, blocks : int
+        Rows that one task reads of the input, and how many such blocks there are.
+    sample_rows : int
+        Rows of the sample that centroids come from, about.
+    cell_rows : int
+        Rows a cell may hold, spilled copies included.
+    cells : int
+        Cells at first; splits and merges may follow.
+    shard_rows, shards : int
+        Rows of a shard of the graph, and how many.
+    output_rows, outputs : int
+        Rows of a chunk of the embedding, and how many.
+    n_epochs : int
+    """
+
+    rows: int
+    dims: int
+    itemsize: int
+    block_rows: int
+    blocks: int
+    sample_rows: int
+    cell_rows: int
+    cells: int
+    shard_rows: int
+    shards: int
+    output_rows: int
+    outputs: int
+    n_epochs: int
+
+    def block(self, number: int) -> tuple[int, int]:
+        """Return the rows [start, stop) of a block."""
+        return number * self.block_rows, min(self.rows, (number + 1) * self.block_rows)
+
+    @property
+    def index_dtype(self) -> np.dtype:
+        """Return the narrowest dtype that numbers all rows."""
+        return np.dtype(np.int32 if self.rows < 2**31 - 1 else np.int64)
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """What one stage is projected to take.
+
+    Attributes
+    ----------
+    name : str
+    tasks : int
+    shuffled_bytes, disk_bytes, peak_bytes : int
+        Bytes moved between tasks, bytes left on disk, and a worker's peak memory.
+    """
+
+    name: str
+    tasks: int
+    shuffled_bytes: int
+    disk_bytes: int
+    peak_bytes: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run's geometry and its stages."""
+
+    geometry: Geometry
+    stages: tuple[StagePlan, ...]
+
+    @property
+    def peak_bytes(self) -> int:
+        """The greatest peak of all stages."""
+        return max(stage.peak_bytes for stage in self.stages)
+
+    @property
+    def disk_bytes(self) -> int:
+        """What all stages leave on disk."""
+        return sum(stage.disk_bytes for stage in self.stages)
+
+    def stage(self, name: str) -> StagePlan:
+        """Return a stage's plan."""
+        return next(stage for stage in self.stages if stage.name == name)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the plan as plain values."""
+        return {
+            **asdict(self.geometry),
+            "peak_bytes": self.peak_bytes,
+            "disk_bytes": self.disk_bytes,
+            "stages": [asdict(stage) for stage in self.stages],
+        }
+
+    def check(self, worker_memory: int, free_disk: int | None) -> None:
+        """Refuse what does not fit; say the number that would.
+
+        Parameters
+        ----------
+        worker_memory : int
+            The smallest worker's limit, 0 for none.
+        free_disk : int or None
+            Bytes free where the output lies, where that is known.
+        """
+        need = math.ceil(self.peak_bytes / PAUSE_FRACTION)
+        if worker_memory and need > worker_memory:
+            stage = max(self.stages, key=lambda s: s.peak_bytes)
+            raise BudgetError(
+                f"stage {stage.name} is projected to peak at {format_bytes(stage.peak_bytes)} a worker, but the "
+                f"smallest worker has {format_bytes(worker_memory)}, of which {PAUSE_FRACTION:.0%} may be used: give "
+                f"workers --memory-limit {math.ceil(need / 2**20)}MiB, or set task_memory lower than "
+                f"{self._task_memory_that_fits(worker_memory)}"
+            )
+        if free_disk is not None and self.disk_bytes > free_disk:
+            raise BudgetError(
+                f"the run is projected to write {format_bytes(self.disk_bytes)}, but the output has "
+                f"{format_bytes(free_disk)} free: make room, or name another output"
+            )
+
+    def _task_memory_that_fits(self, worker_memory: int) -> str:
+        fits = int(worker_memory * PAUSE_FRACTION) - INTERPRETER_BYTES
+        return f"{fits // 2**20}MiB" if fits > 32 * 2**20 else "can be had: workers of 1GiB or more are needed"
+
+
+def cell_row_bytes(dims: int, n_neighbors: int, metric: str) -> int:
+    """Return the bytes a row of a cell takes while its neighbours are searched (measured, rounded up)."""
+    copies = 2 if metric in NORMALIZED or metric in CENTRED else 1
+    return 4 * dims * copies + 100 * (n_neighbors + 1) + 512
+
+
+def geometry(config: Config, rows: int, dims: int, itemsize: int, chunk_rows: int) -> Geometry:
+    """Cut a data set by the configuration; the same data and parameters give the same cut of cells.
+
+    Raises
+    ------
+    InputError
+        Where there are too few rows, or a chunk is more than a task may hold.
+    """
+    k, memory = config.neighbors.n_neighbors, config.task_memory
+    if rows < k + 2:
+        raise InputError(
+            f"{config.input.path}: {rows} rows are too few for neighbors.n_neighbors = {k}; "
+            f"give at least {k + 2} rows, or set n_neighbors to at most {max(rows - 2, 0)}"
+        )
+    chunk_bytes = min(chunk_rows, rows) * dims * itemsize
+    if chunk_bytes > memory // 4:
+        raise InputError(
+            f"{config.input.path}: one chunk holds {format_bytes(chunk_bytes)}, more than a quarter of task_memory "
+            f"({format_bytes(memory)}): rechunk the array to at most {max(1, memory // 4 // (dims * itemsize))} "
+            f"rows a chunk, or set task_memory to {format_bytes(4 * chunk_bytes)} or more"
+        )
+    row_bytes = dims * (4 + itemsize * (2 + 3 * config.cells.max_copies)) + 64
+    block_rows = max(1, min(rows, OUTPUT_ROWS, memory // 2 // row_bytes))
+    if chunk_rows <= block_rows:
+        block_rows -= block_rows % chunk_rows
+    cap = memory // cell_row_bytes(dims, k, config.neighbors.metric)
+    cap = max(4 * (k + 2), min(cap, config.cells.max_rows or cap))
+    copies = min(config.cells.max_copies, 3)
+    cells = 1
+    if rows > min(cap, WANTED_CELL_ROWS):
+        cells = max(math.ceil(rows * copies / (0.75 * cap)), min(MIN_CELLS, math.ceil(rows / WANTED_CELL_ROWS)))
+    wanted_sample = max(MIN_SAMPLE_ROWS, SAMPLE_ROWS_PER_CELL * cells)
+    sample_rows = min(rows, wanted_sample, max(1024, memory // 8 // (4 * dims)))
+    shard_rows = config.graph.shard_rows
+    return Geometry(
+        rows=rows,
+        dims=dims,
+        itemsize=itemsize,
+        block_rows=block_rows,
+        blocks=math.ceil(rows / block_rows),
+        sample_rows=sample_rows,
+        cell_rows=cap,
+        cells=cells,
+        shard_rows=shard_rows,
+        shards=math.ceil(rows / shard_rows),
+        output_rows=OUTPUT_ROWS,
+        outputs=math.ceil(rows / OUTPUT_ROWS),
+        n_epochs=config.layout.n_epochs or default_epochs(rows),
+    )
+
+
+def host_layout_bytes(rows: int, edges: int, n_components: int) -> int:
+    """Return the bytes that a whole layout takes in one process: edges packed, and the state twice over."""
+    return 8 * edges + rows * (8 + 4 * n_components * 6) + pool_bytes(n_components)
+
+
+def pool_bytes(n_components: int) -> int:
+    """Return the bytes of the epoch's pool of negatives."""
+    return 8 * n_components * (POOL_ROWS + LANES)
+
+
+def shard_layout_bytes(shard_rows: int, n_neighbors: int, n_components: int) -> int:
+    """Return the bytes that one shard's round takes: its edges while packed, its rows and those it touches."""
+    edges = 2 * n_neighbors * shard_rows
+    return edges * (8 + 16 + 8 + 4 * n_components) + shard_rows * 4 * n_components * 8 + pool_bytes(n_components)
+
+
+def start_bytes(rows: int, shard_rows: int, n_neighbors: int, n_components: int) -> int:
+    """Return the bytes of the start: a few numbers a row, one shard's edges, and the coarse graph."""
+    return rows * (24 + 16 * n_components) + 2 * n_neighbors * shard_rows * 40 + coarse_rows(rows) * 1600
+
+
+def coarse_rows(rows: int) -> int:
+    """Return about how many rows the coarsened graph has."""
+    return max(min(rows, 1024), rows // 32)
+
+
+def make_plan(config: Config, cut: Geometry) -> Plan:
+    """Project every stage."""
+    k, n_components = config.neighbors.n_neighbors, config.layout.n_components
+    rows, index = cut.rows, cut.index_dtype.itemsize
+    vector_bytes = rows * cut.dims * cut.itemsize
+    copies = min(config.cells.max_copies, 3) if cut.cells > 1 else 1
+    block = cut.block_rows * cut.dims
+    list_bytes = k * (index + 4)
+    edges = 2 * k * rows
+    tables = cut.blocks * (cut.cells + 1) * 24 + cut.cells**2 * 8
+    queries = min(config.quality.queries, rows)
+    sample = cut.sample_rows * cut.dims * 4
+
+    def peak(data: int) -> int:
+        return INTERPRETER_BYTES + math.ceil(data)
+
+    per_block = block * (4 + itemsize_copies(cut.itemsize, config.cells.max_copies)) + cut.block_rows * 64
+    per_cell = cut.cell_rows if cut.cells > 1 else rows
+    state = rows * 4 * n_components * 3
+    host = host_layout_bytes(rows, edges, n_components)
+    shard = shard_layout_bytes(min(cut.shard_rows, rows), k, n_components)
+    quality = block * (cut.itemsize * 2 + 8) + queries * cut.dims * 8 + 16 * 2**20 * 4
+    start = start_bytes(rows, min(cut.shard_rows, rows), k, n_components)
+    stages = (
+        StagePlan(
+            "vectors", cut.blocks + 1, 0, rows * 9 + 2 * sample,
+            peak(max(block * (2 * cut.itemsize + 4 + 4) + sample, rows * 8 * 3)),
+        ),
+        StagePlan(
+            "cells", 2 * cut.blocks + 2, copies * vector_bytes, copies * vector_bytes + rows * 4 * config.cells.max_copies,
+            peak(max(per_block, sample * 4, tables * 3)),
+        ),
+        StagePlan(
+            "neighbors", 2 * cut.cells, copies * rows * list_bytes, (copies + 1) * rows * list_bytes,
+            peak(max(per_cell * cell_row_bytes(cut.dims, k, config.neighbors.metric), per_cell * list_bytes * 4) + tables),
+        ),
+        StagePlan(
+            "graph", 2 * cut.shards, rows * k * (2 * index + 4), rows * k * (2 * index + 8) + edges * (index + 4),
+            peak(min(cut.shard_rows, rows) * k * 160),
+        ),
+        StagePlan("start", 1, edges * (index + 4), rows * 4 * n_components, peak(start)),
+        StagePlan(
+            "layout", math.ceil(cut.n_epochs / config.layout.checkpoint_every), 0, 2 * state,
+            peak(min(max(host, shard), max(shard, config.task_memory))),
+        ),
+        StagePlan("embedding", cut.outputs, state // 3, rows * (4 * n_components + 1), peak(cut.output_rows * (64 + 16 * n_components) + tables)),
+        StagePlan("quality", 2 * cut.blocks + 2, 0, queries * cut.blocks * k * 12, peak(quality)),
+    )  # fmt: skip
+    return Plan(cut, stages)
+
+
+def itemsize_copies(itemsize: int, max_copies: int) -> int:
+    """Return the bytes that one number of a block takes while its copies are sorted and written."""
+    return itemsize * (2 + 3 * max_copies)

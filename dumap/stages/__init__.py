@@ -1,0 +1,98 @@
+"""One module a stage: each cuts its work into parts, and a task writes each part alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from dumap.config import Config
+from dumap.plan import Geometry, Plan
+from dumap.store import Input, Run
+
+
+def _silent(done: float, total: float) -> None:
+    return None
+
+
+@dataclass
+class Job:
+    """What a task is given: where the run lies, what it was told and how the data is cut.
+
+    Attributes
+    ----------
+    config : Config
+    geometry : Geometry
+    tick : callable
+        Told of (done, total) as a long task goes on.
+    """
+
+    config: Config
+    geometry: Geometry
+    tick: Callable[[float, float], None] = field(default=_silent, compare=False)
+
+    @cached_property
+    def run(self) -> Run:
+        """The run's store, opened where the task runs."""
+        return Run(self.config.output)
+
+    @cached_property
+    def input(self) -> Input:
+        """The input, opened where the task runs."""
+        return Input(self.config.input.path, self.config.input.array)
+
+
+Task = Callable[..., None]
+
+
+@dataclass
+class Context:
+    """What a stage's recipe works with, on the driver.
+
+    Attributes
+    ----------
+    job : Job
+    plan : Plan
+    compute : callable
+        `compute(stage, task, parts, **options)` runs `task(job, part, **options)` for every part not yet
+        committed, on the cluster, and returns when all are.
+    host_threads, host_bytes : int
+        Threads that one process may use on the widest host, and bytes the smallest worker may use.
+    """
+
+    job: Job
+    plan: Plan
+    compute: Callable[..., None]
+    host_threads: int
+    host_bytes: int
+
+    @property
+    def run(self) -> Run:
+        """The run's store."""
+        return self.job.run
+
+    @property
+    def config(self) -> Config:
+        """The configuration."""
+        return self.job.config
+
+    @property
+    def geometry(self) -> Geometry:
+        """The cut."""
+        return self.job.geometry
+
+
+def numbered(prefix: str, count: int) -> list[str]:
+    """Name `count` parts."""
+    return [f"{prefix}-{number:05d}" for number in range(count)]
+
+
+def number_of(part: str) -> int:
+    """Return the number in a part's name."""
+    return int(part.rsplit("-", 1)[1])
+
+
+def total(run: Run, stage: str, parts: Sequence[str], fact: str) -> Any:
+    """Add up a fact that every part's task left in its manifest."""
+    return sum(run.summary(stage, part)[fact] for part in parts)

@@ -1,0 +1,53 @@
+"""embedding: the coordinates in the input's order, and each row's status."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from dumap.stages import Context, Job, number_of, numbered, total
+from dumap.stages.cells import Table
+from dumap.stages.graph import Graph
+from dumap.stages.layout import Generation
+from dumap.stages.vectors import DROPPED, ISOLATED
+from dumap.stages.vectors import STAGE as VECTORS
+
+STAGE = "embedding"
+
+
+def positions_of(job: Job, table: Table, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the positions and the status of the input's rows [start, stop)."""
+    cut, positions, status = job.geometry, [], []
+    for block in range(start // cut.block_rows, -(-stop // cut.block_rows)):
+        low, high = cut.block(block)
+        rows = slice(max(start, low) - low, min(stop, high) - low)
+        positions.append(table.positions(job.run, block)[0][rows])
+        status.append(job.run.read(VECTORS, numbered("block", block + 1)[-1], "status", rows.start, rows.stop))
+    return np.concatenate(positions), np.concatenate(status)
+
+
+def write_rows(job: Job, part: str) -> None:
+    """Write one chunk of the embedding and of the status."""
+    graph, cut = Graph(job.run, job.geometry.shard_rows), job.geometry
+    start = number_of(part) * cut.output_rows
+    stop = min(cut.rows, start + cut.output_rows)
+    positions, status = positions_of(job, Table(job.run), start, stop)
+    y = np.full((stop - start, job.config.layout.n_components), np.nan, np.float32)
+    kept = np.flatnonzero((status & DROPPED) == 0)
+    if len(kept):
+        order = kept[np.argsort(positions[kept])]
+        y[order] = Generation(job.run, graph, cut.n_epochs).gather(positions[order])
+    for shard in range(len(graph.shards)):
+        isolated = graph.isolated(shard)
+        if len(isolated):
+            status[np.isin(positions, isolated)] |= ISOLATED
+    with job.run.part(STAGE, part) as out:
+        out.write_rows("embedding", start, y)
+        out.write_rows("status", start, status)
+        out.attributes["nonfinite"] = int((~np.isfinite(y[kept])).any(axis=1).sum())
+
+
+def run(context: Context) -> dict:
+    """Write the embedding; return what came out."""
+    parts = numbered("rows", context.geometry.outputs)
+    context.compute(STAGE, write_rows, parts)
+    return {"nonfinite": total(context.run, STAGE, parts, "nonfinite")}

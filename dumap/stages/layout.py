@@ -1,0 +1,252 @@
+"""layout: gradient descent, generation by generation.
+
+A generation is what the shards' parts of one epoch hold, and counts once its own part is committed. Where one
+process can hold all shards, one task runs many epochs on its host's cores; elsewhere every epoch is a round
+of tasks, each of which reads its shards and the rows they touch. The bytes are the same.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from dumap.config import Config
+from dumap.kernels import layout
+from dumap.kernels.layout import Descent, Edges
+from dumap.plan import host_layout_bytes, shard_layout_bytes
+from dumap.stages import Context, Job, number_of, numbered
+from dumap.stages.graph import Graph
+from dumap.stages.start import PART as START_PART
+from dumap.stages.start import STAGE as START
+from dumap.stages.start import shard_arrays
+from dumap.store import Run
+
+STAGE = "layout"
+SLICES = 8
+"""Slices of rows a thread gets in an epoch, so that threads end together."""
+
+
+def descent(job: Job) -> Descent:
+    """Return what all epochs share."""
+    own = job.config.layout
+    a, b = (own.a, own.b) if own.a and own.b else layout.fit_ab(own.spread, own.min_dist)
+    return Descent(
+        a,
+        b,
+        own.learning_rate,
+        own.repulsion_strength,
+        own.negative_sample_rate,
+        job.geometry.n_epochs,
+        job.config.seed,
+    )
+
+
+def generation_name(epoch: int) -> str:
+    """Name the part that commits the generation after `epoch` epochs."""
+    return f"generation-{epoch:05d}"
+
+
+def shard_name(epoch: int, shard: int) -> str:
+    """Name the part that holds a shard after `epoch` epochs."""
+    return f"epoch-{epoch:05d}-{shard:05d}"
+
+
+class Generation:
+    """The coordinates after some epochs; 0 is the start."""
+
+    def __init__(self, run: Run, graph: Graph, epoch: int) -> None:
+        self.run, self.graph, self.epoch = run, graph, epoch
+        self.starts = shard_arrays(len(graph.shards))
+
+    def read(self, shard: int, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """Return the coordinates of rows [start, stop) of a shard."""
+        if self.epoch == 0:
+            return self.run.read(START, START_PART, self.starts[shard], start, stop)
+        return self.run.read(STAGE, shard_name(self.epoch, shard), "y", start, stop)
+
+    def moments(self, shard: int) -> np.ndarray:
+        """Return Adam's moments of a shard, (2, rows, n_components)."""
+        if self.epoch == 0:
+            return np.zeros((2, *self.read(shard).shape), np.float32)
+        return self.run.read(STAGE, shard_name(self.epoch, shard), "moments")
+
+    def gather(self, positions: np.ndarray) -> np.ndarray:
+        """Return the coordinates of some positions, ascending, reading near to what they span."""
+        offsets = self.graph.shards.offsets
+        cuts = np.flatnonzero(np.diff(positions) > 4096) + 1
+        edges = np.searchsorted(positions, offsets[1:-1])
+        cuts = np.unique(np.concatenate([[0], cuts, edges, [len(positions)]]))
+        pieces = []
+        for low, high in zip(cuts[:-1], cuts[1:], strict=True):
+            shard = int(np.searchsorted(offsets, positions[low], side="right")) - 1
+            first = int(positions[low])
+            rows = self.read(shard, first - int(offsets[shard]), int(positions[high - 1]) + 1 - int(offsets[shard]))
+            pieces.append(rows[positions[low:high] - first])
+        return np.concatenate(pieces)
+
+    def pool(self, seed: int) -> np.ndarray:
+        """Return the pool of negatives of the epoch that follows."""
+        rows = layout.pool_rows(seed, self.epoch, self.graph.shards.rows)
+        unique, place = np.unique(rows, return_inverse=True)
+        return layout.lay_pool(self.gather(unique)[place])
+
+
+def write_shard(run: Run, epoch: int, shard: int, y: np.ndarray, m: np.ndarray, v: np.ndarray) -> None:
+    """Commit a shard's state."""
+    with run.part(STAGE, shard_name(epoch, shard)) as out:
+        out.write("y", y)
+        out.write("moments", np.stack([m, v]))
+
+
+def pack_shard(job: Job, graph: Graph, shard: int, greatest: float) -> Edges:
+    """Read a shard's edges and pack them; tails stay positions."""
+    first, _ = graph.shards.span(shard)
+    return layout.pack(*graph.read(shard), first, greatest, job.geometry.n_epochs, job.config.seed)
+
+
+def join(pieces: list[Edges]) -> Edges:
+    """Join the edges of consecutive shards."""
+    offsets = np.cumsum([0] + [int(piece.indptr[-1]) for piece in pieces])
+    indptr = np.concatenate([[0], *(piece.indptr[1:] + low for piece, low in zip(pieces, offsets, strict=False))])
+    joined = [np.concatenate([piece[field] for piece in pieces]) for field in (1, 2, 3)]
+    return Edges(indptr.astype(np.int64), *joined)
+
+
+# one process holds all ---------------------------------------------------------------------------
+
+
+def latest(run: Run, upto: int) -> int:
+    """Return the last committed generation that is at most `upto`."""
+    names = [name for name in run.committed(STAGE) if name.startswith("generation-")]
+    return max([0] + [number_of(name) for name in names if number_of(name) <= upto])
+
+
+def descend(job: Job, part: str, threads: int) -> None:
+    """Run all epochs from the last generation on, on this host's cores, and commit checkpoints."""
+    graph, epochs = Graph(job.run, job.geometry.shard_rows), job.geometry.n_epochs
+    shards, greatest, shared = graph.shards, graph.greatest, descent(job)
+    begin = latest(job.run, epochs)
+    before = Generation(job.run, graph, begin)
+    edges = join([pack_shard(job, graph, shard, greatest) for shard in range(len(shards))])
+    y = np.concatenate([before.read(shard) for shard in range(len(shards))])
+    m, v = np.concatenate([before.moments(shard) for shard in range(len(shards))], axis=1)
+    m, v, after = np.ascontiguousarray(m), np.ascontiguousarray(v), np.empty_like(y)
+    cuts = np.linspace(0, shards.rows, threads * SLICES + 1).astype(int)
+    with ThreadPoolExecutor(threads) as workers:
+        for epoch in range(begin, epochs):
+            pool = layout.lay_pool(y[layout.pool_rows(shared.seed, epoch, shards.rows)])
+            slices = [
+                workers.submit(
+                    layout.generation, shared, epoch, low, high, 0, 0, edges, y, m, v, pool, after
+                )
+                for low, high in zip(cuts[:-1], cuts[1:], strict=True)
+            ]
+            for piece in slices:
+                piece.result()
+            y, after = after, y
+            job.tick(epoch + 1, epochs)
+            if (epoch + 1) % job.config.layout.checkpoint_every == 0 or epoch + 1 == epochs:
+                for shard in range(len(shards)):
+                    low, high = shards.span(shard)
+                    write_shard(job.run, epoch + 1, shard, y[low:high], m[low:high], v[low:high])
+                commit_generation(job, generation_name(epoch + 1))
+
+
+def commit_generation(job: Job, part: str) -> None:
+    """Commit a generation whose shards are all committed, and collect the checkpoints before it."""
+    with job.run.part(STAGE, part):
+        pass
+    collect(job.run, number_of(part))
+
+
+def collect(run: Run, epoch: int) -> None:
+    """Remove the generations before `epoch`, manifests first."""
+    names = run.committed(STAGE)
+    for name in names:
+        if name.startswith("generation-") and number_of(name) < epoch:
+            run.discard(STAGE, name)
+    for name in names:
+        if name.startswith("epoch-") and int(name.split("-")[1]) < epoch:
+            run.discard(STAGE, name)
+
+
+# rounds of shards --------------------------------------------------------------------------------
+
+_prepared: dict[tuple, tuple[Edges, np.ndarray]] = {}
+"""The last groups of shards this process packed, so that a round need not read its edges again."""
+
+
+def _prepare(job: Job, graph: Graph, first: int, last: int, remember: int) -> tuple[Edges, np.ndarray]:
+    """Pack shards [first, last) with tails counted within their rows, then within the rows they touch outside."""
+    key = (job.run.location, job.config.digest(), first, last)
+    if key not in _prepared:
+        edges = join([pack_shard(job, graph, shard, graph.greatest) for shard in range(first, last)])
+        low, high = int(graph.shards.offsets[first]), int(graph.shards.offsets[last])
+        outside = np.unique(edges.tails[(edges.tails < low) | (edges.tails >= high)])
+        inside = (edges.tails >= low) & (edges.tails < high)
+        tails = np.where(inside, edges.tails - low, high - low + np.searchsorted(outside, edges.tails))
+        while len(_prepared) >= remember:
+            _prepared.pop(next(iter(_prepared)))
+        _prepared[key] = edges._replace(tails=tails.astype(np.int32)), outside
+    return _prepared[key]
+
+
+def step(job: Job, part: str, epoch: int, groups: list[tuple[int, int]]) -> None:
+    """Take one group of shards from generation `epoch` to the next."""
+    graph = Graph(job.run, job.geometry.shard_rows)
+    first, last = groups[number_of(part)]
+    edges, outside = _prepare(job, graph, first, last, remember=1)
+    before = Generation(job.run, graph, epoch)
+    offsets = graph.shards.offsets
+    low, high = int(offsets[first]), int(offsets[last])
+    y = [before.read(shard) for shard in range(first, last)]
+    if len(outside):
+        y.append(before.gather(outside))
+    m, v = np.concatenate([before.moments(shard) for shard in range(first, last)], axis=1)
+    m, v = np.ascontiguousarray(m), np.ascontiguousarray(v)
+    known, shared = np.concatenate(y), descent(job)
+    after = np.empty((high - low, known.shape[1]), np.float32)
+    pool = before.pool(shared.seed)
+    layout.generation(shared, epoch, 0, high - low, low, 0, edges, known, m, v, pool, after)
+    for shard in range(first, last):
+        rows = slice(int(offsets[shard]) - low, int(offsets[shard + 1]) - low)
+        write_shard(job.run, epoch + 1, shard, after[rows], m[rows], v[rows])
+    with job.run.part(STAGE, part):
+        pass
+
+
+def _rounds(context: Context, graph: Graph, tasks: int) -> None:
+    epochs = context.geometry.n_epochs
+    cuts = np.unique(np.linspace(0, len(graph.shards), min(tasks, len(graph.shards)) + 1).astype(int)).tolist()
+    groups = list(zip(cuts[:-1], cuts[1:], strict=True))
+    for epoch in range(latest(context.run, epochs), epochs):
+        parts = numbered(f"step-{epoch + 1:05d}-{len(groups)}", len(groups))
+        context.compute(STAGE, step, parts, epoch=epoch, groups=groups, progress=(epoch, epochs))
+        commit_generation(context.job, generation_name(epoch + 1))
+        for part in parts:
+            context.run.discard(STAGE, part)
+
+
+def mode(config: Config, rows: int, edges: int, host_bytes: int) -> str:
+    """Choose how to run: 'host' where one process may hold all, else 'rounds'."""
+    if config.layout.mode != "auto":
+        return config.layout.mode
+    return "host" if host_layout_bytes(rows, edges, config.layout.n_components) * 1.5 <= host_bytes else "rounds"
+
+
+def run(context: Context) -> dict:
+    """Run the epochs that are not committed yet; return how."""
+    graph, cut = Graph(context.run, context.geometry.shard_rows), context.geometry
+    rows = graph.shards.rows
+    chosen = mode(context.config, rows, graph.edges, context.host_bytes)
+    if chosen == "host":
+        context.compute(STAGE, descend, [generation_name(cut.n_epochs)], threads=context.host_threads)
+    else:
+        n_components = context.config.layout.n_components
+        one = shard_layout_bytes(min(cut.shard_rows, rows), context.config.neighbors.n_neighbors, n_components)
+        fitting = max(1, int(context.host_bytes // one))
+        tasks = max(context.host_threads, -(-len(graph.shards) // fitting))
+        _rounds(context, graph, tasks)
+    shared = descent(context.job)
+    return {"mode": chosen, "epochs": cut.n_epochs, "a": shared.a, "b": shared.b}

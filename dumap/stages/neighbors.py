@@ -1,0 +1,138 @@
+"""neighbors: a k-NN graph in each cell, then each row's lists from all its cells merged by id."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from dumap.config import Config
+from dumap.kernels import neighbors
+from dumap.stages import Context, Job, number_of, numbered, total
+from dumap.stages.cells import STAGE as CELLS
+from dumap.stages.cells import Table
+from dumap.stages.vectors import as_float32
+from dumap.store import Run
+
+STAGE = "neighbors"
+DISCONNECTION_DISTANCES = {"correlation": 2.0, "cosine": 2.0, "hellinger": 1.0, "jaccard": 1.0, "dice": 1.0}
+"""umap-learn's: at this distance rows have nothing in common."""
+
+
+def disconnection_distance(config: Config) -> float:
+    """Return the distance from which on neighbours are cut off."""
+    if config.graph.disconnection_distance is not None:
+        return config.graph.disconnection_distance
+    return DISCONNECTION_DISTANCES.get(config.neighbors.metric, math.inf)
+
+
+
+def metric_kwds(config: Config) -> dict:
+    """Return the metric's arguments, lists as arrays."""
+    return {
+        name: np.array(value, np.float32) if isinstance(value, list) else value
+        for name, value in config.neighbors.metric_kwds.items()
+    }
+
+
+def read_cell(job: Job, cell: int, table: Table) -> tuple[np.ndarray, np.ndarray]:
+    """Read a cell: its own rows first, then its guests, each by position, however the input was cut.
+
+    Returns
+    -------
+    positions : ndarray of int64, shape (n,)
+    x : ndarray of float32, shape (n, dims)
+    """
+    blocks = numbered("sorted", job.geometry.blocks)
+    stops = np.cumsum(table.copies, axis=1)[:, cell]
+    starts = stops - table.copies[:, cell]
+    spans = [(block, int(a), int(b)) for block, a, b in zip(blocks, starts, stops, strict=True) if b > a]
+    positions = np.concatenate([job.run.read(CELLS, block, "positions", a, b) for block, a, b in spans])
+    guest = (positions < table.offsets[cell]) | (positions >= table.offsets[cell + 1])
+    order = np.lexsort((positions, guest))
+    place = np.empty_like(order)
+    place[order] = np.arange(len(order))
+    x = np.empty((len(order), job.geometry.dims), np.float32)
+    done = 0
+    for block, a, b in spans:
+        step = max(1, job.geometry.block_rows // 4)
+        for low in range(a, b, step):
+            rows = as_float32(job.run.read(CELLS, block, "vectors", low, min(b, low + step)))
+            x[place[done : done + len(rows)]] = rows
+            done += len(rows)
+    return positions[order], x
+
+
+def search_cell(job: Job, part: str) -> None:
+    """Find the neighbours of a cell's rows among themselves."""
+    table, cell, k = Table(job.run), number_of(part), job.config.neighbors.n_neighbors
+    positions, x = read_cell(job, cell, table)
+    found, distances = neighbors.search(
+        x, k, job.config.neighbors.metric, metric_kwds(job.config), job.config.seed + cell
+    )
+    del x
+    named = np.where(found >= 0, positions[found], -1).astype(job.geometry.index_dtype)
+    with job.run.part(STAGE, part) as out:
+        out.write("guests", positions[len(positions) - int(table.guests[cell].sum()) :])
+        out.write("indices", named)
+        out.write("distances", distances)
+
+
+def merge_cell(job: Job, part: str) -> None:
+    """Merge what all cells found for one cell's own rows."""
+    store, table, cell = job.run, Table(job.run), number_of(part)
+    count = int(table.offsets[cell + 1] - table.offsets[cell])
+    names = numbered("cell", table.cells)
+    own = names[cell]
+    # sorted anew by (distance, id): that order, not the search's, is the graph's
+    k = job.config.neighbors.n_neighbors
+    indices = np.full((count, k), -1, job.geometry.index_dtype)
+    distances = np.full((count, k), np.inf, np.float32)
+    rows = np.arange(count)
+    neighbors.merge(
+        indices, distances, rows, store.read(STAGE, own, "indices", 0, count), store.read(STAGE, own, "distances", 0, count)
+    )
+    before = np.cumsum(table.guests, axis=1) - table.guests
+    for other in np.flatnonzero(table.guests[:, cell]):
+        home = int(table.offsets[other + 1] - table.offsets[other])
+        start = int(before[other, cell])
+        stop = start + int(table.guests[other, cell])
+        guests = store.read(STAGE, names[other], "guests", start, stop)
+        neighbors.merge(
+            indices,
+            distances,
+            guests - table.offsets[cell],
+            store.read(STAGE, names[other], "indices", home + start, home + stop),
+            store.read(STAGE, names[other], "distances", home + start, home + stop),
+        )
+    finite = np.isfinite(distances)
+    cut_off = finite & (distances >= disconnection_distance(job.config))
+    with store.part(STAGE, part) as out:
+        out.write("indices", indices)
+        out.write("distances", distances)
+        out.attributes |= {
+            "distance_sum": float(np.sum(distances[finite], dtype=np.float64)),
+            "disconnected": int(cut_off.sum()),
+            "missing": int((indices < 0).sum()),
+        }
+
+
+class Lists:
+    """The merged lists of all rows, by position."""
+
+    def __init__(self, run: Run) -> None:
+        self.run, self.table = run, Table(run)
+        self.names = numbered("merged", self.table.cells)
+
+    def read(self, array: str, start: int, stop: int) -> np.ndarray:
+        """Read 'indices' or 'distances' of positions [start, stop)."""
+        return self.run.read_span(STAGE, self.names, self.table.offsets, array, start, stop)
+
+
+def run(context: Context) -> dict:
+    """Search every cell, then merge; return what came out."""
+    count = Table(context.run).cells
+    merged = numbered("merged", count)
+    context.compute(STAGE, search_cell, numbered("cell", count))
+    context.compute(STAGE, merge_cell, merged)
+    return {fact: total(context.run, STAGE, merged, fact) for fact in ("missing", "disconnected")}

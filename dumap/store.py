@@ -1,0 +1,561 @@
+"""The run on disk: one Zarr v3 group, whose parts count only once a manifest names them.
+
+    RUN.zarr/
+      zarr.json                    attributes: format, parameters, seed, versions, the input's fingerprint
+      embedding, status            the results, one chunk per task
+      <stage>/<part>-<attempt>/    what one task wrote: an array per name, one object an array
+      manifests/<stage>/<part>.json
+
+A task writes its objects under a name of its own, then the manifest, by create-if-absent: the first
+manifest wins, and what no manifest names does not exist. Arrays carry a checksum per range of rows, which
+every read verifies; manifests carry each object's size and digest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from zarr.abc.store import Store
+from zarr.codecs import Crc32cCodec
+from zarr.core.buffer import default_buffer_prototype
+from zarr.core.sync import sync
+from zarr.errors import ArrayNotFoundError, GroupNotFoundError
+from zarr.storage import LocalStore, ObjectStore, ZipStore
+
+from dumap.errors import ConfigError, InputError, StorageError
+
+FORMAT = 1
+"""Version of the run's format; a run of another version is refused."""
+
+MANIFESTS = "manifests"
+RANGE_BYTES = 1 << 19
+"""Rows are read in ranges of about this size, each with a checksum of its own."""
+
+Manifest = dict[str, Any]
+
+
+def set_threads(threads: int) -> None:
+    """Bound what Zarr does at once in this process, since Dask's workers multiply it."""
+    zarr.config.set({"async.concurrency": 4 * threads, "threading.max_workers": threads})
+
+
+def is_remote(location: str) -> bool:
+    """Tell whether a location is a URL rather than a path of the file system."""
+    return "://" in location and not location.startswith("file://")
+
+
+def normalize(location: str) -> str:
+    """Return a location that means the same on every worker: a URL, or an absolute path."""
+    return location if is_remote(location) else str(Path(location.removeprefix("file://")).absolute())
+
+
+def open_store(location: str, read_only: bool) -> Store:
+    """Open a folder, a zip file or a bucket."""
+    if is_remote(location):
+        try:
+            from obstore.store import from_url
+        except ImportError as error:
+            raise ConfigError(f"{location}: URLs need the extra 'cloud': pip install 'dumap[cloud]'") from error
+        return ObjectStore(from_url(location), read_only=read_only)
+    if location.endswith(".zip") and os.path.isfile(location):
+        return ZipStore(location, mode="r", read_only=True)
+    return LocalStore(location, read_only=read_only)
+
+
+class Input:
+    """The array of vectors that a run reads; never written.
+
+    Parameters
+    ----------
+    path : str
+        A Zarr group or array, v2 or v3: a folder, a zip file or a URL.
+    array : str
+        The array's name in the group.
+
+    Attributes
+    ----------
+    rows, dims, chunk_rows : int
+    dtype : numpy.dtype
+    """
+
+    def __init__(self, path: str, array: str) -> None:
+        self.path, self.name = normalize(path), array
+        if not is_remote(self.path) and not os.path.exists(self.path):
+            raise InputError(f"input.path: {self.path} does not exist")
+        self._store = open_store(self.path, read_only=True)
+        self._array = self._find(array)
+        shape, dtype = self._array.shape, self._array.dtype
+        where = f"{self.path}, array {self._array.path!r}"
+        if len(shape) != 2:
+            raise InputError(f"{where} has shape {shape}; dumap reads (rows, dims): reshape it, one row a vector")
+        if dtype.kind not in "fiub":
+            raise InputError(f"{where} has dtype {dtype}; allowed are real floats, integers and booleans")
+        if 0 in shape:
+            raise InputError(f"{where} is empty: its shape is {shape}")
+        self.rows, self.dims = (int(s) for s in shape)
+        self.dtype = dtype.newbyteorder("=")
+        self.chunk_rows = int((getattr(self._array, "shards", None) or self._array.chunks)[0])
+
+    def _find(self, name: str) -> zarr.Array:
+        try:
+            node = zarr.open(self._store, mode="r", use_consolidated=False)
+        except (ArrayNotFoundError, GroupNotFoundError, FileNotFoundError, KeyError, ValueError) as error:
+            raise InputError(f"input.path: {self.path} is not a Zarr group or array ({error})") from error
+        if isinstance(node, zarr.Array):
+            return node
+        try:
+            found = zarr.open(self._store, path=name, mode="r", use_consolidated=False)
+        except (ArrayNotFoundError, GroupNotFoundError, FileNotFoundError, KeyError, ValueError):
+            found = None
+        if not isinstance(found, zarr.Array):
+            arrays = ", ".join(f"{n} {a.shape}" for n, a in sorted(node.arrays())) or "none"
+            raise InputError(f"input.array: no array {name!r} in {self.path}; its arrays are: {arrays}")
+        return found
+
+    @property
+    def chunk_bytes(self) -> int:
+        """Bytes of one chunk (of one shard, where sharded), as decoded."""
+        grid = getattr(self._array, "shards", None) or self._array.chunks
+        return int(np.prod(grid)) * self.dtype.itemsize
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Read rows [start, stop) in the input's dtype, native byte order, C order."""
+        try:
+            return np.ascontiguousarray(np.asarray(self._array[start:stop]), self.dtype)
+        except (ValueError, OSError, RuntimeError) as error:
+            raise InputError(f"{self.path}: rows {start} to {stop} cannot be read ({error})") from error
+
+    def signature(self) -> str:
+        """Digest what can be seen without reading the data: keys, sizes and times of the objects."""
+        digest = hashlib.sha256(json.dumps([self.rows, self.dims, str(self._array.dtype)]).encode())
+        if not is_remote(self.path):
+            root = Path(self.path)
+            files = [root] if root.is_file() else sorted((root / self._array.path).rglob("*"))
+            for file in files:
+                if file.is_file():
+                    stat = file.stat()
+                    digest.update(f"{file.name}:{stat.st_size}:{stat.st_mtime_ns};".encode())
+        return digest.hexdigest()
+
+
+def read_labels(path: str) -> np.ndarray:
+    """Read a 1-D array of labels: .npy, or the path of a Zarr array."""
+    if path.endswith(".npy"):
+        return np.load(path, allow_pickle=False)
+    try:
+        return np.asarray(zarr.open_array(path, mode="r")[:])
+    except (ArrayNotFoundError, GroupNotFoundError, FileNotFoundError) as error:
+        raise InputError(f"{path} is neither a .npy file nor a Zarr array") from error
+
+
+def read_matrix(path: str) -> np.ndarray:
+    """Read a 2-D array of the rows' coordinates: .npy, or the path of a Zarr array."""
+    return read_labels(path)
+
+
+def write_arrays(path: str, arrays: dict[str, tuple[tuple[int, ...], str, Iterator[tuple[int, np.ndarray]]]]) -> None:
+    """Write arrays block by block to a new Zarr group outside any run.
+
+    Parameters
+    ----------
+    path : str
+    arrays : dict
+        Name to (shape, dtype, blocks); a block is (first row, rows).
+    """
+    if not is_remote(path) and os.path.exists(path):
+        raise StorageError(f"{path} exists; remove it, or name another")
+    group = zarr.open_group(open_store(path, read_only=False), mode="w")
+    for name, (shape, dtype, blocks) in arrays.items():
+        chunk = max(1, min(shape[0], 65536))
+        target = group.create_array(
+            name, shape=shape, chunks=(chunk, *shape[1:]), dtype=dtype, config={"write_empty_chunks": True}
+        )
+        for first, block in blocks:
+            target[first : first + len(block)] = block
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
+
+
+def _range_rows(shape: Sequence[int], itemsize: int) -> int:
+    row_bytes = max(1, int(np.prod(shape[1:], dtype=np.int64)) * itemsize)
+    return int(min(max(1, shape[0]), max(16, RANGE_BYTES // row_bytes)))
+
+
+class Part:
+    """What one task writes: some arrays, whole, then the manifest that makes them count.
+
+    Use as a context manager; leaving it without an error commits.
+    """
+
+    def __init__(self, run: Run, stage: str, name: str) -> None:
+        self.run, self.stage, self.name = run, stage, name
+        self.attempt = uuid.uuid4().hex[:8]
+        self.folder = f"{stage}/{name}-{self.attempt}"
+        self.arrays: dict[str, str] = {}
+        self.objects: dict[str, list] = {}
+        self.attributes: dict[str, Any] = {}
+
+    def write(self, name: str, values: np.ndarray) -> None:
+        """Write one array as one object."""
+        path = f"{self.folder}/{name}"
+        values = np.ascontiguousarray(values)
+        rows = _range_rows(values.shape, values.dtype.itemsize)
+        whole = max(rows, -(-len(values) // rows) * rows)
+        array = zarr.create_array(
+            self.run.store,
+            name=path,
+            shape=values.shape,
+            dtype=values.dtype,
+            chunks=(rows, *values.shape[1:]),
+            shards=(whole, *values.shape[1:]),
+            compressors=[Crc32cCodec()],
+            filters=None,
+            fill_value=0,
+            config={"write_empty_chunks": True},
+        )
+        if len(values):
+            array[...] = values
+        self.arrays[name] = path
+        self._seal(f"{path}/zarr.json")
+        if len(values):
+            self._seal("/".join([path, "c", *["0"] * values.ndim]))
+
+    def write_rows(self, name: str, first: int, values: np.ndarray) -> None:
+        """Write whole chunks of one of the run's final arrays."""
+        array = self.run.final(name)
+        chunk = array.chunks[0]
+        if first % chunk or (len(values) % chunk and first + len(values) != array.shape[0]):
+            raise ValueError(f"rows {first}+{len(values)} of {name} are not whole chunks of {chunk}")
+        array[first : first + len(values)] = values
+        tail = ["0"] * (array.ndim - 1)
+        for number in range(first // chunk, -(-(first + len(values)) // chunk)):
+            self._seal("/".join([name, "c", str(number), *tail]))
+
+    def _seal(self, key: str) -> None:
+        data = self.run.get(key)
+        if data is None:
+            raise StorageError(f"{self.run.location}: {key} is gone right after it was written")
+        self.objects[key] = [len(data), _digest(data)]
+        self.run.flush(key)
+
+    def __enter__(self) -> Part:
+        return self
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        if kind is None:
+            self.run.commit(
+                self.stage,
+                self.name,
+                {
+                    "attempt": self.attempt,
+                    "arrays": self.arrays,
+                    "objects": self.objects,
+                    "attributes": self.attributes,
+                },
+            )
+
+
+class Run:
+    """A run's store.
+
+    Parameters
+    ----------
+    location : str
+        A path or a URL.
+    read_only : bool
+    """
+
+    def __init__(self, location: str, read_only: bool = False) -> None:
+        self.location = normalize(location)
+        self.store = open_store(self.location, read_only)
+        self._manifests: dict[tuple[str, str], Manifest] = {}
+        self._opened: dict[tuple[str, str, str], zarr.Array] = {}
+        self._folders: set[str] = set()
+
+    # the group ---------------------------------------------------------------------------------
+
+    def exists(self) -> bool:
+        """Tell whether a run is there."""
+        return self.get("zarr.json") is not None
+
+    def create(self, attributes: dict[str, Any]) -> None:
+        """Create the group, unless it is there."""
+        meta = {"zarr_format": 3, "node_type": "group", "attributes": {"format": FORMAT, **attributes}}
+        self.put_new("zarr.json", json.dumps(meta, indent=1).encode())
+
+    def create_final(
+        self, name: str, shape: tuple[int, ...], dtype: str, chunk_rows: int, fill: float, dimensions: tuple[str, ...]
+    ) -> None:
+        """Create one of the run's final arrays, unless it is there."""
+        if self.get(f"{name}/zarr.json") is None:
+            zarr.create_array(
+                self.store,
+                name=name,
+                shape=shape,
+                dtype=dtype,
+                chunks=(chunk_rows, *shape[1:]),
+                fill_value=fill,
+                dimension_names=dimensions,
+                compressors=[Crc32cCodec()],
+                filters=None,
+            )
+            self.flush(f"{name}/zarr.json")
+
+    @property
+    def attributes(self) -> dict[str, Any]:
+        """The group's attributes; refuses what is not a run of this format."""
+        data = self.get("zarr.json")
+        if data is None:
+            raise StorageError(f"{self.location} holds no run")
+        try:
+            attributes = json.loads(data)["attributes"]
+            version = attributes["format"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise StorageError(f"{self.location} is not a dumap run: its zarr.json has no 'format'") from error
+        if version != FORMAT:
+            raise StorageError(f"{self.location} has format {version}; this version of dumap reads format {FORMAT}")
+        return attributes
+
+    def set_attributes(self, more: dict[str, Any]) -> None:
+        """Add attributes to the group, replacing its metadata in one write."""
+        meta = {"zarr_format": 3, "node_type": "group", "attributes": {**self.attributes, **more}}
+        self.put("zarr.json", json.dumps(meta, indent=1).encode())
+
+    def final(self, name: str) -> zarr.Array:
+        """Open one of the run's final arrays."""
+        return zarr.open_array(self.store, path=name, mode="r+", config={"write_empty_chunks": True})
+
+    # objects -----------------------------------------------------------------------------------
+
+    def get(self, key: str) -> bytes | None:
+        """Return an object's bytes, or None where there is none."""
+        try:
+            buffer = sync(self.store.get(key, default_buffer_prototype()))
+        except FileNotFoundError:  # a folder that is not there yet
+            return None
+        return None if buffer is None else buffer.to_bytes()
+
+    def put(self, key: str, data: bytes) -> None:
+        """Write an object whole, replacing what is there."""
+        sync(self.store.set(key, default_buffer_prototype().buffer.from_bytes(data)))
+        self.flush(key)
+
+    def put_new(self, key: str, data: bytes) -> bool:
+        """Write an object unless it is there; tell whether it now holds `data`."""
+        if isinstance(self.store, LocalStore):
+            path = Path(self.location) / key
+            path.parent.mkdir(parents=True, exist_ok=True)
+            partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
+            try:
+                with partial.open("wb") as file:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+                os.link(partial, path)
+            except FileExistsError:
+                return path.read_bytes() == data
+            finally:
+                partial.unlink(missing_ok=True)
+            self._flush_folders(path.parent)
+            return True
+        sync(self.store.set_if_not_exists(key, default_buffer_prototype().buffer.from_bytes(data)))
+        return self.get(key) == data
+
+    def delete(self, key: str) -> None:
+        """Remove an object, or all below a folder."""
+        sync(self.store.delete(key))
+
+    def delete_folder(self, key: str) -> None:
+        """Remove all below a folder."""
+        sync(self.store.delete_dir(key))
+
+    def list(self, folder: str) -> list[str]:
+        """List the names right below a folder."""
+
+        async def collect() -> list[str]:
+            return [name async for name in self.store.list_dir(folder)]
+
+        try:
+            return sorted(name for name in sync(collect()) if not name.startswith("."))
+        except FileNotFoundError:
+            return []
+
+    def flush(self, key: str) -> None:
+        """Make an object survive a power cut, on local disks."""
+        if isinstance(self.store, LocalStore):
+            path = Path(self.location) / key
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+            self._flush_folders(path.parent)
+
+    def _flush_folders(self, folder: Path) -> None:
+        root = Path(self.location)
+        for path in [folder, *folder.parents]:
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+            if path == root:
+                break
+
+    # parts -------------------------------------------------------------------------------------
+
+    def part(self, stage: str, name: str) -> Part:
+        """Begin a part; see `Part`."""
+        return Part(self, stage, name)
+
+    def commit(self, stage: str, name: str, manifest: Manifest) -> Manifest:
+        """Commit a manifest unless one is there; return the one that counts."""
+        manifest = {**manifest, "time": time.time()}
+        body = json.dumps(manifest, sort_keys=True)
+        data = json.dumps({"manifest": manifest, "digest": _digest(body.encode())}).encode()
+        self.put_new(f"{MANIFESTS}/{stage}/{name}.json", data)
+        self._manifests.pop((stage, name), None)
+        return self.manifest(stage, name)
+
+    def committed(self, stage: str) -> list[str]:
+        """List a stage's committed parts."""
+        names = self.list(f"{MANIFESTS}/{stage}")
+        return [name.removesuffix(".json") for name in names if name.endswith(".json")]
+
+    def is_committed(self, stage: str, name: str) -> bool:
+        """Tell whether a part is committed."""
+        return self.get(f"{MANIFESTS}/{stage}/{name}.json") is not None
+
+    def manifest(self, stage: str, name: str) -> Manifest:
+        """Read a committed part's manifest and check it."""
+        if (stage, name) not in self._manifests:
+            key = f"{MANIFESTS}/{stage}/{name}.json"
+            data = self.get(key)
+            if data is None:
+                raise StorageError(f"{self.location}: {key} is missing, so {stage} {name} is not done")
+            try:
+                wrapped = json.loads(data)
+                manifest = wrapped["manifest"]
+                good = wrapped["digest"] == _digest(json.dumps(manifest, sort_keys=True).encode())
+            except (ValueError, KeyError, TypeError):
+                good = False
+            if not good:
+                raise StorageError(f"{self.location}: {key} is damaged; run 'dumap verify {self.location}'")
+            self._manifests[stage, name] = manifest
+        return self._manifests[stage, name]
+
+    def summary(self, stage: str, name: str) -> dict[str, Any]:
+        """Return the small facts that a part's task left in its manifest."""
+        return self.manifest(stage, name)["attributes"]
+
+    def discard(self, stage: str, name: str) -> None:
+        """Remove a part: its manifest first, then its objects."""
+        manifest = self.manifest(stage, name)
+        self.delete(f"{MANIFESTS}/{stage}/{name}.json")
+        self._manifests.pop((stage, name), None)
+        for array in manifest["arrays"]:
+            self._opened.pop((stage, name, array), None)
+        if manifest["arrays"]:
+            self.delete_folder(f"{stage}/{name}-{manifest['attempt']}")
+
+    def forget(self, stage: str, name: str) -> None:
+        """Remove a part's manifest, readable or not; what it named no longer counts."""
+        if self.is_committed(stage, name):
+            self.delete(f"{MANIFESTS}/{stage}/{name}.json")
+        self._manifests.pop((stage, name), None)
+
+    def _open(self, stage: str, name: str, array: str) -> zarr.Array:
+        if (stage, name, array) not in self._opened:
+            manifest = self.manifest(stage, name)
+            path = manifest["arrays"][array]
+            for key, (size, digest) in manifest["objects"].items():
+                if not key.startswith(path + "/"):
+                    continue
+                if key.endswith("/zarr.json"):
+                    data = self.get(key)
+                    if data is None or _digest(data) != digest:
+                        raise self._damaged(stage, name, key)
+                elif self._size(key) != size:
+                    raise self._damaged(stage, name, key)
+            self._opened[stage, name, array] = zarr.open_array(self.store, path=path, mode="r")
+        return self._opened[stage, name, array]
+
+    def _size(self, key: str) -> int:
+        try:
+            return int(sync(self.store.getsize(key)))
+        except FileNotFoundError:
+            return -1
+
+    def _damaged(self, stage: str, name: str, key: str) -> StorageError:
+        return StorageError(
+            f"{self.location}: {key} ({stage} {name}) is missing or damaged; "
+            f"'dumap verify {self.location} --repair' removes what is damaged, 'dumap run' makes it again"
+        )
+
+    def read(self, stage: str, name: str, array: str, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """Read rows [start, stop) of a committed array; fails on what is missing or damaged."""
+        opened = self._open(stage, name, array)
+        stop = opened.shape[0] if stop is None else stop
+        if stop <= start:
+            return np.empty((0, *opened.shape[1:]), opened.dtype)
+        try:
+            return np.asarray(opened[start:stop])
+        except (ValueError, FileNotFoundError, RuntimeError) as error:
+            raise self._damaged(stage, name, f"{opened.path} rows {start} to {stop}") from error
+
+    def read_span(
+        self, stage: str, names: Sequence[str], offsets: np.ndarray, array: str, start: int, stop: int
+    ) -> np.ndarray:
+        """Read rows [start, stop) of what parts hold one after another; part p's rows begin at offsets[p]."""
+        pieces = []
+        begin = int(np.searchsorted(offsets, start, side="right")) - 1
+        for p in range(max(begin, 0), len(names)):
+            low, high = int(offsets[p]), int(offsets[p + 1])
+            if low >= stop:
+                break
+            if high > start and high > low:
+                pieces.append(self.read(stage, names[p], array, max(start, low) - low, min(stop, high) - low))
+        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+
+    # the whole ---------------------------------------------------------------------------------
+
+    def stages(self) -> list[str]:
+        """List the stages that have committed anything."""
+        return self.list(MANIFESTS)
+
+    def damaged(self) -> Iterator[tuple[str, str, str]]:
+        """Read every committed object against its digest; yield stage, part and key of each that fails."""
+        for stage in self.stages():
+            for name in self.committed(stage):
+                try:
+                    objects = self.manifest(stage, name)["objects"]
+                except StorageError:
+                    yield stage, name, f"{MANIFESTS}/{stage}/{name}.json"
+                    continue
+                for key, (size, digest) in objects.items():
+                    data = self.get(key)
+                    if data is None or len(data) != size or _digest(data) != digest:
+                        yield stage, name, key
+
+
+def probe(location: str) -> None:
+    """Fail unless the location can be written to."""
+    run = Run(location)
+    key = f"{MANIFESTS}/probe-{uuid.uuid4().hex[:8]}"
+    try:
+        run.put(key, b"probe")
+        run.delete(key)
+    except Exception as error:  # any store's own kind of refusal
+        raise StorageError(f"output: {location} cannot be written to ({type(error).__name__}: {error})") from error
+

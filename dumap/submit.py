@@ -1,0 +1,46 @@
+"""Embed from a program: with the client it has, or with a cluster of dumap's own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from dumap import pipeline
+from dumap.config import Config, build
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+    from dumap.executor import Observer
+
+
+def run(
+    config: Config | Mapping[str, Any],
+    client: Client | None = None,
+    observer: Observer | None = None,
+    force: bool = False,
+) -> dict[str, Any]:
+    """Embed a data set, going on where an earlier call stopped.
+
+    Parameters
+    ----------
+    config : Config or mapping
+        A mapping has the keys of the YAML files.
+    client : distributed.Client, optional
+        Where to run; by default what the configuration names, or an embedded cluster.
+    observer : Observer, optional
+        Told of stages and progress.
+    force : bool
+        Go on with a run that other versions of the libraries began.
+
+    Returns
+    -------
+    dict
+        The run's status: 'output', 'state' and 'stages', each with seconds, peak memory and facts.
+
+    Raises
+    ------
+    DumapError
+        With an `exit_code`, and a message that says what to do.
+    """
+    return pipeline.run(config if isinstance(config, Config) else build(config), client, observer, force)
