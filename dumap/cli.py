@@ -17,8 +17,12 @@ from dumap.errors import DumapError
 EXIT_CODES = """
 Exit codes: 0 ok, 1 damage found, 2 bad configuration, 3 bad input, 4 over budget, 5 cluster lost,
 6 storage failed, 7 other parameters, input or versions than the run's, 8 locked, 9 a task failed,
-130 interrupted.
+70 unexpected, 130 interrupted.
 """
+
+
+UNEXPECTED = 70
+"""Exit code of an error that dumap did not foresee."""
 
 
 def _config_options(command: Any) -> Any:
@@ -156,6 +160,11 @@ def main() -> None:
         for note in getattr(error, "__notes__", ()):
             click.echo(f"dumap: {note}", err=True)
         sys.exit(error.exit_code)
+    except Exception as error:
+        if debug:
+            raise
+        click.echo(f"dumap: unexpected {type(error).__name__}: {error} (--debug shows where)", err=True)
+        sys.exit(UNEXPECTED)
 
 
 if __name__ == "__main__":

@@ -156,7 +156,7 @@ class Config(_Section):
     input: InputConfig
     output: str
     seed: int = Field(42, ge=0, lt=2**63)
-    task_memory: Bytes = 640 * 2**20
+    task_memory: Bytes = 512 * 2**20
     neighbors: NeighborsConfig = NeighborsConfig()
     cells: CellsConfig = CellsConfig()
     graph: GraphConfig = GraphConfig()

@@ -7,6 +7,8 @@ import numpy as np
 from dumap.errors import ConfigError, InputError
 
 PIXELS = 900
+SPARSE_ROWS = 200_000
+"""Below this, a row is drawn wider than a pixel."""
 NAMED_LABELS = 20
 """Up to as many labels are named in a legend."""
 
@@ -49,7 +51,8 @@ def draw(y: np.ndarray, labels: np.ndarray | None, out: str) -> None:
         image = transfer_functions.shade(counts, color_key=colours, how="eq_hist", min_alpha=120)
         if len(names) <= NAMED_LABELS:
             handles = [Line2D([], [], marker="o", ls="", color=c, label=str(n)) for c, n in zip(colours, names, strict=True)]
-    image = transfer_functions.dynspread(image, max_px=2)
+    if len(frame) < SPARSE_ROWS:
+        image = transfer_functions.spread(image, px=1)
     figure, axes = pyplot.subplots(figsize=(8, 7), dpi=120)
     axes.imshow(np.asarray(image.to_pil()), interpolation="nearest")
     axes.set_axis_off()

@@ -17,7 +17,7 @@ from dumap.errors import BudgetError, InputError
 from dumap.kernels.layout import LANES, POOL_ROWS, default_epochs
 from dumap.kernels.vectors import CENTRED, NORMALIZED
 
-INTERPRETER_BYTES = 420 * 2**20
+INTERPRETER_BYTES = 660 * 2**20
 """What a worker holds before any data: Python, the libraries, compiled kernels (measured, rounded up)."""
 
 PAUSE_FRACTION = 0.8
@@ -160,7 +160,7 @@ class Plan:
 def cell_row_bytes(dims: int, n_neighbors: int, metric: str) -> int:
     """Return the bytes a row of a cell takes while its neighbours are searched (measured, rounded up)."""
     copies = 2 if metric in NORMALIZED or metric in CENTRED else 1
-    return 4 * dims * copies + 100 * (n_neighbors + 1) + 512
+    return 4 * dims * copies + 56 * (n_neighbors + 1) + 256
 
 
 def geometry(config: Config, rows: int, dims: int, itemsize: int, chunk_rows: int) -> Geometry:

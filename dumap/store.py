@@ -334,7 +334,8 @@ class Run:
 
     def final(self, name: str) -> zarr.Array:
         """Open one of the run's final arrays."""
-        return zarr.open_array(self.store, path=name, mode="r+", config={"write_empty_chunks": True})
+        mode = "r" if self.store.read_only else "r+"
+        return zarr.open_array(self.store, path=name, mode=mode, config={"write_empty_chunks": True})
 
     # objects -----------------------------------------------------------------------------------
 

@@ -131,7 +131,7 @@ def split(
     home = assign(sample, centroids, unpieced, np.arange(len(sample)), seed, 1.0, 1)[:, 0]
     parts, pieces = [], []
     for c in range(len(centroids)):
-        want = int(np.ceil(loads[c] / cap))
+        want = max(1, int(np.ceil(loads[c] / cap)))
         own = kmeans(sample[home == c], want, seed) if want > 1 and (home == c).any() else centroids[c : c + 1]
         parts.append(own)
         pieces += [want if len(own) == 1 else 1] * len(own)
