@@ -104,7 +104,10 @@ def status(run: str, as_json: bool) -> None:
     for stage in found["stages"]:
         numbers = ["", "", ""]
         if stage["state"] == "done":
-            numbers = [f"{stage['seconds']:.1f}", *(format_bytes(stage[k]) for k in ("projected_bytes", "peak_bytes"))]
+            numbers = [
+                f"{stage['seconds']:.1f}",
+                *(format_bytes(stage[k]) for k in ("projected_bytes", "peak_bytes")),
+            ]
         click.echo(f"{stage['name']:<10} {stage['state']:<8} {numbers[0]:>8} {numbers[1]:>10} {numbers[2]:>10}")
     facts = found["stages"][-1]["facts"]
     for name, value in facts.items():

@@ -16,6 +16,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import dask
@@ -77,7 +78,11 @@ def versions() -> dict[str, str]:
 
 def _facts(output: str, dask_worker: Worker) -> dict[str, Any]:
     there = "://" in output or os.path.exists(output)
-    return {"memory_limit": dask_worker.memory_manager.memory_limit or 0, "versions": versions(), "sees_output": there}
+    return {
+        "memory_limit": dask_worker.memory_manager.memory_limit or 0,
+        "versions": versions(),
+        "sees_output": there,
+    }
 
 
 def _reset_peak() -> None:
@@ -87,7 +92,7 @@ def _reset_peak() -> None:
 
 def _peak() -> int:
     with contextlib.suppress(OSError):
-        match = re.search(r"VmHWM:\s+(\d+) kB", open("/proc/self/status").read())
+        match = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
         if match:
             return int(match[1]) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
@@ -199,7 +204,8 @@ class Executor:
             The task's own error; `TaskError` for one from below, or for a part that kills its workers;
             `ClusterError` when the cluster is lost.
         """
-        waiting, flying, attempts = deque(parts), {}, dict.fromkeys(parts, 0)
+        waiting, attempts = deque(parts), dict.fromkeys(parts, 0)
+        flying: dict[Any, str] = {}
         window = max(2, 2 * sum(w.threads for w in self.workers))
         finished, quiet_since, single = 0, time.monotonic(), len(parts) == 1
 
@@ -221,10 +227,7 @@ class Executor:
                     done = set()
                 except Exception:  # some were cancelled with the scheduler: _alive decides
                     done = {future for future in flying if future.done()}
-                if done:
-                    quiet_since = time.monotonic()
-                else:
-                    quiet_since = self._alive(quiet_since)
+                quiet_since = time.monotonic() if done else self._alive(quiet_since)
                 for future in done:
                     part = flying.pop(future)
                     if self._settle(future, task, part):
@@ -259,9 +262,7 @@ class Executor:
             raise error
         if isinstance(error, OSError):
             raise StorageError(f"{task.__module__.split('.')[-1]} {part}: {error}") from error
-        raise TaskError(
-            f"{task.__module__.split('.')[-1]} {part} failed: {type(error).__name__}: {error}"
-        ) from error
+        raise TaskError(f"{task.__module__.split('.')[-1]} {part} failed: {type(error).__name__}: {error}") from error
 
     def _alive(self, quiet_since: float) -> float:
         """Fail once the scheduler or every worker has been gone for too long; return since when."""
@@ -272,9 +273,7 @@ class Executor:
             except (OSError, ValueError):
                 pass
         if time.monotonic() - quiet_since > self.timeout or self.client.status == "closed":
-            raise ClusterError(
-                f"{self._where()} is lost: no scheduler or no worker for {self.timeout:.0f} s. What is committed is kept"
-            )
+            raise ClusterError(f"{self._where()} is lost: no scheduler or no worker for {self.timeout:.0f} s")
         return quiet_since
 
 
@@ -322,13 +321,15 @@ def connect(cluster: ClusterConfig, client: Client | None, observer: Observer) -
             while not os.path.exists(cluster.scheduler_file):
                 if time.monotonic() > deadline:
                     raise ClusterError(
-                        f"cluster.scheduler_file: {cluster.scheduler_file} did not appear within {cluster.timeout:.0f} s"
+                        f"cluster.scheduler_file: no {cluster.scheduler_file} within {cluster.timeout:.0f} s"
                     )
                 time.sleep(0.2)
         try:
             remaining = max(1.0, deadline - time.monotonic())
-            reached = Client(address, timeout=remaining) if address else Client(
-                scheduler_file=cluster.scheduler_file, timeout=remaining
+            reached = (
+                Client(address, timeout=remaining)
+                if address
+                else Client(scheduler_file=cluster.scheduler_file, timeout=remaining)
             )
         except (OSError, TimeoutError, ValueError) as error:
             raise ClusterError(

@@ -45,7 +45,11 @@ def export(location: str, what: str, out: str, labels: str | None = None) -> str
         return _embedding(run, out) if what == "embedding" else _picture(run, out, labels)
     _require(run, "neighbors" if what == "neighbors" else "graph")
     order = _order(run, rows)
-    return _neighbors(run, out, order, rows, attributes) if what == "neighbors" else _graph(run, out, order, rows, attributes)
+    return (
+        _neighbors(run, out, order, rows, attributes)
+        if what == "neighbors"
+        else _graph(run, out, order, rows, attributes)
+    )
 
 
 def _require(run: Run, stage: str) -> None:
@@ -74,7 +78,7 @@ def _order(run: Run, rows: int) -> np.ndarray:
 
 def _embedding(run: Run, out: str) -> str:
     ending = _ending(out, (".npy", ".csv", ".parquet"))
-    y, status = run.final("embedding")[:], run.final("status")[:]
+    y, status = run.read_final("embedding"), run.read_final("status")
     if ending == ".npy":
         np.save(out, y)
     elif ending == ".csv":
@@ -112,10 +116,15 @@ def _neighbors(run: Run, out: str, order: np.ndarray, rows: int, attributes: dic
 
     if ending == ".zarr":
         write_arrays(
-            out, {"indices": ((rows, k), "int64", blocks("indices")), "distances": ((rows, k), "float32", blocks("distances"))}
+            out,
+            {
+                "indices": ((rows, k), "int64", blocks("indices")),
+                "distances": ((rows, k), "float32", blocks("distances")),
+            },
         )
     else:
-        np.savez(out, **{name: np.concatenate([b for _, b in blocks(name)]) for name in ("indices", "distances")})
+        indices, distances = (np.concatenate([b for _, b in blocks(name)]) for name in ("indices", "distances"))
+        np.savez(out, indices=indices, distances=distances)
     return f"{out}: indices and distances, {rows} rows x {k} neighbors, self excluded"
 
 
@@ -139,7 +148,7 @@ def _picture(run: Run, out: str, labels: str | None) -> str:
     _ending(out, (".png",))
     from dumap.picture import draw
 
-    y = run.final("embedding")[:]
+    y = run.read_final("embedding")
     if y.shape[1] != 2:
         raise ConfigError(f"a picture needs layout.n_components = 2; this run has {y.shape[1]}")
     draw(y, None if labels is None else read_labels(labels), out)

@@ -46,11 +46,16 @@ def draw(y: np.ndarray, labels: np.ndarray | None, out: str) -> None:
     else:
         frame["label"] = pandas.Categorical(labels[finite])
         names = list(frame["label"].cat.categories)
-        colours = [matplotlib.colors.to_hex(pyplot.get_cmap("tab20" if len(names) > 10 else "tab10")(i % 20)) for i in range(len(names))]
+        colours = [
+            matplotlib.colors.to_hex(pyplot.get_cmap("tab20" if len(names) > 10 else "tab10")(i % 20))
+            for i in range(len(names))
+        ]
         counts = canvas.points(frame, "x", "y", datashader.count_cat("label"))
         image = transfer_functions.shade(counts, color_key=colours, how="eq_hist", min_alpha=120)
         if len(names) <= NAMED_LABELS:
-            handles = [Line2D([], [], marker="o", ls="", color=c, label=str(n)) for c, n in zip(colours, names, strict=True)]
+            handles = [
+                Line2D([], [], marker="o", ls="", color=c, label=str(n)) for c, n in zip(colours, names, strict=True)
+            ]
     if len(frame) < SPARSE_ROWS:
         image = transfer_functions.spread(image, px=1)
     figure, axes = pyplot.subplots(figsize=(8, 7), dpi=120)

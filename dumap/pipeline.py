@@ -15,7 +15,19 @@ from dumap.config import Config, differences, format_bytes
 from dumap.errors import DumapError, InputError, RunMismatchError, StorageError
 from dumap.executor import Executor, Observer
 from dumap.plan import PAUSE_FRACTION, Plan, geometry, make_plan
-from dumap.stages import Context, Job, Task, cells, embedding, graph, layout, neighbors, quality, start, vectors
+from dumap.stages import (
+    Context,
+    Job,
+    Task,
+    cells,
+    embedding,
+    graph,
+    layout,
+    neighbors,
+    quality,
+    start,
+    vectors,
+)
 from dumap.store import Input, Run, is_remote, normalize, probe
 
 if TYPE_CHECKING:
@@ -53,7 +65,7 @@ def plan(config: Config) -> Plan:
     """
     source = Input(config.input.path, config.input.array)
     cut = geometry(config, source.rows, source.dims, source.dtype.itemsize, source.chunk_rows)
-    return make_plan(config, cut)
+    return make_plan(config, cut, config.cluster.memory_limit or 0)
 
 
 def run(config: Config, client: Client | None = None, observer: Observer | None = None, force: bool = False) -> dict:
@@ -97,26 +109,26 @@ def run(config: Config, client: Client | None = None, observer: Observer | None 
         probe_output(config.output)
         create(job, source)
         cluster.preflight(config.output)
+        projected = make_plan(config, projected.geometry, cluster.worker_memory)
         projected.check(cluster.worker_memory, free_disk(config.output))
         try:
             follow(job, projected, cluster, observer)
         except DumapError as error:
             if job.run.exists():
-                error.add_note(f"What is committed is kept; the same command goes on from there: dumap run --output {config.output} ...")
+                error.add_note(f"What is committed in {config.output} is kept; the same command goes on from there.")
             raise
     return status(config.output)
 
 
 def follow(job: Job, projected: Plan, cluster: Executor, observer: Observer) -> None:
     """Run the recipe's stages that are not committed yet."""
-    usable = int((cluster.worker_memory or 2**62) * PAUSE_FRACTION)
     for stage in RECIPE:
         name, wanted = stage.STAGE, projected.stage(stage.STAGE).peak_bytes
         if job.run.is_committed(DONE, name):
             continue
         observer.started(name, wanted)
         began, cluster.peak_bytes = time.monotonic(), 0
-        context = Context(job, projected, _compute(job, cluster, observer), cluster.host_threads, usable)
+        context = Context(job, projected, _compute(job, cluster, observer), cluster.host_threads, cluster.worker_memory)
         facts = stage.run(context)
         seconds = time.monotonic() - began
         if stage is vectors:
@@ -136,12 +148,14 @@ def _compute(job: Job, cluster: Executor, observer: Observer) -> Any:
         stage: str, task: Task, parts: list[str], progress: tuple[float, float] | None = None, **options: Any
     ) -> None:
         """Run a task for the parts not yet committed; `progress` places this call within a longer step."""
-        done = set(job.run.committed(stage))
+        done: set[str] = set(job.run.committed(stage))
         todo = [part for part in parts if part not in done]
 
         def advanced(some: float, of: float) -> None:
             if progress is None:
-                observer.advanced(stage, len(parts) - len(todo) + some if of == len(todo) else some, max(of, len(parts)))
+                observer.advanced(
+                    stage, len(parts) - len(todo) + some if of == len(todo) else some, max(of, len(parts))
+                )
             else:
                 observer.advanced(stage, progress[0] + some / of, progress[1])
 
@@ -304,7 +318,7 @@ def describe(projected: Plan) -> str:
     """Write a plan for people."""
     cut = projected.geometry
     lines = [
-        f"{cut.rows} rows x {cut.dims} dims; {cut.blocks} blocks of {cut.block_rows} rows, {cut.cells} cells of at most "
+        f"{cut.rows} rows x {cut.dims} dims: {cut.blocks} blocks of {cut.block_rows} rows, {cut.cells} cells of up to "
         f"{cut.cell_rows} rows, {cut.shards} shards of {cut.shard_rows} rows, {cut.n_epochs} epochs",
         f"{'stage':<10} {'tasks':>7} {'shuffled':>10} {'disk':>10} {'peak a worker':>14}",
     ]

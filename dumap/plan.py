@@ -16,6 +16,7 @@ from dumap.config import Config, format_bytes
 from dumap.errors import BudgetError, InputError
 from dumap.kernels.layout import LANES, POOL_ROWS, default_epochs
 from dumap.kernels.vectors import CENTRED, NORMALIZED
+from dumap.store import OBJECT_BYTES
 
 INTERPRETER_BYTES = 660 * 2**20
 """What a worker holds before any data: Python, the libraries, compiled kernels (measured, rounded up)."""
@@ -184,10 +185,11 @@ def geometry(config: Config, rows: int, dims: int, itemsize: int, chunk_rows: in
             f"({format_bytes(memory)}): rechunk the array to at most {max(1, memory // 4 // (dims * itemsize))} "
             f"rows a chunk, or set task_memory to {format_bytes(4 * chunk_bytes)} or more"
         )
-    row_bytes = dims * (4 + itemsize * (2 + 3 * config.cells.max_copies)) + 64
-    block_rows = max(1, min(rows, OUTPUT_ROWS, memory // 2 // row_bytes))
+    block_rows = max(1, min(rows, OUTPUT_ROWS, memory // 8 // (4 * dims)))
     if chunk_rows <= block_rows:
         block_rows -= block_rows % chunk_rows
+    elif chunk_rows * dims * 4 <= memory // 4:
+        block_rows = min(chunk_rows, rows)
     cap = memory // cell_row_bytes(dims, k, config.neighbors.metric)
     cap = max(4 * (k + 2), min(cap, config.cells.max_rows or cap))
     copies = min(config.cells.max_copies, 3)
@@ -240,57 +242,68 @@ def coarse_rows(rows: int) -> int:
     return max(min(rows, 1024), rows // 32)
 
 
-def make_plan(config: Config, cut: Geometry) -> Plan:
-    """Project every stage."""
+def make_plan(config: Config, cut: Geometry, worker_memory: int = 0) -> Plan:
+    """Project every stage.
+
+    Parameters
+    ----------
+    config : Config
+    cut : Geometry
+    worker_memory : int
+        The smallest worker's limit, where it is known: the layout runs in one process where that may hold it.
+    """
     k, n_components = config.neighbors.n_neighbors, config.layout.n_components
     rows, index = cut.rows, cut.index_dtype.itemsize
-    vector_bytes = rows * cut.dims * cut.itemsize
     copies = min(config.cells.max_copies, 3) if cut.cells > 1 else 1
+    vector_bytes, list_bytes = rows * cut.dims * cut.itemsize, k * (index + 4)
+    edges, state = 2 * k * rows, rows * 4 * n_components * 3
     block = cut.block_rows * cut.dims
-    list_bytes = k * (index + 4)
-    edges = 2 * k * rows
+    shard_rows, cell_rows = min(cut.shard_rows, rows), cut.cell_rows if cut.cells > 1 else rows
     tables = cut.blocks * (cut.cells + 1) * 24 + cut.cells**2 * 8
-    queries = min(config.quality.queries, rows)
-    sample = cut.sample_rows * cut.dims * 4
-
-    def peak(data: int) -> int:
-        return INTERPRETER_BYTES + math.ceil(data)
-
-    per_block = block * (4 + itemsize_copies(cut.itemsize, config.cells.max_copies)) + cut.block_rows * 64
-    per_cell = cut.cell_rows if cut.cells > 1 else rows
-    state = rows * 4 * n_components * 3
-    host = host_layout_bytes(rows, edges, n_components)
-    shard = shard_layout_bytes(min(cut.shard_rows, rows), k, n_components)
-    quality = block * (cut.itemsize * 2 + 8) + queries * cut.dims * 8 + 16 * 2**20 * 4
-    start = start_bytes(rows, min(cut.shard_rows, rows), k, n_components)
-    stages = (
-        StagePlan(
-            "vectors", cut.blocks + 1, 0, rows * 9 + 2 * sample,
-            peak(max(block * (2 * cut.itemsize + 4 + 4) + sample, rows * 8 * 3)),
-        ),
-        StagePlan(
-            "cells", 2 * cut.blocks + 2, copies * vector_bytes, copies * vector_bytes + rows * 4 * config.cells.max_copies,
-            peak(max(per_block, sample * 4, tables * 3)),
-        ),
-        StagePlan(
-            "neighbors", 2 * cut.cells, copies * rows * list_bytes, (copies + 1) * rows * list_bytes,
-            peak(max(per_cell * cell_row_bytes(cut.dims, k, config.neighbors.metric), per_cell * list_bytes * 4) + tables),
-        ),
-        StagePlan(
-            "graph", 2 * cut.shards, rows * k * (2 * index + 4), rows * k * (2 * index + 8) + edges * (index + 4),
-            peak(min(cut.shard_rows, rows) * k * 160),
-        ),
-        StagePlan("start", 1, edges * (index + 4), rows * 4 * n_components, peak(start)),
-        StagePlan(
-            "layout", math.ceil(cut.n_epochs / config.layout.checkpoint_every), 0, 2 * state,
-            peak(min(max(host, shard), max(shard, config.task_memory))),
-        ),
-        StagePlan("embedding", cut.outputs, state // 3, rows * (4 * n_components + 1), peak(cut.output_rows * (64 + 16 * n_components) + tables)),
-        StagePlan("quality", 2 * cut.blocks + 2, 0, queries * cut.blocks * k * 12, peak(quality)),
-    )  # fmt: skip
-    return Plan(cut, stages)
+    sample, queries = cut.sample_rows * cut.dims * 4, min(config.quality.queries, rows)
+    epochs, every = cut.n_epochs, config.layout.checkpoint_every
+    peaks = {
+        "vectors": max(block * (2 * cut.itemsize + 8) + sample, rows * 24),
+        "cells": max(block * (2 * cut.itemsize + 12) + cut.block_rows * 64 + 4 * OBJECT_BYTES, sample * 4, tables * 3),
+        "neighbors": cell_rows * max(cell_row_bytes(cut.dims, k, config.neighbors.metric), list_bytes * 4) + tables,
+        "graph": shard_rows * k * 160,
+        "start": start_bytes(rows, shard_rows, k, n_components),
+        "layout": layout_bytes(config, rows, edges, worker_memory),
+        "embedding": cut.output_rows * (64 + 16 * n_components) + tables,
+        "quality": block * (2 * cut.itemsize + 8) + queries * (cut.dims * 8 + k * 64) + 3 * OBJECT_BYTES,
+    }
+    work = {  # tasks, bytes shuffled, bytes on disk
+        "vectors": (cut.blocks + 1, 0, rows * 9 + 2 * sample),
+        "cells": (3 * cut.blocks + 2, copies * vector_bytes, copies * (vector_bytes + rows * 12)),
+        "neighbors": (2 * cut.cells, copies * rows * list_bytes, (copies + 1) * rows * list_bytes),
+        "graph": (2 * cut.shards, rows * k * (2 * index + 4), rows * k * (2 * index + 8) + edges * (index + 4)),
+        "start": (1, edges * (index + 4), rows * 4 * n_components),
+        "layout": (math.ceil(epochs / every), state * math.ceil(epochs / every), 2 * state),
+        "embedding": (cut.outputs, state // 3, rows * (4 * n_components + 1)),
+        "quality": (2 * cut.blocks + 3, 2 * vector_bytes, queries * cut.blocks * (k + n_components) * 12),
+    }
+    stages = (StagePlan(name, *work[name], INTERPRETER_BYTES + math.ceil(peak)) for name, peak in peaks.items())
+    return Plan(cut, tuple(stages))
 
 
-def itemsize_copies(itemsize: int, max_copies: int) -> int:
-    """Return the bytes that one number of a block takes while its copies are sorted and written."""
-    return itemsize * (2 + 3 * max_copies)
+def task_bytes(worker_memory: int) -> int:
+    """Return the bytes that a task may use on a worker of that limit."""
+    return int(worker_memory * PAUSE_FRACTION) - INTERPRETER_BYTES
+
+
+def runs_on_one_host(config: Config, rows: int, edges: int, worker_memory: int) -> bool:
+    """Tell whether the layout runs in one process, which must hold all of it, rather than in rounds."""
+    if config.layout.mode != "auto":
+        return config.layout.mode == "host"
+    whole = host_layout_bytes(rows, edges, config.layout.n_components)
+    return whole <= max(config.task_memory, task_bytes(worker_memory))
+
+
+def layout_bytes(config: Config, rows: int, edges: int, worker_memory: int) -> int:
+    """Return the bytes that a task of the layout takes."""
+    if runs_on_one_host(config, rows, edges, worker_memory):
+        return host_layout_bytes(rows, edges, config.layout.n_components)
+    one = shard_layout_bytes(
+        min(config.graph.shard_rows, rows), config.neighbors.n_neighbors, config.layout.n_components
+    )
+    return max(one, config.task_memory)

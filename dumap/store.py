@@ -37,6 +37,8 @@ FORMAT = 1
 """Version of the run's format; a run of another version is refused."""
 
 MANIFESTS = "manifests"
+OBJECT_BYTES = 32 << 20
+"""Long arrays are written as objects of at most this size: Zarr encodes an object in memory."""
 RANGE_BYTES = 1 << 19
 """Rows are read in ranges of about this size, each with a checksum of its own."""
 
@@ -202,12 +204,24 @@ class Part:
         self.run, self.stage, self.name = run, stage, name
         self.attempt = uuid.uuid4().hex[:8]
         self.folder = f"{stage}/{name}-{self.attempt}"
-        self.arrays: dict[str, str] = {}
+        self.arrays: dict[str, list[str]] = {}
         self.objects: dict[str, list] = {}
         self.attributes: dict[str, Any] = {}
 
     def write(self, name: str, values: np.ndarray) -> None:
         """Write one array as one object."""
+        self.arrays[name] = [self._write_object(name, values)]
+
+    def write_gathered(self, name: str, values: np.ndarray, rows: np.ndarray) -> None:
+        """Write `values[rows]` as objects of at most `OBJECT_BYTES`, gathered one at a time."""
+        step = max(1, OBJECT_BYTES // max(1, values[:1].nbytes))
+        starts = range(0, max(1, len(rows)), step)
+        self.arrays[name] = [
+            self._write_object(f"{name}-{number}", values[rows[start : start + step]])
+            for number, start in enumerate(starts)
+        ]
+
+    def _write_object(self, name: str, values: np.ndarray) -> str:
         path = f"{self.folder}/{name}"
         values = np.ascontiguousarray(values)
         rows = _range_rows(values.shape, values.dtype.itemsize)
@@ -226,10 +240,10 @@ class Part:
         )
         if len(values):
             array[...] = values
-        self.arrays[name] = path
         self._seal(f"{path}/zarr.json")
         if len(values):
             self._seal("/".join([path, "c", *["0"] * values.ndim]))
+        return path
 
     def write_rows(self, name: str, first: int, values: np.ndarray) -> None:
         """Write whole chunks of one of the run's final arrays."""
@@ -280,7 +294,7 @@ class Run:
         self.location = normalize(location)
         self.store = open_store(self.location, read_only)
         self._manifests: dict[tuple[str, str], Manifest] = {}
-        self._opened: dict[tuple[str, str, str], zarr.Array] = {}
+        self._opened: dict[tuple[str, str, str], list[zarr.Array]] = {}
         self._folders: set[str] = set()
 
     # the group ---------------------------------------------------------------------------------
@@ -295,7 +309,13 @@ class Run:
         self.put_new("zarr.json", json.dumps(meta, indent=1).encode())
 
     def create_final(
-        self, name: str, shape: tuple[int, ...], dtype: str, chunk_rows: int, fill: float, dimensions: tuple[str, ...]
+        self,
+        name: str,
+        shape: tuple[int, ...],
+        dtype: str,
+        chunk_rows: int,
+        fill: float,
+        dimensions: tuple[str, ...],
     ) -> None:
         """Create one of the run's final arrays, unless it is there."""
         if self.get(f"{name}/zarr.json") is None:
@@ -331,6 +351,10 @@ class Run:
         """Add attributes to the group, replacing its metadata in one write."""
         meta = {"zarr_format": 3, "node_type": "group", "attributes": {**self.attributes, **more}}
         self.put("zarr.json", json.dumps(meta, indent=1).encode())
+
+    def read_final(self, name: str) -> np.ndarray:
+        """Read one of the run's final arrays whole."""
+        return np.asarray(self.final(name)[...])
 
     def final(self, name: str) -> zarr.Array:
         """Open one of the run's final arrays."""
@@ -381,7 +405,7 @@ class Run:
         """Remove all below a folder."""
         sync(self.store.delete_dir(key))
 
-    def list(self, folder: str) -> list[str]:
+    def names_below(self, folder: str) -> list[str]:
         """List the names right below a folder."""
 
         async def collect() -> list[str]:
@@ -431,7 +455,7 @@ class Run:
 
     def committed(self, stage: str) -> list[str]:
         """List a stage's committed parts."""
-        names = self.list(f"{MANIFESTS}/{stage}")
+        names = self.names_below(f"{MANIFESTS}/{stage}")
         return [name.removesuffix(".json") for name in names if name.endswith(".json")]
 
     def is_committed(self, stage: str, name: str) -> bool:
@@ -476,20 +500,21 @@ class Run:
             self.delete(f"{MANIFESTS}/{stage}/{name}.json")
         self._manifests.pop((stage, name), None)
 
-    def _open(self, stage: str, name: str, array: str) -> zarr.Array:
+    def _open(self, stage: str, name: str, array: str) -> list[zarr.Array]:
+        """Open an array's objects once they are seen to be there, and what the manifest says they are."""
         if (stage, name, array) not in self._opened:
             manifest = self.manifest(stage, name)
-            path = manifest["arrays"][array]
-            for key, (size, digest) in manifest["objects"].items():
-                if not key.startswith(path + "/"):
-                    continue
-                if key.endswith("/zarr.json"):
-                    data = self.get(key)
-                    if data is None or _digest(data) != digest:
+            opened = []
+            for path in manifest["arrays"][array]:
+                for key, (size, digest) in manifest["objects"].items():
+                    if key == f"{path}/zarr.json":
+                        data = self.get(key)
+                        if data is None or _digest(data) != digest:
+                            raise self._damaged(stage, name, key)
+                    elif key.startswith(f"{path}/") and self._size(key) != size:
                         raise self._damaged(stage, name, key)
-                elif self._size(key) != size:
-                    raise self._damaged(stage, name, key)
-            self._opened[stage, name, array] = zarr.open_array(self.store, path=path, mode="r")
+                opened.append(zarr.open_array(self.store, path=path, mode="r"))
+            self._opened[stage, name, array] = opened
         return self._opened[stage, name, array]
 
     def _size(self, key: str) -> int:
@@ -507,13 +532,18 @@ class Run:
     def read(self, stage: str, name: str, array: str, start: int = 0, stop: int | None = None) -> np.ndarray:
         """Read rows [start, stop) of a committed array; fails on what is missing or damaged."""
         opened = self._open(stage, name, array)
-        stop = opened.shape[0] if stop is None else stop
+        offsets = np.cumsum([0, *(piece.shape[0] for piece in opened)])
+        stop = int(offsets[-1]) if stop is None else stop
         if stop <= start:
-            return np.empty((0, *opened.shape[1:]), opened.dtype)
-        try:
-            return np.asarray(opened[start:stop])
-        except (ValueError, FileNotFoundError, RuntimeError) as error:
-            raise self._damaged(stage, name, f"{opened.path} rows {start} to {stop}") from error
+            return np.empty((0, *opened[0].shape[1:]), opened[0].dtype)
+        found = []
+        for piece, low, high in zip(opened, offsets[:-1], offsets[1:], strict=True):
+            if low < stop and high > start:
+                try:
+                    found.append(np.asarray(piece[max(start, low) - low : min(stop, high) - low]))
+                except (ValueError, FileNotFoundError, RuntimeError) as error:
+                    raise self._damaged(stage, name, f"{piece.path} rows {start} to {stop}") from error
+        return found[0] if len(found) == 1 else np.concatenate(found)
 
     def read_span(
         self, stage: str, names: Sequence[str], offsets: np.ndarray, array: str, start: int, stop: int
@@ -533,7 +563,7 @@ class Run:
 
     def stages(self) -> list[str]:
         """List the stages that have committed anything."""
-        return self.list(MANIFESTS)
+        return self.names_below(MANIFESTS)
 
     def damaged(self) -> Iterator[tuple[str, str, str]]:
         """Read every committed object against its digest; yield stage, part and key of each that fails."""
@@ -559,4 +589,3 @@ def probe(location: str) -> None:
         run.delete(key)
     except Exception as error:  # any store's own kind of refusal
         raise StorageError(f"output: {location} cannot be written to ({type(error).__name__}: {error})") from error
-

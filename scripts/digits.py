@@ -81,9 +81,7 @@ def write(out: Path, rows: int, seed: int, chunk_rows: int, dtype: str) -> None:
     source = load_digits()
     classes = source.target.astype(np.uint8)
     group = zarr.create_group(out, overwrite=True)
-    vectors = group.create_array(
-        "vectors", shape=(rows, SIDE * SIDE), chunks=(chunk_rows, SIDE * SIDE), dtype=dtype
-    )
+    vectors = group.create_array("vectors", shape=(rows, SIDE * SIDE), chunks=(chunk_rows, SIDE * SIDE), dtype=dtype)
     labels = group.create_array("labels", shape=(rows,), chunks=(chunk_rows,), dtype="uint8")
     for begin in range(0, rows, chunk_rows):
         end = min(begin + chunk_rows, rows)

@@ -99,9 +99,7 @@ def assign(
     """
     out = np.full((len(x), max_copies), -1, np.int32)
     hashes = hashing.draws(seed, hashing.PIECES, rows)
-    _assign(
-        np.ascontiguousarray(x), np.ascontiguousarray(centroids.T), pieces, hashes, margin, max_copies, out
-    )
+    _assign(np.ascontiguousarray(x), np.ascontiguousarray(centroids.T), pieces, hashes, margin, max_copies, out)
     return out
 
 

@@ -100,9 +100,7 @@ def memberships(
     rho, sigma = np.empty(len(indices), np.float32), np.empty(len(indices), np.float32)
     weights = np.empty(indices.shape, np.float32)
     target = np.log2(indices.shape[1])
-    _memberships(
-        distances, present, target, float(local_connectivity), float(mean_distance), rho, sigma, weights
-    )
+    _memberships(distances, present, target, float(local_connectivity), float(mean_distance), rho, sigma, weights)
     return rho, sigma, weights
 
 

@@ -63,11 +63,12 @@ def uniform(bits: np.ndarray) -> np.ndarray:
 
 @nb.njit(cache=True, nogil=True)
 def row_hashes(rows: np.ndarray) -> np.ndarray:
-    """Hash the bytes of each row.
+    """Hash the bytes of each row, in eight interleaved chains.
 
     Parameters
     ----------
-    rows : ndarray of uint8, shape (n, row_bytes)
+    rows : ndarray of uint8, uint16, uint32 or uint64, shape (n, words)
+        The rows' bytes, seen as unsigned integers.
 
     Returns
     -------
@@ -76,15 +77,18 @@ def row_hashes(rows: np.ndarray) -> np.ndarray:
     """
     n, width = rows.shape
     out = np.empty(n, np.uint64)
+    chains = np.empty(8, np.uint64)
     for i in range(n):
-        h = GOLDEN ^ np.uint64(width)
-        word = np.uint64(0)
+        for c in range(8):
+            chains[c] = GOLDEN * np.uint64(width + c + 1)
         for j in range(width):
-            word = (word << np.uint64(8)) | np.uint64(rows[i, j])
-            if (j & 7) == 7:
-                h = mix(h ^ word) + GOLDEN
-                word = np.uint64(0)
-        out[i] = mix(h ^ word)
+            c = j & 7
+            chains[c] = (chains[c] ^ np.uint64(rows[i, j])) * _M1
+            chains[c] ^= chains[c] >> _S31
+        h = GOLDEN
+        for c in range(8):
+            h = mix(h ^ chains[c]) + GOLDEN
+        out[i] = h
     return out
 
 

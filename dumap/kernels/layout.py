@@ -126,9 +126,7 @@ def pack(
     base = hashing.draws(seed, hashing.PHASE, np.zeros(1, np.int64))[0]
     floor = np.float32(greatest / n_epochs)
     greatest = np.float64(greatest)
-    kept = _pack(
-        indptr, tails, weights, first, greatest, floor, base, out_indptr, out_tails, rates, phases
-    )
+    kept = _pack(indptr, tails, weights, first, greatest, floor, base, out_indptr, out_tails, rates, phases)
     return Edges(out_indptr, out_tails[:kept].copy(), rates[:kept].copy(), phases[:kept].copy())
 
 
@@ -162,7 +160,6 @@ def _generation(
     components = len(axes)
     two_ab = np.float32(2) * a * b
     two_b = np.float32(2) * b * gamma
-    b_less = b - _F1
     grad = np.empty(components, np.float32)
     head = np.empty(components, np.float32)
     lanes = np.empty((components, LANES), np.float32)

@@ -40,9 +40,9 @@ def exp(x: float) -> float:
 
 
 # Chebyshev interpolants of log2(1 + t) / t on [sqrt(1/2) - 1, sqrt(2) - 1] and of 2^f on [-1/2, 1/2].
-def _interpolant(function, low: float, high: float, degree: int) -> tuple[np.float32, ...]:  # type: ignore[no-untyped-def]
+def _interpolant(function, low: float, high: float, degree: int) -> tuple[np.float32, ...]:
     series = np.polynomial.Chebyshev.interpolate(function, degree, domain=[low, high])
-    return tuple(np.float32(round(c, 9)) for c in series.convert(kind=np.polynomial.Polynomial).coef)
+    return tuple(np.float32(round(float(c), 9)) for c in series.convert(kind=np.polynomial.Polynomial).coef)
 
 
 _L = _interpolant(lambda t: np.log1p(t) / t / np.log(2), np.sqrt(0.5) - 1, np.sqrt(2) - 1, 7)

@@ -18,7 +18,7 @@ EXACT_ROWS = 1024
 _one_build_at_a_time = threading.Lock()  # numba's workqueue aborts on concurrent parallel regions
 
 
-def distance_function(metric: str):  # type: ignore[no-untyped-def]
+def distance_function(metric: str):
     """Return pynndescent's compiled distance of that name."""
     return named_distances[metric]
 
@@ -68,9 +68,7 @@ def exhaustive(
     return indices, distances
 
 
-def search(
-    data: np.ndarray, k: int, metric: str, metric_kwds: dict, seed: int
-) -> tuple[np.ndarray, np.ndarray]:
+def search(data: np.ndarray, k: int, metric: str, metric_kwds: dict, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Find about the k nearest other rows of every row of a cell.
 
     Nearest-neighbour descent (Dong, Charikar and Li, WWW 2011) by pynndescent on one numba thread,

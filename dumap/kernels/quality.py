@@ -7,7 +7,7 @@ import numpy as np
 
 
 @nb.njit(cache=True, nogil=True)
-def keep_nearest(block, first, skip, indices, distances):  # type: ignore[no-untyped-def]
+def keep_nearest(block, first, skip, indices, distances):
     """Insert a block of distances into lists of the nearest, ties by index.
 
     Parameters
@@ -39,7 +39,7 @@ def keep_nearest(block, first, skip, indices, distances):  # type: ignore[no-unt
 
 
 @nb.njit(cache=True, nogil=True)
-def count_nearer(block, ids, skip, limits, counts):  # type: ignore[no-untyped-def]
+def count_nearer(block, ids, skip, limits, counts):
     """Count, for each query and limit, the rows of a block that are nearer than the limit.
 
     Parameters
@@ -88,7 +88,7 @@ def squared_distances(queries: np.ndarray, x: np.ndarray) -> np.ndarray:
 
 
 @nb.njit(nogil=True)
-def metric_distances(queries, x, distance, arguments, out):  # type: ignore[no-untyped-def]
+def metric_distances(queries, x, distance, arguments, out):
     """Fill `out` (m, n) with a metric's distances, one pair at a time."""
     for q in range(queries.shape[0]):
         for j in range(x.shape[0]):

@@ -22,7 +22,7 @@ WEIGHT_UNIT = float(1 << 20)
 
 
 @nb.njit(cache=True, nogil=True)
-def spread(indptr, tails, weights, first, labels, out):  # type: ignore[no-untyped-def]
+def spread(indptr, tails, weights, first, labels, out):
     """Give each unlabelled row of a shard the label at the end of its strongest labelled edge.
 
     Parameters
@@ -58,7 +58,7 @@ def spread(indptr, tails, weights, first, labels, out):  # type: ignore[no-untyp
 
 
 @nb.njit(cache=True, nogil=True)
-def lowest_of_all(indptr, tails, first, labels, seed):  # type: ignore[no-untyped-def]
+def lowest_of_all(indptr, tails, first, labels, seed):
     """Find a shard's unlabelled rows whose hash is lower than all their neighbours'.
 
     Where labels have spread as far as they can, every component without one has such a row.
@@ -74,11 +74,12 @@ def lowest_of_all(indptr, tails, first, labels, seed):  # type: ignore[no-untype
         i = first + r
         if labels[i] >= 0:
             continue
-        own, lowest = hashing.draw(base, i), True
+        own = hashing.draw(base, i)
+        lower = 0
         for e in range(indptr[r], indptr[r + 1]):
             other = hashing.draw(base, tails[e])
-            lowest &= own < other or (own == other and i < tails[e])
-        if lowest:
+            lower += other < own or (own == other and tails[e] < i)
+        if lower == 0:
             out[found] = i
             found += 1
     return out[:found]
@@ -124,7 +125,9 @@ def _connected(matrix: sparse.csr_matrix, n_components: int, seed: int) -> tuple
     else:
         v0 = hashing.uniform(hashing.draws(seed, hashing.SEEDS, np.arange(size))) - 0.5
         try:
-            values, vectors = eigsh(normal, k, which="LA", v0=v0, ncv=min(size, max(2 * k + 1, 32)), tol=1e-4, maxiter=200)
+            values, vectors = eigsh(
+                normal, k, which="LA", v0=v0, ncv=min(size, max(2 * k + 1, 32)), tol=1e-4, maxiter=200
+            )
         except ArpackNoConvergence as stalled:
             values, vectors = stalled.eigenvalues, stalled.eigenvectors
         order = np.argsort(-values, kind="stable")
@@ -190,7 +193,7 @@ def spectral(
 
 
 @nb.njit(cache=True, nogil=True)
-def smooth(indptr, tails, weights, first, y, out):  # type: ignore[no-untyped-def]
+def smooth(indptr, tails, weights, first, y, out):
     """Move each row of a shard half-way to the weighted mean of its neighbours."""
     components = y.shape[1]
     for r in range(indptr.shape[0] - 1):
@@ -257,7 +260,7 @@ def principal_axes(sample: np.ndarray, n_components: int) -> tuple[np.ndarray, n
 
 
 @nb.njit(cache=True, nogil=True)
-def project(x, mean, axes, out):  # type: ignore[no-untyped-def]
+def project(x, mean, axes, out):
     """Project rows to axes, each row by itself."""
     for i in range(x.shape[0]):
         out[i, :] = 0

@@ -57,15 +57,15 @@ class Context:
     compute : callable
         `compute(stage, task, parts, **options)` runs `task(job, part, **options)` for every part not yet
         committed, on the cluster, and returns when all are.
-    host_threads, host_bytes : int
-        Threads that one process may use on the widest host, and bytes the smallest worker may use.
+    host_threads, worker_memory : int
+        Threads that one process may use on the widest host, and the smallest worker's memory limit.
     """
 
     job: Job
     plan: Plan
     compute: Callable[..., None]
     host_threads: int
-    host_bytes: int
+    worker_memory: int
 
     @property
     def run(self) -> Run:

@@ -27,7 +27,13 @@ def find_centroids(job: Job, part: str) -> None:
         centroids = cells.kmeans(sample, cut.cells, job.config.seed)
         pieces = np.ones(len(centroids), np.int32)
         home = cells.assign(
-            sample, centroids, pieces, np.arange(len(sample)), 0, job.config.cells.margin, job.config.cells.max_copies
+            sample,
+            centroids,
+            pieces,
+            np.arange(len(sample)),
+            0,
+            job.config.cells.margin,
+            job.config.cells.max_copies,
         )
         loads = np.bincount(home[home >= 0], minlength=len(centroids)) * (cut.rows / len(sample))
     else:
@@ -158,7 +164,7 @@ def sort_block(job: Job, part: str) -> None:
     x = job.input.read(*job.geometry.block(block))
     with store.part(STAGE, part) as out:
         out.write("positions", positions[source])
-        out.write("vectors", x[source])
+        out.write_gathered("vectors", x, source)
 
 
 def run(context: Context) -> dict:

@@ -8,13 +8,13 @@ of tasks, each of which reads its shards and the rows they touch. The bytes are 
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 
 import numpy as np
 
-from dumap.config import Config
 from dumap.kernels import layout
 from dumap.kernels.layout import Descent, Edges
-from dumap.plan import host_layout_bytes, shard_layout_bytes
+from dumap.plan import runs_on_one_host, shard_layout_bytes
 from dumap.stages import Context, Job, number_of, numbered
 from dumap.stages.graph import Graph
 from dumap.stages.start import PART as START_PART
@@ -78,7 +78,7 @@ class Generation:
         edges = np.searchsorted(positions, offsets[1:-1])
         cuts = np.unique(np.concatenate([[0], cuts, edges, [len(positions)]]))
         pieces = []
-        for low, high in zip(cuts[:-1], cuts[1:], strict=True):
+        for low, high in pairwise(cuts):
             shard = int(np.searchsorted(offsets, positions[low], side="right")) - 1
             first = int(positions[low])
             rows = self.read(shard, first - int(offsets[shard]), int(positions[high - 1]) + 1 - int(offsets[shard]))
@@ -137,10 +137,8 @@ def descend(job: Job, part: str, threads: int) -> None:
         for epoch in range(begin, epochs):
             pool = layout.lay_pool(y[layout.pool_rows(shared.seed, epoch, shards.rows)])
             slices = [
-                workers.submit(
-                    layout.generation, shared, epoch, low, high, 0, 0, edges, y, m, v, pool, after
-                )
-                for low, high in zip(cuts[:-1], cuts[1:], strict=True)
+                workers.submit(layout.generation, shared, epoch, low, high, 0, 0, edges, y, m, v, pool, after)
+                for low, high in pairwise(cuts)
             ]
             for piece in slices:
                 piece.result()
@@ -219,7 +217,7 @@ def step(job: Job, part: str, epoch: int, groups: list[tuple[int, int]]) -> None
 def _rounds(context: Context, graph: Graph, tasks: int) -> None:
     epochs = context.geometry.n_epochs
     cuts = np.unique(np.linspace(0, len(graph.shards), min(tasks, len(graph.shards)) + 1).astype(int)).tolist()
-    groups = list(zip(cuts[:-1], cuts[1:], strict=True))
+    groups = list(pairwise(cuts))
     for epoch in range(latest(context.run, epochs), epochs):
         parts = numbered(f"step-{epoch + 1:05d}-{len(groups)}", len(groups))
         context.compute(STAGE, step, parts, epoch=epoch, groups=groups, progress=(epoch, epochs))
@@ -228,25 +226,19 @@ def _rounds(context: Context, graph: Graph, tasks: int) -> None:
             context.run.discard(STAGE, part)
 
 
-def mode(config: Config, rows: int, edges: int, host_bytes: int) -> str:
-    """Choose how to run: 'host' where one process may hold all, else 'rounds'."""
-    if config.layout.mode != "auto":
-        return config.layout.mode
-    return "host" if host_layout_bytes(rows, edges, config.layout.n_components) * 1.5 <= host_bytes else "rounds"
-
-
 def run(context: Context) -> dict:
     """Run the epochs that are not committed yet; return how."""
-    graph, cut = Graph(context.run, context.geometry.shard_rows), context.geometry
+    graph, cut, config = Graph(context.run, context.geometry.shard_rows), context.geometry, context.config
     rows = graph.shards.rows
-    chosen = mode(context.config, rows, graph.edges, context.host_bytes)
-    if chosen == "host":
+    edges = 2 * config.neighbors.n_neighbors * rows
+    if runs_on_one_host(config, rows, edges, context.worker_memory):
+        mode = "host"
         context.compute(STAGE, descend, [generation_name(cut.n_epochs)], threads=context.host_threads)
     else:
-        n_components = context.config.layout.n_components
-        one = shard_layout_bytes(min(cut.shard_rows, rows), context.config.neighbors.n_neighbors, n_components)
-        fitting = max(1, int(context.host_bytes // one))
-        tasks = max(context.host_threads, -(-len(graph.shards) // fitting))
-        _rounds(context, graph, tasks)
+        mode = "rounds"
+        shard_rows, n_components = min(cut.shard_rows, rows), config.layout.n_components
+        one = shard_layout_bytes(shard_rows, config.neighbors.n_neighbors, n_components)
+        fitting = max(1, config.task_memory // one)
+        _rounds(context, graph, max(context.host_threads, -(-len(graph.shards) // fitting)))
     shared = descent(context.job)
-    return {"mode": chosen, "epochs": cut.n_epochs, "a": shared.a, "b": shared.b}
+    return {"mode": mode, "epochs": cut.n_epochs, "a": shared.a, "b": shared.b}

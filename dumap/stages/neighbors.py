@@ -26,7 +26,6 @@ def disconnection_distance(config: Config) -> float:
     return DISCONNECTION_DISTANCES.get(config.neighbors.metric, math.inf)
 
 
-
 def metric_kwds(config: Config) -> dict:
     """Return the metric's arguments, lists as arrays."""
     return {
@@ -90,7 +89,11 @@ def merge_cell(job: Job, part: str) -> None:
     distances = np.full((count, k), np.inf, np.float32)
     rows = np.arange(count)
     neighbors.merge(
-        indices, distances, rows, store.read(STAGE, own, "indices", 0, count), store.read(STAGE, own, "distances", 0, count)
+        indices,
+        distances,
+        rows,
+        store.read(STAGE, own, "indices", 0, count),
+        store.read(STAGE, own, "distances", 0, count),
     )
     before = np.cumsum(table.guests, axis=1) - table.guests
     for other in np.flatnonzero(table.guests[:, cell]):

@@ -35,7 +35,10 @@ def _tiles(job: Job, queries: np.ndarray, x: np.ndarray):  # type: ignore[no-unt
         tile = x[low : low + step]
         if metric in BY_PRODUCT:
             with threadpool_limits(limits=1):
-                yield slice(low, low + len(tile)), quality.squared_distances(queries, vectors.partition_space(tile, metric))
+                yield (
+                    slice(low, low + len(tile)),
+                    quality.squared_distances(queries, vectors.partition_space(tile, metric)),
+                )
         else:
             out = np.empty((len(queries), len(tile)), np.float32)
             arguments = tuple(metric_kwds(job.config).values())
@@ -52,8 +55,8 @@ def collect(job: Job, part: str) -> None:
         found.append(store.read(VECTORS, block, "query"))
     row, x = np.concatenate(rows), np.concatenate(found)
     positions = np.empty(len(row), np.int64)
-    for block in range(cut.blocks):
-        start, stop = cut.block(block)
+    for number in range(cut.blocks):
+        start, stop = cut.block(number)
         own = (row >= start) & (row < stop)
         if own.any():
             positions[own] = positions_of(job, table, start, stop)[0][row[own] - start]
@@ -134,7 +137,11 @@ def join(job: Job, part: str) -> None:
     reached = store.read(STAGE, names[0], "reached")
     for name in names[1:]:
         search.merge(
-            ids, distances, np.arange(len(own)), store.read(STAGE, name, "ids"), store.read(STAGE, name, "distances")
+            ids,
+            distances,
+            np.arange(len(own)),
+            store.read(STAGE, name, "ids"),
+            store.read(STAGE, name, "distances"),
         )
         reached = np.minimum(reached, store.read(STAGE, name, "reached"))
     with store.part(STAGE, part) as out:

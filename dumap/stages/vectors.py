@@ -38,7 +38,7 @@ def check_block(job: Job, part: str) -> None:
     block = job.input.read(start, stop)
     x = as_float32(block)
     finite, zero = vectors.check(x)
-    hashes = hashing.row_hashes(block.view(np.uint8).reshape(len(block), -1))
+    hashes = hashing.row_hashes(block.view(f"u{block.dtype.itemsize}"))
     rows = np.arange(start, stop)
     with job.run.part(STAGE, part) as out:
         out.write("hashes", hashes)
