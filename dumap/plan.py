@@ -218,7 +218,7 @@ def geometry(config: Config, rows: int, dims: int, itemsize: int, chunk_rows: in
 
 def host_layout_bytes(rows: int, edges: int, n_components: int) -> int:
     """Return the bytes that a whole layout takes in one process: edges packed, and the state twice over."""
-    return 8 * edges + rows * (8 + 4 * n_components * 6) + pool_bytes(n_components)
+    return 8 * edges + rows * (16 + 4 * n_components * 7) + pool_bytes(n_components) + OBJECT_BYTES
 
 
 def pool_bytes(n_components: int) -> int:
@@ -234,7 +234,7 @@ def shard_layout_bytes(shard_rows: int, n_neighbors: int, n_components: int) -> 
 
 def start_bytes(rows: int, shard_rows: int, n_neighbors: int, n_components: int) -> int:
     """Return the bytes of the start: a few numbers a row, one shard's edges, and the coarse graph."""
-    return rows * (24 + 16 * n_components) + 2 * n_neighbors * shard_rows * 40 + coarse_rows(rows) * 1600
+    return rows * (40 + 24 * n_components) + 2 * n_neighbors * shard_rows * 64 + coarse_rows(rows) * 6000
 
 
 def coarse_rows(rows: int) -> int:

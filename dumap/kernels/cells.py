@@ -9,6 +9,9 @@ from threadpoolctl import threadpool_limits
 
 from dumap.kernels import hashing
 
+TILE_ROWS = 256
+"""Rows of the matrix products that give distances to centroids."""
+
 
 def kmeans(x: np.ndarray, n_clusters: int, seed: int) -> np.ndarray:
     """Return centroids of `x`; one thread, so that one seed gives one answer.
@@ -35,47 +38,35 @@ def kmeans(x: np.ndarray, n_clusters: int, seed: int) -> np.ndarray:
 
 
 @nb.njit(cache=True, nogil=True)
-def _assign(x, columns, pieces, hashes, margin, max_copies, out):
-    n, dims = x.shape
-    cells = columns.shape[1]
-    first = np.zeros(cells + 1, np.int64)
-    for c in range(cells):
-        first[c + 1] = first[c] + pieces[c]
-    squared = np.empty(cells, np.float32)
-    factor = np.float32(margin * margin)
-    for i in range(n):
-        squared[:] = 0
-        for j in range(dims):
-            v = x[i, j]
-            for c in range(cells):
-                diff = v - columns[j, c]
-                squared[c] += diff * diff
+def _nearest(squared, first, pieces, hashes, factor, out):
+    for i in range(out.shape[0]):
         limit = np.float32(np.inf)
-        for s in range(min(max_copies, cells)):
+        for s in range(min(out.shape[1], squared.shape[1])):
             best = 0
-            for c in range(1, cells):
-                if squared[c] < squared[best]:
+            for c in range(1, squared.shape[1]):
+                if squared[i, c] < squared[i, best]:
                     best = c
-            if squared[best] > limit:
+            if squared[i, best] > limit:
                 break
             if s == 0:
-                limit = squared[best] * factor
+                limit = squared[i, best] * factor
             out[i, s] = first[best] + np.int64(hashes[i] % np.uint64(pieces[best]))
-            squared[best] = np.inf
+            squared[i, best] = np.inf
 
 
 def assign(
     x: np.ndarray,
     centroids: np.ndarray,
     pieces: np.ndarray,
-    rows: np.ndarray,
+    start: int,
     seed: int,
     margin: float,
     max_copies: int,
 ) -> np.ndarray:
     """Give each row its home cell and the cells it spills into.
 
-    Each row's result depends on that row alone, not on the rows beside it.
+    Distances come from matrix products of one shape, in which a row's place depends on its id alone: so a
+    row's cells do not depend on how the rows are cut into blocks.
 
     Parameters
     ----------
@@ -84,8 +75,8 @@ def assign(
     centroids : ndarray of float32, shape (clusters, dims)
     pieces : ndarray of int32, shape (clusters,)
         Cells that share a centroid, where its rows could not be told apart by distance.
-    rows : ndarray of int64, shape (n,)
-        Row ids; they choose the piece.
+    start : int
+        Id of the first row; ids choose the piece.
     seed : int
     margin : float
         A row joins each cell whose centroid lies within `margin` times the nearest's distance.
@@ -98,8 +89,22 @@ def assign(
         Home cell first, then the others by distance; -1 where there is none.
     """
     out = np.full((len(x), max_copies), -1, np.int32)
-    hashes = hashing.draws(seed, hashing.PIECES, rows)
-    _assign(np.ascontiguousarray(x), np.ascontiguousarray(centroids.T), pieces, hashes, margin, max_copies, out)
+    hashes = hashing.draws(seed, hashing.PIECES, np.arange(start, start + len(x)))
+    first = np.concatenate([[0], np.cumsum(pieces)])
+    columns = np.ascontiguousarray(centroids.T)
+    lengths = (centroids.astype(np.float64) ** 2).sum(axis=1).astype(np.float32)
+    tile = np.zeros((TILE_ROWS, x.shape[1]), np.float32)
+    low = 0
+    with threadpool_limits(limits=1):
+        while low < len(x):
+            place = (start + low) % TILE_ROWS
+            count = min(TILE_ROWS - place, len(x) - low)
+            rows = slice(low, low + count)
+            tile[place : place + count] = x[rows]
+            squared = lengths - 2 * (tile @ columns) + np.einsum("ij,ij->i", tile, tile)[:, None]
+            squared = np.maximum(squared, 0)[place : place + count]
+            _nearest(squared, first, pieces, hashes[rows], np.float32(margin * margin), out[rows])
+            low += count
     return out
 
 
@@ -126,7 +131,7 @@ def split(
         split them, and any k of them are each other's neighbours, so row ids do.
     """
     unpieced = np.ones(len(centroids), np.int32)
-    home = assign(sample, centroids, unpieced, np.arange(len(sample)), seed, 1.0, 1)[:, 0]
+    home = assign(sample, centroids, unpieced, 0, seed, 1.0, 1)[:, 0]
     parts, pieces = [], []
     for c in range(len(centroids)):
         want = max(1, int(np.ceil(loads[c] / cap)))

@@ -15,6 +15,8 @@ from scipy.optimize import curve_fit
 from dumap.kernels import hashing, maths
 
 LANES = 16
+SLOT = 64
+"""Interactions computed at once: four times the lanes."""
 POOL_ROWS = 4096
 BETA1, BETA2, EPSILON = np.float32(0.5), np.float32(0.9), np.float32(1e-7)
 FRACTION_BITS = 15
@@ -33,7 +35,7 @@ class Edges(NamedTuple):
     Attributes
     ----------
     indptr : ndarray of int64, shape (rows + 1,)
-    tails : ndarray of int32 or int64, shape (edges,)
+    tails : ndarray of uint32 or uint64, shape (edges,)
         Row of the coordinates at the other end.
     rates : ndarray of uint16, shape (edges,)
         Weight over the greatest weight, in units of 2**-15.
@@ -121,7 +123,7 @@ def pack(
     Edges
     """
     out_indptr = np.zeros(len(indptr), np.int64)
-    out_tails = np.empty(len(tails), tails.dtype)
+    out_tails = np.empty(len(tails), f"u{tails.dtype.itemsize}")  # unsigned: no wrapping of indices in the loop
     rates, phases = np.empty(len(tails), np.uint16), np.empty(len(tails), np.uint16)
     base = hashing.draws(seed, hashing.PHASE, np.zeros(1, np.int64))[0]
     floor = np.float32(greatest / n_epochs)
@@ -151,94 +153,98 @@ def _clip(x):
     return min(max(x, -_CLIP), _CLIP)
 
 
+@nb.njit(inline="always")
+def _sum(forces, c, filled):
+    """Add up forces in four chains, which run side by side and end in a fixed order."""
+    s0, s1, s2, s3 = _F0, _F0, _F0, _F0
+    for k in range(0, filled, 4):
+        s0 += forces[c, k]
+        s1 += forces[c, k + 1]
+        s2 += forces[c, k + 2]
+        s3 += forces[c, k + 3]
+    return (s0 + s2) + (s1 + s3)
+
+
+@nb.njit(inline="always")
+def _due(rate, phase, t):
+    """Return how often an edge is due in epoch t."""
+    step = np.int32(np.int32(rate) << 1)
+    now = np.int32(np.int32(t * step) + np.int32(phase))
+    return np.int32(np.int32(np.int32(now + step) >> FRACTION_BITS) - np.int32(now >> FRACTION_BITS))
+
+
 @nb.njit(cache=True, nogil=True, error_model="numpy")
 def _generation(
     axes, start, stop, first, own, indptr, tails, rates, phases, y, m, v, pool, epoch, base,
     a, b, gamma, negatives, rate, correction1, correction2, out_y,
 ):  # fmt: skip
-    """Step rows [start, stop) of a shard; `axes` is a tuple so that its length is known to the compiler."""
+    """Step rows [start, stop) of a shard; `axes` is a tuple so that its length is known to the compiler.
+
+    The loops over k and lane have no branch and no sum across iterations, so that they fill vector lanes.
+    """
     components = len(axes)
     two_ab = np.float32(2) * a * b
     two_b = np.float32(2) * b * gamma
-    grad = np.empty(components, np.float32)
-    head = np.empty(components, np.float32)
-    lanes = np.empty((components, LANES), np.float32)
-    diff = np.empty((components, LANES), np.float32)
-    due = np.empty(LANES, np.float32)
-    due_lanes = np.empty(LANES, np.int32)
+    grad, head = np.empty(components, np.float32), np.empty(components, np.float32)
+    forces = np.zeros((components, SLOT), np.float32)
+    times = np.zeros(SLOT, np.float32)
     t = np.int32(epoch)
     for r in range(start, stop):
         for c in range(components):
             head[c] = y[own + r, c]
-            for k in range(LANES):
-                lanes[c, k] = _F0
-        for k in range(LANES):
-            due_lanes[k] = 0
+            grad[c] = _F0
         # attraction: i and j are joined by an edge, pull i towards j
-        for e in range(indptr[r], indptr[r + 1], LANES):
-            width = min(LANES, indptr[r + 1] - e)
-            for k in range(LANES):
-                at = e + min(k, width - 1)
-                tail = tails[at]
+        total = np.int32(0)
+        for e in range(indptr[r], indptr[r + 1], SLOT):
+            width = min(SLOT, indptr[r + 1] - e)
+            filled = (width + LANES - 1) // LANES * LANES
+            row_tails, row_rates, row_phases = tails[e : e + width], rates[e : e + width], phases[e : e + width]
+            for k in range(width):
+                tail = row_tails[k]
                 for c in range(components):
-                    diff[c, k] = head[c] - y[tail, c]
-            if width == LANES:
-                for k in range(LANES):
-                    step = np.int32(2) * np.int32(rates[e + k])
-                    now = t * step + np.int32(phases[e + k])
-                    times = ((now + step) >> FRACTION_BITS) - (now >> FRACTION_BITS)
-                    due_lanes[k] += times
-                    due[k] = np.float32(times)
-            else:
-                for k in range(LANES):
-                    times = np.int32(0)
-                    if k < width:
-                        step = np.int32(2) * np.int32(rates[e + k])
-                        now = t * step + np.int32(phases[e + k])
-                        times = ((now + step) >> FRACTION_BITS) - (now >> FRACTION_BITS)
-                    due_lanes[k] += times
-                    due[k] = np.float32(times)
-            for k in range(LANES):
+                    forces[c, k] = head[c] - y[tail, c]
+            for k in range(width):
+                due = _due(row_rates[k], row_phases[k], t)
+                total += due
+                times[k] = np.float32(due)
+            for k in range(width, filled):
+                times[k] = _F0
+            for k in range(filled):
                 d2 = _NEAR
                 for c in range(components):
-                    d2 += diff[c, k] * diff[c, k]
+                    d2 += forces[c, k] * forces[c, k]
                 p = maths.power(d2, b)
                 factor = two_ab * p / (d2 * (_F1 + a * p))
                 for c in range(components):
-                    lanes[c, k] += due[k] * _clip(factor * diff[c, k])
-        total = np.int32(0)
-        for k in range(LANES):
-            total += due_lanes[k]
-        for c in range(components):
-            grad[c] = _F0
-        for k in range(LANES):
+                    forces[c, k] = times[k] * _clip(factor * forces[c, k])
             for c in range(components):
-                grad[c] += lanes[c, k]
-                lanes[c, k] = _F0
+                grad[c] += _sum(forces, c, filled)
         # repulsion: push i from the rows of the pool
-        if total > 0:
-            wanted = negatives * np.float32(total)
-            runs = np.int64(wanted / np.float32(LANES)) + 1
-            bits = hashing.draw(base, first + r)
-            for n in range(runs):
-                if n & 3 == 0 and n > 0:
-                    bits = hashing.mix(bits + hashing.GOLDEN)
-                at = np.int64((bits >> np.uint64(16 * (n & 3))) & np.uint64(POOL_ROWS - 1))
-                for k in range(LANES):
-                    d2 = _F0
-                    for c in range(components):
-                        x = head[c] - pool[c, at + k]
-                        d2 += x * x
-                    p = maths.power(d2 + _NEAR, b)
-                    factor = two_b / ((_SOFT + d2) * (_F1 + a * p))
-                    for c in range(components):
-                        lanes[c, k] += _clip(factor * (head[c] - pool[c, at + k]))
-            scale = wanted / np.float32(runs * LANES)
+        wanted = negatives * np.float32(total)
+        runs = np.int64(wanted / np.float32(LANES) + _HALF)
+        if runs == 0 and wanted > _F0:
+            runs += 1
+        scale = wanted / np.float32(runs * LANES)
+        bits = hashing.draw(base, first + r)
+        for n in range(0, runs, SLOT // LANES):
+            here = min(runs - n, SLOT // LANES)
+            for run in range(here):
+                at = np.int64((bits >> np.uint64(16 * run)) & np.uint64(POOL_ROWS - 1))
+                for c in range(components):
+                    source, target = pool[c, at : at + LANES], forces[c, run * LANES : (run + 1) * LANES]
+                    for lane in range(LANES):
+                        target[lane] = head[c] - source[lane]
+            for k in range(here * LANES):
+                d2 = _F0
+                for c in range(components):
+                    d2 += forces[c, k] * forces[c, k]
+                p = maths.power(d2 + _NEAR, b)
+                factor = two_b / ((_SOFT + d2) * (_F1 + a * p))
+                for c in range(components):
+                    forces[c, k] = _clip(factor * forces[c, k])
             for c in range(components):
-                push = _F0
-                for k in range(LANES):
-                    push += lanes[c, k]
-                grad[c] -= scale * push
+                grad[c] -= scale * _sum(forces, c, here * LANES)
+            bits = hashing.mix(bits + hashing.GOLDEN)
         # Adam
         for c in range(components):
             g = grad[c]

@@ -48,7 +48,9 @@ def _interpolant(function, low: float, high: float, degree: int) -> tuple[np.flo
 _L = _interpolant(lambda t: np.log1p(t) / t / np.log(2), np.sqrt(0.5) - 1, np.sqrt(2) - 1, 7)
 _E = _interpolant(np.exp2, -0.5, 0.5, 5)
 _HALF_ROOT = np.int32(0x3F3504F3)  # the bits of sqrt(1/2)
-_ONE, _ROUND = np.float32(1), np.float32(12582912.0)  # adding 1.5 * 2^23 rounds to an integer
+_MANTISSA, _BIAS = np.int32(0x7FFFFF), np.int32(127 << 23)
+_ONE, _LOWEST, _HIGHEST = np.float32(1), np.float32(-126), np.float32(127)
+_ROUND = np.float32(12582912.0)  # adding 1.5 * 2^23 rounds to an integer, held in the lowest bits
 
 
 @nb.njit(inline="always")
@@ -57,9 +59,9 @@ def power(x: np.float32, exponent: np.float32) -> np.float32:
 
     Without branches, so that loops over it fill vector lanes.
     """
-    shifted = np.float32(x).view(np.int32) - _HALF_ROOT
-    e = shifted >> np.int32(23)
-    t = np.int32((shifted & np.int32(0x7FFFFF)) + _HALF_ROOT).view(np.float32) - _ONE
+    shifted = np.int32(np.float32(x).view(np.int32) - _HALF_ROOT)
+    e = np.int32(shifted >> 23)
+    t = np.int32(np.int32(shifted & _MANTISSA) + _HALF_ROOT).view(np.float32) - _ONE
     p = _L[7]
     p = p * t + _L[6]
     p = p * t + _L[5]
@@ -69,8 +71,9 @@ def power(x: np.float32, exponent: np.float32) -> np.float32:
     p = p * t + _L[1]
     p = p * t + _L[0]
     y = exponent * (np.float32(e) + p * t)
-    y = min(max(y, np.float32(-126)), np.float32(127))
-    n = (y + _ROUND) - _ROUND
+    y = min(max(y, _LOWEST), _HIGHEST)
+    shift = y + _ROUND
+    n = shift - _ROUND
     f = y - n
     q = _E[5]
     q = q * f + _E[4]
@@ -78,4 +81,5 @@ def power(x: np.float32, exponent: np.float32) -> np.float32:
     q = q * f + _E[2]
     q = q * f + _E[1]
     q = q * f + _E[0]
-    return q * np.int32((np.int32(n) + np.int32(127)) << np.int32(23)).view(np.float32)
+    exponent_bits = np.int32(np.int32(np.float32(shift).view(np.int32) << 23) + _BIAS)
+    return q * np.int32(exponent_bits).view(np.float32)

@@ -9,11 +9,15 @@ import numba as nb
 import numpy as np
 from pynndescent import NNDescent
 from pynndescent.distances import named_distances
+from threadpoolctl import threadpool_limits
 
-from dumap.kernels import hashing
+from dumap.kernels import hashing, quality, vectors
 
-EXACT_ROWS = 1024
-"""Cells up to this size are searched exhaustively."""
+EXACT_SECONDS = 8.0
+"""Cells that take about this long or less are searched exhaustively: pynndescent takes longer to compile."""
+PAIR_SECONDS = {"product": (1.4e-9, 2.3e-11), "loop": (5e-9, 1e-9)}
+"""What a pair takes, and each of its dims: by matrix products, or one pair at a time (measured)."""
+QUERY_ROWS, CANDIDATE_ROWS, SPARE = 256, 4096, 8
 
 _one_build_at_a_time = threading.Lock()  # numba's workqueue aborts on concurrent parallel regions
 
@@ -68,6 +72,48 @@ def exhaustive(
     return indices, distances
 
 
+def exact_rows(dims: int, metric: str) -> int:
+    """Return up to how many rows a cell is searched exhaustively."""
+    pair, per_dim = PAIR_SECONDS["product" if metric in vectors.BY_PRODUCT else "loop"]
+    return int(np.sqrt(EXACT_SECONDS / (pair + per_dim * dims)))
+
+
+@nb.njit(nogil=True)
+def _score(data, candidates, distance, arguments, distances):
+    for i in range(candidates.shape[0]):
+        for s in range(candidates.shape[1]):
+            j = candidates[i, s]
+            if j >= 0:
+                distances[i, s] = distance(data[i], data[j], *arguments)
+
+
+def exhaustive_by_product(data: np.ndarray, k: int, metric: str, metric_kwds: dict) -> tuple[np.ndarray, np.ndarray]:
+    """Find the k nearest other rows of every row by matrix products, and score them anew in full precision.
+
+    Parameters and results are those of `search`; the metric is one of `vectors.BY_PRODUCT`.
+    """
+    n, ids = len(data), np.arange(len(data))
+    z = vectors.partition_space(data, metric)
+    candidates = np.full((n, min(k + SPARE, n - 1)), -1, np.int64)
+    rough = np.full(candidates.shape, np.inf, np.float32)
+    tile = np.zeros((QUERY_ROWS, data.shape[1]), np.float32)
+    columns = np.zeros((CANDIDATE_ROWS, data.shape[1]), np.float32)
+    with threadpool_limits(limits=1):
+        for low in range(0, n, CANDIDATE_ROWS):
+            others = ids[low : low + CANDIDATE_ROWS]
+            columns[: len(others)] = z[low : low + CANDIDATE_ROWS]
+            for first in range(0, n, QUERY_ROWS):
+                own = slice(first, min(n, first + QUERY_ROWS))
+                tile[: own.stop - first] = z[own]
+                squared = quality.squared_distances(tile, columns)[: own.stop - first, : len(others)]
+                quality.keep_nearest(squared, others, ids[own], candidates[own], rough[own])
+    exact = np.full(candidates.shape, np.inf, np.float32)
+    _score(data, candidates, distance_function(metric), tuple(metric_kwds.values()), exact)
+    indices, distances = np.full((n, k), -1, np.int64), np.full((n, k), np.inf, np.float32)
+    merge(indices, distances, ids, candidates, exact)
+    return indices, distances
+
+
 def search(data: np.ndarray, k: int, metric: str, metric_kwds: dict, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Find about the k nearest other rows of every row of a cell.
 
@@ -88,7 +134,9 @@ def search(data: np.ndarray, k: int, metric: str, metric_kwds: dict, seed: int) 
     distances : ndarray of float32, shape (n, k)
         Ascending.
     """
-    if len(data) <= max(EXACT_ROWS, 4 * k):
+    if len(data) <= max(exact_rows(data.shape[1], metric), 4 * k):
+        if metric in vectors.BY_PRODUCT:
+            return exhaustive_by_product(data, k, metric, metric_kwds)
         return exhaustive(data, np.arange(len(data)), k, metric, metric_kwds)
     random_state = int(hashing.draws(seed, hashing.NEIGHBORS, np.array([len(data)]))[0] >> np.uint64(33))
     threads = nb.get_num_threads()

@@ -75,10 +75,11 @@ def lowest_of_all(indptr, tails, first, labels, seed):
         if labels[i] >= 0:
             continue
         own = hashing.draw(base, i)
-        lower = 0
+        lower = np.int64(0)
         for e in range(indptr[r], indptr[r + 1]):
             other = hashing.draw(base, tails[e])
-            lower += other < own or (own == other and tails[e] < i)
+            if other < own or (own == other and tails[e] < i):
+                lower += 1
         if lower == 0:
             out[found] = i
             found += 1

@@ -7,6 +7,8 @@ import numpy as np
 
 NORMALIZED = frozenset({"cosine", "true_angular", "dot", "inner_product", "direct_cosine"})
 CENTRED = frozenset({"correlation"})
+BY_PRODUCT = NORMALIZED | CENTRED | {"euclidean", "l2", "sqeuclidean"}
+"""Metrics whose order is that of the Euclidean distance in partition space."""
 
 
 @nb.njit(cache=True, nogil=True)

@@ -13,7 +13,9 @@ from dumap.store import Run
 STAGE = "cells"
 ROUNDS = 4
 """Partitions tried at the most; the last one cuts by row id what distance did not."""
-HEADROOM = 0.8
+FULL = 0.9
+"""Share of the cap from which on a cell is split, since samples are not exact."""
+HEADROOM = 0.75
 """Share of the cap that a split aims at."""
 
 
@@ -30,7 +32,7 @@ def find_centroids(job: Job, part: str) -> None:
             sample,
             centroids,
             pieces,
-            np.arange(len(sample)),
+            0,
             0,
             job.config.cells.margin,
             job.config.cells.max_copies,
@@ -47,8 +49,8 @@ def find_centroids(job: Job, part: str) -> None:
             centroids, loads = centroids[keep], loads[keep]
     if number == ROUNDS - 1:
         pieces = np.ceil(np.maximum(loads, 1) / (HEADROOM * cut.cell_rows)).astype(np.int32)
-    elif len(centroids) > 1 or loads.max() > cut.cell_rows:
-        loads = np.where(loads > cut.cell_rows, loads, 0)
+    elif len(centroids) > 1 or loads.max() > FULL * cut.cell_rows:
+        loads = np.where(loads > FULL * cut.cell_rows, loads, 0)
         centroids, pieces = cells.split(sample, centroids, loads, HEADROOM * cut.cell_rows, job.config.seed)
     with job.run.part(STAGE, part) as out:
         out.write("centroids", centroids)
@@ -75,7 +77,7 @@ def assign_block(job: Job, part: str, number: int) -> None:
         x,
         store.read(STAGE, centroids, "centroids"),
         pieces,
-        np.arange(start, stop),
+        start,
         job.config.seed,
         job.config.cells.margin,
         job.config.cells.max_copies,

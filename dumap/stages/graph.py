@@ -119,10 +119,9 @@ class Graph:
         """Return the positions of a shard's rows that have no edge."""
         return self.run.read(STAGE, self.names[shard], "isolated")
 
-    @property
-    def edges(self) -> int:
-        """Edges, each counted from both its ends."""
-        return int(total(self.run, STAGE, self.names, "edges"))
+    def edges_of(self, first: int, last: int) -> int:
+        """Count the edges of shards [first, last), those inside from both their ends."""
+        return int(total(self.run, STAGE, self.names[first:last], "edges"))
 
     @property
     def greatest(self) -> float:

@@ -99,18 +99,21 @@ def write_shard(run: Run, epoch: int, shard: int, y: np.ndarray, m: np.ndarray, 
         out.write("moments", np.stack([m, v]))
 
 
-def pack_shard(job: Job, graph: Graph, shard: int, greatest: float) -> Edges:
-    """Read a shard's edges and pack them; tails stay positions."""
-    first, _ = graph.shards.span(shard)
-    return layout.pack(*graph.read(shard), first, greatest, job.geometry.n_epochs, job.config.seed)
-
-
-def join(pieces: list[Edges]) -> Edges:
-    """Join the edges of consecutive shards."""
-    offsets = np.cumsum([0] + [int(piece.indptr[-1]) for piece in pieces])
-    indptr = np.concatenate([[0], *(piece.indptr[1:] + low for piece, low in zip(pieces, offsets, strict=False))])
-    joined = [np.concatenate([piece[field] for piece in pieces]) for field in (1, 2, 3)]
-    return Edges(indptr.astype(np.int64), *joined)
+def pack_shards(job: Job, graph: Graph, first: int, last: int) -> Edges:
+    """Read the edges of shards [first, last) and pack them, one shard at a time into their final place."""
+    greatest, offsets = graph.greatest, graph.shards.offsets
+    low, rows = int(offsets[first]), int(offsets[last] - offsets[first])
+    room = graph.edges_of(first, last)
+    indptr, tails = np.zeros(rows + 1, np.int64), np.empty(room, f"u{job.geometry.index_dtype.itemsize}")
+    rates, phases, kept = np.empty(room, np.uint16), np.empty(room, np.uint16), 0
+    for shard in range(first, last):
+        start, stop = graph.shards.span(shard)
+        piece = layout.pack(*graph.read(shard), start, greatest, job.geometry.n_epochs, job.config.seed)
+        indptr[start - low + 1 : stop - low + 1] = kept + piece.indptr[1:]
+        after = kept + len(piece.tails)
+        tails[kept:after], rates[kept:after], phases[kept:after] = piece[1:]
+        kept = after
+    return Edges(indptr, tails[:kept], rates[:kept], phases[:kept])
 
 
 # one process holds all ---------------------------------------------------------------------------
@@ -125,10 +128,10 @@ def latest(run: Run, upto: int) -> int:
 def descend(job: Job, part: str, threads: int) -> None:
     """Run all epochs from the last generation on, on this host's cores, and commit checkpoints."""
     graph, epochs = Graph(job.run, job.geometry.shard_rows), job.geometry.n_epochs
-    shards, greatest, shared = graph.shards, graph.greatest, descent(job)
+    shards, shared = graph.shards, descent(job)
     begin = latest(job.run, epochs)
     before = Generation(job.run, graph, begin)
-    edges = join([pack_shard(job, graph, shard, greatest) for shard in range(len(shards))])
+    edges = pack_shards(job, graph, 0, len(shards))
     y = np.concatenate([before.read(shard) for shard in range(len(shards))])
     m, v = np.concatenate([before.moments(shard) for shard in range(len(shards))], axis=1)
     m, v, after = np.ascontiguousarray(m), np.ascontiguousarray(v), np.empty_like(y)
@@ -179,14 +182,15 @@ def _prepare(job: Job, graph: Graph, first: int, last: int, remember: int) -> tu
     """Pack shards [first, last) with tails counted within their rows, then within the rows they touch outside."""
     key = (job.run.location, job.config.digest(), first, last)
     if key not in _prepared:
-        edges = join([pack_shard(job, graph, shard, graph.greatest) for shard in range(first, last)])
+        edges = pack_shards(job, graph, first, last)
         low, high = int(graph.shards.offsets[first]), int(graph.shards.offsets[last])
         outside = np.unique(edges.tails[(edges.tails < low) | (edges.tails >= high)])
         inside = (edges.tails >= low) & (edges.tails < high)
-        tails = np.where(inside, edges.tails - low, high - low + np.searchsorted(outside, edges.tails))
+        own = edges.tails - edges.tails.dtype.type(low)
+        tails = np.where(inside, own, high - low + np.searchsorted(outside, edges.tails))
         while len(_prepared) >= remember:
             _prepared.pop(next(iter(_prepared)))
-        _prepared[key] = edges._replace(tails=tails.astype(np.int32)), outside
+        _prepared[key] = edges._replace(tails=tails.astype(np.uint32)), outside
     return _prepared[key]
 
 
@@ -200,7 +204,7 @@ def step(job: Job, part: str, epoch: int, groups: list[tuple[int, int]]) -> None
     low, high = int(offsets[first]), int(offsets[last])
     y = [before.read(shard) for shard in range(first, last)]
     if len(outside):
-        y.append(before.gather(outside))
+        y.append(before.gather(outside.astype(np.int64)))
     m, v = np.concatenate([before.moments(shard) for shard in range(first, last)], axis=1)
     m, v = np.ascontiguousarray(m), np.ascontiguousarray(v)
     known, shared = np.concatenate(y), descent(job)

@@ -22,18 +22,16 @@ NEAR = 15
 TRUST_QUERIES = 300
 """Queries whose exact ranks are counted; each costs two searches over all rows."""
 TILE_BYTES = 32 * 2**20
-BY_PRODUCT = vectors.NORMALIZED | vectors.CENTRED | {"euclidean", "l2", "sqeuclidean"}
-"""Metrics whose order is that of the Euclidean distance in partition space."""
 
 
 def _tiles(job: Job, queries: np.ndarray, x: np.ndarray):  # type: ignore[no-untyped-def]
     """Yield slices of a block's rows with the queries' distances to them."""
     step, metric = max(1, TILE_BYTES // (4 * max(1, len(queries)))), job.config.neighbors.metric
-    if metric in BY_PRODUCT:
+    if metric in vectors.BY_PRODUCT:
         queries = vectors.partition_space(queries, metric)
     for low in range(0, len(x), step):
         tile = x[low : low + step]
-        if metric in BY_PRODUCT:
+        if metric in vectors.BY_PRODUCT:
             with threadpool_limits(limits=1):
                 yield (
                     slice(low, low + len(tile)),
