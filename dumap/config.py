@@ -23,8 +23,10 @@ from pynndescent.distances import named_distances
 
 from dumap.errors import ConfigError
 
-METRICS = tuple(sorted(name for name in named_distances if not name.startswith("bit_")))
-"""Metrics that pynndescent names and that take rows of numbers."""
+NOT_DISTANCES = {"dot", "inner_product", "direct_cosine", "true_angular", "bit_hamming", "bit_jaccard"}
+"""What pynndescent names that may be negative, grows with nearness, or takes packed bits instead of numbers."""
+METRICS = tuple(sorted(set(named_distances) - NOT_DISTANCES))
+"""Metrics that pynndescent names and that are distances between rows of numbers."""
 
 _UNITS = {
     "": 1,
@@ -68,6 +70,19 @@ def _start(value: str) -> str:
     if value not in ("spectral", "pca", "random") and not value.endswith((".npy", ".zarr")) and "/" not in value:
         raise ValueError("allowed are spectral, pca, random, or the path of an array (.npy, or in Zarr)")
     return value
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML in which 1e-3 is a number, as in YAML 1.2."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def _read_yaml(text: str) -> Any:
+    return yaml.load(text, _Loader)
 
 
 Bytes = Annotated[int, BeforeValidator(parse_bytes), Field(gt=0)]
@@ -267,7 +282,7 @@ def load(path: str | None, settings: Sequence[str] = (), options: Mapping[str, A
     values: dict[str, Any] = {}
     if path is not None:
         try:
-            values = yaml.safe_load(Path(path).read_text()) or {}
+            values = _read_yaml(Path(path).read_text()) or {}
         except OSError as error:
             raise ConfigError(f"cannot read {path}: {error.strerror}") from error
         except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -280,7 +295,7 @@ def load(path: str | None, settings: Sequence[str] = (), options: Mapping[str, A
         if not equals:
             raise ConfigError(f"--set {setting}: write it as section.key=value")
         try:
-            _merge(values, key.strip(), yaml.safe_load(text))
+            _merge(values, key.strip(), _read_yaml(text))
         except yaml.YAMLError as error:
             raise ConfigError(f"--set {setting}: the value is not YAML: {error}") from error
     for key, value in (options or {}).items():

@@ -101,7 +101,7 @@ def run(config: Config, client: Client | None = None, observer: Observer | None 
     job = Job(config, projected.geometry)
     source = job.input
     if job.run.exists():
-        check_same(job.run, config, source, force)
+        check_same(job, force, observer)
         if all(job.run.is_committed(DONE, stage) for stage in STAGES):
             observer.note(f"{config.output}: finished before; nothing to do")
             return status(config.output)
@@ -225,8 +225,9 @@ def create(job: Job, source: Input) -> None:
     job.run.create_final("status", shape[:1], "uint8", chunk, 255, ("row",))
 
 
-def check_same(run: Run, config: Config, source: Input, force: bool) -> None:
+def check_same(job: Job, force: bool, observer: Observer) -> None:
     """Refuse to go on with a run of other parameters, other input or, unless forced, other versions."""
+    run, config, source = job.run, job.config, job.input
     attributes = run.attributes
     changed = differences(attributes["parameters"], config.parameters())
     if changed:
@@ -242,10 +243,12 @@ def check_same(run: Run, config: Config, source: Input, force: bool) -> None:
             f"{source.path} has {(source.rows, source.dims)} and {source.dtype}: give the same input, or another output"
         )
     if began["signature"] != source.signature():
-        raise RunMismatchError(
-            f"{source.path} was changed since {run.location} was begun (its objects' sizes or times differ): "
-            f"name another output"
-        )
+        observer.note(f"{source.path}: its objects' sizes or times differ from when the run was begun; reading it anew")
+        if attributes.get("fingerprint") != vectors.fingerprint(job):
+            raise RunMismatchError(
+                f"{source.path} holds other data than when {run.location} was begun, or was changed before all of it "
+                f"was read: name another output"
+            )
     old, new = attributes["versions"], executor.versions()
     if old != new and not force:
         raise RunMismatchError(

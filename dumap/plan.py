@@ -15,7 +15,7 @@ import numpy as np
 from dumap.config import Config, format_bytes
 from dumap.errors import BudgetError, InputError
 from dumap.kernels.layout import LANES, POOL_ROWS, default_epochs
-from dumap.kernels.vectors import CENTRED, NORMALIZED
+from dumap.kernels.vectors import ANGULAR
 from dumap.store import OBJECT_BYTES
 
 INTERPRETER_BYTES = 660 * 2**20
@@ -144,8 +144,7 @@ class Plan:
             raise BudgetError(
                 f"stage {stage.name} is projected to peak at {format_bytes(stage.peak_bytes)} a worker, but the "
                 f"smallest worker has {format_bytes(worker_memory)}, of which {PAUSE_FRACTION:.0%} may be used: give "
-                f"workers --memory-limit {math.ceil(need / 2**20)}MiB, or set task_memory lower than "
-                f"{self._task_memory_that_fits(worker_memory)}"
+                f"workers --memory-limit {math.ceil(need / 2**20)}MiB or more"
             )
         if free_disk is not None and self.disk_bytes > free_disk:
             raise BudgetError(
@@ -153,14 +152,10 @@ class Plan:
                 f"{format_bytes(free_disk)} free: make room, or name another output"
             )
 
-    def _task_memory_that_fits(self, worker_memory: int) -> str:
-        fits = int(worker_memory * PAUSE_FRACTION) - INTERPRETER_BYTES
-        return f"{fits // 2**20}MiB" if fits > 32 * 2**20 else "can be had: workers of 1GiB or more are needed"
-
 
 def cell_row_bytes(dims: int, n_neighbors: int, metric: str) -> int:
     """Return the bytes a row of a cell takes while its neighbours are searched (measured, rounded up)."""
-    copies = 2 if metric in NORMALIZED or metric in CENTRED else 1
+    copies = 2 if metric in ANGULAR else 1
     return 4 * dims * copies + 56 * (n_neighbors + 1) + 256
 
 
@@ -183,7 +178,7 @@ def geometry(config: Config, rows: int, dims: int, itemsize: int, chunk_rows: in
         raise InputError(
             f"{config.input.path}: one chunk holds {format_bytes(chunk_bytes)}, more than a quarter of task_memory "
             f"({format_bytes(memory)}): rechunk the array to at most {max(1, memory // 4 // (dims * itemsize))} "
-            f"rows a chunk, or set task_memory to {format_bytes(4 * chunk_bytes)} or more"
+            f"rows a chunk, or set task_memory to {math.ceil(4 * chunk_bytes / 2**20)}MiB or more"
         )
     block_rows = max(1, min(rows, OUTPUT_ROWS, memory // 8 // (4 * dims)))
     if chunk_rows <= block_rows:

@@ -358,8 +358,8 @@ class Run:
 
     def final(self, name: str) -> zarr.Array:
         """Open one of the run's final arrays."""
-        mode = "r" if self.store.read_only else "r+"
-        return zarr.open_array(self.store, path=name, mode=mode, config={"write_empty_chunks": True})
+        with zarr.config.set({"array.write_empty_chunks": True}):
+            return zarr.open_array(self.store, path=name, mode="r" if self.store.read_only else "r+")
 
     # objects -----------------------------------------------------------------------------------
 
@@ -501,20 +501,19 @@ class Run:
         self._manifests.pop((stage, name), None)
 
     def _open(self, stage: str, name: str, array: str) -> list[zarr.Array]:
-        """Open an array's objects once they are seen to be there, and what the manifest says they are."""
+        """Open an array's objects; each read first sees that they are there, and of the size that was written."""
+        manifest = self.manifest(stage, name)
+        paths, objects = manifest["arrays"][array], manifest["objects"]
+        for path in paths:
+            for key, (size, _) in objects.items():
+                if key.startswith(f"{path}/") and self._size(key) != size:
+                    raise self._damaged(stage, name, key)
         if (stage, name, array) not in self._opened:
-            manifest = self.manifest(stage, name)
-            opened = []
-            for path in manifest["arrays"][array]:
-                for key, (size, digest) in manifest["objects"].items():
-                    if key == f"{path}/zarr.json":
-                        data = self.get(key)
-                        if data is None or _digest(data) != digest:
-                            raise self._damaged(stage, name, key)
-                    elif key.startswith(f"{path}/") and self._size(key) != size:
-                        raise self._damaged(stage, name, key)
-                opened.append(zarr.open_array(self.store, path=path, mode="r"))
-            self._opened[stage, name, array] = opened
+            for path in paths:
+                data = self.get(f"{path}/zarr.json")
+                if data is None or _digest(data) != objects[f"{path}/zarr.json"][1]:
+                    raise self._damaged(stage, name, f"{path}/zarr.json")
+            self._opened[stage, name, array] = [zarr.open_array(self.store, path=path, mode="r") for path in paths]
         return self._opened[stage, name, array]
 
     def _size(self, key: str) -> int:

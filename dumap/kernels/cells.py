@@ -40,13 +40,13 @@ def kmeans(x: np.ndarray, n_clusters: int, seed: int) -> np.ndarray:
 @nb.njit(cache=True, nogil=True)
 def _nearest(squared, first, pieces, hashes, factor, out):
     for i in range(out.shape[0]):
-        limit = np.float32(np.inf)
+        limit = np.inf
         for s in range(min(out.shape[1], squared.shape[1])):
             best = 0
             for c in range(1, squared.shape[1]):
                 if squared[i, c] < squared[i, best]:
                     best = c
-            if squared[i, best] > limit:
+            if squared[i, best] > limit or squared[i, best] == np.inf:
                 break
             if s == 0:
                 limit = squared[i, best] * factor
@@ -91,9 +91,9 @@ def assign(
     out = np.full((len(x), max_copies), -1, np.int32)
     hashes = hashing.draws(seed, hashing.PIECES, np.arange(start, start + len(x)))
     first = np.concatenate([[0], np.cumsum(pieces)])
-    columns = np.ascontiguousarray(centroids.T)
-    lengths = (centroids.astype(np.float64) ** 2).sum(axis=1).astype(np.float32)
-    tile = np.zeros((TILE_ROWS, x.shape[1]), np.float32)
+    columns = np.ascontiguousarray(centroids.T, np.float64)
+    lengths = (columns**2).sum(axis=0)
+    tile = np.zeros((TILE_ROWS, x.shape[1]))
     low = 0
     with threadpool_limits(limits=1):
         while low < len(x):
@@ -103,7 +103,7 @@ def assign(
             tile[place : place + count] = x[rows]
             squared = lengths - 2 * (tile @ columns) + np.einsum("ij,ij->i", tile, tile)[:, None]
             squared = np.maximum(squared, 0)[place : place + count]
-            _nearest(squared, first, pieces, hashes[rows], np.float32(margin * margin), out[rows])
+            _nearest(squared, first, pieces, hashes[rows], margin * margin, out[rows])
             low += count
     return out
 

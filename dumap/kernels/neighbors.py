@@ -15,7 +15,7 @@ from dumap.kernels import hashing, quality, vectors
 
 EXACT_SECONDS = 8.0
 """Cells that take about this long or less are searched exhaustively: pynndescent takes longer to compile."""
-PAIR_SECONDS = {"product": (1.4e-9, 2.3e-11), "loop": (5e-9, 1e-9)}
+PAIR_SECONDS = {"product": (2e-9, 4.6e-11), "loop": (5e-9, 1e-9)}
 """What a pair takes, and each of its dims: by matrix products, or one pair at a time (measured)."""
 QUERY_ROWS, CANDIDATE_ROWS, SPARE = 256, 4096, 8
 
@@ -95,9 +95,9 @@ def exhaustive_by_product(data: np.ndarray, k: int, metric: str, metric_kwds: di
     n, ids = len(data), np.arange(len(data))
     z = vectors.partition_space(data, metric)
     candidates = np.full((n, min(k + SPARE, n - 1)), -1, np.int64)
-    rough = np.full(candidates.shape, np.inf, np.float32)
-    tile = np.zeros((QUERY_ROWS, data.shape[1]), np.float32)
-    columns = np.zeros((CANDIDATE_ROWS, data.shape[1]), np.float32)
+    rough = np.full(candidates.shape, np.inf)
+    tile, columns = np.zeros((QUERY_ROWS, data.shape[1])), np.zeros((CANDIDATE_ROWS, data.shape[1]))
+    angular = metric in vectors.ANGULAR
     with threadpool_limits(limits=1):
         for low in range(0, n, CANDIDATE_ROWS):
             others = ids[low : low + CANDIDATE_ROWS]
@@ -105,7 +105,7 @@ def exhaustive_by_product(data: np.ndarray, k: int, metric: str, metric_kwds: di
             for first in range(0, n, QUERY_ROWS):
                 own = slice(first, min(n, first + QUERY_ROWS))
                 tile[: own.stop - first] = z[own]
-                squared = quality.squared_distances(tile, columns)[: own.stop - first, : len(others)]
+                squared = quality.squared_distances(tile, columns, angular)[: own.stop - first, : len(others)]
                 quality.keep_nearest(squared, others, ids[own], candidates[own], rough[own])
     exact = np.full(candidates.shape, np.inf, np.float32)
     _score(data, candidates, distance_function(metric), tuple(metric_kwds.values()), exact)
@@ -135,7 +135,7 @@ def search(data: np.ndarray, k: int, metric: str, metric_kwds: dict, seed: int) 
         Ascending.
     """
     if len(data) <= max(exact_rows(data.shape[1], metric), 4 * k):
-        if metric in vectors.BY_PRODUCT:
+        if metric in vectors.BY_PRODUCT and len(data) > k:
             return exhaustive_by_product(data, k, metric, metric_kwds)
         return exhaustive(data, np.arange(len(data)), k, metric, metric_kwds)
     random_state = int(hashing.draws(seed, hashing.NEIGHBORS, np.array([len(data)]))[0] >> np.uint64(33))

@@ -7,13 +7,13 @@ import numpy as np
 
 
 @nb.njit(cache=True, nogil=True)
-def keep_nearest(block, first, skip, indices, distances):
+def keep_nearest(block, ids, skip, indices, distances):
     """Insert a block of distances into lists of the nearest, ties by index.
 
     Parameters
     ----------
-    block : ndarray of float32, shape (queries, n)
-    first : int or ndarray of int64, shape (n,)
+    block : ndarray of float, shape (queries, n)
+    ids : ndarray of int64, shape (n,)
         Ids of the block's columns.
     skip : ndarray of int64, shape (queries,)
         An id that each query leaves out: its own.
@@ -27,7 +27,7 @@ def keep_nearest(block, first, skip, indices, distances):
             d = block[q, j]
             if not d <= worst:
                 continue
-            i = first[j]
+            i = ids[j]
             if i == skip[q] or i < 0 or (d == worst and i > indices[q, k - 1]):
                 continue
             at = k - 1
@@ -40,11 +40,11 @@ def keep_nearest(block, first, skip, indices, distances):
 
 @nb.njit(cache=True, nogil=True)
 def count_nearer(block, ids, skip, limits, counts):
-    """Count, for each query and limit, the rows of a block that are nearer than the limit.
+    """Count, for each query, the rows of a block between one limit and the next; sums give how many are nearer.
 
     Parameters
     ----------
-    block : ndarray of float32, shape (queries, n)
+    block : ndarray of float, shape (queries, n)
     ids : ndarray of int64, shape (n,)
     skip : ndarray of int64, shape (queries,)
     limits : ndarray of float32, shape (queries, m)
@@ -68,22 +68,30 @@ def count_nearer(block, ids, skip, limits, counts):
             counts[q, low] += 1
 
 
-def squared_distances(queries: np.ndarray, x: np.ndarray) -> np.ndarray:
+def squared_distances(queries: np.ndarray, x: np.ndarray, angular: bool = False) -> np.ndarray:
     """Return squared Euclidean distances by one matrix product.
+
+    In float64, since the product cancels where rows lie far from the origin.
 
     Parameters
     ----------
-    queries : ndarray of float32, shape (m, dims)
-    x : ndarray of float32, shape (n, dims)
+    queries : ndarray of float64, shape (m, dims)
+    x : ndarray of float64, shape (n, dims)
+    angular : bool
+        Rows are of unit length, or zero where they have no direction: those lie at a right angle to all others.
 
     Returns
     -------
-    ndarray of float32, shape (m, n)
+    ndarray of float64, shape (m, n)
     """
+    own, other = np.einsum("ij,ij->i", queries, queries), np.einsum("ij,ij->i", x, x)
     d = queries @ x.T
     d *= -2
-    d += np.einsum("ij,ij->i", x, x)[None, :]
-    d += np.einsum("ij,ij->i", queries, queries)[:, None]
+    d += other[None, :]
+    d += own[:, None]
+    if angular:
+        d[own == 0, :], d[:, other == 0] = 2, 2
+        d[np.ix_(own == 0, other == 0)] = 0
     return np.maximum(d, 0, out=d)
 
 

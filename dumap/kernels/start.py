@@ -17,6 +17,8 @@ from dumap.kernels import hashing
 
 SPAN = 10.0
 """Side of the box that first coordinates fill."""
+SPARE = 2
+"""Eigenvectors found beyond those wanted, and to the last bit: close or repeated eigenvalues are missed otherwise."""
 WEIGHT_UNIT = float(1 << 20)
 """Coarse weights are added up as integers of 2**-20, so that order cannot matter."""
 
@@ -118,7 +120,7 @@ def _connected(matrix: sparse.csr_matrix, n_components: int, seed: int) -> tuple
     degree = np.asarray(matrix.sum(axis=1)).ravel()
     scale = 1.0 / np.sqrt(np.maximum(degree, 1e-300))
     normal = sparse.diags(scale) @ matrix @ sparse.diags(scale)
-    k = n_components + 1
+    k = n_components + 1 + SPARE
     residual = 0.0
     if size <= max(4 * k, 64):
         values, vectors = np.linalg.eigh(normal.toarray())
@@ -126,9 +128,7 @@ def _connected(matrix: sparse.csr_matrix, n_components: int, seed: int) -> tuple
     else:
         v0 = hashing.uniform(hashing.draws(seed, hashing.SEEDS, np.arange(size))) - 0.5
         try:
-            values, vectors = eigsh(
-                normal, k, which="LA", v0=v0, ncv=min(size, max(2 * k + 1, 32)), tol=1e-4, maxiter=200
-            )
+            values, vectors = eigsh(normal, k, which="LA", v0=v0, ncv=min(size, max(2 * k + 1, 40)), tol=0, maxiter=300)
         except ArpackNoConvergence as stalled:
             values, vectors = stalled.eigenvalues, stalled.eigenvectors
         order = np.argsort(-values, kind="stable")

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numba as nb
 import numpy as np
 
-NORMALIZED = frozenset({"cosine", "true_angular", "dot", "inner_product", "direct_cosine"})
-CENTRED = frozenset({"correlation"})
-BY_PRODUCT = NORMALIZED | CENTRED | {"euclidean", "l2", "sqeuclidean"}
+ANGULAR = frozenset({"cosine", "correlation"})
+"""Metrics of the angle between rows, for correlation once they are centred."""
+BY_PRODUCT = ANGULAR | {"euclidean", "l2", "sqeuclidean"}
 """Metrics whose order is that of the Euclidean distance in partition space."""
 
 
@@ -52,9 +52,9 @@ def partition_space(x: np.ndarray, metric: str) -> np.ndarray:
     ndarray of float32, shape (n, dims)
         Centred for correlation, of unit length for angular metrics; zero rows stay zero.
     """
-    if metric in CENTRED:
+    if metric == "correlation":
         x = x - x.mean(axis=1, keepdims=True, dtype=np.float64).astype(np.float32)
-    if metric in CENTRED or metric in NORMALIZED:
+    if metric in ANGULAR:
         length = np.sqrt(np.einsum("ij,ij->i", x, x, dtype=np.float64))
         x = (x / np.where(length > 0, length, 1)[:, None]).astype(np.float32)
     return x

@@ -26,17 +26,16 @@ TILE_BYTES = 32 * 2**20
 
 def _tiles(job: Job, queries: np.ndarray, x: np.ndarray):  # type: ignore[no-untyped-def]
     """Yield slices of a block's rows with the queries' distances to them."""
-    step, metric = max(1, TILE_BYTES // (4 * max(1, len(queries)))), job.config.neighbors.metric
+    step, metric = max(1, TILE_BYTES // (8 * max(1, len(queries)))), job.config.neighbors.metric
     if metric in vectors.BY_PRODUCT:
-        queries = vectors.partition_space(queries, metric)
+        queries = vectors.partition_space(queries, metric).astype(np.float64)
     for low in range(0, len(x), step):
         tile = x[low : low + step]
         if metric in vectors.BY_PRODUCT:
+            placed = vectors.partition_space(tile, metric).astype(np.float64)
             with threadpool_limits(limits=1):
-                yield (
-                    slice(low, low + len(tile)),
-                    quality.squared_distances(queries, vectors.partition_space(tile, metric)),
-                )
+                distances = quality.squared_distances(queries, placed, metric in vectors.ANGULAR)
+            yield slice(low, low + len(tile)), distances.astype(np.float32)
         else:
             out = np.empty((len(queries), len(tile)), np.float32)
             arguments = tuple(metric_kwds(job.config).values())

@@ -1,0 +1,4 @@
+from hypothesis import settings
+
+settings.register_profile("kernels", deadline=None, derandomize=True, max_examples=60)  # compiling takes its time
+settings.load_profile("kernels")

@@ -1,0 +1,73 @@
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dumap.kernels import hashing
+
+MASK = 2**64 - 1
+GOLDEN = int(hashing.GOLDEN)
+words = st.integers(0, MASK)
+
+
+def mix(z: int) -> int:
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 & MASK
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EB & MASK
+    return z ^ (z >> 31)
+
+
+def test_draw_is_splitmix64():
+    # the first outputs for the seed 1234567, as published with the reference implementation
+    published = [6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431]
+    assert [int(hashing.draw(np.uint64(1234567), n)) for n in range(4)] == published
+    assert [mix((1234567 + GOLDEN * (n + 1)) & MASK) for n in range(4)] == published
+
+
+@given(st.integers(0, 2**63 - 1), st.integers(1, 11), st.lists(st.integers(0, 2**62), max_size=5))
+def test_draws_depend_on_seed_purpose_and_counter_alone(seed, purpose, counters):
+    base = mix((seed * GOLDEN + purpose) & MASK)
+    wanted = [mix((base + GOLDEN * (counter + 1)) & MASK) for counter in counters]
+    assert hashing.draws(seed, purpose, np.array(counters, np.int64)).tolist() == wanted
+
+
+def test_no_two_purposes_share_a_stream():
+    purposes = [value for name, value in vars(hashing).items() if name.isupper() and isinstance(value, int)]
+    streams = [hashing.draws(42, purpose, np.arange(1000)) for purpose in purposes]
+    assert len(purposes) >= 11
+    assert len(np.unique(np.concatenate(streams))) == 1000 * len(purposes)
+
+
+def test_uniform_is_even_and_below_one():
+    assert hashing.uniform(np.array([0, MASK], np.uint64)).tolist() == [0.0, 1 - 2.0**-53]
+    values = hashing.uniform(hashing.draws(7, hashing.NOISE, np.arange(200_000)))
+    counts = np.histogram(values, 20, (0, 1))[0]
+    assert np.abs(counts - 10_000).max() < 500  # five standard deviations
+
+
+@given(st.lists(st.lists(st.integers(0, 255), min_size=11, max_size=11), min_size=1, max_size=8))
+def test_rows_hash_alike_when_they_are_alike(rows):
+    rows = np.array(rows, np.uint8)
+    hashes = hashing.row_hashes(rows)
+    assert (hashes[:, None] == hashes).tolist() == (rows[:, None] == rows).all(axis=2).tolist()
+    assert all(hashing.row_hashes(row[None])[0] == h for row, h in zip(rows, hashes, strict=True))
+
+
+def test_every_bit_of_a_row_counts_and_so_does_its_place():
+    row = np.random.default_rng(0).integers(0, 2**32, 19, np.uint32)
+    changed = [row]
+    for column in range(len(row)):
+        changed += [row ^ np.where(np.arange(len(row)) == column, np.uint32(1 << bit), 0) for bit in range(32)]
+    changed += [np.roll(row, shift) for shift in range(1, len(row))]
+    assert len(np.unique(hashing.row_hashes(np.array(changed, np.uint32)))) == len(changed)
+    zeros = [hashing.row_hashes(np.zeros((1, width), np.uint32))[0] for width in range(1, 40)]
+    assert len(set(zeros)) == 39
+
+
+@given(st.lists(words, min_size=2, max_size=12), st.data())
+def test_fold_adds_up_over_blocks_and_knows_places(hashes, data):
+    hashes = np.array(hashes, np.uint64)
+    whole = int(hashing.fold(hashes, 0))
+    cut = data.draw(st.integers(0, len(hashes)))
+    assert (int(hashing.fold(hashes[cut:], cut)) + int(hashing.fold(hashes[:cut], 0))) & MASK == whole
+    if hashes[0] != hashes[-1]:
+        hashes[[0, -1]] = hashes[[-1, 0]]
+        assert int(hashing.fold(hashes, 0)) != whole

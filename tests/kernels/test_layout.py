@@ -1,0 +1,201 @@
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import scipy.sparse as sparse
+from umap.umap_ import find_ab_params
+
+from dumap.kernels import hashing, layout
+
+ROWS, EPOCHS, EPOCH, SEED = 300, 40, 3, 42
+UNIT = 1 << layout.FRACTION_BITS
+DESCENT = layout.Descent(1.577, 0.895, 1.0, 1.5, 5.0, EPOCHS, SEED)
+
+
+@pytest.fixture(scope="module")
+def graph() -> sparse.csr_matrix:
+    """A symmetric graph with rows of no edge, of a few, and of more than two vectors of lanes."""
+    rng = np.random.default_rng(0)
+    degree = np.minimum(1, rng.pareto(1.0, ROWS) / 6) * (np.arange(ROWS) % 29 > 0)
+    chosen = np.triu(rng.random((ROWS, ROWS)) < degree[:, None] * degree, 1)
+    upper = np.where(chosen, rng.random((ROWS, ROWS)) ** 2, 0).astype(np.float32)
+    found = sparse.csr_matrix(upper + upper.T)
+    degrees = np.diff(found.indptr)
+    assert degrees.min() == 0
+    assert degrees.max() > 2 * layout.LANES
+    return found
+
+
+def pack(graph, first=0, stop=ROWS, n_epochs=EPOCHS) -> layout.Edges:
+    part = graph[first:stop]
+    indptr, tails = part.indptr.astype(np.int64), part.indices.astype(np.int32)
+    return layout.pack(indptr, tails, part.data, first, float(graph.data.max()), n_epochs, SEED)
+
+
+def heads(edges: layout.Edges) -> np.ndarray:
+    return np.repeat(np.arange(len(edges.indptr) - 1), np.diff(edges.indptr))
+
+
+def due(edges: layout.Edges, epoch: int) -> np.ndarray:
+    step, phase = 2 * edges.rates.astype(np.int64) / UNIT, edges.phases.astype(np.int64) / UNIT
+    return (np.floor((epoch + 1) * step + phase) - np.floor(epoch * step + phase)).astype(int)
+
+
+def state(n_components: int):
+    """Return coordinates and moments, as they are some epochs in, and the pool."""
+    rng = np.random.default_rng(n_components)
+    y = rng.uniform(0, 10, (ROWS, n_components)).astype(np.float32)
+    m = rng.normal(0, 1, y.shape).astype(np.float32)
+    v = rng.uniform(0.5, 2, y.shape).astype(np.float32)
+    return y, m, v, y[layout.pool_rows(SEED, EPOCH, ROWS)]
+
+
+def step(edges, y, m, v, pool, start=0, stop=None, first=0, own=0):
+    """Return the next generation of a shard's rows [start, stop), and the moments."""
+    m, v, out = m.copy(), v.copy(), np.full(m.shape, np.nan, np.float32)
+    stop = len(m) if stop is None else stop
+    layout.generation(DESCENT, EPOCH, start, stop, first, own, edges, y, m, v, layout.lay_pool(pool), out)
+    return out, m, v
+
+
+def obvious_generation(edges, y, m, v, pool):
+    """Step every row, one edge and one negative at a time, in float64."""
+    a, b, rate, gamma, negatives = *DESCENT[:3], *DESCENT[3:5]
+    y, m, v, pool = (array.astype(np.float64) for array in (y, m, v, pool))
+    pool = np.concatenate([pool, pool[: layout.LANES]])
+    base = hashing.draws(SEED, hashing.NEGATIVES, np.array([EPOCH]))[0]
+    times, out = due(edges, EPOCH), np.empty_like(y)
+    for i in range(len(y)):
+        grad = np.zeros(y.shape[1])
+        own = range(edges.indptr[i], edges.indptr[i + 1])
+        for e in own:
+            apart = y[i] - y[edges.tails[e]]
+            d2 = apart @ apart + 1e-8
+            grad += times[e] * np.clip(2 * a * b * d2 ** (b - 1) / (1 + a * d2**b) * apart, -4, 4)
+        wanted = negatives / 2 * times[own.start : own.stop].sum()
+        runs = max(1, int(wanted / layout.LANES + 0.5))
+        bits, push = int(hashing.draw(base, i)), np.zeros(y.shape[1])
+        for run in range(runs if wanted else 0):
+            if run and run % 4 == 0:
+                bits = int(hashing.mix(np.uint64((bits + int(hashing.GOLDEN)) % 2**64)))
+            at = (bits >> 16 * (run % 4)) % layout.POOL_ROWS
+            for other in pool[at : at + layout.LANES]:
+                apart = y[i] - other
+                d2 = apart @ apart
+                push += np.clip(2 * b * gamma / ((0.001 + d2) * (1 + a * (d2 + 1e-8) ** b)) * apart, -4, 4)
+        grad -= push * wanted / (runs * layout.LANES)
+        m[i] = 0.5 * m[i] + 0.5 * grad
+        v[i] = 0.9 * v[i] + 0.1 * grad**2
+        mean, spread = m[i] / (1 - 0.5 ** (EPOCH + 1)), v[i] / (1 - 0.9 ** (EPOCH + 1))
+        out[i] = y[i] - rate * (1 - EPOCH / EPOCHS) * mean / (np.sqrt(spread) + 1e-7)
+    return out, m, v
+
+
+@pytest.mark.parametrize("n_components", [1, 2, 3, 7])
+def test_a_generation_is_that_of_the_obvious_reference(graph, n_components):
+    edges, before = pack(graph), state(n_components)
+    assert due(edges, EPOCH).max() == 2
+    for found, wanted in zip(step(edges, *before), obvious_generation(edges, *before), strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("n_components", [1, 2, 3, 7])
+def test_a_generation_is_the_same_however_rows_are_cut_into_slices(graph, n_components):
+    edges, (y, m, v, pool) = pack(graph), state(n_components)
+    whole, _, _ = step(edges, y, m, v, pool)
+    out, laid = np.empty_like(y), layout.lay_pool(pool)
+    cuts = [0, 1, 17, 150, 150, ROWS]
+    for low, high in reversed(list(pairwise(cuts))):
+        layout.generation(DESCENT, EPOCH, low, high, 0, 0, edges, y, m, v, laid, out)
+    assert out.tobytes() == whole.tobytes()
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 100), (100, 220), (220, ROWS), (7, 8)])
+def test_a_shard_with_its_halo_steps_as_the_whole_does(graph, low, high):
+    y, m, v, pool = state(2)
+    whole = step(pack(graph), y, m, v, pool)
+    edges = pack(graph, low, high)
+    shared = step(edges, y, m[low:high], v[low:high], pool, first=low, own=low)
+    inside = (edges.tails >= low) & (edges.tails < high)
+    halo = np.unique(edges.tails[~inside])
+    local = np.where(inside, edges.tails - low, high - low + np.searchsorted(halo, edges.tails)).astype(
+        edges.tails.dtype
+    )
+    known = np.concatenate([y[low:high], y[halo]])
+    alone = step(edges._replace(tails=local), known, m[low:high], v[low:high], pool, first=low)
+    for a, b, wanted in zip(shared, alone, whole, strict=True):
+        assert a.tobytes() == b.tobytes() == wanted[low:high].tobytes()
+
+
+def test_a_generation_writes_its_rows_alone(graph):
+    y, m, v, pool = state(2)
+    out, m1, v1 = step(pack(graph), y, m, v, pool, 10, 20)
+    rest = np.delete(np.arange(ROWS), np.arange(10, 20))
+    assert np.isnan(out[rest]).all()
+    assert np.isfinite(out[10:20]).all()
+    assert np.array_equal(m1[rest], m[rest])
+    assert np.array_equal(v1[rest], v[rest])
+    assert np.array_equal(y, state(2)[0])
+
+
+def test_rows_in_one_place_stay_finite(graph):
+    y, m, v, _ = state(2)
+    y[:] = 5
+    for array in step(pack(graph), y, m, v, y[layout.pool_rows(SEED, EPOCH, ROWS)]):
+        assert np.isfinite(array).all()
+
+
+# schedules -------------------------------------------------------------------------------------
+
+
+def test_an_edge_is_due_in_proportion_to_its_weight_and_both_ends_agree(graph):
+    edges = pack(graph)
+    counts = sum(due(edges, epoch) for epoch in range(EPOCHS))
+    weight = graph.toarray()[heads(edges), edges.tails] / graph.data.max()
+    assert np.abs(counts - 2 * weight * EPOCHS).max() < 1 + 1e-2
+    assert abs((counts - 2 * weight * EPOCHS).mean()) < 0.05
+    for values in (edges.rates, edges.phases):
+        both = sparse.csr_matrix(
+            (values.astype(np.int64) + 1, edges.tails.astype(np.int64), edges.indptr), shape=(ROWS, ROWS)
+        )
+        assert (both != both.T).nnz == 0
+    assert np.histogram(edges.phases, 4, (0, UNIT))[0].min() > len(edges.phases) / 5
+
+
+def test_pack_drops_the_edges_that_are_never_due_as_umap_learn_does(graph):
+    kept = graph.data >= graph.data.max() / 10
+    edges = pack(graph, n_epochs=10)
+    assert 0 < len(edges.tails) == kept.sum() < graph.nnz
+    assert np.array_equal(edges.tails, graph.indices[kept])
+    assert edges.rates.max() == UNIT
+    assert (sum(due(edges, epoch) for epoch in range(10)) > 0).all()
+
+
+def test_pack_keys_phases_by_row_and_not_by_shard(graph):
+    whole, parts = pack(graph), [pack(graph, 0, 90), pack(graph, 90, ROWS)]
+    for field in ("tails", "rates", "phases"):
+        joined = np.concatenate([getattr(part, field) for part in parts])
+        assert joined.tobytes() == getattr(whole, field).tobytes()
+
+
+def test_the_pool_is_drawn_anew_each_epoch_from_all_rows():
+    pools = [layout.pool_rows(SEED, epoch, 50) for epoch in range(3)]
+    assert all(np.bincount(pool, minlength=50).min() > 40 for pool in pools)
+    assert len({pool.tobytes() for pool in pools}) == 3
+    assert (layout.pool_rows(SEED, 0, 1) == 0).all()
+    laid = layout.lay_pool(np.arange(2 * layout.POOL_ROWS).reshape(-1, 2))
+    assert laid.shape == (2, layout.POOL_ROWS + layout.LANES)
+    assert np.array_equal(laid[:, -layout.LANES :], laid[:, : layout.LANES])
+
+
+# curve and epochs ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("spread", "min_dist"), [(1.0, 0.1), (1.0, 0.0), (1.0, 1.0), (2.5, 0.5)])
+def test_the_curve_is_that_of_umap_learn(spread, min_dist):
+    assert layout.fit_ab(spread, min_dist) == pytest.approx(find_ab_params(spread, min_dist), rel=1e-4)
+
+
+def test_the_usual_curve_and_epochs():
+    assert layout.fit_ab(1.0, 0.1) == pytest.approx((1.577, 0.895), abs=1e-3)
+    assert [layout.default_epochs(rows) for rows in (10, 10_000, 10_001, 10**8)] == [500, 500, 200, 200]

@@ -1,0 +1,146 @@
+import numba as nb
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.spatial.distance import cdist
+
+from dumap.config import METRICS
+from dumap.kernels import neighbors
+
+SCIPY = {"euclidean": "euclidean", "cosine": "cosine", "manhattan": "cityblock", "correlation": "correlation"}
+
+ORDERS = {
+    **SCIPY,
+    "l2": "euclidean",
+    "sqeuclidean": "euclidean",
+    "dot": "cosine",  # as pynndescent has it: of rows brought to unit length
+    "direct_cosine": "cosine",
+    "true_angular": "cosine",
+    "inner_product": lambda u, v: -(u @ v),
+}
+"""Metrics, and what scipy orders rows by as they do."""
+
+
+def brute(x: np.ndarray, queries: np.ndarray, k: int, metric: str) -> tuple[np.ndarray, np.ndarray]:
+    """Sort all rows by (distance, row)."""
+    distances = cdist(x[queries].astype(np.float64), x.astype(np.float64), metric)
+    distances[np.arange(len(queries)), queries] = np.inf
+    order = np.argsort(distances, axis=1, kind="stable")[:, :k]
+    return order, np.take_along_axis(distances, order, axis=1)
+
+
+@pytest.mark.parametrize("metric", SCIPY)
+def test_exhaustive_finds_the_nearest(metric):
+    x = np.random.default_rng(0).normal(1, 1, (80, 6)).astype(np.float32)
+    queries = np.array([0, 79, 40, 3, 3])
+    indices, distances = neighbors.exhaustive(x, queries, 7, metric, {})
+    wanted, wanted_distances = brute(x, queries, 7, SCIPY[metric])
+    assert np.array_equal(indices, wanted)
+    np.testing.assert_allclose(distances, wanted_distances, rtol=1e-4, atol=1e-6)
+
+
+@given(st.integers(0, 999), st.integers(1, 12), st.integers(1, 15))
+def test_exhaustive_breaks_ties_by_row_and_leaves_no_row_unmarked(seed, n, k):
+    x = np.random.default_rng(seed).integers(0, 3, (n, 2)).astype(np.float32)
+    indices, distances = neighbors.search(x, k, "euclidean", {}, seed)
+    wanted, _ = brute(x, np.arange(n), min(k, n - 1), "euclidean")
+    assert np.array_equal(indices[:, : n - 1], wanted)
+    assert (indices[:, n - 1 :] == -1).all()
+    assert np.isinf(distances[:, n - 1 :]).all()
+    assert np.isfinite(distances[:, : n - 1]).all()
+
+
+@pytest.mark.parametrize("metric", sorted(set(ORDERS) & set(METRICS)))
+def test_rows_of_many_lengths_are_found_in_the_metrics_order(metric):
+    rng = np.random.default_rng(3)
+    x = (rng.normal(0.1, 0.3, (150, 10)) * rng.uniform(0.3, 3, (150, 1))).astype(np.float32)
+    indices, distances = neighbors.search(x, 5, metric, {}, 0)
+    assert np.array_equal(indices, brute(x, np.arange(150), 5, ORDERS[metric])[0])
+    assert (np.diff(distances, axis=1) >= 0).all()
+    assert metric == "inner_product" or distances.min() >= 0
+
+
+@pytest.mark.parametrize(("metric", "row"), [("cosine", 0.0), ("correlation", 2.0)])
+def test_rows_without_direction_hide_no_neighbors(metric, row):
+    x = np.random.default_rng(5).normal(size=(200, 60)).astype(np.float32)
+    x[::5] = row
+    _, wanted = neighbors.exhaustive(x, np.arange(200), 5, metric, {})
+    _, found = neighbors.search(x, 5, metric, {}, 0)
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
+
+
+def test_neighbors_do_not_depend_on_where_the_origin_lies():
+    x = np.random.default_rng(6).integers(-20, 21, (300, 4)).astype(np.float32)
+    _, wanted = neighbors.search(x, 5, "euclidean", {}, 0)
+    _, found = neighbors.search(x + 8192, 5, "euclidean", {}, 0)
+    assert np.array_equal(found, wanted)
+
+
+def test_metric_arguments_reach_the_metric():
+    x = np.random.default_rng(2).normal(size=(40, 3)).astype(np.float32)
+    indices, _ = neighbors.search(x, 5, "minkowski", {"p": 3.0}, 0)
+    assert np.array_equal(indices, brute(x, np.arange(40), 5, lambda u, v: (np.abs(u - v) ** 3).sum())[0])
+
+
+@pytest.mark.slow
+def test_descent_finds_nearly_all_and_the_same_each_time(monkeypatch):
+    monkeypatch.setattr(neighbors, "EXACT_SECONDS", 0.0)
+    x = np.random.default_rng(0).normal(size=(1500, 8)).astype(np.float32)
+    x[:30] = x[0]
+    threads = nb.get_num_threads()
+    indices, distances = neighbors.search(x, 10, "euclidean", {}, 7)
+    assert nb.get_num_threads() == threads
+    again, _ = neighbors.search(x, 10, "euclidean", {}, 7)
+    assert again.tobytes() == indices.tobytes()
+    assert (indices != np.arange(1500)[:, None]).all()
+    assert (np.diff(distances, axis=1) >= 0).all()
+    _, wanted = brute(x, np.arange(1500), 10, "euclidean")
+    assert (distances <= wanted + 1e-5).mean() > 0.97
+
+
+def test_drop_self_drops_each_rows_own_id_else_the_farthest():
+    found = np.array([[0, 5, 6], [7, 1, 8], [9, 3, 4], [5, 6, 3]])
+    indices, distances = neighbors.drop_self(found, np.tile(np.float32([0, 1, 2]), (4, 1)))
+    assert indices.tolist() == [[5, 6], [7, 8], [9, 3], [5, 6]]
+    assert distances.tolist() == [[1, 2], [0, 2], [0, 1], [0, 1]]
+
+
+def lists_of(found: list[dict[int, int]], k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Lay out {id: distance} as ascending lists of k, shuffled where distances tie."""
+    indices, distances = np.full((len(found), k), -1, np.int64), np.full((len(found), k), np.inf, np.float32)
+    for row, own in enumerate(found):
+        best = sorted(own, key=lambda j: (own[j], -j))[:k]
+        indices[row, : len(best)], distances[row, : len(best)] = best, [own[j] for j in best]
+    return indices, distances
+
+
+@st.composite
+def found_lists(draw):
+    k = draw(st.integers(1, 5))
+    one = st.dictionaries(st.integers(0, 9), st.integers(0, 4), max_size=k)
+    return k, draw(st.lists(one, min_size=1, max_size=5))
+
+
+@given(found_lists(), st.randoms(use_true_random=False))
+def test_merge_keeps_the_first_k_of_the_union_in_any_order(case, random):
+    k, found = case
+    union: dict[int, int] = {}
+    for own in found:
+        for j, d in own.items():
+            union[j] = min(d, union.get(j, d))
+    wanted = sorted(union, key=lambda j: (union[j], j))[:k]
+    random.shuffle(found)
+    indices, distances = lists_of([{}] * 3, k)
+    for own in found:
+        neighbors.merge(indices, distances, np.array([1]), *lists_of([own], k))
+    assert indices[1].tolist() == wanted + [-1] * (k - len(wanted))
+    assert distances[1].tolist() == [union[j] for j in wanted] + [np.inf] * (k - len(wanted))
+    assert (indices[[0, 2]] == -1).all()
+
+
+def test_merge_takes_each_row_to_its_own_list():
+    indices, distances = lists_of([{1: 1}, {2: 2}, {3: 3}], 2)
+    neighbors.merge(indices, distances, np.array([2, 0]), *lists_of([{9: 1}, {8: 5, 7: 0}], 2))
+    assert indices.tolist() == [[7, 1], [2, -1], [9, 3]]
+    assert distances.tolist() == [[0, 1], [2, np.inf], [1, 3]]

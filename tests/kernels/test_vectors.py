@@ -1,0 +1,42 @@
+import numpy as np
+import pytest
+from scipy.spatial.distance import cdist
+
+from dumap.kernels import vectors
+
+
+def test_check_finds_what_is_not_finite_and_what_is_zero():
+    x = np.ones((7, 3), np.float32)
+    x[1, 2], x[2, 0], x[3, 1] = np.nan, np.inf, -np.inf
+    x[4], x[5] = 0, (0, -0.0, np.finfo(np.float32).smallest_subnormal)
+    x[6] = (0, 0, -0.0)
+    finite, zero = vectors.check(x)
+    assert finite.tolist() == [True, False, False, False, True, True, True]
+    assert zero.tolist() == [False, False, False, False, True, False, True]
+
+
+@pytest.mark.parametrize("metric", ["cosine", "correlation"])
+def test_partition_space_orders_rows_as_the_metric_does(metric):
+    x = np.random.default_rng(0).normal(3, 1, (60, 8)).astype(np.float32) * np.arange(1, 61, dtype=np.float32)[:, None]
+    mapped = vectors.partition_space(x, metric)
+    assert mapped.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(mapped, axis=1), 1, rtol=1e-6)
+    np.testing.assert_allclose(cdist(mapped, mapped, "sqeuclidean") / 2, cdist(x, x, metric), atol=1e-6)
+
+
+def test_partition_space_leaves_other_metrics_alone():
+    x = np.arange(6, dtype=np.float32).reshape(2, 3)
+    assert vectors.partition_space(x, "manhattan") is x
+
+
+@pytest.mark.parametrize(("metric", "row"), [("cosine", [0, 0, 0]), ("correlation", [2, 2, 2])])
+def test_rows_without_direction_become_zero(metric, row):
+    assert vectors.partition_space(np.array([row, [1, 2, 3]], np.float32), metric)[0].tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("metric", ["cosine", "correlation"])
+def test_partition_space_takes_each_row_by_itself(metric):
+    x = np.random.default_rng(1).normal(size=(300, 1000)).astype(np.float32)
+    whole = vectors.partition_space(x, metric)
+    for start, stop in [(0, 1), (7, 8), (3, 250), (299, 300)]:
+        assert vectors.partition_space(x[start:stop], metric).tobytes() == whole[start:stop].tobytes()

@@ -1,0 +1,176 @@
+import re
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from dumap.config import Config, build, parse_bytes
+from dumap.errors import BudgetError, InputError
+from dumap.plan import Geometry, Plan, cell_row_bytes, geometry, make_plan
+
+MIB = 2**20
+rows = st.integers(1000, 300_000_000)
+dims = st.integers(1, 4096)
+itemsizes = st.sampled_from([1, 2, 4, 8])
+chunks = st.integers(1, 100_000)
+memories = st.integers(16 * MIB, 8 * 2**30)
+
+
+def config(task_memory: int = 512 * MIB, **sections) -> Config:
+    return build({"input": {"path": "in.zarr"}, "output": "out.zarr", "task_memory": task_memory, **sections})
+
+
+def cut_if_it_can_be(memory: int, *shape: int) -> Geometry:
+    try:
+        return geometry(config(memory), *shape)
+    except InputError:
+        assume(False)
+        raise
+
+
+def plan_of(settings: Config, count: int, width: int, worker_memory: int = 0) -> Plan:
+    return make_plan(settings, geometry(settings, count, width, 4, 1000), worker_memory)
+
+
+# the cut ---------------------------------------------------------------------------------------
+
+
+@given(memories, rows, dims, itemsizes, chunks)
+def test_blocks_cover_all_rows_once(memory, count, width, itemsize, chunk):
+    cut = cut_if_it_can_be(memory, count, width, itemsize, chunk)
+    assert cut.block(0)[0] == 0
+    assert cut.block(cut.blocks - 1)[1] == count
+    for number in {0, cut.blocks // 2, cut.blocks - 1}:
+        start, stop = cut.block(number)
+        assert 0 < stop - start <= cut.block_rows
+        assert number == 0 or cut.block(number - 1)[1] == start
+
+
+@given(memories, rows, dims, itemsizes, chunks)
+def test_blocks_are_whole_chunks_where_chunks_fit(memory, count, width, itemsize, chunk):
+    cut = cut_if_it_can_be(memory, count, width, itemsize, chunk)
+    assert cut.block_rows * width * 4 <= memory // 4 or cut.block_rows == 1
+    if chunk * width * 4 <= memory // 8 and chunk <= 65_536:
+        assert cut.block_rows % chunk == 0 or cut.blocks == 1
+
+
+@given(memories, rows, dims, itemsizes, st.sampled_from(["euclidean", "cosine"]), st.integers(2, 100))
+def test_cells_fit_the_memory_of_a_task(memory, count, width, itemsize, metric, k):
+    settings = config(memory, neighbors={"metric": metric, "n_neighbors": k})
+    cut = geometry(settings, count, width, itemsize, 1)
+    fewest = 4 * (k + 2)
+    assert cut.cell_rows * cell_row_bytes(width, k, metric) <= memory or cut.cell_rows == fewest
+    assert cut.cell_rows >= fewest
+    assert cut.cells * cut.cell_rows >= count * (3 if cut.cells > 1 else 1)
+    assert cut.sample_rows <= count
+
+
+@given(memories, rows, dims)
+def test_the_cut_into_cells_depends_on_neither_chunks_nor_dtype(memory, count, width):
+    cuts = [cut_if_it_can_be(memory, count, width, itemsize, chunk) for itemsize, chunk in [(4, 1), (4, 100), (1, 1)]]
+    assert len({(cut.cells, cut.cell_rows, cut.sample_rows, cut.shards, cut.n_epochs) for cut in cuts}) == 1
+
+
+@given(rows)
+def test_shards_and_outputs_cover_all_rows(count):
+    cut = geometry(config(), count, 10, 4, 100)
+    for size, number in [(cut.shard_rows, cut.shards), (cut.output_rows, cut.outputs)]:
+        assert (number - 1) * size < count <= number * size
+
+
+@pytest.mark.parametrize(("count", "itemsize"), [(2**31 - 2, 4), (2**31 - 1, 8)])
+def test_ids_are_as_wide_as_rows_are_many(count, itemsize):
+    assert geometry(config(), count, 10, 4, 100).index_dtype.itemsize == itemsize
+
+
+def test_max_rows_bounds_cells():
+    few = geometry(config(cells={"max_rows": 500}), 100_000, 10, 4, 100)
+    assert few.cell_rows == 500
+    assert few.cells > 100_000 / 500
+
+
+def test_too_few_rows_are_refused_with_what_would_do():
+    with pytest.raises(
+        InputError, match=r"16 rows are too few .* give at least 17 rows, or set n_neighbors to at most 14"
+    ):
+        geometry(config(), 16, 4, 4, 16)
+    geometry(config(), 17, 4, 4, 17)
+    geometry(config(neighbors={"n_neighbors": 14}), 16, 4, 4, 16)
+
+
+@given(memories, dims, itemsizes, st.integers(1, 10**8))
+def test_a_chunk_too_large_is_refused_with_what_would_do(memory, width, itemsize, chunk):
+    assume(width * itemsize * 4 <= memory)
+    try:
+        geometry(config(memory), 10**8, width, itemsize, chunk)
+    except InputError as error:
+        wanted = re.search(
+            r"rechunk the array to at most (\d+) rows a chunk, or set task_memory to (.*) or", str(error)
+        )
+        geometry(config(memory), 10**8, width, itemsize, int(wanted[1]))
+        geometry(config(parse_bytes(wanted[2])), 10**8, width, itemsize, chunk)
+    else:
+        assert chunk * width * itemsize <= memory // 4
+
+
+# the budget ------------------------------------------------------------------------------------
+
+
+@given(memories, rows, st.integers(1, 1000), st.integers(MIB, 64 * 2**30))
+def test_a_refusal_names_the_memory_that_would_do(memory, count, width, worker_memory):
+    settings = config(memory)
+    plan = plan_of(settings, count, width, worker_memory)
+    try:
+        plan.check(worker_memory, None)
+    except BudgetError as error:
+        stage = re.match(r"stage (\w+) is projected to peak", str(error))[1]
+        assert plan.stage(stage).peak_bytes == plan.peak_bytes
+        enough = parse_bytes(re.search(r"--memory-limit (\w+)", str(error))[1])
+        assert enough > worker_memory
+        plan_of(settings, count, width, enough).check(enough, None)
+    else:
+        assert plan.peak_bytes <= worker_memory
+
+
+@given(rows, st.integers(1, 1000), st.integers(1100 * MIB, 16 * 2**30))
+def test_a_refusal_names_the_task_memory_that_would_do(count, width, worker_memory):
+    plan = plan_of(config(16 * 2**30), count, width, worker_memory)
+    try:
+        plan.check(worker_memory, None)
+    except BudgetError as error:
+        if lower := re.search(r"set task_memory lower than (\d+)MiB", str(error)):
+            settings = config((int(lower[1]) - 1) * MIB)
+            plan_of(settings, count, width, worker_memory).check(worker_memory, None)
+
+
+def test_no_limit_is_no_refusal():
+    plan_of(config(), 10**8, 100).check(0, None)
+
+
+def test_a_disk_too_small_is_refused():
+    plan = plan_of(config(), 10**6, 100)
+    plan.check(0, plan.disk_bytes)
+    with pytest.raises(BudgetError, match=r"projected to write .* GiB, but the output has .* free: make room"):
+        plan.check(0, plan.disk_bytes - 1)
+
+
+def test_the_disk_holds_at_least_the_vectors_and_the_lists():
+    plan = plan_of(config(), 10**6, 100)
+    assert plan.stage("cells").disk_bytes >= 10**6 * 100 * 4
+    assert plan.stage("neighbors").disk_bytes >= 10**6 * 15 * 8
+    assert plan.disk_bytes == sum(stage.disk_bytes for stage in plan.stages)
+
+
+@given(rows, dims)
+def test_more_rows_never_take_less(count, width):
+    less, more = (plan_of(config(), times * count, width) for times in (1, 2))
+    assert more.disk_bytes > less.disk_bytes
+    assert more.stage("start").peak_bytes >= less.stage("start").peak_bytes
+
+
+def test_a_plan_is_plain_values():
+    plan = plan_of(config(), 10**6, 100)
+    values = plan.as_dict()
+    assert values["rows"] == 10**6
+    assert values["peak_bytes"] == max(stage["peak_bytes"] for stage in values["stages"])
+    assert [stage["name"] for stage in values["stages"]] == [stage.name for stage in plan.stages]

@@ -1,0 +1,357 @@
+import contextlib
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zarr
+
+from dumap import store
+from dumap.errors import InputError, StorageError
+from dumap.store import FORMAT, MANIFESTS, Input, Run
+
+
+@pytest.fixture
+def run(tmp_path) -> Run:
+    run = Run(str(tmp_path / "run.zarr"))
+    run.create({"seed": 42})
+    return run
+
+
+def commit(run: Run, name: str = "p", **arrays: np.ndarray) -> None:
+    with run.part("stage", name) as part:
+        for array, values in arrays.items():
+            part.write(array, values)
+        part.attributes["facts"] = [1, "two"]
+
+
+def again(run: Run) -> Run:
+    """Open the run as another process does, which has read nothing yet."""
+    return Run(run.location)
+
+
+# parts -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(0,), (1,), (1000,), (0, 3), (5, 1), (300, 7), (2, 40, 3)])
+@pytest.mark.parametrize("dtype", ["bool", "u1", "i8", "u8", "f2", "f4", "f8"])
+def test_a_part_holds_what_was_written(run, dtype, shape):
+    values = np.random.default_rng(0).integers(0, 200, shape).astype(dtype)
+    commit(run, a=values, zeros=np.zeros(shape, dtype))
+    for reader in (run, again(run)):
+        for name, wanted in (("a", values), ("zeros", np.zeros(shape, dtype))):
+            found = reader.read("stage", "p", name)
+            assert (found.dtype, found.shape) == (wanted.dtype, shape)
+            assert found.tobytes() == wanted.tobytes()
+    assert again(run).summary("stage", "p") == {"facts": [1, "two"]}
+    assert list(again(run).damaged()) == []
+
+
+def test_what_is_not_committed_does_not_exist(run):
+    with contextlib.suppress(ZeroDivisionError), run.part("stage", "p") as part:
+        part.write("a", np.arange(5))
+        _ = 1 / 0
+    assert not run.is_committed("stage", "p")
+    assert run.committed("stage") == []
+    with pytest.raises(StorageError, match="stage p is not done"):
+        run.read("stage", "p", "a")
+
+
+def test_the_first_manifest_wins_and_the_losers_objects_do_not_count(run):
+    with run.part("stage", "p") as slow:
+        slow.write("a", np.array([1.0]))
+        with again(run).part("stage", "p") as fast:
+            fast.write("a", np.array([2.0]))
+    for reader in (run, again(run)):
+        assert reader.read("stage", "p", "a").tolist() == [2.0]
+        assert reader.committed("stage") == ["p"]
+    shutil.rmtree(Path(run.location) / slow.folder)
+    assert list(again(run).damaged()) == []
+    assert again(run).read("stage", "p", "a").tolist() == [2.0]
+
+
+def test_a_discarded_part_can_be_made_anew(run):
+    commit(run, a=np.arange(3))
+    commit(run, "q", a=np.arange(9))
+    assert len(run.read("stage", "p", "a")) == 3
+    run.discard("stage", "p")
+    assert again(run).committed("stage") == ["q"]
+    assert not list(Path(run.location).glob("stage/p-*"))
+    commit(run, a=np.arange(4))
+    assert len(run.read("stage", "p", "a")) == 4
+
+
+@pytest.mark.parametrize("pieces", [1, 4], ids=["one_object", "pieces"])
+def test_ranges_are_read_alone(run, monkeypatch, pieces):
+    monkeypatch.setattr(store, "RANGE_BYTES", 16 * 12)
+    values, rows = np.arange(900).reshape(300, 3).astype(np.float32), np.arange(300)[::-1].copy()
+    monkeypatch.setattr(store, "OBJECT_BYTES", -(-values.nbytes // pieces))
+    with run.part("stage", "p") as part:
+        part.write_gathered("a", values, rows)
+    assert len(run.manifest("stage", "p")["arrays"]["a"]) == pieces
+    for start, stop in [(0, 300), (0, 1), (299, 300), (74, 76), (15, 17), (10, 10), (20, 5), (100, 290)]:
+        assert run.read("stage", "p", "a", start, stop).tolist() == values[rows][start:stop].tolist()
+    assert run.read("stage", "p", "a", 250).tolist() == values[rows][250:].tolist()
+
+
+def test_nothing_gathered_is_an_empty_array(run):
+    with run.part("stage", "p") as part:
+        part.write_gathered("a", np.ones((4, 3), np.uint8), np.empty(0, np.int64))
+    found = run.read("stage", "p", "a")
+    assert (found.shape, found.dtype) == ((0, 3), np.uint8)
+
+
+def test_a_span_crosses_parts(run):
+    sizes = [3, 0, 5, 1]
+    offsets, values = np.cumsum([0, *sizes]), np.arange(9)
+    names = [f"p{number}" for number in range(4)]
+    for name, low, high in zip(names, offsets[:-1], offsets[1:], strict=True):
+        commit(run, name, a=values[low:high])
+    for start in range(9):
+        for stop in range(start + 1, 10):
+            assert run.read_span("stage", names, offsets, "a", start, stop).tolist() == list(range(start, stop))
+
+
+# damage ----------------------------------------------------------------------------------------
+
+
+def objects(run: Run) -> list[str]:
+    return [*run.manifest("stage", "p")["objects"], f"{MANIFESTS}/stage/p.json"]
+
+
+@pytest.mark.faults
+def test_a_flipped_bit_is_found_wherever_it_is(run):
+    commit(run, a=np.arange(20, dtype=np.float32).reshape(10, 2))
+    assert [key.rsplit("/", 1)[-1] for key in objects(run)] == ["zarr.json", "0", "p.json"]
+    for key in objects(run):
+        path = Path(run.location) / key
+        good = path.read_bytes()
+        for byte in range(0, len(good), 7):
+            path.write_bytes(good[:byte] + bytes([good[byte] ^ 1 << byte % 8]) + good[byte + 1 :])
+            assert list(again(run).damaged()) == [("stage", "p", key)], f"byte {byte}"
+            with pytest.raises(StorageError, match="damaged"):
+                again(run).read("stage", "p", "a")
+        path.write_bytes(good)
+    assert again(run).read("stage", "p", "a").shape == (10, 2)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("opened", [False, True], ids=["unread", "read_before"])
+@pytest.mark.parametrize("harm", ["delete", "truncate", "empty"])
+def test_a_lost_object_is_an_error_and_never_zeros(run, harm, opened):
+    commit(run, a=np.arange(1, 5000))
+    key = next(key for key in objects(run) if key.endswith("c/0"))
+    path, reader = Path(run.location) / key, again(run)
+    if opened:
+        reader.read("stage", "p", "a")
+    if harm == "delete":
+        path.unlink()
+    else:
+        os.truncate(path, 0 if harm == "empty" else path.stat().st_size - 1)
+    with pytest.raises(StorageError, match=r"missing or damaged.*dumap verify"):
+        reader.read("stage", "p", "a")
+    assert list(reader.damaged()) == [("stage", "p", key)]
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("lost", ["zarr.json", "p.json"])
+def test_lost_metadata_is_an_error(run, lost):
+    commit(run, a=np.arange(5))
+    (Path(run.location) / next(key for key in objects(run) if key.endswith(lost))).unlink()
+    with pytest.raises(StorageError, match="missing"):
+        again(run).read("stage", "p", "a")
+
+
+@pytest.mark.faults
+def test_damage_to_rows_not_asked_for_spares_the_others(run, monkeypatch):
+    monkeypatch.setattr(store, "RANGE_BYTES", 16 * 8)
+    commit(run, a=np.arange(64))
+    path = Path(run.location) / next(key for key in objects(run) if key.endswith("c/0"))
+    data = bytearray(path.read_bytes())
+    data[data.index(np.int64(40).tobytes())] ^= 1
+    path.write_bytes(data)
+    assert again(run).read("stage", "p", "a", 0, 16).tolist() == list(range(16))
+    with pytest.raises(StorageError, match="damaged"):
+        again(run).read("stage", "p", "a", 33, 48)
+
+
+# the group -------------------------------------------------------------------------------------
+
+
+def test_put_new_writes_once(run):
+    assert run.put_new("folder/key", b"one")
+    assert run.put_new("folder/key", b"one")
+    assert not run.put_new("folder/key", b"two")
+    assert run.get("folder/key") == b"one"
+    assert run.names_below("folder") == ["key"]
+    assert [path.name for path in Path(run.location, "folder").iterdir()] == ["key"]
+
+
+def test_a_run_of_another_format_is_refused(run):
+    assert run.attributes == {"format": FORMAT, "seed": 42}
+    run.create({"seed": 7})
+    assert run.attributes["seed"] == 42, "creating again changes nothing"
+    run.put("zarr.json", json.dumps({"attributes": {"format": FORMAT + 1}}).encode())
+    with pytest.raises(StorageError, match=rf"has format {FORMAT + 1}; this version of dumap reads format {FORMAT}"):
+        _ = again(run).attributes
+
+
+def test_what_is_no_run_is_refused(tmp_path):
+    with pytest.raises(StorageError, match="holds no run"):
+        _ = Run(str(tmp_path)).attributes
+    zarr.create_group(tmp_path / "other.zarr")
+    with pytest.raises(StorageError, match="is not a dumap run"):
+        _ = Run(str(tmp_path / "other.zarr")).attributes
+
+
+@pytest.fixture
+def final(run) -> Run:
+    run.create_final("embedding", (250, 2), "float32", 100, np.nan, ("row", "component"))
+    return run
+
+
+def test_rows_are_written_as_whole_chunks(final):
+    values = np.random.default_rng(0).normal(size=(250, 2)).astype(np.float32)
+    values[100:200] = np.nan
+    for first, stop in [(0, 200), (200, 250)]:
+        with final.part("stage", f"rows-{first}") as part:
+            part.write_rows("embedding", first, values[first:stop])
+    assert final.read_final("embedding").tobytes() == values.tobytes()
+    assert final.final("embedding").metadata.dimension_names == ("row", "component")
+    assert zarr.open_group(final.location, mode="r")["embedding"][...].tobytes() == values.tobytes()
+    lost = Path(final.location, "embedding/c/1/0")
+    lost.unlink()  # a chunk of fill values alone is an object too
+    assert list(again(final).damaged()) == [("stage", "rows-0", "embedding/c/1/0")]
+
+
+@pytest.mark.parametrize(("first", "rows"), [(50, 100), (0, 150), (100, 149), (200, 30), (1, 1)])
+def test_rows_that_are_not_whole_chunks_are_refused(final, first, rows):
+    with pytest.raises(ValueError, match="not whole chunks of 100"), final.part("stage", "rows") as part:
+        part.write_rows("embedding", first, np.ones((rows, 2), np.float32))
+    assert np.isnan(final.read_final("embedding")).all()
+
+
+def test_what_cannot_be_written_to_is_said_so(tmp_path):
+    store.probe(str(tmp_path / "new.zarr"))
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(StorageError, match=r"output: .* cannot be written to"):
+        store.probe(str(tmp_path / "file" / "run.zarr"))
+
+
+# the input -------------------------------------------------------------------------------------
+
+VALUES = np.arange(60).reshape(20, 3)
+
+
+def make(path: Path, values: np.ndarray = VALUES, name: str | None = "vectors", **options) -> str:
+    """Write an array: in a group by its name, or as the store itself."""
+    target = zarr.open_group(path, mode="a", zarr_format=options.get("zarr_format", 3)).store if name else path
+    options = {"chunks": (6, *values.shape[1:]), **options}
+    array = zarr.create_array(target, name=name, shape=values.shape, dtype=values.dtype, **options)
+    array[...] = values
+    return str(path)
+
+
+@pytest.mark.parametrize("options", [{"zarr_format": 2}, {"zarr_format": 3}, {"shards": (12, 3)}], ids=str)
+@pytest.mark.parametrize("name", ["vectors", "deep/vectors", None])
+def test_the_input_is_any_zarr_array(tmp_path, name, options):
+    path = make(tmp_path / "in.zarr", VALUES.astype(np.float32), name, **options)
+    array = Input(path, name or "vectors")
+    assert (array.rows, array.dims, array.dtype) == (20, 3, np.float32)
+    assert array.chunk_rows == options.get("shards", (6,))[0]
+    assert array.chunk_bytes == array.chunk_rows * 3 * 4
+    assert array.read(4, 19).tolist() == VALUES[4:19].tolist()
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        VALUES.astype(">f4"),
+        VALUES.astype(">i2"),
+        VALUES.astype("f2"),
+        VALUES.astype("u1"),
+        VALUES % 2 == 0,
+        np.asfortranarray(VALUES.astype("f8")),
+    ],
+    ids=["big_endian_float", "big_endian_int", "float16", "uint8", "bool", "fortran"],
+)
+@pytest.mark.parametrize("zarr_format", [2, 3])
+def test_rows_come_in_native_order(tmp_path, values, zarr_format):
+    order = {"order": "F"} if zarr_format == 2 and values.flags.f_contiguous else {}
+    rows = Input(make(tmp_path / "in.zarr", values, zarr_format=zarr_format, **order), "vectors").read(3, 9)
+    assert rows.dtype == values.dtype.newbyteorder("=")
+    assert rows.dtype.isnative
+    assert rows.flags.c_contiguous
+    assert rows.tolist() == values[3:9].tolist()
+
+
+def test_a_zip_file_is_read_as_it_is(tmp_path):
+    folder = make(tmp_path / "in.zarr", VALUES.astype(np.float32))
+    file = shutil.make_archive(str(tmp_path / "in.zarr"), "zip", folder)
+    assert Input(file, "vectors").read(0, 20).tolist() == VALUES.tolist()
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (np.ones(9), r"has shape \(9,\); dumap reads \(rows, dims\)"),
+        (np.ones((9, 2, 2)), r"has shape \(9, 2, 2\); dumap reads \(rows, dims\)"),
+        (np.ones((9, 2), complex), "has dtype complex128; allowed are"),
+        (np.full((9, 2), "a"), "has dtype .*; allowed are real floats, integers and booleans"),
+        (np.ones((0, 2)), r"is empty: its shape is \(0, 2\)"),
+    ],
+    ids=["1-D", "3-D", "complex", "string", "empty"],
+)
+def test_what_cannot_be_embedded_is_refused(tmp_path, values, message):
+    path = make(tmp_path / "in.zarr", values, chunks=tuple(max(1, size) for size in values.shape), zarr_format=2)
+    with pytest.raises(InputError, match=message):
+        Input(path, "vectors")
+
+
+def test_an_array_that_is_not_there_is_named_beside_those_that_are(tmp_path):
+    path = make(tmp_path / "in.zarr", name="x")
+    make(tmp_path / "in.zarr", np.ones(4), name="labels", chunks=(4,))
+    with pytest.raises(
+        InputError, match=r"no array 'vectors' in .*in.zarr; its arrays are: labels \(4,\), x \(20, 3\)"
+    ):
+        Input(path, "vectors")
+    zarr.create_group(tmp_path / "none.zarr")
+    with pytest.raises(InputError, match="its arrays are: none"):
+        Input(str(tmp_path / "none.zarr"), "vectors")
+
+
+def test_what_is_no_zarr_is_refused(tmp_path):
+    with pytest.raises(InputError, match="does not exist"):
+        Input(str(tmp_path / "nowhere"), "vectors")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file.npy").write_bytes(b"\x93NUMPY")
+    for path in ("folder", "file.npy"):
+        with pytest.raises(InputError, match="is not a Zarr group or array"):
+            Input(str(tmp_path / path), "vectors")
+
+
+def test_a_damaged_chunk_of_the_input_is_named_by_its_rows(tmp_path):
+    path = make(tmp_path / "in.zarr")
+    next(Path(path).rglob("c/1/0")).write_bytes(b"nonsense")
+    array = Input(path, "vectors")
+    assert len(array.read(0, 6)) == 6
+    with pytest.raises(InputError, match="rows 6 to 12 cannot be read"):
+        array.read(6, 12)
+
+
+def test_the_signature_sees_that_data_was_replaced(tmp_path):
+    path = make(tmp_path / "in.zarr")
+    before = Input(path, "vectors").signature()
+    assert Input(path, "vectors").signature() == before
+    zarr.open_group(path)["vectors"][0, 0] = 99
+    assert Input(path, "vectors").signature() != before
+
+
+def test_labels_are_read_from_numpy_and_zarr(tmp_path):
+    np.save(tmp_path / "labels.npy", np.arange(4))
+    path = make(tmp_path / "labels.zarr", np.arange(4), None, chunks=(4,))
+    assert store.read_labels(str(tmp_path / "labels.npy")).tolist() == store.read_labels(path).tolist() == [0, 1, 2, 3]
+    with pytest.raises(InputError, match=r"neither a .npy file nor a Zarr array"):
+        store.read_labels(str(tmp_path / "nowhere"))
