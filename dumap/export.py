@@ -12,7 +12,7 @@ from dumap.errors import ConfigError, StorageError
 from dumap.stages.cells import Table
 from dumap.stages.graph import Graph
 from dumap.stages.neighbors import Lists
-from dumap.store import Run, read_labels, write_arrays
+from dumap.store import Run, read_array, write_arrays
 
 BLOCK_ROWS = 65_536
 
@@ -151,5 +151,5 @@ def _picture(run: Run, out: str, labels: str | None) -> str:
     y = run.read_final("embedding")
     if y.shape[1] != 2:
         raise ConfigError(f"a picture needs layout.n_components = 2; this run has {y.shape[1]}")
-    draw(y, None if labels is None else read_labels(labels), out)
+    draw(y, None if labels is None else read_array(labels), out)
     return f"{out}: a picture of {len(y)} rows"

@@ -12,9 +12,11 @@ import numpy as np
 
 from dumap import executor
 from dumap.config import Config, differences, format_bytes
+from dumap.disk import is_remote, normalize
 from dumap.errors import DumapError, InputError, RunMismatchError, StorageError
 from dumap.executor import Executor, Observer
 from dumap.plan import PAUSE_FRACTION, Plan, geometry, make_plan
+from dumap.source import Input
 from dumap.stages import (
     Context,
     Job,
@@ -28,7 +30,7 @@ from dumap.stages import (
     start,
     vectors,
 )
-from dumap.store import Input, Run, is_remote, normalize, probe
+from dumap.store import Run, probe
 
 if TYPE_CHECKING:
     from distributed import Client

@@ -19,7 +19,6 @@ import os
 import time
 import uuid
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,6 +30,8 @@ from zarr.core.sync import sync
 from zarr.errors import ArrayNotFoundError, GroupNotFoundError
 from zarr.storage import LocalStore, ObjectStore, ZipStore
 
+from dumap import disk
+from dumap.disk import is_remote, normalize
 from dumap.errors import ConfigError, InputError, StorageError
 
 FORMAT = 1
@@ -50,16 +51,6 @@ def set_threads(threads: int) -> None:
     zarr.config.set({"async.concurrency": 4 * threads, "threading.max_workers": threads})
 
 
-def is_remote(location: str) -> bool:
-    """Tell whether a location is a URL rather than a path of the file system."""
-    return "://" in location and not location.startswith("file://")
-
-
-def normalize(location: str) -> str:
-    """Return a location that means the same on every worker: a URL, or an absolute path."""
-    return location if is_remote(location) else str(Path(location.removeprefix("file://")).absolute())
-
-
 def open_store(location: str, read_only: bool) -> Store:
     """Open a folder, a zip file or a bucket."""
     if is_remote(location):
@@ -73,95 +64,42 @@ def open_store(location: str, read_only: bool) -> Store:
     return LocalStore(location, read_only=read_only)
 
 
-class Input:
-    """The array of vectors that a run reads; never written.
+def find_array(path: str, name: str) -> zarr.Array:
+    """Open the array at a path, or that of a name in the group at the path.
 
-    Parameters
-    ----------
-    path : str
-        A Zarr group or array, v2 or v3: a folder, a zip file or a URL.
-    array : str
-        The array's name in the group.
-
-    Attributes
-    ----------
-    rows, dims, chunk_rows : int
-    dtype : numpy.dtype
+    Raises
+    ------
+    InputError
+        There is none; the message lists the arrays there are.
     """
-
-    def __init__(self, path: str, array: str) -> None:
-        self.path, self.name = normalize(path), array
-        if not is_remote(self.path) and not os.path.exists(self.path):
-            raise InputError(f"input.path: {self.path} does not exist")
-        self._store = open_store(self.path, read_only=True)
-        self._array = self._find(array)
-        shape, dtype = self._array.shape, self._array.dtype
-        where = f"{self.path}, array {self._array.path!r}"
-        if len(shape) != 2:
-            raise InputError(f"{where} has shape {shape}; dumap reads (rows, dims): reshape it, one row a vector")
-        if dtype.kind not in "fiub":
-            raise InputError(f"{where} has dtype {dtype}; allowed are real floats, integers and booleans")
-        if 0 in shape:
-            raise InputError(f"{where} is empty: its shape is {shape}")
-        self.rows, self.dims = (int(s) for s in shape)
-        self.dtype = dtype.newbyteorder("=")
-        self.chunk_rows = int((getattr(self._array, "shards", None) or self._array.chunks)[0])
-
-    def _find(self, name: str) -> zarr.Array:
-        try:
-            node = zarr.open(self._store, mode="r", use_consolidated=False)
-        except (ArrayNotFoundError, GroupNotFoundError, FileNotFoundError, KeyError, ValueError) as error:
-            raise InputError(f"input.path: {self.path} is not a Zarr group or array ({error})") from error
-        if isinstance(node, zarr.Array):
-            return node
-        try:
-            found = zarr.open(self._store, path=name, mode="r", use_consolidated=False)
-        except (ArrayNotFoundError, GroupNotFoundError, FileNotFoundError, KeyError, ValueError):
-            found = None
-        if not isinstance(found, zarr.Array):
-            arrays = ", ".join(f"{n} {a.shape}" for n, a in sorted(node.arrays())) or "none"
-            raise InputError(f"input.array: no array {name!r} in {self.path}; its arrays are: {arrays}")
-        return found
-
-    @property
-    def chunk_bytes(self) -> int:
-        """Bytes of one chunk (of one shard, where sharded), as decoded."""
-        grid = getattr(self._array, "shards", None) or self._array.chunks
-        return int(np.prod(grid)) * self.dtype.itemsize
-
-    def read(self, start: int, stop: int) -> np.ndarray:
-        """Read rows [start, stop) in the input's dtype, native byte order, C order."""
-        try:
-            return np.ascontiguousarray(np.asarray(self._array[start:stop]), self.dtype)
-        except (ValueError, OSError, RuntimeError) as error:
-            raise InputError(f"{self.path}: rows {start} to {stop} cannot be read ({error})") from error
-
-    def signature(self) -> str:
-        """Digest what can be seen without reading the data: keys, sizes and times of the objects."""
-        digest = hashlib.sha256(json.dumps([self.rows, self.dims, str(self._array.dtype)]).encode())
-        if not is_remote(self.path):
-            root = Path(self.path)
-            files = [root] if root.is_file() else sorted((root / self._array.path).rglob("*"))
-            for file in files:
-                if file.is_file():
-                    stat = file.stat()
-                    digest.update(f"{file.name}:{stat.st_size}:{stat.st_mtime_ns};".encode())
-        return digest.hexdigest()
-
-
-def read_labels(path: str) -> np.ndarray:
-    """Read a 1-D array of labels: .npy, or the path of a Zarr array."""
-    if path.endswith(".npy"):
-        return np.load(path, allow_pickle=False)
+    store = open_store(path, read_only=True)
+    absent = (ArrayNotFoundError, GroupNotFoundError, FileNotFoundError, KeyError, ValueError)
     try:
-        return np.asarray(zarr.open_array(path, mode="r")[:])
-    except (ArrayNotFoundError, GroupNotFoundError, FileNotFoundError) as error:
-        raise InputError(f"{path} is neither a .npy file nor a Zarr array") from error
+        node = zarr.open(store, mode="r", use_consolidated=False)
+    except absent as error:
+        raise InputError(f"input.path: {path} is not a Zarr group or array ({error})") from error
+    if isinstance(node, zarr.Array):
+        return node
+    try:
+        found = zarr.open(store, path=name, mode="r", use_consolidated=False)
+    except absent:
+        found = None
+    if not isinstance(found, zarr.Array):
+        arrays = ", ".join(f"{n} {a.shape}" for n, a in sorted(node.arrays())) or "none"
+        raise InputError(f"input.array: no array {name!r} in {path}; its arrays are: {arrays}")
+    return found
 
 
-def read_matrix(path: str) -> np.ndarray:
-    """Read a 2-D array of the rows' coordinates: .npy, or the path of a Zarr array."""
-    return read_labels(path)
+def read_array(path: str) -> np.ndarray:
+    """Read a whole array outside any run: .npy, or the path of a Zarr array."""
+    try:
+        return (
+            np.load(path, allow_pickle=False)
+            if path.endswith(".npy")
+            else np.asarray(zarr.open_array(path, mode="r")[...])
+        )
+    except (ArrayNotFoundError, GroupNotFoundError, FileNotFoundError, ValueError) as error:
+        raise InputError(f"{path} is neither a .npy file nor a Zarr array ({error})") from error
 
 
 def write_arrays(path: str, arrays: dict[str, tuple[tuple[int, ...], str, Iterator[tuple[int, np.ndarray]]]]) -> None:
@@ -379,21 +317,7 @@ class Run:
     def put_new(self, key: str, data: bytes) -> bool:
         """Write an object unless it is there; tell whether it now holds `data`."""
         if isinstance(self.store, LocalStore):
-            path = Path(self.location) / key
-            path.parent.mkdir(parents=True, exist_ok=True)
-            partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
-            try:
-                with partial.open("wb") as file:
-                    file.write(data)
-                    file.flush()
-                    os.fsync(file.fileno())
-                os.link(partial, path)
-            except FileExistsError:
-                return path.read_bytes() == data
-            finally:
-                partial.unlink(missing_ok=True)
-            self._flush_folders(path.parent)
-            return True
+            return disk.create(self.location, key, data)
         sync(self.store.set_if_not_exists(key, default_buffer_prototype().buffer.from_bytes(data)))
         return self.get(key) == data
 
@@ -419,24 +343,7 @@ class Run:
     def flush(self, key: str) -> None:
         """Make an object survive a power cut, on local disks."""
         if isinstance(self.store, LocalStore):
-            path = Path(self.location) / key
-            descriptor = os.open(path, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-            self._flush_folders(path.parent)
-
-    def _flush_folders(self, folder: Path) -> None:
-        root = Path(self.location)
-        for path in [folder, *folder.parents]:
-            descriptor = os.open(path, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-            if path == root:
-                break
+            disk.flush(self.location, key)
 
     # parts -------------------------------------------------------------------------------------
 

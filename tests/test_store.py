@@ -10,7 +10,8 @@ import zarr
 
 from dumap import store
 from dumap.errors import InputError, StorageError
-from dumap.store import FORMAT, MANIFESTS, Input, Run
+from dumap.source import Input
+from dumap.store import FORMAT, MANIFESTS, Run
 
 
 @pytest.fixture
@@ -261,7 +262,6 @@ def test_the_input_is_any_zarr_array(tmp_path, name, options):
     array = Input(path, name or "vectors")
     assert (array.rows, array.dims, array.dtype) == (20, 3, np.float32)
     assert array.chunk_rows == options.get("shards", (6,))[0]
-    assert array.chunk_bytes == array.chunk_rows * 3 * 4
     assert array.read(4, 19).tolist() == VALUES[4:19].tolist()
 
 
@@ -352,6 +352,6 @@ def test_the_signature_sees_that_data_was_replaced(tmp_path):
 def test_labels_are_read_from_numpy_and_zarr(tmp_path):
     np.save(tmp_path / "labels.npy", np.arange(4))
     path = make(tmp_path / "labels.zarr", np.arange(4), None, chunks=(4,))
-    assert store.read_labels(str(tmp_path / "labels.npy")).tolist() == store.read_labels(path).tolist() == [0, 1, 2, 3]
+    assert store.read_array(str(tmp_path / "labels.npy")).tolist() == store.read_array(path).tolist() == [0, 1, 2, 3]
     with pytest.raises(InputError, match=r"neither a .npy file nor a Zarr array"):
-        store.read_labels(str(tmp_path / "nowhere"))
+        store.read_array(str(tmp_path / "nowhere"))

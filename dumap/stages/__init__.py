@@ -9,7 +9,8 @@ from typing import Any
 
 from dumap.config import Config
 from dumap.plan import Geometry, Plan
-from dumap.store import Input, Run
+from dumap.source import Input
+from dumap.store import Run
 
 
 def _silent(done: float, total: float) -> None:

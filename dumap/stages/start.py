@@ -12,7 +12,7 @@ from dumap.stages.cells import Table
 from dumap.stages.graph import Graph
 from dumap.stages.vectors import STAGE as VECTORS
 from dumap.stages.vectors import as_float32
-from dumap.store import read_matrix
+from dumap.store import read_array
 
 STAGE = "start"
 PART = "coordinates"
@@ -115,7 +115,7 @@ def pca_start(job: Job, graph: Graph) -> tuple[np.ndarray, dict]:
 def given_start(job: Job, graph: Graph) -> tuple[np.ndarray, dict]:
     """Place rows where the user's array says."""
     table, wanted = Table(job.run), (job.geometry.rows, job.config.layout.n_components)
-    given = read_matrix(job.config.start.init)
+    given = read_array(job.config.start.init)
     if given.shape != wanted or not np.isfinite(given).all():
         raise ConfigError(
             f"start.init = {job.config.start.init!r}: the array has shape {given.shape}; it must have shape {wanted} "
