@@ -199,9 +199,11 @@ class Config(_Section):
     cluster: ClusterConfig = ClusterConfig()
 
     def parameters(self) -> dict[str, Any]:
-        """Return what the answer depends on, beside the input's data."""
+        """Return what the answer depends on, beside the input's data.
+
+        `input.nonfinite` is not among it: where rows are not finite, one of its values gives no answer at all.
+        """
         values = self.model_dump(exclude={"output", "cluster", "input", "quality"})
-        values["nonfinite"] = self.input.nonfinite
         for where in ("checkpoint_every", "mode"):
             del values["layout"][where]
         return values

@@ -6,7 +6,9 @@ peak memory on its worker, tries again what a dying worker dropped, and never wa
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import json
 import os
 import platform
 import re
@@ -15,6 +17,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,7 +25,8 @@ from typing import Any, Protocol
 import dask
 import numba
 import psutil
-from distributed import Client, LocalCluster, Worker, get_worker, wait
+from distributed import Client, LocalCluster, Security, Worker, get_worker, wait
+from distributed import comm as comms
 from distributed.scheduler import KilledWorker
 from threadpoolctl import threadpool_limits
 
@@ -65,7 +69,6 @@ class WorkerFacts:
     threads: int
     memory_limit: int
     versions: dict[str, str]
-    sees_output: bool
 
 
 def versions() -> dict[str, str]:
@@ -76,12 +79,10 @@ def versions() -> dict[str, str]:
     return found | {name: version(name) for name in LIBRARIES}
 
 
-def _facts(output: str, dask_worker: Worker) -> dict[str, Any]:
-    there = "://" in output or os.path.exists(output)
+def _facts(dask_worker: Worker) -> dict[str, Any]:
     return {
         "memory_limit": dask_worker.memory_manager.memory_limit or 0,
         "versions": versions(),
-        "sees_output": there,
     }
 
 
@@ -132,13 +133,13 @@ class Executor:
         self.peak_bytes = 0
         self.workers: list[WorkerFacts] = []
 
-    def preflight(self, output: str) -> None:
+    def preflight(self) -> None:
         """Wait for workers, and refuse those that cannot do the work.
 
         Raises
         ------
         ClusterError
-            No worker in time, dumap missing or of another version, or the output out of a worker's sight.
+            No worker in time, or dumap missing or of another version.
         """
         try:
             self.client.wait_for_workers(1, timeout=self.timeout)
@@ -147,7 +148,7 @@ class Executor:
                 f"{self._where()}: no worker within {self.timeout:.0f} s; start workers, or raise cluster.timeout"
             ) from None
         try:
-            answers = self.client.run(_facts, output, on_error="return")
+            answers = self.client.run(_facts, on_error="return")
             threads = self.client.nthreads()
         except Exception as error:
             raise ClusterError(f"{self._where()}: the workers could not be asked ({error})") from error
@@ -165,10 +166,20 @@ class Executor:
                     f"worker {address} has other versions than this client: {other}, here "
                     f"{ {k: own.get(k) for k in other} }; install the same on both"
                 )
-            if not answer["sees_output"]:
-                raise ClusterError(f"worker {address} does not see the output {output}: name a shared folder or a URL")
             host = address.split("://")[-1].rsplit(":", 1)[0]
             self.workers.append(WorkerFacts(address, host, threads.get(address, 1), **answer))
+
+    def check_sight(self, output: str) -> None:
+        """Refuse workers that do not see the output's folder.
+
+        Raises
+        ------
+        ClusterError
+        """
+        if "://" not in output:
+            for address, there in self.client.run(os.path.isdir, output).items():
+                if not there:
+                    raise ClusterError(f"worker {address} does not see {output}: name a shared folder or a URL")
 
     def _where(self) -> str:
         scheduler = self.client.scheduler
@@ -292,6 +303,18 @@ def _embedded(cluster: ClusterConfig) -> LocalCluster:
     )
 
 
+def _knock(address: str, seconds: float) -> None:
+    """Fail with TimeoutError unless the scheduler shakes hands in time: a client would wait without a bound."""
+
+    async def shake() -> None:
+        arguments = Security().get_connection_args("client")
+        comm = await asyncio.wait_for(comms.connect(address, timeout=seconds, **arguments), seconds)
+        await comm.close()
+
+    with ThreadPoolExecutor(1) as apart:  # the caller may be inside an event loop of its own
+        apart.submit(asyncio.run, shake()).result()
+
+
 @contextlib.contextmanager
 def connect(cluster: ClusterConfig, client: Client | None, observer: Observer) -> Iterator[Executor]:
     """Reach a cluster: the client given, the scheduler named, or an embedded one.
@@ -325,14 +348,14 @@ def connect(cluster: ClusterConfig, client: Client | None, observer: Observer) -
                     )
                 time.sleep(0.2)
         try:
+            if address is None:
+                address = str(json.loads(Path(str(cluster.scheduler_file)).read_text())["address"])
             remaining = max(1.0, deadline - time.monotonic())
-            reached = (
-                Client(address, timeout=remaining)
-                if address
-                else Client(scheduler_file=cluster.scheduler_file, timeout=remaining)
-            )
-        except (OSError, TimeoutError, ValueError) as error:
+            _knock(address, remaining)
+            reached = Client(address, timeout=remaining)
+        except (OSError, TimeoutError, ValueError, KeyError, TypeError) as error:
             raise ClusterError(
-                f"no scheduler answers at {address or cluster.scheduler_file} within {cluster.timeout:.0f} s ({error})"
+                f"no scheduler answers at {cluster.scheduler_file or address} within {cluster.timeout:.0f} s "
+                f"({type(error).__name__}: {error})"
             ) from error
         yield Executor(stack.enter_context(reached), cluster.timeout)

@@ -102,22 +102,22 @@ def run(config: Config, client: Client | None = None, observer: Observer | None 
     projected = plan(config)
     job = Job(config, projected.geometry)
     source = job.input
-    if job.run.exists():
+    if Run(config.output, read_only=True).exists():  # to open it for writing would make its folder
         check_same(job, force, observer)
         if all(job.run.is_committed(DONE, stage) for stage in STAGES):
             observer.note(f"{config.output}: finished before; nothing to do")
             return status(config.output)
     with executor.connect(config.cluster, client, observer) as cluster:
-        probe_output(config.output)
-        create(job, source)
-        cluster.preflight(config.output)
+        cluster.preflight()
         projected = make_plan(config, projected.geometry, cluster.worker_memory)
         projected.check(cluster.worker_memory, free_disk(config.output))
+        probe_output(config.output)
+        create(job, source)
+        cluster.check_sight(config.output)
         try:
             follow(job, projected, cluster, observer)
         except DumapError as error:
-            if job.run.exists():
-                error.add_note(f"What is committed in {config.output} is kept; the same command goes on from there.")
+            error.add_note(f"What is committed in {config.output} is kept; the same command goes on from there.")
             raise
     return status(config.output)
 
@@ -201,7 +201,11 @@ def probe_output(location: str) -> None:
 
 def free_disk(location: str) -> int | None:
     """Return the bytes free where the output lies, where that is known."""
-    return None if is_remote(location) else shutil.disk_usage(location).free
+    if is_remote(location):
+        return None
+    path = Path(location)
+    usage = shutil.disk_usage(next(folder for folder in [path, *path.parents] if folder.exists()))
+    return usage.free if usage.total else None
 
 
 def create(job: Job, source: Input) -> None:
@@ -316,6 +320,9 @@ def verify(location: str, repair: bool = False) -> list[str]:
             store.forget(stage, part)
             if stage in STAGES:
                 store.forget(DONE, stage)
+        for _, _, key in found:
+            if store.get(key) is not None:
+                store.delete(key)
     return [key for _, _, key in found]
 
 

@@ -191,6 +191,7 @@ class Part:
             raise ValueError(f"rows {first}+{len(values)} of {name} are not whole chunks of {chunk}")
         array[first : first + len(values)] = values
         tail = ["0"] * (array.ndim - 1)
+        self._seal(f"{name}/zarr.json")
         for number in range(first // chunk, -(-(first + len(values)) // chunk)):
             self._seal("/".join([name, "c", str(number), *tail]))
 

@@ -234,7 +234,6 @@ def test_nothing_can_be_changed(section):
     [
         ("seed", 43),
         ("task_memory", "1GiB"),
-        ("input.nonfinite", "drop"),
         ("neighbors.n_neighbors", 16),
         ("neighbors.metric_kwds", {"p": 3.0}),
         ("cells.margin", 1.5),

@@ -172,6 +172,16 @@ def collect(run: Run, epoch: int) -> None:
             run.discard(STAGE, name)
 
 
+def forget_broken(run: Run) -> None:
+    """Forget the generations of which a shard is no longer committed."""
+    names = run.committed(STAGE)
+    shards = len(Graph(run, run.attributes["parameters"]["graph"]["shard_rows"]).shards)
+    for name in names:
+        whole = {shard_name(number_of(name), shard) for shard in range(shards)}
+        if name.startswith("generation-") and not whole <= set(names):
+            run.forget(STAGE, name)
+
+
 # rounds of shards --------------------------------------------------------------------------------
 
 _prepared: dict[tuple, tuple[Edges, np.ndarray]] = {}
@@ -232,6 +242,7 @@ def _rounds(context: Context, graph: Graph, tasks: int) -> None:
 
 def run(context: Context) -> dict:
     """Run the epochs that are not committed yet; return how."""
+    forget_broken(context.run)
     graph, cut, config = Graph(context.run, context.geometry.shard_rows), context.geometry, context.config
     rows = graph.shards.rows
     edges = 2 * config.neighbors.n_neighbors * rows

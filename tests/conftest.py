@@ -1,0 +1,172 @@
+"""What the tests of whole runs share: digits in Zarr stores, a cluster of two processes, runs, the command line."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import zarr
+from distributed import Client, LocalCluster
+from sklearn.datasets import load_digits
+
+import dumap
+from dumap.config import Config, load
+from dumap.export import export
+from dumap.submit import run
+
+QUICK = {"layout.n_epochs": 20, "quality.queries": 0}
+"""Settings of runs whose map is not looked at."""
+MEMORY = Path("/dev/shm")
+
+
+@pytest.fixture(scope="session")
+def fresh() -> Iterator[Callable[[str], str]]:
+    """Name new paths: `fresh('run.zarr')`; in memory where there is room, since runs flush every object."""
+    roomy = MEMORY.is_dir() and os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > 2**30
+    root, numbers = Path(tempfile.mkdtemp(prefix="dumap-tests-", dir=MEMORY if roomy else None)), itertools.count()
+
+    def name(ending: str = "") -> str:
+        folder = root / f"{next(numbers):04d}"
+        folder.mkdir()
+        return str(folder / ending)
+
+    yield name
+    shutil.rmtree(root, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def digits() -> tuple[np.ndarray, np.ndarray]:
+    """Return 1797 images (1797, 64), whole numbers from 0 to 16, and their labels."""
+    x, labels = load_digits(return_X_y=True)
+    return x.astype(np.float32), labels
+
+
+@pytest.fixture(scope="session")
+def save(fresh) -> Callable[..., str]:
+    """Write an array to a new Zarr group, as 'vectors'."""
+
+    def write(x: np.ndarray, chunk_rows: int = 500, **options: Any) -> str:
+        path = fresh("input.zarr")
+        chunks = (min(chunk_rows, len(x)), *x.shape[1:])
+        zarr.create_group(path, zarr_format=options.get("zarr_format", 3)).create_array(
+            "vectors", data=x, chunks=chunks, **{k: v for k, v in options.items() if k != "zarr_format"}
+        )
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def client() -> Iterator[Client]:
+    """Return the client of two worker processes."""
+    with (
+        LocalCluster(n_workers=2, threads_per_worker=1, memory_limit="2GiB", dashboard_address=":0") as cluster,
+        Client(cluster) as client,
+    ):
+        yield client
+
+
+@dataclass
+class Embedded:
+    """A finished run, seen through plain Zarr and the exports."""
+
+    output: str
+    status: dict[str, Any]
+    fresh: Callable[[str], str]
+
+    def array(self, name: str) -> zarr.Array:
+        return zarr.open_array(self.output, path=name, mode="r")
+
+    @property
+    def y(self) -> np.ndarray:
+        return np.asarray(self.array("embedding")[:])
+
+    @property
+    def flags(self) -> np.ndarray:
+        return np.asarray(self.array("status")[:])
+
+    def facts(self, stage: str) -> dict[str, Any]:
+        return next(s["facts"] for s in self.status["stages"] if s["name"] == stage)
+
+    def export(self, what: str, ending: str) -> str:
+        out = self.fresh(f"out{ending}")
+        export(self.output, what, out)
+        return out
+
+    def neighbors(self) -> tuple[np.ndarray, np.ndarray]:
+        with np.load(self.export("neighbors", ".npz")) as lists:
+            return lists["indices"], lists["distances"]
+
+
+@pytest.fixture(scope="session")
+def configure(save, fresh) -> Callable[..., Config]:
+    """Make the configuration of a short run from data, or a path, and settings by dotted keys."""
+
+    def make(x: np.ndarray | str, settings: dict[str, Any] | None = None) -> Config:
+        places = {"input.path": x if isinstance(x, str) else save(x), "output": fresh("run.zarr")}
+        return load(None, (), {**places, **QUICK, **(settings or {})})
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def embed(configure, fresh, request) -> Callable[..., Embedded]:
+    """Run on the shared cluster."""
+
+    def go(x: np.ndarray | str, settings: dict[str, Any] | None = None) -> Embedded:
+        config = configure(x, settings)
+        return Embedded(config.output, run(config, client=request.getfixturevalue("client")), fresh)
+
+    return go
+
+
+@pytest.fixture
+def inspect(fresh) -> Callable[[str], Embedded]:
+    """Look at a run by its path."""
+    return lambda output: Embedded(output, dumap.pipeline.status(output), fresh)
+
+
+class Outcome(NamedTuple):
+    """What a command came to."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def cli(monkeypatch, capsys) -> Callable[..., Outcome]:
+    """Call the command line in this process."""
+    from dumap.cli import main
+
+    def call(*words: Any) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["dumap", *map(str, words)])
+        capsys.readouterr()
+        try:
+            main()
+            code = 0
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        return Outcome(code, *capsys.readouterr())
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def contents() -> Callable[[str], dict[str, bytes]]:
+    """Read every file below a folder."""
+
+    def read(folder: str) -> dict[str, bytes]:
+        root = Path(folder)
+        return {str(p.relative_to(root)): p.read_bytes() for p in sorted(root.rglob("*")) if p.is_file()}
+
+    return read

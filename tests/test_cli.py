@@ -1,0 +1,273 @@
+"""The command line: what it prints, and how it refuses."""
+
+from __future__ import annotations
+
+import json
+import socket
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+import zarr
+
+from dumap.config import parse_bytes
+from dumap.plan import PAUSE_FRACTION
+
+
+@pytest.fixture(scope="module")
+def data(digits, save):
+    return save(digits[0][:300])
+
+
+@pytest.fixture
+def places(data, fresh):
+    """Return the words that say where a short run reads and writes."""
+    quick = ["--set", "layout.n_epochs=20", "--set", "quality.queries=30"]
+    return ["--input", data, "--output", fresh("run.zarr"), *quick]
+
+
+@pytest.fixture
+def refused(cli):
+    """Call a command that must fail as a user's error does: a code, a sentence, no traceback, no output."""
+
+    def call(code: int, *words: str) -> str:
+        output = Path(words[words.index("--output") + 1]) if "--output" in words else None
+        before = output is not None and output.exists()
+        outcome = cli(*words)
+        assert (outcome.code, outcome.out) == (code, ""), outcome
+        assert "Traceback" not in outcome.err
+        assert "unexpected" not in outcome.err
+        assert output is None or output.exists() == before, "the output was touched"
+        return outcome.err
+
+    return call
+
+
+# what the commands do ----------------------------------------------------------------------------
+
+
+def test_help_names_commands_and_codes(cli):
+    outcome = cli("--help")
+    assert outcome.code == 0
+    for word in ("plan", "run", "status", "export", "verify", "Exit codes", "--debug"):
+        assert word in outcome.out
+
+
+def test_plan_prints_numbers_and_starts_nothing(cli, places):
+    text, machine = cli("plan", *places), cli("plan", *places, "--json")
+    assert text.code == machine.code == 0
+    plan = json.loads(machine.out)
+    assert (plan["rows"], plan["dims"], plan["n_epochs"]) == (300, 64, 20)
+    assert plan["peak_bytes"] == max(stage["peak_bytes"] for stage in plan["stages"])
+    assert "300 rows x 64 dims" in text.out
+    assert all(stage["name"] in text.out for stage in plan["stages"])
+    assert not Path(places[3]).exists()
+
+
+def test_run_status_export_verify(cli, client, places, fresh):
+    address = ["--scheduler", client.scheduler.address]
+    ran = cli("run", *places, *address)
+    assert ran.code == 0
+    assert places[3] in ran.out
+    again = cli("run", *places, *address, "--json")
+    status = cli("status", places[3], "--json")
+    assert json.loads(again.out) == json.loads(status.out)
+    stages = json.loads(status.out)["stages"]
+    assert [s["name"] for s in stages][-1] == "quality"
+    for stage in stages:
+        assert {"name", "state", "seconds", "projected_bytes", "peak_bytes"} <= set(stage)
+        assert stage["state"] == "done"
+        assert 0 < stage["peak_bytes"] <= stage["projected_bytes"]
+    text = cli("status", places[3])
+    assert "recall:" in text.out
+    verified = cli("verify", places[3])
+    assert (verified.code, verified.out) == (0, "all objects are as they were written\n")
+    out = fresh("map.npy")
+    assert cli("export", places[3], "embedding", out).code == 0
+    np.testing.assert_array_equal(np.load(out), zarr.open_array(places[3], path="embedding", mode="r")[:])
+    picture = fresh("map.png")
+    assert cli("export", places[3], "picture", picture).code == 0
+    assert Path(picture).read_bytes().startswith(b"\x89PNG")
+
+
+def test_options_win_over_settings_and_those_over_the_file(cli, data, fresh):
+    file, output = fresh("run.yaml"), fresh("run.zarr")
+    values = {
+        "input": {"path": data},
+        "output": output,
+        "seed": 1,
+        "layout": {"n_epochs": 7, "n_components": 3},
+        "cells": None,
+    }
+    Path(file).write_text(yaml.safe_dump(values))
+    planned = json.loads(cli("plan", file, "--set", "layout.n_epochs=9", "--json").out)
+    assert (planned["n_epochs"], planned["rows"]) == (9, 300)
+    assert "no_such" in cli("plan", file, "--input", "no_such.zarr").err
+
+
+def test_run_with_a_file(cli, client, data, fresh):
+    file, output = fresh("run.yaml"), fresh("run.zarr")
+    values = {
+        "input": {"path": data},
+        "output": output,
+        "seed": 1,
+        "layout": {"n_epochs": 20, "n_components": 3},
+        "quality": {"queries": 0},
+        "cluster": {"scheduler": client.scheduler.address},
+    }
+    Path(file).write_text(yaml.safe_dump(values))
+    outcome = cli("run", file, "--seed", "5", "--json")
+    assert outcome.code == 0
+    assert json.loads(outcome.out)["parameters"]["seed"] == 5
+    assert zarr.open_array(output, path="embedding", mode="r").shape == (300, 3)
+
+
+def test_debug_shows_where(cli, places):
+    with pytest.raises(Exception, match="no_such"):
+        cli("--debug", "plan", *places, "--input", "no_such.zarr")
+
+
+# how they refuse ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", ["plan", "run"])
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("layout.n_epoch=20", "layout.n_epoch: unknown key; allowed keys: n_components, n_epochs"),
+        ("neighbours.n_neighbors=5", "neighbours: unknown key; allowed keys: input, output"),
+        ("neighbors.n_neighbors=many", "neighbors.n_neighbors = 'many'"),
+        ("neighbors.n_neighbors=1", "neighbors.n_neighbors = 1: Input should be greater than or equal to 2"),
+        ("neighbors.metric=euclidian", "euclidean"),
+        ("layout.min_dist=3", "min_dist (3.0) must not exceed spread (1.0)"),
+        ("task_memory=plenty", "2GiB"),
+        ("graph.shard_rows=5000", "4096"),
+        ("seed=[", "--set seed=[: the value is not YAML"),
+        ("seed", "write it as section.key=value"),
+        ("seed.low=x", "seed = {'low': 'x'}: Input should be a valid integer"),
+    ],
+)
+def test_bad_configuration(refused, places, command, setting, said):
+    assert said in refused(2, command, *places, "--set", setting)
+
+
+def test_bad_options(refused, places, fresh, data):
+    assert "no_such.yaml" in refused(2, "run", "no_such.yaml")
+    assert "output: required" in refused(2, "run", "--input", data)
+    assert "--sed" in refused(2, "run", *places, "--sed", "1")
+    file = fresh("list.yaml")
+    Path(file).write_text("- input\n- output\n")
+    assert "must hold keys and values" in refused(2, "run", file)
+    Path(file).write_text("input: [")
+    assert "is not YAML" in refused(2, "run", file)
+
+
+def _array(fresh, values, name="vectors"):
+    path = fresh("input.zarr")
+    zarr.open_group(path, mode="w").create_array(name, data=values)
+    return path
+
+
+BAD_INPUTS = {
+    "no store": (lambda fresh: fresh("nothing.zarr"), "does not exist"),
+    "no Zarr": (lambda fresh: str(Path(fresh("x")).parent), "is not a Zarr group or array"),
+    "other arrays": (lambda fresh: _array(fresh, np.ones((20, 3)), "pixels"), "its arrays are: pixels (20, 3)"),
+    "1-D": (lambda fresh: _array(fresh, np.ones(20)), "(rows, dims)"),
+    "3-D": (lambda fresh: _array(fresh, np.ones((20, 3, 2))), "(rows, dims)"),
+    "complex": (lambda fresh: _array(fresh, np.ones((20, 3), complex)), "complex128"),
+    "strings": (lambda fresh: _array(fresh, np.full((20, 3), "a", "U4")), "U4"),
+    "no rows": (lambda fresh: _array(fresh, np.ones((0, 3))), "is empty"),
+    "one row": (lambda fresh: _array(fresh, np.ones((1, 3))), "1 rows are too few"),
+    "few rows": (lambda fresh: _array(fresh, np.ones((16, 3))), "at least 17 rows, or set n_neighbors to at most 14"),
+}
+
+
+@pytest.mark.filterwarnings("ignore::zarr.errors.UnstableSpecificationWarning")
+@pytest.mark.parametrize("kind", BAD_INPUTS)
+def test_bad_input(refused, places, fresh, kind):
+    make, said = BAD_INPUTS[kind]
+    assert said in refused(3, "run", *places, "--input", make(fresh))
+
+
+def test_not_finite(cli, client, places, fresh):
+    x = np.ones((300, 4), np.float32)
+    x[[3, 8]] = np.nan
+    outcome = cli("run", *places, "--input", _array(fresh, x), "--scheduler", client.scheduler.address)
+    assert outcome.code == 3
+    assert "2 of 300 rows" in outcome.err
+    assert "rows 3, 8" in outcome.err
+    assert "Traceback" not in outcome.err
+
+
+def test_a_chunk_over_the_budget_says_how_to_rechunk(refused, places):
+    assert "rechunk the array to at most" in refused(3, "plan", *places, "--set", "task_memory=100kB")
+
+
+def test_over_budget_names_what_is_needed(cli, refused, places):
+    needed = json.loads(cli("plan", *places, "--json").out)["peak_bytes"] / PAUSE_FRACTION
+    said = refused(4, "run", *places, "--workers", "1", "--memory-limit", "700MiB")
+    named = parse_bytes(said.split("--memory-limit ")[1].split(" or more")[0])
+    assert 0 <= named - needed < 2**20
+
+
+@pytest.mark.timeout(30)
+def test_a_scheduler_that_never_answers(refused, places):
+    with socket.socket() as mute:
+        mute.bind(("127.0.0.1", 0))
+        mute.listen()
+        address = f"tcp://127.0.0.1:{mute.getsockname()[1]}"
+        assert address in refused(5, "run", *places, "--scheduler", address, "--set", "cluster.timeout=2")
+
+
+def test_a_scheduler_that_is_not_there(refused, places, fresh):
+    timeout = ("--set", "cluster.timeout=1")
+    assert "127.0.0.1:9" in refused(5, "run", *places, "--scheduler", "tcp://127.0.0.1:9", *timeout)
+    file = fresh("scheduler.json")
+    assert f"no {file} within 1 s" in refused(5, "run", *places, "--scheduler-file", file, *timeout)
+    Path(file).write_text('{"address": ')
+    assert file in refused(5, "run", *places, "--scheduler-file", file, *timeout)
+
+
+def test_outputs_that_are_something_else(refused, places, data, fresh, contents):
+    folder, file = Path(fresh("kept")), Path(fresh("file"))
+    folder.mkdir()
+    (folder / "thesis.txt").write_text("years of work")
+    file.write_text("years of work")
+    group = fresh("group.zarr")
+    zarr.open_group(group, mode="w").create_array("vectors", data=np.ones(3))
+    before = contents(data), contents(group)
+    for output, said in (
+        (str(folder), "exists and is not a dumap run"),
+        (str(file), "is a file"),
+        (group, "is not a dumap run"),
+        (data, "is, holds or lies in the input"),
+        (f"{data}/run.zarr", "is, holds or lies in the input"),
+        (str(Path(data).parent), "is, holds or lies in the input"),
+    ):
+        assert said in refused(6, "run", *places, "--output", output)
+    assert (contents(data), contents(group)) == before
+    assert (folder / "thesis.txt").read_text() == file.read_text() == "years of work"
+
+
+def test_an_output_that_cannot_be_made(refused, places, client):
+    address = ["--scheduler", client.scheduler.address]
+    assert "cannot be made" in refused(6, "run", *places, *address, "--output", "/proc/run.zarr")
+
+
+@pytest.mark.parametrize("command", [("status",), ("verify",), ("export", "embedding", "map.npy")])
+def test_commands_on_what_is_no_run(refused, data, fresh, command):
+    name, *rest = command
+    assert "holds no run" in refused(6, name, fresh("run.zarr"), *rest)
+    assert "is not a dumap run" in refused(6, name, data, *rest)
+
+
+def test_exports_refuse(refused, embed, digits, fresh):
+    done = embed(digits[0][:300], {"layout.n_components": 3})
+    assert "must be one of .npy, .csv, .parquet" in refused(2, "export", done.output, "embedding", fresh("map.xyz"))
+    assert "n_components = 2" in refused(2, "export", done.output, "picture", fresh("map.png"))
+    taken = fresh("map.npy")
+    Path(taken).write_text("years of work")
+    assert f"{taken} exists" in refused(6, "export", done.output, "embedding", taken)
+    assert Path(taken).read_text() == "years of work"
+    assert "Invalid value" in refused(2, "export", done.output, "everything", fresh("map.npy"))
