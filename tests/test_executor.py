@@ -16,7 +16,7 @@ import pytest
 from distributed import Client, LocalCluster, worker_client
 
 from dumap.errors import ClusterError, ConfigError, InputError, StorageError, TaskError
-from dumap.executor import ATTEMPTS, Executor
+from dumap.executor import ATTEMPTS, POLL_SECONDS, Executor
 from dumap.pipeline import STAGES, Silent, plan
 from dumap.stages import Job, numbered
 from dumap.submit import run
@@ -137,6 +137,17 @@ def test_nothing_stays_on_the_scheduler(client, workers, job, fresh):
     while set(client.run_on_scheduler(tasks)) - before and time.monotonic() < deadline:
         time.sleep(0.1)
     assert set(client.run_on_scheduler(tasks)) <= before
+
+
+def test_another_client_that_is_the_default_slows_nothing(workers, job, fresh):
+    """Futures are waited for by the client they are of: another's loop never hears that they are done."""
+    alone = LocalCluster(n_workers=0, processes=False, dashboard_address=":0")
+    with alone, Client(alone, set_as_default=True):
+        workers.map(marking(fresh()), job, ["part-00000"], {}, silent)
+        began = time.monotonic()
+        for _ in range(8):
+            workers.map(marking(fresh()), job, ["part-00000"], {}, silent)
+        assert time.monotonic() - began < 8 * POLL_SECONDS / 2
 
 
 @pytest.mark.parametrize(
