@@ -254,9 +254,10 @@ class Executor:
                         waiting.append(part)
                     future.release()
         finally:
-            for future in flying:
-                future.cancel()
-            self.client.unsubscribe_topic(TOPIC)
+            if self.client.status == "running":  # a client that lost its scheduler has nothing left to cancel
+                for future in flying:
+                    future.cancel()
+                self.client.unsubscribe_topic(TOPIC)
 
     def _settle(self, future: Any, task: Callable[..., None], part: str) -> bool:
         """Take a future's result; tell whether the part is done, or is to be tried again."""

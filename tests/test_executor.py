@@ -139,10 +139,9 @@ def test_nothing_stays_on_the_scheduler(client, workers, job, fresh):
     assert set(client.run_on_scheduler(tasks)) <= before
 
 
-def test_another_client_that_is_the_default_slows_nothing(workers, job, fresh):
+def test_another_client_that_is_the_default_slows_nothing(client, workers, job, fresh):
     """Futures are waited for by the client they are of: another's loop never hears that they are done."""
-    alone = LocalCluster(n_workers=0, processes=False, dashboard_address=":0")
-    with alone, Client(alone, set_as_default=True):
+    with Client(client.scheduler.address, set_as_default=True):
         workers.map(marking(fresh()), job, ["part-00000"], {}, silent)
         began = time.monotonic()
         for _ in range(8):
