@@ -233,7 +233,8 @@ class Executor:
                     key = f"dumap-{task.__name__}-{part}-{attempts[part]}-{time.time_ns():x}"
                     flying[self.client.submit(execute, task, job, part, options, key=key, pure=False)] = part
                 try:
-                    done = wait(list(flying), timeout=POLL_SECONDS, return_when="FIRST_COMPLETED").done
+                    with self.client.as_current():
+                        done = wait(list(flying), timeout=POLL_SECONDS, return_when="FIRST_COMPLETED").done
                 except TimeoutError:
                     done = set()
                 except Exception:  # some were cancelled with the scheduler: _alive decides
@@ -298,7 +299,7 @@ def _embedded(cluster: ClusterConfig) -> LocalCluster:
         threads_per_worker=1,
         processes=True,
         memory_limit=limit,
-        dashboard_address=None,
+        dashboard_address=":0",
         silence_logs=50,
         env=pinned,
     )
