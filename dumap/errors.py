@@ -51,12 +51,6 @@ class RunMismatchError(DumapError):
     exit_code = 7
 
 
-class LockedError(DumapError):
-    """Another driver holds the output."""
-
-    exit_code = 8
-
-
 class TaskError(DumapError):
     """A task failed on every attempt; the message names stage and part."""
 

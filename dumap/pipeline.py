@@ -13,7 +13,7 @@ import numpy as np
 from dumap import executor
 from dumap.config import Config, differences, format_bytes
 from dumap.disk import is_remote, normalize
-from dumap.errors import DumapError, InputError, RunMismatchError, StorageError
+from dumap.errors import DumapError, RunMismatchError, StorageError
 from dumap.executor import Executor, Observer
 from dumap.plan import PAUSE_FRACTION, Plan, geometry, make_plan
 from dumap.source import Input
@@ -346,4 +346,4 @@ def describe(projected: Plan) -> str:
     return "\n".join(lines)
 
 
-__all__ = ["STAGES", "InputError", "describe", "plan", "run", "status", "verify"]
+__all__ = ["STAGES", "describe", "plan", "run", "status", "verify"]

@@ -234,7 +234,6 @@ class Run:
         self.store = open_store(self.location, read_only)
         self._manifests: dict[tuple[str, str], Manifest] = {}
         self._opened: dict[tuple[str, str, str], list[zarr.Array]] = {}
-        self._folders: set[str] = set()
 
     # the group ---------------------------------------------------------------------------------
 

@@ -48,14 +48,6 @@ class Edges(NamedTuple):
     phases: np.ndarray
 
 
-class State(NamedTuple):
-    """Coordinates and Adam's moments of consecutive rows, each float32 of shape (rows, n_components)."""
-
-    y: np.ndarray
-    m: np.ndarray
-    v: np.ndarray
-
-
 def fit_ab(spread: float, min_dist: float) -> tuple[float, float]:
     """Fit 1 / (1 + a d^2b) to the membership that `spread` and `min_dist` ask for.
 

@@ -185,10 +185,10 @@ def forget_broken(run: Run) -> None:
 # rounds of shards --------------------------------------------------------------------------------
 
 _prepared: dict[tuple, tuple[Edges, np.ndarray]] = {}
-"""The last groups of shards this process packed, so that a round need not read its edges again."""
+"""The last group of shards this process packed, so that a round need not read its edges again."""
 
 
-def _prepare(job: Job, graph: Graph, first: int, last: int, remember: int) -> tuple[Edges, np.ndarray]:
+def _prepare(job: Job, graph: Graph, first: int, last: int) -> tuple[Edges, np.ndarray]:
     """Pack shards [first, last) with tails counted within their rows, then within the rows they touch outside."""
     key = (job.run.location, job.config.digest(), first, last)
     if key not in _prepared:
@@ -198,8 +198,7 @@ def _prepare(job: Job, graph: Graph, first: int, last: int, remember: int) -> tu
         inside = (edges.tails >= low) & (edges.tails < high)
         own = edges.tails - edges.tails.dtype.type(low)
         tails = np.where(inside, own, high - low + np.searchsorted(outside, edges.tails))
-        while len(_prepared) >= remember:
-            _prepared.pop(next(iter(_prepared)))
+        _prepared.clear()
         _prepared[key] = edges._replace(tails=tails.astype(np.uint32)), outside
     return _prepared[key]
 
@@ -208,7 +207,7 @@ def step(job: Job, part: str, epoch: int, groups: list[tuple[int, int]]) -> None
     """Take one group of shards from generation `epoch` to the next."""
     graph = Graph(job.run, job.geometry.shard_rows)
     first, last = groups[number_of(part)]
-    edges, outside = _prepare(job, graph, first, last, remember=1)
+    edges, outside = _prepare(job, graph, first, last)
     before = Generation(job.run, graph, epoch)
     offsets = graph.shards.offsets
     low, high = int(offsets[first]), int(offsets[last])
