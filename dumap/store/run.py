@@ -26,6 +26,8 @@ from typing import Any
 import numpy as np
 import zarr
 from zarr.codecs import Crc32cCodec
+from zarr.core.buffer import Buffer
+from zarr.storage import MemoryStore
 
 from dumap import disk
 from dumap.errors import DamageError, LockError, StorageError
@@ -110,28 +112,37 @@ class Part:
         rows = _range_rows(values.shape, values.dtype.itemsize)
         whole = max(rows, -(-len(values) // rows) * rows)
 
-        def create() -> None:
-            array = zarr.create_array(
-                self.run.store,
-                name=path,
-                shape=values.shape,
-                dtype=values.dtype,
-                chunks=(rows, *values.shape[1:]),
-                shards=(whole, *values.shape[1:]),
-                compressors=[Crc32cCodec()],
-                filters=None,
-                fill_value=0,
-                overwrite=True,
-                config={"write_empty_chunks": True},
-            )
-            if len(values):
-                array[...] = values
-
-        self.run.attempt(path, create)
-        self._seal(f"{path}/zarr.json")
-        if len(values):
-            self._seal("/".join([path, "c", *["0"] * values.ndim]))
+        options = {"shards": (whole, *values.shape[1:]), "config": {"write_empty_chunks": True}}
+        self._put_array(path, values.shape, values.dtype, rows, values=values, fill_value=0, **options)
         return path
+
+    def _put_array(
+        self,
+        path: str,
+        shape: tuple[int, ...],
+        dtype: Any,
+        chunk_rows: int,
+        values: np.ndarray | None = None,
+        **options: Any,
+    ) -> None:
+        """Write an array's objects: made in memory, since Zarr would write groups above them that no manifest names."""
+        encoded: dict[str, Buffer] = {}
+        array = zarr.create_array(
+            MemoryStore(encoded),
+            shape=shape,
+            dtype=dtype,
+            chunks=(chunk_rows, *shape[1:]),
+            compressors=[Crc32cCodec()],
+            filters=None,
+            **options,
+        )
+        if values is not None and len(values):
+            array[...] = values
+        while encoded:
+            key, buffer = encoded.popitem()
+            data = buffer.to_bytes()
+            self.objects[f"{path}/{key}"] = [len(data), digest(data)]
+            self.run.put(f"{path}/{key}", data)
 
     def write_rows(self, name: str, first: int, values: np.ndarray) -> None:
         """Write whole chunks of one of the run's final arrays."""
@@ -152,22 +163,7 @@ class Part:
         self, name: str, shape: tuple[int, ...], dtype: str, chunk_rows: int, fill: float, dimensions: tuple[str, ...]
     ) -> None:
         """Create one of the run's final arrays, which other parts fill."""
-        self.run.attempt(
-            name,
-            lambda: zarr.create_array(
-                self.run.store,
-                name=name,
-                shape=shape,
-                dtype=dtype,
-                chunks=(chunk_rows, *shape[1:]),
-                fill_value=fill,
-                dimension_names=dimensions,
-                compressors=[Crc32cCodec()],
-                filters=None,
-                overwrite=True,
-            ),
-        )
-        self._seal(f"{name}/zarr.json")
+        self._put_array(name, shape, dtype, chunk_rows, fill_value=fill, dimension_names=dimensions)
 
     def _seal(self, key: str) -> None:
         data = self.run.get(key)
