@@ -14,7 +14,7 @@ import numpy as np
 
 from dumap.config import Config, format_bytes
 from dumap.errors import BudgetError, InputError
-from dumap.kernels.layout import LANES, POOL_ROWS, default_epochs
+from dumap.kernels.layout import POOL_ROWS, RUN, default_epochs
 from dumap.kernels.vectors import ANGULAR
 from dumap.store import OBJECT_BYTES
 
@@ -218,7 +218,7 @@ def host_layout_bytes(rows: int, edges: int, n_components: int) -> int:
 
 def pool_bytes(n_components: int) -> int:
     """Return the bytes of the epoch's pool of negatives."""
-    return 8 * n_components * (POOL_ROWS + LANES)
+    return 8 * n_components * (POOL_ROWS + RUN)
 
 
 def shard_layout_bytes(shard_rows: int, n_neighbors: int, n_components: int) -> int:

@@ -1,7 +1,8 @@
 """Stochastic gradient descent on the cross-entropy, one generation at a time.
 
 Every row's gradient is taken at the last generation's coordinates, of both ends; then Adam steps. A row
-writes itself alone, so the result depends neither on threads nor on how rows are cut into shards.
+writes itself alone, so the result depends neither on threads nor on how rows are cut into shards. Rows step in
+blocks of neighbours, which share their negatives: a row's interactions are then one loop over vector lanes.
 """
 
 from __future__ import annotations
@@ -14,9 +15,12 @@ from scipy.optimize import curve_fit
 
 from dumap.kernels import hashing, maths
 
-LANES = 16
-SLOT = 64
-"""Interactions computed at once: four times the lanes."""
+BLOCK = 64
+"""Rows that step together, and share their negatives: the first is a multiple of it."""
+CHUNK = 2048
+"""Edges of a block that are looked at together."""
+RUN = 64
+"""Neighbouring rows of the pool that one hash chooses at the most."""
 POOL_ROWS = 4096
 BETA1, BETA2, EPSILON = np.float32(0.5), np.float32(0.9), np.float32(1e-7)
 FRACTION_BITS = 15
@@ -137,24 +141,12 @@ def pool_rows(seed: int, epoch: int, rows: int) -> np.ndarray:
 
 def lay_pool(coordinates: np.ndarray) -> np.ndarray:
     """Lay the pool's coordinates (POOL_ROWS, n_components) out by component, its head repeated at its end."""
-    return np.ascontiguousarray(np.concatenate([coordinates, coordinates[:LANES]]).T)
+    return np.ascontiguousarray(np.concatenate([coordinates, coordinates[:RUN]]).T)
 
 
 @nb.njit(inline="always")
 def _clip(x):
     return min(max(x, -_CLIP), _CLIP)
-
-
-@nb.njit(inline="always")
-def _sum(forces, c, filled):
-    """Add up forces in four chains, which run side by side and end in a fixed order."""
-    s0, s1, s2, s3 = _F0, _F0, _F0, _F0
-    for k in range(0, filled, 4):
-        s0 += forces[c, k]
-        s1 += forces[c, k + 1]
-        s2 += forces[c, k + 2]
-        s3 += forces[c, k + 3]
-    return (s0 + s2) + (s1 + s3)
 
 
 @nb.njit(inline="always")
@@ -165,85 +157,127 @@ def _due(rate, phase, t):
     return np.int32(np.int32(np.int32(now + step) >> FRACTION_BITS) - np.int32(now >> FRACTION_BITS))
 
 
-@nb.njit(cache=True, nogil=True, error_model="numpy")
-def _generation(
-    axes, start, stop, first, own, indptr, tails, rates, phases, y, m, v, pool, epoch, base,
-    a, b, gamma, negatives, rate, correction1, correction2, out_y,
-):  # fmt: skip
-    """Step rows [start, stop) of a shard; `axes` is a tuple so that its length is known to the compiler.
+class _Block(NamedTuple):
+    """What a block of rows is computed in: small enough to stay in the nearest cache.
 
-    The loops over k and lane have no branch and no sum across iterations, so that they fill vector lanes.
+    Loops over its last axes have no branch and no sum across iterations, so that they fill vector lanes.
     """
+
+    head: np.ndarray  # (components, BLOCK): the rows' coordinates
+    pull: np.ndarray  # (components, BLOCK): sums over the edges that are due
+    push: np.ndarray  # (components, BLOCK): sums over negatives
+    due: np.ndarray  # (BLOCK,): edges that are due
+    times: np.ndarray  # (CHUNK,): how often each edge is due
+    kept: np.ndarray  # (CHUNK + 1,): edges before each that are due
+    near: np.ndarray  # (CHUNK,): tails of the edges that are due, packed
+    share: np.ndarray  # (CHUNK,): how often those are due
+    force: np.ndarray  # (components, CHUNK)
+
+
+def _room(components: int, tail_dtype: np.dtype) -> _Block:
+    return _Block(
+        head=np.zeros((components, BLOCK), np.float32),
+        pull=np.zeros((components, BLOCK), np.float32),
+        push=np.zeros((components, BLOCK), np.float32),
+        due=np.zeros(BLOCK, np.int32),
+        times=np.zeros(CHUNK, np.int32),
+        kept=np.zeros(CHUNK + 1, np.int32),
+        near=np.zeros(CHUNK, tail_dtype),
+        share=np.zeros(CHUNK, np.int32),
+        force=np.zeros((components, CHUNK), np.float32),
+    )
+
+
+@nb.njit(cache=True, nogil=True, error_model="numpy")
+def _attract(axes, block, indptr, r, rows, tails, rates, phases, y, t, a, b):
+    """Sum what pulls rows r, r + 1, ...: i and j are joined by an edge, pull i towards j."""
+    head, pull, _, due, times, kept, near, share, force = block
     components = len(axes)
     two_ab = np.float32(2) * a * b
-    two_b = np.float32(2) * b * gamma
-    grad, head = np.empty(components, np.float32), np.empty(components, np.float32)
-    forces = np.zeros((components, SLOT), np.float32)
-    times = np.zeros(SLOT, np.float32)
-    t = np.int32(epoch)
-    for r in range(start, stop):
-        for c in range(components):
-            head[c] = y[own + r, c]
-            grad[c] = _F0
-        # attraction: i and j are joined by an edge, pull i towards j
-        total = np.int32(0)
-        for e in range(indptr[r], indptr[r + 1], SLOT):
-            width = min(SLOT, indptr[r + 1] - e)
-            filled = (width + LANES - 1) // LANES * LANES
-            row_tails, row_rates, row_phases = tails[e : e + width], rates[e : e + width], phases[e : e + width]
-            for k in range(width):
-                tail = row_tails[k]
+    for e in range(indptr[r], indptr[r + rows], CHUNK):
+        width = min(CHUNK, indptr[r + rows] - e)
+        chunk_tails, chunk_rates, chunk_phases = tails[e : e + width], rates[e : e + width], phases[e : e + width]
+        for k in range(width):
+            times[k] = _due(chunk_rates[k], chunk_phases[k], t)
+        count = 0
+        for k in range(width):  # without a branch, which would be a coin toss to the processor
+            kept[k] = count
+            near[count] = chunk_tails[k]
+            share[count] = times[k]
+            count += np.int64(times[k] > 0)
+        kept[width] = count
+        for q in range(rows):
+            low = kept[min(max(indptr[r + q] - e, 0), width)]
+            high = kept[min(max(indptr[r + q + 1] - e, 0), width)]
+            for k in range(low, high):
+                tail = near[k]
                 for c in range(components):
-                    forces[c, k] = head[c] - y[tail, c]
-            for k in range(width):
-                due = _due(row_rates[k], row_phases[k], t)
-                total += due
-                times[k] = np.float32(due)
-            for k in range(width, filled):
-                times[k] = _F0
-            for k in range(filled):
-                d2 = _NEAR
-                for c in range(components):
-                    d2 += forces[c, k] * forces[c, k]
-                p = maths.power(d2, b)
-                factor = two_ab * p / (d2 * (_F1 + a * p))
-                for c in range(components):
-                    forces[c, k] = times[k] * _clip(factor * forces[c, k])
+                    force[c, k] = head[c, q] - y[tail, c]
+        for k in range(count):
+            d2 = _NEAR
             for c in range(components):
-                grad[c] += _sum(forces, c, filled)
-        # repulsion: push i from the rows of the pool
-        wanted = negatives * np.float32(total)
-        runs = np.int64(wanted / np.float32(LANES) + _HALF)
-        if runs == 0 and wanted > _F0:
-            runs += 1
-        scale = wanted / np.float32(runs * LANES)
-        bits = hashing.draw(base, first + r)
-        for n in range(0, runs, SLOT // LANES):
-            here = min(runs - n, SLOT // LANES)
-            for run in range(here):
-                at = np.int64((bits >> np.uint64(16 * run)) & np.uint64(POOL_ROWS - 1))
+                d2 += force[c, k] * force[c, k]
+            p = maths.power(d2, b)
+            factor = two_ab * p / (d2 * (_F1 + a * p))
+            for c in range(components):
+                force[c, k] = np.float32(share[k]) * _clip(factor * force[c, k])
+        for q in range(rows):
+            low = kept[min(max(indptr[r + q] - e, 0), width)]
+            high = kept[min(max(indptr[r + q + 1] - e, 0), width)]
+            for k in range(low, high):
+                due[q] += share[k]
                 for c in range(components):
-                    source, target = pool[c, at : at + LANES], forces[c, run * LANES : (run + 1) * LANES]
-                    for lane in range(LANES):
-                        target[lane] = head[c] - source[lane]
-            for k in range(here * LANES):
+                    pull[c, q] += force[c, k]
+
+
+@nb.njit(cache=True, nogil=True, error_model="numpy")
+def _repel(axes, block, number, rows, pool, count, base, a, b, gamma):
+    """Sum what pushes the rows of a block: `count` rows of the pool, the same for all of them."""
+    head, push = block.head, block.push
+    components = len(axes)
+    two_b = np.float32(2) * b * gamma
+    bits = hashing.draw(base, number)
+    for n in range(0, count, RUN):
+        at = np.int64(bits & np.uint64(POOL_ROWS - 1))
+        for s in range(at, at + min(RUN, count - n)):
+            for q in range(rows):
                 d2 = _F0
                 for c in range(components):
-                    d2 += forces[c, k] * forces[c, k]
+                    apart = head[c, q] - pool[c, s]
+                    d2 += apart * apart
                 p = maths.power(d2 + _NEAR, b)
                 factor = two_b / ((_SOFT + d2) * (_F1 + a * p))
                 for c in range(components):
-                    forces[c, k] = _clip(factor * forces[c, k])
+                    push[c, q] += _clip(factor * (head[c, q] - pool[c, s]))
+        bits = hashing.mix(bits + hashing.GOLDEN)
+
+
+@nb.njit(cache=True, nogil=True, error_model="numpy")
+def _generation(
+    axes, block, start, stop, first, own, indptr, tails, rates, phases, y, m, v, pool, epoch, base,
+    a, b, gamma, negatives, rate, correction1, correction2, out_y,
+):  # fmt: skip
+    """Step rows [start, stop) of a shard; `axes` is a tuple so that its length is known to the compiler."""
+    components = len(axes)
+    for r in range(start, stop, BLOCK):
+        rows = min(BLOCK, stop - r)
+        for q in range(rows):
             for c in range(components):
-                grad[c] -= scale * _sum(forces, c, here * LANES)
-            bits = hashing.mix(bits + hashing.GOLDEN)
-        # Adam
-        for c in range(components):
-            g = grad[c]
-            m1 = BETA1 * m[r, c] + (_F1 - BETA1) * g
-            v1 = BETA2 * v[r, c] + (_F1 - BETA2) * (g * g)
-            m[r, c], v[r, c] = m1, v1
-            out_y[r, c] = head[c] - rate * (m1 * correction1) / (np.sqrt(v1 * correction2) + EPSILON)
+                block.head[c, q] = y[own + r + q, c]
+        block.pull[:], block.push[:], block.due[:] = _F0, _F0, 0
+        _attract(axes, block, indptr, r, rows, tails, rates, phases, y, np.int32(epoch), a, b)
+        wanted = negatives * np.float32(block.due.sum()) / np.float32(rows)
+        count = np.int64(np.ceil(wanted))
+        _repel(axes, block, (first + r) // BLOCK, rows, pool, count, base, a, b, gamma)
+        for q in range(rows):
+            scale = negatives * np.float32(block.due[q]) / np.float32(max(count, 1))
+            for c in range(components):
+                g = block.pull[c, q] - scale * block.push[c, q]
+                m1 = BETA1 * m[r + q, c] + (_F1 - BETA1) * g
+                v1 = BETA2 * v[r + q, c] + (_F1 - BETA2) * (g * g)
+                m[r + q, c], v[r + q, c] = m1, v1
+                step = rate * (m1 * correction1) / (np.sqrt(v1 * correction2) + EPSILON)
+                out_y[r + q, c] = block.head[c, q] - step
 
 
 class Descent(NamedTuple):
@@ -298,9 +332,9 @@ def generation(
     epoch : int
         From 0.
     start, stop : int
-        Rows of the shard.
+        Rows of the shard. Multiples of `BLOCK`, but for the last row's.
     first : int
-        The shard's first row in the whole set; it keys the row's choices.
+        The shard's first row in the whole set, a multiple of `BLOCK`; it keys the choices.
     own : int
         Row of `y` at which the shard's own coordinates begin.
     edges : Edges
@@ -308,16 +342,24 @@ def generation(
     y : ndarray of float32, shape (known rows, n_components)
         The last generation: never written.
     m, v : ndarray of float32, shape (shard rows, n_components)
-    pool : ndarray of float32, shape (n_components, POOL_ROWS + LANES)
+    pool : ndarray of float32, shape (n_components, POOL_ROWS + RUN)
         From `lay_pool`.
     out_y : ndarray of float32, shape (shard rows, n_components)
+
+    Raises
+    ------
+    ValueError
+        Rows do not begin and end where blocks do.
     """
+    if start % BLOCK or first % BLOCK or (stop % BLOCK and stop < len(out_y)):
+        raise ValueError(f"rows [{start}, {stop}) of a shard that begins at {first} are not whole blocks of {BLOCK}")
     base = hashing.draws(descent.seed, hashing.NEGATIVES, np.array([epoch]))[0]
     rate = descent.learning_rate * (1.0 - epoch / descent.n_epochs)
     correction1 = 1.0 / (1.0 - _power_of(float(BETA1), epoch + 1))
     correction2 = 1.0 / (1.0 - _power_of(float(BETA2), epoch + 1))
     _generation(
-        (0,) * y.shape[1], start, stop, first, own, *edges, y, m, v, pool, epoch, base,
+        (0,) * y.shape[1], _room(y.shape[1], edges.tails.dtype),
+        start, stop, first, own, *edges, y, m, v, pool, epoch, base,
         np.float32(descent.a), np.float32(descent.b), np.float32(descent.repulsion_strength),
         np.float32(descent.negative_sample_rate / 2), np.float32(rate),
         np.float32(correction1), np.float32(correction2), out_y,

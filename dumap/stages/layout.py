@@ -125,6 +125,12 @@ def latest(run: Run, upto: int) -> int:
     return max([0] + [number_of(name) for name in names if number_of(name) <= upto])
 
 
+def slices_of(rows: int, count: int) -> list[int]:
+    """Cut rows into about so many slices of whole blocks."""
+    cuts = np.linspace(0, rows, count + 1).astype(int)
+    return [*np.unique(cuts[:-1] // layout.BLOCK * layout.BLOCK).tolist(), rows]
+
+
 def descend(job: Job, part: str, threads: int) -> None:
     """Run all epochs from the last generation on, on this host's cores, and commit checkpoints."""
     graph, epochs = Graph(job.run, job.geometry.shard_rows), job.geometry.n_epochs
@@ -135,7 +141,7 @@ def descend(job: Job, part: str, threads: int) -> None:
     y = np.concatenate([before.read(shard) for shard in range(len(shards))])
     m, v = np.concatenate([before.moments(shard) for shard in range(len(shards))], axis=1)
     m, v, after = np.ascontiguousarray(m), np.ascontiguousarray(v), np.empty_like(y)
-    cuts = np.linspace(0, shards.rows, threads * SLICES + 1).astype(int)
+    cuts = slices_of(shards.rows, threads * SLICES)
     with ThreadPoolExecutor(threads) as workers:
         for epoch in range(begin, epochs):
             pool = layout.lay_pool(y[layout.pool_rows(shared.seed, epoch, shards.rows)])

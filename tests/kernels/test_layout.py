@@ -14,7 +14,7 @@ DESCENT = layout.Descent(1.577, 0.895, 1.0, 1.5, 5.0, EPOCHS, SEED)
 
 @pytest.fixture(scope="module")
 def graph() -> sparse.csr_matrix:
-    """A symmetric graph with rows of no edge, of a few, and of more than two vectors of lanes."""
+    """A symmetric graph with rows of no edge, of a few and of many; 300 rows are not a whole number of blocks."""
     rng = np.random.default_rng(0)
     degree = np.minimum(1, rng.pareto(1.0, ROWS) / 6) * (np.arange(ROWS) % 29 > 0)
     chosen = np.triu(rng.random((ROWS, ROWS)) < degree[:, None] * degree, 1)
@@ -22,7 +22,8 @@ def graph() -> sparse.csr_matrix:
     found = sparse.csr_matrix(upper + upper.T)
     degrees = np.diff(found.indptr)
     assert degrees.min() == 0
-    assert degrees.max() > 2 * layout.LANES
+    assert degrees.max() > 100
+    assert ROWS % layout.BLOCK
     return found
 
 
@@ -50,40 +51,39 @@ def state(n_components: int):
     return y, m, v, y[layout.pool_rows(SEED, EPOCH, ROWS)]
 
 
-def step(edges, y, m, v, pool, start=0, stop=None, first=0, own=0):
+def step(edges, y, m, v, pool, start=0, stop=None, first=0, own=0, descent=DESCENT):
     """Return the next generation of a shard's rows [start, stop), and the moments."""
     m, v, out = m.copy(), v.copy(), np.full(m.shape, np.nan, np.float32)
     stop = len(m) if stop is None else stop
-    layout.generation(DESCENT, EPOCH, start, stop, first, own, edges, y, m, v, layout.lay_pool(pool), out)
+    layout.generation(descent, EPOCH, start, stop, first, own, edges, y, m, v, layout.lay_pool(pool), out)
     return out, m, v
 
 
-def obvious_generation(edges, y, m, v, pool):
+def obvious_generation(edges, y, m, v, pool, descent=DESCENT):
     """Step every row, one edge and one negative at a time, in float64."""
-    a, b, rate, gamma, negatives = *DESCENT[:3], *DESCENT[3:5]
+    a, b, rate, gamma, negatives = descent[:5]
     y, m, v, pool = (array.astype(np.float64) for array in (y, m, v, pool))
-    pool = np.concatenate([pool, pool[: layout.LANES]])
+    pool = np.concatenate([pool, pool[: layout.RUN]])
     base = hashing.draws(SEED, hashing.NEGATIVES, np.array([EPOCH]))[0]
     times, out = due(edges, EPOCH), np.empty_like(y)
+    totals = np.bincount(heads(edges), times, len(y))
     for i in range(len(y)):
-        grad = np.zeros(y.shape[1])
-        own = range(edges.indptr[i], edges.indptr[i + 1])
-        for e in own:
+        pull, push = np.zeros(y.shape[1]), np.zeros(y.shape[1])
+        for e in range(edges.indptr[i], edges.indptr[i + 1]):
             apart = y[i] - y[edges.tails[e]]
             d2 = apart @ apart + 1e-8
-            grad += times[e] * np.clip(2 * a * b * d2 ** (b - 1) / (1 + a * d2**b) * apart, -4, 4)
-        wanted = negatives / 2 * times[own.start : own.stop].sum()
-        runs = max(1, int(wanted / layout.LANES + 0.5))
-        bits, push = int(hashing.draw(base, i)), np.zeros(y.shape[1])
-        for run in range(runs if wanted else 0):
-            if run and run % 4 == 0:
-                bits = int(hashing.mix(np.uint64((bits + int(hashing.GOLDEN)) % 2**64)))
-            at = (bits >> 16 * (run % 4)) % layout.POOL_ROWS
-            for other in pool[at : at + layout.LANES]:
+            pull += times[e] * np.clip(2 * a * b * d2 ** (b - 1) / (1 + a * d2**b) * apart, -4, 4)
+        block = i // layout.BLOCK
+        count = int(np.ceil(negatives / 2 * totals[block * layout.BLOCK :][: layout.BLOCK].mean()))
+        bits = int(hashing.draw(base, block))
+        for left in range(count, 0, -layout.RUN):
+            at = bits % layout.POOL_ROWS
+            for other in pool[at : at + min(layout.RUN, left)]:
                 apart = y[i] - other
                 d2 = apart @ apart
                 push += np.clip(2 * b * gamma / ((0.001 + d2) * (1 + a * (d2 + 1e-8) ** b)) * apart, -4, 4)
-        grad -= push * wanted / (runs * layout.LANES)
+            bits = int(hashing.mix(np.uint64((bits + int(hashing.GOLDEN)) % 2**64)))
+        grad = pull - push * negatives / 2 * totals[i] / max(count, 1)
         m[i] = 0.5 * m[i] + 0.5 * grad
         v[i] = 0.9 * v[i] + 0.1 * grad**2
         mean, spread = m[i] / (1 - 0.5 ** (EPOCH + 1)), v[i] / (1 - 0.9 ** (EPOCH + 1))
@@ -99,18 +99,35 @@ def test_a_generation_is_that_of_the_obvious_reference(graph, n_components):
         np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("negative_sample_rate", [0.0, 0.01, 60.0])
+def test_negatives_are_as_many_as_asked_for(graph, negative_sample_rate):
+    """None at all, less than one a row, and more than one run of the pool."""
+    edges, before, descent = pack(graph), state(2), DESCENT._replace(negative_sample_rate=negative_sample_rate)
+    found, wanted = step(edges, *before, descent=descent), obvious_generation(edges, *before, descent)
+    for own, other in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(own, other, rtol=1e-4, atol=1e-4)
+
+
+def test_a_block_of_more_edges_than_are_looked_at_together():
+    upper = np.triu(np.random.default_rng(1).random((ROWS, ROWS)), 1).astype(np.float32)
+    edges, before = pack(sparse.csr_matrix(upper + upper.T)), state(2)
+    assert edges.indptr[layout.BLOCK] > 3 * layout.CHUNK
+    for own, wanted in zip(step(edges, *before), obvious_generation(edges, *before), strict=True):
+        np.testing.assert_allclose(own, wanted, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("n_components", [1, 2, 3, 7])
 def test_a_generation_is_the_same_however_rows_are_cut_into_slices(graph, n_components):
     edges, (y, m, v, pool) = pack(graph), state(n_components)
     whole, _, _ = step(edges, y, m, v, pool)
     out, laid = np.empty_like(y), layout.lay_pool(pool)
-    cuts = [0, 1, 17, 150, 150, ROWS]
+    cuts = [0, 64, 192, 192, ROWS]
     for low, high in reversed(list(pairwise(cuts))):
         layout.generation(DESCENT, EPOCH, low, high, 0, 0, edges, y, m, v, laid, out)
     assert out.tobytes() == whole.tobytes()
 
 
-@pytest.mark.parametrize(("low", "high"), [(0, 100), (100, 220), (220, ROWS), (7, 8)])
+@pytest.mark.parametrize(("low", "high"), [(0, 64), (64, 192), (192, ROWS), (256, ROWS)])
 def test_a_shard_with_its_halo_steps_as_the_whole_does(graph, low, high):
     y, m, v, pool = state(2)
     whole = step(pack(graph), y, m, v, pool)
@@ -129,13 +146,19 @@ def test_a_shard_with_its_halo_steps_as_the_whole_does(graph, low, high):
 
 def test_a_generation_writes_its_rows_alone(graph):
     y, m, v, pool = state(2)
-    out, m1, v1 = step(pack(graph), y, m, v, pool, 10, 20)
-    rest = np.delete(np.arange(ROWS), np.arange(10, 20))
+    out, m1, v1 = step(pack(graph), y, m, v, pool, 64, 128)
+    rest = np.delete(np.arange(ROWS), np.arange(64, 128))
     assert np.isnan(out[rest]).all()
-    assert np.isfinite(out[10:20]).all()
+    assert np.isfinite(out[64:128]).all()
     assert np.array_equal(m1[rest], m[rest])
     assert np.array_equal(v1[rest], v[rest])
     assert np.array_equal(y, state(2)[0])
+
+
+@pytest.mark.parametrize(("start", "stop", "first"), [(1, ROWS, 0), (0, 100, 0), (0, ROWS, 7)])
+def test_rows_that_are_not_whole_blocks_are_refused(graph, start, stop, first):
+    with pytest.raises(ValueError, match="not whole blocks of 64"):
+        step(pack(graph), *state(2), start, stop, first)
 
 
 def test_rows_in_one_place_stay_finite(graph):
@@ -184,8 +207,8 @@ def test_the_pool_is_drawn_anew_each_epoch_from_all_rows():
     assert len({pool.tobytes() for pool in pools}) == 3
     assert (layout.pool_rows(SEED, 0, 1) == 0).all()
     laid = layout.lay_pool(np.arange(2 * layout.POOL_ROWS).reshape(-1, 2))
-    assert laid.shape == (2, layout.POOL_ROWS + layout.LANES)
-    assert np.array_equal(laid[:, -layout.LANES :], laid[:, : layout.LANES])
+    assert laid.shape == (2, layout.POOL_ROWS + layout.RUN)
+    assert np.array_equal(laid[:, -layout.RUN :], laid[:, : layout.RUN])
 
 
 # curve and epochs ------------------------------------------------------------------------------
