@@ -44,7 +44,7 @@ def until(condition: Callable[[], Any], what: str, seconds: float = SECONDS) -> 
 def results(output: str) -> dict[str, bytes]:
     """Return the bytes of what a run is for: the embedding, the status and the graph."""
     manifests = sorted(Path(output, "manifests", "graph").glob("united-*.json"))
-    parts = [json.loads(m.read_text())["manifest"] for m in manifests]
+    parts = [json.loads(m.read_text())["document"] for m in manifests]
     found = {p: zarr.open_array(output, path=p, mode="r")[:].tobytes() for p in ("embedding", "status")}
     for number, part in enumerate(parts):
         for name, (path,) in part["arrays"].items():
