@@ -88,6 +88,7 @@ def _act(fault: dict[str, Any]) -> None:
 def install(role: str) -> None:
     """Wrap what passes the points."""
     from dumap import executor, store
+    from dumap.store.run import Part
 
     at, discarding = functools.partial(reach, role), threading.local()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -144,8 +145,8 @@ def install(role: str) -> None:
         return call
 
     around(executor, "execute", execute)
-    around(store.Part, "_write_object", written)
-    around(store.Part, "write_rows", written)
+    around(Part, "_write_object", written)
+    around(Part, "write_rows", written)
     around(store.Run, "commit", commit)
     around(store.Run, "discard", discard)
     around(store.Run, "delete_folder", delete)
