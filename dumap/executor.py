@@ -27,6 +27,7 @@ import numba
 import psutil
 from distributed import Client, LocalCluster, Security, Worker, get_worker, wait
 from distributed import comm as comms
+from distributed.comm import CommClosedError
 from distributed.scheduler import KilledWorker
 from threadpoolctl import threadpool_limits
 
@@ -202,17 +203,20 @@ class Executor:
         ClusterError
             No worker in time, or dumap missing or of another version.
         """
-        try:
-            self.client.wait_for_workers(1, timeout=self.timeout)
-        except TimeoutError:
-            raise ClusterError(
-                f"{self._where()}: no worker within {self.timeout:.0f} s; start workers, or raise cluster.timeout"
-            ) from None
-        try:
-            answers = self.client.run(_facts, on_error="return")
-            threads = self.client.nthreads()
-        except Exception as error:
-            raise ClusterError(f"{self._where()}: the workers could not be asked ({error})") from error
+        answers: dict[str, Any] = {}
+        while not answers:
+            try:
+                self.client.wait_for_workers(1, timeout=self.timeout)
+            except TimeoutError:
+                raise ClusterError(
+                    f"{self._where()}: no worker within {self.timeout:.0f} s; start workers, or raise cluster.timeout"
+                ) from None
+            try:
+                asked = self.client.run(_facts, on_error="return")
+                threads = self.client.nthreads()
+            except Exception as error:
+                raise ClusterError(f"{self._where()}: the workers could not be asked ({error})") from error
+            answers = {who: said for who, said in asked.items() if not isinstance(said, CommClosedError)}  # has left
         own = versions()
         self.workers = []
         for address, answer in answers.items():
@@ -238,8 +242,8 @@ class Executor:
         ClusterError
         """
         if "://" not in output:
-            for address, there in self.client.run(os.path.isdir, output).items():
-                if not there:
+            for address, there in self.client.run(os.path.isdir, output, on_error="return").items():
+                if there is False:  # and not an error of a worker that has just left
                     raise ClusterError(f"worker {address} does not see {output}: name a shared folder or a URL")
 
     def _where(self) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 import dask
 import pytest
 from distributed import Client, LocalCluster
+from distributed.comm import CommClosedError
 from faults.harness import fleet
 
 from dumap.errors import ClusterError, InputError, StorageError, TaskError
@@ -68,6 +69,20 @@ def raising(error: Exception):
 
 def silent(done, total):
     return None
+
+
+def test_a_worker_that_leaves_as_it_is_asked_is_not_called_unfit(client, workers, job, monkeypatch):
+    ask, left = client.run, ["tcp://127.0.0.1:9"]
+
+    def run(*arguments, **options):
+        if left:
+            return {left.pop(): CommClosedError("gone")}
+        return ask(*arguments, **options)
+
+    monkeypatch.setattr(client, "run", run)
+    workers.preflight()
+    assert left == []
+    assert len(workers.workers) == 2
 
 
 # mapping -----------------------------------------------------------------------------------------

@@ -121,6 +121,7 @@ def test_a_run_that_goes_on_with_other_workers_and_threads(fresh, prepare, expec
         for stage, workers, threads in (("cells", 2, 1), ("neighbors", 1, 3), ("layout", 3, 1), ("", 1, 2)):
             for process in changing.workers:
                 process.end()
+            changing.ready(0)
             changing.start_workers(workers, threads)
             changing.ready(workers)
             before = commits(config.output)
