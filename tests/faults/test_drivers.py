@@ -89,7 +89,7 @@ def goes_on(config, client, expected) -> None:
     counting = Counting()
     assert run(config, client=client, observer=counting)["state"] == "done"
     if generations and config.layout.mode == "rounds":
-        assert counting.first in (generations[-1], None), "rounds were done again"
+        assert counting.first is None or counting.first >= generations[-1], "rounds were done again"
     assert all_kept(before, config.output)
     assert results(config.output) == expected
     assert verify(config.output) == []
@@ -119,7 +119,7 @@ class Loop:
     def drive(self) -> None:
         """Start a driver where none runs."""
         if self.driver is None:
-            cluster = self.config.cluster.model_copy(update={"scheduler": self.fleet.address, "timeout": 10.0})
+            cluster = self.config.cluster.model_copy(update={"scheduler": self.fleet.address, "timeout": 30.0})
             self.driver = self.fleet.drive(self.config.model_copy(update={"cluster": cluster}))
 
     def kill(self) -> None:
