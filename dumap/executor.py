@@ -27,6 +27,7 @@ import numba
 import psutil
 from distributed import Client, LocalCluster, Security, Worker, get_worker, wait
 from distributed import comm as comms
+from distributed.comm import CommClosedError
 from distributed.scheduler import KilledWorker
 from llvmlite.binding import get_host_cpu_name
 from threadpoolctl import threadpool_info, threadpool_limits
@@ -219,17 +220,20 @@ class Executor:
         ClusterError
             No worker in time, or dumap missing or of another version.
         """
-        try:
-            self.client.wait_for_workers(1, timeout=self.timeout)
-        except TimeoutError:
-            raise ClusterError(
-                f"{self._where()}: no worker within {self.timeout:.0f} s; start workers, or raise cluster.timeout"
-            ) from None
-        try:
-            answers = self.client.run(_facts, on_error="return")
-            threads = self.client.nthreads()
-        except Exception as error:
-            raise ClusterError(f"{self._where()}: the workers could not be asked ({error})") from error
+        answers: dict[str, Any] = {}
+        while not answers:
+            try:
+                self.client.wait_for_workers(1, timeout=self.timeout)
+            except TimeoutError:
+                raise ClusterError(
+                    f"{self._where()}: no worker within {self.timeout:.0f} s; start workers, or raise cluster.timeout"
+                ) from None
+            try:
+                asked = self.client.run(_facts, on_error="return")
+                threads = self.client.nthreads()
+            except Exception as error:
+                raise ClusterError(f"{self._where()}: the workers could not be asked ({error})") from error
+            answers = {who: said for who, said in asked.items() if not isinstance(said, CommClosedError)}  # has left
         own = versions()
         self.workers = []
         for address, answer in answers.items():
@@ -261,7 +265,7 @@ class Executor:
         finally:
             run.delete(key)
         for address, answer in answers.items():
-            if isinstance(answer, Exception):
+            if isinstance(answer, Exception) and not isinstance(answer, CommClosedError):  # it may have just left
                 raise ClusterError(f"worker {address}: {answer}")
 
     def _where(self) -> str:

@@ -37,7 +37,7 @@ def until(condition: Callable[[], Any], what: str, seconds: float = SECONDS) -> 
     deadline = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < deadline, f"waited {seconds} s for {what}"
-        time.sleep(0.02)
+        time.sleep(0.05)
     return found
 
 
@@ -135,7 +135,7 @@ class Process:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     process.kill()
             self._popen.poll()
-            time.sleep(0.02)
+            time.sleep(0.05)
         self._popen.wait(SECONDS)
 
 
@@ -200,9 +200,9 @@ class Fleet:
         return self.address
 
     def start_workers(self, count: int, threads: int = 1, nanny: bool = True, *more: str, **env: str) -> list[Process]:
-        """Start workers that may use 2 GiB each."""
+        """Start workers that may use 2 GiB a thread."""
         words = ["-m", "dask", "worker", self.address, "--host", "127.0.0.1", "--nthreads", str(threads)]
-        words += ["--nanny" if nanny else "--no-nanny", "--memory-limit", "2GiB", "--no-dashboard"]
+        words += ["--nanny" if nanny else "--no-nanny", "--memory-limit", f"{2 * threads}GiB", "--no-dashboard"]
         words += ["--dashboard-address", ":0", "--death-timeout", str(SECONDS), *more]
         started = [self.start([*words, "--local-directory", self.fresh()], **env) for _ in range(count)]
         self.workers += started

@@ -66,6 +66,7 @@ def _act(fault: dict[str, Any]) -> None:
         time.sleep(0 if fault["pid"] else 60)
     elif action == "kill parent":
         os.kill(os.getppid(), signal.SIGKILL)
+        time.sleep(60)
     elif action == "segfault":
         ctypes.string_at(0)
     elif action == "exit":
