@@ -15,7 +15,7 @@ import re
 import resource
 import sys
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -27,6 +27,7 @@ import numba
 import psutil
 from distributed import Client, LocalCluster, Security, Worker, get_worker, wait
 from distributed import comm as comms
+from distributed.comm import CommClosedError
 from distributed.scheduler import KilledWorker
 from llvmlite.binding import get_host_cpu_name
 from threadpoolctl import threadpool_info, threadpool_limits
@@ -38,8 +39,12 @@ from dumap.stages import Job
 from dumap.store import Run, probe, probe_key, set_threads
 
 ATTEMPTS = 4
-"""Times a part is tried before the run gives up on it."""
+"""Deaths of workers that had nothing but one part to do, before the run gives up on it."""
+NAMED = 8
+"""Parts that an error names."""
 POLL_SECONDS = 0.5
+SETTLING_SECONDS = 0.5
+"""A worker that dies as its first task begins may not be started again: its nanny is still waiting for it."""
 TOPIC = "dumap"
 LIBRARIES = ("numpy", "numba", "scipy", "scikit-learn", "pynndescent", "zarr")
 """Libraries on whose versions the answer may depend."""
@@ -116,9 +121,20 @@ def _peak() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
+_first_task: list[float] = []
+"""When this process began its first task."""
+
+
+def _settle_in(worker: Worker) -> None:
+    if worker.nanny is not None:
+        _first_task[:] = _first_task or [time.monotonic()]
+        time.sleep(max(0.0, _first_task[0] + SETTLING_SECONDS - time.monotonic()))
+
+
 def execute(task: Callable[..., None], job: Job, part: str, options: dict[str, Any]) -> dict[str, Any]:
     """Run one task on the worker: libraries on one thread, peak memory measured."""
     worker, last = get_worker(), 0.0
+    _settle_in(worker)
 
     def tick(done: float, total: float) -> None:
         nonlocal last
@@ -133,6 +149,52 @@ def execute(task: Callable[..., None], job: Job, part: str, options: dict[str, A
     with threadpool_limits(limits=1):
         task(Job(job.config, job.geometry, tick), part, **options)
     return {"peak_bytes": _peak(), "seconds": time.perf_counter() - start}
+
+
+class Line:
+    """The parts that wait for their turn.
+
+    Parts whose worker died are suspects, with what was beside them: they wait until last, or until they are many,
+    then each is tried alone on the cluster, so that what dies there is to blame.
+
+    Parameters
+    ----------
+    parts : sequence of str
+    window : int
+        Parts that may be on their way at once.
+    """
+
+    def __init__(self, parts: Sequence[str], window: int) -> None:
+        self.waiting, self.suspects, self.window = deque(parts), deque[str](), window
+        self.alone = False
+        self.deaths = Counter[str]()
+        if len(parts) == 1:
+            self.waiting, self.suspects = self.suspects, self.waiting
+
+    def take(self, flying: int) -> str | None:
+        """Return the part to send after those that are on their way, if any may be sent."""
+        if flying and self.alone:
+            return None
+        self.alone = False
+        if self.waiting and flying < self.window and len(self.suspects) < self.window:
+            return self.waiting.popleft()
+        if self.suspects and not flying:
+            self.alone = True
+            return self.suspects.popleft()
+        return None
+
+    def put_back(self, part: str) -> None:
+        """Take back a part that got lost."""
+        (self.suspects if self.alone else self.waiting).append(part)
+
+    def died(self, part: str, workers: int) -> int:
+        """Take back a part whose workers died; return how many died of it alone."""
+        if self.alone:
+            self.deaths[part] += workers
+            self.suspects.appendleft(part)
+        else:
+            self.suspects.append(part)
+        return self.deaths[part]
 
 
 class Executor:
@@ -158,17 +220,20 @@ class Executor:
         ClusterError
             No worker in time, or dumap missing or of another version.
         """
-        try:
-            self.client.wait_for_workers(1, timeout=self.timeout)
-        except TimeoutError:
-            raise ClusterError(
-                f"{self._where()}: no worker within {self.timeout:.0f} s; start workers, or raise cluster.timeout"
-            ) from None
-        try:
-            answers = self.client.run(_facts, on_error="return")
-            threads = self.client.nthreads()
-        except Exception as error:
-            raise ClusterError(f"{self._where()}: the workers could not be asked ({error})") from error
+        answers: dict[str, Any] = {}
+        while not answers:
+            try:
+                self.client.wait_for_workers(1, timeout=self.timeout)
+            except TimeoutError:
+                raise ClusterError(
+                    f"{self._where()}: no worker within {self.timeout:.0f} s; start workers, or raise cluster.timeout"
+                ) from None
+            try:
+                asked = self.client.run(_facts, on_error="return")
+                threads = self.client.nthreads()
+            except Exception as error:
+                raise ClusterError(f"{self._where()}: the workers could not be asked ({error})") from error
+            answers = {who: said for who, said in asked.items() if not isinstance(said, CommClosedError)}  # has left
         own = versions()
         self.workers = []
         for address, answer in answers.items():
@@ -200,7 +265,7 @@ class Executor:
         finally:
             run.delete(key)
         for address, answer in answers.items():
-            if isinstance(answer, Exception):
+            if isinstance(answer, Exception) and not isinstance(answer, CommClosedError):  # it may have just left
                 raise ClusterError(f"worker {address}: {answer}")
 
     def _where(self) -> str:
@@ -242,9 +307,8 @@ class Executor:
             The task's own error; `TaskError` for one from below, or for a part that kills its workers;
             `ClusterError` when the cluster is lost.
         """
-        waiting, attempts = deque(parts), dict.fromkeys(parts, 0)
+        line = Line(parts, window=max(2, 2 * sum(w.threads for w in self.workers)))
         flying: dict[Any, str] = {}
-        window = max(2, 2 * sum(w.threads for w in self.workers))
         finished, quiet_since, single = 0, time.monotonic(), len(parts) == 1
 
         def ticked(event: Any) -> None:
@@ -254,10 +318,9 @@ class Executor:
 
         self.client.subscribe_topic(TOPIC, ticked)
         try:
-            while waiting or flying:
-                while waiting and len(flying) < window:
-                    part = waiting.popleft()
-                    key = f"dumap-{task.__name__}-{part}-{attempts[part]}-{time.time_ns():x}"
+            while finished < len(parts):
+                while (part := line.take(len(flying))) is not None:
+                    key = f"dumap-{task.__name__}-{part}-{time.time_ns():x}"
                     flying[self.client.submit(execute, task, job, part, options, key=key, pure=False)] = part
                 try:
                     with self.client.as_current():
@@ -266,70 +329,86 @@ class Executor:
                     done = set()
                 except Exception:  # some were cancelled with the scheduler: _alive decides
                     done = {future for future in flying if future.done()}
-                quiet_since = time.monotonic() if done else self._alive(quiet_since)
+                names = f"{_title(task)} {_some([*flying.values(), *line.suspects])}"
+                quiet_since = time.monotonic() if done else self._alive(quiet_since, names)
                 for future in done:
+                    died = self._settle(future, f"{_title(task)} {flying[future]}")
+                    future.release()
                     part = flying.pop(future)
-                    if self._settle(future, task, part):
+                    if died == 0:
                         finished += 1
                         advanced(finished, len(parts))
-                    else:
-                        attempts[part] += 1
-                        if attempts[part] >= ATTEMPTS:
-                            raise TaskError(
-                                f"{task.__module__.split('.')[-1]} {part}: its worker died {ATTEMPTS} times; what is "
-                                f"committed is kept. Look at the workers' logs: memory is the usual cause"
-                            )
-                        waiting.append(part)
-                    future.release()
+                    elif died is None:
+                        self._alive(quiet_since, names)
+                        line.put_back(part)
+                    elif line.died(part, died) >= ATTEMPTS:
+                        raise TaskError(
+                            f"{_title(task)} {part}: its worker died {line.deaths[part]} times with nothing else to "
+                            f"do; what is committed is kept. Look at the workers' logs: memory is the usual cause"
+                        )
         finally:
             if self.client.status == "running":  # a client that lost its scheduler has nothing left to cancel
                 for future in flying:
                     future.cancel()
+                    future.release()
                 self.client.unsubscribe_topic(TOPIC)
 
-    def _settle(self, future: Any, task: Callable[..., None], part: str) -> bool:
-        """Take a future's result; tell whether the part is done, or is to be tried again."""
-        if future.status == "finished":
-            self.peak_bytes = max(self.peak_bytes, future.result()["peak_bytes"])
-            return True
+    def _settle(self, future: Any, name: str) -> int | None:
+        """Take what became of a task: 0 where it is done, how many workers died with it, or None where it is lost."""
+        if future.status == "finished":  # and so committed, even if what it measured is lost with its worker
+            with contextlib.suppress(Exception):
+                self.peak_bytes = max(self.peak_bytes, future.result(timeout=self.timeout)["peak_bytes"])
+            return 0
         if future.status in ("cancelled", "lost"):
-            self._alive(time.monotonic())
-            return False
+            return None
         error = future.exception()
         if isinstance(error, KilledWorker):
-            return False
+            return int(error.allowed_failures) + 1
         if isinstance(error, DumapError):
             raise error
         if isinstance(error, OSError):
-            raise StorageError(f"{task.__module__.split('.')[-1]} {part}: {error}") from error
-        raise TaskError(f"{task.__module__.split('.')[-1]} {part} failed: {type(error).__name__}: {error}") from error
+            raise StorageError(f"{name}: {error}") from error
+        raise TaskError(f"{name} failed: {type(error).__name__}: {error}") from error
 
-    def _alive(self, quiet_since: float) -> float:
+    def _alive(self, quiet_since: float, names: str) -> float:
         """Fail once the scheduler or every worker has been gone for too long; return since when."""
         if self.client.status == "running":
             try:
-                if self.client.nthreads():
+                if self.client.nthreads(callback_timeout=self.timeout):
                     return time.monotonic()
             except (OSError, ValueError):
                 pass
         if time.monotonic() - quiet_since > self.timeout or self.client.status == "closed":
-            raise ClusterError(f"{self._where()} is lost: no scheduler or no worker for {self.timeout:.0f} s")
+            raise ClusterError(
+                f"{self._where()} is lost: no scheduler or no worker for {self.timeout:.0f} s; on its way was {names}"
+            )
         return quiet_since
+
+
+def _title(task: Callable[..., None]) -> str:
+    """Name a task's stage."""
+    return task.__module__.split(".")[-1]
+
+
+def _some(parts: Sequence[str]) -> str:
+    """Name a few parts."""
+    return ", ".join(parts[:NAMED]) + (f" and {len(parts) - NAMED} more" if len(parts) > NAMED else "")
 
 
 def _embedded(cluster: ClusterConfig) -> LocalCluster:
     workers = cluster.workers or max(1, len(os.sched_getaffinity(0)))
     limit = cluster.memory_limit or int(psutil.virtual_memory().available * 0.9 / workers)
     pinned = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
-    return LocalCluster(
-        n_workers=workers,
-        threads_per_worker=1,
-        processes=True,
-        memory_limit=limit,
-        dashboard_address=":0",
-        silence_logs=50,
-        env=pinned,
-    )
+    with dask.config.set({"distributed.scheduler.allowed-failures": 0}):  # every death comes back, to be judged
+        return LocalCluster(
+            n_workers=workers,
+            threads_per_worker=1,
+            processes=True,
+            memory_limit=limit,
+            dashboard_address=":0",
+            silence_logs=50,
+            env=pinned,
+        )
 
 
 def _knock(address: str, seconds: float) -> None:

@@ -106,7 +106,7 @@ def run(config: Config, client: Client | None = None, observer: Observer | None 
     job = Job(config, projected.geometry)
     if Run(config.output, read_only=True).exists():  # to open it for writing would make its folder
         check_same(job, force, observer)
-        if all(job.run.is_committed(DONE, stage) for stage in STAGES):
+        if job.run.is_committed(IDENTITY, "results") and all(job.run.is_committed(DONE, stage) for stage in STAGES):
             observer.note(f"{config.output}: finished before; nothing to do")
             return status(config.output)
     with executor.connect(config.cluster, client, observer) as cluster:
@@ -357,6 +357,8 @@ def verify(location: str) -> list[tuple[str, str, str]]:
         if stage not in broken and store.is_committed(DONE, stage):
             lost = set(store.summary(DONE, stage)["parts"]) - set(store.committed(stage))
             found += [(stage, part, manifest_key(stage, part)) for part in sorted(lost)]
+    needed = ["run", *(["results"] if set(STAGES) & set(store.stages()) else [])]
+    found += [(IDENTITY, part, manifest_key(IDENTITY, part)) for part in needed if not store.is_committed(IDENTITY, part)]
     return found
 
 

@@ -28,6 +28,10 @@ QUICK = {"layout.n_epochs": 20, "quality.queries": 0}
 MEMORY = Path("/dev/shm")
 
 
+def pytest_addoption(parser):
+    parser.addoption("--kills", type=int, default=4, metavar="N", help="how often a run is killed at random [4]")
+
+
 @pytest.fixture(scope="session")
 def fresh() -> Iterator[Callable[[str], str]]:
     """Name new paths: `fresh('run.zarr')`; in memory where there is room, since runs flush every object."""

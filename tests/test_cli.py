@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 from pathlib import Path
 
 import numpy as np
@@ -212,18 +211,9 @@ def test_over_budget_names_what_is_needed(cli, refused, places):
 
 
 @pytest.mark.timeout(30)
-def test_a_scheduler_that_never_answers(refused, places):
-    with socket.socket() as mute:
-        mute.bind(("127.0.0.1", 0))
-        mute.listen()
-        address = f"tcp://127.0.0.1:{mute.getsockname()[1]}"
-        assert address in refused(5, "run", *places, "--scheduler", address, "--set", "cluster.timeout=2")
-
-
-def test_a_scheduler_that_is_not_there(refused, places, fresh):
-    timeout = ("--set", "cluster.timeout=1")
-    assert "127.0.0.1:9" in refused(5, "run", *places, "--scheduler", "tcp://127.0.0.1:9", *timeout)
-    file = fresh("scheduler.json")
+@pytest.mark.fault(38)
+def test_a_scheduler_file_that_is_not_there_or_not_whole(refused, places, fresh):
+    timeout, file = ("--set", "cluster.timeout=1"), fresh("scheduler.json")
     assert f"no {file} within 1 s" in refused(5, "run", *places, "--scheduler-file", file, *timeout)
     Path(file).write_text('{"address": ')
     assert file in refused(5, "run", *places, "--scheduler-file", file, *timeout)

@@ -1,34 +1,24 @@
-"""Runs that are stopped, damaged or given other parameters: the same bytes, or a refusal that touches nothing."""
+"""Runs that are finished, damaged or given other parameters: the same bytes, or a refusal that touches nothing."""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
-import yaml
 import zarr
+from faults.harness import SETTINGS, results
 
 from dumap import executor
-from dumap.pipeline import STAGES, Silent, verify
+from dumap.pipeline import STAGES, verify
 from dumap.submit import run
 
 pytestmark = pytest.mark.faults
 
-SETTINGS = {"task_memory": 2**19, "layout.n_epochs": 20, "quality.queries": 20}
-"""Two blocks, some ten cells."""
-LONG = {"layout.n_epochs": 200, "layout.checkpoint_every": 1}
-ROUNDS = {"layout.n_epochs": 20, "layout.mode": "rounds"}
 WORDS = [word for key, value in SETTINGS.items() for word in ("--set", f"{key}={value}")]
-SECONDS = 120
 
 
 @pytest.fixture(scope="module")
@@ -50,17 +40,6 @@ def own(configure, data, clean):
     return config
 
 
-def results(output: str) -> dict[str, bytes]:
-    """Return the bytes of what a run is for: the embedding, the status and the graph."""
-    manifests = sorted(Path(output, "manifests", "graph").glob("united-*.json"))
-    parts = [json.loads(m.read_text())["document"] for m in manifests]
-    found = {p: zarr.open_array(output, path=p, mode="r")[:].tobytes() for p in ("embedding", "status")}
-    for number, part in enumerate(parts):
-        for name, (path,) in part["arrays"].items():
-            found[f"graph {number} {name}"] = zarr.open_array(output, path=path, mode="r")[:].tobytes()
-    return found
-
-
 # finished ----------------------------------------------------------------------------------------
 
 
@@ -76,110 +55,6 @@ def test_a_finished_run_starts_no_cluster(configure, own, monkeypatch, contents)
 
 def test_results_are_those_of_another_run(embed, data, clean):
     assert results(embed(data, SETTINGS).output) == results(clean.output)
-
-
-# the driver is killed ----------------------------------------------------------------------------
-
-
-def kill_at(config, found, fresh) -> None:
-    """Run the command line, SIGKILL it as soon as `found()`, and wait until its workers are gone."""
-    file = fresh("run.yaml")
-    Path(file).write_text(yaml.safe_dump(config.model_dump()))
-    command = [sys.executable, "-m", "dumap.cli", "run", file]
-    with open(fresh("log"), "w+") as log:
-        driver = subprocess.Popen(command, start_new_session=True, stdout=log, stderr=log)
-        deadline = time.monotonic() + SECONDS
-        try:
-            while not found():
-                assert driver.poll() is None, Path(log.name).read_text()
-                assert time.monotonic() < deadline, "the point was not reached"
-                time.sleep(0.001)
-            os.kill(driver.pid, signal.SIGKILL)
-            driver.wait()
-            while members := [p for p in psutil.process_iter(["pid"]) if _group(p.pid) == driver.pid]:
-                assert time.monotonic() < deadline, f"workers outlived their driver: {members}"
-                time.sleep(0.05)
-        finally:
-            if driver.poll() is None or any(_group(p.pid) == driver.pid for p in psutil.process_iter(["pid"])):
-                os.killpg(driver.pid, signal.SIGKILL)
-            driver.wait()
-
-
-def _group(pid: int) -> int:
-    try:
-        return os.getpgid(pid) if psutil.Process(pid).status() != psutil.STATUS_ZOMBIE else 0
-    except (ProcessLookupError, psutil.NoSuchProcess):
-        return 0
-
-
-POINTS = {
-    "vectors": ("vectors", "block-*", {}),
-    "cells": ("cells", "assign-*", {}),
-    "neighbors": ("neighbors", "cell-*", {}),
-    "neighbors merged": ("neighbors", "merged-*", {}),
-    "graph": ("graph", "directed-*", {}),
-    "layout begins": ("layout", "generation-*", LONG),
-    "layout goes on": ("layout", "generation-0005?", LONG),
-    "round begins": ("layout", "epoch-00002-*", ROUNDS),
-    "round steps": ("layout", "step-00003-*", ROUNDS),
-    "round ends": ("layout", "generation-00004", ROUNDS),
-    "quality": ("quality", "queries", {}),
-}
-
-
-@pytest.mark.parametrize("point", [p if p == "neighbors" else pytest.param(p, marks=pytest.mark.slow) for p in POINTS])
-def test_a_killed_driver_loses_no_commit(configure, embed, client, data, clean, fresh, contents, inspect, point):
-    stage, pattern, more = POINTS[point]
-    expected = embed(data, {**SETTINGS, **more}) if more is LONG else clean
-    cluster = {"cluster.workers": 1, "cluster.memory_limit": 2**31}
-    config = configure(data, {**SETTINGS, **more, **cluster})
-    manifests = Path(config.output, "manifests")
-    kill_at(config, lambda: any((manifests / stage).glob(f"{pattern}.json")), fresh)
-
-    assert not (manifests / "run" / f"{stage}.json").exists(), "killed too late to tell"
-    committed = contents(str(manifests))
-    assert inspect(config.output).status["state"] == "partial"
-    assert run(config, client=client)["state"] == "done"
-    after = contents(str(manifests))
-    kept = {k for k in committed if not k.startswith("layout/") and not Path(k).name.startswith(".")}
-    assert {k: committed[k] for k in kept} == {k: after.get(k) for k in kept}
-    assert results(config.output) == results(expected.output)
-    assert verify(config.output) == []
-
-
-@pytest.mark.slow
-def test_a_driver_killed_again_and_again(configure, embed, client, data, fresh):
-    config = configure(data, {**SETTINGS, **LONG, "cluster.workers": 2, "cluster.memory_limit": 2**31})
-    manifests = Path(config.output, "manifests")
-    for stage, pattern in (("cells", "sorted-*"), ("graph", "united-*"), ("layout", "generation-0015?")):
-        kill_at(config, lambda at=manifests / stage, what=pattern: any(at.glob(f"{what}.json")), fresh)
-    assert run(config, client=client)["state"] == "done"
-    assert results(config.output) == results(embed(data, {**SETTINGS, **LONG}).output)
-
-
-# a worker is killed ------------------------------------------------------------------------------
-
-
-class Killer(Silent):
-    """Kills a worker as a stage begins, while its first tasks are on their way."""
-
-    def __init__(self, client, stage: str) -> None:
-        self.client, self.stage, self.killed = client, stage, 0
-
-    def started(self, stage, projected_bytes):
-        if stage == self.stage:
-            self.killed = next(iter(self.client.run(os.getpid, on_error="ignore").values()))
-            os.kill(self.killed, signal.SIGKILL)
-
-
-@pytest.mark.parametrize("stage", [s if s == "neighbors" else pytest.param(s, marks=pytest.mark.slow) for s in STAGES])
-def test_a_killed_worker_changes_no_byte(configure, client, data, clean, stage):
-    client.wait_for_workers(2, timeout=SECONDS)
-    config, killer = configure(data, SETTINGS), Killer(client, stage)
-    assert run(config, client=client, observer=killer)["state"] == "done"
-    client.wait_for_workers(2, timeout=SECONDS)
-    assert killer.killed not in client.run(os.getpid).values()
-    assert results(config.output) == results(clean.output)
 
 
 # other parameters, other input -------------------------------------------------------------------

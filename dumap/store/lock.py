@@ -38,8 +38,20 @@ def _machine() -> list[str]:
     ]
 
 
+def _started(process: int) -> float | None:
+    """Return when a process started, by a clock that nobody sets where there is one; None where that cannot be seen."""
+    try:
+        if os.path.exists("/proc/self/stat"):
+            return float(Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[19])
+        return psutil.Process(process).create_time()
+    except (OSError, psutil.Error):
+        return None
+
+
 def _holder() -> dict[str, Any]:
-    return {"machine": _machine(), "process": os.getpid(), "started": psutil.Process().create_time()}
+    """Name who holds a lock: no two alike, even in one process, since a lock is its holder's by its bytes."""
+    token = os.urandom(8).hex()
+    return {"machine": _machine(), "process": os.getpid(), "started": _started(os.getpid()), "token": token}
 
 
 def _is_gone(holder: dict[str, Any]) -> bool:
@@ -47,9 +59,15 @@ def _is_gone(holder: dict[str, Any]) -> bool:
     if holder.get("machine") != _machine():
         return False
     try:
-        return psutil.Process(holder["process"]).create_time() != holder["started"]
-    except (psutil.NoSuchProcess, psutil.ZombieProcess):
+        os.kill(holder["process"], 0)
+    except ProcessLookupError:
         return True
+    except PermissionError:  # it lives, as another user's, who may be hidden
+        pass
+    started = _started(holder["process"])
+    if started is None:
+        return False
+    return started != holder["started"] or psutil.Process(holder["process"]).status() == psutil.STATUS_ZOMBIE
 
 
 class Lock:

@@ -1,0 +1,51 @@
+"""What the tests of faults share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from faults.harness import SETTINGS, fleet, results
+
+
+def pytest_collection_modifyitems(items):
+    here = Path(__file__).parent
+    for item in items:
+        if here in item.path.parents:
+            item.add_marker("faults")
+
+
+@pytest.fixture(scope="session")
+def data(digits, save):
+    return save(digits[0][:500], 100)
+
+
+@pytest.fixture(scope="session")
+def clean(embed, data):
+    """Return a run that nothing disturbed; not to be changed."""
+    return embed(data, SETTINGS)
+
+
+@pytest.fixture(scope="session")
+def expected(clean):
+    """Return the bytes that every run of the data must come to."""
+    return results(clean.output)
+
+
+@pytest.fixture(scope="session")
+def prepare(configure, data):
+    """Make the configuration of a run of the data."""
+    return lambda settings=None: configure(data, {**SETTINGS, **(settings or {})})
+
+
+@pytest.fixture(scope="session")
+def shared(fresh):
+    """Start a cluster of two workers whose nannies start them again."""
+    with fleet(fresh) as started:
+        yield started
+
+
+@pytest.fixture
+def nannied(shared):
+    """Return the shared cluster, as whole as at first."""
+    return shared.ready(2)

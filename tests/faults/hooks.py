@@ -1,0 +1,166 @@
+"""Faults at exact points of a real run, from outside it.
+
+Workers load this file as a preload, drivers by running it: `python hooks.py run RUN.yaml`. Whenever a process comes
+to a point it looks into the folder that DUMAP_FAULTS names: what `plan.json` there says of the point is done.
+
+A point is where the program stands: 'task' (a task begins), 'object' (an object is written), 'manifest' (all objects
+are written, the manifest is not), 'committed' (the manifest is there, its writer does not know), 'discard' (a
+part's manifest is deleted, its objects are not).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fnmatch
+import functools
+import json
+import os
+import resource
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+FOLDER = "DUMAP_FAULTS"
+POINTS = ("task", "object", "manifest", "committed", "discard")
+
+
+def reach(role: str, point: str, stage: str, part: str) -> None:
+    """Do what the plan says of this point."""
+    folder = Path(os.environ[FOLDER])
+    try:
+        plan = json.loads((folder / "plan.json").read_text())
+    except FileNotFoundError:
+        return
+    for fault in plan:
+        if point != fault["point"] or role not in (fault["role"], fault["role"] or role):
+            continue
+        if not (fnmatch.fnmatch(stage, fault["stage"]) and fnmatch.fnmatch(part, fault["part"])):
+            continue
+        if _claim(folder / f"passed-{fault['id']}", fault["skip"]):
+            continue  # not yet
+        if fault["times"] is None or _claim(folder / f"done-{fault['id']}", fault["times"], f"{stage} {part}"):
+            _act(fault)
+
+
+def _claim(name: Path, count: int, what: str = "") -> bool:
+    """Take one of `count` tokens that all processes share."""
+    for number in range(count):
+        try:
+            handle = os.open(f"{name}-{number:04d}", os.O_CREAT | os.O_EXCL | os.O_WRONLY)
+        except FileExistsError:
+            continue
+        os.write(handle, json.dumps([os.getpid(), what]).encode())
+        os.close(handle)
+        return True
+    return False
+
+
+def _act(fault: dict[str, Any]) -> None:
+    action, pid = fault["action"], fault["pid"] or os.getpid()
+    if action == "kill":
+        os.kill(pid, signal.SIGKILL)
+        time.sleep(0 if fault["pid"] else 60)
+    elif action == "kill parent":
+        os.kill(os.getppid(), signal.SIGKILL)
+        time.sleep(60)
+    elif action == "segfault":
+        ctypes.string_at(0)
+    elif action == "exit":
+        os._exit(17)
+    elif action == "stop":
+        os.kill(pid, signal.SIGSTOP)
+    elif action == "close":
+        from distributed import get_worker
+
+        worker = get_worker()
+        worker.loop.add_callback(functools.partial(worker.close, nanny=False, reason="a test"))
+    elif action == "sleep":
+        time.sleep(fault["seconds"])
+    elif action == "raise":
+        raise OSError(fault["errno"], os.strerror(fault["errno"]))
+    else:
+        raise ValueError(f"no such action: {action}")
+
+
+def install(role: str) -> None:
+    """Wrap what passes the points."""
+    from dumap import executor, store
+    from dumap.store.run import Part
+
+    at, discarding = functools.partial(reach, role), threading.local()
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+    def around(owner: Any, name: str, make: Callable[[Any], Callable]) -> None:
+        original = getattr(owner, name)
+        setattr(owner, name, functools.wraps(original)(make(original)))
+
+    def execute(original):
+        def call(task, job, part, options):
+            @functools.wraps(task)
+            def begin(*arguments, **more):
+                at("task", task.__module__.split(".")[-1], part)
+                return task(*arguments, **more)
+
+            return original(begin, job, part, options)
+
+        return call
+
+    def written(original):
+        def call(self, name, *arguments):
+            found = original(self, name, *arguments)
+            at("object", self.stage, self.name)
+            return found
+
+        return call
+
+    def commit(original):
+        def call(self, stage, name, manifest):
+            at("manifest", stage, name)
+            found = original(self, stage, name, manifest)
+            at("committed", stage, name)
+            return found
+
+        return call
+
+    def discard(original):
+        def call(self, stage, name):
+            discarding.part = stage, name
+            try:
+                original(self, stage, name)
+            finally:
+                discarding.part = None
+
+        return call
+
+    def delete(original):
+        def call(self, key):
+            deletes_objects = not key.startswith(store.MANIFESTS)
+            if deletes_objects and getattr(discarding, "part", None):
+                at("discard", *discarding.part)
+            return original(self, key)
+
+        return call
+
+    around(executor, "execute", execute)
+    around(Part, "_write_object", written)
+    around(Part, "write_rows", written)
+    around(store.Run, "commit", commit)
+    around(store.Run, "discard", discard)
+    around(store.Run, "delete_folder", delete)
+
+
+def dask_setup(worker: Any) -> None:
+    """Be a preload of a worker."""
+    install("worker")
+
+
+if __name__ == "__main__":
+    from dumap.cli import main
+
+    sys.argv[0] = "dumap"
+    install("driver")
+    main()

@@ -1,0 +1,241 @@
+"""Clusters that are lost, never answer, are unfit, or are other ones than before."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from distributed import Client, worker_client
+from faults.harness import ROUNDS, all_kept, commits, fleet, results, until
+
+import dumap
+from dumap.errors import ClusterError, ConfigError
+from dumap.pipeline import Silent, status
+from dumap.submit import run
+
+HINT = "the same command goes on from there"
+QUIET = 10.0
+"""Seconds after which these runs call a cluster lost: enough to reach it on a busy machine."""
+BOUND = 60
+"""Seconds in which a driver must have given up: many, since machines may be busy."""
+
+
+# lost --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.fault(3)
+@pytest.mark.slow
+@pytest.mark.parametrize("place", [("neighbors", "cell-00001"), ("layout", "epoch-00004-*")])
+def test_a_run_whose_workers_are_all_gone(fresh, prepare, expected, place):
+    stage, part = place
+    with fleet(fresh, 2, nanny=False) as dying:
+        config = prepare({**ROUNDS, "cluster.scheduler": dying.address, "cluster.timeout": QUIET})
+        dying.faults.plan({"point": "manifest", "stage": stage, "part": part, "action": "kill", "times": 2})
+        driver = dying.drive(config)
+        until(
+            lambda: all(w.code is not None for w in dying.workers) or driver.code is not None, "an end of the workers"
+        )
+        assert driver.code is None, driver.said
+        began = time.monotonic()
+        assert driver.wait(BOUND) == ClusterError.exit_code
+        assert time.monotonic() - began < BOUND
+        assert "no worker for 10 s" in driver.said
+        assert f"{stage} " in driver.said
+        assert HINT in driver.said
+        before = commits(config.output)
+        dying.start_workers(1)
+        dying.ready(1)
+        assert run(config, client=dying.client)["state"] == "done"
+    assert all_kept(before, config.output)
+    assert results(config.output) == expected
+
+
+@pytest.mark.fault(7)
+@pytest.mark.slow
+@pytest.mark.parametrize("place", [("neighbors", "cell-00001"), ("layout", "epoch-00004-*")])
+def test_a_run_whose_scheduler_is_killed(fresh, prepare, expected, place):
+    stage, part = place
+    with fleet(fresh, 2) as first:
+        config = prepare({**ROUNDS, "cluster.scheduler_file": first.file, "cluster.timeout": QUIET})
+        kill = {"point": "object", "stage": stage, "part": part, "action": "kill", "pid": first.scheduler.pid}
+        first.faults.plan(kill)
+        driver = first.drive(config)
+        until(lambda: first.scheduler.code is not None or driver.code is not None, "an end of the scheduler")
+        assert driver.wait(BOUND) == ClusterError.exit_code, driver.said
+        assert "is lost" in driver.said
+        assert HINT in driver.said
+        assert "Traceback" not in driver.said
+    assert status(config.output)["state"] == "partial"
+    before = commits(config.output)
+    with fleet(fresh, 1, 3) as second:
+        assert run(config, client=second.client)["state"] == "done"
+    assert all_kept(before, config.output)
+    assert results(config.output) == expected
+
+
+@pytest.mark.fault(7)
+@pytest.mark.slow
+def test_a_run_whose_scheduler_answers_no_more(fresh, prepare):
+    """Stopped, not killed: its connections stay open."""
+    with fleet(fresh, 1) as hung:
+        config = prepare({"cluster.scheduler": hung.address, "cluster.timeout": QUIET})
+        stop = {"point": "object", "stage": "neighbors", "action": "stop", "pid": hung.scheduler.pid}
+        (name,) = hung.faults.plan(stop)
+        driver = hung.drive(config)
+        until(lambda: hung.faults.happened(name) or driver.code is not None, "a stopped scheduler")
+        assert driver.wait(BOUND) == ClusterError.exit_code, driver.said
+        assert HINT in driver.said
+
+
+# other -------------------------------------------------------------------------------------------
+
+
+class Stop(Exception):
+    """Ends a run from its observer."""
+
+
+class Stopping(Silent):
+    """Stops a run when a stage's step is partly done."""
+
+    def __init__(self, stage):
+        self.stage, self.now = stage, ""
+
+    def started(self, stage, projected_bytes):
+        self.now = stage
+
+    def advanced(self, stage, done, total):
+        if self.now == self.stage and done >= total / 3:
+            raise Stop
+
+
+@pytest.mark.fault(9)
+@pytest.mark.slow
+def test_a_run_that_goes_on_with_other_workers_and_threads(fresh, prepare, expected):
+    config = prepare(ROUNDS)
+    with fleet(fresh, 0) as changing:
+        for stage, workers, threads in (("cells", 2, 1), ("neighbors", 1, 3), ("layout", 3, 1), ("", 1, 2)):
+            for process in changing.workers:
+                process.end()
+            changing.ready(0)
+            changing.start_workers(workers, threads)
+            changing.ready(workers)
+            before = commits(config.output)
+            if stage:
+                with pytest.raises(Stop):
+                    run(config, client=changing.client, observer=Stopping(stage))
+                assert status(config.output)["state"] == "partial"
+            else:
+                assert run(config, client=changing.client)["state"] == "done"
+            assert all_kept(before, config.output)
+    assert results(config.output) == expected
+
+
+# never there -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def mute():
+    """Return the address of a port that takes connections and never says a word."""
+    held, open_ = [], True
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(0.2)
+
+        def accept():
+            while open_:
+                try:
+                    held.append(server.accept()[0])
+                except TimeoutError:
+                    continue
+
+        thread = threading.Thread(target=accept)
+        thread.start()
+        yield f"tcp://127.0.0.1:{server.getsockname()[1]}"
+        open_ = False
+        thread.join()
+    for connection in held:
+        connection.close()
+
+
+@pytest.fixture
+def nobody():
+    """Return an address where nothing listens."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return f"tcp://127.0.0.1:{server.getsockname()[1]}"
+
+
+@pytest.mark.fault(38)
+@pytest.mark.parametrize("by", ["scheduler", "scheduler_file"])
+@pytest.mark.parametrize("who", ["mute", "nobody"])
+def test_a_scheduler_that_never_answers(prepare, fresh, request, who, by):
+    address = request.getfixturevalue(who)
+    if by == "scheduler_file":
+        place = fresh("scheduler.json")
+        Path(place).write_text(json.dumps({"address": address}))
+    else:
+        place = address
+    config, began = prepare({f"cluster.{by}": place, "cluster.timeout": 1.0}), time.monotonic()
+    with pytest.raises(ClusterError, match=r"no scheduler answers at .* within 1 s") as caught:
+        run(config)
+    assert place in str(caught.value)
+    assert time.monotonic() - began < BOUND / 4
+    assert not Path(config.output).exists()
+
+
+# unfit -------------------------------------------------------------------------------------------
+
+UNFIT = {
+    "no dumap": "raise ModuleNotFoundError(\"No module named 'dumap'\")",
+    "another version": f'__version__ = "0.0.1"\n__path__ = [{str(Path(dumap.__file__).parent)!r}]',
+}
+
+
+@pytest.mark.fault(39)
+@pytest.mark.parametrize("kind", [pytest.param("no dumap", marks=pytest.mark.slow), "another version"])
+def test_a_worker_that_cannot_do_the_work_is_refused(nannied, prepare, fresh, kind):
+    """It stands beside one that can."""
+    package = Path(fresh(), "dumap")
+    package.mkdir()
+    (package / "__init__.py").write_text(UNFIT[kind])
+    (unfit,) = nannied.start_workers(1, PYTHONPATH=str(package.parent), DASK_DISTRIBUTED__WORKER__PRELOAD="[]")
+    try:
+        nannied.ready(3)
+        config = prepare()
+        said = "cannot run dumap .* install dumap" if kind == "no dumap" else "other versions .*'dumap': '0.0.1'"
+        with pytest.raises(ClusterError, match=said):
+            run(config, client=nannied.client)
+        assert not Path(config.output).exists()
+    finally:
+        unfit.end()
+
+
+# called from where it matters --------------------------------------------------------------------
+
+
+@pytest.mark.fault(41)
+def test_a_run_from_inside_a_task(nannied, prepare, expected):
+    config = prepare()
+
+    def inside():
+        with worker_client() as own:
+            return run(config, client=own)["state"]
+
+    assert nannied.client.submit(inside, pure=False).result(timeout=BOUND) == "done"
+    assert results(config.output) == expected
+
+
+@pytest.mark.fault(41)
+def test_an_asynchronous_client_is_refused(nannied, prepare):
+    config = prepare()
+
+    async def hand_over():
+        async with Client(nannied.address, asynchronous=True) as other:
+            run(config, client=other)
+
+    with pytest.raises(ConfigError, match="asynchronous=False"):
+        asyncio.run(hand_over())
+    assert not Path(config.output).exists()

@@ -1,0 +1,404 @@
+"""Workers that die, leave, stop, straggle, or have much to do at once: the same bytes, or an error that names why."""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import os
+import pkgutil
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from faults.harness import ROUNDS, SECONDS, SETTINGS, commits, fleet, results, until
+from numba.core.registry import CPUDispatcher
+
+import dumap.kernels
+from dumap.errors import TaskError
+from dumap.executor import ATTEMPTS, Executor, Line, execute
+from dumap.pipeline import STAGES, Silent, plan, verify
+from dumap.stages import Job, cells, embedding, graph, neighbors, numbered, quality, start
+from dumap.store import Run
+from dumap.submit import run
+
+# deaths ------------------------------------------------------------------------------------------
+
+
+def once_a_stage(point: str, action: str) -> list[dict]:
+    return [{"stage": stage, "point": point, "action": action, "role": "worker"} for stage in STAGES]
+
+
+@pytest.mark.parametrize(
+    ("action", "point", "settings"),
+    [
+        pytest.param("kill", "task", {}, marks=[pytest.mark.fault(1), pytest.mark.slow]),
+        pytest.param("segfault", "task", ROUNDS, marks=[pytest.mark.fault(1), pytest.mark.slow]),
+        pytest.param("close", "task", ROUNDS, marks=[pytest.mark.fault(1), pytest.mark.slow]),
+        pytest.param("exit", "object", {}, marks=[pytest.mark.fault(1), pytest.mark.slow]),
+        pytest.param("kill", "manifest", ROUNDS, marks=[pytest.mark.fault(2), pytest.mark.slow]),
+        pytest.param("kill", "committed", {}, marks=[pytest.mark.fault(2), pytest.mark.slow]),
+    ],
+)
+def test_a_worker_that_goes_in_every_stage_changes_no_byte(nannied, prepare, expected, action, point, settings):
+    config, names = prepare(settings), nannied.faults.plan(*once_a_stage(point, action))
+    assert run(config, client=nannied.client)["state"] == "done"
+    assert [len(nannied.faults.happened(name)) for name in names] == [1] * len(STAGES)
+    assert results(config.output) == expected
+    assert verify(config.output) == []
+
+
+@pytest.mark.fault(1)
+def test_a_killed_worker_changes_no_byte(nannied, prepare, expected):
+    """Some object is written, its manifest is not."""
+    config = prepare()
+    (name,) = nannied.faults.plan({"stage": "neighbors", "point": "object", "action": "kill"})
+    assert run(config, client=nannied.client)["state"] == "done"
+    assert len(nannied.faults.happened(name)) == 1
+    assert results(config.output) == expected
+
+
+@pytest.mark.fault(5)
+@pytest.mark.slow
+def test_a_run_completes_where_the_cluster_allows_no_failure(fresh, prepare, expected):
+    config = prepare(ROUNDS)
+    with fleet(fresh, **{"distributed.scheduler.allowed-failures": 0}) as strict:
+        names = strict.faults.plan(*once_a_stage("task", "kill"))
+        assert run(config, client=strict.client)["state"] == "done"
+        assert all(strict.faults.happened(name) for name in names)
+    assert results(config.output) == expected
+
+
+# a part that kills -------------------------------------------------------------------------------
+
+
+def killer(stage: str, part: str) -> tuple[dict, ...]:
+    """Kill whoever has the part, while others are at theirs."""
+    always = {"role": "worker", "point": "task", "stage": stage, "times": None}
+    return (
+        {**always, "part": part, "action": "sleep", "seconds": 0.3},
+        {**always, "part": "cell-*", "action": "sleep", "seconds": 0.3},
+        {**always, "part": part, "action": "kill", "times": 1000},
+    )
+
+
+def not_done(config) -> set[str]:
+    """Return the cells that no manifest says are searched."""
+    return set(numbered("cell", 6)) - {p.stem for p in Path(config.output, "manifests", "neighbors").glob("*.json")}
+
+
+@pytest.mark.fault(4)
+@pytest.mark.slow
+@pytest.mark.parametrize(("threads", "part"), [(1, "cell-00003"), (2, "cell-00000")])
+def test_a_part_that_kills_every_worker_is_named_on_a_cluster(fresh, prepare, expected, threads, part):
+    """With two threads there is always a part beside it, which dies as often."""
+    config = prepare()
+    with fleet(fresh, 2, threads) as deadly:
+        *_, name = deadly.faults.plan(*killer("neighbors", part))
+        with pytest.raises(TaskError, match=f"neighbors {part}: its worker died 4 times") as caught:
+            run(config, client=deadly.client)
+        assert "goes on from there" in "".join(caught.value.__notes__)
+        assert ATTEMPTS < len(deadly.faults.happened(name)) <= 2 * ATTEMPTS
+        assert part in not_done(config)
+        before = commits(config.output)
+        deadly.ready(2)
+        assert run(config, client=deadly.client)["state"] == "done"
+    assert before.items() <= commits(config.output).items()
+    assert results(config.output) == expected
+
+
+@pytest.mark.fault(4)
+@pytest.mark.slow
+def test_a_part_that_kills_every_worker_is_named_on_an_embedded_cluster(shared, prepare):
+    config = prepare({"cluster.workers": 2, "cluster.memory_limit": 2**31})
+    *_, name = shared.faults.plan(*killer("neighbors", "cell-00003"))
+    driver = shared.drive(config)
+    assert driver.wait() == TaskError.exit_code, driver.said
+    assert f"neighbors cell-00003: its worker died {ATTEMPTS} times" in driver.said
+    assert "goes on from there" in driver.said
+    assert len(shared.faults.happened(name)) == 1 + ATTEMPTS
+    assert "cell-00003" in not_done(config)
+    until(lambda: not driver.members(), "an end of the embedded cluster")
+
+
+@pytest.mark.fault(4)
+@pytest.mark.parametrize("count", [1, 2, 30])
+@pytest.mark.parametrize("allowed", [0, 3])
+def test_only_what_dies_alone_is_blamed(count, allowed):
+    """Whoever else dies with it, on workers that take as many parts as may be on their way."""
+    line, deadly, done, deaths = Line(numbered("part", count), 4), "part-00001" if count > 1 else "part-00000", [], 0
+    while True:
+        flying = []
+        while (part := line.take(len(flying))) is not None:
+            flying.append(part)
+        assert 0 < len(flying) <= line.window
+        if deadly in flying:
+            deaths += allowed + 1
+            blamed = [part for part in flying if line.died(part, allowed + 1) >= ATTEMPTS]
+            if blamed:
+                break
+        else:
+            done += flying
+    assert blamed == [deadly]
+    assert sorted([*done, *line.suspects]) == numbered("part", count)
+    assert deaths <= ATTEMPTS + allowed + 1
+
+
+def test_parts_that_all_kill_are_given_up_after_few_deaths():
+    line, deaths = Line(numbered("part", 1000), 4), 0
+    while True:
+        flying = []
+        while (part := line.take(len(flying))) is not None:
+            flying.append(part)
+        for part in flying:
+            deaths += 1
+            if line.died(part, 1) >= ATTEMPTS:
+                assert deaths <= ATTEMPTS + 2 * line.window
+                return
+
+
+# workers that leave ------------------------------------------------------------------------------
+
+
+@pytest.mark.fault(10)
+@pytest.mark.slow
+def test_workers_retired_in_the_middle_of_a_step(nannied, prepare, expected):
+    """Each while it is at a part, which others then do: a cluster that adapts takes no notice of what is done."""
+    config, client = prepare(ROUNDS), nannied.client
+    slow = {"role": "worker", "point": "object", "action": "sleep", "seconds": 1.0}
+    places = [{"part": "cell-00002"}, {"part": "epoch-00003-*"}, {"part": "search-*"}]
+    names = nannied.faults.plan(*(slow | place for place in places))
+    ending = nannied.begin(config)
+    for name in names:
+        (pid,) = until(lambda n=name: nannied.faults.happened(n) or (ending.done() and ending.result()), "a slow part")
+        (busy,) = [address for address, at in nannied.pids().items() if at == pid]
+        assert busy in client.retire_workers([busy])
+        nannied.start_workers(1)
+    assert ending.result(SECONDS)["state"] == "done"
+    assert results(config.output) == expected
+
+
+@pytest.mark.fault(10)
+@pytest.mark.slow
+def test_workers_of_a_short_life(fresh, data, prepare, embed):
+    """Workers end and begin anew, by their lifetime, while a long layout goes on in slow rounds."""
+    more = {"layout.n_epochs": 200}
+    config = prepare({**more, **ROUNDS})
+    with fleet(fresh, 0) as brief:
+        brief.start_workers(2, 1, True, "--lifetime", "8s", "--lifetime-stagger", "2s", "--lifetime-restart")
+        slow = {"stage": "layout", "point": "task", "action": "sleep", "seconds": 0.15, "times": 300}
+        (name,) = brief.faults.plan(slow)
+        assert run(config, client=brief.client)["state"] == "done"
+        assert len(set(brief.faults.happened(name))) > 2, "no worker's life ended"
+    assert results(config.output) == results(embed(data, {**SETTINGS, **more}).output)
+
+
+# stragglers --------------------------------------------------------------------------------------
+
+
+SILENCE = 12
+"""Seconds after which a worker is given up: a busy machine may keep it from a word for some."""
+
+
+@pytest.fixture(scope="module")
+def watched(fresh):
+    """Three workers without nannies, that are given up after some silence."""
+    with fleet(fresh, 3, 1, False, **{"distributed.scheduler.worker-ttl": f"{SILENCE}s"}) as started:
+        yield started
+
+
+@pytest.mark.fault(11, 18)
+@pytest.mark.slow
+def test_a_worker_that_comes_back_too_late_changes_nothing(watched, prepare, expected):
+    """One is stopped within the neighbours, one within a round; they go on when the run is done."""
+    config, faults = prepare(ROUNDS), watched.ready(3).faults
+    stop = {"role": "worker", "point": "manifest", "action": "stop"}
+    places = [{"stage": "neighbors", "part": "cell-00002"}, {"stage": "layout", "part": "epoch-00003-00000"}]
+    stops = faults.plan(*(stop | place for place in places))
+    assert run(config, client=watched.client)["state"] == "done"
+    stopped = [faults.happened(name)[0] for name in stops]
+    assert len(watched.client.nthreads()) == 1
+    assert results(config.output) == expected
+    before = commits(config.output)
+
+    written = faults.plan(*({"point": "committed", "action": "sleep", "seconds": 0} | place for place in places))
+    for pid in stopped:
+        os.kill(pid, signal.SIGCONT)
+    until(lambda: [faults.happened(name) for name in written] == [[pid] for pid in stopped], "the late writes")
+    assert commits(config.output) == before
+    assert verify(config.output) == []
+    shutil.rmtree(Path(config.output, "manifests", "embedding"))
+    Path(config.output, "manifests", "run", "embedding.json").unlink()
+    assert run(config, client=watched.client)["state"] == "done"
+    assert results(config.output) == expected
+    until(lambda: not any(p.members() for p in watched.workers if p.pid in stopped), "an end of those given up")
+    watched.start_workers(2, 1, False)
+
+
+TWICE = {
+    "sorted-00001": cells.sort_block,
+    "cell-00002": neighbors.search_cell,
+    "merged-00003": neighbors.merge_cell,
+    "united-00000": graph.unite,
+    "coordinates": start.place,
+    "rows-00000": embedding.write_rows,
+    "report": quality.report,
+}
+
+
+@pytest.mark.fault(18)
+def test_of_two_that_do_the_same_part_either_may_be_first(nannied, prepare, clean, expected):
+    """Both write all they have, and each its manifest once the other has written too."""
+    config = prepare()
+    shutil.copytree(clean.output, config.output)
+    job, faults = Job(config, plan(config).geometry), nannied.faults
+    for part, task in TWICE.items():
+        stage = task.__module__.split(".")[-1]
+        manifest = Path(config.output, "manifests", stage, f"{part}.json")
+        manifest.unlink()
+        (name,) = faults.plan({"point": "manifest", "part": part, "action": "sleep", "seconds": 0.5, "times": 2})
+        both = [
+            nannied.client.submit(execute, task, job, part, {}, workers=[address], pure=False)
+            for address in nannied.pids()
+        ]
+        nannied.client.gather(both)
+        assert len(set(faults.happened(name))) == 2
+        attempts = {folder.name for folder in Path(config.output, stage).glob(f"{part}-*")}
+        original = {folder.name for folder in Path(clean.output, stage).glob(f"{part}-*")}
+        assert len(attempts - original) == (0 if stage == "embedding" else 2)
+        assert digests(config.output, stage, part) == digests(clean.output, stage, part)
+    assert results(config.output) == expected
+    assert verify(config.output) == []
+
+
+def digests(output: str, stage: str, part: str) -> list:
+    """Return what a part's objects hold, whatever their folder."""
+    return sorted(Run(output, read_only=True).manifest(stage, part)["objects"].values())
+
+
+# long, many, at once -----------------------------------------------------------------------------
+
+
+def searching(rows: int):
+    """Make a task of one long call of a kernel."""
+
+    def search(job, part):
+        from dumap.kernels import neighbors
+
+        x = np.random.default_rng(0).normal(size=(rows, 64)).astype(np.float32)
+        neighbors.exhaustive(x[:64], np.arange(64), 15, "manhattan", {})  # compiles
+        began = time.monotonic()
+        neighbors.exhaustive(x, np.arange(rows), 15, "manhattan", {})
+        Path(job.config.output, part).write_text(str(time.monotonic() - began))
+
+    return search
+
+
+@pytest.mark.fault(21)
+@pytest.mark.slow
+def test_a_worker_in_a_long_kernel_is_still_heard_of(watched, prepare):
+    watched.ready(3)
+    config, before = prepare(), watched.pids()
+    Path(config.output).mkdir()
+    executor = Executor(watched.client, SECONDS)
+    executor.preflight()
+    executor.map(searching(22_000), Job(config, plan(config).geometry), ["long"], {}, lambda done, total: None)
+    assert float(Path(config.output, "long").read_text()) > 1.2 * SILENCE, "too short to tell"
+    assert watched.pids() == before
+
+
+@pytest.mark.fault(21)
+def test_no_kernel_holds_the_interpreter():
+    modules = [importlib.import_module(f"dumap.kernels.{m.name}") for m in pkgutil.iter_modules(dumap.kernels.__path__)]
+    kernels = {
+        f"{m.__name__}.{name}": k for m in modules for name, k in vars(m).items() if isinstance(k, CPUDispatcher)
+    }
+    own = {name: k for name, k in kernels.items() if k.py_func.__module__.startswith("dumap")}
+    assert len(own) > 10
+    held = {n for n, k in own.items() if not (k.targetoptions.get("nogil") or k.targetoptions.get("inline"))}
+    assert held == set()
+
+
+class Weighing(Silent):
+    """Weighs all processes, and counts tasks, after some rounds."""
+
+    def __init__(self, client, rounds):
+        self.client, self.rounds, self.found, self.stage = client, list(rounds), [], ""
+
+    def started(self, stage, projected_bytes):
+        self.stage = stage
+
+    def advanced(self, stage, done, total):
+        if self.stage == "layout" and self.rounds and done >= self.rounds[0]:
+            self.rounds.pop(0)
+            self.found.append(self.weigh())
+
+    def weigh(self):
+        def scheduler(dask_scheduler):
+            import gc
+            import os
+
+            import psutil
+
+            gc.collect()
+            sizes = {name: len(getattr(dask_scheduler, name)) for name in ("tasks", "task_groups", "task_prefixes")}
+            return {"memory": psutil.Process(os.getpid()).memory_info().rss, **sizes}
+
+        def worker(dask_worker):
+            import gc
+            import os
+
+            import psutil
+
+            gc.collect()
+            process = psutil.Process(os.getpid())
+            sizes = {"tasks": len(dask_worker.state.tasks), "files": process.num_fds()}
+            return {"memory": process.memory_info().rss, **sizes}
+
+        gc.collect()
+        own = psutil.Process()
+        client = {"memory": own.memory_info().rss, "tasks": len(self.client.futures), "files": own.num_fds()}
+        workers = self.client.run(worker)
+        return {"scheduler": self.client.run_on_scheduler(scheduler), "client": client, **workers}
+
+
+@pytest.mark.fault(25)
+@pytest.mark.slow
+def test_nothing_grows_over_500_rounds(nannied, prepare):
+    weighing = Weighing(nannied.client, (100, 300, 499))
+    config = prepare({**ROUNDS, "layout.n_epochs": 500})
+    assert run(config, client=nannied.client, observer=weighing)["state"] == "done"
+    first, middle, last = weighing.found
+    assert first.keys() == last.keys()
+    for who, before in first.items():
+        for what, amount in before.items():
+            spare = 8 * 2**20 if what == "memory" else 4
+            grown = last[who][what] - amount
+            assert grown <= spare, f"{what} of {who}: {amount}, {middle[who][what]}, {last[who][what]}"
+    left = [p.name for p in Path(config.output, "layout").iterdir()]
+    assert len(left) <= 2, "checkpoints were left"
+
+
+@pytest.mark.fault(26)
+@pytest.mark.slow
+def test_several_searches_at_once_on_one_worker(fresh, prepare):
+    """By pynndescent, whose parallel regions abort the process where they meet."""
+
+    def always_descend():
+        from dumap.kernels import neighbors
+
+        neighbors.EXACT_SECONDS = 0.0
+
+    found = []
+    for threads in (4, 1):
+        config = prepare({"neighbors.n_neighbors": 5})
+        with fleet(fresh, 1, threads) as busy:
+            before = busy.pids()
+            busy.client.run(always_descend)
+            assert run(config, client=busy.client)["state"] == "done"
+            assert busy.pids() == before
+        found.append(results(config.output))
+    assert found[0] == found[1]
