@@ -149,9 +149,14 @@ def test_options_win_over_settings_and_settings_over_the_file(tmp_path):
 
 
 def test_settings_are_read_as_yaml():
-    more = ("neighbors.metric_kwds={p: 3, w: [1.0, 2.5]}", "layout.n_epochs=null", "layout.learning_rate=1.0e-3")
+    more = (
+        "neighbors.metric=wminkowski",
+        "neighbors.metric_kwds={p: 3, w: [1.0, 2.5]}",
+        "layout.n_epochs=null",
+        "layout.learning_rate=1.0e-3",
+    )
     config = load(None, (*SET, *more))
-    assert config.neighbors.metric_kwds == {"p": 3, "w": [1.0, 2.5]}
+    assert config.neighbors.metric_kwds == {"p": 3, "w": (1.0, 2.5)}
     assert config.layout.n_epochs is None
     assert config.layout.learning_rate == 1e-3
 
@@ -235,7 +240,7 @@ def test_nothing_can_be_changed(section):
         ("seed", 43),
         ("task_memory", "1GiB"),
         ("neighbors.n_neighbors", 16),
-        ("neighbors.metric_kwds", {"p": 3.0}),
+        ("neighbors.metric", "minkowski"),
         ("cells.margin", 1.5),
         ("graph.shard_rows", 4096),
         ("start.init", "pca"),
