@@ -20,6 +20,7 @@ import time
 import uuid
 from collections.abc import Iterator, Sequence
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import zarr
@@ -64,6 +65,26 @@ def open_store(location: str, read_only: bool) -> Store:
     return LocalStore(location, read_only=read_only)
 
 
+def refuse_code(array: zarr.Array) -> zarr.Array:
+    """Refuse an array whose chunks are programs: to decode 'pickle' is to run what a chunk holds.
+
+    Raises
+    ------
+    InputError
+    """
+    metadata = array.metadata.to_dict()
+    codecs: list[Any] = [metadata.get(name) for name in ("filters", "compressor", "codecs")]
+    while codecs:
+        codec = codecs.pop()
+        if isinstance(codec, dict):
+            codecs += codec.values()
+            if "pickle" in str(codec.get("id", codec.get("name", ""))).lower():
+                raise InputError(f"{array.store_path}: its codec 'pickle' would run what its chunks hold; not read")
+        elif isinstance(codec, list | tuple):
+            codecs += codec
+    return array
+
+
 def find_array(path: str, name: str) -> zarr.Array:
     """Open the array at a path, or that of a name in the group at the path.
 
@@ -79,26 +100,30 @@ def find_array(path: str, name: str) -> zarr.Array:
     except absent as error:
         raise InputError(f"input.path: {path} is not a Zarr group or array ({error})") from error
     if isinstance(node, zarr.Array):
-        return node
+        return refuse_code(node)
     try:
         found = zarr.open(store, path=name, mode="r", use_consolidated=False)
-    except absent:
+    except (ArrayNotFoundError, GroupNotFoundError, FileNotFoundError, KeyError):
         found = None
+    except ValueError as error:
+        raise InputError(f"input.array: {name!r} in {path} is not an array that can be read ({error})") from error
     if not isinstance(found, zarr.Array):
-        arrays = ", ".join(f"{n} {a.shape}" for n, a in sorted(node.arrays())) or "none"
+        try:
+            arrays = ", ".join(f"{n} {a.shape}" for n, a in sorted(node.arrays())) or "none"
+        except ValueError as error:  # one of them is of a kind that Zarr does not know
+            arrays = f"not all readable ({error})"
         raise InputError(f"input.array: no array {name!r} in {path}; its arrays are: {arrays}")
-    return found
+    return refuse_code(found)
 
 
 def read_array(path: str) -> np.ndarray:
     """Read a whole array outside any run: .npy, or the path of a Zarr array."""
     try:
-        return (
-            np.load(path, allow_pickle=False)
-            if path.endswith(".npy")
-            else np.asarray(zarr.open_array(path, mode="r")[...])
-        )
-    except (ArrayNotFoundError, GroupNotFoundError, FileNotFoundError, ValueError) as error:
+        if path.endswith(".npy"):
+            with open(path, "rb") as file:
+                return np.load(file, allow_pickle=False)
+        return np.asarray(refuse_code(zarr.open_array(path, mode="r"))[...])
+    except (ValueError, OSError, EOFError, MemoryError, BadZipFile) as error:
         raise InputError(f"{path} is neither a .npy file nor a Zarr array ({error})") from error
 
 
@@ -297,7 +322,7 @@ class Run:
     def final(self, name: str) -> zarr.Array:
         """Open one of the run's final arrays."""
         with zarr.config.set({"array.write_empty_chunks": True}):
-            return zarr.open_array(self.store, path=name, mode="r" if self.store.read_only else "r+")
+            return refuse_code(zarr.open_array(self.store, path=name, mode="r" if self.store.read_only else "r+"))
 
     # objects -----------------------------------------------------------------------------------
 
