@@ -28,6 +28,11 @@ QUICK = {"layout.n_epochs": 20, "quality.queries": 0}
 MEMORY = Path("/dev/shm")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let the random inputs be as many as there is time for."""
+    parser.addoption("--inputs", type=int, default=40, help="random inputs that whole runs are tried on")
+
+
 @pytest.fixture(scope="session")
 def fresh() -> Iterator[Callable[[str], str]]:
     """Name new paths: `fresh('run.zarr')`; in memory where there is room, since runs flush every object."""
