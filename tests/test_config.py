@@ -20,6 +20,7 @@ def with_value(key: str, value: object) -> dict:
     return {**LEAST, **own}
 
 
+@pytest.mark.fault(37)
 @pytest.mark.parametrize(
     ("key", "allowed"),
     [
@@ -35,6 +36,7 @@ def test_an_unknown_key_is_named_beside_those_allowed(key, allowed):
         build(with_value(key, 1))
 
 
+@pytest.mark.fault(37)
 @pytest.mark.parametrize(
     ("key", "value"),
     [
@@ -82,6 +84,7 @@ def test_a_value_that_cannot_be_is_named_with_its_key(key, value):
     assert error.value.exit_code == 2
 
 
+@pytest.mark.fault(37)
 def test_all_faults_are_told_at_once():
     with pytest.raises(ConfigError) as error:
         build({"seed": "x", "input": {"path": "a", "b": 1}, "layout": {"min_dist": -1.0}})
