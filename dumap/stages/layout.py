@@ -74,6 +74,8 @@ class Generation:
 
     def gather(self, positions: np.ndarray) -> np.ndarray:
         """Return the coordinates of some positions, ascending, reading near to what they span."""
+        if not len(positions):
+            return self.read(0, 0, 0)
         offsets = self.graph.shards.offsets
         cuts = np.flatnonzero(np.diff(positions) > 4096) + 1
         edges = np.searchsorted(positions, offsets[1:-1])
