@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import mmap
 import sys
 
@@ -21,6 +22,15 @@ from dumap.stages.vectors import ISOLATED, ZERO
 from dumap.store import Run
 
 TINY = {"neighbors.n_neighbors": 3, "layout.n_epochs": 5}
+
+
+def slowly(values: list, *quick: object) -> list:
+    """Mark as slow all values but the quick ones; a tuple stands for several arguments."""
+    as_arguments = [value if isinstance(value, tuple) else (value,) for value in values]
+    return [
+        pytest.param(*own, marks=() if value in quick else pytest.mark.slow)
+        for value, own in zip(values, as_arguments, strict=True)
+    ]
 
 
 def noise(rows: int, dims: int = 4, seed: int = 0) -> np.ndarray:
@@ -54,8 +64,13 @@ def test_only_the_first_rows_that_are_not_finite_are_named(configure, client):
 
 
 @pytest.mark.fault(29)
-@pytest.mark.parametrize("metric", ["euclidean", "cosine", "correlation", "manhattan"])
-@pytest.mark.parametrize("value", [0.0, 1.0, 1e-40, 3e38])
+@pytest.mark.parametrize(
+    ("metric", "value"),
+    slowly(
+        list(itertools.product(["euclidean", "cosine", "correlation", "manhattan"], [0.0, 1.0, 1e-40, 3e38])),
+        *[("euclidean", 3e38), ("cosine", 1e-40), ("correlation", 0.0)],
+    ),
+)
 def test_rows_all_the_same_under_any_metric(embed, metric, value):
     x = np.full((60, 4), value, np.float32)
     done = embed(x, {**TINY, "neighbors.metric": metric, "quality.queries": 20})
@@ -116,7 +131,7 @@ def test_metrics_take_their_arguments_by_name(embed):
 
 
 @pytest.mark.fault(36)
-@pytest.mark.parametrize("init", ["spectral", "pca", "random"])
+@pytest.mark.parametrize("init", slowly(["spectral", "pca", "random"], "spectral"))
 def test_a_graph_in_parts_is_finite_and_counted(embed, init):
     x = np.concatenate([noise(60, seed=n) + 1e4 * n for n in range(3)])
     done = embed(x, {**TINY, "start.init": init, "quality.queries": 30})
@@ -130,7 +145,7 @@ def test_a_graph_in_parts_is_finite_and_counted(embed, init):
 
 
 @pytest.mark.fault(36)
-@pytest.mark.parametrize("init", ["spectral", "pca", "random"])
+@pytest.mark.parametrize("init", slowly(["spectral", "pca", "random"], "spectral"))
 def test_rows_that_are_all_isolated(embed, init):
     done = embed(noise(60), {**TINY, "graph.disconnection_distance": 1e-6, "start.init": init, "quality.queries": 30})
     assert np.isfinite(done.y).all()
@@ -163,7 +178,7 @@ def test_a_cell_that_outlives_the_others_keeps_its_own_pieces(tmp_path):
     assert job.run.read("cells", "centroids-00001", "pieces").tolist() == [1]
 
 
-@pytest.mark.parametrize("mode", ["host", "rounds"])
+@pytest.mark.parametrize("mode", slowly(["host", "rounds"], "rounds"))
 def test_a_layout_that_runs_away_is_an_error(configure, client, mode):
     settings = {"layout.a": 1e5, "layout.b": 30.0, "layout.mode": mode, "start.init": "random"}
     with pytest.raises(ConfigError, match=r"coordinates are not finite; some of .*layout\.a = 100000\.0"):
