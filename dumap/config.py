@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
+import reprlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -19,14 +21,9 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
-from pynndescent.distances import named_distances
 
 from dumap.errors import ConfigError
-
-NOT_DISTANCES = {"dot", "inner_product", "direct_cosine", "true_angular", "bit_hamming", "bit_jaccard"}
-"""What pynndescent names that may be negative, grows with nearness, or takes packed bits instead of numbers."""
-METRICS = tuple(sorted(set(named_distances) - NOT_DISTANCES))
-"""Metrics that pynndescent names and that are distances between rows of numbers."""
+from dumap.metrics import METRICS, check_arguments, frozen_numbers
 
 _UNITS = {
     "": 1,
@@ -47,7 +44,8 @@ def parse_bytes(value: Any) -> Any:
         match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]i?)?b?\s*", value.lower())
         if not match:
             raise ValueError("not a size: write a number of bytes, or one with a unit, such as 2GiB")
-        return int(float(match[1]) * _UNITS[match[2] or ""])
+        value = float(match[1]) * _UNITS[match[2] or ""]
+        return int(min(value, 2.0**63))
     return value
 
 
@@ -58,6 +56,56 @@ def format_bytes(value: float) -> str:
             return f"{value:.0f} {unit}"
         value /= 1024
     return f"{value:.2f} GiB"
+
+
+_shown = reprlib.Repr()
+_shown.maxlevel, _shown.maxstring, _shown.maxother = 3, 200, 200
+MOST_FAULTS = 20
+"""Faults of a configuration that one message names."""
+
+
+def shorten(text: str) -> str:
+    """Leave out the middle of a text too long for a message."""
+    return text if len(text) <= 300 else f"{text[:200]} ... {text[-60:]}"
+
+
+def _show(value: Any) -> str:
+    """Write a value of whatever size: aliases of YAML make large ones of few bytes."""
+    try:
+        return re.sub(r"(?<=://)[^/\s]*@|(?<=\?).*", "***", _shown.repr(value))
+    except ValueError:  # an integer of more digits than Python writes
+        return f"<{type(value).__name__}>"
+
+
+def _location(value: str) -> str:
+    try:
+        name = os.fsencode(value)
+    except UnicodeEncodeError:
+        name = b"\0"
+    if not name or len(name) > 4096 or any(byte < 32 or byte == 127 for byte in name):
+        raise ValueError("a path or a URL has 1 to 4096 characters, and no control characters")
+    if re.match(r"[\w+.-]+://([^/]*@|[^?]*\?)", value):
+        raise ValueError("a URL is written to logs and runs: give user, password or token in the environment instead")
+    return value
+
+
+class FrozenDict(dict):
+    """A mapping that cannot be changed; to JSON, pickle and comparisons it is a dict like others."""
+
+    def _refuse(self, *args: Any, **kwargs: Any) -> Any:
+        raise TypeError("a configuration cannot be changed; build another")
+
+    __setitem__ = __delitem__ = __ior__ = _refuse
+    clear = pop = popitem = setdefault = update = _refuse
+
+    def __reduce__(self) -> tuple:
+        return FrozenDict, (dict(self),)
+
+
+def _arguments(value: Any) -> FrozenDict:
+    if not isinstance(value, Mapping):
+        raise ValueError("write the metric's arguments as keys and values, such as {p: 3}")
+    return FrozenDict({shorten(str(name)): frozen_numbers(numbers) for name, numbers in value.items()})
 
 
 def _known_metric(value: str) -> str:
@@ -81,12 +129,18 @@ _Loader.add_implicit_resolver(
 )
 
 
-def _read_yaml(text: str) -> Any:
-    return yaml.load(text, _Loader)
+def _read_yaml(text: str, where: str) -> Any:
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{where}: {error}") from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:  # its constructors' own
+        raise ConfigError(f"{where}: {type(error).__name__}: {shorten(str(error))}") from error
 
 
-Bytes = Annotated[int, BeforeValidator(parse_bytes), Field(gt=0)]
+Bytes = Annotated[int, BeforeValidator(parse_bytes), Field(gt=0, lt=2**63)]
 Metric = Annotated[str, AfterValidator(_known_metric)]
+Location = Annotated[str, AfterValidator(_location)]
 
 
 class _Section(BaseModel):
@@ -96,8 +150,8 @@ class _Section(BaseModel):
 class InputConfig(_Section):
     """What to embed."""
 
-    path: str
-    array: str = "vectors"
+    path: Location
+    array: Location = "vectors"
     nonfinite: Literal["error", "drop"] = "error"
 
 
@@ -106,7 +160,12 @@ class NeighborsConfig(_Section):
 
     n_neighbors: int = Field(15, ge=2, le=512)
     metric: Metric = "euclidean"
-    metric_kwds: dict[str, float | list[float]] = {}
+    metric_kwds: Annotated[Any, AfterValidator(_arguments)] = FrozenDict()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> NeighborsConfig:
+        check_arguments(self.metric, self.metric_kwds)
+        return self
 
 
 class CellsConfig(_Section):
@@ -129,7 +188,7 @@ class GraphConfig(_Section):
 class StartConfig(_Section):
     """The first coordinates: spectral, pca, random, or the path of an array of the rows' coordinates."""
 
-    init: Annotated[str, AfterValidator(_start)] = "spectral"
+    init: Annotated[Location, AfterValidator(_start)] = "spectral"
 
 
 class LayoutConfig(_Section):
@@ -167,8 +226,8 @@ class ClusterConfig(_Section):
 
     workers: int | None = Field(None, ge=1)
     memory_limit: Bytes | None = None
-    scheduler: str | None = None
-    scheduler_file: str | None = None
+    scheduler: Location | None = None
+    scheduler_file: Location | None = None
     timeout: float = Field(60.0, gt=0.0)
 
 
@@ -187,7 +246,7 @@ class Config(_Section):
     """
 
     input: InputConfig
-    output: str
+    output: Location
     seed: int = Field(42, ge=0, lt=2**63)
     task_memory: Bytes = 512 * 2**20
     neighbors: NeighborsConfig = NeighborsConfig()
@@ -203,7 +262,7 @@ class Config(_Section):
 
         `input.nonfinite` is not among it: where rows are not finite, one of its values gives no answer at all.
         """
-        values = self.model_dump(exclude={"output", "cluster", "input", "quality"})
+        values = self.model_dump(mode="json", exclude={"output", "cluster", "input", "quality"})
         for where in ("checkpoint_every", "mode"):
             del values["layout"][where]
         return values
@@ -243,13 +302,15 @@ def build(values: Mapping[str, Any]) -> Config:
     except ValidationError as error:
         lines = []
         for fault in error.errors():
-            key = ".".join(str(part) for part in fault["loc"])
+            key = shorten(".".join(str(part) for part in fault["loc"]))
             if fault["type"] == "extra_forbidden":
                 lines.append(f"{key}: unknown key{_allowed(fault['loc'][:-1])}")
             elif fault["type"] == "missing":
                 lines.append(f"{key}: required, and not given")
             else:
-                lines.append(f"{key} = {fault['input']!r}: {fault['msg']}" if key else fault["msg"])
+                lines.append(f"{key} = {_show(fault['input'])}: {fault['msg']}" if key else fault["msg"])
+        if len(lines) > MOST_FAULTS:
+            lines[MOST_FAULTS:] = [f"and {len(lines) - MOST_FAULTS} faults more"]
         raise ConfigError("the configuration is not valid:\n  " + "\n  ".join(lines)) from None
 
 
@@ -258,7 +319,7 @@ def _merge(into: dict[str, Any], key: str, value: Any) -> None:
     for section in sections:
         into = into.setdefault(section, {})
         if not isinstance(into, dict):
-            raise ConfigError(f"{key}: {section!r} is a value, not a section")
+            raise ConfigError(f"{shorten(key)}: {shorten(section)!r} is a value, not a section")
     into[last] = value
 
 
@@ -284,22 +345,20 @@ def load(path: str | None, settings: Sequence[str] = (), options: Mapping[str, A
     values: dict[str, Any] = {}
     if path is not None:
         try:
-            values = _read_yaml(Path(path).read_text()) or {}
+            text = Path(path).read_text()
         except OSError as error:
-            raise ConfigError(f"cannot read {path}: {error.strerror}") from error
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{path} is not YAML: {error}") from error
+            raise ConfigError(f"cannot read {shorten(path)}: {error.strerror}") from error
+        except ValueError as error:  # no text, or no path
+            raise ConfigError(f"{shorten(path)} is not YAML: {error}") from error
+        values = _read_yaml(text, f"{path} is not YAML") or {}
         if not isinstance(values, dict):
             raise ConfigError(f"{path} must hold keys and values; allowed keys: {', '.join(Config.model_fields)}")
         values = {key: {} if value is None and key != "output" else value for key, value in values.items()}
     for setting in settings:
         key, equals, text = setting.partition("=")
         if not equals:
-            raise ConfigError(f"--set {setting}: write it as section.key=value")
-        try:
-            _merge(values, key.strip(), _read_yaml(text))
-        except yaml.YAMLError as error:
-            raise ConfigError(f"--set {setting}: the value is not YAML: {error}") from error
+            raise ConfigError(f"--set {shorten(setting)}: write it as section.key=value")
+        _merge(values, key.strip(), _read_yaml(text, f"--set {shorten(setting)}: the value is not YAML"))
     for key, value in (options or {}).items():
         if value is not None:
             _merge(values, key, value)

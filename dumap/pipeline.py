@@ -106,7 +106,7 @@ def run(config: Config, client: Client | None = None, observer: Observer | None 
     job = Job(config, projected.geometry)
     if Run(config.output, read_only=True).exists():  # to open it for writing would make its folder
         check_same(job, force, observer)
-        if job.run.is_committed(IDENTITY, "results") and all(job.run.is_committed(DONE, stage) for stage in STAGES):
+        if not lost_identity(job.run) and all(job.run.is_committed(DONE, stage) for stage in STAGES):
             observer.note(f"{config.output}: finished before; nothing to do")
             return status(config.output)
     with executor.connect(config.cluster, client, observer) as cluster:
@@ -162,6 +162,8 @@ def _complete(stage: Any, job: Job, projected: Plan, cluster: Executor, observer
             "facts": facts,
             "parts": job.run.committed(name),
         }
+    if stage is vectors:
+        describe_input(job.run)
     observer.finished(name, seconds, wanted, cluster.peak_bytes, facts)
 
 
@@ -253,6 +255,19 @@ def create(job: Job, cpus: list[str]) -> None:
         with job.run.part(IDENTITY, "results") as out:
             out.create_final("embedding", shape, "float32", chunk, np.nan, ("row", "component"))
             out.create_final("status", shape[:1], "uint8", chunk, 255, ("row",))
+    describe_input(job.run)
+
+
+def describe_input(run: Run) -> None:
+    """Add the input's fingerprint to the run's attributes, once all of it was read."""
+    if run.is_committed(DONE, vectors.STAGE):
+        run.describe({"fingerprint": run.summary(DONE, vectors.STAGE)["facts"]["fingerprint"]})
+
+
+def lost_identity(run: Run) -> list[str]:
+    """List the parts of what the run is of that should be there, and are not."""
+    needed = {"run": True, "results": set(STAGES) & set(run.stages()), "input": run.is_committed(DONE, vectors.STAGE)}
+    return [part for part, wanted in needed.items() if wanted and not run.is_committed(IDENTITY, part)]
 
 
 def check_same(job: Job, force: bool, observer: Observer, cpus: list[str] | None = None) -> None:
@@ -274,7 +289,7 @@ def check_same(job: Job, force: bool, observer: Observer, cpus: list[str] | None
         )
     if began["signature"] != source.signature():
         observer.note(f"{source.path}: its objects' sizes or times differ from when the run was begun; reading it anew")
-        if _fingerprint(run) != vectors.fingerprint(job):
+        if attributes.get("fingerprint") != vectors.fingerprint(job):
             raise RunMismatchError(
                 f"{source.path} holds other data than when {run.location} was begun, or was changed before all of it "
                 f"was read: name another output"
@@ -288,11 +303,6 @@ def check_same(job: Job, force: bool, observer: Observer, cpus: list[str] | None
             + "\n  ".join(differs)
             + "\nUse the old ones, name another output, or go on with --force"
         )
-
-
-def _fingerprint(run: Run) -> str | None:
-    """Return the fingerprint of the input as the run read it, once it has."""
-    return run.summary(DONE, vectors.STAGE)["facts"]["fingerprint"] if run.is_committed(DONE, vectors.STAGE) else None
 
 
 # what a run has come to --------------------------------------------------------------------------
@@ -323,7 +333,7 @@ def status(location: str) -> dict[str, Any]:
         "state": "done" if done else "partial",
         "parameters": attributes["parameters"],
         "input": attributes["input"],
-        "fingerprint": _fingerprint(store),
+        "fingerprint": attributes.get("fingerprint"),
         "versions": attributes["versions"],
         "stages": stages,
     }
@@ -355,11 +365,9 @@ def verify(location: str) -> list[tuple[str, str, str]]:
     broken = {part for stage, part, _ in found if stage == DONE}
     for stage in STAGES:
         if stage not in broken and store.is_committed(DONE, stage):
-            lost = set(store.summary(DONE, stage)["parts"]) - set(store.committed(stage))
-            found += [(stage, part, manifest_key(stage, part)) for part in sorted(lost)]
-    needed = ["run", *(["results"] if set(STAGES) & set(store.stages()) else [])]
-    found += [(IDENTITY, part, manifest_key(IDENTITY, part)) for part in needed if not store.is_committed(IDENTITY, part)]
-    return found
+            gone = set(store.summary(DONE, stage)["parts"]) - set(store.committed(stage))
+            found += [(stage, part, manifest_key(stage, part)) for part in sorted(gone)]
+    return found + [(IDENTITY, part, manifest_key(IDENTITY, part)) for part in lost_identity(store)]
 
 
 def drop(location: str, damaged: list[tuple[str, str, str]], note: Callable[[str], None]) -> None:

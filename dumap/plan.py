@@ -16,6 +16,7 @@ from dumap.config import Config, format_bytes
 from dumap.errors import BudgetError, InputError
 from dumap.kernels.layout import POOL_ROWS, RUN, default_epochs
 from dumap.kernels.vectors import ANGULAR
+from dumap.metrics import arguments
 from dumap.store import OBJECT_BYTES
 
 INTERPRETER_BYTES = 660 * 2**20
@@ -166,6 +167,8 @@ def geometry(config: Config, rows: int, dims: int, itemsize: int, chunk_rows: in
     ------
     InputError
         Where there are too few rows, or a chunk is more than a task may hold.
+    ConfigError
+        Where the metric is not one of rows of so many dims.
     """
     k, memory = config.neighbors.n_neighbors, config.task_memory
     if rows < k + 2:
@@ -173,6 +176,7 @@ def geometry(config: Config, rows: int, dims: int, itemsize: int, chunk_rows: in
             f"{config.input.path}: {rows} rows are too few for neighbors.n_neighbors = {k}; "
             f"give at least {k + 2} rows, or set n_neighbors to at most {max(rows - 2, 0)}"
         )
+    arguments(config.neighbors.metric, config.neighbors.metric_kwds, dims)  # refuses what the metric cannot take
     chunk_bytes = min(chunk_rows, rows) * dims * itemsize
     if chunk_bytes > memory // 4:
         raise InputError(

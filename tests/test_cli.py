@@ -130,6 +130,7 @@ def test_debug_shows_where(cli, places):
 # how they refuse ---------------------------------------------------------------------------------
 
 
+@pytest.mark.fault(37)
 @pytest.mark.parametrize("command", ["plan", "run"])
 @pytest.mark.parametrize(
     ("setting", "said"),
@@ -151,6 +152,7 @@ def test_bad_configuration(refused, places, command, setting, said):
     assert said in refused(2, command, *places, "--set", setting)
 
 
+@pytest.mark.fault(37)
 def test_bad_options(refused, places, fresh, data):
     assert "no_such.yaml" in refused(2, "run", "no_such.yaml")
     assert "output: required" in refused(2, "run", "--input", data)
@@ -169,26 +171,33 @@ def _array(fresh, values, name="vectors"):
 
 
 BAD_INPUTS = {
-    "no store": (lambda fresh: fresh("nothing.zarr"), "does not exist"),
-    "no Zarr": (lambda fresh: str(Path(fresh("x")).parent), "is not a Zarr group or array"),
-    "other arrays": (lambda fresh: _array(fresh, np.ones((20, 3)), "pixels"), "its arrays are: pixels (20, 3)"),
-    "1-D": (lambda fresh: _array(fresh, np.ones(20)), "(rows, dims)"),
-    "3-D": (lambda fresh: _array(fresh, np.ones((20, 3, 2))), "(rows, dims)"),
-    "complex": (lambda fresh: _array(fresh, np.ones((20, 3), complex)), "complex128"),
-    "strings": (lambda fresh: _array(fresh, np.full((20, 3), "a", "U4")), "U4"),
-    "no rows": (lambda fresh: _array(fresh, np.ones((0, 3))), "is empty"),
-    "one row": (lambda fresh: _array(fresh, np.ones((1, 3))), "1 rows are too few"),
-    "few rows": (lambda fresh: _array(fresh, np.ones((16, 3))), "at least 17 rows, or set n_neighbors to at most 14"),
+    "no store": (33, lambda fresh: fresh("nothing.zarr"), "does not exist"),
+    "no Zarr": (33, lambda fresh: str(Path(fresh("x")).parent), "is not a Zarr group or array"),
+    "other arrays": (33, lambda fresh: _array(fresh, np.ones((20, 3)), "pixels"), "its arrays are: pixels (20, 3)"),
+    "1-D": (32, lambda fresh: _array(fresh, np.ones(20)), "(rows, dims)"),
+    "3-D": (32, lambda fresh: _array(fresh, np.ones((20, 3, 2))), "(rows, dims)"),
+    "complex": (31, lambda fresh: _array(fresh, np.ones((20, 3), complex)), "complex128"),
+    "strings": (31, lambda fresh: _array(fresh, np.full((20, 3), "a", "U4")), "U4"),
+    "no rows": (28, lambda fresh: _array(fresh, np.ones((0, 3))), "is empty"),
+    "one row": (28, lambda fresh: _array(fresh, np.ones((1, 3))), "1 rows are too few"),
+    "few rows": (
+        28,
+        lambda fresh: _array(fresh, np.ones((16, 3))),
+        "at least 17 rows, or set n_neighbors to at most 14",
+    ),
 }
 
 
 @pytest.mark.filterwarnings("ignore::zarr.errors.UnstableSpecificationWarning")
-@pytest.mark.parametrize("kind", BAD_INPUTS)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=pytest.mark.fault(number)) for kind, (number, *_) in BAD_INPUTS.items()]
+)
 def test_bad_input(refused, places, fresh, kind):
-    make, said = BAD_INPUTS[kind]
+    _, make, said = BAD_INPUTS[kind]
     assert said in refused(3, "run", *places, "--input", make(fresh))
 
 
+@pytest.mark.fault(27)
 def test_not_finite(cli, client, places, fresh):
     x = np.ones((300, 4), np.float32)
     x[[3, 8]] = np.nan
@@ -199,10 +208,12 @@ def test_not_finite(cli, client, places, fresh):
     assert "Traceback" not in outcome.err
 
 
+@pytest.mark.fault(32)
 def test_a_chunk_over_the_budget_says_how_to_rechunk(refused, places):
     assert "rechunk the array to at most" in refused(3, "plan", *places, "--set", "task_memory=100kB")
 
 
+@pytest.mark.fault(20)
 def test_over_budget_names_what_is_needed(cli, refused, places):
     needed = json.loads(cli("plan", *places, "--json").out)["peak_bytes"] / PAUSE_FRACTION
     said = refused(4, "run", *places, "--workers", "1", "--memory-limit", "700MiB")

@@ -80,6 +80,7 @@ def test_quality_is_that_of_the_exports(whole, digits):
     assert whole.facts("cells")["cells"] > 1
 
 
+@pytest.mark.fault(19)
 def test_measured_peak_is_within_the_projected(whole):
     stages = whole.status["stages"]
     assert [stage["name"] for stage in stages] == list(STAGES)
@@ -87,6 +88,7 @@ def test_measured_peak_is_within_the_projected(whole):
         assert 0 < stage["peak_bytes"] <= stage["projected_bytes"], stage["name"]
 
 
+@pytest.mark.fault(19)
 @pytest.mark.slow
 def test_measured_peak_is_within_the_projected_with_more_rows(embed):
     x = np.random.default_rng(0).normal(size=(20_000, 200)).astype(np.float32)
@@ -187,6 +189,9 @@ FORMS = {
 """The same values, otherwise stored: a store's path of each."""
 
 
+@pytest.mark.fault(31)
+@pytest.mark.fault(32)
+@pytest.mark.fault(33)
 @pytest.mark.parametrize("form", slowly(FORMS, "rechunked", "one chunk, uint8", "zip, float16"))
 def test_the_inputs_form_changes_no_byte(embed, save, some, expected, form):
     assert embed(FORMS[form](save, some), CUT).y.tobytes() == expected
@@ -198,6 +203,7 @@ def test_the_inputs_form_changes_the_blocks(configure, save, some):
     assert blocks == [3, 2]
 
 
+@pytest.mark.fault(32)
 @pytest.mark.slow
 def test_chunks_of_one_row_change_no_byte(embed, save, some, expected):
     assert embed(save(some, 1), CUT).y.tobytes() == expected
@@ -310,6 +316,7 @@ def test_start_from_an_array_keeps_its_picture(embed, digits, fresh):
     assert refused.value.exit_code == 2
 
 
+@pytest.mark.fault(31)
 def test_booleans(embed, few):
     done = embed(few > 8, {"neighbors.metric": "hamming"})
     distances = done.neighbors()[1]
@@ -317,6 +324,7 @@ def test_booleans(embed, few):
     assert np.isfinite(done.y).all()
 
 
+@pytest.mark.fault(28)
 @pytest.mark.parametrize("k", [2, 15])
 def test_as_few_rows_as_there_can_be(embed, few, k):
     y = embed(few[: k + 2], {"neighbors.n_neighbors": k, "quality.queries": 10}).y
@@ -336,6 +344,7 @@ def holed(few):
     return x
 
 
+@pytest.mark.fault(27)
 def test_what_is_not_finite_is_named_before_any_graph(configure, client, holed):
     from dumap.submit import run
 
@@ -346,6 +355,7 @@ def test_what_is_not_finite_is_named_before_any_graph(configure, client, holed):
     assert begun <= {"identity", "vectors"}
 
 
+@pytest.mark.fault(27)
 def test_the_advice_on_what_is_not_finite_can_be_followed(configure, client, holed):
     """The same command with the setting that the message names goes on in the same output."""
     from dumap.submit import run
@@ -357,6 +367,7 @@ def test_the_advice_on_what_is_not_finite_can_be_followed(configure, client, hol
     assert run(dropping, client=client)["state"] == "done"
 
 
+@pytest.mark.fault(27)
 @pytest.mark.parametrize("max_rows", slowly([None, 100], 100))
 def test_what_is_not_finite_is_dropped_and_flagged(embed, holed, max_rows):
     done = embed(holed, {"input.nonfinite": "drop", "quality.queries": 50, "cells.max_rows": max_rows})
@@ -373,6 +384,7 @@ def test_what_is_not_finite_is_dropped_and_flagged(embed, holed, max_rows):
     assert done.facts("vectors")["dropped"] == 3
 
 
+@pytest.mark.fault(27)
 def test_dropped_rows_leave_the_others_where_they_were(embed, holed):
     """Each kept row's neighbours are those it has in the data without the dropped rows."""
     kept = np.flatnonzero(np.isfinite(holed).all(axis=1))
@@ -380,6 +392,7 @@ def test_dropped_rows_leave_the_others_where_they_were(embed, holed):
     np.testing.assert_array_equal(distances[kept], embed(holed[kept]).neighbors()[1])
 
 
+@pytest.mark.fault(29)
 @pytest.mark.parametrize("max_rows", slowly([None, 100], 100))
 def test_identical_rows(embed, max_rows):
     done = embed(np.ones((400, 8), np.float32), {"cells.max_rows": max_rows, "quality.queries": 50})
@@ -388,6 +401,7 @@ def test_identical_rows(embed, max_rows):
     assert (done.neighbors()[1] == 0).all()
 
 
+@pytest.mark.fault(29)
 @pytest.mark.parametrize("max_rows", slowly([None, 100], 100))
 def test_more_copies_of_rows_than_neighbors(embed, few, max_rows):
     done = embed(np.repeat(few[:20], 20, axis=0), {"cells.max_rows": max_rows, "quality.queries": 50})
@@ -396,6 +410,7 @@ def test_more_copies_of_rows_than_neighbors(embed, few, max_rows):
     assert (done.neighbors()[1] == 0).all()
 
 
+@pytest.mark.fault(30)
 @pytest.mark.parametrize("metric", slowly(["cosine", "correlation"], "cosine"))
 def test_rows_without_direction(embed, few, metric):
     x = few.copy()
@@ -406,6 +421,7 @@ def test_rows_without_direction(embed, few, metric):
     assert done.facts("vectors")["zero"] == 30
 
 
+@pytest.mark.fault(27)
 def test_rows_that_overflow_are_not_finite(embed, few):
     x = few.astype(np.float64)
     x[5, 5] = 1e300
@@ -413,6 +429,7 @@ def test_rows_that_overflow_are_not_finite(embed, few):
         embed(x)
 
 
+@pytest.mark.fault(36)
 def test_an_isolated_row_is_finite_and_flagged(embed, few):
     from dumap.stages.vectors import ISOLATED
 

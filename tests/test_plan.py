@@ -78,6 +78,7 @@ def test_shards_and_outputs_cover_all_rows(count):
         assert (number - 1) * size < count <= number * size
 
 
+@pytest.mark.fault(35)
 @pytest.mark.parametrize(("count", "itemsize"), [(2**31 - 2, 4), (2**31 - 1, 8)])
 def test_ids_are_as_wide_as_rows_are_many(count, itemsize):
     assert geometry(config(), count, 10, 4, 100).index_dtype.itemsize == itemsize
@@ -89,6 +90,7 @@ def test_max_rows_bounds_cells():
     assert few.cells > 100_000 / 500
 
 
+@pytest.mark.fault(28)
 def test_too_few_rows_are_refused_with_what_would_do():
     with pytest.raises(
         InputError, match=r"16 rows are too few .* give at least 17 rows, or set n_neighbors to at most 14"
@@ -98,6 +100,7 @@ def test_too_few_rows_are_refused_with_what_would_do():
     geometry(config(neighbors={"n_neighbors": 14}), 16, 4, 4, 16)
 
 
+@pytest.mark.fault(32)
 @given(memories, dims, itemsizes, st.integers(1, 10**8))
 def test_a_chunk_too_large_is_refused_with_what_would_do(memory, width, itemsize, chunk):
     assume(width * itemsize * 4 <= memory)
@@ -116,6 +119,7 @@ def test_a_chunk_too_large_is_refused_with_what_would_do(memory, width, itemsize
 # the budget ------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault(20)
 @given(memories, rows, st.integers(1, 1000), st.integers(MIB, 64 * 2**30))
 def test_a_refusal_names_the_memory_that_would_do(memory, count, width, worker_memory):
     settings = config(memory)

@@ -9,7 +9,6 @@ import pytest
 import zarr
 
 from dumap.errors import InputError, StorageError
-from dumap.source import Input
 from dumap.store import FORMAT, IDENTITY, MANIFESTS, Run, probe, read_array
 from dumap.store import run as module
 
@@ -243,117 +242,10 @@ def test_what_cannot_be_written_to_is_said_so(tmp_path):
         probe(str(tmp_path / "file" / "run.zarr"))
 
 
-# the input -------------------------------------------------------------------------------------
-
-VALUES = np.arange(60).reshape(20, 3)
-
-
-def make(path: Path, values: np.ndarray = VALUES, name: str | None = "vectors", **options) -> str:
-    """Write an array: in a group by its name, or as the store itself."""
-    target = zarr.open_group(path, mode="a", zarr_format=options.get("zarr_format", 3)).store if name else path
-    options = {"chunks": (6, *values.shape[1:]), **options}
-    array = zarr.create_array(target, name=name, shape=values.shape, dtype=values.dtype, **options)
-    array[...] = values
-    return str(path)
-
-
-@pytest.mark.parametrize("options", [{"zarr_format": 2}, {"zarr_format": 3}, {"shards": (12, 3)}], ids=str)
-@pytest.mark.parametrize("name", ["vectors", "deep/vectors", None])
-def test_the_input_is_any_zarr_array(tmp_path, name, options):
-    path = make(tmp_path / "in.zarr", VALUES.astype(np.float32), name, **options)
-    array = Input(path, name or "vectors")
-    assert (array.rows, array.dims, array.dtype) == (20, 3, np.float32)
-    assert array.chunk_rows == options.get("shards", (6,))[0]
-    assert array.read(4, 19).tolist() == VALUES[4:19].tolist()
-
-
-@pytest.mark.parametrize(
-    "values",
-    [
-        VALUES.astype(">f4"),
-        VALUES.astype(">i2"),
-        VALUES.astype("f2"),
-        VALUES.astype("u1"),
-        VALUES % 2 == 0,
-        np.asfortranarray(VALUES.astype("f8")),
-    ],
-    ids=["big_endian_float", "big_endian_int", "float16", "uint8", "bool", "fortran"],
-)
-@pytest.mark.parametrize("zarr_format", [2, 3])
-def test_rows_come_in_native_order(tmp_path, values, zarr_format):
-    order = {"order": "F"} if zarr_format == 2 and values.flags.f_contiguous else {}
-    rows = Input(make(tmp_path / "in.zarr", values, zarr_format=zarr_format, **order), "vectors").read(3, 9)
-    assert rows.dtype == values.dtype.newbyteorder("=")
-    assert rows.dtype.isnative
-    assert rows.flags.c_contiguous
-    assert rows.tolist() == values[3:9].tolist()
-
-
-def test_a_zip_file_is_read_as_it_is(tmp_path):
-    folder = make(tmp_path / "in.zarr", VALUES.astype(np.float32))
-    file = shutil.make_archive(str(tmp_path / "in.zarr"), "zip", folder)
-    assert Input(file, "vectors").read(0, 20).tolist() == VALUES.tolist()
-
-
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
-        (np.ones(9), r"has shape \(9,\); dumap reads \(rows, dims\)"),
-        (np.ones((9, 2, 2)), r"has shape \(9, 2, 2\); dumap reads \(rows, dims\)"),
-        (np.ones((9, 2), complex), "has dtype complex128; allowed are"),
-        (np.full((9, 2), "a"), "has dtype .*; allowed are real floats, integers and booleans"),
-        (np.ones((0, 2)), r"is empty: its shape is \(0, 2\)"),
-    ],
-    ids=["1-D", "3-D", "complex", "string", "empty"],
-)
-def test_what_cannot_be_embedded_is_refused(tmp_path, values, message):
-    path = make(tmp_path / "in.zarr", values, chunks=tuple(max(1, size) for size in values.shape), zarr_format=2)
-    with pytest.raises(InputError, match=message):
-        Input(path, "vectors")
-
-
-def test_an_array_that_is_not_there_is_named_beside_those_that_are(tmp_path):
-    path = make(tmp_path / "in.zarr", name="x")
-    make(tmp_path / "in.zarr", np.ones(4), name="labels", chunks=(4,))
-    with pytest.raises(
-        InputError, match=r"no array 'vectors' in .*in.zarr; its arrays are: labels \(4,\), x \(20, 3\)"
-    ):
-        Input(path, "vectors")
-    zarr.create_group(tmp_path / "none.zarr")
-    with pytest.raises(InputError, match="its arrays are: none"):
-        Input(str(tmp_path / "none.zarr"), "vectors")
-
-
-def test_what_is_no_zarr_is_refused(tmp_path):
-    with pytest.raises(InputError, match="does not exist"):
-        Input(str(tmp_path / "nowhere"), "vectors")
-    (tmp_path / "folder").mkdir()
-    (tmp_path / "file.npy").write_bytes(b"\x93NUMPY")
-    for path in ("folder", "file.npy"):
-        with pytest.raises(InputError, match="is not a Zarr group or array"):
-            Input(str(tmp_path / path), "vectors")
-
-
-def test_a_damaged_chunk_of_the_input_is_named_by_its_rows(tmp_path):
-    path = make(tmp_path / "in.zarr")
-    next(Path(path).rglob("c/1/0")).write_bytes(b"nonsense")
-    array = Input(path, "vectors")
-    assert len(array.read(0, 6)) == 6
-    with pytest.raises(InputError, match="rows 6 to 12 cannot be read"):
-        array.read(6, 12)
-
-
-def test_the_signature_sees_that_data_was_replaced(tmp_path):
-    path = make(tmp_path / "in.zarr")
-    before = Input(path, "vectors").signature()
-    assert Input(path, "vectors").signature() == before
-    zarr.open_group(path)["vectors"][0, 0] = 99
-    assert Input(path, "vectors").signature() != before
-
-
 def test_labels_are_read_from_numpy_and_zarr(tmp_path):
     np.save(tmp_path / "labels.npy", np.arange(4))
-    path = make(tmp_path / "labels.zarr", np.arange(4), None, chunks=(4,))
+    path = str(tmp_path / "labels.zarr")
+    zarr.create_array(path, data=np.arange(4), chunks=(4,))
     assert read_array(str(tmp_path / "labels.npy")).tolist() == read_array(path).tolist() == [0, 1, 2, 3]
     with pytest.raises(InputError, match=r"neither a .npy file nor a Zarr array"):
         read_array(str(tmp_path / "nowhere"))

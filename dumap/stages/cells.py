@@ -46,7 +46,7 @@ def find_centroids(job: Job, part: str) -> None:
         loads = np.add.reduceat(counts, first[:-1]).astype(np.float64)
         keep = loads >= fewest_rows(job)
         if keep.any():
-            centroids, loads = centroids[keep], loads[keep]
+            centroids, pieces, loads = centroids[keep], pieces[keep], loads[keep]
     if number == ROUNDS - 1:
         pieces = np.ceil(np.maximum(loads, 1) / (HEADROOM * cut.cell_rows)).astype(np.int32)
     elif len(centroids) > 1 or loads.max() > FULL * cut.cell_rows:

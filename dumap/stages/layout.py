@@ -12,6 +12,7 @@ from itertools import pairwise
 
 import numpy as np
 
+from dumap.errors import ConfigError
 from dumap.kernels import layout
 from dumap.kernels.layout import Descent, Edges
 from dumap.plan import runs_on_one_host, shard_layout_bytes
@@ -73,6 +74,8 @@ class Generation:
 
     def gather(self, positions: np.ndarray) -> np.ndarray:
         """Return the coordinates of some positions, ascending, reading near to what they span."""
+        if not len(positions):
+            return self.read(0, 0, 0)
         offsets = self.graph.shards.offsets
         cuts = np.flatnonzero(np.diff(positions) > 4096) + 1
         edges = np.searchsorted(positions, offsets[1:-1])
@@ -92,9 +95,21 @@ class Generation:
         return layout.lay_pool(self.gather(unique)[place])
 
 
-def write_shard(run: Run, epoch: int, shard: int, y: np.ndarray, m: np.ndarray, v: np.ndarray) -> None:
-    """Commit a shard's state."""
-    with run.part(STAGE, shard_name(epoch, shard)) as out:
+def write_shard(job: Job, epoch: int, shard: int, y: np.ndarray, m: np.ndarray, v: np.ndarray) -> None:
+    """Commit a shard's state.
+
+    Raises
+    ------
+    ConfigError
+        Where coordinates have run away to what is no number.
+    """
+    if not np.isfinite(y).all():
+        own = job.config.layout.model_dump(include={"learning_rate", "spread", "a", "b", "repulsion_strength"})
+        raise ConfigError(
+            f"layout: after epoch {epoch} coordinates are not finite; some of "
+            f"{', '.join(f'layout.{name} = {value}' for name, value in own.items())} are too large"
+        )
+    with job.run.part(STAGE, shard_name(epoch, shard)) as out:
         out.write("y", y)
         out.write("moments", np.stack([m, v]))
 
@@ -156,7 +171,7 @@ def descend(job: Job, part: str, threads: int) -> None:
             if (epoch + 1) % job.config.layout.checkpoint_every == 0 or epoch + 1 == epochs:
                 for shard in range(len(shards)):
                     low, high = shards.span(shard)
-                    write_shard(job.run, epoch + 1, shard, y[low:high], m[low:high], v[low:high])
+                    write_shard(job, epoch + 1, shard, y[low:high], m[low:high], v[low:high])
                 commit_generation(job, generation_name(epoch + 1))
 
 
@@ -228,7 +243,7 @@ def step(job: Job, part: str, epoch: int, groups: list[tuple[int, int]]) -> None
     layout.generation(shared, epoch, 0, high - low, low, 0, edges, known, m, v, pool, after)
     for shard in range(first, last):
         rows = slice(int(offsets[shard]) - low, int(offsets[shard + 1]) - low)
-        write_shard(job.run, epoch + 1, shard, after[rows], m[rows], v[rows])
+        write_shard(job, epoch + 1, shard, after[rows], m[rows], v[rows])
     with job.run.part(STAGE, part):
         pass
 

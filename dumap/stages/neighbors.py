@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 
 from dumap.config import Config
+from dumap.errors import InputError
 from dumap.kernels import neighbors
+from dumap.metrics import arguments
 from dumap.stages import Context, Job, number_of, numbered, total
 from dumap.stages.cells import STAGE as CELLS
 from dumap.stages.cells import Table
@@ -26,12 +30,27 @@ def disconnection_distance(config: Config) -> float:
     return DISCONNECTION_DISTANCES.get(config.neighbors.metric, math.inf)
 
 
-def metric_kwds(config: Config) -> dict:
-    """Return the metric's arguments, lists as arrays."""
-    return {
-        name: np.array(value, np.float32) if isinstance(value, list) else value
-        for name, value in config.neighbors.metric_kwds.items()
-    }
+def metric_arguments(job: Job) -> dict:
+    """Return the metric's arguments, in the order it takes them."""
+    own = job.config.neighbors
+    return arguments(own.metric, own.metric_kwds, job.geometry.dims)
+
+
+@contextmanager
+def defined_distances(job: Job) -> Iterator[None]:
+    """Name the metric where a distance of it does not exist, as of rows that are all zero.
+
+    Raises
+    ------
+    InputError
+    """
+    try:
+        yield
+    except (ZeroDivisionError, ValueError) as error:
+        raise InputError(
+            f"{job.config.input.path}: neighbors.metric = {job.config.neighbors.metric} is not defined for some of its "
+            f"rows ({error}): take another metric, or leave out rows such as those that are all zero"
+        ) from error
 
 
 def read_cell(job: Job, cell: int, table: Table) -> tuple[np.ndarray, np.ndarray]:
@@ -66,9 +85,10 @@ def search_cell(job: Job, part: str) -> None:
     """Find the neighbours of a cell's rows among themselves."""
     table, cell, k = Table(job.run), number_of(part), job.config.neighbors.n_neighbors
     positions, x = read_cell(job, cell, table)
-    found, distances = neighbors.search(
-        x, k, job.config.neighbors.metric, metric_kwds(job.config), job.config.seed + cell
-    )
+    with defined_distances(job):
+        found, distances = neighbors.search(
+            x, k, job.config.neighbors.metric, metric_arguments(job), job.config.seed + cell
+        )
     del x
     named = np.where(found >= 0, positions[found], -1).astype(job.geometry.index_dtype)
     with job.run.part(STAGE, part) as out:

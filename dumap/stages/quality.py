@@ -12,7 +12,7 @@ from dumap.stages.cells import Table
 from dumap.stages.embedding import positions_of
 from dumap.stages.graph import Graph
 from dumap.stages.layout import Generation
-from dumap.stages.neighbors import Lists, metric_kwds
+from dumap.stages.neighbors import Lists, defined_distances, metric_arguments
 from dumap.stages.vectors import STAGE as VECTORS
 from dumap.stages.vectors import as_float32
 
@@ -38,8 +38,9 @@ def _tiles(job: Job, queries: np.ndarray, x: np.ndarray):  # type: ignore[no-unt
             yield slice(low, low + len(tile)), distances.astype(np.float32)
         else:
             out = np.empty((len(queries), len(tile)), np.float32)
-            arguments = tuple(metric_kwds(job.config).values())
-            quality.metric_distances(queries, tile, search.distance_function(metric), arguments, out)
+            arguments = tuple(metric_arguments(job).values())
+            with defined_distances(job):
+                quality.metric_distances(queries, tile, search.distance_function(metric), arguments, out)
             yield slice(low, low + len(tile)), out
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import zarr
@@ -12,6 +14,26 @@ from zarr.errors import ArrayNotFoundError, GroupNotFoundError
 from dumap.disk import is_remote
 from dumap.errors import InputError, StorageError
 from dumap.store.objects import open_store
+
+
+def refuse_code(array: zarr.Array) -> zarr.Array:
+    """Refuse an array whose chunks are programs: to decode 'pickle' is to run what a chunk holds.
+
+    Raises
+    ------
+    InputError
+    """
+    metadata = array.metadata.to_dict()
+    codecs: list[Any] = [metadata.get(name) for name in ("filters", "compressor", "codecs")]
+    while codecs:
+        codec = codecs.pop()
+        if isinstance(codec, dict):
+            codecs += codec.values()
+            if "pickle" in str(codec.get("id", codec.get("name", ""))).lower():
+                raise InputError(f"{array.store_path}: its codec 'pickle' would run what its chunks hold; not read")
+        elif isinstance(codec, list | tuple):
+            codecs += codec
+    return array
 
 
 def find_array(path: str, name: str) -> zarr.Array:
@@ -29,26 +51,30 @@ def find_array(path: str, name: str) -> zarr.Array:
     except absent as error:
         raise InputError(f"input.path: {path} is not a Zarr group or array ({error})") from error
     if isinstance(node, zarr.Array):
-        return node
+        return refuse_code(node)
     try:
         found = zarr.open(store, path=name, mode="r", use_consolidated=False)
-    except absent:
+    except (ArrayNotFoundError, GroupNotFoundError, FileNotFoundError, KeyError):
         found = None
+    except ValueError as error:
+        raise InputError(f"input.array: {name!r} in {path} is not an array that can be read ({error})") from error
     if not isinstance(found, zarr.Array):
-        arrays = ", ".join(f"{n} {a.shape}" for n, a in sorted(node.arrays())) or "none"
+        try:
+            arrays = ", ".join(f"{n} {a.shape}" for n, a in sorted(node.arrays())) or "none"
+        except ValueError as error:  # one of them is of a kind that Zarr does not know
+            arrays = f"not all readable ({error})"
         raise InputError(f"input.array: no array {name!r} in {path}; its arrays are: {arrays}")
-    return found
+    return refuse_code(found)
 
 
 def read_array(path: str) -> np.ndarray:
     """Read a whole array outside any run: .npy, or the path of a Zarr array."""
     try:
-        return (
-            np.load(path, allow_pickle=False)
-            if path.endswith(".npy")
-            else np.asarray(zarr.open_array(open_store(path, read_only=True), mode="r")[...])
-        )
-    except (ArrayNotFoundError, GroupNotFoundError, FileNotFoundError, ValueError) as error:
+        if path.endswith(".npy"):
+            with open(path, "rb") as file:
+                return np.load(file, allow_pickle=False)
+        return np.asarray(refuse_code(zarr.open_array(open_store(path, read_only=True), mode="r"))[...])
+    except (ValueError, OSError, EOFError, MemoryError, BadZipFile) as error:
         raise InputError(f"{path} is neither a .npy file nor a Zarr array ({error})") from error
 
 

@@ -31,6 +31,7 @@ from zarr.storage import MemoryStore
 
 from dumap import disk
 from dumap.errors import DamageError, LockError, StorageError
+from dumap.store.arrays import refuse_code
 from dumap.store.objects import LOCKS, Objects, digest, seal, unseal
 
 FORMAT = 2
@@ -219,6 +220,16 @@ class Run(Objects):
         if not self.is_committed(IDENTITY, "run"):
             with self.part(IDENTITY, "run") as out:
                 out.attributes |= {"format": FORMAT, **attributes}
+        self._write_metadata()
+
+    def describe(self, found: dict[str, Any]) -> None:
+        """Add to the group's attributes what was found out of the input."""
+        if not self.is_committed(IDENTITY, "input"):
+            with self.part(IDENTITY, "input") as out:
+                out.attributes |= found
+        self._write_metadata()
+
+    def _write_metadata(self) -> None:
         whole = self._metadata()
         if self.get("zarr.json") != whole:
             self.put("zarr.json", whole)
@@ -231,7 +242,9 @@ class Run(Objects):
     def attributes(self) -> dict[str, Any]:
         """What the run is of; refuses what is not a run of this format."""
         if self.is_committed(IDENTITY, "run"):
-            attributes = self.summary(IDENTITY, "run")
+            attributes = dict(self.summary(IDENTITY, "run"))
+            if self.is_committed(IDENTITY, "input"):
+                attributes |= self.summary(IDENTITY, "input")
         else:
             data = self.get("zarr.json")
             if data is None:
@@ -254,7 +267,7 @@ class Run(Objects):
 
         def open_it() -> zarr.Array:
             with zarr.config.set({"array.write_empty_chunks": True}):
-                return zarr.open_array(self.store, path=name, mode="r" if self.store.read_only else "r+")
+                return refuse_code(zarr.open_array(self.store, path=name, mode="r" if self.store.read_only else "r+"))
 
         return self.attempt(key, open_it)
 
@@ -339,7 +352,7 @@ class Run(Objects):
             for path in paths:
                 self._check_object(stage, name, f"{path}/zarr.json")
             self._opened[stage, name, array] = [
-                self.attempt(path, lambda path=path: zarr.open_array(self.store, path=path, mode="r"))  # type: ignore[misc]
+                self.attempt(path, lambda path=path: refuse_code(zarr.open_array(self.store, path=path, mode="r")))  # type: ignore[misc]
                 for path in paths
             ]
         return self._opened[stage, name, array]

@@ -1,0 +1,88 @@
+"""The metrics: pynndescent's, with the arguments that each of them takes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from pynndescent.distances import named_distances
+
+from dumap.errors import ConfigError
+
+NOT_DISTANCES = {"dot", "inner_product", "direct_cosine", "true_angular", "bit_hamming", "bit_jaccard", "sinkhorn"}
+"""What pynndescent names that may be negative, grows with nearness, takes packed bits instead of numbers, or, as its
+sinkhorn, reads beyond its arrays where a value is 0."""
+METRICS = tuple(sorted(set(named_distances) - NOT_DISTANCES))
+"""Metrics that pynndescent names and that are distances between rows of numbers."""
+
+_ORDER, _WEIGHTED, _SCALED, _TRANSPORT = {"p": 0}, {"w": 1, "p": 0}, {"sigma": 1}, {"cost": 2}
+ARGUMENTS: dict[str, dict[str, int]] = {
+    "minkowski": _ORDER,
+    "wminkowski": _WEIGHTED,
+    "weighted_minkowski": _WEIGHTED,
+    "seuclidean": _SCALED,
+    "standardised_euclidean": _SCALED,
+    "mahalanobis": {"vinv": 2},
+    "kantorovich": _TRANSPORT,
+    "wasserstein": _TRANSPORT,
+    **dict.fromkeys(("kantorovich-1d", "kantorovich_1d", "wasserstein-1d", "wasserstein_1d"), _ORDER),
+    **dict.fromkeys(("circular_kantorovich", "circular_wasserstein"), _ORDER),
+}
+"""A metric's arguments, in the order it takes them, and their axes: 0 for a number, 2 for a matrix, dims x dims."""
+
+_LEAST = {"p": "above 0", "sigma": "above 0", "w": "0 or more", "cost": "0 or more"}
+_KINDS = ("a number", "a list of numbers, one a dim", "a matrix of numbers, dims x dims")
+
+Numbers = float | tuple
+
+
+def frozen_numbers(value: Any, axes: int = 2) -> Numbers:
+    """Turn lists of numbers, at most as deep as a matrix, into tuples of floats."""
+    if isinstance(value, list | tuple) and value and axes:
+        return tuple(frozen_numbers(item, axes - 1) for item in value)
+    if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 3e38:
+        return float(value)
+    raise ValueError("write a finite number, a list of numbers or a matrix of them")
+
+
+def check_arguments(metric: str, given: Mapping[str, Numbers]) -> None:
+    """Refuse arguments that the metric does not take."""
+    known = ARGUMENTS.get(metric, {})
+    for name, value in given.items():
+        if name not in known:
+            takes = f"its arguments are {', '.join(known)}" if known else "it takes none"
+            raise ValueError(f"metric_kwds: metric {metric} has no argument {name!r}; {takes}")
+        values = np.array(value, object)
+        if values.ndim != known[name] or not all(isinstance(v, float) for v in values.ravel()):
+            raise ValueError(f"metric_kwds.{name}: metric {metric} takes {_KINDS[known[name]]}")
+        least = _LEAST.get(name, "")
+        if (least == "above 0" and not (values > 0).all()) or (least == "0 or more" and not (values >= 0).all()):
+            raise ValueError(f"metric_kwds.{name} must be {least}")
+    order = given.get("p", 1.0)
+    if metric.startswith("circular") and isinstance(order, float) and order != 1 and order < 2:
+        raise ValueError(f"metric_kwds.p: metric {metric} takes 1, or 2 and more")
+
+
+def arguments(metric: str, given: Mapping[str, Numbers], dims: int) -> dict[str, float | np.ndarray]:
+    """Return a metric's arguments for rows of so many dims, in the order it takes them.
+
+    Raises
+    ------
+    ConfigError
+        The metric reads one that is not given or not of that size, or is not one of rows of so many dims.
+    """
+    if metric == "haversine" and dims != 2:
+        raise ConfigError(f"neighbors.metric: haversine takes rows of 2 dims, latitude and longitude, not of {dims}")
+    found: dict[str, float | np.ndarray] = {}
+    for name, axes in ARGUMENTS.get(metric, {}).items():
+        shape, value = (dims,) * axes, given.get(name)
+        if axes and (value is None or np.shape(value) != shape):
+            has = "it is not given" if value is None else f"it has {' x '.join(map(str, np.shape(value)))}"
+            raise ConfigError(
+                f"neighbors.metric_kwds.{name}: metric {metric} needs {' x '.join(map(str, shape))} numbers for rows "
+                f"of {dims} dims; {has}"
+            )
+        if value is not None:
+            found[name] = np.array(value, np.float32) if axes else float(value)  # type: ignore[arg-type]
+    return found

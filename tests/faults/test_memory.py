@@ -1,0 +1,135 @@
+"""Workers with no more memory than the plan asks for: none is killed, and none passes what was projected."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import zarr
+from distributed import Client, LocalCluster
+
+from dumap.config import Config, load, parse_bytes
+from dumap.errors import BudgetError
+from dumap.pipeline import STAGES, plan, run
+from dumap.plan import PAUSE_FRACTION
+
+DIMS = 200
+TIGHT = {"task_memory": 48 * 2**20, "quality.queries": 300, "layout.n_epochs": 10}
+"""Settings that cut 30,000 rows into many cells."""
+
+
+def write(path: str, rows: int, groups: int = 40) -> str:
+    """Write groups of rows that overlap, chunk by chunk."""
+    array = zarr.create_group(path).create_array("vectors", shape=(rows, DIMS), chunks=(2000, DIMS), dtype="f4")
+    centers = np.random.default_rng(0).normal(size=(groups, DIMS)) * 2
+    for start in range(0, rows, 2000):
+        rng = np.random.default_rng([1, start])
+        stop = min(rows, start + 2000)
+        array[start:stop] = rng.normal(size=(stop - start, DIMS)) + centers[rng.integers(groups, size=stop - start)]
+    return path
+
+
+def told(path: str, output: str, **more: object) -> Config:
+    return load(None, (), {"input.path": path, "output": output, **TIGHT, **more})
+
+
+def smallest(config: Config) -> int:
+    """Return the least memory limit that the plan takes, in bytes."""
+    limit = 2**20
+    for _ in range(3):  # what a plan asks for may depend on what there is
+        with pytest.raises(BudgetError) as refused:
+            plan(at_limit(config, limit)).check(limit, None)
+        limit = parse_bytes(re.search(r"--memory-limit (\w+)", str(refused.value))[1])
+        try:
+            plan(at_limit(config, limit)).check(limit, None)
+        except BudgetError:
+            continue
+        return limit
+    raise AssertionError("no number that is named is enough")
+
+
+def at_limit(config: Config, limit: int) -> Config:
+    return config.model_copy(update={"cluster": config.cluster.model_copy(update={"memory_limit": limit})})
+
+
+class Workers:
+    """Two workers of a limit, and the processes they had from the first."""
+
+    def __init__(self, client: Client) -> None:
+        self.client = client
+        self.processes = self.look()
+
+    def look(self) -> dict[str, int]:
+        return self.client.run(os.getpid)
+
+    def none_was_lost(self) -> bool:
+        return self.look() == self.processes
+
+
+@pytest.fixture
+def workers(request) -> Iterator:
+    """Start two workers of a memory limit."""
+    opened = []
+
+    def start(limit: int) -> Workers:
+        pinned = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
+        cluster = LocalCluster(
+            n_workers=2, threads_per_worker=1, memory_limit=limit, dashboard_address=":0", silence_logs=50, env=pinned
+        )
+        opened.extend([client := Client(cluster), cluster])
+        client.wait_for_workers(2, timeout=60)
+        return Workers(client)
+
+    yield start
+    for one in opened:
+        one.close()
+
+
+@pytest.mark.slow
+@pytest.mark.fault(19)
+@pytest.mark.parametrize(("rows", "mode"), [(30_000, "rounds"), (90_000, "host")])
+def test_no_worker_passes_its_memory(fresh, workers, rows, mode):
+    config = told(write(fresh("in.zarr"), rows), fresh("run.zarr"), **{"layout.mode": mode})
+    limit = smallest(config)
+    started = workers(limit)
+    done = run(config, client=started.client)
+    assert [stage["name"] for stage in done["stages"]] == list(STAGES)
+    assert next(stage["facts"]["cells"] for stage in done["stages"] if stage["name"] == "cells") >= 4
+    for stage in done["stages"]:
+        assert 0 < stage["peak_bytes"] <= stage["projected_bytes"] <= limit * PAUSE_FRACTION, stage["name"]
+    assert started.none_was_lost()
+
+
+@pytest.mark.slow
+@pytest.mark.fault(20)
+def test_the_memory_that_a_refusal_names_is_enough(fresh, cli):
+    path, output = write(fresh("in.zarr"), 6_000), fresh("run.zarr")
+    words = ["run", "--input", path, "--output", output, "--workers", "2", "--set", "layout.n_epochs=10"]
+    words += ["--set", "task_memory=48MiB", "--set", "quality.queries=100"]
+    refused = cli(*words, "--memory-limit", "300MiB")
+    assert refused.code == BudgetError.exit_code
+    assert not os.path.exists(output)
+    named = re.search(r"give workers --memory-limit (\w+) or more", refused.err)[1]
+    less = f"{parse_bytes(named) // 2**20 - 1}MiB"
+    assert cli(*words, "--memory-limit", less).code == BudgetError.exit_code, "it names more than is needed"
+    assert not os.path.exists(output)
+    followed = cli(*words, "--memory-limit", named, "--json")
+    assert followed.code == 0, followed.err
+    for stage in json.loads(followed.out)["stages"]:
+        assert 0 < stage["peak_bytes"] <= stage["projected_bytes"], stage["name"]
+
+
+@pytest.mark.fault(20)
+@pytest.mark.parametrize("rows", [6_000, 90_000, 10**8])
+def test_plans_name_the_least_limit_that_they_take(fresh, rows):
+    path = fresh("in.zarr")
+    zarr.create_group(path).create_array("vectors", shape=(rows, DIMS), chunks=(2000, DIMS), dtype="f4")
+    config = told(path, fresh("run.zarr"))
+    limit = smallest(config)
+    with pytest.raises(BudgetError):
+        plan(at_limit(config, limit - 2**21)).check(limit - 2**21, None)
+    assert plan(at_limit(config, limit)).peak_bytes <= limit * PAUSE_FRACTION

@@ -1,0 +1,172 @@
+"""The input: what is read as it is, and what is refused."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zarr
+
+from dumap.errors import InputError
+from dumap.source import Input
+
+VALUES = np.arange(60).reshape(20, 3)
+
+
+def make(path: Path, values: np.ndarray = VALUES, name: str | None = "vectors", **options) -> str:
+    """Write an array: in a group by its name, or as the store itself."""
+    target = zarr.open_group(path, mode="a", zarr_format=options.get("zarr_format", 3)).store if name else path
+    options = {"chunks": (6, *values.shape[1:]), **options}
+    array = zarr.create_array(target, name=name, shape=values.shape, dtype=values.dtype, **options)
+    array[...] = values
+    return str(path)
+
+
+@pytest.mark.fault(33)
+@pytest.mark.parametrize("options", [{"zarr_format": 2}, {"zarr_format": 3}, {"shards": (12, 3)}], ids=str)
+@pytest.mark.parametrize("name", ["vectors", "deep/vectors", None])
+def test_the_input_is_any_zarr_array(tmp_path, name, options):
+    path = make(tmp_path / "in.zarr", VALUES.astype(np.float32), name, **options)
+    array = Input(path, name or "vectors")
+    assert (array.rows, array.dims, array.dtype) == (20, 3, np.float32)
+    assert array.chunk_rows == options.get("shards", (6,))[0]
+    assert array.read(4, 19).tolist() == VALUES[4:19].tolist()
+
+
+@pytest.mark.fault(31)
+@pytest.mark.parametrize(
+    "values",
+    [
+        VALUES.astype(">f4"),
+        VALUES.astype(">i2"),
+        VALUES.astype("f2"),
+        VALUES.astype("u1"),
+        VALUES % 2 == 0,
+        np.asfortranarray(VALUES.astype("f8")),
+    ],
+    ids=["big_endian_float", "big_endian_int", "float16", "uint8", "bool", "fortran"],
+)
+@pytest.mark.parametrize("zarr_format", [2, 3])
+def test_rows_come_in_native_order(tmp_path, values, zarr_format):
+    order = {"order": "F"} if zarr_format == 2 and values.flags.f_contiguous else {}
+    rows = Input(make(tmp_path / "in.zarr", values, zarr_format=zarr_format, **order), "vectors").read(3, 9)
+    assert rows.dtype == values.dtype.newbyteorder("=")
+    assert rows.dtype.isnative
+    assert rows.flags.c_contiguous
+    assert rows.tolist() == values[3:9].tolist()
+
+
+@pytest.mark.fault(33)
+def test_a_zip_file_is_read_as_it_is(tmp_path):
+    folder = make(tmp_path / "in.zarr", VALUES.astype(np.float32))
+    file = shutil.make_archive(str(tmp_path / "in.zarr"), "zip", folder)
+    assert Input(file, "vectors").read(0, 20).tolist() == VALUES.tolist()
+
+
+@pytest.mark.fault(31)
+@pytest.mark.fault(32)
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (np.ones(9), r"has shape \(9,\); dumap reads \(rows, dims\)"),
+        (np.ones((9, 2, 2)), r"has shape \(9, 2, 2\); dumap reads \(rows, dims\)"),
+        (np.ones((9, 2), complex), "has dtype complex128; allowed are"),
+        (np.full((9, 2), "a"), "has dtype .*; allowed are real floats, integers and booleans"),
+        (np.ones((0, 2)), r"is empty: its shape is \(0, 2\)"),
+    ],
+    ids=["1-D", "3-D", "complex", "string", "empty"],
+)
+def test_what_cannot_be_embedded_is_refused(tmp_path, values, message):
+    path = make(tmp_path / "in.zarr", values, chunks=tuple(max(1, size) for size in values.shape), zarr_format=2)
+    with pytest.raises(InputError, match=message):
+        Input(path, "vectors")
+
+
+@pytest.mark.fault(33)
+def test_an_array_that_is_not_there_is_named_beside_those_that_are(tmp_path):
+    path = make(tmp_path / "in.zarr", name="x")
+    make(tmp_path / "in.zarr", np.ones(4), name="labels", chunks=(4,))
+    with pytest.raises(
+        InputError, match=r"no array 'vectors' in .*in.zarr; its arrays are: labels \(4,\), x \(20, 3\)"
+    ):
+        Input(path, "vectors")
+    zarr.create_group(tmp_path / "none.zarr")
+    with pytest.raises(InputError, match="its arrays are: none"):
+        Input(str(tmp_path / "none.zarr"), "vectors")
+
+
+@pytest.mark.fault(33)
+def test_what_is_no_zarr_is_refused(tmp_path):
+    with pytest.raises(InputError, match="does not exist"):
+        Input(str(tmp_path / "nowhere"), "vectors")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file.npy").write_bytes(b"\x93NUMPY")
+    for path in ("folder", "file.npy"):
+        with pytest.raises(InputError, match="is not a Zarr group or array"):
+            Input(str(tmp_path / path), "vectors")
+
+
+@pytest.mark.fault(13)
+def test_a_damaged_chunk_of_the_input_is_named_by_its_rows(tmp_path):
+    path = make(tmp_path / "in.zarr")
+    next(Path(path).rglob("c/1/0")).write_bytes(b"nonsense")
+    array = Input(path, "vectors")
+    assert len(array.read(0, 6)) == 6
+    with pytest.raises(InputError, match="rows 6 to 12 cannot be read"):
+        array.read(6, 12)
+
+
+@pytest.mark.fault(22)
+def test_the_signature_sees_that_data_was_replaced(tmp_path):
+    path = make(tmp_path / "in.zarr")
+    before = Input(path, "vectors").signature()
+    assert Input(path, "vectors").signature() == before
+    zarr.open_group(path)["vectors"][0, 0] = 99
+    assert Input(path, "vectors").signature() != before
+
+
+@pytest.mark.fault(33)
+@pytest.mark.parametrize("zarr_format", [2, 3])
+def test_consolidated_metadata_that_is_stale_is_not_believed(tmp_path, zarr_format):
+    """An array added, another grown, a third removed since: what counts is what is there."""
+    path = make(tmp_path / "in.zarr", name="vectors", zarr_format=zarr_format)
+    make(tmp_path / "in.zarr", name="gone", zarr_format=zarr_format)
+    with pytest.warns(UserWarning, match="Consolidated metadata") if zarr_format == 3 else contextlib.nullcontext():
+        zarr.consolidate_metadata(path)
+    shutil.rmtree(tmp_path / "in.zarr" / "gone")
+    make(tmp_path / "in.zarr", np.ones((8, 2)), name="late", chunks=(8, 2), zarr_format=zarr_format)
+    file = tmp_path / "in.zarr" / "vectors" / ("zarr.json" if zarr_format == 3 else ".zarray")
+    file.write_text(json.dumps({**json.loads(file.read_text()), "shape": [18, 3]}))
+    stale = zarr.open_group(path, mode="r", use_consolidated=True)
+    assert stale["vectors"].shape == (20, 3)
+    assert "late" not in stale
+    assert Input(path, "vectors").read(0, 18).tolist() == VALUES[:18].tolist()
+    assert Input(path, "vectors").rows == 18
+    assert Input(path, "late").rows == 8
+    with pytest.raises(InputError, match=r"no array 'gone' in .*its arrays are: late \(8, 2\), vectors \(18, 3\)"):
+        Input(path, "gone")
+
+
+@pytest.mark.fault(31)
+@pytest.mark.parametrize("codec", ["vlen-utf8", "vlen-bytes", "json2", "msgpack2"])
+def test_objects_are_refused(tmp_path, codec):
+    path = tmp_path / "in.zarr"
+    path.mkdir()
+    shape = {"shape": [40, 3], "chunks": [40, 3], "fill_value": None, "order": "C"}
+    kind = {"dtype": "|O", "filters": [{"id": codec}], "compressor": None}
+    (path / ".zarray").write_text(json.dumps({"zarr_format": 2, **shape, **kind}))
+    with pytest.raises(InputError, match=r"has dtype .*; allowed are|is not a Zarr group or array"):
+        Input(str(path), "vectors")
+
+
+@pytest.mark.fault(31)
+@pytest.mark.filterwarnings("ignore::zarr.errors.UnstableSpecificationWarning")
+@pytest.mark.parametrize("dtype", ["M8[s]", "m8[s]", "S3", "U3", "c8"])
+def test_what_is_no_number_is_refused(tmp_path, dtype):
+    path = make(tmp_path / "in.zarr", np.zeros((9, 2), dtype), chunks=(9, 2))
+    with pytest.raises(InputError, match=r"has dtype .*; allowed are real floats, integers and booleans"):
+        Input(path, "vectors")
