@@ -1,9 +1,10 @@
-"""The command line: plan, run, status, export, verify."""
+"""The command line: plan, run, status, export, verify, clean."""
 
 from __future__ import annotations
 
 import json
 import logging
+import signal
 import sys
 from typing import Any
 
@@ -12,12 +13,12 @@ import click
 import dumap
 from dumap import pipeline
 from dumap.config import Config, format_bytes, load
-from dumap.errors import DumapError
+from dumap.errors import DumapError, Terminated
 
 EXIT_CODES = """
 Exit codes: 0 ok, 1 damage found, 2 bad configuration, 3 bad input, 4 over budget, 5 cluster lost,
-6 storage failed, 7 other parameters, input or versions than the run's, 9 a task failed,
-70 unexpected, 130 interrupted.
+6 storage failed, 7 other parameters, input or versions than the run's, 8 locked by another driver,
+9 a task failed, 70 unexpected, 130 interrupted (Ctrl-C), 143 interrupted (SIGTERM).
 """
 
 
@@ -128,24 +129,54 @@ def export(run: str, what: str, out: str, labels: str | None) -> None:
 
 @cli.command()
 @click.argument("run")
-@click.option("--repair", is_flag=True, help="Drop what is damaged, so that the next run makes it again.")
+@click.option("--dry-run", is_flag=True, help="Change nothing.")
 @click.option("--json", "as_json", is_flag=True, help="For machines.")
-def verify(run: str, repair: bool, as_json: bool) -> None:
-    """Read every committed object against its checksum."""
-    damaged = pipeline.verify(run, repair)
+def verify(run: str, dry_run: bool, as_json: bool) -> None:
+    """Read every committed object against its checksum; 'dumap run' then makes what is damaged again."""
+    damaged = pipeline.verify(run)
+    keys = [key for _, _, key in damaged]
     if as_json:
-        click.echo(json.dumps({"output": run, "damaged": damaged}))
+        click.echo(json.dumps({"output": run, "damaged": keys}))
     else:
-        for key in damaged:
+        for key in keys:
             click.echo(f"damaged: {key}")
-        click.echo(f"{len(damaged)} damaged objects" if damaged else "all objects are as they were written")
-    sys.exit(1 if damaged and not repair else 0)
+        click.echo(f"{len(keys)} damaged objects" if keys else "all objects are as they were written")
+    if damaged and not dry_run:
+        pipeline.drop(run, damaged, _say)
+        _say(f"the next 'dumap run' into {run} makes exactly that again")
+    sys.exit(1 if damaged else 0)
+
+
+@cli.command()
+@click.argument("run")
+@click.option("--dry-run", is_flag=True, help="Remove nothing.")
+@click.option("--json", "as_json", is_flag=True, help="For machines.")
+def clean(run: str, dry_run: bool, as_json: bool) -> None:
+    """Remove what no manifest names: what tasks left that died, failed or came second."""
+    unnamed = pipeline.clean(run, _say, dry_run)
+    if as_json:
+        click.echo(json.dumps({"output": run, "unnamed": unnamed, "removed": not dry_run}))
+    else:
+        for key in unnamed:
+            click.echo(f"{'not named' if dry_run else 'removed'}: {key}")
+        click.echo(f"{len(unnamed)} objects that no manifest names")
+
+
+def _say(message: str) -> None:
+    click.echo(f"dumap: {message}", err=True)
+
+
+def _terminate(number: int, frame: object) -> None:
+    """End as Ctrl-C does: what is held is released, once."""
+    signal.signal(number, signal.SIG_IGN)
+    raise Terminated
 
 
 def main() -> None:
     """Run the command line; errors for users have no traceback unless --debug is given."""
     debug = "--debug" in sys.argv
     logging.getLogger("distributed").setLevel(logging.DEBUG if debug else logging.CRITICAL)
+    signal.signal(signal.SIGTERM, _terminate)
     try:
         cli.main(args=[a for a in sys.argv[1:] if a != "--debug"], prog_name="dumap", standalone_mode=False)
     except click.exceptions.Exit as stop:
@@ -153,20 +184,19 @@ def main() -> None:
     except click.ClickException as error:
         error.show()
         sys.exit(2)
-    except (click.Abort, KeyboardInterrupt):
-        click.echo("dumap: interrupted; what is committed is kept, the same command goes on from there", err=True)
-        sys.exit(130)
+    except (click.Abort, KeyboardInterrupt) as stop:
+        _say("interrupted; what is committed is kept, the same command goes on from there")
+        sys.exit(Terminated.exit_code if isinstance(stop.__cause__, Terminated) else 130)
     except DumapError as error:
         if debug:
             raise
-        click.echo(f"dumap: {error}", err=True)
-        for note in getattr(error, "__notes__", ()):
-            click.echo(f"dumap: {note}", err=True)
+        for said in (error, *getattr(error, "__notes__", ())):
+            _say(str(said))
         sys.exit(error.exit_code)
     except Exception as error:
         if debug:
             raise
-        click.echo(f"dumap: unexpected {type(error).__name__}: {error} (--debug shows where)", err=True)
+        _say(f"unexpected {type(error).__name__}: {error} (--debug shows where)")
         sys.exit(UNEXPECTED)
 
 

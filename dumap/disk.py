@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 
@@ -15,6 +16,15 @@ def is_remote(location: str) -> bool:
 def normalize(location: str) -> str:
     """Return a location that means the same on every worker: a URL, or an absolute path."""
     return location if is_remote(location) else str(Path(location.removeprefix("file://")).absolute())
+
+
+def stamps(root: str, below: str) -> Iterator[str]:
+    """Tell names, sizes and times of the files below a folder's folder, or of a file."""
+    top = Path(root)
+    for file in [top] if top.is_file() else sorted((top / below).rglob("*")):
+        if file.is_file():
+            found = file.stat()
+            yield f"{file.name}:{found.st_size}:{found.st_mtime_ns};"
 
 
 def create(root: str, key: str, data: bytes) -> bool:
@@ -37,6 +47,13 @@ def create(root: str, key: str, data: bytes) -> bool:
         partial.unlink(missing_ok=True)
     _flush_folders(Path(root), path.parent)
     return True
+
+
+def prune(root: str) -> None:
+    """Remove the empty folders below a folder."""
+    for folder, _, _ in os.walk(root, topdown=False):
+        if folder != root and not os.listdir(folder):
+            os.rmdir(folder)
 
 
 def flush(root: str, key: str) -> None:

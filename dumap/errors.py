@@ -45,10 +45,38 @@ class StorageError(DumapError):
     exit_code = 6
 
 
+class DamageError(StorageError):
+    """A committed part's object is missing, or not what was written.
+
+    Attributes
+    ----------
+    stage, part : str
+    """
+
+    def __init__(self, message: str, stage: str, part: str) -> None:
+        super().__init__(message, stage, part)
+        self.stage, self.part = stage, part
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class LockError(DumapError):
+    """Another driver works on the output."""
+
+    exit_code = 8
+
+
 class RunMismatchError(DumapError):
     """The output belongs to a run with other parameters, input or versions."""
 
     exit_code = 7
+
+
+class Terminated(KeyboardInterrupt):
+    """The process was asked to end."""
+
+    exit_code = 143
 
 
 class TaskError(DumapError):

@@ -28,13 +28,14 @@ import psutil
 from distributed import Client, LocalCluster, Security, Worker, get_worker, wait
 from distributed import comm as comms
 from distributed.scheduler import KilledWorker
-from threadpoolctl import threadpool_limits
+from llvmlite.binding import get_host_cpu_name
+from threadpoolctl import threadpool_info, threadpool_limits
 
 import dumap
 from dumap.config import ClusterConfig, format_bytes
 from dumap.errors import ClusterError, ConfigError, DumapError, StorageError, TaskError
 from dumap.stages import Job
-from dumap.store import set_threads
+from dumap.store import Run, probe, probe_key, set_threads
 
 ATTEMPTS = 4
 """Times a part is tried before the run gives up on it."""
@@ -69,6 +70,7 @@ class WorkerFacts:
     threads: int
     memory_limit: int
     versions: dict[str, str]
+    cpu: str
 
 
 def versions() -> dict[str, str]:
@@ -79,11 +81,26 @@ def versions() -> dict[str, str]:
     return found | {name: version(name) for name in LIBRARIES}
 
 
+def cpu() -> str:
+    """Name the processors that numba and the BLAS compute for: other ones may round otherwise."""
+    blas = {pool["architecture"] for pool in threadpool_info() if "architecture" in pool}
+    return "/".join([os.environ.get("NUMBA_CPU_NAME") or get_host_cpu_name(), *sorted(blas)])
+
+
 def _facts(dask_worker: Worker) -> dict[str, Any]:
     return {
         "memory_limit": dask_worker.memory_manager.memory_limit or 0,
         "versions": versions(),
+        "cpu": cpu(),
     }
+
+
+def _see(output: str, key: str) -> None:
+    """Fail unless this worker sees an object that the client wrote, and may write as well."""
+    run = Run(output)
+    if run.get(key) is None:
+        raise StorageError(f"it does not see {output} as this client does: name a shared folder or a URL")
+    probe(output)
 
 
 def _reset_peak() -> None:
@@ -170,16 +187,21 @@ class Executor:
             self.workers.append(WorkerFacts(address, host, threads.get(address, 1), **answer))
 
     def check_sight(self, output: str) -> None:
-        """Refuse workers that do not see the output's folder.
+        """Refuse workers that do not see the output, or cannot write to it.
 
         Raises
         ------
         ClusterError
         """
-        if "://" not in output:
-            for address, there in self.client.run(os.path.isdir, output).items():
-                if not there:
-                    raise ClusterError(f"worker {address} does not see {output}: name a shared folder or a URL")
+        run, key = Run(output), probe_key()
+        run.put(key, b"seen")
+        try:
+            answers = self.client.run(_see, output, key, on_error="return")
+        finally:
+            run.delete(key)
+        for address, answer in answers.items():
+            if isinstance(answer, Exception):
+                raise ClusterError(f"worker {address}: {answer}")
 
     def _where(self) -> str:
         scheduler = self.client.scheduler
@@ -190,6 +212,11 @@ class Executor:
         """The smallest worker's memory limit for one task, 0 where none has any."""
         limits = [w.memory_limit // max(1, w.threads) for w in self.workers if w.memory_limit]
         return min(limits, default=0)
+
+    @property
+    def cpus(self) -> list[str]:
+        """The kinds of processors that the workers compute on."""
+        return sorted({worker.cpu for worker in self.workers})
 
     @property
     def host_threads(self) -> int:

@@ -78,7 +78,7 @@ def _order(run: Run, rows: int) -> np.ndarray:
 
 def _embedding(run: Run, out: str) -> str:
     ending = _ending(out, (".npy", ".csv", ".parquet"))
-    y, status = run.read_final("embedding"), run.read_final("status")
+    y, status = (run.read_final(name, "embedding") for name in ("embedding", "status"))
     if ending == ".npy":
         np.save(out, y)
     elif ending == ".csv":
@@ -148,7 +148,7 @@ def _picture(run: Run, out: str, labels: str | None) -> str:
     _ending(out, (".png",))
     from dumap.picture import draw
 
-    y = run.read_final("embedding")
+    y = run.read_final("embedding", "embedding")
     if y.shape[1] != 2:
         raise ConfigError(f"a picture needs layout.n_components = 2; this run has {y.shape[1]}")
     draw(y, None if labels is None else read_array(labels), out)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ import numpy as np
 from dumap import executor
 from dumap.config import Config, differences, format_bytes
 from dumap.disk import is_remote, normalize
-from dumap.errors import DumapError, RunMismatchError, StorageError
+from dumap.errors import DamageError, DumapError, RunMismatchError, StorageError
 from dumap.executor import Executor, Observer
 from dumap.plan import PAUSE_FRACTION, Plan, geometry, make_plan
 from dumap.source import Input
@@ -30,7 +31,7 @@ from dumap.stages import (
     start,
     vectors,
 )
-from dumap.store import Run, probe
+from dumap.store import IDENTITY, LOCKS, MANIFESTS, Lock, Run, manifest_key, probe
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -39,6 +40,8 @@ RECIPE = (vectors, cells, neighbors, graph, start, layout, embedding, quality)
 STAGES = tuple(stage.STAGE for stage in RECIPE)
 DONE = "run"
 """Group of the manifests that commit whole stages."""
+REPAIRS = 3
+"""Times that one part's damage is repaired in one call: a disk that goes on losing it is no place for a run."""
 
 
 class Silent:
@@ -101,7 +104,6 @@ def run(config: Config, client: Client | None = None, observer: Observer | None 
     check_places(config)
     projected = plan(config)
     job = Job(config, projected.geometry)
-    source = job.input
     if Run(config.output, read_only=True).exists():  # to open it for writing would make its folder
         check_same(job, force, observer)
         if all(job.run.is_committed(DONE, stage) for stage in STAGES):
@@ -112,37 +114,55 @@ def run(config: Config, client: Client | None = None, observer: Observer | None 
         projected = make_plan(config, projected.geometry, cluster.worker_memory)
         projected.check(cluster.worker_memory, free_disk(config.output))
         probe_output(config.output)
-        create(job, source)
         cluster.check_sight(config.output)
         try:
-            follow(job, projected, cluster, observer)
-        except DumapError as error:
+            with Lock(job.run, observer.note):
+                job.term = job.run.term
+                create(job, cluster.cpus)
+                check_same(job, force, observer, cluster.cpus)
+                follow(job, projected, cluster, observer)
+        except (DumapError, KeyboardInterrupt) as error:
             error.add_note(f"What is committed in {config.output} is kept; the same command goes on from there.")
             raise
     return status(config.output)
 
 
 def follow(job: Job, projected: Plan, cluster: Executor, observer: Observer) -> None:
-    """Run the recipe's stages that are not committed yet."""
-    for stage in RECIPE:
-        name, wanted = stage.STAGE, projected.stage(stage.STAGE).peak_bytes
-        if job.run.is_committed(DONE, name):
-            continue
-        observer.started(name, wanted)
-        began, cluster.peak_bytes = time.monotonic(), 0
-        context = Context(job, projected, _compute(job, cluster, observer), cluster.host_threads, cluster.worker_memory)
-        facts = stage.run(context)
-        seconds = time.monotonic() - began
-        if stage is vectors:
-            job.run.set_attributes({"fingerprint": facts["fingerprint"]})
-        with job.run.part(DONE, name) as out:
-            out.attributes |= {
-                "seconds": round(seconds, 3),
-                "projected_bytes": wanted,
-                "peak_bytes": cluster.peak_bytes,
-                "facts": facts,
-            }
-        observer.finished(name, seconds, wanted, cluster.peak_bytes, facts)
+    """Run the recipe's stages that are not committed yet; make anew what turns out to be damaged on the way."""
+    repaired: dict[tuple[str, str], int] = {}
+    while True:
+        try:
+            for stage in RECIPE:
+                if not job.run.is_committed(DONE, stage.STAGE):
+                    _complete(stage, job, projected, cluster, observer)
+            return
+        except DamageError as error:
+            part = (error.stage, error.part)
+            repaired[part] = repaired.get(part, 0) + 1
+            if repaired[part] > REPAIRS:
+                raise
+            observer.note(f"{error}: it is made again")
+            forget(job.run, *part)
+            create(job, cluster.cpus)
+
+
+def _complete(stage: Any, job: Job, projected: Plan, cluster: Executor, observer: Observer) -> None:
+    """Run one stage and commit it."""
+    name, wanted = stage.STAGE, projected.stage(stage.STAGE).peak_bytes
+    observer.started(name, wanted)
+    began, cluster.peak_bytes = time.monotonic(), 0
+    context = Context(job, projected, _compute(job, cluster, observer), cluster.host_threads, cluster.worker_memory)
+    facts = stage.run(context)
+    seconds = time.monotonic() - began
+    with job.run.part(DONE, name) as out:
+        out.attributes |= {
+            "seconds": round(seconds, 3),
+            "projected_bytes": wanted,
+            "peak_bytes": cluster.peak_bytes,
+            "facts": facts,
+            "parts": job.run.committed(name),
+        }
+    observer.finished(name, seconds, wanted, cluster.peak_bytes, facts)
 
 
 def _compute(job: Job, cluster: Executor, observer: Observer) -> Any:
@@ -182,7 +202,8 @@ def check_places(config: Config) -> None:
     if not is_remote(config.output) and os.path.exists(config.output):
         if not os.path.isdir(config.output):
             raise StorageError(f"output: {config.output} is a file; name a folder that is a run, or does not exist")
-        if os.listdir(config.output) and not Run(config.output, read_only=True).exists():
+        begun = {MANIFESTS, LOCKS}  # all there is where a driver died before it said what the run is of
+        if set(os.listdir(config.output)) - begun and not Run(config.output, read_only=True).exists():
             raise StorageError(f"output: {config.output} exists and is not a dumap run; nothing was touched")
     run = Run(config.output, read_only=True)
     if run.exists():
@@ -208,15 +229,16 @@ def free_disk(location: str) -> int | None:
     return usage.free if usage.total else None
 
 
-def create(job: Job, source: Input) -> None:
-    """Create what is not there of the run: its parameters, and its final arrays filled with what says 'not yet'."""
-    config, cut = job.config, job.geometry
+def create(job: Job, cpus: list[str]) -> None:
+    """Create what is not there of the run: what it is of, and its final arrays filled with what says 'not yet'."""
+    config, cut, source = job.config, job.geometry, job.input
     job.run.create(
         {
             "kind": "dumap run",
             "parameters": config.parameters(),
             "seed": config.seed,
             "versions": executor.versions(),
+            "cpus": cpus,
             "input": {
                 "path": source.path,
                 "array": source.name,
@@ -226,13 +248,15 @@ def create(job: Job, source: Input) -> None:
             },
         }
     )
-    chunk, shape = min(cut.output_rows, cut.rows), (cut.rows, config.layout.n_components)
-    job.run.create_final("embedding", shape, "float32", chunk, np.nan, ("row", "component"))
-    job.run.create_final("status", shape[:1], "uint8", chunk, 255, ("row",))
+    if not job.run.is_committed(IDENTITY, "results"):
+        chunk, shape = min(cut.output_rows, cut.rows), (cut.rows, config.layout.n_components)
+        with job.run.part(IDENTITY, "results") as out:
+            out.create_final("embedding", shape, "float32", chunk, np.nan, ("row", "component"))
+            out.create_final("status", shape[:1], "uint8", chunk, 255, ("row",))
 
 
-def check_same(job: Job, force: bool, observer: Observer) -> None:
-    """Refuse to go on with a run of other parameters, other input or, unless forced, other versions."""
+def check_same(job: Job, force: bool, observer: Observer, cpus: list[str] | None = None) -> None:
+    """Refuse to go on with a run of other parameters, other input or, unless forced, other versions or processors."""
     run, config, source = job.run, job.config, job.input
     attributes = run.attributes
     changed = differences(attributes["parameters"], config.parameters())
@@ -250,18 +274,25 @@ def check_same(job: Job, force: bool, observer: Observer) -> None:
         )
     if began["signature"] != source.signature():
         observer.note(f"{source.path}: its objects' sizes or times differ from when the run was begun; reading it anew")
-        if attributes.get("fingerprint") != vectors.fingerprint(job):
+        if _fingerprint(run) != vectors.fingerprint(job):
             raise RunMismatchError(
                 f"{source.path} holds other data than when {run.location} was begun, or was changed before all of it "
                 f"was read: name another output"
             )
-    old, new = attributes["versions"], executor.versions()
-    if old != new and not force:
+    differs = differences(attributes["versions"], executor.versions())
+    if not set(cpus or []) <= set(attributes["cpus"]):
+        differs.append(f"processors: {', '.join(attributes['cpus'])} -> {', '.join(cpus or [])}")
+    if differs and not force:
         raise RunMismatchError(
-            f"{run.location} was begun with other versions:\n  "
-            + "\n  ".join(differences(old, new))
-            + "\nInstall the old ones, name another output, or go on with --force"
+            f"{run.location} was begun with other versions or processors:\n  "
+            + "\n  ".join(differs)
+            + "\nUse the old ones, name another output, or go on with --force"
         )
+
+
+def _fingerprint(run: Run) -> str | None:
+    """Return the fingerprint of the input as the run read it, once it has."""
+    return run.summary(DONE, vectors.STAGE)["facts"]["fingerprint"] if run.is_committed(DONE, vectors.STAGE) else None
 
 
 # what a run has come to --------------------------------------------------------------------------
@@ -284,7 +315,7 @@ def status(location: str) -> dict[str, Any]:
         entry: dict[str, Any] = {"name": name, "state": "partial" if parts else "pending", "parts": parts}
         entry |= {"seconds": None, "projected_bytes": None, "peak_bytes": None, "facts": {}}
         if store.is_committed(DONE, name):
-            entry |= {"state": "done", **store.summary(DONE, name)}
+            entry |= {"state": "done", **store.summary(DONE, name), "parts": parts}
         stages.append(entry)
     done = all(stage["state"] == "done" for stage in stages)
     return {
@@ -292,38 +323,101 @@ def status(location: str) -> dict[str, Any]:
         "state": "done" if done else "partial",
         "parameters": attributes["parameters"],
         "input": attributes["input"],
-        "fingerprint": attributes.get("fingerprint"),
+        "fingerprint": _fingerprint(store),
         "versions": attributes["versions"],
         "stages": stages,
     }
 
 
-def verify(location: str, repair: bool = False) -> list[str]:
+def forget(run: Run, stage: str, part: str) -> None:
+    """Forget a part, and that its stage is done."""
+    run.forget(stage, part)
+    if stage in STAGES:
+        run.forget(DONE, stage)
+
+
+def verify(location: str) -> list[tuple[str, str, str]]:
     """Read every committed object against its checksum.
 
     Parameters
     ----------
     location : str
-    repair : bool
-        Remove the parts that are damaged, so that the next run makes them again.
+
+    Returns
+    -------
+    list of tuple of str
+        Stage, part and key of each damaged object; stage and part are empty for what belongs to the whole run.
+    """
+    store = Run(location, read_only=True)
+    if not store.exists():
+        raise StorageError(f"{store.location} holds no run")
+    found = list(store.damaged())
+    broken = {part for stage, part, _ in found if stage == DONE}
+    for stage in STAGES:
+        if stage not in broken and store.is_committed(DONE, stage):
+            lost = set(store.summary(DONE, stage)["parts"]) - set(store.committed(stage))
+            found += [(stage, part, manifest_key(stage, part)) for part in sorted(lost)]
+    return found
+
+
+def drop(location: str, damaged: list[tuple[str, str, str]], note: Callable[[str], None]) -> None:
+    """Uncommit what is damaged, so that the next run makes exactly that again.
+
+    Parameters
+    ----------
+    location : str
+    damaged : list of tuple of str
+        As `verify` returns it.
+    note : callable
+        Told what a person may want to know.
+
+    Raises
+    ------
+    LockError
+        A driver is at work.
+    """
+    store = Run(location)
+    with Lock(store, note):
+        for stage, part in dict.fromkeys((stage, part) for stage, part, _ in damaged if stage):
+            forget(store, stage, part)
+        for _, _, key in damaged:
+            if key.startswith(f"{LOCKS}/"):
+                store.delete(key)
+        store.create(store.attributes)
+
+
+def clean(location: str, note: Callable[[str], None], look_only: bool = False) -> list[str]:
+    """Remove what no manifest names: what tasks left that died, failed or came second.
+
+    Parameters
+    ----------
+    location : str
+    note : callable
+        Told what a person may want to know.
+    look_only : bool
+        Remove nothing.
 
     Returns
     -------
     list of str
-        The keys of the damaged objects.
+        The keys of those objects.
+
+    Raises
+    ------
+    LockError
+        A driver is at work: its tasks' objects are not named yet.
     """
-    store = Run(location, read_only=not repair)
+    store = Run(location, read_only=True)
     store.attributes  # noqa: B018  refuses what is not a run
-    found = list(store.damaged())
-    if repair:
-        for stage, part in dict.fromkeys((stage, part) for stage, part, _ in found):
-            store.forget(stage, part)
-            if stage in STAGES:
-                store.forget(DONE, stage)
-        for _, _, key in found:
-            if store.get(key) is not None:
-                store.delete(key)
-    return [key for _, _, key in found]
+    if look_only:
+        return store.unnamed()
+    store = Run(location)
+    with Lock(store, note):
+        found = store.unnamed()
+        for key in found:
+            store.delete(key)
+        store.prune()
+    return found
 
 
 def describe(projected: Plan) -> str:
@@ -346,4 +440,4 @@ def describe(projected: Plan) -> str:
     return "\n".join(lines)
 
 
-__all__ = ["STAGES", "describe", "plan", "run", "status", "verify"]
+__all__ = ["STAGES", "clean", "describe", "drop", "plan", "run", "status", "verify"]

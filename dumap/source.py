@@ -5,13 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from pathlib import Path
 
 import numpy as np
 
 from dumap.disk import is_remote, normalize
 from dumap.errors import InputError
-from dumap.store import find_array
+from dumap.store import find_array, stamps
 
 
 class Input:
@@ -57,11 +56,6 @@ class Input:
     def signature(self) -> str:
         """Digest what can be seen without reading the data: keys, sizes and times of the objects."""
         digest = hashlib.sha256(json.dumps([self.rows, self.dims, str(self._array.dtype)]).encode())
-        if not is_remote(self.path):
-            root = Path(self.path)
-            files = [root] if root.is_file() else sorted((root / self._array.path).rglob("*"))
-            for file in files:
-                if file.is_file():
-                    stat = file.stat()
-                    digest.update(f"{file.name}:{stat.st_size}:{stat.st_mtime_ns};".encode())
+        for stamp in stamps(self.path, self._array.path):
+            digest.update(stamp.encode())
         return digest.hexdigest()

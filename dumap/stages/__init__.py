@@ -27,16 +27,19 @@ class Job:
     geometry : Geometry
     tick : callable
         Told of (done, total) as a long task goes on.
+    term : int, optional
+        The term of the driver that gave the task: see `dumap.store.Lock`.
     """
 
     config: Config
     geometry: Geometry
     tick: Callable[[float, float], None] = field(default=_silent, compare=False)
+    term: int | None = None
 
     @cached_property
     def run(self) -> Run:
         """The run's store, opened where the task runs."""
-        return Run(self.config.output)
+        return Run(self.config.output, term=self.term)
 
     @cached_property
     def input(self) -> Input:

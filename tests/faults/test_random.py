@@ -25,7 +25,8 @@ from dumap.errors import DumapError, TaskError
 from dumap.metrics import ARGUMENTS
 from dumap.stages import Job
 from dumap.stages.vectors import DROPPED
-from dumap.store import Part, Run
+from dumap.store import Run
+from dumap.store.run import Part
 
 LONGEST = 60.0
 COMMON = ("euclidean", "cosine", "correlation", "manhattan", "minkowski", "hamming", "hellinger")
@@ -168,7 +169,7 @@ def check(case: Case, folder: str, client: Client | None) -> str:
     finally:
         assert time.monotonic() - began < LONGEST
     run = Run(output, read_only=True)
-    y, flags = run.read_final("embedding"), run.read_final("status")
+    y, flags = run.read_final("embedding", "embedding"), run.read_final("status", "embedding")
     with np.errstate(over="ignore"):
         finite = np.isfinite(case.x.astype(np.float32)).all(axis=1)
     assert y.shape == (len(case.x), config.layout.n_components)
@@ -195,6 +196,12 @@ class Here(executor.Executor):
             task(Job(job.config, job.geometry), part, **options)
 
 
+class Held(np.ndarray):
+    """An array held in memory, which says so instead of its path."""
+
+    path = "memory"
+
+
 @contextlib.contextmanager
 def in_memory():
     """Hold the arrays of parts in memory, and run without a cluster."""
@@ -207,7 +214,7 @@ def in_memory():
         return path
 
     def opened(self: Run, stage: str, name: str, array: str) -> list[np.ndarray]:
-        return [held[self.location, path].copy() for path in self.manifest(stage, name)["arrays"][array]]
+        return [held[self.location, path].copy().view(Held) for path in self.manifest(stage, name)["arrays"][array]]
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Part, "_write_object", write)

@@ -1,0 +1,24 @@
+"""The format of runs, and all that is read from and written to Zarr."""
+
+from dumap.store.arrays import find_array, read_array, write_arrays
+from dumap.store.lock import Lock
+from dumap.store.objects import LOCKS, probe, probe_key, set_threads, stamps
+from dumap.store.run import FORMAT, IDENTITY, MANIFESTS, OBJECT_BYTES, Run, manifest_key
+
+__all__ = [
+    "FORMAT",
+    "IDENTITY",
+    "LOCKS",
+    "MANIFESTS",
+    "OBJECT_BYTES",
+    "Lock",
+    "Run",
+    "find_array",
+    "manifest_key",
+    "probe",
+    "probe_key",
+    "read_array",
+    "set_threads",
+    "stamps",
+    "write_arrays",
+]

@@ -1,0 +1,99 @@
+"""Arrays outside any run: the input, labels, a given start, exports."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+import zarr
+from zarr.errors import ArrayNotFoundError, GroupNotFoundError
+
+from dumap.disk import is_remote
+from dumap.errors import InputError, StorageError
+from dumap.store.objects import open_store
+
+
+def refuse_code(array: zarr.Array) -> zarr.Array:
+    """Refuse an array whose chunks are programs: to decode 'pickle' is to run what a chunk holds.
+
+    Raises
+    ------
+    InputError
+    """
+    metadata = array.metadata.to_dict()
+    codecs: list[Any] = [metadata.get(name) for name in ("filters", "compressor", "codecs")]
+    while codecs:
+        codec = codecs.pop()
+        if isinstance(codec, dict):
+            codecs += codec.values()
+            if "pickle" in str(codec.get("id", codec.get("name", ""))).lower():
+                raise InputError(f"{array.store_path}: its codec 'pickle' would run what its chunks hold; not read")
+        elif isinstance(codec, list | tuple):
+            codecs += codec
+    return array
+
+
+def find_array(path: str, name: str) -> zarr.Array:
+    """Open the array at a path, or that of a name in the group at the path.
+
+    Raises
+    ------
+    InputError
+        There is none; the message lists the arrays there are.
+    """
+    store = open_store(path, read_only=True)
+    absent = (ArrayNotFoundError, GroupNotFoundError, FileNotFoundError, KeyError, ValueError)
+    try:
+        node = zarr.open(store, mode="r", use_consolidated=False)
+    except absent as error:
+        raise InputError(f"input.path: {path} is not a Zarr group or array ({error})") from error
+    if isinstance(node, zarr.Array):
+        return refuse_code(node)
+    try:
+        found = zarr.open(store, path=name, mode="r", use_consolidated=False)
+    except (ArrayNotFoundError, GroupNotFoundError, FileNotFoundError, KeyError):
+        found = None
+    except ValueError as error:
+        raise InputError(f"input.array: {name!r} in {path} is not an array that can be read ({error})") from error
+    if not isinstance(found, zarr.Array):
+        try:
+            arrays = ", ".join(f"{n} {a.shape}" for n, a in sorted(node.arrays())) or "none"
+        except ValueError as error:  # one of them is of a kind that Zarr does not know
+            arrays = f"not all readable ({error})"
+        raise InputError(f"input.array: no array {name!r} in {path}; its arrays are: {arrays}")
+    return refuse_code(found)
+
+
+def read_array(path: str) -> np.ndarray:
+    """Read a whole array outside any run: .npy, or the path of a Zarr array."""
+    try:
+        if path.endswith(".npy"):
+            with open(path, "rb") as file:
+                return np.load(file, allow_pickle=False)
+        return np.asarray(refuse_code(zarr.open_array(open_store(path, read_only=True), mode="r"))[...])
+    except (ValueError, OSError, EOFError, MemoryError, BadZipFile) as error:
+        raise InputError(f"{path} is neither a .npy file nor a Zarr array ({error})") from error
+
+
+def write_arrays(path: str, arrays: dict[str, tuple[tuple[int, ...], str, Iterator[tuple[int, np.ndarray]]]]) -> None:
+    """Write arrays block by block to a new Zarr group outside any run.
+
+    Parameters
+    ----------
+    path : str
+    arrays : dict
+        Name to (shape, dtype, blocks); a block is (first row, rows).
+    """
+    if not is_remote(path) and os.path.exists(path):
+        raise StorageError(f"{path} exists; remove it, or name another")
+    group = zarr.open_group(open_store(path, read_only=False), mode="w")
+    for name, (shape, dtype, blocks) in arrays.items():
+        chunk = max(1, min(shape[0], 65536))
+        target = group.create_array(
+            name, shape=shape, chunks=(chunk, *shape[1:]), dtype=dtype, config={"write_empty_chunks": True}
+        )
+        for first, block in blocks:
+            target[first : first + len(block)] = block

@@ -1,0 +1,231 @@
+"""Objects by key, in a folder or a bucket: read, written once or over, listed; what fails is named."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from functools import cache
+from typing import Any, TypeVar
+
+import zarr
+from zarr.abc.store import Store
+from zarr.core.buffer import default_buffer_prototype
+from zarr.core.sync import sync
+from zarr.storage import LocalStore, ObjectStore, ZipStore
+
+from dumap import disk
+from dumap.disk import is_remote, normalize
+from dumap.errors import ConfigError, DumapError, StorageError
+
+T = TypeVar("T")
+
+LOCKS = "lock"
+"""Folder of the objects by which drivers and workers get to know of one another."""
+
+PAUSES = (1.0, 2.0, 4.0)
+"""Seconds between tries of a request that failed, on top of the tries that the bucket's library makes itself."""
+
+ADVICE = {
+    errno.ENOSPC: "no space is left: make room, then the same command goes on",
+    errno.EDQUOT: "the quota is used up: make room, then the same command goes on",
+    errno.EACCES: "not allowed: look at the folder's owner and mode",
+    errno.EPERM: "not allowed: look at the folder's owner and mode",
+    errno.EROFS: "the file system is read-only",
+}
+
+
+def set_threads(threads: int) -> None:
+    """Bound what Zarr does at once in this process, since Dask's workers multiply it."""
+    zarr.config.set({"async.concurrency": 4 * threads, "threading.max_workers": threads})
+
+
+def open_store(location: str, read_only: bool) -> Store:
+    """Open a folder, a zip file or a bucket."""
+    if is_remote(location):
+        try:
+            from obstore.store import from_url
+        except ImportError as error:
+            raise ConfigError(f"{location}: URLs need the extra 'cloud': pip install 'dumap[cloud]'") from error
+        try:
+            return ObjectStore(from_url(location), read_only=read_only)
+        except Exception as error:  # of many kinds: what a URL may hold is its library's to say
+            raise ConfigError(f"{location} cannot be opened: {type(error).__name__}: {error}") from error
+    if location.endswith(".zip") and os.path.isfile(location):
+        return ZipStore(location, mode="r", read_only=True)
+    return LocalStore(location, read_only=read_only)
+
+
+@cache
+def _bucket_errors() -> tuple[type[Exception], tuple[type[Exception], ...]]:
+    """Return what a bucket's library raises: the base of all, and what may not fail another time."""
+    try:
+        from obstore import exceptions
+    except ImportError:
+        return OSError, ()
+    return exceptions.BaseError, (exceptions.GenericError, exceptions.JoinError)
+
+
+def digest(data: bytes) -> str:
+    """Return the digest by which an object is known."""
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
+
+
+def seal(document: dict[str, Any]) -> bytes:
+    """Write a small document with its digest."""
+    body = json.dumps(document, sort_keys=True)
+    return json.dumps({"digest": digest(body.encode()), "document": document}, sort_keys=True).encode()
+
+
+def unseal(data: bytes) -> dict[str, Any] | None:
+    """Read a sealed document; None where it is not byte for byte what was sealed."""
+    try:
+        document = json.loads(data)["document"]
+        return document if isinstance(document, dict) and seal(document) == data else None
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
+class Objects:
+    """What lies below a location.
+
+    Parameters
+    ----------
+    location : str
+        A path or a URL.
+    read_only : bool
+
+    Raises
+    ------
+    StorageError
+        By every method, where the file system or the bucket fails.
+    """
+
+    def __init__(self, location: str, read_only: bool = False) -> None:
+        self.location = normalize(location)
+        self.store = open_store(self.location, read_only)
+        self.is_local = isinstance(self.store, LocalStore)
+
+    def attempt(self, key: str, action: Callable[[], T]) -> T:
+        """Do something to an object; again where a request to a bucket failed in passing.
+
+        Actions must come to the same when done twice.
+        """
+        base, passing = _bucket_errors()
+        for pause in (*PAUSES, None):
+            try:
+                return action()
+            except (DumapError, FileNotFoundError):
+                raise
+            except (OSError, base) as error:
+                if pause is None or not isinstance(error, passing):
+                    number = error.errno if isinstance(error, OSError) else None
+                    said = ADVICE.get(number or 0, f"{type(error).__name__}: {error}")
+                    raise StorageError(f"{self.location}, {key}: {said}") from error
+                time.sleep(pause)
+        raise AssertionError("unreachable")
+
+    def get(self, key: str) -> bytes | None:
+        """Return an object's bytes, or None where there is none."""
+        try:
+            buffer = self.attempt(key, lambda: sync(self.store.get(key, default_buffer_prototype())))
+        except FileNotFoundError:  # a folder that is not there yet
+            return None
+        return None if buffer is None else buffer.to_bytes()
+
+    def put(self, key: str, data: bytes) -> None:
+        """Write an object whole, replacing what is there."""
+        buffer = default_buffer_prototype().buffer.from_bytes(data)
+        self.attempt(key, lambda: sync(self.store.set(key, buffer)))
+        self.flush(key)
+
+    def put_new(self, key: str, data: bytes) -> bool:
+        """Write an object unless it is there; tell whether it now holds `data`.
+
+        So where the answer to a request is lost, the next try finds its own bytes.
+        """
+        if self.is_local:
+            return self.attempt(key, lambda: disk.create(self.location, key, data))
+        buffer = default_buffer_prototype().buffer.from_bytes(data)
+        self.attempt(key, lambda: sync(self.store.set_if_not_exists(key, buffer)))
+        return self.get(key) == data
+
+    def delete(self, key: str) -> None:
+        """Remove an object."""
+        self.attempt(key, lambda: sync(self.store.delete(key)))
+
+    def delete_folder(self, key: str) -> None:
+        """Remove all below a folder."""
+        self.attempt(key, lambda: sync(self.store.delete_dir(key)))
+
+    def size(self, key: str) -> int:
+        """Return an object's size in bytes, -1 where there is none."""
+        try:
+            return int(self.attempt(key, lambda: sync(self.store.getsize(key))))
+        except FileNotFoundError:
+            return -1
+
+    def names_below(self, folder: str) -> list[str]:
+        """List the names right below a folder."""
+
+        async def collect() -> list[str]:
+            return [name async for name in self.store.list_dir(folder)]
+
+        try:
+            found = self.attempt(folder, lambda: sync(collect()))
+        except FileNotFoundError:
+            return []
+        return sorted(name for name in found if not name.startswith("."))
+
+    def keys(self) -> list[str]:
+        """List every object, hidden files of the file system included."""
+
+        async def collect() -> list[str]:
+            return [key async for key in self.store.list()]
+
+        return sorted(self.attempt("", lambda: sync(collect())))
+
+    def flush(self, key: str) -> None:
+        """Make an object survive a power cut, on local disks."""
+        if self.is_local:
+            self.attempt(key, lambda: disk.flush(self.location, key))
+
+
+def stamps(location: str, below: str) -> Iterator[str]:
+    """Tell what can be seen of the objects below a key without reading them: names, sizes, times or tags."""
+    objects = Objects(location, read_only=True)
+    if isinstance(objects.store, ObjectStore):
+        bucket = objects.store.store
+        listed = objects.attempt(below, lambda: [meta for batch in bucket.list(below or None) for meta in batch])
+        for meta in sorted(listed, key=lambda meta: meta["path"]):
+            yield f"{meta['path']}:{meta['size']}:{meta['e_tag'] or meta['last_modified']};"
+    else:
+        yield from disk.stamps(objects.location, below)
+
+
+def probe_key() -> str:
+    """Name an object that is written to see whether it can be."""
+    return f"{LOCKS}/probe-{os.urandom(8).hex()}"
+
+
+def probe(location: str) -> None:
+    """Fail unless the location can be written to, and keeps what was written first.
+
+    Raises
+    ------
+    StorageError
+    """
+    objects, key = Objects(location), probe_key()
+    try:
+        kept = objects.put_new(key, b"first") and not objects.put_new(key, b"second") and objects.get(key) == b"first"
+        objects.delete(key)
+    except Exception as error:  # any store's own kind of refusal
+        raise StorageError(f"output: {location} cannot be written to ({error})") from error
+    if not kept:
+        raise StorageError(
+            f"output: {location} does not support writing an object only where there is none, by which a run commits; "
+            f"name a folder on a file system with hard links, or a bucket with conditional writes"
+        )

@@ -1,0 +1,444 @@
+"""The run on disk: one Zarr v3 group, whose parts count only once a manifest names them.
+
+    RUN.zarr/
+      zarr.json                    attributes: format, parameters, seed, versions, what the input was
+      embedding, status            the results, one chunk per task
+      <stage>/<part>-<attempt>/    what one task wrote: an array per name, one object an array
+      manifests/<stage>/<part>.json
+      manifests/identity/          what the run is of, and the metadata of the results
+      lock/                        who drives the run; see `dumap.store.lock`
+
+A task writes its objects under a name of its own, then the manifest, by create-if-absent: the first
+manifest wins, and what no manifest names does not exist. Arrays carry a checksum per range of rows, which
+every read verifies; manifests carry each object's size and digest, and their own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import zarr
+from zarr.codecs import Crc32cCodec
+from zarr.core.buffer import Buffer
+from zarr.storage import MemoryStore
+
+from dumap import disk
+from dumap.errors import DamageError, LockError, StorageError
+from dumap.store.objects import LOCKS, Objects, digest, seal, unseal
+
+FORMAT = 2
+"""Version of the run's format; a run of another version is refused."""
+
+MANIFESTS, IDENTITY = "manifests", "identity"
+OBJECT_BYTES = 32 << 20
+"""Long arrays are written as objects of at most this size: Zarr encodes an object in memory."""
+RANGE_BYTES = 1 << 19
+"""Rows are read in ranges of about this size, each with a checksum of its own."""
+
+Manifest = dict[str, Any]
+
+
+def lock_key(term: int) -> str:
+    """Name the object that says who drives the run in a term."""
+    return f"{LOCKS}/{term:08d}.json"
+
+
+def manifest_key(stage: str, name: str) -> str:
+    """Name the object that commits a part."""
+    return f"{MANIFESTS}/{stage}/{name}.json"
+
+
+def _is_below(path: Any) -> bool:
+    """Tell whether a path of a manifest stays below the run."""
+    steps = path.split("/") if isinstance(path, str) else [""]
+    return all(step not in ("", ".", "..") for step in steps) and not re.search(r"[\\\x00]", str(path))
+
+
+def _is_sound(manifest: Any) -> bool:
+    """Tell whether a manifest has the form of those that parts write, and names nothing outside the run."""
+    try:
+        return (
+            re.fullmatch(r"[0-9a-f]{8}", manifest["attempt"]) is not None
+            and all(isinstance(paths, list) and all(map(_is_below, paths)) for paths in manifest["arrays"].values())
+            and all(_is_below(key) and isinstance(size, int) for key, (size, _) in manifest["objects"].items())
+            and isinstance(manifest["attributes"], dict)
+        )
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return False
+
+
+def _range_rows(shape: Sequence[int], itemsize: int) -> int:
+    row_bytes = max(1, int(np.prod(shape[1:], dtype=np.int64)) * itemsize)
+    return int(min(max(1, shape[0]), max(16, RANGE_BYTES // row_bytes)))
+
+
+class Part:
+    """What one task writes: some arrays, whole, then the manifest that makes them count.
+
+    Use as a context manager; leaving it without an error commits.
+    """
+
+    def __init__(self, run: Run, stage: str, name: str) -> None:
+        self.run, self.stage, self.name = run, stage, name
+        self.attempt = uuid.uuid4().hex[:8]
+        self.folder = f"{stage}/{name}-{self.attempt}"
+        self.arrays: dict[str, list[str]] = {}
+        self.objects: dict[str, list] = {}
+        self.attributes: dict[str, Any] = {}
+
+    def write(self, name: str, values: np.ndarray) -> None:
+        """Write one array as one object."""
+        self.arrays[name] = [self._write_object(name, values)]
+
+    def write_gathered(self, name: str, values: np.ndarray, rows: np.ndarray) -> None:
+        """Write `values[rows]` as objects of at most `OBJECT_BYTES`, gathered one at a time."""
+        step = max(1, OBJECT_BYTES // max(1, values[:1].nbytes))
+        starts = range(0, max(1, len(rows)), step)
+        self.arrays[name] = [
+            self._write_object(f"{name}-{number}", values[rows[start : start + step]])
+            for number, start in enumerate(starts)
+        ]
+
+    def _write_object(self, name: str, values: np.ndarray) -> str:
+        path = f"{self.folder}/{name}"
+        values = np.ascontiguousarray(values)
+        rows = _range_rows(values.shape, values.dtype.itemsize)
+        whole = max(rows, -(-len(values) // rows) * rows)
+
+        options = {"shards": (whole, *values.shape[1:]), "config": {"write_empty_chunks": True}}
+        self._put_array(path, values.shape, values.dtype, rows, values=values, fill_value=0, **options)
+        return path
+
+    def _put_array(
+        self,
+        path: str,
+        shape: tuple[int, ...],
+        dtype: Any,
+        chunk_rows: int,
+        values: np.ndarray | None = None,
+        **options: Any,
+    ) -> None:
+        """Write an array's objects: made in memory, since Zarr would write groups above them that no manifest names."""
+        encoded: dict[str, Buffer] = {}
+        array = zarr.create_array(
+            MemoryStore(encoded),
+            shape=shape,
+            dtype=dtype,
+            chunks=(chunk_rows, *shape[1:]),
+            compressors=[Crc32cCodec()],
+            filters=None,
+            **options,
+        )
+        if values is not None and len(values):
+            array[...] = values
+        while encoded:
+            key, buffer = encoded.popitem()
+            data = buffer.to_bytes()
+            self.objects[f"{path}/{key}"] = [len(data), digest(data)]
+            self.run.put(f"{path}/{key}", data)
+
+    def write_rows(self, name: str, first: int, values: np.ndarray) -> None:
+        """Write whole chunks of one of the run's final arrays."""
+        array = self.run.final(name)
+        chunk = array.chunks[0]
+        if first % chunk or (len(values) % chunk and first + len(values) != array.shape[0]):
+            raise ValueError(f"rows {first}+{len(values)} of {name} are not whole chunks of {chunk}")
+
+        def fill() -> None:
+            array[first : first + len(values)] = values
+
+        self.run.attempt(name, fill)
+        tail = ["0"] * (array.ndim - 1)
+        for number in range(first // chunk, -(-(first + len(values)) // chunk)):
+            self._seal("/".join([name, "c", str(number), *tail]))
+
+    def create_final(
+        self, name: str, shape: tuple[int, ...], dtype: str, chunk_rows: int, fill: float, dimensions: tuple[str, ...]
+    ) -> None:
+        """Create one of the run's final arrays, which other parts fill."""
+        self._put_array(name, shape, dtype, chunk_rows, fill_value=fill, dimension_names=dimensions)
+
+    def _seal(self, key: str) -> None:
+        data = self.run.get(key)
+        if data is None:
+            raise StorageError(f"{self.run.location}: {key} is gone right after it was written")
+        self.objects[key] = [len(data), digest(data)]
+        self.run.flush(key)
+
+    def __enter__(self) -> Part:
+        return self
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        if kind is None:
+            self.run.commit(
+                self.stage,
+                self.name,
+                {
+                    "attempt": self.attempt,
+                    "arrays": self.arrays,
+                    "objects": self.objects,
+                    "attributes": self.attributes,
+                },
+            )
+
+
+class Run(Objects):
+    """A run's store.
+
+    Parameters
+    ----------
+    location : str
+        A path or a URL.
+    read_only : bool
+    term : int, optional
+        The term of the driver for which this is opened: once another driver took over, nothing can be committed
+        or removed.
+    """
+
+    def __init__(self, location: str, read_only: bool = False, term: int | None = None) -> None:
+        super().__init__(location, read_only)
+        self.term = term
+        self._manifests: dict[tuple[str, str], Manifest] = {}
+        self._opened: dict[tuple[str, str, str], list[zarr.Array]] = {}
+
+    # the group ---------------------------------------------------------------------------------
+
+    def exists(self) -> bool:
+        """Tell whether a run, or another Zarr node, is there."""
+        return self.is_committed(IDENTITY, "run") or self.get("zarr.json") is not None
+
+    def create(self, attributes: dict[str, Any]) -> None:
+        """Create the group, unless it is there; mend its metadata where it is damaged."""
+        if not self.is_committed(IDENTITY, "run"):
+            with self.part(IDENTITY, "run") as out:
+                out.attributes |= {"format": FORMAT, **attributes}
+        whole = self._metadata()
+        if self.get("zarr.json") != whole:
+            self.put("zarr.json", whole)
+
+    def _metadata(self) -> bytes:
+        meta = {"zarr_format": 3, "node_type": "group", "attributes": self.attributes}
+        return json.dumps(meta, indent=1, sort_keys=True).encode()
+
+    @property
+    def attributes(self) -> dict[str, Any]:
+        """What the run is of; refuses what is not a run of this format."""
+        if self.is_committed(IDENTITY, "run"):
+            attributes = self.summary(IDENTITY, "run")
+        else:
+            data = self.get("zarr.json")
+            if data is None:
+                raise StorageError(f"{self.location} holds no run")
+            try:
+                attributes = json.loads(data)["attributes"]
+            except (ValueError, KeyError, TypeError):
+                attributes = {}
+        version = attributes.get("format") if isinstance(attributes, dict) else None
+        if version is None:
+            raise StorageError(f"{self.location} is not a dumap run: its attributes have no 'format'")
+        if version != FORMAT:
+            raise StorageError(f"{self.location} has format {version}; this version of dumap reads format {FORMAT}")
+        return attributes
+
+    def final(self, name: str) -> zarr.Array:
+        """Open one of the run's final arrays."""
+        key = f"{name}/zarr.json"
+        self._check_object(IDENTITY, "results", key)
+
+        def open_it() -> zarr.Array:
+            with zarr.config.set({"array.write_empty_chunks": True}):
+                return zarr.open_array(self.store, path=name, mode="r" if self.store.read_only else "r+")
+
+        return self.attempt(key, open_it)
+
+    def read_final(self, name: str, stage: str) -> np.ndarray:
+        """Read one of the run's final arrays whole; fails on what is missing or damaged."""
+        array = self.final(name)
+        for part in self.committed(stage):
+            for key, (size, _) in self.manifest(stage, part)["objects"].items():
+                if key.startswith(f"{name}/") and self.size(key) != size:
+                    raise self._damaged(stage, part, key)
+        try:
+            return np.asarray(self.attempt(name, lambda: array[...]))
+        except (ValueError, RuntimeError) as error:
+            raise StorageError(f"{self.location}: {name} is damaged; {self._advice()}") from error
+
+    # parts -------------------------------------------------------------------------------------
+
+    def part(self, stage: str, name: str) -> Part:
+        """Begin a part; see `Part`."""
+        return Part(self, stage, name)
+
+    def commit(self, stage: str, name: str, manifest: Manifest) -> Manifest:
+        """Commit a manifest unless one is there; return the one that counts."""
+        self._check_term()
+        self.put_new(manifest_key(stage, name), seal({**manifest, "time": time.time()}))
+        self._manifests.pop((stage, name), None)
+        return self.manifest(stage, name)
+
+    def _check_term(self) -> None:
+        """Fail where another driver took over."""
+        if self.term is not None and self.get(lock_key(self.term + 1)) is not None:
+            raise LockError(f"{self.location}: another driver took this run over; nothing more was written by this one")
+
+    def committed(self, stage: str) -> list[str]:
+        """List a stage's committed parts."""
+        names = self.names_below(f"{MANIFESTS}/{stage}")
+        return [name.removesuffix(".json") for name in names if name.endswith(".json")]
+
+    def is_committed(self, stage: str, name: str) -> bool:
+        """Tell whether a part is committed."""
+        return self.get(manifest_key(stage, name)) is not None
+
+    def manifest(self, stage: str, name: str) -> Manifest:
+        """Read a committed part's manifest and check it."""
+        if (stage, name) not in self._manifests:
+            key = manifest_key(stage, name)
+            manifest = unseal(self.get(key) or b"")
+            if manifest is None or not _is_sound(manifest):
+                raise self._damaged(stage, name, key)
+            self._manifests[stage, name] = manifest
+        return self._manifests[stage, name]
+
+    def summary(self, stage: str, name: str) -> dict[str, Any]:
+        """Return the small facts that a part's task left in its manifest."""
+        return self.manifest(stage, name)["attributes"]
+
+    def discard(self, stage: str, name: str) -> None:
+        """Remove a part: its manifest first, then its objects."""
+        manifest = self.manifest(stage, name)
+        self.forget(stage, name)
+        if manifest["arrays"]:
+            self.delete_folder(f"{stage}/{name}-{manifest['attempt']}")
+
+    def forget(self, stage: str, name: str) -> None:
+        """Remove a part's manifest, readable or not; what it named no longer counts."""
+        self._check_term()
+        if self.is_committed(stage, name):
+            self.delete(manifest_key(stage, name))
+        self._manifests.pop((stage, name), None)
+        for opened in [key for key in self._opened if key[:2] == (stage, name)]:
+            del self._opened[opened]
+
+    def _open(self, stage: str, name: str, array: str) -> list[zarr.Array]:
+        """Open an array's objects; each read first sees that they are there, and of the size that was written."""
+        manifest = self.manifest(stage, name)
+        paths, objects = manifest["arrays"][array], manifest["objects"]
+        for path in paths:
+            for key, (size, _) in objects.items():
+                if key.startswith(f"{path}/") and self.size(key) != size:
+                    raise self._damaged(stage, name, key)
+        if (stage, name, array) not in self._opened:
+            for path in paths:
+                self._check_object(stage, name, f"{path}/zarr.json")
+            self._opened[stage, name, array] = [
+                self.attempt(path, lambda path=path: zarr.open_array(self.store, path=path, mode="r"))  # type: ignore[misc]
+                for path in paths
+            ]
+        return self._opened[stage, name, array]
+
+    def _check_object(self, stage: str, name: str, key: str) -> None:
+        """Fail unless an object is what its part wrote."""
+        data, known = self.get(key), self.manifest(stage, name)["objects"].get(key)
+        if data is None or known is None or [len(data), digest(data)] != known:
+            raise self._damaged(stage, name, key)
+
+    def _damaged(self, stage: str, name: str, what: str) -> DamageError:
+        return DamageError(
+            f"{self.location}: {what} ({stage} {name}) is missing or damaged; {self._advice()}", stage, name
+        )
+
+    def _advice(self) -> str:
+        return f"'dumap verify {self.location}' finds what is, 'dumap run' makes it again"
+
+    def read(self, stage: str, name: str, array: str, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """Read rows [start, stop) of a committed array; fails on what is missing or damaged."""
+        opened = self._open(stage, name, array)
+        offsets = np.cumsum([0, *(piece.shape[0] for piece in opened)])
+        stop = int(offsets[-1]) if stop is None else stop
+        if stop <= start:
+            return np.empty((0, *opened[0].shape[1:]), opened[0].dtype)
+        found = []
+        for piece, low, high in zip(opened, offsets[:-1], offsets[1:], strict=True):
+            if low < stop and high > start:
+                rows = slice(max(start, low) - low, min(stop, high) - low)
+                try:
+                    found.append(np.asarray(self.attempt(piece.path, lambda piece=piece, rows=rows: piece[rows])))  # type: ignore[misc]
+                except (ValueError, FileNotFoundError, RuntimeError) as error:
+                    raise self._damaged(stage, name, f"{piece.path} rows {start} to {stop}") from error
+        return found[0] if len(found) == 1 else np.concatenate(found)
+
+    def read_span(
+        self, stage: str, names: Sequence[str], offsets: np.ndarray, array: str, start: int, stop: int
+    ) -> np.ndarray:
+        """Read rows [start, stop) of what parts hold one after another; part p's rows begin at offsets[p]."""
+        pieces = []
+        begin = int(np.searchsorted(offsets, start, side="right")) - 1
+        for p in range(max(begin, 0), len(names)):
+            low, high = int(offsets[p]), int(offsets[p + 1])
+            if low >= stop:
+                break
+            if high > start and high > low:
+                pieces.append(self.read(stage, names[p], array, max(start, low) - low, min(stop, high) - low))
+        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+
+    # the whole ---------------------------------------------------------------------------------
+
+    def stages(self) -> list[str]:
+        """List the stages that have committed anything."""
+        return self.names_below(MANIFESTS)
+
+    def damaged(self) -> Iterator[tuple[str, str, str]]:
+        """Read every committed object against its digest; yield stage, part and key of each that fails.
+
+        Stage and part are empty for what no part names: the group's metadata and the lock.
+        """
+        for stage in self.stages():
+            for name in self.committed(stage):
+                try:
+                    objects = self.manifest(stage, name)["objects"]
+                except DamageError:
+                    yield stage, name, manifest_key(stage, name)
+                    continue
+                for key, (size, known) in objects.items():
+                    data = self.get(key)
+                    if data is None or len(data) != size or digest(data) != known:
+                        yield stage, name, key
+        with contextlib.suppress(DamageError):  # of what the run is of, told above
+            if self.get("zarr.json") != self._metadata():
+                yield "", "", "zarr.json"
+        for term in self.terms():
+            if unseal(self.get(lock_key(term)) or b"") is None:
+                yield "", "", lock_key(term)
+
+    def terms(self) -> list[int]:
+        """List the terms of the run's drivers."""
+        names = [name.removesuffix(".json") for name in self.names_below(LOCKS)]
+        return sorted(int(name) for name in names if name.isdigit())
+
+    def prune(self) -> None:
+        """Remove empty folders, on local disks."""
+        if self.is_local:
+            self.attempt("", lambda: disk.prune(self.location))
+
+    def unnamed(self) -> list[str]:
+        """List the objects that no manifest names.
+
+        Raises
+        ------
+        DamageError
+            A manifest is damaged, so that what it named is not known.
+        """
+        named = {"zarr.json"}
+        for stage in self.stages():
+            for name in self.committed(stage):
+                named |= {manifest_key(stage, name), *self.manifest(stage, name)["objects"]}
+        named |= {lock_key(term) for term in self.terms()}
+        return [key for key in self.keys() if key not in named]
