@@ -110,7 +110,7 @@ def test_the_memory_that_a_refusal_names_is_enough(fresh, cli):
     path, output = write(fresh("in.zarr"), 6_000), fresh("run.zarr")
     words = ["run", "--input", path, "--output", output, "--workers", "2", "--set", "layout.n_epochs=10"]
     words += ["--set", "task_memory=48MiB", "--set", "quality.queries=100"]
-    refused = cli(*words, "--memory-limit", "300MiB")
+    refused = cli(*words, "--memory-limit", "700MiB")
     assert refused.code == BudgetError.exit_code
     assert not os.path.exists(output)
     named = re.search(r"give workers --memory-limit (\w+) or more", refused.err)[1]
@@ -133,3 +133,12 @@ def test_plans_name_the_least_limit_that_they_take(fresh, rows):
     with pytest.raises(BudgetError):
         plan(at_limit(config, limit - 2**21)).check(limit - 2**21, None)
     assert plan(at_limit(config, limit)).peak_bytes <= limit * PAUSE_FRACTION
+
+
+@pytest.mark.slow
+@pytest.mark.fault(20)
+def test_a_limit_that_no_interpreter_fits_is_refused_before_any_worker_starts(fresh, cli):
+    path, output = write(fresh("in.zarr"), 6_000), fresh("run.zarr")
+    refused = cli("run", "--input", path, "--output", output, "--workers", "1", "--memory-limit", "200MiB")
+    assert refused.code == BudgetError.exit_code, refused.err
+    assert "--memory-limit" in refused.err

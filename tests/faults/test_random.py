@@ -29,6 +29,7 @@ from dumap.store import Run
 from dumap.store.run import Part
 
 LONGEST = 60.0
+"""Seconds of this process, in which all of a run takes place, that a run may take."""
 COMMON = ("euclidean", "cosine", "correlation", "manhattan", "minkowski", "hamming", "hellinger")
 """Metrics of a short suite: each takes a second to compile."""
 
@@ -80,7 +81,7 @@ def cases(draw: st.DrawFn, many: bool) -> Case:
     if metric == "haversine" and draw(st.booleans()):
         dims = 2
     if metric in ("kantorovich", "wasserstein"):  # each distance is a linear programme
-        rows, dims = min(rows, 50), min(dims, 8)
+        rows, dims = min(rows, 30), min(dims, 6)
     seed = draw(st.integers(0, 2**32 - 1))
     x = values(draw(st.sampled_from(KINDS)), rows, dims, seed) * draw(st.sampled_from(SCALES))
     rng = np.random.default_rng(seed + 1)
@@ -151,7 +152,7 @@ def cases(draw: st.DrawFn, many: bool) -> Case:
 
 def check(case: Case, folder: str, client: Client | None) -> str:
     """Run a case; return what it came to."""
-    path, output, began = f"{folder}input.zarr", f"{folder}run.zarr", time.monotonic()
+    path, output, began = f"{folder}input.zarr", f"{folder}run.zarr", time.process_time()
     options = dict(case.store)
     group = zarr.create_group(path, zarr_format=options.pop("zarr_format"))
     group.create_array("vectors", data=case.x, **options)
@@ -167,9 +168,9 @@ def check(case: Case, folder: str, client: Client | None) -> str:
     except DumapError as error:
         return type(error).__name__
     finally:
-        assert time.monotonic() - began < LONGEST
+        assert time.process_time() - began < LONGEST
     run = Run(output, read_only=True)
-    y, flags = run.read_final("embedding"), run.read_final("status")
+    y, flags = run.read_final("embedding", "embedding"), run.read_final("status", "embedding")
     with np.errstate(over="ignore"):
         finite = np.isfinite(case.x.astype(np.float32)).all(axis=1)
     assert y.shape == (len(case.x), config.layout.n_components)
@@ -196,6 +197,12 @@ class Here(executor.Executor):
             task(Job(job.config, job.geometry), part, **options)
 
 
+class Held(np.ndarray):
+    """An array held in memory, which says so instead of its path."""
+
+    path = "memory"
+
+
 @contextlib.contextmanager
 def in_memory():
     """Hold the arrays of parts in memory, and run without a cluster."""
@@ -208,7 +215,7 @@ def in_memory():
         return path
 
     def opened(self: Run, stage: str, name: str, array: str) -> list[np.ndarray]:
-        return [held[self.location, path].copy() for path in self.manifest(stage, name)["arrays"][array]]
+        return [held[self.location, path].copy().view(Held) for path in self.manifest(stage, name)["arrays"][array]]
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Part, "_write_object", write)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -20,7 +21,8 @@ from dumap.config import FrozenDict, build, load
 from dumap.errors import ConfigError, DumapError, InputError, StorageError
 from dumap.metrics import ARGUMENTS, METRICS, arguments
 from dumap.source import Input
-from dumap.store import MANIFESTS, Run
+from dumap.store import IDENTITY, MANIFESTS, Run, manifest_key
+from dumap.store.objects import seal
 
 LEAST = {"input": {"path": "in.zarr"}, "output": "out.zarr"}
 LONGEST_MESSAGE = 8000
@@ -95,8 +97,12 @@ def test_a_pickled_chunk_would_harm(trusting, tmp_path, mark, form):
 @pytest.mark.parametrize("kind", ["embedding", "status"])
 def test_no_chunk_of_a_runs_result_is_unpickled(trusting, run, mark, kind):
     pickled(Path(run.location), mark, "text, compressor", kind)
-    with pytest.raises(DumapError, match="pickle"):
-        run.read_final(kind)
+    with pytest.raises(StorageError):
+        run.read_final(kind, "embedding")
+    with run.part(IDENTITY, "results") as out:
+        out.objects[f"{kind}/.zarray"] = [0, "0"]
+    with pytest.raises(StorageError):
+        run.read_final(kind, "embedding")
     assert not mark.exists()
 
 
@@ -300,7 +306,7 @@ def test_odd_paths_that_can_be_are_taken(value):
     assert build({**LEAST, "output": value, "input": {"path": value}}).output == value
 
 
-@pytest.mark.parametrize("name", ["a" * 300, "a" * 300 + "/b.zarr", "~nobody/\udcff" + "b" * 300])
+@pytest.mark.parametrize("name", ["a" * 300, "a" * 300 + "/b.zarr", "~nobody/" + "b" * 300])
 def test_paths_that_the_disk_refuses_are_named(cli, save, name):
     data = save(np.ones((40, 3), np.float32))
     for words in (("--input", data, "--output", name), ("--input", name, "--output", "out.zarr")):
@@ -363,37 +369,43 @@ def victim(tmp_path) -> Path:
 
 def forge(run: Run, stage: str, part: str, **wanted) -> None:
     """Commit a manifest that says what is wanted, its digest right."""
-    manifest = {"attempt": "0", "arrays": {}, "objects": {}, "attributes": {}, "time": 0.0, **wanted}
-    body = json.dumps(manifest, sort_keys=True).encode()
-    digest = hashlib.blake2b(body, digest_size=16).hexdigest()
-    run.put(f"{MANIFESTS}/{stage}/{part}.json", json.dumps({"manifest": manifest, "digest": digest}).encode())
+    manifest = {"attempt": "00000000", "arrays": {}, "objects": {}, "attributes": {}, "time": 0.0, **wanted}
+    run.put(manifest_key(stage, part), seal(manifest))
 
 
 OUTSIDE = [
     "../victim/file",
     "{victim}/file",
     "layout/../../victim/file",
-    "layout/p-0/../../../victim/file",
+    "layout/p-00000000/../../../victim/file",
     "../victim",
 ]
 
 
+def mend(run: Run) -> None:
+    """Do all that removes anything: uncommit what is damaged, and clean."""
+    with contextlib.suppress(DumapError):
+        pipeline.drop(run.location, pipeline.verify(run.location), print)
+    with contextlib.suppress(DumapError):
+        pipeline.clean(run.location, print)
+
+
 @pytest.mark.parametrize("key", OUTSIDE)
-def test_repair_deletes_nothing_outside(run, victim, contents, cli, key):
+def test_nothing_outside_is_removed(run, victim, contents, key):
     before = contents(str(victim))
-    run.put("layout/p-0/a", b"x")  # so that the folders on the way are there
+    run.put("layout/p-00000000/a", b"x")  # so that the folders on the way are there
     forge(run, "layout", "p", objects={key.format(victim=victim): [1, "0"]})
-    outcome = cli("verify", run.location, "--repair")
+    mend(run)
     assert contents(str(victim)) == before
-    assert outcome.code in (0, 1, 6), outcome
+    assert pipeline.verify(run.location) == []
 
 
-@pytest.mark.parametrize("attempt", ["0/../../../victim", "/../../../victim", "0/../../../victim/"])
+@pytest.mark.parametrize("attempt", ["00000000/../../../victim", "/../../../victim", "00000000/../../../victim/"])
 def test_no_discarded_part_lies_outside(run, victim, contents, attempt):
     before = contents(str(victim))
-    for part in ("p-0", "p-"):
+    for part in ("p-00000000", "p-"):
         run.put(f"layout/{part}/a", b"x")
-    forge(run, "layout", "p", attempt=attempt, arrays={"a": ["layout/p-0/a"]})
+    forge(run, "layout", "p", attempt=attempt, arrays={"a": ["layout/p-00000000/a"]})
     with pytest.raises(StorageError):
         run.discard("layout", "p")
     assert contents(str(victim)) == before
@@ -401,7 +413,7 @@ def test_no_discarded_part_lies_outside(run, victim, contents, attempt):
 
 @pytest.mark.parametrize("path", ["../victim/a", "{victim}/a", "layout/../../victim/a"])
 def test_no_array_is_read_outside(run, victim, path):
-    run.put("layout/p-0/a", b"x")
+    run.put("layout/p-00000000/a", b"x")
     path = path.format(victim=victim)
     objects = {
         f"{path}/{key}": [len(data), hashlib.blake2b(data, digest_size=16).hexdigest()]
@@ -416,24 +428,25 @@ def test_no_array_is_read_outside(run, victim, path):
     "wanted",
     [
         {"attempt": 7},
-        {"attempt": None, "arrays": {"a": ["layout/p-0/a"]}},
+        {"attempt": None, "arrays": {"a": ["layout/p-00000000/a"]}},
         {"arrays": []},
-        {"arrays": {"a": "layout/p-0/a"}},
+        {"arrays": {"a": "layout/p-00000000/a"}},
         {"arrays": {"a": [7]}},
         {"objects": []},
-        {"objects": {"layout/p-0/a": 7}},
-        {"objects": {"layout/p-0/a": ["x", 7]}},
+        {"objects": {"layout/p-00000000/a": 7}},
+        {"objects": {"layout/p-00000000/a": ["x", 7]}},
         {"objects": {"": [1, "0"]}},
         {"attributes": []},
     ],
     ids=str,
 )
 def test_a_manifest_of_another_shape_is_damage(run, cli, wanted):
-    run.put("layout/p-0/a", b"x")
+    run.put("layout/p-00000000/a", b"x")
     forge(run, "layout", "p", **wanted)
-    assert cli("verify", run.location).code in (0, 1, 6)
-    assert cli("verify", run.location, "--repair").code in (0, 6)
-    assert run.get("zarr.json") is not None
+    assert cli("verify", run.location).code == 1
+    assert cli("clean", run.location).code in (0, 6)
+    mend(run)
+    assert cli("verify", run.location).code == 0
 
 
 @pytest.mark.parametrize(
@@ -441,30 +454,48 @@ def test_a_manifest_of_another_shape_is_damage(run, cli, wanted):
 )
 def test_a_manifest_that_is_none_is_damage(run, cli, content):
     run.put(f"{MANIFESTS}/layout/p.json", content)
-    assert cli("verify", run.location).code in (1, 6)
-    assert cli("verify", run.location, "--repair").code in (0, 6)
+    assert cli("verify", run.location).code == 1
+    assert cli("clean", run.location).code in (0, 6)
+    mend(run)
+    assert cli("verify", run.location).code == 0
+
+
+def refused_by_all(cli, data: str, location: str) -> None:
+    for words in (
+        ("status", location),
+        ("run", "--input", data, "--output", location),
+        ("export", location, "embedding", "x.npy"),
+        ("clean", location),
+    ):
+        outcome = cli(*words)
+        assert outcome.code in (2, 6, 7), (words, outcome)
 
 
 @pytest.mark.parametrize(
     "content",
     [
         *(b"[]", b"{}", b"7", b"{", b"\xff", b'{"attributes": []}', b'{"attributes": 7}', b'{"attributes": {}}'),
-        *(b"[" * 100_000, b'{"attributes": {"format": 1}}'),
-        *(b'{"attributes": {"format": 1, "parameters": 7, "input": 7, "versions": 7}}',),
+        b"[" * 100_000,
+        b'{"attributes": {"format": 2, "parameters": 7, "input": 7, "versions": 7}}',
     ],
     ids=lambda content: repr(content[:40]),
 )
-def test_a_run_of_another_shape_is_refused(run, save, cli, content):
-    data = save(np.ones((40, 3), np.float32))
-    run.put("zarr.json", content)
-    for words in (
-        ("status", run.location),
-        ("run", "--input", data, "--output", run.location),
-        ("export", run.location, "embedding", "x.npy"),
-    ):
-        outcome = cli(*words)
-        assert outcome.code in (2, 6, 7), (words, outcome)
-    assert run.get("zarr.json") == content
+def test_a_group_that_is_no_run_is_refused(tmp_path, save, cli, content):
+    file = tmp_path / "run.zarr" / "zarr.json"
+    file.parent.mkdir()
+    file.write_bytes(content)
+    refused_by_all(cli, save(np.ones((40, 3), np.float32)), str(file.parent))
+    assert file.read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    "attributes",
+    [{}, {"format": [2]}, {"format": 2}, {"format": 2, "parameters": 7, "input": 7, "versions": 7}],
+    ids=str,
+)
+def test_a_run_of_another_shape_is_refused(run, save, cli, attributes):
+    forge(run, IDENTITY, "run", attributes=attributes)
+    refused_by_all(cli, save(np.ones((40, 3), np.float32)), run.location)
 
 
 # the configuration is one thing, for good --------------------------------------------------------
