@@ -189,8 +189,8 @@ def test_workers_of_a_short_life(fresh, data, prepare, embed):
     more = {"layout.n_epochs": 200}
     config = prepare({**more, **ROUNDS})
     with fleet(fresh, 0) as brief:
-        brief.start_workers(2, 1, True, "--lifetime", "8s", "--lifetime-stagger", "2s", "--lifetime-restart")
-        slow = {"stage": "layout", "point": "task", "action": "sleep", "seconds": 0.15, "times": 300}
+        brief.start_workers(2, 1, True, "--lifetime", "20s", "--lifetime-stagger", "4s", "--lifetime-restart")
+        slow = {"stage": "layout", "point": "task", "action": "sleep", "seconds": 0.25, "times": 300}
         (name,) = brief.faults.plan(slow)
         assert run(config, client=brief.client)["state"] == "done"
         assert len(set(brief.faults.happened(name))) > 2, "no worker's life ended"
