@@ -358,7 +358,9 @@ def verify(location: str) -> list[tuple[str, str, str]]:
             lost = set(store.summary(DONE, stage)["parts"]) - set(store.committed(stage))
             found += [(stage, part, manifest_key(stage, part)) for part in sorted(lost)]
     needed = ["run", *(["results"] if set(STAGES) & set(store.stages()) else [])]
-    found += [(IDENTITY, part, manifest_key(IDENTITY, part)) for part in needed if not store.is_committed(IDENTITY, part)]
+    found += [
+        (IDENTITY, part, manifest_key(IDENTITY, part)) for part in needed if not store.is_committed(IDENTITY, part)
+    ]
     return found
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
-from faults.harness import SETTINGS, Fleet, all_kept, commits, results, until
+from faults.harness import Fleet, all_kept, commits, results, until
 
 from dumap.errors import LockError
 from dumap.pipeline import Silent, verify
