@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from faults.harness import SETTINGS, results
+from zarr.codecs import Crc32cCodec
 
 from dumap.pipeline import STAGES, status, verify
 from dumap.store import IDENTITY, LOCKS, MANIFESTS
