@@ -109,6 +109,8 @@ def run(config: Config, client: Client | None = None, observer: Observer | None 
         if not lost_identity(job.run) and all(job.run.is_committed(DONE, stage) for stage in STAGES):
             observer.note(f"{config.output}: finished before; nothing to do")
             return status(config.output)
+    if config.cluster.memory_limit and client is None:  # workers too small to start would not even say so
+        projected.check(config.cluster.memory_limit, None)
     with executor.connect(config.cluster, client, observer) as cluster:
         cluster.preflight()
         projected = make_plan(config, projected.geometry, cluster.worker_memory)
@@ -295,7 +297,7 @@ def check_same(job: Job, force: bool, observer: Observer, cpus: list[str] | None
                 f"was read: name another output"
             )
     differs = differences(attributes["versions"], executor.versions())
-    if not set(cpus or []) <= set(attributes["cpus"]):
+    if not set(cpus or []) <= set(attributes.get("cpus", [])):
         differs.append(f"processors: {', '.join(attributes['cpus'])} -> {', '.join(cpus or [])}")
     if differs and not force:
         raise RunMismatchError(

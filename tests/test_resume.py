@@ -1,9 +1,7 @@
-"""Runs that are finished, damaged or given other parameters: the same bytes, or a refusal that touches nothing."""
+"""Runs that are finished or given other parameters: the same bytes, or a refusal that touches nothing."""
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
 from pathlib import Path
 
@@ -13,7 +11,6 @@ import zarr
 from faults.harness import SETTINGS, results
 
 from dumap import executor
-from dumap.pipeline import STAGES, verify
 from dumap.submit import run
 
 pytestmark = pytest.mark.faults
@@ -60,6 +57,7 @@ def test_results_are_those_of_another_run(embed, data, clean):
 # other parameters, other input -------------------------------------------------------------------
 
 
+@pytest.mark.fault(22)
 @pytest.mark.parametrize(
     ("setting", "said"),
     [
@@ -84,6 +82,7 @@ def test_what_the_answer_does_not_depend_on_may_change(cli, clean, data, content
     assert contents(clean.output) == before
 
 
+@pytest.mark.fault(22)
 @pytest.mark.parametrize("change", ["a value", "more rows", "another dtype"])
 def test_other_input_is_refused(cli, configure, client, digits, save, contents, change):
     x = digits[0][:100].copy()
@@ -101,6 +100,7 @@ def test_other_input_is_refused(cli, configure, client, digits, save, contents, 
     assert contents(config.output) == before
 
 
+@pytest.mark.fault(23)
 def test_other_versions_are_refused_unless_forced(configure, client, own, clean, monkeypatch, contents):
     from dumap.errors import RunMismatchError
 
@@ -113,118 +113,21 @@ def test_other_versions_are_refused_unless_forced(configure, client, own, clean,
     assert contents(own.output) == before
 
 
-# damage ------------------------------------------------------------------------------------------
+@pytest.mark.fault(23)
+def test_other_processors_are_refused_unless_forced(configure, client, data, clean, fresh, monkeypatch):
+    """A run half done on other processors; what is finished needs none."""
+    from dumap.errors import RunMismatchError
+    from dumap.executor import Executor
 
-
-def objects(output: str, stage: str, prefix: str) -> list[str]:
-    """Return the keys of the data that a stage's first part of that name wrote."""
-    manifest = min(Path(output, "manifests", stage).glob(f"{prefix}*.json"))
-    keys = json.loads(manifest.read_text())["document"]["objects"]
-    return sorted((k for k in keys if "/c/" in k), key=lambda k: -os.path.getsize(Path(output, k)))
-
-
-def flip(path: Path) -> None:
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(data)
-
-
-DAMAGE = {
-    "one bit flipped": flip,
-    "truncated": lambda path: path.write_bytes(path.read_bytes()[:-1]),
-    "emptied": lambda path: path.write_bytes(b""),
-    "deleted": lambda path: path.unlink(),
-}
-
-
-@pytest.mark.parametrize("kind", DAMAGE)
-def test_every_kind_of_damage_is_found_and_named(cli, own, kind):
-    key = objects(own.output, "neighbors", "merged-")[0]
-    DAMAGE[kind](Path(own.output, key))
-    outcome = cli("verify", own.output, "--dry-run")
-    assert outcome.code == 1
-    assert f"damaged: {key}" in outcome.out
-    assert json.loads(cli("verify", own.output, "--json").out)["damaged"] == [key]
-    assert cli("verify", own.output).code == 0, "what is damaged no longer counts"
-
-
-PLACES = {
-    "vectors": "block-",
-    "cells": "sorted-",
-    "cells table": "table-",
-    "neighbors": "merged-",
-    "graph": "united-",
-    "start": "coordinates",
-    "layout": "epoch-",
-    "embedding": "rows-",
-    "quality": "report",
-}
-
-
-def forget(output: str, stages: tuple[str, ...]) -> None:
-    """Undo the commits of some stages."""
-    for stage in stages:
-        shutil.rmtree(Path(output, "manifests", stage))
-        Path(output, "manifests", "run", f"{stage}.json").unlink()
-
-
-@pytest.mark.parametrize(
-    "place",
-    [p if p in ("neighbors", "layout") else pytest.param(p, marks=pytest.mark.slow) for p in PLACES],
-)
-def test_repaired_damage_gives_the_same_bytes(cli, client, own, clean, place):
-    """The stages after it are made again too, so that what is repaired is seen to be as it was."""
-    stage = place.split()[0]
-    flip(Path(own.output, objects(own.output, stage, PLACES[place])[0]))
-    assert cli("verify", own.output).code == 1
-    forget(own.output, STAGES[STAGES.index(stage) + 1 :])
-    assert run(own, client=client)["state"] == "done"
-    assert verify(own.output) == []
-    assert results(own.output) == results(clean.output)
-
-
-@pytest.mark.parametrize(
-    "place", [*(pytest.param(p, marks=pytest.mark.slow) for p in ("neighbors", "embedding")), "layout"]
-)
-def test_repair_alone_makes_a_finished_run_whole(cli, client, own, clean, place):
-    key = objects(own.output, place, PLACES[place])[0]
-    flip(Path(own.output, key))
-    assert cli("verify", own.output).code == 1
-    assert run(own, client=client)["state"] == "done"
-    assert verify(own.output) == []
-    assert results(own.output) == results(clean.output)
-    committed = Path(own.output, "manifests", place).glob(f"{PLACES[place]}*.json")
-    assert any(committed), f"{key} was removed and not made again"
-
-
-def test_a_damaged_manifest_is_found_and_made_again(cli, client, own, clean):
-    manifest = min(Path(own.output, "manifests", "graph").glob("united-*.json"))
-    flip(manifest)
-    assert str(manifest.relative_to(own.output)) in cli("verify", own.output).out
-    assert run(own, client=client)["state"] == "done"
-    assert results(own.output) == results(clean.output)
-
-
-@pytest.mark.parametrize("name", ["embedding", "status"])
-def test_verify_covers_all_that_the_results_need(own, name):
-    """Whatever file of a result loses its last byte, the run is no longer called whole."""
-    unseen = []
-    for path in sorted(p for p in Path(own.output, name).rglob("*") if p.is_file()):
-        whole = path.read_bytes()
-        path.write_bytes(whole[:-1])
-        if not verify(own.output):
-            unseen.append(str(path.relative_to(own.output)))
-        path.write_bytes(whole)
-    assert unseen == []
-
-
-def test_damage_met_on_the_way_is_made_again(cli, client, own, clean):
-    """Never fill values: a lost object of a stage that is read again is said, and its part made anew."""
-    Path(own.output, lost := objects(own.output, "graph", "united-")[0]).unlink()
-    forget(own.output, ("start", "layout", "embedding", "quality"))
-    address = ("--scheduler", client.scheduler.address)
-    outcome = cli("run", "--input", own.input.path, "--output", own.output, *WORDS, *address)
-    assert outcome.code == 0, outcome.err
-    assert f"{lost} (graph united-00000) is missing or damaged" in outcome.err
-    assert verify(own.output) == []
-    assert results(own.output) == results(clean.output)
+    config = configure(data, SETTINGS)
+    shutil.copytree(clean.output, config.output)
+    for stage in ("embedding", "quality"):
+        Path(config.output, "manifests", "run", f"{stage}.json").unlink()
+    before = {p: p.read_bytes() for p in Path(config.output, "manifests").rglob("*.json")}
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr(Executor, "cpus", ["z80/ROMAN"])
+        with pytest.raises(RunMismatchError, match=r"processors: .* -> z80/ROMAN\nUse the old ones.*--force"):
+            run(config, client=client)
+        assert {p: p.read_bytes() for p in Path(config.output, "manifests").rglob("*.json")} == before
+        assert run(config, client=client, force=True)["state"] == "done"
+    assert results(config.output) == results(clean.output)

@@ -13,7 +13,7 @@ from zarr.errors import ArrayNotFoundError, GroupNotFoundError
 
 from dumap.disk import is_remote
 from dumap.errors import InputError, StorageError
-from dumap.store.objects import open_store
+from dumap.store.objects import bucket_errors, open_store, told
 
 
 def refuse_code(array: zarr.Array) -> zarr.Array:
@@ -45,11 +45,11 @@ def find_array(path: str, name: str) -> zarr.Array:
         There is none; the message lists the arrays there are.
     """
     store = open_store(path, read_only=True)
-    absent = (ArrayNotFoundError, GroupNotFoundError, FileNotFoundError, KeyError, ValueError)
+    absent = (ArrayNotFoundError, GroupNotFoundError, OSError, KeyError, ValueError, bucket_errors()[0])
     try:
         node = zarr.open(store, mode="r", use_consolidated=False)
     except absent as error:
-        raise InputError(f"input.path: {path} is not a Zarr group or array ({error})") from error
+        raise InputError(f"input.path: {path} is not a Zarr group or array ({told(error)})") from error
     if isinstance(node, zarr.Array):
         return refuse_code(node)
     try:

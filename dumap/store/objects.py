@@ -60,13 +60,18 @@ def open_store(location: str, read_only: bool) -> Store:
 
 
 @cache
-def _bucket_errors() -> tuple[type[Exception], tuple[type[Exception], ...]]:
+def bucket_errors() -> tuple[type[Exception], tuple[type[Exception], ...]]:
     """Return what a bucket's library raises: the base of all, and what may not fail another time."""
     try:
         from obstore import exceptions
     except ImportError:
         return OSError, ()
     return exceptions.BaseError, (exceptions.GenericError, exceptions.JoinError)
+
+
+def told(error: Exception) -> str:
+    """Return what an error says to people: a bucket's library adds how the error looks within it."""
+    return f"{type(error).__name__}: {error}".split("\n\nDebug source")[0]
 
 
 def digest(data: bytes) -> str:
@@ -114,7 +119,7 @@ class Objects:
 
         Actions must come to the same when done twice.
         """
-        base, passing = _bucket_errors()
+        base, passing = bucket_errors()
         for pause in (*PAUSES, None):
             try:
                 return action()
@@ -123,7 +128,7 @@ class Objects:
             except (OSError, base) as error:
                 if pause is None or not isinstance(error, passing):
                     number = error.errno if isinstance(error, OSError) else None
-                    said = ADVICE.get(number or 0, f"{type(error).__name__}: {error}")
+                    said = ADVICE.get(number or 0, told(error))
                     raise StorageError(f"{self.location}, {key}: {said}") from error
                 time.sleep(pause)
         raise AssertionError("unreachable")
@@ -223,7 +228,8 @@ def probe(location: str) -> None:
         kept = objects.put_new(key, b"first") and not objects.put_new(key, b"second") and objects.get(key) == b"first"
         objects.delete(key)
     except Exception as error:  # any store's own kind of refusal
-        raise StorageError(f"output: {location} cannot be written to ({error})") from error
+        said = str(error) if isinstance(error, DumapError) else told(error)
+        raise StorageError(f"output: {location} cannot be written to ({said})") from error
     if not kept:
         raise StorageError(
             f"output: {location} does not support writing an object only where there is none, by which a run commits; "

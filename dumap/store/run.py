@@ -43,6 +43,9 @@ OBJECT_BYTES = 32 << 20
 RANGE_BYTES = 1 << 19
 """Rows are read in ranges of about this size, each with a checksum of its own."""
 
+SECTIONS = ("parameters", "versions", "input")
+"""Attributes of a run that hold keys and values."""
+
 Manifest = dict[str, Any]
 
 
@@ -251,13 +254,16 @@ class Run(Objects):
                 raise StorageError(f"{self.location} holds no run")
             try:
                 attributes = json.loads(data)["attributes"]
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, RecursionError):
                 attributes = {}
         version = attributes.get("format") if isinstance(attributes, dict) else None
         if version is None:
             raise StorageError(f"{self.location} is not a dumap run: its attributes have no 'format'")
         if version != FORMAT:
             raise StorageError(f"{self.location} has format {version}; this version of dumap reads format {FORMAT}")
+        odd = [name for name in SECTIONS if not isinstance(attributes.get(name), dict)]
+        if odd:
+            raise StorageError(f"{self.location} is not a dumap run: it does not say its {', '.join(odd)}")
         return attributes
 
     def final(self, name: str) -> zarr.Array:

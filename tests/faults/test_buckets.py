@@ -1,0 +1,325 @@
+"""Runs in buckets, over a network that loses answers: the same bytes as in a folder, and no secret told."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+import zarr
+from distributed import Client, LocalCluster
+from faults.harness import Fleet, until
+
+from dumap.config import load
+from dumap.errors import StorageError
+from dumap.pipeline import Silent, verify
+from dumap.store import MANIFESTS, Run, manifest_key, probe
+from dumap.store import lock as lock_module
+from dumap.store import objects as objects_module
+from dumap.submit import run
+
+pytest.importorskip("obstore", reason="buckets need the extra 'cloud'")
+pytest.importorskip("moto.server", reason="moto[server] is not installed")
+
+from faults.bucket import KEY, SECRET, TIMEOUT, Proxy, Server
+
+SETTINGS = {"layout.n_epochs": 20, "quality.queries": 20}
+WORDS = [word for key, value in SETTINGS.items() for word in ("--set", f"{key}={value}")]
+SOURCE, OUTPUT = "s3://data/input.zarr", "s3://data/run.zarr"
+
+
+@pytest.fixture(scope="module")
+def proxy(digits):
+    """Return a proxy before a bucket 'data' that holds an input, and let all that starts from here use it."""
+    server = Server()
+    proxy = Proxy(server.host, server.port)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {
+            "AWS_ACCESS_KEY_ID": KEY,
+            "AWS_SECRET_ACCESS_KEY": SECRET,
+            "AWS_ENDPOINT_URL": proxy.url,
+            "AWS_ALLOW_HTTP": "true",
+            "AWS_REGION": "us-east-1",
+            "AWS_TIMEOUT": f"{TIMEOUT} seconds",
+        }.items():
+            patch.setenv(name, value)
+        import boto3
+
+        boto3.client("s3", endpoint_url=proxy.url).create_bucket(Bucket="data")
+        store = objects_module.open_store(SOURCE, read_only=False)
+        zarr.create_group(store).create_array("vectors", data=digits[0][:300], chunks=(150, 64))
+        yield proxy
+    proxy.close()
+    server.close()
+
+
+@pytest.fixture(autouse=True)
+def passing(proxy):
+    """Let every request through again."""
+    proxy.clear()
+
+
+@pytest.fixture(scope="module")
+def near(proxy):
+    """Return the client of workers who know the bucket."""
+    with (
+        LocalCluster(n_workers=2, threads_per_worker=1, memory_limit="2GiB", dashboard_address=":0") as cluster,
+        Client(cluster, set_as_default=False) as client,
+    ):
+        yield client
+
+
+def config_of(output: str = OUTPUT, **more):
+    return load(None, (), {"input.path": SOURCE, "output": output, **SETTINGS, **more})
+
+
+def bytes_of(location: str) -> dict[str, bytes]:
+    """Return the bytes of what a run is for, wherever it lies."""
+    store = Run(location, read_only=True)
+    found = {n: zarr.open_array(store.store, path=n, mode="r")[:].tobytes() for n in ("embedding", "status")}
+    for part in (part for part in store.committed("graph") if part.startswith("united-")):
+        for array in store.manifest("graph", part)["arrays"]:
+            found[f"{part} {array}"] = store.read("graph", part, array).tobytes()
+    return found
+
+
+@pytest.fixture(scope="module")
+def expected(embed, digits):
+    """Return the bytes of the same run in a folder."""
+    done = embed(digits[0][:300], SETTINGS)
+    return bytes_of(done.output)
+
+
+@pytest.fixture(scope="module")
+def done(proxy, near, fresh, expected):
+    """Return what a driver said that ran while one request in twenty failed."""
+    proxy.fail_some(0.05)
+    with Fleet(fresh) as fleet:
+        file = fresh("run.yaml")
+        Path(file).write_text(yaml.safe_dump(config_of(**{"cluster.scheduler": near.scheduler.address}).model_dump()))
+        driver = fleet.start(["-m", "dumap.cli", "--debug", "run", file])
+        code = driver.wait(240)
+        happened, said = dict(proxy.happened), driver.said
+    proxy.clear()
+    assert code == 0, said
+    return happened, said
+
+
+@pytest.mark.fault(16)
+@pytest.mark.slow
+def test_a_run_over_a_bad_network_is_that_in_a_folder(done, expected):
+    happened, _ = done
+    assert {"error", "late", "lost"} <= set(happened), happened
+    assert bytes_of(OUTPUT) == expected
+
+
+@pytest.mark.slow
+def test_commands_work_on_a_bucket(done, cli, fresh, expected):
+    assert cli("verify", OUTPUT).out == "all objects are as they were written\n"
+    assert '"state": "done"' in cli("status", OUTPUT, "--json").out
+    assert cli("clean", OUTPUT, "--dry-run").code == 0
+    Run(OUTPUT).put("vectors/block-00000-01234567/hashes/c/0", b"left over")
+    assert "removed: vectors/block-00000-01234567/hashes/c/0" in cli("clean", OUTPUT).out
+    assert cli("clean", OUTPUT).out == "0 objects that no manifest names\n"
+    out = fresh("map.npy")
+    assert cli("export", OUTPUT, "embedding", out).code == 0
+    assert np.load(out).tobytes() == expected["embedding"]
+
+
+@pytest.mark.fault(13)
+@pytest.mark.slow
+def test_damage_in_a_bucket_is_made_good(done, near, cli, expected):
+    store = Run(OUTPUT)
+    (key,) = (k for k in store.manifest("embedding", "rows-00000")["objects"] if k.startswith("embedding/"))
+    store.put(key, store.get(key)[:-1])
+    assert cli("verify", OUTPUT).out == f"damaged: {key}\n1 damaged objects\n"
+    assert run(config_of(), client=near)["state"] == "done"
+    assert verify(OUTPUT) == []
+    assert bytes_of(OUTPUT) == expected
+
+
+@pytest.mark.fault(22)
+@pytest.mark.slow
+def test_an_input_changed_in_its_bucket_is_refused(done, near, cli, digits):
+    array = zarr.open_array(objects_module.open_store(SOURCE, read_only=False), path="vectors")
+    array[3, 3] += 1
+    try:
+        outcome = cli("run", "--input", SOURCE, "--output", OUTPUT, *WORDS)
+        assert outcome.code == 7, outcome.err
+        assert f"{SOURCE} holds other data than when {OUTPUT} was begun" in outcome.err
+    finally:
+        array[3, 3] -= 1
+    assert cli("run", "--input", SOURCE, "--output", OUTPUT, *WORDS).code == 0
+
+
+@pytest.mark.slow
+def test_no_secret_is_told(done, near):
+    """Not by the driver, --debug or not, nor by workers and scheduler, nor in the run."""
+    _, said = done
+    told = {"driver": said, "workers": repr(near.get_worker_logs()), "scheduler": repr(near.get_scheduler_logs())}
+    told["tasks"] = repr(near.run_on_scheduler(lambda dask_scheduler: list(dask_scheduler.transition_log)))
+    store = Run(OUTPUT, read_only=True)
+    told |= {key: (store.get(key) or b"").decode("latin1") for key in store.keys()}  # noqa: SIM118
+    assert "dumap-" in told["tasks"]
+    assert f"{MANIFESTS}/identity/run.json" in told
+    assert [where for where, what in told.items() if KEY in what or SECRET in what or KEY[6:] in what] == []
+
+
+class Until(Silent):
+    """Does something as a stage begins."""
+
+    def __init__(self, stage, action) -> None:
+        self.stage, self.action = stage, action
+
+    def started(self, stage, projected_bytes):
+        if stage == self.stage:
+            self.action()
+
+
+@pytest.mark.fault(6)
+@pytest.mark.slow
+def test_a_run_in_a_bucket_goes_on_after_a_kill(proxy, near, fresh, expected):
+    config, store = config_of("s3://data/killed.zarr"), Run("s3://data/killed.zarr", read_only=True)
+    with Fleet(fresh) as fleet:
+        file = fresh("run.yaml")
+        Path(file).write_text(
+            yaml.safe_dump(config_of(config.output, **{"cluster.scheduler": near.scheduler.address}).model_dump())
+        )
+        driver = fleet.start(["-m", "dumap.cli", "run", file])
+        until(lambda: store.committed("neighbors") or driver.code is not None, "a commit of neighbors")
+        driver.kill()
+    before = {(s, p): store.get(manifest_key(s, p)) for s in ("vectors", "cells") for p in store.committed(s)}
+    assert before
+    assert run(config, client=near)["state"] == "done"
+    assert {(s, p): store.get(manifest_key(s, p)) for s, p in before} == before
+    assert bytes_of(config.output) == expected
+
+
+@pytest.mark.fault(16)
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_server_that_goes_ends_the_run_in_bounded_time(proxy, near, expected):
+    config = config_of("s3://data/gone.zarr")
+
+    def go():
+        proxy.choose = lambda method, path: "gone"
+
+    began = time.monotonic()
+    with pytest.raises(StorageError) as caught:
+        run(config, client=near, observer=Until("graph", go))
+    assert time.monotonic() - began < 240
+    assert "s3://data/gone.zarr" in str(caught.value)
+    told(str(caught.value))
+    proxy.clear()
+    assert run(config, client=near)["state"] == "done"
+    assert bytes_of(config.output) == expected
+
+
+# objects -----------------------------------------------------------------------------------------
+
+
+def told(message: str) -> None:
+    """Check that a message is for people, and tells no secret."""
+    assert KEY not in message
+    assert SECRET not in message
+    assert "Debug source" not in message
+    assert "Traceback" not in message
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Try again at once."""
+    monkeypatch.setattr(objects_module, "PAUSES", (0.0, 0.0, 0.0))
+
+
+@pytest.fixture
+def begun(proxy, request):
+    """Return a new run in the bucket."""
+    store = Run(f"s3://data/{abs(hash(request.node.name)):x}.zarr")
+    store.create(dict.fromkeys(("parameters", "versions", "input"), {}))
+    return store
+
+
+@pytest.mark.fault(17)
+@pytest.mark.parametrize("fault", ["lost", "late", "error"])
+@pytest.mark.parametrize("times", [1, 3])
+def test_a_manifest_whose_answer_is_lost_is_ones_own(proxy, begun, fault, times):
+    proxy.fail_first(fault, "PUT", "/p.json", times)
+    with begun.part("stage", "p") as part:
+        part.write("a", np.arange(5))
+    assert proxy.happened[fault] == times
+    other = Run(begun.location)
+    assert other.manifest("stage", "p")["attempt"] == part.attempt
+    assert other.read("stage", "p", "a").tolist() == [0, 1, 2, 3, 4]
+    assert begun.committed("stage") == ["p"]
+
+
+@pytest.mark.fault(17)
+def test_a_lock_whose_answer_is_lost_is_ones_own(proxy, begun):
+    proxy.fail_first("lost", "PUT", "/lock/00000001.json")
+    with lock_module.Lock(begun, print) as own:
+        assert own.run.term == 1
+    assert proxy.happened["lost"] == 1
+    assert begun.terms() == [1]
+
+
+@pytest.mark.fault(17, 18)
+def test_of_two_manifests_the_first_wins_even_if_its_answer_is_lost(proxy, begun):
+    slow, fast = Run(begun.location).part("stage", "p"), Run(begun.location).part("stage", "p")
+    slow.write("a", np.array([1.0]))
+    fast.write("a", np.array([2.0]))
+    proxy.fail_first("lost", "PUT", "/p.json")
+    for part in (fast, slow):
+        with part:
+            pass
+        assert part.run.read("stage", "p", "a").tolist() == [2.0]
+    assert proxy.happened["lost"] == 1
+
+
+@pytest.mark.fault(34)
+def test_a_bucket_without_conditional_writes_is_refused(proxy, cli):
+    proxy.choose = lambda method, path: "blind"
+    with pytest.raises(StorageError, match="does not support writing an object only where there is none"):
+        probe("s3://data/blind.zarr")
+    proxy.clear()
+    assert Run("s3://data/blind.zarr").keys() == []
+
+
+@pytest.mark.fault(40)
+def test_credentials_that_may_not_write_are_refused_first(proxy, client, cli):
+    proxy.choose = lambda method, path: "denied" if method in ("PUT", "POST", "DELETE") else None
+    address = ["--scheduler", client.scheduler.address]
+    outcome = cli("run", "--input", SOURCE, "--output", "s3://data/denied.zarr", *WORDS, *address)
+    assert outcome.code == 6, outcome.err
+    assert "output: s3://data/denied.zarr cannot be written to" in outcome.err
+    assert "begins" not in outcome.err
+    told(outcome.err)
+    proxy.clear()
+    assert Run("s3://data/denied.zarr").keys() == []
+
+
+BAD = {
+    "wrong key": {"AWS_ACCESS_KEY_ID": "AKIAWRONG"},
+    "no server": {"AWS_ENDPOINT_URL": "http://127.0.0.1:9"},
+    "no bucket": {},
+}
+
+
+@pytest.mark.fault(16)
+@pytest.mark.parametrize("bad", [b if b != "no server" else pytest.param(b, marks=pytest.mark.slow) for b in BAD])
+@pytest.mark.parametrize("place", ["input", "output"])
+def test_a_bucket_out_of_reach_is_said(proxy, client, cli, data, fresh, monkeypatch, quick, place, bad):
+    for name, value in BAD[bad].items():
+        monkeypatch.setenv(name, value)
+    there = "s3://nowhere/x.zarr" if bad == "no bucket" else "s3://data/input.zarr"
+    source, output = (there, fresh("run.zarr")) if place == "input" else (data, there.replace("input", "x"))
+    address = ["--scheduler", client.scheduler.address]
+    began = time.monotonic()
+    outcome = cli("run", "--input", source, "--output", output, *WORDS, *address)
+    assert outcome.code == (3 if place == "input" else 6), outcome.err
+    assert time.monotonic() - began < 60
+    assert there.rsplit("/", 1)[0] in outcome.err
+    assert "unexpected" not in outcome.err
+    told(outcome.err)

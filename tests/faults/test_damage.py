@@ -1,0 +1,365 @@
+"""Objects that are lost, cut or changed, and those that nobody counts: found, named, made again, removed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from faults.harness import SETTINGS, results
+from zarr.codecs import Crc32cCodec
+
+from dumap.pipeline import STAGES, status, verify
+from dumap.store import IDENTITY, LOCKS, MANIFESTS
+from dumap.store import lock as lock_module
+from dumap.submit import run
+
+WORDS = [word for key, value in SETTINGS.items() for word in ("--set", f"{key}={value}")]
+
+
+@pytest.fixture
+def own(prepare, clean):
+    """Return the configuration of a finished run that a test may damage: a copy, since no file names its place."""
+    config = prepare()
+    shutil.copytree(clean.output, config.output)
+    return config
+
+
+def keys(output: str) -> list[str]:
+    """Return the names of all files of a run."""
+    return sorted(str(p.relative_to(output)) for p in Path(output).rglob("*") if p.is_file())
+
+
+# one object --------------------------------------------------------------------------------------
+
+
+def objects(output: str, stage: str, prefix: str) -> list[str]:
+    """Return the keys of the data that a stage's first part of that name wrote."""
+    manifest = min(Path(output, "manifests", stage).glob(f"{prefix}*.json"))
+    keys = json.loads(manifest.read_text())["document"]["objects"]
+    return sorted((k for k in keys if "/c/" in k), key=lambda k: -os.path.getsize(Path(output, k)))
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+DAMAGE = {
+    "one bit flipped": flip,
+    "truncated": lambda path: path.write_bytes(path.read_bytes()[:-1]),
+    "emptied": lambda path: path.write_bytes(b""),
+    "deleted": lambda path: path.unlink(),
+}
+
+
+@pytest.mark.fault(13, 14)
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_every_kind_of_damage_is_found_and_named(cli, own, kind):
+    key = objects(own.output, "neighbors", "merged-")[0]
+    DAMAGE[kind](Path(own.output, key))
+    outcome = cli("verify", own.output, "--dry-run")
+    assert outcome.code == 1
+    assert f"damaged: {key}" in outcome.out
+    assert json.loads(cli("verify", own.output, "--json").out)["damaged"] == [key]
+    assert cli("verify", own.output).code == 0, "what is damaged no longer counts"
+
+
+PLACES = {
+    "vectors": "block-",
+    "cells": "sorted-",
+    "cells table": "table-",
+    "neighbors": "merged-",
+    "graph": "united-",
+    "start": "coordinates",
+    "layout": "epoch-",
+    "embedding": "rows-",
+    "quality": "report",
+}
+
+
+def forget(output: str, stages: tuple[str, ...]) -> None:
+    """Undo the commits of some stages."""
+    for stage in stages:
+        shutil.rmtree(Path(output, "manifests", stage))
+        Path(output, "manifests", "run", f"{stage}.json").unlink()
+
+
+@pytest.mark.fault(13)
+@pytest.mark.parametrize(
+    "place",
+    [p if p in ("neighbors", "layout") else pytest.param(p, marks=pytest.mark.slow) for p in PLACES],
+)
+def test_repaired_damage_gives_the_same_bytes(cli, client, own, expected, place):
+    """The stages after it are made again too, so that what is repaired is seen to be as it was."""
+    stage = place.split()[0]
+    flip(Path(own.output, objects(own.output, stage, PLACES[place])[0]))
+    assert cli("verify", own.output).code == 1
+    forget(own.output, STAGES[STAGES.index(stage) + 1 :])
+    assert run(own, client=client)["state"] == "done"
+    assert verify(own.output) == []
+    assert results(own.output) == expected
+
+
+@pytest.mark.fault(13)
+@pytest.mark.parametrize(
+    "place", [*(pytest.param(p, marks=pytest.mark.slow) for p in ("neighbors", "embedding")), "layout"]
+)
+def test_repair_alone_makes_a_finished_run_whole(cli, client, own, expected, place):
+    key = objects(own.output, place, PLACES[place])[0]
+    flip(Path(own.output, key))
+    assert cli("verify", own.output).code == 1
+    assert run(own, client=client)["state"] == "done"
+    assert verify(own.output) == []
+    assert results(own.output) == expected
+    committed = Path(own.output, "manifests", place).glob(f"{PLACES[place]}*.json")
+    assert any(committed), f"{key} was removed and not made again"
+
+
+@pytest.mark.fault(13)
+def test_a_damaged_manifest_is_found_and_made_again(cli, client, own, expected):
+    manifest = min(Path(own.output, "manifests", "graph").glob("united-*.json"))
+    flip(manifest)
+    assert str(manifest.relative_to(own.output)) in cli("verify", own.output).out
+    assert run(own, client=client)["state"] == "done"
+    assert results(own.output) == expected
+
+
+@pytest.mark.parametrize("name", ["embedding", "status"])
+def test_verify_covers_all_that_the_results_need(own, name):
+    """Whatever file of a result loses its last byte, the run is no longer called whole."""
+    unseen = []
+    for path in sorted(p for p in Path(own.output, name).rglob("*") if p.is_file()):
+        whole = path.read_bytes()
+        path.write_bytes(whole[:-1])
+        if not verify(own.output):
+            unseen.append(str(path.relative_to(own.output)))
+        path.write_bytes(whole)
+    assert unseen == []
+
+
+@pytest.mark.fault(14)
+def test_damage_met_on_the_way_is_made_again(cli, client, own, expected):
+    """Never fill values: a lost object of a stage that is read again is said, and its part made anew."""
+    Path(own.output, lost := objects(own.output, "graph", "united-")[0]).unlink()
+    forget(own.output, ("start", "layout", "embedding", "quality"))
+    address = ("--scheduler", client.scheduler.address)
+    outcome = cli("run", "--input", own.input.path, "--output", own.output, *WORDS, *address)
+    assert outcome.code == 0, outcome.err
+    assert f"{lost} (graph united-00000) is missing or damaged" in outcome.err
+    assert verify(own.output) == []
+    assert results(own.output) == expected
+
+
+# all of a run ------------------------------------------------------------------------------------
+
+MARKS = [f"{MANIFESTS}/run/{stage}.json" for stage in STAGES]
+"""What says that a stage is done. Without one it is not: the next run says so again."""
+
+
+def part_of(output: str) -> dict[str, tuple[str, str]]:
+    """Return the part to which each object belongs, its manifest too."""
+    found = {}
+    for manifest in Path(output, MANIFESTS).glob("*/*.json"):
+        part = (manifest.parent.name, manifest.stem)
+        found[str(manifest.relative_to(output))] = part
+        found |= dict.fromkeys(json.loads(manifest.read_text())["document"]["objects"], part)
+    return found
+
+
+@pytest.mark.fault(13, 14)
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_every_object_of_a_run_is_watched(own, monkeypatch, kind):
+    """All objects are harmed, then all manifests: each is named."""
+    every = set(keys(own.output))
+    manifests = {k for k in every if k.startswith((MANIFESTS, LOCKS, "zarr.json"))}
+    for some in (every - manifests, manifests - {f"{MANIFESTS}/{IDENTITY}/run.json"} - set(MARKS)):
+        before = {key: Path(own.output, key).read_bytes() for key in some}
+        for key in some:
+            DAMAGE[kind](Path(own.output, key))
+        lost = {k for k in some if k.startswith(LOCKS)} if kind == "deleted" else set()
+        assert {key for _, _, key in verify(own.output)} == some - lost
+        for key, data in before.items():
+            Path(own.output, key).parent.mkdir(parents=True, exist_ok=True)
+            Path(own.output, key).write_bytes(data)
+    assert verify(own.output) == []
+
+
+@pytest.mark.fault(13, 14)
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_what_is_harmed_is_made_again_and_nothing_else(cli, client, own, expected, monkeypatch, kind):
+    """One object in four, others for each kind, so that every object of a run is harmed once."""
+    monkeypatch.setattr(lock_module, "LEASE", 0.5)
+    of, nth = part_of(own.output), list(DAMAGE).index(kind)
+    harmed = keys(own.output)[nth::4]
+    if {"zarr.json", f"{MANIFESTS}/{IDENTITY}/run.json"} <= set(harmed):
+        harmed.remove("zarr.json")  # either tells what the run is of
+    unseen = {k for k in harmed if kind == "deleted" and (k in MARKS or k.startswith(LOCKS))}
+    parts = {of[key] for key in harmed if key in of}
+    dropped = {("run", stage) for stage, _ in parts if stage in STAGES}
+    kept = {}
+    for key in set(of) - set(harmed):
+        if of[key] not in parts | dropped and not key.startswith(("embedding/", "status/")):
+            path = Path(own.output, key)
+            kept[key] = (path.stat().st_mtime_ns, path.read_bytes())
+    for key in harmed:
+        DAMAGE[kind](Path(own.output, key))
+    outcome = cli("verify", own.output, "--json")
+    assert outcome.code == 1, outcome
+    assert set(json.loads(outcome.out)["damaged"]) == set(harmed) - unseen
+    assert run(own, client=client)["state"] == "done"
+    assert results(own.output) == expected
+    assert verify(own.output) == []
+    after = {k: (Path(own.output, k).stat().st_mtime_ns, Path(own.output, k).read_bytes()) for k in kept}
+    assert after == kept
+    assert len(kept) > 30
+
+
+TOLD = ("run", "results")
+
+
+@pytest.mark.fault(13, 14)
+@pytest.mark.parametrize("kind", DAMAGE)
+@pytest.mark.parametrize(
+    "key",
+    [*("zarr.json", "embedding/zarr.json", "embedding/c/0/0"), *(f"{MANIFESTS}/identity/{n}.json" for n in TOLD)],
+)
+def test_a_finished_run_is_made_whole(cli, client, own, expected, fresh, key, kind):
+    DAMAGE[kind](Path(own.output, key))
+    out = fresh("map.npy")
+    exported = cli("export", own.output, "embedding", out)
+    if key in ("embedding/zarr.json", "embedding/c/0/0"):
+        assert exported.code == 6
+        assert f"{key} " in exported.err or "embedding is damaged" in exported.err, exported.err
+        assert "'dumap verify" in exported.err
+    else:
+        assert exported.code in (0, 6)
+    assert not os.path.exists(out) or np.load(out).tobytes() == expected["embedding"]
+    outcome = cli("verify", own.output)
+    assert (outcome.code, outcome.out) == (1, f"damaged: {key}\n1 damaged objects\n")
+    assert run(own, client=client)["state"] == "done"
+    assert verify(own.output) == []
+    assert results(own.output) == expected
+
+
+@pytest.mark.fault(14)
+def test_a_lost_mark_of_a_stage_is_work_not_done(client, own, expected, contents):
+    before = contents(own.output)
+    Path(own.output, MARKS[2]).unlink()
+    assert status(own.output)["state"] == "partial"
+    assert run(own, client=client)["state"] == "done"
+    after = contents(own.output)
+    changed = {k for k in after if after[k] != before.get(k) and not k.startswith(LOCKS)}
+    assert changed == {MARKS[2]}
+    assert results(own.output) == expected
+
+
+@pytest.mark.fault(13)
+def test_damage_to_an_input_with_checksums_is_an_error_that_names_its_rows(cli, client, digits, save, fresh):
+    for kind, harm in DAMAGE.items():
+        if kind == "deleted":  # is how Zarr writes a chunk of zeros
+            continue
+        source, output = save(digits[0][:300], 100, compressors=[Crc32cCodec()]), fresh("run.zarr")
+        harm(Path(source, "vectors", "c", "1", "0"))
+        address = ["--scheduler", client.scheduler.address]
+        outcome = cli("run", "--input", source, "--output", output, *WORDS, *address)
+        assert outcome.code == 3, outcome.err
+        assert f"{source}: rows " in outcome.err
+        assert "cannot be read" in outcome.err
+        assert "Traceback" not in outcome.err
+
+
+# what nobody counts ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def littered(own):
+    """Leave in a run what tasks and drivers leave that die at any point; return the keys."""
+    left = [
+        "vectors/block-00000-01234567/hashes/c/0",
+        "neighbors/cell-00099-89abcdef/indices/zarr.json",
+        "neighbors/cell-00099-89abcdef/indices/c/0/0",
+        f"{MANIFESTS}/graph/.united-00000.json.01234567.partial",
+        f"{LOCKS}/.00000001.json.01234567.partial",
+        f"{LOCKS}/probe-0123456789abcdef",
+        "layout/zarr.json.0123.partial",
+    ]
+    for key in left:
+        path = Path(own.output, key)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"left over")
+    return left
+
+
+@pytest.mark.fault(24)
+def test_what_is_left_over_does_not_count(cli, client, own, littered, expected, contents):
+    before = contents(own.output)
+    assert verify(own.output) == []
+    assert status(own.output)["state"] == "done"
+    assert run(own, client=client)["state"] == "done"
+    assert contents(own.output) == before
+    forget(own.output, STAGES[1:])
+    assert run(own, client=client)["state"] == "done"
+    assert results(own.output) == expected
+    assert verify(own.output) == []
+
+
+@pytest.mark.fault(24)
+def test_clean_removes_exactly_what_is_left_over(cli, own, littered, expected, contents):
+    before = contents(own.output)
+    told = cli("clean", own.output, "--dry-run")
+    assert told.code == 0
+    assert told.out.splitlines() == [
+        *(f"not named: {key}" for key in sorted(littered)),
+        "7 objects that no manifest names",
+    ]
+    assert contents(own.output) == before
+    done = cli("clean", own.output, "--json")
+    assert json.loads(done.out) == {"output": own.output, "unnamed": sorted(littered), "removed": True}
+    after = {k: v for k, v in contents(own.output).items() if not k.startswith(LOCKS)}
+    assert after == {k: v for k, v in before.items() if k not in littered and not k.startswith(LOCKS)}
+    assert not [folder for folder, _, _ in os.walk(own.output) if not os.listdir(folder)]
+    again = cli("clean", own.output)
+    assert (again.code, again.out) == (0, "0 objects that no manifest names\n")
+    assert verify(own.output) == []
+    assert results(own.output) == expected
+
+
+@pytest.mark.fault(24)
+def test_clean_touches_nothing_while_a_manifest_is_damaged(cli, own, littered, contents):
+    """What it named is not known, and not to be removed."""
+    flip(min(Path(own.output, MANIFESTS, "graph").glob("united-*.json")))
+    before = {k: v for k, v in contents(own.output).items() if not k.startswith(LOCKS)}
+    for words in (["clean", own.output, "--dry-run"], ["clean", own.output]):
+        outcome = cli(*words)
+        assert outcome.code == 6
+        assert "united-00000.json (graph united-00000) is missing or damaged; 'dumap verify" in outcome.err
+    assert {k: v for k, v in contents(own.output).items() if not k.startswith(LOCKS)} == before
+
+
+@pytest.mark.fault(24)
+@pytest.mark.parametrize("command", ["clean", "verify"])
+def test_what_is_no_run_is_left_alone(cli, data, fresh, contents, command):
+    nothing, folder, file = fresh("nothing"), Path(fresh("folder")), Path(fresh("file"))
+    folder.mkdir()
+    (folder / "thesis.txt").write_text("years of work")
+    file.write_text("years of work")
+    before = contents(data)
+    for place, said in (
+        (nothing, "holds no run"),
+        (folder, "holds no run"),
+        (file, "holds no run"),
+        (data, "is not a"),
+    ):
+        outcome = cli(command, place)
+        assert (outcome.code, outcome.out) == (6, ""), outcome
+        assert f"{place} {said}" in outcome.err
+    assert not os.path.exists(nothing)
+    assert contents(data) == before
+    assert os.listdir(folder) == ["thesis.txt"]
+    assert file.read_text() == "years of work"

@@ -1,0 +1,220 @@
+"""Disks that are full, read-only or something else: an error that says what to do, and nothing is lost."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from faults.harness import SETTINGS, Fleet, all_kept, commits, results
+
+from dumap.errors import StorageError
+from dumap.pipeline import Silent, verify
+from dumap.store import Run
+from dumap.store import lock as module
+from dumap.submit import run
+
+ROOM = 64 << 20
+WORDS = [word for key, value in SETTINGS.items() for word in ("--set", f"{key}={value}")]
+
+
+class Disk:
+    """A file system in memory of its own."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def do(self, *words: str) -> None:
+        subprocess.run([*words, self.path], check=True, capture_output=True, text=True)
+
+    def resize(self, size: int) -> None:
+        self.do("mount", "-o", f"remount,size={size}")
+
+    def fill(self, spare: int = 0) -> None:
+        """Leave next to no room."""
+        self.resize(shutil.disk_usage(self.path).used + spare)
+
+
+@pytest.fixture
+def disk(fresh):
+    path = fresh("disk")
+    os.mkdir(path)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={ROOM}", "tmpfs", path], capture_output=True, text=True
+    )
+    if mounted.returncode:
+        pytest.skip(f"mounting a file system is not permitted here: {mounted.stderr.strip()}")
+    yield Disk(path)
+    subprocess.run(["umount", "--lazy", path], check=True)
+
+
+class Filling(Silent):
+    """Fills the disk as a stage begins."""
+
+    def __init__(self, disk: Disk, stage: str, spare: int) -> None:
+        self.disk, self.stage, self.spare, self.notes = disk, stage, spare, []
+
+    def started(self, stage, projected_bytes):
+        if stage == self.stage:
+            self.disk.fill(self.spare)
+
+    def note(self, message):
+        self.notes.append(message)
+
+
+@pytest.fixture
+def brief(monkeypatch):
+    """Let locks lapse soon: one that could not be released for want of room is this process's, which lives."""
+    monkeypatch.setattr(module, "BEAT", 0.2)
+    monkeypatch.setattr(module, "LEASE", 1.0)
+
+
+@pytest.mark.fault(15)
+@pytest.mark.parametrize(
+    ("stage", "spare"),
+    [
+        ("neighbors", 65536),
+        pytest.param("vectors", 0, marks=pytest.mark.slow),
+        pytest.param("layout", 8192, marks=pytest.mark.slow),
+        pytest.param("embedding", 0, marks=pytest.mark.slow),
+    ],
+)
+def test_a_full_output_keeps_what_is_committed(prepare, client, disk, expected, brief, stage, spare):
+    config = prepare()
+    config = config.model_copy(update={"output": f"{disk.path}/run.zarr"})
+    with pytest.raises(StorageError, match="no space is left: make room, then the same command goes on") as caught:
+        run(config, client=client, observer=Filling(disk, stage, spare))
+    assert caught.value.exit_code == 6
+    assert disk.path in str(caught.value)
+    assert "the same command goes on from there" in "".join(caught.value.__notes__)
+    before = commits(config.output)
+    assert verify(config.output) == []
+    assert f"run/{stage}.json" not in before
+    disk.resize(ROOM)
+    assert run(config, client=client)["state"] == "done"
+    assert all_kept(before, config.output)
+    assert results(config.output) == expected
+    assert verify(config.output) == []
+
+
+@pytest.mark.fault(15)
+def test_an_output_that_is_full_from_the_start_is_refused(prepare, client, disk, cli):
+    config = prepare()
+    disk.fill()
+    places = ["--input", config.input.path, "--output", f"{disk.path}/run.zarr", *WORDS]
+    outcome = cli("run", *places, "--scheduler", client.scheduler.address)
+    assert outcome.code == 4, outcome.err
+    assert "disk" in outcome.err
+    assert os.listdir(disk.path) == []
+
+
+FULL = {
+    "scratch of Dask": "DASK_TEMPORARY_DIRECTORY",
+    "temporary files": "TMPDIR",
+    "compiled code": "NUMBA_CACHE_DIR",
+}
+
+
+@pytest.mark.fault(15)
+@pytest.mark.slow
+@pytest.mark.parametrize("what", FULL)
+def test_a_full_scratch_is_said_and_goes_on_with_room(fresh, prepare, client, disk, expected, what):
+    config = prepare({"cluster.workers": 1, "cluster.memory_limit": 2**31})
+    disk.fill()
+    with Fleet(fresh) as fleet:
+        driver = fleet.start(["-m", "dumap.cli", "run", save(fresh, config)], **{FULL[what]: disk.path})
+        code = driver.wait()
+    if what != "temporary files" or code:  # where no file can be made in one folder, Python looks for another
+        assert code in (5, 6), driver.said
+        assert "No space left on device" in driver.said or "no space is left" in driver.said
+        assert "Traceback" not in driver.said
+        disk.resize(ROOM)
+        before = commits(config.output)
+        assert run(config, client=client)["state"] == "done"
+        assert all_kept(before, config.output)
+    assert results(config.output) == expected
+
+
+def save(fresh, config) -> str:
+    file = fresh("run.json")
+    Path(file).write_text(json.dumps(config.model_dump()))  # which is YAML too
+    return file
+
+
+# read-only ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.fault(40)
+def test_a_read_only_output_is_refused_before_anything_is_computed(prepare, client, cli, disk, clean, contents):
+    """A new output, and a run that somebody else began."""
+    config = prepare()
+    begun = f"{disk.path}/begun.zarr"
+    shutil.copytree(clean.output, begun)
+    for manifest in Path(begun, "manifests", "run").glob("*.json"):
+        manifest.unlink()
+    disk.do("mount", "-o", "remount,ro")
+    before = contents(disk.path)
+    for output in (f"{disk.path}/run.zarr", begun):
+        places = ["--input", config.input.path, "--output", output, *WORDS]
+        outcome = cli("run", *places, "--scheduler", client.scheduler.address)
+        assert outcome.code == 6, outcome.err
+        assert f"output: {output} cannot be" in outcome.err
+        assert "ead-only file system" in outcome.err or "the file system is read-only" in outcome.err
+        assert "begins" not in outcome.err
+        assert "Traceback" not in outcome.err
+    for command in ("status", "verify"):
+        assert cli(command, begun).code == 0
+    assert cli("clean", begun).code == 6
+    assert contents(disk.path) == before
+
+
+# places that are something else ------------------------------------------------------------------
+
+
+@pytest.mark.fault(34)
+@pytest.mark.parametrize("number", [errno.EPERM, errno.EOPNOTSUPP], ids=errno.errorcode.get)
+def test_a_file_system_without_links_is_refused(prepare, client, monkeypatch, number, contents):
+    def link(*_):
+        raise OSError(number, os.strerror(number))
+
+    config = prepare()
+    monkeypatch.setattr(os, "link", link)
+    with pytest.raises(StorageError, match=r"output: .* cannot be written to") as caught:
+        run(config, client=client)
+    assert "hard links" in str(caught.value)
+    assert contents(config.output) == {}
+
+
+@pytest.mark.fault(34)
+def test_an_output_that_is_something_else_is_left_alone(prepare, client, cli, data, fresh, contents):
+    kept = fresh("input.zarr")
+    shutil.copytree(data, kept)
+    zipped = shutil.make_archive(fresh("run.zarr"), "zip", kept)
+    link = fresh("link.zarr")
+    os.symlink(kept, link)
+    folder = Path(fresh("folder"))
+    folder.mkdir()
+    (folder / "thesis.txt").write_text("years of work")
+    before = contents(kept), Path(zipped).read_bytes()
+    for output, said in (
+        (kept, "is, holds or lies in the input"),
+        (link, "is, holds or lies in the input"),
+        (f"{kept}/vectors", "is, holds or lies in the input"),
+        (f"{kept}/../input.zarr/run.zarr", "is, holds or lies in the input"),
+        (f"file://{kept}", "is, holds or lies in the input"),
+        (str(Path(kept).parent), "is, holds or lies in the input"),
+        (data, "is not a dumap run"),
+        (zipped, "is a file"),
+        (str(folder), "exists and is not a dumap run"),
+    ):
+        outcome = cli("run", "--input", kept, "--output", output, *WORDS, "--scheduler", client.scheduler.address)
+        assert (outcome.code, outcome.out) == (6, ""), (output, outcome)
+        assert said in outcome.err
+        assert "begins" not in outcome.err
+    assert (contents(kept), Path(zipped).read_bytes()) == before
+    assert [p.name for p in folder.iterdir()] == ["thesis.txt"]
+    assert not Run(str(folder), read_only=True).terms()
