@@ -17,7 +17,7 @@ from dumap.store.run import SECTIONS
 @pytest.fixture
 def run(tmp_path) -> Run:
     run = Run(str(tmp_path / "run.zarr"))
-    run.create({"seed": 42, **dict.fromkeys(SECTIONS, {})})
+    run.create({"seed": 42, **{key: {} for key in SECTIONS}})
     return run
 
 
@@ -191,8 +191,8 @@ def test_put_new_writes_once(run):
 
 
 def test_a_run_of_another_format_is_refused(run):
-    assert run.attributes == {"format": FORMAT, "seed": 42}
-    run.create({"seed": 7, **dict.fromkeys(SECTIONS, {})})
+    assert run.attributes["format"] == FORMAT
+    run.create({"seed": 7, **{key: {} for key in SECTIONS}})
     assert run.attributes["seed"] == 42, "creating again changes nothing"
     run.forget(IDENTITY, "run")
     run.put("zarr.json", json.dumps({"attributes": {"format": FORMAT + 1}}).encode())

@@ -238,7 +238,7 @@ def quick(monkeypatch):
 def begun(proxy, request):
     """Return a new run in the bucket."""
     store = Run(f"s3://data/{abs(hash(request.node.name)):x}.zarr")
-    store.create(dict.fromkeys(("parameters", "versions", "input"), {}))
+    store.create({key: {} for key in ("parameters", "versions", "input")})
     return store
 
 

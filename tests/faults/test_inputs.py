@@ -165,7 +165,7 @@ def test_an_audit_of_which_no_query_is_drawn(embed):
 def test_a_cell_that_outlives_the_others_keeps_its_own_pieces(tmp_path):
     config = build({"input": {"path": "in.zarr"}, "output": str(tmp_path / "run.zarr")})
     job = Job(config, geometry(config, 100, 2, 4, 100))
-    job.run.create(dict.fromkeys(("parameters", "versions", "input"), {}))
+    job.run.create({key: {} for key in ("parameters", "versions", "input")})
     with job.run.part("vectors", "block-00000") as out:
         out.write("sample", noise(100, 2))
     with job.run.part("cells", "centroids-00000") as out:
@@ -385,7 +385,7 @@ def test_coarse_pairs_beyond_32_bits_are_added_up(ring):
 def test_spans_far_out_are_read(tmp_path):
     """Parts that begin beyond 32 bits of rows, of which the first is never read."""
     run = Run(str(tmp_path / "run.zarr"))
-    run.create(dict.fromkeys(("parameters", "versions", "input"), {}))
+    run.create({key: {} for key in ("parameters", "versions", "input")})
     names, sizes = ["before", "p0", "p1"], [MANY, 5, 3]
     offsets = np.cumsum([0, *sizes])
     for name, first, size in zip(names[1:], offsets[1:], sizes[1:], strict=False):
