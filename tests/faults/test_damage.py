@@ -177,7 +177,10 @@ def test_every_object_of_a_run_is_watched(own, monkeypatch, kind):
     """All objects are harmed, then all manifests: each is named."""
     every = set(keys(own.output))
     manifests = {k for k in every if k.startswith((MANIFESTS, LOCKS, "zarr.json"))}
-    for some in (every - manifests, manifests - {f"{MANIFESTS}/{IDENTITY}/run.json"} - set(MARKS)):
+    for some in (
+        every - manifests,
+        manifests - {f"{MANIFESTS}/{IDENTITY}/{part}.json" for part in ("run", "input")} - set(MARKS),
+    ):
         before = {key: Path(own.output, key).read_bytes() for key in some}
         for key in some:
             DAMAGE[kind](Path(own.output, key))
