@@ -229,7 +229,7 @@ TOLD = ("run", "results")
 
 
 @pytest.mark.fault(13, 14)
-@pytest.mark.parametrize("kind", DAMAGE)
+@pytest.mark.parametrize("kind", [k if k == "deleted" else pytest.param(k, marks=pytest.mark.slow) for k in DAMAGE])
 @pytest.mark.parametrize(
     "key",
     [*("zarr.json", "embedding/zarr.json", "embedding/c/0/0"), *(f"{MANIFESTS}/identity/{n}.json" for n in TOLD)],
