@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+
+from dumap.errors import StorageError
+
+LINKLESS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS)
+"""What file systems say that have no hard links."""
 
 
 def is_remote(location: str) -> bool:
@@ -43,6 +49,12 @@ def create(root: str, key: str, data: bytes) -> bool:
         os.link(partial, path)
     except FileExistsError:
         return path.read_bytes() == data
+    except OSError as error:
+        if error.errno in LINKLESS and partial.exists():
+            raise StorageError(
+                f"{root} lies on a file system without hard links, by which a run commits; name a folder on another"
+            ) from error
+        raise
     finally:
         partial.unlink(missing_ok=True)
     _flush_folders(Path(root), path.parent)

@@ -140,6 +140,7 @@ def test_a_driver_asked_to_end_as_it_begins_leaves_nothing(drivers, prepare, sec
 
 
 @pytest.mark.fault(12)
+@pytest.mark.slow
 def test_a_second_driver_is_refused_and_the_first_undisturbed(drivers, prepare, client, cli, expected, monkeypatch):
     monkeypatch.setattr(module, "BEAT", 0.2)
     config = prepare(EMBEDDED)
