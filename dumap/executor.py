@@ -18,7 +18,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -147,7 +147,7 @@ def execute(task: Callable[..., None], job: Job, part: str, options: dict[str, A
     _reset_peak()
     start = time.perf_counter()
     with threadpool_limits(limits=1):
-        task(Job(job.config, job.geometry, tick), part, **options)
+        task(replace(job, tick=tick), part, **options)
     return {"peak_bytes": _peak(), "seconds": time.perf_counter() - start}
 
 
@@ -400,15 +400,21 @@ def _embedded(cluster: ClusterConfig) -> LocalCluster:
     limit = cluster.memory_limit or int(psutil.virtual_memory().available * 0.9 / workers)
     pinned = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
     with dask.config.set({"distributed.scheduler.allowed-failures": 0}):  # every death comes back, to be judged
-        return LocalCluster(
-            n_workers=workers,
-            threads_per_worker=1,
-            processes=True,
-            memory_limit=limit,
-            dashboard_address=":0",
-            silence_logs=50,
-            env=pinned,
-        )
+        try:
+            return LocalCluster(
+                n_workers=workers,
+                threads_per_worker=1,
+                processes=True,
+                memory_limit=limit,
+                dashboard_address=":0",
+                silence_logs=50,
+                env=pinned,
+            )
+        except (RuntimeError, OSError) as error:
+            raise ClusterError(
+                f"the embedded cluster cannot start ({type(error).__name__}: {error}): look at memory, and at the room "
+                f"in Dask's temporary-directory"
+            ) from error
 
 
 def _knock(address: str, seconds: float) -> None:

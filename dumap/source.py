@@ -10,7 +10,7 @@ import numpy as np
 
 from dumap.disk import is_remote, normalize
 from dumap.errors import InputError
-from dumap.store import find_array, stamps
+from dumap.store import bucket_errors, find_array, stamps, told
 
 
 class Input:
@@ -50,8 +50,8 @@ class Input:
         """Read rows [start, stop) in the input's dtype, native byte order, C order."""
         try:
             return np.ascontiguousarray(np.asarray(self._array[start:stop]), self.dtype)
-        except (ValueError, OSError, RuntimeError) as error:
-            raise InputError(f"{self.path}: rows {start} to {stop} cannot be read ({error})") from error
+        except (ValueError, OSError, RuntimeError, bucket_errors()[0]) as error:
+            raise InputError(f"{self.path}: rows {start} to {stop} cannot be read ({told(error)})") from error
 
     def signature(self) -> str:
         """Digest what can be seen without reading the data: keys, sizes and times of the objects."""

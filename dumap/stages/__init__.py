@@ -36,6 +36,9 @@ class Job:
     tick: Callable[[float, float], None] = field(default=_silent, compare=False)
     term: int | None = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name not in ("run", "input")}
+
     @cached_property
     def run(self) -> Run:
         """The run's store, opened where the task runs."""

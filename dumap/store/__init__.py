@@ -2,7 +2,7 @@
 
 from dumap.store.arrays import find_array, read_array, write_arrays
 from dumap.store.lock import Lock
-from dumap.store.objects import LOCKS, probe, probe_key, set_threads, stamps
+from dumap.store.objects import LOCKS, bucket_errors, probe, probe_key, set_threads, stamps, told
 from dumap.store.run import FORMAT, IDENTITY, MANIFESTS, OBJECT_BYTES, Run, manifest_key
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "OBJECT_BYTES",
     "Lock",
     "Run",
+    "bucket_errors",
     "find_array",
     "manifest_key",
     "probe",
@@ -20,5 +21,6 @@ __all__ = [
     "read_array",
     "set_threads",
     "stamps",
+    "told",
     "write_arrays",
 ]

@@ -116,12 +116,9 @@ def test_an_output_that_is_full_from_the_start_is_refused(prepare, client, disk,
     assert os.listdir(disk.path) == ["filler"]
 
 
-NOT_YET = pytest.mark.xfail(strict=False, reason="the embedded cluster's failure to start is not named as such")
-
-
 @pytest.mark.fault(15)
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [pytest.param("DASK_TEMPORARY_DIRECTORY", marks=NOT_YET), "TMPDIR"])
+@pytest.mark.parametrize("name", ["DASK_TEMPORARY_DIRECTORY", "TMPDIR"])
 def test_a_full_scratch_is_said(fresh, prepare, client, disk, expected, name):
     config = prepare({"cluster.workers": 1, "cluster.memory_limit": 2**31})
     disk.fill()

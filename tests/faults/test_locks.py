@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -12,13 +13,16 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 import yaml
 from faults.harness import Fleet, all_kept, commits, results, until
 
 from dumap.errors import LockError
-from dumap.pipeline import Silent, verify
+from dumap.executor import Executor
+from dumap.pipeline import Silent, plan, verify
+from dumap.stages import Job
 from dumap.store import Lock, Run
 from dumap.store import lock as module
 from dumap.store.objects import seal, unseal
@@ -339,3 +343,30 @@ def test_a_stopped_driver_is_taken_over_and_cannot_commit(
     assert json.loads(Path(config.output, lock_key(2)).read_text())["document"]["released"]
     assert results(config.output) == expected
     assert verify(config.output) == []
+
+
+@pytest.mark.fault(12)
+def test_the_workers_of_a_driver_that_was_taken_over_commit_nothing(prepare, client):
+    config = prepare()
+    job = Job(config, plan(config).geometry, term=1)
+    job.run.put(lock_key(2), seal({"term": 2}))
+
+    def write(job, part):
+        with job.run.part("stage", part) as out:
+            out.write("a", np.arange(3))
+
+    executor = Executor(client, BOUND)
+    executor.preflight()
+    with pytest.raises(LockError, match="took this run over"):
+        executor.map(write, job, ["part-00000"], {}, lambda done, total: None)
+    assert job.run.committed("stage") == []
+
+
+def test_what_a_job_has_read_does_not_travel_with_it(prepare):
+    config = prepare()
+    job = Job(config, plan(config).geometry, term=3)
+    before = len(pickle.dumps(job))
+    job.run._manifests["stage", "part"] = {"long": "x" * 10_000}
+    assert job.input.rows
+    assert len(pickle.dumps(job)) == before
+    assert pickle.loads(pickle.dumps(job)).run.term == 3

@@ -285,17 +285,21 @@ def digests(output: str, stage: str, part: str) -> list:
 # long, many, at once -----------------------------------------------------------------------------
 
 
-def searching(rows: int):
-    """Make a task of one long call of a kernel."""
+def searching(seconds: float):
+    """Make a task of one call of a kernel, about so long."""
 
     def search(job, part):
         from dumap.kernels import neighbors
 
-        x = np.random.default_rng(0).normal(size=(rows, 64)).astype(np.float32)
-        neighbors.exhaustive(x[:64], np.arange(64), 15, "manhattan", {})  # compiles
-        began = time.monotonic()
-        neighbors.exhaustive(x, np.arange(rows), 15, "manhattan", {})
-        Path(job.config.output, part).write_text(str(time.monotonic() - began))
+        def lasts(rows: int) -> float:
+            x = np.random.default_rng(0).normal(size=(rows, 64)).astype(np.float32)
+            began = time.monotonic()
+            neighbors.exhaustive(x, np.arange(rows), 15, "manhattan", {})
+            return time.monotonic() - began
+
+        lasts(64)  # compiles
+        rows = int(8000 * (seconds / lasts(8000)) ** 0.5)  # it grows with the square of the rows
+        Path(job.config.output, part).write_text(str(lasts(rows)))
 
     return search
 
@@ -308,7 +312,7 @@ def test_a_worker_in_a_long_kernel_is_still_heard_of(watched, prepare):
     Path(config.output).mkdir()
     executor = Executor(watched.client, SECONDS)
     executor.preflight()
-    executor.map(searching(22_000), Job(config, plan(config).geometry), ["long"], {}, lambda done, total: None)
+    executor.map(searching(2 * SILENCE), Job(config, plan(config).geometry), ["long"], {}, lambda done, total: None)
     assert float(Path(config.output, "long").read_text()) > 1.2 * SILENCE, "too short to tell"
     assert watched.pids() == before
 
