@@ -164,10 +164,15 @@ def some(digits):
 
 
 @pytest.fixture(scope="module")
-def expected(embed, save, some):
-    done = embed(save(some, 100), CUT)
+def cut(embed, save, some):
+    done = embed(save(some, 100), {**CUT, "layout.checkpoint_every": 7})
     assert done.facts("cells")["cells"] > 4
-    return done.y.tobytes()
+    return done
+
+
+@pytest.fixture(scope="module")
+def expected(cut):
+    return cut.y.tobytes()
 
 
 def _columns(save, x):
@@ -209,10 +214,17 @@ def test_chunks_of_one_row_change_no_byte(embed, save, some, expected):
     assert embed(save(some, 1), CUT).y.tobytes() == expected
 
 
-def test_rounds_change_no_byte(embed, some, expected):
-    done = embed(some, {**CUT, "layout.mode": "rounds"})
-    assert done.facts("layout")["mode"] == "rounds"
-    assert done.y.tobytes() == expected
+def test_rounds_change_no_byte(embed, some, cut):
+    done = embed(some, {**CUT, "layout.mode": "rounds", "layout.checkpoint_every": 7})
+    assert (cut.facts("layout")["mode"], done.facts("layout")["mode"]) == ("host", "rounds")
+    assert done.facts("layout")["loss"] == cut.facts("layout")["loss"]
+    assert done.y.tobytes() == cut.y.tobytes()
+
+
+def test_the_loss_is_told_at_each_checkpoint_and_falls(cut):
+    losses = cut.facts("layout")["loss"]
+    assert [epoch for epoch, _ in losses] == [7, 14, 20]
+    assert 2 > losses[0][1] > losses[-1][1] > 0.1
 
 
 @pytest.mark.slow

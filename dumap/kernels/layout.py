@@ -301,6 +301,27 @@ class Descent(NamedTuple):
     seed: int
 
 
+def loss(descent: Descent, heads: np.ndarray, tails: np.ndarray, weights: np.ndarray, others: np.ndarray) -> float:
+    """Return the cross-entropy that the descent lowers, on a sample: per edge, with the negatives of its end.
+
+    Parameters
+    ----------
+    descent : Descent
+    heads, tails, others : ndarray of float32, shape (n, n_components)
+        Coordinates of both ends of edges, and of any rows.
+    weights : ndarray of float, shape (n,)
+        Membership strengths.
+    """
+
+    def odds(p: np.ndarray, q: np.ndarray) -> np.ndarray:
+        d2 = np.square(p - q).sum(axis=1, dtype=np.float64) + float(_SOFT)
+        return descent.a * d2**descent.b
+
+    pull = np.average(np.log1p(odds(heads, tails)), weights=weights)
+    push = np.mean(np.log1p(1 / odds(heads, others)))
+    return float(pull + descent.negative_sample_rate / 2 * descent.repulsion_strength * push)
+
+
 def _power_of(base: float, exponent: int) -> float:
     result = 1.0
     for _ in range(exponent):

@@ -7,13 +7,14 @@ of tasks, each of which reads its shards and the rows they touch. The bytes are 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
 import numpy as np
 
 from dumap.errors import ConfigError
-from dumap.kernels import layout
+from dumap.kernels import hashing, layout
 from dumap.kernels.layout import Descent, Edges
 from dumap.plan import runs_on_one_host, shard_layout_bytes
 from dumap.stages import Context, Job, number_of, numbered
@@ -26,6 +27,8 @@ from dumap.store import Run
 STAGE = "layout"
 SLICES = 8
 """Slices of rows a thread gets in an epoch, so that threads end together."""
+PAIRS, PAIRS_PART = 20_000, "pairs"
+"""Edges, and as many pairs of any rows, on which the loss is measured, and the part that names them."""
 
 
 def descent(job: Job) -> Descent:
@@ -131,6 +134,49 @@ def pack_shards(job: Job, graph: Graph, first: int, last: int) -> Edges:
     return Edges(indptr, tails[:kept], rates[:kept], phases[:kept])
 
 
+# the loss ----------------------------------------------------------------------------------------
+
+
+def draw_pairs(job: Job, part: str) -> None:
+    """Choose the edges and the pairs of rows on which the loss is measured, the same for all epochs."""
+    graph, seed = Graph(job.run, job.geometry.shard_rows), job.config.seed
+    ends = np.cumsum([0, *(graph.edges_of(shard, shard + 1) for shard in range(len(graph.shards)))])
+    count = PAIRS if ends[-1] else 0
+    bits = hashing.draws(seed, hashing.LOSS, np.arange(2 * count))
+    chosen = np.sort((bits[:count] % np.uint64(max(1, ends[-1]))).astype(np.int64))
+    heads, tails, weights = np.empty(count, np.int64), np.empty(count, np.int64), np.empty(count, np.float32)
+    for shard, (low, high) in enumerate(pairwise(np.searchsorted(chosen, ends).tolist())):
+        if high > low:
+            indptr, all_tails, all_weights = graph.read(shard)
+            edges = chosen[low:high] - ends[shard]
+            heads[low:high] = np.searchsorted(indptr, edges, side="right") - 1 + graph.shards.span(shard)[0]
+            tails[low:high], weights[low:high] = all_tails[edges], all_weights[edges]
+    with job.run.part(STAGE, part) as out:
+        out.write("rows", np.stack([heads, tails, (bits[count:] % np.uint64(graph.shards.rows)).astype(np.int64)]))
+        out.write("weights", weights)
+
+
+def loss_name(epoch: int) -> str:
+    """Name the part that tells the loss after `epoch` epochs."""
+    return f"loss-{epoch:05d}"
+
+
+def write_loss(job: Job, epoch: int, gather: Callable[[np.ndarray], np.ndarray]) -> None:
+    """Measure the loss on the coordinates that `gather` returns for ascending positions."""
+    rows, weights = (job.run.read(STAGE, PAIRS_PART, array) for array in ("rows", "weights"))
+    if len(weights):
+        unique, places = np.unique(rows, return_inverse=True)
+        heads, tails, others = gather(unique)[places.reshape(rows.shape)]
+        with job.run.part(STAGE, loss_name(epoch)) as out:
+            out.attributes["loss"] = layout.loss(descent(job), heads, tails, weights, others)
+
+
+def measure_loss(job: Job, part: str) -> None:
+    """Measure the loss of a committed generation."""
+    epoch = number_of(part)
+    write_loss(job, epoch, Generation(job.run, Graph(job.run, job.geometry.shard_rows), epoch).gather)
+
+
 # one process holds all ---------------------------------------------------------------------------
 
 
@@ -172,6 +218,7 @@ def descend(job: Job, part: str, threads: int) -> None:
                 for shard in range(len(shards)):
                     low, high = shards.span(shard)
                     write_shard(job, epoch + 1, shard, y[low:high], m[low:high], v[low:high])
+                write_loss(job, epoch + 1, y.__getitem__)
                 commit_generation(job, generation_name(epoch + 1))
 
 
@@ -256,6 +303,8 @@ def _rounds(context: Context, graph: Graph, tasks: int) -> None:
         parts = numbered(f"step-{epoch + 1:05d}-{len(groups)}", len(groups))
         context.compute(STAGE, step, parts, epoch=epoch, groups=groups, progress=(epoch, epochs))
         commit_generation(context.job, generation_name(epoch + 1))
+        if (epoch + 1) % context.config.layout.checkpoint_every == 0 or epoch + 1 == epochs:
+            context.compute(STAGE, measure_loss, [loss_name(epoch + 1)], progress=(epoch, epochs))
         for part in parts:
             context.run.discard(STAGE, part)
 
@@ -263,6 +312,7 @@ def _rounds(context: Context, graph: Graph, tasks: int) -> None:
 def run(context: Context) -> dict:
     """Run the epochs that are not committed yet; return how."""
     forget_broken(context.run)
+    context.compute(STAGE, draw_pairs, [PAIRS_PART])
     graph, cut, config = Graph(context.run, context.geometry.shard_rows), context.geometry, context.config
     rows = graph.shards.rows
     edges = 2 * config.neighbors.n_neighbors * rows
@@ -275,5 +325,7 @@ def run(context: Context) -> dict:
         one = shard_layout_bytes(shard_rows, config.neighbors.n_neighbors, n_components)
         fitting = max(1, config.task_memory // one)
         _rounds(context, graph, max(context.host_threads, -(-len(graph.shards) // fitting)))
+    measured = [name for name in context.run.committed(STAGE) if name.startswith("loss-")]
+    losses = [[number_of(name), round(context.run.summary(STAGE, name)["loss"], 4)] for name in measured]
     shared = descent(context.job)
-    return {"mode": mode, "epochs": cut.n_epochs, "a": shared.a, "b": shared.b}
+    return {"mode": mode, "epochs": cut.n_epochs, "a": shared.a, "b": shared.b, "loss": losses}

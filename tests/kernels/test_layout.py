@@ -168,6 +168,29 @@ def test_rows_in_one_place_stay_finite(graph):
         assert np.isfinite(array).all()
 
 
+@pytest.mark.parametrize("n_components", [1, 2, 3])
+def test_the_loss_is_that_of_the_obvious_reference(n_components):
+    rng = np.random.default_rng(n_components)
+    heads, tails, others = rng.normal(size=(3, 50, n_components)).astype(np.float32)
+    weights = rng.random(50)
+    a, b, _, gamma, negatives = DESCENT[:5]
+    pull = push = 0.0
+    for h, t, o, w in zip(heads, tails, others, weights, strict=True):
+        near, far = (1 / (1 + a * (((h - p) ** 2).sum() + 1e-3) ** b) for p in (t, o))
+        pull -= w * np.log(near) / weights.sum()
+        push -= np.log(1 - far) / len(heads)
+    found = layout.loss(DESCENT, heads, tails, weights, others)
+    assert found == pytest.approx(pull + negatives / 2 * gamma * push, rel=1e-5)
+
+
+def test_the_loss_is_lower_where_edges_are_short():
+    rng = np.random.default_rng(0)
+    heads, others = rng.uniform(0, 100, (2, 500, 2)).astype(np.float32)
+    weights = np.ones(500)
+    losses = [layout.loss(DESCENT, heads, heads + np.float32(apart), weights, others) for apart in (0.1, 1, 10)]
+    assert losses == sorted(losses)
+
+
 # schedules -------------------------------------------------------------------------------------
 
 
