@@ -245,9 +245,10 @@ def forget_broken(run: Run) -> None:
     names = run.committed(STAGE)
     shards = len(Graph(run, run.attributes["parameters"]["graph"]["shard_rows"]).shards)
     for name in names:
-        whole = {shard_name(number_of(name), shard) for shard in range(shards)}
-        if name.startswith("generation-") and not whole <= set(names):
-            run.forget(STAGE, name)
+        if name.startswith("generation-"):
+            whole = {shard_name(number_of(name), shard) for shard in range(shards)}
+            if not whole <= set(names):
+                run.forget(STAGE, name)
 
 
 # rounds of shards --------------------------------------------------------------------------------
