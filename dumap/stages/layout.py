@@ -152,7 +152,8 @@ def draw_pairs(job: Job, part: str) -> None:
             heads[low:high] = np.searchsorted(indptr, edges, side="right") - 1 + graph.shards.span(shard)[0]
             tails[low:high], weights[low:high] = all_tails[edges], all_weights[edges]
     with job.run.part(STAGE, part) as out:
-        out.write("rows", np.stack([heads, tails, (bits[count:] % np.uint64(graph.shards.rows)).astype(np.int64)]))
+        others = (bits[count:] % np.uint64(graph.shards.rows)).astype(np.int64)
+        out.write("rows", np.stack([heads, tails, others], axis=1))
         out.write("weights", weights)
 
 
@@ -166,7 +167,7 @@ def write_loss(job: Job, epoch: int, gather: Callable[[np.ndarray], np.ndarray])
     rows, weights = (job.run.read(STAGE, PAIRS_PART, array) for array in ("rows", "weights"))
     if len(weights):
         unique, places = np.unique(rows, return_inverse=True)
-        heads, tails, others = gather(unique)[places.reshape(rows.shape)]
+        heads, tails, others = gather(unique)[places.reshape(rows.shape).T]
         with job.run.part(STAGE, loss_name(epoch)) as out:
             out.attributes["loss"] = layout.loss(descent(job), heads, tails, weights, others)
 
