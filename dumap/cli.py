@@ -186,7 +186,7 @@ def main() -> None:
         sys.exit(2)
     except (click.Abort, KeyboardInterrupt) as stop:
         _say("interrupted; what is committed is kept, the same command goes on from there")
-        sys.exit(Terminated.exit_code if isinstance(stop.__cause__, Terminated) else 130)
+        sys.exit(Terminated.exit_code if isinstance(stop.__cause__ or stop, Terminated) else 130)
     except DumapError as error:
         if debug:
             raise

@@ -104,7 +104,8 @@ def run(config: Config, client: Client | None = None, observer: Observer | None 
     check_places(config)
     projected = plan(config)
     job = Job(config, projected.geometry)
-    if Run(config.output, read_only=True).exists():  # to open it for writing would make its folder
+    begun = Run(config.output, read_only=True).exists()  # to open it for writing would make its folder
+    if begun:
         check_same(job, force, observer)
         if not lost_identity(job.run) and all(job.run.is_committed(DONE, stage) for stage in STAGES):
             observer.note(f"{config.output}: finished before; nothing to do")
@@ -120,8 +121,10 @@ def run(config: Config, client: Client | None = None, observer: Observer | None 
         try:
             with Lock(job.run, observer.note):
                 job.term = job.run.term
+                if not begun and job.run.exists():  # another driver has begun it since
+                    check_same(job, force, observer)
                 create(job, cluster.cpus)
-                check_same(job, force, observer, cluster.cpus)
+                check_processors(job.run, cluster.cpus, force)
                 follow(job, projected, cluster, observer)
         except (DumapError, KeyboardInterrupt) as error:
             error.add_note(f"What is committed in {config.output} is kept; the same command goes on from there.")
@@ -272,8 +275,8 @@ def lost_identity(run: Run) -> list[str]:
     return [part for part, wanted in needed.items() if wanted and not run.is_committed(IDENTITY, part)]
 
 
-def check_same(job: Job, force: bool, observer: Observer, cpus: list[str] | None = None) -> None:
-    """Refuse to go on with a run of other parameters, other input or, unless forced, other versions or processors."""
+def check_same(job: Job, force: bool, observer: Observer) -> None:
+    """Refuse to go on with a run of other parameters, other input or, unless forced, other versions."""
     run, config, source = job.run, job.config, job.input
     attributes = run.attributes
     changed = differences(attributes["parameters"], config.parameters())
@@ -296,9 +299,16 @@ def check_same(job: Job, force: bool, observer: Observer, cpus: list[str] | None
                 f"{source.path} holds other data than when {run.location} was begun, or was changed before all of it "
                 f"was read: name another output"
             )
-    differs = differences(attributes["versions"], executor.versions())
-    if not set(cpus or []) <= set(attributes.get("cpus", [])):
-        differs.append(f"processors: {', '.join(attributes['cpus'])} -> {', '.join(cpus or [])}")
+    _refuse(run, differences(attributes["versions"], executor.versions()), force)
+
+
+def check_processors(run: Run, cpus: list[str], force: bool) -> None:
+    """Refuse, unless forced, to go on with a run on processors that it was not begun on."""
+    began = run.attributes.get("cpus", [])
+    _refuse(run, [] if set(cpus) <= set(began) else [f"processors: {', '.join(began)} -> {', '.join(cpus)}"], force)
+
+
+def _refuse(run: Run, differs: list[str], force: bool) -> None:
     if differs and not force:
         raise RunMismatchError(
             f"{run.location} was begun with other versions or processors:\n  "

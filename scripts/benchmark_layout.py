@@ -19,7 +19,6 @@ import tempfile
 import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
-from itertools import pairwise
 from pathlib import Path
 
 import numba
@@ -27,11 +26,10 @@ import numpy as np
 
 from dumap import submit
 from dumap.config import Config, build
-from dumap.kernels import layout
 from dumap.pipeline import STAGES, plan, status
 from dumap.stages import Job
 from dumap.stages.graph import Graph
-from dumap.stages.layout import SLICES, Generation, descent, pack_shards, slices_of
+from dumap.stages.layout import SLICES, Generation, advance, descent, pack_shards, slices_of
 from dumap.store import Run
 
 
@@ -48,19 +46,13 @@ def bare(job: Job, graph: Graph, threads: int) -> tuple[float, np.ndarray]:
     shards, shared = graph.shards, descent(job)
     start = Generation(job.run, graph, 0)
     edges = pack_shards(job, graph, 0, len(shards))
-    y = np.concatenate([start.read(shard) for shard in range(len(shards))])
+    y = start.whole()
     m, v, after = np.zeros_like(y), np.zeros_like(y), np.empty_like(y)
     cuts = slices_of(shards.rows, threads * SLICES)
     began = time.perf_counter()
     with ThreadPoolExecutor(threads) as workers:
         for epoch in range(job.geometry.n_epochs):
-            pool = layout.lay_pool(y[layout.pool_rows(shared.seed, epoch, shards.rows)])
-            slices = [
-                workers.submit(layout.generation, shared, epoch, low, high, 0, 0, edges, y, m, v, pool, after)
-                for low, high in pairwise(cuts)
-            ]
-            for piece in slices:
-                piece.result()
+            advance(workers, cuts, shared, epoch, edges, y, m, v, after)
             y, after = after, y
     return time.perf_counter() - began, y
 
@@ -122,8 +114,7 @@ def main() -> None:
     config = configuration(args.run, args.run, args.threads)
     job = Job(config, plan(config).geometry)
     graph = Graph(Run(args.run, read_only=True), config.graph.shard_rows)
-    start = Generation(job.run, graph, 0)
-    y = np.concatenate([start.read(shard) for shard in range(len(graph.shards))])
+    y = Generation(job.run, graph, 0).whole()
     seconds: dict[str, list[float]] = {"umap-learn": [], "kernel": [], "stage": []}
     whole_stage(args.run, args.threads)  # compiles what is not in the cache
     for _ in range(args.rounds):

@@ -90,32 +90,29 @@ def test_run_status_export_verify(cli, client, places, fresh):
     assert Path(picture).read_bytes().startswith(b"\x89PNG")
 
 
-def test_options_win_over_settings_and_those_over_the_file(cli, data, fresh):
-    file, output = fresh("run.yaml"), fresh("run.zarr")
-    values = {
-        "input": {"path": data},
-        "output": output,
-        "seed": 1,
-        "layout": {"n_epochs": 7, "n_components": 3},
-        "cells": None,
-    }
-    Path(file).write_text(yaml.safe_dump(values))
+@pytest.fixture
+def written(data, fresh):
+    """Write a file of values for a run of three components; return its path and the output's."""
+
+    def write(n_epochs: int, **more) -> tuple[str, str]:
+        file, output = fresh("run.yaml"), fresh("run.zarr")
+        layout = {"n_epochs": n_epochs, "n_components": 3}
+        values = {"input": {"path": data}, "output": output, "seed": 1, "layout": layout, **more}
+        Path(file).write_text(yaml.safe_dump(values))
+        return file, output
+
+    return write
+
+
+def test_options_win_over_settings_and_those_over_the_file(cli, written):
+    file, _ = written(7, cells=None)
     planned = json.loads(cli("plan", file, "--set", "layout.n_epochs=9", "--json").out)
     assert (planned["n_epochs"], planned["rows"]) == (9, 300)
     assert "no_such" in cli("plan", file, "--input", "no_such.zarr").err
 
 
-def test_run_with_a_file(cli, client, data, fresh):
-    file, output = fresh("run.yaml"), fresh("run.zarr")
-    values = {
-        "input": {"path": data},
-        "output": output,
-        "seed": 1,
-        "layout": {"n_epochs": 20, "n_components": 3},
-        "quality": {"queries": 0},
-        "cluster": {"scheduler": client.scheduler.address},
-    }
-    Path(file).write_text(yaml.safe_dump(values))
+def test_run_with_a_file(cli, client, written):
+    file, output = written(20, quality={"queries": 0}, cluster={"scheduler": client.scheduler.address})
     outcome = cli("run", file, "--seed", "5", "--json")
     assert outcome.code == 0
     assert json.loads(outcome.out)["parameters"]["seed"] == 5

@@ -188,6 +188,12 @@ def _room(components: int, tail_dtype: np.dtype) -> _Block:
     )
 
 
+@nb.njit(inline="always")
+def _packed(kept, width, edge):
+    """Return the place that an edge of a chunk, or the nearest one that is, has among those that are due."""
+    return kept[min(max(edge, 0), width)]
+
+
 @nb.njit(cache=True, nogil=True, error_model="numpy")
 def _attract(axes, block, indptr, r, rows, tails, rates, phases, y, t, a, b):
     """Sum what pulls rows r, r + 1, ...: i and j are joined by an edge, pull i towards j."""
@@ -207,8 +213,7 @@ def _attract(axes, block, indptr, r, rows, tails, rates, phases, y, t, a, b):
             count += np.int64(times[k] > 0)
         kept[width] = count
         for q in range(rows):
-            low = kept[min(max(indptr[r + q] - e, 0), width)]
-            high = kept[min(max(indptr[r + q + 1] - e, 0), width)]
+            low, high = _packed(kept, width, indptr[r + q] - e), _packed(kept, width, indptr[r + q + 1] - e)
             for k in range(low, high):
                 tail = near[k]
                 for c in range(components):
@@ -222,8 +227,7 @@ def _attract(axes, block, indptr, r, rows, tails, rates, phases, y, t, a, b):
             for c in range(components):
                 force[c, k] = np.float32(share[k]) * _clip(factor * force[c, k])
         for q in range(rows):
-            low = kept[min(max(indptr[r + q] - e, 0), width)]
-            high = kept[min(max(indptr[r + q + 1] - e, 0), width)]
+            low, high = _packed(kept, width, indptr[r + q] - e), _packed(kept, width, indptr[r + q + 1] - e)
             for k in range(low, high):
                 due[q] += share[k]
                 for c in range(components):

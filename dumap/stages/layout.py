@@ -69,6 +69,10 @@ class Generation:
             return self.run.read(START, START_PART, self.starts[shard], start, stop)
         return self.run.read(STAGE, shard_name(self.epoch, shard), "y", start, stop)
 
+    def whole(self) -> np.ndarray:
+        """Return the coordinates of all rows."""
+        return np.concatenate([self.read(shard) for shard in range(len(self.graph.shards))])
+
     def moments(self, shard: int) -> np.ndarray:
         """Return Adam's moments of a shard, (2, rows, n_components)."""
         if self.epoch == 0:
@@ -134,6 +138,16 @@ def pack_shards(job: Job, graph: Graph, first: int, last: int) -> Edges:
     return Edges(indptr, tails[:kept], rates[:kept], phases[:kept])
 
 
+def generations(run: Run) -> list[int]:
+    """List the epochs after which a generation is committed."""
+    return [number_of(name) for name in run.committed(STAGE) if name.startswith("generation-")]
+
+
+def is_checkpoint(job: Job, epoch: int) -> bool:
+    """Tell whether the generation after `epoch` epochs is kept, and its loss measured."""
+    return epoch % job.config.layout.checkpoint_every == 0 or epoch == job.geometry.n_epochs
+
+
 # the loss ----------------------------------------------------------------------------------------
 
 
@@ -183,14 +197,34 @@ def measure_loss(job: Job, part: str) -> None:
 
 def latest(run: Run, upto: int) -> int:
     """Return the last committed generation that is at most `upto`."""
-    names = [name for name in run.committed(STAGE) if name.startswith("generation-")]
-    return max([0] + [number_of(name) for name in names if number_of(name) <= upto])
+    return max([0, *(epoch for epoch in generations(run) if epoch <= upto)])
 
 
 def slices_of(rows: int, count: int) -> list[int]:
     """Cut rows into about so many slices of whole blocks."""
     cuts = np.linspace(0, rows, count + 1).astype(int)
     return [*np.unique(cuts[:-1] // layout.BLOCK * layout.BLOCK).tolist(), rows]
+
+
+def advance(
+    workers: ThreadPoolExecutor,
+    cuts: list[int],
+    shared: Descent,
+    epoch: int,
+    edges: Edges,
+    y: np.ndarray,
+    m: np.ndarray,
+    v: np.ndarray,
+    after: np.ndarray,
+) -> None:
+    """Write the generation after `y`, all rows of it, slice by slice on threads."""
+    pool = layout.lay_pool(y[layout.pool_rows(shared.seed, epoch, len(y))])
+    slices = [
+        workers.submit(layout.generation, shared, epoch, low, high, 0, 0, edges, y, m, v, pool, after)
+        for low, high in pairwise(cuts)
+    ]
+    for piece in slices:
+        piece.result()
 
 
 def descend(job: Job, part: str, threads: int) -> None:
@@ -200,22 +234,16 @@ def descend(job: Job, part: str, threads: int) -> None:
     begin = latest(job.run, epochs)
     before = Generation(job.run, graph, begin)
     edges = pack_shards(job, graph, 0, len(shards))
-    y = np.concatenate([before.read(shard) for shard in range(len(shards))])
+    y = before.whole()
     m, v = np.concatenate([before.moments(shard) for shard in range(len(shards))], axis=1)
     m, v, after = np.ascontiguousarray(m), np.ascontiguousarray(v), np.empty_like(y)
     cuts = slices_of(shards.rows, threads * SLICES)
     with ThreadPoolExecutor(threads) as workers:
         for epoch in range(begin, epochs):
-            pool = layout.lay_pool(y[layout.pool_rows(shared.seed, epoch, shards.rows)])
-            slices = [
-                workers.submit(layout.generation, shared, epoch, low, high, 0, 0, edges, y, m, v, pool, after)
-                for low, high in pairwise(cuts)
-            ]
-            for piece in slices:
-                piece.result()
+            advance(workers, cuts, shared, epoch, edges, y, m, v, after)
             y, after = after, y
             job.tick(epoch + 1, epochs)
-            if (epoch + 1) % job.config.layout.checkpoint_every == 0 or epoch + 1 == epochs:
+            if is_checkpoint(job, epoch + 1):
                 for shard in range(len(shards)):
                     low, high = shards.span(shard)
                     write_shard(job, epoch + 1, shard, y[low:high], m[low:high], v[low:high])
@@ -232,24 +260,21 @@ def commit_generation(job: Job, part: str) -> None:
 
 def collect(run: Run, epoch: int) -> None:
     """Remove the generations before `epoch`, manifests first."""
-    names = run.committed(STAGE)
-    for name in names:
-        if name.startswith("generation-") and number_of(name) < epoch:
-            run.discard(STAGE, name)
-    for name in names:
+    for before in generations(run):
+        if before < epoch:
+            run.discard(STAGE, generation_name(before))
+    for name in run.committed(STAGE):
         if name.startswith("epoch-") and int(name.split("-")[1]) < epoch:
             run.discard(STAGE, name)
 
 
 def forget_broken(run: Run) -> None:
     """Forget the generations of which a shard is no longer committed."""
-    names = run.committed(STAGE)
+    names = set(run.committed(STAGE))
     shards = len(Graph(run, run.attributes["parameters"]["graph"]["shard_rows"]).shards)
-    for name in names:
-        if name.startswith("generation-"):
-            whole = {shard_name(number_of(name), shard) for shard in range(shards)}
-            if not whole <= set(names):
-                run.forget(STAGE, name)
+    for epoch in generations(run):
+        if not {shard_name(epoch, shard) for shard in range(shards)} <= names:
+            run.forget(STAGE, generation_name(epoch))
 
 
 # rounds of shards --------------------------------------------------------------------------------
@@ -305,7 +330,7 @@ def _rounds(context: Context, graph: Graph, tasks: int) -> None:
         parts = numbered(f"step-{epoch + 1:05d}-{len(groups)}", len(groups))
         context.compute(STAGE, step, parts, epoch=epoch, groups=groups, progress=(epoch, epochs))
         commit_generation(context.job, generation_name(epoch + 1))
-        if (epoch + 1) % context.config.layout.checkpoint_every == 0 or epoch + 1 == epochs:
+        if is_checkpoint(context.job, epoch + 1):
             context.compute(STAGE, measure_loss, [loss_name(epoch + 1)], progress=(epoch, epochs))
         for part in parts:
             context.run.discard(STAGE, part)

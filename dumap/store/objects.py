@@ -53,7 +53,7 @@ def open_store(location: str, read_only: bool) -> Store:
         try:
             return ObjectStore(from_url(location), read_only=read_only)
         except Exception as error:  # of many kinds: what a URL may hold is its library's to say
-            raise ConfigError(f"{location} cannot be opened: {type(error).__name__}: {error}") from error
+            raise ConfigError(f"{location} cannot be opened: {told(error)}") from error
     if location.endswith(".zip") and os.path.isfile(location):
         return ZipStore(location, mode="r", read_only=True)
     return LocalStore(location, read_only=read_only)

@@ -281,9 +281,7 @@ class Run(Objects):
         """Read one of the run's final arrays whole; fails on what is missing or damaged."""
         array = self.final(name)
         for part in self.committed(stage):
-            for key, (size, _) in self.manifest(stage, part)["objects"].items():
-                if key.startswith(f"{name}/") and self.size(key) != size:
-                    raise self._damaged(stage, part, key)
+            self._check_sizes(stage, part, name)
         try:
             return np.asarray(self.attempt(name, lambda: array[...]))
         except (ValueError, RuntimeError) as error:
@@ -295,12 +293,11 @@ class Run(Objects):
         """Begin a part; see `Part`."""
         return Part(self, stage, name)
 
-    def commit(self, stage: str, name: str, manifest: Manifest) -> Manifest:
-        """Commit a manifest unless one is there; return the one that counts."""
+    def commit(self, stage: str, name: str, manifest: Manifest) -> None:
+        """Commit a manifest unless one is there."""
         self._check_term()
         self.put_new(manifest_key(stage, name), seal({**manifest, "time": time.time()}))
         self._manifests.pop((stage, name), None)
-        return self.manifest(stage, name)
 
     def _check_term(self) -> None:
         """Fail where another driver took over."""
@@ -340,20 +337,16 @@ class Run(Objects):
     def forget(self, stage: str, name: str) -> None:
         """Remove a part's manifest, readable or not; what it named no longer counts."""
         self._check_term()
-        if self.is_committed(stage, name):
-            self.delete(manifest_key(stage, name))
+        self.delete(manifest_key(stage, name))
         self._manifests.pop((stage, name), None)
         for opened in [key for key in self._opened if key[:2] == (stage, name)]:
             del self._opened[opened]
 
     def _open(self, stage: str, name: str, array: str) -> list[zarr.Array]:
         """Open an array's objects; each read first sees that they are there, and of the size that was written."""
-        manifest = self.manifest(stage, name)
-        paths, objects = manifest["arrays"][array], manifest["objects"]
+        paths = self.manifest(stage, name)["arrays"][array]
         for path in paths:
-            for key, (size, _) in objects.items():
-                if key.startswith(f"{path}/") and self.size(key) != size:
-                    raise self._damaged(stage, name, key)
+            self._check_sizes(stage, name, path)
         if (stage, name, array) not in self._opened:
             for path in paths:
                 self._check_object(stage, name, f"{path}/zarr.json")
@@ -363,11 +356,22 @@ class Run(Objects):
             ]
         return self._opened[stage, name, array]
 
+    def _check_sizes(self, stage: str, name: str, below: str) -> None:
+        """Fail unless what a part wrote below a path is there, and as long as it was."""
+        for key, (size, _) in self.manifest(stage, name)["objects"].items():
+            if key.startswith(f"{below}/") and self.size(key) != size:
+                raise self._damaged(stage, name, key)
+
     def _check_object(self, stage: str, name: str, key: str) -> None:
         """Fail unless an object is what its part wrote."""
-        data, known = self.get(key), self.manifest(stage, name)["objects"].get(key)
-        if data is None or known is None or [len(data), digest(data)] != known:
+        known = self.manifest(stage, name)["objects"].get(key)
+        if known is None or not self._is_whole(key, *known):
             raise self._damaged(stage, name, key)
+
+    def _is_whole(self, key: str, size: int, known: str) -> bool:
+        """Tell whether an object is there, and what was written."""
+        data = self.get(key)
+        return data is not None and len(data) == size and digest(data) == known
 
     def _damaged(self, stage: str, name: str, what: str) -> DamageError:
         return DamageError(
@@ -426,9 +430,8 @@ class Run(Objects):
                 except DamageError:
                     yield stage, name, manifest_key(stage, name)
                     continue
-                for key, (size, known) in objects.items():
-                    data = self.get(key)
-                    if data is None or len(data) != size or digest(data) != known:
+                for key, written in objects.items():
+                    if not self._is_whole(key, *written):
                         yield stage, name, key
         with contextlib.suppress(DamageError):  # of what the run is of, told above
             if self.get("zarr.json") != self._metadata():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,14 @@ def expected(clean):
 def prepare(configure, data):
     """Make the configuration of a run of the data."""
     return lambda settings=None: configure(data, {**SETTINGS, **(settings or {})})
+
+
+@pytest.fixture
+def own(prepare, clean):
+    """Return the configuration of a finished run that a test may damage: a copy, since no file names its place."""
+    config = prepare()
+    shutil.copytree(clean.output, config.output)
+    return config
 
 
 @pytest.fixture(scope="session")

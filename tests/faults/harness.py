@@ -29,6 +29,8 @@ SECONDS = 120
 """The longest that anything is waited for: a machine may be busy."""
 SETTINGS = {"task_memory": 2**19, "layout.n_epochs": 20, "quality.queries": 20}
 """Three blocks, six cells."""
+WORDS = [word for key, value in SETTINGS.items() for word in ("--set", f"{key}={value}")]
+"""The same, for the command line."""
 ROUNDS = {"layout.mode": "rounds"}
 
 

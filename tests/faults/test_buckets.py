@@ -10,7 +10,7 @@ import pytest
 import yaml
 import zarr
 from distributed import Client, LocalCluster
-from faults.harness import Fleet, until
+from faults.harness import WORDS, Fleet, until
 
 from dumap.config import load
 from dumap.errors import StorageError
@@ -26,7 +26,6 @@ pytest.importorskip("moto.server", reason="moto[server] is not installed")
 from faults.bucket import KEY, SECRET, TIMEOUT, Proxy, Server
 
 SETTINGS = {"layout.n_epochs": 20, "quality.queries": 0}
-WORDS = [word for key, value in SETTINGS.items() for word in ("--set", f"{key}={value}")]
 SOURCE, OUTPUT = "s3://data/input.zarr", "s3://data/run.zarr"
 
 

@@ -10,23 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from faults.harness import SETTINGS, results
+from faults.harness import WORDS, results
 from zarr.codecs import Crc32cCodec
 
 from dumap.pipeline import STAGES, status, verify
 from dumap.store import IDENTITY, LOCKS, MANIFESTS
 from dumap.store import lock as lock_module
 from dumap.submit import run
-
-WORDS = [word for key, value in SETTINGS.items() for word in ("--set", f"{key}={value}")]
-
-
-@pytest.fixture
-def own(prepare, clean):
-    """Return the configuration of a finished run that a test may damage: a copy, since no file names its place."""
-    config = prepare()
-    shutil.copytree(clean.output, config.output)
-    return config
 
 
 def keys(output: str) -> list[str]:

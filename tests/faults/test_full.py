@@ -11,7 +11,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from faults.harness import SETTINGS, Fleet, all_kept, commits, results
+from faults.harness import WORDS, Fleet, all_kept, commits, results
 
 from dumap.errors import StorageError
 from dumap.pipeline import Silent, verify
@@ -20,7 +20,6 @@ from dumap.store import lock as module
 from dumap.submit import run
 
 ROOM = 64 << 20
-WORDS = [word for key, value in SETTINGS.items() for word in ("--set", f"{key}={value}")]
 
 
 class Disk:

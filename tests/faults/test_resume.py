@@ -8,34 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zarr
-from faults.harness import SETTINGS, results
+from faults.harness import SETTINGS, WORDS, results
 
 from dumap import executor
 from dumap.submit import run
-
-pytestmark = pytest.mark.faults
-
-WORDS = [word for key, value in SETTINGS.items() for word in ("--set", f"{key}={value}")]
-
-
-@pytest.fixture(scope="module")
-def data(digits, save):
-    return save(digits[0][:500], 100)
-
-
-@pytest.fixture(scope="module")
-def clean(embed, data):
-    """Return a run that nothing disturbed; not to be changed."""
-    return embed(data, SETTINGS)
-
-
-@pytest.fixture
-def own(configure, data, clean):
-    """Return the configuration of a finished run that a test may damage: a copy, since no file names its place."""
-    config = configure(data, SETTINGS)
-    shutil.copytree(clean.output, config.output)
-    return config
-
 
 # finished ----------------------------------------------------------------------------------------
 
