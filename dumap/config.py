@@ -169,10 +169,9 @@ class NeighborsConfig(_Section):
 
 
 class CellsConfig(_Section):
-    """How rows are cut into cells, and how far they spill."""
+    """How rows are cut into cells, and how many of them a row is compared in."""
 
-    margin: float = Field(1.12, ge=1.0, le=10.0)
-    max_copies: int = Field(4, ge=1, le=64)
+    max_copies: int = Field(5, ge=1, le=64)
     max_rows: int | None = Field(None, ge=64)
 
 

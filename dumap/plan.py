@@ -15,6 +15,7 @@ import numpy as np
 from dumap.config import Config, format_bytes
 from dumap.errors import BudgetError, InputError
 from dumap.kernels.layout import POOL_ROWS, RUN, default_epochs
+from dumap.kernels.leaves import EXACT_ROWS, LEAF_ROWS
 from dumap.kernels.vectors import ANGULAR
 from dumap.metrics import arguments
 from dumap.store import OBJECT_BYTES
@@ -25,8 +26,10 @@ INTERPRETER_BYTES = 660 * 2**20
 PAUSE_FRACTION = 0.8
 """Share of its limit at which a Dask worker stops taking tasks; plans stay under it."""
 
-SAMPLE_ROWS_PER_CELL = 256
+SAMPLE_ROWS_PER_LEAF = 8
 MIN_SAMPLE_ROWS = 8192
+COPIES = 4
+"""Cells that a row joins on average where there are many (measured, rounded up)."""
 WANTED_CELL_ROWS = 32_768
 """Rows a cell has where memory does not ask for fewer, so that one task is not the whole data set."""
 MIN_CELLS = 4
@@ -47,8 +50,8 @@ class Geometry:
         Rows of the sample that centroids come from, about.
     cell_rows : int
         Rows a cell may hold, spilled copies included.
-    cells : int
-        Cells at first; splits and merges may follow.
+    cells, leaves : int
+        How many, about: leaves are what a cell is packed of.
     shard_rows, shards : int
         Rows of a shard of the graph, and how many.
     output_rows, outputs : int
@@ -64,6 +67,7 @@ class Geometry:
     sample_rows: int
     cell_rows: int
     cells: int
+    leaves: int
     shard_rows: int
     shards: int
     output_rows: int
@@ -191,12 +195,14 @@ def geometry(config: Config, rows: int, dims: int, itemsize: int, chunk_rows: in
         block_rows = min(chunk_rows, rows)
     cap = memory // cell_row_bytes(dims, k, config.neighbors.metric)
     cap = max(4 * (k + 2), min(cap, config.cells.max_rows or cap))
-    copies = min(config.cells.max_copies, 3)
+    copies = min(config.cells.max_copies, COPIES)
     cells = 1
     if rows > min(cap, WANTED_CELL_ROWS):
         cells = max(math.ceil(rows * copies / (0.75 * cap)), min(MIN_CELLS, math.ceil(rows / WANTED_CELL_ROWS)))
-    wanted_sample = max(MIN_SAMPLE_ROWS, SAMPLE_ROWS_PER_CELL * cells)
-    sample_rows = min(rows, wanted_sample, max(1024, memory // 8 // (4 * dims)))
+    leaves = max(cells, rows // LEAF_ROWS) if rows > EXACT_ROWS or cells > 1 else 1
+    wanted_sample = max(MIN_SAMPLE_ROWS, SAMPLE_ROWS_PER_LEAF * leaves)
+    sample_rows = min(rows, wanted_sample, max(1024, memory // 4 // (4 * dims)))
+    leaves = min(leaves, max(cells, sample_rows // 2))
     shard_rows = config.graph.shard_rows
     return Geometry(
         rows=rows,
@@ -207,6 +213,7 @@ def geometry(config: Config, rows: int, dims: int, itemsize: int, chunk_rows: in
         sample_rows=sample_rows,
         cell_rows=cap,
         cells=cells,
+        leaves=leaves,
         shard_rows=shard_rows,
         shards=math.ceil(rows / shard_rows),
         output_rows=OUTPUT_ROWS,
@@ -253,7 +260,7 @@ def make_plan(config: Config, cut: Geometry, worker_memory: int = 0) -> Plan:
     """
     k, n_components = config.neighbors.n_neighbors, config.layout.n_components
     rows, index = cut.rows, cut.index_dtype.itemsize
-    copies = min(config.cells.max_copies, 3) if cut.cells > 1 else 1
+    copies = min(config.cells.max_copies, cut.cells)
     vector_bytes, list_bytes = rows * cut.dims * cut.itemsize, k * (index + 4)
     edges, state = 2 * k * rows, rows * 4 * n_components * 3
     block = cut.block_rows * cut.dims
@@ -273,7 +280,7 @@ def make_plan(config: Config, cut: Geometry, worker_memory: int = 0) -> Plan:
     }
     work = {  # tasks, bytes shuffled, bytes on disk
         "vectors": (cut.blocks + 1, 0, rows * 9 + 2 * sample),
-        "cells": (3 * cut.blocks + 2, copies * vector_bytes, copies * (vector_bytes + rows * 12)),
+        "cells": (3 * cut.blocks + 3, copies * vector_bytes, copies * (vector_bytes + rows * 32) + rows * 52),
         "neighbors": (2 * cut.cells, copies * rows * list_bytes, (copies + 1) * rows * list_bytes),
         "graph": (2 * cut.shards, rows * k * (2 * index + 4), rows * k * (2 * index + 8) + edges * (index + 4)),
         "start": (1, edges * (index + 4), rows * 4 * n_components),

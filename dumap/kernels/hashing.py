@@ -35,6 +35,12 @@ def draw(base: np.uint64, counter: int) -> np.uint64:
     return mix(base + GOLDEN * (np.uint64(counter) + np.uint64(1)))
 
 
+@nb.njit(inline="always")
+def pair(i: int, j: int) -> np.uint64:
+    """Return 64 bits that belong to an ordered pair."""
+    return mix(mix(np.uint64(i) + GOLDEN) ^ np.uint64(j))
+
+
 @nb.njit(cache=True, nogil=True)
 def draws(seed: int, purpose: int, counters: np.ndarray) -> np.ndarray:
     """Return the random bits of many counters.

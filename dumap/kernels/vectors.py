@@ -58,3 +58,26 @@ def partition_space(x: np.ndarray, metric: str) -> np.ndarray:
         length = np.sqrt(np.einsum("ij,ij->i", x, x, dtype=np.float64))
         x = (x / np.where(length > 0, length, 1)[:, None]).astype(np.float32)
     return x
+
+
+def with_direction(x: np.ndarray) -> np.ndarray:
+    """Give rows without direction one of their own, at a right angle to all others.
+
+    Parameters
+    ----------
+    x : ndarray of float32, shape (n, dims)
+        Rows of unit length, or zero.
+
+    Returns
+    -------
+    ndarray of float32, shape (n, dims) or (n, dims + 1)
+    """
+    zero = ~x.any(axis=1)
+    return np.concatenate([x, zero[:, None].astype(np.float32)], axis=1) if zero.any() else x
+
+
+def from_squared(squared: np.ndarray, metric: str) -> np.ndarray:
+    """Return a metric's distances, given squared Euclidean ones in partition space; for those in `BY_PRODUCT`."""
+    if metric in ANGULAR:
+        return squared / 2
+    return squared if metric == "sqeuclidean" else np.sqrt(squared)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from dumap.kernels import cells, vectors
@@ -11,95 +13,76 @@ from dumap.stages.vectors import STAGE as VECTORS
 from dumap.store import Run
 
 STAGE = "cells"
-ROUNDS = 4
-"""Partitions tried at the most; the last one cuts by row id what distance did not."""
-FULL = 0.9
-"""Share of the cap from which on a cell is split, since samples are not exact."""
-HEADROOM = 0.75
-"""Share of the cap that a split aims at."""
+REACH = 10
+"""Nearest leaves whose cells a row is sent to; at home it is compared in each of them."""
 
 
-def find_centroids(job: Job, part: str) -> None:
-    """Find the centroids of one round: k-means at first, then the last round's, split and thinned out."""
-    store, cut, number = job.run, job.geometry, number_of(part)
-    blocks = numbered("block", cut.blocks)
-    sample = np.concatenate([store.read(VECTORS, block, "sample") for block in blocks])
-    sample = vectors.partition_space(sample, job.config.neighbors.metric)
-    if number == 0:
-        centroids = cells.kmeans(sample, cut.cells, job.config.seed)
-        pieces = np.ones(len(centroids), np.int32)
-        home = cells.assign(
-            sample,
-            centroids,
-            pieces,
-            0,
-            0,
-            job.config.cells.margin,
-            job.config.cells.max_copies,
-        )
-        loads = np.bincount(home[home >= 0], minlength=len(centroids)) * (cut.rows / len(sample))
-    else:
-        before = numbered("centroids", number)[-1]
-        centroids, pieces = (store.read(STAGE, before, name) for name in ("centroids", "pieces"))
-        counts = store.read(STAGE, numbered("table", number)[-1], "copies").sum(axis=0)
-        first = np.concatenate([[0], np.cumsum(pieces)])
-        loads = np.add.reduceat(counts, first[:-1]).astype(np.float64)
-        keep = loads >= fewest_rows(job)
-        if keep.any():
-            centroids, pieces, loads = centroids[keep], pieces[keep], loads[keep]
-    if number == ROUNDS - 1:
-        pieces = np.ceil(np.maximum(loads, 1) / (HEADROOM * cut.cell_rows)).astype(np.int32)
-    elif len(centroids) > 1 or loads.max() > FULL * cut.cell_rows:
-        loads = np.where(loads > FULL * cut.cell_rows, loads, 0)
-        centroids, pieces = cells.split(sample, centroids, loads, HEADROOM * cut.cell_rows, job.config.seed)
+def grow_tree(job: Job, part: str) -> None:
+    """Cut space into leaves, by the sample."""
+    store, cut = job.run, job.geometry
+    sample = np.concatenate([store.read(VECTORS, block, "sample") for block in numbered("block", cut.blocks)])
+    tree = cells.grow(vectors.partition_space(sample, job.config.neighbors.metric), cut.leaves, job.config.seed)
+    with store.part(STAGE, part) as out:
+        out.write("groups", tree.groups)
+        out.write("offsets", tree.offsets)
+        out.write("leaves", tree.leaves)
+
+
+def find_leaves(job: Job, part: str) -> None:
+    """Find the leaves nearest to each row of a block; count the rows of each leaf."""
+    store, block = job.run, number_of(part)
+    x = vectors.partition_space(as_float32(job.input.read(*job.geometry.block(block))), job.config.neighbors.metric)
+    left_out = (store.read(VECTORS, numbered("block", block + 1)[-1], "status") & DROPPED) > 0
+    x[left_out] = 0
+    tree = cells.Tree(*(store.read(STAGE, "tree", name) for name in ("groups", "offsets", "leaves")))
+    near = cells.nearest_leaves(x, tree, min(REACH, len(tree.leaves)))
+    near[left_out] = -1
+    with store.part(STAGE, part) as out:
+        out.write("near", near)
+        out.write("loads", np.bincount(near[~left_out, 0], minlength=len(tree.leaves)))
+
+
+def pack_leaves(job: Job, part: str) -> None:
+    """Pack the leaves into cells."""
+    cut = job.geometry
+    loads = sum(job.run.read(STAGE, block, "loads") for block in numbered("near", cut.blocks))
+    own, pieces = cells.pack(np.asarray(loads), math.ceil(cut.rows / cut.cells))
     with job.run.part(STAGE, part) as out:
-        out.write("centroids", centroids)
+        out.write("cells", own)
         out.write("pieces", pieces)
 
 
-def fewest_rows(job: Job) -> int:
-    """Return how many rows a cell needs: its own rows must find all their neighbours in it."""
-    return job.config.neighbors.n_neighbors + 2
+def route(job: Job, block: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the cells of a block's rows (n, max_copies), home first, and the leaves they probe there."""
+    near = job.run.read(STAGE, numbered("near", block + 1)[-1], "near")
+    own, pieces = (job.run.read(STAGE, "packing", name) for name in ("cells", "pieces"))
+    start, _ = job.geometry.block(block)
+    return cells.route(near, own, pieces, start, job.config.seed, job.config.cells.max_copies, near.shape[1])
 
 
-def assign_block(job: Job, part: str, number: int) -> None:
-    """Give each row of a block its cells."""
-    store, block = job.run, number_of(part)
-    start, stop = job.geometry.block(block)
-    centroids = numbered("centroids", number + 1)[-1]
-    x = vectors.partition_space(as_float32(job.input.read(start, stop)), job.config.neighbors.metric)
-    status = store.read(VECTORS, numbered("block", block + 1)[-1], "status")
-    dropped = (status & DROPPED) > 0
-    x[dropped] = 0
-    pieces = store.read(STAGE, centroids, "pieces")
-    count = int(pieces.sum())
-    own = cells.assign(
-        x,
-        store.read(STAGE, centroids, "centroids"),
-        pieces,
-        start,
-        job.config.seed,
-        job.config.cells.margin,
-        job.config.cells.max_copies,
-    )
-    own[dropped] = -1
+def assign_block(job: Job, part: str) -> None:
+    """Give each row of a block its home, and count the copies by cell and home."""
+    own, _ = route(job, number_of(part))
+    packed, pieces = (job.run.read(STAGE, "packing", name) for name in ("cells", "pieces"))
+    count = int(packed[-1] + pieces[-1])
     home = np.broadcast_to(own[:, :1], own.shape)
     joined = own >= 0
     pair, times = np.unique(own[joined].astype(np.int64) * count + home[joined], return_counts=True)
-    with store.part(STAGE, part) as out:
-        out.write("cells", own)
+    with job.run.part(STAGE, part) as out:
+        out.write("home", own[:, 0])
         out.write("pair", pair)
         out.write("pair_copies", times)
+        out.attributes["cells"] = count
 
 
 def tabulate(job: Job, part: str) -> None:
     """Add up the blocks: where each cell's rows begin, and how many copies each block gives each cell."""
-    store, cut, number = job.run, job.geometry, number_of(part)
-    pieces = store.read(STAGE, numbered("centroids", number + 1)[-1], "pieces")
-    count = int(pieces.sum())
+    store, cut = job.run, job.geometry
+    names = numbered("assign", cut.blocks)
+    count = store.summary(STAGE, names[0])["cells"]
     copies, homes = np.zeros((cut.blocks, count), np.int64), np.zeros((cut.blocks, count), np.int64)
     guests = np.zeros((count, count), np.int64)
-    for block, name in enumerate(numbered(f"assign-{number}", cut.blocks)):
+    for block, name in enumerate(names):
         pair, times = store.read(STAGE, name, "pair"), store.read(STAGE, name, "pair_copies")
         cell, home = pair // count, pair % count
         np.add.at(copies[block], cell, times)
@@ -109,14 +92,12 @@ def tabulate(job: Job, part: str) -> None:
     starts = offsets[:-1] + np.cumsum(homes, axis=0) - homes
     np.fill_diagonal(guests, 0)
     load = copies.sum(axis=0)
-    fits = bool(load.max() <= cut.cell_rows and (load.min() >= fewest_rows(job) or count == 1))
     with store.part(STAGE, part) as out:
         out.write("copies", copies)
         out.write("offsets", offsets)
         out.write("starts", starts)
         out.write("guests", guests)
         out.attributes |= {
-            "fits": fits,
             "cells": count,
             "rows": int(offsets[-1]),
             "copies": int(load.sum()),
@@ -126,12 +107,10 @@ def tabulate(job: Job, part: str) -> None:
 
 
 class Table:
-    """Where rows lie: the last round's table, read once.
+    """Where rows lie, read once.
 
     Attributes
     ----------
-    number : int
-        The round whose partition counts.
     cells, rows : int
         Cells, and rows that are in one.
     offsets : ndarray of int64, shape (cells + 1,)
@@ -145,39 +124,37 @@ class Table:
     """
 
     def __init__(self, run: Run) -> None:
-        names = [name for name in run.committed(STAGE) if name.startswith("table-")]
-        self.number = number_of(names[-1])
         self.offsets, self.starts, self.copies, self.guests = (
-            run.read(STAGE, names[-1], name) for name in ("offsets", "starts", "copies", "guests")
+            run.read(STAGE, "table", name) for name in ("offsets", "starts", "copies", "guests")
         )
         self.cells, self.rows = len(self.offsets) - 1, int(self.offsets[-1])
 
     def positions(self, run: Run, block: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return the positions (n,) of a block's rows, -1 for those left out, and their cells (n, max_copies)."""
-        own = run.read(STAGE, numbered(f"assign-{self.number}", block + 1)[-1], "cells")
-        return cells.ranks(own[:, 0], self.starts[block]), own
+        """Return the positions (n,) and the home cells (n,) of a block's rows, -1 for those left out."""
+        home = run.read(STAGE, numbered("assign", block + 1)[-1], "home")
+        return cells.ranks(home, self.starts[block]), home
 
 
 def sort_block(job: Job, part: str) -> None:
     """Write a block's vectors, a copy for each cell they are in, sorted by cell."""
     store, block = job.run, number_of(part)
-    positions, own = Table(store).positions(store, block)
-    source, _, _ = cells.order_copies(own, positions)
+    positions, _ = Table(store).positions(store, block)
+    own, probes = route(job, block)
+    source, slot = cells.order_copies(own, positions)
     x = job.input.read(*job.geometry.block(block))
     with store.part(STAGE, part) as out:
         out.write("positions", positions[source])
+        out.write("probes", probes[source, slot])
         out.write_gathered("vectors", x, source)
 
 
 def run(context: Context) -> dict:
-    """Find cells that fit, then sort the vectors; return what came out."""
-    store, cut = context.run, context.geometry
-    for number in range(ROUNDS):
-        table = numbered("table", number + 1)[-1]
-        context.compute(STAGE, find_centroids, [numbered("centroids", number + 1)[-1]])
-        context.compute(STAGE, assign_block, numbered(f"assign-{number}", cut.blocks), number=number)
-        context.compute(STAGE, tabulate, [table])
-        if store.summary(STAGE, table)["fits"]:
-            break
-    context.compute(STAGE, sort_block, numbered("sorted", cut.blocks))
-    return {**store.summary(STAGE, table), "rounds": number + 1}
+    """Cut the rows into cells, then sort the vectors; return what came out."""
+    store, blocks = context.run, context.geometry.blocks
+    context.compute(STAGE, grow_tree, ["tree"])
+    context.compute(STAGE, find_leaves, numbered("near", blocks))
+    context.compute(STAGE, pack_leaves, ["packing"])
+    context.compute(STAGE, assign_block, numbered("assign", blocks))
+    context.compute(STAGE, tabulate, ["table"])
+    context.compute(STAGE, sort_block, numbered("sorted", blocks))
+    return store.summary(STAGE, "table")

@@ -140,6 +140,7 @@ def join(job: Job, part: str) -> None:
             np.arange(len(own)),
             store.read(STAGE, name, "ids"),
             store.read(STAGE, name, "distances"),
+            own,
         )
         reached = np.minimum(reached, store.read(STAGE, name, "reached"))
     with store.part(STAGE, part) as out:
