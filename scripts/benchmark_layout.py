@@ -26,6 +26,7 @@ import numpy as np
 
 from dumap import submit
 from dumap.config import Config, build
+from dumap.kernels.layout import pool_rows
 from dumap.pipeline import STAGES, plan, status
 from dumap.stages import Job
 from dumap.stages.graph import Graph
@@ -52,7 +53,8 @@ def bare(job: Job, graph: Graph, threads: int) -> tuple[float, np.ndarray]:
     began = time.perf_counter()
     with ThreadPoolExecutor(threads) as workers:
         for epoch in range(job.geometry.n_epochs):
-            advance(workers, cuts, shared, epoch, edges, y, m, v, after)
+            drawn = pool_rows(shared.seed, epoch, len(y))
+            advance(workers, cuts, shared, epoch, edges, y, m, v, after, drawn)
             y, after = after, y
     return time.perf_counter() - began, y
 

@@ -6,8 +6,7 @@ import numpy as np
 
 from dumap.kernels import cells, vectors
 from dumap.stages import Context, Job, number_of, numbered
-from dumap.stages.vectors import DROPPED, as_float32
-from dumap.stages.vectors import STAGE as VECTORS
+from dumap.stages.vectors import as_float32, distinct_rows, drawn, left_out
 from dumap.store import Run
 
 STAGE = "cells"
@@ -22,11 +21,10 @@ HEADROOM = 0.75
 def find_centroids(job: Job, part: str) -> None:
     """Find the centroids of one round: k-means at first, then the last round's, split and thinned out."""
     store, cut, number = job.run, job.geometry, number_of(part)
-    blocks = numbered("block", cut.blocks)
-    sample = np.concatenate([store.read(VECTORS, block, "sample") for block in blocks])
-    sample = vectors.partition_space(sample, job.config.neighbors.metric)
+    sample = vectors.partition_space(drawn(job, "sample"), job.config.neighbors.metric)
     if number == 0:
-        centroids = cells.kmeans(sample, cut.cells, job.config.seed)
+        rows = distinct_rows(job)
+        centroids = cells.kmeans(sample, -(-cut.cells * rows // cut.rows), job.config.seed)
         pieces = np.ones(len(centroids), np.int32)
         home = cells.assign(
             sample,
@@ -37,7 +35,7 @@ def find_centroids(job: Job, part: str) -> None:
             job.config.cells.margin,
             job.config.cells.max_copies,
         )
-        loads = np.bincount(home[home >= 0], minlength=len(centroids)) * (cut.rows / len(sample))
+        loads = np.bincount(home[home >= 0], minlength=len(centroids)) * (rows / len(sample))
     else:
         before = numbered("centroids", number)[-1]
         centroids, pieces = (store.read(STAGE, before, name) for name in ("centroids", "pieces"))
@@ -68,8 +66,7 @@ def assign_block(job: Job, part: str, number: int) -> None:
     start, stop = job.geometry.block(block)
     centroids = numbered("centroids", number + 1)[-1]
     x = vectors.partition_space(as_float32(job.input.read(start, stop)), job.config.neighbors.metric)
-    status = store.read(VECTORS, numbered("block", block + 1)[-1], "status")
-    dropped = (status & DROPPED) > 0
+    dropped = left_out(job, block)
     x[dropped] = 0
     pieces = store.read(STAGE, centroids, "pieces")
     count = int(pieces.sum())
