@@ -148,11 +148,12 @@ class _Section(BaseModel):
 
 
 class InputConfig(_Section):
-    """What to embed."""
+    """What to embed; with `unique`, rows equal to the bit are embedded once and weigh as many as they are."""
 
     path: Location
     array: Location = "vectors"
     nonfinite: Literal["error", "drop"] = "error"
+    unique: bool = False
 
 
 class NeighborsConfig(_Section):
@@ -264,7 +265,7 @@ class Config(_Section):
         values = self.model_dump(mode="json", exclude={"output", "cluster", "input", "quality"})
         for where in ("checkpoint_every", "mode"):
             del values["layout"][where]
-        return values
+        return {"input": {"unique": self.input.unique}, **values}
 
     def digest(self) -> str:
         """Name the parameters."""

@@ -156,7 +156,8 @@ def _complete(stage: Any, job: Job, projected: Plan, cluster: Executor, observer
     name, wanted = stage.STAGE, projected.stage(stage.STAGE).peak_bytes
     observer.started(name, wanted)
     began, cluster.peak_bytes = time.monotonic(), 0
-    context = Context(job, projected, _compute(job, cluster, observer), cluster.host_threads, cluster.worker_memory)
+    compute = _compute(job, cluster, observer)
+    context = Context(job, projected, compute, cluster.host_threads, cluster.worker_memory, observer.note)
     facts = stage.run(context)
     seconds = time.monotonic() - began
     with job.run.part(DONE, name) as out:

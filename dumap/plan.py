@@ -248,6 +248,16 @@ def coarse_rows(rows: int) -> int:
     return max(min(rows, 1024), rows // 32)
 
 
+def tally_row_bytes(config: Config) -> int:
+    """Return the bytes a row takes while copies are counted: keys of one word or two, thrice, and ids (measured)."""
+    return 60 + 24 * (2 if config.input.unique else 1)
+
+
+def tally_buckets(config: Config, rows: int) -> int:
+    """Return the buckets of hashes in which equal rows are looked for."""
+    return math.ceil(rows * tally_row_bytes(config) / config.task_memory)
+
+
 def make_plan(config: Config, cut: Geometry, worker_memory: int = 0) -> Plan:
     """Project every stage.
 
@@ -268,21 +278,30 @@ def make_plan(config: Config, cut: Geometry, worker_memory: int = 0) -> Plan:
     tables = cut.blocks * (cut.cells + 1) * 24 + cut.cells**2 * 8
     sample, queries = cut.sample_rows * cut.dims * 4, min(config.quality.queries, rows)
     epochs, every = cut.n_epochs, config.layout.checkpoint_every
+    unique, buckets = config.input.unique, tally_buckets(config, rows)
     peaks = {
-        "vectors": max(block * (2 * cut.itemsize + 8) + sample, rows * 24),
+        "vectors": max(block * (2 * cut.itemsize + 8) + sample, -(-rows // buckets) * tally_row_bytes(config)),
         "cells": max(block * (2 * cut.itemsize + 12) + cut.block_rows * 64 + 4 * OBJECT_BYTES, sample * 4, tables * 3),
         "neighbors": cell_rows * max(cell_row_bytes(cut.dims, k, config.neighbors.metric), list_bytes * 4) + tables,
-        "graph": shard_rows * k * 160,
+        "graph": max(shard_rows * k * 160, rows * (index + 2) + 2 * k * shard_rows * index),
         "start": start_bytes(rows, shard_rows, k, n_components),
         "layout": layout_bytes(config, rows, edges, worker_memory),
         "embedding": cut.output_rows * (64 + 16 * n_components) + tables,
         "quality": block * (2 * cut.itemsize + 8) + queries * (cut.dims * 8 + k * 64) + 3 * OBJECT_BYTES,
     }
     work = {  # tasks, bytes shuffled, bytes on disk
-        "vectors": (cut.blocks + 1, 0, rows * 9 + 2 * sample),
+        "vectors": (
+            cut.blocks * (1 + unique) + buckets,
+            rows * 8 * (1 + unique),
+            rows * (9 + unique * (16 + 3 * index)) + 2 * sample,
+        ),
         "cells": (3 * cut.blocks + 3, copies * vector_bytes, copies * (vector_bytes + rows * 32) + rows * 52),
         "neighbors": (2 * cut.cells, copies * rows * list_bytes, (copies + 1) * rows * list_bytes),
-        "graph": (2 * cut.shards, rows * k * (2 * index + 4), rows * k * (2 * index + 8) + edges * (index + 4)),
+        "graph": (
+            2 * cut.shards + 1 + unique * cut.blocks,
+            rows * k * (2 * index + 4),
+            rows * (k * (2 * index + 8) + unique * (8 + index)) + edges * (index + 4),
+        ),
         "start": (1, edges * (index + 4), rows * 4 * n_components),
         "layout": (math.ceil(epochs / every), state * math.ceil(epochs / every), 2 * state),
         "embedding": (cut.outputs, state // 3, rows * (4 * n_components + 1)),

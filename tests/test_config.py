@@ -242,6 +242,7 @@ def test_nothing_can_be_changed(section):
     [
         ("seed", 43),
         ("task_memory", "1GiB"),
+        ("input.unique", True),
         ("neighbors.n_neighbors", 16),
         ("neighbors.metric", "minkowski"),
         ("cells.margin", 1.5),

@@ -9,7 +9,6 @@ import numba as nb
 import numpy as np
 from pynndescent import NNDescent
 from pynndescent.distances import named_distances
-from threadpoolctl import threadpool_limits
 
 from dumap.kernels import hashing
 

@@ -8,8 +8,7 @@ import numpy as np
 
 from dumap.kernels import cells, vectors
 from dumap.stages import Context, Job, number_of, numbered
-from dumap.stages.vectors import DROPPED, as_float32
-from dumap.stages.vectors import STAGE as VECTORS
+from dumap.stages.vectors import as_float32, distinct_rows, drawn, left_out
 from dumap.store import Run
 
 STAGE = "cells"
@@ -20,8 +19,9 @@ REACH = 10
 def grow_tree(job: Job, part: str) -> None:
     """Cut space into leaves, by the sample."""
     store, cut = job.run, job.geometry
-    sample = np.concatenate([store.read(VECTORS, block, "sample") for block in numbered("block", cut.blocks)])
-    tree = cells.grow(vectors.partition_space(sample, job.config.neighbors.metric), cut.leaves, job.config.seed)
+    sample = vectors.partition_space(drawn(job, "sample"), job.config.neighbors.metric)
+    wanted = -(-cut.leaves * distinct_rows(job) // cut.rows)
+    tree = cells.grow(sample, wanted, job.config.seed)
     with store.part(STAGE, part) as out:
         out.write("groups", tree.groups)
         out.write("offsets", tree.offsets)
@@ -32,14 +32,14 @@ def find_leaves(job: Job, part: str) -> None:
     """Find the leaves nearest to each row of a block; count the rows of each leaf."""
     store, block = job.run, number_of(part)
     x = vectors.partition_space(as_float32(job.input.read(*job.geometry.block(block))), job.config.neighbors.metric)
-    left_out = (store.read(VECTORS, numbered("block", block + 1)[-1], "status") & DROPPED) > 0
-    x[left_out] = 0
+    dropped = left_out(job, block)
+    x[dropped] = 0
     tree = cells.Tree(*(store.read(STAGE, "tree", name) for name in ("groups", "offsets", "leaves")))
     near = cells.nearest_leaves(x, tree, min(REACH, len(tree.leaves)))
-    near[left_out] = -1
+    near[dropped] = -1
     with store.part(STAGE, part) as out:
         out.write("near", near)
-        out.write("loads", np.bincount(near[~left_out, 0], minlength=len(tree.leaves)))
+        out.write("loads", np.bincount(near[~dropped, 0], minlength=len(tree.leaves)))
 
 
 def pack_leaves(job: Job, part: str) -> None:

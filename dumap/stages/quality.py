@@ -13,8 +13,7 @@ from dumap.stages.embedding import positions_of
 from dumap.stages.graph import Graph
 from dumap.stages.layout import Generation
 from dumap.stages.neighbors import Lists, defined_distances, metric_arguments
-from dumap.stages.vectors import STAGE as VECTORS
-from dumap.stages.vectors import as_float32
+from dumap.stages.vectors import as_float32, drawn
 
 STAGE = "quality"
 NEAR = 15
@@ -47,11 +46,7 @@ def _tiles(job: Job, queries: np.ndarray, x: np.ndarray):  # type: ignore[no-unt
 def collect(job: Job, part: str) -> None:
     """Collect the queries: vectors, positions, the graph's lists and their nearest rows in the map."""
     store, table, cut = job.run, Table(job.run), job.geometry
-    rows, found = [], []
-    for block in numbered("block", cut.blocks):
-        rows.append(store.read(VECTORS, block, "query_rows"))
-        found.append(store.read(VECTORS, block, "query"))
-    row, x = np.concatenate(rows), np.concatenate(found)
+    row, x = drawn(job, "query_rows"), drawn(job, "query")
     positions = np.empty(len(row), np.int64)
     for number in range(cut.blocks):
         start, stop = cut.block(number)
