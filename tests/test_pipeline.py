@@ -29,7 +29,7 @@ def slowly(values, *quick):
 def whole(digits, embed):
     """Return all digits, embedded with the default epochs, in many cells."""
     return embed(
-        digits[0], {"cells.max_rows": 500, "cells.margin": 1.2, "layout.n_epochs": None, "quality.queries": 300}
+        digits[0], {"cells.max_rows": 500, "layout.n_epochs": None, "quality.queries": 300}
     )
 
 

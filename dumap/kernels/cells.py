@@ -6,14 +6,15 @@ import numba as nb
 import numpy as np
 from scipy.cluster.hierarchy import leaves_list, linkage
 from sklearn.cluster import KMeans
-from threadpoolctl import threadpool_limits
 
 from dumap.kernels import hashing
+from dumap.kernels.threads import one_thread
 
 GROUPS = 8
 """Groups of leaves in which a row's nearest leaves are sought."""
 GUEST_PROBES = 2
 """Leaves of a cell that a row probes there as a guest."""
+TILE_ROWS, SPARE = 1024, 4
 CROWDED = 4
 """A leaf with so many times the mean of the sample's rows is split again."""
 
@@ -37,7 +38,7 @@ def kmeans(x: np.ndarray, n_clusters: int, seed: int) -> np.ndarray:
     if len(distinct) <= n_clusters:
         return distinct
     random_state = int(hashing.draws(seed, hashing.KMEANS, np.array([len(x)]))[0] >> np.uint64(33))
-    with threadpool_limits(limits=1):
+    with one_thread():
         model = KMeans(n_clusters, n_init=1, max_iter=25, tol=1e-3, random_state=random_state).fit(x)
     return np.unique(model.cluster_centers_.astype(np.float32), axis=0)
 
@@ -112,51 +113,62 @@ def grow(sample: np.ndarray, wanted: int, seed: int) -> Tree:
     return Tree(groups, offsets, np.concatenate(leaves))
 
 
-@nb.njit(cache=True, nogil=True, inline="always")
-def _keep(leaf, d, ids, distances):
-    at = len(ids) - 1
-    if ids[at] >= 0 and not d < distances[at]:
-        return
-    while at > 0 and (ids[at - 1] < 0 or distances[at - 1] > d):
-        ids[at], distances[at] = ids[at - 1], distances[at - 1]
-        at -= 1
-    ids[at], distances[at] = leaf, d
+@nb.njit(cache=True, nogil=True)
+def _keep(squared, rows, first, ids, distances):
+    """Keep the nearest of a group's leaves for each of some rows."""
+    last = ids.shape[1] - 1
+    for i in range(len(rows)):
+        row = rows[i]
+        for c in range(squared.shape[1]):
+            d = squared[i, c]
+            if ids[row, last] >= 0 and not d < distances[row, last]:
+                continue
+            at = last
+            while at > 0 and (ids[row, at - 1] < 0 or distances[row, at - 1] > d):
+                ids[row, at], distances[row, at] = ids[row, at - 1], distances[row, at - 1]
+                at -= 1
+            ids[row, at], distances[row, at] = first + c, d
 
 
 @nb.njit(cache=True, nogil=True)
-def _scan(x, columns, low, high, squared):
-    for c in range(low, high):
-        squared[c] = 0
-    for j in range(x.shape[0]):
-        value = x[j]
-        for c in range(low, high):
-            gap = value - columns[j, c]
-            squared[c] += gap * gap
+def _sort_exactly(x, leaves, ids, out):
+    """Sort each row's leaves by distances summed in one order, ties by leaf."""
+    lanes, squared = np.empty(8, np.float32), np.empty(ids.shape[1], np.float32)
+    for i in range(len(ids)):
+        for s in range(ids.shape[1]):
+            squared[s] = np.inf
+            if ids[i, s] >= 0:
+                lanes[:] = 0
+                for c in range(x.shape[1]):
+                    gap = x[i, c] - leaves[ids[i, s], c]
+                    lanes[c & 7] += gap * gap
+                squared[s] = lanes.sum()
+        for s in range(out.shape[1]):
+            best = -1
+            for t in range(ids.shape[1]):
+                if ids[i, t] >= 0 and (
+                    best < 0 or squared[t] < squared[best] or (squared[t] == squared[best] and ids[i, t] < ids[i, best])
+                ):
+                    best = t
+            if best < 0:
+                break
+            out[i, s], ids[i, best] = ids[i, best], -1
 
 
-@nb.njit(cache=True, nogil=True)
-def _nearest(x, groups, offsets, leaves, ids, distances):
-    near = np.empty(min(GROUPS, groups.shape[1]), np.int32)
-    near_distances = np.empty(len(near), np.float32)
-    squared = np.empty(max(leaves.shape[1], groups.shape[1]), np.float32)
-    for i in range(x.shape[0]):
-        near[:] = -1
-        if groups.shape[1] > 1:
-            _scan(x[i], groups, 0, groups.shape[1], squared)
-        for group in range(groups.shape[1]):
-            _keep(group, squared[group], near, near_distances)
-        for g in range(len(near)):
-            low, high = offsets[near[g]], offsets[near[g] + 1]
-            _scan(x[i], leaves, low, high, squared)
-            for leaf in range(low, high):
-                _keep(leaf, squared[leaf], ids[i], distances[i])
+def _products(x: np.ndarray, lengths: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Return squared distances by one matrix product."""
+    squared = x @ others.T
+    squared *= -2
+    squared += np.einsum("ij,ij->i", others, others)
+    squared += lengths[:, None]
+    return squared
 
 
 def nearest_leaves(x: np.ndarray, tree: Tree, count: int) -> np.ndarray:
     """Find each row's nearest leaves, in the groups that lie nearest to it.
 
-    Differences are summed in one order, in float32 and scaled to the leaves' extent, so that a row's leaves depend
-    on nothing but the row and the tree.
+    Matrix products name a few leaves more than are asked for; differences summed in one order then sort them, so
+    that a row's leaves depend on nothing but the row and the tree.
 
     Parameters
     ----------
@@ -172,16 +184,24 @@ def nearest_leaves(x: np.ndarray, tree: Tree, count: int) -> np.ndarray:
     middle = tree.leaves.mean(axis=0, dtype=np.float64)
     extent = np.abs(tree.leaves - middle).max(initial=0.0)
     scale = np.ldexp(1.0, -int(np.frexp(extent)[1])) if extent > 0 else 1.0
-    ids = np.full((len(x), count), -1, np.int32)
-    distances = np.full((len(x), count), np.inf, np.float32)
-    groups, leaves = (np.ascontiguousarray(((c - middle) * scale).T, np.float32) for c in (tree.groups, tree.leaves))
-    step = max(1, 2**20 // max(1, x.shape[1]))
-    with np.errstate(over="ignore"):
-        for low in range(0, len(x), step):
-            rows = slice(low, low + step)
-            placed = np.ascontiguousarray((x[rows] - middle) * scale, np.float32)
-            _nearest(placed, groups, tree.offsets, leaves, ids[rows], distances[rows])
-    return ids
+    groups, leaves = (((c - middle) * scale).astype(np.float32) for c in (tree.groups, tree.leaves))
+    out = np.full((len(x), count), -1, np.int32)
+    sought = min(GROUPS, len(groups))
+    with np.errstate(over="ignore", invalid="ignore"), one_thread():
+        for low in range(0, len(x), TILE_ROWS):
+            rows = ((x[low : low + TILE_ROWS] - middle) * scale).astype(np.float32)
+            lengths = np.einsum("ij,ij->i", rows, rows)
+            near = np.argpartition(_products(rows, lengths, groups), sought - 1, axis=1)[:, :sought]
+            ids = np.full((len(rows), count + SPARE), -1, np.int32)
+            distances = np.full(ids.shape, np.inf, np.float32)
+            for group in np.unique(near):
+                own = np.flatnonzero((near == group).any(axis=1))
+                first, stop = tree.offsets[group], tree.offsets[group + 1]
+                placed = rows[own] - groups[group]
+                squared = _products(placed, np.einsum("ij,ij->i", placed, placed), leaves[first:stop] - groups[group])
+                _keep(squared, own, first, ids, distances)
+            _sort_exactly(rows, leaves, ids, out[low : low + TILE_ROWS])
+    return out
 
 
 def pack(loads: np.ndarray, rows: int) -> tuple[np.ndarray, np.ndarray]:
@@ -192,25 +212,24 @@ def pack(loads: np.ndarray, rows: int) -> tuple[np.ndarray, np.ndarray]:
     loads : ndarray of int64, shape (leaves,)
         Rows of each leaf.
     rows : int
-        Rows that a cell may hold.
+        Rows that a cell should hold; none holds twice as many.
 
     Returns
     -------
     cells : ndarray of int32, shape (leaves,)
-        Cell of each leaf; the first of several for a leaf over the cap.
+        Cell of each leaf; the first of several for a leaf of too many rows.
     pieces : ndarray of int32, shape (leaves,)
-        Cells that the leaf's rows are cut into by their ids: more than 1 for a leaf over the cap, since
+        Cells that the leaf's rows are cut into by their ids: more than 1 where it has more than `rows`, since
         distance did not split it.
     """
     cells, pieces = np.empty(len(loads), np.int32), np.ones(len(loads), np.int32)
-    target = max(1.0, loads.sum() / max(1, np.ceil(loads.sum() / rows)))
-    wanted = ((np.cumsum(loads) - loads / 2) // target).astype(np.int64)
+    wanted = ((np.cumsum(loads) - loads / 2) // rows).astype(np.int64)
     cell = held = 0
     for leaf, load in enumerate(loads):
         if not (load or held) and cell:  # no cell without rows
             cells[leaf] = cell - 1
             continue
-        if held and (held + load > rows or wanted[leaf] > wanted[leaf - 1]):
+        if held and (wanted[leaf] > wanted[leaf - 1] or load > rows):
             cell, held = cell + 1, 0
         cells[leaf] = cell
         held += load

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import numba as nb
 import numpy as np
-from threadpoolctl import threadpool_limits
 
 from dumap.kernels import cells, hashing
 from dumap.kernels.neighbors import insert
+from dumap.kernels.threads import one_thread
 
 LEAF_ROWS = 200
 """Rows of a leaf, about: fewer give fewer distances and less recall by row (measured)."""
@@ -148,7 +148,7 @@ def _compare_leaves(x, home, probes, count, indices, distances, fresh):
     order = np.lexsort((source, guest, leaf))
     source, begins = source[order].astype(np.int32), np.searchsorted(leaf[order], np.arange(count + 1))
     counts = np.bincount(leaf[~guest], minlength=count)
-    with threadpool_limits(limits=1):
+    with one_thread():
         for number in np.flatnonzero(counts):
             rows = source[begins[number] : begins[number + 1]]
             own = counts[number]

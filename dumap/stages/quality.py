@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 
 from dumap.kernels import neighbors as search
 from dumap.kernels import quality, vectors
+from dumap.kernels.threads import one_thread
 from dumap.stages import Context, Job, number_of, numbered
 from dumap.stages.cells import Table
 from dumap.stages.embedding import positions_of
@@ -32,7 +32,7 @@ def _tiles(job: Job, queries: np.ndarray, x: np.ndarray):  # type: ignore[no-unt
         tile = x[low : low + step]
         if metric in vectors.BY_PRODUCT:
             placed = vectors.partition_space(tile, metric).astype(np.float64)
-            with threadpool_limits(limits=1):
+            with one_thread():
                 distances = quality.squared_distances(queries, placed, metric in vectors.ANGULAR)
             yield slice(low, low + len(tile)), distances.astype(np.float32)
         else:
