@@ -15,5 +15,5 @@ def _controller() -> ThreadpoolController:
 
 
 def one_thread() -> AbstractContextManager:
-    """Hold BLAS and OpenMP to one thread; to look for their libraries each time would take longer than some products."""
+    """Hold BLAS and OpenMP to one thread; their libraries are looked for once a process."""
     return _controller().limit(limits=1)
