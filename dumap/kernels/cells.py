@@ -14,7 +14,7 @@ GROUPS = 8
 """Groups of leaves in which a row's nearest leaves are sought."""
 GUEST_PROBES = 2
 """Leaves of a cell that a row probes there as a guest."""
-TILE_ROWS, SPARE = 1024, 4
+TILE_ROWS, SPARE, LANES = 1024, 4, 16
 CROWDED = 4
 """A leaf with so many times the mean of the sample's rows is split again."""
 
@@ -131,18 +131,27 @@ def _keep(squared, rows, first, ids, distances):
 
 
 @nb.njit(cache=True, nogil=True)
+def _squared_distance(x, i, y, j, lanes):
+    """Sum the squares of the differences of x[i] and y[j] in one order, whatever the processor."""
+    lanes[:] = 0
+    whole = x.shape[1] - x.shape[1] % LANES
+    for c in range(0, whole, LANES):
+        for lane in range(LANES):
+            gap = x[i, c + lane] - y[j, c + lane]
+            lanes[lane] += gap * gap
+    for c in range(whole, x.shape[1]):
+        gap = x[i, c] - y[j, c]
+        lanes[c - whole] += gap * gap
+    return lanes.sum()
+
+
+@nb.njit(cache=True, nogil=True)
 def _sort_exactly(x, leaves, ids, out):
     """Sort each row's leaves by distances summed in one order, ties by leaf."""
-    lanes, squared = np.empty(8, np.float32), np.empty(ids.shape[1], np.float32)
+    lanes, squared = np.empty(LANES, np.float32), np.empty(ids.shape[1], np.float32)
     for i in range(len(ids)):
         for s in range(ids.shape[1]):
-            squared[s] = np.inf
-            if ids[i, s] >= 0:
-                lanes[:] = 0
-                for c in range(x.shape[1]):
-                    gap = x[i, c] - leaves[ids[i, s], c]
-                    lanes[c & 7] += gap * gap
-                squared[s] = lanes.sum()
+            squared[s] = _squared_distance(x, i, leaves, ids[i, s], lanes) if ids[i, s] >= 0 else np.inf
         for s in range(out.shape[1]):
             best = -1
             for t in range(ids.shape[1]):
@@ -181,15 +190,15 @@ def nearest_leaves(x: np.ndarray, tree: Tree, count: int) -> np.ndarray:
     ndarray of int32, shape (n, count)
         Nearest first; -1 beyond the leaves that were sought.
     """
-    middle = tree.leaves.mean(axis=0, dtype=np.float64)
+    middle = tree.leaves.mean(axis=0, dtype=np.float64).astype(np.float32)
     extent = np.abs(tree.leaves - middle).max(initial=0.0)
-    scale = np.ldexp(1.0, -int(np.frexp(extent)[1])) if extent > 0 else 1.0
-    groups, leaves = (((c - middle) * scale).astype(np.float32) for c in (tree.groups, tree.leaves))
+    scale = np.float32(np.ldexp(1.0, -int(np.clip(np.frexp(extent)[1], -126, 126))))
+    groups, leaves = ((c - middle) * scale for c in (tree.groups, tree.leaves))
     out = np.full((len(x), count), -1, np.int32)
     sought = min(GROUPS, len(groups))
     with np.errstate(over="ignore", invalid="ignore"), one_thread():
         for low in range(0, len(x), TILE_ROWS):
-            rows = ((x[low : low + TILE_ROWS] - middle) * scale).astype(np.float32)
+            rows = (x[low : low + TILE_ROWS] - middle) * scale
             lengths = np.einsum("ij,ij->i", rows, rows)
             near = np.argpartition(_products(rows, lengths, groups), sought - 1, axis=1)[:, :sought]
             ids = np.full((len(rows), count + SPARE), -1, np.int32)
