@@ -28,9 +28,7 @@ def slowly(values, *quick):
 @pytest.fixture(scope="module")
 def whole(digits, embed):
     """Return all digits, embedded with the default epochs, in many cells."""
-    return embed(
-        digits[0], {"cells.max_rows": 500, "layout.n_epochs": None, "quality.queries": 300}
-    )
+    return embed(digits[0], {"cells.max_rows": 500, "layout.n_epochs": None, "quality.queries": 300})
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ import numpy as np
 from dumap.kernels import cells, hashing
 from dumap.kernels.neighbors import insert
 from dumap.kernels.threads import one_thread
+from dumap.kernels.vectors import power_near
 
 LEAF_ROWS = 200
 """Rows of a leaf, about: fewer give fewer distances and less recall by row (measured)."""
@@ -24,8 +25,10 @@ PASSES = 2
 """Passes over neighbours of neighbours."""
 CUTS = 8
 """Times that crowded leaves are cut at the most: what is still crowded then is searched as it is."""
-NOISE = np.float32(4e-6)
-"""Squared distances under this share of the squared lengths are products' noise: such rows count as equal."""
+NOISE = np.float32(1e-4)
+"""Squared distances under this share of the squared lengths hold products' noise: differences replace them."""
+FARTHEST = np.finfo(np.float32).max
+"""Squared distances beyond this are this."""
 TILE_ROWS, COLUMN_ROWS, CHUNK = 256, 4096, 16
 REASSOCIATED = {"reassoc", "nsz", "contract"}
 
@@ -51,8 +54,18 @@ def _offer(row, j, d, indices, distances, fresh):
     indices[row, at], distances[row, at], fresh[row, at] = j, d, True
 
 
+@nb.njit(cache=True, nogil=True, fastmath=REASSOCIATED)
+def squared_distance(x, i, j):
+    """Return the squared Euclidean distance of two rows of x."""
+    total = np.float32(0)
+    for c in range(x.shape[1]):
+        gap = x[i, c] - x[j, c]
+        total += gap * gap
+    return min(total, FARTHEST)
+
+
 @nb.njit(cache=True, nogil=True)
-def _take(product, rows, columns, row_lengths, column_lengths, indices, distances, fresh, limits):
+def _take(x, product, rows, columns, row_lengths, column_lengths, indices, distances, fresh, limits):
     """Offer each pair of a matrix product to both its ends."""
     last = indices.shape[1] - 1
     for j in range(len(columns)):
@@ -66,7 +79,7 @@ def _take(product, rows, columns, row_lengths, column_lengths, indices, distance
             for j in range(low, high):
                 both = own + column_lengths[j]
                 d = both - 2 * product[i, j]
-                d = d if d > NOISE * both else np.float32(0)
+                d = d if d > NOISE * both else np.float32(0)  # not finite, too
                 product[i, j] = d
                 hits += (d <= limit) | (d <= limits[j])
             if hits == 0:
@@ -75,22 +88,14 @@ def _take(product, rows, columns, row_lengths, column_lengths, indices, distance
                 d, column = product[i, j], columns[j]
                 if column == row:
                     continue
+                if d == 0:
+                    d = squared_distance(x, row, column)
                 if d <= limit:
                     _offer(row, column, d, indices, distances, fresh)
                     limit = distances[row, last]
                 if d <= limits[j]:
                     _offer(column, row, d, indices, distances, fresh)
                     limits[j] = distances[column, last]
-
-
-@nb.njit(cache=True, nogil=True, fastmath=REASSOCIATED)
-def squared_distance(x, i, j):
-    """Return the squared Euclidean distance of two rows of x."""
-    total = np.float32(0)
-    for c in range(x.shape[1]):
-        gap = x[i, c] - x[j, c]
-        total += gap * gap
-    return total
 
 
 @nb.njit(cache=True, nogil=True)
@@ -148,7 +153,7 @@ def _compare_leaves(x, home, probes, count, indices, distances, fresh):
     order = np.lexsort((source, guest, leaf))
     source, begins = source[order].astype(np.int32), np.searchsorted(leaf[order], np.arange(count + 1))
     counts = np.bincount(leaf[~guest], minlength=count)
-    with one_thread():
+    with one_thread(), np.errstate(over="ignore", invalid="ignore"):
         for number in np.flatnonzero(counts):
             rows = source[begins[number] : begins[number + 1]]
             own = counts[number]
@@ -162,7 +167,7 @@ def _compare_leaves(x, home, probes, count, indices, distances, fresh):
                     product = placed[low:high] @ placed[others].T
                     limits = np.empty(product.shape[1], np.float32)
                     tile = (rows[low:high], rows[others], lengths[low:high], lengths[others])
-                    _take(product, *tile, indices, distances, fresh, limits)
+                    _take(x, product, *tile, indices, distances, fresh, limits)
 
 
 @nb.njit(cache=True, nogil=True)
@@ -214,12 +219,13 @@ def _cut_crowded(x: np.ndarray, home: np.ndarray, probes: np.ndarray, seed: int)
 
 
 def _in_range(x: np.ndarray) -> tuple[np.ndarray, float]:
-    """Scale rows by a power of two where their squares would not be finite, or vanish."""
-    extent = float(np.abs(x).max(initial=0.0))
-    if extent == 0 or 1e-12 < extent < 1e12:
+    """Scale rows by a power of two where the squares of most would not be finite, or vanish."""
+    extents = np.maximum(x.max(axis=1), -x.min(axis=1))
+    extent = float(np.median(extents[extents > 0])) if extents.any() else 1.0
+    if 1e-12 < extent < 1e12:
         return x, 1.0
-    scale = np.ldexp(1.0, -int(np.frexp(extent)[1]))
-    return (x * scale).astype(np.float32), scale
+    with np.errstate(over="ignore"):
+        return np.clip(x * (scale := power_near(extent)), -FARTHEST, FARTHEST), float(scale)
 
 
 def order(home: np.ndarray, probes: np.ndarray) -> np.ndarray:
@@ -254,7 +260,7 @@ def search(x: np.ndarray, home: np.ndarray, probes: np.ndarray, k: int, seed: in
     -------
     indices : ndarray of int32, shape (n, k)
         -1 where fewer were met.
-    squared : ndarray of float32, shape (n, k)
+    squared : ndarray of float64, shape (n, k)
         Ascending squared distances in partition space.
     """
     x, scale = _in_range(x)
@@ -268,4 +274,4 @@ def search(x: np.ndarray, home: np.ndarray, probes: np.ndarray, k: int, seed: in
             _explore(x, home, indices, distances, fresh)
     _fill(x, home, indices, distances, fresh)
     _score(x, indices, distances)
-    return indices, distances if scale == 1 else (distances / scale**2).astype(np.float32)
+    return indices, distances.astype(np.float64) / scale**2
