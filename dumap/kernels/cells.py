@@ -204,15 +204,16 @@ def nearest_leaves(x: np.ndarray, tree: Tree, count: int) -> np.ndarray:
     ndarray of int32, shape (n, count)
         Nearest first; -1 beyond the leaves that were sought.
     """
-    middle = tree.leaves.mean(axis=0, dtype=np.float64).astype(np.float32)
-    extent = np.abs(tree.leaves - middle).max(initial=0.0)
-    scale = power_near(extent)
-    groups, leaves = ((c - middle) * scale for c in (tree.groups, tree.leaves))
+    middle = tree.leaves.mean(axis=0, dtype=np.float64)
+    above, below = tree.leaves.max(axis=0) - middle, middle - tree.leaves.min(axis=0)
+    scale = power_near(max(above.max(), below.max()))
+    middle = middle.astype(np.float32) * scale
+    groups, leaves = (c * scale - middle for c in (tree.groups, tree.leaves))
     out = np.full((len(x), count), -1, np.int32)
     sought = min(GROUPS, len(groups))
     with np.errstate(over="ignore", invalid="ignore"), one_thread():
         for low in range(0, len(x), TILE_ROWS):
-            rows = (x[low : low + TILE_ROWS] - middle) * scale
+            rows = x[low : low + TILE_ROWS] * scale - middle
             lengths = np.einsum("ij,ij->i", rows, rows)
             near = np.empty((len(rows), sought), np.int32)
             _sort_exactly(rows, groups, _candidates(_products(rows, lengths, groups), sought + SPARE), near)

@@ -183,7 +183,7 @@ def _fill(x, home, indices, distances, fresh):
 
 
 def _cut(x: np.ndarray, own: np.ndarray, others: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Cut a crowded leaf; return the parts (own, 3) that its rows probe, and those (others, 2) that others probe."""
+    """Cut a crowded leaf; return the parts that its rows probe, (own, 3 or 2), and that others do, (others, 2 or 1)."""
     count = -(-len(own) // PART_ROWS)
     drawn = own[:: max(1, len(own) // (32 * count))]
     middles = cells.kmeans(x[drawn], count, seed)
@@ -192,9 +192,16 @@ def _cut(x: np.ndarray, own: np.ndarray, others: np.ndarray, seed: int) -> tuple
         return cells.nearest_leaves(x[own], tree, 3), cells.nearest_leaves(x[others], tree, 2)
     count = -(-len(own) // EQUAL_ROWS)
     part = np.arange(len(own), dtype=np.int32) // EQUAL_ROWS  # equal rows: each part is linked to the next
-    none = np.full(len(own), -1, np.int32)
-    any_part = np.arange(len(others), dtype=np.int32) % count
-    return np.stack([part, (part + 1) % count, none], axis=1), np.stack([any_part, none[: len(others)]], axis=1)
+    return np.stack([part, (part + 1) % count], axis=1), np.arange(len(others), dtype=np.int32)[:, None] % count
+
+
+def _probe(probes: np.ndarray, rows: np.ndarray, more: np.ndarray) -> np.ndarray:
+    """Have rows probe one more leaf each, in their first empty slot; -1 for none."""
+    rows, more = rows[more >= 0], more[more >= 0]
+    if (probes[rows] >= 0).all(axis=1).any():
+        probes = np.concatenate([probes, np.full((len(probes), 1), -1, np.int32)], axis=1)
+    probes[rows, (probes[rows] < 0).argmax(axis=1)] = more
+    return probes
 
 
 def _cut_crowded(x: np.ndarray, home: np.ndarray, probes: np.ndarray, seed: int) -> np.ndarray:
@@ -204,7 +211,7 @@ def _cut_crowded(x: np.ndarray, home: np.ndarray, probes: np.ndarray, seed: int)
         crowded = np.flatnonzero(loads > EXACT_ROWS)
         if not len(crowded):
             break
-        probes = np.concatenate([probes, np.full((len(probes), 2), -1, np.int32)], axis=1)
+        probes = probes.copy()
         for leaf in crowded:
             first = int(probes.max()) + 1
             inside = probes == leaf
@@ -214,7 +221,7 @@ def _cut_crowded(x: np.ndarray, home: np.ndarray, probes: np.ndarray, seed: int)
                 named = np.where(parts >= 0, parts + first, -1)
                 probes[rows, inside[rows].argmax(axis=1)] = named[:, 0]
                 for extra in range(1, parts.shape[1]):
-                    probes[rows, probes.shape[1] - extra] = named[:, extra]
+                    probes = _probe(probes, rows, named[:, extra])
     return probes
 
 
