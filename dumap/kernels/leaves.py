@@ -155,19 +155,19 @@ def _compare_leaves(x, home, probes, count, indices, distances, fresh):
     counts = np.bincount(leaf[~guest], minlength=count)
     with one_thread(), np.errstate(over="ignore", invalid="ignore"):
         for number in np.flatnonzero(counts):
-            rows = source[begins[number] : begins[number + 1]]
-            own = counts[number]
-            placed = x[rows]
-            placed -= placed[:own].mean(axis=0, dtype=np.float64).astype(np.float32)
-            lengths = np.einsum("ij,ij->i", placed, placed)
-            for low in range(0, own, TILE_ROWS):
-                high = min(low + TILE_ROWS, own)
-                for left in range(low, len(rows), COLUMN_ROWS):
-                    others = slice(left, left + COLUMN_ROWS)
-                    product = placed[low:high] @ placed[others].T
-                    limits = np.empty(product.shape[1], np.float32)
-                    tile = (rows[low:high], rows[others], lengths[low:high], lengths[others])
-                    _take(x, product, *tile, indices, distances, fresh, limits)
+            rows, own = source[begins[number] : begins[number + 1]], counts[number]
+            middle = x[rows[: min(own, COLUMN_ROWS)]].mean(axis=0, dtype=np.float64).astype(np.float32)
+            for left in range(0, len(rows), COLUMN_ROWS):
+                others = rows[left : left + COLUMN_ROWS]
+                columns = x[others] - middle
+                lengths = np.einsum("ij,ij->i", columns, columns)
+                limits = np.empty(len(others), np.float32)
+                for low in range(0, own, TILE_ROWS):
+                    some = rows[low : min(low + TILE_ROWS, own)]
+                    tile = x[some] - middle
+                    own_lengths = np.einsum("ij,ij->i", tile, tile)
+                    product = tile @ columns.T
+                    _take(x, product, some, others, own_lengths, lengths, indices, distances, fresh, limits)
 
 
 @nb.njit(cache=True, nogil=True)
@@ -226,13 +226,14 @@ def _cut_crowded(x: np.ndarray, home: np.ndarray, probes: np.ndarray, seed: int)
 
 
 def _in_range(x: np.ndarray) -> tuple[np.ndarray, float]:
-    """Scale rows by a power of two where the squares of most would not be finite, or vanish."""
+    """Scale rows, in place, by a power of two where the squares of most would not be finite, or vanish."""
     extents = np.maximum(x.max(axis=1), -x.min(axis=1))
     extent = float(np.median(extents[extents > 0])) if extents.any() else 1.0
     if 1e-12 < extent < 1e12:
         return x, 1.0
     with np.errstate(over="ignore"):
-        return np.clip(x * (scale := power_near(extent)), -FARTHEST, FARTHEST), float(scale)
+        x *= (scale := power_near(extent))
+    return np.clip(x, -FARTHEST, FARTHEST, out=x), float(scale)
 
 
 def order(home: np.ndarray, probes: np.ndarray) -> np.ndarray:
@@ -256,7 +257,8 @@ def search(x: np.ndarray, home: np.ndarray, probes: np.ndarray, k: int, seed: in
     Parameters
     ----------
     x : ndarray of float32, shape (n, dims)
-        Rows in partition space, best in the order of `order`.
+        Rows in partition space, best in the order of `order`; scaled in place where most of their squares would not
+        be finite, or vanish.
     home : ndarray of int32, shape (n,)
         -1 for the cell's own rows, their home cell for guests: two guests of one home are not compared.
     probes : ndarray of int32, shape (n, width)
@@ -281,4 +283,6 @@ def search(x: np.ndarray, home: np.ndarray, probes: np.ndarray, k: int, seed: in
             _explore(x, home, indices, distances, fresh)
     _fill(x, home, indices, distances, fresh)
     _score(x, indices, distances)
-    return indices, distances.astype(np.float64) / scale**2
+    squared = distances.astype(np.float64)
+    squared /= scale**2
+    return indices, squared

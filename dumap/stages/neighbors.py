@@ -81,8 +81,13 @@ class Cell:
     def _read(self, name: str) -> np.ndarray:
         return np.concatenate([self.job.run.read(CELLS, block, name, a, b) for block, a, b in self.spans])
 
-    def vectors(self, rows: np.ndarray) -> np.ndarray:
-        """Read the vectors of some of the rows, in the order given, (len(rows), dims) float32."""
+    def vectors(self, rows: np.ndarray, metric: str | None = None) -> np.ndarray:
+        """Read the vectors of some of the rows, in the order given, in a metric's partition space where one is named.
+
+        Returns
+        -------
+        ndarray of float32, shape (len(rows), dims)
+        """
         wanted = np.full(len(self.positions), -1)
         wanted[rows] = np.arange(len(rows))
         wanted = wanted[self.place]
@@ -94,7 +99,8 @@ class Cell:
                 at = wanted[done : done + high - low]
                 done += high - low
                 if (at >= 0).any():
-                    x[at[at >= 0]] = as_float32(self.job.run.read(CELLS, block, "vectors", low, high)[at >= 0])
+                    some = as_float32(self.job.run.read(CELLS, block, "vectors", low, high)[at >= 0])
+                    x[at[at >= 0]] = vectors.partition_space(some, metric) if metric else some
         return x
 
 
@@ -105,7 +111,7 @@ def search_rows(job: Job, cell: Cell, rows: np.ndarray, home: np.ndarray, seed: 
         with defined_distances(job):
             return neighbors.search(cell.vectors(rows), own.n_neighbors, own.metric, metric_arguments(job), seed)
     order = leaves.order(home, cell.probes[rows])
-    x = vectors.partition_space(cell.vectors(rows[order]), own.metric)
+    x = cell.vectors(rows[order], own.metric)
     if own.metric in vectors.ANGULAR:
         x = vectors.with_direction(x)
     found, squared = leaves.search(x, home[order], cell.probes[rows[order]], own.n_neighbors, seed)

@@ -297,12 +297,21 @@ def test_the_answer_is_one_on_any_number_of_threads(monkeypatch):
     assert answers[0] == answers[1] == answers[2]
 
 
-def test_what_is_given_stays_as_it_was(monkeypatch):
+def test_what_rows_probe_stays_as_it_was(monkeypatch):
     monkeypatch.setattr(leaves, "EXACT_ROWS", 300)
-    rows = many_leaves((manifold(8, 1000, 5) * 1e20).astype(np.float32), 2, guests=100)
-    before = [array.copy() for array in rows]
-    leaves.search(*rows, 5, 0)
-    assert all(np.array_equal(a, b) for a, b in zip(rows, before, strict=True))
+    x, home, probes = many_leaves(manifold(8, 1000, 5), 2, guests=100)
+    before = [array.copy() for array in (x, home, probes)]
+    leaves.search(x, home, probes, 5, 0)
+    assert all(np.array_equal(a, b) for a, b in zip((x, home, probes), before, strict=True))
+
+
+@pytest.mark.parametrize("tile", [7, 64])
+def test_large_leaves_are_compared_in_tiles(monkeypatch, tile):
+    monkeypatch.setattr(leaves, "TILE_ROWS", tile)
+    monkeypatch.setattr(leaves, "COLUMN_ROWS", 5 * tile)
+    x = manifold(9, 700, 9)
+    _, squared = one_leaf(x, 10)
+    np.testing.assert_allclose(squared, np.sort(brute(x), axis=1)[:, :10], rtol=1e-5)
 
 
 # metrics -----------------------------------------------------------------------------------------
