@@ -15,7 +15,7 @@ import numpy as np
 from dumap.config import Config, format_bytes
 from dumap.errors import BudgetError, InputError
 from dumap.kernels.layout import POOL_ROWS, RUN, default_epochs
-from dumap.kernels.leaves import EXACT_ROWS, LEAF_ROWS
+from dumap.kernels.leaves import EXACT_ROWS, LEAF_ROWS, WIDE
 from dumap.kernels.vectors import ANGULAR
 from dumap.metrics import arguments
 from dumap.store import OBJECT_BYTES
@@ -161,7 +161,8 @@ class Plan:
 def cell_row_bytes(dims: int, n_neighbors: int, metric: str) -> int:
     """Return the bytes a row of a cell takes while its neighbours are searched (measured, rounded up)."""
     copies = 2 if metric in ANGULAR else 1
-    return 4 * dims * copies + 56 * (n_neighbors + 1) + 256
+    narrow = 4 * (dims // 3 + 1) if dims >= WIDE else 0
+    return 4 * dims * copies + narrow + 56 * (n_neighbors + 1) + 256
 
 
 def geometry(config: Config, rows: int, dims: int, itemsize: int, chunk_rows: int) -> Geometry:

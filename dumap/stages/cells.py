@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from dumap.kernels import cells, vectors
+from dumap.kernels import cells, leaves, vectors
 from dumap.stages import Context, Job, number_of, numbered
 from dumap.stages.vectors import as_float32, distinct_rows, drawn, left_out
 from dumap.store import Run
@@ -23,6 +23,7 @@ def grow_tree(job: Job, part: str) -> None:
     wanted = -(-cut.leaves * distinct_rows(job) // cut.rows)
     tree = cells.grow(sample, wanted, job.config.seed)
     with store.part(STAGE, part) as out:
+        out.write("axes", leaves.principal(sample))
         out.write("groups", tree.groups)
         out.write("offsets", tree.offsets)
         out.write("leaves", tree.leaves)

@@ -108,7 +108,8 @@ def search_rows(job: Job, cell: Cell, rows: np.ndarray, home: np.ndarray, seed: 
     x = vectors.partition_space(cell.vectors(rows[order]), own.metric)
     if own.metric in vectors.ANGULAR:
         x = vectors.with_direction(x)
-    found, squared = leaves.search(x, home[order], cell.probes[rows[order]], own.n_neighbors, seed)
+    axes = job.run.read(CELLS, "tree", "axes")
+    found, squared = leaves.search(x, home[order], cell.probes[rows[order]], own.n_neighbors, seed, axes)
     indices, distances = np.empty(found.shape, np.int64), np.empty_like(squared)
     indices[order] = np.where(found >= 0, order[found], -1)
     distances[order] = vectors.from_squared(squared, own.metric)
