@@ -43,7 +43,7 @@ def export(location: str, what: str, out: str, labels: str | None = None) -> str
     if what in ("embedding", "picture"):
         _require(run, "embedding")
         return _embedding(run, out) if what == "embedding" else _picture(run, out, labels)
-    _require(run, "neighbors" if what == "neighbors" else "graph")
+    _require(run, "audit" if what == "neighbors" else "graph")
     order = _order(run, rows)
     return (
         _neighbors(run, out, order, rows, attributes)

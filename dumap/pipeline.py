@@ -1,4 +1,4 @@
-"""The recipe: vectors, cells, neighbors, graph, start, layout, embedding, quality."""
+"""The recipe: vectors, cells, neighbors, audit, graph, start, layout, embedding, quality."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from dumap.stages import (
     Context,
     Job,
     Task,
+    audit,
     cells,
     embedding,
     graph,
@@ -36,7 +37,7 @@ from dumap.store import IDENTITY, LOCKS, MANIFESTS, Lock, Run, manifest_key, pro
 if TYPE_CHECKING:
     from distributed import Client
 
-RECIPE = (vectors, cells, neighbors, graph, start, layout, embedding, quality)
+RECIPE = (vectors, cells, neighbors, audit, graph, start, layout, embedding, quality)
 STAGES = tuple(stage.STAGE for stage in RECIPE)
 DONE = "run"
 """Group of the manifests that commit whole stages."""
@@ -156,7 +157,8 @@ def _complete(stage: Any, job: Job, projected: Plan, cluster: Executor, observer
     name, wanted = stage.STAGE, projected.stage(stage.STAGE).peak_bytes
     observer.started(name, wanted)
     began, cluster.peak_bytes = time.monotonic(), 0
-    context = Context(job, projected, _compute(job, cluster, observer), cluster.host_threads, cluster.worker_memory)
+    compute = _compute(job, cluster, observer)
+    context = Context(job, projected, compute, observer.note, cluster.host_threads, cluster.worker_memory)
     facts = stage.run(context)
     seconds = time.monotonic() - began
     with job.run.part(DONE, name) as out:

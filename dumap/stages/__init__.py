@@ -64,6 +64,8 @@ class Context:
     compute : callable
         `compute(stage, task, parts, **options)` runs `task(job, part, **options)` for every part not yet
         committed, on the cluster, and returns when all are.
+    note : callable
+        Told what a person should know.
     host_threads, worker_memory : int
         Threads that one process may use on the widest host, and the smallest worker's memory limit.
     """
@@ -71,6 +73,7 @@ class Context:
     job: Job
     plan: Plan
     compute: Callable[..., None]
+    note: Callable[[str], None]
     host_threads: int
     worker_memory: int
 

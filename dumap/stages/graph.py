@@ -9,7 +9,6 @@ import numpy as np
 from dumap.kernels import graph
 from dumap.stages import Context, Job, number_of, numbered, total
 from dumap.stages.cells import Table
-from dumap.stages.neighbors import STAGE as NEIGHBORS
 from dumap.stages.neighbors import Lists, disconnection_distance
 from dumap.store import Run
 
@@ -131,12 +130,10 @@ class Graph:
 
 def run(context: Context) -> dict:
     """Build the graph; return what came out."""
-    store, table = context.run, Table(context.run)
-    merged = numbered("merged", table.cells)
-    sums = [store.summary(NEIGHBORS, name)["distance_sum"] for name in merged]
-    slots = table.rows * (context.config.neighbors.n_neighbors + 1)
-    mean = math.inf if total(store, NEIGHBORS, merged, "disconnected") else math.fsum(sums) / slots
-    shards = Shards(table.rows, context.geometry.shard_rows)
+    store, lists = context.run, Lists(context.run)
+    slots = lists.table.rows * (context.config.neighbors.n_neighbors + 1)
+    mean = math.inf if sum(lists.facts("disconnected")) else math.fsum(lists.facts("distance_sum")) / slots
+    shards = Shards(lists.table.rows, context.geometry.shard_rows)
     united = numbered("united", len(shards))
     context.compute(STAGE, direct, numbered("directed", len(shards)), mean_distance=mean)
     context.compute(STAGE, unite, united)

@@ -8,6 +8,7 @@ import numpy as np
 
 from dumap.errors import InputError
 from dumap.kernels import hashing, vectors
+from dumap.plan import audits
 from dumap.stages import Context, Job, number_of, numbered, total
 
 STAGE = "vectors"
@@ -30,6 +31,16 @@ def _drawn(job: Job, purpose: int, rows: np.ndarray, wanted: int) -> np.ndarray:
         return np.ones(len(rows), bool)
     limit = np.uint64(min(2**64 - 1, int(wanted / job.geometry.rows * 2**64)))
     return hashing.draws(job.config.seed, purpose, rows) < limit
+
+
+def drawn_queries(job: Job, rows: np.ndarray, number: int) -> np.ndarray:
+    """Tell which rows are queries of one round of the audit; those of another round, as long as there are others."""
+    wanted, total = job.config.quality.queries, job.geometry.rows
+    if wanted >= total:
+        return np.ones(len(rows), bool)
+    width = int(wanted / total * 2**64)
+    start = np.uint64(number * width % 2**64)
+    return hashing.draws(job.config.seed, hashing.QUERIES, rows) - start < np.uint64(width)
 
 
 def hash_rows(block: np.ndarray) -> np.ndarray:
@@ -58,13 +69,12 @@ def check_block(job: Job, part: str) -> None:
     with job.run.part(STAGE, part) as out:
         out.write("hashes", hashes)
         out.write("status", np.where(finite, 0, DROPPED).astype(np.uint8) | np.where(zero, ZERO, 0).astype(np.uint8))
-        for name, purpose, wanted in (
-            ("sample", hashing.SAMPLE, job.geometry.sample_rows),
-            ("query", hashing.QUERIES, job.config.quality.queries),
-        ):
-            chosen = finite & _drawn(job, purpose, rows, wanted)
-            out.write(f"{name}_rows", rows[chosen])
-            out.write(name, x[chosen])
+        out.write("sample", x[finite & _drawn(job, hashing.SAMPLE, rows, job.geometry.sample_rows)])
+        queries = np.zeros(len(rows), bool)
+        for number in range(audits(job.config)):
+            queries |= drawn_queries(job, rows, number)
+        out.write("query_rows", rows[finite & queries])
+        out.write("query", x[finite & queries])
         out.attributes |= {
             "fingerprint": int(hashing.fold(hashes, start)),
             "nonfinite": int((~finite).sum()),

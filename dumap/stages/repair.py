@@ -1,0 +1,180 @@
+"""repair: lists made better by their neighbours' neighbours, whose vectors travel from cell to cell in whole objects.
+
+Part of stage audit. A round goes in five steps: each cell names the rows it wants of others, one table adds up who asks
+whom, each cell sends what it is asked for, each scores pairs among its own rows and those, and each merges what was
+found for its rows anywhere.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from dumap.kernels import neighbors, repair
+from dumap.plan import universe_rows
+from dumap.stages import Context, Job, number_of, numbered, total
+from dumap.stages.cells import STAGE as CELLS
+from dumap.stages.cells import Table
+from dumap.stages.neighbors import Lists, defined_distances, metric_arguments, write_lists
+from dumap.stages.vectors import as_float32
+
+STAGE = "audit"
+
+
+def read_home(job: Job, cell: int, table: Table, out: np.ndarray) -> None:
+    """Read a cell's own rows, by position, into `out`, casting them to its dtype."""
+    first = np.cumsum(table.copies, axis=1)[:, cell] - table.copies[:, cell]
+    counts = np.diff(np.append(table.starts[:, cell], table.offsets[cell + 1]))
+    step, done = max(1, job.geometry.block_rows // 4), 0
+    for block, start, count in zip(numbered("sorted", job.geometry.blocks), first, counts, strict=True):
+        for low in range(start, start + count, step):
+            rows = job.run.read(CELLS, block, "vectors", low, min(start + count, low + step))
+            out[done : done + len(rows)] = as_float32(rows) if out.dtype == np.float32 else rows
+            done += len(rows)
+
+
+def _own_lists(job: Job, cell: int, number: int, array: str) -> np.ndarray:
+    """Return a cell's own lists before a round: 'indices', 'distances', or 'fresh', what the last round added."""
+    lists = Lists(job.run, number - 1)
+    start, stop = (int(offset) for offset in lists.table.offsets[cell : cell + 2])
+    if array == "fresh" and number == 1:
+        return np.ones((stop - start, job.config.neighbors.n_neighbors), bool)
+    return job.run.read(lists.stage, lists.names[cell], array)
+
+
+def want(job: Job, part: str, number: int) -> None:
+    """Name the rows of other cells that a cell needs: those its own rows list."""
+    table, cell = Table(job.run), number_of(part)
+    first, last = (int(offset) for offset in table.offsets[cell : cell + 2])
+    most = max(0, universe_rows(job.config, job.geometry) - (last - first))
+    halo, left_out = repair.choose_halo(_own_lists(job, cell, number, "indices"), first, most)
+    with job.run.part(STAGE, part) as out:
+        out.write("positions", halo)
+        out.write("counts", np.diff(np.searchsorted(halo, table.offsets)))
+        out.attributes["left_out"] = left_out
+
+
+def tabulate(job: Job, part: str, number: int) -> None:
+    """Add up how many rows each cell asks of each."""
+    names = numbered(f"wanted-{number}", Table(job.run).cells)
+    with job.run.part(STAGE, part) as out:
+        out.write("rows", np.stack([job.run.read(STAGE, name, "counts") for name in names]))
+
+
+def send(job: Job, part: str, number: int) -> None:
+    """Write the rows that others ask of a cell, asker by asker: vectors, lists and how far those reach."""
+    store, table, cell = job.run, Table(job.run), number_of(part)
+    first, last = (int(offset) for offset in table.offsets[cell : cell + 2])
+    asked = store.read(STAGE, f"asked-{number}", "rows")
+    names, starts = numbered(f"wanted-{number}", table.cells), asked[:, :cell].sum(axis=1)
+    spans = [(int(asker), int(starts[asker])) for asker in np.flatnonzero(asked[:, cell])]
+    pieces = [
+        (store.read(STAGE, names[asker], "positions", start, start + int(asked[asker, cell])) - first).astype(np.int32)
+        for asker, start in spans
+    ]
+    rows = np.concatenate([np.empty(0, np.int32), *pieces])
+    indices, distances, fresh = (_own_lists(job, cell, number, name) for name in ("indices", "distances", "fresh"))
+    narrow = job.geometry.itemsize < 4
+    x = np.empty((last - first, job.geometry.dims), job.input.dtype if narrow else np.float32)
+    if len(rows):
+        read_home(job, cell, table, x)
+    with store.part(STAGE, part) as out:
+        out.write_gathered("vectors", x, rows)
+        out.write_gathered("indices", indices, rows)
+        out.write_gathered("fresh", fresh, rows)
+        out.write("reach", distances[:, -1][rows])
+
+
+def join(job: Job, part: str, number: int, inside: bool) -> None:
+    """Score pairs among a cell's own rows and those sent to it."""
+    store, table, cell, k = job.run, Table(job.run), number_of(part), job.config.neighbors.n_neighbors
+    first, last = (int(offset) for offset in table.offsets[cell : cell + 2])
+    asked = store.read(STAGE, f"asked-{number}", "rows")
+    halo = store.read(STAGE, numbered(f"wanted-{number}", cell + 1)[-1], "positions")
+    own, rows = last - first, last - first + len(halo)
+    x, reach = np.empty((rows, job.geometry.dims), np.float32), np.empty(rows, np.float32)
+    members, fresh = np.empty((rows, k), np.int32), np.empty((rows, k), bool)
+    read_home(job, cell, table, x[:own])
+    members[:own] = repair.localize(_own_lists(job, cell, number, "indices"), first, own, halo)
+    fresh[:own] = _own_lists(job, cell, number, "fresh")
+    reach[:own] = _own_lists(job, cell, number, "distances")[:, -1]
+    done = own
+    for home in np.flatnonzero(asked[cell]):
+        name, low = numbered(f"sent-{number}", int(home) + 1)[-1], int(asked[:cell, home].sum())
+        high = low + int(asked[cell, home])
+        at = slice(done, done := done + high - low)
+        x[at] = as_float32(store.read(STAGE, name, "vectors", low, high))
+        members[at] = repair.localize(store.read(STAGE, name, "indices", low, high), first, own, halo)
+        fresh[at], reach[at] = (store.read(STAGE, name, array, low, high) for array in ("fresh", "reach"))
+    homes = np.repeat(np.append(cell, np.arange(table.cells)), np.append(own, asked[cell])).astype(np.int32)
+    own_metric = (job.config.neighbors.metric, metric_arguments(job))
+    with defined_distances(job):
+        found, distances, pairs = repair.join(x, own, members, fresh, homes, inside, reach, *own_metric)
+    del x, members
+    positions = np.append(np.arange(first, last), halo)
+    with store.part(STAGE, part) as out:
+        out.write("indices", np.where(found >= 0, positions[found], -1).astype(job.geometry.index_dtype))
+        out.write("distances", distances)
+        out.attributes["pairs"] = pairs
+
+
+def merge(job: Job, part: str, number: int) -> None:
+    """Merge what all cells found for one cell's own rows into their lists."""
+    store, table, cell = job.run, Table(job.run), number_of(part)
+    first, last = (int(offset) for offset in table.offsets[cell : cell + 2])
+    own = last - first
+    asked = store.read(STAGE, f"asked-{number}", "rows")
+    before = _own_lists(job, cell, number, "indices")
+    indices, distances = before.copy(), _own_lists(job, cell, number, "distances").copy()
+    starts = asked[:, :cell].sum(axis=1)
+    for other in [cell, *np.flatnonzero(asked[:, cell])]:
+        name, rows, low = numbered(f"joined-{number}", int(other) + 1)[-1], np.arange(own), 0
+        if other != cell:
+            start, count = int(starts[other]), int(asked[other, cell])
+            wanted = numbered(f"wanted-{number}", int(other) + 1)[-1]
+            rows = store.read(STAGE, wanted, "positions", start, start + count) - first
+            low = int(table.offsets[other + 1] - table.offsets[other]) + start
+        found, scores = (store.read(STAGE, name, array, low, low + len(rows)) for array in ("indices", "distances"))
+        neighbors.merge(indices, distances, rows, found, scores)
+    fresh = (indices >= 0) & repair.is_new(indices, before)
+    with store.part(STAGE, part) as out:
+        write_lists(job, out, indices, distances)
+        out.write("fresh", fresh)
+        out.attributes["gained"] = int(fresh.sum())
+
+
+def repair_lists(context: Context, number: int, inside: bool) -> dict:
+    """Make the lists of round `number` out of those before it; return what it took and gained.
+
+    Parameters
+    ----------
+    context : Context
+    number : int
+        1 for the first round.
+    inside : bool
+        Whether to score pairs of one cell too.
+    """
+    store, count = context.run, Table(context.run).cells
+    merged, steps = numbered(f"merged-{number}", count), {}
+    for name in ("wanted", "sent", "joined"):
+        steps[name] = numbered(f"{name}-{number}", count)
+    if not {*merged, f"repaired-{number}"} <= set(store.committed(STAGE)):
+        context.compute(STAGE, want, steps["wanted"], number=number)
+        context.compute(STAGE, tabulate, [f"asked-{number}"], number=number)
+        context.compute(STAGE, send, steps["sent"], number=number)
+        context.compute(STAGE, join, steps["joined"], number=number, inside=inside)
+        context.compute(STAGE, merge, merged, number=number)
+        context.compute(STAGE, sum_up, [f"repaired-{number}"], number=number)
+    for name in sorted({*steps["wanted"], f"asked-{number}", *steps["sent"], *steps["joined"]}):
+        if store.is_committed(STAGE, name):
+            store.discard(STAGE, name)
+    return store.summary(STAGE, f"repaired-{number}")
+
+
+def sum_up(job: Job, part: str, number: int) -> None:
+    """Add up what a round took and gained, before the parts that tell it are removed."""
+    cells = Table(job.run).cells
+    facts = {"left_out": "wanted", "pairs": "joined", "gained": "merged"}
+    with job.run.part(STAGE, part) as out:
+        out.attributes |= {
+            fact: total(job.run, STAGE, numbered(f"{name}-{number}", cells), fact) for fact, name in facts.items()
+        }
