@@ -106,16 +106,25 @@ def _keep(i, j, d, members, found, distances):
     distances[i, at], found[i, at] = d, j
 
 
+@nb.njit(cache=True, nogil=True, fastmath={"reassoc", "contract", "nsz"})
+def squared(a: np.ndarray, b: np.ndarray) -> np.float32:
+    """Return the squared Euclidean distance of two rows, summed in whatever order is fastest."""
+    total = np.float32(0)
+    for t in range(a.shape[0]):
+        step = a[t] - b[t]
+        total += step * step
+    return total
+
+
 @nb.njit(nogil=True)
 def _score_pair(i, j, x, members, limits, distance, arguments, found, distances):
-    d = np.float32(distance(x[i], x[j], *arguments))
+    d = squared(x[i], x[j]) if distance is None else np.float32(distance(x[i], x[j], *arguments))
     if d < limits[i]:
         _keep(i, j, d, members, found, distances)
     if d < limits[j]:
         _keep(j, i, d, members, found, distances)
 
 
-@nb.njit(nogil=True)
 def _join(x, own, members, fresh, homes, inside, limits, distance, arguments, found, distances):
     """Score each pair once for each way round it is met; fill `found` and `distances`, return how many pairs."""
     rows, k = members.shape
@@ -152,19 +161,7 @@ def _join(x, own, members, fresh, homes, inside, limits, distance, arguments, fo
     return pairs
 
 
-@nb.njit(cache=True, nogil=True, fastmath={"reassoc", "contract", "nsz"})
-def squared(a: np.ndarray, b: np.ndarray) -> np.float32:
-    """Return the squared Euclidean distance of two rows, summed in whatever order is fastest."""
-    total = np.float32(0)
-    for t in range(a.shape[0]):
-        step = a[t] - b[t]
-        total += step * step
-    return total
-
-
-@nb.njit(cache=True, nogil=True)
-def _join_squared(x, own, members, fresh, homes, inside, limits, found, distances):
-    return _join(x, own, members, fresh, homes, inside, limits, squared, (), found, distances)
+_join_metric, _join_squared = nb.njit(nogil=True)(_join), nb.njit(cache=True, nogil=True)(_join)
 
 
 @nb.njit(nogil=True)
@@ -206,7 +203,8 @@ def join(
     members : ndarray of int32, shape (n, k)
         Each row's list, as rows of `x`; -1 for those not at hand.
     fresh : ndarray of bool, shape (n, k)
-        False for what was in a list when pairs were last scored: two such steps lead to no new pair.
+        False for what was in a list when pairs were last scored: two such steps lead to a pair that was scored then,
+        or of which one row was not at hand.
     homes : ndarray of int32, shape (n,)
         Each row's home cell.
     inside : bool
@@ -226,10 +224,10 @@ def join(
     found, distances = np.full(members.shape, -1, np.int32), np.full(members.shape, np.inf, np.float32)
     distance, arguments = distance_function(metric), tuple(metric_kwds.values())
     if metric not in vectors.BY_PRODUCT:
-        pairs = _join(x, own, members, fresh, homes, inside, reach, distance, arguments, found, distances)
+        pairs = _join_metric(x, own, members, fresh, homes, inside, reach, distance, arguments, found, distances)
         return found, distances, pairs
     z, limits = vectors.partition_space(x, metric), _squared_limits(reach, metric).astype(np.float32)
-    pairs = _join_squared(z, own, members, fresh, homes, inside, limits, found, distances)
+    pairs = _join_squared(z, own, members, fresh, homes, inside, limits, None, (), found, distances)
     _score_anew(x, found, distance, arguments, distances)
     return found, distances, pairs
 
