@@ -64,6 +64,16 @@ def localize(indices: np.ndarray, first: int, own: int, halo: np.ndarray) -> np.
     return local
 
 
+def pack(indices: np.ndarray, distances: np.ndarray) -> np.ndarray:
+    """Put lists and the bits of their float32 distances side by side, so that they travel as one object."""
+    return np.concatenate([indices, np.ascontiguousarray(distances).view(np.int32)], axis=1, dtype=indices.dtype)
+
+
+def unpack(packed: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Take apart what `pack` put together from lists of k."""
+    return np.ascontiguousarray(packed[:, :k]), packed[:, k:].astype(np.int32).view(np.float32)
+
+
 @nb.njit(cache=True, nogil=True)
 def listed_by(members: np.ndarray, own: int) -> tuple[np.ndarray, np.ndarray]:
     """Turn the lists of the first `own` rows round.
@@ -203,8 +213,7 @@ def join(
     members : ndarray of int32, shape (n, k)
         Each row's list, as rows of `x`; -1 for those not at hand.
     fresh : ndarray of bool, shape (n, k)
-        False for what was in a list when pairs were last scored: two such steps lead to a pair that was scored then,
-        or of which one row was not at hand.
+        False for what was in a list when pairs were last scored: two such steps lead to no new pair, as a rule.
     homes : ndarray of int32, shape (n,)
         Each row's home cell.
     inside : bool

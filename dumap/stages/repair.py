@@ -32,114 +32,111 @@ def read_home(job: Job, cell: int, table: Table, out: np.ndarray) -> None:
             done += len(rows)
 
 
-def _own_lists(job: Job, cell: int, number: int, array: str) -> np.ndarray:
-    """Return a cell's own lists before a round: 'indices', 'distances', or 'fresh', what the last round added."""
-    lists = Lists(job.run, number - 1)
-    start, stop = (int(offset) for offset in lists.table.offsets[cell : cell + 2])
-    if array == "fresh" and number == 1:
-        return np.ones((stop - start, job.config.neighbors.n_neighbors), bool)
+def _own_lists(job: Job, cell: int, repairs: int, array: str) -> np.ndarray:
+    """Return the 'indices' or 'distances' of a cell's own rows after so many repairs."""
+    lists = Lists(job.run, repairs)
     return job.run.read(lists.stage, lists.names[cell], array)
+
+
+def _span(table: Table, cell: int) -> tuple[int, int]:
+    """Return the positions [first, last) of a cell's own rows."""
+    return int(table.offsets[cell]), int(table.offsets[cell + 1])
 
 
 def want(job: Job, part: str, number: int) -> None:
     """Name the rows of other cells that a cell needs: those its own rows list."""
     table, cell = Table(job.run), number_of(part)
-    first, last = (int(offset) for offset in table.offsets[cell : cell + 2])
+    first, last = _span(table, cell)
     most = max(0, universe_rows(job.config, job.geometry) - (last - first))
-    halo, left_out = repair.choose_halo(_own_lists(job, cell, number, "indices"), first, most)
+    halo, left_out = repair.choose_halo(_own_lists(job, cell, number - 1, "indices"), first, most)
     with job.run.part(STAGE, part) as out:
         out.write("positions", halo)
-        out.write("counts", np.diff(np.searchsorted(halo, table.offsets)))
-        out.attributes["left_out"] = left_out
+        out.attributes |= {"counts": np.diff(np.searchsorted(halo, table.offsets)).tolist(), "left_out": left_out}
 
 
 def tabulate(job: Job, part: str, number: int) -> None:
     """Add up how many rows each cell asks of each."""
     names = numbered(f"wanted-{number}", Table(job.run).cells)
     with job.run.part(STAGE, part) as out:
-        out.write("rows", np.stack([job.run.read(STAGE, name, "counts") for name in names]))
+        out.write("rows", np.array([job.run.summary(STAGE, name)["counts"] for name in names], np.int32))
 
 
 def send(job: Job, part: str, number: int) -> None:
     """Write the rows that others ask of a cell, asker by asker: vectors, lists and how far those reach."""
     store, table, cell = job.run, Table(job.run), number_of(part)
-    first, last = (int(offset) for offset in table.offsets[cell : cell + 2])
+    first, last = _span(table, cell)
     asked = store.read(STAGE, f"asked-{number}", "rows")
     names, starts = numbered(f"wanted-{number}", table.cells), asked[:, :cell].sum(axis=1)
-    spans = [(int(asker), int(starts[asker])) for asker in np.flatnonzero(asked[:, cell])]
-    pieces = [
-        (store.read(STAGE, names[asker], "positions", start, start + int(asked[asker, cell])) - first).astype(np.int32)
-        for asker, start in spans
-    ]
-    rows = np.concatenate([np.empty(0, np.int32), *pieces])
-    indices, distances, fresh = (_own_lists(job, cell, number, name) for name in ("indices", "distances", "fresh"))
+    rows, done = np.empty(int(asked[:, cell].sum()), np.int32), 0
+    for asker in np.flatnonzero(asked[:, cell]):
+        low, count = int(starts[asker]), int(asked[asker, cell])
+        rows[done : done + count] = store.read(STAGE, names[asker], "positions", low, low + count) - first
+        done += count
+    indices, distances = (_own_lists(job, cell, number - 1, array) for array in ("indices", "distances"))
     narrow = job.geometry.itemsize < 4
     x = np.empty((last - first, job.geometry.dims), job.input.dtype if narrow else np.float32)
     if len(rows):
         read_home(job, cell, table, x)
     with store.part(STAGE, part) as out:
         out.write_gathered("vectors", x, rows)
-        out.write_gathered("indices", indices, rows)
-        out.write_gathered("fresh", fresh, rows)
-        out.write("reach", distances[:, -1][rows])
+        out.write_gathered("lists", repair.pack(indices, distances[:, -1:]), rows)
 
 
 def join(job: Job, part: str, number: int, inside: bool) -> None:
-    """Score pairs among a cell's own rows and those sent to it."""
+    """Score pairs among a cell's own rows and those sent to it; write what any of them may gain."""
     store, table, cell, k = job.run, Table(job.run), number_of(part), job.config.neighbors.n_neighbors
-    first, last = (int(offset) for offset in table.offsets[cell : cell + 2])
+    first, last = _span(table, cell)
     asked = store.read(STAGE, f"asked-{number}", "rows")
     halo = store.read(STAGE, numbered(f"wanted-{number}", cell + 1)[-1], "positions")
     own, rows = last - first, last - first + len(halo)
     x, reach = np.empty((rows, job.geometry.dims), np.float32), np.empty(rows, np.float32)
-    members, fresh = np.empty((rows, k), np.int32), np.empty((rows, k), bool)
+    members, fresh = np.empty((rows, k), np.int32), np.ones((rows, k), bool)
     read_home(job, cell, table, x[:own])
-    members[:own] = repair.localize(_own_lists(job, cell, number, "indices"), first, own, halo)
-    fresh[:own] = _own_lists(job, cell, number, "fresh")
-    reach[:own] = _own_lists(job, cell, number, "distances")[:, -1]
+    indices = _own_lists(job, cell, number - 1, "indices")
+    members[:own] = repair.localize(indices, first, own, halo)
+    reach[:own] = _own_lists(job, cell, number - 1, "distances")[:, -1]
+    if number > 1:
+        fresh[:own] = repair.is_new(indices, _own_lists(job, cell, number - 2, "indices"))
     done = own
     for home in np.flatnonzero(asked[cell]):
         name, low = numbered(f"sent-{number}", int(home) + 1)[-1], int(asked[:cell, home].sum())
         high = low + int(asked[cell, home])
         at = slice(done, done := done + high - low)
         x[at] = as_float32(store.read(STAGE, name, "vectors", low, high))
-        members[at] = repair.localize(store.read(STAGE, name, "indices", low, high), first, own, halo)
-        fresh[at], reach[at] = (store.read(STAGE, name, array, low, high) for array in ("fresh", "reach"))
+        indices, reached = repair.unpack(store.read(STAGE, name, "lists", low, high), k)
+        members[at], reach[at] = repair.localize(indices, first, own, halo), reached[:, 0]
     homes = np.repeat(np.append(cell, np.arange(table.cells)), np.append(own, asked[cell])).astype(np.int32)
-    own_metric = (job.config.neighbors.metric, metric_arguments(job))
+    metric, kwds = job.config.neighbors.metric, metric_arguments(job)
     with defined_distances(job):
-        found, distances, pairs = repair.join(x, own, members, fresh, homes, inside, reach, *own_metric)
-    del x, members
+        found, distances, pairs = repair.join(x, own, members, fresh, homes, inside, reach, metric, kwds)
+    del x, members, fresh
     positions = np.append(np.arange(first, last), halo)
+    gaining = np.flatnonzero((distances <= reach[:, None]).any(axis=1))
+    gaining = gaining[np.argsort(positions[gaining])]
+    named = np.where(found[gaining] >= 0, positions[found[gaining]], -1).astype(job.geometry.index_dtype)
     with store.part(STAGE, part) as out:
-        out.write("indices", np.where(found >= 0, positions[found], -1).astype(job.geometry.index_dtype))
-        out.write("distances", distances)
+        out.write("positions", positions[gaining])
+        out.write("offers", repair.pack(named, distances[gaining]))
+        out.attributes["offsets"] = np.searchsorted(positions[gaining], table.offsets).tolist()
         out.attributes["pairs"] = pairs
 
 
 def merge(job: Job, part: str, number: int) -> None:
     """Merge what all cells found for one cell's own rows into their lists."""
-    store, table, cell = job.run, Table(job.run), number_of(part)
-    first, last = (int(offset) for offset in table.offsets[cell : cell + 2])
-    own = last - first
-    asked = store.read(STAGE, f"asked-{number}", "rows")
-    before = _own_lists(job, cell, number, "indices")
-    indices, distances = before.copy(), _own_lists(job, cell, number, "distances").copy()
-    starts = asked[:, :cell].sum(axis=1)
-    for other in [cell, *np.flatnonzero(asked[:, cell])]:
-        name, rows, low = numbered(f"joined-{number}", int(other) + 1)[-1], np.arange(own), 0
-        if other != cell:
-            start, count = int(starts[other]), int(asked[other, cell])
-            wanted = numbered(f"wanted-{number}", int(other) + 1)[-1]
-            rows = store.read(STAGE, wanted, "positions", start, start + count) - first
-            low = int(table.offsets[other + 1] - table.offsets[other]) + start
-        found, scores = (store.read(STAGE, name, array, low, low + len(rows)) for array in ("indices", "distances"))
-        neighbors.merge(indices, distances, rows, found, scores)
-    fresh = (indices >= 0) & repair.is_new(indices, before)
+    store, table, cell, k = job.run, Table(job.run), number_of(part), job.config.neighbors.n_neighbors
+    first, _ = _span(table, cell)
+    before = _own_lists(job, cell, number - 1, "indices")
+    indices, distances = before.copy(), _own_lists(job, cell, number - 1, "distances").copy()
+    asked = store.read(STAGE, f"asked-{number}", "rows")[:, cell] > 0
+    asked[cell] = True
+    for name in np.array(numbered(f"joined-{number}", table.cells))[asked].tolist():
+        low, high = store.summary(STAGE, name)["offsets"][cell : cell + 2]
+        if high > low:
+            rows = store.read(STAGE, name, "positions", low, high) - first
+            neighbors.merge(indices, distances, rows, *repair.unpack(store.read(STAGE, name, "offers", low, high), k))
     with store.part(STAGE, part) as out:
         write_lists(job, out, indices, distances)
-        out.write("fresh", fresh)
-        out.attributes["gained"] = int(fresh.sum())
+        out.attributes["gained"] = int((repair.is_new(indices, before) & (indices >= 0)).sum())
 
 
 def repair_lists(context: Context, number: int, inside: bool) -> dict:
