@@ -6,9 +6,7 @@ import math
 
 import numba as nb
 import numpy as np
-
-Z = 1.959964
-"""Standard deviations to either side that hold 95% of a normal distribution."""
+from scipy.special import stdtrit
 
 
 @nb.njit(cache=True, nogil=True)
@@ -58,9 +56,10 @@ def found(listed: np.ndarray, listed_distances: np.ndarray, exact: np.ndarray, l
 def interval(values: np.ndarray, population: int) -> tuple[float, float]:
     """Return the 95% interval of a population's mean, from a sample without replacement.
 
-    Wilson's score interval (1927), for as many all-or-nothing rows as tell as much as these values do. That number
-    comes from the values' variance, to which one all-or-nothing row is added: where all values are alike, the
-    interval still allows for the rare others that such a sample misses. Of all rows, it is their mean.
+    Wilson's score interval (1927), with Student's quantile, for as many all-or-nothing rows as tell as much as these
+    values do. That number comes from the values' variance, to which one all-or-nothing row is added: where all
+    values are alike, the interval still allows for the rare others that such a sample misses. Of all rows, it is
+    their mean.
 
     Parameters
     ----------
@@ -82,6 +81,7 @@ def interval(values: np.ndarray, population: int) -> tuple[float, float]:
     spread = float(((values - mean) ** 2).sum(dtype=np.float64))
     share = (spread + 1) / (count * mean * (1 - mean) + 1)  # of the variance of all-or-nothing rows
     rows = count / share / (1 - count / population)
-    middle, scale = (mean + Z * Z / (2 * rows)), 1 + Z * Z / rows
-    half = Z * math.sqrt(mean * (1 - mean) / rows + (Z / (2 * rows)) ** 2)
+    z = float(stdtrit(max(1, count - 1), 0.975))
+    middle, scale = (mean + z * z / (2 * rows)), 1 + z * z / rows
+    half = z * math.sqrt(mean * (1 - mean) / rows + (z / (2 * rows)) ** 2)
     return max(0.0, min(mean, (middle - half) / scale)), min(1.0, max(mean, (middle + half) / scale))

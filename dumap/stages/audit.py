@@ -110,11 +110,12 @@ def join(job: Job, part: str) -> None:
     store, number = job.run, number_of(part)
     first, *names = numbered(f"search-{number}", job.geometry.blocks)
     ids, distances, listed = (store.read(STAGE, first, name) for name in ("ids", "distances", "listed_distances"))
-    every = np.arange(len(ids))
     for name in names:
-        more = (store.read(STAGE, name, array) for array in ("ids", "distances"))
-        search.merge(ids, distances, every, *more)
-        np.minimum(listed, store.read(STAGE, name, "listed_distances"), out=listed)
+        more, scores, nearer = (store.read(STAGE, name, array) for array in ("ids", "distances", "listed_distances"))
+        both, far = np.hstack([ids, more]), np.hstack([distances, scores])
+        order = np.lexsort((both, far), axis=1)[:, : ids.shape[1]]
+        ids, distances = np.take_along_axis(both, order, 1), np.take_along_axis(far, order, 1)
+        np.minimum(listed, nearer, out=listed)
     with store.part(STAGE, part) as out:
         out.write("ids", ids)
         out.write("distances", distances)

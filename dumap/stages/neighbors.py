@@ -18,8 +18,9 @@ from dumap.stages.cells import Table
 from dumap.stages.vectors import as_float32
 from dumap.store import Part, Run
 
-STAGE, REPAIRED = "neighbors", "audit"
-"""The stage that writes the lists, and the one that writes them anew."""
+STAGE = "neighbors"
+REPAIRED = "audit"
+"""The stage that writes the lists anew where they fall short."""
 DISCONNECTION_DISTANCES = {"correlation": 2.0, "cosine": 2.0, "hellinger": 1.0, "jaccard": 1.0, "dice": 1.0}
 """umap-learn's: at this distance rows have nothing in common."""
 
@@ -151,6 +152,14 @@ def report_name(repairs: int) -> str:
     return f"report-{repairs}"
 
 
+def repairs_made(run: Run) -> int:
+    """Return how many repairs the lists have had, and an audit after each."""
+    repairs = 0
+    while run.is_committed(REPAIRED, report_name(repairs + 1)):
+        repairs += 1
+    return repairs
+
+
 class Lists:
     """The lists of all rows, by position.
 
@@ -163,17 +172,17 @@ class Lists:
 
     def __init__(self, run: Run, repairs: int | None = None) -> None:
         self.run, self.table = run, Table(run)
-        if repairs is None:
-            repairs = 0
-            while run.is_committed(REPAIRED, report_name(repairs + 1)):
-                repairs += 1
-        self.repairs = repairs
+        repairs = repairs_made(run) if repairs is None else repairs
         self.stage, prefix = (REPAIRED, f"merged-{repairs}") if repairs else (STAGE, "merged")
         self.names = numbered(prefix, self.table.cells)
 
     def read(self, array: str, start: int, stop: int) -> np.ndarray:
         """Read 'indices' or 'distances' of positions [start, stop)."""
         return self.run.read_span(self.stage, self.names, self.table.offsets, array, start, stop)
+
+    def of(self, cell: int, array: str) -> np.ndarray:
+        """Read 'indices' or 'distances' of a cell's own rows."""
+        return self.run.read(self.stage, self.names[cell], array)
 
     def facts(self, fact: str) -> list:
         """Return one of the facts of `write_lists` of each cell."""

@@ -12,7 +12,7 @@ from dumap.stages.audit import STAGE as AUDIT
 from dumap.stages.cells import Table
 from dumap.stages.graph import Graph
 from dumap.stages.layout import Generation
-from dumap.stages.neighbors import Lists
+from dumap.stages.neighbors import repairs_made
 from dumap.stages.vectors import as_float32
 
 STAGE = "quality"
@@ -22,7 +22,7 @@ TRUST_QUERIES = 300
 
 def audited(job: Job, prefix: str) -> str:
     """Name a part of the last audit."""
-    return f"{prefix}-{Lists(job.run).repairs}"
+    return f"{prefix}-{repairs_made(job.run)}"
 
 
 def collect(job: Job, part: str) -> None:

@@ -32,12 +32,6 @@ def read_home(job: Job, cell: int, table: Table, out: np.ndarray) -> None:
             done += len(rows)
 
 
-def _own_lists(job: Job, cell: int, repairs: int, array: str) -> np.ndarray:
-    """Return the 'indices' or 'distances' of a cell's own rows after so many repairs."""
-    lists = Lists(job.run, repairs)
-    return job.run.read(lists.stage, lists.names[cell], array)
-
-
 def _span(table: Table, cell: int) -> tuple[int, int]:
     """Return the positions [first, last) of a cell's own rows."""
     return int(table.offsets[cell]), int(table.offsets[cell + 1])
@@ -45,13 +39,16 @@ def _span(table: Table, cell: int) -> tuple[int, int]:
 
 def want(job: Job, part: str, number: int) -> None:
     """Name the rows of other cells that a cell needs: those its own rows list."""
-    table, cell = Table(job.run), number_of(part)
-    first, last = _span(table, cell)
+    before, cell = Lists(job.run, number - 1), number_of(part)
+    first, last = _span(before.table, cell)
     most = max(0, universe_rows(job.config, job.geometry) - (last - first))
-    halo, left_out = repair.choose_halo(_own_lists(job, cell, number - 1, "indices"), first, most)
+    halo, left_out = repair.choose_halo(before.of(cell, "indices"), first, most)
     with job.run.part(STAGE, part) as out:
         out.write("positions", halo)
-        out.attributes |= {"counts": np.diff(np.searchsorted(halo, table.offsets)).tolist(), "left_out": left_out}
+        out.attributes |= {
+            "counts": np.diff(np.searchsorted(halo, before.table.offsets)).tolist(),
+            "left_out": left_out,
+        }
 
 
 def tabulate(job: Job, part: str, number: int) -> None:
@@ -63,7 +60,8 @@ def tabulate(job: Job, part: str, number: int) -> None:
 
 def send(job: Job, part: str, number: int) -> None:
     """Write the rows that others ask of a cell, asker by asker: vectors, lists and how far those reach."""
-    store, table, cell = job.run, Table(job.run), number_of(part)
+    store, before, cell = job.run, Lists(job.run, number - 1), number_of(part)
+    table = before.table
     first, last = _span(table, cell)
     asked = store.read(STAGE, f"asked-{number}", "rows")
     names, starts = numbered(f"wanted-{number}", table.cells), asked[:, :cell].sum(axis=1)
@@ -72,7 +70,7 @@ def send(job: Job, part: str, number: int) -> None:
         low, count = int(starts[asker]), int(asked[asker, cell])
         rows[done : done + count] = store.read(STAGE, names[asker], "positions", low, low + count) - first
         done += count
-    indices, distances = (_own_lists(job, cell, number - 1, array) for array in ("indices", "distances"))
+    indices, distances = (before.of(cell, array) for array in ("indices", "distances"))
     narrow = job.geometry.itemsize < 4
     x = np.empty((last - first, job.geometry.dims), job.input.dtype if narrow else np.float32)
     if len(rows):
@@ -84,7 +82,8 @@ def send(job: Job, part: str, number: int) -> None:
 
 def join(job: Job, part: str, number: int, inside: bool) -> None:
     """Score pairs among a cell's own rows and those sent to it; write what any of them may gain."""
-    store, table, cell, k = job.run, Table(job.run), number_of(part), job.config.neighbors.n_neighbors
+    store, before, cell, k = job.run, Lists(job.run, number - 1), number_of(part), job.config.neighbors.n_neighbors
+    table = before.table
     first, last = _span(table, cell)
     asked = store.read(STAGE, f"asked-{number}", "rows")
     halo = store.read(STAGE, numbered(f"wanted-{number}", cell + 1)[-1], "positions")
@@ -92,11 +91,11 @@ def join(job: Job, part: str, number: int, inside: bool) -> None:
     x, reach = np.empty((rows, job.geometry.dims), np.float32), np.empty(rows, np.float32)
     members, fresh = np.empty((rows, k), np.int32), np.ones((rows, k), bool)
     read_home(job, cell, table, x[:own])
-    indices = _own_lists(job, cell, number - 1, "indices")
+    indices = before.of(cell, "indices")
     members[:own] = repair.localize(indices, first, own, halo)
-    reach[:own] = _own_lists(job, cell, number - 1, "distances")[:, -1]
+    reach[:own] = before.of(cell, "distances")[:, -1]
     if number > 1:
-        fresh[:own] = repair.is_new(indices, _own_lists(job, cell, number - 2, "indices"))
+        fresh[:own] = repair.is_new(indices, Lists(store, number - 2).of(cell, "indices"))
     done = own
     for home in np.flatnonzero(asked[cell]):
         name, low = numbered(f"sent-{number}", int(home) + 1)[-1], int(asked[:cell, home].sum())
@@ -111,7 +110,7 @@ def join(job: Job, part: str, number: int, inside: bool) -> None:
         found, distances, pairs = repair.join(x, own, members, fresh, homes, inside, reach, metric, kwds)
     del x, members, fresh
     positions = np.append(np.arange(first, last), halo)
-    gaining = np.flatnonzero((distances <= reach[:, None]).any(axis=1))
+    gaining = np.flatnonzero(((found >= 0) & (distances <= reach[:, None])).any(axis=1))
     gaining = gaining[np.argsort(positions[gaining])]
     named = np.where(found[gaining] >= 0, positions[found[gaining]], -1).astype(job.geometry.index_dtype)
     with store.part(STAGE, part) as out:
@@ -123,13 +122,13 @@ def join(job: Job, part: str, number: int, inside: bool) -> None:
 
 def merge(job: Job, part: str, number: int) -> None:
     """Merge what all cells found for one cell's own rows into their lists."""
-    store, table, cell, k = job.run, Table(job.run), number_of(part), job.config.neighbors.n_neighbors
-    first, _ = _span(table, cell)
-    before = _own_lists(job, cell, number - 1, "indices")
-    indices, distances = before.copy(), _own_lists(job, cell, number - 1, "distances").copy()
+    store, lists, cell, k = job.run, Lists(job.run, number - 1), number_of(part), job.config.neighbors.n_neighbors
+    first, _ = _span(lists.table, cell)
+    before = lists.of(cell, "indices")
+    indices, distances = before.copy(), lists.of(cell, "distances").copy()
     asked = store.read(STAGE, f"asked-{number}", "rows")[:, cell] > 0
     asked[cell] = True
-    for name in np.array(numbered(f"joined-{number}", table.cells))[asked].tolist():
+    for name in np.array(numbered(f"joined-{number}", len(asked)))[asked].tolist():
         low, high = store.summary(STAGE, name)["offsets"][cell : cell + 2]
         if high > low:
             rows = store.read(STAGE, name, "positions", low, high) - first

@@ -65,6 +65,7 @@ PLACES = {
     "cells": "sorted-",
     "cells table": "table-",
     "neighbors": "merged-",
+    "audit": "report-0",
     "graph": "united-",
     "start": "coordinates",
     "layout": "epoch-",
