@@ -38,7 +38,7 @@ def configuration(run: str, output: str, threads: int) -> Config:
     found = status(run)
     values = {"input": {key: found["input"][key] for key in ("path", "array")}, "output": output}
     cluster = {"workers": threads, "memory_limit": "4GiB"}
-    return build({**found["parameters"], **values, "cluster": cluster, "quality": {"queries": 0}})
+    return build({**found["parameters"], **values, "cluster": cluster})
 
 
 def bare(job: Job, graph: Graph, threads: int) -> tuple[float, np.ndarray]:

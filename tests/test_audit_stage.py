@@ -208,11 +208,11 @@ def test_a_halo_too_large_is_cut_and_counted(copied):
     whole = job.run.read("audit", part, "positions")
     assert job.run.summary("audit", part)["left_out"] == 0
     job.run.discard("audit", part)
-    room = {"task_memory": (own + 50) * repair_row_bytes(64, K, "euclidean")}
+    room = {"task_memory": (own + 10) * repair_row_bytes(64, K, "euclidean")}
     want(Job(job.config.model_copy(update=room), job.geometry), part, 1)
     facts, cut = job.run.summary("audit", part), job.run.read("audit", part, "positions")
-    assert len(cut) == sum(facts["counts"]) == 50 < len(whole)
-    assert facts["left_out"] == len(whole) - 50
+    assert len(cut) == sum(facts["counts"]) == 10 < len(whole)
+    assert facts["left_out"] == len(whole) - 10
     assert np.isin(cut, whole).all()
 
 
