@@ -65,7 +65,7 @@ PLACES = {
     "cells": "sorted-",
     "cells table": "table-",
     "neighbors": "merged-",
-    "audit": "report-0",
+    "audit": "merged-1-",
     "graph": "united-",
     "start": "coordinates",
     "layout": "epoch-",
