@@ -157,11 +157,13 @@ class InputConfig(_Section):
 
 
 class NeighborsConfig(_Section):
-    """The neighbours of each row, itself not counted."""
+    """The neighbours of each row, itself not counted, and how many of the true ones a repair is not needed for."""
 
     n_neighbors: int = Field(15, ge=2, le=512)
     metric: Metric = "euclidean"
     metric_kwds: Annotated[Any, AfterValidator(_arguments)] = FrozenDict()
+    recall_target: float = Field(0.95, ge=0.0, le=1.0)
+    max_repairs: int = Field(3, ge=0, le=9)
 
     @model_validator(mode="after")
     def _consistent(self) -> NeighborsConfig:
@@ -216,7 +218,7 @@ class LayoutConfig(_Section):
 
 
 class QualityConfig(_Section):
-    """The audit."""
+    """The audit of the lists, before and after each repair, and of the map: rows searched exactly."""
 
     queries: int = Field(1000, ge=0, le=100_000)
 
@@ -261,8 +263,9 @@ class Config(_Section):
         """Return what the answer depends on, beside the input's data.
 
         `input.nonfinite` is not among it: where rows are not finite, one of its values gives no answer at all.
+        `quality.queries` is: the rows that it chooses decide whether lists are repaired.
         """
-        values = self.model_dump(mode="json", exclude={"output", "cluster", "input", "quality"})
+        values = self.model_dump(mode="json", exclude={"output", "cluster", "input"})
         for where in ("checkpoint_every", "mode"):
             del values["layout"][where]
         return {"input": {"unique": self.input.unique}, **values}

@@ -1,4 +1,4 @@
-"""The recipe: vectors, cells, neighbors, graph, start, layout, embedding, quality."""
+"""The recipe: vectors, cells, neighbors, audit, graph, start, layout, embedding, quality."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from dumap.stages import (
     Context,
     Job,
     Task,
+    audit,
     cells,
     embedding,
     graph,
@@ -36,7 +37,7 @@ from dumap.store import IDENTITY, LOCKS, MANIFESTS, Lock, Run, manifest_key, pro
 if TYPE_CHECKING:
     from distributed import Client
 
-RECIPE = (vectors, cells, neighbors, graph, start, layout, embedding, quality)
+RECIPE = (vectors, cells, neighbors, audit, graph, start, layout, embedding, quality)
 STAGES = tuple(stage.STAGE for stage in RECIPE)
 DONE = "run"
 """Group of the manifests that commit whole stages."""

@@ -34,6 +34,10 @@ WANTED_CELL_ROWS = 32_768
 """Rows a cell has where memory does not ask for fewer, so that one task is not the whole data set."""
 MIN_CELLS = 4
 OUTPUT_ROWS = 65_536
+TILE_BYTES = 32 * 2**20
+"""Bytes of the distances that an audit computes at once, and of the rows it computes them to."""
+HALO = 2
+"""Rows that repairs send for each row: assumed for the disk; what memory holds is counted, not assumed."""
 
 
 @dataclass(frozen=True)
@@ -165,6 +169,50 @@ def cell_row_bytes(dims: int, n_neighbors: int, metric: str) -> int:
     return 4 * dims * copies + narrow + 56 * (n_neighbors + 1) + 256
 
 
+def audits(config: Config) -> int:
+    """Return how often lists are audited at the most, on rows of their own each time."""
+    if not config.quality.queries or not config.neighbors.recall_target:
+        return 1
+    return config.neighbors.max_repairs + 1
+
+
+def repair_row_bytes(dims: int, n_neighbors: int, metric: str) -> int:
+    """Return the bytes that a row of a cell, or of its halo, takes while lists are repaired."""
+    copies = 2 if metric in ANGULAR else 1
+    return 4 * dims * copies + 56 * n_neighbors + 256
+
+
+def universe_rows(config: Config, cut: Geometry) -> int:
+    """Return how many rows, of its own and others', a cell may hold while its lists are repaired."""
+    return config.task_memory // repair_row_bytes(cut.dims, config.neighbors.n_neighbors, config.neighbors.metric)
+
+
+def repair_bytes(config: Config, cut: Geometry) -> int:
+    """Return the bytes that a task of a repair takes: as many rows as may be, or a cell that has more of its own."""
+    k, metric, own = config.neighbors.n_neighbors, config.neighbors.metric, min(cut.cell_rows, cut.rows)
+    asked = cut.cells * own * 4 + own * (min(cut.itemsize, 4) * cut.dims + k * 16)  # by every cell, for every row
+    objects, table = 4 * OBJECT_BYTES, cut.cells**2 * 16
+    rows = max(universe_rows(config, cut), own)
+    return max(min(rows, cut.rows) * repair_row_bytes(cut.dims, k, metric), asked + objects) + table
+
+
+def audit_plan(config: Config, cut: Geometry) -> tuple[int, tuple[int, int, int]]:
+    """Project the audit with all the repairs that it may come to: bytes of a task; tasks, bytes shuffled, on disk."""
+    k, index, rows = config.neighbors.n_neighbors, cut.index_dtype.itemsize, cut.rows
+    queries, times = min(config.quality.queries, rows), audits(config)
+    peak = cut.block_rows * cut.dims * (2 * cut.itemsize + 4) + queries * (cut.dims * 16 + (k + 15) * 64)
+    peak += 5 * TILE_BYTES
+    repairs = times - 1
+    if repairs:
+        peak = max(peak, repair_bytes(config, cut))
+    halo = HALO * rows * (cut.dims * min(cut.itemsize, 4) + k * (index + 1) + 4)  # of one repair at a time
+    offers, lists = (HALO + 1) * rows * k * (index + 4), rows * k * (index + 5)
+    found = queries * (cut.blocks + 1) * (max(k, 15) * 12 + k * 4) + queries * (cut.dims * 4 + 8 * k + 24)
+    tasks = times * (cut.blocks + 3) + repairs * (4 * cut.cells + 2)
+    shuffled = times * rows * cut.dims * cut.itemsize + repairs * (halo + offers)
+    return peak, (tasks, shuffled, times * found + repairs * lists + (halo + offers if repairs else 0))
+
+
 def geometry(config: Config, rows: int, dims: int, itemsize: int, chunk_rows: int) -> Geometry:
     """Cut a data set by the configuration; the same data and parameters give the same cut of cells.
 
@@ -278,26 +326,33 @@ def make_plan(config: Config, cut: Geometry, worker_memory: int = 0) -> Plan:
     shard_rows, cell_rows = min(cut.shard_rows, rows), cut.cell_rows if cut.cells > 1 else rows
     tables = cut.blocks * (cut.cells + 1) * 24 + cut.cells**2 * 8
     sample, queries = cut.sample_rows * cut.dims * 4, min(config.quality.queries, rows)
+    drawn = min(audits(config) * queries, rows) * cut.dims * 4
+    audit_peak, audit_work = audit_plan(config, cut)
     epochs, every = cut.n_epochs, config.layout.checkpoint_every
     unique, buckets = config.input.unique, tally_buckets(config, rows)
     peaks = {
-        "vectors": max(block * (2 * cut.itemsize + 8) + sample, -(-rows // buckets) * tally_row_bytes(config)),
+        "vectors": max(
+            block * (2 * cut.itemsize + 8) + sample + min(drawn, 4 * block),
+            -(-rows // buckets) * tally_row_bytes(config),
+        ),
         "cells": max(block * (2 * cut.itemsize + 12) + cut.block_rows * 64 + 4 * OBJECT_BYTES, sample * 4, tables * 3),
         "neighbors": cell_rows * max(cell_row_bytes(cut.dims, k, config.neighbors.metric), list_bytes * 4) + tables,
+        "audit": audit_peak,
         "graph": max(shard_rows * k * 160, rows * (index + 2) + 2 * k * shard_rows * index),
         "start": start_bytes(rows, shard_rows, k, n_components),
         "layout": layout_bytes(config, rows, edges, worker_memory),
         "embedding": cut.output_rows * (64 + 16 * n_components) + tables,
-        "quality": block * (2 * cut.itemsize + 8) + queries * (cut.dims * 8 + k * 64) + 3 * OBJECT_BYTES,
+        "quality": block * (2 * cut.itemsize + 4) + queries * (cut.dims * 16 + 64 * 15) + 5 * TILE_BYTES,
     }
     work = {  # tasks, bytes shuffled, bytes on disk
         "vectors": (
             cut.blocks * (1 + unique) + buckets,
             rows * 8 * (1 + unique),
-            rows * (9 + unique * (16 + 3 * index)) + 2 * sample,
+            rows * (9 + unique * (16 + 3 * index)) + sample + drawn,
         ),
         "cells": (3 * cut.blocks + 3, copies * vector_bytes, copies * (vector_bytes + rows * 32) + rows * 52),
         "neighbors": (2 * cut.cells, copies * rows * list_bytes, (copies + 1) * rows * list_bytes),
+        "audit": audit_work,
         "graph": (
             2 * cut.shards + 1 + unique * cut.blocks,
             rows * k * (2 * index + 4),
@@ -306,7 +361,7 @@ def make_plan(config: Config, cut: Geometry, worker_memory: int = 0) -> Plan:
         "start": (1, edges * (index + 4), rows * 4 * n_components),
         "layout": (math.ceil(epochs / every), state * math.ceil(epochs / every), 2 * state),
         "embedding": (cut.outputs, state // 3, rows * (4 * n_components + 1)),
-        "quality": (2 * cut.blocks + 3, 2 * vector_bytes, queries * cut.blocks * (k + n_components) * 12),
+        "quality": (2 * cut.blocks + 3, 2 * vector_bytes, queries * 15 * 16 + 300 * 15 * 12 * cut.blocks),
     }
     stages = (StagePlan(name, *work[name], INTERPRETER_BYTES + math.ceil(peak)) for name, peak in peaks.items())
     return Plan(cut, tuple(stages))

@@ -72,6 +72,10 @@ def test_an_unknown_key_is_named_beside_those_allowed(key, allowed):
         ("layout.min_dist", "0.1"),
         ("layout.mode", "fast"),
         ("quality.queries", -1),
+        ("neighbors.recall_target", 1.01),
+        ("neighbors.recall_target", -0.1),
+        ("neighbors.max_repairs", -1),
+        ("neighbors.max_repairs", 10),
         ("cluster.timeout", 0),
         ("output", None),
     ],
@@ -249,6 +253,9 @@ def test_nothing_can_be_changed(section):
         ("graph.shard_rows", 4096),
         ("start.init", "pca"),
         ("layout.min_dist", 0.2),
+        ("neighbors.recall_target", 0.9),
+        ("neighbors.max_repairs", 0),
+        ("quality.queries", 5),
     ],
 )
 def test_the_digest_names_what_the_answer_depends_on(key, value):
@@ -263,7 +270,6 @@ def test_the_digest_names_what_the_answer_depends_on(key, value):
         ("input.array", "x"),
         ("cluster.workers", 7),
         ("cluster.scheduler", "tcp://a:1"),
-        ("quality.queries", 5),
         ("layout.mode", "rounds"),
         ("layout.checkpoint_every", 3),
         ("seed", 42),

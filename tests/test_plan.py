@@ -6,7 +6,19 @@ from hypothesis import strategies as st
 
 from dumap.config import Config, build, parse_bytes
 from dumap.errors import BudgetError, InputError
-from dumap.plan import Geometry, Plan, cell_row_bytes, geometry, make_plan, tally_buckets, tally_row_bytes
+from dumap.plan import (
+    Geometry,
+    Plan,
+    audits,
+    cell_row_bytes,
+    geometry,
+    make_plan,
+    repair_bytes,
+    repair_row_bytes,
+    tally_buckets,
+    tally_row_bytes,
+    universe_rows,
+)
 
 MIB = 2**20
 rows = st.integers(1000, 300_000_000)
@@ -185,6 +197,28 @@ def test_the_disk_holds_at_least_the_vectors_and_the_lists():
     assert plan.stage("cells").disk_bytes >= 10**6 * 100 * 4
     assert plan.stage("neighbors").disk_bytes >= 10**6 * 15 * 8
     assert plan.disk_bytes == sum(stage.disk_bytes for stage in plan.stages)
+
+
+@given(memories, rows, st.integers(1, 1000), st.integers(2, 100))
+def test_repairs_hold_no_more_than_a_task_may_or_a_cell_has(memory, count, width, k):
+    """Beside what travels as objects, and the table of who asks whom."""
+    settings = config(memory, neighbors={"n_neighbors": k})
+    cut = geometry(settings, count, width, 4, 1)
+    held = universe_rows(settings, cut) * repair_row_bytes(width, k, "euclidean")
+    assert held <= memory
+    assert repair_bytes(settings, cut) >= min(cut.cell_rows, count) * repair_row_bytes(width, k, "euclidean")
+    assert make_plan(settings, cut).stage("audit").peak_bytes >= repair_bytes(settings, cut)
+
+
+@pytest.mark.parametrize(
+    "section", [{"neighbors": {"recall_target": 0.0}}, {"neighbors": {"max_repairs": 0}}, {"quality": {"queries": 0}}]
+)
+def test_what_is_never_repaired_is_projected_without(section):
+    more, less = (plan_of(config(**own), 10**6, 100).stage("audit") for own in ({}, section))
+    assert audits(config(**section)) == 1
+    assert less.tasks < more.tasks
+    assert less.disk_bytes < more.disk_bytes - 10**6 * 100 * 4
+    assert less.peak_bytes < more.peak_bytes
 
 
 @given(rows, dims)

@@ -19,7 +19,7 @@ REACH = 10
 def grow_tree(job: Job, part: str) -> None:
     """Cut space into leaves, by the sample."""
     store, cut = job.run, job.geometry
-    sample = vectors.partition_space(drawn(job, "sample"), job.config.neighbors.metric)
+    sample = vectors.partition_space(drawn(job), job.config.neighbors.metric)
     wanted = -(-cut.leaves * distinct_rows(job) // cut.rows)
     tree = cells.grow(sample, wanted, job.config.seed)
     with store.part(STAGE, part) as out:

@@ -16,9 +16,11 @@ from dumap.stages import Context, Job, number_of, numbered, total
 from dumap.stages.cells import STAGE as CELLS
 from dumap.stages.cells import Table
 from dumap.stages.vectors import as_float32
-from dumap.store import Run
+from dumap.store import Part, Run
 
 STAGE = "neighbors"
+REPAIRED = "audit"
+"""The stage that writes the lists anew where they fall short."""
 DISCONNECTION_DISTANCES = {"correlation": 2.0, "cosine": 2.0, "hellinger": 1.0, "jaccard": 1.0, "dice": 1.0}
 """umap-learn's: at this distance rows have nothing in common."""
 
@@ -171,28 +173,63 @@ def merge_cell(job: Job, part: str) -> None:
             store.read(STAGE, names[other], "distances", home + start, home + stop),
             guests,
         )
+    with store.part(STAGE, part) as out:
+        write_lists(job, out, indices, distances)
+
+
+def write_lists(job: Job, out: Part, indices: np.ndarray, distances: np.ndarray) -> None:
+    """Write a cell's lists, and what the graph needs to know of them all."""
     finite = np.isfinite(distances)
     cut_off = finite & (distances >= disconnection_distance(job.config))
-    with store.part(STAGE, part) as out:
-        out.write("indices", indices)
-        out.write("distances", distances)
-        out.attributes |= {
-            "distance_sum": float(np.sum(distances[finite], dtype=np.float64)),
-            "disconnected": int(cut_off.sum()),
-            "missing": int((indices < 0).sum()),
-        }
+    out.write("indices", indices)
+    out.write("distances", distances)
+    out.attributes |= {
+        "distance_sum": float(np.sum(distances[finite], dtype=np.float64)),
+        "disconnected": int(cut_off.sum()),
+        "missing": int((indices < 0).sum()),
+    }
+
+
+def report_name(repairs: int) -> str:
+    """Name the part of stage audit that commits the lists after so many repairs, and says how good they are."""
+    return f"report-{repairs}"
+
+
+def repairs_made(run: Run) -> int:
+    """Return how many repairs the lists have had, and an audit after each."""
+    repairs = 0
+    while run.is_committed(REPAIRED, report_name(repairs + 1)):
+        repairs += 1
+    return repairs
 
 
 class Lists:
-    """The merged lists of all rows, by position."""
+    """The lists of all rows, by position.
 
-    def __init__(self, run: Run) -> None:
+    Parameters
+    ----------
+    run : Run
+    repairs : int, optional
+        The lists after so many repairs; all that were made where none is named.
+    """
+
+    def __init__(self, run: Run, repairs: int | None = None) -> None:
         self.run, self.table = run, Table(run)
-        self.names = numbered("merged", self.table.cells)
+        repairs = repairs_made(run) if repairs is None else repairs
+        self.stage, prefix = (REPAIRED, f"merged-{repairs}") if repairs else (STAGE, "merged")
+        self.names = numbered(prefix, self.table.cells)
 
     def read(self, array: str, start: int, stop: int) -> np.ndarray:
         """Read 'indices' or 'distances' of positions [start, stop)."""
-        return self.run.read_span(STAGE, self.names, self.table.offsets, array, start, stop)
+        return self.run.read_span(self.stage, self.names, self.table.offsets, array, start, stop)
+
+    def of(self, cell: int, array: str) -> np.ndarray:
+        """Read 'indices' or 'distances' of a cell's own rows."""
+        return self.run.read(self.stage, self.names[cell], array)
+
+    def facts(self, fact: str) -> list:
+        """Return one of the facts of `write_lists` of each cell."""
+        return [self.run.summary(self.stage, name)[fact] for name in self.names]
 
 
 def run(context: Context) -> dict:

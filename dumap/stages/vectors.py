@@ -11,7 +11,7 @@ import numpy as np
 
 from dumap.errors import InputError
 from dumap.kernels import hashing, vectors
-from dumap.plan import tally_buckets
+from dumap.plan import audits, tally_buckets
 from dumap.stages import Context, Job, number_of, numbered, total
 from dumap.store import Part, Run
 
@@ -29,6 +29,16 @@ def as_float32(values: np.ndarray) -> np.ndarray:
     """Cast to float32; what overflows becomes infinite, and is then counted as not finite."""
     with np.errstate(over="ignore"):
         return np.ascontiguousarray(values, np.float32)
+
+
+def drawn_queries(job: Job, rows: np.ndarray, number: int, among: int) -> np.ndarray:
+    """Tell which rows are queries of one round of the audit; those of another round, as long as there are others."""
+    wanted = job.config.quality.queries
+    if wanted >= among:
+        return np.ones(len(rows), bool)
+    width = int(wanted / among * 2**64)
+    start = np.uint64(number * width % 2**64)
+    return hashing.draws(job.config.seed, hashing.QUERIES, rows) - start < np.uint64(width)
 
 
 def hash_rows(block: np.ndarray, second: bool = False) -> np.ndarray:
@@ -71,22 +81,25 @@ def check_block(job: Job, part: str) -> None:
 
 def _draw(job: Job, out: Part, x: np.ndarray, rows: np.ndarray, allowed: np.ndarray, among: int) -> None:
     """Write a block's share of the samples: about so many of `among` rows, chosen by the hash of their ids."""
-    for name, purpose, wanted in (
-        ("sample", hashing.SAMPLE, job.geometry.sample_rows),
-        ("query", hashing.QUERIES, job.config.quality.queries),
-    ):
-        chosen = allowed
-        if wanted < among:
-            limit = np.uint64(min(2**64 - 1, int(wanted / among * 2**64)))
-            chosen = allowed & (hashing.draws(job.config.seed, purpose, rows) < limit)
-        out.write(f"{name}_rows", rows[chosen])
-        out.write(name, x[chosen])
+    wanted, sampled, queries = job.geometry.sample_rows, allowed, np.zeros(len(rows), bool)
+    if wanted < among:
+        limit = np.uint64(min(2**64 - 1, int(wanted / among * 2**64)))
+        sampled = allowed & (hashing.draws(job.config.seed, hashing.SAMPLE, rows) < limit)
+    for number in range(audits(job.config)):
+        queries |= drawn_queries(job, rows, number, among)
+    out.write("sample", x[sampled])
+    out.write("query_rows", rows[allowed & queries])
+    out.write("query", x[allowed & queries])
 
 
-def drawn(job: Job, name: str) -> np.ndarray:
-    """Read a sample, or 'sample_rows', 'query' or 'query_rows', of all blocks."""
-    parts = numbered("distinct" if job.config.input.unique else "block", job.geometry.blocks)
-    return np.concatenate([job.run.read(STAGE, part, name) for part in parts])
+def samples(job: Job) -> list[str]:
+    """Name the parts that hold the blocks' samples."""
+    return numbered("distinct" if job.config.input.unique else "block", job.geometry.blocks)
+
+
+def drawn(job: Job) -> np.ndarray:
+    """Read the sample of all blocks, (m, dims) float32."""
+    return np.concatenate([job.run.read(STAGE, part, "sample") for part in samples(job)])
 
 
 # copies ------------------------------------------------------------------------------------------
