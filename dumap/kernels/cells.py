@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numba as nb
 import numpy as np
 from scipy.cluster.hierarchy import leaves_list, linkage
 from sklearn.cluster import KMeans
+from sklearn.exceptions import ConvergenceWarning
 
 from dumap.kernels import hashing
 from dumap.kernels.threads import one_thread
+from dumap.kernels.vectors import power_near
 
 GROUPS = 8
 """Groups of leaves in which a row's nearest leaves are sought."""
@@ -38,9 +42,12 @@ def kmeans(x: np.ndarray, n_clusters: int, seed: int) -> np.ndarray:
     if len(distinct) <= n_clusters:
         return distinct
     random_state = int(hashing.draws(seed, hashing.KMEANS, np.array([len(x)]))[0] >> np.uint64(33))
-    with one_thread():
-        model = KMeans(n_clusters, n_init=1, max_iter=25, tol=1e-3, random_state=random_state).fit(x)
-    return np.unique(model.cluster_centers_.astype(np.float32), axis=0)
+    extent = float(np.abs(distinct).max())
+    scale = np.float32(1) if 1e-12 < extent < 1e12 else power_near(extent)
+    with one_thread(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # fewer clusters than asked for: rows near beside the rest
+        model = KMeans(n_clusters, n_init=1, max_iter=25, tol=1e-3, random_state=random_state).fit(x * scale)
+    return np.unique(model.cluster_centers_.astype(np.float32) / scale, axis=0)
 
 
 def _in_line(centroids: np.ndarray) -> np.ndarray:
@@ -173,6 +180,13 @@ def _products(x: np.ndarray, lengths: np.ndarray, others: np.ndarray) -> np.ndar
     return squared
 
 
+def _candidates(squared: np.ndarray, count: int) -> np.ndarray:
+    """Return the columns of the least values of each row, in any order."""
+    if count >= squared.shape[1]:
+        return np.tile(np.arange(squared.shape[1], dtype=np.int32), (len(squared), 1))
+    return np.argpartition(squared, count - 1, axis=1)[:, :count].astype(np.int32)
+
+
 def nearest_leaves(x: np.ndarray, tree: Tree, count: int) -> np.ndarray:
     """Find each row's nearest leaves, in the groups that lie nearest to it.
 
@@ -190,17 +204,19 @@ def nearest_leaves(x: np.ndarray, tree: Tree, count: int) -> np.ndarray:
     ndarray of int32, shape (n, count)
         Nearest first; -1 beyond the leaves that were sought.
     """
-    middle = tree.leaves.mean(axis=0, dtype=np.float64).astype(np.float32)
-    extent = np.abs(tree.leaves - middle).max(initial=0.0)
-    scale = np.float32(np.ldexp(1.0, -int(np.clip(np.frexp(extent)[1], -126, 126))))
-    groups, leaves = ((c - middle) * scale for c in (tree.groups, tree.leaves))
+    middle = tree.leaves.mean(axis=0, dtype=np.float64)
+    above, below = tree.leaves.max(axis=0) - middle, middle - tree.leaves.min(axis=0)
+    scale = power_near(max(above.max(), below.max()))
+    middle = middle.astype(np.float32) * scale
+    groups, leaves = (c * scale - middle for c in (tree.groups, tree.leaves))
     out = np.full((len(x), count), -1, np.int32)
     sought = min(GROUPS, len(groups))
     with np.errstate(over="ignore", invalid="ignore"), one_thread():
         for low in range(0, len(x), TILE_ROWS):
-            rows = (x[low : low + TILE_ROWS] - middle) * scale
+            rows = x[low : low + TILE_ROWS] * scale - middle
             lengths = np.einsum("ij,ij->i", rows, rows)
-            near = np.argpartition(_products(rows, lengths, groups), sought - 1, axis=1)[:, :sought]
+            near = np.empty((len(rows), sought), np.int32)
+            _sort_exactly(rows, groups, _candidates(_products(rows, lengths, groups), sought + SPARE), near)
             ids = np.full((len(rows), count + SPARE), -1, np.int32)
             distances = np.full(ids.shape, np.inf, np.float32)
             for group in np.unique(near):
@@ -233,18 +249,18 @@ def pack(loads: np.ndarray, rows: int) -> tuple[np.ndarray, np.ndarray]:
     """
     cells, pieces = np.empty(len(loads), np.int32), np.ones(len(loads), np.int32)
     wanted = ((np.cumsum(loads) - loads / 2) // rows).astype(np.int64)
-    cell = held = 0
-    for leaf, load in enumerate(loads):
-        if not (load or held) and cell:  # no cell without rows
-            cells[leaf] = cell - 1
-            continue
-        if held and (wanted[leaf] > wanted[leaf - 1] or load > rows):
-            cell, held = cell + 1, 0
+    cell, held, last = 0, False, 0
+    for leaf in range(len(loads)):
+        load = loads[leaf]
+        if load and held and (wanted[leaf] > last or load > rows):  # a leaf without rows begins no cell
+            cell, held = cell + 1, False
         cells[leaf] = cell
-        held += load
+        if load:
+            held, last = True, wanted[leaf]
         if load > rows:
             pieces[leaf] = -(-load // rows)
-            cell, held = cell + pieces[leaf], 0
+            cell += pieces[leaf] - 1
+            last = -1
     return cells, pieces
 
 

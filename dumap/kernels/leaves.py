@@ -13,6 +13,7 @@ import numpy as np
 from dumap.kernels import cells, hashing
 from dumap.kernels.neighbors import insert
 from dumap.kernels.threads import one_thread
+from dumap.kernels.vectors import power_near
 
 WIDE, CARRIED = 96, 0.95
 """Dims from which on rows are contracted, and the share of their variance that the axes must carry."""
@@ -26,8 +27,10 @@ PASSES = 2
 """Passes over neighbours of neighbours."""
 CUTS = 8
 """Times that crowded leaves are cut at the most: what is still crowded then is searched as it is."""
-NOISE = np.float32(4e-6)
-"""Squared distances under this share of the squared lengths are products' noise: such rows count as equal."""
+NOISE = np.float32(1e-4)
+"""Squared distances under this share of the squared lengths hold products' noise: differences replace them."""
+FARTHEST = np.finfo(np.float32).max
+"""Squared distances beyond this are this."""
 SLACK = np.float32(1.001)
 """Rounding that a bound from below is allowed."""
 TILE_ROWS, COLUMN_ROWS, CHUNK = 256, 4096, 16
@@ -55,8 +58,18 @@ def _offer(row, j, d, indices, distances, fresh):
     indices[row, at], distances[row, at], fresh[row, at] = j, d, True
 
 
+@nb.njit(cache=True, nogil=True, fastmath=REASSOCIATED)
+def squared_distance(x, i, j):
+    """Return the squared Euclidean distance of two rows of x."""
+    total = np.float32(0)
+    for c in range(x.shape[1]):
+        gap = x[i, c] - x[j, c]
+        total += gap * gap
+    return min(total, FARTHEST)
+
+
 @nb.njit(cache=True, nogil=True)
-def _take(product, rows, columns, row_lengths, column_lengths, indices, distances, fresh, limits):
+def _take(x, product, rows, columns, row_lengths, column_lengths, indices, distances, fresh, limits):
     """Offer each pair of a matrix product to both its ends."""
     last = indices.shape[1] - 1
     for j in range(len(columns)):
@@ -70,7 +83,7 @@ def _take(product, rows, columns, row_lengths, column_lengths, indices, distance
             for j in range(low, high):
                 both = own + column_lengths[j]
                 d = both - 2 * product[i, j]
-                d = d if d > NOISE * both else np.float32(0)
+                d = d if d > NOISE * both else np.float32(0)  # not finite, too
                 product[i, j] = d
                 hits += (d <= limit) | (d <= limits[j])
             if hits == 0:
@@ -79,22 +92,14 @@ def _take(product, rows, columns, row_lengths, column_lengths, indices, distance
                 d, column = product[i, j], columns[j]
                 if column == row:
                     continue
+                if d == 0:
+                    d = squared_distance(x, row, column)
                 if d <= limit:
                     _offer(row, column, d, indices, distances, fresh)
                     limit = distances[row, last]
                 if d <= limits[j]:
                     _offer(column, row, d, indices, distances, fresh)
                     limits[j] = distances[column, last]
-
-
-@nb.njit(cache=True, nogil=True, fastmath=REASSOCIATED)
-def squared_distance(x, i, j):
-    """Return the squared Euclidean distance of two rows of x."""
-    total = np.float32(0)
-    for c in range(x.shape[1]):
-        gap = x[i, c] - x[j, c]
-        total += gap * gap
-    return total
 
 
 @nb.njit(cache=True, nogil=True)
@@ -156,7 +161,7 @@ def _compare_leaves(x, home, probes, count, indices, distances, fresh):
     order = np.lexsort((source, guest, leaf))
     source, begins = source[order].astype(np.int32), np.searchsorted(leaf[order], np.arange(count + 1))
     counts = np.bincount(leaf[~guest], minlength=count)
-    with one_thread():
+    with one_thread(), np.errstate(over="ignore", invalid="ignore"):
         for number in np.flatnonzero(counts):
             rows = source[begins[number] : begins[number + 1]]
             own = counts[number]
@@ -170,7 +175,7 @@ def _compare_leaves(x, home, probes, count, indices, distances, fresh):
                     product = placed[low:high] @ placed[others].T
                     limits = np.empty(product.shape[1], np.float32)
                     tile = (rows[low:high], rows[others], lengths[low:high], lengths[others])
-                    _take(product, *tile, indices, distances, fresh, limits)
+                    _take(x, product, *tile, indices, distances, fresh, limits)
 
 
 @nb.njit(cache=True, nogil=True)
@@ -186,7 +191,7 @@ def _fill(x, home, indices, distances, fresh):
 
 
 def _cut(x: np.ndarray, own: np.ndarray, others: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Cut a crowded leaf; return the parts (own, 3) that its rows probe, and those (others, 2) that others probe."""
+    """Cut a crowded leaf; return the parts that its rows probe, (own, 3 or 2), and that others do, (others, 2 or 1)."""
     count = -(-len(own) // PART_ROWS)
     drawn = own[:: max(1, len(own) // (32 * count))]
     middles = cells.kmeans(x[drawn], count, seed)
@@ -195,9 +200,16 @@ def _cut(x: np.ndarray, own: np.ndarray, others: np.ndarray, seed: int) -> tuple
         return cells.nearest_leaves(x[own], tree, 3), cells.nearest_leaves(x[others], tree, 2)
     count = -(-len(own) // EQUAL_ROWS)
     part = np.arange(len(own), dtype=np.int32) // EQUAL_ROWS  # equal rows: each part is linked to the next
-    none = np.full(len(own), -1, np.int32)
-    any_part = np.arange(len(others), dtype=np.int32) % count
-    return np.stack([part, (part + 1) % count, none], axis=1), np.stack([any_part, none[: len(others)]], axis=1)
+    return np.stack([part, (part + 1) % count], axis=1), np.arange(len(others), dtype=np.int32)[:, None] % count
+
+
+def _probe(probes: np.ndarray, rows: np.ndarray, more: np.ndarray) -> np.ndarray:
+    """Have rows probe one more leaf each, in their first empty slot; -1 for none."""
+    rows, more = rows[more >= 0], more[more >= 0]
+    if (probes[rows] >= 0).all(axis=1).any():
+        probes = np.concatenate([probes, np.full((len(probes), 1), -1, np.int32)], axis=1)
+    probes[rows, (probes[rows] < 0).argmax(axis=1)] = more
+    return probes
 
 
 def _cut_crowded(x: np.ndarray, home: np.ndarray, probes: np.ndarray, seed: int) -> np.ndarray:
@@ -207,7 +219,7 @@ def _cut_crowded(x: np.ndarray, home: np.ndarray, probes: np.ndarray, seed: int)
         crowded = np.flatnonzero(loads > EXACT_ROWS)
         if not len(crowded):
             break
-        probes = np.concatenate([probes, np.full((len(probes), 2), -1, np.int32)], axis=1)
+        probes = probes.copy()
         for leaf in crowded:
             first = int(probes.max()) + 1
             inside = probes == leaf
@@ -217,7 +229,7 @@ def _cut_crowded(x: np.ndarray, home: np.ndarray, probes: np.ndarray, seed: int)
                 named = np.where(parts >= 0, parts + first, -1)
                 probes[rows, inside[rows].argmax(axis=1)] = named[:, 0]
                 for extra in range(1, parts.shape[1]):
-                    probes[rows, probes.shape[1] - extra] = named[:, extra]
+                    probes = _probe(probes, rows, named[:, extra])
     return probes
 
 
@@ -270,12 +282,13 @@ def contract(x: np.ndarray, axes: np.ndarray) -> np.ndarray:
 
 
 def _in_range(x: np.ndarray) -> tuple[np.ndarray, float]:
-    """Scale rows by a power of two where their squares would not be finite, or vanish."""
-    extent = float(np.abs(x).max(initial=0.0))
-    if extent == 0 or 1e-12 < extent < 1e12:
+    """Scale rows by a power of two where the squares of most would not be finite, or vanish."""
+    extents = np.maximum(x.max(axis=1), -x.min(axis=1))
+    extent = float(np.median(extents[extents > 0])) if extents.any() else 1.0
+    if 1e-12 < extent < 1e12:
         return x, 1.0
-    scale = np.ldexp(1.0, -int(np.frexp(extent)[1]))
-    return (x * scale).astype(np.float32), scale
+    with np.errstate(over="ignore"):
+        return np.clip(x * (scale := power_near(extent)), -FARTHEST, FARTHEST), float(scale)
 
 
 def order(home: np.ndarray, probes: np.ndarray) -> np.ndarray:
@@ -314,7 +327,7 @@ def search(
     -------
     indices : ndarray of int32, shape (n, k)
         -1 where fewer were met.
-    squared : ndarray of float32, shape (n, k)
+    squared : ndarray of float64, shape (n, k)
         Ascending squared distances in partition space.
     """
     x, scale = _in_range(x)
@@ -331,4 +344,4 @@ def search(
             _explore(x, narrow, home, indices, distances, fresh)
     _fill(x, home, indices, distances, fresh)
     _score(x, indices, distances)
-    return indices, distances if scale == 1 else (distances / scale**2).astype(np.float32)
+    return indices, distances.astype(np.float64) / scale**2

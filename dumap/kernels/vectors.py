@@ -143,6 +143,11 @@ def with_direction(x: np.ndarray) -> np.ndarray:
     return np.concatenate([x, zero[:, None].astype(np.float32)], axis=1) if zero.any() else x
 
 
+def power_near(extent: float) -> np.float32:
+    """Return the power of two by which an extent comes to about 1."""
+    return np.float32(np.ldexp(1.0, -int(np.clip(np.frexp(extent)[1], -126, 126))))
+
+
 def from_squared(squared: np.ndarray, metric: str) -> np.ndarray:
     """Return a metric's distances, given squared Euclidean ones in partition space; for those in `BY_PRODUCT`."""
     if metric in ANGULAR:

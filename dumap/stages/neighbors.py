@@ -112,9 +112,10 @@ def search_rows(job: Job, cell: Cell, rows: np.ndarray, home: np.ndarray, seed: 
         x = vectors.with_direction(x)
     axes = job.run.read(CELLS, "tree", "axes")
     found, squared = leaves.search(x, home[order], cell.probes[rows[order]], own.n_neighbors, seed, axes)
-    indices, distances = np.empty(found.shape, np.int64), np.empty_like(squared)
+    indices, distances = np.empty(found.shape, np.int64), np.empty(found.shape, np.float32)
     indices[order] = np.where(found >= 0, order[found], -1)
-    distances[order] = vectors.from_squared(squared, own.metric)
+    with np.errstate(over="ignore"):
+        distances[order] = vectors.from_squared(squared, own.metric)
     return indices, distances
 
 

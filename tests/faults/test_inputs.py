@@ -15,8 +15,6 @@ from dumap.errors import ConfigError, InputError
 from dumap.kernels import graph, hashing, layout, start
 from dumap.pipeline import plan, run
 from dumap.plan import geometry, make_plan
-from dumap.stages import Job
-from dumap.stages.cells import find_centroids
 from dumap.stages.graph import Shards
 from dumap.stages.vectors import ISOLATED, ZERO
 from dumap.store import Run
@@ -167,22 +165,6 @@ def test_an_audit_of_which_no_query_is_drawn(embed):
     done = [embed(noise(16), {**TINY, "seed": seed, "quality.queries": 1}) for seed in range(3)]
     assert {"queries": 0} in [run.facts("quality") for run in done]
     assert 0 in [run.facts("audit")["queries"] for run in done]
-
-
-def test_a_cell_that_outlives_the_others_keeps_its_own_pieces(tmp_path):
-    config = build({"input": {"path": "in.zarr"}, "output": str(tmp_path / "run.zarr")})
-    job = Job(config, geometry(config, 100, 2, 4, 100))
-    job.run.create({key: {} for key in ("parameters", "versions", "input")})
-    with job.run.part("vectors", "block-00000") as out:
-        out.write("sample", noise(100, 2))
-    with job.run.part("cells", "centroids-00000") as out:
-        out.write("centroids", np.array([[0, 0], [1, 1]], np.float32))
-        out.write("pieces", np.ones(2, np.int32))
-    with job.run.part("cells", "table-00000") as out:
-        out.write("copies", np.array([[98, 2]]))
-    find_centroids(job, "centroids-00001")
-    assert job.run.read("cells", "centroids-00001", "centroids").tolist() == [[0, 0]]
-    assert job.run.read("cells", "centroids-00001", "pieces").tolist() == [1]
 
 
 @pytest.mark.parametrize("mode", slowly(["host", "rounds"], "rounds"))

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pynndescent.distances import named_distances
 from scipy.spatial.distance import cdist
 
 from dumap.kernels import vectors
@@ -42,6 +43,38 @@ def test_partition_space_takes_each_row_by_itself(metric):
     whole = vectors.partition_space(x, metric)
     for start, stop in [(0, 1), (7, 8), (3, 250), (299, 300)]:
         assert vectors.partition_space(x[start:stop], metric).tobytes() == whole[start:stop].tobytes()
+
+
+def test_rows_without_direction_are_given_one_at_a_right_angle_to_all():
+    x = vectors.partition_space(np.array([[3, 4], [0, 0], [0, -0.0], [1, 0]], np.float32), "cosine")
+    found = vectors.with_direction(x)
+    assert found.dtype == np.float32
+    assert found[:, 2].tolist() == [0, 1, 1, 0]
+    assert (found[:, :2] == x).all()
+    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, rtol=1e-6)
+    assert vectors.with_direction(found) is found
+
+
+@pytest.mark.parametrize("metric", sorted(vectors.BY_PRODUCT))
+def test_squared_distances_in_partition_space_are_the_metrics_distances(metric):
+    x = np.random.default_rng(2).normal(1, 2, (30, 7)).astype(np.float32)
+    x[::6] = 5 if metric == "correlation" else 0
+    placed = vectors.partition_space(x, metric)
+    if metric in vectors.ANGULAR:
+        placed = vectors.with_direction(placed)
+    found = vectors.from_squared(cdist(placed, placed, "sqeuclidean"), metric)
+    own = named_distances[metric]
+    wanted = [[own(a, b) for b in x] for a in x]
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("extent", [1.0, 0.3, 784.0, 1e25, 3.4e38, 1e-30, 1e-44, 0.0])
+def test_the_power_near_an_extent_brings_it_near_one(extent):
+    power = vectors.power_near(extent)
+    assert power.dtype == np.float32
+    assert np.frexp(power)[0] == 0.5
+    assert extent * float(power) < 4
+    assert extent < 1e-36 or extent * float(power) >= 0.5
 
 
 # equal rows --------------------------------------------------------------------------------------

@@ -1,0 +1,326 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pynndescent.distances import named_distances
+from scipy import sparse
+from scipy.sparse.csgraph import connected_components
+from scipy.spatial.distance import cdist
+from threadpoolctl import threadpool_limits
+
+from dumap.kernels import cells, leaves, vectors
+from dumap.kernels.neighbors import exhaustive
+
+
+def brute(x: np.ndarray) -> np.ndarray:
+    """Return all squared distances, infinite to itself."""
+    squared = cdist(x.astype(np.float64), x.astype(np.float64), "sqeuclidean")
+    np.fill_diagonal(squared, np.inf)
+    return squared
+
+
+def one_leaf(x: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Search rows that are all of one leaf."""
+    n = len(x)
+    return leaves.search(x, np.full(n, -1, np.int32), np.zeros((n, 1), np.int32), k, 0)
+
+
+def many_leaves(x: np.ndarray, count: int, guests: int = 0, width: int = 10) -> tuple[np.ndarray, ...]:
+    """Return rows in order, their homes (the last ones drawn are guests of two homes), and the leaves they probe."""
+    tree = cells.grow(x, count, 0)
+    probes = cells.nearest_leaves(x, tree, width)
+    home = np.full(len(x), -1, np.int32)
+    if guests:
+        home[-guests:] = np.arange(guests) % 2
+        probes[-guests:, cells.GUEST_PROBES :] = -1
+    order = leaves.order(home, probes)
+    return x[order], home[order], probes[order]
+
+
+def manifold(seed: int, n: int, dims: int) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    bent = np.sin(rng.uniform(0, 1, (n, 4)) @ rng.normal(0, 3, (4, dims)))
+    return (bent + rng.normal(0, 0.03, (n, dims))).astype(np.float32)
+
+
+def well_formed(x: np.ndarray, indices: np.ndarray, squared: np.ndarray, rtol: float = 2e-6) -> None:
+    """See that lists name others, each once, ascending, at their true distances."""
+    n = len(x)
+    named = indices >= 0
+    assert (indices != np.arange(n)[:, None]).all()
+    assert all(len(set(row[row >= 0])) == (row >= 0).sum() for row in indices)
+    assert (named[:, :-1] >= named[:, 1:]).all()
+    assert np.isinf(squared[~named]).all()
+    lists = np.where(named, squared, np.inf)
+    assert (lists[:, 1:] >= lists[:, :-1]).all()
+    row, slot = np.nonzero(named)
+    gaps = x[row].astype(np.float64) - x[indices[row, slot]]
+    np.testing.assert_allclose(squared[row, slot], np.einsum("ij,ij->i", gaps, gaps), rtol=rtol, atol=0)
+
+
+def share_found(squared: np.ndarray, exact: np.ndarray) -> float:
+    """Return which share of the lists is as near as the true neighbours are."""
+    farthest = np.sort(exact, axis=1)[:, squared.shape[1] - 1]
+    return float((squared <= farthest[:, None] * (1 + 1e-5)).mean())
+
+
+# one leaf ----------------------------------------------------------------------------------------
+
+
+def spread(rng: np.random.Generator) -> np.ndarray:
+    return rng.normal(size=(700, 20))
+
+
+def line(rng: np.random.Generator) -> np.ndarray:
+    """Neighbours are as near beside the whole as products are unsure."""
+    return np.column_stack([rng.uniform(size=2000), np.ones(2000)])
+
+
+def heavy_tails(rng: np.random.Generator) -> np.ndarray:
+    return np.exp(3 * rng.normal(size=(1500, 4)))
+
+
+def far_blobs(rng: np.random.Generator) -> np.ndarray:
+    return rng.normal(size=(600, 8)) + 1e4 * (np.arange(600)[:, None] % 2)
+
+
+def outlier(rng: np.random.Generator) -> np.ndarray:
+    x = rng.normal(size=(600, 8))
+    x[7] = 1e6
+    return x
+
+
+def fill_value(rng: np.random.Generator) -> np.ndarray:
+    """Some rows hold what is often written where nothing was measured: its square is infinite in float32."""
+    x = rng.normal(size=(600, 8))
+    x[::40] = 9.96921e36
+    x[5] = 3e38
+    x[6, ::2] = -3e38
+    return x
+
+
+def origin_far(rng: np.random.Generator) -> np.ndarray:
+    return rng.integers(-20, 21, (600, 5)) + 8192.0 * np.array([1, -1, 100, 0, 7])
+
+
+SHAPES = [spread, line, heavy_tails, far_blobs, outlier, fill_value, origin_far]
+
+
+@pytest.mark.parametrize("k", [1, 5, 15])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_one_leaf_is_searched_exactly(shape, k):
+    x = shape(np.random.default_rng(0)).astype(np.float32)
+    indices, squared = one_leaf(x, k)
+    exact = np.minimum(brute(x), leaves.FARTHEST)
+    np.fill_diagonal(exact, np.inf)
+    assert (indices >= 0).all()
+    np.testing.assert_allclose(squared, np.sort(exact, axis=1)[:, :k], rtol=1e-5)
+    np.testing.assert_allclose(np.take_along_axis(exact, indices.astype(np.int64), axis=1), squared, rtol=2e-6)
+
+
+@given(st.integers(0, 999), st.integers(2, 25), st.integers(1, 4), st.integers(1, 12))
+def test_whole_numbers_are_compared_exactly_and_slots_stay_empty_for_want_of_rows(seed, n, dims, k):
+    x = np.random.default_rng(seed).integers(0, 4, (n, dims)).astype(np.float32) + 4096
+    indices, squared = one_leaf(x, k)
+    well_formed(x, indices, squared, rtol=0)
+    there = min(k, n - 1)
+    assert ((indices >= 0).sum(axis=1) == there).all()
+    assert np.array_equal(squared[:, :there], np.sort(brute(x), axis=1)[:, :there])
+
+
+@pytest.mark.parametrize("scale", [1e25, 1e15, 1e-15, 1e-30])
+def test_the_scale_changes_nothing_but_the_distances(scale):
+    power = 2.0 ** np.round(np.log2(scale))
+    x = np.random.default_rng(0).normal(size=(300, 6)).astype(np.float32)
+    indices, squared = one_leaf(x, 5)
+    found, scaled = one_leaf((x * power).astype(np.float32), 5)
+    assert np.array_equal(found, indices)
+    np.testing.assert_array_equal(scaled, squared * power**2)
+
+
+def test_rows_that_are_zero_are_rows():
+    x = np.zeros((300, 3), np.float32)
+    x[:120] = np.random.default_rng(0).normal(0, 1e25, (120, 3))
+    _, squared = one_leaf(x, 4)
+    assert (squared[120:] == 0).all()
+    np.testing.assert_allclose(squared[:120], np.sort(brute(x), axis=1)[:120, :4], rtol=1e-5)
+
+
+# many leaves -------------------------------------------------------------------------------------
+
+
+def test_many_leaves_find_nearly_all():
+    x, home, probes = many_leaves(manifold(0, 4000, 30), 40)
+    indices, squared = leaves.search(x, home, probes, 15, 0)
+    well_formed(x, indices, squared)
+    assert (indices >= 0).all()
+    assert share_found(squared, brute(x)) > 0.99
+
+
+def test_neighbours_of_neighbours_find_what_no_leaf_brought_together(monkeypatch):
+    x, home, probes = many_leaves(np.random.default_rng(0).normal(size=(3000, 12)).astype(np.float32), 60, width=3)
+    exact, shares = brute(x), []
+    for passes in (0, 1, 2):
+        monkeypatch.setattr(leaves, "PASSES", passes)
+        shares.append(share_found(leaves.search(x, home, probes, 10, 0)[1], exact))
+    assert shares[0] < shares[1] - 0.05
+    assert shares[1] < shares[2]
+    assert shares[2] > 0.9
+
+
+def test_rows_are_best_ordered_by_leaf_own_rows_first():
+    home = np.array([-1, 3, -1, 2, -1, -1], np.int32)
+    probes = np.array([[1, 0], [0, 1], [0, -1], [1, -1], [1, 0], [0, 1]], np.int32)
+    assert leaves.order(home, probes).tolist() == [2, 5, 1, 0, 4, 3]
+
+
+def test_guests_are_compared_with_others_but_not_with_those_of_their_home():
+    x, home, probes = many_leaves(manifold(1, 3000, 10), 20, guests=900)
+    indices, squared = leaves.search(x, home, probes, 10, 0)
+    well_formed(x, indices, squared)
+    own = home < 0
+    assert (indices[own] >= 0).all()
+    named = np.where(indices >= 0, home[indices], -2)
+    guests = np.flatnonzero(~own)
+    met_within_a_leaf = (named[guests] == home[guests, None]) & (indices[guests] >= 0)
+    assert not met_within_a_leaf.any()
+    assert (named[guests] == 1 - home[guests, None]).any(), "guests of another home they meet on the way"
+    exact = brute(x)
+    same_home = (home[:, None] == home) & (home >= 0)[:, None]
+    exact[same_home] = np.inf
+    assert share_found(squared[own], exact[own]) > 0.98
+    assert share_found(squared[guests], exact[guests]) > 0.8
+
+
+def test_rows_that_met_too_few_are_compared_with_the_whole_cell():
+    """Leaves of four rows, and nobody probes another's: no row meets k others, nor leads to them."""
+    x = manifold(2, 400, 6)
+    home, probes = np.full(400, -1, np.int32), (np.arange(400, dtype=np.int32) // 4)[:, None]
+    home[390:] = 5
+    indices, squared = leaves.search(x, home, probes, 15, 0)
+    well_formed(x, indices, squared)
+    assert (indices[:390] >= 0).all()
+    np.testing.assert_allclose(squared[:390], np.sort(brute(x), axis=1)[:390, :15], rtol=1e-5)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 9, 10])
+def test_slots_stay_empty_only_where_a_cell_has_too_few_rows(rows):
+    x = manifold(3, rows, 4)
+    home = np.full(rows, -1, np.int32)
+    home[rows // 2 + 1 :] = 3
+    indices, _ = leaves.search(x, home, np.arange(rows, dtype=np.int32)[:, None] % 3, 9, 0)
+    assert ((indices[home < 0] >= 0).sum(axis=1) == min(9, rows - 1)).all()
+
+
+def test_a_cell_of_guests_alone_is_searched_too():
+    x = manifold(4, 30, 4)
+    indices, _ = leaves.search(x, np.arange(30, dtype=np.int32), np.zeros((30, 1), np.int32), 5, 0)
+    assert indices.shape == (30, 5)
+
+
+# rows that are all the same ----------------------------------------------------------------------
+
+
+def pieces_of(indices: np.ndarray) -> int:
+    n, k = indices.shape
+    graph = sparse.csr_matrix((np.ones(n * k), indices.ravel(), np.arange(0, n * k + 1, k)), shape=(n, n))
+    return connected_components(graph, directed=False)[0]
+
+
+@pytest.mark.parametrize("exact_rows", [None, 500], ids=["one leaf", "crowded"])
+@pytest.mark.parametrize("k", [2, 15])
+def test_equal_rows_form_no_hub_and_no_islands(monkeypatch, exact_rows, k):
+    if exact_rows:
+        monkeypatch.setattr(leaves, "EXACT_ROWS", exact_rows)
+        monkeypatch.setattr(leaves, "PART_ROWS", 250)
+    x = np.full((3000, 5), 0.3, np.float32)
+    indices, squared = one_leaf(x, k)
+    assert (squared == 0).all()
+    assert pieces_of(indices) == 1
+    assert np.bincount(indices.ravel(), minlength=3000).max() < (6 if k > 2 else 8) * k
+    assert (np.bincount(indices.ravel(), minlength=3000) > 0).mean() > 0.8
+
+
+@pytest.mark.parametrize("exact_rows", [None, 300], ids=["leaves", "crowded"])
+def test_groups_of_equal_rows_among_others(monkeypatch, exact_rows):
+    """Half of the rows are copies of five, in cells of many leaves: each group is one piece, without hubs."""
+    if exact_rows:
+        monkeypatch.setattr(leaves, "EXACT_ROWS", exact_rows)
+        monkeypatch.setattr(leaves, "PART_ROWS", 150)
+    x = manifold(5, 4000, 8)
+    x[2000:] = x[np.arange(2000) % 5]
+    x = x[np.random.default_rng(0).permutation(4000)]
+    x, home, probes = many_leaves(x, 20)
+    indices, squared = leaves.search(x, home, probes, 10, 0)
+    well_formed(x, indices, squared)
+    assert (indices >= 0).all()
+    assert np.bincount(indices.ravel()).max() < 60
+    assert share_found(squared, brute(x)) > 0.97
+    _, group, times = np.unique(x, axis=0, return_inverse=True, return_counts=True)
+    for many in np.flatnonzero(times > 100):
+        rows = np.flatnonzero(group == many)
+        place = np.full(4000, -1)
+        place[rows] = np.arange(len(rows))
+        assert (squared[rows] == 0).all()
+        assert pieces_of(place[indices[rows]]) == 1
+
+
+def test_a_crowded_leaf_is_cut_by_distance(monkeypatch):
+    monkeypatch.setattr(leaves, "EXACT_ROWS", 800)
+    monkeypatch.setattr(leaves, "PART_ROWS", 200)
+    x = manifold(6, 3000, 10)
+    home, probes = np.full(3000, -1, np.int32), np.zeros((3000, 1), np.int32)
+    home[2500:] = 4
+    cut = leaves._cut_crowded(x, home, probes, 0)
+    assert np.bincount(cut[:2500, 0]).max() <= 800
+    indices, squared = leaves.search(x, home, probes, 10, 0)
+    well_formed(x, indices, squared)
+    exact = brute(x)
+    exact[2500:, 2500:] = np.inf
+    assert share_found(squared[:2500], exact[:2500]) > 0.97
+    assert share_found(squared[2500:], exact[2500:]) > 0.9
+
+
+# one answer --------------------------------------------------------------------------------------
+
+
+def test_the_answer_is_one_on_any_number_of_threads(monkeypatch):
+    monkeypatch.setattr(leaves, "EXACT_ROWS", 300)
+    x = manifold(7, 3000, 20)
+    x[1000:1500] = x[0]
+    rows = many_leaves(x, 12, guests=500)
+    answers = []
+    for threads in (1, 2, 2):
+        with threadpool_limits(limits=threads):
+            indices, squared = leaves.search(*rows, 10, 0)
+        answers.append((indices.tobytes(), squared.tobytes()))
+    assert answers[0] == answers[1] == answers[2]
+
+
+def test_what_is_given_stays_as_it_was(monkeypatch):
+    monkeypatch.setattr(leaves, "EXACT_ROWS", 300)
+    rows = many_leaves((manifold(8, 1000, 5) * 1e20).astype(np.float32), 2, guests=100)
+    before = [array.copy() for array in rows]
+    leaves.search(*rows, 5, 0)
+    assert all(np.array_equal(a, b) for a, b in zip(rows, before, strict=True))
+
+
+# metrics -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("metric", sorted(vectors.BY_PRODUCT))
+def test_distances_and_order_are_the_metrics(metric):
+    """Rows of no direction too: as pynndescent has it, 0 from each other and 1 from all else."""
+    rng = np.random.default_rng(0)
+    x = (rng.normal(0.2, 1, (400, 12)) * rng.uniform(0.3, 3, (400, 1))).astype(np.float32)
+    x[::20] = 2 if metric == "correlation" else 0
+    placed = vectors.partition_space(x, metric)
+    if metric in vectors.ANGULAR:
+        placed = vectors.with_direction(placed)
+    indices, squared = one_leaf(placed, 8)
+    distances = vectors.from_squared(squared, metric)
+    _, exact = exhaustive(x, np.arange(400), 8, metric, {})
+    np.testing.assert_allclose(distances, exact, rtol=1e-4, atol=2e-6)
+    own = named_distances[metric]
+    for row in (0, 1, 20, 399):
+        assert distances[row] == pytest.approx([own(x[row], x[j]) for j in indices[row]], rel=1e-4, abs=2e-6)
