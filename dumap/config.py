@@ -156,11 +156,12 @@ class InputConfig(_Section):
 
 
 class NeighborsConfig(_Section):
-    """The neighbours of each row, itself not counted."""
+    """The neighbours of each row, itself not counted: searched, or read from a Zarr group that is given."""
 
     n_neighbors: int = Field(15, ge=2, le=512)
     metric: Metric = "euclidean"
     metric_kwds: Annotated[Any, AfterValidator(_arguments)] = FrozenDict()
+    precomputed: Location | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> NeighborsConfig:
@@ -261,10 +262,16 @@ class Config(_Section):
         """Return what the answer depends on, beside the input's data.
 
         `input.nonfinite` is not among it: where rows are not finite, one of its values gives no answer at all.
+        Of a given graph its place is not, as of the input, but that there is one; then no cells are cut.
         """
         values = self.model_dump(mode="json", exclude={"output", "cluster", "input", "quality"})
         for where in ("checkpoint_every", "mode"):
             del values["layout"][where]
+        if self.neighbors.precomputed is None:
+            del values["neighbors"]["precomputed"]
+        else:
+            values["neighbors"]["precomputed"] = True
+            del values["cells"]
         return values
 
     def digest(self) -> str:

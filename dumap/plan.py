@@ -17,6 +17,7 @@ from dumap.errors import BudgetError, InputError
 from dumap.kernels.layout import POOL_ROWS, RUN, default_epochs
 from dumap.kernels.vectors import ANGULAR
 from dumap.metrics import arguments
+from dumap.source import Precomputed
 from dumap.store import OBJECT_BYTES
 
 INTERPRETER_BYTES = 660 * 2**20
@@ -31,6 +32,9 @@ WANTED_CELL_ROWS = 32_768
 """Rows a cell has where memory does not ask for fewer, so that one task is not the whole data set."""
 MIN_CELLS = 4
 OUTPUT_ROWS = 65_536
+
+LIST_BYTES, SLOT_BYTES = 40, 96
+"""What a slot takes of the lists that are kept of a given graph, and of those on their way (measured, rounded up)."""
 
 
 @dataclass(frozen=True)
@@ -48,12 +52,14 @@ class Geometry:
     cell_rows : int
         Rows a cell may hold, spilled copies included.
     cells : int
-        Cells at first; splits and merges may follow.
+        Cells at first; splits and merges may follow. Where neighbours are given, ranges of `cell_rows` of the input.
     shard_rows, shards : int
         Rows of a shard of the graph, and how many.
     output_rows, outputs : int
         Rows of a chunk of the embedding, and how many.
     n_epochs : int
+    columns, list_rows : int
+        Slots a row of the neighbours that are given, 0 where they are searched, and rows that are read of them at once.
     """
 
     rows: int
@@ -69,10 +75,17 @@ class Geometry:
     output_rows: int
     outputs: int
     n_epochs: int
+    columns: int = 0
+    list_rows: int = 0
 
     def block(self, number: int) -> tuple[int, int]:
         """Return the rows [start, stop) of a block."""
         return number * self.block_rows, min(self.rows, (number + 1) * self.block_rows)
+
+    def lists(self, cell: int) -> list[tuple[int, int]]:
+        """Return the rows [start, stop) that are read at once of the neighbours given for a cell's range of rows."""
+        start, stop = cell * self.cell_rows, min(self.rows, (cell + 1) * self.cell_rows)
+        return [(low, min(stop, low + self.list_rows)) for low in range(start, stop, self.list_rows)]
 
     @property
     def index_dtype(self) -> np.dtype:
@@ -160,8 +173,37 @@ def cell_row_bytes(dims: int, n_neighbors: int, metric: str) -> int:
     return 4 * dims * copies + 56 * (n_neighbors + 1) + 256
 
 
-def geometry(config: Config, rows: int, dims: int, itemsize: int, chunk_rows: int) -> Geometry:
+def list_rows_of(config: Config, given: Precomputed) -> int:
+    """Return how many rows of a given graph are read at once.
+
+    Raises
+    ------
+    InputError
+        Where it has too few columns, or a chunk is more than a task may hold.
+    """
+    k, memory, columns = config.neighbors.n_neighbors, config.task_memory, given.columns
+    if columns < k:
+        raise InputError(
+            f"neighbors.precomputed: the arrays of {given.path} have {columns} columns, too few for "
+            f"neighbors.n_neighbors = {k}: set n_neighbors to at most {columns}, or to {columns - 1} where rows come "
+            f"first among their own neighbors"
+        )
+    if given.chunk_bytes > memory // 8:
+        fit = max(1, memory // 8 * given.chunk_rows // given.chunk_bytes)
+        raise InputError(
+            f"neighbors.precomputed: one chunk in {given.path} holds {format_bytes(given.chunk_bytes)}, more than an "
+            f"eighth of task_memory ({format_bytes(memory)}): rechunk the arrays to at most {fit} rows a chunk, or "
+            f"set task_memory to {math.ceil(8 * given.chunk_bytes / 2**20)}MiB or more"
+        )
+    return max(1, memory // 4 // (columns * SLOT_BYTES))
+
+
+def geometry(
+    config: Config, rows: int, dims: int, itemsize: int, chunk_rows: int, given: Precomputed | None = None
+) -> Geometry:
     """Cut a data set by the configuration; the same data and parameters give the same cut of cells.
+
+    Where a graph is given, cells are ranges of rows, cut neither by the data nor by how it is stored.
 
     Raises
     ------
@@ -195,6 +237,9 @@ def geometry(config: Config, rows: int, dims: int, itemsize: int, chunk_rows: in
     cells = 1
     if rows > min(cap, WANTED_CELL_ROWS):
         cells = max(math.ceil(rows * copies / (0.75 * cap)), min(MIN_CELLS, math.ceil(rows / WANTED_CELL_ROWS)))
+    if given is not None:
+        cap = max(1, min(OUTPUT_ROWS, memory // 4 // (k * LIST_BYTES)))
+        cells = math.ceil(rows / cap)
     wanted_sample = max(MIN_SAMPLE_ROWS, SAMPLE_ROWS_PER_CELL * cells)
     sample_rows = min(rows, wanted_sample, max(1024, memory // 8 // (4 * dims)))
     shard_rows = config.graph.shard_rows
@@ -212,6 +257,8 @@ def geometry(config: Config, rows: int, dims: int, itemsize: int, chunk_rows: in
         output_rows=OUTPUT_ROWS,
         outputs=math.ceil(rows / OUTPUT_ROWS),
         n_epochs=config.layout.n_epochs or default_epochs(rows),
+        columns=given.columns if given else 0,
+        list_rows=min(cap, list_rows_of(config, given)) if given else 0,
     )
 
 
@@ -281,8 +328,25 @@ def make_plan(config: Config, cut: Geometry, worker_memory: int = 0) -> Plan:
         "embedding": (cut.outputs, state // 3, rows * (4 * n_components + 1)),
         "quality": (2 * cut.blocks + 3, 2 * vector_bytes, queries * cut.blocks * (k + n_components) * 12),
     }
+    if cut.columns:
+        adapt(config, cut, peaks, work)
     stages = (StagePlan(name, *work[name], INTERPRETER_BYTES + math.ceil(peak)) for name, peak in peaks.items())
     return Plan(cut, tuple(stages))
+
+
+def adapt(config: Config, cut: Geometry, peaks: dict[str, int], work: dict[str, tuple[int, int, int]]) -> None:
+    """Project what is otherwise where neighbours are given: nothing is searched, and no vectors are sorted."""
+    k, rows, index = config.neighbors.n_neighbors, cut.rows, cut.index_dtype.itemsize
+    tables = (cut.blocks * cut.cells * 2 + cut.cells**2) * 8
+    chunks = min(config.task_memory // 2, rows * cut.columns * 32)  # two at each end of what is read, decoded twice
+    read = chunks + cut.list_rows * cut.columns * SLOT_BYTES
+    tasks, shuffled, disk = work["vectors"]
+    peaks["vectors"] = max(peaks["vectors"], read)
+    peaks["cells"] = cut.block_rows * 64 + rows * 16 + tables * 3
+    peaks["neighbors"] = read + min(cut.cell_rows, rows) * k * LIST_BYTES + tables
+    work["vectors"] = (tasks + cut.cells, shuffled, disk)
+    work["cells"] = (cut.blocks + 1, rows, rows * 4 + tables)
+    work["neighbors"] = (cut.cells, 0, rows * k * (index + 4))
 
 
 def task_bytes(worker_memory: int) -> int:

@@ -17,6 +17,9 @@ FULL = 0.9
 """Share of the cap from which on a cell is split, since samples are not exact."""
 HEADROOM = 0.75
 """Share of the cap that a split aims at."""
+ORDER = "table-00000"
+"""The table where neighbours are given, and rows keep the input's order."""
+DROPPED_AT_ONCE = 1 << 17
 
 
 def find_centroids(job: Job, part: str) -> None:
@@ -169,9 +172,62 @@ def sort_block(job: Job, part: str) -> None:
         out.write_gathered("vectors", x, source)
 
 
+def keep_order(job: Job, part: str) -> None:
+    """Give each row of a block the cell of its range, where neighbours are given."""
+    start, stop = job.geometry.block(number_of(part))
+    status = job.run.read(VECTORS, numbered("block", number_of(part) + 1)[-1], "status")
+    own = np.arange(start, stop) // job.geometry.cell_rows
+    own[(status & DROPPED) > 0] = -1
+    with job.run.part(STAGE, part) as out:
+        out.write("cells", own[:, None].astype(np.int32))
+
+
+def tabulate_order(job: Job, part: str) -> None:
+    """Say where each range's rows begin, as `tabulate` does, and which of the input's rows are left out."""
+    store, cut, left_out = job.run, job.geometry, []
+    for block, name in enumerate(numbered("block", cut.blocks)):
+        status = store.read(VECTORS, name, "status")
+        left_out.append(cut.block(block)[0] + np.flatnonzero(status & DROPPED))
+    dropped = np.concatenate(left_out)
+    firsts, offsets = (
+        edges - np.searchsorted(dropped, edges)
+        for edges in (np.append(np.arange(0, cut.rows, step), cut.rows) for step in (cut.block_rows, cut.cell_rows))
+    )
+    starts = np.maximum.outer(firsts[:-1], offsets[:-1])
+    load = np.diff(offsets)
+    with store.part(STAGE, part) as out:
+        out.write("copies", np.maximum(np.minimum.outer(firsts[1:], offsets[1:]) - starts, 0))
+        out.write("offsets", offsets)
+        out.write("starts", starts)
+        out.write("guests", np.zeros((cut.cells, cut.cells), np.int64))
+        out.write("dropped", dropped)
+        out.attributes |= {
+            "cells": cut.cells,
+            "rows": int(offsets[-1]),
+            "copies": int(offsets[-1]),
+            "largest": int(load.max()),
+            "smallest": int(load.min()),
+        }
+
+
+def kept_positions(job: Job, table: Table, rows: np.ndarray) -> np.ndarray:
+    """Return the positions of any of the input's rows where neighbours are given; -1 for those left out, and for -1."""
+    before, gone, count = np.zeros(rows.shape, np.int64), rows < 0, job.geometry.rows - table.rows
+    for low in range(0, count, DROPPED_AT_ONCE):
+        some = job.run.read(STAGE, ORDER, "dropped", low, min(count, low + DROPPED_AT_ONCE))
+        at = np.searchsorted(some, rows)
+        before += at
+        gone |= some[np.minimum(at, len(some) - 1)] == rows
+    return np.where(gone, -1, rows - before)
+
+
 def run(context: Context) -> dict:
     """Find cells that fit, then sort the vectors; return what came out."""
     store, cut = context.run, context.geometry
+    if context.config.neighbors.precomputed is not None:
+        context.compute(STAGE, keep_order, numbered("assign-0", cut.blocks))
+        context.compute(STAGE, tabulate_order, [ORDER])
+        return {**store.summary(STAGE, ORDER), "rounds": 0}
     for number in range(ROUNDS):
         table = numbered("table", number + 1)[-1]
         context.compute(STAGE, find_centroids, [numbered("centroids", number + 1)[-1]])
