@@ -183,9 +183,9 @@ def given_lists(job: Job, own: np.ndarray, start: int) -> tuple[np.ndarray, np.n
     """
     given, cut = job.precomputed, job.geometry
     indices, raw = given.read(start, start + len(own))
-    if indices.dtype.kind == "u":  # what no row is stays so
-        indices = np.minimum(indices.astype(np.uint64), np.uint64(cut.rows))
     ids, distances = indices.astype(np.int64), as_float32(raw)
+    if indices.dtype.kind == "u":
+        ids[ids < 0] = cut.rows  # too large for int64, and not to be taken for -1
     ids[own < 0] = -1
     fault, row, slot = neighbors.first_fault(ids, distances, start, cut.rows)
     if fault:
