@@ -245,6 +245,7 @@ def test_nothing_can_be_changed(section):
         ("neighbors.n_neighbors", 16),
         ("neighbors.metric", "minkowski"),
         ("cells.margin", 1.5),
+        ("neighbors.precomputed", "knn.zarr"),
         ("graph.shard_rows", 4096),
         ("start.init", "pca"),
         ("layout.min_dist", 0.2),
@@ -270,6 +271,16 @@ def test_the_digest_names_what_the_answer_depends_on(key, value):
 )
 def test_the_digest_does_not_name_what_the_answer_does_not_depend_on(key, value):
     assert build(with_value(key, value)).digest() == build(LEAST).digest()
+
+
+def test_of_given_neighbors_the_digest_names_that_they_are_given():
+    """Neither where they lie, nor how cells would have been cut."""
+    given = with_value("neighbors.precomputed", "knn.zarr")
+    for other in ({"neighbors": {"precomputed": "s3://b/knn.zarr"}}, {"cells": {"margin": 2.0}}):
+        assert build({**given, **other}).digest() == build(given).digest()
+    assert differences(build(LEAST).parameters()["neighbors"], build(given).parameters()["neighbors"]) == [
+        "precomputed: None -> True"
+    ]
 
 
 def test_differences_are_told_key_by_key():

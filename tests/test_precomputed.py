@@ -20,6 +20,13 @@ from dumap.source import Precomputed
 from dumap.submit import run
 
 K = 15
+
+
+def slowly(values, *quick):
+    """Mark as slow all values but the quick ones."""
+    return [value if value in quick else pytest.param(value, marks=pytest.mark.slow) for value in values]
+
+
 CUT = {"task_memory": 2**20}
 """Blocks of about 500 rows, ranges of about 400."""
 
@@ -164,14 +171,14 @@ FORMS = {
 }
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", slowly(FORMS, "one chunk, int32", "zip"))
 def test_the_graphs_form_changes_no_byte(take, given, taken, knn, form):
     assert take(FORMS[form](given, *knn), CUT).y.tobytes() == taken.y.tobytes()
 
 
 @pytest.mark.parametrize(
     "settings",
-    [{"cells.margin": 3.0, "cells.max_rows": 64}, {"layout.mode": "rounds"}, {"layout.checkpoint_every": 7}],
+    [{"cells.margin": 3.0, "cells.max_rows": 64}, pytest.param({"layout.mode": "rounds"}, marks=pytest.mark.slow)],
     ids=str,
 )
 def test_settings_of_what_is_not_done_change_no_byte(take, given, taken, knn, settings):
@@ -186,7 +193,7 @@ def test_the_inputs_chunks_change_no_byte(take, given, taken, knn, some, save):
         assert take(given(*knn), CUT, source).y.tobytes() == taken.y.tobytes()
 
 
-@pytest.mark.parametrize("init", ["pca", "random", "array"])
+@pytest.mark.parametrize("init", slowly(["pca", "random", "array"], "pca", "array"))
 def test_starts(take, given, knn, fresh, digits, init):
     """Coordinates by the input's rows come to the same rows."""
     if init == "array":
@@ -358,6 +365,13 @@ def test_a_chunk_too_large_is_refused_with_what_would_do(data, given, knn):
     planned(given(*knn, 1000), 2**20)
 
 
+def test_the_plan_says_that_neighbors_are_given(cli, data, given, knn):
+    words = ("--input", data, "--output", "x", "--set", f"neighbors.precomputed={given(*knn)}")
+    text, machine = cli("plan", *words), cli("plan", *words, "--json")
+    assert "1 cells of up to 65536 rows given with 15 neighbors each" in text.out
+    assert json.loads(machine.out)["columns"] == 15
+
+
 def test_the_output_may_not_lie_in_the_graph(configure, client, data, given, knn):
     path = given(*knn)
     for output in (path, f"{path}/run"):
@@ -456,9 +470,7 @@ def test_damage_is_made_again_from_the_graph(cli, configure, client, data, given
 
 @pytest.mark.fault(6)
 @pytest.mark.parametrize("stage", ["vectors", "cells", "neighbors"])
-def test_a_run_stopped_in_a_stage_goes_on_to_the_same_bytes(
-    configure, client, data, given, knn, taken, stage, monkeypatch
-):
+def test_a_run_stopped_in_a_stage_goes_on_to_the_same_bytes(configure, client, data, given, knn, taken, stage):
     """Some parts of the stage are committed, and nothing of the stages after it."""
     config = configure(data, {**CUT, "neighbors.precomputed": given(*knn)})
     run(config, client=client)
@@ -470,4 +482,25 @@ def test_a_run_stopped_in_a_stage_goes_on_to_the_same_bytes(
             if later != stage or number % 2:
                 file.unlink()
     assert run(config, client=client)["state"] == "done"
+    assert np.asarray(zarr.open_array(config.output, path="embedding")[:]).tobytes() == taken.y.tobytes()
+
+
+@pytest.mark.fault(1)
+@pytest.mark.fault(6)
+@pytest.mark.slow
+def test_kills_of_workers_and_of_the_driver_change_no_byte(configure, data, given, knn, taken, fresh):
+    from faults.harness import fleet
+
+    config = configure(data, {**CUT, "neighbors.precomputed": given(*knn)})
+    places = [("vectors", "lists-*"), ("cells", "assign-*"), ("cells", "table-*"), ("neighbors", "merged-*")]
+    with fleet(fresh) as deadly:
+        cluster = config.cluster.model_copy(update={"scheduler": deadly.address})
+        worker = {"role": "worker", "point": "manifest", "action": "kill"}
+        workers = [{**worker, "stage": stage, "part": part} for stage, part in places]
+        driver = {"role": "driver", "point": "manifest", "stage": "run", "part": "neighbors", "action": "kill"}
+        names = deadly.faults.plan(*workers, driver)
+        killed = deadly.drive(config.model_copy(update={"cluster": cluster}))
+        assert killed.wait() == -9, killed.said
+        assert all(deadly.faults.happened(name) for name in names)
+        assert run(config, client=deadly.client)["state"] == "done"
     assert np.asarray(zarr.open_array(config.output, path="embedding")[:]).tobytes() == taken.y.tobytes()
