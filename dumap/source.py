@@ -91,8 +91,8 @@ class Input:
         try:
             return np.ascontiguousarray(np.asarray(self._array[start:stop]), self.dtype)
         except (ValueError, OSError, RuntimeError, bucket_errors()[0]) as error:
-            where = f"{self.path}, array {self._array.path!r}"
-            raise InputError(f"{where}: rows {start} to {stop} cannot be read ({told(error)})") from error
+            what = f"rows {start} to {stop} cannot be read from array {self._array.path!r}"
+            raise InputError(f"{self.path}: {what} ({told(error)})") from error
 
     def signature(self) -> str:
         """Digest what can be seen without reading the data: keys, sizes and times of the objects."""

@@ -388,6 +388,14 @@ def test_chunks_that_are_programs_are_refused(given, knn, fresh):
         Precomputed(str(path), 1000)
 
 
+@pytest.mark.fault(13)
+def test_a_damaged_chunk_of_the_graph_is_named_by_its_rows(configure, client, data, given, knn):
+    path = given(*knn)
+    Path(path, "distances", "c", "1", "0").write_bytes(b"nonsense")
+    with pytest.raises(InputError, match=r"knn\.zarr: rows \d+ to \d+ cannot be read from array 'distances'"):
+        run(configure(data, {**CUT, "neighbors.precomputed": path}), client=client)
+
+
 # what a run is of --------------------------------------------------------------------------------
 
 
