@@ -173,6 +173,11 @@ def cell_row_bytes(dims: int, n_neighbors: int, metric: str) -> int:
     return 4 * dims * copies + 56 * (n_neighbors + 1) + 256
 
 
+def range_rows_of(config: Config) -> int:
+    """Return the rows of a cell where neighbours are given."""
+    return max(1, min(OUTPUT_ROWS, config.task_memory // 4 // (config.neighbors.n_neighbors * LIST_BYTES)))
+
+
 def list_rows_of(config: Config, given: Precomputed) -> int:
     """Return how many rows of a given graph are read at once.
 
@@ -219,8 +224,7 @@ def geometry(
             f"give at least {k + 2} rows, or set n_neighbors to at most {max(rows - 2, 0)}"
         )
     arguments(config.neighbors.metric, config.neighbors.metric_kwds, dims)  # refuses what the metric cannot take
-    chunk_bytes = min(chunk_rows, rows) * dims * itemsize
-    if chunk_bytes > memory // 4:
+    if (chunk_bytes := min(chunk_rows, rows) * dims * itemsize) > memory // 4:
         raise InputError(
             f"{config.input.path}: one chunk holds {format_bytes(chunk_bytes)}, more than a quarter of task_memory "
             f"({format_bytes(memory)}): rechunk the array to at most {max(1, memory // 4 // (dims * itemsize))} "
@@ -238,8 +242,7 @@ def geometry(
     if rows > min(cap, WANTED_CELL_ROWS):
         cells = max(math.ceil(rows * copies / (0.75 * cap)), min(MIN_CELLS, math.ceil(rows / WANTED_CELL_ROWS)))
     if given is not None:
-        cap = max(1, min(OUTPUT_ROWS, memory // 4 // (k * LIST_BYTES)))
-        cells = math.ceil(rows / cap)
+        cells = math.ceil(rows / (cap := range_rows_of(config)))
     wanted_sample = max(MIN_SAMPLE_ROWS, SAMPLE_ROWS_PER_CELL * cells)
     sample_rows = min(rows, wanted_sample, max(1024, memory // 8 // (4 * dims)))
     shard_rows = config.graph.shard_rows

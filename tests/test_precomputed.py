@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,8 @@ from dumap.config import build
 from dumap.errors import InputError, RunMismatchError, StorageError
 from dumap.pipeline import plan, verify
 from dumap.source import Precomputed
+from dumap.stages import cells
+from dumap.store import Run
 from dumap.submit import run
 
 K = 15
@@ -236,6 +239,19 @@ def test_dropped_rows_vanish_from_lists(take, given, some, knn, save):
     assert filled.facts("neighbors")["missing"] == 0
     kept = np.setdiff1d(np.arange(1000), gone)
     np.testing.assert_allclose(filled.neighbors()[1][kept], exact(some[kept])[1], rtol=1e-6)
+
+
+@pytest.mark.parametrize("at_once", [1, 3, 5, 1000])
+def test_positions_do_not_depend_on_how_many_dropped_rows_are_read_at_once(fresh, monkeypatch, at_once):
+    dropped = np.array([0, 1, 5, 98, 99])
+    monkeypatch.setattr(cells, "DROPPED_AT_ONCE", at_once)
+    job = SimpleNamespace(run=Run(fresh("run.zarr")), geometry=SimpleNamespace(rows=100))
+    with job.run.part("cells", cells.ORDER) as part:
+        part.write("dropped", dropped)
+    wanted = np.full(101, -1)
+    wanted[np.setdiff1d(np.arange(100), dropped)] = np.arange(95)
+    rows = np.random.default_rng(0).integers(-1, 100, (40, 7))
+    np.testing.assert_array_equal(cells.kept_positions(job, SimpleNamespace(rows=95), rows), wanted[rows])
 
 
 def test_a_range_of_rows_that_are_all_dropped(take, given, some, knn, save):
