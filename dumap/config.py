@@ -148,11 +148,12 @@ class _Section(BaseModel):
 
 
 class InputConfig(_Section):
-    """What to embed."""
+    """What to embed; with `unique`, rows equal to the bit are embedded once and weigh as many as they are."""
 
     path: Location
     array: Location = "vectors"
     nonfinite: Literal["error", "drop"] = "error"
+    unique: bool = False
 
 
 class NeighborsConfig(_Section):
@@ -170,10 +171,9 @@ class NeighborsConfig(_Section):
 
 
 class CellsConfig(_Section):
-    """How rows are cut into cells, and how far they spill."""
+    """How rows are cut into cells, and how many of them a row is compared in."""
 
-    margin: float = Field(1.12, ge=1.0, le=10.0)
-    max_copies: int = Field(4, ge=1, le=64)
+    max_copies: int = Field(5, ge=1, le=64)
     max_rows: int | None = Field(None, ge=64)
 
 
@@ -258,6 +258,15 @@ class Config(_Section):
     quality: QualityConfig = QualityConfig()
     cluster: ClusterConfig = ClusterConfig()
 
+    @model_validator(mode="after")
+    def _consistent(self) -> Config:
+        if self.input.unique and self.neighbors.precomputed is not None:
+            raise ValueError(
+                "input.unique = true does not go with neighbors.precomputed, whose lists are of all rows: "
+                "set input.unique=false, or neighbors.precomputed=null to have the distinct rows searched"
+            )
+        return self
+
     def parameters(self) -> dict[str, Any]:
         """Return what the answer depends on, beside the input's data.
 
@@ -272,7 +281,7 @@ class Config(_Section):
         else:
             values["neighbors"]["precomputed"] = True
             del values["cells"]
-        return values
+        return {"input": {"unique": self.input.unique}, **values}
 
     def digest(self) -> str:
         """Name the parameters."""

@@ -12,6 +12,7 @@ from dumap.errors import ConfigError, StorageError
 from dumap.stages.cells import Table
 from dumap.stages.graph import Graph
 from dumap.stages.neighbors import Lists
+from dumap.stages.vectors import copies_of
 from dumap.store import Run, read_array, write_arrays
 
 BLOCK_ROWS = 65_536
@@ -44,9 +45,9 @@ def export(location: str, what: str, out: str, labels: str | None = None) -> str
         _require(run, "embedding")
         return _embedding(run, out) if what == "embedding" else _picture(run, out, labels)
     _require(run, "neighbors" if what == "neighbors" else "graph")
-    order = _order(run, rows)
+    order, position = _order(run, rows, attributes["parameters"]["input"]["unique"])
     return (
-        _neighbors(run, out, order, rows, attributes)
+        _neighbors(run, out, order, position, attributes)
         if what == "neighbors"
         else _graph(run, out, order, rows, attributes)
     )
@@ -64,16 +65,20 @@ def _ending(out: str, allowed: tuple[str, ...]) -> str:
     return ending
 
 
-def _order(run: Run, rows: int) -> np.ndarray:
-    """Return the row id of each position."""
-    table, order, start = Table(run), np.empty(0, np.int64), 0
-    order = np.empty(table.rows, np.int64)
+def _order(run: Run, rows: int, unique: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Return the row of each position, and the position of each row: a copy's is its first row's, -1 is none."""
+    table, start = Table(run), 0
+    order, position = np.empty(table.rows, np.int64), np.empty(rows, np.int64)
     for block in range(len(table.starts)):
         positions, _ = table.positions(run, block)
         kept = positions >= 0
         order[positions[kept]] = start + np.flatnonzero(kept)
+        position[start : start + len(positions)] = positions
+        if unique:
+            copies, firsts = copies_of(run, block)
+            position[start + copies] = position[firsts]  # which come before
         start += len(positions)
-    return order
+    return order, position
 
 
 def _embedding(run: Run, out: str) -> str:
@@ -98,11 +103,9 @@ def _embedding(run: Run, out: str) -> str:
     return f"{out}: {y.shape[0]} rows x {y.shape[1]} components"
 
 
-def _neighbors(run: Run, out: str, order: np.ndarray, rows: int, attributes: dict) -> str:
+def _neighbors(run: Run, out: str, order: np.ndarray, position: np.ndarray, attributes: dict) -> str:
     ending = _ending(out, (".npz", ".zarr"))
-    lists, k = Lists(run), attributes["parameters"]["neighbors"]["n_neighbors"]
-    position = np.full(rows, -1, np.int64)
-    position[order] = np.arange(len(order))
+    lists, k, rows = Lists(run), attributes["parameters"]["neighbors"]["n_neighbors"], len(position)
 
     def blocks(array: str) -> Iterator[tuple[int, np.ndarray]]:
         dtype, missing = (np.int64, -1) if array == "indices" else (np.float32, np.inf)

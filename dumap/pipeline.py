@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from dumap import executor
 from dumap.config import Config, differences, format_bytes
-from dumap.disk import is_remote, normalize
 from dumap.errors import DamageError, DumapError, RunMismatchError, StorageError
 from dumap.executor import Executor, Observer
+from dumap.places import check_places, free_disk, probe_output, with_places
 from dumap.plan import PAUSE_FRACTION, Plan, geometry, make_plan
 from dumap.source import Input, Precomputed
 from dumap.stages import (
@@ -31,7 +28,7 @@ from dumap.stages import (
     start,
     vectors,
 )
-from dumap.store import IDENTITY, LOCKS, MANIFESTS, Lock, Run, manifest_key, probe
+from dumap.store import IDENTITY, LOCKS, Lock, Run, manifest_key
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -158,7 +155,8 @@ def _complete(stage: Any, job: Job, projected: Plan, cluster: Executor, observer
     name, wanted = stage.STAGE, projected.stage(stage.STAGE).peak_bytes
     observer.started(name, wanted)
     began, cluster.peak_bytes = time.monotonic(), 0
-    context = Context(job, projected, _compute(job, cluster, observer), cluster.host_threads, cluster.worker_memory)
+    compute = _compute(job, cluster, observer)
+    context = Context(job, projected, compute, cluster.host_threads, cluster.worker_memory, observer.note)
     facts = stage.run(context)
     seconds = time.monotonic() - began
     with job.run.part(DONE, name) as out:
@@ -199,67 +197,9 @@ def _compute(job: Job, cluster: Executor, observer: Observer) -> Any:
 # what a run is of --------------------------------------------------------------------------------
 
 
-def with_places(config: Config) -> Config:
-    """Return the configuration with places that mean the same on every worker."""
-    given = config.neighbors.precomputed
-    update: dict[str, Any] = {
-        "output": normalize(config.output),
-        "input": config.input.model_copy(update={"path": normalize(config.input.path)}),
-    }
-    if given is not None:
-        update["neighbors"] = config.neighbors.model_copy(update={"precomputed": normalize(given)})
-    return config.model_copy(update=update)
-
-
 def data_of(config: Config) -> list[str]:
     """Name what a run reads, as a job and the run's attributes do."""
     return ["input"] if config.neighbors.precomputed is None else list(DATA)
-
-
-def check_apart(output: str, source: str) -> None:
-    """Refuse an output that is, holds or lies in what is read."""
-    if is_remote(output) or is_remote(source):
-        same = output.rstrip("/") == source.rstrip("/")
-    else:
-        written, read = Path(output).resolve(), Path(source).resolve()
-        same = written == read or read in written.parents or written in read.parents
-    if same:
-        raise StorageError(f"output: {output} is, holds or lies in the input {source}; name another")
-
-
-def check_places(config: Config) -> None:
-    """Refuse an output that is, holds or lies in what is read, or that is something else than a run."""
-    check_apart(config.output, config.input.path)
-    if config.neighbors.precomputed is not None:
-        check_apart(config.output, config.neighbors.precomputed)
-    if not is_remote(config.output) and os.path.exists(config.output):
-        if not os.path.isdir(config.output):
-            raise StorageError(f"output: {config.output} is a file; name a folder that is a run, or does not exist")
-        begun = {MANIFESTS, LOCKS}  # all there is where a driver died before it said what the run is of
-        if set(os.listdir(config.output)) - begun and not Run(config.output, read_only=True).exists():
-            raise StorageError(f"output: {config.output} exists and is not a dumap run; nothing was touched")
-    run = Run(config.output, read_only=True)
-    if run.exists():
-        run.attributes  # noqa: B018  refuses another format, or something else than a run
-
-
-def probe_output(location: str) -> None:
-    """Make the output's folder, and fail unless it can be written to."""
-    if not is_remote(location):
-        try:
-            os.makedirs(location, exist_ok=True)
-        except OSError as error:
-            raise StorageError(f"output: {location} cannot be made ({error.strerror})") from error
-    probe(location)
-
-
-def free_disk(location: str) -> int | None:
-    """Return the bytes free where the output lies, where that is known."""
-    if is_remote(location):
-        return None
-    path = Path(location)
-    usage = shutil.disk_usage(next(folder for folder in [path, *path.parents] if folder.exists()))
-    return usage.free if usage.total else None
 
 
 def create(job: Job, cpus: list[str]) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 from dumap.config import Config, format_bytes
 from dumap.errors import BudgetError, InputError
 from dumap.kernels.layout import POOL_ROWS, RUN, default_epochs
+from dumap.kernels.leaves import EXACT_ROWS, LEAF_ROWS
 from dumap.kernels.vectors import ANGULAR
 from dumap.metrics import arguments
 from dumap.source import Precomputed
@@ -26,13 +27,14 @@ INTERPRETER_BYTES = 660 * 2**20
 PAUSE_FRACTION = 0.8
 """Share of its limit at which a Dask worker stops taking tasks; plans stay under it."""
 
-SAMPLE_ROWS_PER_CELL = 256
+SAMPLE_ROWS_PER_LEAF = 8
 MIN_SAMPLE_ROWS = 8192
+COPIES = 4
+"""Cells that a row joins on average where there are many (measured, rounded up)."""
 WANTED_CELL_ROWS = 32_768
 """Rows a cell has where memory does not ask for fewer, so that one task is not the whole data set."""
 MIN_CELLS = 4
 OUTPUT_ROWS = 65_536
-
 LIST_BYTES, SLOT_BYTES = 40, 96
 """What a slot takes of the lists that are kept of a given graph, and of those on their way (measured, rounded up)."""
 
@@ -51,8 +53,8 @@ class Geometry:
         Rows of the sample that centroids come from, about.
     cell_rows : int
         Rows a cell may hold, spilled copies included.
-    cells : int
-        Cells at first; splits and merges may follow. Where neighbours are given, ranges of `cell_rows` of the input.
+    cells, leaves : int
+        How many, about: a cell is packed of leaves or, where neighbours are given, a range of `cell_rows` rows.
     shard_rows, shards : int
         Rows of a shard of the graph, and how many.
     output_rows, outputs : int
@@ -70,6 +72,7 @@ class Geometry:
     sample_rows: int
     cell_rows: int
     cells: int
+    leaves: int
     shard_rows: int
     shards: int
     output_rows: int
@@ -237,14 +240,16 @@ def geometry(
         block_rows = min(chunk_rows, rows)
     cap = memory // cell_row_bytes(dims, k, config.neighbors.metric)
     cap = max(4 * (k + 2), min(cap, config.cells.max_rows or cap))
-    copies = min(config.cells.max_copies, 3)
+    copies = min(config.cells.max_copies, COPIES)
     cells = 1
     if rows > min(cap, WANTED_CELL_ROWS):
         cells = max(math.ceil(rows * copies / (0.75 * cap)), min(MIN_CELLS, math.ceil(rows / WANTED_CELL_ROWS)))
     if given is not None:
         cells = math.ceil(rows / (cap := range_rows_of(config)))
-    wanted_sample = max(MIN_SAMPLE_ROWS, SAMPLE_ROWS_PER_CELL * cells)
-    sample_rows = min(rows, wanted_sample, max(1024, memory // 8 // (4 * dims)))
+    leaves = max(cells, rows // LEAF_ROWS) if rows > EXACT_ROWS or cells > 1 else 1
+    wanted_sample = max(MIN_SAMPLE_ROWS, SAMPLE_ROWS_PER_LEAF * leaves)
+    sample_rows = min(rows, wanted_sample, max(1024, memory // 4 // (4 * dims)))
+    leaves = min(leaves, max(cells, sample_rows // 2))
     shard_rows = config.graph.shard_rows
     return Geometry(
         rows=rows,
@@ -255,6 +260,7 @@ def geometry(
         sample_rows=sample_rows,
         cell_rows=cap,
         cells=cells,
+        leaves=leaves,
         shard_rows=shard_rows,
         shards=math.ceil(rows / shard_rows),
         output_rows=OUTPUT_ROWS,
@@ -291,6 +297,16 @@ def coarse_rows(rows: int) -> int:
     return max(min(rows, 1024), rows // 32)
 
 
+def tally_row_bytes(config: Config) -> int:
+    """Return the bytes a row takes while copies are counted: keys of one word or two, thrice, and ids (measured)."""
+    return 60 + 24 * (2 if config.input.unique else 1)
+
+
+def tally_buckets(config: Config, rows: int) -> int:
+    """Return the buckets of hashes in which equal rows are looked for."""
+    return math.ceil(rows * tally_row_bytes(config) / config.task_memory)
+
+
 def make_plan(config: Config, cut: Geometry, worker_memory: int = 0) -> Plan:
     """Project every stage.
 
@@ -303,7 +319,7 @@ def make_plan(config: Config, cut: Geometry, worker_memory: int = 0) -> Plan:
     """
     k, n_components = config.neighbors.n_neighbors, config.layout.n_components
     rows, index = cut.rows, cut.index_dtype.itemsize
-    copies = min(config.cells.max_copies, 3) if cut.cells > 1 else 1
+    copies = min(config.cells.max_copies, cut.cells)
     vector_bytes, list_bytes = rows * cut.dims * cut.itemsize, k * (index + 4)
     edges, state = 2 * k * rows, rows * 4 * n_components * 3
     block = cut.block_rows * cut.dims
@@ -311,21 +327,30 @@ def make_plan(config: Config, cut: Geometry, worker_memory: int = 0) -> Plan:
     tables = cut.blocks * (cut.cells + 1) * 24 + cut.cells**2 * 8
     sample, queries = cut.sample_rows * cut.dims * 4, min(config.quality.queries, rows)
     epochs, every = cut.n_epochs, config.layout.checkpoint_every
+    unique, buckets = config.input.unique, tally_buckets(config, rows)
     peaks = {
-        "vectors": max(block * (2 * cut.itemsize + 8) + sample, rows * 24),
+        "vectors": max(block * (2 * cut.itemsize + 8) + sample, -(-rows // buckets) * tally_row_bytes(config)),
         "cells": max(block * (2 * cut.itemsize + 12) + cut.block_rows * 64 + 4 * OBJECT_BYTES, sample * 4, tables * 3),
         "neighbors": cell_rows * max(cell_row_bytes(cut.dims, k, config.neighbors.metric), list_bytes * 4) + tables,
-        "graph": shard_rows * k * 160,
+        "graph": max(shard_rows * k * 160, rows * (index + 2) + 2 * k * shard_rows * index),
         "start": start_bytes(rows, shard_rows, k, n_components),
         "layout": layout_bytes(config, rows, edges, worker_memory),
         "embedding": cut.output_rows * (64 + 16 * n_components) + tables,
         "quality": block * (2 * cut.itemsize + 8) + queries * (cut.dims * 8 + k * 64) + 3 * OBJECT_BYTES,
     }
     work = {  # tasks, bytes shuffled, bytes on disk
-        "vectors": (cut.blocks + 1, 0, rows * 9 + 2 * sample),
-        "cells": (3 * cut.blocks + 2, copies * vector_bytes, copies * (vector_bytes + rows * 12)),
+        "vectors": (
+            cut.blocks * (1 + unique) + buckets,
+            rows * 8 * (1 + unique),
+            rows * (9 + unique * (16 + 3 * index)) + 2 * sample,
+        ),
+        "cells": (3 * cut.blocks + 3, copies * vector_bytes, copies * (vector_bytes + rows * 32) + rows * 52),
         "neighbors": (2 * cut.cells, copies * rows * list_bytes, (copies + 1) * rows * list_bytes),
-        "graph": (2 * cut.shards, rows * k * (2 * index + 4), rows * k * (2 * index + 8) + edges * (index + 4)),
+        "graph": (
+            2 * cut.shards + 1 + unique * cut.blocks,
+            rows * k * (2 * index + 4),
+            rows * (k * (2 * index + 8) + unique * (8 + index)) + edges * (index + 4),
+        ),
         "start": (1, edges * (index + 4), rows * 4 * n_components),
         "layout": (math.ceil(epochs / every), state * math.ceil(epochs / every), 2 * state),
         "embedding": (cut.outputs, state // 3, rows * (4 * n_components + 1)),
@@ -343,11 +368,10 @@ def adapt(config: Config, cut: Geometry, peaks: dict[str, int], work: dict[str, 
     tables = (cut.blocks * cut.cells * 2 + cut.cells**2) * 8
     chunks = min(config.task_memory // 2, rows * cut.columns * 32)  # two at each end of what is read, decoded twice
     read = chunks + cut.list_rows * cut.columns * SLOT_BYTES
-    tasks, shuffled, disk = work["vectors"]
     peaks["vectors"] = max(peaks["vectors"], read)
     peaks["cells"] = cut.block_rows * 64 + rows * 16 + tables * 3
     peaks["neighbors"] = read + min(cut.cell_rows, rows) * k * LIST_BYTES + tables
-    work["vectors"] = (tasks + cut.cells, shuffled, disk)
+    work["vectors"] = (work["vectors"][0] + cut.cells, *work["vectors"][1:])
     work["cells"] = (cut.blocks + 1, rows, rows * 4 + tables)
     work["neighbors"] = (cut.cells, 0, rows * k * (index + 4))
 

@@ -26,6 +26,7 @@ import numpy as np
 
 from dumap import submit
 from dumap.config import Config, build
+from dumap.kernels.layout import pool_rows
 from dumap.pipeline import STAGES, plan, status
 from dumap.stages import Job
 from dumap.stages.graph import Graph
@@ -36,7 +37,8 @@ from dumap.store import Run
 def configuration(run: str, output: str, threads: int) -> Config:
     """Return the configuration of a finished run, for another output."""
     found = status(run)
-    values = {"input": {key: found["input"][key] for key in ("path", "array")}, "output": output}
+    source = {**found["parameters"]["input"], **{key: found["input"][key] for key in ("path", "array")}}
+    values = {"input": source, "output": output}
     cluster = {"workers": threads, "memory_limit": "4GiB"}
     return build({**found["parameters"], **values, "cluster": cluster, "quality": {"queries": 0}})
 
@@ -52,7 +54,8 @@ def bare(job: Job, graph: Graph, threads: int) -> tuple[float, np.ndarray]:
     began = time.perf_counter()
     with ThreadPoolExecutor(threads) as workers:
         for epoch in range(job.geometry.n_epochs):
-            advance(workers, cuts, shared, epoch, edges, y, m, v, after)
+            drawn = graph.rows_at(pool_rows(shared.seed, epoch, graph.places[-1]))
+            advance(workers, cuts, shared, epoch, edges, y, m, v, after, drawn)
             y, after = after, y
     return time.perf_counter() - began, y
 

@@ -80,6 +80,7 @@ def test_run_status_export_verify(cli, client, places, fresh):
         assert 0 < stage["peak_bytes"] <= stage["projected_bytes"]
     text = cli("status", places[3])
     assert "recall:" in text.out
+    assert "components: 1\n" in text.out
     verified = cli("verify", places[3])
     assert (verified.code, verified.out) == (0, "all objects are as they were written\n")
     out = fresh("map.npy")

@@ -15,7 +15,7 @@ STAGES = {path.stem for path in PACKAGE.glob("stages/[!_]*.py")}
 KERNELS = {path.stem for path in PACKAGE.glob("kernels/[!_]*.py")}
 
 ONLY_IN = {"zarr": "store", "obstore": "store", "dask": "executor.py", "distributed": "executor.py"}
-UPPER = ("dumap.pipeline", "dumap.cli", "dumap.submit", "dumap.export", "dumap.progress")
+UPPER = ("dumap.pipeline", "dumap.cli", "dumap.submit", "dumap.export", "dumap.progress", "dumap.places")
 NEVER_IN = {
     "kernels": (
         *("os", "io", "pathlib", "shutil", "socket", "tempfile", "subprocess", "mmap", "urllib", "http", "fsspec"),

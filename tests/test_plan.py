@@ -8,7 +8,16 @@ from hypothesis import strategies as st
 
 from dumap.config import Config, build, parse_bytes
 from dumap.errors import BudgetError, InputError
-from dumap.plan import INTERPRETER_BYTES, Geometry, Plan, cell_row_bytes, geometry, make_plan
+from dumap.plan import (
+    INTERPRETER_BYTES,
+    Geometry,
+    Plan,
+    cell_row_bytes,
+    geometry,
+    make_plan,
+    tally_buckets,
+    tally_row_bytes,
+)
 
 MIB = 2**20
 rows = st.integers(1000, 300_000_000)
@@ -158,6 +167,28 @@ def test_a_disk_too_small_is_refused():
     plan.check(0, plan.disk_bytes)
     with pytest.raises(BudgetError, match=r"projected to write .* GiB, but the output has .* free: make room"):
         plan.check(0, plan.disk_bytes - 1)
+
+
+@given(memories, rows, st.booleans())
+def test_buckets_of_hashes_fit_the_memory_of_a_task(memory, count, unique):
+    settings = config(memory, input={"path": "in.zarr", "unique": unique})
+    row_bytes, buckets = tally_row_bytes(settings), tally_buckets(settings, count)
+    assert count * row_bytes <= buckets * memory < count * row_bytes + memory
+
+
+def test_leaving_copies_out_reads_the_input_again_and_is_projected():
+    plain, unique = (
+        plan_of(config(input={"path": "in.zarr", "unique": unique}), 10**7, 100) for unique in (False, True)
+    )
+    for stage in ("vectors", "graph"):
+        assert unique.stage(stage).tasks >= plain.stage(stage).tasks + plain.geometry.blocks
+        assert unique.stage(stage).disk_bytes > plain.stage(stage).disk_bytes
+    assert unique.geometry == plain.geometry
+    assert unique.peak_bytes >= plain.peak_bytes
+
+
+def test_the_components_of_many_rows_are_projected():
+    assert plan_of(config(), 3 * 10**8, 10).stage("graph").peak_bytes >= 3 * 10**8 * 4
 
 
 def test_the_disk_holds_at_least_the_vectors_and_the_lists():

@@ -18,7 +18,7 @@ from dumap.config import build
 from dumap.errors import InputError, RunMismatchError, StorageError
 from dumap.pipeline import plan, verify
 from dumap.source import Precomputed
-from dumap.stages import cells
+from dumap.stages import cells, neighbors
 from dumap.store import Run
 from dumap.submit import run
 
@@ -80,8 +80,37 @@ def take(data, embed):
 
 
 @pytest.fixture(scope="module")
-def taken(take, given, knn):
-    return take(given(*knn), {**CUT, "quality.queries": 50})
+def graph(given, knn):
+    return given(*knn)
+
+
+@pytest.fixture(scope="module")
+def taken(take, graph):
+    return take(graph, {**CUT, "quality.queries": 50})
+
+
+@pytest.fixture(scope="module")
+def searched(embed, data):
+    return embed(data, {"cells.max_rows": 300, "quality.queries": 200})
+
+
+@pytest.fixture
+def again(taken, configure, data, graph, fresh):
+    """Configure a copy of the finished run, to go on with it on the same graph or another."""
+
+    def copy(path: str = graph):
+        output = shutil.copytree(taken.output, fresh("copy.zarr"))
+        return configure(data, {**CUT, "quality.queries": 50, "neighbors.precomputed": path, "output": output})
+
+    return copy
+
+
+def uncommit(output: str, stages: tuple[str, ...]) -> None:
+    """Forget all of some stages."""
+    manifests = Path(output, "manifests")
+    for stage in stages:
+        shutil.rmtree(manifests / stage)
+        (manifests / "run" / f"{stage}.json").unlink()
 
 
 def ordered(indices: np.ndarray, distances: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -101,7 +130,7 @@ def assert_same_lists(found, wanted) -> None:
 def test_the_graph_is_the_one_given_and_the_order_the_inputs(taken, knn, some):
     assert_same_lists(taken.neighbors(), knn)
     assert taken.facts("cells") == {
-        "cells": 3, "rows": 1000, "copies": 1000, "largest": 436, "smallest": 128, "rounds": 0
+        "cells": 3, "rows": 1000, "copies": 1000, "largest": 436, "smallest": 128
     }  # fmt: skip
     assert taken.facts("neighbors") == {"missing": 0, "disconnected": 0}
     assert np.isfinite(taken.y).all()
@@ -112,9 +141,8 @@ def test_the_graph_is_the_one_given_and_the_order_the_inputs(taken, knn, some):
     np.testing.assert_array_equal(np.sort(stored[:]), np.sort(knn[0][:436]))
 
 
-def test_a_runs_neighbors_come_back(embed, take, data):
+def test_a_runs_neighbors_come_back(take, searched):
     """The round trip: the lists and the weights of the graph are those of the run that searched."""
-    searched = embed(data, {"cells.max_rows": 300, "quality.queries": 200})
     again = take(searched.export("neighbors", ".zarr"), {"quality.queries": 200})
     assert_same_lists(again.neighbors(), searched.neighbors())
     graphs = [sparse.load_npz(done.export("graph", ".npz")).sorted_indices() for done in (searched, again)]
@@ -124,24 +152,32 @@ def test_a_runs_neighbors_come_back(embed, take, data):
     assert again.status["fingerprint"] == searched.status["fingerprint"]
 
 
-def test_recall_is_that_of_the_graph_given(take, given, some):
-    """Of 15 neighbors 5 are random rows."""
-    indices, distances = exact(some)
+def test_what_a_graph_lacks_is_counted(take, given, some, knn):
+    """Of 15 neighbors 5 are random rows or missing; one row has none, and is none's."""
+    indices, distances = (values.copy() for values in knn)
     indices[:, 10:] = (np.arange(1000)[:, None] + 500 + np.arange(5)) % 1000
     distances[:, 10:] = np.linalg.norm(some[:, None] - some[indices[:, 10:]], axis=2)
     indices[:, 10:] = np.where((indices[:, :10, None] == indices[:, None, 10:]).any(axis=1), -1, indices[:, 10:])
-    facts = take(given(indices, distances), {"quality.queries": 1000}).facts("quality")
-    hits = [len(np.intersect1d(a, b)) / K for a, b in zip(indices, exact(some)[0], strict=True)]
-    assert abs(facts["recall"] - np.mean(hits)) < 0.01
+    indices[::3, 5], distances[::3, 5] = -1, np.nan
+    indices[7] = -1
+    indices[indices == 7] = -1
+    done = take(given(indices, distances), {**CUT, "quality.queries": 1000})
+    assert done.facts("neighbors")["missing"] == (indices < 0).sum()
+    assert_same_lists(done.neighbors(), (indices, np.where(indices < 0, np.inf, distances)))
+    assert np.isfinite(done.y).all()
+    assert np.flatnonzero(done.flags).tolist() == [7], "no edge leads there"
+    hits = [len(np.intersect1d(a, b)) / K for a, b in zip(indices, knn[0], strict=True)]
+    assert abs(done.facts("quality")["recall"] - np.mean(hits)) < 0.01
 
 
-def test_rows_may_come_first_in_their_own_lists(take, given, taken, knn, some):
-    """As in umap-learn's and pynndescent's; where rows are equal, another may come before."""
+def test_rows_may_come_first_in_their_own_lists(take, given, taken, knn):
+    """As in umap-learn's and pynndescent's; where rows are equal, another may come before. No distance is asked for."""
     own = np.arange(1000)[:, None]
     first = np.column_stack([own, knn[0]]), np.column_stack([np.zeros_like(knn[1][:, :1]), knn[1]])
     second = tuple(values[:, [1, 0, *range(2, K + 1)]] for values in first)
-    for arrays in (first, second, (first[0], first[1] + np.where(first[0] == own, np.float32("nan"), 0))):
-        assert take(given(*arrays), CUT).y.tobytes() == taken.y.tobytes()
+    indices, distances = (np.where(own % 3 == 1, *both) for both in zip(second, first, strict=True))
+    distances[(indices == own) & (own % 3 == 2)] = np.nan
+    assert take(given(indices, distances), CUT).y.tobytes() == taken.y.tobytes()
 
 
 @pytest.mark.slow
@@ -154,14 +190,12 @@ def test_umap_learns_neighbors_are_taken_as_they_are(take, given, some):
 
 
 def test_any_order_and_more_columns_come_to_the_nearest(take, given, taken, some, knn):
-    order = np.random.default_rng(0).permuted(np.tile(np.arange(K), (1000, 1)), axis=1)
-    shuffled = [np.take_along_axis(values, order, axis=1) for values in knn]
+    indices, distances = exact(some, 40)
+    indices[:, :K] = knn[0]
+    indices[:, K:][distances[:, K:] <= distances[:, K - 1 : K]] = -1  # of rows as near any may be taken
+    order = np.random.default_rng(0).permuted(np.tile(np.arange(40), (1000, 1)), axis=1)
+    shuffled = (np.take_along_axis(values, order, axis=1) for values in (indices, distances))
     assert take(given(*shuffled), CUT).y.tobytes() == taken.y.tobytes()
-    more = exact(some, 40)
-    indices, distances = take(given(*more)).neighbors()
-    np.testing.assert_array_equal(distances, more[1][:, :K])
-    everyone = np.linalg.norm(some[:, None].astype(np.float64) - some[indices], axis=2)
-    np.testing.assert_allclose(distances, everyone, rtol=1e-5)
 
 
 FORMS = {
@@ -174,55 +208,42 @@ FORMS = {
 }
 
 
-@pytest.mark.parametrize("form", slowly(FORMS, "one chunk, int32", "zip"))
-def test_the_graphs_form_changes_no_byte(take, given, taken, knn, form):
-    assert take(FORMS[form](given, *knn), CUT).y.tobytes() == taken.y.tobytes()
+NOT_DONE = {"cells.max_copies": 1, "cells.max_rows": 64}
+"""Settings of what is not done where neighbours are given."""
 
 
 @pytest.mark.parametrize(
-    "settings",
-    [{"cells.margin": 3.0, "cells.max_rows": 64}, pytest.param({"layout.mode": "rounds"}, marks=pytest.mark.slow)],
-    ids=str,
+    ("form", "chunk_rows", "settings"),
+    [
+        ("zip", 1000, NOT_DONE),
+        *(pytest.param(form, 100, {}, marks=pytest.mark.slow) for form in FORMS if form != "zip"),
+        pytest.param("one chunk, int32", 333, {"layout.mode": "rounds"}, marks=pytest.mark.slow),
+    ],
 )
-def test_settings_of_what_is_not_done_change_no_byte(take, given, taken, knn, settings):
-    assert take(given(*knn), {**CUT, **settings}).y.tobytes() == taken.y.tobytes()
+def test_neither_forms_nor_chunks_change_a_byte(take, given, taken, knn, some, save, form, chunk_rows, settings):
+    assert take(FORMS[form](given, *knn), {**CUT, **settings}, save(some, chunk_rows)).y.tobytes() == taken.y.tobytes()
 
 
-def test_the_inputs_chunks_change_no_byte(take, given, taken, knn, some, save):
-    chunks = [save(some, 1000), save(some, 333)]
-    cuts = {plan(build({"input": {"path": path}, "output": "x", **CUT})).geometry.blocks for path in chunks}
-    assert len(cuts) == 2, "else this would tell nothing"
-    for source in chunks:
-        assert take(given(*knn), CUT, source).y.tobytes() == taken.y.tobytes()
+def test_the_inputs_chunks_cut_other_blocks(save, some):
+    """Else their changing no byte would tell nothing."""
+    paths = [save(some, rows) for rows in (100, 333, 1000)]
+    assert len({plan(build({"input": {"path": p}, "output": "x", **CUT})).geometry.blocks for p in paths}) > 1
 
 
-@pytest.mark.parametrize("init", slowly(["pca", "random", "array"], "pca", "array"))
-def test_starts(take, given, knn, fresh, digits, init):
+@pytest.mark.parametrize("init", slowly(["pca", "random", "array"], "array"))
+def test_starts(take, graph, fresh, digits, init):
     """Coordinates by the input's rows come to the same rows."""
     if init == "array":
         init = fresh("init.npy")
         np.save(init, np.column_stack([np.where(digits[1][:1000] == 0, 10.0, -10.0), np.linspace(-1, 1, 1000)]))
-    y = take(given(*knn), {"start.init": init, "layout.n_epochs": 50}).y
+    y = take(graph, {"start.init": init, "layout.n_epochs": 50}).y
     assert np.isfinite(y).all()
     near = NearestNeighbors(n_neighbors=K).fit(y).kneighbors(return_distance=False)
     assert (digits[1][near] == digits[1][:1000, None]).mean() > (0.5 if init == "random" else 0.7)
 
 
-def test_missing_neighbors_are_counted(take, given, knn):
-    indices, distances = (values.copy() for values in knn)
-    indices[::3, 5], distances[::3, 5] = -1, np.nan
-    indices[7] = -1
-    indices[indices == 7] = -1
-    done = take(given(indices, distances), CUT)
-    assert done.facts("neighbors")["missing"] == (indices < 0).sum()
-    found = done.neighbors()
-    assert_same_lists(found, (indices, np.where(indices < 0, np.inf, distances)))
-    assert np.isfinite(done.y).all()
-    assert np.flatnonzero(done.flags).tolist() == [7], "no edge leads there"
-
-
 def test_dropped_rows_vanish_from_lists(take, given, some, knn, save):
-    """Their own lists are not even looked at, and a further column takes their place in others'."""
+    """Their own lists are not even looked at."""
     x, gone = some.copy(), np.array([0, 3, 499, 500, 999])
     x[gone] = np.nan
     settings = {**CUT, "input.nonfinite": "drop", "quality.queries": 50}
@@ -235,10 +256,6 @@ def test_dropped_rows_vanish_from_lists(take, given, some, knn, save):
     assert lost.sum() > K * len(gone)
     assert_same_lists(done.neighbors(), (np.where(lost, -1, indices), np.where(lost, np.inf, distances)))
     assert done.facts("neighbors")["missing"] == lost.sum() - K * len(gone)
-    filled = take(given(*exact(some, K + 5)), settings, save(x, 300))
-    assert filled.facts("neighbors")["missing"] == 0
-    kept = np.setdiff1d(np.arange(1000), gone)
-    np.testing.assert_allclose(filled.neighbors()[1][kept], exact(some[kept])[1], rtol=1e-6)
 
 
 @pytest.mark.parametrize("at_once", [1, 3, 5, 1000])
@@ -246,7 +263,7 @@ def test_positions_do_not_depend_on_how_many_dropped_rows_are_read_at_once(fresh
     dropped = np.array([0, 1, 5, 98, 99])
     monkeypatch.setattr(cells, "DROPPED_AT_ONCE", at_once)
     job = SimpleNamespace(run=Run(fresh("run.zarr")), geometry=SimpleNamespace(rows=100))
-    with job.run.part("cells", cells.ORDER) as part:
+    with job.run.part("cells", cells.TABLE) as part:
         part.write("dropped", dropped)
     wanted = np.full(101, -1)
     wanted[np.setdiff1d(np.arange(100), dropped)] = np.arange(95)
@@ -254,13 +271,16 @@ def test_positions_do_not_depend_on_how_many_dropped_rows_are_read_at_once(fresh
     np.testing.assert_array_equal(cells.kept_positions(job, SimpleNamespace(rows=95), rows), wanted[rows])
 
 
-def test_a_range_of_rows_that_are_all_dropped(take, given, some, knn, save):
-    x = some.copy()
+def test_a_range_of_rows_that_are_all_dropped(take, given, some, save):
+    """Further columns take their place in the lists of others."""
+    x, kept = some.copy(), np.r_[:400, 900:1000]
     x[400:900] = np.inf
     done = take(given(*exact(some, 100), 100), {**CUT, "input.nonfinite": "drop"}, save(x, 100))
     assert done.facts("cells")["smallest"] == 0
     assert done.facts("cells")["rows"] == 500
-    assert np.isfinite(np.delete(done.y, np.s_[400:900], axis=0)).all()
+    assert done.facts("neighbors")["missing"] == 0
+    assert np.isfinite(done.y[kept]).all()
+    np.testing.assert_allclose(done.neighbors()[1][kept], exact(some[kept])[1], rtol=1e-6)
 
 
 def test_measured_peak_is_within_the_projected(taken):
@@ -310,15 +330,25 @@ SPOILT = {
 
 
 @pytest.mark.parametrize("kind", SPOILT)
-def test_what_no_list_may_hold_is_named(configure, client, data, given, knn, kind):
+def test_what_no_list_may_hold_is_named(given, knn, kind):
     change, message = SPOILT[kind]
     path = given(*change(*knn))
-    config = configure(data, {**CUT, "neighbors.precomputed": path})
+    job = SimpleNamespace(
+        precomputed=Precomputed(path, 1000),
+        geometry=SimpleNamespace(rows=1000),
+        config=SimpleNamespace(neighbors=SimpleNamespace(n_neighbors=K)),
+    )
     with pytest.raises(InputError, match=message) as refused:
-        run(config, client=client)
+        neighbors.given_lists(job, np.arange(1000), 0)
     assert path in str(refused.value)
     assert "name another output" in str(refused.value)
     assert refused.value.exit_code == 3
+
+
+def test_a_run_stops_at_what_no_list_may_hold(configure, client, data, given, knn):
+    config = configure(data, {**CUT, "neighbors.precomputed": given(*SPOILT["nan"][0](*knn))})
+    with pytest.raises(InputError, match=SPOILT["nan"][1]):
+        run(config, client=client)
     assert not Path(config.output, "manifests", "graph").exists()
 
 
@@ -415,30 +445,22 @@ def test_a_damaged_chunk_of_the_graph_is_named_by_its_rows(configure, client, da
 # what a run is of --------------------------------------------------------------------------------
 
 
-def test_a_graph_that_moved_is_the_same(configure, client, data, given, knn, fresh, cli):
-    config = configure(data, {**CUT, "neighbors.precomputed": given(*knn)})
-    done = run(config, client=client)
-    moved = shutil.copytree(config.neighbors.precomputed, fresh("moved.zarr"))
-    shutil.rmtree(config.neighbors.precomputed)
-    other = config.model_copy(update={"neighbors": config.neighbors.model_copy(update={"precomputed": moved})})
-    assert run(other, client=client) == done
+def test_a_graph_that_moved_is_the_same(again, client, graph, fresh, taken):
+    config = again(shutil.copytree(graph, fresh("moved.zarr")))
+    assert run(config, client=client)["stages"] == taken.status["stages"]
     assert len(zarr.open_group(config.output, mode="r").attrs["precomputed_fingerprint"]) == 16
 
 
 @pytest.mark.parametrize(
     ("array", "when"), [("indices", "done"), ("distances", "done"), ("distances", "midway"), ("indices", "early")]
 )
-def test_a_graph_that_changed_is_refused(configure, client, data, given, knn, array, when, contents):
-    config = configure(data, {**CUT, "neighbors.precomputed": given(*knn)})
-    run(config, client=client)
-    manifests = Path(config.output, "manifests")
+def test_a_graph_that_changed_is_refused(again, client, graph, fresh, array, when, contents):
+    config = again(shutil.copytree(graph, fresh("changed.zarr")))
     if when != "done":
-        for stage in ("neighbors", "graph", "start", "layout", "embedding", "quality"):
-            shutil.rmtree(manifests / stage, ignore_errors=True)
-            (manifests / "run" / f"{stage}.json").unlink()
+        uncommit(config.output, ("neighbors", "graph", "start", "layout", "embedding", "quality"))
     if when == "early":
-        (manifests / "run" / "vectors.json").unlink()
-        (manifests / "identity" / "input.json").unlink()
+        Path(config.output, "manifests", "run", "vectors.json").unlink()
+        Path(config.output, "manifests", "identity", "input.json").unlink()
     changed = zarr.open_array(config.neighbors.precomputed, path=array)
     changed[999] = changed[998] if array == "indices" else changed[999] * 2
     before = contents(config.output)
@@ -448,24 +470,18 @@ def test_a_graph_that_changed_is_refused(configure, client, data, given, knn, ar
     assert contents(config.output) == before
 
 
-def test_a_graph_of_another_shape_is_refused(configure, client, data, given, some, knn):
-    config = configure(data, {**CUT, "neighbors.precomputed": given(*knn)})
-    run(config, client=client)
-    wider = config.neighbors.model_copy(update={"precomputed": given(*exact(some, 20))})
+def test_a_graph_of_another_shape_is_refused(again, client, given, some):
     with pytest.raises(RunMismatchError, match=r"precomputed of shape \(1000, 15\) .* has \(1000, 20\)"):
-        run(config.model_copy(update={"neighbors": wider}), client=client)
+        run(again(given(*exact(some, 20))), client=client)
 
 
-def test_searched_and_given_are_not_the_same_run(configure, client, data, given, knn, taken, cli):
-    config = configure(data, CUT)
-    run(config, client=client)
-    path = given(*knn)
-    address = ("--scheduler", client.scheduler.address)
-    words = ("--set", "layout.n_epochs=20", "--set", "quality.queries=0", "--set", "task_memory=1MiB", *address)
-    outcome = cli("run", "--input", data, "--output", config.output, *words, "--set", f"neighbors.precomputed={path}")
+def test_searched_and_given_are_not_the_same_run(client, data, graph, taken, searched, cli):
+    words = ("--set", "layout.n_epochs=20", "--scheduler", client.scheduler.address, "--input", data)
+    asked = ("--set", "cells.max_rows=300", "--set", f"neighbors.precomputed={graph}")
+    outcome = cli("run", "--output", searched.output, *words, *asked)
     assert outcome.code == 7
     assert "neighbors.precomputed: None -> True" in outcome.err
-    outcome = cli("run", "--input", data, "--output", taken.output, *words)
+    outcome = cli("run", "--output", taken.output, *words, "--set", "task_memory=1MiB")
     assert outcome.code == 7
     assert "neighbors.precomputed: True -> None" in outcome.err
 
@@ -474,30 +490,24 @@ def test_searched_and_given_are_not_the_same_run(configure, client, data, given,
 
 
 @pytest.mark.fault(13)
-def test_damage_is_made_again_from_the_graph(cli, configure, client, data, given, knn, taken):
-    config = configure(data, {**CUT, "neighbors.precomputed": given(*knn)})
-    run(config, client=client)
-    damaged = []
+def test_damage_is_made_again_from_the_graph(cli, again, client, taken):
+    config = again()
     for stage, name in (("vectors", "block-"), ("cells", "assign-"), ("cells", "table-"), ("neighbors", "merged-")):
         files = (p for p in Path(config.output, stage).glob(f"{name}*/*/c/**/*") if p.is_file())
         file = max(files, key=lambda path: path.stat().st_size)
         file.write_bytes(file.read_bytes()[:-1])
-        damaged.append(file)
     assert cli("verify", config.output).code == 1
-    for stage in ("graph", "start", "layout", "embedding"):
-        shutil.rmtree(Path(config.output, "manifests", stage))
-        Path(config.output, "manifests", "run", f"{stage}.json").unlink()
+    uncommit(config.output, ("graph", "start", "layout", "embedding"))
     assert run(config, client=client)["state"] == "done"
     assert verify(config.output) == []
     assert np.asarray(zarr.open_array(config.output, path="embedding")[:]).tobytes() == taken.y.tobytes()
 
 
 @pytest.mark.fault(6)
-@pytest.mark.parametrize("stage", ["vectors", "cells", "neighbors"])
-def test_a_run_stopped_in_a_stage_goes_on_to_the_same_bytes(configure, client, data, given, knn, taken, stage):
+@pytest.mark.parametrize("stage", slowly(["vectors", "cells", "neighbors"], "cells"))
+def test_a_run_stopped_in_a_stage_goes_on_to_the_same_bytes(again, client, taken, stage):
     """Some parts of the stage are committed, and nothing of the stages after it."""
-    config = configure(data, {**CUT, "neighbors.precomputed": given(*knn)})
-    run(config, client=client)
+    config = again()
     stages = [s["name"] for s in taken.status["stages"]]
     manifests = Path(config.output, "manifests")
     for later in stages[stages.index(stage) :]:
@@ -516,7 +526,7 @@ def test_kills_of_workers_and_of_the_driver_change_no_byte(configure, data, give
     from faults.harness import fleet
 
     config = configure(data, {**CUT, "neighbors.precomputed": given(*knn)})
-    places = [("vectors", "lists-*"), ("cells", "assign-*"), ("cells", "table-*"), ("neighbors", "merged-*")]
+    places = [("vectors", "lists-*"), ("cells", "assign-*"), ("cells", "table"), ("neighbors", "merged-*")]
     with fleet(fresh) as deadly:
         cluster = config.cluster.model_copy(update={"scheduler": deadly.address})
         worker = {"role": "worker", "point": "manifest", "action": "kill"}

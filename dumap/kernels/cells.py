@@ -1,16 +1,22 @@
-"""Cells: a k-means partition in which rows near a border live on both sides of it."""
+"""Cells: leaves of a k-means tree, packed into cells; each row is compared where its nearest leaves lie."""
 
 from __future__ import annotations
 
 import numba as nb
 import numpy as np
+from scipy.cluster.hierarchy import leaves_list, linkage
 from sklearn.cluster import KMeans
-from threadpoolctl import threadpool_limits
 
 from dumap.kernels import hashing
+from dumap.kernels.threads import one_thread
 
-TILE_ROWS = 256
-"""Rows of the matrix products that give distances to centroids."""
+GROUPS = 8
+"""Groups of leaves in which a row's nearest leaves are sought."""
+GUEST_PROBES = 2
+"""Leaves of a cell that a row probes there as a guest."""
+TILE_ROWS, SPARE, LANES = 1024, 4, 16
+CROWDED = 4
+"""A leaf with so many times the mean of the sample's rows is split again."""
 
 
 def kmeans(x: np.ndarray, n_clusters: int, seed: int) -> np.ndarray:
@@ -32,116 +38,284 @@ def kmeans(x: np.ndarray, n_clusters: int, seed: int) -> np.ndarray:
     if len(distinct) <= n_clusters:
         return distinct
     random_state = int(hashing.draws(seed, hashing.KMEANS, np.array([len(x)]))[0] >> np.uint64(33))
-    with threadpool_limits(limits=1):
+    with one_thread():
         model = KMeans(n_clusters, n_init=1, max_iter=25, tol=1e-3, random_state=random_state).fit(x)
     return np.unique(model.cluster_centers_.astype(np.float32), axis=0)
 
 
-@nb.njit(cache=True, nogil=True)
-def _nearest(squared, first, pieces, hashes, factor, out):
-    for i in range(out.shape[0]):
-        limit = np.inf
-        for s in range(min(out.shape[1], squared.shape[1])):
-            best = 0
-            for c in range(1, squared.shape[1]):
-                if squared[i, c] < squared[i, best]:
-                    best = c
-            if squared[i, best] > limit or squared[i, best] == np.inf:
-                break
-            if s == 0:
-                limit = squared[i, best] * factor
-            out[i, s] = first[best] + np.int64(hashes[i] % np.uint64(pieces[best]))
-            squared[i, best] = np.inf
+def _in_line(centroids: np.ndarray) -> np.ndarray:
+    """Order centroids so that those near in space are near in line: Ward's tree, its branches turned to fit."""
+    if len(centroids) < 3:
+        return np.arange(len(centroids))
+    return leaves_list(linkage(centroids, "ward", optimal_ordering=True))
 
 
-def assign(
-    x: np.ndarray,
-    centroids: np.ndarray,
-    pieces: np.ndarray,
-    start: int,
-    seed: int,
-    margin: float,
-    max_copies: int,
-) -> np.ndarray:
-    """Give each row its home cell and the cells it spills into.
+def _leaves_of(x: np.ndarray, wanted: int, crowd: float, seed: int) -> np.ndarray:
+    """Cut rows into about `wanted` leaves, and again where a leaf holds more than `crowd` of them."""
+    centroids = kmeans(x, wanted, seed)
+    if len(centroids) == 1 or len(x) <= crowd:
+        return centroids
+    nearest = nearest_leaves(x, Tree(centroids[:1], np.array([0, len(centroids)]), centroids), 1)[:, 0]
+    found = []
+    for leaf in range(len(centroids)):
+        own = x[nearest == leaf]
+        crowded = crowd < len(own) < len(x)
+        found.append(_leaves_of(own, int(2 * len(own) / crowd) + 1, crowd, seed) if crowded else centroids[leaf, None])
+    return np.concatenate(found)
 
-    Distances come from matrix products of one shape, in which a row's place depends on its id alone: so a
-    row's cells do not depend on how the rows are cut into blocks.
 
-    Parameters
+class Tree:
+    """A partition of space: groups of leaves, each leaf a centroid.
+
+    Attributes
     ----------
-    x : ndarray of float32, shape (n, dims)
-        Rows in partition space.
-    centroids : ndarray of float32, shape (clusters, dims)
-    pieces : ndarray of int32, shape (clusters,)
-        Cells that share a centroid, where its rows could not be told apart by distance.
-    start : int
-        Id of the first row; ids choose the piece.
-    seed : int
-    margin : float
-        A row joins each cell whose centroid lies within `margin` times the nearest's distance.
-    max_copies : int
-        Cells a row joins at the most.
-
-    Returns
-    -------
-    ndarray of int32, shape (n, max_copies)
-        Home cell first, then the others by distance; -1 where there is none.
+    groups : ndarray of float32, shape (groups, dims)
+    offsets : ndarray of int64, shape (groups + 1,)
+        Each group's first leaf.
+    leaves : ndarray of float32, shape (leaves, dims)
+        In line: those near in space have numbers near each other.
     """
-    out = np.full((len(x), max_copies), -1, np.int32)
-    hashes = hashing.draws(seed, hashing.PIECES, np.arange(start, start + len(x)))
-    first = np.concatenate([[0], np.cumsum(pieces)])
-    columns = np.ascontiguousarray(centroids.T, np.float64)
-    lengths = (columns**2).sum(axis=0)
-    tile = np.zeros((TILE_ROWS, x.shape[1]))
-    low = 0
-    with threadpool_limits(limits=1):
-        while low < len(x):
-            place = (start + low) % TILE_ROWS
-            count = min(TILE_ROWS - place, len(x) - low)
-            rows = slice(low, low + count)
-            tile[place : place + count] = x[rows]
-            squared = lengths - 2 * (tile @ columns) + np.einsum("ij,ij->i", tile, tile)[:, None]
-            squared = np.maximum(squared, 0)[place : place + count]
-            _nearest(squared, first, pieces, hashes[rows], margin * margin, out[rows])
-            low += count
-    return out
+
+    def __init__(self, groups: np.ndarray, offsets: np.ndarray, leaves: np.ndarray) -> None:
+        self.groups, self.offsets, self.leaves = groups, offsets, leaves
 
 
-def split(
-    sample: np.ndarray, centroids: np.ndarray, loads: np.ndarray, cap: float, seed: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Split the cells whose load is over the cap.
+def grow(sample: np.ndarray, wanted: int, seed: int) -> Tree:
+    """Cut space into leaves by a sample: k-means into groups, then each group into leaves.
 
     Parameters
     ----------
     sample : ndarray of float32, shape (m, dims)
-    centroids : ndarray of float32, shape (clusters, dims)
-    loads : ndarray of float64, shape (clusters,)
-        Rows in each cell, copies included.
-    cap : float
-        Rows a cell may hold.
+    wanted : int
+        Leaves, about; fewer where the sample has fewer distinct rows, more where some would be crowded.
     seed : int
 
     Returns
     -------
-    centroids : ndarray of float32
-    pieces : ndarray of int32
-        More than 1 where the sample's rows in a cell are all the same: distance can't
-        split them, and any k of them are each other's neighbours, so row ids do.
+    Tree
     """
-    unpieced = np.ones(len(centroids), np.int32)
-    home = assign(sample, centroids, unpieced, 0, seed, 1.0, 1)[:, 0]
-    parts, pieces = [], []
-    for c in range(len(centroids)):
-        want = max(1, int(np.ceil(loads[c] / cap)))
-        own = kmeans(sample[home == c], want, seed) if want > 1 and (home == c).any() else centroids[c : c + 1]
-        parts.append(own)
-        pieces += [want if len(own) == 1 else 1] * len(own)
-    return np.concatenate(parts), np.array(pieces, np.int32)
+    if wanted == 1:
+        middle = sample.mean(axis=0, dtype=np.float64, keepdims=True).astype(np.float32)
+        return Tree(middle, np.array([0, 1]), middle)
+    groups = kmeans(sample, int(np.ceil(np.sqrt(wanted))), seed)
+    groups = groups[_in_line(groups)]
+    own = nearest_leaves(sample, Tree(groups[:1], np.array([0, len(groups)]), groups), 1)[:, 0]
+    mean = len(sample) / wanted
+    leaves = []
+    for group in range(len(groups)):
+        rows = sample[own == group]
+        if len(rows):
+            found = _leaves_of(rows, max(1, round(len(rows) / mean)), CROWDED * mean, seed)
+            leaves.append(found[_in_line(found)])
+        else:
+            leaves.append(groups[group, None])
+    offsets = np.cumsum([0, *map(len, leaves)])
+    return Tree(groups, offsets, np.concatenate(leaves))
 
 
-def order_copies(cells: np.ndarray, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+@nb.njit(cache=True, nogil=True)
+def _keep(squared, rows, first, ids, distances):
+    """Keep the nearest of a group's leaves for each of some rows."""
+    last = ids.shape[1] - 1
+    for i in range(len(rows)):
+        row = rows[i]
+        for c in range(squared.shape[1]):
+            d = squared[i, c]
+            if ids[row, last] >= 0 and not d < distances[row, last]:
+                continue
+            at = last
+            while at > 0 and (ids[row, at - 1] < 0 or distances[row, at - 1] > d):
+                ids[row, at], distances[row, at] = ids[row, at - 1], distances[row, at - 1]
+                at -= 1
+            ids[row, at], distances[row, at] = first + c, d
+
+
+@nb.njit(cache=True, nogil=True)
+def _squared_distance(x, i, y, j, lanes):
+    """Sum the squares of the differences of x[i] and y[j] in one order, whatever the processor."""
+    lanes[:] = 0
+    whole = x.shape[1] - x.shape[1] % LANES
+    for c in range(0, whole, LANES):
+        for lane in range(LANES):
+            gap = x[i, c + lane] - y[j, c + lane]
+            lanes[lane] += gap * gap
+    for c in range(whole, x.shape[1]):
+        gap = x[i, c] - y[j, c]
+        lanes[c - whole] += gap * gap
+    return lanes.sum()
+
+
+@nb.njit(cache=True, nogil=True)
+def _sort_exactly(x, leaves, ids, out):
+    """Sort each row's leaves by distances summed in one order, ties by leaf."""
+    lanes, squared = np.empty(LANES, np.float32), np.empty(ids.shape[1], np.float32)
+    for i in range(len(ids)):
+        for s in range(ids.shape[1]):
+            squared[s] = _squared_distance(x, i, leaves, ids[i, s], lanes) if ids[i, s] >= 0 else np.inf
+        for s in range(out.shape[1]):
+            best = -1
+            for t in range(ids.shape[1]):
+                if ids[i, t] >= 0 and (
+                    best < 0 or squared[t] < squared[best] or (squared[t] == squared[best] and ids[i, t] < ids[i, best])
+                ):
+                    best = t
+            if best < 0:
+                break
+            out[i, s], ids[i, best] = ids[i, best], -1
+
+
+def _products(x: np.ndarray, lengths: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Return squared distances by one matrix product."""
+    squared = x @ others.T
+    squared *= -2
+    squared += np.einsum("ij,ij->i", others, others)
+    squared += lengths[:, None]
+    return squared
+
+
+def nearest_leaves(x: np.ndarray, tree: Tree, count: int) -> np.ndarray:
+    """Find each row's nearest leaves, in the groups that lie nearest to it.
+
+    Matrix products name a few leaves more than are asked for; differences summed in one order then sort them, so
+    that a row's leaves depend on nothing but the row and the tree.
+
+    Parameters
+    ----------
+    x : ndarray of float32, shape (n, dims)
+    tree : Tree
+    count : int
+
+    Returns
+    -------
+    ndarray of int32, shape (n, count)
+        Nearest first; -1 beyond the leaves that were sought.
+    """
+    middle = tree.leaves.mean(axis=0, dtype=np.float64).astype(np.float32)
+    extent = np.abs(tree.leaves - middle).max(initial=0.0)
+    scale = np.float32(np.ldexp(1.0, -int(np.clip(np.frexp(extent)[1], -126, 126))))
+    groups, leaves = ((c - middle) * scale for c in (tree.groups, tree.leaves))
+    out = np.full((len(x), count), -1, np.int32)
+    sought = min(GROUPS, len(groups))
+    with np.errstate(over="ignore", invalid="ignore"), one_thread():
+        for low in range(0, len(x), TILE_ROWS):
+            rows = (x[low : low + TILE_ROWS] - middle) * scale
+            lengths = np.einsum("ij,ij->i", rows, rows)
+            near = np.argpartition(_products(rows, lengths, groups), sought - 1, axis=1)[:, :sought]
+            ids = np.full((len(rows), count + SPARE), -1, np.int32)
+            distances = np.full(ids.shape, np.inf, np.float32)
+            for group in np.unique(near):
+                own = np.flatnonzero((near == group).any(axis=1))
+                first, stop = tree.offsets[group], tree.offsets[group + 1]
+                placed = rows[own] - groups[group]
+                squared = _products(placed, np.einsum("ij,ij->i", placed, placed), leaves[first:stop] - groups[group])
+                _keep(squared, own, first, ids, distances)
+            _sort_exactly(rows, leaves, ids, out[low : low + TILE_ROWS])
+    return out
+
+
+def pack(loads: np.ndarray, rows: int) -> tuple[np.ndarray, np.ndarray]:
+    """Pack leaves that follow each other into cells of about the same number of rows.
+
+    Parameters
+    ----------
+    loads : ndarray of int64, shape (leaves,)
+        Rows of each leaf.
+    rows : int
+        Rows that a cell should hold; none holds twice as many.
+
+    Returns
+    -------
+    cells : ndarray of int32, shape (leaves,)
+        Cell of each leaf; the first of several for a leaf of too many rows.
+    pieces : ndarray of int32, shape (leaves,)
+        Cells that the leaf's rows are cut into by their ids: more than 1 where it has more than `rows`, since
+        distance did not split it.
+    """
+    cells, pieces = np.empty(len(loads), np.int32), np.ones(len(loads), np.int32)
+    wanted = ((np.cumsum(loads) - loads / 2) // rows).astype(np.int64)
+    cell = held = 0
+    for leaf, load in enumerate(loads):
+        if not (load or held) and cell:  # no cell without rows
+            cells[leaf] = cell - 1
+            continue
+        if held and (wanted[leaf] > wanted[leaf - 1] or load > rows):
+            cell, held = cell + 1, 0
+        cells[leaf] = cell
+        held += load
+        if load > rows:
+            pieces[leaf] = -(-load // rows)
+            cell, held = cell + pieces[leaf], 0
+    return cells, pieces
+
+
+@nb.njit(cache=True, nogil=True)
+def _route(near, cells, pieces, first, hashes, own, probes):
+    for i in range(near.shape[0]):
+        joined = 0
+        for rank in range(near.shape[1]):
+            leaf = near[i, rank]
+            if leaf < 0:
+                break
+            cell = cells[leaf] + np.int32(hashes[i] % np.uint64(pieces[leaf]))
+            at = 0
+            while at < joined and own[i, at] != cell:
+                at += 1
+            if at == joined:
+                if joined == own.shape[1]:
+                    continue
+                own[i, at] = cell
+                joined += 1
+                if rank == 0 and pieces[leaf] > 1 and joined < own.shape[1]:  # the next piece links it to the rest
+                    own[i, joined] = cells[leaf] + (cell - cells[leaf] + 1) % pieces[leaf]
+                    probes[i, joined, 0] = leaf - first[own[i, joined]]
+                    joined += 1
+            width = probes.shape[2] if at == 0 else min(GUEST_PROBES, probes.shape[2])
+            for s in range(width):
+                if probes[i, at, s] < 0:
+                    probes[i, at, s] = leaf - first[cell]
+                    break
+
+
+def route(
+    near: np.ndarray, cells: np.ndarray, pieces: np.ndarray, start: int, seed: int, max_copies: int, width: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Send each row to the cells of its nearest leaves.
+
+    Parameters
+    ----------
+    near : ndarray of int32, shape (n, reach)
+        Leaves, nearest first, as of `nearest_leaves`; all -1 for a row that is left out.
+    cells, pieces : ndarray of int32, shape (leaves,)
+        As of `pack`.
+    start : int
+        Id of the first row; ids choose the piece.
+    seed : int
+    max_copies : int
+        Cells that a row joins at the most.
+    width : int
+        Leaves that a row probes at home.
+
+    Returns
+    -------
+    own : ndarray of int32, shape (n, max_copies)
+        Home cell first, then those the row is a guest of; -1 where there is none.
+    probes : ndarray of int32, shape (n, max_copies, width)
+        Leaves to probe in each, numbered within the cell; -1 where there is none.
+    """
+    own = np.full((len(near), max_copies), -1, np.int32)
+    probes = np.full((len(near), max_copies, width), -1, np.int32)
+    count = int(cells[-1] + pieces[-1])
+    first = np.zeros(count, np.int64)
+    leaf_of, begins = np.unique(cells, return_index=True)
+    first[leaf_of] = begins
+    for leaf in np.flatnonzero(pieces > 1):
+        first[cells[leaf] + 1 : cells[leaf] + pieces[leaf]] = leaf
+    hashes = hashing.draws(seed, hashing.PIECES, np.arange(start, start + len(near)))
+    _route(near, cells, pieces, first, hashes, own, probes)
+    return own, probes
+
+
+def order_copies(cells: np.ndarray, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Sort the copies of a block's rows: by cell, its own rows first, by position.
 
     Parameters
@@ -151,14 +325,12 @@ def order_copies(cells: np.ndarray, positions: np.ndarray) -> tuple[np.ndarray, 
 
     Returns
     -------
-    source : ndarray of int64, shape (copies,)
-        The row of the block each copy is of.
-    cell, guest : ndarray, shape (copies,)
+    source, slot : ndarray of int64, shape (copies,)
+        The row of the block each copy is of, and which of its cells it is for: 0 at home.
     """
     source, slot = np.nonzero(cells >= 0)
-    cell, guest = cells[source, slot], slot > 0
-    order = np.lexsort((positions[source], guest, cell))
-    return source[order], cell[order], guest[order]
+    order = np.lexsort((positions[source], slot > 0, cells[source, slot]))
+    return source[order], slot[order]
 
 
 @nb.njit(cache=True, nogil=True)

@@ -1,4 +1,4 @@
-"""The fuzzy graph: each row's rho and sigma, directed memberships, and their union."""
+"""The fuzzy graph: each row's rho and sigma, directed memberships, their union, and what is connected by it."""
 
 from __future__ import annotations
 
@@ -154,3 +154,63 @@ def union(
     indptr = np.zeros(rows + 1, np.int64)
     np.cumsum(np.bincount(head[keep], minlength=rows), out=indptr[1:])
     return indptr, tail[keep], weight[keep]
+
+
+@nb.njit(inline="always")
+def _root(sets, i):
+    while sets[i] >= 0:
+        if sets[sets[i]] >= 0:
+            sets[i] = sets[sets[i]]
+        i = sets[i]
+    return i
+
+
+@nb.njit(cache=True, nogil=True)
+def connect(indptr, tails, first, sets):
+    """Join the components that a shard's edges connect.
+
+    Union by size with halved paths (Tarjan and van Leeuwen 1984). Once all shards have been seen, minus the negative
+    values are the components' sizes.
+
+    Parameters
+    ----------
+    indptr, tails : ndarray
+        The shard's edges; each edge of the whole graph is there from both its ends.
+    first : int
+        The shard's first row.
+    sets : ndarray of int, shape (all rows,)
+        -1 before the first shard; written.
+    """
+    for r in range(indptr.shape[0] - 1):
+        for e in range(indptr[r], indptr[r + 1]):
+            if tails[e] <= first + r:
+                continue
+            one, other = _root(sets, first + r), _root(sets, tails[e])
+            if one == other:
+                continue
+            if sets[one] > sets[other]:
+                one, other = other, one
+            sets[one] += sets[other]
+            sets[other] = one
+
+
+def rows_at(places: np.ndarray, repeated: np.ndarray, times: np.ndarray) -> np.ndarray:
+    """Return the rows at some places, where some rows take more places than one.
+
+    Parameters
+    ----------
+    places : ndarray of int64, shape (n,)
+        Rows take their places one after another, from 0.
+    repeated : ndarray of int, shape (m,)
+        Rows that take more than one place, ascending.
+    times : ndarray of int, shape (m,)
+        How many.
+
+    Returns
+    -------
+    ndarray of int64, shape (n,)
+    """
+    more = np.concatenate([[0], np.cumsum(times.astype(np.int64) - 1)])
+    last = np.searchsorted(repeated + more[:-1], places, side="right")  # repeated rows that begin at or before a place
+    rows = places - more[last]
+    return np.where(last > 0, np.maximum(rows, np.append(repeated, -1)[last - 1]), rows)

@@ -35,6 +35,12 @@ def draw(base: np.uint64, counter: int) -> np.uint64:
     return mix(base + GOLDEN * (np.uint64(counter) + np.uint64(1)))
 
 
+@nb.njit(inline="always")
+def pair(i: int, j: int) -> np.uint64:
+    """Return 64 bits that belong to an ordered pair."""
+    return mix(mix(np.uint64(i) + GOLDEN) ^ np.uint64(j))
+
+
 @nb.njit(cache=True, nogil=True)
 def draws(seed: int, purpose: int, counters: np.ndarray) -> np.ndarray:
     """Return the random bits of many counters.
@@ -61,33 +67,39 @@ def uniform(bits: np.ndarray) -> np.ndarray:
     return (bits >> np.uint64(11)) * (1.0 / 9007199254740992.0)
 
 
-@nb.njit(cache=True, nogil=True)
-def row_hashes(rows: np.ndarray) -> np.ndarray:
+def row_hashes(rows: np.ndarray, second: bool = False) -> np.ndarray:
     """Hash the bytes of each row, in eight interleaved chains.
 
     Parameters
     ----------
     rows : ndarray of uint8, uint16, uint32 or uint64, shape (n, words)
         The rows' bytes, seen as unsigned integers.
+    second : bool
+        Use another multiplier and another basis: two rows that the one hash confounds, the other tells apart.
 
     Returns
     -------
     ndarray of uint64, shape (n,)
         Equal for rows equal to the bit.
     """
+    return _row_hashes(rows, _M2, ~GOLDEN) if second else _row_hashes(rows, _M1, GOLDEN)
+
+
+@nb.njit(cache=True, nogil=True)
+def _row_hashes(rows, multiplier, basis):
     n, width = rows.shape
     out = np.empty(n, np.uint64)
     chains = np.empty(8, np.uint64)
     for i in range(n):
         for c in range(8):
-            chains[c] = GOLDEN * np.uint64(width + c + 1)
+            chains[c] = basis * np.uint64(width + c + 1)
         for j in range(width):
             c = j & 7
-            chains[c] = (chains[c] ^ np.uint64(rows[i, j])) * _M1
+            chains[c] = (chains[c] ^ np.uint64(rows[i, j])) * multiplier
             chains[c] ^= chains[c] >> _S31
-        h = GOLDEN
+        h = basis
         for c in range(8):
-            h = mix(h ^ chains[c]) + GOLDEN
+            h = mix(h ^ chains[c]) + basis
         out[i] = h
     return out
 

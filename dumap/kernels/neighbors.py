@@ -9,15 +9,13 @@ import numba as nb
 import numpy as np
 from pynndescent import NNDescent
 from pynndescent.distances import named_distances
-from threadpoolctl import threadpool_limits
 
-from dumap.kernels import hashing, quality, vectors
+from dumap.kernels import hashing
 
 EXACT_SECONDS = 8.0
 """Cells that take about this long or less are searched exhaustively: pynndescent takes longer to compile."""
-PAIR_SECONDS = {"product": (2e-9, 4.6e-11), "loop": (5e-9, 1e-9)}
-"""What a pair takes, and each of its dims: by matrix products, or one pair at a time (measured)."""
-QUERY_ROWS, CANDIDATE_ROWS, SPARE = 256, 4096, 8
+PAIR_SECONDS, DIM_SECONDS = 5e-9, 1e-9
+"""What a pair takes by a metric's own function, and each of its dims (measured)."""
 
 _one_build_at_a_time = threading.Lock()  # numba's workqueue aborts on concurrent parallel regions
 
@@ -72,46 +70,9 @@ def exhaustive(
     return indices, distances
 
 
-def exact_rows(dims: int, metric: str) -> int:
+def exact_rows(dims: int) -> int:
     """Return up to how many rows a cell is searched exhaustively."""
-    pair, per_dim = PAIR_SECONDS["product" if metric in vectors.BY_PRODUCT else "loop"]
-    return int(np.sqrt(EXACT_SECONDS / (pair + per_dim * dims)))
-
-
-@nb.njit(nogil=True)
-def _score(data, candidates, distance, arguments, distances):
-    for i in range(candidates.shape[0]):
-        for s in range(candidates.shape[1]):
-            j = candidates[i, s]
-            if j >= 0:
-                distances[i, s] = distance(data[i], data[j], *arguments)
-
-
-def exhaustive_by_product(data: np.ndarray, k: int, metric: str, metric_kwds: dict) -> tuple[np.ndarray, np.ndarray]:
-    """Find the k nearest other rows of every row by matrix products, and score them anew in full precision.
-
-    Parameters and results are those of `search`; the metric is one of `vectors.BY_PRODUCT`.
-    """
-    n, ids = len(data), np.arange(len(data))
-    z = vectors.partition_space(data, metric)
-    candidates = np.full((n, min(k + SPARE, n - 1)), -1, np.int64)
-    rough = np.full(candidates.shape, np.inf)
-    tile, columns = np.zeros((QUERY_ROWS, data.shape[1])), np.zeros((CANDIDATE_ROWS, data.shape[1]))
-    angular = metric in vectors.ANGULAR
-    with threadpool_limits(limits=1):
-        for low in range(0, n, CANDIDATE_ROWS):
-            others = ids[low : low + CANDIDATE_ROWS]
-            columns[: len(others)] = z[low : low + CANDIDATE_ROWS]
-            for first in range(0, n, QUERY_ROWS):
-                own = slice(first, min(n, first + QUERY_ROWS))
-                tile[: own.stop - first] = z[own]
-                squared = quality.squared_distances(tile, columns, angular)[: own.stop - first, : len(others)]
-                quality.keep_nearest(squared, others, ids[own], candidates[own], rough[own])
-    exact = np.full(candidates.shape, np.inf, np.float32)
-    _score(data, candidates, distance_function(metric), tuple(metric_kwds.values()), exact)
-    indices, distances = np.full((n, k), -1, np.int64), np.full((n, k), np.inf, np.float32)
-    merge(indices, distances, ids, candidates, exact)
-    return indices, distances
+    return int(np.sqrt(EXACT_SECONDS / (PAIR_SECONDS + DIM_SECONDS * dims)))
 
 
 def search(data: np.ndarray, k: int, metric: str, metric_kwds: dict, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -134,9 +95,7 @@ def search(data: np.ndarray, k: int, metric: str, metric_kwds: dict, seed: int) 
     distances : ndarray of float32, shape (n, k)
         Ascending.
     """
-    if len(data) <= max(exact_rows(data.shape[1], metric), 4 * k):
-        if metric in vectors.BY_PRODUCT and len(data) > k:
-            return exhaustive_by_product(data, k, metric, metric_kwds)
+    if len(data) <= max(exact_rows(data.shape[1]), 4 * k):
         return exhaustive(data, np.arange(len(data)), k, metric, metric_kwds)
     random_state = int(hashing.draws(seed, hashing.NEIGHBORS, np.array([len(data)]))[0] >> np.uint64(33))
     threads = nb.get_num_threads()
@@ -182,13 +141,47 @@ def drop_self(found: np.ndarray, distances: np.ndarray) -> tuple[np.ndarray, np.
     return found[keep].reshape(shape).astype(np.int64), distances[keep].reshape(shape)
 
 
+@nb.njit(inline="always")
+def _precedes(d, j, other_d, other, i):
+    """Tell which of two neighbours of row i comes first: of those as near, the pair's hash says."""
+    if d != other_d:
+        return d < other_d
+    return hashing.pair(i, j) < hashing.pair(i, other)
+
+
+@nb.njit(inline="always")
+def insert(row, i, j, d, indices, distances):
+    """Insert neighbour j at distance d into a row's list; i and j are the pair's names. Return whether it is in."""
+    last = indices.shape[1] - 1
+    if indices[row, last] >= 0 and not _precedes(d, j, distances[row, last], indices[row, last], i):
+        return False
+    at = last  # where j stands already, or the list's end
+    for t in range(last + 1):
+        if indices[row, t] == j:
+            at = t
+            break
+    if indices[row, at] == j and distances[row, at] <= d:
+        return False
+    while at > 0 and (indices[row, at - 1] < 0 or _precedes(d, j, distances[row, at - 1], indices[row, at - 1], i)):
+        indices[row, at], distances[row, at] = indices[row, at - 1], distances[row, at - 1]
+        at -= 1
+    indices[row, at], distances[row, at] = j, d
+    return True
+
+
 @nb.njit(cache=True, nogil=True)
 def merge(
-    indices: np.ndarray, distances: np.ndarray, rows: np.ndarray, more: np.ndarray, more_distances: np.ndarray
+    indices: np.ndarray,
+    distances: np.ndarray,
+    rows: np.ndarray,
+    more: np.ndarray,
+    more_distances: np.ndarray,
+    names: np.ndarray,
 ) -> None:
     """Merge what another cell found into the lists of some rows, in place.
 
-    Order is by distance, then by id, so that lists may come in any order.
+    Order is by distance, then by the pair's hash, so that lists may come in any order, and so that of many equal
+    rows each takes others: by id, all would take the same few.
 
     Parameters
     ----------
@@ -197,34 +190,13 @@ def merge(
     rows : ndarray of int64, shape (m,)
         Row of `indices` that each row of `more` belongs to.
     more, more_distances : ndarray, shape (m, k)
+    names : ndarray of int64, shape (m,)
+        What those rows are called in the lists.
     """
-    k = indices.shape[1]
     for g in range(rows.shape[0]):
-        r = rows[g]
         for s in range(more.shape[1]):
-            j, d = more[g, s], more_distances[g, s]
-            if j < 0:
-                continue
-            last = k - 1
-            if indices[r, last] >= 0 and (
-                d > distances[r, last] or (d == distances[r, last] and j >= indices[r, last])
-            ):
-                continue
-            at = last  # where j stands already, or the list's end
-            for t in range(k):
-                if indices[r, t] == j:
-                    at = t
-                    break
-            if indices[r, at] == j and distances[r, at] <= d:
-                continue
-            while at > 0 and (
-                indices[r, at - 1] < 0
-                or distances[r, at - 1] > d
-                or (distances[r, at - 1] == d and indices[r, at - 1] > j)
-            ):
-                indices[r, at], distances[r, at] = indices[r, at - 1], distances[r, at - 1]
-                at -= 1
-            indices[r, at], distances[r, at] = j, d
+            if more[g, s] >= 0:
+                insert(rows[g], names[g], more[g, s], more_distances[g, s], indices, distances)
 
 
 SOUND, OUTSIDE, REPEATED, DISTANCE = range(4)

@@ -11,9 +11,9 @@ import numpy as np
 import scipy.sparse as sparse
 from scipy.sparse.csgraph import connected_components
 from scipy.sparse.linalg import ArpackNoConvergence, eigsh
-from threadpoolctl import threadpool_limits
 
 from dumap.kernels import hashing
+from dumap.kernels.threads import one_thread
 
 SPAN = 10.0
 """Side of the box that first coordinates fill."""
@@ -176,7 +176,7 @@ def spectral(
     rows = np.bincount(member, weights=sizes, minlength=components)
     out = np.zeros((count, n_components))
     worst, filled = 0.0, 0.0
-    with threadpool_limits(limits=1):
+    with one_thread():
         for place, c in enumerate(np.argsort(-rows, kind="stable")):
             own = np.flatnonzero(member == c) if components > 1 else np.arange(count)
             inner, residual = _connected(matrix[own][:, own], n_components, seed)
@@ -246,7 +246,7 @@ def principal_axes(sample: np.ndarray, n_components: int) -> tuple[np.ndarray, n
     axes : ndarray of float64, shape (dims, n_components)
         Columns of zeros beyond `dims`.
     """
-    with threadpool_limits(limits=1):
+    with one_thread():
         mean = sample.mean(axis=0, dtype=np.float64)
         covariance = np.zeros((sample.shape[1], sample.shape[1]))
         for start in range(0, len(sample), 4096):

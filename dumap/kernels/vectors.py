@@ -1,4 +1,4 @@
-"""Rows as they come, checked once."""
+"""Rows as they come, checked once, and which of them are the same."""
 
 from __future__ import annotations
 
@@ -38,6 +38,73 @@ def check(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return finite, zero
 
 
+def tally(keys: np.ndarray, rows: np.ndarray, times: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Find the distinct keys, and add up how often each was seen.
+
+    Tallies join: tally what several of them found, in the order of their rows.
+
+    Parameters
+    ----------
+    keys : ndarray of uint64, shape (words, n)
+        A column a key.
+    rows : ndarray of int, shape (n,)
+        Ascending among equal keys.
+    times : ndarray of int, shape (n,)
+
+    Returns
+    -------
+    keys : ndarray of uint64, shape (words, distinct)
+        Ascending, the first word first.
+    rows : ndarray of int, shape (distinct,)
+        The first row of each key.
+    times : ndarray of int, shape (distinct,)
+    """
+    order = np.lexsort(keys[::-1])
+    keys = keys[:, order]
+    new = np.ones(keys.shape[1], bool)
+    new[1:] = (keys[:, 1:] != keys[:, :-1]).any(axis=0)
+    begin = np.flatnonzero(new)
+    rows = rows[order[begin]]
+    return keys[:, begin], rows, np.add.reduceat(times[order], begin, dtype=times.dtype) if len(begin) else times
+
+
+def find(keys: np.ndarray, table: np.ndarray) -> np.ndarray:
+    """Look keys up in a tally's.
+
+    Parameters
+    ----------
+    keys : ndarray of uint64, shape (words, n)
+    table : ndarray of uint64, shape (words, m)
+        Ascending and distinct.
+
+    Returns
+    -------
+    ndarray of int64, shape (n,)
+        Columns of `table`; -1 where a key is not in it.
+    """
+    return _find(np.ascontiguousarray(keys), np.ascontiguousarray(table))
+
+
+@nb.njit(cache=True, nogil=True)
+def _find(keys, table):
+    out = np.full(keys.shape[1], -1, np.int64)
+    for i in range(keys.shape[1]):
+        low, high = 0, table.shape[1]
+        while low < high:
+            middle = (low + high) >> 1
+            word = 0
+            while word < keys.shape[0] - 1 and table[word, middle] == keys[word, i]:
+                word += 1
+            if table[word, middle] < keys[word, i]:
+                low = middle + 1
+            elif table[word, middle] > keys[word, i]:
+                high = middle
+            else:
+                out[i] = middle
+                break
+    return out
+
+
 def partition_space(x: np.ndarray, metric: str) -> np.ndarray:
     """Map rows to where Euclidean distance orders neighbours much as the metric does.
 
@@ -58,3 +125,26 @@ def partition_space(x: np.ndarray, metric: str) -> np.ndarray:
         length = np.sqrt(np.einsum("ij,ij->i", x, x, dtype=np.float64))
         x = (x / np.where(length > 0, length, 1)[:, None]).astype(np.float32)
     return x
+
+
+def with_direction(x: np.ndarray) -> np.ndarray:
+    """Give rows without direction one of their own, at a right angle to all others.
+
+    Parameters
+    ----------
+    x : ndarray of float32, shape (n, dims)
+        Rows of unit length, or zero.
+
+    Returns
+    -------
+    ndarray of float32, shape (n, dims) or (n, dims + 1)
+    """
+    zero = np.asarray(~x.any(axis=1))
+    return np.concatenate([x, zero[:, None].astype(np.float32)], axis=1) if zero.any() else x
+
+
+def from_squared(squared: np.ndarray, metric: str) -> np.ndarray:
+    """Return a metric's distances, given squared Euclidean ones in partition space; for those in `BY_PRODUCT`."""
+    if metric in ANGULAR:
+        return squared / 2
+    return squared if metric == "sqeuclidean" else np.sqrt(squared)

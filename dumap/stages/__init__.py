@@ -74,6 +74,8 @@ class Context:
         committed, on the cluster, and returns when all are.
     host_threads, worker_memory : int
         Threads that one process may use on the widest host, and the smallest worker's memory limit.
+    note : callable
+        Told what a person may want to know.
     """
 
     job: Job
@@ -81,6 +83,7 @@ class Context:
     compute: Callable[..., None]
     host_threads: int
     worker_memory: int
+    note: Callable[[str], None]
 
     @property
     def run(self) -> Run:

@@ -6,9 +6,9 @@ import numpy as np
 
 from dumap.stages import Context, Job, number_of, numbered, total
 from dumap.stages.cells import Table
-from dumap.stages.graph import Graph
+from dumap.stages.graph import Graph, placed_in
 from dumap.stages.layout import Generation
-from dumap.stages.vectors import DROPPED, ISOLATED
+from dumap.stages.vectors import COPY, DROPPED, ISOLATED, copies_of, repeated_in
 from dumap.stages.vectors import STAGE as VECTORS
 
 STAGE = "embedding"
@@ -25,6 +25,25 @@ def positions_of(job: Job, table: Table, start: int, stop: int) -> tuple[np.ndar
     return np.concatenate(positions), np.concatenate(status)
 
 
+def place_copies(job: Job, positions: np.ndarray, start: int) -> np.ndarray:
+    """Give the copies among rows `start`, `start` + 1, ... their first rows' positions; tell which are copies."""
+    cut, stop = job.geometry, start + len(positions)
+    copies, firsts = [], []
+    for block in range(start // cut.block_rows, -(-stop // cut.block_rows)):
+        own, first = copies_of(job.run, block)
+        rows = own + cut.block(block)[0] - start
+        inside = (rows >= 0) & (rows < len(positions))
+        copies.append(rows[inside])
+        firsts.append(first[inside])
+    copy, first = np.concatenate(copies), np.concatenate(firsts)
+    homes = first // cut.block_rows
+    for block in np.unique(homes).tolist():
+        own, _ = repeated_in(job.run, block)
+        at = np.searchsorted(own, first[homes == block] - cut.block(block)[0])
+        positions[copy[homes == block]] = placed_in(job.run, block)[at]
+    return copy
+
+
 def write_rows(job: Job, part: str) -> None:
     """Write one chunk of the embedding and of the status."""
     graph, cut = Graph(job.run, job.geometry.shard_rows), job.geometry
@@ -32,6 +51,8 @@ def write_rows(job: Job, part: str) -> None:
     stop = min(cut.rows, start + cut.output_rows)
     positions, status = positions_of(job, Table(job.run), start, stop)
     y = np.full((stop - start, job.config.layout.n_components), np.nan, np.float32)
+    if job.config.input.unique:
+        status[place_copies(job, positions, start)] |= COPY
     kept = np.flatnonzero((status & DROPPED) == 0)
     if len(kept):
         order = kept[np.argsort(positions[kept])]

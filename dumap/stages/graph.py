@@ -1,8 +1,9 @@
-"""graph: directed memberships by shard, sorted by where they lead, united to one symmetric graph."""
+"""graph: directed memberships by shard, sorted by where they lead, united to one symmetric graph, and its health."""
 
 from __future__ import annotations
 
 import math
+from functools import cached_property
 
 import numpy as np
 
@@ -11,9 +12,12 @@ from dumap.stages import Context, Job, number_of, numbered, total
 from dumap.stages.cells import Table
 from dumap.stages.neighbors import STAGE as NEIGHBORS
 from dumap.stages.neighbors import Lists, disconnection_distance
+from dumap.stages.vectors import repeated_in
 from dumap.store import Run
 
 STAGE = "graph"
+WHOLE = "whole"
+"""The part that says what all shards together come to."""
 
 
 class Shards:
@@ -44,7 +48,7 @@ def direct(job: Job, part: str, mean_distance: float) -> None:
         job.config.graph.local_connectivity,
         disconnection_distance(job.config),
     )
-    head, slot = np.nonzero(weights)
+    head, slot = np.nonzero(indices >= 0)  # those without weight too: they count as in-degrees
     tail = indices[head, slot]
     order = np.argsort(tail, kind="stable")
     tail = tail[order]
@@ -56,6 +60,34 @@ def direct(job: Job, part: str, mean_distance: float) -> None:
         out.write("back_tails", (start + head[order]).astype(tail.dtype))
         out.write("back_weights", weights[head, slot][order])
         out.attributes["back_offsets"] = np.searchsorted(tail, shards.offsets).tolist()
+
+
+def place_block(job: Job, part: str) -> None:
+    """Find the positions of a block's rows that have copies."""
+    block = number_of(part)
+    repeated, times = repeated_in(job.run, block)
+    with job.run.part(STAGE, part) as out:
+        out.write("positions", Table(job.run).positions(job.run, block)[0][repeated])
+        out.write("times", times)
+        out.attributes["repeated"] = len(repeated)
+
+
+def placed_in(run: Run, block: int) -> np.ndarray:
+    """Return the positions of a block's rows that have copies, in the order of rows."""
+    return run.read(STAGE, numbered("placed", block + 1)[-1], "positions")
+
+
+def _repeated(job: Job, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+    """Collect which rows of positions [start, stop) have copies, and how many places they take."""
+    rows, times = [np.empty(0, np.int64)], [np.empty(0, job.geometry.index_dtype)]
+    for name in numbered("placed", job.geometry.blocks) if job.config.input.unique else []:
+        if job.run.summary(STAGE, name)["repeated"]:
+            positions = job.run.read(STAGE, name, "positions")
+            own = (positions >= start) & (positions < stop)
+            rows.append(positions[own])
+            times.append(job.run.read(STAGE, name, "times")[own])
+    order = np.argsort(np.concatenate(rows))
+    return np.concatenate(rows)[order], np.concatenate(times)[order]
 
 
 def unite(job: Job, part: str) -> None:
@@ -89,16 +121,42 @@ def unite(job: Job, part: str) -> None:
         job.config.graph.set_op_mix_ratio,
     )
     isolated = np.flatnonzero(np.diff(indptr) == 0) + start
+    degrees = np.bincount(joined["back_heads"] - start, minlength=stop - start)
+    repeated, times = _repeated(job, start, stop)
     with store.part(STAGE, part) as out:
         out.write("indptr", indptr)
         out.write("tails", tails)
         out.write("weights", united)
         out.write("isolated", isolated)
+        out.write("repeated", repeated)
+        out.write("times", times)
         out.attributes |= {
             "edges": len(tails),
             "isolated": len(isolated),
             "greatest": float(united.max(initial=0.0)),
             "inside": int(((tails >= start) & (tails < stop)).sum()),
+            "greatest_in_degree": int(degrees.max()),
+            "in_degree_zero": int((degrees == 0).sum()),
+            "places": stop - start + int((times - 1).sum(dtype=np.int64)),
+        }
+
+
+def measure(job: Job, part: str) -> None:
+    """Find what the graph connects, in one task: a number a row, and one shard's edges at a time."""
+    whole, k = Graph(job.run, job.geometry.shard_rows), job.config.neighbors.n_neighbors
+    sets = np.full(whole.shards.rows, -1, job.geometry.index_dtype)
+    for shard, name in enumerate(whole.names):
+        indptr, tails = (job.run.read(STAGE, name, array) for array in ("indptr", "tails"))
+        graph.connect(indptr, tails, whole.shards.span(shard)[0], sets)
+        job.tick(shard + 1, len(whole.names))
+    sizes = -sets[sets < 0]
+    with job.run.part(STAGE, part) as out:
+        out.attributes |= {
+            "components": len(sizes),
+            "largest_share": int(sizes.max()) / len(sets),
+            "smallest": int(sizes.min()),
+            "small": int((sizes <= k).sum()),
+            "places": np.cumsum([0, *(job.run.summary(STAGE, name)["places"] for name in whole.names)]).tolist(),
         }
 
 
@@ -123,6 +181,29 @@ class Graph:
         """Count the edges of shards [first, last), those inside from both their ends."""
         return int(total(self.run, STAGE, self.names[first:last], "edges"))
 
+    @cached_property
+    def places(self) -> np.ndarray:
+        """Where each shard's places begin, and all end, (shards + 1,): a row takes one for itself and for each copy."""
+        return np.array(self.run.summary(STAGE, WHOLE)["places"])
+
+    def repeated(self, first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the positions in shards [first, last) that have copies, ascending, and how many places they take."""
+        found = [
+            [self.run.read(STAGE, name, array) for name in self.names[first:last]] for array in ("repeated", "times")
+        ]
+        return np.concatenate(found[0]), np.concatenate(found[1])
+
+    def rows_at(self, places: np.ndarray) -> np.ndarray:
+        """Return the positions of the rows at some places, reading shards one after another."""
+        shards = np.searchsorted(self.places, places, side="right") - 1
+        starts = self.shards.offsets[shards]
+        rows = places - self.places[shards]
+        more = np.diff(self.places) > np.diff(self.shards.offsets)
+        for shard in np.unique(shards[more[shards]]):
+            own, (repeated, times) = shards == shard, self.repeated(shard, shard + 1)
+            rows[own] = graph.rows_at(rows[own], repeated - self.shards.offsets[shard], times)
+        return rows + starts
+
     @property
     def greatest(self) -> float:
         """The greatest weight."""
@@ -137,13 +218,27 @@ def run(context: Context) -> dict:
     slots = table.rows * (context.config.neighbors.n_neighbors + 1)
     mean = math.inf if total(store, NEIGHBORS, merged, "disconnected") else math.fsum(sums) / slots
     shards = Shards(table.rows, context.geometry.shard_rows)
-    united = numbered("united", len(shards))
+    united, k = numbered("united", len(shards)), context.config.neighbors.n_neighbors
     context.compute(STAGE, direct, numbered("directed", len(shards)), mean_distance=mean)
+    if context.config.input.unique:
+        context.compute(STAGE, place_block, numbered("placed", context.geometry.blocks))
     context.compute(STAGE, unite, united)
-    facts = {fact: total(store, STAGE, united, fact) for fact in ("edges", "isolated", "inside")}
-    edges = facts["edges"]
+    context.compute(STAGE, measure, [WHOLE])
+    facts = {fact: total(store, STAGE, united, fact) for fact in ("edges", "isolated", "inside", "in_degree_zero")}
+    edges, health = facts["edges"], store.summary(STAGE, WHOLE)
+    missing = total(store, NEIGHBORS, merged, "missing")
+    if missing:
+        context.note(
+            f"graph: {missing} slots of the neighbors' lists are empty; {health['small']} of {health['components']} "
+            f"components have no more than n_neighbors = {k} rows, the smallest {health['smallest']}"
+        )
     return {
         "edges": edges,
         "isolated": facts["isolated"],
         "edges_inside_shards": facts["inside"] / edges if edges else 0.0,
+        "components": health["components"],
+        "largest_component": health["largest_share"],
+        "greatest_in_degree": max(store.summary(STAGE, name)["greatest_in_degree"] for name in united) / k,
+        "in_degree_zero": facts["in_degree_zero"],
+        "missing": missing,
     }

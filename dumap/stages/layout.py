@@ -15,6 +15,7 @@ import numpy as np
 
 from dumap.errors import ConfigError
 from dumap.kernels import hashing, layout
+from dumap.kernels.graph import rows_at
 from dumap.kernels.layout import Descent, Edges
 from dumap.plan import runs_on_one_host, shard_layout_bytes
 from dumap.stages import Context, Job, number_of, numbered
@@ -97,8 +98,8 @@ class Generation:
 
     def pool(self, seed: int) -> np.ndarray:
         """Return the pool of negatives of the epoch that follows."""
-        rows = layout.pool_rows(seed, self.epoch, self.graph.shards.rows)
-        unique, place = np.unique(rows, return_inverse=True)
+        places = layout.pool_rows(seed, self.epoch, self.graph.places[-1])
+        unique, place = np.unique(self.graph.rows_at(places), return_inverse=True)
         return layout.lay_pool(self.gather(unique)[place])
 
 
@@ -166,8 +167,8 @@ def draw_pairs(job: Job, part: str) -> None:
             heads[low:high] = np.searchsorted(indptr, edges, side="right") - 1 + graph.shards.span(shard)[0]
             tails[low:high], weights[low:high] = all_tails[edges], all_weights[edges]
     with job.run.part(STAGE, part) as out:
-        others = (bits[count:] % np.uint64(graph.shards.rows)).astype(np.int64)
-        out.write("rows", np.stack([heads, tails, others], axis=1))
+        others = (bits[count:] % np.uint64(graph.places[-1])).astype(np.int64)
+        out.write("rows", np.stack([heads, tails, graph.rows_at(others)], axis=1))
         out.write("weights", weights)
 
 
@@ -216,9 +217,10 @@ def advance(
     m: np.ndarray,
     v: np.ndarray,
     after: np.ndarray,
+    drawn: np.ndarray,
 ) -> None:
-    """Write the generation after `y`, all rows of it, slice by slice on threads."""
-    pool = layout.lay_pool(y[layout.pool_rows(shared.seed, epoch, len(y))])
+    """Write the generation after `y`, all rows of it, slice by slice on threads; `drawn` rows are the pool."""
+    pool = layout.lay_pool(y[drawn])
     slices = [
         workers.submit(layout.generation, shared, epoch, low, high, 0, 0, edges, y, m, v, pool, after)
         for low, high in pairwise(cuts)
@@ -237,10 +239,11 @@ def descend(job: Job, part: str, threads: int) -> None:
     y = before.whole()
     m, v = np.concatenate([before.moments(shard) for shard in range(len(shards))], axis=1)
     m, v, after = np.ascontiguousarray(m), np.ascontiguousarray(v), np.empty_like(y)
-    cuts = slices_of(shards.rows, threads * SLICES)
+    cuts, repeated = slices_of(shards.rows, threads * SLICES), graph.repeated(0, len(shards))
     with ThreadPoolExecutor(threads) as workers:
         for epoch in range(begin, epochs):
-            advance(workers, cuts, shared, epoch, edges, y, m, v, after)
+            drawn = rows_at(layout.pool_rows(shared.seed, epoch, graph.places[-1]), *repeated)
+            advance(workers, cuts, shared, epoch, edges, y, m, v, after, drawn)
             y, after = after, y
             job.tick(epoch + 1, epochs)
             if is_checkpoint(job, epoch + 1):

@@ -13,7 +13,7 @@ import numpy as np
 
 from dumap.config import Config
 from dumap.errors import InputError
-from dumap.kernels import neighbors
+from dumap.kernels import leaves, neighbors, vectors
 from dumap.metrics import arguments
 from dumap.stages import Context, Job, number_of, numbered, total
 from dumap.stages.cells import STAGE as CELLS
@@ -56,47 +56,86 @@ def defined_distances(job: Job) -> Iterator[None]:
         ) from error
 
 
-def read_cell(job: Job, cell: int, table: Table) -> tuple[np.ndarray, np.ndarray]:
-    """Read a cell: its own rows first, then its guests, each by position, however the input was cut.
+class Cell:
+    """A cell's rows: its own by position, then its guests by position.
 
-    Returns
-    -------
+    Attributes
+    ----------
     positions : ndarray of int64, shape (n,)
-    x : ndarray of float32, shape (n, dims)
+    probes : ndarray of int32, shape (n, width)
+        Leaves of the cell that each row is compared in.
+    own : int
+        Rows whose home it is.
     """
-    blocks = numbered("sorted", job.geometry.blocks)
-    stops = np.cumsum(table.copies, axis=1)[:, cell]
-    starts = stops - table.copies[:, cell]
-    spans = [(block, int(a), int(b)) for block, a, b in zip(blocks, starts, stops, strict=True) if b > a]
-    positions = np.concatenate([job.run.read(CELLS, block, "positions", a, b) for block, a, b in spans])
-    guest = (positions < table.offsets[cell]) | (positions >= table.offsets[cell + 1])
-    order = np.lexsort((positions, guest))
-    place = np.empty_like(order)
-    place[order] = np.arange(len(order))
-    x = np.empty((len(order), job.geometry.dims), np.float32)
-    done = 0
-    for block, a, b in spans:
-        step = max(1, job.geometry.block_rows // 4)
-        for low in range(a, b, step):
-            rows = as_float32(job.run.read(CELLS, block, "vectors", low, min(b, low + step)))
-            x[place[done : done + len(rows)]] = rows
-            done += len(rows)
-    return positions[order], x
+
+    def __init__(self, job: Job, cell: int, table: Table) -> None:
+        self.job = job
+        stops = np.cumsum(table.copies, axis=1)[:, cell]
+        starts = stops - table.copies[:, cell]
+        blocks = numbered("sorted", job.geometry.blocks)
+        self.spans = [(block, int(a), int(b)) for block, a, b in zip(blocks, starts, stops, strict=True) if b > a]
+        positions = self._read("positions")
+        guest = (positions < table.offsets[cell]) | (positions >= table.offsets[cell + 1])
+        order = np.lexsort((positions, guest))
+        self.place = np.argsort(order)
+        self.positions, self.probes = positions[order], self._read("probes")[order]
+        self.own = int((~guest).sum())
+
+    def _read(self, name: str) -> np.ndarray:
+        return np.concatenate([self.job.run.read(CELLS, block, name, a, b) for block, a, b in self.spans])
+
+    def vectors(self, rows: np.ndarray) -> np.ndarray:
+        """Read the vectors of some of the rows, in the order given, (len(rows), dims) float32."""
+        wanted = np.full(len(self.positions), -1)
+        wanted[rows] = np.arange(len(rows))
+        wanted = wanted[self.place]
+        x = np.empty((len(rows), self.job.geometry.dims), np.float32)
+        step, done = max(1, self.job.geometry.block_rows // 4), 0
+        for block, a, b in self.spans:
+            for low in range(a, b, step):
+                high = min(b, low + step)
+                at = wanted[done : done + high - low]
+                done += high - low
+                if (at >= 0).any():
+                    x[at[at >= 0]] = as_float32(self.job.run.read(CELLS, block, "vectors", low, high)[at >= 0])
+        return x
+
+
+def search_rows(job: Job, cell: Cell, rows: np.ndarray, home: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Find the neighbours of some of a cell's rows among themselves, as of `kernels.neighbors.search`."""
+    own = job.config.neighbors
+    if own.metric not in vectors.BY_PRODUCT:
+        with defined_distances(job):
+            return neighbors.search(cell.vectors(rows), own.n_neighbors, own.metric, metric_arguments(job), seed)
+    order = leaves.order(home, cell.probes[rows])
+    x = vectors.partition_space(cell.vectors(rows[order]), own.metric)
+    if own.metric in vectors.ANGULAR:
+        x = vectors.with_direction(x)
+    found, squared = leaves.search(x, home[order], cell.probes[rows[order]], own.n_neighbors, seed)
+    indices, distances = np.empty(found.shape, np.int64), np.empty_like(squared)
+    indices[order] = np.where(found >= 0, order[found], -1)
+    distances[order] = vectors.from_squared(squared, own.metric)
+    return indices, distances
 
 
 def search_cell(job: Job, part: str) -> None:
-    """Find the neighbours of a cell's rows among themselves."""
-    table, cell, k = Table(job.run), number_of(part), job.config.neighbors.n_neighbors
-    positions, x = read_cell(job, cell, table)
-    with defined_distances(job):
-        found, distances = neighbors.search(
-            x, k, job.config.neighbors.metric, metric_arguments(job), job.config.seed + cell
-        )
-    del x
-    named = np.where(found >= 0, positions[found], -1).astype(job.geometry.index_dtype)
+    """Find the neighbours of a cell's rows among themselves: all at once, or its guests in turns."""
+    table, number = Table(job.run), number_of(part)
+    cell, k = Cell(job, number, table), job.config.neighbors.n_neighbors
+    guests = np.arange(cell.own, len(cell.positions))
+    homes = np.searchsorted(table.offsets, cell.positions, side="right") - 1
+    homes[: cell.own] = -1
+    indices = np.full((len(cell.positions), k), -1, job.geometry.index_dtype)
+    distances = np.full(indices.shape, np.inf, np.float32)
+    turns = max(1, -(-len(guests) // max(1, job.geometry.cell_rows - cell.own)))
+    for turn in range(turns):
+        rows = np.concatenate([np.arange(cell.own), guests[turn::turns]])
+        found, lengths = search_rows(job, cell, rows, homes[rows].astype(np.int32), job.config.seed + number)
+        named = np.where(found >= 0, cell.positions[rows[found]], -1).astype(indices.dtype)
+        neighbors.merge(indices, distances, rows, named, lengths, cell.positions[rows])
     with job.run.part(STAGE, part) as out:
-        out.write("guests", positions[len(positions) - int(table.guests[cell].sum()) :])
-        out.write("indices", named)
+        out.write("guests", cell.positions[cell.own :])
+        out.write("indices", indices)
         out.write("distances", distances)
 
 
@@ -105,9 +144,10 @@ def merge_cell(job: Job, part: str) -> None:
     store, table, cell = job.run, Table(job.run), number_of(part)
     names = numbered("cell", table.cells)
     own = names[cell]
-    # sorted anew by (distance, id): that order, not the search's, is the graph's
+    # sorted anew, ties by the pair's hash: that order, not the search's, is the graph's
     indices, distances = empty_lists(job, table, cell)
     count = len(indices)
+    names_of = np.arange(table.offsets[cell], table.offsets[cell + 1])
     rows = np.arange(count)
     neighbors.merge(
         indices,
@@ -115,6 +155,7 @@ def merge_cell(job: Job, part: str) -> None:
         rows,
         store.read(STAGE, own, "indices", 0, count),
         store.read(STAGE, own, "distances", 0, count),
+        names_of,
     )
     before = np.cumsum(table.guests, axis=1) - table.guests
     for other in np.flatnonzero(table.guests[:, cell]):
@@ -128,6 +169,7 @@ def merge_cell(job: Job, part: str) -> None:
             guests - table.offsets[cell],
             store.read(STAGE, names[other], "indices", home + start, home + stop),
             store.read(STAGE, names[other], "distances", home + start, home + stop),
+            guests,
         )
     write_merged(job, part, indices, distances)
 
@@ -215,7 +257,7 @@ def take_cell(job: Job, part: str) -> None:
         ids, theirs = given_lists(job, own, start)
         named = kept_positions(job, table, ids).astype(indices.dtype)
         kept = own >= 0
-        neighbors.merge(indices, distances, own[kept] - table.offsets[cell], named[kept], theirs[kept])
+        neighbors.merge(indices, distances, own[kept] - table.offsets[cell], named[kept], theirs[kept], own[kept])
     write_merged(job, part, indices, distances)
 
 

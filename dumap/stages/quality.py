@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 
 from dumap.kernels import neighbors as search
 from dumap.kernels import quality, vectors
+from dumap.kernels.threads import one_thread
 from dumap.stages import Context, Job, number_of, numbered
 from dumap.stages.cells import Table
 from dumap.stages.embedding import positions_of
 from dumap.stages.graph import Graph
 from dumap.stages.layout import Generation
 from dumap.stages.neighbors import Lists, defined_distances, metric_arguments
-from dumap.stages.vectors import STAGE as VECTORS
-from dumap.stages.vectors import as_float32
+from dumap.stages.vectors import as_float32, drawn
 
 STAGE = "quality"
 NEAR = 15
@@ -33,7 +32,7 @@ def _tiles(job: Job, queries: np.ndarray, x: np.ndarray):  # type: ignore[no-unt
         tile = x[low : low + step]
         if metric in vectors.BY_PRODUCT:
             placed = vectors.partition_space(tile, metric).astype(np.float64)
-            with threadpool_limits(limits=1):
+            with one_thread():
                 distances = quality.squared_distances(queries, placed, metric in vectors.ANGULAR)
             yield slice(low, low + len(tile)), distances.astype(np.float32)
         else:
@@ -47,11 +46,7 @@ def _tiles(job: Job, queries: np.ndarray, x: np.ndarray):  # type: ignore[no-unt
 def collect(job: Job, part: str) -> None:
     """Collect the queries: vectors, positions, the graph's lists and their nearest rows in the map."""
     store, table, cut = job.run, Table(job.run), job.geometry
-    rows, found = [], []
-    for block in numbered("block", cut.blocks):
-        rows.append(store.read(VECTORS, block, "query_rows"))
-        found.append(store.read(VECTORS, block, "query"))
-    row, x = np.concatenate(rows), np.concatenate(found)
+    row, x = drawn(job, "query_rows"), drawn(job, "query")
     positions = np.empty(len(row), np.int64)
     for number in range(cut.blocks):
         start, stop = cut.block(number)
@@ -140,6 +135,7 @@ def join(job: Job, part: str) -> None:
             np.arange(len(own)),
             store.read(STAGE, name, "ids"),
             store.read(STAGE, name, "distances"),
+            own,
         )
         reached = np.minimum(reached, store.read(STAGE, name, "reached"))
     with store.part(STAGE, part) as out:

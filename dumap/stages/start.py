@@ -10,8 +10,7 @@ from dumap.plan import coarse_rows
 from dumap.stages import Context, Job, numbered
 from dumap.stages.cells import Table
 from dumap.stages.graph import Graph
-from dumap.stages.vectors import STAGE as VECTORS
-from dumap.stages.vectors import as_float32
+from dumap.stages.vectors import as_float32, drawn
 from dumap.store import read_array
 
 STAGE = "start"
@@ -100,8 +99,7 @@ def _each_block(job: Job, table: Table):  # type: ignore[no-untyped-def]
 def pca_start(job: Job, graph: Graph) -> tuple[np.ndarray, dict]:
     """Place rows by the principal axes of the sample."""
     table, metric = Table(job.run), job.config.neighbors.metric
-    blocks = numbered("block", job.geometry.blocks)
-    sample = np.concatenate([job.run.read(VECTORS, block, "sample") for block in blocks])
+    sample = drawn(job, "sample")
     mean, axes = start.principal_axes(vectors.partition_space(sample, metric), job.config.layout.n_components)
     y = np.empty((table.rows, job.config.layout.n_components))
     for (low, high), positions, kept in _each_block(job, table):

@@ -1,21 +1,28 @@
-"""vectors: read every row once; count what is not finite, zero or a copy; draw the samples."""
+"""vectors: read every row once; count what is not finite, zero or a copy; draw the samples.
+
+Rows are told apart by hashes of their bytes. Where copies are left out (`input.unique`) two independent ones, 128 bits
+together, decide: for two of a thousand million distinct rows to agree in both has a chance of 1e-21, far less than
+that of a fault that no checksum finds, while comparing bytes would need a shuffle of the input.
+"""
 
 from __future__ import annotations
-
-import math
 
 import numpy as np
 
 from dumap.errors import InputError
 from dumap.kernels import hashing, vectors
+from dumap.plan import tally_buckets
 from dumap.stages import Context, Job, number_of, numbered, total
+from dumap.store import Part, Run
 
 STAGE = "vectors"
-DROPPED, ISOLATED, ZERO = 1, 2, 4
-"""Flags of a row's status."""
+DROPPED, ISOLATED, ZERO, COPY = 1, 2, 4, 8
+"""Flags of a row's status; a copy of an earlier row has that row's flags beside its own."""
 
 NAMED_ROWS = 10
 """How many of the rows that cannot be embedded a message names."""
+JOINED_ROWS = 65_536
+"""Rows that a tally waits for at the least before it joins them."""
 
 
 def as_float32(values: np.ndarray) -> np.ndarray:
@@ -24,17 +31,9 @@ def as_float32(values: np.ndarray) -> np.ndarray:
         return np.ascontiguousarray(values, np.float32)
 
 
-def _drawn(job: Job, purpose: int, rows: np.ndarray, wanted: int) -> np.ndarray:
-    """Choose about `wanted` of all rows by the hash of their ids."""
-    if wanted >= job.geometry.rows:
-        return np.ones(len(rows), bool)
-    limit = np.uint64(min(2**64 - 1, int(wanted / job.geometry.rows * 2**64)))
-    return hashing.draws(job.config.seed, purpose, rows) < limit
-
-
-def hash_rows(block: np.ndarray) -> np.ndarray:
+def hash_rows(block: np.ndarray, second: bool = False) -> np.ndarray:
     """Hash each row of a block, (rows,) uint64."""
-    return hashing.row_hashes(block.view(f"u{block.dtype.itemsize}"))
+    return hashing.row_hashes(block.view(f"u{block.dtype.itemsize}"), second)
 
 
 def fingerprint(job: Job) -> str:
@@ -72,13 +71,10 @@ def check_block(job: Job, part: str) -> None:
     with job.run.part(STAGE, part) as out:
         out.write("hashes", hashes)
         out.write("status", np.where(finite, 0, DROPPED).astype(np.uint8) | np.where(zero, ZERO, 0).astype(np.uint8))
-        for name, purpose, wanted in (
-            ("sample", hashing.SAMPLE, job.geometry.sample_rows),
-            ("query", hashing.QUERIES, job.config.quality.queries),
-        ):
-            chosen = finite & _drawn(job, purpose, rows, wanted)
-            out.write(f"{name}_rows", rows[chosen])
-            out.write(name, x[chosen])
+        if job.config.input.unique:
+            out.write("second_hashes", hash_rows(block, second=True))
+        else:
+            _draw(job, out, x, rows, finite, job.geometry.rows)
         out.attributes |= {
             "fingerprint": int(hashing.fold(hashes, start)),
             "nonfinite": int((~finite).sum()),
@@ -87,15 +83,68 @@ def check_block(job: Job, part: str) -> None:
         }
 
 
+def _draw(job: Job, out: Part, x: np.ndarray, rows: np.ndarray, allowed: np.ndarray, among: int) -> None:
+    """Write a block's share of the samples: about so many of `among` rows, chosen by the hash of their ids."""
+    for name, purpose, wanted in (
+        ("sample", hashing.SAMPLE, job.geometry.sample_rows),
+        ("query", hashing.QUERIES, job.config.quality.queries),
+    ):
+        chosen = allowed
+        if wanted < among:
+            limit = np.uint64(min(2**64 - 1, int(wanted / among * 2**64)))
+            chosen = allowed & (hashing.draws(job.config.seed, purpose, rows) < limit)
+        out.write(f"{name}_rows", rows[chosen])
+        out.write(name, x[chosen])
+
+
+def drawn(job: Job, name: str) -> np.ndarray:
+    """Read a sample, or 'sample_rows', 'query' or 'query_rows', of all blocks."""
+    parts = numbered("distinct" if job.config.input.unique else "block", job.geometry.blocks)
+    return np.concatenate([job.run.read(STAGE, part, name) for part in parts])
+
+
+# copies ------------------------------------------------------------------------------------------
+
+
+def _keys(job: Job, block: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the keys of a block's rows, (words, n), and whether rows are finite."""
+    name = numbered("block", block + 1)[-1]
+    words = ["hashes", "second_hashes"] if job.config.input.unique else ["hashes"]
+    status = job.run.read(STAGE, name, "status")
+    return np.stack([job.run.read(STAGE, name, word) for word in words]), (status & DROPPED) == 0
+
+
 def count_duplicates(job: Job, part: str, buckets: int) -> None:
-    """Count the rows whose bytes equal an earlier row's, among those whose hash falls in one bucket."""
-    bucket, found = number_of(part), []
-    for block in numbered("block", job.geometry.blocks):
-        hashes = job.run.read(STAGE, block, "hashes")
-        found.append(hashes[hashes % np.uint64(buckets) == np.uint64(bucket)])
-    ordered = np.sort(np.concatenate(found))
+    """Count the finite rows that equal an earlier one, among those whose hash falls in one bucket."""
+    bucket, index = number_of(part), job.geometry.index_dtype
+    pieces: list[tuple[np.ndarray, ...]] = []
+
+    def join() -> tuple[np.ndarray, ...]:
+        joined = [np.concatenate(some, axis=-1) for some in zip(*pieces, strict=True)]
+        pieces.clear()
+        return vectors.tally(*joined)
+
+    waiting = 0
+    for block in range(job.geometry.blocks):
+        keys, finite = _keys(job, block)
+        own = np.flatnonzero(finite & (keys[0] % np.uint64(buckets) == np.uint64(bucket)))
+        rows = (own + job.geometry.block(block)[0]).astype(index)
+        pieces.append((keys[:, own], rows, np.ones(len(own), index)))
+        waiting += len(own)
+        if waiting > max(JOINED_ROWS, len(pieces[0][1])):  # as many copies as there may be take no memory
+            pieces, waiting = [join()], 0
+    keys, rows, times = join()
+    repeated = np.flatnonzero(times > 1)
     with job.run.part(STAGE, part) as out:
-        out.attributes["duplicates"] = int((ordered[1:] == ordered[:-1]).sum())
+        out.attributes |= {
+            "distinct": len(rows),
+            "duplicates": int(times.sum(dtype=np.int64)) - len(rows),
+            "greatest": int(times.max(initial=0)),
+        }
+        if job.config.input.unique:
+            out.write("keys", keys[:, repeated].T)
+            out.write("rows", rows[repeated])
+            out.write("times", times[repeated])
 
 
 def read_lists(job: Job, part: str) -> None:
@@ -104,17 +153,61 @@ def read_lists(job: Job, part: str) -> None:
         out.attributes["fingerprint"] = fold_lists(job, number_of(part))
 
 
-def run(context: Context) -> dict:
-    """Check the input; return what was counted.
+def find_copies(job: Job, part: str, buckets: int, among: int) -> None:
+    """Name a block's copies, and draw the samples of the rows that are none."""
+    block = number_of(part)
+    start, stop = job.geometry.block(block)
+    keys, finite = _keys(job, block)
+    rows = np.arange(start, stop)
+    first, times = rows.copy(), np.ones(len(rows), job.geometry.index_dtype)
+    for bucket, name in enumerate(numbered("duplicates", buckets)):
+        own = np.flatnonzero(finite & (keys[0] % np.uint64(buckets) == np.uint64(bucket)))
+        at = vectors.find(keys[:, own], job.run.read(STAGE, name, "keys").T)
+        own, at = own[at >= 0], at[at >= 0]
+        first[own], times[own] = (job.run.read(STAGE, name, array)[at] for array in ("rows", "times"))
+    copies, repeated = np.flatnonzero(first != rows), np.flatnonzero((first == rows) & (times > 1))
+    allowed = finite & (first == rows)
+    with job.run.part(STAGE, part) as out:
+        out.write("copies", copies)
+        out.write("firsts", first[copies])
+        out.write("repeated", repeated)
+        out.write("times", times[repeated])
+        _draw(job, out, as_float32(job.input.read(start, stop)), rows, allowed, among)
+        out.attributes["copies"] = len(copies)
 
-    Raises
-    ------
-    InputError
-        Where rows are not finite and `input.nonfinite` is 'error', or too few rows are left.
-    """
+
+def copies_of(run: Run, block: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return which of a block's rows are copies, counted from its first, and the rows they are copies of."""
+    name = numbered("distinct", block + 1)[-1]
+    return run.read(STAGE, name, "copies"), run.read(STAGE, name, "firsts")
+
+
+def repeated_in(run: Run, block: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return which of a block's rows have copies, counted from its first, and how many places they take."""
+    name = numbered("distinct", block + 1)[-1]
+    return run.read(STAGE, name, "repeated"), run.read(STAGE, name, "times")
+
+
+def left_out(job: Job, block: int) -> np.ndarray:
+    """Tell which of a block's rows are not embedded by themselves: those that are not finite, and copies, (n,) bool."""
+    out = (job.run.read(STAGE, numbered("block", block + 1)[-1], "status") & DROPPED) > 0
+    if job.config.input.unique:
+        out[copies_of(job.run, block)[0]] = True
+    return out
+
+
+def distinct_rows(job: Job) -> int:
+    """Return how many rows there are beside copies that are left out."""
+    copies = job.config.input.unique and total(job.run, STAGE, numbered("distinct", job.geometry.blocks), "copies")
+    return job.geometry.rows - int(copies)
+
+
+# the stage ---------------------------------------------------------------------------------------
+
+
+def _check_finite(context: Context, blocks: list[str]) -> int:
+    """Return how many rows are not finite."""
     config, store = context.config, context.run
-    blocks = numbered("block", context.geometry.blocks)
-    context.compute(STAGE, check_block, blocks)
     nonfinite = total(store, STAGE, blocks, "nonfinite")
     if nonfinite and config.input.nonfinite == "error":
         first = [row for part in blocks for row in store.summary(STAGE, part)["nonfinite_rows"]][:NAMED_ROWS]
@@ -128,14 +221,43 @@ def run(context: Context) -> dict:
             f"{config.input.path}: {left} rows are left without those that are not finite, too few for "
             f"neighbors.n_neighbors = {config.neighbors.n_neighbors}"
         )
-    buckets = math.ceil(context.geometry.rows * 24 / config.task_memory)
+    return nonfinite
+
+
+def run(context: Context) -> dict:
+    """Check the input; return what was counted.
+
+    Raises
+    ------
+    InputError
+        Where rows are not finite and `input.nonfinite` is 'error', or too few rows are left.
+    """
+    config, store, rows = context.config, context.run, context.geometry.rows
+    blocks = numbered("block", context.geometry.blocks)
+    context.compute(STAGE, check_block, blocks)
+    nonfinite = _check_finite(context, blocks)
+    buckets = tally_buckets(config, rows)
     parts = numbered("duplicates", buckets)
     context.compute(STAGE, count_duplicates, parts, buckets=buckets)
+    distinct, duplicates = (total(store, STAGE, parts, fact) for fact in ("distinct", "duplicates"))
+    if config.input.unique:
+        least = config.neighbors.n_neighbors + 2
+        if distinct < least:
+            raise InputError(
+                f"{config.input.path}: input.unique leaves {distinct} distinct rows, too few for "
+                f"neighbors.n_neighbors = {config.neighbors.n_neighbors}: give at least {least}, or, in another "
+                f"output, set n_neighbors to at most {max(distinct - 2, 0)} or input.unique=false"
+            )
+        names = numbered("distinct", context.geometry.blocks)
+        context.compute(STAGE, find_copies, names, buckets=buckets, among=rows - duplicates)
     facts = {
-        "rows": context.geometry.rows,
+        "rows": rows,
         "dropped": nonfinite,
         "zero": total(store, STAGE, blocks, "zero"),
-        "duplicates": total(store, STAGE, parts, "duplicates"),
+        "duplicates": duplicates,
+        "distinct": distinct,
+        "greatest_multiplicity": max(store.summary(STAGE, part)["greatest"] for part in parts),
+        "copies": duplicates if config.input.unique else 0,
         "fingerprint": _written(total(store, STAGE, blocks, "fingerprint")),
     }
     if config.neighbors.precomputed is not None:

@@ -3,7 +3,7 @@
 from dumap.store.arrays import find_array, read_array, write_arrays
 from dumap.store.lock import Lock
 from dumap.store.objects import LOCKS, bucket_errors, probe, probe_key, set_threads, stamps, told
-from dumap.store.run import FORMAT, IDENTITY, MANIFESTS, OBJECT_BYTES, Run, manifest_key
+from dumap.store.run import FORMAT, IDENTITY, MANIFESTS, OBJECT_BYTES, Part, Run, manifest_key
 
 __all__ = [
     "FORMAT",
@@ -12,6 +12,7 @@ __all__ = [
     "MANIFESTS",
     "OBJECT_BYTES",
     "Lock",
+    "Part",
     "Run",
     "bucket_errors",
     "find_array",

@@ -34,13 +34,13 @@ from dumap.errors import DamageError, LockError, StorageError
 from dumap.store.arrays import refuse_code
 from dumap.store.objects import LOCKS, Objects, digest, seal, unseal
 
-FORMAT = 2
+FORMAT = 3
 """Version of the run's format; a run of another version is refused."""
 
 MANIFESTS, IDENTITY = "manifests", "identity"
 OBJECT_BYTES = 32 << 20
 """Long arrays are written as objects of at most this size: Zarr encodes an object in memory."""
-RANGE_BYTES = 1 << 19
+RANGE_BYTES = 1 << 20
 """Rows are read in ranges of about this size, each with a checksum of its own."""
 
 SECTIONS = ("parameters", "versions", "input")
@@ -144,9 +144,9 @@ class Part:
             array[...] = values
         while encoded:
             key, buffer = encoded.popitem()
-            data = buffer.to_bytes()
+            data = memoryview(buffer.as_numpy_array()).cast("B")  # type: ignore[arg-type]
             self.objects[f"{path}/{key}"] = [len(data), digest(data)]
-            self.run.put(f"{path}/{key}", data)
+            self.run.put(f"{path}/{key}", buffer)
 
     def write_rows(self, name: str, first: int, values: np.ndarray) -> None:
         """Write whole chunks of one of the run's final arrays."""

@@ -3,6 +3,9 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import scipy.sparse as sparse
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.sparse.csgraph import connected_components
 from scipy.spatial.distance import cdist
 from umap.umap_ import fuzzy_simplicial_set
 
@@ -127,3 +130,44 @@ def test_the_fuzzy_intersection_drops_edges_of_one_direction():
     both = np.float32([0.5, 0.25])
     indptr, tails, united = graph.union(2, one, two, both, two, one, both, 0.0)
     assert (tails.tolist(), united.tolist()) == ([1, 0], [0.125, 0.125])
+
+
+@given(st.integers(1, 60), st.integers(0, 80), st.integers(0, 2**32 - 1), st.data())
+def test_components_are_those_of_the_whole_graph_however_it_is_cut(rows, edges, seed, data):
+    rng = np.random.default_rng(seed)
+    ends = rng.integers(0, rows, (2, edges))
+    links = sparse.csr_matrix((np.ones(edges, np.float32), ends), shape=(rows, rows))
+    links = (links + links.T).tocsr()
+    count, member = connected_components(links, directed=False)
+    cuts = sorted({0, rows, *data.draw(st.lists(st.integers(0, rows), max_size=4))})
+    sets = np.full(rows, -1, data.draw(st.sampled_from([np.int32, np.int64])))
+    for low, high in data.draw(st.permutations(list(pairwise(cuts)))):
+        shard = links[low:high]
+        graph.connect(shard.indptr.astype(np.int64), shard.indices.astype(sets.dtype), low, sets)
+    sizes = -sets[sets < 0]
+    assert len(sizes) == count
+    assert sorted(sizes.tolist()) == sorted(np.bincount(member).tolist())
+
+
+def test_a_long_chain_is_one_component():
+    rows = 20_000
+    chain = sparse.diags([np.ones(rows - 1)] * 2, [-1, 1], format="csr")
+    sets = np.full(rows, -1, np.int32)
+    graph.connect(chain.indptr.astype(np.int64), chain.indices, 0, sets)
+    assert sets.min() == -rows
+    assert (sets < 0).sum() == 1
+
+
+@given(st.lists(st.integers(1, 4), min_size=1, max_size=30))
+def test_rows_take_as_many_places_as_they_are_told(times):
+    times, rows = np.array(times), np.arange(len(times))
+    repeated = np.flatnonzero(times > 1)
+    found = graph.rows_at(np.arange(times.sum()), repeated, times[repeated].astype(np.int32))
+    assert found.tolist() == np.repeat(rows, times).tolist()
+
+
+def test_places_beyond_32_bits():
+    repeated, times = np.array([5, 3_000_000_000]), np.array([2_000_000_000, 2_000_000_000])
+    places = np.array([4, 5, 2_000_000_004, 2_000_000_005, 4_999_999_998, 4_999_999_999, 6_999_999_998, 6_999_999_999])
+    wanted = [4, 5, 5, 6, 2_999_999_999, 3_000_000_000, 3_000_000_000, 3_000_000_001]
+    assert graph.rows_at(places, repeated, times.astype(np.int32)).tolist() == wanted

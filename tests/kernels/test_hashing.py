@@ -1,4 +1,5 @@
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -60,6 +61,18 @@ def test_every_bit_of_a_row_counts_and_so_does_its_place():
     assert len(np.unique(hashing.row_hashes(np.array(changed, np.uint32)))) == len(changed)
     zeros = [hashing.row_hashes(np.zeros((1, width), np.uint32))[0] for width in range(1, 40)]
     assert len(set(zeros)) == 39
+
+
+def test_the_second_hash_is_another():
+    """Equal for equal rows, and as far from the first as from chance: half of all bits agree."""
+    rows = np.random.default_rng(1).integers(0, 2**16, (2000, 5)).astype(np.uint16)
+    first, second = hashing.row_hashes(rows), hashing.row_hashes(rows, second=True)
+    assert len(np.unique(second)) == len(np.unique(rows, axis=0))
+    assert np.array_equal(second, hashing.row_hashes(rows.copy(), second=True))
+    differing = np.unpackbits((first ^ second).view(np.uint8)).mean()
+    assert differing == pytest.approx(0.5, abs=0.01)
+    apart = first[:, None] - first[None, :100], second[:, None] - second[None, :100]
+    assert not ((apart[0] == apart[1]) & (apart[0] != 0)).any()
 
 
 @given(st.lists(words, min_size=2, max_size=12), st.data())

@@ -1,5 +1,7 @@
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy.spatial.distance import cdist
 
 from dumap.kernels import vectors
@@ -40,3 +42,45 @@ def test_partition_space_takes_each_row_by_itself(metric):
     whole = vectors.partition_space(x, metric)
     for start, stop in [(0, 1), (7, 8), (3, 250), (299, 300)]:
         assert vectors.partition_space(x[start:stop], metric).tobytes() == whole[start:stop].tobytes()
+
+
+# equal rows --------------------------------------------------------------------------------------
+
+WORDS = st.integers(0, 3) | st.sampled_from([2**63, 2**64 - 1])
+
+
+def obvious_tally(keys):
+    """Return each distinct key's first row and how often it is there, ascending."""
+    found = {}
+    for row, key in enumerate(keys):
+        first, times = found.get(key, (row, 0))
+        found[key] = first, times + 1
+    return sorted((key, *seen) for key, seen in found.items())
+
+
+def columns(keys, words):
+    return np.array(keys, np.uint64).reshape(-1, words).T
+
+
+@pytest.mark.parametrize("words", [1, 2])
+@given(data=st.data())
+def test_tallies_join_to_the_tally_of_all(words, data):
+    keys = data.draw(st.lists(st.tuples(*[WORDS] * words), max_size=30))
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(keys)), max_size=3)))
+    table = columns([], words), np.empty(0, np.int32), np.empty(0, np.int32)
+    for low, high in zip([0, *cuts], [*cuts, len(keys)], strict=True):
+        more = columns(keys[low:high], words), np.arange(low, high, dtype=np.int32), np.ones(high - low, np.int32)
+        joined = [np.concatenate(both, axis=-1) for both in zip(table, vectors.tally(*more), strict=True)]
+        table = vectors.tally(*joined)
+    found = list(zip(map(tuple, table[0].T.tolist()), table[1].tolist(), table[2].tolist(), strict=True))
+    assert found == obvious_tally(keys)
+    assert (table[1].dtype, table[2].dtype) == (np.int32, np.int32)
+
+
+@pytest.mark.parametrize("words", [1, 2])
+@given(data=st.data())
+def test_find_finds_keys_and_no_others(words, data):
+    listed, asked = (data.draw(st.lists(st.tuples(*[WORDS] * words), max_size=20)) for _ in range(2))
+    listed = sorted(set(listed))
+    wanted = [listed.index(key) if key in listed else -1 for key in asked]
+    assert vectors.find(columns(asked, words), columns(listed, words)).tolist() == wanted
