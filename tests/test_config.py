@@ -255,6 +255,7 @@ def test_nothing_can_be_changed(section):
         ("neighbors.recall_target", 0.9),
         ("neighbors.max_repairs", 0),
         ("quality.queries", 5),
+        ("neighbors.precomputed", "knn.zarr"),
     ],
 )
 def test_the_digest_names_what_the_answer_depends_on(key, value):
@@ -276,6 +277,24 @@ def test_the_digest_names_what_the_answer_depends_on(key, value):
 )
 def test_the_digest_does_not_name_what_the_answer_does_not_depend_on(key, value):
     assert build(with_value(key, value)).digest() == build(LEAST).digest()
+
+
+def test_of_given_neighbors_the_digest_names_that_they_are_given():
+    """Neither where they lie, nor how cells would have been cut."""
+    given = with_value("neighbors.precomputed", "knn.zarr")
+    for other in ({"neighbors": {"precomputed": "s3://b/knn.zarr"}}, {"cells": {"max_copies": 2}}):
+        assert build({**given, **other}).digest() == build(given).digest()
+    assert differences(build(LEAST).parameters()["neighbors"], build(given).parameters()["neighbors"]) == [
+        "precomputed: None -> True"
+    ]
+
+
+def test_given_neighbors_are_not_of_distinct_rows_alone():
+    both = {**with_value("neighbors.precomputed", "knn.zarr"), "input": {"path": "in.zarr", "unique": True}}
+    with pytest.raises(ConfigError, match=r"input.unique = true does not go with neighbors.precomputed.*: set input.u"):
+        build(both)
+    assert build({**both, "neighbors": {"precomputed": None}}).input.unique
+    assert not build({**both, "input": LEAST["input"]}).input.unique
 
 
 def test_differences_are_told_key_by_key():

@@ -17,7 +17,7 @@ KERNELS = {path.stem for path in PACKAGE.glob("kernels/[!_]*.py")}
 PARTS = {"repair": "audit"}
 """Modules that are part of another's stage."""
 ONLY_IN = {"zarr": "store", "obstore": "store", "dask": "executor.py", "distributed": "executor.py"}
-UPPER = ("dumap.pipeline", "dumap.cli", "dumap.submit", "dumap.export", "dumap.progress")
+UPPER = ("dumap.pipeline", "dumap.cli", "dumap.submit", "dumap.export", "dumap.progress", "dumap.places")
 NEVER_IN = {
     "kernels": (
         *("os", "io", "pathlib", "shutil", "socket", "tempfile", "subprocess", "mmap", "urllib", "http", "fsspec"),

@@ -182,14 +182,15 @@ def run(context: Context) -> dict:
     target, figures = own.recall_target, measure(context, 0)
     repairs: list[dict] = []
     recalls = [figures.get("recall")]
-    while recalls[-1] is not None and recalls[-1] < target and len(repairs) < own.max_repairs:
+    most = own.max_repairs if own.precomputed is None else 0
+    while recalls[-1] is not None and recalls[-1] < target and len(repairs) < most:
         within = figures["recall_within_cells"]
         repairs.append(repair_lists(context, len(repairs) + 1, inside=within is not None and within < target))
         figures = measure(context, len(repairs))
         recalls.append(figures.get("recall"))
         if not repairs[-1]["gained"]:
             break
-    if recalls[-1] is not None and recalls[-1] < target:
+    if recalls[-1] is not None and recalls[-1] < target and own.precomputed is None:
         context.note(
             f"audit: recall {recalls[-1]:.3f} ({figures['recall_low']:.3f} to {figures['recall_high']:.3f}) is below "
             f"neighbors.recall_target = {target} after {len(repairs)} repairs"

@@ -52,6 +52,20 @@ def fingerprint(job: Job) -> str:
     return _written(sum(int(hashing.fold(hash_rows(job.input.read(*span)), span[0])) for span in spans))
 
 
+def fold_lists(job: Job, cell: int) -> int:
+    """Fold the hashes of the lists that are given for a cell's range of rows."""
+    found = 0
+    for start, stop in job.geometry.lists(cell):
+        both = [hash_rows(block) for block in job.precomputed.read(start, stop)]
+        found += int(hashing.fold(hashing.row_hashes(np.column_stack(both)), start))
+    return found
+
+
+def fingerprint_lists(job: Job) -> str:
+    """Fingerprint the neighbours that are given, as they are now, without a cluster."""
+    return _written(sum(fold_lists(job, cell) for cell in range(job.geometry.cells)))
+
+
 def _written(total: int) -> str:
     return f"{total % 2**64:016x}"
 
@@ -144,6 +158,12 @@ def count_duplicates(job: Job, part: str, buckets: int) -> None:
             out.write("keys", keys[:, repeated].T)
             out.write("rows", rows[repeated])
             out.write("times", times[repeated])
+
+
+def read_lists(job: Job, part: str) -> None:
+    """Fingerprint a range of the lists that are given."""
+    with job.run.part(STAGE, part) as out:
+        out.attributes["fingerprint"] = fold_lists(job, number_of(part))
 
 
 def find_copies(job: Job, part: str, buckets: int, among: int) -> None:
@@ -243,7 +263,7 @@ def run(context: Context) -> dict:
             )
         names = numbered("distinct", context.geometry.blocks)
         context.compute(STAGE, find_copies, names, buckets=buckets, among=rows - duplicates)
-    return {
+    facts = {
         "rows": rows,
         "dropped": nonfinite,
         "zero": total(store, STAGE, blocks, "zero"),
@@ -253,3 +273,8 @@ def run(context: Context) -> dict:
         "copies": duplicates if config.input.unique else 0,
         "fingerprint": _written(total(store, STAGE, blocks, "fingerprint")),
     }
+    if config.neighbors.precomputed is not None:
+        lists = numbered("lists", context.geometry.cells)
+        context.compute(STAGE, read_lists, lists)
+        facts["precomputed_fingerprint"] = _written(total(store, STAGE, lists, "fingerprint"))
+    return facts

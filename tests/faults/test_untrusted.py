@@ -283,6 +283,7 @@ PATHS = {
     "input.array": lambda value: {"input": {"path": "x", "array": value}},
     "output": lambda value: {"output": value},
     "start.init": lambda value: {"start": {"init": value}},
+    "neighbors.precomputed": lambda value: {"neighbors": {"precomputed": value}},
     "cluster.scheduler": lambda value: {"cluster": {"scheduler": value}},
     "cluster.scheduler_file": lambda value: {"cluster": {"scheduler_file": value}},
 }
