@@ -22,7 +22,7 @@ Exit codes: 0 ok, 1 damage found, 2 bad configuration, 3 bad input, 4 over budge
 """
 
 
-SHOWN = ("graph", "quality")
+SHOWN = ("audit", "graph", "quality")
 """Stages of which 'status' shows people the facts; --json has those of all."""
 UNEXPECTED = 70
 """Exit code of an error that dumap did not foresee."""
@@ -112,9 +112,9 @@ def status(run: str, as_json: bool) -> None:
                 *(format_bytes(stage[k]) for k in ("projected_bytes", "peak_bytes")),
             ]
         click.echo(f"{stage['name']:<10} {stage['state']:<8} {numbers[0]:>8} {numbers[1]:>10} {numbers[2]:>10}")
-    for stage in found["stages"]:
-        for name, value in stage["facts"].items() if stage["name"] in SHOWN else ():
-            click.echo(f"  {name}: {value:.4f}" if isinstance(value, float) else f"  {name}: {value}")
+    told = [fact for stage in found["stages"] if stage["name"] in SHOWN for fact in stage["facts"].items()]
+    for name, value in dict(told).items():
+        click.echo(f"  {name}: {value:.4f}" if isinstance(value, float) else f"  {name}: {value}")
 
 
 @cli.command()

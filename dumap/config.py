@@ -157,11 +157,14 @@ class InputConfig(_Section):
 
 
 class NeighborsConfig(_Section):
-    """The neighbours of each row, itself not counted."""
+    """The neighbours of each row, itself not counted: searched, and repaired below a recall; or given."""
 
     n_neighbors: int = Field(15, ge=2, le=512)
     metric: Metric = "euclidean"
     metric_kwds: Annotated[Any, AfterValidator(_arguments)] = FrozenDict()
+    recall_target: float = Field(0.95, ge=0.0, le=1.0)
+    max_repairs: int = Field(3, ge=0, le=9)
+    precomputed: Location | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> NeighborsConfig:
@@ -216,7 +219,7 @@ class LayoutConfig(_Section):
 
 
 class QualityConfig(_Section):
-    """The audit."""
+    """The audit of the lists, before and after each repair, and of the map: rows searched exactly."""
 
     queries: int = Field(1000, ge=0, le=100_000)
 
@@ -257,14 +260,30 @@ class Config(_Section):
     quality: QualityConfig = QualityConfig()
     cluster: ClusterConfig = ClusterConfig()
 
+    @model_validator(mode="after")
+    def _consistent(self) -> Config:
+        if self.input.unique and self.neighbors.precomputed is not None:
+            raise ValueError(
+                "input.unique = true does not go with neighbors.precomputed, whose lists are of all rows: "
+                "set input.unique=false, or neighbors.precomputed=null to have the distinct rows searched"
+            )
+        return self
+
     def parameters(self) -> dict[str, Any]:
         """Return what the answer depends on, beside the input's data.
 
         `input.nonfinite` is not among it: where rows are not finite, one of its values gives no answer at all.
+        `quality.queries` is: the rows that it chooses decide whether lists are repaired.
+        Of a given graph its place is not, as of the input, but that there is one; then no cells are cut.
         """
-        values = self.model_dump(mode="json", exclude={"output", "cluster", "input", "quality"})
+        values = self.model_dump(mode="json", exclude={"output", "cluster", "input"})
         for where in ("checkpoint_every", "mode"):
             del values["layout"][where]
+        if self.neighbors.precomputed is None:
+            del values["neighbors"]["precomputed"]
+        else:
+            values["neighbors"]["precomputed"] = True
+            del values["cells"]
         return {"input": {"unique": self.input.unique}, **values}
 
     def digest(self) -> str:

@@ -44,7 +44,7 @@ def export(location: str, what: str, out: str, labels: str | None = None) -> str
     if what in ("embedding", "picture"):
         _require(run, "embedding")
         return _embedding(run, out) if what == "embedding" else _picture(run, out, labels)
-    _require(run, "neighbors" if what == "neighbors" else "graph")
+    _require(run, "audit" if what == "neighbors" else "graph")
     order, position = _order(run, rows, attributes["parameters"]["input"]["unique"])
     return (
         _neighbors(run, out, order, position, attributes)

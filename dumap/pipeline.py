@@ -1,27 +1,25 @@
-"""The recipe: vectors, cells, neighbors, graph, start, layout, embedding, quality."""
+"""The recipe: vectors, cells, neighbors, audit, graph, start, layout, embedding, quality."""
 
 from __future__ import annotations
 
-import os
-import shutil
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from dumap import executor
 from dumap.config import Config, differences, format_bytes
-from dumap.disk import is_remote, normalize
 from dumap.errors import DamageError, DumapError, RunMismatchError, StorageError
 from dumap.executor import Executor, Observer
+from dumap.places import check_places, free_disk, probe_output, with_places
 from dumap.plan import PAUSE_FRACTION, Plan, geometry, make_plan
-from dumap.source import Input
+from dumap.source import Input, Precomputed
 from dumap.stages import (
     Context,
     Job,
     Task,
+    audit,
     cells,
     embedding,
     graph,
@@ -31,15 +29,20 @@ from dumap.stages import (
     start,
     vectors,
 )
-from dumap.store import IDENTITY, LOCKS, MANIFESTS, Lock, Run, manifest_key, probe
+from dumap.store import IDENTITY, LOCKS, Lock, Run, manifest_key
 
 if TYPE_CHECKING:
     from distributed import Client
 
-RECIPE = (vectors, cells, neighbors, graph, start, layout, embedding, quality)
+RECIPE = (vectors, cells, neighbors, audit, graph, start, layout, embedding, quality)
 STAGES = tuple(stage.STAGE for stage in RECIPE)
 DONE = "run"
 """Group of the manifests that commit whole stages."""
+DATA: dict[str, tuple[str, Callable[[Job], str]]] = {
+    "input": ("fingerprint", vectors.fingerprint),
+    "precomputed": ("precomputed_fingerprint", vectors.fingerprint_lists),
+}
+"""What a job reads: the fact of the stage vectors that tells it from other data, and what finds that anew."""
 REPAIRS = 3
 """Times that one part's damage is repaired in one call: a disk that goes on losing it is no place for a run."""
 
@@ -69,7 +72,9 @@ def plan(config: Config) -> Plan:
         The input cannot be read or embedded.
     """
     source = Input(config.input.path, config.input.array)
-    cut = geometry(config, source.rows, source.dims, source.dtype.itemsize, source.chunk_rows)
+    path = config.neighbors.precomputed
+    given = None if path is None else Precomputed(path, source.rows)
+    cut = geometry(config, source.rows, source.dims, source.dtype.itemsize, source.chunk_rows, given)
     return make_plan(config, cut, config.cluster.memory_limit or 0)
 
 
@@ -95,12 +100,7 @@ def run(config: Config, client: Client | None = None, observer: Observer | None 
     DumapError
     """
     observer = observer or Silent()
-    config = config.model_copy(
-        update={
-            "output": normalize(config.output),
-            "input": config.input.model_copy(update={"path": normalize(config.input.path)}),
-        }
-    )
+    config = with_places(config)
     check_places(config)
     projected = plan(config)
     job = Job(config, projected.geometry)
@@ -198,48 +198,14 @@ def _compute(job: Job, cluster: Executor, observer: Observer) -> Any:
 # what a run is of --------------------------------------------------------------------------------
 
 
-def check_places(config: Config) -> None:
-    """Refuse an output that is, holds or lies in the input, or that is something else than a run."""
-    if is_remote(config.output) != is_remote(config.input.path) or is_remote(config.output):
-        same = config.output.rstrip("/") == config.input.path.rstrip("/")
-    else:
-        output, source = Path(config.output).resolve(), Path(config.input.path).resolve()
-        same = output == source or source in output.parents or output in source.parents
-    if same:
-        raise StorageError(f"output: {config.output} is, holds or lies in the input {config.input.path}; name another")
-    if not is_remote(config.output) and os.path.exists(config.output):
-        if not os.path.isdir(config.output):
-            raise StorageError(f"output: {config.output} is a file; name a folder that is a run, or does not exist")
-        begun = {MANIFESTS, LOCKS}  # all there is where a driver died before it said what the run is of
-        if set(os.listdir(config.output)) - begun and not Run(config.output, read_only=True).exists():
-            raise StorageError(f"output: {config.output} exists and is not a dumap run; nothing was touched")
-    run = Run(config.output, read_only=True)
-    if run.exists():
-        run.attributes  # noqa: B018  refuses another format, or something else than a run
-
-
-def probe_output(location: str) -> None:
-    """Make the output's folder, and fail unless it can be written to."""
-    if not is_remote(location):
-        try:
-            os.makedirs(location, exist_ok=True)
-        except OSError as error:
-            raise StorageError(f"output: {location} cannot be made ({error.strerror})") from error
-    probe(location)
-
-
-def free_disk(location: str) -> int | None:
-    """Return the bytes free where the output lies, where that is known."""
-    if is_remote(location):
-        return None
-    path = Path(location)
-    usage = shutil.disk_usage(next(folder for folder in [path, *path.parents] if folder.exists()))
-    return usage.free if usage.total else None
+def data_of(config: Config) -> list[str]:
+    """Name what a run reads, as a job and the run's attributes do."""
+    return ["input"] if config.neighbors.precomputed is None else list(DATA)
 
 
 def create(job: Job, cpus: list[str]) -> None:
     """Create what is not there of the run: what it is of, and its final arrays filled with what says 'not yet'."""
-    config, cut, source = job.config, job.geometry, job.input
+    config, cut = job.config, job.geometry
     job.run.create(
         {
             "kind": "dumap run",
@@ -247,13 +213,7 @@ def create(job: Job, cpus: list[str]) -> None:
             "seed": config.seed,
             "versions": executor.versions(),
             "cpus": cpus,
-            "input": {
-                "path": source.path,
-                "array": source.name,
-                "shape": [source.rows, source.dims],
-                "dtype": str(source.dtype),
-                "signature": source.signature(),
-            },
+            **{what: getattr(job, what).describe() for what in data_of(config)},
         }
     )
     if not job.run.is_committed(IDENTITY, "results"):
@@ -265,9 +225,10 @@ def create(job: Job, cpus: list[str]) -> None:
 
 
 def describe_input(run: Run) -> None:
-    """Add the input's fingerprint to the run's attributes, once all of it was read."""
+    """Add the fingerprints of what is read to the run's attributes, once all of it was read."""
     if run.is_committed(DONE, vectors.STAGE):
-        run.describe({"fingerprint": run.summary(DONE, vectors.STAGE)["facts"]["fingerprint"]})
+        facts = run.summary(DONE, vectors.STAGE)["facts"]
+        run.describe({fact: facts[fact] for fact, _ in DATA.values() if fact in facts})
 
 
 def lost_identity(run: Run) -> list[str]:
@@ -276,9 +237,27 @@ def lost_identity(run: Run) -> list[str]:
     return [part for part, wanted in needed.items() if wanted and not run.is_committed(IDENTITY, part)]
 
 
+def check_data(job: Job, what: str, note: Callable[[str], None]) -> None:
+    """Refuse other data than a run was begun with; all is read only where its objects look other than they did."""
+    run, source, (fact, fingerprint) = job.run, getattr(job, what), DATA[what]
+    began, now = run.attributes[what], source.describe()
+    if any(began[name] != now[name] for name in ("shape", "dtype")):
+        raise RunMismatchError(
+            f"{run.location} was begun with {what} of shape {tuple(began['shape'])} and dtype {began['dtype']}; "
+            f"{source.path} has {tuple(now['shape'])} and {now['dtype']}: give the same {what}, or another output"
+        )
+    if began["signature"] != now["signature"]:
+        note(f"{source.path}: its objects' sizes or times differ from when the run was begun; reading it anew")
+        if run.attributes.get(fact) != fingerprint(job):
+            raise RunMismatchError(
+                f"{source.path} holds other data than when {run.location} was begun, or was changed before all of it "
+                f"was read: name another output"
+            )
+
+
 def check_same(job: Job, force: bool, observer: Observer) -> None:
     """Refuse to go on with a run of other parameters, other input or, unless forced, other versions."""
-    run, config, source = job.run, job.config, job.input
+    run, config = job.run, job.config
     attributes = run.attributes
     changed = differences(attributes["parameters"], config.parameters())
     if changed:
@@ -287,19 +266,8 @@ def check_same(job: Job, force: bool, observer: Observer) -> None:
             + "\n  ".join(changed)
             + "\nGive the same parameters, or another output"
         )
-    began = attributes["input"]
-    if began["shape"] != [source.rows, source.dims] or began["dtype"] != str(source.dtype):
-        raise RunMismatchError(
-            f"{run.location} was begun with input of shape {tuple(began['shape'])} and dtype {began['dtype']}; "
-            f"{source.path} has {(source.rows, source.dims)} and {source.dtype}: give the same input, or another output"
-        )
-    if began["signature"] != source.signature():
-        observer.note(f"{source.path}: its objects' sizes or times differ from when the run was begun; reading it anew")
-        if attributes.get("fingerprint") != vectors.fingerprint(job):
-            raise RunMismatchError(
-                f"{source.path} holds other data than when {run.location} was begun, or was changed before all of it "
-                f"was read: name another output"
-            )
+    for what in data_of(config):
+        check_data(job, what, observer.note)
     _refuse(run, differences(attributes["versions"], executor.versions()), force)
 
 
@@ -446,9 +414,10 @@ def clean(location: str, note: Callable[[str], None], look_only: bool = False) -
 def describe(projected: Plan) -> str:
     """Write a plan for people."""
     cut = projected.geometry
+    given = f" given with {cut.columns} neighbors each" if cut.columns else ""
     lines = [
         f"{cut.rows} rows x {cut.dims} dims: {cut.blocks} blocks of {cut.block_rows} rows, {cut.cells} cells of up to "
-        f"{cut.cell_rows} rows, {cut.shards} shards of {cut.shard_rows} rows, {cut.n_epochs} epochs",
+        f"{cut.cell_rows} rows{given}, {cut.shards} shards of {cut.shard_rows} rows, {cut.n_epochs} epochs",
         f"{'stage':<10} {'tasks':>7} {'shuffled':>10} {'disk':>10} {'peak a worker':>14}",
     ]
     for stage in projected.stages:

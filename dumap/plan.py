@@ -15,9 +15,10 @@ import numpy as np
 from dumap.config import Config, format_bytes
 from dumap.errors import BudgetError, InputError
 from dumap.kernels.layout import POOL_ROWS, RUN, default_epochs
-from dumap.kernels.leaves import EXACT_ROWS, LEAF_ROWS
+from dumap.kernels.leaves import EXACT_ROWS, LEAF_ROWS, WIDE
 from dumap.kernels.vectors import ANGULAR
 from dumap.metrics import arguments
+from dumap.source import Precomputed
 from dumap.store import OBJECT_BYTES
 
 INTERPRETER_BYTES = 660 * 2**20
@@ -34,6 +35,12 @@ WANTED_CELL_ROWS = 32_768
 """Rows a cell has where memory does not ask for fewer, so that one task is not the whole data set."""
 MIN_CELLS = 4
 OUTPUT_ROWS = 65_536
+TILE_BYTES = 32 * 2**20
+"""Bytes of the distances that an audit computes at once, and of the rows it computes them to."""
+HALO = 2
+"""Rows that repairs send for each row: assumed for the disk; what memory holds is counted, not assumed."""
+LIST_BYTES, SLOT_BYTES = 40, 96
+"""What a slot takes of the lists that are kept of a given graph, and of those on their way (measured, rounded up)."""
 
 
 @dataclass(frozen=True)
@@ -51,12 +58,14 @@ class Geometry:
     cell_rows : int
         Rows a cell may hold, spilled copies included.
     cells, leaves : int
-        How many, about: leaves are what a cell is packed of.
+        How many, about: a cell is packed of leaves or, where neighbours are given, a range of `cell_rows` rows.
     shard_rows, shards : int
         Rows of a shard of the graph, and how many.
     output_rows, outputs : int
         Rows of a chunk of the embedding, and how many.
     n_epochs : int
+    columns, list_rows : int
+        Slots a row of the neighbours that are given, 0 where they are searched, and rows that are read of them at once.
     """
 
     rows: int
@@ -73,10 +82,17 @@ class Geometry:
     output_rows: int
     outputs: int
     n_epochs: int
+    columns: int = 0
+    list_rows: int = 0
 
     def block(self, number: int) -> tuple[int, int]:
         """Return the rows [start, stop) of a block."""
         return number * self.block_rows, min(self.rows, (number + 1) * self.block_rows)
+
+    def lists(self, cell: int) -> list[tuple[int, int]]:
+        """Return the rows [start, stop) that are read at once of the neighbours given for a cell's range of rows."""
+        start, stop = cell * self.cell_rows, min(self.rows, (cell + 1) * self.cell_rows)
+        return [(low, min(stop, low + self.list_rows)) for low in range(start, stop, self.list_rows)]
 
     @property
     def index_dtype(self) -> np.dtype:
@@ -161,11 +177,91 @@ class Plan:
 def cell_row_bytes(dims: int, n_neighbors: int, metric: str) -> int:
     """Return the bytes a row of a cell takes while its neighbours are searched (measured, rounded up)."""
     copies = 2 if metric in ANGULAR else 1
-    return 4 * dims * copies + 56 * (n_neighbors + 1) + 256
+    narrow = 4 * (dims // 3 + 1) if dims >= WIDE else 0
+    return 4 * dims * copies + narrow + 56 * (n_neighbors + 1) + 256
 
 
-def geometry(config: Config, rows: int, dims: int, itemsize: int, chunk_rows: int) -> Geometry:
+def audits(config: Config) -> int:
+    """Return how often lists are audited at the most, on rows of their own each time."""
+    own = config.neighbors
+    if not config.quality.queries or not own.recall_target or own.precomputed is not None:
+        return 1
+    return own.max_repairs + 1
+
+
+def repair_row_bytes(dims: int, n_neighbors: int, metric: str) -> int:
+    """Return the bytes that a row of a cell, or of its halo, takes while lists are repaired."""
+    copies = 2 if metric in ANGULAR else 1
+    return 4 * dims * copies + 56 * n_neighbors + 256
+
+
+def universe_rows(config: Config, cut: Geometry) -> int:
+    """Return how many rows, of its own and others', a cell may hold while its lists are repaired."""
+    return config.task_memory // repair_row_bytes(cut.dims, config.neighbors.n_neighbors, config.neighbors.metric)
+
+
+def repair_bytes(config: Config, cut: Geometry) -> int:
+    """Return the bytes that a task of a repair takes: as many rows as may be, or a cell that has more of its own."""
+    k, metric, own = config.neighbors.n_neighbors, config.neighbors.metric, min(cut.cell_rows, cut.rows)
+    asked = cut.cells * own * 4 + own * (min(cut.itemsize, 4) * cut.dims + k * 16)  # by every cell, for every row
+    objects, table = 4 * OBJECT_BYTES, cut.cells**2 * 16
+    rows = max(universe_rows(config, cut), own)
+    return max(min(rows, cut.rows) * repair_row_bytes(cut.dims, k, metric), asked + objects) + table
+
+
+def audit_plan(config: Config, cut: Geometry) -> tuple[int, tuple[int, int, int]]:
+    """Project the audit with all the repairs that it may come to: bytes of a task; tasks, bytes shuffled, on disk."""
+    k, index, rows = config.neighbors.n_neighbors, cut.index_dtype.itemsize, cut.rows
+    queries, times = min(config.quality.queries, rows), audits(config)
+    peak = cut.block_rows * cut.dims * (2 * cut.itemsize + 4) + queries * (cut.dims * 16 + (k + 15) * 64)
+    peak += 5 * TILE_BYTES
+    repairs = times - 1
+    if repairs:
+        peak = max(peak, repair_bytes(config, cut))
+    halo = HALO * rows * (cut.dims * min(cut.itemsize, 4) + k * (index + 1) + 4)  # of one repair at a time
+    offers, lists = (HALO + 1) * rows * k * (index + 4), rows * k * (index + 5)
+    found = queries * (cut.blocks + 1) * (max(k, 15) * 12 + k * 4) + queries * (cut.dims * 4 + 8 * k + 24)
+    tasks = times * (cut.blocks + 3) + repairs * (4 * cut.cells + 2)
+    shuffled = times * rows * cut.dims * cut.itemsize + repairs * (halo + offers)
+    return peak, (tasks, shuffled, times * found + repairs * lists + (halo + offers if repairs else 0))
+
+
+def range_rows_of(config: Config) -> int:
+    """Return the rows of a cell where neighbours are given."""
+    return max(1, min(OUTPUT_ROWS, config.task_memory // 4 // (config.neighbors.n_neighbors * LIST_BYTES)))
+
+
+def list_rows_of(config: Config, given: Precomputed) -> int:
+    """Return how many rows of a given graph are read at once.
+
+    Raises
+    ------
+    InputError
+        Where it has too few columns, or a chunk is more than a task may hold.
+    """
+    k, memory, columns = config.neighbors.n_neighbors, config.task_memory, given.columns
+    if columns < k:
+        raise InputError(
+            f"neighbors.precomputed: the arrays of {given.path} have {columns} columns, too few for "
+            f"neighbors.n_neighbors = {k}: set n_neighbors to at most {columns}, or to {columns - 1} where rows come "
+            f"first among their own neighbors"
+        )
+    if given.chunk_bytes > memory // 8:
+        fit = max(1, memory // 8 * given.chunk_rows // given.chunk_bytes)
+        raise InputError(
+            f"neighbors.precomputed: one chunk in {given.path} holds {format_bytes(given.chunk_bytes)}, more than an "
+            f"eighth of task_memory ({format_bytes(memory)}): rechunk the arrays to at most {fit} rows a chunk, or "
+            f"set task_memory to {math.ceil(8 * given.chunk_bytes / 2**20)}MiB or more"
+        )
+    return max(1, memory // 4 // (columns * SLOT_BYTES))
+
+
+def geometry(
+    config: Config, rows: int, dims: int, itemsize: int, chunk_rows: int, given: Precomputed | None = None
+) -> Geometry:
     """Cut a data set by the configuration; the same data and parameters give the same cut of cells.
+
+    Where a graph is given, cells are ranges of rows, cut neither by the data nor by how it is stored.
 
     Raises
     ------
@@ -181,8 +277,7 @@ def geometry(config: Config, rows: int, dims: int, itemsize: int, chunk_rows: in
             f"give at least {k + 2} rows, or set n_neighbors to at most {max(rows - 2, 0)}"
         )
     arguments(config.neighbors.metric, config.neighbors.metric_kwds, dims)  # refuses what the metric cannot take
-    chunk_bytes = min(chunk_rows, rows) * dims * itemsize
-    if chunk_bytes > memory // 4:
+    if (chunk_bytes := min(chunk_rows, rows) * dims * itemsize) > memory // 4:
         raise InputError(
             f"{config.input.path}: one chunk holds {format_bytes(chunk_bytes)}, more than a quarter of task_memory "
             f"({format_bytes(memory)}): rechunk the array to at most {max(1, memory // 4 // (dims * itemsize))} "
@@ -199,6 +294,8 @@ def geometry(config: Config, rows: int, dims: int, itemsize: int, chunk_rows: in
     cells = 1
     if rows > min(cap, WANTED_CELL_ROWS):
         cells = max(math.ceil(rows * copies / (0.75 * cap)), min(MIN_CELLS, math.ceil(rows / WANTED_CELL_ROWS)))
+    if given is not None:
+        cells = math.ceil(rows / (cap := range_rows_of(config)))
     leaves = max(cells, rows // LEAF_ROWS) if rows > EXACT_ROWS or cells > 1 else 1
     wanted_sample = max(MIN_SAMPLE_ROWS, SAMPLE_ROWS_PER_LEAF * leaves)
     sample_rows = min(rows, wanted_sample, max(1024, memory // 4 // (4 * dims)))
@@ -219,6 +316,8 @@ def geometry(config: Config, rows: int, dims: int, itemsize: int, chunk_rows: in
         output_rows=OUTPUT_ROWS,
         outputs=math.ceil(rows / OUTPUT_ROWS),
         n_epochs=config.layout.n_epochs or default_epochs(rows),
+        columns=given.columns if given else 0,
+        list_rows=min(cap, list_rows_of(config, given)) if given else 0,
     )
 
 
@@ -277,26 +376,33 @@ def make_plan(config: Config, cut: Geometry, worker_memory: int = 0) -> Plan:
     shard_rows, cell_rows = min(cut.shard_rows, rows), cut.cell_rows if cut.cells > 1 else rows
     tables = cut.blocks * (cut.cells + 1) * 24 + cut.cells**2 * 8
     sample, queries = cut.sample_rows * cut.dims * 4, min(config.quality.queries, rows)
+    drawn = min(audits(config) * queries, rows) * cut.dims * 4
+    audit_peak, audit_work = audit_plan(config, cut)
     epochs, every = cut.n_epochs, config.layout.checkpoint_every
     unique, buckets = config.input.unique, tally_buckets(config, rows)
     peaks = {
-        "vectors": max(block * (2 * cut.itemsize + 8) + sample, -(-rows // buckets) * tally_row_bytes(config)),
+        "vectors": max(
+            block * (2 * cut.itemsize + 8) + sample + min(drawn, 4 * block),
+            -(-rows // buckets) * tally_row_bytes(config),
+        ),
         "cells": max(block * (2 * cut.itemsize + 12) + cut.block_rows * 64 + 4 * OBJECT_BYTES, sample * 4, tables * 3),
         "neighbors": cell_rows * max(cell_row_bytes(cut.dims, k, config.neighbors.metric), list_bytes * 4) + tables,
+        "audit": audit_peak,
         "graph": max(shard_rows * k * 160, rows * (index + 2) + 2 * k * shard_rows * index),
         "start": start_bytes(rows, shard_rows, k, n_components),
         "layout": layout_bytes(config, rows, edges, worker_memory),
         "embedding": cut.output_rows * (64 + 16 * n_components) + tables,
-        "quality": block * (2 * cut.itemsize + 8) + queries * (cut.dims * 8 + k * 64) + 3 * OBJECT_BYTES,
+        "quality": block * (2 * cut.itemsize + 4) + queries * (cut.dims * 16 + 64 * 15) + 5 * TILE_BYTES,
     }
     work = {  # tasks, bytes shuffled, bytes on disk
         "vectors": (
             cut.blocks * (1 + unique) + buckets,
             rows * 8 * (1 + unique),
-            rows * (9 + unique * (16 + 3 * index)) + 2 * sample,
+            rows * (9 + unique * (16 + 3 * index)) + sample + drawn,
         ),
         "cells": (3 * cut.blocks + 3, copies * vector_bytes, copies * (vector_bytes + rows * 32) + rows * 52),
         "neighbors": (2 * cut.cells, copies * rows * list_bytes, (copies + 1) * rows * list_bytes),
+        "audit": audit_work,
         "graph": (
             2 * cut.shards + 1 + unique * cut.blocks,
             rows * k * (2 * index + 4),
@@ -305,10 +411,26 @@ def make_plan(config: Config, cut: Geometry, worker_memory: int = 0) -> Plan:
         "start": (1, edges * (index + 4), rows * 4 * n_components),
         "layout": (math.ceil(epochs / every), state * math.ceil(epochs / every), 2 * state),
         "embedding": (cut.outputs, state // 3, rows * (4 * n_components + 1)),
-        "quality": (2 * cut.blocks + 3, 2 * vector_bytes, queries * cut.blocks * (k + n_components) * 12),
+        "quality": (2 * cut.blocks + 3, 2 * vector_bytes, queries * 15 * 16 + 300 * 15 * 12 * cut.blocks),
     }
+    if cut.columns:
+        adapt(config, cut, peaks, work)
     stages = (StagePlan(name, *work[name], INTERPRETER_BYTES + math.ceil(peak)) for name, peak in peaks.items())
     return Plan(cut, tuple(stages))
+
+
+def adapt(config: Config, cut: Geometry, peaks: dict[str, int], work: dict[str, tuple[int, int, int]]) -> None:
+    """Project what is otherwise where neighbours are given: nothing is searched, and no vectors are sorted."""
+    k, rows, index = config.neighbors.n_neighbors, cut.rows, cut.index_dtype.itemsize
+    tables = (cut.blocks * cut.cells * 2 + cut.cells**2) * 8
+    chunks = min(config.task_memory // 2, rows * cut.columns * 32)  # two at each end of what is read, decoded twice
+    read = chunks + cut.list_rows * cut.columns * SLOT_BYTES
+    peaks["vectors"] = max(peaks["vectors"], read)
+    peaks["cells"] = cut.block_rows * 64 + rows * 16 + tables * 3
+    peaks["neighbors"] = read + min(cut.cell_rows, rows) * k * LIST_BYTES + tables
+    work["vectors"] = (work["vectors"][0] + cut.cells, *work["vectors"][1:])
+    work["cells"] = (cut.blocks + 1, rows, rows * 4 + tables)
+    work["neighbors"] = (cut.cells, 0, rows * k * (index + 4))
 
 
 def task_bytes(worker_memory: int) -> int:

@@ -1,10 +1,12 @@
-"""The input: an array of vectors, read and never written."""
+"""The input: the vectors, and the neighbours where they are given; read and never written."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -13,8 +15,42 @@ from dumap.errors import InputError
 from dumap.store import bucket_errors, find_array, stamps, told
 
 
+@dataclass(frozen=True)
+class Form:
+    """What an array of the user's has to be, and what the settings are called that name it.
+
+    Attributes
+    ----------
+    settings : tuple of str
+        The setting of the path, and that of the name.
+    shape, allowed : str
+        The shape and the dtypes, for people.
+    kinds : str
+        Kinds of numpy's dtypes.
+    in_group : bool
+        The path has to be a group's, which holds other arrays too.
+    """
+
+    settings: tuple[str, str]
+    shape: str
+    allowed: str
+    kinds: str
+    in_group: bool = False
+
+
+GIVEN = "neighbors.precomputed"
+VECTORS = Form(
+    ("input.path", "input.array"),
+    "(rows, dims): reshape it, one row a vector",
+    "real floats, integers and booleans",
+    "fiub",
+)
+INDICES = Form((GIVEN, GIVEN), "(rows, neighbors)", "integers: cast it", "iu", True)
+DISTANCES = Form((GIVEN, GIVEN), "(rows, neighbors)", "real floats: cast it", "f", True)
+
+
 class Input:
-    """The array of vectors that a run reads; never written.
+    """An array that a run reads, row by row; never written.
 
     Parameters
     ----------
@@ -22,6 +58,8 @@ class Input:
         A Zarr group or array, v2 or v3: a folder, a zip file or a URL.
     array : str
         The array's name in the group.
+    form : Form
+        What it has to be.
 
     Attributes
     ----------
@@ -29,17 +67,19 @@ class Input:
     dtype : numpy.dtype
     """
 
-    def __init__(self, path: str, array: str) -> None:
+    def __init__(self, path: str, array: str, form: Form = VECTORS) -> None:
         self.path, self.name = normalize(path), array
         if not is_remote(self.path) and not os.path.exists(self.path):
-            raise InputError(f"input.path: {self.path} does not exist")
-        self._array = find_array(self.path, array)
+            raise InputError(f"{form.settings[0]}: {self.path} does not exist")
+        self._array = find_array(self.path, array, form.settings)
+        if form.in_group and not self._array.path:
+            raise InputError(f"{form.settings[0]}: {self.path} is an array; name the group that holds {array!r}")
         shape, dtype = self._array.shape, self._array.dtype
         where = f"{self.path}, array {self._array.path!r}"
         if len(shape) != 2:
-            raise InputError(f"{where} has shape {shape}; dumap reads (rows, dims): reshape it, one row a vector")
-        if dtype.kind not in "fiub":
-            raise InputError(f"{where} has dtype {dtype}; allowed are real floats, integers and booleans")
+            raise InputError(f"{where} has shape {shape}; dumap reads {form.shape}")
+        if dtype.kind not in form.kinds:
+            raise InputError(f"{where} has dtype {dtype}; allowed are {form.allowed}")
         if 0 in shape:
             raise InputError(f"{where} is empty: its shape is {shape}")
         self.rows, self.dims = (int(s) for s in shape)
@@ -51,7 +91,8 @@ class Input:
         try:
             return np.ascontiguousarray(np.asarray(self._array[start:stop]), self.dtype)
         except (ValueError, OSError, RuntimeError, bucket_errors()[0]) as error:
-            raise InputError(f"{self.path}: rows {start} to {stop} cannot be read ({told(error)})") from error
+            what = f"rows {start} to {stop} cannot be read from array {self._array.path!r}"
+            raise InputError(f"{self.path}: {what} ({told(error)})") from error
 
     def signature(self) -> str:
         """Digest what can be seen without reading the data: keys, sizes and times of the objects."""
@@ -59,3 +100,57 @@ class Input:
         for stamp in stamps(self.path, self._array.path):
             digest.update(stamp.encode())
         return digest.hexdigest()
+
+    def describe(self) -> dict[str, Any]:
+        """Return what a run remembers of it."""
+        return {
+            "path": self.path,
+            "array": self.name,
+            "shape": [self.rows, self.dims],
+            "dtype": str(self.dtype),
+            "signature": self.signature(),
+        }
+
+
+class Precomputed:
+    """A k-NN graph that is given instead of searched: two arrays of a Zarr group, in the order of the input's rows.
+
+    Parameters
+    ----------
+    path : str
+        A group with the arrays 'indices', integers, -1 where there is none, and 'distances', floats.
+    rows : int
+        Rows of the input.
+
+    Attributes
+    ----------
+    columns, chunk_bytes, chunk_rows : int
+        Slots a row, and the size of the larger array's chunk.
+    """
+
+    def __init__(self, path: str, rows: int) -> None:
+        self.indices, self.distances = Input(path, "indices", INDICES), Input(path, "distances", DISTANCES)
+        self.path, self.columns = self.indices.path, self.indices.dims
+        shapes = [(array.rows, array.dims) for array in (self.indices, self.distances)]
+        if shapes[0] != shapes[1] or shapes[0][0] != rows:
+            raise InputError(
+                f"{GIVEN}: in {self.path} 'indices' has shape {shapes[0]} and 'distances' {shapes[1]}, the input has "
+                f"{rows} rows: give both a row for each of the input's rows, in its order, and as many columns"
+            )
+        larger = max((self.indices, self.distances), key=lambda array: array.chunk_rows * array.dtype.itemsize)
+        self.chunk_rows = min(larger.chunk_rows, rows)
+        self.chunk_bytes = self.chunk_rows * self.columns * larger.dtype.itemsize
+
+    def read(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        """Read indices and distances of rows [start, stop), as they are."""
+        return self.indices.read(start, stop), self.distances.read(start, stop)
+
+    def describe(self) -> dict[str, Any]:
+        """Return what a run remembers of it."""
+        both = [self.indices.describe(), self.distances.describe()]
+        return {
+            "path": self.path,
+            "shape": both[0]["shape"],
+            "dtype": " and ".join(array["dtype"] for array in both),
+            "signature": " ".join(array["signature"] for array in both),
+        }

@@ -40,7 +40,7 @@ def configuration(run: str, output: str, threads: int) -> Config:
     source = {**found["parameters"]["input"], **{key: found["input"][key] for key in ("path", "array")}}
     values = {"input": source, "output": output}
     cluster = {"workers": threads, "memory_limit": "4GiB"}
-    return build({**found["parameters"], **values, "cluster": cluster, "quality": {"queries": 0}})
+    return build({**found["parameters"], **values, "cluster": cluster})
 
 
 def bare(job: Job, graph: Graph, threads: int) -> tuple[float, np.ndarray]:

@@ -71,6 +71,10 @@ def test_an_unknown_key_is_named_beside_those_allowed(key, allowed):
         ("layout.min_dist", "0.1"),
         ("layout.mode", "fast"),
         ("quality.queries", -1),
+        ("neighbors.recall_target", 1.01),
+        ("neighbors.recall_target", -0.1),
+        ("neighbors.max_repairs", -1),
+        ("neighbors.max_repairs", 10),
         ("cluster.timeout", 0),
         ("output", None),
     ],
@@ -248,6 +252,10 @@ def test_nothing_can_be_changed(section):
         ("graph.shard_rows", 4096),
         ("start.init", "pca"),
         ("layout.min_dist", 0.2),
+        ("neighbors.recall_target", 0.9),
+        ("neighbors.max_repairs", 0),
+        ("quality.queries", 5),
+        ("neighbors.precomputed", "knn.zarr"),
     ],
 )
 def test_the_digest_names_what_the_answer_depends_on(key, value):
@@ -262,7 +270,6 @@ def test_the_digest_names_what_the_answer_depends_on(key, value):
         ("input.array", "x"),
         ("cluster.workers", 7),
         ("cluster.scheduler", "tcp://a:1"),
-        ("quality.queries", 5),
         ("layout.mode", "rounds"),
         ("layout.checkpoint_every", 3),
         ("seed", 42),
@@ -270,6 +277,24 @@ def test_the_digest_names_what_the_answer_depends_on(key, value):
 )
 def test_the_digest_does_not_name_what_the_answer_does_not_depend_on(key, value):
     assert build(with_value(key, value)).digest() == build(LEAST).digest()
+
+
+def test_of_given_neighbors_the_digest_names_that_they_are_given():
+    """Neither where they lie, nor how cells would have been cut."""
+    given = with_value("neighbors.precomputed", "knn.zarr")
+    for other in ({"neighbors": {"precomputed": "s3://b/knn.zarr"}}, {"cells": {"max_copies": 2}}):
+        assert build({**given, **other}).digest() == build(given).digest()
+    assert differences(build(LEAST).parameters()["neighbors"], build(given).parameters()["neighbors"]) == [
+        "precomputed: None -> True"
+    ]
+
+
+def test_given_neighbors_are_not_of_distinct_rows_alone():
+    both = {**with_value("neighbors.precomputed", "knn.zarr"), "input": {"path": "in.zarr", "unique": True}}
+    with pytest.raises(ConfigError, match=r"input.unique = true does not go with neighbors.precomputed.*: set input.u"):
+        build(both)
+    assert build({**both, "neighbors": {"precomputed": None}}).input.unique
+    assert not build({**both, "input": LEAST["input"]}).input.unique
 
 
 def test_differences_are_told_key_by_key():

@@ -69,12 +69,12 @@ def test_rows_keep_the_inputs_order_and_their_company(whole, digits):
 
 
 def test_quality_is_that_of_the_exports(whole, digits):
-    facts, (indices, _) = whole.facts("quality"), whole.neighbors()
+    facts, (indices, _) = whole.facts("audit"), whole.neighbors()
     exact = np.argsort(brute(digits[0], "euclidean"), axis=1, kind="stable")[:, :K]
     recall = np.mean([len(np.intersect1d(a, b)) / K for a, b in zip(indices, exact, strict=True)])
     assert facts["recall"] >= 0.95
     assert facts["recall_low"] - 0.01 <= recall <= facts["recall_high"] + 0.01
-    assert facts["trustworthiness"] > 0.95
+    assert whole.facts("quality")["trustworthiness"] > 0.95
     assert whole.facts("cells")["cells"] > 1
 
 
@@ -258,7 +258,7 @@ def test_descent_in_large_cells_repeats_and_finds_the_neighbors(embed, save):
     x = (centers[np.arange(5000) % 30] + np.random.default_rng(3).normal(size=(5000, 20))).astype(np.float32)
     first, again = (embed(save(x, rows), {"cells.max_rows": 4000, "quality.queries": 1000}) for rows in (500, 5000))
     assert first.facts("cells")["largest"] > 1024
-    assert first.facts("quality")["recall"] >= 0.95
+    assert first.facts("audit")["recall"] >= 0.95
     assert first.y.tobytes() == again.y.tobytes()
 
 
@@ -293,7 +293,7 @@ def test_many_cells_find_most_neighbors(embed, digits, metric):
     settings = {"neighbors.metric": metric, "neighbors.metric_kwds": METRICS[metric], "quality.queries": 500}
     done = embed(digits[0], {**settings, "cells.max_rows": 800})
     assert done.facts("cells")["cells"] > 1
-    assert done.facts("quality")["recall"] >= 0.85
+    assert done.facts("audit")["recall"] >= 0.85
     assert np.isfinite(done.y).all()
 
 

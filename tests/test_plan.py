@@ -1,4 +1,6 @@
+import itertools
 import re
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import assume, given
@@ -6,7 +8,20 @@ from hypothesis import strategies as st
 
 from dumap.config import Config, build, parse_bytes
 from dumap.errors import BudgetError, InputError
-from dumap.plan import Geometry, Plan, cell_row_bytes, geometry, make_plan, tally_buckets, tally_row_bytes
+from dumap.plan import (
+    INTERPRETER_BYTES,
+    Geometry,
+    Plan,
+    audits,
+    cell_row_bytes,
+    geometry,
+    make_plan,
+    repair_bytes,
+    repair_row_bytes,
+    tally_buckets,
+    tally_row_bytes,
+    universe_rows,
+)
 
 MIB = 2**20
 rows = st.integers(1000, 300_000_000)
@@ -187,6 +202,28 @@ def test_the_disk_holds_at_least_the_vectors_and_the_lists():
     assert plan.disk_bytes == sum(stage.disk_bytes for stage in plan.stages)
 
 
+@given(memories, rows, st.integers(1, 1000), st.integers(2, 100))
+def test_repairs_hold_no_more_than_a_task_may_or_a_cell_has(memory, count, width, k):
+    """Beside what travels as objects, and the table of who asks whom."""
+    settings = config(memory, neighbors={"n_neighbors": k})
+    cut = geometry(settings, count, width, 4, 1)
+    held = universe_rows(settings, cut) * repair_row_bytes(width, k, "euclidean")
+    assert held <= memory
+    assert repair_bytes(settings, cut) >= min(cut.cell_rows, count) * repair_row_bytes(width, k, "euclidean")
+    assert make_plan(settings, cut).stage("audit").peak_bytes >= repair_bytes(settings, cut)
+
+
+@pytest.mark.parametrize(
+    "section", [{"neighbors": {"recall_target": 0.0}}, {"neighbors": {"max_repairs": 0}}, {"quality": {"queries": 0}}]
+)
+def test_what_is_never_repaired_is_projected_without(section):
+    more, less = (plan_of(config(**own), 10**6, 100).stage("audit") for own in ({}, section))
+    assert audits(config(**section)) == 1
+    assert less.tasks < more.tasks
+    assert less.disk_bytes < more.disk_bytes - 10**6 * 100 * 4
+    assert less.peak_bytes < more.peak_bytes
+
+
 @given(rows, dims)
 def test_more_rows_never_take_less(count, width):
     less, more = (plan_of(config(), times * count, width) for times in (1, 2))
@@ -200,3 +237,52 @@ def test_a_plan_is_plain_values():
     assert values["rows"] == 10**6
     assert values["peak_bytes"] == max(stage["peak_bytes"] for stage in values["stages"])
     assert [stage["name"] for stage in values["stages"]] == [stage.name for stage in plan.stages]
+
+
+# neighbours that are given -----------------------------------------------------------------------
+
+
+def given_cut(settings: Config, count: int, width: int, columns: int, chunk_rows: int = 1000) -> Geometry:
+    given = SimpleNamespace(path="knn", columns=columns, chunk_rows=chunk_rows, chunk_bytes=chunk_rows * columns * 8)
+    return geometry(settings, count, width, 4, 1000, given)
+
+
+@given(st.integers(2**16, 2**30), rows, st.integers(2, 512), st.integers(0, 500), st.sampled_from([1, 77, 65_536]))
+def test_ranges_of_given_neighbors_cover_all_rows_once(memory, count, k, more, input_chunk):
+    settings = config(memory, neighbors={"n_neighbors": k, "precomputed": "knn"})
+    cut = given_cut(settings, count, 1, k + more, 1)
+    assert (cut.cells - 1) * cut.cell_rows < count <= cut.cells * cut.cell_rows
+    for cell in {0, cut.cells // 2, cut.cells - 1}:
+        spans = cut.lists(cell)
+        assert spans[0][0] == cell * cut.cell_rows
+        assert spans[-1][1] == min(count, (cell + 1) * cut.cell_rows)
+        assert all(0 < stop - start <= cut.list_rows for start, stop in spans)
+        assert all(stop == start for (_, stop), (start, _) in itertools.pairwise(spans))
+
+
+def test_ranges_depend_on_neither_the_chunks_nor_the_columns_given():
+    settings = config(neighbors={"precomputed": "knn"})
+    cuts = [given_cut(settings, 10**6, 10, columns, chunk) for columns, chunk in [(15, 1000), (15, 77), (90, 9)]]
+    assert len({(cut.cells, cut.cell_rows, cut.n_epochs) for cut in cuts}) == 1
+
+
+@given(memories, st.integers(2, 512), st.integers(0, 500))
+def test_given_neighbors_are_read_in_the_memory_of_a_task(memory, k, more):
+    settings = config(memory, neighbors={"n_neighbors": k, "precomputed": "knn"})
+    cut = given_cut(settings, 10**8, 2, k + more, 1)
+    taken = make_plan(settings, cut).stage("neighbors").peak_bytes - INTERPRETER_BYTES
+    assert taken <= memory + (cut.blocks * cut.cells * 2 + cut.cells**2) * 8 + (k + more) * 96
+
+
+def test_less_is_done_where_neighbors_are_given():
+    settings = config(neighbors={"precomputed": "knn"})
+    less, more = (
+        make_plan(settings, cut)
+        for cut in (given_cut(settings, 10**7, 100, 20), geometry(config(), 10**7, 100, 4, 1000))
+    )
+    for stage in ("cells", "neighbors"):
+        for what in ("tasks", "shuffled_bytes", "disk_bytes"):
+            assert getattr(less.stage(stage), what) < getattr(more.stage(stage), what), (stage, what)
+    assert less.stage("neighbors").disk_bytes >= 10**7 * 15 * 8
+    for stage in ("graph", "start", "layout"):
+        assert less.stage(stage) == more.stage(stage)

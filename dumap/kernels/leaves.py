@@ -15,6 +15,8 @@ from dumap.kernels.neighbors import insert
 from dumap.kernels.threads import one_thread
 from dumap.kernels.vectors import power_near
 
+WIDE, CARRIED = 96, 0.95
+"""Dims from which on rows are contracted, and the share of their variance that the axes must carry."""
 LEAF_ROWS = 200
 """Rows of a leaf, about: fewer give fewer distances and less recall by row (measured)."""
 EXACT_ROWS = 8192
@@ -29,6 +31,8 @@ NOISE = np.float32(1e-4)
 """Squared distances under this share of the squared lengths hold products' noise: differences replace them."""
 FARTHEST = np.finfo(np.float32).max
 """Squared distances beyond this are this."""
+SLACK = np.float32(1.001)
+"""Rounding that a bound from below is allowed."""
 TILE_ROWS, COLUMN_ROWS, CHUNK = 256, 4096, 16
 REASSOCIATED = {"reassoc", "nsz", "contract"}
 
@@ -99,8 +103,9 @@ def _take(x, product, rows, columns, row_lengths, column_lengths, indices, dista
 
 
 @nb.njit(cache=True, nogil=True)
-def _explore(x, home, indices, distances, fresh):
+def _explore(x, narrow, home, indices, distances, fresh):
     """Offer each row its neighbours' neighbours, and it to them, where one edge on the way is new."""
+    bounded = narrow.shape[1] < x.shape[1]
     n, k = indices.shape
     seen = np.full(n, -1, np.int32)
     before = fresh.copy()
@@ -125,6 +130,9 @@ def _explore(x, home, indices, distances, fresh):
                 if home[i] >= 0 and home[i] == home[j]:  # both are compared at home
                     continue
                 seen[j] = i
+                limit = max(distances[i, k - 1], distances[j, k - 1])
+                if bounded and squared_distance(narrow, i, j) > SLACK * limit:
+                    continue
                 d = squared_distance(x, i, j)
                 if d <= distances[i, k - 1]:
                     _offer(i, j, d, indices, distances, fresh)
@@ -225,6 +233,54 @@ def _cut_crowded(x: np.ndarray, home: np.ndarray, probes: np.ndarray, seed: int)
     return probes
 
 
+def principal(sample: np.ndarray) -> np.ndarray:
+    """Return the principal axes that carry most of a sample's variance, where they are few.
+
+    Parameters
+    ----------
+    sample : ndarray of float32, shape (m, dims)
+
+    Returns
+    -------
+    ndarray of float32, shape (dims, axes)
+        Orthonormal; none where `CARRIED` of the variance takes more than a third of the dims.
+    """
+    dims = sample.shape[1]
+    none = np.zeros((dims, 0), np.float32)
+    if dims < WIDE or len(sample) < 2 * dims:
+        return none
+    placed = sample.astype(np.float64) - sample.mean(axis=0, dtype=np.float64)
+    with one_thread():
+        variances, axes = np.linalg.eigh(placed.T @ placed)
+    variances, axes = np.maximum(variances[::-1], 0), axes[:, ::-1]
+    if not np.isfinite(variances).all() or not variances.sum() > 0:
+        return none
+    count = int(np.searchsorted(np.cumsum(variances), CARRIED * variances.sum())) + 1
+    return np.ascontiguousarray(axes[:, :count], np.float32) if count <= dims // 3 else none
+
+
+def contract(x: np.ndarray, axes: np.ndarray) -> np.ndarray:
+    """Return rows' coordinates on axes: no two rows come to lie further apart.
+
+    Parameters
+    ----------
+    x : ndarray of float32, shape (n, dims)
+    axes : ndarray of float32, shape (at most dims, axes)
+        Orthonormal columns.
+
+    Returns
+    -------
+    ndarray of float32, shape (n, axes)
+    """
+    out = np.empty((len(x), axes.shape[1]), np.float32)
+    middle = x.mean(axis=0, dtype=np.float64).astype(np.float32)
+    with one_thread():
+        for low in range(0, len(x), COLUMN_ROWS):
+            rows = slice(low, low + COLUMN_ROWS)
+            out[rows] = (x[rows] - middle)[:, : len(axes)] @ axes
+    return out
+
+
 def _in_range(x: np.ndarray) -> tuple[np.ndarray, float]:
     """Scale rows, in place, by a power of two where the squares of most would not be finite, or vanish."""
     extents = np.maximum(x.max(axis=1), -x.min(axis=1))
@@ -251,7 +307,9 @@ def order(home: np.ndarray, probes: np.ndarray) -> np.ndarray:
     return np.lexsort((np.arange(len(home)), home >= 0, probes[:, 0]))
 
 
-def search(x: np.ndarray, home: np.ndarray, probes: np.ndarray, k: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def search(
+    x: np.ndarray, home: np.ndarray, probes: np.ndarray, k: int, seed: int, axes: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Find about the k nearest other rows of every row of a cell.
 
     Parameters
@@ -264,6 +322,8 @@ def search(x: np.ndarray, home: np.ndarray, probes: np.ndarray, k: int, seed: in
     probes : ndarray of int32, shape (n, width)
         Leaves that each row is compared in, its own first; -1 where there is none.
     k, seed : int
+    axes : ndarray of float32, shape (dims, axes), optional
+        As of `principal`: candidates are sought along them.
 
     Returns
     -------
@@ -277,10 +337,13 @@ def search(x: np.ndarray, home: np.ndarray, probes: np.ndarray, k: int, seed: in
     fresh = np.zeros(indices.shape, np.bool_)
     probes = _cut_crowded(x, home, probes, seed)
     count = int(probes.max(initial=0)) + 1
-    _compare_leaves(x, home, probes, count, indices, distances, fresh)
+    narrow = contract(x, axes) if axes is not None and axes.shape[1] else x
+    _compare_leaves(narrow, home, probes, count, indices, distances, fresh)
+    if narrow is not x:
+        _score(x, indices, distances)
     if count > 1 or (home >= 0).any():
         for _ in range(PASSES):
-            _explore(x, home, indices, distances, fresh)
+            _explore(x, narrow, home, indices, distances, fresh)
     _fill(x, home, indices, distances, fresh)
     _score(x, indices, distances)
     squared = distances.astype(np.float64)

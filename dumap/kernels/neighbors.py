@@ -197,3 +197,42 @@ def merge(
         for s in range(more.shape[1]):
             if more[g, s] >= 0:
                 insert(rows[g], names[g], more[g, s], more_distances[g, s], indices, distances)
+
+
+SOUND, OUTSIDE, REPEATED, DISTANCE = range(4)
+"""What may be wrong with a slot of a list: an id that no row has, one a second time, no distance."""
+
+
+@nb.njit(cache=True, nogil=True)
+def first_fault(indices: np.ndarray, distances: np.ndarray, first: int, rows: int) -> tuple[int, int, int]:
+    """Find the first slot of some rows' lists that holds what no list may.
+
+    Parameters
+    ----------
+    indices : ndarray of int64, shape (n, columns)
+        -1 where there is none; a row may name itself, at whatever distance.
+    distances : ndarray of float32, shape (n, columns)
+        Looked at where there is an id.
+    first : int
+        Id of the first of these rows.
+    rows : int
+        How many rows there are; ids are below.
+
+    Returns
+    -------
+    fault, row, slot : int
+        `SOUND` where there is none.
+    """
+    for i in range(indices.shape[0]):
+        for s in range(indices.shape[1]):
+            j = indices[i, s]
+            if j == -1:
+                continue
+            if j < -1 or j >= rows:
+                return OUTSIDE, i, s
+            for t in range(s):
+                if indices[i, t] == j:
+                    return REPEATED, i, s
+            if j != first + i and not 0 <= distances[i, s] < np.inf:
+                return DISTANCE, i, s
+    return SOUND, 0, 0

@@ -108,13 +108,6 @@ def overlap(found: np.ndarray, exact: np.ndarray) -> np.ndarray:
     return (found[:, :, None] == exact[:, None, :]).any(axis=1).mean(axis=1)
 
 
-def interval(values: np.ndarray) -> tuple[float, float]:
-    """Return the 95% interval of a mean, by its standard error."""
-    half = 1.96 * float(values.std(ddof=1)) / np.sqrt(len(values)) if len(values) > 1 else float("inf")
-    mean = float(values.mean())
-    return max(0.0, mean - half), min(1.0, mean + half)
-
-
 def trustworthiness(ranks: np.ndarray, rows: int) -> float:
     """Return the trustworthiness of maps whose nearest rows have these ranks among all rows.
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from dumap.config import Config
 from dumap.plan import Geometry, Plan
-from dumap.source import Input
+from dumap.source import Input, Precomputed
 from dumap.store import Run
 
 
@@ -37,7 +37,7 @@ class Job:
     term: int | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name not in ("run", "input")}
+        return {name: value for name, value in self.__dict__.items() if name not in ("run", "input", "precomputed")}
 
     @cached_property
     def run(self) -> Run:
@@ -48,6 +48,14 @@ class Job:
     def input(self) -> Input:
         """The input, opened where the task runs."""
         return Input(self.config.input.path, self.config.input.array)
+
+    @cached_property
+    def precomputed(self) -> Precomputed:
+        """The k-NN graph that is given, where one is."""
+        path = self.config.neighbors.precomputed
+        if path is None:
+            raise ValueError("neighbors.precomputed names no graph")
+        return Precomputed(path, self.geometry.rows)
 
 
 Task = Callable[..., None]

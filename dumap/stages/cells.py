@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from dumap.kernels import cells, vectors
+from dumap.kernels import cells, leaves, vectors
 from dumap.stages import Context, Job, number_of, numbered
 from dumap.stages.vectors import as_float32, distinct_rows, drawn, left_out
 from dumap.store import Run
@@ -14,15 +14,20 @@ from dumap.store import Run
 STAGE = "cells"
 REACH = 10
 """Nearest leaves whose cells a row is sent to; at home it is compared in each of them."""
+TABLE = "table"
+"""The part that says where rows lie."""
+DROPPED_AT_ONCE = 1 << 17
+"""Dropped rows that are looked up at once."""
 
 
 def grow_tree(job: Job, part: str) -> None:
     """Cut space into leaves, by the sample."""
     store, cut = job.run, job.geometry
-    sample = vectors.partition_space(drawn(job, "sample"), job.config.neighbors.metric)
+    sample = vectors.partition_space(drawn(job), job.config.neighbors.metric)
     wanted = -(-cut.leaves * distinct_rows(job) // cut.rows)
     tree = cells.grow(sample, wanted, job.config.seed)
     with store.part(STAGE, part) as out:
+        out.write("axes", leaves.principal(sample))
         out.write("groups", tree.groups)
         out.write("offsets", tree.offsets)
         out.write("leaves", tree.leaves)
@@ -125,7 +130,7 @@ class Table:
 
     def __init__(self, run: Run) -> None:
         self.offsets, self.starts, self.copies, self.guests = (
-            run.read(STAGE, "table", name) for name in ("offsets", "starts", "copies", "guests")
+            run.read(STAGE, TABLE, name) for name in ("offsets", "starts", "copies", "guests")
         )
         self.cells, self.rows = len(self.offsets) - 1, int(self.offsets[-1])
 
@@ -148,13 +153,62 @@ def sort_block(job: Job, part: str) -> None:
         out.write_gathered("vectors", x, source)
 
 
+def keep_order(job: Job, part: str) -> None:
+    """Give each row of a block the cell of its range, where neighbours are given."""
+    block = number_of(part)
+    home = np.arange(*job.geometry.block(block)) // job.geometry.cell_rows
+    home[left_out(job, block)] = -1
+    with job.run.part(STAGE, part) as out:
+        out.write("home", home.astype(np.int32))
+
+
+def tabulate_order(job: Job, part: str) -> None:
+    """Say where each range's rows begin, as `tabulate` does, and which of the input's rows are left out."""
+    store, cut = job.run, job.geometry
+    dropped = np.concatenate([cut.block(n)[0] + np.flatnonzero(left_out(job, n)) for n in range(cut.blocks)])
+    firsts, offsets = (
+        edges - np.searchsorted(dropped, edges)
+        for edges in (np.append(np.arange(0, cut.rows, step), cut.rows) for step in (cut.block_rows, cut.cell_rows))
+    )
+    starts = np.maximum.outer(firsts[:-1], offsets[:-1])
+    load = np.diff(offsets)
+    with store.part(STAGE, part) as out:
+        out.write("copies", np.maximum(np.minimum.outer(firsts[1:], offsets[1:]) - starts, 0))
+        out.write("offsets", offsets)
+        out.write("starts", starts)
+        out.write("guests", np.zeros((cut.cells, cut.cells), np.int64))
+        out.write("dropped", dropped)
+        out.attributes |= {
+            "cells": cut.cells,
+            "rows": int(offsets[-1]),
+            "copies": int(offsets[-1]),
+            "largest": int(load.max()),
+            "smallest": int(load.min()),
+        }
+
+
+def kept_positions(job: Job, table: Table, rows: np.ndarray) -> np.ndarray:
+    """Return the positions of any of the input's rows where neighbours are given; -1 for those left out, and for -1."""
+    before, gone, count = np.zeros(rows.shape, np.int64), rows < 0, job.geometry.rows - table.rows
+    for low in range(0, count, DROPPED_AT_ONCE):
+        some = job.run.read(STAGE, TABLE, "dropped", low, min(count, low + DROPPED_AT_ONCE))
+        at = np.searchsorted(some, rows)
+        before += at
+        gone |= some[np.minimum(at, len(some) - 1)] == rows
+    return np.where(gone, -1, rows - before)
+
+
 def run(context: Context) -> dict:
-    """Cut the rows into cells, then sort the vectors; return what came out."""
+    """Cut the rows into cells, then sort the vectors, unless neighbours are given; return what came out."""
     store, blocks = context.run, context.geometry.blocks
+    if context.config.neighbors.precomputed is not None:
+        context.compute(STAGE, keep_order, numbered("assign", blocks))
+        context.compute(STAGE, tabulate_order, [TABLE])
+        return store.summary(STAGE, TABLE)
     context.compute(STAGE, grow_tree, ["tree"])
     context.compute(STAGE, find_leaves, numbered("near", blocks))
     context.compute(STAGE, pack_leaves, ["packing"])
     context.compute(STAGE, assign_block, numbered("assign", blocks))
-    context.compute(STAGE, tabulate, ["table"])
+    context.compute(STAGE, tabulate, [TABLE])
     context.compute(STAGE, sort_block, numbered("sorted", blocks))
-    return store.summary(STAGE, "table")
+    return store.summary(STAGE, TABLE)

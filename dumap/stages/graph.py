@@ -10,7 +10,6 @@ import numpy as np
 from dumap.kernels import graph
 from dumap.stages import Context, Job, number_of, numbered, total
 from dumap.stages.cells import Table
-from dumap.stages.neighbors import STAGE as NEIGHBORS
 from dumap.stages.neighbors import Lists, disconnection_distance
 from dumap.stages.vectors import repeated_in
 from dumap.store import Run
@@ -212,13 +211,12 @@ class Graph:
 
 def run(context: Context) -> dict:
     """Build the graph; return what came out."""
-    store, table = context.run, Table(context.run)
-    merged = numbered("merged", table.cells)
-    sums = [store.summary(NEIGHBORS, name)["distance_sum"] for name in merged]
-    slots = table.rows * (context.config.neighbors.n_neighbors + 1)
-    mean = math.inf if total(store, NEIGHBORS, merged, "disconnected") else math.fsum(sums) / slots
-    shards = Shards(table.rows, context.geometry.shard_rows)
-    united, k = numbered("united", len(shards)), context.config.neighbors.n_neighbors
+    store, lists = context.run, Lists(context.run)
+    k = context.config.neighbors.n_neighbors
+    slots = lists.table.rows * (k + 1)
+    mean = math.inf if sum(lists.facts("disconnected")) else math.fsum(lists.facts("distance_sum")) / slots
+    shards = Shards(lists.table.rows, context.geometry.shard_rows)
+    united = numbered("united", len(shards))
     context.compute(STAGE, direct, numbered("directed", len(shards)), mean_distance=mean)
     if context.config.input.unique:
         context.compute(STAGE, place_block, numbered("placed", context.geometry.blocks))
@@ -226,7 +224,7 @@ def run(context: Context) -> dict:
     context.compute(STAGE, measure, [WHOLE])
     facts = {fact: total(store, STAGE, united, fact) for fact in ("edges", "isolated", "inside", "in_degree_zero")}
     edges, health = facts["edges"], store.summary(STAGE, WHOLE)
-    missing = total(store, NEIGHBORS, merged, "missing")
+    missing = sum(lists.facts("missing"))
     if missing:
         context.note(
             f"graph: {missing} slots of the neighbors' lists are empty; {health['small']} of {health['components']} "

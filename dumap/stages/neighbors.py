@@ -1,4 +1,7 @@
-"""neighbors: a k-NN graph in each cell, then each row's lists from all its cells merged by id."""
+"""neighbors: a k-NN graph in each cell, then each row's lists from all its cells merged by id.
+
+Where neighbours are given, their lists take the place of what is searched.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +17,13 @@ from dumap.kernels import leaves, neighbors, vectors
 from dumap.metrics import arguments
 from dumap.stages import Context, Job, number_of, numbered, total
 from dumap.stages.cells import STAGE as CELLS
-from dumap.stages.cells import Table
+from dumap.stages.cells import Table, kept_positions
 from dumap.stages.vectors import as_float32
-from dumap.store import Run
+from dumap.store import Part, Run
 
 STAGE = "neighbors"
+REPAIRED = "audit"
+"""The stage that writes the lists anew where they fall short."""
 DISCONNECTION_DISTANCES = {"correlation": 2.0, "cosine": 2.0, "hellinger": 1.0, "jaccard": 1.0, "dice": 1.0}
 """umap-learn's: at this distance rows have nothing in common."""
 
@@ -114,7 +119,8 @@ def search_rows(job: Job, cell: Cell, rows: np.ndarray, home: np.ndarray, seed: 
     x = cell.vectors(rows[order], own.metric)
     if own.metric in vectors.ANGULAR:
         x = vectors.with_direction(x)
-    found, squared = leaves.search(x, home[order], cell.probes[rows[order]], own.n_neighbors, seed)
+    axes = job.run.read(CELLS, "tree", "axes")
+    found, squared = leaves.search(x, home[order], cell.probes[rows[order]], own.n_neighbors, seed, axes)
     indices, distances = np.empty(found.shape, np.int64), np.empty(found.shape, np.float32)
     indices[order] = np.where(found >= 0, order[found], -1)
     with np.errstate(over="ignore"):
@@ -146,13 +152,11 @@ def search_cell(job: Job, part: str) -> None:
 def merge_cell(job: Job, part: str) -> None:
     """Merge what all cells found for one cell's own rows."""
     store, table, cell = job.run, Table(job.run), number_of(part)
-    count = int(table.offsets[cell + 1] - table.offsets[cell])
     names = numbered("cell", table.cells)
     own = names[cell]
-    # sorted anew by (distance, id): that order, not the search's, is the graph's
-    k = job.config.neighbors.n_neighbors
-    indices = np.full((count, k), -1, job.geometry.index_dtype)
-    distances = np.full((count, k), np.inf, np.float32)
+    # sorted anew, ties by the pair's hash: that order, not the search's, is the graph's
+    indices, distances = empty_lists(job, table, cell)
+    count = len(indices)
     names_of = np.arange(table.offsets[cell], table.offsets[cell + 1])
     rows = np.arange(count)
     neighbors.merge(
@@ -177,34 +181,146 @@ def merge_cell(job: Job, part: str) -> None:
             store.read(STAGE, names[other], "distances", home + start, home + stop),
             guests,
         )
+    with store.part(STAGE, part) as out:
+        write_lists(job, out, indices, distances)
+
+
+def write_lists(job: Job, out: Part, indices: np.ndarray, distances: np.ndarray) -> None:
+    """Write a cell's lists, and what the graph needs to know of them all."""
     finite = np.isfinite(distances)
     cut_off = finite & (distances >= disconnection_distance(job.config))
-    with store.part(STAGE, part) as out:
-        out.write("indices", indices)
-        out.write("distances", distances)
-        out.attributes |= {
-            "distance_sum": float(np.sum(distances[finite], dtype=np.float64)),
-            "disconnected": int(cut_off.sum()),
-            "missing": int((indices < 0).sum()),
-        }
+    out.write("indices", indices)
+    out.write("distances", distances)
+    out.attributes |= {
+        "distance_sum": float(np.sum(distances[finite], dtype=np.float64)),
+        "disconnected": int(cut_off.sum()),
+        "missing": int((indices < 0).sum()),
+    }
+
+
+def report_name(repairs: int) -> str:
+    """Name the part of stage audit that commits the lists after so many repairs, and says how good they are."""
+    return f"report-{repairs}"
+
+
+def repairs_made(run: Run) -> int:
+    """Return how many repairs the lists have had, and an audit after each."""
+    repairs = 0
+    while run.is_committed(REPAIRED, report_name(repairs + 1)):
+        repairs += 1
+    return repairs
+
+
+def empty_lists(job: Job, table: Table, cell: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return lists of a cell's own rows in which nothing is yet."""
+    shape = (int(table.offsets[cell + 1] - table.offsets[cell]), job.config.neighbors.n_neighbors)
+    return np.full(shape, -1, job.geometry.index_dtype), np.full(shape, np.inf, np.float32)
+
+
+ALLOWED = {
+    neighbors.OUTSIDE: "allowed are the input's rows, from 0 to {last}, and -1 where a neighbor is missing",
+    neighbors.REPEATED: "a second time: a row may name each neighbor once",
+    neighbors.DISTANCE: "allowed are numbers from 0 to 3.4e38; a missing neighbor has -1 in 'indices'",
+}
+"""What a given graph may hold instead of what is found."""
+
+
+def given_lists(job: Job, own: np.ndarray, start: int) -> tuple[np.ndarray, np.ndarray]:
+    """Read and check the lists that are given for the input's rows from `start` on; those of rows left out are void.
+
+    Parameters
+    ----------
+    job : Job
+    own : ndarray of int64, shape (n,)
+        The rows' positions, -1 for those left out.
+    start : int
+
+    Returns
+    -------
+    ids : ndarray of int64, shape (n, columns)
+        Rows of the input, -1 where there is none; self excluded.
+    distances : ndarray of float32, shape (n, columns)
+
+    Raises
+    ------
+    InputError
+        What is wrong first, by row.
+    """
+    given, cut = job.precomputed, job.geometry
+    indices, raw = given.read(start, start + len(own))
+    ids, distances = indices.astype(np.int64), as_float32(raw)
+    if indices.dtype.kind == "u":
+        ids[ids < 0] = cut.rows  # too large for int64, and not to be taken for -1
+    ids[own < 0] = -1
+    fault, row, slot = neighbors.first_fault(ids, distances, start, cut.rows)
+    if fault:
+        name, found = ("distances", raw) if fault == neighbors.DISTANCE else ("indices", indices)
+        raise InputError(
+            f"{given.path}, array {name!r}, row {start + row}, column {slot}: holds {found[row, slot]}; "
+            f"{ALLOWED[fault].format(last=cut.rows - 1)}. Correct it, and name another output"
+        )
+    itself = ids == np.arange(start, start + len(own))[:, None]
+    k = job.config.neighbors.n_neighbors
+    if given.columns <= k and itself.any():
+        raise InputError(
+            f"{given.path}, array 'indices', row {start + itself.any(axis=1).argmax()}: the row is among its own "
+            f"neighbors, so that {given.columns} columns hold {given.columns - 1} others, too few for "
+            f"neighbors.n_neighbors = {k}: set it to at most {given.columns - 1}, and name another output"
+        )
+    ids[itself] = -1
+    return ids, distances
+
+
+def take_cell(job: Job, part: str) -> None:
+    """Take the lists of one range of rows from the graph that is given, the nearest first."""
+    table, cell = Table(job.run), number_of(part)
+    indices, distances = empty_lists(job, table, cell)
+    for start, stop in job.geometry.lists(cell):
+        own = kept_positions(job, table, np.arange(start, stop))
+        ids, theirs = given_lists(job, own, start)
+        named = kept_positions(job, table, ids).astype(indices.dtype)
+        kept = own >= 0
+        neighbors.merge(indices, distances, own[kept] - table.offsets[cell], named[kept], theirs[kept], own[kept])
+    with job.run.part(STAGE, part) as out:
+        write_lists(job, out, indices, distances)
 
 
 class Lists:
-    """The merged lists of all rows, by position."""
+    """The lists of all rows, by position.
 
-    def __init__(self, run: Run) -> None:
+    Parameters
+    ----------
+    run : Run
+    repairs : int, optional
+        The lists after so many repairs; all that were made where none is named.
+    """
+
+    def __init__(self, run: Run, repairs: int | None = None) -> None:
         self.run, self.table = run, Table(run)
-        self.names = numbered("merged", self.table.cells)
+        repairs = repairs_made(run) if repairs is None else repairs
+        self.stage, prefix = (REPAIRED, f"merged-{repairs}") if repairs else (STAGE, "merged")
+        self.names = numbered(prefix, self.table.cells)
 
     def read(self, array: str, start: int, stop: int) -> np.ndarray:
         """Read 'indices' or 'distances' of positions [start, stop)."""
-        return self.run.read_span(STAGE, self.names, self.table.offsets, array, start, stop)
+        return self.run.read_span(self.stage, self.names, self.table.offsets, array, start, stop)
+
+    def of(self, cell: int, array: str) -> np.ndarray:
+        """Read 'indices' or 'distances' of a cell's own rows."""
+        return self.run.read(self.stage, self.names[cell], array)
+
+    def facts(self, fact: str) -> list:
+        """Return one of the facts of `write_lists` of each cell."""
+        return [self.run.summary(self.stage, name)[fact] for name in self.names]
 
 
 def run(context: Context) -> dict:
     """Search every cell, then merge; return what came out."""
     count = Table(context.run).cells
     merged = numbered("merged", count)
-    context.compute(STAGE, search_cell, numbered("cell", count))
-    context.compute(STAGE, merge_cell, merged)
+    if context.config.neighbors.precomputed is not None:
+        context.compute(STAGE, take_cell, merged)
+    else:
+        context.compute(STAGE, search_cell, numbered("cell", count))
+        context.compute(STAGE, merge_cell, merged)
     return {fact: total(context.run, STAGE, merged, fact) for fact in ("missing", "disconnected")}

@@ -99,7 +99,7 @@ def _each_block(job: Job, table: Table):  # type: ignore[no-untyped-def]
 def pca_start(job: Job, graph: Graph) -> tuple[np.ndarray, dict]:
     """Place rows by the principal axes of the sample."""
     table, metric = Table(job.run), job.config.neighbors.metric
-    sample = drawn(job, "sample")
+    sample = drawn(job)
     mean, axes = start.principal_axes(vectors.partition_space(sample, metric), job.config.layout.n_components)
     y = np.empty((table.rows, job.config.layout.n_components))
     for (low, high), positions, kept in _each_block(job, table):

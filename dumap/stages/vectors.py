@@ -11,7 +11,7 @@ import numpy as np
 
 from dumap.errors import InputError
 from dumap.kernels import hashing, vectors
-from dumap.plan import tally_buckets
+from dumap.plan import audits, tally_buckets
 from dumap.stages import Context, Job, number_of, numbered, total
 from dumap.store import Part, Run
 
@@ -31,6 +31,16 @@ def as_float32(values: np.ndarray) -> np.ndarray:
         return np.ascontiguousarray(values, np.float32)
 
 
+def drawn_queries(job: Job, rows: np.ndarray, number: int, among: int) -> np.ndarray:
+    """Tell which rows are queries of one round of the audit; those of another round, as long as there are others."""
+    wanted = job.config.quality.queries
+    if wanted >= among:
+        return np.ones(len(rows), bool)
+    width = int(wanted / among * 2**64)
+    start = np.uint64(number * width % 2**64)
+    return hashing.draws(job.config.seed, hashing.QUERIES, rows) - start < np.uint64(width)
+
+
 def hash_rows(block: np.ndarray, second: bool = False) -> np.ndarray:
     """Hash each row of a block, (rows,) uint64."""
     return hashing.row_hashes(block.view(f"u{block.dtype.itemsize}"), second)
@@ -40,6 +50,20 @@ def fingerprint(job: Job) -> str:
     """Fingerprint the input as it is now, block by block, without a cluster."""
     spans = (job.geometry.block(number) for number in range(job.geometry.blocks))
     return _written(sum(int(hashing.fold(hash_rows(job.input.read(*span)), span[0])) for span in spans))
+
+
+def fold_lists(job: Job, cell: int) -> int:
+    """Fold the hashes of the lists that are given for a cell's range of rows."""
+    found = 0
+    for start, stop in job.geometry.lists(cell):
+        both = [hash_rows(block) for block in job.precomputed.read(start, stop)]
+        found += int(hashing.fold(hashing.row_hashes(np.column_stack(both)), start))
+    return found
+
+
+def fingerprint_lists(job: Job) -> str:
+    """Fingerprint the neighbours that are given, as they are now, without a cluster."""
+    return _written(sum(fold_lists(job, cell) for cell in range(job.geometry.cells)))
 
 
 def _written(total: int) -> str:
@@ -71,22 +95,25 @@ def check_block(job: Job, part: str) -> None:
 
 def _draw(job: Job, out: Part, x: np.ndarray, rows: np.ndarray, allowed: np.ndarray, among: int) -> None:
     """Write a block's share of the samples: about so many of `among` rows, chosen by the hash of their ids."""
-    for name, purpose, wanted in (
-        ("sample", hashing.SAMPLE, job.geometry.sample_rows),
-        ("query", hashing.QUERIES, job.config.quality.queries),
-    ):
-        chosen = allowed
-        if wanted < among:
-            limit = np.uint64(min(2**64 - 1, int(wanted / among * 2**64)))
-            chosen = allowed & (hashing.draws(job.config.seed, purpose, rows) < limit)
-        out.write(f"{name}_rows", rows[chosen])
-        out.write(name, x[chosen])
+    wanted, sampled, queries = job.geometry.sample_rows, allowed, np.zeros(len(rows), bool)
+    if wanted < among:
+        limit = np.uint64(min(2**64 - 1, int(wanted / among * 2**64)))
+        sampled = allowed & (hashing.draws(job.config.seed, hashing.SAMPLE, rows) < limit)
+    for number in range(audits(job.config)):
+        queries |= drawn_queries(job, rows, number, among)
+    out.write("sample", x[sampled])
+    out.write("query_rows", rows[allowed & queries])
+    out.write("query", x[allowed & queries])
 
 
-def drawn(job: Job, name: str) -> np.ndarray:
-    """Read a sample, or 'sample_rows', 'query' or 'query_rows', of all blocks."""
-    parts = numbered("distinct" if job.config.input.unique else "block", job.geometry.blocks)
-    return np.concatenate([job.run.read(STAGE, part, name) for part in parts])
+def samples(job: Job) -> list[str]:
+    """Name the parts that hold the blocks' samples."""
+    return numbered("distinct" if job.config.input.unique else "block", job.geometry.blocks)
+
+
+def drawn(job: Job) -> np.ndarray:
+    """Read the sample of all blocks, (m, dims) float32."""
+    return np.concatenate([job.run.read(STAGE, part, "sample") for part in samples(job)])
 
 
 # copies ------------------------------------------------------------------------------------------
@@ -131,6 +158,12 @@ def count_duplicates(job: Job, part: str, buckets: int) -> None:
             out.write("keys", keys[:, repeated].T)
             out.write("rows", rows[repeated])
             out.write("times", times[repeated])
+
+
+def read_lists(job: Job, part: str) -> None:
+    """Fingerprint a range of the lists that are given."""
+    with job.run.part(STAGE, part) as out:
+        out.attributes["fingerprint"] = fold_lists(job, number_of(part))
 
 
 def find_copies(job: Job, part: str, buckets: int, among: int) -> None:
@@ -230,7 +263,7 @@ def run(context: Context) -> dict:
             )
         names = numbered("distinct", context.geometry.blocks)
         context.compute(STAGE, find_copies, names, buckets=buckets, among=rows - duplicates)
-    return {
+    facts = {
         "rows": rows,
         "dropped": nonfinite,
         "zero": total(store, STAGE, blocks, "zero"),
@@ -240,3 +273,8 @@ def run(context: Context) -> dict:
         "copies": duplicates if config.input.unique else 0,
         "fingerprint": _written(total(store, STAGE, blocks, "fingerprint")),
     }
+    if config.neighbors.precomputed is not None:
+        lists = numbered("lists", context.geometry.cells)
+        context.compute(STAGE, read_lists, lists)
+        facts["precomputed_fingerprint"] = _written(total(store, STAGE, lists, "fingerprint"))
+    return facts

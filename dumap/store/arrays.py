@@ -36,8 +36,14 @@ def refuse_code(array: zarr.Array) -> zarr.Array:
     return array
 
 
-def find_array(path: str, name: str) -> zarr.Array:
+def find_array(path: str, name: str, settings: tuple[str, str]) -> zarr.Array:
     """Open the array at a path, or that of a name in the group at the path.
+
+    Parameters
+    ----------
+    path, name : str
+    settings : tuple of str
+        What the user's settings of the path and of the name are called.
 
     Raises
     ------
@@ -49,7 +55,7 @@ def find_array(path: str, name: str) -> zarr.Array:
     try:
         node = zarr.open(store, mode="r", use_consolidated=False)
     except absent as error:
-        raise InputError(f"input.path: {path} is not a Zarr group or array ({told(error)})") from error
+        raise InputError(f"{settings[0]}: {path} is not a Zarr group or array ({told(error)})") from error
     if isinstance(node, zarr.Array):
         return refuse_code(node)
     try:
@@ -57,13 +63,13 @@ def find_array(path: str, name: str) -> zarr.Array:
     except (ArrayNotFoundError, GroupNotFoundError, FileNotFoundError, KeyError):
         found = None
     except ValueError as error:
-        raise InputError(f"input.array: {name!r} in {path} is not an array that can be read ({error})") from error
+        raise InputError(f"{settings[1]}: {name!r} in {path} is not an array that can be read ({error})") from error
     if not isinstance(found, zarr.Array):
         try:
             arrays = ", ".join(f"{n} {a.shape}" for n, a in sorted(node.arrays())) or "none"
         except ValueError as error:  # one of them is of a kind that Zarr does not know
             arrays = f"not all readable ({error})"
-        raise InputError(f"input.array: no array {name!r} in {path}; its arrays are: {arrays}")
+        raise InputError(f"{settings[1]}: no array {name!r} in {path}; its arrays are: {arrays}")
     return refuse_code(found)
 
 

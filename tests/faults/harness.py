@@ -27,8 +27,15 @@ HOOKS = Path(__file__).with_name("hooks.py")
 ROOT = Path(dumap.__file__).parents[1]
 SECONDS = 120
 """The longest that anything is waited for: a machine may be busy."""
-SETTINGS = {"task_memory": 2**19, "layout.n_epochs": 20, "quality.queries": 20}
-"""Three blocks, six cells."""
+SETTINGS = {
+    "task_memory": 2**19,
+    "cells.margin": 1.05,
+    "neighbors.recall_target": 1.0,
+    "neighbors.max_repairs": 1,
+    "layout.n_epochs": 20,
+    "quality.queries": 40,
+}
+"""Three blocks, six cells, one repair."""
 WORDS = [word for key, value in SETTINGS.items() for word in ("--set", f"{key}={value}")]
 """The same, for the command line."""
 ROUNDS = {"layout.mode": "rounds"}
@@ -55,11 +62,14 @@ def results(output: str) -> dict[str, bytes]:
 
 
 def commits(output: str) -> dict[str, bytes]:
-    """Return the manifests that no run may ever touch again: all but those of the layout, which replaces its own."""
+    """Return the manifests that no run may ever touch again.
+
+    They are all but those of the layout, which replaces its own, and of what travels in a repair.
+    """
     root = Path(output, "manifests")
     found = {}
     for path in root.glob("*/[!.]*.json"):
-        if path.parent.name != "layout":
+        if path.parent.name != "layout" and path.name.split("-")[0] not in ("wanted", "asked", "sent", "joined"):
             found[str(path.relative_to(root))] = path.read_bytes()
     return found
 

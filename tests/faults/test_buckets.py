@@ -115,6 +115,21 @@ def test_a_run_over_a_bad_network_is_that_in_a_folder(done, expected):
 
 
 @pytest.mark.slow
+def test_given_neighbors_may_lie_in_a_bucket(near, embed, digits, fresh):
+    indices = (np.arange(300)[:, None] + np.arange(1, 16)) % 300
+    graphs = fresh("knn.zarr"), "s3://data/knn.zarr"
+    for path in graphs:
+        group = zarr.create_group(objects_module.open_store(path, read_only=False))
+        group.create_array("indices", data=indices, chunks=(100, 15))
+        group.create_array("distances", data=(indices % 7 + 1.5).astype(np.float32), chunks=(100, 15))
+    here = embed(digits[0][:300], {**SETTINGS, "neighbors.precomputed": graphs[0]})
+    config = config_of(fresh("run.zarr"), **{"neighbors.precomputed": graphs[1]})
+    assert run(config, client=near)["state"] == "done"
+    assert bytes_of(config.output) == bytes_of(here.output)
+    assert run(config)["state"] == "done", "what is finished is known again"
+
+
+@pytest.mark.slow
 def test_commands_work_on_a_bucket(done, cli, fresh, expected):
     assert cli("verify", OUTPUT).out == "all objects are as they were written\n"
     assert '"state": "done"' in cli("status", OUTPUT, "--json").out

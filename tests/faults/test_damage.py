@@ -65,6 +65,7 @@ PLACES = {
     "cells": "sorted-",
     "cells table": "table-",
     "neighbors": "merged-",
+    "audit": "merged-1-",
     "graph": "united-",
     "start": "coordinates",
     "layout": "epoch-",

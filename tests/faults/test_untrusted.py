@@ -283,6 +283,7 @@ PATHS = {
     "input.array": lambda value: {"input": {"path": "x", "array": value}},
     "output": lambda value: {"output": value},
     "start.init": lambda value: {"start": {"init": value}},
+    "neighbors.precomputed": lambda value: {"neighbors": {"precomputed": value}},
     "cluster.scheduler": lambda value: {"cluster": {"scheduler": value}},
     "cluster.scheduler_file": lambda value: {"cluster": {"scheduler_file": value}},
 }
@@ -535,7 +536,7 @@ def test_a_configuration_travels_as_it_is(dumps):
     assert isinstance(there.neighbors.metric_kwds, FrozenDict)
     written = json.loads(json.dumps(config.parameters()))
     assert written == config.parameters()
-    assert written["neighbors"] == {"n_neighbors": 15, "metric": "wminkowski", "metric_kwds": {"p": 3, "w": [1, 2]}}
+    assert written["neighbors"] == {**build(LEAST).parameters()["neighbors"], **values}
 
 
 # a metric's arguments ----------------------------------------------------------------------------

@@ -144,3 +144,30 @@ def test_merge_takes_each_row_to_its_own_list():
     neighbors.merge(indices, distances, np.array([2, 0]), *lists_of([{9: 1}, {8: 5, 7: 0}], 2))
     assert indices.tolist() == [[7, 1], [2, -1], [9, 3]]
     assert distances.tolist() == [[0, 1], [2, np.inf], [1, 3]]
+
+
+def slow_fault(indices, distances, first, rows):
+    """Look at one slot after another."""
+    for i, row in enumerate(indices.tolist()):
+        for s, j in enumerate(row):
+            if j != -1 and j not in range(rows):
+                return neighbors.OUTSIDE, i, s
+            if j != -1 and j in row[:s]:
+                return neighbors.REPEATED, i, s
+            if j not in (-1, first + i) and not (np.isfinite(distances[i, s]) and distances[i, s] >= 0):
+                return neighbors.DISTANCE, i, s
+    return neighbors.SOUND, 0, 0
+
+
+@given(st.integers(0, 2**32), st.integers(0, 6), st.integers(1, 6), st.integers(0, 3))
+def test_the_first_fault_of_lists_is_found(seed, n, columns, spoilt):
+    rng = np.random.default_rng(seed)
+    indices = np.array([rng.permutation(np.arange(-1, 9))[:columns] for _ in range(n)], np.int64).reshape(n, columns)
+    distances = rng.random((n, columns)).astype(np.float32)
+    for _ in range(spoilt * min(n, 1)):
+        row, slot = rng.integers(n), rng.integers(columns)
+        indices[row, slot] = rng.choice([-2, 9, 2**40, *indices[row]])
+        distances[rng.integers(n), slot] = rng.choice([np.nan, np.inf, -np.inf, -0.1, -0.0])
+    found = neighbors.first_fault(indices, distances, 3, 9)
+    assert found == slow_fault(indices, distances, 3, 9)
+    assert spoilt or found == (neighbors.SOUND, 0, 0)

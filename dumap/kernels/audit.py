@@ -1,0 +1,87 @@
+"""How much of the truth a graph holds, and how sure a sample makes one of it."""
+
+from __future__ import annotations
+
+import math
+
+import numba as nb
+import numpy as np
+from scipy.special import stdtrit
+
+
+@nb.njit(cache=True, nogil=True)
+def found(listed: np.ndarray, listed_distances: np.ndarray, exact: np.ndarray, limits: np.ndarray) -> np.ndarray:
+    """Tell which exact neighbours a list holds; of rows equally far, any are as good.
+
+    What is listed, not farther than the limit and not among the exact ones stands for the farthest of them that is
+    not listed.
+
+    Parameters
+    ----------
+    listed : ndarray of int64, shape (queries, k)
+        -1 where a list is not full.
+    listed_distances : ndarray of float, shape (queries, k)
+        As exact as `limits`.
+    exact : ndarray of int64, shape (queries, k)
+        The k nearest, nearest first.
+    limits : ndarray of float, shape (queries,)
+        Distance of the k-th, and what it may be off by.
+
+    Returns
+    -------
+    ndarray of bool, shape (queries, k)
+        For each exact neighbour.
+    """
+    queries, k = exact.shape
+    out = np.zeros((queries, k), np.bool_)
+    for q in range(queries):
+        instead = 0
+        for s in range(listed.shape[1]):
+            if listed[q, s] < 0:
+                continue
+            among = False
+            for t in range(k):
+                if exact[q, t] == listed[q, s]:
+                    among = out[q, t] = True
+                    break
+            if not among and listed_distances[q, s] <= limits[q]:
+                instead += 1
+        for t in range(k - 1, -1, -1):
+            if instead and not out[q, t]:
+                out[q, t] = True
+                instead -= 1
+    return out
+
+
+def interval(values: np.ndarray, population: int) -> tuple[float, float]:
+    """Return the 95% interval of a population's mean, from a sample without replacement.
+
+    Wilson's score interval (1927), with Student's quantile, for as many all-or-nothing rows as tell as much as these
+    values do. That number comes from the values' variance, to which one all-or-nothing row is added: where all
+    values are alike, the interval still allows for the rare others that such a sample misses. Of all rows, it is
+    their mean.
+
+    Parameters
+    ----------
+    values : ndarray of float, shape (n,)
+        From 0 to 1.
+    population : int
+        Rows that the sample is of.
+
+    Returns
+    -------
+    low, high : float
+    """
+    count = len(values)
+    if not count:
+        return 0.0, 1.0
+    mean = min(1.0, float(values.mean(dtype=np.float64)))
+    if count >= population:
+        return mean, mean
+    spread = float(((values - mean) ** 2).sum(dtype=np.float64))
+    share = (spread + 1) / (count * mean * (1 - mean) + 1)  # of the variance of all-or-nothing rows
+    rows = count / share / (1 - count / population)
+    z = float(stdtrit(max(1, count - 1), 0.975))
+    middle, scale = (mean + z * z / (2 * rows)), 1 + z * z / rows
+    half = z * math.sqrt(mean * (1 - mean) / rows + (z / (2 * rows)) ** 2)
+    return max(0.0, min(mean, (middle - half) / scale)), min(1.0, max(mean, (middle + half) / scale))

@@ -1,0 +1,206 @@
+"""audit: recall of the lists on rows searched exactly among all; where it falls short, repair and another audit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from dumap.kernels import audit, quality, vectors
+from dumap.kernels import neighbors as search
+from dumap.kernels.threads import one_thread
+from dumap.plan import TILE_BYTES
+from dumap.stages import Context, Job, number_of, numbered
+from dumap.stages.cells import Table
+from dumap.stages.neighbors import Lists, defined_distances, metric_arguments, report_name
+from dumap.stages.repair import repair_lists
+from dumap.stages.vectors import STAGE as VECTORS
+from dumap.stages.vectors import as_float32, distinct_rows, drawn_queries, samples
+
+STAGE = "audit"
+NEAR = 15
+"""Exact neighbours that are kept at the least: the map is judged by so many."""
+RELATIVE, ROUNDING = 1e-6, 1e-15
+"""By how much two rows' distances may differ and count as one: of the distance, and a dim, of the squared length."""
+
+
+def tiles(job: Job, queries: np.ndarray, x: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
+    """Yield slices of some rows with the queries' distances to them, float32 (queries, n).
+
+    They are squared Euclidean distances in partition space where the metric's order is that of those.
+    """
+    metric = job.config.neighbors.metric
+    step = max(1, TILE_BYTES // (8 * max(1, len(queries), x.shape[1])))
+    if metric in vectors.BY_PRODUCT:
+        queries = vectors.partition_space(queries, metric).astype(np.float64)
+    for low in range(0, len(x), step):
+        tile = x[low : low + step]
+        if metric in vectors.BY_PRODUCT:
+            placed = vectors.partition_space(tile, metric).astype(np.float64)
+            with one_thread():
+                distances = quality.squared_distances(queries, placed, metric in vectors.ANGULAR)
+            yield slice(low, low + len(tile)), distances.astype(np.float32)
+        else:
+            out = np.empty((len(queries), len(tile)), np.float32)
+            arguments = tuple(metric_arguments(job).values())
+            with defined_distances(job):
+                quality.metric_distances(queries, tile, search.distance_function(metric), arguments, out)
+            yield slice(low, low + len(tile)), out
+
+
+def columns_of(positions: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Find where wanted positions stand among a block's, -1 where they do not."""
+    order = np.argsort(positions)
+    at = order[np.minimum(np.searchsorted(positions, wanted, sorter=order), len(positions) - 1)]
+    return np.where((positions[at] == wanted) & (wanted >= 0), at, -1)
+
+
+def fill(out: np.ndarray, columns: np.ndarray, tile: slice, distances: np.ndarray) -> None:
+    """Fill in the distances to the columns that a tile holds."""
+    q, slot = np.nonzero((columns >= tile.start) & (columns < tile.stop))
+    out[q, slot] = distances[q, columns[q, slot] - tile.start]
+
+
+def collect(job: Job, part: str) -> None:
+    """Collect one round's queries: rows, vectors, positions and lists."""
+    store, cut, number = job.run, job.geometry, number_of(part)
+    lists = Lists(store, number)
+    rows, found, positions = [np.empty(0, np.int64)], [np.empty((0, cut.dims), np.float32)], [np.empty(0, np.int64)]
+    among = distinct_rows(job)
+    for block, name in enumerate(samples(job)):
+        row = store.read(VECTORS, name, "query_rows")
+        chosen = drawn_queries(job, row, number, among)
+        if chosen.any():
+            rows.append(row[chosen])
+            found.append(store.read(VECTORS, name, "query")[chosen])
+            positions.append(lists.table.positions(store, block)[0][rows[-1] - cut.block(block)[0]])
+    own = np.concatenate(positions)
+    listed = np.full((len(own), job.config.neighbors.n_neighbors), -1, np.int64)
+    homes = np.searchsorted(lists.table.offsets, own, side="right") - 1
+    for home in np.unique(homes):
+        inside = homes == home
+        low, high = int(own[inside].min()), int(own[inside].max()) + 1
+        listed[inside] = lists.read("indices", low, high)[own[inside] - low]
+    with store.part(STAGE, part) as out:
+        out.write("rows", np.concatenate(rows))
+        out.write("vectors", np.concatenate(found))
+        out.write("positions", own)
+        out.write("listed", listed)
+
+
+def search_block(job: Job, part: str, number: int) -> None:
+    """Find the queries' exact nearest rows in a block, and how far those are that their lists name."""
+    store, block = job.run, number_of(part)
+    queries, own, listed = (store.read(STAGE, f"queries-{number}", name) for name in ("vectors", "positions", "listed"))
+    positions, _ = Table(store).positions(store, block)
+    x = as_float32(job.input.read(*job.geometry.block(block)))
+    k = max(NEAR, job.config.neighbors.n_neighbors)
+    ids, distances = np.full((len(own), k), -1, np.int64), np.full((len(own), k), np.inf, np.float32)
+    listed_distances, columns = np.full(listed.shape, np.inf, np.float32), columns_of(positions, listed)
+    for tile, d in tiles(job, queries, x):
+        quality.keep_nearest(d, positions[tile], own, ids, distances)
+        fill(listed_distances, columns, tile, d)
+    with store.part(STAGE, part) as out:
+        out.write("ids", ids)
+        out.write("distances", distances)
+        out.write("listed_distances", listed_distances)
+
+
+def join(job: Job, part: str) -> None:
+    """Merge the blocks' exact neighbours."""
+    store, number = job.run, number_of(part)
+    first, *names = numbered(f"search-{number}", job.geometry.blocks)
+    ids, distances, listed = (store.read(STAGE, first, name) for name in ("ids", "distances", "listed_distances"))
+    for name in names:
+        more, scores, nearer = (store.read(STAGE, name, array) for array in ("ids", "distances", "listed_distances"))
+        both, far = np.hstack([ids, more]), np.hstack([distances, scores])
+        order = np.lexsort((both, far), axis=1)[:, : ids.shape[1]]
+        ids, distances = np.take_along_axis(both, order, 1), np.take_along_axis(far, order, 1)
+        np.minimum(listed, nearer, out=listed)
+    with store.part(STAGE, part) as out:
+        out.write("ids", ids)
+        out.write("distances", distances)
+        out.write("listed_distances", listed)
+
+
+def limits_of(job: Job, farthest: np.ndarray, queries: np.ndarray) -> np.ndarray:
+    """Return up to which distance a row counts as no farther than the farthest exact neighbour."""
+    metric, farthest = job.config.neighbors.metric, farthest.astype(np.float64)
+    if metric not in vectors.BY_PRODUCT:
+        return farthest * (1 + RELATIVE)
+    placed = vectors.partition_space(queries, metric)
+    lengths = np.einsum("ij,ij->i", placed, placed, dtype=np.float64)
+    return farthest * (1 + 2 * RELATIVE) + ROUNDING * placed.shape[1] * lengths
+
+
+def report(job: Job, part: str) -> None:
+    """Score the lists of the round's queries, and sum the scores up."""
+    store, table, number = job.run, Table(job.run), number_of(part)
+    rows, own, listed = (store.read(STAGE, f"queries-{number}", name) for name in ("rows", "positions", "listed"))
+    exact, distances, listed_distances = (
+        store.read(STAGE, f"exact-{number}", name) for name in ("ids", "distances", "listed_distances")
+    )
+    k = listed.shape[1]
+    limits = limits_of(job, distances[:, k - 1], store.read(STAGE, f"queries-{number}", "vectors"))
+    found = audit.found(listed, listed_distances, np.ascontiguousarray(exact[:, :k]), limits)
+    recall = found.mean(axis=1)
+    home = np.searchsorted(table.offsets, own, side="right")
+    across = np.searchsorted(table.offsets, exact[:, :k], side="right") != home[:, None]
+    with store.part(STAGE, part) as out:
+        out.write("rows", rows)
+        out.write("recall", recall.astype(np.float32))
+        out.attributes["queries"] = len(rows)
+        if len(rows):
+            low, high = audit.interval(recall, table.rows)
+            out.attributes |= {
+                "recall": float(recall.mean()),
+                "recall_low": low,
+                "recall_high": high,
+                "recall_p5": float(np.percentile(recall, 5)),
+                "recall_across_cells": float(found[across].mean()) if across.any() else None,
+                "recall_within_cells": float(found[~across].mean()) if (~across).any() else None,
+                "rows_under_half": float((recall < 0.5).mean()),
+                "every_row": len(rows) == table.rows,
+            }
+
+
+def measure(context: Context, number: int) -> dict:
+    """Audit the lists after so many repairs, on rows of their own; return the figures."""
+    context.compute(STAGE, collect, [f"queries-{number}"])
+    search_parts = numbered(f"search-{number}", context.geometry.blocks)
+    context.compute(STAGE, search_block, search_parts, number=number)
+    context.compute(STAGE, join, [f"exact-{number}"])
+    context.compute(STAGE, report, [report_name(number)])
+    return context.run.summary(STAGE, report_name(number))
+
+
+def run(context: Context) -> dict:
+    """Audit the lists and repair them while they fall short; return what was reached, and how."""
+    own = context.config.neighbors
+    if not context.config.quality.queries:
+        return {"queries": 0, "repairs": 0}
+    target, figures = own.recall_target, measure(context, 0)
+    repairs: list[dict] = []
+    recalls = [figures.get("recall")]
+    most = own.max_repairs if own.precomputed is None else 0
+    while recalls[-1] is not None and recalls[-1] < target and len(repairs) < most:
+        within = figures["recall_within_cells"]
+        repairs.append(repair_lists(context, len(repairs) + 1, inside=within is not None and within < target))
+        figures = measure(context, len(repairs))
+        recalls.append(figures.get("recall"))
+        if not repairs[-1]["gained"]:
+            break
+    if recalls[-1] is not None and recalls[-1] < target and own.precomputed is None:
+        context.note(
+            f"audit: recall {recalls[-1]:.3f} ({figures['recall_low']:.3f} to {figures['recall_high']:.3f}) is below "
+            f"neighbors.recall_target = {target} after {len(repairs)} repairs"
+            f"{'' if not repairs or repairs[-1]['gained'] else ', the last of which found nothing'}: raise "
+            f"cells.max_copies or neighbors.max_repairs"
+        )
+    return {
+        **figures,
+        "recall_target": target,
+        "repairs": len(repairs),
+        "recall_by_repair": [None if recall is None else round(recall, 4) for recall in recalls],
+        **{fact: [repair[fact] for repair in repairs] for fact in ("gained", "pairs", "left_out") if repairs},
+    }

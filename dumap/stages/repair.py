@@ -1,0 +1,177 @@
+"""repair: lists made better by their neighbours' neighbours, whose vectors travel from cell to cell in whole objects.
+
+Part of stage audit. A round goes in five steps: each cell names the rows it wants of others, one table adds up who asks
+whom, each cell sends what it is asked for, each scores pairs among its own rows and those, and each merges what was
+found for its rows anywhere.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from dumap.kernels import neighbors, repair
+from dumap.plan import universe_rows
+from dumap.stages import Context, Job, number_of, numbered, total
+from dumap.stages.cells import STAGE as CELLS
+from dumap.stages.cells import Table
+from dumap.stages.neighbors import Lists, defined_distances, metric_arguments, write_lists
+from dumap.stages.vectors import as_float32
+
+STAGE = "audit"
+
+
+def read_home(job: Job, cell: int, table: Table, out: np.ndarray) -> None:
+    """Read a cell's own rows, by position, into `out`, casting them to its dtype."""
+    first = np.cumsum(table.copies, axis=1)[:, cell] - table.copies[:, cell]
+    counts = np.diff(np.append(table.starts[:, cell], table.offsets[cell + 1]))
+    step, done = max(1, job.geometry.block_rows // 4), 0
+    for block, start, count in zip(numbered("sorted", job.geometry.blocks), first, counts, strict=True):
+        for low in range(start, start + count, step):
+            rows = job.run.read(CELLS, block, "vectors", low, min(start + count, low + step))
+            out[done : done + len(rows)] = as_float32(rows) if out.dtype == np.float32 else rows
+            done += len(rows)
+
+
+def _span(table: Table, cell: int) -> tuple[int, int]:
+    """Return the positions [first, last) of a cell's own rows."""
+    return int(table.offsets[cell]), int(table.offsets[cell + 1])
+
+
+def want(job: Job, part: str, number: int) -> None:
+    """Name the rows of other cells that a cell needs: those its own rows list."""
+    before, cell = Lists(job.run, number - 1), number_of(part)
+    first, last = _span(before.table, cell)
+    most = max(0, universe_rows(job.config, job.geometry) - (last - first))
+    halo, left_out = repair.choose_halo(before.of(cell, "indices"), first, most)
+    with job.run.part(STAGE, part) as out:
+        out.write("positions", halo)
+        out.attributes |= {
+            "counts": np.diff(np.searchsorted(halo, before.table.offsets)).tolist(),
+            "left_out": left_out,
+        }
+
+
+def tabulate(job: Job, part: str, number: int) -> None:
+    """Add up how many rows each cell asks of each."""
+    names = numbered(f"wanted-{number}", Table(job.run).cells)
+    with job.run.part(STAGE, part) as out:
+        out.write("rows", np.array([job.run.summary(STAGE, name)["counts"] for name in names], np.int32))
+
+
+def send(job: Job, part: str, number: int) -> None:
+    """Write the rows that others ask of a cell, asker by asker: vectors, lists and how far those reach."""
+    store, before, cell = job.run, Lists(job.run, number - 1), number_of(part)
+    table = before.table
+    first, last = _span(table, cell)
+    asked = store.read(STAGE, f"asked-{number}", "rows")
+    names, starts = numbered(f"wanted-{number}", table.cells), asked[:, :cell].sum(axis=1)
+    rows, done = np.empty(int(asked[:, cell].sum()), np.int32), 0
+    for asker in np.flatnonzero(asked[:, cell]):
+        low, count = int(starts[asker]), int(asked[asker, cell])
+        rows[done : done + count] = store.read(STAGE, names[asker], "positions", low, low + count) - first
+        done += count
+    indices, distances = (before.of(cell, array) for array in ("indices", "distances"))
+    narrow = job.geometry.itemsize < 4
+    x = np.empty((last - first, job.geometry.dims), job.input.dtype if narrow else np.float32)
+    if len(rows):
+        read_home(job, cell, table, x)
+    with store.part(STAGE, part) as out:
+        out.write_gathered("vectors", x, rows)
+        out.write_gathered("lists", repair.pack(indices, distances[:, -1:]), rows)
+
+
+def join(job: Job, part: str, number: int, inside: bool) -> None:
+    """Score pairs among a cell's own rows and those sent to it; write what any of them may gain."""
+    store, before, cell, k = job.run, Lists(job.run, number - 1), number_of(part), job.config.neighbors.n_neighbors
+    table = before.table
+    first, last = _span(table, cell)
+    asked = store.read(STAGE, f"asked-{number}", "rows")
+    halo = store.read(STAGE, numbered(f"wanted-{number}", cell + 1)[-1], "positions")
+    own, rows = last - first, last - first + len(halo)
+    x, reach = np.empty((rows, job.geometry.dims), np.float32), np.empty(rows, np.float32)
+    members, fresh = np.empty((rows, k), np.int32), np.ones((rows, k), bool)
+    read_home(job, cell, table, x[:own])
+    indices = before.of(cell, "indices")
+    members[:own] = repair.localize(indices, first, own, halo)
+    reach[:own] = before.of(cell, "distances")[:, -1]
+    if number > 1:
+        fresh[:own] = repair.is_new(indices, Lists(store, number - 2).of(cell, "indices"))
+    done = own
+    for home in np.flatnonzero(asked[cell]):
+        name, low = numbered(f"sent-{number}", int(home) + 1)[-1], int(asked[:cell, home].sum())
+        high = low + int(asked[cell, home])
+        at = slice(done, done := done + high - low)
+        x[at] = as_float32(store.read(STAGE, name, "vectors", low, high))
+        indices, reached = repair.unpack(store.read(STAGE, name, "lists", low, high), k)
+        members[at], reach[at] = repair.localize(indices, first, own, halo), reached[:, 0]
+    homes = np.repeat(np.append(cell, np.arange(table.cells)), np.append(own, asked[cell])).astype(np.int32)
+    metric, kwds = job.config.neighbors.metric, metric_arguments(job)
+    with defined_distances(job):
+        found, distances, pairs = repair.join(x, own, members, fresh, homes, inside, reach, metric, kwds)
+    del x, members, fresh
+    positions = np.append(np.arange(first, last), halo)
+    gaining = np.flatnonzero(((found >= 0) & (distances <= reach[:, None])).any(axis=1))
+    gaining = gaining[np.argsort(positions[gaining])]
+    named = np.where(found[gaining] >= 0, positions[found[gaining]], -1).astype(job.geometry.index_dtype)
+    with store.part(STAGE, part) as out:
+        out.write("positions", positions[gaining])
+        out.write("offers", repair.pack(named, distances[gaining]))
+        out.attributes["offsets"] = np.searchsorted(positions[gaining], table.offsets).tolist()
+        out.attributes["pairs"] = pairs
+
+
+def merge(job: Job, part: str, number: int) -> None:
+    """Merge what all cells found for one cell's own rows into their lists."""
+    store, lists, cell, k = job.run, Lists(job.run, number - 1), number_of(part), job.config.neighbors.n_neighbors
+    first, _ = _span(lists.table, cell)
+    before = lists.of(cell, "indices")
+    indices, distances = before.copy(), lists.of(cell, "distances").copy()
+    asked = store.read(STAGE, f"asked-{number}", "rows")[:, cell] > 0
+    asked[cell] = True
+    for name in np.array(numbered(f"joined-{number}", len(asked)))[asked].tolist():
+        low, high = store.summary(STAGE, name)["offsets"][cell : cell + 2]
+        if high > low:
+            positions = store.read(STAGE, name, "positions", low, high)
+            found, lengths = repair.unpack(store.read(STAGE, name, "offers", low, high), k)
+            neighbors.merge(indices, distances, positions - first, found, lengths, positions)
+    with store.part(STAGE, part) as out:
+        write_lists(job, out, indices, distances)
+        out.attributes["gained"] = int((repair.is_new(indices, before) & (indices >= 0)).sum())
+
+
+def repair_lists(context: Context, number: int, inside: bool) -> dict:
+    """Make the lists of round `number` out of those before it; return what it took and gained.
+
+    Parameters
+    ----------
+    context : Context
+    number : int
+        1 for the first round.
+    inside : bool
+        Whether to score pairs of one cell too.
+    """
+    store, count = context.run, Table(context.run).cells
+    merged, steps = numbered(f"merged-{number}", count), {}
+    for name in ("wanted", "sent", "joined"):
+        steps[name] = numbered(f"{name}-{number}", count)
+    if not {*merged, f"repaired-{number}"} <= set(store.committed(STAGE)):
+        context.compute(STAGE, want, steps["wanted"], number=number)
+        context.compute(STAGE, tabulate, [f"asked-{number}"], number=number)
+        context.compute(STAGE, send, steps["sent"], number=number)
+        context.compute(STAGE, join, steps["joined"], number=number, inside=inside)
+        context.compute(STAGE, merge, merged, number=number)
+        context.compute(STAGE, sum_up, [f"repaired-{number}"], number=number)
+    for name in sorted({*steps["wanted"], f"asked-{number}", *steps["sent"], *steps["joined"]}):
+        if store.is_committed(STAGE, name):
+            store.discard(STAGE, name)
+    return store.summary(STAGE, f"repaired-{number}")
+
+
+def sum_up(job: Job, part: str, number: int) -> None:
+    """Add up what a round took and gained, before the parts that tell it are removed."""
+    cells = Table(job.run).cells
+    facts = {"left_out": "wanted", "pairs": "joined", "gained": "merged"}
+    with job.run.part(STAGE, part) as out:
+        out.attributes |= {
+            fact: total(job.run, STAGE, numbered(f"{name}-{number}", cells), fact) for fact, name in facts.items()
+        }

@@ -1,0 +1,262 @@
+"""The audit: what it says is true, what it repairs gets better, and neither depends on how it is run."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.spatial.distance import cdist
+
+from dumap import pipeline
+from dumap.kernels import hashing
+from dumap.pipeline import Silent
+from dumap.plan import repair_row_bytes
+from dumap.stages import Job
+from dumap.stages.cells import Table
+from dumap.stages.repair import read_home, want
+from dumap.stages.vectors import drawn_queries
+from dumap.store import Run
+from dumap.submit import run
+
+K = 15
+SEAMED = {"cells.max_rows": 500, "cells.margin": 1.08, "quality.queries": 600}
+"""Small cells that hardly spill: their seams lose a tenth of the neighbours."""
+REPAIRED = {**SEAMED, "neighbors.recall_target": 1.0, "neighbors.max_repairs": 2}
+
+
+class Notes(Silent):
+    """Keeps what is said."""
+
+    def __init__(self):
+        self.said = []
+
+    def note(self, message):
+        self.said.append(message)
+
+
+@pytest.fixture(scope="module")
+def seamed(embed, digits):
+    return embed(digits[0], {**SEAMED, "neighbors.recall_target": 0.0})
+
+
+@pytest.fixture(scope="module")
+def repaired(embed, digits):
+    return embed(digits[0], REPAIRED)
+
+
+def recall_of(done, x: np.ndarray, metric: str = "euclidean") -> np.ndarray:
+    """Return each row's recall: the share of its list that is no farther than its k-th nearest row."""
+    indices, _ = done.neighbors()
+    d = cdist(x.astype(np.float64), x.astype(np.float64), metric)
+    np.fill_diagonal(d, np.inf)
+    limits = np.sort(d, axis=1)[:, K - 1 : K] * (1 + 1e-6) + 1e-9
+    return (np.take_along_axis(d, indices, axis=1) <= limits).mean(axis=1)
+
+
+def lists_of(output: str) -> list[str]:
+    """Return the digests of the lists' objects, round by round and cell by cell."""
+    store, found = Run(output, read_only=True), []
+    for name in store.committed("audit"):
+        if name.startswith("merged-"):
+            found += [name, *sorted(digest for _, digest in store.manifest("audit", name)["objects"].values())]
+    return found
+
+
+@pytest.fixture
+def copied(configure, repaired) -> Job:
+    """Return the job of a copy of a run that was repaired."""
+    config = configure(repaired.status["input"]["path"], REPAIRED)
+    shutil.copytree(repaired.output, config.output)
+    return Job(config, pipeline.plan(config).geometry)
+
+
+# what it says ------------------------------------------------------------------------------------
+
+
+def test_the_recall_is_that_of_the_exports(seamed, digits):
+    facts, recall = seamed.facts("audit"), recall_of(seamed, digits[0])
+    assert facts["repairs"] == 0
+    assert 0.8 < facts["recall"] < 0.97
+    assert facts["recall_low"] <= recall.mean() <= facts["recall_high"]
+    assert facts["recall_high"] - facts["recall_low"] < 0.03
+    assert facts["recall_across_cells"] < facts["recall"] < facts["recall_within_cells"]
+    store = Run(seamed.output, read_only=True)
+    rows = store.read("audit", "report-0", "rows")
+    np.testing.assert_allclose(store.read("audit", "report-0", "recall"), recall[rows], atol=1e-6)
+    assert facts["recall_p5"] == pytest.approx(np.percentile(recall[rows], 5))
+    assert facts["rows_under_half"] == pytest.approx((recall[rows] < 0.5).mean())
+    assert not facts["every_row"]
+
+
+@pytest.mark.parametrize("metric", ["cosine", "manhattan"])
+def test_where_every_row_is_a_query_nothing_is_uncertain(embed, digits, metric):
+    x = digits[0][:600]
+    settings = {**SEAMED, "neighbors.metric": metric, "neighbors.recall_target": 0.0}
+    done = embed(x, {**settings, "quality.queries": 5000})
+    facts, recall = done.facts("audit"), recall_of(done, x, {"manhattan": "cityblock"}.get(metric, metric))
+    assert facts["every_row"]
+    assert facts["queries"] == 600
+    assert facts["recall_low"] == facts["recall_high"] == facts["recall"]
+    assert facts["recall"] == pytest.approx(recall.mean(), abs=1e-3)
+
+
+def test_of_equal_rows_any_are_right(embed, digits):
+    """Cells and pieces tell copies apart, and no list can hold them all."""
+    x = np.repeat(digits[0][:12], 60, axis=0) * 37 + 1000
+    done = embed(x, {**SEAMED, "cells.max_rows": 100})
+    assert done.facts("audit")["recall"] == 1.0
+    assert done.facts("audit")["repairs"] == 0
+
+
+def test_without_queries_there_is_neither_audit_nor_repair(embed, digits):
+    done = embed(digits[0], {**REPAIRED, "quality.queries": 0})
+    assert done.facts("audit") == {"queries": 0, "repairs": 0}
+    assert done.facts("quality") == {"queries": 0}
+    assert Run(done.output, read_only=True).committed("audit") == []
+
+
+# queries -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("wanted", "rounds_apart"), [(100, 10), (400, 2), (900, 1), (2000, 0)])
+def test_each_audit_draws_rows_of_its_own_while_there_are_others(configure, digits, wanted, rounds_apart):
+    config = configure(digits[0][:1000], {"quality.queries": wanted})
+    job, rows = Job(config, pipeline.plan(config).geometry), np.arange(1000)
+    drawn = [drawn_queries(job, rows, number) for number in range(4)]
+    assert all(abs(d.sum() - min(wanted, 1000)) < 5 * np.sqrt(wanted) for d in drawn)
+    for number in range(1, min(4, rounds_apart)):
+        assert not (drawn[number] & drawn[number - 1]).any()
+    pieces = [drawn_queries(job, rows[part], 1) for part in (slice(0, 333), slice(333, 1000))]
+    assert np.array_equal(np.concatenate(pieces), drawn[1]), "whatever the blocks"
+    if wanted == 100:
+        assert not np.array_equal(drawn[0], hashing.draws(1, hashing.QUERIES, rows) < 2**64 // 10), "by the seed"
+
+
+# repairs -----------------------------------------------------------------------------------------
+
+
+def test_repairs_raise_recall_and_say_how_far(seamed, repaired, digits):
+    facts = repaired.facts("audit")
+    before, after = recall_of(seamed, digits[0]).mean(), recall_of(repaired, digits[0]).mean()
+    assert facts["repairs"] == 2
+    assert after > before + 0.6 * (1 - before), (before, facts)
+    assert facts["recall_low"] <= after <= facts["recall_high"]
+    assert len(facts["recall_by_repair"]) == 3
+    assert facts["recall_by_repair"][0] == round(seamed.facts("audit")["recall"], 4)
+    assert facts["recall_by_repair"][2] == round(facts["recall"], 4)
+    assert facts["gained"][0] > facts["gained"][1] > 0
+    assert facts["left_out"] == [0, 0]
+
+
+def test_repaired_lists_are_sound_and_what_the_graph_is_of(repaired, digits):
+    indices, distances = repaired.neighbors()
+    rows = np.arange(len(indices))[:, None]
+    d = cdist(digits[0], digits[0])
+    assert ((indices >= 0) & (indices != rows)).all()
+    assert all(len(set(row)) == K for row in indices.tolist())
+    np.testing.assert_allclose(distances, d[rows, indices], rtol=1e-5)
+    assert (np.diff(distances, axis=1) >= 0).all()
+    store = Run(repaired.output, read_only=True)
+    sums = [store.summary("audit", f"merged-2-{cell:05d}")["distance_sum"] for cell in range(Table(store).cells)]
+    assert sum(sums) == pytest.approx(distances.sum(dtype=np.float64))
+    edges = np.unique(np.sort(np.stack([np.broadcast_to(rows, indices.shape), indices]).reshape(2, -1), axis=0), axis=1)
+    assert repaired.facts("graph")["edges"] == 2 * edges.shape[1]
+
+
+def test_what_only_travels_is_removed(repaired):
+    left = {name.split("-")[0] for name in Run(repaired.output, read_only=True).committed("audit")}
+    assert left == {"queries", "search", "exact", "report", "merged", "repaired"}
+    assert pipeline.verify(repaired.output) == []
+    assert Run(repaired.output, read_only=True).unnamed() == []
+
+
+@pytest.mark.slow
+def test_repairs_end_where_the_target_is_reached(embed, digits):
+    facts = embed(digits[0], {**REPAIRED, "neighbors.recall_target": 0.96, "neighbors.max_repairs": 3}).facts("audit")
+    assert facts["repairs"] == 1
+    assert facts["recall_by_repair"][0] < 0.96 <= facts["recall"]
+
+
+def test_a_target_out_of_reach_is_noted(configure, client, digits):
+    """Cells that no row spills from have no list that leads across, so there is nothing to go by."""
+    notes = Notes()
+    config = configure(digits[0], {**REPAIRED, "cells.max_copies": 1, "neighbors.max_repairs": 5})
+    status = run(config, client=client, observer=notes)
+    facts = next(stage["facts"] for stage in status["stages"] if stage["name"] == "audit")
+    assert facts["gained"] == [0]
+    (said,) = [note for note in notes.said if note.startswith("audit: ")]
+    assert f"recall {facts['recall']:.3f}" in said
+    assert "neighbors.recall_target = 1.0 after 1 repairs, the last of which found nothing" in said
+    assert "cells.margin, cells.max_copies or neighbors.max_repairs" in said
+
+
+@pytest.mark.parametrize("metric", ["cosine", pytest.param("manhattan", marks=pytest.mark.slow)])
+def test_repairs_serve_other_metrics(embed, digits, metric):
+    done = embed(digits[0][:1000], {**REPAIRED, "neighbors.metric": metric, "neighbors.max_repairs": 1})
+    first, last = done.facts("audit")["recall_by_repair"]
+    assert last > first
+    assert recall_of(done, digits[0][:1000], {"manhattan": "cityblock"}.get(metric, metric)).mean() > first
+
+
+def test_a_halo_too_large_is_cut_and_counted(copied):
+    """A cell holds no more rows than its memory does."""
+    job, part = copied, "wanted-1-00001"
+    own = int(np.diff(Table(job.run).offsets)[1])
+    want(job, part, 1)
+    whole = job.run.read("audit", part, "positions")
+    assert job.run.summary("audit", part)["left_out"] == 0
+    job.run.discard("audit", part)
+    room = {"task_memory": (own + 10) * repair_row_bytes(64, K, "euclidean")}
+    want(Job(job.config.model_copy(update=room), job.geometry), part, 1)
+    facts, cut = job.run.summary("audit", part), job.run.read("audit", part, "positions")
+    assert len(cut) == sum(facts["counts"]) == 10 < len(whole)
+    assert facts["left_out"] == len(whole) - 10
+    assert np.isin(cut, whole).all()
+
+
+# the same bytes ----------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_the_inputs_chunks_change_no_list(embed, save, digits, repaired):
+    done = embed(save(digits[0], 100), {**REPAIRED, "task_memory": 512 * 2**20})
+    assert lists_of(done.output) == lists_of(repaired.output)
+    assert done.y.tobytes() == repaired.y.tobytes()
+
+
+LOST = {
+    "the repairs' marks": ["repaired-*", "report-1*"],
+    "some lists": ["merged-1-00001", "merged-2-00000"],
+    "all of the second": ["*-2", "*-2-*"],
+}
+
+
+@pytest.mark.parametrize(
+    "what", [what if what == "some lists" else pytest.param(what, marks=pytest.mark.slow) for what in LOST]
+)
+def test_what_is_lost_is_made_again(copied, client, repaired, what):
+    config = copied.config
+    manifests = Path(config.output, "manifests")
+    for pattern in LOST[what]:
+        for path in manifests.glob(f"audit/{pattern}.json"):
+            path.unlink()
+    for stage in pipeline.STAGES[pipeline.STAGES.index("audit") :]:
+        (manifests / "run" / f"{stage}.json").unlink()
+    assert run(config, client=client)["state"] == "done"
+    assert lists_of(config.output) == lists_of(repaired.output)
+    left = {name.split("-")[0] for name in Run(config.output, read_only=True).committed("audit")}
+    assert left == {"queries", "search", "exact", "report", "merged", "repaired"}
+
+
+def test_a_cells_own_rows_are_read_by_position(copied, digits):
+    job = copied
+    table = Table(job.run)
+    order = np.concatenate([table.positions(job.run, block)[0] for block in range(job.geometry.blocks)])
+    by_position = digits[0][np.argsort(order)]
+    for cell in range(table.cells):
+        first, last = table.offsets[cell : cell + 2]
+        x = np.empty((last - first, 64), np.float32)
+        read_home(job, cell, table, x)
+        np.testing.assert_array_equal(x, by_position[first:last])

@@ -1,0 +1,540 @@
+"""A k-NN graph that is given: taken as it is, checked to the slot, and part of what a run is of."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import zarr
+from scipy import sparse
+from sklearn.neighbors import NearestNeighbors
+
+from dumap.config import build
+from dumap.errors import InputError, RunMismatchError, StorageError
+from dumap.pipeline import plan, verify
+from dumap.source import Precomputed
+from dumap.stages import cells, neighbors
+from dumap.store import Run
+from dumap.submit import run
+
+K = 15
+
+
+def slowly(values, *quick):
+    """Mark as slow all values but the quick ones."""
+    return [value if value in quick else pytest.param(value, marks=pytest.mark.slow) for value in values]
+
+
+CUT = {"task_memory": 2**20}
+"""Blocks of about 500 rows, ranges of about 400."""
+
+
+@pytest.fixture(scope="module")
+def some(digits):
+    return digits[0][:1000]
+
+
+@pytest.fixture(scope="module")
+def data(some, save):
+    return save(some, 100)
+
+
+def exact(x: np.ndarray, k: int = K) -> tuple[np.ndarray, np.ndarray]:
+    """Return the k nearest other rows of each row, and how far they are."""
+    distances, indices = NearestNeighbors(n_neighbors=k).fit(x).kneighbors()
+    return indices, distances.astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def knn(some):
+    return exact(some)
+
+
+@pytest.fixture(scope="module")
+def given(fresh):
+    """Write a graph to a new Zarr group; return its path."""
+
+    def write(indices: np.ndarray, distances: np.ndarray, chunk_rows: int = 300, **options: Any) -> str:
+        path = fresh("knn.zarr")
+        group = zarr.create_group(path, zarr_format=options.pop("zarr_format", 3))
+        for name, values in (("indices", indices), ("distances", distances)):
+            group.create_array(name, data=values, chunks=(chunk_rows, *values.shape[1:]), **options)
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="module")
+def take(data, embed):
+    """Run on a graph that is given."""
+
+    def go(path: str, settings: dict[str, Any] | None = None, source: Any = None):
+        return embed(data if source is None else source, {"neighbors.precomputed": path, **(settings or {})})
+
+    return go
+
+
+@pytest.fixture(scope="module")
+def graph(given, knn):
+    return given(*knn)
+
+
+@pytest.fixture(scope="module")
+def taken(take, graph):
+    return take(graph, {**CUT, "quality.queries": 50})
+
+
+@pytest.fixture(scope="module")
+def searched(embed, data):
+    return embed(data, {"cells.max_rows": 300, "quality.queries": 200})
+
+
+@pytest.fixture
+def again(taken, configure, data, graph, fresh):
+    """Configure a copy of the finished run, to go on with it on the same graph or another."""
+
+    def copy(path: str = graph):
+        output = shutil.copytree(taken.output, fresh("copy.zarr"))
+        return configure(data, {**CUT, "quality.queries": 50, "neighbors.precomputed": path, "output": output})
+
+    return copy
+
+
+def uncommit(output: str, stages: tuple[str, ...]) -> None:
+    """Forget all of some stages."""
+    manifests = Path(output, "manifests")
+    for stage in stages:
+        shutil.rmtree(manifests / stage)
+        (manifests / "run" / f"{stage}.json").unlink()
+
+
+def ordered(indices: np.ndarray, distances: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Sort each row's list by (distance, id), what is missing last."""
+    order = np.lexsort((indices, np.where(indices < 0, np.inf, distances)), axis=1)
+    return np.take_along_axis(indices, order, axis=1), np.take_along_axis(distances, order, axis=1)
+
+
+def assert_same_lists(found, wanted) -> None:
+    for one, other in zip(ordered(*found), ordered(*wanted), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+# what is taken -----------------------------------------------------------------------------------
+
+
+def test_the_graph_is_the_one_given_and_the_order_the_inputs(taken, knn, some):
+    assert_same_lists(taken.neighbors(), knn)
+    assert taken.facts("cells") == {
+        "cells": 3, "rows": 1000, "copies": 1000, "largest": 436, "smallest": 128
+    }  # fmt: skip
+    assert taken.facts("neighbors") == {"missing": 0, "disconnected": 0}
+    assert np.isfinite(taken.y).all()
+    parts = {path.name.split("-")[0] for path in Path(taken.output, "manifests").glob("*/*.json")}
+    assert "sorted" not in parts
+    assert "cell" not in parts
+    stored = zarr.open_array(next(Path(taken.output, "neighbors").glob("merged-00000-*")), path="indices")
+    np.testing.assert_array_equal(np.sort(stored[:]), np.sort(knn[0][:436]))
+
+
+def test_a_runs_neighbors_come_back(take, searched):
+    """The round trip: the lists and the weights of the graph are those of the run that searched."""
+    again = take(searched.export("neighbors", ".zarr"), {"quality.queries": 200})
+    assert_same_lists(again.neighbors(), searched.neighbors())
+    graphs = [sparse.load_npz(done.export("graph", ".npz")).sorted_indices() for done in (searched, again)]
+    for part in ("indptr", "indices", "data"):
+        np.testing.assert_array_equal(*(getattr(graph, part) for graph in graphs))
+    assert again.facts("quality")["recall"] == pytest.approx(searched.facts("quality")["recall"], abs=0.005)
+    assert again.status["fingerprint"] == searched.status["fingerprint"]
+
+
+def test_what_a_graph_lacks_is_counted(take, given, some, knn):
+    """Of 15 neighbors 5 are random rows or missing; one row has none, and is none's."""
+    indices, distances = (values.copy() for values in knn)
+    indices[:, 10:] = (np.arange(1000)[:, None] + 500 + np.arange(5)) % 1000
+    distances[:, 10:] = np.linalg.norm(some[:, None] - some[indices[:, 10:]], axis=2)
+    indices[:, 10:] = np.where((indices[:, :10, None] == indices[:, None, 10:]).any(axis=1), -1, indices[:, 10:])
+    indices[::3, 5], distances[::3, 5] = -1, np.nan
+    indices[7] = -1
+    indices[indices == 7] = -1
+    done = take(given(indices, distances), {**CUT, "quality.queries": 1000})
+    assert done.facts("neighbors")["missing"] == (indices < 0).sum()
+    assert_same_lists(done.neighbors(), (indices, np.where(indices < 0, np.inf, distances)))
+    assert np.isfinite(done.y).all()
+    assert np.flatnonzero(done.flags).tolist() == [7], "no edge leads there"
+    hits = [len(np.intersect1d(a, b)) / K for a, b in zip(indices, knn[0], strict=True)]
+    assert abs(done.facts("quality")["recall"] - np.mean(hits)) < 0.01
+
+
+def test_rows_may_come_first_in_their_own_lists(take, given, taken, knn):
+    """As in umap-learn's and pynndescent's; where rows are equal, another may come before. No distance is asked for."""
+    own = np.arange(1000)[:, None]
+    first = np.column_stack([own, knn[0]]), np.column_stack([np.zeros_like(knn[1][:, :1]), knn[1]])
+    second = tuple(values[:, [1, 0, *range(2, K + 1)]] for values in first)
+    indices, distances = (np.where(own % 3 == 1, *both) for both in zip(second, first, strict=True))
+    distances[(indices == own) & (own % 3 == 2)] = np.nan
+    assert take(given(indices, distances), CUT).y.tobytes() == taken.y.tobytes()
+
+
+@pytest.mark.slow
+def test_umap_learns_neighbors_are_taken_as_they_are(take, given, some):
+    from umap.umap_ import nearest_neighbors
+
+    indices, distances, _ = nearest_neighbors(some, K + 1, "euclidean", {}, False, np.random.RandomState(0))
+    assert (indices[:, 0] == np.arange(1000)).all()
+    assert_same_lists(take(given(indices, distances)).neighbors(), (indices[:, 1:], distances[:, 1:]))
+
+
+def test_any_order_and_more_columns_come_to_the_nearest(take, given, taken, some, knn):
+    indices, distances = exact(some, 40)
+    indices[:, :K] = knn[0]
+    indices[:, K:][distances[:, K:] <= distances[:, K - 1 : K]] = -1  # of rows as near any may be taken
+    order = np.random.default_rng(0).permuted(np.tile(np.arange(40), (1000, 1)), axis=1)
+    shuffled = (np.take_along_axis(values, order, axis=1) for values in (indices, distances))
+    assert take(given(*shuffled), CUT).y.tobytes() == taken.y.tobytes()
+
+
+FORMS = {
+    "rechunked": lambda given, ids, d: given(ids, d, 77),
+    "one chunk, int32": lambda given, ids, d: given(ids.astype(np.int32), d, 1000),
+    "sharded, uint16": lambda given, ids, d: given(ids.astype(np.uint16), d, 50, shards=(250, K)),
+    "version 2, big-endian": lambda given, ids, d: given(ids.astype(">i8"), d.astype(">f4"), 100, zarr_format=2),
+    "uint64, float64": lambda given, ids, d: given(ids.astype(np.uint64), d.astype(np.float64), 300),
+    "zip": lambda given, ids, d: shutil.make_archive(path := given(ids, d), "zip", path),
+}
+
+
+NOT_DONE = {"cells.max_copies": 1, "cells.max_rows": 64}
+"""Settings of what is not done where neighbours are given."""
+
+
+@pytest.mark.parametrize(
+    ("form", "chunk_rows", "settings"),
+    [
+        ("zip", 1000, NOT_DONE),
+        *(pytest.param(form, 100, {}, marks=pytest.mark.slow) for form in FORMS if form != "zip"),
+        pytest.param("one chunk, int32", 333, {"layout.mode": "rounds"}, marks=pytest.mark.slow),
+    ],
+)
+def test_neither_forms_nor_chunks_change_a_byte(take, given, taken, knn, some, save, form, chunk_rows, settings):
+    assert take(FORMS[form](given, *knn), {**CUT, **settings}, save(some, chunk_rows)).y.tobytes() == taken.y.tobytes()
+
+
+def test_the_inputs_chunks_cut_other_blocks(save, some):
+    """Else their changing no byte would tell nothing."""
+    paths = [save(some, rows) for rows in (100, 333, 1000)]
+    assert len({plan(build({"input": {"path": p}, "output": "x", **CUT})).geometry.blocks for p in paths}) > 1
+
+
+@pytest.mark.parametrize("init", slowly(["pca", "random", "array"], "array"))
+def test_starts(take, graph, fresh, digits, init):
+    """Coordinates by the input's rows come to the same rows."""
+    if init == "array":
+        init = fresh("init.npy")
+        np.save(init, np.column_stack([np.where(digits[1][:1000] == 0, 10.0, -10.0), np.linspace(-1, 1, 1000)]))
+    y = take(graph, {"start.init": init, "layout.n_epochs": 50}).y
+    assert np.isfinite(y).all()
+    near = NearestNeighbors(n_neighbors=K).fit(y).kneighbors(return_distance=False)
+    assert (digits[1][near] == digits[1][:1000, None]).mean() > (0.5 if init == "random" else 0.7)
+
+
+def test_dropped_rows_vanish_from_lists(take, given, some, knn, save):
+    """Their own lists are not even looked at."""
+    x, gone = some.copy(), np.array([0, 3, 499, 500, 999])
+    x[gone] = np.nan
+    settings = {**CUT, "input.nonfinite": "drop", "quality.queries": 50}
+    indices, distances = (values.copy() for values in knn)
+    indices[gone], distances[gone] = 10**6, np.nan
+    done = take(given(indices, distances), settings, save(x, 100))
+    assert np.flatnonzero(done.flags).tolist() == gone.tolist()
+    lost = np.isin(indices, gone)
+    lost[gone] = True
+    assert lost.sum() > K * len(gone)
+    assert_same_lists(done.neighbors(), (np.where(lost, -1, indices), np.where(lost, np.inf, distances)))
+    assert done.facts("neighbors")["missing"] == lost.sum() - K * len(gone)
+
+
+@pytest.mark.parametrize("at_once", [1, 3, 5, 1000])
+def test_positions_do_not_depend_on_how_many_dropped_rows_are_read_at_once(fresh, monkeypatch, at_once):
+    dropped = np.array([0, 1, 5, 98, 99])
+    monkeypatch.setattr(cells, "DROPPED_AT_ONCE", at_once)
+    job = SimpleNamespace(run=Run(fresh("run.zarr")), geometry=SimpleNamespace(rows=100))
+    with job.run.part("cells", cells.TABLE) as part:
+        part.write("dropped", dropped)
+    wanted = np.full(101, -1)
+    wanted[np.setdiff1d(np.arange(100), dropped)] = np.arange(95)
+    rows = np.random.default_rng(0).integers(-1, 100, (40, 7))
+    np.testing.assert_array_equal(cells.kept_positions(job, SimpleNamespace(rows=95), rows), wanted[rows])
+
+
+def test_a_range_of_rows_that_are_all_dropped(take, given, some, save):
+    """Further columns take their place in the lists of others."""
+    x, kept = some.copy(), np.r_[:400, 900:1000]
+    x[400:900] = np.inf
+    done = take(given(*exact(some, 100), 100), {**CUT, "input.nonfinite": "drop"}, save(x, 100))
+    assert done.facts("cells")["smallest"] == 0
+    assert done.facts("cells")["rows"] == 500
+    assert done.facts("neighbors")["missing"] == 0
+    assert np.isfinite(done.y[kept]).all()
+    np.testing.assert_allclose(done.neighbors()[1][kept], exact(some[kept])[1], rtol=1e-6)
+
+
+def test_measured_peak_is_within_the_projected(taken):
+    for stage in taken.status["stages"]:
+        assert 0 < stage["peak_bytes"] <= stage["projected_bytes"], stage["name"]
+
+
+# what is refused ---------------------------------------------------------------------------------
+
+
+def spoil(array: str, row: int, column: int, value: float):
+    def change(indices: np.ndarray, distances: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        indices, distances = indices.copy(), distances.astype(np.float64)
+        {"indices": indices, "distances": distances}[array][row, column] = value
+        return indices, distances
+
+    return change
+
+
+SPOILT = {
+    "beyond the rows": (
+        spoil("indices", 700, 3, 1000),
+        r"'indices', row 700, column 3: holds 1000; .* 0 to 999, and -1",
+    ),
+    "below -1": (spoil("indices", 0, 0, -2), r"'indices', row 0, column 0: holds -2; allowed are the input's rows"),
+    "far beyond": (spoil("indices", 999, 14, 2**40), r"row 999, column 14: holds 1099511627776; allowed"),
+    "nan": (spoil("distances", 450, 14, np.nan), r"'distances', row 450, column 14: holds nan; allowed are numbers"),
+    "infinite": (spoil("distances", 1, 0, np.inf), r"'distances', row 1, column 0: holds inf; .* -1 in 'indices'"),
+    "beyond float32": (
+        spoil("distances", 1, 0, 1e300),
+        r"'distances', row 1, column 0: holds 1e\+300; allowed .*3.4e38",
+    ),
+    "negative": (spoil("distances", 998, 2, -0.5), r"'distances', row 998, column 2: holds -0.5; allowed are numbers"),
+    "unsigned": (
+        lambda ids, d: (np.where(np.arange(1000)[:, None] == 5, np.uint64(2**64 - 1), ids.astype(np.uint64)), d),
+        r"'indices', row 5, column 0: holds 18446744073709551615; allowed",
+    ),
+    "twice": (
+        lambda ids, d: (np.column_stack([ids[:, :14], np.where(np.arange(1000) == 8, ids[:, 4], ids[:, 14])]), d),
+        r"'indices', row 8, column 14: holds \d+; a second time: a row may name each neighbor once",
+    ),
+    "itself, and too few others": (
+        lambda ids, d: (np.where((ids == ids[:, :1]) & (np.arange(1000)[:, None] == 600), 600, ids), d),
+        r"row 600: the row is among its own neighbors, so that 15 columns hold 14 others, .* at most 14",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", SPOILT)
+def test_what_no_list_may_hold_is_named(given, knn, kind):
+    change, message = SPOILT[kind]
+    path = given(*change(*knn))
+    job = SimpleNamespace(
+        precomputed=Precomputed(path, 1000),
+        geometry=SimpleNamespace(rows=1000),
+        config=SimpleNamespace(neighbors=SimpleNamespace(n_neighbors=K)),
+    )
+    with pytest.raises(InputError, match=message) as refused:
+        neighbors.given_lists(job, np.arange(1000), 0)
+    assert path in str(refused.value)
+    assert "name another output" in str(refused.value)
+    assert refused.value.exit_code == 3
+
+
+def test_a_run_stops_at_what_no_list_may_hold(configure, client, data, given, knn):
+    config = configure(data, {**CUT, "neighbors.precomputed": given(*SPOILT["nan"][0](*knn))})
+    with pytest.raises(InputError, match=SPOILT["nan"][1]):
+        run(config, client=client)
+    assert not Path(config.output, "manifests", "graph").exists()
+
+
+WRONG = {
+    "fewer rows": (lambda i, d: (i[:-1], d[:-1]), r"'indices' has shape \(999, 15\) .* the input has 1000 rows"),
+    "more rows": (lambda i, d: (i, np.vstack([d, d])), r"'distances' \(2000, 15\), the input has 1000 rows: give both"),
+    "columns that differ": (lambda i, d: (i, d[:, :9]), r"shape \(1000, 15\) and 'distances' \(1000, 9\)"),
+    "too few columns": (
+        lambda i, d: (i[:, :9], d[:, :9]),
+        r"have 9 columns, too few .* = 15: set n_neighbors to at most 9",
+    ),
+    "floats for ids": (lambda i, d: (i.astype(float), d), r"array 'indices' has dtype float64; allowed are integers"),
+    "whole numbers for distances": (lambda i, d: (i, i), r"array 'distances' has dtype int64; allowed are real floats"),
+    "booleans": (lambda i, d: (i > 0, d), r"array 'indices' has dtype bool; allowed are integers"),
+    "complex": (lambda i, d: (i, d.astype(complex)), r"array 'distances' has dtype complex128"),
+    "one dimension": (lambda i, d: (i[:, 0], d[:, 0]), r"has shape \(1000,\); dumap reads \(rows, neighbors\)"),
+    "no columns": (lambda i, d: (i[:, :0], d[:, :0]), r"is empty"),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG)
+def test_arrays_that_do_not_fit_are_refused_before_anything_runs(cli, data, given, knn, fresh, kind):
+    change, message = WRONG[kind]
+    indices, distances = change(*knn)
+    path, output = fresh("knn.zarr"), fresh("run.zarr")
+    group = zarr.create_group(path)
+    group.create_array("indices", data=indices, chunks=tuple(max(1, size) for size in indices.shape))
+    group.create_array("distances", data=distances, chunks=tuple(max(1, size) for size in distances.shape))
+    words = ("--input", data, "--output", output, "--set", f"neighbors.precomputed={path}")
+    with pytest.raises(InputError, match=message):
+        plan(build({"input": {"path": data}, "output": output, "neighbors": {"precomputed": path}}))
+    for command in ("plan", "run"):
+        outcome = cli(command, *words)
+        assert (outcome.code, outcome.out) == (3, "")
+        assert path in outcome.err
+    assert not Path(output).exists()
+
+
+def test_what_is_no_group_of_both_is_refused(given, knn, fresh):
+    path = given(*knn)
+    with pytest.raises(InputError, match=r"neighbors.precomputed: .*nowhere does not exist"):
+        Precomputed(fresh("nowhere"), 1000)
+    for array in ("indices", "distances"):
+        with pytest.raises(InputError, match=r"is an array; name the group that holds 'indices'"):
+            Precomputed(f"{path}/{array}", 1000)
+    shutil.rmtree(Path(path, "distances"))
+    with pytest.raises(InputError, match=r"neighbors.precomputed: no array 'distances' in .*: indices \(1000, 15\)"):
+        Precomputed(path, 1000)
+
+
+def test_a_chunk_too_large_is_refused_with_what_would_do(data, given, knn):
+    def planned(path, memory):
+        return plan(
+            build({"input": {"path": data}, "output": "x", "task_memory": memory, "neighbors": {"precomputed": path}})
+        )
+
+    with pytest.raises(InputError, match=r"one chunk in .* rechunk the arrays to at most 546 rows .* or set .* 1MiB"):
+        planned(given(*knn, 1000), 2**19)
+    planned(given(*knn, 546), 2**19)
+    planned(given(*knn, 1000), 2**20)
+
+
+def test_the_plan_says_that_neighbors_are_given(cli, data, given, knn):
+    words = ("--input", data, "--output", "x", "--set", f"neighbors.precomputed={given(*knn)}")
+    text, machine = cli("plan", *words), cli("plan", *words, "--json")
+    assert "1 cells of up to 65536 rows given with 15 neighbors each" in text.out
+    assert json.loads(machine.out)["columns"] == 15
+
+
+def test_the_output_may_not_lie_in_the_graph(configure, client, data, given, knn):
+    path = given(*knn)
+    for output in (path, f"{path}/run"):
+        config = configure(data, {"neighbors.precomputed": path, "output": output})
+        with pytest.raises(StorageError, match="is, holds or lies in the input"):
+            run(config, client=client)
+
+
+def test_chunks_that_are_programs_are_refused(given, knn, fresh):
+    path = Path(given(*knn, zarr_format=2))
+    file = path / "indices" / ".zarray"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "filters": [{"id": "pickle"}]}))
+    with pytest.raises(InputError, match="pickle"):
+        Precomputed(str(path), 1000)
+
+
+@pytest.mark.fault(13)
+def test_a_damaged_chunk_of_the_graph_is_named_by_its_rows(configure, client, data, given, knn):
+    path = given(*knn)
+    Path(path, "distances", "c", "1", "0").write_bytes(b"nonsense")
+    with pytest.raises(InputError, match=r"knn\.zarr: rows \d+ to \d+ cannot be read from array 'distances'"):
+        run(configure(data, {**CUT, "neighbors.precomputed": path}), client=client)
+
+
+# what a run is of --------------------------------------------------------------------------------
+
+
+def test_a_graph_that_moved_is_the_same(again, client, graph, fresh, taken):
+    config = again(shutil.copytree(graph, fresh("moved.zarr")))
+    assert run(config, client=client)["stages"] == taken.status["stages"]
+    assert len(zarr.open_group(config.output, mode="r").attrs["precomputed_fingerprint"]) == 16
+
+
+@pytest.mark.parametrize(
+    ("array", "when"), [("indices", "done"), ("distances", "done"), ("distances", "midway"), ("indices", "early")]
+)
+def test_a_graph_that_changed_is_refused(again, client, graph, fresh, array, when, contents):
+    config = again(shutil.copytree(graph, fresh("changed.zarr")))
+    if when != "done":
+        uncommit(config.output, ("neighbors", "graph", "start", "layout", "embedding", "quality"))
+    if when == "early":
+        Path(config.output, "manifests", "run", "vectors.json").unlink()
+        Path(config.output, "manifests", "identity", "input.json").unlink()
+    changed = zarr.open_array(config.neighbors.precomputed, path=array)
+    changed[999] = changed[998] if array == "indices" else changed[999] * 2
+    before = contents(config.output)
+    with pytest.raises(RunMismatchError, match="holds other data than when") as refused:
+        run(config, client=client)
+    assert config.neighbors.precomputed in str(refused.value)
+    assert contents(config.output) == before
+
+
+def test_a_graph_of_another_shape_is_refused(again, client, given, some):
+    with pytest.raises(RunMismatchError, match=r"precomputed of shape \(1000, 15\) .* has \(1000, 20\)"):
+        run(again(given(*exact(some, 20))), client=client)
+
+
+def test_searched_and_given_are_not_the_same_run(client, data, graph, taken, searched, cli):
+    words = ("--set", "layout.n_epochs=20", "--scheduler", client.scheduler.address, "--input", data)
+    asked = ("--set", "cells.max_rows=300", "--set", f"neighbors.precomputed={graph}")
+    outcome = cli("run", "--output", searched.output, *words, *asked)
+    assert outcome.code == 7
+    assert "neighbors.precomputed: None -> True" in outcome.err
+    outcome = cli("run", "--output", taken.output, *words, "--set", "task_memory=1MiB")
+    assert outcome.code == 7
+    assert "neighbors.precomputed: True -> None" in outcome.err
+
+
+# faults ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.fault(13)
+def test_damage_is_made_again_from_the_graph(cli, again, client, taken):
+    config = again()
+    for stage, name in (("vectors", "block-"), ("cells", "assign-"), ("cells", "table-"), ("neighbors", "merged-")):
+        files = (p for p in Path(config.output, stage).glob(f"{name}*/*/c/**/*") if p.is_file())
+        file = max(files, key=lambda path: path.stat().st_size)
+        file.write_bytes(file.read_bytes()[:-1])
+    assert cli("verify", config.output).code == 1
+    uncommit(config.output, ("graph", "start", "layout", "embedding"))
+    assert run(config, client=client)["state"] == "done"
+    assert verify(config.output) == []
+    assert np.asarray(zarr.open_array(config.output, path="embedding")[:]).tobytes() == taken.y.tobytes()
+
+
+@pytest.mark.fault(6)
+@pytest.mark.parametrize("stage", slowly(["vectors", "cells", "neighbors"], "cells"))
+def test_a_run_stopped_in_a_stage_goes_on_to_the_same_bytes(again, client, taken, stage):
+    """Some parts of the stage are committed, and nothing of the stages after it."""
+    config = again()
+    stages = [s["name"] for s in taken.status["stages"]]
+    manifests = Path(config.output, "manifests")
+    for later in stages[stages.index(stage) :]:
+        (manifests / "run" / f"{later}.json").unlink()
+        for number, file in enumerate(sorted((manifests / later).glob("*.json"))):
+            if later != stage or number % 2:
+                file.unlink()
+    assert run(config, client=client)["state"] == "done"
+    assert np.asarray(zarr.open_array(config.output, path="embedding")[:]).tobytes() == taken.y.tobytes()
+
+
+@pytest.mark.fault(1)
+@pytest.mark.fault(6)
+@pytest.mark.slow
+def test_kills_of_workers_and_of_the_driver_change_no_byte(configure, data, given, knn, taken, fresh):
+    from faults.harness import fleet
+
+    config = configure(data, {**CUT, "neighbors.precomputed": given(*knn)})
+    places = [("vectors", "lists-*"), ("cells", "assign-*"), ("cells", "table"), ("neighbors", "merged-*")]
+    with fleet(fresh) as deadly:
+        cluster = config.cluster.model_copy(update={"scheduler": deadly.address})
+        worker = {"role": "worker", "point": "manifest", "action": "kill"}
+        workers = [{**worker, "stage": stage, "part": part} for stage, part in places]
+        driver = {"role": "driver", "point": "manifest", "stage": "run", "part": "neighbors", "action": "kill"}
+        names = deadly.faults.plan(*workers, driver)
+        killed = deadly.drive(config.model_copy(update={"cluster": cluster}))
+        assert killed.wait() == -9, killed.said
+        assert all(deadly.faults.happened(name) for name in names)
+        assert run(config, client=deadly.client)["state"] == "done"
+    assert np.asarray(zarr.open_array(config.output, path="embedding")[:]).tobytes() == taken.y.tobytes()
