@@ -42,7 +42,7 @@ def kmeans(x: np.ndarray, n_clusters: int, seed: int) -> np.ndarray:
     if len(distinct) <= n_clusters:
         return distinct
     random_state = int(hashing.draws(seed, hashing.KMEANS, np.array([len(x)]))[0] >> np.uint64(33))
-    extent = float(np.abs(distinct).max())
+    extent = float(max(distinct.max(), -distinct.min()))
     scale = np.float32(1) if 1e-12 < extent < 1e12 else power_near(extent)
     with one_thread(), warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # fewer clusters than asked for: rows near beside the rest

@@ -170,12 +170,13 @@ def _compare_leaves(x, home, probes, count, indices, distances, fresh):
                 columns = x[others] - middle
                 lengths = np.einsum("ij,ij->i", columns, columns)
                 limits = np.empty(len(others), np.float32)
-                for low in range(0, own, TILE_ROWS):
+                for low in range(0, min(own, left + len(others)), TILE_ROWS):
                     some = rows[low : min(low + TILE_ROWS, own)]
                     tile = x[some] - middle
                     own_lengths = np.einsum("ij,ij->i", tile, tile)
-                    product = tile @ columns.T
-                    _take(x, product, some, others, own_lengths, lengths, indices, distances, fresh, limits)
+                    after = slice(max(low - left, 0), None)  # each pair once
+                    pairs = (some, others[after], own_lengths, lengths[after])
+                    _take(x, tile @ columns[after].T, *pairs, indices, distances, fresh, limits)
 
 
 @nb.njit(cache=True, nogil=True)
@@ -233,12 +234,18 @@ def _cut_crowded(x: np.ndarray, home: np.ndarray, probes: np.ndarray, seed: int)
     return probes
 
 
-def principal(sample: np.ndarray) -> np.ndarray:
-    """Return the principal axes that carry most of a sample's variance, where they are few.
+def principal(sample: np.ndarray, leaves: np.ndarray, nearest: np.ndarray) -> np.ndarray:
+    """Return the axes that carry most of a sample's variance within its leaves, where they are few.
+
+    Within leaves, since neighbours are told apart there: what lies between them, a column of another unit or a row that
+    is far out, would hide that.
 
     Parameters
     ----------
     sample : ndarray of float32, shape (m, dims)
+    leaves : ndarray of float32, shape (leaves, dims)
+    nearest : ndarray of int, shape (m,)
+        The leaf of each row.
 
     Returns
     -------
@@ -247,13 +254,17 @@ def principal(sample: np.ndarray) -> np.ndarray:
     """
     dims = sample.shape[1]
     none = np.zeros((dims, 0), np.float32)
-    if dims < WIDE or len(sample) < 2 * dims:
+    if dims < WIDE or len(sample) < 4 * dims:
         return none
-    placed = sample.astype(np.float64) - sample.mean(axis=0, dtype=np.float64)
+    products = np.zeros((dims, dims))
     with one_thread():
-        variances, axes = np.linalg.eigh(placed.T @ placed)
+        for low in range(0, len(sample), COLUMN_ROWS):
+            rows = slice(low, low + COLUMN_ROWS)
+            placed = sample[rows].astype(np.float64) - leaves[nearest[rows]]
+            products += placed.T @ placed
+        variances, axes = np.linalg.eigh(products)
     variances, axes = np.maximum(variances[::-1], 0), axes[:, ::-1]
-    if not np.isfinite(variances).all() or not variances.sum() > 0:
+    if not variances.sum() > 0:
         return none
     count = int(np.searchsorted(np.cumsum(variances), CARRIED * variances.sum())) + 1
     return np.ascontiguousarray(axes[:, :count], np.float32) if count <= dims // 3 else none
@@ -273,8 +284,8 @@ def contract(x: np.ndarray, axes: np.ndarray) -> np.ndarray:
     ndarray of float32, shape (n, axes)
     """
     out = np.empty((len(x), axes.shape[1]), np.float32)
-    middle = x.mean(axis=0, dtype=np.float64).astype(np.float32)
-    with one_thread():
+    middle = np.median(x[:: -(-len(x) // TILE_ROWS)], axis=0)  # not the mean: a row far out would cost all digits
+    with one_thread(), np.errstate(over="ignore", invalid="ignore"):
         for low in range(0, len(x), COLUMN_ROWS):
             rows = slice(low, low + COLUMN_ROWS)
             out[rows] = (x[rows] - middle)[:, : len(axes)] @ axes

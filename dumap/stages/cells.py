@@ -26,8 +26,9 @@ def grow_tree(job: Job, part: str) -> None:
     sample = vectors.partition_space(drawn(job), job.config.neighbors.metric)
     wanted = -(-cut.leaves * distinct_rows(job) // cut.rows)
     tree = cells.grow(sample, wanted, job.config.seed)
+    nearest = cells.nearest_leaves(sample, tree, 1)[:, 0]
     with store.part(STAGE, part) as out:
-        out.write("axes", leaves.principal(sample))
+        out.write("axes", leaves.principal(sample, tree.leaves, nearest))
         out.write("groups", tree.groups)
         out.write("offsets", tree.offsets)
         out.write("leaves", tree.leaves)

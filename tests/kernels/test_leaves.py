@@ -141,9 +141,10 @@ def test_the_scale_changes_nothing_but_the_distances(scale):
 def test_rows_that_are_zero_are_rows():
     x = np.zeros((300, 3), np.float32)
     x[:120] = np.random.default_rng(0).normal(0, 1e25, (120, 3))
+    exact = brute(x)
     _, squared = one_leaf(x, 4)
     assert (squared[120:] == 0).all()
-    np.testing.assert_allclose(squared[:120], np.sort(brute(x), axis=1)[:120, :4], rtol=1e-5)
+    np.testing.assert_allclose(squared[:120], np.sort(exact, axis=1)[:120, :4], rtol=1e-5)
 
 
 # many leaves -------------------------------------------------------------------------------------
@@ -216,6 +217,84 @@ def test_a_cell_of_guests_alone_is_searched_too():
     x = manifold(4, 30, 4)
     indices, _ = leaves.search(x, np.arange(30, dtype=np.int32), np.zeros((30, 1), np.int32), 5, 0)
     assert indices.shape == (30, 5)
+
+
+# fewer dims --------------------------------------------------------------------------------------
+
+
+def flat(seed: int, n: int, dims: int, latent: int) -> np.ndarray:
+    """Draw rows near a plane: the same seed gives the same plane."""
+    loadings = np.random.default_rng(0).normal(size=(latent, dims))
+    rng = np.random.default_rng(seed)
+    return (rng.normal(size=(n, latent)) @ loadings + 0.1 * rng.normal(size=(n, dims))).astype(np.float32)
+
+
+def axes_of(x: np.ndarray, leaf_of: np.ndarray | None = None) -> np.ndarray:
+    leaf_of = np.zeros(len(x), int) if leaf_of is None else leaf_of
+    middles = np.array([x[leaf_of == leaf].mean(axis=0) for leaf in range(leaf_of.max() + 1)])
+    return leaves.principal(x, middles, leaf_of)
+
+
+def test_axes_carry_what_they_should_where_they_are_few():
+    x = flat(0, 5000, 120, 10)
+    axes = axes_of(x)
+    placed = x - x.mean(axis=0)
+    assert axes.dtype == np.float32
+    assert axes.shape[1] <= 10
+    np.testing.assert_allclose(axes.T @ axes, np.eye(axes.shape[1]), atol=1e-5)
+    assert ((placed @ axes) ** 2).sum() >= leaves.CARRIED * (placed**2).sum()
+    assert ((placed @ axes[:, :-1]) ** 2).sum() < leaves.CARRIED * (placed**2).sum()
+
+
+def test_axes_are_those_within_leaves():
+    """One column of a larger unit parts the leaves, and tells no neighbours apart."""
+    x = np.random.default_rng(0).normal(size=(3000, 100)).astype(np.float32)
+    leaf_of = np.arange(3000) % 10
+    x[:, 0] += 1e3 * leaf_of
+    assert axes_of(x).shape == (100, 1)
+    assert axes_of(x, leaf_of).shape == (100, 0)
+
+
+@pytest.mark.parametrize(
+    "x",
+    [
+        np.random.default_rng(0).normal(size=(2000, 120)).astype(np.float32),
+        flat(0, 3000, leaves.WIDE - 1, 3),
+        flat(0, 470, 120, 3),
+        np.ones((1000, 120), np.float32),
+    ],
+    ids=["round", "of few dims", "few rows", "all the same"],
+)
+def test_there_are_no_axes_of(x):
+    assert axes_of(x).shape == (x.shape[1], 0)
+
+
+def test_no_two_rows_are_further_apart_on_the_axes():
+    x = flat(1, 700, 120, 10)
+    x[3] = 1e7
+    axes = axes_of(flat(2, 3000, 120, 10))
+    narrow = leaves.contract(x, axes)
+    assert narrow.shape == (700, axes.shape[1])
+    near = np.flatnonzero(np.arange(700) != 3)
+    wide, less = brute(x[near]), brute(narrow[near])
+    others = np.isfinite(wide)
+    assert (less[others] <= wide[others] * leaves.SLACK).all()
+    assert np.median(less[others] / wide[others]) > 0.85
+
+
+@pytest.mark.parametrize("far", [None, 1e6, 9.96921e36, 3e38])
+def test_candidates_along_axes_are_scored_in_full(far):
+    x = flat(2, 4000, 120, 8)
+    if far:
+        x[::1000] = far
+    axes = axes_of(flat(3, 3000, 120, 8))
+    x, home, probes = many_leaves(x, 30)
+    indices, squared = leaves.search(x, home, probes, 10, 0, axes)
+    exact = np.minimum(brute(x), leaves.FARTHEST)
+    np.fill_diagonal(exact, np.inf)
+    assert (indices >= 0).all()
+    np.testing.assert_allclose(np.take_along_axis(exact, indices.astype(np.int64), axis=1), squared, rtol=2e-6)
+    assert share_found(squared, exact) > 0.95
 
 
 # rows that are all the same ----------------------------------------------------------------------
