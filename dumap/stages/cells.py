@@ -27,7 +27,7 @@ def grow_tree(job: Job, part: str) -> None:
     wanted = -(-cut.leaves * distinct_rows(job) // cut.rows)
     tree = cells.grow(sample, wanted, job.config.seed)
     with store.part(STAGE, part) as out:
-        out.write("axes", leaves.principal(sample))
+        out.write("axes", leaves.principal(sample).T)
         out.write("groups", tree.groups)
         out.write("offsets", tree.offsets)
         out.write("leaves", tree.leaves)
