@@ -35,6 +35,8 @@ WANTED_CELL_ROWS = 32_768
 """Rows a cell has where memory does not ask for fewer, so that one task is not the whole data set."""
 MIN_CELLS = 4
 OUTPUT_ROWS = 65_536
+BLOCK_BYTES = 16 * 2**20
+"""Bytes of the rows of a block, where a chunk of the input is not longer: many small tasks share the work evenly."""
 TILE_BYTES = 32 * 2**20
 """Bytes of the distances that an audit computes at once, and of the rows it computes them to."""
 HALO = 2
@@ -283,7 +285,7 @@ def geometry(
             f"({format_bytes(memory)}): rechunk the array to at most {max(1, memory // 4 // (dims * itemsize))} "
             f"rows a chunk, or set task_memory to {math.ceil(4 * chunk_bytes / 2**20)}MiB or more"
         )
-    block_rows = max(1, min(rows, OUTPUT_ROWS, memory // 8 // (4 * dims)))
+    block_rows = max(1, min(rows, OUTPUT_ROWS, min(BLOCK_BYTES, memory // 8) // (4 * dims)))
     if chunk_rows <= block_rows:
         block_rows -= block_rows % chunk_rows
     elif chunk_rows * dims * 4 <= memory // 4:

@@ -21,7 +21,7 @@ from dumap.store import Run
 from dumap.submit import run
 
 K = 15
-SEAMED = {"cells.max_rows": 500, "cells.margin": 1.08, "quality.queries": 600}
+SEAMED = {"cells.max_rows": 300, "cells.max_copies": 2, "quality.queries": 600}
 """Small cells that hardly spill: their seams lose a tenth of the neighbours."""
 REPAIRED = {**SEAMED, "neighbors.recall_target": 1.0, "neighbors.max_repairs": 2}
 
@@ -124,11 +124,11 @@ def test_without_queries_there_is_neither_audit_nor_repair(embed, digits):
 def test_each_audit_draws_rows_of_its_own_while_there_are_others(configure, digits, wanted, rounds_apart):
     config = configure(digits[0][:1000], {"quality.queries": wanted})
     job, rows = Job(config, pipeline.plan(config).geometry), np.arange(1000)
-    drawn = [drawn_queries(job, rows, number) for number in range(4)]
+    drawn = [drawn_queries(job, rows, number, len(rows)) for number in range(4)]
     assert all(abs(d.sum() - min(wanted, 1000)) < 5 * np.sqrt(wanted) for d in drawn)
     for number in range(1, min(4, rounds_apart)):
         assert not (drawn[number] & drawn[number - 1]).any()
-    pieces = [drawn_queries(job, rows[part], 1) for part in (slice(0, 333), slice(333, 1000))]
+    pieces = [drawn_queries(job, rows[part], 1, len(rows)) for part in (slice(0, 333), slice(333, 1000))]
     assert np.array_equal(np.concatenate(pieces), drawn[1]), "whatever the blocks"
     if wanted == 100:
         assert not np.array_equal(drawn[0], hashing.draws(1, hashing.QUERIES, rows) < 2**64 // 10), "by the seed"
@@ -141,7 +141,7 @@ def test_repairs_raise_recall_and_say_how_far(seamed, repaired, digits):
     facts = repaired.facts("audit")
     before, after = recall_of(seamed, digits[0]).mean(), recall_of(repaired, digits[0]).mean()
     assert facts["repairs"] == 2
-    assert after > before + 0.6 * (1 - before), (before, facts)
+    assert after > before + 0.35 * (1 - before), (before, facts)
     assert facts["recall_low"] <= after <= facts["recall_high"]
     assert len(facts["recall_by_repair"]) == 3
     assert facts["recall_by_repair"][0] == round(seamed.facts("audit")["recall"], 4)
@@ -189,7 +189,7 @@ def test_a_target_out_of_reach_is_noted(configure, client, digits):
     (said,) = [note for note in notes.said if note.startswith("audit: ")]
     assert f"recall {facts['recall']:.3f}" in said
     assert "neighbors.recall_target = 1.0 after 1 repairs, the last of which found nothing" in said
-    assert "cells.margin, cells.max_copies or neighbors.max_repairs" in said
+    assert "cells.max_copies or neighbors.max_repairs" in said
 
 
 @pytest.mark.parametrize("metric", ["cosine", pytest.param("manhattan", marks=pytest.mark.slow)])

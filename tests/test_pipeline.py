@@ -514,7 +514,7 @@ def test_exports_of_copies(once, mixed):
 
 def test_the_audit_is_among_rows_that_are_no_copies(once, mixed):
     """Else the exact neighbours of a row with copies would be those, and its lists be wrong."""
-    facts = once.facts("quality")
+    facts = once.facts("audit")
     assert facts["queries"] > 50
     assert facts["recall_within_cells"] == 1.0
     assert facts["recall"] > 0.8
@@ -612,7 +612,7 @@ def test_few_distinct_rows_among_many_fill_their_cells(embed, few):
     assert done.facts("cells")["smallest"] >= 7
     assert done.facts("graph")["missing"] == 0
     assert done.facts("quality")["queries"] > 70
-    assert done.facts("quality")["recall"] > 0.8
+    assert done.facts("audit")["recall"] > 0.8
 
 
 def test_rows_whose_hashes_collide_are_no_copies(few, configure, save, monkeypatch):

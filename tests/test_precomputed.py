@@ -148,7 +148,7 @@ def test_a_runs_neighbors_come_back(take, searched):
     graphs = [sparse.load_npz(done.export("graph", ".npz")).sorted_indices() for done in (searched, again)]
     for part in ("indptr", "indices", "data"):
         np.testing.assert_array_equal(*(getattr(graph, part) for graph in graphs))
-    assert again.facts("quality")["recall"] == pytest.approx(searched.facts("quality")["recall"], abs=0.005)
+    assert again.facts("audit")["recall"] == pytest.approx(searched.facts("audit")["recall"], abs=0.005)
     assert again.status["fingerprint"] == searched.status["fingerprint"]
 
 
@@ -167,7 +167,7 @@ def test_what_a_graph_lacks_is_counted(take, given, some, knn):
     assert np.isfinite(done.y).all()
     assert np.flatnonzero(done.flags).tolist() == [7], "no edge leads there"
     hits = [len(np.intersect1d(a, b)) / K for a, b in zip(indices, knn[0], strict=True)]
-    assert abs(done.facts("quality")["recall"] - np.mean(hits)) < 0.01
+    assert abs(done.facts("audit")["recall"] - np.mean(hits)) < 0.01
 
 
 def test_rows_may_come_first_in_their_own_lists(take, given, taken, knn):

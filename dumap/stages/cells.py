@@ -28,7 +28,7 @@ def grow_tree(job: Job, part: str) -> None:
     tree = cells.grow(sample, wanted, job.config.seed)
     nearest = cells.nearest_leaves(sample, tree, 1)[:, 0]
     with store.part(STAGE, part) as out:
-        out.write("axes", leaves.principal(sample, tree.leaves, nearest))
+        out.write("axes", leaves.principal(sample, tree.leaves, nearest).T)
         out.write("groups", tree.groups)
         out.write("offsets", tree.offsets)
         out.write("leaves", tree.leaves)

@@ -119,7 +119,7 @@ def search_rows(job: Job, cell: Cell, rows: np.ndarray, home: np.ndarray, seed: 
     x = cell.vectors(rows[order], own.metric)
     if own.metric in vectors.ANGULAR:
         x = vectors.with_direction(x)
-    axes = job.run.read(CELLS, "tree", "axes")
+    axes = np.ascontiguousarray(job.run.read(CELLS, "tree", "axes").T)
     found, squared = leaves.search(x, home[order], cell.probes[rows[order]], own.n_neighbors, seed, axes)
     indices, distances = np.empty(found.shape, np.int64), np.empty(found.shape, np.float32)
     indices[order] = np.where(found >= 0, order[found], -1)

@@ -37,6 +37,16 @@ def test_no_two_purposes_share_a_stream():
     assert len(np.unique(np.concatenate(streams))) == 1000 * len(purposes)
 
 
+@given(st.integers(0, 2**63 - 1), st.integers(0, 2**63 - 1))
+def test_a_pairs_bits_are_its_own(i, j):
+    assert int(hashing.pair(i, j)) == mix(mix((i + GOLDEN) & MASK) ^ j)
+
+
+def test_pairs_share_no_bits_and_their_order_counts():
+    pairs = {int(hashing.pair(i, j)) for i in range(200) for j in range(200)}
+    assert len(pairs) == 200 * 200
+
+
 def test_uniform_is_even_and_below_one():
     assert hashing.uniform(np.array([0, MASK], np.uint64)).tolist() == [0.0, 1 - 2.0**-53]
     values = hashing.uniform(hashing.draws(7, hashing.NOISE, np.arange(200_000)))

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from scipy.spatial.distance import cdist
 
 from dumap.config import METRICS
-from dumap.kernels import neighbors
+from dumap.kernels import hashing, neighbors
 
 SCIPY = {"euclidean": "euclidean", "cosine": "cosine", "manhattan": "cityblock", "correlation": "correlation"}
 
@@ -106,11 +106,16 @@ def test_drop_self_drops_each_rows_own_id_else_the_farthest():
     assert distances.tolist() == [[1, 2], [0, 2], [0, 1], [0, 1]]
 
 
-def lists_of(found: list[dict[int, int]], k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Lay out {id: distance} as ascending lists of k, shuffled where distances tie."""
+def precedence(name: int):
+    """Order a row's neighbours {id: distance}: the nearest first, of those as near by the pair's hash."""
+    return lambda found: sorted(found, key=lambda j: (found[j], int(hashing.pair(name, j))))
+
+
+def lists_of(found: list[dict[int, int]], names: list[int], k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Lay out {id: distance} as ascending lists of k."""
     indices, distances = np.full((len(found), k), -1, np.int64), np.full((len(found), k), np.inf, np.float32)
-    for row, own in enumerate(found):
-        best = sorted(own, key=lambda j: (own[j], -j))[:k]
+    for row, (own, name) in enumerate(zip(found, names, strict=True)):
+        best = precedence(name)(own)[:k]
         indices[row, : len(best)], distances[row, : len(best)] = best, [own[j] for j in best]
     return indices, distances
 
@@ -122,28 +127,43 @@ def found_lists(draw):
     return k, draw(st.lists(one, min_size=1, max_size=5))
 
 
-@given(found_lists(), st.randoms(use_true_random=False))
-def test_merge_keeps_the_first_k_of_the_union_in_any_order(case, random):
+@given(found_lists(), st.integers(0, 10**12), st.randoms(use_true_random=False))
+def test_merge_keeps_the_first_k_of_the_union_in_any_order(case, name, random):
     k, found = case
     union: dict[int, int] = {}
     for own in found:
         for j, d in own.items():
             union[j] = min(d, union.get(j, d))
-    wanted = sorted(union, key=lambda j: (union[j], j))[:k]
+    wanted = precedence(name)(union)[:k]
     random.shuffle(found)
-    indices, distances = lists_of([{}] * 3, k)
+    indices, distances = lists_of([{}] * 3, [0] * 3, k)
     for own in found:
-        neighbors.merge(indices, distances, np.array([1]), *lists_of([own], k))
+        merged, lengths = lists_of([own], [random.randint(0, 99)], k)  # in whatever order among those as near
+        neighbors.merge(indices, distances, np.array([1]), merged, lengths, np.array([name]))
     assert indices[1].tolist() == wanted + [-1] * (k - len(wanted))
     assert distances[1].tolist() == [union[j] for j in wanted] + [np.inf] * (k - len(wanted))
     assert (indices[[0, 2]] == -1).all()
 
 
 def test_merge_takes_each_row_to_its_own_list():
-    indices, distances = lists_of([{1: 1}, {2: 2}, {3: 3}], 2)
-    neighbors.merge(indices, distances, np.array([2, 0]), *lists_of([{9: 1}, {8: 5, 7: 0}], 2))
+    indices, distances = lists_of([{1: 1}, {2: 2}, {3: 3}], [70, 71, 72], 2)
+    more = lists_of([{9: 1}, {8: 5, 7: 0}], [72, 70], 2)
+    neighbors.merge(indices, distances, np.array([2, 0]), *more, np.array([72, 70]))
     assert indices.tolist() == [[7, 1], [2, -1], [9, 3]]
     assert distances.tolist() == [[0, 1], [2, np.inf], [1, 3]]
+
+
+def test_of_many_as_near_each_row_keeps_others():
+    """By their ids, all would keep the same few."""
+    n, k = 400, 5
+    indices, distances = lists_of([{}] * n, [0] * n, k)
+    rows = np.arange(n)
+    for shift in range(1, n, k):
+        others = (rows[:, None] + np.arange(shift, min(shift + k, n))) % n
+        more = np.pad(others, ((0, 0), (0, k - others.shape[1])), constant_values=-1)
+        neighbors.merge(indices, distances, rows, more, np.zeros(more.shape, np.float32), rows + 10**6)
+    assert (indices >= 0).all()
+    assert np.bincount(indices.ravel(), minlength=n).max() < 4 * k
 
 
 def slow_fault(indices, distances, first, rows):

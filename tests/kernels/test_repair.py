@@ -81,7 +81,7 @@ def test_repairs_only_make_lists_better(seed, rounds):
             own, reach = OFFSETS[cell + 1] - OFFSETS[cell], distances[rows, -1]
             fresh = np.ones(members.shape, bool)
             found, scores, _ = repair.join(x[rows], own, members, fresh, homes, True, reach, "euclidean", {})
-            neighbors.merge(indices, distances, rows, np.where(found >= 0, rows[found], -1), scores)
+            neighbors.merge(indices, distances, rows, np.where(found >= 0, rows[found], -1), scores, rows)
         assert (distances.sum(axis=1) <= sums + 1e-5).all()
         assert (np.diff(distances, axis=1) >= 0).all()
         assert all(len(set(row)) == K for row in indices.tolist())
