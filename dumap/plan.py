@@ -15,7 +15,7 @@ import numpy as np
 from dumap.config import Config, format_bytes
 from dumap.errors import BudgetError, InputError
 from dumap.kernels.layout import POOL_ROWS, RUN, default_epochs
-from dumap.kernels.leaves import EXACT_ROWS, LEAF_ROWS, WIDE
+from dumap.kernels.leaves import COLUMN_ROWS, EXACT_ROWS, LEAF_ROWS, TILE_ROWS, WIDE
 from dumap.kernels.vectors import ANGULAR
 from dumap.metrics import arguments
 from dumap.source import Precomputed
@@ -292,7 +292,7 @@ def geometry(
         block_rows = min(chunk_rows, rows)
     cap = memory // cell_row_bytes(dims, k, config.neighbors.metric)
     cap = max(4 * (k + 2), min(cap, config.cells.max_rows or cap))
-    copies = min(config.cells.max_copies, COPIES)
+    copies = max(2, min(config.cells.max_copies, COPIES))  # 2 without any: a cell may hold twice the rows it should
     cells = 1
     if rows > min(cap, WANTED_CELL_ROWS):
         cells = max(math.ceil(rows * copies / (0.75 * cap)), min(MIN_CELLS, math.ceil(rows / WANTED_CELL_ROWS)))
@@ -388,7 +388,9 @@ def make_plan(config: Config, cut: Geometry, worker_memory: int = 0) -> Plan:
             -(-rows // buckets) * tally_row_bytes(config),
         ),
         "cells": max(block * (2 * cut.itemsize + 12) + cut.block_rows * 64 + 4 * OBJECT_BYTES, sample * 4, tables * 3),
-        "neighbors": cell_rows * max(cell_row_bytes(cut.dims, k, config.neighbors.metric), list_bytes * 4) + tables,
+        "neighbors": cell_rows * max(cell_row_bytes(cut.dims, k, config.neighbors.metric), list_bytes * 4)
+        + min(cell_rows, COLUMN_ROWS) * 4 * (cut.dims + TILE_ROWS)
+        + tables,
         "audit": audit_peak,
         "graph": max(shard_rows * k * 160, rows * (index + 2) + 2 * k * shard_rows * index),
         "start": start_bytes(rows, shard_rows, k, n_components),

@@ -72,10 +72,25 @@ def test_quality_is_that_of_the_exports(whole, digits):
     facts, (indices, _) = whole.facts("audit"), whole.neighbors()
     exact = np.argsort(brute(digits[0], "euclidean"), axis=1, kind="stable")[:, :K]
     recall = np.mean([len(np.intersect1d(a, b)) / K for a, b in zip(indices, exact, strict=True)])
-    assert facts["recall"] >= 0.95
+    assert facts["recall"] >= 0.97
     assert facts["recall_low"] - 0.01 <= recall <= facts["recall_high"] + 0.01
     assert whole.facts("quality")["trustworthiness"] > 0.95
-    assert whole.facts("cells")["cells"] > 1
+    assert whole.facts("cells")["cells"] >= 16
+
+
+def test_cells_find_what_is_lost_at_their_borders(embed, digits):
+    """Of the lists as they are searched; the audit's repair may not help."""
+    x, shares = digits[0], []
+    exact = np.sort(brute(x, "euclidean"), axis=1)[:, [K - 1]]
+    for copies in (1, 2, 5):
+        settings = {"cells.max_rows": 500, "cells.max_copies": copies, "neighbors.max_repairs": 0}
+        done = embed(x, settings)
+        distances = done.neighbors()[1]
+        shares.append((distances <= exact * (1 + 1e-5)).mean())
+        assert done.facts("graph")["missing"] == 0
+        assert done.facts("cells")["copies"] <= copies * len(x)
+    assert shares[0] < shares[1] < shares[2]
+    assert shares[2] >= 0.97
 
 
 @pytest.mark.fault(19)
@@ -252,13 +267,12 @@ def test_shards_change_no_byte(embed, save):
 
 
 @pytest.mark.slow
-def test_descent_in_large_cells_repeats_and_finds_the_neighbors(embed, save):
-    """Cells too large for exhaustive search are pynndescent's."""
+def test_large_cells_repeat_and_find_the_neighbors(embed, save):
     centers = np.random.default_rng(2).normal(size=(30, 20)) * 3
     x = (centers[np.arange(5000) % 30] + np.random.default_rng(3).normal(size=(5000, 20))).astype(np.float32)
     first, again = (embed(save(x, rows), {"cells.max_rows": 4000, "quality.queries": 1000}) for rows in (500, 5000))
     assert first.facts("cells")["largest"] > 1024
-    assert first.facts("audit")["recall"] >= 0.95
+    assert first.facts("audit")["recall"] >= 0.97
     assert first.y.tobytes() == again.y.tobytes()
 
 
@@ -287,8 +301,7 @@ def test_one_cell_finds_every_neighbor(embed, few, metric):
     assert np.isfinite(done.y).all()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("metric", slowly(METRICS, "cosine", "manhattan"))
 def test_many_cells_find_most_neighbors(embed, digits, metric):
     settings = {"neighbors.metric": metric, "neighbors.metric_kwds": METRICS[metric], "quality.queries": 500}
     done = embed(digits[0], {**settings, "cells.max_rows": 800})
@@ -418,6 +431,38 @@ def test_more_copies_of_rows_than_neighbors(embed, few, max_rows):
     assert np.isfinite(done.y).all()
     assert done.facts("vectors")["duplicates"] == 380
     assert (done.neighbors()[1] == 0).all()
+
+
+@pytest.mark.fault(29)
+@pytest.mark.parametrize("max_rows", [None, 600])
+def test_half_of_the_rows_are_copies_of_five(embed, digits, max_rows):
+    """Copies are neighbours of copies: no slot is empty, none of them is everyone's neighbour, and none is cut off."""
+    rng = np.random.default_rng(0)
+    x = np.concatenate([digits[0][:1500], np.repeat(digits[0][1500:1505], 300, axis=0)])[rng.permutation(3000)]
+    done = embed(x, {"cells.max_rows": max_rows, "quality.queries": 100})
+    assert (done.facts("cells")["cells"] > 10) == (max_rows is not None)
+    assert np.isfinite(done.y).all()
+    facts, (indices, distances) = done.facts("graph"), done.neighbors()
+    assert facts["missing"] == 0
+    assert facts["greatest_in_degree"] < 6
+    assert done.facts("audit")["recall"] >= 0.97
+    graph = sparse.load_npz(done.export("graph", ".npz"))
+    _, group, times = np.unique(x, axis=0, return_inverse=True, return_counts=True)
+    assert (times >= 300).sum() == 5
+    for many in np.flatnonzero(times >= 300):
+        rows = np.flatnonzero(group == many)
+        assert (distances[rows] == 0).all()
+        assert np.isin(indices[rows], rows).all()
+        assert sparse.csgraph.connected_components(graph[rows][:, rows], directed=False)[0] == 1
+
+
+@pytest.mark.fault(29)
+def test_cells_of_one_copy_are_full(embed):
+    """Where no row is a guest anywhere, equal rows are apart by cells; slots are filled all the same."""
+    x = np.repeat(np.random.default_rng(0).normal(size=(3, 8)), [500, 1, 500], axis=0).astype(np.float32)
+    done = embed(x, {"cells.max_rows": 100, "cells.max_copies": 1})
+    assert np.isfinite(done.y).all()
+    assert done.facts("graph")["missing"] == 0
 
 
 @pytest.mark.fault(30)

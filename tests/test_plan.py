@@ -80,6 +80,13 @@ def test_cells_fit_the_memory_of_a_task(memory, count, width, itemsize, metric, 
     assert cut.sample_rows <= count
 
 
+@given(memories, rows, dims, st.integers(1, 64), st.none() | st.integers(64, 10**5))
+def test_twice_the_rows_that_a_cell_should_have_are_not_too_many(memory, count, width, copies, most):
+    """Leaves are not cut to fill cells evenly."""
+    cut = geometry(config(memory, cells={"max_copies": copies, "max_rows": most}), count, width, 4, 1)
+    assert cut.cells == 1 or 2 * -(-count // cut.cells) <= cut.cell_rows
+
+
 @given(memories, rows, dims)
 def test_the_cut_into_cells_depends_on_neither_chunks_nor_dtype(memory, count, width):
     cuts = [cut_if_it_can_be(memory, count, width, itemsize, chunk) for itemsize, chunk in [(4, 1), (4, 100), (1, 1)]]

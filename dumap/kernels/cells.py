@@ -229,7 +229,7 @@ def nearest_leaves(x: np.ndarray, tree: Tree, count: int) -> np.ndarray:
     return out
 
 
-def pack(loads: np.ndarray, rows: int) -> tuple[np.ndarray, np.ndarray]:
+def pack(loads: np.ndarray, rows: int, fewest: int = 1) -> tuple[np.ndarray, np.ndarray]:
     """Pack leaves that follow each other into cells of about the same number of rows.
 
     Parameters
@@ -237,7 +237,9 @@ def pack(loads: np.ndarray, rows: int) -> tuple[np.ndarray, np.ndarray]:
     loads : ndarray of int64, shape (leaves,)
         Rows of each leaf.
     rows : int
-        Rows that a cell should hold; none holds twice as many.
+        Rows that a cell should hold; none holds more than twice as many, and `fewest`.
+    fewest : int
+        Rows that a cell must hold: one with fewer joins that before or after it.
 
     Returns
     -------
@@ -249,18 +251,19 @@ def pack(loads: np.ndarray, rows: int) -> tuple[np.ndarray, np.ndarray]:
     """
     cells, pieces = np.empty(len(loads), np.int32), np.ones(len(loads), np.int32)
     wanted = ((np.cumsum(loads) - loads / 2) // rows).astype(np.int64)
-    cell, held, last = 0, False, 0
+    cell = held = last = 0
     for leaf in range(len(loads)):
         load = loads[leaf]
-        if load and held and (wanted[leaf] > last or load > rows):  # a leaf without rows begins no cell
-            cell, held = cell + 1, False
+        if load and held >= fewest and (wanted[leaf] > last or load > rows):  # a leaf without rows begins no cell
+            cell, held = cell + 1, 0
         cells[leaf] = cell
         if load:
-            held, last = True, wanted[leaf]
+            held, last = held + load, wanted[leaf]
         if load > rows:
             pieces[leaf] = -(-load // rows)
-            cell += pieces[leaf] - 1
-            last = -1
+            cell, last = cell + pieces[leaf] - 1, -1
+    if cell and held < fewest and last >= 0:  # not after pieces
+        cells[cells == cell] = cell - 1
     return cells, pieces
 
 

@@ -167,7 +167,8 @@ def _compare_leaves(x, home, probes, count, indices, distances, fresh):
             middle = x[rows[: min(own, COLUMN_ROWS)]].mean(axis=0, dtype=np.float64).astype(np.float32)
             for left in range(0, len(rows), COLUMN_ROWS):
                 others = rows[left : left + COLUMN_ROWS]
-                columns = x[others] - middle
+                columns = x[others]
+                columns -= middle
                 lengths = np.einsum("ij,ij->i", columns, columns)
                 limits = np.empty(len(others), np.float32)
                 for low in range(0, min(own, left + len(others)), TILE_ROWS):

@@ -52,7 +52,8 @@ def pack_leaves(job: Job, part: str) -> None:
     """Pack the leaves into cells."""
     cut = job.geometry
     loads = sum(job.run.read(STAGE, block, "loads") for block in numbered("near", cut.blocks))
-    own, pieces = cells.pack(np.asarray(loads), math.ceil(cut.rows / cut.cells))
+    fewest = job.config.neighbors.n_neighbors + 1
+    own, pieces = cells.pack(np.asarray(loads), math.ceil(cut.rows / cut.cells), fewest)
     with job.run.part(STAGE, part) as out:
         out.write("cells", own)
         out.write("pieces", pieces)
