@@ -261,8 +261,8 @@ def pack(loads: np.ndarray, rows: int, fewest: int = 1) -> tuple[np.ndarray, np.
             held, last = held + load, wanted[leaf]
         if load > rows:
             pieces[leaf] = -(-load // rows)
-            cell, last = cell + pieces[leaf] - 1, -1
-    if cell and held < fewest and last >= 0:  # not after pieces
+            cell, held, last = cell + pieces[leaf] - 1, fewest, -1
+    if cell and held < fewest:
         cells[cells == cell] = cell - 1
     return cells, pieces
 
