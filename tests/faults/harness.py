@@ -29,6 +29,7 @@ SECONDS = 120
 """The longest that anything is waited for: a machine may be busy."""
 SETTINGS = {
     "task_memory": 2**19,
+    "cells.max_copies": 2,
     "neighbors.recall_target": 1.0,
     "neighbors.max_repairs": 1,
     "layout.n_epochs": 20,
