@@ -222,7 +222,8 @@ def nearest_leaves(x: np.ndarray, tree: Tree, count: int) -> np.ndarray:
             for group in np.unique(near):
                 own = np.flatnonzero((near == group).any(axis=1))
                 first, stop = tree.offsets[group], tree.offsets[group + 1]
-                placed = rows[own] - groups[group]
+                placed = rows[own]
+                placed -= groups[group]
                 squared = _products(placed, np.einsum("ij,ij->i", placed, placed), leaves[first:stop] - groups[group])
                 _keep(squared, own, first, ids, distances)
             _sort_exactly(rows, leaves, ids, out[low : low + TILE_ROWS])
