@@ -174,9 +174,9 @@ def test_what_only_travels_is_removed(repaired):
 
 @pytest.mark.slow
 def test_repairs_end_where_the_target_is_reached(embed, digits):
-    facts = embed(digits[0], {**REPAIRED, "neighbors.recall_target": 0.96, "neighbors.max_repairs": 3}).facts("audit")
+    facts = embed(digits[0], {**REPAIRED, "neighbors.recall_target": 0.97, "neighbors.max_repairs": 3}).facts("audit")
     assert facts["repairs"] == 1
-    assert facts["recall_by_repair"][0] < 0.96 <= facts["recall"]
+    assert facts["recall_by_repair"][0] < 0.97 <= facts["recall"]
 
 
 def test_a_target_out_of_reach_is_noted(configure, client, digits):
