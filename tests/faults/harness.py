@@ -35,7 +35,7 @@ SETTINGS = {
     "layout.n_epochs": 20,
     "quality.queries": 40,
 }
-"""Three blocks, six cells, one repair."""
+"""Three blocks, four cells or more, one repair."""
 WORDS = [word for key, value in SETTINGS.items() for word in ("--set", f"{key}={value}")]
 """The same, for the command line."""
 ROUNDS = {"layout.mode": "rounds"}
