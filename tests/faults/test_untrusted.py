@@ -307,7 +307,8 @@ def test_odd_paths_that_can_be_are_taken(value):
 
 
 @pytest.mark.parametrize("name", ["a" * 300, "a" * 300 + "/b.zarr", "~nobody/" + "b" * 300])
-def test_paths_that_the_disk_refuses_are_named(cli, save, name):
+def test_paths_that_the_disk_refuses_are_named(cli, save, name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     data = save(np.ones((40, 3), np.float32))
     for words in (("--input", data, "--output", name), ("--input", name, "--output", "out.zarr")):
         outcome = cli("run", *words)
