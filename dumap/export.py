@@ -70,7 +70,7 @@ def _order(run: Run, rows: int, unique: bool) -> tuple[np.ndarray, np.ndarray]:
     table, start = Table(run), 0
     order, position = np.empty(table.rows, np.int64), np.empty(rows, np.int64)
     for block in range(len(table.starts)):
-        positions, _ = table.positions(run, block)
+        positions = table.positions(run, block)
         kept = positions >= 0
         order[positions[kept]] = start + np.flatnonzero(kept)
         position[start : start + len(positions)] = positions

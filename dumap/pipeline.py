@@ -12,8 +12,9 @@ from dumap import executor
 from dumap.config import Config, differences, format_bytes
 from dumap.errors import DamageError, DumapError, RunMismatchError, StorageError
 from dumap.executor import Executor, Observer
+from dumap.geometry import geometry
 from dumap.places import check_places, free_disk, probe_output, with_places
-from dumap.plan import PAUSE_FRACTION, Plan, geometry, make_plan
+from dumap.plan import PAUSE_FRACTION, Plan, make_plan
 from dumap.source import Input, Precomputed
 from dumap.stages import (
     Context,

@@ -91,7 +91,7 @@ def lists_of(config: Config, queries: np.ndarray) -> np.ndarray:
     """Return the neighbours that the run found of some rows, by the input's numbers."""
     run, cut = Run(config.output, read_only=True), pipeline.plan(config).geometry
     table, lists = Table(run), Lists(run)
-    positions = np.concatenate([table.positions(run, block)[0] for block in range(cut.blocks)])
+    positions = np.concatenate([table.positions(run, block) for block in range(cut.blocks)])
     rows = np.argsort(positions)
     found = np.concatenate([lists.read("indices", int(p), int(p) + 1) for p in positions[queries]])
     return rows[found]

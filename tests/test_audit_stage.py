@@ -253,7 +253,7 @@ def test_what_is_lost_is_made_again(copied, client, repaired, what):
 def test_a_cells_own_rows_are_read_by_position(copied, digits):
     job = copied
     table = Table(job.run)
-    order = np.concatenate([table.positions(job.run, block)[0] for block in range(job.geometry.blocks)])
+    order = np.concatenate([table.positions(job.run, block) for block in range(job.geometry.blocks)])
     by_position = digits[0][np.argsort(order)]
     for cell in range(table.cells):
         first, last = table.offsets[cell : cell + 2]

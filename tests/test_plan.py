@@ -8,13 +8,11 @@ from hypothesis import strategies as st
 
 from dumap.config import Config, build, parse_bytes
 from dumap.errors import BudgetError, InputError
+from dumap.geometry import Geometry, cell_row_bytes, geometry
 from dumap.plan import (
     INTERPRETER_BYTES,
-    Geometry,
     Plan,
     audits,
-    cell_row_bytes,
-    geometry,
     make_plan,
     repair_bytes,
     repair_row_bytes,

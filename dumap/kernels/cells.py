@@ -62,7 +62,7 @@ def _leaves_of(x: np.ndarray, wanted: int, crowd: float, seed: int) -> np.ndarra
     centroids = kmeans(x, wanted, seed)
     if len(centroids) == 1 or len(x) <= crowd:
         return centroids
-    nearest = nearest_leaves(x, Tree(centroids[:1], np.array([0, len(centroids)]), centroids), 1)[:, 0]
+    nearest = nearest_leaves(x, Tree.of_one_group(centroids), 1)[:, 0]
     found = []
     for leaf in range(len(centroids)):
         own = x[nearest == leaf]
@@ -86,6 +86,11 @@ class Tree:
     def __init__(self, groups: np.ndarray, offsets: np.ndarray, leaves: np.ndarray) -> None:
         self.groups, self.offsets, self.leaves = groups, offsets, leaves
 
+    @classmethod
+    def of_one_group(cls, leaves: np.ndarray) -> Tree:
+        """Return a tree in which every leaf is sought for every row."""
+        return cls(leaves[:1], np.array([0, len(leaves)]), leaves)
+
 
 def grow(sample: np.ndarray, wanted: int, seed: int) -> Tree:
     """Cut space into leaves by a sample: k-means into groups, then each group into leaves.
@@ -103,10 +108,10 @@ def grow(sample: np.ndarray, wanted: int, seed: int) -> Tree:
     """
     if wanted == 1:
         middle = sample.mean(axis=0, dtype=np.float64, keepdims=True).astype(np.float32)
-        return Tree(middle, np.array([0, 1]), middle)
+        return Tree.of_one_group(middle)
     groups = kmeans(sample, int(np.ceil(np.sqrt(wanted))), seed)
     groups = groups[_in_line(groups)]
-    own = nearest_leaves(sample, Tree(groups[:1], np.array([0, len(groups)]), groups), 1)[:, 0]
+    own = nearest_leaves(sample, Tree.of_one_group(groups), 1)[:, 0]
     mean = len(sample) / wanted
     leaves = []
     for group in range(len(groups)):
@@ -171,12 +176,12 @@ def _sort_exactly(x, leaves, ids, out):
             out[i, s], ids[i, best] = ids[i, best], -1
 
 
-def _products(x: np.ndarray, lengths: np.ndarray, others: np.ndarray) -> np.ndarray:
+def _products(x: np.ndarray, others: np.ndarray) -> np.ndarray:
     """Return squared distances by one matrix product."""
     squared = x @ others.T
     squared *= -2
     squared += np.einsum("ij,ij->i", others, others)
-    squared += lengths[:, None]
+    squared += np.einsum("ij,ij->i", x, x)[:, None]
     return squared
 
 
@@ -214,9 +219,8 @@ def nearest_leaves(x: np.ndarray, tree: Tree, count: int) -> np.ndarray:
     with np.errstate(over="ignore", invalid="ignore"), one_thread():
         for low in range(0, len(x), TILE_ROWS):
             rows = x[low : low + TILE_ROWS] * scale - middle
-            lengths = np.einsum("ij,ij->i", rows, rows)
             near = np.empty((len(rows), sought), np.int32)
-            _sort_exactly(rows, groups, _candidates(_products(rows, lengths, groups), sought + SPARE), near)
+            _sort_exactly(rows, groups, _candidates(_products(rows, groups), sought + SPARE), near)
             ids = np.full((len(rows), count + SPARE), -1, np.int32)
             distances = np.full(ids.shape, np.inf, np.float32)
             for group in np.unique(near):
@@ -224,7 +228,7 @@ def nearest_leaves(x: np.ndarray, tree: Tree, count: int) -> np.ndarray:
                 first, stop = tree.offsets[group], tree.offsets[group + 1]
                 placed = rows[own]
                 placed -= groups[group]
-                squared = _products(placed, np.einsum("ij,ij->i", placed, placed), leaves[first:stop] - groups[group])
+                squared = _products(placed, leaves[first:stop] - groups[group])
                 _keep(squared, own, first, ids, distances)
             _sort_exactly(rows, leaves, ids, out[low : low + TILE_ROWS])
     return out

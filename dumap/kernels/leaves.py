@@ -10,10 +10,10 @@ from __future__ import annotations
 import numba as nb
 import numpy as np
 
-from dumap.kernels import cells, hashing
-from dumap.kernels.neighbors import insert
+from dumap.kernels import cells
+from dumap.kernels.neighbors import insert, precedes
 from dumap.kernels.threads import one_thread
-from dumap.kernels.vectors import power_near
+from dumap.kernels.vectors import power_near, squared_distance
 
 WIDE, CARRIED = 96, 0.95
 """Dims from which on rows are contracted, and the share of their variance that the axes must carry."""
@@ -34,38 +34,28 @@ FARTHEST = np.finfo(np.float32).max
 SLACK = np.float32(1.001)
 """Rounding that a bound from below is allowed."""
 TILE_ROWS, COLUMN_ROWS, CHUNK = 256, 4096, 16
-REASSOCIATED = {"reassoc", "nsz", "contract"}
 
 
 @nb.njit(cache=True, nogil=True)
 def _offer(row, j, d, indices, distances, fresh):
     """Insert j into a row's list; of those as near, the pairs' hashes choose, so that equal rows form no hub."""
     at = indices.shape[1] - 1
-    if not d < np.inf or d > distances[row, at]:
-        return
-    if d == distances[row, at] and not hashing.pair(row, j) < hashing.pair(row, indices[row, at]):
+    if not d < np.inf or not precedes(d, j, distances[row, at], indices[row, at], row):
         return
     for t in range(at + 1):
         if indices[row, t] == j:
             return
-    while at > 0 and (
-        distances[row, at - 1] > d
-        or (distances[row, at - 1] == d and hashing.pair(row, j) < hashing.pair(row, indices[row, at - 1]))
-    ):
+    while at > 0 and precedes(d, j, distances[row, at - 1], indices[row, at - 1], row):
         indices[row, at], distances[row, at] = indices[row, at - 1], distances[row, at - 1]
         fresh[row, at] = fresh[row, at - 1]
         at -= 1
     indices[row, at], distances[row, at], fresh[row, at] = j, d, True
 
 
-@nb.njit(cache=True, nogil=True, fastmath=REASSOCIATED)
-def squared_distance(x, i, j):
-    """Return the squared Euclidean distance of two rows of x."""
-    total = np.float32(0)
-    for c in range(x.shape[1]):
-        gap = x[i, c] - x[j, c]
-        total += gap * gap
-    return min(total, FARTHEST)
+@nb.njit(inline="always")
+def _squared(x, i, j):
+    """Return the squared distance of two rows of x, finite however far they lie."""
+    return min(squared_distance(x[i], x[j]), FARTHEST)
 
 
 @nb.njit(cache=True, nogil=True)
@@ -93,7 +83,7 @@ def _take(x, product, rows, columns, row_lengths, column_lengths, indices, dista
                 if column == row:
                     continue
                 if d == 0:
-                    d = squared_distance(x, row, column)
+                    d = _squared(x, row, column)
                 if d <= limit:
                     _offer(row, column, d, indices, distances, fresh)
                     limit = distances[row, last]
@@ -131,9 +121,9 @@ def _explore(x, narrow, home, indices, distances, fresh):
                     continue
                 seen[j] = i
                 limit = max(distances[i, k - 1], distances[j, k - 1])
-                if bounded and squared_distance(narrow, i, j) > SLACK * limit:
+                if bounded and _squared(narrow, i, j) > SLACK * limit:
                     continue
-                d = squared_distance(x, i, j)
+                d = _squared(x, i, j)
                 if d <= distances[i, k - 1]:
                     _offer(i, j, d, indices, distances, fresh)
                 if d <= distances[j, k - 1]:
@@ -150,7 +140,7 @@ def _score(x, indices, distances):
         indices[i], distances[i] = -1, np.inf
         for s in range(k):
             if found[s] >= 0:
-                insert(i, i, found[s], squared_distance(x, i, found[s]), indices, distances)
+                insert(i, i, found[s], _squared(x, i, found[s]), indices, distances)
 
 
 def _compare_leaves(x, home, probes, count, indices, distances, fresh):
@@ -189,7 +179,7 @@ def _fill(x, home, indices, distances, fresh):
             continue
         for j in range(len(x)):
             if j != i:
-                _offer(i, j, squared_distance(x, i, j), indices, distances, fresh)
+                _offer(i, j, _squared(x, i, j), indices, distances, fresh)
 
 
 def _cut(x: np.ndarray, own: np.ndarray, others: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -198,7 +188,7 @@ def _cut(x: np.ndarray, own: np.ndarray, others: np.ndarray, seed: int) -> tuple
     drawn = own[:: max(1, len(own) // (32 * count))]
     middles = cells.kmeans(x[drawn], count, seed)
     if len(middles) > 1:
-        tree = cells.Tree(middles[:1], np.array([0, len(middles)]), middles)
+        tree = cells.Tree.of_one_group(middles)
         return cells.nearest_leaves(x[own], tree, 3), cells.nearest_leaves(x[others], tree, 2)
     count = -(-len(own) // EQUAL_ROWS)
     part = np.arange(len(own), dtype=np.int32) // EQUAL_ROWS  # equal rows: each part is linked to the next

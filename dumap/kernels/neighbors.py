@@ -142,7 +142,7 @@ def drop_self(found: np.ndarray, distances: np.ndarray) -> tuple[np.ndarray, np.
 
 
 @nb.njit(inline="always")
-def _precedes(d, j, other_d, other, i):
+def precedes(d, j, other_d, other, i):
     """Tell which of two neighbours of row i comes first: of those as near, the pair's hash says."""
     if d != other_d:
         return d < other_d
@@ -151,22 +151,21 @@ def _precedes(d, j, other_d, other, i):
 
 @nb.njit(inline="always")
 def insert(row, i, j, d, indices, distances):
-    """Insert neighbour j at distance d into a row's list; i and j are the pair's names. Return whether it is in."""
+    """Insert neighbour j at distance d into a row's list; i and j are the pair's names."""
     last = indices.shape[1] - 1
-    if indices[row, last] >= 0 and not _precedes(d, j, distances[row, last], indices[row, last], i):
-        return False
+    if indices[row, last] >= 0 and not precedes(d, j, distances[row, last], indices[row, last], i):
+        return
     at = last  # where j stands already, or the list's end
     for t in range(last + 1):
         if indices[row, t] == j:
             at = t
             break
     if indices[row, at] == j and distances[row, at] <= d:
-        return False
-    while at > 0 and (indices[row, at - 1] < 0 or _precedes(d, j, distances[row, at - 1], indices[row, at - 1], i)):
+        return
+    while at > 0 and (indices[row, at - 1] < 0 or precedes(d, j, distances[row, at - 1], indices[row, at - 1], i)):
         indices[row, at], distances[row, at] = indices[row, at - 1], distances[row, at - 1]
         at -= 1
     indices[row, at], distances[row, at] = j, d
-    return True
 
 
 @nb.njit(cache=True, nogil=True)

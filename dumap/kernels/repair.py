@@ -116,19 +116,9 @@ def _keep(i, j, d, members, found, distances):
     distances[i, at], found[i, at] = d, j
 
 
-@nb.njit(cache=True, nogil=True, fastmath={"reassoc", "contract", "nsz"})
-def squared(a: np.ndarray, b: np.ndarray) -> np.float32:
-    """Return the squared Euclidean distance of two rows, summed in whatever order is fastest."""
-    total = np.float32(0)
-    for t in range(a.shape[0]):
-        step = a[t] - b[t]
-        total += step * step
-    return total
-
-
 @nb.njit(nogil=True)
 def _score_pair(i, j, x, members, limits, distance, arguments, found, distances):
-    d = squared(x[i], x[j]) if distance is None else np.float32(distance(x[i], x[j], *arguments))
+    d = vectors.squared_distance(x[i], x[j]) if distance is None else np.float32(distance(x[i], x[j], *arguments))
     if d < limits[i]:
         _keep(i, j, d, members, found, distances)
     if d < limits[j]:

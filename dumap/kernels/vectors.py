@@ -127,6 +127,16 @@ def partition_space(x: np.ndarray, metric: str) -> np.ndarray:
     return x
 
 
+@nb.njit(cache=True, nogil=True, fastmath={"reassoc", "contract", "nsz"})
+def squared_distance(a: np.ndarray, b: np.ndarray) -> np.float32:
+    """Return the squared Euclidean distance of two rows, summed in whatever order is fastest."""
+    total = np.float32(0)
+    for c in range(a.shape[0]):
+        gap = a[c] - b[c]
+        total += gap * gap
+    return total
+
+
 def with_direction(x: np.ndarray) -> np.ndarray:
     """Give rows without direction one of their own, at a right angle to all others.
 

@@ -8,7 +8,8 @@ from functools import cached_property
 from typing import Any
 
 from dumap.config import Config
-from dumap.plan import Geometry, Plan
+from dumap.geometry import Geometry
+from dumap.plan import Plan
 from dumap.source import Input, Precomputed
 from dumap.store import Run
 

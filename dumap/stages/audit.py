@@ -73,7 +73,7 @@ def collect(job: Job, part: str) -> None:
         if chosen.any():
             rows.append(row[chosen])
             found.append(store.read(VECTORS, name, "query")[chosen])
-            positions.append(lists.table.positions(store, block)[0][rows[-1] - cut.block(block)[0]])
+            positions.append(lists.table.positions(store, block)[rows[-1] - cut.block(block)[0]])
     own = np.concatenate(positions)
     listed = np.full((len(own), job.config.neighbors.n_neighbors), -1, np.int64)
     homes = np.searchsorted(lists.table.offsets, own, side="right") - 1
@@ -92,7 +92,7 @@ def search_block(job: Job, part: str, number: int) -> None:
     """Find the queries' exact nearest rows in a block, and how far those are that their lists name."""
     store, block = job.run, number_of(part)
     queries, own, listed = (store.read(STAGE, f"queries-{number}", name) for name in ("vectors", "positions", "listed"))
-    positions, _ = Table(store).positions(store, block)
+    positions = Table(store).positions(store, block)
     x = as_float32(job.input.read(*job.geometry.block(block)))
     k = max(NEAR, job.config.neighbors.n_neighbors)
     ids, distances = np.full((len(own), k), -1, np.int64), np.full((len(own), k), np.inf, np.float32)

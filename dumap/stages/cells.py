@@ -57,6 +57,7 @@ def pack_leaves(job: Job, part: str) -> None:
     with job.run.part(STAGE, part) as out:
         out.write("cells", own)
         out.write("pieces", pieces)
+        out.attributes["cells"] = int(own[-1] + pieces[-1])
 
 
 def route(job: Job, block: int) -> tuple[np.ndarray, np.ndarray]:
@@ -70,8 +71,7 @@ def route(job: Job, block: int) -> tuple[np.ndarray, np.ndarray]:
 def assign_block(job: Job, part: str) -> None:
     """Give each row of a block its home, and count the copies by cell and home."""
     own, _ = route(job, number_of(part))
-    packed, pieces = (job.run.read(STAGE, "packing", name) for name in ("cells", "pieces"))
-    count = int(packed[-1] + pieces[-1])
+    count = job.run.summary(STAGE, "packing")["cells"]
     home = np.broadcast_to(own[:, :1], own.shape)
     joined = own >= 0
     pair, times = np.unique(own[joined].astype(np.int64) * count + home[joined], return_counts=True)
@@ -79,17 +79,15 @@ def assign_block(job: Job, part: str) -> None:
         out.write("home", own[:, 0])
         out.write("pair", pair)
         out.write("pair_copies", times)
-        out.attributes["cells"] = count
 
 
 def tabulate(job: Job, part: str) -> None:
     """Add up the blocks: where each cell's rows begin, and how many copies each block gives each cell."""
     store, cut = job.run, job.geometry
-    names = numbered("assign", cut.blocks)
-    count = store.summary(STAGE, names[0])["cells"]
+    count = store.summary(STAGE, "packing")["cells"]
     copies, homes = np.zeros((cut.blocks, count), np.int64), np.zeros((cut.blocks, count), np.int64)
     guests = np.zeros((count, count), np.int64)
-    for block, name in enumerate(names):
+    for block, name in enumerate(numbered("assign", cut.blocks)):
         pair, times = store.read(STAGE, name, "pair"), store.read(STAGE, name, "pair_copies")
         cell, home = pair // count, pair % count
         np.add.at(copies[block], cell, times)
@@ -136,16 +134,16 @@ class Table:
         )
         self.cells, self.rows = len(self.offsets) - 1, int(self.offsets[-1])
 
-    def positions(self, run: Run, block: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return the positions (n,) and the home cells (n,) of a block's rows, -1 for those left out."""
+    def positions(self, run: Run, block: int) -> np.ndarray:
+        """Return the positions (n,) of a block's rows, -1 for those left out."""
         home = run.read(STAGE, numbered("assign", block + 1)[-1], "home")
-        return cells.ranks(home, self.starts[block]), home
+        return cells.ranks(home, self.starts[block])
 
 
 def sort_block(job: Job, part: str) -> None:
     """Write a block's vectors, a copy for each cell they are in, sorted by cell."""
     store, block = job.run, number_of(part)
-    positions, _ = Table(store).positions(store, block)
+    positions = Table(store).positions(store, block)
     own, probes = route(job, block)
     source, slot = cells.order_copies(own, positions)
     x = job.input.read(*job.geometry.block(block))

@@ -20,7 +20,7 @@ def positions_of(job: Job, table: Table, start: int, stop: int) -> tuple[np.ndar
     for block in range(start // cut.block_rows, -(-stop // cut.block_rows)):
         low, high = cut.block(block)
         rows = slice(max(start, low) - low, min(stop, high) - low)
-        positions.append(table.positions(job.run, block)[0][rows])
+        positions.append(table.positions(job.run, block)[rows])
         status.append(job.run.read(VECTORS, numbered("block", block + 1)[-1], "status", rows.start, rows.stop))
     return np.concatenate(positions), np.concatenate(status)
 

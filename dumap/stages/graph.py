@@ -66,7 +66,7 @@ def place_block(job: Job, part: str) -> None:
     block = number_of(part)
     repeated, times = repeated_in(job.run, block)
     with job.run.part(STAGE, part) as out:
-        out.write("positions", Table(job.run).positions(job.run, block)[0][repeated])
+        out.write("positions", Table(job.run).positions(job.run, block)[repeated])
         out.write("times", times)
         out.attributes["repeated"] = len(repeated)
 

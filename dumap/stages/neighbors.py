@@ -142,6 +142,7 @@ def search_cell(job: Job, part: str) -> None:
         rows = np.concatenate([np.arange(cell.own), guests[turn::turns]])
         found, lengths = search_rows(job, cell, rows, homes[rows].astype(np.int32), job.config.seed + number)
         named = np.where(found >= 0, cell.positions[rows[found]], -1).astype(indices.dtype)
+        # ties by the hash of positions: that order, not the search's, is the graph's
         neighbors.merge(indices, distances, rows, named, lengths, cell.positions[rows])
     with job.run.part(STAGE, part) as out:
         out.write("guests", cell.positions[cell.own :])
@@ -153,20 +154,8 @@ def merge_cell(job: Job, part: str) -> None:
     """Merge what all cells found for one cell's own rows."""
     store, table, cell = job.run, Table(job.run), number_of(part)
     names = numbered("cell", table.cells)
-    own = names[cell]
-    # sorted anew, ties by the pair's hash: that order, not the search's, is the graph's
-    indices, distances = empty_lists(job, table, cell)
-    count = len(indices)
-    names_of = np.arange(table.offsets[cell], table.offsets[cell + 1])
-    rows = np.arange(count)
-    neighbors.merge(
-        indices,
-        distances,
-        rows,
-        store.read(STAGE, own, "indices", 0, count),
-        store.read(STAGE, own, "distances", 0, count),
-        names_of,
-    )
+    count = int(table.offsets[cell + 1] - table.offsets[cell])
+    indices, distances = (store.read(STAGE, names[cell], array, 0, count) for array in ("indices", "distances"))
     before = np.cumsum(table.guests, axis=1) - table.guests
     for other in np.flatnonzero(table.guests[:, cell]):
         home = int(table.offsets[other + 1] - table.offsets[other])
@@ -209,12 +198,6 @@ def repairs_made(run: Run) -> int:
     while run.is_committed(REPAIRED, report_name(repairs + 1)):
         repairs += 1
     return repairs
-
-
-def empty_lists(job: Job, table: Table, cell: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return lists of a cell's own rows in which nothing is yet."""
-    shape = (int(table.offsets[cell + 1] - table.offsets[cell]), job.config.neighbors.n_neighbors)
-    return np.full(shape, -1, job.geometry.index_dtype), np.full(shape, np.inf, np.float32)
 
 
 ALLOWED = {
@@ -274,7 +257,8 @@ def given_lists(job: Job, own: np.ndarray, start: int) -> tuple[np.ndarray, np.n
 def take_cell(job: Job, part: str) -> None:
     """Take the lists of one range of rows from the graph that is given, the nearest first."""
     table, cell = Table(job.run), number_of(part)
-    indices, distances = empty_lists(job, table, cell)
+    shape = (int(table.offsets[cell + 1] - table.offsets[cell]), job.config.neighbors.n_neighbors)
+    indices, distances = np.full(shape, -1, job.geometry.index_dtype), np.full(shape, np.inf, np.float32)
     for start, stop in job.geometry.lists(cell):
         own = kept_positions(job, table, np.arange(start, stop))
         ids, theirs = given_lists(job, own, start)

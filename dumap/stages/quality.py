@@ -58,7 +58,7 @@ def reach_block(job: Job, part: str) -> None:
     queries = store.read(AUDIT, audited(job, "queries"), "vectors", 0, TRUST_QUERIES)
     low_ids = store.read(STAGE, "queries", "map", 0, TRUST_QUERIES)
     reached = np.full(low_ids.shape, np.inf, np.float32)
-    columns = columns_of(Table(store).positions(store, block)[0], low_ids)
+    columns = columns_of(Table(store).positions(store, block), low_ids)
     rows = np.unique(columns[columns >= 0])
     start, stop = job.geometry.block(block)
     chunks = (start + rows) // job.input.chunk_rows
@@ -91,7 +91,7 @@ def rank_block(job: Job, part: str) -> None:
         store.read(AUDIT, audited(job, "queries"), name)[:TRUST_QUERIES] for name in ("vectors", "positions")
     )
     limits = store.read(STAGE, "limits", "limits")
-    positions, _ = Table(store).positions(store, block)
+    positions = Table(store).positions(store, block)
     x = as_float32(job.input.read(*job.geometry.block(block)))
     counts = np.zeros(limits.shape, np.int64)
     for tile, d in tiles(job, queries, x):

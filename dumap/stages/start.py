@@ -92,7 +92,7 @@ def spectral_start(job: Job, graph: Graph) -> tuple[np.ndarray, dict]:
 
 def _each_block(job: Job, table: Table):  # type: ignore[no-untyped-def]
     for block in range(job.geometry.blocks):
-        positions, _ = table.positions(job.run, block)
+        positions = table.positions(job.run, block)
         yield job.geometry.block(block), positions, positions >= 0
 
 

@@ -12,9 +12,10 @@ import zarr
 
 from dumap.config import build
 from dumap.errors import ConfigError, InputError
+from dumap.geometry import geometry
 from dumap.kernels import graph, hashing, layout, start
 from dumap.pipeline import plan, run
-from dumap.plan import geometry, make_plan
+from dumap.plan import make_plan
 from dumap.stages.graph import Shards
 from dumap.stages.vectors import ISOLATED, ZERO
 from dumap.store import Run

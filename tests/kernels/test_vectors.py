@@ -117,3 +117,8 @@ def test_find_finds_keys_and_no_others(words, data):
     listed = sorted(set(listed))
     wanted = [listed.index(key) if key in listed else -1 for key in asked]
     assert vectors.find(columns(asked, words), columns(listed, words)).tolist() == wanted
+
+
+def test_squares_are_summed_in_any_order():
+    x = np.random.default_rng(0).normal(50, 1, (2, 784)).astype(np.float32)
+    assert vectors.squared_distance(x[0], x[1]) == pytest.approx(cdist(x[:1], x[1:], "sqeuclidean")[0, 0], rel=1e-5)

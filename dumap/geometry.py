@@ -1,0 +1,192 @@
+"""How a data set is cut: into blocks, cells, leaves, shards, and chunks of the result.
+
+Pure arithmetic: shapes and the configuration in, counts out. Stages cut their work by these numbers, and plans
+project it by them.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from dumap.config import Config, format_bytes
+from dumap.errors import InputError
+from dumap.kernels.layout import default_epochs
+from dumap.kernels.leaves import EXACT_ROWS, LEAF_ROWS, WIDE
+from dumap.kernels.vectors import ANGULAR
+from dumap.metrics import arguments
+from dumap.source import Precomputed
+
+SAMPLE_ROWS_PER_LEAF = 8
+MIN_SAMPLE_ROWS = 8192
+COPIES = 4
+"""Cells that a row joins on average where there are many (measured, rounded up)."""
+WANTED_CELL_ROWS = 32_768
+"""Rows a cell has where memory does not ask for fewer, so that one task is not the whole data set."""
+MIN_CELLS = 4
+OUTPUT_ROWS = 65_536
+BLOCK_BYTES = 16 * 2**20
+"""Bytes of the rows of a block, where a chunk of the input is not longer: many small tasks share the work evenly."""
+LIST_BYTES, SLOT_BYTES = 40, 96
+"""What a slot takes of the lists that are kept of a given graph, and of those on their way (measured, rounded up)."""
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """How a data set is cut.
+
+    Attributes
+    ----------
+    rows, dims, itemsize : int
+        Of the input.
+    block_rows, blocks : int
+        Rows that one task reads of the input, and how many such blocks there are.
+    sample_rows : int
+        Rows of the sample that centroids come from, about.
+    cell_rows : int
+        Rows a cell may hold, spilled copies included.
+    cells, leaves : int
+        How many, about: a cell is packed of leaves or, where neighbours are given, a range of `cell_rows` rows.
+    shard_rows, shards : int
+        Rows of a shard of the graph, and how many.
+    output_rows, outputs : int
+        Rows of a chunk of the embedding, and how many.
+    n_epochs : int
+    columns, list_rows : int
+        Slots a row of the neighbours that are given, 0 where they are searched, and rows that are read of them at once.
+    """
+
+    rows: int
+    dims: int
+    itemsize: int
+    block_rows: int
+    blocks: int
+    sample_rows: int
+    cell_rows: int
+    cells: int
+    leaves: int
+    shard_rows: int
+    shards: int
+    output_rows: int
+    outputs: int
+    n_epochs: int
+    columns: int = 0
+    list_rows: int = 0
+
+    def block(self, number: int) -> tuple[int, int]:
+        """Return the rows [start, stop) of a block."""
+        return number * self.block_rows, min(self.rows, (number + 1) * self.block_rows)
+
+    def lists(self, cell: int) -> list[tuple[int, int]]:
+        """Return the rows [start, stop) that are read at once of the neighbours given for a cell's range of rows."""
+        start, stop = cell * self.cell_rows, min(self.rows, (cell + 1) * self.cell_rows)
+        return [(low, min(stop, low + self.list_rows)) for low in range(start, stop, self.list_rows)]
+
+    @property
+    def index_dtype(self) -> np.dtype:
+        """Return the narrowest dtype that numbers all rows."""
+        return np.dtype(np.int32 if self.rows < 2**31 - 1 else np.int64)
+
+
+def cell_row_bytes(dims: int, n_neighbors: int, metric: str) -> int:
+    """Return the bytes a row of a cell takes while its neighbours are searched (measured, rounded up)."""
+    copies = 2 if metric in ANGULAR else 1
+    narrow = 4 * (dims // 3 + 1) if dims >= WIDE else 0
+    return 4 * dims * copies + narrow + 56 * (n_neighbors + 1) + 256
+
+
+def range_rows_of(config: Config) -> int:
+    """Return the rows of a cell where neighbours are given."""
+    return max(1, min(OUTPUT_ROWS, config.task_memory // 4 // (config.neighbors.n_neighbors * LIST_BYTES)))
+
+
+def list_rows_of(config: Config, given: Precomputed) -> int:
+    """Return how many rows of a given graph are read at once.
+
+    Raises
+    ------
+    InputError
+        Where it has too few columns, or a chunk is more than a task may hold.
+    """
+    k, memory, columns = config.neighbors.n_neighbors, config.task_memory, given.columns
+    if columns < k:
+        raise InputError(
+            f"neighbors.precomputed: the arrays of {given.path} have {columns} columns, too few for "
+            f"neighbors.n_neighbors = {k}: set n_neighbors to at most {columns}, or to {columns - 1} where rows come "
+            f"first among their own neighbors"
+        )
+    if given.chunk_bytes > memory // 8:
+        fit = max(1, memory // 8 * given.chunk_rows // given.chunk_bytes)
+        raise InputError(
+            f"neighbors.precomputed: one chunk in {given.path} holds {format_bytes(given.chunk_bytes)}, more than an "
+            f"eighth of task_memory ({format_bytes(memory)}): rechunk the arrays to at most {fit} rows a chunk, or "
+            f"set task_memory to {math.ceil(8 * given.chunk_bytes / 2**20)}MiB or more"
+        )
+    return max(1, memory // 4 // (columns * SLOT_BYTES))
+
+
+def geometry(
+    config: Config, rows: int, dims: int, itemsize: int, chunk_rows: int, given: Precomputed | None = None
+) -> Geometry:
+    """Cut a data set by the configuration; the same data and parameters give the same cut of cells.
+
+    Where a graph is given, cells are ranges of rows, cut neither by the data nor by how it is stored.
+
+    Raises
+    ------
+    InputError
+        Where there are too few rows, or a chunk is more than a task may hold.
+    ConfigError
+        Where the metric is not one of rows of so many dims.
+    """
+    k, memory = config.neighbors.n_neighbors, config.task_memory
+    if rows < k + 2:
+        raise InputError(
+            f"{config.input.path}: {rows} rows are too few for neighbors.n_neighbors = {k}; "
+            f"give at least {k + 2} rows, or set n_neighbors to at most {max(rows - 2, 0)}"
+        )
+    arguments(config.neighbors.metric, config.neighbors.metric_kwds, dims)  # refuses what the metric cannot take
+    if (chunk_bytes := min(chunk_rows, rows) * dims * itemsize) > memory // 4:
+        raise InputError(
+            f"{config.input.path}: one chunk holds {format_bytes(chunk_bytes)}, more than a quarter of task_memory "
+            f"({format_bytes(memory)}): rechunk the array to at most {max(1, memory // 4 // (dims * itemsize))} "
+            f"rows a chunk, or set task_memory to {math.ceil(4 * chunk_bytes / 2**20)}MiB or more"
+        )
+    block_rows = max(1, min(rows, OUTPUT_ROWS, min(BLOCK_BYTES, memory // 8) // (4 * dims)))
+    if chunk_rows <= block_rows:
+        block_rows -= block_rows % chunk_rows
+    elif chunk_rows * dims * 4 <= memory // 4:
+        block_rows = min(chunk_rows, rows)
+    cap = memory // cell_row_bytes(dims, k, config.neighbors.metric)
+    cap = max(4 * (k + 2), min(cap, config.cells.max_rows or cap))
+    copies = max(2, min(config.cells.max_copies, COPIES))  # 2 without any: a cell may hold twice the rows it should
+    cells = 1
+    if rows > min(cap, WANTED_CELL_ROWS):
+        cells = max(math.ceil(rows * copies / (0.75 * cap)), min(MIN_CELLS, math.ceil(rows / WANTED_CELL_ROWS)))
+    if given is not None:
+        cells = math.ceil(rows / (cap := range_rows_of(config)))
+    leaves = max(cells, rows // LEAF_ROWS) if rows > EXACT_ROWS or cells > 1 else 1
+    wanted_sample = max(MIN_SAMPLE_ROWS, SAMPLE_ROWS_PER_LEAF * leaves)
+    sample_rows = min(rows, wanted_sample, max(1024, memory // 4 // (4 * dims)))
+    leaves = min(leaves, max(cells, sample_rows // 2))
+    shard_rows = config.graph.shard_rows
+    return Geometry(
+        rows=rows,
+        dims=dims,
+        itemsize=itemsize,
+        block_rows=block_rows,
+        blocks=math.ceil(rows / block_rows),
+        sample_rows=sample_rows,
+        cell_rows=cap,
+        cells=cells,
+        leaves=leaves,
+        shard_rows=shard_rows,
+        shards=math.ceil(rows / shard_rows),
+        output_rows=OUTPUT_ROWS,
+        outputs=math.ceil(rows / OUTPUT_ROWS),
+        n_epochs=config.layout.n_epochs or default_epochs(rows),
+        columns=given.columns if given else 0,
+        list_rows=min(cap, list_rows_of(config, given)) if given else 0,
+    )
