@@ -11,9 +11,6 @@ import contextlib
 import json
 import os
 import platform
-import re
-import resource
-import sys
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
@@ -33,6 +30,7 @@ from llvmlite.binding import get_host_cpu_name
 from threadpoolctl import threadpool_info, threadpool_limits
 
 import dumap
+from dumap import memory
 from dumap.config import ClusterConfig, format_bytes
 from dumap.errors import ClusterError, ConfigError, DumapError, StorageError, TaskError
 from dumap.stages import Job
@@ -108,19 +106,6 @@ def _see(output: str, key: str) -> None:
     probe(output)
 
 
-def _reset_peak() -> None:
-    with contextlib.suppress(OSError), open("/proc/self/clear_refs", "w") as file:
-        file.write("5")
-
-
-def _peak() -> int:
-    with contextlib.suppress(OSError):
-        match = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
-        if match:
-            return int(match[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
 _first_task: list[float] = []
 """When this process began its first task."""
 
@@ -144,11 +129,11 @@ def execute(task: Callable[..., None], job: Job, part: str, options: dict[str, A
 
     numba.set_num_threads(1)
     set_threads(1)
-    _reset_peak()
+    memory.reset_peak()
     start = time.perf_counter()
-    with threadpool_limits(limits=1):
+    with threadpool_limits(limits=1), memory.reused():
         task(replace(job, tick=tick), part, **options)
-    return {"peak_bytes": _peak(), "seconds": time.perf_counter() - start}
+    return {"peak_bytes": memory.peak(), "seconds": time.perf_counter() - start}
 
 
 class Line:

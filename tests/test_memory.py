@@ -1,0 +1,37 @@
+"""A worker's memory: its peak, and what is kept between two arrays."""
+
+import numpy as np
+import psutil
+import pytest
+
+from dumap import memory
+
+MIB = 2**20
+
+
+def held() -> int:
+    return psutil.Process().memory_info().rss
+
+
+def test_peak_forgets_what_was_before_its_reset() -> None:
+    before = held()
+    assert np.ones(128 * MIB, np.uint8).sum() == 128 * MIB
+    assert memory.peak() >= before + 120 * MIB
+    memory.reset_peak()
+    assert memory.peak() <= held() + 32 * MIB
+    assert np.ones(64 * MIB, np.uint8).sum() == 64 * MIB
+    assert memory.peak() >= before + 60 * MIB
+
+
+def test_memory_is_given_back_at_the_end() -> None:
+    before = held()
+    with memory.reused():
+        kept = [np.ones(8 * MIB, np.uint8) for _ in range(12)]
+        assert held() >= before + 90 * MIB
+        del kept
+    assert held() <= before + 32 * MIB
+
+
+def test_errors_pass_through() -> None:
+    with pytest.raises(ValueError, match="this one"), memory.reused():
+        raise ValueError("this one")
