@@ -93,8 +93,8 @@ class Geometry:
 def cell_row_bytes(dims: int, n_neighbors: int, metric: str) -> int:
     """Return the bytes a row of a cell takes while its neighbours are searched (measured, rounded up)."""
     copies = 2 if metric in ANGULAR else 1
-    narrow = 4 * (dims // 3 + 1) if dims >= WIDE else 0
-    return 4 * dims * copies + narrow + 56 * (n_neighbors + 1) + 256
+    narrow = 5 * (dims // 3 + 1) if dims >= WIDE else 0  # along the axes, and their codes
+    return 4 * dims * copies + max(narrow, dims) + 72 * (n_neighbors + 1) + 256
 
 
 def range_rows_of(config: Config) -> int:

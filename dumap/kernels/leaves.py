@@ -7,10 +7,13 @@ brought together; what is kept is scored anew from the differences.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numba as nb
 import numpy as np
 
 from dumap.kernels import cells
+from dumap.kernels.codes import Codes, encode, least_squared
 from dumap.kernels.neighbors import insert, precedes
 from dumap.kernels.threads import one_thread
 from dumap.kernels.vectors import power_near, squared_distance
@@ -23,8 +26,12 @@ EXACT_ROWS = 8192
 """Up to so many rows are one leaf, in which every pair is compared; a leaf with more is cut again."""
 PART_ROWS, EQUAL_ROWS = 1024, 128
 """Rows of the parts that a crowded leaf is cut into, and of those of rows that are all the same."""
-PASSES = 2
-"""Passes over neighbours of neighbours."""
+HOME_PROBES = 6
+"""Leaves that a row is compared in at home."""
+HOME_PASSES, SEAM_PASSES = 1, 2
+"""Passes over neighbours of neighbours: among a cell's own rows, and with its guests."""
+STRIDE = np.float32(1.15)
+"""Guests keep rows of so many times their squared reach, too: stepping stones to nearer ones."""
 CUTS = 8
 """Times that crowded leaves are cut at the most: what is still crowded then is searched as it is."""
 NOISE = np.float32(1e-4)
@@ -93,41 +100,73 @@ def _take(x, product, rows, columns, row_lengths, column_lengths, indices, dista
 
 
 @nb.njit(cache=True, nogil=True)
-def _explore(x, narrow, home, indices, distances, fresh):
+def _within(i, others, count, limits, codes, bounds):
+    """Keep those of some rows that may be near enough to row i, or it to them; return how many they are."""
+    for q in range(count):  # apart from what follows, so that the next row is fetched while this one is summed
+        bounds[q] = least_squared(codes, i, others[q])
+    kept = 0
+    for q in range(count):
+        j = others[q]
+        others[kept] = j
+        kept += bounds[q] <= SLACK * max(limits[i], limits[j])
+    return kept
+
+
+@nb.njit(cache=True, nogil=True)
+def _explore(x, narrow, whole, home, indices, distances, fresh):
     """Offer each row its neighbours' neighbours, and it to them, where one edge on the way is new."""
-    bounded = narrow.shape[1] < x.shape[1]
     n, k = indices.shape
+    limits = distances[:, k - 1].copy()
     seen = np.full(n, -1, np.int32)
     before = fresh.copy()
     fresh[:] = False
-    own, own_fresh = np.empty(k, np.int32), np.empty(k, np.bool_)
+    others, bounds = np.empty(k * k, np.int32), np.empty(k * k, np.float32)
     for i in range(n):
         seen[i] = i
         for s in range(k):
-            own[s], own_fresh[s] = indices[i, s], before[i, s] or fresh[i, s]
-            if own[s] >= 0:
-                seen[own[s]] = i
+            if indices[i, s] >= 0:
+                seen[indices[i, s]] = i
+        count = 0
         for s in range(k):
-            via = own[s]
+            via, is_fresh = indices[i, s], before[i, s] or fresh[i, s]
             if via < 0:
                 break
             for t in range(k):
                 j = indices[via, t]
                 if j < 0:
                     break
-                if seen[j] == i or not (own_fresh[s] or before[via, t] or fresh[via, t]):
+                if seen[j] == i or not (is_fresh or before[via, t] or fresh[via, t]):
                     continue
                 if home[i] >= 0 and home[i] == home[j]:  # both are compared at home
                     continue
                 seen[j] = i
-                limit = max(distances[i, k - 1], distances[j, k - 1])
-                if bounded and _squared(narrow, i, j) > SLACK * limit:
-                    continue
-                d = _squared(x, i, j)
-                if d <= distances[i, k - 1]:
-                    _offer(i, j, d, indices, distances, fresh)
-                if d <= distances[j, k - 1]:
-                    _offer(j, i, d, indices, distances, fresh)
+                others[count] = j
+                count += 1
+        if narrow.values.shape[1]:
+            count = _within(i, others, count, limits, narrow, bounds)
+        if whole.values.shape[1]:
+            count = _within(i, others, count, limits, whole, bounds)
+        for q in range(count):
+            j = others[q]
+            d = _squared(x, i, j)
+            if d <= limits[i]:
+                _offer(i, j, d, indices, distances, fresh)
+                limits[i] = distances[i, k - 1]
+            if d <= limits[j]:
+                _offer(j, i, d, indices, distances, fresh)
+                limits[j] = distances[j, k - 1]
+
+
+@nb.njit(cache=True, nogil=True)
+def _offer_all(x, found, indices, distances, fresh):
+    """Offer each row what was found for it."""
+    last = indices.shape[1] - 1
+    for i in range(len(found)):
+        for s in range(found.shape[1]):
+            if found[i, s] >= 0:
+                d = _squared(x, i, found[i, s])
+                if d <= distances[i, last]:
+                    _offer(i, found[i, s], d, indices, distances, fresh)
 
 
 @nb.njit(cache=True, nogil=True)
@@ -143,31 +182,66 @@ def _score(x, indices, distances):
                 insert(i, i, found[s], _squared(x, i, found[s]), indices, distances)
 
 
-def _compare_leaves(x, home, probes, count, indices, distances, fresh):
-    """Compare each leaf's own rows with each other and with those that probe it."""
-    source, slot = np.nonzero(probes >= 0)
-    guest = (slot > 0) | (home[source] >= 0)
-    leaf = probes[source, slot]
-    order = np.lexsort((source, guest, leaf))
-    source, begins = source[order].astype(np.int32), np.searchsorted(leaf[order], np.arange(count + 1))
-    counts = np.bincount(leaf[~guest], minlength=count)
+class _Lists(NamedTuple):
+    """The lists of a cell's rows while they are filled."""
+
+    indices: np.ndarray
+    distances: np.ndarray
+    fresh: np.ndarray
+
+    @classmethod
+    def empty(cls, rows: int, k: int) -> _Lists:
+        """Return lists without entries."""
+        shape = (rows, k)
+        return cls(np.full(shape, -1, np.int32), np.full(shape, np.inf, np.float32), np.zeros(shape, np.bool_))
+
+
+class _Groups:
+    """Rows by leaf.
+
+    Parameters
+    ----------
+    rows, leaves : ndarray of int, shape (m,)
+        A row, and a leaf it belongs to.
+    count : int
+        Leaves.
+    """
+
+    def __init__(self, rows: np.ndarray, leaves: np.ndarray, count: int) -> None:
+        order = np.lexsort((rows, leaves))
+        self.rows = rows[order].astype(np.int32)
+        self.begins = np.searchsorted(leaves[order], np.arange(count + 1))
+
+    def __getitem__(self, leaf: int) -> np.ndarray:
+        return self.rows[self.begins[leaf] : self.begins[leaf + 1]]
+
+
+def _around(x: np.ndarray, rows: np.ndarray, middle: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return some rows around a point, and their squared lengths."""
+    in_line = rows[-1] - rows[0] + 1 == len(rows)  # as rows of a leaf are: a view of them will do
+    placed = (x[rows[0] : rows[-1] + 1] if in_line else x[rows]) - middle
+    return placed, np.einsum("ij,ij->i", placed, placed)
+
+
+def _compare_leaves(x: np.ndarray, members: _Groups, visitors: _Groups | None, count: int, lists: _Lists) -> None:
+    """Compare each leaf's own rows with those that visit it; with each other where there are no visitors."""
+    limits = np.empty(COLUMN_ROWS, np.float32)
     with one_thread(), np.errstate(over="ignore", invalid="ignore"):
-        for number in np.flatnonzero(counts):
-            rows, own = source[begins[number] : begins[number + 1]], counts[number]
-            middle = x[rows[: min(own, COLUMN_ROWS)]].mean(axis=0, dtype=np.float64).astype(np.float32)
-            for left in range(0, len(rows), COLUMN_ROWS):
-                others = rows[left : left + COLUMN_ROWS]
-                columns = x[others]
-                columns -= middle
-                lengths = np.einsum("ij,ij->i", columns, columns)
-                limits = np.empty(len(others), np.float32)
-                for low in range(0, min(own, left + len(others)), TILE_ROWS):
-                    some = rows[low : min(low + TILE_ROWS, own)]
-                    tile = x[some] - middle
-                    own_lengths = np.einsum("ij,ij->i", tile, tile)
-                    after = slice(max(low - left, 0), None)  # each pair once
-                    pairs = (some, others[after], own_lengths, lengths[after])
-                    _take(x, tile @ columns[after].T, *pairs, indices, distances, fresh, limits)
+        for leaf in range(count):
+            own = members[leaf]
+            others = own if visitors is None else visitors[leaf]
+            if not len(own) or not len(others):
+                continue
+            middle = x[own[:COLUMN_ROWS]].mean(axis=0, dtype=np.float64).astype(np.float32)
+            for left in range(0, len(others), COLUMN_ROWS):
+                some = others[left : left + COLUMN_ROWS]
+                columns, lengths = _around(x, some, middle)
+                for low in range(0, len(own) if visitors is not None else min(len(own), left + len(some)), TILE_ROWS):
+                    rows = own[low : low + TILE_ROWS]
+                    tile, own_lengths = _around(x, rows, middle)
+                    after = slice(max(low - left, 0) if visitors is None else 0, None)  # each pair once
+                    pairs = (rows, some[after], own_lengths, lengths[after])
+                    _take(x, tile @ columns[after].T, *pairs, *lists, limits)
 
 
 @nb.njit(cache=True, nogil=True)
@@ -309,18 +383,32 @@ def order(home: np.ndarray, probes: np.ndarray) -> np.ndarray:
     return np.lexsort((np.arange(len(home)), home >= 0, probes[:, 0]))
 
 
+def _candidates(
+    x: np.ndarray, axes: np.ndarray | None, steps: list[tuple[_Groups, _Groups | None]], count: int, lists: _Lists
+) -> Codes:
+    """Fill lists by what leaves bring together, along the axes where there are any; return the rows' codes on them."""
+    if axes is None or not axes.shape[1]:
+        for step in steps:
+            _compare_leaves(x, *step, count, lists)
+        return encode(x[:, :0])
+    narrow, found = contract(x, axes), _Lists.empty(*lists.indices.shape)
+    found.distances[:] = np.nextafter(lists.distances[:, -1:], np.float32(np.inf))  # nearer along all: along some, too
+    for step in steps:
+        _compare_leaves(narrow, *step, count, found)
+    _offer_all(x, found.indices, *lists)
+    return encode(narrow)
+
+
 def search(
-    x: np.ndarray, home: np.ndarray, probes: np.ndarray, k: int, seed: int, axes: np.ndarray | None = None
+    x: np.ndarray, probes: np.ndarray, k: int, seed: int, axes: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Find about the k nearest other rows of every row of a cell.
+    """Find about the k nearest other rows of every row of a cell, among them.
 
     Parameters
     ----------
     x : ndarray of float32, shape (n, dims)
         Rows in partition space, best in the order of `order`; scaled in place where most of their squares would not
         be finite, or vanish.
-    home : ndarray of int32, shape (n,)
-        -1 for the cell's own rows, their home cell for guests: two guests of one home are not compared.
     probes : ndarray of int32, shape (n, width)
         Leaves that each row is compared in, its own first; -1 where there is none.
     k, seed : int
@@ -330,24 +418,77 @@ def search(
     Returns
     -------
     indices : ndarray of int32, shape (n, k)
-        -1 where fewer were met.
+        -1 where there are fewer other rows.
     squared : ndarray of float64, shape (n, k)
         Ascending squared distances in partition space.
     """
     x, scale = _in_range(x)
-    indices, distances = np.full((len(x), k), -1, np.int32), np.full((len(x), k), np.inf, np.float32)
-    fresh = np.zeros(indices.shape, np.bool_)
+    lists, home = _Lists.empty(len(x), k), np.full(len(x), -1, np.int32)
+    probes = _cut_crowded(x, home, probes[:, :HOME_PROBES], seed)
+    count = int(probes.max(initial=0)) + 1
+    members = _Groups(np.arange(len(x)), probes[:, 0], count)
+    rows, slots = np.nonzero(probes[:, 1:] >= 0)
+    visitors = _Groups(rows, probes[rows, slots + 1], count)
+    narrow = _candidates(x, axes, [(members, None), (members, visitors)], count, lists)
+    if count > 1:
+        whole = encode(x)
+        for _ in range(HOME_PASSES):
+            _explore(x, narrow, whole, home, *lists)
+    _fill(x, home, *lists)
+    _score(x, lists.indices, lists.distances)
+    return lists.indices, lists.distances.astype(np.float64) / scale**2
+
+
+def meet(
+    x: np.ndarray,
+    home: np.ndarray,
+    probes: np.ndarray,
+    indices: np.ndarray,
+    squared: np.ndarray,
+    seed: int,
+    axes: np.ndarray | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Find nearer neighbours of a cell's rows among its guests, and of guests among its rows.
+
+    A guest brings no list, but how far its own one reaches: what lies beyond is passed over at once.
+
+    Parameters
+    ----------
+    x : ndarray of float32, shape (n, dims)
+        As for `search`: the cell's own rows and its guests.
+    home : ndarray of int32, shape (n,)
+        -1 for the cell's own rows, their home cell for guests: two guests of one home are not compared.
+    probes : ndarray of int32, shape (n, width)
+        Leaves that each row is compared in, its own first; -1 where there is none.
+    indices : ndarray of int32, shape (n, k)
+        What `search` found for the cell's own rows, as rows of `x`; -1 for guests.
+    squared : ndarray of float64, shape (n, k)
+        Their squared distances; for guests, in every slot, that of the last neighbour that they have at home.
+    seed : int
+    axes : ndarray of float32, shape (dims, axes), optional
+
+    Returns
+    -------
+    indices : ndarray of int32, shape (n, k)
+        Lists of all rows; -1 in those of guests where there is nothing nearer.
+    squared : ndarray of float64, shape (n, k)
+    """
+    x, scale = _in_range(x)
+    guest = home >= 0
+    with np.errstate(over="ignore"):
+        distances = np.minimum(squared * scale**2, FARTHEST).astype(np.float32)
+        reach = np.minimum(distances[guest] * STRIDE, FARTHEST)
+    distances[guest] = np.maximum(reach, np.finfo(np.float32).tiny)  # equal rows of two cells are to meet
+    distances[(indices < 0) & ~guest[:, None]] = np.inf
+    lists = _Lists(indices.copy(), distances, np.zeros(indices.shape, np.bool_))
     probes = _cut_crowded(x, home, probes, seed)
     count = int(probes.max(initial=0)) + 1
-    narrow = contract(x, axes) if axes is not None and axes.shape[1] else x
-    _compare_leaves(narrow, home, probes, count, indices, distances, fresh)
-    if narrow is not x:
-        _score(x, indices, distances)
-    if count > 1 or (home >= 0).any():
-        for _ in range(PASSES):
-            _explore(x, narrow, home, indices, distances, fresh)
-    _fill(x, home, indices, distances, fresh)
-    _score(x, indices, distances)
-    squared = distances.astype(np.float64)
-    squared /= scale**2
-    return indices, squared
+    own, guests = np.flatnonzero(~guest), np.flatnonzero(guest)
+    rows, slots = np.nonzero(probes[guests] >= 0)
+    visitors = _Groups(guests[rows], probes[guests[rows], slots], count)
+    narrow = _candidates(x, axes, [(_Groups(own, probes[own, 0], count), visitors)], count, lists)
+    whole = encode(x)
+    for _ in range(SEAM_PASSES):
+        _explore(x, narrow, whole, home, *lists)
+    _score(x, lists.indices, lists.distances)
+    return lists.indices, lists.distances.astype(np.float64) / scale**2

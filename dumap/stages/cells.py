@@ -134,6 +134,10 @@ class Table:
         )
         self.cells, self.rows = len(self.offsets) - 1, int(self.offsets[-1])
 
+    def homes(self, cell: int) -> np.ndarray:
+        """Return how many of each block's rows have their home in a cell, (blocks,)."""
+        return np.diff(self.starts[:, cell], append=self.offsets[cell + 1])
+
     def positions(self, run: Run, block: int) -> np.ndarray:
         """Return the positions (n,) of a block's rows, -1 for those left out."""
         home = run.read(STAGE, numbered("assign", block + 1)[-1], "home")

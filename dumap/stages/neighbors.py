@@ -1,4 +1,4 @@
-"""neighbors: a k-NN graph in each cell, then each row's lists from all its cells merged by id.
+"""neighbors: a k-NN graph in each cell, then with its guests; each row's lists from all its cells are merged by id.
 
 Where neighbours are given, their lists take the place of what is searched.
 """
@@ -6,7 +6,7 @@ Where neighbours are given, their lists take the place of what is searched.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
@@ -70,10 +70,12 @@ class Cell:
         Rows whose home it is.
     """
 
-    def __init__(self, job: Job, cell: int, table: Table) -> None:
+    def __init__(self, job: Job, cell: int, table: Table, guests: bool = True) -> None:
         self.job = job
         stops = np.cumsum(table.copies, axis=1)[:, cell]
         starts = stops - table.copies[:, cell]
+        if not guests:
+            stops = starts + table.homes(cell)
         blocks = numbered("sorted", job.geometry.blocks)
         self.spans = [(block, int(a), int(b)) for block, a, b in zip(blocks, starts, stops, strict=True) if b > a]
         positions = self._read("positions")
@@ -95,7 +97,7 @@ class Cell:
         """
         wanted = np.full(len(self.positions), -1)
         wanted[rows] = np.arange(len(rows))
-        wanted = wanted[self.place]
+        wanted, whole = wanted[self.place], len(rows) == len(self.positions)
         x = np.empty((len(rows), self.job.geometry.dims), np.float32)
         step, done = max(1, self.job.geometry.block_rows // 4), 0
         for block, a, b in self.spans:
@@ -103,47 +105,131 @@ class Cell:
                 high = min(b, low + step)
                 at = wanted[done : done + high - low]
                 done += high - low
-                if (at >= 0).any():
-                    some = as_float32(self.job.run.read(CELLS, block, "vectors", low, high)[at >= 0])
-                    x[at[at >= 0]] = vectors.partition_space(some, metric) if metric else some
+                if whole or (at >= 0).any():
+                    some = self.job.run.read(CELLS, block, "vectors", low, high)
+                    some = as_float32(some if whole else some[at >= 0])
+                    x[at if whole else at[at >= 0]] = vectors.partition_space(some, metric) if metric else some
         return x
 
 
-def search_rows(job: Job, cell: Cell, rows: np.ndarray, home: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Find the neighbours of some of a cell's rows among themselves, as of `kernels.neighbors.search`."""
-    own = job.config.neighbors
-    if own.metric not in vectors.BY_PRODUCT:
-        with defined_distances(job):
-            return neighbors.search(cell.vectors(rows), own.n_neighbors, own.metric, metric_arguments(job), seed)
-    order = leaves.order(home, cell.probes[rows])
-    x = cell.vectors(rows[order], own.metric)
-    if own.metric in vectors.ANGULAR:
+def placed(job: Job, cell: Cell, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return some of a cell's rows where the leaves lie, and the axes along which candidates are sought there."""
+    metric = job.config.neighbors.metric
+    x = cell.vectors(rows, metric)
+    if metric in vectors.ANGULAR:
         x = vectors.with_direction(x)
-    axes = np.ascontiguousarray(job.run.read(CELLS, "tree", "axes").T)
-    found, squared = leaves.search(x, home[order], cell.probes[rows[order]], own.n_neighbors, seed, axes)
-    indices, distances = np.empty(found.shape, np.int64), np.empty(found.shape, np.float32)
-    indices[order] = np.where(found >= 0, order[found], -1)
-    with np.errstate(over="ignore"):
-        distances[order] = vectors.from_squared(squared, own.metric)
+    return x, np.ascontiguousarray(job.run.read(CELLS, "tree", "axes").T)
+
+
+def merged_lists(
+    job: Job, rows: int, found: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Merge lists of some rows (rows, their names, positions listed, distances) into one list each.
+
+    Ties by the hash of positions: that order, not the search's, is the graph's.
+    """
+    shape = (rows, job.config.neighbors.n_neighbors)
+    indices, distances = np.full(shape, -1, job.geometry.index_dtype), np.full(shape, np.inf, np.float32)
+    for some, names, listed, lengths in found:
+        neighbors.merge(indices, distances, some, listed.astype(indices.dtype), lengths, names)
     return indices, distances
 
 
-def search_cell(job: Job, part: str) -> None:
-    """Find the neighbours of a cell's rows among themselves: all at once, or its guests in turns."""
+def distances_of(job: Job, squared: np.ndarray) -> np.ndarray:
+    """Return the metric's distances for squared ones in partition space."""
+    with np.errstate(over="ignore"):
+        return vectors.from_squared(squared, job.config.neighbors.metric).astype(np.float32)
+
+
+def search_home(job: Job, part: str) -> None:
+    """Find the neighbours of a cell's own rows among themselves, by its leaves."""
     table, number = Table(job.run), number_of(part)
-    cell, k = Cell(job, number, table), job.config.neighbors.n_neighbors
+    cell = Cell(job, number, table, guests=False)
+    order = leaves.order(np.full(cell.own, -1), cell.probes)
+    x, axes = placed(job, cell, order)
+    seed, k = job.config.seed + number, job.config.neighbors.n_neighbors
+    found, lengths = leaves.search(x, cell.probes[order], k, seed, axes)
+    names = cell.positions[order]
+    listed = np.where(found >= 0, names[found], -1)
+    with job.run.part(STAGE, part) as out:
+        if table.cells == 1:
+            write_lists(job, out, *merged_lists(job, cell.own, [(order, names, listed, distances_of(job, lengths))]))
+            return
+        indices, squared = np.empty(found.shape, job.geometry.index_dtype), np.empty(found.shape)
+        indices[order], squared[order] = listed, lengths
+        out.write("indices", indices)
+        out.write("squared", squared)
+        out.write("reach", squared[:, -1])
+
+
+def reach_of(job: Job, table: Table, positions: np.ndarray) -> np.ndarray:
+    """Return how far, squared, the lists reach that some rows, ascending, have at home."""
+    homes = np.searchsorted(table.offsets, positions, side="right") - 1
+    names, reach = numbered("home", table.cells), np.empty(len(positions))
+    for home in np.unique(homes):
+        some = homes == home
+        reach[some] = job.run.read(STAGE, names[home], "reach")[positions[some] - table.offsets[home]]
+    return reach
+
+
+def meet_guests(job: Job, part: str) -> None:
+    """Find nearer neighbours of a cell's own rows among its guests, and of those among its own: in turns, if many."""
+    table, number = Table(job.run), number_of(part)
+    cell, first = Cell(job, number, table), int(table.offsets[number])
+    home_part = numbered("home", table.cells)[number]
+    known, squared = (job.run.read(STAGE, home_part, array) for array in ("indices", "squared"))
     guests = np.arange(cell.own, len(cell.positions))
     homes = np.searchsorted(table.offsets, cell.positions, side="right") - 1
     homes[: cell.own] = -1
-    indices = np.full((len(cell.positions), k), -1, job.geometry.index_dtype)
-    distances = np.full(indices.shape, np.inf, np.float32)
+    reach = reach_of(job, table, cell.positions[cell.own :])
     turns = max(1, -(-len(guests) // max(1, job.geometry.cell_rows - cell.own)))
-    for turn in range(turns):
-        rows = np.concatenate([np.arange(cell.own), guests[turn::turns]])
-        found, lengths = search_rows(job, cell, rows, homes[rows].astype(np.int32), job.config.seed + number)
-        named = np.where(found >= 0, cell.positions[rows[found]], -1).astype(indices.dtype)
-        # ties by the hash of positions: that order, not the search's, is the graph's
-        neighbors.merge(indices, distances, rows, named, lengths, cell.positions[rows])
+
+    def found() -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
+        for turn in range(turns):
+            rows = np.concatenate([np.arange(cell.own), guests[turn::turns]])
+            rows = rows[leaves.order(homes[rows], cell.probes[rows])]
+            own = rows < cell.own
+            places = np.empty(cell.own + 1, np.int32)
+            places[rows[own]], places[-1] = np.flatnonzero(own), -1
+            shape = (len(rows), known.shape[1])
+            indices, lengths = np.full(shape, -1, np.int32), np.empty(shape)
+            local = known[rows[own]]
+            indices[own], lengths[own] = places[np.where(local >= 0, local - first, -1)], squared[rows[own]]
+            lengths[~own] = reach[rows[~own] - cell.own, None]
+            x, axes = placed(job, cell, rows)
+            home = homes[rows].astype(np.int32)
+            met, lengths = leaves.meet(x, home, cell.probes[rows], indices, lengths, job.config.seed + number, axes)
+            names = cell.positions[rows]
+            yield rows, names, np.where(met >= 0, names[met], -1), distances_of(job, lengths)
+
+    indices, distances = merged_lists(job, len(cell.positions), found())
+    write_cell(job, part, cell, indices, distances)
+
+
+def search_cell(job: Job, part: str) -> None:
+    """Find the neighbours of a cell's rows among themselves, guests too, for metrics that leaves do not serve."""
+    table, number, own = Table(job.run), number_of(part), job.config.neighbors
+    cell = Cell(job, number, table)
+    guests = np.arange(cell.own, len(cell.positions))
+    turns = max(1, -(-len(guests) // max(1, job.geometry.cell_rows - cell.own)))
+
+    def found() -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
+        for turn in range(turns):
+            rows = np.concatenate([np.arange(cell.own), guests[turn::turns]])
+            with defined_distances(job):
+                seed = job.config.seed + number
+                met, lengths = neighbors.search(
+                    cell.vectors(rows), own.n_neighbors, own.metric, metric_arguments(job), seed
+                )
+            names = cell.positions[rows]
+            yield rows, names, np.where(met >= 0, names[met], -1), lengths
+
+    indices, distances = merged_lists(job, len(cell.positions), found())
+    write_cell(job, part, cell, indices, distances)
+
+
+def write_cell(job: Job, part: str, cell: Cell, indices: np.ndarray, distances: np.ndarray) -> None:
+    """Write what a cell found for its own rows, and for its guests."""
     with job.run.part(STAGE, part) as out:
         out.write("guests", cell.positions[cell.own :])
         out.write("indices", indices)
@@ -304,7 +390,13 @@ def run(context: Context) -> dict:
     merged = numbered("merged", count)
     if context.config.neighbors.precomputed is not None:
         context.compute(STAGE, take_cell, merged)
-    else:
+    elif context.config.neighbors.metric not in vectors.BY_PRODUCT:
         context.compute(STAGE, search_cell, numbered("cell", count))
+        context.compute(STAGE, merge_cell, merged)
+    elif count == 1:
+        context.compute(STAGE, search_home, merged)
+    else:
+        context.compute(STAGE, search_home, numbered("home", count))
+        context.compute(STAGE, meet_guests, numbered("cell", count))
         context.compute(STAGE, merge_cell, merged)
     return {fact: total(context.run, STAGE, merged, fact) for fact in ("missing", "disconnected")}

@@ -21,8 +21,19 @@ def brute(x: np.ndarray) -> np.ndarray:
 
 def one_leaf(x: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     """Search rows that are all of one leaf."""
-    n = len(x)
-    return leaves.search(x, np.full(n, -1, np.int32), np.zeros((n, 1), np.int32), k, 0)
+    return leaves.search(x, np.zeros((len(x), 1), np.int32), k, 0)
+
+
+def with_guests(
+    x: np.ndarray, home: np.ndarray, probes: np.ndarray, k: int, reach: float | np.ndarray = np.inf
+) -> tuple[np.ndarray, np.ndarray]:
+    """Search a cell's own rows, then have them meet its guests, whose own lists reach so far (squared)."""
+    own = np.flatnonzero(home < 0)
+    found, lengths = leaves.search(x[own], probes[own], k, 0)
+    indices, squared = np.full((len(x), k), -1, np.int32), np.empty((len(x), k))
+    squared[:] = np.broadcast_to(reach, len(x))[:, None]
+    indices[own], squared[own] = np.where(found >= 0, own[found], -1), lengths
+    return leaves.meet(x, home, probes, indices, squared, 0)
 
 
 def many_leaves(x: np.ndarray, count: int, guests: int = 0, width: int = 10) -> tuple[np.ndarray, ...]:
@@ -151,19 +162,19 @@ def test_rows_that_are_zero_are_rows():
 
 
 def test_many_leaves_find_nearly_all():
-    x, home, probes = many_leaves(manifold(0, 4000, 30), 40)
-    indices, squared = leaves.search(x, home, probes, 15, 0)
+    x, _, probes = many_leaves(manifold(0, 4000, 30), 40)
+    indices, squared = leaves.search(x, probes, 15, 0)
     well_formed(x, indices, squared)
     assert (indices >= 0).all()
     assert share_found(squared, brute(x)) > 0.99
 
 
 def test_neighbours_of_neighbours_find_what_no_leaf_brought_together(monkeypatch):
-    x, home, probes = many_leaves(np.random.default_rng(0).normal(size=(3000, 12)).astype(np.float32), 60, width=3)
+    x, _, probes = many_leaves(np.random.default_rng(0).normal(size=(3000, 12)).astype(np.float32), 60, width=3)
     exact, shares = brute(x), []
     for passes in (0, 1, 2):
-        monkeypatch.setattr(leaves, "PASSES", passes)
-        shares.append(share_found(leaves.search(x, home, probes, 10, 0)[1], exact))
+        monkeypatch.setattr(leaves, "HOME_PASSES", passes)
+        shares.append(share_found(leaves.search(x, probes, 10, 0)[1], exact))
     assert shares[0] < shares[1] - 0.05
     assert shares[1] < shares[2]
     assert shares[2] > 0.9
@@ -177,7 +188,7 @@ def test_rows_are_best_ordered_by_leaf_own_rows_first():
 
 def test_guests_are_compared_with_others_but_not_with_those_of_their_home():
     x, home, probes = many_leaves(manifold(1, 3000, 10), 20, guests=900)
-    indices, squared = leaves.search(x, home, probes, 10, 0)
+    indices, squared = with_guests(x, home, probes, 10)
     well_formed(x, indices, squared)
     own = home < 0
     assert (indices[own] >= 0).all()
@@ -196,27 +207,48 @@ def test_guests_are_compared_with_others_but_not_with_those_of_their_home():
 def test_rows_that_met_too_few_are_compared_with_the_whole_cell():
     """Leaves of four rows, and nobody probes another's: no row meets k others, nor leads to them."""
     x = manifold(2, 400, 6)
-    home, probes = np.full(400, -1, np.int32), (np.arange(400, dtype=np.int32) // 4)[:, None]
-    home[390:] = 5
-    indices, squared = leaves.search(x, home, probes, 15, 0)
+    indices, squared = leaves.search(x, (np.arange(400, dtype=np.int32) // 4)[:, None], 15, 0)
     well_formed(x, indices, squared)
-    assert (indices[:390] >= 0).all()
-    np.testing.assert_allclose(squared[:390], np.sort(brute(x), axis=1)[:390, :15], rtol=1e-5)
+    assert (indices >= 0).all()
+    np.testing.assert_allclose(squared, np.sort(brute(x), axis=1)[:, :15], rtol=1e-5)
 
 
 @pytest.mark.parametrize("rows", [1, 2, 9, 10])
 def test_slots_stay_empty_only_where_a_cell_has_too_few_rows(rows):
     x = manifold(3, rows, 4)
-    home = np.full(rows, -1, np.int32)
+    home, probes = np.full(rows, -1, np.int32), np.arange(rows, dtype=np.int32)[:, None] % 3
+    indices, _ = leaves.search(x, probes, 9, 0)
+    assert ((indices >= 0).sum(axis=1) == min(9, rows - 1)).all()
     home[rows // 2 + 1 :] = 3
-    indices, _ = leaves.search(x, home, np.arange(rows, dtype=np.int32)[:, None] % 3, 9, 0)
+    indices, _ = with_guests(x, home, np.zeros_like(probes), 9)
     assert ((indices[home < 0] >= 0).sum(axis=1) == min(9, rows - 1)).all()
 
 
-def test_a_cell_of_guests_alone_is_searched_too():
-    x = manifold(4, 30, 4)
-    indices, _ = leaves.search(x, np.arange(30, dtype=np.int32), np.zeros((30, 1), np.int32), 5, 0)
-    assert indices.shape == (30, 5)
+def test_guests_keep_nothing_far_beyond_the_reach_of_their_lists():
+    x, home, probes = many_leaves(manifold(1, 3000, 10), 20, guests=900)
+    exact, own = brute(x), home < 0
+    exact[(home[:, None] == home) & ~own[:, None]] = np.inf
+    reach = np.sort(exact, axis=1)[:, 9]
+    indices, squared = with_guests(x, home, probes, 10, reach)
+    well_formed(x, indices, squared)
+    assert (squared[~own][indices[~own] >= 0] <= 1.001 * leaves.STRIDE * reach[~own].repeat(10).max()).all()
+    within = np.where(indices >= 0, squared, np.inf) <= reach[:, None] * (1 + 1e-5)
+    assert within[~own].mean() > 0.9
+    assert within[own].mean() > 0.98
+    nothing, lengths = with_guests(x, home, probes, 10, np.where(own, np.inf, 0))
+    assert (nothing[~own] < 0).all()
+    assert np.isinf(lengths[~own]).all()
+
+
+def test_guests_that_equal_rows_of_the_cell_meet_them():
+    """Their lists reach no further than 0, and still lead from cell to cell."""
+    x = np.full((600, 5), 0.3, np.float32)
+    home, probes = np.full(600, -1, np.int32), np.zeros((600, 1), np.int32)
+    home[300:] = 2
+    indices, squared = with_guests(x, home, probes, 10, 0.0)
+    assert (indices[300:] >= 0).all()
+    assert (squared == 0).all()
+    assert (indices[:300] >= 300).any()
 
 
 # fewer dims --------------------------------------------------------------------------------------
@@ -288,8 +320,8 @@ def test_candidates_along_axes_are_scored_in_full(far):
     if far:
         x[::1000] = far
     axes = axes_of(flat(3, 3000, 120, 8))
-    x, home, probes = many_leaves(x, 30)
-    indices, squared = leaves.search(x, home, probes, 10, 0, axes)
+    x, _, probes = many_leaves(x, 30)
+    indices, squared = leaves.search(x, probes, 10, 0, axes)
     exact = np.minimum(brute(x), leaves.FARTHEST)
     np.fill_diagonal(exact, np.inf)
     assert (indices >= 0).all()
@@ -329,8 +361,8 @@ def test_groups_of_equal_rows_among_others(monkeypatch, exact_rows):
     x = manifold(5, 4000, 8)
     x[2000:] = x[np.arange(2000) % 5]
     x = x[np.random.default_rng(0).permutation(4000)]
-    x, home, probes = many_leaves(x, 20)
-    indices, squared = leaves.search(x, home, probes, 10, 0)
+    x, _, probes = many_leaves(x, 20)
+    indices, squared = leaves.search(x, probes, 10, 0)
     well_formed(x, indices, squared)
     assert (indices >= 0).all()
     assert np.bincount(indices.ravel()).max() < 60
@@ -352,7 +384,7 @@ def test_a_crowded_leaf_is_cut_by_distance(monkeypatch):
     home[2500:] = 4
     cut = leaves._cut_crowded(x, home, probes, 0)
     assert np.bincount(cut[:2500, 0]).max() <= 800
-    indices, squared = leaves.search(x, home, probes, 10, 0)
+    indices, squared = with_guests(x, home, probes, 10)
     well_formed(x, indices, squared)
     exact = brute(x)
     exact[2500:, 2500:] = np.inf
@@ -371,7 +403,7 @@ def test_the_answer_is_one_on_any_number_of_threads(monkeypatch):
     answers = []
     for threads in (1, 2, 2):
         with threadpool_limits(limits=threads):
-            indices, squared = leaves.search(*rows, 10, 0)
+            indices, squared = with_guests(*rows, 10)
         answers.append((indices.tobytes(), squared.tobytes()))
     assert answers[0] == answers[1] == answers[2]
 
@@ -380,7 +412,7 @@ def test_what_rows_probe_stays_as_it_was(monkeypatch):
     monkeypatch.setattr(leaves, "EXACT_ROWS", 300)
     x, home, probes = many_leaves(manifold(8, 1000, 5), 2, guests=100)
     before = [array.copy() for array in (x, home, probes)]
-    leaves.search(x, home, probes, 5, 0)
+    with_guests(x, home, probes, 5)
     assert all(np.array_equal(a, b) for a, b in zip((x, home, probes), before, strict=True))
 
 
