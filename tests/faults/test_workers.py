@@ -243,7 +243,8 @@ def test_a_worker_that_comes_back_too_late_changes_nothing(watched, prepare, exp
 
 TWICE = {
     "sorted-00001": cells.sort_block,
-    "cell-00002": neighbors.search_cell,
+    "home-00001": neighbors.search_home,
+    "cell-00002": neighbors.meet_guests,
     "merged-00003": neighbors.merge_cell,
     "united-00000": graph.unite,
     "coordinates": start.place,
