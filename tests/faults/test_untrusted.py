@@ -437,6 +437,7 @@ def test_no_array_is_read_outside(run, victim, path):
         {"arrays": []},
         {"arrays": {"a": "layout/p-00000000/a"}},
         {"arrays": {"a": []}},
+        *({"arrays": {"a": [[path, [0], "<i8"]]}} for path in ("../victim/a", "/victim/a", "", "a/../../victim/a")),
         {"arrays": {"a": [7]}},
         {"arrays": {"a": ["layout/p-00000000/a"]}},
         {"arrays": {"a": [["layout/p-00000000/a", [0]]]}},
