@@ -5,13 +5,16 @@ from __future__ import annotations
 import errno
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from io import FileIO
 from pathlib import Path
 
 from dumap.errors import StorageError
 
 LINKLESS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS)
 """What file systems say that have no hard links."""
+ABSENT = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
+"""What is raised where there is no such file."""
 
 
 def is_remote(location: str) -> bool:
@@ -33,19 +36,65 @@ def stamps(root: str, below: str) -> Iterator[str]:
             yield f"{file.name}:{found.st_size}:{found.st_mtime_ns};"
 
 
+def read(root: str, key: str) -> bytes | None:
+    """Return a file's bytes, or None where there is none."""
+    try:
+        return (Path(root) / key).read_bytes()
+    except ABSENT:
+        return None
+
+
+def size(root: str, key: str) -> int:
+    """Return a file's size in bytes, -1 where there is none."""
+    try:
+        return (Path(root) / key).stat().st_size
+    except ABSENT:
+        return -1
+
+
+def open_at(root: str, key: str, offset: int, size: int) -> FileIO:
+    """Open a file to be read from a byte on.
+
+    Raises
+    ------
+    FileNotFoundError
+        There is no such file.
+    EOFError
+        It is not of that size.
+    """
+    try:
+        file = FileIO(f"{root}/{key}")
+    except ABSENT as error:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), key) from error
+    try:
+        if os.fstat(file.fileno()).st_size != size:
+            raise EOFError(f"{key} is not of {size} bytes")
+        file.seek(offset)
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def write(root: str, key: str, pieces: Iterable[bytes | memoryview]) -> None:
+    """Write a file whole, replacing what is there; once its folders are flushed too, it survives a power cut."""
+    path = Path(root) / key
+    partial = _write_partial(path, pieces)
+    try:
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
 def create(root: str, key: str, data: bytes) -> bool:
     """Create a file whole and for good, unless it is there; tell whether it now holds `data`.
 
     The bytes reach the disk under another name first: a link to them either appears, or does not.
     """
     path = Path(root) / key
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
+    partial = _write_partial(path, [data])
     try:
-        with partial.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
         os.link(partial, path)
     except FileExistsError:
         return path.read_bytes() == data
@@ -57,8 +106,24 @@ def create(root: str, key: str, data: bytes) -> bool:
         raise
     finally:
         partial.unlink(missing_ok=True)
-    _flush_folders(Path(root), path.parent)
+    flush_folders(root, [key])
     return True
+
+
+def _write_partial(path: Path, pieces: Iterable[bytes | memoryview]) -> Path:
+    """Bring bytes to the disk beside a path, under a name of their own; return it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
+    try:
+        with partial.open("wb") as file:
+            for piece in pieces:
+                file.write(piece)
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    return partial
 
 
 def prune(root: str) -> None:
@@ -69,22 +134,20 @@ def prune(root: str) -> None:
 
 
 def flush(root: str, key: str) -> None:
-    """Make a file and the folders above it survive a power cut."""
-    path = Path(root) / key
-    _flush(path)
-    _flush_folders(Path(root), path.parent)
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
+    """Bring a file or a folder to the disk: of a folder, the names in it."""
+    descriptor = os.open(Path(root) / key, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
 
-def _flush_folders(root: Path, folder: Path) -> None:
-    for path in [folder, *folder.parents]:
-        _flush(path)
-        if path == root:
-            break
+def flush_folders(root: str, keys: Iterable[str]) -> None:
+    """Bring the folders above files to the disk, each once."""
+    folders = set()
+    for key in keys:
+        while key:
+            key = key.rpartition("/")[0]
+            folders.add(key)
+    for folder in sorted(folders, reverse=True):
+        flush(root, folder)

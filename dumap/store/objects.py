@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from typing import Any, TypeVar
 
 import zarr
-from zarr.abc.store import Store
-from zarr.core.buffer import Buffer, default_buffer_prototype
+from zarr.abc.store import RangeByteRequest, Store
+from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 from zarr.storage import LocalStore, ObjectStore, ZipStore
 
@@ -76,7 +77,11 @@ def told(error: Exception) -> str:
 
 def digest(data: bytes | memoryview) -> str:
     """Return the digest by which an object is known: processors have instructions for this one."""
-    return hashlib.sha256(data).hexdigest()[:32]
+    return _shortened(hashlib.sha256(data))
+
+
+def _shortened(digested: Any) -> str:
+    return digested.hexdigest()[:32]
 
 
 def seal(document: dict[str, Any]) -> bytes:
@@ -135,17 +140,71 @@ class Objects:
 
     def get(self, key: str) -> bytes | None:
         """Return an object's bytes, or None where there is none."""
+        if self.is_local:
+            return self.attempt(key, lambda: disk.read(self.location, key))
         try:
             buffer = self.attempt(key, lambda: sync(self.store.get(key, default_buffer_prototype())))
         except FileNotFoundError:  # a folder that is not there yet
             return None
         return None if buffer is None else buffer.to_bytes()
 
-    def put(self, key: str, data: bytes | Buffer) -> None:
-        """Write an object whole, replacing what is there."""
-        buffer = data if isinstance(data, Buffer) else default_buffer_prototype().buffer.from_bytes(data)
-        self.attempt(key, lambda: sync(self.store.set(key, buffer)))
-        self.flush(key)
+    def open_span(self, key: str, start: int, stop: int, size: int) -> io.FileIO | io.BytesIO:
+        """Open bytes [start, stop) of an object of a size, to be read in order; a bucket may have fewer of them.
+
+        Raises
+        ------
+        FileNotFoundError
+            There is no such object.
+        EOFError
+            It is a file of another size.
+        """
+        if self.is_local:
+            return self.attempt(key, lambda: disk.open_at(self.location, key, start, size))
+        wanted = RangeByteRequest(start, stop)
+        buffer = self.attempt(key, lambda: sync(self.store.get(key, default_buffer_prototype(), wanted)))
+        if buffer is None:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), key)
+        return io.BytesIO(buffer.to_bytes())
+
+    def put(self, key: str, data: bytes) -> None:
+        """Write an object whole and for good, replacing what is there."""
+        self.put_pieces(key, lambda: [data])
+        self.flush_folders([key])
+
+    def put_pieces(self, key: str, make: Callable[[], Iterable[bytes | memoryview]]) -> tuple[int, str]:
+        """Write an object whole, replacing what is there; return its size and its digest.
+
+        On local disks it is there for good once the folders above it are flushed.
+
+        Parameters
+        ----------
+        key : str
+        make : callable
+            Returns the object's bytes in order, from the beginning every time. A piece is done with when the next
+            is asked for.
+        """
+
+        def act() -> tuple[int, str]:
+            size, digested = 0, hashlib.sha256()
+
+            def passing() -> Iterator[bytes | memoryview]:
+                nonlocal size
+                for piece in make():
+                    size += len(piece)
+                    digested.update(piece)
+                    yield piece
+
+            if self.is_local:
+                disk.write(self.location, key, passing())
+            else:
+                whole = io.BytesIO()
+                for piece in passing():
+                    whole.write(piece)
+                buffer = default_buffer_prototype().buffer.from_bytes(whole.getvalue())
+                sync(self.store.set(key, buffer))
+            return size, _shortened(digested)
+
+        return self.attempt(key, act)
 
     def put_new(self, key: str, data: bytes) -> bool:
         """Write an object unless it is there; tell whether it now holds `data`.
@@ -168,6 +227,8 @@ class Objects:
 
     def size(self, key: str) -> int:
         """Return an object's size in bytes, -1 where there is none."""
+        if self.is_local:
+            return self.attempt(key, lambda: disk.size(self.location, key))
         try:
             return int(self.attempt(key, lambda: sync(self.store.getsize(key))))
         except FileNotFoundError:
@@ -194,9 +255,14 @@ class Objects:
         return sorted(self.attempt("", lambda: sync(collect())))
 
     def flush(self, key: str) -> None:
-        """Make an object survive a power cut, on local disks."""
+        """Bring an object to the disk, where it is a file; it is there for good once its folders are too."""
         if self.is_local:
             self.attempt(key, lambda: disk.flush(self.location, key))
+
+    def flush_folders(self, keys: Iterable[str]) -> None:
+        """Bring the folders above objects to the disk, where they are files."""
+        if self.is_local:
+            self.attempt("", lambda: disk.flush_folders(self.location, keys))
 
 
 def stamps(location: str, below: str) -> Iterator[str]:

@@ -10,77 +10,45 @@
 
 A task writes its objects under a name of its own, then the manifest, by create-if-absent: the first
 manifest wins, and what no manifest names does not exist. Arrays carry a checksum per range of rows, which
-every read verifies; manifests carry each object's size and digest, and their own.
+every read verifies; manifests carry each array's objects with their shapes and dtypes, each object's size and
+digest, and their own.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-import re
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
 import zarr
 from zarr.codecs import Crc32cCodec
-from zarr.core.buffer import Buffer
 from zarr.storage import MemoryStore
 
 from dumap import disk
 from dumap.errors import DamageError, LockError, StorageError
 from dumap.store.arrays import refuse_code
+from dumap.store.manifests import IDENTITY, MANIFESTS, Manifest, is_sound, manifest_key
 from dumap.store.objects import LOCKS, Objects, digest, seal, unseal
+from dumap.store.shards import Broken, Shard
 
-FORMAT = 3
+FORMAT = 4
 """Version of the run's format; a run of another version is refused."""
 
-MANIFESTS, IDENTITY = "manifests", "identity"
 OBJECT_BYTES = 32 << 20
-"""Long arrays are written as objects of at most this size: Zarr encodes an object in memory."""
-RANGE_BYTES = 1 << 20
-"""Rows are read in ranges of about this size, each with a checksum of its own."""
+"""Rows that are gathered are written as objects of at most this size: a bucket takes an object out of memory."""
 
 SECTIONS = ("parameters", "versions", "input")
 """Attributes of a run that hold keys and values."""
-
-Manifest = dict[str, Any]
 
 
 def lock_key(term: int) -> str:
     """Name the object that says who drives the run in a term."""
     return f"{LOCKS}/{term:08d}.json"
-
-
-def manifest_key(stage: str, name: str) -> str:
-    """Name the object that commits a part."""
-    return f"{MANIFESTS}/{stage}/{name}.json"
-
-
-def _is_below(path: Any) -> bool:
-    """Tell whether a path of a manifest stays below the run."""
-    steps = path.split("/") if isinstance(path, str) else [""]
-    return all(step not in ("", ".", "..") for step in steps) and not re.search(r"[\\\x00]", str(path))
-
-
-def _is_sound(manifest: Any) -> bool:
-    """Tell whether a manifest has the form of those that parts write, and names nothing outside the run."""
-    try:
-        return (
-            re.fullmatch(r"[0-9a-f]{8}", manifest["attempt"]) is not None
-            and all(isinstance(paths, list) and all(map(_is_below, paths)) for paths in manifest["arrays"].values())
-            and all(_is_below(key) and isinstance(size, int) for key, (size, _) in manifest["objects"].items())
-            and isinstance(manifest["attributes"], dict)
-        )
-    except (KeyError, TypeError, ValueError, AttributeError):
-        return False
-
-
-def _range_rows(shape: Sequence[int], itemsize: int) -> int:
-    row_bytes = max(1, int(np.prod(shape[1:], dtype=np.int64)) * itemsize)
-    return int(min(max(1, shape[0]), max(16, RANGE_BYTES // row_bytes)))
 
 
 class Part:
@@ -93,8 +61,8 @@ class Part:
         self.run, self.stage, self.name = run, stage, name
         self.attempt = uuid.uuid4().hex[:8]
         self.folder = f"{stage}/{name}-{self.attempt}"
-        self.arrays: dict[str, list[str]] = {}
-        self.objects: dict[str, list] = {}
+        self.arrays: dict[str, list[tuple]] = {}
+        self.objects: dict[str, tuple[int, str]] = {}
         self.attributes: dict[str, Any] = {}
 
     def write(self, name: str, values: np.ndarray) -> None:
@@ -102,51 +70,24 @@ class Part:
         self.arrays[name] = [self._write_object(name, values)]
 
     def write_gathered(self, name: str, values: np.ndarray, rows: np.ndarray) -> None:
-        """Write `values[rows]` as objects of at most `OBJECT_BYTES`, gathered one at a time."""
+        """Write `values[rows]` as objects of at most `OBJECT_BYTES`, gathered as they are written."""
         step = max(1, OBJECT_BYTES // max(1, values[:1].nbytes))
-        starts = range(0, max(1, len(rows)), step)
+        values, starts = np.ascontiguousarray(values), range(0, max(1, len(rows)), step)
         self.arrays[name] = [
-            self._write_object(f"{name}-{number}", values[rows[start : start + step]])
+            self._write_object(f"{name}-{number}", values, rows[start : start + step])
             for number, start in enumerate(starts)
         ]
 
-    def _write_object(self, name: str, values: np.ndarray) -> str:
-        path = f"{self.folder}/{name}"
-        values = np.ascontiguousarray(values)
-        rows = _range_rows(values.shape, values.dtype.itemsize)
-        whole = max(rows, -(-len(values) // rows) * rows)
+    def _write_object(self, name: str, values: np.ndarray, rows: np.ndarray | None = None) -> tuple:
+        """Write an array, or some of its rows; return what the manifest tells of it."""
+        path, shard = f"{self.folder}/{name}", Shard.of(values, len(values) if rows is None else len(rows))
+        if shard.size:
+            self._put(shard.key(path), lambda: shard.pieces(values, rows))
+        self._put(f"{path}/zarr.json", lambda: [shard.metadata()])
+        return path, shard.shape, shard.dtype.str
 
-        options = {"shards": (whole, *values.shape[1:]), "config": {"write_empty_chunks": True}}
-        self._put_array(path, values.shape, values.dtype, rows, values=values, fill_value=0, **options)
-        return path
-
-    def _put_array(
-        self,
-        path: str,
-        shape: tuple[int, ...],
-        dtype: Any,
-        chunk_rows: int,
-        values: np.ndarray | None = None,
-        **options: Any,
-    ) -> None:
-        """Write an array's objects: made in memory, since Zarr would write groups above them that no manifest names."""
-        encoded: dict[str, Buffer] = {}
-        array = zarr.create_array(
-            MemoryStore(encoded),
-            shape=shape,
-            dtype=dtype,
-            chunks=(chunk_rows, *shape[1:]),
-            compressors=[Crc32cCodec()],
-            filters=None,
-            **options,
-        )
-        if values is not None and len(values):
-            array[...] = values
-        while encoded:
-            key, buffer = encoded.popitem()
-            data = memoryview(buffer.as_numpy_array()).cast("B")  # type: ignore[arg-type]
-            self.objects[f"{path}/{key}"] = [len(data), digest(data)]
-            self.run.put(f"{path}/{key}", buffer)
+    def _put(self, key: str, make: Callable[[], Iterable[bytes | memoryview]]) -> None:
+        self.objects[key] = self.run.put_pieces(key, make)
 
     def write_rows(self, name: str, first: int, values: np.ndarray) -> None:
         """Write whole chunks of one of the run's final arrays."""
@@ -167,13 +108,26 @@ class Part:
         self, name: str, shape: tuple[int, ...], dtype: str, chunk_rows: int, fill: float, dimensions: tuple[str, ...]
     ) -> None:
         """Create one of the run's final arrays, which other parts fill."""
-        self._put_array(name, shape, dtype, chunk_rows, fill_value=fill, dimension_names=dimensions)
+        encoded: dict[str, Any] = {}  # made in memory, or Zarr would write groups above it that no manifest names
+        zarr.create_array(
+            MemoryStore(encoded),
+            shape=shape,
+            dtype=dtype,
+            chunks=(chunk_rows, *shape[1:]),
+            compressors=[Crc32cCodec()],
+            filters=None,
+            fill_value=fill,
+            dimension_names=dimensions,
+        )
+        for key, buffer in encoded.items():
+            data = buffer.to_bytes()
+            self._put(f"{name}/{key}", lambda data=data: [data])  # type: ignore[misc]
 
     def _seal(self, key: str) -> None:
         data = self.run.get(key)
         if data is None:
             raise StorageError(f"{self.run.location}: {key} is gone right after it was written")
-        self.objects[key] = [len(data), digest(data)]
+        self.objects[key] = (len(data), digest(data))
         self.run.flush(key)
 
     def __enter__(self) -> Part:
@@ -210,7 +164,7 @@ class Run(Objects):
         super().__init__(location, read_only)
         self.term = term
         self._manifests: dict[tuple[str, str], Manifest] = {}
-        self._opened: dict[tuple[str, str, str], list[zarr.Array]] = {}
+        self._shards: dict[tuple[str, str, str], list[tuple[str, Shard]]] = {}
 
     # the group ---------------------------------------------------------------------------------
 
@@ -294,8 +248,9 @@ class Run(Objects):
         return Part(self, stage, name)
 
     def commit(self, stage: str, name: str, manifest: Manifest) -> None:
-        """Commit a manifest unless one is there."""
+        """Commit a manifest unless one is there: what it names is there for good before it is."""
         self._check_term()
+        self.flush_folders(manifest["objects"])
         self.put_new(manifest_key(stage, name), seal({**manifest, "time": time.time()}))
         self._manifests.pop((stage, name), None)
 
@@ -318,7 +273,7 @@ class Run(Objects):
         if (stage, name) not in self._manifests:
             key = manifest_key(stage, name)
             manifest = unseal(self.get(key) or b"")
-            if manifest is None or not _is_sound(manifest):
+            if manifest is None or not is_sound(manifest):
                 raise self._damaged(stage, name, key)
             self._manifests[stage, name] = manifest
         return self._manifests[stage, name]
@@ -339,22 +294,15 @@ class Run(Objects):
         self._check_term()
         self.delete(manifest_key(stage, name))
         self._manifests.pop((stage, name), None)
-        for opened in [key for key in self._opened if key[:2] == (stage, name)]:
-            del self._opened[opened]
+        for known in [key for key in self._shards if key[:2] == (stage, name)]:
+            del self._shards[known]
 
-    def _open(self, stage: str, name: str, array: str) -> list[zarr.Array]:
-        """Open an array's objects; each read first sees that they are there, and of the size that was written."""
-        paths = self.manifest(stage, name)["arrays"][array]
-        for path in paths:
-            self._check_sizes(stage, name, path)
-        if (stage, name, array) not in self._opened:
-            for path in paths:
-                self._check_object(stage, name, f"{path}/zarr.json")
-            self._opened[stage, name, array] = [
-                self.attempt(path, lambda path=path: refuse_code(zarr.open_array(self.store, path=path, mode="r")))  # type: ignore[misc]
-                for path in paths
-            ]
-        return self._opened[stage, name, array]
+    def _pieces(self, stage: str, name: str, array: str) -> list[tuple[str, Shard]]:
+        """Return where an array's objects lie, and how."""
+        if (stage, name, array) not in self._shards:
+            told = self.manifest(stage, name)["arrays"][array]
+            self._shards[stage, name, array] = [(path, Shard.parse(shape, dtype)) for path, shape, dtype in told]
+        return self._shards[stage, name, array]
 
     def _check_sizes(self, stage: str, name: str, below: str) -> None:
         """Fail unless what a part wrote below a path is there, and as long as it was."""
@@ -381,36 +329,68 @@ class Run(Objects):
     def _advice(self) -> str:
         return f"'dumap verify {self.location}' finds what is, 'dumap run' makes it again"
 
-    def read(self, stage: str, name: str, array: str, start: int = 0, stop: int | None = None) -> np.ndarray:
-        """Read rows [start, stop) of a committed array; fails on what is missing or damaged."""
-        opened = self._open(stage, name, array)
-        offsets = np.cumsum([0, *(piece.shape[0] for piece in opened)])
-        stop = int(offsets[-1]) if stop is None else stop
-        if stop <= start:
-            return np.empty((0, *opened[0].shape[1:]), opened[0].dtype)
-        found = []
-        for piece, low, high in zip(opened, offsets[:-1], offsets[1:], strict=True):
-            if low < stop and high > start:
-                rows = slice(max(start, low) - low, min(stop, high) - low)
-                try:
-                    found.append(np.asarray(self.attempt(piece.path, lambda piece=piece, rows=rows: piece[rows])))  # type: ignore[misc]
-                except (ValueError, FileNotFoundError, RuntimeError) as error:
-                    raise self._damaged(stage, name, f"{piece.path} rows {start} to {stop}") from error
-        return found[0] if len(found) == 1 else np.concatenate(found)
+    def read(
+        self,
+        stage: str,
+        name: str,
+        array: str,
+        start: int = 0,
+        stop: int | None = None,
+        out: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """Read rows [start, stop) of a committed array, into `out` if given; fails on what is missing or damaged."""
+        pieces = self._pieces(stage, name, array)
+        offsets = [0, *accumulate(shard.shape[0] for _, shard in pieces)]
+        stop = offsets[-1] if stop is None else min(stop, offsets[-1])
+        if out is None:
+            out = np.empty((max(0, stop - start), *pieces[0][1].shape[1:]), pieces[0][1].dtype)
+        elif len(out) != max(0, stop - start):
+            raise self._damaged(stage, name, array)
+        for (path, shard), first, last in zip(pieces, offsets[:-1], offsets[1:], strict=True):
+            low, high = max(start, first), min(stop, last)
+            if low < high:
+                self._read_object(stage, name, path, shard, low - first, high - first, out[low - start : high - start])
+        return out
+
+    def _read_object(
+        self, stage: str, name: str, path: str, shard: Shard, start: int, stop: int, out: np.ndarray
+    ) -> None:
+        """Fill `out` with rows [start, stop) of an object."""
+        key, span = shard.key(path), shard.span(start, stop)
+
+        def fill() -> None:
+            with self.open_span(key, *span, shard.size) as source:
+                shard.read(source, start, stop, out)
+
+        try:
+            self.attempt(key, fill)
+        except (FileNotFoundError, EOFError, Broken) as error:
+            raise self._damaged(stage, name, key) from error
+        except StorageError as error:
+            if self.size(key) not in (-1, shard.size):  # buckets refuse a range that begins after the end
+                raise self._damaged(stage, name, key) from error
+            raise
 
     def read_span(
         self, stage: str, names: Sequence[str], offsets: np.ndarray, array: str, start: int, stop: int
     ) -> np.ndarray:
         """Read rows [start, stop) of what parts hold one after another; part p's rows begin at offsets[p]."""
-        pieces = []
+        spans = []
         begin = int(np.searchsorted(offsets, start, side="right")) - 1
         for p in range(max(begin, 0), len(names)):
             low, high = int(offsets[p]), int(offsets[p + 1])
             if low >= stop:
                 break
             if high > start and high > low:
-                pieces.append(self.read(stage, names[p], array, max(start, low) - low, min(stop, high) - low))
-        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+                spans.append((names[p], max(start, low) - low, min(stop, high) - low))
+        if len(spans) == 1:
+            return self.read(stage, spans[0][0], array, *spans[0][1:])
+        shard = self._pieces(stage, spans[0][0], array)[0][1]
+        out, done = np.empty((sum(high - low for _, low, high in spans), *shard.shape[1:]), shard.dtype), 0
+        for name, low, high in spans:
+            self.read(stage, name, array, low, high, out[done : done + high - low])
+            done += high - low
+        return out
 
     # the whole ---------------------------------------------------------------------------------
 

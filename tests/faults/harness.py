@@ -56,7 +56,7 @@ def results(output: str) -> dict[str, bytes]:
     parts = [json.loads(m.read_text())["document"] for m in manifests]
     found = {p: zarr.open_array(output, path=p, mode="r")[:].tobytes() for p in ("embedding", "status")}
     for number, part in enumerate(parts):
-        for name, (path,) in part["arrays"].items():
+        for name, ((path, _, _),) in part["arrays"].items():
             found[f"graph {number} {name}"] = zarr.open_array(output, path=path, mode="r")[:].tobytes()
     return found
 

@@ -13,9 +13,9 @@ from distributed import Client, LocalCluster
 from faults.harness import WORDS, Fleet, until
 
 from dumap.config import load
-from dumap.errors import StorageError
+from dumap.errors import DamageError, StorageError
 from dumap.pipeline import Silent, verify
-from dumap.store import MANIFESTS, Run, manifest_key, probe
+from dumap.store import MANIFESTS, Run, manifest_key, probe, shards
 from dumap.store import lock as lock_module
 from dumap.store import objects as objects_module
 from dumap.submit import run
@@ -268,6 +268,41 @@ def test_a_manifest_whose_answer_is_lost_is_ones_own(proxy, begun, fault, times)
     assert other.manifest("stage", "p")["attempt"] == part.attempt
     assert other.read("stage", "p", "a").tolist() == [0, 1, 2, 3, 4]
     assert begun.committed("stage") == ["p"]
+
+
+@pytest.mark.fault(13, 14)
+@pytest.mark.parametrize("harm", ["flip", "cut", "cut short", "empty", "delete"])
+def test_rows_that_are_damaged_in_a_bucket_are_an_error(begun, quick, monkeypatch, harm):
+    """However a bucket answers a request for bytes that there are not."""
+    monkeypatch.setattr(shards, "RANGE_BYTES", 16 * 8)
+    with begun.part("stage", "p") as part:
+        part.write("a", np.arange(64))
+    (key,) = (key for key in part.objects if key.endswith("c/0"))
+    assert Run(begun.location).read("stage", "p", "a", 20, 50).tolist() == list(range(20, 50))
+    whole = begun.get(key)
+    if harm == "delete":
+        begun.delete(key)
+    else:
+        flipped = whole[:200] + bytes([whole[200] ^ 1]) + whole[201:]
+        begun.put(key, {"flip": flipped, "cut": whole[:-1], "cut short": whole[:300], "empty": b""}[harm])
+    with pytest.raises(DamageError, match=f"{key} .* is missing or damaged"):
+        Run(begun.location).read("stage", "p", "a")
+    if harm in ("cut", "cut short"):  # what is asked for is there, and right
+        assert Run(begun.location).read("stage", "p", "a", 0, 16).tolist() == list(range(16))
+    if harm in ("cut short", "empty", "delete"):
+        with pytest.raises(DamageError, match=f"{key} .* is missing or damaged"):
+            Run(begun.location).read("stage", "p", "a", 50, 60)
+    assert list(Run(begun.location).damaged()) == [("stage", "p", key)]
+
+
+@pytest.mark.fault(17)
+@pytest.mark.parametrize("fault", ["lost", "error"])
+def test_rows_are_asked_for_again(proxy, begun, quick, fault):
+    with begun.part("stage", "p") as part:
+        part.write("a", np.arange(5))
+    proxy.fail_first(fault, "GET", "c/0")
+    assert Run(begun.location).read("stage", "p", "a").tolist() == [0, 1, 2, 3, 4]
+    assert proxy.happened[fault] == 1
 
 
 @pytest.mark.fault(17)

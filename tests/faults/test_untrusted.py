@@ -22,6 +22,7 @@ from dumap.metrics import ARGUMENTS, METRICS, arguments
 from dumap.source import Input
 from dumap.store import IDENTITY, MANIFESTS, Run, manifest_key
 from dumap.store.objects import digest, seal
+from dumap.store.shards import Shard
 
 LEAST = {"input": {"path": "in.zarr"}, "output": "out.zarr"}
 LONGEST_MESSAGE = 8000
@@ -364,7 +365,10 @@ def victim(tmp_path) -> Path:
     folder = tmp_path / "victim"
     folder.mkdir()
     (folder / "file").write_text("years of work")
-    zarr.create_array(folder / "a", data=np.arange(4))
+    shard = Shard.of(np.arange(4), 4)
+    (folder / "a" / "c").mkdir(parents=True)
+    (folder / "a" / "zarr.json").write_bytes(shard.metadata())
+    (folder / "a" / "c" / "0").write_bytes(b"".join(map(bytes, shard.pieces(np.arange(4)))))
     return folder
 
 
@@ -406,7 +410,7 @@ def test_no_discarded_part_lies_outside(run, victim, contents, attempt):
     before = contents(str(victim))
     for part in ("p-00000000", "p-"):
         run.put(f"layout/{part}/a", b"x")
-    forge(run, "layout", "p", attempt=attempt, arrays={"a": ["layout/p-00000000/a"]})
+    forge(run, "layout", "p", attempt=attempt, arrays={"a": [["layout/p-00000000/a", [0], "<i8"]]})
     with pytest.raises(StorageError):
         run.discard("layout", "p")
     assert contents(str(victim)) == before
@@ -420,7 +424,7 @@ def test_no_array_is_read_outside(run, victim, path):
         f"{path}/{key}": [len(data), digest(data)]
         for key, data in ((name, (victim / "a" / name).read_bytes()) for name in ("zarr.json", "c/0"))
     }
-    forge(run, "layout", "p", arrays={"a": [path]}, objects=objects)
+    forge(run, "layout", "p", arrays={"a": [[path, [4], "<i8"]]}, objects=objects)
     with pytest.raises(StorageError):
         run.read("layout", "p", "a")
 
@@ -429,10 +433,22 @@ def test_no_array_is_read_outside(run, victim, path):
     "wanted",
     [
         {"attempt": 7},
-        {"attempt": None, "arrays": {"a": ["layout/p-00000000/a"]}},
+        {"attempt": None, "arrays": {"a": [["layout/p-00000000/a", [0], "<i8"]]}},
         {"arrays": []},
         {"arrays": {"a": "layout/p-00000000/a"}},
+        {"arrays": {"a": []}},
+        *({"arrays": {"a": [[path, [0], "<i8"]]}} for path in ("../victim/a", "/victim/a", "", "a/../../victim/a")),
         {"arrays": {"a": [7]}},
+        {"arrays": {"a": ["layout/p-00000000/a"]}},
+        {"arrays": {"a": [["layout/p-00000000/a", [0]]]}},
+        {"arrays": {"a": [[7, [0], "<i8"]]}},
+        *({"arrays": {"a": [["layout/p-00000000/a", [0], dtype]]}} for dtype in ("|O", ">i8", "", None, 8, [], {})),
+        *({"arrays": {"a": [["layout/p-00000000/a", shape, "<i8"]]}} for shape in ([-1], [0.0], [], 0, None, [0, 0])),
+        {"arrays": {"a": [["layout/p-00000000/a", [0], "<i8"], ["layout/p-00000000/b", [0], "<f8"]]}},
+        {"arrays": {"a": [["layout/p-00000000/a", [0], "<i8"], ["layout/p-00000000/b", [0, 2], "<i8"]]}},
+        {"arrays": {"a": [["layout/p-00000000/a", [4], "<i8"]]}},
+        {"arrays": {"a": [["layout/p-00000000/a", [4], "<i8"]]}, "objects": {"layout/p-00000000/a/c/0": [55, "0"]}},
+        {"arrays": {"a": [["layout/p-00000000/a", [2**62], "<i8"]]}},
         {"objects": []},
         {"objects": {"layout/p-00000000/a": 7}},
         {"objects": {"layout/p-00000000/a": ["x", 7]}},

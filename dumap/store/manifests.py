@@ -1,0 +1,54 @@
+"""Manifests: what a part wrote, and whether what is read as one may be believed.
+
+    attempt      names the part's folder
+    arrays       name to the array's objects in order: path, shape, dtype
+    objects      key to size and digest
+    attributes   small facts
+
+They are read from anywhere: one that a part would not have written counts as damaged.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from dumap.store.shards import Shard
+
+MANIFESTS, IDENTITY = "manifests", "identity"
+
+Manifest = dict[str, Any]
+
+
+def manifest_key(stage: str, name: str) -> str:
+    """Name the object that commits a part."""
+    return f"{MANIFESTS}/{stage}/{name}.json"
+
+
+def _is_below(path: Any) -> bool:
+    """Tell whether a path of a manifest stays below the run."""
+    steps = path.split("/") if isinstance(path, str) else [""]
+    return all(step not in ("", ".", "..") for step in steps) and not re.search(r"[\\\x00]", str(path))
+
+
+def is_sound(manifest: Any) -> bool:
+    """Tell whether a manifest has the form of those that parts write, and names nothing outside the run."""
+    try:
+        return (
+            re.fullmatch(r"[0-9a-f]{8}", manifest["attempt"]) is not None
+            and all(_is_below(key) and isinstance(size, int) for key, (size, _) in manifest["objects"].items())
+            and all(_holds(pieces, manifest["objects"]) for pieces in manifest["arrays"].values())
+            and isinstance(manifest["attributes"], dict)
+        )
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return False
+
+
+def _holds(pieces: Any, objects: dict[str, list]) -> bool:
+    """Tell whether an array's pieces lie below the run, are of one kind, and of the objects' sizes."""
+    shards = [(path, Shard.parse(shape, dtype)) for path, shape, dtype in pieces]
+    return (
+        len({(shard.shape[1:], shard.dtype.str) for _, shard in shards}) == 1
+        and all(_is_below(path) for path, _ in shards)
+        and all(objects[shard.key(path)][0] == shard.size for path, shard in shards if shard.size)
+    )

@@ -1,0 +1,202 @@
+"""Objects that parts write: byte for byte those of Zarr's own codec, and read back to the bit or not at all."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import numpy as np
+import pytest
+import zarr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from zarr.codecs import Crc32cCodec
+from zarr.storage import MemoryStore
+
+from dumap.store import shards
+from dumap.store.shards import Broken, Shard
+
+KINDS = ["bool", "u1", "i1", "i2", "u4", "i4", "i8", "u8", "f2", "f4", "f8"]
+SHAPES = [(0,), (1,), (5,), (16,), (17,), (1000,), (0, 3), (1, 1), (48, 3), (300, 7), (333, 1), (2, 40, 3), (65, 3, 5)]
+
+
+@pytest.fixture(autouse=True)
+def short_ranges(monkeypatch):
+    monkeypatch.setattr(shards, "RANGE_BYTES", 256)
+
+
+def make(shape, dtype, seed=0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 100, shape).astype(dtype)
+
+
+def encode(values: np.ndarray, rows: np.ndarray | None = None) -> tuple[Shard, bytes]:
+    shard = Shard.of(values, len(values) if rows is None else len(rows))
+    return shard, b"".join(bytes(piece) for piece in shard.pieces(values, rows)) if shard.size else b""
+
+
+def decode(shard: Shard, data: bytes, start: int, stop: int) -> np.ndarray:
+    out = np.full((stop - start, *shard.shape[1:]), 77, shard.dtype)
+    first, last = shard.span(start, stop)
+    shard.read(io.BytesIO(data[first:last]), start, stop, out)
+    return out
+
+
+def zarrs(values: np.ndarray, shard: Shard) -> dict[str, bytes]:
+    """Return the objects that Zarr itself writes."""
+    objects = {}
+    rows = shard.range_rows
+    array = zarr.create_array(
+        MemoryStore(objects),
+        shape=values.shape,
+        dtype=values.dtype,
+        chunks=(rows, *values.shape[1:]),
+        shards=(max(rows, -(-len(values) // rows) * rows), *values.shape[1:]),
+        compressors=[Crc32cCodec()],
+        filters=None,
+        fill_value=0,
+        config={"write_empty_chunks": True},
+    )
+    if len(values):
+        array[...] = values
+    return {key: buffer.to_bytes() for key, buffer in objects.items()}
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("dtype", KINDS)
+def test_zarr_writes_the_same_bytes(shape, dtype):
+    for values in (make(shape, dtype), np.zeros(shape, dtype)):
+        shard, data = encode(values)
+        wanted = zarrs(values, shard)
+        assert json.loads(shard.metadata()) == json.loads(wanted.pop("zarr.json"))
+        assert wanted == ({shard.key("")[1:]: data} if len(values) else {})
+        assert len(data) == shard.size
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_zarr_reads_what_is_written(tmp_path, shape):
+    values = make(shape, "f4")
+    shard, data = encode(values)
+    (tmp_path / "zarr.json").write_bytes(shard.metadata())
+    if data:
+        path = tmp_path / shard.key("")[1:]
+        path.parent.mkdir(parents=True)
+        path.write_bytes(data)
+    found = zarr.open_array(tmp_path, mode="r")[...]
+    assert (found.dtype, found.shape, found.tobytes()) == (values.dtype, values.shape, values.tobytes())
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data())
+def test_rows_are_read_back_to_the_bit(data):
+    tail = tuple(data.draw(st.lists(st.integers(1, 9), max_size=2)))
+    values = make((data.draw(st.integers(1, 90)), *tail), data.draw(st.sampled_from(KINDS)))
+    rows = data.draw(st.none() | st.lists(st.integers(0, len(values) - 1), min_size=1, max_size=90).map(np.array))
+    shard, encoded = encode(values, rows)
+    wanted = values if rows is None else values[rows]
+    assert encoded == encode(wanted)[1]
+    start = data.draw(st.integers(0, len(wanted) - 1))
+    stop = data.draw(st.integers(start + 1, len(wanted)))
+    assert decode(shard, encoded, start, stop).tobytes() == wanted[start:stop].tobytes()
+
+
+def test_what_is_skipped_passes_a_small_buffer(monkeypatch):
+    monkeypatch.setattr(shards, "SKIP_BYTES", 48)
+    values = make((300, 7), "f8")
+    shard, data = encode(values)
+    for start, stop in [(0, 1), (7, 9), (15, 17), (299, 300)]:
+        assert decode(shard, data, start, stop).tobytes() == values[start:stop].tobytes()
+
+
+@pytest.mark.parametrize("order", [">f4", ">i8", "<u2"])
+def test_bytes_are_little_endian(order):
+    values = make((40, 3), order)
+    assert encode(values)[1] == encode(values.astype(values.dtype.newbyteorder("<")))[1]
+
+
+def test_arrays_of_any_layout_are_written():
+    values = make((60, 8), "f4")
+    for odd in (values.T, values[::-2], values[:, ::3], np.asfortranarray(values)):
+        assert encode(odd)[1] == encode(np.ascontiguousarray(odd))[1]
+
+
+@pytest.mark.parametrize("rows", [[-1], [0, 3], [2, 1, 99]])
+def test_rows_that_there_are_not_are_refused(rows):
+    with pytest.raises(IndexError):
+        encode(np.arange(3), np.array(rows))
+
+
+# damage ----------------------------------------------------------------------------------------
+
+
+def test_every_flipped_bit_is_found_by_whoever_reads_it():
+    values = make((40, 3), "f4")
+    shard, data = encode(values)
+    assert shard.range_rows == 21
+    for byte in range(len(data)):
+        harmed = bytearray(data)
+        harmed[byte] ^= 1 << byte % 8
+        for start, stop in [(0, 40), (3, 9), (20, 22), (21, 40), (30, 31)]:
+            first, last = shard.span(start, stop)
+            if first <= byte < last:
+                with pytest.raises(Broken):
+                    decode(shard, bytes(harmed), start, stop)
+            else:
+                assert decode(shard, bytes(harmed), start, stop).tobytes() == values[start:stop].tobytes()
+
+
+@pytest.mark.parametrize("length", [0, 1, 250, 256, 260, 400, 555])
+def test_an_object_that_ends_too_soon_is_broken(length):
+    shard, data = encode(make((128,), "f4"))
+    assert len(data) > length
+    with pytest.raises(Broken):
+        decode(shard, data[:length], 0, 128)
+
+
+def test_chunks_of_zeros_are_not_taken_from_nothing():
+    shard, data = encode(np.zeros(128, "f4"))
+    with pytest.raises(Broken):
+        decode(shard, bytes(8), 0, 128)
+    with pytest.raises(Broken):
+        decode(shard, bytes(len(data)), 0, 128)
+
+
+@pytest.mark.parametrize("out", [np.empty(3, "f4"), np.empty((4, 1), "f4"), np.empty(4, "i4"), np.empty(4, "f8")])
+def test_rows_of_another_kind_are_not_filled_in(out):
+    shard, data = encode(np.arange(4, dtype="f4"))
+    with pytest.raises(Broken):
+        shard.read(io.BytesIO(data), 0, 4, out)
+
+
+# what manifests tell -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("dtype", KINDS)
+def test_what_a_manifest_tells_is_the_layout(shape, dtype):
+    shard = Shard.of(make(shape, dtype), shape[0])
+    told = json.loads(json.dumps([shard.shape, shard.dtype.str]))
+    assert Shard.parse(*told) == shard
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype"),
+    [
+        *(([3], dtype) for dtype in ("|O", "O", "object", "<M8[ns]", "|V8", "<U4", "<c8", ">f4", "f4,f4", "<f16")),
+        *(([3], dtype) for dtype in ("", "__import__('os')", "<f4 ", "<f4\n", None, 7, ["<f4"], {"names": []})),
+        *((shape, "<f4") for shape in (3, None, "33", [], [-1], [3, 0], [3, -2], [3.0], [True], ["3"], [None], [[3]])),
+        ([2**46], "<f8"),
+        ([3, 2**62, 2**62], "<f8"),
+    ],
+    ids=str,
+)
+def test_no_other_layout_is_believed(shape, dtype):
+    with pytest.raises(ValueError, match=r"shape|dtype"):
+        Shard.parse(shape, dtype)
+
+
+@pytest.mark.parametrize(
+    "values", [np.array(["a"]), np.array([None]), np.zeros(3, "c8"), np.zeros((3, 0)), np.zeros(3, "M8[s]")]
+)
+def test_what_no_object_holds_is_not_written(values):
+    with pytest.raises(ValueError, match="not written"):
+        Shard.of(values, len(values))
