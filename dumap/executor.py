@@ -27,12 +27,13 @@ from distributed import comm as comms
 from distributed.comm import CommClosedError
 from distributed.scheduler import KilledWorker
 from llvmlite.binding import get_host_cpu_name
-from threadpoolctl import threadpool_info, threadpool_limits
+from threadpoolctl import threadpool_info
 
 import dumap
 from dumap import memory
 from dumap.config import ClusterConfig, format_bytes
 from dumap.errors import ClusterError, ConfigError, DumapError, StorageError, TaskError
+from dumap.kernels.threads import one_thread
 from dumap.stages import Job
 from dumap.store import Run, probe, probe_key, set_threads
 
@@ -131,7 +132,7 @@ def execute(task: Callable[..., None], job: Job, part: str, options: dict[str, A
     set_threads(1)
     memory.reset_peak()
     start = time.perf_counter()
-    with threadpool_limits(limits=1), memory.reused():
+    with one_thread(), memory.reused():
         task(replace(job, tick=tick), part, **options)
     return {"peak_bytes": memory.peak(), "seconds": time.perf_counter() - start}
 

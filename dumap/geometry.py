@@ -21,8 +21,9 @@ from dumap.source import Precomputed
 
 SAMPLE_ROWS_PER_LEAF = 8
 MIN_SAMPLE_ROWS = 8192
-COPIES = 4
-"""Cells that a row joins on average where there are many (measured, rounded up)."""
+COPIES, COPIES_BY_DOUBLING = 4, 0.6
+"""Cells that a row joins on average where there are many, and how much that grows, from 1, as cells double in number
+(measured, rounded up)."""
 WANTED_CELL_ROWS = 32_768
 """Rows a cell has where memory does not ask for fewer, so that one task is not the whole data set."""
 MIN_CELLS = 4
@@ -97,6 +98,19 @@ def cell_row_bytes(dims: int, n_neighbors: int, metric: str) -> int:
     return 4 * dims * copies + max(narrow, dims) + 72 * (n_neighbors + 1) + 256
 
 
+def cells_of(rows: int, cap: int, max_copies: int) -> int:
+    """Return into how many cells rows are packed, so that none holds many more than three quarters of a cap."""
+    most = max(2, min(max_copies, COPIES))  # 2 without any: a cell may hold twice the rows it should
+
+    def held(cells: int) -> float:
+        return rows / cells * min(most, 1 + COPIES_BY_DOUBLING * math.log2(cells) if max_copies > 1 else most)
+
+    cells = max(1, rows // cap)
+    while (cells > 1 and held(cells) > 0.75 * cap) or (cells == 1 and rows > cap):
+        cells += max(1, cells // 64)
+    return cells
+
+
 def range_rows_of(config: Config) -> int:
     """Return the rows of a cell where neighbours are given."""
     return max(1, min(OUTPUT_ROWS, config.task_memory // 4 // (config.neighbors.n_neighbors * LIST_BYTES)))
@@ -161,10 +175,7 @@ def geometry(
         block_rows = min(chunk_rows, rows)
     cap = memory // cell_row_bytes(dims, k, config.neighbors.metric)
     cap = max(4 * (k + 2), min(cap, config.cells.max_rows or cap))
-    copies = max(2, min(config.cells.max_copies, COPIES))  # 2 without any: a cell may hold twice the rows it should
-    cells = 1
-    if rows > min(cap, WANTED_CELL_ROWS):
-        cells = max(math.ceil(rows * copies / (0.75 * cap)), min(MIN_CELLS, math.ceil(rows / WANTED_CELL_ROWS)))
+    cells = max(cells_of(rows, cap, config.cells.max_copies), min(MIN_CELLS, math.ceil(rows / WANTED_CELL_ROWS)))
     if given is not None:
         cells = math.ceil(rows / (cap := range_rows_of(config)))
     leaves = max(cells, rows // LEAF_ROWS) if rows > EXACT_ROWS or cells > 1 else 1

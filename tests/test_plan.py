@@ -74,7 +74,8 @@ def test_cells_fit_the_memory_of_a_task(memory, count, width, itemsize, metric, 
     fewest = 4 * (k + 2)
     assert cut.cell_rows * cell_row_bytes(width, k, metric) <= memory or cut.cell_rows == fewest
     assert cut.cell_rows >= fewest
-    assert cut.cells * cut.cell_rows >= count * (3 if cut.cells > 1 else 1)
+    copies = 4 if cut.cells >= 32 else 1.6 if cut.cells > 1 else 0.75
+    assert 0.75 * cut.cells * cut.cell_rows >= count * copies
     assert cut.sample_rows <= count
 
 

@@ -40,6 +40,8 @@ FARTHEST = np.finfo(np.float32).max
 """Squared distances beyond this are this."""
 SLACK = np.float32(1.001)
 """Rounding that a bound from below is allowed."""
+NEW = np.uint8(2)
+"""Of an entry that came in this pass; 1 is one of the last pass, 0 an old one."""
 TILE_ROWS, COLUMN_ROWS, CHUNK = 256, 4096, 16
 
 
@@ -56,7 +58,7 @@ def _offer(row, j, d, indices, distances, fresh):
         indices[row, at], distances[row, at] = indices[row, at - 1], distances[row, at - 1]
         fresh[row, at] = fresh[row, at - 1]
         at -= 1
-    indices[row, at], distances[row, at], fresh[row, at] = j, d, True
+    indices[row, at], distances[row, at], fresh[row, at] = j, d, NEW
 
 
 @nb.njit(inline="always")
@@ -118,8 +120,11 @@ def _explore(x, narrow, whole, home, indices, distances, fresh):
     n, k = indices.shape
     limits = distances[:, k - 1].copy()
     seen = np.full(n, -1, np.int32)
-    before = fresh.copy()
-    fresh[:] = False
+    has_new = np.zeros(n, np.bool_)
+    for i in range(n):
+        for s in range(k):
+            fresh[i, s] >>= 1
+            has_new[i] |= fresh[i, s] > 0
     others, bounds = np.empty(k * k, np.int32), np.empty(k * k, np.float32)
     for i in range(n):
         seen[i] = i
@@ -128,14 +133,16 @@ def _explore(x, narrow, whole, home, indices, distances, fresh):
                 seen[indices[i, s]] = i
         count = 0
         for s in range(k):
-            via, is_fresh = indices[i, s], before[i, s] or fresh[i, s]
+            via, is_new = indices[i, s], fresh[i, s] > 0
             if via < 0:
                 break
+            if not (is_new or has_new[via]):
+                continue
             for t in range(k):
                 j = indices[via, t]
                 if j < 0:
                     break
-                if seen[j] == i or not (is_fresh or before[via, t] or fresh[via, t]):
+                if seen[j] == i or not (is_new or fresh[via, t]):
                     continue
                 if home[i] >= 0 and home[i] == home[j]:  # both are compared at home
                     continue
@@ -151,10 +158,10 @@ def _explore(x, narrow, whole, home, indices, distances, fresh):
             d = _squared(x, i, j)
             if d <= limits[i]:
                 _offer(i, j, d, indices, distances, fresh)
-                limits[i] = distances[i, k - 1]
+                limits[i], has_new[i] = distances[i, k - 1], True
             if d <= limits[j]:
                 _offer(j, i, d, indices, distances, fresh)
-                limits[j] = distances[j, k - 1]
+                limits[j], has_new[j] = distances[j, k - 1], True
 
 
 @nb.njit(cache=True, nogil=True)
@@ -193,7 +200,7 @@ class _Lists(NamedTuple):
     def empty(cls, rows: int, k: int) -> _Lists:
         """Return lists without entries."""
         shape = (rows, k)
-        return cls(np.full(shape, -1, np.int32), np.full(shape, np.inf, np.float32), np.zeros(shape, np.bool_))
+        return cls(np.full(shape, -1, np.int32), np.full(shape, np.inf, np.float32), np.zeros(shape, np.uint8))
 
 
 class _Groups:
@@ -480,7 +487,7 @@ def meet(
         reach = np.minimum(distances[guest] * STRIDE, FARTHEST)
     distances[guest] = np.maximum(reach, np.finfo(np.float32).tiny)  # equal rows of two cells are to meet
     distances[(indices < 0) & ~guest[:, None]] = np.inf
-    lists = _Lists(indices.copy(), distances, np.zeros(indices.shape, np.bool_))
+    lists = _Lists(indices.copy(), distances, np.zeros(indices.shape, np.uint8))
     probes = _cut_crowded(x, home, probes, seed)
     count = int(probes.max(initial=0)) + 1
     own, guests = np.flatnonzero(~guest), np.flatnonzero(guest)
