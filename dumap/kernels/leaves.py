@@ -51,14 +51,16 @@ def _offer(row, j, d, indices, distances, fresh):
     at = indices.shape[1] - 1
     if not d < np.inf or not precedes(d, j, distances[row, at], indices[row, at], row):
         return
-    for t in range(at + 1):
-        if indices[row, t] == j:
-            return
-    while at > 0 and precedes(d, j, distances[row, at - 1], indices[row, at - 1], row):
-        indices[row, at], distances[row, at] = indices[row, at - 1], distances[row, at - 1]
-        fresh[row, at] = fresh[row, at - 1]
+    names, lengths, ages = indices[row], distances[row], fresh[row]
+    there = False
+    for t in range(len(names)):  # without a way out in the middle, so that lanes are filled
+        there |= names[t] == j
+    if there:
+        return
+    while at > 0 and precedes(d, j, lengths[at - 1], names[at - 1], row):
+        names[at], lengths[at], ages[at] = names[at - 1], lengths[at - 1], ages[at - 1]
         at -= 1
-    indices[row, at], distances[row, at], fresh[row, at] = j, d, NEW
+    names[at], lengths[at], ages[at] = j, d, NEW
 
 
 @nb.njit(inline="always")
@@ -68,28 +70,40 @@ def _squared(x, i, j):
 
 
 @nb.njit(cache=True, nogil=True)
+def _distances(product, own, lengths):
+    """Turn a row's products into squared distances, in place; 0 where those are noise, or not finite."""
+    for j in range(len(product)):
+        both = own + lengths[j]
+        d = both - np.float32(2) * product[j]
+        product[j] = d if d > NOISE * both else np.float32(0)
+
+
+@nb.njit(cache=True, nogil=True)
+def _hits(squared, limit, limits):
+    """Count the distances that are within either end's limit."""
+    count = np.int32(0)
+    for j in range(len(squared)):
+        count += np.int32((squared[j] <= limit) | (squared[j] <= limits[j]))
+    return count
+
+
+@nb.njit(cache=True, nogil=True)
 def _take(x, product, rows, columns, row_lengths, column_lengths, indices, distances, fresh, limits):
     """Offer each pair of a matrix product to both its ends."""
     last = indices.shape[1] - 1
     for j in range(len(columns)):
         limits[j] = distances[columns[j], last]
     for i in range(len(rows)):
-        row, own = rows[i], row_lengths[i]
+        row, squared = rows[i], product[i]
+        _distances(squared, row_lengths[i], column_lengths)
         limit = distances[row, last]
         for low in range(0, len(columns), CHUNK):
             high = min(low + CHUNK, len(columns))
-            hits = 0
-            for j in range(low, high):
-                both = own + column_lengths[j]
-                d = both - 2 * product[i, j]
-                d = d if d > NOISE * both else np.float32(0)  # not finite, too
-                product[i, j] = d
-                hits += (d <= limit) | (d <= limits[j])
-            if hits == 0:
+            if _hits(squared[low:high], limit, limits[low:high]) == 0:
                 continue
             for j in range(low, high):
-                d, column = product[i, j], columns[j]
-                if column == row:
+                d, column = squared[j], columns[j]
+                if not (d <= limit or d <= limits[j]) or column == row:
                     continue
                 if d == 0:
                     d = _squared(x, row, column)
