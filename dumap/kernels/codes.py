@@ -13,6 +13,7 @@ MOST = 32_768
 """Columns that are coded at the most: the sum of so many squares of differences fits 32 bits."""
 LARGEST, FARTHEST = np.float32(127), np.finfo(np.float32).max
 SAMPLE = 256
+ROUNDING = np.float32(1.0001)
 COVERED = 0.999
 """Share of a sample's values that the codes' range covers: a row further out has an error, and a bound, of its own."""
 
@@ -35,17 +36,23 @@ class Codes(NamedTuple):
     step: np.float32
 
 
+@nb.njit(cache=True, nogil=True, fastmath={"reassoc", "contract", "nsz"})
+def _encode_row(row, middle, step, codes):
+    """Write a row's codes; return the square of what they leave out."""
+    total, unit = np.float32(0), np.float32(1) / step
+    for c in range(len(codes)):
+        placed = row[c] - middle[c]
+        code = np.rint(min(max(placed * unit, -LARGEST), LARGEST))
+        codes[c] = np.int8(code)
+        gap = placed - step * code
+        total += gap * gap
+    return total
+
+
 @nb.njit(cache=True, nogil=True)
 def _encode(x, middle, step, values, errors):
     for i in range(values.shape[0]):
-        total = 0.0
-        for c in range(values.shape[1]):
-            placed = x[i, c] - middle[c]
-            code = np.rint(min(max(placed / step, -LARGEST), LARGEST))
-            values[i, c] = np.int8(code)
-            gap = np.float64(placed) - np.float64(step) * np.float64(code)
-            total += gap * gap
-        errors[i] = np.float32(np.sqrt(total) * (1 + 1e-5))
+        errors[i] = np.sqrt(_encode_row(x[i], middle, step, values[i])) * ROUNDING
 
 
 def encode(x: np.ndarray) -> Codes:

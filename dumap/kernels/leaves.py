@@ -380,7 +380,8 @@ def contract(x: np.ndarray, axes: np.ndarray) -> np.ndarray:
 
 def _in_range(x: np.ndarray) -> tuple[np.ndarray, float]:
     """Scale rows, in place, by a power of two where the squares of most would not be finite, or vanish."""
-    extents = np.maximum(x.max(axis=1), -x.min(axis=1))
+    some = x[:: -(-len(x) // COLUMN_ROWS)]
+    extents = np.maximum(some.max(axis=1), -some.min(axis=1))
     extent = float(np.median(extents[extents > 0])) if extents.any() else 1.0
     if 1e-12 < extent < 1e12:
         return x, 1.0
@@ -420,6 +421,14 @@ def _candidates(
     return encode(narrow)
 
 
+def _settled(x: np.ndarray, narrow: Codes, lists: _Lists, scale: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return lists and their squared distances, scored anew where some may be those of products."""
+    if not narrow.values.shape[1]:
+        _score(x, lists.indices, lists.distances)
+    lists.distances[lists.indices < 0] = np.inf
+    return lists.indices, lists.distances.astype(np.float64) / scale**2
+
+
 def search(
     x: np.ndarray, probes: np.ndarray, k: int, seed: int, axes: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -456,8 +465,7 @@ def search(
         for _ in range(HOME_PASSES):
             _explore(x, narrow, whole, home, *lists)
     _fill(x, home, *lists)
-    _score(x, lists.indices, lists.distances)
-    return lists.indices, lists.distances.astype(np.float64) / scale**2
+    return _settled(x, narrow, lists, scale)
 
 
 def meet(
@@ -511,5 +519,4 @@ def meet(
     whole = encode(x)
     for _ in range(SEAM_PASSES):
         _explore(x, narrow, whole, home, *lists)
-    _score(x, lists.indices, lists.distances)
-    return lists.indices, lists.distances.astype(np.float64) / scale**2
+    return _settled(x, narrow, lists, scale)

@@ -21,6 +21,7 @@ import json
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import accumulate
 from typing import Any
 
@@ -70,13 +71,18 @@ class Part:
         self.arrays[name] = [self._write_object(name, values)]
 
     def write_gathered(self, name: str, values: np.ndarray, rows: np.ndarray) -> None:
-        """Write `values[rows]` as objects of at most `OBJECT_BYTES`, gathered as they are written."""
+        """Write `values[rows]` as objects of at most `OBJECT_BYTES`, gathered as they are written.
+
+        Two at a time: one is gathered while the disk takes the other.
+        """
         step = max(1, OBJECT_BYTES // max(1, values[:1].nbytes))
         values, starts = np.ascontiguousarray(values), range(0, max(1, len(rows)), step)
-        self.arrays[name] = [
-            self._write_object(f"{name}-{number}", values, rows[start : start + step])
-            for number, start in enumerate(starts)
-        ]
+
+        def write(number: int) -> tuple:
+            return self._write_object(f"{name}-{number}", values, rows[starts[number] : starts[number] + step])
+
+        with ThreadPoolExecutor(2) as writers:
+            self.arrays[name] = list(writers.map(write, range(len(starts))))
 
     def _write_object(self, name: str, values: np.ndarray, rows: np.ndarray | None = None) -> tuple:
         """Write an array, or some of its rows; return what the manifest tells of it."""
