@@ -16,7 +16,7 @@ from dumap.kernels.vectors import power_near
 
 GROUPS = 8
 """Groups of leaves in which a row's nearest leaves are sought."""
-GUEST_PROBES = 2
+GUEST_PROBES = 3
 """Leaves of a cell that a row probes there as a guest."""
 TILE_ROWS, SPARE, LANES = 1024, 4, 16
 CROWDED = 4
