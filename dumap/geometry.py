@@ -13,8 +13,9 @@ import numpy as np
 
 from dumap.config import Config, format_bytes
 from dumap.errors import InputError
+from dumap.kernels.axes import WIDE
 from dumap.kernels.layout import default_epochs
-from dumap.kernels.leaves import EXACT_ROWS, LEAF_ROWS, WIDE
+from dumap.kernels.leaves import EXACT_ROWS, LEAF_ROWS
 from dumap.kernels.vectors import ANGULAR
 from dumap.metrics import arguments
 from dumap.source import Precomputed

@@ -10,13 +10,12 @@ from __future__ import annotations
 import numba as nb
 import numpy as np
 
-from dumap.kernels import cells
+from dumap.kernels import tree
+from dumap.kernels.axes import contract
 from dumap.kernels.neighbors import insert, precedes
 from dumap.kernels.threads import one_thread
 from dumap.kernels.vectors import power_near, squared_distance
 
-WIDE, CARRIED = 96, 0.95
-"""Dims from which on rows are contracted, and the share of their variance that the axes must carry."""
 LEAF_ROWS = 200
 """Rows of a leaf, about: fewer give fewer distances and less recall by row (measured)."""
 EXACT_ROWS = 8192
@@ -186,10 +185,10 @@ def _cut(x: np.ndarray, own: np.ndarray, others: np.ndarray, seed: int) -> tuple
     """Cut a crowded leaf; return the parts that its rows probe, (own, 3 or 2), and that others do, (others, 2 or 1)."""
     count = -(-len(own) // PART_ROWS)
     drawn = own[:: max(1, len(own) // (32 * count))]
-    middles = cells.kmeans(x[drawn], count, seed)
+    middles = tree.kmeans(x[drawn], count, seed)
     if len(middles) > 1:
-        tree = cells.Tree.of_one_group(middles)
-        return cells.nearest_leaves(x[own], tree, 3), cells.nearest_leaves(x[others], tree, 2)
+        parts = tree.Tree.of_one_group(middles)
+        return tree.nearest_leaves(x[own], parts, 3), tree.nearest_leaves(x[others], parts, 2)
     count = -(-len(own) // EQUAL_ROWS)
     part = np.arange(len(own), dtype=np.int32) // EQUAL_ROWS  # equal rows: each part is linked to the next
     return np.stack([part, (part + 1) % count], axis=1), np.arange(len(others), dtype=np.int32)[:, None] % count
@@ -223,64 +222,6 @@ def _cut_crowded(x: np.ndarray, home: np.ndarray, probes: np.ndarray, seed: int)
                 for extra in range(1, parts.shape[1]):
                     probes = _probe(probes, rows, named[:, extra])
     return probes
-
-
-def principal(sample: np.ndarray, leaves: np.ndarray, nearest: np.ndarray) -> np.ndarray:
-    """Return the axes that carry most of a sample's variance within its leaves, where they are few.
-
-    Within leaves, since neighbours are told apart there: what lies between them, a column of another unit or a row that
-    is far out, would hide that.
-
-    Parameters
-    ----------
-    sample : ndarray of float32, shape (m, dims)
-    leaves : ndarray of float32, shape (leaves, dims)
-    nearest : ndarray of int, shape (m,)
-        The leaf of each row.
-
-    Returns
-    -------
-    ndarray of float32, shape (dims, axes)
-        Orthonormal; none where `CARRIED` of the variance takes more than a third of the dims.
-    """
-    dims = sample.shape[1]
-    none = np.zeros((dims, 0), np.float32)
-    if dims < WIDE or len(sample) < 4 * dims:
-        return none
-    products = np.zeros((dims, dims))
-    with one_thread():
-        for low in range(0, len(sample), COLUMN_ROWS):
-            rows = slice(low, low + COLUMN_ROWS)
-            placed = sample[rows].astype(np.float64) - leaves[nearest[rows]]
-            products += placed.T @ placed
-        variances, axes = np.linalg.eigh(products)
-    variances, axes = np.maximum(variances[::-1], 0), axes[:, ::-1]
-    if not variances.sum() > 0:
-        return none
-    count = int(np.searchsorted(np.cumsum(variances), CARRIED * variances.sum())) + 1
-    return np.ascontiguousarray(axes[:, :count], np.float32) if count <= dims // 3 else none
-
-
-def contract(x: np.ndarray, axes: np.ndarray) -> np.ndarray:
-    """Return rows' coordinates on axes: no two rows come to lie further apart.
-
-    Parameters
-    ----------
-    x : ndarray of float32, shape (n, dims)
-    axes : ndarray of float32, shape (at most dims, axes)
-        Orthonormal columns.
-
-    Returns
-    -------
-    ndarray of float32, shape (n, axes)
-    """
-    out = np.empty((len(x), axes.shape[1]), np.float32)
-    middle = np.median(x[:: -(-len(x) // TILE_ROWS)], axis=0)  # not the mean: a row far out would cost all digits
-    with one_thread(), np.errstate(over="ignore", invalid="ignore"):
-        for low in range(0, len(x), COLUMN_ROWS):
-            rows = slice(low, low + COLUMN_ROWS)
-            out[rows] = (x[rows] - middle)[:, : len(axes)] @ axes
-    return out
 
 
 def _in_range(x: np.ndarray) -> tuple[np.ndarray, float]:

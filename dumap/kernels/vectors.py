@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numba as nb
 import numpy as np
+from llvmlite import ir
+from numba.core import cgutils, types
+from numba.extending import intrinsic
 
 ANGULAR = frozenset({"cosine", "correlation"})
 """Metrics of the angle between rows, for correlation once they are centred."""
 BY_PRODUCT = ANGULAR | {"euclidean", "l2", "sqeuclidean"}
 """Metrics whose order is that of the Euclidean distance in partition space."""
+LANES = 16
+"""Sums of which `ordered_distance` is made."""
 
 
 @nb.njit(cache=True, nogil=True)
@@ -132,6 +139,47 @@ def squared_distance(a: np.ndarray, b: np.ndarray) -> np.float32:
     """Return the squared Euclidean distance of two rows, summed in whatever order is fastest."""
     total = np.float32(0)
     for c in range(a.shape[0]):
+        gap = a[c] - b[c]
+        total += gap * gap
+    return total
+
+
+def _sum_in_lanes(context, a, b, chunks):
+    """Sum squares of differences in `LANES` lanes, then halve these: written for the compiler, which finds no lanes."""
+
+    def generate(context, builder, signature, arguments):
+        lanes = ir.VectorType(ir.FloatType(), LANES)
+        rows = [context.make_array(signature.args[i])(context, builder, arguments[i]).data for i in range(2)]
+        rows = [builder.bitcast(row, lanes.as_pointer()) for row in rows]
+        total = cgutils.alloca_once_value(builder, ir.Constant(lanes, [0.0] * LANES))
+        with cgutils.for_range(builder, arguments[2]) as loop:
+            x, y = (builder.load(builder.gep(row, [loop.index]), align=4) for row in rows)
+            gap = builder.fsub(x, y)
+            builder.store(builder.fadd(builder.load(total), builder.fmul(gap, gap)), total)
+        found, width = builder.load(total), LANES
+        while width > 1:
+            width //= 2
+            halves = [
+                builder.shuffle_vector(
+                    found, found, ir.Constant(ir.VectorType(ir.IntType(32), width), list(range(first, first + width)))
+                )
+                for first in (0, width)
+            ]
+            found = builder.fadd(*halves)
+        return builder.extract_element(found, ir.IntType(32)(0))
+
+    return types.float32(a, b, types.intp), generate
+
+
+_in_lanes: Any = intrinsic(_sum_in_lanes)
+
+
+@nb.njit(cache=True, nogil=True)
+def ordered_distance(a: np.ndarray, b: np.ndarray) -> np.float32:
+    """Return the squared Euclidean distance of two contiguous rows of float32, in one order whatever the processor."""
+    chunks = len(a) // LANES
+    total = _in_lanes(a, b, chunks)
+    for c in range(chunks * LANES, len(a)):
         gap = a[c] - b[c]
         total += gap * gap
     return total

@@ -6,7 +6,8 @@ import math
 
 import numpy as np
 
-from dumap.kernels import cells, leaves, vectors
+from dumap.kernels import cells, tree, vectors
+from dumap.kernels.axes import principal
 from dumap.stages import Context, Job, number_of, numbered
 from dumap.stages.vectors import as_float32, distinct_rows, drawn, left_out
 from dumap.store import Run
@@ -25,13 +26,22 @@ def grow_tree(job: Job, part: str) -> None:
     store, cut = job.run, job.geometry
     sample = vectors.partition_space(drawn(job), job.config.neighbors.metric)
     wanted = -(-cut.leaves * distinct_rows(job) // cut.rows)
-    tree = cells.grow(sample, wanted, job.config.seed)
-    nearest = cells.nearest_leaves(sample, tree, 1)[:, 0]
+    grown = tree.grow(sample, wanted, job.config.seed)
     with store.part(STAGE, part) as out:
-        out.write("axes", leaves.principal(sample, tree.leaves, nearest).T)
-        out.write("groups", tree.groups)
-        out.write("offsets", tree.offsets)
-        out.write("leaves", tree.leaves)
+        out.write("axes", principal(tree.within_leaves(sample, grown)[0]).T)
+        out.write("groups", grown.groups)
+        out.write("offsets", grown.offsets)
+        out.write("leaves", grown.leaves)
+        out.write("origin", grown.origin)
+        out.write("tree_axes", grown.axes.T)
+
+
+def read_tree(run: Run) -> tree.Tree:
+    """Read the tree that was grown."""
+    groups, offsets, leaves, origin, axes = (
+        run.read(STAGE, "tree", name) for name in ("groups", "offsets", "leaves", "origin", "tree_axes")
+    )
+    return tree.Tree(groups, offsets, leaves, origin, np.ascontiguousarray(axes.T))
 
 
 def find_leaves(job: Job, part: str) -> None:
@@ -40,12 +50,12 @@ def find_leaves(job: Job, part: str) -> None:
     x = vectors.partition_space(as_float32(job.input.read(*job.geometry.block(block))), job.config.neighbors.metric)
     dropped = left_out(job, block)
     x[dropped] = 0
-    tree = cells.Tree(*(store.read(STAGE, "tree", name) for name in ("groups", "offsets", "leaves")))
-    near = cells.nearest_leaves(x, tree, min(REACH, len(tree.leaves)))
+    grown = read_tree(store)
+    near = tree.nearest_leaves(x, grown, min(REACH, len(grown.leaves)))
     near[dropped] = -1
     with store.part(STAGE, part) as out:
         out.write("near", near)
-        out.write("loads", np.bincount(near[~dropped, 0], minlength=len(tree.leaves)))
+        out.write("loads", np.bincount(near[~dropped, 0], minlength=len(grown.leaves)))
 
 
 def pack_leaves(job: Job, part: str) -> None:
@@ -74,11 +84,12 @@ def assign_block(job: Job, part: str) -> None:
     count = job.run.summary(STAGE, "packing")["cells"]
     home = np.broadcast_to(own[:, :1], own.shape)
     joined = own >= 0
-    pair, times = np.unique(own[joined].astype(np.int64) * count + home[joined], return_counts=True)
+    copies = np.bincount(own[joined].astype(np.int64) * count + home[joined])
+    pair = np.flatnonzero(copies)
     with job.run.part(STAGE, part) as out:
         out.write("home", own[:, 0])
         out.write("pair", pair)
-        out.write("pair_copies", times)
+        out.write("pair_copies", copies[pair])
 
 
 def tabulate(job: Job, part: str) -> None:
