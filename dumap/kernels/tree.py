@@ -272,7 +272,7 @@ def grow(sample: np.ndarray, wanted: int, seed: int) -> Tree:
     groups = groups[_in_line(groups)]
     own = nearest_leaves(some, Tree.of_one_group(groups), 1)[:, 0]
     axes = principal(_directions(_from_means(some, groups, own)), CARRIED, CHUNK)
-    if axes.shape[1]:
+    if axes.shape[1] and max(sample.max(), -sample.min()) < 1e30:  # further out, products are not finite
         origin = np.median(groups, axis=0)  # not the mean: a row far out would cost all digits
         tree = _split(sample, wanted, seed, groups, origin, axes)
         if _tells_apart(sample, tree):

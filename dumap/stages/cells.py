@@ -84,11 +84,12 @@ def assign_block(job: Job, part: str) -> None:
     count = job.run.summary(STAGE, "packing")["cells"]
     home = np.broadcast_to(own[:, :1], own.shape)
     joined = own >= 0
-    pair, times = np.unique(own[joined].astype(np.int64) * count + home[joined], return_counts=True)
+    copies = np.bincount(own[joined].astype(np.int64) * count + home[joined])
+    pair = np.flatnonzero(copies)
     with job.run.part(STAGE, part) as out:
         out.write("home", own[:, 0])
         out.write("pair", pair)
-        out.write("pair_copies", times)
+        out.write("pair_copies", copies[pair])
 
 
 def tabulate(job: Job, part: str) -> None:

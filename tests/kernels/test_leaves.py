@@ -9,7 +9,9 @@ from scipy.spatial.distance import cdist
 from threadpoolctl import threadpool_limits
 
 from dumap.kernels import cells, leaves, vectors
+from dumap.kernels.axes import principal
 from dumap.kernels.neighbors import exhaustive
+from dumap.kernels.tree import grow, nearest_leaves
 
 
 def brute(x: np.ndarray) -> np.ndarray:
@@ -38,8 +40,8 @@ def with_guests(
 
 def many_leaves(x: np.ndarray, count: int, guests: int = 0, width: int = 10) -> tuple[np.ndarray, ...]:
     """Return rows in order, their homes (the last ones drawn are guests of two homes), and the leaves they probe."""
-    tree = cells.grow(x, count, 0)
-    probes = cells.nearest_leaves(x, tree, width)
+    tree = grow(x, count, 0)
+    probes = nearest_leaves(x, tree, width)
     home = np.full(len(x), -1, np.int32)
     if guests:
         home[-guests:] = np.arange(guests) % 2
@@ -261,57 +263,8 @@ def flat(seed: int, n: int, dims: int, latent: int) -> np.ndarray:
     return (rng.normal(size=(n, latent)) @ loadings + 0.1 * rng.normal(size=(n, dims))).astype(np.float32)
 
 
-def axes_of(x: np.ndarray, leaf_of: np.ndarray | None = None) -> np.ndarray:
-    leaf_of = np.zeros(len(x), int) if leaf_of is None else leaf_of
-    middles = np.array([x[leaf_of == leaf].mean(axis=0) for leaf in range(leaf_of.max() + 1)])
-    return leaves.principal(x, middles, leaf_of)
-
-
-def test_axes_carry_what_they_should_where_they_are_few():
-    x = flat(0, 5000, 120, 10)
-    axes = axes_of(x)
-    placed = x - x.mean(axis=0)
-    assert axes.dtype == np.float32
-    assert axes.shape[1] <= 10
-    np.testing.assert_allclose(axes.T @ axes, np.eye(axes.shape[1]), atol=1e-5)
-    assert ((placed @ axes) ** 2).sum() >= leaves.CARRIED * (placed**2).sum()
-    assert ((placed @ axes[:, :-1]) ** 2).sum() < leaves.CARRIED * (placed**2).sum()
-
-
-def test_axes_are_those_within_leaves():
-    """One column of a larger unit parts the leaves, and tells no neighbours apart."""
-    x = np.random.default_rng(0).normal(size=(3000, 100)).astype(np.float32)
-    leaf_of = np.arange(3000) % 10
-    x[:, 0] += 1e3 * leaf_of
-    assert axes_of(x).shape == (100, 1)
-    assert axes_of(x, leaf_of).shape == (100, 0)
-
-
-@pytest.mark.parametrize(
-    "x",
-    [
-        np.random.default_rng(0).normal(size=(2000, 120)).astype(np.float32),
-        flat(0, 3000, leaves.WIDE - 1, 3),
-        flat(0, 470, 120, 3),
-        np.ones((1000, 120), np.float32),
-    ],
-    ids=["round", "of few dims", "few rows", "all the same"],
-)
-def test_there_are_no_axes_of(x):
-    assert axes_of(x).shape == (x.shape[1], 0)
-
-
-def test_no_two_rows_are_further_apart_on_the_axes():
-    x = flat(1, 700, 120, 10)
-    x[3] = 1e7
-    axes = axes_of(flat(2, 3000, 120, 10))
-    narrow = leaves.contract(x, axes)
-    assert narrow.shape == (700, axes.shape[1])
-    near = np.flatnonzero(np.arange(700) != 3)
-    wide, less = brute(x[near]), brute(narrow[near])
-    others = np.isfinite(wide)
-    assert (less[others] <= wide[others] * leaves.SLACK).all()
-    assert np.median(less[others] / wide[others]) > 0.85
+def axes_of(x: np.ndarray) -> np.ndarray:
+    return principal(x - x.mean(axis=0))
 
 
 @pytest.mark.parametrize("far", [None, 1e6, 9.96921e36, 3e38])

@@ -122,3 +122,18 @@ def test_find_finds_keys_and_no_others(words, data):
 def test_squares_are_summed_in_any_order():
     x = np.random.default_rng(0).normal(50, 1, (2, 784)).astype(np.float32)
     assert vectors.squared_distance(x[0], x[1]) == pytest.approx(cdist(x[:1], x[1:], "sqeuclidean")[0, 0], rel=1e-5)
+
+
+@given(st.integers(0, 999), st.integers(1, 80))
+def test_ordered_distances_are_summed_in_lanes_that_are_halved(seed, dims):
+    a, b = np.random.default_rng(seed).normal(size=(2, dims)).astype(np.float32)
+    whole = dims - dims % vectors.LANES
+    lanes = np.zeros(vectors.LANES, np.float32)
+    for low in range(0, whole, vectors.LANES):
+        lanes += (a - b)[low : low + vectors.LANES] ** 2
+    while len(lanes) > 1:
+        lanes = lanes[: len(lanes) // 2] + lanes[len(lanes) // 2 :]
+    total = lanes[0]
+    for gap in (a - b)[whole:]:
+        total += gap * gap
+    assert vectors.ordered_distance(a, b) == total

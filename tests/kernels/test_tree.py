@@ -1,0 +1,331 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.cluster.hierarchy import fcluster, linkage
+from scipy.spatial.distance import cdist
+from threadpoolctl import threadpool_limits
+
+from dumap.kernels.tree import CROWDED, GROUPS, Tree, _in_line, grow, kmeans, nearest_leaves, within_leaves
+
+
+def points(seed: int, n: int, dims: int) -> np.ndarray:
+    """Draw rows on a small grid: float32 holds their squared distances exactly."""
+    return np.random.default_rng(seed).integers(-6, 7, (n, dims)).astype(np.float32)
+
+
+# the tree ----------------------------------------------------------------------------------------
+
+
+def test_kmeans_gives_one_answer_on_any_number_of_threads():
+    x = np.random.default_rng(3).normal(size=(3000, 12)).astype(np.float32)
+    answers = []
+    for threads in (1, 2, 2):
+        with threadpool_limits(limits=threads):
+            answers.append(kmeans(x, 9, 42).tobytes())
+    assert len(set(answers)) == 1
+    assert kmeans(x, 9, 43).tobytes() != answers[0]
+
+
+def test_kmeans_finds_what_is_apart_and_no_more_than_is_distinct():
+    middles = points(1, 6, 4) * 100
+    x = np.repeat(middles, 50, axis=0) + np.random.default_rng(0).normal(size=(300, 4)).astype(np.float32)
+    found = kmeans(x, 6, 0)
+    assert found.dtype == np.float32
+    assert (cdist(middles, found).min(axis=1) < 1).all()
+    assert np.array_equal(kmeans(np.repeat(middles, 5, axis=0), 20, 0), np.unique(middles, axis=0))
+
+
+def nearest_of(x: np.ndarray, tree: Tree) -> np.ndarray:
+    """Return each row's nearest leaf."""
+    return nearest_leaves(x, tree, 1)[:, 0]
+
+
+def sound(tree: Tree) -> bool:
+    """Tell whether a tree's groups cover its leaves, and all is of the dtypes that are stored."""
+    offsets = np.asarray(tree.offsets)
+    return (
+        tree.groups.dtype == tree.leaves.dtype == np.float32
+        and (offsets[0], offsets[-1], len(offsets)) == (0, len(tree.leaves), len(tree.groups) + 1)
+        and bool((np.diff(offsets) > 0).all())
+        and bool(np.isfinite(tree.leaves).all())
+    )
+
+
+@pytest.mark.parametrize(("wanted", "dims"), [(2, 3), (40, 5), (150, 30)])
+def test_a_tree_has_about_the_leaves_that_are_wanted(wanted, dims):
+    sample = np.random.default_rng(wanted).normal(size=(8 * wanted, dims)).astype(np.float32)
+    tree = grow(sample, wanted, 0)
+    assert sound(tree)
+    assert 0.8 * wanted <= len(tree.leaves) <= 1.3 * wanted + 1
+    assert np.bincount(nearest_of(sample, tree), minlength=len(tree.leaves)).max() <= CROWDED * 8 * 1.5
+
+
+def test_crowded_leaves_are_cut_again():
+    """Half of the sample lies in a place that is small beside the rest: k-means alone gives it few leaves."""
+    rng = np.random.default_rng(0)
+    sample = np.concatenate([rng.normal(0, 1e-2, (800, 4)), rng.normal(0, 10, (800, 4))]).astype(np.float32)
+    tree = grow(sample, 200, 0)
+    assert sound(tree)
+    assert np.bincount(nearest_of(sample, tree)).max() <= 2 * CROWDED * 8
+    assert (np.abs(tree.leaves).max(axis=1) < 0.1).sum() > 30
+
+
+def test_rows_that_are_all_the_same_are_one_leaf():
+    tree = grow(np.full((500, 3), 7, np.float32), 20, 0)
+    assert sound(tree)
+    assert tree.leaves.tolist() == [[7, 7, 7]]
+
+
+def test_a_tree_has_no_more_leaves_than_rows_are_distinct():
+    distinct = np.unique(points(0, 12, 3), axis=0)
+    sample = np.repeat(distinct, [300, *[4] * (len(distinct) - 1)], axis=0)
+    tree = grow(sample, 60, 0)
+    assert sound(tree)
+    assert len(distinct) / 2 < len(tree.leaves) <= len(distinct)
+    assert np.bincount(nearest_of(sample, tree)).max() == 300, "those who are many are alone"
+
+
+def test_one_leaf_lies_in_the_middle():
+    sample = np.array([[0, 2], [4, 0], [2, 1]], np.float32)
+    tree = grow(sample, 1, 0)
+    assert sound(tree)
+    assert tree.leaves.tolist() == tree.groups.tolist() == [[2, 1]]
+
+
+def test_one_seed_gives_one_tree_on_any_number_of_threads():
+    sample = np.random.default_rng(3).normal(size=(2000, 12)).astype(np.float32)
+    answers = []
+    for threads in (1, 2, 2):
+        with threadpool_limits(limits=threads):
+            tree = grow(sample, 60, 42)
+        answers.append((tree.groups.tobytes(), tree.offsets.tolist(), tree.leaves.tobytes()))
+    assert answers[0] == answers[1] == answers[2]
+    assert grow(sample, 60, 43).leaves.tobytes() != answers[0][2]
+
+
+def test_leaves_near_in_space_are_near_in_line():
+    """On a curve, each leaf follows its neighbour; elsewhere, the branches of Ward's tree stay together."""
+    angle = np.sort(np.random.default_rng(0).uniform(0, 5, 3000))
+    curve = np.column_stack([np.cos(angle), np.sin(angle)]).astype(np.float32)
+    leaves = grow(curve, 50, 0).leaves
+    steps = np.linalg.norm(np.diff(leaves, axis=0), axis=1)
+    assert (steps < 0.35).mean() > 0.9
+    x = np.random.default_rng(1).normal(size=(60, 5)).astype(np.float32)
+    line = _in_line(x)
+    assert sorted(line) == list(range(60))
+    for branches in (2, 3, 7):
+        branch = fcluster(linkage(x, "ward"), branches, "maxclust")[line]
+        assert (np.diff(branch) != 0).sum() == branches - 1
+
+
+# the nearest leaves ------------------------------------------------------------------------------
+
+
+def tree_of(groups: np.ndarray, counts: list[int], leaves: np.ndarray) -> Tree:
+    return Tree(groups, np.cumsum([0, *counts]), leaves)
+
+
+@given(st.integers(0, 999), st.integers(1, 30), st.integers(1, 9), st.integers(1, 6), st.integers(1, 12))
+def test_the_nearest_leaves_are_found_in_order_ties_by_leaf(seed, n, dims, groups, count):
+    """All groups are sought where there are few."""
+    counts = np.random.default_rng(seed).integers(1, 9, groups).tolist()
+    x, leaves = points(seed, n, dims), points(seed + 1, sum(counts), dims)
+    found = nearest_leaves(x, tree_of(points(seed + 2, groups, dims), counts, leaves), count)
+    squared = cdist(x, leaves, "sqeuclidean")
+    wanted = np.full((n, count), -1)
+    wanted[:, : len(leaves)] = np.argsort(squared, axis=1, kind="stable")[:, :count]
+    assert (found.dtype, found.shape) == (np.int32, (n, count))
+    rows = np.arange(n)[:, None]
+    np.testing.assert_allclose(  # the middle is no whole number: what ties may be told apart
+        np.where(found >= 0, squared[rows, found], -1), np.where(wanted >= 0, squared[rows, wanted], -1), rtol=1e-5
+    )
+    assert all(len(set(row[row >= 0])) == (row >= 0).sum() for row in found)
+
+
+def test_leaves_are_sought_in_the_nearest_groups_alone():
+    rng = np.random.default_rng(0)
+    x, groups = rng.normal(size=(300, 6)).astype(np.float32), rng.normal(size=(25, 6)).astype(np.float32)
+    leaves = (np.repeat(groups, 7, axis=0) + rng.normal(0, 0.8, (175, 6))).astype(np.float32)
+    found = nearest_leaves(x, tree_of(groups, [7] * 25, leaves), 10)
+    near = np.argsort(cdist(x, groups), axis=1)[:, :GROUPS]
+    squared = np.full((300, 175), np.inf)
+    for row, own in enumerate(near):
+        at = (own[:, None] * 7 + np.arange(7)).ravel()
+        squared[row, at] = cdist(x[row, None], leaves[at], "sqeuclidean")[0]
+    assert np.array_equal(found, np.argsort(squared, axis=1)[:, :10])
+    assert (found != np.argsort(cdist(x, leaves), axis=1)[:, :10]).any(), "else the test would tell nothing"
+
+
+CUTS = [(0, 1), (3, 50), (5, 6), (255, 257), (100, 613), (0, 1024), (1, 1025), (17, 1500), (1499, 1500)]
+
+
+def alike(seed: int) -> tuple[np.ndarray, Tree]:
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(1500, 33)).astype(np.float32)
+    return x, grow(x, 150, seed)
+
+
+def far_groups(seed: int) -> tuple[np.ndarray, Tree]:
+    rng = np.random.default_rng(seed)
+    x = (rng.normal(size=(40, 20))[rng.integers(0, 40, 1500)] * 500 + rng.normal(size=(1500, 20))).astype(np.float32)
+    return x, grow(x, 150, seed)
+
+
+def symmetric(seed: int) -> tuple[np.ndarray, Tree]:
+    """Rows as far from each of twelve groups: products round now to the one side, now to the other."""
+    rng = np.random.default_rng(seed)
+    groups = np.eye(12, 40, dtype=np.float32) + np.float32(0.25)
+    leaves = np.repeat(groups, 3, axis=0)
+    leaves[:, 20:23] += 0.01 * rng.normal(size=(36, 3)).astype(np.float32)
+    x = rng.normal(size=(1500, 40)).astype(np.float32)
+    x[:, :12] = x[:, :1]
+    return x, tree_of(groups, [3] * 12, leaves)
+
+
+def words(seed: int) -> tuple[np.ndarray, Tree]:
+    """Rows of two words each: most are as far from each other."""
+    rng = np.random.default_rng(seed)
+    x = np.zeros((1500, 300), np.float32)
+    x[np.arange(1500), rng.integers(0, 300, (2, 1500))] = 1
+    return x, grow(x, 100, seed)
+
+
+def flat(seed: int, n: int = 1500, dims: int = 121, latent: int = 12) -> np.ndarray:
+    """Draw rows of many dims near a plane, in clusters."""
+    loadings = np.random.default_rng(0).normal(size=(latent, dims))
+    rng = np.random.default_rng(seed)
+    places = 3 * rng.normal(size=(20, latent))[rng.integers(0, 20, n)] + rng.normal(size=(n, latent))
+    return (places @ loadings + 0.1 * rng.normal(size=(n, dims))).astype(np.float32)
+
+
+def on_axes(seed: int) -> tuple[np.ndarray, Tree]:
+    tree = grow(flat(seed, 3000), 150, seed)
+    assert tree.axes.shape == (121, 16)
+    return flat(seed), tree
+
+
+@pytest.mark.parametrize("case", [alike, far_groups, symmetric, words, on_axes])
+def test_a_rows_leaves_do_not_depend_on_the_rows_beside_it(case):
+    x, tree = case(0)
+    whole = nearest_leaves(x, tree, 10)
+    for low, high in CUTS:
+        assert np.array_equal(nearest_leaves(x[low:high], tree, 10), whole[low:high])
+    assert all(np.array_equal(nearest_leaves(x[i : i + 1], tree, 10), whole[i : i + 1]) for i in range(0, 1500, 50))
+    backwards = nearest_leaves(np.ascontiguousarray(x[::-1]), tree, 10)[::-1]
+    assert np.array_equal(backwards, whole)
+
+
+def test_a_rows_leaves_do_not_depend_on_blas_threads():
+    x, tree = alike(1)
+    answers = []
+    for threads in (1, 2):
+        with threadpool_limits(limits=threads):
+            answers.append(nearest_leaves(x, tree, 10).tobytes())
+    assert answers[0] == answers[1]
+
+
+def test_a_rows_leaves_do_not_depend_on_where_the_origin_lies():
+    """64 leaves on a grid: the middle, too, moves without rounding."""
+    x, leaves, groups = points(0, 200, 8), points(1, 64, 8), points(2, 4, 8)
+    here = nearest_leaves(x, tree_of(groups, [16] * 4, leaves), 10)
+    there = nearest_leaves(x + 8192, tree_of(groups + 8192, [16] * 4, leaves + 8192), 10)
+    assert np.array_equal(there, here)
+
+
+@pytest.mark.parametrize("scale", [1e25, 1e-30, 1e-42])
+def test_a_rows_leaves_do_not_depend_on_the_scale(scale):
+    x, tree = alike(2)
+    if scale > 1e-38:  # the rest is below what float32 holds in full
+        power = np.float32(2.0 ** np.round(np.log2(scale)))
+        scaled = Tree(tree.groups * power, tree.offsets, tree.leaves * power)
+        assert np.array_equal(nearest_leaves(x * power, scaled, 10), nearest_leaves(x, tree, 10))
+    tree = grow((x * scale).astype(np.float32), 50, 0)
+    assert sound(tree)
+    once_each((x * scale).astype(np.float32), tree)
+
+
+def once_each(x: np.ndarray, tree: Tree) -> None:
+    """See that each row has ten leaves and none twice, whatever else is in the block."""
+    found = nearest_leaves(x, tree, 10)
+    for row in found:
+        own = row[row >= 0]
+        assert len(set(own)) == len(own)
+        assert (own < len(tree.leaves)).all()
+    assert (found[:, 0] >= 0).all()
+
+
+@pytest.mark.parametrize("value", [1e25, 3e38])
+def test_no_row_has_a_leaf_twice_however_far_it_lies(value):
+    x, tree = alike(3)
+    x[::7] = value
+    x[3::7, ::2] = -value
+    once_each(x, tree)  # their squares are infinite in float32, their differences may be
+    once_each(x, grow(x, 100, 0))
+    near = np.setdiff1d(np.arange(len(x)), [*range(0, len(x), 7), *range(3, len(x), 7)])
+    assert np.array_equal(nearest_leaves(x, tree, 10)[near], nearest_leaves(x[near], tree, 10))
+
+
+# leaves on few axes ------------------------------------------------------------------------------
+
+
+def variance_within(x: np.ndarray, tree: Tree) -> float:
+    return float((within_leaves(x, tree)[0].astype(np.float64) ** 2).sum())
+
+
+def without_axes(monkeypatch, x: np.ndarray, wanted: int) -> Tree:
+    with monkeypatch.context() as patch:
+        patch.setattr("dumap.kernels.axes.WIDE", 10**6)
+        tree = grow(x, wanted, 0)
+    assert tree.axes.shape == (x.shape[1], 0)
+    return tree
+
+
+def test_leaves_on_few_axes_are_as_close(monkeypatch):
+    x = flat(0, 6000)
+    tree = grow(x, 300, 0)
+    assert tree.axes.shape[1] == tree.leaves.shape[1] == 16
+    assert sound(tree)
+    assert variance_within(x, tree) < 1.05 * variance_within(x, without_axes(monkeypatch, x, 300))
+
+
+def test_a_row_far_out_does_not_choose_the_axes(monkeypatch):
+    x = flat(1, 6000)
+    x[::1500] = 1e6 * np.random.default_rng(0).normal(size=(4, 121))
+    near = np.delete(np.arange(6000), np.s_[::1500])
+    tree = grow(x, 300, 0)
+    assert tree.axes.shape[1] == 16
+    assert variance_within(x[near], tree) < 1.1 * variance_within(x[near], without_axes(monkeypatch, x[near], 300))
+
+
+def test_no_axes_where_they_would_not_tell_the_rows_of_a_group_apart():
+    """One row in twelve varies where the others do not."""
+    x = np.zeros((6000, 240), np.float32)
+    x[:, :120] = flat(2, 6000, 120)
+    few = np.arange(0, 6000, 12)
+    x[few], x[few, 120:] = 30, 30 + flat(3, len(few), 120, 30) / 4
+    assert grow(x, 300, 0).axes.shape == (240, 0)
+    assert grow(np.delete(x, few, axis=0), 300, 0).axes.shape == (240, 16)
+
+
+@pytest.mark.parametrize("value", [1e25, 3e38])
+def test_no_row_on_axes_has_a_leaf_twice_however_far_it_lies(value):
+    x, tree = on_axes(3)
+    x[::7] = value
+    x[3::7, ::2] = -value
+    once_each(x, tree)
+    once_each(x, grow(x, 100, 0))
+    near = np.setdiff1d(np.arange(len(x)), [*range(0, len(x), 7), *range(3, len(x), 7)])
+    assert np.array_equal(nearest_leaves(x, tree, 10)[near], nearest_leaves(x[near], tree, 10))
+
+
+def test_rows_within_leaves_are_all_those_of_some_leaves(monkeypatch):
+    monkeypatch.setattr("dumap.kernels.tree.WITHIN_ROWS", 300)
+    x, tree = alike(4)
+    own = nearest_leaves(x, tree, 1)[:, 0]
+    placed, nearest = within_leaves(x, tree)
+    taken = np.isin(own, np.unique(nearest))
+    assert np.array_equal(nearest, own[taken])
+    assert 150 < len(nearest) < 600
+    wanted = [row - x[own == leaf].mean(axis=0) for row, leaf in zip(x[taken], nearest, strict=True)]
+    np.testing.assert_allclose(placed, wanted, atol=1e-5)
