@@ -13,7 +13,7 @@ from dumap.kernels.vectors import ordered_distance, power_near, squared_distance
 
 GROUPS = 8
 """Groups of leaves in which a row's nearest leaves are sought."""
-TILE_ROWS, TILE_BYTES, SPARE, CHUNK = 4096, 8 * 2**20, 4, 16
+TILE_ROWS, TILE_BYTES, SPARE, CHUNK = 8192, 2 * 2**20, 4, 16
 CROWDED = 4
 """A leaf with so many times the mean of the sample's rows is split again."""
 TRIALS, ROUNDS = 4, 25
