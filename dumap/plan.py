@@ -13,6 +13,7 @@ from typing import Any
 from dumap.config import Config, format_bytes
 from dumap.errors import BudgetError
 from dumap.geometry import LIST_BYTES, SLOT_BYTES, Geometry, cell_row_bytes
+from dumap.kernels.axes import WIDE
 from dumap.kernels.layout import POOL_ROWS, RUN
 from dumap.kernels.leaves import COLUMN_ROWS, TILE_ROWS
 from dumap.kernels.vectors import ANGULAR
@@ -175,6 +176,11 @@ def coarse_rows(rows: int) -> int:
     return max(min(rows, 1024), rows // 32)
 
 
+def axes_bytes(cut: Geometry) -> int:
+    """Return the bytes that it takes to find the axes of the sample's variance, where there may be few."""
+    return 40 * cut.dims**2 if cut.dims >= WIDE and cut.sample_rows >= 4 * cut.dims else 0
+
+
 def tally_row_bytes(config: Config) -> int:
     """Return the bytes a row takes while copies are counted: keys of one word or two, thrice, and ids (measured)."""
     return 60 + 24 * (2 if config.input.unique else 1)
@@ -213,7 +219,11 @@ def make_plan(config: Config, cut: Geometry, worker_memory: int = 0) -> Plan:
             block * (2 * cut.itemsize + 8) + sample + min(drawn, 4 * block),
             -(-rows // buckets) * tally_row_bytes(config),
         ),
-        "cells": max(block * (2 * cut.itemsize + 12) + cut.block_rows * 64 + 4 * OBJECT_BYTES, sample * 4, tables * 3),
+        "cells": max(
+            block * (2 * cut.itemsize + 12) + cut.block_rows * 64 + 4 * OBJECT_BYTES,
+            sample * 4 + axes_bytes(cut),
+            tables * 3,
+        ),
         "neighbors": cell_rows * max(cell_row_bytes(cut.dims, k, config.neighbors.metric), list_bytes * 4)
         + min(cell_rows, COLUMN_ROWS) * 4 * (cut.dims + TILE_ROWS)
         + tables,

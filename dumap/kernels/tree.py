@@ -13,7 +13,7 @@ from dumap.kernels.vectors import ordered_distance, power_near, squared_distance
 
 GROUPS = 8
 """Groups of leaves in which a row's nearest leaves are sought."""
-TILE_ROWS, TILE_BYTES, SPARE, CHUNK = 4096, 8 * 2**20, 4, 16
+TILE_ROWS, TILE_BYTES, SPARE, CHUNK = 8192, 2 * 2**20, 4, 16
 CROWDED = 4
 """A leaf with so many times the mean of the sample's rows is split again."""
 TRIALS, ROUNDS = 4, 25
@@ -23,7 +23,7 @@ GROUP_ROWS, ROWS_A_GROUP = 8192, 32
 TURNED = 256
 """Centroids that are put in the best line, in time of the third power of their number; more stay as Ward's tree is."""
 WITHIN_ROWS = 16384
-"""Rows of the sample, about, that tell how rows vary within leaves."""
+"""Rows of the sample, or up to twice as many, that tell how rows vary within leaves."""
 CARRIED, LEAST, FEW = 0.85, 0.6, 8
 """Share of the rows' variance within groups that a tree's axes must carry, and in the leaves of a group not of few."""
 FARTHEST, NONE = np.finfo(np.float32).max, np.iinfo(np.int64).max
@@ -214,7 +214,7 @@ def _directions(placed: np.ndarray) -> np.ndarray:
 
 
 def within_leaves(sample: np.ndarray, tree: Tree) -> tuple[np.ndarray, np.ndarray]:
-    """Tell how rows vary within leaves, by about `WITHIN_ROWS` of the sample, or 8 a column: all those of some leaves.
+    """Tell how rows vary within leaves, by all the sample's rows of some leaves: `WITHIN_ROWS` or more, and 8 a column.
 
     Parameters
     ----------
@@ -229,7 +229,7 @@ def within_leaves(sample: np.ndarray, tree: Tree) -> tuple[np.ndarray, np.ndarra
         Their leaves.
     """
     nearest = nearest_leaves(sample, tree, 1)[:, 0]
-    step = -(-len(sample) // max(WITHIN_ROWS, 8 * sample.shape[1]))
+    step = max(1, len(sample) // max(WITHIN_ROWS, 8 * sample.shape[1]))
     taken = nearest % step == 0
     rows, nearest = sample[taken], nearest[taken]
     means = np.zeros((len(tree.leaves) // step + 1, sample.shape[1]), np.float32)
