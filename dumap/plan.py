@@ -241,7 +241,11 @@ def make_plan(config: Config, cut: Geometry, worker_memory: int = 0) -> Plan:
             rows * (9 + unique * (16 + 3 * index)) + sample + drawn,
         ),
         "cells": (3 * cut.blocks + 3, copies * vector_bytes, copies * (vector_bytes + rows * 32) + rows * 52),
-        "neighbors": (2 * cut.cells, copies * rows * list_bytes, (copies + 1) * rows * list_bytes),
+        "neighbors": (
+            3 * cut.cells,
+            (copies + 1) * rows * list_bytes,
+            (copies + 1) * rows * list_bytes + rows * (k * (index + 8) + 8),
+        ),
         "audit": audit_work,
         "graph": (
             2 * cut.shards + 1 + unique * cut.blocks,

@@ -175,8 +175,10 @@ def test_what_only_travels_is_removed(repaired):
 @pytest.mark.slow
 def test_repairs_end_where_the_target_is_reached(embed, digits):
     facts = embed(digits[0], {**REPAIRED, "neighbors.recall_target": 0.97, "neighbors.max_repairs": 3}).facts("audit")
-    assert facts["repairs"] == 1
-    assert facts["recall_by_repair"][0] < 0.97 <= facts["recall"]
+    *before, last = facts["recall_by_repair"]
+    assert last == pytest.approx(facts["recall"], abs=1e-4)
+    assert facts["repairs"] == len(before) in (1, 2)
+    assert max(before) < 0.97 <= last
 
 
 def test_a_target_out_of_reach_is_noted(configure, client, digits):

@@ -29,7 +29,7 @@ HOME_PROBES = 6
 """Leaves that a row is compared in at home."""
 HOME_PASSES, SEAM_PASSES = 1, 2
 """Passes over neighbours of neighbours: among a cell's own rows, and with its guests."""
-STRIDE = np.float32(1.2)
+STRIDE = np.float32(1.35)
 """Guests keep rows of so many times their squared reach, too: stepping stones to nearer ones."""
 CUTS = 8
 """Times that crowded leaves are cut at the most: what is still crowded then is searched as it is."""
