@@ -270,6 +270,11 @@ class Executor:
         return sorted({worker.cpu for worker in self.workers})
 
     @property
+    def threads(self) -> int:
+        """The threads of all workers."""
+        return sum(worker.threads for worker in self.workers)
+
+    @property
     def host_threads(self) -> int:
         """The threads of the workers on the host that has most."""
         totals: dict[str, int] = {}

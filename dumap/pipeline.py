@@ -158,7 +158,9 @@ def _complete(stage: Any, job: Job, projected: Plan, cluster: Executor, observer
     observer.started(name, wanted)
     began, cluster.peak_bytes = time.monotonic(), 0
     compute = _compute(job, cluster, observer)
-    context = Context(job, projected, compute, cluster.host_threads, cluster.worker_memory, observer.note)
+    context = Context(
+        job, projected, compute, cluster.threads, cluster.host_threads, cluster.worker_memory, observer.note
+    )
     facts = stage.run(context)
     seconds = time.monotonic() - began
     with job.run.part(DONE, name) as out:

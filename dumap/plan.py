@@ -16,6 +16,7 @@ from dumap.geometry import LIST_BYTES, SLOT_BYTES, Geometry, cell_row_bytes
 from dumap.kernels.axes import WIDE
 from dumap.kernels.layout import POOL_ROWS, RUN
 from dumap.kernels.leaves import COLUMN_ROWS, TILE_ROWS
+from dumap.kernels.start import STRONGEST
 from dumap.kernels.vectors import ANGULAR
 from dumap.store import OBJECT_BYTES
 
@@ -27,6 +28,10 @@ PAUSE_FRACTION = 0.8
 
 TILE_BYTES = 32 * 2**20
 """Bytes of the distances that an audit computes at once, and of the rows it computes them to."""
+MOST_COARSE_ROWS = 32_768
+"""Rows of the coarsened graph at the most, so that its memory has a bound."""
+PASSES = 14
+"""Passes of the start over the graph: 8 that smooth, and those in which labels spread (assumed; they grow slowly)."""
 HALO = 2
 """Rows that repairs send for each row: assumed for the disk; what memory holds is counted, not assumed."""
 
@@ -166,14 +171,23 @@ def shard_layout_bytes(shard_rows: int, n_neighbors: int, n_components: int) -> 
     return edges * (8 + 16 + 8 + 4 * n_components) + shard_rows * 4 * n_components * 8 + pool_bytes(n_components)
 
 
-def start_bytes(rows: int, shard_rows: int, n_neighbors: int, n_components: int) -> int:
-    """Return the bytes of the start: a few numbers a row, one shard's edges, and the coarse graph."""
-    return rows * (40 + 24 * n_components) + 2 * n_neighbors * shard_rows * 64 + coarse_rows(rows) * 6000
+def page_bytes(shard_rows: int, n_components: int) -> int:
+    """Return the bytes of a shard's coordinates, or of its labels."""
+    return shard_rows * max(8, 4 * n_components)
+
+
+def start_bytes(config: Config, rows: int, shard_rows: int) -> int:
+    """Return the bytes of the start: a shard, with pages of the others, or the coarse graph."""
+    n_components, edges = config.layout.n_components, 2 * config.neighbors.n_neighbors * shard_rows
+    pages = min(config.task_memory // 4, -(-rows // shard_rows) * page_bytes(shard_rows, n_components))
+    shard = edges * 64 + shard_rows * (32 + 72 * n_components) + pages
+    coarse = coarse_rows(rows)
+    return max(shard, config.task_memory // 4 + coarse * (STRONGEST * 40 + 8 * 64))
 
 
 def coarse_rows(rows: int) -> int:
     """Return about how many rows the coarsened graph has."""
-    return max(min(rows, 1024), rows // 32)
+    return max(min(rows, 1024), min(rows // 32, MOST_COARSE_ROWS))
 
 
 def axes_bytes(cut: Geometry) -> int:
@@ -229,7 +243,7 @@ def make_plan(config: Config, cut: Geometry, worker_memory: int = 0) -> Plan:
         + tables,
         "audit": audit_peak,
         "graph": max(shard_rows * k * 160, rows * (index + 2) + 2 * k * shard_rows * index),
-        "start": start_bytes(rows, shard_rows, k, n_components),
+        "start": start_bytes(config, rows, shard_rows),
         "layout": layout_bytes(config, rows, edges, worker_memory),
         "embedding": cut.output_rows * (64 + 16 * n_components) + tables,
         "quality": block * (2 * cut.itemsize + 4) + queries * (cut.dims * 16 + 64 * 15) + 5 * TILE_BYTES,
@@ -252,7 +266,7 @@ def make_plan(config: Config, cut: Geometry, worker_memory: int = 0) -> Plan:
             rows * k * (2 * index + 4),
             rows * (k * (2 * index + 8) + unique * (8 + index)) + edges * (index + 4),
         ),
-        "start": (1, edges * (index + 4), rows * 4 * n_components),
+        "start": (PASSES * cut.shards, PASSES * edges * (index + 4), edges * 8 + rows * 12 * n_components),
         "layout": (math.ceil(epochs / every), state * math.ceil(epochs / every), 2 * state),
         "embedding": (cut.outputs, state // 3, rows * (4 * n_components + 1)),
         "quality": (2 * cut.blocks + 3, 2 * vector_bytes, queries * 15 * 16 + 300 * 15 * 12 * cut.blocks),

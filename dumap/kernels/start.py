@@ -19,62 +19,106 @@ SPAN = 10.0
 """Side of the box that first coordinates fill."""
 SPARE = 2
 """Eigenvectors found beyond those wanted, and to the last bit: close or repeated eigenvalues are missed otherwise."""
+UNLABELLED = -1
+"""A row's label: the number of a seed, or -2 - i where no seed reaches, i being a row near it with the lowest hash."""
+STRONGEST = 256
+"""Edges that a row of the coarse graph keeps, its strongest, so that memory has a bound."""
 WEIGHT_UNIT = float(1 << 20)
 """Coarse weights are added up as integers of 2**-20, so that order cannot matter."""
 
 
 @nb.njit(cache=True, nogil=True)
-def spread(indptr, tails, weights, first, labels, out):
-    """Give each unlabelled row of a shard the label at the end of its strongest labelled edge.
+def look_up(indptr, tails, cursor, first, page, out):
+    """Look up the labels at the ends of a shard's edges, those that end in one page of rows.
 
     Parameters
     ----------
-    indptr, tails, weights : ndarray
-        The shard's edges.
+    indptr, tails : ndarray
+        The shard's edges; each row's ascend.
+    cursor : ndarray of int64, shape (rows,)
+        Each row's first edge that ends in the page or after it; moved behind it. Pages come in order.
     first : int
-        The shard's first row.
-    labels : ndarray of int64, shape (all rows,)
-        -1 where there is none; only read.
-    out : ndarray of int64, shape (all rows,)
-        The shard's rows are written.
-
-    Returns
-    -------
-    int
-        Rows newly labelled.
+        The page's first row.
+    page : ndarray of int, shape (rows of the page,)
+    out : ndarray of int, shape (edges,)
+        Written where edges end in the page.
     """
-    new = 0
+    stop = first + page.shape[0]
     for r in range(indptr.shape[0] - 1):
-        i = first + r
-        out[i] = labels[i]
-        if labels[i] >= 0:
-            continue
-        best = np.float32(0)
-        for e in range(indptr[r], indptr[r + 1]):
-            label = labels[tails[e]]
-            if label >= 0 and weights[e] > best:
-                best = weights[e]
-                out[i] = label
-        new += out[i] >= 0
-    return new
+        e = cursor[r]
+        while e < indptr[r + 1] and tails[e] < stop:
+            out[e] = page[tails[e] - first]
+            e += 1
+        cursor[r] = e
 
 
 @nb.njit(cache=True, nogil=True)
-def lowest_of_all(indptr, tails, first, labels, seed):
-    """Find a shard's unlabelled rows whose hash is lower than all their neighbours'.
+def spread(indptr, weights, ends, first, labels):
+    """Give each unlabelled row of a shard the label at the end of its strongest labelled edge.
 
-    Where labels have spread as far as they can, every component without one has such a row.
+    A row without edges is labelled as one that no seed reaches: by itself.
+
+    Parameters
+    ----------
+    indptr, weights : ndarray
+        The shard's edges.
+    ends : ndarray of int, shape (edges,)
+        Labels at their ends.
+    first : int
+        The shard's first row.
+    labels : ndarray of int, shape (rows,)
+        The shard's: `UNLABELLED` where there is none; written.
 
     Returns
     -------
-    ndarray of int64
+    new, left : int
+        Rows newly labelled, and rows still without.
+    """
+    new, left = 0, 0
+    for r in range(indptr.shape[0] - 1):
+        if indptr[r] == indptr[r + 1]:
+            new += labels[r] >= UNLABELLED
+            labels[r] = -2 - (first + r)
+        if labels[r] != UNLABELLED:
+            continue
+        best = np.float32(0)
+        for e in range(indptr[r], indptr[r + 1]):
+            if ends[e] != UNLABELLED and weights[e] > best:
+                best = weights[e]
+                labels[r] = ends[e]
+        if labels[r] == UNLABELLED:
+            left += 1
+        else:
+            new += 1
+    return new, left
+
+
+@nb.njit(cache=True, nogil=True)
+def label_lowest(indptr, tails, first, labels, seed):
+    """Label a shard's unlabelled rows whose hash is lower than all their neighbours': each by itself.
+
+    Where labels have spread as far as they can, every component without one has such a row.
+
+    Parameters
+    ----------
+    indptr, tails : ndarray
+        The shard's edges.
+    first : int
+        The shard's first row.
+    labels : ndarray of int, shape (rows,)
+        The shard's; written.
+    seed : int
+
+    Returns
+    -------
+    new, left : int
+        Rows newly labelled, and rows still without.
     """
     base = hashing.key(seed, hashing.SEEDS)
-    out = np.empty(indptr.shape[0] - 1, np.int64)
-    found = 0
+    new, left = 0, 0
     for r in range(indptr.shape[0] - 1):
         i = first + r
-        if labels[i] >= 0:
+        if labels[r] != UNLABELLED:
             continue
         own = hashing.draw(base, i)
         lower = np.int64(0)
@@ -83,15 +127,37 @@ def lowest_of_all(indptr, tails, first, labels, seed):
             if other < own or (own == other and tails[e] < i):
                 lower += 1
         if lower == 0:
-            out[found] = i
-            found += 1
-    return out[:found]
+            labels[r] = -2 - i
+            new += 1
+        else:
+            left += 1
+    return new, left
+
+
+def draw_seeds(seed: int, first: int, stop: int, wanted: int, rows: int) -> np.ndarray:
+    """Draw about `wanted` of `rows` rows by their hashes, those in [first, stop)."""
+    ids = np.arange(first, stop)
+    if wanted >= rows:
+        return ids
+    limit = np.uint64(int(wanted / rows * 2**64))
+    return ids[hashing.draws(seed, hashing.SEEDS, ids) < limit]
 
 
 def coarse_edges(
-    indptr: np.ndarray, tails: np.ndarray, weights: np.ndarray, first: int, labels: np.ndarray, count: int
+    indptr: np.ndarray, weights: np.ndarray, labels: np.ndarray, ends: np.ndarray, count: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Add up a shard's edges by the labels at their ends.
+    """Add up a shard's edges by the labels at their ends, those that seeds gave.
+
+    Parameters
+    ----------
+    indptr, weights : ndarray
+        The shard's edges.
+    labels : ndarray of int, shape (rows,)
+        The shard's.
+    ends : ndarray of int, shape (edges,)
+        Labels at the ends of edges.
+    count : int
+        Seeds of the whole graph.
 
     Returns
     -------
@@ -100,10 +166,10 @@ def coarse_edges(
     sums : ndarray of int64, shape (m,)
         In units of 2**-20.
     """
-    head = labels[first + np.repeat(np.arange(len(indptr) - 1), np.diff(indptr))]
-    pair = head * count + labels[tails]
-    units = np.rint(weights.astype(np.float64) * WEIGHT_UNIT).astype(np.int64)
-    return add_pairs(pair, units)
+    heads = np.repeat(labels, np.diff(indptr)).astype(np.int64)
+    seeded = heads >= 0  # then so are their ends
+    units = np.rint(weights[seeded].astype(np.float64) * WEIGHT_UNIT).astype(np.int64)
+    return add_pairs(heads[seeded] * count + ends[seeded], units)
 
 
 def add_pairs(pair: np.ndarray, units: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -117,6 +183,8 @@ def add_pairs(pair: np.ndarray, units: np.ndarray) -> tuple[np.ndarray, np.ndarr
 def _connected(matrix: sparse.csr_matrix, n_components: int, seed: int) -> tuple[np.ndarray, float]:
     """Embed one connected graph by the eigenvectors of its normalised Laplacian."""
     size = matrix.shape[0]
+    if size == 1:
+        return np.zeros((1, n_components)), 0.0
     degree = np.asarray(matrix.sum(axis=1)).ravel()
     scale = 1.0 / np.sqrt(np.maximum(degree, 1e-300))
     normal = sparse.diags(scale) @ matrix @ sparse.diags(scale)
@@ -148,6 +216,18 @@ def _connected(matrix: sparse.csr_matrix, n_components: int, seed: int) -> tuple
     return out / max(np.abs(out).max(), 1e-300), residual
 
 
+def strongest(pairs: np.ndarray, sums: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Keep the `STRONGEST` greatest sums of each head, the lower tails among equal ones; pairs stay ascending."""
+    heads = pairs // count
+    degrees = np.bincount(heads - heads[0]) if len(heads) else np.empty(0, np.int64)
+    if degrees.max(initial=0) <= STRONGEST:
+        return pairs, sums
+    order = np.lexsort((pairs, -sums, heads))
+    rank = np.arange(len(order)) - np.repeat(np.cumsum(degrees) - degrees, degrees)
+    kept = np.sort(order[rank < STRONGEST])
+    return pairs[kept], sums[kept]
+
+
 def spectral(
     pairs: np.ndarray, sums: np.ndarray, sizes: np.ndarray, n_components: int, seed: int
 ) -> tuple[np.ndarray, int, float]:
@@ -158,7 +238,7 @@ def spectral(
     Parameters
     ----------
     pairs, sums : ndarray of int64
-        From `coarse_edges`.
+        From `coarse_edges`; of a pair that is there one way only, the other has the same sum.
     sizes : ndarray of int64, shape (coarse rows,)
         Rows of each label.
     n_components, seed : int
@@ -166,63 +246,141 @@ def spectral(
     Returns
     -------
     coordinates : ndarray of float64, shape (coarse rows, n_components)
+        In the box [0, SPAN]; not a number where a label has no rows.
     components : int
     residual : float
         The greatest |A v - lambda v| of the eigenvectors.
     """
     count = len(sizes)
     matrix = sparse.csr_matrix((sums / WEIGHT_UNIT, (pairs // count, pairs % count)), shape=(count, count))
-    components, member = connected_components(matrix, directed=False)
-    rows = np.bincount(member, weights=sizes, minlength=components)
-    out = np.zeros((count, n_components))
-    worst, filled = 0.0, 0.0
+    matrix = matrix.maximum(matrix.T)
+    filled = np.flatnonzero(sizes)
+    components, member = connected_components(matrix[filled][:, filled], directed=False)
+    order = filled[np.argsort(member, kind="stable")]
+    matrix, stops = sparse.csr_matrix(matrix[order][:, order]), np.cumsum(np.bincount(member, minlength=components))
+    rows = np.bincount(member, weights=sizes[filled], minlength=components)
+    out = np.full((count, n_components), np.nan)
+    worst, area = 0.0, 0.0
     with one_thread():
         for place, c in enumerate(np.argsort(-rows, kind="stable")):
-            own = np.flatnonzero(member == c) if components > 1 else np.arange(count)
-            inner, residual = _connected(matrix[own][:, own], n_components, seed)
-            worst = max(worst, residual)
+            own = slice(stops[c - 1] if c else 0, stops[c])
+            inner, short = _connected(matrix[own, own], n_components, seed)
+            worst = max(worst, short)
             radius = float(rows[c] / rows.max()) ** (1 / max(n_components, 2))
             centre = np.zeros(n_components)
             if place:
-                filled += float(rows[c] / rows.max())
-                away = 1.2 + radius + np.sqrt(filled)
+                area += float(rows[c] / rows.max())
+                away = 1.2 + radius + np.sqrt(area)
                 angle = 2.399963229728653 * place
                 centre[0] = away * np.cos(angle)
                 centre[1 % n_components] += away * np.sin(angle) if n_components > 1 else 0.0
-            out[own] = centre + radius * inner
+            out[order[own]] = centre + radius * inner
+    if components:
+        low, high = np.nanmin(out, axis=0), np.nanmax(out, axis=0)
+        out = SPAN * (out - low) / np.where(high > low, high - low, 1)
     return out, int(components), worst
 
 
+def interpolate(labels: np.ndarray, coarse: np.ndarray, seed: int) -> np.ndarray:
+    """Place rows where their labels are: seeds by the coarse graph, others anywhere in the box, by hash.
+
+    Parameters
+    ----------
+    labels : ndarray of int, shape (n,)
+    coarse : ndarray of float64, shape (coarse rows, n_components)
+    seed : int
+
+    Returns
+    -------
+    ndarray of float32, shape (n, n_components)
+    """
+    y = coarse[np.maximum(labels, 0)] if len(coarse) else np.empty((len(labels), coarse.shape[1]))
+    apart = labels < 0
+    y[apart] = random_box(seed, -2 - labels[apart].astype(np.int64), coarse.shape[1])
+    return y.astype(np.float32)
+
+
 @nb.njit(cache=True, nogil=True)
-def smooth(indptr, tails, weights, first, y, out):
-    """Move each row of a shard half-way to the weighted mean of its neighbours."""
-    components = y.shape[1]
+def pull(indptr, tails, weights, cursor, first, page, sums, totals):
+    """Add up the coordinates at the ends of a shard's edges, by weight, those that end in one page of rows.
+
+    Parameters
+    ----------
+    indptr, tails, weights, cursor, first
+        As `look_up`'s.
+    page : ndarray of float32, shape (rows of the page, n_components)
+    sums : ndarray of float64, shape (rows, n_components)
+        Added to.
+    totals : ndarray of float64, shape (rows,)
+        Weights are added to it.
+    """
+    stop = first + page.shape[0]
     for r in range(indptr.shape[0] - 1):
-        i = first + r
-        total = 0.0
-        for c in range(components):
-            out[i, c] = 0.0
-        for e in range(indptr[r], indptr[r + 1]):
-            total += weights[e]
-            for c in range(components):
-                out[i, c] += weights[e] * y[tails[e], c]
-        for c in range(components):
-            out[i, c] = 0.5 * (y[i, c] + out[i, c] / total) if total > 0 else y[i, c]
+        e = cursor[r]
+        while e < indptr[r + 1] and tails[e] < stop:
+            totals[r] += weights[e]
+            for c in range(page.shape[1]):
+                sums[r, c] += weights[e] * page[tails[e] - first, c]
+            e += 1
+        cursor[r] = e
 
 
-def into_box(y: np.ndarray, seed: int, rows: np.ndarray) -> np.ndarray:
+def smooth(y: np.ndarray, sums: np.ndarray, totals: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Move rows half-way to the weighted mean of their neighbours.
+
+    Parameters
+    ----------
+    y : ndarray of float32, shape (rows, n_components)
+    sums, totals : ndarray of float64
+        From `pull`.
+
+    Returns
+    -------
+    moved : ndarray of float32, shape (rows, n_components)
+    moments : ndarray of float64, shape (6, n_components)
+        For `residual`: sums over rows of d, d y, d y^2, d p, d p^2 and d y p; d is the row's degree, p the mean.
+    """
+    mean = np.where(totals[:, None] > 0, sums / np.maximum(totals, 1e-300)[:, None], y)
+    terms = np.broadcast_arrays(1.0, y, np.square(y, dtype=np.float64), mean, mean**2, y * mean)
+    moments = np.stack([(totals[:, None] * term).sum(axis=0) for term in terms])
+    return (0.5 * (y + mean)).astype(np.float32), moments
+
+
+def residual(moments: np.ndarray) -> float:
+    """Return how far coordinates are from eigenvectors of the walk on the graph, P = D^-1 W.
+
+    Parameters
+    ----------
+    moments : ndarray of float64, shape (6, n_components)
+        From `smooth`, added up over all rows.
+
+    Returns
+    -------
+    float
+        The greatest |P y - lambda y| / |y| of all components, lambda being Rayleigh's quotient, y centred, lengths
+        weighted by degree. 0 is an eigenvector; 1 is about what noise has.
+    """
+    d, y, yy, p, pp, yp = moments
+    d = np.maximum(d, 1e-300)
+    length = np.maximum(yy - y * y / d, 1e-300)
+    quotient = (yp - y * p / d) / length
+    return float(np.sqrt(np.maximum((pp - p * p / d) / length - quotient**2, 0)).max())
+
+
+def into_box(y: np.ndarray, low: np.ndarray, high: np.ndarray, seed: int, first: int) -> np.ndarray:
     """Stretch coordinates to the box [0, SPAN] in each axis, and part equal ones by a little noise.
 
     Parameters
     ----------
-    y : ndarray of float64, shape (n, n_components)
-    seed : int
-    rows : ndarray of int64, shape (n,)
-        Keys of the noise.
+    y : ndarray of float, shape (n, n_components)
+        Of rows `first`, `first` + 1, ...
+    low, high : ndarray of float64, shape (n_components,)
+        The least and the greatest of all rows.
+    seed, first : int
     """
-    low, high = y.min(axis=0), y.max(axis=0)
-    y = SPAN * (y - low) / np.where(high > low, high - low, 1)
-    return (y + (random_box(seed, rows, y.shape[1]) / SPAN - 0.5) * 1e-3).astype(np.float32)
+    stretched = SPAN * (y.astype(np.float64) - low) / np.where(high > low, high - low, 1)
+    rows = np.arange(first, first + len(y))
+    return (stretched + (random_box(seed, rows, y.shape[1]) / SPAN - 0.5) * 1e-3).astype(np.float32)
 
 
 def random_box(seed: int, rows: np.ndarray, n_components: int) -> np.ndarray:

@@ -73,8 +73,8 @@ class Context:
     compute : callable
         `compute(stage, task, parts, **options)` runs `task(job, part, **options)` for every part not yet
         committed, on the cluster, and returns when all are.
-    host_threads, worker_memory : int
-        Threads that one process may use on the widest host, and the smallest worker's memory limit.
+    threads, host_threads, worker_memory : int
+        Threads of all workers, those of the host that has most, and the smallest worker's memory limit.
     note : callable
         Told what a person may want to know.
     """
@@ -82,6 +82,7 @@ class Context:
     job: Job
     plan: Plan
     compute: Callable[..., None]
+    threads: int
     host_threads: int
     worker_memory: int
     note: Callable[[str], None]

@@ -20,10 +20,8 @@ from dumap.kernels.layout import Descent, Edges
 from dumap.plan import runs_on_one_host, shard_layout_bytes
 from dumap.stages import Context, Job, number_of, numbered
 from dumap.stages.graph import Graph
-from dumap.stages.start import PART as START_PART
-from dumap.stages.start import STAGE as START
-from dumap.stages.start import shard_arrays
-from dumap.store import Run
+from dumap.stages.start import Starts
+from dumap.store import Run, Series
 
 STAGE = "layout"
 SLICES = 8
@@ -47,14 +45,9 @@ def descent(job: Job) -> Descent:
     )
 
 
-def generation_name(epoch: int) -> str:
-    """Name the part that commits the generation after `epoch` epochs."""
-    return f"generation-{epoch:05d}"
-
-
-def shard_name(epoch: int, shard: int) -> str:
-    """Name the part that holds a shard after `epoch` epochs."""
-    return f"epoch-{epoch:05d}-{shard:05d}"
+def generations(run: Run, shards: int) -> Series:
+    """Return the generations."""
+    return Series(run, STAGE, "generation", "epoch", shards)
 
 
 class Generation:
@@ -62,13 +55,13 @@ class Generation:
 
     def __init__(self, run: Run, graph: Graph, epoch: int) -> None:
         self.run, self.graph, self.epoch = run, graph, epoch
-        self.starts = shard_arrays(len(graph.shards))
+        self.starts, self.series = Starts(run, len(graph.shards)), generations(run, len(graph.shards))
 
     def read(self, shard: int, start: int = 0, stop: int | None = None) -> np.ndarray:
         """Return the coordinates of rows [start, stop) of a shard."""
         if self.epoch == 0:
-            return self.run.read(START, START_PART, self.starts[shard], start, stop)
-        return self.run.read(STAGE, shard_name(self.epoch, shard), "y", start, stop)
+            return self.starts.read(shard, start, stop)
+        return self.run.read(STAGE, self.series.piece_name(self.epoch, shard), "y", start, stop)
 
     def whole(self) -> np.ndarray:
         """Return the coordinates of all rows."""
@@ -78,7 +71,7 @@ class Generation:
         """Return Adam's moments of a shard, (2, rows, n_components)."""
         if self.epoch == 0:
             return np.zeros((2, *self.read(shard).shape), np.float32)
-        return self.run.read(STAGE, shard_name(self.epoch, shard), "moments")
+        return self.run.read(STAGE, self.series.piece_name(self.epoch, shard), "moments")
 
     def gather(self, positions: np.ndarray) -> np.ndarray:
         """Return the coordinates of some positions, ascending, reading near to what they span."""
@@ -103,7 +96,7 @@ class Generation:
         return layout.lay_pool(self.gather(unique)[place])
 
 
-def write_shard(job: Job, epoch: int, shard: int, y: np.ndarray, m: np.ndarray, v: np.ndarray) -> None:
+def write_shard(job: Job, series: Series, epoch: int, shard: int, y: np.ndarray, m: np.ndarray, v: np.ndarray) -> None:
     """Commit a shard's state.
 
     Raises
@@ -117,7 +110,7 @@ def write_shard(job: Job, epoch: int, shard: int, y: np.ndarray, m: np.ndarray, 
             f"layout: after epoch {epoch} coordinates are not finite; some of "
             f"{', '.join(f'layout.{name} = {value}' for name, value in own.items())} are too large"
         )
-    with job.run.part(STAGE, shard_name(epoch, shard)) as out:
+    with job.run.part(STAGE, series.piece_name(epoch, shard)) as out:
         out.write("y", y)
         out.write("moments", np.stack([m, v]))
 
@@ -137,11 +130,6 @@ def pack_shards(job: Job, graph: Graph, first: int, last: int) -> Edges:
         tails[kept:after], rates[kept:after], phases[kept:after] = piece[1:]
         kept = after
     return Edges(indptr, tails[:kept], rates[:kept], phases[:kept])
-
-
-def generations(run: Run) -> list[int]:
-    """List the epochs after which a generation is committed."""
-    return [number_of(name) for name in run.committed(STAGE) if name.startswith("generation-")]
 
 
 def is_checkpoint(job: Job, epoch: int) -> bool:
@@ -196,11 +184,6 @@ def measure_loss(job: Job, part: str) -> None:
 # one process holds all ---------------------------------------------------------------------------
 
 
-def latest(run: Run, upto: int) -> int:
-    """Return the last committed generation that is at most `upto`."""
-    return max([0, *(epoch for epoch in generations(run) if epoch <= upto)])
-
-
 def slices_of(rows: int, count: int) -> list[int]:
     """Cut rows into about so many slices of whole blocks."""
     cuts = np.linspace(0, rows, count + 1).astype(int)
@@ -233,7 +216,8 @@ def descend(job: Job, part: str, threads: int) -> None:
     """Run all epochs from the last generation on, on this host's cores, and commit checkpoints."""
     graph, epochs = Graph(job.run, job.geometry.shard_rows), job.geometry.n_epochs
     shards, shared = graph.shards, descent(job)
-    begin = latest(job.run, epochs)
+    series = generations(job.run, len(shards))
+    begin = series.latest(epochs)
     before = Generation(job.run, graph, begin)
     edges = pack_shards(job, graph, 0, len(shards))
     y = before.whole()
@@ -249,35 +233,9 @@ def descend(job: Job, part: str, threads: int) -> None:
             if is_checkpoint(job, epoch + 1):
                 for shard in range(len(shards)):
                     low, high = shards.span(shard)
-                    write_shard(job, epoch + 1, shard, y[low:high], m[low:high], v[low:high])
+                    write_shard(job, series, epoch + 1, shard, y[low:high], m[low:high], v[low:high])
                 write_loss(job, epoch + 1, y.__getitem__)
-                commit_generation(job, generation_name(epoch + 1))
-
-
-def commit_generation(job: Job, part: str) -> None:
-    """Commit a generation whose shards are all committed, and collect the checkpoints before it."""
-    with job.run.part(STAGE, part):
-        pass
-    collect(job.run, number_of(part))
-
-
-def collect(run: Run, epoch: int) -> None:
-    """Remove the generations before `epoch`, manifests first."""
-    for before in generations(run):
-        if before < epoch:
-            run.discard(STAGE, generation_name(before))
-    for name in run.committed(STAGE):
-        if name.startswith("epoch-") and int(name.split("-")[1]) < epoch:
-            run.discard(STAGE, name)
-
-
-def forget_broken(run: Run) -> None:
-    """Forget the generations of which a shard is no longer committed."""
-    names = set(run.committed(STAGE))
-    shards = len(Graph(run, run.attributes["parameters"]["graph"]["shard_rows"]).shards)
-    for epoch in generations(run):
-        if not {shard_name(epoch, shard) for shard in range(shards)} <= names:
-            run.forget(STAGE, generation_name(epoch))
+                series.commit(epoch + 1)
 
 
 # rounds of shards --------------------------------------------------------------------------------
@@ -320,7 +278,7 @@ def step(job: Job, part: str, epoch: int, groups: list[tuple[int, int]]) -> None
     layout.generation(shared, epoch, 0, high - low, low, 0, edges, known, m, v, pool, after)
     for shard in range(first, last):
         rows = slice(int(offsets[shard]) - low, int(offsets[shard + 1]) - low)
-        write_shard(job, epoch + 1, shard, after[rows], m[rows], v[rows])
+        write_shard(job, before.series, epoch + 1, shard, after[rows], m[rows], v[rows])
     with job.run.part(STAGE, part):
         pass
 
@@ -329,10 +287,11 @@ def _rounds(context: Context, graph: Graph, tasks: int) -> None:
     epochs = context.geometry.n_epochs
     cuts = np.unique(np.linspace(0, len(graph.shards), min(tasks, len(graph.shards)) + 1).astype(int)).tolist()
     groups = list(pairwise(cuts))
-    for epoch in range(latest(context.run, epochs), epochs):
+    series = generations(context.run, len(graph.shards))
+    for epoch in range(series.latest(epochs), epochs):
         parts = numbered(f"step-{epoch + 1:05d}-{len(groups)}", len(groups))
         context.compute(STAGE, step, parts, epoch=epoch, groups=groups, progress=(epoch, epochs))
-        commit_generation(context.job, generation_name(epoch + 1))
+        series.commit(epoch + 1)
         if is_checkpoint(context.job, epoch + 1):
             context.compute(STAGE, measure_loss, [loss_name(epoch + 1)], progress=(epoch, epochs))
         for part in parts:
@@ -341,20 +300,20 @@ def _rounds(context: Context, graph: Graph, tasks: int) -> None:
 
 def run(context: Context) -> dict:
     """Run the epochs that are not committed yet; return how."""
-    forget_broken(context.run)
-    context.compute(STAGE, draw_pairs, [PAIRS_PART])
     graph, cut, config = Graph(context.run, context.geometry.shard_rows), context.geometry, context.config
-    rows = graph.shards.rows
+    rows, series = graph.shards.rows, generations(context.run, len(graph.shards))
+    series.forget_broken()
+    context.compute(STAGE, draw_pairs, [PAIRS_PART])
     edges = 2 * config.neighbors.n_neighbors * rows
     if runs_on_one_host(config, rows, edges, context.worker_memory):
         mode = "host"
-        context.compute(STAGE, descend, [generation_name(cut.n_epochs)], threads=context.host_threads)
+        context.compute(STAGE, descend, [series.name(cut.n_epochs)], threads=context.host_threads)
     else:
         mode = "rounds"
         shard_rows, n_components = min(cut.shard_rows, rows), config.layout.n_components
         one = shard_layout_bytes(shard_rows, config.neighbors.n_neighbors, n_components)
         fitting = max(1, config.task_memory // one)
-        _rounds(context, graph, max(context.host_threads, -(-len(graph.shards) // fitting)))
+        _rounds(context, graph, max(context.threads, -(-len(graph.shards) // fitting)))
     measured = [name for name in context.run.committed(STAGE) if name.startswith("loss-")]
     losses = [[number_of(name), round(context.run.summary(STAGE, name)["loss"], 4)] for name in measured]
     shared = descent(context.job)

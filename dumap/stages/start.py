@@ -1,150 +1,407 @@
-"""start: the first coordinates of every row, by position."""
+"""start: the first coordinates of every row, by position.
+
+The spectral start goes over the graph pass by pass, shard by shard. A shard's edges ascend by where they end, so that
+one page of the other rows after another is enough: memory holds a shard, and such pages as there is room for.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+from itertools import pairwise
 
 import numpy as np
 
 from dumap.errors import ConfigError
-from dumap.kernels import hashing, start, vectors
-from dumap.plan import coarse_rows
-from dumap.stages import Context, Job, numbered
+from dumap.kernels import start, vectors
+from dumap.plan import coarse_rows, page_bytes
+from dumap.stages import Context, Job, number_of, numbered, total
 from dumap.stages.cells import Table
 from dumap.stages.graph import Graph
 from dumap.stages.vectors import as_float32, drawn
-from dumap.store import read_array
+from dumap.store import Rows, Run, Series
 
 STAGE = "start"
-PART = "coordinates"
+BOX = "box"
+"""The part that says how far the coordinates reach before they are stretched, and what is told of the start."""
+SEEDS, AXES, COARSE = "seeds", "axes", "coarse"
 SMOOTHINGS = 8
+COARSE_PAIR_BYTES = 80
+"""Bytes that a pair of labels takes while pairs are added up (measured, rounded up)."""
+STEP_LABELS = 256
+"""Labels whose pairs a coarse shard's offsets tell apart."""
+GROUPS_A_THREAD = 4
+"""Groups of shards that a thread gets in a pass, so that threads end together."""
+SPAN_ROWS = 65_536
+"""Rows that are placed at once where they are placed in the input's order, if a block has fewer."""
 
 
-def shard_arrays(shards: int) -> list[str]:
-    """Name the arrays that hold the shards' coordinates."""
-    return numbered("y", shards)
+class Starts:
+    """The first coordinates of shards."""
+
+    def __init__(self, run: Run, shards: int) -> None:
+        self.run, self.names = run, numbered("coordinates", shards)
+
+    def read(self, shard: int, first: int = 0, stop: int | None = None) -> np.ndarray:
+        """Return those of rows [first, stop) of a shard."""
+        return self.run.read(STAGE, self.names[shard], "y", first, stop)
 
 
-def _labels(job: Job, graph: Graph) -> tuple[np.ndarray, int, int]:
-    """Spread labels from hashed seeds until nothing changes; components without a seed then get their own."""
-    rows = graph.shards.rows
-    wanted = coarse_rows(rows)
-    limit = np.uint64(min(2**64 - 1, int(wanted / rows * 2**64)))
-    labels = np.full(rows, -1, np.int64)
+# passes over the graph ---------------------------------------------------------------------------
+
+
+def labelled(run: Run, shards: int) -> Series:
+    """Return the passes in which labels spread."""
+    return Series(run, STAGE, "labelled", "labels", shards)
+
+
+def smoothed(run: Run, shards: int) -> Series:
+    """Return the passes in which coordinates are smoothed."""
+    return Series(run, STAGE, "smoothed", "smooth", shards)
+
+
+def groups_of(context: Context, shards: int) -> list[tuple[int, int]]:
+    """Cut shards into groups, one a task; what comes out does not depend on it."""
+    row_bytes, room = 4 * context.config.layout.n_components, context.config.task_memory // 4
+    fewest = -(-shards * context.geometry.shard_rows * row_bytes // room)
+    count = min(shards, max(fewest, GROUPS_A_THREAD * context.threads))
+    return list(pairwise(np.unique(np.linspace(0, shards, count + 1).astype(int)).tolist()))
+
+
+def go_over(context: Context, shards: int, task: Callable[..., None], name: str, **options: object) -> None:
+    """Run a task over all shards, in groups; what it leaves beside shards' parts is removed."""
+    groups = groups_of(context, shards)
+    parts = numbered(f"{name}-{len(groups)}", len(groups))
+    context.compute(STAGE, task, parts, groups=groups, **options)
+    for part in parts:
+        context.run.discard(STAGE, part)
+
+
+class Pass:
+    """One group of shards in one pass over the graph, and pages of the state of all rows before it.
+
+    Parameters
+    ----------
+    job : Job
+    read : callable
+        `read(shard)` returns the state of a shard's rows.
+    """
+
+    def __init__(self, job: Job, read: Callable[[int], np.ndarray]) -> None:
+        self.graph = Graph(job.run, job.geometry.shard_rows)
+        room = job.config.task_memory // 4 // page_bytes(job.geometry.shard_rows, job.config.layout.n_components)
+        self.page = lru_cache(maxsize=max(1, room))(read)
+
+    def pages(self, indptr: np.ndarray, tails: np.ndarray) -> Iterator[tuple[np.ndarray, int, np.ndarray]]:
+        """Yield what kernels take of each page in which edges end: a cursor, the page's first row, and the page."""
+        cursor = indptr[:-1].copy()
+        for shard in np.flatnonzero(np.bincount(tails // self.graph.shards.offsets[1])).tolist():
+            yield cursor, self.graph.shards.span(shard)[0], self.page(shard)
+
+
+def draw_seeds(job: Job, part: str) -> None:
+    """Draw the rows from which labels spread."""
+    rows, found = Table(job.run).rows, []
     for first in range(0, rows, 1 << 20):
-        ids = np.arange(first, min(rows, first + (1 << 20)))
-        labels[ids[hashing.draws(job.config.seed, hashing.SEEDS, ids) <= limit]] = 0
-    seeds = np.flatnonzero(labels == 0)
-    labels[seeds] = np.arange(len(seeds))
-    count, rounds, after = len(seeds), 0, np.empty_like(labels)
-    while True:
-        rounds += 1
-        new = 0
-        for shard in range(len(graph.shards)):
-            new += start.spread(*graph.read(shard), graph.shards.span(shard)[0], labels, after)
-        labels, after = after, labels
-        if new:
-            job.tick(rounds, rounds + 1)
-            continue
-        if (labels >= 0).all():
-            return labels, count, rounds
-        lowest = [
-            start.lowest_of_all(*graph.read(shard)[:2], graph.shards.span(shard)[0], labels, job.config.seed)
-            for shard in range(len(graph.shards))
-        ]
-        chosen = np.concatenate(lowest)
-        labels[chosen] = count + np.arange(len(chosen))
-        count += len(chosen)
+        found.append(start.draw_seeds(job.config.seed, first, min(rows, first + (1 << 20)), coarse_rows(rows), rows))
+    with job.run.part(STAGE, part) as out:
+        out.write("rows", np.concatenate(found))
+        out.attributes["count"] = sum(map(len, found))
 
 
-def spectral_start(job: Job, graph: Graph) -> tuple[np.ndarray, dict]:
-    """Place rows by the eigenvectors of the coarsened graph."""
-    rows, n_components = graph.shards.rows, job.config.layout.n_components
-    isolated = np.concatenate([graph.isolated(shard) for shard in range(len(graph.shards))])
-    labels, count, rounds = _labels(job, graph)
-    pairs, sums = np.empty(0, np.int64), np.empty(0, np.int64)
-    for shard in range(len(graph.shards)):
+def labels_reader(job: Job, graph: Graph, number: int) -> Callable[[int], np.ndarray]:
+    """Return what reads shards' labels after a pass; before the first, seeds alone have one."""
+    if number:
+        series = labelled(job.run, len(graph.shards))
+        return lambda shard: job.run.read(STAGE, series.piece_name(number, shard), "labels")
+    seeds = job.run.read(STAGE, SEEDS, "rows")
+
+    def seeded(shard: int) -> np.ndarray:
+        first, stop = graph.shards.span(shard)
+        labels = np.full(stop - first, start.UNLABELLED, job.geometry.index_dtype)
+        low, high = np.searchsorted(seeds, [first, stop])
+        labels[seeds[low:high] - first] = np.arange(low, high)
+        return labels
+
+    return seeded
+
+
+def spread_labels(job: Job, part: str, number: int, groups: list[tuple[int, int]], lowest: bool) -> None:
+    """Take a group of shards' labels from pass `number` to the next: they spread, or rows no seed reaches get some."""
+    graph = Graph(job.run, job.geometry.shard_rows)
+    here, series = Pass(job, labels_reader(job, graph, number)), labelled(job.run, len(graph.shards))
+    for shard in range(*groups[number_of(part)]):
         first, _ = graph.shards.span(shard)
-        more = start.coarse_edges(*graph.read(shard), first, labels, count)
-        pairs, sums = start.add_pairs(np.concatenate([pairs, more[0]]), np.concatenate([sums, more[1]]))
-    alone = np.zeros(count, bool)
-    alone[labels[isolated]] = True
-    kept = np.flatnonzero(~alone)
-    renumber = np.cumsum(~alone) - 1
-    coarse = np.zeros((count, n_components))
-    components, residual = 0, 0.0
-    if len(kept):
-        pairs = renumber[pairs // count] * len(kept) + renumber[pairs % count]
-        sizes = np.bincount(labels, minlength=count)[kept]
-        coarse[kept], components, residual = start.spectral(pairs, sums, sizes, n_components, job.config.seed)
-    y, after = coarse[labels], np.empty((rows, n_components))
-    for _ in range(SMOOTHINGS):
-        for shard in range(len(graph.shards)):
-            start.smooth(*graph.read(shard), graph.shards.span(shard)[0], y, after)
-        y, after = after, y
-    facts = {"coarse_rows": len(kept), "components": components, "residual": residual, "label_rounds": rounds}
-    ids = np.arange(rows)
-    connected = np.ones(rows, bool)
-    connected[isolated] = False
-    out = start.random_box(job.config.seed, ids, n_components).astype(np.float32)
-    if connected.any():
-        out[connected] = start.into_box(y[connected], job.config.seed, ids[connected])
-    return out, facts
+        indptr, tails, weights = graph.read(shard)
+        labels = here.page(shard).copy()
+        if lowest:
+            new, left = start.label_lowest(indptr, tails, first, labels, job.config.seed)
+        else:
+            ends = np.empty(len(tails), labels.dtype)
+            for page in here.pages(indptr, tails):
+                start.look_up(indptr, tails, *page, ends)
+            new, left = start.spread(indptr, weights, ends, first, labels)
+        with job.run.part(STAGE, series.piece_name(number + 1, shard)) as out:
+            out.write("labels", labels)
+            out.attributes |= {"new": int(new), "left": int(left)}
+    with job.run.part(STAGE, part):
+        pass
 
 
-def _each_block(job: Job, table: Table):  # type: ignore[no-untyped-def]
-    for block in range(job.geometry.blocks):
-        positions = table.positions(job.run, block)
-        yield job.geometry.block(block), positions, positions >= 0
+def coarsen(job: Job, part: str, number: int, groups: list[tuple[int, int]]) -> None:
+    """Add up a group of shards' edges by the labels at their ends, a part a shard."""
+    graph, count = Graph(job.run, job.geometry.shard_rows), job.run.summary(STAGE, SEEDS)["count"]
+    here, names = Pass(job, labels_reader(job, graph, number)), numbered(COARSE, len(graph.shards))
+    for shard in range(*groups[number_of(part)]):
+        indptr, tails, weights = graph.read(shard)
+        labels = here.page(shard)
+        ends = np.empty(len(tails), labels.dtype)
+        for page in here.pages(indptr, tails):
+            start.look_up(indptr, tails, *page, ends)
+        pairs, sums = start.coarse_edges(indptr, weights, labels, ends, count)
+        with job.run.part(STAGE, names[shard]) as out:
+            out.write("pairs", pairs)
+            out.write("sums", sums)
+            out.write("sizes", np.bincount(labels[labels >= 0], minlength=count))
+            heads = np.arange(0, count + STEP_LABELS, STEP_LABELS)
+            out.attributes["offsets"] = np.searchsorted(pairs, heads * count).tolist()
+    with job.run.part(STAGE, part):
+        pass
 
 
-def pca_start(job: Job, graph: Graph) -> tuple[np.ndarray, dict]:
-    """Place rows by the principal axes of the sample."""
-    table, metric = Table(job.run), job.config.neighbors.metric
-    sample = drawn(job)
-    mean, axes = start.principal_axes(vectors.partition_space(sample, metric), job.config.layout.n_components)
-    y = np.empty((table.rows, job.config.layout.n_components))
-    for (low, high), positions, kept in _each_block(job, table):
-        x = vectors.partition_space(as_float32(job.input.read(low, high)), metric)
-        placed = np.empty((len(x), y.shape[1]))
-        start.project(x, mean, axes, placed)
-        y[positions[kept]] = placed[kept]
-    return start.into_box(y, job.config.seed, np.arange(len(y))), {"sample_rows": len(sample)}
+def solve(job: Job, part: str) -> None:
+    """Embed the coarse graph: its edges are added up over the shards, some labels at a time."""
+    store, n_components = job.run, job.config.layout.n_components
+    count, shards = store.summary(STAGE, SEEDS)["count"], len(Graph(store, job.geometry.shard_rows).shards)
+    names = numbered(COARSE, shards)
+    offsets = np.array([store.summary(STAGE, name)["offsets"] for name in names])
+    ranges = np.cumsum(np.diff(offsets, axis=1).sum(axis=0)) * COARSE_PAIR_BYTES // (job.config.task_memory // 4)
+    cuts = [0, *(np.flatnonzero(np.diff(ranges)) + 1).tolist(), len(ranges)]
+    pairs, sums, sizes = [np.empty(0, np.int64)], [np.empty(0, np.int64)], np.zeros(count, np.int64)
+    for low, high in pairwise(cuts):
+        spans = [(name, int(own[low]), int(own[high])) for name, own in zip(names, offsets, strict=True)]
+        found = [
+            np.concatenate([store.read(STAGE, name, array, a, b) for name, a, b in spans if b > a] or [sums[0]])
+            for array in ("pairs", "sums")
+        ]
+        more = start.strongest(*start.add_pairs(*found), count)
+        pairs.append(more[0])
+        sums.append(more[1])
+    for name in names:
+        sizes += store.read(STAGE, name, "sizes")
+    y, components, short = start.spectral(
+        np.concatenate(pairs), np.concatenate(sums), sizes, n_components, job.config.seed
+    )
+    with store.part(STAGE, part) as out:
+        out.write("y", y)
+        out.attributes |= {
+            "coarse_rows": int(np.count_nonzero(sizes)),
+            "components": components,
+            "coarse_residual": short,
+            "unseeded": Table(store).rows - int(sizes.sum()),
+        }
 
 
-def given_start(job: Job, graph: Graph) -> tuple[np.ndarray, dict]:
-    """Place rows where the user's array says."""
-    table, wanted = Table(job.run), (job.geometry.rows, job.config.layout.n_components)
-    given = read_array(job.config.start.init)
+def smooth(job: Job, part: str, number: int, labels: int, groups: list[tuple[int, int]]) -> None:
+    """Take a group of shards' coordinates from pass `number` to the next; before the first, labels place rows."""
+    graph = Graph(job.run, job.geometry.shard_rows)
+    series = smoothed(job.run, len(graph.shards))
+    if number:
+        here = Pass(job, lambda shard: job.run.read(STAGE, series.piece_name(number, shard), "y"))
+    else:
+        coarse, label = job.run.read(STAGE, COARSE, "y"), labels_reader(job, graph, labels)
+        here = Pass(job, lambda shard: start.interpolate(label(shard), coarse, job.config.seed))
+    for shard in range(*groups[number_of(part)]):
+        indptr, tails, weights = graph.read(shard)
+        y = here.page(shard)
+        sums, totals = np.zeros(y.shape), np.zeros(len(y))
+        for page in here.pages(indptr, tails):
+            cursor, first, rows = page
+            start.pull(indptr, tails, weights, cursor, first, rows, sums, totals)
+        moved, moments = start.smooth(y, sums, totals)
+        with job.run.part(STAGE, series.piece_name(number + 1, shard)) as out:
+            out.write("y", moved)
+            out.attributes |= {"moments": moments.tolist(), **reach_of(moved)}
+    with job.run.part(STAGE, part):
+        pass
+
+
+def reach_of(y: np.ndarray) -> dict[str, list[float]]:
+    """Tell the least and the greatest coordinates."""
+    y = y.astype(np.float64) if len(y) else np.full((1, y.shape[1]), np.nan)
+    return {"low": y.min(axis=0).tolist(), "high": y.max(axis=0).tolist()}
+
+
+def measure(job: Job, part: str, pieces: list[str], facts: dict) -> None:
+    """Find how far coordinates reach, of all the parts that hold some; keep what is told of the start."""
+    found = [job.run.summary(STAGE, piece) for piece in pieces]
+    if "moments" in found[0]:
+        facts = {**facts, "residual": start.residual(np.sum([own["moments"] for own in found], axis=0))}
+    with job.run.part(STAGE, part) as out:
+        out.attributes |= {
+            "low": np.nanmin([own["low"] for own in found], axis=0).tolist(),
+            "high": np.nanmax([own["high"] for own in found], axis=0).tolist(),
+            "facts": facts,
+        }
+
+
+def write_coordinates(job: Job, shard: int, first: int, y: np.ndarray) -> None:
+    """Write a shard's coordinates, stretched to the box."""
+    box = job.run.summary(STAGE, BOX)
+    with job.run.part(STAGE, numbered("coordinates", shard + 1)[-1]) as out:
+        out.write("y", start.into_box(y, np.array(box["low"]), np.array(box["high"]), job.config.seed, first))
+
+
+def stretch(job: Job, part: str, passes: int) -> None:
+    """Stretch a shard's coordinates after the last pass to the box."""
+    graph, shard = Graph(job.run, job.geometry.shard_rows), number_of(part)
+    piece = smoothed(job.run, len(graph.shards)).piece_name(passes, shard)
+    write_coordinates(job, shard, graph.shards.span(shard)[0], job.run.read(STAGE, piece, "y"))
+
+
+def spectral_start(context: Context, graph: Graph) -> None:
+    """Place rows by the eigenvectors of the coarsened graph."""
+    run, shards = context.run, len(graph.shards)
+    labels, places = labelled(run, shards), smoothed(run, shards)
+    for series in (labels, places):
+        series.forget_broken()
+    context.compute(STAGE, draw_seeds, [SEEDS])
+    passes, left, lowest = labels.latest(), -1, False
+    if passes:
+        left, lowest = (run.summary(STAGE, labels.name(passes))[fact] for fact in ("left", "lowest"))
+    while left:
+        progress = (passes, passes + 2 + SMOOTHINGS)
+        go_over(context, shards, spread_labels, f"spread-{passes}", number=passes, lowest=lowest, progress=progress)
+        passes += 1
+        new, left = (
+            total(run, STAGE, [labels.piece_name(passes, s) for s in range(shards)], fact) for fact in ("new", "left")
+        )
+        lowest = not new
+        labels.commit(passes, left=left, lowest=lowest)
+    steps = passes + 1 + SMOOTHINGS
+    if not run.is_committed(STAGE, COARSE):
+        go_over(context, shards, coarsen, "coarsen", number=passes, progress=(passes, steps))
+        context.compute(STAGE, solve, [COARSE], progress=(passes, steps))
+    for number in range(places.latest(), SMOOTHINGS):
+        progress = (passes + 1 + number, steps)
+        go_over(context, shards, smooth, f"smooth-{number}", number=number, labels=passes, progress=progress)
+        places.commit(number + 1)
+    facts = {**run.summary(STAGE, COARSE), "label_passes": passes}
+    pieces = [places.piece_name(SMOOTHINGS, shard) for shard in range(shards)]
+    context.compute(STAGE, measure, [BOX], pieces=pieces, facts=facts)
+    context.compute(STAGE, stretch, numbered("coordinates", shards), passes=SMOOTHINGS)
+
+
+# places in the input's order ---------------------------------------------------------------------
+
+
+def spans_of(job: Job) -> list[tuple[int, int]]:
+    """Cut the input's blocks into spans, one a task."""
+    step = max(1, SPAN_ROWS // job.geometry.block_rows)
+    return [(low, min(low + step, job.geometry.blocks)) for low in range(0, job.geometry.blocks, step)]
+
+
+def find_axes(job: Job, part: str) -> None:
+    """Find the principal axes of the sample."""
+    sample = vectors.partition_space(drawn(job), job.config.neighbors.metric)
+    mean, axes = start.principal_axes(sample, job.config.layout.n_components)
+    with job.run.part(STAGE, part) as out:
+        out.write("mean", mean)
+        out.write("axes", axes)
+        out.attributes["sample_rows"] = len(sample)
+
+
+def project_rows(job: Job, low: int, high: int) -> np.ndarray:
+    """Return the places of the input's rows [low, high) along the axes."""
+    x = vectors.partition_space(as_float32(job.input.read(low, high)), job.config.neighbors.metric)
+    y = np.empty((len(x), job.config.layout.n_components))
+    start.project(x, job.run.read(STAGE, AXES, "mean"), job.run.read(STAGE, AXES, "axes"), y)
+    return y
+
+
+def given_rows(job: Job, low: int, high: int) -> np.ndarray:
+    """Return the places that the user's array gives the input's rows [low, high)."""
+    given, wanted = Rows(job.config.start.init), (job.geometry.rows, job.config.layout.n_components)
     real = given.dtype.kind in "fiub" and given.shape == wanted
-    if not real or not (np.abs(given.astype(np.float64)) < 1e300).all():
+    y = given.read(low, high) if real else np.empty(0)
+    if not real or not (np.abs(y.astype(np.float64)) < 1e300).all():
         raise ConfigError(
             f"start.init = {job.config.start.init!r}: the array has shape {given.shape} and dtype {given.dtype}; it "
             f"must have shape {wanted} and finite real values"
         )
-    y = np.empty((table.rows, wanted[1]))
-    for (low, high), positions, kept in _each_block(job, table):
-        y[positions[kept]] = given[low:high][kept]
-    return start.into_box(y, job.config.seed, np.arange(len(y))), {}
+    return y.astype(np.float64)
 
 
-def random_start(job: Job, graph: Graph) -> tuple[np.ndarray, dict]:
-    """Place rows evenly in the box."""
-    ids = np.arange(graph.shards.rows)
-    return start.random_box(job.config.seed, ids, job.config.layout.n_components).astype(np.float32), {}
-
-
-def place(job: Job, part: str) -> None:
-    """Write the first coordinates, an array a shard."""
-    graph = Graph(job.run, job.geometry.shard_rows)
-    ways = {"spectral": spectral_start, "pca": pca_start, "random": random_start}
-    y, facts = ways.get(job.config.start.init, given_start)(job, graph)
+def place_span(job: Job, part: str) -> None:
+    """Place a span of the input's rows, and sort them by position."""
+    graph, table = Graph(job.run, job.geometry.shard_rows), Table(job.run)
+    way = project_rows if job.config.start.init == "pca" else given_rows
+    positions, y = [], []
+    for block in range(*spans_of(job)[number_of(part)]):
+        own = table.positions(job.run, block)
+        positions.append(own[own >= 0])
+        y.append(way(job, *job.geometry.block(block))[own >= 0])
+    at, found = np.concatenate(positions), np.concatenate(y)
+    order = np.argsort(at)
     with job.run.part(STAGE, part) as out:
-        for shard, name in enumerate(shard_arrays(len(graph.shards))):
-            first, stop = graph.shards.span(shard)
-            out.write(name, y[first:stop])
-        out.attributes |= facts
+        out.write("positions", at[order])
+        out.write("y", found[order])
+        out.attributes |= {"offsets": np.searchsorted(at[order], graph.shards.offsets).tolist(), **reach_of(found)}
+
+
+def collect(job: Job, part: str, groups: list[tuple[int, int]]) -> None:
+    """Collect a group of shards' places from all spans, and stretch them to the box."""
+    graph, (begin, end) = Graph(job.run, job.geometry.shard_rows), groups[number_of(part)]
+    base = int(graph.shards.offsets[begin])
+    y = np.empty((int(graph.shards.offsets[end]) - base, job.config.layout.n_components))
+    for name in numbered("span", len(spans_of(job))):
+        offsets = job.run.summary(STAGE, name)["offsets"]
+        low, high = offsets[begin], offsets[end]
+        if high > low:
+            positions, found = (job.run.read(STAGE, name, array, low, high) for array in ("positions", "y"))
+            y[positions - base] = found
+    for shard in range(begin, end):
+        first, stop = graph.shards.span(shard)
+        write_coordinates(job, shard, first, y[first - base : stop - base])
+    with job.run.part(STAGE, part):
+        pass
+
+
+def placed_start(context: Context, graph: Graph) -> None:
+    """Place rows by the principal axes of the sample, or where the user's array says."""
+    spans, facts = numbered("span", len(spans_of(context.job))), {}
+    if context.config.start.init == "pca":
+        context.compute(STAGE, find_axes, [AXES])
+        facts = context.run.summary(STAGE, AXES)
+    context.compute(STAGE, place_span, spans, progress=(0, 2))
+    context.compute(STAGE, measure, [BOX], pieces=spans, facts=facts)
+    go_over(context, len(graph.shards), collect, "collect", progress=(1, 2))
+
+
+def scatter(job: Job, part: str) -> None:
+    """Place a shard's rows evenly in the box."""
+    first, stop = Graph(job.run, job.geometry.shard_rows).shards.span(number_of(part))
+    y = start.random_box(job.config.seed, np.arange(first, stop), job.config.layout.n_components)
+    with job.run.part(STAGE, part) as out:
+        out.write("y", y.astype(np.float32))
+
+
+def random_start(context: Context, graph: Graph) -> None:
+    """Place rows evenly in the box."""
+    context.compute(STAGE, scatter, numbered("coordinates", len(graph.shards)))
+    if not context.run.is_committed(STAGE, BOX):
+        with context.run.part(STAGE, BOX) as out:
+            out.attributes["facts"] = {}
 
 
 def run(context: Context) -> dict:
     """Place every row; return how."""
-    context.compute(STAGE, place, [PART])
-    return {"init": context.config.start.init, **context.run.summary(STAGE, PART)}
+    init, graph = context.config.start.init, Graph(context.run, context.geometry.shard_rows)
+    wanted = {BOX, *numbered("coordinates", len(graph.shards))}
+    if not wanted <= set(context.run.committed(STAGE)):
+        ways = {"spectral": spectral_start, "random": random_start}
+        ways.get(init, placed_start)(context, graph)
+    for part in context.run.committed(STAGE):
+        if part not in wanted:
+            context.run.discard(STAGE, part)
+    return {"init": init, **context.run.summary(STAGE, BOX)["facts"]}

@@ -1,9 +1,10 @@
 """The format of runs, and all that is read from and written to Zarr."""
 
-from dumap.store.arrays import find_array, read_array, write_arrays
+from dumap.store.arrays import Rows, find_array, read_array, write_arrays
 from dumap.store.lock import Lock
 from dumap.store.objects import LOCKS, bucket_errors, probe, probe_key, set_threads, stamps, told
 from dumap.store.run import FORMAT, IDENTITY, MANIFESTS, OBJECT_BYTES, Part, Run, manifest_key
+from dumap.store.series import Series
 
 __all__ = [
     "FORMAT",
@@ -13,7 +14,9 @@ __all__ = [
     "OBJECT_BYTES",
     "Lock",
     "Part",
+    "Rows",
     "Run",
+    "Series",
     "bucket_errors",
     "find_array",
     "manifest_key",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -73,15 +74,44 @@ def find_array(path: str, name: str, settings: tuple[str, str]) -> zarr.Array:
     return refuse_code(found)
 
 
+class Rows:
+    """An array outside any run: .npy, or the path of a Zarr array.
+
+    Parameters
+    ----------
+    path : str
+
+    Raises
+    ------
+    InputError
+        It is neither, or cannot be read.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        with self._readable():
+            if path.endswith(".npy"):
+                self._array = np.load(path, mmap_mode="r", allow_pickle=False)
+            else:
+                self._array = refuse_code(zarr.open_array(open_store(path, read_only=True), mode="r"))
+        self.shape, self.dtype = self._array.shape, self._array.dtype
+
+    @contextlib.contextmanager
+    def _readable(self) -> Iterator[None]:
+        try:
+            yield
+        except (ValueError, OSError, EOFError, MemoryError, BadZipFile) as error:
+            raise InputError(f"{self.path} is neither a .npy file nor a Zarr array ({error})") from error
+
+    def read(self, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """Return rows [start, stop)."""
+        with self._readable():
+            return np.array(self._array[start:stop] if self.shape else self._array[...])
+
+
 def read_array(path: str) -> np.ndarray:
-    """Read a whole array outside any run: .npy, or the path of a Zarr array."""
-    try:
-        if path.endswith(".npy"):
-            with open(path, "rb") as file:
-                return np.load(file, allow_pickle=False)
-        return np.asarray(refuse_code(zarr.open_array(open_store(path, read_only=True), mode="r"))[...])
-    except (ValueError, OSError, EOFError, MemoryError, BadZipFile) as error:
-        raise InputError(f"{path} is neither a .npy file nor a Zarr array ({error})") from error
+    """Read a whole array outside any run."""
+    return Rows(path).read()
 
 
 def write_arrays(path: str, arrays: dict[str, tuple[tuple[int, ...], str, Iterator[tuple[int, np.ndarray]]]]) -> None:

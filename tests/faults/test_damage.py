@@ -67,7 +67,7 @@ PLACES = {
     "neighbors": "merged-",
     "audit": "merged-1-",
     "graph": "united-",
-    "start": "coordinates",
+    "start": "coordinates-",
     "layout": "epoch-",
     "embedding": "rows-",
     "quality": "report",

@@ -22,7 +22,7 @@ import dumap.kernels
 from dumap.errors import TaskError
 from dumap.executor import ATTEMPTS, Executor, Line, execute
 from dumap.pipeline import STAGES, Silent, plan, verify
-from dumap.stages import Job, cells, embedding, graph, neighbors, numbered, quality, start
+from dumap.stages import Job, cells, embedding, graph, layout, neighbors, numbered, quality
 from dumap.store import Run
 from dumap.submit import run
 
@@ -247,7 +247,7 @@ TWICE = {
     "cell-00002": neighbors.meet_guests,
     "merged-00003": neighbors.merge_cell,
     "united-00000": graph.unite,
-    "coordinates": start.place,
+    "pairs": layout.draw_pairs,
     "rows-00000": embedding.write_rows,
     "report": quality.report,
 }
