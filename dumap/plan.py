@@ -28,7 +28,7 @@ PAUSE_FRACTION = 0.8
 
 TILE_BYTES = 32 * 2**20
 """Bytes of the distances that an audit computes at once, and of the rows it computes them to."""
-MOST_COARSE_ROWS = 32_768
+MOST_COARSE_ROWS = 8192
 """Rows of the coarsened graph at the most, so that its memory has a bound."""
 PASSES = 14
 """Passes of the start over the graph: 8 that smooth, and those in which labels spread (assumed; they grow slowly)."""
