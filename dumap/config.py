@@ -195,7 +195,12 @@ class StartConfig(_Section):
 
 
 class LayoutConfig(_Section):
-    """Gradient descent."""
+    """Gradient descent.
+
+    With `exchange_every` > 1 shards see each other's rows only after so many epochs, for networks or disks that are
+    slow; then the answer depends on `graph.shard_rows`. With `least_fall` > 0 the layout ends once the loss has fallen
+    by a smaller share of itself in a tenth of the epochs.
+    """
 
     n_components: int = Field(2, ge=1, le=64)
     n_epochs: int | None = Field(None, ge=1, le=32_000)
@@ -206,6 +211,8 @@ class LayoutConfig(_Section):
     b: float | None = Field(None, gt=0.0)
     negative_sample_rate: float = Field(5.0, ge=0.0, le=1000.0)
     repulsion_strength: float = Field(1.0, ge=0.0)
+    exchange_every: int = Field(1, ge=1, le=1000)
+    least_fall: float = Field(0.0, ge=0.0, lt=1.0)
     checkpoint_every: int = Field(50, ge=1)
     mode: Literal["auto", "host", "rounds"] = "auto"
 
@@ -215,6 +222,8 @@ class LayoutConfig(_Section):
             raise ValueError(f"min_dist ({self.min_dist}) must not exceed spread ({self.spread})")
         if (self.a is None) != (self.b is None):
             raise ValueError("give both a and b, or neither")
+        if self.exchange_every > 1 and self.mode == "host":
+            raise ValueError("exchange_every > 1 goes with rounds of shards: set mode to auto or rounds")
         return self
 
 

@@ -298,7 +298,7 @@ def task_bytes(worker_memory: int) -> int:
 
 def runs_on_one_host(config: Config, rows: int, edges: int, worker_memory: int) -> bool:
     """Tell whether the layout runs in one process, which must hold all of it, rather than in rounds."""
-    if config.layout.mode != "auto":
+    if config.layout.mode != "auto" or config.layout.exchange_every > 1:
         return config.layout.mode == "host"
     whole = host_layout_bytes(rows, edges, config.layout.n_components)
     return whole <= max(config.task_memory, task_bytes(worker_memory))

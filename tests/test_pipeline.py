@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,8 @@ from sklearn.neighbors import NearestNeighbors
 from dumap.errors import InputError
 from dumap.pipeline import STAGES, plan
 from dumap.stages.vectors import COPY, DROPPED, ZERO
+from dumap.store import Run
+from dumap.submit import run
 
 K = 15
 
@@ -243,8 +246,6 @@ def test_the_loss_is_told_at_each_checkpoint_and_falls(cut):
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2, 3])
 def test_workers_change_no_byte(configure, some, expected, inspect, workers):
-    from dumap.submit import run
-
     config = configure(some, {**CUT, "cluster.workers": workers, "cluster.memory_limit": 2**31})
     run(config)
     assert inspect(config.output).y.tobytes() == expected
@@ -264,6 +265,69 @@ def test_shards_change_no_byte(embed, save):
         for rows, mode in ways
     }
     assert len(found) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("init", ["pca", "array"])
+def test_starts_are_the_same_however_rows_are_cut(embed, save, fresh, init):
+    rng = np.random.default_rng(2)
+    x, given = rng.normal(size=(9000, 8)).astype(np.float32), fresh("init.zarr")
+    zarr.create_array(given, data=rng.normal(size=(9000, 2)), chunks=(700, 1))
+    found = set()
+    for chunk, rows in ((500, 65536), (9000, 4096)):
+        settings = {"task_memory": 2**23, "graph.shard_rows": rows, "start.init": given if init == "array" else init}
+        done = embed(save(x, chunk), settings)
+        found.add(np.concatenate([done.array(f"start/{name}") for name in starts_of(done)]).tobytes())
+    assert len(found) == 1
+
+
+def starts_of(done) -> list[str]:
+    """List the arrays of a run's first coordinates."""
+    run = Run(done.output, read_only=True)
+    names = [name for name in run.committed("start") if name.startswith("coordinates-")]
+    return [run.manifest("start", name)["arrays"]["y"][0][0].removeprefix("start/") for name in names]
+
+
+EXCHANGE = {"cells.max_rows": 1000, "graph.shard_rows": 4096, "layout.n_epochs": 50, "layout.exchange_every": 4}
+
+
+@pytest.mark.slow
+def test_shards_that_are_exchanged_less_often(embed, configure, save, inspect):
+    """Whoever does which shards: three of them, on one worker or two; the map is near that of exchanging always."""
+    x = save(np.random.default_rng(1).normal(size=(9000, 8)).astype(np.float32))
+    done = embed(x, {**EXCHANGE, "layout.checkpoint_every": 15})
+    assert done.facts("layout")["mode"] == "rounds"
+    losses = done.facts("layout")["loss"]
+    assert [epoch for epoch, _ in losses] == [16, 32, 48, 50]
+    config = configure(x, {**EXCHANGE, "cluster.workers": 1, "cluster.memory_limit": 2**31})
+    run(config)
+    assert inspect(config.output).y.tobytes() == done.y.tobytes()
+    always = embed(x, {**EXCHANGE, "layout.exchange_every": 1})
+    assert always.y.tobytes() != done.y.tobytes()
+    assert losses[-1][1] == pytest.approx(always.facts("layout")["loss"][-1][1], rel=0.05)
+
+
+@pytest.mark.parametrize("least_fall", [0.02, 0.9])
+def test_a_loss_that_has_settled_ends_the_layout(embed, configure, client, some, least_fall):
+    """In one process, in rounds, and going on from a checkpoint."""
+    settings = {**CUT, "layout.n_epochs": 100, "layout.least_fall": least_fall, "layout.checkpoint_every": 7}
+    done = embed(some, settings)
+    last, losses = done.facts("layout")["epochs"], dict(done.facts("layout")["loss"])
+    judged = [losses[epoch] for epoch in range(10, last + 1, 10)]
+    falls = [1 - after / before for before, after in pairwise(judged)]
+    assert last % 10 == 0
+    assert last < 100
+    assert falls[-1] < least_fall
+    assert all(fall >= least_fall for fall in falls[:-1])
+    rounds = embed(some, {**settings, "layout.mode": "rounds"})
+    assert rounds.facts("layout") == {**done.facts("layout"), "mode": "rounds"}
+    assert rounds.y.tobytes() == done.y.tobytes()
+    store = Run(done.output)
+    for stage in ("layout", "embedding", "quality"):
+        store.forget("run", stage)
+    store.forget("layout", "end")
+    assert run(configure(some, {**settings, "output": done.output}), client=client)["state"] == "done"
+    assert Run(done.output).summary("layout", "end")["epoch"] == last
 
 
 @pytest.mark.slow
@@ -369,8 +433,6 @@ def holed(few):
 
 @pytest.mark.fault(27)
 def test_what_is_not_finite_is_named_before_any_graph(configure, client, holed):
-    from dumap.submit import run
-
     config = configure(holed)
     with pytest.raises(InputError, match=r"3 of 300 rows .* rows 7, 90, 299"):
         run(config, client=client)
@@ -381,8 +443,6 @@ def test_what_is_not_finite_is_named_before_any_graph(configure, client, holed):
 @pytest.mark.fault(27)
 def test_the_advice_on_what_is_not_finite_can_be_followed(configure, client, holed):
     """The same command with the setting that the message names goes on in the same output."""
-    from dumap.submit import run
-
     config = configure(holed)
     with pytest.raises(InputError, match=r"--set input\.nonfinite=drop"):
         run(config, client=client)
@@ -573,8 +633,6 @@ def test_the_inputs_chunks_change_no_byte_of_copies(embed, save, mixed, once, ro
 
 
 def test_copies_survive_a_run_that_is_stopped(configure, client, inspect, save, mixed, once):
-    from dumap.submit import run
-
     config = configure(save(mixed, 50), SMALL)
     shutil.copytree(once.output, config.output)
     for gone in (
@@ -642,8 +700,6 @@ def test_rounds_draw_as_one_process_does(embed, save):
 
 
 def test_too_few_distinct_rows_are_refused(configure, client, embed, few):
-    from dumap.submit import run
-
     with pytest.raises(InputError, match=r"leaves 6 distinct rows, too few for .* = 5: give at least 7, or, .* most 4"):
         run(configure(np.repeat(few[:6], 9, axis=0), ONCE), client=client)
     done = embed(np.repeat(few[:7], 9, axis=0), {**ONCE, "quality.queries": 30})

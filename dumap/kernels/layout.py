@@ -60,7 +60,7 @@ def fit_ab(spread: float, min_dist: float) -> tuple[float, float]:
     d = np.linspace(0, spread * 3, 300)
     wanted = np.where(d < min_dist, 1.0, np.exp(-(d - min_dist) / spread))
     (a, b), _ = curve_fit(lambda x, a, b: 1.0 / (1.0 + a * x ** (2 * b)), d, wanted)
-    return float(a), float(b)
+    return round(float(a), 6), round(float(b), 6)  # what other processors and libraries make of it too
 
 
 def default_epochs(rows: int) -> int:
@@ -164,6 +164,7 @@ class _Block(NamedTuple):
     """
 
     head: np.ndarray  # (components, BLOCK): the rows' coordinates
+    before: np.ndarray  # (components, BLOCK): those they had at the last exchange
     pull: np.ndarray  # (components, BLOCK): sums over the edges that are due
     push: np.ndarray  # (components, BLOCK): sums over negatives
     due: np.ndarray  # (BLOCK,): edges that are due
@@ -177,6 +178,7 @@ class _Block(NamedTuple):
 def _room(components: int, tail_dtype: np.dtype) -> _Block:
     return _Block(
         head=np.zeros((components, BLOCK), np.float32),
+        before=np.zeros((components, BLOCK), np.float32),
         pull=np.zeros((components, BLOCK), np.float32),
         push=np.zeros((components, BLOCK), np.float32),
         due=np.zeros(BLOCK, np.int32),
@@ -195,9 +197,9 @@ def _packed(kept, width, edge):
 
 
 @nb.njit(cache=True, nogil=True, error_model="numpy")
-def _attract(axes, block, indptr, r, rows, tails, rates, phases, y, t, a, b):
+def _attract(axes, block, indptr, r, rows, tails, rates, phases, y, exchanged, t, a, b):
     """Sum what pulls rows r, r + 1, ...: i and j are joined by an edge, pull i towards j."""
-    head, pull, _, due, times, kept, near, share, force = block
+    head, before, pull, _, due, times, kept, near, share, force = block
     components = len(axes)
     two_ab = np.float32(2) * a * b
     for e in range(indptr[r], indptr[r + rows], CHUNK):
@@ -216,8 +218,12 @@ def _attract(axes, block, indptr, r, rows, tails, rates, phases, y, t, a, b):
             low, high = _packed(kept, width, indptr[r + q] - e), _packed(kept, width, indptr[r + q + 1] - e)
             for k in range(low, high):
                 tail = near[k]
-                for c in range(components):
-                    force[c, k] = head[c, q] - y[tail, c]
+                if exchanged is not None and tail >= exchanged.shape[0]:
+                    for c in range(components):
+                        force[c, k] = before[c, q] - y[tail, c]
+                else:
+                    for c in range(components):
+                        force[c, k] = head[c, q] - y[tail, c]
         for k in range(count):
             d2 = _NEAR
             for c in range(components):
@@ -258,7 +264,7 @@ def _repel(axes, block, number, rows, pool, count, base, a, b, gamma):
 
 @nb.njit(cache=True, nogil=True, error_model="numpy")
 def _generation(
-    axes, block, start, stop, first, own, indptr, tails, rates, phases, y, m, v, pool, epoch, base,
+    axes, block, start, stop, first, own, indptr, tails, rates, phases, y, exchanged, m, v, pool, epoch, base,
     a, b, gamma, negatives, rate, correction1, correction2, out_y,
 ):  # fmt: skip
     """Step rows [start, stop) of a shard; `axes` is a tuple so that its length is known to the compiler."""
@@ -268,8 +274,10 @@ def _generation(
         for q in range(rows):
             for c in range(components):
                 block.head[c, q] = y[own + r + q, c]
+                if exchanged is not None:
+                    block.before[c, q] = exchanged[r + q, c]
         block.pull[:], block.push[:], block.due[:] = _F0, _F0, 0
-        _attract(axes, block, indptr, r, rows, tails, rates, phases, y, np.int32(epoch), a, b)
+        _attract(axes, block, indptr, r, rows, tails, rates, phases, y, exchanged, np.int32(epoch), a, b)
         wanted = negatives * np.float32(block.due.sum()) / np.float32(rows)
         count = np.int64(np.ceil(wanted))
         _repel(axes, block, (first + r) // BLOCK, rows, pool, count, base, a, b, gamma)
@@ -346,6 +354,7 @@ def generation(
     v: np.ndarray,
     pool: np.ndarray,
     out_y: np.ndarray,
+    exchanged: np.ndarray | None = None,
 ) -> None:
     """Write the next generation of rows [start, stop) of a shard; their moments change in place.
 
@@ -370,6 +379,9 @@ def generation(
     pool : ndarray of float32, shape (n_components, POOL_ROWS + RUN)
         From `lay_pool`.
     out_y : ndarray of float32, shape (shard rows, n_components)
+    exchanged : ndarray of float32, shape (shard rows, n_components), optional
+        Where shards are not exchanged every epoch: the shard's rows at the last exchange, as old as those of others in
+        `y`, which come after them. Edges to others pull from there, so that what one end loses the other gains.
 
     Raises
     ------
@@ -384,7 +396,7 @@ def generation(
     correction2 = 1.0 / (1.0 - _power_of(float(BETA2), epoch + 1))
     _generation(
         (0,) * y.shape[1], _room(y.shape[1], edges.tails.dtype),
-        start, stop, first, own, *edges, y, m, v, pool, epoch, base,
+        start, stop, first, own, *edges, y, exchanged, m, v, pool, epoch, base,
         np.float32(descent.a), np.float32(descent.b), np.float32(descent.repulsion_strength),
         np.float32(descent.negative_sample_rate / 2), np.float32(rate),
         np.float32(correction1), np.float32(correction2), out_y,

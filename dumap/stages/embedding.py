@@ -7,7 +7,7 @@ import numpy as np
 from dumap.stages import Context, Job, number_of, numbered, total
 from dumap.stages.cells import Table
 from dumap.stages.graph import Graph, placed_in
-from dumap.stages.layout import Generation
+from dumap.stages.layout import last_generation
 from dumap.stages.vectors import COPY, DROPPED, ISOLATED, copies_of, repeated_in
 from dumap.stages.vectors import STAGE as VECTORS
 
@@ -56,7 +56,7 @@ def write_rows(job: Job, part: str) -> None:
     kept = np.flatnonzero((status & DROPPED) == 0)
     if len(kept):
         order = kept[np.argsort(positions[kept])]
-        y[order] = Generation(job.run, graph, cut.n_epochs).gather(positions[order])
+        y[order] = last_generation(job.run, graph).gather(positions[order])
     for shard in range(len(graph.shards)):
         isolated = graph.isolated(shard)
         if len(isolated):

@@ -7,6 +7,7 @@ of tasks, each of which reads its shards and the rows they touch. The bytes are 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
@@ -26,6 +27,10 @@ from dumap.store import Run, Series
 STAGE = "layout"
 SLICES = 8
 """Slices of rows a thread gets in an epoch, so that threads end together."""
+END = "end"
+"""The part that says after how many epochs the layout ended."""
+JUDGEMENTS = 10
+"""Parts of the epochs after each of which the loss may end the layout, where it is told to."""
 PAIRS, PAIRS_PART = 20_000, "pairs"
 """Edges, and as many pairs of any rows, on which the loss is measured, and the part that names them."""
 
@@ -89,9 +94,9 @@ class Generation:
             pieces.append(rows[positions[low:high] - first])
         return np.concatenate(pieces)
 
-    def pool(self, seed: int) -> np.ndarray:
-        """Return the pool of negatives of the epoch that follows."""
-        places = layout.pool_rows(seed, self.epoch, self.graph.places[-1])
+    def pool(self, seed: int, epoch: int) -> np.ndarray:
+        """Return the pool of negatives of an epoch that follows."""
+        places = layout.pool_rows(seed, epoch, self.graph.places[-1])
         unique, place = np.unique(self.graph.rows_at(places), return_inverse=True)
         return layout.lay_pool(self.gather(unique)[place])
 
@@ -132,9 +137,44 @@ def pack_shards(job: Job, graph: Graph, first: int, last: int) -> Edges:
     return Edges(indptr, tails[:kept], rates[:kept], phases[:kept])
 
 
-def is_checkpoint(job: Job, epoch: int) -> bool:
-    """Tell whether the generation after `epoch` epochs is kept, and its loss measured."""
-    return epoch % job.config.layout.checkpoint_every == 0 or epoch == job.geometry.n_epochs
+def is_checkpoint(job: Job, epoch: int, steps: int = 1) -> bool:
+    """Tell whether one of the last steps to the generation after `epoch` epochs is one after which it is kept."""
+    every = job.config.layout.checkpoint_every
+    return epoch // every > (epoch - steps) // every or epoch == job.geometry.n_epochs
+
+
+def judged(job: Job) -> list[int]:
+    """List the epochs after which the layout may end early, ten at the most."""
+    if not job.config.layout.least_fall:
+        return []
+    step, every = job.geometry.n_epochs / JUDGEMENTS, job.config.layout.exchange_every
+    found = {math.ceil(step * number / every) * every for number in range(1, JUDGEMENTS)}
+    return sorted(epoch for epoch in found if epoch < job.geometry.n_epochs)
+
+
+def has_settled(job: Job, epoch: int) -> bool:
+    """Tell whether the loss has fallen too little, after an epoch at which it is judged, since it was judged before."""
+    epochs = judged(job)
+    if epoch not in epochs[1:]:
+        return False
+    before, now = (loss_of(job.run, at) for at in (epochs[epochs.index(epoch) - 1], epoch))
+    return before is not None and now is not None and now > before * (1 - job.config.layout.least_fall)
+
+
+def end(job: Job, epoch: int) -> None:
+    """Commit that the generation after `epoch` epochs is the last."""
+    with job.run.part(STAGE, END) as out:
+        out.attributes["epoch"] = epoch
+
+
+def last_epoch(run: Run) -> int:
+    """Return after how many epochs the layout ended."""
+    return run.summary(STAGE, END)["epoch"]
+
+
+def last_generation(run: Run, graph: Graph) -> Generation:
+    """Return the generation that is the map."""
+    return Generation(run, graph, last_epoch(run))
 
 
 # the loss ----------------------------------------------------------------------------------------
@@ -175,6 +215,12 @@ def write_loss(job: Job, epoch: int, gather: Callable[[np.ndarray], np.ndarray])
             out.attributes["loss"] = layout.loss(descent(job), heads, tails, weights, others)
 
 
+def loss_of(run: Run, epoch: int) -> float | None:
+    """Return the loss after so many epochs, if it was measured; a graph without edges has none."""
+    name = loss_name(epoch)
+    return run.summary(STAGE, name)["loss"] if run.is_committed(STAGE, name) else None
+
+
 def measure_loss(job: Job, part: str) -> None:
     """Measure the loss of a committed generation."""
     epoch = number_of(part)
@@ -213,7 +259,7 @@ def advance(
 
 
 def descend(job: Job, part: str, threads: int) -> None:
-    """Run all epochs from the last generation on, on this host's cores, and commit checkpoints."""
+    """Run the epochs from the last generation to the end, on this host's cores, and commit checkpoints."""
     graph, epochs = Graph(job.run, job.geometry.shard_rows), job.geometry.n_epochs
     shards, shared = graph.shards, descent(job)
     series = generations(job.run, len(shards))
@@ -224,78 +270,100 @@ def descend(job: Job, part: str, threads: int) -> None:
     m, v = np.concatenate([before.moments(shard) for shard in range(len(shards))], axis=1)
     m, v, after = np.ascontiguousarray(m), np.ascontiguousarray(v), np.empty_like(y)
     cuts, repeated = slices_of(shards.rows, threads * SLICES), graph.repeated(0, len(shards))
+    judgements = judged(job)
     with ThreadPoolExecutor(threads) as workers:
         for epoch in range(begin, epochs):
+            if has_settled(job, epoch):
+                break
             drawn = rows_at(layout.pool_rows(shared.seed, epoch, graph.places[-1]), *repeated)
             advance(workers, cuts, shared, epoch, edges, y, m, v, after, drawn)
             y, after = after, y
             job.tick(epoch + 1, epochs)
-            if is_checkpoint(job, epoch + 1):
+            kept = is_checkpoint(job, epoch + 1)
+            if kept or epoch + 1 in judgements:
+                write_loss(job, epoch + 1, y.__getitem__)
+            if kept or has_settled(job, epoch + 1):
                 for shard in range(len(shards)):
                     low, high = shards.span(shard)
                     write_shard(job, series, epoch + 1, shard, y[low:high], m[low:high], v[low:high])
-                write_loss(job, epoch + 1, y.__getitem__)
                 series.commit(epoch + 1)
+    end(job, series.latest())
 
 
 # rounds of shards --------------------------------------------------------------------------------
 
 _prepared: dict[tuple, tuple[Edges, np.ndarray]] = {}
-"""The last group of shards this process packed, so that a round need not read its edges again."""
+"""What this process packed last, so that a round need not read its edges again."""
 
 
-def _prepare(job: Job, graph: Graph, first: int, last: int) -> tuple[Edges, np.ndarray]:
-    """Pack shards [first, last) with tails counted within their rows, then within the rows they touch outside."""
-    key = (job.run.location, job.config.digest(), first, last)
-    if key not in _prepared:
-        edges = pack_shards(job, graph, first, last)
-        low, high = int(graph.shards.offsets[first]), int(graph.shards.offsets[last])
-        outside = np.unique(edges.tails[(edges.tails < low) | (edges.tails >= high)])
-        inside = (edges.tails >= low) & (edges.tails < high)
-        own = edges.tails - edges.tails.dtype.type(low)
-        tails = np.where(inside, own, high - low + np.searchsorted(outside, edges.tails))
-        _prepared.clear()
-        _prepared[key] = edges._replace(tails=tails.astype(np.uint32)), outside
-    return _prepared[key]
+def _prepare(job: Job, graph: Graph, units: list[tuple[int, int]]) -> list[tuple[Edges, np.ndarray]]:
+    """Pack each unit's shards with tails counted within their rows, then within the rows they touch outside."""
+    keys = [(job.run.location, job.config.digest(), *unit) for unit in units]
+    for known in set(_prepared) - set(keys):
+        del _prepared[known]
+    for key, (first, last) in zip(keys, units, strict=True):
+        if key not in _prepared:
+            edges = pack_shards(job, graph, first, last)
+            low, high = int(graph.shards.offsets[first]), int(graph.shards.offsets[last])
+            outside = np.unique(edges.tails[(edges.tails < low) | (edges.tails >= high)])
+            inside = (edges.tails >= low) & (edges.tails < high)
+            own = edges.tails - edges.tails.dtype.type(low)
+            tails = np.where(inside, own, high - low + np.searchsorted(outside, edges.tails))
+            _prepared[key] = edges._replace(tails=tails.astype(np.uint32)), outside
+    return [_prepared[key] for key in keys]
 
 
-def step(job: Job, part: str, epoch: int, groups: list[tuple[int, int]]) -> None:
-    """Take one group of shards from generation `epoch` to the next."""
-    graph = Graph(job.run, job.geometry.shard_rows)
+def step(job: Job, part: str, epoch: int, until: int, groups: list[tuple[int, int]]) -> None:
+    """Take one group of shards from generation `epoch` to `until`.
+
+    The rows of a unit see each other move; those outside stay where they were. A unit is a group where every epoch is
+    exchanged, which then does not depend on groups, and a shard otherwise.
+    """
+    graph, config = Graph(job.run, job.geometry.shard_rows), job.config.layout
     first, last = groups[number_of(part)]
-    edges, outside = _prepare(job, graph, first, last)
-    before = Generation(job.run, graph, epoch)
-    offsets = graph.shards.offsets
-    low, high = int(offsets[first]), int(offsets[last])
-    y = [before.read(shard) for shard in range(first, last)]
-    if len(outside):
-        y.append(before.gather(outside.astype(np.int64)))
-    m, v = np.concatenate([before.moments(shard) for shard in range(first, last)], axis=1)
-    m, v = np.ascontiguousarray(m), np.ascontiguousarray(v)
-    known, shared = np.concatenate(y), descent(job)
-    after = np.empty((high - low, known.shape[1]), np.float32)
-    pool = before.pool(shared.seed)
-    layout.generation(shared, epoch, 0, high - low, low, 0, edges, known, m, v, pool, after)
-    for shard in range(first, last):
-        rows = slice(int(offsets[shard]) - low, int(offsets[shard + 1]) - low)
-        write_shard(job, before.series, epoch + 1, shard, after[rows], m[rows], v[rows])
+    units = [(first, last)] if config.exchange_every == 1 else [(shard, shard + 1) for shard in range(first, last)]
+    before, shared = Generation(job.run, graph, epoch), descent(job)
+    pools = [before.pool(shared.seed, t) for t in range(epoch, until)]
+    for (begin, end), (edges, outside) in zip(units, _prepare(job, graph, units), strict=True):
+        offsets = graph.shards.offsets[begin : end + 1] - graph.shards.offsets[begin]
+        low, rows = int(graph.shards.offsets[begin]), int(offsets[-1])
+        y = [before.read(shard) for shard in range(begin, end)]
+        if len(outside):
+            y.append(before.gather(outside.astype(np.int64)))
+        m, v = np.concatenate([before.moments(shard) for shard in range(begin, end)], axis=1)
+        m, v, known = np.ascontiguousarray(m), np.ascontiguousarray(v), np.concatenate(y)
+        exchanged, after = known[:rows].copy() if config.exchange_every > 1 else None, np.empty_like(m)
+        for t, pool in enumerate(pools, epoch):
+            layout.generation(shared, t, 0, rows, low, 0, edges, known, m, v, pool, after, exchanged)
+            known[:rows] = after
+        for shard, own in zip(range(begin, end), map(slice, offsets[:-1], offsets[1:]), strict=True):
+            write_shard(job, before.series, until, shard, after[own], m[own], v[own])
     with job.run.part(STAGE, part):
         pass
 
 
 def _rounds(context: Context, graph: Graph, tasks: int) -> None:
-    epochs = context.geometry.n_epochs
+    epochs, every = context.geometry.n_epochs, context.config.layout.exchange_every
     cuts = np.unique(np.linspace(0, len(graph.shards), min(tasks, len(graph.shards)) + 1).astype(int)).tolist()
-    groups = list(pairwise(cuts))
+    groups, judgements = list(pairwise(cuts)), judged(context.job)
     series = generations(context.run, len(graph.shards))
-    for epoch in range(series.latest(epochs), epochs):
-        parts = numbered(f"step-{epoch + 1:05d}-{len(groups)}", len(groups))
-        context.compute(STAGE, step, parts, epoch=epoch, groups=groups, progress=(epoch, epochs))
-        series.commit(epoch + 1)
-        if is_checkpoint(context.job, epoch + 1):
-            context.compute(STAGE, measure_loss, [loss_name(epoch + 1)], progress=(epoch, epochs))
+
+    def measure(epoch: int) -> None:
+        if epoch and (is_checkpoint(context.job, epoch, every) or epoch in judgements):
+            context.compute(STAGE, measure_loss, [loss_name(epoch)], progress=(epoch, epochs))
+
+    for epoch in range(series.latest(epochs), epochs, every):
+        measure(epoch)
+        if has_settled(context.job, epoch):
+            break
+        until = min(epoch + every, epochs)
+        parts = numbered(f"step-{until:05d}-{len(groups)}", len(groups))
+        context.compute(STAGE, step, parts, epoch=epoch, until=until, groups=groups, progress=(epoch, epochs))
+        series.commit(until)
         for part in parts:
             context.run.discard(STAGE, part)
+    measure(series.latest())
+    end(context.job, series.latest())
 
 
 def run(context: Context) -> dict:
@@ -303,18 +371,21 @@ def run(context: Context) -> dict:
     graph, cut, config = Graph(context.run, context.geometry.shard_rows), context.geometry, context.config
     rows, series = graph.shards.rows, generations(context.run, len(graph.shards))
     series.forget_broken()
+    if context.run.is_committed(STAGE, END) and last_epoch(context.run) not in series.numbers():
+        context.run.forget(STAGE, END)
     context.compute(STAGE, draw_pairs, [PAIRS_PART])
     edges = 2 * config.neighbors.n_neighbors * rows
     if runs_on_one_host(config, rows, edges, context.worker_memory):
         mode = "host"
-        context.compute(STAGE, descend, [series.name(cut.n_epochs)], threads=context.host_threads)
+        context.compute(STAGE, descend, [END], threads=context.host_threads)
     else:
         mode = "rounds"
         shard_rows, n_components = min(cut.shard_rows, rows), config.layout.n_components
         one = shard_layout_bytes(shard_rows, config.neighbors.n_neighbors, n_components)
         fitting = max(1, config.task_memory // one)
-        _rounds(context, graph, max(context.threads, -(-len(graph.shards) // fitting)))
+        if not context.run.is_committed(STAGE, END):
+            _rounds(context, graph, max(context.threads, -(-len(graph.shards) // fitting)))
     measured = [name for name in context.run.committed(STAGE) if name.startswith("loss-")]
     losses = [[number_of(name), round(context.run.summary(STAGE, name)["loss"], 4)] for name in measured]
     shared = descent(context.job)
-    return {"mode": mode, "epochs": cut.n_epochs, "a": shared.a, "b": shared.b, "loss": losses}
+    return {"mode": mode, "epochs": last_epoch(context.run), "a": shared.a, "b": shared.b, "loss": losses}

@@ -11,7 +11,7 @@ from dumap.stages.audit import NEAR, columns_of, fill, tiles
 from dumap.stages.audit import STAGE as AUDIT
 from dumap.stages.cells import Table
 from dumap.stages.graph import Graph
-from dumap.stages.layout import Generation
+from dumap.stages.layout import last_generation
 from dumap.stages.neighbors import repairs_made
 from dumap.stages.vectors import as_float32
 
@@ -30,7 +30,7 @@ def collect(job: Job, part: str) -> None:
     store, cut = job.run, job.geometry
     positions = store.read(AUDIT, audited(job, "queries"), "positions")
     graph = Graph(store, cut.shard_rows)
-    generation = Generation(store, graph, cut.n_epochs)
+    generation = last_generation(store, graph)
     own_y = np.empty((len(positions), job.config.layout.n_components), np.float32)
     order = np.argsort(positions)
     own_y[order] = generation.gather(positions[order])

@@ -1,4 +1,9 @@
+import hashlib
+import os
+import subprocess
+import sys
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -51,26 +56,27 @@ def state(n_components: int):
     return y, m, v, y[layout.pool_rows(SEED, EPOCH, ROWS)]
 
 
-def step(edges, y, m, v, pool, start=0, stop=None, first=0, own=0, descent=DESCENT):
+def step(edges, y, m, v, pool, start=0, stop=None, first=0, own=0, descent=DESCENT, exchanged=None):
     """Return the next generation of a shard's rows [start, stop), and the moments."""
     m, v, out = m.copy(), v.copy(), np.full(m.shape, np.nan, np.float32)
     stop = len(m) if stop is None else stop
-    layout.generation(descent, EPOCH, start, stop, first, own, edges, y, m, v, layout.lay_pool(pool), out)
+    layout.generation(descent, EPOCH, start, stop, first, own, edges, y, m, v, layout.lay_pool(pool), out, exchanged)
     return out, m, v
 
 
-def obvious_generation(edges, y, m, v, pool, descent=DESCENT):
+def obvious_generation(edges, y, m, v, pool, descent=DESCENT, exchanged=None):
     """Step every row, one edge and one negative at a time, in float64."""
     a, b, rate, gamma, negatives = descent[:5]
     y, m, v, pool = (array.astype(np.float64) for array in (y, m, v, pool))
     pool = np.concatenate([pool, pool[: layout.RUN]])
     base = hashing.draws(SEED, hashing.NEGATIVES, np.array([EPOCH]))[0]
-    times, out = due(edges, EPOCH), np.empty_like(y)
-    totals = np.bincount(heads(edges), times, len(y))
-    for i in range(len(y)):
+    times, out = due(edges, EPOCH), np.empty_like(m)
+    totals = np.bincount(heads(edges), times, len(m))
+    for i in range(len(m)):
         pull, push = np.zeros(y.shape[1]), np.zeros(y.shape[1])
         for e in range(edges.indptr[i], edges.indptr[i + 1]):
-            apart = y[i] - y[edges.tails[e]]
+            old = exchanged is not None and edges.tails[e] >= len(m)
+            apart = (exchanged[i] if old else y[i]) - y[edges.tails[e]]
             d2 = apart @ apart + 1e-8
             pull += times[e] * np.clip(2 * a * b * d2 ** (b - 1) / (1 + a * d2**b) * apart, -4, 4)
         block = i // layout.BLOCK
@@ -127,21 +133,60 @@ def test_a_generation_is_the_same_however_rows_are_cut_into_slices(graph, n_comp
     assert out.tobytes() == whole.tobytes()
 
 
+def alone(graph, low: int, high: int) -> tuple[layout.Edges, np.ndarray]:
+    """Pack rows [low, high) with tails counted within them, then within the rows they touch outside; return those."""
+    edges = pack(graph, low, high)
+    inside = (edges.tails >= low) & (edges.tails < high)
+    halo = np.unique(edges.tails[~inside])
+    local = np.where(inside, edges.tails - low, high - low + np.searchsorted(halo, edges.tails))
+    return edges._replace(tails=local.astype(edges.tails.dtype)), halo
+
+
 @pytest.mark.parametrize(("low", "high"), [(0, 64), (64, 192), (192, ROWS), (256, ROWS)])
 def test_a_shard_with_its_halo_steps_as_the_whole_does(graph, low, high):
     y, m, v, pool = state(2)
     whole = step(pack(graph), y, m, v, pool)
-    edges = pack(graph, low, high)
-    shared = step(edges, y, m[low:high], v[low:high], pool, first=low, own=low)
-    inside = (edges.tails >= low) & (edges.tails < high)
-    halo = np.unique(edges.tails[~inside])
-    local = np.where(inside, edges.tails - low, high - low + np.searchsorted(halo, edges.tails)).astype(
-        edges.tails.dtype
-    )
+    shared = step(pack(graph, low, high), y, m[low:high], v[low:high], pool, first=low, own=low)
+    edges, halo = alone(graph, low, high)
     known = np.concatenate([y[low:high], y[halo]])
-    alone = step(edges._replace(tails=local), known, m[low:high], v[low:high], pool, first=low)
-    for a, b, wanted in zip(shared, alone, whole, strict=True):
+    apart = step(edges, known, m[low:high], v[low:high], pool, first=low)
+    for a, b, wanted in zip(shared, apart, whole, strict=True):
         assert a.tobytes() == b.tobytes() == wanted[low:high].tobytes()
+
+
+@pytest.mark.parametrize("n_components", [1, 2, 5])
+def test_edges_to_rows_not_exchanged_pull_from_where_both_ends_were(graph, n_components):
+    y, m, v, pool = state(n_components)
+    edges, halo = alone(graph, 0, 128)
+    known, exchanged = np.concatenate([y[:128], y[halo]]), y[:128] + np.float32(0.5)
+    found = step(edges, known, m[:128], v[:128], pool, exchanged=exchanged)
+    wanted = obvious_generation(edges, known, m[:128], v[:128], pool, exchanged=exchanged)
+    for own, other in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(own, other, rtol=1e-4, atol=1e-5)
+    just = step(edges, known, m[:128], v[:128], pool, exchanged=known[:128].copy())
+    assert [a.tobytes() for a in just] == [a.tobytes() for a in step(edges, known, m[:128], v[:128], pool)]
+    assert just[0].tobytes() != found[0].tobytes()
+
+
+@pytest.mark.slow
+def test_another_processor_takes_the_same_steps(graph, tmp_path):
+    """Code made for any processor of the kind, without its wider lanes and fused products."""
+    script = (
+        "import sys; from tests.kernels import test_layout as t; import hashlib, scipy.sparse as s\n"
+        "found = t.step(t.pack(s.load_npz(sys.argv[1])), *t.state(2))\n"
+        "print(hashlib.sha256(b''.join(a.tobytes() for a in found)).hexdigest())"
+    )
+    sparse.save_npz(tmp_path / "graph.npz", graph)
+    told = []
+    for name in (None, "generic"):
+        chosen = {"NUMBA_CPU_NAME": name, "NUMBA_CPU_FEATURES": "", "NUMBA_CACHE_DIR": str(tmp_path)} if name else {}
+        done = subprocess.run(
+            [sys.executable, "-c", script, str(tmp_path / "graph.npz")],
+            env={**os.environ, **chosen}, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        told.append(done.stdout)
+    found = step(pack(graph), *state(2))
+    assert told == [hashlib.sha256(b"".join(a.tobytes() for a in found)).hexdigest() + "\n"] * 2
 
 
 def test_a_generation_writes_its_rows_alone(graph):
