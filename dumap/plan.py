@@ -166,9 +166,16 @@ def pool_bytes(n_components: int) -> int:
 
 
 def shard_layout_bytes(shard_rows: int, n_neighbors: int, n_components: int) -> int:
-    """Return the bytes that one shard's round takes: its edges while packed, its rows and those it touches."""
-    edges = 2 * n_neighbors * shard_rows
-    return edges * (8 + 16 + 8 + 4 * n_components) + shard_rows * 4 * n_components * 8 + pool_bytes(n_components)
+    """Return the bytes that a shard takes in a round: its edges packed, its rows and those it touches."""
+    return 2 * n_neighbors * shard_rows * 8 + shard_rows * (24 + 4 * n_components * 10)
+
+
+def round_bytes(config: Config, shard_rows: int) -> tuple[int, int]:
+    """Return the bytes of a round beside its shards, while one of them is packed, and how many shards fit a task."""
+    k, n_components = config.neighbors.n_neighbors, config.layout.n_components
+    beside = 2 * k * shard_rows * 40 + pool_bytes(n_components)
+    one = shard_layout_bytes(shard_rows, k, n_components)
+    return beside, max(1, (config.task_memory - beside) // one)
 
 
 def page_bytes(shard_rows: int, n_components: int) -> int:
@@ -308,7 +315,7 @@ def layout_bytes(config: Config, rows: int, edges: int, worker_memory: int) -> i
     """Return the bytes that a task of the layout takes."""
     if runs_on_one_host(config, rows, edges, worker_memory):
         return host_layout_bytes(rows, edges, config.layout.n_components)
-    one = shard_layout_bytes(
-        min(config.graph.shard_rows, rows), config.neighbors.n_neighbors, config.layout.n_components
-    )
-    return max(one, config.task_memory)
+    shard_rows = min(config.graph.shard_rows, rows)
+    beside, fitting = round_bytes(config, shard_rows)
+    one = shard_layout_bytes(shard_rows, config.neighbors.n_neighbors, config.layout.n_components)
+    return beside + min(fitting, -(-rows // shard_rows)) * one

@@ -48,7 +48,7 @@ def bare(job: Job, graph: Graph, threads: int) -> tuple[float, np.ndarray]:
     shards, shared = graph.shards, descent(job)
     start = Generation(job.run, graph, 0)
     edges = pack_shards(job, graph, 0, len(shards))
-    y = start.whole()
+    y = start.span(0, len(shards))
     m, v, after = np.zeros_like(y), np.zeros_like(y), np.empty_like(y)
     cuts = slices_of(shards.rows, threads * SLICES)
     began = time.perf_counter()
@@ -117,7 +117,7 @@ def main() -> None:
     config = configuration(args.run, args.run, args.threads)
     job = Job(config, plan(config).geometry)
     graph = Graph(Run(args.run, read_only=True), config.graph.shard_rows)
-    y = Generation(job.run, graph, 0).whole()
+    y = Generation(job.run, graph, 0).span(0, len(graph.shards))
     seconds: dict[str, list[float]] = {"umap-learn": [], "kernel": [], "stage": []}
     whole_stage(args.run, args.threads)  # compiles what is not in the cache
     for _ in range(args.rounds):

@@ -18,8 +18,8 @@ from dumap.errors import ConfigError
 from dumap.kernels import hashing, layout
 from dumap.kernels.graph import rows_at
 from dumap.kernels.layout import Descent, Edges
-from dumap.plan import runs_on_one_host, shard_layout_bytes
-from dumap.stages import Context, Job, number_of, numbered
+from dumap.plan import round_bytes, runs_on_one_host
+from dumap.stages import Context, Job, number_of
 from dumap.stages.graph import Graph
 from dumap.stages.start import Starts
 from dumap.store import Run, Series
@@ -50,9 +50,9 @@ def descent(job: Job) -> Descent:
     )
 
 
-def generations(run: Run, shards: int) -> Series:
+def generations(run: Run) -> Series:
     """Return the generations."""
-    return Series(run, STAGE, "generation", "epoch", shards)
+    return Series(run, STAGE, "generation", "epoch")
 
 
 class Generation:
@@ -60,37 +60,38 @@ class Generation:
 
     def __init__(self, run: Run, graph: Graph, epoch: int) -> None:
         self.run, self.graph, self.epoch = run, graph, epoch
-        self.starts, self.series = Starts(run, len(graph.shards)), generations(run, len(graph.shards))
+        self.starts, self.series = Starts(run, len(graph.shards)), generations(run)
 
     def read(self, shard: int, start: int = 0, stop: int | None = None) -> np.ndarray:
         """Return the coordinates of rows [start, stop) of a shard."""
         if self.epoch == 0:
             return self.starts.read(shard, start, stop)
-        return self.run.read(STAGE, self.series.piece_name(self.epoch, shard), "y", start, stop)
+        first, last = self.graph.shards.span(shard)
+        return self.series.read(self.epoch, "y", first + start, last if stop is None else first + stop)
 
-    def whole(self) -> np.ndarray:
-        """Return the coordinates of all rows."""
-        return np.concatenate([self.read(shard) for shard in range(len(self.graph.shards))])
+    def span(self, first: int, last: int) -> np.ndarray:
+        """Return the coordinates of shards [first, last)."""
+        return np.concatenate([self.read(shard) for shard in range(first, last)])
 
-    def moments(self, shard: int) -> np.ndarray:
-        """Return Adam's moments of a shard, (2, rows, n_components)."""
-        if self.epoch == 0:
-            return np.zeros((2, *self.read(shard).shape), np.float32)
-        return self.run.read(STAGE, self.series.piece_name(self.epoch, shard), "moments")
+    def moments(self, first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return Adam's moments of shards [first, last), each (rows, n_components)."""
+        low, high = self.graph.shards.offsets[[first, last]].tolist()
+        if self.epoch:
+            return self.series.read(self.epoch, "m", low, high), self.series.read(self.epoch, "v", low, high)
+        m = np.zeros((high - low, self.read(0, 0, 0).shape[1]), np.float32)
+        return m, m.copy()
 
     def gather(self, positions: np.ndarray) -> np.ndarray:
-        """Return the coordinates of some positions, ascending, reading near to what they span."""
+        """Return the coordinates of some positions, ascending; of each shard, what they span."""
         if not len(positions):
             return self.read(0, 0, 0)
         offsets = self.graph.shards.offsets
-        cuts = np.flatnonzero(np.diff(positions) > 4096) + 1
-        edges = np.searchsorted(positions, offsets[1:-1])
-        cuts = np.unique(np.concatenate([[0], cuts, edges, [len(positions)]]))
+        cuts = np.unique([0, *np.searchsorted(positions, offsets[1:-1]), len(positions)])
         pieces = []
-        for low, high in pairwise(cuts):
-            shard = int(np.searchsorted(offsets, positions[low], side="right")) - 1
-            first = int(positions[low])
-            rows = self.read(shard, first - int(offsets[shard]), int(positions[high - 1]) + 1 - int(offsets[shard]))
+        for low, high in pairwise(cuts.tolist()):
+            first, last = int(positions[low]), int(positions[high - 1])
+            shard = int(np.searchsorted(offsets, first, side="right")) - 1
+            rows = self.read(shard, first - int(offsets[shard]), last + 1 - int(offsets[shard]))
             pieces.append(rows[positions[low:high] - first])
         return np.concatenate(pieces)
 
@@ -101,8 +102,8 @@ class Generation:
         return layout.lay_pool(self.gather(unique)[place])
 
 
-def write_shard(job: Job, series: Series, epoch: int, shard: int, y: np.ndarray, m: np.ndarray, v: np.ndarray) -> None:
-    """Commit a shard's state.
+def write_piece(job: Job, part: str, y: np.ndarray, m: np.ndarray, v: np.ndarray) -> None:
+    """Commit the state of a range of shards.
 
     Raises
     ------
@@ -112,12 +113,12 @@ def write_shard(job: Job, series: Series, epoch: int, shard: int, y: np.ndarray,
     if not np.isfinite(y).all():
         own = job.config.layout.model_dump(include={"learning_rate", "spread", "a", "b", "repulsion_strength"})
         raise ConfigError(
-            f"layout: after epoch {epoch} coordinates are not finite; some of "
+            f"layout: after epoch {Series.place(part)[0]} coordinates are not finite; some of "
             f"{', '.join(f'layout.{name} = {value}' for name, value in own.items())} are too large"
         )
-    with job.run.part(STAGE, series.piece_name(epoch, shard)) as out:
-        out.write("y", y)
-        out.write("moments", np.stack([m, v]))
+    with job.run.part(STAGE, part) as out:
+        for name, values in (("y", y), ("m", m), ("v", v)):
+            out.write(name, values)
 
 
 def pack_shards(job: Job, graph: Graph, first: int, last: int) -> Edges:
@@ -261,14 +262,12 @@ def advance(
 def descend(job: Job, part: str, threads: int) -> None:
     """Run the epochs from the last generation to the end, on this host's cores, and commit checkpoints."""
     graph, epochs = Graph(job.run, job.geometry.shard_rows), job.geometry.n_epochs
-    shards, shared = graph.shards, descent(job)
-    series = generations(job.run, len(shards))
+    shards, shared, series = graph.shards, descent(job), generations(job.run)
     begin = series.latest(epochs)
     before = Generation(job.run, graph, begin)
     edges = pack_shards(job, graph, 0, len(shards))
-    y = before.whole()
-    m, v = np.concatenate([before.moments(shard) for shard in range(len(shards))], axis=1)
-    m, v, after = np.ascontiguousarray(m), np.ascontiguousarray(v), np.empty_like(y)
+    y, (m, v) = before.span(0, len(shards)), before.moments(0, len(shards))
+    after = np.empty_like(y)
     cuts, repeated = slices_of(shards.rows, threads * SLICES), graph.repeated(0, len(shards))
     judgements = judged(job)
     with ThreadPoolExecutor(threads) as workers:
@@ -283,93 +282,116 @@ def descend(job: Job, part: str, threads: int) -> None:
             if kept or epoch + 1 in judgements:
                 write_loss(job, epoch + 1, y.__getitem__)
             if kept or has_settled(job, epoch + 1):
-                for shard in range(len(shards)):
+                pieces = [series.piece_name(epoch + 1, shard, shard + 1) for shard in range(len(shards))]
+                for shard, piece in enumerate(pieces):
                     low, high = shards.span(shard)
-                    write_shard(job, series, epoch + 1, shard, y[low:high], m[low:high], v[low:high])
-                series.commit(epoch + 1)
+                    write_piece(job, piece, y[low:high], m[low:high], v[low:high])
+                series.commit(epoch + 1, pieces, shards.offsets)
     end(job, series.latest())
 
 
 # rounds of shards --------------------------------------------------------------------------------
 
-_prepared: dict[tuple, tuple[Edges, np.ndarray]] = {}
-"""What this process packed last, so that a round need not read its edges again."""
+_last: dict[tuple, tuple[Edges, np.ndarray]] = {}
+"""What this process read last of edges, so that a round need not read them again."""
 
 
-def _prepare(job: Job, graph: Graph, units: list[tuple[int, int]]) -> list[tuple[Edges, np.ndarray]]:
-    """Pack each unit's shards with tails counted within their rows, then within the rows they touch outside."""
-    keys = [(job.run.location, job.config.digest(), *unit) for unit in units]
-    for known in set(_prepared) - set(keys):
-        del _prepared[known]
-    for key, (first, last) in zip(keys, units, strict=True):
-        if key not in _prepared:
-            edges = pack_shards(job, graph, first, last)
-            low, high = int(graph.shards.offsets[first]), int(graph.shards.offsets[last])
-            outside = np.unique(edges.tails[(edges.tails < low) | (edges.tails >= high)])
-            inside = (edges.tails >= low) & (edges.tails < high)
-            own = edges.tails - edges.tails.dtype.type(low)
-            tails = np.where(inside, own, high - low + np.searchsorted(outside, edges.tails))
-            _prepared[key] = edges._replace(tails=tails.astype(np.uint32)), outside
-    return [_prepared[key] for key in keys]
+def units_of(context: Context, shards: int, tasks: int) -> list[tuple[int, int]]:
+    """Cut shards into units, one a task, whose rows see each other move.
 
-
-def step(job: Job, part: str, epoch: int, until: int, groups: list[tuple[int, int]]) -> None:
-    """Take one group of shards from generation `epoch` to `until`.
-
-    The rows of a unit see each other move; those outside stay where they were. A unit is a group where every epoch is
-    exchanged, which then does not depend on groups, and a shard otherwise.
+    A unit is any range of shards where every epoch is exchanged, which then does not depend on units, and a shard
+    otherwise.
     """
-    graph, config = Graph(job.run, job.geometry.shard_rows), job.config.layout
-    first, last = groups[number_of(part)]
-    units = [(first, last)] if config.exchange_every == 1 else [(shard, shard + 1) for shard in range(first, last)]
+    tasks = min(shards, -(-tasks // context.threads) * context.threads)  # so that threads end together
+    if context.config.layout.exchange_every > 1:
+        tasks = shards
+    return list(pairwise(np.unique(np.linspace(0, shards, tasks + 1).astype(int)).tolist()))
+
+
+def unit_name(unit: tuple[int, int]) -> str:
+    """Name the part that holds a unit's packed edges."""
+    return f"packed-{unit[0]:05d}-{unit[1]:05d}"
+
+
+def pack_unit(job: Job, part: str) -> None:
+    """Pack a unit's edges, with tails counted within its rows, then within the rows that it touches outside."""
+    graph = Graph(job.run, job.geometry.shard_rows)
+    first, last = (int(number) for number in part.split("-")[1:])
+    edges, spans = pack_shards(job, graph, first, last), graph.shards.offsets[first : last + 1]
+    low, high = int(spans[0]), int(spans[-1])
+    cuts, outside = edges.indptr[spans - low], np.empty(0, edges.tails.dtype)
+    for begin, stop in pairwise(cuts):
+        tails = edges.tails[begin:stop]
+        outside = np.union1d(outside, tails[(tails < low) | (tails >= high)])
+    local = edges.tails.view() if edges.tails.itemsize == 4 else np.empty(len(edges.tails), np.uint32)
+    for begin, stop in pairwise(cuts):
+        tails = edges.tails[begin:stop]
+        inside = (tails >= low) & (tails < high)
+        local[begin:stop] = np.where(
+            inside, tails - tails.dtype.type(low), high - low + np.searchsorted(outside, tails)
+        )
+    with job.run.part(STAGE, part) as out:
+        for name, values in edges._replace(tails=local)._asdict().items():
+            out.write(name, values)
+        out.write("outside", outside)
+
+
+def read_unit(job: Job, unit: tuple[int, int]) -> tuple[Edges, np.ndarray]:
+    """Read the packed edges of a unit, and the positions that they touch outside."""
+    key, name = (job.run.location, job.config.digest(), *unit), unit_name(unit)
+    if key not in _last:
+        _last.clear()
+        edges = Edges(*(job.run.read(STAGE, name, array) for array in Edges._fields))
+        _last[key] = edges, job.run.read(STAGE, name, "outside").astype(np.int64)
+    return _last[key]
+
+
+def step(job: Job, part: str, epoch: int) -> None:
+    """Take a unit from generation `epoch` to the part's; rows outside stay where they were."""
+    graph = Graph(job.run, job.geometry.shard_rows)
+    until, *unit = Series.place(part)
     before, shared = Generation(job.run, graph, epoch), descent(job)
-    pools = [before.pool(shared.seed, t) for t in range(epoch, until)]
-    for (begin, end), (edges, outside) in zip(units, _prepare(job, graph, units), strict=True):
-        offsets = graph.shards.offsets[begin : end + 1] - graph.shards.offsets[begin]
-        low, rows = int(graph.shards.offsets[begin]), int(offsets[-1])
-        y = [before.read(shard) for shard in range(begin, end)]
-        if len(outside):
-            y.append(before.gather(outside.astype(np.int64)))
-        m, v = np.concatenate([before.moments(shard) for shard in range(begin, end)], axis=1)
-        m, v, known = np.ascontiguousarray(m), np.ascontiguousarray(v), np.concatenate(y)
-        exchanged, after = known[:rows].copy() if config.exchange_every > 1 else None, np.empty_like(m)
-        for t, pool in enumerate(pools, epoch):
-            layout.generation(shared, t, 0, rows, low, 0, edges, known, m, v, pool, after, exchanged)
-            known[:rows] = after
-        for shard, own in zip(range(begin, end), map(slice, offsets[:-1], offsets[1:]), strict=True):
-            write_shard(job, before.series, until, shard, after[own], m[own], v[own])
-    with job.run.part(STAGE, part):
-        pass
+    edges, outside = read_unit(job, (unit[0], unit[1]))
+    low, high = graph.shards.offsets[unit].tolist()
+    y, (m, v), rows = before.span(*unit), before.moments(*unit), high - low
+    y = np.concatenate([y, before.gather(outside)]) if len(outside) else y
+    exchanged, after = y[:rows].copy() if job.config.layout.exchange_every > 1 else None, np.empty_like(m)
+    for t in range(epoch, until):
+        pool = before.pool(shared.seed, t)
+        layout.generation(shared, t, 0, rows, low, 0, edges, y, m, v, pool, after, exchanged)
+        y[:rows] = after
+    write_piece(job, part, after, m, v)
 
 
 def _rounds(context: Context, graph: Graph, tasks: int) -> None:
     epochs, every = context.geometry.n_epochs, context.config.layout.exchange_every
-    cuts = np.unique(np.linspace(0, len(graph.shards), min(tasks, len(graph.shards)) + 1).astype(int)).tolist()
-    groups, judgements = list(pairwise(cuts)), judged(context.job)
-    series = generations(context.run, len(graph.shards))
+    units, judgements = units_of(context, len(graph.shards), tasks), judged(context.job)
+    series = generations(context.run)
 
     def measure(epoch: int) -> None:
         if epoch and (is_checkpoint(context.job, epoch, every) or epoch in judgements):
             context.compute(STAGE, measure_loss, [loss_name(epoch)], progress=(epoch, epochs))
 
+    context.compute(STAGE, pack_unit, [unit_name(unit) for unit in units], progress=(0, epochs))
     for epoch in range(series.latest(epochs), epochs, every):
         measure(epoch)
         if has_settled(context.job, epoch):
             break
         until = min(epoch + every, epochs)
-        parts = numbered(f"step-{until:05d}-{len(groups)}", len(groups))
-        context.compute(STAGE, step, parts, epoch=epoch, until=until, groups=groups, progress=(epoch, epochs))
-        series.commit(until)
-        for part in parts:
-            context.run.discard(STAGE, part)
+        pieces = [series.piece_name(until, *unit) for unit in units]
+        context.compute(STAGE, step, pieces, epoch=epoch, progress=(epoch, epochs))
+        series.commit(until, pieces, graph.shards.offsets)
     measure(series.latest())
     end(context.job, series.latest())
+    for part in context.run.committed(STAGE):
+        if part.startswith("packed-"):
+            context.run.discard(STAGE, part)
 
 
 def run(context: Context) -> dict:
     """Run the epochs that are not committed yet; return how."""
     graph, cut, config = Graph(context.run, context.geometry.shard_rows), context.geometry, context.config
-    rows, series = graph.shards.rows, generations(context.run, len(graph.shards))
+    rows, series = graph.shards.rows, generations(context.run)
     series.forget_broken()
     if context.run.is_committed(STAGE, END) and last_epoch(context.run) not in series.numbers():
         context.run.forget(STAGE, END)
@@ -380,9 +402,7 @@ def run(context: Context) -> dict:
         context.compute(STAGE, descend, [END], threads=context.host_threads)
     else:
         mode = "rounds"
-        shard_rows, n_components = min(cut.shard_rows, rows), config.layout.n_components
-        one = shard_layout_bytes(shard_rows, config.neighbors.n_neighbors, n_components)
-        fitting = max(1, config.task_memory // one)
+        _, fitting = round_bytes(config, min(cut.shard_rows, rows))
         if not context.run.is_committed(STAGE, END):
             _rounds(context, graph, max(context.threads, -(-len(graph.shards) // fitting)))
     measured = [name for name in context.run.committed(STAGE) if name.startswith("loss-")]

@@ -50,14 +50,14 @@ class Starts:
 # passes over the graph ---------------------------------------------------------------------------
 
 
-def labelled(run: Run, shards: int) -> Series:
+def labelled(run: Run) -> Series:
     """Return the passes in which labels spread."""
-    return Series(run, STAGE, "labelled", "labels", shards)
+    return Series(run, STAGE, "labelled", "labels")
 
 
-def smoothed(run: Run, shards: int) -> Series:
+def smoothed(run: Run) -> Series:
     """Return the passes in which coordinates are smoothed."""
-    return Series(run, STAGE, "smoothed", "smooth", shards)
+    return Series(run, STAGE, "smoothed", "smooth")
 
 
 def groups_of(context: Context, shards: int) -> list[tuple[int, int]]:
@@ -66,15 +66,6 @@ def groups_of(context: Context, shards: int) -> list[tuple[int, int]]:
     fewest = -(-shards * context.geometry.shard_rows * row_bytes // room)
     count = min(shards, max(fewest, GROUPS_A_THREAD * context.threads))
     return list(pairwise(np.unique(np.linspace(0, shards, count + 1).astype(int)).tolist()))
-
-
-def go_over(context: Context, shards: int, task: Callable[..., None], name: str, **options: object) -> None:
-    """Run a task over all shards, in groups; what it leaves beside shards' parts is removed."""
-    groups = groups_of(context, shards)
-    parts = numbered(f"{name}-{len(groups)}", len(groups))
-    context.compute(STAGE, task, parts, groups=groups, **options)
-    for part in parts:
-        context.run.discard(STAGE, part)
 
 
 class Pass:
@@ -98,6 +89,13 @@ class Pass:
         for shard in np.flatnonzero(np.bincount(tails // self.graph.shards.offsets[1])).tolist():
             yield cursor, self.graph.shards.span(shard)[0], self.page(shard)
 
+    def ends(self, indptr: np.ndarray, tails: np.ndarray) -> np.ndarray:
+        """Return the labels at the ends of a shard's edges."""
+        ends = np.empty(len(tails), self.page(0).dtype)
+        for page in self.pages(indptr, tails):
+            start.look_up(indptr, tails, *page, ends)
+        return ends
+
 
 def draw_seeds(job: Job, part: str) -> None:
     """Draw the rows from which labels spread."""
@@ -112,8 +110,8 @@ def draw_seeds(job: Job, part: str) -> None:
 def labels_reader(job: Job, graph: Graph, number: int) -> Callable[[int], np.ndarray]:
     """Return what reads shards' labels after a pass; before the first, seeds alone have one."""
     if number:
-        series = labelled(job.run, len(graph.shards))
-        return lambda shard: job.run.read(STAGE, series.piece_name(number, shard), "labels")
+        series = labelled(job.run)
+        return lambda shard: series.read(number, "labels", *graph.shards.span(shard))
     seeds = job.run.read(STAGE, SEEDS, "rows")
 
     def seeded(shard: int) -> np.ndarray:
@@ -126,54 +124,50 @@ def labels_reader(job: Job, graph: Graph, number: int) -> Callable[[int], np.nda
     return seeded
 
 
-def spread_labels(job: Job, part: str, number: int, groups: list[tuple[int, int]], lowest: bool) -> None:
-    """Take a group of shards' labels from pass `number` to the next: they spread, or rows no seed reaches get some."""
+def spread_labels(job: Job, part: str, lowest: bool) -> None:
+    """Take a group of shards' labels to the next pass: they spread, or rows that no seed reaches get some."""
     graph = Graph(job.run, job.geometry.shard_rows)
-    here, series = Pass(job, labels_reader(job, graph, number)), labelled(job.run, len(graph.shards))
-    for shard in range(*groups[number_of(part)]):
+    number, begin, end = Series.place(part)
+    here, found, new, left = Pass(job, labels_reader(job, graph, number - 1)), [], 0, 0
+    for shard in range(begin, end):
         first, _ = graph.shards.span(shard)
         indptr, tails, weights = graph.read(shard)
         labels = here.page(shard).copy()
         if lowest:
-            new, left = start.label_lowest(indptr, tails, first, labels, job.config.seed)
+            counts = start.label_lowest(indptr, tails, first, labels, job.config.seed)
         else:
-            ends = np.empty(len(tails), labels.dtype)
-            for page in here.pages(indptr, tails):
-                start.look_up(indptr, tails, *page, ends)
-            new, left = start.spread(indptr, weights, ends, first, labels)
-        with job.run.part(STAGE, series.piece_name(number + 1, shard)) as out:
-            out.write("labels", labels)
-            out.attributes |= {"new": int(new), "left": int(left)}
-    with job.run.part(STAGE, part):
-        pass
+            counts = start.spread(indptr, weights, here.ends(indptr, tails), first, labels)
+        found.append(labels)
+        new, left = new + counts[0], left + counts[1]
+    with job.run.part(STAGE, part) as out:
+        out.write("labels", np.concatenate(found))
+        out.attributes |= {"new": int(new), "left": int(left)}
 
 
-def coarsen(job: Job, part: str, number: int, groups: list[tuple[int, int]]) -> None:
-    """Add up a group of shards' edges by the labels at their ends, a part a shard."""
+def coarsen(job: Job, part: str) -> None:
+    """Add up a group of shards' edges by the labels at their ends."""
     graph, count = Graph(job.run, job.geometry.shard_rows), job.run.summary(STAGE, SEEDS)["count"]
-    here, names = Pass(job, labels_reader(job, graph, number)), numbered(COARSE, len(graph.shards))
-    for shard in range(*groups[number_of(part)]):
+    number, begin, end = Series.place(part)
+    here, sizes = Pass(job, labels_reader(job, graph, number)), np.zeros(count, np.int64)
+    pairs, sums = np.empty(0, np.int64), np.empty(0, np.int64)
+    for shard in range(begin, end):
         indptr, tails, weights = graph.read(shard)
         labels = here.page(shard)
-        ends = np.empty(len(tails), labels.dtype)
-        for page in here.pages(indptr, tails):
-            start.look_up(indptr, tails, *page, ends)
-        pairs, sums = start.coarse_edges(indptr, weights, labels, ends, count)
-        with job.run.part(STAGE, names[shard]) as out:
-            out.write("pairs", pairs)
-            out.write("sums", sums)
-            out.write("sizes", np.bincount(labels[labels >= 0], minlength=count))
-            heads = np.arange(0, count + STEP_LABELS, STEP_LABELS)
-            out.attributes["offsets"] = np.searchsorted(pairs, heads * count).tolist()
-    with job.run.part(STAGE, part):
-        pass
+        more = start.coarse_edges(indptr, weights, labels, here.ends(indptr, tails), count)
+        pairs, sums = start.add_pairs(np.concatenate([pairs, more[0]]), np.concatenate([sums, more[1]]))
+        sizes += np.bincount(labels[labels >= 0], minlength=count)
+    with job.run.part(STAGE, part) as out:
+        out.write("pairs", pairs)
+        out.write("sums", sums)
+        out.write("sizes", sizes)
+        heads = np.arange(0, count + STEP_LABELS, STEP_LABELS)
+        out.attributes["offsets"] = np.searchsorted(pairs, heads * count).tolist()
 
 
-def solve(job: Job, part: str) -> None:
+def solve(job: Job, part: str, names: list[str]) -> None:
     """Embed the coarse graph: its edges are added up over the shards, some labels at a time."""
     store, n_components = job.run, job.config.layout.n_components
-    count, shards = store.summary(STAGE, SEEDS)["count"], len(Graph(store, job.geometry.shard_rows).shards)
-    names = numbered(COARSE, shards)
+    count = store.summary(STAGE, SEEDS)["count"]
     offsets = np.array([store.summary(STAGE, name)["offsets"] for name in names])
     ranges = np.cumsum(np.diff(offsets, axis=1).sum(axis=0)) * COARSE_PAIR_BYTES // (job.config.task_memory // 4)
     cuts = [0, *(np.flatnonzero(np.diff(ranges)) + 1).tolist(), len(ranges)]
@@ -202,28 +196,28 @@ def solve(job: Job, part: str) -> None:
         }
 
 
-def smooth(job: Job, part: str, number: int, labels: int, groups: list[tuple[int, int]]) -> None:
-    """Take a group of shards' coordinates from pass `number` to the next; before the first, labels place rows."""
-    graph = Graph(job.run, job.geometry.shard_rows)
-    series = smoothed(job.run, len(graph.shards))
-    if number:
-        here = Pass(job, lambda shard: job.run.read(STAGE, series.piece_name(number, shard), "y"))
+def smooth(job: Job, part: str, passes: int) -> None:
+    """Take a group of shards' coordinates to the next pass; in the first, their labels after `passes` place rows."""
+    graph, series = Graph(job.run, job.geometry.shard_rows), smoothed(job.run)
+    number, begin, end = Series.place(part)
+    if number > 1:
+        here = Pass(job, lambda shard: series.read(number - 1, "y", *graph.shards.span(shard)))
     else:
-        coarse, label = job.run.read(STAGE, COARSE, "y"), labels_reader(job, graph, labels)
-        here = Pass(job, lambda shard: start.interpolate(label(shard), coarse, job.config.seed))
-    for shard in range(*groups[number_of(part)]):
+        coarse, labels = job.run.read(STAGE, COARSE, "y"), labels_reader(job, graph, passes)
+        here = Pass(job, lambda shard: start.interpolate(labels(shard), coarse, job.config.seed))
+    found, moments = [], np.zeros((6, job.config.layout.n_components))
+    for shard in range(begin, end):
         indptr, tails, weights = graph.read(shard)
         y = here.page(shard)
         sums, totals = np.zeros(y.shape), np.zeros(len(y))
         for page in here.pages(indptr, tails):
-            cursor, first, rows = page
-            start.pull(indptr, tails, weights, cursor, first, rows, sums, totals)
-        moved, moments = start.smooth(y, sums, totals)
-        with job.run.part(STAGE, series.piece_name(number + 1, shard)) as out:
-            out.write("y", moved)
-            out.attributes |= {"moments": moments.tolist(), **reach_of(moved)}
-    with job.run.part(STAGE, part):
-        pass
+            start.pull(indptr, tails, weights, *page, sums, totals)
+        moved, more = start.smooth(y, sums, totals)
+        found.append(moved)
+        moments += more
+    with job.run.part(STAGE, part) as out:
+        out.write("y", np.concatenate(found))
+        out.attributes |= {"moments": moments.tolist(), **reach_of(np.concatenate(found))}
 
 
 def reach_of(y: np.ndarray) -> dict[str, list[float]]:
@@ -252,17 +246,17 @@ def write_coordinates(job: Job, shard: int, first: int, y: np.ndarray) -> None:
         out.write("y", start.into_box(y, np.array(box["low"]), np.array(box["high"]), job.config.seed, first))
 
 
-def stretch(job: Job, part: str, passes: int) -> None:
+def stretch(job: Job, part: str) -> None:
     """Stretch a shard's coordinates after the last pass to the box."""
     graph, shard = Graph(job.run, job.geometry.shard_rows), number_of(part)
-    piece = smoothed(job.run, len(graph.shards)).piece_name(passes, shard)
-    write_coordinates(job, shard, graph.shards.span(shard)[0], job.run.read(STAGE, piece, "y"))
+    span = graph.shards.span(shard)
+    write_coordinates(job, shard, span[0], smoothed(job.run).read(SMOOTHINGS, "y", *span))
 
 
 def spectral_start(context: Context, graph: Graph) -> None:
     """Place rows by the eigenvectors of the coarsened graph."""
-    run, shards = context.run, len(graph.shards)
-    labels, places = labelled(run, shards), smoothed(run, shards)
+    run, groups = context.run, groups_of(context, len(graph.shards))
+    labels, places = labelled(run), smoothed(run)
     for series in (labels, places):
         series.forget_broken()
     context.compute(STAGE, draw_seeds, [SEEDS])
@@ -270,26 +264,26 @@ def spectral_start(context: Context, graph: Graph) -> None:
     if passes:
         left, lowest = (run.summary(STAGE, labels.name(passes))[fact] for fact in ("left", "lowest"))
     while left:
-        progress = (passes, passes + 2 + SMOOTHINGS)
-        go_over(context, shards, spread_labels, f"spread-{passes}", number=passes, lowest=lowest, progress=progress)
-        passes += 1
-        new, left = (
-            total(run, STAGE, [labels.piece_name(passes, s) for s in range(shards)], fact) for fact in ("new", "left")
+        progress, pieces = (
+            (passes, passes + 2 + SMOOTHINGS),
+            [labels.piece_name(passes + 1, *group) for group in groups],
         )
-        lowest = not new
-        labels.commit(passes, left=left, lowest=lowest)
+        context.compute(STAGE, spread_labels, pieces, lowest=lowest, progress=progress)
+        passes += 1
+        left, lowest = total(run, STAGE, pieces, "left"), not total(run, STAGE, pieces, "new")
+        labels.commit(passes, pieces, graph.shards.offsets, left=left, lowest=lowest)
     steps = passes + 1 + SMOOTHINGS
     if not run.is_committed(STAGE, COARSE):
-        go_over(context, shards, coarsen, "coarsen", number=passes, progress=(passes, steps))
-        context.compute(STAGE, solve, [COARSE], progress=(passes, steps))
-    for number in range(places.latest(), SMOOTHINGS):
-        progress = (passes + 1 + number, steps)
-        go_over(context, shards, smooth, f"smooth-{number}", number=number, labels=passes, progress=progress)
-        places.commit(number + 1)
+        pieces = [f"{COARSE}-{labels.piece_name(passes, *group)}" for group in groups]
+        context.compute(STAGE, coarsen, pieces, progress=(passes, steps))
+        context.compute(STAGE, solve, [COARSE], names=pieces, progress=(passes, steps))
+    for number in range(places.latest() + 1, SMOOTHINGS + 1):
+        pieces = [places.piece_name(number, *group) for group in groups]
+        context.compute(STAGE, smooth, pieces, passes=passes, progress=(passes + number, steps))
+        places.commit(number, pieces, graph.shards.offsets)
     facts = {**run.summary(STAGE, COARSE), "label_passes": passes}
-    pieces = [places.piece_name(SMOOTHINGS, shard) for shard in range(shards)]
-    context.compute(STAGE, measure, [BOX], pieces=pieces, facts=facts)
-    context.compute(STAGE, stretch, numbered("coordinates", shards), passes=SMOOTHINGS)
+    context.compute(STAGE, measure, [BOX], pieces=places.pieces(SMOOTHINGS), facts=facts)
+    context.compute(STAGE, stretch, numbered("coordinates", len(graph.shards)))
 
 
 # places in the input's order ---------------------------------------------------------------------
@@ -349,9 +343,9 @@ def place_span(job: Job, part: str) -> None:
         out.attributes |= {"offsets": np.searchsorted(at[order], graph.shards.offsets).tolist(), **reach_of(found)}
 
 
-def collect(job: Job, part: str, groups: list[tuple[int, int]]) -> None:
+def collect(job: Job, part: str) -> None:
     """Collect a group of shards' places from all spans, and stretch them to the box."""
-    graph, (begin, end) = Graph(job.run, job.geometry.shard_rows), groups[number_of(part)]
+    graph, (begin, end) = Graph(job.run, job.geometry.shard_rows), (int(word) for word in part.split("-")[1:])
     base = int(graph.shards.offsets[begin])
     y = np.empty((int(graph.shards.offsets[end]) - base, job.config.layout.n_components))
     for name in numbered("span", len(spans_of(job))):
@@ -375,7 +369,8 @@ def placed_start(context: Context, graph: Graph) -> None:
         facts = context.run.summary(STAGE, AXES)
     context.compute(STAGE, place_span, spans, progress=(0, 2))
     context.compute(STAGE, measure, [BOX], pieces=spans, facts=facts)
-    go_over(context, len(graph.shards), collect, "collect", progress=(1, 2))
+    groups = groups_of(context, len(graph.shards))
+    context.compute(STAGE, collect, [f"collected-{begin}-{end}" for begin, end in groups], progress=(1, 2))
 
 
 def scatter(job: Job, part: str) -> None:

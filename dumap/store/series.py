@@ -1,34 +1,41 @@
-"""The state of every row, pass after pass: each shard's is a part, and a pass counts once a part of its own says so."""
+"""The state of every row, pass after pass: parts hold it piece by piece, and a pass counts once a part names them."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from dumap.store.run import Run
 
 
 class Series:
-    """The passes of a stage over all shards.
+    """The passes of a stage over all rows.
 
     Parameters
     ----------
     run : Run
     stage : str
     whole, piece : str
-        What the parts are called that commit a pass, and that hold a shard's state after it.
-    shards : int
+        What the parts are called that commit a pass, and that hold a range of shards after it.
     """
 
-    def __init__(self, run: Run, stage: str, whole: str, piece: str, shards: int) -> None:
-        self.run, self.stage, self.whole, self.piece, self.shards = run, stage, whole, piece, shards
+    def __init__(self, run: Run, stage: str, whole: str, piece: str) -> None:
+        self.run, self.stage, self.whole, self.piece = run, stage, whole, piece
 
     def name(self, number: int) -> str:
         """Name the part that commits a pass."""
         return f"{self.whole}-{number:05d}"
 
-    def piece_name(self, number: int, shard: int) -> str:
-        """Name the part that holds a shard after a pass."""
-        return f"{self.piece}-{number:05d}-{shard:05d}"
+    def piece_name(self, number: int, first: int, last: int) -> str:
+        """Name the part that holds shards [first, last) after a pass."""
+        return f"{self.piece}-{number:05d}-{first:05d}-{last:05d}"
+
+    @staticmethod
+    def place(piece: str) -> tuple[int, int, int]:
+        """Return the pass that a piece belongs to, and its shards [first, last)."""
+        number, first, last = (int(word) for word in piece.split("-")[-3:])
+        return number, first, last
 
     def numbers(self) -> list[int]:
         """List the passes that are committed."""
@@ -39,24 +46,46 @@ class Series:
         """Return the last committed pass, or the last that is at most `upto`; 0 where there is none."""
         return max((n for n in self.numbers() if upto is None or n <= upto), default=0)
 
-    def commit(self, number: int, **facts: Any) -> None:
-        """Commit a pass whose shards are all committed, and collect the passes before it."""
+    def pieces(self, number: int) -> list[str]:
+        """List the parts that hold a committed pass, by row."""
+        return self.run.summary(self.stage, self.name(number))["pieces"]
+
+    def read(self, number: int, array: str, start: int, stop: int) -> np.ndarray:
+        """Read rows [start, stop) of a committed pass."""
+        told = self.run.summary(self.stage, self.name(number))
+        return self.run.read_span(self.stage, told["pieces"], np.array(told["offsets"]), array, start, stop)
+
+    def commit(self, number: int, names: list[str], offsets: np.ndarray, **facts: Any) -> None:
+        """Commit a pass and remove those before it.
+
+        Parameters
+        ----------
+        number : int
+        names : list of str
+            Its pieces, by row; all are committed.
+        offsets : ndarray of int, shape (shards + 1,)
+            Rows before each shard.
+        **facts
+            What to keep with it.
+        """
+        rows = [int(offsets[self.place(name)[1]]) for name in names] + [int(offsets[-1])]
         with self.run.part(self.stage, self.name(number)) as out:
-            out.attributes |= facts
+            out.attributes |= {"pieces": names, "offsets": rows, **facts}
         self.collect(number)
 
     def collect(self, number: int) -> None:
-        """Remove the passes before a pass, what commits them first."""
+        """Remove the passes before a committed one, what commits them first, and pieces of it that are not named."""
+        kept = set(self.pieces(number))
         for before in self.numbers():
             if before < number:
                 self.run.discard(self.stage, self.name(before))
         for name in self.run.committed(self.stage):
-            if name.startswith(f"{self.piece}-") and int(name.split("-")[1]) < number:
+            if name.startswith(f"{self.piece}-") and self.place(name)[0] <= number and name not in kept:
                 self.run.discard(self.stage, name)
 
     def forget_broken(self) -> None:
-        """Forget the passes of which a shard is no longer committed."""
+        """Forget the passes of which a piece is no longer committed."""
         names = set(self.run.committed(self.stage))
         for number in self.numbers():
-            if not {self.piece_name(number, shard) for shard in range(self.shards)} <= names:
+            if not set(self.pieces(number)) <= names:
                 self.run.forget(self.stage, self.name(number))
