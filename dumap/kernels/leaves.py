@@ -7,17 +7,15 @@ brought together; what is kept is scored anew from the differences.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numba as nb
 import numpy as np
 
 from dumap.kernels import tree
 from dumap.kernels.axes import contract
-from dumap.kernels.codes import Codes, encode, least_squared
-from dumap.kernels.neighbors import insert, precedes
+from dumap.kernels.codes import Codes, encode
+from dumap.kernels.lists import FARTHEST, Lists, between, explore, offer, offer_all, score
 from dumap.kernels.threads import one_thread
-from dumap.kernels.vectors import power_near, squared_distance
+from dumap.kernels.vectors import power_near
 
 LEAF_ROWS = 200
 """Rows of a leaf, about: fewer give fewer distances and less recall by row (measured)."""
@@ -35,37 +33,7 @@ CUTS = 8
 """Times that crowded leaves are cut at the most: what is still crowded then is searched as it is."""
 NOISE = np.float32(1e-4)
 """Squared distances under this share of the squared lengths hold products' noise: differences replace them."""
-FARTHEST = np.finfo(np.float32).max
-"""Squared distances beyond this are this."""
-SLACK = np.float32(1.001)
-"""Rounding that a bound from below is allowed."""
-NEW = np.uint8(2)
-"""Of an entry that came in this pass; 1 is one of the last pass, 0 an old one."""
 TILE_ROWS, COLUMN_ROWS, CHUNK = 256, 4096, 16
-
-
-@nb.njit(cache=True, nogil=True)
-def _offer(row, j, d, indices, distances, fresh):
-    """Insert j into a row's list; of those as near, the pairs' hashes choose, so that equal rows form no hub."""
-    at = indices.shape[1] - 1
-    if not d < np.inf or not precedes(d, j, distances[row, at], indices[row, at], row):
-        return
-    names, lengths, ages = indices[row], distances[row], fresh[row]
-    there = False
-    for t in range(len(names)):  # without a way out in the middle, so that lanes are filled
-        there |= names[t] == j
-    if there:
-        return
-    while at > 0 and precedes(d, j, lengths[at - 1], names[at - 1], row):
-        names[at], lengths[at], ages[at] = names[at - 1], lengths[at - 1], ages[at - 1]
-        at -= 1
-    names[at], lengths[at], ages[at] = j, d, NEW
-
-
-@nb.njit(inline="always")
-def _squared(x, i, j):
-    """Return the squared distance of two rows of x, finite however far they lie."""
-    return min(squared_distance(x[i], x[j]), FARTHEST)
 
 
 @nb.njit(cache=True, nogil=True)
@@ -105,115 +73,13 @@ def _take(x, product, rows, columns, row_lengths, column_lengths, indices, dista
                 if not (d <= limit or d <= limits[j]) or column == row:
                     continue
                 if d == 0:
-                    d = _squared(x, row, column)
+                    d = between(x, row, column)
                 if d <= limit:
-                    _offer(row, column, d, indices, distances, fresh)
+                    offer(row, column, d, indices, distances, fresh)
                     limit = distances[row, last]
                 if d <= limits[j]:
-                    _offer(column, row, d, indices, distances, fresh)
+                    offer(column, row, d, indices, distances, fresh)
                     limits[j] = distances[column, last]
-
-
-@nb.njit(cache=True, nogil=True)
-def _within(i, others, count, limits, codes, bounds):
-    """Keep those of some rows that may be near enough to row i, or it to them; return how many they are."""
-    for q in range(count):  # apart from what follows, so that the next row is fetched while this one is summed
-        bounds[q] = least_squared(codes, i, others[q])
-    kept = 0
-    for q in range(count):
-        j = others[q]
-        others[kept] = j
-        kept += bounds[q] <= SLACK * max(limits[i], limits[j])
-    return kept
-
-
-@nb.njit(cache=True, nogil=True)
-def _explore(x, narrow, whole, home, indices, distances, fresh):
-    """Offer each row its neighbours' neighbours, and it to them, where one edge on the way is new."""
-    n, k = indices.shape
-    limits = distances[:, k - 1].copy()
-    seen = np.full(n, -1, np.int32)
-    has_new = np.zeros(n, np.bool_)
-    for i in range(n):
-        for s in range(k):
-            fresh[i, s] >>= 1
-            has_new[i] |= fresh[i, s] > 0
-    others, bounds = np.empty(k * k, np.int32), np.empty(k * k, np.float32)
-    for i in range(n):
-        seen[i] = i
-        for s in range(k):
-            if indices[i, s] >= 0:
-                seen[indices[i, s]] = i
-        count = 0
-        for s in range(k):
-            via, is_new = indices[i, s], fresh[i, s] > 0
-            if via < 0:
-                break
-            if not (is_new or has_new[via]):
-                continue
-            for t in range(k):
-                j = indices[via, t]
-                if j < 0:
-                    break
-                if seen[j] == i or not (is_new or fresh[via, t]):
-                    continue
-                if home[i] >= 0 and home[i] == home[j]:  # both are compared at home
-                    continue
-                seen[j] = i
-                others[count] = j
-                count += 1
-        if narrow.values.shape[1]:
-            count = _within(i, others, count, limits, narrow, bounds)
-        if whole.values.shape[1]:
-            count = _within(i, others, count, limits, whole, bounds)
-        for q in range(count):
-            j = others[q]
-            d = _squared(x, i, j)
-            if d <= limits[i]:
-                _offer(i, j, d, indices, distances, fresh)
-                limits[i], has_new[i] = distances[i, k - 1], True
-            if d <= limits[j]:
-                _offer(j, i, d, indices, distances, fresh)
-                limits[j], has_new[j] = distances[j, k - 1], True
-
-
-@nb.njit(cache=True, nogil=True)
-def _offer_all(x, found, indices, distances, fresh):
-    """Offer each row what was found for it."""
-    last = indices.shape[1] - 1
-    for i in range(len(found)):
-        for s in range(found.shape[1]):
-            if found[i, s] >= 0:
-                d = _squared(x, i, found[i, s])
-                if d <= distances[i, last]:
-                    _offer(i, found[i, s], d, indices, distances, fresh)
-
-
-@nb.njit(cache=True, nogil=True)
-def _score(x, indices, distances):
-    """Sort lists anew, by distances from the rows' differences."""
-    k = indices.shape[1]
-    found = np.empty(k, np.int32)
-    for i in range(len(indices)):
-        found[:] = indices[i]
-        indices[i], distances[i] = -1, np.inf
-        for s in range(k):
-            if found[s] >= 0:
-                insert(i, i, found[s], _squared(x, i, found[s]), indices, distances)
-
-
-class _Lists(NamedTuple):
-    """The lists of a cell's rows while they are filled."""
-
-    indices: np.ndarray
-    distances: np.ndarray
-    fresh: np.ndarray
-
-    @classmethod
-    def empty(cls, rows: int, k: int) -> _Lists:
-        """Return lists without entries."""
-        shape = (rows, k)
-        return cls(np.full(shape, -1, np.int32), np.full(shape, np.inf, np.float32), np.zeros(shape, np.uint8))
 
 
 class _Groups:
@@ -243,7 +109,7 @@ def _around(x: np.ndarray, rows: np.ndarray, middle: np.ndarray) -> tuple[np.nda
     return placed, np.einsum("ij,ij->i", placed, placed)
 
 
-def _compare_leaves(x: np.ndarray, members: _Groups, visitors: _Groups | None, count: int, lists: _Lists) -> None:
+def _compare_leaves(x: np.ndarray, members: _Groups, visitors: _Groups | None, count: int, lists: Lists) -> None:
     """Compare each leaf's own rows with those that visit it; with each other where there are no visitors."""
     limits = np.empty(COLUMN_ROWS, np.float32)
     with one_thread(), np.errstate(over="ignore", invalid="ignore"):
@@ -273,7 +139,7 @@ def _fill(x, home, indices, distances, fresh):
             continue
         for j in range(len(x)):
             if j != i:
-                _offer(i, j, _squared(x, i, j), indices, distances, fresh)
+                offer(i, j, between(x, i, j), indices, distances, fresh)
 
 
 def _cut(x: np.ndarray, own: np.ndarray, others: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -347,25 +213,25 @@ def order(home: np.ndarray, probes: np.ndarray) -> np.ndarray:
 
 
 def _candidates(
-    x: np.ndarray, axes: np.ndarray | None, steps: list[tuple[_Groups, _Groups | None]], count: int, lists: _Lists
+    x: np.ndarray, axes: np.ndarray | None, steps: list[tuple[_Groups, _Groups | None]], count: int, lists: Lists
 ) -> Codes:
     """Fill lists by what leaves bring together, along the axes where there are any; return the rows' codes on them."""
     if axes is None or not axes.shape[1]:
         for step in steps:
             _compare_leaves(x, *step, count, lists)
         return encode(x[:, :0])
-    narrow, found = contract(x, axes), _Lists.empty(*lists.indices.shape)
+    narrow, found = contract(x, axes), Lists.empty(*lists.indices.shape)
     found.distances[:] = np.nextafter(lists.distances[:, -1:], np.float32(np.inf))  # nearer along all: along some, too
     for step in steps:
         _compare_leaves(narrow, *step, count, found)
-    _offer_all(x, found.indices, *lists)
+    offer_all(x, found.indices, *lists)
     return encode(narrow)
 
 
-def _settled(x: np.ndarray, narrow: Codes, lists: _Lists, scale: float) -> tuple[np.ndarray, np.ndarray]:
+def _settled(x: np.ndarray, narrow: Codes, lists: Lists, scale: float) -> tuple[np.ndarray, np.ndarray]:
     """Return lists and their squared distances, scored anew where some may be those of products."""
     if not narrow.values.shape[1]:
-        _score(x, lists.indices, lists.distances)
+        score(x, lists.indices, lists.distances)
     lists.distances[lists.indices < 0] = np.inf
     return lists.indices, lists.distances.astype(np.float64) / scale**2
 
@@ -394,7 +260,7 @@ def search(
         Ascending squared distances in partition space.
     """
     x, scale = _in_range(x)
-    lists, home = _Lists.empty(len(x), k), np.full(len(x), -1, np.int32)
+    lists, home = Lists.empty(len(x), k), np.full(len(x), -1, np.int32)
     probes = _cut_crowded(x, home, probes[:, :HOME_PROBES], seed)
     count = int(probes.max(initial=0)) + 1
     members = _Groups(np.arange(len(x)), probes[:, 0], count)
@@ -404,7 +270,7 @@ def search(
     if count > 1:
         whole = encode(x)
         for _ in range(HOME_PASSES):
-            _explore(x, narrow, whole, home, *lists)
+            explore(x, narrow, whole, home, *lists)
     _fill(x, home, *lists)
     return _settled(x, narrow, lists, scale)
 
@@ -450,7 +316,7 @@ def meet(
         reach = np.minimum(distances[guest] * STRIDE, FARTHEST)
     distances[guest] = np.maximum(reach, np.finfo(np.float32).tiny)  # equal rows of two cells are to meet
     distances[(indices < 0) & ~guest[:, None]] = np.inf
-    lists = _Lists(indices.copy(), distances, np.zeros(indices.shape, np.uint8))
+    lists = Lists(indices.copy(), distances, np.zeros(indices.shape, np.uint8))
     probes = _cut_crowded(x, home, probes, seed)
     count = int(probes.max(initial=0)) + 1
     own, guests = np.flatnonzero(~guest), np.flatnonzero(guest)
@@ -459,5 +325,5 @@ def meet(
     narrow = _candidates(x, axes, [(_Groups(own, probes[own, 0], count), visitors)], count, lists)
     whole = encode(x)
     for _ in range(SEAM_PASSES):
-        _explore(x, narrow, whole, home, *lists)
+        explore(x, narrow, whole, home, *lists)
     return _settled(x, narrow, lists, scale)

@@ -88,6 +88,13 @@ class Cell:
     def _read(self, name: str) -> np.ndarray:
         return np.concatenate([self.job.run.read(CELLS, block, name, a, b) for block, a, b in self.spans])
 
+    def turns(self) -> Iterator[np.ndarray]:
+        """Yield rows to be searched together: all, or the own with guests in turns, if those are many."""
+        guests = np.arange(self.own, len(self.positions))
+        turns = max(1, -(-len(guests) // max(1, self.job.geometry.cell_rows - self.own)))
+        for turn in range(turns):
+            yield np.concatenate([np.arange(self.own), guests[turn::turns]])
+
     def vectors(self, rows: np.ndarray, metric: str | None = None) -> np.ndarray:
         """Read the vectors of some of the rows, in the order given, in a metric's partition space where one is named.
 
@@ -178,15 +185,12 @@ def meet_guests(job: Job, part: str) -> None:
     cell, first = Cell(job, number, table), int(table.offsets[number])
     home_part = numbered("home", table.cells)[number]
     known, squared = (job.run.read(STAGE, home_part, array) for array in ("indices", "squared"))
-    guests = np.arange(cell.own, len(cell.positions))
     homes = np.searchsorted(table.offsets, cell.positions, side="right") - 1
     homes[: cell.own] = -1
     reach = reach_of(job, table, cell.positions[cell.own :])
-    turns = max(1, -(-len(guests) // max(1, job.geometry.cell_rows - cell.own)))
 
     def found() -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
-        for turn in range(turns):
-            rows = np.concatenate([np.arange(cell.own), guests[turn::turns]])
+        for rows in cell.turns():
             rows = rows[leaves.order(homes[rows], cell.probes[rows])]
             own = rows < cell.own
             places = np.empty(cell.own + 1, np.int32)
@@ -210,12 +214,9 @@ def search_cell(job: Job, part: str) -> None:
     """Find the neighbours of a cell's rows among themselves, guests too, for metrics that leaves do not serve."""
     table, number, own = Table(job.run), number_of(part), job.config.neighbors
     cell = Cell(job, number, table)
-    guests = np.arange(cell.own, len(cell.positions))
-    turns = max(1, -(-len(guests) // max(1, job.geometry.cell_rows - cell.own)))
 
     def found() -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
-        for turn in range(turns):
-            rows = np.concatenate([np.arange(cell.own), guests[turn::turns]])
+        for rows in cell.turns():
             with defined_distances(job):
                 seed = job.config.seed + number
                 met, lengths = neighbors.search(
