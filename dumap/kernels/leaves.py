@@ -25,7 +25,7 @@ PART_ROWS, EQUAL_ROWS = 1024, 128
 """Rows of the parts that a crowded leaf is cut into, and of those of rows that are all the same."""
 HOME_PROBES = 6
 """Leaves that a row is compared in at home."""
-HOME_PASSES, SEAM_PASSES = 1, 2
+HOME_PASSES, SEAM_PASSES = 1, 3
 """Passes over neighbours of neighbours: among a cell's own rows, and with its guests."""
 STRIDE = np.float32(1.35)
 """Guests keep rows of so many times their squared reach, too: stepping stones to nearer ones."""

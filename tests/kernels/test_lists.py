@@ -1,0 +1,90 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dumap.kernels import lists
+from dumap.kernels.codes import Codes, encode
+
+
+@given(st.integers(0, 999), st.integers(1, 6))
+def test_a_list_keeps_the_nearest_of_all_that_was_offered(seed, k):
+    """Whatever the order; of equal distances always the same ones."""
+    rng = np.random.default_rng(seed)
+    rows, d = rng.permutation(30).astype(np.int32), rng.integers(0, 6, 30).astype(np.float32)
+    found = []
+    for order in (np.arange(30), rng.permutation(30)):
+        kept = lists.Lists.empty(2, k)
+        for at in (*order, *order[:5]):
+            lists.offer(1, rows[at], d[at], *kept)
+        assert np.array_equal(kept.distances[1], np.sort(d)[:k])
+        assert (d[np.argsort(rows)][kept.indices[1]] == kept.distances[1]).all()
+        assert (kept.fresh[1] == lists.NEW).all()
+        assert (kept.indices[0] == -1).all()
+        found.append(kept.indices[1].tolist())
+    assert found[0] == found[1]
+
+
+def test_what_is_not_near_is_not_taken():
+    kept = lists.Lists.empty(1, 2)
+    for j, d in ((3, np.inf), (4, np.nan), (5, 1.0), (5, 0.5), (6, 2.0), (7, 3.0)):
+        lists.offer(0, j, np.float32(d), *kept)
+    assert kept.indices[0].tolist() == [5, 6]
+    assert kept.distances[0].tolist() == [1, 2]
+
+
+def test_rows_found_elsewhere_are_offered_by_their_distance():
+    x, kept = np.arange(5, dtype=np.float32)[:, None] ** 2, lists.Lists.empty(5, 2)
+    found = np.full((5, 3), -1, np.int32)
+    found[0], found[4] = [3, 1, 2], [0, -1, -1]
+    lists.offer_all(x, found, *kept)
+    assert kept.indices.tolist() == [[1, 2], [-1, -1], [-1, -1], [-1, -1], [0, -1]]
+    assert kept.distances[0].tolist() == [1, 16]
+    assert kept.distances[4, 0] == 256
+
+
+def test_lists_are_sorted_by_the_distances_of_the_rows_themselves():
+    x = np.array([[0.0], [3.0], [1.0], [1e30]], np.float32)
+    indices, distances = np.array([[3, 1, 2]], np.int32), np.zeros((1, 3), np.float32)
+    lists.score(x, indices, distances)
+    assert indices.tolist() == [[2, 1, 3]]
+    assert distances.tolist() == [[1, 9, float(lists.FARTHEST)]]
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_neighbours_of_neighbours_are_offered(apart):
+    """About as many as a pass would find over lists that stay as they were; rows of one home met there already."""
+    rng = np.random.default_rng(5)
+    n, k, dims = 200, 4, 60
+    x = rng.normal(size=(n, dims)).astype(np.float32)
+    home = rng.integers(0, 3, n).astype(np.int32) if apart else np.full(n, -1, np.int32)
+    first = lists.Lists.empty(n, k)
+    started = np.array([rng.choice(np.delete(np.arange(n), i), k, replace=False) for i in range(n)]).astype(np.int32)
+    lists.offer_all(x, started, *first)
+    first.fresh[rng.random(first.fresh.shape) < 0.5] = 0
+    new, names = first.fresh > 0, first.indices
+    offered = [{*names[i]} for i in range(n)]
+    for i in range(n):
+        for s in range(k):
+            for t in range(k):
+                via, j = names[i, s], names[names[i, s], t]
+                if j != i and (new[i, s] or new[via, t]) and not (apart and home[i] == home[j]):
+                    offered[i].add(j)
+                    offered[j].add(i)
+    squared = np.square(x[:, None] - x).sum(axis=2)
+    plain = sum(np.sort(squared[i, [*offered[i]]])[:k].sum() for i in range(n))
+    none = Codes(np.empty((n, 0), np.int8), np.empty(n, np.float32), np.float32(1))
+    found = []
+    for codes in (none, encode(x)):
+        kept = lists.Lists(*(array.copy() for array in first))
+        lists.explore(x, none, codes, home, *kept)
+        found.append(kept)
+    for one, other in zip(*found, strict=True):
+        assert np.array_equal(one, other), "bounds from below pass over nothing that is near enough"
+    np.testing.assert_allclose(kept.distances, np.take_along_axis(squared, kept.indices.astype(int), 1), rtol=1e-5)
+    assert (np.diff(kept.distances, axis=1) >= 0).all()
+    assert all(len({i, *kept.indices[i]}) == k + 1 for i in range(n))
+    assert kept.distances.sum() < 1.03 * plain < 0.95 * first.distances.sum()
+    came = (kept.indices[:, :, None] != names[:, None]).all(axis=2)
+    assert not (apart and (home[kept.indices] == home[:, None])[came].any())
+    assert not kept.fresh[~came & (kept.indices == names)].max() > 1
