@@ -145,21 +145,16 @@ def spread_labels(job: Job, part: str, lowest: bool) -> None:
 
 
 def coarsen(job: Job, part: str) -> None:
-    """Add up a group of shards' edges by the labels at their ends."""
+    """Add up a shard's edges by the labels at their ends."""
     graph, count = Graph(job.run, job.geometry.shard_rows), job.run.summary(STAGE, SEEDS)["count"]
-    number, begin, end = Series.place(part)
-    here, sizes = Pass(job, labels_reader(job, graph, number)), np.zeros(count, np.int64)
-    pairs, sums = np.empty(0, np.int64), np.empty(0, np.int64)
-    for shard in range(begin, end):
-        indptr, tails, weights = graph.read(shard)
-        labels = here.page(shard)
-        more = start.coarse_edges(indptr, weights, labels, here.ends(indptr, tails), count)
-        pairs, sums = start.add_pairs(np.concatenate([pairs, more[0]]), np.concatenate([sums, more[1]]))
-        sizes += np.bincount(labels[labels >= 0], minlength=count)
+    number, shard, _ = Series.place(part)
+    here, (indptr, tails, weights) = Pass(job, labels_reader(job, graph, number)), graph.read(shard)
+    labels = here.page(shard)
+    pairs, sums = start.coarse_edges(indptr, weights, labels, here.ends(indptr, tails), count)
     with job.run.part(STAGE, part) as out:
         out.write("pairs", pairs)
         out.write("sums", sums)
-        out.write("sizes", sizes)
+        out.write("sizes", np.bincount(labels[labels >= 0], minlength=count))
         heads = np.arange(0, count + STEP_LABELS, STEP_LABELS)
         out.attributes["offsets"] = np.searchsorted(pairs, heads * count).tolist()
 
@@ -274,7 +269,8 @@ def spectral_start(context: Context, graph: Graph) -> None:
         labels.commit(passes, pieces, graph.shards.offsets, left=left, lowest=lowest)
     steps = passes + 1 + SMOOTHINGS
     if not run.is_committed(STAGE, COARSE):
-        pieces = [f"{COARSE}-{labels.piece_name(passes, *group)}" for group in groups]
+        singly = pairwise(range(len(graph.shards) + 1))  # a shard's pairs may be as many as its edges
+        pieces = [f"{COARSE}-{labels.piece_name(passes, *shard)}" for shard in singly]
         context.compute(STAGE, coarsen, pieces, progress=(passes, steps))
         context.compute(STAGE, solve, [COARSE], names=pieces, progress=(passes, steps))
     for number in range(places.latest() + 1, SMOOTHINGS + 1):

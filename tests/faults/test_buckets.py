@@ -26,6 +26,7 @@ pytest.importorskip("moto.server", reason="moto[server] is not installed")
 from faults.bucket import KEY, SECRET, TIMEOUT, Proxy, Server
 
 SETTINGS = {"layout.n_epochs": 20, "quality.queries": 0}
+SAME = [word for key, value in SETTINGS.items() for word in ("--set", f"{key}={value}")]
 SOURCE, OUTPUT = "s3://data/input.zarr", "s3://data/run.zarr"
 
 
@@ -160,12 +161,12 @@ def test_an_input_changed_in_its_bucket_is_refused(done, near, cli, digits):
     array = zarr.open_array(objects_module.open_store(SOURCE, read_only=False), path="vectors")
     array[3, 3] += 1
     try:
-        outcome = cli("run", "--input", SOURCE, "--output", OUTPUT, *WORDS)
+        outcome = cli("run", "--input", SOURCE, "--output", OUTPUT, *SAME)
         assert outcome.code == 7, outcome.err
         assert f"{SOURCE} holds other data than when {OUTPUT} was begun" in outcome.err
     finally:
         array[3, 3] -= 1
-    assert cli("run", "--input", SOURCE, "--output", OUTPUT, *WORDS).code == 0
+    assert cli("run", "--input", SOURCE, "--output", OUTPUT, *SAME).code == 0
 
 
 @pytest.mark.slow

@@ -63,7 +63,7 @@ def test_every_kind_of_damage_is_found_and_named(cli, own, kind):
 PLACES = {
     "vectors": "block-",
     "cells": "sorted-",
-    "cells table": "table-",
+    "cells table": "table",
     "neighbors": "merged-",
     "audit": "merged-1-",
     "graph": "united-",

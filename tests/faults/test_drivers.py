@@ -59,7 +59,7 @@ def test_a_killed_driver_loses_no_commit(nannied, prepare, expected, at):
 
 BENEATH = {
     "an object of neighbors": ("object", "neighbors", "merged-00002", {}),
-    "a manifest of cells": ("manifest", "cells", "table-*", {}),
+    "a manifest of cells": ("manifest", "cells", "table", {}),
     "an object of a checkpoint": ("object", "layout", "epoch-00008-*", HOST),
     "a clean-up": ("discard", "layout", "epoch-00004-*", HOST),
     "an object of the embedding": ("object", "embedding", "rows-*", {}),
