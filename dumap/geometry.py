@@ -21,7 +21,7 @@ from dumap.metrics import arguments
 from dumap.source import Precomputed
 
 SAMPLE_ROWS_PER_LEAF = 8
-MIN_SAMPLE_ROWS = 8192
+MIN_SAMPLE_ROWS = 4096
 COPIES, COPIES_BY_DOUBLING = 4, 0.6
 """Cells that a row joins on average where there are many, and how much that grows, from 1, as cells double in number
 (measured, rounded up)."""
