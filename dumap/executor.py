@@ -272,7 +272,7 @@ class Executor:
     @property
     def threads(self) -> int:
         """The threads of all workers."""
-        return sum(worker.threads for worker in self.workers)
+        return max(1, sum(worker.threads for worker in self.workers))
 
     @property
     def host_threads(self) -> int:

@@ -89,9 +89,10 @@ class Rows:
 
     def __init__(self, path: str) -> None:
         self.path = path
+        self._array: np.ndarray | zarr.Array
         with self._readable():
             if path.endswith(".npy"):
-                self._array = np.load(path, mmap_mode="r", allow_pickle=False)
+                self._array = np.lib.format.open_memmap(path, mode="r")
             else:
                 self._array = refuse_code(zarr.open_array(open_store(path, read_only=True), mode="r"))
         self.shape, self.dtype = self._array.shape, self._array.dtype
