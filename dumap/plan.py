@@ -14,9 +14,9 @@ from dumap.config import Config, format_bytes
 from dumap.errors import BudgetError
 from dumap.geometry import LIST_BYTES, SLOT_BYTES, Geometry, cell_row_bytes
 from dumap.kernels.axes import WIDE
-from dumap.kernels.layout import POOL_ROWS, RUN
+from dumap.kernels.layout import POOL_ROWS
 from dumap.kernels.leaves import COLUMN_ROWS, TILE_ROWS
-from dumap.kernels.start import STRONGEST
+from dumap.kernels.start import most_edges
 from dumap.kernels.vectors import ANGULAR
 from dumap.store import OBJECT_BYTES
 
@@ -28,7 +28,7 @@ PAUSE_FRACTION = 0.8
 
 TILE_BYTES = 32 * 2**20
 """Bytes of the distances that an audit computes at once, and of the rows it computes them to."""
-MOST_COARSE_ROWS = 8192
+MOST_COARSE_ROWS = 32_768
 """Rows of the coarsened graph at the most, so that its memory has a bound."""
 PASSES = 14
 """Passes of the start over the graph: 8 that smooth, and those in which labels spread (assumed; they grow slowly)."""
@@ -162,7 +162,7 @@ def host_layout_bytes(rows: int, edges: int, n_components: int) -> int:
 
 def pool_bytes(n_components: int) -> int:
     """Return the bytes of the epoch's pool of negatives."""
-    return 8 * n_components * (POOL_ROWS + RUN)
+    return 16 * n_components * POOL_ROWS
 
 
 def shard_layout_bytes(shard_rows: int, n_neighbors: int, n_components: int) -> int:
@@ -189,7 +189,7 @@ def start_bytes(config: Config, rows: int, shard_rows: int) -> int:
     pages = min(config.task_memory // 4, -(-rows // shard_rows) * page_bytes(shard_rows, n_components))
     shard = edges * 64 + shard_rows * (32 + 72 * n_components) + pages
     coarse = coarse_rows(rows)
-    return max(shard, config.task_memory // 4 + coarse * (STRONGEST * 40 + 8 * 64))
+    return max(shard, config.task_memory // 4 + coarse * (most_edges(coarse) * 40 + 8 * 64))
 
 
 def coarse_rows(rows: int) -> int:

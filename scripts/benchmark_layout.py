@@ -28,9 +28,9 @@ from dumap import submit
 from dumap.config import Config, build
 from dumap.kernels.layout import pool_rows
 from dumap.pipeline import STAGES, plan, status
-from dumap.stages import Job
+from dumap.stages import Job, descent
 from dumap.stages.graph import Graph
-from dumap.stages.layout import SLICES, Generation, advance, descent, pack_shards, slices_of
+from dumap.stages.layout import SLICES, Generation, advance, pack_shards, slices_of
 from dumap.store import Run
 
 

@@ -19,12 +19,14 @@ BLOCK = 64
 """Rows that step together, and share their negatives: the first is a multiple of it."""
 CHUNK = 2048
 """Edges of a block that are looked at together."""
-RUN = 64
-"""Neighbouring rows of the pool that one hash chooses at the most."""
 POOL_ROWS = 4096
+CURVE_BITS = 16
+"""Bits of each coordinate that tell a row's place in the pool, if there are few coordinates."""
+MEETINGS = 2
+"""Rows of the pool that a row meets for one negative it is due, each at that part of the weight: less noise."""
 BETA1, BETA2, EPSILON = np.float32(0.5), np.float32(0.9), np.float32(1e-7)
 FRACTION_BITS = 15
-"""Weights and phases count in units of 2**-15 of the greatest weight."""
+"""Weights and phases count in units of 2**-15 of the greatest weight, places in the pool in 2**-15 of a row."""
 
 _F0, _F1, _HALF = np.float32(0), np.float32(1), np.float32(0.5)
 _CLIP = np.float32(4)
@@ -139,9 +141,37 @@ def pool_rows(seed: int, epoch: int, rows: int) -> np.ndarray:
     return (hashing.draws(seed, hashing.POOL, counters) % np.uint64(rows)).astype(np.int64)
 
 
+@nb.njit(cache=True, nogil=True)
+def _along_curve(coordinates, bits):
+    """Return numbers that ascend along a curve through all cells of a grid: their bits, taken by turns (Morton)."""
+    n, components = coordinates.shape
+    keys, scale = np.zeros(n, np.int64), np.float32((1 << bits) - 1)
+    cells = np.empty((n, components), np.int64)
+    for c in range(components):
+        low, high = coordinates[:, c].min(), coordinates[:, c].max()
+        for i in range(n):
+            cells[i, c] = np.int64((coordinates[i, c] - low) / max(high - low, _NEAR) * scale)
+    for bit in range(bits - 1, -1, -1):
+        for c in range(components):
+            keys = (keys << 1) | ((cells[:, c] >> bit) & 1)
+    return keys
+
+
 def lay_pool(coordinates: np.ndarray) -> np.ndarray:
-    """Lay the pool's coordinates (POOL_ROWS, n_components) out by component, its head repeated at its end."""
-    return np.ascontiguousarray(np.concatenate([coordinates, coordinates[:RUN]]).T)
+    """Lay the pool out by component, in the order of a curve through the map.
+
+    Rows at equal distances along it are then spread over all of the map.
+
+    Parameters
+    ----------
+    coordinates : ndarray of float32, shape (POOL_ROWS, n_components)
+
+    Returns
+    -------
+    ndarray of float32, shape (n_components, POOL_ROWS)
+    """
+    keys = _along_curve(coordinates, min(CURVE_BITS, 62 // coordinates.shape[1]))
+    return np.ascontiguousarray(coordinates[np.argsort(keys, kind="stable")].T)
 
 
 @nb.njit(inline="always")
@@ -242,24 +272,23 @@ def _attract(axes, block, indptr, r, rows, tails, rates, phases, y, exchanged, t
 
 @nb.njit(cache=True, nogil=True, error_model="numpy")
 def _repel(axes, block, number, rows, pool, count, base, a, b, gamma):
-    """Sum what pushes the rows of a block: `count` rows of the pool, the same for all of them."""
+    """Sum what pushes the rows of a block: `count` rows of the pool, evenly apart from a place that is hashed."""
     head, push = block.head, block.push
     components = len(axes)
     two_b = np.float32(2) * b * gamma
-    bits = hashing.draw(base, number)
-    for n in range(0, count, RUN):
-        at = np.int64(bits & np.uint64(POOL_ROWS - 1))
-        for s in range(at, at + min(RUN, count - n)):
-            for q in range(rows):
-                d2 = _F0
-                for c in range(components):
-                    apart = head[c, q] - pool[c, s]
-                    d2 += apart * apart
-                p = maths.power(d2 + _NEAR, b)
-                factor = two_b / ((_SOFT + d2) * (_F1 + a * p))
-                for c in range(components):
-                    push[c, q] += _clip(factor * (head[c, q] - pool[c, s]))
-        bits = hashing.mix(bits + hashing.GOLDEN)
+    apart = max((POOL_ROWS << FRACTION_BITS) // max(count, 1), 1)
+    at = np.int64(hashing.draw(base, number) % np.uint64(apart))
+    for n in range(count):
+        s = ((at + n * apart) >> FRACTION_BITS) & (POOL_ROWS - 1)
+        for q in range(rows):
+            d2 = _F0
+            for c in range(components):
+                away = head[c, q] - pool[c, s]
+                d2 += away * away
+            p = maths.power(d2 + _NEAR, b)
+            factor = two_b / ((_SOFT + d2) * (_F1 + a * p))
+            for c in range(components):
+                push[c, q] += _clip(factor * (head[c, q] - pool[c, s]))
 
 
 @nb.njit(cache=True, nogil=True, error_model="numpy")
@@ -279,7 +308,7 @@ def _generation(
         block.pull[:], block.push[:], block.due[:] = _F0, _F0, 0
         _attract(axes, block, indptr, r, rows, tails, rates, phases, y, exchanged, np.int32(epoch), a, b)
         wanted = negatives * np.float32(block.due.sum()) / np.float32(rows)
-        count = np.int64(np.ceil(wanted))
+        count = np.int64(np.ceil(wanted * np.float32(MEETINGS)))
         _repel(axes, block, (first + r) // BLOCK, rows, pool, count, base, a, b, gamma)
         for q in range(rows):
             scale = negatives * np.float32(block.due[q]) / np.float32(max(count, 1))
@@ -376,7 +405,7 @@ def generation(
     y : ndarray of float32, shape (known rows, n_components)
         The last generation: never written.
     m, v : ndarray of float32, shape (shard rows, n_components)
-    pool : ndarray of float32, shape (n_components, POOL_ROWS + RUN)
+    pool : ndarray of float32, shape (n_components, POOL_ROWS)
         From `lay_pool`.
     out_y : ndarray of float32, shape (shard rows, n_components)
     exchanged : ndarray of float32, shape (shard rows, n_components), optional

@@ -1,7 +1,8 @@
 """The spectral start, on a graph coarsened to a fraction of its rows.
 
 Seeds are drawn from the rows; labels spread from them along the strongest edges; rows of one label make one
-row of the coarse graph, whose smoothest eigenvectors, interpolated and smoothed, are the coordinates.
+row of the coarse graph, whose smoothest eigenvectors, interpolated and smoothed, are the coordinates. A coarse
+graph of many rows is laid out first, from these eigenvectors, as the whole graph will be.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ import scipy.sparse as sparse
 from scipy.sparse.csgraph import connected_components
 from scipy.sparse.linalg import ArpackNoConvergence, eigsh
 
-from dumap.kernels import hashing
+from dumap.kernels import hashing, layout
+from dumap.kernels.layout import Descent
 from dumap.kernels.threads import one_thread
 
 SPAN = 10.0
@@ -22,7 +24,14 @@ SPARE = 2
 UNLABELLED = -1
 """A row's label: the number of a seed, or -2 - i where no seed reaches, i being a row near it with the lowest hash."""
 STRONGEST = 256
-"""Edges that a row of the coarse graph keeps, its strongest, so that memory has a bound."""
+COARSE_EDGES = 1 << 21
+"""Edges that the coarse graph keeps at the most, its rows' strongest, so that memory has a bound."""
+LAID_OUT = 16_384
+"""Rows from which on the coarse graph is laid out: the more rows, the more epochs it takes to move what is far."""
+COARSE_EPOCHS = 500
+COARSE_DUE = 8.0
+"""Edges that a coarse row is due in an epoch, those to itself among them."""
+_MOST_SHARE = 1.99
 WEIGHT_UNIT = float(1 << 20)
 """Coarse weights are added up as integers of 2**-20, so that order cannot matter."""
 
@@ -216,16 +225,27 @@ def _connected(matrix: sparse.csr_matrix, n_components: int, seed: int) -> tuple
     return out / max(np.abs(out).max(), 1e-300), residual
 
 
+def most_edges(count: int) -> int:
+    """Return how many edges a row of a coarse graph of `count` rows keeps at the most."""
+    return min(STRONGEST, COARSE_EDGES // max(count, 1))
+
+
 def strongest(pairs: np.ndarray, sums: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Keep the `STRONGEST` greatest sums of each head, the lower tails among equal ones; pairs stay ascending."""
+    """Keep the `most_edges` greatest sums of each head, the lower tails among equal ones; pairs stay ascending."""
+    most = most_edges(count)
     heads = pairs // count
     degrees = np.bincount(heads - heads[0]) if len(heads) else np.empty(0, np.int64)
-    if degrees.max(initial=0) <= STRONGEST:
+    if degrees.max(initial=0) <= most:
         return pairs, sums
     order = np.lexsort((pairs, -sums, heads))
     rank = np.arange(len(order)) - np.repeat(np.cumsum(degrees) - degrees, degrees)
-    kept = np.sort(order[rank < STRONGEST])
+    kept = np.sort(order[rank < most])
     return pairs[kept], sums[kept]
+
+
+def _matrix(pairs: np.ndarray, sums: np.ndarray, count: int) -> sparse.csr_matrix:
+    matrix = sparse.csr_matrix((sums / WEIGHT_UNIT, (pairs // count, pairs % count)), shape=(count, count))
+    return matrix.maximum(matrix.T).tocsr()
 
 
 def spectral(
@@ -251,9 +271,7 @@ def spectral(
     residual : float
         The greatest |A v - lambda v| of the eigenvectors.
     """
-    count = len(sizes)
-    matrix = sparse.csr_matrix((sums / WEIGHT_UNIT, (pairs // count, pairs % count)), shape=(count, count))
-    matrix = matrix.maximum(matrix.T)
+    count, matrix = len(sizes), _matrix(pairs, sums, len(sizes))
     filled = np.flatnonzero(sizes)
     components, member = connected_components(matrix[filled][:, filled], directed=False)
     order = filled[np.argsort(member, kind="stable")]
@@ -279,6 +297,47 @@ def spectral(
         low, high = np.nanmin(out, axis=0), np.nanmax(out, axis=0)
         out = SPAN * (out - low) / np.where(high > low, high - low, 1)
     return out, int(components), worst
+
+
+def lay_out(pairs: np.ndarray, sums: np.ndarray, sizes: np.ndarray, y: np.ndarray, descent: Descent) -> np.ndarray:
+    """Lay the coarse graph out, as all rows will be: each coarse row stands for its rows.
+
+    An edge is due in proportion to its share of its head's weight; negatives are rows of the whole set.
+
+    Parameters
+    ----------
+    pairs, sums, sizes : ndarray of int64
+        As `spectral`'s.
+    y : ndarray of float64, shape (coarse rows, n_components)
+        From `spectral`.
+    descent : Descent
+        The layout's; its number of epochs is not taken.
+
+    Returns
+    -------
+    ndarray of float64, shape (coarse rows, n_components)
+        In units of the map; not a number where a label has no rows.
+    """
+    filled = np.flatnonzero(sizes)
+    matrix, stops = _matrix(pairs, sums, len(sizes))[filled][:, filled], np.cumsum(sizes[filled])
+    matrix.sort_indices()
+    degree = np.maximum(np.asarray(matrix.sum(axis=1)).ravel(), 1e-300)
+    share = COARSE_DUE / 2 * matrix.data / np.repeat(degree, np.diff(matrix.indptr))
+    shared = descent._replace(n_epochs=COARSE_EPOCHS)
+    edges = layout.pack(
+        *(matrix.indptr.astype(np.int64), matrix.indices, np.minimum(share, _MOST_SHARE).astype(np.float32)),
+        *(0, 1.0, COARSE_EPOCHS, descent.seed),
+    )
+    here = y[filled].astype(np.float32)
+    m, v, after = np.zeros_like(here), np.zeros_like(here), np.empty_like(here)
+    for epoch in range(COARSE_EPOCHS):
+        drawn = np.searchsorted(stops, layout.pool_rows(descent.seed, epoch, int(stops[-1])), side="right")
+        pool = layout.lay_pool(here[drawn])
+        layout.generation(shared, epoch, 0, len(here), 0, 0, edges, here, m, v, pool, after)
+        here, after = after, here
+    out = np.full(y.shape, np.nan)
+    out[filled] = here
+    return out
 
 
 def interpolate(labels: np.ndarray, coarse: np.ndarray, seed: int) -> np.ndarray:

@@ -5,10 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
+
+import numpy as np
 
 from dumap.config import Config
 from dumap.geometry import Geometry
+from dumap.kernels import layout
+from dumap.kernels.layout import Descent
 from dumap.plan import Plan
 from dumap.source import Input, Precomputed
 from dumap.store import Run
@@ -116,3 +121,23 @@ def number_of(part: str) -> int:
 def total(run: Run, stage: str, parts: Sequence[str], fact: str) -> Any:
     """Add up a fact that every part's task left in its manifest."""
     return sum(run.summary(stage, part)[fact] for part in parts)
+
+
+def evenly(count: int, ranges: int) -> list[tuple[int, int]]:
+    """Cut `count` things into so many ranges, or as many as there are things."""
+    return list(pairwise(np.unique(np.linspace(0, count, ranges + 1).astype(int)).tolist()))
+
+
+def descent(job: Job) -> Descent:
+    """Return what all epochs of the layout share."""
+    own = job.config.layout
+    a, b = (own.a, own.b) if own.a and own.b else layout.fit_ab(own.spread, own.min_dist)
+    return Descent(
+        a,
+        b,
+        own.learning_rate,
+        own.repulsion_strength,
+        own.negative_sample_rate,
+        job.geometry.n_epochs,
+        job.config.seed,
+    )

@@ -19,7 +19,7 @@ from dumap.kernels import hashing, layout
 from dumap.kernels.graph import rows_at
 from dumap.kernels.layout import Descent, Edges
 from dumap.plan import round_bytes, runs_on_one_host
-from dumap.stages import Context, Job, number_of
+from dumap.stages import Context, Job, descent, evenly, number_of
 from dumap.stages.graph import Graph
 from dumap.stages.start import Starts
 from dumap.store import Run, Series
@@ -33,21 +33,6 @@ JUDGEMENTS = 10
 """Parts of the epochs after each of which the loss may end the layout, where it is told to."""
 PAIRS, PAIRS_PART = 20_000, "pairs"
 """Edges, and as many pairs of any rows, on which the loss is measured, and the part that names them."""
-
-
-def descent(job: Job) -> Descent:
-    """Return what all epochs share."""
-    own = job.config.layout
-    a, b = (own.a, own.b) if own.a and own.b else layout.fit_ab(own.spread, own.min_dist)
-    return Descent(
-        a,
-        b,
-        own.learning_rate,
-        own.repulsion_strength,
-        own.negative_sample_rate,
-        job.geometry.n_epochs,
-        job.config.seed,
-    )
 
 
 def generations(run: Run) -> Series:
@@ -305,7 +290,7 @@ def units_of(context: Context, shards: int, tasks: int) -> list[tuple[int, int]]
     tasks = min(shards, -(-tasks // context.threads) * context.threads)  # so that threads end together
     if context.config.layout.exchange_every > 1:
         tasks = shards
-    return list(pairwise(np.unique(np.linspace(0, shards, tasks + 1).astype(int)).tolist()))
+    return evenly(shards, tasks)
 
 
 def unit_name(unit: tuple[int, int]) -> str:

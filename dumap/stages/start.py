@@ -15,7 +15,7 @@ import numpy as np
 from dumap.errors import ConfigError
 from dumap.kernels import start, vectors
 from dumap.plan import coarse_rows, page_bytes
-from dumap.stages import Context, Job, number_of, numbered, total
+from dumap.stages import Context, Job, descent, evenly, number_of, numbered, total
 from dumap.stages.cells import Table
 from dumap.stages.graph import Graph
 from dumap.stages.vectors import as_float32, drawn
@@ -65,7 +65,7 @@ def groups_of(context: Context, shards: int) -> list[tuple[int, int]]:
     row_bytes, room = 4 * context.config.layout.n_components, context.config.task_memory // 4
     fewest = -(-shards * context.geometry.shard_rows * row_bytes // room)
     count = min(shards, max(fewest, GROUPS_A_THREAD * context.threads))
-    return list(pairwise(np.unique(np.linspace(0, shards, count + 1).astype(int)).tolist()))
+    return evenly(shards, count)
 
 
 class Pass:
@@ -160,7 +160,10 @@ def coarsen(job: Job, part: str) -> None:
 
 
 def solve(job: Job, part: str, names: list[str]) -> None:
-    """Embed the coarse graph: its edges are added up over the shards, some labels at a time."""
+    """Embed the coarse graph: its edges are added up over the shards, some labels at a time.
+
+    A graph of many rows is laid out too, from there.
+    """
     store, n_components = job.run, job.config.layout.n_components
     count = store.summary(STAGE, SEEDS)["count"]
     offsets = np.array([store.summary(STAGE, name)["offsets"] for name in names])
@@ -178,13 +181,16 @@ def solve(job: Job, part: str, names: list[str]) -> None:
         sums.append(more[1])
     for name in names:
         sizes += store.read(STAGE, name, "sizes")
-    y, components, short = start.spectral(
-        np.concatenate(pairs), np.concatenate(sums), sizes, n_components, job.config.seed
-    )
+    graph = np.concatenate(pairs), np.concatenate(sums), sizes
+    y, components, short = start.spectral(*graph, n_components, job.config.seed)
+    coarse = int(np.count_nonzero(sizes))
+    if coarse >= start.LAID_OUT:
+        y = start.lay_out(*graph, y, descent(job))
     with store.part(STAGE, part) as out:
         out.write("y", y)
         out.attributes |= {
-            "coarse_rows": int(np.count_nonzero(sizes)),
+            "coarse_rows": coarse,
+            "coarse_epochs": start.COARSE_EPOCHS if coarse >= start.LAID_OUT else 0,
             "components": components,
             "coarse_residual": short,
             "unseeded": Table(store).rows - int(sizes.sum()),
@@ -222,14 +228,21 @@ def reach_of(y: np.ndarray) -> dict[str, list[float]]:
 
 
 def measure(job: Job, part: str, pieces: list[str], facts: dict) -> None:
-    """Find how far coordinates reach, of all the parts that hold some; keep what is told of the start."""
+    """Find how far coordinates reach, of all the parts that hold some; keep what is told of the start.
+
+    Coordinates that were laid out are of the map's own size: the box is placed, not stretched.
+    """
     found = [job.run.summary(STAGE, piece) for piece in pieces]
+    low = np.nanmin([own["low"] for own in found], axis=0)
+    high = np.nanmax([own["high"] for own in found], axis=0)
+    if facts.get("coarse_epochs"):
+        high = low + start.SPAN
     if "moments" in found[0]:
         facts = {**facts, "residual": start.residual(np.sum([own["moments"] for own in found], axis=0))}
     with job.run.part(STAGE, part) as out:
         out.attributes |= {
-            "low": np.nanmin([own["low"] for own in found], axis=0).tolist(),
-            "high": np.nanmax([own["high"] for own in found], axis=0).tolist(),
+            "low": low.tolist(),
+            "high": high.tolist(),
             "facts": facts,
         }
 
@@ -259,10 +272,8 @@ def spectral_start(context: Context, graph: Graph) -> None:
     if passes:
         left, lowest = (run.summary(STAGE, labels.name(passes))[fact] for fact in ("left", "lowest"))
     while left:
-        progress, pieces = (
-            (passes, passes + 2 + SMOOTHINGS),
-            [labels.piece_name(passes + 1, *group) for group in groups],
-        )
+        pieces = [labels.piece_name(passes + 1, *group) for group in groups]
+        progress = passes, passes + 2 + SMOOTHINGS
         context.compute(STAGE, spread_labels, pieces, lowest=lowest, progress=progress)
         passes += 1
         left, lowest = total(run, STAGE, pieces, "left"), not total(run, STAGE, pieces, "new")

@@ -67,8 +67,8 @@ def step(edges, y, m, v, pool, start=0, stop=None, first=0, own=0, descent=DESCE
 def obvious_generation(edges, y, m, v, pool, descent=DESCENT, exchanged=None):
     """Step every row, one edge and one negative at a time, in float64."""
     a, b, rate, gamma, negatives = descent[:5]
+    pool = layout.lay_pool(pool).T
     y, m, v, pool = (array.astype(np.float64) for array in (y, m, v, pool))
-    pool = np.concatenate([pool, pool[: layout.RUN]])
     base = hashing.draws(SEED, hashing.NEGATIVES, np.array([EPOCH]))[0]
     times, out = due(edges, EPOCH), np.empty_like(m)
     totals = np.bincount(heads(edges), times, len(m))
@@ -80,15 +80,13 @@ def obvious_generation(edges, y, m, v, pool, descent=DESCENT, exchanged=None):
             d2 = apart @ apart + 1e-8
             pull += times[e] * np.clip(2 * a * b * d2 ** (b - 1) / (1 + a * d2**b) * apart, -4, 4)
         block = i // layout.BLOCK
-        count = int(np.ceil(negatives / 2 * totals[block * layout.BLOCK :][: layout.BLOCK].mean()))
-        bits = int(hashing.draw(base, block))
-        for left in range(count, 0, -layout.RUN):
-            at = bits % layout.POOL_ROWS
-            for other in pool[at : at + min(layout.RUN, left)]:
-                apart = y[i] - other
-                d2 = apart @ apart
-                push += np.clip(2 * b * gamma / ((0.001 + d2) * (1 + a * (d2 + 1e-8) ** b)) * apart, -4, 4)
-            bits = int(hashing.mix(np.uint64((bits + int(hashing.GOLDEN)) % 2**64)))
+        count = int(np.ceil(layout.MEETINGS * negatives / 2 * totals[block * layout.BLOCK :][: layout.BLOCK].mean()))
+        apart = layout.POOL_ROWS * UNIT // max(count, 1)
+        first = int(hashing.draw(base, block)) % apart
+        for n in range(count):
+            away = y[i] - pool[(first + n * apart) // UNIT]
+            d2 = away @ away
+            push += np.clip(2 * b * gamma / ((0.001 + d2) * (1 + a * (d2 + 1e-8) ** b)) * away, -4, 4)
         grad = pull - push * negatives / 2 * totals[i] / max(count, 1)
         m[i] = 0.5 * m[i] + 0.5 * grad
         v[i] = 0.9 * v[i] + 0.1 * grad**2
@@ -107,7 +105,7 @@ def test_a_generation_is_that_of_the_obvious_reference(graph, n_components):
 
 @pytest.mark.parametrize("negative_sample_rate", [0.0, 0.01, 60.0])
 def test_negatives_are_as_many_as_asked_for(graph, negative_sample_rate):
-    """None at all, less than one a row, and more than one run of the pool."""
+    """None at all, less than one a row, and many."""
     edges, before, descent = pack(graph), state(2), DESCENT._replace(negative_sample_rate=negative_sample_rate)
     found, wanted = step(edges, *before, descent=descent), obvious_generation(edges, *before, descent)
     for own, other in zip(found, wanted, strict=True):
@@ -274,9 +272,19 @@ def test_the_pool_is_drawn_anew_each_epoch_from_all_rows():
     assert all(np.bincount(pool, minlength=50).min() > 40 for pool in pools)
     assert len({pool.tobytes() for pool in pools}) == 3
     assert (layout.pool_rows(SEED, 0, 1) == 0).all()
-    laid = layout.lay_pool(np.arange(2 * layout.POOL_ROWS).reshape(-1, 2))
-    assert laid.shape == (2, layout.POOL_ROWS + layout.RUN)
-    assert np.array_equal(laid[:, -layout.RUN :], laid[:, : layout.RUN])
+
+
+@pytest.mark.parametrize("n_components", [1, 2, 3, 70])
+def test_the_pool_lies_along_a_curve_through_the_map(n_components):
+    rng = np.random.default_rng(1)
+    pool = rng.normal(0, 1, (layout.POOL_ROWS, n_components)).astype(np.float32)
+    laid = layout.lay_pool(pool)
+    assert laid.shape == (n_components, layout.POOL_ROWS)
+    assert sorted(map(tuple, laid.T.tolist())) == sorted(map(tuple, pool.tolist()))
+    if n_components < 4:
+        apart = [np.linalg.norm(np.diff(rows, axis=0), axis=1).mean() for rows in (laid.T, pool)]
+        assert apart[0] < apart[1] / 4
+    assert layout.lay_pool(np.zeros_like(pool)).tobytes() == bytes(pool.nbytes), "rows that are all in one place"
 
 
 # curve and epochs ------------------------------------------------------------------------------

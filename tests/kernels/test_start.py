@@ -6,7 +6,8 @@ import scipy.sparse as sparse
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dumap.kernels import start
+from dumap.kernels import layout, start
+from dumap.plan import MOST_COARSE_ROWS
 
 CUTS = [0, 1, 40, 41, 90, 120]
 ROWS = CUTS[-1]
@@ -169,6 +170,47 @@ def test_a_coarse_row_keeps_its_strongest_edges(monkeypatch):
     assert kept.tolist() == [32, 34, 50, 71, 72]
     assert left.tolist() == [9, 9, 1, 7, 7]
     assert start.strongest(pairs[:0], sums[:0], count)[0].size == 0
+
+
+def test_a_coarse_graph_of_more_rows_keeps_fewer_edges_of_each(monkeypatch):
+    monkeypatch.setattr(start, "COARSE_EDGES", 20)
+    assert [start.most_edges(count) for count in (0, 1, 5, 10, 21)] == [20, 20, 4, 2, 0]
+    monkeypatch.undo()
+    assert start.most_edges(1024) == start.STRONGEST
+    assert 0 < start.most_edges(MOST_COARSE_ROWS) * MOST_COARSE_ROWS <= start.COARSE_EDGES
+
+
+# the coarse layout -----------------------------------------------------------------------------
+
+
+def two_groups() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the pairs, sums and sizes of two cliques of ten that one weak edge joins, and of a label without rows."""
+    own = np.kron(np.eye(2), np.ones((10, 10)))
+    own[9, 10] = own[10, 9] = 0.01
+    matrix = sparse.coo_matrix(np.pad(own, (0, 1)))
+    pairs, units = matrix.row.astype(np.int64) * 21 + matrix.col, np.rint(matrix.data * start.WEIGHT_UNIT)
+    return pairs, units.astype(np.int64), np.array([1000] * 10 + [10] * 10 + [0])
+
+
+def test_laying_the_coarse_graph_out_lowers_the_cross_entropy():
+    pairs, sums, sizes = two_groups()
+    descent = layout.Descent(1.577, 0.895, 1.0, 1.0, 5.0, 200, 42)
+    before, *_ = start.spectral(pairs, sums, sizes, 2, 42)
+    after = start.lay_out(pairs, sums, sizes, before, descent)
+    assert np.isnan(after[-1]).all()
+    assert start.lay_out(pairs, sums, sizes, before, descent).tobytes() == after.tobytes()
+    rows = np.random.default_rng(1).choice(21, (2, 5000), p=sizes / sizes.sum())
+
+    def loss(y: np.ndarray) -> float:
+        others = layout.loss(descent, y[rows[0]], y[rows[0]], np.ones(5000), y[rows[1]])
+        edges = layout.loss(
+            descent._replace(negative_sample_rate=0), y[pairs // 21], y[pairs % 21], sums, y[pairs % 21]
+        )
+        return others + edges
+
+    assert loss(after) < 0.9 * loss(before)
+    apart = np.linalg.norm(after[:10].mean(axis=0) - after[10:20].mean(axis=0))
+    assert apart > 2 * np.linalg.norm(after[:10] - after[:10].mean(axis=0), axis=1).max()
 
 
 # eigenvectors ----------------------------------------------------------------------------------
