@@ -12,8 +12,7 @@ import numpy as np
 
 from dumap.config import Config
 from dumap.geometry import Geometry
-from dumap.kernels import layout
-from dumap.kernels.layout import Descent
+from dumap.kernels.layout import Descent, fit_ab
 from dumap.plan import Plan
 from dumap.source import Input, Precomputed
 from dumap.store import Run
@@ -131,7 +130,7 @@ def evenly(count: int, ranges: int) -> list[tuple[int, int]]:
 def descent(job: Job) -> Descent:
     """Return what all epochs of the layout share."""
     own = job.config.layout
-    a, b = (own.a, own.b) if own.a and own.b else layout.fit_ab(own.spread, own.min_dist)
+    a, b = (own.a, own.b) if own.a and own.b else fit_ab(own.spread, own.min_dist)
     return Descent(
         a,
         b,
