@@ -117,6 +117,17 @@ def number_of(part: str) -> int:
     return int(part.rsplit("-", 1)[1])
 
 
+def ranged(prefix: str, first: int, last: int) -> str:
+    """Name the part of a range of shards."""
+    return f"{prefix}-{first:05d}-{last:05d}"
+
+
+def range_of(part: str) -> tuple[int, int]:
+    """Return the range of shards in a part's name."""
+    first, last = part.rsplit("-", 2)[1:]
+    return int(first), int(last)
+
+
 def total(run: Run, stage: str, parts: Sequence[str], fact: str) -> Any:
     """Add up a fact that every part's task left in its manifest."""
     return sum(run.summary(stage, part)[fact] for part in parts)

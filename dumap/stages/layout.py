@@ -19,7 +19,7 @@ from dumap.kernels import hashing, layout
 from dumap.kernels.graph import rows_at
 from dumap.kernels.layout import Descent, Edges
 from dumap.plan import round_bytes, runs_on_one_host
-from dumap.stages import Context, Job, descent, evenly, number_of
+from dumap.stages import Context, Job, descent, evenly, number_of, range_of, ranged
 from dumap.stages.graph import Graph
 from dumap.stages.start import Starts
 from dumap.store import Run, Series
@@ -29,6 +29,8 @@ SLICES = 8
 """Slices of rows a thread gets in an epoch, so that threads end together."""
 END = "end"
 """The part that says after how many epochs the layout ended."""
+PACKED = "packed"
+"""The parts that hold units' edges, packed."""
 JUDGEMENTS = 10
 """Parts of the epochs after each of which the loss may end the layout, where it is told to."""
 PAIRS, PAIRS_PART = 20_000, "pairs"
@@ -293,15 +295,10 @@ def units_of(context: Context, shards: int, tasks: int) -> list[tuple[int, int]]
     return evenly(shards, tasks)
 
 
-def unit_name(unit: tuple[int, int]) -> str:
-    """Name the part that holds a unit's packed edges."""
-    return f"packed-{unit[0]:05d}-{unit[1]:05d}"
-
-
 def pack_unit(job: Job, part: str) -> None:
     """Pack a unit's edges, with tails counted within its rows, then within the rows that it touches outside."""
     graph = Graph(job.run, job.geometry.shard_rows)
-    first, last = (int(number) for number in part.split("-")[1:])
+    first, last = range_of(part)
     edges, spans = pack_shards(job, graph, first, last), graph.shards.offsets[first : last + 1]
     low, high = int(spans[0]), int(spans[-1])
     cuts, outside = edges.indptr[spans - low], np.empty(0, edges.tails.dtype)
@@ -323,7 +320,7 @@ def pack_unit(job: Job, part: str) -> None:
 
 def read_unit(job: Job, unit: tuple[int, int]) -> tuple[Edges, np.ndarray]:
     """Read the packed edges of a unit, and the positions that they touch outside."""
-    key, name = (job.run.location, job.config.digest(), *unit), unit_name(unit)
+    key, name = (job.run.location, job.config.digest(), *unit), ranged(PACKED, *unit)
     if key not in _last:
         _last.clear()
         edges = Edges(*(job.run.read(STAGE, name, array) for array in Edges._fields))
@@ -357,7 +354,7 @@ def _rounds(context: Context, graph: Graph, tasks: int) -> None:
         if epoch and (is_checkpoint(context.job, epoch, every) or epoch in judgements):
             context.compute(STAGE, measure_loss, [loss_name(epoch)], progress=(epoch, epochs))
 
-    context.compute(STAGE, pack_unit, [unit_name(unit) for unit in units], progress=(0, epochs))
+    context.compute(STAGE, pack_unit, [ranged(PACKED, *unit) for unit in units], progress=(0, epochs))
     for epoch in range(series.latest(epochs), epochs, every):
         measure(epoch)
         if has_settled(context.job, epoch):
@@ -369,7 +366,7 @@ def _rounds(context: Context, graph: Graph, tasks: int) -> None:
     measure(series.latest())
     end(context.job, series.latest())
     for part in context.run.committed(STAGE):
-        if part.startswith("packed-"):
+        if part.startswith(PACKED):
             context.run.discard(STAGE, part)
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from dumap.errors import ConfigError
 from dumap.kernels import start, vectors
 from dumap.plan import coarse_rows, page_bytes
-from dumap.stages import Context, Job, descent, evenly, number_of, numbered, total
+from dumap.stages import Context, Job, descent, evenly, number_of, numbered, range_of, ranged, total
 from dumap.stages.cells import Table
 from dumap.stages.graph import Graph
 from dumap.stages.vectors import as_float32, drawn
@@ -352,7 +352,7 @@ def place_span(job: Job, part: str) -> None:
 
 def collect(job: Job, part: str) -> None:
     """Collect a group of shards' places from all spans, and stretch them to the box."""
-    graph, (begin, end) = Graph(job.run, job.geometry.shard_rows), (int(word) for word in part.split("-")[1:])
+    graph, (begin, end) = Graph(job.run, job.geometry.shard_rows), range_of(part)
     base = int(graph.shards.offsets[begin])
     y = np.empty((int(graph.shards.offsets[end]) - base, job.config.layout.n_components))
     for name in numbered("span", len(spans_of(job))):
@@ -377,7 +377,7 @@ def placed_start(context: Context, graph: Graph) -> None:
     context.compute(STAGE, place_span, spans, progress=(0, 2))
     context.compute(STAGE, measure, [BOX], pieces=spans, facts=facts)
     groups = groups_of(context, len(graph.shards))
-    context.compute(STAGE, collect, [f"collected-{begin}-{end}" for begin, end in groups], progress=(1, 2))
+    context.compute(STAGE, collect, [ranged("collected", *group) for group in groups], progress=(1, 2))
 
 
 def scatter(job: Job, part: str) -> None:
