@@ -31,7 +31,7 @@ LAID_OUT = 16_384
 COARSE_EPOCHS = 500
 COARSE_DUE = 8.0
 """Edges that a coarse row is due in an epoch, those to itself among them."""
-_MOST_SHARE = 1.99
+_MOST_SHARE = 1.99  # of what 16 bits hold
 WEIGHT_UNIT = float(1 << 20)
 """Coarse weights are added up as integers of 2**-20, so that order cannot matter."""
 
@@ -322,12 +322,10 @@ def lay_out(pairs: np.ndarray, sums: np.ndarray, sizes: np.ndarray, y: np.ndarra
     matrix, stops = _matrix(pairs, sums, len(sizes))[filled][:, filled], np.cumsum(sizes[filled])
     matrix.sort_indices()
     degree = np.maximum(np.asarray(matrix.sum(axis=1)).ravel(), 1e-300)
-    share = COARSE_DUE / 2 * matrix.data / np.repeat(degree, np.diff(matrix.indptr))
+    shares = np.minimum(COARSE_DUE / 2 * matrix.data / np.repeat(degree, np.diff(matrix.indptr)), _MOST_SHARE)
+    indptr, weights = matrix.indptr.astype(np.int64), shares.astype(np.float32)
+    edges = layout.pack(indptr, matrix.indices, weights, 0, 1.0, COARSE_EPOCHS, descent.seed)
     shared = descent._replace(n_epochs=COARSE_EPOCHS)
-    edges = layout.pack(
-        *(matrix.indptr.astype(np.int64), matrix.indices, np.minimum(share, _MOST_SHARE).astype(np.float32)),
-        *(0, 1.0, COARSE_EPOCHS, descent.seed),
-    )
     here = y[filled].astype(np.float32)
     m, v, after = np.zeros_like(here), np.zeros_like(here), np.empty_like(here)
     for epoch in range(COARSE_EPOCHS):
