@@ -31,7 +31,7 @@ MEMORY = Path("/dev/shm")
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Let kills and random inputs be as many as there is time for."""
     parser.addoption("--kills", type=int, default=4, metavar="N", help="how often a run is killed at random [4]")
-    parser.addoption("--inputs", type=int, default=40, metavar="N", help="random inputs that runs are tried on [40]")
+    parser.addoption("--inputs", type=int, default=15, metavar="N", help="random inputs that runs are tried on [15]")
 
 
 @pytest.fixture(scope="session")

@@ -90,7 +90,7 @@ def test_the_recall_is_that_of_the_exports(seamed, digits):
     assert not facts["every_row"]
 
 
-@pytest.mark.parametrize("metric", ["cosine", "manhattan"])
+@pytest.mark.parametrize("metric", ["cosine", pytest.param("manhattan", marks=pytest.mark.slow)])
 def test_where_every_row_is_a_query_nothing_is_uncertain(embed, digits, metric):
     x = digits[0][:600]
     settings = {**SEAMED, "neighbors.metric": metric, "neighbors.recall_target": 0.0}
@@ -102,6 +102,7 @@ def test_where_every_row_is_a_query_nothing_is_uncertain(embed, digits, metric):
     assert facts["recall"] == pytest.approx(recall.mean(), abs=1e-3)
 
 
+@pytest.mark.slow
 def test_of_equal_rows_any_are_right(embed, digits):
     """Cells and pieces tell copies apart, and no list can hold them all."""
     x = np.repeat(digits[0][:12], 60, axis=0) * 37 + 1000
@@ -181,6 +182,7 @@ def test_repairs_end_where_the_target_is_reached(embed, digits):
     assert max(before) < 0.97 <= last
 
 
+@pytest.mark.slow
 def test_a_target_out_of_reach_is_noted(configure, client, digits):
     """Cells that no row spills from have no list that leads across, so there is nothing to go by."""
     notes = Notes()
@@ -194,7 +196,8 @@ def test_a_target_out_of_reach_is_noted(configure, client, digits):
     assert "cells.max_copies or neighbors.max_repairs" in said
 
 
-@pytest.mark.parametrize("metric", ["cosine", pytest.param("manhattan", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("metric", ["cosine", "manhattan"])
 def test_repairs_serve_other_metrics(embed, digits, metric):
     done = embed(digits[0][:1000], {**REPAIRED, "neighbors.metric": metric, "neighbors.max_repairs": 1})
     first, last = done.facts("audit")["recall_by_repair"]

@@ -80,6 +80,7 @@ def in_order(row: np.ndarray, origin: np.ndarray, onto: np.ndarray) -> np.ndarra
     return total
 
 
+@pytest.mark.slow
 @given(st.integers(0, 999), st.integers(1, 40), st.integers(1, 70), st.integers(1, 40))
 def test_products_are_summed_in_the_order_of_the_dims(seed, n, dims, count):
     rng = np.random.default_rng(seed)
