@@ -14,9 +14,9 @@ from dumap.config import Config, format_bytes
 from dumap.errors import BudgetError
 from dumap.geometry import LIST_BYTES, SLOT_BYTES, Geometry, cell_row_bytes
 from dumap.kernels.axes import WIDE
+from dumap.kernels.coarse import most_edges
 from dumap.kernels.layout import POOL_ROWS
 from dumap.kernels.leaves import COLUMN_ROWS, TILE_ROWS
-from dumap.kernels.start import most_edges
 from dumap.kernels.vectors import ANGULAR
 from dumap.store import OBJECT_BYTES
 

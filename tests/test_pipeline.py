@@ -16,7 +16,7 @@ from scipy.spatial.distance import cdist
 from sklearn.neighbors import NearestNeighbors
 
 from dumap.errors import InputError
-from dumap.kernels import start
+from dumap.kernels import coarse
 from dumap.pipeline import STAGES, plan
 from dumap.stages.vectors import COPY, DROPPED, ZERO
 from dumap.store import Run
@@ -293,7 +293,7 @@ def starts_of(done) -> list[str]:
 
 def test_a_coarse_graph_of_many_rows_is_laid_out(configure, some, cut, inspect, monkeypatch):
     """In this process, where what counts as many can be changed."""
-    monkeypatch.setattr(start, "LAID_OUT", 500)
+    monkeypatch.setattr(coarse, "LAID_OUT", 500)
     config = configure(some, CUT)
     with (
         LocalCluster(1, threads_per_worker=1, processes=False, dashboard_address=":0") as threads,
@@ -302,12 +302,12 @@ def test_a_coarse_graph_of_many_rows_is_laid_out(configure, some, cut, inspect, 
         run(config, client=own)
     done = inspect(config.output)
     assert cut.facts("start")["coarse_epochs"] == 0
-    assert done.facts("start")["coarse_epochs"] == start.COARSE_EPOCHS
+    assert done.facts("start")["coarse_epochs"] == coarse.COARSE_EPOCHS
     reach = [
         np.ptp(np.concatenate([way.array(f"start/{name}") for name in starts_of(way)]), axis=0) for way in (cut, done)
     ]
-    np.testing.assert_allclose(reach[0], start.SPAN, atol=0.01)
-    assert (np.abs(reach[1] - start.SPAN) > 0.1).any(), "not stretched to the box"
+    np.testing.assert_allclose(reach[0], coarse.SPAN, atol=0.01)
+    assert (np.abs(reach[1] - coarse.SPAN) > 0.1).any(), "not stretched to the box"
     losses = [way.facts("layout")["loss"][-1][1] for way in (cut, done)]
     assert losses[1] < 1.02 * losses[0]
 

@@ -28,7 +28,7 @@ BETA1, BETA2, EPSILON = np.float32(0.5), np.float32(0.9), np.float32(1e-7)
 FRACTION_BITS = 15
 """Weights and phases count in units of 2**-15 of the greatest weight, places in the pool in 2**-15 of a row."""
 
-_F0, _F1, _HALF = np.float32(0), np.float32(1), np.float32(0.5)
+_F0, _F1 = np.float32(0), np.float32(1)
 _CLIP = np.float32(4)
 _NEAR = np.float32(1e-8)
 _SOFT = np.float32(0.001)

@@ -1,39 +1,20 @@
-"""The spectral start, on a graph coarsened to a fraction of its rows.
+"""The start: labels that coarsen the graph, rows placed by them and smoothed, and places of other kinds.
 
-Seeds are drawn from the rows; labels spread from them along the strongest edges; rows of one label make one
-row of the coarse graph, whose smoothest eigenvectors, interpolated and smoothed, are the coordinates. A coarse
-graph of many rows is laid out first, from these eigenvectors, as the whole graph will be.
+Seeds are drawn from the rows; labels spread from them along the strongest edges; rows of one label make one row of
+the coarse graph, whose coordinates, interpolated and smoothed, are theirs.
 """
 
 from __future__ import annotations
 
 import numba as nb
 import numpy as np
-import scipy.sparse as sparse
-from scipy.sparse.csgraph import connected_components
-from scipy.sparse.linalg import ArpackNoConvergence, eigsh
 
-from dumap.kernels import hashing, layout
-from dumap.kernels.layout import Descent
+from dumap.kernels import hashing
+from dumap.kernels.coarse import SPAN
 from dumap.kernels.threads import one_thread
 
-SPAN = 10.0
-"""Side of the box that first coordinates fill."""
-SPARE = 2
-"""Eigenvectors found beyond those wanted, and to the last bit: close or repeated eigenvalues are missed otherwise."""
 UNLABELLED = -1
 """A row's label: the number of a seed, or -2 - i where no seed reaches, i being a row near it with the lowest hash."""
-STRONGEST = 256
-COARSE_EDGES = 1 << 21
-"""Edges that the coarse graph keeps at the most, its rows' strongest, so that memory has a bound."""
-LAID_OUT = 16_384
-"""Rows from which on the coarse graph is laid out: the more rows, the more epochs it takes to move what is far."""
-COARSE_EPOCHS = 500
-COARSE_DUE = 8.0
-"""Edges that a coarse row is due in an epoch, those to itself among them."""
-_MOST_SHARE = 1.99  # of what 16 bits hold
-WEIGHT_UNIT = float(1 << 20)
-"""Coarse weights are added up as integers of 2**-20, so that order cannot matter."""
 
 
 @nb.njit(cache=True, nogil=True)
@@ -150,192 +131,6 @@ def draw_seeds(seed: int, first: int, stop: int, wanted: int, rows: int) -> np.n
         return ids
     limit = np.uint64(int(wanted / rows * 2**64))
     return ids[hashing.draws(seed, hashing.SEEDS, ids) < limit]
-
-
-def coarse_edges(
-    indptr: np.ndarray, weights: np.ndarray, labels: np.ndarray, ends: np.ndarray, count: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Add up a shard's edges by the labels at their ends, those that seeds gave.
-
-    Parameters
-    ----------
-    indptr, weights : ndarray
-        The shard's edges.
-    labels : ndarray of int, shape (rows,)
-        The shard's.
-    ends : ndarray of int, shape (edges,)
-        Labels at the ends of edges.
-    count : int
-        Seeds of the whole graph.
-
-    Returns
-    -------
-    pairs : ndarray of int64, shape (m,)
-        label of the head * count + label of the tail, ascending.
-    sums : ndarray of int64, shape (m,)
-        In units of 2**-20.
-    """
-    heads = np.repeat(labels, np.diff(indptr)).astype(np.int64)
-    seeded = heads >= 0  # then so are their ends
-    units = np.rint(weights[seeded].astype(np.float64) * WEIGHT_UNIT).astype(np.int64)
-    return add_pairs(heads[seeded] * count + ends[seeded], units)
-
-
-def add_pairs(pair: np.ndarray, units: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Sort pairs and add up those that are equal."""
-    order = np.argsort(pair, kind="stable")
-    pair, units = pair[order], units[order]
-    begin = np.flatnonzero(np.concatenate([[True], pair[1:] != pair[:-1]])) if len(pair) else np.empty(0, np.int64)
-    return pair[begin], np.add.reduceat(units, begin) if len(begin) else units
-
-
-def _connected(matrix: sparse.csr_matrix, n_components: int, seed: int) -> tuple[np.ndarray, float]:
-    """Embed one connected graph by the eigenvectors of its normalised Laplacian."""
-    size = matrix.shape[0]
-    if size == 1:
-        return np.zeros((1, n_components)), 0.0
-    degree = np.asarray(matrix.sum(axis=1)).ravel()
-    scale = 1.0 / np.sqrt(np.maximum(degree, 1e-300))
-    normal = sparse.diags(scale) @ matrix @ sparse.diags(scale)
-    k = n_components + 1 + SPARE
-    residual = 0.0
-    if size <= max(4 * k, 64):
-        values, vectors = np.linalg.eigh(normal.toarray())
-        vectors = vectors[:, ::-1][:, :k]
-    else:
-        v0 = hashing.uniform(hashing.draws(seed, hashing.SEEDS, np.arange(size))) - 0.5
-        try:
-            values, vectors = eigsh(normal, k, which="LA", v0=v0, ncv=min(size, max(2 * k + 1, 40)), tol=0, maxiter=300)
-        except ArpackNoConvergence as stalled:
-            values, vectors = stalled.eigenvalues, stalled.eigenvectors
-        order = np.argsort(-values, kind="stable")
-        values, vectors = values[order], vectors[:, order]
-        if len(values):
-            residual = float(np.abs(normal @ vectors - vectors * values).max())
-    out = np.zeros((size, n_components))
-    found = min(n_components, vectors.shape[1] - 1) if vectors.shape[1] else 0
-    if found > 0:
-        out[:, :found] = vectors[:, 1 : found + 1]
-    if found < n_components:  # a graph of fewer rows, or eigenvectors that did not converge
-        noise = hashing.uniform(hashing.draws(seed, hashing.RANDOM_START, np.arange(size * n_components)))
-        out[:, found:] = (noise.reshape(size, n_components)[:, found:] - 0.5) / np.sqrt(size)
-    out *= scale[:, None]
-    flip = np.sign(out[np.abs(out).argmax(axis=0), np.arange(n_components)])
-    out *= np.where(flip == 0, 1, flip)
-    return out / max(np.abs(out).max(), 1e-300), residual
-
-
-def most_edges(count: int) -> int:
-    """Return how many edges a row of a coarse graph of `count` rows keeps at the most."""
-    return min(STRONGEST, COARSE_EDGES // max(count, 1))
-
-
-def strongest(pairs: np.ndarray, sums: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Keep the `most_edges` greatest sums of each head, the lower tails among equal ones; pairs stay ascending."""
-    most = most_edges(count)
-    heads = pairs // count
-    degrees = np.bincount(heads - heads[0]) if len(heads) else np.empty(0, np.int64)
-    if degrees.max(initial=0) <= most:
-        return pairs, sums
-    order = np.lexsort((pairs, -sums, heads))
-    rank = np.arange(len(order)) - np.repeat(np.cumsum(degrees) - degrees, degrees)
-    kept = np.sort(order[rank < most])
-    return pairs[kept], sums[kept]
-
-
-def _matrix(pairs: np.ndarray, sums: np.ndarray, count: int) -> sparse.csr_matrix:
-    matrix = sparse.csr_matrix((sums / WEIGHT_UNIT, (pairs // count, pairs % count)), shape=(count, count))
-    return matrix.maximum(matrix.T).tocsr()
-
-
-def spectral(
-    pairs: np.ndarray, sums: np.ndarray, sizes: np.ndarray, n_components: int, seed: int
-) -> tuple[np.ndarray, int, float]:
-    """Embed the coarse graph, each connected component by itself.
-
-    Components lie on a spiral around the largest, each in a ball of volume in proportion to its rows.
-
-    Parameters
-    ----------
-    pairs, sums : ndarray of int64
-        From `coarse_edges`; of a pair that is there one way only, the other has the same sum.
-    sizes : ndarray of int64, shape (coarse rows,)
-        Rows of each label.
-    n_components, seed : int
-
-    Returns
-    -------
-    coordinates : ndarray of float64, shape (coarse rows, n_components)
-        In the box [0, SPAN]; not a number where a label has no rows.
-    components : int
-    residual : float
-        The greatest |A v - lambda v| of the eigenvectors.
-    """
-    count, matrix = len(sizes), _matrix(pairs, sums, len(sizes))
-    filled = np.flatnonzero(sizes)
-    components, member = connected_components(matrix[filled][:, filled], directed=False)
-    order = filled[np.argsort(member, kind="stable")]
-    matrix, stops = sparse.csr_matrix(matrix[order][:, order]), np.cumsum(np.bincount(member, minlength=components))
-    rows = np.bincount(member, weights=sizes[filled], minlength=components)
-    out = np.full((count, n_components), np.nan)
-    worst, area = 0.0, 0.0
-    with one_thread():
-        for place, c in enumerate(np.argsort(-rows, kind="stable")):
-            own = slice(stops[c - 1] if c else 0, stops[c])
-            inner, short = _connected(matrix[own, own], n_components, seed)
-            worst = max(worst, short)
-            radius = float(rows[c] / rows.max()) ** (1 / max(n_components, 2))
-            centre = np.zeros(n_components)
-            if place:
-                area += float(rows[c] / rows.max())
-                away = 1.2 + radius + np.sqrt(area)
-                angle = 2.399963229728653 * place
-                centre[0] = away * np.cos(angle)
-                centre[1 % n_components] += away * np.sin(angle) if n_components > 1 else 0.0
-            out[order[own]] = centre + radius * inner
-    if components:
-        low, high = np.nanmin(out, axis=0), np.nanmax(out, axis=0)
-        out = SPAN * (out - low) / np.where(high > low, high - low, 1)
-    return out, int(components), worst
-
-
-def lay_out(pairs: np.ndarray, sums: np.ndarray, sizes: np.ndarray, y: np.ndarray, descent: Descent) -> np.ndarray:
-    """Lay the coarse graph out, as all rows will be: each coarse row stands for its rows.
-
-    An edge is due in proportion to its share of its head's weight; negatives are rows of the whole set.
-
-    Parameters
-    ----------
-    pairs, sums, sizes : ndarray of int64
-        As `spectral`'s.
-    y : ndarray of float64, shape (coarse rows, n_components)
-        From `spectral`.
-    descent : Descent
-        The layout's; its number of epochs is not taken.
-
-    Returns
-    -------
-    ndarray of float64, shape (coarse rows, n_components)
-        In units of the map; not a number where a label has no rows.
-    """
-    filled = np.flatnonzero(sizes)
-    matrix, stops = _matrix(pairs, sums, len(sizes))[filled][:, filled], np.cumsum(sizes[filled])
-    matrix.sort_indices()
-    degree = np.maximum(np.asarray(matrix.sum(axis=1)).ravel(), 1e-300)
-    shares = np.minimum(COARSE_DUE / 2 * matrix.data / np.repeat(degree, np.diff(matrix.indptr)), _MOST_SHARE)
-    indptr, weights = matrix.indptr.astype(np.int64), shares.astype(np.float32)
-    edges = layout.pack(indptr, matrix.indices, weights, 0, 1.0, COARSE_EPOCHS, descent.seed)
-    shared = descent._replace(n_epochs=COARSE_EPOCHS)
-    here = y[filled].astype(np.float32)
-    m, v, after = np.zeros_like(here), np.zeros_like(here), np.empty_like(here)
-    for epoch in range(COARSE_EPOCHS):
-        drawn = np.searchsorted(stops, layout.pool_rows(descent.seed, epoch, int(stops[-1])), side="right")
-        pool = layout.lay_pool(here[drawn])
-        layout.generation(shared, epoch, 0, len(here), 0, 0, edges, here, m, v, pool, after)
-        here, after = after, here
-    out = np.full(y.shape, np.nan)
-    out[filled] = here
-    return out
 
 
 def interpolate(labels: np.ndarray, coarse: np.ndarray, seed: int) -> np.ndarray:

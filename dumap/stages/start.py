@@ -13,7 +13,7 @@ from itertools import pairwise
 import numpy as np
 
 from dumap.errors import ConfigError
-from dumap.kernels import start, vectors
+from dumap.kernels import coarse, start, vectors
 from dumap.plan import coarse_rows, page_bytes
 from dumap.stages import Context, Job, descent, evenly, number_of, numbered, range_of, ranged, total
 from dumap.stages.cells import Table
@@ -150,7 +150,7 @@ def coarsen(job: Job, part: str) -> None:
     number, shard, _ = Series.place(part)
     here, (indptr, tails, weights) = Pass(job, labels_reader(job, graph, number)), graph.read(shard)
     labels = here.page(shard)
-    pairs, sums = start.coarse_edges(indptr, weights, labels, here.ends(indptr, tails), count)
+    pairs, sums = coarse.coarse_edges(indptr, weights, labels, here.ends(indptr, tails), count)
     with job.run.part(STAGE, part) as out:
         out.write("pairs", pairs)
         out.write("sums", sums)
@@ -176,21 +176,21 @@ def solve(job: Job, part: str, names: list[str]) -> None:
             np.concatenate([store.read(STAGE, name, array, a, b) for name, a, b in spans if b > a] or [sums[0]])
             for array in ("pairs", "sums")
         ]
-        more = start.strongest(*start.add_pairs(*found), count)
+        more = coarse.strongest(*coarse.add_pairs(*found), count)
         pairs.append(more[0])
         sums.append(more[1])
     for name in names:
         sizes += store.read(STAGE, name, "sizes")
-    graph = np.concatenate(pairs), np.concatenate(sums), sizes
-    y, components, short = start.spectral(*graph, n_components, job.config.seed)
-    coarse = int(np.count_nonzero(sizes))
-    if coarse >= start.LAID_OUT:
-        y = start.lay_out(*graph, y, descent(job))
+    graph, rows = coarse.matrix_of(np.concatenate(pairs), np.concatenate(sums), count), int(np.count_nonzero(sizes))
+    y, components, short = coarse.spectral(graph, sizes, n_components, job.config.seed)
+    epochs = coarse.COARSE_EPOCHS if rows >= coarse.LAID_OUT else 0
+    if epochs:
+        y = coarse.lay_out(graph, sizes, y, descent(job))
     with store.part(STAGE, part) as out:
         out.write("y", y)
         out.attributes |= {
-            "coarse_rows": coarse,
-            "coarse_epochs": start.COARSE_EPOCHS if coarse >= start.LAID_OUT else 0,
+            "coarse_rows": rows,
+            "coarse_epochs": epochs,
             "components": components,
             "coarse_residual": short,
             "unseeded": Table(store).rows - int(sizes.sum()),
@@ -204,8 +204,8 @@ def smooth(job: Job, part: str, passes: int) -> None:
     if number > 1:
         here = Pass(job, lambda shard: series.read(number - 1, "y", *graph.shards.span(shard)))
     else:
-        coarse, labels = job.run.read(STAGE, COARSE, "y"), labels_reader(job, graph, passes)
-        here = Pass(job, lambda shard: start.interpolate(labels(shard), coarse, job.config.seed))
+        known, labels = job.run.read(STAGE, COARSE, "y"), labels_reader(job, graph, passes)
+        here = Pass(job, lambda shard: start.interpolate(labels(shard), known, job.config.seed))
     found, moments = [], np.zeros((6, job.config.layout.n_components))
     for shard in range(begin, end):
         indptr, tails, weights = graph.read(shard)
@@ -236,7 +236,7 @@ def measure(job: Job, part: str, pieces: list[str], facts: dict) -> None:
     low = np.nanmin([own["low"] for own in found], axis=0)
     high = np.nanmax([own["high"] for own in found], axis=0)
     if facts.get("coarse_epochs"):
-        high = low + start.SPAN
+        high = low + coarse.SPAN
     if "moments" in found[0]:
         facts = {**facts, "residual": start.residual(np.sum([own["moments"] for own in found], axis=0))}
     with job.run.part(STAGE, part) as out:

@@ -13,7 +13,7 @@ import zarr
 from dumap.config import build
 from dumap.errors import ConfigError, InputError
 from dumap.geometry import geometry
-from dumap.kernels import graph, hashing, layout, start
+from dumap.kernels import coarse, graph, hashing, layout, start
 from dumap.pipeline import plan, run
 from dumap.plan import make_plan
 from dumap.stages.graph import Shards
@@ -364,7 +364,7 @@ def test_coarse_pairs_beyond_32_bits_are_added_up(ring):
     indptr, tails, weights = ring
     count = MANY // 32
     labels = np.arange(count - 10, count)
-    pairs, sums = start.coarse_edges(indptr, weights, labels, labels[tails], count)
+    pairs, sums = coarse.coarse_edges(indptr, weights, labels, labels[tails], count)
     assert pairs.dtype == sums.dtype == np.int64
     heads = np.repeat(np.arange(10), 2)
     wanted = sorted(zip((labels[heads] * count + labels[tails]).tolist(), weights.tolist(), strict=True))

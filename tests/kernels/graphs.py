@@ -1,0 +1,52 @@
+"""Graphs that kernels are tried on."""
+
+from itertools import pairwise
+
+import numpy as np
+import scipy.sparse as sparse
+
+CUTS = [0, 1, 40, 41, 90, 120]
+ROWS = CUTS[-1]
+
+
+def random_graph() -> sparse.csr_matrix:
+    """Return a random symmetric graph in a few components, with rows that have no edge."""
+    rng = np.random.default_rng(0)
+    upper = sparse.triu(sparse.random(ROWS, ROWS, 0.02, rng=rng, dtype=np.float32), 1)
+    return sparse.csr_matrix(upper + upper.T)
+
+
+def shards(graph: sparse.csr_matrix, cuts=CUTS):
+    """Cut a graph: indptr, tails, weights and the first row of each shard."""
+    for low, high in pairwise(cuts):
+        part = graph[low:high]
+        yield part.indptr.astype(np.int64), part.indices.astype(np.int64), part.data, low
+
+
+def adjacency(edges: list[tuple[int, int]], rows: int) -> sparse.csr_matrix:
+    heads, tails = np.array(edges).T
+    one_way = sparse.coo_matrix((np.ones(len(edges)), (heads, tails)), shape=(rows, rows))
+    return sparse.csr_matrix(one_way + one_way.T)
+
+
+def path(rows: int) -> sparse.csr_matrix:
+    return adjacency([(i, i + 1) for i in range(rows - 1)], rows)
+
+
+def ring(rows: int) -> sparse.csr_matrix:
+    return adjacency([(i, (i + 1) % rows) for i in range(rows)], rows)
+
+
+def grid(high: int, wide: int) -> sparse.csr_matrix:
+    return sparse.csr_matrix(sparse.kronsum(path(wide), path(high)))
+
+
+def smoothest(matrix: sparse.csr_matrix, count: int) -> np.ndarray:
+    """Return the first eigenvectors of the normalised Laplacian after the constant, as functions of the rows."""
+    scale = 1 / np.sqrt(matrix.toarray().sum(axis=1))
+    laplacian = np.eye(len(scale)) - scale[:, None] * matrix.toarray() * scale
+    return np.linalg.eigh(laplacian)[1][:, 1 : count + 1] * scale[:, None]
+
+
+def unit(y: np.ndarray) -> np.ndarray:
+    return y / np.linalg.norm(y, axis=0)

@@ -1,0 +1,168 @@
+import numpy as np
+import pytest
+import scipy.sparse as sparse
+from graphs import ROWS, grid, path, random_graph, ring, shards, smoothest, unit
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dumap.kernels import coarse, layout
+from dumap.plan import MOST_COARSE_ROWS
+
+
+@pytest.fixture(scope="module")
+def graph():
+    return random_graph()
+
+
+def spectral(matrix: sparse.csr_matrix, n_components: int, sizes=None):
+    matrix = sparse.coo_matrix(matrix)
+    rows = matrix.shape[0]
+    sums = np.rint(matrix.data * coarse.WEIGHT_UNIT).astype(np.int64)
+    graph = coarse.matrix_of(matrix.row.astype(np.int64) * rows + matrix.col, sums, rows)
+    return coarse.spectral(graph, np.ones(rows) if sizes is None else sizes, n_components, 42)
+
+
+# edges -----------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.integers(0, ROWS), max_size=6), st.integers(1, 9))
+def test_coarse_edges_add_up_to_the_same_however_the_graph_is_cut(graph, cuts, count):
+    labels = np.arange(ROWS) % count
+    labels[np.diff(graph.indptr) == 0] = -2
+    pairs, sums = np.empty(0, np.int64), np.empty(0, np.int64)
+    for p, t, w, low in shards(graph, [0, *sorted(cuts), ROWS]):
+        more = coarse.coarse_edges(p, w, labels[low : low + len(p) - 1], labels[t], count)
+        pairs, sums = coarse.add_pairs(np.concatenate([more[0], pairs]), np.concatenate([more[1], sums]))
+    whole = coarse.coarse_edges(graph.indptr, graph.data, labels, labels[graph.indices], count)
+    assert np.array_equal(pairs, whole[0])
+    assert np.array_equal(sums, whole[1])
+    assert (np.diff(pairs) > 0).all()
+    dense, onehot = np.zeros((count, count)), np.eye(count)[np.maximum(labels, 0)]
+    dense[pairs // count, pairs % count] = sums / coarse.WEIGHT_UNIT
+    np.testing.assert_allclose(dense, onehot.T @ graph.toarray() @ onehot, atol=1e-4)
+
+
+def test_components_that_no_seed_reaches_are_not_in_the_coarse_graph():
+    two = sparse.block_diag([path(3), path(2)], format="csr")
+    labels = np.array([0, 0, 1, -5, -5])
+    pairs, sums = coarse.coarse_edges(two.indptr, two.data, labels, labels[two.indices], 2)
+    assert pairs.tolist() == [0, 1, 2]
+    assert (sums / coarse.WEIGHT_UNIT).tolist() == [2, 1, 1]
+
+
+def test_a_coarse_row_keeps_its_strongest_edges(monkeypatch):
+    monkeypatch.setattr(coarse, "STRONGEST", 2)
+    count = 10
+    pairs = np.array([31, 32, 33, 34, 50, 71, 72, 79])
+    sums = np.array([5, 9, 5, 9, 1, 7, 7, 7])
+    kept, left = coarse.strongest(pairs, sums, count)
+    assert kept.tolist() == [32, 34, 50, 71, 72]
+    assert left.tolist() == [9, 9, 1, 7, 7]
+    assert coarse.strongest(pairs[:0], sums[:0], count)[0].size == 0
+
+
+def test_a_coarse_graph_of_more_rows_keeps_fewer_edges_of_each(monkeypatch):
+    monkeypatch.setattr(coarse, "COARSE_EDGES", 20)
+    assert [coarse.most_edges(count) for count in (0, 1, 5, 10, 21)] == [20, 20, 4, 2, 0]
+    monkeypatch.undo()
+    assert coarse.most_edges(1024) == coarse.STRONGEST
+    assert 0 < coarse.most_edges(MOST_COARSE_ROWS) * MOST_COARSE_ROWS <= coarse.COARSE_EDGES
+
+
+# the coarse layout -----------------------------------------------------------------------------
+
+
+def two_groups() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the pairs, sums and sizes of two cliques of ten that one weak edge joins, and of a label without rows."""
+    own = np.kron(np.eye(2), np.ones((10, 10)))
+    own[9, 10] = own[10, 9] = 0.01
+    matrix = sparse.coo_matrix(np.pad(own, (0, 1)))
+    pairs, units = matrix.row.astype(np.int64) * 21 + matrix.col, np.rint(matrix.data * coarse.WEIGHT_UNIT)
+    return pairs, units.astype(np.int64), np.array([1000] * 10 + [10] * 10 + [0])
+
+
+def test_laying_the_coarse_graph_out_lowers_the_cross_entropy():
+    pairs, sums, sizes = two_groups()
+    descent = layout.Descent(1.577, 0.895, 1.0, 1.0, 5.0, 200, 42)
+    matrix = coarse.matrix_of(pairs, sums, 21)
+    before, *_ = coarse.spectral(matrix, sizes, 2, 42)
+    after = coarse.lay_out(matrix, sizes, before, descent)
+    assert np.isnan(after[-1]).all()
+    assert coarse.lay_out(matrix, sizes, before, descent).tobytes() == after.tobytes()
+    rows = np.random.default_rng(1).choice(21, (2, 5000), p=sizes / sizes.sum())
+
+    def loss(y: np.ndarray) -> float:
+        others = layout.loss(descent, y[rows[0]], y[rows[0]], np.ones(5000), y[rows[1]])
+        edges = layout.loss(
+            descent._replace(negative_sample_rate=0), y[pairs // 21], y[pairs % 21], sums, y[pairs % 21]
+        )
+        return others + edges
+
+    assert loss(after) < 0.9 * loss(before)
+    apart = np.linalg.norm(after[:10].mean(axis=0) - after[10:20].mean(axis=0))
+    assert apart > 2 * np.linalg.norm(after[:10] - after[:10].mean(axis=0), axis=1).max()
+
+
+# eigenvectors ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("matrix", [path(40), path(100), grid(9, 14), grid(5, 7)], ids=["p40", "p100", "g126", "g35"])
+def test_spectral_is_the_smoothest_eigenvectors_up_to_sign(matrix):
+    y, components, residual = spectral(matrix, 2)
+    assert (components, y.min()) == (1, 0)
+    assert y.max() == pytest.approx(coarse.SPAN)
+    assert residual < 1e-3
+    found, wanted = unit(y - y.mean(axis=0)), smoothest(matrix, 2)
+    wanted = unit(wanted - wanted.mean(axis=0))
+    np.testing.assert_allclose(np.abs((found * wanted).sum(axis=0)), 1, atol=1e-3)
+
+
+@pytest.mark.parametrize("rows", [30, 101])
+def test_spectral_lays_a_ring_out_as_a_circle(rows):
+    y, *_ = spectral(ring(rows), 2)
+    y -= y.mean(axis=0)
+    plane = unit(smoothest(ring(rows), 2))  # any turn of the pair is as smooth
+    np.testing.assert_allclose(plane @ (plane.T @ y), y, atol=1e-2)
+    radius = np.linalg.norm(y / y.std(axis=0), axis=1)
+    np.testing.assert_allclose(radius, radius.mean(), rtol=0.02)
+
+
+def test_spectral_fixes_signs_and_gives_one_answer():
+    matrix = grid(9, 14)
+    y, *_ = spectral(matrix, 3)
+    far = y - np.average(y, axis=0, weights=np.asarray(matrix.sum(axis=1)).ravel())  # where eigenvectors are 0
+    assert (far.max(axis=0) > -far.min(axis=0) - 1e-9).all()
+    assert spectral(grid(9, 14), 3)[0].tobytes() == y.tobytes()
+
+
+def test_labels_without_rows_have_no_place():
+    y, components, _ = spectral(path(3), 2, sizes=np.array([2.0, 1.0, 0.0]))
+    assert components == 1
+    assert np.isfinite(y).all(axis=1).tolist() == [True, True, False]
+
+
+def test_components_lie_apart_each_as_large_as_its_rows_are_many():
+    matrix = sparse.block_diag([ring(30), path(90), sparse.csr_matrix((1, 1)), grid(2, 3)], format="csr")
+    member = np.repeat([0, 1, 2, 3], [30, 90, 1, 6])
+    y, components, _ = spectral(matrix, 2)
+    assert components == 4
+    assert np.isfinite(y).all()
+    own = [y[member == c] for c in range(4)]
+    for c in range(4):
+        for other in range(c):
+            distance = np.linalg.norm(own[c][:, None] - own[other], axis=2)
+            assert distance.min() > 0.05
+    spans = [np.ptp(part, axis=0).max() for part in own]
+    assert spans[1] > spans[0] > spans[3] > spans[2] == 0
+
+
+@pytest.mark.parametrize("n_components", [1, 5, 12])
+@pytest.mark.parametrize("rows", [1, 2, 3])
+def test_a_graph_smaller_than_the_map_stays_finite(rows, n_components):
+    matrix = path(rows) if rows > 1 else sparse.csr_matrix((1, 1))
+    y, components, _ = spectral(matrix, n_components)
+    assert (y.shape, components) == ((rows, n_components), 1)
+    assert np.isfinite(y).all()
+    assert y.min() >= 0
+    assert y.max() < coarse.SPAN + 1e-9
+    assert len(np.unique(y, axis=0)) == rows
