@@ -16,7 +16,7 @@ from dumap.geometry import LIST_BYTES, SLOT_BYTES, Geometry, cell_row_bytes
 from dumap.kernels.axes import WIDE
 from dumap.kernels.coarse import most_edges
 from dumap.kernels.layout import POOL_ROWS
-from dumap.kernels.leaves import COLUMN_ROWS, TILE_ROWS
+from dumap.kernels.leaves import COLUMN_BYTES, EXACT_ROWS
 from dumap.kernels.vectors import ANGULAR
 from dumap.store import OBJECT_BYTES
 
@@ -246,7 +246,8 @@ def make_plan(config: Config, cut: Geometry, worker_memory: int = 0) -> Plan:
             tables * 3,
         ),
         "neighbors": cell_rows * max(cell_row_bytes(cut.dims, k, config.neighbors.metric), list_bytes * 4)
-        + min(cell_rows, COLUMN_ROWS) * 4 * (cut.dims + TILE_ROWS)
+        + min(cell_rows, EXACT_ROWS) * cut.dims
+        + 2 * COLUMN_BYTES
         + tables,
         "audit": audit_peak,
         "graph": max(shard_rows * k * 160, rows * (index + 2) + 2 * k * shard_rows * index),

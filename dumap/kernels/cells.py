@@ -7,9 +7,6 @@ import numpy as np
 
 from dumap.kernels import hashing
 
-GUEST_PROBES = 3
-"""Leaves of a cell that a row probes there as a guest."""
-
 
 def pack(loads: np.ndarray, rows: int, fewest: int = 1) -> tuple[np.ndarray, np.ndarray]:
     """Pack leaves that follow each other into cells of about the same number of rows.
@@ -50,7 +47,7 @@ def pack(loads: np.ndarray, rows: int, fewest: int = 1) -> tuple[np.ndarray, np.
 
 
 @nb.njit(cache=True, nogil=True)
-def _route(near, cells, pieces, first, hashes, own, probes):
+def _route(near, cells, pieces, first, hashes, reach, own, probes):
     for i in range(near.shape[0]):
         joined = 0
         for rank in range(near.shape[1]):
@@ -62,7 +59,7 @@ def _route(near, cells, pieces, first, hashes, own, probes):
             while at < joined and own[i, at] != cell:
                 at += 1
             if at == joined:
-                if joined == own.shape[1]:
+                if joined == own.shape[1] or rank >= reach:
                     continue
                 own[i, at] = cell
                 joined += 1
@@ -70,21 +67,27 @@ def _route(near, cells, pieces, first, hashes, own, probes):
                     own[i, joined] = cells[leaf] + (cell - cells[leaf] + 1) % pieces[leaf]
                     probes[i, joined, 0] = leaf - first[own[i, joined]]
                     joined += 1
-            width = probes.shape[2] if at == 0 else min(GUEST_PROBES, probes.shape[2])
-            for s in range(width):
+            for s in range(probes.shape[2]):
                 if probes[i, at, s] < 0:
                     probes[i, at, s] = leaf - first[cell]
                     break
 
 
 def route(
-    near: np.ndarray, cells: np.ndarray, pieces: np.ndarray, start: int, seed: int, max_copies: int, width: int
+    near: np.ndarray,
+    cells: np.ndarray,
+    pieces: np.ndarray,
+    start: int,
+    seed: int,
+    max_copies: int,
+    reach: int,
+    width: int,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Send each row to the cells of its nearest leaves.
 
     Parameters
     ----------
-    near : ndarray of int32, shape (n, reach)
+    near : ndarray of int32, shape (n, sought)
         Leaves, nearest first, as of `nearest_leaves`; all -1 for a row that is left out.
     cells, pieces : ndarray of int32, shape (leaves,)
         As of `pack`.
@@ -93,8 +96,10 @@ def route(
     seed : int
     max_copies : int
         Cells that a row joins at the most.
+    reach : int
+        Nearest leaves whose cells a row joins; those further out are probed where their cell is joined anyway.
     width : int
-        Leaves that a row probes at home.
+        Leaves that a row probes in a cell at the most.
 
     Returns
     -------
@@ -112,7 +117,7 @@ def route(
     for leaf in np.flatnonzero(pieces > 1):
         first[cells[leaf] + 1 : cells[leaf] + pieces[leaf]] = leaf
     hashes = hashing.draws(seed, hashing.PIECES, np.arange(start, start + len(near)))
-    _route(near, cells, pieces, first, hashes, own, probes)
+    _route(near, cells, pieces, first, hashes, reach, own, probes)
     return own, probes
 
 

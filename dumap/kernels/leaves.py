@@ -12,9 +12,9 @@ import numpy as np
 
 from dumap.kernels import tree
 from dumap.kernels.axes import contract
-from dumap.kernels.codes import Codes, encode
+from dumap.kernels.codes import MOST, Codes, around, code_packs, code_rows, encode
 from dumap.kernels.lists import FARTHEST, Lists, between, explore, offer, offer_all, score
-from dumap.kernels.threads import one_thread
+from dumap.kernels.products import DEPTH, PACK, ROWS, multiply
 from dumap.kernels.vectors import power_near
 
 LEAF_ROWS = 200
@@ -23,26 +23,24 @@ EXACT_ROWS = 8192
 """Up to so many rows are one leaf, in which every pair is compared; a leaf with more is cut again."""
 PART_ROWS, EQUAL_ROWS = 1024, 128
 """Rows of the parts that a crowded leaf is cut into, and of those of rows that are all the same."""
-HOME_PROBES = 6
-"""Leaves that a row is compared in at home."""
-HOME_PASSES, SEAM_PASSES = 1, 3
+HOME_PASSES, SEAM_PASSES = 1, 2
 """Passes over neighbours of neighbours: among a cell's own rows, and with its guests."""
-STRIDE = np.float32(1.35)
-"""Guests keep rows of so many times their squared reach, too: stepping stones to nearer ones."""
 CUTS = 8
 """Times that crowded leaves are cut at the most: what is still crowded then is searched as it is."""
-NOISE = np.float32(1e-4)
-"""Squared distances under this share of the squared lengths hold products' noise: differences replace them."""
-TILE_ROWS, COLUMN_ROWS, CHUNK = 256, 4096, 16
+NEAR, SHORT = np.float32(64**2), np.float32(0.9999)
+"""Squared units of the codes up to which they do not tell distances well, and rounding that a bound is allowed."""
+LEAF_SAMPLE, COLUMN_BYTES, COLUMN_ROWS = 15, 2**18, 4096
+"""Rows of a leaf that tell the unit of its bytes, and bytes that its rows are multiplied with at once."""
 
 
 @nb.njit(cache=True, nogil=True)
-def _distances(product, own, lengths):
-    """Turn a row's products into squared distances, in place; 0 where those are noise, or not finite."""
-    for j in range(len(product)):
-        both = own + lengths[j]
-        d = both - np.float32(2) * product[j]
-        product[j] = d if d > NOISE * both else np.float32(0)
+def _distances(products, length, error, lengths, errors, unit, near, squared):
+    """Turn a row's products into squared distances; up to `near`, and beyond all codes, what those are at least."""
+    for j in range(len(squared)):
+        apart = unit * unit * np.float32(np.int32(length + lengths[j] - np.int32(2) * products[j]))
+        about = apart + (error * error + errors[j] * errors[j])
+        least = max(np.sqrt(apart) * SHORT - (error + errors[j]), np.float32(0))
+        squared[j] = about if near < about < np.inf else least * least
 
 
 @nb.njit(cache=True, nogil=True)
@@ -55,31 +53,57 @@ def _hits(squared, limit, limits):
 
 
 @nb.njit(cache=True, nogil=True)
-def _take(x, product, rows, columns, row_lengths, column_lengths, indices, distances, fresh, limits):
-    """Offer each pair of a matrix product to both its ends."""
+def _take(x, row, columns, squared, near, limits, indices, distances, fresh):
+    """Offer a row to those it was compared with, and them to it."""
     last = indices.shape[1] - 1
-    for j in range(len(columns)):
-        limits[j] = distances[columns[j], last]
-    for i in range(len(rows)):
-        row, squared = rows[i], product[i]
-        _distances(squared, row_lengths[i], column_lengths)
-        limit = distances[row, last]
-        for low in range(0, len(columns), CHUNK):
-            high = min(low + CHUNK, len(columns))
-            if _hits(squared[low:high], limit, limits[low:high]) == 0:
+    limit = distances[row, last]
+    for low in range(0, len(columns), PACK):
+        high = min(low + PACK, len(columns))
+        if _hits(squared[low:high], limit, limits[low:high]) == 0:
+            continue
+        for j in range(low, high):
+            d, column = squared[j], columns[j]
+            if not (d <= limit or d <= limits[j]) or column == row:
                 continue
-            for j in range(low, high):
-                d, column = squared[j], columns[j]
-                if not (d <= limit or d <= limits[j]) or column == row:
-                    continue
-                if d == 0:
-                    d = between(x, row, column)
-                if d <= limit:
-                    offer(row, column, d, indices, distances, fresh)
-                    limit = distances[row, last]
-                if d <= limits[j]:
-                    offer(column, row, d, indices, distances, fresh)
-                    limits[j] = distances[column, last]
+            if d <= near:
+                d = between(x, row, column)
+            if d <= limit:
+                offer(row, column, d, indices, distances, fresh)
+                limit = distances[row, last]
+            if d <= limits[j]:
+                offer(column, row, d, indices, distances, fresh)
+                limits[j] = distances[column, last]
+
+
+@nb.njit(cache=True, nogil=True)
+def _compare(x, own, others, middle, unit, width, near, within, indices, distances, fresh):
+    """Compare some rows with others by their codes; where both are the same rows, each pair once.
+
+    Squared distances up to `near` are those of the rows themselves, others about what the codes say.
+    """
+    last = indices.shape[1] - 1
+    step = max(PACK, COLUMN_BYTES // width // PACK * PACK)
+    rows = np.zeros((-(-len(own) // ROWS) * ROWS, width), np.uint8)
+    packs = np.zeros((-(-min(step, len(others)) // PACK), width // DEPTH, PACK, DEPTH), np.int8)
+    own_lengths, own_errors = np.empty(len(own), np.int32), np.empty(len(own), np.float32)
+    lengths, errors = np.empty(step, np.int32), np.empty(step, np.float32)
+    limits, squared = np.empty(step, np.float32), np.empty(step, np.float32)
+    products = np.empty((ROWS, PACK * len(packs)), np.int32)
+    code_rows(x, own, middle, unit, rows, own_lengths, own_errors)
+    for left in range(0, len(others), step):
+        columns = others[left : left + step]
+        code_packs(x, columns, middle, unit, packs, lengths, errors)
+        for j in range(len(columns)):
+            limits[j] = distances[columns[j], last]
+        used = packs[: -(-len(columns) // PACK)]
+        for low in range(0, min(len(own), left + len(columns)) if within else len(own), ROWS):
+            first = max(0, low - left) // PACK if within else 0
+            some = slice(PACK * first, len(columns))
+            multiply(rows[low : low + ROWS], used, first, products)
+            for i in range(low, min(low + ROWS, len(own))):
+                found, both = products[i - low][some], (lengths[some], errors[some])
+                _distances(found, own_lengths[i], own_errors[i], *both, unit, near, squared[some])
+                _take(x, own[i], columns[some], squared[some], near, limits[some], indices, distances, fresh)
 
 
 class _Groups:
@@ -102,32 +126,19 @@ class _Groups:
         return self.rows[self.begins[leaf] : self.begins[leaf + 1]]
 
 
-def _around(x: np.ndarray, rows: np.ndarray, middle: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return some rows around a point, and their squared lengths."""
-    in_line = rows[-1] - rows[0] + 1 == len(rows)  # as rows of a leaf are: a view of them will do
-    placed = (x[rows[0] : rows[-1] + 1] if in_line else x[rows]) - middle
-    return placed, np.einsum("ij,ij->i", placed, placed)
-
-
 def _compare_leaves(x: np.ndarray, members: _Groups, visitors: _Groups | None, count: int, lists: Lists) -> None:
-    """Compare each leaf's own rows with those that visit it; with each other where there are no visitors."""
-    limits = np.empty(COLUMN_ROWS, np.float32)
-    with one_thread(), np.errstate(over="ignore", invalid="ignore"):
-        for leaf in range(count):
-            own = members[leaf]
-            others = own if visitors is None else visitors[leaf]
-            if not len(own) or not len(others):
-                continue
-            middle = x[own[:COLUMN_ROWS]].mean(axis=0, dtype=np.float64).astype(np.float32)
-            for left in range(0, len(others), COLUMN_ROWS):
-                some = others[left : left + COLUMN_ROWS]
-                columns, lengths = _around(x, some, middle)
-                for low in range(0, len(own) if visitors is not None else min(len(own), left + len(some)), TILE_ROWS):
-                    rows = own[low : low + TILE_ROWS]
-                    tile, own_lengths = _around(x, rows, middle)
-                    after = slice(max(low - left, 0) if visitors is None else 0, None)  # each pair once
-                    pairs = (rows, some[after], own_lengths, lengths[after])
-                    _take(x, tile @ columns[after].T, *pairs, *lists, limits)
+    """Compare each leaf's own rows with those that visit it; with each other where there are no visitors.
+
+    Where there is but one leaf, its rows' codes only tell which pairs need not be looked at.
+    """
+    width = -(-min(x.shape[1], MOST) // DEPTH) * DEPTH
+    for leaf in range(count):
+        own = members[leaf]
+        others = own if visitors is None else visitors[leaf]
+        if len(own) and len(others):
+            middle, unit = around(x[own[:: -(-len(own) // LEAF_SAMPLE)]])
+            near = NEAR * unit * unit if count > 1 else np.float32(np.inf)
+            _compare(x, own, others, middle, unit, width, near, visitors is None, *lists)
 
 
 @nb.njit(cache=True, nogil=True)
@@ -219,6 +230,7 @@ def _candidates(
     if axes is None or not axes.shape[1]:
         for step in steps:
             _compare_leaves(x, *step, count, lists)
+        score(x, *lists)
         return encode(x[:, :0])
     narrow, found = contract(x, axes), Lists.empty(*lists.indices.shape)
     found.distances[:] = np.nextafter(lists.distances[:, -1:], np.float32(np.inf))  # nearer along all: along some, too
@@ -228,10 +240,8 @@ def _candidates(
     return encode(narrow)
 
 
-def _settled(x: np.ndarray, narrow: Codes, lists: Lists, scale: float) -> tuple[np.ndarray, np.ndarray]:
-    """Return lists and their squared distances, scored anew where some may be those of products."""
-    if not narrow.values.shape[1]:
-        score(x, lists.indices, lists.distances)
+def _settled(lists: Lists, scale: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return lists and their squared distances."""
     lists.distances[lists.indices < 0] = np.inf
     return lists.indices, lists.distances.astype(np.float64) / scale**2
 
@@ -261,7 +271,7 @@ def search(
     """
     x, scale = _in_range(x)
     lists, home = Lists.empty(len(x), k), np.full(len(x), -1, np.int32)
-    probes = _cut_crowded(x, home, probes[:, :HOME_PROBES], seed)
+    probes = _cut_crowded(x, home, probes, seed)
     count = int(probes.max(initial=0)) + 1
     members = _Groups(np.arange(len(x)), probes[:, 0], count)
     rows, slots = np.nonzero(probes[:, 1:] >= 0)
@@ -272,7 +282,7 @@ def search(
         for _ in range(HOME_PASSES):
             explore(x, narrow, whole, home, *lists)
     _fill(x, home, *lists)
-    return _settled(x, narrow, lists, scale)
+    return _settled(lists, scale)
 
 
 def meet(
@@ -313,8 +323,7 @@ def meet(
     guest = home >= 0
     with np.errstate(over="ignore"):
         distances = np.minimum(squared * scale**2, FARTHEST).astype(np.float32)
-        reach = np.minimum(distances[guest] * STRIDE, FARTHEST)
-    distances[guest] = np.maximum(reach, np.finfo(np.float32).tiny)  # equal rows of two cells are to meet
+    distances[guest] = np.maximum(distances[guest], np.finfo(np.float32).tiny)  # equal rows of two cells are to meet
     distances[(indices < 0) & ~guest[:, None]] = np.inf
     lists = Lists(indices.copy(), distances, np.zeros(indices.shape, np.uint8))
     probes = _cut_crowded(x, home, probes, seed)
@@ -326,4 +335,4 @@ def meet(
     whole = encode(x)
     for _ in range(SEAM_PASSES):
         explore(x, narrow, whole, home, *lists)
-    return _settled(x, narrow, lists, scale)
+    return _settled(lists, scale)

@@ -11,7 +11,7 @@ import numba as nb
 import numpy as np
 
 from dumap.kernels.codes import least_squared
-from dumap.kernels.neighbors import insert, precedes
+from dumap.kernels.neighbors import precedes
 from dumap.kernels.vectors import squared_distance
 
 FARTHEST = np.finfo(np.float32).max
@@ -122,16 +122,19 @@ def offer_all(x, found, indices, distances, fresh):
 
 
 @nb.njit(cache=True, nogil=True)
-def score(x, indices, distances):
-    """Sort lists anew, by distances from the rows' differences."""
-    k = indices.shape[1]
-    found = np.empty(k, np.int32)
+def score(x, indices, distances, fresh):
+    """Sort lists anew, those that came in this pass by distances from the rows' differences."""
     for i in range(len(indices)):
-        found[:] = indices[i]
-        indices[i], distances[i] = -1, np.inf
-        for s in range(k):
-            if found[s] >= 0:
-                insert(i, i, found[s], between(x, i, found[s]), indices, distances)
+        names, lengths, ages = indices[i], distances[i], fresh[i]
+        for s in range(len(names)):
+            j, age = names[s], ages[s]
+            if j < 0:
+                break
+            d, at = between(x, i, j) if age == NEW else lengths[s], s
+            while at > 0 and precedes(d, j, lengths[at - 1], names[at - 1], i):
+                names[at], lengths[at], ages[at] = names[at - 1], lengths[at - 1], ages[at - 1]
+                at -= 1
+            names[at], lengths[at], ages[at] = j, d, age
 
 
 class Lists(NamedTuple):

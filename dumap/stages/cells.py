@@ -13,8 +13,9 @@ from dumap.stages.vectors import as_float32, distinct_rows, drawn, left_out
 from dumap.store import Run
 
 STAGE = "cells"
-REACH = 10
-"""Nearest leaves whose cells a row is sent to; at home it is compared in each of them."""
+REACH, SOUGHT, PROBES = 8, 16, 8
+"""Nearest leaves whose cells a row is sent to, nearest leaves that are sought for it, and leaves of each of its cells
+that it is compared in at the most."""
 TABLE = "table"
 """The part that says where rows lie."""
 DROPPED_AT_ONCE = 1 << 17
@@ -51,7 +52,7 @@ def find_leaves(job: Job, part: str) -> None:
     dropped = left_out(job, block)
     x[dropped] = 0
     grown = read_tree(store)
-    near = tree.nearest_leaves(x, grown, min(REACH, len(grown.leaves)))
+    near = tree.nearest_leaves(x, grown, min(SOUGHT, len(grown.leaves)))
     near[dropped] = -1
     with store.part(STAGE, part) as out:
         out.write("near", near)
@@ -75,7 +76,7 @@ def route(job: Job, block: int) -> tuple[np.ndarray, np.ndarray]:
     near = job.run.read(STAGE, numbered("near", block + 1)[-1], "near")
     own, pieces = (job.run.read(STAGE, "packing", name) for name in ("cells", "pieces"))
     start, _ = job.geometry.block(block)
-    return cells.route(near, own, pieces, start, job.config.seed, job.config.cells.max_copies, near.shape[1])
+    return cells.route(near, own, pieces, start, job.config.seed, job.config.cells.max_copies, REACH, PROBES)
 
 
 def assign_block(job: Job, part: str) -> None:

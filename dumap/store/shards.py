@@ -24,7 +24,7 @@ import zarr
 from zarr.codecs import Crc32cCodec
 from zarr.storage import MemoryStore
 
-RANGE_BYTES = 1 << 20
+RANGE_BYTES = 1 << 18
 """Rows are read in ranges of about this size, each with a checksum of its own. Part of the format."""
 RANGE_ROWS = 16
 """Least rows of a range, however long they are. Part of the format."""

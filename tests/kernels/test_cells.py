@@ -42,7 +42,7 @@ def test_what_is_even_is_packed_evenly():
 # the way to the cells ----------------------------------------------------------------------------
 
 
-def obvious_route(near, packed, pieces, start, seed, max_copies, width):
+def obvious_route(near, packed, pieces, start, seed, max_copies, reach, width):
     """Return each row's {cell: leaves it probes there}, in the order joined, one row after the other."""
     first = {}
     for leaf, cell in enumerate(packed.tolist()):
@@ -57,13 +57,12 @@ def obvious_route(near, packed, pieces, start, seed, max_copies, width):
         for rank, leaf in enumerate(leaf for leaf in row if leaf >= 0):
             piece = int(h) % int(pieces[leaf])
             cell = int(packed[leaf]) + piece
-            if cell in joined or len(joined) < max_copies:
+            if cell in joined or (len(joined) < max_copies and rank < reach):
                 joined.setdefault(cell, []).append(leaf - first[cell])
             if rank == 0 and pieces[leaf] > 1 and max_copies > 1:
                 following = int(packed[leaf]) + (piece + 1) % int(pieces[leaf])
                 joined[following] = [leaf - first[following]]
-        home = next(iter(joined), None)
-        found.append({c: p[: width if c == home else cells.GUEST_PROBES] for c, p in joined.items()})
+        found.append({c: p[:width] for c, p in joined.items()})
     return found
 
 
@@ -78,17 +77,16 @@ def ways(draw):
     return np.array(rows, np.int32).reshape(len(rows), reach), packed, pieces
 
 
-@given(ways(), st.integers(0, 10**12), st.integers(0, 99), st.integers(1, 7))
-def test_rows_are_sent_to_the_cells_of_their_leaves(way, start, seed, max_copies):
+@given(ways(), st.integers(0, 10**12), st.integers(0, 99), st.integers(1, 7), st.integers(1, 10), st.integers(1, 10))
+def test_rows_are_sent_to_the_cells_of_their_leaves(way, start, seed, max_copies, reach, width):
     near, packed, pieces = way
-    width = near.shape[1]
-    own, probes = cells.route(near, packed, pieces, start, seed, max_copies, width)
+    own, probes = cells.route(near, packed, pieces, start, seed, max_copies, reach, width)
     assert (own.shape, probes.shape) == ((len(near), max_copies), (len(near), max_copies, width))
     found = [
         {int(c): p[p >= 0].tolist() for c, p in zip(cells_of[cells_of >= 0], leaves_of, strict=False)}
         for cells_of, leaves_of in zip(own, probes, strict=True)
     ]
-    wanted = obvious_route(near, packed, pieces, start, seed, max_copies, width)
+    wanted = obvious_route(near, packed, pieces, start, seed, max_copies, reach, width)
     assert [list(row.items()) for row in found] == [list(row.items()) for row in wanted]
     for row, cells_of in zip(found, own, strict=True):
         assert len(row) == (cells_of >= 0).sum() <= max_copies, "a cell is joined once"
@@ -100,7 +98,7 @@ def test_rows_are_sent_to_the_cells_of_their_leaves(way, start, seed, max_copies
 def test_probes_are_leaves_of_the_cell(way, seed):
     """Taken back to the tree's leaves, they are among those nearest to the row."""
     near, packed, pieces = way
-    own, probes = cells.route(near, packed, pieces, 0, seed, 5, near.shape[1])
+    own, probes = cells.route(near, packed, pieces, 0, seed, 5, near.shape[1], near.shape[1])
     for row, slot, at in np.argwhere(probes >= 0):
         leaves = [n for n in range(len(packed)) if 0 <= own[row, slot] - packed[n] < pieces[n]]
         leaf = min(leaves) + probes[row, slot, at]
@@ -113,21 +111,21 @@ def test_pieces_of_a_leaf_are_linked_in_a_ring():
     packed, pieces = cells.pack(np.array([5, 100, 5]), 12)
     assert pieces[1] == 9
     near = np.tile(np.array([1, 0, 2], np.int32), (2000, 1))
-    own, probes = cells.route(near, packed, pieces, 0, 0, 4, 3)
+    own, probes = cells.route(near, packed, pieces, 0, 0, 4, 10, 3)
     piece = own[:, 0] - packed[1]
     assert np.bincount(piece, minlength=9).min() > 150
     assert np.array_equal(own[:, 1] - packed[1], (piece + 1) % 9)
     assert (probes[:, :2, 0] == 0).all()
-    alone, _ = cells.route(near, packed, pieces, 0, 0, 1, 3)
+    alone, _ = cells.route(near, packed, pieces, 0, 0, 1, 10, 3)
     assert np.array_equal(alone[:, 0], own[:, 0])
 
 
 def test_a_rows_way_does_not_depend_on_the_rows_beside_it():
     packed, pieces = cells.pack(np.full(30, 70), 50)
     near = np.array([np.random.default_rng(n).permutation(30)[:10] for n in range(300)], np.int32)
-    whole = cells.route(near, packed, pieces, 10**10, 3, 4, 10)
+    whole = cells.route(near, packed, pieces, 10**10, 3, 4, 10, 10)
     for low, high in [(0, 1), (7, 250), (299, 300)]:
-        part = cells.route(near[low:high], packed, pieces, 10**10 + low, 3, 4, 10)
+        part = cells.route(near[low:high], packed, pieces, 10**10 + low, 3, 4, 10, 10)
         assert all(np.array_equal(a, b[low:high]) for a, b in zip(part, whole, strict=True))
 
 

@@ -47,6 +47,15 @@ def test_few_columns_are_not_coded_and_of_many_the_first(dims):
     assert codes.encode(x).values.shape == (5, codes.MOST if dims > codes.MOST else 0)
 
 
+def test_codes_fill_whole_lanes():
+    coded = codes.encode(np.random.default_rng(0).normal(size=(5, 70)).astype(np.float32))
+    assert coded.values.shape == (5, 128)
+    assert (coded.values[:, :70].any(axis=1)).all()
+    assert not coded.values[:, 70:].any()
+    assert coded.lengths.tolist() == np.square(coded.values.astype(int)).sum(axis=1).tolist()
+    assert coded.sums.tolist() == (256 * coded.values.astype(int).sum(axis=1)).tolist()
+
+
 @pytest.mark.filterwarnings("error")
 def test_rows_at_the_ends_of_the_range_have_bounds_that_say_nothing():
     x = np.random.default_rng(0).normal(size=(300, 40)).astype(np.float32)
@@ -58,3 +67,56 @@ def test_rows_at_the_ends_of_the_range_have_bounds_that_say_nothing():
 def test_rows_that_are_all_the_same_are_no_distance_apart():
     x = np.full((50, 64), 0.1, np.float32)
     assert (bounds(x, np.array([[0, 1], [3, 9]])) == 0).all()
+
+
+# both sides of products --------------------------------------------------------------------------
+
+
+def both_sides(x: np.ndarray, width: int, middle: np.ndarray, unit: np.float32) -> tuple[np.ndarray, ...]:
+    """Code rows for both sides; return their codes' squared distances, in units, and the errors."""
+    n = len(x)
+    left, packs = np.zeros((n, width), np.uint8), np.zeros((-(-n // 16), width // 4, 16, 4), np.int8)
+    lengths, errors = np.zeros((2, n), np.int32), np.zeros((2, n), np.float32)
+    codes.code_rows(x, np.arange(n), middle, unit, left, lengths[0], errors[0])
+    codes.code_packs(x, np.arange(n), middle, unit, packs, lengths[1], errors[1])
+    assert np.array_equal(*errors)
+    right = packs.transpose(0, 2, 1, 3).reshape(-1, width)[:n].astype(np.int64)
+    assert np.array_equal(right, left.astype(np.int64) - 128), "both sides hold the same codes"
+    return lengths[0][:, None] + lengths[1] - 2 * (left.astype(np.int64) @ right.T), right, errors[0]
+
+
+@given(st.integers(0, 999), st.integers(1, 90), st.sampled_from([1e-12, 1, 1e6]), st.booleans())
+def test_lengths_less_twice_the_product_are_the_codes_distances(seed, dims, scale, outliers):
+    rng = np.random.default_rng(seed)
+    x = (scale * rng.normal(size=(20, dims)) + 3 * scale).astype(np.float32)
+    if outliers:
+        x[3], x[8] = 1e4 * x[3], 3e38
+    width = -(-dims // 4) * 4
+    apart, coded, errors = both_sides(x, width, *(made := codes.around(x)))
+    assert np.array_equal(apart, np.square(coded[:, None] - coded).sum(axis=2))
+    middle, unit = made
+    with np.errstate(over="ignore"):
+        meant = np.linalg.norm(x.astype(np.float64) - middle - float(unit) * coded[:, :dims], axis=1)
+    assert (errors >= meant * (1 - 1e-6) - 1e-6 * scale).all()
+    finite = np.isfinite(errors)
+    assert finite.sum() > 10
+    assert (errors[finite] <= unit * np.sqrt(width)).all()
+    assert not (outliers and finite[[3, 8]].any())
+
+
+def test_columns_beyond_those_that_are_coded_count_as_error():
+    x = np.random.default_rng(0).normal(size=(20, 12)).astype(np.float32)
+    x[4, 8:] += 100
+    middle, unit = codes.around(x[:, :8])
+    _, _, errors = both_sides(x, 8, np.concatenate([middle, np.zeros(4, np.float32)]), unit)
+    assert np.isinf(errors[4])
+
+
+@pytest.mark.filterwarnings("error")
+def test_rows_that_are_all_the_same_have_a_unit():
+    middle, unit = codes.around(np.full((5, 3), 3e38, np.float32))
+    assert unit > 0
+    assert (middle == np.float32(3e38)).all()
+    x = np.zeros((5, 3), np.float32)
+    x[0] = 1
+    assert 0.001 < codes.around(x)[1] < 0.1, "one that is not tells the unit"

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dumap.kernels import lists
-from dumap.kernels.codes import Codes, encode
+from dumap.kernels.codes import encode
 
 
 @given(st.integers(0, 999), st.integers(1, 6))
@@ -43,12 +43,17 @@ def test_rows_found_elsewhere_are_offered_by_their_distance():
     assert kept.distances[4, 0] == 256
 
 
-def test_lists_are_sorted_by_the_distances_of_the_rows_themselves():
-    x = np.array([[0.0], [3.0], [1.0], [1e30]], np.float32)
-    indices, distances = np.array([[3, 1, 2]], np.int32), np.zeros((1, 3), np.float32)
-    lists.score(x, indices, distances)
-    assert indices.tolist() == [[2, 1, 3]]
-    assert distances.tolist() == [[1, 9, float(lists.FARTHEST)]]
+def test_what_came_is_sorted_in_by_the_distances_of_the_rows_themselves():
+    x = np.array([[0.0], [3.0], [1.0], [1e30], [2.0]], np.float32)
+    found = lists.Lists(
+        np.array([[3, 1, 4, 2, -1], [0, -1, -1, -1, -1]], np.int32),
+        np.array([[0, 1, 2, 3, 9], [5, 7, 7, 7, 7]], np.float32),
+        np.array([[lists.NEW, lists.NEW, 0, 1, 0], [lists.NEW, 0, 0, 0, 0]], np.uint8),
+    )
+    lists.score(x, *found)
+    assert found.indices.tolist() == [[4, 2, 1, 3, -1], [0, -1, -1, -1, -1]]
+    assert found.distances.tolist() == [[2, 3, 9, float(lists.FARTHEST), 9], [9, 7, 7, 7, 7]]
+    assert found.fresh.tolist() == [[0, 1, lists.NEW, lists.NEW, 0], [lists.NEW, 0, 0, 0, 0]]
 
 
 @pytest.mark.parametrize("apart", [False, True])
@@ -73,7 +78,7 @@ def test_neighbours_of_neighbours_are_offered(apart):
                     offered[j].add(i)
     squared = np.square(x[:, None] - x).sum(axis=2)
     plain = sum(np.sort(squared[i, [*offered[i]]])[:k].sum() for i in range(n))
-    none = Codes(np.empty((n, 0), np.int8), np.empty(n, np.float32), np.float32(1))
+    none = encode(x[:, :0])
     found = []
     for codes in (none, encode(x)):
         kept = lists.Lists(*(array.copy() for array in first))
