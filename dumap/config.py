@@ -175,7 +175,7 @@ class NeighborsConfig(_Section):
 class CellsConfig(_Section):
     """How rows are cut into cells, and how many of them a row is compared in."""
 
-    max_copies: int = Field(5, ge=1, le=64)
+    max_copies: int = Field(6, ge=1, le=64)
     max_rows: int | None = Field(None, ge=64)
 
 

@@ -13,7 +13,6 @@ import numpy as np
 
 from dumap.config import Config, format_bytes
 from dumap.errors import InputError
-from dumap.kernels.axes import WIDE
 from dumap.kernels.layout import default_epochs
 from dumap.kernels.leaves import EXACT_ROWS, LEAF_ROWS
 from dumap.kernels.vectors import ANGULAR
@@ -95,8 +94,8 @@ class Geometry:
 def cell_row_bytes(dims: int, n_neighbors: int, metric: str) -> int:
     """Return the bytes a row of a cell takes while its neighbours are searched (measured, rounded up)."""
     copies = 2 if metric in ANGULAR else 1
-    narrow = 5 * (dims // 3 + 1) if dims >= WIDE else 0  # along the axes, and their codes
-    return 4 * dims * copies + max(narrow, dims) + 72 * (n_neighbors + 1) + 256
+    codes = dims + 64
+    return 4 * dims * copies + codes + 72 * (n_neighbors + 1) + 256
 
 
 def cells_of(rows: int, cap: int, max_copies: int) -> int:

@@ -9,7 +9,7 @@ from dumap.kernels.threads import one_thread
 
 WIDE, CARRIED = 96, 0.95
 """Dims from which on rows are contracted, and the share of their variance that the axes must carry."""
-TILE_ROWS, COLUMN_ROWS = 256, 4096
+TILE_ROWS = 4096
 PLACED_ROWS, DEPTH = 16, 32
 """Rows that are placed on axes at once, and dims of them: few enough for the processor's nearest memory."""
 
@@ -40,8 +40,8 @@ def principal(placed: np.ndarray, carried: float = CARRIED, lanes: int = 1) -> n
         return none
     products = np.zeros((dims, dims))
     with one_thread():
-        for low in range(0, len(placed), COLUMN_ROWS):
-            rows = placed[low : low + COLUMN_ROWS].astype(np.float64)
+        for low in range(0, len(placed), TILE_ROWS):
+            rows = placed[low : low + TILE_ROWS].astype(np.float64)
             products += rows.T @ rows
         variances, axes = np.linalg.eigh(products)
     variances, axes = np.maximum(variances[::-1], 0), axes[:, ::-1]
@@ -50,28 +50,6 @@ def principal(placed: np.ndarray, carried: float = CARRIED, lanes: int = 1) -> n
     count = int(np.searchsorted(np.cumsum(variances), carried * variances.sum())) + 1
     count = -(-count // lanes) * lanes
     return np.ascontiguousarray(axes[:, :count], np.float32) if count <= dims // 3 else none
-
-
-def contract(x: np.ndarray, axes: np.ndarray) -> np.ndarray:
-    """Return rows' coordinates on axes: no two rows come to lie further apart.
-
-    Parameters
-    ----------
-    x : ndarray of float32, shape (n, dims)
-    axes : ndarray of float32, shape (at most dims, axes)
-        Orthonormal columns.
-
-    Returns
-    -------
-    ndarray of float32, shape (n, axes)
-    """
-    out = np.empty((len(x), axes.shape[1]), np.float32)
-    middle = np.median(x[:: -(-len(x) // TILE_ROWS)], axis=0)  # not the mean: a row far out would cost all digits
-    with one_thread(), np.errstate(over="ignore", invalid="ignore"):
-        for low in range(0, len(x), COLUMN_ROWS):
-            rows = slice(low, low + COLUMN_ROWS)
-            out[rows] = (x[rows] - middle)[:, : len(axes)] @ axes
-    return out
 
 
 @nb.njit(cache=True, nogil=True)

@@ -11,9 +11,8 @@ import numba as nb
 import numpy as np
 
 from dumap.kernels import tree
-from dumap.kernels.axes import contract
-from dumap.kernels.codes import MOST, Codes, around, code_packs, code_rows, encode
-from dumap.kernels.lists import FARTHEST, Lists, between, explore, offer, offer_all, score
+from dumap.kernels.codes import MOST, around, code_packs, code_rows, encode
+from dumap.kernels.lists import FARTHEST, Lists, between, explore, offer, score
 from dumap.kernels.products import DEPTH, PACK, ROWS, multiply
 from dumap.kernels.vectors import power_near
 
@@ -223,32 +222,13 @@ def order(home: np.ndarray, probes: np.ndarray) -> np.ndarray:
     return np.lexsort((np.arange(len(home)), home >= 0, probes[:, 0]))
 
 
-def _candidates(
-    x: np.ndarray, axes: np.ndarray | None, steps: list[tuple[_Groups, _Groups | None]], count: int, lists: Lists
-) -> Codes:
-    """Fill lists by what leaves bring together, along the axes where there are any; return the rows' codes on them."""
-    if axes is None or not axes.shape[1]:
-        for step in steps:
-            _compare_leaves(x, *step, count, lists)
-        score(x, *lists)
-        return encode(x[:, :0])
-    narrow, found = contract(x, axes), Lists.empty(*lists.indices.shape)
-    found.distances[:] = np.nextafter(lists.distances[:, -1:], np.float32(np.inf))  # nearer along all: along some, too
-    for step in steps:
-        _compare_leaves(narrow, *step, count, found)
-    offer_all(x, found.indices, *lists)
-    return encode(narrow)
-
-
 def _settled(lists: Lists, scale: float) -> tuple[np.ndarray, np.ndarray]:
     """Return lists and their squared distances."""
     lists.distances[lists.indices < 0] = np.inf
     return lists.indices, lists.distances.astype(np.float64) / scale**2
 
 
-def search(
-    x: np.ndarray, probes: np.ndarray, k: int, seed: int, axes: np.ndarray | None = None
-) -> tuple[np.ndarray, np.ndarray]:
+def search(x: np.ndarray, probes: np.ndarray, k: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Find about the k nearest other rows of every row of a cell, among them.
 
     Parameters
@@ -259,8 +239,6 @@ def search(
     probes : ndarray of int32, shape (n, width)
         Leaves that each row is compared in, its own first; -1 where there is none.
     k, seed : int
-    axes : ndarray of float32, shape (dims, axes), optional
-        As of `principal`: candidates are sought along them.
 
     Returns
     -------
@@ -276,23 +254,19 @@ def search(
     members = _Groups(np.arange(len(x)), probes[:, 0], count)
     rows, slots = np.nonzero(probes[:, 1:] >= 0)
     visitors = _Groups(rows, probes[rows, slots + 1], count)
-    narrow = _candidates(x, axes, [(members, None), (members, visitors)], count, lists)
+    _compare_leaves(x, members, None, count, lists)
+    _compare_leaves(x, members, visitors, count, lists)
+    score(x, *lists)
     if count > 1:
-        whole = encode(x)
+        codes = encode(x)
         for _ in range(HOME_PASSES):
-            explore(x, narrow, whole, home, *lists)
+            explore(x, codes, home, *lists)
     _fill(x, home, *lists)
     return _settled(lists, scale)
 
 
 def meet(
-    x: np.ndarray,
-    home: np.ndarray,
-    probes: np.ndarray,
-    indices: np.ndarray,
-    squared: np.ndarray,
-    seed: int,
-    axes: np.ndarray | None = None,
+    x: np.ndarray, home: np.ndarray, probes: np.ndarray, indices: np.ndarray, squared: np.ndarray, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Find nearer neighbours of a cell's rows among its guests, and of guests among its rows.
 
@@ -311,7 +285,6 @@ def meet(
     squared : ndarray of float64, shape (n, k)
         Their squared distances; for guests, in every slot, that of the last neighbour that they have at home.
     seed : int
-    axes : ndarray of float32, shape (dims, axes), optional
 
     Returns
     -------
@@ -331,8 +304,9 @@ def meet(
     own, guests = np.flatnonzero(~guest), np.flatnonzero(guest)
     rows, slots = np.nonzero(probes[guests] >= 0)
     visitors = _Groups(guests[rows], probes[guests[rows], slots], count)
-    narrow = _candidates(x, axes, [(_Groups(own, probes[own, 0], count), visitors)], count, lists)
-    whole = encode(x)
+    _compare_leaves(x, _Groups(own, probes[own, 0], count), visitors, count, lists)
+    score(x, *lists)
+    codes = encode(x)
     for _ in range(SEAM_PASSES):
-        explore(x, narrow, whole, home, *lists)
+        explore(x, codes, home, *lists)
     return _settled(lists, scale)

@@ -60,7 +60,7 @@ def _within(i, others, count, limits, codes, bounds):
 
 
 @nb.njit(cache=True, nogil=True)
-def explore(x, narrow, whole, home, indices, distances, fresh):
+def explore(x, codes, home, indices, distances, fresh):
     """Offer each row its neighbours' neighbours, and it to them, where one edge on the way is new."""
     n, k = indices.shape
     limits = distances[:, k - 1].copy()
@@ -94,10 +94,8 @@ def explore(x, narrow, whole, home, indices, distances, fresh):
                 seen[j] = i
                 others[count] = j
                 count += 1
-        if narrow.values.shape[1]:
-            count = _within(i, others, count, limits, narrow, bounds)
-        if whole.values.shape[1]:
-            count = _within(i, others, count, limits, whole, bounds)
+        if codes.values.shape[1]:
+            count = _within(i, others, count, limits, codes, bounds)
         for q in range(count):
             j = others[q]
             d = between(x, i, j)
@@ -107,18 +105,6 @@ def explore(x, narrow, whole, home, indices, distances, fresh):
             if d <= limits[j]:
                 offer(j, i, d, indices, distances, fresh)
                 limits[j], has_new[j] = distances[j, k - 1], True
-
-
-@nb.njit(cache=True, nogil=True)
-def offer_all(x, found, indices, distances, fresh):
-    """Offer each row what was found for it."""
-    last = indices.shape[1] - 1
-    for i in range(len(found)):
-        for s in range(found.shape[1]):
-            if found[i, s] >= 0:
-                d = between(x, i, found[i, s])
-                if d <= distances[i, last]:
-                    offer(i, found[i, s], d, indices, distances, fresh)
 
 
 @nb.njit(cache=True, nogil=True)

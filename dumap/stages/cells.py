@@ -7,7 +7,6 @@ import math
 import numpy as np
 
 from dumap.kernels import cells, tree, vectors
-from dumap.kernels.axes import principal
 from dumap.stages import Context, Job, number_of, numbered
 from dumap.stages.vectors import as_float32, distinct_rows, drawn, left_out
 from dumap.store import Run
@@ -29,18 +28,17 @@ def grow_tree(job: Job, part: str) -> None:
     wanted = -(-cut.leaves * distinct_rows(job) // cut.rows)
     grown = tree.grow(sample, wanted, job.config.seed)
     with store.part(STAGE, part) as out:
-        out.write("axes", principal(tree.within_leaves(sample, grown)[0]).T)
         out.write("groups", grown.groups)
         out.write("offsets", grown.offsets)
         out.write("leaves", grown.leaves)
         out.write("origin", grown.origin)
-        out.write("tree_axes", grown.axes.T)
+        out.write("axes", grown.axes.T)
 
 
 def read_tree(run: Run) -> tree.Tree:
     """Read the tree that was grown."""
     groups, offsets, leaves, origin, axes = (
-        run.read(STAGE, "tree", name) for name in ("groups", "offsets", "leaves", "origin", "tree_axes")
+        run.read(STAGE, "tree", name) for name in ("groups", "offsets", "leaves", "origin", "axes")
     )
     return tree.Tree(groups, offsets, leaves, origin, np.ascontiguousarray(axes.T))
 

@@ -119,13 +119,11 @@ class Cell:
         return x
 
 
-def placed(job: Job, cell: Cell, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return some of a cell's rows where the leaves lie, and the axes along which candidates are sought there."""
+def placed(job: Job, cell: Cell, rows: np.ndarray) -> np.ndarray:
+    """Return some of a cell's rows where the leaves lie."""
     metric = job.config.neighbors.metric
     x = cell.vectors(rows, metric)
-    if metric in vectors.ANGULAR:
-        x = vectors.with_direction(x)
-    return x, np.ascontiguousarray(job.run.read(CELLS, "tree", "axes").T)
+    return vectors.with_direction(x) if metric in vectors.ANGULAR else x
 
 
 def merged_lists(
@@ -153,9 +151,8 @@ def search_home(job: Job, part: str) -> None:
     table, number = Table(job.run), number_of(part)
     cell = Cell(job, number, table, guests=False)
     order = leaves.order(np.full(cell.own, -1), cell.probes)
-    x, axes = placed(job, cell, order)
     seed, k = job.config.seed + number, job.config.neighbors.n_neighbors
-    found, lengths = leaves.search(x, cell.probes[order], k, seed, axes)
+    found, lengths = leaves.search(placed(job, cell, order), cell.probes[order], k, seed)
     names = cell.positions[order]
     listed = np.where(found >= 0, names[found], -1)
     with job.run.part(STAGE, part) as out:
@@ -200,9 +197,8 @@ def meet_guests(job: Job, part: str) -> None:
             local = known[rows[own]]
             indices[own], lengths[own] = places[np.where(local >= 0, local - first, -1)], squared[rows[own]]
             lengths[~own] = reach[rows[~own] - cell.own, None]
-            x, axes = placed(job, cell, rows)
-            home = homes[rows].astype(np.int32)
-            met, lengths = leaves.meet(x, home, cell.probes[rows], indices, lengths, job.config.seed + number, axes)
+            x, home = placed(job, cell, rows), homes[rows].astype(np.int32)
+            met, lengths = leaves.meet(x, home, cell.probes[rows], indices, lengths, job.config.seed + number)
             names = cell.positions[rows]
             yield rows, names, np.where(met >= 0, names[met], -1), distances_of(job, lengths)
 

@@ -33,16 +33,6 @@ def test_what_is_not_near_is_not_taken():
     assert kept.distances[0].tolist() == [1, 2]
 
 
-def test_rows_found_elsewhere_are_offered_by_their_distance():
-    x, kept = np.arange(5, dtype=np.float32)[:, None] ** 2, lists.Lists.empty(5, 2)
-    found = np.full((5, 3), -1, np.int32)
-    found[0], found[4] = [3, 1, 2], [0, -1, -1]
-    lists.offer_all(x, found, *kept)
-    assert kept.indices.tolist() == [[1, 2], [-1, -1], [-1, -1], [-1, -1], [0, -1]]
-    assert kept.distances[0].tolist() == [1, 16]
-    assert kept.distances[4, 0] == 256
-
-
 def test_what_came_is_sorted_in_by_the_distances_of_the_rows_themselves():
     x = np.array([[0.0], [3.0], [1.0], [1e30], [2.0]], np.float32)
     found = lists.Lists(
@@ -65,7 +55,8 @@ def test_neighbours_of_neighbours_are_offered(apart):
     home = rng.integers(0, 3, n).astype(np.int32) if apart else np.full(n, -1, np.int32)
     first = lists.Lists.empty(n, k)
     started = np.array([rng.choice(np.delete(np.arange(n), i), k, replace=False) for i in range(n)]).astype(np.int32)
-    lists.offer_all(x, started, *first)
+    for i, j in np.ndenumerate(started):
+        lists.offer(i[0], j, np.square(x[i[0]] - x[j]).sum(), *first)
     first.fresh[rng.random(first.fresh.shape) < 0.5] = 0
     new, names = first.fresh > 0, first.indices
     offered = [{*names[i]} for i in range(n)]
@@ -82,7 +73,7 @@ def test_neighbours_of_neighbours_are_offered(apart):
     found = []
     for codes in (none, encode(x)):
         kept = lists.Lists(*(array.copy() for array in first))
-        lists.explore(x, none, codes, home, *kept)
+        lists.explore(x, codes, home, *kept)
         found.append(kept)
     for one, other in zip(*found, strict=True):
         assert np.array_equal(one, other), "bounds from below pass over nothing that is near enough"
