@@ -7,14 +7,13 @@ import numpy as np
 
 from dumap.kernels.threads import one_thread
 
-WIDE, CARRIED = 96, 0.95
-"""Dims from which on rows are contracted, and the share of their variance that the axes must carry."""
-TILE_ROWS = 4096
+WIDE, TILE_ROWS = 96, 4096
+"""Dims from which on axes are sought, and rows that are summed over at once."""
 PLACED_ROWS, DEPTH = 16, 32
 """Rows that are placed on axes at once, and dims of them: few enough for the processor's nearest memory."""
 
 
-def principal(placed: np.ndarray, carried: float = CARRIED, lanes: int = 1) -> np.ndarray:
+def principal(placed: np.ndarray, carried: float, lanes: int = 1) -> np.ndarray:
     """Return the axes that carry most of the variance of rows within their leaves, where they are few.
 
     Within leaves, since neighbours are told apart there: what lies between them, a column of another unit or a row that

@@ -1,8 +1,8 @@
 """Neighbours within a cell by its leaves: rows of a leaf against those that probe it, then neighbours' neighbours.
 
-For metrics whose order is that of Euclidean distances in partition space. Candidates come from matrix products over
-leaves; two passes over neighbours of neighbours (Dong, Charikar and Li, WWW 2011) then find most of what no leaf
-brought together; what is kept is scored anew from the differences.
+For metrics whose order is that of Euclidean distances in partition space. Candidates come from products of the rows'
+codes over leaves, and are scored from the differences; passes over neighbours of neighbours (Dong, Charikar and Li,
+WWW 2011) then find most of what no leaf brought together.
 """
 
 from __future__ import annotations
@@ -28,8 +28,10 @@ CUTS = 8
 """Times that crowded leaves are cut at the most: what is still crowded then is searched as it is."""
 NEAR, SHORT = np.float32(64**2), np.float32(0.9999)
 """Squared units of the codes up to which they do not tell distances well, and rounding that a bound is allowed."""
-LEAF_SAMPLE, COLUMN_BYTES, COLUMN_ROWS = 15, 2**18, 4096
-"""Rows of a leaf that tell the unit of its bytes, and bytes that its rows are multiplied with at once."""
+LEAF_SAMPLE, COLUMN_BYTES = 15, 2**18
+"""Rows of a leaf that tell the unit of its codes, and bytes that its rows are multiplied with at once."""
+SCALE_SAMPLE = 4096
+"""Rows of a cell that tell whether squares are in range."""
 
 
 @nb.njit(cache=True, nogil=True)
@@ -197,7 +199,7 @@ def _cut_crowded(x: np.ndarray, home: np.ndarray, probes: np.ndarray, seed: int)
 
 def _in_range(x: np.ndarray) -> tuple[np.ndarray, float]:
     """Scale rows, in place, by a power of two where the squares of most would not be finite, or vanish."""
-    some = x[:: -(-len(x) // COLUMN_ROWS)]
+    some = x[:: -(-len(x) // SCALE_SAMPLE)]
     extents = np.maximum(some.max(axis=1), -some.min(axis=1))
     extent = float(np.median(extents[extents > 0])) if extents.any() else 1.0
     if 1e-12 < extent < 1e12:
