@@ -55,6 +55,17 @@ def _encode_row(row, middle, step, codes):
     return total
 
 
+@nb.njit(inline="always")
+def _sums(code):
+    """Return the squared length of a row's codes, and 256 times their sum: twice what 128 more in the other adds."""
+    length, total = np.int32(0), np.int32(0)
+    for c in range(len(code)):
+        value = np.int32(code[c])
+        length = np.int32(length + np.int32(value * value))
+        total = np.int32(total + value)
+    return length, np.int32(np.int32(256) * total)
+
+
 def _step(extent: float) -> np.float32:
     """Return the unit of codes that reach so far: its square, times what codes sum up to, is a number."""
     return np.float32(min(max(float(extent) / float(LARGEST), 1e-30), 1e14))
@@ -64,11 +75,7 @@ def _step(extent: float) -> np.float32:
 def _encode(x, middle, step, values, errors, lengths, sums):
     for i in range(len(values)):
         errors[i] = np.sqrt(_encode_row(x[i], middle, step, values[i, : len(middle)])) * ROUNDING
-        lengths[i] = sums[i] = 0
-        for c in range(values.shape[1]):
-            value = np.int32(values[i, c])
-            lengths[i] += np.int32(value * value)
-            sums[i] += np.int32(value * np.int32(256))
+        lengths[i], sums[i] = _sums(values[i])
 
 
 def encode(x: np.ndarray) -> Codes:
@@ -149,12 +156,9 @@ def code_rows(x, rows, middle, unit, codes, lengths, errors):
     code = np.zeros(codes.shape[1], np.int8)
     for i in range(len(rows)):
         errors[i] = _code(x[rows[i]], middle, unit, code)
-        length = np.int32(0)
+        lengths[i], _ = _sums(code)
         for c in range(len(code)):
-            value = np.int32(code[c])
-            codes[i, c] = value + 128
-            length += np.int32(value * value)
-        lengths[i] = length
+            codes[i, c] = np.int32(code[c]) + 128
 
 
 @nb.njit(cache=True, nogil=True)
@@ -174,11 +178,8 @@ def code_packs(x, rows, middle, unit, packs, lengths, errors):
     fours, places = code.view(np.int32), packs.view(np.int32)
     for j in range(len(rows)):
         errors[j] = _code(x[rows[j]], middle, unit, code)
-        length = np.int32(0)
-        for c in range(len(code)):
-            value = np.int32(code[c])
-            length += np.int32(value * (value + np.int32(256)))
-        lengths[j] = length
+        length, shifted = _sums(code)
+        lengths[j] = length + shifted
         for c in range(len(fours)):
             places[j // side, c, j % side, 0] = fours[c]
 

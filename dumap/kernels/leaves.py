@@ -127,18 +127,29 @@ class _Groups:
         return self.rows[self.begins[leaf] : self.begins[leaf + 1]]
 
 
-def _compare_leaves(x: np.ndarray, members: _Groups, visitors: _Groups | None, count: int, lists: Lists) -> None:
+def _measures(x: np.ndarray, members: _Groups, count: int) -> list[tuple[np.ndarray, np.float32]]:
+    """Return from where, and in what units, the rows of each leaf are coded; of an empty one nothing that is of use."""
+    every = (members[leaf] for leaf in range(count))
+    return [around(x[own[:: -(-len(own) // LEAF_SAMPLE)] if len(own) else [0]]) for own in every]
+
+
+def _compare_leaves(
+    x: np.ndarray,
+    members: _Groups,
+    visitors: _Groups | None,
+    measures: list[tuple[np.ndarray, np.float32]],
+    lists: Lists,
+) -> None:
     """Compare each leaf's own rows with those that visit it; with each other where there are no visitors.
 
     Where there is but one leaf, its rows' codes only tell which pairs need not be looked at.
     """
     width = -(-min(x.shape[1], MOST) // DEPTH) * DEPTH
-    for leaf in range(count):
+    for leaf, (middle, unit) in enumerate(measures):
         own = members[leaf]
         others = own if visitors is None else visitors[leaf]
         if len(own) and len(others):
-            middle, unit = around(x[own[:: -(-len(own) // LEAF_SAMPLE)]])
-            near = NEAR * unit * unit if count > 1 else np.float32(np.inf)
+            near = NEAR * unit * unit if len(measures) > 1 else np.float32(np.inf)
             _compare(x, own, others, middle, unit, width, near, visitors is None, *lists)
 
 
@@ -256,8 +267,9 @@ def search(x: np.ndarray, probes: np.ndarray, k: int, seed: int) -> tuple[np.nda
     members = _Groups(np.arange(len(x)), probes[:, 0], count)
     rows, slots = np.nonzero(probes[:, 1:] >= 0)
     visitors = _Groups(rows, probes[rows, slots + 1], count)
-    _compare_leaves(x, members, None, count, lists)
-    _compare_leaves(x, members, visitors, count, lists)
+    measures = _measures(x, members, count)
+    _compare_leaves(x, members, None, measures, lists)
+    _compare_leaves(x, members, visitors, measures, lists)
     score(x, *lists)
     if count > 1:
         codes = encode(x)
@@ -306,7 +318,8 @@ def meet(
     own, guests = np.flatnonzero(~guest), np.flatnonzero(guest)
     rows, slots = np.nonzero(probes[guests] >= 0)
     visitors = _Groups(guests[rows], probes[guests[rows], slots], count)
-    _compare_leaves(x, _Groups(own, probes[own, 0], count), visitors, count, lists)
+    members = _Groups(own, probes[own, 0], count)
+    _compare_leaves(x, members, visitors, _measures(x, members, count), lists)
     score(x, *lists)
     codes = encode(x)
     for _ in range(SEAM_PASSES):
