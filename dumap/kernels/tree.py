@@ -14,6 +14,10 @@ from dumap.kernels.vectors import ordered_distance, power_near, squared_distance
 GROUPS = 8
 """Groups of leaves in which a row's nearest leaves are sought."""
 TILE_ROWS, TILE_BYTES, SPARE, CHUNK = 8192, 2 * 2**20, 4, 16
+HALVINGS, SHORT = 8, np.float32(0.9999)
+"""Steps in which a list's bound is sought, and rounding that the bound of a group is allowed."""
+UNCONDITIONAL = 3
+"""Nearest leaves that are named however far they lie beside the first: a row may lie where that has its centroid."""
 CROWDED = 4
 """A leaf with so many times the mean of the sample's rows is split again."""
 TRIALS, ROUNDS = 4, 25
@@ -281,17 +285,57 @@ def grow(sample: np.ndarray, wanted: int, seed: int) -> Tree:
 
 
 @nb.njit(cache=True, nogil=True)
+def _bound(codes, count):
+    """Return what at least `count` codes are below, and not many more."""
+    low, high = codes[0], codes[0]
+    for c in range(len(codes)):
+        low, high = min(low, codes[c]), max(high, codes[c])
+    high += np.int32(1)
+    for _ in range(HALVINGS):
+        middle = low + ((high - low) >> 1)
+        below = np.int32(0)
+        for c in range(len(codes)):
+            below += np.int32(codes[c] < middle)
+        if below < count:
+            low = middle
+        else:
+            high = middle
+            if below < count + SPARE:
+                break
+    return high
+
+
+@nb.njit(cache=True, nogil=True)
+def _keep_first(codes, first, kept, keys):
+    """Fill an empty list: each key's place is how many are less, which takes no branches as insertion does."""
+    limit, count = _bound(codes, len(kept)), 0
+    for c in range(len(codes)):
+        keys[count] = (np.int64(codes[c]) << 32) | (first + c)
+        count += codes[c] < limit
+    for a in range(count):
+        place = 0
+        for b in range(count):
+            place += keys[b] < keys[a]
+        if place < len(kept):
+            kept[place] = keys[a]
+
+
+@nb.njit(cache=True, nogil=True)
 def _keep(product, codes, row_lengths, lengths, rows, first, keys):
     """Keep the nearest of a group's leaves for each of some rows: `codes` are the distances' bits, which sort as they.
 
     A key is a distance above a leaf.
     """
     last, two = keys.shape[1] - 1, np.float32(2)
+    buffer = np.empty(len(lengths), np.int64)
     for i in range(len(rows)):
         own, kept = row_lengths[i], keys[rows[i]]
         for c in range(product.shape[1]):
             d = own + lengths[c] - two * product[i, c]
             product[i, c] = d if d > 0 else np.float32(0)
+        if kept[0] == NONE and product.shape[1] > last:
+            _keep_first(codes[i], first, kept, buffer)
+            continue
         limit = np.int32(kept[last] >> 32)
         for low in range(0, product.shape[1], CHUNK):
             high = min(low + CHUNK, product.shape[1])
@@ -319,23 +363,46 @@ def _sort_exactly(x, leaves, keys, out, distances):
     for i in range(len(keys)):
         met = 0
         while met < count and keys[i, met] < NONE:
-            ids[met] = keys[i, met] & 0xFFFFFFFF
-            squared[met] = ordered_distance(x[i], leaves[ids[met]])
+            leaf = keys[i, met] & 0xFFFFFFFF
+            d = ordered_distance(x[i], leaves[leaf])
+            at = met
+            while at > 0 and (squared[at - 1] > d or (squared[at - 1] == d and ids[at - 1] > leaf)):
+                ids[at], squared[at] = ids[at - 1], squared[at - 1]
+                at -= 1
+            ids[at], squared[at] = leaf, d
             met += 1
         for s in range(min(met, out.shape[1])):
-            best = s
-            for t in range(s + 1, met):
-                if squared[t] < squared[best] or (squared[t] == squared[best] and ids[t] < ids[best]):
-                    best = t
-            out[i, s], distances[i, s] = ids[best], squared[best]
-            ids[best], squared[best] = ids[s], squared[s]
+            out[i, s], distances[i, s] = ids[s], squared[s]
+
+
+@nb.njit(cache=True, nogil=True)
+def _by_group(near, first, last, far, radii, limits):
+    """Sort the slots of rows' nearest groups, from `first` to before `last`, by group; return also where each begins.
+
+    Left out are groups all of whose leaves lie beyond a row's limit, by the triangle inequality.
+    """
+    open_ = np.zeros(near.shape, np.bool_)
+    begins = np.zeros(len(radii) + 1, np.int64)
+    for i in range(len(near)):
+        for s in range(first, last):
+            least = SHORT * np.sqrt(far[i, s]) - radii[near[i, s]]
+            open_[i, s] = not (least > 0 and least * least > limits[i])
+            begins[near[i, s] + 1] += open_[i, s]
+    begins = np.cumsum(begins)
+    following, slots = begins[:-1].copy(), np.empty(begins[-1], np.int64)
+    for i in range(len(near)):
+        for s in range(first, last):
+            if open_[i, s]:
+                slots[following[near[i, s]]] = i * near.shape[1] + s
+                following[near[i, s]] += 1
+    return slots, begins
 
 
 def _lengths(x: np.ndarray) -> np.ndarray:
     return np.einsum("ij,ij->i", x, x)
 
 
-def nearest_leaves(x: np.ndarray, tree: Tree, count: int) -> np.ndarray:
+def nearest_leaves(x: np.ndarray, tree: Tree, count: int, margin: float = np.inf) -> np.ndarray:
     """Find each row's nearest leaves, in the groups that lie nearest to it.
 
     Matrix products name a few leaves more than are asked for; differences summed in one order then sort them, so
@@ -346,11 +413,13 @@ def nearest_leaves(x: np.ndarray, tree: Tree, count: int) -> np.ndarray:
     x : ndarray of float32, shape (n, dims)
     tree : Tree
     count : int
+    margin : float, optional
+        How many times as far as the nearest a leaf may lie, the first `UNCONDITIONAL` apart.
 
     Returns
     -------
     ndarray of int32, shape (n, count)
-        Nearest first; -1 beyond the leaves that were sought.
+        Nearest first; -1 beyond the leaves that were sought, or are within the margin.
     """
     middle = tree.leaves.mean(axis=0, dtype=np.float64)
     above, below = tree.leaves.max(axis=0) - middle, middle - tree.leaves.min(axis=0)
@@ -362,6 +431,7 @@ def nearest_leaves(x: np.ndarray, tree: Tree, count: int) -> np.ndarray:
     step = min(TILE_ROWS, max(256, TILE_BYTES // (4 * leaves.shape[1])))
     with np.errstate(over="ignore", invalid="ignore"), one_thread():
         inside = leaves - (above := np.repeat(groups, np.diff(tree.offsets), axis=0))
+        radii = np.sqrt(np.maximum.reduceat(_lengths(inside), tree.offsets[:-1]))
         lengths, group_lengths = _lengths(inside) + 2 * np.einsum("ij,ij->i", inside, above), _lengths(groups)
         for low in range(0, len(x), step):
             rows = tree.place(x[low : low + step]) * scale - middle
@@ -374,14 +444,15 @@ def nearest_leaves(x: np.ndarray, tree: Tree, count: int) -> np.ndarray:
                 _keep(product, product.view(np.int32), _lengths(rows), group_lengths, np.arange(len(rows)), 0, keys)
                 _sort_exactly(rows, groups, keys, near, far)
             keys = np.full((len(rows), count + SPARE), NONE)
-            order = np.argsort(near, axis=None, kind="stable")
-            begins = np.concatenate([[0], np.cumsum(np.bincount(near.ravel(), minlength=len(groups)))])
-            for group in np.flatnonzero(np.diff(begins)):
-                own = order[begins[group] : begins[group + 1]]
-                sub = slice(tree.offsets[group], tree.offsets[group + 1])
-                product = rows[own // sought] @ inside[sub].T
-                lying = (far.ravel()[own], lengths[sub], own // sought)
-                _keep(product, product.view(np.int32), *lying, sub.start, keys)
-            found = out[low : low + step]
-            _sort_exactly(rows, leaves, keys, found, np.empty(found.shape, np.float32))
+            limits = keys.view(np.float32)[:, -1]  # the last key's distance; no number while there is no key
+            for ranks in ((0, 1), (1, sought)):
+                slots, begins = _by_group(near, *ranks, far, radii, limits)
+                for group in np.flatnonzero(np.diff(begins)):
+                    some = slots[begins[group] : begins[group + 1]]
+                    own, sub = some // sought, slice(tree.offsets[group], tree.offsets[group + 1])
+                    product = rows[own] @ inside[sub].T
+                    _keep(product, product.view(np.int32), far.ravel()[some], lengths[sub], own, sub.start, keys)
+            found, squared = out[low : low + step], np.empty((len(rows), count), np.float32)
+            _sort_exactly(rows, leaves, keys, found, squared)
+            found[:, UNCONDITIONAL:][(squared > margin**2 * squared[:, :1])[:, UNCONDITIONAL:]] = -1
     return out

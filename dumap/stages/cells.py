@@ -15,6 +15,8 @@ STAGE = "cells"
 REACH, SOUGHT, PROBES = 8, 16, 8
 """Nearest leaves whose cells a row is sent to, nearest leaves that are sought for it, and leaves of each of its cells
 that it is compared in at the most."""
+MARGIN = 2**0.5
+"""Leaves that lie so many times as far as the nearest are not sought: where rows vary in few ways, most lie beyond."""
 TABLE = "table"
 """The part that says where rows lie."""
 DROPPED_AT_ONCE = 1 << 17
@@ -50,7 +52,7 @@ def find_leaves(job: Job, part: str) -> None:
     dropped = left_out(job, block)
     x[dropped] = 0
     grown = read_tree(store)
-    near = tree.nearest_leaves(x, grown, min(SOUGHT, len(grown.leaves)))
+    near = tree.nearest_leaves(x, grown, min(SOUGHT, len(grown.leaves)), MARGIN)
     near[dropped] = -1
     with store.part(STAGE, part) as out:
         out.write("near", near)

@@ -6,7 +6,18 @@ from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.spatial.distance import cdist
 from threadpoolctl import threadpool_limits
 
-from dumap.kernels.tree import CROWDED, GROUPS, Tree, _in_line, grow, kmeans, nearest_leaves, within_leaves
+from dumap.kernels.tree import (
+    CROWDED,
+    GROUPS,
+    UNCONDITIONAL,
+    Tree,
+    _in_line,
+    _keep,
+    grow,
+    kmeans,
+    nearest_leaves,
+    within_leaves,
+)
 
 
 def points(seed: int, n: int, dims: int) -> np.ndarray:
@@ -155,6 +166,36 @@ def test_leaves_are_sought_in_the_nearest_groups_alone():
         squared[row, at] = cdist(x[row, None], leaves[at], "sqeuclidean")[0]
     assert np.array_equal(found, np.argsort(squared, axis=1)[:, :10])
     assert (found != np.argsort(cdist(x, leaves), axis=1)[:, :10]).any(), "else the test would tell nothing"
+
+
+@pytest.mark.parametrize(("dims", "count"), [(2, 4), (2, 16), (30, 16)])
+def test_groups_that_cannot_hold_nearer_leaves_are_not_missed(monkeypatch, dims, count):
+    """In few dimensions most groups are ruled out, in many none are: the leaves are those of all groups either way."""
+    monkeypatch.setattr("dumap.kernels.tree.GROUPS", 40)
+    x = np.random.default_rng(dims).normal(size=(2000, dims)).astype(np.float32)
+    tree = grow(x, 900, 0)
+    assert len(tree.groups) > 20
+    wanted = np.argsort(cdist(x, tree.leaves), axis=1)[:, :count]
+    assert (nearest_leaves(x, tree, count) == wanted).mean() > 0.999, "but for ties in float32"
+    products = []
+    monkeypatch.setattr(
+        "dumap.kernels.tree._keep", lambda *given, keep=_keep: (products.append(given[0].size), keep(*given))
+    )
+    nearest_leaves(x, tree, count)
+    assert (sum(products) < 0.5 * len(x) * len(tree.leaves)) == (dims < 30)
+
+
+def test_leaves_beyond_the_margin_are_left_out_but_for_the_first():
+    x = np.random.default_rng(0).normal(size=(1000, 3)).astype(np.float32)
+    tree = grow(x, 100, 0)
+    x[:50] = tree.leaves[:50]  # where the nearest leaf has its centroid, all others lie infinitely further
+    found, whole = nearest_leaves(x, tree, 10, 1.5), nearest_leaves(x, tree, 10)
+    far = np.take_along_axis(cdist(x, tree.leaves), whole, axis=1)
+    within = far <= 1.5 * far[:, :1]
+    within[:, :UNCONDITIONAL] = True
+    assert (found[:50] >= 0).sum() == 50 * UNCONDITIONAL
+    assert 0.1 < within[50:].mean() < 0.9
+    assert np.array_equal(found, np.where(within, whole, -1))
 
 
 CUTS = [(0, 1), (3, 50), (5, 6), (255, 257), (100, 613), (0, 1024), (1, 1025), (17, 1500), (1499, 1500)]
