@@ -132,7 +132,7 @@ def test_all_that_is_public_is_documented():
 
 
 def test_one_noun_everywhere():
-    shared = ["axes", "coarse", "codes", "hashing", "leaves", "lists", "maths", "products", "threads", "tree"]
+    shared = ["axes", "coarse", "codes", "hashing", "kmeans", "leaves", "lists", "maths", "products", "threads", "tree"]
     assert sorted(KERNELS - STAGES) == shared, "a kernel is named after its stage"
     assert sorted(STAGES - KERNELS) == ["embedding"], "a stage that only moves rows needs no kernel"
     assert {path.stem.removeprefix("test_") for path in TESTS.glob("kernels/test_*.py")} == KERNELS

@@ -12,6 +12,7 @@ import numpy as np
 
 from dumap.kernels import tree
 from dumap.kernels.codes import MOST, around, code_packs, code_rows, encode
+from dumap.kernels.kmeans import kmeans
 from dumap.kernels.lists import FARTHEST, Lists, between, explore, offer, score
 from dumap.kernels.products import DEPTH, PACK, ROWS, multiply
 from dumap.kernels.vectors import power_near
@@ -169,7 +170,7 @@ def _cut(x: np.ndarray, own: np.ndarray, others: np.ndarray, seed: int) -> tuple
     """Cut a crowded leaf; return the parts that its rows probe, (own, 3 or 2), and that others do, (others, 2 or 1)."""
     count = -(-len(own) // PART_ROWS)
     drawn = own[:: max(1, len(own) // (32 * count))]
-    middles = tree.kmeans(x[drawn], count, seed)
+    middles = kmeans(x[drawn], count, seed)
     if len(middles) > 1:
         parts = tree.Tree.of_one_group(middles)
         return tree.nearest_leaves(x[own], parts, 3), tree.nearest_leaves(x[others], parts, 2)

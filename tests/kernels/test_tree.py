@@ -14,7 +14,6 @@ from dumap.kernels.tree import (
     _in_line,
     _keep,
     grow,
-    kmeans,
     nearest_leaves,
     within_leaves,
 )
@@ -26,25 +25,6 @@ def points(seed: int, n: int, dims: int) -> np.ndarray:
 
 
 # the tree ----------------------------------------------------------------------------------------
-
-
-def test_kmeans_gives_one_answer_on_any_number_of_threads():
-    x = np.random.default_rng(3).normal(size=(3000, 12)).astype(np.float32)
-    answers = []
-    for threads in (1, 2, 2):
-        with threadpool_limits(limits=threads):
-            answers.append(kmeans(x, 9, 42).tobytes())
-    assert len(set(answers)) == 1
-    assert kmeans(x, 9, 43).tobytes() != answers[0]
-
-
-def test_kmeans_finds_what_is_apart_and_no_more_than_is_distinct():
-    middles = points(1, 6, 4) * 100
-    x = np.repeat(middles, 50, axis=0) + np.random.default_rng(0).normal(size=(300, 4)).astype(np.float32)
-    found = kmeans(x, 6, 0)
-    assert found.dtype == np.float32
-    assert (cdist(middles, found).min(axis=1) < 1).all()
-    assert np.array_equal(kmeans(np.repeat(middles, 5, axis=0), 20, 0), np.unique(middles, axis=0))
 
 
 def nearest_of(x: np.ndarray, tree: Tree) -> np.ndarray:
