@@ -18,6 +18,7 @@ from sklearn.neighbors import NearestNeighbors
 from dumap.errors import InputError
 from dumap.kernels import coarse
 from dumap.pipeline import STAGES, plan
+from dumap.stages import layout
 from dumap.stages.vectors import COPY, DROPPED, ZERO
 from dumap.store import Run
 from dumap.submit import run
@@ -238,6 +239,14 @@ def test_rounds_change_no_byte(embed, some, cut):
     assert (cut.facts("layout")["mode"], done.facts("layout")["mode"]) == ("host", "rounds")
     assert done.facts("layout")["loss"] == cut.facts("layout")["loss"]
     assert done.y.tobytes() == cut.y.tobytes()
+
+
+def test_who_writes_the_embedding_keeps_no_edges_of_the_last_round(embed, client, some):
+    done = embed(some, {**CUT, "layout.mode": "rounds", "layout.n_epochs": 2})
+    assert done.facts("layout")["mode"] == "rounds"
+    kept = client.run(lambda: len(layout._last))
+    assert len(kept) > 1
+    assert 0 in kept.values()
 
 
 def test_the_loss_is_told_at_each_checkpoint_and_falls(cut):

@@ -280,7 +280,7 @@ def descend(job: Job, part: str, threads: int) -> None:
 # rounds of shards --------------------------------------------------------------------------------
 
 _last: dict[tuple, tuple[Edges, np.ndarray]] = {}
-"""What this process read last of edges, so that a round need not read them again."""
+"""What this process read last of edges, so that a round need not read them again; `let_go` ends it."""
 
 
 def units_of(context: Context, shards: int, tasks: int) -> list[tuple[int, int]]:
@@ -326,6 +326,11 @@ def read_unit(job: Job, unit: tuple[int, int]) -> tuple[Edges, np.ndarray]:
         edges = Edges(*(job.run.read(STAGE, name, array) for array in Edges._fields))
         _last[key] = edges, job.run.read(STAGE, name, "outside").astype(np.int64)
     return _last[key]
+
+
+def let_go() -> None:
+    """Free what this process keeps of edges between rounds."""
+    _last.clear()
 
 
 def step(job: Job, part: str, epoch: int) -> None:
