@@ -283,6 +283,7 @@ def test_a_range_of_rows_that_are_all_dropped(take, given, some, save):
     np.testing.assert_allclose(done.neighbors()[1][kept], exact(some[kept])[1], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_measured_peak_is_within_the_projected(client, take, graph):
     """On workers that have done nothing before: what others compiled there stays."""
     client.restart()

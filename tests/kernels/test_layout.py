@@ -103,7 +103,7 @@ def test_a_generation_is_that_of_the_obvious_reference(graph, n_components):
         np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("negative_sample_rate", [0.0, 0.01, 60.0])
+@pytest.mark.parametrize("negative_sample_rate", [0.0, 0.01, pytest.param(60.0, marks=pytest.mark.slow)])
 def test_negatives_are_as_many_as_asked_for(graph, negative_sample_rate):
     """None at all, less than one a row, and many."""
     edges, before, descent = pack(graph), state(2), DESCENT._replace(negative_sample_rate=negative_sample_rate)
@@ -112,6 +112,7 @@ def test_negatives_are_as_many_as_asked_for(graph, negative_sample_rate):
         np.testing.assert_allclose(own, other, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_block_of_more_edges_than_are_looked_at_together():
     upper = np.triu(np.random.default_rng(1).random((ROWS, ROWS)), 1).astype(np.float32)
     edges, before = pack(sparse.csr_matrix(upper + upper.T)), state(2)

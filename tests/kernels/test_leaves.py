@@ -262,7 +262,9 @@ def flat(seed: int, n: int, dims: int, latent: int) -> np.ndarray:
     return (rng.normal(size=(n, latent)) @ loadings + 0.1 * rng.normal(size=(n, dims))).astype(np.float32)
 
 
-@pytest.mark.parametrize("far", [None, 1e6, 9.96921e36, 3e38])
+@pytest.mark.parametrize(
+    "far", [None, pytest.param(1e6, marks=pytest.mark.slow), pytest.param(9.96921e36, marks=pytest.mark.slow), 3e38]
+)
 def test_wide_rows_are_found_beside_those_far_out(far):
     x = flat(2, 4000, 120, 8)
     if far:
@@ -363,7 +365,9 @@ def test_what_rows_probe_stays_as_it_was(monkeypatch):
     assert all(np.array_equal(a, b) for a, b in zip((x, home, probes), before, strict=True))
 
 
-@pytest.mark.parametrize(("rows", "dims"), [(700, 2000), (3000, 400), (16, 9), (17, 9), (33, 64)])
+@pytest.mark.parametrize(
+    ("rows", "dims"), [(700, 2000), pytest.param(3000, 400, marks=pytest.mark.slow), (16, 9), (17, 9), (33, 64)]
+)
 def test_large_leaves_are_compared_in_tiles(rows, dims):
     x = manifold(9, rows, dims)
     _, squared = one_leaf(x, 10)
