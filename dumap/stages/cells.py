@@ -89,8 +89,7 @@ def assign_block(job: Job, part: str) -> None:
     pair = np.flatnonzero(copies)
     with job.run.part(STAGE, part) as out:
         out.write("home", own[:, 0])
-        out.write("pair", pair)
-        out.write("pair_copies", copies[pair])
+        out.write("pairs", np.stack([pair, copies[pair]], axis=1))
 
 
 def tabulate(job: Job, part: str) -> None:
@@ -100,7 +99,7 @@ def tabulate(job: Job, part: str) -> None:
     copies, homes = np.zeros((cut.blocks, count), np.int64), np.zeros((cut.blocks, count), np.int64)
     guests = np.zeros((count, count), np.int64)
     for block, name in enumerate(numbered("assign", cut.blocks)):
-        pair, times = store.read(STAGE, name, "pair"), store.read(STAGE, name, "pair_copies")
+        pair, times = store.read(STAGE, name, "pairs").T
         cell, home = pair // count, pair % count
         np.add.at(copies[block], cell, times)
         np.add.at(guests, (cell, home), times)
