@@ -138,6 +138,7 @@ def test_each_audit_draws_rows_of_its_own_while_there_are_others(configure, digi
 # repairs -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_repairs_raise_recall_and_say_how_far(seamed, repaired, digits):
     facts = repaired.facts("audit")
     before, after = recall_of(seamed, digits[0]).mean(), recall_of(repaired, digits[0]).mean()

@@ -690,6 +690,7 @@ def test_without_copies_nothing_is_otherwise(embed, some, expected):
     assert done.y.tobytes() == expected
 
 
+@pytest.mark.slow
 def test_the_graph_is_that_of_the_distinct_rows_alone(embed, few):
     """Copies come last, so that ids are the same; where nothing repels, so is the map."""
     distinct = few.copy()
@@ -707,6 +708,7 @@ def test_the_graph_is_that_of_the_distinct_rows_alone(embed, few):
         assert whole.facts("vectors")["copies"] == 151
 
 
+@pytest.mark.slow
 def test_rows_repel_as_many_as_they_are(embed):
     """A place that 601 rows share keeps its neighbours at a distance."""
     rng = np.random.default_rng(0)
@@ -722,6 +724,7 @@ def test_rows_repel_as_many_as_they_are(embed):
     assert room(embed(heavy, settings)) > 1.5 * room(embed(x, settings))
 
 
+@pytest.mark.slow
 def test_rounds_draw_as_one_process_does(embed, save):
     """Two shards, both of which have rows with copies."""
     x = np.random.default_rng(1).normal(size=(4400, 6)).astype(np.float32)

@@ -35,6 +35,7 @@ def _held_around_arrays() -> tuple[int, int, int]:
     return before, during, held()
 
 
+@pytest.mark.slow
 def test_memory_is_given_back_at_the_end() -> None:
     with ProcessPoolExecutor(1, get_context("spawn")) as fresh:  # whose heap has no holes that arrays could fill
         before, during, after = fresh.submit(_held_around_arrays).result()
