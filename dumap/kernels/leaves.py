@@ -15,7 +15,7 @@ from dumap.kernels.codes import MOST, around, code_packs, code_rows, encode
 from dumap.kernels.kmeans import kmeans
 from dumap.kernels.lists import FARTHEST, Lists, between, explore, offer, score
 from dumap.kernels.products import DEPTH, PACK, ROWS, multiply
-from dumap.kernels.vectors import power_near
+from dumap.kernels.vectors import SHORT, power_near
 
 LEAF_ROWS = 200
 """Rows of a leaf, about: fewer give fewer distances and less recall by row (measured)."""
@@ -27,8 +27,8 @@ HOME_PASSES, SEAM_PASSES = 1, 2
 """Passes over neighbours of neighbours: among a cell's own rows, and with its guests."""
 CUTS = 8
 """Times that crowded leaves are cut at the most: what is still crowded then is searched as it is."""
-NEAR, SHORT = np.float32(64**2), np.float32(0.9999)
-"""Squared units of the codes up to which they do not tell distances well, and rounding that a bound is allowed."""
+NEAR = np.float32(64**2)
+"""Squared units of the codes up to which they do not tell distances well."""
 LEAF_SAMPLE, COLUMN_BYTES = 15, 2**18
 """Rows of a leaf that tell the unit of its codes, and bytes that its rows are multiplied with at once."""
 SCALE_SAMPLE = 4096

@@ -9,13 +9,13 @@ from scipy.cluster.hierarchy import leaves_list, linkage
 from dumap.kernels.axes import place, principal
 from dumap.kernels.kmeans import kmeans, move_to_means
 from dumap.kernels.threads import one_thread
-from dumap.kernels.vectors import ordered_distance, power_near
+from dumap.kernels.vectors import SHORT, ordered_distance, power_near
 
 GROUPS = 8
 """Groups of leaves in which a row's nearest leaves are sought."""
 TILE_ROWS, TILE_BYTES, SPARE, CHUNK = 8192, 2 * 2**20, 4, 16
-HALVINGS, SHORT = 8, np.float32(0.9999)
-"""Steps in which a list's bound is sought, and rounding that the bound of a group is allowed."""
+HALVINGS = 8
+"""Steps in which a list's bound is sought."""
 UNCONDITIONAL = 3
 """Nearest leaves that are named however far they lie beside the first: a row may lie where that has its centroid."""
 CROWDED = 4
@@ -331,7 +331,7 @@ def nearest_leaves(x: np.ndarray, tree: Tree, count: int, margin: float = np.inf
     Returns
     -------
     ndarray of int32, shape (n, count)
-        Nearest first; -1 beyond the leaves that were sought, or are within the margin.
+        Nearest first; -1 beyond the leaves that were sought or lie within the margin.
     """
     middle = tree.leaves.mean(axis=0, dtype=np.float64)
     above, below = tree.leaves.max(axis=0) - middle, middle - tree.leaves.min(axis=0)
@@ -343,8 +343,9 @@ def nearest_leaves(x: np.ndarray, tree: Tree, count: int, margin: float = np.inf
     step = min(TILE_ROWS, max(256, TILE_BYTES // (4 * leaves.shape[1])))
     with np.errstate(over="ignore", invalid="ignore"), one_thread():
         inside = leaves - (above := np.repeat(groups, np.diff(tree.offsets), axis=0))
-        radii = np.sqrt(np.maximum.reduceat(_lengths(inside), tree.offsets[:-1]))
-        lengths, group_lengths = _lengths(inside) + 2 * np.einsum("ij,ij->i", inside, above), _lengths(groups)
+        lengths, group_lengths = _lengths(inside), _lengths(groups)
+        radii = np.sqrt(np.maximum.reduceat(lengths, tree.offsets[:-1]))
+        lengths += 2 * np.einsum("ij,ij->i", inside, above)
         for low in range(0, len(x), step):
             rows = tree.place(x[low : low + step]) * scale - middle
             near, far = np.zeros((len(rows), sought), np.int32), np.zeros((len(rows), sought), np.float32)
@@ -366,5 +367,7 @@ def nearest_leaves(x: np.ndarray, tree: Tree, count: int, margin: float = np.inf
                     _keep(product, product.view(np.int32), far.ravel()[some], lengths[sub], own, sub.start, keys)
             found, squared = out[low : low + step], np.empty((len(rows), count), np.float32)
             _sort_exactly(rows, leaves, keys, found, squared)
-            found[:, UNCONDITIONAL:][(squared > margin**2 * squared[:, :1])[:, UNCONDITIONAL:]] = -1
+            beyond = squared > margin**2 * squared[:, :1]
+            beyond[:, :UNCONDITIONAL] = False
+            found[beyond] = -1
     return out

@@ -14,6 +14,8 @@ ANGULAR = frozenset({"cosine", "correlation"})
 """Metrics of the angle between rows, for correlation once they are centred."""
 BY_PRODUCT = ANGULAR | {"euclidean", "l2", "sqeuclidean"}
 """Metrics whose order is that of the Euclidean distance in partition space."""
+SHORT = np.float32(0.9999)
+"""Rounding that a distance is allowed where it bounds others from below."""
 LANES = 16
 """Sums of which `ordered_distance` is made."""
 
