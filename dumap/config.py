@@ -189,9 +189,13 @@ class GraphConfig(_Section):
 
 
 class StartConfig(_Section):
-    """The first coordinates: spectral, pca, random, or the path of an array of the rows' coordinates."""
+    """The first coordinates: spectral, pca, random, or the path of an array of the rows' coordinates.
+
+    With spectral, the coarse graph is laid out in `coarse_epochs` epochs from its eigenvectors; 0: those alone.
+    """
 
     init: Annotated[Location, AfterValidator(_start)] = "spectral"
+    coarse_epochs: int = Field(500, ge=0, le=32_000)
 
 
 class LayoutConfig(_Section):

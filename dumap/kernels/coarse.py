@@ -1,13 +1,14 @@
 """The coarse graph: edges added up by the labels at their ends, its smoothest eigenvectors, and its layout.
 
-A coarse graph of many rows is laid out from its eigenvectors, as the whole graph will be.
+From its eigenvectors the coarse graph is laid out as the whole graph will be, by the strongest of its edges alone: the
+sum of many weak ones lays classes upon each other that could lie side by side with as low a loss.
 """
 
 from __future__ import annotations
 
 import numpy as np
 import scipy.sparse as sparse
-from scipy.sparse.csgraph import connected_components
+from scipy.sparse.csgraph import connected_components, minimum_spanning_tree
 from scipy.sparse.linalg import ArpackNoConvergence, eigsh
 
 from dumap.kernels import hashing, layout
@@ -20,10 +21,9 @@ SPARE = 2
 """Eigenvectors found beyond those wanted, and to the last bit: close or repeated eigenvalues are missed otherwise."""
 STRONGEST, COARSE_EDGES = 256, 1 << 21
 """Edges of a row, and of all, that the coarse graph keeps at the most, the strongest, so that memory has a bound."""
-LAID_OUT = 16_384
-"""Rows from which on the coarse graph is laid out: the more rows, the more epochs it takes to move what is far."""
-COARSE_EPOCHS = 500
-COARSE_DUE = 8.0
+LEADING = 16
+"""Edges of a coarse row, the strongest, by which it is laid out, that to itself among them."""
+COARSE_DUE = 16.0
 """Edges that a coarse row is due in an epoch, those to itself among them."""
 _MOST_SHARE = 1.99  # of what 16 bits hold
 WEIGHT_UNIT = float(1 << 20)
@@ -108,9 +108,8 @@ def most_edges(count: int) -> int:
     return min(STRONGEST, COARSE_EDGES // max(count, 1))
 
 
-def strongest(pairs: np.ndarray, sums: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Keep the `most_edges` greatest sums of each head, the lower tails among equal ones; pairs stay ascending."""
-    most = most_edges(count)
+def strongest(pairs: np.ndarray, sums: np.ndarray, count: int, most: int) -> tuple[np.ndarray, np.ndarray]:
+    """Keep the `most` greatest sums of each head, the lower tails among equal ones; pairs stay ascending."""
     heads = pairs // count
     degrees = np.bincount(heads - heads[0]) if len(heads) else np.empty(0, np.int64)
     if degrees.max(initial=0) <= most:
@@ -133,6 +132,21 @@ def matrix_of(pairs: np.ndarray, sums: np.ndarray, count: int) -> sparse.csr_mat
     """
     matrix = sparse.csr_matrix((sums / WEIGHT_UNIT, (pairs // count, pairs % count)), shape=(count, count))
     return matrix.maximum(matrix.T).tocsr()
+
+
+def leading(pairs: np.ndarray, sums: np.ndarray, count: int) -> sparse.csr_matrix:
+    """Return the coarse graph of each row's strongest edges, and a tree's, so that what is connected stays so.
+
+    Parameters
+    ----------
+    pairs, sums, count
+        As `matrix_of`'s.
+    """
+    whole = matrix_of(pairs, sums, count)
+    cost = whole.copy()
+    cost.data[np.argsort(-whole.data, kind="stable")] = np.arange(1.0, whole.nnz + 1)  # no two equal: one tree
+    tree = minimum_spanning_tree(cost).astype(bool)
+    return matrix_of(*strongest(pairs, sums, count, LEADING), count).maximum(whole.multiply(tree + tree.T)).tocsr()
 
 
 def spectral(
@@ -193,11 +207,10 @@ def lay_out(matrix: sparse.csr_matrix, sizes: np.ndarray, y: np.ndarray, descent
     Parameters
     ----------
     matrix, sizes
-        As `spectral`'s.
+        As `spectral`'s, but from `leading`.
     y : ndarray of float64, shape (coarse rows, n_components)
         From `spectral`.
     descent : Descent
-        The layout's; its number of epochs is not taken.
 
     Returns
     -------
@@ -210,14 +223,13 @@ def lay_out(matrix: sparse.csr_matrix, sizes: np.ndarray, y: np.ndarray, descent
     degree = np.maximum(np.asarray(matrix.sum(axis=1)).ravel(), 1e-300)
     shares = np.minimum(COARSE_DUE / 2 * matrix.data / np.repeat(degree, np.diff(matrix.indptr)), _MOST_SHARE)
     indptr, weights = matrix.indptr.astype(np.int64), shares.astype(np.float32)
-    edges = layout.pack(indptr, matrix.indices, weights, 0, 1.0, COARSE_EPOCHS, descent.seed)
-    shared = descent._replace(n_epochs=COARSE_EPOCHS)
+    edges = layout.pack(indptr, matrix.indices, weights, 0, 1.0, descent.n_epochs, descent.seed)
     here = y[filled].astype(np.float32)
     m, v, after = np.zeros_like(here), np.zeros_like(here), np.empty_like(here)
-    for epoch in range(COARSE_EPOCHS):
+    for epoch in range(descent.n_epochs):
         drawn = np.searchsorted(stops, layout.pool_rows(descent.seed, epoch, int(stops[-1])), side="right")
         pool = layout.lay_pool(here[drawn])
-        layout.generation(shared, epoch, 0, len(here), 0, 0, edges, here, m, v, pool, after)
+        layout.generation(descent, epoch, 0, len(here), 0, 0, edges, here, m, v, pool, after)
         here, after = after, here
     out = np.full(y.shape, np.nan)
     out[filled] = here

@@ -24,7 +24,10 @@ CURVE_BITS = 16
 """Bits of each coordinate that tell a row's place in the pool, if there are few coordinates."""
 MEETINGS = 2
 """Rows of the pool that a row meets for one negative it is due, each at that part of the weight: less noise."""
-BETA1, BETA2, EPSILON = np.float32(0.5), np.float32(0.9), np.float32(1e-7)
+BETA1, BETA2 = np.float32(0.5), np.float32(0.9)
+EPSILON = np.float32(0.03)
+"""What Adam adds to a row's root mean square gradient, 1 or more as a rule: a piece of the graph that nothing but far
+rows pushes, ever the same way, would go as far as its rate at every step, and stray."""
 FRACTION_BITS = 15
 """Weights and phases count in units of 2**-15 of the greatest weight, places in the pool in 2**-15 of a row."""
 
@@ -387,7 +390,7 @@ def generation(
 ) -> None:
     """Write the next generation of rows [start, stop) of a shard; their moments change in place.
 
-    Adam with beta 0.5 and 0.9 and a rate that falls linearly to 0, as uwot's batch mode.
+    Adam with beta 0.5 and 0.9 and a rate that falls linearly to 0, as uwot's batch mode; its epsilon is greater.
 
     Parameters
     ----------

@@ -134,7 +134,7 @@ def draw_seeds(seed: int, first: int, stop: int, wanted: int, rows: int) -> np.n
 
 
 def interpolate(labels: np.ndarray, coarse: np.ndarray, seed: int) -> np.ndarray:
-    """Place rows where their labels are: seeds by the coarse graph, others anywhere in the box, by hash.
+    """Place rows where their labels are: seeds by the coarse graph, others anywhere in the box that it fills, by hash.
 
     Parameters
     ----------
@@ -146,9 +146,12 @@ def interpolate(labels: np.ndarray, coarse: np.ndarray, seed: int) -> np.ndarray
     -------
     ndarray of float32, shape (n, n_components)
     """
+    filled = coarse[np.isfinite(coarse).all(axis=1)]
+    low, high = (filled.min(axis=0), filled.max(axis=0)) if len(filled) else (0.0, SPAN)
     y = coarse[np.maximum(labels, 0)] if len(coarse) else np.empty((len(labels), coarse.shape[1]))
     apart = labels < 0
-    y[apart] = random_box(seed, -2 - labels[apart].astype(np.int64), coarse.shape[1])
+    box = random_box(seed, -2 - labels[apart].astype(np.int64), coarse.shape[1])
+    y[apart] = low + box / SPAN * (high - low)
     return y.astype(np.float32)
 
 

@@ -160,10 +160,7 @@ def coarsen(job: Job, part: str) -> None:
 
 
 def solve(job: Job, part: str, names: list[str]) -> None:
-    """Embed the coarse graph: its edges are added up over the shards, some labels at a time.
-
-    A graph of many rows is laid out too, from there.
-    """
+    """Embed the coarse graph, its edges added up over the shards, some labels at a time, and lay it out from there."""
     store, n_components = job.run, job.config.layout.n_components
     count = store.summary(STAGE, SEEDS)["count"]
     offsets = np.array([store.summary(STAGE, name)["offsets"] for name in names])
@@ -176,16 +173,16 @@ def solve(job: Job, part: str, names: list[str]) -> None:
             np.concatenate([store.read(STAGE, name, array, a, b) for name, a, b in spans if b > a] or [sums[0]])
             for array in ("pairs", "sums")
         ]
-        more = coarse.strongest(*coarse.add_pairs(*found), count)
+        more = coarse.strongest(*coarse.add_pairs(*found), count, coarse.most_edges(count))
         pairs.append(more[0])
         sums.append(more[1])
     for name in names:
         sizes += store.read(STAGE, name, "sizes")
-    graph, rows = coarse.matrix_of(np.concatenate(pairs), np.concatenate(sums), count), int(np.count_nonzero(sizes))
-    y, components, short = coarse.spectral(graph, sizes, n_components, job.config.seed)
-    epochs = coarse.COARSE_EPOCHS if rows >= coarse.LAID_OUT else 0
+    edges, rows = (np.concatenate(pairs), np.concatenate(sums)), int(np.count_nonzero(sizes))
+    y, components, short = coarse.spectral(coarse.matrix_of(*edges, count), sizes, n_components, job.config.seed)
+    epochs = job.config.start.coarse_epochs if rows < sizes.sum() else 0
     if epochs:
-        y = coarse.lay_out(graph, sizes, y, descent(job))
+        y = coarse.lay_out(coarse.leading(*edges, count), sizes, y, descent(job)._replace(n_epochs=epochs))
     with store.part(STAGE, part) as out:
         out.write("y", y)
         out.attributes |= {

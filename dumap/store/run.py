@@ -37,7 +37,7 @@ from dumap.store.manifests import IDENTITY, MANIFESTS, Manifest, is_sound, manif
 from dumap.store.objects import LOCKS, Objects, digest, seal, unseal
 from dumap.store.shards import Broken, Shard
 
-FORMAT = 8
+FORMAT = 9
 """Version of the run's format; a run of another version is refused."""
 
 OBJECT_BYTES = 32 << 20

@@ -4,6 +4,7 @@ import scipy.sparse as sparse
 from graphs import ROWS, grid, path, random_graph, ring, shards, smoothest, unit
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.sparse.csgraph import connected_components
 
 from dumap.kernels import coarse, layout
 from dumap.plan import MOST_COARSE_ROWS
@@ -50,15 +51,14 @@ def test_components_that_no_seed_reaches_are_not_in_the_coarse_graph():
     assert (sums / coarse.WEIGHT_UNIT).tolist() == [2, 1, 1]
 
 
-def test_a_coarse_row_keeps_its_strongest_edges(monkeypatch):
-    monkeypatch.setattr(coarse, "STRONGEST", 2)
+def test_a_coarse_row_keeps_its_strongest_edges():
     count = 10
     pairs = np.array([31, 32, 33, 34, 50, 71, 72, 79])
     sums = np.array([5, 9, 5, 9, 1, 7, 7, 7])
-    kept, left = coarse.strongest(pairs, sums, count)
+    kept, left = coarse.strongest(pairs, sums, count, 2)
     assert kept.tolist() == [32, 34, 50, 71, 72]
     assert left.tolist() == [9, 9, 1, 7, 7]
-    assert coarse.strongest(pairs[:0], sums[:0], count)[0].size == 0
+    assert coarse.strongest(pairs[:0], sums[:0], count, 2)[0].size == 0
 
 
 def test_a_coarse_graph_of_more_rows_keeps_fewer_edges_of_each(monkeypatch):
@@ -67,6 +67,24 @@ def test_a_coarse_graph_of_more_rows_keeps_fewer_edges_of_each(monkeypatch):
     monkeypatch.undo()
     assert coarse.most_edges(1024) == coarse.STRONGEST
     assert 0 < coarse.most_edges(MOST_COARSE_ROWS) * MOST_COARSE_ROWS <= coarse.COARSE_EDGES
+
+
+def test_the_leading_edges_keep_connected_what_is():
+    """Two cliques whose rows have stronger edges than they keep: the link is not among them, but of the tree."""
+    rng = np.random.default_rng(1)
+    own = np.kron(np.eye(2), rng.uniform(0.5, 1, (40, 40)))
+    own[3, 60] = own[4, 70] = 0.01
+    own[5, 50] = 0.02
+    graph = sparse.coo_matrix(np.pad(own + own.T, (0, 1)))
+    pairs, sums = graph.row.astype(np.int64) * 81 + graph.col, np.rint(graph.data * coarse.WEIGHT_UNIT).astype(np.int64)
+    few = coarse.leading(pairs, sums, 81)
+    assert connected_components(few[:80, :80])[0] == 1
+    assert (few != few.T).nnz == 0
+    assert [few[i, j] > 0 for i, j in ((3, 60), (4, 70), (5, 50))] == [False, False, True]
+    dense, whole = few.toarray()[:40, :40], own[:40, :40] + own[:40, :40].T
+    np.testing.assert_allclose(dense[dense > 0], whole[dense > 0], atol=1e-5)
+    strong = whole >= np.sort(whole, axis=1)[:, -coarse.LEADING, None]
+    assert ((dense > 0) == (strong | strong.T)).all()
 
 
 # the coarse layout -----------------------------------------------------------------------------
@@ -101,6 +119,39 @@ def test_laying_the_coarse_graph_out_lowers_the_cross_entropy():
     assert loss(after) < 0.9 * loss(before)
     apart = np.linalg.norm(after[:10].mean(axis=0) - after[10:20].mean(axis=0))
     assert apart > 2 * np.linalg.norm(after[:10] - after[:10].mean(axis=0), axis=1).max()
+
+
+def test_a_piece_that_nothing_pulls_does_not_stray():
+    """A coarse row alone is pushed the same way at every step, however weakly."""
+    own = sparse.block_diag([np.ones((20, 20)), np.ones((10, 10)), np.ones((1, 1))], format="csr")
+    sizes = np.full(31, 50)
+    before, components, _ = coarse.spectral(own, sizes, 2, 42)
+    assert components == 3
+    after = coarse.lay_out(own, sizes, before, layout.Descent(1.577, 0.895, 1.0, 1.0, 5.0, 500, 42))
+    away = np.linalg.norm(after - np.median(after, axis=0), axis=1)
+    assert away[-1] < 60
+
+
+def ribbon(length: int, width: int, seed: int) -> sparse.csr_matrix:
+    """Return a closed ribbon's graph: rows near each other along it and across it are joined, some more strongly."""
+    rows = np.arange(length * width)
+    around, across = rows // width, rows % width
+    apart = np.abs(around[:, None] - around)
+    apart = np.minimum(apart, length - apart)
+    noise = np.random.default_rng(seed).uniform(0.2, 1, (len(rows), len(rows)))
+    near = (apart <= 2) & (np.abs(across[:, None] - across) <= 1)
+    return sparse.csr_matrix(np.where(near, noise + noise.T, 0))
+
+
+def test_a_long_closed_ribbon_stays_closed():
+    """It tears where few edges are due in an epoch, since what pulls is then more noise than pull."""
+    graph, seed = ribbon(600, 3, 1), 1
+    sizes = np.full(graph.shape[0], 30)
+    before, *_ = coarse.spectral(graph, sizes, 2, seed)
+    after = coarse.lay_out(graph, sizes, before, layout.Descent(1.577, 0.895, 1.0, 1.0, 5.0, 500, seed))
+    middle = after.reshape(600, 3, 2).mean(axis=1)
+    step = np.linalg.norm(middle - np.roll(middle, 1, axis=0), axis=1)
+    assert step.max() < 2.5 * np.median(step)
 
 
 # eigenvectors ----------------------------------------------------------------------------------

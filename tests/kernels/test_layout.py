@@ -91,7 +91,7 @@ def obvious_generation(edges, y, m, v, pool, descent=DESCENT, exchanged=None):
         m[i] = 0.5 * m[i] + 0.5 * grad
         v[i] = 0.9 * v[i] + 0.1 * grad**2
         mean, spread = m[i] / (1 - 0.5 ** (EPOCH + 1)), v[i] / (1 - 0.9 ** (EPOCH + 1))
-        out[i] = y[i] - rate * (1 - EPOCH / EPOCHS) * mean / (np.sqrt(spread) + 1e-7)
+        out[i] = y[i] - rate * (1 - EPOCH / EPOCHS) * mean / (np.sqrt(spread) + 0.03)
     return out, m, v
 
 

@@ -88,7 +88,8 @@ def test_rows_are_placed_by_their_labels():
     coarse = np.array([[1.0, 2.0], [np.nan, np.nan], [5.0, 6.0]])
     y = start.interpolate(np.array([2, 0, -7, -7, -9], np.int32), coarse, 42)
     assert y[:2].tolist() == [[5, 6], [1, 2]]
-    np.testing.assert_allclose(y[2:], start.random_box(42, np.array([5, 5, 7]), 2), rtol=1e-6)
+    anywhere = start.random_box(42, np.array([5, 5, 7]), 2) / start.SPAN
+    np.testing.assert_allclose(y[2:], [1, 2] + 4 * anywhere, rtol=1e-6)
     assert start.interpolate(np.array([-2]), coarse[:0], 42).shape == (1, 2)
 
 
