@@ -16,6 +16,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -43,7 +44,7 @@ NAMED = 8
 """Parts that an error names."""
 POLL_SECONDS = 0.5
 SETTLING_SECONDS = 0.5
-"""A worker that dies as its first task begins may not be started again: its nanny is still waiting for it."""
+"""A worker that dies as soon as it is there may not be started again: its nanny is still waiting for it."""
 TOPIC = "dumap"
 LIBRARIES = ("numpy", "numba", "scipy", "scikit-learn", "pynndescent", "zarr")
 """Libraries on whose versions the answer may depend."""
@@ -91,7 +92,14 @@ def cpu() -> str:
     return "/".join([os.environ.get("NUMBA_CPU_NAME") or get_host_cpu_name(), *sorted(blas)])
 
 
+@cache
+def _met() -> float:
+    """Return when this process was first asked for anything."""
+    return time.monotonic()
+
+
 def _facts(dask_worker: Worker) -> dict[str, Any]:
+    _met()
     return {
         "memory_limit": dask_worker.memory_manager.memory_limit or 0,
         "versions": versions(),
@@ -107,14 +115,9 @@ def _see(output: str, key: str) -> None:
     probe(output)
 
 
-_first_task: list[float] = []
-"""When this process began its first task."""
-
-
 def _settle_in(worker: Worker) -> None:
     if worker.nanny is not None:
-        _first_task[:] = _first_task or [time.monotonic()]
-        time.sleep(max(0.0, _first_task[0] + SETTLING_SECONDS - time.monotonic()))
+        time.sleep(max(0.0, _met() + SETTLING_SECONDS - time.monotonic()))
 
 
 def execute(task: Callable[..., None], job: Job, part: str, options: dict[str, Any]) -> dict[str, Any]:
