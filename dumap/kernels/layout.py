@@ -22,8 +22,6 @@ CHUNK = 2048
 POOL_ROWS = 4096
 CURVE_BITS = 16
 """Bits of each coordinate that tell a row's place in the pool, if there are few coordinates."""
-MEETINGS = 2
-"""Rows of the pool that a row meets for one negative it is due, each at that part of the weight: less noise."""
 BETA1, BETA2 = np.float32(0.5), np.float32(0.9)
 EPSILON = np.float32(0.03)
 """What Adam adds to a row's root mean square gradient, 1 or more as a rule: a piece of the graph that nothing but far
@@ -311,7 +309,7 @@ def _generation(
         block.pull[:], block.push[:], block.due[:] = _F0, _F0, 0
         _attract(axes, block, indptr, r, rows, tails, rates, phases, y, exchanged, np.int32(epoch), a, b)
         wanted = negatives * np.float32(block.due.sum()) / np.float32(rows)
-        count = np.int64(np.ceil(wanted * np.float32(MEETINGS)))
+        count = np.int64(np.ceil(wanted))
         _repel(axes, block, (first + r) // BLOCK, rows, pool, count, base, a, b, gamma)
         for q in range(rows):
             scale = negatives * np.float32(block.due[q]) / np.float32(max(count, 1))

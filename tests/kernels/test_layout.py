@@ -80,7 +80,7 @@ def obvious_generation(edges, y, m, v, pool, descent=DESCENT, exchanged=None):
             d2 = apart @ apart + 1e-8
             pull += times[e] * np.clip(2 * a * b * d2 ** (b - 1) / (1 + a * d2**b) * apart, -4, 4)
         block = i // layout.BLOCK
-        count = int(np.ceil(layout.MEETINGS * negatives / 2 * totals[block * layout.BLOCK :][: layout.BLOCK].mean()))
+        count = int(np.ceil(negatives / 2 * totals[block * layout.BLOCK :][: layout.BLOCK].mean()))
         apart = layout.POOL_ROWS * UNIT // max(count, 1)
         first = int(hashing.draw(base, block)) % apart
         for n in range(count):
