@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from dumap.config import Config
+from dumap.errors import ConfigError
 from dumap.geometry import Geometry
 from dumap.kernels.layout import Descent, fit_ab
 from dumap.plan import Plan
@@ -151,3 +152,13 @@ def descent(job: Job) -> Descent:
         job.geometry.n_epochs,
         job.config.seed,
     )
+
+
+def require_finite(job: Job, y: np.ndarray, where: str) -> None:
+    """Raise a ConfigError where coordinates have run away to what is no number."""
+    if not np.isfinite(y).all():
+        own = job.config.layout.model_dump(include={"learning_rate", "spread", "a", "b", "repulsion_strength"})
+        raise ConfigError(
+            f"{where} coordinates are not finite; some of "
+            f"{', '.join(f'layout.{name} = {value}' for name, value in own.items())} are too large"
+        )

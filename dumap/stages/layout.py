@@ -14,12 +14,11 @@ from itertools import pairwise
 
 import numpy as np
 
-from dumap.errors import ConfigError
 from dumap.kernels import hashing, layout
 from dumap.kernels.graph import rows_at
 from dumap.kernels.layout import Descent, Edges
 from dumap.plan import round_bytes, runs_on_one_host
-from dumap.stages import Context, Job, descent, evenly, number_of, range_of, ranged
+from dumap.stages import Context, Job, descent, evenly, number_of, range_of, ranged, require_finite
 from dumap.stages.graph import Graph
 from dumap.stages.start import Starts
 from dumap.store import Run, Series
@@ -90,19 +89,8 @@ class Generation:
 
 
 def write_piece(job: Job, part: str, y: np.ndarray, m: np.ndarray, v: np.ndarray) -> None:
-    """Commit the state of a range of shards.
-
-    Raises
-    ------
-    ConfigError
-        Where coordinates have run away to what is no number.
-    """
-    if not np.isfinite(y).all():
-        own = job.config.layout.model_dump(include={"learning_rate", "spread", "a", "b", "repulsion_strength"})
-        raise ConfigError(
-            f"layout: after epoch {Series.place(part)[0]} coordinates are not finite; some of "
-            f"{', '.join(f'layout.{name} = {value}' for name, value in own.items())} are too large"
-        )
+    """Commit the state of a range of shards."""
+    require_finite(job, y, f"layout: after epoch {Series.place(part)[0]}")
     with job.run.part(STAGE, part) as out:
         for name, values in (("y", y), ("m", m), ("v", v)):
             out.write(name, values)

@@ -15,7 +15,7 @@ import numpy as np
 from dumap.errors import ConfigError
 from dumap.kernels import coarse, start, vectors
 from dumap.plan import coarse_rows, page_bytes
-from dumap.stages import Context, Job, descent, evenly, number_of, numbered, range_of, ranged, total
+from dumap.stages import Context, Job, descent, evenly, number_of, numbered, range_of, ranged, require_finite, total
 from dumap.stages.cells import Table
 from dumap.stages.graph import Graph
 from dumap.stages.vectors import as_float32, drawn
@@ -183,6 +183,7 @@ def solve(job: Job, part: str, names: list[str]) -> None:
     epochs = job.config.start.coarse_epochs if rows < sizes.sum() else 0
     if epochs:
         y = coarse.lay_out(coarse.leading(*edges, count), sizes, y, descent(job)._replace(n_epochs=epochs))
+        require_finite(job, y[sizes > 0], "start: in the coarse layout")
     with store.part(STAGE, part) as out:
         out.write("y", y)
         out.attributes |= {

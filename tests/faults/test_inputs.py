@@ -168,11 +168,19 @@ def test_an_audit_of_which_no_query_is_drawn(embed):
     assert 0 in [run.facts("audit")["queries"] for run in done]
 
 
+RUNAWAY = {"layout.a": 1e5, "layout.b": 30.0}
+
+
 @pytest.mark.parametrize("mode", slowly(["host", "rounds"], "rounds"))
 def test_a_layout_that_runs_away_is_an_error(configure, client, mode):
-    settings = {"layout.a": 1e5, "layout.b": 30.0, "layout.mode": mode, "start.init": "random"}
-    with pytest.raises(ConfigError, match=r"coordinates are not finite; some of .*layout\.a = 100000\.0"):
+    settings = {**RUNAWAY, "layout.mode": mode, "start.init": "random"}
+    with pytest.raises(ConfigError, match=r"layout: .*coordinates are not finite; some of .*layout\.a = 100000\.0"):
         run(configure(noise(60), {**TINY, **settings}), client=client)
+
+
+def test_a_coarse_layout_that_runs_away_is_an_error(configure, client):
+    with pytest.raises(ConfigError, match=r"start: .*coordinates are not finite; some of .*layout\.a = 100000\.0"):
+        run(configure(noise(1100), {**TINY, **RUNAWAY}), client=client)
 
 
 # more rows than 32 bits count --------------------------------------------------------------------
