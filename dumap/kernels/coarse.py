@@ -134,19 +134,20 @@ def matrix_of(pairs: np.ndarray, sums: np.ndarray, count: int) -> sparse.csr_mat
     return matrix.maximum(matrix.T).tocsr()
 
 
-def leading(pairs: np.ndarray, sums: np.ndarray, count: int) -> sparse.csr_matrix:
+def leading(matrix: sparse.csr_matrix, pairs: np.ndarray, sums: np.ndarray) -> sparse.csr_matrix:
     """Return the coarse graph of each row's strongest edges, and a tree's, so that what is connected stays so.
 
     Parameters
     ----------
-    pairs, sums, count
+    matrix : csr_matrix, shape (coarse rows, coarse rows)
+        The whole coarse graph: what `matrix_of` makes of pairs and sums.
+    pairs, sums : ndarray of int64
         As `matrix_of`'s.
     """
-    whole = matrix_of(pairs, sums, count)
-    cost = whole.copy()
-    cost.data[np.argsort(-whole.data, kind="stable")] = np.arange(1.0, whole.nnz + 1)  # no two equal: one tree
+    count, cost = matrix.shape[0], matrix.copy()
+    cost.data[np.argsort(-matrix.data, kind="stable")] = np.arange(1.0, matrix.nnz + 1)  # no two equal: one tree
     tree = minimum_spanning_tree(cost).astype(bool)
-    return matrix_of(*strongest(pairs, sums, count, LEADING), count).maximum(whole.multiply(tree + tree.T)).tocsr()
+    return matrix_of(*strongest(pairs, sums, count, LEADING), count).maximum(matrix.multiply(tree + tree.T)).tocsr()
 
 
 def spectral(

@@ -179,10 +179,11 @@ def solve(job: Job, part: str, names: list[str]) -> None:
     for name in names:
         sizes += store.read(STAGE, name, "sizes")
     edges, rows = (np.concatenate(pairs), np.concatenate(sums)), int(np.count_nonzero(sizes))
-    y, components, short = coarse.spectral(coarse.matrix_of(*edges, count), sizes, n_components, job.config.seed)
+    graph = coarse.matrix_of(*edges, count)
+    y, components, short = coarse.spectral(graph, sizes, n_components, job.config.seed)
     epochs = job.config.start.coarse_epochs if rows < sizes.sum() else 0
     if epochs:
-        y = coarse.lay_out(coarse.leading(*edges, count), sizes, y, descent(job)._replace(n_epochs=epochs))
+        y = coarse.lay_out(coarse.leading(graph, *edges), sizes, y, descent(job)._replace(n_epochs=epochs))
         require_finite(job, y[sizes > 0], "start: in the coarse layout")
     with store.part(STAGE, part) as out:
         out.write("y", y)

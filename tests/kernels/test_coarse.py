@@ -77,7 +77,7 @@ def test_the_leading_edges_keep_connected_what_is():
     own[5, 50] = 0.02
     graph = sparse.coo_matrix(np.pad(own + own.T, (0, 1)))
     pairs, sums = graph.row.astype(np.int64) * 81 + graph.col, np.rint(graph.data * coarse.WEIGHT_UNIT).astype(np.int64)
-    few = coarse.leading(pairs, sums, 81)
+    few = coarse.leading(coarse.matrix_of(pairs, sums, 81), pairs, sums)
     assert connected_components(few[:80, :80])[0] == 1
     assert (few != few.T).nnz == 0
     assert [few[i, j] > 0 for i, j in ((3, 60), (4, 70), (5, 50))] == [False, False, True]
