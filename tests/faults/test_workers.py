@@ -20,7 +20,8 @@ from numba.core.registry import CPUDispatcher
 
 import dumap.kernels
 from dumap.errors import TaskError
-from dumap.executor import ATTEMPTS, Executor, Line, execute
+from dumap.executor import ATTEMPTS, Executor, execute
+from dumap.line import Line
 from dumap.pipeline import STAGES, Silent, plan, verify
 from dumap.stages import Job, cells, embedding, graph, layout, neighbors, numbered, quality
 from dumap.store import Run
