@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dumap import executor
 from dumap.config import Config, differences, format_bytes
+from dumap.engine import cluster as executor
+from dumap.engine.cluster import Executor, Observer
 from dumap.errors import DamageError, DumapError, RunMismatchError, StorageError
-from dumap.executor import Executor, Observer
 from dumap.geometry import geometry
 from dumap.places import check_places, free_disk, probe_output, with_places
 from dumap.plan import PAUSE_FRACTION, Plan, make_plan

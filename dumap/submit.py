@@ -11,7 +11,7 @@ from dumap.config import Config, build
 if TYPE_CHECKING:
     from distributed import Client
 
-    from dumap.executor import Observer
+    from dumap.engine.cluster import Observer
 
 
 def run(

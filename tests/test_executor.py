@@ -13,8 +13,8 @@ from distributed import Client, LocalCluster
 from distributed.comm import CommClosedError
 from faults.harness import fleet
 
+from dumap.engine.cluster import POLL_SECONDS, Executor
 from dumap.errors import ClusterError, InputError, StorageError, TaskError
-from dumap.executor import POLL_SECONDS, Executor
 from dumap.pipeline import plan
 from dumap.stages import Job, numbered
 from dumap.submit import run

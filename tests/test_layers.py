@@ -16,19 +16,19 @@ KERNELS = {path.stem for path in PACKAGE.glob("kernels/[!_]*.py")}
 
 PARTS = {"repair": "audit"}
 """Modules that are part of another's stage."""
-ONLY_IN = {"zarr": "store", "obstore": "store", "dask": "executor.py", "distributed": "executor.py"}
+ONLY_IN = {"zarr": "store", "obstore": "store", "dask": "engine", "distributed": "engine"}
 UPPER = ("dumap.pipeline", "dumap.cli", "dumap.submit", "dumap.export", "dumap.progress", "dumap.places")
 NEVER_IN = {
     "kernels": (
         *("os", "io", "pathlib", "shutil", "socket", "tempfile", "subprocess", "mmap", "urllib", "http", "fsspec"),
         *("logging", "time", "datetime", "importlib", "yaml", "pickle"),
     ),
-    "stages": ("dumap.executor", *UPPER),
-    "store": ("dumap.stages", "dumap.executor", "dumap.plan", "dumap.geometry", *UPPER),
-    "plan.py": ("dumap.stages", "dumap.executor", *UPPER),
-    "geometry.py": ("dumap.stages", "dumap.executor", "dumap.plan", *UPPER),
-    "config.py": ("dumap.stages", "dumap.executor", "dumap.plan", "dumap.geometry", "dumap.store", *UPPER),
-    "executor.py": UPPER,
+    "stages": ("dumap.engine", *UPPER),
+    "store": ("dumap.stages", "dumap.engine", "dumap.plan", "dumap.geometry", *UPPER),
+    "plan.py": ("dumap.stages", "dumap.engine", *UPPER),
+    "geometry.py": ("dumap.stages", "dumap.engine", "dumap.plan", *UPPER),
+    "config.py": ("dumap.stages", "dumap.engine", "dumap.plan", "dumap.geometry", "dumap.store", *UPPER),
+    "engine": UPPER,
 }
 
 
@@ -94,13 +94,13 @@ def test_package_keeps_its_layers():
         ("kernels/quality.py", "from . import maths"),
         ("kernels/quality.py", "def show(x):\n    print(x)"),
         ("stages/graph.py", "import distributed"),
-        ("stages/graph.py", "def lazy():\n    from dumap import executor"),
+        ("stages/graph.py", "def lazy():\n    from dumap.engine import cluster"),
         ("stages/layout.py", "from dumap.pipeline import run"),
         ("store/run.py", "from dumap.stages import Job"),
         ("plan.py", "from dumap.stages.graph import Shards"),
-        ("plan.py", "import dumap.executor"),
+        ("plan.py", "import dumap.engine.cluster"),
         ("geometry.py", "from dumap.plan import make_plan"),
-        ("executor.py", "from dumap import pipeline"),
+        ("engine/cluster.py", "from dumap import pipeline"),
         ("pipeline.py", "import zarr"),
         ("pipeline.py", "if TYPE_CHECKING:\n    pass\nelse:\n    import dask"),
     ],

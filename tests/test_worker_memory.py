@@ -7,7 +7,7 @@ import numpy as np
 import psutil
 import pytest
 
-from dumap import memory
+from dumap.engine import memory
 
 MIB = 2**20
 

@@ -88,7 +88,8 @@ def _act(fault: dict[str, Any]) -> None:
 
 def install(role: str) -> None:
     """Wrap what passes the points."""
-    from dumap import executor, store
+    from dumap import store
+    from dumap.engine import cluster as executor
     from dumap.store.run import Part
 
     at, discarding = functools.partial(reach, role), threading.local()

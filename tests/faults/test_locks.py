@@ -19,8 +19,8 @@ import pytest
 import yaml
 from faults.harness import Fleet, all_kept, commits, results, until
 
+from dumap.engine.cluster import Executor
 from dumap.errors import LockError
-from dumap.executor import Executor
 from dumap.pipeline import Silent, plan, verify
 from dumap.stages import Job
 from dumap.store import Lock, Run

@@ -19,8 +19,9 @@ from distributed import Client, LocalCluster
 from hypothesis import HealthCheck, Phase, given, note, settings
 from hypothesis import strategies as st
 
-from dumap import executor, pipeline
+from dumap import pipeline
 from dumap.config import METRICS, load
+from dumap.engine import cluster as executor
 from dumap.errors import DumapError, TaskError
 from dumap.metrics import ARGUMENTS
 from dumap.stages import Job

@@ -10,7 +10,7 @@ import pytest
 import zarr
 from faults.harness import SETTINGS, WORDS, results
 
-from dumap import executor
+from dumap.engine import cluster as executor
 from dumap.submit import run
 
 # finished ----------------------------------------------------------------------------------------
@@ -93,8 +93,8 @@ def test_other_versions_are_refused_unless_forced(configure, client, own, clean,
 @pytest.mark.fault(23)
 def test_other_processors_are_refused_unless_forced(configure, client, data, clean, fresh, monkeypatch):
     """A run half done on other processors; what is finished needs none."""
+    from dumap.engine.cluster import Executor
     from dumap.errors import RunMismatchError
-    from dumap.executor import Executor
 
     config = configure(data, SETTINGS)
     shutil.copytree(clean.output, config.output)

@@ -30,11 +30,11 @@ from llvmlite.binding import get_host_cpu_name
 from threadpoolctl import threadpool_info
 
 import dumap
-from dumap import memory
 from dumap.config import ClusterConfig, format_bytes
+from dumap.engine import memory
+from dumap.engine.task_queue import Line
 from dumap.errors import ClusterError, ConfigError, DumapError, StorageError, TaskError
 from dumap.kernels.threads import one_thread
-from dumap.line import Line
 from dumap.stages import Job
 from dumap.store import Run, probe, probe_key, set_threads
 

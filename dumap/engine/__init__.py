@@ -1,0 +1,1 @@
+"""Runs tasks: on Dask, the only folder that imports it, with the checks of what is run on."""
