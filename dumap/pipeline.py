@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dumap.config import Config, differences, format_bytes
-from dumap.engine import cluster as executor
+from dumap.engine import connect, worker
 from dumap.engine.cluster import Executor, Observer
 from dumap.errors import DamageError, DumapError, RunMismatchError, StorageError
 from dumap.geometry import geometry
@@ -113,7 +113,7 @@ def run(config: Config, client: Client | None = None, observer: Observer | None 
             return status(config.output)
     if config.cluster.memory_limit and client is None:  # workers too small to start would not even say so
         projected.check(config.cluster.memory_limit, None)
-    with executor.connect(config.cluster, client, observer) as cluster:
+    with connect.connect(config.cluster, client, observer) as cluster:
         cluster.preflight()
         projected = make_plan(config, projected.geometry, cluster.worker_memory)
         projected.check(cluster.worker_memory, free_disk(config.output))
@@ -214,7 +214,7 @@ def create(job: Job, cpus: list[str]) -> None:
             "kind": "dumap run",
             "parameters": config.parameters(),
             "seed": config.seed,
-            "versions": executor.versions(),
+            "versions": worker.versions(),
             "cpus": cpus,
             **{what: getattr(job, what).describe() for what in data_of(config)},
         }
@@ -271,7 +271,7 @@ def check_same(job: Job, force: bool, observer: Observer) -> None:
         )
     for what in data_of(config):
         check_data(job, what, observer.note)
-    _refuse(run, differences(attributes["versions"], executor.versions()), force)
+    _refuse(run, differences(attributes["versions"], worker.versions()), force)
 
 
 def check_processors(run: Run, cpus: list[str], force: bool) -> None:

@@ -89,7 +89,7 @@ def _act(fault: dict[str, Any]) -> None:
 def install(role: str) -> None:
     """Wrap what passes the points."""
     from dumap import store
-    from dumap.engine import cluster as executor
+    from dumap.engine import worker
     from dumap.store.run import Part
 
     at, discarding = functools.partial(reach, role), threading.local()
@@ -146,7 +146,7 @@ def install(role: str) -> None:
 
         return call
 
-    around(executor, "execute", execute)
+    around(worker, "execute", execute)
     around(Part, "_write_object", written)
     around(Part, "write_rows", written)
     around(store.Run, "commit", commit)

@@ -21,7 +21,8 @@ from hypothesis import strategies as st
 
 from dumap import pipeline
 from dumap.config import METRICS, load
-from dumap.engine import cluster as executor
+from dumap.engine import connect
+from dumap.engine.cluster import Executor
 from dumap.errors import DumapError, TaskError
 from dumap.metrics import ARGUMENTS
 from dumap.stages import Job
@@ -182,7 +183,7 @@ def check(case: Case, folder: str, client: Client | None) -> str:
     return "map"
 
 
-class Here(executor.Executor):
+class Here(Executor):
     """Runs tasks where it is, so that their errors come as they are."""
 
     def __init__(self) -> None:
@@ -217,7 +218,7 @@ def in_memory():
         patch.setattr(Part, "_write_object", write)
         patch.setattr(Run, "_read_object", read)
         patch.setattr(manifests, "_holds", lambda *_: True)  # there are no objects
-        patch.setattr(executor, "connect", lambda *_: contextlib.nullcontext(Here()))
+        patch.setattr(connect, "connect", lambda *_: contextlib.nullcontext(Here()))
         yield held
 
 

@@ -10,7 +10,7 @@ import pytest
 import zarr
 from faults.harness import SETTINGS, WORDS, results
 
-from dumap.engine import cluster as executor
+from dumap.engine import connect, worker
 from dumap.submit import run
 
 # finished ----------------------------------------------------------------------------------------
@@ -21,7 +21,7 @@ def test_a_finished_run_starts_no_cluster(configure, own, monkeypatch, contents)
         raise AssertionError("a cluster was started")
 
     before = contents(own.output)
-    monkeypatch.setattr(executor, "connect", never)
+    monkeypatch.setattr(connect, "connect", never)
     assert run(own)["state"] == "done"
     assert contents(own.output) == before
 
@@ -81,9 +81,9 @@ def test_other_input_is_refused(cli, configure, client, digits, save, contents, 
 def test_other_versions_are_refused_unless_forced(configure, client, own, clean, monkeypatch, contents):
     from dumap.errors import RunMismatchError
 
-    versions = executor.versions()
+    versions = worker.versions()
     before = contents(own.output)
-    monkeypatch.setattr(executor, "versions", lambda: {**versions, "numpy": "1.0"})
+    monkeypatch.setattr(worker, "versions", lambda: {**versions, "numpy": "1.0"})
     with pytest.raises(RunMismatchError, match=r"numpy: .* -> '1.0'"):
         run(own, client=client)
     assert run(own, client=client, force=True)["state"] == "done"

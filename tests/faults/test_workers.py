@@ -19,8 +19,9 @@ from faults.harness import ROUNDS, SECONDS, SETTINGS, commits, fleet, results, u
 from numba.core.registry import CPUDispatcher
 
 import dumap.kernels
-from dumap.engine.cluster import ATTEMPTS, Executor, execute
+from dumap.engine.cluster import ATTEMPTS, Executor
 from dumap.engine.task_queue import Line
+from dumap.engine.worker import execute
 from dumap.errors import TaskError
 from dumap.pipeline import STAGES, Silent, plan, verify
 from dumap.stages import Job, cells, embedding, graph, layout, neighbors, numbered, quality
