@@ -1,0 +1,106 @@
+"""Digest each artifact of a few small runs: `python compute.py FOLDER` prints them as JSON.
+
+Run with the environment of `PROCESSOR`, so that every processor that has AVX2 computes the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import sys
+from collections.abc import Iterable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+
+PROCESSOR = {
+    "NUMBA_CPU_NAME": "haswell",
+    "NUMBA_CPU_FEATURES": "",
+    "OPENBLAS_CORETYPE": "Haswell",
+    "NPY_DISABLE_CPU_FEATURES": "AVX512F AVX512CD AVX512_SKX AVX512_CLX AVX512_CNL AVX512_ICL AVX512_SPR",
+}
+"""What all processors are told to compute for."""
+LIBRARIES = ("numpy", "numba", "llvmlite", "scipy")
+"""What the bytes may depend on beside dumap's own code."""
+SETTINGS: dict[str, dict[str, Any]] = {
+    "euclidean": {"cells.max_rows": 700, "neighbors.recall_target": 0.9999, "neighbors.max_repairs": 1},
+    "cosine": {"neighbors.metric": "cosine", "start.coarse_epochs": 50},
+    "manhattan": {"neighbors.metric": "manhattan", "cells.max_rows": 1500, "start.init": "pca"},
+    "unique": {"input.unique": True, "layout.mode": "rounds", "layout.min_dist": 0.5},
+}
+"""Runs, each of 3000 rows."""
+ROWS, DIMS = 3000, 24
+
+
+def data(name: str) -> np.ndarray:
+    """Return rows around 12 centres; for 'unique' some of them twice, as bytes."""
+    rng = np.random.default_rng(7)
+    x = 4 * rng.normal(size=(12, DIMS))[rng.integers(0, 12, ROWS)] + rng.normal(size=(ROWS, DIMS))
+    if name == "unique":
+        x = np.clip(8 * x + 100, 0, 255).astype(np.uint8)
+        x[1::7] = x[0]
+        return x
+    return x.astype(np.float32)
+
+
+def digest(arrays: Iterable[np.ndarray]) -> str:
+    """Name some arrays by dtype, shape and bytes."""
+    found = hashlib.sha256()
+    for array in arrays:
+        found.update(f"{array.dtype.str}{array.shape}".encode() + np.ascontiguousarray(array).tobytes())
+    return found.hexdigest()[:32]
+
+
+def artifacts(output: str) -> dict[str, str]:
+    """Digest what a run's stages handed on."""
+    from dumap.stages.graph import Graph
+    from dumap.stages.neighbors import Lists
+    from dumap.stages.start import Starts
+    from dumap.store import Run
+
+    run = Run(output, read_only=True)
+    lists, graph = Lists(run), Graph(run, run.attributes["parameters"]["graph"]["shard_rows"])
+    shards = range(len(graph.shards))
+    starts = Starts(run, len(shards))
+    return {
+        "lists": digest(lists.read(name, 0, lists.table.rows) for name in ("indices", "distances")),
+        "graph": digest(array for shard in shards for array in graph.read(shard)),
+        "start": digest(starts.read(shard) for shard in shards),
+        "embedding": digest(zarr.open_array(output, path=name, mode="r")[:] for name in ("embedding", "status")),
+    }
+
+
+def main(folder: str) -> None:
+    """Run all of `SETTINGS` on one worker within this process."""
+    from distributed import Client
+
+    from dumap.config import load
+    from dumap.submit import run
+
+    found = {}
+    with Client(
+        processes=False, n_workers=1, threads_per_worker=1, memory_limit="4GiB", dashboard_address=None
+    ) as client:
+        for name, settings in SETTINGS.items():
+            source, output = str(Path(folder, f"{name}-in.zarr")), str(Path(folder, f"{name}.zarr"))
+            zarr.create_group(source).create_array("vectors", data=data(name), chunks=(500, DIMS))
+            common = {"neighbors.n_neighbors": NEIGHBORS, "layout.n_epochs": 25, "quality.queries": 60}
+            run(load(None, (), {"input.path": source, "output": output, **common, **settings}), client=client)
+            found[name] = artifacts(output)
+    print(json.dumps({"versions": versions(), "digests": found}, indent=1))
+
+
+NEIGHBORS = 15
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that the bytes may depend on."""
+    return {"machine": platform.machine(), **{name: version(name) for name in LIBRARIES}}
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

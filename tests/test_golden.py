@@ -1,0 +1,38 @@
+"""The bytes of each artifact are those that are kept here, until a change means to change them and says why."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from faults.harness import ROOT
+from golden.compute import PROCESSOR, SETTINGS, versions
+
+HERE = Path(__file__).parent / "golden"
+KEPT = json.loads((HERE / "digests.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def found(fresh):
+    if versions() != KEPT["versions"]:
+        pytest.skip(f"the digests are of {KEPT['versions']}, here are {versions()}")
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", str(HERE / "compute.py"), fresh()],
+        env={**os.environ, **PROCESSOR, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)["digests"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("artifact", ["lists", "graph", "start", "embedding"])
+@pytest.mark.parametrize("name", SETTINGS)
+def test_bytes_are_as_they_were(found, name, artifact):
+    assert found[name][artifact] == KEPT["digests"][name][artifact]
