@@ -12,18 +12,18 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import dask
-import psutil
 from distributed import Client, LocalCluster, Security
 from distributed import comm as comms
 
 from dumap.config import ClusterConfig, format_bytes
 from dumap.engine.cluster import Executor, Observer
+from dumap.engine.resources import cpu_count, free_memory
 from dumap.errors import ClusterError, ConfigError
 
 
 def _embedded(cluster: ClusterConfig) -> LocalCluster:
-    workers = cluster.workers or max(1, len(os.sched_getaffinity(0)))
-    limit = cluster.memory_limit or int(psutil.virtual_memory().available * 0.9 / workers)
+    workers = cluster.workers or cpu_count()
+    limit = cluster.memory_limit or int(free_memory() * 0.9 / workers)
     pinned = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
     with dask.config.set({"distributed.scheduler.allowed-failures": 0}):  # every death comes back, to be judged
         try:
