@@ -56,6 +56,8 @@ FAULTS = {
     39: "workers without dumap, or with another version: refused before the first stage",
     40: "credentials that may not write: a probe fails first",
     41: "a call from inside a task works; an asynchronous client is a clear error",
+    # beyond one machine and a fixed cluster
+    44: "a container's limits of memory and processors, many cores with little memory: fewer workers, that fit",
 }
 
 
