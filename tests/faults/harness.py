@@ -92,6 +92,7 @@ class Faults:
 
     def plan(self, *faults: dict[str, Any]) -> list[str]:
         """Replace the plan; return a name for each fault."""
+        assert all("stage" in fault for fault in faults if "part" in fault), "stages may have parts of one name"
         base = {"role": "", "stage": "*", "part": "*", "times": 1, "skip": 0, "pid": None}
         named = [{"id": f"{next(self._ids):04d}", **base, **fault} for fault in faults]
         partial = self.folder / "partial"

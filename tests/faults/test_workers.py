@@ -172,8 +172,8 @@ def test_workers_retired_in_the_middle_of_a_step(nannied, prepare, expected):
     """Each while it is at a part, which others then do: a cluster that adapts takes no notice of what is done."""
     config, client = prepare(ROUNDS), nannied.client
     slow = {"role": "worker", "point": "object", "action": "sleep", "seconds": 1.0}
-    places = [{"part": "cell-00002"}, {"part": "epoch-00003-*"}, {"part": "search-*"}]
-    names = nannied.faults.plan(*(slow | place for place in places))
+    parts = {"neighbors": "cell-00002", "layout": "epoch-00003-*", "quality": "ranks-*"}
+    names = nannied.faults.plan(*(slow | {"stage": stage, "part": part} for stage, part in parts.items()))
     ending = nannied.begin(config)
     for name in names:
         (pid,) = until(lambda n=name: nannied.faults.happened(n) or (ending.done() and ending.result()), "a slow part")
@@ -265,7 +265,8 @@ def test_of_two_that_do_the_same_part_either_may_be_first(nannied, prepare, clea
         stage = task.__module__.split(".")[-1]
         manifest = Path(config.output, "manifests", stage, f"{part}.json")
         manifest.unlink()
-        (name,) = faults.plan({"point": "manifest", "part": part, "action": "sleep", "seconds": 0.5, "times": 2})
+        meeting = {"point": "manifest", "action": "sleep", "seconds": 0.5, "times": 2}
+        (name,) = faults.plan(meeting | {"stage": stage, "part": part})
         both = [
             nannied.client.submit(execute, task, job, part, {}, workers=[address], pure=False)
             for address in nannied.pids()
