@@ -114,8 +114,12 @@ def _known_metric(value: str) -> str:
     return value
 
 
+INITS = ("spectral", "pca", "random")
+"""Ways to find the first coordinates; anything else is the path of an array of them."""
+
+
 def _start(value: str) -> str:
-    if value not in ("spectral", "pca", "random") and not value.endswith((".npy", ".zarr")) and "/" not in value:
+    if value not in INITS and not value.endswith((".npy", ".zarr")) and "/" not in value:
         raise ValueError("allowed are spectral, pca, random, or the path of an array (.npy, or in Zarr)")
     return value
 
@@ -148,10 +152,15 @@ class _Section(BaseModel):
 
 
 class InputConfig(_Section):
-    """What to embed; with `unique`, rows equal to the bit are embedded once and weigh as many as they are."""
+    """What to embed.
+
+    With `missing` = fill, chunks that are not there are read as the fill value, as Zarr leaves them out that hold
+    nothing else; with `unique`, rows equal to the bit are embedded once and weigh as many as they are.
+    """
 
     path: Location
     array: Location = "vectors"
+    missing: Literal["error", "fill"] = "error"
     nonfinite: Literal["error", "drop"] = "error"
     unique: bool = False
 
@@ -285,7 +294,8 @@ class Config(_Section):
     def parameters(self) -> dict[str, Any]:
         """Return what the answer depends on, beside the input's data.
 
-        `input.nonfinite` is not among it: where rows are not finite, one of its values gives no answer at all.
+        `input.nonfinite` and `input.missing` are not among it: where rows are not finite, or not there, one of their
+        values gives no answer at all.
         `quality.queries` is: the rows that it chooses decide whether lists are repaired.
         Of a given graph its place is not, as of the input, but that there is one; then no cells are cut.
         """

@@ -36,6 +36,29 @@ def stamps(root: str, below: str) -> Iterator[str]:
             yield f"{file.name}:{found.st_size}:{found.st_mtime_ns};"
 
 
+def names(root: str, below: str, depth: int) -> Iterator[str]:
+    """Name the files below a folder's folder, at most so many folders down; links are followed.
+
+    Raises
+    ------
+    OSError
+        A folder cannot be read.
+    """
+    folders = [("", 0)]
+    while folders:
+        inner, level = folders.pop()
+        try:
+            entries = os.scandir(os.path.join(root, below, inner))
+        except ABSENT:
+            continue
+        with entries:
+            for entry in entries:
+                if entry.is_file():
+                    yield f"{inner}{entry.name}"
+                elif level < depth and entry.is_dir():
+                    folders.append((f"{inner}{entry.name}/", level + 1))
+
+
 def read(root: str, key: str) -> bytes | None:
     """Return a file's bytes, or None where there is none."""
     try:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dumap.config import Config, differences, format_bytes
+from dumap.config import INITS, Config, differences, format_bytes
 from dumap.engine import connect, worker
 from dumap.engine.cluster import Executor, Observer
 from dumap.errors import DamageError, DumapError, RunMismatchError, StorageError
@@ -30,7 +30,7 @@ from dumap.stages import (
     start,
     vectors,
 )
-from dumap.store import IDENTITY, LOCKS, Lock, Run, manifest_key
+from dumap.store import IDENTITY, LOCKS, Lock, Rows, Run, manifest_key
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -111,6 +111,7 @@ def run(config: Config, client: Client | None = None, observer: Observer | None 
         if not lost_identity(job.run) and all(job.run.is_committed(DONE, stage) for stage in STAGES):
             observer.note(f"{config.output}: finished before; nothing to do")
             return status(config.output)
+    check_chunks(job, observer.note)
     if config.cluster.memory_limit and client is None:  # workers too small to start would not even say so
         projected.check(config.cluster.memory_limit, None)
     with connect.connect(config.cluster, client, observer) as cluster:
@@ -131,6 +132,19 @@ def run(config: Config, client: Client | None = None, observer: Observer | None 
             error.add_note(f"What is committed in {config.output} is kept; the same command goes on from there.")
             raise
     return status(config.output)
+
+
+def check_chunks(job: Job, note: Callable[[str], None]) -> None:
+    """Refuse chunks that are not there of what is read, or tell of those that the input fills."""
+    config, absent = job.config, job.input.absent
+    if config.input.missing == "error":
+        job.input.require_chunks("input.missing=fill")
+    elif absent.chunks:
+        note(f"input: {absent}; they are read as the array's fill value (input.missing = fill)")
+    if config.neighbors.precomputed is not None:
+        job.precomputed.require_chunks()
+    if config.start.init not in INITS:
+        Rows(config.start.init).require_chunks()
 
 
 def follow(job: Job, projected: Plan, cluster: Executor, observer: Observer) -> None:

@@ -6,13 +6,23 @@ import hashlib
 import json
 import os
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from dumap.disk import is_remote, normalize
 from dumap.errors import InputError
-from dumap.store import bucket_errors, find_array, stamps, told
+from dumap.store import (
+    Absent,
+    bucket_errors,
+    decoded_rows,
+    find_absent,
+    find_array,
+    require_chunks,
+    stamps,
+    told,
+)
 
 
 @dataclass(frozen=True)
@@ -63,7 +73,9 @@ class Input:
 
     Attributes
     ----------
-    rows, dims, chunk_rows : int
+    rows, dims : int
+    chunk_rows : int
+        Rows that are decoded at once at the least: of a shard's chunk, where there are shards.
     dtype : numpy.dtype
     """
 
@@ -84,7 +96,7 @@ class Input:
             raise InputError(f"{where} is empty: its shape is {shape}")
         self.rows, self.dims = (int(s) for s in shape)
         self.dtype = dtype.newbyteorder("=")
-        self.chunk_rows = int((getattr(self._array, "shards", None) or self._array.chunks)[0])
+        self.chunk_rows = decoded_rows(self._array)
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Read rows [start, stop) in the input's dtype, native byte order, C order."""
@@ -93,6 +105,15 @@ class Input:
         except (ValueError, OSError, RuntimeError, bucket_errors()[0]) as error:
             what = f"rows {start} to {stop} cannot be read from array {self._array.path!r}"
             raise InputError(f"{self.path}: {what} ({told(error)})") from error
+
+    @cached_property
+    def absent(self) -> Absent:
+        """The chunks that are not there, listed once; an InputError where they lie elsewhere."""
+        return find_absent(self.path, self._array)
+
+    def require_chunks(self, fill: str | None = None) -> None:
+        """Refuse chunks that are not there; name the setting by which they are filled, where there is one."""
+        require_chunks(self.path, self._array, self.absent, fill)
 
     def signature(self) -> str:
         """Digest what can be seen without reading the data: keys, sizes and times of the objects."""
@@ -144,6 +165,11 @@ class Precomputed:
     def read(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
         """Read indices and distances of rows [start, stop), as they are."""
         return self.indices.read(start, stop), self.distances.read(start, stop)
+
+    def require_chunks(self) -> None:
+        """Refuse chunks that are not there."""
+        for array in (self.indices, self.distances):
+            array.require_chunks()
 
     def describe(self) -> dict[str, Any]:
         """Return what a run remembers of it."""

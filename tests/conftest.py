@@ -64,7 +64,11 @@ def save(fresh) -> Callable[..., str]:
         path = fresh("input.zarr")
         chunks = (min(chunk_rows, len(x)), *x.shape[1:])
         zarr.create_group(path, zarr_format=options.get("zarr_format", 3)).create_array(
-            "vectors", data=x, chunks=chunks, **{k: v for k, v in options.items() if k != "zarr_format"}
+            "vectors",
+            data=x,
+            chunks=chunks,
+            config={"write_empty_chunks": True},
+            **{k: v for k, v in options.items() if k != "zarr_format"},
         )
         return path
 

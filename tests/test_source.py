@@ -13,6 +13,7 @@ import zarr
 
 from dumap.errors import InputError
 from dumap.source import Input
+from dumap.store import listing
 
 VALUES = np.arange(60).reshape(20, 3)
 
@@ -33,7 +34,7 @@ def test_the_input_is_any_zarr_array(tmp_path, name, options):
     path = make(tmp_path / "in.zarr", VALUES.astype(np.float32), name, **options)
     array = Input(path, name or "vectors")
     assert (array.rows, array.dims, array.dtype) == (20, 3, np.float32)
-    assert array.chunk_rows == options.get("shards", (6,))[0]
+    assert array.chunk_rows == 6, "a shard need not be decoded whole"
     assert array.read(4, 19).tolist() == VALUES[4:19].tolist()
 
 
@@ -91,7 +92,7 @@ def test_an_array_that_is_not_there_is_named_beside_those_that_are(tmp_path):
     path = make(tmp_path / "in.zarr", name="x")
     make(tmp_path / "in.zarr", np.ones(4), name="labels", chunks=(4,))
     with pytest.raises(
-        InputError, match=r"no array 'vectors' in .*in.zarr; its arrays are: labels \(4,\), x \(20, 3\)"
+        InputError, match=r"no array 'vectors' in .*in.zarr; its arrays are: x \(20, 3\), labels \(4,\)"
     ):
         Input(path, "vectors")
     zarr.create_group(tmp_path / "none.zarr")
@@ -170,3 +171,95 @@ def test_what_is_no_number_is_refused(tmp_path, dtype):
     path = make(tmp_path / "in.zarr", np.zeros((9, 2), dtype), chunks=(9, 2))
     with pytest.raises(InputError, match=r"has dtype .*; allowed are real floats, integers and booleans"):
         Input(path, "vectors")
+
+
+# stores of many arrays ---------------------------------------------------------------------------
+
+
+def annotated(path: Path, zarr_format: int = 3, kind: str = "csr_matrix") -> str:
+    """Write what AnnData writes: a sparse X, arrays in groups, and names as strings."""
+    root = zarr.open_group(path, mode="w", zarr_format=zarr_format)
+    root.attrs["encoding-type"] = "anndata"
+    x = root.create_group("X")
+    x.attrs.update({"encoding-type": kind, "shape": [20, 400]})
+    for name, size in (("data", 9), ("indices", 9), ("indptr", 21)):
+        x.create_array(name, data=np.arange(size))
+    root.create_group("obsm").create_array("X_pca", data=VALUES.astype("f4"))
+    root.create_group("varm").create_array("PCs", data=np.ones((400, 3)))
+    root.create_group("obs").create_array("n_counts", data=np.ones(20))
+    return str(path)
+
+
+@pytest.mark.fault(33)
+@pytest.mark.parametrize("zarr_format", [2, 3])
+@pytest.mark.parametrize("form", ["folder", "zip"])
+def test_nested_arrays_are_listed_by_their_paths(tmp_path, zarr_format, form):
+    path = annotated(tmp_path / "in.zarr", zarr_format)
+    path = shutil.make_archive(path, "zip", path) if form == "zip" else path
+    listed = (
+        r"arrays are: obsm/X_pca \(20, 3\), varm/PCs \(400, 3\), X \(20, 400\) \(sparse, .*\), obs/n_counts \(20,\)"
+    )
+    with pytest.raises(InputError, match=rf"no array 'vectors' in .*; its {listed}"):
+        Input(path, "vectors")
+    with pytest.raises(InputError, match=rf"no array 'obsm' in .*, but a group; its {listed}"):
+        Input(path, "obsm")
+    assert Input(path, "obsm/X_pca").read(0, 20).tolist() == VALUES.tolist()
+
+
+@pytest.mark.fault(33)
+@pytest.mark.parametrize("kind", ["csr_matrix", "csc_matrix"])
+def test_a_sparse_matrix_is_named_as_such_and_what_to_take_instead(tmp_path, kind):
+    path = annotated(tmp_path / "in.zarr", kind=kind)
+    with pytest.raises(InputError, match=rf"'X' in .* is a sparse matrix \({kind}, shape \(20, 400\)\)") as told:
+        Input(path, "X")
+    assert "such as obsm/X_pca (20, 3)" in str(told.value)
+    assert "PCs" not in str(told.value), "of other rows"
+    with pytest.raises(InputError, match=r"in.zarr/X is a sparse matrix .*write a dense copy"):
+        Input(f"{path}/X", "vectors")
+
+
+@pytest.mark.fault(33)
+def test_a_node_that_cannot_be_read_is_named_beside_the_others(tmp_path):
+    path = annotated(tmp_path / "in.zarr")
+    broken = tmp_path / "in.zarr" / "obsm" / "broken"
+    broken.mkdir()
+    (broken / "zarr.json").write_text('{"zarr_format": 3, "node_type": "array"}')
+    (tmp_path / "in.zarr" / "folder").mkdir()
+    with pytest.raises(InputError, match=r"obsm/X_pca \(20, 3\), .*obsm/broken \(not readable: ") as told:
+        Input(path, "vectors")
+    assert "folder" not in str(told.value)
+
+
+@pytest.mark.fault(33)
+def test_of_many_arrays_the_first_are_listed_and_the_others_counted(tmp_path, monkeypatch):
+    root = zarr.open_group(tmp_path / "in.zarr", mode="w")
+    for number in range(30):
+        root.create_array(f"group/{number:02d}", shape=(4, 2), dtype="f4")
+    with pytest.raises(InputError, match=r"are: group/00 \(4, 2\), .*, group/19 \(4, 2\), and 10 more$"):
+        Input(str(tmp_path / "in.zarr"), "vectors")
+    monkeypatch.setattr(listing, "MOST_NODES", 26)
+    with pytest.raises(InputError, match=r"group/19 \(4, 2\), and at least 5 more$"):
+        Input(str(tmp_path / "in.zarr"), "vectors")
+
+
+@pytest.mark.fault(32)
+def test_rows_of_a_shard_are_read_without_the_rest_of_it(tmp_path):
+    """Damage elsewhere in the shard is not met."""
+    path = make(tmp_path / "in.zarr", VALUES.astype("f8"), shards=(18, 3), compressors=None)
+    file = next(Path(path).rglob("c/0/0"))
+    whole = file.read_bytes()
+    at = whole.index(np.float64(VALUES[6, 0]).tobytes())
+    file.write_bytes(whole[: at - 5] + b"?" * 10 + whole[at + 5 :])
+    assert Input(path, "vectors").read(12, 18).tolist() == VALUES[12:18].tolist()
+    assert Input(path, "vectors").chunk_rows == 6
+
+
+@pytest.mark.fault(32)
+@pytest.mark.filterwarnings("ignore:Combining a .sharding_indexed. codec")
+def test_a_shard_that_is_compressed_as_a_whole_is_decoded_as_a_whole(tmp_path):
+    path = make(tmp_path / "in.zarr", shards=(18, 3))
+    file = tmp_path / "in.zarr" / "vectors" / "zarr.json"
+    metadata = json.loads(file.read_text())
+    metadata["codecs"].append({"name": "crc32c"})
+    file.write_text(json.dumps(metadata))
+    assert Input(path, "vectors").chunk_rows == 18

@@ -266,6 +266,7 @@ def run(context: Context) -> dict:
     facts = {
         "rows": rows,
         "dropped": nonfinite,
+        "missing_chunks": context.job.input.absent.chunks,
         "zero": total(store, STAGE, blocks, "zero"),
         "duplicates": duplicates,
         "distinct": distinct,

@@ -1,6 +1,7 @@
 """The format of runs, and all that is read from and written to Zarr."""
 
 from dumap.store.arrays import Rows, find_array, read_array, write_arrays
+from dumap.store.chunks import Absent, decoded_rows, find_absent, require_chunks
 from dumap.store.lock import Lock
 from dumap.store.objects import LOCKS, bucket_errors, probe, probe_key, set_threads, stamps, told
 from dumap.store.run import FORMAT, IDENTITY, MANIFESTS, OBJECT_BYTES, Part, Run, manifest_key
@@ -12,17 +13,21 @@ __all__ = [
     "LOCKS",
     "MANIFESTS",
     "OBJECT_BYTES",
+    "Absent",
     "Lock",
     "Part",
     "Rows",
     "Run",
     "Series",
     "bucket_errors",
+    "decoded_rows",
+    "find_absent",
     "find_array",
     "manifest_key",
     "probe",
     "probe_key",
     "read_array",
+    "require_chunks",
     "set_threads",
     "stamps",
     "told",

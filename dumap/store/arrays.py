@@ -10,11 +10,17 @@ from zipfile import BadZipFile
 
 import numpy as np
 import zarr
+from zarr.abc.store import Store
 from zarr.errors import ArrayNotFoundError, GroupNotFoundError
 
 from dumap.disk import is_remote
 from dumap.errors import InputError, StorageError
+from dumap.store.chunks import find_absent, require_chunks
+from dumap.store.listing import dense_rows, describe_arrays, sparse_kind
 from dumap.store.objects import bucket_errors, open_store, told
+
+NAMED_INSTEAD = 5
+"""Arrays that are named in the place of a sparse one."""
 
 
 def refuse_code(array: zarr.Array) -> zarr.Array:
@@ -65,13 +71,24 @@ def find_array(path: str, name: str, settings: tuple[str, str]) -> zarr.Array:
         found = None
     except ValueError as error:
         raise InputError(f"{settings[1]}: {name!r} in {path} is not an array that can be read ({error})") from error
+    for group, where in ((found, f"{name!r} in {path}"), (node, path)):
+        if isinstance(group, zarr.Group) and (sparse := sparse_kind(group)):
+            raise InputError(f"{settings[1]}: {where} is {_sparse(store, *sparse)}")
     if not isinstance(found, zarr.Array):
-        try:
-            arrays = ", ".join(f"{n} {a.shape}" for n, a in sorted(node.arrays())) or "none"
-        except ValueError as error:  # one of them is of a kind that Zarr does not know
-            arrays = f"not all readable ({error})"
-        raise InputError(f"{settings[1]}: no array {name!r} in {path}; its arrays are: {arrays}")
+        raise InputError(
+            f"{settings[1]}: no array {name!r} in {path}{'' if found is None else ', but a group'}; its arrays are: "
+            f"{describe_arrays(store)}"
+        )
     return refuse_code(found)
+
+
+def _sparse(store: Store, kind: str, shape: tuple[int, ...]) -> str:
+    """Say that a matrix is sparse, and what to embed instead."""
+    instead = dense_rows(store, shape[0] if shape else None)[:NAMED_INSTEAD]
+    way = f"take one of its rows instead, such as {', '.join(instead)}, or write" if instead else "write"
+    return (
+        f"a sparse matrix ({kind}{f', shape {shape}' if shape else ''}); dumap reads dense arrays: {way} a dense copy"
+    )
 
 
 class Rows:
@@ -104,6 +121,11 @@ class Rows:
         except (ValueError, OSError, EOFError, MemoryError, BadZipFile) as error:
             raise InputError(f"{self.path} is neither a .npy file nor a Zarr array ({error})") from error
 
+    def require_chunks(self) -> None:
+        """Refuse chunks that are not there, of a Zarr array."""
+        if isinstance(self._array, zarr.Array) and self.shape:
+            require_chunks(self.path, self._array, find_absent(self.path, self._array))
+
     def read(self, start: int = 0, stop: int | None = None) -> np.ndarray:
         """Return rows [start, stop)."""
         with self._readable():
@@ -112,7 +134,9 @@ class Rows:
 
 def read_array(path: str) -> np.ndarray:
     """Read a whole array outside any run."""
-    return Rows(path).read()
+    rows = Rows(path)
+    rows.require_chunks()
+    return rows.read()
 
 
 def write_arrays(path: str, arrays: dict[str, tuple[tuple[int, ...], str, Iterator[tuple[int, np.ndarray]]]]) -> None:

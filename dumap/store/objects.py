@@ -8,6 +8,7 @@ import io
 import json
 import os
 import time
+import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from typing import Any, TypeVar
@@ -275,6 +276,34 @@ def stamps(location: str, below: str) -> Iterator[str]:
             yield f"{meta['path']}:{meta['size']}:{meta['e_tag'] or meta['last_modified']};"
     else:
         yield from disk.stamps(objects.location, below)
+
+
+def names_below(location: str, folder: str, depth: int, collect: Callable[[Iterable[str]], T]) -> T:
+    """Hand the names of the objects below a folder, relative to it, to what collects them as they come.
+
+    Parameters
+    ----------
+    location, folder : str
+    depth : int
+        Folders further down are not looked at, where there are folders.
+    collect : callable
+        Called anew where a listing failed in passing.
+    """
+    objects, prefix = Objects(location, read_only=True), f"{folder}/" if folder else ""
+    if objects.is_local:
+        return objects.attempt(folder, lambda: collect(disk.names(objects.location, folder, depth)))
+
+    def keys() -> Iterator[str]:
+        if isinstance(objects.store, ObjectStore):
+            for batch in objects.store.store.list(prefix or None):
+                yield from (meta["path"] for meta in batch)
+        else:
+            with zipfile.ZipFile(objects.location) as file:
+                yield from file.namelist()
+
+    return objects.attempt(
+        folder, lambda: collect(key.removeprefix(prefix) for key in keys() if key.startswith(prefix))
+    )
 
 
 def probe_key() -> str:

@@ -58,6 +58,7 @@ FAULTS = {
     41: "a call from inside a task works; an asynchronous client is a clear error",
     # beyond one machine and a fixed cluster
     44: "a container's limits of memory and processors, many cores with little memory: fewer workers, that fit",
+    46: "chunks of the input that are not there: an error that names both causes, or filled when told",
 }
 
 
