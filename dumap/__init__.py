@@ -1,20 +1,36 @@
 """UMAP of Zarr stores larger than memory, on Dask.
 
-`run` embeds a data set; `load_config` makes the configuration it takes.
+`run` embeds a data set; `load_config` makes the configuration it takes. Libraries are imported as they are needed.
 """
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-from dumap.config import Config
-from dumap.config import load as load_config
-from dumap.errors import DumapError
+if TYPE_CHECKING:
+    from dumap.config import Config
+    from dumap.config import load as load_config
+    from dumap.errors import DumapError
+    from dumap.submit import run
 
 __all__ = ["Config", "DumapError", "__version__", "load_config", "run"]
 
+_HOMES = {
+    "Config": ("dumap.config", "Config"),
+    "DumapError": ("dumap.errors", "DumapError"),
+    "load_config": ("dumap.config", "load"),
+    "run": ("dumap.submit", "run"),
+}
+"""Where each public name is, and what it is called there."""
 
-def __getattr__(name: str):  # type: ignore[no-untyped-def]
-    if name == "run":
-        from dumap.submit import run
 
-        return run
-    raise AttributeError(name)
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'dumap' has no attribute {name!r}")
+    module, attribute = _HOMES[name]
+    return getattr(import_module(module), attribute)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -6,15 +6,24 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from pynndescent.distances import named_distances
 
 from dumap.errors import ConfigError
 
 NOT_DISTANCES = {"dot", "inner_product", "direct_cosine", "true_angular", "bit_hamming", "bit_jaccard", "sinkhorn"}
 """What pynndescent names that may be negative, grows with nearness, takes packed bits instead of numbers, or, as its
 sinkhorn, reads beyond its arrays where a value is 0."""
-METRICS = tuple(sorted(set(named_distances) - NOT_DISTANCES))
-"""Metrics that pynndescent names and that are distances between rows of numbers."""
+# fmt: off
+METRICS = (
+    "braycurtis", "canberra", "chebyshev", "circular_kantorovich", "circular_wasserstein", "correlation", "cosine",
+    "dice", "euclidean", "hamming", "haversine", "hellinger", "jaccard", "jensen-shannon", "jensen_shannon",
+    "kantorovich", "kantorovich-1d", "kantorovich_1d", "kulsinski", "l1", "l2", "linf", "linfinity", "linfty",
+    "mahalanobis", "manhattan", "matching", "minkowski", "rogerstanimoto", "russellrao", "seuclidean",
+    "sokalmichener", "sokalsneath", "spearmanr", "sqeuclidean", "standardised_euclidean", "symmetric-kl",
+    "symmetric_kl", "symmetric_kullback_liebler", "taxicab", "tsss", "wasserstein", "wasserstein-1d",
+    "wasserstein_1d", "weighted_minkowski", "wminkowski", "yule",
+)
+# fmt: on
+"""Metrics that pynndescent names and that are distances between rows of numbers; to ask it takes seconds."""
 
 _ORDER, _WEIGHTED, _SCALED, _TRANSPORT = {"p": 0}, {"w": 1, "p": 0}, {"sigma": 1}, {"cost": 2}
 ARGUMENTS: dict[str, dict[str, int]] = {

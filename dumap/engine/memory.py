@@ -14,8 +14,10 @@ from pathlib import Path
 KEPT_BYTES = 32 * 2**20
 """Arrays of up to so many bytes are given the memory of freed ones: what glibc comes to by itself."""
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-TRIM_BYTES = 128 * 2**10
-"""glibc's own threshold of what is given back."""
+TRIM, MMAP = "MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"
+"""Variables of the environment that set glibc's thresholds; with the first, none grows by itself any more."""
+MMAP_BYTES = 128 * 2**10
+"""glibc's own threshold of what is given back as it is freed, where it does not grow."""
 
 
 def _c_library() -> ctypes.CDLL | None:
@@ -29,18 +31,22 @@ def reused() -> Iterator[None]:
     """Use freed memory again at once, and give it back at the end.
 
     Dask's nannies have every freed array given back as it is freed; to fault its pages in anew for the next one takes
-    a quarter to a half of the time of searching a cell (measured).
+    a quarter to a half of the time of searching a cell (measured). Where nobody does so, glibc keeps as much by itself.
     """
     library = _c_library()
     if library is None:
         yield
         return
-    library.mallopt(M_MMAP_THRESHOLD, KEPT_BYTES)
-    library.mallopt(M_TRIM_THRESHOLD, 2 * KEPT_BYTES)
+    told = os.environ.get(TRIM)
+    if told is not None:
+        library.mallopt(M_MMAP_THRESHOLD, KEPT_BYTES)
+        library.mallopt(M_TRIM_THRESHOLD, 2 * KEPT_BYTES)
     try:
         yield
     finally:
-        library.mallopt(M_TRIM_THRESHOLD, int(os.environ.get("MALLOC_TRIM_THRESHOLD_", TRIM_BYTES)))
+        if told is not None:
+            library.mallopt(M_MMAP_THRESHOLD, int(os.environ.get(MMAP, MMAP_BYTES)))
+            library.mallopt(M_TRIM_THRESHOLD, int(told))
         library.malloc_trim(0)
 
 

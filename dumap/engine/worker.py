@@ -2,31 +2,22 @@
 
 from __future__ import annotations
 
-import os
-import platform
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-import numba
 from distributed import Worker, get_worker
-from llvmlite.binding import get_host_cpu_name
-from threadpoolctl import threadpool_info
 
-import dumap
-from dumap.engine import memory
+from dumap.engine.process import cpu, run_task, versions
 from dumap.errors import StorageError
-from dumap.kernels.threads import one_thread
 from dumap.stages import Job
 from dumap.store import Run, probe, set_threads
 
 SETTLING_SECONDS = 0.5
 """A worker that dies as soon as it is there may not be started again: its nanny is still waiting for it."""
 TOPIC = "dumap"
-LIBRARIES = ("numpy", "numba", "scipy", "scikit-learn", "pynndescent", "zarr")
-"""Libraries on whose versions the answer may depend."""
 
 
 @dataclass(frozen=True)
@@ -39,20 +30,6 @@ class WorkerFacts:
     memory_limit: int
     versions: dict[str, str]
     cpu: str
-
-
-def versions() -> dict[str, str]:
-    """Return the versions that an answer may depend on."""
-    from importlib.metadata import version
-
-    found = {"dumap": dumap.__version__, "python": platform.python_version(), "machine": platform.machine()}
-    return found | {name: version(name) for name in LIBRARIES}
-
-
-def cpu() -> str:
-    """Name the processors that numba and the BLAS compute for: other ones may round otherwise."""
-    blas = {pool["architecture"] for pool in threadpool_info() if "architecture" in pool}
-    return "/".join([os.environ.get("NUMBA_CPU_NAME") or get_host_cpu_name(), *sorted(blas)])
 
 
 @cache
@@ -85,7 +62,7 @@ def _settle_in(worker: Worker) -> None:
 
 
 def execute(task: Callable[..., None], job: Job, part: str, options: dict[str, Any]) -> dict[str, Any]:
-    """Run one task on the worker: libraries on one thread, peak memory measured."""
+    """Run one task on the worker, and tell of it as it goes on."""
     worker, last = get_worker(), 0.0
     _settle_in(worker)
 
@@ -95,10 +72,6 @@ def execute(task: Callable[..., None], job: Job, part: str, options: dict[str, A
             last = time.monotonic()
             worker.log_event(TOPIC, {"run": job.config.output, "part": part, "done": done, "total": total})
 
-    numba.set_num_threads(1)
-    set_threads(1)
-    memory.reset_peak()
-    start = time.perf_counter()
-    with one_thread(), memory.reused():
-        task(replace(job, tick=tick), part, **options)
-    return {"peak_bytes": memory.peak(), "seconds": time.perf_counter() - start}
+    if worker.nanny is not None:  # and so a process that is nobody else's
+        set_threads(1)
+    return run_task(task, job, part, options, tick)

@@ -6,7 +6,6 @@ import math
 
 import numba as nb
 import numpy as np
-from scipy.special import stdtrit
 
 
 @nb.njit(cache=True, nogil=True)
@@ -72,6 +71,8 @@ def interval(values: np.ndarray, population: int) -> tuple[float, float]:
     -------
     low, high : float
     """
+    from scipy.special import stdtrit
+
     count = len(values)
     if not count:
         return 0.0, 1.0

@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 import numba as nb
 import numpy as np
-from scipy.optimize import curve_fit
 
 from dumap.kernels import hashing, maths
 
@@ -60,6 +59,8 @@ def fit_ab(spread: float, min_dist: float) -> tuple[float, float]:
 
     As umap-learn's `find_ab_params`.
     """
+    from scipy.optimize import curve_fit
+
     d = np.linspace(0, spread * 3, 300)
     wanted = np.where(d < min_dist, 1.0, np.exp(-(d - min_dist) / spread))
     (a, b), _ = curve_fit(lambda x, a, b: 1.0 / (1.0 + a * x ** (2 * b)), d, wanted)

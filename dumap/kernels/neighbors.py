@@ -7,8 +7,6 @@ import warnings
 
 import numba as nb
 import numpy as np
-from pynndescent import NNDescent
-from pynndescent.distances import named_distances
 
 from dumap.kernels import hashing
 
@@ -22,6 +20,8 @@ _one_build_at_a_time = threading.Lock()  # numba's workqueue aborts on concurren
 
 def distance_function(metric: str):
     """Return pynndescent's compiled distance of that name."""
+    from pynndescent.distances import named_distances  # takes seconds, and Euclidean rows need it not
+
     return named_distances[metric]
 
 
@@ -97,6 +97,8 @@ def search(data: np.ndarray, k: int, metric: str, metric_kwds: dict, seed: int) 
     """
     if len(data) <= max(exact_rows(data.shape[1]), 4 * k):
         return exhaustive(data, np.arange(len(data)), k, metric, metric_kwds)
+    from pynndescent import NNDescent
+
     random_state = int(hashing.draws(seed, hashing.NEIGHBORS, np.array([len(data)]))[0] >> np.uint64(33))
     threads = nb.get_num_threads()
     with _one_build_at_a_time, warnings.catch_warnings():

@@ -2,18 +2,108 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
-from functools import cache
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 
-import sklearn.cluster  # noqa: F401  (brings the OpenMP that the controller must see)
-from threadpoolctl import ThreadpoolController
-
-
-@cache
-def _controller() -> ThreadpoolController:
-    return ThreadpoolController()
+from threadpoolctl import LibController, ThreadpoolController
 
 
-def one_thread() -> AbstractContextManager:
-    """Hold BLAS and OpenMP to one thread; their libraries are looked for once a process."""
-    return _controller().limit(limits=1)
+class Counted:
+    """A setting of the whole process that threads hold together: the first one in makes it, the last one out undoes it.
+
+    Parameters
+    ----------
+    setting : callable
+        Returns a context manager that makes the setting and undoes it.
+    """
+
+    def __init__(self, setting: Callable[[], AbstractContextManager]) -> None:
+        self._setting, self._lock, self._held, self._undo = setting, threading.Lock(), 0, ExitStack()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._held:
+                self._undo.enter_context(self._setting())
+            self._held += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._held -= 1
+            if not self._held:
+                self._undo.close()
+
+
+def _is_by_thread(library: LibController) -> bool:
+    """Tell whether a library's threads are set by thread: OpenMP's are, and those of an OpenBLAS on top of it."""
+    on_top = getattr(library, "threading_layer", "") == "openmp" and hasattr(library, "clear_controlling_thread")
+    return library.user_api == "openmp" or on_top
+
+
+def _set(library: LibController, threads: int) -> None:
+    """Set a library's threads, whichever thread of this process did so before."""
+    release = getattr(library, "clear_controlling_thread", None)  # of OpenBLAS, from threadpoolctl 3.8 on: else it
+    if release:  # ignores all threads but the first
+        release(force=True)
+    library.set_num_threads(threads)
+    if release:
+        release(force=True)
+
+
+class _Libraries:
+    """The libraries with threads of their own that this process has loaded so far."""
+
+    def __init__(self) -> None:
+        self._lock, self._within = threading.Lock(), threading.local()
+        self._found: list[LibController] = []
+        self._modules = 0
+        self._before: dict[str, tuple[LibController, int]] = {}
+        self._held = 0
+
+    def _look(self) -> list[LibController]:
+        """Return them, looked for anew where a thread comes in, and where modules were imported since."""
+        if not getattr(self._within, "depth", 0) or len(sys.modules) != self._modules:
+            self._modules, self._found = len(sys.modules), ThreadpoolController().lib_controllers
+        return self._found
+
+    def enter(self) -> list[tuple[LibController, int]]:
+        """Hold all to one thread; return what this thread alone has to undo."""
+        with self._lock:
+            own = []
+            for library in self._look():
+                threads = library.num_threads
+                if _is_by_thread(library):
+                    own.append((library, threads))
+                elif library.filepath not in self._before:
+                    self._before[library.filepath] = library, threads
+                if threads != 1:
+                    _set(library, 1)
+            self._held += 1
+            self._within.depth = getattr(self._within, "depth", 0) + 1
+            return own
+
+    def leave(self, own: list[tuple[LibController, int]]) -> None:
+        """Undo what `enter` did; what is set for all threads, once none holds it any more."""
+        with self._lock:
+            self._within.depth -= 1
+            self._held -= 1
+            for library, threads in own:
+                _set(library, threads)
+            if not self._held:
+                for library, threads in self._before.values():
+                    _set(library, threads)
+                self._before.clear()
+
+
+_libraries = _Libraries()
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Hold BLAS and OpenMP to one thread, those loaded meanwhile too; threads within it are counted."""
+    own = _libraries.enter()
+    try:
+        yield
+    finally:
+        _libraries.leave(own)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numba as nb
 import numpy as np
-from scipy.cluster.hierarchy import leaves_list, linkage
 
 from dumap.kernels.axes import place, principal
 from dumap.kernels.kmeans import kmeans, move_to_means
@@ -35,6 +34,8 @@ def _in_line(centroids: np.ndarray) -> np.ndarray:
     """Order centroids so that those near in space are near in line: Ward's tree, its branches turned to fit."""
     if len(centroids) < 3:
         return np.arange(len(centroids))
+    from scipy.cluster.hierarchy import leaves_list, linkage
+
     return leaves_list(linkage(centroids, "ward", optimal_ordering=len(centroids) <= TURNED))
 
 

@@ -3,7 +3,7 @@
 from dumap.store.arrays import Rows, find_array, read_array, write_arrays
 from dumap.store.chunks import Absent, decoded_rows, find_absent, require_chunks
 from dumap.store.lock import Lock
-from dumap.store.objects import LOCKS, bucket_errors, probe, probe_key, set_threads, stamps, told
+from dumap.store.objects import LOCKS, bucket_errors, probe, probe_key, requests_at_once, set_threads, stamps, told
 from dumap.store.run import FORMAT, IDENTITY, MANIFESTS, OBJECT_BYTES, Part, Run, manifest_key
 from dumap.store.series import Series
 
@@ -27,6 +27,7 @@ __all__ = [
     "probe",
     "probe_key",
     "read_array",
+    "requests_at_once",
     "require_chunks",
     "set_threads",
     "stamps",

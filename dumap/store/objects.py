@@ -10,6 +10,7 @@ import os
 import time
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
 from functools import cache
 from typing import Any, TypeVar
 
@@ -41,8 +42,13 @@ ADVICE = {
 
 
 def set_threads(threads: int) -> None:
-    """Bound what Zarr does at once in this process, since Dask's workers multiply it."""
-    zarr.config.set({"async.concurrency": 4 * threads, "threading.max_workers": threads})
+    """Bound the threads of Zarr in this process for good: they are started once."""
+    zarr.config.set({"threading.max_workers": threads})
+
+
+def requests_at_once(requests: int) -> AbstractContextManager:
+    """Bound the requests that Zarr makes at once for an array in this process, until what this returns is left."""
+    return zarr.config.set({"async.concurrency": requests})
 
 
 def open_store(location: str, read_only: bool) -> Store:

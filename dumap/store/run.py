@@ -241,8 +241,8 @@ class Run(Objects):
         self._check_object(IDENTITY, "results", key)
 
         def open_it() -> zarr.Array:
-            with zarr.config.set({"array.write_empty_chunks": True}):
-                return refuse_code(zarr.open_array(self.store, path=name, mode="r" if self.store.read_only else "r+"))
+            opened = zarr.open_array(self.store, path=name, mode="r" if self.store.read_only else "r+")
+            return refuse_code(opened).with_config({"write_empty_chunks": True})
 
         return self.attempt(key, open_it)
 

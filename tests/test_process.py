@@ -1,0 +1,85 @@
+"""What tasks set in the process that runs them, and that it has its own settings again afterwards."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import numba
+import numpy as np
+import pytest
+import zarr
+from threadpoolctl import threadpool_info, threadpool_limits
+
+from dumap.engine import memory, process
+
+SECONDS = 30
+CONCURRENCY = "async.concurrency"
+
+
+def blas() -> set[int]:
+    return {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"}
+
+
+@pytest.fixture
+def own():
+    """Have settings of the user's: two BLAS threads, numba's two, and another number of requests."""
+    assert np.ones((2, 2)).sum() == 4
+    had = numba.get_num_threads()
+    numba.set_num_threads(min(2, numba.config.NUMBA_NUM_THREADS))
+    with threadpool_limits(limits=2, user_api="blas"), zarr.config.set({CONCURRENCY: 7}):
+        yield lambda: (blas(), zarr.config.get(CONCURRENCY), zarr.config.get("threading.max_workers"))
+    numba.set_num_threads(had)
+
+
+def test_a_task_is_pinned_and_the_process_has_its_settings_again(own):
+    before, threads = own(), numba.get_num_threads()
+    with process.pinned():
+        assert own() == ({1}, process.REQUESTS, before[2])
+        assert numba.get_num_threads() == 1
+    assert (own(), numba.get_num_threads()) == (before, threads)
+    with pytest.raises(KeyError), process.pinned():
+        raise KeyError
+    assert (own(), numba.get_num_threads()) == (before, threads)
+
+
+def test_the_last_task_out_gives_settings_back(own):
+    before, left = own(), threading.Event()
+
+    def first() -> None:
+        with process.pinned():
+            inside.wait(SECONDS)
+        left.set()
+
+    def second() -> tuple:
+        with process.pinned():
+            inside.wait(SECONDS)
+            assert left.wait(SECONDS)
+            return own(), numba.get_num_threads()
+
+    inside = threading.Barrier(2)
+    with ThreadPoolExecutor(2) as threads:
+        one, other = threads.submit(first), threads.submit(second)
+        one.result(SECONDS)
+        assert other.result(SECONDS) == (({1}, process.REQUESTS, before[2]), 1)
+    assert own() == before
+
+
+def test_a_peak_is_not_forgotten_by_the_task_beside(own):
+    """Memory that one thread's task held counts until no task runs: another's start wipes nothing."""
+    held, let_go = threading.Event(), threading.Event()
+
+    def holding() -> int:
+        with process.pinned():
+            assert np.ones(2**28, np.uint8).sum() == 2**28
+            held.set()
+            assert let_go.wait(SECONDS)
+            return memory.peak()
+
+    with ThreadPoolExecutor(1) as thread:
+        big = thread.submit(holding)
+        assert held.wait(SECONDS)
+        with process.pinned():
+            assert memory.peak() > 2**28
+        let_go.set()
+        assert big.result(SECONDS) > 2**28
