@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from faults.harness import SETTINGS, fleet, results
+from faults.harness import SECONDS, SETTINGS, fleet, results
 
 
 def pytest_collection_modifyitems(items):
@@ -36,7 +36,8 @@ def expected(clean):
 @pytest.fixture(scope="session")
 def prepare(configure, data):
     """Make the configuration of a run of the data."""
-    return lambda settings=None: configure(data, {**SETTINGS, **(settings or {})})
+    patient = {**SETTINGS, "cluster.timeout": SECONDS / 2}
+    return lambda settings=None: configure(data, {**patient, **(settings or {})})
 
 
 @pytest.fixture

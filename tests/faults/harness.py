@@ -25,8 +25,8 @@ from dumap.submit import run
 
 HOOKS = Path(__file__).with_name("hooks.py")
 ROOT = Path(dumap.__file__).parents[1]
-SECONDS = 120
-"""The longest that anything is waited for: a machine may be busy."""
+SECONDS = 240
+"""The longest that anything is waited for: a machine may be busy. Drivers wait half of it for a quiet cluster."""
 SETTINGS = {
     "task_memory": 2**19,
     "cells.max_copies": 2,

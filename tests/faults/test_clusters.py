@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from distributed import Client, worker_client
-from faults.harness import ROUNDS, all_kept, commits, fleet, results, until
+from faults.harness import ROUNDS, SECONDS, all_kept, commits, fleet, results, until
 
 import dumap
 from dumap.errors import ClusterError, ConfigError
@@ -21,10 +21,6 @@ from dumap.submit import run
 HINT = "the same command goes on from there"
 QUIET = 10.0
 """Seconds after which these runs call a cluster lost: enough to reach it on a busy machine."""
-BOUND = 60
-"""Seconds in which a driver must have given up: many, since machines may be busy."""
-
-
 # lost --------------------------------------------------------------------------------------------
 
 
@@ -41,9 +37,7 @@ def test_a_run_whose_workers_are_all_gone(fresh, prepare, expected, place):
             lambda: all(w.code is not None for w in dying.workers) or driver.code is not None, "an end of the workers"
         )
         assert driver.code is None, driver.said
-        began = time.monotonic()
-        assert driver.wait(BOUND) == ClusterError.exit_code
-        assert time.monotonic() - began < BOUND
+        assert driver.wait() == ClusterError.exit_code, driver.said
         assert "no worker for 10 s" in driver.said
         assert f"{stage} " in driver.said
         assert HINT in driver.said
@@ -66,7 +60,7 @@ def test_a_run_whose_scheduler_is_killed(fresh, prepare, expected, place):
         first.faults.plan(kill)
         driver = first.drive(config)
         until(lambda: first.scheduler.code is not None or driver.code is not None, "an end of the scheduler")
-        assert driver.wait(BOUND) == ClusterError.exit_code, driver.said
+        assert driver.wait() == ClusterError.exit_code, driver.said
         assert "is lost" in driver.said
         assert HINT in driver.said
         assert "Traceback" not in driver.said
@@ -88,7 +82,7 @@ def test_a_run_whose_scheduler_answers_no_more(fresh, prepare):
         (name,) = hung.faults.plan(stop)
         driver = hung.drive(config)
         until(lambda: hung.faults.happened(name) or driver.code is not None, "a stopped scheduler")
-        assert driver.wait(BOUND) == ClusterError.exit_code, driver.said
+        assert driver.wait() == ClusterError.exit_code, driver.said
         assert HINT in driver.said
 
 
@@ -182,7 +176,7 @@ def test_a_scheduler_that_never_answers(prepare, fresh, request, who, by):
     with pytest.raises(ClusterError, match=r"no scheduler answers at .* within 1 s") as caught:
         run(config)
     assert place in str(caught.value)
-    assert time.monotonic() - began < BOUND / 4
+    assert time.monotonic() - began < 25, "Dask itself waits for 30 s"
     assert not Path(config.output).exists()
 
 
@@ -224,7 +218,7 @@ def test_a_run_from_inside_a_task(nannied, prepare, expected):
         with worker_client() as own:
             return run(config, client=own)["state"]
 
-    assert nannied.client.submit(inside, pure=False).result(timeout=BOUND) == "done"
+    assert nannied.client.submit(inside, pure=False).result(timeout=SECONDS) == "done"
     assert results(config.output) == expected
 
 
