@@ -7,7 +7,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +16,9 @@ import numpy as np
 import pytest
 import zarr
 from distributed import Client, LocalCluster
+from skips import is_allowed
 from sklearn.datasets import load_digits
+from turns import parse, turn_of
 
 import dumap
 from dumap.config import Config, load
@@ -29,9 +31,54 @@ MEMORY = Path("/dev/shm")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Let kills and random inputs be as many as there is time for."""
+    """Let kills and random inputs be as many as there is time for, and tests be run in turns."""
     parser.addoption("--kills", type=int, default=4, metavar="N", help="how often a run is killed at random [4]")
     parser.addoption("--inputs", type=int, default=15, metavar="N", help="random inputs that runs are tried on [15]")
+    parser.addoption("--turn", metavar="K/N", help="the K-th of N shares of the tests chosen, which together are all")
+    parser.addoption("--strict-skips", action="store_true", help="fail on skips that tests/skips.py does not allow")
+
+
+@pytest.hookimpl(trylast=True)  # after -m and -k have chosen
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Keep the tests of a turn, where told one."""
+    if (words := config.getoption("--turn")) is None:
+        return
+    try:
+        turn, turns = parse(words)
+    except ValueError as error:
+        raise pytest.UsageError(f"--turn {error}") from None
+    others = [item for item in items if turn_of(item.nodeid, turns) != turn]
+    if len(others) == len(items):
+        raise pytest.UsageError(f"--turn {words}: none of the {len(items)} tests chosen is in this turn")
+    items[:] = [item for item in items if turn_of(item.nodeid, turns) == turn]
+    config.hook.pytest_deselected(items=others)
+
+
+def refuse_skip(report: pytest.TestReport | pytest.CollectReport) -> None:
+    """Make a failure of a skip that is not allowed."""
+    if report.skipped and not hasattr(report, "wasxfail") and not is_allowed(reason := report.longrepr[2]):
+        report.outcome = "failed"
+        report.longrepr = f"{report.nodeid} may not be skipped (see tests/skips.py): {reason}"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Refuse skips of tests, where told so."""
+    report = yield
+    if item.config.getoption("--strict-skips"):
+        refuse_skip(report)
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """Refuse skips of modules, where told so."""
+    report = yield
+    if collector.config.getoption("--strict-skips"):
+        refuse_skip(report)
+    return report
 
 
 @pytest.fixture(scope="session")

@@ -62,18 +62,30 @@ FAULTS = {
 }
 
 
+def skipped(item: pytest.Item) -> str:
+    """Say why a test is skipped on this machine; nothing where it is not."""
+    marks = [*item.iter_markers("skip"), *(mark for mark in item.iter_markers("skipif") if mark.args[0])]
+    return marks[0].kwargs["reason"] if marks else ""
+
+
 class Collector:
-    """Takes down which test shows what of which fault."""
+    """Takes down which test shows what of which fault, and which would if this machine let it."""
 
     def __init__(self) -> None:
         self.tests: dict[int, list[str]] = {number: [] for number in FAULTS}
+        self.skipped: dict[int, dict[str, str]] = {number: {} for number in FAULTS}
         self.unknown: list[str] = []
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_collection_modifyitems(self, items):
         for item in items:
             for number in (n for mark in item.iter_markers("fault") for n in mark.args):
-                self.tests[number].append(item.nodeid) if number in FAULTS else self.unknown.append(item.nodeid)
+                if number not in FAULTS:
+                    self.unknown.append(item.nodeid)
+                elif reason := skipped(item):
+                    self.skipped[number][item.nodeid] = reason
+                else:
+                    self.tests[number].append(item.nodeid)
 
 
 def collect() -> Collector:
@@ -88,9 +100,11 @@ def collect() -> Collector:
 if __name__ == "__main__":
     found = collect()
     if "--json" in sys.argv:
-        print(json.dumps({"tests": found.tests, "unknown": found.unknown}))
+        print(json.dumps(vars(found)))
     else:
         for number, text in FAULTS.items():
             print(f"{number:>2} {text}")
             for test in dict.fromkeys(name.split("[")[0] for name in found.tests[number]):
                 print(f"     {test}")
+            for test, reason in {name.split("[")[0]: reason for name, reason in found.skipped[number].items()}.items():
+                print(f"     {test} is skipped: {reason}")

@@ -8,10 +8,13 @@ import json
 import os
 import shutil
 import subprocess
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from faults.harness import WORDS, Fleet, all_kept, commits, results
+from skips import MOUNTING
 
 from dumap.errors import StorageError
 from dumap.pipeline import Silent, verify
@@ -42,17 +45,33 @@ class Disk:
                 file.write(bytes(8192))
 
 
+@contextlib.contextmanager
+def mounted(path: str) -> Iterator[Disk]:
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={ROOM}", "tmpfs", path], check=True, capture_output=True)
+    try:
+        yield Disk(path)
+    finally:
+        subprocess.run(["umount", "--lazy", path], check=True)
+
+
+def may_mount() -> bool:
+    """Tell whether file systems can be mounted here."""
+    with tempfile.TemporaryDirectory() as path:
+        try:
+            with mounted(path):
+                return True
+        except (OSError, subprocess.CalledProcessError):
+            return False
+
+
+needs_disk = pytest.mark.skipif(not may_mount(), reason=MOUNTING)
+
+
 @pytest.fixture
 def disk(fresh):
-    path = fresh("disk")
-    os.mkdir(path)
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={ROOM}", "tmpfs", path], capture_output=True, text=True
-    )
-    if mounted.returncode:
-        pytest.skip(f"mounting a file system is not permitted here: {mounted.stderr.strip()}")
-    yield Disk(path)
-    subprocess.run(["umount", "--lazy", path], check=True)
+    os.mkdir(path := fresh("disk"))
+    with mounted(path) as own:
+        yield own
 
 
 class Filling(Silent):
@@ -77,6 +96,7 @@ def brief(monkeypatch):
 
 
 @pytest.mark.fault(15)
+@needs_disk
 @pytest.mark.parametrize(
     ("stage", "spare"),
     [
@@ -105,6 +125,7 @@ def test_a_full_output_keeps_what_is_committed(prepare, client, disk, expected, 
 
 
 @pytest.mark.fault(15)
+@needs_disk
 def test_an_output_that_is_full_from_the_start_is_refused(prepare, client, disk, cli):
     config = prepare()
     disk.fill()
@@ -116,6 +137,7 @@ def test_an_output_that_is_full_from_the_start_is_refused(prepare, client, disk,
 
 
 @pytest.mark.fault(15)
+@needs_disk
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["DASK_TEMPORARY_DIRECTORY", "TMPDIR"])
 def test_a_full_scratch_is_said(fresh, prepare, client, disk, expected, name):
@@ -135,6 +157,7 @@ def test_a_full_scratch_is_said(fresh, prepare, client, disk, expected, name):
 
 
 @pytest.mark.fault(15)
+@needs_disk
 @pytest.mark.slow
 def test_workers_without_room_for_compiled_code_are_refused(fresh, prepare, disk, expected):
     disk.fill()
@@ -163,6 +186,7 @@ def save(fresh, config) -> str:
 
 
 @pytest.mark.fault(40)
+@needs_disk
 def test_a_read_only_output_is_refused_before_anything_is_computed(prepare, client, cli, disk, clean, contents):
     """A new output, and a run that somebody else began."""
     config = prepare()
