@@ -165,9 +165,14 @@ def pool_bytes(n_components: int) -> int:
     return 16 * n_components * POOL_ROWS
 
 
+def packed_bytes(shard_rows: int, n_neighbors: int) -> int:
+    """Return the bytes of a shard's edges, packed."""
+    return 2 * n_neighbors * shard_rows * 8
+
+
 def shard_layout_bytes(shard_rows: int, n_neighbors: int, n_components: int) -> int:
     """Return the bytes that a shard takes in a round: its edges packed, its rows and those it touches."""
-    return 2 * n_neighbors * shard_rows * 8 + shard_rows * (24 + 4 * n_components * 10)
+    return packed_bytes(shard_rows, n_neighbors) + shard_rows * (24 + 4 * n_components * 10)
 
 
 def round_bytes(config: Config, shard_rows: int) -> tuple[int, int]:
@@ -176,6 +181,13 @@ def round_bytes(config: Config, shard_rows: int) -> tuple[int, int]:
     beside = 2 * k * shard_rows * 40 + pool_bytes(n_components)
     one = shard_layout_bytes(shard_rows, k, n_components)
     return beside, max(1, (config.task_memory - beside) // one)
+
+
+def kept_bytes(config: Config, rows: int) -> int:
+    """Return the bytes of packed edges that a task of a round may keep: those of its largest unit."""
+    shard_rows = min(config.graph.shard_rows, rows)
+    _, fitting = round_bytes(config, shard_rows)
+    return min(fitting, -(-rows // shard_rows)) * packed_bytes(shard_rows, config.neighbors.n_neighbors)
 
 
 def page_bytes(shard_rows: int, n_components: int) -> int:

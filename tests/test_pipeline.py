@@ -243,7 +243,7 @@ def test_rounds_change_no_byte(embed, some, cut):
 def test_who_writes_the_embedding_keeps_no_edges_of_the_last_round(embed, client, some):
     done = embed(some, {**CUT, "layout.mode": "rounds", "layout.n_epochs": 2})
     assert done.facts("layout")["mode"] == "rounds"
-    kept = client.run(lambda: len(layout._last))
+    kept = client.run(lambda: layout._packed.bytes)
     assert len(kept) > 1
     assert 0 in kept.values()
 

@@ -10,14 +10,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from itertools import pairwise
 
 import numpy as np
 
+from dumap.kept import Kept
 from dumap.kernels import hashing, layout
 from dumap.kernels.graph import rows_at
 from dumap.kernels.layout import Descent, Edges
-from dumap.plan import round_bytes, runs_on_one_host
+from dumap.plan import kept_bytes, round_bytes, runs_on_one_host
 from dumap.stages import Context, Job, descent, evenly, number_of, range_of, ranged, require_finite
 from dumap.stages.graph import Graph
 from dumap.stages.start import Starts
@@ -267,8 +269,8 @@ def descend(job: Job, part: str, threads: int) -> None:
 
 # rounds of shards --------------------------------------------------------------------------------
 
-_last: dict[tuple, tuple[Edges, np.ndarray]] = {}
-"""What this process read last of edges, so that a round need not read them again; `let_go` ends it."""
+_packed: Kept[tuple[Edges, np.ndarray]] = Kept()
+"""What this process read of edges, so that a round need not read them again; `let_go` ends it."""
 
 
 def units_of(context: Context, shards: int, tasks: int) -> list[tuple[int, int]]:
@@ -306,19 +308,23 @@ def pack_unit(job: Job, part: str) -> None:
         out.write("outside", outside)
 
 
-def read_unit(job: Job, unit: tuple[int, int]) -> tuple[Edges, np.ndarray]:
-    """Read the packed edges of a unit, and the positions that they touch outside."""
-    key, name = (job.run.location, job.config.digest(), *unit), ranged(PACKED, *unit)
-    if key not in _last:
-        _last.clear()
+def unit_edges(job: Job, unit: tuple[int, int]) -> AbstractContextManager[tuple[Edges, np.ndarray]]:
+    """Hold the packed edges of a unit, and the positions that they touch outside, read or kept from a round before."""
+    name = ranged(PACKED, *unit)
+    manifest = job.run.manifest(STAGE, name)
+
+    def read() -> tuple[Edges, np.ndarray]:
         edges = Edges(*(job.run.read(STAGE, name, array) for array in Edges._fields))
-        _last[key] = edges, job.run.read(STAGE, name, "outside").astype(np.int64)
-    return _last[key]
+        return edges, job.run.read(STAGE, name, "outside").astype(np.int64)
+
+    key = (job.run.location, name, manifest["attempt"])  # which is another where the unit was packed anew
+    size = sum(size for size, _ in manifest["objects"].values())
+    return _packed.use(key, kept_bytes(job.config, job.geometry.rows), size, read)
 
 
 def let_go() -> None:
     """Free what this process keeps of edges between rounds."""
-    _last.clear()
+    _packed.let_go()
 
 
 def step(job: Job, part: str, epoch: int) -> None:
@@ -326,15 +332,15 @@ def step(job: Job, part: str, epoch: int) -> None:
     graph = Graph(job.run, job.geometry.shard_rows)
     until, *unit = Series.place(part)
     before, shared = Generation(job.run, graph, epoch), descent(job)
-    edges, outside = read_unit(job, (unit[0], unit[1]))
     low, high = graph.shards.offsets[unit].tolist()
-    y, (m, v), rows = before.span(*unit), before.moments(*unit), high - low
-    y = np.concatenate([y, before.gather(outside)]) if len(outside) else y
-    exchanged, after = y[:rows].copy() if job.config.layout.exchange_every > 1 else None, np.empty_like(m)
-    for t in range(epoch, until):
-        pool = before.pool(shared.seed, t)
-        layout.generation(shared, t, 0, rows, low, 0, edges, y, m, v, pool, after, exchanged)
-        y[:rows] = after
+    with unit_edges(job, (unit[0], unit[1])) as (edges, outside):
+        y, (m, v), rows = before.span(*unit), before.moments(*unit), high - low
+        y = np.concatenate([y, before.gather(outside)]) if len(outside) else y
+        exchanged, after = y[:rows].copy() if job.config.layout.exchange_every > 1 else None, np.empty_like(m)
+        for t in range(epoch, until):
+            pool = before.pool(shared.seed, t)
+            layout.generation(shared, t, 0, rows, low, 0, edges, y, m, v, pool, after, exchanged)
+            y[:rows] = after
     write_piece(job, part, after, m, v)
 
 

@@ -1,0 +1,90 @@
+"""What a process keeps between tasks: within a budget of bytes, shared by its threads, let go when told."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+@dataclass
+class _Entry(Generic[T]):
+    """A value, its size, and how many tasks use it now."""
+
+    value: T
+    size: int
+    users: int = 1
+
+
+class Kept(Generic[T]):
+    """Values that tasks of one process use again; those used longest ago go first.
+
+    A task that uses a value has room for it in its own budget. So what is kept beside may fill the budgets of as many
+    tasks as ever ran at once.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._entries: OrderedDict[Hashable, _Entry[T]] = OrderedDict()
+        self._users = self._most = 0
+
+    @contextmanager
+    def use(self, key: Hashable, room: int, size: int, make: Callable[[], T]) -> Iterator[T]:
+        """Hold a value while it is used: the one that is kept, or else a new one.
+
+        Parameters
+        ----------
+        key : hashable
+        room : int
+            Bytes that one task may keep.
+        size : int
+            The value's bytes, as far as they are known before it is made.
+        make : callable
+            Makes the value. Two threads that want the same one at once may both make it.
+        """
+        with self._lock:
+            self._users += 1
+            self._most = max(self._most, self._users)
+            found = self._entries.get(key)
+            if found is None:
+                self._make_room(room * self._most - size)
+            else:
+                found.users += 1
+                self._entries.move_to_end(key)
+        entry = found
+        try:
+            if entry is None:
+                entry = _Entry(make(), size)
+                with self._lock:
+                    self._entries[key] = entry
+            yield entry.value
+        finally:
+            with self._lock:
+                self._users -= 1
+                if entry is not None:
+                    entry.users -= 1
+
+    def _make_room(self, room: int) -> None:
+        """Let go of what nobody uses until the rest fits."""
+        held = sum(entry.size for entry in self._entries.values())
+        for key in [key for key, entry in self._entries.items() if not entry.users]:
+            if held <= room:
+                return
+            held -= self._entries.pop(key).size
+
+    @property
+    def bytes(self) -> int:
+        """The bytes of all that is kept."""
+        with self._lock:
+            return sum(entry.size for entry in self._entries.values())
+
+    def let_go(self) -> None:
+        """Free all that is kept; what a task uses now goes with its last user."""
+        with self._lock:
+            self._entries.clear()
+            self._most = self._users
