@@ -255,6 +255,24 @@ class ClusterConfig(_Section):
     scheduler_file: Location | None = None
     timeout: float = Field(60.0, gt=0.0)
 
+    @model_validator(mode="after")
+    def _consistent(self) -> ClusterConfig:
+        """Refuse what would be ignored."""
+        schedulers = _given(self, "scheduler", "scheduler_file")
+        if len(schedulers) > 1:
+            raise ValueError(f"{' and '.join(schedulers)} name a scheduler each: give one, set the other to null")
+        embedded = _given(self, "workers", "memory_limit")
+        if schedulers and embedded:
+            raise ValueError(
+                f"{' and '.join(embedded)} would be of an embedded cluster, but {schedulers[0]} names another, whose "
+                f"workers are as they are: leave out the one or the other, or set it to null"
+            )
+        return self
+
+
+def _given(section: _Section, *names: str) -> list[str]:
+    return [f"{name} = {_show(value)}" for name in names if (value := getattr(section, name)) is not None]
+
 
 class Config(_Section):
     """All that a run is told.

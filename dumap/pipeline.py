@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -114,7 +115,8 @@ def run(config: Config, client: Client | None = None, observer: Observer | None 
     check_chunks(job, observer.note)
     if config.cluster.memory_limit and client is None:  # workers too small to start would not even say so
         projected.check(config.cluster.memory_limit, None)
-    with connect.connect(config.cluster, client, observer) as cluster:
+    need = math.ceil(projected.peak_bytes / PAUSE_FRACTION)
+    with connect.connect(config.cluster, client, observer, need) as cluster:
         cluster.preflight()
         projected = make_plan(config, projected.geometry, cluster.worker_memory)
         projected.check(cluster.worker_memory, free_disk(config.output))

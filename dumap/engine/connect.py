@@ -5,97 +5,211 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import dask
-from distributed import Client, LocalCluster, Security
+from distributed import Client, Security, get_worker, worker_client
 from distributed import comm as comms
 
 from dumap.config import ClusterConfig, format_bytes
 from dumap.engine.cluster import Executor, Observer
-from dumap.engine.resources import cpu_count, free_memory
+from dumap.engine.embedded import CannotStart, embedded
+from dumap.engine.resources import cpu_count, free_memory, process_memory
 from dumap.errors import ClusterError, ConfigError
 
-
-def _embedded(cluster: ClusterConfig) -> LocalCluster:
-    workers = cluster.workers or cpu_count()
-    limit = cluster.memory_limit or int(free_memory() * 0.9 / workers)
-    pinned = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
-    with dask.config.set({"distributed.scheduler.allowed-failures": 0}):  # every death comes back, to be judged
-        try:
-            return LocalCluster(
-                n_workers=workers,
-                threads_per_worker=1,
-                processes=True,
-                memory_limit=limit,
-                dashboard_address=":0",
-                silence_logs=50,
-                env=pinned,
-            )
-        except (RuntimeError, OSError) as error:
-            raise ClusterError(
-                f"the embedded cluster cannot start ({type(error).__name__}: {error}): look at memory, and at the room "
-                f"in Dask's temporary-directory"
-            ) from error
-
-
-def _knock(address: str, seconds: float) -> None:
-    """Fail with TimeoutError unless the scheduler shakes hands in time: a client would wait without a bound."""
-
-    async def shake() -> None:
-        arguments = Security().get_connection_args("client")
-        comm = await asyncio.wait_for(comms.connect(address, timeout=seconds, **arguments), seconds)
-        await comm.close()
-
-    with ThreadPoolExecutor(1) as apart:  # the caller may be inside an event loop of its own
-        apart.submit(asyncio.run, shake()).result()
+SHARE = 0.9
+"""Of the memory that is free, what an embedded cluster's workers may have: the rest is for driver and scheduler."""
+STARTING_SECONDS = 600.0
+"""How long an embedded cluster may take to start."""
+KNOCK_SECONDS = 5.0
+"""How long one address of a scheduler's file is tried at first before the file is read again; later for longer."""
+READ_AGAIN_SECONDS = 0.2
+UNREACHED = (OSError, TimeoutError, ValueError, KeyError, TypeError, RuntimeError)
+"""What is raised where a scheduler's file is not whole, or nobody answers as a scheduler does."""
 
 
 @contextlib.contextmanager
-def connect(cluster: ClusterConfig, client: Client | None, observer: Observer) -> Iterator[Executor]:
+def connect(
+    cluster: ClusterConfig, client: Client | None, observer: Observer, need_bytes: int = 0
+) -> Iterator[Executor]:
     """Reach a cluster: the client given, the scheduler named, or an embedded one.
+
+    Parameters
+    ----------
+    cluster : ClusterConfig
+    client : distributed.Client, optional
+    observer : Observer
+    need_bytes : int
+        Memory that a worker has to have: an embedded cluster has no more workers than that leaves room for.
 
     Raises
     ------
+    ConfigError
+        What is given contradicts itself, or the client cannot be used.
     ClusterError
-        Nothing answers within `cluster.timeout` seconds.
+        Nothing answers within `cluster.timeout` seconds, or an embedded cluster cannot start.
     """
-    if client is not None:
-        if client.asynchronous:
-            raise ConfigError("the client is asynchronous: hand over a client made with asynchronous=False")
-        yield Executor(client, cluster.timeout)
-        return
-    address = cluster.scheduler or (None if cluster.scheduler_file else dask.config.get("scheduler-address", None))
-    with contextlib.ExitStack() as stack:
-        if address is None and cluster.scheduler_file is None:
-            local = stack.enter_context(_embedded(cluster))
-            observer.note(
-                f"embedded cluster: {len(local.workers)} worker processes of "
-                f"{format_bytes(next(iter(local.workers.values())).memory_manager.memory_limit or 0)}"
-            )
-            yield Executor(stack.enter_context(Client(local)), cluster.timeout)
+    address = None if cluster.scheduler_file else cluster.scheduler or dask.config.get("scheduler-address", None)
+    _check_alone(cluster, client, address)
+    with ExitStack() as stack:
+        if client is not None:
+            reached = _usable(stack, client, cluster.timeout)
+        elif address or cluster.scheduler_file:
+            reached = stack.enter_context(_find(cluster, address))
+        else:
+            reached = _embedded(stack, cluster, observer, need_bytes)
+            yield Executor(reached, cluster.timeout)
             return
-        deadline = time.monotonic() + cluster.timeout
-        if cluster.scheduler_file is not None:
-            while not os.path.exists(cluster.scheduler_file):
-                if time.monotonic() > deadline:
-                    raise ClusterError(
-                        f"cluster.scheduler_file: no {cluster.scheduler_file} within {cluster.timeout:.0f} s"
-                    )
-                time.sleep(0.2)
+        stack.enter_context(_out_of_the_pool())
+        yield Executor(reached, cluster.timeout)
+
+
+def _check_alone(cluster: ClusterConfig, client: Client | None, address: str | None) -> None:
+    """Refuse what is of an embedded cluster beside another one: it would be ignored."""
+    given = [
+        f"cluster.{name} = {getattr(cluster, name)}" for name in ("workers", "memory_limit") if getattr(cluster, name)
+    ]
+    if given and (client is not None or address):
+        named = "a client is given" if client is not None else f"Dask's configuration names the scheduler {address}"
+        undo = "give no client" if client is not None else "unset DASK_SCHEDULER_ADDRESS (Dask's scheduler-address)"
+        raise ConfigError(
+            f"{' and '.join(given)}: of an embedded cluster, but {named}, whose workers are as they are: leave out "
+            f"{' and '.join(given)}, or {undo}"
+        )
+
+
+# an embedded cluster -----------------------------------------------------------------------------
+
+
+def size_embedded(cluster: ClusterConfig, need_bytes: int) -> tuple[int, int, str]:
+    """Return the number of an embedded cluster's workers, the memory limit of each, and why there are fewer than CPUs.
+
+    Parameters
+    ----------
+    cluster : ClusterConfig
+    need_bytes : int
+        Memory that a worker has to have.
+    """
+    cpus, room = cpu_count(), int(free_memory() * SHARE)
+    most = process_memory() or room
+    each = cluster.memory_limit or need_bytes
+    fitting = max(1, room // each) if each else cpus
+    workers = cluster.workers or min(cpus, fitting)
+    limit = cluster.memory_limit or min(room // workers, most)
+    why = ""
+    if not cluster.workers and workers < cpus:
+        why = (
+            f" ({cpus} CPUs, but room for {workers}: {format_bytes(room)} may be used, each takes {format_bytes(each)})"
+        )
+    return workers, limit, why
+
+
+def _embedded(stack: ExitStack, cluster: ClusterConfig, observer: Observer, need_bytes: int) -> Client:
+    workers, limit, why = size_embedded(cluster, need_bytes)
+    try:
+        local = stack.enter_context(embedded(workers, limit, STARTING_SECONDS))
+        observer.note(f"embedded cluster: {local.workers} worker processes of {format_bytes(local.memory_limit)}{why}")
+        return stack.enter_context(Client(local.address, timeout=cluster.timeout, set_as_default=False))
+    except (CannotStart, OSError, TimeoutError) as error:
+        raise ClusterError(
+            f"the embedded cluster cannot start ({error}): look at memory, and at the room in Dask's "
+            f"temporary-directory"
+        ) from error
+
+
+# a scheduler that is named -----------------------------------------------------------------------
+
+
+def _find(cluster: ClusterConfig, address: str | None) -> Client:
+    """Reach the scheduler that is named, reading a file of its address again until somebody answers there."""
+    file, deadline, patience = cluster.scheduler_file, time.monotonic() + cluster.timeout, KNOCK_SECONDS
+    while True:
+        remaining = max(1.0, deadline - time.monotonic())
         try:
-            if address is None:
-                address = str(json.loads(Path(str(cluster.scheduler_file)).read_text())["address"])
-            remaining = max(1.0, deadline - time.monotonic())
-            _knock(address, remaining)
-            reached = Client(address, timeout=remaining)
-        except (OSError, TimeoutError, ValueError, KeyError, TypeError) as error:
-            raise ClusterError(
-                f"no scheduler answers at {cluster.scheduler_file or address} within {cluster.timeout:.0f} s "
-                f"({type(error).__name__}: {error})"
-            ) from error
-        yield Executor(stack.enter_context(reached), cluster.timeout)
+            place = address or str(json.loads(Path(str(file)).read_text())["address"])
+            _knock(place, min(remaining, patience) if file else remaining)
+            return Client(place, timeout=remaining, set_as_default=False)
+        except UNREACHED as error:
+            patience *= 2 if isinstance(error, TimeoutError) else 1
+            if not file or time.monotonic() + READ_AGAIN_SECONDS > deadline:
+                raise _unreached(cluster, address, error) from error
+            time.sleep(READ_AGAIN_SECONDS)
+
+
+def _unreached(cluster: ClusterConfig, address: str | None, error: Exception) -> ClusterError:
+    within = f"within {cluster.timeout:.0f} s"
+    if isinstance(error, FileNotFoundError):
+        return ClusterError(
+            f"cluster.scheduler_file: no {cluster.scheduler_file} {within}; start a scheduler with --scheduler-file, "
+            f"or raise cluster.timeout"
+        )
+    where, tls = cluster.scheduler_file or address, ""
+    if str(address).startswith("tls://") or "ssl" in str(error).lower():
+        tls = "; a scheduler with TLS needs distributed.comm.tls in Dask's configuration here"
+    return ClusterError(f"no scheduler answers at {where} {within} ({type(error).__name__}: {error}){tls}")
+
+
+def _knock(address: str, seconds: float, security: Security | None = None) -> None:
+    """Fail with TimeoutError unless the scheduler shakes hands in time: a client would wait without a bound."""
+
+    async def shake() -> None:
+        arguments = (security or Security()).get_connection_args("client")
+        comm = await asyncio.wait_for(comms.connect(address, timeout=seconds, **arguments), seconds)
+        await comm.close()
+
+    _apart(lambda: asyncio.run(shake()))
+
+
+def _apart(call: Callable[[], None]) -> None:
+    """Call in a thread of its own: the caller may be inside an event loop."""
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(call).result()
+
+
+# a client that is given --------------------------------------------------------------------------
+
+
+def _usable(stack: ExitStack, client: Client, seconds: float) -> Client:
+    """Return a client that can be waited for: the one given, or one beside it where its loop is this thread's."""
+    if client.status != "running" or client.scheduler is None:
+        raise ConfigError(
+            f"the client is {client.status}, not connected: open it (an asynchronous one: await it) first"
+        )
+    if not client.asynchronous:
+        return client
+    todo = "call dumap.run in a thread of its own: await asyncio.to_thread(dumap.run, ...)"
+    if _in_a_worker():
+        raise ConfigError(f"a task that is a coroutine keeps its worker from all else while dumap runs: {todo}")
+    address = str(client.scheduler.address)
+    try:
+        _knock(address, seconds, client.security)
+        return stack.enter_context(
+            Client(address, timeout=seconds, security=client.security, asynchronous=False, set_as_default=False)
+        )
+    except UNREACHED as error:
+        raise ClusterError(
+            f"the client is asynchronous, and no scheduler answers at {address} within {seconds:.0f} s while its event "
+            f"loop is kept by this call ({type(error).__name__}: {error}): {todo}"
+        ) from error
+
+
+def _in_a_worker() -> bool:
+    try:
+        get_worker()
+    except ValueError:
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def _out_of_the_pool() -> Iterator[None]:
+    """Leave a worker's thread to other tasks while this one waits for them, where this is a task."""
+    if not _in_a_worker():
+        yield
+        return
+    with worker_client():
+        yield

@@ -55,10 +55,11 @@ FAULTS = {
     38: "a scheduler's file or address that never answers: an error in bounded time",
     39: "workers without dumap, or with another version: refused before the first stage",
     40: "credentials that may not write: a probe fails first",
-    41: "a call from inside a task works; an asynchronous client is a clear error",
+    41: "a call from inside a task, or with an asynchronous client: works, or a clear error in bounded time",
     # beyond one machine and a fixed cluster
     44: "a container's limits of memory and processors, many cores with little memory: fewer workers, that fit",
     46: "chunks of the input that are not there: an error that names both causes, or filled when told",
+    48: "a run inside a task, in an event loop, in a daemonic process, without a __main__ guard: works, or says why",
 }
 
 

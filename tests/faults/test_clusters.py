@@ -14,7 +14,7 @@ from distributed import Client, worker_client
 from faults.harness import ROUNDS, SECONDS, all_kept, commits, fleet, results, until
 
 import dumap
-from dumap.errors import ClusterError, ConfigError
+from dumap.errors import ClusterError
 from dumap.pipeline import Silent, status
 from dumap.submit import run
 
@@ -223,13 +223,12 @@ def test_a_run_from_inside_a_task(nannied, prepare, expected):
 
 
 @pytest.mark.fault(41)
-def test_an_asynchronous_client_is_refused(nannied, prepare):
+def test_a_run_with_an_asynchronous_client(nannied, prepare, expected):
     config = prepare()
 
     async def hand_over():
         async with Client(nannied.address, asynchronous=True) as other:
-            run(config, client=other)
+            return run(config, client=other)["state"]
 
-    with pytest.raises(ConfigError, match="asynchronous=False"):
-        asyncio.run(hand_over())
-    assert not Path(config.output).exists()
+    assert asyncio.run(hand_over()) == "done"
+    assert results(config.output) == expected

@@ -1,0 +1,388 @@
+"""How a cluster is reached: by a client, an address, a file, with TLS, from tasks and event loops; or started."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import dask
+import psutil
+import pytest
+from distributed import Client, LocalCluster, Security, get_client, get_worker, worker_client
+
+from dumap.config import ClusterConfig
+from dumap.engine import connect as engine
+from dumap.engine.connect import connect, size_embedded
+from dumap.errors import ClusterError, ConfigError
+from dumap.pipeline import Silent
+
+SECONDS = 60
+GIB = 2**30
+
+
+def settings(**given) -> ClusterConfig:
+    return ClusterConfig(**{"timeout": 30.0, **given})
+
+
+def answers(client: Client | None = None, **given) -> bool:
+    """Reach a cluster as a run does, and compute on it."""
+    with connect(settings(**given), client, Silent()) as executor:
+        return executor.client.submit(sum, [1, 2], pure=False).result(timeout=SECONDS) == 3
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """Start a scheduler and a worker in this process, reached by TCP."""
+    with LocalCluster(
+        n_workers=1, threads_per_worker=1, processes=False, protocol="tcp", dashboard_address=":0"
+    ) as started:
+        yield started
+
+
+@pytest.fixture
+def nobody():
+    """Return an address where nothing listens."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return f"tcp://127.0.0.1:{server.getsockname()[1]}"
+
+
+@pytest.fixture
+def mute():
+    """Return the address of a port that takes connections and never says a word."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield f"tcp://127.0.0.1:{server.getsockname()[1]}"
+
+
+# files of schedulers -----------------------------------------------------------------------------
+
+
+@pytest.mark.fault(38)
+@pytest.mark.parametrize("before", ["late", "half-written", "without an address", "of nobody", "of a mute one"])
+def test_a_file_is_read_until_its_scheduler_answers(cluster, nobody, mute, tmp_path, monkeypatch, before):
+    file, whole = tmp_path / "scheduler.json", json.dumps({"address": cluster.scheduler_address})
+    texts = {
+        "half-written": whole[:20],
+        "without an address": "{}",
+        "of nobody": json.dumps({"address": nobody}),
+        "of a mute one": json.dumps({"address": mute}),
+    }
+    if before in texts:
+        file.write_text(texts[before])
+    monkeypatch.setattr(engine, "KNOCK_SECONDS", 0.3)
+    writing = threading.Timer(0.7, file.write_text, [whole])
+    writing.start()
+    try:
+        assert answers(scheduler_file=str(file))
+    finally:
+        writing.join()
+
+
+@pytest.mark.fault(38)
+@pytest.mark.parametrize("text", [None, '{"addr', "[]", '{"address": "nowhere://1"}'])
+def test_a_file_that_never_names_a_scheduler(tmp_path, text):
+    file = tmp_path / "scheduler.json"
+    if text is not None:
+        file.write_text(text)
+    began = time.monotonic()
+    with pytest.raises(ClusterError, match=r"within 1 s") as caught:
+        answers(scheduler_file=str(file), timeout=1.0)
+    assert str(file) in str(caught.value)
+    assert time.monotonic() - began < SECONDS / 4
+
+
+# TLS ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def secured():
+    """Start a cluster with certificates of its own; return it with what its clients need."""
+    pytest.importorskip("cryptography")
+    security = Security.temporary()
+    with LocalCluster(
+        n_workers=1, threads_per_worker=1, processes=False, protocol="tls", security=security, dashboard_address=":0"
+    ) as started:
+        yield started, security
+
+
+def test_tls_through_a_client(secured):
+    started, security = secured
+    with Client(started.scheduler_address, security=security) as client:
+        assert answers(client)
+
+
+@pytest.mark.parametrize("by", ["scheduler", "scheduler_file"])
+def test_tls_by_the_configuration_of_dask(secured, tmp_path, by):
+    started, security = secured
+    tls = {}
+    for name in ("ca_file", "client_cert", "client_key"):
+        file = tmp_path / name
+        file.write_text(getattr(security, f"tls_{name}"))
+        tls[f"distributed.comm.tls.{name.replace('client_', 'client.').replace('_', '-')}"] = str(file)
+    place = started.scheduler_address
+    if by == "scheduler_file":
+        (tmp_path / "scheduler.json").write_text(json.dumps({"address": place}))
+        place = str(tmp_path / "scheduler.json")
+    with dask.config.set(tls):
+        assert answers(**{by: place})
+    with pytest.raises(ClusterError, match=r"distributed\.comm\.tls"):
+        answers(**{by: place}, timeout=1.0)
+
+
+# one cluster, not two ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"scheduler": "tcp://a:1", "scheduler_file": "b"}, "scheduler = 'tcp://a:1' and scheduler_file = 'b' name a"),
+        ({"scheduler": "tcp://a:1", "workers": 2}, "workers = 2 would be of an embedded cluster, but scheduler = "),
+        ({"scheduler_file": "b", "memory_limit": GIB}, "memory_limit = .* but scheduler_file = 'b' names another"),
+    ],
+)
+def test_what_would_be_ignored_is_refused(given, said):
+    with pytest.raises(ValueError, match=said):
+        ClusterConfig(**given)
+
+
+@pytest.mark.parametrize("given", [{"workers": 2}, {"memory_limit": GIB}])
+def test_workers_beside_another_cluster_are_refused(cluster, given):
+    name = next(iter(given))
+    with (
+        dask.config.set({"scheduler-address": cluster.scheduler_address}),
+        pytest.raises(ConfigError, match=rf"cluster\.{name} = .*{cluster.scheduler_address}.*DASK_SCHEDULER_ADDRESS"),
+    ):
+        answers(**given)
+    with Client(cluster) as client, pytest.raises(ConfigError, match=rf"cluster\.{name} = .* a client is given"):
+        answers(client, **given)
+
+
+def test_a_named_scheduler_wins_over_that_of_the_environment(cluster, nobody):
+    with dask.config.set({"scheduler-address": nobody}):
+        assert answers(scheduler=cluster.scheduler_address)
+
+
+# clients of all kinds ----------------------------------------------------------------------------
+
+
+def test_a_client_within_the_process():
+    with LocalCluster(n_workers=1, threads_per_worker=2, processes=False, dashboard_address=":0") as started:
+        assert started.scheduler_address.startswith("inproc://")
+        with Client(started) as client:
+            assert answers(client)
+
+
+def test_a_closed_client_is_refused(cluster):
+    with Client(cluster) as client:
+        pass
+    with pytest.raises(ConfigError, match="the client is closed"):
+        answers(client)
+
+
+@pytest.mark.fault(41)
+def test_an_asynchronous_client(cluster):
+    async def within_its_loop():
+        async with Client(cluster.scheduler_address, asynchronous=True) as client:
+            return answers(client)
+
+    async def beside_its_loop():
+        async with Client(cluster.scheduler_address, asynchronous=True) as client:
+            return await asyncio.to_thread(answers, client)
+
+    assert asyncio.run(within_its_loop())
+    assert asyncio.run(beside_its_loop())
+
+
+@pytest.mark.fault(41)
+def test_an_asynchronous_client_of_a_cluster_that_this_call_keeps_from_answering():
+    async def within_its_loop():
+        options = {"n_workers": 1, "processes": False, "dashboard_address": ":0", "asynchronous": True}
+        async with LocalCluster(**options) as own, Client(own, asynchronous=True) as client:
+            with pytest.raises(ClusterError, match=r"await asyncio\.to_thread\(dumap\.run"):
+                answers(client, timeout=1.0)
+            return await asyncio.to_thread(answers, client)
+
+    began = time.monotonic()
+    assert asyncio.run(within_its_loop())
+    assert time.monotonic() - began < SECONDS / 2
+
+
+@pytest.mark.fault(41)
+def test_an_asynchronous_client_that_was_not_awaited(cluster):
+    async def hand_over():
+        client = Client(cluster.scheduler_address, asynchronous=True)
+        try:
+            with pytest.raises(ConfigError, match="await it"):
+                answers(client)
+        finally:
+            await client
+            await client.close()
+
+    asyncio.run(hand_over())
+
+
+@pytest.mark.fault(48)
+def test_a_client_within_a_running_event_loop(cluster):
+    async def notebook():
+        return answers(), answers(client)
+
+    with Client(cluster) as client, dask.config.set({"scheduler-address": cluster.scheduler_address}):
+        assert asyncio.run(notebook()) == (True, True)
+
+
+# from inside a task ------------------------------------------------------------------------------
+
+
+@pytest.mark.fault(41, 48)
+@pytest.mark.parametrize("way", ["get_client", "worker_client", "address"])
+def test_from_inside_a_task_of_a_worker_of_one_thread(cluster, way):
+    def inside():
+        if way == "get_client":
+            return answers(get_client())
+        if way == "worker_client":
+            with worker_client() as own:
+                return answers(own)
+        return answers(scheduler=get_worker().scheduler.address)
+
+    with Client(cluster) as client:
+        for _ in range(2):  # the thread is given back
+            assert client.submit(inside, pure=False).result(timeout=SECONDS)
+
+
+@pytest.mark.fault(48)
+def test_a_task_that_is_a_coroutine_is_told(cluster):
+    async def inside():
+        return answers(get_client())
+
+    with Client(cluster) as client, pytest.raises(ConfigError, match=r"await asyncio\.to_thread"):
+        client.submit(inside, pure=False).result(timeout=SECONDS)
+
+
+# an embedded cluster -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """Pretend a machine of so many CPUs and so much free memory."""
+
+    def pretend(cpus: int, free: int, process: int | None = None):
+        monkeypatch.setattr(engine, "cpu_count", lambda: cpus)
+        monkeypatch.setattr(engine, "free_memory", lambda: free)
+        monkeypatch.setattr(engine, "process_memory", lambda: process)
+
+    return pretend
+
+
+@pytest.mark.fault(44)
+def test_workers_fit_the_memory_there_is(machine):
+    need = 3 * GIB // 2
+    machine(16, 8 * GIB)
+    workers, limit, why = size_embedded(settings(), need)
+    assert workers == 4
+    assert need <= limit <= 8 * GIB / 4
+    assert why == " (16 CPUs, but room for 4: 7.20 GiB may be used, each takes 1.50 GiB)"
+    assert size_embedded(settings(memory_limit=3 * GIB), need)[:2] == (2, 3 * GIB)
+    assert size_embedded(settings(workers=3), need)[::2] == (3, "")
+    assert size_embedded(settings(workers=16, memory_limit=GIB), need) == (16, GIB, "")
+    machine(2, 64 * GIB)
+    assert size_embedded(settings(), need)[::2] == (2, "")
+    machine(16, GIB)
+    assert size_embedded(settings(), need)[:2] == (1, int(0.9 * GIB))
+    machine(4, 64 * GIB, 2 * GIB)
+    assert size_embedded(settings(), need)[:2] == (4, 2 * GIB)
+
+
+def descendants() -> set[int]:
+    return {process.pid for process in psutil.Process().children(recursive=True)}
+
+
+class Noting(Silent):
+    """Keeps notes."""
+
+    def __init__(self):
+        self.notes = []
+
+    def note(self, message):
+        self.notes.append(message)
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError, KeyboardInterrupt])
+def test_an_embedded_cluster_leaves_nothing_behind(tmp_path, error):
+    before, levels = descendants(), {name: logging.getLogger(name).level for name in ("distributed", "tornado")}
+    noting, pids = Noting(), {}
+
+    def failing():
+        with connect(settings(workers=2, memory_limit=GIB), None, noting) as executor:
+            pids.update(executor.client.run(os.getpid))
+            assert len(pids) == 2
+            assert set(pids.values()) < descendants()
+            assert list(tmp_path.iterdir())
+            assert {name: logging.getLogger(name).level for name in levels} == levels
+            raise error
+
+    with dask.config.set({"temporary-directory": str(tmp_path)}), pytest.raises(error):
+        failing()
+    assert noting.notes == ["embedded cluster: 2 worker processes of 1.00 GiB"]
+    assert descendants() == before
+    assert not any(psutil.pid_exists(pid) for pid in pids.values())
+    left = [path.name for path in tmp_path.rglob("*")]
+    assert set(left) <= {"dask-scratch-space", "purge.lock", "global.lock"}, "which Dask keeps for all clusters"
+
+
+@pytest.mark.parametrize("what", ["a file for a folder", "no such program", "an end"])
+def test_an_embedded_cluster_that_cannot_start_says_why(tmp_path, monkeypatch, what):
+    before, file, options = descendants(), tmp_path / "file", {}
+    file.write_text("")
+    if what == "a file for a folder":
+        options, said = {"temporary-directory": str(file)}, "NotADirectoryError|FileExistsError"
+    elif what == "no such program":
+        said = "FileNotFoundError"
+        monkeypatch.setattr("sys.executable", str(tmp_path / "python"))
+    else:
+        said = "exit code 1"
+        monkeypatch.setattr("sys.executable", "/bin/false")
+    with dask.config.set(options), pytest.raises(ClusterError, match=rf"embedded cluster cannot start .*({said})"):
+        answers(workers=1, memory_limit=GIB)
+    assert descendants() == before
+    assert Path(file).read_text() == ""
+
+
+UNGUARDED = """
+import dumap
+print(dumap.run({config})["state"])
+"""
+IN_A_LOOP = """
+import asyncio, dumap
+async def notebook():
+    return dumap.run({config})["state"]
+print(asyncio.run(notebook()))
+"""
+DAEMONIC = """
+import multiprocessing, dumap
+def work():
+    print(dumap.run({config})["state"], flush=True)
+process = multiprocessing.get_context("fork").Process(target=work, daemon=True)
+process.start()
+process.join()
+"""
+
+
+@pytest.mark.fault(48)
+@pytest.mark.slow
+@pytest.mark.parametrize("text", [UNGUARDED, IN_A_LOOP, DAEMONIC], ids=["unguarded", "in a loop", "daemonic"])
+def test_a_script_that_multiprocessing_could_not_serve(configure, digits, fresh, text):
+    """Without a guard of its main module, in a running event loop, in a process that may have no children."""
+    config = configure(digits[0][:200], {"cluster.workers": 1, "cluster.memory_limit": 2 * GIB})
+    script = Path(fresh("script.py"))
+    script.write_text(text.format(config=config.model_dump(mode="json")))
+    done = subprocess.run(
+        [sys.executable, str(script)], capture_output=True, text=True, timeout=2 * SECONDS, stdin=subprocess.DEVNULL
+    )
+    assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr
