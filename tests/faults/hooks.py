@@ -64,8 +64,8 @@ def _act(fault: dict[str, Any]) -> None:
     if action == "kill":
         os.kill(pid, signal.SIGKILL)
         time.sleep(0 if fault["pid"] else 60)
-    elif action == "kill parent":
-        os.kill(os.getppid(), signal.SIGKILL)
+    elif action == "kill driver":  # it leads the session that its embedded cluster is in
+        os.kill(os.getsid(0), signal.SIGKILL)
         time.sleep(60)
     elif action == "segfault":
         ctypes.string_at(0)

@@ -74,7 +74,7 @@ BENEATH = {
 def test_a_killed_driver_takes_its_embedded_cluster_along(nannied, client, prepare, expected, at):
     point, stage, part, settings = BENEATH[at]
     config = prepare({**settings, "cluster.workers": 1, "cluster.memory_limit": 2**31})
-    at_once = {"role": "worker", "point": point, "stage": stage, "part": part, "action": "kill parent"}
+    at_once = {"role": "worker", "point": point, "stage": stage, "part": part, "action": "kill driver"}
     (name,) = nannied.faults.plan(at_once)
     driver = nannied.drive(config)
     assert driver.wait() == -9, driver.said
