@@ -67,9 +67,9 @@ def _ending(out: str, allowed: tuple[str, ...]) -> str:
 
 def _order(run: Run, rows: int, unique: bool) -> tuple[np.ndarray, np.ndarray]:
     """Return the row of each position, and the position of each row: a copy's is its first row's, -1 is none."""
-    table, start = Table(run), 0
+    table, start, block = Table(run), 0, 0
     order, position = np.empty(table.rows, np.int64), np.empty(rows, np.int64)
-    for block in range(len(table.starts)):
+    while start < rows:
         positions = table.positions(run, block)
         kept = positions >= 0
         order[positions[kept]] = start + np.flatnonzero(kept)
@@ -77,7 +77,7 @@ def _order(run: Run, rows: int, unique: bool) -> tuple[np.ndarray, np.ndarray]:
         if unique:
             copies, firsts = copies_of(run, block)
             position[start + copies] = position[firsts]  # which come before
-        start += len(positions)
+        start, block = start + len(positions), block + 1
     return order, position
 
 

@@ -111,6 +111,11 @@ def cells_of(rows: int, cap: int, max_copies: int) -> int:
     return cells
 
 
+def guests_a_turn(cell_rows: int, own: int) -> int:
+    """Return how many guests a cell with so many rows of its own meets at once."""
+    return max(1, cell_rows - own, cell_rows // 4)
+
+
 def range_rows_of(config: Config) -> int:
     """Return the rows of a cell where neighbours are given."""
     return max(1, min(OUTPUT_ROWS, config.task_memory // 4 // (config.neighbors.n_neighbors * LIST_BYTES)))

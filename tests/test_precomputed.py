@@ -130,7 +130,8 @@ def assert_same_lists(found, wanted) -> None:
 def test_the_graph_is_the_one_given_and_the_order_the_inputs(taken, knn, some):
     assert_same_lists(taken.neighbors(), knn)
     assert taken.facts("cells") == {
-        "cells": 3, "rows": 1000, "copies": 1000, "largest": 436, "smallest": 128
+        "cells": 3, "rows": 1000, "copies": 1000, "largest": 436, "smallest": 128, "largest_home": 436,
+        "turned_away": 0,
     }  # fmt: skip
     assert taken.facts("neighbors") == {"missing": 0, "disconnected": 0}
     assert np.isfinite(taken.y).all()

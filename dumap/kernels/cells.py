@@ -7,6 +7,11 @@ import numpy as np
 
 from dumap.kernels import hashing
 
+CROWDED = 2.5
+"""A cell admits guests up to so many times the rows of the median cell, or as many as it has rows of its own."""
+CLASSES = 256
+"""Classes, about, in which a cell's guests are admitted one after another."""
+
 
 def pack(loads: np.ndarray, rows: int, fewest: int = 1) -> tuple[np.ndarray, np.ndarray]:
     """Pack leaves that follow each other into cells of about the same number of rows.
@@ -119,6 +124,58 @@ def route(
     hashes = hashing.draws(seed, hashing.PIECES, np.arange(start, start + len(near)))
     _route(near, cells, pieces, first, hashes, reach, own, probes)
     return own, probes
+
+
+def guest_classes(own: np.ndarray, start: int, seed: int) -> tuple[np.ndarray, int]:
+    """Class rows as guests: those to whom a cell is nearer come first, of those to whom it is as near, a hash decides.
+
+    Parameters
+    ----------
+    own : ndarray of int32, shape (n, max_copies)
+        As of `route`.
+    start : int
+        Id of the first row.
+    seed : int
+
+    Returns
+    -------
+    classes : ndarray of int32, shape (n, max_copies)
+        The class of each row in each of its cells, those of its home apart: -1 there.
+    count : int
+        Classes that there are.
+    """
+    slots = max(1, own.shape[1] - 1)
+    levels = max(4, CLASSES // slots)
+    hashes = hashing.draws(seed, hashing.GUESTS, np.arange(start, start + len(own)))
+    level = ((hashes >> np.uint64(32)) * np.uint64(levels) >> np.uint64(32)).astype(np.int32)
+    classes = level[:, None] + levels * np.arange(-1, own.shape[1] - 1, dtype=np.int32)
+    classes[:, 0] = -1
+    return classes, slots * levels
+
+
+def limits(homes: np.ndarray, guests: np.ndarray) -> np.ndarray:
+    """Decide which classes of guests each cell admits, so that none has many more rows than others.
+
+    Parameters
+    ----------
+    homes : ndarray of int64, shape (cells,)
+        Rows whose home each cell is.
+    guests : ndarray of int64, shape (cells, classes)
+        Rows of each class that would be its guests.
+
+    Returns
+    -------
+    ndarray of int64, shape (cells,)
+        The first class that is turned away.
+    """
+    filled = (homes + guests.sum(axis=1))[homes > 0]
+    room = np.maximum(int(CROWDED * np.median(filled)) - homes, homes) if len(filled) else homes
+    return (np.cumsum(guests, axis=1) <= room[:, None]).sum(axis=1)
+
+
+def admit(own: np.ndarray, classes: np.ndarray, limits: np.ndarray) -> np.ndarray:
+    """Return rows' cells, as of `route`, with -1 in place of those that turn them away."""
+    return np.where((own >= 0) & (classes < limits[own]), own, np.int32(-1))
 
 
 def order_copies(cells: np.ndarray, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

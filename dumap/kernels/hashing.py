@@ -122,3 +122,4 @@ def fold(hashes: np.ndarray, first: int) -> np.uint64:
 
 # What choices are for: no two purposes share a stream.
 SAMPLE, KMEANS, NEIGHBORS, PIECES, SEEDS, NOISE, PHASE, POOL, NEGATIVES, QUERIES, RANDOM_START, LOSS = range(1, 13)
+GUESTS = 13

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
+from functools import cached_property
 
 import numpy as np
 
+from dumap.geometry import guests_a_turn
 from dumap.kernels import cells, tree, vectors
 from dumap.stages import Context, Job, number_of, numbered
 from dumap.stages.vectors import as_float32, distinct_rows, drawn, left_out
@@ -17,8 +20,8 @@ REACH, SOUGHT, PROBES = 8, 16, 8
 that it is compared in at the most."""
 MARGIN = 2**0.5
 """Leaves that lie so many times as far as the nearest are not sought: where rows vary in few ways, most lie beyond."""
-TABLE = "table"
-"""The part that says where rows lie."""
+LIMITS, TABLE = "limits", "table"
+"""The parts that say which guests cells admit, and where rows lie."""
 DROPPED_AT_ONCE = 1 << 17
 """Dropped rows that are looked up at once."""
 
@@ -79,39 +82,89 @@ def route(job: Job, block: int) -> tuple[np.ndarray, np.ndarray]:
     return cells.route(near, own, pieces, start, job.config.seed, job.config.cells.max_copies, REACH, PROBES)
 
 
-def assign_block(job: Job, part: str) -> None:
-    """Give each row of a block its home, and count the copies by cell and home."""
-    own, _ = route(job, number_of(part))
-    count = job.run.summary(STAGE, "packing")["cells"]
+def admitted(job: Job, block: int, own: np.ndarray) -> np.ndarray:
+    """Return the cells of a block's rows without those that turn them away."""
+    if not job.run.summary(STAGE, LIMITS)["turned_away"]:
+        return own
+    classes, _ = cells.guest_classes(own, job.geometry.block(block)[0], job.config.seed)
+    return cells.admit(own, classes, job.run.read(STAGE, LIMITS, "limits"))
+
+
+def _counted(numbers: np.ndarray) -> np.ndarray:
+    """Return the numbers that there are, and how often, (m, 2)."""
+    copies = np.bincount(numbers)
+    there = np.flatnonzero(copies)
+    return np.stack([there, copies[there]], axis=1)
+
+
+def _by_home(own: np.ndarray, count: int) -> np.ndarray:
+    """Count rows by cell and home, `cell * count + home`."""
     home = np.broadcast_to(own[:, :1], own.shape)
     joined = own >= 0
-    copies = np.bincount(own[joined].astype(np.int64) * count + home[joined])
-    pair = np.flatnonzero(copies)
+    return _counted(own[joined].astype(np.int64) * count + home[joined])
+
+
+def assign_block(job: Job, part: str) -> None:
+    """Give each row of a block its home; count the copies by cell and home, and the guests by cell and class."""
+    block, count = number_of(part), job.run.summary(STAGE, "packing")["cells"]
+    own, _ = route(job, block)
+    classes, many = cells.guest_classes(own, job.geometry.block(block)[0], job.config.seed)
+    guest = (own >= 0) & (classes >= 0)
     with job.run.part(STAGE, part) as out:
         out.write("home", own[:, 0])
-        out.write("pairs", np.stack([pair, copies[pair]], axis=1))
+        out.write("pairs", _by_home(own, count))
+        out.write("guests", _counted(own[guest].astype(np.int64) * many + classes[guest]))
+        out.attributes["classes"] = many
+
+
+def limit_guests(job: Job, part: str) -> None:
+    """Decide which guests the cells admit."""
+    store, blocks = job.run, numbered("assign", job.geometry.blocks)
+    count, classes = store.summary(STAGE, "packing")["cells"], store.summary(STAGE, blocks[0])["classes"]
+    homes, guests = np.zeros(count, np.int64), np.zeros((count, classes), np.int64)
+    for name in blocks:
+        pair, times = store.read(STAGE, name, "pairs").T
+        own = pair // count == pair % count
+        homes[pair[own] // count] += times[own]
+        of_class, times = store.read(STAGE, name, "guests").T
+        guests.reshape(-1)[of_class] += times
+    limits = cells.limits(homes, guests)
+    turned_away = np.where(np.arange(classes) < limits[:, None], 0, guests)
+    with store.part(STAGE, part) as out:
+        out.write("limits", limits)
+        out.attributes["turned_away"] = int(turned_away.sum())
+
+
+def count_block(job: Job, part: str) -> None:
+    """Count a block's copies anew, by cell and home, where some are turned away."""
+    block, count = number_of(part), job.run.summary(STAGE, "packing")["cells"]
+    own, _ = route(job, block)
+    with job.run.part(STAGE, part) as out:
+        out.write("pairs", _by_home(admitted(job, block, own), count))
 
 
 def tabulate(job: Job, part: str) -> None:
     """Add up the blocks: where each cell's rows begin, and how many copies each block gives each cell."""
     store, cut = job.run, job.geometry
-    count = store.summary(STAGE, "packing")["cells"]
-    copies, homes = np.zeros((cut.blocks, count), np.int64), np.zeros((cut.blocks, count), np.int64)
+    count, turned_away = store.summary(STAGE, "packing")["cells"], store.summary(STAGE, LIMITS)["turned_away"]
+    copies, homes = np.zeros((cut.blocks, count), np.int32), np.zeros((cut.blocks, count), np.int32)
     guests = np.zeros((count, count), np.int64)
-    for block, name in enumerate(numbered("assign", cut.blocks)):
+    for block, name in enumerate(numbered("counted" if turned_away else "assign", cut.blocks)):
         pair, times = store.read(STAGE, name, "pairs").T
         cell, home = pair // count, pair % count
         np.add.at(copies[block], cell, times)
-        np.add.at(guests, (cell, home), times)
+        np.add.at(guests, (home, cell), times)
         homes[block, cell[cell == home]] = times[cell == home]
-    offsets = np.concatenate([[0], np.cumsum(homes.sum(axis=0))])
-    starts = offsets[:-1] + np.cumsum(homes, axis=0) - homes
+    offsets = np.concatenate([[0], np.cumsum(homes.sum(axis=0, dtype=np.int64))])
+    starts = np.cumsum(homes, axis=0, dtype=np.int64)
+    starts += offsets[:-1] - homes
     np.fill_diagonal(guests, 0)
-    load = copies.sum(axis=0)
+    load = copies.sum(axis=0, dtype=np.int64)
+    firsts = np.cumsum(copies, axis=1, dtype=np.int32) - copies
     with store.part(STAGE, part) as out:
-        out.write("copies", copies)
         out.write("offsets", offsets)
         out.write("starts", starts)
+        out.write("spans", np.ascontiguousarray(np.stack([firsts.T, homes.T, copies.T], axis=2)))
         out.write("guests", guests)
         out.attributes |= {
             "cells": count,
@@ -119,40 +172,46 @@ def tabulate(job: Job, part: str) -> None:
             "copies": int(load.sum()),
             "largest": int(load.max()),
             "smallest": int(load.min()),
+            "largest_home": int(np.diff(offsets).max()),
+            "turned_away": turned_away,
         }
 
 
 class Table:
-    """Where rows lie, read once.
+    """Where rows lie; of the counts by block and cell, a row is read when it is asked for.
 
     Attributes
     ----------
     cells, rows : int
         Cells, and rows that are in one.
-    offsets : ndarray of int64, shape (cells + 1,)
-        Position of each cell's first row.
-    starts : ndarray of int64, shape (blocks, cells)
-        Position of the first row of each block in each cell.
-    copies : ndarray of int64, shape (blocks, cells)
-        Rows of each block in each cell, spilled ones included.
-    guests : ndarray of int64, shape (cells, cells)
-        Rows in cell i whose home is cell j, 0 on the diagonal.
     """
 
     def __init__(self, run: Run) -> None:
-        self.offsets, self.starts, self.copies, self.guests = (
-            run.read(STAGE, TABLE, name) for name in ("offsets", "starts", "copies", "guests")
-        )
-        self.cells, self.rows = len(self.offsets) - 1, int(self.offsets[-1])
+        self.run, facts = run, run.summary(STAGE, TABLE)
+        self.cells, self.rows = int(facts["cells"]), int(facts["rows"])
 
-    def homes(self, cell: int) -> np.ndarray:
-        """Return how many of each block's rows have their home in a cell, (blocks,)."""
-        return np.diff(self.starts[:, cell], append=self.offsets[cell + 1])
+    @cached_property
+    def offsets(self) -> np.ndarray:
+        """Position of each cell's first row, (cells + 1,) int64."""
+        return self.run.read(STAGE, TABLE, "offsets")
+
+    def spans(self, cell: int) -> np.ndarray:
+        """Return where each block's rows in a cell begin, how many have their home there, and how many all are.
+
+        Returns
+        -------
+        ndarray of int32, shape (blocks, 3)
+        """
+        return self.run.read(STAGE, TABLE, "spans", cell, cell + 1)[0]
+
+    def hosts(self, cell: int) -> np.ndarray:
+        """Return how many rows whose home a cell is are guests of each cell, (cells,) int64."""
+        return self.run.read(STAGE, TABLE, "guests", cell, cell + 1)[0]
 
     def positions(self, run: Run, block: int) -> np.ndarray:
         """Return the positions (n,) of a block's rows, -1 for those left out."""
         home = run.read(STAGE, numbered("assign", block + 1)[-1], "home")
-        return cells.ranks(home, self.starts[block])
+        return cells.ranks(home, run.read(STAGE, TABLE, "starts", block, block + 1)[0])
 
 
 def sort_block(job: Job, part: str) -> None:
@@ -160,12 +219,80 @@ def sort_block(job: Job, part: str) -> None:
     store, block = job.run, number_of(part)
     positions = Table(store).positions(store, block)
     own, probes = route(job, block)
+    own = admitted(job, block, own)
     source, slot = cells.order_copies(own, positions)
     x = job.input.read(*job.geometry.block(block))
     with store.part(STAGE, part) as out:
         out.write("positions", positions[source])
         out.write("probes", probes[source, slot])
         out.write_gathered("vectors", x, source)
+
+
+class Cell:
+    """A cell's rows: its own by position, then its guests by position.
+
+    Attributes
+    ----------
+    positions : ndarray of int64, shape (n,)
+    own : int
+        Rows whose home it is.
+    """
+
+    def __init__(self, job: Job, cell: int, table: Table, guests: bool = True) -> None:
+        self.job, spans = job, table.spans(cell)
+        starts = spans[:, 0].astype(np.int64)
+        stops = starts + spans[:, 2 if guests else 1]
+        blocks = numbered("sorted", job.geometry.blocks)
+        self.spans = [(block, int(a), int(b)) for block, a, b in zip(blocks, starts, stops, strict=True) if b > a]
+        positions = np.concatenate([job.run.read(STAGE, block, "positions", a, b) for block, a, b in self.spans])
+        guest = (positions < table.offsets[cell]) | (positions >= table.offsets[cell + 1])
+        order = np.lexsort((positions, guest))
+        self.place = np.argsort(order).astype(np.int32)
+        self.positions = positions[order]
+        self.own = int((~guest).sum())
+
+    def turns(self) -> Iterator[np.ndarray]:
+        """Yield rows to be searched together: all, or the own with guests in turns, if those are many."""
+        guests = np.arange(self.own, len(self.positions))
+        turns = max(1, -(-len(guests) // guests_a_turn(self.job.geometry.cell_rows, self.own)))
+        for turn in range(turns):
+            yield np.concatenate([np.arange(self.own), guests[turn::turns]])
+
+    def _gather(self, name: str, rows: np.ndarray, out: np.ndarray, made: Callable[[np.ndarray], np.ndarray]) -> None:
+        """Read some of the rows of an array into `out`, in the order given, a few at a time, as what they are made."""
+        wanted = np.full(len(self.positions), -1, np.int32)
+        wanted[rows] = np.arange(len(rows))
+        wanted, whole = wanted[self.place], len(rows) == len(self.positions)
+        step, done = max(1, self.job.geometry.block_rows // 4), 0
+        for block, a, b in self.spans:
+            for low in range(a, b, step):
+                high = min(b, low + step)
+                at = wanted[done : done + high - low]
+                done += high - low
+                if whole or (at >= 0).any():
+                    some = self.job.run.read(STAGE, block, name, low, high)
+                    out[at if whole else at[at >= 0]] = made(some if whole else some[at >= 0])
+
+    def probes(self, rows: np.ndarray) -> np.ndarray:
+        """Read the leaves of the cell that some of the rows are compared in, (len(rows), width) int32."""
+        out = np.empty((len(rows), PROBES), np.int32)
+        self._gather("probes", rows, out, lambda some: some)
+        return out
+
+    def vectors(self, rows: np.ndarray, metric: str | None = None) -> np.ndarray:
+        """Read the vectors of some of the rows, in the order given, in a metric's partition space where one is named.
+
+        Returns
+        -------
+        ndarray of float32, shape (len(rows), dims)
+        """
+        x = np.empty((len(rows), self.job.geometry.dims), np.float32)
+
+        def made(some: np.ndarray) -> np.ndarray:
+            return vectors.partition_space(as_float32(some), metric) if metric else as_float32(some)
+
+        self._gather("vectors", rows, x, made)
+        return x
 
 
 def keep_order(job: Job, part: str) -> None:
@@ -188,10 +315,8 @@ def tabulate_order(job: Job, part: str) -> None:
     starts = np.maximum.outer(firsts[:-1], offsets[:-1])
     load = np.diff(offsets)
     with store.part(STAGE, part) as out:
-        out.write("copies", np.maximum(np.minimum.outer(firsts[1:], offsets[1:]) - starts, 0))
         out.write("offsets", offsets)
         out.write("starts", starts)
-        out.write("guests", np.zeros((cut.cells, cut.cells), np.int64))
         out.write("dropped", dropped)
         out.attributes |= {
             "cells": cut.cells,
@@ -199,6 +324,8 @@ def tabulate_order(job: Job, part: str) -> None:
             "copies": int(offsets[-1]),
             "largest": int(load.max()),
             "smallest": int(load.min()),
+            "largest_home": int(load.max()),
+            "turned_away": 0,
         }
 
 
@@ -224,6 +351,9 @@ def run(context: Context) -> dict:
     context.compute(STAGE, find_leaves, numbered("near", blocks))
     context.compute(STAGE, pack_leaves, ["packing"])
     context.compute(STAGE, assign_block, numbered("assign", blocks))
+    context.compute(STAGE, limit_guests, [LIMITS])
+    if store.summary(STAGE, LIMITS)["turned_away"]:
+        context.compute(STAGE, count_block, numbered("counted", blocks))
     context.compute(STAGE, tabulate, [TABLE])
     context.compute(STAGE, sort_block, numbered("sorted", blocks))
     return store.summary(STAGE, TABLE)

@@ -16,8 +16,7 @@ from dumap.errors import InputError
 from dumap.kernels import leaves, neighbors, vectors
 from dumap.metrics import arguments
 from dumap.stages import Context, Job, number_of, numbered, total
-from dumap.stages.cells import STAGE as CELLS
-from dumap.stages.cells import Table, kept_positions
+from dumap.stages.cells import Cell, Table, kept_positions
 from dumap.stages.vectors import as_float32
 from dumap.store import Part, Run
 
@@ -58,67 +57,6 @@ def defined_distances(job: Job) -> Iterator[None]:
         ) from error
 
 
-class Cell:
-    """A cell's rows: its own by position, then its guests by position.
-
-    Attributes
-    ----------
-    positions : ndarray of int64, shape (n,)
-    probes : ndarray of int32, shape (n, width)
-        Leaves of the cell that each row is compared in.
-    own : int
-        Rows whose home it is.
-    """
-
-    def __init__(self, job: Job, cell: int, table: Table, guests: bool = True) -> None:
-        self.job = job
-        stops = np.cumsum(table.copies, axis=1)[:, cell]
-        starts = stops - table.copies[:, cell]
-        if not guests:
-            stops = starts + table.homes(cell)
-        blocks = numbered("sorted", job.geometry.blocks)
-        self.spans = [(block, int(a), int(b)) for block, a, b in zip(blocks, starts, stops, strict=True) if b > a]
-        positions = self._read("positions")
-        guest = (positions < table.offsets[cell]) | (positions >= table.offsets[cell + 1])
-        order = np.lexsort((positions, guest))
-        self.place = np.argsort(order)
-        self.positions, self.probes = positions[order], self._read("probes")[order]
-        self.own = int((~guest).sum())
-
-    def _read(self, name: str) -> np.ndarray:
-        return np.concatenate([self.job.run.read(CELLS, block, name, a, b) for block, a, b in self.spans])
-
-    def turns(self) -> Iterator[np.ndarray]:
-        """Yield rows to be searched together: all, or the own with guests in turns, if those are many."""
-        guests = np.arange(self.own, len(self.positions))
-        turns = max(1, -(-len(guests) // max(1, self.job.geometry.cell_rows - self.own)))
-        for turn in range(turns):
-            yield np.concatenate([np.arange(self.own), guests[turn::turns]])
-
-    def vectors(self, rows: np.ndarray, metric: str | None = None) -> np.ndarray:
-        """Read the vectors of some of the rows, in the order given, in a metric's partition space where one is named.
-
-        Returns
-        -------
-        ndarray of float32, shape (len(rows), dims)
-        """
-        wanted = np.full(len(self.positions), -1)
-        wanted[rows] = np.arange(len(rows))
-        wanted, whole = wanted[self.place], len(rows) == len(self.positions)
-        x = np.empty((len(rows), self.job.geometry.dims), np.float32)
-        step, done = max(1, self.job.geometry.block_rows // 4), 0
-        for block, a, b in self.spans:
-            for low in range(a, b, step):
-                high = min(b, low + step)
-                at = wanted[done : done + high - low]
-                done += high - low
-                if whole or (at >= 0).any():
-                    some = self.job.run.read(CELLS, block, "vectors", low, high)
-                    some = as_float32(some if whole else some[at >= 0])
-                    x[at if whole else at[at >= 0]] = vectors.partition_space(some, metric) if metric else some
-        return x
-
-
 def placed(job: Job, cell: Cell, rows: np.ndarray) -> np.ndarray:
     """Return some of a cell's rows where the leaves lie."""
     metric = job.config.neighbors.metric
@@ -126,18 +64,34 @@ def placed(job: Job, cell: Cell, rows: np.ndarray) -> np.ndarray:
     return vectors.with_direction(x) if metric in vectors.ANGULAR else x
 
 
-def merged_lists(
-    job: Job, rows: int, found: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Merge lists of some rows (rows, their names, positions listed, distances) into one list each.
+Found = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+"""Some of a cell's rows, their positions, those that they list, and how far those are."""
+
+
+def void_lists(job: Job, rows: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return lists without entries."""
+    shape = (rows, job.config.neighbors.n_neighbors)
+    return np.full(shape, -1, job.geometry.index_dtype), np.full(shape, np.inf, np.float32)
+
+
+def merge_own(lists: tuple[np.ndarray, np.ndarray], own: int, found: Found) -> None:
+    """Merge what a turn found for a cell's own rows into their lists.
 
     Ties by the hash of positions: that order, not the search's, is the graph's.
     """
-    shape = (rows, job.config.neighbors.n_neighbors)
-    indices, distances = np.full(shape, -1, job.geometry.index_dtype), np.full(shape, np.inf, np.float32)
-    for some, names, listed, lengths in found:
-        neighbors.merge(indices, distances, some, listed.astype(indices.dtype), lengths, names)
-    return indices, distances
+    rows, names, listed, lengths = found
+    some = rows < own
+    neighbors.merge(*lists, rows[some], listed[some].astype(lists[0].dtype), lengths[some], names[some])
+
+
+def guests_lists(job: Job, own: int, found: Found) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the guests' positions for which a turn found anything, ascending, and their lists."""
+    rows, names, listed, lengths = found
+    some = np.flatnonzero((rows >= own) & (listed >= 0).any(axis=1))
+    some = some[np.argsort(rows[some])]
+    lists = void_lists(job, len(some))
+    neighbors.merge(*lists, np.arange(len(some)), listed[some].astype(lists[0].dtype), lengths[some], names[some])
+    return names[some], *lists
 
 
 def distances_of(job: Job, squared: np.ndarray) -> np.ndarray:
@@ -150,14 +104,17 @@ def search_home(job: Job, part: str) -> None:
     """Find the neighbours of a cell's own rows among themselves, by its leaves."""
     table, number = Table(job.run), number_of(part)
     cell = Cell(job, number, table, guests=False)
-    order = leaves.order(np.full(cell.own, -1), cell.probes)
+    probes = cell.probes(np.arange(cell.own))
+    order = leaves.order(np.full(cell.own, -1), probes)
     seed, k = job.config.seed + number, job.config.neighbors.n_neighbors
-    found, lengths = leaves.search(placed(job, cell, order), cell.probes[order], k, seed)
+    found, lengths = leaves.search(placed(job, cell, order), probes[order], k, seed)
     names = cell.positions[order]
     listed = np.where(found >= 0, names[found], -1)
     with job.run.part(STAGE, part) as out:
         if table.cells == 1:
-            write_lists(job, out, *merged_lists(job, cell.own, [(order, names, listed, distances_of(job, lengths))]))
+            lists = void_lists(job, cell.own)
+            merge_own(lists, cell.own, (order, names, listed, distances_of(job, lengths)))
+            write_lists(job, out, *lists)
             return
         indices, squared = np.empty(found.shape, job.geometry.index_dtype), np.empty(found.shape)
         indices[order], squared[order] = listed, lengths
@@ -186,9 +143,11 @@ def meet_guests(job: Job, part: str) -> None:
     homes[: cell.own] = -1
     reach = reach_of(job, table, cell.positions[cell.own :])
 
-    def found() -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
+    def found() -> Iterator[Found]:
         for rows in cell.turns():
-            rows = rows[leaves.order(homes[rows], cell.probes[rows])]
+            probes = cell.probes(rows)
+            order = leaves.order(homes[rows], probes)
+            rows, probes = rows[order], probes[order]
             own = rows < cell.own
             places = np.empty(cell.own + 1, np.int32)
             places[rows[own]], places[-1] = np.flatnonzero(own), -1
@@ -198,12 +157,11 @@ def meet_guests(job: Job, part: str) -> None:
             indices[own], lengths[own] = places[np.where(local >= 0, local - first, -1)], squared[rows[own]]
             lengths[~own] = reach[rows[~own] - cell.own, None]
             x, home = placed(job, cell, rows), homes[rows].astype(np.int32)
-            met, lengths = leaves.meet(x, home, cell.probes[rows], indices, lengths, job.config.seed + number)
+            met, lengths = leaves.meet(x, home, probes, indices, lengths, job.config.seed + number)
             names = cell.positions[rows]
             yield rows, names, np.where(met >= 0, names[met], -1), distances_of(job, lengths)
 
-    indices, distances = merged_lists(job, len(cell.positions), found())
-    write_cell(job, part, cell, indices, distances)
+    write_cell(job, part, cell, table, found())
 
 
 def search_cell(job: Job, part: str) -> None:
@@ -211,7 +169,7 @@ def search_cell(job: Job, part: str) -> None:
     table, number, own = Table(job.run), number_of(part), job.config.neighbors
     cell = Cell(job, number, table)
 
-    def found() -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
+    def found() -> Iterator[Found]:
         for rows in cell.turns():
             with defined_distances(job):
                 seed = job.config.seed + number
@@ -221,38 +179,39 @@ def search_cell(job: Job, part: str) -> None:
             names = cell.positions[rows]
             yield rows, names, np.where(met >= 0, names[met], -1), lengths
 
-    indices, distances = merged_lists(job, len(cell.positions), found())
-    write_cell(job, part, cell, indices, distances)
+    write_cell(job, part, cell, table, found())
 
 
-def write_cell(job: Job, part: str, cell: Cell, indices: np.ndarray, distances: np.ndarray) -> None:
-    """Write what a cell found for its own rows, and for its guests."""
+def write_cell(job: Job, part: str, cell: Cell, table: Table, found: Iterable[Found]) -> None:
+    """Write the lists of a cell's own rows, and those of its guests that anything was found for, by home."""
+    lists, pieces = void_lists(job, cell.own), [(np.empty(0, np.int64), *void_lists(job, 0))]
+    for turn in found:
+        merge_own(lists, cell.own, turn)
+        pieces.append(guests_lists(job, cell.own, turn))
+    guests, indices, distances = (np.concatenate(some) for some in zip(*pieces, strict=True))
+    order = np.argsort(guests)
     with job.run.part(STAGE, part) as out:
-        out.write("guests", cell.positions[cell.own :])
-        out.write("indices", indices)
-        out.write("distances", distances)
+        out.write("indices", lists[0])
+        out.write("distances", lists[1])
+        out.write("guests", guests[order])
+        out.write("guest_indices", indices[order])
+        out.write("guest_distances", distances[order])
+        out.write("begins", np.searchsorted(guests[order], table.offsets))
 
 
 def merge_cell(job: Job, part: str) -> None:
     """Merge what all cells found for one cell's own rows."""
     store, table, cell = job.run, Table(job.run), number_of(part)
     names = numbered("cell", table.cells)
-    count = int(table.offsets[cell + 1] - table.offsets[cell])
-    indices, distances = (store.read(STAGE, names[cell], array, 0, count) for array in ("indices", "distances"))
-    before = np.cumsum(table.guests, axis=1) - table.guests
-    for other in np.flatnonzero(table.guests[:, cell]):
-        home = int(table.offsets[other + 1] - table.offsets[other])
-        start = int(before[other, cell])
-        stop = start + int(table.guests[other, cell])
-        guests = store.read(STAGE, names[other], "guests", start, stop)
-        neighbors.merge(
-            indices,
-            distances,
-            guests - table.offsets[cell],
-            store.read(STAGE, names[other], "indices", home + start, home + stop),
-            store.read(STAGE, names[other], "distances", home + start, home + stop),
-            guests,
-        )
+    indices, distances = (store.read(STAGE, names[cell], array) for array in ("indices", "distances"))
+    for other in np.flatnonzero(table.hosts(cell)):
+        start, stop = store.read(STAGE, names[other], "begins", cell, cell + 2).tolist()
+        if stop > start:
+            guests, listed, lengths = (
+                store.read(STAGE, names[other], array, start, stop)
+                for array in ("guests", "guest_indices", "guest_distances")
+            )
+            neighbors.merge(indices, distances, guests - table.offsets[cell], listed, lengths, guests)
     with store.part(STAGE, part) as out:
         write_lists(job, out, indices, distances)
 

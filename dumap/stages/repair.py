@@ -22,10 +22,9 @@ STAGE = "audit"
 
 def read_home(job: Job, cell: int, table: Table, out: np.ndarray) -> None:
     """Read a cell's own rows, by position, into `out`, casting them to its dtype."""
-    first = np.cumsum(table.copies, axis=1)[:, cell] - table.copies[:, cell]
-    counts = np.diff(np.append(table.starts[:, cell], table.offsets[cell + 1]))
     step, done = max(1, job.geometry.block_rows // 4), 0
-    for block, start, count in zip(numbered("sorted", job.geometry.blocks), first, counts, strict=True):
+    spans = table.spans(cell).tolist()
+    for block, (start, count, _) in zip(numbered("sorted", job.geometry.blocks), spans, strict=True):
         for low in range(start, start + count, step):
             rows = job.run.read(CELLS, block, "vectors", low, min(start + count, low + step))
             out[done : done + len(rows)] = as_float32(rows) if out.dtype == np.float32 else rows

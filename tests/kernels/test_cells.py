@@ -155,3 +155,63 @@ def test_ranks_number_the_rows_of_each_cell_in_turn(own, start, cut):
         assert ranks[home == c].tolist() == list(range(start[c], start[c] + (home == c).sum()))
     after = start + np.bincount(home[:cut][home[:cut] >= 0], minlength=5)
     assert np.array_equal(np.concatenate([cells.ranks(home[:cut], start), cells.ranks(home[cut:], after)]), ranks)
+
+
+# guests that are turned away -----------------------------------------------------------------------
+
+
+@st.composite
+def routed(draw):
+    """Draw the cells of many rows, one of which most rows want to be guests of."""
+    rng = np.random.default_rng(draw(st.integers(0, 10**6)))
+    count, slots = draw(st.integers(2, 12)), draw(st.integers(1, 5))
+    own = np.array([rng.permutation(count) for _ in range(draw(st.integers(1, 400)))], np.int32)[:, : slots + 1]
+    own[rng.random(own.shape) < draw(st.floats(0, 0.9))] = -1
+    own[:, 0] = rng.integers(count, size=len(own))
+    own[:, 1:][own[:, 1:] == own[:, :1]] = -1
+    crowd = (own != 0).all(axis=1) & (rng.random(len(own)) < draw(st.floats(0, 1)))
+    own[crowd, -1] = 0
+    own[rng.random(len(own)) < 0.05] = -1
+    return own, count
+
+
+def turned_away(own, count, start, seed):
+    """Return the cells of rows that are admitted, as the stage finds them."""
+    classes, many = cells.guest_classes(own, start, seed)
+    guest = (own >= 0) & (classes >= 0)
+    guests = np.bincount(own[guest].astype(int) * many + classes[guest], minlength=count * many)
+    homes = np.bincount(own[own[:, 0] >= 0, 0], minlength=count)
+    limits = cells.limits(homes, guests.reshape(count, many))
+    return cells.admit(own, classes, limits), homes, limits
+
+
+@given(routed(), st.integers(0, 10**12), st.integers(0, 99))
+def test_no_cell_has_more_guests_than_it_may(way, start, seed):
+    own, count = way
+    left, homes, _ = turned_away(own, count, start, seed)
+    assert np.array_equal(left[:, 0], own[:, 0]), "homes stay"
+    assert ((left == own) | (left == -1)).all()
+    before, after = (np.bincount(some[some >= 0], minlength=count) for some in (own, left))
+    most = np.maximum(cells.CROWDED * np.median(before[homes > 0]) if homes.any() else 0, 2 * homes)
+    assert (after <= most).all()
+    assert np.array_equal(after[before <= most], before[before <= most]), "where no cell is too full, nothing changes"
+
+
+@given(routed(), st.integers(0, 99))
+def test_the_guests_that_are_turned_away_are_those_to_whom_others_are_nearer(way, seed):
+    own, count = way
+    left, _, _ = turned_away(own, count, 0, seed)
+    for cell in range(count):
+        last_admitted = max((s for s in range(1, own.shape[1]) if (left[:, s] == cell).any()), default=0)
+        for nearer in range(1, last_admitted):
+            assert np.array_equal(left[:, nearer] == cell, own[:, nearer] == cell)
+
+
+def test_whom_a_cell_admits_does_not_depend_on_the_rows_beside_it():
+    rng = np.random.default_rng(0)
+    own = np.stack([rng.integers(1, 20, 900), rng.integers(20, 40, 900), np.zeros(900)], axis=1).astype(np.int32)
+    whole, _, limits = turned_away(own, 40, 10**10, 3)
+    assert 0 < (whole[:, 2] == 0).sum() < 900
+    for low, high in [(0, 1), (7, 550), (899, 900)]:
+        classes, _ = cells.guest_classes(own[low:high], 10**10 + low, 3)
+        assert np.array_equal(cells.admit(own[low:high], classes, limits), whole[low:high])

@@ -1,0 +1,156 @@
+"""Cells of data that is not even: their guests are bounded, and their lists do not depend on how work is cut."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from dumap.config import load
+from dumap.geometry import guests_a_turn
+from dumap.kernels.cells import CROWDED
+from dumap.pipeline import create, plan
+from dumap.stages import Context, Job, cells, neighbors, vectors
+from dumap.stages.neighbors import Lists
+
+
+def bags_of_words(rows: int, words: int, seed: int = 0) -> np.ndarray:
+    """Return rows of a few words each: a leaf near the origin is among the nearest of nearly all of them."""
+    rng = np.random.default_rng(seed)
+    x = np.zeros((rows, words), np.uint8)
+    for _ in range(4):
+        x[np.arange(rows), rng.integers(0, words, rows)] = 1
+    return x
+
+
+def done_here(job: Job) -> Job:
+    """Do the first three stages in this process."""
+    create(job, [])
+
+    def compute(stage, task, parts, **options):
+        for part in parts:
+            task(job, part, **options)
+
+    context = Context(job, plan(job.config), compute, 1, 1, 0, print)
+    for stage in (vectors, cells, neighbors):
+        stage.run(context)
+    return job
+
+
+@pytest.fixture(scope="module")
+def job_of(save, fresh):
+    """Prepare a run: `job_of(path, block_rows, **settings)`."""
+
+    def make(path: str, block_rows: int = 0, **settings: object) -> Job:
+        told = {"input.path": path, "output": fresh("run.zarr"), "cells.max_rows": 400, "quality.queries": 50}
+        config = load(None, (), {**told, **{name.replace("__", "."): value for name, value in settings.items()}})
+        cut = plan(config).geometry
+        if block_rows:
+            cut = replace(cut, block_rows=block_rows, blocks=-(-cut.rows // block_rows))
+        return Job(config, cut)
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def words(save):
+    return save(bags_of_words(3000, 200))
+
+
+@pytest.fixture(scope="module")
+def bags(job_of, words):
+    return done_here(job_of(words))
+
+
+def lists_of(job: Job) -> bytes:
+    lists = Lists(job.run, 0)
+    return b"".join(
+        lists.of(cell, array).tobytes() for cell in range(lists.table.cells) for array in ("indices", "distances")
+    )
+
+
+def test_the_guests_of_a_cell_are_bounded(bags):
+    table = cells.Table(bags.run)
+    loads = np.array([table.spans(cell)[:, 2].sum() for cell in range(table.cells)])
+    homes = np.diff(table.offsets)
+    facts = bags.run.summary("cells", "table")
+    assert facts["turned_away"] > 0
+    assert facts["largest"] == loads.max()
+    own, _ = cells.route(bags, 0)
+    wanted = np.bincount(own[own >= 0], minlength=table.cells)
+    assert wanted.max() > 0.5 * len(own), "one cell is wanted by most rows"
+    assert (loads <= np.maximum(CROWDED * np.median(wanted), 2 * homes)).all()
+    assert loads.max() < wanted.max() / 2
+    assert facts["turned_away"] == wanted.sum() - loads.sum()
+
+
+def test_what_the_table_says_is_what_lies_there(bags):
+    table, found = cells.Table(bags.run), []
+    for number in range(table.cells):
+        cell = cells.Cell(bags, number, table)
+        own, guests = cell.positions[: cell.own], cell.positions[cell.own :]
+        assert own.tolist() == list(range(*table.offsets[number : number + 2]))
+        assert (np.diff(guests) > 0).all()
+        hosts = np.searchsorted(table.offsets, guests, side="right") - 1
+        assert [table.hosts(home)[number] for home in range(table.cells)] == np.bincount(
+            hosts, minlength=table.cells
+        ).tolist()
+        x = cell.vectors(np.arange(len(cell.positions)))
+        found.append((cell.positions, x))
+    positions, x = np.concatenate([p for p, _ in found]), np.concatenate([x for _, x in found])
+    order = np.argsort(table.positions(bags.run, 0))
+    assert np.array_equal(x, bags.input.read(0, bags.geometry.rows)[order][positions])
+
+
+def test_lists_with_guests_turned_away_do_not_depend_on_blocks(job_of, words, bags):
+    assert lists_of(done_here(job_of(words, 700))) == lists_of(bags)
+
+
+def test_data_without_a_crowd_has_every_guest_it_had(job_of, save, digits):
+    job = done_here(job_of(save(digits[0])))
+    facts = job.run.summary("cells", "table")
+    wanted = [cells.route(job, block)[0] for block in range(job.geometry.blocks)]
+    assert facts["cells"] > 8
+    assert facts["turned_away"] == 0
+    assert facts["copies"] == sum((own >= 0).sum() for own in wanted)
+    assert "counted-00000" not in job.run.committed("cells")
+
+
+def test_a_cell_writes_lists_of_those_guests_alone_for_which_it_found_something(bags):
+    table = cells.Table(bags.run)
+    for number in range(table.cells):
+        name = f"cell-{number:05d}"
+        listed = bags.run.read("neighbors", name, "guest_indices")
+        assert (listed >= 0).any(axis=1).all()
+        guests, begins = (bags.run.read("neighbors", name, array) for array in ("guests", "begins"))
+        assert np.array_equal(begins, np.searchsorted(guests, table.offsets))
+        assert len(guests) <= table.spans(number)[:, 2].sum() - table.spans(number)[:, 1].sum()
+
+
+@pytest.mark.parametrize(
+    ("cell_rows", "own", "most"), [(100, 20, 80), (100, 90, 25), (100, 100, 25), (100, 300, 25), (3, 9, 1)]
+)
+def test_a_cell_full_of_its_own_rows_still_meets_many_guests_at_once(cell_rows, own, most):
+    assert guests_a_turn(cell_rows, own) == most
+
+
+@pytest.mark.parametrize("cell_rows", [1000, 64, 16])
+def test_turns_take_each_guest_once(bags, cell_rows):
+    cell = cells.Cell(bags, 0, cells.Table(bags.run))
+    cell.job = SimpleNamespace(geometry=replace(bags.geometry, cell_rows=cell_rows))
+    turns = [rows.tolist() for rows in cell.turns()]
+    guests = [row for rows in turns for row in rows[cell.own :]]
+    assert sorted(guests) == list(range(cell.own, len(cell.positions)))
+    assert all(rows[: cell.own] == list(range(cell.own)) for rows in turns)
+    assert max(map(len, turns)) <= cell.own + guests_a_turn(cell_rows, cell.own)
+
+
+def test_probes_and_vectors_are_those_of_the_rows_asked_for(bags):
+    cell = cells.Cell(bags, 1, cells.Table(bags.run))
+    every = np.arange(len(cell.positions))
+    some = np.random.default_rng(0).permutation(every)[: len(every) // 3]
+    assert np.array_equal(cell.probes(some), cell.probes(every)[some])
+    assert np.array_equal(cell.vectors(some), cell.vectors(every)[some])
+    assert (cell.probes(every)[:, 0] >= 0).all()
