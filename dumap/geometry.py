@@ -15,7 +15,7 @@ from dumap.config import Config, format_bytes
 from dumap.errors import InputError
 from dumap.kernels.layout import default_epochs
 from dumap.kernels.leaves import EXACT_ROWS, LEAF_ROWS
-from dumap.kernels.vectors import ANGULAR
+from dumap.kernels.vectors import ANGULAR, placed_dims
 from dumap.metrics import arguments
 from dumap.source import Precomputed
 
@@ -41,7 +41,7 @@ class Geometry:
     Attributes
     ----------
     rows, dims, itemsize : int
-        Of the input.
+        Of the input; latitudes and longitudes are embedded in 3 dims.
     block_rows, blocks : int
         Rows that one task reads of the input, and how many such blocks there are.
     sample_rows : int
@@ -178,6 +178,7 @@ def geometry(
         block_rows -= block_rows % chunk_rows
     elif chunk_rows * dims * 4 <= memory // 4:
         block_rows = min(chunk_rows, rows)
+    dims = placed_dims(config.neighbors.metric, dims)
     cap = memory // cell_row_bytes(dims, k, config.neighbors.metric)
     cap = max(4 * (k + 2), min(cap, config.cells.max_rows or cap))
     cells = max(cells_of(rows, cap, config.cells.max_copies), min(MIN_CELLS, math.ceil(rows / WANTED_CELL_ROWS)))

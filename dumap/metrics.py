@@ -25,6 +25,12 @@ METRICS = (
 # fmt: on
 """Metrics that pynndescent names and that are distances between rows of numbers; to ask it takes seconds."""
 
+SHIFT_FREE = frozenset(
+    {"euclidean", "l2", "sqeuclidean", "manhattan", "taxicab", "l1", "chebyshev", "linfinity", "linfty", "linf"}
+    | {"minkowski", "wminkowski", "weighted_minkowski", "seuclidean", "standardised_euclidean", "mahalanobis"}
+)
+"""Metrics of differences alone: what is subtracted from all rows changes no distance."""
+
 _ORDER, _WEIGHTED, _SCALED, _TRANSPORT = {"p": 0}, {"w": 1, "p": 0}, {"sigma": 1}, {"cost": 2}
 ARGUMENTS: dict[str, dict[str, int]] = {
     "minkowski": _ORDER,

@@ -238,6 +238,7 @@ def make_plan(config: Config, cut: Geometry, worker_memory: int = 0) -> Plan:
     rows, index = cut.rows, cut.index_dtype.itemsize
     copies = min(config.cells.max_copies, cut.cells)
     vector_bytes, list_bytes = rows * cut.dims * cut.itemsize, k * (index + 4)
+    sorted_bytes, wide = rows * cut.dims * min(cut.itemsize, 4), cut.itemsize > 4
     edges, state = 2 * k * rows, rows * 4 * n_components * 3
     block = cut.block_rows * cut.dims
     shard_rows, cell_rows = min(cut.shard_rows, rows), cut.cell_rows if cut.cells > 1 else rows
@@ -270,11 +271,11 @@ def make_plan(config: Config, cut: Geometry, worker_memory: int = 0) -> Plan:
     }
     work = {  # tasks, bytes shuffled, bytes on disk
         "vectors": (
-            cut.blocks * (1 + unique) + buckets,
-            rows * 8 * (1 + unique),
-            rows * (9 + unique * (16 + 3 * index)) + sample + drawn,
+            (cut.blocks + buckets) * (1 + wide) + cut.blocks * unique + wide,
+            rows * 8 * (1 + unique + 2 * wide),
+            rows * (9 + unique * (16 + 3 * index) + 16 * wide) + (sample + drawn) * (1 + wide),
         ),
-        "cells": (3 * cut.blocks + 3, copies * vector_bytes, copies * (vector_bytes + rows * 32) + rows * 52),
+        "cells": (3 * cut.blocks + 3, copies * sorted_bytes, copies * (sorted_bytes + rows * 32) + rows * 52),
         "neighbors": (
             3 * cut.cells,
             (copies + 1) * rows * list_bytes,

@@ -174,6 +174,9 @@ def _score_anew(x, found, distance, arguments, distances):
 
 def _squared_limits(reach: np.ndarray, metric: str) -> np.ndarray:
     """Return the squared distances in partition space from which on a pair cannot be nearer than `reach`."""
+    if metric == vectors.SPHERICAL:
+        chord = 2 * np.sin(np.minimum(reach, np.pi) / 2)
+        return np.where(reach < np.pi, chord * chord * (1 + SLACK), np.inf)
     if metric in vectors.ANGULAR:
         return 2 * reach * (1 + SLACK) + ANGULAR_SLACK
     return (reach if metric == "sqeuclidean" else reach * reach) * (1 + SLACK)
@@ -221,8 +224,9 @@ def join(
         Distances computed.
     """
     found, distances = np.full(members.shape, -1, np.int32), np.full(members.shape, np.inf, np.float32)
-    distance, arguments = distance_function(metric), tuple(metric_kwds.values())
-    if metric not in vectors.BY_PRODUCT:
+    distance = vectors.great_circle if metric == vectors.SPHERICAL else distance_function(metric)
+    arguments = tuple(metric_kwds.values())
+    if metric not in vectors.EUCLIDEAN_ORDER:
         pairs = _join_metric(x, own, members, fresh, homes, inside, reach, distance, arguments, found, distances)
         return found, distances, pairs
     z, limits = vectors.partition_space(x, metric), _squared_limits(reach, metric).astype(np.float32)

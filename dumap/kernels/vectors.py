@@ -14,10 +14,117 @@ ANGULAR = frozenset({"cosine", "correlation"})
 """Metrics of the angle between rows, for correlation once they are centred."""
 BY_PRODUCT = ANGULAR | {"euclidean", "l2", "sqeuclidean"}
 """Metrics whose order is that of the Euclidean distance in partition space."""
+SPHERICAL = "haversine"
+"""The metric of latitudes and longitudes, in radians."""
+EUCLIDEAN_ORDER = BY_PRODUCT | {SPHERICAL}
+"""Metrics whose order is that of the Euclidean distance where `place` and `partition_space` put rows."""
+EXACT_IN_FLOAT32 = 2**24
+"""Up to here float32 holds every whole number."""
+STEP_ROWS = 4096
+"""Rows that are cast at once, so that what float64 takes is small."""
 SHORT = np.float32(0.9999)
 """Rounding that a distance is allowed where it bounds others from below."""
 LANES = 16
 """Sums of which `ordered_distance` is made."""
+
+
+def as_float32(values: np.ndarray) -> np.ndarray:
+    """Cast to float32; what overflows becomes infinite, and is then counted as not finite."""
+    with np.errstate(over="ignore"):
+        return np.ascontiguousarray(values, np.float32)
+
+
+def is_wide(dtype: np.dtype) -> bool:
+    """Tell whether float32 cannot hold all that a dtype can: float64, and integers of 32 bits and more."""
+    return dtype.itemsize > 4 or (dtype.kind in "iu" and dtype.itemsize == 4)
+
+
+def inexact(values: np.ndarray, cast: np.ndarray) -> np.ndarray:
+    """Tell which rows a cast to float32 may change.
+
+    Parameters
+    ----------
+    values : ndarray, shape (n, dims)
+    cast : ndarray of float32, shape (n, dims)
+        The same.
+
+    Returns
+    -------
+    ndarray of bool, shape (n,)
+        False where a row is not finite.
+    """
+    if values.dtype.kind in "iu":
+        return np.asarray(((values > EXACT_IN_FLOAT32) | (values < -EXACT_IN_FLOAT32)).any(axis=1))
+    return np.asarray((values != cast).any(axis=1) & np.isfinite(cast).all(axis=1))
+
+
+def middle(rows: np.ndarray) -> np.ndarray:
+    """Return the median of each column, the lower where there are two, so that it is one of the column's values."""
+    return np.sort(rows, axis=0)[(len(rows) - 1) // 2]
+
+
+def _differences(values: np.ndarray, centre: np.ndarray) -> np.ndarray:
+    """Subtract in more than float32's precision; whole numbers before they are cast to anything."""
+    if values.dtype.kind in "iu" and values.dtype.itemsize == 8:
+        above, x, c = values >= centre, values.view(np.uint64), centre.view(np.uint64)
+        far = np.where(above, x - c, c - x).astype(np.float32)  # unsigned, where no difference of two overflows
+        return np.where(above, far, -far)
+    if values.dtype.kind in "iu":
+        return (values.astype(np.int64) - centre.astype(np.int64)).astype(np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):
+        most = np.finfo(np.float32).max
+        return np.clip(values.astype(np.float64) - centre, -most, most).astype(np.float32)
+
+
+def on_sphere(rows: np.ndarray) -> np.ndarray:
+    """Return where latitudes and longitudes, in radians, lie on the unit sphere, (n, 3) float64."""
+    with np.errstate(invalid="ignore"):
+        latitude, longitude = rows.astype(np.float64).T
+        return np.stack(
+            [np.cos(latitude) * np.cos(longitude), np.cos(latitude) * np.sin(longitude), np.sin(latitude)], axis=1
+        )
+
+
+def place(values: np.ndarray, metric: str, centre: np.ndarray | None) -> np.ndarray:
+    """Return rows as they are embedded.
+
+    Parameters
+    ----------
+    values : ndarray, shape (n, dims)
+        As they come.
+    metric : str
+        For haversine, latitudes and longitudes become places on the unit sphere: there the world has neither edges
+        nor poles, and chords are in the order of arcs.
+    centre : ndarray, shape (dims,), optional
+        What is subtracted before the cast, in the dtype of the values, or of their places on the sphere.
+
+    Returns
+    -------
+    ndarray of float32, shape (n, dims); (n, 3) on the sphere
+    """
+    if centre is None and metric != SPHERICAL:
+        return as_float32(values)
+    out = np.empty((len(values), placed_dims(metric, values.shape[1])), np.float32)
+    for low in range(0, len(values), STEP_ROWS):
+        some = values[low : low + STEP_ROWS]
+        some = on_sphere(some) if metric == SPHERICAL else some
+        out[low : low + STEP_ROWS] = some if centre is None else _differences(some, centre)
+    return out
+
+
+def placed_dims(metric: str, dims: int) -> int:
+    """Return how many dims rows have as they are embedded."""
+    return 3 if metric == SPHERICAL else dims
+
+
+@nb.njit(cache=True, nogil=True)
+def great_circle(a: np.ndarray, b: np.ndarray) -> float:
+    """Return the angle between two places on the unit sphere, less the same centre: the haversine distance."""
+    total = 0.0
+    for c in range(a.shape[0]):
+        gap = np.float64(a[c]) - np.float64(b[c])
+        total += gap * gap
+    return 2 * np.arcsin(min(1.0, np.sqrt(total) / 2))
 
 
 @nb.njit(cache=True, nogil=True)
@@ -209,7 +316,9 @@ def power_near(extent: float) -> np.float32:
 
 
 def from_squared(squared: np.ndarray, metric: str) -> np.ndarray:
-    """Return a metric's distances, given squared Euclidean ones in partition space; for those in `BY_PRODUCT`."""
+    """Return a metric's distances, given squared Euclidean ones in partition space; for those of Euclidean order."""
+    if metric == SPHERICAL:
+        return 2 * np.arcsin(np.minimum(np.sqrt(squared) / 2, 1))
     if metric in ANGULAR:
         return squared / 2
     return squared if metric == "sqeuclidean" else np.sqrt(squared)

@@ -14,13 +14,26 @@ from dumap.config import Config
 from dumap.errors import ConfigError
 from dumap.geometry import Geometry
 from dumap.kernels.layout import Descent, fit_ab
+from dumap.kernels.vectors import SPHERICAL, is_wide, place
+from dumap.metrics import SHIFT_FREE
 from dumap.plan import Plan
 from dumap.source import Input, Precomputed
 from dumap.store import Run
 
 
+def centred(metric: str, dtype: np.dtype) -> bool:
+    """Tell whether something may be subtracted from rows before they become float32."""
+    return metric == SPHERICAL or (metric in SHIFT_FREE and is_wide(dtype))
+
+
 def _silent(done: float, total: float) -> None:
     return None
+
+
+HERE = ("run", "input", "precomputed", "centre")
+"""What a job finds where its task runs, and does not travel with it."""
+CHECKED, CENTRE = "vectors", "centre"
+"""The stage that reads every row first, and its part that says what is subtracted from rows."""
 
 
 @dataclass
@@ -43,7 +56,7 @@ class Job:
     term: int | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name not in ("run", "input", "precomputed")}
+        return {name: value for name, value in self.__dict__.items() if name not in HERE}
 
     @cached_property
     def run(self) -> Run:
@@ -54,6 +67,21 @@ class Job:
     def input(self) -> Input:
         """The input, opened where the task runs."""
         return Input(self.config.input.path, self.config.input.array)
+
+    @cached_property
+    def centre(self) -> np.ndarray | None:
+        """What is subtracted from rows before they are cast, as the stage vectors found it; None where nothing is."""
+        if not centred(self.config.neighbors.metric, self.input.dtype):
+            return None
+        return self.run.read(CHECKED, CENTRE, "centre") if self.run.summary(CHECKED, CENTRE)["applies"] else None
+
+    def place(self, values: np.ndarray) -> np.ndarray:
+        """Return rows of the input's values as they are embedded, float32: see `dumap.kernels.vectors.place`."""
+        return place(values, self.config.neighbors.metric, self.centre)
+
+    def rows(self, start: int, stop: int) -> np.ndarray:
+        """Read rows [start, stop) as they are embedded, (n, geometry.dims) float32."""
+        return self.place(self.input.read(start, stop))
 
     @cached_property
     def precomputed(self) -> Precomputed:

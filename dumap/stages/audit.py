@@ -15,7 +15,7 @@ from dumap.stages.cells import Table
 from dumap.stages.neighbors import Lists, defined_distances, metric_arguments, report_name
 from dumap.stages.repair import repair_lists
 from dumap.stages.vectors import STAGE as VECTORS
-from dumap.stages.vectors import as_float32, distinct_rows, drawn_queries, samples
+from dumap.stages.vectors import distinct_rows, drawn_queries, samples
 
 STAGE = "audit"
 NEAR = 15
@@ -31,11 +31,11 @@ def tiles(job: Job, queries: np.ndarray, x: np.ndarray) -> Iterator[tuple[slice,
     """
     metric = job.config.neighbors.metric
     step = max(1, TILE_BYTES // (8 * max(1, len(queries), x.shape[1])))
-    if metric in vectors.BY_PRODUCT:
+    if metric in vectors.EUCLIDEAN_ORDER:
         queries = vectors.partition_space(queries, metric).astype(np.float64)
     for low in range(0, len(x), step):
         tile = x[low : low + step]
-        if metric in vectors.BY_PRODUCT:
+        if metric in vectors.EUCLIDEAN_ORDER:
             placed = vectors.partition_space(tile, metric).astype(np.float64)
             with one_thread():
                 distances = quality.squared_distances(queries, placed, metric in vectors.ANGULAR)
@@ -72,7 +72,7 @@ def collect(job: Job, part: str) -> None:
         chosen = drawn_queries(job, row, number, among)
         if chosen.any():
             rows.append(row[chosen])
-            found.append(store.read(VECTORS, name, "query")[chosen])
+            found.append(job.place(store.read(VECTORS, name, "query")[chosen]))
             positions.append(lists.table.positions(store, block)[rows[-1] - cut.block(block)[0]])
     own = np.concatenate(positions)
     listed = np.full((len(own), job.config.neighbors.n_neighbors), -1, np.int64)
@@ -93,7 +93,7 @@ def search_block(job: Job, part: str, number: int) -> None:
     store, block = job.run, number_of(part)
     queries, own, listed = (store.read(STAGE, f"queries-{number}", name) for name in ("vectors", "positions", "listed"))
     positions = Table(store).positions(store, block)
-    x = as_float32(job.input.read(*job.geometry.block(block)))
+    x = job.rows(*job.geometry.block(block))
     k = max(NEAR, job.config.neighbors.n_neighbors)
     ids, distances = np.full((len(own), k), -1, np.int64), np.full((len(own), k), np.inf, np.float32)
     listed_distances, columns = np.full(listed.shape, np.inf, np.float32), columns_of(positions, listed)
@@ -126,7 +126,7 @@ def join(job: Job, part: str) -> None:
 def limits_of(job: Job, farthest: np.ndarray, queries: np.ndarray) -> np.ndarray:
     """Return up to which distance a row counts as no farther than the farthest exact neighbour."""
     metric, farthest = job.config.neighbors.metric, farthest.astype(np.float64)
-    if metric not in vectors.BY_PRODUCT:
+    if metric not in vectors.EUCLIDEAN_ORDER:
         return farthest * (1 + RELATIVE)
     placed = vectors.partition_space(queries, metric)
     lengths = np.einsum("ij,ij->i", placed, placed, dtype=np.float64)

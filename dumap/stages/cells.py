@@ -11,7 +11,7 @@ import numpy as np
 from dumap.geometry import guests_a_turn
 from dumap.kernels import cells, tree, vectors
 from dumap.stages import Context, Job, number_of, numbered
-from dumap.stages.vectors import as_float32, distinct_rows, drawn, left_out
+from dumap.stages.vectors import distinct_rows, drawn, left_out
 from dumap.store import Run
 
 STAGE = "cells"
@@ -51,7 +51,7 @@ def read_tree(run: Run) -> tree.Tree:
 def find_leaves(job: Job, part: str) -> None:
     """Find the leaves nearest to each row of a block; count the rows of each leaf."""
     store, block = job.run, number_of(part)
-    x = vectors.partition_space(as_float32(job.input.read(*job.geometry.block(block))), job.config.neighbors.metric)
+    x = vectors.partition_space(job.rows(*job.geometry.block(block)), job.config.neighbors.metric)
     dropped = left_out(job, block)
     x[dropped] = 0
     grown = read_tree(store)
@@ -214,6 +214,11 @@ class Table:
         return cells.ranks(home, run.read(STAGE, TABLE, "starts", block, block + 1)[0])
 
 
+def travels_as_it_is(job: Job) -> bool:
+    """Tell whether rows travel in the input's dtype, since float32 would take no fewer bytes and tell no more."""
+    return not vectors.is_wide(job.input.dtype) and job.config.neighbors.metric != vectors.SPHERICAL
+
+
 def sort_block(job: Job, part: str) -> None:
     """Write a block's vectors, a copy for each cell they are in, sorted by cell."""
     store, block = job.run, number_of(part)
@@ -221,7 +226,8 @@ def sort_block(job: Job, part: str) -> None:
     own, probes = route(job, block)
     own = admitted(job, block, own)
     source, slot = cells.order_copies(own, positions)
-    x = job.input.read(*job.geometry.block(block))
+    span = job.geometry.block(block)
+    x = job.input.read(*span) if travels_as_it_is(job) else job.rows(*span)
     with store.part(STAGE, part) as out:
         out.write("positions", positions[source])
         out.write("probes", probes[source, slot])
@@ -289,7 +295,7 @@ class Cell:
         x = np.empty((len(rows), self.job.geometry.dims), np.float32)
 
         def made(some: np.ndarray) -> np.ndarray:
-            return vectors.partition_space(as_float32(some), metric) if metric else as_float32(some)
+            return vectors.partition_space(vectors.as_float32(some), metric) if metric else vectors.as_float32(some)
 
         self._gather("vectors", rows, x, made)
         return x

@@ -17,7 +17,6 @@ from dumap.kernels import leaves, neighbors, vectors
 from dumap.metrics import arguments
 from dumap.stages import Context, Job, number_of, numbered, total
 from dumap.stages.cells import Cell, Table, kept_positions
-from dumap.stages.vectors import as_float32
 from dumap.store import Part, Run
 
 STAGE = "neighbors"
@@ -37,6 +36,8 @@ def disconnection_distance(config: Config) -> float:
 def metric_arguments(job: Job) -> dict:
     """Return the metric's arguments, in the order it takes them."""
     own = job.config.neighbors
+    if own.metric in vectors.EUCLIDEAN_ORDER:
+        return {}
     return arguments(own.metric, own.metric_kwds, job.geometry.dims)
 
 
@@ -273,7 +274,7 @@ def given_lists(job: Job, own: np.ndarray, start: int) -> tuple[np.ndarray, np.n
     """
     given, cut = job.precomputed, job.geometry
     indices, raw = given.read(start, start + len(own))
-    ids, distances = indices.astype(np.int64), as_float32(raw)
+    ids, distances = indices.astype(np.int64), vectors.as_float32(raw)
     if indices.dtype.kind == "u":
         ids[ids < 0] = cut.rows  # too large for int64, and not to be taken for -1
     ids[own < 0] = -1
@@ -346,7 +347,7 @@ def run(context: Context) -> dict:
     merged = numbered("merged", count)
     if context.config.neighbors.precomputed is not None:
         context.compute(STAGE, take_cell, merged)
-    elif context.config.neighbors.metric not in vectors.BY_PRODUCT:
+    elif context.config.neighbors.metric not in vectors.EUCLIDEAN_ORDER:
         context.compute(STAGE, search_cell, numbered("cell", count))
         context.compute(STAGE, merge_cell, merged)
     elif count == 1:

@@ -13,7 +13,6 @@ from dumap.stages.cells import Table
 from dumap.stages.graph import Graph
 from dumap.stages.layout import last_generation
 from dumap.stages.neighbors import repairs_made
-from dumap.stages.vectors import as_float32
 
 STAGE = "quality"
 TRUST_QUERIES = 300
@@ -65,9 +64,8 @@ def reach_block(job: Job, part: str) -> None:
     for chunk in np.unique(chunks):
         needed = rows[chunks == chunk]
         first = max(start, int(chunk) * job.input.chunk_rows)
-        x = as_float32(
-            job.input.read(first, min(stop, (int(chunk) + 1) * job.input.chunk_rows))[needed + start - first]
-        )
+        some = job.input.read(first, min(stop, (int(chunk) + 1) * job.input.chunk_rows))
+        x = job.place(some[needed + start - first])
         at = np.where(np.isin(columns, needed), np.searchsorted(needed, columns), -1)
         for tile, d in tiles(job, queries, x):
             fill(reached, at, tile, d)
@@ -92,7 +90,7 @@ def rank_block(job: Job, part: str) -> None:
     )
     limits = store.read(STAGE, "limits", "limits")
     positions = Table(store).positions(store, block)
-    x = as_float32(job.input.read(*job.geometry.block(block)))
+    x = job.rows(*job.geometry.block(block))
     counts = np.zeros(limits.shape, np.int64)
     for tile, d in tiles(job, queries, x):
         quality.count_nearer(d, positions[tile], own, limits, counts)

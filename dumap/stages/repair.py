@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from dumap.kernels import neighbors, repair
+from dumap.kernels import neighbors, repair, vectors
 from dumap.plan import universe_rows
 from dumap.stages import Context, Job, number_of, numbered, total
 from dumap.stages.cells import STAGE as CELLS
-from dumap.stages.cells import Table
+from dumap.stages.cells import Table, travels_as_it_is
 from dumap.stages.neighbors import Lists, defined_distances, metric_arguments, write_lists
-from dumap.stages.vectors import as_float32
 
 STAGE = "audit"
 
@@ -27,7 +26,7 @@ def read_home(job: Job, cell: int, table: Table, out: np.ndarray) -> None:
     for block, (start, count, _) in zip(numbered("sorted", job.geometry.blocks), spans, strict=True):
         for low in range(start, start + count, step):
             rows = job.run.read(CELLS, block, "vectors", low, min(start + count, low + step))
-            out[done : done + len(rows)] = as_float32(rows) if out.dtype == np.float32 else rows
+            out[done : done + len(rows)] = vectors.as_float32(rows) if out.dtype == np.float32 else rows
             done += len(rows)
 
 
@@ -70,7 +69,7 @@ def send(job: Job, part: str, number: int) -> None:
         rows[done : done + count] = store.read(STAGE, names[asker], "positions", low, low + count) - first
         done += count
     indices, distances = (before.of(cell, array) for array in ("indices", "distances"))
-    narrow = job.geometry.itemsize < 4
+    narrow = travels_as_it_is(job)
     x = np.empty((last - first, job.geometry.dims), job.input.dtype if narrow else np.float32)
     if len(rows):
         read_home(job, cell, table, x)
@@ -100,7 +99,7 @@ def join(job: Job, part: str, number: int, inside: bool) -> None:
         name, low = numbered(f"sent-{number}", int(home) + 1)[-1], int(asked[:cell, home].sum())
         high = low + int(asked[cell, home])
         at = slice(done, done := done + high - low)
-        x[at] = as_float32(store.read(STAGE, name, "vectors", low, high))
+        x[at] = vectors.as_float32(store.read(STAGE, name, "vectors", low, high))
         indices, reached = repair.unpack(store.read(STAGE, name, "lists", low, high), k)
         members[at], reach[at] = repair.localize(indices, first, own, halo), reached[:, 0]
     homes = np.repeat(np.append(cell, np.arange(table.cells)), np.append(own, asked[cell])).astype(np.int32)

@@ -18,7 +18,7 @@ from dumap.plan import coarse_rows, page_bytes
 from dumap.stages import Context, Job, descent, evenly, number_of, numbered, range_of, ranged, require_finite, total
 from dumap.stages.cells import Table
 from dumap.stages.graph import Graph
-from dumap.stages.vectors import as_float32, drawn
+from dumap.stages.vectors import drawn
 from dumap.store import Rows, Run, Series
 
 STAGE = "start"
@@ -313,7 +313,7 @@ def find_axes(job: Job, part: str) -> None:
 
 def project_rows(job: Job, low: int, high: int) -> np.ndarray:
     """Return the places of the input's rows [low, high) along the axes."""
-    x = vectors.partition_space(as_float32(job.input.read(low, high)), job.config.neighbors.metric)
+    x = vectors.partition_space(job.rows(low, high), job.config.neighbors.metric)
     y = np.empty((len(x), job.config.layout.n_components))
     start.project(x, job.run.read(STAGE, AXES, "mean"), job.run.read(STAGE, AXES, "axes"), y)
     return y

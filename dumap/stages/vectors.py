@@ -3,16 +3,21 @@
 Rows are told apart by hashes of their bytes. Where copies are left out (`input.unique`) two independent ones, 128 bits
 together, decide: for two of a thousand million distinct rows to agree in both has a chance of 1e-21, far less than
 that of a fault that no checksum finds, while comparing bytes would need a shuffle of the input.
+
+Where float32 does not hold what rows of wider numbers tell, and the metric is one of differences, a row in their middle
+is subtracted from all before they are cast; how many rows fall together all the same is counted.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 
 from dumap.errors import InputError
 from dumap.kernels import hashing, vectors
 from dumap.plan import audits, tally_buckets
-from dumap.stages import Context, Job, number_of, numbered, total
+from dumap.stages import CENTRE, Context, Job, centred, number_of, numbered, total
 from dumap.store import Part, Run
 
 STAGE = "vectors"
@@ -21,14 +26,12 @@ DROPPED, ISOLATED, ZERO, COPY = 1, 2, 4, 8
 
 NAMED_ROWS = 10
 """How many of the rows that cannot be embedded a message names."""
+MIDDLE_ROWS = 101
+"""First finite rows in whose middle the centre lies."""
+DEGREES = 1e-3
+"""By how much an angle may exceed its range for its rounding."""
 JOINED_ROWS = 65_536
 """Rows that a tally waits for at the least before it joins them."""
-
-
-def as_float32(values: np.ndarray) -> np.ndarray:
-    """Cast to float32; what overflows becomes infinite, and is then counted as not finite."""
-    with np.errstate(over="ignore"):
-        return np.ascontiguousarray(values, np.float32)
 
 
 def drawn_queries(job: Job, rows: np.ndarray, number: int, among: int) -> np.ndarray:
@@ -74,8 +77,9 @@ def check_block(job: Job, part: str) -> None:
     """Check one block of the input."""
     start, stop = job.geometry.block(number_of(part))
     block = job.input.read(start, stop)
-    x = as_float32(block)
+    x = vectors.as_float32(block)
     finite, zero = vectors.check(x)
+    wide, metric = vectors.is_wide(block.dtype), job.config.neighbors.metric
     hashes = hash_rows(block)
     rows = np.arange(start, stop)
     with job.run.part(STAGE, part) as out:
@@ -84,8 +88,11 @@ def check_block(job: Job, part: str) -> None:
         if job.config.input.unique:
             out.write("second_hashes", hash_rows(block, second=True))
         else:
-            _draw(job, out, x, rows, finite, job.geometry.rows)
+            _draw(job, out, block if wide and centred(metric, block.dtype) else x, rows, finite, job.geometry.rows)
+        if metric == vectors.SPHERICAL:
+            out.attributes["angles"] = np.abs(x[finite]).max(axis=0, initial=0).astype(float).tolist()
         out.attributes |= {
+            "inexact": int(vectors.inexact(block, x).sum()) if wide else 0,
             "fingerprint": int(hashing.fold(hashes, start)),
             "nonfinite": int((~finite).sum()),
             "nonfinite_rows": rows[~finite][:NAMED_ROWS].tolist(),
@@ -94,7 +101,10 @@ def check_block(job: Job, part: str) -> None:
 
 
 def _draw(job: Job, out: Part, x: np.ndarray, rows: np.ndarray, allowed: np.ndarray, among: int) -> None:
-    """Write a block's share of the samples: about so many of `among` rows, chosen by the hash of their ids."""
+    """Write a block's share of the samples: about so many of `among` rows, chosen by the hash of their ids.
+
+    They are as they come where something may yet be subtracted from them.
+    """
     wanted, sampled, queries = job.geometry.sample_rows, allowed, np.zeros(len(rows), bool)
     if wanted < among:
         limit = np.uint64(min(2**64 - 1, int(wanted / among * 2**64)))
@@ -112,41 +122,52 @@ def samples(job: Job) -> list[str]:
 
 
 def drawn(job: Job) -> np.ndarray:
-    """Read the sample of all blocks, (m, dims) float32."""
-    return np.concatenate([job.run.read(STAGE, part, "sample") for part in samples(job)])
+    """Read the sample of all blocks as it is embedded, (m, geometry.dims) float32."""
+    return np.concatenate([job.place(job.run.read(STAGE, part, "sample")) for part in samples(job)])
 
 
 # copies ------------------------------------------------------------------------------------------
 
 
-def _keys(job: Job, block: int) -> tuple[np.ndarray, np.ndarray]:
+def _keys(job: Job, block: int, prefix: str, words: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """Return the keys of a block's rows, (words, n), and whether rows are finite."""
-    name = numbered("block", block + 1)[-1]
-    words = ["hashes", "second_hashes"] if job.config.input.unique else ["hashes"]
-    status = job.run.read(STAGE, name, "status")
+    status = job.run.read(STAGE, numbered("block", block + 1)[-1], "status")
+    name = numbered(prefix, block + 1)[-1]
     return np.stack([job.run.read(STAGE, name, word) for word in words]), (status & DROPPED) == 0
 
 
-def count_duplicates(job: Job, part: str, buckets: int) -> None:
-    """Count the finite rows that equal an earlier one, among those whose hash falls in one bucket."""
-    bucket, index = number_of(part), job.geometry.index_dtype
+def _words(job: Job) -> list[str]:
+    """Name the hashes by which rows are told apart."""
+    return ["hashes", "second_hashes"] if job.config.input.unique else ["hashes"]
+
+
+def _tally(
+    job: Job, bucket: int, buckets: int, prefix: str, words: Sequence[str]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Tally the finite rows whose first hash falls in one bucket: keys, first rows and how often each is there."""
+    index = job.geometry.index_dtype
     pieces: list[tuple[np.ndarray, ...]] = []
 
-    def join() -> tuple[np.ndarray, ...]:
+    def join() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         joined = [np.concatenate(some, axis=-1) for some in zip(*pieces, strict=True)]
         pieces.clear()
         return vectors.tally(*joined)
 
     waiting = 0
     for block in range(job.geometry.blocks):
-        keys, finite = _keys(job, block)
+        keys, finite = _keys(job, block, prefix, words)
         own = np.flatnonzero(finite & (keys[0] % np.uint64(buckets) == np.uint64(bucket)))
         rows = (own + job.geometry.block(block)[0]).astype(index)
         pieces.append((keys[:, own], rows, np.ones(len(own), index)))
         waiting += len(own)
         if waiting > max(JOINED_ROWS, len(pieces[0][1])):  # as many copies as there may be take no memory
             pieces, waiting = [join()], 0
-    keys, rows, times = join()
+    return join()
+
+
+def count_duplicates(job: Job, part: str, buckets: int) -> None:
+    """Count the finite rows that equal an earlier one, among those whose hash falls in one bucket."""
+    keys, rows, times = _tally(job, number_of(part), buckets, "block", _words(job))
     repeated = np.flatnonzero(times > 1)
     with job.run.part(STAGE, part) as out:
         out.attributes |= {
@@ -170,7 +191,7 @@ def find_copies(job: Job, part: str, buckets: int, among: int) -> None:
     """Name a block's copies, and draw the samples of the rows that are none."""
     block = number_of(part)
     start, stop = job.geometry.block(block)
-    keys, finite = _keys(job, block)
+    keys, finite = _keys(job, block, "block", _words(job))
     rows = np.arange(start, stop)
     first, times = rows.copy(), np.ones(len(rows), job.geometry.index_dtype)
     for bucket, name in enumerate(numbered("duplicates", buckets)):
@@ -185,7 +206,9 @@ def find_copies(job: Job, part: str, buckets: int, among: int) -> None:
         out.write("firsts", first[copies])
         out.write("repeated", repeated)
         out.write("times", times[repeated])
-        _draw(job, out, as_float32(job.input.read(start, stop)), rows, allowed, among)
+        x = job.input.read(start, stop)
+        keep = vectors.is_wide(x.dtype) and centred(job.config.neighbors.metric, x.dtype)
+        _draw(job, out, x if keep else vectors.as_float32(x), rows, allowed, among)
         out.attributes["copies"] = len(copies)
 
 
@@ -215,6 +238,67 @@ def distinct_rows(job: Job) -> int:
     return job.geometry.rows - int(copies)
 
 
+# what a cast to float32 loses --------------------------------------------------------------------
+
+
+def find_centre(job: Job, part: str, applies: bool) -> None:
+    """Find what is subtracted from all rows: the middle of the first that are finite, so that no single one decides."""
+    found: list[np.ndarray] = []
+    for block in range(job.geometry.blocks if applies else 0):
+        start, _ = job.geometry.block(block)
+        status = job.run.read(STAGE, numbered("block", block + 1)[-1], "status")
+        finite = np.flatnonzero((status & DROPPED) == 0)[: MIDDLE_ROWS - sum(map(len, found))]
+        if len(finite):
+            some = job.input.read(start + int(finite[0]), start + int(finite[-1]) + 1)[finite - finite[0]]
+            found.append(vectors.on_sphere(some) if job.config.neighbors.metric == vectors.SPHERICAL else some)
+        if sum(map(len, found)) == MIDDLE_ROWS:
+            break
+    with job.run.part(STAGE, part) as out:
+        out.attributes["applies"] = applies
+        if applies:
+            out.write("centre", vectors.middle(np.concatenate(found)))
+
+
+def hash_cast(job: Job, part: str) -> None:
+    """Hash a block's rows as they come and as they are embedded, -0 as 0, to tell how many fall together."""
+    x = job.input.read(*job.geometry.block(number_of(part)))
+    placed = job.place(x)
+    with job.run.part(STAGE, part) as out:
+        for name, values in (("hashes", x), ("placed", placed)):
+            if values.dtype.kind == "f":
+                values += 0
+            out.write(name, hash_rows(values))
+
+
+def count_merged(job: Job, part: str, buckets: int) -> None:
+    """Count the different rows among those whose hash falls in one bucket, as they come and as they are embedded."""
+    with job.run.part(STAGE, part) as out:
+        for word in ("hashes", "placed"):
+            out.attributes[word] = len(_tally(job, number_of(part), buckets, "cast", [word])[1])
+
+
+def _count_cast(context: Context, inexact: int, buckets: int) -> dict:
+    """Return how many rows a cast to float32 changes, and how many it makes equal to others."""
+    config, store, dtype = context.config, context.run, context.job.input.dtype
+    applies = config.neighbors.metric == vectors.SPHERICAL or inexact > 0
+    may = centred(config.neighbors.metric, dtype)
+    if may:
+        context.compute(STAGE, find_centre, [CENTRE], applies=applies)
+    merged = 0
+    if inexact:
+        hashed, counted = numbered("cast", context.geometry.blocks), numbered("merged", buckets)
+        context.compute(STAGE, hash_cast, hashed)
+        context.compute(STAGE, count_merged, counted, buckets=buckets)
+        merged = total(store, STAGE, counted, "hashes") - total(store, STAGE, counted, "placed")
+    if merged:
+        done = "once a row in their middle is subtracted" if may else "without more ado, since the metric forbids it"
+        context.note(
+            f"vectors: {merged} rows of {dtype} differ from others by less than float32 tells apart, to which rows are "
+            f"cast {done}: they count as equal. Where that matters, take the columns' offsets off, or scale them"
+        )
+    return {"inexact": inexact, "centred": may and applies, "merged": merged}
+
+
 # the stage ---------------------------------------------------------------------------------------
 
 
@@ -237,6 +321,17 @@ def _check_finite(context: Context, blocks: list[str]) -> int:
     return nonfinite
 
 
+def _check_angles(context: Context, blocks: list[str]) -> None:
+    """Refuse degrees where radians are meant."""
+    latitude, longitude = np.max([context.run.summary(STAGE, part)["angles"] for part in blocks], axis=0)
+    if latitude > np.pi / 2 + DEGREES or longitude > 2 * np.pi + DEGREES:
+        raise InputError(
+            f"{context.config.input.path}: neighbors.metric = haversine takes latitude and longitude in radians, in "
+            f"this order: at most pi/2 and 2 pi; the rows reach {latitude:.6g} and {longitude:.6g}. Turn degrees into "
+            f"radians (numpy.radians), or put the columns in that order, and name another output"
+        )
+
+
 def run(context: Context) -> dict:
     """Check the input; return what was counted.
 
@@ -249,6 +344,8 @@ def run(context: Context) -> dict:
     blocks = numbered("block", context.geometry.blocks)
     context.compute(STAGE, check_block, blocks)
     nonfinite = _check_finite(context, blocks)
+    if config.neighbors.metric == vectors.SPHERICAL:
+        _check_angles(context, blocks)
     buckets = tally_buckets(config, rows)
     parts = numbered("duplicates", buckets)
     context.compute(STAGE, count_duplicates, parts, buckets=buckets)
@@ -266,6 +363,7 @@ def run(context: Context) -> dict:
     facts = {
         "rows": rows,
         "dropped": nonfinite,
+        **_count_cast(context, total(store, STAGE, blocks, "inexact"), buckets),
         "missing_chunks": context.job.input.absent.chunks,
         "zero": total(store, STAGE, blocks, "zero"),
         "duplicates": duplicates,

@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -137,3 +139,84 @@ def test_ordered_distances_are_summed_in_lanes_that_are_halved(seed, dims):
     for gap in (a - b)[whole:]:
         total += gap * gap
     assert vectors.ordered_distance(a, b) == total
+
+
+# what float32 does not hold ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["i4", "u4", "i8", "u8", "f8"])
+def test_differences_far_from_zero_are_as_exact_as_near_it(dtype):
+    top = 2**52 if dtype == "f8" else np.iinfo(dtype).max - 100
+    steps = np.random.default_rng(3).integers(0, 100, (50, 4))
+    centre = np.full(4, top + 50, dtype)
+    assert (
+        vectors.place(steps.astype(dtype) + np.array(top, dtype), "euclidean", centre).tolist()
+        == (steps - 50.0).tolist()
+    )
+
+
+@pytest.mark.parametrize("dtype", ["i8", "u8", "i4"])
+def test_no_difference_of_integers_overflows(dtype):
+    least, most = np.iinfo(dtype).min, np.iinfo(dtype).max
+    x = np.array([[least, most, 0]], dtype)
+    for centre in (least, most, 7):
+        found = vectors.place(x, "euclidean", np.full(3, centre, dtype))
+        assert found.tolist() == [[float(np.float32(value - centre)) for value in (int(least), int(most), 0)]]
+
+
+def test_a_difference_beyond_float32_is_its_greatest_number():
+    x = np.array([[3e38, -3e38, 1.0]])
+    most = np.finfo(np.float32).max
+    assert vectors.place(x, "euclidean", np.array([-3e38, 3e38, 1.0])).tolist() == [[most, -most, 0]]
+
+
+@pytest.mark.parametrize("dtype", ["f4", "f2", "u1", "i2", "?"])
+def test_narrow_numbers_are_cast_alone(dtype):
+    assert not vectors.is_wide(np.dtype(dtype))
+    x = np.arange(12).reshape(3, 4).astype(dtype)
+    assert vectors.place(x, "euclidean", None).tobytes() == x.astype(np.float32).tobytes()
+
+
+@pytest.mark.parametrize(
+    ("values", "wanted"),
+    [
+        (np.array([[0.5, -3.0], [0.1, 1.0], [np.nan, 0.1], [1e300, 0.1], [-0.0, 2.0**80]]), [0, 1, 0, 0, 0]),
+        (np.array([[2**24, -(2**24)], [2**24 + 1, 0], [0, -(2**24) - 1]], np.int64), [0, 1, 1]),
+        (np.array([[2**64 - 1, 0], [5, 6]], np.uint64), [1, 0]),
+    ],
+    ids=["float64", "int64", "uint64"],
+)
+def test_rows_are_told_that_a_cast_changes(values, wanted):
+    assert vectors.inexact(values, vectors.as_float32(values)).tolist() == [bool(row) for row in wanted]
+
+
+def test_the_middle_is_made_of_values_and_heeds_no_outlier():
+    rows = np.array([[1e30, 3], [2, 1], [3, -(10.0**9)], [1, 2]])
+    assert vectors.middle(rows).tolist() == [2, 1]
+    assert vectors.middle(rows[:1]).tolist() == [1e30, 3]
+
+
+# the sphere --------------------------------------------------------------------------------------
+
+
+def test_angles_on_the_sphere_are_haversine_distances():
+    rng = np.random.default_rng(4)
+    x = np.stack([np.arcsin(rng.uniform(-1, 1, 60)), rng.uniform(-np.pi, np.pi, 60)], axis=1)
+    x[:2], x[2:4] = [[0.3, np.pi - 1e-4], [0.3, 1e-4 - np.pi]], [[np.pi / 2, 0.5], [np.pi / 2 - 1e-4, -2.0]]
+    centre = vectors.on_sphere(x[7:8])[0]
+    placed = vectors.place(x, "haversine", centre)
+    wanted = np.array([[named_distances["haversine"](a, b) for b in x] for a in x])
+    found = vectors.from_squared(cdist(placed, placed, "sqeuclidean"), "haversine")
+    np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-6)
+    assert found[0, 1] == pytest.approx(2e-4 * np.cos(0.3), rel=1e-2)
+    assert found[2, 3] == pytest.approx(1e-4, rel=1e-2)
+    circles = [[vectors.great_circle(a, b) for b in placed] for a in placed]
+    np.testing.assert_allclose(circles, found, rtol=1e-6, atol=1e-9)
+
+
+def test_places_a_metre_apart_are_told_apart():
+    metre = 1 / 6_371_000
+    north = np.arange(50)[:, None] * [metre, 0] + [0.9, 0.2]
+    placed = vectors.place(north, "haversine", vectors.on_sphere(north[20:21])[0])
+    steps = [vectors.great_circle(a, b) / metre for a, b in itertools.pairwise(placed)]
+    np.testing.assert_allclose(steps, 1, rtol=1e-4)
