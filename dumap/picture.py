@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import numpy as np
 
 from dumap.errors import ConfigError, InputError
@@ -9,8 +11,117 @@ from dumap.errors import ConfigError, InputError
 PIXELS = 900
 SPARSE_ROWS = 200_000
 """Below this, a row is drawn wider than a pixel."""
-NAMED_LABELS = 20
-"""Up to as many labels are named in a legend."""
+COLOURS = 20
+"""Colours of categories, each a layer of pixels: of more than so many, some share one, and none is named."""
+MOST_NUMBERS = 100
+"""Up to so many different whole numbers are categories; of more, and of other numbers, the colour is the value's."""
+SHARE = (1, 99)
+"""Percentiles of the values between which colours differ, so that a few far ones leave some to the others."""
+UNKNOWN = "#d9d9d9"
+"""Colour of rows that have no label."""
+
+
+class Categories(NamedTuple):
+    """A kind a row, and what the kinds are called; -1 is none."""
+
+    codes: np.ndarray
+    names: list[str]
+
+
+class Values(NamedTuple):
+    """A number a row, those from which to which colours differ, and the unit of dates; NaN is none."""
+
+    numbers: np.ndarray
+    low: float
+    high: float
+    dates: str | None = None
+
+
+def _values(numbers: np.ndarray, dates: str | None = None) -> Values:
+    """Bound values to where most of them lie."""
+    finite = numbers[np.isfinite(numbers)]
+    low, high = np.percentile(finite, SHARE).tolist() if len(finite) else (0.0, 1.0)
+    if low == high:
+        low, high = (float(finite.min()), float(finite.max())) if len(finite) else (0.0, 1.0)
+    return Values(np.clip(numbers, low, high), low, high, dates)
+
+
+def read_labels(labels: np.ndarray) -> Categories | Values:
+    """Tell whether labels are kinds or values.
+
+    Raises
+    ------
+    InputError
+        They are neither.
+    """
+    import pandas
+
+    kind = labels.dtype.kind
+    if kind in "Mm":
+        unit = np.datetime_data(labels.dtype)[0]
+        return _values(np.where(np.isnat(labels), np.nan, labels.astype(np.int64).astype(float)), f"{kind}8[{unit}]")
+    if kind not in "biufOUST":
+        raise InputError(f"labels of dtype {labels.dtype} colour nothing: give numbers, dates or names")
+    labels = labels.astype({"f": np.float64, "T": object}.get(kind, labels.dtype))
+    try:
+        codes, kinds = pandas.factorize(labels, sort=kind not in "OT")
+    except TypeError as error:
+        raise InputError(f"labels of dtype {labels.dtype} cannot be told apart ({error})") from error
+    if len(kinds) > {"f": COLOURS, "i": MOST_NUMBERS, "u": MOST_NUMBERS}.get(kind, len(kinds)):
+        return _values(labels.astype(np.float64))
+    names = [name.decode(errors="replace") if isinstance(name, bytes) else f"{name}" for name in list(kinds)]
+    if kind in "OT":
+        order = np.argsort(np.array(names, dtype=str), kind="stable")
+        codes, names = np.append(np.argsort(order), -1)[codes], [names[at] for at in order]
+    return Categories(codes, names)
+
+
+def _kinds(frame: Any, canvas: Any, found: Categories) -> tuple[Any, list]:
+    """Shade rows by their kinds; return the image, and what names the colours."""
+    import datashader
+    import matplotlib
+    import pandas
+    from datashader import transfer_functions
+    from matplotlib.lines import Line2D
+
+    count = min(len(found.names), COLOURS)
+    map_of_colours = matplotlib.colormaps["tab20" if len(found.names) > 10 else "tab10"]
+    colours = [matplotlib.colors.to_hex(map_of_colours(number)) for number in range(count)]
+    codes = np.where(found.codes < 0, -1, found.codes % COLOURS)
+    frame = frame.assign(label=pandas.Categorical.from_codes(codes, list(range(count))))
+    counts = canvas.points(frame[codes >= 0], "x", "y", datashader.count_cat("label"))
+    image = transfer_functions.shade(counts, color_key=colours, how="eq_hist", min_alpha=120)
+    named = zip(colours, found.names, strict=True) if len(found.names) <= COLOURS else ()
+    return image, [Line2D([], [], marker="o", ls="", color=colour, label=name) for colour, name in named]
+
+
+def _numbers(frame: Any, canvas: Any, found: Values) -> Any:
+    """Shade each pixel by the mean of its rows' values."""
+    import datashader
+    import matplotlib
+    from datashader import transfer_functions
+
+    frame = frame.assign(label=found.numbers)[np.isfinite(found.numbers)]
+    means = canvas.points(frame, "x", "y", datashader.mean("label"))
+    span = (found.low, found.high if found.high > found.low else found.low + 1)
+    return transfer_functions.shade(means, cmap=matplotlib.colormaps["viridis"], how="linear", span=span)
+
+
+def _add_bar(figure: Any, axes: Any, found: Values) -> None:
+    """Draw which colour is which value."""
+    import matplotlib
+
+    scale = matplotlib.colors.Normalize(found.low, found.high if found.high > found.low else found.low + 1)
+    bar = figure.colorbar(matplotlib.cm.ScalarMappable(scale, "viridis"), ax=axes, shrink=0.5)
+    bar.outline.set_visible(False)
+    if found.dates:
+        bar.formatter = matplotlib.ticker.FuncFormatter(lambda value, _: str(np.array(int(value)).astype(found.dates)))
+        bar.update_ticks()
+
+
+def _range(values: np.ndarray) -> tuple[float, float]:
+    low, high = float(values.min()), float(values.max())
+    return (low, high) if high > low else (low - 0.5, high + 0.5)
 
 
 def draw(y: np.ndarray, labels: np.ndarray | None, out: str) -> None:
@@ -21,8 +132,13 @@ def draw(y: np.ndarray, labels: np.ndarray | None, out: str) -> None:
     y : ndarray of float32, shape (rows, 2)
         Rows that are not finite are left out.
     labels : ndarray, shape (rows,), optional
-        A colour each.
+        Kinds, a colour each, or values along a scale; rows whose label is NaN, NaT or None are grey.
     out : str
+
+    Raises
+    ------
+    InputError
+        The labels are not one a row, or colour nothing.
     """
     try:
         import datashader
@@ -30,32 +146,32 @@ def draw(y: np.ndarray, labels: np.ndarray | None, out: str) -> None:
         import pandas
         from datashader import transfer_functions
     except ImportError as error:
-        raise ConfigError("pictures need the extra 'plot': pip install 'dumap[plot]'") from error
+        raise ConfigError("pictures need matplotlib and datashader: pip install matplotlib datashader") from error
     matplotlib.use("agg")
     from matplotlib import pyplot
-    from matplotlib.lines import Line2D
 
-    if labels is not None and len(labels) != len(y):
-        raise InputError(f"{len(labels)} labels for {len(y)} rows")
+    if labels is not None and labels.shape != (len(y),):
+        raise InputError(f"labels of shape {labels.shape} for {len(y)} rows: give one a row")
     finite = np.isfinite(y).all(axis=1)
+    if not finite.any():
+        raise InputError("none of the rows has coordinates to be drawn at")
     frame = pandas.DataFrame({"x": y[finite, 0], "y": y[finite, 1]})
-    canvas = datashader.Canvas(PIXELS, PIXELS)
-    handles = []
-    if labels is None:
+    canvas = datashader.Canvas(PIXELS, PIXELS, x_range=_range(frame["x"].values), y_range=_range(frame["y"].values))
+    found = None if labels is None else read_labels(labels[finite])
+    handles: list = []
+    if found is None:
         image = transfer_functions.shade(canvas.points(frame, "x", "y"), cmap=["#9ecae1", "#08306b"], how="eq_hist")
     else:
-        frame["label"] = pandas.Categorical(labels[finite])
-        names = list(frame["label"].cat.categories)
-        colours = [
-            matplotlib.colors.to_hex(pyplot.get_cmap("tab20" if len(names) > 10 else "tab10")(i % 20))
-            for i in range(len(names))
-        ]
-        counts = canvas.points(frame, "x", "y", datashader.count_cat("label"))
-        image = transfer_functions.shade(counts, color_key=colours, how="eq_hist", min_alpha=120)
-        if len(names) <= NAMED_LABELS:
-            handles = [
-                Line2D([], [], marker="o", ls="", color=c, label=str(n)) for c, n in zip(colours, names, strict=True)
-            ]
+        known = found.codes >= 0 if isinstance(found, Categories) else np.isfinite(found.numbers)
+        layers = []
+        if not known.all():
+            layers.append(transfer_functions.shade(canvas.points(frame[~known], "x", "y"), cmap=[UNKNOWN, UNKNOWN]))
+        if known.any() and isinstance(found, Categories):
+            image, handles = _kinds(frame, canvas, found)
+            layers.append(image)
+        elif known.any() and isinstance(found, Values):
+            layers.append(_numbers(frame, canvas, found))
+        image = transfer_functions.stack(*layers) if len(layers) > 1 else layers[0]
     if len(frame) < SPARSE_ROWS:
         image = transfer_functions.spread(image, px=1)
     figure, axes = pyplot.subplots(figsize=(8, 7), dpi=120)
@@ -64,5 +180,7 @@ def draw(y: np.ndarray, labels: np.ndarray | None, out: str) -> None:
     axes.set_title(f"{int(finite.sum()):,} rows", loc="left", fontsize=10)
     if handles:
         axes.legend(handles=handles, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    if isinstance(found, Values):
+        _add_bar(figure, axes, found)
     figure.savefig(out, bbox_inches="tight")
     pyplot.close(figure)
