@@ -1,4 +1,4 @@
-"""The command line as hooks.py runs it, with locks that lapse within seconds; waits for a starting gun, if told."""
+"""The command line as hooks.py runs it, with locks renewed many times a second; waits for a starting gun, if told."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import hooks
 from dumap.cli import main
 from dumap.store import lock
 
-lock.BEAT, lock.LEASE = 0.2, 2.0
+lock.BEAT = 0.2
 GUN = "DUMAP_GUN"
 """Names a folder: each driver makes a file 'ready-*' there, and takes the lock once there is a file 'go'."""
 
