@@ -247,13 +247,17 @@ class QualityConfig(_Section):
 
 
 class ClusterConfig(_Section):
-    """Where the run runs; no answer depends on it."""
+    """Where the run runs; no answer depends on it.
+
+    `timeout` is for a scheduler that does not answer, `worker_timeout` for one without a worker that is fit.
+    """
 
     workers: int | None = Field(None, ge=1)
     memory_limit: Bytes | None = None
     scheduler: Location | None = None
     scheduler_file: Location | None = None
     timeout: float = Field(60.0, gt=0.0)
+    worker_timeout: float = Field(600.0, gt=0.0)
 
     @model_validator(mode="after")
     def _consistent(self) -> ClusterConfig:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable
@@ -10,12 +11,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dumap.config import INITS, Config, differences, format_bytes
-from dumap.engine import connect, worker
-from dumap.engine.cluster import Executor, Observer
+from dumap.engine import Engine, Observer, connect
 from dumap.errors import DamageError, DumapError, RunMismatchError, StorageError
 from dumap.geometry import geometry
 from dumap.places import check_places, free_disk, probe_output, with_places
-from dumap.plan import PAUSE_FRACTION, Plan, make_plan
+from dumap.plan import PAUSE_FRACTION, Plan, make_plan, process_bytes
 from dumap.source import Input, Precomputed
 from dumap.stages import (
     Context,
@@ -108,7 +108,7 @@ def run(config: Config, client: Client | None = None, observer: Observer | None 
     job = Job(config, projected.geometry)
     begun = Run(config.output, read_only=True).exists()  # to open it for writing would make its folder
     if begun:
-        check_same(job, force, observer)
+        check_same(job, observer)
         if not lost_identity(job.run) and all(job.run.is_committed(DONE, stage) for stage in STAGES):
             observer.note(f"{config.output}: finished before; nothing to do")
             return status(config.output)
@@ -116,19 +116,22 @@ def run(config: Config, client: Client | None = None, observer: Observer | None 
     if config.cluster.memory_limit and client is None:  # workers too small to start would not even say so
         projected.check(config.cluster.memory_limit, None)
     need = math.ceil(projected.peak_bytes / PAUSE_FRACTION)
-    with connect.connect(config.cluster, client, observer, need) as cluster:
+    record = job.run.attributes if begun and not force else None
+    with connect.connect(config.cluster, client, observer, need) as cluster, contextlib.closing(cluster):
+        cluster.demand(record, make_plan(config, projected.geometry).peak_bytes)
         cluster.preflight()
         projected = make_plan(config, projected.geometry, cluster.worker_memory)
-        projected.check(cluster.worker_memory, free_disk(config.output))
+        projected.check(cluster.worker_memory, free_disk(config.output), cluster.worker_threads)
         probe_output(config.output)
         cluster.check_sight(config.output)
         try:
             with Lock(job.run, observer.note):
                 job.term = job.run.term
                 if not begun and job.run.exists():  # another driver has begun it since
-                    check_same(job, force, observer)
-                create(job, cluster.cpus)
-                check_processors(job.run, cluster.cpus, force)
+                    check_same(job, observer)
+                create(job, cluster)
+                check_workers(job.run, cluster, force)
+                cluster.bind(job.run, projected.peak_bytes)
                 follow(job, projected, cluster, observer)
         except (DumapError, KeyboardInterrupt) as error:
             error.add_note(f"What is committed in {config.output} is kept; the same command goes on from there.")
@@ -149,7 +152,7 @@ def check_chunks(job: Job, note: Callable[[str], None]) -> None:
         Rows(config.start.init).require_chunks()
 
 
-def follow(job: Job, projected: Plan, cluster: Executor, observer: Observer) -> None:
+def follow(job: Job, projected: Plan, cluster: Engine, observer: Observer) -> None:
     """Run the recipe's stages that are not committed yet; make anew what turns out to be damaged on the way."""
     repaired: dict[tuple[str, str], int] = {}
     while True:
@@ -165,12 +168,14 @@ def follow(job: Job, projected: Plan, cluster: Executor, observer: Observer) -> 
                 raise
             observer.note(f"{error}: it is made again")
             forget(job.run, *part)
-            create(job, cluster.cpus)
+            create(job, cluster)
+            cluster.bind(job.run, projected.peak_bytes)
 
 
-def _complete(stage: Any, job: Job, projected: Plan, cluster: Executor, observer: Observer) -> None:
+def _complete(stage: Any, job: Job, projected: Plan, cluster: Engine, observer: Observer) -> None:
     """Run one stage and commit it."""
-    name, wanted = stage.STAGE, projected.stage(stage.STAGE).peak_bytes
+    name = stage.STAGE
+    wanted = process_bytes(projected.stage(name).peak_bytes, cluster.worker_threads)
     observer.started(name, wanted)
     began, cluster.peak_bytes = time.monotonic(), 0
     compute = _compute(job, cluster, observer)
@@ -192,7 +197,7 @@ def _complete(stage: Any, job: Job, projected: Plan, cluster: Executor, observer
     observer.finished(name, seconds, wanted, cluster.peak_bytes, facts)
 
 
-def _compute(job: Job, cluster: Executor, observer: Observer) -> Any:
+def _compute(job: Job, cluster: Engine, observer: Observer) -> Any:
     def compute(
         stage: str, task: Task, parts: list[str], progress: tuple[float, float] | None = None, **options: Any
     ) -> None:
@@ -222,7 +227,7 @@ def data_of(config: Config) -> list[str]:
     return ["input"] if config.neighbors.precomputed is None else list(DATA)
 
 
-def create(job: Job, cpus: list[str]) -> None:
+def create(job: Job, cluster: Engine) -> None:
     """Create what is not there of the run: what it is of, and its final arrays filled with what says 'not yet'."""
     config, cut = job.config, job.geometry
     job.run.create(
@@ -230,8 +235,8 @@ def create(job: Job, cpus: list[str]) -> None:
             "kind": "dumap run",
             "parameters": config.parameters(),
             "seed": config.seed,
-            "versions": worker.versions(),
-            "cpus": cpus,
+            "versions": cluster.versions,
+            "cpus": cluster.cpus,
             **{what: getattr(job, what).describe() for what in data_of(config)},
         }
     )
@@ -274,8 +279,8 @@ def check_data(job: Job, what: str, note: Callable[[str], None]) -> None:
             )
 
 
-def check_same(job: Job, force: bool, observer: Observer) -> None:
-    """Refuse to go on with a run of other parameters, other input or, unless forced, other versions."""
+def check_same(job: Job, observer: Observer) -> None:
+    """Refuse to go on with a run of other parameters or other input."""
     run, config = job.run, job.config
     attributes = run.attributes
     changed = differences(attributes["parameters"], config.parameters())
@@ -287,16 +292,14 @@ def check_same(job: Job, force: bool, observer: Observer) -> None:
         )
     for what in data_of(config):
         check_data(job, what, observer.note)
-    _refuse(run, differences(attributes["versions"], worker.versions()), force)
 
 
-def check_processors(run: Run, cpus: list[str], force: bool) -> None:
-    """Refuse, unless forced, to go on with a run on processors that it was not begun on."""
-    began = run.attributes.get("cpus", [])
-    _refuse(run, [] if set(cpus) <= set(began) else [f"processors: {', '.join(began)} -> {', '.join(cpus)}"], force)
-
-
-def _refuse(run: Run, differs: list[str], force: bool) -> None:
+def check_workers(run: Run, cluster: Engine, force: bool) -> None:
+    """Refuse, unless forced, to go on with a run with versions, or on processors, that it was not begun with."""
+    attributes = run.attributes
+    began, cpus = attributes.get("cpus", []), cluster.cpus
+    differs = differences(attributes["versions"], cluster.versions)
+    differs += [] if set(cpus) <= set(began) else [f"processors: {', '.join(began)} -> {', '.join(cpus)}"]
     if differs and not force:
         raise RunMismatchError(
             f"{run.location} was begun with other versions or processors:\n  "

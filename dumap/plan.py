@@ -85,29 +85,37 @@ class Plan:
             "stages": [asdict(stage) for stage in self.stages],
         }
 
-    def check(self, worker_memory: int, free_disk: int | None) -> None:
+    def check(self, worker_memory: int, free_disk: int | None, threads: int = 1) -> None:
         """Refuse what does not fit; say the number that would.
 
         Parameters
         ----------
         worker_memory : int
-            The smallest worker's limit, 0 for none.
+            The smallest worker's limit, as of one with a single thread; 0 for none.
         free_disk : int or None
             Bytes free where the output lies, where that is known.
+        threads : int
+            Threads of a worker, of which each needs a task's memory, and all one interpreter's.
         """
         need = math.ceil(self.peak_bytes / PAUSE_FRACTION)
         if worker_memory and need > worker_memory:
             stage = max(self.stages, key=lambda s: s.peak_bytes)
+            limit = math.ceil(process_bytes(self.peak_bytes, threads) / PAUSE_FRACTION / 2**20)
             raise BudgetError(
                 f"stage {stage.name} is projected to peak at {format_bytes(stage.peak_bytes)} a worker, but the "
                 f"smallest worker has {format_bytes(worker_memory)}, of which {PAUSE_FRACTION:.0%} may be used: give "
-                f"workers --memory-limit {math.ceil(need / 2**20)}MiB or more"
+                f"workers --memory-limit {limit}MiB or more" + f", for {threads} threads each" * (threads > 1)
             )
         if free_disk is not None and self.disk_bytes > free_disk:
             raise BudgetError(
                 f"the run is projected to write {format_bytes(self.disk_bytes)}, but the output has "
                 f"{format_bytes(free_disk)} free: make room, or name another output"
             )
+
+
+def process_bytes(peak_bytes: int, threads: int) -> int:
+    """Return the bytes of a process with so many tasks of a peak at once: one interpreter, and what each task adds."""
+    return INTERPRETER_BYTES + threads * (peak_bytes - INTERPRETER_BYTES)
 
 
 def audits(config: Config) -> int:

@@ -28,7 +28,7 @@ def with_value(key: str, value: object) -> dict:
         ("neighbors.neighbours", "n_neighbors, metric, metric_kwds"),
         ("layout.epochs", "n_components, n_epochs, learning_rate"),
         ("input.file", "path, array, nonfinite"),
-        ("cluster.nodes", "workers, memory_limit, scheduler, scheduler_file, timeout"),
+        ("cluster.nodes", "workers, memory_limit, scheduler, scheduler_file, timeout, worker_timeout"),
     ],
 )
 def test_an_unknown_key_is_named_beside_those_allowed(key, allowed):

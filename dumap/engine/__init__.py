@@ -1,1 +1,87 @@
 """Runs tasks: on Dask, the only folder that imports it, with the checks of what is run on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from dumap.stages import Job
+    from dumap.store import Run
+
+
+class Observer(Protocol):
+    """Who is told how a run goes on."""
+
+    def started(self, stage: str, projected_bytes: int) -> None:
+        """A stage has begun."""
+
+    def advanced(self, stage: str, done: float, total: float) -> None:
+        """Some of the stage's current step is done."""
+
+    def finished(self, stage: str, seconds: float, projected_bytes: int, peak_bytes: int, facts: dict) -> None:
+        """A stage is committed."""
+
+    def note(self, message: str) -> None:
+        """Something worth a line in the log."""
+
+
+class Engine(Protocol):
+    """What the recipe and the stages ask of whatever runs their tasks.
+
+    Attributes
+    ----------
+    peak_bytes : int
+        The most bytes that a process held while it ran tasks, since the recipe last set this to 0.
+    """
+
+    peak_bytes: int
+
+    @property
+    def threads(self) -> int:
+        """The threads there are now."""
+
+    @property
+    def host_threads(self) -> int:
+        """The threads of the host that has most."""
+
+    @property
+    def worker_threads(self) -> int:
+        """The most threads that share one process's memory."""
+
+    @property
+    def worker_memory(self) -> int:
+        """The least memory limit, as of a process with one thread: its interpreter and one task; 0 without limits."""
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """The versions that the tasks run with."""
+
+    @property
+    def cpus(self) -> list[str]:
+        """The kind of processors that the tasks run on, one; none before the preflight."""
+
+    def demand(self, record: dict[str, Any] | None, peak_bytes: int) -> None:
+        """Say, before the preflight, what an unfinished run's attributes are and what a task of the plan may take."""
+
+    def preflight(self) -> None:
+        """Find out what there is, and fail where nothing can do the work."""
+
+    def check_sight(self, output: str) -> None:
+        """Fail unless the output is seen, and can be written, from where tasks run."""
+
+    def bind(self, run: Run, peak_bytes: int) -> None:
+        """Hold all that comes later to the run that is there now, and to the plan's peak of a task."""
+
+    def map(
+        self,
+        task: Callable[..., None],
+        job: Job,
+        parts: Sequence[str],
+        options: dict[str, Any],
+        advanced: Callable[[float, float], None],
+    ) -> None:
+        """Run `task(job, part, **options)` for every part."""
+
+    def close(self) -> None:
+        """Leave nothing behind where the tasks ran."""

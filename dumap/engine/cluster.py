@@ -1,148 +1,220 @@
 """Maps tasks over the parts of a stage, on Dask.
 
-The executor knows no stage: it maps a function over parts, keeps few of them in flight, measures each task's
-peak memory on its worker, tries again what a dying worker dropped, and never waits without a bound.
+The executor knows no stage: it maps a function over parts, keeps as many of them on their way as make a cluster grow,
+measures each task's peak memory on its worker, tries again what a dying worker dropped, sends nothing to workers
+that differ from the others, and never waits without a bound.
 """
 
 from __future__ import annotations
 
-import contextlib
-import time
+import hashlib
+import sys
+from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from dataclasses import replace
+from typing import Any
 
-from distributed import Client, wait
-from distributed.comm import CommClosedError
-from distributed.scheduler import KilledWorker
+from distributed import Client
 
+from dumap.engine import Observer as Observer
 from dumap.engine import worker
-from dumap.engine.task_queue import Line
-from dumap.engine.worker import WorkerFacts
-from dumap.errors import ClusterError, DumapError, StorageError, TaskError
+from dumap.engine.backups import Durations
+from dumap.engine.checks import Demands, WorkerFacts, common, differences, share
+from dumap.engine.link import Killed, Link, Lost
+from dumap.engine.members import Members, host_of
+from dumap.engine.step import ATTEMPTS as ATTEMPTS
+from dumap.engine.step import POLL_SECONDS as POLL_SECONDS
+from dumap.engine.step import Step, Work
+from dumap.errors import ClusterError
 from dumap.stages import Job
-from dumap.store import Run, probe_key
+from dumap.store import IDENTITY, Run, manifest_key, probe_key
+from dumap.store.objects import digest
 
-ATTEMPTS = 4
-"""Deaths of workers that had nothing but one part to do, before the run gives up on it."""
-NAMED = 8
-"""Parts that an error names."""
-POLL_SECONDS = 0.5
-
-
-class Observer(Protocol):
-    """Who is told how a run goes on."""
-
-    def started(self, stage: str, projected_bytes: int) -> None:
-        """A stage has begun."""
-
-    def advanced(self, stage: str, done: float, total: float) -> None:
-        """Some of the stage's current step is done."""
-
-    def finished(self, stage: str, seconds: float, projected_bytes: int, peak_bytes: int, facts: dict) -> None:
-        """A stage is committed."""
-
-    def note(self, message: str) -> None:
-        """Something worth a line in the log."""
+WORKER_TIMEOUT = 600.0
+"""Seconds to wait for a worker that is fit, unless told otherwise."""
+PATIENCE = 15.0
+"""Seconds that workers have to answer once one of them has: who is busy, or stopped, is met later."""
+PARTING = 2.0
+"""Seconds that workers have to let go of what they keep, at the end."""
 
 
 class Executor:
-    """Maps tasks over parts on a Dask client.
+    """Maps tasks over parts on a Dask client; see `dumap.engine.Engine`.
 
     Parameters
     ----------
     client : distributed.Client
     timeout : float
-        Seconds to wait for a cluster that has gone quiet.
+        Seconds to wait for a scheduler that has gone quiet.
+    worker_timeout : float
+        Seconds to wait for a worker that is fit.
+    note : callable, optional
+        Told of workers that are left out.
     """
 
-    def __init__(self, client: Client, timeout: float) -> None:
-        self.client, self.timeout = client, timeout
+    def __init__(
+        self,
+        client: Client,
+        timeout: float,
+        worker_timeout: float = WORKER_TIMEOUT,
+        note: Callable[[str], None] = lambda message: None,
+    ) -> None:
+        self.link = Link(client, timeout)
         self.peak_bytes = 0
         self.workers: list[WorkerFacts] = []
+        self._members = Members(self.link, timeout, worker_timeout, note)
+        self._durations, self._messages = Durations(), deque[dict]()
+        self._note, self._worker_timeout = note, worker_timeout
+        self._record: dict[str, Any] | None = None
+        self._demands = Demands(**worker.own())
 
-    def preflight(self) -> None:
-        """Wait for workers, and refuse those that cannot do the work.
+    @property
+    def client(self) -> Client:
+        """The Dask client."""
+        return self.link.client
 
-        Raises
-        ------
-        ClusterError
-            No worker in time, or dumap missing or of another version.
-        """
-        answers: dict[str, Any] = {}
-        while not answers:
-            try:
-                self.client.wait_for_workers(1, timeout=self.timeout)
-            except TimeoutError:
-                raise ClusterError(
-                    f"{self._where()}: no worker within {self.timeout:.0f} s; start workers, or raise cluster.timeout"
-                ) from None
-            try:
-                asked = self.client.run(worker.facts, on_error="return")
-                threads = self.client.nthreads()
-            except Exception as error:
-                raise ClusterError(f"{self._where()}: the workers could not be asked ({error})") from error
-            answers = {who: said for who, said in asked.items() if not isinstance(said, CommClosedError)}  # has left
-        own = worker.versions()
-        self.workers = []
-        for address, answer in answers.items():
-            if isinstance(answer, Exception):
-                raise ClusterError(
-                    f"worker {address} cannot run dumap ({type(answer).__name__}: {answer}): install "
-                    f"dumap {own['dumap']} there"
-                )
-            if answer["versions"] != own:
-                other = {k: v for k, v in answer["versions"].items() if own.get(k) != v}
-                raise ClusterError(
-                    f"worker {address} has other versions than this client: {other}, here "
-                    f"{ {k: own.get(k) for k in other} }; install the same on both"
-                )
-            host = address.split("://")[-1].rsplit(":", 1)[0]
-            self.workers.append(WorkerFacts(address, host, threads.get(address, 1), **answer))
-
-    def check_sight(self, output: str) -> None:
-        """Refuse workers that do not see the output, or cannot write to it.
-
-        Raises
-        ------
-        ClusterError
-        """
-        run, key = Run(output), probe_key()
-        run.put(key, b"seen")
-        try:
-            answers = self.client.run(worker.see, output, key, on_error="return")
-        finally:
-            run.delete(key)
-        for address, answer in answers.items():
-            if isinstance(answer, Exception) and not isinstance(answer, CommClosedError):  # it may have just left
-                raise ClusterError(f"worker {address}: {answer}")
-
-    def _where(self) -> str:
-        scheduler = self.client.scheduler
-        return f"the cluster at {scheduler.address if scheduler else 'an unknown address'}"
+    # what there is -----------------------------------------------------------------------------
 
     @property
     def worker_memory(self) -> int:
-        """The smallest worker's memory limit for one task, 0 where none has any."""
-        limits = [w.memory_limit // max(1, w.threads) for w in self.workers if w.memory_limit]
-        return min(limits, default=0)
+        """The smallest worker's memory limit, as of one with a single thread; 0 where none has any."""
+        return min((share(w.memory_limit, w.threads) for w in self.workers if w.memory_limit), default=0)
 
     @property
     def cpus(self) -> list[str]:
-        """The kinds of processors that the workers compute on."""
-        return sorted({w.cpu for w in self.workers})
+        """The kind of processors that the workers compute on."""
+        return [self._demands.cpu] if self._demands.cpu else []
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """The versions that the workers have."""
+        return dict(self._demands.versions) or worker.versions()
 
     @property
     def threads(self) -> int:
-        """The threads of all workers."""
-        return max(1, sum(w.threads for w in self.workers))
+        """The threads of all workers that are fit."""
+        return max(1, self._members.threads)
 
     @property
     def host_threads(self) -> int:
         """The threads of the workers on the host that has most."""
-        totals: dict[str, int] = {}
-        for one in self.workers:
-            totals[one.host] = totals.get(one.host, 0) + one.threads
-        return max(totals.values(), default=1)
+        return max(1, self._members.host_threads)
+
+    @property
+    def worker_threads(self) -> int:
+        """The most threads that a worker has."""
+        return max(self._members.fit.values(), default=1)
+
+    # checks ------------------------------------------------------------------------------------
+
+    def demand(self, record: dict[str, Any] | None, peak_bytes: int) -> None:
+        """Say, before the preflight, what an unfinished run's attributes are and what a task of the plan may take."""
+        self._record = record
+        self._demands = replace(self._demands, peak_bytes=peak_bytes)
+
+    def preflight(self) -> None:
+        """Wait for workers, and leave those out that cannot do the work, or differ from what most have.
+
+        Raises
+        ------
+        ClusterError
+            No worker that is fit in time.
+        """
+        wave = self._first_wave()
+        versions, cpu = common(wave, self._record)
+        self._demands = replace(self._demands, versions=tuple(sorted(versions.items())), cpu=cpu)
+        but_memory = replace(self._demands, peak_bytes=0)
+        alike = []
+        for one in wave:
+            if reasons := differences(but_memory, one):
+                self._members.leave_out(one.address, reasons)
+            else:
+                alike.append(one)
+        large = [one for one in alike if not differences(self._demands, one)]
+        for one in alike if large else ():
+            if one not in large:
+                self._members.leave_out(one.address, differences(self._demands, one))
+        self.workers = large or alike  # where all are too small, the plan says so, with the number
+
+    def _first_wave(self) -> list[WorkerFacts]:
+        """Ask the workers that are there what they have; where there is none, wake a cluster that scales from none."""
+        members, asked, answered = self._members, dict[str, Any](), dict[str, WorkerFacts]()
+        members.attend()
+        waking, patience = None, float("inf")
+        try:
+            while True:
+                members.refresh(lambda: "a first question")
+                for address in members.present.keys() - asked.keys():
+                    asked[address] = self.link.call((worker.facts,), address)
+                if not members.present and waking is None:
+                    waking = self.link.call((worker.facts,), None)
+                for address, said in self.link.answers(asked).items():
+                    del asked[address]
+                    self._take_in(address, said, answered)
+                if answered and patience == float("inf"):
+                    patience = self.link.now() + PATIENCE
+                waiting = members.fit.keys() - answered.keys()
+                if answered and (not waiting or self.link.now() > patience):
+                    return [answered[address] for address in sorted(answered) if address in members.fit]
+                self.link.sleep()
+        finally:
+            self.link.cancel([*asked.values(), *([waking] if waking else [])])
+
+    def _take_in(self, address: str, said: Any, answered: dict[str, WorkerFacts]) -> None:
+        """Take in what a worker said of itself, or why it could not."""
+        if isinstance(said, (Lost, Killed)):  # it has left
+            return
+        if isinstance(said, Exception):
+            self._members.leave_out(address, [_cannot(said, self._demands.dumap)])
+            return
+        facts = WorkerFacts(address, host_of(address), self._members.present.get(address, 1), **said)
+        basic = Demands(self._demands.dumap, self._demands.format)
+        if reasons := differences(basic, facts):
+            self._members.leave_out(address, reasons)
+        else:
+            answered[address] = facts
+
+    def _question(self) -> bool:
+        """Ask the workers that have not proven to be fit; tell whether one is not."""
+        doubtful = self._members.fit.keys() - self._members.proven
+        found = self.link.ask((worker.unfit, self._demands), doubtful, PATIENCE)
+        for address, said in found.items():
+            reasons = [_cannot(said, self._demands.dumap)] if isinstance(said, Exception) else said
+            if reasons:
+                self._members.leave_out(address, reasons)
+            else:
+                self._members.proven.add(address)
+        return any(address in self._members.unfit for address in found)
+
+    def check_sight(self, output: str) -> None:
+        """Leave out workers that do not see the output, or cannot write to it.
+
+        Raises
+        ------
+        ClusterError
+            None of them does.
+        """
+        run, key = Run(output), probe_key()
+        run.put(key, b"seen")
+        try:
+            answers = self.link.ask((worker.see, output, key), [one.address for one in self.workers], PATIENCE)
+        finally:
+            run.delete(key)
+        blind = {address: said for address, said in answers.items() if isinstance(said, Exception)}
+        if blind and len(blind) == len(answers):
+            address, said = next(iter(sorted(blind.items())))
+            raise ClusterError(f"worker {address}: {said}")
+        for address, said in blind.items():
+            self._members.leave_out(address, [str(said)])
+        self.workers = [one for one in self.workers if one.address not in blind]
+
+    def bind(self, run: Run, peak_bytes: int) -> None:
+        """Hold workers that come later to the run that is there now, and to the plan's peak of a task."""
+        data = run.get(manifest_key(IDENTITY, "run"))
+        seen = "" if data is None else digest(data)
+        self._demands = replace(self._demands, peak_bytes=peak_bytes, output=run.location, seen=seen)
+
+    # work --------------------------------------------------------------------------------------
 
     def map(
         self,
@@ -160,82 +232,31 @@ class Executor:
             The task's own error; `TaskError` for one from below, or for a part that kills its workers;
             `ClusterError` when the cluster is lost.
         """
-        line = Line(parts, window=max(2, 2 * sum(w.threads for w in self.workers)))
-        flying: dict[Any, str] = {}
-        finished, quiet_since, single = 0, time.monotonic(), len(parts) == 1
+        stage, module = _title(task), sys.modules.get(task.__module__)
+        group = getattr(module, "STAGE", None)
+        topic, single = _topic(job.config.output), len(parts) == 1
+        self.link.listen(topic, self._messages.append)
 
-        def ticked(event: Any) -> None:
-            message = event[1] if isinstance(event, tuple) else event
-            if single and message.get("run") == job.config.output:
-                advanced(message["done"], message["total"])
+        def call(part: str, number: int) -> tuple:
+            orders = worker.Orders(self._demands, topic, step.name, number, ticks=single)
+            return worker.perform, orders, task, job, part, options
 
-        self.client.subscribe_topic(worker.TOPIC, ticked)
+        def committed(part: str) -> bool:
+            return group is not None and job.run.is_committed(group, part)
+
+        repeatable = not getattr(task, "writes_more", False)
+        work = Work(stage, f"{stage} {task.__name__}", parts, call, committed, advanced, repeatable)
+        step = Step(work, self.link, self._members, self._durations, self._messages, self._question)
         try:
-            while finished < len(parts):
-                while (part := line.take(len(flying))) is not None:
-                    key = f"dumap-{task.__name__}-{part}-{time.time_ns():x}"
-                    flying[self.client.submit(worker.execute, task, job, part, options, key=key, pure=False)] = part
-                try:
-                    with self.client.as_current():
-                        done = wait(list(flying), timeout=POLL_SECONDS, return_when="FIRST_COMPLETED").done
-                except TimeoutError:
-                    done = set()
-                except Exception:  # some were cancelled with the scheduler: _alive decides
-                    done = {future for future in flying if future.done()}
-                names = f"{_title(task)} {_some([*flying.values(), *line.suspects])}"
-                quiet_since = time.monotonic() if done else self._alive(quiet_since, names)
-                for future in done:
-                    died = self._settle(future, f"{_title(task)} {flying[future]}")
-                    future.release()
-                    part = flying.pop(future)
-                    if died == 0:
-                        finished += 1
-                        advanced(finished, len(parts))
-                    elif died is None:
-                        self._alive(quiet_since, names)
-                        line.put_back(part)
-                    elif line.died(part, died) >= ATTEMPTS:
-                        raise TaskError(
-                            f"{_title(task)} {part}: its worker died {line.deaths[part]} times with nothing else to "
-                            f"do; what is committed is kept. Look at the workers' logs: memory is the usual cause"
-                        )
+            step.run()
         finally:
-            if self.client.status == "running":  # a client that lost its scheduler has nothing left to cancel
-                for future in flying:
-                    future.cancel()
-                    future.release()
-                self.client.unsubscribe_topic(worker.TOPIC)
+            self.peak_bytes = max(self.peak_bytes, step.peak_bytes)
 
-    def _settle(self, future: Any, name: str) -> int | None:
-        """Take what became of a task: 0 where it is done, how many workers died with it, or None where it is lost."""
-        if future.status == "finished":  # and so committed, even if what it measured is lost with its worker
-            with contextlib.suppress(Exception):
-                self.peak_bytes = max(self.peak_bytes, future.result(timeout=self.timeout)["peak_bytes"])
-            return 0
-        if future.status in ("cancelled", "lost"):
-            return None
-        error = future.exception()
-        if isinstance(error, KilledWorker):
-            return int(error.allowed_failures) + 1
-        if isinstance(error, DumapError):
-            raise error
-        if isinstance(error, OSError):
-            raise StorageError(f"{name}: {error}") from error
-        raise TaskError(f"{name} failed: {type(error).__name__}: {error}") from error
-
-    def _alive(self, quiet_since: float, names: str) -> float:
-        """Fail once the scheduler or every worker has been gone for too long; return since when."""
-        if self.client.status == "running":
-            try:
-                if self.client.nthreads(callback_timeout=self.timeout):
-                    return time.monotonic()
-            except (OSError, ValueError):
-                pass
-        if time.monotonic() - quiet_since > self.timeout or self.client.status == "closed":
-            raise ClusterError(
-                f"{self._where()} is lost: no scheduler or no worker for {self.timeout:.0f} s; on its way was {names}"
-            )
-        return quiet_since
+    def close(self) -> None:
+        """Leave nothing of the run's with the workers, and hear no more of them."""
+        self.link.close()
+        if self._members.proven and self.link.running:
+            self.link.ask((worker.let_go,), self._members.proven, PARTING)
 
 
 def _title(task: Callable[..., None]) -> str:
@@ -243,6 +264,10 @@ def _title(task: Callable[..., None]) -> str:
     return task.__module__.split(".")[-1]
 
 
-def _some(parts: Sequence[str]) -> str:
-    """Name a few parts."""
-    return ", ".join(parts[:NAMED]) + (f" and {len(parts) - NAMED} more" if len(parts) > NAMED else "")
+def _topic(output: str) -> str:
+    """Name what the tasks of a run are heard on."""
+    return f"dumap-{hashlib.sha256(output.encode()).hexdigest()[:16]}"
+
+
+def _cannot(error: Exception, version: str) -> str:
+    return f"it cannot run dumap ({type(error).__name__}: {error}): install dumap {version} there"

@@ -62,10 +62,10 @@ def connect(
             reached = stack.enter_context(_find(cluster, address))
         else:
             reached = _embedded(stack, cluster, observer, need_bytes)
-            yield Executor(reached, cluster.timeout)
+            yield Executor(reached, cluster.timeout, cluster.worker_timeout, observer.note)
             return
         stack.enter_context(_out_of_the_pool())
-        yield Executor(reached, cluster.timeout)
+        yield Executor(reached, cluster.timeout, cluster.worker_timeout, observer.note)
 
 
 def _check_alone(cluster: ClusterConfig, client: Client | None, address: str | None) -> None:

@@ -16,11 +16,14 @@ class Line:
     ----------
     parts : sequence of str
     window : int
-        Parts that may be on their way at once.
+        Parts that may be on their way at once; it may be changed.
+    many : int, optional
+        So many suspects are many; by default as many as may be on their way. It may be changed.
     """
 
-    def __init__(self, parts: Sequence[str], window: int) -> None:
+    def __init__(self, parts: Sequence[str], window: int, many: int | None = None) -> None:
         self.waiting, self.suspects, self.window = deque(parts), deque[str](), window
+        self.many = window if many is None else many
         self.alone = False
         self.deaths = Counter[str]()
         if len(parts) == 1:
@@ -31,7 +34,7 @@ class Line:
         if flying and self.alone:
             return None
         self.alone = False
-        if self.waiting and flying < self.window and len(self.suspects) < self.window:
+        if self.waiting and flying < self.window and len(self.suspects) < self.many:
             return self.waiting.popleft()
         if self.suspects and not flying:
             self.alone = True
@@ -40,7 +43,7 @@ class Line:
 
     def put_back(self, part: str) -> None:
         """Take back a part that got lost."""
-        (self.suspects if self.alone else self.waiting).append(part)
+        (self.suspects if self.alone else self.waiting).appendleft(part)
 
     def died(self, part: str, workers: int) -> int:
         """Take back a part whose workers died; return how many died of it alone."""

@@ -2,34 +2,51 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import dataclass, replace
+from functools import cache, lru_cache
 from typing import Any
 
-from distributed import Worker, get_worker
+from distributed import Reschedule, Status, Worker, get_worker
 
+import dumap
+from dumap.engine.checks import Demands, UnfitWorker, WorkerFacts, differences
 from dumap.engine.process import cpu, run_task, versions
-from dumap.errors import StorageError
-from dumap.stages import Job
-from dumap.store import Run, probe, set_threads
+from dumap.errors import DumapError, StorageError, TaskError
+from dumap.stages import Job, layout
+from dumap.store import FORMAT, IDENTITY, Run, manifest_key, probe, set_threads
+from dumap.store.objects import digest
 
 SETTLING_SECONDS = 0.5
 """A worker that dies as soon as it is there may not be started again: its nanny is still waiting for it."""
-TOPIC = "dumap"
 
 
 @dataclass(frozen=True)
-class WorkerFacts:
-    """What one worker says of itself."""
+class Orders:
+    """What goes with a task beside the job.
 
-    address: str
-    host: str
-    threads: int
-    memory_limit: int
-    versions: dict[str, str]
-    cpu: str
+    Attributes
+    ----------
+    demands : Demands
+        What the worker must have.
+    topic, step, number
+        Where it says that it begins and that it ends, and as what.
+    ticks : bool
+        Whether it says how far it is.
+    """
+
+    demands: Demands
+    topic: str
+    step: str
+    number: int
+    ticks: bool
+
+
+def own() -> dict[str, Any]:
+    """Return what a client and its workers must have in common."""
+    return {"dumap": dumap.__version__, "format": FORMAT}
 
 
 @cache
@@ -38,22 +55,58 @@ def _met() -> float:
     return time.monotonic()
 
 
-def facts(dask_worker: Worker) -> dict[str, Any]:
-    """Say what a worker has and runs on."""
+def facts() -> dict[str, Any]:
+    """Say what this worker has and runs on."""
     _met()
-    return {
-        "memory_limit": dask_worker.memory_manager.memory_limit or 0,
-        "versions": versions(),
-        "cpu": cpu(),
-    }
+    limit = get_worker().memory_manager.memory_limit or 0
+    return {"memory_limit": limit, "versions": versions(), "cpu": cpu(), "format": FORMAT}
 
 
 def see(output: str, key: str) -> None:
     """Fail unless this worker sees an object that the client wrote, and may write as well."""
-    run = Run(output)
-    if run.get(key) is None:
+    if Run(output, read_only=True).get(key) is None:
         raise StorageError(f"it does not see {output} as this client does: name a shared folder or a URL")
     probe(output)
+
+
+# fitness -----------------------------------------------------------------------------------------
+
+_checking = threading.Lock()
+
+
+def unfit(demands: Demands) -> list[str]:
+    """Say why this worker must not take part in a run; found out once a process."""
+    with _checking:
+        return list(_unfit(demands, get_worker().address))
+
+
+@lru_cache(maxsize=16)
+def _unfit(demands: Demands, address: str) -> tuple[str, ...]:
+    found = differences(demands, WorkerFacts(address, "", get_worker().state.nthreads, **facts()))
+    if not found and demands.seen:
+        found = _blind(demands)
+    return tuple(found)
+
+
+def _blind(demands: Demands) -> list[str]:
+    """Say what keeps this worker from the run's output."""
+    try:
+        data = Run(demands.output, read_only=True).get(manifest_key(IDENTITY, "run"))
+        if data is None or digest(data) != demands.seen:
+            return [f"it does not see {demands.output} as the client does: name a shared folder or a URL"]
+        probe(demands.output)
+    except DumapError as error:
+        return [str(error)]
+    return []
+
+
+def let_go() -> None:
+    """Free what this process keeps for the next task of a run."""
+    layout.let_go()
+    _unfit.cache_clear()
+
+
+# a task ------------------------------------------------------------------------------------------
 
 
 def _settle_in(worker: Worker) -> None:
@@ -61,17 +114,55 @@ def _settle_in(worker: Worker) -> None:
         time.sleep(max(0.0, _met() + SETTLING_SECONDS - time.monotonic()))
 
 
-def execute(task: Callable[..., None], job: Job, part: str, options: dict[str, Any]) -> dict[str, Any]:
-    """Run one task on the worker, and tell of it as it goes on."""
+def perform(orders: Orders, task: Callable[..., None], job: Job, part: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Run one task as part of a run: on a worker that is fit, and that tells of it.
+
+    Raises
+    ------
+    UnfitWorker
+        The worker must not take part; the task has not begun.
+    DumapError
+        As `execute`.
+    """
     worker, last = get_worker(), 0.0
     _settle_in(worker)
+    if reasons := unfit(orders.demands):
+        raise UnfitWorker(worker.address, reasons)
+
+    def tell(message: dict[str, Any]) -> None:
+        worker.log_event(orders.topic, {"step": orders.step, "number": orders.number, **message})
 
     def tick(done: float, total: float) -> None:
         nonlocal last
         if time.monotonic() - last > 1.0:
             last = time.monotonic()
-            worker.log_event(TOPIC, {"run": job.config.output, "part": part, "done": done, "total": total})
+            tell({"done": done, "total": total})
 
+    tell({"worker": worker.address})
+    took = execute(task, replace(job, tick=tick) if orders.ticks else job, part, options)
+    tell(took)
+    return took
+
+
+def execute(task: Callable[..., None], job: Job, part: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Run one task on the worker: libraries on one thread, peak memory measured.
+
+    Raises
+    ------
+    DumapError
+        The task's own error, or one that names what came from below.
+    """
+    worker = get_worker()
     if worker.nanny is not None:  # and so a process that is nobody else's
         set_threads(1)
-    return run_task(task, job, part, options, tick)
+    try:
+        return run_task(task, job, part, options, job.tick)
+    except Exception as error:
+        if worker.status not in (Status.running, Status.paused):  # it is leaving: others may have more luck
+            raise Reschedule() from error
+        if isinstance(error, DumapError):
+            raise
+        name = f"{task.__module__.split('.')[-1]} {part}"
+        if isinstance(error, OSError):
+            raise StorageError(f"{name}: {error}") from error
+        raise TaskError(f"{name} failed: {type(error).__name__}: {error}") from error

@@ -95,6 +95,12 @@ class Job:
 Task = Callable[..., None]
 
 
+def writes_more(task: Task) -> Task:
+    """Mark a task that writes more than its own part, of which no second copy may run beside the first."""
+    task.writes_more = True  # type: ignore[attr-defined]
+    return task
+
+
 @dataclass
 class Context:
     """What a stage's recipe works with, on the driver.

@@ -20,7 +20,7 @@ from dumap.kernels import hashing, layout
 from dumap.kernels.graph import rows_at
 from dumap.kernels.layout import Descent, Edges
 from dumap.plan import kept_bytes, round_bytes, runs_on_one_host
-from dumap.stages import Context, Job, descent, evenly, number_of, range_of, ranged, require_finite
+from dumap.stages import Context, Job, descent, evenly, number_of, range_of, ranged, require_finite, writes_more
 from dumap.stages.graph import Graph
 from dumap.stages.start import Starts
 from dumap.store import Run, Series
@@ -236,6 +236,7 @@ def advance(
         piece.result()
 
 
+@writes_more
 def descend(job: Job, part: str, threads: int) -> None:
     """Run the epochs from the last generation to the end, on this host's cores, and commit checkpoints."""
     graph, epochs = Graph(job.run, job.geometry.shard_rows), job.geometry.n_epochs

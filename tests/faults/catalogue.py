@@ -16,7 +16,7 @@ FAULTS = {
     # while it runs
     1: "a worker is killed, crashes or closes within a task of any stage: the same bytes",
     2: "a worker dies when its object is written and its task has not returned: the same bytes",
-    3: "all workers are gone: an error in bounded time, that says how to go on",
+    3: "all workers are gone: an error once none came for `cluster.worker_timeout`, that says how to go on",
     4: "one part kills every worker that takes it: the error names stage and part, commits are kept",
     5: "the cluster forgives no death ('allowed-failures: 0'): the run completes",
     6: "the driver is killed at an object, a manifest or a clean-up: the same bytes, at most one round done again",
@@ -53,13 +53,17 @@ FAULTS = {
     36: "a graph in pieces, isolated rows: finite, counted, flagged",
     37: "a misspelt key, a word for a number, a value out of range: refused at once, with what is allowed",
     38: "a scheduler's file or address that never answers: an error in bounded time",
-    39: "workers without dumap, or with another version: refused before the first stage",
+    39: "workers without dumap, or with another version: left out and named; an error where there are no others",
     40: "credentials that may not write: a probe fails first",
     41: "a call from inside a task, or with an asynchronous client: works, or a clear error in bounded time",
     # beyond one machine and a fixed cluster
+    42: "a worker comes late, or is unfit: used, or left out and named while the run goes on; it computes nothing",
+    43: "a cluster scales from no worker, up and down: the run starts, makes it grow, ends, the same bytes",
     44: "a container's limits of memory and processors, many cores with little memory: fewer workers, that fit",
     46: "chunks of the input that are not there: an error that names both causes, or filled when told",
+    47: "a client unlike its workers, a Mac or another Python: it drives the run",
     48: "a run inside a task, in an event loop, in a daemonic process, without a __main__ guard: works, or says why",
+    49: "a straggler gets a second copy, either is first, its inputs go meanwhile: the same bytes",
 }
 
 

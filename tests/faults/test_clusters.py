@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import socket
 import threading
 import time
@@ -30,7 +31,7 @@ QUIET = 10.0
 def test_a_run_whose_workers_are_all_gone(fresh, prepare, expected, place):
     stage, part = place
     with fleet(fresh, 2, nanny=False) as dying:
-        config = prepare({**ROUNDS, "cluster.scheduler": dying.address, "cluster.timeout": QUIET})
+        config = prepare({**ROUNDS, "cluster.scheduler": dying.address, "cluster.worker_timeout": QUIET})
         dying.faults.plan({"point": "manifest", "stage": stage, "part": part, "action": "kill", "times": 2})
         driver = dying.drive(config)
         until(
@@ -188,23 +189,62 @@ UNFIT = {
 }
 
 
-@pytest.mark.fault(39)
+class Noting(Silent):
+    """Keeps what is noted."""
+
+    def __init__(self):
+        self.notes = []
+
+    def note(self, message):
+        self.notes.append(message)
+
+    def left_out(self):
+        return [note for note in self.notes if "is left out" in note]
+
+
+@pytest.fixture
+def unfit(fresh):
+    """Return the environment of a worker that is unfit in some way."""
+
+    def make(kind: str) -> dict[str, str]:
+        package = Path(fresh(), "dumap")
+        package.mkdir()
+        (package / "__init__.py").write_text(UNFIT[kind])
+        return {"PYTHONPATH": str(package.parent), "DASK_DISTRIBUTED__WORKER__PRELOAD": "[]"}
+
+    return make
+
+
+SAID = {"no dumap": "cannot run dumap .* install dumap", "another version": "has dumap 0.0.1, this client .*"}
+
+
+@pytest.mark.fault(39, 42)
 @pytest.mark.parametrize("kind", [pytest.param("no dumap", marks=pytest.mark.slow), "another version"])
-def test_a_worker_that_cannot_do_the_work_is_refused(nannied, prepare, fresh, kind):
-    """It stands beside one that can."""
-    package = Path(fresh(), "dumap")
-    package.mkdir()
-    (package / "__init__.py").write_text(UNFIT[kind])
-    (unfit,) = nannied.start_workers(1, PYTHONPATH=str(package.parent), DASK_DISTRIBUTED__WORKER__PRELOAD="[]")
+def test_a_worker_that_cannot_do_the_work_is_left_out(nannied, prepare, expected, unfit, kind):
+    """It stands beside two that can."""
+    (process,) = nannied.start_workers(1, **unfit(kind))
     try:
         nannied.ready(3)
-        config = prepare()
-        said = "cannot run dumap .* install dumap" if kind == "no dumap" else "other versions .*'dumap': '0.0.1'"
-        with pytest.raises(ClusterError, match=said):
-            run(config, client=nannied.client)
-        assert not Path(config.output).exists()
+        config, noting = prepare(), Noting()
+        assert run(config, client=nannied.client, observer=noting)["state"] == "done"
+        (note,) = noting.left_out()
+        assert re.search(SAID[kind], note)
+        assert results(config.output) == expected
     finally:
-        unfit.end()
+        process.end()
+
+
+@pytest.mark.fault(39)
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", UNFIT)
+def test_workers_that_all_cannot_do_the_work_are_named(fresh, prepare, unfit, kind):
+    config = prepare({"cluster.worker_timeout": QUIET})
+    with fleet(fresh, 0) as useless:
+        useless.start_workers(1, **unfit(kind))
+        useless.ready(1)
+        with pytest.raises(ClusterError, match=f"no fit worker for 10 s; .*Left out: tcp://.*{SAID[kind]}"):
+            run(config, client=useless.client)
+    assert not Path(config.output).exists()
 
 
 # called from where it matters --------------------------------------------------------------------

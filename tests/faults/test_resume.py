@@ -78,21 +78,17 @@ def test_other_input_is_refused(cli, configure, client, digits, save, contents, 
 
 
 @pytest.mark.fault(23)
-def test_other_versions_are_refused_unless_forced(configure, client, own, clean, monkeypatch, contents):
-    from dumap.errors import RunMismatchError
-
-    versions = worker.versions()
-    before = contents(own.output)
-    monkeypatch.setattr(worker, "versions", lambda: {**versions, "numpy": "1.0"})
-    with pytest.raises(RunMismatchError, match=r"numpy: .* -> '1.0'"):
-        run(own, client=client)
-    assert run(own, client=client, force=True)["state"] == "done"
-    assert contents(own.output) == before
-
-
-@pytest.mark.fault(23)
-def test_other_processors_are_refused_unless_forced(configure, client, data, clean, fresh, monkeypatch):
-    """A run half done on other processors; what is finished needs none."""
+@pytest.mark.parametrize(
+    ("what", "other", "said"),
+    [
+        ("versions", {"numpy": "1.0"}, r"numpy: .* -> '1.0'"),
+        ("cpus", ["z80/ROMAN"], "processors: .* -> z80/ROMAN"),
+    ],
+)
+def test_workers_of_other_kinds_are_refused_unless_forced(
+    configure, client, data, clean, monkeypatch, what, other, said
+):
+    """A run half done with others; what is finished needs none."""
     from dumap.engine.cluster import Executor
     from dumap.errors import RunMismatchError
 
@@ -102,9 +98,23 @@ def test_other_processors_are_refused_unless_forced(configure, client, data, cle
         Path(config.output, "manifests", "run", f"{stage}.json").unlink()
     before = {p: p.read_bytes() for p in Path(config.output, "manifests").rglob("*.json")}
     with monkeypatch.context() as elsewhere:
-        elsewhere.setattr(Executor, "cpus", ["z80/ROMAN"])
-        with pytest.raises(RunMismatchError, match=r"processors: .* -> z80/ROMAN\nUse the old ones.*--force"):
+        elsewhere.setattr(Executor, what, {**worker.versions(), **other} if isinstance(other, dict) else other)
+        with pytest.raises(RunMismatchError, match=rf"{said}\nUse the old ones.*--force"):
             run(config, client=client)
         assert {p: p.read_bytes() for p in Path(config.output, "manifests").rglob("*.json")} == before
         assert run(config, client=client, force=True)["state"] == "done"
     assert results(config.output) == results(clean.output)
+
+
+@pytest.mark.fault(23, 47)
+def test_a_client_of_another_kind_goes_on_with_a_run(client, configure, data, clean, monkeypatch):
+    """It computes nothing: what counts is what the workers are; a Mac with another Python drives them."""
+    config = configure(data, SETTINGS)
+    shutil.copytree(clean.output, config.output)
+    Path(config.output, "manifests", "run", "quality.json").unlink()
+    Path(config.output, "manifests", "quality", "report.json").unlink()
+    own = worker.versions()
+    monkeypatch.setattr(worker, "versions", lambda: {**own, "python": "3.11.0", "machine": "arm64", "numpy": "1.0"})
+    assert run(config, client=client)["state"] == "done"
+    other = configure(data, {"layout.n_epochs": 1})
+    assert run(other, client=client)["versions"] == own

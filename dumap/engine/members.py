@@ -1,0 +1,154 @@
+"""The workers there are now, and which of them may take part."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from distributed.comm import get_address_host
+
+from dumap.errors import ClusterError
+
+REFRESH_SECONDS = 1.0
+"""Who is there is asked for no more often than this."""
+LEAST_WINDOW = 64
+"""So many parts are on their way at the least: a cluster that scales by what waits must see some wait."""
+WAKING = 2
+"""So many parts are on their way where there is no worker: what waits for the first is all given to it."""
+
+
+class Source(Protocol):
+    """What members are learnt from."""
+
+    @property
+    def name(self) -> str:
+        """The cluster's name."""
+
+    @property
+    def closed(self) -> bool:
+        """Whether the cluster is out of reach for good."""
+
+    def now(self) -> float:
+        """Return the time."""
+
+    def threads(self) -> dict[str, int] | None:
+        """Return the workers' threads, None where nobody answers."""
+
+
+def host_of(address: str) -> str:
+    """Return the host of a worker's address; all workers of one process are on one."""
+    try:
+        return get_address_host(address)
+    except ValueError:  # a transport that is not installed here
+        return address.split("://")[-1].rsplit(":", 1)[0]
+
+
+class Members:
+    """The workers of a cluster, as they come and go.
+
+    Parameters
+    ----------
+    source : Source
+    timeout : float
+        Seconds after which a silent scheduler is lost.
+    worker_timeout : float
+        Seconds for which no worker that is fit may be there.
+    note : callable
+        Told, once, of each worker that is left out.
+    """
+
+    def __init__(self, source: Source, timeout: float, worker_timeout: float, note: Callable[[str], None]) -> None:
+        self._source, self._timeout, self._worker_timeout, self._note = source, timeout, worker_timeout, note
+        self.present: dict[str, int] = {}
+        self.unfit: set[str] = set()
+        self.proven: set[str] = set()
+        self.left_out: dict[str, str] = {}
+        self.found_unfit = float("-inf")
+        self._looked = self._heard = self._staffed = float("-inf")
+
+    @property
+    def fit(self) -> dict[str, int]:
+        """The threads of those that are not known to be unfit."""
+        return {address: threads for address, threads in self.present.items() if address not in self.unfit}
+
+    @property
+    def allowed(self) -> frozenset[str] | None:
+        """Who may be sent tasks; None where that is anybody."""
+        return frozenset(self.fit) if self.unfit else None
+
+    @property
+    def threads(self) -> int:
+        """The threads of those that are fit."""
+        return sum(self.fit.values())
+
+    @property
+    def host_threads(self) -> int:
+        """Those of the host that has most."""
+        totals: dict[str, int] = {}
+        for address, threads in self.fit.items():
+            host = host_of(address)
+            totals[host] = totals.get(host, 0) + threads
+        return max(totals.values(), default=0)
+
+    @property
+    def window(self) -> int:
+        """How many parts may be on their way."""
+        return max(2 * self.threads, LEAST_WINDOW) if self.threads else WAKING
+
+    def attend(self) -> None:
+        """Count the time from now: nobody looked for a while."""
+        self._heard = self._staffed = self._source.now()
+        self._looked = float("-inf")
+
+    def refresh(self, names: Callable[[], str]) -> bool:
+        """Look who is there, unless that was just done; tell whether it was looked.
+
+        Parameters
+        ----------
+        names : callable
+            Names what is on its way, for errors.
+
+        Raises
+        ------
+        ClusterError
+            The scheduler, or all workers that are fit, have been gone for too long.
+        """
+        now = self._source.now()
+        if now - self._looked < REFRESH_SECONDS:
+            return False
+        self._looked = now
+        found = self._source.threads()
+        now = self._source.now()
+        if found is None:
+            if self._source.closed or now - self._heard > self._timeout:
+                raise ClusterError(
+                    f"{self._source.name} is lost: its scheduler has not answered for {self._timeout:.0f} s; "
+                    f"on its way was {names()}"
+                )
+            return True
+        self._heard, self.present = now, found
+        self.unfit &= found.keys()
+        self.proven &= found.keys()
+        if self.fit:
+            self._staffed = now
+        elif now - self._staffed > self._worker_timeout:
+            raise ClusterError(f"{self._source.name}: {self._missing()}; on its way was {names()}")
+        return True
+
+    def _missing(self) -> str:
+        if not self.left_out:
+            return f"no worker for {self._worker_timeout:.0f} s; start workers, or raise cluster.worker_timeout"
+        others = "; ".join(f"{address}: {why}" for address, why in self.left_out.items())
+        return (
+            f"no fit worker for {self._worker_timeout:.0f} s; mend these, start others, or raise "
+            f"cluster.worker_timeout. Left out: {others}"
+        )
+
+    def leave_out(self, address: str, reasons: Sequence[str]) -> None:
+        """Send a worker nothing more, and say why, once."""
+        self.proven.discard(address)
+        self.found_unfit = self._source.now()
+        self.unfit.add(address)
+        if address not in self.left_out:
+            self.left_out[address] = ", ".join(reasons)
+            self._note(f"worker {address} is left out of the run: {self.left_out[address]}")

@@ -1,0 +1,308 @@
+"""One step of a run: a task for each of some parts, sent to whoever may take it, until all are done."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from dumap.engine.backups import Durations
+from dumap.engine.checks import UnfitWorker
+from dumap.engine.link import Killed, Lost
+from dumap.engine.members import Members
+from dumap.engine.task_queue import Line
+from dumap.errors import ClusterError, DumapError, LockError, TaskError
+
+ATTEMPTS = 4
+"""Deaths of workers that had nothing but one part to do, before the run gives up on it."""
+NAMED = 8
+"""Parts that an error names."""
+POLL_SECONDS = 0.5
+"""The longest that a step waits for news."""
+STRANGE = 3
+"""Errors from outside of a part's task, on workers that are fit, before the run gives up on it."""
+
+
+class Tasks(Protocol):
+    """Where tasks are sent."""
+
+    def now(self) -> float:
+        """Return the time."""
+
+    def begin(self) -> str:
+        """Begin a step."""
+
+    def send(self, stage: str, step: str, part: str, call: tuple, workers: Iterable[str] | None) -> Any:
+        """Send a task."""
+
+    def done(self, seconds: float) -> list[Any]:
+        """Return those that are done."""
+
+    def outcome(self, future: Any) -> Exception | None:
+        """Return what became of one."""
+
+    def cancel(self, futures: Sequence[Any]) -> None:
+        """Take tasks back."""
+
+
+@dataclass
+class Attempt:
+    """A task on its way.
+
+    Attributes
+    ----------
+    part : str
+    number : int
+        Its own within the step.
+    workers : frozenset of str, optional
+        Who may do it; None: anybody.
+    sent : float
+    backup : bool
+        Whether it is the second of its part.
+    begun : float, optional
+        When it began, if it is known to have.
+    worker : str
+        Where it began.
+    """
+
+    part: str
+    number: int
+    workers: frozenset[str] | None
+    sent: float
+    backup: bool
+    begun: float | None = None
+    worker: str = ""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a step does.
+
+    Attributes
+    ----------
+    stage, kind : str
+        The stage, and the kind of task.
+    parts : sequence of str
+    call : callable
+        `call(part, number)` returns what is sent: a function and its arguments. The task sends messages with that
+        number as it begins and as it ends.
+    committed : callable
+        Tells whether a part is committed.
+    advanced : callable
+        Told of how many of how many are done.
+    repeatable : bool
+        Whether two may do a part at once: what a task of it writes is that part, and it reads committed ones.
+    """
+
+    stage: str
+    kind: str
+    parts: Sequence[str]
+    call: Callable[[str, int], tuple]
+    committed: Callable[[str], bool]
+    advanced: Callable[[float, float], None]
+    repeatable: bool = True
+
+
+class Step:
+    """The parts of a step, and what is known of those on their way.
+
+    Parameters
+    ----------
+    work : Work
+    tasks : Tasks
+    members : Members
+    durations : Durations
+    messages : deque
+        Filled with what the tasks tell, by another thread.
+    question : callable
+        Asks workers that are not proven to be fit whether they are; tells whether one is not.
+    """
+
+    def __init__(
+        self,
+        work: Work,
+        tasks: Tasks,
+        members: Members,
+        durations: Durations,
+        messages: deque[dict],
+        question: Callable[[], bool],
+    ) -> None:
+        self.work, self.tasks, self.members, self.durations = work, tasks, members, durations
+        self.messages, self.question = messages, question
+        self.line = Line(work.parts, 2)
+        self.flying: dict[Any, Attempt] = {}
+        self.of: dict[str, list[Any]] = {}
+        self.numbers: dict[int, Any] = {}
+        self.done: set[str] = set()
+        self.copied: set[str] = set()
+        self.strange: dict[str, int] = {}
+        self.sent, self.peak_bytes = 0, 0
+        self.idle_since: float | None = None
+        self.name = ""
+
+    def run(self) -> None:
+        """Go on until all parts are done.
+
+        Raises
+        ------
+        DumapError
+            The task's own; `TaskError` for a part that kills its workers; `ClusterError` where the cluster is lost.
+        """
+        self.name = self.tasks.begin()
+        self.members.attend()
+        try:
+            while len(self.done) < len(self.work.parts):
+                if self.members.refresh(self._names):
+                    self.line.window = self.members.window
+                    self.line.many = max(2, 2 * self.members.threads)
+                    self._send_anew()
+                    self._copy_slow()
+                if not (self.members.unfit and not self.members.fit):
+                    while (part := self.line.take(len(self.flying))) is not None:
+                        self._send(part, self.members.allowed)
+                done = self.tasks.done(POLL_SECONDS)
+                self._heed()
+                for future in done:
+                    if future in self.flying:
+                        self._settle(future)
+        finally:
+            self.tasks.cancel(list(self.flying))
+
+    def _names(self) -> str:
+        names = [*dict.fromkeys(attempt.part for attempt in self.flying.values()), *self.line.suspects]
+        return f"{self.work.stage} {some(names or list(self.line.waiting))}"
+
+    # sending -----------------------------------------------------------------------------------
+
+    def _send(self, part: str, workers: frozenset[str] | None, backup: bool = False) -> None:
+        self.sent += 1
+        call = self.work.call(part, self.sent)
+        future = self.tasks.send(self.work.stage, self.name, part, call, workers)
+        self.flying[future] = Attempt(part, self.sent, workers, self.tasks.now(), backup)
+        self.of.setdefault(part, []).append(future)
+        self.numbers[self.sent] = future
+
+    def _drop(self, futures: Sequence[Any]) -> None:
+        """Take tasks back, and forget them."""
+        if futures:
+            self.tasks.cancel(futures)
+        for future in list(futures):
+            self._forget(future)
+
+    def _forget(self, future: Any) -> Attempt:
+        attempt = self.flying.pop(future)
+        del self.numbers[attempt.number]
+        self.of[attempt.part].remove(future)
+        if not self.of[attempt.part]:
+            del self.of[attempt.part]
+        return attempt
+
+    def _send_anew(self) -> None:
+        """Send anew what waits for workers that are gone, and as much as may keep those busy that came since."""
+        present, allowed = self.members.present, self.members.allowed
+        for attempt in self.flying.values():
+            if attempt.begun is not None and attempt.worker not in present:
+                attempt.begun = None
+        if self.line.alone:
+            bound = [f for f, a in self.flying.items() if a.workers is not None and not a.workers & present.keys()]
+        else:
+            waiting = {f: a for f, a in self.flying.items() if a.workers is not None and a.begun is None}
+            bound = [f for f, a in waiting.items() if not a.workers & present.keys()]  # type: ignore[operator]
+            others = [f for f, a in waiting.items() if a.workers != allowed and not a.backup and f not in set(bound)]
+            bound += others[: -2 * self._threads_beside(waiting.values()) - 1 : -1]
+        parts = [self.flying[future].part for future in bound]
+        self._drop(bound)
+        for part in dict.fromkeys(parts):
+            if part not in self.of:
+                self.line.put_back(part)
+
+    def _threads_beside(self, waiting: Iterable[Attempt]) -> int:
+        """Count the threads of the workers that none of what waits may go to."""
+        reached: set[str] = set()
+        for attempt in waiting:
+            reached |= attempt.workers or set()
+        return sum(threads for worker, threads in self.members.fit.items() if worker not in reached)
+
+    def _copy_slow(self) -> None:
+        """Send a second copy of what takes much longer than others of its kind did, once nothing else waits."""
+        now, slow = self.tasks.now(), self.durations.slow(self.work.kind)
+        running = sum(attempt.begun is not None for attempt in self.flying.values())
+        if self.line.waiting or self.line.alone or running >= self.members.threads:
+            self.idle_since = None
+            return
+        self.idle_since = now if self.idle_since is None else self.idle_since
+        if slow is None or not self.work.repeatable:
+            return
+        late = [a for a in self.flying.values() if not a.backup and now - self._since(a) > slow]
+        around = frozenset(self.members.fit) - {attempt.worker for attempt in late}
+        for attempt in late if around else ():
+            if attempt.part not in self.copied:
+                self.copied.add(attempt.part)
+                self._send(attempt.part, around, backup=True)
+
+    def _since(self, attempt: Attempt) -> float:
+        """Return since when a task runs; or, where it has not begun, since when it would have found a free thread."""
+        return attempt.begun if attempt.begun is not None else max(attempt.sent, self.idle_since or attempt.sent)
+
+    # what comes back ---------------------------------------------------------------------------
+
+    def _heed(self) -> None:
+        """Take in what tasks told: where they began, how far the only one is, what they took."""
+        while self.messages:
+            told = self.messages.popleft()
+            if told.get("step") != self.name:
+                continue
+            attempt = self.flying.get(self.numbers.get(told["number"]))
+            if "seconds" in told:
+                self.durations.ended(self.work.kind, told["seconds"])
+                self.peak_bytes = max(self.peak_bytes, told["peak_bytes"])
+            elif attempt is not None and "done" in told:
+                self.work.advanced(told["done"], told["total"])
+            elif attempt is not None and "worker" in told:
+                attempt.begun, attempt.worker = self.tasks.now(), told["worker"]
+                self.members.proven.add(attempt.worker)
+
+    def _settle(self, future: Any) -> None:
+        """Take in what became of a task."""
+        error, attempt = self.tasks.outcome(future), self._forget(future)
+        part = attempt.part
+        if isinstance(error, UnfitWorker):
+            self.members.leave_out(error.address, error.reasons)
+        if error is None or (not isinstance(error, LockError) and self.work.committed(part)):
+            self._finish(part)
+        elif isinstance(error, DumapError):
+            raise error
+        elif part in self.of:  # another is at it
+            return
+        elif isinstance(error, Killed):
+            if self.line.died(part, error.workers) >= ATTEMPTS:
+                raise TaskError(
+                    f"{self.work.stage} {part}: its worker died {self.line.deaths[part]} times with nothing else to "
+                    f"do; what is committed is kept. Look at the workers' logs: memory is the usual cause"
+                )
+        else:
+            if not isinstance(error, (Lost, UnfitWorker)) and attempt.sent >= self.members.found_unfit:
+                self._wonder(part, error)
+            self.line.put_back(part)
+
+    def _finish(self, part: str) -> None:
+        self._drop(self.of.get(part, []))
+        self.done.add(part)
+        self.work.advanced(len(self.done), len(self.work.parts))
+
+    def _wonder(self, part: str, error: Exception) -> None:
+        """Find out whose fault an error is that is not the task's: a worker's that cannot even read it, or nobody's."""
+        if self.question():
+            return
+        self.strange[part] = self.strange.get(part, 0) + 1
+        if self.strange[part] >= STRANGE:
+            raise ClusterError(
+                f"{self.work.stage} {part} cannot be run ({type(error).__name__}: {error}): the scheduler and all "
+                f"workers must have the dumap of this client, and what it needs"
+            ) from error
+
+
+def some(parts: Sequence[str]) -> str:
+    """Name a few parts."""
+    return ", ".join(parts[:NAMED]) + (f" and {len(parts) - NAMED} more" if len(parts) > NAMED else "")
