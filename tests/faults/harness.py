@@ -210,7 +210,8 @@ class Fleet:
         self.file = self.fresh("scheduler.json")
         words = ["-m", "dask", "scheduler", "--host", "127.0.0.1", "--port", "0", "--scheduler-file", self.file]
         self.scheduler = self.start([*words, "--no-dashboard", "--dashboard-address", ":0"])
-        until(lambda: os.path.exists(self.file) or self.scheduler.code is not None, "a scheduler's file")
+        written = lambda: os.path.exists(self.file) and Path(self.file).read_text().endswith("}")  # noqa: E731
+        until(lambda: written() or self.scheduler.code is not None, "a scheduler's file")
         assert self.scheduler.code is None, self.scheduler.said
         self.address = str(json.loads(Path(self.file).read_text())["address"])
         return self.address
