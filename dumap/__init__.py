@@ -6,6 +6,8 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from dumap.compiled import find_place
+
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
@@ -23,6 +25,9 @@ _HOMES = {
     "run": ("dumap.submit", "run"),
 }
 """Where each public name is, and what it is called there."""
+
+
+find_place()
 
 
 def __getattr__(name: str) -> Any:
