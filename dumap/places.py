@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from dumap.config import Config
+from dumap.config import INITS, Config
 from dumap.disk import is_remote, normalize
 from dumap.errors import StorageError
 from dumap.store import LOCKS, MANIFESTS, Run, probe
@@ -22,6 +22,8 @@ def with_places(config: Config) -> Config:
     }
     if given is not None:
         update["neighbors"] = config.neighbors.model_copy(update={"precomputed": normalize(given)})
+    if config.start.init not in INITS:
+        update["start"] = config.start.model_copy(update={"init": normalize(config.start.init)})
     return config.model_copy(update=update)
 
 

@@ -1,0 +1,41 @@
+"""Where a run reads and writes: the same for every process, whatever folder it works in."""
+
+from __future__ import annotations
+
+import pytest
+
+from dumap.config import build
+from dumap.places import with_places
+
+LOCATIONS = ("input.path", "output", "neighbors.precomputed", "start.init")
+"""The keys that workers open."""
+
+
+def config(**locations: str):
+    values: dict = {"neighbors": {}, "start": {}, "input": {}}
+    for key, place in {"input.path": "in.zarr", "output": "run.zarr", **locations}.items():
+        *section, name = key.split(".")
+        (values[section[0]] if section else values)[name] = place
+    return build(values)
+
+
+def place(found, key: str) -> str:
+    for name in key.split("."):
+        found = getattr(found, name)
+    return found
+
+
+@pytest.mark.parametrize("key", LOCATIONS)
+@pytest.mark.parametrize(
+    "spelling", ["a.zarr", "./a.zarr", "file://{here}/a.zarr", "{here}/a.zarr", "{here}//./a.zarr"]
+)
+def test_a_location_means_the_same_everywhere_and_however_it_is_spelt(tmp_path, monkeypatch, key, spelling):
+    monkeypatch.chdir(tmp_path)
+    found = with_places(config(**{key: spelling.format(here=tmp_path)}))
+    assert place(found, key) == str(tmp_path / "a.zarr")
+    assert found.parameters() == with_places(config(**{key: "a.zarr"})).parameters()
+
+
+@pytest.mark.parametrize("init", ["spectral", "pca", "random", "s3://bucket/first.zarr"])
+def test_names_and_urls_stay_as_they_are(init):
+    assert with_places(config(**{"start.init": init})).start.init == init
