@@ -122,11 +122,12 @@ def status(run: str, as_json: bool) -> None:
 @click.argument("what", type=click.Choice(["embedding", "neighbors", "graph", "picture"]))
 @click.argument("out")
 @click.option("--labels", help="Labels that colour the picture: .npy, or the path of a Zarr array.")
-def export(run: str, what: str, out: str, labels: str | None) -> None:
+@click.option("--with-self", is_flag=True, help="Neighbors as umap-learn's precomputed_knn wants them: the row first.")
+def export(run: str, what: str, out: str, labels: str | None, with_self: bool) -> None:
     """Write a result: embedding (.npy .csv .parquet), neighbors (.npz .zarr), graph (.npz), picture (.png)."""
     from dumap.export import export as write
 
-    click.echo(write(run, what, out, labels))
+    click.echo(write(run, what, out, labels, with_self))
 
 
 @cli.command()

@@ -166,11 +166,16 @@ class InputConfig(_Section):
 
 
 class NeighborsConfig(_Section):
-    """The neighbours of each row, itself not counted: searched, and repaired below a recall; or given."""
+    """The neighbours of each row: searched, and repaired below a recall; or given.
+
+    `n_neighbors` counts the row itself, as in umap-learn: 15 are the row and 14 others. `width` counts it too: so many
+    are searched, audited, repaired and kept, and the graph takes the nearest `n_neighbors` of them; null: no more.
+    """
 
     n_neighbors: int = Field(15, ge=2, le=512)
     metric: Metric = "euclidean"
     metric_kwds: Annotated[Any, AfterValidator(_arguments)] = FrozenDict()
+    width: int | None = Field(None, ge=2, le=512)
     recall_target: float = Field(0.95, ge=0.0, le=1.0)
     max_repairs: int = Field(3, ge=0, le=9)
     precomputed: Location | None = None
@@ -178,7 +183,27 @@ class NeighborsConfig(_Section):
     @model_validator(mode="after")
     def _consistent(self) -> NeighborsConfig:
         check_arguments(self.metric, self.metric_kwds)
+        if self.width is not None and self.width < self.n_neighbors:
+            raise ValueError(
+                f"width ({self.width}) must not be below n_neighbors ({self.n_neighbors}): raise width, lower "
+                f"n_neighbors, or set width to null"
+            )
         return self
+
+    @property
+    def others(self) -> int:
+        """Neighbours of a row in the graph, itself not counted."""
+        return self.n_neighbors - 1
+
+    @property
+    def searched(self) -> int:
+        """Neighbours of a row in its list, itself not counted: what is searched, audited, repaired and kept."""
+        return (self.width or self.n_neighbors) - 1
+
+    @property
+    def widest(self) -> str:
+        """The setting that says how many are searched, for messages."""
+        return "n_neighbors" if self.searched == self.others else "width"
 
 
 class CellsConfig(_Section):
@@ -324,6 +349,8 @@ class Config(_Section):
         values = self.model_dump(mode="json", exclude={"output", "cluster", "input"})
         for where in ("checkpoint_every", "mode"):
             del values["layout"][where]
+        if self.neighbors.searched == self.neighbors.others:
+            del values["neighbors"]["width"]
         if self.neighbors.precomputed is None:
             del values["neighbors"]["precomputed"]
         else:

@@ -18,7 +18,7 @@ from dumap.store import Run, read_array, write_arrays
 BLOCK_ROWS = 65_536
 
 
-def export(location: str, what: str, out: str, labels: str | None = None) -> str:
+def export(location: str, what: str, out: str, labels: str | None = None, with_self: bool = False) -> str:
     """Export one result of a run.
 
     Parameters
@@ -30,6 +30,9 @@ def export(location: str, what: str, out: str, labels: str | None = None) -> str
         A file's path; its ending chooses the form.
     labels : str, optional
         Labels that colour a picture.
+    with_self : bool
+        Let each row come first among its neighbors, at distance 0: n_neighbors columns, as umap-learn and cuML want
+        them for `precomputed_knn`; otherwise the n_neighbors - 1 others.
 
     Returns
     -------
@@ -38,6 +41,8 @@ def export(location: str, what: str, out: str, labels: str | None = None) -> str
     """
     run = Run(location, read_only=True)
     attributes = run.attributes
+    if with_self and what != "neighbors":
+        raise ConfigError(f"--with-self goes with neighbors, not with {what}: leave it out")
     if what != "picture" and os.path.exists(out):
         raise StorageError(f"{out} exists; remove it, or name another")
     rows = int(attributes["input"]["shape"][0])
@@ -47,7 +52,7 @@ def export(location: str, what: str, out: str, labels: str | None = None) -> str
     _require(run, "audit" if what == "neighbors" else "graph")
     order, position = _order(run, rows, attributes["parameters"]["input"]["unique"])
     return (
-        _neighbors(run, out, order, position, attributes)
+        _neighbors(run, out, order, position, attributes["parameters"]["neighbors"]["n_neighbors"], with_self)
         if what == "neighbors"
         else _graph(run, out, order, rows, attributes)
     )
@@ -103,32 +108,35 @@ def _embedding(run: Run, out: str) -> str:
     return f"{out}: {y.shape[0]} rows x {y.shape[1]} components"
 
 
-def _neighbors(run: Run, out: str, order: np.ndarray, position: np.ndarray, attributes: dict) -> str:
-    ending = _ending(out, (".npz", ".zarr"))
-    lists, k, rows = Lists(run), attributes["parameters"]["neighbors"]["n_neighbors"], len(position)
+def _neighbors(run: Run, out: str, order: np.ndarray, position: np.ndarray, n_neighbors: int, with_self: bool) -> str:
+    ending, lists, rows, others = _ending(out, (".npz", ".zarr")), Lists(run), len(position), n_neighbors - 1
+    columns = others + with_self
 
     def blocks(array: str) -> Iterator[tuple[int, np.ndarray]]:
         dtype, missing = (np.int64, -1) if array == "indices" else (np.float32, np.inf)
-        whole = lists.read(array, 0, len(order))
+        whole = lists.read(array, 0, len(order))[:, :others]
         for start in range(0, rows, BLOCK_ROWS):
             at = position[start : start + BLOCK_ROWS]
-            block = np.full((len(at), k), missing, dtype)
+            block = np.full((len(at), columns), missing, dtype)
             found = whole[at[at >= 0]]
-            block[at >= 0] = np.where(found >= 0, order[found], -1) if array == "indices" else found
+            block[at >= 0, with_self:] = np.where(found >= 0, order[found], -1) if array == "indices" else found
+            if with_self:
+                block[:, 0] = np.arange(start, start + len(at)) if array == "indices" else 0
             yield start, block
 
     if ending == ".zarr":
         write_arrays(
             out,
             {
-                "indices": ((rows, k), "int64", blocks("indices")),
-                "distances": ((rows, k), "float32", blocks("distances")),
+                "indices": ((rows, columns), "int64", blocks("indices")),
+                "distances": ((rows, columns), "float32", blocks("distances")),
             },
         )
     else:
         indices, distances = (np.concatenate([b for _, b in blocks(name)]) for name in ("indices", "distances"))
         np.savez(out, indices=indices, distances=distances)
-    return f"{out}: indices and distances, {rows} rows x {k} neighbors, self excluded"
+    itself = "each row itself first" if with_self else "self excluded"
+    return f"{out}: indices and distances, {rows} rows x {columns} neighbors, {itself}"
 
 
 def _graph(run: Run, out: str, order: np.ndarray, rows: int, attributes: dict) -> str:

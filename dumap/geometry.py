@@ -91,11 +91,11 @@ class Geometry:
         return np.dtype(np.int32 if self.rows < 2**31 - 1 else np.int64)
 
 
-def cell_row_bytes(dims: int, n_neighbors: int, metric: str) -> int:
-    """Return the bytes a row of a cell takes while its neighbours are searched (measured, rounded up)."""
+def cell_row_bytes(dims: int, k: int, metric: str) -> int:
+    """Return the bytes a row of a cell takes while its k nearest others are searched (measured, rounded up)."""
     copies = 2 if metric in ANGULAR else 1
     codes = dims + 64
-    return 4 * dims * copies + codes + 72 * (n_neighbors + 1) + 256
+    return 4 * dims * copies + codes + 72 * (k + 1) + 256
 
 
 def cells_of(rows: int, cap: int, max_copies: int) -> int:
@@ -118,7 +118,7 @@ def guests_a_turn(cell_rows: int, own: int) -> int:
 
 def range_rows_of(config: Config) -> int:
     """Return the rows of a cell where neighbours are given."""
-    return max(1, min(OUTPUT_ROWS, config.task_memory // 4 // (config.neighbors.n_neighbors * LIST_BYTES)))
+    return max(1, min(OUTPUT_ROWS, config.task_memory // 4 // (config.neighbors.searched * LIST_BYTES)))
 
 
 def list_rows_of(config: Config, given: Precomputed) -> int:
@@ -129,12 +129,12 @@ def list_rows_of(config: Config, given: Precomputed) -> int:
     InputError
         Where it has too few columns, or a chunk is more than a task may hold.
     """
-    k, memory, columns = config.neighbors.n_neighbors, config.task_memory, given.columns
-    if columns < k:
+    own, memory, columns = config.neighbors, config.task_memory, given.columns
+    if columns < own.searched:
         raise InputError(
             f"neighbors.precomputed: the arrays of {given.path} have {columns} columns, too few for "
-            f"neighbors.n_neighbors = {k}: set n_neighbors to at most {columns}, or to {columns - 1} where rows come "
-            f"first among their own neighbors"
+            f"neighbors.{own.widest} = {own.searched + 1}, which are the row itself and {own.searched} others: set "
+            f"{own.widest} to at most {columns + 1}, or to {columns} where rows come first among their own neighbors"
         )
     if given.chunk_bytes > memory // 8:
         fit = max(1, memory // 8 * given.chunk_rows // given.chunk_bytes)
@@ -160,11 +160,11 @@ def geometry(
     ConfigError
         Where the metric is not one of rows of so many dims.
     """
-    k, memory = config.neighbors.n_neighbors, config.task_memory
+    own, k, memory = config.neighbors, config.neighbors.searched, config.task_memory
     if rows < k + 2:
         raise InputError(
-            f"{config.input.path}: {rows} rows are too few for neighbors.n_neighbors = {k}; "
-            f"give at least {k + 2} rows, or set n_neighbors to at most {max(rows - 2, 0)}"
+            f"{config.input.path}: {rows} rows are too few for neighbors.{own.widest} = {k + 1}; "
+            f"give at least {k + 2} rows, or set {own.widest} to at most {max(rows - 1, 0)}"
         )
     arguments(config.neighbors.metric, config.neighbors.metric_kwds, dims)  # refuses what the metric cannot take
     if (chunk_bytes := min(chunk_rows, rows) * dims * itemsize) > memory // 4:

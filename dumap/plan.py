@@ -126,20 +126,20 @@ def audits(config: Config) -> int:
     return own.max_repairs + 1
 
 
-def repair_row_bytes(dims: int, n_neighbors: int, metric: str) -> int:
-    """Return the bytes that a row of a cell, or of its halo, takes while lists are repaired."""
+def repair_row_bytes(dims: int, k: int, metric: str) -> int:
+    """Return the bytes that a row of a cell, or of its halo, takes while lists of k others are repaired."""
     copies = 2 if metric in ANGULAR else 1
-    return 4 * dims * copies + 56 * n_neighbors + 256
+    return 4 * dims * copies + 56 * k + 256
 
 
 def universe_rows(config: Config, cut: Geometry) -> int:
     """Return how many rows, of its own and others', a cell may hold while its lists are repaired."""
-    return config.task_memory // repair_row_bytes(cut.dims, config.neighbors.n_neighbors, config.neighbors.metric)
+    return config.task_memory // repair_row_bytes(cut.dims, config.neighbors.searched, config.neighbors.metric)
 
 
 def repair_bytes(config: Config, cut: Geometry) -> int:
     """Return the bytes that a task of a repair takes: as many rows as may be, or a cell that has more of its own."""
-    k, metric, own = config.neighbors.n_neighbors, config.neighbors.metric, min(cut.cell_rows, cut.rows)
+    k, metric, own = config.neighbors.searched, config.neighbors.metric, min(cut.cell_rows, cut.rows)
     asked = cut.cells * own * 4 + own * (min(cut.itemsize, 4) * cut.dims + k * 16)  # by every cell, for every row
     objects, table = 4 * OBJECT_BYTES, cut.cells**2 * 16
     rows = max(universe_rows(config, cut), own)
@@ -148,7 +148,7 @@ def repair_bytes(config: Config, cut: Geometry) -> int:
 
 def audit_plan(config: Config, cut: Geometry) -> tuple[int, tuple[int, int, int]]:
     """Project the audit with all the repairs that it may come to: bytes of a task; tasks, bytes shuffled, on disk."""
-    k, index, rows = config.neighbors.n_neighbors, cut.index_dtype.itemsize, cut.rows
+    k, index, rows = config.neighbors.searched, cut.index_dtype.itemsize, cut.rows
     queries, times = min(config.quality.queries, rows), audits(config)
     peak = cut.block_rows * cut.dims * (2 * cut.itemsize + 4) + queries * (cut.dims * 16 + (k + 15) * 64)
     peak += 5 * TILE_BYTES
@@ -173,19 +173,19 @@ def pool_bytes(n_components: int) -> int:
     return 16 * n_components * POOL_ROWS
 
 
-def packed_bytes(shard_rows: int, n_neighbors: int) -> int:
+def packed_bytes(shard_rows: int, k: int) -> int:
     """Return the bytes of a shard's edges, packed."""
-    return 2 * n_neighbors * shard_rows * 8
+    return 2 * k * shard_rows * 8
 
 
-def shard_layout_bytes(shard_rows: int, n_neighbors: int, n_components: int) -> int:
+def shard_layout_bytes(shard_rows: int, k: int, n_components: int) -> int:
     """Return the bytes that a shard takes in a round: its edges packed, its rows and those it touches."""
-    return packed_bytes(shard_rows, n_neighbors) + shard_rows * (24 + 4 * n_components * 10)
+    return packed_bytes(shard_rows, k) + shard_rows * (24 + 4 * n_components * 10)
 
 
 def round_bytes(config: Config, shard_rows: int) -> tuple[int, int]:
     """Return the bytes of a round beside its shards, while one of them is packed, and how many shards fit a task."""
-    k, n_components = config.neighbors.n_neighbors, config.layout.n_components
+    k, n_components = config.neighbors.others, config.layout.n_components
     beside = 2 * k * shard_rows * 40 + pool_bytes(n_components)
     one = shard_layout_bytes(shard_rows, k, n_components)
     return beside, max(1, (config.task_memory - beside) // one)
@@ -195,7 +195,7 @@ def kept_bytes(config: Config, rows: int) -> int:
     """Return the bytes of packed edges that a task of a round may keep: those of its largest unit."""
     shard_rows = min(config.graph.shard_rows, rows)
     _, fitting = round_bytes(config, shard_rows)
-    return min(fitting, -(-rows // shard_rows)) * packed_bytes(shard_rows, config.neighbors.n_neighbors)
+    return min(fitting, -(-rows // shard_rows)) * packed_bytes(shard_rows, config.neighbors.others)
 
 
 def page_bytes(shard_rows: int, n_components: int) -> int:
@@ -205,7 +205,7 @@ def page_bytes(shard_rows: int, n_components: int) -> int:
 
 def start_bytes(config: Config, rows: int, shard_rows: int) -> int:
     """Return the bytes of the start: a shard, with pages of the others, or the coarse graph."""
-    n_components, edges = config.layout.n_components, 2 * config.neighbors.n_neighbors * shard_rows
+    n_components, edges = config.layout.n_components, 2 * config.neighbors.others * shard_rows
     pages = min(config.task_memory // 4, -(-rows // shard_rows) * page_bytes(shard_rows, n_components))
     shard = edges * 64 + shard_rows * (32 + 72 * n_components) + pages
     coarse = coarse_rows(rows)
@@ -242,10 +242,10 @@ def make_plan(config: Config, cut: Geometry, worker_memory: int = 0) -> Plan:
     worker_memory : int
         The smallest worker's limit, where it is known: the layout runs in one process where that may hold it.
     """
-    k, n_components = config.neighbors.n_neighbors, config.layout.n_components
+    k, listed, n_components = config.neighbors.others, config.neighbors.searched, config.layout.n_components
     rows, index = cut.rows, cut.index_dtype.itemsize
     copies = min(config.cells.max_copies, cut.cells)
-    vector_bytes, list_bytes = rows * cut.dims * cut.itemsize, k * (index + 4)
+    vector_bytes, list_bytes = rows * cut.dims * cut.itemsize, listed * (index + 4)
     sorted_bytes, wide = rows * cut.dims * min(cut.itemsize, 4), cut.itemsize > 4
     edges, state = 2 * k * rows, rows * 4 * n_components * 3
     block = cut.block_rows * cut.dims
@@ -266,12 +266,12 @@ def make_plan(config: Config, cut: Geometry, worker_memory: int = 0) -> Plan:
             sample * 4 + axes_bytes(cut),
             tables * 3,
         ),
-        "neighbors": cell_rows * max(cell_row_bytes(cut.dims, k, config.neighbors.metric), list_bytes * 4)
+        "neighbors": cell_rows * max(cell_row_bytes(cut.dims, listed, config.neighbors.metric), list_bytes * 4)
         + min(cell_rows, EXACT_ROWS) * cut.dims
         + 2 * COLUMN_BYTES
         + tables,
         "audit": audit_peak,
-        "graph": max(shard_rows * k * 160, rows * (index + 2) + 2 * k * shard_rows * index),
+        "graph": max(shard_rows * (k * 160 + (listed - k) * 16), rows * (index + 2) + 2 * k * shard_rows * index),
         "start": start_bytes(config, rows, shard_rows),
         "layout": layout_bytes(config, rows, edges, worker_memory),
         "embedding": cut.output_rows * (64 + 16 * n_components) + tables,
@@ -287,11 +287,11 @@ def make_plan(config: Config, cut: Geometry, worker_memory: int = 0) -> Plan:
         "neighbors": (
             3 * cut.cells,
             (copies + 1) * rows * list_bytes,
-            (copies + 1) * rows * list_bytes + rows * (k * (index + 8) + 8),
+            (copies + 1) * rows * list_bytes + rows * (listed * (index + 8) + 8),
         ),
         "audit": audit_work,
         "graph": (
-            2 * cut.shards + 1 + unique * cut.blocks,
+            3 * cut.shards + 1 + unique * cut.blocks,
             rows * k * (2 * index + 4),
             rows * (k * (2 * index + 8) + unique * (8 + index)) + edges * (index + 4),
         ),
@@ -308,7 +308,7 @@ def make_plan(config: Config, cut: Geometry, worker_memory: int = 0) -> Plan:
 
 def adapt(config: Config, cut: Geometry, peaks: dict[str, int], work: dict[str, tuple[int, int, int]]) -> None:
     """Project what is otherwise where neighbours are given: nothing is searched, and no vectors are sorted."""
-    k, rows, index = config.neighbors.n_neighbors, cut.rows, cut.index_dtype.itemsize
+    k, rows, index = config.neighbors.searched, cut.rows, cut.index_dtype.itemsize
     tables = (cut.blocks * cut.cells * 2 + cut.cells**2) * 8
     chunks = min(config.task_memory // 2, rows * cut.columns * 32)  # two at each end of what is read, decoded twice
     read = chunks + cut.list_rows * cut.columns * SLOT_BYTES
@@ -339,5 +339,5 @@ def layout_bytes(config: Config, rows: int, edges: int, worker_memory: int) -> i
         return host_layout_bytes(rows, edges, config.layout.n_components)
     shard_rows = min(config.graph.shard_rows, rows)
     beside, fitting = round_bytes(config, shard_rows)
-    one = shard_layout_bytes(shard_rows, config.neighbors.n_neighbors, config.layout.n_components)
+    one = shard_layout_bytes(shard_rows, config.neighbors.others, config.layout.n_components)
     return beside + min(fitting, -(-rows // shard_rows)) * one

@@ -2,7 +2,7 @@
 
     python scripts/benchmark_neighbors.py DATA.zarr [--rounds 3] [--workers 2] [--memory-limit 2GiB] [--set KEY=VALUE]
 
-umap-learn counts a row among its n_neighbors, so it finds one other less. Each round times, one after the other: the
+Both count a row among its n_neighbors. Each round times, one after the other: the
 stages cells and neighbors of a run on an embedded cluster, storage and scheduling included, and umap-learn's
 `nearest_neighbors` (an NNDescent over the whole array) on all cores. Both are compiled before. The last line is JSON:
 the seconds of every round, the ratio of medians, peaks of memory, and the recall of both against exact neighbours of
@@ -130,7 +130,7 @@ def main() -> None:
     seconds: dict[str, list[float]] = {"dumap": [], "cells": [], "neighbors": [], "umap-learn": []}
     recalls: dict[str, float] = {}
     queries = np.sort(np.random.default_rng(0).choice(source.rows, min(QUERIES, source.rows), replace=False))
-    wanted = exact(source, queries, config.neighbors.n_neighbors)
+    wanted = exact(source, queries, config.neighbors.others)
     try:
         for number in range(args.rounds):
             seen = ours(config)
@@ -142,7 +142,7 @@ def main() -> None:
             if not args.alone:
                 took, found = peer(config, source)
                 seconds["umap-learn"].append(took)
-                recalls["umap-learn"] = recall(found[queries], wanted[:, : found.shape[1]])
+                recalls["umap-learn"] = recall(found[queries], wanted)
                 del found
             print({name: round(found[-1], 2) for name, found in seconds.items() if found}, flush=True)
     finally:

@@ -180,8 +180,8 @@ BAD_INPUTS = {
     "one row": (28, lambda fresh: _array(fresh, np.ones((1, 3))), "1 rows are too few"),
     "few rows": (
         28,
-        lambda fresh: _array(fresh, np.ones((16, 3))),
-        "at least 17 rows, or set n_neighbors to at most 14",
+        lambda fresh: _array(fresh, np.ones((15, 3))),
+        "at least 16 rows, or set n_neighbors to at most 14",
     ),
 }
 

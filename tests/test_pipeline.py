@@ -22,7 +22,8 @@ from dumap.stages.vectors import COPY, DROPPED, ZERO
 from dumap.store import Run
 from dumap.submit import run
 
-K = 15
+K = 14
+"""Neighbours of a row, itself not counted, by default."""
 
 
 def slowly(values, *quick):
@@ -60,7 +61,7 @@ def test_embedding_is_finite_and_described(whole, digits):
     assert not whole.flags.any()
     attributes = zarr.open_group(whole.output, mode="r").attrs
     assert attributes["seed"] == 42
-    assert attributes["parameters"]["neighbors"]["n_neighbors"] == K
+    assert attributes["parameters"]["neighbors"]["n_neighbors"] == K + 1
     assert {"dumap", "numpy", "numba", "pynndescent"} <= set(attributes["versions"])
     assert len(attributes["fingerprint"]) == 16
     assert attributes["fingerprint"] == whole.facts("vectors")["fingerprint"]
@@ -144,7 +145,7 @@ def test_exported_graph_is_umap_learns(embed, few, mix, connectivity):
     rows = np.arange(len(few))
     wanted = fuzzy_simplicial_set(
         few,
-        K,
+        K + 1,
         np.random.RandomState(0),
         "euclidean",
         knn_indices=np.column_stack([rows, indices]),
@@ -435,13 +436,13 @@ def test_booleans(embed, few):
 
 
 @pytest.mark.fault(28)
-@pytest.mark.parametrize("k", [2, 15])
+@pytest.mark.parametrize("k", [1, 2, 14])
 def test_as_few_rows_as_there_can_be(embed, few, k):
-    y = embed(few[: k + 2], {"neighbors.n_neighbors": k, "quality.queries": 10}).y
+    y = embed(few[: k + 2], {"neighbors.n_neighbors": k + 1, "quality.queries": 10}).y
     assert y.shape == (k + 2, 2)
     assert np.isfinite(y).all()
     with pytest.raises(InputError, match=rf"{k + 1} rows are too few .* at least {k + 2}"):
-        embed(few[: k + 1], {"neighbors.n_neighbors": k})
+        embed(few[: k + 1], {"neighbors.n_neighbors": k + 1})
 
 
 # hard data ---------------------------------------------------------------------------------------
@@ -580,7 +581,7 @@ def test_an_isolated_row_is_finite_and_flagged(embed, few):
 
 # copies ------------------------------------------------------------------------------------------
 
-ONCE = {"input.unique": True, "neighbors.n_neighbors": 5}
+ONCE = {"input.unique": True, "neighbors.n_neighbors": 6}
 SMALL = {**ONCE, "input.nonfinite": "drop", "task_memory": 2**16, "quality.queries": 100}
 """Ten blocks of 32 rows, two buckets of hashes, cells of 68."""
 
@@ -726,7 +727,7 @@ def test_rounds_draw_as_one_process_does(embed, save):
 
 
 def test_too_few_distinct_rows_are_refused(configure, client, embed, few):
-    with pytest.raises(InputError, match=r"leaves 6 distinct rows, too few for .* = 5: give at least 7, or, .* most 4"):
+    with pytest.raises(InputError, match=r"leaves 6 distinct rows, too few for .* = 6: give at least 7, or, .* most 5"):
         run(configure(np.repeat(few[:6], 9, axis=0), ONCE), client=client)
     done = embed(np.repeat(few[:7], 9, axis=0), {**ONCE, "quality.queries": 30})
     assert len(np.unique(done.y, axis=0)) == 7
@@ -815,13 +816,13 @@ def test_empty_slots_are_told(configure, client, inspect, few):
     with store.part("neighbors", "merged-00000") as out:
         for name, values in lists.items():
             out.write(name, values)
-        out.attributes |= {**facts, "missing": 24}
+        out.attributes |= {**facts, "missing": 22}
     for stage in STAGES[STAGES.index("graph") :]:
         for part in [*store.committed(stage)]:
             store.forget(stage, part)
         store.forget("run", stage)
     pipeline.run(config, client=client, observer=Listener())
     done = inspect(config.output)
-    assert done.facts("graph")["missing"] == 24
-    assert any("24 slots of the neighbors' lists are empty; 0 of 1 components" in note for note in notes)
+    assert done.facts("graph")["missing"] == 22
+    assert any("22 slots of the neighbors' lists are empty; 0 of 1 components" in note for note in notes)
     assert np.isfinite(done.y).all()

@@ -67,9 +67,9 @@ def test_blocks_are_whole_chunks_where_chunks_fit(memory, count, width, itemsize
         assert cut.block_rows % chunk == 0 or cut.blocks == 1
 
 
-@given(memories, rows, dims, itemsizes, st.sampled_from(["euclidean", "cosine"]), st.integers(2, 100))
+@given(memories, rows, dims, itemsizes, st.sampled_from(["euclidean", "cosine"]), st.integers(1, 100))
 def test_cells_fit_the_memory_of_a_task(memory, count, width, itemsize, metric, k):
-    settings = config(memory, neighbors={"metric": metric, "n_neighbors": k})
+    settings = config(memory, neighbors={"metric": metric, "n_neighbors": k + 1})
     cut = geometry(settings, count, width, itemsize, 1)
     fewest = 4 * (k + 2)
     assert cut.cell_rows * cell_row_bytes(width, k, metric) <= memory or cut.cell_rows == fewest
@@ -114,11 +114,11 @@ def test_max_rows_bounds_cells():
 @pytest.mark.fault(28)
 def test_too_few_rows_are_refused_with_what_would_do():
     with pytest.raises(
-        InputError, match=r"16 rows are too few .* give at least 17 rows, or set n_neighbors to at most 14"
+        InputError, match=r"15 rows are too few .* give at least 16 rows, or set n_neighbors to at most 14"
     ):
-        geometry(config(), 16, 4, 4, 16)
-    geometry(config(), 17, 4, 4, 17)
-    geometry(config(neighbors={"n_neighbors": 14}), 16, 4, 4, 16)
+        geometry(config(), 15, 4, 4, 15)
+    geometry(config(), 16, 4, 4, 16)
+    geometry(config(neighbors={"n_neighbors": 14}), 15, 4, 4, 15)
 
 
 @pytest.mark.fault(32)
@@ -204,14 +204,14 @@ def test_the_components_of_many_rows_are_projected():
 def test_the_disk_holds_at_least_the_vectors_and_the_lists():
     plan = plan_of(config(), 10**6, 100)
     assert plan.stage("cells").disk_bytes >= 10**6 * 100 * 4
-    assert plan.stage("neighbors").disk_bytes >= 10**6 * 15 * 8
+    assert plan.stage("neighbors").disk_bytes >= 10**6 * 14 * 8
     assert plan.disk_bytes == sum(stage.disk_bytes for stage in plan.stages)
 
 
-@given(memories, rows, st.integers(1, 1000), st.integers(2, 100))
+@given(memories, rows, st.integers(1, 1000), st.integers(1, 100))
 def test_repairs_hold_no_more_than_a_task_may_or_a_cell_has(memory, count, width, k):
     """Beside what travels as objects, and the table of who asks whom."""
-    settings = config(memory, neighbors={"n_neighbors": k})
+    settings = config(memory, neighbors={"n_neighbors": k + 1})
     cut = geometry(settings, count, width, 4, 1)
     held = universe_rows(settings, cut) * repair_row_bytes(width, k, "euclidean")
     assert held <= memory
@@ -253,9 +253,9 @@ def given_cut(settings: Config, count: int, width: int, columns: int, chunk_rows
     return geometry(settings, count, width, 4, 1000, given)
 
 
-@given(st.integers(2**16, 2**30), rows, st.integers(2, 512), st.integers(0, 500), st.sampled_from([1, 77, 65_536]))
+@given(st.integers(2**16, 2**30), rows, st.integers(1, 511), st.integers(0, 500), st.sampled_from([1, 77, 65_536]))
 def test_ranges_of_given_neighbors_cover_all_rows_once(memory, count, k, more, input_chunk):
-    settings = config(memory, neighbors={"n_neighbors": k, "precomputed": "knn"})
+    settings = config(memory, neighbors={"n_neighbors": k + 1, "precomputed": "knn"})
     cut = given_cut(settings, count, 1, k + more, 1)
     assert (cut.cells - 1) * cut.cell_rows < count <= cut.cells * cut.cell_rows
     for cell in {0, cut.cells // 2, cut.cells - 1}:
@@ -268,13 +268,13 @@ def test_ranges_of_given_neighbors_cover_all_rows_once(memory, count, k, more, i
 
 def test_ranges_depend_on_neither_the_chunks_nor_the_columns_given():
     settings = config(neighbors={"precomputed": "knn"})
-    cuts = [given_cut(settings, 10**6, 10, columns, chunk) for columns, chunk in [(15, 1000), (15, 77), (90, 9)]]
+    cuts = [given_cut(settings, 10**6, 10, columns, chunk) for columns, chunk in [(14, 1000), (14, 77), (90, 9)]]
     assert len({(cut.cells, cut.cell_rows, cut.n_epochs) for cut in cuts}) == 1
 
 
-@given(memories, st.integers(2, 512), st.integers(0, 500))
+@given(memories, st.integers(1, 511), st.integers(0, 500))
 def test_given_neighbors_are_read_in_the_memory_of_a_task(memory, k, more):
-    settings = config(memory, neighbors={"n_neighbors": k, "precomputed": "knn"})
+    settings = config(memory, neighbors={"n_neighbors": k + 1, "precomputed": "knn"})
     cut = given_cut(settings, 10**8, 2, k + more, 1)
     taken = make_plan(settings, cut).stage("neighbors").peak_bytes - INTERPRETER_BYTES
     assert taken <= memory + (cut.blocks * cut.cells * 2 + cut.cells**2) * 8 + (k + more) * 96
@@ -289,6 +289,6 @@ def test_less_is_done_where_neighbors_are_given():
     for stage in ("cells", "neighbors"):
         for what in ("tasks", "shuffled_bytes", "disk_bytes"):
             assert getattr(less.stage(stage), what) < getattr(more.stage(stage), what), (stage, what)
-    assert less.stage("neighbors").disk_bytes >= 10**7 * 15 * 8
+    assert less.stage("neighbors").disk_bytes >= 10**7 * 14 * 8
     for stage in ("graph", "start", "layout"):
         assert less.stage(stage) == more.stage(stage)

@@ -14,7 +14,7 @@ import zarr
 from scipy import sparse
 from sklearn.neighbors import NearestNeighbors
 
-from dumap.config import build
+from dumap.config import NeighborsConfig, build
 from dumap.errors import InputError, RunMismatchError, StorageError
 from dumap.pipeline import plan, verify
 from dumap.source import Precomputed
@@ -22,7 +22,8 @@ from dumap.stages import cells, neighbors
 from dumap.store import Run
 from dumap.submit import run
 
-K = 15
+K = 14
+"""Neighbours of a row, itself not counted, by default."""
 
 
 def slowly(values, *quick):
@@ -130,16 +131,16 @@ def assert_same_lists(found, wanted) -> None:
 def test_the_graph_is_the_one_given_and_the_order_the_inputs(taken, knn, some):
     assert_same_lists(taken.neighbors(), knn)
     assert taken.facts("cells") == {
-        "cells": 3, "rows": 1000, "copies": 1000, "largest": 436, "smallest": 128, "largest_home": 436,
+        "cells": 3, "rows": 1000, "copies": 1000, "largest": 468, "smallest": 64, "largest_home": 468,
         "turned_away": 0,
     }  # fmt: skip
-    assert taken.facts("neighbors") == {"missing": 0, "disconnected": 0}
+    assert taken.facts("neighbors") == {"missing": 0}
     assert np.isfinite(taken.y).all()
     parts = {path.name.split("-")[0] for path in Path(taken.output, "manifests").glob("*/*.json")}
     assert "sorted" not in parts
     assert "cell" not in parts
     stored = zarr.open_array(next(Path(taken.output, "neighbors").glob("merged-00000-*")), path="indices")
-    np.testing.assert_array_equal(np.sort(stored[:]), np.sort(knn[0][:436]))
+    np.testing.assert_array_equal(np.sort(stored[:]), np.sort(knn[0][:468]))
 
 
 def test_a_runs_neighbors_come_back(take, searched):
@@ -154,9 +155,9 @@ def test_a_runs_neighbors_come_back(take, searched):
 
 
 def test_what_a_graph_lacks_is_counted(take, given, some, knn):
-    """Of 15 neighbors 5 are random rows or missing; one row has none, and is none's."""
+    """Of 14 neighbors 4 are random rows or missing; one row has none, and is none's."""
     indices, distances = (values.copy() for values in knn)
-    indices[:, 10:] = (np.arange(1000)[:, None] + 500 + np.arange(5)) % 1000
+    indices[:, 10:] = (np.arange(1000)[:, None] + 500 + np.arange(4)) % 1000
     distances[:, 10:] = np.linalg.norm(some[:, None] - some[indices[:, 10:]], axis=2)
     indices[:, 10:] = np.where((indices[:, :10, None] == indices[:, None, 10:]).any(axis=1), -1, indices[:, 10:])
     indices[::3, 5], distances[::3, 5] = -1, np.nan
@@ -274,8 +275,8 @@ def test_positions_do_not_depend_on_how_many_dropped_rows_are_read_at_once(fresh
 
 def test_a_range_of_rows_that_are_all_dropped(take, given, some, save):
     """Further columns take their place in the lists of others."""
-    x, kept = some.copy(), np.r_[:400, 900:1000]
-    x[400:900] = np.inf
+    x, kept = some.copy(), np.r_[:450, 950:1000]
+    x[450:950] = np.inf
     done = take(given(*exact(some, 100), 100), {**CUT, "input.nonfinite": "drop"}, save(x, 100))
     assert done.facts("cells")["smallest"] == 0
     assert done.facts("cells")["rows"] == 500
@@ -310,8 +311,8 @@ SPOILT = {
         r"'indices', row 700, column 3: holds 1000; .* 0 to 999, and -1",
     ),
     "below -1": (spoil("indices", 0, 0, -2), r"'indices', row 0, column 0: holds -2; allowed are the input's rows"),
-    "far beyond": (spoil("indices", 999, 14, 2**40), r"row 999, column 14: holds 1099511627776; allowed"),
-    "nan": (spoil("distances", 450, 14, np.nan), r"'distances', row 450, column 14: holds nan; allowed are numbers"),
+    "far beyond": (spoil("indices", 999, 13, 2**40), r"row 999, column 13: holds 1099511627776; allowed"),
+    "nan": (spoil("distances", 450, 13, np.nan), r"'distances', row 450, column 13: holds nan; allowed are numbers"),
     "infinite": (spoil("distances", 1, 0, np.inf), r"'distances', row 1, column 0: holds inf; .* -1 in 'indices'"),
     "beyond float32": (
         spoil("distances", 1, 0, 1e300),
@@ -323,12 +324,12 @@ SPOILT = {
         r"'indices', row 5, column 0: holds 18446744073709551615; allowed",
     ),
     "twice": (
-        lambda ids, d: (np.column_stack([ids[:, :14], np.where(np.arange(1000) == 8, ids[:, 4], ids[:, 14])]), d),
-        r"'indices', row 8, column 14: holds \d+; a second time: a row may name each neighbor once",
+        lambda ids, d: (np.column_stack([ids[:, :13], np.where(np.arange(1000) == 8, ids[:, 4], ids[:, 13])]), d),
+        r"'indices', row 8, column 13: holds \d+; a second time: a row may name each neighbor once",
     ),
     "itself, and too few others": (
         lambda ids, d: (np.where((ids == ids[:, :1]) & (np.arange(1000)[:, None] == 600), 600, ids), d),
-        r"row 600: the row is among its own neighbors, so that 15 columns hold 14 others, .* at most 14",
+        r"row 600: the row is among its own neighbors, so that 14 columns hold 13 others, .* at most 14",
     ),
 }
 
@@ -340,7 +341,7 @@ def test_what_no_list_may_hold_is_named(given, knn, kind):
     job = SimpleNamespace(
         precomputed=Precomputed(path, 1000),
         geometry=SimpleNamespace(rows=1000),
-        config=SimpleNamespace(neighbors=SimpleNamespace(n_neighbors=K)),
+        config=SimpleNamespace(neighbors=NeighborsConfig(n_neighbors=K + 1)),
     )
     with pytest.raises(InputError, match=message) as refused:
         neighbors.given_lists(job, np.arange(1000), 0)
@@ -357,12 +358,12 @@ def test_a_run_stops_at_what_no_list_may_hold(configure, client, data, given, kn
 
 
 WRONG = {
-    "fewer rows": (lambda i, d: (i[:-1], d[:-1]), r"'indices' has shape \(999, 15\) .* the input has 1000 rows"),
-    "more rows": (lambda i, d: (i, np.vstack([d, d])), r"'distances' \(2000, 15\), the input has 1000 rows: give both"),
-    "columns that differ": (lambda i, d: (i, d[:, :9]), r"shape \(1000, 15\) and 'distances' \(1000, 9\)"),
+    "fewer rows": (lambda i, d: (i[:-1], d[:-1]), r"'indices' has shape \(999, 14\) .* the input has 1000 rows"),
+    "more rows": (lambda i, d: (i, np.vstack([d, d])), r"'distances' \(2000, 14\), the input has 1000 rows: give both"),
+    "columns that differ": (lambda i, d: (i, d[:, :9]), r"shape \(1000, 14\) and 'distances' \(1000, 9\)"),
     "too few columns": (
         lambda i, d: (i[:, :9], d[:, :9]),
-        r"have 9 columns, too few .* = 15: set n_neighbors to at most 9",
+        r"have 9 columns, too few .* = 15, .*14 others: set n_neighbors to at most 10, or to 9 where",
     ),
     "floats for ids": (lambda i, d: (i.astype(float), d), r"array 'indices' has dtype float64; allowed are integers"),
     "whole numbers for distances": (lambda i, d: (i, i), r"array 'distances' has dtype int64; allowed are real floats"),
@@ -399,7 +400,7 @@ def test_what_is_no_group_of_both_is_refused(given, knn, fresh):
         with pytest.raises(InputError, match=r"is an array; name the group that holds 'indices'"):
             Precomputed(f"{path}/{array}", 1000)
     shutil.rmtree(Path(path, "distances"))
-    with pytest.raises(InputError, match=r"neighbors.precomputed: no array 'distances' in .*: indices \(1000, 15\)"):
+    with pytest.raises(InputError, match=r"neighbors.precomputed: no array 'distances' in .*: indices \(1000, 14\)"):
         Precomputed(path, 1000)
 
 
@@ -409,17 +410,17 @@ def test_a_chunk_too_large_is_refused_with_what_would_do(data, given, knn):
             build({"input": {"path": data}, "output": "x", "task_memory": memory, "neighbors": {"precomputed": path}})
         )
 
-    with pytest.raises(InputError, match=r"one chunk in .* rechunk the arrays to at most 546 rows .* or set .* 1MiB"):
+    with pytest.raises(InputError, match=r"one chunk in .* rechunk the arrays to at most 585 rows .* or set .* 1MiB"):
         planned(given(*knn, 1000), 2**19)
-    planned(given(*knn, 546), 2**19)
+    planned(given(*knn, 585), 2**19)
     planned(given(*knn, 1000), 2**20)
 
 
 def test_the_plan_says_that_neighbors_are_given(cli, data, given, knn):
     words = ("--input", data, "--output", "x", "--set", f"neighbors.precomputed={given(*knn)}")
     text, machine = cli("plan", *words), cli("plan", *words, "--json")
-    assert "1 cells of up to 65536 rows given with 15 neighbors each" in text.out
-    assert json.loads(machine.out)["columns"] == 15
+    assert "1 cells of up to 65536 rows given with 14 neighbors each" in text.out
+    assert json.loads(machine.out)["columns"] == 14
 
 
 def test_the_output_may_not_lie_in_the_graph(configure, client, data, given, knn):
@@ -475,7 +476,7 @@ def test_a_graph_that_changed_is_refused(again, client, graph, fresh, array, whe
 
 
 def test_a_graph_of_another_shape_is_refused(again, client, given, some):
-    with pytest.raises(RunMismatchError, match=r"precomputed of shape \(1000, 15\) .* has \(1000, 20\)"):
+    with pytest.raises(RunMismatchError, match=r"precomputed of shape \(1000, 14\) .* has \(1000, 20\)"):
         run(again(given(*exact(some, 20))), client=client)
 
 

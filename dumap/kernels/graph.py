@@ -39,10 +39,10 @@ def _memberships(distances, present, target, local_connectivity, mean_distance, 
             near = nonzero[count - 1]
         low, high, middle = np.float32(0), _MOST, np.float32(1)
         for _ in range(64):
-            psum = np.float32(0)
+            psum = 0.0  # in float64, as umap-learn's is: else one search in fifty ends at another step
             for j in range(k):
                 d = distances[i, j] - near
-                psum += np.float32(maths.exp(-np.float64(d / middle))) if d > 0 else np.float32(1)
+                psum += maths.exp(-np.float64(d) / middle) if d > 0 else 1.0
             if abs(psum - target) < SMOOTH_K_TOLERANCE:
                 break
             if psum > target:
@@ -75,7 +75,8 @@ def memberships(
     """Turn neighbours into directed membership strengths, as umap-learn does.
 
     rho is the distance to the nearest distinct neighbour; sigma solves
-    sum_j exp(-max(0, d_ij - rho_i) / sigma_i) = log2(k) (McInnes, Healy and Melville 2018, algorithm 3).
+    sum_j exp(-max(0, d_ij - rho_i) / sigma_i) = log2(k + 1) (McInnes, Healy and Melville 2018, algorithm 3, whose k
+    counts the row itself).
 
     Parameters
     ----------
@@ -99,7 +100,7 @@ def memberships(
     present = (indices >= 0) & np.isfinite(distances)
     rho, sigma = np.empty(len(indices), np.float32), np.empty(len(indices), np.float32)
     weights = np.empty(indices.shape, np.float32)
-    target = np.log2(indices.shape[1])
+    target = np.log2(indices.shape[1] + 1)
     _memberships(distances, present, target, float(local_connectivity), float(mean_distance), rho, sigma, weights)
     return rho, sigma, weights
 

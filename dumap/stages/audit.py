@@ -75,7 +75,7 @@ def collect(job: Job, part: str) -> None:
             found.append(job.place(store.read(VECTORS, name, "query")[chosen]))
             positions.append(lists.table.positions(store, block)[rows[-1] - cut.block(block)[0]])
     own = np.concatenate(positions)
-    listed = np.full((len(own), job.config.neighbors.n_neighbors), -1, np.int64)
+    listed = np.full((len(own), job.config.neighbors.searched), -1, np.int64)
     homes = np.searchsorted(lists.table.offsets, own, side="right") - 1
     for home in np.unique(homes):
         inside = homes == home
@@ -94,7 +94,7 @@ def search_block(job: Job, part: str, number: int) -> None:
     queries, own, listed = (store.read(STAGE, f"queries-{number}", name) for name in ("vectors", "positions", "listed"))
     positions = Table(store).positions(store, block)
     x = job.rows(*job.geometry.block(block))
-    k = max(NEAR, job.config.neighbors.n_neighbors)
+    k = max(NEAR, job.config.neighbors.searched)
     ids, distances = np.full((len(own), k), -1, np.int64), np.full((len(own), k), np.inf, np.float32)
     listed_distances, columns = np.full(listed.shape, np.inf, np.float32), columns_of(positions, listed)
     for tile, d in tiles(job, queries, x):

@@ -66,7 +66,7 @@ def pack_leaves(job: Job, part: str) -> None:
     """Pack the leaves into cells."""
     cut = job.geometry
     loads = sum(job.run.read(STAGE, block, "loads") for block in numbered("near", cut.blocks))
-    fewest = job.config.neighbors.n_neighbors + 1
+    fewest = job.config.neighbors.searched + 1
     own, pieces = cells.pack(np.asarray(loads), math.ceil(cut.rows / cut.cells), fewest)
     with job.run.part(STAGE, part) as out:
         out.write("cells", own)

@@ -7,16 +7,26 @@ from functools import cached_property
 
 import numpy as np
 
+from dumap.config import Config
 from dumap.kernels import graph
 from dumap.stages import Context, Job, number_of, numbered, total
 from dumap.stages.cells import Table
-from dumap.stages.neighbors import Lists, disconnection_distance
+from dumap.stages.neighbors import Lists
 from dumap.stages.vectors import repeated_in
 from dumap.store import Run
 
 STAGE = "graph"
 WHOLE = "whole"
 """The part that says what all shards together come to."""
+DISCONNECTION_DISTANCES = {"correlation": 2.0, "cosine": 2.0, "hellinger": 1.0, "jaccard": 1.0, "dice": 1.0}
+"""umap-learn's: at this distance rows have nothing in common."""
+
+
+def disconnection_distance(config: Config) -> float:
+    """Return the distance from which on neighbours are cut off."""
+    if config.graph.disconnection_distance is not None:
+        return config.graph.disconnection_distance
+    return DISCONNECTION_DISTANCES.get(config.neighbors.metric, math.inf)
 
 
 class Shards:
@@ -34,15 +44,34 @@ class Shards:
         return int(self.offsets[shard]), int(self.offsets[shard + 1])
 
 
+def nearest(job: Job, array: str, start: int, stop: int) -> np.ndarray:
+    """Read 'indices' or 'distances' of the neighbours that the graph takes of the lists of positions [start, stop)."""
+    return Lists(job.run).read(array, start, stop)[:, : job.config.neighbors.others]
+
+
+def sum_up(job: Job, part: str) -> None:
+    """Add up the distances of a shard's rows to their neighbours, those that are missing or cut off left out."""
+    shards = Shards(Table(job.run).rows, job.geometry.shard_rows)
+    distances = nearest(job, "distances", *shards.span(number_of(part)))
+    found = np.isfinite(distances)
+    kept = found & (distances < disconnection_distance(job.config))
+    with job.run.part(STAGE, part) as out:
+        out.attributes |= {
+            "distance_sum": float(np.sum(distances[kept], dtype=np.float64)),
+            "kept": int(kept.sum()),
+            "disconnected": int(found.sum() - kept.sum()),
+            "missing": int((~found).sum()),
+        }
+
+
 def direct(job: Job, part: str, mean_distance: float) -> None:
     """Weigh the edges out of a shard's rows, and sort them by the shard they lead to."""
-    lists = Lists(job.run)
-    shards = Shards(lists.table.rows, job.geometry.shard_rows)
+    shards = Shards(Table(job.run).rows, job.geometry.shard_rows)
     start, stop = shards.span(number_of(part))
-    indices = lists.read("indices", start, stop)
+    indices = nearest(job, "indices", start, stop)
     rho, sigma, weights = graph.memberships(
         indices,
-        lists.read("distances", start, stop),
+        nearest(job, "distances", start, stop),
         mean_distance,
         job.config.graph.local_connectivity,
         disconnection_distance(job.config),
@@ -91,11 +120,11 @@ def _repeated(job: Job, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
 
 def unite(job: Job, part: str) -> None:
     """Unite the edges out of and into a shard's rows."""
-    store, lists, shard = job.run, Lists(job.run), number_of(part)
-    shards = Shards(lists.table.rows, job.geometry.shard_rows)
+    store, shard = job.run, number_of(part)
+    shards = Shards(Table(store).rows, job.geometry.shard_rows)
     start, stop = shards.span(shard)
     directed = numbered("directed", len(shards))
-    indices = lists.read("indices", start, stop)
+    indices = nearest(job, "indices", start, stop)
     weights = store.read(STAGE, directed[shard], "weights")
     heads, slot = np.nonzero(weights)
     back: dict[str, list[np.ndarray]] = {"back_heads": [], "back_tails": [], "back_weights": []}
@@ -142,7 +171,7 @@ def unite(job: Job, part: str) -> None:
 
 def measure(job: Job, part: str) -> None:
     """Find what the graph connects, in one task: a number a row, and one shard's edges at a time."""
-    whole, k = Graph(job.run, job.geometry.shard_rows), job.config.neighbors.n_neighbors
+    whole = Graph(job.run, job.geometry.shard_rows)
     sets = np.full(whole.shards.rows, -1, job.geometry.index_dtype)
     for shard, name in enumerate(whole.names):
         indptr, tails = (job.run.read(STAGE, name, array) for array in ("indptr", "tails"))
@@ -154,7 +183,7 @@ def measure(job: Job, part: str) -> None:
             "components": len(sizes),
             "largest_share": int(sizes.max()) / len(sets),
             "smallest": int(sizes.min()),
-            "small": int((sizes <= k).sum()),
+            "small": int((sizes < job.config.neighbors.n_neighbors).sum()),
             "places": np.cumsum([0, *(job.run.summary(STAGE, name)["places"] for name in whole.names)]).tolist(),
         }
 
@@ -211,12 +240,12 @@ class Graph:
 
 def run(context: Context) -> dict:
     """Build the graph; return what came out."""
-    store, lists = context.run, Lists(context.run)
-    k = context.config.neighbors.n_neighbors
-    slots = lists.table.rows * (k + 1)
-    mean = math.inf if sum(lists.facts("disconnected")) else math.fsum(lists.facts("distance_sum")) / slots
-    shards = Shards(lists.table.rows, context.geometry.shard_rows)
-    united = numbered("united", len(shards))
+    store, rows, own = context.run, Table(context.run).rows, context.config.neighbors
+    shards = Shards(rows, context.geometry.shard_rows)
+    summed, united = (numbered(name, len(shards)) for name in ("summed", "united"))
+    context.compute(STAGE, sum_up, summed)
+    kept, disconnected, missing = (total(store, STAGE, summed, fact) for fact in ("kept", "disconnected", "missing"))
+    mean = math.fsum(store.summary(STAGE, name)["distance_sum"] for name in summed) / (rows + kept)
     context.compute(STAGE, direct, numbered("directed", len(shards)), mean_distance=mean)
     if context.config.input.unique:
         context.compute(STAGE, place_block, numbered("placed", context.geometry.blocks))
@@ -224,11 +253,10 @@ def run(context: Context) -> dict:
     context.compute(STAGE, measure, [WHOLE])
     facts = {fact: total(store, STAGE, united, fact) for fact in ("edges", "isolated", "inside", "in_degree_zero")}
     edges, health = facts["edges"], store.summary(STAGE, WHOLE)
-    missing = sum(lists.facts("missing"))
     if missing:
         context.note(
             f"graph: {missing} slots of the neighbors' lists are empty; {health['small']} of {health['components']} "
-            f"components have no more than n_neighbors = {k} rows, the smallest {health['smallest']}"
+            f"components have fewer than n_neighbors = {own.n_neighbors} rows, the smallest {health['smallest']}"
         )
     return {
         "edges": edges,
@@ -236,7 +264,8 @@ def run(context: Context) -> dict:
         "edges_inside_shards": facts["inside"] / edges if edges else 0.0,
         "components": health["components"],
         "largest_component": health["largest_share"],
-        "greatest_in_degree": max(store.summary(STAGE, name)["greatest_in_degree"] for name in united) / k,
+        "greatest_in_degree": max(store.summary(STAGE, name)["greatest_in_degree"] for name in united) / own.others,
         "in_degree_zero": facts["in_degree_zero"],
         "missing": missing,
+        "disconnected": disconnected,
     }

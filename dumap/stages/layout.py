@@ -378,7 +378,7 @@ def run(context: Context) -> dict:
     if context.run.is_committed(STAGE, END) and last_epoch(context.run) not in series.numbers():
         context.run.forget(STAGE, END)
     context.compute(STAGE, draw_pairs, [PAIRS_PART])
-    edges = 2 * config.neighbors.n_neighbors * rows
+    edges = 2 * config.neighbors.others * rows
     if runs_on_one_host(config, rows, edges, context.worker_memory):
         mode = "host"
         context.compute(STAGE, descend, [END], threads=context.host_threads)

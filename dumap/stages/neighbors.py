@@ -5,13 +5,11 @@ Where neighbours are given, their lists take the place of what is searched.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
 
-from dumap.config import Config
 from dumap.errors import InputError
 from dumap.kernels import leaves, neighbors, vectors
 from dumap.metrics import arguments
@@ -22,15 +20,6 @@ from dumap.store import Part, Run
 STAGE = "neighbors"
 REPAIRED = "audit"
 """The stage that writes the lists anew where they fall short."""
-DISCONNECTION_DISTANCES = {"correlation": 2.0, "cosine": 2.0, "hellinger": 1.0, "jaccard": 1.0, "dice": 1.0}
-"""umap-learn's: at this distance rows have nothing in common."""
-
-
-def disconnection_distance(config: Config) -> float:
-    """Return the distance from which on neighbours are cut off."""
-    if config.graph.disconnection_distance is not None:
-        return config.graph.disconnection_distance
-    return DISCONNECTION_DISTANCES.get(config.neighbors.metric, math.inf)
 
 
 def metric_arguments(job: Job) -> dict:
@@ -71,7 +60,7 @@ Found = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 def void_lists(job: Job, rows: int) -> tuple[np.ndarray, np.ndarray]:
     """Return lists without entries."""
-    shape = (rows, job.config.neighbors.n_neighbors)
+    shape = (rows, job.config.neighbors.searched)
     return np.full(shape, -1, job.geometry.index_dtype), np.full(shape, np.inf, np.float32)
 
 
@@ -107,7 +96,7 @@ def search_home(job: Job, part: str) -> None:
     cell = Cell(job, number, table, guests=False)
     probes = cell.probes(np.arange(cell.own))
     order = leaves.order(np.full(cell.own, -1), probes)
-    seed, k = job.config.seed + number, job.config.neighbors.n_neighbors
+    seed, k = job.config.seed + number, job.config.neighbors.searched
     found, lengths = leaves.search(placed(job, cell, order), probes[order], k, seed)
     names = cell.positions[order]
     listed = np.where(found >= 0, names[found], -1)
@@ -115,7 +104,7 @@ def search_home(job: Job, part: str) -> None:
         if table.cells == 1:
             lists = void_lists(job, cell.own)
             merge_own(lists, cell.own, (order, names, listed, distances_of(job, lengths)))
-            write_lists(job, out, *lists)
+            write_lists(out, *lists)
             return
         indices, squared = np.empty(found.shape, job.geometry.index_dtype), np.empty(found.shape)
         indices[order], squared[order] = listed, lengths
@@ -175,7 +164,7 @@ def search_cell(job: Job, part: str) -> None:
             with defined_distances(job):
                 seed = job.config.seed + number
                 met, lengths = neighbors.search(
-                    cell.vectors(rows), own.n_neighbors, own.metric, metric_arguments(job), seed
+                    cell.vectors(rows), own.searched, own.metric, metric_arguments(job), seed
                 )
             names = cell.positions[rows]
             yield rows, names, np.where(met >= 0, names[met], -1), lengths
@@ -214,20 +203,14 @@ def merge_cell(job: Job, part: str) -> None:
             )
             neighbors.merge(indices, distances, guests - table.offsets[cell], listed, lengths, guests)
     with store.part(STAGE, part) as out:
-        write_lists(job, out, indices, distances)
+        write_lists(out, indices, distances)
 
 
-def write_lists(job: Job, out: Part, indices: np.ndarray, distances: np.ndarray) -> None:
-    """Write a cell's lists, and what the graph needs to know of them all."""
-    finite = np.isfinite(distances)
-    cut_off = finite & (distances >= disconnection_distance(job.config))
+def write_lists(out: Part, indices: np.ndarray, distances: np.ndarray) -> None:
+    """Write a cell's lists, and how many slots of them are empty."""
     out.write("indices", indices)
     out.write("distances", distances)
-    out.attributes |= {
-        "distance_sum": float(np.sum(distances[finite], dtype=np.float64)),
-        "disconnected": int(cut_off.sum()),
-        "missing": int((indices < 0).sum()),
-    }
+    out.attributes["missing"] = int((indices < 0).sum())
 
 
 def report_name(repairs: int) -> str:
@@ -286,12 +269,13 @@ def given_lists(job: Job, own: np.ndarray, start: int) -> tuple[np.ndarray, np.n
             f"{ALLOWED[fault].format(last=cut.rows - 1)}. Correct it, and name another output"
         )
     itself = ids == np.arange(start, start + len(own))[:, None]
-    k = job.config.neighbors.n_neighbors
-    if given.columns <= k and itself.any():
+    own_settings = job.config.neighbors
+    if given.columns <= own_settings.searched and itself.any():
         raise InputError(
             f"{given.path}, array 'indices', row {start + itself.any(axis=1).argmax()}: the row is among its own "
             f"neighbors, so that {given.columns} columns hold {given.columns - 1} others, too few for "
-            f"neighbors.n_neighbors = {k}: set it to at most {given.columns - 1}, and name another output"
+            f"neighbors.{own_settings.widest} = {own_settings.searched + 1}, which are the row itself and "
+            f"{own_settings.searched} others: set it to at most {given.columns}, and name another output"
         )
     ids[itself] = -1
     return ids, distances
@@ -300,7 +284,7 @@ def given_lists(job: Job, own: np.ndarray, start: int) -> tuple[np.ndarray, np.n
 def take_cell(job: Job, part: str) -> None:
     """Take the lists of one range of rows from the graph that is given, the nearest first."""
     table, cell = Table(job.run), number_of(part)
-    shape = (int(table.offsets[cell + 1] - table.offsets[cell]), job.config.neighbors.n_neighbors)
+    shape = (int(table.offsets[cell + 1] - table.offsets[cell]), job.config.neighbors.searched)
     indices, distances = np.full(shape, -1, job.geometry.index_dtype), np.full(shape, np.inf, np.float32)
     for start, stop in job.geometry.lists(cell):
         own = kept_positions(job, table, np.arange(start, stop))
@@ -309,7 +293,7 @@ def take_cell(job: Job, part: str) -> None:
         kept = own >= 0
         neighbors.merge(indices, distances, own[kept] - table.offsets[cell], named[kept], theirs[kept], own[kept])
     with job.run.part(STAGE, part) as out:
-        write_lists(job, out, indices, distances)
+        write_lists(out, indices, distances)
 
 
 class Lists:
@@ -336,10 +320,6 @@ class Lists:
         """Read 'indices' or 'distances' of a cell's own rows."""
         return self.run.read(self.stage, self.names[cell], array)
 
-    def facts(self, fact: str) -> list:
-        """Return one of the facts of `write_lists` of each cell."""
-        return [self.run.summary(self.stage, name)[fact] for name in self.names]
-
 
 def run(context: Context) -> dict:
     """Search every cell, then merge; return what came out."""
@@ -356,4 +336,4 @@ def run(context: Context) -> dict:
         context.compute(STAGE, search_home, numbered("home", count))
         context.compute(STAGE, meet_guests, numbered("cell", count))
         context.compute(STAGE, merge_cell, merged)
-    return {fact: total(context.run, STAGE, merged, fact) for fact in ("missing", "disconnected")}
+    return {"missing": total(context.run, STAGE, merged, "missing")}

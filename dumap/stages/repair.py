@@ -80,7 +80,7 @@ def send(job: Job, part: str, number: int) -> None:
 
 def join(job: Job, part: str, number: int, inside: bool) -> None:
     """Score pairs among a cell's own rows and those sent to it; write what any of them may gain."""
-    store, before, cell, k = job.run, Lists(job.run, number - 1), number_of(part), job.config.neighbors.n_neighbors
+    store, before, cell, k = job.run, Lists(job.run, number - 1), number_of(part), job.config.neighbors.searched
     table = before.table
     first, last = _span(table, cell)
     asked = store.read(STAGE, f"asked-{number}", "rows")
@@ -120,7 +120,7 @@ def join(job: Job, part: str, number: int, inside: bool) -> None:
 
 def merge(job: Job, part: str, number: int) -> None:
     """Merge what all cells found for one cell's own rows into their lists."""
-    store, lists, cell, k = job.run, Lists(job.run, number - 1), number_of(part), job.config.neighbors.n_neighbors
+    store, lists, cell, k = job.run, Lists(job.run, number - 1), number_of(part), job.config.neighbors.searched
     first, _ = _span(lists.table, cell)
     before = lists.of(cell, "indices")
     indices, distances = before.copy(), lists.of(cell, "distances").copy()
@@ -133,7 +133,7 @@ def merge(job: Job, part: str, number: int) -> None:
             found, lengths = repair.unpack(store.read(STAGE, name, "offers", low, high), k)
             neighbors.merge(indices, distances, positions - first, found, lengths, positions)
     with store.part(STAGE, part) as out:
-        write_lists(job, out, indices, distances)
+        write_lists(out, indices, distances)
         out.attributes["gained"] = int((repair.is_new(indices, before) & (indices >= 0)).sum())
 
 

@@ -312,11 +312,12 @@ def _check_finite(context: Context, blocks: list[str]) -> int:
             f"{config.input.path}: {nonfinite} of {context.geometry.rows} rows hold NaN or infinite values, first of "
             f"them rows {', '.join(map(str, first))}: mend them, or leave them out with --set input.nonfinite=drop"
         )
-    left = context.geometry.rows - nonfinite
-    if left < config.neighbors.n_neighbors + 2:
+    left, own = context.geometry.rows - nonfinite, config.neighbors
+    if left < own.searched + 2:
         raise InputError(
             f"{config.input.path}: {left} rows are left without those that are not finite, too few for "
-            f"neighbors.n_neighbors = {config.neighbors.n_neighbors}"
+            f"neighbors.{own.widest} = {own.searched + 1}: give at least {own.searched + 2}, or, in another output, "
+            f"set {own.widest} to at most {max(left - 1, 0)}"
         )
     return nonfinite
 
@@ -351,12 +352,12 @@ def run(context: Context) -> dict:
     context.compute(STAGE, count_duplicates, parts, buckets=buckets)
     distinct, duplicates = (total(store, STAGE, parts, fact) for fact in ("distinct", "duplicates"))
     if config.input.unique:
-        least = config.neighbors.n_neighbors + 2
+        own, least = config.neighbors, config.neighbors.searched + 2
         if distinct < least:
             raise InputError(
                 f"{config.input.path}: input.unique leaves {distinct} distinct rows, too few for "
-                f"neighbors.n_neighbors = {config.neighbors.n_neighbors}: give at least {least}, or, in another "
-                f"output, set n_neighbors to at most {max(distinct - 2, 0)} or input.unique=false"
+                f"neighbors.{own.widest} = {own.searched + 1}: give at least {least}, or, in another "
+                f"output, set {own.widest} to at most {max(distinct - 1, 0)} or input.unique=false"
             )
         names = numbered("distinct", context.geometry.blocks)
         context.compute(STAGE, find_copies, names, buckets=buckets, among=rows - duplicates)

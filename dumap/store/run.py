@@ -37,7 +37,7 @@ from dumap.store.manifests import IDENTITY, MANIFESTS, Manifest, is_sound, manif
 from dumap.store.objects import LOCKS, Objects, digest, seal, unseal
 from dumap.store.shards import Broken, Shard
 
-FORMAT = 9
+FORMAT = 10
 """Version of the run's format; a run of another version is refused."""
 
 OBJECT_BYTES = 32 << 20
@@ -229,7 +229,10 @@ class Run(Objects):
         if version is None:
             raise StorageError(f"{self.location} is not a dumap run: its attributes have no 'format'")
         if version != FORMAT:
-            raise StorageError(f"{self.location} has format {version}; this version of dumap reads format {FORMAT}")
+            raise StorageError(
+                f"{self.location} has format {version}; this version of dumap reads format {FORMAT}: name another "
+                f"output, or use the version of dumap that wrote this one"
+            )
         odd = [name for name in SECTIONS if not isinstance(attributes.get(name), dict)]
         if odd:
             raise StorageError(f"{self.location} is not a dumap run: it does not say its {', '.join(odd)}")

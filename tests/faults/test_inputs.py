@@ -20,7 +20,7 @@ from dumap.stages.graph import Shards
 from dumap.stages.vectors import ISOLATED, ZERO
 from dumap.store import Run
 
-TINY = {"neighbors.n_neighbors": 3, "layout.n_epochs": 5}
+TINY = {"neighbors.n_neighbors": 4, "layout.n_epochs": 5}
 
 
 def slowly(values: list, *quick: object) -> list:
@@ -42,7 +42,7 @@ def noise(rows: int, dims: int = 4, seed: int = 0) -> np.ndarray:
 @pytest.mark.fault(27)
 def test_rows_that_are_all_dropped_are_an_error(configure, client):
     config = configure(np.full((40, 4), np.nan, np.float32), {**TINY, "input.nonfinite": "drop"})
-    with pytest.raises(InputError, match=r"0 rows are left .*n_neighbors = 3"):
+    with pytest.raises(InputError, match=r"0 rows are left .*n_neighbors = 4"):
         run(config, client=client)
 
 
@@ -199,7 +199,7 @@ def test_a_plan_of_more_rows_than_32_bits_count():
     assert cut.block(cut.blocks - 1)[1] == MANY
     assert cut.shards * cut.shard_rows >= MANY
     projected = make_plan(config, cut)
-    edges = 2 * 15 * MANY
+    edges = 2 * 14 * MANY
     assert projected.stage("graph").disk_bytes > edges * 8
     assert projected.stage("cells").disk_bytes > MANY * 100 * 4
     assert projected.stage("start").disk_bytes > MANY * 8

@@ -122,7 +122,7 @@ def cases(draw: st.DrawFn, many: bool) -> Case:
         "task_memory": rarely(512 * 2**20, st.integers(10**4, 10**7)),
         "input.nonfinite": draw(st.sampled_from(["drop", "drop", "error"])),
         "neighbors.n_neighbors": draw(
-            st.one_of(st.integers(2, 15), st.integers(2, max(2, rows - 2)), st.integers(2, 210))
+            st.one_of(st.integers(2, 15), st.integers(2, max(2, rows - 1)), st.integers(2, 210))
         ),
         "neighbors.metric": metric,
         "neighbors.metric_kwds": kwds,

@@ -94,7 +94,8 @@ def main(folder: str) -> None:
     print(json.dumps({"versions": versions(), "digests": found}, indent=1))
 
 
-NEIGHBORS = 15
+NEIGHBORS = 16
+"""Neighbours a row, itself counted."""
 
 
 def versions() -> dict[str, str]:

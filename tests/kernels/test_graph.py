@@ -52,7 +52,7 @@ def umap_graph(indices, distances, ratio, local_connectivity):
     own = np.column_stack([np.arange(ROWS), np.where(np.isinf(distances), -1, indices)])
     found, sigma, rho = fuzzy_simplicial_set(
         np.empty((ROWS, 1)),
-        K,
+        K + 1,
         None,
         "euclidean",
         knn_indices=own,

@@ -1,0 +1,143 @@
+"""n_neighbors counts the row itself, as umap-learn's does; lists may be wider than the graph."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import pytest
+import zarr
+from scipy import sparse
+from umap import UMAP
+from umap.umap_ import fuzzy_simplicial_set, nearest_neighbors
+
+from dumap.config import build
+from dumap.errors import ConfigError, InputError
+from dumap.export import export
+from dumap.geometry import geometry
+from dumap.stages.neighbors import Lists
+from dumap.store import Run, run
+
+
+@pytest.fixture(scope="module")
+def some(digits):
+    return digits[0][:600]
+
+
+def given(fresh, indices, distances) -> str:
+    path = fresh("knn.zarr")
+    group = zarr.create_group(path)
+    group.create_array("indices", data=indices)
+    group.create_array("distances", data=distances)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("n_neighbors", "connectivity", "mix"),
+    [(15, 1.0, 1.0), (5, 1.0, 1.0), (30, 1.0, 1.0), (15, 2.0, 1.0), (15, 1.0, 0.5), (2, 1.0, 1.0)],
+)
+def test_the_graph_of_umap_learns_lists_is_umap_learns(embed, fresh, save, some, n_neighbors, connectivity, mix):
+    x = np.concatenate([some, np.repeat(some[:1], 40, axis=0)])  # some rows have nothing but copies near
+    random_state = np.random.RandomState(0)
+    indices, distances, _ = nearest_neighbors(x, n_neighbors, "euclidean", {}, False, random_state)
+    settings = {"graph.local_connectivity": connectivity, "graph.set_op_mix_ratio": mix, "layout.n_epochs": 1}
+    settings |= {"neighbors.precomputed": given(fresh, indices, distances), "neighbors.n_neighbors": n_neighbors}
+    done = embed(save(x), settings)
+    wanted = fuzzy_simplicial_set(
+        x,
+        n_neighbors=n_neighbors,
+        random_state=random_state,
+        metric="euclidean",
+        knn_indices=indices,
+        knn_dists=distances,
+        set_op_mix_ratio=mix,
+        local_connectivity=connectivity,
+    )[0]
+    found = sparse.load_npz(done.export("graph", ".npz"))
+    assert found.nnz == wanted.nnz
+    assert abs(found - wanted).max() <= 1e-5
+
+
+@pytest.fixture(scope="module")
+def wide(embed, some):
+    return embed(some, {"neighbors.n_neighbors": 6, "neighbors.width": 20, "quality.queries": 100})
+
+
+@pytest.fixture(scope="module")
+def narrow(embed, some):
+    return embed(some, {"neighbors.n_neighbors": 6})
+
+
+def test_a_graph_takes_the_nearest_of_wider_lists(wide, narrow):
+    """Of so few rows all lists are exact, so that those of both runs begin alike."""
+    for one, other in zip(wide.neighbors(), narrow.neighbors(), strict=True):
+        assert one.shape == (600, 5)
+        np.testing.assert_array_equal(one, other)
+    graphs = [sparse.load_npz(done.export("graph", ".npz")) for done in (wide, narrow)]
+    assert abs(graphs[0] - graphs[1]).max() == 0
+    assert wide.y.tobytes() == narrow.y.tobytes()
+    assert Lists(Run(wide.output, read_only=True)).read("indices", 0, 600).shape == (600, 19)
+    assert zarr.open_group(wide.output, mode="r").attrs["parameters"]["neighbors"]["width"] == 20
+    assert "width" not in zarr.open_group(narrow.output, mode="r").attrs["parameters"]["neighbors"]
+
+
+def test_a_width_below_n_neighbors_is_refused():
+    with pytest.raises(ConfigError, match=r"width \(10\) must not be below n_neighbors \(15\): raise width"):
+        build({"input": {"path": "in"}, "output": "out", "neighbors": {"width": 10}})
+
+
+def test_what_a_width_asks_for_is_told_by_its_name(embed, fresh, some):
+    config = build({"input": {"path": "in"}, "output": "out", "neighbors": {"width": 30}})
+    with pytest.raises(InputError, match=r"30 rows .* neighbors.width = 30; give at least 31 .* width to at most 29"):
+        geometry(config, 30, 4, 4, 10)
+    geometry(config, 31, 4, 4, 10)
+    lists = np.zeros((600, 20), int), np.ones((600, 20))
+    settings = {"neighbors.precomputed": given(fresh, *lists), "neighbors.width": 30}
+    with pytest.raises(InputError, match=r"20 columns, too few for neighbors.width = 30.*: set width to at most 21"):
+        embed(some, settings)
+
+
+# the row itself in front -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ending", [".npz", ".zarr"])
+def test_umap_learn_takes_exported_neighbors(wide, some, fresh, cli, ending):
+    out = fresh(f"knn{ending}")
+    outcome = cli("export", wide.output, "neighbors", out, "--with-self")
+    assert outcome.code == 0
+    assert "600 rows x 6 neighbors, each row itself first" in outcome.out
+    found = np.load(out) if ending == ".npz" else zarr.open_group(out, mode="r")
+    indices, distances = np.asarray(found["indices"][:]), np.asarray(found["distances"][:])
+    others = wide.neighbors()
+    np.testing.assert_array_equal(indices, np.column_stack([np.arange(600), others[0]]))
+    np.testing.assert_array_equal(distances, np.column_stack([np.zeros(600), others[1]]))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="precomputed_knn\\[2\\]|n_jobs value")
+        model = UMAP(n_neighbors=6, precomputed_knn=(indices, distances, None), n_epochs=1, random_state=1).fit(some)
+    np.testing.assert_array_equal(model._knn_indices, indices)
+    graph = sparse.load_npz(wide.export("graph", ".npz"))
+    assert abs(model.graph_ - graph).max() <= 1e-5
+
+
+def test_with_self_is_of_neighbors_alone(wide, fresh):
+    with pytest.raises(ConfigError, match="--with-self goes with neighbors, not with graph: leave it out"):
+        export(wide.output, "graph", fresh("g.npz"), with_self=True)
+
+
+def test_exported_neighbors_come_back_with_the_row_itself_or_without(wide, embed, some, fresh):
+    y = []
+    for with_self in (False, True):
+        out = fresh("knn.zarr")
+        export(wide.output, "neighbors", out, with_self=with_self)
+        settings = {"neighbors.precomputed": out, "neighbors.n_neighbors": 6}
+        y.append(embed(some, settings).y.tobytes())
+    assert y[0] == y[1]
+
+
+def test_a_run_of_the_format_before_is_refused(wide, cli, fresh, monkeypatch):
+    monkeypatch.setattr(run, "FORMAT", run.FORMAT + 1)
+    outcome = cli("status", wide.output, "--json")
+    assert outcome.code != 0
+    assert len(outcome.err.strip().splitlines()) == 1
+    assert "has format 10; this version of dumap reads format 11: name another output" in outcome.err
+    assert outcome.out == ""
