@@ -14,6 +14,12 @@ ANGULAR = frozenset({"cosine", "correlation"})
 """Metrics of the angle between rows, for correlation once they are centred."""
 BY_PRODUCT = ANGULAR | {"euclidean", "l2", "sqeuclidean"}
 """Metrics whose order is that of the Euclidean distance in partition space."""
+DIVERGENCES = frozenset(
+    {"hellinger", "jensen-shannon", "jensen_shannon"} | {"symmetric-kl", "symmetric_kl", "symmetric_kullback_liebler"}
+)
+"""Metrics of rows as distributions, whatever they add up to."""
+RANKED = "spearmanr"
+"""The metric of correlation between ranks."""
 SPHERICAL = "haversine"
 """The metric of latitudes and longitudes, in radians."""
 EUCLIDEAN_ORDER = BY_PRODUCT | {SPHERICAL}
@@ -233,8 +239,17 @@ def partition_space(x: np.ndarray, metric: str) -> np.ndarray:
     Returns
     -------
     ndarray of float32, shape (n, dims)
-        Centred for correlation, of unit length for angular metrics; zero rows stay zero.
+        Centred for correlation, of unit length for angular metrics; zero rows stay zero. For metrics of
+        distributions the roots of their shares, for Spearman's the ranks as for correlation.
     """
+    if metric in DIVERGENCES:
+        x = np.maximum(x, 0)
+        sums = x.sum(axis=1, keepdims=True, dtype=np.float64)
+        return np.sqrt(x / np.where(sums > 0, sums, 1)).astype(np.float32)
+    if metric == RANKED:
+        from scipy.stats import rankdata  # slow to import, and for this alone
+
+        x, metric = rankdata(x, axis=1).astype(np.float32), "correlation"
     if metric == "correlation":
         x = x - x.mean(axis=1, keepdims=True, dtype=np.float64).astype(np.float32)
     if metric in ANGULAR:

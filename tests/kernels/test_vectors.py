@@ -141,6 +141,23 @@ def test_ordered_distances_are_summed_in_lanes_that_are_halved(seed, dims):
     assert vectors.ordered_distance(a, b) == total
 
 
+# metrics of shares and ranks ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("metric", [*sorted(vectors.DIVERGENCES), vectors.RANKED])
+def test_rows_of_any_size_lie_near_those_that_the_metric_calls_near(metric):
+    rng = np.random.default_rng(5)
+    kinds = rng.gamma(1.0, size=(6, 12)) + 0.01
+    x = (kinds[np.arange(60) % 6] * rng.uniform(0.9, 1.1, (60, 12)) * 10.0 ** rng.uniform(-3, 3, (60, 1))).astype("f4")
+    placed = vectors.partition_space(x, metric)
+    near = cdist(placed, placed).argsort(axis=1)[:, 1:6]
+    own = named_distances[metric]
+    wanted = np.array([[own(a, b) for b in x] for a in x]).argsort(axis=1)[:, 1:6]
+    assert np.mean([len(np.intersect1d(*both)) for both in zip(near, wanted, strict=True)]) > 4
+    zero = np.zeros((1, 12), np.float32)
+    assert np.isfinite(vectors.partition_space(zero, metric)).all()
+
+
 # what float32 does not hold ----------------------------------------------------------------------
 
 
