@@ -160,8 +160,13 @@ def test_workers_beside_another_cluster_are_refused(cluster, given):
         pytest.raises(ConfigError, match=rf"cluster\.{name} = .*{cluster.scheduler_address}.*DASK_SCHEDULER_ADDRESS"),
     ):
         answers(**given)
-    with Client(cluster) as client, pytest.raises(ConfigError, match=rf"cluster\.{name} = .* a client is given"):
-        answers(client, **given)
+
+
+def test_a_client_that_is_given_wins_and_it_is_said(cluster):
+    noting = Noting()
+    with Client(cluster) as client, connect(settings(workers=2), client, noting) as executor:
+        assert executor.client is client
+    assert noting.notes == ["cluster.workers = 2: left aside, the client that is given has workers of its own"]
 
 
 def test_a_named_scheduler_wins_over_that_of_the_environment(cluster, nobody):

@@ -54,7 +54,7 @@ def connect(
         Nothing answers within `cluster.timeout` seconds, or an embedded cluster cannot start.
     """
     address = None if cluster.scheduler_file else cluster.scheduler or dask.config.get("scheduler-address", None)
-    _check_alone(cluster, client, address)
+    _check_alone(cluster, client, address, observer)
     with ExitStack() as stack:
         if client is not None:
             reached = _usable(stack, client, cluster.timeout)
@@ -68,17 +68,18 @@ def connect(
         yield Executor(reached, cluster.timeout, cluster.worker_timeout, observer.note)
 
 
-def _check_alone(cluster: ClusterConfig, client: Client | None, address: str | None) -> None:
-    """Refuse what is of an embedded cluster beside another one: it would be ignored."""
+def _check_alone(cluster: ClusterConfig, client: Client | None, address: str | None, observer: Observer) -> None:
+    """Refuse what is of an embedded cluster beside another one; say that it is left aside where a client is given."""
     given = [
         f"cluster.{name} = {getattr(cluster, name)}" for name in ("workers", "memory_limit") if getattr(cluster, name)
     ]
-    if given and (client is not None or address):
-        named = "a client is given" if client is not None else f"Dask's configuration names the scheduler {address}"
-        undo = "give no client" if client is not None else "unset DASK_SCHEDULER_ADDRESS (Dask's scheduler-address)"
+    if given and client is not None:
+        observer.note(f"{' and '.join(given)}: left aside, the client that is given has workers of its own")
+    elif given and address:
         raise ConfigError(
-            f"{' and '.join(given)}: of an embedded cluster, but {named}, whose workers are as they are: leave out "
-            f"{' and '.join(given)}, or {undo}"
+            f"{' and '.join(given)}: of an embedded cluster, but Dask's configuration names the scheduler {address}, "
+            f"whose workers are as they are: leave out {' and '.join(given)}, or unset DASK_SCHEDULER_ADDRESS (Dask's "
+            f"scheduler-address)"
         )
 
 
