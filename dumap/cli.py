@@ -103,17 +103,24 @@ def status(run: str, as_json: bool) -> None:
         click.echo(json.dumps(found))
         return
     click.echo(f"{found['output']}: {found['state']}")
-    click.echo(f"{'stage':<10} {'state':<8} {'seconds':>8} {'projected':>10} {'peak':>10}")
+    if (driver := found["driver"]) is not None:
+        signs = "at work" if driver["alive"] else f"no sign of life for {driver['seconds']:.0f} s"
+        click.echo(f"driven by process {driver['process']} on {driver['machine']}: {signs}")
+    click.echo(f"{'stage':<10} {'state':<8} {'done':>13} {'seconds':>8} {'projected':>10} {'peak':>10}")
     for stage in found["stages"]:
+        done = str(stage["parts"] or "")
+        if stage["state"] != "done" and stage["progress"] is not None:
+            done = f"{stage['progress'][0]:.0f} of {stage['progress'][1]:.0f}"
         numbers = ["", "", ""]
         if stage["state"] == "done":
             numbers = [
                 f"{stage['seconds']:.1f}",
                 *(format_bytes(stage[k]) for k in ("projected_bytes", "peak_bytes")),
             ]
-        click.echo(f"{stage['name']:<10} {stage['state']:<8} {numbers[0]:>8} {numbers[1]:>10} {numbers[2]:>10}")
-    told = [fact for stage in found["stages"] if stage["name"] in SHOWN for fact in stage["facts"].items()]
-    for name, value in dict(told).items():
+        told = " ".join([f"{numbers[0]:>8}", *(f"{number:>10}" for number in numbers[1:])])
+        click.echo(f"{stage['name']:<10} {stage['state']:<8} {done:>13} {told}")
+    facts = [fact for stage in found["stages"] if stage["name"] in SHOWN for fact in stage["facts"].items()]
+    for name, value in dict(facts).items():
         click.echo(f"  {name}: {value:.4f}" if isinstance(value, float) else f"  {name}: {value}")
 
 
@@ -122,12 +129,13 @@ def status(run: str, as_json: bool) -> None:
 @click.argument("what", type=click.Choice(["embedding", "neighbors", "graph", "picture"]))
 @click.argument("out")
 @click.option("--labels", help="Labels that colour the picture: .npy, or the path of a Zarr array.")
+@click.option("--force", is_flag=True, help="Write over a file that is there.")
 @click.option("--with-self", is_flag=True, help="Neighbors as umap-learn's precomputed_knn wants them: the row first.")
-def export(run: str, what: str, out: str, labels: str | None, with_self: bool) -> None:
+def export(run: str, what: str, out: str, labels: str | None, with_self: bool, force: bool) -> None:
     """Write a result: embedding (.npy .csv .parquet), neighbors (.npz .zarr), graph (.npz), picture (.png)."""
     from dumap.export import export as write
 
-    click.echo(write(run, what, out, labels, with_self))
+    click.echo(write(run, what, out, labels, with_self, force))
 
 
 @cli.command()
@@ -136,18 +144,14 @@ def export(run: str, what: str, out: str, labels: str | None, with_self: bool) -
 @click.option("--json", "as_json", is_flag=True, help="For machines.")
 def verify(run: str, dry_run: bool, as_json: bool) -> None:
     """Read every committed object against its checksum; 'dumap run' then makes what is damaged again."""
-    damaged = pipeline.verify(run)
-    keys = [key for _, _, key in damaged]
+    keys = [key for _, _, key in pipeline.verify(run, _say, mend=not dry_run)]
     if as_json:
         click.echo(json.dumps({"output": run, "damaged": keys}))
     else:
         for key in keys:
             click.echo(f"damaged: {key}")
         click.echo(f"{len(keys)} damaged objects" if keys else "all objects are as they were written")
-    if damaged and not dry_run:
-        pipeline.drop(run, damaged, _say)
-        _say(f"the next 'dumap run' into {run} makes exactly that again")
-    sys.exit(1 if damaged else 0)
+    sys.exit(1 if keys else 0)
 
 
 @cli.command()
@@ -155,13 +159,15 @@ def verify(run: str, dry_run: bool, as_json: bool) -> None:
 @click.option("--dry-run", is_flag=True, help="Remove nothing.")
 @click.option("--json", "as_json", is_flag=True, help="For machines.")
 def clean(run: str, dry_run: bool, as_json: bool) -> None:
-    """Remove what no manifest names: what tasks left that died, failed or came second."""
-    unnamed = pipeline.clean(run, _say, dry_run)
+    """Remove what dumap left that no manifest names: of tasks that died, failed or came second; nothing else."""
+    unnamed, others = pipeline.clean(run, _say, dry_run)
     if as_json:
-        click.echo(json.dumps({"output": run, "unnamed": unnamed, "removed": not dry_run}))
+        click.echo(json.dumps({"output": run, "unnamed": unnamed, "removed": not dry_run, "left": others}))
     else:
         for key in unnamed:
             click.echo(f"{'not named' if dry_run else 'removed'}: {key}")
+        for key in others:
+            click.echo(f"not dumap's, left: {key}")
         click.echo(f"{len(unnamed)} objects that no manifest names")
 
 

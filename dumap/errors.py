@@ -21,6 +21,11 @@ class ConfigError(DumapError):
     exit_code = 2
 
 
+def needs(what: str, *packages: str) -> ConfigError:
+    """Say what to install for what dumap does with packages that it does not need otherwise."""
+    return ConfigError(f"{what} needs what is not installed here: pip install {' '.join(packages)}")
+
+
 class InputError(DumapError):
     """The input cannot be read, or holds what cannot be embedded."""
 

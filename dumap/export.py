@@ -8,7 +8,8 @@ from collections.abc import Iterator
 import numpy as np
 import scipy.sparse as sparse
 
-from dumap.errors import ConfigError, StorageError
+from dumap.disk import is_remote, normalize
+from dumap.errors import ConfigError, StorageError, needs
 from dumap.stages.cells import Table
 from dumap.stages.graph import Graph
 from dumap.stages.neighbors import Lists
@@ -18,7 +19,9 @@ from dumap.store import Run, read_array, write_arrays
 BLOCK_ROWS = 65_536
 
 
-def export(location: str, what: str, out: str, labels: str | None = None, with_self: bool = False) -> str:
+def export(
+    location: str, what: str, out: str, labels: str | None = None, with_self: bool = False, force: bool = False
+) -> str:
     """Export one result of a run.
 
     Parameters
@@ -33,18 +36,27 @@ def export(location: str, what: str, out: str, labels: str | None = None, with_s
     with_self : bool
         Let each row come first among its neighbors, at distance 0: n_neighbors columns, as umap-learn and cuML want
         them for `precomputed_knn`; otherwise the n_neighbors - 1 others.
+    force : bool
+        Write over a file that is there; never over a folder or a store.
 
     Returns
     -------
     str
         What was written, for people.
     """
+    if is_remote(out):
+        if not out.endswith(".zarr"):
+            raise ConfigError(f"{out}: a file is written to a disk; name a path")
+    else:
+        out = normalize(out) if "://" in out else out
     run = Run(location, read_only=True)
     attributes = run.attributes
     if with_self and what != "neighbors":
         raise ConfigError(f"--with-self goes with neighbors, not with {what}: leave it out")
-    if what != "picture" and os.path.exists(out):
-        raise StorageError(f"{out} exists; remove it, or name another")
+    if os.path.lexists(out) and not (force and os.path.isfile(out) and not os.path.islink(out)):
+        raise StorageError(
+            f"{out} exists; remove it, or name another" + ("" if force else ", or write over a file with --force")
+        )
     rows = int(attributes["input"]["shape"][0])
     if what in ("embedding", "picture"):
         _require(run, "embedding")
@@ -102,7 +114,7 @@ def _embedding(run: Run, out: str) -> str:
             import pyarrow
             from pyarrow import parquet
         except ImportError as error:
-            raise ConfigError("parquet needs the extra 'parquet': pip install 'dumap[parquet]'") from error
+            raise needs(f"{out}: parquet", "pyarrow") from error
         columns = {f"component_{c}": y[:, c] for c in range(y.shape[1])}
         parquet.write_table(pyarrow.table({"row": np.arange(len(y)), **columns, "status": status}), out)
     return f"{out}: {y.shape[0]} rows x {y.shape[1]} components"

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dumap.errors import ConfigError, InputError
+from dumap.errors import InputError, needs
 
 PIXELS = 900
 SPARSE_ROWS = 200_000
@@ -146,7 +146,7 @@ def draw(y: np.ndarray, labels: np.ndarray | None, out: str) -> None:
         import pandas
         from datashader import transfer_functions
     except ImportError as error:
-        raise ConfigError("pictures need matplotlib and datashader: pip install matplotlib datashader") from error
+        raise needs("a picture", "matplotlib", "datashader", "pandas") from error
     matplotlib.use("agg")
     from matplotlib import pyplot
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from dumap.config import INITS, Config, differences, format_bytes
 from dumap.engine import Engine, Observer, connect
-from dumap.errors import DamageError, DumapError, RunMismatchError, StorageError
+from dumap.errors import DamageError, DumapError, LockError, RunMismatchError, StorageError
 from dumap.geometry import geometry
 from dumap.places import check_places, free_disk, probe_output, with_places
 from dumap.plan import PAUSE_FRACTION, Plan, make_plan, process_bytes
@@ -31,7 +31,7 @@ from dumap.stages import (
     start,
     vectors,
 )
-from dumap.store import IDENTITY, LOCKS, Lock, Rows, Run, manifest_key
+from dumap.store import IDENTITY, LOCKS, Lock, Naming, Rows, Run, await_end, driver, last_work, manifest_key
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -40,6 +40,8 @@ RECIPE = (vectors, cells, neighbors, audit, graph, start, layout, embedding, qua
 STAGES = tuple(stage.STAGE for stage in RECIPE)
 DONE = "run"
 """Group of the manifests that commit whole stages."""
+NAMING = Naming(STAGES, [DONE])
+"""How the keys of a run are named: what else lies in one is somebody else's."""
 DATA: dict[str, tuple[str, Callable[[Job], str]]] = {
     "input": ("fingerprint", vectors.fingerprint),
     "precomputed": ("precomputed_fingerprint", vectors.fingerprint_lists),
@@ -63,6 +65,19 @@ class Silent:
 
     def note(self, message: str) -> None:
         """Say nothing."""
+
+
+class Watched:
+    """An observer that also has the run's lock say what its driver is at."""
+
+    def __init__(self, observer: Observer, lock: Lock) -> None:
+        self.observer, self.lock = observer, lock
+        self.started, self.finished, self.note = observer.started, observer.finished, observer.note
+
+    def advanced(self, stage: str, done: float, total: float) -> None:
+        """Tell both."""
+        self.lock.at(stage, done, total)
+        self.observer.advanced(stage, done, total)
 
 
 def plan(config: Config) -> Plan:
@@ -103,7 +118,7 @@ def run(config: Config, client: Client | None = None, observer: Observer | None 
     """
     observer = observer or Silent()
     config = with_places(config)
-    check_places(config)
+    check_places(config, NAMING)
     projected = plan(config)
     job = Job(config, projected.geometry)
     begun = Run(config.output, read_only=True).exists()  # to open it for writing would make its folder
@@ -121,18 +136,19 @@ def run(config: Config, client: Client | None = None, observer: Observer | None 
         cluster.demand(record, make_plan(config, projected.geometry).peak_bytes)
         cluster.preflight()
         projected = make_plan(config, projected.geometry, cluster.worker_memory)
-        projected.check(cluster.worker_memory, free_disk(config.output), cluster.worker_threads)
+        room = free_disk(config.output)
+        projected.check(cluster.worker_memory, room, cluster.worker_threads, held(job.run, projected))
         probe_output(config.output)
         cluster.check_sight(config.output)
         try:
-            with Lock(job.run, observer.note):
-                job.term = job.run.term
+            with Lock(job.run, observer.note) as lock:
+                job.term, job.token = job.run.term, job.run.token
                 if not begun and job.run.exists():  # another driver has begun it since
                     check_same(job, observer)
                 create(job, cluster)
                 check_workers(job.run, cluster, force)
                 cluster.bind(job.run, projected.peak_bytes)
-                follow(job, projected, cluster, observer)
+                follow(job, projected, cluster, Watched(observer, lock))
         except (DumapError, KeyboardInterrupt) as error:
             error.add_note(f"What is committed in {config.output} is kept; the same command goes on from there.")
             raise
@@ -150,6 +166,15 @@ def check_chunks(job: Job, note: Callable[[str], None]) -> None:
         job.precomputed.require_chunks()
     if config.start.init not in INITS:
         Rows(config.start.init).require_chunks()
+
+
+def held(run: Run, projected: Plan) -> int:
+    """Return how many of the projected bytes a run has written already."""
+    found = 0
+    for stage in projected.stages:
+        done = run.is_committed(DONE, stage.name)
+        found += stage.disk_bytes if done else min(stage.disk_bytes, run.sizes(stage.name))
+    return found
 
 
 def follow(job: Job, projected: Plan, cluster: Engine, observer: Observer) -> None:
@@ -257,7 +282,8 @@ def describe_input(run: Run) -> None:
 
 def lost_identity(run: Run) -> list[str]:
     """List the parts of what the run is of that should be there, and are not."""
-    needed = {"run": True, "results": set(STAGES) & set(run.stages()), "input": run.is_committed(DONE, vectors.STAGE)}
+    begun = any(run.committed(stage) for stage in STAGES)
+    needed = {"run": True, "results": begun, "input": run.is_committed(DONE, vectors.STAGE)}
     return [part for part, wanted in needed.items() if wanted and not run.is_committed(IDENTITY, part)]
 
 
@@ -317,23 +343,27 @@ def status(location: str) -> dict[str, Any]:
     Returns
     -------
     dict
-        'output', 'state', 'parameters', 'input', 'versions' and 'stages': a list of dicts with 'name', 'state'
-        (done, partial or pending), 'parts', 'seconds', 'projected_bytes', 'peak_bytes' and 'facts'.
+        'output', 'state', 'driver' (who is at work, see `dumap.store.driver`, or None), 'parameters', 'input',
+        'versions' and 'stages': a list of dicts with 'name', 'state' (done, partial or pending), 'parts', 'progress'
+        (how many steps of how many are done, as far as it is known), 'seconds', 'projected_bytes', 'peak_bytes' and
+        'facts'.
     """
     store = Run(location, read_only=True)
     attributes = store.attributes
-    stages = []
+    stages, at = [], last_work(store)
     for name in STAGES:
         parts = len(store.committed(name))
         entry: dict[str, Any] = {"name": name, "state": "partial" if parts else "pending", "parts": parts}
         entry |= {"seconds": None, "projected_bytes": None, "peak_bytes": None, "facts": {}}
+        entry["progress"] = [at["done"], at["total"]] if at.get("stage") == name else None
         if store.is_committed(DONE, name):
-            entry |= {"state": "done", **store.summary(DONE, name), "parts": parts}
+            entry |= {"state": "done", **store.summary(DONE, name), "parts": parts, "progress": [parts, parts]}
         stages.append(entry)
     done = all(stage["state"] == "done" for stage in stages)
     return {
         "output": store.location,
         "state": "done" if done else "partial",
+        "driver": driver(store),
         "parameters": attributes["parameters"],
         "input": attributes["input"],
         "fingerprint": attributes.get("fingerprint"),
@@ -349,22 +379,64 @@ def forget(run: Run, stage: str, part: str) -> None:
         run.forget(DONE, stage)
 
 
-def verify(location: str) -> list[tuple[str, str, str]]:
+def verify(location: str, note: Callable[[str], None] | None = None, mend: bool = False) -> list[tuple[str, str, str]]:
     """Read every committed object against its checksum.
 
     Parameters
     ----------
     location : str
+    note : callable, optional
+        Told what a person may want to know.
+    mend : bool
+        Hold the run's lock meanwhile, and uncommit what is damaged, so that the next run makes exactly that again.
+        What cannot be written to is only read.
 
     Returns
     -------
     list of tuple of str
         Stage, part and key of each damaged object; stage and part are empty for what belongs to the whole run.
+
+    Raises
+    ------
+    LockError
+        A driver is at work: what it replaces would look like damage.
     """
+    note = note or Silent().note
     store = Run(location, read_only=True)
     if not store.exists():
         raise StorageError(f"{store.location} holds no run")
-    found = list(store.damaged())
+    with contextlib.suppress(DamageError):  # which is found below
+        store.attributes  # noqa: B018  refuses what is not a run
+    if mend:
+        return _mend(Run(location), note)
+    terms = store.terms()
+    if terms:
+        await_end(store, terms[-1], note, "looking at what it left")
+    found = _damage(store)
+    if found and store.terms() != terms:
+        raise LockError(f"{store.location}: a driver began to work on it meanwhile; verify again once it is done")
+    return found
+
+
+def _mend(store: Run, note: Callable[[str], None]) -> list[tuple[str, str, str]]:
+    """Uncommit what is damaged; where the run cannot be locked, since nothing can be written, only list it."""
+    store.refuse_links(NAMING)
+    with contextlib.ExitStack() as lock:
+        try:
+            lock.enter_context(Lock(store, note))
+        except StorageError as error:
+            note(f"{error}; it is read without its lock, and stays as it is")
+            return _damage(Run(store.location, read_only=True))
+        found = _damage(store)
+        if found:
+            _uncommit(store, found)
+            note(f"the next 'dumap run' into {store.location} makes exactly that again")
+        return found
+
+
+def _damage(store: Run) -> list[tuple[str, str, str]]:
+    """List what is damaged of a run, as `verify` does."""
+    found = list(store.damaged(NAMING.groups))
     broken = {part for stage, part, _ in found if stage == DONE}
     for stage in STAGES:
         if stage not in broken and store.is_committed(DONE, stage):
@@ -390,17 +462,22 @@ def drop(location: str, damaged: list[tuple[str, str, str]], note: Callable[[str
         A driver is at work.
     """
     store = Run(location)
+    store.refuse_links(NAMING)
     with Lock(store, note):
-        for stage, part in dict.fromkeys((stage, part) for stage, part, _ in damaged if stage):
-            forget(store, stage, part)
-        for _, _, key in damaged:
-            if key.startswith(f"{LOCKS}/"):
-                store.delete(key)
-        store.create(store.attributes)
+        _uncommit(store, damaged)
 
 
-def clean(location: str, note: Callable[[str], None], look_only: bool = False) -> list[str]:
-    """Remove what no manifest names: what tasks left that died, failed or came second.
+def _uncommit(store: Run, damaged: list[tuple[str, str, str]]) -> None:
+    for stage, part in dict.fromkeys((stage, part) for stage, part, _ in damaged if stage):
+        forget(store, stage, part)
+    for _, _, key in damaged:
+        if key.startswith(f"{LOCKS}/"):
+            store.delete(key)
+    store.create(store.attributes)
+
+
+def clean(location: str, note: Callable[[str], None], look_only: bool = False) -> tuple[list[str], list[str]]:
+    """Remove what dumap left that no manifest names: of tasks that died, failed or came second.
 
     Parameters
     ----------
@@ -412,8 +489,8 @@ def clean(location: str, note: Callable[[str], None], look_only: bool = False) -
 
     Returns
     -------
-    list of str
-        The keys of those objects.
+    tuple of list of str
+        The keys of those objects, and of those that are not dumap's, which are left as they are.
 
     Raises
     ------
@@ -423,14 +500,14 @@ def clean(location: str, note: Callable[[str], None], look_only: bool = False) -
     store = Run(location, read_only=True)
     store.attributes  # noqa: B018  refuses what is not a run
     if look_only:
-        return store.unnamed()
+        return store.unnamed(NAMING)
     store = Run(location)
+    store.refuse_links(NAMING)
     with Lock(store, note):
-        found = store.unnamed()
-        for key in found:
-            store.delete(key)
-        store.prune()
-    return found
+        found, others = store.unnamed(NAMING)
+        store.delete_all(found)
+        store.prune(NAMING, found)
+    return found, others
 
 
 def describe(projected: Plan) -> str:

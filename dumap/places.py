@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 from dumap.config import INITS, Config
-from dumap.disk import is_remote, normalize
+from dumap.disk import is_remote, is_same, normalize
 from dumap.errors import StorageError
-from dumap.store import LOCKS, MANIFESTS, Run, probe
+from dumap.store import LOCKS, MANIFESTS, Naming, Run, probe
+
+BEGUN = {MANIFESTS, LOCKS}
+"""Folders that are all there is where a driver died before it said what the run is of."""
+SCHEMES = {"s3a": "s3", "gcs": "gs", "azure": "az", "adl": "az", "abfs": "az", "abfss": "az"}
+"""Schemes of URLs that mean the same as another."""
+AMAZON = (
+    re.compile(r"s3[.-]([a-z0-9-]+\.)?amazonaws\.com(:443)?"),
+    re.compile(r"(?P<bucket>.+)\.s3[.-]([a-z0-9-]+\.)?amazonaws\.com(:443)?"),
+)
+"""Hosts by which buckets of s3:// are reached too: the bucket is the first step of the path, or in the host's name."""
 
 
 def with_places(config: Config) -> Config:
@@ -27,31 +39,61 @@ def with_places(config: Config) -> Config:
     return config.model_copy(update=update)
 
 
+def place_of(url: str) -> tuple[str, str, tuple[str, ...]]:
+    """Return service, bucket and path of a URL, the same for all ways to write it."""
+    parts = urlsplit(url)
+    scheme, host, path = parts.scheme.lower(), parts.netloc.lower(), parts.path
+    scheme = SCHEMES.get(scheme, scheme)
+    steps: list[str] = []
+    for step in unquote(path).split("/"):
+        if step == "..":
+            del steps[-1:]
+        elif step not in ("", "."):
+            steps.append(step)
+    for form in AMAZON if scheme in ("http", "https") else ():
+        if (found := form.fullmatch(host)) is not None:
+            scheme, host = "s3", found["bucket"] if "bucket" in found.groupdict() else "".join(steps[:1]).lower()
+            steps = steps if "bucket" in found.groupdict() else steps[1:]
+            break
+    return scheme, host, tuple(steps)
+
+
 def check_apart(output: str, source: str) -> None:
     """Refuse an output that is, holds or lies in what is read."""
-    if is_remote(output) or is_remote(source):
-        same = output.rstrip("/") == source.rstrip("/")
+    if is_remote(output) and is_remote(source):
+        (*bucket, below), (*other, inside) = place_of(output), place_of(source)
+        shorter = min(len(below), len(inside))
+        same = bucket == other and below[:shorter] == inside[:shorter]
+    elif is_remote(output) or is_remote(source):
+        same = False
     else:
-        written, read = Path(output).resolve(), Path(source).resolve()
-        same = written == read or read in written.parents or written in read.parents
+        here, there = Path(normalize(output)).resolve(), Path(normalize(source)).resolve()
+        same = any(is_same(here, path) for path in (there, *there.parents))
+        same = same or any(is_same(there, path) for path in here.parents)
     if same:
         raise StorageError(f"output: {output} is, holds or lies in the input {source}; name another")
 
 
-def check_places(config: Config) -> None:
+def sources(config: Config) -> list[str]:
+    """Name what a run reads: the input, and neighbours and a start where they are given."""
+    given = [config.neighbors.precomputed, None if config.start.init in INITS else config.start.init]
+    return [config.input.path, *(path for path in given if path is not None)]
+
+
+def check_places(config: Config, naming: Naming) -> None:
     """Refuse an output that is, holds or lies in what is read, or that is something else than a run."""
-    check_apart(config.output, config.input.path)
-    if config.neighbors.precomputed is not None:
-        check_apart(config.output, config.neighbors.precomputed)
-    if not is_remote(config.output) and os.path.exists(config.output):
-        if not os.path.isdir(config.output):
-            raise StorageError(f"output: {config.output} is a file; name a folder that is a run, or does not exist")
-        begun = {MANIFESTS, LOCKS}  # all there is where a driver died before it said what the run is of
-        if set(os.listdir(config.output)) - begun and not Run(config.output, read_only=True).exists():
-            raise StorageError(f"output: {config.output} exists and is not a dumap run; nothing was touched")
-    run = Run(config.output, read_only=True)
+    output = config.output
+    for source in sources(config):
+        check_apart(output, source)
+    local = not is_remote(output)
+    if local and os.path.exists(output) and not os.path.isdir(output):
+        raise StorageError(f"output: {output} is a file; name a folder that is a run, or does not exist")
+    run = Run(output, read_only=True)
     if run.exists():
         run.attributes  # noqa: B018  refuses another format, or something else than a run
+    elif run.first_other(naming) is not None or (local and os.path.isdir(output) and set(os.listdir(output)) - BEGUN):
+        raise StorageError(f"output: {output} exists and is not a dumap run; nothing was touched")
+    run.refuse_links(naming)
 
 
 def probe_output(location: str) -> None:

@@ -85,7 +85,7 @@ class Plan:
             "stages": [asdict(stage) for stage in self.stages],
         }
 
-    def check(self, worker_memory: int, free_disk: int | None, threads: int = 1) -> None:
+    def check(self, worker_memory: int, free_disk: int | None, threads: int = 1, held: int = 0) -> None:
         """Refuse what does not fit; say the number that would.
 
         Parameters
@@ -96,6 +96,8 @@ class Plan:
             Bytes free where the output lies, where that is known.
         threads : int
             Threads of a worker, of which each needs a task's memory, and all one interpreter's.
+        held : int
+            Bytes of the run that lie there already.
         """
         need = math.ceil(self.peak_bytes / PAUSE_FRACTION)
         if worker_memory and need > worker_memory:
@@ -106,10 +108,16 @@ class Plan:
                 f"smallest worker has {format_bytes(worker_memory)}, of which {PAUSE_FRACTION:.0%} may be used: give "
                 f"workers --memory-limit {limit}MiB or more" + f", for {threads} threads each" * (threads > 1)
             )
-        if free_disk is not None and self.disk_bytes > free_disk:
+        left = self.disk_bytes - held
+        if free_disk is not None and left > free_disk:
+            what, instead = (
+                ("what is left of the run", "what is committed is kept")
+                if held
+                else ("the run", "or name another output")
+            )
             raise BudgetError(
-                f"the run is projected to write {format_bytes(self.disk_bytes)}, but the output has "
-                f"{format_bytes(free_disk)} free: make room, or name another output"
+                f"{what} is projected to write {format_bytes(left)}, but the output has "
+                f"{format_bytes(free_disk)} free: make room, {instead}"
             )
 
 

@@ -47,13 +47,15 @@ class Job:
     tick : callable
         Told of (done, total) as a long task goes on.
     term : int, optional
-        The term of the driver that gave the task: see `dumap.store.Lock`.
+    token : str, optional
+        The term of the driver that gave the task, and what tells it from others: see `dumap.store.Lock`.
     """
 
     config: Config
     geometry: Geometry
     tick: Callable[[float, float], None] = field(default=_silent, compare=False)
     term: int | None = None
+    token: str | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name not in HERE}
@@ -61,7 +63,7 @@ class Job:
     @cached_property
     def run(self) -> Run:
         """The run's store, opened where the task runs."""
-        return Run(self.config.output, term=self.term)
+        return Run(self.config.output, term=self.term, token=self.token)
 
     @cached_property
     def input(self) -> Input:

@@ -2,8 +2,9 @@
 
 from dumap.store.arrays import Rows, find_array, read_array, write_arrays
 from dumap.store.chunks import Absent, decoded_rows, find_absent, require_chunks
-from dumap.store.lock import Lock
-from dumap.store.objects import LOCKS, bucket_errors, probe, probe_key, requests_at_once, set_threads, stamps, told
+from dumap.store.lock import Lock, await_end, driver, last_work
+from dumap.store.naming import LOCKS, Naming
+from dumap.store.objects import bucket_errors, probe, probe_key, requests_at_once, set_threads, stamps, told
 from dumap.store.run import FORMAT, IDENTITY, MANIFESTS, OBJECT_BYTES, Part, Run, manifest_key
 from dumap.store.series import Series
 
@@ -15,14 +16,18 @@ __all__ = [
     "OBJECT_BYTES",
     "Absent",
     "Lock",
+    "Naming",
     "Part",
     "Rows",
     "Run",
     "Series",
+    "await_end",
     "bucket_errors",
     "decoded_rows",
+    "driver",
     "find_absent",
     "find_array",
+    "last_work",
     "manifest_key",
     "probe",
     "probe_key",

@@ -13,11 +13,10 @@ import zarr
 from zarr.abc.store import Store
 from zarr.errors import ArrayNotFoundError, GroupNotFoundError
 
-from dumap.disk import is_remote
 from dumap.errors import InputError, StorageError
 from dumap.store.chunks import find_absent, require_chunks
 from dumap.store.listing import dense_rows, describe_arrays, sparse_kind
-from dumap.store.objects import bucket_errors, open_store, told
+from dumap.store.objects import Objects, bucket_errors, open_store, told
 
 NAMED_INSTEAD = 5
 """Arrays that are named in the place of a sparse one."""
@@ -148,9 +147,11 @@ def write_arrays(path: str, arrays: dict[str, tuple[tuple[int, ...], str, Iterat
     arrays : dict
         Name to (shape, dtype, blocks); a block is (first row, rows).
     """
-    if not is_remote(path) and os.path.exists(path):
+    there = Objects(path)
+    taken = os.path.lexists(path) if there.is_local else there.holds_any()
+    if taken:
         raise StorageError(f"{path} exists; remove it, or name another")
-    group = zarr.open_group(open_store(path, read_only=False), mode="w")
+    group = zarr.open_group(there.store, mode="w")
     for name, (shape, dtype, blocks) in arrays.items():
         chunk = max(1, min(shape[0], 65536))
         target = group.create_array(

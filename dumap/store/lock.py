@@ -8,6 +8,7 @@ seconds. Whoever lost its term can no longer commit: see `Run.commit`.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import threading
@@ -19,13 +20,16 @@ from typing import Any
 import psutil
 
 from dumap.errors import LockError, StorageError
-from dumap.store.objects import seal, unseal
-from dumap.store.run import Run, lock_key
+from dumap.store.committed import lock_key
+from dumap.store.objects import seal
+from dumap.store.run import Run
 
 BEAT = 5.0
 """Seconds between renewals."""
 LEASE = 30.0
 """Seconds without one after which a driver counts as gone."""
+WORK = ("stage", "done", "total")
+"""What the lock says of the driver's work: how many parts of how many of a stage are done."""
 
 
 def _machine() -> list[str]:
@@ -58,6 +62,8 @@ def _is_gone(holder: dict[str, Any]) -> bool:
     """Tell whether a holder was a process of this machine that has ended."""
     if holder.get("machine") != _machine():
         return False
+    if not isinstance(holder.get("process"), int) or holder["process"] < 1:
+        return False
     try:
         os.kill(holder["process"], 0)
     except ProcessLookupError:
@@ -67,7 +73,78 @@ def _is_gone(holder: dict[str, Any]) -> bool:
     started = _started(holder["process"])
     if started is None:
         return False
-    return started != holder["started"] or psutil.Process(holder["process"]).status() == psutil.STATUS_ZOMBIE
+    return started != holder.get("started") or psutil.Process(holder["process"]).status() == psutil.STATUS_ZOMBIE
+
+
+def name_of(holder: dict[str, Any]) -> str:
+    """Name a holder to people."""
+    return f"process {holder.get('process', '?')} on {(holder.get('machine') or ['?'])[0]}"
+
+
+def last_work(run: Run) -> dict[str, Any]:
+    """Tell what a run's last driver said that it was at: 'stage', 'done' and 'total'; empty where it said nothing."""
+    said = run.lock(max(run.terms(), default=0)) or {}
+    return {name: said[name] for name in WORK} if all(name in said for name in WORK) else {}
+
+
+def driver(run: Run) -> dict[str, Any] | None:
+    """Tell who drives a run, by what the lock says now; None where nobody does.
+
+    Returns
+    -------
+    dict or None
+        'process', 'machine', 'seconds' since its last sign of life, by this machine's clock, and 'alive': whether that
+        is less than a lease.
+    """
+    last = max(run.terms(), default=0)
+    document, holder = run.lock(last) or {}, run.holder(last)
+    if not document or document.get("released") or _is_gone(holder):
+        return None
+    beaten = document.get("time")
+    seconds = max(0.0, time.time() - (beaten if isinstance(beaten, float) else 0.0))
+    return {
+        "process": holder.get("process"),
+        "machine": (holder.get("machine") or [None])[0],
+        "seconds": round(seconds, 1),
+        "alive": seconds < LEASE,
+    }
+
+
+def await_end(run: Run, term: int, note: Callable[[str], None], then: str = "taking over") -> None:
+    """Return once a term has ended; only reads.
+
+    Parameters
+    ----------
+    run : Run
+    term : int
+    note : callable
+        Told what a person may want to know.
+    then : str
+        What is done once the term's holder has given no sign of life.
+
+    Raises
+    ------
+    LockError
+        Its driver shows a sign of life.
+    """
+    since, said = time.monotonic(), False
+    first = run.lock(term)
+    while True:
+        document, holder = run.lock(term), run.holder(term)
+        if (document or {}).get("released") or _is_gone(holder) or run.size(lock_key(term)) < 0:
+            return
+        who = name_of(holder)
+        if document != first:
+            raise LockError(
+                f"{run.location} is driven by {who}: wait until it is done, stop it, or name another output"
+            )
+        if time.monotonic() - since > LEASE:
+            note(f"{who}, which drove {run.location}, gives no sign of life: {then}")
+            return
+        if not said:
+            note(f"{run.location} is held by {who}: seeing for {LEASE:.0f} s whether it is alive")
+            said = True
+        time.sleep(min(1.0, BEAT / 4))
 
 
 class Lock:
@@ -76,7 +153,7 @@ class Lock:
     Parameters
     ----------
     run : Run
-        Its `term` is set while the lock is held.
+        Its `term` and `token` are set while the lock is held.
     note : callable
         Told what a person may want to know.
 
@@ -89,6 +166,7 @@ class Lock:
     def __init__(self, run: Run, note: Callable[[str], None]) -> None:
         self.run, self.note = run, note
         self.document: dict[str, Any] = {}
+        self._work: dict[str, Any] = {}
         self._ended = threading.Event()
         self._renewing = threading.Thread(target=self._renew, name="dumap-lock", daemon=True)
 
@@ -96,52 +174,47 @@ class Lock:
         while True:
             last = max([0, *self.run.terms()])
             if last:
-                self._await_end(last)
-            self.document = {"term": last + 1, "holder": _holder(), "beat": 0, "released": False}
+                await_end(self.run, last, self.note)
+            holder = _holder()
+            self.document = {"term": last + 1, "holder": holder, "beat": 0, "time": time.time(), "released": False}
             if self.run.put_new(lock_key(last + 1), seal(self.document)):
                 break
-        self.run.term = last + 1
+        self.run.term, self.run.token = last + 1, holder["token"]
         self._renewing.start()
         return self
 
-    def _await_end(self, term: int) -> None:
-        """Return once a term has ended; fail where its driver shows a sign of life."""
-        key, since, told = lock_key(term), time.monotonic(), False
-        first = self.run.get(key)
-        while True:
-            data = self.run.get(key)
-            document = unseal(data or b"") or {}
-            holder = document.get("holder", {})
-            if document.get("released") or _is_gone(holder):
-                return
-            who = f"process {holder.get('process', '?')} on {(holder.get('machine') or ['?'])[0]}"
-            if data != first:
-                raise LockError(
-                    f"{self.run.location} is driven by {who}: wait until it is done, stop it, or name another output"
-                )
-            if time.monotonic() - since > LEASE:
-                self.note(f"{who}, which drove {self.run.location}, gives no sign of life: taking over")
-                return
-            if not told:
-                self.note(f"{self.run.location} is held by {who}: seeing for {LEASE:.0f} s whether it is alive")
-                told = True
-            time.sleep(min(1.0, BEAT / 4))
+    def at(self, stage: str, done: float, total: float) -> None:
+        """Have the next renewals say what the driver is at."""
+        self._work = dict(zip(WORK, (stage, round(done, 3), total), strict=True))
 
-    def _write(self, **changes: Any) -> None:
-        self.document |= changes
+    def _write(self, **changes: Any) -> bool:
+        """Renew the lock, unless it was removed or is another's; tell whether it is this driver's."""
+        if self.run.holder(self.document["term"]).get("token") != self.document["holder"]["token"]:
+            return False
+        self.document |= {**changes, **self._work, "time": time.time()}
         self.run.put(lock_key(self.document["term"]), seal(self.document))
+        return True
 
     def _renew(self) -> None:
+        """Show signs of life until the end, or until the lock is lost: then no commit succeeds, see `Run.commit`."""
         while not self._ended.wait(BEAT):
             try:
-                self._write(beat=self.document["beat"] + 1)
-            except StorageError as error:  # the next beat may get through; if none does, another may take over
-                self.note(f"the lock could not be renewed: {error}")
+                if not self._write(beat=self.document["beat"] + 1):
+                    self._tell(
+                        f"the lock of {self.run.location} was removed or is another's: nothing more is committed"
+                    )
+                    return
+            except Exception as error:  # the next beat may get through; if none does, another may take over
+                self._tell(f"the lock could not be renewed: {error}")
+
+    def _tell(self, what: str) -> None:
+        with contextlib.suppress(Exception):  # who is told may fail; the lock is renewed all the same
+            self.note(what)
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
         self._ended.set()
         self._renewing.join()
-        self.run.term = None
+        self.run.term = self.run.token = None
         try:
             self._write(released=True)
         except StorageError as failure:

@@ -16,6 +16,10 @@ from typing import Any
 from dumap.store.shards import Shard
 
 MANIFESTS, IDENTITY = "manifests", "identity"
+PART = "[a-z0-9_]+(?:-[a-z0-9_]+)*"
+"""What a part may be called."""
+MOST_BYTES = 1 << 28
+"""A manifest is not longer: a file that is, is none."""
 
 Manifest = dict[str, Any]
 

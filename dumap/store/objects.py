@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import hashlib
 import io
@@ -9,7 +10,7 @@ import json
 import os
 import time
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from functools import cache
 from typing import Any, TypeVar
@@ -22,12 +23,16 @@ from zarr.storage import LocalStore, ObjectStore, ZipStore
 
 from dumap import disk
 from dumap.disk import is_remote, normalize
-from dumap.errors import ConfigError, DumapError, StorageError
+from dumap.errors import ConfigError, DumapError, StorageError, needs
+from dumap.store.naming import LOCKS
 
 T = TypeVar("T")
 
-LOCKS = "lock"
-"""Folder of the objects by which drivers and workers get to know of one another."""
+PIECE_BYTES = 32 << 20
+"""An object of a bucket is read for its digest in pieces of this size."""
+
+AT_ONCE = 64
+"""Objects of a bucket that are removed at once."""
 
 PAUSES = (1.0, 2.0, 4.0)
 """Seconds between tries of a request that failed, on top of the tries that the bucket's library makes itself."""
@@ -57,7 +62,7 @@ def open_store(location: str, read_only: bool) -> Store:
         try:
             from obstore.store import from_url
         except ImportError as error:
-            raise ConfigError(f"{location}: URLs need the extra 'cloud': pip install 'dumap[cloud]'") from error
+            raise needs(f"{location}: a URL", "obstore") from error
         try:
             return ObjectStore(from_url(location), read_only=read_only)
         except Exception as error:  # of many kinds: what a URL may hold is its library's to say
@@ -84,11 +89,11 @@ def told(error: Exception) -> str:
 
 def digest(data: bytes | memoryview) -> str:
     """Return the digest by which an object is known: processors have instructions for this one."""
-    return _shortened(hashlib.sha256(data))
+    return _shortened(hashlib.sha256(data).hexdigest())
 
 
-def _shortened(digested: Any) -> str:
-    return digested.hexdigest()[:32]
+def _shortened(found: str) -> str:
+    return found[:32]
 
 
 def seal(document: dict[str, Any]) -> bytes:
@@ -145,15 +150,32 @@ class Objects:
                 time.sleep(pause)
         raise AssertionError("unreachable")
 
-    def get(self, key: str) -> bytes | None:
-        """Return an object's bytes, or None where there is none."""
+    def get(self, key: str, most: int | None = None) -> bytes | None:
+        """Return an object's bytes, or None where there is none, or a file of more bytes than it may have."""
         if self.is_local:
-            return self.attempt(key, lambda: disk.read(self.location, key))
+            return self.attempt(key, lambda: disk.read(self.location, key, most))
         try:
             buffer = self.attempt(key, lambda: sync(self.store.get(key, default_buffer_prototype())))
         except FileNotFoundError:  # a folder that is not there yet
             return None
         return None if buffer is None else buffer.to_bytes()
+
+    def digest(self, key: str, size: int) -> str | None:
+        """Return the digest of an object of a size, read piece by piece; None where there is no such object."""
+        if self.is_local:
+            found = self.attempt(key, lambda: disk.digest(self.location, key, size))
+            return None if found is None else _shortened(found)
+        if self.size(key) != size:
+            return None
+        digested = hashlib.sha256()
+        for start in range(0, size, PIECE_BYTES):
+            stop = min(start + PIECE_BYTES, size)
+            try:
+                with self.open_span(key, start, stop, size) as piece:
+                    digested.update(piece.read())
+            except FileNotFoundError:
+                return None
+        return _shortened(digested.hexdigest())
 
     def open_span(self, key: str, start: int, stop: int, size: int) -> io.FileIO | io.BytesIO:
         """Open bytes [start, stop) of an object of a size, to be read in order; a bucket may have fewer of them.
@@ -209,7 +231,7 @@ class Objects:
                     whole.write(piece)
                 buffer = default_buffer_prototype().buffer.from_bytes(whole.getvalue())
                 sync(self.store.set(key, buffer))
-            return size, _shortened(digested)
+            return size, _shortened(digested.hexdigest())
 
         return self.attempt(key, act)
 
@@ -225,12 +247,24 @@ class Objects:
         return self.get(key) == data
 
     def delete(self, key: str) -> None:
-        """Remove an object."""
-        self.attempt(key, lambda: sync(self.store.delete(key)))
+        """Remove an object; not through a link."""
+        if self.is_local:
+            self.attempt(key, lambda: disk.remove(self.location, key))
+        else:
+            self.attempt(key, lambda: sync(self.store.delete(key)))
 
-    def delete_folder(self, key: str) -> None:
-        """Remove all below a folder."""
-        self.attempt(key, lambda: sync(self.store.delete_dir(key)))
+    def delete_all(self, keys: Sequence[str]) -> None:
+        """Remove objects."""
+        if self.is_local:
+            for key in keys:
+                self.delete(key)
+            return
+
+        async def remove() -> None:
+            for first in range(0, len(keys), AT_ONCE):
+                await asyncio.gather(*map(self.store.delete, keys[first : first + AT_ONCE]))
+
+        self.attempt(keys[0] if keys else "", lambda: sync(remove()))
 
     def size(self, key: str) -> int:
         """Return an object's size in bytes, -1 where there is none."""
@@ -253,13 +287,26 @@ class Objects:
             return []
         return sorted(name for name in found if not name.startswith("."))
 
-    def keys(self) -> list[str]:
-        """List every object, hidden files of the file system included."""
+    def keys(self, below: str = "") -> list[str]:
+        """List every object below a folder: hidden files of the file system and links to folders too."""
+        return sorted(self.attempt(below, lambda: list(self.each_key(below))))
 
-        async def collect() -> list[str]:
-            return [key async for key in self.store.list()]
+    def holds_any(self) -> bool:
+        """Tell whether there is any object."""
+        return self.attempt("", lambda: next(iter(self.each_key()), None) is not None)
 
-        return sorted(self.attempt("", lambda: sync(collect())))
+    def each_key(self, below: str = "") -> Iterator[str]:
+        """Yield the keys of objects below a folder as they are found, in whatever order."""
+        if self.is_local:
+            yield from disk.keys(self.location, below)
+        elif isinstance(self.store, ObjectStore):
+            for batch in self.store.store.list(below or None):
+                yield from (meta["path"] for meta in batch)
+        else:
+            yield from sync(self._listed(below))
+
+    async def _listed(self, below: str) -> list[str]:
+        return [key async for key in self.store.list_prefix(below)]
 
     def flush(self, key: str) -> None:
         """Bring an object to the disk, where it is a file; it is there for good once its folders are too."""

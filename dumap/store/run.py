@@ -17,12 +17,9 @@ digest, and their own.
 from __future__ import annotations
 
 import contextlib
-import json
-import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -31,11 +28,14 @@ from zarr.codecs import Crc32cCodec
 from zarr.storage import MemoryStore
 
 from dumap import disk
-from dumap.errors import DamageError, LockError, StorageError
+from dumap.errors import DamageError, StorageError
+from dumap.store import metadata
 from dumap.store.arrays import refuse_code
-from dumap.store.manifests import IDENTITY, MANIFESTS, Manifest, is_sound, manifest_key
-from dumap.store.objects import LOCKS, Objects, digest, seal, unseal
-from dumap.store.shards import Broken, Shard
+from dumap.store.committed import Committed, lock_key
+from dumap.store.manifests import IDENTITY, MANIFESTS, MOST_BYTES, manifest_key
+from dumap.store.naming import LOCKS, Naming
+from dumap.store.objects import digest
+from dumap.store.shards import Shard
 
 FORMAT = 10
 """Version of the run's format; a run of another version is refused."""
@@ -45,11 +45,13 @@ OBJECT_BYTES = 32 << 20
 
 SECTIONS = ("parameters", "versions", "input")
 """Attributes of a run that hold keys and values."""
-
-
-def lock_key(term: int) -> str:
-    """Name the object that says who drives the run in a term."""
-    return f"{LOCKS}/{term:08d}.json"
+OWN = (
+    *("format", "kind", "seed", "cpus", *SECTIONS),
+    *("precomputed", "fingerprint", "precomputed_fingerprint"),
+)
+"""Attributes of the group that are dumap's; others are kept as somebody else's."""
+METADATA = "metadata"
+"""Attribute of the part that made the final arrays: their metadata by key, as dumap wrote it."""
 
 
 class Part:
@@ -102,13 +104,19 @@ class Part:
         if first % chunk or (len(values) % chunk and first + len(values) != array.shape[0]):
             raise ValueError(f"rows {first}+{len(values)} of {name} are not whole chunks of {chunk}")
 
+        tail = ["0"] * (array.ndim - 1)
+        numbers = range(first // chunk, -(-(first + len(values)) // chunk))
+        keys = ["/".join([name, "c", str(number), *tail]) for number in numbers]
+
         def fill() -> None:
             array[first : first + len(values)] = values
 
+        if self.run.is_local:
+            for key in keys:
+                disk.refuse_linked(self.run.location, key)
         self.run.attempt(name, fill)
-        tail = ["0"] * (array.ndim - 1)
-        for number in range(first // chunk, -(-(first + len(values)) // chunk)):
-            self._seal("/".join([name, "c", str(number), *tail]))
+        for key in keys:
+            self._seal(key)
 
     def create_final(
         self, name: str, shape: tuple[int, ...], dtype: str, chunk_rows: int, fill: float, dimensions: tuple[str, ...]
@@ -125,9 +133,11 @@ class Part:
             fill_value=fill,
             dimension_names=dimensions,
         )
-        for key, buffer in encoded.items():
-            data = buffer.to_bytes()
-            self._put(f"{name}/{key}", lambda data=data: [data])  # type: ignore[misc]
+        key, data = f"{name}/zarr.json", encoded["zarr.json"].to_bytes()
+        own = self.attributes.setdefault(METADATA, {})[key] = metadata.parse(data)
+        if found := metadata.parse(self.run.get(key)):
+            data = metadata.renewed(found, own)
+        self._put(key, lambda: [data])
 
     def _seal(self, key: str) -> None:
         data = self.run.get(key)
@@ -153,62 +163,50 @@ class Part:
             )
 
 
-class Run(Objects):
-    """A run's store.
+class Run(Committed):
+    """A run's store: its parts, the group's metadata, and the final arrays.
 
     Parameters
     ----------
-    location : str
-        A path or a URL.
-    read_only : bool
-    term : int, optional
-        The term of the driver for which this is opened: once another driver took over, nothing can be committed
-        or removed.
+    location, read_only, term, token
+        As of `Committed`.
     """
 
-    def __init__(self, location: str, read_only: bool = False, term: int | None = None) -> None:
-        super().__init__(location, read_only)
-        self.term = term
-        self._manifests: dict[tuple[str, str], Manifest] = {}
-        self._shards: dict[tuple[str, str, str], list[tuple[str, Shard]]] = {}
+    def part(self, stage: str, name: str) -> Part:
+        """Begin a part; see `Part`."""
+        return Part(self, stage, name)
 
     # the group ---------------------------------------------------------------------------------
 
     def exists(self) -> bool:
         """Tell whether a run, or another Zarr node, is there."""
-        return self.is_committed(IDENTITY, "run") or self.get("zarr.json") is not None
+        return self.is_committed(IDENTITY, "run") or self.size("zarr.json") >= 0
 
     def create(self, attributes: dict[str, Any]) -> None:
         """Create the group, unless it is there; mend its metadata where it is damaged."""
         if not self.is_committed(IDENTITY, "run"):
             with self.part(IDENTITY, "run") as out:
-                out.attributes |= {"format": FORMAT, **attributes}
+                out.attributes |= _own({"format": FORMAT, **attributes})
         self._write_metadata()
 
     def describe(self, found: dict[str, Any]) -> None:
         """Add to the group's attributes what was found out of the input."""
         if not self.is_committed(IDENTITY, "input"):
             with self.part(IDENTITY, "input") as out:
-                out.attributes |= found
+                out.attributes |= _own(found)
         self._write_metadata()
 
     def _write_metadata(self) -> None:
-        whole = self._metadata()
-        if self.get("zarr.json") != whole:
-            self.put("zarr.json", whole)
+        """Write the group's metadata where it does not say what it must; what others added to it is kept."""
+        found, own = self._found("zarr.json"), self._metadata()
+        if not metadata.holds(found, own):
+            self.put("zarr.json", metadata.renewed(found, own))
 
-    def _metadata(self) -> bytes:
-        meta = {"zarr_format": 3, "node_type": "group", "attributes": self.attributes}
-        return json.dumps(meta, indent=1, sort_keys=True).encode()
+    def _metadata(self) -> metadata.Document:
+        return {"zarr_format": 3, "node_type": "group", "attributes": self.attributes}
 
-    def _is_described(self) -> bool:
-        """Tell whether the group's metadata says what the run is of: more than that where a manifest of it is lost."""
-        known = json.loads(self._metadata())
-        try:
-            found = json.loads(self.get("zarr.json") or b"")
-            return known.pop("attributes").items() <= found.pop("attributes").items() and known == found
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            return False
+    def _found(self, key: str) -> metadata.Document:
+        return metadata.parse(self.get(key, MOST_BYTES))
 
     @property
     def attributes(self) -> dict[str, Any]:
@@ -218,14 +216,11 @@ class Run(Objects):
             if self.is_committed(IDENTITY, "input"):
                 attributes |= self.summary(IDENTITY, "input")
         else:
-            data = self.get("zarr.json")
-            if data is None:
+            if self.size("zarr.json") < 0:
                 raise StorageError(f"{self.location} holds no run")
-            try:
-                attributes = json.loads(data)["attributes"]
-            except (ValueError, KeyError, TypeError, RecursionError):
-                attributes = {}
-        version = attributes.get("format") if isinstance(attributes, dict) else None
+            told = metadata.attributes_of(self._found("zarr.json"))
+            attributes = {name: told[name] for name in OWN if name in told}
+        version = attributes.get("format")
         if version is None:
             raise StorageError(f"{self.location} is not a dumap run: its attributes have no 'format'")
         if version != FORMAT:
@@ -241,7 +236,9 @@ class Run(Objects):
     def final(self, name: str) -> zarr.Array:
         """Open one of the run's final arrays."""
         key = f"{name}/zarr.json"
-        self._check_object(IDENTITY, "results", key)
+        written = self.manifest(IDENTITY, "results")["objects"].get(key)
+        if written is None or not self._is_written(IDENTITY, "results", key, written):
+            raise self.damage(IDENTITY, "results", key)
 
         def open_it() -> zarr.Array:
             opened = zarr.open_array(self.store, path=name, mode="r" if self.store.read_only else "r+")
@@ -253,162 +250,22 @@ class Run(Objects):
         """Read one of the run's final arrays whole; fails on what is missing or damaged."""
         array = self.final(name)
         for part in self.committed(stage):
-            self._check_sizes(stage, part, name)
+            self.check_sizes(stage, part, name)
         try:
             return np.asarray(self.attempt(name, lambda: array[...]))
         except (ValueError, RuntimeError) as error:
-            raise StorageError(f"{self.location}: {name} is damaged; {self._advice()}") from error
+            raise StorageError(f"{self.location}: {name} is damaged; {self.advice()}") from error
 
-    # parts -------------------------------------------------------------------------------------
+    def _is_written(self, stage: str, name: str, key: str, written: Sequence) -> bool:
+        """Tell whether an object is what its part wrote; of a final array's metadata, whether it still says all that.
 
-    def part(self, stage: str, name: str) -> Part:
-        """Begin a part; see `Part`."""
-        return Part(self, stage, name)
-
-    def commit(self, stage: str, name: str, manifest: Manifest) -> None:
-        """Commit a manifest unless one is there: what it names is there for good before it is."""
-        self._check_term()
-        self.flush_folders(manifest["objects"])
-        self.put_new(manifest_key(stage, name), seal({**manifest, "time": time.time()}))
-        self._manifests.pop((stage, name), None)
-
-    def _check_term(self) -> None:
-        """Fail where another driver took over."""
-        if self.term is not None and self.get(lock_key(self.term + 1)) is not None:
-            raise LockError(f"{self.location}: another driver took this run over; nothing more was written by this one")
-
-    def committed(self, stage: str) -> list[str]:
-        """List a stage's committed parts."""
-        names = self.names_below(f"{MANIFESTS}/{stage}")
-        return [name.removesuffix(".json") for name in names if name.endswith(".json")]
-
-    def is_committed(self, stage: str, name: str) -> bool:
-        """Tell whether a part is committed."""
-        return self.get(manifest_key(stage, name)) is not None
-
-    def manifest(self, stage: str, name: str) -> Manifest:
-        """Read a committed part's manifest and check it."""
-        if (stage, name) not in self._manifests:
-            key = manifest_key(stage, name)
-            manifest = unseal(self.get(key) or b"")
-            if manifest is None or not is_sound(manifest):
-                raise self._damaged(stage, name, key)
-            self._manifests[stage, name] = manifest
-        return self._manifests[stage, name]
-
-    def summary(self, stage: str, name: str) -> dict[str, Any]:
-        """Return the small facts that a part's task left in its manifest."""
-        return self.manifest(stage, name)["attributes"]
-
-    def discard(self, stage: str, name: str) -> None:
-        """Remove a part: its manifest first, then its objects."""
-        manifest = self.manifest(stage, name)
-        self.forget(stage, name)
-        if manifest["arrays"]:
-            self.delete_folder(f"{stage}/{name}-{manifest['attempt']}")
-
-    def forget(self, stage: str, name: str) -> None:
-        """Remove a part's manifest, readable or not; what it named no longer counts."""
-        self._check_term()
-        self.delete(manifest_key(stage, name))
-        self._manifests.pop((stage, name), None)
-        for known in [key for key in self._shards if key[:2] == (stage, name)]:
-            del self._shards[known]
-
-    def _pieces(self, stage: str, name: str, array: str) -> list[tuple[str, Shard]]:
-        """Return where an array's objects lie, and how."""
-        if (stage, name, array) not in self._shards:
-            told = self.manifest(stage, name)["arrays"][array]
-            self._shards[stage, name, array] = [(path, Shard.parse(shape, dtype)) for path, shape, dtype in told]
-        return self._shards[stage, name, array]
-
-    def _check_sizes(self, stage: str, name: str, below: str) -> None:
-        """Fail unless what a part wrote below a path is there, and as long as it was."""
-        for key, (size, _) in self.manifest(stage, name)["objects"].items():
-            if key.startswith(f"{below}/") and self.size(key) != size:
-                raise self._damaged(stage, name, key)
-
-    def _check_object(self, stage: str, name: str, key: str) -> None:
-        """Fail unless an object is what its part wrote."""
-        known = self.manifest(stage, name)["objects"].get(key)
-        if known is None or not self._is_whole(key, *known):
-            raise self._damaged(stage, name, key)
-
-    def _is_whole(self, key: str, size: int, known: str) -> bool:
-        """Tell whether an object is there, and what was written."""
-        data = self.get(key)
-        return data is not None and len(data) == size and digest(data) == known
-
-    def _damaged(self, stage: str, name: str, what: str) -> DamageError:
-        return DamageError(
-            f"{self.location}: {what} ({stage} {name}) is missing or damaged; {self._advice()}", stage, name
-        )
-
-    def _advice(self) -> str:
-        return f"'dumap verify {self.location}' finds what is, 'dumap run' makes it again"
-
-    def read(
-        self,
-        stage: str,
-        name: str,
-        array: str,
-        start: int = 0,
-        stop: int | None = None,
-        out: np.ndarray | None = None,
-    ) -> np.ndarray:
-        """Read rows [start, stop) of a committed array, into `out` if given; fails on what is missing or damaged."""
-        pieces = self._pieces(stage, name, array)
-        offsets = [0, *accumulate(shard.shape[0] for _, shard in pieces)]
-        stop = offsets[-1] if stop is None else min(stop, offsets[-1])
-        if out is None:
-            out = np.empty((max(0, stop - start), *pieces[0][1].shape[1:]), pieces[0][1].dtype)
-        elif len(out) != max(0, stop - start):
-            raise self._damaged(stage, name, array)
-        for (path, shard), first, last in zip(pieces, offsets[:-1], offsets[1:], strict=True):
-            low, high = max(start, first), min(stop, last)
-            if low < high:
-                self._read_object(stage, name, path, shard, low - first, high - first, out[low - start : high - start])
-        return out
-
-    def _read_object(
-        self, stage: str, name: str, path: str, shard: Shard, start: int, stop: int, out: np.ndarray
-    ) -> None:
-        """Fill `out` with rows [start, stop) of an object."""
-        key, span = shard.key(path), shard.span(start, stop)
-
-        def fill() -> None:
-            with self.open_span(key, *span, shard.size) as source:
-                shard.read(source, start, stop, out)
-
-        try:
-            self.attempt(key, fill)
-        except (FileNotFoundError, EOFError, Broken) as error:
-            raise self._damaged(stage, name, key) from error
-        except StorageError as error:
-            if self.size(key) not in (-1, shard.size):  # buckets refuse a range that begins after the end
-                raise self._damaged(stage, name, key) from error
-            raise
-
-    def read_span(
-        self, stage: str, names: Sequence[str], offsets: np.ndarray, array: str, start: int, stop: int
-    ) -> np.ndarray:
-        """Read rows [start, stop) of what parts hold one after another; part p's rows begin at offsets[p]."""
-        spans = []
-        begin = int(np.searchsorted(offsets, start, side="right")) - 1
-        for p in range(max(begin, 0), len(names)):
-            low, high = int(offsets[p]), int(offsets[p + 1])
-            if low >= stop:
-                break
-            if high > start and high > low:
-                spans.append((names[p], max(start, low) - low, min(stop, high) - low))
-        if len(spans) == 1:
-            return self.read(stage, spans[0][0], array, *spans[0][1:])
-        shard = self._pieces(stage, spans[0][0], array)[0][1]
-        out, done = np.empty((sum(high - low for _, low, high in spans), *shard.shape[1:]), shard.dtype), 0
-        for name, low, high in spans:
-            self.read(stage, name, array, low, high, out[done : done + high - low])
-            done += high - low
-        return out
+        So attributes that somebody gives a final array are no damage.
+        """
+        own = self.summary(stage, name).get(METADATA)
+        document = own.get(key) if isinstance(own, dict) else None
+        if isinstance(document, dict):
+            return metadata.holds(self._found(key), document)
+        return self.is_whole(key, *written)
 
     # the whole ---------------------------------------------------------------------------------
 
@@ -416,12 +273,17 @@ class Run(Objects):
         """List the stages that have committed anything."""
         return self.names_below(MANIFESTS)
 
-    def damaged(self) -> Iterator[tuple[str, str, str]]:
+    def damaged(self, groups: Sequence[str] | None = None) -> Iterator[tuple[str, str, str]]:
         """Read every committed object against its digest; yield stage, part and key of each that fails.
 
         Stage and part are empty for what no part names: the group's metadata and the lock.
+
+        Parameters
+        ----------
+        groups : sequence of str, optional
+            Groups of manifests to look at; all there are, where not given.
         """
-        for stage in self.stages():
+        for stage in self.stages() if groups is None else groups:
             for name in self.committed(stage):
                 try:
                     objects = self.manifest(stage, name)["objects"]
@@ -429,36 +291,74 @@ class Run(Objects):
                     yield stage, name, manifest_key(stage, name)
                     continue
                 for key, written in objects.items():
-                    if not self._is_whole(key, *written):
+                    if not self._is_written(stage, name, key, written):
                         yield stage, name, key
         with contextlib.suppress(DamageError):  # of what the run is of, told above
-            if not self._is_described():
+            if not metadata.holds(self._found("zarr.json"), self._metadata()):
                 yield "", "", "zarr.json"
         for term in self.terms():
-            if unseal(self.get(lock_key(term)) or b"") is None:
+            if self.lock(term) is None:
                 yield "", "", lock_key(term)
 
-    def terms(self) -> list[int]:
-        """List the terms of the run's drivers."""
-        names = [name.removesuffix(".json") for name in self.names_below(LOCKS)]
-        return sorted(int(name) for name in names if name.isdigit())
+    def sizes(self, stage: str) -> int:
+        """Add up the bytes of the objects that a stage's manifests name."""
+        found = 0
+        for name in self.committed(stage):
+            with contextlib.suppress(DamageError):  # what it names is not known, and made again
+                found += sum(size for size, _ in self.manifest(stage, name)["objects"].values())
+        return found
 
-    def prune(self) -> None:
-        """Remove empty folders, on local disks."""
-        if self.is_local:
-            self.attempt("", lambda: disk.prune(self.location))
-
-    def unnamed(self) -> list[str]:
-        """List the objects that no manifest names.
+    def unnamed(self, naming: Naming) -> tuple[list[str], list[str]]:
+        """List what no manifest names: what dumap left over, and what is somebody else's.
 
         Raises
         ------
         DamageError
             A manifest is damaged, so that what it named is not known.
         """
-        named = {"zarr.json"}
-        for stage in self.stages():
-            for name in self.committed(stage):
-                named |= {manifest_key(stage, name), *self.manifest(stage, name)["objects"]}
-        named |= {lock_key(term) for term in self.terms()}
-        return [key for key in self.keys() if key not in named]
+        named: set[str] = set()
+        for group in naming.groups:
+            for name in self.committed(group):
+                named |= {manifest_key(group, name), *self.manifest(group, name)["objects"]}
+        left: list[str] = []
+        others: list[str] = []
+        for key in self.keys():
+            linked = self.is_local and disk.is_link(self.location, key)
+            if key in named or (naming.is_lasting(key) and not linked):
+                continue
+            (left if naming.is_removable(key) and not linked else others).append(key)
+        return left, others
+
+    def prune(self, naming: Naming, keys: Iterable[str]) -> None:
+        """Remove the folders of removed keys that are empty, and those that tasks left, on local disks."""
+        if not self.is_local:
+            return
+        folders = {f"{MANIFESTS}/{group}" for group in naming.groups} | {key.rpartition("/")[0] for key in keys}
+        for stage in naming.stages:
+            folders |= set(filter(naming.folder.fullmatch, disk.folders(self.location, stage)))
+        self.attempt("", lambda: disk.prune(self.location, folders))
+
+    def refuse_links(self, naming: Naming) -> None:
+        """Raise a StorageError where a folder of the run's own is a link: what is written would lie elsewhere."""
+        if self.is_local:
+            for folder in naming.own_folders():
+                disk.refuse_linked(self.location, f"{folder}/")
+
+    def first_other(self, naming: Naming) -> str | None:
+        """Return a key that no run holds before it says what it is of; None where there is none."""
+
+        def look() -> str | None:
+            begun = (f"{MANIFESTS}/", f"{LOCKS}/")
+            for key in self.each_key():
+                if not key.startswith(begun) or not (naming.is_lasting(key) or naming.is_removable(key)):
+                    return key
+            return None
+
+        return self.attempt("", look)
+
+
+def _own(attributes: dict[str, Any]) -> dict[str, Any]:
+    """Return attributes of a run, if they are known to be: others in the group's metadata are somebody else's."""
+    if unknown := set(attributes) - set(OWN):
+        raise ValueError(f"not among the run's own attributes: {', '.join(sorted(unknown))}")
+    return attributes

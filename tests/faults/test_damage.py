@@ -288,7 +288,7 @@ def littered(own):
         f"{MANIFESTS}/graph/.united-00000.json.01234567.partial",
         f"{LOCKS}/.00000001.json.01234567.partial",
         f"{LOCKS}/probe-0123456789abcdef",
-        "layout/zarr.json.0123.partial",
+        "embedding/c/0/0.0123456789abcdef0123456789abcdef.partial",
     ]
     for key in left:
         path = Path(own.output, key)
@@ -321,7 +321,7 @@ def test_clean_removes_exactly_what_is_left_over(cli, own, littered, expected, c
     ]
     assert contents(own.output) == before
     done = cli("clean", own.output, "--json")
-    assert json.loads(done.out) == {"output": own.output, "unnamed": sorted(littered), "removed": True}
+    assert json.loads(done.out) == {"output": own.output, "unnamed": sorted(littered), "removed": True, "left": []}
     after = {k: v for k, v in contents(own.output).items() if not k.startswith(LOCKS)}
     assert after == {k: v for k, v in before.items() if k not in littered and not k.startswith(LOCKS)}
     assert not [folder for folder, _, _ in os.walk(own.output) if not os.listdir(folder)]

@@ -1,0 +1,221 @@
+"""What is committed: manifests and the terms under which they are written, and the rows that parts hold."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Any
+
+import numpy as np
+
+from dumap import disk
+from dumap.errors import DamageError, LockError, StorageError
+from dumap.store.manifests import MANIFESTS, MOST_BYTES, PART, Manifest, is_sound, manifest_key
+from dumap.store.naming import LOCKS, Naming
+from dumap.store.objects import Objects, seal, unseal
+from dumap.store.shards import Broken, Shard
+
+MOST_LOCK_BYTES = 1 << 20
+"""What says who drives a run is not longer: a file that is, does not say it."""
+
+
+def lock_key(term: int) -> str:
+    """Name the object that says who drives the run in a term."""
+    return f"{LOCKS}/{term:08d}.json"
+
+
+class Committed(Objects):
+    """The parts of a run.
+
+    Parameters
+    ----------
+    location : str
+        A path or a URL.
+    read_only : bool
+    term : int, optional
+        The term of the driver for which this is opened: once another driver took over, nothing can be committed
+        or removed.
+    token : str, optional
+        What tells the holder of that term from any other: where the lock is not this holder's, neither.
+    """
+
+    def __init__(
+        self, location: str, read_only: bool = False, term: int | None = None, token: str | None = None
+    ) -> None:
+        super().__init__(location, read_only)
+        self.term, self.token = term, token
+        self._manifests: dict[tuple[str, str], Manifest] = {}
+        self._shards: dict[tuple[str, str, str], list[tuple[str, Shard]]] = {}
+
+    # manifests ---------------------------------------------------------------------------------
+
+    def commit(self, stage: str, name: str, manifest: Manifest) -> None:
+        """Commit a manifest unless one is there: what it names is there for good before it is."""
+        self._check_term()
+        self.flush_folders(manifest["objects"])
+        self.put_new(manifest_key(stage, name), seal({**manifest, "time": time.time()}))
+        self._manifests.pop((stage, name), None)
+
+    def _check_term(self) -> None:
+        """Fail where another driver took over, or the lock is not this driver's any more."""
+        if self.term is None:
+            return
+        if self.size(lock_key(self.term + 1)) >= 0:
+            raise LockError(f"{self.location}: another driver took this run over; nothing more was written by this one")
+        if self.token is not None and self.holder(self.term).get("token") != self.token:
+            raise LockError(
+                f"{self.location}: this driver's lock {lock_key(self.term)} was removed or is another's; nothing more "
+                f"was written by this one"
+            )
+
+    def lock(self, term: int) -> dict[str, Any] | None:
+        """Read who drives the run in a term; None where nothing says so."""
+        return unseal(self.get(lock_key(term), MOST_LOCK_BYTES) or b"")
+
+    def holder(self, term: int) -> dict[str, Any]:
+        """Return who holds a term, as far as it is known."""
+        found = (self.lock(term) or {}).get("holder")
+        return found if isinstance(found, dict) else {}
+
+    def terms(self) -> list[int]:
+        """List the terms of the run's drivers."""
+        names = [name.removesuffix(".json") for name in self.names_below(LOCKS)]
+        return sorted(int(name) for name in names if re.fullmatch("[0-9]{8,}", name))
+
+    def committed(self, stage: str) -> list[str]:
+        """List a stage's committed parts."""
+        names = self.names_below(f"{MANIFESTS}/{stage}")
+        return [name.removesuffix(".json") for name in names if re.fullmatch(rf"{PART}\.json", name)]
+
+    def is_committed(self, stage: str, name: str) -> bool:
+        """Tell whether a part is committed."""
+        return self.size(manifest_key(stage, name)) >= 0
+
+    def manifest(self, stage: str, name: str) -> Manifest:
+        """Read a committed part's manifest and check it."""
+        if (stage, name) not in self._manifests:
+            key = manifest_key(stage, name)
+            manifest = unseal(self.get(key, MOST_BYTES) or b"")
+            if manifest is None or not is_sound(manifest):
+                raise self.damage(stage, name, key)
+            self._manifests[stage, name] = manifest
+        return self._manifests[stage, name]
+
+    def summary(self, stage: str, name: str) -> dict[str, Any]:
+        """Return the small facts that a part's task left in its manifest."""
+        return self.manifest(stage, name)["attributes"]
+
+    def discard(self, stage: str, name: str) -> None:
+        """Remove a part: its manifest first, then its objects."""
+        manifest = self.manifest(stage, name)
+        self.forget(stage, name)
+        if manifest["arrays"]:
+            self.delete_folder(f"{stage}/{name}-{manifest['attempt']}")
+
+    def delete_folder(self, folder: str) -> None:
+        """Remove what a part's task wrote below its folder; what else lies there stays, and links are not followed."""
+        keys = [key for key in self.keys(folder) if Naming.is_array(key.removeprefix(f"{folder}/"))]
+        self.delete_all(keys)
+        if self.is_local:
+            folders = {key.rpartition("/")[0] for key in keys}
+            self.attempt(folder, lambda: disk.prune(self.location, folders))
+
+    def forget(self, stage: str, name: str) -> None:
+        """Remove a part's manifest, readable or not; what it named no longer counts."""
+        self._check_term()
+        self.delete(manifest_key(stage, name))
+        self._manifests.pop((stage, name), None)
+        for known in [key for key in self._shards if key[:2] == (stage, name)]:
+            del self._shards[known]
+
+    def _pieces(self, stage: str, name: str, array: str) -> list[tuple[str, Shard]]:
+        """Return where an array's objects lie, and how."""
+        if (stage, name, array) not in self._shards:
+            told = self.manifest(stage, name)["arrays"][array]
+            self._shards[stage, name, array] = [(path, Shard.parse(shape, dtype)) for path, shape, dtype in told]
+        return self._shards[stage, name, array]
+
+    def check_sizes(self, stage: str, name: str, below: str) -> None:
+        """Fail unless what a part wrote below a path is there, and as long as it was."""
+        for key, (size, _) in self.manifest(stage, name)["objects"].items():
+            if key.startswith(f"{below}/") and self.size(key) != size:
+                raise self.damage(stage, name, key)
+
+    def is_whole(self, key: str, size: int, known: str) -> bool:
+        """Tell whether an object is there, and what was written."""
+        return self.digest(key, size) == known
+
+    def damage(self, stage: str, name: str, what: str) -> DamageError:
+        """Say what of a part is damaged."""
+        return DamageError(
+            f"{self.location}: {what} ({stage} {name}) is missing or damaged; {self.advice()}", stage, name
+        )
+
+    def advice(self) -> str:
+        """Say what to do about damage."""
+        return f"'dumap verify {self.location}' finds what is, 'dumap run' makes it again"
+
+    def read(
+        self,
+        stage: str,
+        name: str,
+        array: str,
+        start: int = 0,
+        stop: int | None = None,
+        out: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """Read rows [start, stop) of a committed array, into `out` if given; fails on what is missing or damaged."""
+        pieces = self._pieces(stage, name, array)
+        offsets = [0, *accumulate(shard.shape[0] for _, shard in pieces)]
+        stop = offsets[-1] if stop is None else min(stop, offsets[-1])
+        if out is None:
+            out = np.empty((max(0, stop - start), *pieces[0][1].shape[1:]), pieces[0][1].dtype)
+        elif len(out) != max(0, stop - start):
+            raise self.damage(stage, name, array)
+        for (path, shard), first, last in zip(pieces, offsets[:-1], offsets[1:], strict=True):
+            low, high = max(start, first), min(stop, last)
+            if low < high:
+                self._read_object(stage, name, path, shard, low - first, high - first, out[low - start : high - start])
+        return out
+
+    def _read_object(
+        self, stage: str, name: str, path: str, shard: Shard, start: int, stop: int, out: np.ndarray
+    ) -> None:
+        """Fill `out` with rows [start, stop) of an object."""
+        key, span = shard.key(path), shard.span(start, stop)
+
+        def fill() -> None:
+            with self.open_span(key, *span, shard.size) as source:
+                shard.read(source, start, stop, out)
+
+        try:
+            self.attempt(key, fill)
+        except (FileNotFoundError, EOFError, Broken) as error:
+            raise self.damage(stage, name, key) from error
+        except StorageError as error:
+            if self.size(key) not in (-1, shard.size):  # buckets refuse a range that begins after the end
+                raise self.damage(stage, name, key) from error
+            raise
+
+    def read_span(
+        self, stage: str, names: Sequence[str], offsets: np.ndarray, array: str, start: int, stop: int
+    ) -> np.ndarray:
+        """Read rows [start, stop) of what parts hold one after another; part p's rows begin at offsets[p]."""
+        spans = []
+        begin = int(np.searchsorted(offsets, start, side="right")) - 1
+        for p in range(max(begin, 0), len(names)):
+            low, high = int(offsets[p]), int(offsets[p + 1])
+            if low >= stop:
+                break
+            if high > start and high > low:
+                spans.append((names[p], max(start, low) - low, min(stop, high) - low))
+        if len(spans) == 1:
+            return self.read(stage, spans[0][0], array, *spans[0][1:])
+        shard = self._pieces(stage, spans[0][0], array)[0][1]
+        out, done = np.empty((sum(high - low for _, low, high in spans), *shard.shape[1:]), shard.dtype), 0
+        for name, low, high in spans:
+            self.read(stage, name, array, low, high, out[done : done + high - low])
+            done += high - low
+        return out
