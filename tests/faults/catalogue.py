@@ -60,6 +60,7 @@ FAULTS = {
     42: "a worker comes late, or is unfit: used, or left out and named while the run goes on; it computes nothing",
     43: "a cluster scales from no worker, up and down: the run starts, makes it grow, ends, the same bytes",
     44: "a container's limits of memory and processors, many cores with little memory: fewer workers, that fit",
+    45: "people keep files, arrays, attributes and links in a run: they survive run, verify, clean and repair",
     46: "chunks of the input that are not there: an error that names both causes, or filled when told",
     47: "a client unlike its workers, a Mac or another Python: it drives the run",
     48: "a run inside a task, in an event loop, in a daemonic process, without a __main__ guard: works, or says why",

@@ -1,0 +1,268 @@
+"""What people keep in a run: their files, arrays, attributes and links survive whatever dumap does to the run."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zarr
+from faults.harness import WORDS, results
+
+from dumap.errors import DamageError, StorageError
+from dumap.export import export
+from dumap.pipeline import NAMING, STAGES, clean, verify
+from dumap.store import IDENTITY, MANIFESTS, Run, manifest_key
+from dumap.store.run import OWN
+from dumap.submit import run
+
+pytestmark = pytest.mark.fault(45)
+
+PLACES = (
+    *("notes.txt", "map.png", ".hidden", "plots/a.png", "graph/notes.txt", "start/labels/0.txt", "layout/zarr.json"),
+    *("graph/united-00000/c/0", "graph/united-00000-0123456/tails/c/0", "graph/.notes.txt.01234567.partial"),
+    *("embedding/notes.txt", "embedding/c/notes.txt", "lock/notes.txt", "lock/probe-mine", "manifests/notes.txt"),
+    *("manifests/mine/a.json", "manifests/graph/My notes.json", "kmeans/block-00000-01234567/hashes/c/0"),
+    *("run/a-01234567/b/c/0", "vectors/.labels.partial", "notes.txt.0123456789abcdef0123456789abcdef.partial"),
+)
+"""Where people keep files: also where dumap's own lie, and under names much like its own."""
+
+
+def keep(output: str) -> dict[str, object]:
+    """Put into a run what people keep there; return what `kept` finds."""
+    root = Path(output)
+    parts = [next(root.glob("graph/united-*")), next(root.glob("layout/epoch-*"), root)]
+    for place in (*PLACES, *(f"{part.relative_to(root)}/notes.txt" for part in parts)):
+        file = root / place
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(f"years of work on {place}")
+    elsewhere = root.parent / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "thesis.txt").write_text("years of work")
+    for place in (
+        "link",
+        "graph/link",
+        "graph/united-00099-01234567",
+        "vectors/block-00000-89abcdef",
+        "embedding/link",
+    ):
+        (root / place).symlink_to(elsewhere)
+    for place in ("file link", "start/file", "graph/united-00098-01234567/tails/c/0"):
+        (root / place).parent.mkdir(parents=True, exist_ok=True)
+        (root / place).symlink_to(elsewhere / "thesis.txt")
+    (root / "dangling").symlink_to("nowhere")
+    (root / "empty folder").mkdir()
+    group = zarr.open_group(output, mode="r+", use_consolidated=False)
+    group.create_array("labels", data=np.arange(500), chunks=(100,))
+    group.create_group("quality/scores").create_array("a", data=np.arange(5))
+    return kept(output)
+
+
+def kept(output: str) -> dict[str, object]:
+    """Return all in a run and beside it that is not dumap's, as it is."""
+    left = clean(output, print, look_only=True)[1]
+    root = Path(output)
+    found = {
+        place: os.readlink(root / place) if (root / place).is_symlink() else (root / place).read_bytes()
+        for place in left
+    }
+    found |= {str(path): path.read_bytes() for path in (root.parent / "elsewhere").iterdir()}
+    return found | {"empty folder": os.listdir(root / "empty folder")}
+
+
+@pytest.mark.fault(24)
+def test_what_people_keep_in_a_run_survives(cli, client, own, expected):
+    theirs = keep(own.output)
+    assert {*PLACES, "labels/zarr.json", "labels/c/0", "quality/scores/a/c/0", "link", "dangling"} <= theirs.keys()
+    assert (cli("verify", own.output).code, verify(own.output)) == (0, [])
+    Run(own.output).put("vectors/block-00000-01234567/hashes/c/0", b"left over")
+    told = json.loads(cli("clean", own.output, "--json").out)
+    assert told["unnamed"] == ["vectors/block-00000-01234567/hashes/c/0"]
+    assert set(told["left"]) == theirs.keys() - {"empty folder"} - {f"{Path(own.output).parent}/elsewhere/thesis.txt"}
+    assert kept(own.output) == theirs
+    said = cli("clean", own.output).out
+    assert "not dumap's, left: notes.txt\n" in said
+    assert said.endswith("0 objects that no manifest names\n")
+    # made again, but for the first stage, with repairs
+    for stage in STAGES[1:]:
+        for manifest in Path(own.output, MANIFESTS, stage).glob("[a-z]*.json"):
+            manifest.unlink()
+        Path(own.output, MANIFESTS, "run", f"{stage}.json").unlink()
+    (block,) = list(Path(own.output).glob("vectors/block-00002-*/hashes/c/0"))
+    block.write_bytes(b"")
+    assert cli("verify", own.output).code == 1
+    assert run(own, client=client)["state"] == "done"
+    assert results(own.output) == expected
+    assert verify(own.output) == []
+    cli("clean", own.output)
+    assert kept(own.output) == theirs
+
+
+@pytest.mark.parametrize("consolidated", [False, True], ids=["plain", "consolidated"])
+@pytest.mark.filterwarnings("ignore::zarr.errors.ZarrUserWarning")
+def test_attributes_survive(cli, client, own, expected, consolidated, fresh):
+    group = zarr.open_group(own.output, mode="r+", use_consolidated=False)
+    group.attrs["note"] = {"by": "me", "values": [1, 2.5, None]}
+    group["embedding"].attrs["units"] = "none"
+    if consolidated:
+        zarr.consolidate_metadata(own.output)
+
+    def theirs():
+        document = json.loads(Path(own.output, "zarr.json").read_text())
+        units = json.loads(Path(own.output, "embedding/zarr.json").read_text())["attributes"]
+        return document["attributes"]["note"], document.get("consolidated_metadata"), units
+
+    before = theirs()
+    assert before[0]["by"] == "me"
+    assert (before[1] is not None) == consolidated
+    assert verify(own.output) == []
+    assert cli("verify", own.output).code == 0
+    export(own.output, "embedding", fresh("map.npy"))
+    document = json.loads(Path(own.output, "zarr.json").read_text())
+    document["attributes"]["seed"] = 7
+    Path(own.output, "zarr.json").write_text(json.dumps(document))
+    for key in (f"{MANIFESTS}/{IDENTITY}/results.json", f"{MANIFESTS}/run/vectors.json"):
+        Path(own.output, key).unlink()
+    assert {key for _, _, key in verify(own.output)} == {"zarr.json", f"{MANIFESTS}/{IDENTITY}/results.json"}
+    assert cli("verify", own.output).code == 1
+    assert run(own, client=client)["state"] == "done"
+    assert theirs() == before
+    assert verify(own.output) == []
+    assert zarr.open_group(own.output, mode="r", use_consolidated=consolidated or None).attrs["seed"] == own.seed
+    assert results(own.output) == expected
+
+
+@pytest.mark.fault(13)
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(b"", b"{", b"[]", b"7", b"\xff", b'{"attributes": []}'),
+        b'{"zarr_format": 3, "node_type": "group"}',
+    ],
+    ids=lambda content: repr(content[:20]),
+)
+@pytest.mark.parametrize("key", ["zarr.json", "embedding/zarr.json"])
+def test_metadata_that_says_too_little_is_damage(own, cli, content, key):
+    Path(own.output, key).write_bytes(content)
+    assert [found for _, _, found in verify(own.output)] == [key]
+    if key != "zarr.json":
+        with pytest.raises(DamageError, match=key):
+            Run(own.output, read_only=True).final("embedding")
+
+
+def test_an_array_in_the_place_of_the_group_is_damage_and_its_attributes_are_kept(own, cli):
+    shape = {"shape": [3], "data_type": "int8", "zarr_format": 3, "node_type": "array", "attributes": {"mine": 1}}
+    Path(own.output, "zarr.json").write_text(json.dumps(shape))
+    assert "damaged: zarr.json" in cli("verify", own.output).out
+    group = zarr.open_group(own.output, mode="r", use_consolidated=False)
+    assert (group.attrs["mine"], group.attrs["seed"]) == (1, own.seed)
+    assert verify(own.output) == []
+
+
+def test_attributes_of_others_are_not_taken_for_the_runs(own, cli, client):
+    """Not even where the group's metadata is all that tells what the run is of."""
+    zarr.open_group(own.output, mode="r+", use_consolidated=False).attrs["note"] = "mine"
+    Path(own.output, manifest_key(IDENTITY, "run")).unlink()
+    assert cli("verify", own.output).code == 1
+    store = Run(own.output)
+    assert set(store.attributes) <= set(OWN)
+    assert zarr.open_group(own.output, mode="r", use_consolidated=False).attrs["note"] == "mine"
+    with pytest.raises(ValueError, match="not among the run's own attributes: note"):
+        Run(f"{own.output}-new").create({"note": 1})
+
+
+# links -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "folder", ["cells", "quality", "manifests", "manifests/layout", "lock", "embedding", "status/c"]
+)
+@pytest.mark.parametrize("kind", ["folder", "dangling"])
+def test_a_folder_of_the_run_that_is_a_link_is_refused(own, client, cli, contents, folder, kind):
+    root, victim = Path(own.output), Path(own.output).parent / "victim"
+    for manifest in root.glob("manifests/run/*.json"):
+        manifest.unlink()
+    if (root / folder).exists():
+        shutil.move(root / folder, victim)
+    if kind == "dangling":
+        shutil.rmtree(victim, ignore_errors=True)
+    else:
+        victim.mkdir(exist_ok=True)
+    (root / folder).symlink_to(victim)
+    before = contents(str(root.parent))
+    words = ["--input", own.input.path, "--output", own.output, *WORDS, "--scheduler", client.scheduler.address]
+    for command in (["run", *words], ["clean", own.output], ["verify", own.output]):
+        outcome = cli(*command)
+        assert outcome.code == 6, outcome
+        if folder != "manifests" or kind != "dangling":
+            assert f"{folder} is a link to {victim}" in outcome.err
+    assert contents(str(root.parent)) == before
+
+
+def test_a_run_behind_a_link_is_a_run(own, client, expected, cli):
+    link = Path(own.output).parent / "link.zarr"
+    link.symlink_to(own.output)
+    Path(own.output, MANIFESTS, "run", "quality.json").unlink()
+    config = own.model_copy(update={"output": str(link)})
+    assert run(config, client=client)["state"] == "done"
+    assert results(str(link)) == expected
+    assert [cli(command, link).code for command in ("verify", "clean", "status")] == [0, 0, 0]
+
+
+def test_nothing_is_written_through_a_link_that_comes_later(own, contents):
+    victim = Path(own.output).parent / "victim"
+    victim.mkdir()
+    store = Run(own.output)
+    store.attributes  # noqa: B018
+    for folder in ("new", "embedding/c"):
+        shutil.rmtree(Path(own.output, folder), ignore_errors=True)
+        Path(own.output, folder).symlink_to(victim)
+    with pytest.raises(StorageError, match="new is a link to"), store.part("new", "p") as out:
+        out.write("a", np.arange(3))
+    with pytest.raises(StorageError, match="embedding/c is a link to"), store.part("new", "p") as out:
+        out.write_rows("embedding", 0, store.final("embedding")[:])
+    assert contents(str(victim)) == {}
+
+
+def test_what_is_dropped_is_not_followed(own):
+    """A part whose folder somebody moved away and linked to: what was moved is theirs."""
+    store, root = Run(own.output), Path(own.output)
+    attempt = store.manifest("graph", "united-00000")["attempt"]
+    folder, away = root / f"graph/united-00000-{attempt}", root.parent / "away"
+    shutil.move(folder, away)
+    folder.symlink_to(away)
+    before = sorted(away.rglob("*"))
+    assert verify(own.output) == []
+    store.discard("graph", "united-00000")
+    clean(own.output, print)
+    assert sorted(away.rglob("*")) == before
+    assert folder.is_symlink()
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("key", ["graph", "manifests/graph/united-00000.json", "zarr.json", "lock/00000001.json"])
+def test_a_file_without_end_is_damage(own, key):
+    """A link to a device, or a file of 200 GiB, is not read to its end."""
+    root = Path(own.output)
+    path = next(root.glob("graph/united-*/*/c/0")) if key == "graph" else root / key
+    for harm in ("device", "pipe", "vast"):
+        path.unlink()
+        if harm == "device":
+            path.symlink_to("/dev/zero")
+        elif harm == "pipe":
+            os.mkfifo(path)
+        else:
+            os.truncate(os.open(path, os.O_CREAT | os.O_WRONLY), 200 << 30)
+        assert [found for _, _, found in Run(own.output, read_only=True).damaged(NAMING.groups)] == [
+            str(path.relative_to(root))
+        ]
+
+
+def test_all_that_a_run_writes_is_known_to_be_its_own(clean):
+    """Else what tasks leave would stay for good, or a damaged manifest go unseen."""
+    keys = Run(clean.output, read_only=True).keys()
+    assert [key for key in keys if not NAMING.is_lasting(key) and not NAMING.is_removable(key)] == []
+    assert not any(NAMING.is_lasting(key) and NAMING.is_removable(key) for key in keys)
