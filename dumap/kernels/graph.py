@@ -20,10 +20,13 @@ def _memberships(distances, present, target, local_connectivity, mean_distance, 
     nonzero = np.empty(k, np.float32)
     for i in range(n):
         count = 0
-        total = 0.0
+        total, found = 0.0, 0
         for j in range(k):
+            if not present[i, j]:
+                continue
             d = distances[i, j]
             total += d
+            found += 1
             if d > 0:
                 nonzero[count] = d
                 count += 1
@@ -41,6 +44,8 @@ def _memberships(distances, present, target, local_connectivity, mean_distance, 
         for _ in range(64):
             psum = 0.0  # in float64, as umap-learn's is: else one search in fifty ends at another step
             for j in range(k):
+                if not present[i, j]:
+                    continue
                 d = distances[i, j] - near
                 psum += maths.exp(-np.float64(d) / middle) if d > 0 else 1.0
             if abs(psum - target) < SMOOTH_K_TOLERANCE:
@@ -51,7 +56,7 @@ def _memberships(distances, present, target, local_connectivity, mean_distance, 
             else:
                 low = middle
                 middle = middle * np.float32(2) if high >= _MOST else (low + high) / np.float32(2)
-        mean = total / (k + 1) if near > 0 else mean_distance
+        mean = total / (found + 1) if near > 0 else mean_distance
         if middle < MIN_K_DIST_SCALE * mean:
             middle = np.float32(MIN_K_DIST_SCALE * mean)
         rho[i], sigma[i] = near, middle
@@ -76,7 +81,9 @@ def memberships(
 
     rho is the distance to the nearest distinct neighbour; sigma solves
     sum_j exp(-max(0, d_ij - rho_i) / sigma_i) = log2(k + 1) (McInnes, Healy and Melville 2018, algorithm 3, whose k
-    counts the row itself).
+    counts the row itself). Neighbours that are missing or cut off add nothing to the sum and have no part in the mean
+    that sigma is held above; the target stays, as in umap-learn, so that those left are weighed as in a whole list.
+    Where too few are left to reach it, each weighs 1.
 
     Parameters
     ----------
@@ -85,7 +92,8 @@ def memberships(
     distances : ndarray of float32, shape (n, k)
         Ascending; inf where missing.
     mean_distance : float
-        Mean over all rows of the data set, each row's zero distance to itself counted.
+        Mean over all rows of the data set, each row's zero distance to itself counted, missing and cut-off neighbours
+        not.
     local_connectivity : float
     disconnection_distance : float
         Neighbours at or beyond it are cut off.

@@ -5,6 +5,7 @@ import pytest
 import scipy.sparse as sparse
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.optimize import brentq
 from scipy.sparse.csgraph import connected_components
 from scipy.spatial.distance import cdist
 from umap.umap_ import fuzzy_simplicial_set
@@ -63,16 +64,14 @@ def umap_graph(indices, distances, ratio, local_connectivity):
     return found.toarray(), sigma, rho
 
 
-@pytest.mark.parametrize("cut_off", [np.inf, 1.0], ids=["whole", "cut_off"])
 @pytest.mark.parametrize("ratio", [1.0, 0.5, 0.0])
 @pytest.mark.parametrize("local_connectivity", [0.5, 1.0, 1.5, 3.0])
-def test_the_graph_is_that_of_umap_learn(x, local_connectivity, ratio, cut_off):
+def test_the_graph_is_that_of_umap_learn(x, local_connectivity, ratio):
     indices, distances = knn(x)
-    mean = distances.sum(dtype=np.float64) / (ROWS * (K + 1)) if np.isinf(cut_off) else np.inf
-    rho, sigma, weights = graph.memberships(indices, distances, mean, local_connectivity, cut_off)
+    mean = distances.sum(dtype=np.float64) / (ROWS * (K + 1))
+    rho, sigma, weights = graph.memberships(indices, distances, mean, local_connectivity, np.inf)
     united = whole(unite(indices, weights, ratio)).toarray()
-    far = np.where(distances >= cut_off, np.float32(np.inf), distances)
-    wanted, wanted_sigma, wanted_rho = umap_graph(indices, far, ratio, local_connectivity)
+    wanted, wanted_sigma, wanted_rho = umap_graph(indices, distances, ratio, local_connectivity)
     np.testing.assert_allclose(rho, wanted_rho, rtol=1e-5)
     np.testing.assert_allclose(sigma, wanted_sigma, rtol=1e-4)
     np.testing.assert_allclose(united, wanted, atol=1e-5)
@@ -98,6 +97,44 @@ def test_neighbors_that_are_missing_have_no_weight(x):
     assert np.isfinite(weights).all()
     assert (weights[5, :4] > 0).all()
     assert not weights[5, 4:].any()
+
+
+@pytest.mark.parametrize("how", ["missing", "cut off"])
+@pytest.mark.parametrize("at", [0, 2, 4])
+def test_what_is_not_there_leaves_the_weights_of_the_others(how, at):
+    """One of five neighbours is not there: sigma is solved by the other four, for log2 of six."""
+    kept = np.array([1, 1.2, 1.5, 2])
+    solved = brentq(lambda s: np.exp(-(kept - 1) / s).sum() - np.log2(6), 1e-3, 1e3)
+    at = 4 if how == "cut off" else at
+    distances = np.insert(kept, at, 100 if how == "cut off" else np.inf)[None].astype(np.float32)
+    indices = np.insert(np.arange(1, 5), at, 5 if how == "cut off" else -1)[None]
+    rho, sigma, weights = graph.memberships(indices, distances, 1.0, 1.0, 50.0)
+    assert rho[0] == 1
+    assert sigma[0] == pytest.approx(solved, rel=1e-4)
+    np.testing.assert_allclose(np.delete(weights[0], at), np.exp(-(kept - 1) / solved), atol=1e-5)
+    assert weights[0, at] == 0
+
+
+@pytest.mark.parametrize("connectivity", [0.0, 0.5, 1.0, 2.5])
+@pytest.mark.parametrize("left", [[], [0.0], [0.7], [0.0, 0.0], [0.0, 3.0]])
+def test_rows_with_few_neighbors_left_have_finite_weights(left, connectivity):
+    distances = np.full((2, 5), np.inf, np.float32)
+    distances[0, : len(left)] = left
+    distances[1, : len(left)] = left
+    distances[1, len(left) :] = 1e30
+    indices = np.tile(np.arange(5), (2, 1))
+    indices[0, len(left) :] = -1
+    rho, sigma, weights = graph.memberships(indices, distances, 0.5, connectivity, 1e20)
+    assert np.isfinite([rho, sigma]).all()
+    assert not weights[:, len(left) :].any()
+    np.testing.assert_allclose(weights[:, : len(left)], 1, atol=1e-5)
+
+
+def test_a_neighbor_far_off_that_is_missing_leaves_sigmas_floor_as_it_is():
+    """Four of five are as near: sigma is the thousandth of the mean distance of those and the row itself."""
+    distances = np.float32([[2, 2, 2, 2, np.inf]])
+    _, sigma, _ = graph.memberships(np.array([[1, 2, 3, 4, -1]]), distances, 7.0, 1.0, np.inf)
+    assert sigma[0] == pytest.approx(1e-3 * 8 / 5)
 
 
 @pytest.mark.parametrize("ratio", [1.0, 0.3])
