@@ -1,0 +1,277 @@
+"""A step on a simulated cluster: whoever joins, dies, leaves, differs or straggles, each part is done as it should."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+
+import pytest
+from simulated import Cluster
+
+from dumap.engine.backups import BACKUP_SECONDS, Durations
+from dumap.engine.members import LEAST_WINDOW, Members
+from dumap.engine.step import ATTEMPTS, Step, Work
+from dumap.errors import ClusterError, DamageError, InputError, LockError, TaskError
+from dumap.stages import numbered
+
+WORKER_TIMEOUT = 100.0
+NUMPY = ("numpy is 1.0, 2.0 on the other workers or in the run",)
+
+
+class Run:
+    """A step of so many parts on a cluster, and what was told of it."""
+
+    def __init__(self, cluster: Cluster, parts: list[str], repeatable: bool = True) -> None:
+        self.cluster, self.notes, self.advanced = cluster, [], []
+        members = Members(cluster, 60.0, WORKER_TIMEOUT, self.notes.append)
+        work = Work(
+            "stage",
+            "stage task",
+            parts,
+            lambda part, number: (None, number),
+            cluster.committed.__contains__,
+            lambda done, total: self.advanced.append((done, total)),
+            repeatable,
+        )
+        self.step = Step(work, cluster, members, Durations(), cluster.messages, lambda: False)
+
+    def go(self) -> float:
+        """Return when it ended."""
+        self.step.run()
+        parts = self.step.work.parts
+        assert self.cluster.committed >= set(parts)
+        assert self.advanced == [(done, len(parts)) for done in range(1, len(parts) + 1)]
+        assert not self.cluster.flying
+        return self.cluster.time
+
+    def times(self, part: str) -> int:
+        """Return how often a part was computed."""
+        return sum(name == part for name, _ in self.cluster.computed)
+
+
+# histories ---------------------------------------------------------------------------------------
+
+
+def history(seed: int) -> tuple[Cluster, Run, list[str]]:
+    """Make a cluster with a history, and a step on it; two workers come late, and stay."""
+    draw = random.Random(seed)
+    parts = numbered("part", draw.choice([1, 2, 7, 30, 90, 200]))
+    cluster = Cluster(seed, lambda part: 0.5 + 4 * random.Random(f"{seed} {part}").random(), draw.choice([0, 1, 3]))
+    unfit: list[str] = []
+
+    def come() -> None:
+        if draw.random() < 0.25:
+            unfit.append(cluster.join(draw.choice([1, 2]), unfit=NUMPY))
+        else:
+            cluster.join(draw.choice([1, 1, 2, 4]), slowness=draw.choice([1.0] * 9 + [30.0]))
+
+    def go(how: str) -> None:
+        if not cluster.workers:
+            return
+        address = draw.choice(sorted(cluster.workers))
+        if how == "stop":
+            cluster.stop(address, cluster.time + draw.choice([5, 60, 300]))
+        else:
+            getattr(cluster, how)(address)
+
+    def lose() -> None:
+        if cluster.flying:
+            cluster.lose(draw.choice(sorted(cluster.flying, key=lambda task: task.number)))
+
+    for _ in range(draw.randint(0, 3)):
+        come()
+    for _ in range(draw.randint(0, 8)):
+        cluster.at(draw.uniform(0, 60), come)
+    for how in draw.choices(["leave", "leave", "lose"], k=draw.randint(0, 6)):
+        cluster.at(draw.uniform(0, 60), lose if how == "lose" else lambda: go("leave"))
+    for how in draw.choices(["die", "stop"], k=draw.randint(0, ATTEMPTS - 1)):
+        cluster.at(draw.uniform(0, 60), lambda how=how: go(how))
+    for _ in range(2):
+        cluster.at(61, cluster.join)
+    return cluster, Run(cluster, parts), unfit
+
+
+@pytest.mark.fault(42, 43)
+def test_histories_of_joins_deaths_departures_and_unfit_workers_end_with_every_part_done():
+    for seed in range(200):
+        cluster, run, unfit = history(seed)
+        try:
+            run.go()
+        except Exception as error:
+            raise AssertionError(f"seed {seed}") from error
+        assert not {where for _, where in cluster.computed} & set(unfit), seed
+        assert len(run.notes) == len({note.split()[1] for note in run.notes}) <= len(unfit), seed
+        assert cluster.polls < 3000 + 20 * len(run.step.work.parts), seed
+        again = Counter(part for part, _ in cluster.computed)
+        assert max(again.values()) <= 2 + ATTEMPTS, seed
+
+
+@pytest.mark.fault(4)
+@pytest.mark.parametrize("allowed", [0, 3])
+@pytest.mark.parametrize("threads", [1, 4])
+@pytest.mark.parametrize("count", [1, 20, 150])
+def test_a_part_that_kills_is_named_with_many_on_their_way(count, threads, allowed):
+    for seed in range(3):
+        cluster = Cluster(seed, allowed=allowed)
+        cluster.respawns = True
+        for _ in range(3):
+            cluster.join(threads)
+        parts = numbered("part", count)
+        deadly = random.Random(seed).choice(parts)
+        cluster.kills.add(deadly)
+        run = Run(cluster, parts)
+        with pytest.raises(TaskError, match=f"stage {deadly}: its worker died"):
+            run.go()
+        assert not cluster.flying
+
+
+# growing -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.fault(43)
+@pytest.mark.parametrize("beside", [0, 1])
+def test_workers_that_come_later_are_used_at_once(beside):
+    """Beside one that is unfit, too: what waits for others is sent anew."""
+    cluster = Cluster(0, lambda part: 4.0)
+    cluster.join()
+    for _ in range(beside):
+        cluster.join(unfit=NUMPY)
+    for _ in range(5):
+        cluster.at(8.0, cluster.join)
+    run = Run(cluster, numbered("part", 40))
+    ended = run.go()
+    assert ended - 8.0 <= 1.3 * 4 * -(-38 // 6)
+    assert len({where for _, where in cluster.computed}) == 6
+    assert max(run.times(part) for part in run.step.work.parts) == 1
+
+
+@pytest.mark.parametrize(("workers", "threads", "most"), [(1, 1, LEAST_WINDOW), (4, 16, 128)])
+def test_as_many_are_on_their_way_as_make_a_cluster_grow(workers, threads, most):
+    cluster = Cluster(0)
+    for _ in range(workers):
+        cluster.join(threads)
+    Run(cluster, numbered("part", 300)).go()
+    assert cluster.most_flying == most
+
+
+def test_little_is_sent_where_there_is_nobody():
+    """All that waits for the first worker would be given to it."""
+    cluster = Cluster(0)
+    cluster.at(30, cluster.join)
+    cluster.at(29.9, lambda: seen.append(len(cluster.flying)))
+    seen: list[int] = []
+    Run(cluster, numbered("part", 50)).go()
+    assert 1 <= seen[0] <= 2
+
+
+# nobody ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.fault(3)
+def test_no_worker_for_too_long_is_an_error():
+    cluster = Cluster(0)
+    cluster.at(10, lambda: cluster.leave(address))
+    address = cluster.join()
+    with pytest.raises(ClusterError, match=r"no worker for 100 s; .*on its way was stage part-000"):
+        Run(cluster, numbered("part", 50)).go()
+    assert 110 <= cluster.time < 115
+
+
+@pytest.mark.fault(42)
+def test_no_fit_worker_for_too_long_is_an_error_that_says_why():
+    cluster = Cluster(0)
+    names = [cluster.join(unfit=NUMPY), cluster.join(unfit=("its memory limit of 1 GiB is less than the plan needs",))]
+    with pytest.raises(ClusterError, match="no fit worker for 100 s") as caught:
+        Run(cluster, numbered("part", 50)).go()
+    assert all(name in str(caught.value) for name in names)
+    assert "numpy is 1.0" in str(caught.value)
+    assert "less than the plan needs" in str(caught.value)
+    assert cluster.computed == []
+
+
+def test_a_silent_scheduler_is_an_error_in_time(monkeypatch):
+    cluster = Cluster(0)
+    cluster.join()
+    cluster.at(3, lambda: monkeypatch.setattr(cluster, "threads", lambda: None))
+    with pytest.raises(ClusterError, match="has not answered for 60 s"):
+        Run(cluster, numbered("part", 500)).go()
+    assert 60 <= cluster.time < 70
+
+
+# stragglers --------------------------------------------------------------------------------------
+
+
+@pytest.mark.fault(49)
+@pytest.mark.parametrize(("seconds", "first"), [(BACKUP_SECONDS + 1.5, "straggler"), (500.0, "copy")])
+def test_a_straggler_gets_one_copy_on_another_worker_and_the_first_counts(seconds, first):
+    cluster = Cluster(0, lambda part: 2.0)
+    cluster.join()
+    slow = cluster.join(slowness=seconds / 2)
+    run = Run(cluster, numbered("part", 12))
+    ended = run.go()
+    assert BACKUP_SECONDS < ended < BACKUP_SECONDS + 6
+    late = [part for part in run.step.work.parts if part in run.step.copied]
+    assert len(late) == 1 or first == "copy"
+    assert [where == slow for part, where in cluster.computed if part == late[0]] == [first == "straggler"]
+
+
+@pytest.mark.fault(49)
+def test_what_waits_at_a_worker_that_is_stopped_is_done_by_others():
+    cluster = Cluster(0)
+    cluster.join()
+    cluster.at(2.5, lambda: cluster.stop(stopped, 1000.0))
+    stopped = cluster.join(2)
+    run = Run(cluster, numbered("part", 20))
+    assert run.go() < 100
+
+
+@pytest.mark.fault(49)
+def test_what_may_not_run_twice_gets_no_copy():
+    cluster = Cluster(0)
+    cluster.join()
+    cluster.join(slowness=200.0)
+    run = Run(cluster, numbered("part", 20), repeatable=False)
+    assert run.go() >= 200
+    assert run.step.copied == set()
+
+
+def test_few_that_have_ended_tell_nothing_of_what_is_slow():
+    cluster = Cluster(0)
+    cluster.join()
+    cluster.join(slowness=200.0)
+    run = Run(cluster, numbered("part", 7))
+    assert run.go() >= 200
+    assert run.step.copied == set()
+
+
+# errors ------------------------------------------------------------------------------------------
+
+
+def test_an_error_of_a_part_that_is_committed_is_ignored():
+    cluster = Cluster(0)
+    cluster.join()
+    parts = numbered("part", 5)
+    cluster.committed.add(parts[3])
+    cluster.raises[parts[3]] = DamageError("its input is gone", "stage", parts[3])
+    Run(cluster, parts).go()
+
+
+@pytest.mark.parametrize("error", [InputError("row 3 is bad"), LockError("another driver took over")])
+def test_an_error_of_a_task_ends_the_step(error):
+    cluster = Cluster(0)
+    cluster.join()
+    parts = numbered("part", 5)
+    cluster.raises[parts[3]] = error
+    if isinstance(error, LockError):
+        cluster.committed.add(parts[3])
+    with pytest.raises(type(error), match=str(error)):
+        Run(cluster, parts).go()
+    assert not cluster.flying
+
+
+def test_what_cannot_be_read_on_workers_that_are_fit_is_given_up():
+    cluster = Cluster(0)
+    cluster.join()
+    cluster.raises["part-00001"] = ModuleNotFoundError("No module named 'x'")
+    with pytest.raises(ClusterError, match=r"part-00001 cannot be run .ModuleNotFoundError: No module named 'x'"):
+        Run(cluster, numbered("part", 5)).go()
