@@ -6,14 +6,15 @@ import json
 import logging
 import signal
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 import dumap
-from dumap import pipeline
-from dumap.config import Config, format_bytes, load
 from dumap.errors import DumapError, Terminated
+
+if TYPE_CHECKING:
+    from dumap.config import Config
 
 EXIT_CODES = """
 Exit codes: 0 ok, 1 damage found, 2 bad configuration, 3 bad input, 4 over budget, 5 cluster lost,
@@ -35,6 +36,7 @@ def _config_options(command: Any) -> Any:
         click.option("--array", metavar="NAME", help="The array's name in the group. [vectors]"),
         click.option("--output", metavar="RUN", help="Where the run is stored: a path or a URL."),
         click.option("--seed", type=int, help="Seed of every random choice. [42]"),
+        click.option("--engine", help="auto, local (threads of this process) or dask. [auto]"),
         click.option("--workers", type=int, help="Worker processes of the embedded cluster. [a core each]"),
         click.option("--memory-limit", metavar="SIZE", help="Memory of each embedded worker, such as 2GiB."),
         click.option("--scheduler", metavar="ADDRESS", help="A Dask scheduler to use."),
@@ -47,11 +49,14 @@ def _config_options(command: Any) -> Any:
 
 
 def _load(config: str | None, settings: tuple[str, ...], **options: Any) -> Config:
+    from dumap.config import load
+
     names = {
         "input_path": "input.path",
         "array": "input.array",
         "output": "output",
         "seed": "seed",
+        "engine": "cluster.engine",
         "workers": "cluster.workers",
         "memory_limit": "cluster.memory_limit",
         "scheduler": "cluster.scheduler",
@@ -72,8 +77,16 @@ def cli(debug: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="For machines.")
 def plan(as_json: bool, **options: Any) -> None:
     """Say what a run will take, and start nothing."""
-    projected = pipeline.plan(_load(**options))
-    click.echo(json.dumps(projected.as_dict()) if as_json else pipeline.describe(projected))
+    from dumap import pipeline
+    from dumap.engine.choose import choose
+
+    config = _load(**options)
+    projected = pipeline.plan(config)
+    chosen = choose(config.cluster, projected)
+    if as_json:
+        click.echo(json.dumps({**projected.as_dict(), "engine": chosen.name}))
+    else:
+        click.echo(f"{pipeline.describe(projected)}\nengine {chosen.name}: {chosen.why}")
 
 
 @cli.command()
@@ -82,6 +95,7 @@ def plan(as_json: bool, **options: Any) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print the run's status for machines at the end.")
 def run(as_json: bool, force: bool, **options: Any) -> None:
     """Embed a data set, or go on with a run that was stopped."""
+    from dumap import pipeline
     from dumap.progress import observer
 
     config = _load(**options)
@@ -98,6 +112,9 @@ def run(as_json: bool, force: bool, **options: Any) -> None:
 @click.option("--json", "as_json", is_flag=True, help="For machines.")
 def status(run: str, as_json: bool) -> None:
     """Say what of a run is done."""
+    from dumap import pipeline
+    from dumap.config import format_bytes
+
     found = pipeline.status(run)
     if as_json:
         click.echo(json.dumps(found))
@@ -144,6 +161,8 @@ def export(run: str, what: str, out: str, labels: str | None, with_self: bool, f
 @click.option("--json", "as_json", is_flag=True, help="For machines.")
 def verify(run: str, dry_run: bool, as_json: bool) -> None:
     """Read every committed object against its checksum; 'dumap run' then makes what is damaged again."""
+    from dumap import pipeline
+
     keys = [key for _, _, key in pipeline.verify(run, _say, mend=not dry_run)]
     if as_json:
         click.echo(json.dumps({"output": run, "damaged": keys}))
@@ -160,6 +179,8 @@ def verify(run: str, dry_run: bool, as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="For machines.")
 def clean(run: str, dry_run: bool, as_json: bool) -> None:
     """Remove what dumap left that no manifest names: of tasks that died, failed or came second; nothing else."""
+    from dumap import pipeline
+
     unnamed, others = pipeline.clean(run, _say, dry_run)
     if as_json:
         click.echo(json.dumps({"output": run, "unnamed": unnamed, "removed": not dry_run, "left": others}))

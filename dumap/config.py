@@ -274,9 +274,12 @@ class QualityConfig(_Section):
 class ClusterConfig(_Section):
     """Where the run runs; no answer depends on it.
 
-    `timeout` is for a scheduler that does not answer, `worker_timeout` for one without a worker that is fit.
+    The engine is Dask, or local: threads of this process. With auto it is local where no cluster is asked for, the
+    work is small and memory suffices. `timeout` is for a scheduler that does not answer, `worker_timeout` for one
+    without a worker that is fit.
     """
 
+    engine: Literal["auto", "local", "dask"] = "auto"
     workers: int | None = Field(None, ge=1)
     memory_limit: Bytes | None = None
     scheduler: Location | None = None
@@ -290,6 +293,11 @@ class ClusterConfig(_Section):
         schedulers = _given(self, "scheduler", "scheduler_file")
         if len(schedulers) > 1:
             raise ValueError(f"{' and '.join(schedulers)} name a scheduler each: give one, set the other to null")
+        if self.engine == "local" and (clusters := _given(self, "scheduler", "scheduler_file", "workers")):
+            raise ValueError(
+                f"engine = 'local' runs in this process and needs no cluster: leave out {' and '.join(clusters)}, or "
+                f"set engine to auto or dask"
+            )
         embedded = _given(self, "workers", "memory_limit")
         if schedulers and embedded:
             raise ValueError(

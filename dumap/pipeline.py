@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dumap.config import INITS, Config, differences, format_bytes
-from dumap.engine import Engine, Observer, connect
+from dumap.engine import Engine, Observer
+from dumap.engine.choose import choose, reach
 from dumap.errors import DamageError, DumapError, LockError, RunMismatchError, StorageError
 from dumap.geometry import geometry
 from dumap.places import check_places, free_disk, probe_output, with_places
@@ -132,7 +133,8 @@ def run(config: Config, client: Client | None = None, observer: Observer | None 
         projected.check(config.cluster.memory_limit, None)
     need = math.ceil(projected.peak_bytes / PAUSE_FRACTION)
     record = job.run.attributes if begun and not force else None
-    with connect.connect(config.cluster, client, observer, need) as cluster, contextlib.closing(cluster):
+    chosen = choose(config.cluster, projected, client)
+    with reach(chosen, config.cluster, client, observer, need) as cluster, contextlib.closing(cluster):
         cluster.demand(record, make_plan(config, projected.geometry).peak_bytes)
         cluster.preflight()
         projected = make_plan(config, projected.geometry, cluster.worker_memory)
@@ -211,6 +213,7 @@ def _complete(stage: Any, job: Job, projected: Plan, cluster: Engine, observer: 
     seconds = time.monotonic() - began
     with job.run.part(DONE, name) as out:
         out.attributes |= {
+            "engine": cluster.name,
             "seconds": round(seconds, 3),
             "projected_bytes": wanted,
             "peak_bytes": cluster.peak_bytes,
@@ -219,6 +222,8 @@ def _complete(stage: Any, job: Job, projected: Plan, cluster: Engine, observer: 
         }
     if stage is vectors:
         describe_input(job.run)
+    if stage is layout:
+        cluster.let_go()
     observer.finished(name, seconds, wanted, cluster.peak_bytes, facts)
 
 

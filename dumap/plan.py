@@ -17,7 +17,8 @@ from dumap.kernels.axes import WIDE
 from dumap.kernels.coarse import most_edges
 from dumap.kernels.layout import POOL_ROWS
 from dumap.kernels.leaves import COLUMN_BYTES, EXACT_ROWS
-from dumap.kernels.vectors import ANGULAR
+from dumap.kernels.neighbors import DIM_SECONDS, PAIR_SECONDS, exact_rows
+from dumap.kernels.vectors import ANGULAR, BY_PRODUCT
 from dumap.store import OBJECT_BYTES
 
 INTERPRETER_BYTES = 660 * 2**20
@@ -32,6 +33,9 @@ MOST_COARSE_ROWS = 32_768
 """Rows of the coarsened graph at the most, so that its memory has a bound."""
 PASSES = 14
 """Passes of the start over the graph: 8 that smooth, and those in which labels spread (assumed; they grow slowly)."""
+ALL_SECONDS, SEARCH_SECONDS, FEWEST_DIMS, EPOCH_SECONDS = 3.0, 4e-7, 50, 6e-8
+"""What a run takes of one core: of any rows, of each row and dim, as if there were so many more of them, and of each
+row, epoch and neighbor (measured; threads wait for one another in small stages, which is not counted)."""
 HALO = 2
 """Rows that repairs send for each row: assumed for the disk; what memory holds is counted, not assumed."""
 
@@ -57,10 +61,11 @@ class StagePlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """A run's geometry and its stages."""
+    """A run's geometry, its stages, and about how long one core would take for all of them, compiling not counted."""
 
     geometry: Geometry
     stages: tuple[StagePlan, ...]
+    core_seconds: float = 0.0
 
     @property
     def peak_bytes(self) -> int:
@@ -82,6 +87,7 @@ class Plan:
             **asdict(self.geometry),
             "peak_bytes": self.peak_bytes,
             "disk_bytes": self.disk_bytes,
+            "core_seconds": round(self.core_seconds, 1),
             "stages": [asdict(stage) for stage in self.stages],
         }
 
@@ -311,7 +317,18 @@ def make_plan(config: Config, cut: Geometry, worker_memory: int = 0) -> Plan:
     if cut.columns:
         adapt(config, cut, peaks, work)
     stages = (StagePlan(name, *work[name], INTERPRETER_BYTES + math.ceil(peak)) for name, peak in peaks.items())
-    return Plan(cut, tuple(stages))
+    return Plan(cut, tuple(stages), core_seconds(config, cut))
+
+
+def core_seconds(config: Config, cut: Geometry) -> float:
+    """Estimate how long one core takes for a run: with what stages took of each row on one of 2026 (measured)."""
+    k, rows, metric = config.neighbors.n_neighbors, cut.rows, config.neighbors.metric
+    search = rows * (cut.dims + FEWEST_DIMS) * SEARCH_SECONDS
+    if cut.columns:
+        search = 0.0
+    elif metric not in BY_PRODUCT:  # each pair by the metric's own function
+        search += rows * min(rows, exact_rows(cut.dims)) * (PAIR_SECONDS + DIM_SECONDS * cut.dims)
+    return ALL_SECONDS + search + rows * cut.n_epochs * k * EPOCH_SECONDS
 
 
 def adapt(config: Config, cut: Geometry, peaks: dict[str, int], work: dict[str, tuple[int, int, int]]) -> None:

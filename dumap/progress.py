@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from dumap.config import format_bytes
-from dumap.engine.cluster import Observer
+from dumap.engine import Observer
 
 LOG_SECONDS = 10.0
 """A log gets a line of progress at most this often."""

@@ -11,7 +11,7 @@ from dumap.config import Config, build
 if TYPE_CHECKING:
     from distributed import Client
 
-    from dumap.engine.cluster import Observer
+    from dumap.engine import Observer
 
 
 def run(

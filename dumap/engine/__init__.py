@@ -1,4 +1,7 @@
-"""Runs tasks: on Dask, the only folder that imports it, with the checks of what is run on."""
+"""Runs tasks: in threads of this process, or on Dask, with the checks of what is run on.
+
+The only folder that imports Dask, and only where a cluster is wanted.
+"""
 
 from __future__ import annotations
 
@@ -31,10 +34,13 @@ class Engine(Protocol):
 
     Attributes
     ----------
+    name : str
+        'local' or 'dask'.
     peak_bytes : int
         The most bytes that a process held while it ran tasks, since the recipe last set this to 0.
     """
 
+    name: str
     peak_bytes: int
 
     @property
@@ -82,6 +88,9 @@ class Engine(Protocol):
         advanced: Callable[[float, float], None],
     ) -> None:
         """Run `task(job, part, **options)` for every part."""
+
+    def let_go(self) -> None:
+        """Free what tasks kept for the next ones, wherever they ran."""
 
     def close(self) -> None:
         """Leave nothing behind where the tasks ran."""

@@ -26,7 +26,7 @@ from dumap.engine.step import ATTEMPTS as ATTEMPTS
 from dumap.engine.step import POLL_SECONDS as POLL_SECONDS
 from dumap.engine.step import Step, Work
 from dumap.errors import ClusterError
-from dumap.stages import Job
+from dumap.stages import Job, layout
 from dumap.store import IDENTITY, Run, manifest_key, probe_key
 from dumap.store.objects import digest
 
@@ -51,6 +51,8 @@ class Executor:
     note : callable, optional
         Told of workers that are left out.
     """
+
+    name = "dask"
 
     def __init__(
         self,
@@ -251,6 +253,11 @@ class Executor:
             step.run()
         finally:
             self.peak_bytes = max(self.peak_bytes, step.peak_bytes)
+
+    def let_go(self) -> None:
+        """Free what tasks kept on workers for the next ones."""
+        if self._members.proven and self.link.running:
+            self.link.ask((layout.let_go,), self._members.proven, PARTING)
 
     def close(self) -> None:
         """Leave nothing of the run's with the workers, and hear no more of them."""

@@ -75,22 +75,17 @@ def artifacts(output: str) -> dict[str, str]:
 
 
 def main(folder: str) -> None:
-    """Run all of `SETTINGS` on one worker within this process."""
-    from distributed import Client
-
+    """Run all of `SETTINGS` on threads of this process."""
     from dumap.config import load
     from dumap.submit import run
 
     found = {}
-    with Client(
-        processes=False, n_workers=1, threads_per_worker=1, memory_limit="4GiB", dashboard_address=None
-    ) as client:
-        for name, settings in SETTINGS.items():
-            source, output = str(Path(folder, f"{name}-in.zarr")), str(Path(folder, f"{name}.zarr"))
-            zarr.create_group(source).create_array("vectors", data=data(name), chunks=(500, DIMS))
-            common = {"neighbors.n_neighbors": NEIGHBORS, "layout.n_epochs": 25, "quality.queries": 60}
-            run(load(None, (), {"input.path": source, "output": output, **common, **settings}), client=client)
-            found[name] = artifacts(output)
+    for name, settings in SETTINGS.items():
+        source, output = str(Path(folder, f"{name}-in.zarr")), str(Path(folder, f"{name}.zarr"))
+        zarr.create_group(source).create_array("vectors", data=data(name), chunks=(500, DIMS))
+        common = {"neighbors.n_neighbors": NEIGHBORS, "layout.n_epochs": 25, "quality.queries": 60}
+        run(load(None, (), {"input.path": source, "output": output, "cluster.engine": "local", **common, **settings}))
+        found[name] = artifacts(output)
     print(json.dumps({"versions": versions(), "digests": found}, indent=1))
 
 

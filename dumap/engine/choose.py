@@ -1,0 +1,152 @@
+"""Chooses what runs the tasks: threads of this process, or a Dask cluster."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from dumap.config import ClusterConfig, format_bytes
+from dumap.engine.checks import share
+from dumap.engine.resources import cpu_count, free_memory, process_memory
+from dumap.errors import BudgetError, ConfigError
+from dumap.plan import PAUSE_FRACTION, Plan, process_bytes
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+    from dumap.engine import Engine, Observer
+
+LOCAL_SECONDS = 60.0
+"""Work of one core up to which threads of this process are chosen: a cluster takes about ten seconds to start."""
+NAMED = ("workers", "memory_limit", "scheduler", "scheduler_file")
+"""Settings that ask for a cluster."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What runs the tasks.
+
+    Attributes
+    ----------
+    name : str
+        'local' or 'dask'.
+    why : str
+    threads : int
+        Threads of this process, 0 with Dask.
+    worker_memory : int
+        What one of its tasks and an interpreter may take, 0 with Dask.
+    """
+
+    name: Literal["local", "dask"]
+    why: str
+    threads: int = 0
+    worker_memory: int = 0
+
+
+def _address_in_files() -> bool:
+    """Tell whether a file of Dask's configuration may name a scheduler."""
+    roots = [os.environ.get("DASK_ROOT_CONFIG", "/etc/dask"), f"{sys.prefix}/etc/dask", "~/.config/dask"]
+    roots += [place for place in [os.environ.get("DASK_CONFIG")] if place]
+    for root in (Path(root).expanduser() for root in roots):
+        with contextlib.suppress(OSError):
+            for file in [root] if root.is_file() else [*root.glob("*.yaml"), *root.glob("*.yml"), *root.glob("*.json")]:
+                lines = (line.strip() for line in file.read_text(errors="replace").splitlines())
+                if any("scheduler" in line and "address" in line and not line.startswith("#") for line in lines):
+                    return True
+    return False
+
+
+def scheduler_address() -> str | None:
+    """Return the scheduler that Dask's configuration names, if any; Dask is imported only where it may name one."""
+    if "dask" not in sys.modules and not os.environ.get("DASK_SCHEDULER_ADDRESS") and not _address_in_files():
+        return None
+    import dask
+
+    found: Any = dask.config.get("scheduler-address", None)
+    return found
+
+
+def choose(cluster: ClusterConfig, projected: Plan, client: Client | None = None) -> Choice:
+    """Choose by what is named, how much work there is, and what memory is free.
+
+    Parameters
+    ----------
+    cluster : ClusterConfig
+    projected : Plan
+    client : distributed.Client, optional
+
+    Raises
+    ------
+    ConfigError
+        The local engine is asked for beside a client.
+    BudgetError
+        It is asked for where memory does not suffice.
+    """
+    if cluster.engine == "dask":
+        return Choice("dask", "cluster.engine is dask")
+    if cluster.engine == "local":
+        if client is not None:
+            raise ConfigError("cluster.engine = 'local' does not go with a client: leave out the one or the other")
+        return _local(cluster, projected)
+    if client is not None:
+        return Choice("dask", "a client is given")
+    named = [name for name in NAMED if getattr(cluster, name) is not None]
+    if named:
+        return Choice("dask", f"cluster.{named[0]} is given")
+    if address := scheduler_address():
+        return Choice("dask", f"Dask's configuration names the scheduler {address}")
+    if projected.core_seconds > LOCAL_SECONDS:
+        return Choice("dask", f"about {projected.core_seconds:.0f} s of work for one core")
+    threads, limit = cpu_count(), _limit()
+    need = process_bytes(projected.peak_bytes, threads)
+    if need > limit * PAUSE_FRACTION:
+        return Choice("dask", f"{threads} threads take {format_bytes(need)}, {format_bytes(limit)} are free")
+    return Choice("local", f"about {projected.core_seconds:.0f} s of work for one core", threads, share(limit, threads))
+
+
+def _limit() -> int:
+    """Return the bytes that this process may yet come to hold."""
+    return min(free_memory(), process_memory() or sys.maxsize)
+
+
+def _local(cluster: ClusterConfig, projected: Plan) -> Choice:
+    """Fit as many threads as there are processors, or fewer where memory is short."""
+    limit, threads, most = _limit(), cpu_count(), int(projected.peak_bytes / PAUSE_FRACTION)
+    while threads > 1 and process_bytes(projected.peak_bytes, threads) > limit * PAUSE_FRACTION:
+        threads -= 1
+    memory = cluster.memory_limit or share(limit, threads)
+    if most > memory:
+        stage = max(projected.stages, key=lambda one: one.peak_bytes)
+        raise BudgetError(
+            f"cluster.engine = 'local': stage {stage.name} is projected to peak at {format_bytes(stage.peak_bytes)} in "
+            f"one thread, but {format_bytes(cluster.memory_limit or limit)} may be had, of which {PAUSE_FRACTION:.0%} "
+            f"may be used: free memory until there are {format_bytes(most)}, lower task_memory, or run on a cluster"
+        )
+    return Choice("local", "cluster.engine is local", threads, memory)
+
+
+@contextlib.contextmanager
+def reach(
+    chosen: Choice, cluster: ClusterConfig, client: Client | None, observer: Observer, need_bytes: int
+) -> Iterator[Engine]:
+    """Hold what was chosen; see `dumap.engine.connect` of what a cluster takes.
+
+    Raises
+    ------
+    DumapError
+    """
+    if chosen.name == "local":
+        from dumap.engine.local import LocalEngine
+
+        observer.note(f"local engine: {chosen.threads} threads of this process ({chosen.why})")
+        yield LocalEngine(chosen.threads, chosen.worker_memory)
+        return
+    from dumap.engine.connect import connect
+
+    with connect(cluster, client, observer, need_bytes) as reached:
+        yield reached

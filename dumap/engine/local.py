@@ -1,0 +1,194 @@
+"""Runs tasks in threads of this process, without Dask: for data so small that a cluster's start would cost more."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from queue import Empty, SimpleQueue
+from typing import Any
+
+from dumap.engine import process
+from dumap.errors import DumapError, StorageError, TaskError
+from dumap.stages import Job, layout
+from dumap.store import Run
+
+TICK_SECONDS = 0.2
+"""A task says how far it is at most this often."""
+POLL_SECONDS = 0.2
+PARTING_SECONDS = 0.5
+"""How long an interrupted run waits for its tasks: what they commit later is what they would have committed."""
+
+
+class _Stopped(BaseException):
+    """Ends a task that tells how far it is, once nobody waits for it."""
+
+
+class LocalEngine:
+    """Maps tasks over parts on threads of this process; kernels leave Python's lock, so that they run side by side.
+
+    Parameters
+    ----------
+    threads : int
+    worker_memory : int
+        What a task and one interpreter may take, 0 where no limit is known.
+    """
+
+    name = "local"
+
+    def __init__(self, threads: int, worker_memory: int) -> None:
+        self.threads, self.worker_memory = threads, worker_memory
+        self.peak_bytes = 0
+
+    @property
+    def host_threads(self) -> int:
+        """The threads of this host."""
+        return self.threads
+
+    @property
+    def worker_threads(self) -> int:
+        """The threads that share one process's memory."""
+        return self.threads
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """The versions that tasks run with."""
+        return process.versions()
+
+    @property
+    def cpus(self) -> list[str]:
+        """The kind of processors that tasks run on, one."""
+        return [process.cpu()]
+
+    def demand(self, record: dict[str, Any] | None, peak_bytes: int) -> None:
+        """Demand nothing: this process is the only one there is."""
+
+    def preflight(self) -> None:
+        """Find nothing out: this process runs dumap already."""
+
+    def check_sight(self, output: str) -> None:
+        """Check nothing: the output was written to from this process."""
+
+    def bind(self, run: Run, peak_bytes: int) -> None:
+        """Bind nobody: no worker comes later."""
+
+    def map(
+        self,
+        task: Callable[..., None],
+        job: Job,
+        parts: Sequence[str],
+        options: dict[str, Any],
+        advanced: Callable[[float, float], None],
+    ) -> None:
+        """Run `task(job, part, **options)` for every part.
+
+        Raises
+        ------
+        DumapError
+            The task's own error, or one that names the part and what came from below.
+        """
+        step = _Step(task, job, parts, options)
+        threads = [threading.Thread(target=step.work, daemon=True) for _ in range(min(self.threads, len(parts)))]
+        for thread in threads:
+            thread.start()
+        try:
+            step.follow(advanced)
+        except KeyboardInterrupt:
+            step.stop()
+            step.wait(threads, PARTING_SECONDS)
+            raise
+        except BaseException:
+            step.stop()
+            step.wait(threads)
+            raise
+        finally:
+            self.peak_bytes = max(self.peak_bytes, step.peak_bytes)
+        step.wait(threads)
+
+    def let_go(self) -> None:
+        """Free what tasks kept for the next."""
+        layout.let_go()
+
+    def close(self) -> None:
+        """Leave nothing of the run's in this process."""
+        self.let_go()
+
+
+class _Step:
+    """One task over many parts: threads work, and the caller's thread hears of it."""
+
+    def __init__(self, task: Callable[..., None], job: Job, parts: Sequence[str], options: dict[str, Any]) -> None:
+        self._task, self._job, self._options = task, job, options
+        self._waiting, self._count = deque(parts), len(parts)
+        self._heard: SimpleQueue[tuple[str, Any, Any]] = SimpleQueue()
+        self._stopping = threading.Event()
+        self.peak_bytes = 0
+
+    def stop(self) -> None:
+        """Give out no more parts, and end tasks where they next say how far they are."""
+        self._stopping.set()
+
+    def work(self) -> None:
+        """Run parts until none waits, on a thread of its own."""
+        while not self._stopping.is_set():
+            try:
+                part = self._waiting.popleft()
+            except IndexError:
+                return
+            try:
+                took = process.run_task(self._task, self._job, part, self._options, self._ticker())
+                self._heard.put(("done", part, took["peak_bytes"]))
+            except _Stopped:
+                return
+            except BaseException as error:
+                self._heard.put(("failed", part, error))
+                return
+
+    def _ticker(self) -> Callable[[float, float], None]:
+        last = time.monotonic()
+
+        def tick(done: float, total: float) -> None:
+            nonlocal last
+            if self._stopping.is_set():
+                raise _Stopped
+            if self._count == 1 and time.monotonic() - last > TICK_SECONDS:
+                last = time.monotonic()
+                self._heard.put(("tick", done, total))
+
+        return tick
+
+    def follow(self, advanced: Callable[[float, float], None]) -> None:
+        """Hear of the parts until all are done; fail as the first of them that fails."""
+        done = 0
+        while done < self._count:
+            try:
+                kind, what, said = self._heard.get(timeout=POLL_SECONDS)
+            except Empty:  # so that a signal is heard of which another thread was woken by
+                continue
+            if kind == "tick":
+                advanced(what, said)
+            elif kind == "failed":
+                raise _named(said, f"{self._task.__module__.split('.')[-1]} {what}")
+            else:
+                done += 1
+                self.peak_bytes = max(self.peak_bytes, said)
+                advanced(done, self._count)
+
+    def wait(self, threads: Sequence[threading.Thread], seconds: float | None = None) -> None:
+        """Wait until threads have ended what they do, for so many seconds at the most."""
+        deadline = None if seconds is None else time.monotonic() + seconds
+        for thread in threads:
+            thread.join(None if deadline is None else max(0.0, deadline - time.monotonic()))
+
+
+def _named(error: BaseException, name: str) -> BaseException:
+    """Return an error that names the part; those of dumap, and what is none, as they are."""
+    if isinstance(error, DumapError) or not isinstance(error, Exception):
+        return error
+    if isinstance(error, OSError):
+        named: DumapError = StorageError(f"{name}: {error}")
+    else:
+        named = TaskError(f"{name} failed: {type(error).__name__}: {error}")
+    named.__cause__ = error
+    return named
