@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,9 @@ import pytest
 import yaml
 import zarr
 
+import dumap
 from dumap.config import parse_bytes
+from dumap.errors import needs
 from dumap.plan import PAUSE_FRACTION
 
 
@@ -261,12 +264,35 @@ def test_commands_on_what_is_no_run(refused, data, fresh, command):
     assert "is not a dumap run" in refused(6, name, data, *rest)
 
 
-def test_exports_refuse(refused, embed, digits, fresh):
+def test_exports_refuse(cli, refused, embed, digits, fresh):
     done = embed(digits[0][:300], {"layout.n_components": 3})
     assert "must be one of .npy, .csv, .parquet" in refused(2, "export", done.output, "embedding", fresh("map.xyz"))
     assert "n_components = 2" in refused(2, "export", done.output, "picture", fresh("map.png"))
     taken = fresh("map.npy")
     Path(taken).write_text("years of work")
-    assert f"{taken} exists" in refused(6, "export", done.output, "embedding", taken)
-    assert Path(taken).read_text() == "years of work"
+    for what, ending in (("embedding", ".npy"), ("neighbors", ".npz"), ("graph", ".npz"), ("picture", ".png")):
+        taken = fresh(f"taken{ending}")
+        Path(taken).write_text("years of work")
+        assert f"{taken} exists" in refused(6, "export", done.output, what, taken)
+        assert Path(taken).read_text() == "years of work"
+    folder, link = fresh("folder.npy"), fresh("link.npy")
+    Path(folder).mkdir()
+    Path(link).symlink_to("nowhere.npy")
+    for place in (folder, link):
+        assert f"{place} exists" in refused(6, "export", done.output, "embedding", place, "--force")
+    assert "name a path" in refused(2, "export", done.output, "embedding", "s3://data/map.npy")
+    taken = fresh("again.npy")
+    Path(taken).write_text("of an earlier run")
+    assert cli("export", done.output, "embedding", taken, "--force").code == 0
+    assert np.load(taken).shape == (300, 3)
     assert "Invalid value" in refused(2, "export", done.output, "everything", fresh("map.npy"))
+
+
+def test_no_word_names_another_projects_package():
+    """On the public registry, 'dumap' is somebody else's."""
+    root = Path(dumap.__file__).parents[1]
+    texts = [*root.glob("dumap/**/*.py"), *root.glob("*.md"), *root.glob("dumap/**/*.md"), *root.glob("configs/*.yaml")]
+    assert len(texts) > 50
+    found = [path.name for path in texts if re.search(r"""pip install ['"]?dumap|dumap\[""", path.read_text())]
+    assert found == []
+    assert str(needs("a picture", "matplotlib", "datashader")).endswith(": pip install matplotlib datashader")

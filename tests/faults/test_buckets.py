@@ -14,7 +14,7 @@ from faults.harness import WORDS, Fleet, until
 
 from dumap.config import load
 from dumap.errors import DamageError, StorageError
-from dumap.pipeline import Silent, verify
+from dumap.pipeline import Silent, clean, verify
 from dumap.store import MANIFESTS, Run, manifest_key, probe, shards
 from dumap.store import lock as lock_module
 from dumap.store import objects as objects_module
@@ -335,6 +335,55 @@ def test_a_bucket_without_conditional_writes_is_refused(proxy, cli):
         probe("s3://data/blind.zarr")
     proxy.clear()
     assert Run("s3://data/blind.zarr").keys() == []
+
+
+@pytest.mark.fault(34, 45)
+@pytest.mark.parametrize(
+    "output", ["s3://data", "s3://data/", "S3://data/x/..", "s3://data/input.zarr", "s3://data/input.zarr/run"]
+)
+def test_an_output_that_holds_the_input_is_refused(proxy, cli, output):
+    store = Run("s3://data", read_only=True)
+    before = store.keys()
+    outcome = cli("run", "--input", SOURCE, "--output", output, *SAME)
+    assert outcome.code == 6, outcome
+    assert "is, holds or lies in the input s3://data/input.zarr" in outcome.err
+    assert store.keys() == before
+
+
+@pytest.mark.fault(34, 45)
+@pytest.mark.parametrize("key", ["thesis.txt", "zebra/thesis.txt", "lock/thesis.txt"])
+def test_a_prefix_that_holds_anything_but_a_run_is_refused(proxy, cli, key):
+    store = Run(f"s3://data/mine-{abs(hash(key)):x}")
+    store.put(key, b"years of work")
+    outcome = cli("run", "--input", SOURCE, "--output", store.location, *SAME)
+    assert outcome.code == 6, outcome
+    assert "exists and is not a dumap run; nothing was touched" in outcome.err
+    assert store.keys() == [key]
+
+
+@pytest.mark.fault(45)
+def test_what_people_keep_in_a_buckets_run_survives(begun, cli):
+    theirs = ["graph/notes.txt", "labels/c/0", "labels/zarr.json", "notes.txt"]
+    for key in theirs:
+        begun.put(key, b"years of work")
+    left = "vectors/block-00000-01234567/hashes/c/0"
+    begun.put(left, b"left over")
+    with begun.part("graph", "p") as part:
+        part.write("a", np.arange(5))
+    begun.put(f"{part.folder}/notes.txt", b"years of work")
+    found, others = clean(begun.location, print)
+    assert (found, others) == ([left], sorted([*theirs, f"{part.folder}/notes.txt"]))
+    begun.discard("graph", "p")
+    assert begun.keys("graph") == ["graph/notes.txt", f"{part.folder}/notes.txt"]
+    assert [begun.get(key) for key in others] == [b"years of work"] * 5
+
+
+@pytest.mark.fault(13)
+def test_digests_are_found_piece_by_piece(begun, monkeypatch):
+    begun.put("a", bytes(range(100)))
+    monkeypatch.setattr(objects_module, "PIECE_BYTES", 30)
+    assert begun.digest("a", 100) == objects_module.digest(bytes(range(100)))
+    assert begun.digest("a", 99) is begun.digest("b", 100) is None
 
 
 @pytest.mark.fault(40)

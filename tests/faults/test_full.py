@@ -16,8 +16,9 @@ import pytest
 from faults.harness import WORDS, Fleet, all_kept, commits, results
 from skips import MOUNTING
 
-from dumap.errors import StorageError
-from dumap.pipeline import Silent, verify
+from dumap.errors import BudgetError, StorageError
+from dumap.pipeline import Silent, plan, verify
+from dumap.plan import make_plan
 from dumap.store import Run
 from dumap.store import lock as module
 from dumap.submit import run
@@ -173,6 +174,38 @@ def test_workers_without_room_for_compiled_code_are_refused(fresh, prepare, disk
         worker.end()
         fleet.start_workers(1)
         assert fleet.start(["-m", "dumap.cli", "run", save(fresh, config)]).wait() == 0
+    assert results(config.output) == expected
+
+
+class Emptying(Silent):
+    """Ends the run as a stage begins."""
+
+    def __init__(self, stage: str) -> None:
+        self.stage = stage
+
+    def started(self, stage, projected_bytes):
+        if stage == self.stage:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.fault(15)
+@pytest.mark.parametrize("stage", ["layout", "quality"])
+def test_a_resume_needs_room_for_the_rest_alone(prepare, client, disk, expected, stage, cli):
+    config = prepare().model_copy(update={"output": f"{disk.path}/run.zarr"})
+    with pytest.raises(KeyboardInterrupt):
+        run(config, client=client, observer=Emptying(stage))
+    projected = make_plan(config, plan(config).geometry)
+    names = [part.name for part in projected.stages]
+    rest = sum(part.disk_bytes for part in projected.stages[names.index(stage) :])
+    assert rest < projected.disk_bytes / 2
+    disk.fill(rest // 2)
+    with pytest.raises(
+        BudgetError, match=r"what is left of the run is projected to write .* what is committed is kept"
+    ):
+        run(config, client=client)
+    disk.resize(shutil.disk_usage(disk.path).used + projected.disk_bytes * 9 // 10)  # small files take whole pages
+    assert shutil.disk_usage(disk.path).free < projected.disk_bytes, "not for all"
+    assert run(config, client=client)["state"] == "done"
     assert results(config.output) == expected
 
 

@@ -1,0 +1,208 @@
+"""Locks that somebody removed by hand, or that another driver holds: nobody writes under another's name."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from faults.harness import until
+
+from dumap import pipeline
+from dumap.errors import LockError, StorageError
+from dumap.pipeline import Silent, status, verify
+from dumap.stages import Job
+from dumap.store import Lock, Run
+from dumap.store import lock as module
+from dumap.store.objects import seal
+from dumap.store.run import SECTIONS, lock_key
+from dumap.submit import run
+
+pytestmark = pytest.mark.fault(12)
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr(module, "BEAT", 0.05)
+    monkeypatch.setattr(module, "LEASE", 0.5)
+
+
+@pytest.fixture
+def begun(fresh) -> Run:
+    store = Run(fresh("run.zarr"))
+    store.create({key: {} for key in SECTIONS})
+    return store
+
+
+def commit(store: Run, name: str = "p") -> None:
+    with store.part("stage", name) as out:
+        out.write("a", np.arange(3))
+
+
+def token(store: Run, term: int = 1) -> str | None:
+    return Run(store.location).holder(term).get("token")
+
+
+def test_a_lock_that_is_removed_by_hand_is_lost(begun):
+    notes: list[str] = []
+    with Lock(begun, notes.append):
+        commit(begun)
+        shutil.rmtree(Path(begun.location, "lock"))
+        until(lambda: notes, "a note")
+        assert "was removed or is another's" in notes[0]
+        with pytest.raises(LockError, match=r"this driver's lock lock/00000001\.json was removed or is another's"):
+            commit(begun, "q")
+        with pytest.raises(LockError):
+            begun.discard("stage", "p")
+    assert begun.committed("stage") == ["p"]
+    assert begun.terms() == [], "it is not written again at the end"
+    assert len(notes) == 1
+
+
+def test_two_drivers_of_one_term_never_both_commit(begun, prepare):
+    """The usual way to unlock: somebody removes the folder while a driver is at work, and starts another."""
+    other, notes = Run(begun.location), []
+    with Lock(begun, notes.append):
+        workers = Run(begun.location, term=begun.term, token=begun.token)
+        commit(workers, "first")
+        shutil.rmtree(Path(begun.location, "lock"))
+        with Lock(other, notes.append):
+            assert (other.term, begun.term) == (1, 1)
+            assert other.token == token(begun) != begun.token
+            until(lambda: notes, "a note")
+            for store in (begun, workers):
+                with pytest.raises(LockError, match="is another's"):
+                    commit(store, "late")
+            commit(other, "second")
+            commit(Run(begun.location, term=other.term, token=other.token), "third")
+            held = other.token
+    assert begun.committed("stage") == ["first", "second", "third"]
+    assert token(begun) == held
+    assert begun.lock(1)["released"]
+
+
+def test_a_job_takes_the_token_with_it(prepare):
+    config = prepare()
+    job = Job(config, pipeline.plan(config).geometry, term=3, token="abc")
+    assert (job.run.term, job.run.token) == (3, "abc")
+
+
+@pytest.mark.parametrize("error", [RuntimeError("odd"), StorageError("passing"), ValueError("odd")], ids=repr)
+def test_a_beat_that_fails_is_said_and_the_next_gets_through(begun, monkeypatch, error):
+    notes, put, failed = [], begun.put, []
+
+    def fail(key, data):
+        if len(failed) < 2:
+            failed.append(key)
+            raise error
+        put(key, data)
+
+    def note(message):
+        notes.append(message)
+        raise TypeError("who is told fails too")
+
+    with Lock(begun, note):
+        monkeypatch.setattr(begun, "put", fail)
+        until(lambda: (begun.lock(1) or {}).get("beat", 0) > 0, "a beat")
+        commit(begun)
+    assert notes == [f"the lock could not be renewed: {error}"] * 2
+    assert begun.lock(1)["released"]
+
+
+# verify ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.fault(13)
+@pytest.mark.parametrize("words", [[], ["--dry-run"]], ids=["verify", "dry run"])
+def test_verify_beside_a_driver_is_refused(own, cli, words):
+    store = Run(own.output)
+    with Lock(store, print):
+        outcome = cli("verify", own.output, *words)
+        assert (outcome.code, outcome.out) == (8, "")
+        assert f"is driven by process {os.getpid()}" in outcome.err
+    assert cli("verify", own.output, *words).code == 0
+
+
+def test_a_dry_run_writes_nothing_and_verify_holds_the_lock(own, cli, contents, monkeypatch):
+    before = contents(own.output)
+    assert cli("verify", own.output, "--dry-run").code == 0
+    assert contents(own.output) == before
+    seen = []
+    monkeypatch.setattr(pipeline, "_damage", lambda store: seen.append((store.term, store.lock(2)["released"])) or [])
+    assert cli("verify", own.output).code == 0
+    assert seen == [(2, False)]
+    assert Run(own.output).lock(2)["released"]
+
+
+def test_a_driver_that_begins_meanwhile_is_no_damage(own, monkeypatch):
+    key = Path(own.output, next(iter(Run(own.output).manifest("graph", "united-00000")["objects"])))
+    key.unlink()
+    damage = pipeline._damage
+
+    def begin(store):
+        Run(own.output).put(lock_key(9), seal({"released": True}))
+        return damage(store)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "_damage", begin)
+        with pytest.raises(LockError, match="a driver began to work on it meanwhile"):
+            verify(own.output)
+    assert len(verify(own.output)) == 1
+
+
+def test_what_cannot_be_locked_is_read(own, cli, monkeypatch):
+    def refuse(self, key, data):
+        raise StorageError(f"{self.location}, {key}: the file system is read-only")
+
+    monkeypatch.setattr(Run, "put_new", refuse)
+    outcome = cli("verify", own.output)
+    assert (outcome.code, outcome.out) == (0, "all objects are as they were written\n")
+    assert "the file system is read-only; it is read without its lock, and stays as it is" in outcome.err
+    Path(own.output, "zarr.json").write_text("{}")
+    assert cli("verify", own.output).code == 1
+    assert Path(own.output, "zarr.json").read_text() == "{}"
+
+
+# status ------------------------------------------------------------------------------------------
+
+
+class Asking(Silent):
+    """Asks how a run goes on, once a stage is at work and the lock has said so."""
+
+    def __init__(self, output: str, cli) -> None:
+        self.output, self.cli, self.told = output, cli, []
+
+    def advanced(self, stage, done, total):
+        if stage == "neighbors" and not self.told:
+            time.sleep(0.2)
+            self.told = [status(self.output), self.cli("status", self.output).out]
+
+
+def test_status_says_who_is_at_work_and_how_far(prepare, client, cli):
+    config = prepare()
+    asking = Asking(config.output, cli)
+    assert run(config, client=client, observer=asking)["driver"] is None
+    found, text = asking.told
+    assert (found["driver"]["process"], found["driver"]["alive"]) == (os.getpid(), True)
+    stages = {stage["name"]: stage for stage in found["stages"]}
+    done, total = stages["neighbors"]["progress"]
+    assert 0 < done <= total
+    assert stages["cells"]["progress"] == [stages["cells"]["parts"]] * 2
+    assert stages["layout"]["progress"] is None
+    assert f"driven by process {os.getpid()} on {found['driver']['machine']}: at work" in text
+    assert f"{done:.0f} of {total:.0f}" in text
+    assert "driven" not in cli("status", config.output).out
+    json.dumps(found, allow_nan=False)
+
+
+def test_status_says_of_a_driver_that_it_is_silent(begun, own, cli):
+    holder = {"machine": ["elsewhere", "", ""], "process": 7, "token": "x"}
+    for beaten, said in ((time.time() - 90, "no sign of life for 9"), (None, "no sign of life for ")):
+        document = {"term": 2, "holder": holder, "beat": 3, "released": False, "time": beaten}
+        Run(own.output).put(lock_key(2), seal(document))
+        assert f"driven by process 7 on elsewhere: {said}" in cli("status", own.output).out
+        assert status(own.output)["driver"]["alive"] is False
