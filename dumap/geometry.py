@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dumap.config import Config, format_bytes
+from dumap.curve import curve
 from dumap.errors import InputError
 from dumap.kernels.layout import default_epochs
 from dumap.kernels.leaves import EXACT_ROWS, LEAF_ROWS
@@ -158,7 +159,7 @@ def geometry(
     InputError
         Where there are too few rows, or a chunk is more than a task may hold.
     ConfigError
-        Where the metric is not one of rows of so many dims.
+        Where the metric is not one of rows of so many dims, or the layout's curve cannot be used.
     """
     own, k, memory = config.neighbors, config.neighbors.searched, config.task_memory
     if rows < k + 2:
@@ -167,6 +168,7 @@ def geometry(
             f"give at least {k + 2} rows, or set {own.widest} to at most {max(rows - 1, 0)}"
         )
     arguments(config.neighbors.metric, config.neighbors.metric_kwds, dims)  # refuses what the metric cannot take
+    curve(config.layout)  # refuses what the layout cannot use
     if (chunk_bytes := min(chunk_rows, rows) * dims * itemsize) > memory // 4:
         raise InputError(
             f"{config.input.path}: one chunk holds {format_bytes(chunk_bytes)}, more than a quarter of task_memory "

@@ -142,6 +142,7 @@ def test_debug_shows_where(cli, places):
         ("neighbors.n_neighbors=1", "neighbors.n_neighbors = 1: Input should be greater than or equal to 2"),
         ("neighbors.metric=euclidian", "euclidean"),
         ("layout.min_dist=3", "min_dist (3.0) must not exceed spread (1.0)"),
+        ("layout.spread=1e30", "layout.spread = 1e+30 and layout.min_dist = 0.1: the curve"),
         ("task_memory=plenty", "2GiB"),
         ("graph.shard_rows=5000", "4096"),
         ("seed=[", "--set seed=[: the value is not YAML"),

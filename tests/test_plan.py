@@ -7,7 +7,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from dumap.config import Config, build, parse_bytes
-from dumap.errors import BudgetError, InputError
+from dumap.errors import BudgetError, ConfigError, InputError
 from dumap.geometry import Geometry, cell_row_bytes, geometry
 from dumap.plan import (
     INTERPRETER_BYTES,
@@ -243,6 +243,41 @@ def test_a_plan_is_plain_values():
     assert values["rows"] == 10**6
     assert values["peak_bytes"] == max(stage["peak_bytes"] for stage in values["stages"])
     assert [stage["name"] for stage in values["stages"]] == [stage.name for stage in plan.stages]
+
+
+# the curve -------------------------------------------------------------------------------------
+
+
+def cut_with(**layout) -> Geometry:
+    return geometry(config(layout=layout), 1000, 10, 4, 100)
+
+
+@pytest.mark.parametrize(
+    ("spread", "min_dist"), [(1e30, 0.1), (1e300, 1.0), (1e-30, 0.0), (1e-300, 1e-300), (5e-324, 0.0), (1.7e308, 1e308)]
+)
+def test_a_spread_whose_curve_float32_does_not_hold_is_refused(spread, min_dist):
+    with pytest.raises(ConfigError, match="as float32 holds them") as error:
+        cut_with(spread=spread, min_dist=min_dist)
+    said = str(error.value)
+    assert f"layout.spread = {spread} and layout.min_dist = {min_dist}: " in said
+    instead = dict(re.findall(r"(spread|min_dist)=(\S+)", said))
+    cut_with(**{name: float(value) for name, value in instead.items()})
+
+
+@pytest.mark.parametrize(
+    ("a", "b"), [(1e39, 1.0), (1.0, 1e39), (1e-39, 1.0), (1.0, 5e-324), (2e38, 1.0), (1e-20, 1e-20)]
+)
+def test_a_curve_that_float32_does_not_hold_is_refused(a, b):
+    with pytest.raises(ConfigError, match="set both to null") as error:
+        cut_with(a=a, b=b)
+    assert f"layout.a = {a} and layout.b = {b}: " in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "own", [{"spread": 1e6}, {"spread": 1e-6, "min_dist": 0.0}, {"a": 1e30, "b": 1.0, "spread": 1e30}]
+)
+def test_a_curve_of_any_usual_scale_is_taken(own):
+    assert cut_with(**own) == cut_with()
 
 
 # neighbours that are given -----------------------------------------------------------------------

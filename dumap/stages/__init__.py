@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 
 from dumap.config import Config
+from dumap.curve import curve
 from dumap.errors import ConfigError
 from dumap.geometry import Geometry
-from dumap.kernels.layout import Descent, fit_ab
+from dumap.kernels.layout import Descent
 from dumap.kernels.vectors import SPHERICAL, is_wide, place
 from dumap.metrics import SHIFT_FREE
 from dumap.plan import Plan
@@ -178,10 +179,8 @@ def evenly(count: int, ranges: int) -> list[tuple[int, int]]:
 def descent(job: Job) -> Descent:
     """Return what all epochs of the layout share."""
     own = job.config.layout
-    a, b = (own.a, own.b) if own.a and own.b else fit_ab(own.spread, own.min_dist)
     return Descent(
-        a,
-        b,
+        *curve(own),
         own.learning_rate,
         own.repulsion_strength,
         own.negative_sample_rate,
