@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import dask
@@ -12,6 +14,7 @@ import pytest
 from distributed import Client, LocalCluster
 from faults.harness import fleet
 
+from dumap.engine import cluster
 from dumap.engine.cluster import POLL_SECONDS, Executor
 from dumap.errors import ClusterError, InputError, StorageError, TaskError
 from dumap.pipeline import plan
@@ -107,6 +110,49 @@ def test_few_tasks_are_in_flight(client, workers, job, fresh, monkeypatch):
     workers.map(marking(fresh()), job, numbered("part", 80), {"seconds": 0.01}, lambda done, total: settled.append(1))
     assert len(submitted) == 80
     assert max(flying) == 64
+
+
+def ticking(to: int):
+    """Make a task that tells how far it is."""
+
+    def tick(job, part):
+        for done in range(3):
+            job.tick(done, to)
+            time.sleep(1.1)
+
+    return tick
+
+
+def test_two_runs_on_one_client_hear_each_of_its_own(client, workers, job, configure, data):
+    other = configure(data)
+    os.makedirs(other.output)
+    second, heard = Executor(client, 30), {10: set(), 20: set()}
+    second.preflight()
+    with ThreadPoolExecutor(2) as both:
+        for executor, to, its in ((workers, 10, job), (second, 20, Job(other, plan(other).geometry))):
+            told = heard[to]
+            both.submit(
+                executor.map, ticking(to), its, ["part-00000"], {}, lambda done, of, told=told: told.add((done, of))
+            )
+    workers.close()
+    second.close()
+    assert heard == {10: {(0, 10), (1, 10), (2, 10), (1, 1)}, 20: {(0, 20), (1, 20), (2, 20), (1, 1)}}
+    assert left_on(client) == []
+
+
+def test_a_worker_that_does_not_answer_holds_nobody_up(client, workers, fresh, monkeypatch):
+    """It is stopped, and so may be for minutes before the scheduler gives it up."""
+    monkeypatch.setattr(cluster, "PATIENCE", 1.0)
+    pid = client.submit(os.getpid, workers=[workers.workers[0].address], pure=False).result()
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        executor = Executor(client, 30)
+        executor.preflight()
+        assert [one.address for one in executor.workers] == [workers.workers[1].address]
+        executor.check_sight(fresh())
+        executor.close()
+    finally:
+        os.kill(pid, signal.SIGCONT)
 
 
 def left_on(client) -> list[str]:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from distributed.comm import get_address_host
-
 from dumap.errors import ClusterError
 
 REFRESH_SECONDS = 1.0
@@ -36,11 +34,8 @@ class Source(Protocol):
 
 
 def host_of(address: str) -> str:
-    """Return the host of a worker's address; all workers of one process are on one."""
-    try:
-        return get_address_host(address)
-    except ValueError:  # a transport that is not installed here
-        return address.split("://")[-1].rsplit(":", 1)[0]
+    """Return the host of a worker's address: what comes before the port, or before inproc's process and number."""
+    return address.split("://")[-1].split("/")[0].rsplit(":", 1)[0]
 
 
 class Members:
