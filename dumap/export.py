@@ -153,7 +153,7 @@ def _neighbors(run: Run, out: str, order: np.ndarray, position: np.ndarray, n_ne
 
 def _graph(run: Run, out: str, order: np.ndarray, rows: int, attributes: dict) -> str:
     _ending(out, (".npz",))
-    graph = Graph(run, attributes["parameters"]["graph"]["shard_rows"])
+    graph = Graph(run)
     heads, tails, weights = [], [], []
     for shard in range(len(graph.shards)):
         indptr, tail, weight = graph.read(shard)

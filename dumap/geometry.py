@@ -21,7 +21,7 @@ from dumap.metrics import arguments
 from dumap.source import Precomputed
 
 SAMPLE_ROWS_PER_LEAF = 8
-MIN_SAMPLE_ROWS = 4096
+MIN_SAMPLE_ROWS, LEAST_SAMPLE_ROWS = 4096, 128
 COPIES, COPIES_BY_DOUBLING = 4, 0.6
 """Cells that a row joins on average where there are many, and how much that grows, from 1, as cells double in number
 (measured, rounded up)."""
@@ -29,8 +29,14 @@ WANTED_CELL_ROWS = 32_768
 """Rows a cell has where memory does not ask for fewer, so that one task is not the whole data set."""
 MIN_CELLS = 4
 OUTPUT_ROWS = 65_536
+LEAST_SHARD_ROWS = 4096
+SHARD_EDGES, EDGE_BYTES = 2.5, 80
+"""Edges a row of a shard for each neighbour, in and out, up to which it is not cut smaller, and what each takes while
+they are united (measured, rounded up)."""
 BLOCK_BYTES = 16 * 2**20
 """Bytes of the rows of a block, where a chunk of the input is not longer: many small tasks share the work evenly."""
+GUEST_BYTES = 64
+"""What a guest takes while its cell meets others: where it lies, and its home."""
 LIST_BYTES, SLOT_BYTES = 40, 96
 """What a slot takes of the lists that are kept of a given graph, and of those on their way (measured, rounded up)."""
 
@@ -114,7 +120,15 @@ def cells_of(rows: int, cap: int, max_copies: int) -> int:
 
 def guests_a_turn(cell_rows: int, own: int) -> int:
     """Return how many guests a cell with so many rows of its own meets at once."""
-    return max(1, cell_rows - own, cell_rows // 4)
+    return max(1, cell_rows - own, cell_rows // 8)
+
+
+def shard_rows_of(config: Config) -> int:
+    """Return the rows of a shard: as many as are wanted, or as a task holds with so many neighbours and components."""
+    k, n_components = config.neighbors.others, config.layout.n_components
+    row_bytes = max(SHARD_EDGES * EDGE_BYTES * k, 64 * SHARD_EDGES * k + 32 + 72 * n_components)
+    fitting = int(0.75 * config.task_memory / row_bytes)
+    return max(LEAST_SHARD_ROWS, min(config.graph.shard_rows, fitting - fitting % LEAST_SHARD_ROWS))
 
 
 def range_rows_of(config: Config) -> int:
@@ -188,9 +202,9 @@ def geometry(
         cells = math.ceil(rows / (cap := range_rows_of(config)))
     leaves = max(cells, rows // LEAF_ROWS) if rows > EXACT_ROWS or cells > 1 else 1
     wanted_sample = max(MIN_SAMPLE_ROWS, SAMPLE_ROWS_PER_LEAF * leaves)
-    sample_rows = min(rows, wanted_sample, max(1024, memory // 4 // (4 * dims)))
+    sample_rows = min(rows, wanted_sample, max(LEAST_SAMPLE_ROWS, memory // 4 // (4 * dims)))
     leaves = min(leaves, max(cells, sample_rows // 2))
-    shard_rows = config.graph.shard_rows
+    shard_rows = shard_rows_of(config)
     return Geometry(
         rows=rows,
         dims=dims,

@@ -16,7 +16,7 @@ from dumap.engine.choose import choose, reach
 from dumap.errors import DamageError, DumapError, LockError, RunMismatchError, StorageError
 from dumap.geometry import geometry
 from dumap.places import check_places, free_disk, probe_output, with_places
-from dumap.plan import PAUSE_FRACTION, Plan, make_plan, process_bytes
+from dumap.plan import PAUSE_FRACTION, Plan, make_plan, process_bytes, without_repairs
 from dumap.source import Input, Precomputed
 from dumap.stages import (
     Context,
@@ -202,6 +202,7 @@ def follow(job: Job, projected: Plan, cluster: Engine, observer: Observer) -> No
 def _complete(stage: Any, job: Job, projected: Plan, cluster: Engine, observer: Observer) -> None:
     """Run one stage and commit it."""
     name = stage.STAGE
+    projected = as_it_turned_out(job, projected, cluster.worker_memory)
     wanted = process_bytes(projected.stage(name).peak_bytes, cluster.worker_threads)
     observer.started(name, wanted)
     began, cluster.peak_bytes = time.monotonic(), 0
@@ -211,6 +212,8 @@ def _complete(stage: Any, job: Job, projected: Plan, cluster: Engine, observer: 
     )
     facts = stage.run(context)
     seconds = time.monotonic() - began
+    if stage is audit and not facts["repairs"]:
+        wanted = process_bytes(unrepaired(job, cluster.worker_memory).stage(name).peak_bytes, cluster.worker_threads)
     with job.run.part(DONE, name) as out:
         out.attributes |= {
             "engine": cluster.name,
@@ -225,6 +228,18 @@ def _complete(stage: Any, job: Job, projected: Plan, cluster: Engine, observer: 
     if stage is layout:
         cluster.let_go()
     observer.finished(name, seconds, wanted, cluster.peak_bytes, facts)
+
+
+def unrepaired(job: Job, worker_memory: int) -> Plan:
+    """Project the run as one whose lists need no repair."""
+    return make_plan(without_repairs(job.config), job.geometry, worker_memory)
+
+
+def as_it_turned_out(job: Job, projected: Plan, worker_memory: int) -> Plan:
+    """Return what is projected once the audit has told whether lists are repaired."""
+    if not job.run.is_committed(DONE, audit.STAGE) or job.run.summary(DONE, audit.STAGE)["facts"]["repairs"]:
+        return projected
+    return unrepaired(job, worker_memory)
 
 
 def _compute(job: Job, cluster: Engine, observer: Observer) -> Any:

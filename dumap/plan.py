@@ -10,9 +10,18 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from dumap.budget import PAUSE_FRACTION, interpreter_bytes, process_bytes
 from dumap.config import Config, format_bytes
 from dumap.errors import BudgetError
-from dumap.geometry import LIST_BYTES, SLOT_BYTES, Geometry, cell_row_bytes
+from dumap.geometry import (
+    EDGE_BYTES,
+    LIST_BYTES,
+    SHARD_EDGES,
+    SLOT_BYTES,
+    Geometry,
+    cell_row_bytes,
+    shard_rows_of,
+)
 from dumap.kernels.axes import WIDE
 from dumap.kernels.coarse import most_edges
 from dumap.kernels.layout import POOL_ROWS
@@ -20,12 +29,6 @@ from dumap.kernels.leaves import COLUMN_BYTES, EXACT_ROWS
 from dumap.kernels.neighbors import DIM_SECONDS, PAIR_SECONDS, exact_rows
 from dumap.kernels.vectors import ANGULAR, BY_PRODUCT
 from dumap.store import OBJECT_BYTES
-
-INTERPRETER_BYTES = 660 * 2**20
-"""What a worker holds before any data: Python, the libraries, compiled kernels (measured, rounded up)."""
-
-PAUSE_FRACTION = 0.8
-"""Share of its limit at which a Dask worker stops taking tasks; plans stay under it."""
 
 TILE_BYTES = 32 * 2**20
 """Bytes of the distances that an audit computes at once, and of the rows it computes them to."""
@@ -127,17 +130,28 @@ class Plan:
             )
 
 
-def process_bytes(peak_bytes: int, threads: int) -> int:
-    """Return the bytes of a process with so many tasks of a peak at once: one interpreter, and what each task adds."""
-    return INTERPRETER_BYTES + threads * (peak_bytes - INTERPRETER_BYTES)
-
-
 def audits(config: Config) -> int:
     """Return how often lists are audited at the most, on rows of their own each time."""
     own = config.neighbors
     if not config.quality.queries or not own.recall_target or own.precomputed is not None:
         return 1
     return own.max_repairs + 1
+
+
+def needs_metric(config: Config, stage: str) -> bool:
+    """Tell whether a worker may hold pynndescent's distances by a stage."""
+    product = config.neighbors.metric in BY_PRODUCT
+    return not product or (stage != "neighbors" and audits(config) > 1)
+
+
+def without_repairs(config: Config) -> Config:
+    """Return the configuration of a run whose lists are never repaired."""
+    return config.model_copy(update={"neighbors": config.neighbors.model_copy(update={"max_repairs": 0})})
+
+
+def queries_at_once(config: Config, dims: int) -> int:
+    """Return how many queries of the audit are compared with a block at once, so that few of many dims are held."""
+    return max(16, config.task_memory // 8 // (16 * dims))
 
 
 def repair_row_bytes(dims: int, k: int, metric: str) -> int:
@@ -160,12 +174,18 @@ def repair_bytes(config: Config, cut: Geometry) -> int:
     return max(min(rows, cut.rows) * repair_row_bytes(cut.dims, k, metric), asked + objects) + table
 
 
+def audit_bytes(config: Config, cut: Geometry, queries: int) -> int:
+    """Return the bytes of a task that compares so many queries with a block."""
+    at_once = min(queries, queries_at_once(config, cut.dims))
+    block = cut.block_rows * cut.dims * (2 * cut.itemsize + 4)
+    return block + at_once * cut.dims * 16 + queries * (config.neighbors.searched + 15) * 64 + 5 * TILE_BYTES
+
+
 def audit_plan(config: Config, cut: Geometry) -> tuple[int, tuple[int, int, int]]:
     """Project the audit with all the repairs that it may come to: bytes of a task; tasks, bytes shuffled, on disk."""
     k, index, rows = config.neighbors.searched, cut.index_dtype.itemsize, cut.rows
     queries, times = min(config.quality.queries, rows), audits(config)
-    peak = cut.block_rows * cut.dims * (2 * cut.itemsize + 4) + queries * (cut.dims * 16 + (k + 15) * 64)
-    peak += 5 * TILE_BYTES
+    peak = audit_bytes(config, cut, queries)
     repairs = times - 1
     if repairs:
         peak = max(peak, repair_bytes(config, cut))
@@ -200,14 +220,14 @@ def shard_layout_bytes(shard_rows: int, k: int, n_components: int) -> int:
 def round_bytes(config: Config, shard_rows: int) -> tuple[int, int]:
     """Return the bytes of a round beside its shards, while one of them is packed, and how many shards fit a task."""
     k, n_components = config.neighbors.others, config.layout.n_components
-    beside = 2 * k * shard_rows * 40 + pool_bytes(n_components)
+    beside = int(SHARD_EDGES * k * shard_rows) * 40 + pool_bytes(n_components)
     one = shard_layout_bytes(shard_rows, k, n_components)
     return beside, max(1, (config.task_memory - beside) // one)
 
 
 def kept_bytes(config: Config, rows: int) -> int:
     """Return the bytes of packed edges that a task of a round may keep: those of its largest unit."""
-    shard_rows = min(config.graph.shard_rows, rows)
+    shard_rows = min(shard_rows_of(config), rows)
     _, fitting = round_bytes(config, shard_rows)
     return min(fitting, -(-rows // shard_rows)) * packed_bytes(shard_rows, config.neighbors.others)
 
@@ -219,7 +239,7 @@ def page_bytes(shard_rows: int, n_components: int) -> int:
 
 def start_bytes(config: Config, rows: int, shard_rows: int) -> int:
     """Return the bytes of the start: a shard, with pages of the others, or the coarse graph."""
-    n_components, edges = config.layout.n_components, 2 * config.neighbors.others * shard_rows
+    n_components, edges = config.layout.n_components, int(SHARD_EDGES * config.neighbors.others * shard_rows)
     pages = min(config.task_memory // 4, -(-rows // shard_rows) * page_bytes(shard_rows, n_components))
     shard = edges * 64 + shard_rows * (32 + 72 * n_components) + pages
     coarse = coarse_rows(rows)
@@ -234,6 +254,22 @@ def coarse_rows(rows: int) -> int:
 def axes_bytes(cut: Geometry) -> int:
     """Return the bytes that it takes to find the axes of the sample's variance, where there may be few."""
     return 40 * cut.dims**2 if cut.dims >= WIDE and cut.sample_rows >= 4 * cut.dims else 0
+
+
+def axes_rows(config: Config) -> int:
+    """Return up to how many dims the matrix of the principal axes has a row and a column for each."""
+    return max(64, math.isqrt(config.task_memory // 64))
+
+
+def principal_bytes(config: Config, cut: Geometry) -> int:
+    """Return the bytes that a start by the principal axes takes: the sample, a matrix solved, a block placed."""
+    if config.start.init != "pca":
+        return 0
+    sample, most = cut.sample_rows * cut.dims * 4, axes_rows(config)
+    wide = cut.dims > most
+    size, centred = (min(cut.sample_rows, most // 8), cut.sample_rows) if wide else (cut.dims, 4096)
+    solved = 32 * size**2 + min(size if wide else centred, cut.sample_rows) * cut.dims * 8
+    return max(2 * sample + solved, cut.block_rows * cut.dims * (2 * cut.itemsize + 12))
 
 
 def tally_row_bytes(config: Config) -> int:
@@ -263,12 +299,12 @@ def make_plan(config: Config, cut: Geometry, worker_memory: int = 0) -> Plan:
     sorted_bytes, wide = rows * cut.dims * min(cut.itemsize, 4), cut.itemsize > 4
     edges, state = 2 * k * rows, rows * 4 * n_components * 3
     block = cut.block_rows * cut.dims
-    shard_rows, cell_rows = min(cut.shard_rows, rows), cut.cell_rows if cut.cells > 1 else rows
-    tables = cut.blocks * (cut.cells + 1) * 24 + cut.cells**2 * 8
+    shard_rows, cell_rows = min(cut.shard_rows, rows), min(cut.cell_rows, rows)
+    tables = cut.blocks * (cut.cells + 1) * 40 + cut.cells**2 * 16
     sample, queries = cut.sample_rows * cut.dims * 4, min(config.quality.queries, rows)
     drawn = min(audits(config) * queries, rows) * cut.dims * 4
     audit_peak, audit_work = audit_plan(config, cut)
-    epochs, every = cut.n_epochs, config.layout.checkpoint_every
+    lists_of_cells = (cut.blocks + cut.cells) * 48
     unique, buckets = config.input.unique, tally_buckets(config, rows)
     peaks = {
         "vectors": max(
@@ -276,20 +312,25 @@ def make_plan(config: Config, cut: Geometry, worker_memory: int = 0) -> Plan:
             -(-rows // buckets) * tally_row_bytes(config),
         ),
         "cells": max(
-            block * (2 * cut.itemsize + 12) + cut.block_rows * 64 + 4 * OBJECT_BYTES,
-            sample * 4 + axes_bytes(cut),
-            tables * 3,
+            block * (2 * cut.itemsize + 12)
+            + cut.block_rows * 64
+            + min(4 * OBJECT_BYTES, copies * block * cut.itemsize),
+            sample * (5 if config.neighbors.metric == "correlation" else 4) + axes_bytes(cut),
+            tables,
         ),
         "neighbors": cell_rows * max(cell_row_bytes(cut.dims, listed, config.neighbors.metric), list_bytes * 4)
         + min(cell_rows, EXACT_ROWS) * cut.dims
         + 2 * COLUMN_BYTES
-        + tables,
+        + lists_of_cells,
         "audit": audit_peak,
-        "graph": max(shard_rows * (k * 160 + (listed - k) * 16), rows * (index + 2) + 2 * k * shard_rows * index),
-        "start": start_bytes(config, rows, shard_rows),
+        "graph": max(
+            int(shard_rows * (k * SHARD_EDGES * EDGE_BYTES + (listed - k) * 16)),
+            rows * (index + 2) + 2 * k * shard_rows * index,
+        ),
+        "start": max(start_bytes(config, rows, shard_rows), principal_bytes(config, cut)),
         "layout": layout_bytes(config, rows, edges, worker_memory),
-        "embedding": cut.output_rows * (64 + 16 * n_components) + tables,
-        "quality": block * (2 * cut.itemsize + 4) + queries * (cut.dims * 16 + 64 * 15) + 5 * TILE_BYTES,
+        "embedding": cut.output_rows * (64 + 16 * n_components) + lists_of_cells,
+        "quality": audit_bytes(config, cut, queries),
     }
     work = {  # tasks, bytes shuffled, bytes on disk
         "vectors": (
@@ -297,7 +338,7 @@ def make_plan(config: Config, cut: Geometry, worker_memory: int = 0) -> Plan:
             rows * 8 * (1 + unique + 2 * wide),
             rows * (9 + unique * (16 + 3 * index) + 16 * wide) + (sample + drawn) * (1 + wide),
         ),
-        "cells": (3 * cut.blocks + 3, copies * sorted_bytes, copies * (sorted_bytes + rows * 32) + rows * 52),
+        "cells": (3 * cut.blocks + 4, copies * sorted_bytes, copies * (sorted_bytes + rows * 32) + rows * 52),
         "neighbors": (
             3 * cut.cells,
             (copies + 1) * rows * list_bytes,
@@ -305,18 +346,19 @@ def make_plan(config: Config, cut: Geometry, worker_memory: int = 0) -> Plan:
         ),
         "audit": audit_work,
         "graph": (
-            3 * cut.shards + 1 + unique * cut.blocks,
+            3 * cut.shards + 2 + unique * cut.blocks,
             rows * k * (2 * index + 4),
             rows * (k * (2 * index + 8) + unique * (8 + index)) + edges * (index + 4),
         ),
         "start": (PASSES * cut.shards, PASSES * edges * (index + 4), edges * 8 + rows * 12 * n_components),
-        "layout": (math.ceil(epochs / every), state * math.ceil(epochs / every), 2 * state),
+        "layout": layout_work(config, cut, edges, worker_memory),
         "embedding": (cut.outputs, state // 3, rows * (4 * n_components + 1)),
         "quality": (2 * cut.blocks + 3, 2 * vector_bytes, queries * 15 * 16 + 300 * 15 * 12 * cut.blocks),
     }
     if cut.columns:
         adapt(config, cut, peaks, work)
-    stages = (StagePlan(name, *work[name], INTERPRETER_BYTES + math.ceil(peak)) for name, peak in peaks.items())
+    held = {name: interpreter_bytes(name, needs_metric(config, name)) for name in peaks}
+    stages = (StagePlan(name, *work[name], held[name] + math.ceil(peak)) for name, peak in peaks.items())
     return Plan(cut, tuple(stages), core_seconds(config, cut))
 
 
@@ -334,12 +376,12 @@ def core_seconds(config: Config, cut: Geometry) -> float:
 def adapt(config: Config, cut: Geometry, peaks: dict[str, int], work: dict[str, tuple[int, int, int]]) -> None:
     """Project what is otherwise where neighbours are given: nothing is searched, and no vectors are sorted."""
     k, rows, index = config.neighbors.searched, cut.rows, cut.index_dtype.itemsize
-    tables = (cut.blocks * cut.cells * 2 + cut.cells**2) * 8
+    tables = cut.blocks * cut.cells * 8
     chunks = min(config.task_memory // 2, rows * cut.columns * 32)  # two at each end of what is read, decoded twice
     read = chunks + cut.list_rows * cut.columns * SLOT_BYTES
     peaks["vectors"] = max(peaks["vectors"], read)
-    peaks["cells"] = cut.block_rows * 64 + rows * 16 + tables * 3
-    peaks["neighbors"] = read + min(cut.cell_rows, rows) * k * LIST_BYTES + tables
+    peaks["cells"] = cut.block_rows * 64 + rows * 16 + tables * 2
+    peaks["neighbors"] = read + min(cut.cell_rows, rows) * k * LIST_BYTES + (cut.blocks + cut.cells) * 48
     work["vectors"] = (work["vectors"][0] + cut.cells, *work["vectors"][1:])
     work["cells"] = (cut.blocks + 1, rows, rows * 4 + tables)
     work["neighbors"] = (cut.cells, 0, rows * k * (index + 4))
@@ -347,7 +389,7 @@ def adapt(config: Config, cut: Geometry, peaks: dict[str, int], work: dict[str, 
 
 def task_bytes(worker_memory: int) -> int:
     """Return the bytes that a task may use on a worker of that limit."""
-    return int(worker_memory * PAUSE_FRACTION) - INTERPRETER_BYTES
+    return int(worker_memory * PAUSE_FRACTION) - interpreter_bytes("layout")
 
 
 def runs_on_one_host(config: Config, rows: int, edges: int, worker_memory: int) -> bool:
@@ -358,11 +400,23 @@ def runs_on_one_host(config: Config, rows: int, edges: int, worker_memory: int) 
     return whole <= max(config.task_memory, task_bytes(worker_memory))
 
 
+def layout_work(config: Config, cut: Geometry, edges: int, worker_memory: int) -> tuple[int, int, int]:
+    """Return the tasks of the layout, and the bytes that it moves and leaves: on one host, or in rounds of units."""
+    n_components, rows = config.layout.n_components, cut.rows
+    state, kept = rows * 4 * n_components * 3, math.ceil(cut.n_epochs / config.layout.checkpoint_every)
+    if runs_on_one_host(config, rows, edges, worker_memory):
+        return kept, state * kept, 2 * state
+    _, fitting = round_bytes(config, min(cut.shard_rows, rows))
+    units, rounds = math.ceil(cut.shards / fitting), math.ceil(cut.n_epochs / config.layout.exchange_every)
+    moved = 2 * state + units * pool_bytes(n_components)
+    return units * (rounds + 1), rounds * moved + 8 * edges, 2 * state + 8 * edges
+
+
 def layout_bytes(config: Config, rows: int, edges: int, worker_memory: int) -> int:
     """Return the bytes that a task of the layout takes."""
     if runs_on_one_host(config, rows, edges, worker_memory):
         return host_layout_bytes(rows, edges, config.layout.n_components)
-    shard_rows = min(config.graph.shard_rows, rows)
+    shard_rows = min(shard_rows_of(config), rows)
     beside, fitting = round_bytes(config, shard_rows)
     one = shard_layout_bytes(shard_rows, config.neighbors.others, config.layout.n_components)
     return beside + min(fitting, -(-rows // shard_rows)) * one

@@ -6,14 +6,15 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from dumap.budget import check_task, interpreter_bytes
 from dumap.config import Config, build, parse_bytes
 from dumap.errors import BudgetError, ConfigError, InputError
-from dumap.geometry import Geometry, cell_row_bytes, geometry
+from dumap.geometry import EDGE_BYTES, SHARD_EDGES, Geometry, cell_row_bytes, geometry, shard_rows_of
 from dumap.plan import (
-    INTERPRETER_BYTES,
     Plan,
     audits,
     make_plan,
+    queries_at_once,
     repair_bytes,
     repair_row_bytes,
     tally_buckets,
@@ -137,6 +138,51 @@ def test_a_chunk_too_large_is_refused_with_what_would_do(memory, width, itemsize
         assert chunk * width * itemsize <= memory // 4
 
 
+# shards ----------------------------------------------------------------------------------------
+
+
+@given(memories, st.integers(2, 512), st.integers(1, 64))
+def test_shards_fit_the_memory_of_a_task_however_many_neighbors(memory, k, n_components):
+    settings = config(memory, neighbors={"n_neighbors": k}, layout={"n_components": n_components})
+    shard_rows = shard_rows_of(settings)
+    assert shard_rows % 4096 == 0
+    assert 4096 <= shard_rows <= 65_536
+    assert geometry(settings, 10**7, 10, 4, 100).shard_rows == shard_rows
+    others = settings.neighbors.others
+    row_bytes = max(others * SHARD_EDGES * EDGE_BYTES, others * SHARD_EDGES * 64 + 32 + 72 * n_components)
+    assert shard_rows * row_bytes <= 0.75 * memory or shard_rows == 4096
+    assert (shard_rows + 4096) * row_bytes > 0.75 * memory or shard_rows == 65_536
+    named = config(memory, neighbors={"n_neighbors": k}, graph={"shard_rows": 8192})
+    assert shard_rows_of(named) <= 8192
+
+
+@pytest.mark.parametrize("k", [15, 100, 512])
+def test_many_neighbors_take_no_more_than_a_task_may(k):
+    plan = plan_of(config(neighbors={"n_neighbors": k}), 10**6, 64)
+    for stage in ("graph", "start", "layout"):
+        assert plan.stage(stage).peak_bytes - interpreter_bytes(stage) <= 512 * MIB, stage
+    assert plan.geometry.shard_rows == {15: 65_536, 100: 16_384, 512: 4096}[k]
+
+
+# few rows, very wide ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(1200, 50_000, 2, 50), (300, 200_000, 4, 10), (5000, 20_000, 4, 100)])
+@pytest.mark.parametrize("init", ["spectral", "pca"])
+def test_few_rows_of_many_dims_fit_the_memory_of_a_task(shape, init):
+    settings = config(start={"init": init})
+    cut = geometry(settings, *shape)
+    for stage in make_plan(settings, cut).stages:
+        assert stage.peak_bytes - interpreter_bytes(stage.name) <= 512 * MIB, stage.name
+
+
+@given(memories, st.integers(1, 500_000))
+def test_queries_are_compared_a_few_at_a_time_where_they_are_wide(memory, width):
+    at_once = queries_at_once(config(memory), width)
+    assert at_once == 16 or at_once * width * 16 <= memory // 8
+    assert queries_at_once(config(), 784) >= 1000, "the default's queries go together"
+
+
 # the budget ------------------------------------------------------------------------------------
 
 
@@ -157,15 +203,23 @@ def test_a_refusal_names_the_memory_that_would_do(memory, count, width, worker_m
         assert plan.peak_bytes <= worker_memory
 
 
-@given(rows, st.integers(1, 1000), st.integers(1100 * MIB, 16 * 2**30))
-def test_a_refusal_names_the_task_memory_that_would_do(count, width, worker_memory):
-    plan = plan_of(config(16 * 2**30), count, width, worker_memory)
-    try:
-        plan.check(worker_memory, None)
-    except BudgetError as error:
-        if lower := re.search(r"set task_memory lower than (\d+)MiB", str(error)):
-            settings = config((int(lower[1]) - 1) * MIB)
-            plan_of(settings, count, width, worker_memory).check(worker_memory, None)
+@pytest.mark.parametrize(("count", "width"), [(300_000, 1000), (10**6, 784), (1200, 50_000), (10**7, 64)])
+def test_a_smaller_task_memory_fits_a_smaller_worker(count, width):
+    peaks = [
+        make_plan(c, geometry(c, count, width, 4, 10)).peak_bytes for c in map(config, (256 * MIB, 512 * MIB, 2**30))
+    ]
+    assert peaks[0] < peaks[1] < peaks[2]
+
+
+def test_a_task_that_turned_out_too_large_is_refused_with_the_memory_that_would_do():
+    facts = "graph", 700 * MIB
+    with pytest.raises(BudgetError, match=r"stage graph: the fullest shard .* or set a smaller k") as refused:
+        check_task(*facts, 1000 * MIB, "the fullest shard has 9 edges", "a smaller k")
+    enough = parse_bytes(re.search(r"--memory-limit (\w+)", str(refused.value))[1])
+    check_task(*facts, enough, "", "")
+    check_task(*facts, 0, "", "")
+    with pytest.raises(BudgetError):
+        check_task(*facts, enough - MIB, "", "")
 
 
 def test_no_limit_is_no_refusal():
@@ -311,7 +365,7 @@ def test_ranges_depend_on_neither_the_chunks_nor_the_columns_given():
 def test_given_neighbors_are_read_in_the_memory_of_a_task(memory, k, more):
     settings = config(memory, neighbors={"n_neighbors": k + 1, "precomputed": "knn"})
     cut = given_cut(settings, 10**8, 2, k + more, 1)
-    taken = make_plan(settings, cut).stage("neighbors").peak_bytes - INTERPRETER_BYTES
+    taken = make_plan(settings, cut).stage("neighbors").peak_bytes - interpreter_bytes("neighbors")
     assert taken <= memory + (cut.blocks * cut.cells * 2 + cut.cells**2) * 8 + (k + more) * 96
 
 

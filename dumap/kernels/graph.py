@@ -9,6 +9,8 @@ from dumap.kernels import maths
 
 SMOOTH_K_TOLERANCE = 1e-5
 MIN_K_DIST_SCALE = 1e-3
+GRAIN_ROWS = 1024
+"""Rows that are kept together where shards are cut."""
 _MOST = np.float32(np.finfo(np.float32).max)
 
 
@@ -163,6 +165,38 @@ def union(
     indptr = np.zeros(rows + 1, np.int64)
     np.cumsum(np.bincount(head[keep], minlength=rows), out=indptr[1:])
     return indptr, tail[keep], weight[keep]
+
+
+def grains(rows: int) -> np.ndarray:
+    """Return where ranges of rows begin that are kept together, and all end, (grains + 1,)."""
+    return np.minimum(np.arange(-(-rows // GRAIN_ROWS) + 1) * GRAIN_ROWS, rows)
+
+
+def cut_shards(into: np.ndarray, rows: int, k: int, most_rows: int, most_edges: int) -> np.ndarray:
+    """Cut rows into shards, each of as many grains as its rows and its edges allow, and one at the least.
+
+    Parameters
+    ----------
+    into : ndarray of int64, shape (grains,)
+        Edges that lead into each grain's rows.
+    rows, k : int
+        How many rows there are, and how many edges lead out of each.
+    most_rows, most_edges : int
+        What a shard may hold; `most_rows` is a multiple of `GRAIN_ROWS`.
+
+    Returns
+    -------
+    ndarray of int64, shape (shards + 1,)
+        Multiples of `GRAIN_ROWS`, but for the last.
+    """
+    ends, offsets, edges = grains(rows), [0], 0
+    for grain in range(len(into)):
+        own = int(into[grain]) + k * int(ends[grain + 1] - ends[grain])
+        if ends[grain] > offsets[-1] and (edges + own > most_edges or ends[grain + 1] - offsets[-1] > most_rows):
+            offsets.append(int(ends[grain]))
+            edges = 0
+        edges += own
+    return np.array([*offsets, rows])
 
 
 @nb.njit(inline="always")

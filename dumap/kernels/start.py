@@ -245,13 +245,16 @@ def random_box(seed: int, rows: np.ndarray, n_components: int) -> np.ndarray:
     return SPAN * hashing.uniform(bits).reshape(len(rows), n_components)
 
 
-def principal_axes(sample: np.ndarray, n_components: int) -> tuple[np.ndarray, np.ndarray]:
+def principal_axes(sample: np.ndarray, n_components: int, most: int = 4096) -> tuple[np.ndarray, np.ndarray]:
     """Return the mean and the first principal axes of a sample, signs fixed.
 
     Parameters
     ----------
     sample : ndarray of float32, shape (m, dims)
     n_components : int
+    most : int
+        Rows and columns of the matrix whose eigenvectors are found, at the most: of more dims they are found from the
+        products of an eighth as many rows.
 
     Returns
     -------
@@ -261,13 +264,19 @@ def principal_axes(sample: np.ndarray, n_components: int) -> tuple[np.ndarray, n
     """
     with one_thread():
         mean = sample.mean(axis=0, dtype=np.float64)
-        covariance = np.zeros((sample.shape[1], sample.shape[1]))
-        for start in range(0, len(sample), 4096):
-            block = sample[start : start + 4096] - mean
-            covariance += block.T @ block
-        _, vectors = np.linalg.eigh(covariance)
+        if sample.shape[1] > most:
+            some = sample[:: -(-8 * len(sample) // most)] - mean
+            _, of_rows = np.linalg.eigh(some @ some.T)
+            vectors = some.T @ of_rows[:, max(0, len(some) - n_components) :]  # the axes, times their lengths
+            vectors /= np.maximum(np.sqrt(np.einsum("ij,ij->j", vectors, vectors)), np.finfo(np.float64).tiny)
+        else:
+            covariance = np.zeros((sample.shape[1], sample.shape[1]))
+            for start in range(0, len(sample), 4096):
+                block = sample[start : start + 4096] - mean
+                covariance += block.T @ block
+            _, vectors = np.linalg.eigh(covariance)
     axes = np.zeros((sample.shape[1], n_components))
-    found = min(n_components, sample.shape[1])
+    found = min(n_components, vectors.shape[1])
     axes[:, :found] = vectors[:, ::-1][:, :found]
     flip = np.sign(axes[np.abs(axes).argmax(axis=0), np.arange(n_components)])
     return mean, axes * np.where(flip == 0, 1, flip)

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from dumap.budget import check_task
 from dumap.config import Config
 from dumap.curve import curve
 from dumap.errors import ConfigError
@@ -128,6 +129,15 @@ class Context:
     host_threads: int
     worker_memory: int
     note: Callable[[str], None]
+
+    def require(self, stage: str, task_bytes: int, what: str, advice: str) -> None:
+        """Refuse to begin a part of a stage that takes more than was projected, once facts tell, if no worker holds it.
+
+        Raises
+        ------
+        BudgetError
+        """
+        check_task(stage, task_bytes, self.worker_memory, what, advice)
 
     @property
     def run(self) -> Run:

@@ -9,7 +9,7 @@ import numpy as np
 from dumap.kernels import audit, quality, vectors
 from dumap.kernels import neighbors as search
 from dumap.kernels.threads import one_thread
-from dumap.plan import TILE_BYTES
+from dumap.plan import TILE_BYTES, queries_at_once
 from dumap.stages import Context, Job, number_of, numbered
 from dumap.stages.cells import Table
 from dumap.stages.neighbors import Lists, defined_distances, metric_arguments, report_name
@@ -65,41 +65,60 @@ def collect(job: Job, part: str) -> None:
     """Collect one round's queries: rows, vectors, positions and lists."""
     store, cut, number = job.run, job.geometry, number_of(part)
     lists = Lists(store, number)
-    rows, found, positions = [np.empty(0, np.int64)], [np.empty((0, cut.dims), np.float32)], [np.empty(0, np.int64)]
-    among = distinct_rows(job)
-    for block, name in enumerate(samples(job)):
-        row = store.read(VECTORS, name, "query_rows")
-        chosen = drawn_queries(job, row, number, among)
-        if chosen.any():
-            rows.append(row[chosen])
-            found.append(job.place(store.read(VECTORS, name, "query")[chosen]))
-            positions.append(lists.table.positions(store, block)[rows[-1] - cut.block(block)[0]])
-    own = np.concatenate(positions)
-    listed = np.full((len(own), job.config.neighbors.searched), -1, np.int64)
-    homes = np.searchsorted(lists.table.offsets, own, side="right") - 1
+    among, step = distinct_rows(job), queries_at_once(job.config, cut.dims)
+    rows, positions, groups = [np.empty(0, np.int64)], [np.empty(0, np.int64)], 0
+    waiting = np.empty((0, cut.dims), np.float32)
+    with store.part(STAGE, part) as out:
+        for block, name in enumerate(samples(job)):
+            row = store.read(VECTORS, name, "query_rows")
+            chosen = drawn_queries(job, row, number, among)
+            if chosen.any():
+                rows.append(row[chosen])
+                positions.append(lists.table.positions(store, block)[rows[-1] - cut.block(block)[0]])
+                waiting = np.concatenate([waiting, job.place(store.read(VECTORS, name, "query")[chosen])])
+            while len(waiting) >= step:
+                out.write(f"vectors-{groups}", waiting[:step])
+                waiting, groups = waiting[step:].copy(), groups + 1
+        if len(waiting):
+            out.write(f"vectors-{groups}", waiting)
+        own = np.concatenate(positions)
+        out.write("rows", np.concatenate(rows))
+        out.write("positions", own)
+        out.write("listed", listed_by(lists, own))
+
+
+def listed_by(lists: Lists, positions: np.ndarray) -> np.ndarray:
+    """Read the lists of some positions, cell by cell, (n, n_neighbors) int64."""
+    listed = np.full((len(positions), lists.read("indices", 0, 1).shape[1]), -1, np.int64)
+    homes = np.searchsorted(lists.table.offsets, positions, side="right") - 1
     for home in np.unique(homes):
         inside = homes == home
-        low, high = int(own[inside].min()), int(own[inside].max()) + 1
-        listed[inside] = lists.read("indices", low, high)[own[inside] - low]
-    with store.part(STAGE, part) as out:
-        out.write("rows", np.concatenate(rows))
-        out.write("vectors", np.concatenate(found))
-        out.write("positions", own)
-        out.write("listed", listed)
+        low, high = int(positions[inside].min()), int(positions[inside].max()) + 1
+        listed[inside] = lists.read("indices", low, high)[positions[inside] - low]
+    return listed
+
+
+def query_groups(job: Job, number: int, count: int) -> Iterator[tuple[slice, np.ndarray]]:
+    """Yield slices of the first `count` queries of a round with their vectors: as many as a task holds at once."""
+    step = queries_at_once(job.config, job.geometry.dims)
+    for group, low in enumerate(range(0, count, step)):
+        high = min(count, low + step)
+        yield slice(low, high), job.run.read(STAGE, f"queries-{number}", f"vectors-{group}", 0, high - low)
 
 
 def search_block(job: Job, part: str, number: int) -> None:
     """Find the queries' exact nearest rows in a block, and how far those are that their lists name."""
     store, block = job.run, number_of(part)
-    queries, own, listed = (store.read(STAGE, f"queries-{number}", name) for name in ("vectors", "positions", "listed"))
+    own, listed = (store.read(STAGE, f"queries-{number}", name) for name in ("positions", "listed"))
     positions = Table(store).positions(store, block)
     x = job.rows(*job.geometry.block(block))
     k = max(NEAR, job.config.neighbors.searched)
     ids, distances = np.full((len(own), k), -1, np.int64), np.full((len(own), k), np.inf, np.float32)
     listed_distances, columns = np.full(listed.shape, np.inf, np.float32), columns_of(positions, listed)
-    for tile, d in tiles(job, queries, x):
-        quality.keep_nearest(d, positions[tile], own, ids, distances)
-        fill(listed_distances, columns, tile, d)
+    for some, queries in query_groups(job, number, len(own)):
+        for tile, d in tiles(job, queries, x):
+            quality.keep_nearest(d, positions[tile], own[some], ids[some], distances[some])
+            fill(listed_distances[some], columns[some], tile, d)
     with store.part(STAGE, part) as out:
         out.write("ids", ids)
         out.write("distances", distances)
@@ -141,7 +160,9 @@ def report(job: Job, part: str) -> None:
         store.read(STAGE, f"exact-{number}", name) for name in ("ids", "distances", "listed_distances")
     )
     k = listed.shape[1]
-    limits = limits_of(job, distances[:, k - 1], store.read(STAGE, f"queries-{number}", "vectors"))
+    limits = np.empty(len(own))
+    for some, queries in query_groups(job, number, len(own)):
+        limits[some] = limits_of(job, distances[some, k - 1], queries)
     found = audit.found(listed, listed_distances, np.ascontiguousarray(exact[:, :k]), limits)
     recall = found.mean(axis=1)
     home = np.searchsorted(table.offsets, own, side="right")

@@ -46,7 +46,7 @@ def place_copies(job: Job, positions: np.ndarray, start: int) -> np.ndarray:
 
 def write_rows(job: Job, part: str) -> None:
     """Write one chunk of the embedding and of the status."""
-    graph, cut = Graph(job.run, job.geometry.shard_rows), job.geometry
+    graph, cut = Graph(job.run), job.geometry
     start = number_of(part) * cut.output_rows
     stop = min(cut.rows, start + cut.output_rows)
     positions, status = positions_of(job, Table(job.run), start, stop)

@@ -8,6 +8,7 @@ from functools import cached_property
 import numpy as np
 
 from dumap.config import Config
+from dumap.geometry import EDGE_BYTES, SHARD_EDGES
 from dumap.kernels import graph
 from dumap.stages import Context, Job, number_of, numbered, total
 from dumap.stages.cells import Table
@@ -29,12 +30,20 @@ def disconnection_distance(config: Config) -> float:
     return DISCONNECTION_DISTANCES.get(config.neighbors.metric, math.inf)
 
 
-class Shards:
-    """Ranges of positions, all but the last of the same size."""
+SHARDS = "shards"
+"""The part that says where the shards of the united graph begin."""
 
-    def __init__(self, rows: int, shard_rows: int) -> None:
-        self.rows = rows
-        self.offsets = np.minimum(np.arange(math.ceil(rows / shard_rows) + 1) * shard_rows, rows)
+
+class Shards:
+    """Ranges of positions, (shards + 1,) `offsets`."""
+
+    def __init__(self, offsets: np.ndarray) -> None:
+        self.offsets, self.rows = offsets, int(offsets[-1])
+
+    @classmethod
+    def even(cls, rows: int, shard_rows: int) -> Shards:
+        """Cut rows into ranges, all but the last of the same size."""
+        return cls(np.minimum(np.arange(math.ceil(rows / shard_rows) + 1) * shard_rows, rows))
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -51,7 +60,7 @@ def nearest(job: Job, array: str, start: int, stop: int) -> np.ndarray:
 
 def sum_up(job: Job, part: str) -> None:
     """Add up the distances of a shard's rows to their neighbours, those that are missing or cut off left out."""
-    shards = Shards(Table(job.run).rows, job.geometry.shard_rows)
+    shards = Shards.even(Table(job.run).rows, job.geometry.shard_rows)
     distances = nearest(job, "distances", *shards.span(number_of(part)))
     found = np.isfinite(distances)
     kept = found & (distances < disconnection_distance(job.config))
@@ -66,8 +75,8 @@ def sum_up(job: Job, part: str) -> None:
 
 def direct(job: Job, part: str, mean_distance: float) -> None:
     """Weigh the edges out of a shard's rows, and sort them by the shard they lead to."""
-    shards = Shards(Table(job.run).rows, job.geometry.shard_rows)
-    start, stop = shards.span(number_of(part))
+    rows = Table(job.run).rows
+    start, stop = Shards.even(rows, job.geometry.shard_rows).span(number_of(part))
     indices = nearest(job, "indices", start, stop)
     rho, sigma, weights = graph.memberships(
         indices,
@@ -87,7 +96,19 @@ def direct(job: Job, part: str, mean_distance: float) -> None:
         out.write("back_heads", tail)
         out.write("back_tails", (start + head[order]).astype(tail.dtype))
         out.write("back_weights", weights[head, slot][order])
-        out.attributes["back_offsets"] = np.searchsorted(tail, shards.offsets).tolist()
+        out.write("back_offsets", np.searchsorted(tail, graph.grains(rows)))
+
+
+def cut_shards(job: Job, part: str) -> None:
+    """Cut the rows into shards of no more rows than a task may hold, nor, by what leads into them, more edges."""
+    rows, k, most = Table(job.run).rows, job.config.neighbors.others, job.geometry.shard_rows
+    directed = numbered("directed", len(Shards.even(rows, most)))
+    into = sum(np.diff(job.run.read(STAGE, name, "back_offsets")) for name in directed)
+    offsets = graph.cut_shards(np.asarray(into), rows, k, most, int(SHARD_EDGES * k * most))
+    edges = np.add.reduceat(into, offsets[:-1] // graph.GRAIN_ROWS) + k * np.diff(offsets)
+    with job.run.part(STAGE, part) as out:
+        out.write("offsets", offsets)
+        out.attributes |= {"directed": len(directed), "most_edges": int(edges.max())}
 
 
 def place_block(job: Job, part: str) -> None:
@@ -120,16 +141,17 @@ def _repeated(job: Job, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
 
 def unite(job: Job, part: str) -> None:
     """Unite the edges out of and into a shard's rows."""
-    store, shard = job.run, number_of(part)
-    shards = Shards(Table(store).rows, job.geometry.shard_rows)
-    start, stop = shards.span(shard)
-    directed = numbered("directed", len(shards))
+    store = job.run
+    start, stop = Shards(store.read(STAGE, SHARDS, "offsets")).span(number_of(part))
+    even = Shards.even(Table(store).rows, job.geometry.shard_rows)
+    directed = numbered("directed", len(even))
     indices = nearest(job, "indices", start, stop)
-    weights = store.read(STAGE, directed[shard], "weights")
+    weights = store.read_span(STAGE, directed, even.offsets, "weights", start, stop)
     heads, slot = np.nonzero(weights)
     back: dict[str, list[np.ndarray]] = {"back_heads": [], "back_tails": [], "back_weights": []}
     for name in directed:
-        low, high = store.summary(STAGE, name)["back_offsets"][shard : shard + 2]
+        first, last = start // graph.GRAIN_ROWS, -(-stop // graph.GRAIN_ROWS)
+        low, high = (int(store.read(STAGE, name, "back_offsets", at, at + 1)[0]) for at in (first, last))
         if high > low:
             for array, pieces in back.items():
                 pieces.append(store.read(STAGE, name, array, low, high))
@@ -171,7 +193,7 @@ def unite(job: Job, part: str) -> None:
 
 def measure(job: Job, part: str) -> None:
     """Find what the graph connects, in one task: a number a row, and one shard's edges at a time."""
-    whole = Graph(job.run, job.geometry.shard_rows)
+    whole = Graph(job.run)
     sets = np.full(whole.shards.rows, -1, job.geometry.index_dtype)
     for shard, name in enumerate(whole.names):
         indptr, tails = (job.run.read(STAGE, name, array) for array in ("indptr", "tails"))
@@ -191,9 +213,9 @@ def measure(job: Job, part: str) -> None:
 class Graph:
     """The united graph, read shard by shard."""
 
-    def __init__(self, run: Run, shard_rows: int) -> None:
+    def __init__(self, run: Run) -> None:
         self.run = run
-        self.shards = Shards(Table(run).rows, shard_rows)
+        self.shards = Shards(run.read(STAGE, SHARDS, "offsets"))
         self.names = numbered("united", len(self.shards))
 
     def read(self, shard: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -241,12 +263,16 @@ class Graph:
 def run(context: Context) -> dict:
     """Build the graph; return what came out."""
     store, rows, own = context.run, Table(context.run).rows, context.config.neighbors
-    shards = Shards(rows, context.geometry.shard_rows)
-    summed, united = (numbered(name, len(shards)) for name in ("summed", "united"))
+    even = len(Shards.even(rows, context.geometry.shard_rows))
+    summed = numbered("summed", even)
     context.compute(STAGE, sum_up, summed)
     kept, disconnected, missing = (total(store, STAGE, summed, fact) for fact in ("kept", "disconnected", "missing"))
     mean = math.fsum(store.summary(STAGE, name)["distance_sum"] for name in summed) / (rows + kept)
-    context.compute(STAGE, direct, numbered("directed", len(shards)), mean_distance=mean)
+    context.compute(STAGE, direct, numbered("directed", even), mean_distance=mean)
+    context.compute(STAGE, cut_shards, [SHARDS])
+    united, most = numbered("united", len(Graph(store).shards)), store.summary(STAGE, SHARDS)["most_edges"]
+    what, advice = f"the fullest shard has {most} edges: many rows list the same", "a smaller neighbors.n_neighbors"
+    context.require(STAGE, most * EDGE_BYTES, what, f"{advice} in another output")
     if context.config.input.unique:
         context.compute(STAGE, place_block, numbered("placed", context.geometry.blocks))
     context.compute(STAGE, unite, united)

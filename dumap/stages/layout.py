@@ -160,7 +160,7 @@ def last_generation(run: Run, graph: Graph) -> Generation:
 
 def draw_pairs(job: Job, part: str) -> None:
     """Choose the edges and the pairs of rows on which the loss is measured, the same for all epochs."""
-    graph, seed = Graph(job.run, job.geometry.shard_rows), job.config.seed
+    graph, seed = Graph(job.run), job.config.seed
     ends = np.cumsum([0, *(graph.edges_of(shard, shard + 1) for shard in range(len(graph.shards)))])
     count = PAIRS if ends[-1] else 0
     bits = hashing.draws(seed, hashing.LOSS, np.arange(2 * count))
@@ -202,7 +202,7 @@ def loss_of(run: Run, epoch: int) -> float | None:
 def measure_loss(job: Job, part: str) -> None:
     """Measure the loss of a committed generation."""
     epoch = number_of(part)
-    write_loss(job, epoch, Generation(job.run, Graph(job.run, job.geometry.shard_rows), epoch).gather)
+    write_loss(job, epoch, Generation(job.run, Graph(job.run), epoch).gather)
 
 
 # one process holds all ---------------------------------------------------------------------------
@@ -239,7 +239,7 @@ def advance(
 @writes_more
 def descend(job: Job, part: str, threads: int) -> None:
     """Run the epochs from the last generation to the end, on this host's cores, and commit checkpoints."""
-    graph, epochs = Graph(job.run, job.geometry.shard_rows), job.geometry.n_epochs
+    graph, epochs = Graph(job.run), job.geometry.n_epochs
     shards, shared, series = graph.shards, descent(job), generations(job.run)
     begin = series.latest(epochs)
     before = Generation(job.run, graph, begin)
@@ -288,7 +288,7 @@ def units_of(context: Context, shards: int, tasks: int) -> list[tuple[int, int]]
 
 def pack_unit(job: Job, part: str) -> None:
     """Pack a unit's edges, with tails counted within its rows, then within the rows that it touches outside."""
-    graph = Graph(job.run, job.geometry.shard_rows)
+    graph = Graph(job.run)
     first, last = range_of(part)
     edges, spans = pack_shards(job, graph, first, last), graph.shards.offsets[first : last + 1]
     low, high = int(spans[0]), int(spans[-1])
@@ -330,7 +330,7 @@ def let_go() -> None:
 
 def step(job: Job, part: str, epoch: int) -> None:
     """Take a unit from generation `epoch` to the part's; rows outside stay where they were."""
-    graph = Graph(job.run, job.geometry.shard_rows)
+    graph = Graph(job.run)
     until, *unit = Series.place(part)
     before, shared = Generation(job.run, graph, epoch), descent(job)
     low, high = graph.shards.offsets[unit].tolist()
@@ -372,7 +372,7 @@ def _rounds(context: Context, graph: Graph, tasks: int) -> None:
 
 def run(context: Context) -> dict:
     """Run the epochs that are not committed yet; return how."""
-    graph, cut, config = Graph(context.run, context.geometry.shard_rows), context.geometry, context.config
+    graph, cut, config = Graph(context.run), context.geometry, context.config
     rows, series = graph.shards.rows, generations(context.run)
     series.forget_broken()
     if context.run.is_committed(STAGE, END) and last_epoch(context.run) not in series.numbers():

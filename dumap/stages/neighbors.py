@@ -11,10 +11,12 @@ from contextlib import contextmanager
 import numpy as np
 
 from dumap.errors import InputError
+from dumap.geometry import GUEST_BYTES, cell_row_bytes, guests_a_turn
 from dumap.kernels import leaves, neighbors, vectors
 from dumap.metrics import arguments
 from dumap.stages import Context, Job, number_of, numbered, total
-from dumap.stages.cells import Cell, Table, kept_positions
+from dumap.stages.cells import STAGE as CELLS
+from dumap.stages.cells import TABLE, Cell, Table, kept_positions
 from dumap.store import Part, Run
 
 STAGE = "neighbors"
@@ -321,10 +323,23 @@ class Lists:
         return self.run.read(self.stage, self.names[cell], array)
 
 
+def require_room(context: Context) -> None:
+    """Refuse cells that are larger than was planned, where no worker holds them."""
+    facts, cut = context.run.summary(CELLS, TABLE), context.geometry
+    own, largest = facts["largest_home"], facts["largest"]
+    rows = min(largest, own + guests_a_turn(cut.cell_rows, own))
+    config = context.config.neighbors
+    need = rows * cell_row_bytes(cut.dims, config.searched, config.metric) + largest * GUEST_BYTES
+    what = f"the largest cell holds {largest} rows, {own} of them its own"
+    context.require(STAGE, need, what, "a smaller cells.max_rows or task_memory in another output")
+
+
 def run(context: Context) -> dict:
     """Search every cell, then merge; return what came out."""
     count = Table(context.run).cells
     merged = numbered("merged", count)
+    if context.config.neighbors.precomputed is None:
+        require_room(context)
     if context.config.neighbors.precomputed is not None:
         context.compute(STAGE, take_cell, merged)
     elif context.config.neighbors.metric not in vectors.EUCLIDEAN_ORDER:

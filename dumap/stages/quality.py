@@ -7,7 +7,7 @@ import numpy as np
 from dumap.kernels import quality
 from dumap.plan import TILE_BYTES
 from dumap.stages import Context, Job, number_of, numbered
-from dumap.stages.audit import NEAR, columns_of, fill, tiles
+from dumap.stages.audit import NEAR, columns_of, fill, query_groups, tiles
 from dumap.stages.audit import STAGE as AUDIT
 from dumap.stages.cells import Table
 from dumap.stages.graph import Graph
@@ -26,9 +26,9 @@ def audited(job: Job, prefix: str) -> str:
 
 def collect(job: Job, part: str) -> None:
     """Find the rows nearest to the queries in the map."""
-    store, cut = job.run, job.geometry
+    store = job.run
     positions = store.read(AUDIT, audited(job, "queries"), "positions")
-    graph = Graph(store, cut.shard_rows)
+    graph = Graph(store)
     generation = last_generation(store, graph)
     own_y = np.empty((len(positions), job.config.layout.n_components), np.float32)
     order = np.argsort(positions)
@@ -54,7 +54,6 @@ def collect(job: Job, part: str) -> None:
 def reach_block(job: Job, part: str) -> None:
     """Measure how far the rows nearest in the map are, those in one block; of the input, read their chunks alone."""
     store, block = job.run, number_of(part)
-    queries = store.read(AUDIT, audited(job, "queries"), "vectors", 0, TRUST_QUERIES)
     low_ids = store.read(STAGE, "queries", "map", 0, TRUST_QUERIES)
     reached = np.full(low_ids.shape, np.inf, np.float32)
     columns = columns_of(Table(store).positions(store, block), low_ids)
@@ -67,8 +66,9 @@ def reach_block(job: Job, part: str) -> None:
         some = job.input.read(first, min(stop, (int(chunk) + 1) * job.input.chunk_rows))
         x = job.place(some[needed + start - first])
         at = np.where(np.isin(columns, needed), np.searchsorted(needed, columns), -1)
-        for tile, d in tiles(job, queries, x):
-            fill(reached, at, tile, d)
+        for group, queries in query_groups(job, repairs_made(store), len(reached)):
+            for tile, d in tiles(job, queries, x):
+                fill(reached[group], at[group], tile, d)
     with store.part(STAGE, part) as out:
         out.write("reached", reached)
 
@@ -85,15 +85,14 @@ def join(job: Job, part: str) -> None:
 def rank_block(job: Job, part: str) -> None:
     """Count a block's rows that are nearer to a query than the rows nearest to it in the map."""
     store, block = job.run, number_of(part)
-    queries, own = (
-        store.read(AUDIT, audited(job, "queries"), name)[:TRUST_QUERIES] for name in ("vectors", "positions")
-    )
+    own = store.read(AUDIT, audited(job, "queries"), "positions", 0, TRUST_QUERIES)
     limits = store.read(STAGE, "limits", "limits")
     positions = Table(store).positions(store, block)
     x = job.rows(*job.geometry.block(block))
     counts = np.zeros(limits.shape, np.int64)
-    for tile, d in tiles(job, queries, x):
-        quality.count_nearer(d, positions[tile], own, limits, counts)
+    for some, queries in query_groups(job, repairs_made(store), len(own)):
+        for tile, d in tiles(job, queries, x):
+            quality.count_nearer(d, positions[tile], own[some], limits[some], counts[some])
     with store.part(STAGE, part) as out:
         out.write("counts", counts)
 

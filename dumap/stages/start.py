@@ -14,7 +14,7 @@ import numpy as np
 
 from dumap.errors import ConfigError
 from dumap.kernels import coarse, start, vectors
-from dumap.plan import coarse_rows, page_bytes
+from dumap.plan import axes_rows, coarse_rows, page_bytes
 from dumap.stages import Context, Job, descent, evenly, number_of, numbered, range_of, ranged, require_finite, total
 from dumap.stages.cells import Table
 from dumap.stages.graph import Graph
@@ -79,7 +79,7 @@ class Pass:
     """
 
     def __init__(self, job: Job, read: Callable[[int], np.ndarray]) -> None:
-        self.graph = Graph(job.run, job.geometry.shard_rows)
+        self.graph = Graph(job.run)
         room = job.config.task_memory // 4 // page_bytes(job.geometry.shard_rows, job.config.layout.n_components)
         self.page = lru_cache(maxsize=max(1, room))(read)
 
@@ -126,7 +126,7 @@ def labels_reader(job: Job, graph: Graph, number: int) -> Callable[[int], np.nda
 
 def spread_labels(job: Job, part: str, lowest: bool) -> None:
     """Take a group of shards' labels to the next pass: they spread, or rows that no seed reaches get some."""
-    graph = Graph(job.run, job.geometry.shard_rows)
+    graph = Graph(job.run)
     number, begin, end = Series.place(part)
     here, found, new, left = Pass(job, labels_reader(job, graph, number - 1)), [], 0, 0
     for shard in range(begin, end):
@@ -146,7 +146,7 @@ def spread_labels(job: Job, part: str, lowest: bool) -> None:
 
 def coarsen(job: Job, part: str) -> None:
     """Add up a shard's edges by the labels at their ends."""
-    graph, count = Graph(job.run, job.geometry.shard_rows), job.run.summary(STAGE, SEEDS)["count"]
+    graph, count = Graph(job.run), job.run.summary(STAGE, SEEDS)["count"]
     number, shard, _ = Series.place(part)
     here, (indptr, tails, weights) = Pass(job, labels_reader(job, graph, number)), graph.read(shard)
     labels = here.page(shard)
@@ -198,7 +198,7 @@ def solve(job: Job, part: str, names: list[str]) -> None:
 
 def smooth(job: Job, part: str, passes: int) -> None:
     """Take a group of shards' coordinates to the next pass; in the first, their labels after `passes` place rows."""
-    graph, series = Graph(job.run, job.geometry.shard_rows), smoothed(job.run)
+    graph, series = Graph(job.run), smoothed(job.run)
     number, begin, end = Series.place(part)
     if number > 1:
         here = Pass(job, lambda shard: series.read(number - 1, "y", *graph.shards.span(shard)))
@@ -255,7 +255,7 @@ def write_coordinates(job: Job, shard: int, first: int, y: np.ndarray) -> None:
 
 def stretch(job: Job, part: str) -> None:
     """Stretch a shard's coordinates after the last pass to the box."""
-    graph, shard = Graph(job.run, job.geometry.shard_rows), number_of(part)
+    graph, shard = Graph(job.run), number_of(part)
     span = graph.shards.span(shard)
     write_coordinates(job, shard, span[0], smoothed(job.run).read(SMOOTHINGS, "y", *span))
 
@@ -304,7 +304,7 @@ def spans_of(job: Job) -> list[tuple[int, int]]:
 def find_axes(job: Job, part: str) -> None:
     """Find the principal axes of the sample."""
     sample = vectors.partition_space(drawn(job), job.config.neighbors.metric)
-    mean, axes = start.principal_axes(sample, job.config.layout.n_components)
+    mean, axes = start.principal_axes(sample, job.config.layout.n_components, axes_rows(job.config))
     with job.run.part(STAGE, part) as out:
         out.write("mean", mean)
         out.write("axes", axes)
@@ -334,7 +334,7 @@ def given_rows(job: Job, low: int, high: int) -> np.ndarray:
 
 def place_span(job: Job, part: str) -> None:
     """Place a span of the input's rows, and sort them by position."""
-    graph, table = Graph(job.run, job.geometry.shard_rows), Table(job.run)
+    graph, table = Graph(job.run), Table(job.run)
     way = project_rows if job.config.start.init == "pca" else given_rows
     positions, y = [], []
     for block in range(*spans_of(job)[number_of(part)]):
@@ -351,7 +351,7 @@ def place_span(job: Job, part: str) -> None:
 
 def collect(job: Job, part: str) -> None:
     """Collect a group of shards' places from all spans, and stretch them to the box."""
-    graph, (begin, end) = Graph(job.run, job.geometry.shard_rows), range_of(part)
+    graph, (begin, end) = Graph(job.run), range_of(part)
     base = int(graph.shards.offsets[begin])
     y = np.empty((int(graph.shards.offsets[end]) - base, job.config.layout.n_components))
     for name in numbered("span", len(spans_of(job))):
@@ -381,7 +381,7 @@ def placed_start(context: Context, graph: Graph) -> None:
 
 def scatter(job: Job, part: str) -> None:
     """Place a shard's rows evenly in the box."""
-    first, stop = Graph(job.run, job.geometry.shard_rows).shards.span(number_of(part))
+    first, stop = Graph(job.run).shards.span(number_of(part))
     y = start.random_box(job.config.seed, np.arange(first, stop), job.config.layout.n_components)
     with job.run.part(STAGE, part) as out:
         out.write("y", y.astype(np.float32))
@@ -397,7 +397,7 @@ def random_start(context: Context, graph: Graph) -> None:
 
 def run(context: Context) -> dict:
     """Place every row; return how."""
-    init, graph = context.config.start.init, Graph(context.run, context.geometry.shard_rows)
+    init, graph = context.config.start.init, Graph(context.run)
     wanted = {BOX, *numbered("coordinates", len(graph.shards))}
     if not wanted <= set(context.run.committed(STAGE)):
         ways = {"spectral": spectral_start, "random": random_start}

@@ -63,7 +63,7 @@ def artifacts(output: str) -> dict[str, str]:
     from dumap.store import Run
 
     run = Run(output, read_only=True)
-    lists, graph = Lists(run), Graph(run, run.attributes["parameters"]["graph"]["shard_rows"])
+    lists, graph = Lists(run), Graph(run)
     shards = range(len(graph.shards))
     starts = Starts(run, len(shards))
     return {

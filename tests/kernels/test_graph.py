@@ -208,3 +208,37 @@ def test_places_beyond_32_bits():
     places = np.array([4, 5, 2_000_000_004, 2_000_000_005, 4_999_999_998, 4_999_999_999, 6_999_999_998, 6_999_999_999])
     wanted = [4, 5, 5, 6, 2_999_999_999, 3_000_000_000, 3_000_000_000, 3_000_000_001]
     assert graph.rows_at(places, repeated, times.astype(np.int32)).tolist() == wanted
+
+
+# shards of a bounded number of edges ----------------------------------------------------------------
+
+
+@given(
+    st.lists(st.integers(0, 50_000), min_size=1, max_size=60),
+    st.integers(1, graph.GRAIN_ROWS),
+    st.integers(2, 30),
+    st.integers(1, 8),
+    st.integers(1, 10**6),
+)
+def test_shards_have_no_more_rows_and_edges_than_they_may(into, last, k, most, most_edges):
+    rows, most = (len(into) - 1) * graph.GRAIN_ROWS + last, most * graph.GRAIN_ROWS
+    offsets = graph.cut_shards(np.array(into), rows, k, most, most_edges)
+    assert offsets[0] == 0
+    assert offsets[-1] == rows
+    assert (offsets[:-1] % graph.GRAIN_ROWS == 0).all()
+    sizes, ends = np.diff(offsets), np.cumsum([0, *into])
+    assert (sizes > 0).all()
+    assert (sizes <= most).all()
+    grains = -(-offsets // graph.GRAIN_ROWS)
+    edges = ends[grains[1:]] - ends[grains[:-1]] + k * sizes
+    assert ((edges <= most_edges) | (sizes <= graph.GRAIN_ROWS)).all(), "but for a single grain"
+    for this, following in pairwise(range(len(sizes))):
+        more = int(into[grains[following]]) + k * int(min(graph.GRAIN_ROWS, rows - offsets[following]))
+        grown = sizes[this] + min(graph.GRAIN_ROWS, rows - offsets[following])
+        assert edges[this] + more > most_edges or grown > most, "as full as may be"
+
+
+def test_shards_are_even_where_no_row_is_listed_by_many():
+    into = np.full(200, 15 * graph.GRAIN_ROWS)
+    offsets = graph.cut_shards(into, 200 * graph.GRAIN_ROWS - 7, 15, 65_536, int(2.5 * 15 * 65_536))
+    assert np.array_equal(offsets[:-1], np.arange(len(offsets) - 1) * 65_536)

@@ -161,6 +161,18 @@ def test_random_coordinates_belong_to_rows():
     assert abs(np.corrcoef(box.T)[0, 1]) < 0.1
 
 
+def test_principal_axes_of_many_dims_are_found_from_the_products_of_rows():
+    rng = np.random.default_rng(0)
+    x = (rng.normal(size=(40, 3)) * [9, 5, 2] @ rng.normal(size=(3, 400)) + 7).astype(np.float32)
+    mean, axes = start.principal_axes(x, 3)
+    other_mean, other = start.principal_axes(x, 3, most=320)
+    np.testing.assert_array_equal(mean, other_mean)
+    np.testing.assert_allclose(other, axes, atol=1e-5)
+    flat = start.principal_axes(np.ones((5, 400), np.float32), 8, most=200)[1]
+    assert flat.shape == (400, 8)
+    assert np.isfinite(flat).all()
+
+
 def test_principal_axes_are_those_of_the_sample():
     x = np.random.default_rng(0).normal(2, [5, 3, 2, 1, 0.5], (5000, 5)).astype(np.float32)
     mean, axes = start.principal_axes(x, 3)
