@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import Notes, slowly, unmark
 from scipy.spatial.distance import cdist
 
 from dumap import pipeline
 from dumap.kernels import hashing
-from dumap.pipeline import Silent
 from dumap.plan import repair_row_bytes
 from dumap.stages import Job
 from dumap.stages.cells import Table
@@ -25,16 +25,6 @@ K = 14
 SEAMED = {"cells.max_rows": 300, "cells.max_copies": 2, "quality.queries": 600}
 """Small cells that hardly spill: their seams lose a tenth of the neighbours."""
 REPAIRED = {**SEAMED, "neighbors.recall_target": 1.0, "neighbors.max_repairs": 2}
-
-
-class Notes(Silent):
-    """Keeps what is said."""
-
-    def __init__(self):
-        self.said = []
-
-    def note(self, message):
-        self.said.append(message)
 
 
 @pytest.fixture(scope="module")
@@ -192,7 +182,7 @@ def test_a_target_out_of_reach_is_noted(configure, client, digits):
     status = run(config, client=client, observer=notes)
     facts = next(stage["facts"] for stage in status["stages"] if stage["name"] == "audit")
     assert facts["gained"] == [0]
-    (said,) = [note for note in notes.said if note.startswith("audit: ")]
+    (said,) = [note for note in notes.notes if note.startswith("audit: ")]
     assert f"recall {facts['recall']:.3f}" in said
     assert "neighbors.recall_target = 1.0 after 1 repairs, the last of which found nothing" in said
     assert "cells.max_copies or neighbors.max_repairs" in said
@@ -240,17 +230,14 @@ LOST = {
 }
 
 
-@pytest.mark.parametrize(
-    "what", [what if what == "some lists" else pytest.param(what, marks=pytest.mark.slow) for what in LOST]
-)
+@pytest.mark.parametrize("what", slowly(LOST, "some lists"))
 def test_what_is_lost_is_made_again(copied, client, repaired, what):
     config = copied.config
     manifests = Path(config.output, "manifests")
     for pattern in LOST[what]:
         for path in manifests.glob(f"audit/{pattern}.json"):
             path.unlink()
-    for stage in pipeline.STAGES[pipeline.STAGES.index("audit") :]:
-        (manifests / "run" / f"{stage}.json").unlink()
+    unmark(config.output, pipeline.STAGES[pipeline.STAGES.index("audit") :])
     assert run(config, client=client)["state"] == "done"
     assert lists_of(config.output) == lists_of(repaired.output)
     left = {name.split("-")[0] for name in Run(config.output, read_only=True).committed("audit")}

@@ -17,6 +17,7 @@ import dask
 import psutil
 import pytest
 from distributed import Client, LocalCluster, Security, get_client, get_worker, worker_client
+from helpers import Notes
 
 from dumap.config import ClusterConfig
 from dumap.engine import connect as engine
@@ -163,7 +164,7 @@ def test_workers_beside_another_cluster_are_refused(cluster, given):
 
 
 def test_a_client_that_is_given_wins_and_it_is_said(cluster):
-    noting = Noting()
+    noting = Notes()
     with Client(cluster) as client, connect(settings(workers=2), client, noting) as executor:
         assert executor.client is client
     assert noting.notes == ["cluster.workers = 2: left aside, the client that is given has workers of its own"]
@@ -308,20 +309,10 @@ def descendants() -> set[int]:
     return {process.pid for process in psutil.Process().children(recursive=True)}
 
 
-class Noting(Silent):
-    """Keeps notes."""
-
-    def __init__(self):
-        self.notes = []
-
-    def note(self, message):
-        self.notes.append(message)
-
-
 @pytest.mark.parametrize("error", [ZeroDivisionError, KeyboardInterrupt])
 def test_an_embedded_cluster_leaves_nothing_behind(tmp_path, error):
     before, levels = descendants(), {name: logging.getLogger(name).level for name in ("distributed", "tornado")}
-    noting, pids = Noting(), {}
+    noting, pids = Notes(), {}
 
     def failing():
         with connect(settings(workers=2, memory_limit=GIB), None, noting) as executor:

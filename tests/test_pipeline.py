@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zarr
+from helpers import Notes, slowly
 from pyarrow import parquet
 from scipy import sparse
 from scipy.spatial.distance import cdist
@@ -24,11 +25,6 @@ from dumap.submit import run
 
 K = 14
 """Neighbours of a row, itself not counted, by default."""
-
-
-def slowly(values, *quick):
-    """Mark as slow all values but the quick ones."""
-    return [value if value in quick else pytest.param(value, marks=pytest.mark.slow) for value in values]
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +131,7 @@ def test_exported_neighbors_are_the_inputs_rows(whole, digits):
 
 @pytest.mark.parametrize(
     ("mix", "connectivity"),
-    [(1.0, 1.0), *(pytest.param(*p, marks=pytest.mark.slow) for p in ((0.25, 1.0), (1.0, 2.5)))],
+    slowly([(1.0, 1.0), (0.25, 1.0), (1.0, 2.5)], (1.0, 1.0)),
 )
 def test_exported_graph_is_umap_learns(embed, few, mix, connectivity):
     from umap.umap_ import fuzzy_simplicial_set
@@ -799,15 +795,9 @@ def test_empty_slots_are_told(configure, client, inspect, few):
     from dumap import pipeline
     from dumap.store import Run
 
-    notes = []
-
-    class Listener(pipeline.Silent):
-        def note(self, message: str) -> None:
-            notes.append(message)
-
-    config = configure(few)
-    pipeline.run(config, client=client, observer=Listener())
-    assert not any("slots" in note for note in notes)
+    config, listening = configure(few), Notes()
+    pipeline.run(config, client=client, observer=listening)
+    assert not any("slots" in note for note in listening.notes)
     store = Run(config.output)
     lists = {name: store.read("neighbors", "merged-00000", name) for name in ("indices", "distances")}
     facts = store.summary("neighbors", "merged-00000")
@@ -821,8 +811,8 @@ def test_empty_slots_are_told(configure, client, inspect, few):
         for part in [*store.committed(stage)]:
             store.forget(stage, part)
         store.forget("run", stage)
-    pipeline.run(config, client=client, observer=Listener())
+    pipeline.run(config, client=client, observer=listening)
     done = inspect(config.output)
     assert done.facts("graph")["missing"] == 22
-    assert any("22 slots of the neighbors' lists are empty; 0 of 1 components" in note for note in notes)
+    assert any("22 slots of the neighbors' lists are empty; 0 of 1 components" in note for note in listening.notes)
     assert np.isfinite(done.y).all()

@@ -4,23 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from helpers import Notes
 from sklearn.neighbors import NearestNeighbors
 
 from dumap.errors import InputError
-from dumap.pipeline import Silent, run
+from dumap.pipeline import run
 from dumap.store import Run
 
 SHORT = {"neighbors.n_neighbors": 6, "layout.n_epochs": 5, "quality.queries": 100}
-
-
-class Notes(Silent):
-    """Keeps the notes."""
-
-    def __init__(self) -> None:
-        self.said: list[str] = []
-
-    def note(self, message: str) -> None:
-        self.said.append(message)
 
 
 def orchard(rows: int = 400) -> np.ndarray:
@@ -87,7 +78,7 @@ def test_rows_that_fall_together_all_the_same_are_counted(configure, client, ins
     assert facts["duplicates"] == 0
     assert facts["centred"] == (metric == "euclidean")
     assert 150 < facts["merged"] < 400, "0 and -0 are no different rows"
-    assert [note for note in notes.said if f"{facts['merged']} rows of float64 differ" in note and "float32" in note]
+    assert [note for note in notes.notes if f"{facts['merged']} rows of float64 differ" in note and "float32" in note]
 
 
 @pytest.fixture(scope="module")

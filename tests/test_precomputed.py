@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import zarr
+from helpers import slowly, uncommit
 from scipy import sparse
 from sklearn.neighbors import NearestNeighbors
 
@@ -24,11 +25,6 @@ from dumap.submit import run
 
 K = 14
 """Neighbours of a row, itself not counted, by default."""
-
-
-def slowly(values, *quick):
-    """Mark as slow all values but the quick ones."""
-    return [value if value in quick else pytest.param(value, marks=pytest.mark.slow) for value in values]
 
 
 CUT = {"task_memory": 2**20}
@@ -104,14 +100,6 @@ def again(taken, configure, data, graph, fresh):
         return configure(data, {**CUT, "quality.queries": 50, "neighbors.precomputed": path, "output": output})
 
     return copy
-
-
-def uncommit(output: str, stages: tuple[str, ...]) -> None:
-    """Forget all of some stages."""
-    manifests = Path(output, "manifests")
-    for stage in stages:
-        shutil.rmtree(manifests / stage)
-        (manifests / "run" / f"{stage}.json").unlink()
 
 
 def ordered(indices: np.ndarray, distances: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

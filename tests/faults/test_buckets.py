@@ -11,10 +11,11 @@ import yaml
 import zarr
 from distributed import Client, LocalCluster
 from faults.harness import WORDS, Fleet, until
+from helpers import AsBegins, slowly
 
 from dumap.config import load
 from dumap.errors import DamageError, StorageError
-from dumap.pipeline import Silent, clean, verify
+from dumap.pipeline import clean, verify
 from dumap.store import MANIFESTS, Run, manifest_key, probe, shards
 from dumap.store import lock as lock_module
 from dumap.store import objects as objects_module
@@ -182,17 +183,6 @@ def test_no_secret_is_told(done, near):
     assert [where for where, what in told.items() if KEY in what or SECRET in what or KEY[6:] in what] == []
 
 
-class Until(Silent):
-    """Does something as a stage begins."""
-
-    def __init__(self, stage, action) -> None:
-        self.stage, self.action = stage, action
-
-    def started(self, stage, projected_bytes):
-        if stage == self.stage:
-            self.action()
-
-
 @pytest.mark.fault(6)
 @pytest.mark.slow
 def test_a_run_in_a_bucket_goes_on_after_a_kill(proxy, near, fresh, expected):
@@ -223,7 +213,7 @@ def test_a_server_that_goes_ends_the_run_in_bounded_time(proxy, near, expected):
 
     began = time.monotonic()
     with pytest.raises(StorageError) as caught:
-        run(config, client=near, observer=Until("graph", go))
+        run(config, client=near, observer=AsBegins("graph", go))
     assert time.monotonic() - began < 240
     assert "s3://data/gone.zarr" in str(caught.value)
     told(str(caught.value))
@@ -407,7 +397,7 @@ BAD = {
 
 
 @pytest.mark.fault(16)
-@pytest.mark.parametrize("bad", [b if b != "no server" else pytest.param(b, marks=pytest.mark.slow) for b in BAD])
+@pytest.mark.parametrize("bad", slowly(BAD, *(bad for bad in BAD if bad != "no server")))
 @pytest.mark.parametrize("place", ["input", "output"])
 def test_a_bucket_out_of_reach_is_said(proxy, client, cli, data, fresh, monkeypatch, quick, place, bad):
     for name, value in BAD[bad].items():

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from distributed import Client, worker_client
 from faults.harness import ROUNDS, SECONDS, all_kept, commits, fleet, results, until
+from helpers import Notes
 
 import dumap
 from dumap.errors import ClusterError
@@ -189,19 +190,6 @@ UNFIT = {
 }
 
 
-class Noting(Silent):
-    """Keeps what is noted."""
-
-    def __init__(self):
-        self.notes = []
-
-    def note(self, message):
-        self.notes.append(message)
-
-    def left_out(self):
-        return [note for note in self.notes if "is left out" in note]
-
-
 @pytest.fixture
 def unfit(fresh):
     """Return the environment of a worker that is unfit in some way."""
@@ -225,9 +213,9 @@ def test_a_worker_that_cannot_do_the_work_is_left_out(nannied, prepare, expected
     (process,) = nannied.start_workers(1, **unfit(kind))
     try:
         nannied.ready(3)
-        config, noting = prepare(), Noting()
+        config, noting = prepare(), Notes()
         assert run(config, client=nannied.client, observer=noting)["state"] == "done"
-        (note,) = noting.left_out()
+        (note,) = [note for note in noting.notes if "is left out" in note]
         assert re.search(SAID[kind], note)
         assert results(config.output) == expected
     finally:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from faults.harness import WORDS, results
+from helpers import slowly, uncommit
 from zarr.codecs import Crc32cCodec
 
 from dumap.pipeline import STAGES, status, verify
@@ -74,33 +74,24 @@ PLACES = {
 }
 
 
-def forget(output: str, stages: tuple[str, ...]) -> None:
-    """Undo the commits of some stages."""
-    for stage in stages:
-        shutil.rmtree(Path(output, "manifests", stage))
-        Path(output, "manifests", "run", f"{stage}.json").unlink()
-
-
 @pytest.mark.fault(13)
 @pytest.mark.parametrize(
     "place",
-    [p if p in ("neighbors", "layout") else pytest.param(p, marks=pytest.mark.slow) for p in PLACES],
+    slowly(PLACES, "neighbors", "layout"),
 )
 def test_repaired_damage_gives_the_same_bytes(cli, client, own, expected, place):
     """The stages after it are made again too, so that what is repaired is seen to be as it was."""
     stage = place.split()[0]
     flip(Path(own.output, objects(own.output, stage, PLACES[place])[0]))
     assert cli("verify", own.output).code == 1
-    forget(own.output, STAGES[STAGES.index(stage) + 1 :])
+    uncommit(own.output, STAGES[STAGES.index(stage) + 1 :])
     assert run(own, client=client)["state"] == "done"
     assert verify(own.output) == []
     assert results(own.output) == expected
 
 
 @pytest.mark.fault(13)
-@pytest.mark.parametrize(
-    "place", [*(pytest.param(p, marks=pytest.mark.slow) for p in ("neighbors", "embedding")), "layout"]
-)
+@pytest.mark.parametrize("place", slowly(["neighbors", "embedding", "layout"], "layout"))
 def test_repair_alone_makes_a_finished_run_whole(cli, client, own, expected, place):
     key = objects(own.output, place, PLACES[place])[0]
     flip(Path(own.output, key))
@@ -138,7 +129,7 @@ def test_verify_covers_all_that_the_results_need(own, name):
 def test_damage_met_on_the_way_is_made_again(cli, client, own, expected):
     """Never fill values: a lost object of a stage that is read again is said, and its part made anew."""
     Path(own.output, lost := objects(own.output, "graph", "united-")[0]).unlink()
-    forget(own.output, ("start", "layout", "embedding", "quality"))
+    uncommit(own.output, ("start", "layout", "embedding", "quality"))
     address = ("--scheduler", client.scheduler.address)
     outcome = cli("run", "--input", own.input.path, "--output", own.output, *WORDS, *address)
     assert outcome.code == 0, outcome.err
@@ -224,7 +215,7 @@ TOLD = ("run", "results", "input")
 
 
 @pytest.mark.fault(13, 14)
-@pytest.mark.parametrize("kind", [k if k == "deleted" else pytest.param(k, marks=pytest.mark.slow) for k in DAMAGE])
+@pytest.mark.parametrize("kind", slowly(DAMAGE, "deleted"))
 @pytest.mark.parametrize(
     "key",
     [*("zarr.json", "embedding/zarr.json", "embedding/c/0/0"), *(f"{MANIFESTS}/identity/{n}.json" for n in TOLD)],
@@ -304,7 +295,7 @@ def test_what_is_left_over_does_not_count(cli, client, own, littered, expected, 
     assert status(own.output)["state"] == "done"
     assert run(own, client=client)["state"] == "done"
     assert contents(own.output) == before
-    forget(own.output, STAGES[1:])
+    uncommit(own.output, STAGES[1:])
     assert run(own, client=client)["state"] == "done"
     assert results(own.output) == expected
     assert verify(own.output) == []

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from faults.harness import ROUNDS, Fleet, all_kept, commits, results, until
+from helpers import slowly
 
 from dumap.pipeline import Silent, status, verify
 from dumap.submit import run
@@ -44,9 +45,7 @@ AT = {
 
 
 @pytest.mark.fault(6)
-@pytest.mark.parametrize(
-    "at", [at if at == "a round is cleaned up" else pytest.param(at, marks=pytest.mark.slow) for at in AT]
-)
+@pytest.mark.parametrize("at", slowly(AT, "a round is cleaned up"))
 def test_a_killed_driver_loses_no_commit(nannied, prepare, expected, at):
     point, stage, part, settings = AT[at]
     config = prepare({**settings, "cluster.scheduler": nannied.address})

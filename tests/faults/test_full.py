@@ -14,10 +14,11 @@ from pathlib import Path
 
 import pytest
 from faults.harness import WORDS, Fleet, all_kept, commits, results
+from helpers import AsBegins, unmark
 from skips import MOUNTING
 
 from dumap.errors import BudgetError, StorageError
-from dumap.pipeline import Silent, plan, verify
+from dumap.pipeline import STAGES, Silent, plan, verify
 from dumap.plan import make_plan
 from dumap.store import Run
 from dumap.store import lock as module
@@ -75,20 +76,6 @@ def disk(fresh):
         yield own
 
 
-class Filling(Silent):
-    """Fills the disk as a stage begins."""
-
-    def __init__(self, disk: Disk, stage: str, spare: int) -> None:
-        self.disk, self.stage, self.spare, self.notes = disk, stage, spare, []
-
-    def started(self, stage, projected_bytes):
-        if stage == self.stage:
-            self.disk.fill(self.spare)
-
-    def note(self, message):
-        self.notes.append(message)
-
-
 @pytest.fixture
 def brief(monkeypatch):
     """Let locks lapse soon: one that could not be released for want of room is this process's, which lives."""
@@ -111,7 +98,7 @@ def test_a_full_output_keeps_what_is_committed(prepare, client, disk, expected, 
     config = prepare()
     config = config.model_copy(update={"output": f"{disk.path}/run.zarr"})
     with pytest.raises(StorageError, match="no space is left: make room, then the same command goes on") as caught:
-        run(config, client=client, observer=Filling(disk, stage, spare))
+        run(config, client=client, observer=AsBegins(stage, lambda: disk.fill(spare)))
     assert caught.value.exit_code == 6
     assert disk.path in str(caught.value)
     assert "the same command goes on from there" in "".join(caught.value.__notes__)
@@ -189,6 +176,7 @@ class Emptying(Silent):
 
 
 @pytest.mark.fault(15)
+@needs_disk
 @pytest.mark.parametrize("stage", ["layout", "quality"])
 def test_a_resume_needs_room_for_the_rest_alone(prepare, client, disk, expected, stage, cli):
     config = prepare().model_copy(update={"output": f"{disk.path}/run.zarr"})
@@ -225,8 +213,7 @@ def test_a_read_only_output_is_refused_before_anything_is_computed(prepare, clie
     config = prepare()
     begun = f"{disk.path}/begun.zarr"
     shutil.copytree(clean.output, begun)
-    for manifest in Path(begun, "manifests", "run").glob("*.json"):
-        manifest.unlink()
+    unmark(begun, STAGES)
     disk.do("mount", "-o", "remount,ro")
     before = contents(disk.path)
     for output in (f"{disk.path}/run.zarr", begun):

@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 import zarr
+from helpers import slowly
 
 from dumap.config import build
 from dumap.errors import ConfigError, InputError
@@ -21,15 +22,6 @@ from dumap.stages.vectors import ISOLATED, ZERO
 from dumap.store import Run
 
 TINY = {"neighbors.n_neighbors": 4, "layout.n_epochs": 5}
-
-
-def slowly(values: list, *quick: object) -> list:
-    """Mark as slow all values but the quick ones; a tuple stands for several arguments."""
-    as_arguments = [value if isinstance(value, tuple) else (value,) for value in values]
-    return [
-        pytest.param(*own, marks=() if value in quick else pytest.mark.slow)
-        for value, own in zip(values, as_arguments, strict=True)
-    ]
 
 
 def noise(rows: int, dims: int = 4, seed: int = 0) -> np.ndarray:

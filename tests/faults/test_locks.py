@@ -18,10 +18,11 @@ import psutil
 import pytest
 import yaml
 from faults.harness import SECONDS, WORDS, Fleet, all_kept, commits, results, until
+from helpers import Notes
 
 from dumap.engine.cluster import Executor
 from dumap.errors import LockError
-from dumap.pipeline import Silent, plan, verify
+from dumap.pipeline import plan, verify
 from dumap.stages import Job
 from dumap.store import Lock, Run
 from dumap.store import lock as module
@@ -56,16 +57,6 @@ def held(output: str, term: int = 1) -> dict:
     """Return what a term's lock says; nothing where there is none."""
     path = Path(output, lock_key(term))
     return (unseal(path.read_bytes()) or {}) if path.exists() else {}
-
-
-class Noting(Silent):
-    """Keeps what a person is told."""
-
-    def __init__(self) -> None:
-        self.notes = []
-
-    def note(self, message):
-        self.notes.append(message)
 
 
 # asked to end ------------------------------------------------------------------------------------
@@ -116,7 +107,7 @@ def test_a_driver_asked_to_end_lets_go(drivers, prepare, client, expected, momen
     if MOMENTS[moment]:  # of a cluster that is half there, Dask says so itself
         assert "Traceback" not in driver.said
         assert held(config.output)["released"]
-    before, watching = commits(config.output), Noting()
+    before, watching = commits(config.output), Notes()
     assert run(config, client=client, observer=watching)["state"] == "done"
     assert not any("held by" in note for note in watching.notes), watching.notes
     assert all_kept(before, config.output)
@@ -321,7 +312,7 @@ def test_a_stopped_driver_is_taken_over_and_cannot_commit(
     until(lambda: psutil.Process(first.pid).status() == psutil.STATUS_STOPPED, "its stop")
     monkeypatch.setattr(module, "BEAT", 0.2)
     monkeypatch.setattr(module, "LEASE", 2.0)
-    before, watching = commits(config.output), Noting()
+    before, watching = commits(config.output), Notes()
     assert run(config, client=client, observer=watching)["state"] == "done"
     (taking,) = [note for note in watching.notes if "taking over" in note]
     assert f"process {first.pid} on" in taking

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import zarr
 from faults.harness import SETTINGS, WORDS, results
+from helpers import unmark
 
 from dumap.engine import connect, worker
 from dumap.submit import run
@@ -94,8 +95,7 @@ def test_workers_of_other_kinds_are_refused_unless_forced(
 
     config = configure(data, SETTINGS)
     shutil.copytree(clean.output, config.output)
-    for stage in ("embedding", "quality"):
-        Path(config.output, "manifests", "run", f"{stage}.json").unlink()
+    unmark(config.output, ("embedding", "quality"))
     before = {p: p.read_bytes() for p in Path(config.output, "manifests").rglob("*.json")}
     with monkeypatch.context() as elsewhere:
         elsewhere.setattr(Executor, what, {**worker.versions(), **other} if isinstance(other, dict) else other)

@@ -13,6 +13,7 @@ import numcodecs.pickles
 import numpy as np
 import pytest
 import zarr
+from helpers import slowly
 
 from dumap import pipeline, store
 from dumap.config import FrozenDict, build, load
@@ -326,9 +327,7 @@ def test_the_arrays_name_leads_nowhere_else(tmp_path, array):
             Input(str(tmp_path / "in.zarr"), name)
 
 
-@pytest.mark.parametrize(
-    "kind", ["object", "text", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("complex", "huge", "flat"))]
-)
+@pytest.mark.parametrize("kind", slowly(["object", "text", "complex", "huge", "flat"], "object", "text"))
 def test_a_start_that_is_no_coordinates_is_refused(embed, fresh, mark, kind):
     values = {
         "object": np.array([[Bomb(mark), 1]] * 40, object),

@@ -16,6 +16,7 @@ import numpy as np
 import psutil
 import pytest
 from faults.harness import ROUNDS, SECONDS, SETTINGS, commits, fleet, results, until
+from helpers import uncommit
 from numba.core.registry import CPUDispatcher
 
 import dumap.kernels
@@ -235,8 +236,7 @@ def test_a_worker_that_comes_back_too_late_changes_nothing(watched, prepare, exp
         until(lambda p=pid, n=name: faults.happened(n) == [p] or not ended[p].members(), "the late writes")
     assert commits(config.output) == before
     assert verify(config.output) == []
-    shutil.rmtree(Path(config.output, "manifests", "embedding"))
-    Path(config.output, "manifests", "run", "embedding.json").unlink()
+    uncommit(config.output, ["embedding"])
     assert run(config, client=watched.client)["state"] == "done"
     assert results(config.output) == expected
     until(lambda: not any(p.members() for p in watched.workers if p.pid in stopped), "an end of those given up")
@@ -388,9 +388,9 @@ def test_nothing_grows_over_500_rounds(fresh, prepare):
     assert first.keys() == last.keys()
     for who, before in first.items():
         for what, amount in before.items():
-            spare = 8 * 2**20 if what == "memory" else 4
-            grown = last[who][what] - amount
-            assert grown <= spare, f"{what} of {who}: {amount}, {middle[who][what]}, {last[who][what]}"
+            amounts = amount, middle[who][what], last[who][what]
+            grown = min(np.diff(amounts))  # what is taken once is not taken in both halves
+            assert grown <= (4 * 2**20 if what == "memory" else 2), f"{what} of {who}: {amounts}"
     left = [p.name for p in Path(config.output, "layout").iterdir()]
     assert len(left) <= 2, "checkpoints were left"
 

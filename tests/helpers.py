@@ -1,0 +1,52 @@
+"""What tests share that is no fixture: marks, observers, and ways to undo what a run has committed."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dumap.pipeline import Silent
+
+
+def slowly(values: Iterable[Any], *quick: Any) -> list:
+    """Mark as slow all values of a parameter but the quick ones; a tuple stands for several parameters."""
+    several = [(value, value if isinstance(value, tuple) else (value,)) for value in values]
+    return [pytest.param(*given, marks=() if value in quick else pytest.mark.slow) for value, given in several]
+
+
+class Notes(Silent):
+    """Keeps what a person is told."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, message: str) -> None:
+        self.notes.append(message)
+
+
+class AsBegins(Silent):
+    """Does something as a stage begins."""
+
+    def __init__(self, stage: str, action: Callable[[], object]) -> None:
+        self.stage, self.action = stage, action
+
+    def started(self, stage: str, projected_bytes: int) -> None:
+        if stage == self.stage:
+            self.action()
+
+
+def unmark(output: str, stages: Iterable[str]) -> None:
+    """Undo that stages are done; their parts stay."""
+    for stage in stages:
+        Path(output, "manifests", "run", f"{stage}.json").unlink()
+
+
+def uncommit(output: str, stages: Iterable[str]) -> None:
+    """Undo all commits of some stages."""
+    unmark(output, stages)
+    for stage in stages:
+        shutil.rmtree(Path(output, "manifests", stage))
