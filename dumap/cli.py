@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import signal
 import sys
@@ -12,6 +11,7 @@ import click
 
 import dumap
 from dumap.errors import DumapError, Terminated
+from dumap.figures import to_json, told
 
 if TYPE_CHECKING:
     from dumap.config import Config
@@ -84,7 +84,7 @@ def plan(as_json: bool, **options: Any) -> None:
     projected = pipeline.plan(config)
     chosen = choose(config.cluster, projected)
     if as_json:
-        click.echo(json.dumps({**projected.as_dict(), "engine": chosen.name}))
+        click.echo(to_json({**projected.as_dict(), "engine": chosen.name}))
     else:
         click.echo(f"{pipeline.describe(projected)}\nengine {chosen.name}: {chosen.why}")
 
@@ -102,7 +102,7 @@ def run(as_json: bool, force: bool, **options: Any) -> None:
     with observer() as watching:
         result = pipeline.run(config, observer=watching, force=force)
     if as_json:
-        click.echo(json.dumps(result))
+        click.echo(to_json(result))
     else:
         click.echo(f"done: {result['output']}, arrays 'embedding' and 'status'")
 
@@ -117,7 +117,7 @@ def status(run: str, as_json: bool) -> None:
 
     found = pipeline.status(run)
     if as_json:
-        click.echo(json.dumps(found))
+        click.echo(to_json(found))
         return
     click.echo(f"{found['output']}: {found['state']}")
     if (driver := found["driver"]) is not None:
@@ -134,11 +134,11 @@ def status(run: str, as_json: bool) -> None:
                 f"{stage['seconds']:.1f}",
                 *(format_bytes(stage[k]) for k in ("projected_bytes", "peak_bytes")),
             ]
-        told = " ".join([f"{numbers[0]:>8}", *(f"{number:>10}" for number in numbers[1:])])
-        click.echo(f"{stage['name']:<10} {stage['state']:<8} {done:>13} {told}")
+        line = " ".join([f"{numbers[0]:>8}", *(f"{number:>10}" for number in numbers[1:])])
+        click.echo(f"{stage['name']:<10} {stage['state']:<8} {done:>13} {line}")
     facts = [fact for stage in found["stages"] if stage["name"] in SHOWN for fact in stage["facts"].items()]
     for name, value in dict(facts).items():
-        click.echo(f"  {name}: {value:.4f}" if isinstance(value, float) else f"  {name}: {value}")
+        click.echo(f"  {name}: {told(value, '.4f')}")
 
 
 @cli.command()
@@ -165,7 +165,7 @@ def verify(run: str, dry_run: bool, as_json: bool) -> None:
 
     keys = [key for _, _, key in pipeline.verify(run, _say, mend=not dry_run)]
     if as_json:
-        click.echo(json.dumps({"output": run, "damaged": keys}))
+        click.echo(to_json({"output": run, "damaged": keys}))
     else:
         for key in keys:
             click.echo(f"damaged: {key}")
@@ -183,7 +183,7 @@ def clean(run: str, dry_run: bool, as_json: bool) -> None:
 
     unnamed, others = pipeline.clean(run, _say, dry_run)
     if as_json:
-        click.echo(json.dumps({"output": run, "unnamed": unnamed, "removed": not dry_run, "left": others}))
+        click.echo(to_json({"output": run, "unnamed": unnamed, "removed": not dry_run, "left": others}))
     else:
         for key in unnamed:
             click.echo(f"{'not named' if dry_run else 'removed'}: {key}")

@@ -12,13 +12,14 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 from dumap.config import format_bytes
 from dumap.engine import Observer
+from dumap.figures import told
 
 LOG_SECONDS = 10.0
 """A log gets a line of progress at most this often."""
 
 
 def _closing(stage: str, seconds: float, projected_bytes: int, peak_bytes: int, facts: dict) -> str:
-    figures = ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in facts.items())
+    figures = ", ".join(f"{k} {told(v, '.4g')}" for k, v in facts.items())
     peak = f"peak {format_bytes(peak_bytes)} of {format_bytes(projected_bytes)} projected"
     return f"{stage}: done in {seconds:.1f} s, {peak}; {figures}"
 

@@ -76,8 +76,9 @@ def _connected(matrix: sparse.csr_matrix, n_components: int, seed: int) -> tuple
     scale = 1.0 / np.sqrt(np.maximum(degree, 1e-300))
     normal = sparse.diags(scale) @ matrix @ sparse.diags(scale)
     k = n_components + 1 + SPARE
-    residual = 0.0
+    residual = np.inf
     if size <= max(4 * k, 64):
+        residual = 0.0
         values, vectors = np.linalg.eigh(normal.toarray())
         vectors = vectors[:, ::-1][:, :k]
     else:
@@ -171,7 +172,7 @@ def spectral(
         In the box [0, SPAN]; not a number where a label has no rows.
     components : int
     residual : float
-        The greatest |A v - lambda v| of the eigenvectors.
+        The greatest |A v - lambda v| of the eigenvectors; infinite where a component has none.
     """
     filled = np.flatnonzero(sizes)
     components, member = connected_components(matrix[filled][:, filled], directed=False)

@@ -108,10 +108,11 @@ def overlap(found: np.ndarray, exact: np.ndarray) -> np.ndarray:
     return (found[:, :, None] == exact[:, None, :]).any(axis=1).mean(axis=1)
 
 
-def trustworthiness(ranks: np.ndarray, rows: int) -> float:
+def trustworthiness(ranks: np.ndarray, rows: int) -> float | None:
     """Return the trustworthiness of maps whose nearest rows have these ranks among all rows.
 
-    Venna and Kaski (2001), over sampled rows.
+    Venna and Kaski (2001), over sampled rows; None where it is not defined: of no rows, or where k is not below half of
+    all, as in scikit-learn.
 
     Parameters
     ----------
@@ -119,6 +120,8 @@ def trustworthiness(ranks: np.ndarray, rows: int) -> float:
         1 for the nearest.
     rows : int
     """
-    k = ranks.shape[1]
+    queries, k = ranks.shape
+    if not queries or not 0 < 2 * k < rows:
+        return None
     scale = k * (2 * rows - 3 * k - 1)
-    return float(1 - 2 / scale * np.maximum(ranks - k, 0).sum(axis=1).mean()) if scale > 0 else 1.0
+    return float(1 - 2 / scale * np.maximum(ranks - k, 0).sum(axis=1).mean())

@@ -13,6 +13,8 @@ from dumap.kernels import hashing
 from dumap.kernels.coarse import SPAN
 from dumap.kernels.threads import one_thread
 
+EQUAL = 1e-12
+"""Coordinates are the same all over whose variance is a smaller share of their mean square: it is rounding alone."""
 UNLABELLED = -1
 """A row's label: the number of a seed, or -2 - i where no seed reaches, i being a row near it with the lowest hash."""
 
@@ -201,7 +203,7 @@ def smooth(y: np.ndarray, sums: np.ndarray, totals: np.ndarray) -> tuple[np.ndar
     return (0.5 * (y + mean)).astype(np.float32), moments
 
 
-def residual(moments: np.ndarray) -> float:
+def residual(moments: np.ndarray) -> float | None:
     """Return how far coordinates are from eigenvectors of the walk on the graph, P = D^-1 W.
 
     Parameters
@@ -211,13 +213,16 @@ def residual(moments: np.ndarray) -> float:
 
     Returns
     -------
-    float
+    float or None
         The greatest |P y - lambda y| / |y| of all components, lambda being Rayleigh's quotient, y centred, lengths
-        weighted by degree. 0 is an eigenvector; 1 is about what noise has.
+        weighted by degree. 0 is an eigenvector; 1 is about what noise has. Components that are the same all over, or of
+        a graph without edges, have none.
     """
-    d, y, yy, p, pp, yp = moments
-    d = np.maximum(d, 1e-300)
-    length = np.maximum(yy - y * y / d, 1e-300)
+    moments = moments[:, moments[0] > 0]
+    d, y, yy, p, pp, yp = moments = moments[:, moments[2] - moments[1] ** 2 / moments[0] > EQUAL * moments[2]]
+    if not moments.size:
+        return None
+    length = yy - y * y / d
     quotient = (yp - y * p / d) / length
     return float(np.sqrt(np.maximum((pp - p * p / d) / length - quotient**2, 0)).max())
 

@@ -287,7 +287,7 @@ def run(context: Context) -> dict:
     return {
         "edges": edges,
         "isolated": facts["isolated"],
-        "edges_inside_shards": facts["inside"] / edges if edges else 0.0,
+        "edges_inside_shards": facts["inside"] / edges if edges else None,
         "components": health["components"],
         "largest_component": health["largest_share"],
         "greatest_in_degree": max(store.summary(STAGE, name)["greatest_in_degree"] for name in united) / own.others,

@@ -194,7 +194,7 @@ def write_loss(job: Job, epoch: int, gather: Callable[[np.ndarray], np.ndarray])
 
 
 def loss_of(run: Run, epoch: int) -> float | None:
-    """Return the loss after so many epochs, if it was measured; a graph without edges has none."""
+    """Return the loss after so many epochs, if it was measured and is finite; a graph without edges has none."""
     name = loss_name(epoch)
     return run.summary(STAGE, name)["loss"] if run.is_committed(STAGE, name) else None
 
@@ -387,7 +387,7 @@ def run(context: Context) -> dict:
         _, fitting = round_bytes(config, min(cut.shard_rows, rows))
         if not context.run.is_committed(STAGE, END):
             _rounds(context, graph, max(context.threads, -(-len(graph.shards) // fitting)))
-    measured = [name for name in context.run.committed(STAGE) if name.startswith("loss-")]
-    losses = [[number_of(name), round(context.run.summary(STAGE, name)["loss"], 4)] for name in measured]
+    measured = [number_of(name) for name in context.run.committed(STAGE) if name.startswith("loss-")]
+    losses = [[epoch, None if (loss := loss_of(context.run, epoch)) is None else round(loss, 4)] for epoch in measured]
     shared = descent(context.job)
     return {"mode": mode, "epochs": last_epoch(context.run), "a": shared.a, "b": shared.b, "loss": losses}

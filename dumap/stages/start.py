@@ -13,6 +13,7 @@ from itertools import pairwise
 import numpy as np
 
 from dumap.errors import ConfigError
+from dumap.figures import defined
 from dumap.kernels import coarse, start, vectors
 from dumap.plan import axes_rows, coarse_rows, page_bytes
 from dumap.stages import Context, Job, descent, evenly, number_of, numbered, range_of, ranged, require_finite, total
@@ -191,7 +192,7 @@ def solve(job: Job, part: str, names: list[str]) -> None:
             "coarse_rows": rows,
             "coarse_epochs": epochs,
             "components": components,
-            "coarse_residual": short,
+            "coarse_residual": defined(short),
             "unseeded": Table(store).rows - int(sizes.sum()),
         }
 
@@ -232,8 +233,8 @@ def measure(job: Job, part: str, pieces: list[str], facts: dict) -> None:
     Coordinates that were laid out are of the map's own size: the box is placed, not stretched.
     """
     found = [job.run.summary(STAGE, piece) for piece in pieces]
-    low = np.nanmin([own["low"] for own in found], axis=0)
-    high = np.nanmax([own["high"] for own in found], axis=0)
+    low = np.nanmin(np.array([own["low"] for own in found], float), axis=0)  # null where there are none
+    high = np.nanmax(np.array([own["high"] for own in found], float), axis=0)
     if facts.get("coarse_epochs"):
         high = low + coarse.SPAN
     if "moments" in found[0]:

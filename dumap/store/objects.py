@@ -24,6 +24,7 @@ from zarr.storage import LocalStore, ObjectStore, ZipStore
 from dumap import disk
 from dumap.disk import is_remote, normalize
 from dumap.errors import ConfigError, DumapError, StorageError, needs
+from dumap.figures import to_json
 from dumap.store.naming import LOCKS
 
 T = TypeVar("T")
@@ -97,9 +98,9 @@ def _shortened(found: str) -> str:
 
 
 def seal(document: dict[str, Any]) -> bytes:
-    """Write a small document with its digest."""
-    body = json.dumps(document, sort_keys=True)
-    return json.dumps({"digest": digest(body.encode()), "document": document}, sort_keys=True).encode()
+    """Write a small document with its digest; a number that is not finite is null."""
+    body = to_json(document, sort_keys=True)
+    return to_json({"digest": digest(body.encode()), "document": document}, sort_keys=True).encode()
 
 
 def unseal(data: bytes) -> dict[str, Any] | None:

@@ -5,6 +5,7 @@ from graphs import ROWS, grid, path, random_graph, ring, shards, smoothest, unit
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.sparse.csgraph import connected_components
+from scipy.sparse.linalg import ArpackNoConvergence
 
 from dumap.kernels import coarse, layout
 from dumap.plan import MOST_COARSE_ROWS
@@ -155,6 +156,16 @@ def test_a_long_closed_ribbon_stays_closed():
 
 
 # eigenvectors ----------------------------------------------------------------------------------
+
+
+def test_where_no_eigenvector_converges_there_is_no_residual(monkeypatch):
+    def stall(matrix, *_, **__):
+        raise ArpackNoConvergence("none", np.empty(0), np.empty((matrix.shape[0], 0)))
+
+    monkeypatch.setattr(coarse, "eigsh", stall)
+    y, components, residual = spectral(grid(9, 14), 2)
+    assert np.isfinite(y).all()
+    assert (components, residual) == (1, np.inf)
 
 
 @pytest.mark.parametrize("matrix", [path(40), path(100), grid(9, 14), grid(5, 7)], ids=["p40", "p100", "g126", "g35"])

@@ -85,5 +85,23 @@ def test_trustworthiness_is_that_of_scikit_learn(k, noise):
     assert found < 1
 
 
+@pytest.mark.parametrize(("k", "rows"), [(3, 6), (3, 5), (15, 16), (15, 30), (0, 20)])
+def test_trustworthiness_is_undefined_where_scikit_learn_refuses_it(k, rows):
+    ranks = np.tile(np.arange(1, k + 1), (rows, 1))
+    assert quality.trustworthiness(ranks, rows) is None
+    x = np.random.default_rng(0).normal(size=(rows, 2))
+    with pytest.raises(ValueError, match="n_neighbors"):
+        trustworthiness(x, x, n_neighbors=k)
+
+
+def test_trustworthiness_of_no_rows_is_undefined():
+    assert quality.trustworthiness(np.empty((0, 5), np.int64), 100) is None
+
+
+def test_trustworthiness_is_defined_just_below_half_of_the_rows():
+    assert quality.trustworthiness(np.tile(np.arange(1, 4), (7, 1)), 7) == 1.0
+    assert quality.trustworthiness(np.tile(np.arange(4, 7), (7, 1)), 7) == 0.0
+
+
 def test_a_map_of_itself_is_trusted_wholly():
     assert quality.trustworthiness(np.tile(np.arange(1, 6), (10, 1)), 100) == 1.0

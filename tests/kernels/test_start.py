@@ -138,6 +138,18 @@ def test_the_residual_is_that_of_eigenvectors_of_the_walk():
     assert wanted > 0.3
 
 
+@pytest.mark.parametrize("edges", [True, False])
+def test_coordinates_that_are_the_same_all_over_have_no_residual(edges):
+    matrix = grid(9, 12) if edges else sparse.csr_matrix((108, 108))
+    y = np.random.default_rng(0).normal(size=(108, 2)).astype(np.float32)
+    if edges:
+        y[:] = 0.1, 7
+    assert start.residual(smoothed(matrix, y)[1]) is None
+    if edges:
+        y[:, :1] = smoothest(matrix, 1)
+        assert start.residual(smoothed(matrix, y)[1]) < 1e-5
+
+
 def test_the_box_is_filled_and_equal_rows_are_parted():
     y = np.random.default_rng(0).normal(size=(100, 3)).astype(np.float32)
     y[50:] = y[50]

@@ -1,0 +1,31 @@
+"""Figures as documents and people are given them: one that is not defined is None, and null in JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+
+def defined(value: Any) -> Any:
+    """Return a document with None for each number that is not finite."""
+    if isinstance(value, dict):
+        return {key: defined(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [defined(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def to_json(value: Any, **options: Any) -> str:
+    """Write a document as JSON that any reader takes: with null where a number is not finite."""
+    try:
+        return json.dumps(value, allow_nan=False, **options)
+    except ValueError:
+        return json.dumps(defined(value), allow_nan=False, **options)
+
+
+def told(value: Any, digits: str) -> str:
+    """Write a fact for people; `digits` are a number's, as in `format`."""
+    if value is None:
+        return "not defined"
+    return format(value, digits) if isinstance(value, float) else str(value)
