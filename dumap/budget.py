@@ -8,12 +8,12 @@ from dumap.config import format_bytes
 from dumap.errors import BudgetError
 
 MIB = 2**20
-FIRST_BYTES = {"vectors": 250 * MIB, "cells": 270 * MIB}
-"""What a worker holds in the first stages before any data: Python, the libraries, compiled kernels (measured, rounded
-up)."""
-INTERPRETER_BYTES, METRIC_BYTES = 300 * MIB, 160 * MIB
-"""What it holds in later ones, and what pynndescent's distances take beside that, which repairs and many metrics need
-(measured, rounded up)."""
+EARLIER_BYTES = {"vectors": 250 * MIB, "cells": 270 * MIB, "neighbors": 300 * MIB, "audit": 320 * MIB}
+"""What a worker holds in the first stages before any data: Python, the libraries, compiled kernels (measured where
+kernels had been compiled before, rounded up)."""
+INTERPRETER_BYTES, METRIC_BYTES = 390 * MIB, 160 * MIB
+"""What it holds in later ones, with what is not given back of earlier ones, and what pynndescent's distances take
+beside that, which repairs and many metrics need (measured, rounded up)."""
 
 PAUSE_FRACTION = 0.8
 """Share of its limit at which a Dask worker stops taking tasks; plans stay under it."""
@@ -21,7 +21,7 @@ PAUSE_FRACTION = 0.8
 
 def interpreter_bytes(stage: str, metric: bool = True) -> int:
     """Return what a worker holds in a stage before any data; with `metric`, pynndescent's distances too."""
-    return FIRST_BYTES.get(stage, INTERPRETER_BYTES + METRIC_BYTES * metric)
+    return EARLIER_BYTES.get(stage, INTERPRETER_BYTES) + METRIC_BYTES * (metric and stage not in ("vectors", "cells"))
 
 
 def process_bytes(peak_bytes: int, threads: int) -> int:
