@@ -25,6 +25,8 @@ BETA1, BETA2 = np.float32(0.5), np.float32(0.9)
 EPSILON = np.float32(0.03)
 """What Adam adds to a row's root mean square gradient, 1 or more as a rule: a piece of the graph that nothing but far
 rows pushes, ever the same way, would go as far as its rate at every step, and stray."""
+FEW_EPOCHS = 10
+"""Epochs up to which no edge is dropped that would be due in the default number of them."""
 FRACTION_BITS = 15
 """Weights and phases count in units of 2**-15 of the greatest weight, places in the pool in 2**-15 of a row."""
 
@@ -32,7 +34,8 @@ _F0, _F1 = np.float32(0), np.float32(1)
 _CLIP = np.float32(4)
 _NEAR = np.float32(1e-8)
 _SOFT = np.float32(0.001)
-_PHASE_MASK = np.uint64((1 << FRACTION_BITS) - 1)
+_FRACTION = np.int32((1 << FRACTION_BITS) - 1)
+_PHASE_MASK = np.uint64(_FRACTION)
 
 
 class Edges(NamedTuple):
@@ -103,12 +106,13 @@ def pack(
     greatest: float,
     n_epochs: int,
     seed: int,
+    rows: int | None = None,
 ) -> Edges:
     """Pack the edges of rows `first`, `first` + 1, ... for the layout.
 
     An edge of weight w relative to the greatest is due floor((t + 1) 2w + phase) - floor(2wt + phase) times
     in epoch t; the phase is hashed from the unordered pair, so that both ends agree. Edges too weak to be due
-    once in all epochs are dropped, as umap-learn drops them.
+    once in all epochs are dropped, as umap-learn drops them; of 10 epochs or fewer, those too weak for the default.
 
     Parameters
     ----------
@@ -120,6 +124,8 @@ def pack(
     greatest : float
         The whole graph's greatest weight.
     n_epochs, seed : int
+    rows : int, optional
+        Of the whole graph. [those that are packed]
 
     Returns
     -------
@@ -129,7 +135,7 @@ def pack(
     out_tails = np.empty(len(tails), f"u{tails.dtype.itemsize}")  # unsigned: no wrapping of indices in the loop
     rates, phases = np.empty(len(tails), np.uint16), np.empty(len(tails), np.uint16)
     base = hashing.draws(seed, hashing.PHASE, np.zeros(1, np.int64))[0]
-    floor = np.float32(greatest / n_epochs)
+    floor = np.float32(greatest / (n_epochs if n_epochs > FEW_EPOCHS else default_epochs(rows or len(indptr) - 1)))
     greatest = np.float64(greatest)
     kept = _pack(indptr, tails, weights, first, greatest, floor, base, out_indptr, out_tails, rates, phases)
     return Edges(out_indptr, out_tails[:kept].copy(), rates[:kept].copy(), phases[:kept].copy())
@@ -186,10 +192,10 @@ def _clip(x):
 
 @nb.njit(inline="always")
 def _due(rate, phase, t):
-    """Return how often an edge is due in epoch t."""
+    """Return how often an edge is due in epoch t, however late: of what was due before, the fraction alone counts."""
     step = np.int32(np.int32(rate) << 1)
-    now = np.int32(np.int32(t * step) + np.int32(phase))
-    return np.int32(np.int32(np.int32(now + step) >> FRACTION_BITS) - np.int32(now >> FRACTION_BITS))
+    now = np.int32(np.int32(np.int32(t * step) + np.int32(phase)) & _FRACTION)
+    return np.int32(np.int32(now + step) >> FRACTION_BITS)
 
 
 class _Block(NamedTuple):

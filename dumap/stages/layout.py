@@ -107,7 +107,9 @@ def pack_shards(job: Job, graph: Graph, first: int, last: int) -> Edges:
     rates, phases, kept = np.empty(room, np.uint16), np.empty(room, np.uint16), 0
     for shard in range(first, last):
         start, stop = graph.shards.span(shard)
-        piece = layout.pack(*graph.read(shard), start, greatest, job.geometry.n_epochs, job.config.seed)
+        piece = layout.pack(
+            *graph.read(shard), start, greatest, job.geometry.n_epochs, job.config.seed, graph.shards.rows
+        )
         indptr[start - low + 1 : stop - low + 1] = kept + piece.indptr[1:]
         after = kept + len(piece.tails)
         tails[kept:after], rates[kept:after], phases[kept:after] = piece[1:]

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import scipy.sparse as sparse
+from umap import umap_
 from umap.umap_ import find_ab_params
 
 from dumap.kernels import hashing, layout
@@ -252,13 +253,43 @@ def test_an_edge_is_due_in_proportion_to_its_weight_and_both_ends_agree(graph):
     assert np.histogram(edges.phases, 4, (0, UNIT))[0].min() > len(edges.phases) / 5
 
 
-def test_pack_drops_the_edges_that_are_never_due_as_umap_learn_does(graph):
-    kept = graph.data >= graph.data.max() / 10
-    edges = pack(graph, n_epochs=10)
+def test_pack_drops_the_edges_that_are_never_due(graph):
+    kept = graph.data >= graph.data.max() / EPOCHS
+    edges = pack(graph)
     assert 0 < len(edges.tails) == kept.sum() < graph.nnz
     assert np.array_equal(edges.tails, graph.indices[kept])
     assert edges.rates.max() == UNIT
-    assert (sum(due(edges, epoch) for epoch in range(10)) > 0).all()
+    assert (sum(due(edges, epoch) for epoch in range(EPOCHS)) > 0).all()
+
+
+@pytest.mark.parametrize("rows", [ROWS, 10_001])
+@pytest.mark.parametrize("n_epochs", [1, 2, 10, 11, 60])
+def test_pack_drops_the_edges_that_umap_learn_drops(graph, monkeypatch, rows, n_epochs):
+    """In 10 epochs or fewer, those that are not due in 500, or 200 of many rows."""
+    seen, whole = {}, graph.copy()
+    whole.resize(rows, rows)
+    monkeypatch.setattr(
+        umap_, "optimize_layout_euclidean", lambda y, _, head, tail, *__, **___: seen.update(head=head, tail=tail) or y
+    )
+    umap_.simplicial_set_embedding(
+        None, whole.copy(), 2, 1.0, 1.577, 0.895, 1.0, 5, n_epochs, np.random.default_rng(0).random((rows, 2)),
+        np.random.RandomState(0), "euclidean", {}, False, {}, False,
+    )  # fmt: skip
+    assert (graph.data < graph.data.max() / 500).any()
+    indptr, tails = whole.indptr.astype(np.int64), whole.indices.astype(np.int32)
+    edges = layout.pack(indptr, tails, whole.data, 0, float(whole.data.max()), n_epochs, SEED)
+    assert sorted(zip(heads(edges), edges.tails, strict=True)) == sorted(zip(seen["head"], seen["tail"], strict=True))
+    part = layout.pack(indptr[:91], tails, whole.data, 0, float(whole.data.max()), n_epochs, SEED, rows)
+    assert np.array_equal(part.tails, edges.tails[: edges.indptr[90]])
+
+
+@pytest.mark.parametrize("rate", [1, 77, UNIT, 65_208, 65_535])
+def test_an_edge_is_due_as_often_in_late_epochs(rate):
+    """Where the sum of all that was due before is more than 32 bits hold."""
+    for t in (0, 1, 16_465, 16_466, 31_999, 2**31 - 1):
+        for phase in (0, 1, 20_000, UNIT - 1):
+            wanted = (2 * rate * (t + 1) + phase) // UNIT - (2 * rate * t + phase) // UNIT
+            assert layout._due(np.uint16(rate), np.uint16(phase), np.int32(t)) == wanted
 
 
 def test_pack_keys_phases_by_row_and_not_by_shard(graph):
