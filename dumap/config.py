@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import re
-import reprlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -24,82 +20,30 @@ from pydantic import (
 
 from dumap.errors import ConfigError
 from dumap.metrics import METRICS, check_arguments, frozen_numbers
+from dumap.values import FrozenDict, format_bytes, location, parse_bytes, read_yaml, shorten, show
 
-_UNITS = {
-    "": 1,
-    "k": 10**3,
-    "m": 10**6,
-    "g": 10**9,
-    "t": 10**12,
-    "ki": 2**10,
-    "mi": 2**20,
-    "gi": 2**30,
-    "ti": 2**40,
-}
+__all__ = [
+    "INITS",
+    "METRICS",
+    "CellsConfig",
+    "ClusterConfig",
+    "Config",
+    "FrozenDict",
+    "GraphConfig",
+    "InputConfig",
+    "LayoutConfig",
+    "NeighborsConfig",
+    "QualityConfig",
+    "StartConfig",
+    "build",
+    "differences",
+    "format_bytes",
+    "load",
+    "parse_bytes",
+]
 
-
-def parse_bytes(value: Any) -> Any:
-    """Read '2GiB', '500 MB' or a number of bytes."""
-    if isinstance(value, str):
-        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]i?)?b?\s*", value.lower())
-        if not match:
-            raise ValueError("not a size: write a number of bytes, or one with a unit, such as 2GiB")
-        value = float(match[1]) * _UNITS[match[2] or ""]
-        return int(min(value, 2.0**63))
-    return value
-
-
-def format_bytes(value: float) -> str:
-    """Write a number of bytes for people."""
-    for unit in ("B", "KiB", "MiB"):
-        if abs(value) < 1024:
-            return f"{value:.0f} {unit}"
-        value /= 1024
-    return f"{value:.2f} GiB"
-
-
-_shown = reprlib.Repr()
-_shown.maxlevel, _shown.maxstring, _shown.maxother = 3, 200, 200
 MOST_FAULTS = 20
 """Faults of a configuration that one message names."""
-
-
-def shorten(text: str) -> str:
-    """Leave out the middle of a text too long for a message."""
-    return text if len(text) <= 300 else f"{text[:200]} ... {text[-60:]}"
-
-
-def _show(value: Any) -> str:
-    """Write a value of whatever size: aliases of YAML make large ones of few bytes."""
-    try:
-        return re.sub(r"(?<=://)[^/\s]*@|(?<=\?).*", "***", _shown.repr(value))
-    except ValueError:  # an integer of more digits than Python writes
-        return f"<{type(value).__name__}>"
-
-
-def _location(value: str) -> str:
-    try:
-        name = os.fsencode(value)
-    except UnicodeEncodeError:
-        name = b"\0"
-    if not name or len(name) > 4096 or any(byte < 32 or byte == 127 for byte in name):
-        raise ValueError("a path or a URL has 1 to 4096 characters, and no control characters")
-    if re.match(r"[\w+.-]+://([^/]*@|[^?]*\?)", value):
-        raise ValueError("a URL is written to logs and runs: give user, password or token in the environment instead")
-    return value
-
-
-class FrozenDict(dict):
-    """A mapping that cannot be changed; to JSON, pickle and comparisons it is a dict like others."""
-
-    def _refuse(self, *args: Any, **kwargs: Any) -> Any:
-        raise TypeError("a configuration cannot be changed; build another")
-
-    __setitem__ = __delitem__ = __ior__ = _refuse
-    clear = pop = popitem = setdefault = update = _refuse
-
-    def __reduce__(self) -> tuple:
-        return FrozenDict, (dict(self),)
 
 
 def _arguments(value: Any) -> FrozenDict:
@@ -124,27 +68,9 @@ def _start(value: str) -> str:
     return value
 
 
-class _Loader(yaml.SafeLoader):
-    """Safe YAML in which 1e-3 is a number, as in YAML 1.2."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
-
-
-def _read_yaml(text: str, where: str) -> Any:
-    try:
-        return yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{where}: {error}") from error
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:  # its constructors' own
-        raise ConfigError(f"{where}: {type(error).__name__}: {shorten(str(error))}") from error
-
-
 Bytes = Annotated[int, BeforeValidator(parse_bytes), Field(gt=0, lt=2**63)]
 Metric = Annotated[str, AfterValidator(_known_metric)]
-Location = Annotated[str, AfterValidator(_location)]
+Location = Annotated[str, AfterValidator(location)]
 
 
 class _Section(BaseModel):
@@ -308,7 +234,7 @@ class ClusterConfig(_Section):
 
 
 def _given(section: _Section, *names: str) -> list[str]:
-    return [f"{name} = {_show(value)}" for name in names if (value := getattr(section, name)) is not None]
+    return [f"{name} = {show(value)}" for name in names if (value := getattr(section, name)) is not None]
 
 
 class Config(_Section):
@@ -407,7 +333,7 @@ def build(values: Mapping[str, Any]) -> Config:
             elif fault["type"] == "missing":
                 lines.append(f"{key}: required, and not given")
             else:
-                lines.append(f"{key} = {_show(fault['input'])}: {fault['msg']}" if key else fault["msg"])
+                lines.append(f"{key} = {show(fault['input'])}: {fault['msg']}" if key else fault["msg"])
         if len(lines) > MOST_FAULTS:
             lines[MOST_FAULTS:] = [f"and {len(lines) - MOST_FAULTS} faults more"]
         raise ConfigError("the configuration is not valid:\n  " + "\n  ".join(lines)) from None
@@ -449,7 +375,7 @@ def load(path: str | None, settings: Sequence[str] = (), options: Mapping[str, A
             raise ConfigError(f"cannot read {shorten(path)}: {error.strerror}") from error
         except ValueError as error:  # no text, or no path
             raise ConfigError(f"{shorten(path)} is not YAML: {error}") from error
-        values = _read_yaml(text, f"{path} is not YAML") or {}
+        values = read_yaml(text, f"{path} is not YAML") or {}
         if not isinstance(values, dict):
             raise ConfigError(f"{path} must hold keys and values; allowed keys: {', '.join(Config.model_fields)}")
         values = {key: {} if value is None and key != "output" else value for key, value in values.items()}
@@ -457,7 +383,7 @@ def load(path: str | None, settings: Sequence[str] = (), options: Mapping[str, A
         key, equals, text = setting.partition("=")
         if not equals:
             raise ConfigError(f"--set {shorten(setting)}: write it as section.key=value")
-        _merge(values, key.strip(), _read_yaml(text, f"--set {shorten(setting)}: the value is not YAML"))
+        _merge(values, key.strip(), read_yaml(text, f"--set {shorten(setting)}: the value is not YAML"))
     for key, value in (options or {}).items():
         if value is not None:
             _merge(values, key, value)

@@ -28,6 +28,15 @@ NEVER_IN = {
     "plan.py": ("dumap.stages", "dumap.engine", *UPPER),
     "geometry.py": ("dumap.stages", "dumap.engine", "dumap.plan", *UPPER),
     "config.py": ("dumap.stages", "dumap.engine", "dumap.plan", "dumap.geometry", "dumap.store", *UPPER),
+    "values.py": (
+        "dumap.stages",
+        "dumap.engine",
+        "dumap.plan",
+        "dumap.geometry",
+        "dumap.store",
+        "dumap.config",
+        *UPPER,
+    ),
     "engine": UPPER,
 }
 
