@@ -1,11 +1,16 @@
-"""What a worker holds before any data, how much of its limit may be used, and the refusal of what does not fit."""
+"""What a worker holds before any data, what tasks of the start and layout take, and refusals of what does not fit."""
 
 from __future__ import annotations
 
 import math
 
-from dumap.config import format_bytes
+from dumap.config import Config, format_bytes
 from dumap.errors import BudgetError
+from dumap.geometry import SHARD_EDGES, Geometry, shard_rows_of
+from dumap.kernels.axes import WIDE
+from dumap.kernels.coarse import most_edges
+from dumap.kernels.layout import POOL_ROWS
+from dumap.store import OBJECT_BYTES
 
 MIB = 2**20
 EARLIER_BYTES = {"vectors": 250 * MIB, "cells": 270 * MIB, "neighbors": 300 * MIB, "audit": 320 * MIB}
@@ -17,6 +22,9 @@ beside that, which repairs and many metrics need (measured, rounded up)."""
 
 PAUSE_FRACTION = 0.8
 """Share of its limit at which a Dask worker stops taking tasks; plans stay under it."""
+
+MOST_COARSE_ROWS = 32_768
+"""Rows of the coarsened graph at the most, so that its memory has a bound."""
 
 
 def interpreter_bytes(stage: str, metric: bool = True) -> int:
@@ -52,3 +60,78 @@ def check_task(stage: str, taken: int, worker_memory: int, what: str, advice: st
             f"{format_bytes(worker_memory)}, of which {PAUSE_FRACTION:.0%} may be used: give workers --memory-limit "
             f"{math.ceil(need / 2**20)}MiB or more, or set {advice}"
         )
+
+
+def host_layout_bytes(rows: int, edges: int, n_components: int) -> int:
+    """Return the bytes that a whole layout takes in one process: edges packed, and the state twice over."""
+    return 8 * edges + rows * (16 + 4 * n_components * 7) + pool_bytes(n_components) + OBJECT_BYTES
+
+
+def pool_bytes(n_components: int) -> int:
+    """Return the bytes of the epoch's pool of negatives."""
+    return 16 * n_components * POOL_ROWS
+
+
+def packed_bytes(shard_rows: int, k: int) -> int:
+    """Return the bytes of a shard's edges, packed."""
+    return 2 * k * shard_rows * 8
+
+
+def shard_layout_bytes(shard_rows: int, k: int, n_components: int) -> int:
+    """Return the bytes that a shard takes in a round: its edges packed, its rows and those it touches."""
+    return packed_bytes(shard_rows, k) + shard_rows * (24 + 4 * n_components * 10)
+
+
+def round_bytes(config: Config, shard_rows: int) -> tuple[int, int]:
+    """Return the bytes of a round beside its shards, while one of them is packed, and how many shards fit a task."""
+    k, n_components = config.neighbors.others, config.layout.n_components
+    beside = int(SHARD_EDGES * k * shard_rows) * 40 + pool_bytes(n_components)
+    one = shard_layout_bytes(shard_rows, k, n_components)
+    return beside, max(1, (config.task_memory - beside) // one)
+
+
+def kept_bytes(config: Config, rows: int) -> int:
+    """Return the bytes of packed edges that a task of a round may keep: those of its largest unit."""
+    shard_rows = min(shard_rows_of(config), rows)
+    _, fitting = round_bytes(config, shard_rows)
+    return min(fitting, -(-rows // shard_rows)) * packed_bytes(shard_rows, config.neighbors.others)
+
+
+def page_bytes(shard_rows: int, n_components: int) -> int:
+    """Return the bytes of a shard's coordinates, or of its labels."""
+    return shard_rows * max(8, 4 * n_components)
+
+
+def start_bytes(config: Config, rows: int, shard_rows: int) -> int:
+    """Return the bytes of the start: a shard, with pages of the others, or the coarse graph."""
+    n_components, edges = config.layout.n_components, int(SHARD_EDGES * config.neighbors.others * shard_rows)
+    pages = min(config.task_memory // 4, -(-rows // shard_rows) * page_bytes(shard_rows, n_components))
+    shard = edges * 64 + shard_rows * (32 + 72 * n_components) + pages
+    coarse = coarse_rows(rows)
+    return max(shard, config.task_memory // 4 + coarse * (most_edges(coarse) * 40 + 8 * 64))
+
+
+def coarse_rows(rows: int) -> int:
+    """Return about how many rows the coarsened graph has."""
+    return max(min(rows, 1024), min(rows // 32, MOST_COARSE_ROWS))
+
+
+def axes_bytes(cut: Geometry) -> int:
+    """Return the bytes that it takes to find the axes of the sample's variance, where there may be few."""
+    return 40 * cut.dims**2 if cut.dims >= WIDE and cut.sample_rows >= 4 * cut.dims else 0
+
+
+def axes_rows(config: Config) -> int:
+    """Return up to how many dims the matrix of the principal axes has a row and a column for each."""
+    return max(64, math.isqrt(config.task_memory // 64))
+
+
+def principal_bytes(config: Config, cut: Geometry) -> int:
+    """Return the bytes that a start by the principal axes takes: the sample, a matrix solved, a block placed."""
+    if config.start.init != "pca":
+        return 0
+    sample, most = cut.sample_rows * cut.dims * 4, axes_rows(config)
+    wide = cut.dims > most
+    size, centred = (min(cut.sample_rows, most // 8), cut.sample_rows) if wide else (cut.dims, 4096)
+    solved = 32 * size**2 + min(size if wide else centred, cut.sample_rows) * cut.dims * 8
+    return max(2 * sample + solved, cut.block_rows * cut.dims * (2 * cut.itemsize + 12))

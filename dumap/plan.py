@@ -10,7 +10,18 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from dumap.budget import PAUSE_FRACTION, interpreter_bytes, process_bytes
+from dumap.budget import (
+    PAUSE_FRACTION,
+    axes_bytes,
+    host_layout_bytes,
+    interpreter_bytes,
+    pool_bytes,
+    principal_bytes,
+    process_bytes,
+    round_bytes,
+    shard_layout_bytes,
+    start_bytes,
+)
 from dumap.config import Config, format_bytes
 from dumap.errors import BudgetError
 from dumap.geometry import (
@@ -22,9 +33,6 @@ from dumap.geometry import (
     cell_row_bytes,
     shard_rows_of,
 )
-from dumap.kernels.axes import WIDE
-from dumap.kernels.coarse import most_edges
-from dumap.kernels.layout import POOL_ROWS
 from dumap.kernels.leaves import COLUMN_BYTES, EXACT_ROWS
 from dumap.kernels.neighbors import DIM_SECONDS, PAIR_SECONDS, exact_rows
 from dumap.kernels.vectors import ANGULAR, BY_PRODUCT
@@ -32,8 +40,6 @@ from dumap.store import OBJECT_BYTES
 
 TILE_BYTES = 32 * 2**20
 """Bytes of the distances that an audit computes at once, and of the rows it computes them to."""
-MOST_COARSE_ROWS = 32_768
-"""Rows of the coarsened graph at the most, so that its memory has a bound."""
 PASSES = 14
 """Passes of the start over the graph: 8 that smooth, and those in which labels spread (assumed; they grow slowly)."""
 ALL_SECONDS, SEARCH_SECONDS, FEWEST_DIMS, EPOCH_SECONDS = 3.0, 4e-7, 50, 6e-8
@@ -195,81 +201,6 @@ def audit_plan(config: Config, cut: Geometry) -> tuple[int, tuple[int, int, int]
     tasks = times * (cut.blocks + 3) + repairs * (4 * cut.cells + 2)
     shuffled = times * rows * cut.dims * cut.itemsize + repairs * (halo + offers)
     return peak, (tasks, shuffled, times * found + repairs * lists + (halo + offers if repairs else 0))
-
-
-def host_layout_bytes(rows: int, edges: int, n_components: int) -> int:
-    """Return the bytes that a whole layout takes in one process: edges packed, and the state twice over."""
-    return 8 * edges + rows * (16 + 4 * n_components * 7) + pool_bytes(n_components) + OBJECT_BYTES
-
-
-def pool_bytes(n_components: int) -> int:
-    """Return the bytes of the epoch's pool of negatives."""
-    return 16 * n_components * POOL_ROWS
-
-
-def packed_bytes(shard_rows: int, k: int) -> int:
-    """Return the bytes of a shard's edges, packed."""
-    return 2 * k * shard_rows * 8
-
-
-def shard_layout_bytes(shard_rows: int, k: int, n_components: int) -> int:
-    """Return the bytes that a shard takes in a round: its edges packed, its rows and those it touches."""
-    return packed_bytes(shard_rows, k) + shard_rows * (24 + 4 * n_components * 10)
-
-
-def round_bytes(config: Config, shard_rows: int) -> tuple[int, int]:
-    """Return the bytes of a round beside its shards, while one of them is packed, and how many shards fit a task."""
-    k, n_components = config.neighbors.others, config.layout.n_components
-    beside = int(SHARD_EDGES * k * shard_rows) * 40 + pool_bytes(n_components)
-    one = shard_layout_bytes(shard_rows, k, n_components)
-    return beside, max(1, (config.task_memory - beside) // one)
-
-
-def kept_bytes(config: Config, rows: int) -> int:
-    """Return the bytes of packed edges that a task of a round may keep: those of its largest unit."""
-    shard_rows = min(shard_rows_of(config), rows)
-    _, fitting = round_bytes(config, shard_rows)
-    return min(fitting, -(-rows // shard_rows)) * packed_bytes(shard_rows, config.neighbors.others)
-
-
-def page_bytes(shard_rows: int, n_components: int) -> int:
-    """Return the bytes of a shard's coordinates, or of its labels."""
-    return shard_rows * max(8, 4 * n_components)
-
-
-def start_bytes(config: Config, rows: int, shard_rows: int) -> int:
-    """Return the bytes of the start: a shard, with pages of the others, or the coarse graph."""
-    n_components, edges = config.layout.n_components, int(SHARD_EDGES * config.neighbors.others * shard_rows)
-    pages = min(config.task_memory // 4, -(-rows // shard_rows) * page_bytes(shard_rows, n_components))
-    shard = edges * 64 + shard_rows * (32 + 72 * n_components) + pages
-    coarse = coarse_rows(rows)
-    return max(shard, config.task_memory // 4 + coarse * (most_edges(coarse) * 40 + 8 * 64))
-
-
-def coarse_rows(rows: int) -> int:
-    """Return about how many rows the coarsened graph has."""
-    return max(min(rows, 1024), min(rows // 32, MOST_COARSE_ROWS))
-
-
-def axes_bytes(cut: Geometry) -> int:
-    """Return the bytes that it takes to find the axes of the sample's variance, where there may be few."""
-    return 40 * cut.dims**2 if cut.dims >= WIDE and cut.sample_rows >= 4 * cut.dims else 0
-
-
-def axes_rows(config: Config) -> int:
-    """Return up to how many dims the matrix of the principal axes has a row and a column for each."""
-    return max(64, math.isqrt(config.task_memory // 64))
-
-
-def principal_bytes(config: Config, cut: Geometry) -> int:
-    """Return the bytes that a start by the principal axes takes: the sample, a matrix solved, a block placed."""
-    if config.start.init != "pca":
-        return 0
-    sample, most = cut.sample_rows * cut.dims * 4, axes_rows(config)
-    wide = cut.dims > most
-    size, centred = (min(cut.sample_rows, most // 8), cut.sample_rows) if wide else (cut.dims, 4096)
-    solved = 32 * size**2 + min(size if wide else centred, cut.sample_rows) * cut.dims * 8
-    return max(2 * sample + solved, cut.block_rows * cut.dims * (2 * cut.itemsize + 12))
 
 
 def tally_row_bytes(config: Config) -> int:
