@@ -140,7 +140,7 @@ def test_a_late_worker_with_other_versions_computes_nothing(fresh, prepare, expe
 
 @pytest.mark.fault(42)
 @pytest.mark.slow
-def test_a_late_worker_that_is_too_small_or_blind_computes_nothing(fresh, prepare, expected):
+def test_a_late_worker_that_is_too_small_computes_nothing(fresh, prepare, expected):
     config = prepare(ROUNDS)
     with fleet(fresh, 1) as mixed:
 
