@@ -20,6 +20,8 @@ INTERPRETER_BYTES, METRIC_BYTES = 390 * MIB, 160 * MIB
 """What it holds in later ones, with what is not given back of earlier ones, and what pynndescent's distances take
 beside that, which repairs and many metrics need (measured, rounded up)."""
 
+COMPILING_BYTES = 320 * MIB
+"""What a process keeps of compiling kernels that no cache holds yet (measured, rounded up)."""
 PAUSE_FRACTION = 0.8
 """Share of its limit at which a Dask worker stops taking tasks; plans stay under it."""
 
@@ -35,6 +37,11 @@ def interpreter_bytes(stage: str, metric: bool = True) -> int:
 def process_bytes(peak_bytes: int, threads: int) -> int:
     """Return the bytes of a process with so many tasks of a peak at once: one interpreter, and what each task adds."""
     return INTERPRETER_BYTES + threads * (peak_bytes - INTERPRETER_BYTES)
+
+
+def projected_bytes(stage: str, peak_bytes: int, threads: int, held_bytes: int) -> int:
+    """Return the bytes of a process in a stage, where it held some before: other work's, or kernels just compiled."""
+    return process_bytes(peak_bytes, threads) + max(0, held_bytes - interpreter_bytes(stage, metric=False))
 
 
 def check_task(stage: str, taken: int, worker_memory: int, what: str, advice: str) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dumap.budget import projected_bytes
 from dumap.config import INITS, Config, differences, format_bytes
 from dumap.engine import Engine, Observer
 from dumap.engine.choose import choose, reach
@@ -205,7 +206,7 @@ def _complete(stage: Any, job: Job, projected: Plan, cluster: Engine, observer: 
     projected = as_it_turned_out(job, projected, cluster.worker_memory)
     wanted = process_bytes(projected.stage(name).peak_bytes, cluster.worker_threads)
     observer.started(name, wanted)
-    began, cluster.peak_bytes = time.monotonic(), 0
+    began, cluster.peak_bytes, cluster.held_bytes = time.monotonic(), 0, 0
     compute = _compute(job, cluster, observer)
     context = Context(
         job, projected, compute, cluster.threads, cluster.host_threads, cluster.worker_memory, observer.note
@@ -213,7 +214,8 @@ def _complete(stage: Any, job: Job, projected: Plan, cluster: Engine, observer: 
     facts = stage.run(context)
     seconds = time.monotonic() - began
     if stage is audit and not facts["repairs"]:
-        wanted = process_bytes(unrepaired(job, cluster.worker_memory).stage(name).peak_bytes, cluster.worker_threads)
+        projected = unrepaired(job, cluster.worker_memory)
+    wanted = projected_bytes(name, projected.stage(name).peak_bytes, cluster.worker_threads, cluster.held_bytes)
     with job.run.part(DONE, name) as out:
         out.attributes |= {
             "engine": cluster.name,

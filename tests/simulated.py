@@ -177,7 +177,9 @@ class Cluster:
             self._end(task, error)
             return
         self.committed.add(task.part)
-        self.messages.append({"step": task.step, "number": task.number, "seconds": took, "peak_bytes": 1})
+        self.messages.append(
+            {"step": task.step, "number": task.number, "seconds": took, "peak_bytes": 1, "held_bytes": 1}
+        )
         self._end(task, None)
 
     def _take(self, task: Task) -> None:

@@ -162,7 +162,7 @@ def test_what_only_travels_is_removed(repaired):
     left = {name.split("-")[0] for name in Run(repaired.output, read_only=True).committed("audit")}
     assert left == {"queries", "search", "exact", "report", "merged", "repaired"}
     assert pipeline.verify(repaired.output) == []
-    assert Run(repaired.output, read_only=True).unnamed() == []
+    assert Run(repaired.output, read_only=True).unnamed(pipeline.NAMING) == ([], [])
 
 
 @pytest.mark.slow

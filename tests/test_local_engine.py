@@ -339,8 +339,8 @@ def test_little_memory_asks_for_a_cluster_and_for_fewer_threads(decide, monkeypa
 
 
 def test_a_local_run_that_does_not_fit_is_refused_with_the_numbers(decide, monkeypatch):
-    monkeypatch.setattr(choosing, "free_memory", lambda: 700 * 2**20)
-    with pytest.raises(BudgetError, match=r"stage \w+ is projected to peak at .* in one thread, but 700 MiB"):
+    monkeypatch.setattr(choosing, "free_memory", lambda: 300 * 2**20)
+    with pytest.raises(BudgetError, match=r"stage \w+ is projected to peak at .* in one thread, but 300 MiB"):
         decide({"cluster.engine": "local"})
     assert decide().name == "dask"
 

@@ -38,10 +38,13 @@ class Engine(Protocol):
         'local' or 'dask'.
     peak_bytes : int
         The most bytes that a process held while it ran tasks, since the recipe last set this to 0.
+    held_bytes : int
+        The most bytes that one held before the first of them, likewise: what is not theirs.
     """
 
     name: str
     peak_bytes: int
+    held_bytes: int
 
     @property
     def threads(self) -> int:

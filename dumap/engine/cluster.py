@@ -62,7 +62,7 @@ class Executor:
         note: Callable[[str], None] = lambda message: None,
     ) -> None:
         self.link = Link(client, timeout)
-        self.peak_bytes = 0
+        self.peak_bytes = self.held_bytes = 0
         self.workers: list[WorkerFacts] = []
         self._members = Members(self.link, timeout, worker_timeout, note)
         self._durations, self._messages = Durations(), deque[dict]()
@@ -253,6 +253,7 @@ class Executor:
             step.run()
         finally:
             self.peak_bytes = max(self.peak_bytes, step.peak_bytes)
+            self.held_bytes = max(self.held_bytes, step.held_bytes)
 
     def let_go(self) -> None:
         """Free what tasks kept on workers for the next ones."""

@@ -39,7 +39,7 @@ class LocalEngine:
 
     def __init__(self, threads: int, worker_memory: int) -> None:
         self.threads, self.worker_memory = threads, worker_memory
-        self.peak_bytes = 0
+        self.peak_bytes = self.held_bytes = 0
 
     @property
     def host_threads(self) -> int:
@@ -104,6 +104,7 @@ class LocalEngine:
             raise
         finally:
             self.peak_bytes = max(self.peak_bytes, step.peak_bytes)
+            self.held_bytes = max(self.held_bytes, step.held_bytes)
         step.wait(threads)
 
     def let_go(self) -> None:
@@ -123,7 +124,7 @@ class _Step:
         self._waiting, self._count = deque(parts), len(parts)
         self._heard: SimpleQueue[tuple[str, Any, Any]] = SimpleQueue()
         self._stopping = threading.Event()
-        self.peak_bytes = 0
+        self.peak_bytes = self.held_bytes = 0
 
     def stop(self) -> None:
         """Give out no more parts, and end tasks where they next say how far they are."""
@@ -138,7 +139,7 @@ class _Step:
                 return
             try:
                 took = process.run_task(self._task, self._job, part, self._options, self._ticker())
-                self._heard.put(("done", part, took["peak_bytes"]))
+                self._heard.put(("done", part, took))
             except _Stopped:
                 return
             except BaseException as error:
@@ -172,7 +173,8 @@ class _Step:
                 raise _named(said, f"{self._task.__module__.split('.')[-1]} {what}")
             else:
                 done += 1
-                self.peak_bytes = max(self.peak_bytes, said)
+                self.peak_bytes = max(self.peak_bytes, said["peak_bytes"])
+                self.held_bytes = max(self.held_bytes, said["held_bytes"])
                 advanced(done, self._count)
 
     def wait(self, threads: Sequence[threading.Thread], seconds: float | None = None) -> None:

@@ -11,6 +11,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
+
 KEPT_BYTES = 32 * 2**20
 """Arrays of up to so many bytes are given the memory of freed ones: what glibc comes to by itself."""
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
@@ -54,6 +56,11 @@ def reset_peak() -> None:
     """Forget the process's peak, where the system lets it."""
     with contextlib.suppress(OSError), open("/proc/self/clear_refs", "w") as file:
         file.write("5")
+
+
+def held() -> int:
+    """Return the bytes that the process holds now."""
+    return int(psutil.Process().memory_info().rss)
 
 
 def peak() -> int:

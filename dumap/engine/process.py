@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import os
 import platform
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cache
 from importlib.metadata import version
 from typing import Any
 
 import numba
 from llvmlite.binding import get_host_cpu_name
+from numba.core.event import Event, register
+from numba.core.event import Listener as EventListener
 from threadpoolctl import threadpool_info
 
 import dumap
+from dumap.budget import COMPILING_BYTES
 from dumap.engine import memory
 from dumap.kernels.threads import Counted, one_thread
 from dumap.stages import Job
@@ -52,6 +57,37 @@ def _shared() -> Iterator[None]:
 _tasks = Counted(_shared)
 
 
+class Baseline(EventListener):
+    """What the process holds before the tasks of a stage take any memory, and what compiling their kernels may take."""
+
+    def __init__(self) -> None:
+        self._lock, self._module, self._held, self._compiled = threading.Lock(), "", 0, False
+        register("numba:compile", self)
+
+    def on_start(self, event: Event) -> None:
+        """Note that a kernel is compiled: none was cached."""
+        self._compiled = True
+
+    def on_end(self, event: Event) -> None:
+        """Note nothing."""
+
+    def begins(self, task: Callable[..., None]) -> None:
+        """Measure what is held where a task is the first of its stage here."""
+        with self._lock:
+            if task.__module__ != self._module:
+                self._module, self._held, self._compiled = task.__module__, memory.held(), False
+
+    @property
+    def bytes(self) -> int:
+        """The bytes that are no task's own."""
+        return self._held + self._compiled * COMPILING_BYTES
+
+
+@cache
+def _baseline() -> Baseline:
+    return Baseline()
+
+
 @contextmanager
 def pinned() -> Iterator[None]:
     """Hold libraries to one thread while a task runs; once no task runs in the process, all is as it was."""
@@ -76,9 +112,12 @@ def run_task(
     Returns
     -------
     dict
-        'seconds', and 'peak_bytes': the most that the process held while this or any task beside it ran.
+        'seconds'; 'peak_bytes', the most that the process held while this or any task beside it ran; and 'held_bytes',
+        what it held before the first task of the stage, with what compiling may take where that was needed.
     """
     start = time.perf_counter()
     with pinned():
+        _baseline().begins(task)
         task(replace(job, tick=tick), part, **options)
-        return {"peak_bytes": memory.peak(), "seconds": time.perf_counter() - start}
+        seconds = time.perf_counter() - start
+        return {"peak_bytes": memory.peak(), "held_bytes": _baseline().bytes, "seconds": seconds}

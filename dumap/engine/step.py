@@ -137,7 +137,7 @@ class Step:
         self.done: set[str] = set()
         self.copied: set[str] = set()
         self.strange: dict[str, int] = {}
-        self.sent, self.peak_bytes = 0, 0
+        self.sent, self.peak_bytes, self.held_bytes = 0, 0, 0
         self.idle_since: float | None = None
         self.name = ""
 
@@ -257,6 +257,7 @@ class Step:
             if "seconds" in told:
                 self.durations.ended(self.work.kind, told["seconds"])
                 self.peak_bytes = max(self.peak_bytes, told["peak_bytes"])
+                self.held_bytes = max(self.held_bytes, told["held_bytes"])
             elif attempt is not None and "done" in told:
                 self.work.advanced(told["done"], told["total"])
             elif attempt is not None and "worker" in told:
