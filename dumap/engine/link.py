@@ -11,6 +11,7 @@ from typing import Any
 
 import dask
 from distributed import Client, Future, as_completed, span
+from distributed.protocol.pickle import dumps
 from distributed.scheduler import KilledWorker
 
 from dumap.errors import ClusterError
@@ -29,6 +30,21 @@ class Killed(Exception):
     def __init__(self, workers: int) -> None:
         super().__init__(workers)
         self.workers = workers
+
+
+def _carrier() -> Callable[[bytes], Any]:
+    """Make a function that calls what is packed, and travels with its code: naming nothing of dumap.
+
+    A worker without dumap that is sent a task which names it cannot read the message, and ends; this one fails.
+    """
+
+    def call(packed: bytes) -> Any:
+        import pickle
+
+        function, *arguments = pickle.loads(packed)
+        return function(*arguments)
+
+    return call
 
 
 class Link:
@@ -86,7 +102,9 @@ class Link:
         among = None if workers is None else sorted(workers)
         try:
             with dask.annotate(span=self._spans[stage]):
-                return self.client.submit(*call, key=key, pure=False, workers=among, allow_other_workers=False)
+                return self.client.submit(
+                    _carrier(), dumps(call), key=key, pure=False, workers=among, allow_other_workers=False
+                )
         except Exception as error:
             if self.running:
                 raise

@@ -218,6 +218,7 @@ def test_a_worker_that_cannot_do_the_work_is_left_out(nannied, prepare, expected
         (note,) = [note for note in noting.notes if "is left out" in note]
         assert re.search(SAID[kind], note)
         assert results(config.output) == expected
+        assert process.code is None, "others may have work for it"
     finally:
         process.end()
 
