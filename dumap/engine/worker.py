@@ -17,7 +17,7 @@ from dumap.engine.process import cpu, run_task, versions
 from dumap.errors import DumapError, StorageError, TaskError
 from dumap.stages import Job, layout
 from dumap.store import FORMAT, IDENTITY, Run, manifest_key, probe, set_threads
-from dumap.store.objects import digest
+from dumap.store.objects import digest, lacks_room
 
 SETTLING_SECONDS = 0.5
 """A worker that dies as soon as it is there may not be started again: its nanny is still waiting for it."""
@@ -96,6 +96,8 @@ def _blind(demands: Demands) -> list[str]:
             return [f"it does not see {demands.output} as the client does: name a shared folder or a URL"]
         probe(demands.output)
     except DumapError as error:
+        if lacks_room(error):  # for every worker alike: the run ends, and says so
+            raise
         return [str(error)]
     return []
 

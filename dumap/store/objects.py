@@ -360,6 +360,15 @@ def names_below(location: str, folder: str, depth: int, collect: Callable[[Itera
     )
 
 
+def lacks_room(error: BaseException | None) -> bool:
+    """Tell whether an error comes of a store that is full."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        error = error.__cause__
+    return False
+
+
 def probe_key() -> str:
     """Name an object that is written to see whether it can be."""
     return f"{LOCKS}/probe-{os.urandom(8).hex()}"
