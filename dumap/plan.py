@@ -26,6 +26,7 @@ from dumap.config import Config, format_bytes
 from dumap.errors import BudgetError
 from dumap.geometry import (
     EDGE_BYTES,
+    GUEST_BYTES,
     LIST_BYTES,
     SHARD_EDGES,
     SLOT_BYTES,
@@ -251,6 +252,7 @@ def make_plan(config: Config, cut: Geometry, worker_memory: int = 0) -> Plan:
         ),
         "neighbors": cell_rows * max(cell_row_bytes(cut.dims, listed, config.neighbors.metric), list_bytes * 4)
         + min(cell_rows, EXACT_ROWS) * cut.dims
+        + cell_rows * (GUEST_BYTES + 2 * list_bytes) * (cut.cells > 1)  # guests of other turns, and what they found
         + 2 * COLUMN_BYTES
         + lists_of_cells,
         "audit": audit_peak,

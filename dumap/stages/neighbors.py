@@ -135,25 +135,24 @@ def meet_guests(job: Job, part: str) -> None:
     homes[: cell.own] = -1
     reach = reach_of(job, table, cell.positions[cell.own :])
 
-    def found() -> Iterator[Found]:
-        for rows in cell.turns():
-            probes = cell.probes(rows)
-            order = leaves.order(homes[rows], probes)
-            rows, probes = rows[order], probes[order]
-            own = rows < cell.own
-            places = np.empty(cell.own + 1, np.int32)
-            places[rows[own]], places[-1] = np.flatnonzero(own), -1
-            shape = (len(rows), known.shape[1])
-            indices, lengths = np.full(shape, -1, np.int32), np.empty(shape)
-            local = known[rows[own]]
-            indices[own], lengths[own] = places[np.where(local >= 0, local - first, -1)], squared[rows[own]]
-            lengths[~own] = reach[rows[~own] - cell.own, None]
-            x, home = placed(job, cell, rows), homes[rows].astype(np.int32)
-            met, lengths = leaves.meet(x, home, probes, indices, lengths, job.config.seed + number)
-            names = cell.positions[rows]
-            yield rows, names, np.where(met >= 0, names[met], -1), distances_of(job, lengths)
+    def turn(rows: np.ndarray) -> Found:  # all that it holds is let go before the next
+        probes = cell.probes(rows)
+        order = leaves.order(homes[rows], probes)
+        rows, probes = rows[order], probes[order]
+        own = rows < cell.own
+        places = np.empty(cell.own + 1, np.int32)
+        places[rows[own]], places[-1] = np.flatnonzero(own), -1
+        shape = (len(rows), known.shape[1])
+        indices, lengths = np.full(shape, -1, np.int32), np.empty(shape)
+        local = known[rows[own]]
+        indices[own], lengths[own] = places[np.where(local >= 0, local - first, -1)], squared[rows[own]]
+        lengths[~own] = reach[rows[~own] - cell.own, None]
+        x, home = placed(job, cell, rows), homes[rows].astype(np.int32)
+        met, lengths = leaves.meet(x, home, probes, indices, lengths, job.config.seed + number)
+        names = cell.positions[rows]
+        return rows, names, np.where(met >= 0, names[met], -1), distances_of(job, lengths)
 
-    write_cell(job, part, cell, table, found())
+    write_cell(job, part, cell, table, map(turn, cell.turns()))
 
 
 def search_cell(job: Job, part: str) -> None:
