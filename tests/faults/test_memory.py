@@ -104,6 +104,30 @@ def test_no_worker_passes_its_memory(fresh, workers, rows, mode):
     assert started.none_was_lost()
 
 
+def write_words(path: str, rows: int) -> str:
+    """Write bags of 4 of 200 words, common ones and rare ones: some cells have many guests."""
+    rng = np.random.default_rng(2)
+    share = 1 / np.arange(1, DIMS + 1)
+    keys = np.log(rng.random((rows, DIMS))) / share
+    words = np.zeros((rows, DIMS), np.uint8)
+    words[np.arange(rows)[:, None], np.argpartition(keys, -4, axis=1)[:, -4:]] = 1
+    zarr.create_group(path).create_array("vectors", data=words, chunks=(2000, DIMS))
+    return path
+
+
+@pytest.mark.slow
+@pytest.mark.fault(19)
+def test_a_projection_holds_and_is_near_where_cells_are_crowded(fresh, workers):
+    config = told(write_words(fresh("in.zarr"), 20_000), fresh("run.zarr"), **{"cells.max_rows": 6000})
+    limit = smallest(config)
+    done = {stage["name"]: stage for stage in run(config, client=workers(limit).client)["stages"]}
+    assert done["cells"]["facts"]["largest"] > config.cells.max_rows, "no cell meets its guests in turns"
+    for name, stage in done.items():
+        assert 0 < stage["peak_bytes"] <= stage["projected_bytes"], name
+    for name in ("vectors", "cells", "neighbors"):
+        assert done[name]["projected_bytes"] <= 1.6 * done[name]["peak_bytes"], name
+
+
 @pytest.mark.slow
 @pytest.mark.fault(20)
 def test_the_memory_that_a_refusal_names_is_enough(fresh, cli):
