@@ -193,7 +193,9 @@ def expected(cut):
 
 def _columns(save, x):
     path = save(x[:1])
-    zarr.open_group(path).create_array("vectors", data=x, chunks=(100, 7), overwrite=True)
+    zarr.open_group(path).create_array(
+        "vectors", data=x, chunks=(100, 7), overwrite=True, config={"write_empty_chunks": True}
+    )
     return path
 
 
