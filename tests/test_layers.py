@@ -27,16 +27,7 @@ NEVER_IN = {
     "store": ("dumap.stages", "dumap.engine", "dumap.plan", "dumap.geometry", *UPPER),
     "plan.py": ("dumap.stages", "dumap.engine", *UPPER),
     "geometry.py": ("dumap.stages", "dumap.engine", "dumap.plan", *UPPER),
-    "config.py": ("dumap.stages", "dumap.engine", "dumap.plan", "dumap.geometry", "dumap.store", *UPPER),
-    "values.py": (
-        "dumap.stages",
-        "dumap.engine",
-        "dumap.plan",
-        "dumap.geometry",
-        "dumap.store",
-        "dumap.config",
-        *UPPER,
-    ),
+    "config": ("dumap.stages", "dumap.engine", "dumap.plan", "dumap.geometry", "dumap.store", *UPPER),
     "engine": UPPER,
 }
 

@@ -9,7 +9,7 @@ import pytest
 from pynndescent.distances import named_distances
 
 import dumap
-from dumap.metrics import METRICS, NOT_DISTANCES
+from dumap.config.metrics import METRICS, NOT_DISTANCES
 
 HEAVY = ("numba", "scipy", "sklearn", "pynndescent", "zarr", "dask", "distributed", "pandas")
 

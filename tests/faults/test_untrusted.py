@@ -17,8 +17,8 @@ from helpers import slowly
 
 from dumap import pipeline, store
 from dumap.config import FrozenDict, build, load
+from dumap.config.metrics import ARGUMENTS, METRICS, arguments
 from dumap.errors import ConfigError, DumapError, InputError, StorageError
-from dumap.metrics import ARGUMENTS, METRICS, arguments
 from dumap.source import Input
 from dumap.store import IDENTITY, MANIFESTS, Run, manifest_key
 from dumap.store.objects import digest, seal

@@ -18,29 +18,9 @@ from pydantic import (
     model_validator,
 )
 
+from dumap.config.metrics import METRICS, check_arguments, frozen_numbers
+from dumap.config.values import FrozenDict, location, parse_bytes, read_yaml, shorten, show
 from dumap.errors import ConfigError
-from dumap.metrics import METRICS, check_arguments, frozen_numbers
-from dumap.values import FrozenDict, format_bytes, location, parse_bytes, read_yaml, shorten, show
-
-__all__ = [
-    "INITS",
-    "METRICS",
-    "CellsConfig",
-    "ClusterConfig",
-    "Config",
-    "FrozenDict",
-    "GraphConfig",
-    "InputConfig",
-    "LayoutConfig",
-    "NeighborsConfig",
-    "QualityConfig",
-    "StartConfig",
-    "build",
-    "differences",
-    "format_bytes",
-    "load",
-    "parse_bytes",
-]
 
 MOST_FAULTS = 20
 """Faults of a configuration that one message names."""
