@@ -7,14 +7,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from dumap.compiled import find_place
-
-__version__ = "0.1.0"
+from dumap.version import __version__
 
 if TYPE_CHECKING:
+    from dumap.api import run
     from dumap.config import Config
     from dumap.config import load as load_config
     from dumap.errors import DumapError
-    from dumap.submit import run
 
 __all__ = ["Config", "DumapError", "__version__", "load_config", "run"]
 
@@ -22,7 +21,7 @@ _HOMES = {
     "Config": ("dumap.config", "Config"),
     "DumapError": ("dumap.errors", "DumapError"),
     "load_config": ("dumap.config", "load"),
-    "run": ("dumap.submit", "run"),
+    "run": ("dumap.api", "run"),
 }
 """Where each public name is, and what it is called there."""
 

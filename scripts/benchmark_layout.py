@@ -24,10 +24,10 @@ from pathlib import Path
 import numba
 import numpy as np
 
-from dumap import submit
+from dumap import api as submit
 from dumap.config import Config, build
 from dumap.kernels.layout import pool_rows
-from dumap.pipeline import STAGES, plan, status
+from dumap.recipe.pipeline import STAGES, plan, status
 from dumap.stages import Job, descent
 from dumap.stages.graph import Graph
 from dumap.stages.layout import SLICES, Generation, advance, pack_shards, slices_of

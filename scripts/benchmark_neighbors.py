@@ -24,10 +24,10 @@ import warnings
 
 import numpy as np
 
-from dumap import pipeline
 from dumap.config import Config, load
 from dumap.errors import DumapError
-from dumap.source import Input
+from dumap.recipe import pipeline
+from dumap.sources.zarr_array import Input
 from dumap.stages.cells import Table
 from dumap.stages.neighbors import Lists
 from dumap.stages.vectors import as_float32

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from dumap.pipeline import Silent
+from dumap.recipe.pipeline import Silent
 
 
 def slowly(values: Iterable[Any], *quick: Any) -> list:

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from dumap.config import load
-from dumap.disk import is_remote, normalize
 from dumap.errors import StorageError
-from dumap.pipeline import NAMING
-from dumap.places import check_apart, check_places, place_of
+from dumap.recipe.locations import check_apart, check_places, place_of
+from dumap.recipe.pipeline import NAMING
+from dumap.store.disk import is_remote, normalize
 
 pytestmark = pytest.mark.fault(34)
 

@@ -10,15 +10,15 @@ import pytest
 from helpers import Notes, slowly, unmark
 from scipy.spatial.distance import cdist
 
-from dumap import pipeline
+from dumap.api import run
 from dumap.kernels import hashing
-from dumap.plan import repair_row_bytes
+from dumap.planning.plan import repair_row_bytes
+from dumap.recipe import pipeline
 from dumap.stages import Job
 from dumap.stages.cells import Table
 from dumap.stages.repair import read_home, want
 from dumap.stages.vectors import drawn_queries
 from dumap.store import Run
-from dumap.submit import run
 
 K = 14
 """Neighbours of a row, itself not counted, by default."""

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from dumap.config import load
-from dumap.geometry import guests_a_turn
 from dumap.kernels.cells import CROWDED
-from dumap.pipeline import create, plan
+from dumap.planning.geometry import guests_a_turn
+from dumap.recipe.pipeline import create, plan
 from dumap.stages import Context, Job, cells, neighbors, vectors
 from dumap.stages.neighbors import Lists
 

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from dumap.budget import INTERPRETER_BYTES, PAUSE_FRACTION, process_bytes
 from dumap.engine.checks import Demands, WorkerFacts, common, differences, share
 from dumap.engine.members import host_of
+from dumap.planning.budget import INTERPRETER_BYTES, PAUSE_FRACTION, process_bytes
 
 GIB = 2**30
 ONE = WorkerFacts("tcp://a:1", "a", 1, 4 * GIB, {"dumap": "1", "numpy": "2", "python": "3.12.1"}, "zen", 9)

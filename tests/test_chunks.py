@@ -12,8 +12,8 @@ import pytest
 import zarr
 
 from dumap.errors import InputError
-from dumap.pipeline import check_chunks, plan, run
-from dumap.source import Input, Precomputed
+from dumap.recipe.pipeline import check_chunks, plan, run
+from dumap.sources.zarr_array import Input, Precomputed
 from dumap.stages import Job
 from dumap.store import chunks, read_array
 

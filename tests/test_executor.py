@@ -14,13 +14,13 @@ import pytest
 from distributed import Client, LocalCluster
 from faults.harness import fleet
 
+from dumap.api import run
 from dumap.engine import cluster
 from dumap.engine.cluster import Executor
 from dumap.engine.link import Link
 from dumap.errors import ClusterError, InputError, StorageError, TaskError
-from dumap.pipeline import plan
+from dumap.recipe.pipeline import plan
 from dumap.stages import Job, numbered
-from dumap.submit import run
 
 SECONDS = 60
 

@@ -8,9 +8,9 @@ import math
 import numpy as np
 import pytest
 
-from dumap import pipeline
+from dumap.cli.progress import Log
 from dumap.figures import defined, to_json, told
-from dumap.progress import Log
+from dumap.recipe import pipeline
 from dumap.stages import start
 from dumap.store.objects import seal, unseal
 

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from dumap.kept import Kept
+from dumap.artifacts.kept import Kept
 
 SECONDS = 30
 

@@ -17,18 +17,20 @@ KERNELS = {path.stem for path in PACKAGE.glob("kernels/[!_]*.py")}
 PARTS = {"repair": "audit"}
 """Modules that are part of another's stage."""
 ONLY_IN = {"zarr": "store", "obstore": "store", "dask": "engine", "distributed": "engine"}
-UPPER = ("dumap.pipeline", "dumap.cli", "dumap.submit", "dumap.export", "dumap.progress", "dumap.places")
+DOORS = ("dumap.cli", "dumap.api", "dumap.show", "dumap.recipe")
+PLANNING = ("dumap.planning",)
 NEVER_IN = {
     "kernels": (
         *("os", "io", "pathlib", "shutil", "socket", "tempfile", "subprocess", "mmap", "urllib", "http", "fsspec"),
         *("logging", "time", "datetime", "importlib", "yaml", "pickle"),
     ),
-    "stages": ("dumap.engine", *UPPER),
-    "store": ("dumap.stages", "dumap.engine", "dumap.plan", "dumap.geometry", *UPPER),
-    "plan.py": ("dumap.stages", "dumap.engine", *UPPER),
-    "geometry.py": ("dumap.stages", "dumap.engine", "dumap.plan", *UPPER),
-    "config": ("dumap.stages", "dumap.engine", "dumap.plan", "dumap.geometry", "dumap.store", *UPPER),
-    "engine": UPPER,
+    "stages": ("dumap.engine", *DOORS),
+    "artifacts": ("dumap.engine", "dumap.stages", *DOORS),
+    "planning": ("dumap.stages", "dumap.engine", *DOORS),
+    "sources": ("dumap.stages", "dumap.engine", *PLANNING, *DOORS),
+    "store": ("dumap.stages", "dumap.engine", *PLANNING, *DOORS),
+    "config": ("dumap.stages", "dumap.engine", *PLANNING, "dumap.store", *DOORS),
+    "engine": DOORS,
 }
 
 
@@ -95,14 +97,14 @@ def test_package_keeps_its_layers():
         ("kernels/quality.py", "def show(x):\n    print(x)"),
         ("stages/graph.py", "import distributed"),
         ("stages/graph.py", "def lazy():\n    from dumap.engine import cluster"),
-        ("stages/layout.py", "from dumap.pipeline import run"),
+        ("stages/layout.py", "from dumap.recipe.pipeline import run"),
         ("store/run.py", "from dumap.stages import Job"),
-        ("plan.py", "from dumap.stages.graph import Shards"),
-        ("plan.py", "import dumap.engine.cluster"),
-        ("geometry.py", "from dumap.plan import make_plan"),
-        ("engine/cluster.py", "from dumap import pipeline"),
-        ("pipeline.py", "import zarr"),
-        ("pipeline.py", "if TYPE_CHECKING:\n    pass\nelse:\n    import dask"),
+        ("planning/plan.py", "from dumap.stages.graph import Shards"),
+        ("planning/plan.py", "import dumap.engine.cluster"),
+        ("store/run.py", "from dumap.planning.plan import make_plan"),
+        ("engine/cluster.py", "from dumap.recipe import pipeline"),
+        ("recipe/pipeline.py", "import zarr"),
+        ("recipe/pipeline.py", "if TYPE_CHECKING:\n    pass\nelse:\n    import dask"),
     ],
 )
 def test_a_breach_is_found(tmp_path, where, line):
@@ -113,7 +115,7 @@ def test_a_breach_is_found(tmp_path, where, line):
 
 
 def test_imports_for_type_checkers_alone_are_no_breach(tmp_path):
-    (tmp_path / "submit.py").write_text("if TYPE_CHECKING:\n    from distributed import Client\n")
+    (tmp_path / "api.py").write_text("if TYPE_CHECKING:\n    from distributed import Client\n")
     assert breaches(tmp_path) == []
 
 

@@ -18,13 +18,13 @@ import zarr
 from distributed import Client
 from threadpoolctl import threadpool_info, threadpool_limits
 
+from dumap.api import run
 from dumap.engine import choose as choosing
 from dumap.engine.choose import choose
 from dumap.engine.local import LocalEngine
 from dumap.errors import BudgetError, ConfigError, InputError, StorageError, TaskError
-from dumap.pipeline import plan
+from dumap.recipe.pipeline import plan
 from dumap.stages import Job, layout, numbered
-from dumap.submit import run
 
 SECONDS = 60
 CTRL_C = pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)

@@ -13,8 +13,8 @@ from umap.umap_ import fuzzy_simplicial_set, nearest_neighbors
 
 from dumap.config import build
 from dumap.errors import ConfigError, InputError
-from dumap.export import export
-from dumap.geometry import geometry
+from dumap.planning.geometry import geometry
+from dumap.show.export import export
 from dumap.stages.neighbors import Lists
 from dumap.store import Run, run
 

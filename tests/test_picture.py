@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from matplotlib import pyplot
 
-from dumap import picture
 from dumap.errors import InputError
+from dumap.show import picture
 
 ROWS = 400
 """Few enough to be quick, on a square."""

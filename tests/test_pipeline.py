@@ -15,13 +15,13 @@ from scipy import sparse
 from scipy.spatial.distance import cdist
 from sklearn.neighbors import NearestNeighbors
 
+from dumap.api import run
 from dumap.errors import InputError
 from dumap.kernels import coarse
-from dumap.pipeline import STAGES, plan
+from dumap.recipe.pipeline import STAGES, plan
 from dumap.stages import layout
 from dumap.stages.vectors import COPY, DROPPED, ZERO
 from dumap.store import Run
-from dumap.submit import run
 
 K = 14
 """Neighbours of a row, itself not counted, by default."""
@@ -744,7 +744,7 @@ def test_few_distinct_rows_among_many_fill_their_cells(embed, few):
 def test_rows_whose_hashes_collide_are_no_copies(few, configure, save, monkeypatch):
     """The first hash of all rows is the same: the second tells them apart."""
     from dumap.kernels import hashing
-    from dumap.plan import tally_buckets
+    from dumap.planning.plan import tally_buckets
     from dumap.stages import Job, numbered
     from dumap.stages import vectors as stage
 
@@ -794,7 +794,7 @@ def test_components_are_counted_over_shards(embed, save):
 
 def test_empty_slots_are_told(configure, client, inspect, few):
     """The search leaves none: some lists are cut short by hand."""
-    from dumap import pipeline
+    from dumap.recipe import pipeline
     from dumap.store import Run
 
     config, listening = configure(few), Notes()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from dumap.config import build
-from dumap.places import with_places
+from dumap.recipe.locations import with_places
 
 LOCATIONS = ("input.path", "output", "neighbors.precomputed", "start.init")
 """The keys that workers open."""

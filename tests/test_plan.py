@@ -6,11 +6,11 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from dumap.budget import check_task, interpreter_bytes
 from dumap.config import Config, build, parse_bytes
 from dumap.errors import BudgetError, ConfigError, InputError
-from dumap.geometry import EDGE_BYTES, SHARD_EDGES, Geometry, cell_row_bytes, geometry, shard_rows_of
-from dumap.plan import (
+from dumap.planning.budget import check_task, interpreter_bytes
+from dumap.planning.geometry import EDGE_BYTES, SHARD_EDGES, Geometry, cell_row_bytes, geometry, shard_rows_of
+from dumap.planning.plan import (
     Plan,
     audits,
     make_plan,

@@ -8,7 +8,7 @@ from helpers import Notes
 from sklearn.neighbors import NearestNeighbors
 
 from dumap.errors import InputError
-from dumap.pipeline import run
+from dumap.recipe.pipeline import run
 from dumap.store import Run
 
 SHORT = {"neighbors.n_neighbors": 6, "layout.n_epochs": 5, "quality.queries": 100}

@@ -15,13 +15,13 @@ from helpers import slowly, uncommit
 from scipy import sparse
 from sklearn.neighbors import NearestNeighbors
 
+from dumap.api import run
 from dumap.config import NeighborsConfig, build
 from dumap.errors import InputError, RunMismatchError, StorageError
-from dumap.pipeline import plan, verify
-from dumap.source import Precomputed
+from dumap.recipe.pipeline import plan, verify
+from dumap.sources.zarr_array import Precomputed
 from dumap.stages import cells, neighbors
 from dumap.store import Run
-from dumap.submit import run
 
 K = 14
 """Neighbours of a row, itself not counted, by default."""

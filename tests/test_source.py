@@ -12,7 +12,7 @@ import pytest
 import zarr
 
 from dumap.errors import InputError
-from dumap.source import Input
+from dumap.sources.zarr_array import Input
 from dumap.store import listing
 
 VALUES = np.arange(60).reshape(20, 3)

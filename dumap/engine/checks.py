@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dumap.budget import INTERPRETER_BYTES, PAUSE_FRACTION
 from dumap.config import format_bytes
+from dumap.planning.budget import INTERPRETER_BYTES, PAUSE_FRACTION
 
 
 @dataclass(frozen=True)

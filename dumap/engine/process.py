@@ -19,12 +19,12 @@ from numba.core.event import Event, register
 from numba.core.event import Listener as EventListener
 from threadpoolctl import threadpool_info
 
-import dumap
-from dumap.budget import COMPILING_BYTES
 from dumap.engine import memory
 from dumap.kernels.threads import Counted, one_thread
+from dumap.planning.budget import COMPILING_BYTES
 from dumap.stages import Job
 from dumap.store import requests_at_once
+from dumap.version import __version__
 
 LIBRARIES = ("numpy", "numba", "scipy", "scikit-learn", "pynndescent", "zarr")
 """Libraries on whose versions the answer may depend."""
@@ -34,7 +34,7 @@ REQUESTS = 4
 
 def versions() -> dict[str, str]:
     """Return the versions that an answer may depend on."""
-    found = {"dumap": dumap.__version__, "python": platform.python_version(), "machine": platform.machine()}
+    found = {"dumap": __version__, "python": platform.python_version(), "machine": platform.machine()}
     return found | {name: version(name) for name in LIBRARIES}
 
 

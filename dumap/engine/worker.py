@@ -11,13 +11,13 @@ from typing import Any
 
 from distributed import Reschedule, Status, Worker, get_worker
 
-import dumap
 from dumap.engine.checks import Demands, UnfitWorker, WorkerFacts, differences
 from dumap.engine.process import cpu, run_task, versions
 from dumap.errors import DumapError, StorageError, TaskError
 from dumap.stages import Job, layout
 from dumap.store import FORMAT, IDENTITY, Run, manifest_key, probe, set_threads
 from dumap.store.objects import digest, lacks_room
+from dumap.version import __version__
 
 SETTLING_SECONDS = 0.5
 """A worker that dies as soon as it is there may not be started again: its nanny is still waiting for it."""
@@ -46,7 +46,7 @@ class Orders:
 
 def own() -> dict[str, Any]:
     """Return what a client and its workers must have in common."""
-    return {"dumap": dumap.__version__, "format": FORMAT}
+    return {"dumap": __version__, "format": FORMAT}
 
 
 @cache

@@ -10,16 +10,16 @@ from typing import Any
 
 import numpy as np
 
-from dumap.budget import check_task
 from dumap.config import Config
 from dumap.config.metrics import SHIFT_FREE
-from dumap.curve import curve
 from dumap.errors import ConfigError
-from dumap.geometry import Geometry
 from dumap.kernels.layout import Descent
 from dumap.kernels.vectors import SPHERICAL, is_wide, place
-from dumap.plan import Plan
-from dumap.source import Input, Precomputed
+from dumap.planning.budget import check_task
+from dumap.planning.curve import curve
+from dumap.planning.geometry import Geometry
+from dumap.planning.plan import Plan
+from dumap.sources.zarr_array import Input, Precomputed
 from dumap.store import Run
 
 

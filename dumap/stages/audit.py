@@ -9,7 +9,7 @@ import numpy as np
 from dumap.kernels import audit, quality, vectors
 from dumap.kernels import neighbors as search
 from dumap.kernels.threads import one_thread
-from dumap.plan import TILE_BYTES, queries_at_once
+from dumap.planning.plan import TILE_BYTES, queries_at_once
 from dumap.stages import Context, Job, number_of, numbered
 from dumap.stages.cells import Table
 from dumap.stages.neighbors import Lists, defined_distances, metric_arguments, report_name

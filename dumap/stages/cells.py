@@ -8,8 +8,8 @@ from functools import cached_property
 
 import numpy as np
 
-from dumap.geometry import guests_a_turn
 from dumap.kernels import cells, tree, vectors
+from dumap.planning.geometry import guests_a_turn
 from dumap.stages import Context, Job, number_of, numbered
 from dumap.stages.vectors import distinct_rows, drawn, left_out
 from dumap.store import Run

@@ -8,8 +8,8 @@ from functools import cached_property
 import numpy as np
 
 from dumap.config import Config
-from dumap.geometry import EDGE_BYTES, SHARD_EDGES
 from dumap.kernels import graph
+from dumap.planning.geometry import EDGE_BYTES, SHARD_EDGES
 from dumap.stages import Context, Job, number_of, numbered, total
 from dumap.stages.cells import Table
 from dumap.stages.neighbors import Lists

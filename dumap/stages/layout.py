@@ -15,12 +15,12 @@ from itertools import pairwise
 
 import numpy as np
 
-from dumap.budget import kept_bytes, round_bytes
-from dumap.kept import Kept
+from dumap.artifacts.kept import Kept
 from dumap.kernels import hashing, layout
 from dumap.kernels.graph import rows_at
 from dumap.kernels.layout import Descent, Edges
-from dumap.plan import runs_on_one_host
+from dumap.planning.budget import kept_bytes, round_bytes
+from dumap.planning.plan import runs_on_one_host
 from dumap.stages import Context, Job, descent, evenly, number_of, range_of, ranged, require_finite, writes_more
 from dumap.stages.graph import Graph
 from dumap.stages.start import Starts

@@ -12,8 +12,8 @@ import numpy as np
 
 from dumap.config.metrics import arguments
 from dumap.errors import InputError
-from dumap.geometry import GUEST_BYTES, cell_row_bytes, guests_a_turn
 from dumap.kernels import leaves, neighbors, vectors
+from dumap.planning.geometry import GUEST_BYTES, cell_row_bytes, guests_a_turn
 from dumap.stages import Context, Job, number_of, numbered, total
 from dumap.stages.cells import STAGE as CELLS
 from dumap.stages.cells import TABLE, Cell, Table, kept_positions

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from dumap.kernels import quality
-from dumap.plan import TILE_BYTES
+from dumap.planning.plan import TILE_BYTES
 from dumap.stages import Context, Job, number_of, numbered
 from dumap.stages.audit import NEAR, columns_of, fill, query_groups, tiles
 from dumap.stages.audit import STAGE as AUDIT

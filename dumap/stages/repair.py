@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from dumap.kernels import neighbors, repair, vectors
-from dumap.plan import universe_rows
+from dumap.planning.plan import universe_rows
 from dumap.stages import Context, Job, number_of, numbered, total
 from dumap.stages.cells import STAGE as CELLS
 from dumap.stages.cells import Table, travels_as_it_is

@@ -12,10 +12,10 @@ from itertools import pairwise
 
 import numpy as np
 
-from dumap.budget import axes_rows, coarse_rows, page_bytes
 from dumap.errors import ConfigError
 from dumap.figures import defined
 from dumap.kernels import coarse, start, vectors
+from dumap.planning.budget import axes_rows, coarse_rows, page_bytes
 from dumap.stages import Context, Job, descent, evenly, number_of, numbered, range_of, ranged, require_finite, total
 from dumap.stages.cells import Table
 from dumap.stages.graph import Graph

@@ -16,7 +16,7 @@ import numpy as np
 
 from dumap.errors import InputError
 from dumap.kernels import hashing, vectors
-from dumap.plan import audits, tally_buckets
+from dumap.planning.plan import audits, tally_buckets
 from dumap.stages import CENTRE, Context, Job, centred, number_of, numbered, total
 from dumap.store import Part, Run
 

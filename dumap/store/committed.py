@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from dumap import disk
 from dumap.errors import DamageError, LockError, StorageError
+from dumap.store import disk
 from dumap.store.manifests import MANIFESTS, MOST_BYTES, PART, Manifest, is_sound, manifest_key
 from dumap.store.naming import LOCKS, Naming
 from dumap.store.objects import Objects, seal, unseal

@@ -21,10 +21,10 @@ from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 from zarr.storage import LocalStore, ObjectStore, ZipStore
 
-from dumap import disk
-from dumap.disk import is_remote, normalize
 from dumap.errors import ConfigError, DumapError, StorageError, needs
 from dumap.figures import to_json
+from dumap.store import disk
+from dumap.store.disk import is_remote, normalize
 from dumap.store.naming import LOCKS
 
 T = TypeVar("T")

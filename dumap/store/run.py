@@ -27,9 +27,8 @@ import zarr
 from zarr.codecs import Crc32cCodec
 from zarr.storage import MemoryStore
 
-from dumap import disk
 from dumap.errors import DamageError, StorageError
-from dumap.store import metadata
+from dumap.store import disk, metadata
 from dumap.store.arrays import refuse_code
 from dumap.store.committed import Committed, lock_key
 from dumap.store.manifests import IDENTITY, MANIFESTS, MOST_BYTES, manifest_key

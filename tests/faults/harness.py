@@ -20,8 +20,8 @@ import zarr
 from distributed import Client
 
 import dumap
+from dumap.api import run
 from dumap.config import Config
-from dumap.submit import run
 
 HOOKS = Path(__file__).with_name("hooks.py")
 ROOT = Path(dumap.__file__).parents[1]

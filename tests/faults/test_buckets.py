@@ -13,13 +13,13 @@ from distributed import Client, LocalCluster
 from faults.harness import WORDS, Fleet, until
 from helpers import AsBegins, slowly
 
+from dumap.api import run
 from dumap.config import load
 from dumap.errors import DamageError, StorageError
-from dumap.pipeline import clean, verify
+from dumap.recipe.pipeline import clean, verify
 from dumap.store import MANIFESTS, Run, manifest_key, probe, shards
 from dumap.store import lock as lock_module
 from dumap.store import objects as objects_module
-from dumap.submit import run
 
 pytest.importorskip("obstore", reason="buckets need the extra 'cloud'")
 pytest.importorskip("moto.server", reason="moto[server] is not installed")

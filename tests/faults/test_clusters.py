@@ -16,9 +16,9 @@ from faults.harness import ROUNDS, SECONDS, all_kept, commits, fleet, results, u
 from helpers import Notes
 
 import dumap
+from dumap.api import run
 from dumap.errors import ClusterError
-from dumap.pipeline import Silent, status
-from dumap.submit import run
+from dumap.recipe.pipeline import Silent, status
 
 HINT = "the same command goes on from there"
 QUIET = 10.0
@@ -186,7 +186,7 @@ def test_a_scheduler_that_never_answers(prepare, fresh, request, who, by):
 
 UNFIT = {
     "no dumap": "raise ModuleNotFoundError(\"No module named 'dumap'\")",
-    "another version": f'__version__ = "0.0.1"\n__path__ = [{str(Path(dumap.__file__).parent)!r}]',
+    "another version": f"__path__.append({str(Path(dumap.__file__).parent)!r})",
 }
 
 
@@ -198,6 +198,7 @@ def unfit(fresh):
         package = Path(fresh(), "dumap")
         package.mkdir()
         (package / "__init__.py").write_text(UNFIT[kind])
+        (package / "version.py").write_text('__version__ = "0.0.1"')
         return {"PYTHONPATH": str(package.parent), "DASK_DISTRIBUTED__WORKER__PRELOAD": "[]"}
 
     return make

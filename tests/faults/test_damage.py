@@ -13,10 +13,10 @@ from faults.harness import WORDS, results
 from helpers import slowly, uncommit
 from zarr.codecs import Crc32cCodec
 
-from dumap.pipeline import STAGES, status, verify
+from dumap.api import run
+from dumap.recipe.pipeline import STAGES, status, verify
 from dumap.store import IDENTITY, LOCKS, MANIFESTS
 from dumap.store import lock as lock_module
-from dumap.submit import run
 
 
 def keys(output: str) -> list[str]:

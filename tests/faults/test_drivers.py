@@ -9,8 +9,8 @@ import pytest
 from faults.harness import ROUNDS, Fleet, all_kept, commits, results, until
 from helpers import slowly
 
-from dumap.pipeline import Silent, status, verify
-from dumap.submit import run
+from dumap.api import run
+from dumap.recipe.pipeline import Silent, status, verify
 
 HOST = {"layout.checkpoint_every": 4}
 

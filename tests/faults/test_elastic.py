@@ -12,11 +12,11 @@ import pytest
 from distributed import Client, LocalCluster
 from faults.harness import ROUNDS, SECONDS, Fleet, fleet, results, until
 
+from dumap.api import run
 from dumap.engine import backups
 from dumap.engine.cluster import Executor
-from dumap.pipeline import Silent, plan, status, verify
+from dumap.recipe.pipeline import Silent, plan, status, verify
 from dumap.stages import Job, numbered
-from dumap.submit import run
 
 
 class Noting(Silent):

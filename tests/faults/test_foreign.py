@@ -12,12 +12,12 @@ import pytest
 import zarr
 from faults.harness import WORDS, results
 
+from dumap.api import run
 from dumap.errors import DamageError, StorageError
-from dumap.export import export
-from dumap.pipeline import NAMING, STAGES, clean, verify
+from dumap.recipe.pipeline import NAMING, STAGES, clean, verify
+from dumap.show.export import export
 from dumap.store import IDENTITY, MANIFESTS, Run, manifest_key
 from dumap.store.run import OWN
-from dumap.submit import run
 
 pytestmark = pytest.mark.fault(45)
 

@@ -17,12 +17,12 @@ from faults.harness import WORDS, Fleet, all_kept, commits, results
 from helpers import AsBegins, unmark
 from skips import MOUNTING
 
+from dumap.api import run
 from dumap.errors import BudgetError, StorageError
-from dumap.pipeline import STAGES, Silent, plan, verify
-from dumap.plan import make_plan
+from dumap.planning.plan import make_plan
+from dumap.recipe.pipeline import STAGES, Silent, plan, verify
 from dumap.store import Run
 from dumap.store import lock as module
-from dumap.submit import run
 
 ROOM = 64 << 20
 

@@ -13,10 +13,10 @@ from helpers import slowly
 
 from dumap.config import build
 from dumap.errors import ConfigError, InputError
-from dumap.geometry import geometry
 from dumap.kernels import coarse, graph, hashing, layout, start
-from dumap.pipeline import plan, run
-from dumap.plan import make_plan
+from dumap.planning.geometry import geometry
+from dumap.planning.plan import make_plan
+from dumap.recipe.pipeline import plan, run
 from dumap.stages.graph import Shards
 from dumap.stages.vectors import ISOLATED, ZERO
 from dumap.store import Run
@@ -392,7 +392,7 @@ def test_spans_far_out_are_read(tmp_path):
 @pytest.mark.fault(35)
 def test_an_input_of_more_rows_than_32_bits_count(fresh):
     """Chunks that are not there are zeros in Zarr, so that the array takes no room."""
-    from dumap.source import Input
+    from dumap.sources.zarr_array import Input
 
     path = fresh("in.zarr")
     array = zarr.create_group(path).create_array("vectors", shape=(MANY, 2), chunks=(1000, 2), dtype="f4")

@@ -20,15 +20,15 @@ import yaml
 from faults.harness import SECONDS, WORDS, Fleet, all_kept, commits, results, until
 from helpers import Notes
 
+from dumap.api import run
 from dumap.engine.cluster import Executor
 from dumap.errors import LockError
-from dumap.pipeline import plan, verify
+from dumap.recipe.pipeline import plan, verify
 from dumap.stages import Job
 from dumap.store import Lock, Run
 from dumap.store import lock as module
 from dumap.store.objects import seal, unseal
 from dumap.store.run import lock_key
-from dumap.submit import run
 
 BRIEF = Path(__file__).with_name("brief.py")
 EMBEDDED = {"cluster.workers": 1, "cluster.memory_limit": 2**31}

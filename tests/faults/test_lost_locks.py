@@ -12,15 +12,15 @@ import numpy as np
 import pytest
 from faults.harness import until
 
-from dumap import pipeline
+from dumap.api import run
 from dumap.errors import LockError, StorageError
-from dumap.pipeline import Silent, status, verify
+from dumap.recipe import pipeline
+from dumap.recipe.pipeline import Silent, status, verify
 from dumap.stages import Job
 from dumap.store import Lock, Run
 from dumap.store import lock as module
 from dumap.store.objects import seal
 from dumap.store.run import SECTIONS, lock_key
-from dumap.submit import run
 
 pytestmark = pytest.mark.fault(12)
 

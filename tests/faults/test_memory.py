@@ -14,8 +14,8 @@ from distributed import Client, LocalCluster
 
 from dumap.config import Config, load, parse_bytes
 from dumap.errors import BudgetError
-from dumap.pipeline import STAGES, plan, run
-from dumap.plan import PAUSE_FRACTION
+from dumap.planning.plan import PAUSE_FRACTION
+from dumap.recipe.pipeline import STAGES, plan, run
 
 DIMS = 200
 TIGHT = {"task_memory": 48 * 2**20, "quality.queries": 300, "layout.n_epochs": 10}

@@ -15,11 +15,12 @@ import pytest
 import zarr
 from helpers import slowly
 
-from dumap import pipeline, store
+from dumap import store
 from dumap.config import FrozenDict, build, load
 from dumap.config.metrics import ARGUMENTS, METRICS, arguments
 from dumap.errors import ConfigError, DumapError, InputError, StorageError
-from dumap.source import Input
+from dumap.recipe import pipeline
+from dumap.sources.zarr_array import Input
 from dumap.store import IDENTITY, MANIFESTS, Run, manifest_key
 from dumap.store.objects import digest, seal
 from dumap.store.shards import Shard

@@ -20,14 +20,14 @@ from helpers import uncommit
 from numba.core.registry import CPUDispatcher
 
 import dumap.kernels
+from dumap.api import run
 from dumap.engine.cluster import ATTEMPTS, Executor
 from dumap.engine.task_queue import Line
 from dumap.engine.worker import execute
 from dumap.errors import TaskError
-from dumap.pipeline import STAGES, Silent, plan, verify
+from dumap.recipe.pipeline import STAGES, Silent, plan, verify
 from dumap.stages import Job, cells, embedding, graph, layout, neighbors, numbered, quality
 from dumap.store import Run
-from dumap.submit import run
 
 # deaths ------------------------------------------------------------------------------------------
 

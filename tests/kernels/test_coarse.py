@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from scipy.sparse.csgraph import connected_components
 from scipy.sparse.linalg import ArpackNoConvergence
 
-from dumap.budget import MOST_COARSE_ROWS
 from dumap.kernels import coarse, layout
+from dumap.planning.budget import MOST_COARSE_ROWS
 
 
 @pytest.fixture(scope="module")

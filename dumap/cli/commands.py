@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-import dumap
 from dumap.errors import DumapError, Terminated
 from dumap.figures import to_json, told
+from dumap.version import __version__
 
 if TYPE_CHECKING:
     from dumap.config import Config
@@ -66,7 +66,7 @@ def _load(config: str | None, settings: tuple[str, ...], **options: Any) -> Conf
 
 
 @click.group(epilog=EXIT_CODES)
-@click.version_option(dumap.__version__)
+@click.version_option(__version__)
 @click.option("--debug", is_flag=True, help="Show tracebacks.")
 def cli(debug: bool) -> None:
     """UMAP of Zarr stores larger than memory, on Dask."""
@@ -77,8 +77,8 @@ def cli(debug: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="For machines.")
 def plan(as_json: bool, **options: Any) -> None:
     """Say what a run will take, and start nothing."""
-    from dumap import pipeline
     from dumap.engine.choose import choose
+    from dumap.recipe import pipeline
 
     config = _load(**options)
     projected = pipeline.plan(config)
@@ -95,8 +95,8 @@ def plan(as_json: bool, **options: Any) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print the run's status for machines at the end.")
 def run(as_json: bool, force: bool, **options: Any) -> None:
     """Embed a data set, or go on with a run that was stopped."""
-    from dumap import pipeline
-    from dumap.progress import observer
+    from dumap.cli.progress import observer
+    from dumap.recipe import pipeline
 
     config = _load(**options)
     with observer() as watching:
@@ -112,8 +112,8 @@ def run(as_json: bool, force: bool, **options: Any) -> None:
 @click.option("--json", "as_json", is_flag=True, help="For machines.")
 def status(run: str, as_json: bool) -> None:
     """Say what of a run is done."""
-    from dumap import pipeline
     from dumap.config import format_bytes
+    from dumap.recipe import pipeline
 
     found = pipeline.status(run)
     if as_json:
@@ -150,7 +150,7 @@ def status(run: str, as_json: bool) -> None:
 @click.option("--with-self", is_flag=True, help="Neighbors as umap-learn's precomputed_knn wants them: the row first.")
 def export(run: str, what: str, out: str, labels: str | None, with_self: bool, force: bool) -> None:
     """Write a result: embedding (.npy .csv .parquet), neighbors (.npz .zarr), graph (.npz), picture (.png)."""
-    from dumap.export import export as write
+    from dumap.show.export import export as write
 
     click.echo(write(run, what, out, labels, with_self, force))
 
@@ -161,7 +161,7 @@ def export(run: str, what: str, out: str, labels: str | None, with_self: bool, f
 @click.option("--json", "as_json", is_flag=True, help="For machines.")
 def verify(run: str, dry_run: bool, as_json: bool) -> None:
     """Read every committed object against its checksum; 'dumap run' then makes what is damaged again."""
-    from dumap import pipeline
+    from dumap.recipe import pipeline
 
     keys = [key for _, _, key in pipeline.verify(run, _say, mend=not dry_run)]
     if as_json:
@@ -179,7 +179,7 @@ def verify(run: str, dry_run: bool, as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="For machines.")
 def clean(run: str, dry_run: bool, as_json: bool) -> None:
     """Remove what dumap left that no manifest names: of tasks that died, failed or came second; nothing else."""
-    from dumap import pipeline
+    from dumap.recipe import pipeline
 
     unnamed, others = pipeline.clean(run, _say, dry_run)
     if as_json:

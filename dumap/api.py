@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from dumap import pipeline
 from dumap.config import Config, build
+from dumap.recipe import pipeline
 
 if TYPE_CHECKING:
     from distributed import Client

@@ -6,10 +6,10 @@ import math
 
 from dumap.config import Config, format_bytes
 from dumap.errors import BudgetError
-from dumap.geometry import SHARD_EDGES, Geometry, shard_rows_of
 from dumap.kernels.axes import WIDE
 from dumap.kernels.coarse import most_edges
 from dumap.kernels.layout import POOL_ROWS
+from dumap.planning.geometry import SHARD_EDGES, Geometry, shard_rows_of
 from dumap.store import OBJECT_BYTES
 
 MIB = 2**20

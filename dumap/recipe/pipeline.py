@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dumap.budget import projected_bytes
 from dumap.config import INITS, Config, differences, format_bytes
 from dumap.engine import Engine, Observer
 from dumap.engine.choose import choose, reach
 from dumap.errors import DamageError, DumapError, LockError, RunMismatchError, StorageError
-from dumap.geometry import geometry
-from dumap.places import check_places, free_disk, probe_output, with_places
-from dumap.plan import PAUSE_FRACTION, Plan, make_plan, process_bytes, without_repairs
-from dumap.source import Input, Precomputed
+from dumap.planning.budget import projected_bytes
+from dumap.planning.geometry import geometry
+from dumap.planning.plan import PAUSE_FRACTION, Plan, make_plan, process_bytes, without_repairs
+from dumap.recipe.locations import check_places, free_disk, probe_output, with_places
+from dumap.sources.zarr_array import Input, Precomputed
 from dumap.stages import (
     Context,
     Job,

@@ -13,12 +13,12 @@ import numpy as np
 
 from dumap.config import Config, format_bytes
 from dumap.config.metrics import arguments
-from dumap.curve import curve
 from dumap.errors import InputError
 from dumap.kernels.layout import default_epochs
 from dumap.kernels.leaves import EXACT_ROWS, LEAF_ROWS
 from dumap.kernels.vectors import ANGULAR, placed_dims
-from dumap.source import Precomputed
+from dumap.planning.curve import curve
+from dumap.sources.zarr_array import Precomputed
 
 SAMPLE_ROWS_PER_LEAF = 8
 MIN_SAMPLE_ROWS, LEAST_SAMPLE_ROWS = 4096, 128

@@ -8,13 +8,13 @@ from collections.abc import Iterator
 import numpy as np
 import scipy.sparse as sparse
 
-from dumap.disk import is_remote, normalize
 from dumap.errors import ConfigError, StorageError, needs
 from dumap.stages.cells import Table
 from dumap.stages.graph import Graph
 from dumap.stages.neighbors import Lists
 from dumap.stages.vectors import copies_of
 from dumap.store import Run, read_array, write_arrays
+from dumap.store.disk import is_remote, normalize
 
 BLOCK_ROWS = 65_536
 
@@ -169,7 +169,7 @@ def _graph(run: Run, out: str, order: np.ndarray, rows: int, attributes: dict) -
 
 def _picture(run: Run, out: str, labels: str | None) -> str:
     _ending(out, (".png",))
-    from dumap.picture import draw
+    from dumap.show.picture import draw
 
     y = run.read_final("embedding", "embedding")
     if y.shape[1] != 2:

@@ -10,9 +10,9 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from dumap.config import INITS, Config
-from dumap.disk import is_remote, is_same, normalize
 from dumap.errors import StorageError
 from dumap.store import LOCKS, MANIFESTS, Naming, Run, probe
+from dumap.store.disk import is_remote, is_same, normalize
 
 BEGUN = {MANIFESTS, LOCKS}
 """Folders that are all there is where a driver died before it said what the run is of."""

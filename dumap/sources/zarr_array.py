@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from dumap.disk import is_remote, normalize
 from dumap.errors import InputError
 from dumap.store import (
     Absent,
@@ -23,6 +22,7 @@ from dumap.store import (
     stamps,
     told,
 )
+from dumap.store.disk import is_remote, normalize
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,12 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from dumap.budget import (
+from dumap.config import Config, format_bytes
+from dumap.errors import BudgetError
+from dumap.kernels.leaves import COLUMN_BYTES, EXACT_ROWS
+from dumap.kernels.neighbors import DIM_SECONDS, PAIR_SECONDS, exact_rows
+from dumap.kernels.vectors import ANGULAR, BY_PRODUCT
+from dumap.planning.budget import (
     PAUSE_FRACTION,
     axes_bytes,
     host_layout_bytes,
@@ -22,9 +27,7 @@ from dumap.budget import (
     shard_layout_bytes,
     start_bytes,
 )
-from dumap.config import Config, format_bytes
-from dumap.errors import BudgetError
-from dumap.geometry import (
+from dumap.planning.geometry import (
     EDGE_BYTES,
     GUEST_BYTES,
     LIST_BYTES,
@@ -34,9 +37,6 @@ from dumap.geometry import (
     cell_row_bytes,
     shard_rows_of,
 )
-from dumap.kernels.leaves import COLUMN_BYTES, EXACT_ROWS
-from dumap.kernels.neighbors import DIM_SECONDS, PAIR_SECONDS, exact_rows
-from dumap.kernels.vectors import ANGULAR, BY_PRODUCT
 from dumap.store import OBJECT_BYTES
 
 TILE_BYTES = 32 * 2**20

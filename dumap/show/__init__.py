@@ -1,0 +1,1 @@
+"""What is made of finished runs: exports and pictures. Reads runs, and writes nothing into them."""
