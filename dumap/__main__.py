@@ -1,0 +1,5 @@
+"""`python -m dumap` is the command `dumap`."""
+
+from dumap.cli import main
+
+main()
