@@ -1,24 +1,23 @@
 """What a run is told: one frozen, validated object; the metrics and their arguments; values as messages show them.
 
-Imports nothing of dumap but its errors. A setting is a field of a section in `model.py`; `metrics.py` says what a
-metric takes, `values.py` how sizes, places and YAML are read.
+Imports nothing of dumap but its errors. A setting is a field of a section in `sections.py`; `model.py` puts them
+together and says what the answer depends on, `reading.py` reads files and words; `metrics.py` says what a metric takes,
+`values.py` how sizes, places and YAML are read.
 """
 
 from dumap.config.metrics import METRICS
-from dumap.config.model import (
+from dumap.config.model import Config, differences
+from dumap.config.reading import build, load
+from dumap.config.sections import (
     INITS,
     CellsConfig,
     ClusterConfig,
-    Config,
     GraphConfig,
     InputConfig,
     LayoutConfig,
     NeighborsConfig,
     QualityConfig,
     StartConfig,
-    build,
-    differences,
-    load,
 )
 from dumap.config.values import FrozenDict, format_bytes, parse_bytes
 

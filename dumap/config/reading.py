@@ -1,0 +1,97 @@
+"""Reads a configuration from YAML, settings and options, and says what is wrong with one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from dumap.config.model import Config
+from dumap.config.values import read_yaml, shorten, show
+from dumap.errors import ConfigError
+
+MOST_FAULTS = 20
+"""Faults of a configuration that one message names."""
+
+
+def _allowed(path: Sequence[Any]) -> str:
+    model: Any = Config
+    for key in path:
+        field = model.model_fields.get(key)
+        if field is None:
+            break
+        model = field.annotation
+    fields = getattr(model, "model_fields", None)
+    return f"; allowed keys: {', '.join(fields)}" if fields else ""
+
+
+def build(values: Mapping[str, Any]) -> Config:
+    """Validate a mapping; every fault is named with its key, its value and what is allowed."""
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        lines = []
+        for fault in error.errors():
+            key = shorten(".".join(str(part) for part in fault["loc"]))
+            if fault["type"] == "extra_forbidden":
+                lines.append(f"{key}: unknown key{_allowed(fault['loc'][:-1])}")
+            elif fault["type"] == "missing":
+                lines.append(f"{key}: required, and not given")
+            else:
+                lines.append(f"{key} = {show(fault['input'])}: {fault['msg']}" if key else fault["msg"])
+        if len(lines) > MOST_FAULTS:
+            lines[MOST_FAULTS:] = [f"and {len(lines) - MOST_FAULTS} faults more"]
+        raise ConfigError("the configuration is not valid:\n  " + "\n  ".join(lines)) from None
+
+
+def _merge(into: dict[str, Any], key: str, value: Any) -> None:
+    *sections, last = key.split(".")
+    for section in sections:
+        into = into.setdefault(section, {})
+        if not isinstance(into, dict):
+            raise ConfigError(f"{shorten(key)}: {shorten(section)!r} is a value, not a section")
+    into[last] = value
+
+
+def load(path: str | None, settings: Sequence[str] = (), options: Mapping[str, Any] | None = None) -> Config:
+    """Read a YAML file, then settings, then options; the later win.
+
+    Parameters
+    ----------
+    path : str or None
+    settings : sequence of str
+        'section.key=value'; the value is read as YAML.
+    options : mapping
+        'section.key' to value; None is left out.
+
+    Returns
+    -------
+    Config
+
+    Raises
+    ------
+    ConfigError
+    """
+    values: dict[str, Any] = {}
+    if path is not None:
+        try:
+            text = Path(path).read_text()
+        except OSError as error:
+            raise ConfigError(f"cannot read {shorten(path)}: {error.strerror}") from error
+        except ValueError as error:  # no text, or no path
+            raise ConfigError(f"{shorten(path)} is not YAML: {error}") from error
+        values = read_yaml(text, f"{path} is not YAML") or {}
+        if not isinstance(values, dict):
+            raise ConfigError(f"{path} must hold keys and values; allowed keys: {', '.join(Config.model_fields)}")
+        values = {key: {} if value is None and key != "output" else value for key, value in values.items()}
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        if not equals:
+            raise ConfigError(f"--set {shorten(setting)}: write it as section.key=value")
+        _merge(values, key.strip(), read_yaml(text, f"--set {shorten(setting)}: the value is not YAML"))
+    for key, value in (options or {}).items():
+        if value is not None:
+            _merge(values, key, value)
+    return build(values)
