@@ -25,12 +25,16 @@ import numba
 import numpy as np
 
 from dumap import api as submit
+from dumap.artifacts.graph import Graph
+from dumap.artifacts.job import Job
+from dumap.artifacts.layout import Generation
 from dumap.config import Config, build
 from dumap.kernels.layout import pool_rows
-from dumap.recipe.pipeline import STAGES, plan, status
-from dumap.stages import Job, descent
-from dumap.stages.graph import Graph
-from dumap.stages.layout import SLICES, Generation, advance, pack_shards, slices_of
+from dumap.recipe.names import STAGES
+from dumap.recipe.pipeline import plan
+from dumap.recipe.status import status
+from dumap.stages.descent import descent, pack_shards
+from dumap.stages.layout import SLICES, advance, slices_of
 from dumap.store import Run
 
 

@@ -24,13 +24,13 @@ import warnings
 
 import numpy as np
 
+from dumap.artifacts.cells import Table
+from dumap.artifacts.neighbors import Lists
 from dumap.config import Config, load
 from dumap.errors import DumapError
+from dumap.kernels.vectors import as_float32
 from dumap.recipe import pipeline
 from dumap.sources.zarr_array import Input
-from dumap.stages.cells import Table
-from dumap.stages.neighbors import Lists
-from dumap.stages.vectors import as_float32
 from dumap.store import Run
 
 QUERIES, TILE_ROWS = 1000, 16_384

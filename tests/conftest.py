@@ -20,9 +20,9 @@ from skips import is_allowed
 from sklearn.datasets import load_digits
 from turns import parse, turn_of
 
-import dumap
 from dumap.api import run
 from dumap.config import Config, load
+from dumap.recipe.status import status
 from dumap.show.export import export
 
 QUICK = {"layout.n_epochs": 20, "quality.queries": 0}
@@ -189,7 +189,7 @@ def embed(configure, fresh, request) -> Callable[..., Embedded]:
 @pytest.fixture
 def inspect(fresh) -> Callable[[str], Embedded]:
     """Look at a run by its path."""
-    return lambda output: Embedded(output, dumap.recipe.pipeline.status(output), fresh)
+    return lambda output: Embedded(output, status(output), fresh)
 
 
 class Outcome(NamedTuple):

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from dumap.recipe.pipeline import Silent
+from dumap.recipe.observers import Silent
 
 
 def slowly(values: Iterable[Any], *quick: Any) -> list:

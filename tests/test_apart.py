@@ -10,7 +10,7 @@ import pytest
 from dumap.config import load
 from dumap.errors import StorageError
 from dumap.recipe.locations import check_apart, check_places, place_of
-from dumap.recipe.pipeline import NAMING
+from dumap.recipe.names import NAMING
 from dumap.store.disk import is_remote, normalize
 
 pytestmark = pytest.mark.fault(34)

@@ -11,13 +11,15 @@ from helpers import Notes, slowly, unmark
 from scipy.spatial.distance import cdist
 
 from dumap.api import run
+from dumap.artifacts.cells import Table
+from dumap.artifacts.job import Job
+from dumap.artifacts.vectors import drawn_queries
 from dumap.kernels import hashing
 from dumap.planning.plan import repair_row_bytes
 from dumap.recipe import pipeline
-from dumap.stages import Job
-from dumap.stages.cells import Table
+from dumap.recipe.names import NAMING, STAGES
+from dumap.recipe.repair import verify
 from dumap.stages.repair import read_home, want
-from dumap.stages.vectors import drawn_queries
 from dumap.store import Run
 
 K = 14
@@ -161,8 +163,8 @@ def test_repaired_lists_are_sound_and_what_the_graph_is_of(repaired, digits):
 def test_what_only_travels_is_removed(repaired):
     left = {name.split("-")[0] for name in Run(repaired.output, read_only=True).committed("audit")}
     assert left == {"queries", "search", "exact", "report", "merged", "repaired"}
-    assert pipeline.verify(repaired.output) == []
-    assert Run(repaired.output, read_only=True).unnamed(pipeline.NAMING) == ([], [])
+    assert verify(repaired.output) == []
+    assert Run(repaired.output, read_only=True).unnamed(NAMING) == ([], [])
 
 
 @pytest.mark.slow
@@ -237,7 +239,7 @@ def test_what_is_lost_is_made_again(copied, client, repaired, what):
     for pattern in LOST[what]:
         for path in manifests.glob(f"audit/{pattern}.json"):
             path.unlink()
-    unmark(config.output, pipeline.STAGES[pipeline.STAGES.index("audit") :])
+    unmark(config.output, STAGES[STAGES.index("audit") :])
     assert run(config, client=client)["state"] == "done"
     assert lists_of(config.output) == lists_of(repaired.output)
     left = {name.split("-")[0] for name in Run(config.output, read_only=True).committed("audit")}

@@ -8,12 +8,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from dumap.artifacts import cells as artifacts
+from dumap.artifacts.job import Job
+from dumap.artifacts.neighbors import Lists
 from dumap.config import load
 from dumap.kernels.cells import CROWDED
 from dumap.planning.geometry import guests_a_turn
-from dumap.recipe.pipeline import create, plan
-from dumap.stages import Context, Job, cells, neighbors, vectors
-from dumap.stages.neighbors import Lists
+from dumap.recipe.identity import create
+from dumap.recipe.pipeline import plan
+from dumap.stages import Context, cells, neighbors, vectors
 
 
 def bags_of_words(rows: int, words: int, seed: int = 0) -> np.ndarray:
@@ -72,7 +75,7 @@ def lists_of(job: Job) -> bytes:
 
 
 def test_the_guests_of_a_cell_are_bounded(bags):
-    table = cells.Table(bags.run)
+    table = artifacts.Table(bags.run)
     loads = np.array([table.spans(cell)[:, 2].sum() for cell in range(table.cells)])
     homes = np.diff(table.offsets)
     facts = bags.run.summary("cells", "table")
@@ -87,9 +90,9 @@ def test_the_guests_of_a_cell_are_bounded(bags):
 
 
 def test_what_the_table_says_is_what_lies_there(bags):
-    table, found = cells.Table(bags.run), []
+    table, found = artifacts.Table(bags.run), []
     for number in range(table.cells):
-        cell = cells.Cell(bags, number, table)
+        cell = artifacts.Cell(bags, number, table)
         own, guests = cell.positions[: cell.own], cell.positions[cell.own :]
         assert own.tolist() == list(range(*table.offsets[number : number + 2]))
         assert (np.diff(guests) > 0).all()
@@ -119,7 +122,7 @@ def test_data_without_a_crowd_has_every_guest_it_had(job_of, save, digits):
 
 
 def test_a_cell_writes_lists_of_those_guests_alone_for_which_it_found_something(bags):
-    table = cells.Table(bags.run)
+    table = artifacts.Table(bags.run)
     for number in range(table.cells):
         name = f"cell-{number:05d}"
         listed = bags.run.read("neighbors", name, "guest_indices")
@@ -138,7 +141,7 @@ def test_a_cell_full_of_its_own_rows_still_meets_many_guests_at_once(cell_rows, 
 
 @pytest.mark.parametrize("cell_rows", [1000, 64, 16])
 def test_turns_take_each_guest_once(bags, cell_rows):
-    cell = cells.Cell(bags, 0, cells.Table(bags.run))
+    cell = artifacts.Cell(bags, 0, artifacts.Table(bags.run))
     cell.job = SimpleNamespace(geometry=replace(bags.geometry, cell_rows=cell_rows))
     turns = [rows.tolist() for rows in cell.turns()]
     guests = [row for rows in turns for row in rows[cell.own :]]
@@ -148,7 +151,7 @@ def test_turns_take_each_guest_once(bags, cell_rows):
 
 
 def test_probes_and_vectors_are_those_of_the_rows_asked_for(bags):
-    cell = cells.Cell(bags, 1, cells.Table(bags.run))
+    cell = artifacts.Cell(bags, 1, artifacts.Table(bags.run))
     every = np.arange(len(cell.positions))
     some = np.random.default_rng(0).permutation(every)[: len(every) // 3]
     assert np.array_equal(cell.probes(some), cell.probes(every)[some])

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 import zarr
 
+from dumap.artifacts.job import Job
 from dumap.errors import InputError
-from dumap.recipe.pipeline import check_chunks, plan, run
+from dumap.recipe.identity import check_chunks
+from dumap.recipe.pipeline import plan, run
 from dumap.sources.zarr_array import Input, Precomputed
-from dumap.stages import Job
 from dumap.store import chunks, read_array
 
 VALUES = np.arange(1, 81, dtype=np.float32).reshape(20, 4)

@@ -14,7 +14,7 @@ import zarr
 import dumap
 from dumap.config import parse_bytes
 from dumap.errors import needs
-from dumap.planning.plan import PAUSE_FRACTION
+from dumap.planning.budget import PAUSE_FRACTION
 
 
 @pytest.fixture(scope="module")

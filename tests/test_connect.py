@@ -23,7 +23,7 @@ from dumap.config import ClusterConfig
 from dumap.engine import connect as engine
 from dumap.engine.connect import connect, size_embedded
 from dumap.errors import ClusterError, ConfigError
-from dumap.recipe.pipeline import Silent
+from dumap.recipe.observers import Silent
 
 SECONDS = 60
 GIB = 2**30

@@ -15,12 +15,13 @@ from distributed import Client, LocalCluster
 from faults.harness import fleet
 
 from dumap.api import run
+from dumap.artifacts.job import Job
+from dumap.artifacts.parts import numbered
 from dumap.engine import cluster
 from dumap.engine.cluster import Executor
 from dumap.engine.link import Link
 from dumap.errors import ClusterError, InputError, StorageError, TaskError
 from dumap.recipe.pipeline import plan
-from dumap.stages import Job, numbered
 
 SECONDS = 60
 

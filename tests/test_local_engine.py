@@ -19,12 +19,14 @@ from distributed import Client
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from dumap.api import run
+from dumap.artifacts.job import Job
+from dumap.artifacts.parts import numbered
 from dumap.engine import choose as choosing
 from dumap.engine.choose import choose
 from dumap.engine.local import LocalEngine
 from dumap.errors import BudgetError, ConfigError, InputError, StorageError, TaskError
 from dumap.recipe.pipeline import plan
-from dumap.stages import Job, layout, numbered
+from dumap.stages import rounds
 
 SECONDS = 60
 CTRL_C = pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)
@@ -160,7 +162,7 @@ def embedded_by(configure, data):
 def test_local_bytes_are_those_of_dask_and_of_rounds(expected, embedded_by, client):
     assert embedded_by(CUT, client=client) == expected
     assert embedded_by({**CUT, "cluster.engine": "local", "layout.mode": "rounds"}) == expected
-    assert layout._packed.bytes == 0
+    assert rounds._packed.bytes == 0
 
 
 @pytest.mark.parametrize("threads", [1, 2, 4])
@@ -175,7 +177,7 @@ def test_threads_of_a_worker_in_this_process_change_no_byte_and_no_setting(expec
             processes=False, n_workers=1, threads_per_worker=threads, memory_limit="8GiB", dashboard_address=":0"
         ) as client:
             assert embedded_by({**CUT, "layout.mode": "rounds"}, client=client) == expected
-        assert layout._packed.bytes == 0
+        assert rounds._packed.bytes == 0
         assert embedded_by({**CUT, "cluster.engine": "local"}) == expected
         assert settings() == before
 
@@ -185,7 +187,7 @@ def test_threads_of_a_worker_in_this_process_change_no_byte_and_no_setting(expec
 def test_threads_of_a_worker_process_change_no_byte(expected, embedded_by, threads):
     with Client(n_workers=1, threads_per_worker=threads, memory_limit="8GiB", dashboard_address=":0") as client:
         assert embedded_by({**CUT, "layout.mode": "rounds"}, client=client) == expected
-        assert set(client.run(lambda: layout._packed.bytes).values()) == {0}
+        assert set(client.run(lambda: rounds._packed.bytes).values()) == {0}
 
 
 def test_an_error_lets_go_of_what_was_kept(configure, data, monkeypatch):
@@ -193,14 +195,14 @@ def test_an_error_lets_go_of_what_was_kept(configure, data, monkeypatch):
     held = []
 
     def fail(job, part, y, m, v):
-        held.append(layout._packed.bytes)
+        held.append(rounds._packed.bytes)
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(layout, "write_piece", fail)
+    monkeypatch.setattr(rounds, "write_piece", fail)
     with pytest.raises(StorageError, match="No space left"):
         run(config)
     assert held[0] > 0
-    assert layout._packed.bytes == 0
+    assert rounds._packed.bytes == 0
 
 
 def test_the_run_says_which_engine_ran_it(configure, data):

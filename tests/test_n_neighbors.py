@@ -11,11 +11,11 @@ from scipy import sparse
 from umap import UMAP
 from umap.umap_ import fuzzy_simplicial_set, nearest_neighbors
 
+from dumap.artifacts.neighbors import Lists
 from dumap.config import build
 from dumap.errors import ConfigError, InputError
 from dumap.planning.geometry import geometry
 from dumap.show.export import export
-from dumap.stages.neighbors import Lists
 from dumap.store import Run, run
 
 

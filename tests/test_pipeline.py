@@ -16,11 +16,12 @@ from scipy.spatial.distance import cdist
 from sklearn.neighbors import NearestNeighbors
 
 from dumap.api import run
+from dumap.artifacts.vectors import COPY, DROPPED, ZERO
 from dumap.errors import InputError
 from dumap.kernels import coarse
-from dumap.recipe.pipeline import STAGES, plan
-from dumap.stages import layout
-from dumap.stages.vectors import COPY, DROPPED, ZERO
+from dumap.recipe.names import STAGES
+from dumap.recipe.pipeline import plan
+from dumap.stages import rounds
 from dumap.store import Run
 
 K = 14
@@ -242,7 +243,7 @@ def test_rounds_change_no_byte(embed, some, cut):
 def test_who_writes_the_embedding_keeps_no_edges_of_the_last_round(embed, client, some):
     done = embed(some, {**CUT, "layout.mode": "rounds", "layout.n_epochs": 2})
     assert done.facts("layout")["mode"] == "rounds"
-    kept = client.run(lambda: layout._packed.bytes)
+    kept = client.run(lambda: rounds._packed.bytes)
     assert len(kept) > 1
     assert 0 in kept.values()
 
@@ -568,7 +569,7 @@ def test_rows_that_overflow_are_not_finite(embed, few):
 
 @pytest.mark.fault(36)
 def test_an_isolated_row_is_finite_and_flagged(embed, few):
-    from dumap.stages.vectors import ISOLATED
+    from dumap.artifacts.vectors import ISOLATED
 
     x = np.vstack([few, np.full((1, 64), 1000, np.float32)])
     done = embed(x, {"graph.disconnection_distance": 1000.0})
@@ -743,9 +744,11 @@ def test_few_distinct_rows_among_many_fill_their_cells(embed, few):
 
 def test_rows_whose_hashes_collide_are_no_copies(few, configure, save, monkeypatch):
     """The first hash of all rows is the same: the second tells them apart."""
+    from dumap.artifacts.job import Job
+    from dumap.artifacts.parts import numbered
+    from dumap.artifacts.vectors import copies_of
     from dumap.kernels import hashing
     from dumap.planning.plan import tally_buckets
-    from dumap.stages import Job, numbered
     from dumap.stages import vectors as stage
 
     hashes = hashing.row_hashes
@@ -764,7 +767,7 @@ def test_rows_whose_hashes_collide_are_no_copies(few, configure, save, monkeypat
     found = {}
     for block, part in enumerate(numbered("distinct", cut.blocks)):
         stage.find_copies(job, part, buckets, 300)
-        copies, firsts = stage.copies_of(job.run, block)
+        copies, firsts = copies_of(job.run, block)
         found |= dict(zip((copies + cut.block(block)[0]).tolist(), firsts.tolist(), strict=True))
     assert found == {300: 5, 301: 6, 302: 7}
 

@@ -16,11 +16,13 @@ from scipy import sparse
 from sklearn.neighbors import NearestNeighbors
 
 from dumap.api import run
+from dumap.artifacts import cells
 from dumap.config import NeighborsConfig, build
 from dumap.errors import InputError, RunMismatchError, StorageError
-from dumap.recipe.pipeline import plan, verify
+from dumap.recipe.pipeline import plan
+from dumap.recipe.repair import verify
 from dumap.sources.zarr_array import Precomputed
-from dumap.stages import cells, neighbors
+from dumap.stages.given import given_lists
 from dumap.store import Run
 
 K = 14
@@ -332,7 +334,7 @@ def test_what_no_list_may_hold_is_named(given, knn, kind):
         config=SimpleNamespace(neighbors=NeighborsConfig(n_neighbors=K + 1)),
     )
     with pytest.raises(InputError, match=message) as refused:
-        neighbors.given_lists(job, np.arange(1000), 0)
+        given_lists(job, np.arange(1000), 0)
     assert path in str(refused.value)
     assert "name another output" in str(refused.value)
     assert refused.value.exit_code == 3

@@ -8,11 +8,11 @@ from collections import Counter
 import pytest
 from simulated import Cluster
 
+from dumap.artifacts.parts import numbered
 from dumap.engine.backups import BACKUP_SECONDS, Durations
 from dumap.engine.members import LEAST_WINDOW, Members
 from dumap.engine.step import ATTEMPTS, Step, Work
 from dumap.errors import ClusterError, DamageError, InputError, LockError, TaskError
-from dumap.stages import numbered
 
 WORKER_TIMEOUT = 100.0
 NUMPY = ("numpy is 1.0, 2.0 on the other workers or in the run",)

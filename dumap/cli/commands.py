@@ -78,6 +78,7 @@ def cli(debug: bool) -> None:
 def plan(as_json: bool, **options: Any) -> None:
     """Say what a run will take, and start nothing."""
     from dumap.engine.choose import choose
+    from dumap.planning.plan import describe
     from dumap.recipe import pipeline
 
     config = _load(**options)
@@ -86,7 +87,7 @@ def plan(as_json: bool, **options: Any) -> None:
     if as_json:
         click.echo(to_json({**projected.as_dict(), "engine": chosen.name}))
     else:
-        click.echo(f"{pipeline.describe(projected)}\nengine {chosen.name}: {chosen.why}")
+        click.echo(f"{describe(projected)}\nengine {chosen.name}: {chosen.why}")
 
 
 @cli.command()
@@ -113,9 +114,9 @@ def run(as_json: bool, force: bool, **options: Any) -> None:
 def status(run: str, as_json: bool) -> None:
     """Say what of a run is done."""
     from dumap.config import format_bytes
-    from dumap.recipe import pipeline
+    from dumap.recipe import status as recipe
 
-    found = pipeline.status(run)
+    found = recipe.status(run)
     if as_json:
         click.echo(to_json(found))
         return
@@ -161,9 +162,9 @@ def export(run: str, what: str, out: str, labels: str | None, with_self: bool, f
 @click.option("--json", "as_json", is_flag=True, help="For machines.")
 def verify(run: str, dry_run: bool, as_json: bool) -> None:
     """Read every committed object against its checksum; 'dumap run' then makes what is damaged again."""
-    from dumap.recipe import pipeline
+    from dumap.recipe import repair
 
-    keys = [key for _, _, key in pipeline.verify(run, _say, mend=not dry_run)]
+    keys = [key for _, _, key in repair.verify(run, _say, mend=not dry_run)]
     if as_json:
         click.echo(to_json({"output": run, "damaged": keys}))
     else:
@@ -179,9 +180,9 @@ def verify(run: str, dry_run: bool, as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="For machines.")
 def clean(run: str, dry_run: bool, as_json: bool) -> None:
     """Remove what dumap left that no manifest names: of tasks that died, failed or came second; nothing else."""
-    from dumap.recipe import pipeline
+    from dumap.recipe import repair
 
-    unnamed, others = pipeline.clean(run, _say, dry_run)
+    unnamed, others = repair.clean(run, _say, dry_run)
     if as_json:
         click.echo(to_json({"output": run, "unnamed": unnamed, "removed": not dry_run, "left": others}))
     else:

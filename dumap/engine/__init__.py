@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from dumap.stages import Job
+    from dumap.artifacts.job import Job
     from dumap.store import Run
 
 

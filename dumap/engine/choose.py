@@ -14,7 +14,8 @@ from dumap.config import ClusterConfig, format_bytes
 from dumap.engine.checks import share
 from dumap.engine.resources import cpu_count, free_memory, process_memory
 from dumap.errors import BudgetError, ConfigError
-from dumap.planning.plan import PAUSE_FRACTION, Plan, process_bytes
+from dumap.planning.budget import PAUSE_FRACTION, process_bytes
+from dumap.planning.plan import Plan
 
 if TYPE_CHECKING:
     from distributed import Client

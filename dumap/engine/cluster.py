@@ -16,6 +16,7 @@ from typing import Any
 
 from distributed import Client
 
+from dumap.artifacts.job import Job
 from dumap.engine import Observer as Observer
 from dumap.engine import worker
 from dumap.engine.backups import Durations
@@ -26,7 +27,7 @@ from dumap.engine.step import ATTEMPTS as ATTEMPTS
 from dumap.engine.step import POLL_SECONDS as POLL_SECONDS
 from dumap.engine.step import Step, Work
 from dumap.errors import ClusterError
-from dumap.stages import Job, layout
+from dumap.stages import rounds
 from dumap.store import IDENTITY, Run, manifest_key, probe_key
 from dumap.store.objects import digest
 
@@ -258,7 +259,7 @@ class Executor:
     def let_go(self) -> None:
         """Free what tasks kept on workers for the next ones."""
         if self._members.proven and self.link.running:
-            self.link.ask((layout.let_go,), self._members.proven, PARTING)
+            self.link.ask((rounds.let_go,), self._members.proven, PARTING)
 
     def close(self) -> None:
         """Leave nothing of the run's with the workers, and hear no more of them."""

@@ -9,9 +9,10 @@ from collections.abc import Callable, Sequence
 from queue import Empty, SimpleQueue
 from typing import Any
 
+from dumap.artifacts.job import Job
 from dumap.engine import process
 from dumap.errors import DumapError, StorageError, TaskError
-from dumap.stages import Job, layout
+from dumap.stages import rounds
 from dumap.store import Run
 
 TICK_SECONDS = 0.2
@@ -109,7 +110,7 @@ class LocalEngine:
 
     def let_go(self) -> None:
         """Free what tasks kept for the next."""
-        layout.let_go()
+        rounds.let_go()
 
     def close(self) -> None:
         """Leave nothing of the run's in this process."""

@@ -19,10 +19,10 @@ from numba.core.event import Event, register
 from numba.core.event import Listener as EventListener
 from threadpoolctl import threadpool_info
 
+from dumap.artifacts.job import Job
 from dumap.engine import memory
 from dumap.kernels.threads import Counted, one_thread
 from dumap.planning.budget import COMPILING_BYTES
-from dumap.stages import Job
 from dumap.store import requests_at_once
 from dumap.version import __version__
 

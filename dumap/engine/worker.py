@@ -11,10 +11,11 @@ from typing import Any
 
 from distributed import Reschedule, Status, Worker, get_worker
 
+from dumap.artifacts.job import Job
 from dumap.engine.checks import Demands, UnfitWorker, WorkerFacts, differences
 from dumap.engine.process import cpu, run_task, versions
 from dumap.errors import DumapError, StorageError, TaskError
-from dumap.stages import Job, layout
+from dumap.stages import rounds
 from dumap.store import FORMAT, IDENTITY, Run, manifest_key, probe, set_threads
 from dumap.store.objects import digest, lacks_room
 from dumap.version import __version__
@@ -104,7 +105,7 @@ def _blind(demands: Demands) -> list[str]:
 
 def let_go() -> None:
     """Free what this process keeps for the next task of a run."""
-    layout.let_go()
+    rounds.let_go()
     _unfit.cache_clear()
 
 

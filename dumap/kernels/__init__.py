@@ -1,1 +1,5 @@
-"""Arrays in, arrays out: no IO, no clock, no log, neither Zarr nor Dask."""
+"""What is computed: arrays in, arrays out, with numpy, scipy, numba and pynndescent.
+
+A kernel knows neither runs nor configurations, opens no file, tells no time and draws no random number but by a hash of
+what it is given, so that equal arguments give equal bytes. Each has a module of tests of its name.
+"""

@@ -353,3 +353,24 @@ def layout_bytes(config: Config, rows: int, edges: int, worker_memory: int) -> i
     beside, fitting = round_bytes(config, shard_rows)
     one = shard_layout_bytes(shard_rows, config.neighbors.others, config.layout.n_components)
     return beside + min(fitting, -(-rows // shard_rows)) * one
+
+
+def describe(projected: Plan) -> str:
+    """Write a plan for people."""
+    cut = projected.geometry
+    given = f" given with {cut.columns} neighbors each" if cut.columns else ""
+    lines = [
+        f"{cut.rows} rows x {cut.dims} dims: {cut.blocks} blocks of {cut.block_rows} rows, {cut.cells} cells of up to "
+        f"{cut.cell_rows} rows{given}, {cut.shards} shards of {cut.shard_rows} rows, {cut.n_epochs} epochs",
+        f"{'stage':<10} {'tasks':>7} {'shuffled':>10} {'disk':>10} {'peak a worker':>14}",
+    ]
+    for stage in projected.stages:
+        lines.append(
+            f"{stage.name:<10} {stage.tasks:>7} {format_bytes(stage.shuffled_bytes):>10} "
+            f"{format_bytes(stage.disk_bytes):>10} {format_bytes(stage.peak_bytes):>14}"
+        )
+    lines.append(
+        f"disk {format_bytes(projected.disk_bytes)}; workers of "
+        f"{format_bytes(projected.peak_bytes / PAUSE_FRACTION)} or more are needed"
+    )
+    return "\n".join(lines)

@@ -1,4 +1,6 @@
-"""Which stages a run goes through, in which order, and what of it is done: identity, status, repair, locations.
+"""Which stages a run goes through, in which order, and what of it is done.
 
-The engine is handed in; stages do the work. What a run is of, and when it may go on, is decided here alone.
+`pipeline.py` follows the stages, `identity.py` refuses to go on with another run, `status.py` tells what is done,
+`repair.py` finds damage and removes what no manifest names, `locations.py` looks at what is read and written. The
+engine that runs tasks is handed to it.
 """

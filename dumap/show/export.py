@@ -8,11 +8,11 @@ from collections.abc import Iterator
 import numpy as np
 import scipy.sparse as sparse
 
+from dumap.artifacts.cells import Table
+from dumap.artifacts.graph import Graph
+from dumap.artifacts.neighbors import Lists
+from dumap.artifacts.vectors import copies_of
 from dumap.errors import ConfigError, StorageError, needs
-from dumap.stages.cells import Table
-from dumap.stages.graph import Graph
-from dumap.stages.neighbors import Lists
-from dumap.stages.vectors import copies_of
 from dumap.store import Run, read_array, write_arrays
 from dumap.store.disk import is_remote, normalize
 

@@ -2,63 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 
+from dumap.artifacts.audit import NEAR, query_groups, report_name
+from dumap.artifacts.cells import Table
+from dumap.artifacts.job import Job
+from dumap.artifacts.neighbors import Lists
+from dumap.artifacts.parts import AUDIT, VECTORS, number_of, numbered
+from dumap.artifacts.vectors import distinct_rows, drawn_queries, samples
 from dumap.kernels import audit, quality, vectors
-from dumap.kernels import neighbors as search
-from dumap.kernels.threads import one_thread
-from dumap.planning.plan import TILE_BYTES, queries_at_once
-from dumap.stages import Context, Job, number_of, numbered
-from dumap.stages.cells import Table
-from dumap.stages.neighbors import Lists, defined_distances, metric_arguments, report_name
+from dumap.planning.plan import queries_at_once
+from dumap.stages import Context
+from dumap.stages.distances import columns_of, fill, tiles
 from dumap.stages.repair import repair_lists
-from dumap.stages.vectors import STAGE as VECTORS
-from dumap.stages.vectors import distinct_rows, drawn_queries, samples
 
-STAGE = "audit"
-NEAR = 15
-"""Exact neighbours that are kept at the least: the map is judged by so many."""
 RELATIVE, ROUNDING = 1e-6, 1e-15
 """By how much two rows' distances may differ and count as one: of the distance, and a dim, of the squared length."""
-
-
-def tiles(job: Job, queries: np.ndarray, x: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
-    """Yield slices of some rows with the queries' distances to them, float32 (queries, n).
-
-    They are squared Euclidean distances in partition space where the metric's order is that of those.
-    """
-    metric = job.config.neighbors.metric
-    step = max(1, TILE_BYTES // (8 * max(1, len(queries), x.shape[1])))
-    if metric in vectors.EUCLIDEAN_ORDER:
-        queries = vectors.partition_space(queries, metric).astype(np.float64)
-    for low in range(0, len(x), step):
-        tile = x[low : low + step]
-        if metric in vectors.EUCLIDEAN_ORDER:
-            placed = vectors.partition_space(tile, metric).astype(np.float64)
-            with one_thread():
-                distances = quality.squared_distances(queries, placed, metric in vectors.ANGULAR)
-            yield slice(low, low + len(tile)), distances.astype(np.float32)
-        else:
-            out = np.empty((len(queries), len(tile)), np.float32)
-            arguments = tuple(metric_arguments(job).values())
-            with defined_distances(job):
-                quality.metric_distances(queries, tile, search.distance_function(metric), arguments, out)
-            yield slice(low, low + len(tile)), out
-
-
-def columns_of(positions: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """Find where wanted positions stand among a block's, -1 where they do not."""
-    order = np.argsort(positions)
-    at = order[np.minimum(np.searchsorted(positions, wanted, sorter=order), len(positions) - 1)]
-    return np.where((positions[at] == wanted) & (wanted >= 0), at, -1)
-
-
-def fill(out: np.ndarray, columns: np.ndarray, tile: slice, distances: np.ndarray) -> None:
-    """Fill in the distances to the columns that a tile holds."""
-    q, slot = np.nonzero((columns >= tile.start) & (columns < tile.stop))
-    out[q, slot] = distances[q, columns[q, slot] - tile.start]
 
 
 def collect(job: Job, part: str) -> None:
@@ -68,7 +27,7 @@ def collect(job: Job, part: str) -> None:
     among, step = distinct_rows(job), queries_at_once(job.config, cut.dims)
     rows, positions, groups = [np.empty(0, np.int64)], [np.empty(0, np.int64)], 0
     waiting = np.empty((0, cut.dims), np.float32)
-    with store.part(STAGE, part) as out:
+    with store.part(AUDIT, part) as out:
         for block, name in enumerate(samples(job)):
             row = store.read(VECTORS, name, "query_rows")
             chosen = drawn_queries(job, row, number, among)
@@ -98,18 +57,10 @@ def listed_by(lists: Lists, positions: np.ndarray) -> np.ndarray:
     return listed
 
 
-def query_groups(job: Job, number: int, count: int) -> Iterator[tuple[slice, np.ndarray]]:
-    """Yield slices of the first `count` queries of a round with their vectors: as many as a task holds at once."""
-    step = queries_at_once(job.config, job.geometry.dims)
-    for group, low in enumerate(range(0, count, step)):
-        high = min(count, low + step)
-        yield slice(low, high), job.run.read(STAGE, f"queries-{number}", f"vectors-{group}", 0, high - low)
-
-
 def search_block(job: Job, part: str, number: int) -> None:
     """Find the queries' exact nearest rows in a block, and how far those are that their lists name."""
     store, block = job.run, number_of(part)
-    own, listed = (store.read(STAGE, f"queries-{number}", name) for name in ("positions", "listed"))
+    own, listed = (store.read(AUDIT, f"queries-{number}", name) for name in ("positions", "listed"))
     positions = Table(store).positions(store, block)
     x = job.rows(*job.geometry.block(block))
     k = max(NEAR, job.config.neighbors.searched)
@@ -119,7 +70,7 @@ def search_block(job: Job, part: str, number: int) -> None:
         for tile, d in tiles(job, queries, x):
             quality.keep_nearest(d, positions[tile], own[some], ids[some], distances[some])
             fill(listed_distances[some], columns[some], tile, d)
-    with store.part(STAGE, part) as out:
+    with store.part(AUDIT, part) as out:
         out.write("ids", ids)
         out.write("distances", distances)
         out.write("listed_distances", listed_distances)
@@ -129,14 +80,14 @@ def join(job: Job, part: str) -> None:
     """Merge the blocks' exact neighbours."""
     store, number = job.run, number_of(part)
     first, *names = numbered(f"search-{number}", job.geometry.blocks)
-    ids, distances, listed = (store.read(STAGE, first, name) for name in ("ids", "distances", "listed_distances"))
+    ids, distances, listed = (store.read(AUDIT, first, name) for name in ("ids", "distances", "listed_distances"))
     for name in names:
-        more, scores, nearer = (store.read(STAGE, name, array) for array in ("ids", "distances", "listed_distances"))
+        more, scores, nearer = (store.read(AUDIT, name, array) for array in ("ids", "distances", "listed_distances"))
         both, far = np.hstack([ids, more]), np.hstack([distances, scores])
         order = np.lexsort((both, far), axis=1)[:, : ids.shape[1]]
         ids, distances = np.take_along_axis(both, order, 1), np.take_along_axis(far, order, 1)
         np.minimum(listed, nearer, out=listed)
-    with store.part(STAGE, part) as out:
+    with store.part(AUDIT, part) as out:
         out.write("ids", ids)
         out.write("distances", distances)
         out.write("listed_distances", listed)
@@ -155,9 +106,9 @@ def limits_of(job: Job, farthest: np.ndarray, queries: np.ndarray) -> np.ndarray
 def report(job: Job, part: str) -> None:
     """Score the lists of the round's queries, and sum the scores up."""
     store, table, number = job.run, Table(job.run), number_of(part)
-    rows, own, listed = (store.read(STAGE, f"queries-{number}", name) for name in ("rows", "positions", "listed"))
+    rows, own, listed = (store.read(AUDIT, f"queries-{number}", name) for name in ("rows", "positions", "listed"))
     exact, distances, listed_distances = (
-        store.read(STAGE, f"exact-{number}", name) for name in ("ids", "distances", "listed_distances")
+        store.read(AUDIT, f"exact-{number}", name) for name in ("ids", "distances", "listed_distances")
     )
     k = listed.shape[1]
     limits = np.empty(len(own))
@@ -167,7 +118,7 @@ def report(job: Job, part: str) -> None:
     recall = found.mean(axis=1)
     home = np.searchsorted(table.offsets, own, side="right")
     across = np.searchsorted(table.offsets, exact[:, :k], side="right") != home[:, None]
-    with store.part(STAGE, part) as out:
+    with store.part(AUDIT, part) as out:
         out.write("rows", rows)
         out.write("recall", recall.astype(np.float32))
         out.attributes["queries"] = len(rows)
@@ -187,12 +138,12 @@ def report(job: Job, part: str) -> None:
 
 def measure(context: Context, number: int) -> dict:
     """Audit the lists after so many repairs, on rows of their own; return the figures."""
-    context.compute(STAGE, collect, [f"queries-{number}"])
+    context.compute(AUDIT, collect, [f"queries-{number}"])
     search_parts = numbered(f"search-{number}", context.geometry.blocks)
-    context.compute(STAGE, search_block, search_parts, number=number)
-    context.compute(STAGE, join, [f"exact-{number}"])
-    context.compute(STAGE, report, [report_name(number)])
-    return context.run.summary(STAGE, report_name(number))
+    context.compute(AUDIT, search_block, search_parts, number=number)
+    context.compute(AUDIT, join, [f"exact-{number}"])
+    context.compute(AUDIT, report, [report_name(number)])
+    return context.run.summary(AUDIT, report_name(number))
 
 
 def run(context: Context) -> dict:

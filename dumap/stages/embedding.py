@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from dumap.stages import Context, Job, number_of, numbered, total
-from dumap.stages.cells import Table
-from dumap.stages.graph import Graph, placed_in
-from dumap.stages.layout import last_generation
-from dumap.stages.vectors import COPY, DROPPED, ISOLATED, copies_of, repeated_in
-from dumap.stages.vectors import STAGE as VECTORS
-
-STAGE = "embedding"
+from dumap.artifacts.cells import Table
+from dumap.artifacts.graph import Graph, placed_in
+from dumap.artifacts.job import Job
+from dumap.artifacts.layout import last_generation
+from dumap.artifacts.parts import EMBEDDING, VECTORS, number_of, numbered, total
+from dumap.artifacts.vectors import COPY, DROPPED, ISOLATED, copies_of, repeated_in
+from dumap.stages import Context
 
 
 def positions_of(job: Job, table: Table, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
@@ -61,7 +60,7 @@ def write_rows(job: Job, part: str) -> None:
         isolated = graph.isolated(shard)
         if len(isolated):
             status[np.isin(positions, isolated)] |= ISOLATED
-    with job.run.part(STAGE, part) as out:
+    with job.run.part(EMBEDDING, part) as out:
         out.write_rows("embedding", start, y)
         out.write_rows("status", start, status)
         out.attributes["nonfinite"] = int((~np.isfinite(y[kept])).any(axis=1).sum())
@@ -70,5 +69,5 @@ def write_rows(job: Job, part: str) -> None:
 def run(context: Context) -> dict:
     """Write the embedding; return what came out."""
     parts = numbered("rows", context.geometry.outputs)
-    context.compute(STAGE, write_rows, parts)
-    return {"nonfinite": total(context.run, STAGE, parts, "nonfinite")}
+    context.compute(EMBEDDING, write_rows, parts)
+    return {"nonfinite": total(context.run, EMBEDDING, parts, "nonfinite")}

@@ -6,47 +6,18 @@ Where neighbours are given, their lists take the place of what is searched.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 
 import numpy as np
 
-from dumap.config.metrics import arguments
-from dumap.errors import InputError
+from dumap.artifacts.cells import TABLE, Cell, Table
+from dumap.artifacts.job import Job
+from dumap.artifacts.neighbors import write_lists
+from dumap.artifacts.parts import CELLS, NEIGHBORS, number_of, numbered, total
 from dumap.kernels import leaves, neighbors, vectors
 from dumap.planning.geometry import GUEST_BYTES, cell_row_bytes, guests_a_turn
-from dumap.stages import Context, Job, number_of, numbered, total
-from dumap.stages.cells import STAGE as CELLS
-from dumap.stages.cells import TABLE, Cell, Table, kept_positions
-from dumap.store import Part, Run
-
-STAGE = "neighbors"
-REPAIRED = "audit"
-"""The stage that writes the lists anew where they fall short."""
-
-
-def metric_arguments(job: Job) -> dict:
-    """Return the metric's arguments, in the order it takes them."""
-    own = job.config.neighbors
-    if own.metric in vectors.EUCLIDEAN_ORDER:
-        return {}
-    return arguments(own.metric, own.metric_kwds, job.geometry.dims)
-
-
-@contextmanager
-def defined_distances(job: Job) -> Iterator[None]:
-    """Name the metric where a distance of it does not exist, as of rows that are all zero.
-
-    Raises
-    ------
-    InputError
-    """
-    try:
-        yield
-    except (ZeroDivisionError, ValueError) as error:
-        raise InputError(
-            f"{job.config.input.path}: neighbors.metric = {job.config.neighbors.metric} is not defined for some of its "
-            f"rows ({error}): take another metric, or leave out rows such as those that are all zero"
-        ) from error
+from dumap.stages import Context
+from dumap.stages.distances import defined_distances, metric_arguments
+from dumap.stages.given import take_cell
 
 
 def placed(job: Job, cell: Cell, rows: np.ndarray) -> np.ndarray:
@@ -102,7 +73,7 @@ def search_home(job: Job, part: str) -> None:
     found, lengths = leaves.search(placed(job, cell, order), probes[order], k, seed)
     names = cell.positions[order]
     listed = np.where(found >= 0, names[found], -1)
-    with job.run.part(STAGE, part) as out:
+    with job.run.part(NEIGHBORS, part) as out:
         if table.cells == 1:
             lists = void_lists(job, cell.own)
             merge_own(lists, cell.own, (order, names, listed, distances_of(job, lengths)))
@@ -121,7 +92,7 @@ def reach_of(job: Job, table: Table, positions: np.ndarray) -> np.ndarray:
     names, reach = numbered("home", table.cells), np.empty(len(positions))
     for home in np.unique(homes):
         some = homes == home
-        reach[some] = job.run.read(STAGE, names[home], "reach")[positions[some] - table.offsets[home]]
+        reach[some] = job.run.read(NEIGHBORS, names[home], "reach")[positions[some] - table.offsets[home]]
     return reach
 
 
@@ -130,7 +101,7 @@ def meet_guests(job: Job, part: str) -> None:
     table, number = Table(job.run), number_of(part)
     cell, first = Cell(job, number, table), int(table.offsets[number])
     home_part = numbered("home", table.cells)[number]
-    known, squared = (job.run.read(STAGE, home_part, array) for array in ("indices", "squared"))
+    known, squared = (job.run.read(NEIGHBORS, home_part, array) for array in ("indices", "squared"))
     homes = np.searchsorted(table.offsets, cell.positions, side="right") - 1
     homes[: cell.own] = -1
     reach = reach_of(job, table, cell.positions[cell.own :])
@@ -181,7 +152,7 @@ def write_cell(job: Job, part: str, cell: Cell, table: Table, found: Iterable[Fo
         pieces.append(guests_lists(job, cell.own, turn))
     guests, indices, distances = (np.concatenate(some) for some in zip(*pieces, strict=True))
     order = np.argsort(guests)
-    with job.run.part(STAGE, part) as out:
+    with job.run.part(NEIGHBORS, part) as out:
         out.write("indices", lists[0])
         out.write("distances", lists[1])
         out.write("guests", guests[order])
@@ -194,132 +165,17 @@ def merge_cell(job: Job, part: str) -> None:
     """Merge what all cells found for one cell's own rows."""
     store, table, cell = job.run, Table(job.run), number_of(part)
     names = numbered("cell", table.cells)
-    indices, distances = (store.read(STAGE, names[cell], array) for array in ("indices", "distances"))
+    indices, distances = (store.read(NEIGHBORS, names[cell], array) for array in ("indices", "distances"))
     for other in np.flatnonzero(table.hosts(cell)):
-        start, stop = store.read(STAGE, names[other], "begins", cell, cell + 2).tolist()
+        start, stop = store.read(NEIGHBORS, names[other], "begins", cell, cell + 2).tolist()
         if stop > start:
             guests, listed, lengths = (
-                store.read(STAGE, names[other], array, start, stop)
+                store.read(NEIGHBORS, names[other], array, start, stop)
                 for array in ("guests", "guest_indices", "guest_distances")
             )
             neighbors.merge(indices, distances, guests - table.offsets[cell], listed, lengths, guests)
-    with store.part(STAGE, part) as out:
+    with store.part(NEIGHBORS, part) as out:
         write_lists(out, indices, distances)
-
-
-def write_lists(out: Part, indices: np.ndarray, distances: np.ndarray) -> None:
-    """Write a cell's lists, and how many slots of them are empty."""
-    out.write("indices", indices)
-    out.write("distances", distances)
-    out.attributes["missing"] = int((indices < 0).sum())
-
-
-def report_name(repairs: int) -> str:
-    """Name the part of stage audit that commits the lists after so many repairs, and says how good they are."""
-    return f"report-{repairs}"
-
-
-def repairs_made(run: Run) -> int:
-    """Return how many repairs the lists have had, and an audit after each."""
-    repairs = 0
-    while run.is_committed(REPAIRED, report_name(repairs + 1)):
-        repairs += 1
-    return repairs
-
-
-ALLOWED = {
-    neighbors.OUTSIDE: "allowed are the input's rows, from 0 to {last}, and -1 where a neighbor is missing",
-    neighbors.REPEATED: "a second time: a row may name each neighbor once",
-    neighbors.DISTANCE: "allowed are numbers from 0 to 3.4e38; a missing neighbor has -1 in 'indices'",
-}
-"""What a given graph may hold instead of what is found."""
-
-
-def given_lists(job: Job, own: np.ndarray, start: int) -> tuple[np.ndarray, np.ndarray]:
-    """Read and check the lists that are given for the input's rows from `start` on; those of rows left out are void.
-
-    Parameters
-    ----------
-    job : Job
-    own : ndarray of int64, shape (n,)
-        The rows' positions, -1 for those left out.
-    start : int
-
-    Returns
-    -------
-    ids : ndarray of int64, shape (n, columns)
-        Rows of the input, -1 where there is none; self excluded.
-    distances : ndarray of float32, shape (n, columns)
-
-    Raises
-    ------
-    InputError
-        What is wrong first, by row.
-    """
-    given, cut = job.precomputed, job.geometry
-    indices, raw = given.read(start, start + len(own))
-    ids, distances = indices.astype(np.int64), vectors.as_float32(raw)
-    if indices.dtype.kind == "u":
-        ids[ids < 0] = cut.rows  # too large for int64, and not to be taken for -1
-    ids[own < 0] = -1
-    fault, row, slot = neighbors.first_fault(ids, distances, start, cut.rows)
-    if fault:
-        name, found = ("distances", raw) if fault == neighbors.DISTANCE else ("indices", indices)
-        raise InputError(
-            f"{given.path}, array {name!r}, row {start + row}, column {slot}: holds {found[row, slot]}; "
-            f"{ALLOWED[fault].format(last=cut.rows - 1)}. Correct it, and name another output"
-        )
-    itself = ids == np.arange(start, start + len(own))[:, None]
-    own_settings = job.config.neighbors
-    if given.columns <= own_settings.searched and itself.any():
-        raise InputError(
-            f"{given.path}, array 'indices', row {start + itself.any(axis=1).argmax()}: the row is among its own "
-            f"neighbors, so that {given.columns} columns hold {given.columns - 1} others, too few for "
-            f"neighbors.{own_settings.widest} = {own_settings.searched + 1}, which are the row itself and "
-            f"{own_settings.searched} others: set it to at most {given.columns}, and name another output"
-        )
-    ids[itself] = -1
-    return ids, distances
-
-
-def take_cell(job: Job, part: str) -> None:
-    """Take the lists of one range of rows from the graph that is given, the nearest first."""
-    table, cell = Table(job.run), number_of(part)
-    shape = (int(table.offsets[cell + 1] - table.offsets[cell]), job.config.neighbors.searched)
-    indices, distances = np.full(shape, -1, job.geometry.index_dtype), np.full(shape, np.inf, np.float32)
-    for start, stop in job.geometry.lists(cell):
-        own = kept_positions(job, table, np.arange(start, stop))
-        ids, theirs = given_lists(job, own, start)
-        named = kept_positions(job, table, ids).astype(indices.dtype)
-        kept = own >= 0
-        neighbors.merge(indices, distances, own[kept] - table.offsets[cell], named[kept], theirs[kept], own[kept])
-    with job.run.part(STAGE, part) as out:
-        write_lists(out, indices, distances)
-
-
-class Lists:
-    """The lists of all rows, by position.
-
-    Parameters
-    ----------
-    run : Run
-    repairs : int, optional
-        The lists after so many repairs; all that were made where none is named.
-    """
-
-    def __init__(self, run: Run, repairs: int | None = None) -> None:
-        self.run, self.table = run, Table(run)
-        repairs = repairs_made(run) if repairs is None else repairs
-        self.stage, prefix = (REPAIRED, f"merged-{repairs}") if repairs else (STAGE, "merged")
-        self.names = numbered(prefix, self.table.cells)
-
-    def read(self, array: str, start: int, stop: int) -> np.ndarray:
-        """Read 'indices' or 'distances' of positions [start, stop)."""
-        return self.run.read_span(self.stage, self.names, self.table.offsets, array, start, stop)
-
-    def of(self, cell: int, array: str) -> np.ndarray:
-        """Read 'indices' or 'distances' of a cell's own rows."""
-        return self.run.read(self.stage, self.names[cell], array)
 
 
 def require_room(context: Context) -> None:
@@ -330,7 +186,7 @@ def require_room(context: Context) -> None:
     config = context.config.neighbors
     need = rows * cell_row_bytes(cut.dims, config.searched, config.metric) + largest * GUEST_BYTES
     what = f"the largest cell holds {largest} rows, {own} of them its own"
-    context.require(STAGE, need, what, "a smaller cells.max_rows or task_memory in another output")
+    context.require(NEIGHBORS, need, what, "a smaller cells.max_rows or task_memory in another output")
 
 
 def run(context: Context) -> dict:
@@ -340,14 +196,14 @@ def run(context: Context) -> dict:
     if context.config.neighbors.precomputed is None:
         require_room(context)
     if context.config.neighbors.precomputed is not None:
-        context.compute(STAGE, take_cell, merged)
+        context.compute(NEIGHBORS, take_cell, merged)
     elif context.config.neighbors.metric not in vectors.EUCLIDEAN_ORDER:
-        context.compute(STAGE, search_cell, numbered("cell", count))
-        context.compute(STAGE, merge_cell, merged)
+        context.compute(NEIGHBORS, search_cell, numbered("cell", count))
+        context.compute(NEIGHBORS, merge_cell, merged)
     elif count == 1:
-        context.compute(STAGE, search_home, merged)
+        context.compute(NEIGHBORS, search_home, merged)
     else:
-        context.compute(STAGE, search_home, numbered("home", count))
-        context.compute(STAGE, meet_guests, numbered("cell", count))
-        context.compute(STAGE, merge_cell, merged)
-    return {"missing": total(context.run, STAGE, merged, "missing")}
+        context.compute(NEIGHBORS, search_home, numbered("home", count))
+        context.compute(NEIGHBORS, meet_guests, numbered("cell", count))
+        context.compute(NEIGHBORS, merge_cell, merged)
+    return {"missing": total(context.run, NEIGHBORS, merged, "missing")}

@@ -4,24 +4,19 @@ from __future__ import annotations
 
 import numpy as np
 
+from dumap.artifacts.audit import NEAR, audited, query_groups, repairs_made
+from dumap.artifacts.cells import Table
+from dumap.artifacts.graph import Graph
+from dumap.artifacts.job import Job
+from dumap.artifacts.layout import last_generation
+from dumap.artifacts.parts import AUDIT, QUALITY, number_of, numbered
 from dumap.kernels import quality
 from dumap.planning.plan import TILE_BYTES
-from dumap.stages import Context, Job, number_of, numbered
-from dumap.stages.audit import NEAR, columns_of, fill, query_groups, tiles
-from dumap.stages.audit import STAGE as AUDIT
-from dumap.stages.cells import Table
-from dumap.stages.graph import Graph
-from dumap.stages.layout import last_generation
-from dumap.stages.neighbors import repairs_made
+from dumap.stages import Context
+from dumap.stages.distances import columns_of, fill, tiles
 
-STAGE = "quality"
 TRUST_QUERIES = 300
 """Queries whose exact ranks are counted; each costs another search of all rows."""
-
-
-def audited(job: Job, prefix: str) -> str:
-    """Name a part of the last audit."""
-    return f"{prefix}-{repairs_made(job.run)}"
 
 
 def collect(job: Job, part: str) -> None:
@@ -47,14 +42,14 @@ def collect(job: Job, part: str) -> None:
                 d += (own_y[:, c : c + 1] - tile[None, :, c]) ** 2
             ids = np.arange(start + low, start + low + len(tile))
             quality.keep_nearest(d, ids, positions, low_ids, low_distances)
-    with store.part(STAGE, part) as out:
+    with store.part(QUALITY, part) as out:
         out.write("map", low_ids)
 
 
 def reach_block(job: Job, part: str) -> None:
     """Measure how far the rows nearest in the map are, those in one block; of the input, read their chunks alone."""
     store, block = job.run, number_of(part)
-    low_ids = store.read(STAGE, "queries", "map", 0, TRUST_QUERIES)
+    low_ids = store.read(QUALITY, "queries", "map", 0, TRUST_QUERIES)
     reached = np.full(low_ids.shape, np.inf, np.float32)
     columns = columns_of(Table(store).positions(store, block), low_ids)
     rows = np.unique(columns[columns >= 0])
@@ -69,16 +64,16 @@ def reach_block(job: Job, part: str) -> None:
         for group, queries in query_groups(job, repairs_made(store), len(reached)):
             for tile, d in tiles(job, queries, x):
                 fill(reached[group], at[group], tile, d)
-    with store.part(STAGE, part) as out:
+    with store.part(QUALITY, part) as out:
         out.write("reached", reached)
 
 
 def join(job: Job, part: str) -> None:
     """Put together what the blocks reached."""
-    reached = job.run.read(STAGE, numbered("reached", 1)[0], "reached")
+    reached = job.run.read(QUALITY, numbered("reached", 1)[0], "reached")
     for name in numbered("reached", job.geometry.blocks)[1:]:
-        np.minimum(reached, job.run.read(STAGE, name, "reached"), out=reached)
-    with job.run.part(STAGE, part) as out:
+        np.minimum(reached, job.run.read(QUALITY, name, "reached"), out=reached)
+    with job.run.part(QUALITY, part) as out:
         out.write("limits", np.sort(reached * np.float32(1 - 1e-6), axis=1))
 
 
@@ -86,24 +81,24 @@ def rank_block(job: Job, part: str) -> None:
     """Count a block's rows that are nearer to a query than the rows nearest to it in the map."""
     store, block = job.run, number_of(part)
     own = store.read(AUDIT, audited(job, "queries"), "positions", 0, TRUST_QUERIES)
-    limits = store.read(STAGE, "limits", "limits")
+    limits = store.read(QUALITY, "limits", "limits")
     positions = Table(store).positions(store, block)
     x = job.rows(*job.geometry.block(block))
     counts = np.zeros(limits.shape, np.int64)
     for some, queries in query_groups(job, repairs_made(store), len(own)):
         for tile, d in tiles(job, queries, x):
             quality.count_nearer(d, positions[tile], own[some], limits[some], counts[some])
-    with store.part(STAGE, part) as out:
+    with store.part(QUALITY, part) as out:
         out.write("counts", counts)
 
 
 def report(job: Job, part: str) -> None:
     """Score every query, and sum the scores up."""
     store, table = job.run, Table(job.run)
-    low_ids, exact = store.read(STAGE, "queries", "map"), store.read(AUDIT, audited(job, "exact"), "ids")
+    low_ids, exact = store.read(QUALITY, "queries", "map"), store.read(AUDIT, audited(job, "exact"), "ids")
     kept = quality.overlap(low_ids, exact[:, : low_ids.shape[1]])
-    counts = sum(store.read(STAGE, name, "counts") for name in numbered("ranks", job.geometry.blocks))
-    with store.part(STAGE, part) as out:
+    counts = sum(store.read(QUALITY, name, "counts") for name in numbered("ranks", job.geometry.blocks))
+    with store.part(QUALITY, part) as out:
         out.write("rows", store.read(AUDIT, audited(job, "queries"), "rows"))
         out.write("preserved", kept.astype(np.float32))
         out.attributes |= {
@@ -118,9 +113,9 @@ def run(context: Context) -> dict:
     blocks = context.geometry.blocks
     if not context.config.quality.queries or not len(context.run.read(AUDIT, audited(context.job, "queries"), "rows")):
         return {"queries": 0}
-    context.compute(STAGE, collect, ["queries"])
-    context.compute(STAGE, reach_block, numbered("reached", blocks))
-    context.compute(STAGE, join, ["limits"])
-    context.compute(STAGE, rank_block, numbered("ranks", blocks))
-    context.compute(STAGE, report, ["report"])
-    return context.run.summary(STAGE, "report")
+    context.compute(QUALITY, collect, ["queries"])
+    context.compute(QUALITY, reach_block, numbered("reached", blocks))
+    context.compute(QUALITY, join, ["limits"])
+    context.compute(QUALITY, rank_block, numbered("ranks", blocks))
+    context.compute(QUALITY, report, ["report"])
+    return context.run.summary(QUALITY, "report")

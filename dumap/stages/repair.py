@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import numpy as np
 
+from dumap.artifacts.cells import Table, travels_as_it_is
+from dumap.artifacts.job import Job
+from dumap.artifacts.neighbors import Lists, write_lists
+from dumap.artifacts.parts import AUDIT, CELLS, number_of, numbered, total
 from dumap.kernels import neighbors, repair, vectors
 from dumap.planning.plan import universe_rows
-from dumap.stages import Context, Job, number_of, numbered, total
-from dumap.stages.cells import STAGE as CELLS
-from dumap.stages.cells import Table, travels_as_it_is
-from dumap.stages.neighbors import Lists, defined_distances, metric_arguments, write_lists
-
-STAGE = "audit"
+from dumap.stages import Context
+from dumap.stages.distances import defined_distances, metric_arguments
 
 
 def read_home(job: Job, cell: int, table: Table, out: np.ndarray) -> None:
@@ -41,7 +41,7 @@ def want(job: Job, part: str, number: int) -> None:
     first, last = _span(before.table, cell)
     most = max(0, universe_rows(job.config, job.geometry) - (last - first))
     halo, left_out = repair.choose_halo(before.of(cell, "indices"), first, most)
-    with job.run.part(STAGE, part) as out:
+    with job.run.part(AUDIT, part) as out:
         out.write("positions", halo)
         out.attributes |= {
             "counts": np.diff(np.searchsorted(halo, before.table.offsets)).tolist(),
@@ -52,8 +52,8 @@ def want(job: Job, part: str, number: int) -> None:
 def tabulate(job: Job, part: str, number: int) -> None:
     """Add up how many rows each cell asks of each."""
     names = numbered(f"wanted-{number}", Table(job.run).cells)
-    with job.run.part(STAGE, part) as out:
-        out.write("rows", np.array([job.run.summary(STAGE, name)["counts"] for name in names], np.int32))
+    with job.run.part(AUDIT, part) as out:
+        out.write("rows", np.array([job.run.summary(AUDIT, name)["counts"] for name in names], np.int32))
 
 
 def send(job: Job, part: str, number: int) -> None:
@@ -61,19 +61,19 @@ def send(job: Job, part: str, number: int) -> None:
     store, before, cell = job.run, Lists(job.run, number - 1), number_of(part)
     table = before.table
     first, last = _span(table, cell)
-    asked = store.read(STAGE, f"asked-{number}", "rows")
+    asked = store.read(AUDIT, f"asked-{number}", "rows")
     names, starts = numbered(f"wanted-{number}", table.cells), asked[:, :cell].sum(axis=1)
     rows, done = np.empty(int(asked[:, cell].sum()), np.int32), 0
     for asker in np.flatnonzero(asked[:, cell]):
         low, count = int(starts[asker]), int(asked[asker, cell])
-        rows[done : done + count] = store.read(STAGE, names[asker], "positions", low, low + count) - first
+        rows[done : done + count] = store.read(AUDIT, names[asker], "positions", low, low + count) - first
         done += count
     indices, distances = (before.of(cell, array) for array in ("indices", "distances"))
     narrow = travels_as_it_is(job)
     x = np.empty((last - first, job.geometry.dims), job.input.dtype if narrow else np.float32)
     if len(rows):
         read_home(job, cell, table, x)
-    with store.part(STAGE, part) as out:
+    with store.part(AUDIT, part) as out:
         out.write_gathered("vectors", x, rows)
         out.write_gathered("lists", repair.pack(indices, distances[:, -1:]), rows)
 
@@ -83,8 +83,8 @@ def join(job: Job, part: str, number: int, inside: bool) -> None:
     store, before, cell, k = job.run, Lists(job.run, number - 1), number_of(part), job.config.neighbors.searched
     table = before.table
     first, last = _span(table, cell)
-    asked = store.read(STAGE, f"asked-{number}", "rows")
-    halo = store.read(STAGE, numbered(f"wanted-{number}", cell + 1)[-1], "positions")
+    asked = store.read(AUDIT, f"asked-{number}", "rows")
+    halo = store.read(AUDIT, numbered(f"wanted-{number}", cell + 1)[-1], "positions")
     own, rows = last - first, last - first + len(halo)
     x, reach = np.empty((rows, job.geometry.dims), np.float32), np.empty(rows, np.float32)
     members, fresh = np.empty((rows, k), np.int32), np.ones((rows, k), bool)
@@ -99,8 +99,8 @@ def join(job: Job, part: str, number: int, inside: bool) -> None:
         name, low = numbered(f"sent-{number}", int(home) + 1)[-1], int(asked[:cell, home].sum())
         high = low + int(asked[cell, home])
         at = slice(done, done := done + high - low)
-        x[at] = vectors.as_float32(store.read(STAGE, name, "vectors", low, high))
-        indices, reached = repair.unpack(store.read(STAGE, name, "lists", low, high), k)
+        x[at] = vectors.as_float32(store.read(AUDIT, name, "vectors", low, high))
+        indices, reached = repair.unpack(store.read(AUDIT, name, "lists", low, high), k)
         members[at], reach[at] = repair.localize(indices, first, own, halo), reached[:, 0]
     homes = np.repeat(np.append(cell, np.arange(table.cells)), np.append(own, asked[cell])).astype(np.int32)
     metric, kwds = job.config.neighbors.metric, metric_arguments(job)
@@ -111,7 +111,7 @@ def join(job: Job, part: str, number: int, inside: bool) -> None:
     gaining = np.flatnonzero(((found >= 0) & (distances <= reach[:, None])).any(axis=1))
     gaining = gaining[np.argsort(positions[gaining])]
     named = np.where(found[gaining] >= 0, positions[found[gaining]], -1).astype(job.geometry.index_dtype)
-    with store.part(STAGE, part) as out:
+    with store.part(AUDIT, part) as out:
         out.write("positions", positions[gaining])
         out.write("offers", repair.pack(named, distances[gaining]))
         out.attributes["offsets"] = np.searchsorted(positions[gaining], table.offsets).tolist()
@@ -124,15 +124,15 @@ def merge(job: Job, part: str, number: int) -> None:
     first, _ = _span(lists.table, cell)
     before = lists.of(cell, "indices")
     indices, distances = before.copy(), lists.of(cell, "distances").copy()
-    asked = store.read(STAGE, f"asked-{number}", "rows")[:, cell] > 0
+    asked = store.read(AUDIT, f"asked-{number}", "rows")[:, cell] > 0
     asked[cell] = True
     for name in np.array(numbered(f"joined-{number}", len(asked)))[asked].tolist():
-        low, high = store.summary(STAGE, name)["offsets"][cell : cell + 2]
+        low, high = store.summary(AUDIT, name)["offsets"][cell : cell + 2]
         if high > low:
-            positions = store.read(STAGE, name, "positions", low, high)
-            found, lengths = repair.unpack(store.read(STAGE, name, "offers", low, high), k)
+            positions = store.read(AUDIT, name, "positions", low, high)
+            found, lengths = repair.unpack(store.read(AUDIT, name, "offers", low, high), k)
             neighbors.merge(indices, distances, positions - first, found, lengths, positions)
-    with store.part(STAGE, part) as out:
+    with store.part(AUDIT, part) as out:
         write_lists(out, indices, distances)
         out.attributes["gained"] = int((repair.is_new(indices, before) & (indices >= 0)).sum())
 
@@ -152,24 +152,24 @@ def repair_lists(context: Context, number: int, inside: bool) -> dict:
     merged, steps = numbered(f"merged-{number}", count), {}
     for name in ("wanted", "sent", "joined"):
         steps[name] = numbered(f"{name}-{number}", count)
-    if not {*merged, f"repaired-{number}"} <= set(store.committed(STAGE)):
-        context.compute(STAGE, want, steps["wanted"], number=number)
-        context.compute(STAGE, tabulate, [f"asked-{number}"], number=number)
-        context.compute(STAGE, send, steps["sent"], number=number)
-        context.compute(STAGE, join, steps["joined"], number=number, inside=inside)
-        context.compute(STAGE, merge, merged, number=number)
-        context.compute(STAGE, sum_up, [f"repaired-{number}"], number=number)
+    if not {*merged, f"repaired-{number}"} <= set(store.committed(AUDIT)):
+        context.compute(AUDIT, want, steps["wanted"], number=number)
+        context.compute(AUDIT, tabulate, [f"asked-{number}"], number=number)
+        context.compute(AUDIT, send, steps["sent"], number=number)
+        context.compute(AUDIT, join, steps["joined"], number=number, inside=inside)
+        context.compute(AUDIT, merge, merged, number=number)
+        context.compute(AUDIT, sum_up, [f"repaired-{number}"], number=number)
     for name in sorted({*steps["wanted"], f"asked-{number}", *steps["sent"], *steps["joined"]}):
-        if store.is_committed(STAGE, name):
-            store.discard(STAGE, name)
-    return store.summary(STAGE, f"repaired-{number}")
+        if store.is_committed(AUDIT, name):
+            store.discard(AUDIT, name)
+    return store.summary(AUDIT, f"repaired-{number}")
 
 
 def sum_up(job: Job, part: str, number: int) -> None:
     """Add up what a round took and gained, before the parts that tell it are removed."""
     cells = Table(job.run).cells
     facts = {"left_out": "wanted", "pairs": "joined", "gained": "merged"}
-    with job.run.part(STAGE, part) as out:
+    with job.run.part(AUDIT, part) as out:
         out.attributes |= {
-            fact: total(job.run, STAGE, numbered(f"{name}-{number}", cells), fact) for fact, name in facts.items()
+            fact: total(job.run, AUDIT, numbered(f"{name}-{number}", cells), fact) for fact, name in facts.items()
         }

@@ -14,15 +14,16 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from dumap.artifacts.job import CENTRE, Job, centred
+from dumap.artifacts.parts import VECTORS, number_of, numbered, total
+from dumap.artifacts.vectors import DROPPED, ZERO, drawn_queries
 from dumap.errors import InputError
 from dumap.kernels import hashing, vectors
 from dumap.planning.plan import audits, tally_buckets
-from dumap.stages import CENTRE, Context, Job, centred, number_of, numbered, total
-from dumap.store import Part, Run
-
-STAGE = "vectors"
-DROPPED, ISOLATED, ZERO, COPY = 1, 2, 4, 8
-"""Flags of a row's status; a copy of an earlier row has that row's flags beside its own."""
+from dumap.stages import Context
+from dumap.stages.fingerprints import hash_rows, written
+from dumap.stages.given import read_lists
+from dumap.store import Part
 
 NAMED_ROWS = 10
 """How many of the rows that cannot be embedded a message names."""
@@ -34,45 +35,6 @@ JOINED_ROWS = 65_536
 """Rows that a tally waits for at the least before it joins them."""
 
 
-def drawn_queries(job: Job, rows: np.ndarray, number: int, among: int) -> np.ndarray:
-    """Tell which rows are queries of one round of the audit; those of another round, as long as there are others."""
-    wanted = job.config.quality.queries
-    if wanted >= among:
-        return np.ones(len(rows), bool)
-    width = int(wanted / among * 2**64)
-    start = np.uint64(number * width % 2**64)
-    return hashing.draws(job.config.seed, hashing.QUERIES, rows) - start < np.uint64(width)
-
-
-def hash_rows(block: np.ndarray, second: bool = False) -> np.ndarray:
-    """Hash each row of a block, (rows,) uint64."""
-    return hashing.row_hashes(block.view(f"u{block.dtype.itemsize}"), second)
-
-
-def fingerprint(job: Job) -> str:
-    """Fingerprint the input as it is now, block by block, without a cluster."""
-    spans = (job.geometry.block(number) for number in range(job.geometry.blocks))
-    return _written(sum(int(hashing.fold(hash_rows(job.input.read(*span)), span[0])) for span in spans))
-
-
-def fold_lists(job: Job, cell: int) -> int:
-    """Fold the hashes of the lists that are given for a cell's range of rows."""
-    found = 0
-    for start, stop in job.geometry.lists(cell):
-        both = [hash_rows(block) for block in job.precomputed.read(start, stop)]
-        found += int(hashing.fold(hashing.row_hashes(np.column_stack(both)), start))
-    return found
-
-
-def fingerprint_lists(job: Job) -> str:
-    """Fingerprint the neighbours that are given, as they are now, without a cluster."""
-    return _written(sum(fold_lists(job, cell) for cell in range(job.geometry.cells)))
-
-
-def _written(total: int) -> str:
-    return f"{total % 2**64:016x}"
-
-
 def check_block(job: Job, part: str) -> None:
     """Check one block of the input."""
     start, stop = job.geometry.block(number_of(part))
@@ -82,7 +44,7 @@ def check_block(job: Job, part: str) -> None:
     wide, metric = vectors.is_wide(block.dtype), job.config.neighbors.metric
     hashes = hash_rows(block)
     rows = np.arange(start, stop)
-    with job.run.part(STAGE, part) as out:
+    with job.run.part(VECTORS, part) as out:
         out.write("hashes", hashes)
         out.write("status", np.where(finite, 0, DROPPED).astype(np.uint8) | np.where(zero, ZERO, 0).astype(np.uint8))
         if job.config.input.unique:
@@ -116,24 +78,14 @@ def _draw(job: Job, out: Part, x: np.ndarray, rows: np.ndarray, allowed: np.ndar
     out.write("query", x[allowed & queries])
 
 
-def samples(job: Job) -> list[str]:
-    """Name the parts that hold the blocks' samples."""
-    return numbered("distinct" if job.config.input.unique else "block", job.geometry.blocks)
-
-
-def drawn(job: Job) -> np.ndarray:
-    """Read the sample of all blocks as it is embedded, (m, geometry.dims) float32."""
-    return np.concatenate([job.place(job.run.read(STAGE, part, "sample")) for part in samples(job)])
-
-
 # copies ------------------------------------------------------------------------------------------
 
 
 def _keys(job: Job, block: int, prefix: str, words: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """Return the keys of a block's rows, (words, n), and whether rows are finite."""
-    status = job.run.read(STAGE, numbered("block", block + 1)[-1], "status")
+    status = job.run.read(VECTORS, numbered("block", block + 1)[-1], "status")
     name = numbered(prefix, block + 1)[-1]
-    return np.stack([job.run.read(STAGE, name, word) for word in words]), (status & DROPPED) == 0
+    return np.stack([job.run.read(VECTORS, name, word) for word in words]), (status & DROPPED) == 0
 
 
 def _words(job: Job) -> list[str]:
@@ -169,7 +121,7 @@ def count_duplicates(job: Job, part: str, buckets: int) -> None:
     """Count the finite rows that equal an earlier one, among those whose hash falls in one bucket."""
     keys, rows, times = _tally(job, number_of(part), buckets, "block", _words(job))
     repeated = np.flatnonzero(times > 1)
-    with job.run.part(STAGE, part) as out:
+    with job.run.part(VECTORS, part) as out:
         out.attributes |= {
             "distinct": len(rows),
             "duplicates": int(times.sum(dtype=np.int64)) - len(rows),
@@ -181,12 +133,6 @@ def count_duplicates(job: Job, part: str, buckets: int) -> None:
             out.write("times", times[repeated])
 
 
-def read_lists(job: Job, part: str) -> None:
-    """Fingerprint a range of the lists that are given."""
-    with job.run.part(STAGE, part) as out:
-        out.attributes["fingerprint"] = fold_lists(job, number_of(part))
-
-
 def find_copies(job: Job, part: str, buckets: int, among: int) -> None:
     """Name a block's copies, and draw the samples of the rows that are none."""
     block = number_of(part)
@@ -196,12 +142,12 @@ def find_copies(job: Job, part: str, buckets: int, among: int) -> None:
     first, times = rows.copy(), np.ones(len(rows), job.geometry.index_dtype)
     for bucket, name in enumerate(numbered("duplicates", buckets)):
         own = np.flatnonzero(finite & (keys[0] % np.uint64(buckets) == np.uint64(bucket)))
-        at = vectors.find(keys[:, own], job.run.read(STAGE, name, "keys").T)
+        at = vectors.find(keys[:, own], job.run.read(VECTORS, name, "keys").T)
         own, at = own[at >= 0], at[at >= 0]
-        first[own], times[own] = (job.run.read(STAGE, name, array)[at] for array in ("rows", "times"))
+        first[own], times[own] = (job.run.read(VECTORS, name, array)[at] for array in ("rows", "times"))
     copies, repeated = np.flatnonzero(first != rows), np.flatnonzero((first == rows) & (times > 1))
     allowed = finite & (first == rows)
-    with job.run.part(STAGE, part) as out:
+    with job.run.part(VECTORS, part) as out:
         out.write("copies", copies)
         out.write("firsts", first[copies])
         out.write("repeated", repeated)
@@ -212,32 +158,6 @@ def find_copies(job: Job, part: str, buckets: int, among: int) -> None:
         out.attributes["copies"] = len(copies)
 
 
-def copies_of(run: Run, block: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return which of a block's rows are copies, counted from its first, and the rows they are copies of."""
-    name = numbered("distinct", block + 1)[-1]
-    return run.read(STAGE, name, "copies"), run.read(STAGE, name, "firsts")
-
-
-def repeated_in(run: Run, block: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return which of a block's rows have copies, counted from its first, and how many places they take."""
-    name = numbered("distinct", block + 1)[-1]
-    return run.read(STAGE, name, "repeated"), run.read(STAGE, name, "times")
-
-
-def left_out(job: Job, block: int) -> np.ndarray:
-    """Tell which of a block's rows are not embedded by themselves: those that are not finite, and copies, (n,) bool."""
-    out = (job.run.read(STAGE, numbered("block", block + 1)[-1], "status") & DROPPED) > 0
-    if job.config.input.unique:
-        out[copies_of(job.run, block)[0]] = True
-    return out
-
-
-def distinct_rows(job: Job) -> int:
-    """Return how many rows there are beside copies that are left out."""
-    copies = job.config.input.unique and total(job.run, STAGE, numbered("distinct", job.geometry.blocks), "copies")
-    return job.geometry.rows - int(copies)
-
-
 # what a cast to float32 loses --------------------------------------------------------------------
 
 
@@ -246,14 +166,14 @@ def find_centre(job: Job, part: str, applies: bool) -> None:
     found: list[np.ndarray] = []
     for block in range(job.geometry.blocks if applies else 0):
         start, _ = job.geometry.block(block)
-        status = job.run.read(STAGE, numbered("block", block + 1)[-1], "status")
+        status = job.run.read(VECTORS, numbered("block", block + 1)[-1], "status")
         finite = np.flatnonzero((status & DROPPED) == 0)[: MIDDLE_ROWS - sum(map(len, found))]
         if len(finite):
             some = job.input.read(start + int(finite[0]), start + int(finite[-1]) + 1)[finite - finite[0]]
             found.append(vectors.on_sphere(some) if job.config.neighbors.metric == vectors.SPHERICAL else some)
         if sum(map(len, found)) == MIDDLE_ROWS:
             break
-    with job.run.part(STAGE, part) as out:
+    with job.run.part(VECTORS, part) as out:
         out.attributes["applies"] = applies
         if applies:
             out.write("centre", vectors.middle(np.concatenate(found)))
@@ -263,7 +183,7 @@ def hash_cast(job: Job, part: str) -> None:
     """Hash a block's rows as they come and as they are embedded, -0 as 0, to tell how many fall together."""
     x = job.input.read(*job.geometry.block(number_of(part)))
     placed = job.place(x)
-    with job.run.part(STAGE, part) as out:
+    with job.run.part(VECTORS, part) as out:
         for name, values in (("hashes", x), ("placed", placed)):
             if values.dtype.kind == "f":
                 values += 0
@@ -272,7 +192,7 @@ def hash_cast(job: Job, part: str) -> None:
 
 def count_merged(job: Job, part: str, buckets: int) -> None:
     """Count the different rows among those whose hash falls in one bucket, as they come and as they are embedded."""
-    with job.run.part(STAGE, part) as out:
+    with job.run.part(VECTORS, part) as out:
         for word in ("hashes", "placed"):
             out.attributes[word] = len(_tally(job, number_of(part), buckets, "cast", [word])[1])
 
@@ -283,13 +203,13 @@ def _count_cast(context: Context, inexact: int, buckets: int) -> dict:
     applies = config.neighbors.metric == vectors.SPHERICAL or inexact > 0
     may = centred(config.neighbors.metric, dtype)
     if may:
-        context.compute(STAGE, find_centre, [CENTRE], applies=applies)
+        context.compute(VECTORS, find_centre, [CENTRE], applies=applies)
     merged = 0
     if inexact:
         hashed, counted = numbered("cast", context.geometry.blocks), numbered("merged", buckets)
-        context.compute(STAGE, hash_cast, hashed)
-        context.compute(STAGE, count_merged, counted, buckets=buckets)
-        merged = total(store, STAGE, counted, "hashes") - total(store, STAGE, counted, "placed")
+        context.compute(VECTORS, hash_cast, hashed)
+        context.compute(VECTORS, count_merged, counted, buckets=buckets)
+        merged = total(store, VECTORS, counted, "hashes") - total(store, VECTORS, counted, "placed")
     if merged:
         done = "once a row in their middle is subtracted" if may else "without more ado, since the metric forbids it"
         context.note(
@@ -305,9 +225,9 @@ def _count_cast(context: Context, inexact: int, buckets: int) -> dict:
 def _check_finite(context: Context, blocks: list[str]) -> int:
     """Return how many rows are not finite."""
     config, store = context.config, context.run
-    nonfinite = total(store, STAGE, blocks, "nonfinite")
+    nonfinite = total(store, VECTORS, blocks, "nonfinite")
     if nonfinite and config.input.nonfinite == "error":
-        first = [row for part in blocks for row in store.summary(STAGE, part)["nonfinite_rows"]][:NAMED_ROWS]
+        first = [row for part in blocks for row in store.summary(VECTORS, part)["nonfinite_rows"]][:NAMED_ROWS]
         raise InputError(
             f"{config.input.path}: {nonfinite} of {context.geometry.rows} rows hold NaN or infinite values, first of "
             f"them rows {', '.join(map(str, first))}: mend them, or leave them out with --set input.nonfinite=drop"
@@ -324,7 +244,7 @@ def _check_finite(context: Context, blocks: list[str]) -> int:
 
 def _check_angles(context: Context, blocks: list[str]) -> None:
     """Refuse degrees where radians are meant."""
-    latitude, longitude = np.max([context.run.summary(STAGE, part)["angles"] for part in blocks], axis=0)
+    latitude, longitude = np.max([context.run.summary(VECTORS, part)["angles"] for part in blocks], axis=0)
     if latitude > np.pi / 2 + DEGREES or longitude > 2 * np.pi + DEGREES:
         raise InputError(
             f"{context.config.input.path}: neighbors.metric = haversine takes latitude and longitude in radians, in "
@@ -343,14 +263,14 @@ def run(context: Context) -> dict:
     """
     config, store, rows = context.config, context.run, context.geometry.rows
     blocks = numbered("block", context.geometry.blocks)
-    context.compute(STAGE, check_block, blocks)
+    context.compute(VECTORS, check_block, blocks)
     nonfinite = _check_finite(context, blocks)
     if config.neighbors.metric == vectors.SPHERICAL:
         _check_angles(context, blocks)
     buckets = tally_buckets(config, rows)
     parts = numbered("duplicates", buckets)
-    context.compute(STAGE, count_duplicates, parts, buckets=buckets)
-    distinct, duplicates = (total(store, STAGE, parts, fact) for fact in ("distinct", "duplicates"))
+    context.compute(VECTORS, count_duplicates, parts, buckets=buckets)
+    distinct, duplicates = (total(store, VECTORS, parts, fact) for fact in ("distinct", "duplicates"))
     if config.input.unique:
         own, least = config.neighbors, config.neighbors.searched + 2
         if distinct < least:
@@ -360,21 +280,21 @@ def run(context: Context) -> dict:
                 f"output, set {own.widest} to at most {max(distinct - 1, 0)} or input.unique=false"
             )
         names = numbered("distinct", context.geometry.blocks)
-        context.compute(STAGE, find_copies, names, buckets=buckets, among=rows - duplicates)
+        context.compute(VECTORS, find_copies, names, buckets=buckets, among=rows - duplicates)
     facts = {
         "rows": rows,
         "dropped": nonfinite,
-        **_count_cast(context, total(store, STAGE, blocks, "inexact"), buckets),
+        **_count_cast(context, total(store, VECTORS, blocks, "inexact"), buckets),
         "missing_chunks": context.job.input.absent.chunks,
-        "zero": total(store, STAGE, blocks, "zero"),
+        "zero": total(store, VECTORS, blocks, "zero"),
         "duplicates": duplicates,
         "distinct": distinct,
-        "greatest_multiplicity": max(store.summary(STAGE, part)["greatest"] for part in parts),
+        "greatest_multiplicity": max(store.summary(VECTORS, part)["greatest"] for part in parts),
         "copies": duplicates if config.input.unique else 0,
-        "fingerprint": _written(total(store, STAGE, blocks, "fingerprint")),
+        "fingerprint": written(total(store, VECTORS, blocks, "fingerprint")),
     }
     if config.neighbors.precomputed is not None:
         lists = numbered("lists", context.geometry.cells)
-        context.compute(STAGE, read_lists, lists)
-        facts["precomputed_fingerprint"] = _written(total(store, STAGE, lists, "fingerprint"))
+        context.compute(VECTORS, read_lists, lists)
+        facts["precomputed_fingerprint"] = written(total(store, VECTORS, lists, "fingerprint"))
     return facts

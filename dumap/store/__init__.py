@@ -1,4 +1,8 @@
-"""The format of runs, and all that is read from and written to Zarr."""
+"""The format of runs, and all that is read from and written to Zarr.
+
+The only folder that imports zarr and obstore. What a run looks like on disk is promised to readers: whoever changes it
+raises `FORMAT`. Other folders import from here, not from the modules.
+"""
 
 from dumap.store.arrays import Rows, find_array, read_array, write_arrays
 from dumap.store.chunks import Absent, decoded_rows, find_absent, require_chunks

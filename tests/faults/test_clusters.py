@@ -18,7 +18,8 @@ from helpers import Notes
 import dumap
 from dumap.api import run
 from dumap.errors import ClusterError
-from dumap.recipe.pipeline import Silent, status
+from dumap.recipe.observers import Silent
+from dumap.recipe.status import status
 
 HINT = "the same command goes on from there"
 QUIET = 10.0

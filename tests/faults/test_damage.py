@@ -14,7 +14,9 @@ from helpers import slowly, uncommit
 from zarr.codecs import Crc32cCodec
 
 from dumap.api import run
-from dumap.recipe.pipeline import STAGES, status, verify
+from dumap.recipe.names import STAGES
+from dumap.recipe.repair import verify
+from dumap.recipe.status import status
 from dumap.store import IDENTITY, LOCKS, MANIFESTS
 from dumap.store import lock as lock_module
 

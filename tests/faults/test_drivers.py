@@ -10,7 +10,9 @@ from faults.harness import ROUNDS, Fleet, all_kept, commits, results, until
 from helpers import slowly
 
 from dumap.api import run
-from dumap.recipe.pipeline import Silent, status, verify
+from dumap.recipe.observers import Silent
+from dumap.recipe.repair import verify
+from dumap.recipe.status import status
 
 HOST = {"layout.checkpoint_every": 4}
 

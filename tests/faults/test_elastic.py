@@ -13,10 +13,14 @@ from distributed import Client, LocalCluster
 from faults.harness import ROUNDS, SECONDS, Fleet, fleet, results, until
 
 from dumap.api import run
+from dumap.artifacts.job import Job
+from dumap.artifacts.parts import numbered
 from dumap.engine import backups
 from dumap.engine.cluster import Executor
-from dumap.recipe.pipeline import Silent, plan, status, verify
-from dumap.stages import Job, numbered
+from dumap.recipe.observers import Silent
+from dumap.recipe.pipeline import plan
+from dumap.recipe.repair import verify
+from dumap.recipe.status import status
 
 
 class Noting(Silent):

@@ -20,7 +20,10 @@ from skips import MOUNTING
 from dumap.api import run
 from dumap.errors import BudgetError, StorageError
 from dumap.planning.plan import make_plan
-from dumap.recipe.pipeline import STAGES, Silent, plan, verify
+from dumap.recipe.names import STAGES
+from dumap.recipe.observers import Silent
+from dumap.recipe.pipeline import plan
+from dumap.recipe.repair import verify
 from dumap.store import Run
 from dumap.store import lock as module
 

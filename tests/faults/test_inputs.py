@@ -11,14 +11,14 @@ import pytest
 import zarr
 from helpers import slowly
 
+from dumap.artifacts.graph import Shards
+from dumap.artifacts.vectors import ISOLATED, ZERO
 from dumap.config import build
 from dumap.errors import ConfigError, InputError
 from dumap.kernels import coarse, graph, hashing, layout, start
 from dumap.planning.geometry import geometry
 from dumap.planning.plan import make_plan
 from dumap.recipe.pipeline import plan, run
-from dumap.stages.graph import Shards
-from dumap.stages.vectors import ISOLATED, ZERO
 from dumap.store import Run
 
 TINY = {"neighbors.n_neighbors": 4, "layout.n_epochs": 5}

@@ -21,10 +21,11 @@ from faults.harness import SECONDS, WORDS, Fleet, all_kept, commits, results, un
 from helpers import Notes
 
 from dumap.api import run
+from dumap.artifacts.job import Job
 from dumap.engine.cluster import Executor
 from dumap.errors import LockError
-from dumap.recipe.pipeline import plan, verify
-from dumap.stages import Job
+from dumap.recipe.pipeline import plan
+from dumap.recipe.repair import verify
 from dumap.store import Lock, Run
 from dumap.store import lock as module
 from dumap.store.objects import seal, unseal

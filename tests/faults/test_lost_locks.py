@@ -13,10 +13,12 @@ import pytest
 from faults.harness import until
 
 from dumap.api import run
+from dumap.artifacts.job import Job
 from dumap.errors import LockError, StorageError
-from dumap.recipe import pipeline
-from dumap.recipe.pipeline import Silent, status, verify
-from dumap.stages import Job
+from dumap.recipe import pipeline, repair
+from dumap.recipe.observers import Silent
+from dumap.recipe.repair import verify
+from dumap.recipe.status import status
 from dumap.store import Lock, Run
 from dumap.store import lock as module
 from dumap.store.objects import seal
@@ -132,7 +134,7 @@ def test_a_dry_run_writes_nothing_and_verify_holds_the_lock(own, cli, contents, 
     assert cli("verify", own.output, "--dry-run").code == 0
     assert contents(own.output) == before
     seen = []
-    monkeypatch.setattr(pipeline, "_damage", lambda store: seen.append((store.term, store.lock(2)["released"])) or [])
+    monkeypatch.setattr(repair, "_damage", lambda store: seen.append((store.term, store.lock(2)["released"])) or [])
     assert cli("verify", own.output).code == 0
     assert seen == [(2, False)]
     assert Run(own.output).lock(2)["released"]
@@ -141,14 +143,14 @@ def test_a_dry_run_writes_nothing_and_verify_holds_the_lock(own, cli, contents, 
 def test_a_driver_that_begins_meanwhile_is_no_damage(own, monkeypatch):
     key = Path(own.output, next(iter(Run(own.output).manifest("graph", "united-00000")["objects"])))
     key.unlink()
-    damage = pipeline._damage
+    damage = repair._damage
 
     def begin(store):
         Run(own.output).put(lock_key(9), seal({"released": True}))
         return damage(store)
 
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline, "_damage", begin)
+        patch.setattr(repair, "_damage", begin)
         with pytest.raises(LockError, match="a driver began to work on it meanwhile"):
             verify(own.output)
     assert len(verify(own.output)) == 1

@@ -14,8 +14,9 @@ from distributed import Client, LocalCluster
 
 from dumap.config import Config, load, parse_bytes
 from dumap.errors import BudgetError
-from dumap.planning.plan import PAUSE_FRACTION
-from dumap.recipe.pipeline import STAGES, plan, run
+from dumap.planning.budget import PAUSE_FRACTION
+from dumap.recipe.names import STAGES
+from dumap.recipe.pipeline import plan, run
 
 DIMS = 200
 TIGHT = {"task_memory": 48 * 2**20, "quality.queries": 300, "layout.n_epochs": 10}

@@ -19,14 +19,14 @@ from distributed import Client, LocalCluster
 from hypothesis import HealthCheck, Phase, given, note, settings
 from hypothesis import strategies as st
 
+from dumap.artifacts.job import Job
+from dumap.artifacts.vectors import DROPPED
 from dumap.config import METRICS, load
 from dumap.config.metrics import ARGUMENTS
 from dumap.engine import connect
 from dumap.engine.cluster import Executor
 from dumap.errors import DumapError, TaskError
 from dumap.recipe import pipeline
-from dumap.stages import Job
-from dumap.stages.vectors import DROPPED
 from dumap.store import Run, manifests
 from dumap.store.run import Part
 from dumap.store.shards import Shard

@@ -19,7 +19,8 @@ from dumap import store
 from dumap.config import FrozenDict, build, load
 from dumap.config.metrics import ARGUMENTS, METRICS, arguments
 from dumap.errors import ConfigError, DumapError, InputError, StorageError
-from dumap.recipe import pipeline
+from dumap.recipe import repair
+from dumap.recipe.pipeline import plan
 from dumap.sources.zarr_array import Input
 from dumap.store import IDENTITY, MANIFESTS, Run, manifest_key
 from dumap.store.objects import digest, seal
@@ -387,9 +388,9 @@ OUTSIDE = [
 def mend(run: Run) -> None:
     """Do all that removes anything: uncommit what is damaged, and clean."""
     with contextlib.suppress(DumapError):
-        pipeline.drop(run.location, pipeline.verify(run.location), print)
+        repair.drop(run.location, repair.verify(run.location), print)
     with contextlib.suppress(DumapError):
-        pipeline.clean(run.location, print)
+        repair.clean(run.location, print)
 
 
 @pytest.mark.parametrize("key", OUTSIDE)
@@ -399,7 +400,7 @@ def test_nothing_outside_is_removed(run, victim, contents, key):
     forge(run, "layout", "p", objects={key.format(victim=victim): [1, "0"]})
     mend(run)
     assert contents(str(victim)) == before
-    assert pipeline.verify(run.location) == []
+    assert repair.verify(run.location) == []
 
 
 @pytest.mark.parametrize("attempt", ["00000000/../../../victim", "/../../../victim", "00000000/../../../victim/"])
@@ -598,9 +599,9 @@ def test_no_metric_reads_beyond_its_arguments(save, configure, metric):
             short = {"w": [1.0], "sigma": [1.0], "vinv": [[1.0]], "cost": [[1.0]]}[name]
             for kwds in ({}, {name: short}):
                 with pytest.raises(ConfigError, match=f"metric_kwds.{name}: metric {metric} needs 3.* numbers"):
-                    pipeline.plan(configure(x, {"neighbors.metric": metric, "neighbors.metric_kwds": kwds}))
+                    plan(configure(x, {"neighbors.metric": metric, "neighbors.metric_kwds": kwds}))
     kwds = {name: VALUES[name] for name in reversed(ARGUMENTS[metric])}
-    pipeline.plan(configure(x, {"neighbors.metric": metric, "neighbors.metric_kwds": kwds}))
+    plan(configure(x, {"neighbors.metric": metric, "neighbors.metric_kwds": kwds}))
     ordered = arguments(
         metric, build({**LEAST, "neighbors": {"metric": metric, "metric_kwds": kwds}}).neighbors.metric_kwds, 3
     )

@@ -21,12 +21,17 @@ from numba.core.registry import CPUDispatcher
 
 import dumap.kernels
 from dumap.api import run
+from dumap.artifacts.job import Job
+from dumap.artifacts.parts import numbered
 from dumap.engine.cluster import ATTEMPTS, Executor
 from dumap.engine.task_queue import Line
 from dumap.engine.worker import execute
 from dumap.errors import TaskError
-from dumap.recipe.pipeline import STAGES, Silent, plan, verify
-from dumap.stages import Job, cells, embedding, graph, layout, neighbors, numbered, quality
+from dumap.recipe.names import STAGES
+from dumap.recipe.observers import Silent
+from dumap.recipe.pipeline import plan
+from dumap.recipe.repair import verify
+from dumap.stages import cells, embedding, graph, layout, neighbors, quality
 from dumap.store import Run
 
 # deaths ------------------------------------------------------------------------------------------

@@ -57,9 +57,9 @@ def digest(arrays: Iterable[np.ndarray]) -> str:
 
 def artifacts(output: str) -> dict[str, str]:
     """Digest what a run's stages handed on."""
-    from dumap.stages.graph import Graph
-    from dumap.stages.neighbors import Lists
-    from dumap.stages.start import Starts
+    from dumap.artifacts.graph import Graph
+    from dumap.artifacts.neighbors import Lists
+    from dumap.artifacts.start import Starts
     from dumap.store import Run
 
     run = Run(output, read_only=True)

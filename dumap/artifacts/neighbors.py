@@ -1,0 +1,42 @@
+"""Neighbours: the lists of all rows, by position, as they were found or last repaired."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from dumap.artifacts.audit import repairs_made
+from dumap.artifacts.cells import Table
+from dumap.artifacts.parts import AUDIT, NEIGHBORS, numbered
+from dumap.store import Part, Run
+
+
+def write_lists(out: Part, indices: np.ndarray, distances: np.ndarray) -> None:
+    """Write a cell's lists, and how many slots of them are empty."""
+    out.write("indices", indices)
+    out.write("distances", distances)
+    out.attributes["missing"] = int((indices < 0).sum())
+
+
+class Lists:
+    """The lists of all rows, by position.
+
+    Parameters
+    ----------
+    run : Run
+    repairs : int, optional
+        The lists after so many repairs; all that were made where none is named.
+    """
+
+    def __init__(self, run: Run, repairs: int | None = None) -> None:
+        self.run, self.table = run, Table(run)
+        repairs = repairs_made(run) if repairs is None else repairs
+        self.stage, prefix = (AUDIT, f"merged-{repairs}") if repairs else (NEIGHBORS, "merged")
+        self.names = numbered(prefix, self.table.cells)
+
+    def read(self, array: str, start: int, stop: int) -> np.ndarray:
+        """Read 'indices' or 'distances' of positions [start, stop)."""
+        return self.run.read_span(self.stage, self.names, self.table.offsets, array, start, stop)
+
+    def of(self, cell: int, array: str) -> np.ndarray:
+        """Read 'indices' or 'distances' of a cell's own rows."""
+        return self.run.read(self.stage, self.names[cell], array)

@@ -1,0 +1,45 @@
+"""What stages and their parts are called."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from dumap.store import Run
+
+VECTORS, CELLS, NEIGHBORS, AUDIT = "vectors", "cells", "neighbors", "audit"
+GRAPH, START, LAYOUT, EMBEDDING, QUALITY = "graph", "start", "layout", "embedding", "quality"
+
+
+def numbered(prefix: str, count: int) -> list[str]:
+    """Name `count` parts."""
+    return [f"{prefix}-{number:05d}" for number in range(count)]
+
+
+def number_of(part: str) -> int:
+    """Return the number in a part's name."""
+    return int(part.rsplit("-", 1)[1])
+
+
+def ranged(prefix: str, first: int, last: int) -> str:
+    """Name the part of a range of shards."""
+    return f"{prefix}-{first:05d}-{last:05d}"
+
+
+def range_of(part: str) -> tuple[int, int]:
+    """Return the range of shards in a part's name."""
+    first, last = part.rsplit("-", 2)[1:]
+    return int(first), int(last)
+
+
+def total(run: Run, stage: str, parts: Sequence[str], fact: str) -> Any:
+    """Add up a fact that every part's task left in its manifest."""
+    return sum(run.summary(stage, part)[fact] for part in parts)
+
+
+def evenly(count: int, ranges: int) -> list[tuple[int, int]]:
+    """Cut `count` things into so many ranges, or as many as there are things."""
+    return list(pairwise(np.unique(np.linspace(0, count, ranges + 1).astype(int)).tolist()))

@@ -1,0 +1,122 @@
+"""What a run is of: its parameters, its data, and the versions it was begun with; what is not the same is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from dumap.artifacts.job import Job
+from dumap.artifacts.parts import VECTORS
+from dumap.config import INITS, Config, differences
+from dumap.engine import Engine, Observer
+from dumap.errors import RunMismatchError
+from dumap.recipe.names import DONE, STAGES
+from dumap.stages.fingerprints import fingerprint, fingerprint_lists
+from dumap.store import IDENTITY, Rows, Run
+
+DATA: dict[str, tuple[str, Callable[[Job], str]]] = {
+    "input": ("fingerprint", fingerprint),
+    "precomputed": ("precomputed_fingerprint", fingerprint_lists),
+}
+"""What a job reads: the fact of the stage vectors that tells it from other data, and what finds that anew."""
+
+
+def check_chunks(job: Job, note: Callable[[str], None]) -> None:
+    """Refuse chunks that are not there of what is read, or tell of those that the input fills."""
+    config, absent = job.config, job.input.absent
+    if config.input.missing == "error":
+        job.input.require_chunks("input.missing=fill")
+    elif absent.chunks:
+        note(f"input: {absent}; they are read as the array's fill value (input.missing = fill)")
+    if config.neighbors.precomputed is not None:
+        job.precomputed.require_chunks()
+    if config.start.init not in INITS:
+        Rows(config.start.init).require_chunks()
+
+
+def data_of(config: Config) -> list[str]:
+    """Name what a run reads, as a job and the run's attributes do."""
+    return ["input"] if config.neighbors.precomputed is None else list(DATA)
+
+
+def create(job: Job, cluster: Engine) -> None:
+    """Create what is not there of the run: what it is of, and its final arrays filled with what says 'not yet'."""
+    config, cut = job.config, job.geometry
+    job.run.create(
+        {
+            "kind": "dumap run",
+            "parameters": config.parameters(),
+            "seed": config.seed,
+            "versions": cluster.versions,
+            "cpus": cluster.cpus,
+            **{what: getattr(job, what).describe() for what in data_of(config)},
+        }
+    )
+    if not job.run.is_committed(IDENTITY, "results"):
+        chunk, shape = min(cut.output_rows, cut.rows), (cut.rows, config.layout.n_components)
+        with job.run.part(IDENTITY, "results") as out:
+            out.create_final("embedding", shape, "float32", chunk, np.nan, ("row", "component"))
+            out.create_final("status", shape[:1], "uint8", chunk, 255, ("row",))
+    describe_input(job.run)
+
+
+def describe_input(run: Run) -> None:
+    """Add the fingerprints of what is read to the run's attributes, once all of it was read."""
+    if run.is_committed(DONE, VECTORS):
+        facts = run.summary(DONE, VECTORS)["facts"]
+        run.describe({fact: facts[fact] for fact, _ in DATA.values() if fact in facts})
+
+
+def lost_identity(run: Run) -> list[str]:
+    """List the parts of what the run is of that should be there, and are not."""
+    begun = any(run.committed(stage) for stage in (DONE, *STAGES))
+    needed = {"run": True, "results": begun, "input": run.is_committed(DONE, VECTORS)}
+    return [part for part, wanted in needed.items() if wanted and not run.is_committed(IDENTITY, part)]
+
+
+def check_data(job: Job, what: str, note: Callable[[str], None]) -> None:
+    """Refuse other data than a run was begun with; all is read only where its objects look other than they did."""
+    run, source, (fact, fingerprint) = job.run, getattr(job, what), DATA[what]
+    began, now = run.attributes[what], source.describe()
+    if any(began[name] != now[name] for name in ("shape", "dtype")):
+        raise RunMismatchError(
+            f"{run.location} was begun with {what} of shape {tuple(began['shape'])} and dtype {began['dtype']}; "
+            f"{source.path} has {tuple(now['shape'])} and {now['dtype']}: give the same {what}, or another output"
+        )
+    if began["signature"] != now["signature"]:
+        note(f"{source.path}: its objects' sizes or times differ from when the run was begun; reading it anew")
+        if run.attributes.get(fact) != fingerprint(job):
+            raise RunMismatchError(
+                f"{source.path} holds other data than when {run.location} was begun, or was changed before all of it "
+                f"was read: name another output"
+            )
+
+
+def check_same(job: Job, observer: Observer) -> None:
+    """Refuse to go on with a run of other parameters or other input."""
+    run, config = job.run, job.config
+    attributes = run.attributes
+    changed = differences(attributes["parameters"], config.parameters())
+    if changed:
+        raise RunMismatchError(
+            f"{run.location} was begun with other parameters; nothing was touched. The difference:\n  "
+            + "\n  ".join(changed)
+            + "\nGive the same parameters, or another output"
+        )
+    for what in data_of(config):
+        check_data(job, what, observer.note)
+
+
+def check_workers(run: Run, cluster: Engine, force: bool) -> None:
+    """Refuse, unless forced, to go on with a run with versions, or on processors, that it was not begun with."""
+    attributes = run.attributes
+    began, cpus = attributes.get("cpus", []), cluster.cpus
+    differs = differences(attributes["versions"], cluster.versions)
+    differs += [] if set(cpus) <= set(began) else [f"processors: {', '.join(began)} -> {', '.join(cpus)}"]
+    if differs and not force:
+        raise RunMismatchError(
+            f"{run.location} was begun with other versions or processors:\n  "
+            + "\n  ".join(differs)
+            + "\nUse the old ones, name another output, or go on with --force"
+        )

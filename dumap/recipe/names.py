@@ -1,0 +1,12 @@
+"""The stages of a run, and how the keys of one are named."""
+
+from __future__ import annotations
+
+from dumap.artifacts.parts import AUDIT, CELLS, EMBEDDING, GRAPH, LAYOUT, NEIGHBORS, QUALITY, START, VECTORS
+from dumap.store import Naming
+
+STAGES = (VECTORS, CELLS, NEIGHBORS, AUDIT, GRAPH, START, LAYOUT, EMBEDDING, QUALITY)
+DONE = "run"
+"""Group of the manifests that commit whole stages."""
+NAMING = Naming(STAGES, [DONE])
+"""How the keys of a run are named: what else lies in one is somebody else's."""

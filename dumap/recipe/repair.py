@@ -1,0 +1,150 @@
+"""Repair: what is damaged is found and forgotten, what no manifest names is removed."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+
+from dumap.errors import DamageError, LockError, StorageError
+from dumap.recipe.identity import lost_identity
+from dumap.recipe.names import DONE, NAMING, STAGES
+from dumap.recipe.observers import Silent
+from dumap.store import IDENTITY, LOCKS, Lock, Run, await_end, manifest_key
+
+
+def forget(run: Run, stage: str, part: str) -> None:
+    """Forget a part, and that its stage is done."""
+    run.forget(stage, part)
+    if stage in STAGES:
+        run.forget(DONE, stage)
+
+
+def verify(location: str, note: Callable[[str], None] | None = None, mend: bool = False) -> list[tuple[str, str, str]]:
+    """Read every committed object against its checksum.
+
+    Parameters
+    ----------
+    location : str
+    note : callable, optional
+        Told what a person may want to know.
+    mend : bool
+        Hold the run's lock meanwhile, and uncommit what is damaged, so that the next run makes exactly that again.
+        What cannot be written to is only read.
+
+    Returns
+    -------
+    list of tuple of str
+        Stage, part and key of each damaged object; stage and part are empty for what belongs to the whole run.
+
+    Raises
+    ------
+    LockError
+        A driver is at work: what it replaces would look like damage.
+    """
+    note = note or Silent().note
+    store = Run(location, read_only=True)
+    if not store.exists():
+        raise StorageError(f"{store.location} holds no run")
+    with contextlib.suppress(DamageError):  # which is found below
+        store.attributes  # noqa: B018  refuses what is not a run
+    if mend:
+        return _mend(Run(location), note)
+    terms = store.terms()
+    if terms:
+        await_end(store, terms[-1], note, "looking at what it left")
+    found = _damage(store)
+    if found and store.terms() != terms:
+        raise LockError(f"{store.location}: a driver began to work on it meanwhile; verify again once it is done")
+    return found
+
+
+def _mend(store: Run, note: Callable[[str], None]) -> list[tuple[str, str, str]]:
+    """Uncommit what is damaged; where the run cannot be locked, since nothing can be written, only list it."""
+    store.refuse_links(NAMING)
+    with contextlib.ExitStack() as lock:
+        try:
+            lock.enter_context(Lock(store, note))
+        except StorageError as error:
+            note(f"{error}; it is read without its lock, and stays as it is")
+            return _damage(Run(store.location, read_only=True))
+        found = _damage(store)
+        if found:
+            _uncommit(store, found)
+            note(f"the next 'dumap run' into {store.location} makes exactly that again")
+        return found
+
+
+def _damage(store: Run) -> list[tuple[str, str, str]]:
+    """List what is damaged of a run, as `verify` does."""
+    found = list(store.damaged(NAMING.groups))
+    broken = {part for stage, part, _ in found if stage == DONE}
+    for stage in STAGES:
+        if stage not in broken and store.is_committed(DONE, stage):
+            gone = set(store.summary(DONE, stage)["parts"]) - set(store.committed(stage))
+            found += [(stage, part, manifest_key(stage, part)) for part in sorted(gone)]
+    return found + [(IDENTITY, part, manifest_key(IDENTITY, part)) for part in lost_identity(store)]
+
+
+def drop(location: str, damaged: list[tuple[str, str, str]], note: Callable[[str], None]) -> None:
+    """Uncommit what is damaged, so that the next run makes exactly that again.
+
+    Parameters
+    ----------
+    location : str
+    damaged : list of tuple of str
+        As `verify` returns it.
+    note : callable
+        Told what a person may want to know.
+
+    Raises
+    ------
+    LockError
+        A driver is at work.
+    """
+    store = Run(location)
+    store.refuse_links(NAMING)
+    with Lock(store, note):
+        _uncommit(store, damaged)
+
+
+def _uncommit(store: Run, damaged: list[tuple[str, str, str]]) -> None:
+    for stage, part in dict.fromkeys((stage, part) for stage, part, _ in damaged if stage):
+        forget(store, stage, part)
+    for _, _, key in damaged:
+        if key.startswith(f"{LOCKS}/"):
+            store.delete(key)
+    store.create(store.attributes)
+
+
+def clean(location: str, note: Callable[[str], None], look_only: bool = False) -> tuple[list[str], list[str]]:
+    """Remove what dumap left that no manifest names: of tasks that died, failed or came second.
+
+    Parameters
+    ----------
+    location : str
+    note : callable
+        Told what a person may want to know.
+    look_only : bool
+        Remove nothing.
+
+    Returns
+    -------
+    tuple of list of str
+        The keys of those objects, and of those that are not dumap's, which are left as they are.
+
+    Raises
+    ------
+    LockError
+        A driver is at work: its tasks' objects are not named yet.
+    """
+    store = Run(location, read_only=True)
+    store.attributes  # noqa: B018  refuses what is not a run
+    if look_only:
+        return store.unnamed(NAMING)
+    store = Run(location)
+    store.refuse_links(NAMING)
+    with Lock(store, note):
+        found, others = store.unnamed(NAMING)
+        store.delete_all(found)
+        store.prune(NAMING, found)
+    return found, others

@@ -1,0 +1,43 @@
+"""What of a run is done."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dumap.recipe.names import DONE, STAGES
+from dumap.store import Run, driver, last_work
+
+
+def status(location: str) -> dict[str, Any]:
+    """Tell what of a run is done.
+
+    Returns
+    -------
+    dict
+        'output', 'state', 'driver' (who is at work, see `dumap.store.driver`, or None), 'parameters', 'input',
+        'versions' and 'stages': a list of dicts with 'name', 'state' (done, partial or pending), 'parts', 'progress'
+        (how many steps of how many are done, as far as it is known), 'seconds', 'projected_bytes', 'peak_bytes' and
+        'facts'.
+    """
+    store = Run(location, read_only=True)
+    attributes = store.attributes
+    stages, at = [], last_work(store)
+    for name in STAGES:
+        parts = len(store.committed(name))
+        entry: dict[str, Any] = {"name": name, "state": "partial" if parts else "pending", "parts": parts}
+        entry |= {"seconds": None, "projected_bytes": None, "peak_bytes": None, "facts": {}}
+        entry["progress"] = [at["done"], at["total"]] if at.get("stage") == name else None
+        if store.is_committed(DONE, name):
+            entry |= {"state": "done", **store.summary(DONE, name), "parts": parts, "progress": [parts, parts]}
+        stages.append(entry)
+    done = all(stage["state"] == "done" for stage in stages)
+    return {
+        "output": store.location,
+        "state": "done" if done else "partial",
+        "driver": driver(store),
+        "parameters": attributes["parameters"],
+        "input": attributes["input"],
+        "fingerprint": attributes.get("fingerprint"),
+        "versions": attributes["versions"],
+        "stages": stages,
+    }

@@ -1,0 +1,77 @@
+"""Gradient descent: what the start, and both ways to run the layout, share."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from dumap.artifacts.graph import Graph
+from dumap.artifacts.job import Job
+from dumap.artifacts.layout import END
+from dumap.artifacts.parts import LAYOUT
+from dumap.errors import ConfigError
+from dumap.kernels import layout
+from dumap.kernels.layout import Descent, Edges
+from dumap.planning.curve import curve
+from dumap.store import Series
+
+
+def descent(job: Job) -> Descent:
+    """Return what all epochs of the layout share."""
+    own = job.config.layout
+    return Descent(
+        *curve(own),
+        own.learning_rate,
+        own.repulsion_strength,
+        own.negative_sample_rate,
+        job.geometry.n_epochs,
+        job.config.seed,
+    )
+
+
+def require_finite(job: Job, y: np.ndarray, where: str) -> None:
+    """Raise a ConfigError where coordinates have run away to what is no number."""
+    if not np.isfinite(y).all():
+        own = job.config.layout.model_dump(include={"learning_rate", "spread", "a", "b", "repulsion_strength"})
+        raise ConfigError(
+            f"{where} coordinates are not finite; some of "
+            f"{', '.join(f'layout.{name} = {value}' for name, value in own.items())} are too large"
+        )
+
+
+def write_piece(job: Job, part: str, y: np.ndarray, m: np.ndarray, v: np.ndarray) -> None:
+    """Commit the state of a range of shards."""
+    require_finite(job, y, f"layout: after epoch {Series.place(part)[0]}")
+    with job.run.part(LAYOUT, part) as out:
+        for name, values in (("y", y), ("m", m), ("v", v)):
+            out.write(name, values)
+
+
+def pack_shards(job: Job, graph: Graph, first: int, last: int) -> Edges:
+    """Read the edges of shards [first, last) and pack them, one shard at a time into their final place."""
+    greatest, offsets = graph.greatest, graph.shards.offsets
+    low, rows = int(offsets[first]), int(offsets[last] - offsets[first])
+    room = graph.edges_of(first, last)
+    indptr, tails = np.zeros(rows + 1, np.int64), np.empty(room, f"u{job.geometry.index_dtype.itemsize}")
+    rates, phases, kept = np.empty(room, np.uint16), np.empty(room, np.uint16), 0
+    for shard in range(first, last):
+        start, stop = graph.shards.span(shard)
+        piece = layout.pack(
+            *graph.read(shard), start, greatest, job.geometry.n_epochs, job.config.seed, graph.shards.rows
+        )
+        indptr[start - low + 1 : stop - low + 1] = kept + piece.indptr[1:]
+        after = kept + len(piece.tails)
+        tails[kept:after], rates[kept:after], phases[kept:after] = piece[1:]
+        kept = after
+    return Edges(indptr, tails[:kept], rates[:kept], phases[:kept])
+
+
+def is_checkpoint(job: Job, epoch: int, steps: int = 1) -> bool:
+    """Tell whether one of the last steps to the generation after `epoch` epochs is one after which it is kept."""
+    every = job.config.layout.checkpoint_every
+    return epoch // every > (epoch - steps) // every or epoch == job.geometry.n_epochs
+
+
+def end(job: Job, epoch: int) -> None:
+    """Commit that the generation after `epoch` epochs is the last."""
+    with job.run.part(LAYOUT, END) as out:
+        out.attributes["epoch"] = epoch

@@ -1,0 +1,78 @@
+"""Distances by the metric, as several stages compute them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+
+from dumap.artifacts.job import Job
+from dumap.config.metrics import arguments
+from dumap.errors import InputError
+from dumap.kernels import neighbors as search
+from dumap.kernels import quality, vectors
+from dumap.kernels.threads import one_thread
+from dumap.planning.plan import TILE_BYTES
+
+
+def metric_arguments(job: Job) -> dict:
+    """Return the metric's arguments, in the order it takes them."""
+    own = job.config.neighbors
+    if own.metric in vectors.EUCLIDEAN_ORDER:
+        return {}
+    return arguments(own.metric, own.metric_kwds, job.geometry.dims)
+
+
+@contextmanager
+def defined_distances(job: Job) -> Iterator[None]:
+    """Name the metric where a distance of it does not exist, as of rows that are all zero.
+
+    Raises
+    ------
+    InputError
+    """
+    try:
+        yield
+    except (ZeroDivisionError, ValueError) as error:
+        raise InputError(
+            f"{job.config.input.path}: neighbors.metric = {job.config.neighbors.metric} is not defined for some of its "
+            f"rows ({error}): take another metric, or leave out rows such as those that are all zero"
+        ) from error
+
+
+def tiles(job: Job, queries: np.ndarray, x: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
+    """Yield slices of some rows with the queries' distances to them, float32 (queries, n).
+
+    They are squared Euclidean distances in partition space where the metric's order is that of those.
+    """
+    metric = job.config.neighbors.metric
+    step = max(1, TILE_BYTES // (8 * max(1, len(queries), x.shape[1])))
+    if metric in vectors.EUCLIDEAN_ORDER:
+        queries = vectors.partition_space(queries, metric).astype(np.float64)
+    for low in range(0, len(x), step):
+        tile = x[low : low + step]
+        if metric in vectors.EUCLIDEAN_ORDER:
+            placed = vectors.partition_space(tile, metric).astype(np.float64)
+            with one_thread():
+                distances = quality.squared_distances(queries, placed, metric in vectors.ANGULAR)
+            yield slice(low, low + len(tile)), distances.astype(np.float32)
+        else:
+            out = np.empty((len(queries), len(tile)), np.float32)
+            arguments = tuple(metric_arguments(job).values())
+            with defined_distances(job):
+                quality.metric_distances(queries, tile, search.distance_function(metric), arguments, out)
+            yield slice(low, low + len(tile)), out
+
+
+def columns_of(positions: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Find where wanted positions stand among a block's, -1 where they do not."""
+    order = np.argsort(positions)
+    at = order[np.minimum(np.searchsorted(positions, wanted, sorter=order), len(positions) - 1)]
+    return np.where((positions[at] == wanted) & (wanted >= 0), at, -1)
+
+
+def fill(out: np.ndarray, columns: np.ndarray, tile: slice, distances: np.ndarray) -> None:
+    """Fill in the distances to the columns that a tile holds."""
+    q, slot = np.nonzero((columns >= tile.start) & (columns < tile.stop))
+    out[q, slot] = distances[q, columns[q, slot] - tile.start]

@@ -1,0 +1,38 @@
+"""Fingerprints of what is read: of rows, and of neighbours that are given."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from dumap.artifacts.job import Job
+from dumap.kernels import hashing
+
+
+def hash_rows(block: np.ndarray, second: bool = False) -> np.ndarray:
+    """Hash each row of a block, (rows,) uint64."""
+    return hashing.row_hashes(block.view(f"u{block.dtype.itemsize}"), second)
+
+
+def fingerprint(job: Job) -> str:
+    """Fingerprint the input as it is now, block by block, without a cluster."""
+    spans = (job.geometry.block(number) for number in range(job.geometry.blocks))
+    return written(sum(int(hashing.fold(hash_rows(job.input.read(*span)), span[0])) for span in spans))
+
+
+def fold_lists(job: Job, cell: int) -> int:
+    """Fold the hashes of the lists that are given for a cell's range of rows."""
+    found = 0
+    for start, stop in job.geometry.lists(cell):
+        both = [hash_rows(block) for block in job.precomputed.read(start, stop)]
+        found += int(hashing.fold(hashing.row_hashes(np.column_stack(both)), start))
+    return found
+
+
+def fingerprint_lists(job: Job) -> str:
+    """Fingerprint the neighbours that are given, as they are now, without a cluster."""
+    return written(sum(fold_lists(job, cell) for cell in range(job.geometry.cells)))
+
+
+def written(total: int) -> str:
+    """Write a fingerprint."""
+    return f"{total % 2**64:016x}"
