@@ -9,46 +9,50 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
+from dumap.config.cluster import ClusterConfig
 from dumap.config.sections import (
-    Bytes,
     CellsConfig,
-    ClusterConfig,
     GraphConfig,
     InputConfig,
     LayoutConfig,
-    Location,
     NeighborsConfig,
     QualityConfig,
-    Section,
     StartConfig,
 )
+from dumap.config.setting import Bytes, Location, Section, setting
 
 
 class Config(Section):
-    """All that a run is told.
+    """All that a run is told: see the descriptions of its fields, or `dumap config`."""
 
-    Attributes
-    ----------
-    input, neighbors, cells, graph, start, layout, quality, cluster
-        Sections; see their fields.
-    output : str
-        Where the run is stored: a path or a URL.
-    seed : int
-    task_memory : int
-        Bytes that one task may use on top of the interpreter. Cells are cut to it, so the answer depends on it.
-    """
-
-    input: InputConfig
-    output: Location
-    seed: int = Field(42, ge=0, lt=2**63)
-    task_memory: Bytes = 512 * 2**20
-    neighbors: NeighborsConfig = NeighborsConfig()
-    cells: CellsConfig = CellsConfig()
-    graph: GraphConfig = GraphConfig()
-    start: StartConfig = StartConfig()
-    layout: LayoutConfig = LayoutConfig()
-    quality: QualityConfig = QualityConfig()
-    cluster: ClusterConfig = ClusterConfig()
+    input: InputConfig = Field(description=InputConfig.__doc__)
+    output: Location = setting(
+        ...,
+        "The run: a path or a URL. Either nothing is there yet, or a run to go on with.",
+        changes=False,
+        example="RUN.zarr",
+    )
+    seed: int = setting(
+        42,
+        "Seed of every random choice. Another gives another map, as good.",
+        changes=True,
+        umap="random_state",
+        ge=0,
+        lt=2**63,
+    )
+    task_memory: Bytes = setting(
+        512 * 2**20,
+        "What a task may take on top of the interpreter, such as 512MiB; cells are cut by it. Larger: fewer tasks, "
+        "larger cells in which neighbours are truer, and workers with more memory.",
+        changes=True,
+    )
+    neighbors: NeighborsConfig = Field(NeighborsConfig(), description=NeighborsConfig.__doc__)
+    cells: CellsConfig = Field(CellsConfig(), description=CellsConfig.__doc__)
+    graph: GraphConfig = Field(GraphConfig(), description=GraphConfig.__doc__)
+    start: StartConfig = Field(StartConfig(), description=StartConfig.__doc__)
+    layout: LayoutConfig = Field(LayoutConfig(), description=LayoutConfig.__doc__)
+    quality: QualityConfig = Field(QualityConfig(), description=QualityConfig.__doc__)
+    cluster: ClusterConfig = Field(ClusterConfig(), description=ClusterConfig.__doc__)
 
     @model_validator(mode="after")
     def _consistent(self) -> Config:

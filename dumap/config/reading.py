@@ -9,22 +9,12 @@ from typing import Any
 from pydantic import ValidationError
 
 from dumap.config.model import Config
+from dumap.config.names import unknown
 from dumap.config.values import read_yaml, shorten, show
 from dumap.errors import ConfigError
 
 MOST_FAULTS = 20
 """Faults of a configuration that one message names."""
-
-
-def _allowed(path: Sequence[Any]) -> str:
-    model: Any = Config
-    for key in path:
-        field = model.model_fields.get(key)
-        if field is None:
-            break
-        model = field.annotation
-    fields = getattr(model, "model_fields", None)
-    return f"; allowed keys: {', '.join(fields)}" if fields else ""
 
 
 def build(values: Mapping[str, Any]) -> Config:
@@ -36,7 +26,7 @@ def build(values: Mapping[str, Any]) -> Config:
         for fault in error.errors():
             key = shorten(".".join(str(part) for part in fault["loc"]))
             if fault["type"] == "extra_forbidden":
-                lines.append(f"{key}: unknown key{_allowed(fault['loc'][:-1])}")
+                lines.append(unknown(key))
             elif fault["type"] == "missing":
                 lines.append(f"{key}: required, and not given")
             else:

@@ -1,14 +1,16 @@
-"""The sections of the configuration, a class each; a setting is a field."""
+"""The sections of the configuration that a run is of, a class each; a setting is a field."""
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, model_validator
 
 from dumap.config.metrics import METRICS, check_arguments, frozen_numbers
-from dumap.config.values import FrozenDict, location, parse_bytes, shorten, show
+from dumap.config.setting import Location, Section, setting
+from dumap.config.values import FrozenDict, shorten
 
 
 def _arguments(value: Any) -> FrozenDict:
@@ -19,7 +21,9 @@ def _arguments(value: Any) -> FrozenDict:
 
 def _known_metric(value: str) -> str:
     if value not in METRICS:
-        raise ValueError(f"no such metric; allowed are: {', '.join(METRICS)}")
+        alike = difflib.get_close_matches(value, METRICS, 1)
+        meant = f"; did you mean {alike[0]}?" if alike else ""
+        raise ValueError(f"no such metric; allowed are: {', '.join(METRICS)}{meant}")
     return value
 
 
@@ -33,45 +37,100 @@ def _start(value: str) -> str:
     return value
 
 
-Bytes = Annotated[int, BeforeValidator(parse_bytes), Field(gt=0, lt=2**63)]
 Metric = Annotated[str, AfterValidator(_known_metric)]
-Location = Annotated[str, AfterValidator(location)]
-
-
-class Section(BaseModel):
-    """A frozen part of the configuration that takes no keys but its own."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class InputConfig(Section):
-    """What to embed.
+    """What to embed."""
 
-    With `missing` = fill, chunks that are not there are read as the fill value, as Zarr leaves them out that hold
-    nothing else; with `unique`, rows equal to the bit are embedded once and weigh as many as they are.
-    """
-
-    path: Location
-    array: Location = "vectors"
-    missing: Literal["error", "fill"] = "error"
-    nonfinite: Literal["error", "drop"] = "error"
-    unique: bool = False
+    path: Location = setting(
+        ...,
+        "The Zarr array to embed, or the group that holds it: a folder, a zip file or a URL (s3://, gs://, az://).",
+        changes="by what the array holds, not by where it lies",
+        example="DATA.zarr",
+    )
+    array: Location = setting(
+        "vectors",
+        "The array's name in the group, such as obsm/X_pca. Ignored where path is an array.",
+        changes="by what the array holds",
+    )
+    missing: Literal["error", "fill"] = setting(
+        "error",
+        "Chunks of the array that are not there, being lost, or never written since they hold the fill value alone: "
+        "error refuses them, fill reads them as the fill value.",
+        changes=False,
+    )
+    nonfinite: Literal["error", "drop"] = setting(
+        "error",
+        "Rows with NaN or infinite values: error refuses them, drop leaves them out, with NaN as their coordinates and "
+        "status 1.",
+        changes=False,
+    )
+    unique: bool = setting(
+        False,
+        "true embeds rows that are equal to the bit once, and weighs them by their number; all of them get the same "
+        "coordinates. Less work where many rows are equal. Does not go with neighbors.precomputed.",
+        changes=True,
+        umap="unique",
+    )
 
 
 class NeighborsConfig(Section):
-    """The neighbours of each row: searched, and repaired below a recall; or given.
+    """The neighbours of each row: searched, and repaired below a recall; or given."""
 
-    `n_neighbors` counts the row itself, as in umap-learn: 15 are the row and 14 others. `width` counts it too: so many
-    are searched, audited, repaired and kept, and the graph takes the nearest `n_neighbors` of them; null: no more.
-    """
-
-    n_neighbors: int = Field(15, ge=2, le=512)
-    metric: Metric = "euclidean"
-    metric_kwds: Annotated[Any, AfterValidator(_arguments)] = FrozenDict()
-    width: int | None = Field(None, ge=2, le=512)
-    recall_target: float = Field(0.95, ge=0.0, le=1.0)
-    max_repairs: int = Field(3, ge=0, le=9)
-    precomputed: Location | None = None
+    n_neighbors: int = setting(
+        15,
+        "Neighbours of each row in the graph, the row itself counted: 15 are the row and 14 others. Larger: broader "
+        "structure, and more memory, disk and time; smaller: finer detail.",
+        changes=True,
+        umap="n_neighbors",
+        ge=2,
+        le=512,
+    )
+    metric: Metric = setting(
+        "euclidean",
+        "The distance between rows; of given neighbours, that of their distances. Others than euclidean, cosine, "
+        f"correlation and haversine take more time and memory. Allowed: {', '.join(METRICS)}.",
+        changes=True,
+        umap="metric",
+    )
+    metric_kwds: Annotated[Any, AfterValidator(_arguments)] = setting(
+        FrozenDict(),
+        "The metric's own arguments, such as {p: 3} for minkowski. Others than those it takes are refused.",
+        changes=True,
+        umap="metric_kwds",
+    )
+    width: int | None = setting(
+        None,
+        "Neighbours of each row that are searched, audited, repaired and kept, the row itself counted; the graph takes "
+        "the nearest n_neighbors of them. Larger: more memory, disk and time. null: n_neighbors.",
+        changes="where it is above n_neighbors",
+        ge=2,
+        le=512,
+    )
+    recall_target: float = setting(
+        0.95,
+        "Lists are repaired while they hold a smaller share of the true neighbours, as the audit finds. Larger: more "
+        "repairs, which take time; 0: none. Ignored where neighbours are given, or quality.queries is 0.",
+        changes="where it decides whether lists are repaired",
+        ge=0.0,
+        le=1.0,
+    )
+    max_repairs: int = setting(
+        3,
+        "Repairs of the lists at the most. Larger: truer neighbours where lists fall short of recall_target, and more "
+        "time; 0: none. Ignored where neighbours are given, or quality.queries is 0.",
+        changes="where lists fall short of recall_target",
+        ge=0,
+        le=9,
+    )
+    precomputed: Location | None = setting(
+        None,
+        "Neighbours to take instead of searching: a Zarr group with arrays indices and distances, of as many rows as "
+        "the input. null: neighbours are searched.",
+        changes="by what the arrays hold, not by where they lie",
+        umap="precomputed_knn",
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> NeighborsConfig:
@@ -102,50 +161,184 @@ class NeighborsConfig(Section):
 class CellsConfig(Section):
     """How rows are cut into cells, and how many of them a row is compared in."""
 
-    max_copies: int = Field(6, ge=1, le=64)
-    max_rows: int | None = Field(None, ge=64)
+    max_copies: int = setting(
+        6,
+        "Cells at the most in which a row is compared with others, of those of its eight nearest leaves. Larger: truer "
+        "neighbours, more disk and time. Ignored where neighbours are given.",
+        changes=True,
+        ge=1,
+        le=64,
+    )
+    max_rows: int | None = setting(
+        None,
+        "Rows of a cell at the most. Smaller: less memory a task, more tasks, and neighbours less true. Ignored where "
+        "task_memory holds fewer, or neighbours are given. null: as many as task_memory holds.",
+        changes=True,
+        ge=64,
+    )
 
 
 class GraphConfig(Section):
     """The fuzzy graph."""
 
-    local_connectivity: float = Field(1.0, ge=0.0)
-    set_op_mix_ratio: float = Field(1.0, ge=0.0, le=1.0)
-    disconnection_distance: float | None = Field(None, gt=0.0)
-    shard_rows: int = Field(65536, ge=4096, multiple_of=4096)
+    local_connectivity: float = setting(
+        1.0,
+        "So many of a row's nearest neighbours are joined to it in full. Larger: rows hold together more closely with "
+        "those nearest to them.",
+        changes=True,
+        umap="local_connectivity",
+        ge=0.0,
+    )
+    set_op_mix_ratio: float = setting(
+        1.0,
+        "1 joins two rows if either has the other among its neighbours, 0 only if both have; between, a mix. Smaller: "
+        "fewer edges, and groups farther apart.",
+        changes=True,
+        umap="set_op_mix_ratio",
+        ge=0.0,
+        le=1.0,
+    )
+    disconnection_distance: float | None = setting(
+        None,
+        "Neighbours at this distance or farther are cut off. Smaller: more rows without an edge, status 2. null: 2 for "
+        "cosine and correlation, 1 for hellinger, jaccard and dice, else none are cut off.",
+        changes=True,
+        umap="disconnection_distance",
+        gt=0.0,
+    )
+    shard_rows: int = setting(
+        65536,
+        "Rows of one shard of graph, start and layout, or fewer where task_memory holds fewer. Larger: fewer tasks and "
+        "objects, more memory a task. A run is stored by it, so one that was begun goes on with no other value.",
+        changes="with layout.exchange_every above 1",
+        ge=4096,
+        multiple_of=4096,
+    )
 
 
 class StartConfig(Section):
-    """The first coordinates: spectral, pca, random, or the path of an array of the rows' coordinates.
+    """The first coordinates."""
 
-    With spectral, the coarse graph is laid out in `coarse_epochs` epochs from its eigenvectors; 0: those alone.
-    """
-
-    init: Annotated[Location, AfterValidator(_start)] = "spectral"
-    coarse_epochs: int = Field(500, ge=0, le=32_000)
+    init: Annotated[Location, AfterValidator(_start)] = setting(
+        "spectral",
+        "Where rows begin: spectral, from the graph's eigenvectors; pca, from the rows' principal components; random; "
+        "or the path of an array of coordinates, one row each (.npy, or in Zarr).",
+        changes=True,
+        umap="init",
+    )
+    coarse_epochs: int = setting(
+        500,
+        "Epochs in which a coarse graph is laid out from its eigenvectors, before the whole graph is. Larger: large "
+        "structure settles more, in more time; 0: the eigenvectors alone. Ignored unless init is spectral, and where "
+        "rows are so few that the graph is its own coarse graph.",
+        changes=True,
+        ge=0,
+        le=32_000,
+    )
 
 
 class LayoutConfig(Section):
-    """Gradient descent.
+    """The map, by gradient descent."""
 
-    With `exchange_every` > 1 shards see each other's rows only after so many epochs, for networks or disks that are
-    slow; then the answer depends on `graph.shard_rows`. With `least_fall` > 0 the layout ends once the loss has fallen
-    by a smaller share of itself in a tenth of the epochs.
-    """
-
-    n_components: int = Field(2, ge=1, le=64)
-    n_epochs: int | None = Field(None, ge=1, le=32_000)
-    learning_rate: float = Field(1.0, gt=0.0)
-    min_dist: float = Field(0.1, ge=0.0)
-    spread: float = Field(1.0, gt=0.0)
-    a: float | None = Field(None, gt=0.0)
-    b: float | None = Field(None, gt=0.0)
-    negative_sample_rate: float = Field(5.0, ge=0.0, le=1000.0)
-    repulsion_strength: float = Field(1.0, ge=0.0)
-    exchange_every: int = Field(1, ge=1, le=1000)
-    least_fall: float = Field(0.0, ge=0.0, lt=1.0)
-    checkpoint_every: int = Field(50, ge=1)
-    mode: Literal["auto", "host", "rounds"] = "auto"
+    n_components: int = setting(
+        2,
+        "Dimensions of the map. Larger: more structure has room, and more memory and time.",
+        changes=True,
+        umap="n_components",
+        ge=1,
+        le=64,
+    )
+    n_epochs: int | None = setting(
+        None,
+        "Epochs of the descent. Larger: the map settles more, in more time. null: 500 for up to 10,000 rows, else 200.",
+        changes=True,
+        umap="n_epochs",
+        ge=1,
+        le=32_000,
+    )
+    learning_rate: float = setting(
+        1.0,
+        "How far rows step at first; steps shrink to none over the epochs. Larger: rows go farther from where they "
+        "began; far too large, their coordinates run away, which is an error.",
+        changes=True,
+        umap="learning_rate",
+        gt=0.0,
+    )
+    min_dist: float = setting(
+        0.1,
+        "How close the nearest rows come in the map, at most spread. Larger: groups are packed less tightly, and show "
+        "broad structure rather than detail. Ignored where a and b are given.",
+        changes=True,
+        umap="min_dist",
+        ge=0.0,
+    )
+    spread: float = setting(
+        1.0,
+        "The scale of the map. Larger: a wider map, on which min_dist is less. Ignored where a and b are given.",
+        changes=True,
+        umap="spread",
+        gt=0.0,
+    )
+    a: float | None = setting(
+        None,
+        "a of the curve 1 / (1 + a d^2b), which is how near rows are at distance d of the map; goes with b. Larger: a "
+        "smaller map. null: fitted to min_dist and spread.",
+        changes=True,
+        umap="a",
+        gt=0.0,
+    )
+    b: float | None = setting(
+        None,
+        "b of the same curve; goes with a. Larger: groups are packed less tightly, as of a larger min_dist. null: "
+        "fitted to min_dist and spread.",
+        changes=True,
+        umap="b",
+        gt=0.0,
+    )
+    negative_sample_rate: float = setting(
+        5.0,
+        "Rows that push a row away, for each that pulls it. Larger: stronger pushes, groups farther apart, more time.",
+        changes=True,
+        umap="negative_sample_rate",
+        ge=0.0,
+        le=1000.0,
+    )
+    repulsion_strength: float = setting(
+        1.0,
+        "Weight of the pushes against the pulls. Larger: rows and groups lie farther apart.",
+        changes=True,
+        umap="repulsion_strength",
+        ge=0.0,
+    )
+    exchange_every: int = setting(
+        1,
+        "Epochs that each shard goes on alone before it sees where the rows of others have gone. Larger: less to read "
+        "and write, for slow networks and disks, and a somewhat worse map, which also depends on graph.shard_rows. "
+        "Above 1, mode must not be host.",
+        changes=True,
+        ge=1,
+        le=1000,
+    )
+    least_fall: float = setting(
+        0.0,
+        "Ends the layout early, once the loss falls by a smaller share of itself in a tenth of the epochs. Larger: it "
+        "ends sooner; 0: after n_epochs.",
+        changes=True,
+        ge=0.0,
+        lt=1.0,
+    )
+    checkpoint_every: int = setting(
+        50,
+        "Epochs between commits, the most that an interruption loses. Larger: fewer objects, more to do again.",
+        changes=False,
+        ge=1,
+    )
+    mode: Literal["auto", "host", "rounds"] = setting(
+        "auto",
+        "host: one task lays out all rows and needs memory for the whole graph; rounds: an epoch is a round of tasks, "
+        "of some shards each; auto: host where a worker's memory holds it and exchange_every is 1.",
+        changes=False,
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> LayoutConfig:
@@ -161,44 +354,11 @@ class LayoutConfig(Section):
 class QualityConfig(Section):
     """The audit of the lists, before and after each repair, and of the map: rows searched exactly."""
 
-    queries: int = Field(1000, ge=0, le=100_000)
-
-
-class ClusterConfig(Section):
-    """Where the run runs; no answer depends on it.
-
-    The engine is Dask, or local: threads of this process. With auto it is local where no cluster is asked for, the
-    work is small and memory suffices. `timeout` is for a scheduler that does not answer, `worker_timeout` for one
-    without a worker that is fit.
-    """
-
-    engine: Literal["auto", "local", "dask"] = "auto"
-    workers: int | None = Field(None, ge=1)
-    memory_limit: Bytes | None = None
-    scheduler: Location | None = None
-    scheduler_file: Location | None = None
-    timeout: float = Field(60.0, gt=0.0)
-    worker_timeout: float = Field(600.0, gt=0.0)
-
-    @model_validator(mode="after")
-    def _consistent(self) -> ClusterConfig:
-        """Refuse what would be ignored."""
-        schedulers = _given(self, "scheduler", "scheduler_file")
-        if len(schedulers) > 1:
-            raise ValueError(f"{' and '.join(schedulers)} name a scheduler each: give one, set the other to null")
-        if self.engine == "local" and (clusters := _given(self, "scheduler", "scheduler_file", "workers")):
-            raise ValueError(
-                f"engine = 'local' runs in this process and needs no cluster: leave out {' and '.join(clusters)}, or "
-                f"set engine to auto or dask"
-            )
-        embedded = _given(self, "workers", "memory_limit")
-        if schedulers and embedded:
-            raise ValueError(
-                f"{' and '.join(embedded)} would be of an embedded cluster, but {schedulers[0]} names another, whose "
-                f"workers are as they are: leave out the one or the other, or set it to null"
-            )
-        return self
-
-
-def _given(section: Section, *names: str) -> list[str]:
-    return [f"{name} = {show(value)}" for name in names if (value := getattr(section, name)) is not None]
+    queries: int = setting(
+        1000,
+        "Rows searched exactly, in each audit and for the map. Larger: narrower intervals, more time; 0: no recall, no "
+        "repairs, no trustworthiness.",
+        changes="where it decides whether lists are repaired",
+        ge=0,
+        le=100_000,
+    )

@@ -35,6 +35,14 @@ def parse_bytes(value: Any) -> Any:
     return value
 
 
+def exact_bytes(value: int) -> str:
+    """Write a number of bytes as `parse_bytes` reads it, in the greatest unit in which it is a whole number."""
+    for unit, size in (("TiB", 2**40), ("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if value and value % size == 0:
+            return f"{value // size}{unit}"
+    return f"{value}B"
+
+
 def format_bytes(value: float) -> str:
     """Write a number of bytes for people."""
     for unit in ("B", "KiB", "MiB"):
