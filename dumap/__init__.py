@@ -1,8 +1,10 @@
 """UMAP of Zarr stores larger than memory, on Dask.
 
 `run` embeds a data set; `load_config` makes the configuration it takes. Libraries are imported as they are needed.
+How a run goes on is told to the logger `dumap`, which is silent until a program listens to it.
 """
 
+import logging
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +29,7 @@ _HOMES = {
 
 
 find_place()
+logging.getLogger("dumap").addHandler(logging.NullHandler())
 
 
 def __getattr__(name: str) -> Any:

@@ -29,7 +29,7 @@ def run(
     client : distributed.Client, optional
         Where to run; by default what the configuration names, or an embedded cluster.
     observer : Observer, optional
-        Told of stages and progress.
+        Told of stages and progress; by default the logger `dumap` is, at the level INFO.
     force : bool
         Go on with a run that other versions of the libraries began.
 

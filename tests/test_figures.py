@@ -8,9 +8,9 @@ import math
 import numpy as np
 import pytest
 
-from dumap.cli.progress import Log
 from dumap.figures import defined, to_json, told
 from dumap.recipe import pipeline
+from dumap.recipe.observers import closing
 from dumap.stages import start
 from dumap.store.objects import seal, unseal
 
@@ -43,10 +43,9 @@ def test_a_manifest_has_null_where_a_number_is_not_finite():
 @pytest.mark.parametrize(
     ("value", "wanted"), [(None, "not defined"), (0.123456, "0.1235"), (3, "3"), ([None], "[None]")]
 )
-def test_people_are_told_what_is_not_defined(value, wanted, capsys):
+def test_people_are_told_what_is_not_defined(value, wanted):
     assert told(value, ".4g") == wanted
-    Log().finished("quality", 1.0, 2, 1, {"figure": value})
-    assert f"; figure {wanted}\n" in capsys.readouterr().err
+    assert closing("quality", 1.0, 2, 1, {"figure": value}).endswith(f"; figure {wanted}")
 
 
 @pytest.mark.parametrize("rows", [4, 20, 31])

@@ -34,6 +34,26 @@ def test_to_import_dumap_imports_no_heavy_library(code):
     assert imported_by(code) == set()
 
 
+COMMAND = """
+import contextlib, os
+from dumap.cli import main
+with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.suppress(SystemExit):
+    main()
+"""
+HELP = ["--help", "--version", "run --help", "config", "config layout", "config --example cluster"]
+
+
+@pytest.mark.parametrize("words", HELP)
+def test_help_and_settings_import_no_heavy_library(words):
+    assert imported_by(f"sys.argv[1:] = {words.split()}\n{COMMAND}") == set()
+
+
+def test_status_imports_zarr_alone(configure, digits):
+    config = configure(digits[0][:300], {"cluster.engine": "local"})
+    dumap.run(config)
+    assert imported_by(f"sys.argv[1:] = ['status', {config.output!r}]\n{COMMAND}") == {"zarr"}
+
+
 def test_kernels_leave_pynndescent_to_the_metrics_that_need_it():
     code = "from pkgutil import iter_modules\nimport importlib, dumap.kernels as k\n"
     code += "for m in iter_modules(k.__path__): importlib.import_module(f'dumap.kernels.{m.name}')"

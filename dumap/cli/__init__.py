@@ -1,11 +1,9 @@
 """The command line: it translates words and exit codes, and decides nothing.
 
-`commands.py` has a command a function, `progress.py` shows a person how a run goes on. Nothing imports from here.
+`commands.py` has a command a function, `group.py` what they share, `logs.py` what is said on standard error,
+`progress.py` shows a person how a run goes on. Nothing imports from here.
 """
 
+from dumap.cli.commands import cli, main
 
-def main() -> None:
-    """Run the command line."""
-    from dumap.cli.commands import main
-
-    main()
+__all__ = ["cli", "main"]

@@ -1,15 +1,15 @@
-"""The command line: plan, run, status, export, verify, clean."""
+"""The command line: plan, run, config, status, export, verify, clean."""
 
 from __future__ import annotations
 
-import logging
-import signal
 import sys
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from dumap.errors import DumapError, Terminated
+from dumap.cli.group import Group
+from dumap.cli.logs import asks_for_json, say
+from dumap.errors import ConfigError
 from dumap.figures import to_json, told
 from dumap.version import __version__
 
@@ -25,8 +25,23 @@ Exit codes: 0 ok, 1 damage found, 2 bad configuration, 3 bad input, 4 over budge
 
 SHOWN = ("audit", "graph", "quality")
 """Stages of which 'status' shows people the facts; --json has those of all."""
-UNEXPECTED = 70
-"""Exit code of an error that dumap did not foresee."""
+OPTIONS = {
+    "input_path": "input.path",
+    "array": "input.array",
+    "output": "output",
+    "seed": "seed",
+    "n_neighbors": "neighbors.n_neighbors",
+    "metric": "neighbors.metric",
+    "n_components": "layout.n_components",
+    "n_epochs": "layout.n_epochs",
+    "min_dist": "layout.min_dist",
+    "engine": "cluster.engine",
+    "workers": "cluster.workers",
+    "memory_limit": "cluster.memory_limit",
+    "scheduler": "cluster.scheduler",
+    "scheduler_file": "cluster.scheduler_file",
+}
+"""Settings that have an option of their own."""
 
 
 def _config_options(command: Any) -> Any:
@@ -36,12 +51,17 @@ def _config_options(command: Any) -> Any:
         click.option("--array", metavar="NAME", help="The array's name in the group. [vectors]"),
         click.option("--output", metavar="RUN", help="Where the run is stored: a path or a URL."),
         click.option("--seed", type=int, help="Seed of every random choice. [42]"),
+        click.option("--n-neighbors", type=int, help="Neighbours of each row, itself counted. [15]"),
+        click.option("--metric", help="The distance between rows. [euclidean]"),
+        click.option("--n-components", type=int, help="Dimensions of the map. [2]"),
+        click.option("--n-epochs", type=int, help="Epochs of the layout. [by the number of rows]"),
+        click.option("--min-dist", type=float, help="How closely rows are packed on the map. [0.1]"),
         click.option("--engine", help="auto, local (threads of this process) or dask. [auto]"),
         click.option("--workers", type=int, help="Worker processes of the embedded cluster. [a core each]"),
         click.option("--memory-limit", metavar="SIZE", help="Memory of each embedded worker, such as 2GiB."),
         click.option("--scheduler", metavar="ADDRESS", help="A Dask scheduler to use."),
         click.option("--scheduler-file", metavar="FILE", help="A Dask scheduler's file."),
-        click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Any value: layout.n_epochs=500."),
+        click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Any setting: see 'dumap config'."),
     ]
     for option in reversed(options):
         command = option(command)
@@ -49,26 +69,17 @@ def _config_options(command: Any) -> Any:
 
 
 def _load(config: str | None, settings: tuple[str, ...], **options: Any) -> Config:
-    from dumap.config import load
+    from dumap.config import contradictions, load
 
-    names = {
-        "input_path": "input.path",
-        "array": "input.array",
-        "output": "output",
-        "seed": "seed",
-        "engine": "cluster.engine",
-        "workers": "cluster.workers",
-        "memory_limit": "cluster.memory_limit",
-        "scheduler": "cluster.scheduler",
-        "scheduler_file": "cluster.scheduler_file",
-    }
-    return load(config, settings, {names[name]: value for name, value in options.items()})
+    named = {OPTIONS[name]: value for name, value in options.items() if value is not None}
+    if differing := contradictions(config, settings, named):
+        raise ConfigError("an option and --set say different things, give one:\n  " + "\n  ".join(differing))
+    return load(config, settings, named)
 
 
-@click.group(epilog=EXIT_CODES)
+@click.group("dumap", cls=Group, epilog=EXIT_CODES)
 @click.version_option(__version__)
-@click.option("--debug", is_flag=True, help="Show tracebacks.")
-def cli(debug: bool) -> None:
+def cli() -> None:
     """UMAP of Zarr stores larger than memory, on Dask."""
 
 
@@ -100,12 +111,24 @@ def run(as_json: bool, force: bool, **options: Any) -> None:
     from dumap.recipe import pipeline
 
     config = _load(**options)
-    with observer() as watching:
+    with observer(asks_for_json()) as watching:
         result = pipeline.run(config, observer=watching, force=force)
     if as_json:
         click.echo(to_json(result))
     else:
         click.echo(f"done: {result['output']}, arrays 'embedding' and 'status'")
+
+
+@cli.command()
+@click.argument("key", required=False)
+@click.option("--example", metavar="NAME", help="Print a configuration that comes with dumap, such as scheduled.")
+def config(key: str | None, example: str | None) -> None:
+    """Print the defaults as YAML, with what each setting does: all, or those of KEY (layout, layout.min_dist)."""
+    from dumap.config import annotated, read_example
+
+    if key is not None and example is not None:
+        raise click.UsageError("give KEY or --example, not both")
+    click.echo(annotated(key) if example is None else read_example(example), nl=False)
 
 
 @cli.command()
@@ -164,7 +187,7 @@ def verify(run: str, dry_run: bool, as_json: bool) -> None:
     """Read every committed object against its checksum; 'dumap run' then makes what is damaged again."""
     from dumap.recipe import repair
 
-    keys = [key for _, _, key in repair.verify(run, _say, mend=not dry_run)]
+    keys = [key for _, _, key in repair.verify(run, say, mend=not dry_run)]
     if as_json:
         click.echo(to_json({"output": run, "damaged": keys}))
     else:
@@ -182,7 +205,7 @@ def clean(run: str, dry_run: bool, as_json: bool) -> None:
     """Remove what dumap left that no manifest names: of tasks that died, failed or came second; nothing else."""
     from dumap.recipe import repair
 
-    unnamed, others = repair.clean(run, _say, dry_run)
+    unnamed, others = repair.clean(run, say, dry_run)
     if as_json:
         click.echo(to_json({"output": run, "unnamed": unnamed, "removed": not dry_run, "left": others}))
     else:
@@ -193,43 +216,6 @@ def clean(run: str, dry_run: bool, as_json: bool) -> None:
         click.echo(f"{len(unnamed)} objects that no manifest names")
 
 
-def _say(message: str) -> None:
-    click.echo(f"dumap: {message}", err=True)
-
-
-def _terminate(number: int, frame: object) -> None:
-    """End as Ctrl-C does: what is held is released, once."""
-    signal.signal(number, signal.SIG_IGN)
-    raise Terminated
-
-
 def main() -> None:
-    """Run the command line; errors for users have no traceback unless --debug is given."""
-    debug = "--debug" in sys.argv
-    logging.getLogger("distributed").setLevel(logging.DEBUG if debug else logging.CRITICAL)
-    signal.signal(signal.SIGTERM, _terminate)
-    try:
-        cli.main(args=[a for a in sys.argv[1:] if a != "--debug"], prog_name="dumap", standalone_mode=False)
-    except click.exceptions.Exit as stop:
-        sys.exit(stop.exit_code)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(2)
-    except (click.Abort, KeyboardInterrupt) as stop:
-        _say("interrupted; what is committed is kept, the same command goes on from there")
-        sys.exit(Terminated.exit_code if isinstance(stop.__cause__ or stop, Terminated) else 130)
-    except DumapError as error:
-        if debug:
-            raise
-        for said in (error, *getattr(error, "__notes__", ())):
-            _say(str(said))
-        sys.exit(error.exit_code)
-    except Exception as error:
-        if debug:
-            raise
-        _say(f"unexpected {type(error).__name__}: {error} (--debug shows where)")
-        sys.exit(UNEXPECTED)
-
-
-if __name__ == "__main__":
-    main()
+    """Run the command line."""
+    cli.main(prog_name="dumap")

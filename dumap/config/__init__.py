@@ -6,11 +6,11 @@ defaults with what each setting does; `names.py` finds the key that was meant. `
 `values.py` how sizes, places and YAML are read.
 """
 
-from dumap.config.annotated import annotated
+from dumap.config.annotated import annotated, read_example
 from dumap.config.cluster import ClusterConfig
 from dumap.config.metrics import METRICS
 from dumap.config.model import Config, differences
-from dumap.config.reading import build, load
+from dumap.config.reading import build, contradictions, load
 from dumap.config.sections import (
     INITS,
     CellsConfig,
@@ -38,8 +38,10 @@ __all__ = [
     "StartConfig",
     "annotated",
     "build",
+    "contradictions",
     "differences",
     "format_bytes",
     "load",
     "parse_bytes",
+    "read_example",
 ]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 import yaml
 from pydantic.fields import FieldInfo
 
 from dumap.config.names import fields_by_key, section_of, unknown
-from dumap.config.values import exact_bytes, parse_bytes
+from dumap.config.values import exact_bytes, parse_bytes, shorten
 from dumap.errors import ConfigError
 
 WIDTH = 96
@@ -54,6 +55,15 @@ def annotated(key: str | None = None) -> str:
         text += "" if is_above else comment(field, indent)
         text += indent + entry(name.rpartition(".")[2], field)
     return text
+
+
+def read_example(name: str) -> str:
+    """Return the text of a configuration that comes with dumap; of one that does not, the error names those that do."""
+    folders = [Path(__file__).parents[1] / "configs", Path(__file__).parents[2] / "configs"]  # installed, or the source
+    files = {file.stem: file for folder in folders for file in folder.glob("*.yaml")}
+    if name not in files:
+        raise ConfigError(f"{shorten(name)}: no such example; there are {', '.join(sorted(files))}")
+    return files[name].read_text()
 
 
 def comment(field: FieldInfo, indent: str) -> str:

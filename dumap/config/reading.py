@@ -45,6 +45,37 @@ def _merge(into: dict[str, Any], key: str, value: Any) -> None:
     into[last] = value
 
 
+def _set(into: dict[str, Any], settings: Sequence[str]) -> None:
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        if not equals:
+            raise ConfigError(f"--set {shorten(setting)}: write it as section.key=value")
+        _merge(into, key.strip(), read_yaml(text, f"--set {shorten(setting)}: the value is not YAML"))
+
+
+_ABSENT = object()
+
+
+def _find(values: Any, key: str) -> Any:
+    """Return the value of a dotted key in a model or nested mappings, `_ABSENT` where it has none."""
+    for name in key.split("."):
+        values = values.get(name, _ABSENT) if isinstance(values, Mapping) else getattr(values, name, _ABSENT)
+    return values
+
+
+def contradictions(path: str | None, settings: Sequence[str], options: Mapping[str, Any]) -> list[str]:
+    """List the keys to which settings and options give different values, one line each; parameters as of `load`."""
+    given: dict[str, Any] = {}
+    _set(given, settings)
+    both = [key for key in options if _find(given, key) is not _ABSENT]
+    if not both:
+        return []
+    ours = load(path, settings, options)
+    theirs = load(path, settings, {key: value for key, value in options.items() if key not in both})
+    values = [(key, _find(theirs, key), _find(ours, key)) for key in both]
+    return [f"{key}: {show(set_)} by --set, {show(own)} by its option" for key, set_, own in values if set_ != own]
+
+
 def load(path: str | None, settings: Sequence[str] = (), options: Mapping[str, Any] | None = None) -> Config:
     """Read a YAML file, then settings, then options; the later win.
 
@@ -76,11 +107,7 @@ def load(path: str | None, settings: Sequence[str] = (), options: Mapping[str, A
         if not isinstance(values, dict):
             raise ConfigError(f"{path} must hold keys and values; allowed keys: {', '.join(Config.model_fields)}")
         values = {key: {} if value is None and key != "output" else value for key, value in values.items()}
-    for setting in settings:
-        key, equals, text = setting.partition("=")
-        if not equals:
-            raise ConfigError(f"--set {shorten(setting)}: write it as section.key=value")
-        _merge(values, key.strip(), read_yaml(text, f"--set {shorten(setting)}: the value is not YAML"))
+    _set(values, settings)
     for key, value in (options or {}).items():
         if value is not None:
             _merge(values, key, value)

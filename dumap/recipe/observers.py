@@ -1,9 +1,67 @@
-"""Observers of a run: one that says nothing, and one that has the lock say what its driver is at."""
+"""Observers of a run: one that says nothing, one that logs, and one that has the lock say what its driver is at."""
 
 from __future__ import annotations
 
+import logging
+import time
+from typing import Any
+
+from dumap.config import format_bytes
 from dumap.engine import Observer
+from dumap.figures import told
 from dumap.store import Lock
+
+LOGGER = logging.getLogger("dumap")
+LOG_SECONDS = 10.0
+"""The log gets a line of progress at most this often."""
+
+
+def closing(stage: str, seconds: float, projected_bytes: int, peak_bytes: int, facts: dict) -> str:
+    """Write what a stage took and found."""
+    figures = ", ".join(f"{k} {told(v, '.4g')}" for k, v in facts.items())
+    peak = f"peak {format_bytes(peak_bytes)} of {format_bytes(projected_bytes)} projected"
+    return f"{stage}: done in {seconds:.1f} s, {peak}; {figures}"
+
+
+class Logged:
+    """An observer that tells the logger `dumap`, at the level INFO.
+
+    A record has the attribute `dumap`, a dict: 'event' is 'note', or 'started' with 'stage' and 'projected_bytes',
+    'advanced' with 'stage', 'done', 'total' and 'seconds_left', or 'finished' with 'stage', 'seconds',
+    'projected_bytes', 'peak_bytes' and 'facts'.
+    """
+
+    def __init__(self) -> None:
+        self._since, self._last = time.monotonic(), time.monotonic()
+
+    def _log(self, event: str, message: str, **fields: Any) -> None:
+        LOGGER.info("%s", message, extra={"dumap": {"event": event, **fields}})
+
+    def note(self, message: str) -> None:
+        """Log a line."""
+        self._log("note", message)
+
+    def started(self, stage: str, projected_bytes: int) -> None:
+        """Log that a stage begins."""
+        self._since = self._last = time.monotonic()
+        message = f"{stage}: begins, {format_bytes(projected_bytes)} a worker projected"
+        self._log("started", message, stage=stage, projected_bytes=projected_bytes)
+
+    def advanced(self, stage: str, done: float, total: float) -> None:
+        """Log how far the stage is, now and then."""
+        now = time.monotonic()
+        if now - self._last >= LOG_SECONDS and done > 0:
+            self._last = now
+            rate = done / (now - self._since)
+            left = max(0.0, total - done) / rate
+            message = f"{stage}: {done:.0f} of {total:.0f}, {rate:.2f}/s, {left:.0f} s left"
+            self._log("advanced", message, stage=stage, done=done, total=total, seconds_left=round(left, 1))
+
+    def finished(self, stage: str, seconds: float, projected_bytes: int, peak_bytes: int, facts: dict) -> None:
+        """Log what the stage took and found."""
+        message = closing(stage, seconds, projected_bytes, peak_bytes, facts)
+        fields = {"seconds": round(seconds, 3), "projected_bytes": projected_bytes, "peak_bytes": peak_bytes}
+        self._log("finished", message, stage=stage, **fields, facts=facts)
 
 
 class Silent:

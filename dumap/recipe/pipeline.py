@@ -19,7 +19,7 @@ from dumap.planning.plan import Plan, make_plan, without_repairs
 from dumap.recipe.identity import check_chunks, check_same, check_workers, create, describe_input, lost_identity
 from dumap.recipe.locations import check_places, free_disk, probe_output, with_places
 from dumap.recipe.names import DONE, NAMING, STAGES
-from dumap.recipe.observers import Silent, Watched
+from dumap.recipe.observers import Logged, Watched
 from dumap.recipe.repair import forget
 from dumap.recipe.status import status
 from dumap.sources.zarr_array import Input, Precomputed
@@ -69,7 +69,7 @@ def run(config: Config, client: Client | None = None, observer: Observer | None 
     ------
     DumapError
     """
-    observer = observer or Silent()
+    observer = observer or Logged()
     config = with_places(config)
     check_places(config, NAMING)
     projected = plan(config)

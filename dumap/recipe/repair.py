@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dumap.errors import DamageError, LockError, StorageError
 from dumap.recipe.identity import lost_identity
 from dumap.recipe.names import DONE, NAMING, STAGES
-from dumap.recipe.observers import Silent
+from dumap.recipe.observers import Logged
 from dumap.store import IDENTITY, LOCKS, Lock, Run, await_end, manifest_key
 
 
@@ -41,7 +41,7 @@ def verify(location: str, note: Callable[[str], None] | None = None, mend: bool 
     LockError
         A driver is at work: what it replaces would look like damage.
     """
-    note = note or Silent().note
+    note = note or Logged().note
     store = Run(location, read_only=True)
     if not store.exists():
         raise StorageError(f"{store.location} holds no run")

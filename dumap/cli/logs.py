@@ -1,0 +1,77 @@
+"""What the command says on standard error: lines for people, or JSON, an object a line."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import click
+
+from dumap.figures import to_json
+
+LOGGER = logging.getLogger("dumap")
+LOG_JSON = "log_json"
+"""Name of the option, and key of the click context's `meta`, that asks for JSON."""
+
+
+class Lines(logging.Formatter):
+    """Lines with a time stamp; or JSON, where the click context's `meta` asks for it.
+
+    An object has 'time' (UTC), 'level', 'event', 'message', and what else the event has: 'started', 'advanced' and
+    'finished' are of a stage, see `dumap.recipe.observers.Logged`; 'error' is the last, with 'exit_code' and 'notes';
+    'note' is all else.
+    """
+
+    def __init__(self, meta: Mapping[str, Any]) -> None:
+        super().__init__()
+        self._meta = meta
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Write a record as a line."""
+        if LOG_JSON not in self._meta:
+            at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(record.created))
+            return f"{at} dumap {super().format(record)}"
+        at = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+        told = {"time": f"{at}.{int(record.msecs):03d}Z", "level": record.levelname, "event": "note"}
+        return to_json({**told, **getattr(record, "dumap", {}), "message": super().format(record)})
+
+
+@contextlib.contextmanager
+def to_stderr(meta: Mapping[str, Any]) -> Iterator[None]:
+    """Write what the logger `dumap` is told to standard error, meanwhile."""
+    handler, level = logging.StreamHandler(), LOGGER.level
+    handler.setFormatter(Lines(meta))
+    LOGGER.addHandler(handler)
+    LOGGER.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        LOGGER.removeHandler(handler)
+        LOGGER.setLevel(level)
+
+
+def asks_for_json() -> bool:
+    """Tell whether the command under way was given --log-json."""
+    context = click.get_current_context(silent=True)
+    return context is not None and LOG_JSON in context.meta
+
+
+def say(message: str) -> None:
+    """Tell people, or machines, what is no part of what was asked for."""
+    if asks_for_json():
+        LOGGER.info("%s", message)
+    else:
+        click.echo(f"dumap: {message}", err=True)
+
+
+def say_error(exit_code: int, message: str, notes: list[str]) -> None:
+    """Tell why a command ends with an exit code."""
+    if asks_for_json():
+        fields = {"event": "error", "exit_code": exit_code, "notes": notes}
+        LOGGER.error("%s", message, extra={"dumap": fields})
+        return
+    for line in (message, *notes):
+        say(line)

@@ -1,0 +1,113 @@
+"""What is logged: to the logger 'dumap' by programs, to standard error by the command, as lines or JSON."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from datetime import datetime
+
+import pytest
+
+from dumap.api import run
+from dumap.recipe.names import STAGES
+from dumap.recipe.observers import Logged
+
+QUICK = {"layout.n_epochs": 5, "quality.queries": 0, "cluster.engine": "local"}
+
+
+@pytest.fixture
+def config(configure, digits):
+    return configure(digits[0][:200], QUICK)
+
+
+def events(records: list[dict], kind: str) -> list[str]:
+    return [record["stage"] for record in records if record["event"] == kind]
+
+
+def test_a_program_is_silent_until_it_listens(config, capsys, caplog):
+    assert any(isinstance(handler, logging.NullHandler) for handler in logging.getLogger("dumap").handlers)
+    run(config)
+    assert capsys.readouterr() == ("", "")
+    assert caplog.records == []
+
+
+def test_a_program_that_listens_is_told_of_stages(config, caplog):
+    with caplog.at_level(logging.INFO, "dumap"):
+        run(config)
+    assert {(record.name, record.levelname) for record in caplog.records} == {("dumap", "INFO")}
+    told = [record.dumap for record in caplog.records]
+    assert events(told, "started") == events(told, "finished") == list(STAGES)
+    first, last = (next(one for one in told if one["event"] == kind) for kind in ("started", "finished"))
+    assert set(first) == {"event", "stage", "projected_bytes"}
+    assert set(last) == {"event", "stage", "seconds", "projected_bytes", "peak_bytes", "facts"}
+    assert re.search(r"vectors: begins, .* projected", caplog.text)
+
+
+def test_an_observer_is_told_instead(config, caplog):
+    from helpers import Notes
+
+    with caplog.at_level(logging.INFO, "dumap"):
+        run(config, observer=Notes())
+    assert caplog.records == []
+
+
+def test_progress_is_logged_now_and_then(caplog, monkeypatch):
+    clock = iter(range(0, 100, 4))
+    monkeypatch.setattr("dumap.recipe.observers.time.monotonic", lambda: float(next(clock)))
+    logged = Logged()
+    with caplog.at_level(logging.INFO, "dumap"):
+        logged.started("graph", 1)
+        for done in range(1, 7):
+            logged.advanced("graph", done, 8)
+    told = [record.dumap for record in caplog.records if record.dumap["event"] == "advanced"]
+    assert told == [
+        {"event": "advanced", "stage": "graph", "done": 3, "total": 8, "seconds_left": 20.0},
+        {"event": "advanced", "stage": "graph", "done": 6, "total": 8, "seconds_left": 8.0},
+    ]
+
+
+# the command -------------------------------------------------------------------------------------
+
+
+def words(config) -> list[str]:
+    settings = [word for key, value in QUICK.items() for word in ("--set", f"{key}={value}")]
+    return ["run", "--input", config.input.path, "--output", config.output, *settings]
+
+
+def test_the_command_logs_lines(cli, config):
+    outcome = cli(*words(config))
+    assert outcome.code == 0
+    for line in outcome.err.splitlines():
+        assert re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d dumap \S", line)
+    assert re.search(r"dumap graph: done in [\d.]+ s, peak ", outcome.err)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_the_command_logs_json(cli, config, first):
+    outcome = cli(*(["--log-json", *words(config)] if first else [*words(config), "--log-json"]), "--json")
+    told = [json.loads(line) for line in outcome.err.splitlines()]
+    assert events(told, "started") == events(told, "finished") == list(STAGES)
+    for record in told:
+        assert datetime.fromisoformat(record["time"]).utcoffset().total_seconds() == 0
+        assert (record["level"], type(record["message"])) == ("INFO", str)
+    assert json.loads(outcome.out)["state"] == "done", "what was asked for is on standard output"
+
+
+@pytest.mark.parametrize(
+    ("code", "more"),
+    [(3, ["--input", "no_such.zarr"]), (2, ["--min-dist", "9"]), (2, ["--n-epochs", "x"])],
+    ids=["input", "setting", "word"],
+)
+def test_an_error_is_a_line_of_json(cli, config, code, more):
+    outcome = cli("--log-json", *words(config), *more)
+    told = json.loads(outcome.err)
+    assert outcome.code == told["exit_code"] == code
+    assert (told["level"], told["event"], outcome.out) == ("ERROR", "error", "")
+
+
+def test_the_logger_is_as_before_once_the_command_has_ended(cli, config):
+    logger = logging.getLogger("dumap")
+    before = logger.level, list(logger.handlers)
+    cli("--log-json", "status", config.output)
+    assert (logger.level, logger.handlers) == before
