@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from dumap.recipe.observers import Silent
+from dumap.store import MANIFESTS
 
 
 def slowly(values: Iterable[Any], *quick: Any) -> list:
@@ -42,11 +43,11 @@ class AsBegins(Silent):
 def unmark(output: str, stages: Iterable[str]) -> None:
     """Undo that stages are done; their parts stay."""
     for stage in stages:
-        Path(output, "manifests", "run", f"{stage}.json").unlink()
+        Path(output, MANIFESTS, "run", f"{stage}.json").unlink()
 
 
 def uncommit(output: str, stages: Iterable[str]) -> None:
     """Undo all commits of some stages."""
     unmark(output, stages)
     for stage in stages:
-        shutil.rmtree(Path(output, "manifests", stage))
+        shutil.rmtree(Path(output, MANIFESTS, stage))

@@ -11,6 +11,7 @@ from dumap.config import load
 from dumap.errors import StorageError
 from dumap.recipe.locations import check_apart, check_places, place_of
 from dumap.recipe.names import NAMING
+from dumap.store import INSIDE, LOCKS, MANIFESTS
 from dumap.store.disk import is_remote, normalize
 
 pytestmark = pytest.mark.fault(34)
@@ -99,7 +100,7 @@ def test_what_is_a_path_and_what_a_url():
 
 
 @pytest.mark.parametrize(
-    "place", ["thesis.txt", "manifests/thesis.txt", "lock/thesis.txt", "manifests/identity/a b.json"]
+    "place", ["thesis.txt", f"{MANIFESTS}/thesis.txt", f"{LOCKS}/thesis.txt", f"{MANIFESTS}/identity/a b.json"]
 )
 def test_a_folder_that_holds_anything_else_is_refused(tmp_path, place):
     output = tmp_path / "out"
@@ -110,12 +111,13 @@ def test_a_folder_that_holds_anything_else_is_refused(tmp_path, place):
     with pytest.raises(StorageError, match="exists and is not a dumap run; nothing was touched"):
         check_places(config, NAMING)
     file.unlink()
-    for begun in ("lock/00000001.json", f"lock/probe-{'0' * 16}", "manifests/identity/.run.json.01234567.partial"):
+    probe, partial = f"{LOCKS}/probe-{'0' * 16}", f"{MANIFESTS}/identity/.run.json.01234567.partial"
+    for begun in (f"{LOCKS}/00000001.json", probe, partial):
         (output / begun).parent.mkdir(parents=True, exist_ok=True)
         (output / begun).write_text("{}")
     check_places(config, NAMING)
     (output / "empty").mkdir()
     with pytest.raises(StorageError, match="is not a dumap run"):
         check_places(config, NAMING)
-    assert sorted(os.listdir(output)) == sorted({"empty", "lock", "manifests"})
-    assert Path(output, "lock/00000001.json").exists()
+    assert sorted(os.listdir(output)) == sorted({"empty", INSIDE})
+    assert Path(output, f"{LOCKS}/00000001.json").exists()

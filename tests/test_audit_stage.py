@@ -20,7 +20,7 @@ from dumap.recipe import pipeline
 from dumap.recipe.names import NAMING, STAGES
 from dumap.recipe.repair import verify
 from dumap.stages.repair import read_home, want
-from dumap.store import Run
+from dumap.store import MANIFESTS, Run
 
 K = 14
 """Neighbours of a row, itself not counted, by default."""
@@ -235,7 +235,7 @@ LOST = {
 @pytest.mark.parametrize("what", slowly(LOST, "some lists"))
 def test_what_is_lost_is_made_again(copied, client, repaired, what):
     config = copied.config
-    manifests = Path(config.output, "manifests")
+    manifests = Path(config.output, MANIFESTS)
     for pattern in LOST[what]:
         for path in manifests.glob(f"audit/{pattern}.json"):
             path.unlink()

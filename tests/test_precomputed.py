@@ -23,7 +23,7 @@ from dumap.recipe.pipeline import plan
 from dumap.recipe.repair import verify
 from dumap.sources.zarr_array import Precomputed
 from dumap.stages.given import given_lists
-from dumap.store import Run
+from dumap.store import MANIFESTS, PARTS, Run
 
 K = 14
 """Neighbours of a row, itself not counted, by default."""
@@ -126,11 +126,11 @@ def test_the_graph_is_the_one_given_and_the_order_the_inputs(taken, knn, some):
     }  # fmt: skip
     assert taken.facts("neighbors") == {"missing": 0}
     assert np.isfinite(taken.y).all()
-    parts = {path.name.split("-")[0] for path in Path(taken.output, "manifests").glob("*/*.json")}
+    parts = {path.name.split("-")[0] for path in Path(taken.output, MANIFESTS).glob("*/*.json")}
     assert "sorted" not in parts
     assert "cell" not in parts
-    stored = zarr.open_array(next(Path(taken.output, "neighbors").glob("merged-00000-*")), path="indices")
-    np.testing.assert_array_equal(np.sort(stored[:]), np.sort(knn[0][:468]))
+    stored = Run(taken.output).read("neighbors", "merged-00000", "indices")
+    np.testing.assert_array_equal(np.sort(stored), np.sort(knn[0][:468]))
 
 
 def test_a_runs_neighbors_come_back(take, searched):
@@ -344,7 +344,7 @@ def test_a_run_stops_at_what_no_list_may_hold(configure, client, data, given, kn
     config = configure(data, {**CUT, "neighbors.precomputed": given(*SPOILT["nan"][0](*knn))})
     with pytest.raises(InputError, match=SPOILT["nan"][1]):
         run(config, client=client)
-    assert not Path(config.output, "manifests", "graph").exists()
+    assert Run(config.output).committed("graph") == []
 
 
 WRONG = {
@@ -454,8 +454,8 @@ def test_a_graph_that_changed_is_refused(again, client, graph, fresh, array, whe
     if when != "done":
         uncommit(config.output, ("neighbors", "graph", "start", "layout", "embedding", "quality"))
     if when == "early":
-        Path(config.output, "manifests", "run", "vectors.json").unlink()
-        Path(config.output, "manifests", "identity", "input.json").unlink()
+        Path(config.output, MANIFESTS, "run", "vectors.json").unlink()
+        Path(config.output, MANIFESTS, "identity", "input.json").unlink()
     changed = zarr.open_array(config.neighbors.precomputed, path=array)
     changed[999] = changed[998] if array == "indices" else changed[999] * 2
     before = contents(config.output)
@@ -488,8 +488,7 @@ def test_searched_and_given_are_not_the_same_run(client, data, graph, taken, sea
 def test_damage_is_made_again_from_the_graph(cli, again, client, taken):
     config = again()
     for stage, name in (("vectors", "block-"), ("cells", "assign-"), ("cells", "table-"), ("neighbors", "merged-")):
-        files = (p for p in Path(config.output, stage).glob(f"{name}*/*/c/**/*") if p.is_file())
-        file = max(files, key=lambda path: path.stat().st_size)
+        file = max(Path(config.output, PARTS, stage).glob(f"{name}*"), key=lambda path: path.stat().st_size)
         file.write_bytes(file.read_bytes()[:-1])
     assert cli("verify", config.output).code == 1
     uncommit(config.output, ("graph", "start", "layout", "embedding"))
@@ -504,7 +503,7 @@ def test_a_run_stopped_in_a_stage_goes_on_to_the_same_bytes(again, client, taken
     """Some parts of the stage are committed, and nothing of the stages after it."""
     config = again()
     stages = [s["name"] for s in taken.status["stages"]]
-    manifests = Path(config.output, "manifests")
+    manifests = Path(config.output, MANIFESTS)
     for later in stages[stages.index(stage) :]:
         (manifests / "run" / f"{later}.json").unlink()
         for number, file in enumerate(sorted((manifests / later).glob("*.json"))):

@@ -2,7 +2,6 @@ import contextlib
 import errno
 import json
 import os
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +9,9 @@ import pytest
 import zarr
 
 from dumap.errors import DamageError, InputError, StorageError
-from dumap.store import FORMAT, IDENTITY, MANIFESTS, Run, probe, read_array, shards
-from dumap.store import run as module
+from dumap.store import FORMAT, IDENTITY, MANIFESTS, PARTS, Run, probe, read_array, shards
+from dumap.store import backends as backends
+from dumap.store import part as module
 from dumap.store.run import SECTIONS
 
 
@@ -69,7 +69,8 @@ def test_the_first_manifest_wins_and_the_losers_objects_do_not_count(run):
     for reader in (run, again(run)):
         assert reader.read("stage", "p", "a").tolist() == [2.0]
         assert reader.committed("stage") == ["p"]
-    shutil.rmtree(Path(run.location) / slow.folder)
+    for key in slow.objects:
+        Path(run.location, key).unlink()
     assert list(again(run).damaged()) == []
     assert again(run).read("stage", "p", "a").tolist() == [2.0]
 
@@ -80,19 +81,37 @@ def test_a_discarded_part_can_be_made_anew(run):
     assert len(run.read("stage", "p", "a")) == 3
     run.discard("stage", "p")
     assert again(run).committed("stage") == ["q"]
-    assert not list(Path(run.location).glob("stage/p-*"))
+    assert not list(Path(run.location).rglob("p-*"))
     commit(run, a=np.arange(4))
     assert len(run.read("stage", "p", "a")) == 4
 
 
-@pytest.mark.parametrize("pieces", [1, 4], ids=["one_object", "pieces"])
-def test_ranges_are_read_alone(run, monkeypatch, pieces):
+@pytest.fixture
+def bucket(monkeypatch) -> Run:
+    obstore = pytest.importorskip("obstore.store", reason="buckets need the extra 'cloud'")
+    held = obstore.MemoryStore()
+    monkeypatch.setattr(backends, "open_bucket", lambda location: held)
+    run = Run("memory://bucket/run.zarr")
+    run.create({"seed": 42, **{key: {} for key in SECTIONS}})
+    return run
+
+
+@pytest.mark.parametrize("place", ["run", "bucket"])
+def test_ranges_are_read_alone(request, monkeypatch, place):
+    run = request.getfixturevalue(place)
     monkeypatch.setattr(shards, "RANGE_BYTES", 16 * 12)
+    monkeypatch.setattr(shards, "GATHER_BYTES", 16 * 12 * 3)
     values, rows = np.arange(900).reshape(300, 3).astype(np.float32), np.arange(300)[::-1].copy()
-    monkeypatch.setattr(module, "OBJECT_BYTES", -(-values.nbytes // pieces))
+    monkeypatch.setattr(module, "OBJECT_BYTES", values.nbytes // 4)
     with run.part("stage", "p") as part:
+        part.write("b", np.arange(7))
         part.write_gathered("a", values, rows)
-    assert len(run.manifest("stage", "p")["arrays"]["a"]) == pieces
+        part.write("c", np.arange(8))
+    assert len(run.manifest("stage", "p")["objects"]) == (1 if run.is_local else 5), "a bucket takes them from memory"
+    assert (run.read("stage", "p", "b").tolist(), run.read("stage", "p", "c", 3).tolist()) == (
+        [*range(7)],
+        [*range(3, 8)],
+    )
     for start, stop in [(0, 300), (0, 1), (299, 300), (74, 76), (15, 17), (10, 10), (20, 5), (100, 290)]:
         assert run.read("stage", "p", "a", start, stop).tolist() == values[rows][start:stop].tolist()
     assert run.read("stage", "p", "a", 250).tolist() == values[rows][250:].tolist()
@@ -109,7 +128,7 @@ def test_what_cannot_be_gathered_is_no_part(run):
     with pytest.raises(IndexError), run.part("stage", "p") as part:
         part.write_gathered("a", np.arange(5), np.array([4, 5]))
     assert run.committed("stage") == []
-    assert not any(key.startswith("stage/") for key in list(run.keys()))
+    assert not any(key.startswith(f"{PARTS}/stage") for key in list(run.keys()))
 
 
 def test_what_is_read_is_the_readers_own(run):
@@ -129,16 +148,6 @@ def test_rows_are_read_into_an_array(run, monkeypatch):
     assert out.tolist() == [-1] * 4 + list(range(5, 17)) + [-1] * 4
     with pytest.raises(DamageError):
         run.read("stage", "p", "a", 25, 35, out[:10])
-
-
-def test_zarr_reads_every_array(run):
-    values = np.random.default_rng(0).normal(size=(300, 3)).astype(np.float32)
-    with run.part("stage", "p") as part:
-        part.write("a", values)
-        part.write_gathered("b", values, np.arange(300)[::-1])
-    group = zarr.open_group(run.location, mode="r")
-    assert group[f"{part.folder}/a"][...].tobytes() == values.tobytes()
-    assert group[f"{part.folder}/b-0"][...].tobytes() == values[::-1].tobytes()
 
 
 def test_a_manifest_is_there_only_after_all_that_it_names(run, monkeypatch):
@@ -162,14 +171,11 @@ def test_a_manifest_is_there_only_after_all_that_it_names(run, monkeypatch):
         for name, stand_in in (("fsync", flushed), ("link", linked), ("replace", replaced)):
             patch.setattr(os, name, stand_in)
         commit(run, a=np.arange(5), b=np.ones((2, 3)))
-    manifest = done.index(("name", "manifests/stage/p.json"))
+    manifest = done.index(("name", f"{MANIFESTS}/stage/p.json"))
     for key in run.manifest("stage", "p")["objects"]:
         named = done.index(("name", key))
-        while key := os.path.dirname(key):
-            assert named < done.index(("flush", key)) < manifest
-        assert named < done.index(("flush", ".")) < manifest
-    assert {("flush", "manifests/stage"), ("flush", "manifests"), ("flush", ".")} <= set(done[manifest:])
-    assert len(done) < 40, "no folder is flushed for every object"
+        assert named < done.index(("flush", os.path.dirname(key)), named) < manifest
+    assert ("flush", f"{MANIFESTS}/stage") in done[manifest:]
 
 
 @pytest.mark.faults
@@ -214,16 +220,13 @@ def objects(run: Run) -> list[str]:
 def test_a_flipped_bit_is_found_wherever_it_is(run):
     values = np.arange(20, dtype=np.float32).reshape(10, 2)
     commit(run, a=values)
-    assert [key.rsplit("/", 1)[-1] for key in objects(run)] == ["0", "zarr.json", "p.json"]
+    assert len(objects(run)) == 2
     for key in objects(run):
         path = Path(run.location) / key
         good = path.read_bytes()
         for byte in range(0, len(good), 7):
             path.write_bytes(good[:byte] + bytes([good[byte] ^ 1 << byte % 8]) + good[byte + 1 :])
             assert list(again(run).damaged()) == [("stage", "p", key)], f"byte {byte}"
-            if key.endswith("zarr.json"):  # is for other readers
-                assert again(run).read("stage", "p", "a").tobytes() == values.tobytes()
-                continue
             with pytest.raises(DamageError, match="damaged"):
                 again(run).read("stage", "p", "a")
         path.write_bytes(good)
@@ -235,7 +238,7 @@ def test_a_flipped_bit_is_found_wherever_it_is(run):
 @pytest.mark.parametrize("harm", ["delete", "truncate", "empty"])
 def test_a_lost_object_is_an_error_and_never_zeros(run, harm, opened):
     commit(run, a=np.arange(1, 5000))
-    key = next(key for key in objects(run) if key.endswith("c/0"))
+    key = objects(run)[0]
     path, reader = Path(run.location) / key, again(run)
     if opened:
         reader.read("stage", "p", "a")
@@ -254,7 +257,7 @@ def test_rows_of_an_object_of_another_size_are_an_error(run, monkeypatch, harm):
     """Even where the rows asked for are all there."""
     monkeypatch.setattr(shards, "RANGE_BYTES", 16 * 8)
     commit(run, a=np.arange(64))
-    key = next(key for key in objects(run) if key.endswith("c/0"))
+    key = objects(run)[0]
     path = Path(run.location) / key
     if harm in ("delete", "folder"):
         path.unlink()
@@ -265,15 +268,6 @@ def test_rows_of_an_object_of_another_size_are_an_error(run, monkeypatch, harm):
     with pytest.raises(DamageError, match=rf"{key} \(stage p\) is missing or damaged") as caught:
         again(run).read("stage", "p", "a", 0, 16)
     assert (caught.value.stage, caught.value.part) == ("stage", "p")
-
-
-@pytest.mark.faults
-def test_lost_metadata_is_found(run):
-    commit(run, a=np.arange(5))
-    key = next(key for key in objects(run) if key.endswith("zarr.json"))
-    (Path(run.location) / key).unlink()
-    assert list(again(run).damaged()) == [("stage", "p", key)]
-    assert again(run).read("stage", "p", "a").tolist() == [0, 1, 2, 3, 4]
 
 
 @pytest.mark.faults
@@ -288,7 +282,7 @@ def test_a_lost_manifest_is_an_error(run):
 def test_damage_to_rows_not_asked_for_spares_the_others(run, monkeypatch):
     monkeypatch.setattr(shards, "RANGE_BYTES", 16 * 8)
     commit(run, a=np.arange(64))
-    path = Path(run.location) / next(key for key in objects(run) if key.endswith("c/0"))
+    path = Path(run.location) / objects(run)[0]
     data = bytearray(path.read_bytes())
     data[data.index(np.int64(40).tobytes())] ^= 1
     path.write_bytes(data)
@@ -330,7 +324,8 @@ def test_what_is_no_run_is_refused(tmp_path):
 @pytest.fixture
 def final(run) -> Run:
     with run.part(IDENTITY, "results") as part:
-        part.create_final("embedding", (250, 2), "float32", 100, np.nan, ("row", "component"))
+        part.create_final("embedding", (250, 2), "float32", 100, np.nan, {"long_name": "coordinates"})
+    run.renew()
     return run
 
 

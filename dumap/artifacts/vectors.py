@@ -11,6 +11,14 @@ from dumap.store import Run
 
 DROPPED, ISOLATED, ZERO, COPY = 1, 2, 4, 8
 """Flags of a row's status; a copy of an earlier row has that row's flags beside its own."""
+FLAGS = {
+    "long_name": "what became of the row",
+    "flag_masks": [DROPPED, ISOLATED, ZERO, COPY],
+    "flag_meanings": "dropped isolated zero copy",
+    "comment": "0: embedded; 255: not there yet",
+}
+COORDINATES = {"long_name": "UMAP coordinates"}
+"""What the public arrays of status and of coordinates say of themselves, in the words of the CF conventions."""
 
 
 def drawn_queries(job: Job, rows: np.ndarray, number: int, among: int) -> np.ndarray:

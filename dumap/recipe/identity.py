@@ -8,10 +8,11 @@ import numpy as np
 
 from dumap.artifacts.job import Job
 from dumap.artifacts.parts import VECTORS
+from dumap.artifacts.vectors import COORDINATES, FLAGS
 from dumap.config import INITS, Config, differences
 from dumap.engine import Engine, Observer
 from dumap.errors import RunMismatchError
-from dumap.recipe.names import DONE, STAGES
+from dumap.recipe.names import DONE, NAMING, STAGES
 from dumap.stages.fingerprints import fingerprint, fingerprint_lists
 from dumap.store import IDENTITY, Rows, Run
 
@@ -43,6 +44,7 @@ def data_of(config: Config) -> list[str]:
 def create(job: Job, cluster: Engine) -> None:
     """Create what is not there of the run: what it is of, and its final arrays filled with what says 'not yet'."""
     config, cut = job.config, job.geometry
+    job.run.make_folders(NAMING)
     job.run.create(
         {
             "kind": "dumap run",
@@ -56,9 +58,10 @@ def create(job: Job, cluster: Engine) -> None:
     if not job.run.is_committed(IDENTITY, "results"):
         chunk, shape = min(cut.output_rows, cut.rows), (cut.rows, config.layout.n_components)
         with job.run.part(IDENTITY, "results") as out:
-            out.create_final("embedding", shape, "float32", chunk, np.nan, ("row", "component"))
-            out.create_final("status", shape[:1], "uint8", chunk, 255, ("row",))
+            out.create_final("embedding", shape, "float32", chunk, np.nan, COORDINATES)
+            out.create_final("status", shape[:1], "uint8", chunk, 255, FLAGS)
     describe_input(job.run)
+    job.run.renew()
 
 
 def describe_input(run: Run) -> None:

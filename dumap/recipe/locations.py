@@ -11,10 +11,10 @@ from urllib.parse import unquote, urlsplit
 
 from dumap.config import INITS, Config
 from dumap.errors import StorageError
-from dumap.store import LOCKS, MANIFESTS, Naming, Run, probe
+from dumap.store import INSIDE, Naming, Run, probe
 from dumap.store.disk import is_remote, is_same, normalize
 
-BEGUN = {MANIFESTS, LOCKS}
+BEGUN = {INSIDE}
 """Folders that are all there is where a driver died before it said what the run is of."""
 SCHEMES = {"s3a": "s3", "gcs": "gs", "azure": "az", "adl": "az", "abfs": "az", "abfss": "az"}
 """Schemes of URLs that mean the same as another."""

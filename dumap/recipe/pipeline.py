@@ -103,6 +103,7 @@ def run(config: Config, client: Client | None = None, observer: Observer | None 
                 check_workers(job.run, cluster, force)
                 cluster.bind(job.run, projected.peak_bytes)
                 follow(job, projected, cluster, Watched(observer, lock))
+                job.run.renew()
         except (DumapError, KeyboardInterrupt) as error:
             error.add_note(f"What is committed in {config.output} is kept; the same command goes on from there.")
             raise

@@ -147,4 +147,6 @@ def clean(location: str, note: Callable[[str], None], look_only: bool = False) -
         found, others = store.unnamed(NAMING)
         store.delete_all(found)
         store.prune(NAMING, found)
+        with contextlib.suppress(DamageError):  # which is for the next run to make good
+            store.renew()
     return found, others

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import warnings
 from collections.abc import Iterator
 from typing import Any
 from zipfile import BadZipFile
@@ -40,6 +41,17 @@ def refuse_code(array: zarr.Array) -> zarr.Array:
         elif isinstance(codec, list | tuple):
             codecs += codec
     return array
+
+
+def is_readable(store: Store, path: str) -> bool:
+    """Tell whether Zarr can read the metadata of a node."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what is somebody else's
+            zarr.open(store, path=path, mode="r", use_consolidated=False)
+    except Exception:  # of whatever kind: the node is its owner's, who is told so when it is opened
+        return False
+    return True
 
 
 def find_array(path: str, name: str, settings: tuple[str, str]) -> zarr.Array:

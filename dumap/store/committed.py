@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import time
 from collections.abc import Sequence
@@ -11,9 +12,7 @@ from typing import Any
 import numpy as np
 
 from dumap.errors import DamageError, LockError, StorageError
-from dumap.store import disk
-from dumap.store.manifests import MANIFESTS, MOST_BYTES, PART, Manifest, is_sound, manifest_key
-from dumap.store.naming import LOCKS, Naming
+from dumap.store.manifests import LOCKS, MANIFESTS, MOST_BYTES, PART, Manifest, is_sound, manifest_key, part_key
 from dumap.store.objects import Objects, seal, unseal
 from dumap.store.shards import Broken, Shard
 
@@ -47,15 +46,16 @@ class Committed(Objects):
         super().__init__(location, read_only)
         self.term, self.token = term, token
         self._manifests: dict[tuple[str, str], Manifest] = {}
-        self._shards: dict[tuple[str, str, str], list[tuple[str, Shard]]] = {}
+        self._shards: dict[tuple[str, str, str], list[tuple[str, int, Shard]]] = {}
 
     # manifests ---------------------------------------------------------------------------------
 
-    def commit(self, stage: str, name: str, manifest: Manifest) -> None:
-        """Commit a manifest unless one is there: what it names is there for good before it is."""
+    def commit(self, stage: str, name: str, manifest: Manifest, durable: bool = True) -> None:
+        """Commit a manifest unless one is there; if durable, what it names is there for good before it is."""
         self._check_term()
-        self.flush_folders(manifest["objects"])
-        self.put_new(manifest_key(stage, name), seal({**manifest, "time": time.time()}))
+        if durable:
+            self.flush_folders(manifest["objects"])
+        self.put_new(manifest_key(stage, name), seal({**manifest, "time": time.time()}), durable)
         self._manifests.pop((stage, name), None)
 
     def _check_term(self) -> None:
@@ -109,32 +109,39 @@ class Committed(Objects):
 
     def discard(self, stage: str, name: str) -> None:
         """Remove a part: its manifest first, then its objects."""
-        manifest = self.manifest(stage, name)
-        self.forget(stage, name)
-        if manifest["arrays"]:
-            self.delete_folder(f"{stage}/{name}-{manifest['attempt']}")
+        self.discard_all(stage, [name])
 
-    def delete_folder(self, folder: str) -> None:
-        """Remove what a part's task wrote below its folder; what else lies there stays, and links are not followed."""
-        keys = [key for key in self.keys(folder) if Naming.is_array(key.removeprefix(f"{folder}/"))]
-        self.delete_all(keys)
-        if self.is_local:
-            folders = {key.rpartition("/")[0] for key in keys}
-            self.attempt(folder, lambda: disk.prune(self.location, folders))
+    def discard_all(self, stage: str, names: Sequence[str]) -> None:
+        """Remove parts: their manifests first, then their objects."""
+        objects = [key for name in names for key in self.part_objects(stage, name)]
+        self.forget_all(stage, names)
+        self.delete_all(objects)
+
+    def part_objects(self, stage: str, name: str) -> list[str]:
+        """Name the objects that hold a part's arrays, and nothing else that its manifest may name."""
+        manifest = self.manifest(stage, name)
+        own = {part_key(stage, name, manifest["attempt"], number) for number in range(len(manifest["objects"]))}
+        return [key for key in manifest["objects"] if key in own]
 
     def forget(self, stage: str, name: str) -> None:
         """Remove a part's manifest, readable or not; what it named no longer counts."""
+        self.forget_all(stage, [name])
+
+    def forget_all(self, stage: str, names: Sequence[str]) -> None:
+        """Remove parts' manifests, readable or not; what they named no longer counts."""
         self._check_term()
-        self.delete(manifest_key(stage, name))
-        self._manifests.pop((stage, name), None)
-        for known in [key for key in self._shards if key[:2] == (stage, name)]:
+        self.delete_all([manifest_key(stage, name) for name in names])
+        gone = set(names)
+        for name in gone:
+            self._manifests.pop((stage, name), None)
+        for known in [key for key in self._shards if key[0] == stage and key[1] in gone]:
             del self._shards[known]
 
-    def _pieces(self, stage: str, name: str, array: str) -> list[tuple[str, Shard]]:
-        """Return where an array's objects lie, and how."""
+    def _pieces(self, stage: str, name: str, array: str) -> list[tuple[str, int, Shard]]:
+        """Return where an array's pieces lie, and how."""
         if (stage, name, array) not in self._shards:
             told = self.manifest(stage, name)["arrays"][array]
-            self._shards[stage, name, array] = [(path, Shard.parse(shape, dtype)) for path, shape, dtype in told]
+            self._shards[stage, name, array] = [(key, at, Shard.parse(shape, dtype)) for key, at, shape, dtype in told]
         return self._shards[stage, name, array]
 
     def check_sizes(self, stage: str, name: str, below: str) -> None:
@@ -168,26 +175,28 @@ class Committed(Objects):
     ) -> np.ndarray:
         """Read rows [start, stop) of a committed array, into `out` if given; fails on what is missing or damaged."""
         pieces = self._pieces(stage, name, array)
-        offsets = [0, *accumulate(shard.shape[0] for _, shard in pieces)]
+        offsets = [0, *accumulate(shard.shape[0] for *_, shard in pieces)]
         stop = offsets[-1] if stop is None else min(stop, offsets[-1])
         if out is None:
-            out = np.empty((max(0, stop - start), *pieces[0][1].shape[1:]), pieces[0][1].dtype)
+            out = np.empty((max(0, stop - start), *pieces[0][2].shape[1:]), pieces[0][2].dtype)
         elif len(out) != max(0, stop - start):
             raise self.damage(stage, name, array)
-        for (path, shard), first, last in zip(pieces, offsets[:-1], offsets[1:], strict=True):
+        for piece, first, last in zip(pieces, offsets[:-1], offsets[1:], strict=True):
             low, high = max(start, first), min(stop, last)
             if low < high:
-                self._read_object(stage, name, path, shard, low - first, high - first, out[low - start : high - start])
+                self._read_piece(stage, name, piece, low - first, high - first, out[low - start : high - start])
         return out
 
-    def _read_object(
-        self, stage: str, name: str, path: str, shard: Shard, start: int, stop: int, out: np.ndarray
+    def _read_piece(
+        self, stage: str, name: str, piece: tuple[str, int, Shard], start: int, stop: int, out: np.ndarray
     ) -> None:
-        """Fill `out` with rows [start, stop) of an object."""
-        key, span = shard.key(path), shard.span(start, stop)
+        """Fill `out` with rows [start, stop) of an array's piece."""
+        key, offset, shard = piece
+        first, last = shard.span(start, stop)
+        size = self.manifest(stage, name)["objects"][key][0]
 
         def fill() -> None:
-            with self.open_span(key, *span, shard.size) as source:
+            with contextlib.closing(self.open_span(key, offset + first, offset + last, size)) as source:
                 shard.read(source, start, stop, out)
 
         try:
@@ -195,7 +204,7 @@ class Committed(Objects):
         except (FileNotFoundError, EOFError, Broken) as error:
             raise self.damage(stage, name, key) from error
         except StorageError as error:
-            if self.size(key) not in (-1, shard.size):  # buckets refuse a range that begins after the end
+            if self.size(key) not in (-1, size):  # buckets refuse a range that begins after the end
                 raise self.damage(stage, name, key) from error
             raise
 
@@ -213,7 +222,7 @@ class Committed(Objects):
                 spans.append((names[p], max(start, low) - low, min(stop, high) - low))
         if len(spans) == 1:
             return self.read(stage, spans[0][0], array, *spans[0][1:])
-        shard = self._pieces(stage, spans[0][0], array)[0][1]
+        shard = self._pieces(stage, spans[0][0], array)[0][2]
         out, done = np.empty((sum(high - low for _, low, high in spans), *shard.shape[1:]), shard.dtype), 0
         for name, low, high in spans:
             self.read(stage, name, array, low, high, out[done : done + high - low])

@@ -176,56 +176,91 @@ def open_at(root: str, key: str, offset: int, size: int) -> FileIO:
     return file
 
 
-def write(root: str, key: str, pieces: Iterable[bytes | memoryview]) -> None:
-    """Write a file whole, replacing what is there; once its folders are flushed too, it survives a power cut."""
-    refuse_linked(root, key)
-    path = Path(root) / key
-    partial = _write_partial(path, pieces)
+class Writer:
+    """A file that is written piece by piece, under a name of its own until it is whole.
+
+    Parameters
+    ----------
+    root, key : str
+    """
+
+    def __init__(self, root: str, key: str) -> None:
+        refuse_linked(root, key)
+        self._path = Path(root) / key
+        make_folders(root, key.rpartition("/")[0])
+        self.partial = self._path.with_name(f".{self._path.name}.{uuid.uuid4().hex[:8]}.partial")
+        self._file = self.partial.open("wb")
+
+    def write(self, piece: bytes | memoryview) -> None:
+        """Add to the file."""
+        self._file.write(piece)
+
+    def close(self, durable: bool = True) -> None:
+        """End the file; where it is to be durable, its bytes reach the disk."""
+        with self._file:
+            self._file.flush()
+            if durable:
+                os.fsync(self._file.fileno())
+
+    def keep(self, durable: bool = True) -> None:
+        """End the file and give it its name, replacing what is there; it is there for good once its folder is."""
+        self.close(durable)
+        os.replace(self.partial, self._path)
+
+    def discard(self) -> None:
+        """Remove what has no name of its own yet, if anything."""
+        self._file.close()
+        self.partial.unlink(missing_ok=True)
+
+
+def make_folders(root: str, folder: str) -> None:
+    """Make a folder below a root, and those above it; those that were not there are there for good."""
+    made = []
+    while not os.path.isdir(f"{root}/{folder}"):
+        made.append(folder)
+        if not folder:
+            break
+        folder = folder.rpartition("/")[0]
+    for folder in reversed(made):
+        os.makedirs(f"{root}/{folder}", exist_ok=True)
+        if folder:
+            flush(root, folder.rpartition("/")[0])
+
+
+def write(root: str, key: str, data: bytes | memoryview, durable: bool = True) -> None:
+    """Write a file whole, replacing what is there; once its folder is flushed too, it survives a power cut."""
+    writer = Writer(root, key)
     try:
-        os.replace(partial, path)
+        writer.write(data)
+        writer.keep(durable)
     except BaseException:
-        partial.unlink(missing_ok=True)
+        writer.discard()
         raise
 
 
-def create(root: str, key: str, data: bytes) -> bool:
-    """Create a file whole and for good, unless it is there; tell whether it now holds `data`.
+def create(root: str, key: str, data: bytes, durable: bool = True) -> bool:
+    """Create a file whole and, where it is to be durable, for good, unless it is there; tell whether it holds `data`.
 
     The bytes reach the disk under another name first: a link to them either appears, or does not.
     """
-    refuse_linked(root, key)
-    path = Path(root) / key
-    partial = _write_partial(path, [data])
+    writer = Writer(root, key)
     try:
-        os.link(partial, path)
+        writer.write(data)
+        writer.close(durable)
+        os.link(writer.partial, f"{root}/{key}")
     except FileExistsError:
         return read(root, key) == data
     except OSError as error:
-        if error.errno in LINKLESS and partial.exists():
+        if error.errno in LINKLESS and writer.partial.exists():
             raise StorageError(
                 f"{root} lies on a file system without hard links, by which a run commits; name a folder on another"
             ) from error
         raise
     finally:
-        partial.unlink(missing_ok=True)
-    flush_folders(root, [key])
+        writer.discard()
+    if durable:
+        flush_folders(root, [key])
     return True
-
-
-def _write_partial(path: Path, pieces: Iterable[bytes | memoryview]) -> Path:
-    """Bring bytes to the disk beside a path, under a name of their own; return it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
-    try:
-        with partial.open("wb") as file:
-            for piece in pieces:
-                file.write(piece)
-            file.flush()
-            os.fsync(file.fileno())
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-    return partial
 
 
 def remove(root: str, key: str) -> None:
@@ -271,11 +306,16 @@ def flush(root: str, key: str) -> None:
 
 
 def flush_folders(root: str, keys: Iterable[str]) -> None:
-    """Bring the folders above files to the disk, each once."""
-    folders = set()
-    for key in keys:
-        while key:
-            key = key.rpartition("/")[0]
-            folders.add(key)
-    for folder in sorted(folders, reverse=True):
+    """Bring the folders of files to the disk, each once; those above were when they were made."""
+    for folder in sorted({key.rpartition("/")[0] for key in keys}):
         flush(root, folder)
+
+
+def names_in(root: str, folder: str) -> tuple[list[str], list[str]]:
+    """Name the files and the folders right below a folder."""
+    try:
+        with os.scandir(Path(root) / folder) as entries:
+            found = [(entry.name, entry.is_dir()) for entry in entries]
+    except ABSENT:
+        return [], []
+    return [name for name, is_folder in found if not is_folder], [name for name, is_folder in found if is_folder]

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import warnings
 from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import zarr
 from zarr.abc.store import Store
 from zarr.api import asynchronous
-from zarr.core.sync import sync
 from zarr.errors import ArrayNotFoundError, GroupNotFoundError
 
 from dumap.store.objects import told
@@ -108,7 +108,8 @@ def find_arrays(store: Store) -> tuple[list[Found], bool]:
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of arrays that nobody asked for
-        found, more = sync(_walk(store))
+        with ThreadPoolExecutor(1) as apart:  # whose thread has no event loop yet
+            found, more = apart.submit(asyncio.run, _walk(store)).result()
     return sorted(found, key=_rank), more
 
 

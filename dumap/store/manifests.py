@@ -1,7 +1,7 @@
 """Manifests: what a part wrote, and whether what is read as one may be believed.
 
-    attempt      names the part's folder
-    arrays       name to the array's objects in order: path, shape, dtype
+    attempt      names the part's object
+    arrays       name to the array's pieces in order: the object's key, where it begins there, shape, dtype
     objects      key to size and digest
     attributes   small facts
 
@@ -15,7 +15,12 @@ from typing import Any
 
 from dumap.store.shards import Shard
 
-MANIFESTS, IDENTITY = "manifests", "identity"
+INSIDE = "_dumap"
+"""The folder of all that is dumap's own in a run, beside what the run is for."""
+MANIFESTS, PARTS, LOCKS = f"{INSIDE}/manifests", f"{INSIDE}/parts", f"{INSIDE}/lock"
+"""Its folders: of manifests, of what parts wrote, and of the objects by which drivers get to know of one another."""
+IDENTITY = "identity"
+"""Group of the manifests that say what the run is of."""
 PART = "[a-z0-9_]+(?:-[a-z0-9_]+)*"
 """What a part may be called."""
 MOST_BYTES = 1 << 28
@@ -27,6 +32,11 @@ Manifest = dict[str, Any]
 def manifest_key(stage: str, name: str) -> str:
     """Name the object that commits a part."""
     return f"{MANIFESTS}/{stage}/{name}.json"
+
+
+def part_key(stage: str, name: str, attempt: str, number: int = 0) -> str:
+    """Name the object that one attempt at a part writes; or, where it may not be that large, one of them."""
+    return f"{PARTS}/{stage}/{name}-{attempt}" + (f".{number}" if number else "")
 
 
 def _is_below(path: Any) -> bool:
@@ -49,10 +59,10 @@ def is_sound(manifest: Any) -> bool:
 
 
 def _holds(pieces: Any, objects: dict[str, list]) -> bool:
-    """Tell whether an array's pieces lie below the run, are of one kind, and of the objects' sizes."""
-    shards = [(path, Shard.parse(shape, dtype)) for path, shape, dtype in pieces]
+    """Tell whether an array's pieces lie within the objects, and are of one kind."""
+    shards = [(key, offset, Shard.parse(shape, dtype)) for key, offset, shape, dtype in pieces]
     return (
-        len({(shard.shape[1:], shard.dtype.str) for _, shard in shards}) == 1
-        and all(_is_below(path) for path, _ in shards)
-        and all(objects[shard.key(path)][0] == shard.size for path, shard in shards if shard.size)
+        len({(shard.shape[1:], shard.dtype.str) for *_, shard in shards}) == 1
+        and all(type(offset) is int and offset >= 0 for _, offset, _ in shards)
+        and all(offset + shard.size <= objects[key][0] for key, offset, shard in shards)
     )

@@ -6,6 +6,9 @@ import json
 from typing import Any
 
 Document = dict[str, Any]
+OWN = "dumap"
+"""The group's attribute that is dumap's."""
+CONSOLIDATED = "consolidated_metadata"
 
 
 def parse(data: bytes | None) -> Document:
@@ -24,15 +27,69 @@ def attributes_of(document: Document) -> Document:
 
 
 def holds(found: Document, own: Document) -> bool:
-    """Tell whether metadata says all that it must, whatever else it says."""
-    attributes = attributes_of(found)
-    return all(name in attributes and attributes[name] == value for name, value in attributes_of(own).items()) and all(
-        name in found and found[name] == value for name, value in own.items() if name != "attributes"
-    )
+    """Tell whether metadata says all that it must, whatever else it and its attributes say."""
+    told, attributes = attributes_of(found), attributes_of(own)
+    pairs = [(found, {name: value for name, value in own.items() if name != "attributes"}), (told, attributes)]
+    if isinstance(attributes.get(OWN), dict) and isinstance(told.get(OWN), dict):
+        pairs[1] = told, {name: value for name, value in attributes.items() if name != OWN}
+        pairs.append((told[OWN], attributes[OWN]))
+    return all(name in some and some[name] == value for some, wanted in pairs for name, value in wanted.items())
 
 
 def renewed(found: Document, own: Document) -> bytes:
     """Write a node's metadata anew; what others added to a node of the same kind is kept."""
     added = found if all(found.get(key) == own[key] for key in ("zarr_format", "node_type")) else {}
     whole = {**added, **own, "attributes": {**attributes_of(found), **attributes_of(own)}}
-    return json.dumps(whole, indent=1, sort_keys=True).encode()
+    return written(whole)
+
+
+def written(document: Document) -> bytes:
+    """Write a node's metadata."""
+    return json.dumps(document, indent=1, sort_keys=True).encode()
+
+
+def group_of(attributes: Document) -> Document:
+    """Return the metadata of a group."""
+    return {"zarr_format": 3, "node_type": "group", "attributes": attributes}
+
+
+def closed_of(folder: str) -> Document:
+    """Return the metadata of an array of one value, by which Zarr takes what else lies in a folder for its own."""
+    return {
+        "zarr_format": 3,
+        "node_type": "array",
+        "shape": [],
+        "data_type": "uint8",
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": []}},
+        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
+        "fill_value": 0,
+        "codecs": [{"name": "bytes"}],
+        "dimension_names": [],
+        "attributes": {"comment": f"{folder} holds dumap's own objects, no values: see dumap/store/FORMAT.md"},
+    }
+
+
+def is_node(document: Document) -> bool:
+    """Tell whether this is the metadata of an array or a group of Zarr v3."""
+    return document.get("zarr_format") == 3 and document.get("node_type") in ("array", "group")
+
+
+def consolidate(nodes: dict[str, Document]) -> Document:
+    """Return what a group's metadata says of the nodes below it, by path; groups say themselves that they say nothing.
+
+    As `zarr.consolidate_metadata` writes it.
+    """
+    entries = {}
+    for path in sorted(nodes, key=lambda path: (path.count("/"), path)):
+        entries[path] = {name: value for name, value in nodes[path].items() if name != CONSOLIDATED}
+        if nodes[path]["node_type"] == "group":
+            entries[path][CONSOLIDATED] = {"kind": "inline", "must_understand": False, "metadata": {}}
+    return {"kind": "inline", "must_understand": False, "metadata": entries}
+
+
+def consolidated_in(document: Document) -> Document:
+    """Return what a group's metadata says of the nodes below it, by path; none where it says nothing."""
+    block = document.get(CONSOLIDATED)
+    entries = block.get("metadata") if isinstance(block, dict) else None
+    entries = entries if isinstance(entries, dict) else {}
+    return {path: entry for path, entry in entries.items() if isinstance(entry, dict)}

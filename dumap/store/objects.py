@@ -2,38 +2,32 @@
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import hashlib
 import io
 import json
 import os
 import time
-import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from functools import cache
+from functools import cache, cached_property
 from typing import Any, TypeVar
 
 import zarr
-from zarr.abc.store import RangeByteRequest, Store
-from zarr.core.buffer import default_buffer_prototype
-from zarr.core.sync import sync
+from zarr.abc.store import Store
 from zarr.storage import LocalStore, ObjectStore, ZipStore
 
-from dumap.errors import ConfigError, DumapError, StorageError, needs
+from dumap.errors import DumapError, StorageError
 from dumap.figures import to_json
 from dumap.store import disk
-from dumap.store.disk import is_remote, normalize
-from dumap.store.naming import LOCKS
+from dumap.store.backends import Bucket, Source, is_archive, open_backend, open_bucket, told
+from dumap.store.disk import normalize
+from dumap.store.manifests import LOCKS
 
 T = TypeVar("T")
 
 PIECE_BYTES = 32 << 20
 """An object of a bucket is read for its digest in pieces of this size."""
-
-AT_ONCE = 64
-"""Objects of a bucket that are removed at once."""
 
 PAUSES = (1.0, 2.0, 4.0)
 """Seconds between tries of a request that failed, on top of the tries that the bucket's library makes itself."""
@@ -58,19 +52,14 @@ def requests_at_once(requests: int) -> AbstractContextManager:
 
 
 def open_store(location: str, read_only: bool) -> Store:
-    """Open a folder, a zip file or a bucket."""
-    if is_remote(location):
-        try:
-            from obstore.store import from_url
-        except ImportError as error:
-            raise needs(f"{location}: a URL", "obstore") from error
-        try:
-            return ObjectStore(from_url(location), read_only=read_only)
-        except Exception as error:  # of many kinds: what a URL may hold is its library's to say
-            raise ConfigError(f"{location} cannot be opened: {told(error)}") from error
-    if location.endswith(".zip") and os.path.isfile(location):
-        return ZipStore(location, mode="r", read_only=True)
-    return LocalStore(location, read_only=read_only)
+    """Open a folder, a zip file or a bucket for Zarr."""
+    if disk.is_remote(location):
+        return ObjectStore(open_bucket(location), read_only=read_only)
+    return (
+        ZipStore(location, mode="r", read_only=True)
+        if is_archive(location)
+        else LocalStore(location, read_only=read_only)
+    )
 
 
 @cache
@@ -81,11 +70,6 @@ def bucket_errors() -> tuple[type[Exception], tuple[type[Exception], ...]]:
     except ImportError:
         return OSError, ()
     return exceptions.BaseError, (exceptions.GenericError, exceptions.JoinError)
-
-
-def told(error: Exception) -> str:
-    """Return what an error says to people: a bucket's library adds how the error looks within it."""
-    return f"{type(error).__name__}: {error}".split("\n\nDebug source")[0]
 
 
 def digest(data: bytes | memoryview) -> str:
@@ -128,9 +112,16 @@ class Objects:
     """
 
     def __init__(self, location: str, read_only: bool = False) -> None:
-        self.location = normalize(location)
-        self.store = open_store(self.location, read_only)
-        self.is_local = isinstance(self.store, LocalStore)
+        self.location, self.read_only = normalize(location), read_only
+        self.backend = open_backend(self.location)
+        self.is_local = self.backend.is_local
+
+    @cached_property
+    def store(self) -> Store:
+        """What lies there, as Zarr opens it."""
+        if isinstance(self.backend, Bucket):
+            return ObjectStore(self.backend.bucket, read_only=self.read_only)
+        return open_store(self.location, self.read_only)
 
     def attempt(self, key: str, action: Callable[[], T]) -> T:
         """Do something to an object; again where a request to a bucket failed in passing.
@@ -152,14 +143,8 @@ class Objects:
         raise AssertionError("unreachable")
 
     def get(self, key: str, most: int | None = None) -> bytes | None:
-        """Return an object's bytes, or None where there is none, or a file of more bytes than it may have."""
-        if self.is_local:
-            return self.attempt(key, lambda: disk.read(self.location, key, most))
-        try:
-            buffer = self.attempt(key, lambda: sync(self.store.get(key, default_buffer_prototype())))
-        except FileNotFoundError:  # a folder that is not there yet
-            return None
-        return None if buffer is None else buffer.to_bytes()
+        """Return an object's bytes, or None where there is none, or one of more bytes than it may have."""
+        return self.attempt(key, lambda: self.backend.get(key, most))
 
     def digest(self, key: str, size: int) -> str | None:
         """Return the digest of an object of a size, read piece by piece; None where there is no such object."""
@@ -170,15 +155,13 @@ class Objects:
             return None
         digested = hashlib.sha256()
         for start in range(0, size, PIECE_BYTES):
-            stop = min(start + PIECE_BYTES, size)
             try:
-                with self.open_span(key, start, stop, size) as piece:
-                    digested.update(piece.read())
+                digested.update(self.open_span(key, start, min(start + PIECE_BYTES, size), size).read() or b"")
             except FileNotFoundError:
                 return None
         return _shortened(digested.hexdigest())
 
-    def open_span(self, key: str, start: int, stop: int, size: int) -> io.FileIO | io.BytesIO:
+    def open_span(self, key: str, start: int, stop: int, size: int) -> Source:
         """Open bytes [start, stop) of an object of a size, to be read in order; a bucket may have fewer of them.
 
         Raises
@@ -188,105 +171,52 @@ class Objects:
         EOFError
             It is a file of another size.
         """
-        if self.is_local:
-            return self.attempt(key, lambda: disk.open_at(self.location, key, start, size))
-        wanted = RangeByteRequest(start, stop)
-        buffer = self.attempt(key, lambda: sync(self.store.get(key, default_buffer_prototype(), wanted)))
-        if buffer is None:
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), key)
-        return io.BytesIO(buffer.to_bytes())
+        return self.attempt(key, lambda: self.backend.open_span(key, start, stop, size))
 
     def put(self, key: str, data: bytes) -> None:
         """Write an object whole and for good, replacing what is there."""
-        self.put_pieces(key, lambda: [data])
+        self.put_part(key, data, durable=True)
         self.flush_folders([key])
 
-    def put_pieces(self, key: str, make: Callable[[], Iterable[bytes | memoryview]]) -> tuple[int, str]:
+    def put_part(self, key: str, data: bytes, durable: bool) -> tuple[int, str]:
         """Write an object whole, replacing what is there; return its size and its digest.
 
-        On local disks it is there for good once the folders above it are flushed.
-
-        Parameters
-        ----------
-        key : str
-        make : callable
-            Returns the object's bytes in order, from the beginning every time. A piece is done with when the next
-            is asked for.
+        A file that is to be durable is there for good once its folder is flushed.
         """
+        self.attempt(key, lambda: self.backend.put(key, data, durable))
+        return len(data), digest(data)
 
-        def act() -> tuple[int, str]:
-            size, digested = 0, hashlib.sha256()
-
-            def passing() -> Iterator[bytes | memoryview]:
-                nonlocal size
-                for piece in make():
-                    size += len(piece)
-                    digested.update(piece)
-                    yield piece
-
-            if self.is_local:
-                disk.write(self.location, key, passing())
-            else:
-                whole = io.BytesIO()
-                for piece in passing():
-                    whole.write(piece)
-                buffer = default_buffer_prototype().buffer.from_bytes(whole.getvalue())
-                sync(self.store.set(key, buffer))
-            return size, _shortened(digested.hexdigest())
-
-        return self.attempt(key, act)
-
-    def put_new(self, key: str, data: bytes) -> bool:
+    def put_new(self, key: str, data: bytes, durable: bool = True) -> bool:
         """Write an object unless it is there; tell whether it now holds `data`.
 
         So where the answer to a request is lost, the next try finds its own bytes.
         """
-        if self.is_local:
-            return self.attempt(key, lambda: disk.create(self.location, key, data))
-        buffer = default_buffer_prototype().buffer.from_bytes(data)
-        self.attempt(key, lambda: sync(self.store.set_if_not_exists(key, buffer)))
-        return self.get(key) == data
+        return self.attempt(key, lambda: self.backend.create(key, data, durable))
 
     def delete(self, key: str) -> None:
         """Remove an object; not through a link."""
-        if self.is_local:
-            self.attempt(key, lambda: disk.remove(self.location, key))
-        else:
-            self.attempt(key, lambda: sync(self.store.delete(key)))
+        self.delete_all([key])
 
     def delete_all(self, keys: Sequence[str]) -> None:
-        """Remove objects."""
-        if self.is_local:
-            for key in keys:
-                self.delete(key)
-            return
-
-        async def remove() -> None:
-            for first in range(0, len(keys), AT_ONCE):
-                await asyncio.gather(*map(self.store.delete, keys[first : first + AT_ONCE]))
-
-        self.attempt(keys[0] if keys else "", lambda: sync(remove()))
+        """Remove objects; not through links."""
+        if keys:
+            self.attempt(keys[0], lambda: self.backend.remove(keys))
 
     def size(self, key: str) -> int:
         """Return an object's size in bytes, -1 where there is none."""
-        if self.is_local:
-            return self.attempt(key, lambda: disk.size(self.location, key))
-        try:
-            return int(self.attempt(key, lambda: sync(self.store.getsize(key))))
-        except FileNotFoundError:
-            return -1
+        return self.attempt(key, lambda: self.backend.size(key))
 
     def names_below(self, folder: str) -> list[str]:
-        """List the names right below a folder."""
+        """List the names of the objects right below a folder."""
+        return self._visible(folder, 0)
 
-        async def collect() -> list[str]:
-            return [name async for name in self.store.list_dir(folder)]
+    def folders_below(self, folder: str) -> list[str]:
+        """List the names of the folders right below a folder."""
+        return self._visible(folder, 1)
 
-        try:
-            found = self.attempt(folder, lambda: sync(collect()))
-        except FileNotFoundError:
-            return []
-        return sorted(name for name in found if not name.startswith("."))
+    def _visible(self, folder: str, kind: int) -> list[str]:
+        found = self.attempt(folder, lambda: self.backend.names_in(folder))
+        return sorted(name for name in found[kind] if not name.startswith("."))
 
     def keys(self, below: str = "") -> list[str]:
         """List every object below a folder: hidden files of the file system and links to folders too."""
@@ -298,38 +228,69 @@ class Objects:
 
     def each_key(self, below: str = "") -> Iterator[str]:
         """Yield the keys of objects below a folder as they are found, in whatever order."""
-        if self.is_local:
-            yield from disk.keys(self.location, below)
-        elif isinstance(self.store, ObjectStore):
-            for batch in self.store.store.list(below or None):
-                yield from (meta["path"] for meta in batch)
-        else:
-            yield from sync(self._listed(below))
-
-    async def _listed(self, below: str) -> list[str]:
-        return [key async for key in self.store.list_prefix(below)]
-
-    def flush(self, key: str) -> None:
-        """Bring an object to the disk, where it is a file; it is there for good once its folders are too."""
-        if self.is_local:
-            self.attempt(key, lambda: disk.flush(self.location, key))
+        return self.backend.keys(below)
 
     def flush_folders(self, keys: Iterable[str]) -> None:
-        """Bring the folders above objects to the disk, where they are files."""
+        """Bring the folders of objects to the disk, where they are files."""
         if self.is_local:
             self.attempt("", lambda: disk.flush_folders(self.location, keys))
+
+
+class Growing:
+    """An object that is written piece by piece, replacing what is there once it is whole.
+
+    Parameters
+    ----------
+    objects : Objects
+    key : str
+
+    Attributes
+    ----------
+    size : int
+        Bytes written so far.
+    """
+
+    def __init__(self, objects: Objects, key: str) -> None:
+        self.objects, self.key, self.size, self._digest = objects, key, 0, hashlib.sha256()
+        self._file = objects.attempt(key, lambda: disk.Writer(objects.location, key)) if objects.is_local else None
+        self._held = io.BytesIO()
+
+    def add(self, pieces: Iterable[bytes | memoryview]) -> None:
+        """Add bytes, each piece of which is done with when the next is asked for."""
+
+        def act() -> None:
+            for piece in pieces:
+                (self._held if self._file is None else self._file).write(piece)
+                self._digest.update(piece)
+                self.size += len(piece)
+
+        self.objects.attempt(self.key, act)
+
+    def keep(self, durable: bool = True) -> tuple[int, str]:
+        """End the object; return its size and its digest. A file is there for good once its folder is flushed."""
+        try:
+            self.objects.attempt(self.key, lambda: self._end(durable))
+        except BaseException:
+            self.discard()
+            raise
+        return self.size, _shortened(self._digest.hexdigest())
+
+    def _end(self, durable: bool) -> None:
+        if self._file is None:
+            self.objects.backend.put(self.key, self._held.getbuffer(), durable)
+        else:
+            self._file.keep(durable)
+
+    def discard(self) -> None:
+        """Leave nothing of it."""
+        if self._file is not None:
+            self._file.discard()
 
 
 def stamps(location: str, below: str) -> Iterator[str]:
     """Tell what can be seen of the objects below a key without reading them: names, sizes, times or tags."""
     objects = Objects(location, read_only=True)
-    if isinstance(objects.store, ObjectStore):
-        bucket = objects.store.store
-        listed = objects.attempt(below, lambda: [meta for batch in bucket.list(below or None) for meta in batch])
-        for meta in sorted(listed, key=lambda meta: meta["path"]):
-            yield f"{meta['path']}:{meta['size']}:{meta['e_tag'] or meta['last_modified']};"
-    else:
-        yield from disk.stamps(objects.location, below)
+    yield from objects.attempt(below, lambda: list(objects.backend.stamps(below)))
 
 
 def names_below(location: str, folder: str, depth: int, collect: Callable[[Iterable[str]], T]) -> T:
@@ -346,18 +307,7 @@ def names_below(location: str, folder: str, depth: int, collect: Callable[[Itera
     objects, prefix = Objects(location, read_only=True), f"{folder}/" if folder else ""
     if objects.is_local:
         return objects.attempt(folder, lambda: collect(disk.names(objects.location, folder, depth)))
-
-    def keys() -> Iterator[str]:
-        if isinstance(objects.store, ObjectStore):
-            for batch in objects.store.store.list(prefix or None):
-                yield from (meta["path"] for meta in batch)
-        else:
-            with zipfile.ZipFile(objects.location) as file:
-                yield from file.namelist()
-
-    return objects.attempt(
-        folder, lambda: collect(key.removeprefix(prefix) for key in keys() if key.startswith(prefix))
-    )
+    return objects.attempt(folder, lambda: collect(key.removeprefix(prefix) for key in objects.each_key(folder)))
 
 
 def lacks_room(error: BaseException | None) -> bool:

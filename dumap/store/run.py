@@ -1,46 +1,38 @@
 """The run on disk: one Zarr v3 group, whose parts count only once a manifest names them.
 
     RUN.zarr/
-      zarr.json                    attributes: format, parameters, seed, versions, what the input was
+      zarr.json                    attribute `dumap`: format, parameters, seed, versions, what the input was
       embedding, status            the results, one chunk per task
-      <stage>/<part>-<attempt>/    what one task wrote: an array per name, one object an array
-      manifests/<stage>/<part>.json
-      manifests/identity/          what the run is of, and the metadata of the results
-      lock/                        who drives the run; see `dumap.store.lock`
+      _dumap/                      all else that is dumap's own
+        parts/<stage>/<part>-<attempt>    what one task wrote: its arrays, one after another
+        manifests/<stage>/<part>.json     that they count, and where they lie
+        manifests/identity/               what the run is of, and the metadata of the results
+        lock/                             who drives the run; see `dumap.store.lock`
 
-A task writes its objects under a name of its own, then the manifest, by create-if-absent: the first
-manifest wins, and what no manifest names does not exist. Arrays carry a checksum per range of rows, which
-every read verifies; manifests carry each array's objects with their shapes and dtypes, each object's size and
-digest, and their own.
+A task writes its object under a name of its own, then the manifest, by create-if-absent: the first manifest wins, and
+what no manifest names does not exist. Arrays carry a checksum per range of rows, which every read verifies; manifests
+carry where each array begins with its shape and dtype, each object's size and digest, and their own. See FORMAT.md.
 """
 
 from __future__ import annotations
 
 import contextlib
-import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import zarr
-from zarr.codecs import Crc32cCodec
-from zarr.storage import MemoryStore
 
 from dumap.errors import DamageError, StorageError
 from dumap.store import disk, metadata
-from dumap.store.arrays import refuse_code
+from dumap.store.arrays import is_readable, refuse_code
 from dumap.store.committed import Committed, lock_key
-from dumap.store.manifests import IDENTITY, MANIFESTS, MOST_BYTES, manifest_key
-from dumap.store.naming import LOCKS, Naming
-from dumap.store.objects import digest
-from dumap.store.shards import Shard
+from dumap.store.manifests import IDENTITY, INSIDE, LOCKS, MANIFESTS, MOST_BYTES, manifest_key
+from dumap.store.naming import FINALS, NODES, Naming
+from dumap.store.part import METADATA, Part
 
-FORMAT = 10
+FORMAT = 11
 """Version of the run's format; a run of another version is refused."""
-
-OBJECT_BYTES = 32 << 20
-"""Rows that are gathered are written as objects of at most this size: a bucket takes an object out of memory."""
 
 SECTIONS = ("parameters", "versions", "input")
 """Attributes of a run that hold keys and values."""
@@ -48,118 +40,14 @@ OWN = (
     *("format", "kind", "seed", "cpus", *SECTIONS),
     *("precomputed", "fingerprint", "precomputed_fingerprint"),
 )
-"""Attributes of the group that are dumap's; others are kept as somebody else's."""
-METADATA = "metadata"
-"""Attribute of the part that made the final arrays: their metadata by key, as dumap wrote it."""
-
-
-class Part:
-    """What one task writes: some arrays, whole, then the manifest that makes them count.
-
-    Use as a context manager; leaving it without an error commits.
-    """
-
-    def __init__(self, run: Run, stage: str, name: str) -> None:
-        self.run, self.stage, self.name = run, stage, name
-        self.attempt = uuid.uuid4().hex[:8]
-        self.folder = f"{stage}/{name}-{self.attempt}"
-        self.arrays: dict[str, list[tuple]] = {}
-        self.objects: dict[str, tuple[int, str]] = {}
-        self.attributes: dict[str, Any] = {}
-
-    def write(self, name: str, values: np.ndarray) -> None:
-        """Write one array as one object."""
-        self.arrays[name] = [self._write_object(name, values)]
-
-    def write_gathered(self, name: str, values: np.ndarray, rows: np.ndarray) -> None:
-        """Write `values[rows]` as objects of at most `OBJECT_BYTES`, gathered as they are written.
-
-        Two at a time: one is gathered while the disk takes the other.
-        """
-        step = max(1, OBJECT_BYTES // max(1, values[:1].nbytes))
-        values, starts = np.ascontiguousarray(values), range(0, max(1, len(rows)), step)
-
-        def write(number: int) -> tuple:
-            return self._write_object(f"{name}-{number}", values, rows[starts[number] : starts[number] + step])
-
-        with ThreadPoolExecutor(2) as writers:
-            self.arrays[name] = list(writers.map(write, range(len(starts))))
-
-    def _write_object(self, name: str, values: np.ndarray, rows: np.ndarray | None = None) -> tuple:
-        """Write an array, or some of its rows; return what the manifest tells of it."""
-        path, shard = f"{self.folder}/{name}", Shard.of(values, len(values) if rows is None else len(rows))
-        if shard.size:
-            self._put(shard.key(path), lambda: shard.pieces(values, rows))
-        self._put(f"{path}/zarr.json", lambda: [shard.metadata()])
-        return path, shard.shape, shard.dtype.str
-
-    def _put(self, key: str, make: Callable[[], Iterable[bytes | memoryview]]) -> None:
-        self.objects[key] = self.run.put_pieces(key, make)
-
-    def write_rows(self, name: str, first: int, values: np.ndarray) -> None:
-        """Write whole chunks of one of the run's final arrays."""
-        array = self.run.final(name)
-        chunk = array.chunks[0]
-        if first % chunk or (len(values) % chunk and first + len(values) != array.shape[0]):
-            raise ValueError(f"rows {first}+{len(values)} of {name} are not whole chunks of {chunk}")
-
-        tail = ["0"] * (array.ndim - 1)
-        numbers = range(first // chunk, -(-(first + len(values)) // chunk))
-        keys = ["/".join([name, "c", str(number), *tail]) for number in numbers]
-
-        def fill() -> None:
-            array[first : first + len(values)] = values
-
-        if self.run.is_local:
-            for key in keys:
-                disk.refuse_linked(self.run.location, key)
-        self.run.attempt(name, fill)
-        for key in keys:
-            self._seal(key)
-
-    def create_final(
-        self, name: str, shape: tuple[int, ...], dtype: str, chunk_rows: int, fill: float, dimensions: tuple[str, ...]
-    ) -> None:
-        """Create one of the run's final arrays, which other parts fill."""
-        encoded: dict[str, Any] = {}  # made in memory, or Zarr would write groups above it that no manifest names
-        zarr.create_array(
-            MemoryStore(encoded),
-            shape=shape,
-            dtype=dtype,
-            chunks=(chunk_rows, *shape[1:]),
-            compressors=[Crc32cCodec()],
-            filters=None,
-            fill_value=fill,
-            dimension_names=dimensions,
-        )
-        key, data = f"{name}/zarr.json", encoded["zarr.json"].to_bytes()
-        own = self.attributes.setdefault(METADATA, {})[key] = metadata.parse(data)
-        if found := metadata.parse(self.run.get(key)):
-            data = metadata.renewed(found, own)
-        self._put(key, lambda: [data])
-
-    def _seal(self, key: str) -> None:
-        data = self.run.get(key)
-        if data is None:
-            raise StorageError(f"{self.run.location}: {key} is gone right after it was written")
-        self.objects[key] = (len(data), digest(data))
-        self.run.flush(key)
-
-    def __enter__(self) -> Part:
-        return self
-
-    def __exit__(self, kind: object, error: object, trace: object) -> None:
-        if kind is None:
-            self.run.commit(
-                self.stage,
-                self.name,
-                {
-                    "attempt": self.attempt,
-                    "arrays": self.arrays,
-                    "objects": self.objects,
-                    "attributes": self.attributes,
-                },
-            )
+"""What the group's attribute of dumap's own holds."""
+MOST_NODES = 4000
+"""Nodes whose metadata the group's consolidates."""
+NODE_DOCUMENTS = {
+    f"{INSIDE}/zarr.json": metadata.group_of({}),
+    **{f"{folder}/zarr.json": metadata.closed_of(folder) for folder in NODES if folder != INSIDE},
+}
+"""What dumap's own folders say to Zarr: a group of arrays without values, below which it looks for nothing."""
 
 
 class Run(Committed):
@@ -171,9 +59,9 @@ class Run(Committed):
         As of `Committed`.
     """
 
-    def part(self, stage: str, name: str) -> Part:
+    def part(self, stage: str, name: str, durable: bool = True) -> Part:
         """Begin a part; see `Part`."""
-        return Part(self, stage, name)
+        return Part(self, stage, name, durable)
 
     # the group ---------------------------------------------------------------------------------
 
@@ -186,23 +74,56 @@ class Run(Committed):
         if not self.is_committed(IDENTITY, "run"):
             with self.part(IDENTITY, "run") as out:
                 out.attributes |= _own({"format": FORMAT, **attributes})
-        self._write_metadata()
+        self.renew()
+
+    def make_folders(self, naming: Naming) -> None:
+        """Make the folders of dumap's own, for good, so that no commit has to; on local disks."""
+        if not self.is_local:
+            return
+
+        def make() -> None:
+            for folder in naming.inner_folders():
+                disk.make_folders(self.location, folder)
+            disk.flush_folders(self.location, naming.inner_folders())
+
+        self.attempt(INSIDE, make)
 
     def describe(self, found: dict[str, Any]) -> None:
         """Add to the group's attributes what was found out of the input."""
         if not self.is_committed(IDENTITY, "input"):
             with self.part(IDENTITY, "input") as out:
                 out.attributes |= _own(found)
-        self._write_metadata()
+        self.renew()
 
-    def _write_metadata(self) -> None:
-        """Write the group's metadata where it does not say what it must; what others added to it is kept."""
-        found, own = self._found("zarr.json"), self._metadata()
-        if not metadata.holds(found, own):
-            self.put("zarr.json", metadata.renewed(found, own))
+    def renew(self) -> None:
+        """Write the group's metadata where it does not say what it must; what others added to it is kept.
+
+        It consolidates that of the nodes that lie there now, whoever put them there.
+        """
+        for key, own in NODE_DOCUMENTS.items():
+            if not metadata.holds(self._found(key), own):
+                self.put(key, metadata.written(own))
+        found = self._found("zarr.json")
+        own = {**self._metadata(), metadata.CONSOLIDATED: metadata.consolidate(self._nodes())}
+        whole = metadata.renewed(found, own)
+        if metadata.parse(whole) != found:
+            self.put("zarr.json", whole)
 
     def _metadata(self) -> metadata.Document:
-        return {"zarr_format": 3, "node_type": "group", "attributes": self.attributes}
+        return metadata.group_of({metadata.OWN: self.attributes})
+
+    def _nodes(self) -> dict[str, metadata.Document]:
+        """Return the metadata of the arrays and groups of the run, those of people too; dumap's own folder is none."""
+        found: dict[str, metadata.Document] = {}
+        folders = [name for name in self.folders_below("") if name != INSIDE]
+        while folders and len(found) < MOST_NODES:
+            path = folders.pop()
+            document = self._found(f"{path}/zarr.json")
+            if metadata.is_node(document) and is_readable(self.store, path):
+                found[path] = document
+                if document["node_type"] == "group":
+                    folders += [f"{path}/{name}" for name in self.folders_below(path)]
+        return found
 
     def _found(self, key: str) -> metadata.Document:
         return metadata.parse(self.get(key, MOST_BYTES))
@@ -218,7 +139,8 @@ class Run(Committed):
             if self.size("zarr.json") < 0:
                 raise StorageError(f"{self.location} holds no run")
             told = metadata.attributes_of(self._found("zarr.json"))
-            attributes = {name: told[name] for name in OWN if name in told}
+            told = told.get(metadata.OWN, told)  # formats up to 10 had no attribute of their own
+            attributes = {name: told[name] for name in OWN if name in told} if isinstance(told, dict) else {}
         version = attributes.get("format")
         if version is None:
             raise StorageError(f"{self.location} is not a dumap run: its attributes have no 'format'")
@@ -270,7 +192,7 @@ class Run(Committed):
 
     def stages(self) -> list[str]:
         """List the stages that have committed anything."""
-        return self.names_below(MANIFESTS)
+        return self.folders_below(MANIFESTS)
 
     def damaged(self, groups: Sequence[str] | None = None) -> Iterator[tuple[str, str, str]]:
         """Read every committed object against its digest; yield stage, part and key of each that fails.
@@ -293,11 +215,26 @@ class Run(Committed):
                     if not self._is_written(stage, name, key, written):
                         yield stage, name, key
         with contextlib.suppress(DamageError):  # of what the run is of, told above
-            if not metadata.holds(self._found("zarr.json"), self._metadata()):
+            if not self._tells("zarr.json", self._metadata()):
                 yield "", "", "zarr.json"
+        for key, own in NODE_DOCUMENTS.items():
+            if not metadata.holds(self._found(key), own):
+                yield "", "", key
         for term in self.terms():
             if self.lock(term) is None:
                 yield "", "", lock_key(term)
+
+    def _tells(self, key: str, own: metadata.Document) -> bool:
+        """Tell whether the group's metadata says what it must, and of the final arrays what theirs does."""
+        found = self._found(key)
+        copies = metadata.consolidated_in(found)
+        results: dict[str, Any] = {}
+        with contextlib.suppress(DamageError):  # told where it lies
+            results = self.summary(IDENTITY, "results")
+        arrays = {name: results.get(METADATA, {}).get(f"{name}/zarr.json") for name in FINALS if name in copies}
+        return metadata.holds(found, own) and all(
+            metadata.holds(copies[name], array) for name, array in arrays.items() if array is not None
+        )
 
     def sizes(self, stage: str) -> int:
         """Add up the bytes of the objects that a stage's manifests name."""
@@ -329,13 +266,10 @@ class Run(Committed):
         return left, others
 
     def prune(self, naming: Naming, keys: Iterable[str]) -> None:
-        """Remove the folders of removed keys that are empty, and those that tasks left, on local disks."""
-        if not self.is_local:
-            return
-        folders = {f"{MANIFESTS}/{group}" for group in naming.groups} | {key.rpartition("/")[0] for key in keys}
-        for stage in naming.stages:
-            folders |= set(filter(naming.folder.fullmatch, disk.folders(self.location, stage)))
-        self.attempt("", lambda: disk.prune(self.location, folders))
+        """Remove the folders of removed keys that are empty, on local disks; those that every run has stay."""
+        if self.is_local:
+            folders = {key.rpartition("/")[0] for key in keys} - set(naming.own_folders())
+            self.attempt("", lambda: disk.prune(self.location, folders))
 
     def refuse_links(self, naming: Naming) -> None:
         """Raise a StorageError where a folder of the run's own is a link: what is written would lie elsewhere."""

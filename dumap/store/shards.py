@@ -1,33 +1,33 @@
-"""An array as one object of Zarr's sharding codec, written and read without that codec.
+"""An array as a run of bytes in an object: ranges of rows, each with a checksum of its own.
 
-    chunk, its crc32c, chunk, its crc32c, ..., index, its crc32c
+    range, its crc32c, range, its crc32c, ...
 
-A chunk is a range of rows, little-endian; the last is filled up with zeros. The index says where each chunk begins
-and how long it is, which follows from shape and dtype here: every chunk is there, in order. So a range of rows is
-one span of bytes, and is read and checked in one pass, where Zarr reads the index first and then takes a coroutine
-a chunk. The metadata beside the object is Zarr's own, and any reader of Zarr reads what is written here.
+A range is some rows, little-endian, as many in each but the last. So where rows lie follows from shape and dtype, and
+any rows are one span of bytes, which is read and checked in one pass. A part's arrays lie one after another in its
+object; its manifest says where each begins.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
-from typing import Any, Protocol
+from functools import cached_property
+from typing import Any
 
 import google_crc32c
 import numpy as np
-import zarr
-from zarr.codecs import Crc32cCodec
-from zarr.storage import MemoryStore
+
+from dumap.store.backends import Source
 
 RANGE_BYTES = 1 << 18
 """Rows are read in ranges of about this size, each with a checksum of its own. Part of the format."""
 RANGE_ROWS = 16
 """Least rows of a range, however long they are. Part of the format."""
+GATHER_BYTES = 1 << 22
+"""Rows are gathered so many bytes at a time, while those before are written."""
 SKIP_BYTES = 1 << 16
 """What is read for its checksum alone is read through a buffer of this size, which stays in the processor's cache."""
 
@@ -39,16 +39,9 @@ class Broken(ValueError):
     """Bytes are not those that were written."""
 
 
-class Source(Protocol):
-    """What bytes are read from in order: a file, or what a bucket answered."""
-
-    def readinto(self, buffer: memoryview, /) -> int | None:
-        """Fill a buffer, or the beginning of it; tell how far."""
-
-
 @dataclass(frozen=True)
 class Shard:
-    """The layout of the object that holds an array.
+    """How an array lies in an object.
 
     Parameters
     ----------
@@ -100,7 +93,7 @@ class Shard:
 
     @cached_property
     def range_rows(self) -> int:
-        """Rows of a chunk."""
+        """Rows of a range; the last may have fewer."""
         return min(max(1, self.shape[0]), max(RANGE_ROWS, RANGE_BYTES // self.row_bytes))
 
     @property
@@ -109,36 +102,16 @@ class Shard:
 
     @property
     def _step(self) -> int:
-        """Bytes from chunk to chunk: a checksum lies between them."""
+        """Bytes from range to range: a checksum lies between them."""
         return self.range_rows * self.row_bytes + 4
 
     @property
     def size(self) -> int:
-        """Bytes of the object; an array without rows has none."""
-        return self._ranges * (self._step + 16) + 4 if self.shape[0] else 0
-
-    def key(self, path: str) -> str:
-        """Name the object of the array at a path."""
-        return "/".join([path, "c", *["0"] * len(self.shape)])
-
-    @cached_property
-    def index(self) -> bytes:
-        """What ends the object: offset and length of each chunk, and their checksum."""
-        offsets = np.arange(self._ranges, dtype="<u8") * np.uint64(self._step)
-        body = np.stack([offsets, np.full_like(offsets, self._step)], axis=1).tobytes()
-        return body + _checksum(google_crc32c.value(body))
-
-    def metadata(self) -> bytes:
-        """Return the array's zarr.json."""
-        document = json.loads(_template(len(self.shape), self.dtype.str))
-        tail = self.shape[1:]
-        document["shape"] = self.shape
-        document["chunk_grid"]["configuration"]["chunk_shape"] = (max(1, self._ranges) * self.range_rows, *tail)
-        document["codecs"][0]["configuration"]["chunk_shape"] = (self.range_rows, *tail)
-        return json.dumps(document).encode()
+        """Bytes of the array with its checksums."""
+        return self.shape[0] * self.row_bytes + 4 * self._ranges
 
     def pieces(self, values: np.ndarray, rows: np.ndarray | None = None) -> Iterator[memoryview | bytes]:
-        """Yield the object's bytes in order; each piece is good until the next is asked for.
+        """Yield the array's bytes in order; each piece is good until the next is asked for.
 
         Parameters
         ----------
@@ -150,24 +123,16 @@ class Shard:
         ------
         IndexError
         """
-        if rows is not None and not (rows.min() >= 0 and rows.max() < len(values)):
+        if rows is not None and len(rows) and not (rows.min() >= 0 and rows.max() < len(values)):
             raise IndexError(f"rows {rows.min()} to {rows.max()} of an array of {len(values)}")
         # as bytes, so that no row's place need be a multiple of its items' size
         values = np.ascontiguousarray(values, dtype=self.dtype).view(np.uint8).reshape(-1, self.row_bytes)
-        buffer = np.empty((self.range_rows, self.row_bytes), np.uint8)
-        for start in range(0, self.shape[0], self.range_rows):
-            stop = min(start + self.range_rows, self.shape[0])
-            chunk = buffer
-            if rows is not None:  # clipping, or numpy would gather into a buffer of its own first
-                np.take(values, rows[start:stop], axis=0, out=buffer[: stop - start], mode="clip")
-            elif stop - start < self.range_rows:
-                buffer[: stop - start] = values[start:stop]
-            else:
-                chunk = values[start:stop]
-            buffer[stop - start :] = 0
-            yield chunk.reshape(-1).data
-            yield _checksum(google_crc32c.value(chunk))
-        yield self.index
+        step = self.range_rows
+        for block in [values] if rows is None else _gathered(values, rows, max(1, GATHER_BYTES // self._step) * step):
+            for start in range(0, len(block), step):
+                piece = block[start : start + step]
+                yield piece.reshape(-1).data
+                yield _checksum(google_crc32c.value(piece))
 
     def span(self, start: int, stop: int) -> tuple[int, int]:
         """Return the first and the last byte, exclusive, of what rows [start, stop) are read from."""
@@ -188,7 +153,7 @@ class Shard:
         Raises
         ------
         Broken
-            A chunk is not what its checksum says, the source ends too soon, or holds rows of another kind.
+            A range is not what its checksum says, the source ends too soon, or holds rows of another kind.
         """
         if (out.shape, out.dtype) != ((stop - start, *self.shape[1:]), self.dtype):
             raise Broken(f"rows are of {self.shape} and {self.dtype.str}, not as asked for")
@@ -202,15 +167,17 @@ class Shard:
             crc = _skip(source, low * self.row_bytes, skipped, 0)
             _fill(source, piece)
             crc = google_crc32c.extend(crc, piece)
-            crc = _skip(source, (self.range_rows - high) * self.row_bytes, skipped, crc)
+            left = min(self.range_rows, self.shape[0] - first) - high
+            crc = _skip(source, left * self.row_bytes, skipped, crc)
             _fill(source, skipped[:4])
             if skipped[:4].tobytes() != _checksum(crc):
-                raise Broken(f"chunk {number} fails its checksum")
-        if last == self._ranges:
-            index = np.empty(len(self.index), np.uint8)
-            _fill(source, index)
-            if index.tobytes() != self.index:
-                raise Broken("the index is not what was written")
+                raise Broken(f"range {number} fails its checksum")
+
+
+def checksummed(values: np.ndarray) -> bytes:
+    """Return values as Zarr writes a chunk with the codecs 'bytes' and 'crc32c'."""
+    data = np.ascontiguousarray(values, values.dtype.newbyteorder("<")).tobytes()
+    return data + _checksum(google_crc32c.value(data))
 
 
 def _checksum(crc: int) -> bytes:
@@ -237,19 +204,23 @@ def _skip(source: Source, count: int, buffer: np.ndarray, crc: int) -> int:
     return crc
 
 
-@lru_cache(maxsize=64)
-def _template(dimensions: int, dtype: str) -> bytes:
-    """Have Zarr make the metadata of an array, whose lengths alone differ from those of others of its kind."""
-    encoded: dict[str, Any] = {}
-    ones = (1,) * dimensions
-    zarr.create_array(
-        MemoryStore(encoded),
-        shape=ones,
-        dtype=dtype,
-        chunks=ones,
-        shards=ones,
-        compressors=[Crc32cCodec()],
-        filters=None,
-        fill_value=0,
-    )
-    return encoded["zarr.json"].to_bytes()
+def _gathered(values: np.ndarray, rows: np.ndarray, step: int) -> Iterator[np.ndarray]:
+    """Yield `values[rows]`, so many rows at a time: the next are gathered while those before are used."""
+    starts = range(0, len(rows), step)
+    buffers = [np.empty((min(step, len(rows)), values.shape[1]), np.uint8) for _ in range(min(2, len(starts)))]
+
+    def gather(number: int) -> np.ndarray:
+        some = rows[starts[number] : starts[number] + step]
+        out = buffers[number % 2][: len(some)]
+        return np.take(values, some, axis=0, out=out, mode="clip")  # else numpy would gather into a buffer of its own
+
+    if len(starts) <= 1:
+        yield from map(gather, range(len(starts)))
+        return
+    with ThreadPoolExecutor(1) as helper:
+        coming = helper.submit(gather, 0)
+        for number in range(1, len(starts) + 1):
+            block = coming.result()
+            if number < len(starts):
+                coming = helper.submit(gather, number)
+            yield block

@@ -22,6 +22,7 @@ from distributed import Client
 import dumap
 from dumap.api import run
 from dumap.config import Config
+from dumap.store import MANIFESTS, Run
 
 HOOKS = Path(__file__).with_name("hooks.py")
 ROOT = Path(dumap.__file__).parents[1]
@@ -52,12 +53,11 @@ def until(condition: Callable[[], Any], what: str, seconds: float = SECONDS) -> 
 
 def results(output: str) -> dict[str, bytes]:
     """Return the bytes of what a run is for: the embedding, the status and the graph."""
-    manifests = sorted(Path(output, "manifests", "graph").glob("united-*.json"))
-    parts = [json.loads(m.read_text())["document"] for m in manifests]
+    run = Run(output, read_only=True)
     found = {p: zarr.open_array(output, path=p, mode="r")[:].tobytes() for p in ("embedding", "status")}
-    for number, part in enumerate(parts):
-        for name, ((path, _, _),) in part["arrays"].items():
-            found[f"graph {number} {name}"] = zarr.open_array(output, path=path, mode="r")[:].tobytes()
+    for part in (part for part in run.committed("graph") if part.startswith("united-")):
+        for name in run.manifest("graph", part)["arrays"]:
+            found[f"graph {part} {name}"] = run.read("graph", part, name).tobytes()
     return found
 
 
@@ -67,7 +67,7 @@ def commits(output: str) -> dict[str, bytes]:
     They are all but those of the layout and of the start's passes, which replace their own, and of what travels in a
     repair.
     """
-    root = Path(output, "manifests")
+    root = Path(output, MANIFESTS)
     found = {}
     for path in root.glob("*/[!.]*.json"):
         stage, kind = path.parent.name, path.name.split("-")[0].removesuffix(".json")

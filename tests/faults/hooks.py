@@ -90,7 +90,7 @@ def install(role: str) -> None:
     """Wrap what passes the points."""
     from dumap import store
     from dumap.engine import worker
-    from dumap.store.run import Part
+    from dumap.store.part import Part
 
     at, discarding = functools.partial(reach, role), threading.local()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -119,39 +119,38 @@ def install(role: str) -> None:
         return call
 
     def commit(original):
-        def call(self, stage, name, manifest):
+        def call(self, stage, name, *arguments):
             at("manifest", stage, name)
-            found = original(self, stage, name, manifest)
+            found = original(self, stage, name, *arguments)
             at("committed", stage, name)
             return found
 
         return call
 
     def discard(original):
-        def call(self, stage, name):
-            discarding.part = stage, name
+        def call(self, stage, names):
+            discarding.part = (stage, names[0]) if names else None
             try:
-                original(self, stage, name)
+                original(self, stage, names)
             finally:
                 discarding.part = None
 
         return call
 
     def delete(original):
-        def call(self, key):
-            deletes_objects = not key.startswith(store.MANIFESTS)
-            if deletes_objects and getattr(discarding, "part", None):
+        def call(self, keys):
+            if getattr(discarding, "part", None) and not any(key.startswith(store.MANIFESTS) for key in keys):
                 at("discard", *discarding.part)
-            return original(self, key)
+            return original(self, keys)
 
         return call
 
     around(worker, "execute", execute)
-    around(Part, "_write_object", written)
+    around(Part, "_append", written)
     around(Part, "write_rows", written)
     around(store.Run, "commit", commit)
-    around(store.Run, "discard", discard)
-    around(store.Run, "delete_folder", delete)
+    around(store.Run, "discard_all", discard)
+    around(store.Run, "delete_all", delete)
 
 
 def pretend(told: dict[str, str]) -> None:

@@ -17,7 +17,7 @@ from dumap.api import run
 from dumap.config import load
 from dumap.errors import DamageError, StorageError
 from dumap.recipe.repair import clean, verify
-from dumap.store import MANIFESTS, Run, manifest_key, probe, shards
+from dumap.store import LOCKS, MANIFESTS, PARTS, Run, manifest_key, probe, shards
 from dumap.store import lock as lock_module
 from dumap.store import objects as objects_module
 
@@ -136,8 +136,8 @@ def test_commands_work_on_a_bucket(done, cli, fresh, expected):
     assert cli("verify", OUTPUT).out == "all objects are as they were written\n"
     assert '"state": "done"' in cli("status", OUTPUT, "--json").out
     assert cli("clean", OUTPUT, "--dry-run").code == 0
-    Run(OUTPUT).put("vectors/block-00000-01234567/hashes/c/0", b"left over")
-    assert "removed: vectors/block-00000-01234567/hashes/c/0" in cli("clean", OUTPUT).out
+    Run(OUTPUT).put(f"{PARTS}/vectors/block-00000-01234567", b"left over")
+    assert f"removed: {PARTS}/vectors/block-00000-01234567" in cli("clean", OUTPUT).out
     assert cli("clean", OUTPUT).out == "0 objects that no manifest names\n"
     out = fresh("map.npy")
     assert cli("export", OUTPUT, "embedding", out).code == 0
@@ -298,7 +298,7 @@ def test_rows_are_asked_for_again(proxy, begun, quick, fault):
 
 @pytest.mark.fault(17)
 def test_a_lock_whose_answer_is_lost_is_ones_own(proxy, begun):
-    proxy.fail_first("lost", "PUT", "/lock/00000001.json")
+    proxy.fail_first("lost", "PUT", f"/{LOCKS}/00000001.json")
     with lock_module.Lock(begun, print) as own:
         assert own.run.term == 1
     assert proxy.happened["lost"] == 1
@@ -341,7 +341,7 @@ def test_an_output_that_holds_the_input_is_refused(proxy, cli, output):
 
 
 @pytest.mark.fault(34, 45)
-@pytest.mark.parametrize("key", ["thesis.txt", "zebra/thesis.txt", "lock/thesis.txt"])
+@pytest.mark.parametrize("key", ["thesis.txt", "zebra/thesis.txt", f"{LOCKS}/thesis.txt"])
 def test_a_prefix_that_holds_anything_but_a_run_is_refused(proxy, cli, key):
     store = Run(f"s3://data/mine-{abs(hash(key)):x}")
     store.put(key, b"years of work")
@@ -356,15 +356,16 @@ def test_what_people_keep_in_a_buckets_run_survives(begun, cli):
     theirs = ["graph/notes.txt", "labels/c/0", "labels/zarr.json", "notes.txt"]
     for key in theirs:
         begun.put(key, b"years of work")
-    left = "vectors/block-00000-01234567/hashes/c/0"
+    left = f"{PARTS}/vectors/block-00000-01234567"
     begun.put(left, b"left over")
     with begun.part("graph", "p") as part:
         part.write("a", np.arange(5))
-    begun.put(f"{part.folder}/notes.txt", b"years of work")
+    (key,) = part.objects
+    begun.put(f"{key}/notes.txt", b"years of work")
     found, others = clean(begun.location, print)
-    assert (found, others) == ([left], sorted([*theirs, f"{part.folder}/notes.txt"]))
+    assert (found, others) == ([left], sorted([*theirs, f"{key}/notes.txt"]))
     begun.discard("graph", "p")
-    assert begun.keys("graph") == ["graph/notes.txt", f"{part.folder}/notes.txt"]
+    assert begun.keys(f"{PARTS}/graph") == [f"{key}/notes.txt"]
     assert [begun.get(key) for key in others] == [b"years of work"] * 5
 
 

@@ -14,10 +14,10 @@ from helpers import slowly, uncommit
 from zarr.codecs import Crc32cCodec
 
 from dumap.api import run
-from dumap.recipe.names import STAGES
+from dumap.recipe.names import NAMING, STAGES
 from dumap.recipe.repair import verify
 from dumap.recipe.status import status
-from dumap.store import IDENTITY, LOCKS, MANIFESTS
+from dumap.store import IDENTITY, LOCKS, MANIFESTS, PARTS
 from dumap.store import lock as lock_module
 
 
@@ -31,9 +31,9 @@ def keys(output: str) -> list[str]:
 
 def objects(output: str, stage: str, prefix: str) -> list[str]:
     """Return the keys of the data that a stage's first part of that name wrote."""
-    manifest = min(Path(output, "manifests", stage).glob(f"{prefix}*.json"))
+    manifest = min(Path(output, MANIFESTS, stage).glob(f"{prefix}*.json"))
     keys = json.loads(manifest.read_text())["document"]["objects"]
-    return sorted((k for k in keys if "/c/" in k), key=lambda k: -os.path.getsize(Path(output, k)))
+    return sorted((k for k in keys if not k.endswith("zarr.json")), key=lambda k: -os.path.getsize(Path(output, k)))
 
 
 def flip(path: Path) -> None:
@@ -101,13 +101,13 @@ def test_repair_alone_makes_a_finished_run_whole(cli, client, own, expected, pla
     assert run(own, client=client)["state"] == "done"
     assert verify(own.output) == []
     assert results(own.output) == expected
-    committed = Path(own.output, "manifests", place).glob(f"{PLACES[place]}*.json")
+    committed = Path(own.output, MANIFESTS, place).glob(f"{PLACES[place]}*.json")
     assert any(committed), f"{key} was removed and not made again"
 
 
 @pytest.mark.fault(13)
 def test_a_damaged_manifest_is_found_and_made_again(cli, client, own, expected):
-    manifest = min(Path(own.output, "manifests", "graph").glob("united-*.json"))
+    manifest = min(Path(own.output, MANIFESTS, "graph").glob("united-*.json"))
     flip(manifest)
     assert str(manifest.relative_to(own.output)) in cli("verify", own.output).out
     assert run(own, client=client)["state"] == "done"
@@ -161,7 +161,7 @@ def part_of(output: str) -> dict[str, tuple[str, str]]:
 def test_every_object_of_a_run_is_watched(own, monkeypatch, kind):
     """All objects are harmed, then all manifests: each is named."""
     every = set(keys(own.output))
-    manifests = {k for k in every if k.startswith((MANIFESTS, LOCKS, "zarr.json"))}
+    manifests = {k for k in every if k.startswith((MANIFESTS, LOCKS)) or (k.endswith("zarr.json") and "/" not in k)}
     for some in (
         every - manifests,
         manifests - {f"{MANIFESTS}/{IDENTITY}/{part}.json" for part in ("run", "input")} - set(MARKS),
@@ -169,7 +169,7 @@ def test_every_object_of_a_run_is_watched(own, monkeypatch, kind):
         before = {key: Path(own.output, key).read_bytes() for key in some}
         for key in some:
             DAMAGE[kind](Path(own.output, key))
-        lost = {k for k in some if k.startswith(LOCKS)} if kind == "deleted" else set()
+        lost = {k for k in some if k.startswith(f"{LOCKS}/0")} if kind == "deleted" else set()
         assert {key for _, _, key in verify(own.output)} == some - lost
         for key, data in before.items():
             Path(own.output, key).parent.mkdir(parents=True, exist_ok=True)
@@ -192,7 +192,7 @@ def test_what_is_harmed_is_made_again_and_nothing_else(cli, client, own, expecte
     if kind == "deleted":  # where a stage is not done, no part of it is missed
         undone = {stage for stage in STAGES if f"{MANIFESTS}/run/{stage}.json" in harmed}
         told = {f"{MANIFESTS}/{stage}/{part}.json" for stage, part in headless if stage in undone}
-        unseen |= told | {k for k in harmed if k in MARKS or k.startswith(LOCKS)}
+        unseen |= told | {k for k in harmed if k in MARKS or k.startswith(f"{LOCKS}/0")}
     parts = {of[key] for key in harmed if key in of}
     dropped = {("run", stage) for stage, _ in parts if stage in STAGES}
     kept = {}
@@ -275,13 +275,14 @@ def test_damage_to_an_input_with_checksums_is_an_error_that_names_its_rows(cli, 
 def littered(own):
     """Leave in a run what tasks and drivers leave that die at any point; return the keys."""
     left = [
-        "vectors/block-00000-01234567/hashes/c/0",
-        "neighbors/cell-00099-89abcdef/indices/zarr.json",
-        "neighbors/cell-00099-89abcdef/indices/c/0/0",
+        f"{PARTS}/vectors/block-00000-01234567",
+        f"{PARTS}/neighbors/cell-00099-89abcdef",
+        f"{PARTS}/neighbors/cell-00099-89abcdef.1",
+        f"{PARTS}/neighbors/.cell-00099-89abcdef.01234567.partial",
         f"{MANIFESTS}/graph/.united-00000.json.01234567.partial",
         f"{LOCKS}/.00000001.json.01234567.partial",
         f"{LOCKS}/probe-0123456789abcdef",
-        "embedding/c/0/0.0123456789abcdef0123456789abcdef.partial",
+        "embedding/c/0/.0.01234567.partial",
     ]
     for key in left:
         path = Path(own.output, key)
@@ -310,14 +311,15 @@ def test_clean_removes_exactly_what_is_left_over(cli, own, littered, expected, c
     assert told.code == 0
     assert told.out.splitlines() == [
         *(f"not named: {key}" for key in sorted(littered)),
-        "7 objects that no manifest names",
+        "8 objects that no manifest names",
     ]
     assert contents(own.output) == before
     done = cli("clean", own.output, "--json")
     assert json.loads(done.out) == {"output": own.output, "unnamed": sorted(littered), "removed": True, "left": []}
     after = {k: v for k, v in contents(own.output).items() if not k.startswith(LOCKS)}
     assert after == {k: v for k, v in before.items() if k not in littered and not k.startswith(LOCKS)}
-    assert not [folder for folder, _, _ in os.walk(own.output) if not os.listdir(folder)]
+    empty = {os.path.relpath(folder, own.output) for folder, _, _ in os.walk(own.output) if not os.listdir(folder)}
+    assert empty <= set(NAMING.inner_folders())
     again = cli("clean", own.output)
     assert (again.code, again.out) == (0, "0 objects that no manifest names\n")
     assert verify(own.output) == []

@@ -13,13 +13,14 @@ from dumap.api import run
 from dumap.recipe.observers import Silent
 from dumap.recipe.repair import verify
 from dumap.recipe.status import status
+from dumap.store import MANIFESTS
 
 HOST = {"layout.checkpoint_every": 4}
 
 
 def epochs(output: str) -> list[int]:
     """Return the generations that are committed."""
-    return sorted(int(p.stem.split("-")[1]) for p in Path(output, "manifests", "layout").glob("generation-*.json"))
+    return sorted(int(p.stem.split("-")[1]) for p in Path(output, MANIFESTS, "layout").glob("generation-*.json"))
 
 
 class Counting(Silent):

@@ -17,17 +17,22 @@ from dumap.errors import DamageError, StorageError
 from dumap.recipe.names import NAMING, STAGES
 from dumap.recipe.repair import clean, verify
 from dumap.show.export import export
-from dumap.store import IDENTITY, MANIFESTS, Run, manifest_key
+from dumap.store import IDENTITY, INSIDE, LOCKS, MANIFESTS, PARTS, Run, manifest_key
 from dumap.store.run import OWN
 
 pytestmark = pytest.mark.fault(45)
 
 PLACES = (
     *("notes.txt", "map.png", ".hidden", "plots/a.png", "graph/notes.txt", "start/labels/0.txt", "layout/zarr.json"),
-    *("graph/united-00000/c/0", "graph/united-00000-0123456/tails/c/0", "graph/.notes.txt.01234567.partial"),
-    *("embedding/notes.txt", "embedding/c/notes.txt", "lock/notes.txt", "lock/probe-mine", "manifests/notes.txt"),
-    *("manifests/mine/a.json", "manifests/graph/My notes.json", "kmeans/block-00000-01234567/hashes/c/0"),
-    *("run/a-01234567/b/c/0", "vectors/.labels.partial", "notes.txt.0123456789abcdef0123456789abcdef.partial"),
+    *("graph/united-00000-01234567", "embedding/notes.txt", "embedding/c/notes.txt", "_dumap/notes.txt"),
+    *(
+        f"{PARTS}/{name}"
+        for name in ("graph/notes.txt", "start/labels/0.txt", "layout/zarr.json", "graph/united-00000")
+    ),
+    *(f"{PARTS}/graph/{name}" for name in ("united-00000-0123456", "united-00000-01234567.0", ".n.01234567.partial")),
+    *(f"{PARTS}/{name}" for name in ("kmeans/block-00000-01234567", "run/a-01234567", "vectors/.labels.partial")),
+    *(f"{LOCKS}/notes.txt", f"{LOCKS}/probe-mine", f"{MANIFESTS}/notes.txt", f"{MANIFESTS}/mine/a.json"),
+    *(f"{MANIFESTS}/graph/My notes.json", "notes.txt.0123456789abcdef0123456789abcdef.partial"),
 )
 """Where people keep files: also where dumap's own lie, and under names much like its own."""
 
@@ -35,8 +40,7 @@ PLACES = (
 def keep(output: str) -> dict[str, object]:
     """Put into a run what people keep there; return what `kept` finds."""
     root = Path(output)
-    parts = [next(root.glob("graph/united-*")), next(root.glob("layout/epoch-*"), root)]
-    for place in (*PLACES, *(f"{part.relative_to(root)}/notes.txt" for part in parts)):
+    for place in PLACES:
         file = root / place
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(f"years of work on {place}")
@@ -45,13 +49,13 @@ def keep(output: str) -> dict[str, object]:
     (elsewhere / "thesis.txt").write_text("years of work")
     for place in (
         "link",
-        "graph/link",
-        "graph/united-00099-01234567",
-        "vectors/block-00000-89abcdef",
+        f"{PARTS}/graph/link",
+        f"{PARTS}/graph/united-00099-01234567",
+        f"{PARTS}/vectors/block-00000-89abcdef",
         "embedding/link",
     ):
         (root / place).symlink_to(elsewhere)
-    for place in ("file link", "start/file", "graph/united-00098-01234567/tails/c/0"):
+    for place in ("file link", f"{PARTS}/start/file", f"{PARTS}/graph/united-00098-01234567"):
         (root / place).parent.mkdir(parents=True, exist_ok=True)
         (root / place).symlink_to(elsewhere / "thesis.txt")
     (root / "dangling").symlink_to("nowhere")
@@ -79,9 +83,9 @@ def test_what_people_keep_in_a_run_survives(cli, client, own, expected):
     theirs = keep(own.output)
     assert {*PLACES, "labels/zarr.json", "labels/c/0", "quality/scores/a/c/0", "link", "dangling"} <= theirs.keys()
     assert (cli("verify", own.output).code, verify(own.output)) == (0, [])
-    Run(own.output).put("vectors/block-00000-01234567/hashes/c/0", b"left over")
+    Run(own.output).put(f"{PARTS}/vectors/block-00000-01234567", b"left over")
     told = json.loads(cli("clean", own.output, "--json").out)
-    assert told["unnamed"] == ["vectors/block-00000-01234567/hashes/c/0"]
+    assert told["unnamed"] == [f"{PARTS}/vectors/block-00000-01234567"]
     assert set(told["left"]) == theirs.keys() - {"empty folder"} - {f"{Path(own.output).parent}/elsewhere/thesis.txt"}
     assert kept(own.output) == theirs
     said = cli("clean", own.output).out
@@ -92,7 +96,7 @@ def test_what_people_keep_in_a_run_survives(cli, client, own, expected):
         for manifest in Path(own.output, MANIFESTS, stage).glob("[a-z]*.json"):
             manifest.unlink()
         Path(own.output, MANIFESTS, "run", f"{stage}.json").unlink()
-    (block,) = list(Path(own.output).glob("vectors/block-00002-*/hashes/c/0"))
+    (block,) = list(Path(own.output, PARTS).glob("vectors/block-00002-*"))
     block.write_bytes(b"")
     assert cli("verify", own.output).code == 1
     assert run(own, client=client)["state"] == "done"
@@ -112,18 +116,17 @@ def test_attributes_survive(cli, client, own, expected, consolidated, fresh):
         zarr.consolidate_metadata(own.output)
 
     def theirs():
-        document = json.loads(Path(own.output, "zarr.json").read_text())
-        units = json.loads(Path(own.output, "embedding/zarr.json").read_text())["attributes"]
-        return document["attributes"]["note"], document.get("consolidated_metadata"), units
+        group = zarr.open_group(own.output, mode="r")
+        alone = zarr.open_array(own.output, path="embedding", mode="r")
+        return group.attrs["note"], alone.attrs["units"], alone.attrs["long_name"]
 
     before = theirs()
     assert before[0]["by"] == "me"
-    assert (before[1] is not None) == consolidated
     assert verify(own.output) == []
     assert cli("verify", own.output).code == 0
     export(own.output, "embedding", fresh("map.npy"))
     document = json.loads(Path(own.output, "zarr.json").read_text())
-    document["attributes"]["seed"] = 7
+    document["attributes"]["dumap"]["seed"] = 7
     Path(own.output, "zarr.json").write_text(json.dumps(document))
     for key in (f"{MANIFESTS}/{IDENTITY}/results.json", f"{MANIFESTS}/run/vectors.json"):
         Path(own.output, key).unlink()
@@ -132,7 +135,8 @@ def test_attributes_survive(cli, client, own, expected, consolidated, fresh):
     assert run(own, client=client)["state"] == "done"
     assert theirs() == before
     assert verify(own.output) == []
-    assert zarr.open_group(own.output, mode="r", use_consolidated=consolidated or None).attrs["seed"] == own.seed
+    group = zarr.open_group(own.output, mode="r", use_consolidated=True)
+    assert (group.attrs["dumap"]["seed"], group["embedding"].attrs["units"]) == (own.seed, "none")
     assert results(own.output) == expected
 
 
@@ -159,7 +163,7 @@ def test_an_array_in_the_place_of_the_group_is_damage_and_its_attributes_are_kep
     Path(own.output, "zarr.json").write_text(json.dumps(shape))
     assert "damaged: zarr.json" in cli("verify", own.output).out
     group = zarr.open_group(own.output, mode="r", use_consolidated=False)
-    assert (group.attrs["mine"], group.attrs["seed"]) == (1, own.seed)
+    assert (group.attrs["mine"], group.attrs["dumap"]["seed"]) == (1, own.seed)
     assert verify(own.output) == []
 
 
@@ -179,12 +183,13 @@ def test_attributes_of_others_are_not_taken_for_the_runs(own, cli, client):
 
 
 @pytest.mark.parametrize(
-    "folder", ["cells", "quality", "manifests", "manifests/layout", "lock", "embedding", "status/c"]
+    "folder",
+    [*(f"{PARTS}/cells", f"{PARTS}/quality", MANIFESTS, f"{MANIFESTS}/layout", LOCKS, INSIDE), "embedding", "status/c"],
 )
 @pytest.mark.parametrize("kind", ["folder", "dangling"])
 def test_a_folder_of_the_run_that_is_a_link_is_refused(own, client, cli, contents, folder, kind):
     root, victim = Path(own.output), Path(own.output).parent / "victim"
-    for manifest in root.glob("manifests/run/*.json"):
+    for manifest in root.glob(f"{MANIFESTS}/run/*.json"):
         manifest.unlink()
     if (root / folder).exists():
         shutil.move(root / folder, victim)
@@ -198,7 +203,7 @@ def test_a_folder_of_the_run_that_is_a_link_is_refused(own, client, cli, content
     for command in (["run", *words], ["clean", own.output], ["verify", own.output]):
         outcome = cli(*command)
         assert outcome.code == 6, outcome
-        if folder != "manifests" or kind != "dangling":
+        if folder not in (MANIFESTS, INSIDE) or kind != "dangling":
             assert f"{folder} is a link to {victim}" in outcome.err
     assert contents(str(root.parent)) == before
 
@@ -218,37 +223,38 @@ def test_nothing_is_written_through_a_link_that_comes_later(own, contents):
     victim.mkdir()
     store = Run(own.output)
     store.attributes  # noqa: B018
-    for folder in ("new", "embedding/c"):
+    values = store.final("embedding")[:]
+    for folder in (f"{PARTS}/new", "embedding/c"):
         shutil.rmtree(Path(own.output, folder), ignore_errors=True)
         Path(own.output, folder).symlink_to(victim)
     with pytest.raises(StorageError, match="new is a link to"), store.part("new", "p") as out:
         out.write("a", np.arange(3))
     with pytest.raises(StorageError, match="embedding/c is a link to"), store.part("new", "p") as out:
-        out.write_rows("embedding", 0, store.final("embedding")[:])
+        out.write_rows("embedding", 0, values)
     assert contents(str(victim)) == {}
 
 
 def test_what_is_dropped_is_not_followed(own):
-    """A part whose folder somebody moved away and linked to: what was moved is theirs."""
+    """A part whose object somebody moved away and linked to: what was moved is theirs."""
     store, root = Run(own.output), Path(own.output)
-    attempt = store.manifest("graph", "united-00000")["attempt"]
-    folder, away = root / f"graph/united-00000-{attempt}", root.parent / "away"
-    shutil.move(folder, away)
-    folder.symlink_to(away)
-    before = sorted(away.rglob("*"))
+    (key,), away = store.part_objects("graph", "united-00000"), root.parent / "away"
+    shutil.move(root / key, away)
+    (root / key).symlink_to(away)
+    before = away.read_bytes()
     assert verify(own.output) == []
     store.discard("graph", "united-00000")
     clean(own.output, print)
-    assert sorted(away.rglob("*")) == before
-    assert folder.is_symlink()
+    assert away.read_bytes() == before
 
 
 @pytest.mark.timeout(60)
-@pytest.mark.parametrize("key", ["graph", "manifests/graph/united-00000.json", "zarr.json", "lock/00000001.json"])
+@pytest.mark.parametrize(
+    "key", ["graph", f"{MANIFESTS}/graph/united-00000.json", "zarr.json", f"{LOCKS}/00000001.json"]
+)
 def test_a_file_without_end_is_damage(own, key):
     """A link to a device, or a file of 200 GiB, is not read to its end."""
     root = Path(own.output)
-    path = next(root.glob("graph/united-*/*/c/0")) if key == "graph" else root / key
+    path = next(root.glob(f"{PARTS}/graph/united-*")) if key == "graph" else root / key
     for harm in ("device", "pipe", "vast"):
         path.unlink()
         if harm == "device":

@@ -26,7 +26,7 @@ from dumap.engine.cluster import Executor
 from dumap.errors import LockError
 from dumap.recipe.pipeline import plan
 from dumap.recipe.repair import verify
-from dumap.store import Lock, Run
+from dumap.store import MANIFESTS, Lock, Run
 from dumap.store import lock as module
 from dumap.store.objects import seal, unseal
 from dumap.store.run import lock_key
@@ -319,11 +319,11 @@ def test_a_stopped_driver_is_taken_over_and_cannot_commit(
     assert f"process {first.pid} on" in taking
     assert "gives no sign of life" in taking
     assert all_kept(before, config.output)
-    manifests = contents(f"{config.output}/manifests")
+    manifests = contents(f"{config.output}/{MANIFESTS}")
     os.kill(first.pid, signal.SIGCONT)
     assert first.wait() == 8, first.said
     assert "another driver took this run over; nothing more was written by this one" in first.said
-    assert contents(f"{config.output}/manifests") == manifests
+    assert contents(f"{config.output}/{MANIFESTS}") == manifests
     assert Run(config.output).terms() == [1, 2]
     assert json.loads(Path(config.output, lock_key(2)).read_text())["document"]["released"]
     assert results(config.output) == expected

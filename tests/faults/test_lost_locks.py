@@ -19,7 +19,7 @@ from dumap.recipe import pipeline, repair
 from dumap.recipe.observers import Silent
 from dumap.recipe.repair import verify
 from dumap.recipe.status import status
-from dumap.store import Lock, Run
+from dumap.store import LOCKS, Lock, Run
 from dumap.store import lock as module
 from dumap.store.objects import seal
 from dumap.store.run import SECTIONS, lock_key
@@ -53,10 +53,10 @@ def test_a_lock_that_is_removed_by_hand_is_lost(begun):
     notes: list[str] = []
     with Lock(begun, notes.append):
         commit(begun)
-        shutil.rmtree(Path(begun.location, "lock"))
+        shutil.rmtree(Path(begun.location, LOCKS))
         until(lambda: notes, "a note")
         assert "was removed or is another's" in notes[0]
-        with pytest.raises(LockError, match=r"this driver's lock lock/00000001\.json was removed or is another's"):
+        with pytest.raises(LockError, match=r"this driver's lock _dumap/lock/00000001\.json was removed or is"):
             commit(begun, "q")
         with pytest.raises(LockError):
             begun.discard("stage", "p")
@@ -71,7 +71,7 @@ def test_two_drivers_of_one_term_never_both_commit(begun, prepare):
     with Lock(begun, notes.append):
         workers = Run(begun.location, term=begun.term, token=begun.token)
         commit(workers, "first")
-        shutil.rmtree(Path(begun.location, "lock"))
+        shutil.rmtree(Path(begun.location, LOCKS))
         with Lock(other, notes.append):
             assert (other.term, begun.term) == (1, 1)
             assert other.token == token(begun) != begun.token

@@ -28,8 +28,7 @@ from dumap.engine.cluster import Executor
 from dumap.errors import DumapError, TaskError
 from dumap.recipe import pipeline
 from dumap.store import Run, manifests
-from dumap.store.run import Part
-from dumap.store.shards import Shard
+from dumap.store.part import Part
 
 LONGEST = 60.0
 """Seconds of this process, in which all of a run takes place, that a run may take."""
@@ -203,20 +202,20 @@ class Here(Executor):
 @contextlib.contextmanager
 def in_memory():
     """Hold the arrays of parts in memory, and run without a cluster."""
-    held: dict[tuple[str, str], np.ndarray] = {}
+    held: dict[str, np.ndarray] = {}
 
-    def write(self: Part, name: str, array: np.ndarray, rows: np.ndarray | None = None) -> tuple:
-        path = f"{self.folder}/{name}"
-        held[self.run.location, path] = np.array(array if rows is None else array[rows], order="C")
-        held[self.run.location, path].flags.writeable = False
-        return path, held[self.run.location, path].shape, array.dtype.str
+    def write(self: Part, array: np.ndarray, rows: np.ndarray | None = None) -> list[tuple]:
+        path = f"array {len(held)}"
+        held[path] = np.array(array if rows is None else array[rows], order="C")
+        held[path].flags.writeable = False
+        return [(path, 0, held[path].shape, array.dtype.str)]
 
-    def read(self: Run, stage: str, name: str, path: str, shard: Shard, start: int, stop: int, out: np.ndarray) -> None:
-        out[...] = held[self.location, path][start:stop]
+    def read(self: Run, stage: str, name: str, piece: tuple, start: int, stop: int, out: np.ndarray) -> None:
+        out[...] = held[piece[0]][start:stop]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Part, "_write_object", write)
-        patch.setattr(Run, "_read_object", read)
+        patch.setattr(Part, "_append", write)
+        patch.setattr(Run, "_read_piece", read)
         patch.setattr(manifests, "_holds", lambda *_: True)  # there are no objects
         patch.setattr(connect, "connect", lambda *_: contextlib.nullcontext(Here()))
         yield held

@@ -13,6 +13,7 @@ from helpers import unmark
 
 from dumap.api import run
 from dumap.engine import connect, worker
+from dumap.store import MANIFESTS
 
 # finished ----------------------------------------------------------------------------------------
 
@@ -96,12 +97,12 @@ def test_workers_of_other_kinds_are_refused_unless_forced(
     config = configure(data, SETTINGS)
     shutil.copytree(clean.output, config.output)
     unmark(config.output, ("embedding", "quality"))
-    before = {p: p.read_bytes() for p in Path(config.output, "manifests").rglob("*.json")}
+    before = {p: p.read_bytes() for p in Path(config.output, MANIFESTS).rglob("*.json")}
     with monkeypatch.context() as elsewhere:
         elsewhere.setattr(Executor, what, {**worker.versions(), **other} if isinstance(other, dict) else other)
         with pytest.raises(RunMismatchError, match=rf"{said}\nUse the old ones.*--force"):
             run(config, client=client)
-        assert {p: p.read_bytes() for p in Path(config.output, "manifests").rglob("*.json")} == before
+        assert {p: p.read_bytes() for p in Path(config.output, MANIFESTS).rglob("*.json")} == before
         assert run(config, client=client, force=True)["state"] == "done"
     assert results(config.output) == results(clean.output)
 
@@ -111,8 +112,8 @@ def test_a_client_of_another_kind_goes_on_with_a_run(client, configure, data, cl
     """It computes nothing: what counts is what the workers are; a Mac with another Python drives them."""
     config = configure(data, SETTINGS)
     shutil.copytree(clean.output, config.output)
-    Path(config.output, "manifests", "run", "quality.json").unlink()
-    Path(config.output, "manifests", "quality", "report.json").unlink()
+    Path(config.output, MANIFESTS, "run", "quality.json").unlink()
+    Path(config.output, MANIFESTS, "quality", "report.json").unlink()
     own = worker.versions()
     monkeypatch.setattr(worker, "versions", lambda: {**own, "python": "3.11.0", "machine": "arm64", "numpy": "1.0"})
     assert run(config, client=client)["state"] == "done"

@@ -22,7 +22,7 @@ from dumap.errors import ConfigError, DumapError, InputError, StorageError
 from dumap.recipe import repair
 from dumap.recipe.pipeline import plan
 from dumap.sources.zarr_array import Input
-from dumap.store import IDENTITY, MANIFESTS, Run, manifest_key
+from dumap.store import IDENTITY, MANIFESTS, PARTS, Run, manifest_key
 from dumap.store.objects import digest, seal
 from dumap.store.shards import Shard
 
@@ -364,10 +364,11 @@ def victim(tmp_path) -> Path:
     folder.mkdir()
     (folder / "file").write_text("years of work")
     shard = Shard.of(np.arange(4), 4)
-    (folder / "a" / "c").mkdir(parents=True)
-    (folder / "a" / "zarr.json").write_bytes(shard.metadata())
-    (folder / "a" / "c" / "0").write_bytes(b"".join(map(bytes, shard.pieces(np.arange(4)))))
+    (folder / "a").write_bytes(b"".join(map(bytes, shard.pieces(np.arange(4)))))
     return folder
+
+
+OBJECT = f"{PARTS}/layout/p-00000000"
 
 
 def forge(run: Run, stage: str, part: str, **wanted) -> None:
@@ -379,8 +380,8 @@ def forge(run: Run, stage: str, part: str, **wanted) -> None:
 OUTSIDE = [
     "../victim/file",
     "{victim}/file",
-    "layout/../../victim/file",
-    "layout/p-00000000/../../../victim/file",
+    f"{PARTS}/layout/../../../../victim/file",
+    f"{PARTS}/layout/p-00000000/../../../../../victim/file",
     "../victim",
 ]
 
@@ -396,7 +397,7 @@ def mend(run: Run) -> None:
 @pytest.mark.parametrize("key", OUTSIDE)
 def test_nothing_outside_is_removed(run, victim, contents, key):
     before = contents(str(victim))
-    run.put("layout/p-00000000/a", b"x")  # so that the folders on the way are there
+    run.put(f"{PARTS}/layout/p-00000000/a", b"x")  # so that the folders on the way are there
     forge(run, "layout", "p", objects={key.format(victim=victim): [1, "0"]})
     mend(run)
     assert contents(str(victim)) == before
@@ -407,22 +408,21 @@ def test_nothing_outside_is_removed(run, victim, contents, key):
 def test_no_discarded_part_lies_outside(run, victim, contents, attempt):
     before = contents(str(victim))
     for part in ("p-00000000", "p-"):
-        run.put(f"layout/{part}/a", b"x")
-    forge(run, "layout", "p", attempt=attempt, arrays={"a": [["layout/p-00000000/a", [0], "<i8"]]})
+        run.put(f"{PARTS}/layout/{part}/a", b"x")
+    forge(run, "layout", "p", attempt=attempt, objects={f"{PARTS}/layout/p-{attempt}": [1, "0"]})
     with pytest.raises(StorageError):
         run.discard("layout", "p")
     assert contents(str(victim)) == before
 
 
-@pytest.mark.parametrize("path", ["../victim/a", "{victim}/a", "layout/../../victim/a"])
+@pytest.mark.parametrize(
+    "path", ["../victim/a", "{victim}/a", "layout/../../victim/a", f"{PARTS}/layout/../../../../victim/a"]
+)
 def test_no_array_is_read_outside(run, victim, path):
-    run.put("layout/p-00000000/a", b"x")
+    run.put(f"{PARTS}/layout/p-00000000/a", b"x")
     path = path.format(victim=victim)
-    objects = {
-        f"{path}/{key}": [len(data), digest(data)]
-        for key, data in ((name, (victim / "a" / name).read_bytes()) for name in ("zarr.json", "c/0"))
-    }
-    forge(run, "layout", "p", arrays={"a": [[path, [4], "<i8"]]}, objects=objects)
+    data = (victim / "a").read_bytes()
+    forge(run, "layout", "p", arrays={"a": [[path, 0, [4], "<i8"]]}, objects={path: [len(data), digest(data)]})
     with pytest.raises(StorageError):
         run.read("layout", "p", "a")
 
@@ -431,33 +431,36 @@ def test_no_array_is_read_outside(run, victim, path):
     "wanted",
     [
         {"attempt": 7},
-        {"attempt": None, "arrays": {"a": [["layout/p-00000000/a", [0], "<i8"]]}},
+        {"attempt": None},
         {"arrays": []},
-        {"arrays": {"a": "layout/p-00000000/a"}},
+        {"arrays": {"a": OBJECT}},
         {"arrays": {"a": []}},
-        *({"arrays": {"a": [[path, [0], "<i8"]]}} for path in ("../victim/a", "/victim/a", "", "a/../../victim/a")),
+        *({"arrays": {"a": [[path, 0, [0], "<i8"]]}} for path in ("../victim/a", "/victim/a", "", "a/../../victim/a")),
         {"arrays": {"a": [7]}},
-        {"arrays": {"a": ["layout/p-00000000/a"]}},
-        {"arrays": {"a": [["layout/p-00000000/a", [0]]]}},
-        {"arrays": {"a": [[7, [0], "<i8"]]}},
-        *({"arrays": {"a": [["layout/p-00000000/a", [0], dtype]]}} for dtype in ("|O", ">i8", "", None, 8, [], {})),
-        *({"arrays": {"a": [["layout/p-00000000/a", shape, "<i8"]]}} for shape in ([-1], [0.0], [], 0, None, [0, 0])),
-        {"arrays": {"a": [["layout/p-00000000/a", [0], "<i8"], ["layout/p-00000000/b", [0], "<f8"]]}},
-        {"arrays": {"a": [["layout/p-00000000/a", [0], "<i8"], ["layout/p-00000000/b", [0, 2], "<i8"]]}},
-        {"arrays": {"a": [["layout/p-00000000/a", [4], "<i8"]]}},
-        {"arrays": {"a": [["layout/p-00000000/a", [4], "<i8"]]}, "objects": {"layout/p-00000000/a/c/0": [55, "0"]}},
-        {"arrays": {"a": [["layout/p-00000000/a", [2**62], "<i8"]]}},
+        {"arrays": {"a": [OBJECT]}},
+        {"arrays": {"a": [[OBJECT, 0, [0]]]}},
+        {"arrays": {"a": [[7, 0, [0], "<i8"]]}},
+        *({"arrays": {"a": [[OBJECT, at, [0], "<i8"]]}} for at in (-1, 37, 0.0, None, True, "0", [])),
+        *({"arrays": {"a": [[OBJECT, 0, [0], dtype]]}} for dtype in ("|O", ">i8", "", None, 8, [], {})),
+        *({"arrays": {"a": [[OBJECT, 0, shape, "<i8"]]}} for shape in ([-1], [0.0], [], 0, None, [0, 0])),
+        {"arrays": {"a": [[OBJECT, 0, [0], "<i8"], [OBJECT, 0, [0], "<f8"]]}},
+        {"arrays": {"a": [[OBJECT, 0, [0], "<i8"], [OBJECT, 0, [0, 2], "<i8"]]}},
+        {"arrays": {"a": [[OBJECT, 1, [4], "<i8"]]}},
+        {"arrays": {"a": [[OBJECT, 0, [5], "<i8"]]}},
+        {"arrays": {"a": [[OBJECT, 0, [2**62], "<i8"]]}},
+        {"arrays": {"a": [[f"{OBJECT}.1", 0, [0], "<i8"]]}},
         {"objects": []},
-        {"objects": {"layout/p-00000000/a": 7}},
-        {"objects": {"layout/p-00000000/a": ["x", 7]}},
+        {"objects": {OBJECT: 7}},
+        {"objects": {OBJECT: ["x", 7]}},
         {"objects": {"": [1, "0"]}},
         {"attributes": []},
     ],
     ids=str,
 )
 def test_a_manifest_of_another_shape_is_damage(run, cli, wanted):
-    run.put("layout/p-00000000/a", b"x")
-    forge(run, "layout", "p", **wanted)
+    data = bytes(36)
+    run.put(OBJECT, data)
+    forge(run, "layout", "p", **{"objects": {OBJECT: [len(data), digest(data)]}, **wanted})
     assert cli("verify", run.location).code == 1
     assert cli("clean", run.location).code in (0, 6)
     mend(run)

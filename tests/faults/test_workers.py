@@ -32,7 +32,7 @@ from dumap.recipe.observers import Silent
 from dumap.recipe.pipeline import plan
 from dumap.recipe.repair import verify
 from dumap.stages import cells, embedding, graph, layout, neighbors, quality
-from dumap.store import Run
+from dumap.store import MANIFESTS, PARTS, Run
 
 # deaths ------------------------------------------------------------------------------------------
 
@@ -96,7 +96,7 @@ def killer(stage: str, part: str) -> tuple[dict, ...]:
 
 def not_done(config) -> set[str]:
     """Return the cells that no manifest says are searched."""
-    return set(numbered("cell", 6)) - {p.stem for p in Path(config.output, "manifests", "neighbors").glob("*.json")}
+    return set(numbered("cell", 6)) - {p.stem for p in Path(config.output, MANIFESTS, "neighbors").glob("*.json")}
 
 
 @pytest.mark.fault(4)
@@ -268,7 +268,7 @@ def test_of_two_that_do_the_same_part_either_may_be_first(nannied, prepare, clea
     job, faults = Job(config, plan(config).geometry), nannied.faults
     for part, task in TWICE.items():
         stage = task.__module__.split(".")[-1]
-        manifest = Path(config.output, "manifests", stage, f"{part}.json")
+        manifest = Path(config.output, MANIFESTS, stage, f"{part}.json")
         manifest.unlink()
         meeting = {"point": "manifest", "action": "sleep", "seconds": 0.5, "times": 2}
         (name,) = faults.plan(meeting | {"stage": stage, "part": part})
@@ -278,8 +278,8 @@ def test_of_two_that_do_the_same_part_either_may_be_first(nannied, prepare, clea
         ]
         nannied.client.gather(both)
         assert len(set(faults.happened(name))) == 2
-        attempts = {folder.name for folder in Path(config.output, stage).glob(f"{part}-*")}
-        original = {folder.name for folder in Path(clean.output, stage).glob(f"{part}-*")}
+        attempts = {folder.name for folder in Path(config.output, PARTS, stage).glob(f"{part}-*")}
+        original = {folder.name for folder in Path(clean.output, PARTS, stage).glob(f"{part}-*")}
         assert len(attempts - original) == (0 if stage == "embedding" else 2)
         assert digests(config.output, stage, part) == digests(clean.output, stage, part)
     assert results(config.output) == expected
@@ -396,7 +396,7 @@ def test_nothing_grows_over_500_rounds(fresh, prepare):
             amounts = amount, middle[who][what], last[who][what]
             grown = min(np.diff(amounts))  # what is taken once is not taken in both halves
             assert grown <= (4 * 2**20 if what == "memory" else 2), f"{what} of {who}: {amounts}"
-    left = [p.name for p in Path(config.output, "layout").iterdir()]
+    left = [p.name for p in Path(config.output, PARTS, "layout").iterdir()]
     assert len(left) <= 2, "checkpoints were left"
 
 

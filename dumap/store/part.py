@@ -1,0 +1,136 @@
+"""What one task writes, which counts once its manifest is there."""
+
+from __future__ import annotations
+
+import uuid
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import zarr
+from zarr.codecs import Crc32cCodec
+from zarr.storage import MemoryStore
+
+from dumap.store import metadata
+from dumap.store.manifests import part_key
+from dumap.store.objects import Growing
+from dumap.store.shards import Shard, checksummed
+
+if TYPE_CHECKING:
+    from dumap.store.run import Run
+
+OBJECT_BYTES = 32 << 20
+"""An array is written to a bucket in pieces of at most this size, since a bucket takes an object out of memory."""
+METADATA = "metadata"
+"""Attribute of the part that made the final arrays: their metadata by key, as dumap wrote it."""
+
+
+class Part:
+    """What one task writes: some arrays, whole, then the manifest that makes them count.
+
+    Use as a context manager; leaving it without an error commits.
+
+    Parameters
+    ----------
+    run : Run
+    stage, name : str
+    durable : bool
+        What is written is there for good before it counts.
+    """
+
+    def __init__(self, run: Run, stage: str, name: str, durable: bool = True) -> None:
+        self.run, self.stage, self.name, self.durable = run, stage, name, durable
+        self.attempt = uuid.uuid4().hex[:8]
+        self.arrays: dict[str, list[tuple]] = {}
+        self.objects: dict[str, tuple[int, str]] = {}
+        self.attributes: dict[str, Any] = {}
+        self._open: Growing | None = None
+
+    def write(self, name: str, values: np.ndarray) -> None:
+        """Write one array."""
+        self.arrays[name] = self._append(values)
+
+    def write_gathered(self, name: str, values: np.ndarray, rows: np.ndarray) -> None:
+        """Write `values[rows]`, gathered as they are written."""
+        self.arrays[name] = self._append(np.ascontiguousarray(values), rows)
+
+    def _append(self, values: np.ndarray, rows: np.ndarray | None = None) -> list[tuple]:
+        """Add an array, or some of its rows, to the part's object; return what the manifest tells of its pieces.
+
+        A bucket takes an object out of memory: no piece is larger than `OBJECT_BYTES` there, and no object twice that.
+        """
+        count, pieces = len(values) if rows is None else len(rows), []
+        step = max(1, count)
+        if not self.run.is_local:
+            step = max(1, OBJECT_BYTES // max(1, values[:1].nbytes))
+        for start in range(0, max(1, count), step):
+            some = values[start : start + step] if rows is None else values
+            chosen = None if rows is None else rows[start : start + step]
+            shard = Shard.of(values, min(step, count - start))
+            if self._open is None:
+                self._open = Growing(self.run, part_key(self.stage, self.name, self.attempt, len(self.objects)))
+            pieces.append((self._open.key, self._open.size, shard.shape, shard.dtype.str))
+            self._open.add(shard.pieces(some, chosen))
+            if not self.run.is_local and self._open.size >= OBJECT_BYTES:
+                self._close()
+        return pieces
+
+    def _close(self) -> None:
+        """End the object that is open."""
+        if self._open is not None:
+            self.objects[self._open.key] = self._open.keep(self.durable)
+            self._open = None
+
+    def _put(self, key: str, data: bytes) -> None:
+        self.objects[key] = self.run.put_part(key, data, self.durable)
+
+    def write_rows(self, name: str, first: int, values: np.ndarray) -> None:
+        """Write whole chunks of one of the run's final arrays."""
+        array = self.run.final(name)
+        chunk = array.chunks[0]
+        if first % chunk or (len(values) % chunk and first + len(values) != array.shape[0]):
+            raise ValueError(f"rows {first}+{len(values)} of {name} are not whole chunks of {chunk}")
+        for start in range(0, len(values), chunk):
+            rows = np.full((chunk, *values.shape[1:]), array.fill_value, array.dtype)
+            rows[: len(values) - start] = values[start : start + chunk]
+            key = "/".join([name, "c", str((first + start) // chunk), *["0"] * (array.ndim - 1)])
+            self._put(key, checksummed(rows))
+
+    def create_final(
+        self,
+        name: str,
+        shape: tuple[int, ...],
+        dtype: str,
+        chunk_rows: int,
+        fill: float,
+        attributes: dict[str, Any],
+    ) -> None:
+        """Create one of the run's final arrays, (row, component) or (row,), which other parts fill."""
+        encoded: dict[str, Any] = {}  # made in memory, or Zarr would write groups above it that no manifest names
+        zarr.create_array(
+            MemoryStore(encoded),
+            shape=shape,
+            dtype=dtype,
+            chunks=(chunk_rows, *shape[1:]),
+            compressors=[Crc32cCodec()],
+            filters=None,
+            fill_value=fill,
+            dimension_names=("row", "component")[: len(shape)],
+            attributes=attributes,
+        )
+        key, data = f"{name}/zarr.json", encoded["zarr.json"].to_bytes()
+        own = self.attributes.setdefault(METADATA, {})[key] = metadata.parse(data)
+        if found := metadata.parse(self.run.get(key)):
+            data = metadata.renewed(found, own)
+        self._put(key, data)
+
+    def __enter__(self) -> Part:
+        return self
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        if kind is not None:
+            if self._open is not None:
+                self._open.discard()
+            return
+        self._close()
+        told = {"attempt": self.attempt, "arrays": self.arrays, "objects": self.objects, "attributes": self.attributes}
+        self.run.commit(self.stage, self.name, told, self.durable)
