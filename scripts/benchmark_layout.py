@@ -29,7 +29,7 @@ from dumap.artifacts.graph import Graph
 from dumap.artifacts.job import Job
 from dumap.artifacts.layout import Generation
 from dumap.config import Config, build
-from dumap.kernels.layout import pool_rows
+from dumap.kernels.pool import pool_rows
 from dumap.recipe.names import STAGES
 from dumap.recipe.pipeline import plan
 from dumap.recipe.status import status

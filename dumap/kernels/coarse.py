@@ -13,6 +13,7 @@ from scipy.sparse.linalg import ArpackNoConvergence, eigsh
 
 from dumap.kernels import hashing, layout
 from dumap.kernels.layout import Descent
+from dumap.kernels.pool import lay_pool, pool_rows
 from dumap.kernels.threads import one_thread
 
 SPAN = 10.0
@@ -229,8 +230,8 @@ def lay_out(matrix: sparse.csr_matrix, sizes: np.ndarray, y: np.ndarray, descent
     here = y[filled].astype(np.float32)
     m, v, after = np.zeros_like(here), np.zeros_like(here), np.empty_like(here)
     for epoch in range(descent.n_epochs):
-        drawn = np.searchsorted(stops, layout.pool_rows(descent.seed, epoch, int(stops[-1])), side="right")
-        pool = layout.lay_pool(here[drawn])
+        drawn = np.searchsorted(stops, pool_rows(descent.seed, epoch, int(stops[-1])), side="right")
+        pool = lay_pool(here[drawn])
         layout.generation(descent, epoch, 0, len(here), 0, 0, edges, here, m, v, pool, after)
         here, after = after, here
     out = np.full(y.shape, np.nan)

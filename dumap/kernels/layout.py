@@ -13,14 +13,12 @@ import numba as nb
 import numpy as np
 
 from dumap.kernels import hashing, maths
+from dumap.kernels.pool import POOL_ROWS
 
 BLOCK = 64
 """Rows that step together, and share their negatives: the first is a multiple of it."""
 CHUNK = 2048
 """Edges of a block that are looked at together."""
-POOL_ROWS = 4096
-CURVE_BITS = 16
-"""Bits of each coordinate that tell a row's place in the pool, if there are few coordinates."""
 BETA1, BETA2 = np.float32(0.5), np.float32(0.9)
 EPSILON = np.float32(0.03)
 """What Adam adds to a row's root mean square gradient, 1 or more as a rule: a piece of the graph that nothing but far
@@ -55,22 +53,6 @@ class Edges(NamedTuple):
     tails: np.ndarray
     rates: np.ndarray
     phases: np.ndarray
-
-
-def fit_ab(spread: float, min_dist: float) -> tuple[float, float]:
-    """Fit 1 / (1 + a d^2b) to the membership that `spread` and `min_dist` ask for.
-
-    As umap-learn's `find_ab_params`, in units of the spread: so the fit succeeds whatever they are, and a map of
-    another scale has the same curve, stretched. a is 0 or infinite where no float holds it.
-    """
-    from scipy.optimize import curve_fit
-
-    d, near = np.linspace(0, 3, 300), min_dist / spread
-    wanted = np.where(d < near, 1.0, np.exp(near - d))
-    (a, b), _ = curve_fit(lambda x, a, b: 1.0 / (1.0 + a * x ** (2 * b)), d, wanted)
-    a, b = round(float(a), 6), round(float(b), 6)  # what other processors and libraries make of it too
-    with np.errstate(over="ignore", under="ignore"):
-        return float(a * np.float64(spread) ** (-2 * b)), b
 
 
 def default_epochs(rows: int) -> int:
@@ -139,50 +121,6 @@ def pack(
     greatest = np.float64(greatest)
     kept = _pack(indptr, tails, weights, first, greatest, floor, base, out_indptr, out_tails, rates, phases)
     return Edges(out_indptr, out_tails[:kept].copy(), rates[:kept].copy(), phases[:kept].copy())
-
-
-def pool_rows(seed: int, epoch: int, rows: int) -> np.ndarray:
-    """Draw the rows that serve all rows of an epoch as negatives.
-
-    Returns
-    -------
-    ndarray of int64, shape (POOL_ROWS,)
-    """
-    counters = np.arange(POOL_ROWS, dtype=np.int64) + np.int64(epoch) * POOL_ROWS
-    return (hashing.draws(seed, hashing.POOL, counters) % np.uint64(rows)).astype(np.int64)
-
-
-@nb.njit(cache=True, nogil=True)
-def _along_curve(coordinates, bits):
-    """Return numbers that ascend along a curve through all cells of a grid: their bits, taken by turns (Morton)."""
-    n, components = coordinates.shape
-    keys, scale = np.zeros(n, np.int64), np.float32((1 << bits) - 1)
-    cells = np.empty((n, components), np.int64)
-    for c in range(components):
-        low, high = coordinates[:, c].min(), coordinates[:, c].max()
-        for i in range(n):
-            cells[i, c] = np.int64((coordinates[i, c] - low) / max(high - low, _NEAR) * scale)
-    for bit in range(bits - 1, -1, -1):
-        for c in range(components):
-            keys = (keys << 1) | ((cells[:, c] >> bit) & 1)
-    return keys
-
-
-def lay_pool(coordinates: np.ndarray) -> np.ndarray:
-    """Lay the pool out by component, in the order of a curve through the map.
-
-    Rows at equal distances along it are then spread over all of the map.
-
-    Parameters
-    ----------
-    coordinates : ndarray of float32, shape (POOL_ROWS, n_components)
-
-    Returns
-    -------
-    ndarray of float32, shape (n_components, POOL_ROWS)
-    """
-    keys = _along_curve(coordinates, min(CURVE_BITS, 62 // coordinates.shape[1]))
-    return np.ascontiguousarray(coordinates[np.argsort(keys, kind="stable")].T)
 
 
 @nb.njit(inline="always")
@@ -399,6 +337,7 @@ def generation(
     """Write the next generation of rows [start, stop) of a shard; their moments change in place.
 
     Adam with beta 0.5 and 0.9 and a rate that falls linearly to 0, as uwot's batch mode; its epsilon is greater.
+    So many parameters, since numba takes each array by itself.
 
     Parameters
     ----------
@@ -417,7 +356,7 @@ def generation(
         The last generation: never written.
     m, v : ndarray of float32, shape (shard rows, n_components)
     pool : ndarray of float32, shape (n_components, POOL_ROWS)
-        From `lay_pool`.
+        From `dumap.kernels.pool.lay_pool`.
     out_y : ndarray of float32, shape (shard rows, n_components)
     exchanged : ndarray of float32, shape (shard rows, n_components), optional
         Where shards are not exchanged every epoch: the shard's rows at the last exchange, as old as those of others in

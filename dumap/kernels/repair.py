@@ -126,7 +126,10 @@ def _score_pair(i, j, x, members, limits, distance, arguments, found, distances)
 
 
 def _join(x, own, members, fresh, homes, inside, limits, distance, arguments, found, distances):
-    """Score each pair once for each way round it is met; fill `found` and `distances`, return how many pairs."""
+    """Score each pair once for each way round it is met; fill `found` and `distances`, return how many pairs.
+
+    So many parameters, since numba takes each array by itself.
+    """
     rows, k = members.shape
     starts, entries = listed_by(members, own)
     seen, pairs = np.full(rows, -1, np.int32), 0
@@ -197,6 +200,7 @@ def join(
 
     A row meets the rows that stand in a list of the cell's own rows together with it and, where it is one of those,
     also whom it lists, and whom they list (Dong, Charikar and Li, WWW 2011). What is found goes both ways.
+    So many parameters, since numba takes each array by itself.
 
     Parameters
     ----------

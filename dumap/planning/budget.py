@@ -8,7 +8,7 @@ from dumap.config import Config, format_bytes
 from dumap.errors import BudgetError
 from dumap.kernels.axes import WIDE
 from dumap.kernels.coarse import most_edges
-from dumap.kernels.layout import POOL_ROWS
+from dumap.kernels.pool import POOL_ROWS
 from dumap.planning.geometry import SHARD_EDGES, Geometry, shard_rows_of
 from dumap.store import OBJECT_BYTES
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from dumap.config import LayoutConfig
 from dumap.errors import ConfigError
-from dumap.kernels.layout import fit_ab
+from dumap.kernels.curve import fit_ab
 
 
 @lru_cache

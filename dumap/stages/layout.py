@@ -19,6 +19,7 @@ from dumap.artifacts.parts import LAYOUT, number_of
 from dumap.kernels import layout
 from dumap.kernels.graph import rows_at
 from dumap.kernels.layout import Descent, Edges
+from dumap.kernels.pool import lay_pool, pool_rows
 from dumap.planning.budget import round_bytes
 from dumap.planning.plan import runs_on_one_host
 from dumap.stages import Context, writes_more
@@ -48,8 +49,11 @@ def advance(
     after: np.ndarray,
     drawn: np.ndarray,
 ) -> None:
-    """Write the generation after `y`, all rows of it, slice by slice on threads; `drawn` rows are the pool."""
-    pool = layout.lay_pool(y[drawn])
+    """Write the generation after `y`, all rows of it, slice by slice on threads; `drawn` rows are the pool.
+
+    So many parameters, since numba takes each array by itself.
+    """
+    pool = lay_pool(y[drawn])
     slices = [
         workers.submit(layout.generation, shared, epoch, low, high, 0, 0, edges, y, m, v, pool, after)
         for low, high in pairwise(cuts)
@@ -74,7 +78,7 @@ def descend(job: Job, part: str, threads: int) -> None:
         for epoch in range(begin, epochs):
             if has_settled(job, epoch):
                 break
-            drawn = rows_at(layout.pool_rows(shared.seed, epoch, graph.places[-1]), *repeated)
+            drawn = rows_at(pool_rows(shared.seed, epoch, graph.places[-1]), *repeated)
             advance(workers, cuts, shared, epoch, edges, y, m, v, after, drawn)
             y, after = after, y
             job.tick(epoch + 1, epochs)

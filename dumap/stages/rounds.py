@@ -17,6 +17,7 @@ from dumap.artifacts.layout import Generation, generations, loss_name
 from dumap.artifacts.parts import LAYOUT, evenly, range_of, ranged
 from dumap.kernels import layout
 from dumap.kernels.layout import Edges
+from dumap.kernels.pool import lay_pool, pool_rows
 from dumap.planning.budget import kept_bytes
 from dumap.stages import Context
 from dumap.stages.descent import descent, end, is_checkpoint, pack_shards, write_piece
@@ -87,9 +88,9 @@ def let_go() -> None:
 
 def pool_of(before: Generation, seed: int, epoch: int) -> np.ndarray:
     """Return the pool of negatives of an epoch, of coordinates before it."""
-    places = layout.pool_rows(seed, epoch, before.graph.places[-1])
+    places = pool_rows(seed, epoch, before.graph.places[-1])
     unique, place = np.unique(before.graph.rows_at(places), return_inverse=True)
-    return layout.lay_pool(before.gather(unique)[place])
+    return lay_pool(before.gather(unique)[place])
 
 
 def step(job: Job, part: str, epoch: int) -> None:

@@ -16,6 +16,7 @@ from dumap.artifacts.vectors import ISOLATED, ZERO
 from dumap.config import build
 from dumap.errors import ConfigError, InputError
 from dumap.kernels import coarse, graph, hashing, layout, start
+from dumap.kernels.pool import POOL_ROWS, lay_pool, pool_rows
 from dumap.planning.geometry import geometry
 from dumap.planning.plan import make_plan
 from dumap.recipe.pipeline import plan, run
@@ -263,7 +264,7 @@ def test_a_step_is_keyed_by_all_bits_of_a_row(ring):
     """Rows far out are pushed from negatives of their own, not from those of the row 2^32 before."""
     indptr, tails, weights = ring
     y = noise(10, 2)
-    pool = layout.lay_pool(noise(layout.POOL_ROWS, 2, seed=1))
+    pool = lay_pool(noise(POOL_ROWS, 2, seed=1))
     descent = layout.Descent(1.577, 0.895, 1.0, 1.0, 5.0, 50, 42)
 
     def step(first: int, own: int, known: np.ndarray) -> np.ndarray:
@@ -328,7 +329,7 @@ def test_the_starts_kernels_reach_beyond_32_bits(vast):
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="other systems promise memory in other ways")
 def test_a_step_reaches_beyond_32_bits(vast):
     descent = layout.Descent(1.577, 0.895, 1.0, 1.0, 5.0, 50, 42)
-    pool, coordinates = layout.lay_pool(noise(layout.POOL_ROWS, 2, seed=1)), noise(4, 2)
+    pool, coordinates = lay_pool(noise(POOL_ROWS, 2, seed=1)), noise(4, 2)
 
     def step(edge: int, own: int, tails, rates, phases, y) -> list:
         tails[edge : edge + 3], rates[edge : edge + 3] = own + np.arange(1, 4), 2**14
@@ -347,7 +348,7 @@ def test_choices_far_out_are_their_own():
     low = np.arange(1000)
     found = [hashing.draws(42, hashing.POOL, low + far) for far in (0, 2**31, 2**32, 2**33, 2**40)]
     assert len(np.unique(np.concatenate(found))) == 5000
-    pool = np.concatenate([layout.pool_rows(42, epoch, MANY) for epoch in range(5)])
+    pool = np.concatenate([pool_rows(42, epoch, MANY) for epoch in range(5)])
     assert pool.dtype == np.int64
     assert pool.min() >= 0
     assert pool.max() < MANY

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import scipy.sparse as sparse
 from umap import umap_
-from umap.umap_ import find_ab_params
 
 from dumap.kernels import hashing, layout
+from dumap.kernels.curve import fit_ab
+from dumap.kernels.pool import POOL_ROWS, lay_pool, pool_rows
 
 ROWS, EPOCHS, EPOCH, SEED = 300, 40, 3, 42
 UNIT = 1 << layout.FRACTION_BITS
@@ -54,21 +55,21 @@ def state(n_components: int):
     y = rng.uniform(0, 10, (ROWS, n_components)).astype(np.float32)
     m = rng.normal(0, 1, y.shape).astype(np.float32)
     v = rng.uniform(0.5, 2, y.shape).astype(np.float32)
-    return y, m, v, y[layout.pool_rows(SEED, EPOCH, ROWS)]
+    return y, m, v, y[pool_rows(SEED, EPOCH, ROWS)]
 
 
 def step(edges, y, m, v, pool, start=0, stop=None, first=0, own=0, descent=DESCENT, exchanged=None):
     """Return the next generation of a shard's rows [start, stop), and the moments."""
     m, v, out = m.copy(), v.copy(), np.full(m.shape, np.nan, np.float32)
     stop = len(m) if stop is None else stop
-    layout.generation(descent, EPOCH, start, stop, first, own, edges, y, m, v, layout.lay_pool(pool), out, exchanged)
+    layout.generation(descent, EPOCH, start, stop, first, own, edges, y, m, v, lay_pool(pool), out, exchanged)
     return out, m, v
 
 
 def obvious_generation(edges, y, m, v, pool, descent=DESCENT, exchanged=None):
     """Step every row, one edge and one negative at a time, in float64."""
     a, b, rate, gamma, negatives = descent[:5]
-    pool = layout.lay_pool(pool).T
+    pool = lay_pool(pool).T
     y, m, v, pool = (array.astype(np.float64) for array in (y, m, v, pool))
     base = hashing.draws(SEED, hashing.NEGATIVES, np.array([EPOCH]))[0]
     times, out = due(edges, EPOCH), np.empty_like(m)
@@ -82,7 +83,7 @@ def obvious_generation(edges, y, m, v, pool, descent=DESCENT, exchanged=None):
             pull += times[e] * np.clip(2 * a * b * d2 ** (b - 1) / (1 + a * d2**b) * apart, -4, 4)
         block = i // layout.BLOCK
         count = int(np.ceil(negatives / 2 * totals[block * layout.BLOCK :][: layout.BLOCK].mean()))
-        apart = layout.POOL_ROWS * UNIT // max(count, 1)
+        apart = POOL_ROWS * UNIT // max(count, 1)
         first = int(hashing.draw(base, block)) % apart
         for n in range(count):
             away = y[i] - pool[(first + n * apart) // UNIT]
@@ -126,7 +127,7 @@ def test_a_block_of_more_edges_than_are_looked_at_together():
 def test_a_generation_is_the_same_however_rows_are_cut_into_slices(graph, n_components):
     edges, (y, m, v, pool) = pack(graph), state(n_components)
     whole, _, _ = step(edges, y, m, v, pool)
-    out, laid = np.empty_like(y), layout.lay_pool(pool)
+    out, laid = np.empty_like(y), lay_pool(pool)
     cuts = [0, 64, 192, 192, ROWS]
     for low, high in reversed(list(pairwise(cuts))):
         layout.generation(DESCENT, EPOCH, low, high, 0, 0, edges, y, m, v, laid, out)
@@ -209,7 +210,7 @@ def test_rows_that_are_not_whole_blocks_are_refused(graph, start, stop, first):
 def test_rows_in_one_place_stay_finite(graph):
     y, m, v, _ = state(2)
     y[:] = 5
-    for array in step(pack(graph), y, m, v, y[layout.pool_rows(SEED, EPOCH, ROWS)]):
+    for array in step(pack(graph), y, m, v, y[pool_rows(SEED, EPOCH, ROWS)]):
         assert np.isfinite(array).all()
 
 
@@ -299,60 +300,6 @@ def test_pack_keys_phases_by_row_and_not_by_shard(graph):
         assert joined.tobytes() == getattr(whole, field).tobytes()
 
 
-def test_the_pool_is_drawn_anew_each_epoch_from_all_rows():
-    pools = [layout.pool_rows(SEED, epoch, 50) for epoch in range(3)]
-    assert all(np.bincount(pool, minlength=50).min() > 40 for pool in pools)
-    assert len({pool.tobytes() for pool in pools}) == 3
-    assert (layout.pool_rows(SEED, 0, 1) == 0).all()
-
-
-@pytest.mark.parametrize("n_components", [1, 2, 3, 70])
-def test_the_pool_lies_along_a_curve_through_the_map(n_components):
-    rng = np.random.default_rng(1)
-    pool = rng.normal(0, 1, (layout.POOL_ROWS, n_components)).astype(np.float32)
-    laid = layout.lay_pool(pool)
-    assert laid.shape == (n_components, layout.POOL_ROWS)
-    assert sorted(map(tuple, laid.T.tolist())) == sorted(map(tuple, pool.tolist()))
-    if n_components < 4:
-        apart = [np.linalg.norm(np.diff(rows, axis=0), axis=1).mean() for rows in (laid.T, pool)]
-        assert apart[0] < apart[1] / 4
-    assert layout.lay_pool(np.zeros_like(pool)).tobytes() == bytes(pool.nbytes), "rows that are all in one place"
-
-
-# curve and epochs ------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("spread", "min_dist"), [(1.0, 0.1), (1.0, 0.0), (1.0, 0.5), (1.0, 0.99), (1.0, 1.0), (2.5, 0.5)]
-)
-def test_the_curve_is_that_of_umap_learn(spread, min_dist):
-    assert layout.fit_ab(spread, min_dist) == pytest.approx(find_ab_params(spread, min_dist), rel=1e-4)
-
-
-@pytest.mark.parametrize("spread", [1e-12, 0.01, 0.05, 10.0, 1e4, 1e6])
-@pytest.mark.parametrize("near", [0.0, 0.1, 1.0])
-def test_the_curve_of_another_scale_is_the_same_stretched(spread, near):
-    """Where umap-learn's fit has other answers, such as a = -259 and b = -77 for a spread of 0.05."""
-    d = np.linspace(0.01, 3, 50)
-    (a, b), (unit_a, unit_b) = layout.fit_ab(spread, near * spread), layout.fit_ab(1.0, near)
-    np.testing.assert_allclose(1 / (1 + a * (d * spread) ** (2 * b)), 1 / (1 + unit_a * d ** (2 * unit_b)), rtol=1e-9)
-    assert a > 0
-    assert b > 0
-
-
-@pytest.mark.parametrize("near", [0.0, 0.37, 0.7, 1.0])
-def test_the_curve_is_near_what_is_asked_for(near):
-    a, b = layout.fit_ab(1e-3, near * 1e-3)
-    d = np.linspace(0, 3, 300)
-    wanted = np.where(d < near, 1, np.exp(near - d))
-    assert np.abs(1 / (1 + a * (d * 1e-3) ** (2 * b)) - wanted).mean() < 0.05
-
-
-@pytest.mark.parametrize(("spread", "wanted"), [(1e300, 0.0), (1e-300, np.inf), (5e-324, np.inf)])
-def test_a_curve_that_no_float_holds(spread, wanted):
-    assert layout.fit_ab(spread, 0.0) == (wanted, layout.fit_ab(1.0, 0.0)[1])
-
-
 def test_the_usual_curve_and_epochs():
-    assert layout.fit_ab(1.0, 0.1) == (1.576943, 0.895061)
+    assert fit_ab(1.0, 0.1) == (1.576943, 0.895061)
     assert [layout.default_epochs(rows) for rows in (10, 10_000, 10_001, 10**8)] == [500, 500, 200, 200]

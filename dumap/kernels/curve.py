@@ -1,0 +1,21 @@
+"""The curve 1 / (1 + a d^2b) by which distances in the map count."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def fit_ab(spread: float, min_dist: float) -> tuple[float, float]:
+    """Fit 1 / (1 + a d^2b) to the membership that `spread` and `min_dist` ask for.
+
+    As umap-learn's `find_ab_params`, in units of the spread: so the fit succeeds whatever they are, and a map of
+    another scale has the same curve, stretched. a is 0 or infinite where no float holds it.
+    """
+    from scipy.optimize import curve_fit
+
+    d, near = np.linspace(0, 3, 300), min_dist / spread
+    wanted = np.where(d < near, 1.0, np.exp(near - d))
+    (a, b), _ = curve_fit(lambda x, a, b: 1.0 / (1.0 + a * x ** (2 * b)), d, wanted)
+    a, b = round(float(a), 6), round(float(b), 6)  # what other processors and libraries make of it too
+    with np.errstate(over="ignore", under="ignore"):
+        return float(a * np.float64(spread) ** (-2 * b)), b
