@@ -15,10 +15,10 @@ from dumap.artifacts.cells import Table
 from dumap.artifacts.job import Job
 from dumap.artifacts.vectors import drawn_queries
 from dumap.kernels import hashing
-from dumap.planning.plan import repair_row_bytes
+from dumap.planning.audits import repair_row_bytes
 from dumap.recipe import pipeline
+from dumap.recipe.damage import verify
 from dumap.recipe.names import NAMING, STAGES
-from dumap.recipe.repair import verify
 from dumap.stages.repair import read_home, want
 from dumap.store import MANIFESTS, Run
 

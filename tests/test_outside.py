@@ -13,8 +13,8 @@ import pytest
 import zarr
 
 from dumap.config import load
+from dumap.recipe.damage import clean, verify
 from dumap.recipe.pipeline import run
-from dumap.recipe.repair import clean, verify
 from dumap.store import INSIDE
 
 SETTINGS = {"cluster.engine": "local", "layout.n_epochs": 10, "quality.queries": 50}

@@ -748,7 +748,7 @@ def test_rows_whose_hashes_collide_are_no_copies(few, configure, save, monkeypat
     from dumap.artifacts.parts import numbered
     from dumap.artifacts.vectors import copies_of
     from dumap.kernels import hashing
-    from dumap.planning.plan import tally_buckets
+    from dumap.planning.budget import tally_buckets
     from dumap.stages import vectors as stage
 
     hashes = hashing.row_hashes

@@ -19,8 +19,8 @@ from dumap.api import run
 from dumap.artifacts import cells
 from dumap.config import NeighborsConfig, build
 from dumap.errors import InputError, RunMismatchError, StorageError
+from dumap.recipe.damage import verify
 from dumap.recipe.pipeline import plan
-from dumap.recipe.repair import verify
 from dumap.sources.zarr_array import Precomputed
 from dumap.stages.given import given_lists
 from dumap.store import MANIFESTS, PARTS, Run

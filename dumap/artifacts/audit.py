@@ -8,7 +8,7 @@ import numpy as np
 
 from dumap.artifacts.job import Job
 from dumap.artifacts.parts import AUDIT
-from dumap.planning.plan import queries_at_once
+from dumap.planning.audits import queries_at_once
 from dumap.store import Run
 
 

@@ -185,9 +185,9 @@ def export(run: str, what: str, out: str, labels: str | None, with_self: bool, f
 @click.option("--json", "as_json", is_flag=True, help="For machines.")
 def verify(run: str, dry_run: bool, as_json: bool) -> None:
     """Read every committed object against its checksum; 'dumap run' then makes what is damaged again."""
-    from dumap.recipe import repair
+    from dumap.recipe import damage
 
-    keys = [key for _, _, key in repair.verify(run, say, mend=not dry_run)]
+    keys = [key for _, _, key in damage.verify(run, say, mend=not dry_run)]
     if as_json:
         click.echo(to_json({"output": run, "damaged": keys}))
     else:
@@ -203,9 +203,9 @@ def verify(run: str, dry_run: bool, as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="For machines.")
 def clean(run: str, dry_run: bool, as_json: bool) -> None:
     """Remove what dumap left that no manifest names: of tasks that died, failed or came second; nothing else."""
-    from dumap.recipe import repair
+    from dumap.recipe import damage
 
-    unnamed, others = repair.clean(run, say, dry_run)
+    unnamed, others = damage.clean(run, say, dry_run)
     if as_json:
         click.echo(to_json({"output": run, "unnamed": unnamed, "removed": not dry_run, "left": others}))
     else:

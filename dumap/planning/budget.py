@@ -142,3 +142,36 @@ def principal_bytes(config: Config, cut: Geometry) -> int:
     size, centred = (min(cut.sample_rows, most // 8), cut.sample_rows) if wide else (cut.dims, 4096)
     solved = 32 * size**2 + min(size if wide else centred, cut.sample_rows) * cut.dims * 8
     return max(2 * sample + solved, cut.block_rows * cut.dims * (2 * cut.itemsize + 12))
+
+
+def tally_row_bytes(config: Config) -> int:
+    """Return the bytes a row takes while copies are counted: keys of one word or two, thrice, and ids (measured)."""
+    return 60 + 24 * (2 if config.input.unique else 1)
+
+
+def tally_buckets(config: Config, rows: int) -> int:
+    """Return the buckets of hashes in which equal rows are looked for."""
+    return math.ceil(rows * tally_row_bytes(config) / config.task_memory)
+
+
+def task_bytes(worker_memory: int) -> int:
+    """Return the bytes that a task may use on a worker of that limit."""
+    return int(worker_memory * PAUSE_FRACTION) - interpreter_bytes("layout")
+
+
+def runs_on_one_host(config: Config, rows: int, edges: int, worker_memory: int) -> bool:
+    """Tell whether the layout runs in one process, which must hold all of it, rather than in rounds."""
+    if config.layout.mode != "auto" or config.layout.exchange_every > 1:
+        return config.layout.mode == "host"
+    whole = host_layout_bytes(rows, edges, config.layout.n_components)
+    return whole <= max(config.task_memory, task_bytes(worker_memory))
+
+
+def layout_bytes(config: Config, rows: int, edges: int, worker_memory: int) -> int:
+    """Return the bytes that a task of the layout takes."""
+    if runs_on_one_host(config, rows, edges, worker_memory):
+        return host_layout_bytes(rows, edges, config.layout.n_components)
+    shard_rows = min(shard_rows_of(config), rows)
+    beside, fitting = round_bytes(config, shard_rows)
+    one = shard_layout_bytes(shard_rows, config.neighbors.others, config.layout.n_components)
+    return beside + min(fitting, -(-rows // shard_rows)) * one

@@ -1,4 +1,4 @@
-"""The recipe: vectors, cells, neighbors, audit, graph, start, layout, embedding, quality."""
+"""A run: a recipe's stages, one after another, each of them once; what is found damaged on the way is made again."""
 
 from __future__ import annotations
 
@@ -13,22 +13,23 @@ from dumap.config import Config
 from dumap.engine import Engine, Observer
 from dumap.engine.choose import choose, reach
 from dumap.errors import DamageError, DumapError
+from dumap.planning.audits import without_repairs
 from dumap.planning.budget import PAUSE_FRACTION, process_bytes, projected_bytes
 from dumap.planning.geometry import geometry
-from dumap.planning.plan import Plan, make_plan, without_repairs
+from dumap.planning.plan import Plan
+from dumap.recipe.damage import forget
 from dumap.recipe.identity import check_chunks, check_same, check_workers, create, describe_input, lost_identity
 from dumap.recipe.locations import check_places, free_disk, probe_output, with_places
 from dumap.recipe.names import DONE, NAMING, STAGES
 from dumap.recipe.observers import Logged, Watched
-from dumap.recipe.repair import forget
+from dumap.recipe.recipes import make_plan, recipe_of
 from dumap.recipe.status import status
 from dumap.sources.zarr_array import Input, Precomputed
-from dumap.stages import Context, Task, audit, cells, embedding, graph, layout, neighbors, quality, start, vectors
+from dumap.stages import Context, Recipe, Stage, Task
 from dumap.store import Lock, Run
 
 if TYPE_CHECKING:
     from distributed import Client
-RECIPE = dict(zip(STAGES, (vectors, cells, neighbors, audit, graph, start, layout, embedding, quality), strict=True))
 REPAIRS = 3
 """Times that one part's damage is repaired in one call: a disk that goes on losing it is no place for a run."""
 
@@ -102,7 +103,7 @@ def run(config: Config, client: Client | None = None, observer: Observer | None 
                 create(job, cluster)
                 check_workers(job.run, cluster, force)
                 cluster.bind(job.run, projected.peak_bytes)
-                follow(job, projected, cluster, Watched(observer, lock))
+                follow(recipe_of(config), job, projected, cluster, Watched(observer, lock))
                 job.run.renew()
         except (DumapError, KeyboardInterrupt) as error:
             error.add_note(f"What is committed in {config.output} is kept; the same command goes on from there.")
@@ -119,14 +120,14 @@ def held(run: Run, projected: Plan) -> int:
     return found
 
 
-def follow(job: Job, projected: Plan, cluster: Engine, observer: Observer) -> None:
-    """Run the recipe's stages that are not committed yet; make anew what turns out to be damaged on the way."""
+def follow(recipe: Recipe, job: Job, projected: Plan, cluster: Engine, observer: Observer) -> None:
+    """Run a recipe's stages that are not committed yet; make anew what turns out to be damaged on the way."""
     repaired: dict[tuple[str, str], int] = {}
     while True:
         try:
-            for name in STAGES:
-                if not job.run.is_committed(DONE, name):
-                    _complete(name, job, projected, cluster, observer)
+            for stage in recipe:
+                if not job.run.is_committed(DONE, stage.name):
+                    _complete(stage, job, projected, cluster, observer)
             return
         except DamageError as error:
             part = (error.stage, error.part)
@@ -139,8 +140,9 @@ def follow(job: Job, projected: Plan, cluster: Engine, observer: Observer) -> No
             cluster.bind(job.run, projected.peak_bytes)
 
 
-def _complete(name: str, job: Job, projected: Plan, cluster: Engine, observer: Observer) -> None:
+def _complete(stage: Stage, job: Job, projected: Plan, cluster: Engine, observer: Observer) -> None:
     """Run one stage and commit it."""
+    name = stage.name
     projected = as_it_turned_out(job, projected, cluster.worker_memory)
     wanted = process_bytes(projected.stage(name).peak_bytes, cluster.worker_threads)
     observer.started(name, wanted)
@@ -149,7 +151,7 @@ def _complete(name: str, job: Job, projected: Plan, cluster: Engine, observer: O
     context = Context(
         job, projected, compute, cluster.threads, cluster.host_threads, cluster.worker_memory, observer.note
     )
-    facts = RECIPE[name].run(context)
+    facts = stage.run(context)
     seconds = time.monotonic() - began
     if name == AUDIT and not facts["repairs"]:
         projected = unrepaired(job, cluster.worker_memory)

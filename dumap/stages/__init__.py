@@ -8,14 +8,15 @@ a stage (`repair` of audit, `coarsen` of start, `loss` and `rounds` of layout) o
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from dumap.artifacts.job import Job
 from dumap.config import Config
 from dumap.planning.budget import check_task
-from dumap.planning.geometry import Geometry
-from dumap.planning.plan import Plan
+from dumap.planning.geometry import Geometry, shard_rows_of
+from dumap.planning.plan import Plan, Projection
 from dumap.store import Run
 
 Task = Callable[..., None]
@@ -75,3 +76,67 @@ class Context:
     def geometry(self) -> Geometry:
         """The cut."""
         return self.job.geometry
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What a stage is, depends on, and takes; each stage declares it at the end of its module.
+
+    What its parts hold depends on the keys, on what it reads, on the data and on its code alone, so that a stage whose
+    keys are equal, of upstream stages that are equal too, comes to the same bytes.
+
+    Attributes
+    ----------
+    name : str
+        By which its parts are found.
+    keys : tuple of str
+        The settings on which its bytes depend, such as 'neighbors.metric': see `settings_of`.
+    reads : tuple of str
+        The stages whose parts it reads.
+    writes : tuple of str
+        What the names of its parts begin with.
+    run : callable
+        `run(context)` does the work, and returns what is told of it.
+    project : callable
+        `project(cut, config, worker_memory)` says what it will take; `worker_memory` is 0 where it is not known.
+    version : int
+        Raised by whoever changes the bytes.
+    """
+
+    name: str
+    keys: tuple[str, ...]
+    reads: tuple[str, ...]
+    writes: tuple[str, ...]
+    run: Callable[[Context], dict]
+    project: Callable[[Geometry, Config, int], Projection]
+    version: int = 1
+
+
+Recipe = tuple[Stage, ...]
+"""Stages in the order in which they run: each reads only those before it."""
+
+DERIVED: dict[str, Callable[[Config], Any]] = {
+    "neighbors.width": lambda config: config.neighbors.searched + 1,
+    "neighbors.precomputed": lambda config: config.neighbors.precomputed is not None,
+    "graph.shard_rows": shard_rows_of,
+}
+"""Settings that count as what is made of them: null is another's value, a place tells no data, and a shard that memory
+cannot hold is smaller."""
+
+
+def settings_of(config: Config, keys: Iterable[str]) -> dict[str, Any]:
+    """Return the values of some settings, by key, as stages depend on them.
+
+    Raises
+    ------
+    KeyError
+        There is no such setting.
+    """
+    found, values = {}, config.model_dump(mode="json")
+    for key in keys:
+        *sections, name = key.split(".")
+        place = values
+        for section in sections:
+            place = place[section]
+        found[key] = DERIVED[key](config) if key in DERIVED else place[name]
+    return found

@@ -8,11 +8,14 @@ from dumap.artifacts.audit import NEAR, query_groups, report_name
 from dumap.artifacts.cells import Table
 from dumap.artifacts.job import Job
 from dumap.artifacts.neighbors import Lists
-from dumap.artifacts.parts import AUDIT, VECTORS, number_of, numbered
+from dumap.artifacts.parts import AUDIT, CELLS, NEIGHBORS, VECTORS, number_of, numbered
 from dumap.artifacts.vectors import distinct_rows, drawn_queries, samples
+from dumap.config import Config
 from dumap.kernels import audit, quality, vectors
-from dumap.planning.plan import queries_at_once
-from dumap.stages import Context
+from dumap.planning.audits import HALO, audit_bytes, audits, queries_at_once, repair_bytes
+from dumap.planning.geometry import Geometry
+from dumap.planning.plan import Projection
+from dumap.stages import Context, Stage
 from dumap.stages.distances import columns_of, fill, tiles
 from dumap.stages.repair import repair_lists
 
@@ -154,15 +157,14 @@ def run(context: Context) -> dict:
     target, figures = own.recall_target, measure(context, 0)
     repairs: list[dict] = []
     recalls = [figures.get("recall")]
-    most = own.max_repairs if own.precomputed is None else 0
-    while recalls[-1] is not None and recalls[-1] < target and len(repairs) < most:
+    while recalls[-1] is not None and recalls[-1] < target and len(repairs) < own.max_repairs:
         within = figures["recall_within_cells"]
         repairs.append(repair_lists(context, len(repairs) + 1, inside=within is not None and within < target))
         figures = measure(context, len(repairs))
         recalls.append(figures.get("recall"))
         if not repairs[-1]["gained"]:
             break
-    if recalls[-1] is not None and recalls[-1] < target and own.precomputed is None:
+    if recalls[-1] is not None and recalls[-1] < target:
         context.note(
             f"audit: recall {recalls[-1]:.3f} ({figures['recall_low']:.3f} to {figures['recall_high']:.3f}) is below "
             f"neighbors.recall_target = {target} after {len(repairs)} repairs"
@@ -176,3 +178,32 @@ def run(context: Context) -> dict:
         "recall_by_repair": [None if recall is None else round(recall, 4) for recall in recalls],
         **{fact: [repair[fact] for repair in repairs] for fact in ("gained", "pairs", "left_out") if repairs},
     }
+
+
+def project(cut: Geometry, config: Config, worker_memory: int) -> Projection:
+    """Say what the stage will take, with all the repairs that it may come to."""
+    k, index, rows = config.neighbors.searched, cut.index_dtype.itemsize, cut.rows
+    queries, times = min(config.quality.queries, rows), audits(config)
+    repairs = times - 1
+    halo = HALO * rows * (cut.dims * min(cut.itemsize, 4) + k * (index + 1) + 4)  # of one repair at a time
+    offers, lists = (HALO + 1) * rows * k * (index + 4), rows * k * (index + 5)
+    found = queries * (cut.blocks + 1) * (max(k, NEAR) * 12 + k * 4) + queries * (cut.dims * 4 + 8 * k + 24)
+    return Projection(
+        tasks=times * (cut.blocks + 3) + repairs * (4 * cut.cells + 2),
+        shuffled_bytes=times * rows * cut.dims * cut.itemsize + repairs * (halo + offers),
+        disk_bytes=times * found + repairs * lists + (halo + offers if repairs else 0),
+        task_bytes=max(audit_bytes(config, cut, queries), repair_bytes(config, cut) if repairs else 0),
+    )
+
+
+STAGE = Stage(
+    AUDIT,
+    keys=(
+        *("seed", "task_memory", "input.unique", "neighbors.metric", "neighbors.metric_kwds", "neighbors.width"),
+        *("neighbors.recall_target", "neighbors.max_repairs", "quality.queries"),
+    ),
+    reads=(VECTORS, CELLS, NEIGHBORS),
+    writes=("queries", "search", "exact", "report", "wanted", "asked", "sent", "joined", "merged", "repaired"),
+    run=run,
+    project=project,
+)

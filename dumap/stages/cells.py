@@ -8,11 +8,15 @@ import numpy as np
 
 from dumap.artifacts.cells import LIMITS, PROBES, TABLE, Table, read_tree, travels_as_it_is
 from dumap.artifacts.job import Job
-from dumap.artifacts.parts import CELLS, number_of, numbered
+from dumap.artifacts.parts import CELLS, VECTORS, number_of, numbered
 from dumap.artifacts.vectors import distinct_rows, drawn, left_out
+from dumap.config import Config
 from dumap.kernels import cells, tree, vectors
-from dumap.stages import Context
-from dumap.stages.given import keep_order, tabulate_order
+from dumap.planning.budget import axes_bytes
+from dumap.planning.geometry import Geometry
+from dumap.planning.plan import Projection
+from dumap.stages import Context, Stage
+from dumap.store import OBJECT_BYTES
 
 REACH, SOUGHT = 8, 16
 """Nearest leaves whose cells a row is sent to, and nearest leaves that are sought for it."""
@@ -179,12 +183,8 @@ def sort_block(job: Job, part: str) -> None:
 
 
 def run(context: Context) -> dict:
-    """Cut the rows into cells, then sort the vectors, unless neighbours are given; return what came out."""
+    """Cut the rows into cells, then sort the vectors; return what came out."""
     store, blocks = context.run, context.geometry.blocks
-    if context.config.neighbors.precomputed is not None:
-        context.compute(CELLS, keep_order, numbered("assign", blocks))
-        context.compute(CELLS, tabulate_order, [TABLE])
-        return store.summary(CELLS, TABLE)
     context.compute(CELLS, grow_tree, ["tree"])
     context.compute(CELLS, find_leaves, numbered("near", blocks))
     context.compute(CELLS, pack_leaves, ["packing"])
@@ -195,3 +195,33 @@ def run(context: Context) -> dict:
     context.compute(CELLS, tabulate, [TABLE])
     context.compute(CELLS, sort_block, numbered("sorted", blocks))
     return store.summary(CELLS, TABLE)
+
+
+def project(cut: Geometry, config: Config, worker_memory: int) -> Projection:
+    """Say what the stage will take."""
+    rows, block, copies = cut.rows, cut.block_rows * cut.dims, min(config.cells.max_copies, cut.cells)
+    sample, sorted_bytes = cut.sample_rows * cut.dims * 4, rows * cut.dims * min(cut.itemsize, 4)
+    written = min(4 * OBJECT_BYTES, copies * block * cut.itemsize)
+    return Projection(
+        tasks=3 * cut.blocks + 4,
+        shuffled_bytes=copies * sorted_bytes,
+        disk_bytes=copies * (sorted_bytes + rows * 32) + rows * 52,
+        task_bytes=max(
+            block * (2 * cut.itemsize + 12) + cut.block_rows * 64 + written,
+            sample * (5 if config.neighbors.metric == "correlation" else 4) + axes_bytes(cut),
+            cut.blocks * (cut.cells + 1) * 40 + cut.cells**2 * 16,  # the table
+        ),
+    )
+
+
+STAGE = Stage(
+    CELLS,
+    keys=(
+        *("seed", "task_memory", "input.unique", "neighbors.metric", "neighbors.width", "cells.max_copies"),
+        "cells.max_rows",
+    ),
+    reads=(VECTORS,),
+    writes=("tree", "near", "packing", "assign", LIMITS, "counted", TABLE, "sorted"),
+    run=run,
+    project=project,
+)

@@ -13,7 +13,7 @@ from dumap.errors import InputError
 from dumap.kernels import neighbors as search
 from dumap.kernels import quality, vectors
 from dumap.kernels.threads import one_thread
-from dumap.planning.plan import TILE_BYTES
+from dumap.planning.audits import TILE_BYTES
 
 
 def metric_arguments(job: Job) -> dict:

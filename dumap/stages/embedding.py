@@ -8,9 +8,12 @@ from dumap.artifacts.cells import Table
 from dumap.artifacts.graph import Graph, placed_in
 from dumap.artifacts.job import Job
 from dumap.artifacts.layout import last_generation
-from dumap.artifacts.parts import EMBEDDING, VECTORS, number_of, numbered, total
+from dumap.artifacts.parts import CELLS, EMBEDDING, GRAPH, LAYOUT, VECTORS, number_of, numbered, total
 from dumap.artifacts.vectors import COPY, DROPPED, ISOLATED, copies_of, repeated_in
-from dumap.stages import Context
+from dumap.config import Config
+from dumap.planning.geometry import Geometry
+from dumap.planning.plan import Projection
+from dumap.stages import Context, Stage
 
 
 def positions_of(job: Job, table: Table, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
@@ -71,3 +74,24 @@ def run(context: Context) -> dict:
     parts = numbered("rows", context.geometry.outputs)
     context.compute(EMBEDDING, write_rows, parts)
     return {"nonfinite": total(context.run, EMBEDDING, parts, "nonfinite")}
+
+
+def project(cut: Geometry, config: Config, worker_memory: int) -> Projection:
+    """Say what the stage will take."""
+    n_components = config.layout.n_components
+    return Projection(
+        tasks=cut.outputs,
+        shuffled_bytes=cut.rows * 4 * n_components,
+        disk_bytes=cut.rows * (4 * n_components + 1),
+        task_bytes=cut.output_rows * (64 + 16 * n_components) + (cut.blocks + cut.cells) * 48,
+    )
+
+
+STAGE = Stage(
+    EMBEDDING,
+    keys=("input.unique", "layout.n_components"),
+    reads=(VECTORS, CELLS, GRAPH, LAYOUT),
+    writes=("rows",),
+    run=run,
+    project=project,
+)

@@ -1,17 +1,27 @@
-"""Neighbours that are given instead of searched: cells are ranges of rows, and lists are taken as they are."""
+"""Neighbours that are given instead of searched: cells are ranges of rows, and lists are taken as they are.
+
+The first four stages of such a run, which take the place of those that search.
+"""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
-from dumap.artifacts.cells import Table, kept_positions
+from dumap.artifacts.cells import TABLE, Table, kept_positions
 from dumap.artifacts.job import Job
 from dumap.artifacts.neighbors import write_lists
-from dumap.artifacts.parts import CELLS, NEIGHBORS, VECTORS, number_of
+from dumap.artifacts.parts import AUDIT, CELLS, NEIGHBORS, VECTORS, number_of, numbered, total
 from dumap.artifacts.vectors import left_out
+from dumap.config import Config
 from dumap.errors import InputError
 from dumap.kernels import neighbors, vectors
-from dumap.stages.fingerprints import fold_lists
+from dumap.planning.geometry import LIST_BYTES, SLOT_BYTES, Geometry
+from dumap.planning.plan import Projection
+from dumap.stages import Context, Stage, audit
+from dumap.stages import vectors as vectors_stage
+from dumap.stages.fingerprints import fold_lists, written
 
 
 def read_lists(job: Job, part: str) -> None:
@@ -122,3 +132,108 @@ def take_cell(job: Job, part: str) -> None:
         neighbors.merge(indices, distances, own[kept] - table.offsets[cell], named[kept], theirs[kept], own[kept])
     with job.run.part(NEIGHBORS, part) as out:
         write_lists(out, indices, distances)
+
+
+def run_vectors(context: Context) -> dict:
+    """Check the input, and read the lists once; return what was counted."""
+    facts, lists = vectors_stage.run(context), numbered("lists", context.geometry.cells)
+    context.compute(VECTORS, read_lists, lists)
+    return {**facts, "precomputed_fingerprint": written(total(context.run, VECTORS, lists, "fingerprint"))}
+
+
+def run_cells(context: Context) -> dict:
+    """Cut the rows into ranges; return what came out."""
+    context.compute(CELLS, keep_order, numbered("assign", context.geometry.blocks))
+    context.compute(CELLS, tabulate_order, [TABLE])
+    return context.run.summary(CELLS, TABLE)
+
+
+def run_neighbors(context: Context) -> dict:
+    """Take the lists; return what came out."""
+    merged = numbered("merged", Table(context.run).cells)
+    context.compute(NEIGHBORS, take_cell, merged)
+    return {"missing": total(context.run, NEIGHBORS, merged, "missing")}
+
+
+def run_audit(context: Context) -> dict:
+    """Audit the lists, which are left as they are; return what was found."""
+    if not context.config.quality.queries:
+        return {"queries": 0, "repairs": 0}
+    figures = audit.measure(context, 0)
+    recall = figures.get("recall")
+    return {
+        **figures,
+        "recall_target": context.config.neighbors.recall_target,
+        "repairs": 0,
+        "recall_by_repair": [None if recall is None else round(recall, 4)],
+    }
+
+
+def read_bytes(cut: Geometry, config: Config) -> int:
+    """Return the bytes that reading some of the lists takes."""
+    chunks = min(config.task_memory // 2, cut.rows * cut.columns * 32)  # two at each end of what is read, decoded twice
+    return chunks + cut.list_rows * cut.columns * SLOT_BYTES
+
+
+def project_vectors(cut: Geometry, config: Config, worker_memory: int) -> Projection:
+    """Say what the stage vectors will take."""
+    own = vectors_stage.project(cut, config, worker_memory)
+    return replace(own, tasks=own.tasks + cut.cells, task_bytes=max(own.task_bytes, read_bytes(cut, config)))
+
+
+def project_cells(cut: Geometry, config: Config, worker_memory: int) -> Projection:
+    """Say what the stage cells will take."""
+    rows, table = cut.rows, cut.blocks * cut.cells * 8
+    return Projection(cut.blocks + 1, rows, rows * 4 + table, cut.block_rows * 64 + rows * 16 + table * 2)
+
+
+def project_neighbors(cut: Geometry, config: Config, worker_memory: int) -> Projection:
+    """Say what the stage neighbors will take."""
+    k, rows = config.neighbors.searched, cut.rows
+    lists = min(cut.cell_rows, rows) * k * LIST_BYTES + (cut.blocks + cut.cells) * 48
+    return Projection(
+        tasks=cut.cells,
+        shuffled_bytes=0,
+        disk_bytes=rows * k * (cut.index_dtype.itemsize + 4),
+        task_bytes=read_bytes(cut, config) + lists,
+    )
+
+
+VECTORS_GIVEN = Stage(
+    VECTORS,
+    keys=(
+        *("seed", "task_memory", "input.unique", "neighbors.precomputed", "neighbors.metric", "neighbors.width"),
+        "quality.queries",
+    ),
+    reads=(),
+    writes=(*vectors_stage.STAGE.writes, "lists"),
+    run=run_vectors,
+    project=project_vectors,
+)
+CELLS_GIVEN = Stage(
+    CELLS,
+    keys=("task_memory", "input.unique", "neighbors.precomputed", "neighbors.width"),
+    reads=(VECTORS,),
+    writes=("assign", TABLE),
+    run=run_cells,
+    project=project_cells,
+)
+NEIGHBORS_GIVEN = Stage(
+    NEIGHBORS,
+    keys=("task_memory", "neighbors.precomputed", "neighbors.width"),
+    reads=(VECTORS, CELLS),
+    writes=("merged",),
+    run=run_neighbors,
+    project=project_neighbors,
+)
+AUDIT_GIVEN = Stage(
+    AUDIT,
+    keys=(
+        *("seed", "task_memory", "input.unique", "neighbors.precomputed", "neighbors.metric"),
+        *("neighbors.metric_kwds", "neighbors.width", "neighbors.recall_target", "quality.queries"),
+    ),
+    reads=(VECTORS, CELLS, NEIGHBORS),
+    writes=("queries", "search", "exact", "report"),
+    run=run_audit,
+    project=audit.project,
+)

@@ -10,12 +10,13 @@ from dumap.artifacts.cells import Table
 from dumap.artifacts.graph import SHARDS, WHOLE, Graph, Shards
 from dumap.artifacts.job import Job
 from dumap.artifacts.neighbors import Lists
-from dumap.artifacts.parts import GRAPH, number_of, numbered, total
+from dumap.artifacts.parts import AUDIT, CELLS, GRAPH, NEIGHBORS, VECTORS, number_of, numbered, total
 from dumap.artifacts.vectors import repeated_in
 from dumap.config import Config
 from dumap.kernels import graph
-from dumap.planning.geometry import EDGE_BYTES, SHARD_EDGES
-from dumap.stages import Context
+from dumap.planning.geometry import EDGE_BYTES, SHARD_EDGES, Geometry
+from dumap.planning.plan import Projection
+from dumap.stages import Context, Stage
 
 DISCONNECTION_DISTANCES = {"correlation": 2.0, "cosine": 2.0, "hellinger": 1.0, "jaccard": 1.0, "dice": 1.0}
 """umap-learn's: at this distance rows have nothing in common."""
@@ -215,3 +216,31 @@ def run(context: Context) -> dict:
         "missing": missing,
         "disconnected": disconnected,
     }
+
+
+def project(cut: Geometry, config: Config, worker_memory: int) -> Projection:
+    """Say what the stage will take."""
+    rows, index, unique = cut.rows, cut.index_dtype.itemsize, config.input.unique
+    k, shard_rows = config.neighbors.others, min(cut.shard_rows, cut.rows)
+    return Projection(
+        tasks=3 * cut.shards + 2 + unique * cut.blocks,
+        shuffled_bytes=rows * k * (2 * index + 4),
+        disk_bytes=rows * (k * (2 * index + 8) + unique * (8 + index)) + 2 * k * rows * (index + 4),
+        task_bytes=max(
+            int(shard_rows * (k * SHARD_EDGES * EDGE_BYTES + (config.neighbors.searched - k) * 16)),
+            rows * (index + 2) + 2 * k * shard_rows * index,
+        ),
+    )
+
+
+STAGE = Stage(
+    GRAPH,
+    keys=(
+        *("input.unique", "neighbors.n_neighbors", "neighbors.metric", "graph.local_connectivity"),
+        *("graph.set_op_mix_ratio", "graph.disconnection_distance", "graph.shard_rows"),
+    ),
+    reads=(VECTORS, CELLS, NEIGHBORS, AUDIT),
+    writes=("summed", "directed", SHARDS, "placed", "united", WHOLE),
+    run=run,
+    project=project,
+)

@@ -7,6 +7,7 @@ of tasks, each of which reads its shards and the rows they touch. The bytes are 
 
 from __future__ import annotations
 
+import math
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
@@ -15,14 +16,16 @@ import numpy as np
 from dumap.artifacts.graph import Graph
 from dumap.artifacts.job import Job
 from dumap.artifacts.layout import END, Generation, generations, last_epoch, loss_of
-from dumap.artifacts.parts import LAYOUT, number_of
+from dumap.artifacts.parts import GRAPH, LAYOUT, START, number_of
+from dumap.config import Config
 from dumap.kernels import layout
 from dumap.kernels.graph import rows_at
 from dumap.kernels.layout import Descent, Edges
 from dumap.kernels.pool import lay_pool, pool_rows
-from dumap.planning.budget import round_bytes
-from dumap.planning.plan import runs_on_one_host
-from dumap.stages import Context, writes_more
+from dumap.planning.budget import layout_bytes, pool_bytes, round_bytes, runs_on_one_host
+from dumap.planning.geometry import Geometry
+from dumap.planning.plan import Projection
+from dumap.stages import Context, Stage, writes_more
 from dumap.stages.descent import descent, end, is_checkpoint, pack_shards, write_piece
 from dumap.stages.loss import PAIRS_PART, draw_pairs, has_settled, judged, write_loss
 from dumap.stages.rounds import in_rounds
@@ -115,3 +118,30 @@ def run(context: Context) -> dict:
     losses = [[epoch, None if (loss := loss_of(context.run, epoch)) is None else round(loss, 4)] for epoch in measured]
     shared = descent(context.job)
     return {"mode": mode, "epochs": last_epoch(context.run), "a": shared.a, "b": shared.b, "loss": losses}
+
+
+def project(cut: Geometry, config: Config, worker_memory: int) -> Projection:
+    """Say what the stage will take: on one host, or in rounds of units."""
+    n_components, rows, edges = config.layout.n_components, cut.rows, 2 * config.neighbors.others * cut.rows
+    state, kept = rows * 4 * n_components * 3, math.ceil(cut.n_epochs / config.layout.checkpoint_every)
+    task_bytes = layout_bytes(config, rows, edges, worker_memory)
+    if runs_on_one_host(config, rows, edges, worker_memory):
+        return Projection(kept, state * kept, 2 * state, task_bytes)
+    _, fitting = round_bytes(config, min(cut.shard_rows, rows))
+    units, rounds = math.ceil(cut.shards / fitting), math.ceil(cut.n_epochs / config.layout.exchange_every)
+    moved = 2 * state + units * pool_bytes(n_components)
+    return Projection(units * (rounds + 1), rounds * moved + 8 * edges, 2 * state + 8 * edges, task_bytes)
+
+
+STAGE = Stage(
+    LAYOUT,
+    keys=(
+        *("seed", "layout.n_components", "layout.n_epochs", "layout.learning_rate", "layout.min_dist"),
+        *("layout.spread", "layout.a", "layout.b", "layout.negative_sample_rate", "layout.repulsion_strength"),
+        *("layout.exchange_every", "layout.least_fall"),
+    ),
+    reads=(GRAPH, START),
+    writes=(PAIRS_PART, "epoch", "generation", "loss", "packed", END),
+    run=run,
+    project=project,
+)

@@ -1,7 +1,4 @@
-"""neighbors: a k-NN graph in each cell, then with its guests; each row's lists from all its cells are merged by id.
-
-Where neighbours are given, their lists take the place of what is searched.
-"""
+"""neighbors: a k-NN graph in each cell, then with its guests; each row's lists from all its cells are merged by id."""
 
 from __future__ import annotations
 
@@ -13,11 +10,13 @@ from dumap.artifacts.cells import TABLE, Cell, Table
 from dumap.artifacts.job import Job
 from dumap.artifacts.neighbors import write_lists
 from dumap.artifacts.parts import CELLS, NEIGHBORS, number_of, numbered, total
+from dumap.config import Config
 from dumap.kernels import leaves, neighbors, vectors
-from dumap.planning.geometry import GUEST_BYTES, cell_row_bytes, guests_a_turn
-from dumap.stages import Context
+from dumap.kernels.leaves import COLUMN_BYTES, EXACT_ROWS
+from dumap.planning.geometry import GUEST_BYTES, Geometry, cell_row_bytes, guests_a_turn
+from dumap.planning.plan import Projection
+from dumap.stages import Context, Stage
 from dumap.stages.distances import defined_distances, metric_arguments
-from dumap.stages.given import take_cell
 
 
 def placed(job: Job, cell: Cell, rows: np.ndarray) -> np.ndarray:
@@ -193,11 +192,8 @@ def run(context: Context) -> dict:
     """Search every cell, then merge; return what came out."""
     count = Table(context.run).cells
     merged = numbered("merged", count)
-    if context.config.neighbors.precomputed is None:
-        require_room(context)
-    if context.config.neighbors.precomputed is not None:
-        context.compute(NEIGHBORS, take_cell, merged)
-    elif context.config.neighbors.metric not in vectors.EUCLIDEAN_ORDER:
+    require_room(context)
+    if context.config.neighbors.metric not in vectors.EUCLIDEAN_ORDER:
         context.compute(NEIGHBORS, search_cell, numbered("cell", count))
         context.compute(NEIGHBORS, merge_cell, merged)
     elif count == 1:
@@ -207,3 +203,33 @@ def run(context: Context) -> dict:
         context.compute(NEIGHBORS, meet_guests, numbered("cell", count))
         context.compute(NEIGHBORS, merge_cell, merged)
     return {"missing": total(context.run, NEIGHBORS, merged, "missing")}
+
+
+def project(cut: Geometry, config: Config, worker_memory: int) -> Projection:
+    """Say what the stage will take."""
+    rows, listed, index = cut.rows, config.neighbors.searched, cut.index_dtype.itemsize
+    cell_rows, copies = min(cut.cell_rows, rows), min(config.cells.max_copies, cut.cells)
+    list_bytes = listed * (index + 4)
+    return Projection(
+        tasks=3 * cut.cells,
+        shuffled_bytes=(copies + 1) * rows * list_bytes,
+        disk_bytes=(copies + 1) * rows * list_bytes + rows * (listed * (index + 8) + 8),
+        task_bytes=cell_rows * max(cell_row_bytes(cut.dims, listed, config.neighbors.metric), list_bytes * 4)
+        + min(cell_rows, EXACT_ROWS) * cut.dims
+        + cell_rows * (GUEST_BYTES + 2 * list_bytes) * (cut.cells > 1)  # guests of other turns, and what they found
+        + 2 * COLUMN_BYTES
+        + (cut.blocks + cut.cells) * 48,
+    )
+
+
+STAGE = Stage(
+    NEIGHBORS,
+    keys=(
+        *("seed", "task_memory", "neighbors.metric", "neighbors.metric_kwds", "neighbors.width", "cells.max_copies"),
+        "cells.max_rows",
+    ),
+    reads=(CELLS,),
+    writes=("home", "cell", "merged"),
+    run=run,
+    project=project,
+)

@@ -9,10 +9,13 @@ from dumap.artifacts.cells import Table
 from dumap.artifacts.graph import Graph
 from dumap.artifacts.job import Job
 from dumap.artifacts.layout import last_generation
-from dumap.artifacts.parts import AUDIT, QUALITY, number_of, numbered
+from dumap.artifacts.parts import AUDIT, CELLS, GRAPH, LAYOUT, QUALITY, VECTORS, number_of, numbered
+from dumap.config import Config
 from dumap.kernels import quality
-from dumap.planning.plan import TILE_BYTES
-from dumap.stages import Context
+from dumap.planning.audits import TILE_BYTES, audit_bytes
+from dumap.planning.geometry import Geometry
+from dumap.planning.plan import Projection
+from dumap.stages import Context, Stage
 from dumap.stages.distances import columns_of, fill, tiles
 
 TRUST_QUERIES = 300
@@ -119,3 +122,24 @@ def run(context: Context) -> dict:
     context.compute(QUALITY, rank_block, numbered("ranks", blocks))
     context.compute(QUALITY, report, ["report"])
     return context.run.summary(QUALITY, "report")
+
+
+def project(cut: Geometry, config: Config, worker_memory: int) -> Projection:
+    """Say what the stage will take."""
+    queries = min(config.quality.queries, cut.rows)
+    return Projection(
+        tasks=2 * cut.blocks + 3,
+        shuffled_bytes=2 * cut.rows * cut.dims * cut.itemsize,
+        disk_bytes=queries * NEAR * 16 + TRUST_QUERIES * NEAR * 12 * cut.blocks,
+        task_bytes=audit_bytes(config, cut, queries),
+    )
+
+
+STAGE = Stage(
+    QUALITY,
+    keys=("neighbors.metric", "neighbors.metric_kwds", "layout.n_components", "quality.queries"),
+    reads=(VECTORS, CELLS, AUDIT, GRAPH, LAYOUT),
+    writes=("queries", "reached", "limits", "ranks", "report"),
+    run=run,
+    project=project,
+)

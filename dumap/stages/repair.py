@@ -14,7 +14,7 @@ from dumap.artifacts.job import Job
 from dumap.artifacts.neighbors import Lists, write_lists
 from dumap.artifacts.parts import AUDIT, CELLS, number_of, numbered, total
 from dumap.kernels import neighbors, repair, vectors
-from dumap.planning.plan import universe_rows
+from dumap.planning.audits import universe_rows
 from dumap.stages import Context
 from dumap.stages.distances import defined_distances, metric_arguments
 

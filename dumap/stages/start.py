@@ -10,19 +10,24 @@ import numpy as np
 from dumap.artifacts.cells import Table
 from dumap.artifacts.graph import Graph
 from dumap.artifacts.job import Job
-from dumap.artifacts.parts import START, number_of, numbered, range_of, ranged
-from dumap.artifacts.start import BOX, COARSE, labels_reader, smoothed
+from dumap.artifacts.parts import CELLS, GRAPH, START, VECTORS, number_of, numbered, range_of, ranged
+from dumap.artifacts.start import BOX, COARSE, SEEDS, labels_reader, smoothed
 from dumap.artifacts.vectors import drawn
+from dumap.config import Config
 from dumap.errors import ConfigError
 from dumap.kernels import coarse, start, vectors
-from dumap.planning.budget import axes_rows
-from dumap.stages import Context
+from dumap.planning.budget import axes_rows, principal_bytes, start_bytes
+from dumap.planning.geometry import Geometry
+from dumap.planning.plan import Projection
+from dumap.stages import Context, Stage
 from dumap.stages.coarsen import lay_out_coarse
 from dumap.stages.passes import Pass, groups_of
 from dumap.store import Rows, Series
 
 AXES = "axes"
 SMOOTHINGS = 8
+PASSES = 14
+"""Passes over the graph: 8 that smooth, and those in which labels spread (assumed; they grow slowly)."""
 SPAN_ROWS = 65_536
 """Rows that are placed at once where they are placed in the input's order, if a block has fewer."""
 
@@ -220,3 +225,31 @@ def run(context: Context) -> dict:
         if part not in wanted:
             context.run.discard(START, part)
     return {"init": init, **context.run.summary(START, BOX)["facts"]}
+
+
+def project(cut: Geometry, config: Config, worker_memory: int) -> Projection:
+    """Say what the stage will take."""
+    edges, n_components = 2 * config.neighbors.others * cut.rows, config.layout.n_components
+    shard = start_bytes(config, cut.rows, min(cut.shard_rows, cut.rows))
+    return Projection(
+        tasks=PASSES * cut.shards,
+        shuffled_bytes=PASSES * edges * (cut.index_dtype.itemsize + 4),
+        disk_bytes=edges * 8 + cut.rows * 12 * n_components,
+        task_bytes=max(shard, principal_bytes(config, cut)),
+    )
+
+
+STAGE = Stage(
+    START,
+    keys=(
+        *("seed", "task_memory", "input.unique", "neighbors.metric", "start.init", "start.coarse_epochs"),
+        *("layout.n_components", "layout.learning_rate", "layout.min_dist", "layout.spread", "layout.a", "layout.b"),
+        *("layout.negative_sample_rate", "layout.repulsion_strength"),
+    ),
+    reads=(VECTORS, CELLS, GRAPH),
+    writes=(
+        *(SEEDS, "labels", "labelled", COARSE, "smooth", "smoothed", BOX, "coordinates", AXES, "span", "collected"),
+    ),
+    run=run,
+    project=project,
+)

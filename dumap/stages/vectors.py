@@ -17,12 +17,15 @@ import numpy as np
 from dumap.artifacts.job import CENTRE, Job, centred
 from dumap.artifacts.parts import VECTORS, number_of, numbered, total
 from dumap.artifacts.vectors import DROPPED, ZERO, drawn_queries
+from dumap.config import Config
 from dumap.errors import InputError
 from dumap.kernels import hashing, vectors
-from dumap.planning.plan import audits, tally_buckets
-from dumap.stages import Context
+from dumap.planning.audits import audits
+from dumap.planning.budget import tally_buckets, tally_row_bytes
+from dumap.planning.geometry import Geometry
+from dumap.planning.plan import Projection
+from dumap.stages import Context, Stage
 from dumap.stages.fingerprints import hash_rows, written
-from dumap.stages.given import read_lists
 from dumap.store import Part
 
 NAMED_ROWS = 10
@@ -281,7 +284,7 @@ def run(context: Context) -> dict:
             )
         names = numbered("distinct", context.geometry.blocks)
         context.compute(VECTORS, find_copies, names, buckets=buckets, among=rows - duplicates)
-    facts = {
+    return {
         "rows": rows,
         "dropped": nonfinite,
         **_count_cast(context, total(store, VECTORS, blocks, "inexact"), buckets),
@@ -293,8 +296,33 @@ def run(context: Context) -> dict:
         "copies": duplicates if config.input.unique else 0,
         "fingerprint": written(total(store, VECTORS, blocks, "fingerprint")),
     }
-    if config.neighbors.precomputed is not None:
-        lists = numbered("lists", context.geometry.cells)
-        context.compute(VECTORS, read_lists, lists)
-        facts["precomputed_fingerprint"] = written(total(store, VECTORS, lists, "fingerprint"))
-    return facts
+
+
+def project(cut: Geometry, config: Config, worker_memory: int) -> Projection:
+    """Say what the stage will take."""
+    rows, unique, wide = cut.rows, config.input.unique, cut.itemsize > 4
+    block, index, buckets = cut.block_rows * cut.dims, cut.index_dtype.itemsize, tally_buckets(config, rows)
+    queries = audits(config) * min(config.quality.queries, rows)
+    sample, drawn = cut.sample_rows * cut.dims * 4, min(queries, rows) * cut.dims * 4
+    return Projection(
+        tasks=(cut.blocks + buckets) * (1 + wide) + cut.blocks * unique + wide,
+        shuffled_bytes=rows * 8 * (1 + unique + 2 * wide),
+        disk_bytes=rows * (9 + unique * (16 + 3 * index) + 16 * wide) + (sample + drawn) * (1 + wide),
+        task_bytes=max(
+            block * (2 * cut.itemsize + 8) + sample + min(drawn, 4 * block),
+            -(-rows // buckets) * tally_row_bytes(config),
+        ),
+    )
+
+
+STAGE = Stage(
+    VECTORS,
+    keys=(
+        *("seed", "task_memory", "input.unique", "neighbors.metric", "neighbors.width", "cells.max_copies"),
+        *("cells.max_rows", "neighbors.recall_target", "neighbors.max_repairs", "quality.queries"),
+    ),
+    reads=(),
+    writes=("block", "duplicates", "distinct", CENTRE, "cast", "merged"),
+    run=run,
+    project=project,
+)

@@ -16,7 +16,7 @@ from helpers import AsBegins, slowly
 from dumap.api import run
 from dumap.config import load
 from dumap.errors import DamageError, StorageError
-from dumap.recipe.repair import clean, verify
+from dumap.recipe.damage import clean, verify
 from dumap.store import LOCKS, MANIFESTS, PARTS, Run, manifest_key, probe, shards
 from dumap.store import lock as lock_module
 from dumap.store import objects as objects_module

@@ -10,8 +10,8 @@ from faults.harness import ROUNDS, Fleet, all_kept, commits, results, until
 from helpers import slowly
 
 from dumap.api import run
+from dumap.recipe.damage import verify
 from dumap.recipe.observers import Silent
-from dumap.recipe.repair import verify
 from dumap.recipe.status import status
 from dumap.store import MANIFESTS
 

@@ -17,9 +17,9 @@ from dumap.artifacts.job import Job
 from dumap.artifacts.parts import numbered
 from dumap.engine import backups
 from dumap.engine.cluster import Executor
+from dumap.recipe.damage import verify
 from dumap.recipe.observers import Silent
 from dumap.recipe.pipeline import plan
-from dumap.recipe.repair import verify
 from dumap.recipe.status import status
 
 

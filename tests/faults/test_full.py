@@ -19,11 +19,11 @@ from skips import MOUNTING
 
 from dumap.api import run
 from dumap.errors import BudgetError, StorageError
-from dumap.planning.plan import make_plan
+from dumap.recipe.damage import verify
 from dumap.recipe.names import STAGES
 from dumap.recipe.observers import Silent
 from dumap.recipe.pipeline import plan
-from dumap.recipe.repair import verify
+from dumap.recipe.recipes import make_plan
 from dumap.store import Run
 from dumap.store import lock as module
 

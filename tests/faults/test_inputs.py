@@ -18,8 +18,8 @@ from dumap.errors import ConfigError, InputError
 from dumap.kernels import coarse, graph, hashing, layout, start
 from dumap.kernels.pool import POOL_ROWS, lay_pool, pool_rows
 from dumap.planning.geometry import geometry
-from dumap.planning.plan import make_plan
 from dumap.recipe.pipeline import plan, run
+from dumap.recipe.recipes import make_plan
 from dumap.store import Run
 
 TINY = {"neighbors.n_neighbors": 4, "layout.n_epochs": 5}

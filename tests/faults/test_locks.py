@@ -24,8 +24,8 @@ from dumap.api import run
 from dumap.artifacts.job import Job
 from dumap.engine.cluster import Executor
 from dumap.errors import LockError
+from dumap.recipe.damage import verify
 from dumap.recipe.pipeline import plan
-from dumap.recipe.repair import verify
 from dumap.store import MANIFESTS, Lock, Run
 from dumap.store import lock as module
 from dumap.store.objects import seal, unseal

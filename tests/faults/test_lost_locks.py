@@ -15,9 +15,9 @@ from faults.harness import until
 from dumap.api import run
 from dumap.artifacts.job import Job
 from dumap.errors import LockError, StorageError
-from dumap.recipe import pipeline, repair
+from dumap.recipe import damage, pipeline
+from dumap.recipe.damage import verify
 from dumap.recipe.observers import Silent
-from dumap.recipe.repair import verify
 from dumap.recipe.status import status
 from dumap.store import LOCKS, Lock, Run
 from dumap.store import lock as module
@@ -134,7 +134,7 @@ def test_a_dry_run_writes_nothing_and_verify_holds_the_lock(own, cli, contents, 
     assert cli("verify", own.output, "--dry-run").code == 0
     assert contents(own.output) == before
     seen = []
-    monkeypatch.setattr(repair, "_damage", lambda store: seen.append((store.term, store.lock(2)["released"])) or [])
+    monkeypatch.setattr(damage, "_damage", lambda store: seen.append((store.term, store.lock(2)["released"])) or [])
     assert cli("verify", own.output).code == 0
     assert seen == [(2, False)]
     assert Run(own.output).lock(2)["released"]
@@ -143,14 +143,14 @@ def test_a_dry_run_writes_nothing_and_verify_holds_the_lock(own, cli, contents, 
 def test_a_driver_that_begins_meanwhile_is_no_damage(own, monkeypatch):
     key = Path(own.output, next(iter(Run(own.output).manifest("graph", "united-00000")["objects"])))
     key.unlink()
-    damage = repair._damage
+    found = damage._damage
 
     def begin(store):
         Run(own.output).put(lock_key(9), seal({"released": True}))
-        return damage(store)
+        return found(store)
 
     with monkeypatch.context() as patch:
-        patch.setattr(repair, "_damage", begin)
+        patch.setattr(damage, "_damage", begin)
         with pytest.raises(LockError, match="a driver began to work on it meanwhile"):
             verify(own.output)
     assert len(verify(own.output)) == 1

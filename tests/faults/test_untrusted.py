@@ -19,7 +19,7 @@ from dumap import store
 from dumap.config import FrozenDict, build, load
 from dumap.config.metrics import ARGUMENTS, METRICS, arguments
 from dumap.errors import ConfigError, DumapError, InputError, StorageError
-from dumap.recipe import repair
+from dumap.recipe import damage
 from dumap.recipe.pipeline import plan
 from dumap.sources.zarr_array import Input
 from dumap.store import IDENTITY, MANIFESTS, PARTS, Run, manifest_key
@@ -389,9 +389,9 @@ OUTSIDE = [
 def mend(run: Run) -> None:
     """Do all that removes anything: uncommit what is damaged, and clean."""
     with contextlib.suppress(DumapError):
-        repair.drop(run.location, repair.verify(run.location), print)
+        damage.drop(run.location, damage.verify(run.location), print)
     with contextlib.suppress(DumapError):
-        repair.clean(run.location, print)
+        damage.clean(run.location, print)
 
 
 @pytest.mark.parametrize("key", OUTSIDE)
@@ -401,7 +401,7 @@ def test_nothing_outside_is_removed(run, victim, contents, key):
     forge(run, "layout", "p", objects={key.format(victim=victim): [1, "0"]})
     mend(run)
     assert contents(str(victim)) == before
-    assert repair.verify(run.location) == []
+    assert damage.verify(run.location) == []
 
 
 @pytest.mark.parametrize("attempt", ["00000000/../../../victim", "/../../../victim", "00000000/../../../victim/"])

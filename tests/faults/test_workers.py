@@ -27,10 +27,10 @@ from dumap.engine.cluster import ATTEMPTS, Executor
 from dumap.engine.task_queue import Line
 from dumap.engine.worker import execute
 from dumap.errors import TaskError
+from dumap.recipe.damage import verify
 from dumap.recipe.names import STAGES
 from dumap.recipe.observers import Silent
 from dumap.recipe.pipeline import plan
-from dumap.recipe.repair import verify
 from dumap.stages import cells, embedding, graph, layout, neighbors, quality
 from dumap.store import MANIFESTS, PARTS, Run
 

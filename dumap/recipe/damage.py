@@ -1,4 +1,4 @@
-"""Repair: what is damaged is found and forgotten, what no manifest names is removed."""
+"""Damage: what is damaged is found and forgotten, so that it is made again; what no manifest names is removed."""
 
 from __future__ import annotations
 

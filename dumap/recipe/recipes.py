@@ -1,0 +1,45 @@
+"""Recipes: which stages a run goes through, in which order, and what they will take together."""
+
+from __future__ import annotations
+
+import math
+
+from dumap.config import Config
+from dumap.planning.audits import needs_metric
+from dumap.planning.budget import interpreter_bytes
+from dumap.planning.geometry import Geometry
+from dumap.planning.plan import Plan, StagePlan, core_seconds
+from dumap.stages import Recipe, audit, cells, embedding, given, graph, layout, neighbors, quality, start, vectors
+
+SEARCHED: Recipe = (
+    *(vectors.STAGE, cells.STAGE, neighbors.STAGE, audit.STAGE, graph.STAGE, start.STAGE, layout.STAGE),
+    *(embedding.STAGE, quality.STAGE),
+)
+"""Neighbours are searched, and repaired where they fall short."""
+GIVEN: Recipe = (given.VECTORS_GIVEN, given.CELLS_GIVEN, given.NEIGHBORS_GIVEN, given.AUDIT_GIVEN, *SEARCHED[4:])
+"""Neighbours are given, and stay as they are."""
+
+
+def recipe_of(config: Config) -> Recipe:
+    """Return the recipe that a configuration asks for."""
+    return SEARCHED if config.neighbors.precomputed is None else GIVEN
+
+
+def make_plan(config: Config, cut: Geometry, worker_memory: int = 0, recipe: Recipe | None = None) -> Plan:
+    """Project every stage of a recipe.
+
+    Parameters
+    ----------
+    config : Config
+    cut : Geometry
+    worker_memory : int
+        The smallest worker's limit, where it is known: the layout runs in one process where that may hold it.
+    recipe : Recipe, optional
+        By default the one that the configuration asks for.
+    """
+    stages = []
+    for stage in recipe_of(config) if recipe is None else recipe:
+        own = stage.project(cut, config, worker_memory)
+        peak = interpreter_bytes(stage.name, needs_metric(config, stage.name)) + math.ceil(own.task_bytes)
+        stages.append(StagePlan(stage.name, own.tasks, own.shuffled_bytes, own.disk_bytes, peak))
+    return Plan(cut, tuple(stages), core_seconds(config, cut))

@@ -1,0 +1,195 @@
+"""What stages declare is true: the settings they depend on, the stages they read, the parts they write."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import zarr
+from helpers import slowly
+from sklearn.neighbors import NearestNeighbors
+
+from dumap.api import run
+from dumap.config import Config, build
+from dumap.config.sections import InputConfig
+from dumap.recipe import pipeline
+from dumap.recipe.names import STAGES
+from dumap.recipe.recipes import GIVEN, SEARCHED, recipe_of
+from dumap.stages import settings_of
+from dumap.store import IDENTITY, Run
+
+LEAST = {"input": {"path": "a"}, "output": "b"}
+BOTH = {"searched": SEARCHED, "given": GIVEN}
+SECTION = InputConfig.__mro__[1]
+"""What all sections of a configuration are."""
+
+
+def identity(config: Config) -> dict[str, Any]:
+    """Return what a run's answer depends on, by key."""
+    found: dict[str, Any] = {}
+    for name, value in config.parameters().items():
+        found |= {f"{name}.{key}": own for key, own in value.items()} if isinstance(value, dict) else {name: value}
+    return found
+
+
+def test_every_setting_of_the_answer_is_declared():
+    wide = build({**LEAST, "neighbors": {"width": 20}})
+    assert {key for stage in SEARCHED for key in stage.keys} == set(identity(wide))
+
+
+def test_what_is_declared_of_given_neighbors_decides_the_answer():
+    given = build({**LEAST, "neighbors": {"width": 20, "precomputed": "c"}})
+    declared = {key for stage in GIVEN for key in stage.keys}
+    assert set(identity(given)) - declared == {"neighbors.max_repairs"}
+    assert declared <= set(identity(given))
+
+
+@pytest.mark.parametrize("recipe", BOTH.values(), ids=BOTH)
+def test_stages_read_those_before_them(recipe):
+    assert tuple(stage.name for stage in recipe) == STAGES
+    for number, stage in enumerate(recipe):
+        assert set(stage.reads) <= set(STAGES[:number])
+        assert len(set(stage.keys)) == len(stage.keys)
+
+
+def test_an_unknown_setting_is_an_error():
+    with pytest.raises(KeyError, match="n_neighbours"):
+        settings_of(build(LEAST), ["neighbors.n_neighbours"])
+
+
+@pytest.mark.parametrize(
+    ("key", "settings", "same"),
+    [
+        ("neighbors.width", {"neighbors": {"n_neighbors": 20}}, {"neighbors": {"n_neighbors": 10, "width": 20}}),
+        ("graph.shard_rows", {"task_memory": "512MiB"}, {"task_memory": "1GiB"}),
+        ("neighbors.precomputed", {"neighbors": {"precomputed": "x"}}, {"neighbors": {"precomputed": "y"}}),
+        ("layout.min_dist", {}, {"layout": {"min_dist": 0.1}}),
+    ],
+)
+def test_settings_that_come_to_the_same_are_equal(key, settings, same):
+    first, second = (settings_of(build({**LEAST, **own}), [key]) for own in (settings, same))
+    assert first == second
+
+
+def test_other_settings_differ():
+    low, high = (build({**LEAST, "neighbors": {"n_neighbors": number}}) for number in (10, 20))
+    for key in ("neighbors.n_neighbors", "neighbors.width"):
+        assert settings_of(low, [key]) != settings_of(high, [key])
+
+
+def test_a_configuration_chooses_its_recipe():
+    assert recipe_of(build(LEAST)) is SEARCHED
+    assert recipe_of(build({**LEAST, "neighbors": {"precomputed": "c"}})) is GIVEN
+
+
+# what stages do, beside what they declare ----------------------------------------------------------
+
+MADE_OF = {"others": "neighbors.n_neighbors", "searched": "neighbors.width", "widest": "neighbors.width"}
+"""Properties of settings, and the setting that each counts as."""
+MEMORY_ALONE = {"layout": {"task_memory", "neighbors.n_neighbors", "graph.shard_rows"}, "quality": {"task_memory"}}
+"""Settings that decide how work is cut, and no bytes."""
+
+
+class Watching:
+    """Notes which settings and which stages' parts a stage reads, in whatever thread."""
+
+    def __init__(self) -> None:
+        self.stage: str | None = None
+        self.settings: dict[str, set[str]] = {}
+        self.stages: dict[str, set[str]] = {}
+        self.lock = threading.Lock()
+
+    def note(self, into: dict[str, set[str]], what: str) -> None:
+        with self.lock:
+            if self.stage is not None:
+                into.setdefault(self.stage, set()).add(what)
+
+    def watched(self, stage: Any) -> Any:
+        def go(context: Any) -> dict:
+            self.stage = stage.name
+            try:
+                return stage.run(context)
+            finally:
+                self.stage = None
+
+        return replace(stage, run=go)
+
+
+def section_names() -> dict[type, str]:
+    """Return what keys of a section begin with."""
+    found = {type(value): f"{name}." for name, value in build(LEAST)}
+    return {kind: prefix for kind, prefix in found.items() if issubclass(kind, SECTION)}
+
+
+@pytest.fixture
+def write_lists(fresh) -> Callable[[np.ndarray, int], str]:
+    """Write the nearest others of each row to a new Zarr group."""
+
+    def write(x: np.ndarray, columns: int) -> str:
+        distances, indices = NearestNeighbors(n_neighbors=columns + 1).fit(x).kneighbors(x)
+        group = zarr.create_group(path := fresh("lists.zarr"))
+        group.create_array("indices", data=indices[:, 1:].astype(np.int32))
+        group.create_array("distances", data=distances[:, 1:].astype(np.float32))
+        return path
+
+    return write
+
+
+@pytest.fixture
+def watching(monkeypatch) -> Watching:
+    seen, sections, plain = Watching(), section_names(), SECTION.__getattribute__
+
+    inside = threading.local()
+
+    def get(self: Any, name: str) -> Any:
+        if name in MADE_OF and not getattr(inside, "it", False):
+            seen.note(seen.settings, MADE_OF[name])
+            inside.it = True
+            try:
+                return plain(self, name)
+            finally:
+                inside.it = False
+        fields = type.__getattribute__(type(self), "__pydantic_fields__")
+        if name in fields and name not in sections.values() and not getattr(inside, "it", False):
+            seen.note(seen.settings, sections.get(type(self), "") + name)
+        return plain(self, name)
+
+    monkeypatch.setattr(SECTION, "__getattribute__", get)
+    for name in ("read", "read_span", "summary"):
+        method = getattr(Run, name)
+
+        def read(self: Run, stage: str, *rest: Any, method: Callable = method, **options: Any) -> Any:
+            seen.note(seen.stages, stage)
+            return method(self, stage, *rest, **options)
+
+        monkeypatch.setattr(Run, name, read)
+    choose = pipeline.recipe_of
+    monkeypatch.setattr(pipeline, "recipe_of", lambda config: tuple(map(seen.watched, choose(config))))
+    return seen
+
+
+RUNS: dict[str, dict[str, Any]] = {
+    "repaired": {"cells.max_rows": 150, "neighbors.recall_target": 1.0, "quality.queries": 50},
+    "unique": {"input.unique": True, "start.init": "pca", "layout.mode": "rounds", "layout.least_fall": 0.5},
+    "canberra": {"neighbors.metric": "canberra", "cells.max_rows": 300, "quality.queries": 20},
+    "given": {"neighbors.precomputed": "", "start.init": "random", "layout.exchange_every": 2},
+}
+
+
+@pytest.mark.parametrize("name", slowly(RUNS, "repaired"))
+def test_stages_read_and_write_what_they_declare(digits, configure, write_lists, watching, name):
+    settings = {**RUNS[name], "neighbors.n_neighbors": 8, "layout.n_epochs": 5, "cluster.engine": "local"}
+    if name == "given":
+        settings["neighbors.precomputed"] = write_lists(digits[0][:400], 10)
+    config = configure(np.concatenate([digits[0][:400], digits[0][:9]])[: 400 + 9 * (name == "unique")], settings)
+    run(config)
+    answer, store = {*identity(config), "neighbors.width"}, Run(config.output, read_only=True)
+    for stage in recipe_of(config):
+        declared = {*stage.keys, *MEMORY_ALONE.get(stage.name, ())}
+        assert watching.settings.get(stage.name, set()) & answer <= declared, stage.name
+        assert watching.stages.get(stage.name, set()) <= {IDENTITY, stage.name, *stage.reads}, stage.name
+        assert {part for part in store.committed(stage.name) if part.split("-")[0] not in stage.writes} == set()
