@@ -12,7 +12,7 @@ from dumap.planning.audits import audits, queries_at_once, repair_bytes, repair_
 from dumap.planning.budget import check_task, interpreter_bytes, tally_buckets, tally_row_bytes
 from dumap.planning.geometry import EDGE_BYTES, SHARD_EDGES, Geometry, cell_row_bytes, geometry, shard_rows_of
 from dumap.planning.plan import Plan
-from dumap.recipe.recipes import make_plan
+from dumap.recipe.recipes import SEARCHED, make_plan
 
 MIB = 2**20
 rows = st.integers(1000, 300_000_000)
@@ -364,7 +364,7 @@ def test_given_neighbors_are_read_in_the_memory_of_a_task(memory, k, more):
 def test_less_is_done_where_neighbors_are_given():
     settings = config(neighbors={"precomputed": "knn"})
     less = make_plan(settings, given_cut(settings, 10**7, 100, 20))
-    more = make_plan(config(), geometry(config(), 10**7, 100, 4, 1000))
+    more = make_plan(settings, geometry(config(), 10**7, 100, 4, 1000), recipe=SEARCHED)
     for stage in ("cells", "neighbors"):
         for what in ("tasks", "shuffled_bytes", "disk_bytes"):
             assert getattr(less.stage(stage), what) < getattr(more.stage(stage), what), (stage, what)
