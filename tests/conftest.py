@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import zarr
 from distributed import Client, LocalCluster
+from hypothesis import settings as hypothesis_settings
 from skips import is_allowed
 from sklearn.datasets import load_digits
 from turns import parse, turn_of
@@ -28,6 +29,9 @@ from dumap.show.export import export
 QUICK = {"layout.n_epochs": 20, "quality.queries": 0}
 """Settings of runs whose map is not looked at."""
 MEMORY = Path("/dev/shm")
+
+hypothesis_settings.register_profile("dumap", deadline=None)  # a busy machine is no fault
+hypothesis_settings.load_profile("dumap")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
