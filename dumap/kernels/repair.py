@@ -8,9 +8,6 @@ import numpy as np
 from dumap.kernels import vectors
 from dumap.kernels.neighbors import distance_function
 
-SLACK, ANGULAR_SLACK = 1e-5, 1e-6
-"""By how much a pair may seem farther than it is: float32 sums in any order, and angles of rows of unit length."""
-
 
 def choose_halo(indices: np.ndarray, first: int, most: int) -> tuple[np.ndarray, int]:
     """Choose the rows of other cells that a cell's rows list, where they are too many those listed as nearer ones.
@@ -175,16 +172,6 @@ def _score_anew(x, found, distance, arguments, distances):
                 distances[i, s] = distance(x[i], x[found[i, s]], *arguments)
 
 
-def _squared_limits(reach: np.ndarray, metric: str) -> np.ndarray:
-    """Return the squared distances in partition space from which on a pair cannot be nearer than `reach`."""
-    if metric == vectors.SPHERICAL:
-        chord = 2 * np.sin(np.minimum(reach, np.pi) / 2)
-        return np.where(reach < np.pi, chord * chord * (1 + SLACK), np.inf)
-    if metric in vectors.ANGULAR:
-        return 2 * reach * (1 + SLACK) + ANGULAR_SLACK
-    return (reach if metric == "sqeuclidean" else reach * reach) * (1 + SLACK)
-
-
 def join(
     x: np.ndarray,
     own: int,
@@ -233,7 +220,7 @@ def join(
     if metric not in vectors.EUCLIDEAN_ORDER:
         pairs = _join_metric(x, own, members, fresh, homes, inside, reach, distance, arguments, found, distances)
         return found, distances, pairs
-    z, limits = vectors.partition_space(x, metric), _squared_limits(reach, metric).astype(np.float32)
+    z, limits = vectors.partition_space(x, metric), vectors.squared_limits(reach, metric).astype(np.float32)
     pairs = _join_squared(z, own, members, fresh, homes, inside, limits, None, (), found, distances)
     _score_anew(x, found, distance, arguments, distances)
     return found, distances, pairs

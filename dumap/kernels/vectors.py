@@ -30,6 +30,8 @@ STEP_ROWS = 4096
 """Rows that are cast at once, so that what float64 takes is small."""
 SHORT = np.float32(0.9999)
 """Rounding that a distance is allowed where it bounds others from below."""
+SLACK, ANGULAR_SLACK = 1e-5, 1e-6
+"""By how much a pair may seem farther than it is: float32 sums in any order, and angles of rows of unit length."""
 LANES = 16
 """Sums of which `ordered_distance` is made."""
 
@@ -337,3 +339,16 @@ def from_squared(squared: np.ndarray, metric: str) -> np.ndarray:
     if metric in ANGULAR:
         return squared / 2
     return squared if metric == "sqeuclidean" else np.sqrt(squared)
+
+
+def squared_limits(reach: np.ndarray, metric: str) -> np.ndarray:
+    """Return the squared distances in partition space beyond which no pair is as near as `reach`.
+
+    The inverse of `from_squared`, and a little more, for what rounding takes away.
+    """
+    if metric == SPHERICAL:
+        chord = 2 * np.sin(np.minimum(reach, np.pi) / 2)
+        return np.where(reach < np.pi, chord * chord * (1 + SLACK), np.inf)
+    if metric in ANGULAR:
+        return 2 * reach * (1 + SLACK) + ANGULAR_SLACK
+    return (reach if metric == "sqeuclidean" else reach * reach) * (1 + SLACK)

@@ -237,3 +237,15 @@ def test_places_a_metre_apart_are_told_apart():
     placed = vectors.place(north, "haversine", vectors.on_sphere(north[20:21])[0])
     steps = [vectors.great_circle(a, b) / metre for a, b in itertools.pairwise(placed)]
     np.testing.assert_allclose(steps, 1, rtol=1e-4)
+
+
+@pytest.mark.parametrize("metric", sorted(vectors.EUCLIDEAN_ORDER))
+def test_limits_hold_all_that_is_as_near_and_little_more(metric):
+    squared = np.linspace(0, 3.9, 400)
+    limits = vectors.squared_limits(vectors.from_squared(squared, metric), metric)
+    assert (limits >= squared).all()
+    np.testing.assert_allclose(limits, squared, rtol=1e-4, atol=1e-5)
+
+
+def test_beyond_the_other_side_of_the_world_nothing_is_left_out():
+    assert vectors.squared_limits(np.array([np.pi, 9.0]), "haversine").tolist() == [np.inf, np.inf]
