@@ -16,6 +16,7 @@ from dumap.api import run
 from dumap.config import Config, annotated, build, load
 from dumap.config.names import fields_by_key, nearest, section_of, umap_learn_name
 from dumap.errors import ConfigError
+from dumap.recipe.recipes import GIVEN, SEARCHED
 
 SETTINGS = {key: field for key, field in fields_by_key().items() if section_of(field) is None}
 SECTIONS = [key for key, field in fields_by_key().items() if section_of(field) is not None]
@@ -225,6 +226,12 @@ def embed_locally(save, fresh):
         return zarr.open_array(output, path="embedding", mode="r")[:]
 
     return go
+
+
+def test_stages_depend_on_the_settings_that_are_said_to_change_the_embedding():
+    declared = {key for stage in (*SEARCHED, *GIVEN) for key in stage.keys}
+    changing = {key for key in SETTINGS if SETTINGS[key].json_schema_extra["changes_embedding"] is not False}
+    assert declared == changing - DATA
 
 
 def test_settings_that_are_said_not_to_change_the_embedding_do_not(embed_locally):

@@ -1,0 +1,36 @@
+"""Documents name files that are there."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from test_layers import LAYERS
+
+ROOT = Path(__file__).parents[1]
+CONTRIBUTING = (ROOT / ".github" / "CONTRIBUTING.md").read_text()
+
+
+def test_what_contributors_are_told_to_look_at_is_there():
+    named = set(re.findall(r"\b(?:tests|scripts|dumap)/[\w/]+\.\w+", CONTRIBUTING))
+    named |= {f"dumap/{path}" for path in re.findall(rf"`((?:{'|'.join(LAYERS)})/\w+\.py)`", CONTRIBUTING)}
+    assert len(named) > 40
+    assert [path for path in sorted(named) if not (ROOT / path).exists()] == []
+
+
+def test_every_layer_is_told_from_the_top():
+    table = CONTRIBUTING[CONTRIBUTING.index("| folder |") :]
+    told = [table.index(f"`{layer}.py`" if layer == "api" else f"`{layer}/`") for layer in LAYERS]
+    assert told == sorted(told)
+
+
+@pytest.mark.parametrize("python", ["3.11", "3.12", "3.13", "3.14"])
+def test_workflows_run_what_is_run_here(python):
+    jobs = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())["jobs"]
+    matrix = jobs["check"]["strategy"]["matrix"]
+    assert python in matrix["python"]
+    assert any("macos" in more["system"] for more in matrix["include"])
+    for job in ("check", "lowest"):
+        assert any(step.get("run") == ".ci/run" for step in jobs[job]["steps"])
