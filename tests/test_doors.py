@@ -18,6 +18,7 @@ from click.testing import CliRunner
 from dumap import errors
 from dumap.cli import cli as command
 from dumap.recipe import pipeline
+from dumap.version import __version__
 
 PYPROJECT = Path(__file__).parents[1] / "pyproject.toml"
 PLAN = ("plan", "--input", "DATA.zarr", "--output", "RUN.zarr")
@@ -61,10 +62,13 @@ def test_the_command_is_a_group_of_dask_by_its_own_name():
     assert command.name == "dumap"
 
 
+def test_the_version_is_dumaps(door):
+    assert door("--version") == (0, f"dumap, version {__version__}\n", "")
+
+
 @pytest.mark.parametrize(
     ("code", "words"),
     [
-        (0, ["--version"]),
         (0, ["--help"]),
         (0, ["run", "--help"]),
         (0, ["config", "seed"]),

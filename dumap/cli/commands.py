@@ -78,7 +78,7 @@ def _load(config: str | None, settings: tuple[str, ...], **options: Any) -> Conf
 
 
 @click.group("dumap", cls=Group, epilog=EXIT_CODES)
-@click.version_option(__version__)
+@click.version_option(__version__, prog_name="dumap")
 def cli() -> None:
     """UMAP of Zarr stores larger than memory, on Dask."""
 
