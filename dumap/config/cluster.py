@@ -28,8 +28,8 @@ class ClusterConfig(Section):
     )
     memory_limit: Bytes | None = setting(
         None,
-        "Memory of each worker of the embedded cluster, such as 4GiB; of this process with engine local. Refused "
-        "beside a scheduler. null: an equal share of what is there.",
+        "Memory of each worker of the embedded cluster, such as 4GiB; with engine local, what the interpreter and one "
+        "task may take. Refused beside a scheduler. null: an equal share of what is there.",
         changes=False,
     )
     scheduler: Location | None = setting(
