@@ -203,7 +203,7 @@ def test_one_noun_everywhere():
         "tree",
     }
     assert KERNELS - set(STAGES) == {*shared, "repair"}, "a kernel is named after its stage"
-    assert sorted(set(STAGES) - KERNELS) == ["embedding"], "a stage that only moves rows needs no kernel"
+    assert set(STAGES) - KERNELS == {"coarsen", "embedding"}, "one has those of coarse and start, one only moves rows"
     assert {path.stem.removeprefix("test_") for path in TESTS.glob("kernels/test_*.py")} == KERNELS
 
 

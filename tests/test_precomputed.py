@@ -452,7 +452,7 @@ def test_a_graph_that_moved_is_the_same(again, client, graph, fresh, taken):
 def test_a_graph_that_changed_is_refused(again, client, graph, fresh, array, when, contents):
     config = again(shutil.copytree(graph, fresh("changed.zarr")))
     if when != "done":
-        uncommit(config.output, ("neighbors", "graph", "start", "layout", "embedding", "quality"))
+        uncommit(config.output, ("neighbors", "graph", "coarsen", "start", "layout", "embedding", "quality"))
     if when == "early":
         Path(config.output, MANIFESTS, "run", "vectors.json").unlink()
         Path(config.output, MANIFESTS, "identity", "input.json").unlink()
@@ -491,7 +491,7 @@ def test_damage_is_made_again_from_the_graph(cli, again, client, taken):
         file = max(Path(config.output, PARTS, stage).glob(f"{name}*"), key=lambda path: path.stat().st_size)
         file.write_bytes(file.read_bytes()[:-1])
     assert cli("verify", config.output).code == 1
-    uncommit(config.output, ("graph", "start", "layout", "embedding"))
+    uncommit(config.output, ("graph", "coarsen", "start", "layout", "embedding"))
     assert run(config, client=client)["state"] == "done"
     assert verify(config.output) == []
     assert np.asarray(zarr.open_array(config.output, path="embedding")[:]).tobytes() == taken.y.tobytes()

@@ -90,7 +90,11 @@ def test_a_configuration_chooses_its_recipe():
 
 MADE_OF = {"others": "neighbors.n_neighbors", "searched": "neighbors.width", "widest": "neighbors.width"}
 """Properties of settings, and the setting that each counts as."""
-MEMORY_ALONE = {"layout": {"task_memory", "neighbors.n_neighbors", "graph.shard_rows"}, "quality": {"task_memory"}}
+MEMORY_ALONE = {
+    "coarsen": {"task_memory", "layout.n_components"},
+    "layout": {"task_memory", "neighbors.n_neighbors", "graph.shard_rows"},
+    "quality": {"task_memory"},
+}
 """Settings that decide how work is cut, and no bytes."""
 
 

@@ -11,7 +11,8 @@ import numpy as np
 from dumap.store import Run
 
 VECTORS, CELLS, NEIGHBORS, AUDIT = "vectors", "cells", "neighbors", "audit"
-GRAPH, START, LAYOUT, EMBEDDING, QUALITY = "graph", "start", "layout", "embedding", "quality"
+GRAPH, COARSEN, START, LAYOUT = "graph", "coarsen", "start", "layout"
+EMBEDDING, QUALITY = "embedding", "quality"
 
 
 def numbered(prefix: str, count: int) -> list[str]:

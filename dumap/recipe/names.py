@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dumap.artifacts.parts import AUDIT, CELLS, EMBEDDING, GRAPH, LAYOUT, NEIGHBORS, QUALITY, START, VECTORS
+from dumap.artifacts.parts import AUDIT, CELLS, COARSEN, EMBEDDING, GRAPH, LAYOUT, NEIGHBORS, QUALITY, START, VECTORS
 from dumap.store import Naming
 
-STAGES = (VECTORS, CELLS, NEIGHBORS, AUDIT, GRAPH, START, LAYOUT, EMBEDDING, QUALITY)
+STAGES = (VECTORS, CELLS, NEIGHBORS, AUDIT, GRAPH, COARSEN, START, LAYOUT, EMBEDDING, QUALITY)
 DONE = "run"
 """Group of the manifests that commit whole stages."""
 NAMING = Naming(STAGES, [DONE])

@@ -9,11 +9,24 @@ from dumap.planning.audits import needs_metric
 from dumap.planning.budget import interpreter_bytes
 from dumap.planning.geometry import Geometry
 from dumap.planning.plan import Plan, StagePlan, core_seconds
-from dumap.stages import Recipe, audit, cells, embedding, given, graph, layout, neighbors, quality, start, vectors
+from dumap.stages import (
+    Recipe,
+    audit,
+    cells,
+    coarsen,
+    embedding,
+    given,
+    graph,
+    layout,
+    neighbors,
+    quality,
+    start,
+    vectors,
+)
 
 SEARCHED: Recipe = (
-    *(vectors.STAGE, cells.STAGE, neighbors.STAGE, audit.STAGE, graph.STAGE, start.STAGE, layout.STAGE),
-    *(embedding.STAGE, quality.STAGE),
+    *(vectors.STAGE, cells.STAGE, neighbors.STAGE, audit.STAGE, graph.STAGE, coarsen.STAGE),
+    *(start.STAGE, layout.STAGE, embedding.STAGE, quality.STAGE),
 )
 """Neighbours are searched, and repaired where they fall short."""
 GIVEN: Recipe = (given.VECTORS_GIVEN, given.CELLS_GIVEN, given.NEIGHBORS_GIVEN, given.AUDIT_GIVEN, *SEARCHED[4:])

@@ -1,7 +1,4 @@
-"""The coarse graph: rows that share a label are one of its rows; it is embedded and laid out.
-
-Part of stage start.
-"""
+"""coarsen: labels that spread along the edges, and the graph of the labels: rows that share one are one of its rows."""
 
 from __future__ import annotations
 
@@ -10,20 +7,25 @@ from itertools import pairwise
 import numpy as np
 
 from dumap.artifacts.cells import Table
+from dumap.artifacts.coarsen import EDGES, SEEDS, labelled, labels_reader
 from dumap.artifacts.graph import Graph
 from dumap.artifacts.job import Job
-from dumap.artifacts.parts import START, total
-from dumap.artifacts.start import COARSE, SEEDS, labelled, labels_reader
-from dumap.figures import defined
+from dumap.artifacts.parts import CELLS, COARSEN, GRAPH, total
+from dumap.config import Config
 from dumap.kernels import coarse, start
-from dumap.planning.budget import coarse_rows
-from dumap.stages import Context
-from dumap.stages.descent import descent, require_finite
-from dumap.stages.passes import Pass
+from dumap.planning.budget import coarse_rows, start_bytes
+from dumap.planning.geometry import Geometry
+from dumap.planning.plan import Projection
+from dumap.stages import Context, Stage
+from dumap.stages.passes import Pass, groups_of
 from dumap.store import Series
 
 COARSE_PAIR_BYTES = 80
 """Bytes that a pair of labels takes while pairs are added up (measured, rounded up)."""
+LABEL_PASSES = 6
+"""Passes over the graph in which labels spread (assumed; they grow slowly)."""
+ADDED = "added"
+"""The parts that hold each shard's edges, added up by labels, until all are."""
 STEP_LABELS = 256
 """Labels whose pairs a coarse shard's offsets tell apart."""
 
@@ -33,7 +35,7 @@ def draw_seeds(job: Job, part: str) -> None:
     rows, found = Table(job.run).rows, []
     for first in range(0, rows, 1 << 20):
         found.append(start.draw_seeds(job.config.seed, first, min(rows, first + (1 << 20)), coarse_rows(rows), rows))
-    with job.run.part(START, part) as out:
+    with job.run.part(COARSEN, part) as out:
         out.write("rows", np.concatenate(found))
         out.attributes["count"] = sum(map(len, found))
 
@@ -53,19 +55,19 @@ def spread_labels(job: Job, part: str, lowest: bool) -> None:
             counts = start.spread(indptr, weights, here.ends(indptr, tails), first, labels)
         found.append(labels)
         new, left = new + counts[0], left + counts[1]
-    with job.run.part(START, part) as out:
+    with job.run.part(COARSEN, part) as out:
         out.write("labels", np.concatenate(found))
         out.attributes |= {"new": int(new), "left": int(left)}
 
 
-def coarsen(job: Job, part: str) -> None:
+def add_up(job: Job, part: str) -> None:
     """Add up a shard's edges by the labels at their ends."""
-    graph, count = Graph(job.run), job.run.summary(START, SEEDS)["count"]
+    graph, count = Graph(job.run), job.run.summary(COARSEN, SEEDS)["count"]
     number, shard, _ = Series.place(part)
     here, (indptr, tails, weights) = Pass(job, labels_reader(job, graph, number)), graph.read(shard)
     labels = here.page(shard)
     pairs, sums = coarse.coarse_edges(indptr, weights, labels, here.ends(indptr, tails), count)
-    with job.run.part(START, part) as out:
+    with job.run.part(COARSEN, part) as out:
         out.write("pairs", pairs)
         out.write("sums", sums)
         out.write("sizes", np.bincount(labels[labels >= 0], minlength=count))
@@ -73,68 +75,80 @@ def coarsen(job: Job, part: str) -> None:
         out.attributes["offsets"] = np.searchsorted(pairs, heads * count).tolist()
 
 
-def solve(job: Job, part: str, names: list[str]) -> None:
-    """Embed the coarse graph, its edges added up over the shards, some labels at a time, and lay it out from there."""
-    store, n_components = job.run, job.config.layout.n_components
-    count = store.summary(START, SEEDS)["count"]
-    offsets = np.array([store.summary(START, name)["offsets"] for name in names])
+def join(job: Job, part: str, names: list[str]) -> None:
+    """Add up the shards' edges, some labels at a time; of each label, the strongest are kept."""
+    store, count = job.run, job.run.summary(COARSEN, SEEDS)["count"]
+    offsets = np.array([store.summary(COARSEN, name)["offsets"] for name in names])
     ranges = np.cumsum(np.diff(offsets, axis=1).sum(axis=0)) * COARSE_PAIR_BYTES // (job.config.task_memory // 4)
     cuts = [0, *(np.flatnonzero(np.diff(ranges)) + 1).tolist(), len(ranges)]
     pairs, sums, sizes = [np.empty(0, np.int64)], [np.empty(0, np.int64)], np.zeros(count, np.int64)
     for low, high in pairwise(cuts):
         spans = [(name, int(own[low]), int(own[high])) for name, own in zip(names, offsets, strict=True)]
         found = [
-            np.concatenate([store.read(START, name, array, a, b) for name, a, b in spans if b > a] or [sums[0]])
+            np.concatenate([store.read(COARSEN, name, array, a, b) for name, a, b in spans if b > a] or [sums[0]])
             for array in ("pairs", "sums")
         ]
         more = coarse.strongest(*coarse.add_pairs(*found), count, coarse.most_edges(count))
         pairs.append(more[0])
         sums.append(more[1])
     for name in names:
-        sizes += store.read(START, name, "sizes")
-    edges, rows = (np.concatenate(pairs), np.concatenate(sums)), int(np.count_nonzero(sizes))
-    graph = coarse.matrix_of(*edges, count)
-    y, components, short = coarse.spectral(graph, sizes, n_components, job.config.seed)
-    epochs = job.config.start.coarse_epochs if rows < sizes.sum() else 0
-    if epochs:
-        y = coarse.lay_out(coarse.leading(graph, *edges), sizes, y, descent(job)._replace(n_epochs=epochs))
-        require_finite(job, y[sizes > 0], "start: in the coarse layout")
-    with store.part(START, part) as out:
-        out.write("y", y)
+        sizes += store.read(COARSEN, name, "sizes")
+    with store.part(COARSEN, part) as out:
+        out.write("pairs", np.concatenate(pairs))
+        out.write("sums", np.concatenate(sums))
+        out.write("sizes", sizes)
         out.attributes |= {
-            "coarse_rows": rows,
-            "coarse_epochs": epochs,
-            "components": components,
-            "coarse_residual": defined(short),
+            "coarse_rows": int(np.count_nonzero(sizes)),
             "unseeded": Table(store).rows - int(sizes.sum()),
         }
 
 
-def lay_out_coarse(context: Context, graph: Graph, groups: list[tuple[int, int]], later: int) -> int:
-    """Label the rows and lay out the graph of their labels, with so many steps of the stage to come.
-
-    Returns
-    -------
-    int
-        The passes in which labels spread.
-    """
-    run, labels = context.run, labelled(context.run)
+def run(context: Context) -> dict:
+    """Label the rows and add up the edges between labels, where the start asks for it; return what came out."""
+    if context.config.start.init != "spectral":
+        return {}
+    store, graph, labels = context.run, Graph(context.run), labelled(context.run)
+    groups = groups_of(context, len(graph.shards))
     labels.forget_broken()
-    context.compute(START, draw_seeds, [SEEDS])
+    context.compute(COARSEN, draw_seeds, [SEEDS])
     passes, left, lowest = labels.latest(), -1, False
     if passes:
-        left, lowest = (run.summary(START, labels.name(passes))[fact] for fact in ("left", "lowest"))
+        left, lowest = (store.summary(COARSEN, labels.name(passes))[fact] for fact in ("left", "lowest"))
     while left:
         pieces = [labels.piece_name(passes + 1, *group) for group in groups]
-        context.compute(START, spread_labels, pieces, lowest=lowest, progress=(passes, passes + 1 + later))
+        context.compute(COARSEN, spread_labels, pieces, lowest=lowest, progress=(passes, passes + 2))
         passes += 1
-        left, lowest = total(run, START, pieces, "left"), not total(run, START, pieces, "new")
+        left, lowest = total(store, COARSEN, pieces, "left"), not total(store, COARSEN, pieces, "new")
         labels.commit(passes, pieces, graph.shards.offsets, left=left, lowest=lowest)
-    if not run.is_committed(START, COARSE):
-        singly, progress = pairwise(range(len(graph.shards) + 1)), (passes, passes + later)
-        pieces = [
-            f"{COARSE}-{labels.piece_name(passes, *shard)}" for shard in singly
-        ]  # as many pairs as edges, perhaps
-        context.compute(START, coarsen, pieces, progress=progress)
-        context.compute(START, solve, [COARSE], names=pieces, progress=progress)
-    return passes
+    if not store.is_committed(COARSEN, EDGES):
+        singly = pairwise(range(len(graph.shards) + 1))  # a shard's pairs may be as many as its edges
+        pieces = [f"{ADDED}-{labels.piece_name(passes, *shard)}" for shard in singly]
+        context.compute(COARSEN, add_up, pieces, progress=(passes, passes + 1))
+        context.compute(COARSEN, join, [EDGES], names=pieces, progress=(passes, passes + 1))
+    for part in store.committed(COARSEN):
+        if part.startswith(ADDED):
+            store.discard(COARSEN, part)
+    return {"label_passes": passes, **store.summary(COARSEN, EDGES)}
+
+
+def project(cut: Geometry, config: Config, worker_memory: int) -> Projection:
+    """Say what the stage will take."""
+    edges, index = 2 * config.neighbors.others * cut.rows, cut.index_dtype.itemsize
+    if config.start.init != "spectral":
+        return Projection(0, 0, 0, 0)
+    return Projection(
+        tasks=LABEL_PASSES * cut.shards,
+        shuffled_bytes=LABEL_PASSES * edges * (index + 4),
+        disk_bytes=edges * 8 + cut.rows * index,
+        task_bytes=start_bytes(config, cut.rows, min(cut.shard_rows, cut.rows)),
+    )
+
+
+STAGE = Stage(
+    COARSEN,
+    keys=("seed", "start.init"),
+    reads=(CELLS, GRAPH),
+    writes=(SEEDS, "labels", "labelled", ADDED, EDGES),
+    run=run,
+    project=project,
+)

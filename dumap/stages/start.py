@@ -8,28 +8,43 @@ from __future__ import annotations
 import numpy as np
 
 from dumap.artifacts.cells import Table
+from dumap.artifacts.coarsen import EDGES, labelled, labels_reader
 from dumap.artifacts.graph import Graph
 from dumap.artifacts.job import Job
-from dumap.artifacts.parts import CELLS, GRAPH, START, VECTORS, number_of, numbered, range_of, ranged
-from dumap.artifacts.start import BOX, COARSE, SEEDS, labels_reader, smoothed
+from dumap.artifacts.parts import CELLS, COARSEN, GRAPH, START, VECTORS, number_of, numbered, range_of, ranged
+from dumap.artifacts.start import BOX, COARSE, smoothed
 from dumap.artifacts.vectors import drawn
 from dumap.config import Config
 from dumap.errors import ConfigError
+from dumap.figures import defined
 from dumap.kernels import coarse, start, vectors
 from dumap.planning.budget import axes_rows, principal_bytes, start_bytes
 from dumap.planning.geometry import Geometry
 from dumap.planning.plan import Projection
 from dumap.stages import Context, Stage
-from dumap.stages.coarsen import lay_out_coarse
+from dumap.stages.descent import descent, require_finite
 from dumap.stages.passes import Pass, groups_of
 from dumap.store import Rows, Series
 
 AXES = "axes"
 SMOOTHINGS = 8
-PASSES = 14
-"""Passes over the graph: 8 that smooth, and those in which labels spread (assumed; they grow slowly)."""
+"""Passes over the graph that smooth."""
 SPAN_ROWS = 65_536
 """Rows that are placed at once where they are placed in the input's order, if a block has fewer."""
+
+
+def solve(job: Job, part: str) -> None:
+    """Embed the coarse graph, and lay it out from there."""
+    pairs, sums, sizes = (job.run.read(COARSEN, EDGES, array) for array in ("pairs", "sums", "sizes"))
+    graph = coarse.matrix_of(pairs, sums, len(sizes))
+    y, components, short = coarse.spectral(graph, sizes, job.config.layout.n_components, job.config.seed)
+    epochs = job.config.start.coarse_epochs if np.count_nonzero(sizes) < sizes.sum() else 0
+    if epochs:
+        y = coarse.lay_out(coarse.leading(graph, pairs, sums), sizes, y, descent(job)._replace(n_epochs=epochs))
+        require_finite(job, y[sizes > 0], "start: in the coarse layout")
+    with job.run.part(START, part) as out:
+        out.write("y", y)
+        out.attributes |= {"coarse_epochs": epochs, "components": components, "coarse_residual": defined(short)}
 
 
 def smooth(job: Job, part: str, passes: int) -> None:
@@ -99,15 +114,15 @@ def stretch(job: Job, part: str) -> None:
 def spectral_start(context: Context, graph: Graph) -> None:
     """Place rows by the eigenvectors of the coarsened graph."""
     run, groups, places = context.run, groups_of(context, len(graph.shards)), smoothed(context.run)
+    passes, steps = labelled(run).latest(), 1 + SMOOTHINGS
     places.forget_broken()
-    passes = lay_out_coarse(context, graph, groups, 1 + SMOOTHINGS)
-    steps = passes + 1 + SMOOTHINGS
+    context.compute(START, solve, [COARSE], progress=(0, steps))
     for number in range(places.latest() + 1, SMOOTHINGS + 1):
         pieces = [places.piece_name(number, *group) for group in groups]
-        context.compute(START, smooth, pieces, passes=passes, progress=(passes + number, steps))
+        context.compute(START, smooth, pieces, passes=passes, progress=(number, steps))
         places.commit(number, pieces, graph.shards.offsets)
-    facts = {**run.summary(START, COARSE), "label_passes": passes}
-    context.compute(START, measure, [BOX], pieces=places.pieces(SMOOTHINGS), facts=facts)
+    pieces, facts = places.pieces(SMOOTHINGS), run.summary(START, COARSE)
+    context.compute(START, measure, [BOX], pieces=pieces, facts=facts)
     context.compute(START, stretch, numbered("coordinates", len(graph.shards)))
 
 
@@ -232,9 +247,9 @@ def project(cut: Geometry, config: Config, worker_memory: int) -> Projection:
     edges, n_components = 2 * config.neighbors.others * cut.rows, config.layout.n_components
     shard = start_bytes(config, cut.rows, min(cut.shard_rows, cut.rows))
     return Projection(
-        tasks=PASSES * cut.shards,
-        shuffled_bytes=PASSES * edges * (cut.index_dtype.itemsize + 4),
-        disk_bytes=edges * 8 + cut.rows * 12 * n_components,
+        tasks=SMOOTHINGS * cut.shards,
+        shuffled_bytes=SMOOTHINGS * edges * (cut.index_dtype.itemsize + 4),
+        disk_bytes=cut.rows * 12 * n_components,
         task_bytes=max(shard, principal_bytes(config, cut)),
     )
 
@@ -246,10 +261,8 @@ STAGE = Stage(
         *("layout.n_components", "layout.learning_rate", "layout.min_dist", "layout.spread", "layout.a", "layout.b"),
         *("layout.negative_sample_rate", "layout.repulsion_strength"),
     ),
-    reads=(VECTORS, CELLS, GRAPH),
-    writes=(
-        *(SEEDS, "labels", "labelled", COARSE, "smooth", "smoothed", BOX, "coordinates", AXES, "span", "collected"),
-    ),
+    reads=(VECTORS, CELLS, GRAPH, COARSEN),
+    writes=(COARSE, "smooth", "smoothed", BOX, "coordinates", AXES, "span", "collected"),
     run=run,
     project=project,
 )

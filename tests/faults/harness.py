@@ -64,14 +64,15 @@ def results(output: str) -> dict[str, bytes]:
 def commits(output: str) -> dict[str, bytes]:
     """Return the manifests that no run may ever touch again.
 
-    They are all but those of the layout and of the start's passes, which replace their own, and of what travels in a
+    They are all but those of the layout and of passes over the graph, which replace their own, and of what travels in a
     repair.
     """
     root = Path(output, MANIFESTS)
     found = {}
     for path in root.glob("*/[!.]*.json"):
         stage, kind = path.parent.name, path.name.split("-")[0].removesuffix(".json")
-        passing = stage == "layout" or (stage == "start" and kind not in ("coordinates", "box"))
+        kept = {"coarsen": ("seeds", "edges"), "start": ("coordinates", "box"), "layout": ()}
+        passing = stage in kept and kind not in kept[stage]
         if not passing and kind not in ("wanted", "asked", "sent", "joined"):
             found[str(path.relative_to(root))] = path.read_bytes()
     return found

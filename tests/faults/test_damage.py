@@ -69,6 +69,7 @@ PLACES = {
     "neighbors": "merged-",
     "audit": "merged-1-",
     "graph": "united-",
+    "coarsen": "edges",
     "start": "coordinates-",
     "layout": "epoch-",
     "embedding": "rows-",

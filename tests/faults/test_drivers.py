@@ -38,7 +38,7 @@ AT = {
     "a stage is to be committed": ("manifest", "run", "neighbors", ROUNDS),
     "a repair is cleaned up": ("discard", "audit", "sent-1-00001", {}),
     "a stage is committed": ("committed", "run", "graph", ROUNDS),
-    "a pass of labels is committed": ("committed", "start", "labelled-00001", {}),
+    "a pass of labels is committed": ("committed", "coarsen", "labelled-00001", {}),
     "a pass of the start is cleaned up": ("discard", "start", "smooth-00002-*", {}),
     "a round is to be committed": ("manifest", "layout", "generation-00005", ROUNDS),
     "a round is committed": ("committed", "layout", "generation-00005", ROUNDS),
