@@ -175,6 +175,25 @@ def test_nothing_stays_on_the_scheduler(client, workers, job, fresh):
     assert left_on(client) == []
 
 
+def test_tasks_are_called_after_the_stage(client, workers, job, fresh, monkeypatch):
+    """Not after the module that they are in."""
+    submit, keys = client.submit, []
+
+    def noting(*given, **options):
+        keys.append(options["key"])
+        return submit(*given, **options)
+
+    monkeypatch.setattr(client, "submit", noting)
+    workers.map(marking(fresh()), job, ["part-00000"], {}, silent, "layout")
+    assert [key[0].split("-")[:2] for key in keys] == [["dumap", "layout"]]
+
+
+def test_an_error_of_a_part_that_is_committed_is_none(workers, job):
+    with job.run.part("layout", "part-00002"):
+        pass
+    workers.map(raising(ZeroDivisionError("by nothing")), job, numbered("part", 4), {}, silent, "layout")
+
+
 def test_nothing_stays_on_the_scheduler_after_an_error(client, workers, job):
     with pytest.raises(TaskError) as caught:
         workers.map(raising(ZeroDivisionError("by nothing")), job, numbered("part", 10), {}, silent)

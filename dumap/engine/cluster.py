@@ -8,7 +8,6 @@ that differ from the others, and never waits without a bound.
 from __future__ import annotations
 
 import hashlib
-import sys
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -226,8 +225,9 @@ class Executor:
         parts: Sequence[str],
         options: dict[str, Any],
         advanced: Callable[[float, float], None],
+        stage: str | None = None,
     ) -> None:
-        """Run `task(job, part, **options)` for every part.
+        """Run `task(job, part, **options)` for every part of a stage.
 
         Raises
         ------
@@ -235,8 +235,7 @@ class Executor:
             The task's own error; `TaskError` for one from below, or for a part that kills its workers;
             `ClusterError` when the cluster is lost.
         """
-        stage, module = _title(task), sys.modules.get(task.__module__)
-        group = getattr(module, "STAGE", None)
+        title = stage or task.__module__.split(".")[-1]
         topic, single = _topic(job.config.output), len(parts) == 1
         self.link.listen(topic, self._messages.append)
 
@@ -245,10 +244,10 @@ class Executor:
             return worker.perform, orders, task, job, part, options
 
         def committed(part: str) -> bool:
-            return group is not None and job.run.is_committed(group, part)
+            return stage is not None and job.run.is_committed(stage, part)
 
         repeatable = not getattr(task, "writes_more", False)
-        work = Work(stage, f"{stage} {task.__name__}", parts, call, committed, advanced, repeatable)
+        work = Work(title, f"{title} {task.__name__}", parts, call, committed, advanced, repeatable)
         step = Step(work, self.link, self._members, self._durations, self._messages, self._question)
         try:
             step.run()
@@ -266,11 +265,6 @@ class Executor:
         self.link.close()
         if self._members.proven and self.link.running:
             self.link.ask((worker.let_go,), self._members.proven, PARTING)
-
-
-def _title(task: Callable[..., None]) -> str:
-    """Name a task's stage."""
-    return task.__module__.split(".")[-1]
 
 
 def _topic(output: str) -> str:

@@ -81,8 +81,9 @@ class LocalEngine:
         parts: Sequence[str],
         options: dict[str, Any],
         advanced: Callable[[float, float], None],
+        stage: str | None = None,
     ) -> None:
-        """Run `task(job, part, **options)` for every part.
+        """Run `task(job, part, **options)` for every part of a stage.
 
         Raises
         ------

@@ -201,6 +201,6 @@ def _compute(job: Job, cluster: Engine, observer: Observer) -> Any:
                 observer.advanced(stage, progress[0] + some / of, progress[1])
 
         if todo:
-            cluster.map(task, job, todo, options, advanced)
+            cluster.map(task, job, todo, options, advanced, stage)
 
     return compute
