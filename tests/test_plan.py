@@ -10,7 +10,15 @@ from dumap.config import Config, build, parse_bytes
 from dumap.errors import BudgetError, ConfigError, InputError
 from dumap.planning.audits import audits, queries_at_once, repair_bytes, repair_row_bytes, universe_rows
 from dumap.planning.budget import check_task, interpreter_bytes, tally_buckets, tally_row_bytes
-from dumap.planning.geometry import EDGE_BYTES, SHARD_EDGES, Geometry, cell_row_bytes, geometry, shard_rows_of
+from dumap.planning.geometry import (
+    EDGE_BYTES,
+    GUEST_BYTES,
+    SHARD_EDGES,
+    Geometry,
+    cell_row_bytes,
+    geometry,
+    shard_rows_of,
+)
 from dumap.planning.plan import Plan
 from dumap.recipe.recipes import SEARCHED, make_plan
 
@@ -212,6 +220,30 @@ def test_a_task_that_turned_out_too_large_is_refused_with_the_memory_that_would_
     check_task(*facts, 0, "", "")
     with pytest.raises(BudgetError):
         check_task(*facts, enough - MIB, "", "")
+
+
+def test_cells_are_projected_as_they_turned_out_to_be():
+    settings = config()
+    cut = geometry(settings, 300_000, 400, 4, 1000)
+    planned = make_plan(settings, cut)
+    small, crowded = (
+        make_plan(settings, cut.with_cells({"largest_home": home, "largest": home + guests}))
+        for home, guests in ((cut.cell_rows // 4, cut.cell_rows // 4), (cut.cell_rows // 4, 3 * cut.cell_rows))
+    )
+    row = cell_row_bytes(cut.dims, settings.neighbors.searched, settings.neighbors.metric)
+    found = small.stage("neighbors").peak_bytes
+    assert planned.stage("neighbors").peak_bytes - found > 0.45 * cut.cell_rows * row
+    assert found - small.stage("neighbors").held_bytes > 0.5 * cut.cell_rows * row
+    more = crowded.stage("neighbors").peak_bytes - planned.stage("neighbors").peak_bytes
+    assert more > 2 * cut.cell_rows * GUEST_BYTES, "guests of other turns are held too"
+    assert small.stage("audit").peak_bytes <= planned.stage("audit").peak_bytes
+
+
+def test_threads_of_a_process_share_what_it_holds_without_tasks():
+    for stage in make_plan(config(), geometry(config(), 300_000, 400, 4, 1000)).stages:
+        one, two, three = map(stage.process_bytes, (1, 2, 3))
+        assert one == stage.peak_bytes
+        assert 2 * (two - one) == three - one == 2 * (stage.peak_bytes - stage.held_bytes) > 0, stage.name
 
 
 def test_no_limit_is_no_refusal():

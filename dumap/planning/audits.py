@@ -55,7 +55,7 @@ def universe_rows(config: Config, cut: Geometry) -> int:
 
 def repair_bytes(config: Config, cut: Geometry) -> int:
     """Return the bytes that a task of a repair takes: as many rows as may be, or a cell that has more of its own."""
-    k, metric, own = config.neighbors.searched, config.neighbors.metric, min(cut.cell_rows, cut.rows)
+    k, metric, own = config.neighbors.searched, config.neighbors.metric, cut.most_home_rows
     asked = cut.cells * own * 4 + own * (min(cut.itemsize, 4) * cut.dims + k * 16)  # by every cell, for every row
     objects, table = 4 * OBJECT_BYTES, cut.cells**2 * 16
     rows = max(universe_rows(config, cut), own)

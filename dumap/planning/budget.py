@@ -39,9 +39,9 @@ def process_bytes(peak_bytes: int, threads: int) -> int:
     return INTERPRETER_BYTES + threads * (peak_bytes - INTERPRETER_BYTES)
 
 
-def projected_bytes(stage: str, peak_bytes: int, threads: int, held_bytes: int) -> int:
-    """Return the bytes of a process in a stage, where it held some before: other work's, or kernels just compiled."""
-    return process_bytes(peak_bytes, threads) + max(0, held_bytes - interpreter_bytes(stage, metric=False))
+def held_beyond(stage: str, held_bytes: int) -> int:
+    """Return what a process held before a stage beyond what is projected: other work's, or kernels just compiled."""
+    return max(0, held_bytes - interpreter_bytes(stage, metric=False))
 
 
 def check_task(stage: str, taken: int, worker_memory: int, what: str, advice: str) -> None:

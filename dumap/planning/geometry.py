@@ -7,7 +7,9 @@ project it by them.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -64,6 +66,8 @@ class Geometry:
     n_epochs : int
     columns, list_rows : int
         Slots a row of the neighbours that are given, 0 where they are searched, and rows that are read of them at once.
+    largest_home, largest_cell : int
+        Rows of the cell that has most of its own, and of that which has most with its guests; 0 until they are known.
     """
 
     rows: int
@@ -82,6 +86,28 @@ class Geometry:
     n_epochs: int
     columns: int = 0
     list_rows: int = 0
+    largest_home: int = 0
+    largest_cell: int = 0
+
+    def with_cells(self, found: Mapping[str, Any]) -> Geometry:
+        """Return the same cut with what the stage cells found: how large the largest cells are."""
+        return replace(self, largest_home=found["largest_home"], largest_cell=found["largest"])
+
+    @property
+    def most_home_rows(self) -> int:
+        """Rows that a cell has of its own at the most, as far as it is known."""
+        return self.largest_home or min(self.cell_rows, self.rows)
+
+    @property
+    def most_cell_rows(self) -> int:
+        """Rows that a cell has at the most, with its guests, as far as it is known."""
+        return self.largest_cell or min(self.cell_rows, self.rows)
+
+    @property
+    def most_rows_at_once(self) -> int:
+        """Rows of a cell that are searched at once at the most: all, or its own with a turn of its guests."""
+        home = self.most_home_rows
+        return min(self.most_cell_rows, home + guests_a_turn(self.cell_rows, home))
 
     def block(self, number: int) -> tuple[int, int]:
         """Return the rows [start, stop) of a block."""

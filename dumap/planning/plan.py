@@ -51,7 +51,9 @@ class StagePlan:
     name : str
     tasks : int
     shuffled_bytes, disk_bytes, peak_bytes : int
-        Bytes moved between tasks, bytes left on disk, and a worker's peak memory.
+        Bytes moved between tasks, bytes left on disk, and the peak memory of a worker with one thread.
+    held_bytes : int
+        The part of that peak which a worker holds without any task.
     """
 
     name: str
@@ -59,6 +61,11 @@ class StagePlan:
     shuffled_bytes: int
     disk_bytes: int
     peak_bytes: int
+    held_bytes: int
+
+    def process_bytes(self, threads: int) -> int:
+        """Return the peak memory of a worker with so many threads, each with a task."""
+        return self.held_bytes + threads * (self.peak_bytes - self.held_bytes)
 
 
 @dataclass(frozen=True)
@@ -85,8 +92,9 @@ class Plan:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the plan as plain values."""
+        cut = asdict(self.geometry)
         return {
-            **asdict(self.geometry),
+            **{name: cut[name] for name in cut if not name.startswith("largest_")},  # which are not known yet
             "peak_bytes": self.peak_bytes,
             "disk_bytes": self.disk_bytes,
             "core_seconds": round(self.core_seconds, 1),

@@ -8,13 +8,13 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from dumap.artifacts.job import Job
-from dumap.artifacts.parts import AUDIT, LAYOUT, VECTORS
+from dumap.artifacts.parts import AUDIT, CELLS, LAYOUT, VECTORS
 from dumap.config import Config
 from dumap.engine import Engine, Observer
 from dumap.engine.choose import choose, reach
 from dumap.errors import DamageError, DumapError
 from dumap.planning.audits import without_repairs
-from dumap.planning.budget import PAUSE_FRACTION, process_bytes, projected_bytes
+from dumap.planning.budget import PAUSE_FRACTION, held_beyond
 from dumap.planning.geometry import geometry
 from dumap.planning.plan import Plan
 from dumap.recipe.damage import forget
@@ -143,8 +143,8 @@ def follow(recipe: Recipe, job: Job, projected: Plan, cluster: Engine, observer:
 def _complete(stage: Stage, job: Job, projected: Plan, cluster: Engine, observer: Observer) -> None:
     """Run one stage and commit it."""
     name = stage.name
-    projected = as_it_turned_out(job, projected, cluster.worker_memory)
-    wanted = process_bytes(projected.stage(name).peak_bytes, cluster.worker_threads)
+    projected = as_it_turned_out(job, cluster.worker_memory)
+    wanted = projected.stage(name).process_bytes(cluster.worker_threads)
     observer.started(name, wanted)
     began, cluster.peak_bytes, cluster.held_bytes = time.monotonic(), 0, 0
     compute = _compute(job, cluster, observer)
@@ -153,9 +153,9 @@ def _complete(stage: Stage, job: Job, projected: Plan, cluster: Engine, observer
     )
     facts = stage.run(context)
     seconds = time.monotonic() - began
-    if name == AUDIT and not facts["repairs"]:
-        projected = unrepaired(job, cluster.worker_memory)
-    wanted = projected_bytes(name, projected.stage(name).peak_bytes, cluster.worker_threads, cluster.held_bytes)
+    if name == AUDIT:
+        projected = as_it_turned_out(job, cluster.worker_memory, repairs=facts["repairs"])
+    wanted = projected.stage(name).process_bytes(cluster.worker_threads) + held_beyond(name, cluster.held_bytes)
     with job.run.part(DONE, name) as out:
         out.attributes |= {
             "engine": cluster.name,
@@ -172,16 +172,22 @@ def _complete(stage: Stage, job: Job, projected: Plan, cluster: Engine, observer
     observer.finished(name, seconds, wanted, cluster.peak_bytes, facts)
 
 
-def unrepaired(job: Job, worker_memory: int) -> Plan:
-    """Project the run as one whose lists need no repair."""
-    return make_plan(without_repairs(job.config), job.geometry, worker_memory)
+def as_it_turned_out(job: Job, worker_memory: int, repairs: int | None = None) -> Plan:
+    """Project a run anew with what its stages have found: how large cells are, and whether lists are repaired.
 
-
-def as_it_turned_out(job: Job, projected: Plan, worker_memory: int) -> Plan:
-    """Return what is projected once the audit has told whether lists are repaired."""
-    if not job.run.is_committed(DONE, AUDIT) or job.run.summary(DONE, AUDIT)["facts"]["repairs"]:
-        return projected
-    return unrepaired(job, worker_memory)
+    Parameters
+    ----------
+    job : Job
+    worker_memory : int
+    repairs : int, optional
+        How many repairs there were; where it is not given, as the stage audit says, once it is done.
+    """
+    run, config, cut = job.run, job.config, job.geometry
+    if run.is_committed(DONE, CELLS):
+        cut = cut.with_cells(run.summary(DONE, CELLS)["facts"])
+    if repairs is None and run.is_committed(DONE, AUDIT):
+        repairs = run.summary(DONE, AUDIT)["facts"]["repairs"]
+    return make_plan(without_repairs(config) if repairs == 0 else config, cut, worker_memory)
 
 
 def _compute(job: Job, cluster: Engine, observer: Observer) -> Any:

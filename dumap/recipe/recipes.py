@@ -53,6 +53,7 @@ def make_plan(config: Config, cut: Geometry, worker_memory: int = 0, recipe: Rec
     stages = []
     for stage in recipe_of(config) if recipe is None else recipe:
         own = stage.project(cut, config, worker_memory)
-        peak = interpreter_bytes(stage.name, needs_metric(config, stage.name)) + math.ceil(own.task_bytes)
-        stages.append(StagePlan(stage.name, own.tasks, own.shuffled_bytes, own.disk_bytes, peak))
+        held = interpreter_bytes(stage.name, needs_metric(config, stage.name))
+        peak = held + math.ceil(own.task_bytes)
+        stages.append(StagePlan(stage.name, own.tasks, own.shuffled_bytes, own.disk_bytes, peak, held))
     return Plan(cut, tuple(stages), core_seconds(config, cut))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 
 import numpy as np
@@ -13,7 +14,7 @@ from dumap.artifacts.parts import CELLS, NEIGHBORS, number_of, numbered, total
 from dumap.config import Config
 from dumap.kernels import leaves, neighbors, vectors
 from dumap.kernels.leaves import COLUMN_BYTES, EXACT_ROWS
-from dumap.planning.geometry import GUEST_BYTES, Geometry, cell_row_bytes, guests_a_turn
+from dumap.planning.geometry import GUEST_BYTES, Geometry, cell_row_bytes
 from dumap.planning.plan import Projection
 from dumap.stages import Context, Stage
 from dumap.stages.distances import defined_distances, metric_arguments
@@ -179,12 +180,9 @@ def merge_cell(job: Job, part: str) -> None:
 
 def require_room(context: Context) -> None:
     """Refuse cells that are larger than was planned, where no worker holds them."""
-    facts, cut = context.run.summary(CELLS, TABLE), context.geometry
-    own, largest = facts["largest_home"], facts["largest"]
-    rows = min(largest, own + guests_a_turn(cut.cell_rows, own))
-    config = context.config.neighbors
-    need = rows * cell_row_bytes(cut.dims, config.searched, config.metric) + largest * GUEST_BYTES
-    what = f"the largest cell holds {largest} rows, {own} of them its own"
+    cut = context.geometry.with_cells(context.run.summary(CELLS, TABLE))
+    need = math.ceil(project(cut, context.config, context.worker_memory).task_bytes)
+    what = f"the largest cell holds {cut.largest_cell} rows, {cut.largest_home} of them its own at the most"
     context.require(NEIGHBORS, need, what, "a smaller cells.max_rows or task_memory in another output")
 
 
@@ -208,15 +206,15 @@ def run(context: Context) -> dict:
 def project(cut: Geometry, config: Config, worker_memory: int) -> Projection:
     """Say what the stage will take."""
     rows, listed, index = cut.rows, config.neighbors.searched, cut.index_dtype.itemsize
-    cell_rows, copies = min(cut.cell_rows, rows), min(config.cells.max_copies, cut.cells)
+    at_once, copies = cut.most_rows_at_once, min(config.cells.max_copies, cut.cells)
     list_bytes = listed * (index + 4)
     return Projection(
         tasks=3 * cut.cells,
         shuffled_bytes=(copies + 1) * rows * list_bytes,
         disk_bytes=(copies + 1) * rows * list_bytes + rows * (listed * (index + 8) + 8),
-        task_bytes=cell_rows * max(cell_row_bytes(cut.dims, listed, config.neighbors.metric), list_bytes * 4)
-        + min(cell_rows, EXACT_ROWS) * cut.dims
-        + cell_rows * (GUEST_BYTES + 2 * list_bytes) * (cut.cells > 1)  # guests of other turns, and what they found
+        task_bytes=at_once * max(cell_row_bytes(cut.dims, listed, config.neighbors.metric), list_bytes * 4)
+        + min(at_once, EXACT_ROWS) * cut.dims
+        + cut.most_cell_rows * (GUEST_BYTES + 2 * list_bytes) * (cut.cells > 1)  # all guests, and what they found
         + 2 * COLUMN_BYTES
         + (cut.blocks + cut.cells) * 48,
     )
