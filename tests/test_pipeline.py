@@ -16,6 +16,8 @@ from scipy.spatial.distance import cdist
 from sklearn.neighbors import NearestNeighbors
 
 from dumap.api import run
+from dumap.artifacts.graph import Graph
+from dumap.artifacts.start import Starts
 from dumap.artifacts.vectors import COPY, DROPPED, ZERO
 from dumap.errors import InputError
 from dumap.kernels import coarse
@@ -56,7 +58,7 @@ def test_embedding_is_finite_and_described(whole, digits):
     assert y.metadata.dimension_names == ("row", "component")
     assert np.isfinite(whole.y).all()
     assert not whole.flags.any()
-    attributes = zarr.open_group(whole.output, mode="r").attrs
+    attributes = Run(whole.output, read_only=True).attributes
     assert attributes["seed"] == 42
     assert attributes["parameters"]["neighbors"]["n_neighbors"] == K + 1
     assert {"dumap", "numpy", "numba", "pynndescent"} <= set(attributes["versions"])
@@ -288,23 +290,21 @@ def test_starts_are_the_same_however_rows_are_cut(embed, save, fresh, init):
     for chunk, rows in ((500, 65536), (9000, 4096)):
         settings = {"task_memory": 2**23, "graph.shard_rows": rows, "start.init": given if init == "array" else init}
         done = embed(save(x, chunk), settings)
-        found.add(np.concatenate([done.array(f"start/{name}") for name in starts_of(done)]).tobytes())
+        found.add(starts_of(done).tobytes())
     assert len(found) == 1
 
 
-def starts_of(done) -> list[str]:
-    """List the arrays of a run's first coordinates."""
+def starts_of(done) -> np.ndarray:
+    """Read a run's first coordinates."""
     run = Run(done.output, read_only=True)
-    names = [name for name in run.committed("start") if name.startswith("coordinates-")]
-    return [run.manifest("start", name)["arrays"]["y"][0][0].removeprefix("start/") for name in names]
+    shards = len(Graph(run).shards)
+    return np.concatenate([Starts(run, shards).read(shard) for shard in range(shards)])
 
 
 def test_the_coarse_graph_is_laid_out_unless_told_otherwise(embed, some, cut):
     done = embed(some, {**CUT, "start.coarse_epochs": 0})
     assert [way.facts("start")["coarse_epochs"] for way in (cut, done)] == [500, 0]
-    reach = [
-        np.ptp(np.concatenate([way.array(f"start/{name}") for name in starts_of(way)]), axis=0) for way in (cut, done)
-    ]
+    reach = [np.ptp(starts_of(way), axis=0) for way in (cut, done)]
     assert (np.abs(reach[0] - coarse.SPAN) > 0.1).any(), "not stretched to the box"
     np.testing.assert_allclose(reach[1], coarse.SPAN, atol=0.01)
     losses = [way.facts("layout")["loss"][-1][1] for way in (cut, done)]
