@@ -147,7 +147,7 @@ def status(run: str, as_json: bool) -> None:
     if (driver := found["driver"]) is not None:
         signs = "at work" if driver["alive"] else f"no sign of life for {driver['seconds']:.0f} s"
         click.echo(f"driven by process {driver['process']} on {driver['machine']}: {signs}")
-    click.echo(f"{'stage':<10} {'state':<8} {'done':>13} {'seconds':>8} {'projected':>10} {'peak':>10}")
+    click.echo(f"{'stage':<10} {'state':<8} {'done':>13} {'seconds':>8} {'projected':>10} {'peak':>10}  digest")
     for stage in found["stages"]:
         done = str(stage["parts"] or "")
         if stage["state"] != "done" and stage["progress"] is not None:
@@ -159,7 +159,8 @@ def status(run: str, as_json: bool) -> None:
                 *(format_bytes(stage[k]) for k in ("projected_bytes", "peak_bytes")),
             ]
         line = " ".join([f"{numbers[0]:>8}", *(f"{number:>10}" for number in numbers[1:])])
-        click.echo(f"{stage['name']:<10} {stage['state']:<8} {done:>13} {line}")
+        digest = (stage["digest"] or "")[:8]
+        click.echo(f"{stage['name']:<10} {stage['state']:<8} {done:>13} {line}  {digest}".rstrip())
     facts = [fact for stage in found["stages"] if stage["name"] in SHOWN for fact in stage["facts"].items()]
     for name, value in dict(facts).items():
         click.echo(f"  {name}: {told(value, '.4f')}")

@@ -109,17 +109,3 @@ def check_same(job: Job, observer: Observer) -> None:
         )
     for what in data_of(config):
         check_data(job, what, observer.note)
-
-
-def check_workers(run: Run, cluster: Engine, force: bool) -> None:
-    """Refuse, unless forced, to go on with a run with versions, or on processors, that it was not begun with."""
-    attributes = run.attributes
-    began, cpus = attributes.get("cpus", []), cluster.cpus
-    differs = differences(attributes["versions"], cluster.versions)
-    differs += [] if set(cpus) <= set(began) else [f"processors: {', '.join(began)} -> {', '.join(cpus)}"]
-    if differs and not force:
-        raise RunMismatchError(
-            f"{run.location} was begun with other versions or processors:\n  "
-            + "\n  ".join(differs)
-            + "\nUse the old ones, name another output, or go on with --force"
-        )

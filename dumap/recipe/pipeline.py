@@ -18,8 +18,10 @@ from dumap.planning.budget import PAUSE_FRACTION, held_beyond
 from dumap.planning.geometry import geometry
 from dumap.planning.plan import Plan
 from dumap.recipe.damage import forget
-from dumap.recipe.identity import check_chunks, check_same, check_workers, create, describe_input, lost_identity
+from dumap.recipe.digests import check_digests, digests_of_run
+from dumap.recipe.identity import check_chunks, check_same, create, describe_input, lost_identity
 from dumap.recipe.locations import check_places, free_disk, probe_output, with_places
+from dumap.recipe.makers import begin_stage, check_makers, made_with, record_of
 from dumap.recipe.names import DONE, NAMING, STAGES
 from dumap.recipe.observers import Logged, Watched
 from dumap.recipe.recipes import make_plan, recipe_of
@@ -85,7 +87,8 @@ def run(config: Config, client: Client | None = None, observer: Observer | None 
     if config.cluster.memory_limit and client is None:  # workers too small to start would not even say so
         projected.check(config.cluster.memory_limit, None)
     need = math.ceil(projected.peak_bytes / PAUSE_FRACTION)
-    record = job.run.attributes if begun and not force else None
+    recipe = recipe_of(config)
+    record = record_of(job.run, recipe) if begun and not force else None
     chosen = choose(config.cluster, projected, client)
     with reach(chosen, config.cluster, client, observer, need) as cluster, contextlib.closing(cluster):
         cluster.demand(record, make_plan(config, projected.geometry).peak_bytes)
@@ -101,9 +104,9 @@ def run(config: Config, client: Client | None = None, observer: Observer | None 
                 if not begun and job.run.exists():  # another driver has begun it since
                     check_same(job, observer)
                 create(job, cluster)
-                check_workers(job.run, cluster, force)
+                check_makers(job.run, recipe, cluster, force)
                 cluster.bind(job.run, projected.peak_bytes)
-                follow(recipe_of(config), job, projected, cluster, Watched(observer, lock))
+                follow(recipe, job, projected, cluster, Watched(observer, lock), force)
                 job.run.renew()
         except (DumapError, KeyboardInterrupt) as error:
             error.add_note(f"What is committed in {config.output} is kept; the same command goes on from there.")
@@ -120,13 +123,15 @@ def held(run: Run, projected: Plan) -> int:
     return found
 
 
-def follow(recipe: Recipe, job: Job, projected: Plan, cluster: Engine, observer: Observer) -> None:
+def follow(recipe: Recipe, job: Job, projected: Plan, cluster: Engine, observer: Observer, force: bool = False) -> None:
     """Run a recipe's stages that are not committed yet; make anew what turns out to be damaged on the way."""
     repaired: dict[tuple[str, str], int] = {}
     while True:
         try:
+            check_digests(recipe, job)
             for stage in recipe:
                 if not job.run.is_committed(DONE, stage.name):
+                    begin_stage(job.run, stage.name, cluster, force)
                     _complete(stage, job, projected, cluster, observer)
             return
         except DamageError as error:
@@ -156,6 +161,7 @@ def _complete(stage: Stage, job: Job, projected: Plan, cluster: Engine, observer
     if name == AUDIT:
         projected = as_it_turned_out(job, cluster.worker_memory, repairs=facts["repairs"])
     wanted = projected.stage(name).process_bytes(cluster.worker_threads) + held_beyond(name, cluster.held_bytes)
+    digest = digests_of_run(recipe_of(job.config), job)[name]
     with job.run.part(DONE, name) as out:
         out.attributes |= {
             "engine": cluster.name,
@@ -164,6 +170,8 @@ def _complete(stage: Stage, job: Job, projected: Plan, cluster: Engine, observer
             "peak_bytes": cluster.peak_bytes,
             "facts": facts,
             "parts": job.run.committed(name),
+            "digest": digest,
+            **made_with(job.run, name, cluster),
         }
     if name == VECTORS:
         describe_input(job.run)

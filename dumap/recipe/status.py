@@ -17,7 +17,7 @@ def status(location: str) -> dict[str, Any]:
         'output', 'state', 'driver' (who is at work, see `dumap.store.driver`, or None), 'parameters', 'input',
         'versions' and 'stages': a list of dicts with 'name', 'state' (done, partial or pending), 'parts', 'progress'
         (how many steps of how many are done, as far as it is known), 'seconds', 'projected_bytes', 'peak_bytes' and
-        'facts'.
+        'facts', 'digest' (see `dumap.recipe.digests`), and, once done, 'versions' and 'cpus' that made it.
     """
     store = Run(location, read_only=True)
     attributes = store.attributes
@@ -25,7 +25,7 @@ def status(location: str) -> dict[str, Any]:
     for name in STAGES:
         parts = len(store.committed(name))
         entry: dict[str, Any] = {"name": name, "state": "partial" if parts else "pending", "parts": parts}
-        entry |= {"seconds": None, "projected_bytes": None, "peak_bytes": None, "facts": {}}
+        entry |= {"seconds": None, "projected_bytes": None, "peak_bytes": None, "facts": {}, "digest": None}
         entry["progress"] = [at["done"], at["total"]] if at.get("stage") == name else None
         if store.is_committed(DONE, name):
             entry |= {"state": "done", **store.summary(DONE, name), "parts": parts, "progress": [parts, parts]}

@@ -1,0 +1,111 @@
+"""What stages come to: a digest of all on which a stage's bytes depend, chained along the stages that it reads.
+
+A stage's digest is that of its name, its version, its own settings that are not at their default, and the digests of
+the stages that it reads. The first stage, which reads the input, is known by how the input looks; those after it
+depend on what the input holds, as the first stage found: a copy of the input comes to the same digests.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from dumap.artifacts.job import Job
+from dumap.artifacts.parts import VECTORS
+from dumap.config import Config, build
+from dumap.errors import RunMismatchError
+from dumap.recipe.identity import DATA, data_of
+from dumap.recipe.names import DONE
+from dumap.stages import Recipe, Stage, settings_of
+
+LOOKS = ("shape", "dtype", "signature")
+"""How what is read looks, of what a run tells of it."""
+
+
+def changed_settings(stage: Stage, config: Config) -> dict[str, Any]:
+    """Return a stage's own settings that are not at their default: so a setting that is new changes no digest."""
+    plain = settings_of(build({"input": {"path": "-"}, "output": "-"}), stage.keys)
+    return {key: value for key, value in settings_of(config, stage.keys).items() if value != plain[key]}
+
+
+def digest_of(stage: Stage, config: Config, reads: Mapping[str, Any]) -> str:
+    """Digest a stage of some settings, given what it reads."""
+    told = [stage.name, stage.version, changed_settings(stage, config), dict(reads)]
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+
+
+def chain(
+    recipe: Recipe, config: Config, looks: Mapping[str, Any], holds: Mapping[str, Any] | None = None
+) -> dict[str, str]:
+    """Digest a recipe's stages, by name.
+
+    Parameters
+    ----------
+    recipe : Recipe
+    config : Config
+    looks : mapping
+        How what is read looks, and how it is cut.
+    holds : mapping, optional
+        What it holds, and how it is cut. Where that is not known yet, only stages that read no other get a digest.
+    """
+    found: dict[str, str] = {}
+    upstream: dict[str, str] = {}
+    for stage in recipe:
+        if not stage.reads:
+            found[stage.name] = digest_of(stage, config, looks)
+            if holds is not None:
+                upstream[stage.name] = digest_of(stage, config, holds)
+        elif holds is not None:
+            found[stage.name] = upstream[stage.name] = digest_of(
+                stage, config, {name: upstream[name] for name in stage.reads}
+            )
+    return found
+
+
+def digests(recipe: Recipe, job: Job, told: Mapping[str, Any], facts: Mapping[str, Any] | None) -> dict[str, str]:
+    """Digest a recipe's stages as a job comes to them.
+
+    Parameters
+    ----------
+    recipe : Recipe
+    job : Job
+    told : mapping
+        A run's attributes, or others like them, which tell how what is read looks.
+    facts : mapping, optional
+        What the first stage found of it.
+    """
+    read, cut = data_of(job.config), {"block_rows": job.geometry.block_rows}
+    looks = {what: {name: told[what][name] for name in LOOKS} for what in read}
+    if facts is None:
+        return chain(recipe, job.config, {**looks, **cut})
+    holds = {
+        what: {"shape": looks[what]["shape"], "dtype": looks[what]["dtype"], "fingerprint": facts[DATA[what][0]]}
+        for what in read
+    }
+    return chain(recipe, job.config, {**looks, **cut}, {**holds, **cut})
+
+
+def digests_of_run(recipe: Recipe, job: Job) -> dict[str, str]:
+    """Digest the stages of the job's run, as far as its first stage is done."""
+    facts = job.run.summary(DONE, VECTORS)["facts"] if job.run.is_committed(DONE, VECTORS) else None
+    return digests(recipe, job, job.run.attributes, facts)
+
+
+def check_digests(recipe: Recipe, job: Job) -> None:
+    """Refuse to go on from stages that are done and that this version of dumap would make otherwise.
+
+    Raises
+    ------
+    RunMismatchError
+    """
+    expected = digests_of_run(recipe, job)
+    for stage in recipe:
+        if stage.reads and job.run.is_committed(DONE, stage.name):
+            digest = job.run.summary(DONE, stage.name).get("digest")
+            if digest not in (None, expected.get(stage.name, digest)):
+                raise RunMismatchError(
+                    f"{job.run.location}: this version of dumap makes stage {stage.name} otherwise than it was made "
+                    f"there: use the version that began this run, or name another output"
+                )

@@ -1,0 +1,86 @@
+"""Which versions and which processors make a stage: they bind it until it is done, and are told of it from then on.
+
+A stage of which parts are committed goes on with what they were made with, or by force. A stage that is done may be
+read by whatever comes after it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+from dumap.config import differences
+from dumap.engine import Engine
+from dumap.errors import DamageError, RunMismatchError
+from dumap.recipe.names import DONE
+from dumap.stages import Recipe
+from dumap.store import IDENTITY, Run
+
+MAKERS = ("versions", "cpus")
+"""What is told of whatever makes things."""
+
+
+def told_of(cluster: Engine) -> dict[str, Any]:
+    """Say what an engine makes things with."""
+    return {"versions": cluster.versions, "cpus": cluster.cpus}
+
+
+def _name(stage: str) -> str:
+    """Name the part that says with what a stage was begun."""
+    return f"began-{stage}"
+
+
+def begun_with(run: Run, stage: str) -> dict[str, Any]:
+    """Return the versions and processors with which a stage was begun; those of the run where nothing says so."""
+    name, found = _name(stage), run.attributes
+    if run.is_committed(IDENTITY, name):
+        with contextlib.suppress(DamageError):  # which verify tells; the stage's parts are as good as they were
+            found = run.summary(IDENTITY, name)
+    return {what: found.get(what, []) for what in MAKERS}
+
+
+def half_done(run: Run, recipe: Recipe) -> list[str]:
+    """List the stages that have committed parts and are not done."""
+    return [stage.name for stage in recipe if not run.is_committed(DONE, stage.name) and run.committed(stage.name)]
+
+
+def record_of(run: Run, recipe: Recipe) -> dict[str, Any]:
+    """Return the versions and processors that workers should have: those of a stage that is half done, if any."""
+    stages = half_done(run, recipe)
+    return begun_with(run, stages[0]) if stages else run.attributes
+
+
+def check_makers(run: Run, recipe: Recipe, cluster: Engine, force: bool) -> None:
+    """Refuse, unless forced, to go on with a stage with versions, or on processors, that it was not begun with."""
+    for stage in () if force else half_done(run, recipe):
+        _check(run, stage, cluster)
+
+
+def _check(run: Run, stage: str, cluster: Engine) -> None:
+    began, now = begun_with(run, stage), told_of(cluster)
+    differs = differences(began["versions"], now["versions"])
+    if not set(now["cpus"]) <= set(began["cpus"]):
+        differs.append(f"processors: {', '.join(began['cpus'])} -> {', '.join(now['cpus'])}")
+    if differs:
+        raise RunMismatchError(
+            f"{run.location}: stage {stage} is half done, with other versions or processors:\n  "
+            + "\n  ".join(differs)
+            + "\nUse the old ones, name another output, or go on with --force"
+        )
+
+
+def begin_stage(run: Run, stage: str, cluster: Engine, force: bool) -> None:
+    """Note what a stage is begun with; where it has parts already, refuse, unless forced, another kind."""
+    if run.committed(stage):
+        if not force:
+            _check(run, stage, cluster)
+    elif begun_with(run, stage) != (now := told_of(cluster)):
+        run.forget(IDENTITY, _name(stage))
+        with run.part(IDENTITY, _name(stage)) as out:
+            out.attributes |= now
+
+
+def made_with(run: Run, stage: str, cluster: Engine) -> dict[str, Any]:
+    """Say with what a stage was made that is done now: another kind too, where it was begun with one."""
+    now, began = told_of(cluster), begun_with(run, stage)
+    return now if began == now else {**now, "begun_with": began}

@@ -1,0 +1,132 @@
+"""Digests of stages: a setting changes those of the stages that depend on it, and of what reads them; nothing else."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from dumap.config import Config, load
+from dumap.recipe.digests import chain, changed_settings, digest_of
+from dumap.recipe.names import STAGES
+from dumap.recipe.recipes import SEARCHED
+from dumap.stages import settings_of
+
+LOOKS = {"input": {"shape": [1000, 9], "dtype": "float32", "signature": "a"}, "block_rows": 1000}
+HOLDS = {"input": {"shape": [1000, 9], "dtype": "float32", "fingerprint": "0"}, "block_rows": 1000}
+OTHER: dict[str, Any] = {
+    "seed": 1,
+    "task_memory": 2**30,
+    "input.unique": True,
+    "neighbors.metric": "cosine",
+    "neighbors.metric_kwds": {"p": 3},
+    "neighbors.n_neighbors": 10,
+    "neighbors.width": 30,
+    "neighbors.recall_target": 0.5,
+    "neighbors.max_repairs": 1,
+    "cells.max_copies": 3,
+    "cells.max_rows": 5000,
+    "graph.local_connectivity": 2.0,
+    "graph.set_op_mix_ratio": 0.5,
+    "graph.disconnection_distance": 9.0,
+    "graph.shard_rows": 4096,
+    "start.init": "pca",
+    "start.coarse_epochs": 7,
+    "layout.n_components": 3,
+    "layout.n_epochs": 11,
+    "layout.learning_rate": 0.5,
+    "layout.min_dist": 0.3,
+    "layout.spread": 2.0,
+    "layout.a": 1.0,
+    "layout.b": 0.9,
+    "layout.negative_sample_rate": 7,
+    "layout.repulsion_strength": 2.0,
+    "layout.exchange_every": 2,
+    "layout.least_fall": 0.1,
+    "quality.queries": 7,
+}
+"""Another value of each setting on which a stage depends."""
+NO_PART = {"layout.checkpoint_every": 7, "layout.mode": "rounds", "cluster.workers": 3, "cluster.engine": "dask"}
+
+
+def configured(**settings: Any) -> Config:
+    return load(None, (), {"input.path": "a", "output": "b", **settings})
+
+
+def digests(config: Config, looks: Any = LOOKS, holds: Any = HOLDS) -> dict[str, str]:
+    return chain(SEARCHED, config, looks, holds)
+
+
+def downstream(stages: set[str]) -> set[str]:
+    """Return stages and all that read them, at once or by way of others."""
+    found = set(stages)
+    for stage in SEARCHED:
+        if found & set(stage.reads):
+            found.add(stage.name)
+    return found
+
+
+def changed(one: dict[str, str], other: dict[str, str]) -> set[str]:
+    return {stage for stage in STAGES if one[stage] != other[stage]}
+
+
+def test_each_setting_of_a_stage_has_another_value_here():
+    assert {key for stage in SEARCHED for key in stage.keys} == set(OTHER)
+
+
+@pytest.mark.parametrize("key", OTHER)
+def test_a_setting_changes_the_stages_that_depend_on_it_and_what_reads_them(key):
+    values = {"layout.b": 0.9, "layout.a": 1.0} if key in ("layout.a", "layout.b") else {key: OTHER[key]}
+    if key == "neighbors.metric_kwds":
+        values["neighbors.metric"] = "minkowski"
+    plain = configured(**{"neighbors.metric": "minkowski"} if key == "neighbors.metric_kwds" else {})
+    other = configured(**values)
+    keys = {own for stage in SEARCHED for own in stage.keys}
+    differs = {own for own in keys if settings_of(plain, [own]) != settings_of(other, [own])}
+    depend = {stage.name for stage in SEARCHED if differs & set(stage.keys)}
+    assert key in differs
+    assert changed(digests(plain), digests(other)) == downstream(depend)
+
+
+def test_the_coordinates_follow_min_dist_and_the_graph_does_not():
+    found = changed(digests(configured()), digests(configured(**{"layout.min_dist": 0.5})))
+    assert found == set(STAGES[STAGES.index("start") :])
+
+
+def test_fewer_neighbors_of_as_wide_lists_change_the_graph_and_what_follows():
+    wide, few = (configured(**{"neighbors.width": 30, "neighbors.n_neighbors": number}) for number in (30, 10))
+    assert changed(digests(wide), digests(few)) == set(STAGES[STAGES.index("graph") :])
+
+
+@pytest.mark.parametrize("key", NO_PART)
+def test_where_and_how_it_runs_changes_nothing(key):
+    assert digests(configured(**{key: NO_PART[key]})) == digests(configured())
+
+
+def test_a_setting_at_its_default_is_no_part():
+    """So that one that is new changes no digest of runs that were before it."""
+    before, stage = digests(configured()), SEARCHED[4]
+    longer = replace(stage, keys=(*stage.keys, "layout.least_fall"))
+    assert changed_settings(longer, configured()) == {}
+    assert digest_of(longer, configured(), {}) == digest_of(stage, configured(), {})
+    assert digests(configured(**{"layout.min_dist": 0.1})) == before
+
+
+def test_another_version_of_a_stage_changes_what_reads_it():
+    newer = tuple(replace(stage, version=2) if stage.name == "audit" else stage for stage in SEARCHED)
+    assert changed(digests(configured()), chain(newer, configured(), LOOKS, HOLDS)) == downstream({"audit"})
+
+
+def test_a_copy_of_the_input_comes_to_the_same_but_for_the_first_stage():
+    looks = {**LOOKS, "input": {**LOOKS["input"], "signature": "b"}}
+    assert changed(digests(configured()), digests(configured(), looks)) == {"vectors"}
+
+
+def test_other_data_changes_all_that_follows():
+    holds = {**HOLDS, "input": {**HOLDS["input"], "fingerprint": "1"}}
+    assert changed(digests(configured()), digests(configured(), holds=holds)) == set(STAGES) - {"vectors"}
+
+
+def test_before_the_input_is_read_only_the_first_stage_has_a_digest():
+    assert digests(configured(), holds=None) == {"vectors": digests(configured())["vectors"]}
