@@ -19,7 +19,7 @@ from dumap.planning.geometry import (
     geometry,
     shard_rows_of,
 )
-from dumap.planning.plan import Plan
+from dumap.planning.plan import Plan, describe, format_seconds
 from dumap.recipe.recipes import SEARCHED, make_plan
 
 MIB = 2**20
@@ -403,3 +403,28 @@ def test_less_is_done_where_neighbors_are_given():
     assert less.stage("neighbors").disk_bytes >= 10**7 * 14 * 8
     for stage in ("graph", "start", "layout"):
         assert less.stage(stage) == more.stage(stage)
+
+
+def test_a_plan_tells_between_what_times_a_run_will_take():
+    few, many = (make_plan(config(), geometry(config(), count, 64, 4, 1000)) for count in (10**5, 10**7))
+    low, high = few.seconds(1)
+    assert 0 < low < few.core_seconds < high
+    assert few.seconds(4) == (low / 4, high / 4)
+    assert many.seconds(1)[0] > 50 * low
+    assert describe(many, 4).splitlines()[-1].startswith(f"time {format_seconds(many.seconds(4)[0])} to ")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (2.44, "2.4 s"),
+        (89.9, "90 s"),
+        (90, "1.5 min"),
+        (754, "13 min"),
+        (5399, "90 min"),
+        (5400, "1.5 h"),
+        (1e6, "278 h"),
+    ],
+)
+def test_durations_are_written_to_two_digits(seconds, words):
+    assert format_seconds(seconds) == words

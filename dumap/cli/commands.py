@@ -89,6 +89,7 @@ def cli() -> None:
 def plan(as_json: bool, **options: Any) -> None:
     """Say what a run will take, and start nothing."""
     from dumap.engine.choose import choose
+    from dumap.engine.resources import cpu_count
     from dumap.planning.plan import describe
     from dumap.recipe import pipeline
 
@@ -98,7 +99,9 @@ def plan(as_json: bool, **options: Any) -> None:
     if as_json:
         click.echo(to_json({**projected.as_dict(), "engine": chosen.name}))
     else:
-        click.echo(f"{describe(projected)}\nengine {chosen.name}: {chosen.why}")
+        named = config.cluster.scheduler or config.cluster.scheduler_file
+        threads = config.cluster.workers or (1 if named else cpu_count())  # who has a cluster divides by its threads
+        click.echo(f"{describe(projected, threads)}\nengine {chosen.name}: {chosen.why}")
 
 
 @cli.command()
