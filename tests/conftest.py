@@ -28,6 +28,7 @@ from dumap.show.export import export
 
 QUICK = {"layout.n_epochs": 20, "quality.queries": 0}
 """Settings of runs whose map is not looked at."""
+LOCAL = {"cluster.engine": "local"}
 MEMORY = Path("/dev/shm")
 
 hypothesis_settings.register_profile("dumap", deadline=None)  # a busy machine is no fault
@@ -127,7 +128,14 @@ def save(fresh) -> Callable[..., str]:
 
 
 @pytest.fixture(scope="session")
-def client() -> Iterator[Client]:
+def compiled(embed, digits) -> None:
+    """Compile what runs take in this process, once: workers that begin together would each do so."""
+    for mode in ("host", "rounds"):
+        embed(digits[0][:300], {"cells.max_rows": 100, "layout.mode": mode, "layout.n_epochs": 2})
+
+
+@pytest.fixture(scope="session")
+def client(compiled) -> Iterator[Client]:
     """Return the client of two worker processes."""
     with (
         LocalCluster(n_workers=2, threads_per_worker=1, memory_limit="2GiB", dashboard_address=":0") as cluster,
@@ -180,12 +188,12 @@ def configure(save, fresh) -> Callable[..., Config]:
 
 
 @pytest.fixture(scope="session")
-def embed(configure, fresh, request) -> Callable[..., Embedded]:
-    """Run on the shared cluster."""
+def embed(configure, fresh) -> Callable[..., Embedded]:
+    """Run on threads of this process, or on a client."""
 
-    def go(x: np.ndarray | str, settings: dict[str, Any] | None = None) -> Embedded:
-        config = configure(x, settings)
-        return Embedded(config.output, run(config, client=request.getfixturevalue("client")), fresh)
+    def go(x: np.ndarray | str, settings: dict[str, Any] | None = None, client: Client | None = None) -> Embedded:
+        config = configure(x, {**({} if client else LOCAL), **(settings or {})})
+        return Embedded(config.output, run(config, client=client), fresh)
 
     return go
 

@@ -177,11 +177,11 @@ def test_repairs_end_where_the_target_is_reached(embed, digits):
 
 
 @pytest.mark.slow
-def test_a_target_out_of_reach_is_noted(configure, client, digits):
+def test_a_target_out_of_reach_is_noted(configure, digits):
     """Cells that no row spills from have no list that leads across, so there is nothing to go by."""
     notes = Notes()
     config = configure(digits[0], {**REPAIRED, "cells.max_copies": 1, "neighbors.max_repairs": 5})
-    status = run(config, client=client, observer=notes)
+    status = run(config, observer=notes)
     facts = next(stage["facts"] for stage in status["stages"] if stage["name"] == "audit")
     assert facts["gained"] == [0]
     (said,) = [note for note in notes.notes if note.startswith("audit: ")]
@@ -233,14 +233,14 @@ LOST = {
 
 
 @pytest.mark.parametrize("what", slowly(LOST, "some lists"))
-def test_what_is_lost_is_made_again(copied, client, repaired, what):
+def test_what_is_lost_is_made_again(copied, repaired, what):
     config = copied.config
     manifests = Path(config.output, MANIFESTS)
     for pattern in LOST[what]:
         for path in manifests.glob(f"audit/{pattern}.json"):
             path.unlink()
     unmark(config.output, STAGES[STAGES.index("audit") :])
-    assert run(config, client=client)["state"] == "done"
+    assert run(config)["state"] == "done"
     assert lists_of(config.output) == lists_of(repaired.output)
     left = {name.split("-")[0] for name in Run(config.output, read_only=True).committed("audit")}
     assert left == {"queries", "search", "exact", "report", "merged", "repaired"}

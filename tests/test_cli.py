@@ -200,10 +200,10 @@ def test_bad_input(refused, places, fresh, kind):
 
 
 @pytest.mark.fault(27)
-def test_not_finite(cli, client, places, fresh):
+def test_not_finite(cli, places, fresh):
     x = np.ones((300, 4), np.float32)
     x[[3, 8]] = np.nan
-    outcome = cli("run", *places, "--input", _array(fresh, x), "--scheduler", client.scheduler.address)
+    outcome = cli("run", *places, "--input", _array(fresh, x))
     assert outcome.code == 3
     assert "2 of 300 rows" in outcome.err
     assert "rows 3, 8" in outcome.err
@@ -253,9 +253,8 @@ def test_outputs_that_are_something_else(refused, places, data, fresh, contents)
     assert (folder / "thesis.txt").read_text() == file.read_text() == "years of work"
 
 
-def test_an_output_that_cannot_be_made(refused, places, client):
-    address = ["--scheduler", client.scheduler.address]
-    assert "cannot be made" in refused(6, "run", *places, *address, "--output", "/proc/run.zarr")
+def test_an_output_that_cannot_be_made(refused, places):
+    assert "cannot be made" in refused(6, "run", *places, "--output", "/proc/run.zarr")
 
 
 @pytest.mark.parametrize("command", [("status",), ("verify",), ("export", "embedding", "map.npy")])

@@ -31,9 +31,9 @@ K = 14
 
 
 @pytest.fixture(scope="module")
-def whole(digits, embed):
-    """Return all digits, embedded with the default epochs, in many cells."""
-    return embed(digits[0], {"cells.max_rows": 500, "layout.n_epochs": None, "quality.queries": 300})
+def whole(digits, embed, client):
+    """Return all digits, embedded with the default epochs, in many cells, by workers."""
+    return embed(digits[0], {"cells.max_rows": 500, "layout.n_epochs": None, "quality.queries": 300}, client)
 
 
 @pytest.fixture(scope="module")
@@ -109,9 +109,10 @@ def test_measured_peak_is_within_the_projected(whole):
 
 @pytest.mark.fault(19)
 @pytest.mark.slow
-def test_measured_peak_is_within_the_projected_with_more_rows(embed):
-    x = np.random.default_rng(0).normal(size=(20_000, 200)).astype(np.float32)
-    done = embed(x, {"cells.max_rows": 2000, "task_memory": 64 * 2**20, "quality.queries": 1000})
+def test_measured_peak_is_within_the_projected_with_more_rows(embed, client):
+    x = np.random.default_rng(0).normal(size=(8000, 200)).astype(np.float32)
+    settings = {"cells.max_rows": 1000, "task_memory": 32 * 2**20, "start.coarse_epochs": 20, "layout.n_epochs": 5}
+    done = embed(x, {**settings, "quality.queries": 500}, client)
     for stage in done.status["stages"]:
         assert 0 < stage["peak_bytes"] <= stage["projected_bytes"], stage["name"]
 
@@ -243,7 +244,7 @@ def test_rounds_change_no_byte(embed, some, cut):
 
 
 def test_who_writes_the_embedding_keeps_no_edges_of_the_last_round(embed, client, some):
-    done = embed(some, {**CUT, "layout.mode": "rounds", "layout.n_epochs": 2})
+    done = embed(some, {**CUT, "layout.mode": "rounds", "layout.n_epochs": 2}, client)
     assert done.facts("layout")["mode"] == "rounds"
     kept = client.run(lambda: rounds._packed.bytes)
     assert len(kept) > 1
@@ -257,11 +258,11 @@ def test_the_loss_is_told_at_each_checkpoint_and_falls(cut):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("workers", [1, 2, 3])
-def test_workers_change_no_byte(configure, some, expected, inspect, workers):
-    config = configure(some, {**CUT, "cluster.workers": workers, "cluster.memory_limit": 2**31})
-    run(config)
-    assert inspect(config.output).y.tobytes() == expected
+def test_workers_change_no_byte(embed, client, some, expected):
+    """Two of them, and three that the run starts itself: what is expected was made without any."""
+    assert embed(some, CUT, client).y.tobytes() == expected
+    own = {"cluster.engine": "dask", "cluster.workers": 3, "cluster.memory_limit": 2**31}
+    assert embed(some, {**CUT, **own}).y.tobytes() == expected
 
 
 def test_the_seed_and_the_data_change_the_bytes(embed, some, expected):
@@ -269,14 +270,19 @@ def test_the_seed_and_the_data_change_the_bytes(embed, some, expected):
     assert embed(some[::-1], CUT).y.tobytes() != expected
 
 
+SHARDED = {"cells.max_rows": 1000, "neighbors.n_neighbors": 5, "start.coarse_epochs": 20, "graph.shard_rows": 4096}
+
+
+@pytest.fixture(scope="module")
+def long(save):
+    """Return rows of three shards."""
+    return save(np.random.default_rng(1).normal(size=(9000, 3)).astype(np.float32))
+
+
 @pytest.mark.slow
-def test_shards_change_no_byte(embed, save):
-    x = save(np.random.default_rng(1).normal(size=(9000, 8)).astype(np.float32))
-    ways = [(4096, "host"), (8192, "host"), (65536, "host"), (4096, "rounds"), (8192, "rounds")]
-    found = {
-        embed(x, {"cells.max_rows": 1000, "graph.shard_rows": rows, "layout.mode": mode}).y.tobytes()
-        for rows, mode in ways
-    }
+def test_shards_change_no_byte(embed, long):
+    ways = [(4096, "host"), (65536, "host"), (4096, "rounds")]
+    found = {embed(long, {**SHARDED, "graph.shard_rows": rows, "layout.mode": mode}).y.tobytes() for rows, mode in ways}
     assert len(found) == 1
 
 
@@ -311,27 +317,24 @@ def test_the_coarse_graph_is_laid_out_unless_told_otherwise(embed, some, cut):
     assert losses[0] < losses[1]
 
 
-EXCHANGE = {"cells.max_rows": 1000, "graph.shard_rows": 4096, "layout.n_epochs": 50, "layout.exchange_every": 4}
+EXCHANGE = {**SHARDED, "layout.n_epochs": 50, "layout.exchange_every": 4}
 
 
 @pytest.mark.slow
-def test_shards_that_are_exchanged_less_often(embed, configure, save, inspect):
-    """Whoever does which shards: three of them, on one worker or two; the map is near that of exchanging always."""
-    x = save(np.random.default_rng(1).normal(size=(9000, 8)).astype(np.float32))
-    done = embed(x, {**EXCHANGE, "layout.checkpoint_every": 15})
+def test_shards_that_are_exchanged_less_often(embed, client, long):
+    """Whoever does which shards: three of them, on two workers or none; the map is near that of exchanging always."""
+    done = embed(long, {**EXCHANGE, "layout.checkpoint_every": 15}, client)
     assert done.facts("layout")["mode"] == "rounds"
     losses = done.facts("layout")["loss"]
     assert [epoch for epoch, _ in losses] == [16, 32, 48, 50]
-    config = configure(x, {**EXCHANGE, "cluster.workers": 1, "cluster.memory_limit": 2**31})
-    run(config)
-    assert inspect(config.output).y.tobytes() == done.y.tobytes()
-    always = embed(x, {**EXCHANGE, "layout.exchange_every": 1})
+    assert embed(long, EXCHANGE).y.tobytes() == done.y.tobytes()
+    always = embed(long, {**EXCHANGE, "layout.exchange_every": 1})
     assert always.y.tobytes() != done.y.tobytes()
     assert losses[-1][1] == pytest.approx(always.facts("layout")["loss"][-1][1], rel=0.05)
 
 
 @pytest.mark.parametrize("least_fall", slowly([0.05, 0.9], 0.9))
-def test_a_loss_that_has_settled_ends_the_layout(embed, configure, client, some, least_fall):
+def test_a_loss_that_has_settled_ends_the_layout(embed, configure, some, least_fall):
     """In one process, in rounds, and going on from a checkpoint."""
     settings = {**CUT, "layout.n_epochs": 100, "layout.least_fall": least_fall, "layout.checkpoint_every": 7}
     done = embed(some, settings)
@@ -349,7 +352,7 @@ def test_a_loss_that_has_settled_ends_the_layout(embed, configure, client, some,
     for stage in ("layout", "embedding", "quality"):
         store.forget("run", stage)
     store.forget("layout", "end")
-    assert run(configure(some, {**settings, "output": done.output}), client=client)["state"] == "done"
+    assert run(configure(some, {**settings, "output": done.output}))["state"] == "done"
     assert Run(done.output).summary("layout", "end")["epoch"] == last
 
 
@@ -397,7 +400,7 @@ def test_many_cells_find_most_neighbors(embed, digits, metric):
     assert np.isfinite(done.y).all()
 
 
-@pytest.mark.parametrize("components", slowly([1, 3, 7, 64], 1, 3))
+@pytest.mark.parametrize("components", slowly([1, 3, 64], 3))
 def test_components(embed, few, components):
     y = embed(few, {"layout.n_components": components}).y
     assert y.shape == (len(few), components)
@@ -455,22 +458,22 @@ def holed(few):
 
 
 @pytest.mark.fault(27)
-def test_what_is_not_finite_is_named_before_any_graph(configure, client, holed):
+def test_what_is_not_finite_is_named_before_any_graph(configure, holed):
     config = configure(holed)
     with pytest.raises(InputError, match=r"3 of 300 rows .* rows 7, 90, 299"):
-        run(config, client=client)
+        run(config)
     begun = {stage for stage in STAGES if Run(config.output).committed(stage)}
     assert begun == {"vectors"}
 
 
 @pytest.mark.fault(27)
-def test_the_advice_on_what_is_not_finite_can_be_followed(configure, client, holed):
+def test_the_advice_on_what_is_not_finite_can_be_followed(configure, holed):
     """The same command with the setting that the message names goes on in the same output."""
     config = configure(holed)
     with pytest.raises(InputError, match=r"--set input\.nonfinite=drop"):
-        run(config, client=client)
+        run(config)
     dropping = config.model_copy(update={"input": config.input.model_copy(update={"nonfinite": "drop"})})
-    assert run(dropping, client=client)["state"] == "done"
+    assert run(dropping)["state"] == "done"
 
 
 @pytest.mark.fault(27)
@@ -655,7 +658,7 @@ def test_the_inputs_chunks_change_no_byte_of_copies(embed, save, mixed, once, ro
     assert done.flags.tobytes() == once.flags.tobytes()
 
 
-def test_copies_survive_a_run_that_is_stopped(configure, client, inspect, save, mixed, once):
+def test_copies_survive_a_run_that_is_stopped(configure, inspect, save, mixed, once):
     config = configure(save(mixed, 50), SMALL)
     shutil.copytree(once.output, config.output)
     for gone in (
@@ -670,7 +673,7 @@ def test_copies_survive_a_run_that_is_stopped(configure, client, inspect, save, 
             manifest.unlink()
     for name in ("distinct-00003", "duplicates-00001"):
         assert not Path(config.output, f"{MANIFESTS}/vectors/{name}.json").exists()
-    run(config, client=client)
+    run(config)
     assert inspect(config.output).y.tobytes() == once.y.tobytes()
 
 
@@ -725,9 +728,9 @@ def test_rounds_draw_as_one_process_does(embed, save):
     assert modes[0].facts("vectors")["copies"] == 800
 
 
-def test_too_few_distinct_rows_are_refused(configure, client, embed, few):
+def test_too_few_distinct_rows_are_refused(configure, embed, few):
     with pytest.raises(InputError, match=r"leaves 6 distinct rows, too few for .* = 6: give at least 7, or, .* most 5"):
-        run(configure(np.repeat(few[:6], 9, axis=0), ONCE), client=client)
+        run(configure(np.repeat(few[:6], 9, axis=0), ONCE))
     done = embed(np.repeat(few[:7], 9, axis=0), {**ONCE, "quality.queries": 30})
     assert len(np.unique(done.y, axis=0)) == 7
 
@@ -795,13 +798,13 @@ def test_components_are_counted_over_shards(embed, save):
     assert done.facts("graph")["largest_component"] == 5000 / 5050
 
 
-def test_empty_slots_are_told(configure, client, inspect, few):
+def test_empty_slots_are_told(configure, inspect, few):
     """The search leaves none: some lists are cut short by hand."""
     from dumap.recipe import pipeline
     from dumap.store import Run
 
     config, listening = configure(few), Notes()
-    pipeline.run(config, client=client, observer=listening)
+    pipeline.run(config, observer=listening)
     assert not any("slots" in note for note in listening.notes)
     store = Run(config.output)
     lists = {name: store.read("neighbors", "merged-00000", name) for name in ("indices", "distances")}
@@ -816,7 +819,7 @@ def test_empty_slots_are_told(configure, client, inspect, few):
         for part in [*store.committed(stage)]:
             store.forget(stage, part)
         store.forget("run", stage)
-    pipeline.run(config, client=client, observer=listening)
+    pipeline.run(config, observer=listening)
     done = inspect(config.output)
     assert done.facts("graph")["missing"] == 22
     assert any("22 slots of the neighbors' lists are empty; 0 of 1 components" in note for note in listening.notes)

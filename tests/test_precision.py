@@ -67,13 +67,13 @@ def test_wide_numbers_that_float32_holds_are_cast_alone(embed):
 
 @pytest.mark.fault(31)
 @pytest.mark.parametrize("metric", ["euclidean", pytest.param("cosine", marks=pytest.mark.slow)])
-def test_rows_that_fall_together_all_the_same_are_counted(configure, client, inspect, metric):
+def test_rows_that_fall_together_all_the_same_are_counted(configure, inspect, metric):
     x = orchard() + (1e6 if metric == "cosine" else 0)
     x[200:] = x[:200] + 1e-9  # less than float32 tells apart at such distances from one another
     x[0, 0], x[1, 0] = 0.0, -0.0
     x[0, 1] = x[1, 1] = 0.0
     config, notes = configure(x, {**SHORT, "neighbors.metric": metric}), Notes()
-    run(config, client=client, observer=notes)
+    run(config, observer=notes)
     facts = inspect(config.output).facts("vectors")
     assert facts["duplicates"] == 0
     assert facts["centred"] == (metric == "euclidean")
@@ -107,7 +107,7 @@ def test_the_globe_has_no_edge(embed, globe, dtype):
 
 @pytest.mark.fault(37)
 @pytest.mark.parametrize("change", [np.degrees, lambda x: x[:, ::-1]], ids=["degrees", "longitude first"])
-def test_degrees_are_refused(configure, client, globe, change):
+def test_degrees_are_refused(configure, globe, change):
     config = configure(change(globe), {**SHORT, "neighbors.metric": "haversine"})
     with pytest.raises(InputError, match=r"latitude and longitude in radians.*the rows reach .*radians"):
-        run(config, client=client)
+        run(config)

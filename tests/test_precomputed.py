@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import zarr
+from distributed import Client
 from helpers import slowly, uncommit
 from scipy import sparse
 from sklearn.neighbors import NearestNeighbors
@@ -72,8 +73,8 @@ def given(fresh):
 def take(data, embed):
     """Run on a graph that is given."""
 
-    def go(path: str, settings: dict[str, Any] | None = None, source: Any = None):
-        return embed(data if source is None else source, {"neighbors.precomputed": path, **(settings or {})})
+    def go(path: str, settings: dict[str, Any] | None = None, source: Any = None, client: Client | None = None):
+        return embed(data if source is None else source, {"neighbors.precomputed": path, **(settings or {})}, client)
 
     return go
 
@@ -279,7 +280,7 @@ def test_a_range_of_rows_that_are_all_dropped(take, given, some, save):
 def test_measured_peak_is_within_the_projected(client, take, graph):
     """On workers that have done nothing before: what others compiled there stays."""
     client.restart()
-    for stage in take(graph, {**CUT, "quality.queries": 50}).status["stages"]:
+    for stage in take(graph, {**CUT, "quality.queries": 50}, client=client).status["stages"]:
         assert 0 < stage["peak_bytes"] <= stage["projected_bytes"], stage["name"]
 
 
@@ -340,10 +341,10 @@ def test_what_no_list_may_hold_is_named(given, knn, kind):
     assert refused.value.exit_code == 3
 
 
-def test_a_run_stops_at_what_no_list_may_hold(configure, client, data, given, knn):
+def test_a_run_stops_at_what_no_list_may_hold(configure, data, given, knn):
     config = configure(data, {**CUT, "neighbors.precomputed": given(*SPOILT["nan"][0](*knn))})
     with pytest.raises(InputError, match=SPOILT["nan"][1]):
-        run(config, client=client)
+        run(config)
     assert Run(config.output).committed("graph") == []
 
 
@@ -413,12 +414,12 @@ def test_the_plan_says_that_neighbors_are_given(cli, data, given, knn):
     assert json.loads(machine.out)["columns"] == 14
 
 
-def test_the_output_may_not_lie_in_the_graph(configure, client, data, given, knn):
+def test_the_output_may_not_lie_in_the_graph(configure, data, given, knn):
     path = given(*knn)
     for output in (path, f"{path}/run"):
         config = configure(data, {"neighbors.precomputed": path, "output": output})
         with pytest.raises(StorageError, match="is, holds or lies in the input"):
-            run(config, client=client)
+            run(config)
 
 
 def test_chunks_that_are_programs_are_refused(given, knn, fresh):
@@ -430,26 +431,26 @@ def test_chunks_that_are_programs_are_refused(given, knn, fresh):
 
 
 @pytest.mark.fault(13)
-def test_a_damaged_chunk_of_the_graph_is_named_by_its_rows(configure, client, data, given, knn):
+def test_a_damaged_chunk_of_the_graph_is_named_by_its_rows(configure, data, given, knn):
     path = given(*knn)
     Path(path, "distances", "c", "1", "0").write_bytes(b"nonsense")
     with pytest.raises(InputError, match=r"knn\.zarr: rows \d+ to \d+ cannot be read from array 'distances'"):
-        run(configure(data, {**CUT, "neighbors.precomputed": path}), client=client)
+        run(configure(data, {**CUT, "neighbors.precomputed": path}))
 
 
 # what a run is of --------------------------------------------------------------------------------
 
 
-def test_a_graph_that_moved_is_the_same(again, client, graph, fresh, taken):
+def test_a_graph_that_moved_is_the_same(again, graph, fresh, taken):
     config = again(shutil.copytree(graph, fresh("moved.zarr")))
-    assert run(config, client=client)["stages"] == taken.status["stages"]
+    assert run(config)["stages"] == taken.status["stages"]
     assert len(zarr.open_group(config.output, mode="r").attrs["precomputed_fingerprint"]) == 16
 
 
 @pytest.mark.parametrize(
     ("array", "when"), [("indices", "done"), ("distances", "done"), ("distances", "midway"), ("indices", "early")]
 )
-def test_a_graph_that_changed_is_refused(again, client, graph, fresh, array, when, contents):
+def test_a_graph_that_changed_is_refused(again, graph, fresh, array, when, contents):
     config = again(shutil.copytree(graph, fresh("changed.zarr")))
     if when != "done":
         uncommit(config.output, ("neighbors", "graph", "coarsen", "start", "layout", "embedding", "quality"))
@@ -460,18 +461,18 @@ def test_a_graph_that_changed_is_refused(again, client, graph, fresh, array, whe
     changed[999] = changed[998] if array == "indices" else changed[999] * 2
     before = contents(config.output)
     with pytest.raises(RunMismatchError, match="holds other data than when") as refused:
-        run(config, client=client)
+        run(config)
     assert config.neighbors.precomputed in str(refused.value)
     assert contents(config.output) == before
 
 
-def test_a_graph_of_another_shape_is_refused(again, client, given, some):
+def test_a_graph_of_another_shape_is_refused(again, given, some):
     with pytest.raises(RunMismatchError, match=r"precomputed of shape \(1000, 14\) .* has \(1000, 20\)"):
-        run(again(given(*exact(some, 20))), client=client)
+        run(again(given(*exact(some, 20))))
 
 
-def test_searched_and_given_are_not_the_same_run(client, data, graph, taken, searched, cli):
-    words = ("--set", "layout.n_epochs=20", "--scheduler", client.scheduler.address, "--input", data)
+def test_searched_and_given_are_not_the_same_run(data, graph, taken, searched, cli):
+    words = ("--set", "layout.n_epochs=20", "--input", data)
     asked = ("--set", "cells.max_rows=300", "--set", f"neighbors.precomputed={graph}")
     outcome = cli("run", "--output", searched.output, *words, *asked)
     assert outcome.code == 7
@@ -485,21 +486,21 @@ def test_searched_and_given_are_not_the_same_run(client, data, graph, taken, sea
 
 
 @pytest.mark.fault(13)
-def test_damage_is_made_again_from_the_graph(cli, again, client, taken):
+def test_damage_is_made_again_from_the_graph(cli, again, taken):
     config = again()
     for stage, name in (("vectors", "block-"), ("cells", "assign-"), ("cells", "table-"), ("neighbors", "merged-")):
         file = max(Path(config.output, PARTS, stage).glob(f"{name}*"), key=lambda path: path.stat().st_size)
         file.write_bytes(file.read_bytes()[:-1])
     assert cli("verify", config.output).code == 1
     uncommit(config.output, ("graph", "coarsen", "start", "layout", "embedding"))
-    assert run(config, client=client)["state"] == "done"
+    assert run(config)["state"] == "done"
     assert verify(config.output) == []
     assert np.asarray(zarr.open_array(config.output, path="embedding")[:]).tobytes() == taken.y.tobytes()
 
 
 @pytest.mark.fault(6)
 @pytest.mark.parametrize("stage", slowly(["vectors", "cells", "neighbors"], "cells"))
-def test_a_run_stopped_in_a_stage_goes_on_to_the_same_bytes(again, client, taken, stage):
+def test_a_run_stopped_in_a_stage_goes_on_to_the_same_bytes(again, taken, stage):
     """Some parts of the stage are committed, and nothing of the stages after it."""
     config = again()
     stages = [s["name"] for s in taken.status["stages"]]
@@ -509,7 +510,7 @@ def test_a_run_stopped_in_a_stage_goes_on_to_the_same_bytes(again, client, taken
         for number, file in enumerate(sorted((manifests / later).glob("*.json"))):
             if later != stage or number % 2:
                 file.unlink()
-    assert run(config, client=client)["state"] == "done"
+    assert run(config)["state"] == "done"
     assert np.asarray(zarr.open_array(config.output, path="embedding")[:]).tobytes() == taken.y.tobytes()
 
 

@@ -82,24 +82,24 @@ PLACES = {
     "place",
     slowly(PLACES, "neighbors", "layout"),
 )
-def test_repaired_damage_gives_the_same_bytes(cli, client, own, expected, place):
+def test_repaired_damage_gives_the_same_bytes(cli, own, expected, place):
     """The stages after it are made again too, so that what is repaired is seen to be as it was."""
     stage = place.split()[0]
     flip(Path(own.output, objects(own.output, stage, PLACES[place])[0]))
     assert cli("verify", own.output).code == 1
     uncommit(own.output, STAGES[STAGES.index(stage) + 1 :])
-    assert run(own, client=client)["state"] == "done"
+    assert run(own)["state"] == "done"
     assert verify(own.output) == []
     assert results(own.output) == expected
 
 
 @pytest.mark.fault(13)
 @pytest.mark.parametrize("place", slowly(["neighbors", "embedding", "layout"], "layout"))
-def test_repair_alone_makes_a_finished_run_whole(cli, client, own, expected, place):
+def test_repair_alone_makes_a_finished_run_whole(cli, own, expected, place):
     key = objects(own.output, place, PLACES[place])[0]
     flip(Path(own.output, key))
     assert cli("verify", own.output).code == 1
-    assert run(own, client=client)["state"] == "done"
+    assert run(own)["state"] == "done"
     assert verify(own.output) == []
     assert results(own.output) == expected
     committed = Path(own.output, MANIFESTS, place).glob(f"{PLACES[place]}*.json")
@@ -107,11 +107,11 @@ def test_repair_alone_makes_a_finished_run_whole(cli, client, own, expected, pla
 
 
 @pytest.mark.fault(13)
-def test_a_damaged_manifest_is_found_and_made_again(cli, client, own, expected):
+def test_a_damaged_manifest_is_found_and_made_again(cli, own, expected):
     manifest = min(Path(own.output, MANIFESTS, "graph").glob("united-*.json"))
     flip(manifest)
     assert str(manifest.relative_to(own.output)) in cli("verify", own.output).out
-    assert run(own, client=client)["state"] == "done"
+    assert run(own)["state"] == "done"
     assert results(own.output) == expected
 
 
@@ -129,12 +129,11 @@ def test_verify_covers_all_that_the_results_need(own, name):
 
 
 @pytest.mark.fault(14)
-def test_damage_met_on_the_way_is_made_again(cli, client, own, expected):
+def test_damage_met_on_the_way_is_made_again(cli, own, expected):
     """Never fill values: a lost object of a stage that is read again is said, and its part made anew."""
     Path(own.output, lost := objects(own.output, "graph", "united-")[0]).unlink()
     uncommit(own.output, ("start", "layout", "embedding", "quality"))
-    address = ("--scheduler", client.scheduler.address)
-    outcome = cli("run", "--input", own.input.path, "--output", own.output, *WORDS, *address)
+    outcome = cli("run", "--input", own.input.path, "--output", own.output, *WORDS)
     assert outcome.code == 0, outcome.err
     assert f"{lost} (graph united-00000) is missing or damaged" in outcome.err
     assert verify(own.output) == []
@@ -181,7 +180,7 @@ def test_every_object_of_a_run_is_watched(own, monkeypatch, kind):
 @pytest.mark.fault(13, 14)
 @pytest.mark.slow
 @pytest.mark.parametrize("nth", range(16))
-def test_what_is_harmed_is_made_again_and_nothing_else(cli, client, own, expected, monkeypatch, nth):
+def test_what_is_harmed_is_made_again_and_nothing_else(cli, own, expected, monkeypatch, nth):
     """One object in sixteen, others each time, so that every object of a run is harmed once."""
     monkeypatch.setattr(lock_module, "LEASE", 0.5)
     of, kind = part_of(own.output), list(DAMAGE)[(nth + nth // 4) % 4]
@@ -206,7 +205,7 @@ def test_what_is_harmed_is_made_again_and_nothing_else(cli, client, own, expecte
     outcome = cli("verify", own.output, "--json")
     assert outcome.code == 1, outcome
     assert set(json.loads(outcome.out)["damaged"]) == set(harmed) - unseen
-    assert run(own, client=client)["state"] == "done"
+    assert run(own)["state"] == "done"
     assert results(own.output) == expected
     assert verify(own.output) == []
     after = {k: (Path(own.output, k).stat().st_mtime_ns, Path(own.output, k).read_bytes()) for k in kept}
@@ -223,7 +222,7 @@ TOLD = ("run", "results", "input")
     "key",
     [*("zarr.json", "embedding/zarr.json", "embedding/c/0/0"), *(f"{MANIFESTS}/identity/{n}.json" for n in TOLD)],
 )
-def test_a_finished_run_is_made_whole(cli, client, own, expected, fresh, key, kind):
+def test_a_finished_run_is_made_whole(cli, own, expected, fresh, key, kind):
     DAMAGE[kind](Path(own.output, key))
     out = fresh("map.npy")
     exported = cli("export", own.output, "embedding", out)
@@ -237,17 +236,17 @@ def test_a_finished_run_is_made_whole(cli, client, own, expected, fresh, key, ki
     outcome = cli("verify", own.output)
     assert outcome.code == 1
     assert re.findall(r"damaged: (.*)", outcome.out) == [key]
-    assert run(own, client=client)["state"] == "done"
+    assert run(own)["state"] == "done"
     assert verify(own.output) == []
     assert results(own.output) == expected
 
 
 @pytest.mark.fault(14)
-def test_a_lost_mark_of_a_stage_is_work_not_done(client, own, expected, contents):
+def test_a_lost_mark_of_a_stage_is_work_not_done(own, expected, contents):
     before = contents(own.output)
     Path(own.output, MARKS[2]).unlink()
     assert status(own.output)["state"] == "partial"
-    assert run(own, client=client)["state"] == "done"
+    assert run(own)["state"] == "done"
     after = contents(own.output)
     changed = {k for k in after if after[k] != before.get(k) and not k.startswith(LOCKS)}
     assert changed == {MARKS[2]}
@@ -255,14 +254,13 @@ def test_a_lost_mark_of_a_stage_is_work_not_done(client, own, expected, contents
 
 
 @pytest.mark.fault(13)
-def test_damage_to_an_input_with_checksums_is_an_error_that_names_its_rows(cli, client, digits, save, fresh):
+def test_damage_to_an_input_with_checksums_is_an_error_that_names_its_rows(cli, digits, save, fresh):
     for kind, harm in DAMAGE.items():
         if kind == "deleted":  # is how Zarr writes a chunk of zeros
             continue
         source, output = save(digits[0][:300], 100, compressors=[Crc32cCodec()]), fresh("run.zarr")
         harm(Path(source, "vectors", "c", "1", "0"))
-        address = ["--scheduler", client.scheduler.address]
-        outcome = cli("run", "--input", source, "--output", output, *WORDS, *address)
+        outcome = cli("run", "--input", source, "--output", output, *WORDS)
         assert outcome.code == 3, outcome.err
         assert f"{source}: rows " in outcome.err
         assert "cannot be read" in outcome.err
@@ -293,14 +291,14 @@ def littered(own):
 
 
 @pytest.mark.fault(24)
-def test_what_is_left_over_does_not_count(cli, client, own, littered, expected, contents):
+def test_what_is_left_over_does_not_count(cli, own, littered, expected, contents):
     before = contents(own.output)
     assert verify(own.output) == []
     assert status(own.output)["state"] == "done"
-    assert run(own, client=client)["state"] == "done"
+    assert run(own)["state"] == "done"
     assert contents(own.output) == before
     uncommit(own.output, STAGES[1:])
-    assert run(own, client=client)["state"] == "done"
+    assert run(own)["state"] == "done"
     assert results(own.output) == expected
     assert verify(own.output) == []
 

@@ -79,7 +79,7 @@ def kept(output: str) -> dict[str, object]:
 
 
 @pytest.mark.fault(24)
-def test_what_people_keep_in_a_run_survives(cli, client, own, expected):
+def test_what_people_keep_in_a_run_survives(cli, own, expected):
     theirs = keep(own.output)
     assert {*PLACES, "labels/zarr.json", "labels/c/0", "quality/scores/a/c/0", "link", "dangling"} <= theirs.keys()
     assert (cli("verify", own.output).code, verify(own.output)) == (0, [])
@@ -99,7 +99,7 @@ def test_what_people_keep_in_a_run_survives(cli, client, own, expected):
     (block,) = list(Path(own.output, PARTS).glob("vectors/block-00002-*"))
     block.write_bytes(b"")
     assert cli("verify", own.output).code == 1
-    assert run(own, client=client)["state"] == "done"
+    assert run(own)["state"] == "done"
     assert results(own.output) == expected
     assert verify(own.output) == []
     cli("clean", own.output)
@@ -108,7 +108,7 @@ def test_what_people_keep_in_a_run_survives(cli, client, own, expected):
 
 @pytest.mark.parametrize("consolidated", [False, True], ids=["plain", "consolidated"])
 @pytest.mark.filterwarnings("ignore::zarr.errors.ZarrUserWarning")
-def test_attributes_survive(cli, client, own, expected, consolidated, fresh):
+def test_attributes_survive(cli, own, expected, consolidated, fresh):
     group = zarr.open_group(own.output, mode="r+", use_consolidated=False)
     group.attrs["note"] = {"by": "me", "values": [1, 2.5, None]}
     group["embedding"].attrs["units"] = "none"
@@ -132,7 +132,7 @@ def test_attributes_survive(cli, client, own, expected, consolidated, fresh):
         Path(own.output, key).unlink()
     assert {key for _, _, key in verify(own.output)} == {"zarr.json", f"{MANIFESTS}/{IDENTITY}/results.json"}
     assert cli("verify", own.output).code == 1
-    assert run(own, client=client)["state"] == "done"
+    assert run(own)["state"] == "done"
     assert theirs() == before
     assert verify(own.output) == []
     group = zarr.open_group(own.output, mode="r", use_consolidated=True)
@@ -167,7 +167,7 @@ def test_an_array_in_the_place_of_the_group_is_damage_and_its_attributes_are_kep
     assert verify(own.output) == []
 
 
-def test_attributes_of_others_are_not_taken_for_the_runs(own, cli, client):
+def test_attributes_of_others_are_not_taken_for_the_runs(own, cli):
     """Not even where the group's metadata is all that tells what the run is of."""
     zarr.open_group(own.output, mode="r+", use_consolidated=False).attrs["note"] = "mine"
     Path(own.output, manifest_key(IDENTITY, "run")).unlink()
@@ -187,7 +187,7 @@ def test_attributes_of_others_are_not_taken_for_the_runs(own, cli, client):
     [*(f"{PARTS}/cells", f"{PARTS}/quality", MANIFESTS, f"{MANIFESTS}/layout", LOCKS, INSIDE), "embedding", "status/c"],
 )
 @pytest.mark.parametrize("kind", ["folder", "dangling"])
-def test_a_folder_of_the_run_that_is_a_link_is_refused(own, client, cli, contents, folder, kind):
+def test_a_folder_of_the_run_that_is_a_link_is_refused(own, cli, contents, folder, kind):
     root, victim = Path(own.output), Path(own.output).parent / "victim"
     for manifest in root.glob(f"{MANIFESTS}/run/*.json"):
         manifest.unlink()
@@ -199,7 +199,7 @@ def test_a_folder_of_the_run_that_is_a_link_is_refused(own, client, cli, content
         victim.mkdir(exist_ok=True)
     (root / folder).symlink_to(victim)
     before = contents(str(root.parent))
-    words = ["--input", own.input.path, "--output", own.output, *WORDS, "--scheduler", client.scheduler.address]
+    words = ["--input", own.input.path, "--output", own.output, *WORDS]
     for command in (["run", *words], ["clean", own.output], ["verify", own.output]):
         outcome = cli(*command)
         assert outcome.code == 6, outcome
@@ -208,12 +208,12 @@ def test_a_folder_of_the_run_that_is_a_link_is_refused(own, client, cli, content
     assert contents(str(root.parent)) == before
 
 
-def test_a_run_behind_a_link_is_a_run(own, client, expected, cli):
+def test_a_run_behind_a_link_is_a_run(own, expected, cli):
     link = Path(own.output).parent / "link.zarr"
     link.symlink_to(own.output)
     Path(own.output, MANIFESTS, "run", "quality.json").unlink()
     config = own.model_copy(update={"output": str(link)})
-    assert run(config, client=client)["state"] == "done"
+    assert run(config)["state"] == "done"
     assert results(str(link)) == expected
     assert [cli(command, link).code for command in ("verify", "clean", "status")] == [0, 0, 0]
 

@@ -117,11 +117,11 @@ def test_a_full_output_keeps_what_is_committed(prepare, client, disk, expected, 
 
 @pytest.mark.fault(15)
 @needs_disk
-def test_an_output_that_is_full_from_the_start_is_refused(prepare, client, disk, cli):
+def test_an_output_that_is_full_from_the_start_is_refused(prepare, disk, cli):
     config = prepare()
     disk.fill()
     places = ["--input", config.input.path, "--output", f"{disk.path}/run.zarr", *WORDS]
-    outcome = cli("run", *places, "--scheduler", client.scheduler.address)
+    outcome = cli("run", *places)
     assert outcome.code == 4, outcome.err
     assert "the output has 0 B free: make room, or name another output" in outcome.err
     assert os.listdir(disk.path) == ["filler"]
@@ -181,10 +181,10 @@ class Emptying(Silent):
 @pytest.mark.fault(15)
 @needs_disk
 @pytest.mark.parametrize("stage", ["layout", "quality"])
-def test_a_resume_needs_room_for_the_rest_alone(prepare, client, disk, expected, stage, cli):
+def test_a_resume_needs_room_for_the_rest_alone(prepare, disk, expected, stage, cli):
     config = prepare().model_copy(update={"output": f"{disk.path}/run.zarr"})
     with pytest.raises(KeyboardInterrupt):
-        run(config, client=client, observer=Emptying(stage))
+        run(config, observer=Emptying(stage))
     projected = make_plan(config, plan(config).geometry)
     names = [part.name for part in projected.stages]
     rest = sum(part.disk_bytes for part in projected.stages[names.index(stage) :])
@@ -193,10 +193,10 @@ def test_a_resume_needs_room_for_the_rest_alone(prepare, client, disk, expected,
     with pytest.raises(
         BudgetError, match=r"what is left of the run is projected to write .* what is committed is kept"
     ):
-        run(config, client=client)
+        run(config)
     disk.resize(shutil.disk_usage(disk.path).used + projected.disk_bytes * 9 // 10)  # small files take whole pages
     assert shutil.disk_usage(disk.path).free < projected.disk_bytes, "not for all"
-    assert run(config, client=client)["state"] == "done"
+    assert run(config)["state"] == "done"
     assert results(config.output) == expected
 
 
@@ -211,7 +211,7 @@ def save(fresh, config) -> str:
 
 @pytest.mark.fault(40)
 @needs_disk
-def test_a_read_only_output_is_refused_before_anything_is_computed(prepare, client, cli, disk, clean, contents):
+def test_a_read_only_output_is_refused_before_anything_is_computed(prepare, cli, disk, clean, contents):
     """A new output, and a run that somebody else began."""
     config = prepare()
     begun = f"{disk.path}/begun.zarr"
@@ -221,7 +221,7 @@ def test_a_read_only_output_is_refused_before_anything_is_computed(prepare, clie
     before = contents(disk.path)
     for output in (f"{disk.path}/run.zarr", begun):
         places = ["--input", config.input.path, "--output", output, *WORDS]
-        outcome = cli("run", *places, "--scheduler", client.scheduler.address)
+        outcome = cli("run", *places)
         assert outcome.code == 6, outcome.err
         assert f"output: {output} cannot be" in outcome.err
         assert "ead-only file system" in outcome.err or "the file system is read-only" in outcome.err
@@ -238,20 +238,20 @@ def test_a_read_only_output_is_refused_before_anything_is_computed(prepare, clie
 
 @pytest.mark.fault(34)
 @pytest.mark.parametrize("number", [errno.EPERM, errno.EOPNOTSUPP], ids=errno.errorcode.get)
-def test_a_file_system_without_links_is_refused(prepare, client, monkeypatch, number, contents):
+def test_a_file_system_without_links_is_refused(prepare, monkeypatch, number, contents):
     def link(*_):
         raise OSError(number, os.strerror(number))
 
     config = prepare()
     monkeypatch.setattr(os, "link", link)
     with pytest.raises(StorageError, match=r"output: .* cannot be written to") as caught:
-        run(config, client=client)
+        run(config)
     assert "lies on a file system without hard links" in str(caught.value)
     assert contents(config.output) == {}
 
 
 @pytest.mark.fault(34)
-def test_an_output_that_is_something_else_is_left_alone(prepare, client, cli, data, fresh, contents):
+def test_an_output_that_is_something_else_is_left_alone(prepare, cli, data, fresh, contents):
     kept = fresh("input.zarr")
     shutil.copytree(data, kept)
     zipped = shutil.make_archive(fresh("run.zarr"), "zip", kept)
@@ -272,7 +272,7 @@ def test_an_output_that_is_something_else_is_left_alone(prepare, client, cli, da
         (zipped, "is a file"),
         (str(folder), "exists and is not a dumap run"),
     ):
-        outcome = cli("run", "--input", kept, "--output", output, *WORDS, "--scheduler", client.scheduler.address)
+        outcome = cli("run", "--input", kept, "--output", output, *WORDS)
         assert (outcome.code, outcome.out) == (6, ""), (output, outcome)
         assert said in outcome.err
         assert "begins" not in outcome.err

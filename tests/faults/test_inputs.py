@@ -33,10 +33,10 @@ def noise(rows: int, dims: int = 4, seed: int = 0) -> np.ndarray:
 
 
 @pytest.mark.fault(27)
-def test_rows_that_are_all_dropped_are_an_error(configure, client):
+def test_rows_that_are_all_dropped_are_an_error(configure):
     config = configure(np.full((40, 4), np.nan, np.float32), {**TINY, "input.nonfinite": "drop"})
     with pytest.raises(InputError, match=r"0 rows are left .*n_neighbors = 4"):
-        run(config, client=client)
+        run(config)
 
 
 @pytest.mark.fault(27)
@@ -48,11 +48,11 @@ def test_as_few_rows_left_as_there_can_be(embed):
 
 
 @pytest.mark.fault(27)
-def test_only_the_first_rows_that_are_not_finite_are_named(configure, client):
+def test_only_the_first_rows_that_are_not_finite_are_named(configure):
     x = noise(300)
     x[20:, 1] = np.nan
     with pytest.raises(InputError, match=r"280 of 300 rows .* rows 20, 21, 22, 23, 24, 25, 26, 27, 28, 29: mend"):
-        run(configure(x, TINY), client=client)
+        run(configure(x, TINY))
 
 
 @pytest.mark.fault(29)
@@ -84,11 +84,11 @@ def test_rows_without_direction_are_neighbors_of_each_other(embed):
 
 
 @pytest.mark.fault(30)
-def test_a_metric_that_is_not_defined_for_zero_rows_is_named(configure, client):
+def test_a_metric_that_is_not_defined_for_zero_rows_is_named(configure):
     x = np.abs(noise(60))
     x[7] = 0
     with pytest.raises(InputError, match=r"neighbors\.metric = tsss is not defined for some of its rows .*all zero"):
-        run(configure(x, {**TINY, "neighbors.metric": "tsss"}), client=client)
+        run(configure(x, {**TINY, "neighbors.metric": "tsss"}))
 
 
 @pytest.mark.fault(37)
@@ -165,15 +165,15 @@ RUNAWAY = {"layout.a": 1e5, "layout.b": 30.0}
 
 
 @pytest.mark.parametrize("mode", slowly(["host", "rounds"], "rounds"))
-def test_a_layout_that_runs_away_is_an_error(configure, client, mode):
+def test_a_layout_that_runs_away_is_an_error(configure, mode):
     settings = {**RUNAWAY, "layout.mode": mode, "start.init": "random"}
     with pytest.raises(ConfigError, match=r"layout: .*coordinates are not finite; some of .*layout\.a = 100000\.0"):
-        run(configure(noise(60), {**TINY, **settings}), client=client)
+        run(configure(noise(60), {**TINY, **settings}))
 
 
-def test_a_coarse_layout_that_runs_away_is_an_error(configure, client):
+def test_a_coarse_layout_that_runs_away_is_an_error(configure):
     with pytest.raises(ConfigError, match=r"start: .*coordinates are not finite; some of .*layout\.a = 100000\.0"):
-        run(configure(noise(1100), {**TINY, **RUNAWAY}), client=client)
+        run(configure(noise(1100), {**TINY, **RUNAWAY}))
 
 
 # more rows than 32 bits count --------------------------------------------------------------------

@@ -62,10 +62,10 @@ def test_what_the_answer_does_not_depend_on_may_change(cli, clean, data, content
 
 @pytest.mark.fault(22)
 @pytest.mark.parametrize("change", ["a value", "more rows", "another dtype"])
-def test_other_input_is_refused(cli, configure, client, digits, save, contents, change):
+def test_other_input_is_refused(cli, configure, digits, save, contents, change):
     x = digits[0][:100].copy()
     config = configure(save(x))
-    run(config, client=client)
+    run(config)
     path, before = config.input.path, contents(config.output)
     if change == "a value":
         zarr.open_array(path, path="vectors")[3, 3] = 99
