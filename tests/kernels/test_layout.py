@@ -169,25 +169,38 @@ def test_edges_to_rows_not_exchanged_pull_from_where_both_ends_were(graph, n_com
     assert just[0].tobytes() != found[0].tobytes()
 
 
+ELSEWHERE = """
+import hashlib, sys
+import numpy as np
+from dumap.kernels import layout
+
+with np.load(sys.argv[1]) as given:
+    (n_epochs, seed, epoch, rows), greatest = given["whole"].tolist(), float(given["greatest"])
+    edges = layout.pack(given["indptr"], given["tails"], given["weights"], 0, greatest, n_epochs, seed)
+    descent = layout.Descent(*given["descent"].tolist(), n_epochs, seed)
+    y, m, v, pool = (given[name] for name in ("y", "m", "v", "pool"))
+out = np.full_like(m, np.nan)
+layout.generation(descent, epoch, 0, rows, 0, 0, edges, y, m, v, pool, out, None)
+print(hashlib.sha256(b"".join(a.tobytes() for a in (out, m, v))).hexdigest())
+"""
+
+
 @pytest.mark.slow
 def test_another_processor_takes_the_same_steps(graph, tmp_path):
     """Code made for any processor of the kind, without its wider lanes and fused products."""
-    script = (
-        "import sys; from tests.kernels import test_layout as t; import hashlib, scipy.sparse as s\n"
-        "found = t.step(t.pack(s.load_npz(sys.argv[1])), *t.state(2))\n"
-        "print(hashlib.sha256(b''.join(a.tobytes() for a in found)).hexdigest())"
-    )
-    sparse.save_npz(tmp_path / "graph.npz", graph)
-    told = []
-    for name in (None, "generic"):
-        chosen = {"NUMBA_CPU_NAME": name, "NUMBA_CPU_FEATURES": "", "NUMBA_CACHE_DIR": str(tmp_path)} if name else {}
-        done = subprocess.run(
-            [sys.executable, "-c", script, str(tmp_path / "graph.npz")],
-            env={**os.environ, **chosen}, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True,
-        )  # fmt: skip
-        told.append(done.stdout)
-    found = step(pack(graph), *state(2))
-    assert told == [hashlib.sha256(b"".join(a.tobytes() for a in found)).hexdigest() + "\n"] * 2
+    y, m, v, pool = state(2)
+    np.savez(
+        tmp_path / "given.npz", whole=[EPOCHS, SEED, EPOCH, ROWS], greatest=graph.data.max(), descent=DESCENT[:5],
+        indptr=graph.indptr.astype(np.int64), tails=graph.indices.astype(np.int32), weights=graph.data,
+        y=y, m=m, v=v, pool=lay_pool(pool),
+    )  # fmt: skip
+    generic = {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": "", "NUMBA_CACHE_DIR": str(tmp_path)}
+    told = subprocess.run(
+        [sys.executable, "-c", ELSEWHERE, str(tmp_path / "given.npz")],
+        env={**os.environ, **generic}, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    found = step(pack(graph), y, m, v, pool)
+    assert told.stdout == hashlib.sha256(b"".join(a.tobytes() for a in found)).hexdigest() + "\n"
 
 
 def test_a_generation_writes_its_rows_alone(graph):
