@@ -213,7 +213,7 @@ def _in_range(x: np.ndarray) -> tuple[np.ndarray, float]:
     """Scale rows, in place, by a power of two where the squares of most would not be finite, or vanish."""
     some = x[:: -(-len(x) // SCALE_SAMPLE)]
     extents = np.maximum(some.max(axis=1), -some.min(axis=1))
-    extent = float(np.median(extents[extents > 0])) if extents.any() else 1.0
+    extent = float(np.median(extents[extents > 0].astype(np.float64))) if extents.any() else 1.0
     if 1e-12 < extent < 1e12:
         return x, 1.0
     with np.errstate(over="ignore"):

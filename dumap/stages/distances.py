@@ -54,7 +54,7 @@ def tiles(job: Job, queries: np.ndarray, x: np.ndarray) -> Iterator[tuple[slice,
         tile = x[low : low + step]
         if metric in vectors.EUCLIDEAN_ORDER:
             placed = vectors.partition_space(tile, metric).astype(np.float64)
-            with one_thread():
+            with one_thread(), np.errstate(invalid="ignore"):  # rows that are dropped hold no numbers
                 distances = quality.squared_distances(queries, placed, metric in vectors.ANGULAR)
             yield slice(low, low + len(tile)), distances.astype(np.float32)
         else:
