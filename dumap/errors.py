@@ -66,6 +66,10 @@ class DamageError(StorageError):
         return str(self.args[0])
 
 
+class DroppedError(DamageError):
+    """A part is asked for that was dropped once nothing needed it any more: see the setting `keep`."""
+
+
 class LockError(DumapError):
     """Another driver works on the output."""
 

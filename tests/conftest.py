@@ -26,8 +26,8 @@ from dumap.config import Config, load
 from dumap.recipe.status import status
 from dumap.show.export import export
 
-QUICK = {"layout.n_epochs": 20, "quality.queries": 0}
-"""Settings of runs whose map is not looked at."""
+QUICK = {"layout.n_epochs": 20, "quality.queries": 0, "keep": "all"}
+"""Settings of runs whose parts are looked at, and their map is not."""
 LOCAL = {"cluster.engine": "local"}
 MEMORY = Path("/dev/shm")
 

@@ -30,6 +30,7 @@ def test_settings_are_found_by_their_keys():
         "output",
         "seed",
         "task_memory",
+        "keep",
     } == set(SETTINGS)
 
 
@@ -157,6 +158,7 @@ OTHERS = {
     "output": "OTHER.zarr",
     "seed": 1,
     "task_memory": "1GiB",
+    "keep": "all",
     "neighbors.n_neighbors": 10,
     "neighbors.metric": "cosine",
     "neighbors.metric_kwds": {"p": 3},

@@ -65,6 +65,10 @@ class Table:
         home = run.read(CELLS, numbered("assign", block + 1)[-1], "home")
         return cells.ranks(home, run.read(CELLS, TABLE, "starts", block, block + 1)[0])
 
+    def status(self, block: int) -> np.ndarray:
+        """Return the status (n,) of a block's rows, as they were checked."""
+        return self.run.read(CELLS, numbered("assign", block + 1)[-1], "status")
+
 
 def travels_as_it_is(job: Job) -> bool:
     """Tell whether rows travel in the input's dtype, since float32 would take no fewer bytes and tell no more."""

@@ -53,9 +53,14 @@ def repeated_in(run: Run, block: int) -> tuple[np.ndarray, np.ndarray]:
     return run.read(VECTORS, name, "repeated"), run.read(VECTORS, name, "times")
 
 
+def status_of(run: Run, block: int) -> np.ndarray:
+    """Read the status of a block's rows, as they were checked."""
+    return run.read(VECTORS, numbered("block", block + 1)[-1], "status")
+
+
 def left_out(job: Job, block: int) -> np.ndarray:
     """Tell which of a block's rows are not embedded by themselves: those that are not finite, and copies, (n,) bool."""
-    out = (job.run.read(VECTORS, numbered("block", block + 1)[-1], "status") & DROPPED) > 0
+    out = (status_of(job.run, block) & DROPPED) > 0
     if job.config.input.unique:
         out[copies_of(job.run, block)[0]] = True
     return out

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -46,6 +46,12 @@ class Config(Section):
         "larger cells in which neighbours are truer, and workers with more memory.",
         changes=True,
     )
+    keep: Literal["results", "model", "all"] = setting(
+        "model",
+        "What a finished run holds beside embedding and status. model: what placing or adding rows and another layout "
+        "need, the tree, neighbours, graph and layout; results: no more than the facts; all: whatever was written.",
+        changes=False,
+    )
     neighbors: NeighborsConfig = Field(NeighborsConfig(), description=NeighborsConfig.__doc__)
     cells: CellsConfig = Field(CellsConfig(), description=CellsConfig.__doc__)
     graph: GraphConfig = Field(GraphConfig(), description=GraphConfig.__doc__)
@@ -71,7 +77,7 @@ class Config(Section):
         `quality.queries` is: the rows that it chooses decide whether lists are repaired.
         Of a given graph its place is not, as of the input, but that there is one; then no cells are cut.
         """
-        values = self.model_dump(mode="json", exclude={"output", "cluster", "input"})
+        values = self.model_dump(mode="json", exclude={"output", "cluster", "input", "keep"})
         for where in ("checkpoint_every", "mode"):
             del values["layout"][where]
         if self.neighbors.searched == self.neighbors.others:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from dumap.artifacts.job import Job
 from dumap.artifacts.parts import AUDIT, CELLS, LAYOUT, VECTORS
-from dumap.config import Config
+from dumap.config import Config, format_bytes
 from dumap.engine import Engine, Observer
 from dumap.engine.choose import choose, reach
 from dumap.errors import DamageError, DumapError
@@ -20,6 +20,7 @@ from dumap.planning.plan import Plan
 from dumap.recipe.damage import forget
 from dumap.recipe.digests import check_digests, digests_of_run
 from dumap.recipe.identity import check_chunks, check_same, create, describe_input, lost_identity
+from dumap.recipe.keep import is_settled, revive, settle
 from dumap.recipe.locations import check_places, free_disk, probe_output, with_places
 from dumap.recipe.makers import begin_stage, check_makers, made_with, record_of
 from dumap.recipe.names import DONE, NAMING, STAGES
@@ -81,7 +82,12 @@ def run(config: Config, client: Client | None = None, observer: Observer | None 
     if begun:
         check_same(job, observer)
         if not lost_identity(job.run) and all(job.run.is_committed(DONE, stage) for stage in STAGES):
-            observer.note(f"{config.output}: finished before; nothing to do")
+            said = "nothing to do"
+            if not is_settled(job.run, recipe_of(config), config.keep):
+                with Lock(job.run, observer.note):
+                    freed = settle(job.run, recipe_of(config), config.keep)
+                said = f"{format_bytes(freed)} were dropped, since keep is {config.keep}"
+            observer.note(f"{config.output}: finished before; {said}")
             return status(config.output)
     check_chunks(job, observer.note)
     if config.cluster.memory_limit and client is None:  # workers too small to start would not even say so
@@ -129,18 +135,21 @@ def follow(recipe: Recipe, job: Job, projected: Plan, cluster: Engine, observer:
     while True:
         try:
             check_digests(recipe, job)
+            settle(job.run, recipe, job.config.keep, finish=True)
             for stage in recipe:
                 if not job.run.is_committed(DONE, stage.name):
                     begin_stage(job.run, stage.name, cluster, force)
                     _complete(stage, job, projected, cluster, observer)
+                    settle(job.run, recipe, job.config.keep)
             return
         except DamageError as error:
             part = (error.stage, error.part)
             repaired[part] = repaired.get(part, 0) + 1
             if repaired[part] > REPAIRS:
                 raise
-            observer.note(f"{error}: it is made again")
-            forget(job.run, *part)
+            if not revive(job.run, error, observer.note):
+                observer.note(f"{error}: it is made again")
+                forget(job.run, *part)
             create(job, cluster)
             cluster.bind(job.run, projected.peak_bytes)
 

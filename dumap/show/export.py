@@ -12,7 +12,7 @@ from dumap.artifacts.cells import Table
 from dumap.artifacts.graph import Graph
 from dumap.artifacts.neighbors import Lists
 from dumap.artifacts.vectors import copies_of
-from dumap.errors import ConfigError, StorageError, needs
+from dumap.errors import ConfigError, DroppedError, StorageError, needs
 from dumap.store import Run, read_array, write_arrays
 from dumap.store.disk import is_remote, normalize
 
@@ -62,12 +62,18 @@ def export(
         _require(run, "embedding")
         return _embedding(run, out) if what == "embedding" else _picture(run, out, labels)
     _require(run, "audit" if what == "neighbors" else "graph")
-    order, position = _order(run, rows, attributes["parameters"]["input"]["unique"])
-    return (
-        _neighbors(run, out, order, position, attributes["parameters"]["neighbors"]["n_neighbors"], with_self)
-        if what == "neighbors"
-        else _graph(run, out, order, rows, attributes)
-    )
+    try:
+        order, position = _order(run, rows, attributes["parameters"]["input"]["unique"])
+        return (
+            _neighbors(run, out, order, position, attributes["parameters"]["neighbors"]["n_neighbors"], with_self)
+            if what == "neighbors"
+            else _graph(run, out, order, rows, attributes)
+        )
+    except DroppedError as error:
+        raise StorageError(
+            f"{run.location}: {what} were dropped once the map was done, as keep = results says; a run with keep = "
+            f"model or all, into another output, keeps them"
+        ) from error
 
 
 def _require(run: Run, stage: str) -> None:

@@ -8,8 +8,8 @@ a stage (`repair` of audit, `loss` and `rounds` of layout) or shared by several 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from dumap.artifacts.job import Job
@@ -95,6 +95,9 @@ class Stage:
         The stages whose parts it reads.
     writes : tuple of str
         What the names of its parts begin with.
+    passing : mapping
+        Of these, those that are of no use once the later stages named have read them; of others, each is kept for who
+        reads the run as a model: to place or add rows, or for another layout.
     run : callable
         `run(context)` does the work, and returns what is told of it.
     project : callable
@@ -109,6 +112,7 @@ class Stage:
     writes: tuple[str, ...]
     run: Callable[[Context], dict]
     project: Callable[[Geometry, Config, int], Projection]
+    passing: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     version: int = 1
 
 

@@ -8,8 +8,8 @@ import numpy as np
 
 from dumap.artifacts.cells import LIMITS, PROBES, TABLE, Table, read_tree, travels_as_it_is
 from dumap.artifacts.job import Job
-from dumap.artifacts.parts import CELLS, VECTORS, number_of, numbered
-from dumap.artifacts.vectors import distinct_rows, drawn, left_out
+from dumap.artifacts.parts import AUDIT, CELLS, NEIGHBORS, VECTORS, number_of, numbered
+from dumap.artifacts.vectors import distinct_rows, drawn, left_out, status_of
 from dumap.config import Config
 from dumap.kernels import cells, tree, vectors
 from dumap.planning.budget import axes_bytes
@@ -102,6 +102,7 @@ def assign_block(job: Job, part: str) -> None:
     guest = (own >= 0) & (classes >= 0)
     with job.run.part(CELLS, part) as out:
         out.write("home", own[:, 0])
+        out.write("status", status_of(job.run, block))
         out.write("pairs", _by_home(own, count))
         out.write("guests", _counted(own[guest].astype(np.int64) * many + classes[guest]))
         out.attributes["classes"] = many
@@ -224,4 +225,5 @@ STAGE = Stage(
     writes=("tree", "near", "packing", "assign", LIMITS, "counted", TABLE, "sorted"),
     run=run,
     project=project,
+    passing={"sorted": (NEIGHBORS, AUDIT), **dict.fromkeys(("near", LIMITS, "counted"), ())},
 )

@@ -151,4 +151,5 @@ STAGE = Stage(
     writes=(SEEDS, "labels", "labelled", ADDED, EDGES),
     run=run,
     project=project,
+    passing={ADDED: ()},
 )

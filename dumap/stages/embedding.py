@@ -23,7 +23,7 @@ def positions_of(job: Job, table: Table, start: int, stop: int) -> tuple[np.ndar
         low, high = cut.block(block)
         rows = slice(max(start, low) - low, min(stop, high) - low)
         positions.append(table.positions(job.run, block)[rows])
-        status.append(job.run.read(VECTORS, numbered("block", block + 1)[-1], "status", rows.start, rows.stop))
+        status.append(table.status(block)[rows])
     return np.concatenate(positions), np.concatenate(status)
 
 

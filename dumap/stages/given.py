@@ -13,7 +13,7 @@ from dumap.artifacts.cells import TABLE, Table, kept_positions
 from dumap.artifacts.job import Job
 from dumap.artifacts.neighbors import write_lists
 from dumap.artifacts.parts import AUDIT, CELLS, NEIGHBORS, VECTORS, number_of, numbered, total
-from dumap.artifacts.vectors import left_out
+from dumap.artifacts.vectors import left_out, status_of
 from dumap.config import Config
 from dumap.errors import InputError
 from dumap.kernels import neighbors, vectors
@@ -37,6 +37,7 @@ def keep_order(job: Job, part: str) -> None:
     home[left_out(job, block)] = -1
     with job.run.part(CELLS, part) as out:
         out.write("home", home.astype(np.int32))
+        out.write("status", status_of(job.run, block))
 
 
 def tabulate_order(job: Job, part: str) -> None:
@@ -209,6 +210,7 @@ VECTORS_GIVEN = Stage(
     writes=(*vectors_stage.STAGE.writes, "lists"),
     run=run_vectors,
     project=project_vectors,
+    passing={**vectors_stage.STAGE.passing, "lists": ()},
 )
 CELLS_GIVEN = Stage(
     CELLS,
@@ -236,4 +238,5 @@ AUDIT_GIVEN = Stage(
     writes=("queries", "search", "exact", "report"),
     run=run_audit,
     project=audit.project,
+    passing={kind: audit.STAGE.passing[kind] for kind in ("queries", "search", "exact")},
 )

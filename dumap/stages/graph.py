@@ -243,4 +243,5 @@ STAGE = Stage(
     writes=("summed", "directed", SHARDS, "placed", "united", WHOLE),
     run=run,
     project=project,
+    passing={"summed": (), "directed": ()},
 )

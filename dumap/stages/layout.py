@@ -144,4 +144,5 @@ STAGE = Stage(
     writes=(PAIRS_PART, "epoch", "generation", "loss", "packed", END),
     run=run,
     project=project,
+    passing={PAIRS_PART: (), "packed": ()},
 )

@@ -230,4 +230,5 @@ STAGE = Stage(
     writes=("home", "cell", "merged"),
     run=run,
     project=project,
+    passing={"home": (), "cell": ()},
 )

@@ -265,4 +265,5 @@ STAGE = Stage(
     writes=(COARSE, "smooth", "smoothed", BOX, "coordinates", AXES, "span", "collected"),
     run=run,
     project=project,
+    passing=dict.fromkeys((COARSE, "smooth", "smoothed", AXES, "span", "collected"), ()),
 )

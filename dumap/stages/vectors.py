@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from dumap.artifacts.job import CENTRE, Job, centred
-from dumap.artifacts.parts import VECTORS, number_of, numbered, total
+from dumap.artifacts.parts import AUDIT, CELLS, START, VECTORS, number_of, numbered, total
 from dumap.artifacts.vectors import DROPPED, ZERO, drawn_queries
 from dumap.config import Config
 from dumap.errors import InputError
@@ -325,4 +325,5 @@ STAGE = Stage(
     writes=("block", "duplicates", "distinct", CENTRE, "cast", "merged"),
     run=run,
     project=project,
+    passing={"block": (CELLS, AUDIT, START), **dict.fromkeys(("duplicates", "cast", "merged"), ())},
 )

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from dumap.errors import DamageError, LockError, StorageError
+from dumap.errors import DamageError, DroppedError, LockError, StorageError
 from dumap.store.manifests import LOCKS, MANIFESTS, MOST_BYTES, PART, Manifest, is_sound, manifest_key, part_key
 from dumap.store.objects import Objects, seal, unseal
 from dumap.store.shards import Broken, Shard
@@ -119,9 +119,47 @@ class Committed(Objects):
 
     def part_objects(self, stage: str, name: str) -> list[str]:
         """Name the objects that hold a part's arrays, and nothing else that its manifest may name."""
-        manifest = self.manifest(stage, name)
-        own = {part_key(stage, name, manifest["attempt"], number) for number in range(len(manifest["objects"]))}
-        return [key for key in manifest["objects"] if key in own]
+        return self._own(stage, name, self.manifest(stage, name)["objects"])
+
+    def _own(self, stage: str, name: str, objects: dict[str, list]) -> list[str]:
+        """Return those of some objects that are the part's, by how they are named."""
+        attempt = self.manifest(stage, name)["attempt"]
+        own = {part_key(stage, name, attempt, number) for number in range(len(objects))}
+        return [key for key in objects if key in own]
+
+    def is_dropped(self, stage: str, name: str) -> bool:
+        """Tell whether a committed part was dropped."""
+        return "dropped" in self.manifest(stage, name)
+
+    def drop(self, stage: str, names: Sequence[str]) -> int:
+        """Drop what parts hold, which count as made for all that; return the bytes that are free now.
+
+        Their manifests say so, for good, before anything is removed; so they stay dropped where this ends halfway.
+        """
+        self._check_term()
+        sizes: dict[str, int] = {}
+        dropped = {}
+        for name in names:
+            manifest, own = self.manifest(stage, name), self.part_objects(stage, name)
+            if own:
+                others = {key: value for key, value in manifest["objects"].items() if key not in own}
+                dropped[name] = {**manifest, "arrays": {}, "objects": others}
+                dropped[name]["dropped"] = {key: manifest["objects"][key] for key in own}
+                sizes |= {key: manifest["objects"][key][0] for key in own}
+        for name, manifest in dropped.items():
+            self.put_part(manifest_key(stage, name), seal(manifest), durable=True)
+            self._let_go(stage, name)
+        self.flush_folders(manifest_key(stage, name) for name in dropped)
+        self.delete_all(list(sizes))
+        return sum(sizes.values())
+
+    def finish_drops(self, stage: str) -> None:
+        """Remove what is left of parts that are dropped, where that ended halfway."""
+        self._check_term()
+        left = []
+        for name in self.committed(stage):
+            left += self._own(stage, name, self.manifest(stage, name).get("dropped", {}))
+        self.delete_all(left)
 
     def forget(self, stage: str, name: str) -> None:
         """Remove a part's manifest, readable or not; what it named no longer counts."""
@@ -131,15 +169,20 @@ class Committed(Objects):
         """Remove parts' manifests, readable or not; what they named no longer counts."""
         self._check_term()
         self.delete_all([manifest_key(stage, name) for name in names])
-        gone = set(names)
-        for name in gone:
-            self._manifests.pop((stage, name), None)
-        for known in [key for key in self._shards if key[0] == stage and key[1] in gone]:
+        for name in names:
+            self._let_go(stage, name)
+
+    def _let_go(self, stage: str, name: str) -> None:
+        """Forget what was read of a part's manifest."""
+        self._manifests.pop((stage, name), None)
+        for known in [key for key in self._shards if key[:2] == (stage, name)]:
             del self._shards[known]
 
     def _pieces(self, stage: str, name: str, array: str) -> list[tuple[str, int, Shard]]:
         """Return where an array's pieces lie, and how."""
         if (stage, name, array) not in self._shards:
+            if self.is_dropped(stage, name):
+                raise DroppedError(f"{self.location}: {stage} {name} was dropped when nothing needed it", stage, name)
             told = self.manifest(stage, name)["arrays"][array]
             self._shards[stage, name, array] = [(key, at, Shard.parse(shape, dtype)) for key, at, shape, dtype in told]
         return self._shards[stage, name, array]

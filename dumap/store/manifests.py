@@ -4,6 +4,7 @@
     arrays       name to the array's pieces in order: the object's key, where it begins there, shape, dtype
     objects      key to size and digest
     attributes   small facts
+    dropped      of a part that nothing needed any more: its objects, which then are not among the others, nor arrays
 
 They are read from anywhere: one that a part would not have written counts as damaged.
 """
@@ -53,6 +54,7 @@ def is_sound(manifest: Any) -> bool:
             and all(_is_below(key) and isinstance(size, int) for key, (size, _) in manifest["objects"].items())
             and all(_holds(pieces, manifest["objects"]) for pieces in manifest["arrays"].values())
             and isinstance(manifest["attributes"], dict)
+            and isinstance(manifest.get("dropped", {}), dict)
         )
     except (KeyError, TypeError, ValueError, AttributeError):
         return False

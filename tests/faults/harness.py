@@ -35,6 +35,7 @@ SETTINGS = {
     "neighbors.max_repairs": 1,
     "layout.n_epochs": 20,
     "quality.queries": 40,
+    "keep": "all",
 }
 """Three blocks, four cells or more, one repair."""
 WORDS = [word for key, value in SETTINGS.items() for word in ("--set", f"{key}={value}")]

@@ -1,0 +1,88 @@
+"""What a run keeps: parts that nothing needs any more are dropped, and made again where something does after all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from dumap.artifacts.neighbors import repairs_made
+from dumap.artifacts.parts import AUDIT, NEIGHBORS
+from dumap.config.values import format_bytes
+from dumap.errors import DamageError
+from dumap.recipe.damage import forget
+from dumap.recipe.names import DONE, STAGES
+from dumap.stages import Recipe
+from dumap.store import Run
+
+
+def kind_of(part: str) -> str:
+    """Return the kind of a part, by its name."""
+    return part.split("-")[0]
+
+
+def is_outdated(run: Run, stage: str, part: str) -> bool:
+    """Tell whether a later part holds all that one is kept for: lists that were repaired since."""
+    if kind_of(part) != "merged" or stage not in (NEIGHBORS, AUDIT):
+        return False
+    repairs = repairs_made(run)
+    return not part.startswith(f"merged-{repairs}-") if stage == AUDIT else repairs > 0
+
+
+def droppable(run: Run, recipe: Recipe, keep: str) -> dict[str, list[str]]:
+    """List the parts by stage that nothing needs any more, dropped already or not.
+
+    Parameters
+    ----------
+    run : Run
+    recipe : tuple of Stage
+    keep : str
+        As the setting.
+    """
+    if keep == "all":
+        return {}
+    done = {stage.name for stage in recipe if run.is_committed(DONE, stage.name)}
+    found: dict[str, list[str]] = {}
+    for stage in recipe:
+        if stage.name not in done:
+            continue
+        later = {other.name for other in recipe if stage.name in other.reads}
+        for part in run.committed(stage.name):
+            passing = stage.passing.get(kind_of(part))
+            needless = passing is not None or keep == "results" or is_outdated(run, stage.name, part)
+            if needless and done.issuperset(later if passing is None else passing):
+                found.setdefault(stage.name, []).append(part)
+    return found
+
+
+def settle(run: Run, recipe: Recipe, keep: str, finish: bool = False) -> int:
+    """Drop what nothing needs any more; return the bytes that are free now.
+
+    With `finish`, what an earlier driver dropped halfway too.
+    """
+    freed = 0
+    for stage, parts in droppable(run, recipe, keep).items():
+        if finish:
+            run.finish_drops(stage)
+        freed += run.drop(stage, [part for part in parts if not run.is_dropped(stage, part)])
+    return freed
+
+
+def is_settled(run: Run, recipe: Recipe, keep: str) -> bool:
+    """Tell whether a run holds nothing that the setting would have dropped; what is damaged is not looked at."""
+    try:
+        needless = droppable(run, recipe, keep)
+        return not any(run.part_objects(stage, part) for stage, parts in needless.items() for part in parts)
+    except DamageError:
+        return True
+
+
+def revive(run: Run, error: DamageError, note: Callable[[str], None]) -> bool:
+    """Where what is missing was dropped, forget that it, and all of its kind, is made; tell whether it was."""
+    stage, kind = error.stage, kind_of(error.part)
+    if stage not in STAGES or not run.is_committed(stage, error.part) or not run.is_dropped(stage, error.part):
+        return False
+    parts = [part for part in run.committed(stage) if kind_of(part) == kind and run.is_dropped(stage, part)]
+    size = sum(size for part in parts for size, _ in run.manifest(stage, part)["dropped"].values())
+    note(f"{stage}: {len(parts)} parts '{kind}' of {format_bytes(size)} were dropped, are needed and made again")
+    run.forget_all(stage, parts)
+    forget(run, stage, error.part)
+    return True

@@ -1,0 +1,183 @@
+"""What a run keeps, drops, and makes again."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers import Notes
+
+from dumap.config import load
+from dumap.errors import DroppedError, StorageError
+from dumap.recipe import keep
+from dumap.recipe.damage import clean, drop, verify
+from dumap.recipe.names import STAGES
+from dumap.recipe.pipeline import run
+from dumap.recipe.recipes import GIVEN, SEARCHED
+from dumap.recipe.status import status
+from dumap.show.export import export
+from dumap.store import PARTS, Run, disk
+
+SETTINGS = {"cluster.engine": "local", "layout.n_epochs": 10, "quality.queries": 50, "cells.max_rows": 200}
+
+
+@pytest.fixture(scope="module")
+def configure(save, fresh, digits):
+    source = save(digits[0][:600])
+    return lambda **more: load(None, (), {"input.path": source, "output": fresh("run.zarr"), **SETTINGS, **more})
+
+
+@pytest.fixture(scope="module")
+def kept(configure) -> dict[str, str]:
+    found = {}
+    for policy in ("results", "model", "all"):
+        config = configure(keep=policy)
+        run(config)
+        found[policy] = config
+    return found
+
+
+@pytest.fixture
+def own(kept, fresh):
+    def copy(policy: str):
+        output = fresh("run.zarr")
+        shutil.copytree(kept[policy].output, output)
+        return kept[policy].model_copy(update={"output": output})
+
+    return copy
+
+
+def size(output: str) -> int:
+    return sum(path.stat().st_size for path in Path(output, PARTS).glob("*/*"))
+
+
+def results(output: str) -> dict[str, bytes]:
+    store = Run(output, read_only=True)
+    return {name: store.read_final(name, "embedding").tobytes() for name in ("embedding", "status")}
+
+
+def held(output: str) -> set[tuple[str, str]]:
+    """Return the kinds of parts that hold anything."""
+    store = Run(output, read_only=True)
+    return {(s, keep.kind_of(p)) for s in STAGES for p in store.committed(s) if store.part_objects(s, p)}
+
+
+@pytest.mark.parametrize("recipe", [SEARCHED, GIVEN])
+def test_what_is_passing_is_read_by_the_stages_named(recipe):
+    for stage in recipe:
+        assert set(stage.passing) <= set(stage.writes)
+        for readers in stage.passing.values():
+            assert set(readers) <= {other.name for other in recipe if stage.name in other.reads}
+
+
+def test_the_map_is_the_same_whatever_is_kept(kept):
+    assert results(kept["all"].output) == results(kept["model"].output) == results(kept["results"].output)
+    for config in kept.values():
+        assert status(config.output)["state"] == "done"
+        assert verify(config.output) == []
+        assert clean(config.output, print, look_only=True)[0] == [], "what was dropped is gone"
+
+
+def test_a_run_keeps_what_it_was_told_to(kept):
+    assert held(kept["results"].output) == set()
+    model = held(kept["model"].output)
+    assert {("cells", "tree"), ("cells", "assign"), ("neighbors", "merged"), ("graph", "united")} <= model
+    assert {("layout", "epoch"), ("graph", "shards")} <= model
+    assert not {("cells", "sorted"), ("cells", "near"), ("neighbors", "cell"), ("graph", "directed")} & model
+    assert model < held(kept["all"].output)
+    rows, raw = 600, 600 * 64 * 4
+    bound = raw + rows * (100 + 25 * 15 + 8 * 2)
+    assert size(kept["results"].output) == 0
+    assert size(kept["model"].output) <= bound < size(kept["all"].output)
+
+
+def test_what_was_dropped_says_so(kept):
+    store = Run(kept["model"].output, read_only=True)
+    assert store.is_committed("cells", "sorted-00000")
+    with pytest.raises(DroppedError, match="cells sorted-00000 was dropped"):
+        store.read("cells", "sorted-00000", "vectors")
+    with pytest.raises(StorageError, match="keep = model or all"):
+        export(kept["results"].output, "graph", str(Path(kept["results"].output).parent / "graph.npz"))
+
+
+def test_a_dropped_part_is_not_committed_again(own):
+    config = own("model")
+    store = Run(config.output)
+    with store.part("cells", "sorted-00000") as out:
+        out.write("vectors", np.ones(3))
+    assert store.is_dropped("cells", "sorted-00000")
+
+
+@pytest.mark.parametrize("policy", ["model", "results"])
+def test_a_damaged_result_is_made_again_from_what_is_kept(own, policy):
+    config, notes = own(policy), Notes()
+    before = results(config.output)
+    Path(config.output, "embedding/c/0/0").write_bytes(b"")
+    drop(config.output, verify(config.output), print)
+    assert run(config, observer=notes)["state"] == "done"
+    assert results(config.output) == before
+    assert verify(config.output) == []
+    again = [note for note in notes.notes if "were dropped, are needed and made again" in note]
+    assert bool(again) == (policy == "results")
+    assert held(config.output) == held(own(policy).output), "and dropped again"
+
+
+def test_a_damaged_part_of_the_model_is_made_again(own):
+    config, notes = own("model"), Notes()
+    before, store = results(config.output), Run(config.output)
+    lists = store.read("neighbors", "merged-00000", "indices")
+    for stage, part in (("neighbors", "merged-00000"), ("graph", "united-00000")):
+        os.truncate(Path(config.output, store.part_objects(stage, part)[0]), 10)
+    drop(config.output, verify(config.output), print)
+    assert run(config, observer=notes)["state"] == "done"
+    assert any(note.startswith("cells: ") and "'sorted'" in note for note in notes.notes), notes.notes
+    assert results(config.output) == before
+    assert Run(config.output).read("neighbors", "merged-00000", "indices").tobytes() == lists.tobytes()
+
+
+def test_less_may_be_kept_later(own, kept):
+    config = own("all").model_copy(update={"keep": "results"})
+    notes = Notes()
+    assert run(config, observer=notes)["state"] == "done"
+    assert "were dropped, since keep is results" in notes.notes[-1]
+    assert held(config.output) == set()
+    assert results(config.output) == results(kept["all"].output)
+    assert run(config, observer=notes)["state"] == "done"
+    assert "nothing to do" in notes.notes[-1]
+
+
+class Killed(BaseException):
+    """What ends a driver at once."""
+
+
+@pytest.mark.fault(6)
+@pytest.mark.parametrize("call", ["write", "remove"])
+@pytest.mark.parametrize("policy", ["model", "results"])
+def test_a_driver_killed_as_it_drops_goes_on(configure, kept, monkeypatch, policy, call):
+    """After any number of manifests are written, or of objects removed, of any of the stages."""
+    config, real, at = configure(keep=policy), getattr(disk, call), [0, 7]
+
+    def dies(root, key, *more, **options):
+        if call == "remove" or b'"dropped"' in more[0]:
+            at[0] += 1
+            if at[0] == at[1]:
+                at[1] *= 3
+                raise Killed
+        return real(root, key, *more, **options)
+
+    monkeypatch.setattr(disk, call, dies)
+    deaths = 0
+    while True:
+        try:
+            run(config)
+            break
+        except Killed:
+            deaths += 1
+    assert deaths >= 2
+    assert results(config.output) == results(kept["all"].output)
+    assert held(config.output) == held(kept[policy].output)
+    assert verify(config.output) == []
+    assert clean(config.output, print, look_only=True)[0] == []
