@@ -1,6 +1,7 @@
 """Write handwritten digits, as many as asked for, to a Zarr store to try things on.
 
-Each row is one of scikit-learn's 1,797 digits (8 x 8 pixels, 0 to 16) under a small random deformation.
+Each row is one of scikit-learn's 1,797 digits (8 x 8 pixels, 0 to 16) under a small random deformation, drawn with
+8 x 8 pixels or, between those of the scan, with 28 x 28.
 Row i depends on the seed and on i alone, so a smaller set is the beginning of a larger one. Only sums,
 products, quotients and square roots are taken, which round the same on every machine.
 """
@@ -8,6 +9,7 @@ products, quotients and square roots are taken, which round the same on every ma
 from __future__ import annotations
 
 import argparse
+import math
 from pathlib import Path
 
 import numpy as np
@@ -51,8 +53,8 @@ def bilinear(padded: np.ndarray, which: np.ndarray, y: np.ndarray, x: np.ndarray
     return upper * (1 - down) + lower * down
 
 
-def deform(digits: np.ndarray, seed: int, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the images of these rows, (rows, 64) float64, and which digit each was made from."""
+def deform(digits: np.ndarray, seed: int, rows: np.ndarray, side: int = SIDE) -> tuple[np.ndarray, np.ndarray]:
+    """Return the images of these rows, (rows, side * side) float64, and which digit each was made from."""
     draws = uniform(seed, rows, DRAWS)[:, :, None, None]
     which = (draws[0] * len(digits)).astype(np.intp)
     turn, grow_y, grow_x, shear, shift_y, shift_x, *warps, gain = 2 * draws[1:] - 1
@@ -60,7 +62,8 @@ def deform(digits: np.ndarray, seed: int, rows: np.ndarray) -> tuple[np.ndarray,
     # Where each pixel comes from: an affine map about the centre, then a warp along each axis that bends
     # with the other axis, as Legendre's second and third polynomials do: no shift or shear hides in them.
     centre = (SIDE - 1) / 2
-    y, x = np.arange(SIDE)[:, None] - centre, np.arange(SIDE)[None, :] - centre
+    pixels = np.linspace(0, SIDE - 1, side) - centre
+    y, x = pixels[:, None], pixels[None, :]
     tan = ROTATION * turn
     cos = 1 / np.sqrt(1 + tan * tan)
     sin = tan * cos
@@ -73,22 +76,22 @@ def deform(digits: np.ndarray, seed: int, rows: np.ndarray) -> tuple[np.ndarray,
 
     padded = np.pad(digits, ((0, 0), (1, 1), (1, 1)))
     images = bilinear(padded, which, from_y + centre, from_x + centre) * (1 + INTENSITY * gain)
-    return np.minimum(images, BRIGHTEST).reshape(len(rows), SIDE * SIDE), which.ravel()
+    return np.minimum(images, BRIGHTEST).reshape(len(rows), side * side), which.ravel()
 
 
-def write(out: Path, rows: int, seed: int, chunk_rows: int, dtype: str) -> None:
+def write(out: Path, rows: int, seed: int, chunk_rows: int, dtype: str, columns: int) -> None:
     """Write `vectors` and `labels` chunk by chunk; the group's attributes, written last, say it is whole."""
     source = load_digits()
     classes = source.target.astype(np.uint8)
     group = zarr.create_group(out, overwrite=True)
-    vectors = group.create_array("vectors", shape=(rows, SIDE * SIDE), chunks=(chunk_rows, SIDE * SIDE), dtype=dtype)
+    vectors = group.create_array("vectors", shape=(rows, columns), chunks=(chunk_rows, columns), dtype=dtype)
     labels = group.create_array("labels", shape=(rows,), chunks=(chunk_rows,), dtype="uint8")
     for begin in range(0, rows, chunk_rows):
         end = min(begin + chunk_rows, rows)
-        images, which = deform(source.images, seed, np.arange(begin, end))
+        images, which = deform(source.images, seed, np.arange(begin, end), math.isqrt(columns))
         vectors[begin:end] = (np.rint(images) if dtype == "uint8" else images).astype(dtype)
         labels[begin:end] = classes[which]
-    group.attrs.update({"rows": rows, "seed": seed, "chunk_rows": chunk_rows, "dtype": dtype})
+    group.attrs.update({"rows": rows, "seed": seed, "chunk_rows": chunk_rows, "dtype": dtype, "columns": columns})
 
 
 def complete(out: Path, **wanted: object) -> bool:
@@ -104,6 +107,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=42, help="0 or greater (%(default)s)")
     parser.add_argument("--chunk-rows", type=int, default=8192, help="rows in a chunk (%(default)s)")
     parser.add_argument("--dtype", choices=["float32", "uint8"], default="float32", help="(%(default)s)")
+    parser.add_argument("--columns", type=int, choices=[64, 784], default=64, help="pixels of a digit (%(default)s)")
     args = parser.parse_args()
     if args.rows < 1 or args.chunk_rows < 1 or args.seed < 0:
         parser.error("--rows and --chunk-rows must be at least 1, --seed at least 0")
@@ -113,6 +117,7 @@ def main() -> None:
         "seed": args.seed,
         "chunk_rows": min(args.chunk_rows, args.rows),
         "dtype": args.dtype,
+        "columns": args.columns,
     }
     if complete(args.out, **settings):
         print(f"{args.out}: {args.rows:,} digits, already there")

@@ -1,0 +1,56 @@
+"""The data that scripts make to try things on."""
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zarr
+
+SCRIPTS = Path(__file__).parents[1] / "scripts"
+
+
+@pytest.fixture(scope="module")
+def digits_script():
+    spec = importlib.util.spec_from_file_location("digits", SCRIPTS / "digits.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def made(digits_script, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("digits")
+
+    def make(rows, columns, dtype="float32", chunk_rows=100):
+        out = folder / f"{rows}-{columns}-{dtype}-{chunk_rows}.zarr"
+        digits_script.write(out, rows, 42, chunk_rows, dtype, columns)
+        return zarr.open_group(out, mode="r")
+
+    return make
+
+
+@pytest.mark.parametrize("columns", [64, 784])
+def test_a_smaller_set_of_digits_is_the_beginning_of_a_larger_one(made, columns):
+    few, many = made(150, columns), made(400, columns, chunk_rows=70)
+    assert few["vectors"].shape == (150, columns)
+    assert np.array_equal(few["vectors"][:], many["vectors"][:150])
+    assert np.array_equal(few["labels"][:], many["labels"][:150])
+
+
+def test_digits_with_more_pixels_are_the_same_digits(made):
+    small, large = made(300, 64), made(300, 784)
+    assert np.array_equal(small["labels"][:], large["labels"][:])
+    a, b = small["vectors"][:].reshape(-1, 8, 8), large["vectors"][:].reshape(-1, 28, 28)
+    corners = np.ix_(range(300), [0, -1], [0, -1])
+    np.testing.assert_allclose(a[corners], b[corners], atol=1e-5)  # the same places of the scan
+    middles = (np.arange(1, 7) * 27 / 7).round().astype(int)  # pixels nearest to the scan's
+    between = b[:, middles][:, :, middles]
+    assert np.corrcoef(a[:, 1:7, 1:7].ravel(), between.ravel())[0, 1] > 0.97
+
+
+def test_digits_of_bytes_are_rounded(made):
+    whole, exact = made(200, 784, "uint8")["vectors"][:], made(200, 784)["vectors"][:]
+    assert whole.dtype == np.uint8
+    assert whole.max() == 16
+    assert np.abs(whole - exact).max() <= 0.5
