@@ -38,10 +38,11 @@ def require_finite(job: Job, y: np.ndarray, where: str) -> None:
         )
 
 
-def write_piece(job: Job, part: str, y: np.ndarray, m: np.ndarray, v: np.ndarray) -> None:
-    """Commit the state of a range of shards."""
+def write_piece(job: Job, part: str, y: np.ndarray, m: np.ndarray, v: np.ndarray, durable: bool = True) -> None:
+    """Commit the state of a range of shards, for good if it is to be durable."""
     require_finite(job, y, f"layout: after epoch {Series.place(part)[0]}")
-    with job.run.part(LAYOUT, part) as out:
+    with job.run.part(LAYOUT, part, durable) as out:
+        out.attributes["durable"] = durable
         for name, values in (("y", y), ("m", m), ("v", v)):
             out.write(name, values)
 

@@ -93,6 +93,11 @@ def pool_of(before: Generation, seed: int, epoch: int) -> np.ndarray:
     return lay_pool(before.gather(unique)[place])
 
 
+def lasts(job: Job, epoch: int) -> bool:
+    """Tell whether a round's generation is to survive the loss of a machine: at checkpoints, and where it may end."""
+    return is_checkpoint(job, epoch, job.config.layout.exchange_every) or epoch in judged(job)
+
+
 def step(job: Job, part: str, epoch: int) -> None:
     """Take a unit from generation `epoch` to the part's; rows outside stay where they were."""
     graph = Graph(job.run)
@@ -107,7 +112,7 @@ def step(job: Job, part: str, epoch: int) -> None:
             pool = pool_of(before, shared.seed, t)
             layout.generation(shared, t, 0, rows, low, 0, edges, y, m, v, pool, after, exchanged)
             y[:rows] = after
-    write_piece(job, part, after, m, v)
+    write_piece(job, part, after, m, v, lasts(job, until))
 
 
 def in_rounds(context: Context, graph: Graph, tasks: int) -> None:
@@ -128,7 +133,8 @@ def in_rounds(context: Context, graph: Graph, tasks: int) -> None:
         until = min(epoch + every, epochs)
         pieces = [series.piece_name(until, *unit) for unit in units]
         context.compute(LAYOUT, step, pieces, epoch=epoch, progress=(epoch, epochs))
-        series.commit(until, pieces, graph.shards.offsets)
+        durable = lasts(context.job, until) and all(context.run.summary(LAYOUT, name)["durable"] for name in pieces)
+        series.commit(until, pieces, graph.shards.offsets, durable)
     measure(series.latest())
     end(context.job, series.latest())
     for part in context.run.committed(LAYOUT):

@@ -55,8 +55,8 @@ class Series:
         told = self.run.summary(self.stage, self.name(number))
         return self.run.read_span(self.stage, told["pieces"], np.array(told["offsets"]), array, start, stop)
 
-    def commit(self, number: int, names: list[str], offsets: np.ndarray, **facts: Any) -> None:
-        """Commit a pass and remove those before it.
+    def commit(self, number: int, names: list[str], offsets: np.ndarray, durable: bool = True, **facts: Any) -> None:
+        """Commit a pass and remove those before it, but for the last durable one where this is not durable.
 
         Parameters
         ----------
@@ -65,23 +65,29 @@ class Series:
             Its pieces, by row; all are committed.
         offsets : ndarray of int, shape (shards + 1,)
             Rows before each shard.
+        durable : bool
+            The pieces are there for good.
         **facts
             What to keep with it.
         """
         rows = [int(offsets[self.place(name)[1]]) for name in names] + [int(offsets[-1])]
-        with self.run.part(self.stage, self.name(number)) as out:
-            out.attributes |= {"pieces": names, "offsets": rows, **facts}
+        with self.run.part(self.stage, self.name(number), durable) as out:
+            out.attributes |= {"pieces": names, "offsets": rows, "durable": durable, **facts}
         self.collect(number)
 
     def collect(self, number: int) -> None:
         """Remove the passes before a committed one, what commits them first, and pieces of it that are not named."""
+        before = [n for n in self.numbers() if n < number]
         kept = set(self.pieces(number))
-        for before in self.numbers():
-            if before < number:
-                self.run.discard(self.stage, self.name(before))
-        for name in self.run.committed(self.stage):
-            if name.startswith(f"{self.piece}-") and self.place(name)[0] <= number and name not in kept:
-                self.run.discard(self.stage, name)
+        if not self._is_durable(number) and (last := max(filter(self._is_durable, before), default=None)) is not None:
+            before.remove(last)
+            kept |= set(self.pieces(last))
+        self.run.discard_all(self.stage, [self.name(n) for n in before])
+        pieces = [name for name in self.run.committed(self.stage) if name.startswith(f"{self.piece}-")]
+        self.run.discard_all(self.stage, [n for n in pieces if self.place(n)[0] <= number and n not in kept])
+
+    def _is_durable(self, number: int) -> bool:
+        return self.run.summary(self.stage, self.name(number))["durable"]
 
     def forget_broken(self) -> None:
         """Forget the passes of which a piece is no longer committed."""

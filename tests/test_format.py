@@ -1,0 +1,114 @@
+"""The format: a run that was kept is read by this version; others are refused; what a part costs a disk."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zarr
+
+from dumap.errors import DamageError, StorageError
+from dumap.recipe.damage import verify
+from dumap.recipe.names import NAMING
+from dumap.recipe.status import status
+from dumap.store import FORMAT, Run, Series
+from dumap.store.run import SECTIONS
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture
+def kept(tmp_path) -> str:
+    """Unpack the run that was kept."""
+    shutil.unpack_archive(HERE / "fixtures" / f"run-{FORMAT}.zip", tmp_path / "run.zarr")
+    return str(tmp_path / "run.zarr")
+
+
+def test_a_run_that_was_kept_is_read(kept):
+    assert status(kept)["state"] == "done"
+    assert verify(kept) == []
+    group = zarr.open_group(kept, mode="r")
+    assert group.attrs["dumap"]["format"] == FORMAT
+    assert group.attrs["dumap"]["input"]["shape"] == [80, 4]
+    assert np.isfinite(group["embedding"][:]).all()
+    assert group["status"][:].tolist() == [0] * 80
+    assert Run(kept, read_only=True).read("neighbors", "merged-00000", "indices").shape == (80, 4)
+
+
+@pytest.mark.parametrize("version", [9, 10])
+def test_a_run_of_an_older_format_is_refused_in_a_line(tmp_path, cli, version):
+    told = {"format": version, "kind": "dumap run", "parameters": {}, "input": {}, "versions": {}}
+    document = {"zarr_format": 3, "node_type": "group", "attributes": told}
+    (tmp_path / "zarr.json").write_text(json.dumps(document))
+    outcome = cli("status", tmp_path)
+    assert outcome.code == StorageError.exit_code
+    assert f"has format {version}; this version of dumap reads format {FORMAT}: name another output" in outcome.err
+    assert len(outcome.err.strip().splitlines()) == 1
+
+
+# what a part costs a disk ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def run(tmp_path) -> Run:
+    run = Run(str(tmp_path / "run.zarr"))
+    run.create({"seed": 42, **{key: {} for key in SECTIONS}})
+    run.make_folders(NAMING)
+    return run
+
+
+@pytest.fixture
+def costs(monkeypatch) -> dict[str, int]:
+    """Count names given to files, and flushes."""
+    found = {"writes": 0, "flushes": 0}
+
+    def counted(name: str, what: str) -> None:
+        real = getattr(os, name)
+
+        def call(*arguments):
+            found[what] += 1
+            return real(*arguments)
+
+        monkeypatch.setattr(os, name, call)
+
+    for name, what in (("replace", "writes"), ("link", "writes"), ("fsync", "flushes")):
+        counted(name, what)
+    return found
+
+
+@pytest.mark.parametrize("durable", [True, False])
+def test_a_part_takes_three_writes_and_four_flushes_at_the_most(run, costs, durable):
+    values = np.arange(3000).reshape(1000, 3)
+    with run.part("graph", "p", durable) as part:
+        part.write("a", values)
+        part.write("b", values[:5])
+        part.write_gathered("c", values, np.arange(1000)[::-1].copy())
+    assert costs["writes"] <= 3
+    assert costs["flushes"] <= (4 if durable else 0)
+    assert Run(run.location).read("graph", "p", "c", 0, 2).tolist() == values[::-1][:2].tolist()
+
+
+def test_a_pass_that_is_not_durable_keeps_the_last_that_is(run):
+    series = Series(run, "layout", "generation", "epoch")
+
+    def commit(number: int, durable: bool) -> None:
+        piece = series.piece_name(number, 0, 1)
+        with run.part("layout", piece, durable) as part:
+            part.write("y", np.full(3, number))
+        series.commit(number, [piece], np.array([0, 3]), durable)
+
+    for number, durable in enumerate((False, True, False, False), 1):
+        commit(number, durable)
+    assert series.numbers() == [2, 4]
+    run.forget("layout", series.piece_name(4, 0, 1))  # as a lost machine may
+    series.forget_broken()
+    assert series.latest() == 2
+    assert series.read(2, "y", 0, 3).tolist() == [2, 2, 2]
+    commit(5, True)
+    assert series.numbers() == [5]
+    with pytest.raises(DamageError):
+        run.read("layout", series.piece_name(2, 0, 1), "y")
