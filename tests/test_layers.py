@@ -192,6 +192,7 @@ def test_one_noun_everywhere():
         "coarse",
         "codes",
         "curve",
+        "edges",
         "hashing",
         "kmeans",
         "leaves",

@@ -12,7 +12,8 @@ from scipy.sparse.csgraph import connected_components, minimum_spanning_tree
 from scipy.sparse.linalg import ArpackNoConvergence, eigsh
 
 from dumap.kernels import hashing, layout
-from dumap.kernels.layout import Descent
+from dumap.kernels.edges import pack
+from dumap.kernels.layout import LayoutParameters
 from dumap.kernels.pool import lay_pool, pool_rows
 from dumap.kernels.threads import one_thread
 
@@ -202,7 +203,7 @@ def spectral(
     return out, int(components), worst
 
 
-def lay_out(matrix: sparse.csr_matrix, sizes: np.ndarray, y: np.ndarray, descent: Descent) -> np.ndarray:
+def lay_out(matrix: sparse.csr_matrix, sizes: np.ndarray, y: np.ndarray, parameters: LayoutParameters) -> np.ndarray:
     """Lay the coarse graph out, as all rows will be: each coarse row stands for its rows.
 
     An edge is due in proportion to its share of its head's weight; negatives are rows of the whole set.
@@ -213,7 +214,7 @@ def lay_out(matrix: sparse.csr_matrix, sizes: np.ndarray, y: np.ndarray, descent
         As `spectral`'s, but from `leading`.
     y : ndarray of float64, shape (coarse rows, n_components)
         From `spectral`.
-    descent : Descent
+    parameters : LayoutParameters
 
     Returns
     -------
@@ -226,13 +227,13 @@ def lay_out(matrix: sparse.csr_matrix, sizes: np.ndarray, y: np.ndarray, descent
     degree = np.maximum(np.asarray(matrix.sum(axis=1)).ravel(), 1e-300)
     shares = np.minimum(COARSE_DUE / 2 * matrix.data / np.repeat(degree, np.diff(matrix.indptr)), _MOST_SHARE)
     indptr, weights = matrix.indptr.astype(np.int64), shares.astype(np.float32)
-    edges = layout.pack(indptr, matrix.indices, weights, 0, 1.0, descent.n_epochs, descent.seed)
+    edges = pack(indptr, matrix.indices, weights, 0, 1.0, parameters.n_epochs, parameters.seed)
     here = y[filled].astype(np.float32)
     m, v, after = np.zeros_like(here), np.zeros_like(here), np.empty_like(here)
-    for epoch in range(descent.n_epochs):
-        drawn = np.searchsorted(stops, pool_rows(descent.seed, epoch, int(stops[-1])), side="right")
+    for epoch in range(parameters.n_epochs):
+        drawn = np.searchsorted(stops, pool_rows(parameters.seed, epoch, int(stops[-1])), side="right")
         pool = lay_pool(here[drawn])
-        layout.generation(descent, epoch, 0, len(here), 0, 0, edges, here, m, v, pool, after)
+        layout.step_epoch(parameters, epoch, 0, len(here), 0, 0, edges, here, m, v, pool, after)
         here, after = after, here
     out = np.full(y.shape, np.nan)
     out[filled] = here

@@ -1,8 +1,8 @@
-"""Stochastic gradient descent on the cross-entropy, one generation at a time.
+"""Stochastic gradient descent on UMAP's cross-entropy, one epoch at a time.
 
-Every row's gradient is taken at the last generation's coordinates, of both ends; then Adam steps. A row
-writes itself alone, so the result depends neither on threads nor on how rows are cut into shards. Rows step in
-blocks of neighbours, which share their negatives: a row's interactions are then one loop over vector lanes.
+An epoch takes every gradient at the coordinates of the epoch before, of both ends of an edge; then Adam moves all rows.
+A task writes only its own rows, so the result depends neither on threads nor on shards. Rows are computed in blocks
+of neighbouring rows that share their negative samples: each sample is then one vectorized loop over the block.
 """
 
 from __future__ import annotations
@@ -13,114 +13,22 @@ import numba as nb
 import numpy as np
 
 from dumap.kernels import hashing, maths
+from dumap.kernels.edges import FRACTION_BITS, Edges, samples_in_epoch
 from dumap.kernels.pool import POOL_ROWS
 
 BLOCK = 64
-"""Rows that step together, and share their negatives: the first is a multiple of it."""
+"""Rows of a block, which share their negative samples; a block begins at a multiple of this."""
 CHUNK = 2048
-"""Edges of a block that are looked at together."""
+"""Edges of a block that are computed at once."""
 BETA1, BETA2 = np.float32(0.5), np.float32(0.9)
 EPSILON = np.float32(0.03)
-"""What Adam adds to a row's root mean square gradient, 1 or more as a rule: a piece of the graph that nothing but far
-rows pushes, ever the same way, would go as far as its rate at every step, and stray."""
-FEW_EPOCHS = 10
-"""Epochs up to which no edge is dropped that would be due in the default number of them."""
-FRACTION_BITS = 15
-"""Weights and phases count in units of 2**-15 of the greatest weight, places in the pool in 2**-15 of a row."""
+"""What Adam adds to the root mean square gradient, which is usually 1 or more. A component of the graph that only
+feels the weak and steady push of far rows would else move by the whole learning rate at every step, and drift away."""
 
 _F0, _F1 = np.float32(0), np.float32(1)
 _CLIP = np.float32(4)
-_NEAR = np.float32(1e-8)
-_SOFT = np.float32(0.001)
-_FRACTION = np.int32((1 << FRACTION_BITS) - 1)
-_PHASE_MASK = np.uint64(_FRACTION)
-
-
-class Edges(NamedTuple):
-    """The edges of consecutive rows, packed: 8 bytes each.
-
-    Attributes
-    ----------
-    indptr : ndarray of int64, shape (rows + 1,)
-    tails : ndarray of uint32 or uint64, shape (edges,)
-        Row of the coordinates at the other end.
-    rates : ndarray of uint16, shape (edges,)
-        Weight over the greatest weight, in units of 2**-15.
-    phases : ndarray of uint16, shape (edges,)
-    """
-
-    indptr: np.ndarray
-    tails: np.ndarray
-    rates: np.ndarray
-    phases: np.ndarray
-
-
-def default_epochs(rows: int) -> int:
-    """Return umap-learn's number of epochs for that many rows."""
-    return 500 if rows <= 10_000 else 200
-
-
-@nb.njit(cache=True, nogil=True)
-def _pack(indptr, tails, weights, first, greatest, floor, base, out_indptr, out_tails, out_rates, out_phases):
-    kept = 0
-    scale = np.float64(1 << FRACTION_BITS)
-    for r in range(indptr.shape[0] - 1):
-        i = np.uint64(first + r)
-        for e in range(indptr[r], indptr[r + 1]):
-            if weights[e] < floor:
-                continue
-            j = np.uint64(tails[e])
-            low, high = min(i, j), max(i, j)
-            out_tails[kept] = tails[e]
-            out_rates[kept] = np.uint16(weights[e] / greatest * scale + 0.5)
-            pair = hashing.mix(base + low * hashing.GOLDEN) + high * hashing.GOLDEN
-            out_phases[kept] = np.uint16(hashing.mix(pair) & _PHASE_MASK)
-            kept += 1
-        out_indptr[r + 1] = kept
-    return kept
-
-
-def pack(
-    indptr: np.ndarray,
-    tails: np.ndarray,
-    weights: np.ndarray,
-    first: int,
-    greatest: float,
-    n_epochs: int,
-    seed: int,
-    rows: int | None = None,
-) -> Edges:
-    """Pack the edges of rows `first`, `first` + 1, ... for the layout.
-
-    An edge of weight w relative to the greatest is due floor((t + 1) 2w + phase) - floor(2wt + phase) times
-    in epoch t; the phase is hashed from the unordered pair, so that both ends agree. Edges too weak to be due
-    once in all epochs are dropped, as umap-learn drops them; of 10 epochs or fewer, those too weak for the default.
-
-    Parameters
-    ----------
-    indptr : ndarray of int64, shape (rows + 1,)
-    tails : ndarray of int, shape (edges,)
-    weights : ndarray of float32, shape (edges,)
-        Membership strengths.
-    first : int
-    greatest : float
-        The whole graph's greatest weight.
-    n_epochs, seed : int
-    rows : int, optional
-        Of the whole graph. [those that are packed]
-
-    Returns
-    -------
-    Edges
-    """
-    out_indptr = np.zeros(len(indptr), np.int64)
-    out_tails = np.empty(len(tails), f"u{tails.dtype.itemsize}")  # unsigned: no wrapping of indices in the loop
-    rates, phases = np.empty(len(tails), np.uint16), np.empty(len(tails), np.uint16)
-    base = hashing.draws(seed, hashing.PHASE, np.zeros(1, np.int64))[0]
-    floor = np.float32(greatest / (n_epochs if n_epochs > FEW_EPOCHS else default_epochs(rows or len(indptr) - 1)))
-    greatest = np.float64(greatest)
-    kept = _pack(indptr, tails, weights, first, greatest, floor, base, out_indptr, out_tails, rates, phases)
-    return Edges(out_indptr, out_tails[:kept].copy(), rates[:kept].copy(), phases[:kept].copy())
+_MIN_SQUARED = np.float32(1e-8)
+_SOFTENING = np.float32(0.001)
 
 
 @nb.njit(inline="always")
@@ -128,122 +36,126 @@ def _clip(x):
     return min(max(x, -_CLIP), _CLIP)
 
 
-@nb.njit(inline="always")
-def _due(rate, phase, t):
-    """Return how often an edge is due in epoch t, however late: of what was due before, the fraction alone counts."""
-    step = np.int32(np.int32(rate) << 1)
-    now = np.int32(np.int32(np.int32(t * step) + np.int32(phase)) & _FRACTION)
-    return np.int32(np.int32(now + step) >> FRACTION_BITS)
-
-
 class _Block(NamedTuple):
-    """What a block of rows is computed in: small enough to stay in the nearest cache.
+    """Work space for a block of rows, small enough for the processor's first cache.
 
-    Loops over its last axes have no branch and no sum across iterations, so that they fill vector lanes.
+    Loops over the last axes have neither branches nor sums across iterations, so that the compiler vectorizes them.
     """
 
     head: np.ndarray  # (components, BLOCK): the rows' coordinates
-    before: np.ndarray  # (components, BLOCK): those they had at the last exchange
-    pull: np.ndarray  # (components, BLOCK): sums over the edges that are due
-    push: np.ndarray  # (components, BLOCK): sums over negatives
-    due: np.ndarray  # (BLOCK,): edges that are due
-    times: np.ndarray  # (CHUNK,): how often each edge is due
-    kept: np.ndarray  # (CHUNK + 1,): edges before each that are due
-    near: np.ndarray  # (CHUNK,): tails of the edges that are due, packed
-    share: np.ndarray  # (CHUNK,): how often those are due
-    force: np.ndarray  # (components, CHUNK)
+    head_exchanged: np.ndarray  # (components, BLOCK): their coordinates at the last exchange
+    pull: np.ndarray  # (components, BLOCK): sums of attractive forces
+    push: np.ndarray  # (components, BLOCK): sums of repulsive forces
+    row_samples: np.ndarray  # (BLOCK,): how often each row's edges are sampled in this epoch
+    samples: np.ndarray  # (CHUNK,): how often each edge of the chunk is sampled
+    sampled_before: np.ndarray  # (CHUNK + 1,): how many edges before each one are sampled
+    sampled_tails: np.ndarray  # (CHUNK,): tails of the sampled edges alone
+    sampled_times: np.ndarray  # (CHUNK,): how often these are sampled, 1 or 2
+    force: np.ndarray  # (components, CHUNK): their differences, then their forces
 
 
-def _room(components: int, tail_dtype: np.dtype) -> _Block:
+def _empty_block(components: int, tail_dtype: np.dtype) -> _Block:
     return _Block(
         head=np.zeros((components, BLOCK), np.float32),
-        before=np.zeros((components, BLOCK), np.float32),
+        head_exchanged=np.zeros((components, BLOCK), np.float32),
         pull=np.zeros((components, BLOCK), np.float32),
         push=np.zeros((components, BLOCK), np.float32),
-        due=np.zeros(BLOCK, np.int32),
-        times=np.zeros(CHUNK, np.int32),
-        kept=np.zeros(CHUNK + 1, np.int32),
-        near=np.zeros(CHUNK, tail_dtype),
-        share=np.zeros(CHUNK, np.int32),
+        row_samples=np.zeros(BLOCK, np.int32),
+        samples=np.zeros(CHUNK, np.int32),
+        sampled_before=np.zeros(CHUNK + 1, np.int32),
+        sampled_tails=np.zeros(CHUNK, tail_dtype),
+        sampled_times=np.zeros(CHUNK, np.int32),
         force=np.zeros((components, CHUNK), np.float32),
     )
 
 
 @nb.njit(inline="always")
-def _packed(kept, width, edge):
-    """Return the place that an edge of a chunk, or the nearest one that is, has among those that are due."""
-    return kept[min(max(edge, 0), width)]
+def _compact_index(sampled_before, width, edge):
+    """Return an edge's index among the sampled edges of a chunk; edges outside the chunk count as its ends."""
+    return sampled_before[min(max(edge, 0), width)]
 
 
 @nb.njit(cache=True, nogil=True, error_model="numpy")
-def _attract(axes, block, indptr, r, rows, tails, rates, phases, y, exchanged, t, a, b):
-    """Sum what pulls rows r, r + 1, ...: i and j are joined by an edge, pull i towards j."""
-    head, before, pull, _, due, times, kept, near, share, force = block
+def _attract(axes, block, indptr, r, rows, tails, sample_rates, sample_phases, y, exchanged, t, a, b):
+    """Sum the attraction of rows r, r + 1, ...: each sampled edge (i, j) pulls i towards j."""
+    head, head_exchanged, pull, _, row_samples, samples, sampled_before, sampled_tails, sampled_times, force = block
     components = len(axes)
     two_ab = np.float32(2) * a * b
     for e in range(indptr[r], indptr[r + rows], CHUNK):
         width = min(CHUNK, indptr[r + rows] - e)
-        chunk_tails, chunk_rates, chunk_phases = tails[e : e + width], rates[e : e + width], phases[e : e + width]
+        chunk_tails = tails[e : e + width]
+        chunk_sample_rates, chunk_sample_phases = sample_rates[e : e + width], sample_phases[e : e + width]
         for k in range(width):
-            times[k] = _due(chunk_rates[k], chunk_phases[k], t)
-        count = 0
-        for k in range(width):  # without a branch, which would be a coin toss to the processor
-            kept[k] = count
-            near[count] = chunk_tails[k]
-            share[count] = times[k]
-            count += np.int64(times[k] > 0)
-        kept[width] = count
+            samples[k] = samples_in_epoch(chunk_sample_rates[k], chunk_sample_phases[k], t)
+        # Compact: move the sampled edges to the front. No branch, since the processor could not predict it.
+        sampled = 0
+        for k in range(width):
+            sampled_before[k] = sampled
+            sampled_tails[sampled] = chunk_tails[k]
+            sampled_times[sampled] = samples[k]
+            sampled += np.int64(samples[k] > 0)
+        sampled_before[width] = sampled
+        # force = y_i - y_j. Rows of other shards are as they were at the last exchange; so must be the head then.
         for q in range(rows):
-            low, high = _packed(kept, width, indptr[r + q] - e), _packed(kept, width, indptr[r + q + 1] - e)
+            low = _compact_index(sampled_before, width, indptr[r + q] - e)
+            high = _compact_index(sampled_before, width, indptr[r + q + 1] - e)
             for k in range(low, high):
-                tail = near[k]
+                tail = sampled_tails[k]
                 if exchanged is not None and tail >= exchanged.shape[0]:
                     for c in range(components):
-                        force[c, k] = before[c, q] - y[tail, c]
+                        force[c, k] = head_exchanged[c, q] - y[tail, c]
                 else:
                     for c in range(components):
                         force[c, k] = head[c, q] - y[tail, c]
-        for k in range(count):
-            d2 = _NEAR
+        # The gradient of log(1 + a d^2b) is 2ab d^(2b-2) / (1 + a d^2b) (y_i - y_j), clipped to 4 by component.
+        for k in range(sampled):
+            d2 = _MIN_SQUARED
             for c in range(components):
                 d2 += force[c, k] * force[c, k]
             p = maths.power(d2, b)
             factor = two_ab * p / (d2 * (_F1 + a * p))
             for c in range(components):
-                force[c, k] = np.float32(share[k]) * _clip(factor * force[c, k])
+                force[c, k] = np.float32(sampled_times[k]) * _clip(factor * force[c, k])
+        # Sum by row, always in the order of the edges: the result must not depend on chunks or threads.
         for q in range(rows):
-            low, high = _packed(kept, width, indptr[r + q] - e), _packed(kept, width, indptr[r + q + 1] - e)
+            low = _compact_index(sampled_before, width, indptr[r + q] - e)
+            high = _compact_index(sampled_before, width, indptr[r + q + 1] - e)
             for k in range(low, high):
-                due[q] += share[k]
+                row_samples[q] += sampled_times[k]
                 for c in range(components):
                     pull[c, q] += force[c, k]
 
 
 @nb.njit(cache=True, nogil=True, error_model="numpy")
 def _repel(axes, block, number, rows, pool, count, base, a, b, gamma):
-    """Sum what pushes the rows of a block: `count` rows of the pool, evenly apart from a place that is hashed."""
+    """Sum the repulsion of a block's rows by `count` negative samples of the pool.
+
+    The samples are at equal steps along the pool from a hashed offset, and the same for all rows of the block.
+    """
     head, push = block.head, block.push
     components = len(axes)
     two_b = np.float32(2) * b * gamma
-    apart = max((POOL_ROWS << FRACTION_BITS) // max(count, 1), 1)
-    at = np.int64(hashing.draw(base, number) % np.uint64(apart))
+    # Offset and step count in 2**-15 of a pool row, so that any number of samples spreads over the whole pool.
+    step = max((POOL_ROWS << FRACTION_BITS) // max(count, 1), 1)
+    offset = np.int64(hashing.draw(base, number) % np.uint64(step))
     for n in range(count):
-        s = ((at + n * apart) >> FRACTION_BITS) & (POOL_ROWS - 1)
+        s = ((offset + n * step) >> FRACTION_BITS) & (POOL_ROWS - 1)
+        # umap-learn's repulsion: 2b gamma / ((0.001 + d^2) (1 + a d^2b)) (y_i - y_s), clipped to 4 by component.
         for q in range(rows):
             d2 = _F0
             for c in range(components):
                 away = head[c, q] - pool[c, s]
                 d2 += away * away
-            p = maths.power(d2 + _NEAR, b)
-            factor = two_b / ((_SOFT + d2) * (_F1 + a * p))
+            p = maths.power(d2 + _MIN_SQUARED, b)
+            factor = two_b / ((_SOFTENING + d2) * (_F1 + a * p))
             for c in range(components):
                 push[c, q] += _clip(factor * (head[c, q] - pool[c, s]))
 
 
 @nb.njit(cache=True, nogil=True, error_model="numpy")
-def _generation(
-    axes, block, start, stop, first, own, indptr, tails, rates, phases, y, exchanged, m, v, pool, epoch, base,
-    a, b, gamma, negatives, rate, correction1, correction2, out_y,
+def _step_rows(
+    axes, block, start, stop, first, y_offset, indptr, tails, sample_rates, sample_phases, y, exchanged, m, v, pool,
+    epoch, base, a, b, gamma, negatives, rate, correction1, correction2, out_y,
 ):  # fmt: skip
     """Step rows [start, stop) of a shard; `axes` is a tuple so that its length is known to the compiler."""
     components = len(axes)
@@ -251,17 +163,20 @@ def _generation(
         rows = min(BLOCK, stop - r)
         for q in range(rows):
             for c in range(components):
-                block.head[c, q] = y[own + r + q, c]
+                block.head[c, q] = y[y_offset + r + q, c]
                 if exchanged is not None:
-                    block.before[c, q] = exchanged[r + q, c]
-        block.pull[:], block.push[:], block.due[:] = _F0, _F0, 0
-        _attract(axes, block, indptr, r, rows, tails, rates, phases, y, exchanged, np.int32(epoch), a, b)
-        wanted = negatives * np.float32(block.due.sum()) / np.float32(rows)
+                    block.head_exchanged[c, q] = exchanged[r + q, c]
+        block.pull[:], block.push[:], block.row_samples[:] = _F0, _F0, 0
+        t = np.int32(epoch)
+        _attract(axes, block, indptr, r, rows, tails, sample_rates, sample_phases, y, exchanged, t, a, b)
+        # The block draws as many negatives as a mean row of it needs; each row weighs them by its own need.
+        wanted = negatives * np.float32(block.row_samples.sum()) / np.float32(rows)
         count = np.int64(np.ceil(wanted))
         _repel(axes, block, (first + r) // BLOCK, rows, pool, count, base, a, b, gamma)
         for q in range(rows):
-            scale = negatives * np.float32(block.due[q]) / np.float32(max(count, 1))
+            scale = negatives * np.float32(block.row_samples[q]) / np.float32(max(count, 1))
             for c in range(components):
+                # Adam (Kingma and Ba 2015): moments m and v of the gradient g, corrected for their start at zero.
                 g = block.pull[c, q] - scale * block.push[c, q]
                 m1 = BETA1 * m[r + q, c] + (_F1 - BETA1) * g
                 v1 = BETA2 * v[r + q, c] + (_F1 - BETA2) * (g * g)
@@ -270,8 +185,8 @@ def _generation(
                 out_y[r + q, c] = block.head[c, q] - step
 
 
-class Descent(NamedTuple):
-    """What one layout's epochs have in common.
+class LayoutParameters(NamedTuple):
+    """What all epochs of a layout have in common.
 
     Attributes
     ----------
@@ -291,25 +206,30 @@ class Descent(NamedTuple):
     seed: int
 
 
-def loss(descent: Descent, heads: np.ndarray, tails: np.ndarray, weights: np.ndarray, others: np.ndarray) -> float:
-    """Return the cross-entropy that the descent lowers, on a sample: per edge, with the negatives of its end.
+def loss(
+    parameters: LayoutParameters, heads: np.ndarray, tails: np.ndarray, weights: np.ndarray, others: np.ndarray
+) -> float:
+    """Return the cross-entropy that the layout minimizes, from a sample, per directed edge.
+
+    The weighted mean over edges of log(1 + a d^2b), and negative_sample_rate / 2 * repulsion_strength times the mean
+    of log(1 + 1 / (a d^2b)) between heads and random rows.
 
     Parameters
     ----------
-    descent : Descent
+    parameters : LayoutParameters
     heads, tails, others : ndarray of float32, shape (n, n_components)
-        Coordinates of both ends of edges, and of any rows.
+        Coordinates of both ends of edges, and of random rows.
     weights : ndarray of float, shape (n,)
         Membership strengths.
     """
 
     def odds(p: np.ndarray, q: np.ndarray) -> np.ndarray:
-        d2 = np.square(p - q).sum(axis=1, dtype=np.float64) + float(_SOFT)
-        return descent.a * d2**descent.b
+        d2 = np.square(p - q).sum(axis=1, dtype=np.float64) + float(_SOFTENING)
+        return parameters.a * d2**parameters.b
 
     pull = np.average(np.log1p(odds(heads, tails)), weights=weights)
     push = np.mean(np.log1p(1 / odds(heads, others)))
-    return float(pull + descent.negative_sample_rate / 2 * descent.repulsion_strength * push)
+    return float(pull + parameters.negative_sample_rate / 2 * parameters.repulsion_strength * push)
 
 
 def _power_of(base: float, exponent: int) -> float:
@@ -319,13 +239,13 @@ def _power_of(base: float, exponent: int) -> float:
     return result
 
 
-def generation(
-    descent: Descent,
+def step_epoch(
+    parameters: LayoutParameters,
     epoch: int,
     start: int,
     stop: int,
     first: int,
-    own: int,
+    y_offset: int,
     edges: Edges,
     y: np.ndarray,
     m: np.ndarray,
@@ -334,33 +254,34 @@ def generation(
     out_y: np.ndarray,
     exchanged: np.ndarray | None = None,
 ) -> None:
-    """Write the next generation of rows [start, stop) of a shard; their moments change in place.
+    """Compute one epoch of rows [start, stop) of a shard; their moments change in place.
 
-    Adam with beta 0.5 and 0.9 and a rate that falls linearly to 0, as uwot's batch mode; its epsilon is greater.
+    Adam with beta 0.5 and 0.9 and a learning rate that falls linearly to 0, as uwot's batch mode, but a larger epsilon.
     So many parameters, since numba takes each array by itself.
 
     Parameters
     ----------
-    descent : Descent
+    parameters : LayoutParameters
     epoch : int
-        From 0.
+        Counted from 0.
     start, stop : int
-        Rows of the shard. Multiples of `BLOCK`, but for the last row's.
+        Rows of the shard. Multiples of `BLOCK`, unless they are the shard's end.
     first : int
-        The shard's first row in the whole set, a multiple of `BLOCK`; it keys the choices.
-    own : int
-        Row of `y` at which the shard's own coordinates begin.
+        Position of the shard's first row, a multiple of `BLOCK`; random choices are keyed by it.
+    y_offset : int
+        Row of `y` at which the shard's y_offset coordinates begin.
     edges : Edges
-        The shard's; tails are rows of `y`.
+        The shard's edges; tails are rows of `y`.
     y : ndarray of float32, shape (known rows, n_components)
-        The last generation: never written.
+        Coordinates before the epoch; not written.
     m, v : ndarray of float32, shape (shard rows, n_components)
     pool : ndarray of float32, shape (n_components, POOL_ROWS)
         From `dumap.kernels.pool.lay_pool`.
     out_y : ndarray of float32, shape (shard rows, n_components)
     exchanged : ndarray of float32, shape (shard rows, n_components), optional
-        Where shards are not exchanged every epoch: the shard's rows at the last exchange, as old as those of others in
-        `y`, which come after them. Edges to others pull from there, so that what one end loses the other gains.
+        Given if shards do not exchange coordinates every epoch: the shard's rows at the last exchange. In `y` the rows
+        of other shards, which come after the shard's, are as old. Edges to them take both ends from the last
+        exchange, so that the forces on both ends are opposite and equal.
 
     Raises
     ------
@@ -369,14 +290,14 @@ def generation(
     """
     if start % BLOCK or first % BLOCK or (stop % BLOCK and stop < len(out_y)):
         raise ValueError(f"rows [{start}, {stop}) of a shard that begins at {first} are not whole blocks of {BLOCK}")
-    base = hashing.draws(descent.seed, hashing.NEGATIVES, np.array([epoch]))[0]
-    rate = descent.learning_rate * (1.0 - epoch / descent.n_epochs)
+    base = hashing.draws(parameters.seed, hashing.NEGATIVES, np.array([epoch]))[0]
+    rate = parameters.learning_rate * (1.0 - epoch / parameters.n_epochs)
     correction1 = 1.0 / (1.0 - _power_of(float(BETA1), epoch + 1))
     correction2 = 1.0 / (1.0 - _power_of(float(BETA2), epoch + 1))
-    _generation(
-        (0,) * y.shape[1], _room(y.shape[1], edges.tails.dtype),
-        start, stop, first, own, *edges, y, exchanged, m, v, pool, epoch, base,
-        np.float32(descent.a), np.float32(descent.b), np.float32(descent.repulsion_strength),
-        np.float32(descent.negative_sample_rate / 2), np.float32(rate),
+    _step_rows(
+        (0,) * y.shape[1], _empty_block(y.shape[1], edges.tails.dtype),
+        start, stop, first, y_offset, *edges, y, exchanged, m, v, pool, epoch, base,
+        np.float32(parameters.a), np.float32(parameters.b), np.float32(parameters.repulsion_strength),
+        np.float32(parameters.negative_sample_rate / 2), np.float32(rate),
         np.float32(correction1), np.float32(correction2), out_y,
     )  # fmt: skip

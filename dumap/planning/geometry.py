@@ -16,7 +16,7 @@ import numpy as np
 from dumap.config import Config, format_bytes
 from dumap.config.metrics import arguments
 from dumap.errors import InputError
-from dumap.kernels.layout import default_epochs
+from dumap.kernels.edges import default_epochs
 from dumap.kernels.leaves import EXACT_ROWS, LEAF_ROWS
 from dumap.kernels.vectors import ANGULAR, placed_dims
 from dumap.planning.curve import curve

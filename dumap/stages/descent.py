@@ -9,20 +9,20 @@ from dumap.artifacts.job import Job
 from dumap.artifacts.layout import END
 from dumap.artifacts.parts import LAYOUT
 from dumap.errors import ConfigError
-from dumap.kernels import layout
-from dumap.kernels.layout import Descent, Edges
+from dumap.kernels.edges import Edges, pack
+from dumap.kernels.layout import LayoutParameters
 from dumap.planning.curve import curve
 from dumap.store import Series
 
 
-def descent(job: Job) -> Descent:
-    """Return what all epochs of the layout share."""
-    own = job.config.layout
-    return Descent(
-        *curve(own),
-        own.learning_rate,
-        own.repulsion_strength,
-        own.negative_sample_rate,
+def layout_parameters(job: Job) -> LayoutParameters:
+    """Return what all epochs of the layout have in common."""
+    settings = job.config.layout
+    return LayoutParameters(
+        *curve(settings),
+        settings.learning_rate,
+        settings.repulsion_strength,
+        settings.negative_sample_rate,
         job.geometry.n_epochs,
         job.config.seed,
     )
@@ -53,17 +53,15 @@ def pack_shards(job: Job, graph: Graph, first: int, last: int) -> Edges:
     low, rows = int(offsets[first]), int(offsets[last] - offsets[first])
     room = graph.edges_of(first, last)
     indptr, tails = np.zeros(rows + 1, np.int64), np.empty(room, f"u{job.geometry.index_dtype.itemsize}")
-    rates, phases, kept = np.empty(room, np.uint16), np.empty(room, np.uint16), 0
+    sample_rates, sample_phases, kept = np.empty(room, np.uint16), np.empty(room, np.uint16), 0
     for shard in range(first, last):
         start, stop = graph.shards.span(shard)
-        piece = layout.pack(
-            *graph.read(shard), start, greatest, job.geometry.n_epochs, job.config.seed, graph.shards.rows
-        )
+        piece = pack(*graph.read(shard), start, greatest, job.geometry.n_epochs, job.config.seed, graph.shards.rows)
         indptr[start - low + 1 : stop - low + 1] = kept + piece.indptr[1:]
         after = kept + len(piece.tails)
-        tails[kept:after], rates[kept:after], phases[kept:after] = piece[1:]
+        tails[kept:after], sample_rates[kept:after], sample_phases[kept:after] = piece[1:]
         kept = after
-    return Edges(indptr, tails[:kept], rates[:kept], phases[:kept])
+    return Edges(indptr, tails[:kept], sample_rates[:kept], sample_phases[:kept])
 
 
 def is_checkpoint(job: Job, epoch: int, steps: int = 1) -> bool:

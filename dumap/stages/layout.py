@@ -19,14 +19,15 @@ from dumap.artifacts.layout import END, Generation, generations, last_epoch, los
 from dumap.artifacts.parts import GRAPH, LAYOUT, START, number_of
 from dumap.config import Config
 from dumap.kernels import layout
+from dumap.kernels.edges import Edges
 from dumap.kernels.graph import rows_at
-from dumap.kernels.layout import Descent, Edges
+from dumap.kernels.layout import LayoutParameters
 from dumap.kernels.pool import lay_pool, pool_rows
 from dumap.planning.budget import layout_bytes, pool_bytes, round_bytes, runs_on_one_host
 from dumap.planning.geometry import Geometry
 from dumap.planning.plan import Projection
 from dumap.stages import Context, Stage, writes_more
-from dumap.stages.descent import descent, end, is_checkpoint, pack_shards, write_piece
+from dumap.stages.descent import end, is_checkpoint, layout_parameters, pack_shards, write_piece
 from dumap.stages.loss import PAIRS_PART, draw_pairs, has_settled, judged, write_loss
 from dumap.stages.rounds import in_rounds
 
@@ -43,7 +44,7 @@ def slices_of(rows: int, count: int) -> list[int]:
 def advance(
     workers: ThreadPoolExecutor,
     cuts: list[int],
-    shared: Descent,
+    parameters: LayoutParameters,
     epoch: int,
     edges: Edges,
     y: np.ndarray,
@@ -58,7 +59,7 @@ def advance(
     """
     pool = lay_pool(y[drawn])
     slices = [
-        workers.submit(layout.generation, shared, epoch, low, high, 0, 0, edges, y, m, v, pool, after)
+        workers.submit(layout.step_epoch, parameters, epoch, low, high, 0, 0, edges, y, m, v, pool, after)
         for low, high in pairwise(cuts)
     ]
     for piece in slices:
@@ -69,7 +70,7 @@ def advance(
 def descend(job: Job, part: str, threads: int) -> None:
     """Run the epochs from the last generation to the end, on this host's cores, and commit checkpoints."""
     graph, epochs = Graph(job.run), job.geometry.n_epochs
-    shards, shared, series = graph.shards, descent(job), generations(job.run)
+    shards, parameters, series = graph.shards, layout_parameters(job), generations(job.run)
     begin = series.latest(epochs)
     before = Generation(job.run, graph, begin)
     edges = pack_shards(job, graph, 0, len(shards))
@@ -81,8 +82,8 @@ def descend(job: Job, part: str, threads: int) -> None:
         for epoch in range(begin, epochs):
             if has_settled(job, epoch):
                 break
-            drawn = rows_at(pool_rows(shared.seed, epoch, graph.places[-1]), *repeated)
-            advance(workers, cuts, shared, epoch, edges, y, m, v, after, drawn)
+            drawn = rows_at(pool_rows(parameters.seed, epoch, graph.places[-1]), *repeated)
+            advance(workers, cuts, parameters, epoch, edges, y, m, v, after, drawn)
             y, after = after, y
             job.tick(epoch + 1, epochs)
             kept = is_checkpoint(job, epoch + 1)
@@ -116,8 +117,8 @@ def run(context: Context) -> dict:
             in_rounds(context, graph, max(context.threads, -(-len(graph.shards) // fitting)))
     measured = [number_of(name) for name in context.run.committed(LAYOUT) if name.startswith("loss-")]
     losses = [[epoch, None if (loss := loss_of(context.run, epoch)) is None else round(loss, 4)] for epoch in measured]
-    shared = descent(context.job)
-    return {"mode": mode, "epochs": last_epoch(context.run), "a": shared.a, "b": shared.b, "loss": losses}
+    parameters = layout_parameters(context.job)
+    return {"mode": mode, "epochs": last_epoch(context.run), "a": parameters.a, "b": parameters.b, "loss": losses}
 
 
 def project(cut: Geometry, config: Config, worker_memory: int) -> Projection:

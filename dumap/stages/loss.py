@@ -16,7 +16,7 @@ from dumap.artifacts.job import Job
 from dumap.artifacts.layout import Generation, loss_name, loss_of
 from dumap.artifacts.parts import LAYOUT, number_of
 from dumap.kernels import hashing, layout
-from dumap.stages.descent import descent
+from dumap.stages.descent import layout_parameters
 
 JUDGEMENTS = 10
 """Parts of the epochs after each of which the loss may end the layout, where it is told to."""
@@ -71,7 +71,7 @@ def write_loss(job: Job, epoch: int, gather: Callable[[np.ndarray], np.ndarray])
         unique, places = np.unique(rows, return_inverse=True)
         heads, tails, others = gather(unique)[places.reshape(rows.shape).T]
         with job.run.part(LAYOUT, loss_name(epoch)) as out:
-            out.attributes["loss"] = layout.loss(descent(job), heads, tails, weights, others)
+            out.attributes["loss"] = layout.loss(layout_parameters(job), heads, tails, weights, others)
 
 
 def measure_loss(job: Job, part: str) -> None:

@@ -16,11 +16,11 @@ from dumap.artifacts.kept import Kept
 from dumap.artifacts.layout import Generation, generations, loss_name
 from dumap.artifacts.parts import LAYOUT, evenly, range_of, ranged
 from dumap.kernels import layout
-from dumap.kernels.layout import Edges
+from dumap.kernels.edges import Edges
 from dumap.kernels.pool import lay_pool, pool_rows
 from dumap.planning.budget import kept_bytes
 from dumap.stages import Context
-from dumap.stages.descent import descent, end, is_checkpoint, pack_shards, write_piece
+from dumap.stages.descent import end, is_checkpoint, layout_parameters, pack_shards, write_piece
 from dumap.stages.loss import has_settled, judged, measure_loss
 from dumap.store import Series
 
@@ -102,15 +102,15 @@ def step(job: Job, part: str, epoch: int) -> None:
     """Take a unit from generation `epoch` to the part's; rows outside stay where they were."""
     graph = Graph(job.run)
     until, *unit = Series.place(part)
-    before, shared = Generation(job.run, graph, epoch), descent(job)
+    before, parameters = Generation(job.run, graph, epoch), layout_parameters(job)
     low, high = graph.shards.offsets[unit].tolist()
     with unit_edges(job, (unit[0], unit[1])) as (edges, outside):
         y, (m, v), rows = before.span(*unit), before.moments(*unit), high - low
         y = np.concatenate([y, before.gather(outside)]) if len(outside) else y
         exchanged, after = y[:rows].copy() if job.config.layout.exchange_every > 1 else None, np.empty_like(m)
         for t in range(epoch, until):
-            pool = pool_of(before, shared.seed, t)
-            layout.generation(shared, t, 0, rows, low, 0, edges, y, m, v, pool, after, exchanged)
+            pool = pool_of(before, parameters.seed, t)
+            layout.step_epoch(parameters, t, 0, rows, low, 0, edges, y, m, v, pool, after, exchanged)
             y[:rows] = after
     write_piece(job, part, after, m, v, lasts(job, until))
 

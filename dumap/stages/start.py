@@ -22,7 +22,7 @@ from dumap.planning.budget import axes_rows, principal_bytes, start_bytes
 from dumap.planning.geometry import Geometry
 from dumap.planning.plan import Projection
 from dumap.stages import Context, Stage
-from dumap.stages.descent import descent, require_finite
+from dumap.stages.descent import layout_parameters, require_finite
 from dumap.stages.passes import Pass, groups_of
 from dumap.store import Rows, Series
 
@@ -40,7 +40,9 @@ def solve(job: Job, part: str) -> None:
     y, components, short = coarse.spectral(graph, sizes, job.config.layout.n_components, job.config.seed)
     epochs = job.config.start.coarse_epochs if np.count_nonzero(sizes) < sizes.sum() else 0
     if epochs:
-        y = coarse.lay_out(coarse.leading(graph, pairs, sums), sizes, y, descent(job)._replace(n_epochs=epochs))
+        y = coarse.lay_out(
+            coarse.leading(graph, pairs, sums), sizes, y, layout_parameters(job)._replace(n_epochs=epochs)
+        )
         require_finite(job, y[sizes > 0], "start: in the coarse layout")
     with job.run.part(START, part) as out:
         out.write("y", y)

@@ -16,6 +16,7 @@ from dumap.artifacts.vectors import ISOLATED, ZERO
 from dumap.config import build
 from dumap.errors import ConfigError, InputError
 from dumap.kernels import coarse, graph, hashing, layout, start
+from dumap.kernels.edges import Edges, pack
 from dumap.kernels.pool import POOL_ROWS, lay_pool, pool_rows
 from dumap.planning.geometry import geometry
 from dumap.recipe.pipeline import plan, run
@@ -247,16 +248,16 @@ def test_edges_beyond_32_bits_are_weighed_and_united():
 @pytest.mark.fault(35)
 def test_edges_beyond_32_bits_are_packed(ring):
     indptr, tails, weights = ring
-    whole = layout.pack(indptr, tails + FAR, weights, FAR, 1.0, 50, 42)
+    whole = pack(indptr, tails + FAR, weights, FAR, 1.0, 50, 42)
     assert whole.tails.dtype == np.uint64
     kept = weights >= np.float32(1 / 50)
     np.testing.assert_array_equal(whole.tails, (tails + FAR)[kept].astype(np.uint64))
     heads = np.repeat(np.arange(10), np.diff(whole.indptr)) + FAR
     phases = {}
-    for head, tail, phase in zip(heads.tolist(), whole.tails.tolist(), whole.phases.tolist(), strict=True):
+    for head, tail, phase in zip(heads.tolist(), whole.tails.tolist(), whole.sample_phases.tolist(), strict=True):
         assert phases.setdefault((min(head, tail), max(head, tail)), phase) == phase, "both ends must agree"
-    truncated = layout.pack(indptr, tails + FAR % 2**32, weights, FAR % 2**32, 1.0, 50, 42)
-    assert (truncated.phases != whole.phases).any(), "ids must not be cut to 32 bits"
+    truncated = pack(indptr, tails + FAR % 2**32, weights, FAR % 2**32, 1.0, 50, 42)
+    assert (truncated.sample_phases != whole.sample_phases).any(), "ids must not be cut to 32 bits"
 
 
 @pytest.mark.fault(35)
@@ -265,15 +266,15 @@ def test_a_step_is_keyed_by_all_bits_of_a_row(ring):
     indptr, tails, weights = ring
     y = noise(10, 2)
     pool = lay_pool(noise(POOL_ROWS, 2, seed=1))
-    descent = layout.Descent(1.577, 0.895, 1.0, 1.0, 5.0, 50, 42)
+    descent = layout.LayoutParameters(1.577, 0.895, 1.0, 1.0, 5.0, 50, 42)
 
     def step(first: int, own: int, known: np.ndarray) -> np.ndarray:
-        edges = layout.pack(indptr, tails, weights, first, 1.0, 50, 42)._replace(
-            tails=(tails + own).astype(np.uint64), rates=np.full(20, 2**15 - 1, "u2"), phases=np.zeros(20, "u2"),
-            indptr=indptr.astype(np.int64),
+        edges = pack(indptr, tails, weights, first, 1.0, 50, 42)._replace(
+            indptr=indptr.astype(np.int64), tails=(tails + own).astype(np.uint64),
+            sample_rates=np.full(20, 2**15 - 1, "u2"), sample_phases=np.zeros(20, "u2"),
         )  # fmt: skip
         out, m, v = np.empty_like(y), np.zeros_like(y), np.zeros_like(y)
-        layout.generation(descent, 3, 0, 10, first, own, edges, known, m, v, pool, out)
+        layout.step_epoch(descent, 3, 0, 10, first, own, edges, known, m, v, pool, out)
         return out
 
     far = step(FAR, 0, y)
@@ -328,15 +329,15 @@ def test_the_starts_kernels_reach_beyond_32_bits(vast):
 @pytest.mark.fault(35)
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="other systems promise memory in other ways")
 def test_a_step_reaches_beyond_32_bits(vast):
-    descent = layout.Descent(1.577, 0.895, 1.0, 1.0, 5.0, 50, 42)
+    descent = layout.LayoutParameters(1.577, 0.895, 1.0, 1.0, 5.0, 50, 42)
     pool, coordinates = lay_pool(noise(POOL_ROWS, 2, seed=1)), noise(4, 2)
 
     def step(edge: int, own: int, tails, rates, phases, y) -> list:
         tails[edge : edge + 3], rates[edge : edge + 3] = own + np.arange(1, 4), 2**14
         y[own : own + 4] = coordinates
-        edges = layout.Edges(np.array([edge, edge + 3]), tails, rates, phases)
+        edges = Edges(np.array([edge, edge + 3]), tails, rates, phases)
         out, m, v = np.empty((1, 2), "f4"), np.zeros((1, 2), "f4"), np.zeros((1, 2), "f4")
-        layout.generation(descent, 3, 0, 1, FAR, own, edges, y, m, v, pool, out)
+        layout.step_epoch(descent, 3, 0, 1, FAR, own, edges, y, m, v, pool, out)
         return [out.tolist(), m.tolist(), v.tolist()]
 
     near = step(0, 0, np.zeros(3, "u8"), np.zeros(3, "u2"), np.zeros(3, "u2"), np.zeros((4, 2), "f4"))

@@ -1,4 +1,11 @@
+import pytest
+from graphs import layout_graph
 from hypothesis import settings
 
 settings.register_profile("kernels", deadline=None, derandomize=True, max_examples=60)  # compiling takes its time
 settings.load_profile("kernels")
+
+
+@pytest.fixture(scope="session")
+def graph():
+    return layout_graph()

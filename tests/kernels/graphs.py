@@ -5,6 +5,10 @@ from itertools import pairwise
 import numpy as np
 import scipy.sparse as sparse
 
+from dumap.kernels.edges import FRACTION_BITS, Edges
+from dumap.kernels.edges import pack as kernel_pack
+from dumap.kernels.layout import BLOCK
+
 CUTS = [0, 1, 40, 41, 90, 120]
 ROWS = CUTS[-1]
 
@@ -50,3 +54,36 @@ def smoothest(matrix: sparse.csr_matrix, count: int) -> np.ndarray:
 
 def unit(y: np.ndarray) -> np.ndarray:
     return y / np.linalg.norm(y, axis=0)
+
+
+LAYOUT_ROWS, LAYOUT_EPOCHS, SEED = 300, 40, 42
+UNIT = 1 << FRACTION_BITS
+
+
+def layout_graph() -> sparse.csr_matrix:
+    """A symmetric graph with rows of no edge, of a few and of many; 300 rows are not a whole number of blocks."""
+    rng = np.random.default_rng(0)
+    degree = np.minimum(1, rng.pareto(1.0, LAYOUT_ROWS) / 6) * (np.arange(LAYOUT_ROWS) % 29 > 0)
+    chosen = np.triu(rng.random((LAYOUT_ROWS, LAYOUT_ROWS)) < degree[:, None] * degree, 1)
+    upper = np.where(chosen, rng.random((LAYOUT_ROWS, LAYOUT_ROWS)) ** 2, 0).astype(np.float32)
+    found = sparse.csr_matrix(upper + upper.T)
+    degrees = np.diff(found.indptr)
+    assert degrees.min() == 0
+    assert degrees.max() > 100
+    assert LAYOUT_ROWS % BLOCK
+    return found
+
+
+def pack(graph, first=0, stop=LAYOUT_ROWS, n_epochs=LAYOUT_EPOCHS) -> Edges:
+    part = graph[first:stop]
+    indptr, tails = part.indptr.astype(np.int64), part.indices.astype(np.int32)
+    return kernel_pack(indptr, tails, part.data, first, float(graph.data.max()), n_epochs, SEED)
+
+
+def heads(edges: Edges) -> np.ndarray:
+    return np.repeat(np.arange(len(edges.indptr) - 1), np.diff(edges.indptr))
+
+
+def samples(edges: Edges, epoch: int) -> np.ndarray:
+    step, phase = 2 * edges.sample_rates.astype(np.int64) / UNIT, edges.sample_phases.astype(np.int64) / UNIT
+    return (np.floor((epoch + 1) * step + phase) - np.floor(epoch * step + phase)).astype(int)

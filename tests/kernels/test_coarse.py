@@ -102,7 +102,7 @@ def two_groups() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 def test_laying_the_coarse_graph_out_lowers_the_cross_entropy():
     pairs, sums, sizes = two_groups()
-    descent = layout.Descent(1.577, 0.895, 1.0, 1.0, 5.0, 200, 42)
+    descent = layout.LayoutParameters(1.577, 0.895, 1.0, 1.0, 5.0, 200, 42)
     matrix = coarse.matrix_of(pairs, sums, 21)
     before, *_ = coarse.spectral(matrix, sizes, 2, 42)
     after = coarse.lay_out(matrix, sizes, before, descent)
@@ -128,7 +128,7 @@ def test_a_piece_that_nothing_pulls_does_not_stray():
     sizes = np.full(31, 50)
     before, components, _ = coarse.spectral(own, sizes, 2, 42)
     assert components == 3
-    after = coarse.lay_out(own, sizes, before, layout.Descent(1.577, 0.895, 1.0, 1.0, 5.0, 500, 42))
+    after = coarse.lay_out(own, sizes, before, layout.LayoutParameters(1.577, 0.895, 1.0, 1.0, 5.0, 500, 42))
     away = np.linalg.norm(after - np.median(after, axis=0), axis=1)
     assert away[-1] < 60
 
@@ -149,7 +149,7 @@ def test_a_long_closed_ribbon_stays_closed():
     graph, seed = ribbon(600, 3, 1), 1
     sizes = np.full(graph.shape[0], 30)
     before, *_ = coarse.spectral(graph, sizes, 2, seed)
-    after = coarse.lay_out(graph, sizes, before, layout.Descent(1.577, 0.895, 1.0, 1.0, 5.0, 500, seed))
+    after = coarse.lay_out(graph, sizes, before, layout.LayoutParameters(1.577, 0.895, 1.0, 1.0, 5.0, 500, seed))
     middle = after.reshape(600, 3, 2).mean(axis=1)
     step = np.linalg.norm(middle - np.roll(middle, 1, axis=0), axis=1)
     assert step.max() < 2.5 * np.median(step)

@@ -8,45 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import scipy.sparse as sparse
-from umap import umap_
+from graphs import LAYOUT_EPOCHS as EPOCHS
+from graphs import LAYOUT_ROWS as ROWS
+from graphs import SEED, UNIT, heads, pack, samples
 
 from dumap.kernels import hashing, layout
-from dumap.kernels.curve import fit_ab
+from dumap.kernels.edges import Edges
 from dumap.kernels.pool import POOL_ROWS, lay_pool, pool_rows
 
-ROWS, EPOCHS, EPOCH, SEED = 300, 40, 3, 42
-UNIT = 1 << layout.FRACTION_BITS
-DESCENT = layout.Descent(1.577, 0.895, 1.0, 1.5, 5.0, EPOCHS, SEED)
-
-
-@pytest.fixture(scope="module")
-def graph() -> sparse.csr_matrix:
-    """A symmetric graph with rows of no edge, of a few and of many; 300 rows are not a whole number of blocks."""
-    rng = np.random.default_rng(0)
-    degree = np.minimum(1, rng.pareto(1.0, ROWS) / 6) * (np.arange(ROWS) % 29 > 0)
-    chosen = np.triu(rng.random((ROWS, ROWS)) < degree[:, None] * degree, 1)
-    upper = np.where(chosen, rng.random((ROWS, ROWS)) ** 2, 0).astype(np.float32)
-    found = sparse.csr_matrix(upper + upper.T)
-    degrees = np.diff(found.indptr)
-    assert degrees.min() == 0
-    assert degrees.max() > 100
-    assert ROWS % layout.BLOCK
-    return found
-
-
-def pack(graph, first=0, stop=ROWS, n_epochs=EPOCHS) -> layout.Edges:
-    part = graph[first:stop]
-    indptr, tails = part.indptr.astype(np.int64), part.indices.astype(np.int32)
-    return layout.pack(indptr, tails, part.data, first, float(graph.data.max()), n_epochs, SEED)
-
-
-def heads(edges: layout.Edges) -> np.ndarray:
-    return np.repeat(np.arange(len(edges.indptr) - 1), np.diff(edges.indptr))
-
-
-def due(edges: layout.Edges, epoch: int) -> np.ndarray:
-    step, phase = 2 * edges.rates.astype(np.int64) / UNIT, edges.phases.astype(np.int64) / UNIT
-    return (np.floor((epoch + 1) * step + phase) - np.floor(epoch * step + phase)).astype(int)
+EPOCH = 3
+DESCENT = layout.LayoutParameters(1.577, 0.895, 1.0, 1.5, 5.0, EPOCHS, SEED)
 
 
 def state(n_components: int):
@@ -59,20 +30,20 @@ def state(n_components: int):
 
 
 def step(edges, y, m, v, pool, start=0, stop=None, first=0, own=0, descent=DESCENT, exchanged=None):
-    """Return the next generation of a shard's rows [start, stop), and the moments."""
+    """Return a shard's rows [start, stop) after an epoch, and the moments."""
     m, v, out = m.copy(), v.copy(), np.full(m.shape, np.nan, np.float32)
     stop = len(m) if stop is None else stop
-    layout.generation(descent, EPOCH, start, stop, first, own, edges, y, m, v, lay_pool(pool), out, exchanged)
+    layout.step_epoch(descent, EPOCH, start, stop, first, own, edges, y, m, v, lay_pool(pool), out, exchanged)
     return out, m, v
 
 
-def obvious_generation(edges, y, m, v, pool, descent=DESCENT, exchanged=None):
+def obvious_epoch(edges, y, m, v, pool, descent=DESCENT, exchanged=None):
     """Step every row, one edge and one negative at a time, in float64."""
     a, b, rate, gamma, negatives = descent[:5]
     pool = lay_pool(pool).T
     y, m, v, pool = (array.astype(np.float64) for array in (y, m, v, pool))
     base = hashing.draws(SEED, hashing.NEGATIVES, np.array([EPOCH]))[0]
-    times, out = due(edges, EPOCH), np.empty_like(m)
+    times, out = samples(edges, EPOCH), np.empty_like(m)
     totals = np.bincount(heads(edges), times, len(m))
     for i in range(len(m)):
         pull, push = np.zeros(y.shape[1]), np.zeros(y.shape[1])
@@ -98,10 +69,10 @@ def obvious_generation(edges, y, m, v, pool, descent=DESCENT, exchanged=None):
 
 
 @pytest.mark.parametrize("n_components", [1, 2, 3, 7])
-def test_a_generation_is_that_of_the_obvious_reference(graph, n_components):
+def test_an_epoch_is_that_of_the_obvious_reference(graph, n_components):
     edges, before = pack(graph), state(n_components)
-    assert due(edges, EPOCH).max() == 2
-    for found, wanted in zip(step(edges, *before), obvious_generation(edges, *before), strict=True):
+    assert samples(edges, EPOCH).max() == 2
+    for found, wanted in zip(step(edges, *before), obvious_epoch(edges, *before), strict=True):
         np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
 
 
@@ -109,7 +80,7 @@ def test_a_generation_is_that_of_the_obvious_reference(graph, n_components):
 def test_negatives_are_as_many_as_asked_for(graph, negative_sample_rate):
     """None at all, less than one a row, and many."""
     edges, before, descent = pack(graph), state(2), DESCENT._replace(negative_sample_rate=negative_sample_rate)
-    found, wanted = step(edges, *before, descent=descent), obvious_generation(edges, *before, descent)
+    found, wanted = step(edges, *before, descent=descent), obvious_epoch(edges, *before, descent)
     for own, other in zip(found, wanted, strict=True):
         np.testing.assert_allclose(own, other, rtol=1e-4, atol=1e-4)
 
@@ -119,22 +90,22 @@ def test_a_block_of_more_edges_than_are_looked_at_together():
     upper = np.triu(np.random.default_rng(1).random((ROWS, ROWS)), 1).astype(np.float32)
     edges, before = pack(sparse.csr_matrix(upper + upper.T)), state(2)
     assert edges.indptr[layout.BLOCK] > 3 * layout.CHUNK
-    for own, wanted in zip(step(edges, *before), obvious_generation(edges, *before), strict=True):
+    for own, wanted in zip(step(edges, *before), obvious_epoch(edges, *before), strict=True):
         np.testing.assert_allclose(own, wanted, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("n_components", [1, 2, 3, 7])
-def test_a_generation_is_the_same_however_rows_are_cut_into_slices(graph, n_components):
+def test_an_epoch_is_the_same_however_rows_are_cut_into_slices(graph, n_components):
     edges, (y, m, v, pool) = pack(graph), state(n_components)
     whole, _, _ = step(edges, y, m, v, pool)
     out, laid = np.empty_like(y), lay_pool(pool)
     cuts = [0, 64, 192, 192, ROWS]
     for low, high in reversed(list(pairwise(cuts))):
-        layout.generation(DESCENT, EPOCH, low, high, 0, 0, edges, y, m, v, laid, out)
+        layout.step_epoch(DESCENT, EPOCH, low, high, 0, 0, edges, y, m, v, laid, out)
     assert out.tobytes() == whole.tobytes()
 
 
-def alone(graph, low: int, high: int) -> tuple[layout.Edges, np.ndarray]:
+def alone(graph, low: int, high: int) -> tuple[Edges, np.ndarray]:
     """Pack rows [low, high) with tails counted within them, then within the rows they touch outside; return those."""
     edges = pack(graph, low, high)
     inside = (edges.tails >= low) & (edges.tails < high)
@@ -161,7 +132,7 @@ def test_edges_to_rows_not_exchanged_pull_from_where_both_ends_were(graph, n_com
     edges, halo = alone(graph, 0, 128)
     known, exchanged = np.concatenate([y[:128], y[halo]]), y[:128] + np.float32(0.5)
     found = step(edges, known, m[:128], v[:128], pool, exchanged=exchanged)
-    wanted = obvious_generation(edges, known, m[:128], v[:128], pool, exchanged=exchanged)
+    wanted = obvious_epoch(edges, known, m[:128], v[:128], pool, exchanged=exchanged)
     for own, other in zip(found, wanted, strict=True):
         np.testing.assert_allclose(own, other, rtol=1e-4, atol=1e-5)
     just = step(edges, known, m[:128], v[:128], pool, exchanged=known[:128].copy())
@@ -172,15 +143,15 @@ def test_edges_to_rows_not_exchanged_pull_from_where_both_ends_were(graph, n_com
 ELSEWHERE = """
 import hashlib, sys
 import numpy as np
-from dumap.kernels import layout
+from dumap.kernels import edges as packing, layout
 
 with np.load(sys.argv[1]) as given:
     (n_epochs, seed, epoch, rows), greatest = given["whole"].tolist(), float(given["greatest"])
-    edges = layout.pack(given["indptr"], given["tails"], given["weights"], 0, greatest, n_epochs, seed)
-    descent = layout.Descent(*given["descent"].tolist(), n_epochs, seed)
+    edges = packing.pack(given["indptr"], given["tails"], given["weights"], 0, greatest, n_epochs, seed)
+    descent = layout.LayoutParameters(*given["descent"].tolist(), n_epochs, seed)
     y, m, v, pool = (given[name] for name in ("y", "m", "v", "pool"))
 out = np.full_like(m, np.nan)
-layout.generation(descent, epoch, 0, rows, 0, 0, edges, y, m, v, pool, out, None)
+layout.step_epoch(descent, epoch, 0, rows, 0, 0, edges, y, m, v, pool, out, None)
 print(hashlib.sha256(b"".join(a.tobytes() for a in (out, m, v))).hexdigest())
 """
 
@@ -203,7 +174,7 @@ def test_another_processor_takes_the_same_steps(graph, tmp_path):
     assert told.stdout == hashlib.sha256(b"".join(a.tobytes() for a in found)).hexdigest() + "\n"
 
 
-def test_a_generation_writes_its_rows_alone(graph):
+def test_an_epoch_writes_its_rows_alone(graph):
     y, m, v, pool = state(2)
     out, m1, v1 = step(pack(graph), y, m, v, pool, 64, 128)
     rest = np.delete(np.arange(ROWS), np.arange(64, 128))
@@ -248,71 +219,3 @@ def test_the_loss_is_lower_where_edges_are_short():
     weights = np.ones(500)
     losses = [layout.loss(DESCENT, heads, heads + np.float32(apart), weights, others) for apart in (0.1, 1, 10)]
     assert losses == sorted(losses)
-
-
-# schedules -------------------------------------------------------------------------------------
-
-
-def test_an_edge_is_due_in_proportion_to_its_weight_and_both_ends_agree(graph):
-    edges = pack(graph)
-    counts = sum(due(edges, epoch) for epoch in range(EPOCHS))
-    weight = graph.toarray()[heads(edges), edges.tails] / graph.data.max()
-    assert np.abs(counts - 2 * weight * EPOCHS).max() < 1 + 1e-2
-    assert abs((counts - 2 * weight * EPOCHS).mean()) < 0.05
-    for values in (edges.rates, edges.phases):
-        both = sparse.csr_matrix(
-            (values.astype(np.int64) + 1, edges.tails.astype(np.int64), edges.indptr), shape=(ROWS, ROWS)
-        )
-        assert (both != both.T).nnz == 0
-    assert np.histogram(edges.phases, 4, (0, UNIT))[0].min() > len(edges.phases) / 5
-
-
-def test_pack_drops_the_edges_that_are_never_due(graph):
-    kept = graph.data >= graph.data.max() / EPOCHS
-    edges = pack(graph)
-    assert 0 < len(edges.tails) == kept.sum() < graph.nnz
-    assert np.array_equal(edges.tails, graph.indices[kept])
-    assert edges.rates.max() == UNIT
-    assert (sum(due(edges, epoch) for epoch in range(EPOCHS)) > 0).all()
-
-
-@pytest.mark.parametrize("rows", [ROWS, 10_001])
-@pytest.mark.parametrize("n_epochs", [1, 2, 10, 11, 60])
-def test_pack_drops_the_edges_that_umap_learn_drops(graph, monkeypatch, rows, n_epochs):
-    """In 10 epochs or fewer, those that are not due in 500, or 200 of many rows."""
-    seen, whole = {}, graph.copy()
-    whole.resize(rows, rows)
-    monkeypatch.setattr(
-        umap_, "optimize_layout_euclidean", lambda y, _, head, tail, *__, **___: seen.update(head=head, tail=tail) or y
-    )
-    umap_.simplicial_set_embedding(
-        None, whole.copy(), 2, 1.0, 1.577, 0.895, 1.0, 5, n_epochs, np.random.default_rng(0).random((rows, 2)),
-        np.random.RandomState(0), "euclidean", {}, False, {}, False,
-    )  # fmt: skip
-    assert (graph.data < graph.data.max() / 500).any()
-    indptr, tails = whole.indptr.astype(np.int64), whole.indices.astype(np.int32)
-    edges = layout.pack(indptr, tails, whole.data, 0, float(whole.data.max()), n_epochs, SEED)
-    assert sorted(zip(heads(edges), edges.tails, strict=True)) == sorted(zip(seen["head"], seen["tail"], strict=True))
-    part = layout.pack(indptr[:91], tails, whole.data, 0, float(whole.data.max()), n_epochs, SEED, rows)
-    assert np.array_equal(part.tails, edges.tails[: edges.indptr[90]])
-
-
-@pytest.mark.parametrize("rate", [1, 77, UNIT, 65_208, 65_535])
-def test_an_edge_is_due_as_often_in_late_epochs(rate):
-    """Where the sum of all that was due before is more than 32 bits hold."""
-    for t in (0, 1, 16_465, 16_466, 31_999, 2**31 - 1):
-        for phase in (0, 1, 20_000, UNIT - 1):
-            wanted = (2 * rate * (t + 1) + phase) // UNIT - (2 * rate * t + phase) // UNIT
-            assert layout._due(np.uint16(rate), np.uint16(phase), np.int32(t)) == wanted
-
-
-def test_pack_keys_phases_by_row_and_not_by_shard(graph):
-    whole, parts = pack(graph), [pack(graph, 0, 90), pack(graph, 90, ROWS)]
-    for field in ("tails", "rates", "phases"):
-        joined = np.concatenate([getattr(part, field) for part in parts])
-        assert joined.tobytes() == getattr(whole, field).tobytes()
-
-
-def test_the_usual_curve_and_epochs():
-    assert fit_ab(1.0, 0.1) == (1.576943, 0.895061)
-    assert [layout.default_epochs(rows) for rows in (10, 10_000, 10_001, 10**8)] == [500, 500, 200, 200]

@@ -1,0 +1,119 @@
+"""The graph's edges as the layout samples them: the stronger, the more often."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numba as nb
+import numpy as np
+
+from dumap.kernels import hashing
+
+FEW_EPOCHS = 10
+"""With so few epochs, edges are dropped only if they are too weak for the default number of epochs."""
+FRACTION_BITS = 15
+"""Sample rates and phases, and offsets in the pool, are fixed-point numbers with so many bits after the point."""
+
+_FRACTION = np.int32((1 << FRACTION_BITS) - 1)
+_PHASE_MASK = np.uint64(_FRACTION)
+
+
+class Edges(NamedTuple):
+    """The edges of consecutive rows, packed into 8 bytes each (12 where tails take 64 bits).
+
+    In epoch t an edge is sampled floor((t + 1) 2w + phase) - floor(2wt + phase) times, w being its sample rate.
+
+    Attributes
+    ----------
+    indptr : ndarray of int64, shape (rows + 1,)
+    tails : ndarray of uint32 or uint64, shape (edges,)
+        Row of `y` at the other end.
+    sample_rates : ndarray of uint16, shape (edges,)
+        Weight over the greatest weight of the graph, in units of 2**-15.
+    sample_phases : ndarray of uint16, shape (edges,)
+        From 0 to 1 in units of 2**-15, so that edges of equal weight are sampled in different epochs.
+    """
+
+    indptr: np.ndarray
+    tails: np.ndarray
+    sample_rates: np.ndarray
+    sample_phases: np.ndarray
+
+
+def default_epochs(rows: int) -> int:
+    """Return umap-learn's number of epochs for that many rows."""
+    return 500 if rows <= 10_000 else 200
+
+
+@nb.njit(cache=True, nogil=True)
+def _pack(indptr, tails, weights, first, greatest, floor, base, out_indptr, out_tails, out_rates, out_phases):
+    packed = 0
+    scale = np.float64(1 << FRACTION_BITS)
+    for r in range(indptr.shape[0] - 1):
+        i = np.uint64(first + r)
+        for e in range(indptr[r], indptr[r + 1]):
+            if weights[e] < floor:
+                continue
+            j = np.uint64(tails[e])
+            low, high = min(i, j), max(i, j)
+            out_tails[packed] = tails[e]
+            out_rates[packed] = np.uint16(weights[e] / greatest * scale + 0.5)
+            # Hash the unordered pair: both ends of an edge sample it in the same epochs.
+            pair = hashing.mix(base + low * hashing.GOLDEN) + high * hashing.GOLDEN
+            out_phases[packed] = np.uint16(hashing.mix(pair) & _PHASE_MASK)
+            packed += 1
+        out_indptr[r + 1] = packed
+    return packed
+
+
+def pack(
+    indptr: np.ndarray,
+    tails: np.ndarray,
+    weights: np.ndarray,
+    first: int,
+    greatest: float,
+    n_epochs: int,
+    seed: int,
+    rows: int | None = None,
+) -> Edges:
+    """Pack the edges of rows `first`, `first` + 1, ... for the layout.
+
+    Edges too weak to be sampled once in all epochs are dropped, as in umap-learn. With 10 epochs or fewer, those too
+    weak for the default number of epochs are.
+
+    Parameters
+    ----------
+    indptr : ndarray of int64, shape (rows + 1,)
+    tails : ndarray of int, shape (edges,)
+    weights : ndarray of float32, shape (edges,)
+        Membership strengths.
+    first : int
+    greatest : float
+        The whole graph's greatest weight.
+    n_epochs, seed : int
+    rows : int, optional
+        Rows of the whole graph. [the rows that are packed]
+
+    Returns
+    -------
+    Edges
+    """
+    out_indptr = np.zeros(len(indptr), np.int64)
+    out_tails = np.empty(len(tails), f"u{tails.dtype.itemsize}")  # unsigned: no wrapping of indices in the loop
+    rates, phases = np.empty(len(tails), np.uint16), np.empty(len(tails), np.uint16)
+    base = hashing.draws(seed, hashing.PHASE, np.zeros(1, np.int64))[0]
+    floor = np.float32(greatest / (n_epochs if n_epochs > FEW_EPOCHS else default_epochs(rows or len(indptr) - 1)))
+    greatest = np.float64(greatest)
+    packed = _pack(indptr, tails, weights, first, greatest, floor, base, out_indptr, out_tails, rates, phases)
+    return Edges(out_indptr, out_tails[:packed].copy(), rates[:packed].copy(), phases[:packed].copy())
+
+
+@nb.njit(inline="always")
+def samples_in_epoch(sample_rate, sample_phase, t):
+    """Return floor((t + 1) 2w + phase) - floor(2wt + phase), in whole numbers.
+
+    Only the fraction of 2wt + phase matters, so t * step may overflow.
+    """
+    step = np.int32(np.int32(sample_rate) << 1)
+    fraction = np.int32(np.int32(np.int32(t * step) + np.int32(sample_phase)) & _FRACTION)
+    return np.int32(np.int32(fraction + step) >> FRACTION_BITS)
