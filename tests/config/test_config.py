@@ -6,7 +6,7 @@ import pytest
 from dumap.config import METRICS, Config, build, differences, load, parse_bytes
 from dumap.errors import ConfigError
 
-CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
+CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 LEAST = {"input": {"path": "in.zarr"}, "output": "out.zarr"}
 SET = ("input.path=in.zarr", "output=out.zarr")
 

@@ -20,7 +20,7 @@ from dumap.cli import cli as command
 from dumap.recipe import pipeline
 from dumap.version import __version__
 
-PYPROJECT = Path(__file__).parents[1] / "pyproject.toml"
+PYPROJECT = Path(__file__).parents[2] / "pyproject.toml"
 PLAN = ("plan", "--input", "DATA.zarr", "--output", "RUN.zarr")
 
 

@@ -21,7 +21,7 @@ from dumap.recipe.recipes import GIVEN, SEARCHED
 SETTINGS = {key: field for key, field in fields_by_key().items() if section_of(field) is None}
 SECTIONS = [key for key, field in fields_by_key().items() if section_of(field) is not None]
 EXAMPLES = {"input": {"path": "DATA.zarr"}, "output": "RUN.zarr"}
-CONFIGS = Path(__file__).parents[1] / "configs"
+CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 def test_settings_are_found_by_their_keys():

@@ -103,7 +103,7 @@ def test_a_failing_task_is_named_and_ends_the_step(engine, job, error, raised):
         engine.map(fail, job, numbered("part", 1000), {}, silent)
     assert len(ran) < 1000
     if raised is not type(error):
-        assert "test_local_engine part-00002" in str(caught.value)
+        assert "test_local part-00002" in str(caught.value)
         assert caught.value.__cause__ is error
     engine.map(lambda job, part: ran.append("after"), job, ["part-00000"], {}, silent)
     assert ran[-1] == "after"

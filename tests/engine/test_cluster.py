@@ -228,7 +228,7 @@ def test_a_failing_task_is_named(workers, job, error, raised):
     with pytest.raises(raised, match=str(error.args[-1])) as caught:
         workers.map(raising(error), job, numbered("part", 6), {}, silent)
     if raised is not type(error):
-        assert "test_executor part-00002" in str(caught.value)
+        assert "test_cluster part-00002" in str(caught.value)
 
 
 # reaching a cluster ------------------------------------------------------------------------------
