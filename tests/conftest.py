@@ -239,3 +239,14 @@ def contents() -> Callable[[str], dict[str, bytes]]:
         return {str(p.relative_to(root)): p.read_bytes() for p in sorted(root.rglob("*")) if p.is_file()}
 
     return read
+
+
+@pytest.fixture(scope="session")
+def whole(digits, embed, client):
+    """Return all digits, embedded with the default epochs, in many cells, by workers."""
+    return embed(digits[0], {"cells.max_rows": 500, "layout.n_epochs": None, "quality.queries": 300}, client)
+
+
+@pytest.fixture(scope="session")
+def few(digits):
+    return digits[0][:300]

@@ -7,10 +7,17 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from scipy.spatial.distance import cdist
 
 from dumap.recipe.observers import Silent
 from dumap.store import MANIFESTS
+
+K = 14
+"""Neighbours of a row, itself not counted, by default."""
+CUT = {"task_memory": 2**20}
+"""Blocks of about 500 rows, cells of about 700."""
 
 
 def slowly(values: Iterable[Any], *quick: Any) -> list:
@@ -51,3 +58,10 @@ def uncommit(output: str, stages: Iterable[str]) -> None:
     unmark(output, stages)
     for stage in stages:
         shutil.rmtree(Path(output, MANIFESTS, stage))
+
+
+def brute(x: np.ndarray, metric: str, **options: float) -> np.ndarray:
+    """Return all distances, infinite to itself."""
+    d = cdist(x.astype(np.float64), x.astype(np.float64), metric, **options)
+    np.fill_diagonal(d, np.inf)
+    return d

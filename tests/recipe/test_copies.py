@@ -1,0 +1,208 @@
+"""Rows that are equal: embedded once where told so, and found again in each place."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers import CUT, slowly
+from scipy import sparse
+
+from dumap.api import run
+from dumap.artifacts.vectors import COPY, DROPPED
+from dumap.errors import InputError
+from dumap.recipe.pipeline import plan
+from dumap.store import MANIFESTS
+
+ONCE = {"input.unique": True, "neighbors.n_neighbors": 6}
+SMALL = {**ONCE, "input.nonfinite": "drop", "task_memory": 2**16, "quality.queries": 100}
+"""Ten blocks of 32 rows, two buckets of hashes, cells of 68."""
+
+
+def first_rows(x: np.ndarray) -> np.ndarray:
+    """Return the first row equal to the bit of each row."""
+    found = {}
+    return np.array([found.setdefault(row.tobytes(), i) for i, row in enumerate(x)])
+
+
+@pytest.fixture(scope="module")
+def mixed(few):
+    """Return 320 rows in disorder: 200 distinct ones, some of them not finite, some with 1 to 40 copies."""
+    rng = np.random.default_rng(0)
+    times = np.ones(200, int)
+    times[[3, 50, 51, 120, 199]] = 41, 30, 20, 20, 14
+    x = few[rng.permutation(np.repeat(np.arange(200), times))]
+    for row in (few[10], few[51]):  # one of which has copies
+        x[(x == row).all(axis=1), 5] = np.nan
+    return x
+
+
+@pytest.fixture(scope="module")
+def once(embed, save, mixed):
+    return embed(save(mixed, 50), SMALL)
+
+
+def test_copies_lie_where_their_first_rows_do(once, mixed):
+    first, dropped = first_rows(mixed), ~np.isfinite(mixed).all(axis=1)
+    copy = ~dropped & (first != np.arange(len(mixed)))
+    np.testing.assert_array_equal(once.flags, np.where(dropped, DROPPED, 0) | np.where(copy, COPY, 0))
+    np.testing.assert_array_equal(np.isnan(once.y).any(axis=1), dropped)
+    assert once.y[~dropped].tobytes() == once.y[first[~dropped]].tobytes()
+    assert len(np.unique(once.y[~dropped], axis=0)) == (~dropped & ~copy).sum()
+    facts = once.facts("vectors")
+    assert facts["dropped"] == dropped.sum() > 2
+    assert facts["copies"] == facts["duplicates"] == copy.sum() > 80
+    assert facts["distinct"] == (~dropped & ~copy).sum()
+    assert facts["greatest_multiplicity"] == 41
+    assert once.facts("cells")["rows"] == facts["distinct"]
+    assert once.facts("cells")["cells"] > 1
+
+
+def test_exports_of_copies(once, mixed):
+    first, dropped = first_rows(mixed), ~np.isfinite(mixed).all(axis=1)
+    distinct = np.flatnonzero(~dropped & (first == np.arange(len(mixed))))
+    indices, distances = once.neighbors()
+    assert np.isin(indices[~dropped], distinct).all()
+    assert (indices[~dropped] != first[~dropped, None]).all()
+    np.testing.assert_array_equal(indices[~dropped], indices[first[~dropped]])
+    np.testing.assert_array_equal(distances[~dropped], distances[first[~dropped]])
+    assert (distances > 0).all()
+    graph = sparse.load_npz(once.export("graph", ".npz"))
+    edges = np.diff(graph.indptr)
+    assert (edges[distinct] > 0).all()
+    assert edges[distinct].sum() == graph.nnz == once.facts("graph")["edges"]
+    np.testing.assert_array_equal(np.load(once.export("embedding", ".npy")), once.y)
+
+
+def test_the_audit_is_among_rows_that_are_no_copies(once, mixed):
+    """Else the exact neighbours of a row with copies would be those, and its lists be wrong."""
+    facts = once.facts("audit")
+    assert facts["queries"] > 50
+    assert facts["recall_within_cells"] == 1.0
+    assert facts["recall"] > 0.8
+
+
+@pytest.mark.parametrize("rows", slowly([1, 7, 64]))
+def test_the_inputs_chunks_change_no_byte_of_copies(embed, save, mixed, once, rows):
+    done = embed(save(mixed, rows), {**SMALL, "quality.queries": 0})
+    assert done.y.tobytes() == once.y.tobytes()
+    assert done.flags.tobytes() == once.flags.tobytes()
+
+
+def test_copies_survive_a_run_that_is_stopped(configure, inspect, save, mixed, once):
+    config = configure(save(mixed, 50), SMALL)
+    shutil.copytree(once.output, config.output)
+    for gone in (
+        "run/*",
+        "vectors/distinct-*[13]",
+        "vectors/duplicates-*1",
+        "graph/placed-*2",
+        "graph/[uw]*",
+        "layout/*",
+    ):
+        for manifest in Path(config.output, MANIFESTS).glob(f"{gone}.json"):
+            manifest.unlink()
+    for name in ("distinct-00003", "duplicates-00001"):
+        assert not Path(config.output, f"{MANIFESTS}/vectors/{name}.json").exists()
+    run(config)
+    assert inspect(config.output).y.tobytes() == once.y.tobytes()
+
+
+def test_without_copies_nothing_is_otherwise(embed, some, expected):
+    done = embed(some, {**CUT, "input.unique": True})
+    assert done.facts("vectors")["copies"] == 0
+    assert done.y.tobytes() == expected
+
+
+@pytest.mark.slow
+def test_the_graph_is_that_of_the_distinct_rows_alone(embed, few):
+    """Copies come last, so that ids are the same; where nothing repels, so is the map."""
+    distinct = few.copy()
+    distinct[[8, 9], 3] = np.nan
+    x = np.concatenate([distinct, distinct[[8, 8, 30]], np.repeat(distinct[40:43], 50, axis=0)])
+    for rate in (0.0, 5.0):
+        settings = {**ONCE, "input.nonfinite": "drop", "layout.negative_sample_rate": rate}
+        whole, alone = embed(x, settings), embed(distinct, {**settings, "input.unique": False})
+        assert (whole.y[: len(few)].tobytes() == alone.y.tobytes()) == (rate == 0)
+        for own, other in zip(whole.neighbors(), alone.neighbors(), strict=True):
+            assert own[: len(few)].tobytes() == other.tobytes()
+        a, b = (sparse.load_npz(done.export("graph", ".npz")) for done in (whole, alone))
+        assert (a[: len(few), : len(few)] != b).nnz == 0
+        assert whole.facts("graph") == alone.facts("graph")
+        assert whole.facts("vectors")["copies"] == 151
+
+
+@pytest.mark.slow
+def test_rows_repel_as_many_as_they_are(embed):
+    """A place that 601 rows share keeps its neighbours at a distance."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(600, 8)).astype(np.float32)
+    heavy = np.concatenate([x, np.repeat(x[:1], 600, axis=0)])
+    settings = {**ONCE, "layout.n_epochs": 200}
+
+    def room(done) -> float:
+        """Return how near row 0's nearest rows are, to the usual."""
+        near = np.sort(np.linalg.norm(done.y[:600, None] - done.y[None, :600], axis=2), axis=1)[:, 1:6].mean(axis=1)
+        return float(near[0] / np.median(near))
+
+    assert room(embed(heavy, settings)) > 1.5 * room(embed(x, settings))
+
+
+@pytest.mark.slow
+def test_rounds_draw_as_one_process_does(embed, save):
+    """Two shards, both of which have rows with copies."""
+    x = np.random.default_rng(1).normal(size=(4400, 6)).astype(np.float32)
+    x = save(np.concatenate([x, x[:300], x[4000:], x[4000:4100]]), 1000)
+    modes = [embed(x, {**ONCE, "graph.shard_rows": 4096, "layout.mode": mode}) for mode in ("host", "rounds")]
+    assert modes[0].y.tobytes() == modes[1].y.tobytes()
+    assert modes[0].facts("layout")["loss"] == modes[1].facts("layout")["loss"]
+    assert modes[0].facts("vectors")["copies"] == 800
+
+
+def test_too_few_distinct_rows_are_refused(configure, embed, few):
+    with pytest.raises(InputError, match=r"leaves 6 distinct rows, too few for .* = 6: give at least 7, or, .* most 5"):
+        run(configure(np.repeat(few[:6], 9, axis=0), ONCE))
+    done = embed(np.repeat(few[:7], 9, axis=0), {**ONCE, "quality.queries": 30})
+    assert len(np.unique(done.y, axis=0)) == 7
+
+
+def test_few_distinct_rows_among_many_fill_their_cells(embed, few):
+    """The cut is made for all rows; cells, sample and queries are of the distinct ones."""
+    x = np.random.default_rng(0).permutation(np.repeat(few[:150], 100, axis=0))
+    done = embed(x, {**ONCE, "cells.max_rows": 80, "quality.queries": 100})
+    assert done.facts("cells")["smallest"] >= 7
+    assert done.facts("graph")["missing"] == 0
+    assert done.facts("quality")["queries"] > 70
+    assert done.facts("audit")["recall"] > 0.8
+
+
+def test_rows_whose_hashes_collide_are_no_copies(few, configure, save, monkeypatch):
+    """The first hash of all rows is the same: the second tells them apart."""
+    from dumap.artifacts.job import Job
+    from dumap.artifacts.parts import numbered
+    from dumap.artifacts.vectors import copies_of
+    from dumap.kernels import hashing
+    from dumap.planning.budget import tally_buckets
+    from dumap.stages import vectors as stage
+
+    hashes = hashing.row_hashes
+    monkeypatch.setattr(
+        stage.hashing,
+        "row_hashes",
+        lambda rows, second=False: hashes(rows, True) if second else hashes(rows) * np.uint64(0),
+    )
+    config = configure(save(np.concatenate([few, few[5:8]]), 60), {**ONCE, "task_memory": 2**16})
+    cut = plan(config).geometry
+    job, buckets = Job(config, cut), tally_buckets(config, cut.rows)
+    for part in numbered("block", cut.blocks):
+        stage.check_block(job, part)
+    for part in numbered("duplicates", buckets):
+        stage.count_duplicates(job, part, buckets)
+    found = {}
+    for block, part in enumerate(numbered("distinct", cut.blocks)):
+        stage.find_copies(job, part, buckets, 300)
+        copies, firsts = copies_of(job.run, block)
+        found |= dict(zip((copies + cut.block(block)[0]).tolist(), firsts.tolist(), strict=True))
+    assert found == {300: 5, 301: 6, 302: 7}

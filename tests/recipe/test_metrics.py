@@ -1,0 +1,87 @@
+"""Whole runs by each metric, number of components and start."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from helpers import K, brute, slowly
+
+from dumap.errors import InputError
+
+METRICS = {
+    "euclidean": {},
+    "cosine": {},
+    "correlation": {},
+    "manhattan": {},
+    "chebyshev": {},
+    "canberra": {},
+    "hamming": {},
+    "minkowski": {"p": 3.0},
+}
+
+
+@pytest.mark.parametrize("metric", slowly(METRICS, "euclidean", "cosine"))
+def test_one_cell_finds_every_neighbor(embed, few, metric):
+    """By distance, since whole numbers tie."""
+    done = embed(few, {"neighbors.metric": metric, "neighbors.metric_kwds": METRICS[metric]})
+    indices, distances = done.neighbors()
+    exact = brute(few, {"manhattan": "cityblock"}.get(metric, metric), **METRICS[metric])
+    np.testing.assert_allclose(distances, np.sort(exact, axis=1)[:, :K], rtol=1e-5, atol=2e-6)
+    np.testing.assert_allclose(np.take_along_axis(exact, indices, axis=1), distances, rtol=1e-5, atol=2e-6)
+    assert np.isfinite(done.y).all()
+
+
+@pytest.mark.parametrize("metric", slowly(METRICS, "cosine"))
+def test_many_cells_find_most_neighbors(embed, digits, metric):
+    settings = {"neighbors.metric": metric, "neighbors.metric_kwds": METRICS[metric], "quality.queries": 500}
+    done = embed(digits[0], {**settings, "cells.max_rows": 800})
+    assert done.facts("cells")["cells"] > 1
+    assert done.facts("audit")["recall"] >= 0.85
+    assert np.isfinite(done.y).all()
+
+
+@pytest.mark.parametrize("components", slowly([1, 3, 64], 3))
+def test_components(embed, few, components):
+    y = embed(few, {"layout.n_components": components}).y
+    assert y.shape == (len(few), components)
+    assert np.isfinite(y).all()
+    assert (y.std(axis=0) > 0).all()
+
+
+@pytest.mark.parametrize("init", ["pca", "random"])
+def test_starts(embed, few, init):
+    y = embed(few, {"start.init": init}).y
+    assert np.isfinite(y).all()
+    assert (y.std(axis=0) > 0.1).all()
+
+
+def test_start_from_an_array_keeps_its_picture(embed, digits, fresh):
+    """Two groups that are far apart in the array stay on their sides."""
+    x, labels = digits[0][digits[1] < 2], digits[1][digits[1] < 2]
+    init = fresh("init.npy")
+    np.save(init, np.column_stack([np.where(labels, 10.0, -10.0), np.linspace(-1, 1, len(x))]))
+    y = embed(x, {"start.init": init}).y
+    assert ((y[:, 0] > np.median(y[:, 0])) == (labels == 1)).mean() > 0.95
+    short = fresh("short.npy")
+    np.save(short, np.zeros((len(x) - 1, 2)))
+    with pytest.raises(Exception, match="must have shape") as refused:
+        embed(x, {"start.init": short})
+    assert refused.value.exit_code == 2
+
+
+@pytest.mark.fault(31)
+def test_booleans(embed, few):
+    done = embed(few > 8, {"neighbors.metric": "hamming"})
+    distances = done.neighbors()[1]
+    np.testing.assert_allclose(distances, np.sort(brute(few > 8, "hamming"), axis=1)[:, :K], atol=1e-6)
+    assert np.isfinite(done.y).all()
+
+
+@pytest.mark.fault(28)
+@pytest.mark.parametrize("k", [1, 2, 14])
+def test_as_few_rows_as_there_can_be(embed, few, k):
+    y = embed(few[: k + 2], {"neighbors.n_neighbors": k + 1, "quality.queries": 10}).y
+    assert y.shape == (k + 2, 2)
+    assert np.isfinite(y).all()
+    with pytest.raises(InputError, match=rf"{k + 1} rows are too few .* at least {k + 2}"):
+        embed(few[: k + 1], {"neighbors.n_neighbors": k + 1})
