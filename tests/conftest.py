@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Callable, Generator, Iterator
@@ -84,6 +85,13 @@ def pytest_make_collect_report(
     if collector.config.getoption("--strict-skips"):
         refuse_skip(report)
     return report
+
+
+@pytest.fixture(scope="session", autouse=True)
+def interruptible():
+    """Let this process and drivers hear SIGINT: a shell's background ignores it, and so does what is started there."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -77,8 +77,8 @@ def test_a_graph_takes_the_nearest_of_wider_lists(wide, narrow):
     assert abs(graphs[0] - graphs[1]).max() == 0
     assert wide.y.tobytes() == narrow.y.tobytes()
     assert Lists(Run(wide.output, read_only=True)).read("indices", 0, 600).shape == (600, 19)
-    assert zarr.open_group(wide.output, mode="r").attrs["parameters"]["neighbors"]["width"] == 20
-    assert "width" not in zarr.open_group(narrow.output, mode="r").attrs["parameters"]["neighbors"]
+    assert zarr.open_group(wide.output, mode="r").attrs["dumap"]["parameters"]["neighbors"]["width"] == 20
+    assert "width" not in zarr.open_group(narrow.output, mode="r").attrs["dumap"]["parameters"]["neighbors"]
 
 
 def test_a_width_below_n_neighbors_is_refused():
@@ -135,9 +135,10 @@ def test_exported_neighbors_come_back_with_the_row_itself_or_without(wide, embed
 
 
 def test_a_run_of_the_format_before_is_refused(wide, cli, fresh, monkeypatch):
-    monkeypatch.setattr(run, "FORMAT", run.FORMAT + 1)
+    before, now = run.FORMAT, run.FORMAT + 1
+    monkeypatch.setattr(run, "FORMAT", now)
     outcome = cli("status", wide.output, "--json")
     assert outcome.code != 0
     assert len(outcome.err.strip().splitlines()) == 1
-    assert "has format 10; this version of dumap reads format 11: name another output" in outcome.err
+    assert f"has format {before}; this version of dumap reads format {now}: name another output" in outcome.err
     assert outcome.out == ""

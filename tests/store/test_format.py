@@ -18,7 +18,7 @@ from dumap.recipe.status import status
 from dumap.store import FORMAT, Run, Series
 from dumap.store.run import SECTIONS
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1]
 
 
 @pytest.fixture
