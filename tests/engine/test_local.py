@@ -194,7 +194,7 @@ def test_an_error_lets_go_of_what_was_kept(configure, data, monkeypatch):
     config = configure(data, {**CUT, "cluster.engine": "local", "layout.mode": "rounds"})
     held = []
 
-    def fail(job, part, y, m, v):
+    def fail(*given):
         held.append(rounds._packed.bytes)
         raise OSError(28, "No space left on device")
 
