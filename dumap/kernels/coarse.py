@@ -1,7 +1,7 @@
-"""The coarse graph: edges added up by the labels at their ends, its smoothest eigenvectors, and its layout.
+"""The coarse graph, one row a label: edges summed by the labels at both ends, a spectral embedding, and a layout.
 
-From its eigenvectors the coarse graph is laid out as the whole graph will be, by the strongest of its edges alone: the
-sum of many weak ones lays classes upon each other that could lie side by side with as low a loss.
+The layout starts from the spectral embedding and uses only the strongest edges of each coarse row. With all of them,
+the sum of many weak edges puts classes on top of each other that could lie side by side at the same loss.
 """
 
 from __future__ import annotations
@@ -18,31 +18,31 @@ from dumap.kernels.pool import lay_pool, pool_rows
 from dumap.kernels.threads import one_thread
 
 SPAN = 10.0
-"""Side of the box that first coordinates fill."""
+"""Side of the box that a start fills."""
 SPARE = 2
-"""Eigenvectors found beyond those wanted, and to the last bit: close or repeated eigenvalues are missed otherwise."""
+"""Eigenvectors computed beyond those wanted: the solver may otherwise miss close or repeated eigenvalues."""
 STRONGEST, COARSE_EDGES = 256, 1 << 21
-"""Edges of a row, and of all, that the coarse graph keeps at the most, the strongest, so that memory has a bound."""
+"""The coarse graph keeps at most so many edges of a row, and of all rows, the strongest: a bound on memory."""
 LEADING = 16
-"""Edges of a coarse row, the strongest, by which it is laid out, that to itself among them."""
-COARSE_DUE = 16.0
-"""Edges that a coarse row is due in an epoch, those to itself among them."""
-_MOST_SHARE = 1.99  # of what 16 bits hold
+"""Strongest edges of a coarse row that the layout uses, its edge to itself included."""
+COARSE_SAMPLES = 16.0
+"""How often the edges of a coarse row are sampled in an epoch in all, its edge to itself included."""
+_MAX_SAMPLE_RATE = 1.99  # 2 would not fit into 16 bits
 WEIGHT_UNIT = float(1 << 20)
-"""Coarse weights are added up as integers of 2**-20, so that order cannot matter."""
+"""Coarse weights are summed as integers, in units of 2**-20: the order of the sum cannot matter."""
 
 
 def coarse_edges(
     indptr: np.ndarray, weights: np.ndarray, labels: np.ndarray, ends: np.ndarray, count: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Add up a shard's edges by the labels at their ends, those that seeds gave.
+    """Sum a shard's edges by the labels at both ends; edges of rows that no seed reached are left out.
 
     Parameters
     ----------
     indptr, weights : ndarray
         The shard's edges.
     labels : ndarray of int, shape (rows,)
-        The shard's.
+        Labels of the shard's rows.
     ends : ndarray of int, shape (edges,)
         Labels at the ends of edges.
     count : int
@@ -56,7 +56,7 @@ def coarse_edges(
         In units of 2**-20.
     """
     heads = np.repeat(labels, np.diff(indptr)).astype(np.int64)
-    seeded = heads >= 0  # then so are their ends
+    seeded = heads >= 0  # then so are the tails, which are of the same component
     units = np.rint(weights[seeded].astype(np.float64) * WEIGHT_UNIT).astype(np.int64)
     return add_pairs(heads[seeded] * count + ends[seeded], units)
 
@@ -70,7 +70,11 @@ def add_pairs(pair: np.ndarray, units: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 
 def _connected(matrix: sparse.csr_matrix, n_components: int, seed: int) -> tuple[np.ndarray, float]:
-    """Embed one connected graph by the eigenvectors of its normalised Laplacian."""
+    """Embed a connected graph by eigenvectors of D^-1/2 W D^-1/2, as umap-learn's spectral start does.
+
+    The largest eigenvalues of this are the smallest of the normalised Laplacian; the first eigenvector is constant up
+    to scale and is dropped.
+    """
     size = matrix.shape[0]
     if size == 1:
         return np.zeros((1, n_components)), 0.0
@@ -97,8 +101,8 @@ def _connected(matrix: sparse.csr_matrix, n_components: int, seed: int) -> tuple
     found = min(n_components, vectors.shape[1] - 1) if vectors.shape[1] else 0
     if found > 0:
         out[:, :found] = vectors[:, 1 : found + 1]
-    if found < n_components:  # a graph of fewer rows, or eigenvectors that did not converge
-        noise = hashing.uniform(hashing.draws(seed, hashing.RANDOM_START, np.arange(size * n_components)))
+    if found < n_components:  # too few rows, or the solver did not converge
+        noise = hashing.uniform(hashing.draws(seed, hashing.EIGEN_NOISE, np.arange(size * n_components)))
         out[:, found:] = (noise.reshape(size, n_components)[:, found:] - 0.5) / np.sqrt(size)
     out *= scale[:, None]
     flip = np.sign(out[np.abs(out).argmax(axis=0), np.arange(n_components)])
@@ -107,12 +111,12 @@ def _connected(matrix: sparse.csr_matrix, n_components: int, seed: int) -> tuple
 
 
 def most_edges(count: int) -> int:
-    """Return how many edges a row of a coarse graph of `count` rows keeps at the most."""
+    """Return the most edges that a row of a coarse graph of `count` rows keeps."""
     return min(STRONGEST, COARSE_EDGES // max(count, 1))
 
 
 def strongest(pairs: np.ndarray, sums: np.ndarray, count: int, most: int) -> tuple[np.ndarray, np.ndarray]:
-    """Keep the `most` greatest sums of each head, the lower tails among equal ones; pairs stay ascending."""
+    """Keep the `most` greatest sums of each head, of equal ones those with lower tails; pairs stay ascending."""
     heads = pairs // count
     degrees = np.bincount(heads - heads[0]) if len(heads) else np.empty(0, np.int64)
     if degrees.max(initial=0) <= most:
@@ -124,7 +128,7 @@ def strongest(pairs: np.ndarray, sums: np.ndarray, count: int, most: int) -> tup
 
 
 def matrix_of(pairs: np.ndarray, sums: np.ndarray, count: int) -> sparse.csr_matrix:
-    """Return the coarse graph: of a pair that is there one way only, the other has the same weight.
+    """Return the coarse graph as a symmetric matrix; a pair kept in one direction only counts in both.
 
     Parameters
     ----------
@@ -138,7 +142,7 @@ def matrix_of(pairs: np.ndarray, sums: np.ndarray, count: int) -> sparse.csr_mat
 
 
 def leading(matrix: sparse.csr_matrix, pairs: np.ndarray, sums: np.ndarray) -> sparse.csr_matrix:
-    """Return the coarse graph of each row's strongest edges, and a tree's, so that what is connected stays so.
+    """Return the strongest edges of each coarse row, and a maximum spanning tree, which keeps components connected.
 
     Parameters
     ----------
@@ -147,8 +151,8 @@ def leading(matrix: sparse.csr_matrix, pairs: np.ndarray, sums: np.ndarray) -> s
     pairs, sums : ndarray of int64
         As `matrix_of`'s.
     """
-    count, cost = matrix.shape[0], matrix.copy()
-    cost.data[np.argsort(-matrix.data, kind="stable")] = np.arange(1.0, matrix.nnz + 1)  # no two equal: one tree
+    count, cost = matrix.shape[0], matrix.copy()  # costs are ranks: no two are equal, so the tree is unique
+    cost.data[np.argsort(-matrix.data, kind="stable")] = np.arange(1.0, matrix.nnz + 1)
     tree = minimum_spanning_tree(cost).astype(bool)
     return matrix_of(*strongest(pairs, sums, count, LEADING), count).maximum(matrix.multiply(tree + tree.T)).tocsr()
 
@@ -156,9 +160,9 @@ def leading(matrix: sparse.csr_matrix, pairs: np.ndarray, sums: np.ndarray) -> s
 def spectral(
     matrix: sparse.csr_matrix, sizes: np.ndarray, n_components: int, seed: int
 ) -> tuple[np.ndarray, int, float]:
-    """Embed the coarse graph, each connected component by itself.
+    """Embed each connected component of the coarse graph by itself, and put them on a spiral around the largest.
 
-    Components lie on a spiral around the largest, each in a ball of volume in proportion to its rows.
+    A component's volume in the map is in proportion to its rows.
 
     Parameters
     ----------
@@ -171,10 +175,10 @@ def spectral(
     Returns
     -------
     coordinates : ndarray of float64, shape (coarse rows, n_components)
-        In the box [0, SPAN]; not a number where a label has no rows.
+        In the box [0, SPAN]; NaN where a label has no rows.
     components : int
     residual : float
-        The greatest |A v - lambda v| of the eigenvectors; infinite where a component has none.
+        The greatest |A v - lambda v| over all eigenvectors; infinite if none of a component converged.
     """
     filled = np.flatnonzero(sizes)
     components, member = connected_components(matrix[filled][:, filled], directed=False)
@@ -182,31 +186,32 @@ def spectral(
     matrix, stops = sparse.csr_matrix(matrix[order][:, order]), np.cumsum(np.bincount(member, minlength=components))
     rows = np.bincount(member, weights=sizes[filled], minlength=components)
     out = np.full((len(sizes), n_components), np.nan)
-    worst, area = 0.0, 0.0
+    max_residual, area = 0.0, 0.0
     with one_thread():
-        for place, c in enumerate(np.argsort(-rows, kind="stable")):
-            own = slice(stops[c - 1] if c else 0, stops[c])
-            inner, short = _connected(matrix[own, own], n_components, seed)
-            worst = max(worst, short)
+        for rank, c in enumerate(np.argsort(-rows, kind="stable")):
+            inside = slice(stops[c - 1] if c else 0, stops[c])
+            local, component_residual = _connected(matrix[inside, inside], n_components, seed)
+            max_residual = max(max_residual, component_residual)
             radius = float(rows[c] / rows.max()) ** (1 / max(n_components, 2))
             centre = np.zeros(n_components)
-            if place:
+            if rank:  # the golden angle spreads the components evenly around the spiral
                 area += float(rows[c] / rows.max())
-                away = 1.2 + radius + np.sqrt(area)
-                angle = 2.399963229728653 * place
-                centre[0] = away * np.cos(angle)
-                centre[1 % n_components] += away * np.sin(angle) if n_components > 1 else 0.0
-            out[order[own]] = centre + radius * inner
+                distance = 1.2 + radius + np.sqrt(area)
+                angle = 2.399963229728653 * rank
+                centre[0] = distance * np.cos(angle)
+                centre[1 % n_components] += distance * np.sin(angle) if n_components > 1 else 0.0
+            out[order[inside]] = centre + radius * local
     if components:
         low, high = np.nanmin(out, axis=0), np.nanmax(out, axis=0)
         out = SPAN * (out - low) / np.where(high > low, high - low, 1)
-    return out, int(components), worst
+    return out, int(components), max_residual
 
 
 def lay_out(matrix: sparse.csr_matrix, sizes: np.ndarray, y: np.ndarray, parameters: LayoutParameters) -> np.ndarray:
-    """Lay the coarse graph out, as all rows will be: each coarse row stands for its rows.
+    """Lay out the coarse graph with the kernel of the layout.
 
-    An edge is due in proportion to its share of its head's weight; negatives are rows of the whole set.
+    An edge is sampled in proportion to its share of its head's weight. A coarse row is drawn as a negative sample in
+    proportion to the rows of its label.
 
     Parameters
     ----------
@@ -219,14 +224,16 @@ def lay_out(matrix: sparse.csr_matrix, sizes: np.ndarray, y: np.ndarray, paramet
     Returns
     -------
     ndarray of float64, shape (coarse rows, n_components)
-        In units of the map; not a number where a label has no rows.
+        In units of the map; NaN where a label has no rows.
     """
     filled = np.flatnonzero(sizes)
     matrix, stops = matrix[filled][:, filled], np.cumsum(sizes[filled])
     matrix.sort_indices()
     degree = np.maximum(np.asarray(matrix.sum(axis=1)).ravel(), 1e-300)
-    shares = np.minimum(COARSE_DUE / 2 * matrix.data / np.repeat(degree, np.diff(matrix.indptr)), _MOST_SHARE)
-    indptr, weights = matrix.indptr.astype(np.int64), shares.astype(np.float32)
+    sample_rates = np.minimum(
+        COARSE_SAMPLES / 2 * matrix.data / np.repeat(degree, np.diff(matrix.indptr)), _MAX_SAMPLE_RATE
+    )
+    indptr, weights = matrix.indptr.astype(np.int64), sample_rates.astype(np.float32)
     edges = pack(indptr, matrix.indices, weights, 0, 1.0, parameters.n_epochs, parameters.seed)
     here = y[filled].astype(np.float32)
     m, v, after = np.zeros_like(here), np.zeros_like(here), np.empty_like(here)

@@ -1,4 +1,4 @@
-"""The fuzzy graph: each row's rho and sigma, directed memberships, their union, and what is connected by it."""
+"""The fuzzy graph: each row's rho and sigma, directed memberships, their union, and its connected components."""
 
 from __future__ import annotations
 
@@ -10,8 +10,24 @@ from dumap.kernels import maths
 SMOOTH_K_TOLERANCE = 1e-5
 MIN_K_DIST_SCALE = 1e-3
 GRAIN_ROWS = 1024
-"""Rows that are kept together where shards are cut."""
-_MOST = np.float32(np.finfo(np.float32).max)
+"""Shards begin at multiples of so many rows."""
+_LARGEST = np.float32(np.finfo(np.float32).max)
+
+
+@nb.njit(inline="always")
+def _rho_of(nonzero, count, local_connectivity, index, interpolation):
+    """Return the distance of the `local_connectivity`-th of a row's distinct neighbours, interpolated between two."""
+    rho = np.float32(0)
+    if count >= local_connectivity and count > 0:
+        if index > 0:
+            rho = nonzero[index - 1]
+            if interpolation > SMOOTH_K_TOLERANCE:
+                rho += interpolation * (nonzero[index] - nonzero[index - 1])
+        else:
+            rho = interpolation * nonzero[0]
+    elif count > 0:
+        rho = nonzero[count - 1]
+    return rho
 
 
 @nb.njit(cache=True, nogil=True, error_model="numpy")
@@ -22,54 +38,48 @@ def _memberships(distances, present, target, local_connectivity, mean_distance, 
     nonzero = np.empty(k, np.float32)
     for i in range(n):
         count = 0
-        total, found = 0.0, 0
+        total, neighbors = 0.0, 0
         for j in range(k):
             if not present[i, j]:
                 continue
             d = distances[i, j]
             total += d
-            found += 1
+            neighbors += 1
             if d > 0:
                 nonzero[count] = d
                 count += 1
-        near = np.float32(0)
-        if count >= local_connectivity and count > 0:
-            if index > 0:
-                near = nonzero[index - 1]
-                if interpolation > SMOOTH_K_TOLERANCE:
-                    near += interpolation * (nonzero[index] - nonzero[index - 1])
-            else:
-                near = interpolation * nonzero[0]
-        elif count > 0:
-            near = nonzero[count - 1]
-        low, high, middle = np.float32(0), _MOST, np.float32(1)
+        rho_i = _rho_of(nonzero, count, local_connectivity, index, interpolation)
+        # Find sigma by bisection (the upper end is doubled until it is known), with umap-learn's tolerance and steps.
+        low, high, sigma_i = np.float32(0), _LARGEST, np.float32(1)
         for _ in range(64):
-            psum = 0.0  # in float64, as umap-learn's is: else one search in fifty ends at another step
+            psum = 0.0  # float64 as in umap-learn: in float32 one search in fifty ends at another step
             for j in range(k):
                 if not present[i, j]:
                     continue
-                d = distances[i, j] - near
-                psum += maths.exp(-np.float64(d) / middle) if d > 0 else 1.0
+                d = distances[i, j] - rho_i
+                psum += maths.exp(-np.float64(d) / sigma_i) if d > 0 else 1.0
             if abs(psum - target) < SMOOTH_K_TOLERANCE:
                 break
             if psum > target:
-                high = middle
-                middle = (low + high) / np.float32(2)
+                high = sigma_i
+                sigma_i = (low + high) / np.float32(2)
             else:
-                low = middle
-                middle = middle * np.float32(2) if high >= _MOST else (low + high) / np.float32(2)
-        mean = total / (found + 1) if near > 0 else mean_distance
-        if middle < MIN_K_DIST_SCALE * mean:
-            middle = np.float32(MIN_K_DIST_SCALE * mean)
-        rho[i], sigma[i] = near, middle
+                low = sigma_i
+                sigma_i = sigma_i * np.float32(2) if high >= _LARGEST else (low + high) / np.float32(2)
+        # sigma is at least a thousandth of the mean distance, of this row or of all where rho is 0.
+        mean = total / (neighbors + 1) if rho_i > 0 else mean_distance
+        if sigma_i < MIN_K_DIST_SCALE * mean:
+            sigma_i = np.float32(MIN_K_DIST_SCALE * mean)
+        rho[i], sigma[i] = rho_i, sigma_i
+        # w_ij = exp(-max(0, d_ij - rho_i) / sigma_i)
         for j in range(k):
-            d = distances[i, j] - near
+            d = distances[i, j] - rho_i
             if not present[i, j]:
                 weights[i, j] = 0
-            elif d <= 0 or middle == 0:
+            elif d <= 0 or sigma_i == 0:
                 weights[i, j] = 1
             else:
-                weights[i, j] = np.float32(maths.exp(-np.float64(d / middle)))
+                weights[i, j] = np.float32(maths.exp(-np.float64(d / sigma_i)))
 
 
 def memberships(
@@ -83,9 +93,9 @@ def memberships(
 
     rho is the distance to the nearest distinct neighbour; sigma solves
     sum_j exp(-max(0, d_ij - rho_i) / sigma_i) = log2(k + 1) (McInnes, Healy and Melville 2018, algorithm 3, whose k
-    counts the row itself). Neighbours that are missing or cut off add nothing to the sum and have no part in the mean
-    that sigma is held above; the target stays, as in umap-learn, so that those left are weighed as in a whole list.
-    Where too few are left to reach it, each weighs 1.
+    counts the row itself). Neighbours that are missing or cut off count neither in the sum nor in the mean distance,
+    a thousandth of which sigma is at least. The target stays the same, as in umap-learn, so that the others weigh as
+    in a full list. Where too few are left to reach the target, each weighs 1.
 
     Parameters
     ----------
@@ -94,8 +104,8 @@ def memberships(
     distances : ndarray of float32, shape (n, k)
         Ascending; inf where missing.
     mean_distance : float
-        Mean over all rows of the data set, each row's zero distance to itself counted, missing and cut-off neighbours
-        not.
+        Mean over all rows of the data set; each row's zero distance to itself counts, missing and cut-off neighbours
+        do not.
     local_connectivity : float
     disconnection_distance : float
         Neighbours at or beyond it are cut off.
@@ -125,9 +135,10 @@ def union(
     back_weights: np.ndarray,
     set_op_mix_ratio: float,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Unite the directed edges of a shard's rows, out and in, to one symmetric graph.
+    """Combine the directed edges of a shard's rows, both out and in, into the symmetric fuzzy union.
 
-    mix (w + w' - w w') + (1 - mix) w w', the probabilistic t-conorm and t-norm.
+    The weight is mix (w + w' - w w') + (1 - mix) w w', w and w' being those of both directions: the probabilistic
+    t-conorm (fuzzy union) and t-norm (intersection) of McInnes, Healy and Melville 2018.
 
     Parameters
     ----------
@@ -136,7 +147,7 @@ def union(
     heads, tails, weights : ndarray, shape (m,)
         Edges out of the shard's rows; heads count from the shard's first row.
     back_heads, back_tails, back_weights : ndarray, shape (n,)
-        Edges into the shard's rows: `back_heads` are the shard's rows, `back_tails` where edges come from.
+        Edges into the shard's rows: `back_heads` are rows of the shard, `back_tails` the rows that list them.
     set_op_mix_ratio : float
 
     Returns
@@ -158,7 +169,7 @@ def union(
     if len(begin):
         forward, backward = np.add.reduceat(forward, begin), np.add.reduceat(backward, begin)
     head, tail = head[begin], tail[begin]
-    both = forward * backward
+    both = forward * backward  # 0 where only one of the two rows lists the other
     mix = np.float32(set_op_mix_ratio)
     weight = mix * (forward + backward - both) + (np.float32(1) - mix) * both
     keep = weight > 0
@@ -168,19 +179,19 @@ def union(
 
 
 def grains(rows: int) -> np.ndarray:
-    """Return where ranges of rows begin that are kept together, and all end, (grains + 1,)."""
+    """Return the bounds of the grains, ranges of rows that no shard splits, (grains + 1,)."""
     return np.minimum(np.arange(-(-rows // GRAIN_ROWS) + 1) * GRAIN_ROWS, rows)
 
 
 def cut_shards(into: np.ndarray, rows: int, k: int, most_rows: int, most_edges: int) -> np.ndarray:
-    """Cut rows into shards, each of as many grains as its rows and its edges allow, and one at the least.
+    """Cut rows into shards: each takes grains while its rows and edges stay within what is allowed, at least one.
 
     Parameters
     ----------
     into : ndarray of int64, shape (grains,)
         Edges that lead into each grain's rows.
     rows, k : int
-        How many rows there are, and how many edges lead out of each.
+        Rows of the graph, and edges out of each.
     most_rows, most_edges : int
         What a shard may hold; `most_rows` is a multiple of `GRAIN_ROWS`.
 
@@ -191,11 +202,13 @@ def cut_shards(into: np.ndarray, rows: int, k: int, most_rows: int, most_edges: 
     """
     ends, offsets, edges = grains(rows), [0], 0
     for grain in range(len(into)):
-        own = int(into[grain]) + k * int(ends[grain + 1] - ends[grain])
-        if ends[grain] > offsets[-1] and (edges + own > most_edges or ends[grain + 1] - offsets[-1] > most_rows):
+        grain_edges = int(into[grain]) + k * int(ends[grain + 1] - ends[grain])
+        if ends[grain] > offsets[-1] and (
+            edges + grain_edges > most_edges or ends[grain + 1] - offsets[-1] > most_rows
+        ):
             offsets.append(int(ends[grain]))
             edges = 0
-        edges += own
+        edges += grain_edges
     return np.array([*offsets, rows])
 
 
@@ -210,10 +223,10 @@ def _root(sets, i):
 
 @nb.njit(cache=True, nogil=True)
 def connect(indptr, tails, first, sets):
-    """Join the components that a shard's edges connect.
+    """Merge the components that a shard's edges connect.
 
-    Union by size with halved paths (Tarjan and van Leeuwen 1984). Once all shards have been seen, minus the negative
-    values are the components' sizes.
+    Union-find by size with path halving (Tarjan and van Leeuwen 1984). After all shards, each negative value is minus
+    the size of a component.
 
     Parameters
     ----------
@@ -237,23 +250,23 @@ def connect(indptr, tails, first, sets):
             sets[other] = one
 
 
-def rows_at(places: np.ndarray, repeated: np.ndarray, times: np.ndarray) -> np.ndarray:
-    """Return the rows at some places, where some rows take more places than one.
+def rows_at(slots: np.ndarray, repeated: np.ndarray, times: np.ndarray) -> np.ndarray:
+    """Return the rows that slots belong to, where a row has a slot for itself and one for each of its duplicates.
 
     Parameters
     ----------
-    places : ndarray of int64, shape (n,)
-        Rows take their places one after another, from 0.
+    slots : ndarray of int64, shape (n,)
+        Numbered from 0, in the order of the rows.
     repeated : ndarray of int, shape (m,)
-        Rows that take more than one place, ascending.
+        Rows that have more than one slot, ascending.
     times : ndarray of int, shape (m,)
-        How many.
+        How many slots each has.
 
     Returns
     -------
     ndarray of int64, shape (n,)
     """
     more = np.concatenate([[0], np.cumsum(times.astype(np.int64) - 1)])
-    last = np.searchsorted(repeated + more[:-1], places, side="right")  # repeated rows that begin at or before a place
-    rows = places - more[last]
+    last = np.searchsorted(repeated + more[:-1], slots, side="right")  # repeated rows whose slots begin here or before
+    rows = slots - more[last]
     return np.where(last > 0, np.maximum(rows, np.append(repeated, -1)[last - 1]), rows)

@@ -1,7 +1,7 @@
-"""Counter-based choices: every random number is a pure function of what it is for.
+"""A counter-based random number generator without state.
 
-SplitMix64's finaliser (Steele, Lea and Flood, OOPSLA 2014) over keys, so that a choice
-depends on (seed, purpose, row, ...) alone, never on the order in which choices are made.
+A random number is the hash of (seed, purpose, counter) by SplitMix64's finaliser (Steele, Lea and Flood, OOPSLA 2014);
+the counter is a row, an epoch and the like. So no number depends on how many were drawn before, nor by which task.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def draws(seed: int, purpose: int, counters: np.ndarray) -> np.ndarray:
     Parameters
     ----------
     seed, purpose : int
-        What the bits are for.
+        The purpose is one of the constants of this module.
     counters : ndarray of int64, shape (n,)
 
     Returns
@@ -68,14 +68,14 @@ def uniform(bits: np.ndarray) -> np.ndarray:
 
 
 def row_hashes(rows: np.ndarray, second: bool = False) -> np.ndarray:
-    """Hash the bytes of each row, in eight interleaved chains.
+    """Hash the bytes of each row, in eight interleaved chains, which the processor computes side by side.
 
     Parameters
     ----------
     rows : ndarray of uint8, uint16, uint32 or uint64, shape (n, words)
         The rows' bytes, seen as unsigned integers.
     second : bool
-        Use another multiplier and another basis: two rows that the one hash confounds, the other tells apart.
+        Use another multiplier and another basis, so that two rows with the same first hash differ in the second.
 
     Returns
     -------
@@ -106,7 +106,7 @@ def _row_hashes(rows, multiplier, basis):
 
 @nb.njit(cache=True, nogil=True)
 def fold(hashes: np.ndarray, first: int) -> np.uint64:
-    """Sum the hashes of rows, each tied to its place; blocks add up in any order.
+    """Sum the hashes of rows and their indices, so that the sums of blocks may be added in any order.
 
     Parameters
     ----------
@@ -120,6 +120,29 @@ def fold(hashes: np.ndarray, first: int) -> np.uint64:
     return total
 
 
-# What choices are for: no two purposes share a stream.
-SAMPLE, KMEANS, NEIGHBORS, PIECES, SEEDS, NOISE, PHASE, POOL, NEGATIVES, QUERIES, RANDOM_START, LOSS = range(1, 13)
+SAMPLE = 1
+"""Purposes, each a stream of its own. Here: the rows that the tree is grown from."""
+KMEANS = 2
+NEIGHBORS = 3
+"""pynndescent's seed."""
+PIECES = 4
+"""The piece of a crowded leaf that a row goes to."""
+SEEDS = 5
+"""The seeds of the coarse graph, the order of rows that no seed reaches, and where the eigensolver starts: the three
+share one stream, since another would change what runs give."""
+RANDOM_BOX = 6
+"""Coordinates of a random start, and the jitter that parts equal coordinates."""
+PHASE = 7
+"""The sample phases of edges."""
+POOL = 8
+"""The rows of an epoch's pool of negative samples."""
+NEGATIVES = 9
+"""Where in the pool a block's negative samples begin."""
+QUERIES = 10
+"""The rows that audit and quality are measured on."""
+EIGEN_NOISE = 11
+"""Coordinates in place of eigenvectors that do not exist or did not converge."""
+LOSS = 12
+"""The pairs that the loss is measured on."""
 GUESTS = 13
+"""Which of equally near guests a cell takes."""

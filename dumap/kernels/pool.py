@@ -1,4 +1,4 @@
-"""The pool: rows drawn for an epoch, of which all rows take their negatives."""
+"""The pool: one epoch's negative samples, which all rows share."""
 
 from __future__ import annotations
 
@@ -8,15 +8,14 @@ import numpy as np
 from dumap.kernels import hashing
 
 POOL_ROWS = 4096
-"""A power of two, so that a place in it is bits of a number."""
-
+"""Rows of a pool: a power of two, so that an index is the low bits of a number."""
 
 CURVE_BITS = 16
-"""Bits of each coordinate that tell a row's place in the pool, if there are few coordinates."""
+"""Bits of each coordinate by which the pool is sorted; fewer if more would not fit into 62 bits together."""
 
 
 def pool_rows(seed: int, epoch: int, rows: int) -> np.ndarray:
-    """Draw the rows that serve all rows of an epoch as negatives.
+    """Draw an epoch's pool, with replacement.
 
     Returns
     -------
@@ -28,24 +27,24 @@ def pool_rows(seed: int, epoch: int, rows: int) -> np.ndarray:
 
 @nb.njit(cache=True, nogil=True)
 def _along_curve(coordinates, bits):
-    """Return numbers that ascend along a curve through all cells of a grid: their bits, taken by turns (Morton)."""
+    """Return Morton codes: the bits of a row's coordinates, interleaved. Rows near in the code are near in the map."""
     n, components = coordinates.shape
     keys, scale = np.zeros(n, np.int64), np.float32((1 << bits) - 1)
-    cells = np.empty((n, components), np.int64)
+    steps = np.empty((n, components), np.int64)  # coordinates in units of the grid
     for c in range(components):
         low, high = coordinates[:, c].min(), coordinates[:, c].max()
         for i in range(n):
-            cells[i, c] = np.int64((coordinates[i, c] - low) / max(high - low, np.float32(1e-8)) * scale)
+            steps[i, c] = np.int64((coordinates[i, c] - low) / max(high - low, np.float32(1e-8)) * scale)
     for bit in range(bits - 1, -1, -1):
         for c in range(components):
-            keys = (keys << 1) | ((cells[:, c] >> bit) & 1)
+            keys = (keys << 1) | ((steps[:, c] >> bit) & 1)
     return keys
 
 
 def lay_pool(coordinates: np.ndarray) -> np.ndarray:
-    """Lay the pool out by component, in the order of a curve through the map.
+    """Sort the pool along a Morton curve through the map, and store it by component.
 
-    Rows at equal distances along it are then spread over all of the map.
+    Samples at equal steps along the pool are then spread evenly over the map: less noise than samples in any order.
 
     Parameters
     ----------

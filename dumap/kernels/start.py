@@ -1,7 +1,7 @@
-"""The start: labels that coarsen the graph, rows placed by them and smoothed, and places of other kinds.
+"""The start: labels that coarsen the graph, interpolation and smoothing of the coarse layout, PCA and random starts.
 
-Seeds are drawn from the rows; labels spread from them along the strongest edges; rows of one label make one row of
-the coarse graph, whose coordinates, interpolated and smoothed, are theirs.
+Seeds are drawn from the rows. Labels spread from the seeds along the strongest edges. All rows of a label make one row
+of the coarse graph, and begin at its coordinates, which smoothing along the edges then parts.
 """
 
 from __future__ import annotations
@@ -14,30 +14,30 @@ from dumap.kernels.coarse import SPAN
 from dumap.kernels.threads import one_thread
 
 EQUAL = 1e-12
-"""Coordinates are the same all over whose variance is a smaller share of their mean square: it is rounding alone."""
+"""A component whose variance is a smaller share of its mean square is constant but for rounding."""
 UNLABELLED = -1
-"""A row's label: the number of a seed, or -2 - i where no seed reaches, i being a row near it with the lowest hash."""
+"""A label is a seed's number; or -2 - i if no seed is in the row's component, i being a nearby row with a low hash."""
 
 
 @nb.njit(cache=True, nogil=True)
 def look_up(indptr, tails, cursor, first, page, out):
-    """Look up the labels at the ends of a shard's edges, those that end in one page of rows.
+    """Look up the labels at the tails of a shard's edges, for those tails that lie in one page (a range of rows).
 
     Parameters
     ----------
     indptr, tails : ndarray
         The shard's edges; each row's ascend.
     cursor : ndarray of int64, shape (rows,)
-        Each row's first edge that ends in the page or after it; moved behind it. Pages come in order.
+        Each row's first edge with a tail in the page or after it; moved behind the page. Pages come in order.
     first : int
         The page's first row.
     page : ndarray of int, shape (rows of the page,)
     out : ndarray of int, shape (edges,)
-        Written where edges end in the page.
+        Labels at the tails; written where they lie in the page.
     """
     stop = first + page.shape[0]
     for r in range(indptr.shape[0] - 1):
-        e = cursor[r]
+        e = cursor[r]  # tails ascend, so those of one page follow each other
         while e < indptr[r + 1] and tails[e] < stop:
             out[e] = page[tails[e] - first]
             e += 1
@@ -46,16 +46,16 @@ def look_up(indptr, tails, cursor, first, page, out):
 
 @nb.njit(cache=True, nogil=True)
 def spread(indptr, weights, ends, first, labels):
-    """Give each unlabelled row of a shard the label at the end of its strongest labelled edge.
+    """Give each unlabelled row of a shard the label of its strongest labelled neighbour.
 
-    A row without edges is labelled as one that no seed reaches: by itself.
+    A row without edges gets a label of its own.
 
     Parameters
     ----------
     indptr, weights : ndarray
         The shard's edges.
     ends : ndarray of int, shape (edges,)
-        Labels at their ends.
+        Labels at their tails.
     first : int
         The shard's first row.
     labels : ndarray of int, shape (rows,)
@@ -87,9 +87,9 @@ def spread(indptr, weights, ends, first, labels):
 
 @nb.njit(cache=True, nogil=True)
 def label_lowest(indptr, tails, first, labels, seed):
-    """Label a shard's unlabelled rows whose hash is lower than all their neighbours': each by itself.
+    """Give an own label to each unlabelled row of a shard whose hash is lower than those of all its neighbours.
 
-    Where labels have spread as far as they can, every component without one has such a row.
+    Called once labels no longer spread: every component that is still unlabelled has such a row.
 
     Parameters
     ----------
@@ -112,11 +112,11 @@ def label_lowest(indptr, tails, first, labels, seed):
         i = first + r
         if labels[r] != UNLABELLED:
             continue
-        own = hashing.draw(base, i)
+        hash_i = hashing.draw(base, i)
         lower = np.int64(0)
         for e in range(indptr[r], indptr[r + 1]):
             other = hashing.draw(base, tails[e])
-            if other < own or (own == other and tails[e] < i):
+            if other < hash_i or (hash_i == other and tails[e] < i):
                 lower += 1
         if lower == 0:
             labels[r] = -2 - i
@@ -127,7 +127,7 @@ def label_lowest(indptr, tails, first, labels, seed):
 
 
 def draw_seeds(seed: int, first: int, stop: int, wanted: int, rows: int) -> np.ndarray:
-    """Draw about `wanted` of `rows` rows by their hashes, those in [first, stop)."""
+    """Return the seeds in [first, stop): each row is one with probability wanted / rows, by its hash."""
     ids = np.arange(first, stop)
     if wanted >= rows:
         return ids
@@ -136,7 +136,7 @@ def draw_seeds(seed: int, first: int, stop: int, wanted: int, rows: int) -> np.n
 
 
 def interpolate(labels: np.ndarray, coarse: np.ndarray, seed: int) -> np.ndarray:
-    """Place rows where their labels are: seeds by the coarse graph, others anywhere in the box that it fills, by hash.
+    """Place each row at the coarse coordinates of its label, or, without a seed's label, at random in their box.
 
     Parameters
     ----------
@@ -159,7 +159,7 @@ def interpolate(labels: np.ndarray, coarse: np.ndarray, seed: int) -> np.ndarray
 
 @nb.njit(cache=True, nogil=True)
 def pull(indptr, tails, weights, cursor, first, page, sums, totals):
-    """Add up the coordinates at the ends of a shard's edges, by weight, those that end in one page of rows.
+    """Add to each row's weighted sum of its neighbours' coordinates those neighbours that lie in one page.
 
     Parameters
     ----------
@@ -167,13 +167,13 @@ def pull(indptr, tails, weights, cursor, first, page, sums, totals):
         As `look_up`'s.
     page : ndarray of float32, shape (rows of the page, n_components)
     sums : ndarray of float64, shape (rows, n_components)
-        Added to.
+        sum_j w_ij y_j; added to.
     totals : ndarray of float64, shape (rows,)
-        Weights are added to it.
+        sum_j w_ij; added to.
     """
     stop = first + page.shape[0]
     for r in range(indptr.shape[0] - 1):
-        e = cursor[r]
+        e = cursor[r]  # tails ascend, so those of one page follow each other
         while e < indptr[r + 1] and tails[e] < stop:
             totals[r] += weights[e]
             for c in range(page.shape[1]):
@@ -204,7 +204,7 @@ def smooth(y: np.ndarray, sums: np.ndarray, totals: np.ndarray) -> tuple[np.ndar
 
 
 def residual(moments: np.ndarray) -> float | None:
-    """Return how far coordinates are from eigenvectors of the walk on the graph, P = D^-1 W.
+    """Return how far coordinates are from being eigenvectors of the random walk on the graph, P = D^-1 W.
 
     Parameters
     ----------
@@ -214,9 +214,8 @@ def residual(moments: np.ndarray) -> float | None:
     Returns
     -------
     float or None
-        The greatest |P y - lambda y| / |y| of all components, lambda being Rayleigh's quotient, y centred, lengths
-        weighted by degree. 0 is an eigenvector; 1 is about what noise has. Components that are the same all over, or of
-        a graph without edges, have none.
+        The greatest |P y - lambda y| / |y| of all components; lambda is Rayleigh's quotient, y is centred, lengths are
+        weighted by degree. An eigenvector has 0, noise about 1. None if no component varies, or there are no edges.
     """
     moments = moments[:, moments[0] > 0]
     d, y, yy, p, pp, yp = moments = moments[:, moments[2] - moments[1] ** 2 / moments[0] > EQUAL * moments[2]]
@@ -228,12 +227,12 @@ def residual(moments: np.ndarray) -> float | None:
 
 
 def into_box(y: np.ndarray, low: np.ndarray, high: np.ndarray, seed: int, first: int) -> np.ndarray:
-    """Stretch coordinates to the box [0, SPAN] in each axis, and part equal ones by a little noise.
+    """Stretch coordinates to the box [0, SPAN] in each axis, and add a little jitter, which parts equal ones.
 
     Parameters
     ----------
     y : ndarray of float, shape (n, n_components)
-        Of rows `first`, `first` + 1, ...
+        Coordinates of rows `first`, `first` + 1, ...
     low, high : ndarray of float64, shape (n_components,)
         The least and the greatest of all rows.
     seed, first : int
@@ -246,7 +245,7 @@ def into_box(y: np.ndarray, low: np.ndarray, high: np.ndarray, seed: int, first:
 def random_box(seed: int, rows: np.ndarray, n_components: int) -> np.ndarray:
     """Draw coordinates evenly from the box [0, SPAN]."""
     counters = rows[:, None] * n_components + np.arange(n_components)
-    bits = hashing.draws(seed, hashing.NOISE, counters.ravel())
+    bits = hashing.draws(seed, hashing.RANDOM_BOX, counters.ravel())
     return SPAN * hashing.uniform(bits).reshape(len(rows), n_components)
 
 
@@ -258,8 +257,8 @@ def principal_axes(sample: np.ndarray, n_components: int, most: int = 4096) -> t
     sample : ndarray of float32, shape (m, dims)
     n_components : int
     most : int
-        Rows and columns of the matrix whose eigenvectors are found, at the most: of more dims they are found from the
-        products of an eighth as many rows.
+        Largest covariance matrix that is decomposed. With more dims, the axes come from the inner products of
+        `most` / 8 rows instead.
 
     Returns
     -------
@@ -270,9 +269,9 @@ def principal_axes(sample: np.ndarray, n_components: int, most: int = 4096) -> t
     with one_thread():
         mean = sample.mean(axis=0, dtype=np.float64)
         if sample.shape[1] > most:
-            some = sample[:: -(-8 * len(sample) // most)] - mean
-            _, of_rows = np.linalg.eigh(some @ some.T)
-            vectors = some.T @ of_rows[:, max(0, len(some) - n_components) :]  # the axes, times their lengths
+            rows = sample[:: -(-8 * len(sample) // most)] - mean
+            _, of_rows = np.linalg.eigh(rows @ rows.T)
+            vectors = rows.T @ of_rows[:, max(0, len(rows) - n_components) :]  # axes, not yet of unit length
             vectors /= np.maximum(np.sqrt(np.einsum("ij,ij->j", vectors, vectors)), np.finfo(np.float64).tiny)
         else:
             covariance = np.zeros((sample.shape[1], sample.shape[1]))
@@ -289,7 +288,7 @@ def principal_axes(sample: np.ndarray, n_components: int, most: int = 4096) -> t
 
 @nb.njit(cache=True, nogil=True)
 def project(x, mean, axes, out):
-    """Project rows to axes, each row by itself."""
+    """Project rows on axes, row by row, so that the result does not depend on the rows beside."""
     for i in range(x.shape[0]):
         out[i, :] = 0
         for j in range(x.shape[1]):

@@ -49,7 +49,7 @@ def test_pairs_share_no_bits_and_their_order_counts():
 
 def test_uniform_is_even_and_below_one():
     assert hashing.uniform(np.array([0, MASK], np.uint64)).tolist() == [0.0, 1 - 2.0**-53]
-    values = hashing.uniform(hashing.draws(7, hashing.NOISE, np.arange(200_000)))
+    values = hashing.uniform(hashing.draws(7, hashing.RANDOM_BOX, np.arange(200_000)))
     counts = np.histogram(values, 20, (0, 1))[0]
     assert np.abs(counts - 10_000).max() < 500  # five standard deviations
 
