@@ -19,6 +19,7 @@ def run(
     client: Client | None = None,
     observer: Observer | None = None,
     force: bool = False,
+    parent: str | None = None,
 ) -> dict[str, Any]:
     """Embed a data set, going on where an earlier call stopped.
 
@@ -31,7 +32,9 @@ def run(
     observer : Observer, optional
         Told of stages and progress; by default the logger `dumap` is, at the level INFO.
     force : bool
-        Go on with a run that other versions of the libraries began.
+        Go on with stages that other versions of the libraries began.
+    parent : str, optional
+        Another run, of whose finished stages those are read that this one would make alike.
 
     Returns
     -------
@@ -43,4 +46,4 @@ def run(
     DumapError
         With an `exit_code`, and a message that says what to do.
     """
-    return pipeline.run(config if isinstance(config, Config) else build(config), client, observer, force)
+    return pipeline.run(config if isinstance(config, Config) else build(config), client, observer, force, parent)

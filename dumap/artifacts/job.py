@@ -46,6 +46,8 @@ class Job:
     term : int, optional
     token : str, optional
         The term of the driver that gave the task, and what tells it from others: see `dumap.store.Lock`.
+    inherited : mapping, optional
+        The stages whose parts other runs hold, and where these lie; where it is not given, the run says so.
     """
 
     config: Config
@@ -53,6 +55,7 @@ class Job:
     tick: Callable[[float, float], None] = field(default=_silent, compare=False)
     term: int | None = None
     token: str | None = None
+    inherited: dict[str, str] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name not in HERE}
@@ -60,7 +63,7 @@ class Job:
     @cached_property
     def run(self) -> Run:
         """The run's store, opened where the task runs."""
-        return Run(self.config.output, term=self.term, token=self.token)
+        return Run(self.config.output, term=self.term, token=self.token, inherited=self.inherited)
 
     @cached_property
     def input(self) -> Input:

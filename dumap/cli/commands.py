@@ -56,6 +56,7 @@ def _config_options(command: Any) -> Any:
         click.option("--n-components", type=int, help="Dimensions of the map. [2]"),
         click.option("--n-epochs", type=int, help="Epochs of the layout. [by the number of rows]"),
         click.option("--min-dist", type=float, help="How closely rows are packed on the map. [0.1]"),
+        click.option("--parent", metavar="RUN", help="Another run: read its stages that this one would make alike."),
         click.option("--engine", help="auto, local (threads of this process) or dask. [auto]"),
         click.option("--workers", type=int, help="Worker processes of the embedded cluster. [a core each]"),
         click.option("--memory-limit", metavar="SIZE", help="Memory of each embedded worker, such as 2GiB."),
@@ -86,7 +87,7 @@ def cli() -> None:
 @cli.command()
 @_config_options
 @click.option("--json", "as_json", is_flag=True, help="For machines.")
-def plan(as_json: bool, **options: Any) -> None:
+def plan(as_json: bool, parent: str | None, **options: Any) -> None:
     """Say what a run will take, and start nothing."""
     from dumap.engine.choose import choose
     from dumap.engine.resources import cpu_count
@@ -94,7 +95,7 @@ def plan(as_json: bool, **options: Any) -> None:
     from dumap.recipe import pipeline
 
     config = _load(**options)
-    projected = pipeline.plan(config)
+    projected = pipeline.plan(config, parent)
     chosen = choose(config.cluster, projected)
     if as_json:
         click.echo(to_json({**projected.as_dict(), "engine": chosen.name}))
@@ -106,16 +107,16 @@ def plan(as_json: bool, **options: Any) -> None:
 
 @cli.command()
 @_config_options
-@click.option("--force", is_flag=True, help="Go on with a run that other versions began.")
+@click.option("--force", is_flag=True, help="Go on with stages that other versions began.")
 @click.option("--json", "as_json", is_flag=True, help="Print the run's status for machines at the end.")
-def run(as_json: bool, force: bool, **options: Any) -> None:
+def run(as_json: bool, force: bool, parent: str | None, **options: Any) -> None:
     """Embed a data set, or go on with a run that was stopped."""
     from dumap.cli.progress import observer
     from dumap.recipe import pipeline
 
     config = _load(**options)
     with observer(asks_for_json()) as watching:
-        result = pipeline.run(config, observer=watching, force=force)
+        result = pipeline.run(config, observer=watching, force=force, parent=parent)
     if as_json:
         click.echo(to_json(result))
     else:
@@ -134,6 +135,13 @@ def config(key: str | None, example: str | None) -> None:
     click.echo(annotated(key) if example is None else read_example(example), nl=False)
 
 
+def _maker(stage: dict[str, Any], found: dict[str, Any]) -> str:
+    """Say which run holds a stage, and with which versions it was made, where it is another or they are others."""
+    words = [] if stage["from"] is None else [f"of {stage['from']}"]
+    others = set(stage.get("versions", {}).items()) - set(found["versions"].items())
+    return ", ".join(words + [f"made with {name} {version}" for name, version in sorted(others)])
+
+
 @cli.command()
 @click.argument("run")
 @click.option("--json", "as_json", is_flag=True, help="For machines.")
@@ -150,6 +158,10 @@ def status(run: str, as_json: bool) -> None:
     if (driver := found["driver"]) is not None:
         signs = "at work" if driver["alive"] else f"no sign of life for {driver['seconds']:.0f} s"
         click.echo(f"driven by process {driver['process']} on {driver['machine']}: {signs}")
+    if found["parent"] is not None:
+        click.echo(f"child of {found['parent']}")
+    for child in found["children"]:
+        click.echo(f"parent of {child}")
     click.echo(f"{'stage':<10} {'state':<8} {'done':>13} {'seconds':>8} {'projected':>10} {'peak':>10}  digest")
     for stage in found["stages"]:
         done = str(stage["parts"] or "")
@@ -163,7 +175,8 @@ def status(run: str, as_json: bool) -> None:
             ]
         line = " ".join([f"{numbers[0]:>8}", *(f"{number:>10}" for number in numbers[1:])])
         digest = (stage["digest"] or "")[:8]
-        click.echo(f"{stage['name']:<10} {stage['state']:<8} {done:>13} {line}  {digest}".rstrip())
+        line = f"{stage['name']:<10} {stage['state']:<8} {done:>13} {line}  {digest:<8}  {_maker(stage, found)}"
+        click.echo(line.rstrip())
     facts = [fact for stage in found["stages"] if stage["name"] in SHOWN for fact in stage["facts"].items()]
     for name, value in dict(facts).items():
         click.echo(f"  {name}: {told(value, '.4f')}")

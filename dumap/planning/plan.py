@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -73,11 +74,15 @@ class StagePlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """A run's geometry, its stages, and about how long one core would take for all of them, compiling not counted."""
+    """A run's geometry, the stages that it makes, and about how long one core would take for all of them.
+
+    Compiling is not counted. Stages that are inherited from a parent are made already, and only named.
+    """
 
     geometry: Geometry
     stages: tuple[StagePlan, ...]
     core_seconds: float = 0.0
+    inherited: tuple[str, ...] = ()
 
     @property
     def peak_bytes(self) -> int:
@@ -103,6 +108,7 @@ class Plan:
             "core_seconds": round(self.core_seconds, 1),
             "core_seconds_range": [round(seconds, 1) for seconds in self.seconds(1)],
             "stages": [asdict(stage) for stage in self.stages],
+            "inherited": list(self.inherited),
         }
 
     def seconds(self, threads: int) -> tuple[float, float]:
@@ -145,15 +151,16 @@ class Plan:
             )
 
 
-def core_seconds(config: Config, cut: Geometry) -> float:
-    """Estimate how long one core takes for a run: with what stages took of each row on one of 2026 (measured)."""
+def core_seconds(config: Config, cut: Geometry, stages: Collection[str] = ("neighbors", "layout")) -> float:
+    """Estimate how long one core takes for stages: with what they took of each row on one of 2026 (measured)."""
     k, rows, metric = config.neighbors.n_neighbors, cut.rows, config.neighbors.metric
     search = rows * (cut.dims + FEWEST_DIMS) * SEARCH_SECONDS
     if cut.columns:
         search = 0.0
     elif metric not in BY_PRODUCT:  # each pair by the metric's own function
         search += rows * min(rows, exact_rows(cut.dims)) * (PAIR_SECONDS + DIM_SECONDS * cut.dims)
-    return ALL_SECONDS + search + rows * cut.n_epochs * k * EPOCH_SECONDS
+    descent = rows * cut.n_epochs * k * EPOCH_SECONDS
+    return ALL_SECONDS + search * ("neighbors" in stages) + descent * ("layout" in stages)
 
 
 def format_seconds(seconds: float) -> str:
@@ -185,6 +192,8 @@ def describe(projected: Plan, threads: int) -> str:
             f"{stage.name:<10} {stage.tasks:>7} {format_bytes(stage.shuffled_bytes):>10} "
             f"{format_bytes(stage.disk_bytes):>10} {format_bytes(stage.peak_bytes):>14}"
         )
+    if projected.inherited:
+        lines.append(f"read through the parent: {', '.join(projected.inherited)}")
     lines.append(
         f"disk {format_bytes(projected.disk_bytes)}; workers of "
         f"{format_bytes(projected.peak_bytes / PAUSE_FRACTION)} or more are needed"

@@ -7,9 +7,10 @@ from collections.abc import Callable
 
 from dumap.errors import DamageError, LockError, StorageError
 from dumap.recipe.identity import lost_identity
+from dumap.recipe.lineage import lost_stages
 from dumap.recipe.names import DONE, NAMING, STAGES
 from dumap.recipe.observers import Logged
-from dumap.store import IDENTITY, LOCKS, Lock, Run, await_end, manifest_key
+from dumap.store import IDENTITY, INHERITED, LOCKS, Lock, Run, await_end, manifest_key
 
 
 def forget(run: Run, stage: str, part: str) -> None:
@@ -34,7 +35,8 @@ def verify(location: str, note: Callable[[str], None] | None = None, mend: bool 
     Returns
     -------
     list of tuple of str
-        Stage, part and key of each damaged object; stage and part are empty for what belongs to the whole run.
+        Stage, part and key of each damaged object; stage and part are empty for what belongs to the whole run, and for
+        a stage that is read through another run and is not there any more as it was.
 
     Raises
     ------
@@ -42,20 +44,23 @@ def verify(location: str, note: Callable[[str], None] | None = None, mend: bool 
         A driver is at work: what it replaces would look like damage.
     """
     note = note or Logged().note
-    store = Run(location, read_only=True)
+    store = Run(location, read_only=True, inherited={})
     if not store.exists():
         raise StorageError(f"{store.location} holds no run")
     with contextlib.suppress(DamageError):  # which is found below
         store.attributes  # noqa: B018  refuses what is not a run
+    lost = [("", "", f"{where}: stage {stage}") for stage, where in lost_stages(store)]
+    if lost:
+        note(f"{store.location} reads stages of other runs that are not there as they were: make them there again")
     if mend:
-        return _mend(Run(location), note)
+        return _mend(Run(location, inherited={}), note) + lost
     terms = store.terms()
     if terms:
         await_end(store, terms[-1], note, "looking at what it left")
     found = _damage(store)
     if found and store.terms() != terms:
         raise LockError(f"{store.location}: a driver began to work on it meanwhile; verify again once it is done")
-    return found
+    return found + lost
 
 
 def _mend(store: Run, note: Callable[[str], None]) -> list[tuple[str, str, str]]:
@@ -66,7 +71,7 @@ def _mend(store: Run, note: Callable[[str], None]) -> list[tuple[str, str, str]]
             lock.enter_context(Lock(store, note))
         except StorageError as error:
             note(f"{error}; it is read without its lock, and stays as it is")
-            return _damage(Run(store.location, read_only=True))
+            return _damage(Run(store.location, read_only=True, inherited={}))
         found = _damage(store)
         if found:
             _uncommit(store, found)
@@ -79,7 +84,7 @@ def _damage(store: Run) -> list[tuple[str, str, str]]:
     found = list(store.damaged(NAMING.groups))
     broken = {part for stage, part, _ in found if stage == DONE}
     for stage in STAGES:
-        if stage not in broken and store.is_committed(DONE, stage):
+        if stage not in broken and store.is_committed(DONE, stage) and INHERITED not in store.summary(DONE, stage):
             gone = set(store.summary(DONE, stage)["parts"]) - set(store.committed(stage))
             found += [(stage, part, manifest_key(stage, part)) for part in sorted(gone)]
     return found + [(IDENTITY, part, manifest_key(IDENTITY, part)) for part in lost_identity(store)]
@@ -101,7 +106,7 @@ def drop(location: str, damaged: list[tuple[str, str, str]], note: Callable[[str
     LockError
         A driver is at work.
     """
-    store = Run(location)
+    store = Run(location, inherited={})
     store.refuse_links(NAMING)
     with Lock(store, note):
         _uncommit(store, damaged)
@@ -137,11 +142,11 @@ def clean(location: str, note: Callable[[str], None], look_only: bool = False) -
     LockError
         A driver is at work: its tasks' objects are not named yet.
     """
-    store = Run(location, read_only=True)
+    store = Run(location, read_only=True, inherited={})
     store.attributes  # noqa: B018  refuses what is not a run
     if look_only:
         return store.unnamed(NAMING)
-    store = Run(location)
+    store = Run(location, inherited={})
     store.refuse_links(NAMING)
     with Lock(store, note):
         found, others = store.unnamed(NAMING)

@@ -81,7 +81,7 @@ def digests(recipe: Recipe, job: Job, told: Mapping[str, Any], facts: Mapping[st
     if facts is None:
         return chain(recipe, job.config, {**looks, **cut})
     holds = {
-        what: {"shape": looks[what]["shape"], "dtype": looks[what]["dtype"], "fingerprint": facts[DATA[what][0]]}
+        what: {"shape": looks[what]["shape"], "dtype": looks[what]["dtype"], "fingerprint": facts.get(DATA[what][0])}
         for what in read
     }
     return chain(recipe, job.config, {**looks, **cut}, {**holds, **cut})

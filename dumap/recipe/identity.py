@@ -14,7 +14,7 @@ from dumap.engine import Engine, Observer
 from dumap.errors import RunMismatchError
 from dumap.recipe.names import DONE, NAMING, STAGES
 from dumap.stages.fingerprints import fingerprint, fingerprint_lists
-from dumap.store import IDENTITY, Rows, Run
+from dumap.store import IDENTITY, Rows, Run, towards
 
 DATA: dict[str, tuple[str, Callable[[Job], str]]] = {
     "input": ("fingerprint", fingerprint),
@@ -41,7 +41,7 @@ def data_of(config: Config) -> list[str]:
     return ["input"] if config.neighbors.precomputed is None else list(DATA)
 
 
-def create(job: Job, cluster: Engine) -> None:
+def create(job: Job, cluster: Engine, parent: Run | None = None) -> None:
     """Create what is not there of the run: what it is of, and its final arrays filled with what says 'not yet'."""
     config, cut = job.config, job.geometry
     job.run.make_folders(NAMING)
@@ -53,6 +53,7 @@ def create(job: Job, cluster: Engine) -> None:
             "versions": cluster.versions,
             "cpus": cluster.cpus,
             **{what: getattr(job, what).describe() for what in data_of(config)},
+            **({} if parent is None else {"parent": towards(parent.location, job.run.location)}),
         }
     )
     if not job.run.is_committed(IDENTITY, "results"):

@@ -42,7 +42,7 @@ def droppable(run: Run, recipe: Recipe, keep: str) -> dict[str, list[str]]:
     done = {stage.name for stage in recipe if run.is_committed(DONE, stage.name)}
     found: dict[str, list[str]] = {}
     for stage in recipe:
-        if stage.name not in done:
+        if stage.name not in done or run.origin(stage.name) is not None:  # another run's, which drops its own
             continue
         later = {other.name for other in recipe if stage.name in other.reads}
         for part in run.committed(stage.name):

@@ -58,8 +58,15 @@ def place_of(url: str) -> tuple[str, str, tuple[str, ...]]:
     return scheme, host, tuple(steps)
 
 
-def check_apart(output: str, source: str) -> None:
-    """Refuse an output that is, holds or lies in what is read."""
+def is_one_place(one: str, other: str) -> bool:
+    """Tell whether two locations are the same, however they are written."""
+    if is_remote(one) or is_remote(other):
+        return is_remote(one) and is_remote(other) and place_of(one) == place_of(other)
+    return is_same(Path(normalize(one)).resolve(), Path(normalize(other)).resolve())
+
+
+def check_apart(output: str, source: str, what: str = "input") -> None:
+    """Refuse an output that is, holds or lies in what is read; say what that is."""
     if is_remote(output) and is_remote(source):
         (*bucket, below), (*other, inside) = place_of(output), place_of(source)
         shorter = min(len(below), len(inside))
@@ -71,7 +78,7 @@ def check_apart(output: str, source: str) -> None:
         same = any(is_same(here, path) for path in (there, *there.parents))
         same = same or any(is_same(there, path) for path in here.parents)
     if same:
-        raise StorageError(f"output: {output} is, holds or lies in the input {source}; name another")
+        raise StorageError(f"output: {output} is, holds or lies in the {what} {source}; name another")
 
 
 def sources(config: Config) -> list[str]:

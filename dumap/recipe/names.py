@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from dumap.artifacts.parts import AUDIT, CELLS, COARSEN, EMBEDDING, GRAPH, LAYOUT, NEIGHBORS, QUALITY, START, VECTORS
-from dumap.store import Naming
+from dumap.store import DONE, Naming
 
 STAGES = (VECTORS, CELLS, NEIGHBORS, AUDIT, GRAPH, COARSEN, START, LAYOUT, EMBEDDING, QUALITY)
-DONE = "run"
-"""Group of the manifests that commit whole stages."""
 NAMING = Naming(STAGES, [DONE])
 """How the keys of a run are named: what else lies in one is somebody else's."""

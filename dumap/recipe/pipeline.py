@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from dumap.artifacts.job import Job
@@ -15,19 +16,18 @@ from dumap.engine.choose import choose, reach
 from dumap.errors import DamageError, DumapError
 from dumap.planning.audits import without_repairs
 from dumap.planning.budget import PAUSE_FRACTION, held_beyond
-from dumap.planning.geometry import geometry
 from dumap.planning.plan import Plan
 from dumap.recipe.damage import forget
 from dumap.recipe.digests import check_digests, digests_of_run
 from dumap.recipe.identity import check_chunks, check_same, create, describe_input, lost_identity
 from dumap.recipe.keep import is_settled, revive, settle
+from dumap.recipe.lineage import as_kin, check_parent, disown, inherit, inherited_by, open_parent, register
 from dumap.recipe.locations import check_places, free_disk, probe_output, with_places
 from dumap.recipe.makers import begin_stage, check_makers, made_with, record_of
 from dumap.recipe.names import DONE, NAMING, STAGES
 from dumap.recipe.observers import Logged, Watched
-from dumap.recipe.recipes import make_plan, recipe_of
+from dumap.recipe.recipes import geometry_of, make_plan, recipe_of
 from dumap.recipe.status import status
-from dumap.sources.zarr_array import Input, Precomputed
 from dumap.stages import Context, Recipe, Stage, Task
 from dumap.store import Lock, Run
 
@@ -37,22 +37,36 @@ REPAIRS = 3
 """Times that one part's damage is repaired in one call: a disk that goes on losing it is no place for a run."""
 
 
-def plan(config: Config) -> Plan:
-    """Project a run without starting it.
+def plan(config: Config, parent: str | None = None) -> Plan:
+    """Project a run without starting it; of a parent's child, what it makes itself.
 
     Raises
     ------
     InputError
         The input cannot be read or embedded.
     """
-    source = Input(config.input.path, config.input.array)
-    path = config.neighbors.precomputed
-    given = None if path is None else Precomputed(path, source.rows)
-    cut = geometry(config, source.rows, source.dims, source.dtype.itemsize, source.chunk_rows, given)
-    return make_plan(config, cut, config.cluster.memory_limit or 0)
+    memory, note = config.cluster.memory_limit or 0, Logged().note
+    if parent is None:
+        return make_plan(config, geometry_of(config), memory)
+    config = with_places(config)
+    config, other = as_kin(config, parent, note)
+    job = Job(config, geometry_of(config))
+    return plan_left(job, check_parent(job, other, note), memory)
 
 
-def run(config: Config, client: Client | None = None, observer: Observer | None = None, force: bool = False) -> dict:
+def plan_left(job: Job, stages: Recipe, worker_memory: int) -> Plan:
+    """Project those stages that a run makes itself; name the others."""
+    others = tuple(stage.name for stage in recipe_of(job.config) if stage not in stages)
+    return replace(make_plan(job.config, job.geometry, worker_memory, stages), inherited=others)
+
+
+def run(
+    config: Config,
+    client: Client | None = None,
+    observer: Observer | None = None,
+    force: bool = False,
+    parent: str | None = None,
+) -> dict:
     """Embed a data set, going on where an earlier call stopped.
 
     Parameters
@@ -62,7 +76,10 @@ def run(config: Config, client: Client | None = None, observer: Observer | None 
         A client to use instead of what `config.cluster` names.
     observer : Observer, optional
     force : bool
-        Go on with a run that other versions of the libraries began.
+        Go on with stages that other versions of the libraries began.
+    parent : str, optional
+        Another run, of whose finished stages those are read that this one would make alike; a run that was begun with
+        a parent knows it.
 
     Returns
     -------
@@ -76,9 +93,9 @@ def run(config: Config, client: Client | None = None, observer: Observer | None 
     observer = observer or Logged()
     config = with_places(config)
     check_places(config, NAMING)
-    projected = plan(config)
-    job = Job(config, projected.geometry)
     begun = Run(config.output, read_only=True).exists()  # to open it for writing would make its folder
+    config, other = as_kin(config, parent, observer.note)
+    job, recipe = Job(config, geometry_of(config)), recipe_of(config)
     if begun:
         check_same(job, observer)
         if not lost_identity(job.run) and all(job.run.is_committed(DONE, stage) for stage in STAGES):
@@ -90,34 +107,46 @@ def run(config: Config, client: Client | None = None, observer: Observer | None 
             observer.note(f"{config.output}: finished before; {said}")
             return status(config.output)
     check_chunks(job, observer.note)
+    stages = check_parent(job, other, observer.note)
+    job = Job(config, job.geometry, inherited=inherited_by(job.run) if begun else {})
+    projected = plan_left(job, stages, config.cluster.memory_limit or 0)
     if config.cluster.memory_limit and client is None:  # workers too small to start would not even say so
         projected.check(config.cluster.memory_limit, None)
     need = math.ceil(projected.peak_bytes / PAUSE_FRACTION)
-    recipe = recipe_of(config)
     record = record_of(job.run, recipe) if begun and not force else None
     chosen = choose(config.cluster, projected, client)
     with reach(chosen, config.cluster, client, observer, need) as cluster, contextlib.closing(cluster):
-        cluster.demand(record, make_plan(config, projected.geometry).peak_bytes)
+        cluster.demand(record, plan_left(job, stages, 0).peak_bytes)
         cluster.preflight()
-        projected = make_plan(config, projected.geometry, cluster.worker_memory)
-        room = free_disk(config.output)
-        projected.check(cluster.worker_memory, room, cluster.worker_threads, held(job.run, projected))
-        probe_output(config.output)
-        cluster.check_sight(config.output)
-        try:
-            with Lock(job.run, observer.note) as lock:
-                job.term, job.token = job.run.term, job.run.token
-                if not begun and job.run.exists():  # another driver has begun it since
-                    check_same(job, observer)
-                create(job, cluster)
-                check_makers(job.run, recipe, cluster, force)
-                cluster.bind(job.run, projected.peak_bytes)
-                follow(recipe, job, projected, cluster, Watched(observer, lock), force)
-                job.run.renew()
-        except (DumapError, KeyboardInterrupt) as error:
-            error.add_note(f"What is committed in {config.output} is kept; the same command goes on from there.")
-            raise
+        _drive(job, other, stages, cluster, observer, force, begun)
     return status(config.output)
+
+
+def _drive(
+    job: Job, parent: Run | None, stages: Recipe, cluster: Engine, observer: Observer, force: bool, begun: bool
+) -> None:
+    """Make a run's stages on an engine, as its one driver."""
+    output = job.config.output
+    projected, recipe = plan_left(job, stages, cluster.worker_memory), recipe_of(job.config)
+    projected.check(cluster.worker_memory, free_disk(output), cluster.worker_threads, held(job.run, projected))
+    probe_output(output)
+    cluster.check_sight(output)
+    try:
+        with Lock(job.run, observer.note) as lock:
+            job.term, job.token = job.run.term, job.run.token
+            if not begun and job.run.exists():  # another driver has begun it since
+                check_same(job, observer)
+                open_parent(output, None if parent is None else parent.location)
+            create(job, cluster, parent)
+            check_makers(job.run, recipe, cluster, force)
+            if parent is not None:
+                register(parent.location, output, observer.note)
+            cluster.bind(job.run, projected.peak_bytes)
+            follow(recipe, job, projected, cluster, Watched(observer, lock), force, parent)
+            job.run.renew()
+    except (DumapError, KeyboardInterrupt) as error:
+        error.add_note(f"What is committed in {output} is kept; the same command goes on from there.")
+        raise
 
 
 def held(run: Run, projected: Plan) -> int:
@@ -129,15 +158,26 @@ def held(run: Run, projected: Plan) -> int:
     return found
 
 
-def follow(recipe: Recipe, job: Job, projected: Plan, cluster: Engine, observer: Observer, force: bool = False) -> None:
+def follow(
+    recipe: Recipe,
+    job: Job,
+    projected: Plan,
+    cluster: Engine,
+    observer: Observer,
+    force: bool = False,
+    parent: Run | None = None,
+) -> None:
     """Run a recipe's stages that are not committed yet; make anew what turns out to be damaged on the way."""
     repaired: dict[tuple[str, str], int] = {}
+    remade: set[str] = set()
     while True:
         try:
             check_digests(recipe, job)
             settle(job.run, recipe, job.config.keep, finish=True)
             for stage in recipe:
-                if not job.run.is_committed(DONE, stage.name):
+                if job.run.is_committed(DONE, stage.name):
+                    continue
+                if parent is None or stage.name in remade or not inherit(recipe, stage, job, parent, observer.note):
                     begin_stage(job.run, stage.name, cluster, force)
                     _complete(stage, job, projected, cluster, observer)
                     settle(job.run, recipe, job.config.keep)
@@ -147,10 +187,12 @@ def follow(recipe: Recipe, job: Job, projected: Plan, cluster: Engine, observer:
             repaired[part] = repaired.get(part, 0) + 1
             if repaired[part] > REPAIRS:
                 raise
-            if not revive(job.run, error, observer.note):
+            if disown(job, error, observer.note):
+                remade.add(error.stage)
+            elif not revive(job.run, error, observer.note):
                 observer.note(f"{error}: it is made again")
                 forget(job.run, *part)
-            create(job, cluster)
+            create(job, cluster, parent)
             cluster.bind(job.run, projected.peak_bytes)
 
 

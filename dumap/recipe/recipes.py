@@ -7,8 +7,9 @@ import math
 from dumap.config import Config
 from dumap.planning.audits import needs_metric
 from dumap.planning.budget import interpreter_bytes
-from dumap.planning.geometry import Geometry
+from dumap.planning.geometry import Geometry, geometry
 from dumap.planning.plan import Plan, StagePlan, core_seconds
+from dumap.sources.zarr_array import Input, Precomputed
 from dumap.stages import (
     Recipe,
     audit,
@@ -38,6 +39,20 @@ def recipe_of(config: Config) -> Recipe:
     return SEARCHED if config.neighbors.precomputed is None else GIVEN
 
 
+def geometry_of(config: Config) -> Geometry:
+    """Cut what a configuration reads.
+
+    Raises
+    ------
+    InputError
+        The input cannot be read or embedded.
+    """
+    source = Input(config.input.path, config.input.array)
+    path = config.neighbors.precomputed
+    given = None if path is None else Precomputed(path, source.rows)
+    return geometry(config, source.rows, source.dims, source.dtype.itemsize, source.chunk_rows, given)
+
+
 def make_plan(config: Config, cut: Geometry, worker_memory: int = 0, recipe: Recipe | None = None) -> Plan:
     """Project every stage of a recipe.
 
@@ -50,10 +65,10 @@ def make_plan(config: Config, cut: Geometry, worker_memory: int = 0, recipe: Rec
     recipe : Recipe, optional
         By default the one that the configuration asks for.
     """
-    stages = []
-    for stage in recipe_of(config) if recipe is None else recipe:
+    recipe, stages = recipe_of(config) if recipe is None else recipe, []
+    for stage in recipe:
         own = stage.project(cut, config, worker_memory)
         held = interpreter_bytes(stage.name, needs_metric(config, stage.name))
         peak = held + math.ceil(own.task_bytes)
         stages.append(StagePlan(stage.name, own.tasks, own.shuffled_bytes, own.disk_bytes, peak, held))
-    return Plan(cut, tuple(stages), core_seconds(config, cut))
+    return Plan(cut, tuple(stages), core_seconds(config, cut, {stage.name for stage in recipe}))

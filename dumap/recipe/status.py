@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from dumap.recipe.lineage import children_of, parent_of
 from dumap.recipe.names import DONE, STAGES
 from dumap.store import Run, driver, last_work
 
@@ -14,10 +15,12 @@ def status(location: str) -> dict[str, Any]:
     Returns
     -------
     dict
-        'output', 'state', 'driver' (who is at work, see `dumap.store.driver`, or None), 'parameters', 'input',
+        'output', 'state', 'parent' and 'children' (where the run lies whose stages this one reads, and those known to
+        read this one's), 'driver' (who is at work, see `dumap.store.driver`, or None), 'parameters', 'input',
         'versions' and 'stages': a list of dicts with 'name', 'state' (done, partial or pending), 'parts', 'progress'
-        (how many steps of how many are done, as far as it is known), 'seconds', 'projected_bytes', 'peak_bytes' and
-        'facts', 'digest' (see `dumap.recipe.digests`), and, once done, 'versions' and 'cpus' that made it.
+        (how many steps of how many are done, as far as it is known), 'seconds', 'projected_bytes', 'peak_bytes',
+        'facts', 'digest' (see `dumap.recipe.digests`), 'from' (the other run that holds it, or None) and, once done,
+        'versions' and 'cpus' that made it.
     """
     store = Run(location, read_only=True)
     attributes = store.attributes
@@ -25,7 +28,8 @@ def status(location: str) -> dict[str, Any]:
     for name in STAGES:
         parts = len(store.committed(name))
         entry: dict[str, Any] = {"name": name, "state": "partial" if parts else "pending", "parts": parts}
-        entry |= {"seconds": None, "projected_bytes": None, "peak_bytes": None, "facts": {}, "digest": None}
+        entry |= {"seconds": None, "projected_bytes": None, "peak_bytes": None, "facts": {}}
+        entry |= {"digest": None, "from": store.origin(name)}
         entry["progress"] = [at["done"], at["total"]] if at.get("stage") == name else None
         if store.is_committed(DONE, name):
             entry |= {"state": "done", **store.summary(DONE, name), "parts": parts, "progress": [parts, parts]}
@@ -35,6 +39,8 @@ def status(location: str) -> dict[str, Any]:
         "output": store.location,
         "state": "done" if done else "partial",
         "driver": driver(store),
+        "parent": parent_of(store),
+        "children": children_of(store),
         "parameters": attributes["parameters"],
         "input": attributes["input"],
         "fingerprint": attributes.get("fingerprint"),

@@ -104,6 +104,8 @@ class Stage:
         `project(cut, config, worker_memory)` says what it will take; `worker_memory` is 0 where it is not known.
     version : int
         Raised by whoever changes the bytes.
+    writes_results : bool
+        It writes the run's final arrays, so that no run can have it of another.
     """
 
     name: str
@@ -114,6 +116,7 @@ class Stage:
     project: Callable[[Geometry, Config, int], Projection]
     passing: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     version: int = 1
+    writes_results: bool = False
 
 
 Recipe = tuple[Stage, ...]

@@ -94,4 +94,5 @@ STAGE = Stage(
     writes=("rows",),
     run=run,
     project=project,
+    writes_results=True,
 )

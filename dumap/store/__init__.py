@@ -7,16 +7,19 @@ raises `FORMAT`. Other folders import from here, not from the modules.
 from dumap.store.arrays import Rows, find_array, read_array, write_arrays
 from dumap.store.chunks import Absent, decoded_rows, find_absent, require_chunks
 from dumap.store.lock import Lock, await_end, driver, last_work
-from dumap.store.manifests import IDENTITY, INSIDE, LOCKS, MANIFESTS, PARTS, manifest_key
+from dumap.store.manifests import DONE, IDENTITY, INHERITED, INSIDE, LOCKS, MANIFESTS, PARTS, manifest_key
 from dumap.store.naming import Naming
 from dumap.store.objects import bucket_errors, probe, probe_key, requests_at_once, set_threads, stamps, told
 from dumap.store.part import OBJECT_BYTES, Part
+from dumap.store.relative import reached, towards
 from dumap.store.run import FORMAT, Run
 from dumap.store.series import Series
 
 __all__ = [
+    "DONE",
     "FORMAT",
     "IDENTITY",
+    "INHERITED",
     "INSIDE",
     "LOCKS",
     "MANIFESTS",
@@ -39,11 +42,13 @@ __all__ = [
     "manifest_key",
     "probe",
     "probe_key",
+    "reached",
     "read_array",
     "requests_at_once",
     "require_chunks",
     "set_threads",
     "stamps",
     "told",
+    "towards",
     "write_arrays",
 ]

@@ -5,15 +5,28 @@ from __future__ import annotations
 import contextlib
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from typing import Any
 
 import numpy as np
 
 from dumap.errors import DamageError, DroppedError, LockError, StorageError
-from dumap.store.manifests import LOCKS, MANIFESTS, MOST_BYTES, PART, Manifest, is_sound, manifest_key, part_key
+from dumap.store.manifests import (
+    DONE,
+    IDENTITY,
+    INHERITED,
+    LOCKS,
+    MANIFESTS,
+    MOST_BYTES,
+    PART,
+    Manifest,
+    is_sound,
+    manifest_key,
+    part_key,
+)
 from dumap.store.objects import Objects, seal, unseal
+from dumap.store.relative import reached
 from dumap.store.shards import Broken, Shard
 
 MOST_LOCK_BYTES = 1 << 20
@@ -38,15 +51,48 @@ class Committed(Objects):
         or removed.
     token : str, optional
         What tells the holder of that term from any other: where the lock is not this holder's, neither.
+    inherited : mapping, optional
+        The stages whose parts other runs hold, and where these lie; where it is not given, it is looked up.
+    child : str, optional
+        The run for which this one is read: who reads it does not repair it.
     """
 
     def __init__(
-        self, location: str, read_only: bool = False, term: int | None = None, token: str | None = None
+        self,
+        location: str,
+        read_only: bool = False,
+        term: int | None = None,
+        token: str | None = None,
+        inherited: Mapping[str, str] | None = None,
+        child: str | None = None,
     ) -> None:
         super().__init__(location, read_only)
-        self.term, self.token = term, token
+        self.term, self.token, self.inherited, self.child = term, token, inherited, child
+        self._origins: dict[str, str | None] = {}
+        self._others: dict[str, Committed] = {}
         self._manifests: dict[tuple[str, str], Manifest] = {}
         self._shards: dict[tuple[str, str, str], list[tuple[str, int, Shard]]] = {}
+
+    # other runs --------------------------------------------------------------------------------
+
+    def owner(self, stage: str) -> Committed:
+        """Return the run that holds a stage's parts: this one, or the one from which this one has the stage."""
+        where = self.origin(stage)
+        if where is None:
+            return self
+        if where not in self._others:
+            self._others[where] = type(self)(where, read_only=True, inherited={}, child=self.location)
+        return self._others[where]
+
+    def origin(self, stage: str) -> str | None:
+        """Return where the run lies from which this one has a stage; None where it is its own."""
+        if self.inherited is not None or stage in (DONE, IDENTITY):
+            return (self.inherited or {}).get(stage)
+        if stage not in self._origins:
+            done = unseal(self.get(manifest_key(DONE, stage), MOST_BYTES) or b"")  # or none, or damaged: told elsewhere
+            way = done["attributes"].get(INHERITED) if done is not None and is_sound(done) else None
+            self._origins[stage] = reached(way, self.location) if isinstance(way, str) else None
+        return self._origins[stage]
 
     # manifests ---------------------------------------------------------------------------------
 
@@ -86,15 +132,17 @@ class Committed(Objects):
 
     def committed(self, stage: str) -> list[str]:
         """List a stage's committed parts."""
-        names = self.names_below(f"{MANIFESTS}/{stage}")
+        names = self.owner(stage).names_below(f"{MANIFESTS}/{stage}")
         return [name.removesuffix(".json") for name in names if re.fullmatch(rf"{PART}\.json", name)]
 
     def is_committed(self, stage: str, name: str) -> bool:
         """Tell whether a part is committed."""
-        return self.size(manifest_key(stage, name)) >= 0
+        return self.owner(stage).size(manifest_key(stage, name)) >= 0
 
     def manifest(self, stage: str, name: str) -> Manifest:
         """Read a committed part's manifest and check it."""
+        if (owner := self.owner(stage)) is not self:
+            return owner.manifest(stage, name)
         if (stage, name) not in self._manifests:
             key = manifest_key(stage, name)
             manifest = unseal(self.get(key, MOST_BYTES) or b"")
@@ -197,8 +245,13 @@ class Committed(Objects):
         """Tell whether an object is there, and what was written."""
         return self.digest(key, size) == known
 
-    def damage(self, stage: str, name: str, what: str) -> DamageError:
-        """Say what of a part is damaged."""
+    def damage(self, stage: str, name: str, what: str) -> StorageError:
+        """Say what of a part is damaged: an error that makes whoever drives this run make it again."""
+        if self.child is not None:
+            return StorageError(
+                f"{self.location}: {what} ({stage} {name}) is missing or damaged, and {self.child} reads it there: "
+                f"'dumap verify {self.location}' finds what is, 'dumap run' with that output makes it again"
+            )
         return DamageError(
             f"{self.location}: {what} ({stage} {name}) is missing or damaged; {self.advice()}", stage, name
         )
@@ -217,6 +270,8 @@ class Committed(Objects):
         out: np.ndarray | None = None,
     ) -> np.ndarray:
         """Read rows [start, stop) of a committed array, into `out` if given; fails on what is missing or damaged."""
+        if (owner := self.owner(stage)) is not self:
+            return owner.read(stage, name, array, start, stop, out)
         pieces = self._pieces(stage, name, array)
         offsets = [0, *accumulate(shard.shape[0] for *_, shard in pieces)]
         stop = offsets[-1] if stop is None else min(stop, offsets[-1])
@@ -255,6 +310,8 @@ class Committed(Objects):
         self, stage: str, names: Sequence[str], offsets: np.ndarray, array: str, start: int, stop: int
     ) -> np.ndarray:
         """Read rows [start, stop) of what parts hold one after another; part p's rows begin at offsets[p]."""
+        if (owner := self.owner(stage)) is not self:
+            return owner.read_span(stage, names, offsets, array, start, stop)
         spans = []
         begin = int(np.searchsorted(offsets, start, side="right")) - 1
         for p in range(max(begin, 0), len(names)):

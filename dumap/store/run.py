@@ -38,7 +38,7 @@ SECTIONS = ("parameters", "versions", "input")
 """Attributes of a run that hold keys and values."""
 OWN = (
     *("format", "kind", "seed", "cpus", *SECTIONS),
-    *("precomputed", "fingerprint", "precomputed_fingerprint"),
+    *("precomputed", "fingerprint", "precomputed_fingerprint", "parent"),
 )
 """What the group's attribute of dumap's own holds."""
 MOST_NODES = 4000
@@ -55,7 +55,7 @@ class Run(Committed):
 
     Parameters
     ----------
-    location, read_only, term, token
+    location, read_only, term, token, inherited, child
         As of `Committed`.
     """
 

@@ -1,0 +1,242 @@
+"""A run's parent: another run, finished or not, of whose finished stages it takes those that it would make alike.
+
+Such a stage is committed by reference: its manifest says which run holds the parts, and whoever reads them reads them
+there. Nothing is written to that run but that it has a child.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Callable
+
+from dumap.artifacts.job import Job
+from dumap.artifacts.parts import NEIGHBORS, VECTORS
+from dumap.config import Config
+from dumap.errors import DamageError, DroppedError, RunMismatchError, StorageError
+from dumap.recipe.digests import digests, digests_of_run
+from dumap.recipe.identity import DATA, data_of, describe_input
+from dumap.recipe.locations import check_apart, is_one_place
+from dumap.recipe.names import DONE
+from dumap.recipe.recipes import geometry_of, recipe_of
+from dumap.stages import Recipe, Stage
+from dumap.store import IDENTITY, INHERITED, Run, await_end, reached, towards
+from dumap.store.disk import normalize
+
+CHILD = "child"
+"""What the parts are called by which a run knows its children."""
+
+
+def parent_of(run: Run) -> str | None:
+    """Return where a run's parent lies; None where it has none."""
+    way = run.attributes.get("parent")
+    return reached(way, run.location) if isinstance(way, str) else None
+
+
+def children_of(run: Run) -> list[str]:
+    """List the runs that are known to read this one's stages, whether they are there still or not."""
+    found = []
+    for name in run.committed(IDENTITY):
+        if name.startswith(f"{CHILD}-"):
+            with contextlib.suppress(DamageError):  # which verify tells
+                found.append(reached(run.summary(IDENTITY, name)["run"], run.location))
+    return sorted(found)
+
+
+def inherited_by(run: Run) -> dict[str, str]:
+    """Return the stages that a run has of others, and where these lie."""
+    found = {}
+    for stage in run.committed(DONE):
+        with contextlib.suppress(DamageError):  # of a manifest: the run finds it when it comes to the stage
+            if isinstance(way := run.summary(DONE, stage).get(INHERITED), str):
+                found[stage] = reached(way, run.location)
+    return found
+
+
+# before a run ------------------------------------------------------------------------------------
+
+
+def open_parent(output: str, given: str | None) -> Run | None:
+    """Open the parent that is given, or that a run was begun with; it need not be there.
+
+    Raises
+    ------
+    RunMismatchError
+        The run was begun with another parent, or none.
+    StorageError
+        The parent is, holds or lies in the output.
+    """
+    run = Run(output, read_only=True)
+    known, begun = (parent_of(run), True) if run.exists() else (None, False)
+    if given is not None:
+        given = normalize(given)
+        check_apart(output, given, "parent")
+        if begun and (known is None or not is_one_place(known, given)):
+            before = "without a parent" if known is None else f"with the parent {known}"
+            raise RunMismatchError(f"{output} was begun {before}: leave {given} out, or name another output")
+    place = given or known
+    return None if place is None else Run(place, read_only=True, child=output)
+
+
+def lost_stages(run: Run) -> list[tuple[str, str]]:
+    """List the stages that a run has of others, and that are not there any more as they were; and where they lay."""
+    lost = []
+    for stage, where in inherited_by(run).items():
+        other, own = Run(where, read_only=True, inherited={}), run.summary(DONE, stage)
+        try:
+            there = other.is_committed(DONE, stage) and other.summary(DONE, stage)
+            gone = not there or there["digest"] != own["digest"] or set(own["parts"]) - set(other.committed(stage))
+        except (DamageError, KeyError):
+            gone = True
+        if gone:
+            lost.append((stage, where))
+    return lost
+
+
+def check_parent(job: Job, parent: Run | None, note: Callable[[str], None]) -> Recipe:
+    """Return the stages that a run makes itself; refuse a parent that cannot be read now, or that is of other data.
+
+    Raises
+    ------
+    LockError
+        A driver works on it, or on another run whose stages are read.
+    RunMismatchError
+        It is of other data, as far as shapes and types tell.
+    StorageError
+        It is not there, or of another format, or a stage that was taken of it is not there any more.
+    """
+    recipe = recipe_of(job.config)
+    if parent is None:
+        return recipe
+    taken = inherited_by(job.run)
+    for place in dict.fromkeys([parent.location, *taken.values()]):
+        other = Run(place, read_only=True, child=job.run.location)
+        if not other.exists():
+            raise StorageError(
+                f"{place} is no run, and {job.config.output} reads stages there: name the parent where it lies now in "
+                f"another output, or put it back"
+            )
+        if terms := other.terms():
+            await_end(other, terms[-1], note, f"reading it for {job.config.output}")
+    if lost := lost_stages(job.run):
+        said = ", ".join(f"{stage} of {where}" for stage, where in lost)
+        raise StorageError(
+            f"{job.config.output} reads stages that are not there any more: {said}. Have 'dumap run' make them there "
+            f"again, or name another output"
+        )
+    told = parent.attributes
+    for what in data_of(job.config):
+        now, then = getattr(job, what).describe(), told.get(what)
+        if then is not None and any(then[name] != now[name] for name in ("shape", "dtype")):
+            raise RunMismatchError(
+                f"nothing of {parent.location} is equal: its {what} has shape {tuple(then['shape'])} and dtype "
+                f"{then['dtype']}, {now['path']} has {tuple(now['shape'])} and {now['dtype']}; leave the parent out"
+            )
+    found = {*taken, *equal_stages(recipe, job, parent)}
+    if not found:
+        note(f"{parent.location}: none of its finished stages is as this run's; all are made")
+    return tuple(stage for stage in recipe if stage.name not in found)
+
+
+def equal_stages(recipe: Recipe, job: Job, parent: Run) -> list[str]:
+    """List the stages of a parent that a run takes, if the input holds the same data."""
+    found = parent.summary(DONE, VECTORS)["facts"] if parent.is_committed(DONE, VECTORS) else None
+    told = {what: getattr(job, what).describe() for what in data_of(job.config)}
+    wanted = digests(recipe, job, told, found)
+    return [stage.name for stage in recipe if _is_equal(stage, parent, wanted.get(stage.name))]
+
+
+def _is_equal(stage: Stage, parent: Run, digest: str | None) -> bool:
+    if digest is None or stage.writes_results or not parent.is_committed(DONE, stage.name):
+        return False
+    return parent.summary(DONE, stage.name).get("digest") == digest
+
+
+def with_width_of(config: Config, parent: Run) -> Config:
+    """Search as wide as a parent did for a run of fewer neighbours, where its lists are equal then."""
+    own, told = config.neighbors, parent.attributes["parameters"]["neighbors"]
+    width = told.get("width") or told["n_neighbors"]
+    if own.width is not None or own.n_neighbors >= width:
+        return config
+    wide = config.model_copy(update={"neighbors": own.model_copy(update={"width": width})})
+    return wide if NEIGHBORS in equal_stages(recipe_of(wide), Job(wide, geometry_of(wide)), parent) else config
+
+
+def as_begun(config: Config, run: Run) -> Config:
+    """Return the configuration with the width that a run took of its parent, where none is given."""
+    own, told = config.neighbors, run.attributes["parameters"]["neighbors"]
+    if own.width is not None or own.n_neighbors != told["n_neighbors"] or not told.get("width"):
+        return config
+    return config.model_copy(update={"neighbors": own.model_copy(update={"width": told["width"]})})
+
+
+def as_kin(config: Config, given: str | None, note: Callable[[str], None]) -> tuple[Config, Run | None]:
+    """Return the configuration with what a run takes of its parent's, and the parent, where there is one."""
+    parent, run = open_parent(config.output, given), Run(config.output, read_only=True)
+    if parent is None:
+        return config, None
+    kin = as_begun(config, run) if run.exists() else with_width_of(config, parent)
+    if kin != config:
+        note(f"neighbors.width is {kin.neighbors.width}, as in {parent.location}, whose lists are read")
+    return kin, parent
+
+
+# on the way --------------------------------------------------------------------------------------
+
+
+def check_data_of(job: Job, parent: Run) -> None:
+    """Refuse a parent of other data, once all of the run's input was read."""
+    if not (parent.is_committed(DONE, VECTORS) and job.run.is_committed(DONE, VECTORS)):
+        return
+    own, others = job.run.summary(DONE, VECTORS)["facts"], parent.summary(DONE, VECTORS)["facts"]
+    for what in data_of(job.config):
+        fact = DATA[what][0]
+        if fact in others and own[fact] != others[fact]:
+            raise RunMismatchError(
+                f"nothing of {parent.location} is equal: its {what} held other data than "
+                f"{getattr(job, what).path}; name another output, without a parent"
+            )
+
+
+def inherit(recipe: Recipe, stage: Stage, job: Job, parent: Run, note: Callable[[str], None]) -> bool:
+    """Take a stage of the parent, if it is equal; tell whether it was.
+
+    A stage of which the run has parts of its own is not taken: they are gone on with.
+    """
+    check_data_of(job, parent)
+    if job.run.committed(stage.name) or not _is_equal(stage, parent, digests_of_run(recipe, job).get(stage.name)):
+        return False
+    made, owner = parent.summary(DONE, stage.name), parent.owner(stage.name)
+    if gone := sorted(set(made["parts"]) - set(owner.committed(stage.name))):
+        raise owner.damage(stage.name, gone[0], "its manifest")
+    register(owner.location, job.run.location, note)
+    with job.run.part(DONE, stage.name) as out:
+        out.attributes |= {**made, "seconds": 0.0, INHERITED: towards(owner.location, job.run.location)}
+    if job.inherited is not None:
+        job.inherited[stage.name] = owner.location
+    if stage.name == VECTORS:
+        describe_input(job.run)
+    note(f"{stage.name}: read through {owner.location}")
+    return True
+
+
+def disown(job: Job, error: DamageError, note: Callable[[str], None]) -> bool:
+    """Where what is missing was dropped by the run that holds it, have the stage made here; tell whether it was."""
+    if not isinstance(error, DroppedError) or job.inherited is None or error.stage not in job.inherited:
+        return False
+    where = job.inherited.pop(error.stage)
+    job.run.forget(DONE, error.stage)
+    note(f"{error.stage}: {where} dropped {error.part}, which is needed: the stage is made here (see the setting keep)")
+    return True
+
+
+def register(place: str, child: str, note: Callable[[str], None]) -> None:
+    """Have a run know a child, for its status to list; where it cannot be written to, say so."""
+    run, name = Run(place, inherited={}), f"{CHILD}-{hashlib.sha256(child.encode()).hexdigest()[:16]}"
+    if run.is_committed(IDENTITY, name):
+        return
+    try:
+        with run.part(IDENTITY, name) as out:
+            out.attributes["run"] = towards(child, place)
+    except StorageError as error:
+        note(f"{error}; so its status does not list {child}")
