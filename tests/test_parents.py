@@ -205,6 +205,23 @@ def test_the_command_line_says_which_stages_are_whose(cli, child, parent):
     assert f"parent of {config.output}" in cli("status", parent).out
 
 
+def test_a_stage_whose_parts_a_parent_dropped_is_made_here(child, parent, near, tasks, monkeypatch):
+    config, notes, store = child(NEAR), Notes(), Run(parent)
+    store.drop("coarsen", store.committed("coarsen"))
+    monkeypatch.setattr("dumap.recipe.pipeline.check_kept", lambda stages, run: None)
+    run(config, parent=parent, observer=notes)
+    assert set(tasks) == {"coarsen", *STAGES[len(BEFORE) :]}
+    assert any(note.startswith(f"coarsen: {parent} dropped ") for note in notes.notes)
+    assert set(origins(config.output)) == set(BEFORE) - {"coarsen"}
+    assert results(config.output) == near
+
+
+def test_a_parent_that_kept_its_results_alone_is_refused(child):
+    bare = child({"keep": "results"})
+    run(bare)
+    refused(child(NEAR), bare.output, StorageError, "keep = results.*keep = model or all")
+
+
 # stopped and gone on with ---------------------------------------------------------------------------
 
 
@@ -260,7 +277,7 @@ def test_a_parent_that_is_driven_is_refused(child, parent, monkeypatch):
     assert not os.path.exists(config.output)
 
 
-@pytest.mark.parametrize("output", ["{}", "{}/below", "{}/embedding/c"])
+@pytest.mark.parametrize("output", ["{}", "{}/below", "{}/embedding/new"])
 def test_a_parent_that_is_the_output_or_holds_it_is_refused(child, parent, contents, output):
     before = contents(parent)
     config = child().model_copy(update={"output": output.format(parent)})

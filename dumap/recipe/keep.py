@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dumap.artifacts.neighbors import repairs_made
 from dumap.artifacts.parts import AUDIT, NEIGHBORS
 from dumap.config.values import format_bytes
-from dumap.errors import DamageError
+from dumap.errors import DamageError, StorageError
 from dumap.recipe.damage import forget
 from dumap.recipe.names import DONE, STAGES
 from dumap.stages import Recipe
@@ -51,6 +51,23 @@ def droppable(run: Run, recipe: Recipe, keep: str) -> dict[str, list[str]]:
             if needless and done.issuperset(later if passing is None else passing):
                 found.setdefault(stage.name, []).append(part)
     return found
+
+
+def check_kept(stages: Recipe, run: Run) -> None:
+    """Refuse to read stages of a run that kept nothing but its results; a part of each kind tells.
+
+    Raises
+    ------
+    StorageError
+    """
+    for stage in stages:
+        for kind, part in {kind_of(part): part for part in run.committed(stage.name)}.items():
+            passing = kind in stage.passing or is_outdated(run, stage.name, part)
+            if not passing and run.is_dropped(stage.name, part):
+                raise StorageError(
+                    f"{run.location} keeps its results alone (keep = results): stage {stage.name} cannot be read "
+                    f"there. Name a parent that was run with keep = model or all, or leave the parent out"
+                )
 
 
 def settle(run: Run, recipe: Recipe, keep: str, finish: bool = False) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ from dumap.planning.plan import Plan
 from dumap.recipe.damage import forget
 from dumap.recipe.digests import check_digests, digests_of_run
 from dumap.recipe.identity import check_chunks, check_same, create, describe_input, lost_identity
-from dumap.recipe.keep import is_settled, revive, settle
+from dumap.recipe.keep import check_kept, is_settled, revive, settle
 from dumap.recipe.lineage import as_kin, check_parent, disown, inherit, inherited_by, open_parent, register
 from dumap.recipe.locations import check_places, free_disk, probe_output, with_places
 from dumap.recipe.makers import begin_stage, check_makers, made_with, record_of
@@ -51,7 +52,15 @@ def plan(config: Config, parent: str | None = None) -> Plan:
     config = with_places(config)
     config, other = as_kin(config, parent, note)
     job = Job(config, geometry_of(config))
-    return plan_left(job, check_parent(job, other, note), memory)
+    return plan_left(job, stages_left(job, other, note), memory)
+
+
+def stages_left(job: Job, parent: Run | None, note: Callable[[str], None]) -> Recipe:
+    """Return the stages that a run makes itself: all but those that it can read through its parent."""
+    recipe, left = recipe_of(job.config), check_parent(job, parent, note)
+    if parent is not None:
+        check_kept(tuple(stage for stage in recipe if stage not in left), parent)
+    return left
 
 
 def plan_left(job: Job, stages: Recipe, worker_memory: int) -> Plan:
@@ -107,7 +116,7 @@ def run(
             observer.note(f"{config.output}: finished before; {said}")
             return status(config.output)
     check_chunks(job, observer.note)
-    stages = check_parent(job, other, observer.note)
+    stages = stages_left(job, other, observer.note)
     job = Job(config, job.geometry, inherited=inherited_by(job.run) if begun else {})
     projected = plan_left(job, stages, config.cluster.memory_limit or 0)
     if config.cluster.memory_limit and client is None:  # workers too small to start would not even say so
