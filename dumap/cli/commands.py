@@ -95,7 +95,7 @@ def plan(as_json: bool, parent: str | None, **options: Any) -> None:
     from dumap.recipe import pipeline
 
     config = _load(**options)
-    projected = pipeline.plan(config, parent)
+    projected = pipeline.plan(config) if parent is None else pipeline.plan(config, parent)
     chosen = choose(config.cluster, projected)
     if as_json:
         click.echo(to_json({**projected.as_dict(), "engine": chosen.name}))
