@@ -35,11 +35,16 @@ class Notes(Silent):
     def note(self, message: str) -> None:
         self.notes.append(message)
 
+    def left_out(self) -> list[str]:
+        """Return what was said of workers that are left out."""
+        return [note for note in self.notes if "is left out" in note]
 
-class AsBegins(Silent):
-    """Does something as a stage begins."""
+
+class AsBegins(Notes):
+    """Does something as a stage begins, and keeps what a person is told."""
 
     def __init__(self, stage: str, action: Callable[[], object]) -> None:
+        super().__init__()
         self.stage, self.action = stage, action
 
     def started(self, stage: str, projected_bytes: int) -> None:

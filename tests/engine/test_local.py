@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import zarr
 from distributed import Client
+from helpers import Notes
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from dumap.api import run
@@ -207,20 +208,10 @@ def test_an_error_lets_go_of_what_was_kept(configure, data, monkeypatch):
 
 def test_the_run_says_which_engine_ran_it(configure, data):
     config = configure(data)
-    notes = []
-
-    class Noting:
-        def note(self, message):
-            notes.append(message)
-
-        def started(self, *told):
-            pass
-
-        advanced = finished = started
-
-    stages = run(config, observer=Noting())["stages"]
+    told = Notes()
+    stages = run(config, observer=told)["stages"]
     assert {stage["engine"] for stage in stages} == {"local"}
-    assert any(note.startswith("local engine: ") and "s of work for one core" in note for note in notes)
+    assert any(note.startswith("local engine: ") and "s of work for one core" in note for note in told.notes)
 
 
 ALONE = """

@@ -217,7 +217,7 @@ def test_a_worker_that_cannot_do_the_work_is_left_out(nannied, prepare, expected
         nannied.ready(3)
         config, noting = prepare(), Notes()
         assert run(config, client=nannied.client, observer=noting)["state"] == "done"
-        (note,) = [note for note in noting.notes if "is left out" in note]
+        (note,) = noting.left_out()
         assert re.search(SAID[kind], note)
         assert results(config.output) == expected
         assert process.code is None, "others may have work for it"

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from distributed import Client, LocalCluster
 from faults.harness import ROUNDS, SECONDS, Fleet, fleet, results, until
+from helpers import AsBegins
 
 from dumap.api import run
 from dumap.artifacts.job import Job
@@ -18,26 +19,8 @@ from dumap.artifacts.parts import numbered
 from dumap.engine import backups
 from dumap.engine.cluster import Executor
 from dumap.recipe.damage import verify
-from dumap.recipe.observers import Silent
 from dumap.recipe.pipeline import plan
 from dumap.recipe.status import status
-
-
-class Noting(Silent):
-    """Keeps what is noted, and calls back once a stage begins."""
-
-    def __init__(self, stage: str = "", then=None):
-        self.notes, self.stage, self.then = [], stage, then
-
-    def note(self, message):
-        self.notes.append(message)
-
-    def started(self, stage, projected_bytes):
-        if stage == self.stage:
-            self.then()
-
-    def left_out(self):
-        return [note for note in self.notes if "is left out" in note]
 
 
 def sleeping(folder: str, seconds: float):
@@ -74,7 +57,7 @@ def test_a_run_on_a_cluster_that_scales_from_no_worker(prepare, expected):
     with LocalCluster(n_workers=0, threads_per_worker=1, memory_limit="2GiB", dashboard_address=":0") as cluster:
         cluster.adapt(minimum=0, maximum=2, interval="200ms", wait_count=2)
         with Client(cluster, set_as_default=False) as client:
-            noting = Noting("layout", lambda: until(lambda: not client.nthreads(), "an end of all workers"))
+            noting = AsBegins("layout", lambda: until(lambda: not client.nthreads(), "an end of all workers"))
             assert run(config, client=client, observer=noting)["state"] == "done"
     assert results(config.output) == expected
 
@@ -131,7 +114,7 @@ def test_a_late_worker_with_other_versions_computes_nothing(fresh, prepare, expe
             until(lambda: len(mixed.client.nthreads()) == 2, "a second worker")
 
         (fit,) = mixed.client.nthreads()
-        noting = Noting("cells", come)
+        noting = AsBegins("cells", come)
         ran = mixed.faults.plan({"role": "worker", "point": "task", "action": "sleep", "seconds": 0.0, "times": 10_000})
         pids = mixed.pids()
         assert run(config, client=mixed.client, observer=noting)["state"] == "done"
@@ -152,7 +135,7 @@ def test_a_late_worker_that_is_too_small_computes_nothing(fresh, prepare, expect
             mixed.start_workers(1, 1, True, "--memory-limit", "300MiB")
             until(lambda: len(mixed.client.nthreads()) == 2, "a second worker")
 
-        noting = Noting("cells", come)
+        noting = AsBegins("cells", come)
         assert run(config, client=mixed.client, observer=noting)["state"] == "done"
         (note,) = noting.left_out()
         assert "its memory limit of 300 MiB for 1 thread is less than the plan needs" in note

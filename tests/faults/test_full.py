@@ -21,7 +21,6 @@ from dumap.api import run
 from dumap.errors import BudgetError, StorageError
 from dumap.recipe.damage import verify
 from dumap.recipe.names import STAGES
-from dumap.recipe.observers import Silent
 from dumap.recipe.pipeline import plan
 from dumap.recipe.recipes import make_plan
 from dumap.store import Run
@@ -167,15 +166,9 @@ def test_workers_without_room_for_compiled_code_are_refused(fresh, prepare, disk
     assert results(config.output) == expected
 
 
-class Emptying(Silent):
-    """Ends the run as a stage begins."""
-
-    def __init__(self, stage: str) -> None:
-        self.stage = stage
-
-    def started(self, stage, projected_bytes):
-        if stage == self.stage:
-            raise KeyboardInterrupt
+def interrupt() -> None:
+    """End a run, as Ctrl-C does."""
+    raise KeyboardInterrupt
 
 
 @pytest.mark.fault(15)
@@ -184,7 +177,7 @@ class Emptying(Silent):
 def test_a_resume_needs_room_for_the_rest_alone(prepare, disk, expected, stage, cli):
     config = prepare().model_copy(update={"output": f"{disk.path}/run.zarr"})
     with pytest.raises(KeyboardInterrupt):
-        run(config, observer=Emptying(stage))
+        run(config, observer=AsBegins(stage, interrupt))
     projected = make_plan(config, plan(config).geometry)
     names = [part.name for part in projected.stages]
     rest = sum(part.disk_bytes for part in projected.stages[names.index(stage) :])
