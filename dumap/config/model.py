@@ -69,6 +69,11 @@ class Config(Section):
             )
         return self
 
+    @property
+    def layout_seed(self) -> int:
+        """The seed of start and layout."""
+        return self.seed if self.layout.seed is None else self.layout.seed
+
     def parameters(self) -> dict[str, Any]:
         """Return what the answer depends on, beside the input's data.
 

@@ -240,6 +240,14 @@ class StartConfig(Section):
 class LayoutConfig(Section):
     """The map, by gradient descent."""
 
+    seed: int | None = setting(
+        None,
+        "Seed of the random choices of start and layout alone. Another gives another map of the same graph. "
+        "null: as seed.",
+        changes=True,
+        ge=0,
+        lt=2**63,
+    )
     n_components: int = setting(
         2,
         "Dimensions of the map. Larger: more structure has room, and more memory and time.",

@@ -24,7 +24,7 @@ def layout_parameters(job: Job) -> LayoutParameters:
         settings.repulsion_strength,
         settings.negative_sample_rate,
         job.geometry.n_epochs,
-        job.config.seed,
+        job.config.layout_seed,
     )
 
 
@@ -56,7 +56,9 @@ def pack_shards(job: Job, graph: Graph, first: int, last: int) -> Edges:
     sample_rates, sample_phases, kept = np.empty(room, np.uint16), np.empty(room, np.uint16), 0
     for shard in range(first, last):
         start, stop = graph.shards.span(shard)
-        piece = pack(*graph.read(shard), start, greatest, job.geometry.n_epochs, job.config.seed, graph.shards.rows)
+        piece = pack(
+            *graph.read(shard), start, greatest, job.geometry.n_epochs, job.config.layout_seed, graph.shards.rows
+        )
         indptr[start - low + 1 : stop - low + 1] = kept + piece.indptr[1:]
         after = kept + len(piece.tails)
         tails[kept:after], sample_rates[kept:after], sample_phases[kept:after] = piece[1:]

@@ -137,7 +137,7 @@ def project(cut: Geometry, config: Config, worker_memory: int) -> Projection:
 STAGE = Stage(
     LAYOUT,
     keys=(
-        *("seed", "layout.n_components", "layout.n_epochs", "layout.learning_rate", "layout.min_dist"),
+        *("layout.seed", "layout.n_components", "layout.n_epochs", "layout.learning_rate", "layout.min_dist"),
         *("layout.spread", "layout.a", "layout.b", "layout.negative_sample_rate", "layout.repulsion_strength"),
         *("layout.exchange_every", "layout.least_fall"),
     ),

@@ -46,7 +46,7 @@ def has_settled(job: Job, epoch: int) -> bool:
 
 def draw_pairs(job: Job, part: str) -> None:
     """Choose the edges and the pairs of rows on which the loss is measured, the same for all epochs."""
-    graph, seed = Graph(job.run), job.config.seed
+    graph, seed = Graph(job.run), job.config.layout_seed
     ends = np.cumsum([0, *(graph.edges_of(shard, shard + 1) for shard in range(len(graph.shards)))])
     count = PAIRS if ends[-1] else 0
     bits = hashing.draws(seed, hashing.LOSS, np.arange(2 * count))

@@ -37,7 +37,7 @@ def solve(job: Job, part: str) -> None:
     """Embed the coarse graph, and lay it out from there."""
     pairs, sums, sizes = (job.run.read(COARSEN, EDGES, array) for array in ("pairs", "sums", "sizes"))
     graph = coarse.matrix_of(pairs, sums, len(sizes))
-    y, components, short = coarse.spectral(graph, sizes, job.config.layout.n_components, job.config.seed)
+    y, components, short = coarse.spectral(graph, sizes, job.config.layout.n_components, job.config.layout_seed)
     epochs = job.config.start.coarse_epochs if np.count_nonzero(sizes) < sizes.sum() else 0
     if epochs:
         y = coarse.lay_out(
@@ -57,7 +57,7 @@ def smooth(job: Job, part: str, passes: int) -> None:
         here = Pass(job, lambda shard: series.read(number - 1, "y", *graph.shards.span(shard)))
     else:
         known, labels = job.run.read(START, COARSE, "y"), labels_reader(job, graph, passes)
-        here = Pass(job, lambda shard: start.interpolate(labels(shard), known, job.config.seed))
+        here = Pass(job, lambda shard: start.interpolate(labels(shard), known, job.config.layout_seed))
     found, moments = [], np.zeros((6, job.config.layout.n_components))
     for shard in range(begin, end):
         indptr, tails, weights = graph.read(shard)
@@ -103,7 +103,7 @@ def write_coordinates(job: Job, shard: int, first: int, y: np.ndarray) -> None:
     """Write a shard's coordinates, stretched to the box."""
     box = job.run.summary(START, BOX)
     with job.run.part(START, numbered("coordinates", shard + 1)[-1]) as out:
-        out.write("y", start.into_box(y, np.array(box["low"]), np.array(box["high"]), job.config.seed, first))
+        out.write("y", start.into_box(y, np.array(box["low"]), np.array(box["high"]), job.config.layout_seed, first))
 
 
 def stretch(job: Job, part: str) -> None:
@@ -218,7 +218,7 @@ def placed_start(context: Context, graph: Graph) -> None:
 def scatter(job: Job, part: str) -> None:
     """Place a shard's rows evenly in the box."""
     first, stop = Graph(job.run).shards.span(number_of(part))
-    y = start.random_box(job.config.seed, np.arange(first, stop), job.config.layout.n_components)
+    y = start.random_box(job.config.layout_seed, np.arange(first, stop), job.config.layout.n_components)
     with job.run.part(START, part) as out:
         out.write("y", y.astype(np.float32))
 
@@ -259,7 +259,7 @@ def project(cut: Geometry, config: Config, worker_memory: int) -> Projection:
 STAGE = Stage(
     START,
     keys=(
-        *("seed", "task_memory", "input.unique", "neighbors.metric", "start.init", "start.coarse_epochs"),
+        *("layout.seed", "task_memory", "input.unique", "neighbors.metric", "start.init", "start.coarse_epochs"),
         *("layout.n_components", "layout.learning_rate", "layout.min_dist", "layout.spread", "layout.a", "layout.b"),
         *("layout.negative_sample_rate", "layout.repulsion_strength"),
     ),

@@ -46,7 +46,7 @@ def test_of_each_setting_it_is_told_whether_it_changes_the_embedding(key):
     assert SETTINGS[key].description.endswith(told.get(changes) or f"Changes the embedding only {changes}.")
 
 
-NO_SIZE = {"seed", "cluster.timeout", "cluster.worker_timeout"}
+NO_SIZE = {"seed", "layout.seed", "cluster.timeout", "cluster.worker_timeout"}
 """Numbers of which none is more of anything in the map."""
 
 
@@ -157,6 +157,7 @@ OTHERS = {
     "input.unique": True,
     "output": "OTHER.zarr",
     "seed": 1,
+    "layout.seed": 1,
     "task_memory": "1GiB",
     "keep": "all",
     "neighbors.n_neighbors": 10,

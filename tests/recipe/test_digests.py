@@ -33,6 +33,7 @@ OTHER: dict[str, Any] = {
     "graph.shard_rows": 4096,
     "start.init": "pca",
     "start.coarse_epochs": 7,
+    "layout.seed": 1,
     "layout.n_components": 3,
     "layout.n_epochs": 11,
     "layout.learning_rate": 0.5,
@@ -92,6 +93,12 @@ def test_a_setting_changes_the_stages_that_depend_on_it_and_what_reads_them(key)
 def test_the_coordinates_follow_min_dist_and_the_graph_does_not():
     found = changed(digests(configured()), digests(configured(**{"layout.min_dist": 0.5})))
     assert found == set(STAGES[STAGES.index("start") :])
+
+
+def test_the_seed_of_the_layout_is_of_the_start_and_the_layout_alone():
+    found = changed(digests(configured()), digests(configured(**{"layout.seed": 5})))
+    assert found == set(STAGES[STAGES.index("start") :])
+    assert digests(configured(seed=5)) == digests(configured(**{"seed": 5, "layout.seed": 5}))
 
 
 def test_fewer_neighbors_of_as_wide_lists_change_the_graph_and_what_follows():

@@ -103,6 +103,16 @@ def test_another_min_dist_makes_the_start_and_what_follows(child, parent, near, 
     assert {path.parent.name for path in Path(config.output, PARTS).glob("*/*")} <= set(tasks)
 
 
+def test_another_seed_of_the_layout_makes_another_map_of_the_same_graph(child, parent, tasks):
+    config, scratch = child({"layout.seed": 5}), child({"layout.seed": 5})
+    run(config, parent=parent)
+    assert set(tasks) == set(STAGES) - set(BEFORE)
+    run(scratch)
+    found, before = results(config.output), results(parent)
+    assert found == results(scratch.output)
+    assert {key for key in found if found[key] != before[key]} == {"embedding"}
+
+
 def test_a_run_of_the_same_settings_writes_its_results_alone(child, parent, tasks):
     config = child()
     run(config, parent=parent)

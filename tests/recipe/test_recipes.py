@@ -88,7 +88,12 @@ def test_a_configuration_chooses_its_recipe():
 
 # what stages do, beside what they declare ----------------------------------------------------------
 
-MADE_OF = {"others": "neighbors.n_neighbors", "searched": "neighbors.width", "widest": "neighbors.width"}
+MADE_OF = {
+    "others": "neighbors.n_neighbors",
+    "searched": "neighbors.width",
+    "widest": "neighbors.width",
+    "layout_seed": "layout.seed",
+}
 """Properties of settings, and the setting that each counts as."""
 MEMORY_ALONE = {
     "coarsen": {"task_memory", "layout.n_components"},
