@@ -136,7 +136,7 @@ class Cell:
         x = np.empty((len(rows), self.job.geometry.dims), np.float32)
 
         def made(some: np.ndarray) -> np.ndarray:
-            return vectors.partition_space(vectors.as_float32(some), metric) if metric else vectors.as_float32(some)
+            return vectors.to_euclidean(vectors.as_float32(some), metric) if metric else vectors.as_float32(some)
 
         self._gather("vectors", rows, x, made)
         return x

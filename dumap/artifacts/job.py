@@ -12,7 +12,7 @@ import numpy as np
 from dumap.artifacts.parts import VECTORS
 from dumap.config import Config
 from dumap.config.metrics import SHIFT_FREE
-from dumap.kernels.vectors import SPHERICAL, is_wide, place
+from dumap.kernels.vectors import SPHERICAL, as_embedded, is_wide
 from dumap.planning.geometry import Geometry
 from dumap.sources.zarr_array import Input, Precomputed
 from dumap.store import Run
@@ -78,8 +78,8 @@ class Job:
         return self.run.read(VECTORS, CENTRE, "centre") if self.run.summary(VECTORS, CENTRE)["applies"] else None
 
     def place(self, values: np.ndarray) -> np.ndarray:
-        """Return rows of the input's values as they are embedded, float32: see `dumap.kernels.vectors.place`."""
-        return place(values, self.config.neighbors.metric, self.centre)
+        """Return rows of the input's values as they are embedded, float32: see `dumap.kernels.vectors.as_embedded`."""
+        return as_embedded(values, self.config.neighbors.metric, self.centre)
 
     def rows(self, start: int, stop: int) -> np.ndarray:
         """Read rows [start, stop) as they are embedded, (n, geometry.dims) float32."""

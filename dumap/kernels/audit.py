@@ -1,4 +1,4 @@
-"""How much of the truth a graph holds, and how sure a sample makes one of it."""
+"""Recall of neighbour lists against exact neighbours, and its confidence interval from a sample."""
 
 from __future__ import annotations
 
@@ -9,22 +9,21 @@ import numpy as np
 
 
 @nb.njit(cache=True, nogil=True)
-def found(listed: np.ndarray, listed_distances: np.ndarray, exact: np.ndarray, limits: np.ndarray) -> np.ndarray:
-    """Tell which exact neighbours a list holds; of rows equally far, any are as good.
+def is_listed(listed: np.ndarray, listed_distances: np.ndarray, exact: np.ndarray, limits: np.ndarray) -> np.ndarray:
+    """Return which exact neighbours a list has found; of rows equally far, any counts.
 
-    What is listed, not farther than the limit and not among the exact ones stands for the farthest of them that is
-    not listed.
+    An entry within the limit that is not among the exact neighbours counts in place of the farthest one not listed.
 
     Parameters
     ----------
     listed : ndarray of int64, shape (queries, k)
         -1 where a list is not full.
     listed_distances : ndarray of float, shape (queries, k)
-        As exact as `limits`.
+        Computed as exactly as `limits`.
     exact : ndarray of int64, shape (queries, k)
         The k nearest, nearest first.
     limits : ndarray of float, shape (queries,)
-        Distance of the k-th, and what it may be off by.
+        Distance of the k-th exact neighbour, plus its rounding error.
 
     Returns
     -------
@@ -55,17 +54,16 @@ def found(listed: np.ndarray, listed_distances: np.ndarray, exact: np.ndarray, l
 def interval(values: np.ndarray, population: int) -> tuple[float, float]:
     """Return the 95% interval of a population's mean, from a sample without replacement.
 
-    Wilson's score interval (1927), with Student's quantile, for as many all-or-nothing rows as tell as much as these
-    values do. That number comes from the values' variance, to which one all-or-nothing row is added: where all
-    values are alike, the interval still allows for the rare others that such a sample misses. Of all rows, it is
-    their mean.
+    Wilson's score interval (1927) with Student's quantile, for the number of yes/no rows whose mean would have the
+    same variance. One yes/no row is added to the variance, so that the interval allows for rare other values even
+    where all in the sample are alike. If the sample is the whole population, both ends are the mean.
 
     Parameters
     ----------
     values : ndarray of float, shape (n,)
         From 0 to 1.
     population : int
-        Rows that the sample is of.
+        Rows of the population.
 
     Returns
     -------
@@ -80,7 +78,7 @@ def interval(values: np.ndarray, population: int) -> tuple[float, float]:
     if count >= population:
         return mean, mean
     spread = float(((values - mean) ** 2).sum(dtype=np.float64))
-    share = (spread + 1) / (count * mean * (1 - mean) + 1)  # of the variance of all-or-nothing rows
+    share = (spread + 1) / (count * mean * (1 - mean) + 1)  # of the variance of yes/no rows
     rows = count / share / (1 - count / population)
     z = float(stdtrit(max(1, count - 1), 0.975))
     middle, scale = (mean + z * z / (2 * rows)), 1 + z * z / rows

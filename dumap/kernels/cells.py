@@ -1,4 +1,4 @@
-"""Pack the tree's leaves into cells; each row is compared where its nearest leaves lie."""
+"""Cells: which leaves make one, and which cells a row joins: its home, and others as a guest."""
 
 from __future__ import annotations
 
@@ -8,69 +8,73 @@ import numpy as np
 from dumap.kernels import hashing
 
 CROWDED = 2.5
-"""A cell admits guests up to so many times the rows of the median cell, or as many as it has rows of its own."""
+"""A cell admits guests up to so many times the rows of the median cell, or as many as it has home rows."""
 CLASSES = 256
-"""Classes, about, in which a cell's guests are admitted one after another."""
+"""About how many classes of guests there are; a cell admits them class by class."""
 
 
-def pack(loads: np.ndarray, rows: int, fewest: int = 1) -> tuple[np.ndarray, np.ndarray]:
-    """Pack leaves that follow each other into cells of about the same number of rows.
+def assign_leaves(loads: np.ndarray, rows: int, min_rows: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    """Group consecutive leaves into cells of about the same number of rows.
 
     Parameters
     ----------
     loads : ndarray of int64, shape (leaves,)
         Rows of each leaf.
     rows : int
-        Rows that a cell should hold; none holds more than twice as many, and `fewest`.
-    fewest : int
-        Rows that a cell must hold: one with fewer joins that before or after it.
+        Home rows that a cell should have; none has more than twice as many plus `min_rows`.
+    min_rows : int
+        Home rows that a cell must have: a smaller one is merged with the cell before or after it.
 
     Returns
     -------
     cells : ndarray of int32, shape (leaves,)
-        Cell of each leaf; the first of several for a leaf of too many rows.
+        Cell of each leaf; the first of several for a leaf that is cut into pieces.
     pieces : ndarray of int32, shape (leaves,)
-        Cells that the leaf's rows are cut into by their ids: more than 1 where it has more than `rows`, since
-        distance did not split it.
+        Cells that the leaf's rows are dealt to by the hash of their ids; 1 unless it has more than `rows` rows, which
+        distances did not tell apart.
     """
     cells, pieces = np.empty(len(loads), np.int32), np.ones(len(loads), np.int32)
     wanted = ((np.cumsum(loads) - loads / 2) // rows).astype(np.int64)
-    cell = held = last = 0
+    cell = cell_rows = last = 0
     for leaf in range(len(loads)):
         load = loads[leaf]
-        if load and held >= fewest and (wanted[leaf] > last or load > rows):  # a leaf without rows begins no cell
-            cell, held = cell + 1, 0
+        is_over = wanted[leaf] > last or load > rows
+        if load and cell_rows >= min_rows and is_over:  # a leaf without rows begins no cell
+            cell, cell_rows = cell + 1, 0
         cells[leaf] = cell
         if load:
-            held, last = held + load, wanted[leaf]
+            cell_rows, last = cell_rows + load, wanted[leaf]
         if load > rows:
             pieces[leaf] = -(-load // rows)
-            cell, held, last = cell + pieces[leaf] - 1, fewest, -1
-    if cell and held < fewest:
+            cell, cell_rows, last = cell + pieces[leaf] - 1, min_rows, -1
+    if cell and cell_rows < min_rows:
         cells[cells == cell] = cell - 1
     return cells, pieces
 
 
 @nb.njit(cache=True, nogil=True)
-def _route(near, cells, pieces, first, hashes, reach, own, probes):
+def _route(near, cells, pieces, first, hashes, joined_leaves, row_cells, probes):
     for i in range(near.shape[0]):
-        joined = 0
+        joined = 0  # the cells that row i is in so far
         for rank in range(near.shape[1]):
             leaf = near[i, rank]
             if leaf < 0:
                 break
             cell = cells[leaf] + np.int32(hashes[i] % np.uint64(pieces[leaf]))
             at = 0
-            while at < joined and own[i, at] != cell:
+            while at < joined and row_cells[i, at] != cell:
                 at += 1
             if at == joined:
-                if joined == own.shape[1] or rank >= reach:
+                # A new cell: joined for one of the nearest leaves, while there is room. Leaves farther out only count
+                # in cells that the row is in anyway.
+                if joined == row_cells.shape[1] or rank >= joined_leaves:
                     continue
-                own[i, at] = cell
+                row_cells[i, at] = cell
                 joined += 1
-                if rank == 0 and pieces[leaf] > 1 and joined < own.shape[1]:  # the next piece links it to the rest
-                    own[i, joined] = cells[leaf] + (cell - cells[leaf] + 1) % pieces[leaf]
-                    probes[i, joined, 0] = leaf - first[own[i, joined]]
+                # A row of a leaf in pieces is also a guest of the next piece, which links them.
+                if rank == 0 and pieces[leaf] > 1 and joined < row_cells.shape[1]:
+                    row_cells[i, joined] = cells[leaf] + (cell - cells[leaf] + 1) % pieces[leaf]
+                    probes[i, joined, 0] = leaf - first[row_cells[i, joined]]
                     joined += 1
             for s in range(probes.shape[2]):
                 if probes[i, at, s] < 0:
@@ -85,35 +89,35 @@ def route(
     start: int,
     seed: int,
     max_copies: int,
-    reach: int,
+    joined_leaves: int,
     width: int,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Send each row to the cells of its nearest leaves.
+    """Choose each row's cells: the home is that of its nearest leaf, and it is a guest in cells of further leaves.
 
     Parameters
     ----------
     near : ndarray of int32, shape (n, sought)
-        Leaves, nearest first, as of `nearest_leaves`; all -1 for a row that is left out.
+        Leaves, nearest first, from `tree.nearest_leaves`; all -1 for a row that is left out.
     cells, pieces : ndarray of int32, shape (leaves,)
-        As of `pack`.
+        From `assign_leaves`.
     start : int
-        Id of the first row; ids choose the piece.
+        Id of the first row; ids decide which piece of a leaf a row goes to.
     seed : int
     max_copies : int
-        Cells that a row joins at the most.
-    reach : int
-        Nearest leaves whose cells a row joins; those further out are probed where their cell is joined anyway.
+        Most cells of a row, its home included.
+    joined_leaves : int
+        Nearest leaves whose cells a row joins. Leaves farther out are probed only in cells that the row is in anyway.
     width : int
-        Leaves that a row probes in a cell at the most.
+        Most leaves that a row probes in a cell.
 
     Returns
     -------
-    own : ndarray of int32, shape (n, max_copies)
-        Home cell first, then those the row is a guest of; -1 where there is none.
+    row_cells : ndarray of int32, shape (n, max_copies)
+        Home cell first, then cells where the row is a guest; -1 where there is none.
     probes : ndarray of int32, shape (n, max_copies, width)
         Leaves to probe in each, numbered within the cell; -1 where there is none.
     """
-    own = np.full((len(near), max_copies), -1, np.int32)
+    row_cells = np.full((len(near), max_copies), -1, np.int32)
     probes = np.full((len(near), max_copies, width), -1, np.int32)
     count = int(cells[-1] + pieces[-1])
     first = np.zeros(count, np.int64)
@@ -122,17 +126,17 @@ def route(
     for leaf in np.flatnonzero(pieces > 1):
         first[cells[leaf] + 1 : cells[leaf] + pieces[leaf]] = leaf
     hashes = hashing.draws(seed, hashing.PIECES, np.arange(start, start + len(near)))
-    _route(near, cells, pieces, first, hashes, reach, own, probes)
-    return own, probes
+    _route(near, cells, pieces, first, hashes, joined_leaves, row_cells, probes)
+    return row_cells, probes
 
 
-def guest_classes(own: np.ndarray, start: int, seed: int) -> tuple[np.ndarray, int]:
-    """Class rows as guests: those to whom a cell is nearer come first, of those to whom it is as near, a hash decides.
+def guest_classes(row_cells: np.ndarray, start: int, seed: int) -> tuple[np.ndarray, int]:
+    """Return each row's class as a guest of its cells: by rank of the cell among the row's cells, then by hash.
 
     Parameters
     ----------
-    own : ndarray of int32, shape (n, max_copies)
-        As of `route`.
+    row_cells : ndarray of int32, shape (n, max_copies)
+        From `route`.
     start : int
         Id of the first row.
     seed : int
@@ -140,46 +144,46 @@ def guest_classes(own: np.ndarray, start: int, seed: int) -> tuple[np.ndarray, i
     Returns
     -------
     classes : ndarray of int32, shape (n, max_copies)
-        The class of each row in each of its cells, those of its home apart: -1 there.
+        -1 at home, where a row is always admitted.
     count : int
-        Classes that there are.
+        Number of classes.
     """
-    slots = max(1, own.shape[1] - 1)
+    slots = max(1, row_cells.shape[1] - 1)
     levels = max(4, CLASSES // slots)
-    hashes = hashing.draws(seed, hashing.GUESTS, np.arange(start, start + len(own)))
+    hashes = hashing.draws(seed, hashing.GUESTS, np.arange(start, start + len(row_cells)))
     level = ((hashes >> np.uint64(32)) * np.uint64(levels) >> np.uint64(32)).astype(np.int32)
-    classes = level[:, None] + levels * np.arange(-1, own.shape[1] - 1, dtype=np.int32)
+    classes = level[:, None] + levels * np.arange(-1, row_cells.shape[1] - 1, dtype=np.int32)
     classes[:, 0] = -1
     return classes, slots * levels
 
 
 def limits(homes: np.ndarray, guests: np.ndarray) -> np.ndarray:
-    """Decide which classes of guests each cell admits, so that none has many more rows than others.
+    """Return how many classes of guests each cell admits, so that no cell has many more rows than the others.
 
     Parameters
     ----------
     homes : ndarray of int64, shape (cells,)
-        Rows whose home each cell is.
+        Home rows of each cell.
     guests : ndarray of int64, shape (cells, classes)
-        Rows of each class that would be its guests.
+        Would-be guests of each class.
 
     Returns
     -------
     ndarray of int64, shape (cells,)
-        The first class that is turned away.
+        The first class that is not admitted.
     """
     filled = (homes + guests.sum(axis=1))[homes > 0]
     room = np.maximum(int(CROWDED * np.median(filled)) - homes, homes) if len(filled) else homes
     return (np.cumsum(guests, axis=1) <= room[:, None]).sum(axis=1)
 
 
-def admit(own: np.ndarray, classes: np.ndarray, limits: np.ndarray) -> np.ndarray:
-    """Return rows' cells, as of `route`, with -1 in place of those that turn them away."""
-    return np.where((own >= 0) & (classes < limits[own]), own, np.int32(-1))
+def admit(row_cells: np.ndarray, classes: np.ndarray, limits: np.ndarray) -> np.ndarray:
+    """Return rows' cells, from `route`, with -1 in place of those that do not admit them."""
+    return np.where((row_cells >= 0) & (classes < limits[row_cells]), row_cells, np.int32(-1))
 
 
-def order_copies(cells: np.ndarray, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Sort the copies of a block's rows: by cell, its own rows first, by position.
+def order_by_cell(cells: np.ndarray, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Sort the (row, cell) pairs of a block by cell, home rows before guests, by position.
 
     Parameters
     ----------
@@ -188,8 +192,8 @@ def order_copies(cells: np.ndarray, positions: np.ndarray) -> tuple[np.ndarray, 
 
     Returns
     -------
-    source, slot : ndarray of int64, shape (copies,)
-        The row of the block each copy is of, and which of its cells it is for: 0 at home.
+    source, slot : ndarray of int64, shape (pairs,)
+        Row of the block, and which of its cells: 0 is the home.
     """
     source, slot = np.nonzero(cells >= 0)
     order = np.lexsort((positions[source], slot > 0, cells[source, slot]))
@@ -198,7 +202,7 @@ def order_copies(cells: np.ndarray, positions: np.ndarray) -> tuple[np.ndarray, 
 
 @nb.njit(cache=True, nogil=True)
 def ranks(home: np.ndarray, start: np.ndarray) -> np.ndarray:
-    """Number the rows of a block within their home cells, in the input's order.
+    """Return the positions of a block's rows: within each home cell, rows are in the order of the input.
 
     Parameters
     ----------

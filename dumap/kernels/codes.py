@@ -1,4 +1,4 @@
-"""Rows in a byte a column: their distances bound those of the rows from below, at a quarter of the bytes."""
+"""Codes: rows quantised to one byte a column, whose distances are lower bounds of the rows' distances."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import numpy as np
 
 from dumap.kernels.products import DEPTH, PACK, dot
 
-FEWEST = 32
-"""Columns from which on a bound is cheaper than the distance itself."""
-MOST, WIDTH = 32_768, PACK * DEPTH
-"""Columns that are coded at the most: the sum of so many squares of differences fits 32 bits."""
+MIN_COLUMNS = 32
+"""With fewer columns, the distance itself is cheaper than the bound."""
+MAX_COLUMNS, WIDTH = 32_768, PACK * DEPTH
+"""Most columns that are coded: so many squared differences sum to less than 32 bits hold."""
 LARGEST, FARTHEST = np.float32(127), np.finfo(np.float32).max
 SAMPLE = 256
 ROUNDING = np.float32(1.0001)
 COVERED = 0.999
-"""Share of a sample's values that the codes' range covers: a row further out has an error, and a bound, of its own."""
+"""Share of a sample's values within the codes' range; values outside are clipped, which the row's error allows for."""
 
 
 class Codes(NamedTuple):
@@ -26,13 +26,13 @@ class Codes(NamedTuple):
     Attributes
     ----------
     values : ndarray of int8, shape (n, columns)
-        No columns where there are too few to be worth it.
+        No columns if there are fewer than `MIN_COLUMNS`.
     errors : ndarray of float32, shape (n,)
-        At least the distance of each row from what its code stands for.
+        Upper bound of the distance of each row from its decoded code.
     lengths, sums : ndarray of int32, shape (n,)
-        The codes' squared lengths, and 256 times their sums.
+        Squared lengths of the codes, and 256 times their sums.
     step : float32
-        What a unit of the codes stands for.
+        A unit of the codes, in units of the rows.
     """
 
     values: np.ndarray
@@ -44,20 +44,23 @@ class Codes(NamedTuple):
 
 @nb.njit(cache=True, nogil=True, fastmath={"reassoc", "contract", "nsz"})
 def _encode_row(row, middle, step, codes):
-    """Write a row's codes; return the square of what they leave out."""
+    """Write a row's codes; return their squared error."""
     total, unit = np.float32(0), np.float32(1) / step
     for c in range(len(codes)):
-        placed = row[c] - middle[c]
-        code = np.rint(min(max(placed * unit, -LARGEST), LARGEST))
+        offset = row[c] - middle[c]
+        code = np.rint(min(max(offset * unit, -LARGEST), LARGEST))
         codes[c] = np.int8(code)
-        gap = placed - step * code
+        gap = offset - step * code
         total += gap * gap
     return total
 
 
 @nb.njit(inline="always")
 def _sums(code):
-    """Return the squared length of a row's codes, and 256 times their sum: twice what 128 more in the other adds."""
+    """Return the squared length of a row's codes, and 256 times their sum.
+
+    Products take the left side as code + 128: 2 (a + 128).b = 2 a.b + 256 sum(b), hence the 256.
+    """
     length, total = np.int32(0), np.int32(0)
     for c in range(len(code)):
         value = np.int32(code[c])
@@ -67,7 +70,7 @@ def _sums(code):
 
 
 def _step(extent: float) -> np.float32:
-    """Return the unit of codes that reach so far: its square, times what codes sum up to, is a number."""
+    """Return the unit of codes that cover an extent, within limits that keep squared sums finite."""
     return np.float32(min(max(float(extent) / float(LARGEST), 1e-30), 1e14))
 
 
@@ -79,7 +82,7 @@ def _encode(x, middle, step, values, errors, lengths, sums):
 
 
 def encode(x: np.ndarray) -> Codes:
-    """Code rows by their places around the middle of a sample.
+    """Code rows relative to the median of a sample.
 
     Parameters
     ----------
@@ -89,7 +92,7 @@ def encode(x: np.ndarray) -> Codes:
     -------
     Codes
     """
-    columns = min(x.shape[1], MOST) if x.shape[1] >= FEWEST else 0
+    columns = min(x.shape[1], MAX_COLUMNS) if x.shape[1] >= MIN_COLUMNS else 0
     values, errors = np.zeros((len(x), -(-columns // WIDTH) * WIDTH), np.int8), np.zeros(len(x), np.float32)
     lengths, sums = np.zeros((2, len(x)), np.int32)
     if not columns or not len(x):
@@ -104,10 +107,10 @@ def encode(x: np.ndarray) -> Codes:
     return Codes(values, errors, lengths, sums, step)
 
 
-def around(sample: np.ndarray) -> tuple[np.ndarray, np.float32]:
-    """Return where the codes of rows near each other are measured from, and what a unit of them stands for.
+def code_scale(sample: np.ndarray) -> tuple[np.ndarray, np.float32]:
+    """Return the middle and the unit of the codes of a leaf.
 
-    Twice as far as most of the sample's rows reach: those beyond are not told apart by their codes.
+    Codes cover twice the median extent of the sample's rows; rows beyond have no code, and an infinite error.
 
     Parameters
     ----------
@@ -126,7 +129,7 @@ def around(sample: np.ndarray) -> tuple[np.ndarray, np.float32]:
 
 @nb.njit(cache=True, nogil=True)
 def _code(row, middle, unit, code):
-    """Write a row's codes; return how far it lies from what they stand for, infinity where it lies beyond them."""
+    """Write a row's codes; return their error, infinity if it is more than rounding gives: the row is out of range."""
     columns = min(len(row), len(code))
     total = _encode_row(row, middle, unit, code[:columns])
     for c in range(columns, len(row)):
@@ -137,7 +140,7 @@ def _code(row, middle, unit, code):
 
 @nb.njit(cache=True, nogil=True)
 def code_rows(x, rows, middle, unit, codes, lengths, errors):
-    """Code some rows for the left side of products: as unsigned bytes, each 128 more than the code.
+    """Code rows for the left side of products: as unsigned bytes, code + 128.
 
     Parameters
     ----------
@@ -145,13 +148,13 @@ def code_rows(x, rows, middle, unit, codes, lengths, errors):
     rows : ndarray of int, shape (m,)
     middle : ndarray of float32, shape (dims,)
     unit : float32
-        With the middle, as of `around`.
+        Like the middle, from `code_scale`.
     codes : ndarray of uint8, shape (at least m, width)
-        Written, as are the others.
+        Written, like the arrays that follow.
     lengths : ndarray of int32, shape (at least m,)
         The codes' squared lengths.
     errors : ndarray of float32, shape (at least m,)
-        At least the distance of each row from what its codes stand for; infinite where it lies beyond them.
+        Upper bound of the distance of each row from its decoded codes; infinite for rows out of range.
     """
     code = np.zeros(codes.shape[1], np.int8)
     for i in range(len(rows)):
@@ -163,7 +166,7 @@ def code_rows(x, rows, middle, unit, codes, lengths, errors):
 
 @nb.njit(cache=True, nogil=True)
 def code_packs(x, rows, middle, unit, packs, lengths, errors):
-    """Code some rows for the right side of products: in packs, as `multiply` takes them.
+    """Code rows for the right side of products: in packs of 16 rows, as `multiply` takes them.
 
     Parameters
     ----------
@@ -171,7 +174,7 @@ def code_packs(x, rows, middle, unit, packs, lengths, errors):
         As for `code_rows`.
     packs : ndarray of int8, shape (packs, width / 4, 16, 4)
     lengths : ndarray of int32, shape (at least m,)
-        What makes, with the length of the left and less twice the product, the codes' squared distance.
+        Squared lengths, corrected for the 128 of the left side: left length + this - 2 product is the squared distance.
     """
     side = packs.shape[2]
     code = np.zeros(packs.shape[1] * packs.shape[3], np.int8)
@@ -186,7 +189,7 @@ def code_packs(x, rows, middle, unit, packs, lengths, errors):
 
 @nb.njit(inline="always")
 def least_squared(codes, i, j):
-    """Return what the squared distance of two rows is at least: the triangle inequality, by way of their codes."""
+    """Return a lower bound of two rows' squared distance: their codes' distance less both errors."""
     apart = codes.lengths[i] + codes.lengths[j] + codes.sums[j] - np.int32(2) * dot(codes.values[i], codes.values[j])
     least = codes.step * np.sqrt(np.float32(np.int32(apart))) - (codes.errors[i] + codes.errors[j])
     return min(least * least, FARTHEST) if least > 0 else np.float32(0)

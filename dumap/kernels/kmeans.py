@@ -1,4 +1,4 @@
-"""k-means, on one thread: one seed gives one answer."""
+"""k-means (Lloyd), seeded by k-means++, on one thread, so that a seed determines the result."""
 
 from __future__ import annotations
 
@@ -10,18 +10,19 @@ from dumap.kernels.threads import one_thread
 from dumap.kernels.vectors import power_near, squared_distance
 
 TRIALS, ROUNDS = 4, 25
-"""Rows that are drawn for each of the seeds, and rounds at the most."""
+"""Rows tried for each seed, and the most rounds of Lloyd's algorithm."""
 
 
 @nb.njit(cache=True, nogil=True)
 def _seeds(x, count, base):
-    """Choose rows that lie apart (k-means++, Arthur and Vassilvitskii, SODA 2007); fewer where fewer differ.
+    """Choose seeds by greedy k-means++ (Arthur and Vassilvitskii, SODA 2007); fewer if fewer rows differ.
 
-    Of some that are drawn, the one is chosen that leaves the least.
+    Each trial draws a row with probability proportional to its squared distance from the nearest seed; of the trials,
+    the one that leaves the smallest sum of these is chosen.
     """
     n = len(x)
     chosen = np.empty(count, np.int64)
-    nearest, own = np.full(n, np.inf, np.float32), np.empty((TRIALS, n), np.float32)
+    nearest, nearest_then = np.full(n, np.inf, np.float32), np.empty((TRIALS, n), np.float32)
     total, trials = np.inf, 1
     for number in range(count):
         best, least = -1, np.inf
@@ -38,31 +39,31 @@ def _seeds(x, count, base):
                             break
             rest = 0.0
             for i in range(n):
-                own[trial, i] = min(nearest[i], squared_distance(x[i], x[row]))
-                rest += own[trial, i]
+                nearest_then[trial, i] = min(nearest[i], squared_distance(x[i], x[row]))
+                rest += nearest_then[trial, i]
             if best < 0 or rest < least:
                 best, least, chosen[number] = trial, rest, row
-        nearest[:], total, trials = own[best], least, TRIALS
+        nearest[:], total, trials = nearest_then[best], least, TRIALS
         if not total > 0:
             return chosen[: number + 1]
     return chosen
 
 
 @nb.njit(cache=True, nogil=True)
-def move_to_means(x, own, centroids):
+def move_to_means(x, cluster_of, centroids):
     """Move each centroid, in place, to the mean of its rows; one without rows stays.
 
     Parameters
     ----------
     x : ndarray of float32, shape (n, dims)
-    own : ndarray of int, shape (n,)
+    cluster_of : ndarray of int, shape (n,)
         Each row's centroid.
     centroids : ndarray of float32, shape (clusters, dims)
     """
     sums, counts = np.zeros(centroids.shape), np.zeros(len(centroids), np.int64)
     for i in range(len(x)):
-        counts[own[i]] += 1
-        row = sums[own[i]]
+        counts[cluster_of[i]] += 1
+        row = sums[cluster_of[i]]
         for c in range(x.shape[1]):
             row[c] += x[i, c]
     for k in range(len(centroids)):
@@ -72,7 +73,7 @@ def move_to_means(x, own, centroids):
 
 
 def kmeans(x: np.ndarray, n_clusters: int, seed: int) -> np.ndarray:
-    """Return centroids of `x`; one thread, so that one seed gives one answer.
+    """Return the centroids of `x`.
 
     Parameters
     ----------
@@ -93,15 +94,15 @@ def kmeans(x: np.ndarray, n_clusters: int, seed: int) -> np.ndarray:
         return np.unique(x[chosen], axis=0)
     middle = x.mean(axis=0, dtype=np.float64).astype(np.float32)
     with np.errstate(over="ignore"):
-        placed = (x - middle) * scale
-    centroids, own = placed[chosen], np.empty(0, np.int64)
+        centred = (x - middle) * scale
+    centroids, cluster_of = centred[chosen], np.empty(0, np.int64)
     with one_thread():
         for _ in range(ROUNDS):
-            squared = placed @ centroids.T
+            squared = centred @ centroids.T
             squared *= -2
             squared += np.einsum("ij,ij->i", centroids, centroids)
-            before, own = own, squared.argmin(axis=1)
-            if np.array_equal(own, before):
+            before, cluster_of = cluster_of, squared.argmin(axis=1)
+            if np.array_equal(cluster_of, before):
                 break
-            move_to_means(placed, own, centroids)
+            move_to_means(centred, cluster_of, centroids)
     return np.unique(centroids / scale + middle, axis=0)

@@ -1,6 +1,6 @@
-"""Lists of the nearest rows of a cell, while they are filled: pairs are offered, and neighbours of neighbours.
+"""Neighbour lists of a cell's rows while they are filled: with pairs, and by neighbours of neighbours.
 
-A list's entries are numbers of rows, nearest first; -1 where there is none.
+An entry is the number of a row in the cell. Entries are sorted, nearest first; -1 where there is none.
 """
 
 from __future__ import annotations
@@ -15,63 +15,71 @@ from dumap.kernels.neighbors import precedes
 from dumap.kernels.vectors import squared_distance
 
 FARTHEST = np.finfo(np.float32).max
-"""Squared distances beyond this are this."""
-SLACK = np.float32(1.001)
-"""Rounding that a bound from below is allowed."""
+"""Squared distances are cut off at this, the largest float32."""
+ROUND_UP = np.float32(1.001)
+"""Factor that makes a limit safe against rounded lower bounds."""
 NEW = np.uint8(2)
-"""Of an entry that came in this pass; 1 is one of the last pass, 0 an old one."""
+"""Age of an entry of this pass; 1 is one of the pass before, 0 an older one."""
 
 
 @nb.njit(cache=True, nogil=True)
 def offer(row, j, d, indices, distances, fresh):
-    """Insert j into a row's list; of those as near, the pairs' hashes choose, so that equal rows form no hub."""
+    """Insert j at distance d into a row's list, unless it is there or too far.
+
+    Ties go by the hash of the pair, so that a few of many equal rows are not in all lists.
+    """
     at = indices.shape[1] - 1
     if not d < np.inf or not precedes(d, j, distances[row, at], indices[row, at], row):
         return
-    names, lengths, ages = indices[row], distances[row], fresh[row]
-    there = False
-    for t in range(len(names)):  # without a way out in the middle, so that lanes are filled
-        there |= names[t] == j
-    if there:
+    entries, entry_distances, ages = indices[row], distances[row], fresh[row]
+    listed = False
+    for t in range(len(entries)):  # no early exit, so that the loop is vectorized
+        listed |= entries[t] == j
+    if listed:
         return
-    while at > 0 and precedes(d, j, lengths[at - 1], names[at - 1], row):
-        names[at], lengths[at], ages[at] = names[at - 1], lengths[at - 1], ages[at - 1]
+    while at > 0 and precedes(d, j, entry_distances[at - 1], entries[at - 1], row):
+        entries[at], entry_distances[at], ages[at] = entries[at - 1], entry_distances[at - 1], ages[at - 1]
         at -= 1
-    names[at], lengths[at], ages[at] = j, d, NEW
+    entries[at], entry_distances[at], ages[at] = j, d, NEW
 
 
 @nb.njit(inline="always")
 def between(x, i, j):
-    """Return the squared distance of two rows of x, finite however far they lie."""
+    """Return the squared distance of two rows of x, cut off so that it is finite."""
     return min(squared_distance(x[i], x[j]), FARTHEST)
 
 
 @nb.njit(cache=True, nogil=True)
-def _within(i, others, count, limits, codes, bounds):
-    """Keep those of some rows that may be near enough to row i, or it to them; return how many they are."""
-    for q in range(count):  # apart from what follows, so that the next row is fetched while this one is summed
+def _may_be_near(i, others, count, limits, codes, bounds):
+    """Keep those of `others` that, by lower bounds, may enter row i's list or list i; return how many."""
+    for q in range(count):  # a loop of its own: the processor fetches the next rows while it sums
         bounds[q] = least_squared(codes, i, others[q])
     kept = 0
     for q in range(count):
         j = others[q]
         others[kept] = j
-        kept += bounds[q] <= SLACK * max(limits[i], limits[j])
+        kept += bounds[q] <= ROUND_UP * max(limits[i], limits[j])
     return kept
 
 
 @nb.njit(cache=True, nogil=True)
 def explore(x, codes, home, indices, distances, fresh):
-    """Offer each row its neighbours' neighbours, and it to them, where one edge on the way is new."""
+    """Compare each row with its neighbours' neighbours, one pass of nearest-neighbour descent.
+
+    A pair (i, j) by way of a neighbour is compared if one of the two steps is new since the last pass (Dong, Charikar
+    and Li, WWW 2011).
+    """
     n, k = indices.shape
     limits = distances[:, k - 1].copy()
     seen = np.full(n, -1, np.int32)
     has_new = np.zeros(n, np.bool_)
     for i in range(n):
         for s in range(k):
-            fresh[i, s] >>= 1
+            fresh[i, s] >>= 1  # entries age by a pass
             has_new[i] |= fresh[i, s] > 0
     others, bounds = np.empty(k * k, np.int32), np.empty(k * k, np.float32)
     for i in range(n):
+        # Gather candidates j with i -> via -> j, each once, that i does not list already.
         seen[i] = i
         for s in range(k):
             if indices[i, s] >= 0:
@@ -89,13 +97,14 @@ def explore(x, codes, home, indices, distances, fresh):
                     break
                 if seen[j] == i or not (is_new or fresh[via, t]):
                     continue
-                if home[i] >= 0 and home[i] == home[j]:  # both are compared at home
+                if home[i] >= 0 and home[i] == home[j]:  # compared in their home cell
                     continue
                 seen[j] = i
                 others[count] = j
                 count += 1
+        # Codes rule out most candidates; the others are compared exactly, in both directions.
         if codes.values.shape[1]:
-            count = _within(i, others, count, limits, codes, bounds)
+            count = _may_be_near(i, others, count, limits, codes, bounds)
         for q in range(count):
             j = others[q]
             d = between(x, i, j)
@@ -109,22 +118,22 @@ def explore(x, codes, home, indices, distances, fresh):
 
 @nb.njit(cache=True, nogil=True)
 def score(x, indices, distances, fresh):
-    """Sort lists anew, those that came in this pass by distances from the rows' differences."""
+    """Compute the distances of new entries from the rows themselves, and sort the lists again."""
     for i in range(len(indices)):
-        names, lengths, ages = indices[i], distances[i], fresh[i]
-        for s in range(len(names)):
-            j, age = names[s], ages[s]
+        entries, entry_distances, ages = indices[i], distances[i], fresh[i]
+        for s in range(len(entries)):
+            j, age = entries[s], ages[s]
             if j < 0:
                 break
-            d, at = between(x, i, j) if age == NEW else lengths[s], s
-            while at > 0 and precedes(d, j, lengths[at - 1], names[at - 1], i):
-                names[at], lengths[at], ages[at] = names[at - 1], lengths[at - 1], ages[at - 1]
+            d, at = between(x, i, j) if age == NEW else entry_distances[s], s
+            while at > 0 and precedes(d, j, entry_distances[at - 1], entries[at - 1], i):
+                entries[at], entry_distances[at], ages[at] = entries[at - 1], entry_distances[at - 1], ages[at - 1]
                 at -= 1
-            names[at], lengths[at], ages[at] = j, d, age
+            entries[at], entry_distances[at], ages[at] = j, d, age
 
 
 class Lists(NamedTuple):
-    """The lists of a cell's rows while they are filled."""
+    """Neighbour lists while they are filled: entries, squared distances, and ages (see `NEW`)."""
 
     indices: np.ndarray
     distances: np.ndarray
@@ -132,6 +141,6 @@ class Lists(NamedTuple):
 
     @classmethod
     def empty(cls, rows: int, k: int) -> Lists:
-        """Return lists without entries."""
+        """Return empty lists."""
         shape = (rows, k)
         return cls(np.full(shape, -1, np.int32), np.full(shape, np.inf, np.float32), np.zeros(shape, np.uint8))

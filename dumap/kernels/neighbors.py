@@ -1,4 +1,4 @@
-"""Nearest neighbours inside a cell, and the merge of what several cells found."""
+"""Nearest neighbours within a cell for metrics without leaf search, and the merge of lists of several cells."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ import numpy as np
 from dumap.kernels import hashing
 
 EXACT_SECONDS = 8.0
-"""Cells that take about this long or less are searched exhaustively: pynndescent takes longer to compile."""
+"""Cells that take about this long or less are searched exhaustively: compiling pynndescent takes longer."""
 PAIR_SECONDS, DIM_SECONDS = 5e-9, 1e-9
-"""What a pair takes by a metric's own function, and each of its dims (measured)."""
+"""Time of one distance by a metric's own function: of a pair, and of each dim (measured)."""
 
 _one_build_at_a_time = threading.Lock()  # numba's workqueue aborts on concurrent parallel regions
 
 
 def distance_function(metric: str):
     """Return pynndescent's compiled distance of that name."""
-    from pynndescent.distances import named_distances  # takes seconds, and Euclidean rows need it not
+    from pynndescent.distances import named_distances  # takes seconds, and Euclidean metrics do not need it
 
     return named_distances[metric]
 
@@ -29,25 +29,25 @@ def distance_function(metric: str):
 def _exhaustive(data, queries, k, distance, arguments, indices, distances):
     for q in range(queries.shape[0]):
         i = queries[q]
-        found = 0
+        filled = 0
         for j in range(data.shape[0]):
             if j == i:
                 continue
             d = np.float32(distance(data[i], data[j], *arguments))
-            if found == k and not d < distances[q, k - 1]:
+            if filled == k and not d < distances[q, k - 1]:
                 continue
-            at = min(found, k - 1)
+            at = min(filled, k - 1)
             while at > 0 and distances[q, at - 1] > d:
                 distances[q, at], indices[q, at] = distances[q, at - 1], indices[q, at - 1]
                 at -= 1
             distances[q, at], indices[q, at] = d, j
-            found = min(found + 1, k)
+            filled = min(filled + 1, k)
 
 
 def exhaustive(
     data: np.ndarray, queries: np.ndarray, k: int, metric: str, metric_kwds: dict
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Find the exact k nearest other rows of each query, ties by row.
+    """Find the exact k nearest other rows of each query; ties go by row.
 
     Parameters
     ----------
@@ -71,15 +71,15 @@ def exhaustive(
 
 
 def exact_rows(dims: int) -> int:
-    """Return up to how many rows a cell is searched exhaustively."""
+    """Return the most rows of a cell that is searched exhaustively."""
     return int(np.sqrt(EXACT_SECONDS / (PAIR_SECONDS + DIM_SECONDS * dims)))
 
 
 def search(data: np.ndarray, k: int, metric: str, metric_kwds: dict, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Find about the k nearest other rows of every row of a cell.
 
-    Nearest-neighbour descent (Dong, Charikar and Li, WWW 2011) by pynndescent on one numba thread,
-    on which alone its result does not depend on the machine's cores.
+    Nearest-neighbour descent (Dong, Charikar and Li, WWW 2011) by pynndescent, on one numba thread: with several its
+    result depends on their number.
 
     Parameters
     ----------
@@ -114,38 +114,38 @@ def search(data: np.ndarray, k: int, metric: str, metric_kwds: dict, seed: int) 
                 n_jobs=1,
                 max_candidates=min(60, k + 1),
             )
-            found, distances = index.neighbor_graph
+            listed, distances = index.neighbor_graph
         finally:
             nb.set_num_threads(threads)
-    indices, distances = drop_self(found, distances.astype(np.float32))
+    indices, distances = drop_self(listed, distances.astype(np.float32))
     lacking = np.flatnonzero((indices < 0).any(axis=1))
     if len(lacking):
         indices[lacking], distances[lacking] = exhaustive(data, lacking, k, metric, metric_kwds)
     return indices, distances
 
 
-def drop_self(found: np.ndarray, distances: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Drop each row from its own neighbours, or the last where it is not among them.
+def drop_self(listed: np.ndarray, distances: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Remove each row from its own list, or the last entry if it is not in it.
 
     Parameters
     ----------
-    found : ndarray of int, shape (n, k + 1)
+    listed : ndarray of int, shape (n, k + 1)
     distances : ndarray of float32, shape (n, k + 1)
 
     Returns
     -------
     indices, distances : ndarray, shape (n, k)
     """
-    own = found == np.arange(len(found))[:, None]
-    own[~own.any(axis=1), -1] = True
-    keep = ~own
-    shape = (len(found), found.shape[1] - 1)
-    return found[keep].reshape(shape).astype(np.int64), distances[keep].reshape(shape)
+    is_self = listed == np.arange(len(listed))[:, None]
+    is_self[~is_self.any(axis=1), -1] = True
+    keep = ~is_self
+    shape = (len(listed), listed.shape[1] - 1)
+    return listed[keep].reshape(shape).astype(np.int64), distances[keep].reshape(shape)
 
 
 @nb.njit(inline="always")
 def precedes(d, j, other_d, other, i):
-    """Tell which of two neighbours of row i comes first: of those as near, the pair's hash says."""
+    """Return whether neighbour j of row i sorts before `other`: by distance, then by the hash of the pair."""
     if d != other_d:
         return d < other_d
     return hashing.pair(i, j) < hashing.pair(i, other)
@@ -153,11 +153,11 @@ def precedes(d, j, other_d, other, i):
 
 @nb.njit(inline="always")
 def insert(row, i, j, d, indices, distances):
-    """Insert neighbour j at distance d into a row's list; i and j are the pair's names."""
+    """Insert neighbour j at distance d into the list at `row`, which is that of the row with id i."""
     last = indices.shape[1] - 1
     if indices[row, last] >= 0 and not precedes(d, j, distances[row, last], indices[row, last], i):
         return
-    at = last  # where j stands already, or the list's end
+    at = last  # the slot of j if it is listed already, else the last
     for t in range(last + 1):
         if indices[row, t] == j:
             at = t
@@ -175,54 +175,54 @@ def merge(
     indices: np.ndarray,
     distances: np.ndarray,
     rows: np.ndarray,
-    more: np.ndarray,
-    more_distances: np.ndarray,
-    names: np.ndarray,
+    other_indices: np.ndarray,
+    other_distances: np.ndarray,
+    row_ids: np.ndarray,
 ) -> None:
-    """Merge what another cell found into the lists of some rows, in place.
+    """Merge lists from another cell into those of some rows, in place.
 
-    Order is by distance, then by the pair's hash, so that lists may come in any order, and so that of many equal
-    rows each takes others: by id, all would take the same few.
+    Entries sort by distance, then by the hash of the pair. So cells may be merged in any order, and many equal rows
+    list different ones of their kind; by id, all would list the same few.
 
     Parameters
     ----------
     indices, distances : ndarray, shape (n, k)
         Ascending lists, -1 and inf where empty.
     rows : ndarray of int64, shape (m,)
-        Row of `indices` that each row of `more` belongs to.
-    more, more_distances : ndarray, shape (m, k)
-    names : ndarray of int64, shape (m,)
-        What those rows are called in the lists.
+        Row of `indices` that each row of `other_indices` is merged into.
+    other_indices, other_distances : ndarray, shape (m, k)
+    row_ids : ndarray of int64, shape (m,)
+        Ids of these rows, as in the lists.
     """
     for g in range(rows.shape[0]):
-        for s in range(more.shape[1]):
-            if more[g, s] >= 0:
-                insert(rows[g], names[g], more[g, s], more_distances[g, s], indices, distances)
+        for s in range(other_indices.shape[1]):
+            if other_indices[g, s] >= 0:
+                insert(rows[g], row_ids[g], other_indices[g, s], other_distances[g, s], indices, distances)
 
 
 SOUND, OUTSIDE, REPEATED, DISTANCE = range(4)
-"""What may be wrong with a slot of a list: an id that no row has, one a second time, no distance."""
+"""What may be wrong with a slot of a given list: an id without a row, an id listed twice, an invalid distance."""
 
 
 @nb.njit(cache=True, nogil=True)
 def first_fault(indices: np.ndarray, distances: np.ndarray, first: int, rows: int) -> tuple[int, int, int]:
-    """Find the first slot of some rows' lists that holds what no list may.
+    """Find the first invalid slot of some rows' given lists.
 
     Parameters
     ----------
     indices : ndarray of int64, shape (n, columns)
-        -1 where there is none; a row may name itself, at whatever distance.
+        -1 where there is none; a row may list itself, at any distance.
     distances : ndarray of float32, shape (n, columns)
-        Looked at where there is an id.
+        Checked where there is an id.
     first : int
         Id of the first of these rows.
     rows : int
-        How many rows there are; ids are below.
+        Rows of the data set; ids are below it.
 
     Returns
     -------
     fault, row, slot : int
-        `SOUND` where there is none.
+        `SOUND` if there is none.
     """
     for i in range(indices.shape[0]):
         for s in range(indices.shape[1]):

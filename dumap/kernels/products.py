@@ -1,7 +1,8 @@
-"""Products of rows in a byte a column: exact whatever the processor, and fast where it has them built in.
+"""Dot products of rows of bytes: exact on any processor, and fast on those with AVX-512 VNNI.
 
-Rows of the left side are unsigned bytes, one row after the other. Those of the right are in packs of 16, four columns
-of each side by side, as the instruction takes them; processors without it find the same sums by what they have.
+Rows of the left side are unsigned bytes, one row after the other. Rows of the right side are in packs of 16: four
+columns of each row side by side, as VNNI's instruction takes them. Other processors compute the same sums with
+multiplications of 32 bits.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 PACK, ROWS, DEPTH = 16, 4, 4
-"""Rows of a pack, rows that are multiplied with it at once, and columns that are summed at once."""
+"""Rows of a pack, left rows that are multiplied with it at once, and columns that one instruction sums."""
 BUILT_IN = "+avx512vnni"
-"""The processor's feature that `_INSTRUCTION` asks for."""
+"""The processor feature that `_INSTRUCTION` needs."""
 _INSTRUCTION = "llvm.x86.avx512.vpdpbusd.512"
 _BYTE, _INT = ir.IntType(8), ir.IntType(32)
 _BYTES, _INTS = ir.VectorType(_BYTE, PACK * DEPTH), ir.VectorType(_INT, PACK)
@@ -36,7 +37,7 @@ def _arrays(context: Any, builder: Any, kinds: Any, values: Any) -> list[Any]:
 
 
 def _add_products(context: Any, builder: Any, total: Any, left: Any, right: Any) -> None:
-    """Add to 16 sums, where they are kept, the products of four unsigned and four signed bytes each."""
+    """Add to each of 16 sums in memory the products of four unsigned and four signed bytes."""
     sums = builder.load(total)
     if BUILT_IN in context.codegen().magic_tuple()[2].split(","):
         instruction = cgutils.get_or_insert_function(builder.module, ir.FunctionType(_INTS, [_INTS] * 3), _INSTRUCTION)
@@ -54,9 +55,9 @@ def _add_products(context: Any, builder: Any, total: Any, left: Any, right: Any)
 def _multiply(typing: Any, rows: Any, pack: Any, out: Any, at: Any) -> Any:
     """Multiply four rows, uint8 (4, 4 n), with a pack, int8 (n, 16, 4), into out, int32 (4, m), from column `at` on."""
 
-    def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
-        left, right, found = _arrays(context, builder, signature.args[:3], given[:3])
-        width, length = (cgutils.unpack_tuple(builder, side.shape)[1] for side in (left, found))
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        left, right, sums = _arrays(context, builder, signature.args[:3], values[:3])
+        width, length = (cgutils.unpack_tuple(builder, side.shape)[1] for side in (left, sums))
         totals = [cgutils.alloca_once_value(builder, ir.Constant(_INTS, None)) for _ in range(ROWS)]
         with cgutils.for_range(builder, cgutils.unpack_tuple(builder, right.shape)[0]) as loop:
             place = builder.mul(loop.index, width.type(PACK * DEPTH))
@@ -68,8 +69,8 @@ def _multiply(typing: Any, rows: Any, pack: Any, out: Any, at: Any) -> Any:
                 spread = builder.bitcast(builder.shuffle_vector(lane, lane, _numbers([0] * PACK)), _BYTES)
                 _add_products(context, builder, total, spread, taken)
         for row, total in enumerate(totals):
-            place = builder.add(builder.mul(length, width.type(row)), given[3])
-            builder.store(builder.load(total), _pointer(builder, found, place, _INTS), align=1)
+            place = builder.add(builder.mul(length, width.type(row)), values[3])
+            builder.store(builder.load(total), _pointer(builder, sums, place, _INTS), align=1)
         return context.get_dummy_value()
 
     return types.void(rows, pack, out, types.intp), generate
@@ -77,10 +78,10 @@ def _multiply(typing: Any, rows: Any, pack: Any, out: Any, at: Any) -> Any:
 
 @intrinsic
 def dot(typing: Any, left: Any, right: Any) -> Any:
-    """Sum the products of one row's bytes, each plus 128, with another's: int8 (a multiple of 64,)."""
+    """Return (left + 128) . right for two rows of int8, (a multiple of 64,)."""
 
-    def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
-        rows = _arrays(context, builder, signature.args, given)
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        rows = _arrays(context, builder, signature.args, values)
         width = cgutils.unpack_tuple(builder, rows[0].shape)[0]
         total = cgutils.alloca_once_value(builder, ir.Constant(_INTS, None))
         with cgutils.for_range(builder, builder.udiv(width, width.type(PACK * DEPTH))) as loop:
@@ -97,7 +98,7 @@ def dot(typing: Any, left: Any, right: Any) -> Any:
 
 @nb.njit(cache=True, nogil=True)
 def multiply(rows, packs, first, out):
-    """Multiply four rows with packs, from the pack `first` on.
+    """Multiply four left rows with the packs from `first` on.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""How good a graph and a map are, against exact neighbours."""
+"""Exact neighbours, block by block, and the measures of a map against them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 @nb.njit(cache=True, nogil=True)
 def keep_nearest(block, ids, skip, indices, distances):
-    """Insert a block of distances into lists of the nearest, ties by index.
+    """Insert a block of distances into lists of the nearest ids; ties go by id.
 
     Parameters
     ----------
@@ -16,7 +16,7 @@ def keep_nearest(block, ids, skip, indices, distances):
     ids : ndarray of int64, shape (n,)
         Ids of the block's columns.
     skip : ndarray of int64, shape (queries,)
-        An id that each query leaves out: its own.
+        Id that each query leaves out: its own.
     indices, distances : ndarray, shape (queries, k)
         Ascending; written.
     """
@@ -40,7 +40,9 @@ def keep_nearest(block, ids, skip, indices, distances):
 
 @nb.njit(cache=True, nogil=True)
 def count_nearer(block, ids, skip, limits, counts):
-    """Count, for each query, the rows of a block between one limit and the next; sums give how many are nearer.
+    """Count, for each query, the rows of a block between one limit and the next: a histogram of distances.
+
+    Its cumulative sums tell how many rows are nearer than each limit, hence the ranks of a map's neighbours.
 
     Parameters
     ----------
@@ -78,20 +80,20 @@ def squared_distances(queries: np.ndarray, x: np.ndarray, angular: bool = False)
     queries : ndarray of float64, shape (m, dims)
     x : ndarray of float64, shape (n, dims)
     angular : bool
-        Rows are of unit length, or zero where they have no direction: those lie at a right angle to all others.
+        Rows are of unit length, or zero: zero rows count as at a right angle to all others.
 
     Returns
     -------
     ndarray of float64, shape (m, n)
     """
-    own, other = np.einsum("ij,ij->i", queries, queries), np.einsum("ij,ij->i", x, x)
+    query_lengths, lengths = np.einsum("ij,ij->i", queries, queries), np.einsum("ij,ij->i", x, x)
     d = queries @ x.T
     d *= -2
-    d += other[None, :]
-    d += own[:, None]
+    d += lengths[None, :]
+    d += query_lengths[:, None]
     if angular:
-        d[own == 0, :], d[:, other == 0] = 2, 2
-        d[np.ix_(own == 0, other == 0)] = 0
+        d[query_lengths == 0, :], d[:, lengths == 0] = 2, 2
+        d[np.ix_(query_lengths == 0, lengths == 0)] = 0
     return np.maximum(d, 0, out=d)
 
 
@@ -103,21 +105,21 @@ def metric_distances(queries, x, distance, arguments, out):
             out[q, j] = distance(queries[q], x[j], *arguments)
 
 
-def overlap(found: np.ndarray, exact: np.ndarray) -> np.ndarray:
-    """Return the share of each row's exact neighbours that were found, (rows,)."""
-    return (found[:, :, None] == exact[:, None, :]).any(axis=1).mean(axis=1)
+def overlap(listed: np.ndarray, exact: np.ndarray) -> np.ndarray:
+    """Return the share of each row's exact neighbours that were listed, (rows,)."""
+    return (listed[:, :, None] == exact[:, None, :]).any(axis=1).mean(axis=1)
 
 
 def trustworthiness(ranks: np.ndarray, rows: int) -> float | None:
-    """Return the trustworthiness of maps whose nearest rows have these ranks among all rows.
+    """Return a map's trustworthiness (Venna and Kaski 2001), over sampled rows.
 
-    Venna and Kaski (2001), over sampled rows; None where it is not defined: of no rows, or where k is not below half of
-    all, as in scikit-learn.
+    1 - 2 / (k (2n - 3k - 1)) times the mean over rows of the sum of max(0, rank - k). None where it is not defined: no
+    rows, or k not below half of them, as in scikit-learn.
 
     Parameters
     ----------
     ranks : ndarray of int64, shape (queries, k)
-        1 for the nearest.
+        Rank, by the metric, of each of the k nearest rows in the map: 1 for the nearest.
     rows : int
     """
     queries, k = ranks.shape

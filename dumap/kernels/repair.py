@@ -1,4 +1,4 @@
-"""Neighbours of neighbours: pairs of rows that a third row lists, or that lie two lists apart, scored anew."""
+"""Repair of neighbour lists by local joins: rows that one list names, and neighbours of neighbours, are compared."""
 
 from __future__ import annotations
 
@@ -9,42 +9,42 @@ from dumap.kernels import vectors
 from dumap.kernels.neighbors import distance_function
 
 
-def choose_halo(indices: np.ndarray, first: int, most: int) -> tuple[np.ndarray, int]:
-    """Choose the rows of other cells that a cell's rows list, where they are too many those listed as nearer ones.
+def choose_halo(indices: np.ndarray, first: int, max_halo: int) -> tuple[np.ndarray, int]:
+    """Choose a cell's halo: the rows of other cells that its rows list; if they are too many, the nearest in the lists.
 
     Parameters
     ----------
-    indices : ndarray of int, shape (own, k)
-        Positions that each of the cell's rows lists, nearest first; -1 where there is none.
+    indices : ndarray of int, shape (home_rows, k)
+        Positions in the lists of the cell's home rows, nearest first; -1 where there is none.
     first : int
         Position of the cell's first row.
-    most : int
+    max_halo : int
 
     Returns
     -------
     halo : ndarray of int64
         Positions, ascending.
     left_out : int
-        How many more are listed.
+        Rows that are listed but not in the halo.
     """
     _, slots = np.nonzero(foreign := (indices >= 0) & ((indices < first) | (indices >= first + len(indices))))
     halo, inverse, times = np.unique(indices[foreign], return_inverse=True, return_counts=True)
-    left_out = max(0, len(halo) - most)
+    left_out = max(0, len(halo) - max_halo)
     if left_out:
         nearest = np.full(len(halo), indices.shape[1])
         np.minimum.at(nearest, inverse, slots)
-        halo = np.sort(halo[np.lexsort((halo, -times, nearest))[:most]])
+        halo = np.sort(halo[np.lexsort((halo, -times, nearest))[:max_halo]])
     return halo.astype(np.int64), left_out
 
 
-def localize(indices: np.ndarray, first: int, own: int, halo: np.ndarray) -> np.ndarray:
-    """Number positions by where they are at hand: a cell's own rows, then its halo; -1 elsewhere.
+def localize(indices: np.ndarray, first: int, home_rows: int, halo: np.ndarray) -> np.ndarray:
+    """Turn positions into local row numbers: a cell's home rows, then its halo; -1 for other positions.
 
     Parameters
     ----------
     indices : ndarray of int, shape (n, k)
-    first, own : int
-        Position of the cell's first row, and how many it has.
+    first, home_rows : int
+        Position of the cell's first row, and the number of its home rows.
     halo : ndarray of int64
         Positions, ascending.
 
@@ -52,183 +52,185 @@ def localize(indices: np.ndarray, first: int, own: int, halo: np.ndarray) -> np.
     -------
     ndarray of int32, shape (n, k)
     """
-    inside = (indices >= first) & (indices < first + own)
+    inside = (indices >= first) & (indices < first + home_rows)
     local = np.where(inside, indices - first, -1).astype(np.int32)
     if len(halo):
         at = np.minimum(np.searchsorted(halo, indices), len(halo) - 1)
         there = halo[at] == indices
-        local[there] = own + at[there]
+        local[there] = home_rows + at[there]
     return local
 
 
-def pack(indices: np.ndarray, distances: np.ndarray) -> np.ndarray:
-    """Put lists and the bits of their float32 distances side by side, so that they travel as one object."""
+def bundle(indices: np.ndarray, distances: np.ndarray) -> np.ndarray:
+    """Put lists and the bits of their float32 distances into one array, so that they travel as one object."""
     return np.concatenate([indices, np.ascontiguousarray(distances).view(np.int32)], axis=1, dtype=indices.dtype)
 
 
-def unpack(packed: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Take apart what `pack` put together from lists of k."""
-    return np.ascontiguousarray(packed[:, :k]), packed[:, k:].astype(np.int32).view(np.float32)
+def unbundle(bundled: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Undo `bundle`, for lists of k."""
+    return np.ascontiguousarray(bundled[:, :k]), bundled[:, k:].astype(np.int32).view(np.float32)
 
 
 @nb.njit(cache=True, nogil=True)
-def listed_by(members: np.ndarray, own: int) -> tuple[np.ndarray, np.ndarray]:
-    """Turn the lists of the first `own` rows round.
+def listed_by(lists: np.ndarray, home_rows: int) -> tuple[np.ndarray, np.ndarray]:
+    """Invert the lists of the first `home_rows` rows: which lists each row is in.
 
     Returns
     -------
     starts : ndarray of int64, shape (rows + 1,)
     entries : ndarray of int64
-        For each row the entries `head * k + slot` that list it.
+        For each row, the entries `head * k + slot` where it is listed.
     """
-    k = members.shape[1]
-    starts = np.zeros(members.shape[0] + 1, np.int64)
-    for j in range(own):
+    k = lists.shape[1]
+    starts = np.zeros(lists.shape[0] + 1, np.int64)
+    for j in range(home_rows):
         for s in range(k):
-            if members[j, s] >= 0:
-                starts[members[j, s] + 1] += 1
+            if lists[j, s] >= 0:
+                starts[lists[j, s] + 1] += 1
     starts = np.cumsum(starts)
     following, entries = starts[:-1].copy(), np.empty(starts[-1], np.int64)
-    for j in range(own):
+    for j in range(home_rows):
         for s in range(k):
-            if members[j, s] >= 0:
-                entries[following[members[j, s]]] = j * k + s
-                following[members[j, s]] += 1
+            if lists[j, s] >= 0:
+                entries[following[lists[j, s]]] = j * k + s
+                following[lists[j, s]] += 1
     return starts, entries
 
 
 @nb.njit(cache=True, nogil=True)
-def _keep(i, j, d, members, found, distances):
-    """Insert j into the nearest found for i, unless i lists it already."""
-    last = found.shape[1] - 1
+def _keep(i, j, d, lists, candidates, distances):
+    """Insert j into the candidates of i, unless i lists it already."""
+    last = candidates.shape[1] - 1
     if not d < distances[i, last]:
         return
     for s in range(last + 1):
-        if members[i, s] == j or found[i, s] == j:
+        if lists[i, s] == j or candidates[i, s] == j:
             return
     at = last
     while at > 0 and distances[i, at - 1] > d:
-        distances[i, at], found[i, at] = distances[i, at - 1], found[i, at - 1]
+        distances[i, at], candidates[i, at] = distances[i, at - 1], candidates[i, at - 1]
         at -= 1
-    distances[i, at], found[i, at] = d, j
+    distances[i, at], candidates[i, at] = d, j
 
 
 @nb.njit(nogil=True)
-def _score_pair(i, j, x, members, limits, distance, arguments, found, distances):
+def _score_pair(i, j, x, lists, limits, distance, arguments, candidates, distances):
     d = vectors.squared_distance(x[i], x[j]) if distance is None else np.float32(distance(x[i], x[j], *arguments))
     if d < limits[i]:
-        _keep(i, j, d, members, found, distances)
+        _keep(i, j, d, lists, candidates, distances)
     if d < limits[j]:
-        _keep(j, i, d, members, found, distances)
+        _keep(j, i, d, lists, candidates, distances)
 
 
-def _join(x, own, members, fresh, homes, inside, limits, distance, arguments, found, distances):
-    """Score each pair once for each way round it is met; fill `found` and `distances`, return how many pairs.
+def _local_join(x, home_rows, lists, fresh, homes, inside, limits, distance, arguments, candidates, distances):
+    """Fill `candidates` and `distances`; return how many pairs were compared.
 
     So many parameters, since numba takes each array by itself.
     """
-    rows, k = members.shape
-    starts, entries = listed_by(members, own)
+    rows, k = lists.shape
+    starts, entries = listed_by(lists, home_rows)
     seen, pairs = np.full(rows, -1, np.int32), 0
     for i in range(rows):
         seen[i] = i
-        for e in range(starts[i], starts[i + 1]):  # both are listed by j
+        for e in range(starts[i], starts[i + 1]):  # i and m are both in the list of j
             j, s = entries[e] // k, entries[e] % k
             for t in range(k):
-                m = members[j, t]
+                m = lists[j, t]
                 wanted = m > i and seen[m] != i and (fresh[j, s] or fresh[j, t])
                 if wanted and (inside or homes[m] != homes[i]):
                     seen[m] = i
                     pairs += 1
-                    _score_pair(i, m, x, members, limits, distance, arguments, found, distances)
-        if i >= own:
+                    _score_pair(i, m, x, lists, limits, distance, arguments, candidates, distances)
+        if i >= home_rows:
             continue
         for s in range(k):
-            j = members[i, s]
+            j = lists[i, s]
             if j < 0:
                 continue
-            if fresh[i, s] and seen[j] != i and (inside or homes[j] != homes[i]):  # j may not list i
+            if fresh[i, s] and seen[j] != i and (inside or homes[j] != homes[i]):  # i lists j; j may not list i
                 seen[j] = i
                 pairs += 1
-                _score_pair(i, j, x, members, limits, distance, arguments, found, distances)
+                _score_pair(i, j, x, lists, limits, distance, arguments, candidates, distances)
             for t in range(k):  # i lists j, and j lists m
-                m = members[j, t]
+                m = lists[j, t]
                 wanted = m >= 0 and seen[m] != i and (fresh[i, s] or fresh[j, t])
                 if wanted and (inside or homes[m] != homes[i]):
                     seen[m] = i
                     pairs += 1
-                    _score_pair(i, m, x, members, limits, distance, arguments, found, distances)
+                    _score_pair(i, m, x, lists, limits, distance, arguments, candidates, distances)
     return pairs
 
 
-_join_metric, _join_squared = nb.njit(nogil=True)(_join), nb.njit(cache=True, nogil=True)(_join)
+_local_join_metric, _local_join_squared = nb.njit(nogil=True)(_local_join), nb.njit(cache=True, nogil=True)(_local_join)
 
 
 @nb.njit(nogil=True)
-def _score_anew(x, found, distance, arguments, distances):
-    for i in range(found.shape[0]):
-        for s in range(found.shape[1]):
-            if found[i, s] >= 0:
-                distances[i, s] = distance(x[i], x[found[i, s]], *arguments)
+def _score_again(x, candidates, distance, arguments, distances):
+    for i in range(candidates.shape[0]):
+        for s in range(candidates.shape[1]):
+            if candidates[i, s] >= 0:
+                distances[i, s] = distance(x[i], x[candidates[i, s]], *arguments)
 
 
-def join(
+def local_join(
     x: np.ndarray,
-    own: int,
-    members: np.ndarray,
+    home_rows: int,
+    lists: np.ndarray,
     fresh: np.ndarray,
     homes: np.ndarray,
     inside: bool,
-    reach: np.ndarray,
+    kth_distances: np.ndarray,
     metric: str,
     metric_kwds: dict,
 ) -> tuple[np.ndarray, np.ndarray, int]:
-    """Find nearer neighbours among the neighbours of neighbours.
+    """Find nearer neighbours by a local join (Dong, Charikar and Li, WWW 2011).
 
-    A row meets the rows that stand in a list of the cell's own rows together with it and, where it is one of those,
-    also whom it lists, and whom they list (Dong, Charikar and Li, WWW 2011). What is found goes both ways.
+    Compared are rows that stand together in the list of a home row; and home rows with their neighbours and their
+    neighbours' neighbours. A pair that is near enough becomes a candidate of both rows.
     So many parameters, since numba takes each array by itself.
 
     Parameters
     ----------
     x : ndarray of float32, shape (n, dims)
-        The cell's own rows, then its halo.
-    own : int
-    members : ndarray of int32, shape (n, k)
-        Each row's list, as rows of `x`; -1 for those not at hand.
+        The cell's home rows, then its halo.
+    home_rows : int
+    lists : ndarray of int32, shape (n, k)
+        Each row's list, as rows of `x`; -1 for rows that are not in `x`.
     fresh : ndarray of bool, shape (n, k)
-        False for what was in a list when pairs were last scored: two such steps lead to no new pair, as a rule.
+        False for entries that were there at the last join: two such entries rarely lead to a new pair, and are skipped.
     homes : ndarray of int32, shape (n,)
         Each row's home cell.
     inside : bool
-        Whether to score pairs of one home cell too, which were searched before.
-    reach : ndarray of float32, shape (n,)
-        The farthest distance in each row's list, infinite where it has room.
+        Whether to compare pairs of one home cell, too; they were compared in the search.
+    kth_distances : ndarray of float32, shape (n,)
+        The farthest distance in each row's list, infinite if it is not full.
     metric, metric_kwds : str, dict
 
     Returns
     -------
-    found : ndarray of int32, shape (n, k)
-        Rows of `x` that may belong into each row's list and do not stand there; -1 where there are no more.
+    candidates : ndarray of int32, shape (n, k)
+        Rows of `x` nearer than the last of a row's list and not in it, nearest first; -1 where there are no more.
     distances : ndarray of float32, shape (n, k)
     pairs : int
-        Distances computed.
+        Pairs that were compared.
     """
-    found, distances = np.full(members.shape, -1, np.int32), np.full(members.shape, np.inf, np.float32)
+    candidates, distances = np.full(lists.shape, -1, np.int32), np.full(lists.shape, np.inf, np.float32)
     distance = vectors.great_circle if metric == vectors.SPHERICAL else distance_function(metric)
     arguments = tuple(metric_kwds.values())
     if metric not in vectors.EUCLIDEAN_ORDER:
-        pairs = _join_metric(x, own, members, fresh, homes, inside, reach, distance, arguments, found, distances)
-        return found, distances, pairs
-    z, limits = vectors.partition_space(x, metric), vectors.squared_limits(reach, metric).astype(np.float32)
-    pairs = _join_squared(z, own, members, fresh, homes, inside, limits, None, (), found, distances)
-    _score_anew(x, found, distance, arguments, distances)
-    return found, distances, pairs
+        pairs = _local_join_metric(
+            x, home_rows, lists, fresh, homes, inside, kth_distances, distance, arguments, candidates, distances
+        )
+        return candidates, distances, pairs
+    z, limits = vectors.to_euclidean(x, metric), vectors.squared_from_metric(kth_distances, metric).astype(np.float32)
+    pairs = _local_join_squared(z, home_rows, lists, fresh, homes, inside, limits, None, (), candidates, distances)
+    _score_again(x, candidates, distance, arguments, distances)
+    return candidates, distances, pairs
 
 
 @nb.njit(cache=True, nogil=True)
 def is_new(after: np.ndarray, before: np.ndarray) -> np.ndarray:
-    """Tell which entries of lists did not stand in them before, whatever their place."""
+    """Return which entries of lists were not in them before, in any slot."""
     out = np.ones(after.shape, np.bool_)
     for i in range(after.shape[0]):
         for s in range(after.shape[1]):

@@ -62,33 +62,33 @@ class _Libraries:
         self._held = 0
 
     def _look(self) -> list[LibController]:
-        """Return them, looked for anew where a thread comes in, and where modules were imported since."""
+        """Return them; searched for again when a thread enters, or when modules were imported since."""
         if not getattr(self._within, "depth", 0) or len(sys.modules) != self._modules:
             self._modules, self._found = len(sys.modules), ThreadpoolController().lib_controllers
         return self._found
 
     def enter(self) -> list[tuple[LibController, int]]:
-        """Hold all to one thread; return what this thread alone has to undo."""
+        """Set all to one thread; return the settings that only this thread has to undo."""
         with self._lock:
-            own = []
+            by_thread = []
             for library in self._look():
                 threads = library.num_threads
                 if _is_by_thread(library):
-                    own.append((library, threads))
+                    by_thread.append((library, threads))
                 elif library.filepath not in self._before:
                     self._before[library.filepath] = library, threads
                 if threads != 1:
                     _set(library, 1)
             self._held += 1
             self._within.depth = getattr(self._within, "depth", 0) + 1
-            return own
+            return by_thread
 
-    def leave(self, own: list[tuple[LibController, int]]) -> None:
-        """Undo what `enter` did; what is set for all threads, once none holds it any more."""
+    def leave(self, by_thread: list[tuple[LibController, int]]) -> None:
+        """Undo `enter`: this thread's settings at once, those of the process when the last thread leaves."""
         with self._lock:
             self._within.depth -= 1
             self._held -= 1
-            for library, threads in own:
+            for library, threads in by_thread:
                 _set(library, threads)
             if not self._held:
                 for library, threads in self._before.values():
@@ -102,8 +102,8 @@ _libraries = _Libraries()
 @contextmanager
 def one_thread() -> Iterator[None]:
     """Hold BLAS and OpenMP to one thread, those loaded meanwhile too; threads within it are counted."""
-    own = _libraries.enter()
+    by_thread = _libraries.enter()
     try:
         yield
     finally:
-        _libraries.leave(own)
+        _libraries.leave(by_thread)

@@ -1,46 +1,50 @@
-"""A tree of leaves that partitions space, grown from a sample, and the leaves that lie nearest to a row."""
+"""The tree: leaves (k-means centroids) in groups, grown from a sample, and the search for a row's nearest leaves."""
 
 from __future__ import annotations
 
 import numba as nb
 import numpy as np
 
-from dumap.kernels.axes import place, principal
+from dumap.kernels.axes import principal, project
 from dumap.kernels.kmeans import kmeans, move_to_means
 from dumap.kernels.threads import one_thread
-from dumap.kernels.vectors import SHORT, ordered_distance, power_near
+from dumap.kernels.vectors import ROUND_DOWN, ordered_distance, power_near
 
 GROUPS = 8
-"""Groups of leaves in which a row's nearest leaves are sought."""
+"""Nearest groups whose leaves are compared with a row."""
 TILE_ROWS, TILE_BYTES, SPARE, CHUNK = 8192, 2 * 2**20, 4, 16
 HALVINGS = 8
-"""Steps in which a list's bound is sought."""
+"""Steps of bisection for the bound of a list."""
 UNCONDITIONAL = 3
-"""Nearest leaves that are named however far they lie beside the first: a row may lie where that has its centroid."""
+"""So many nearest leaves are returned even beyond the margin: a row close to a centroid would else get just one."""
 CROWDED = 4
-"""A leaf with so many times the mean of the sample's rows is split again."""
+"""A leaf with more than so many times the mean number of sample rows is split again."""
 GROUP_ROWS, ROWS_A_GROUP = 8192, 32
-"""Rows that groups come from, and how many each group has at the least."""
-TURNED = 256
-"""Centroids that are put in the best line, in time of the third power of their number; more stay as Ward's tree is."""
+"""Rows of the sample that groups are found from, and at least how many for each group."""
+OPTIMAL_ORDER_CENTROIDS = 256
+"""Up to so many centroids are ordered optimally, in cubic time; more in the order of Ward's tree."""
 WITHIN_ROWS = 16384
-"""Rows of the sample, or up to twice as many, that tell how rows vary within leaves."""
-CARRIED, LEAST, FEW = 0.85, 0.6, 8
-"""Share of the rows' variance within groups that a tree's axes must carry, and in the leaves of a group not of few."""
+"""Rows of the sample, or up to twice as many, from which the variance within leaves is estimated."""
+MIN_VARIANCE = 0.85
+"""Share of the variance within groups that a tree's axes must hold."""
+MIN_GROUP_VARIANCE = 0.6
+"""Share of the variance within the leaves of each group that they must hold."""
+MIN_GROUP_ROWS = 8
+"""Groups with fewer rows in the sample are not looked at."""
 FARTHEST, NONE = np.finfo(np.float32).max, np.iinfo(np.int64).max
 
 
-def _in_line(centroids: np.ndarray) -> np.ndarray:
-    """Order centroids so that those near in space are near in line: Ward's tree, its branches turned to fit."""
+def _line_order(centroids: np.ndarray) -> np.ndarray:
+    """Order centroids so that neighbours in space are neighbours in the order: the leaves of Ward's hierarchy."""
     if len(centroids) < 3:
         return np.arange(len(centroids))
     from scipy.cluster.hierarchy import leaves_list, linkage
 
-    return leaves_list(linkage(centroids, "ward", optimal_ordering=len(centroids) <= TURNED))
+    return leaves_list(linkage(centroids, "ward", optimal_ordering=len(centroids) <= OPTIMAL_ORDER_CENTROIDS))
 
 
 class Tree:
-    """A partition of space: groups of leaves, each leaf a centroid.
+    """A partition of space: groups of leaves. A leaf is a centroid and the rows nearest to it.
 
     Attributes
     ----------
@@ -48,10 +52,10 @@ class Tree:
     offsets : ndarray of int64, shape (groups + 1,)
         Each group's first leaf.
     leaves : ndarray of float32, shape (leaves, dims or axes)
-        In line: those near in space have numbers near each other.
+        Ordered so that leaves near in space have near numbers.
     origin : ndarray of float32, shape (dims,)
     axes : ndarray of float32, shape (dims, axes)
-        What groups and leaves are coordinates on, from the origin; none where they lie among the rows.
+        Groups and leaves are coordinates on these axes, from the origin; no axes if they are points among the rows.
     """
 
     def __init__(
@@ -69,26 +73,27 @@ class Tree:
 
     @classmethod
     def of_one_group(cls, leaves: np.ndarray) -> Tree:
-        """Return a tree in which every leaf is sought for every row."""
+        """Return a tree in which each row is compared with every leaf."""
         return cls(leaves[:1], np.array([0, len(leaves)]), leaves)
 
-    def place(self, x: np.ndarray) -> np.ndarray:
-        """Return rows where the leaves are: on the axes, or as they are."""
-        return place(x, self.origin, self.axes) if self.axes.shape[1] else x
+    def project(self, x: np.ndarray) -> np.ndarray:
+        """Project rows on the axes, if there are any."""
+        return project(x, self.origin, self.axes) if self.axes.shape[1] else x
 
 
 def _leaves_of(x: np.ndarray, wanted: int, crowd: float, seed: int) -> np.ndarray:
-    """Cut rows into about `wanted` leaves, and again where a leaf holds more than `crowd` of them."""
+    """Split rows into about `wanted` leaves, and leaves with more than `crowd` rows again."""
     centroids = kmeans(x, wanted, seed)
     if len(centroids) == 1 or len(x) <= crowd:
         return centroids
     nearest = nearest_leaves(x, Tree.of_one_group(centroids), 1)[:, 0]
-    found = []
+    leaves = []
     for leaf in range(len(centroids)):
-        own = x[nearest == leaf]
-        crowded = crowd < len(own) < len(x)
-        found.append(_leaves_of(own, int(2 * len(own) / crowd) + 1, crowd, seed) if crowded else centroids[leaf, None])
-    return np.concatenate(found)
+        rows = x[nearest == leaf]
+        crowded = crowd < len(rows) < len(x)
+        wanted = int(2 * len(rows) / crowd) + 1
+        leaves.append(_leaves_of(rows, wanted, crowd, seed) if crowded else centroids[leaf, None])
+    return np.concatenate(leaves)
 
 
 def _split(
@@ -99,39 +104,43 @@ def _split(
     origin: np.ndarray | None = None,
     axes: np.ndarray | None = None,
 ) -> Tree:
-    """Split groups into leaves, on axes where some are given."""
+    """Split groups into leaves, on axes if they are given."""
     x = sample
     if origin is not None and axes is not None:
-        x, groups = place(sample, origin, axes), place(groups, origin, axes)
-    own = nearest_leaves(x, Tree.of_one_group(groups), 1)[:, 0]
+        x, groups = project(sample, origin, axes), project(groups, origin, axes)
+    group_of = nearest_leaves(x, Tree.of_one_group(groups), 1)[:, 0]
     mean = len(x) / wanted
     leaves = []
     for group in range(len(groups)):
-        rows = x[own == group]
+        rows = x[group_of == group]
         if len(rows):
-            found = _leaves_of(rows, max(1, round(len(rows) / mean)), CROWDED * mean, seed)
-            leaves.append(found[_in_line(found)])
+            centroids = _leaves_of(rows, max(1, round(len(rows) / mean)), CROWDED * mean, seed)
+            leaves.append(centroids[_line_order(centroids)])
         else:
             leaves.append(groups[group, None])
     offsets = np.cumsum([0, *map(len, leaves)])
     return Tree(groups, offsets, np.concatenate(leaves), origin, axes)
 
 
-def _from_means(rows: np.ndarray, means: np.ndarray, own: np.ndarray) -> np.ndarray:
+def _residuals(rows: np.ndarray, means: np.ndarray, mean_of: np.ndarray) -> np.ndarray:
+    """Return rows less their means."""
     with np.errstate(over="ignore"):
-        return np.clip(placed := rows - means[own], -FARTHEST, FARTHEST, out=placed)
+        return np.clip(residuals := rows - means[mean_of], -FARTHEST, FARTHEST, out=residuals)
 
 
-def _directions(placed: np.ndarray) -> np.ndarray:
-    """Scale rows, in place, to unit length: a row that is far out would else hide how the rest varies."""
-    extents = np.maximum(placed.max(axis=1), -placed.min(axis=1))[:, None]
-    placed /= np.where(extents > 0, extents, 1)
-    placed /= np.sqrt(np.maximum(np.einsum("ij,ij->i", placed, placed), 1))[:, None]  # at least 1, or the row is zero
-    return placed
+def _directions(residuals: np.ndarray) -> np.ndarray:
+    """Scale rows, in place, to unit length, so that outliers do not dominate the variance."""
+    extents = np.maximum(residuals.max(axis=1), -residuals.min(axis=1))[:, None]
+    residuals /= np.where(extents > 0, extents, 1)
+    squared = np.einsum("ij,ij->i", residuals, residuals)  # at least 1, unless the row is zero
+    residuals /= np.sqrt(np.maximum(squared, 1))[:, None]
+    return residuals
 
 
 def within_leaves(sample: np.ndarray, tree: Tree) -> tuple[np.ndarray, np.ndarray]:
-    """Tell how rows vary within leaves, by all the sample's rows of some leaves: `WITHIN_ROWS` or more, and 8 a column.
+    """Return rows less the means of their leaves, for all sample rows of every n-th leaf.
+
+    n is such that there are `WITHIN_ROWS` rows or more, and 8 for each column.
 
     Parameters
     ----------
@@ -140,10 +149,9 @@ def within_leaves(sample: np.ndarray, tree: Tree) -> tuple[np.ndarray, np.ndarra
 
     Returns
     -------
-    placed : ndarray of float32, shape (some, dims)
-        Rows less the means of their leaves.
-    nearest : ndarray of int32, shape (some,)
-        Their leaves.
+    residuals : ndarray of float32, shape (n, dims)
+    nearest : ndarray of int32, shape (n,)
+        Each row's leaf.
     """
     nearest = nearest_leaves(sample, tree, 1)[:, 0]
     step = max(1, len(sample) // max(WITHIN_ROWS, 8 * sample.shape[1]))
@@ -151,29 +159,31 @@ def within_leaves(sample: np.ndarray, tree: Tree) -> tuple[np.ndarray, np.ndarra
     rows, nearest = sample[taken], nearest[taken]
     means = np.zeros((len(tree.leaves) // step + 1, sample.shape[1]), np.float32)
     move_to_means(rows, nearest // step, means)
-    return _from_means(rows, means, nearest // step), nearest
+    return _residuals(rows, means, nearest // step), nearest
 
 
-def _tells_apart(sample: np.ndarray, tree: Tree) -> bool:
-    """Tell whether a tree's axes carry most of what tells rows apart in the leaves of each of its groups."""
-    placed, nearest = within_leaves(sample, tree)
-    placed = _directions(placed)
-    shares = np.einsum("ij,ij->i", along := place(placed, np.zeros_like(tree.origin), tree.axes), along)
+def _axes_suffice(sample: np.ndarray, tree: Tree) -> bool:
+    """Return whether the tree's axes hold enough of the variance within the leaves of each group."""
+    residuals, nearest = within_leaves(sample, tree)
+    residuals = _directions(residuals)
+    shares = np.einsum("ij,ij->i", along := project(residuals, np.zeros_like(tree.origin), tree.axes), along)
     group = np.searchsorted(tree.offsets, nearest, side="right") - 1
-    moved = placed.any(axis=1)
-    counts = np.bincount(group[moved], minlength=len(tree.groups))
-    sums = np.bincount(group[moved], shares[moved], minlength=len(tree.groups))
-    return bool((sums >= LEAST * counts)[counts >= FEW].all())
+    varying = residuals.any(axis=1)
+    counts = np.bincount(group[varying], minlength=len(tree.groups))
+    sums = np.bincount(group[varying], shares[varying], minlength=len(tree.groups))
+    return bool((sums >= MIN_GROUP_VARIANCE * counts)[counts >= MIN_GROUP_ROWS].all())
 
 
 def grow(sample: np.ndarray, wanted: int, seed: int) -> Tree:
-    """Cut space into leaves by a sample: k-means into groups, then each group into leaves, on few axes if those do.
+    """Grow a tree from a sample: k-means into groups, then each group into leaves.
+
+    Leaves are found on a few principal axes if these hold enough of the variance within leaves, else among the rows.
 
     Parameters
     ----------
     sample : ndarray of float32, shape (m, dims)
     wanted : int
-        Leaves, about; fewer where the sample has fewer distinct rows, more where some would be crowded.
+        About how many leaves: fewer if the sample has fewer distinct rows, more if some would be crowded.
     seed : int
 
     Returns
@@ -184,22 +194,22 @@ def grow(sample: np.ndarray, wanted: int, seed: int) -> Tree:
     if wanted == 1:
         return Tree.of_one_group(middle)
     count = int(np.ceil(np.sqrt(wanted)))
-    some = sample[:: max(1, len(sample) // max(GROUP_ROWS, ROWS_A_GROUP * count, 8 * sample.shape[1]))]
-    groups = kmeans(some, count, seed)
-    groups = groups[_in_line(groups)]
-    own = nearest_leaves(some, Tree.of_one_group(groups), 1)[:, 0]
-    axes = principal(_directions(_from_means(some, groups, own)), CARRIED, CHUNK)
-    if axes.shape[1] and max(sample.max(), -sample.min()) < 1e30:  # further out, products are not finite
-        origin = np.median(groups, axis=0)  # not the mean: a row far out would cost all digits
+    rows = sample[:: max(1, len(sample) // max(GROUP_ROWS, ROWS_A_GROUP * count, 8 * sample.shape[1]))]
+    groups = kmeans(rows, count, seed)
+    groups = groups[_line_order(groups)]
+    group_of = nearest_leaves(rows, Tree.of_one_group(groups), 1)[:, 0]
+    axes = principal(_directions(_residuals(rows, groups, group_of)), MIN_VARIANCE, CHUNK)
+    if axes.shape[1] and max(sample.max(), -sample.min()) < 1e30:  # beyond, products overflow
+        origin = np.median(groups, axis=0)  # not the mean, whose digits an outlier could take
         tree = _split(sample, wanted, seed, groups, origin, axes)
-        if _tells_apart(sample, tree):
+        if _axes_suffice(sample, tree):
             return tree
     return _split(sample, wanted, seed, groups)
 
 
 @nb.njit(cache=True, nogil=True)
 def _bound(codes, count):
-    """Return what at least `count` codes are below, and not many more."""
+    """Return a value that at least `count` codes are below, and not many more: bisection."""
     low, high = codes[0], codes[0]
     for c in range(len(codes)):
         low, high = min(low, codes[c]), max(high, codes[c])
@@ -220,31 +230,33 @@ def _bound(codes, count):
 
 @nb.njit(cache=True, nogil=True)
 def _keep_first(codes, first, kept, keys):
-    """Fill an empty list: each key's place is how many are less, which takes no branches as insertion does."""
+    """Fill an empty list: a key's rank is the number of smaller keys, which needs no branches as insertion does."""
     limit, count = _bound(codes, len(kept)), 0
     for c in range(len(codes)):
         keys[count] = (np.int64(codes[c]) << 32) | (first + c)
         count += codes[c] < limit
     for a in range(count):
-        place = 0
+        rank = 0
         for b in range(count):
-            place += keys[b] < keys[a]
-        if place < len(kept):
-            kept[place] = keys[a]
+            rank += keys[b] < keys[a]
+        if rank < len(kept):
+            kept[rank] = keys[a]
 
 
 @nb.njit(cache=True, nogil=True)
 def _keep(product, codes, row_lengths, lengths, rows, first, keys):
-    """Keep the nearest of a group's leaves for each of some rows: `codes` are the distances' bits, which sort as they.
+    """Keep the nearest of a group's leaves for each of some rows.
 
-    A key is a distance above a leaf.
+    |x - leaf|^2 = |x|^2 + |leaf|^2 - 2 x.leaf; `product` holds x.leaf and becomes the distances. `codes` is the same
+    memory as integers: the bits of floats that are not negative sort as the floats do. A key holds the distance in its
+    upper 32 bits and the leaf in its lower 32, so that equal distances rank by leaf.
     """
     last, two = keys.shape[1] - 1, np.float32(2)
     buffer = np.empty(len(lengths), np.int64)
     for i in range(len(rows)):
-        own, kept = row_lengths[i], keys[rows[i]]
+        length, kept = row_lengths[i], keys[rows[i]]
         for c in range(product.shape[1]):
-            d = own + lengths[c] - two * product[i, c]
+            d = length + lengths[c] - two * product[i, c]
             product[i, c] = d if d > 0 else np.float32(0)
         if kept[0] == NONE and product.shape[1] > last:
             _keep_first(codes[i], first, kept, buffer)
@@ -252,7 +264,7 @@ def _keep(product, codes, row_lengths, lengths, rows, first, keys):
         limit = np.int32(kept[last] >> 32)
         for low in range(0, product.shape[1], CHUNK):
             high = min(low + CHUNK, product.shape[1])
-            hits = np.int32(0)
+            hits = np.int32(0)  # most chunks have none: count first, without a branch
             for c in range(low, high):
                 hits += np.int32(codes[i, c] < limit)
             if hits == 0:
@@ -270,7 +282,7 @@ def _keep(product, codes, row_lengths, lengths, rows, first, keys):
 
 @nb.njit(cache=True, nogil=True)
 def _sort_exactly(x, leaves, keys, out, distances):
-    """Sort each row's leaves by distances summed in one order, whatever the processor, ties by leaf."""
+    """Sort each row's leaves by distances summed in the same order on any processor, ties by leaf."""
     count = keys.shape[1]
     ids, squared = np.empty(count, np.int64), np.empty(count, np.float32)
     for i in range(len(keys)):
@@ -289,16 +301,17 @@ def _sort_exactly(x, leaves, keys, out, distances):
 
 
 @nb.njit(cache=True, nogil=True)
-def _by_group(near, first, last, far, radii, limits):
-    """Sort the slots of rows' nearest groups, from `first` to before `last`, by group; return also where each begins.
+def _by_group(near, first, last, squared, radii, limits):
+    """Sort the slots of `near` (rows' nearest groups), columns [first, last), by group; return also where each begins.
 
-    Left out are groups all of whose leaves lie beyond a row's limit, by the triangle inequality.
+    By the triangle inequality |x - leaf| >= |x - group| - radius: groups whose leaves all lie beyond a row's limit are
+    left out.
     """
     open_ = np.zeros(near.shape, np.bool_)
     begins = np.zeros(len(radii) + 1, np.int64)
     for i in range(len(near)):
         for s in range(first, last):
-            least = SHORT * np.sqrt(far[i, s]) - radii[near[i, s]]
+            least = ROUND_DOWN * np.sqrt(squared[i, s]) - radii[near[i, s]]
             open_[i, s] = not (least > 0 and least * least > limits[i])
             begins[near[i, s] + 1] += open_[i, s]
     begins = np.cumsum(begins)
@@ -316,10 +329,10 @@ def _lengths(x: np.ndarray) -> np.ndarray:
 
 
 def nearest_leaves(x: np.ndarray, tree: Tree, count: int, margin: float = np.inf) -> np.ndarray:
-    """Find each row's nearest leaves, in the groups that lie nearest to it.
+    """Find each row's nearest leaves among those of its nearest groups.
 
-    Matrix products name a few leaves more than are asked for; differences summed in one order then sort them, so
-    that a row's leaves depend on nothing but the row and the tree.
+    Matrix products find a few leaves more than are asked for. Distances summed in one order then sort them, so that a
+    row's leaves depend on the row and the tree alone.
 
     Parameters
     ----------
@@ -327,12 +340,12 @@ def nearest_leaves(x: np.ndarray, tree: Tree, count: int, margin: float = np.inf
     tree : Tree
     count : int
     margin : float, optional
-        How many times as far as the nearest a leaf may lie, the first `UNCONDITIONAL` apart.
+        Leaves farther than so many times the nearest are left out, but the nearest `UNCONDITIONAL` always stay.
 
     Returns
     -------
     ndarray of int32, shape (n, count)
-        Nearest first; -1 beyond the leaves that were sought or lie within the margin.
+        Nearest first; -1 beyond the leaves that there are.
     """
     middle = tree.leaves.mean(axis=0, dtype=np.float64)
     above, below = tree.leaves.max(axis=0) - middle, middle - tree.leaves.min(axis=0)
@@ -348,7 +361,7 @@ def nearest_leaves(x: np.ndarray, tree: Tree, count: int, margin: float = np.inf
         radii = np.sqrt(np.maximum.reduceat(lengths, tree.offsets[:-1]))
         lengths += 2 * np.einsum("ij,ij->i", inside, above)
         for low in range(0, len(x), step):
-            rows = tree.place(x[low : low + step]) * scale - middle
+            rows = tree.project(x[low : low + step]) * scale - middle
             near, far = np.zeros((len(rows), sought), np.int32), np.zeros((len(rows), sought), np.float32)
             if len(groups) == 1:
                 far[:, 0] = _lengths(rows - groups)
@@ -358,17 +371,17 @@ def nearest_leaves(x: np.ndarray, tree: Tree, count: int, margin: float = np.inf
                 _keep(product, product.view(np.int32), _lengths(rows), group_lengths, np.arange(len(rows)), 0, keys)
                 _sort_exactly(rows, groups, keys, near, far)
             keys = np.full((len(rows), count + SPARE), NONE)
-            limits = keys.view(np.float32)[:, -1]  # the last key's distance; no number while there is no key
+            limits = keys.view(np.float32)[:, -1]  # the last key's distance; NaN while there is none
             for ranks in ((0, 1), (1, sought)):
                 slots, begins = _by_group(near, *ranks, far, radii, limits)
                 for group in np.flatnonzero(np.diff(begins)):
-                    some = slots[begins[group] : begins[group + 1]]
-                    own, sub = some // sought, slice(tree.offsets[group], tree.offsets[group + 1])
-                    product = rows[own] @ inside[sub].T
-                    _keep(product, product.view(np.int32), far.ravel()[some], lengths[sub], own, sub.start, keys)
-            found, squared = out[low : low + step], np.empty((len(rows), count), np.float32)
-            _sort_exactly(rows, leaves, keys, found, squared)
+                    group_slots = slots[begins[group] : begins[group + 1]]
+                    near_rows, sub = group_slots // sought, slice(tree.offsets[group], tree.offsets[group + 1])
+                    product, far_of = rows[near_rows] @ inside[sub].T, far.ravel()[group_slots]
+                    _keep(product, product.view(np.int32), far_of, lengths[sub], near_rows, sub.start, keys)
+            nearest, squared = out[low : low + step], np.empty((len(rows), count), np.float32)
+            _sort_exactly(rows, leaves, keys, nearest, squared)
             beyond = squared > margin**2 * squared[:, :1]
             beyond[:, :UNCONDITIONAL] = False
-            found[beyond] = -1
+            nearest[beyond] = -1
     return out

@@ -1,4 +1,4 @@
-"""Rows as they come, checked once, and which of them are the same."""
+"""Rows as they are read: casts, checks, equal rows, and the space in which a metric's neighbours are sought."""
 
 from __future__ import annotations
 
@@ -11,50 +11,48 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 ANGULAR = frozenset({"cosine", "correlation"})
-"""Metrics of the angle between rows, for correlation once they are centred."""
-BY_PRODUCT = ANGULAR | {"euclidean", "l2", "sqeuclidean"}
-"""Metrics whose order is that of the Euclidean distance in partition space."""
+"""Metrics of the angle between rows; correlation is that between centred rows."""
 DIVERGENCES = frozenset(
     {"hellinger", "jensen-shannon", "jensen_shannon"} | {"symmetric-kl", "symmetric_kl", "symmetric_kullback_liebler"}
 )
-"""Metrics of rows as distributions, whatever they add up to."""
+"""Metrics between distributions: rows are divided by their sums."""
 RANKED = "spearmanr"
 """The metric of correlation between ranks."""
 SPHERICAL = "haversine"
 """The metric of latitudes and longitudes, in radians."""
-EUCLIDEAN_ORDER = BY_PRODUCT | {SPHERICAL}
-"""Metrics whose order is that of the Euclidean distance where `place` and `partition_space` put rows."""
+EUCLIDEAN_ORDER = ANGULAR | {"euclidean", "l2", "sqeuclidean", SPHERICAL}
+"""Metrics that rank neighbours exactly as the Euclidean distance does after `as_embedded` and `to_euclidean`."""
 EXACT_IN_FLOAT32 = 2**24
 """Up to here float32 holds every whole number."""
 STEP_ROWS = 4096
 """Rows that are cast at once, so that what float64 takes is small."""
-SHORT = np.float32(0.9999)
-"""Rounding that a distance is allowed where it bounds others from below."""
+ROUND_DOWN = np.float32(0.9999)
+"""Factor that makes a rounded distance safe as a lower bound."""
 SLACK, ANGULAR_SLACK = 1e-5, 1e-6
-"""By how much a pair may seem farther than it is: float32 sums in any order, and angles of rows of unit length."""
+"""Rounding errors: relative, of sums in float32; and absolute, of angles between rows of unit length."""
 LANES = 16
-"""Sums of which `ordered_distance` is made."""
+"""Partial sums of `ordered_distance`."""
 
 
 def as_float32(values: np.ndarray) -> np.ndarray:
-    """Cast to float32; what overflows becomes infinite, and is then counted as not finite."""
+    """Cast to float32; values that overflow become infinite, and their rows count as not finite."""
     with np.errstate(over="ignore"):
         return np.ascontiguousarray(values, np.float32)
 
 
 def is_wide(dtype: np.dtype) -> bool:
-    """Tell whether float32 cannot hold all that a dtype can: float64, and integers of 32 bits and more."""
+    """Return whether a dtype has values that float32 has not: float64, and integers of 32 bits and more."""
     return dtype.itemsize > 4 or (dtype.kind in "iu" and dtype.itemsize == 4)
 
 
 def inexact(values: np.ndarray, cast: np.ndarray) -> np.ndarray:
-    """Tell which rows a cast to float32 may change.
+    """Return which rows a cast to float32 may change.
 
     Parameters
     ----------
     values : ndarray, shape (n, dims)
     cast : ndarray of float32, shape (n, dims)
-        The same.
+        The same rows after the cast.
 
     Returns
     -------
@@ -66,13 +64,13 @@ def inexact(values: np.ndarray, cast: np.ndarray) -> np.ndarray:
     return np.asarray((values != cast).any(axis=1) & np.isfinite(cast).all(axis=1))
 
 
-def middle(rows: np.ndarray) -> np.ndarray:
-    """Return the median of each column, the lower where there are two, so that it is one of the column's values."""
+def lower_median(rows: np.ndarray) -> np.ndarray:
+    """Return the median of each column, the lower of two, so that it is a value of the column."""
     return np.sort(rows, axis=0)[(len(rows) - 1) // 2]
 
 
 def _differences(values: np.ndarray, centre: np.ndarray) -> np.ndarray:
-    """Subtract in more than float32's precision; whole numbers before they are cast to anything."""
+    """Subtract the centre in float64, or in integers, so that the cast to float32 loses little."""
     if values.dtype.kind in "iu" and values.dtype.itemsize == 8:
         above, x, c = values >= centre, values.view(np.uint64), centre.view(np.uint64)
         far = np.where(above, x - c, c - x).astype(np.float32)  # unsigned, where no difference of two overflows
@@ -80,12 +78,12 @@ def _differences(values: np.ndarray, centre: np.ndarray) -> np.ndarray:
     if values.dtype.kind in "iu":
         return (values.astype(np.int64) - centre.astype(np.int64)).astype(np.float32)
     with np.errstate(over="ignore", invalid="ignore"):
-        most = np.finfo(np.float32).max
-        return np.clip(values.astype(np.float64) - centre, -most, most).astype(np.float32)
+        greatest = np.finfo(np.float32).max
+        return np.clip(values.astype(np.float64) - centre, -greatest, greatest).astype(np.float32)
 
 
 def on_sphere(rows: np.ndarray) -> np.ndarray:
-    """Return where latitudes and longitudes, in radians, lie on the unit sphere, (n, 3) float64."""
+    """Map latitudes and longitudes, in radians, to points of the unit sphere, (n, 3) float64."""
     with np.errstate(invalid="ignore"):
         latitude, longitude = rows.astype(np.float64).T
         return np.stack(
@@ -93,18 +91,18 @@ def on_sphere(rows: np.ndarray) -> np.ndarray:
         )
 
 
-def place(values: np.ndarray, metric: str, centre: np.ndarray | None) -> np.ndarray:
-    """Return rows as they are embedded.
+def as_embedded(values: np.ndarray, metric: str, centre: np.ndarray | None) -> np.ndarray:
+    """Return rows as float32, centred, and on the unit sphere for haversine: what all later stages read.
 
     Parameters
     ----------
     values : ndarray, shape (n, dims)
-        As they come.
+        As they are read.
     metric : str
-        For haversine, latitudes and longitudes become places on the unit sphere: there the world has neither edges
-        nor poles, and chords are in the order of arcs.
+        With haversine, latitudes and longitudes become points of the unit sphere, where chords rank as arcs do and
+        there is no date line.
     centre : ndarray, shape (dims,), optional
-        What is subtracted before the cast, in the dtype of the values, or of their places on the sphere.
+        Subtracted before the cast; in the dtype of the values, or float64 for points of the sphere.
 
     Returns
     -------
@@ -112,22 +110,22 @@ def place(values: np.ndarray, metric: str, centre: np.ndarray | None) -> np.ndar
     """
     if centre is None and metric != SPHERICAL:
         return as_float32(values)
-    out = np.empty((len(values), placed_dims(metric, values.shape[1])), np.float32)
+    out = np.empty((len(values), embedded_dims(metric, values.shape[1])), np.float32)
     for low in range(0, len(values), STEP_ROWS):
-        some = values[low : low + STEP_ROWS]
-        some = on_sphere(some) if metric == SPHERICAL else some
-        out[low : low + STEP_ROWS] = some if centre is None else _differences(some, centre)
+        block = values[low : low + STEP_ROWS]
+        block = on_sphere(block) if metric == SPHERICAL else block
+        out[low : low + STEP_ROWS] = block if centre is None else _differences(block, centre)
     return out
 
 
-def placed_dims(metric: str, dims: int) -> int:
-    """Return how many dims rows have as they are embedded."""
+def embedded_dims(metric: str, dims: int) -> int:
+    """Return how many dims the rows of `as_embedded` have."""
     return 3 if metric == SPHERICAL else dims
 
 
 @nb.njit(cache=True, nogil=True)
 def great_circle(a: np.ndarray, b: np.ndarray) -> float:
-    """Return the angle between two places on the unit sphere, less the same centre: the haversine distance."""
+    """Return the haversine distance, 2 arcsin(chord / 2), of two points of the sphere, both less the same centre."""
     total = 0.0
     for c in range(a.shape[0]):
         gap = np.float64(a[c]) - np.float64(b[c])
@@ -163,14 +161,14 @@ def check(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def tally(keys: np.ndarray, rows: np.ndarray, times: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Find the distinct keys, and add up how often each was seen.
+    """Find the distinct keys and count each.
 
-    Tallies join: tally what several of them found, in the order of their rows.
+    To merge tallies, concatenate them in the order of their rows and tally again.
 
     Parameters
     ----------
     keys : ndarray of uint64, shape (words, n)
-        A column a key.
+        Each column is a key.
     rows : ndarray of int, shape (n,)
         Ascending among equal keys.
     times : ndarray of int, shape (n,)
@@ -213,7 +211,7 @@ def find(keys: np.ndarray, table: np.ndarray) -> np.ndarray:
 def _find(keys, table):
     out = np.full(keys.shape[1], -1, np.int64)
     for i in range(keys.shape[1]):
-        low, high = 0, table.shape[1]
+        low, high = 0, table.shape[1]  # binary search; keys compare word by word
         while low < high:
             middle = (low + high) >> 1
             word = 0
@@ -229,8 +227,11 @@ def _find(keys, table):
     return out
 
 
-def partition_space(x: np.ndarray, metric: str) -> np.ndarray:
-    """Map rows to where Euclidean distance orders neighbours much as the metric does.
+def to_euclidean(x: np.ndarray, metric: str) -> np.ndarray:
+    """Map rows to a space where the Euclidean distance ranks neighbours as the metric does.
+
+    Exactly so for the metrics of `EUCLIDEAN_ORDER`, roughly for those of distributions and Spearman's; other metrics'
+    rows stay as they are. Cells are found there.
 
     Parameters
     ----------
@@ -241,8 +242,8 @@ def partition_space(x: np.ndarray, metric: str) -> np.ndarray:
     Returns
     -------
     ndarray of float32, shape (n, dims)
-        Centred for correlation, of unit length for angular metrics; zero rows stay zero. For metrics of
-        distributions the roots of their shares, for Spearman's the ranks as for correlation.
+        Rows of unit length for angular metrics, centred before for correlation; zero rows stay zero. For metrics of
+        distributions the square roots of shares, for Spearman's the ranks, taken as for correlation.
     """
     if metric in DIVERGENCES:
         x = np.maximum(x, 0)
@@ -271,7 +272,7 @@ def squared_distance(a: np.ndarray, b: np.ndarray) -> np.float32:
 
 
 def _sum_in_lanes(context, a, b, chunks):
-    """Sum squares of differences in `LANES` lanes, then halve these: written for the compiler, which finds no lanes."""
+    """Sum squared differences in `LANES` lanes, then add up halves; in LLVM, since numba would not vectorize it."""
 
     def generate(context, builder, signature, arguments):
         lanes = ir.VectorType(ir.FloatType(), LANES)
@@ -282,17 +283,17 @@ def _sum_in_lanes(context, a, b, chunks):
             x, y = (builder.load(builder.gep(row, [loop.index]), align=4) for row in rows)
             gap = builder.fsub(x, y)
             builder.store(builder.fadd(builder.load(total), builder.fmul(gap, gap)), total)
-        found, width = builder.load(total), LANES
+        sums, width = builder.load(total), LANES
         while width > 1:
             width //= 2
             halves = [
                 builder.shuffle_vector(
-                    found, found, ir.Constant(ir.VectorType(ir.IntType(32), width), list(range(first, first + width)))
+                    sums, sums, ir.Constant(ir.VectorType(ir.IntType(32), width), list(range(first, first + width)))
                 )
                 for first in (0, width)
             ]
-            found = builder.fadd(*halves)
-        return builder.extract_element(found, ir.IntType(32)(0))
+            sums = builder.fadd(*halves)
+        return builder.extract_element(sums, ir.IntType(32)(0))
 
     return types.float32(a, b, types.intp), generate
 
@@ -302,7 +303,7 @@ _in_lanes: Any = intrinsic(_sum_in_lanes)
 
 @nb.njit(cache=True, nogil=True)
 def ordered_distance(a: np.ndarray, b: np.ndarray) -> np.float32:
-    """Return the squared Euclidean distance of two contiguous rows of float32, in one order whatever the processor."""
+    """Return the squared distance of two contiguous float32 rows, summed in the same order on any processor."""
     chunks = len(a) // LANES
     total = _in_lanes(a, b, chunks)
     for c in range(chunks * LANES, len(a)):
@@ -311,8 +312,8 @@ def ordered_distance(a: np.ndarray, b: np.ndarray) -> np.float32:
     return total
 
 
-def with_direction(x: np.ndarray) -> np.ndarray:
-    """Give rows without direction one of their own, at a right angle to all others.
+def add_zero_column(x: np.ndarray) -> np.ndarray:
+    """Append a column that is 1 for zero rows, if there are any: they are then at a right angle to all other rows.
 
     Parameters
     ----------
@@ -328,12 +329,12 @@ def with_direction(x: np.ndarray) -> np.ndarray:
 
 
 def power_near(extent: float) -> np.float32:
-    """Return the power of two by which an extent comes to about 1."""
+    """Return the power of two that scales an extent to about 1."""
     return np.float32(np.ldexp(1.0, -int(np.clip(np.frexp(extent)[1], -126, 126))))
 
 
-def from_squared(squared: np.ndarray, metric: str) -> np.ndarray:
-    """Return a metric's distances, given squared Euclidean ones in partition space; for those of Euclidean order."""
+def metric_from_squared(squared: np.ndarray, metric: str) -> np.ndarray:
+    """Turn squared Euclidean distances after `to_euclidean` into the metric's, for metrics of `EUCLIDEAN_ORDER`."""
     if metric == SPHERICAL:
         return 2 * np.arcsin(np.minimum(np.sqrt(squared) / 2, 1))
     if metric in ANGULAR:
@@ -341,14 +342,14 @@ def from_squared(squared: np.ndarray, metric: str) -> np.ndarray:
     return squared if metric == "sqeuclidean" else np.sqrt(squared)
 
 
-def squared_limits(reach: np.ndarray, metric: str) -> np.ndarray:
-    """Return the squared distances in partition space beyond which no pair is as near as `reach`.
+def squared_from_metric(distances: np.ndarray, metric: str) -> np.ndarray:
+    """Turn a metric's distances into squared Euclidean ones after `to_euclidean`, rounded up.
 
-    The inverse of `from_squared`, and a little more, for what rounding takes away.
+    The inverse of `metric_from_squared`; so much more than it that no nearer pair is missed for rounding.
     """
     if metric == SPHERICAL:
-        chord = 2 * np.sin(np.minimum(reach, np.pi) / 2)
-        return np.where(reach < np.pi, chord * chord * (1 + SLACK), np.inf)
+        chord = 2 * np.sin(np.minimum(distances, np.pi) / 2)
+        return np.where(distances < np.pi, chord * chord * (1 + SLACK), np.inf)
     if metric in ANGULAR:
-        return 2 * reach * (1 + SLACK) + ANGULAR_SLACK
-    return (reach if metric == "sqeuclidean" else reach * reach) * (1 + SLACK)
+        return 2 * distances * (1 + SLACK) + ANGULAR_SLACK
+    return (distances if metric == "sqeuclidean" else distances * distances) * (1 + SLACK)

@@ -6,7 +6,7 @@ The stages cut their work by the same numbers, so that what is projected is what
 from __future__ import annotations
 
 from dumap.config import Config
-from dumap.kernels.vectors import ANGULAR, BY_PRODUCT
+from dumap.kernels.vectors import ANGULAR, EUCLIDEAN_ORDER
 from dumap.planning.geometry import Geometry
 from dumap.store import OBJECT_BYTES
 
@@ -28,7 +28,7 @@ def audits(config: Config) -> int:
 
 def needs_metric(config: Config, stage: str) -> bool:
     """Tell whether a worker may hold pynndescent's distances by a stage."""
-    product = config.neighbors.metric in BY_PRODUCT
+    product = config.neighbors.metric in EUCLIDEAN_ORDER
     return not product or (stage != "neighbors" and audits(config) > 1)
 
 

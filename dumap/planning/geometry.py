@@ -18,7 +18,7 @@ from dumap.config.metrics import arguments
 from dumap.errors import InputError
 from dumap.kernels.edges import default_epochs
 from dumap.kernels.leaves import EXACT_ROWS, LEAF_ROWS
-from dumap.kernels.vectors import ANGULAR, placed_dims
+from dumap.kernels.vectors import ANGULAR, embedded_dims
 from dumap.planning.curve import curve
 from dumap.sources.zarr_array import Precomputed
 
@@ -220,7 +220,7 @@ def geometry(
         block_rows -= block_rows % chunk_rows
     elif chunk_rows * dims * 4 <= memory // 4:
         block_rows = min(chunk_rows, rows)
-    dims = placed_dims(config.neighbors.metric, dims)
+    dims = embedded_dims(config.neighbors.metric, dims)
     cap = memory // cell_row_bytes(dims, k, config.neighbors.metric)
     cap = max(4 * (k + 2), min(cap, config.cells.max_rows or cap))
     cells = max(cells_of(rows, cap, config.cells.max_copies), min(MIN_CELLS, math.ceil(rows / WANTED_CELL_ROWS)))

@@ -10,7 +10,7 @@ from typing import Any
 from dumap.config import Config, format_bytes
 from dumap.errors import BudgetError
 from dumap.kernels.neighbors import DIM_SECONDS, PAIR_SECONDS, exact_rows
-from dumap.kernels.vectors import BY_PRODUCT
+from dumap.kernels.vectors import EUCLIDEAN_ORDER
 from dumap.planning.budget import (
     PAUSE_FRACTION,
     process_bytes,
@@ -157,7 +157,7 @@ def core_seconds(config: Config, cut: Geometry, stages: Collection[str] = ("neig
     search = rows * (cut.dims + FEWEST_DIMS) * SEARCH_SECONDS
     if cut.columns:
         search = 0.0
-    elif metric not in BY_PRODUCT:  # each pair by the metric's own function
+    elif metric not in EUCLIDEAN_ORDER:  # each pair by the metric's own function
         search += rows * min(rows, exact_rows(cut.dims)) * (PAIR_SECONDS + DIM_SECONDS * cut.dims)
     descent = rows * cut.n_epochs * k * EPOCH_SECONDS
     return ALL_SECONDS + search * ("neighbors" in stages) + descent * ("layout" in stages)

@@ -101,7 +101,7 @@ def limits_of(job: Job, farthest: np.ndarray, queries: np.ndarray) -> np.ndarray
     metric, farthest = job.config.neighbors.metric, farthest.astype(np.float64)
     if metric not in vectors.EUCLIDEAN_ORDER:
         return farthest * (1 + RELATIVE)
-    placed = vectors.partition_space(queries, metric)
+    placed = vectors.to_euclidean(queries, metric)
     lengths = np.einsum("ij,ij->i", placed, placed, dtype=np.float64)
     return farthest * (1 + 2 * RELATIVE) + ROUNDING * placed.shape[1] * lengths
 
@@ -117,7 +117,7 @@ def report(job: Job, part: str) -> None:
     limits = np.empty(len(own))
     for some, queries in query_groups(job, number, len(own)):
         limits[some] = limits_of(job, distances[some, k - 1], queries)
-    found = audit.found(listed, listed_distances, np.ascontiguousarray(exact[:, :k]), limits)
+    found = audit.is_listed(listed, listed_distances, np.ascontiguousarray(exact[:, :k]), limits)
     recall = found.mean(axis=1)
     home = np.searchsorted(table.offsets, own, side="right")
     across = np.searchsorted(table.offsets, exact[:, :k], side="right") != home[:, None]

@@ -27,7 +27,7 @@ MARGIN = 2**0.5
 def grow_tree(job: Job, part: str) -> None:
     """Cut space into leaves, by the sample."""
     store, cut = job.run, job.geometry
-    sample = vectors.partition_space(drawn(job), job.config.neighbors.metric)
+    sample = vectors.to_euclidean(drawn(job), job.config.neighbors.metric)
     wanted = -(-cut.leaves * distinct_rows(job) // cut.rows)
     grown = tree.grow(sample, wanted, job.config.seed)
     with store.part(CELLS, part) as out:
@@ -41,7 +41,7 @@ def grow_tree(job: Job, part: str) -> None:
 def find_leaves(job: Job, part: str) -> None:
     """Find the leaves nearest to each row of a block; count the rows of each leaf."""
     store, block = job.run, number_of(part)
-    x = vectors.partition_space(job.rows(*job.geometry.block(block)), job.config.neighbors.metric)
+    x = vectors.to_euclidean(job.rows(*job.geometry.block(block)), job.config.neighbors.metric)
     dropped = left_out(job, block)
     x[dropped] = 0
     grown = read_tree(store)
@@ -57,7 +57,7 @@ def pack_leaves(job: Job, part: str) -> None:
     cut = job.geometry
     loads = sum(job.run.read(CELLS, block, "loads") for block in numbered("near", cut.blocks))
     fewest = job.config.neighbors.searched + 1
-    own, pieces = cells.pack(np.asarray(loads), math.ceil(cut.rows / cut.cells), fewest)
+    own, pieces = cells.assign_leaves(np.asarray(loads), math.ceil(cut.rows / cut.cells), fewest)
     with job.run.part(CELLS, part) as out:
         out.write("cells", own)
         out.write("pieces", pieces)
@@ -174,7 +174,7 @@ def sort_block(job: Job, part: str) -> None:
     positions = Table(store).positions(store, block)
     own, probes = route(job, block)
     own = admitted(job, block, own)
-    source, slot = cells.order_copies(own, positions)
+    source, slot = cells.order_by_cell(own, positions)
     span = job.geometry.block(block)
     x = job.input.read(*span) if travels_as_it_is(job) else job.rows(*span)
     with store.part(CELLS, part) as out:

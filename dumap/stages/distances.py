@@ -44,16 +44,16 @@ def defined_distances(job: Job) -> Iterator[None]:
 def tiles(job: Job, queries: np.ndarray, x: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
     """Yield slices of some rows with the queries' distances to them, float32 (queries, n).
 
-    They are squared Euclidean distances in partition space where the metric's order is that of those.
+    They are squared Euclidean distances in Euclidean space where the metric's order is that of those.
     """
     metric = job.config.neighbors.metric
     step = max(1, TILE_BYTES // (8 * max(1, len(queries), x.shape[1])))
     if metric in vectors.EUCLIDEAN_ORDER:
-        queries = vectors.partition_space(queries, metric).astype(np.float64)
+        queries = vectors.to_euclidean(queries, metric).astype(np.float64)
     for low in range(0, len(x), step):
         tile = x[low : low + step]
         if metric in vectors.EUCLIDEAN_ORDER:
-            placed = vectors.partition_space(tile, metric).astype(np.float64)
+            placed = vectors.to_euclidean(tile, metric).astype(np.float64)
             with one_thread(), np.errstate(invalid="ignore"):  # rows that are dropped hold no numbers
                 distances = quality.squared_distances(queries, placed, metric in vectors.ANGULAR)
             yield slice(low, low + len(tile)), distances.astype(np.float32)

@@ -24,7 +24,7 @@ def placed(job: Job, cell: Cell, rows: np.ndarray) -> np.ndarray:
     """Return some of a cell's rows where the leaves lie."""
     metric = job.config.neighbors.metric
     x = cell.vectors(rows, metric)
-    return vectors.with_direction(x) if metric in vectors.ANGULAR else x
+    return vectors.add_zero_column(x) if metric in vectors.ANGULAR else x
 
 
 Found = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
@@ -58,9 +58,9 @@ def guests_lists(job: Job, own: int, found: Found) -> tuple[np.ndarray, np.ndarr
 
 
 def distances_of(job: Job, squared: np.ndarray) -> np.ndarray:
-    """Return the metric's distances for squared ones in partition space."""
+    """Return the metric's distances for squared ones in Euclidean space."""
     with np.errstate(over="ignore"):
-        return vectors.from_squared(squared, job.config.neighbors.metric).astype(np.float32)
+        return vectors.metric_from_squared(squared, job.config.neighbors.metric).astype(np.float32)
 
 
 def search_home(job: Job, part: str) -> None:

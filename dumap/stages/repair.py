@@ -75,7 +75,7 @@ def send(job: Job, part: str, number: int) -> None:
         read_home(job, cell, table, x)
     with store.part(AUDIT, part) as out:
         out.write_gathered("vectors", x, rows)
-        out.write_gathered("lists", repair.pack(indices, distances[:, -1:]), rows)
+        out.write_gathered("lists", repair.bundle(indices, distances[:, -1:]), rows)
 
 
 def join(job: Job, part: str, number: int, inside: bool) -> None:
@@ -100,12 +100,12 @@ def join(job: Job, part: str, number: int, inside: bool) -> None:
         high = low + int(asked[cell, home])
         at = slice(done, done := done + high - low)
         x[at] = vectors.as_float32(store.read(AUDIT, name, "vectors", low, high))
-        indices, reached = repair.unpack(store.read(AUDIT, name, "lists", low, high), k)
+        indices, reached = repair.unbundle(store.read(AUDIT, name, "lists", low, high), k)
         members[at], reach[at] = repair.localize(indices, first, own, halo), reached[:, 0]
     homes = np.repeat(np.append(cell, np.arange(table.cells)), np.append(own, asked[cell])).astype(np.int32)
     metric, kwds = job.config.neighbors.metric, metric_arguments(job)
     with defined_distances(job):
-        found, distances, pairs = repair.join(x, own, members, fresh, homes, inside, reach, metric, kwds)
+        found, distances, pairs = repair.local_join(x, own, members, fresh, homes, inside, reach, metric, kwds)
     del x, members, fresh
     positions = np.append(np.arange(first, last), halo)
     gaining = np.flatnonzero(((found >= 0) & (distances <= reach[:, None])).any(axis=1))
@@ -113,7 +113,7 @@ def join(job: Job, part: str, number: int, inside: bool) -> None:
     named = np.where(found[gaining] >= 0, positions[found[gaining]], -1).astype(job.geometry.index_dtype)
     with store.part(AUDIT, part) as out:
         out.write("positions", positions[gaining])
-        out.write("offers", repair.pack(named, distances[gaining]))
+        out.write("offers", repair.bundle(named, distances[gaining]))
         out.attributes["offsets"] = np.searchsorted(positions[gaining], table.offsets).tolist()
         out.attributes["pairs"] = pairs
 
@@ -130,7 +130,7 @@ def merge(job: Job, part: str, number: int) -> None:
         low, high = store.summary(AUDIT, name)["offsets"][cell : cell + 2]
         if high > low:
             positions = store.read(AUDIT, name, "positions", low, high)
-            found, lengths = repair.unpack(store.read(AUDIT, name, "offers", low, high), k)
+            found, lengths = repair.unbundle(store.read(AUDIT, name, "offers", low, high), k)
             neighbors.merge(indices, distances, positions - first, found, lengths, positions)
     with store.part(AUDIT, part) as out:
         write_lists(out, indices, distances)

@@ -179,7 +179,7 @@ def find_centre(job: Job, part: str, applies: bool) -> None:
     with job.run.part(VECTORS, part) as out:
         out.attributes["applies"] = applies
         if applies:
-            out.write("centre", vectors.middle(np.concatenate(found)))
+            out.write("centre", vectors.lower_median(np.concatenate(found)))
 
 
 def hash_cast(job: Job, part: str) -> None:

@@ -61,7 +61,7 @@ def test_no_two_rows_are_further_apart_on_the_axes():
     x = flat(1, 700, 120, 10)
     x[3] = 1e7
     found = axes_of(flat(2, 3000, 120, 10))
-    narrow = axes.place(x, np.zeros(120, np.float32), found)
+    narrow = axes.project(x, np.zeros(120, np.float32), found)
     assert narrow.shape == (700, found.shape[1])
     near = np.flatnonzero(np.arange(700) != 3)
     wide, less = (cdist(rows, rows, "sqeuclidean") for rows in (x[near], narrow[near]))
@@ -85,7 +85,7 @@ def in_order(row: np.ndarray, origin: np.ndarray, onto: np.ndarray) -> np.ndarra
 def test_products_are_summed_in_the_order_of_the_dims(seed, n, dims, count):
     rng = np.random.default_rng(seed)
     x, origin, onto = (rng.normal(size=shape).astype(np.float32) for shape in ((n, dims), dims, (dims, count)))
-    found = axes.place(x, origin, onto)
+    found = axes.project(x, origin, onto)
     assert (found.dtype, found.shape) == (np.float32, (n, count))
     assert np.array_equal(found, [in_order(row, origin, onto) for row in x])
 
@@ -93,9 +93,9 @@ def test_products_are_summed_in_the_order_of_the_dims(seed, n, dims, count):
 def test_a_rows_place_does_not_depend_on_the_rows_beside_it():
     x = flat(4, 333, 100, 10)
     origin, onto = x[5], np.random.default_rng(0).normal(size=(100, 32)).astype(np.float32)
-    whole = axes.place(x, origin, onto)
+    whole = axes.project(x, origin, onto)
     x[7] = np.nan
     order = np.random.default_rng(1).permutation(333)
-    assert np.array_equal(axes.place(x[order], origin, onto)[order != 7], whole[order][order != 7])
+    assert np.array_equal(axes.project(x[order], origin, onto)[order != 7], whole[order][order != 7])
     for low, high in [(0, 1), (1, 6), (8, 25), (11, 333)]:
-        assert np.array_equal(axes.place(x[low:high], origin, onto), whole[low:high])
+        assert np.array_equal(axes.project(x[low:high], origin, onto), whole[low:high])

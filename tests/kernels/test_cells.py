@@ -13,7 +13,7 @@ loads = st.lists(st.sampled_from([0, 0, 1, 2, 5]) | st.integers(0, 60), min_size
 @given(loads, st.integers(1, 40), st.integers(1, 25))
 def test_leaves_are_packed_in_line_into_cells_of_about_the_same_size(own, rows, fewest):
     own = np.array(own, np.int64)
-    packed, pieces = cells.pack(own, rows, fewest)
+    packed, pieces = cells.assign_leaves(own, rows, fewest)
     assert (packed.dtype, pieces.dtype) == (np.int32, np.int32)
     assert np.array_equal(pieces, np.where(own > rows, -(-own // rows), 1))
     held, last = np.zeros(packed[-1] + pieces[-1]), 0
@@ -34,7 +34,7 @@ def test_leaves_are_packed_in_line_into_cells_of_about_the_same_size(own, rows, 
 
 
 def test_what_is_even_is_packed_evenly():
-    packed, pieces = cells.pack(np.full(100, 20), 250)
+    packed, pieces = cells.assign_leaves(np.full(100, 20), 250)
     assert set(np.bincount(packed)) == {12, 13}
     assert (pieces == 1).all()
 
@@ -70,7 +70,7 @@ def obvious_route(near, packed, pieces, start, seed, max_copies, reach, width):
 def ways(draw):
     """Draw a packing, and the nearest leaves of some rows."""
     own = np.array(draw(loads), np.int64)
-    packed, pieces = cells.pack(own, draw(st.integers(3, 40)), draw(st.integers(1, 20)))
+    packed, pieces = cells.assign_leaves(own, draw(st.integers(3, 40)), draw(st.integers(1, 20)))
     reach = min(len(own), draw(st.integers(1, 10)))
     one = st.permutations(range(len(own))).map(lambda p: p[:reach])
     rows = draw(st.lists(one | st.just([-1] * reach), max_size=12))
@@ -108,7 +108,7 @@ def test_probes_are_leaves_of_the_cell(way, seed):
 
 def test_pieces_of_a_leaf_are_linked_in_a_ring():
     """A row of piece p is a guest of piece p + 1, so that rows that are all the same are not apart."""
-    packed, pieces = cells.pack(np.array([5, 100, 5]), 12)
+    packed, pieces = cells.assign_leaves(np.array([5, 100, 5]), 12)
     assert pieces[1] == 9
     near = np.tile(np.array([1, 0, 2], np.int32), (2000, 1))
     own, probes = cells.route(near, packed, pieces, 0, 0, 4, 10, 3)
@@ -121,7 +121,7 @@ def test_pieces_of_a_leaf_are_linked_in_a_ring():
 
 
 def test_a_rows_way_does_not_depend_on_the_rows_beside_it():
-    packed, pieces = cells.pack(np.full(30, 70), 50)
+    packed, pieces = cells.assign_leaves(np.full(30, 70), 50)
     near = np.array([np.random.default_rng(n).permutation(30)[:10] for n in range(300)], np.int32)
     whole = cells.route(near, packed, pieces, 10**10, 3, 4, 10, 10)
     for low, high in [(0, 1), (7, 250), (299, 300)]:
@@ -140,7 +140,7 @@ def joined_cells(draw):
 @given(joined_cells(), st.randoms(use_true_random=False))
 def test_copies_lie_by_cell_own_rows_first_by_position(own, random):
     positions = np.array(random.sample(range(100), len(own)), np.int64)
-    source, slot = cells.order_copies(own, positions)
+    source, slot = cells.order_by_cell(own, positions)
     copies = [(c, s > 0, positions[i], i, s) for i, row in enumerate(own) for s, c in enumerate(row) if c >= 0]
     found = zip(own[source, slot], slot > 0, positions[source], source, slot, strict=True)
     assert list(found) == sorted(copies)

@@ -24,7 +24,9 @@ def squared(x: np.ndarray, pairs: np.ndarray) -> np.ndarray:
     return np.einsum("ij,ij->i", gaps, gaps)
 
 
-@given(st.integers(0, 999), st.integers(codes.FEWEST, 200), st.sampled_from([0, 1e-12, 1, 1e6, 1e12]), st.booleans())
+@given(
+    st.integers(0, 999), st.integers(codes.MIN_COLUMNS, 200), st.sampled_from([0, 1e-12, 1, 1e6, 1e12]), st.booleans()
+)
 def test_no_pair_is_nearer_than_its_bound(seed, dims, scale, outliers):
     rng = np.random.default_rng(seed)
     x = (scale * rng.normal(size=(60, dims)) + 3 * scale).astype(np.float32)
@@ -41,10 +43,10 @@ def test_bounds_are_close_to_the_distances():
     assert np.median(bounds(x, pairs) / squared(x, pairs)) > 0.95
 
 
-@pytest.mark.parametrize("dims", [1, codes.FEWEST - 1, codes.MOST + 5])
+@pytest.mark.parametrize("dims", [1, codes.MIN_COLUMNS - 1, codes.MAX_COLUMNS + 5])
 def test_few_columns_are_not_coded_and_of_many_the_first(dims):
     x = np.random.default_rng(0).normal(size=(5, dims)).astype(np.float32)
-    assert codes.encode(x).values.shape == (5, codes.MOST if dims > codes.MOST else 0)
+    assert codes.encode(x).values.shape == (5, codes.MAX_COLUMNS if dims > codes.MAX_COLUMNS else 0)
 
 
 def test_codes_fill_whole_lanes():
@@ -92,7 +94,7 @@ def test_lengths_less_twice_the_product_are_the_codes_distances(seed, dims, scal
     if outliers:
         x[3], x[8] = 1e4 * x[3], 3e38
     width = -(-dims // 4) * 4
-    apart, coded, errors = both_sides(x, width, *(made := codes.around(x)))
+    apart, coded, errors = both_sides(x, width, *(made := codes.code_scale(x)))
     assert np.array_equal(apart, np.square(coded[:, None] - coded).sum(axis=2))
     middle, unit = made
     with np.errstate(over="ignore"):
@@ -107,16 +109,16 @@ def test_lengths_less_twice_the_product_are_the_codes_distances(seed, dims, scal
 def test_columns_beyond_those_that_are_coded_count_as_error():
     x = np.random.default_rng(0).normal(size=(20, 12)).astype(np.float32)
     x[4, 8:] += 100
-    middle, unit = codes.around(x[:, :8])
+    middle, unit = codes.code_scale(x[:, :8])
     _, _, errors = both_sides(x, 8, np.concatenate([middle, np.zeros(4, np.float32)]), unit)
     assert np.isinf(errors[4])
 
 
 @pytest.mark.filterwarnings("error")
 def test_rows_that_are_all_the_same_have_a_unit():
-    middle, unit = codes.around(np.full((5, 3), 3e38, np.float32))
+    middle, unit = codes.code_scale(np.full((5, 3), 3e38, np.float32))
     assert unit > 0
     assert (middle == np.float32(3e38)).all()
     x = np.zeros((5, 3), np.float32)
     x[0] = 1
-    assert 0.001 < codes.around(x)[1] < 0.1, "one that is not tells the unit"
+    assert 0.001 < codes.code_scale(x)[1] < 0.1, "one that is not tells the unit"

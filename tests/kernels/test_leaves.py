@@ -292,7 +292,7 @@ def pieces_of(indices: np.ndarray) -> int:
 def test_equal_rows_form_no_hub_and_no_islands(monkeypatch, exact_rows, k):
     if exact_rows:
         monkeypatch.setattr(leaves, "EXACT_ROWS", exact_rows)
-        monkeypatch.setattr(leaves, "PART_ROWS", 250)
+        monkeypatch.setattr(leaves, "SPLIT_ROWS", 250)
     x = np.full((3000, 5), 0.3, np.float32)
     indices, squared = one_leaf(x, k)
     assert (squared == 0).all()
@@ -306,7 +306,7 @@ def test_groups_of_equal_rows_among_others(monkeypatch, exact_rows):
     """Half of the rows are copies of five, in cells of many leaves: each group is one piece, without hubs."""
     if exact_rows:
         monkeypatch.setattr(leaves, "EXACT_ROWS", exact_rows)
-        monkeypatch.setattr(leaves, "PART_ROWS", 150)
+        monkeypatch.setattr(leaves, "SPLIT_ROWS", 150)
     x = manifold(5, 4000, 8)
     x[2000:] = x[np.arange(2000) % 5]
     x = x[np.random.default_rng(0).permutation(4000)]
@@ -327,11 +327,11 @@ def test_groups_of_equal_rows_among_others(monkeypatch, exact_rows):
 
 def test_a_crowded_leaf_is_cut_by_distance(monkeypatch):
     monkeypatch.setattr(leaves, "EXACT_ROWS", 800)
-    monkeypatch.setattr(leaves, "PART_ROWS", 200)
+    monkeypatch.setattr(leaves, "SPLIT_ROWS", 200)
     x = manifold(6, 3000, 10)
     home, probes = np.full(3000, -1, np.int32), np.zeros((3000, 1), np.int32)
     home[2500:] = 4
-    cut = leaves._cut_crowded(x, home, probes, 0)
+    cut = leaves._split_crowded(x, home, probes, 0)
     assert np.bincount(cut[:2500, 0]).max() <= 800
     indices, squared = with_guests(x, home, probes, 10)
     well_formed(x, indices, squared)
@@ -377,17 +377,17 @@ def test_large_leaves_are_compared_in_tiles(rows, dims):
 # metrics -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("metric", sorted(vectors.BY_PRODUCT))
+@pytest.mark.parametrize("metric", sorted(vectors.EUCLIDEAN_ORDER - {vectors.SPHERICAL}))
 def test_distances_and_order_are_the_metrics(metric):
     """Rows of no direction too: as pynndescent has it, 0 from each other and 1 from all else."""
     rng = np.random.default_rng(0)
     x = (rng.normal(0.2, 1, (400, 12)) * rng.uniform(0.3, 3, (400, 1))).astype(np.float32)
     x[::20] = 2 if metric == "correlation" else 0
-    placed = vectors.partition_space(x, metric)
+    placed = vectors.to_euclidean(x, metric)
     if metric in vectors.ANGULAR:
-        placed = vectors.with_direction(placed)
+        placed = vectors.add_zero_column(placed)
     indices, squared = one_leaf(placed, 8)
-    distances = vectors.from_squared(squared, metric)
+    distances = vectors.metric_from_squared(squared, metric)
     _, exact = exhaustive(x, np.arange(400), 8, metric, {})
     np.testing.assert_allclose(distances, exact, rtol=1e-4, atol=2e-6)
     own = named_distances[metric]

@@ -57,7 +57,7 @@ def test_join_finds_the_nearest_of_those_met(metric, seed, cell, inside, all_fre
     fresh[own:] = True
     reach = np.sort(cdist(x[rows], x, METRICS[metric]), axis=1)[:, 9].astype(np.float32)
     reach[::7] = np.inf
-    found, distances, pairs = repair.join(x[rows], own, members, fresh, homes, inside, reach, metric, {})
+    found, distances, pairs = repair.local_join(x[rows], own, members, fresh, homes, inside, reach, metric, {})
     wanted = met(members, own, fresh, homes, inside)
     assert len(wanted) <= pairs <= 2 * len(wanted)
     for i in range(len(rows)):
@@ -80,7 +80,7 @@ def test_repairs_only_make_lists_better(seed, rounds):
             rows, members, homes = in_hand(x, before, cell)
             own, reach = OFFSETS[cell + 1] - OFFSETS[cell], distances[rows, -1]
             fresh = np.ones(members.shape, bool)
-            found, scores, _ = repair.join(x[rows], own, members, fresh, homes, True, reach, "euclidean", {})
+            found, scores, _ = repair.local_join(x[rows], own, members, fresh, homes, True, reach, "euclidean", {})
             neighbors.merge(indices, distances, rows, np.where(found >= 0, rows[found], -1), scores, rows)
         assert (distances.sum(axis=1) <= sums + 1e-5).all()
         assert (np.diff(distances, axis=1) >= 0).all()
@@ -118,7 +118,7 @@ def test_rows_are_numbered_by_where_they_are_at_hand(seed, most):
 def test_lists_and_distances_travel_as_one(dtype):
     indices = np.array([[5, -1], [2**31 - 1, 0]], dtype)
     distances = np.array([[0.1, np.inf], [-0.0, 3e38]], np.float32)
-    packed = repair.pack(indices, distances)
+    packed = repair.bundle(indices, distances)
     assert packed.dtype == dtype
-    for found, wanted in zip(repair.unpack(packed, 2), (indices, distances), strict=True):
+    for found, wanted in zip(repair.unbundle(packed, 2), (indices, distances), strict=True):
         assert found.tobytes() == wanted.tobytes()

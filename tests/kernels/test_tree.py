@@ -11,8 +11,8 @@ from dumap.kernels.tree import (
     GROUPS,
     UNCONDITIONAL,
     Tree,
-    _in_line,
     _keep,
+    _line_order,
     grow,
     nearest_leaves,
     within_leaves,
@@ -103,7 +103,7 @@ def test_leaves_near_in_space_are_near_in_line():
     steps = np.linalg.norm(np.diff(leaves, axis=0), axis=1)
     assert (steps < 0.35).mean() > 0.9
     x = np.random.default_rng(1).normal(size=(60, 5)).astype(np.float32)
-    line = _in_line(x)
+    line = _line_order(x)
     assert sorted(line) == list(range(60))
     for branches in (2, 3, 7):
         branch = fcluster(linkage(x, "ward"), branches, "maxclust")[line]

@@ -23,7 +23,7 @@ def test_check_finds_what_is_not_finite_and_what_is_zero():
 @pytest.mark.parametrize("metric", ["cosine", "correlation"])
 def test_partition_space_orders_rows_as_the_metric_does(metric):
     x = np.random.default_rng(0).normal(3, 1, (60, 8)).astype(np.float32) * np.arange(1, 61, dtype=np.float32)[:, None]
-    mapped = vectors.partition_space(x, metric)
+    mapped = vectors.to_euclidean(x, metric)
     assert mapped.dtype == np.float32
     np.testing.assert_allclose(np.linalg.norm(mapped, axis=1), 1, rtol=1e-6)
     np.testing.assert_allclose(cdist(mapped, mapped, "sqeuclidean") / 2, cdist(x, x, metric), atol=1e-6)
@@ -31,40 +31,40 @@ def test_partition_space_orders_rows_as_the_metric_does(metric):
 
 def test_partition_space_leaves_other_metrics_alone():
     x = np.arange(6, dtype=np.float32).reshape(2, 3)
-    assert vectors.partition_space(x, "manhattan") is x
+    assert vectors.to_euclidean(x, "manhattan") is x
 
 
 @pytest.mark.parametrize(("metric", "row"), [("cosine", [0, 0, 0]), ("correlation", [2, 2, 2])])
 def test_rows_without_direction_become_zero(metric, row):
-    assert vectors.partition_space(np.array([row, [1, 2, 3]], np.float32), metric)[0].tolist() == [0, 0, 0]
+    assert vectors.to_euclidean(np.array([row, [1, 2, 3]], np.float32), metric)[0].tolist() == [0, 0, 0]
 
 
 @pytest.mark.parametrize("metric", ["cosine", "correlation"])
 def test_partition_space_takes_each_row_by_itself(metric):
     x = np.random.default_rng(1).normal(size=(300, 1000)).astype(np.float32)
-    whole = vectors.partition_space(x, metric)
+    whole = vectors.to_euclidean(x, metric)
     for start, stop in [(0, 1), (7, 8), (3, 250), (299, 300)]:
-        assert vectors.partition_space(x[start:stop], metric).tobytes() == whole[start:stop].tobytes()
+        assert vectors.to_euclidean(x[start:stop], metric).tobytes() == whole[start:stop].tobytes()
 
 
 def test_rows_without_direction_are_given_one_at_a_right_angle_to_all():
-    x = vectors.partition_space(np.array([[3, 4], [0, 0], [0, -0.0], [1, 0]], np.float32), "cosine")
-    found = vectors.with_direction(x)
+    x = vectors.to_euclidean(np.array([[3, 4], [0, 0], [0, -0.0], [1, 0]], np.float32), "cosine")
+    found = vectors.add_zero_column(x)
     assert found.dtype == np.float32
     assert found[:, 2].tolist() == [0, 1, 1, 0]
     assert (found[:, :2] == x).all()
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, rtol=1e-6)
-    assert vectors.with_direction(found) is found
+    assert vectors.add_zero_column(found) is found
 
 
-@pytest.mark.parametrize("metric", sorted(vectors.BY_PRODUCT))
+@pytest.mark.parametrize("metric", sorted(vectors.EUCLIDEAN_ORDER - {vectors.SPHERICAL}))
 def test_squared_distances_in_partition_space_are_the_metrics_distances(metric):
     x = np.random.default_rng(2).normal(1, 2, (30, 7)).astype(np.float32)
     x[::6] = 5 if metric == "correlation" else 0
-    placed = vectors.partition_space(x, metric)
+    placed = vectors.to_euclidean(x, metric)
     if metric in vectors.ANGULAR:
-        placed = vectors.with_direction(placed)
-    found = vectors.from_squared(cdist(placed, placed, "sqeuclidean"), metric)
+        placed = vectors.add_zero_column(placed)
+    found = vectors.metric_from_squared(cdist(placed, placed, "sqeuclidean"), metric)
     own = named_distances[metric]
     wanted = [[own(a, b) for b in x] for a in x]
     np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
@@ -149,13 +149,13 @@ def test_rows_of_any_size_lie_near_those_that_the_metric_calls_near(metric):
     rng = np.random.default_rng(5)
     kinds = rng.gamma(1.0, size=(6, 12)) + 0.01
     x = (kinds[np.arange(60) % 6] * rng.uniform(0.9, 1.1, (60, 12)) * 10.0 ** rng.uniform(-3, 3, (60, 1))).astype("f4")
-    placed = vectors.partition_space(x, metric)
+    placed = vectors.to_euclidean(x, metric)
     near = cdist(placed, placed).argsort(axis=1)[:, 1:6]
     own = named_distances[metric]
     wanted = np.array([[own(a, b) for b in x] for a in x]).argsort(axis=1)[:, 1:6]
     assert np.mean([len(np.intersect1d(*both)) for both in zip(near, wanted, strict=True)]) > 4
     zero = np.zeros((1, 12), np.float32)
-    assert np.isfinite(vectors.partition_space(zero, metric)).all()
+    assert np.isfinite(vectors.to_euclidean(zero, metric)).all()
 
 
 # what float32 does not hold ----------------------------------------------------------------------
@@ -167,7 +167,7 @@ def test_differences_far_from_zero_are_as_exact_as_near_it(dtype):
     steps = np.random.default_rng(3).integers(0, 100, (50, 4))
     centre = np.full(4, top + 50, dtype)
     assert (
-        vectors.place(steps.astype(dtype) + np.array(top, dtype), "euclidean", centre).tolist()
+        vectors.as_embedded(steps.astype(dtype) + np.array(top, dtype), "euclidean", centre).tolist()
         == (steps - 50.0).tolist()
     )
 
@@ -177,21 +177,21 @@ def test_no_difference_of_integers_overflows(dtype):
     least, most = np.iinfo(dtype).min, np.iinfo(dtype).max
     x = np.array([[least, most, 0]], dtype)
     for centre in (least, most, 7):
-        found = vectors.place(x, "euclidean", np.full(3, centre, dtype))
+        found = vectors.as_embedded(x, "euclidean", np.full(3, centre, dtype))
         assert found.tolist() == [[float(np.float32(value - centre)) for value in (int(least), int(most), 0)]]
 
 
 def test_a_difference_beyond_float32_is_its_greatest_number():
     x = np.array([[3e38, -3e38, 1.0]])
     most = np.finfo(np.float32).max
-    assert vectors.place(x, "euclidean", np.array([-3e38, 3e38, 1.0])).tolist() == [[most, -most, 0]]
+    assert vectors.as_embedded(x, "euclidean", np.array([-3e38, 3e38, 1.0])).tolist() == [[most, -most, 0]]
 
 
 @pytest.mark.parametrize("dtype", ["f4", "f2", "u1", "i2", "?"])
 def test_narrow_numbers_are_cast_alone(dtype):
     assert not vectors.is_wide(np.dtype(dtype))
     x = np.arange(12).reshape(3, 4).astype(dtype)
-    assert vectors.place(x, "euclidean", None).tobytes() == x.astype(np.float32).tobytes()
+    assert vectors.as_embedded(x, "euclidean", None).tobytes() == x.astype(np.float32).tobytes()
 
 
 @pytest.mark.parametrize(
@@ -209,8 +209,8 @@ def test_rows_are_told_that_a_cast_changes(values, wanted):
 
 def test_the_middle_is_made_of_values_and_heeds_no_outlier():
     rows = np.array([[1e30, 3], [2, 1], [3, -(10.0**9)], [1, 2]])
-    assert vectors.middle(rows).tolist() == [2, 1]
-    assert vectors.middle(rows[:1]).tolist() == [1e30, 3]
+    assert vectors.lower_median(rows).tolist() == [2, 1]
+    assert vectors.lower_median(rows[:1]).tolist() == [1e30, 3]
 
 
 # the sphere --------------------------------------------------------------------------------------
@@ -221,9 +221,9 @@ def test_angles_on_the_sphere_are_haversine_distances():
     x = np.stack([np.arcsin(rng.uniform(-1, 1, 60)), rng.uniform(-np.pi, np.pi, 60)], axis=1)
     x[:2], x[2:4] = [[0.3, np.pi - 1e-4], [0.3, 1e-4 - np.pi]], [[np.pi / 2, 0.5], [np.pi / 2 - 1e-4, -2.0]]
     centre = vectors.on_sphere(x[7:8])[0]
-    placed = vectors.place(x, "haversine", centre)
+    placed = vectors.as_embedded(x, "haversine", centre)
     wanted = np.array([[named_distances["haversine"](a, b) for b in x] for a in x])
-    found = vectors.from_squared(cdist(placed, placed, "sqeuclidean"), "haversine")
+    found = vectors.metric_from_squared(cdist(placed, placed, "sqeuclidean"), "haversine")
     np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-6)
     assert found[0, 1] == pytest.approx(2e-4 * np.cos(0.3), rel=1e-2)
     assert found[2, 3] == pytest.approx(1e-4, rel=1e-2)
@@ -234,7 +234,7 @@ def test_angles_on_the_sphere_are_haversine_distances():
 def test_places_a_metre_apart_are_told_apart():
     metre = 1 / 6_371_000
     north = np.arange(50)[:, None] * [metre, 0] + [0.9, 0.2]
-    placed = vectors.place(north, "haversine", vectors.on_sphere(north[20:21])[0])
+    placed = vectors.as_embedded(north, "haversine", vectors.on_sphere(north[20:21])[0])
     steps = [vectors.great_circle(a, b) / metre for a, b in itertools.pairwise(placed)]
     np.testing.assert_allclose(steps, 1, rtol=1e-4)
 
@@ -242,10 +242,10 @@ def test_places_a_metre_apart_are_told_apart():
 @pytest.mark.parametrize("metric", sorted(vectors.EUCLIDEAN_ORDER))
 def test_limits_hold_all_that_is_as_near_and_little_more(metric):
     squared = np.linspace(0, 3.9, 400)
-    limits = vectors.squared_limits(vectors.from_squared(squared, metric), metric)
+    limits = vectors.squared_from_metric(vectors.metric_from_squared(squared, metric), metric)
     assert (limits >= squared).all()
     np.testing.assert_allclose(limits, squared, rtol=1e-4, atol=1e-5)
 
 
 def test_beyond_the_other_side_of_the_world_nothing_is_left_out():
-    assert vectors.squared_limits(np.array([np.pi, 9.0]), "haversine").tolist() == [np.inf, np.inf]
+    assert vectors.squared_from_metric(np.array([np.pi, 9.0]), "haversine").tolist() == [np.inf, np.inf]
