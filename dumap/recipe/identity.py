@@ -106,7 +106,7 @@ def check_same(job: Job, observer: Observer) -> None:
         raise RunMismatchError(
             f"{run.location} was begun with other parameters; nothing was touched. The difference:\n  "
             + "\n  ".join(changed)
-            + "\nGive the same parameters, or another output"
+            + f"\nGive the same parameters, or another output: with --parent {run.location} it reads what is equal"
         )
     for what in data_of(config):
         check_data(job, what, observer.note)

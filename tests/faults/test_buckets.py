@@ -17,6 +17,7 @@ from dumap.api import run
 from dumap.config import load
 from dumap.errors import DamageError, StorageError
 from dumap.recipe.damage import clean, verify
+from dumap.recipe.status import status
 from dumap.store import LOCKS, MANIFESTS, PARTS, Run, manifest_key, probe, shards
 from dumap.store import lock as lock_module
 from dumap.store import objects as objects_module
@@ -413,3 +414,18 @@ def test_a_bucket_out_of_reach_is_said(proxy, client, cli, data, fresh, monkeypa
     assert there.rsplit("/", 1)[0] in outcome.err
     assert "unexpected" not in outcome.err
     told(outcome.err)
+
+
+@pytest.mark.slow
+def test_a_child_reads_its_parent_in_the_bucket(embed, digits, fresh):
+    near, local = {"layout.min_dist": 0.5}, {"cluster.engine": "local"}
+    run(config_of("s3://data/kin/parent.zarr", **local))
+    child, folder = config_of("s3://data/kin/child.zarr", **local, **near), config_of(fresh("c.zarr"), **local, **near)
+    wanted = bytes_of(embed(digits[0][:300], {**SETTINGS, **near}).output)
+    for config in (child, folder):
+        stages = run(config, parent="s3://data/kin/parent.zarr")["stages"]
+        assert [stage["from"] for stage in stages[:6]] == ["s3://data/kin/parent.zarr"] * 6
+        assert bytes_of(config.output) == wanted
+    assert Run(child.output, read_only=True).attributes["parent"] == "../parent.zarr"
+    assert status("s3://data/kin/parent.zarr")["children"] == sorted([child.output, folder.output])
+    assert verify(child.output) == []

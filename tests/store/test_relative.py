@@ -1,0 +1,35 @@
+"""How runs name one another: by the way between them, where there is one."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from dumap.store import reached, towards
+
+
+@pytest.mark.parametrize(
+    ("location", "base", "way"),
+    [
+        ("/runs/p.zarr", "/runs/c.zarr", "../p.zarr"),
+        ("/runs/old/p.zarr", "/runs/c.zarr", "../old/p.zarr"),
+        ("s3://b/runs/p.zarr", "s3://b/runs/c.zarr", "../p.zarr"),
+        ("s3://b/p.zarr", "s3://other/c.zarr", "s3://b/p.zarr"),
+        ("s3://b/p.zarr", "gs://b/c.zarr", "s3://b/p.zarr"),
+        ("s3://b/p.zarr", "/runs/c.zarr", "s3://b/p.zarr"),
+        ("/runs/p.zarr", "s3://b/c.zarr", "/runs/p.zarr"),
+    ],
+)
+def test_a_run_is_reached_by_the_way_to_it(location, base, way):
+    assert towards(location, base) == way
+    assert reached(way, base) == location
+
+
+def test_a_link_to_a_run_leads_to_the_same(tmp_path):
+    for name in ("runs/c", "runs/p"):
+        (tmp_path / name).mkdir(parents=True)
+    os.symlink(tmp_path / "runs" / "c", tmp_path / "link")
+    way = towards(str(tmp_path / "runs" / "p"), str(tmp_path / "link"))
+    assert way == "../p"
+    assert reached(way, str(tmp_path / "link")) == str(tmp_path / "runs" / "p")
