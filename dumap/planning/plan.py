@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from dumap.config import Config, format_bytes
@@ -38,12 +38,15 @@ class Projection:
         Bytes moved between tasks, and bytes left on disk.
     task_bytes : float
         Bytes of its largest task, beside what the process holds without it.
+    passing_bytes : mapping of str to int
+        Bytes of those left on disk that are not kept, by the kind of part.
     """
 
     tasks: int
     shuffled_bytes: int
     disk_bytes: int
     task_bytes: float
+    passing_bytes: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,8 @@ class StagePlan:
         Bytes moved between tasks, bytes left on disk, and the peak memory of a worker with one thread.
     held_bytes : int
         The part of that peak which a worker holds without any task.
+    passing : tuple of (int, frozenset of str)
+        Bytes of those left on disk that go once some stages are done, and which stages these are.
     """
 
     name: str
@@ -66,6 +71,11 @@ class StagePlan:
     disk_bytes: int
     peak_bytes: int
     held_bytes: int
+    passing: tuple[tuple[int, frozenset[str]], ...] = ()
+
+    def disk_after(self, done: Collection[str]) -> int:
+        """Return what is left on disk of this stage once it and some others are done."""
+        return self.disk_bytes - sum(some for some, readers in self.passing if readers.issubset(done))
 
     def process_bytes(self, threads: int) -> int:
         """Return the peak memory of a worker with so many threads, each with a task."""
@@ -91,8 +101,30 @@ class Plan:
 
     @property
     def disk_bytes(self) -> int:
-        """What all stages leave on disk."""
+        """What all stages write."""
         return sum(stage.disk_bytes for stage in self.stages)
+
+    @property
+    def peak_disk_bytes(self) -> int:
+        """The most that is on disk at once."""
+        return self.disk_needed(set())
+
+    @property
+    def final_disk_bytes(self) -> int:
+        """What the finished run takes on disk."""
+        return self._disk_after({stage.name for stage in self.stages})
+
+    def _disk_after(self, done: Collection[str]) -> int:
+        return sum(stage.disk_after(done) for stage in self.stages if stage.name in done)
+
+    def disk_needed(self, done: Collection[str]) -> int:
+        """Return how much more than now may be on disk at once, where some stages are done."""
+        ended, most = set(done), 0
+        for stage in self.stages:
+            if stage.name not in ended:
+                most = max(most, self._disk_after(ended) + stage.disk_bytes)
+                ended.add(stage.name)
+        return max(0, most - self._disk_after(done))
 
     def stage(self, name: str) -> StagePlan:
         """Return a stage's plan."""
@@ -105,9 +137,13 @@ class Plan:
             **{name: cut[name] for name in cut if not name.startswith("largest_")},  # which are not known yet
             "peak_bytes": self.peak_bytes,
             "disk_bytes": self.disk_bytes,
+            "peak_disk_bytes": self.peak_disk_bytes,
+            "final_disk_bytes": self.final_disk_bytes,
             "core_seconds": round(self.core_seconds, 1),
             "core_seconds_range": [round(seconds, 1) for seconds in self.seconds(1)],
-            "stages": [asdict(stage) for stage in self.stages],
+            "stages": [
+                {name: value for name, value in asdict(stage).items() if name != "passing"} for stage in self.stages
+            ],
             "inherited": list(self.inherited),
         }
 
@@ -115,7 +151,14 @@ class Plan:
         """Return between how many seconds the run is projected to take on so many threads, started and compiled."""
         return FASTEST * self.core_seconds / threads, SLOWEST * self.core_seconds / threads
 
-    def check(self, worker_memory: int, free_disk: int | None, threads: int = 1, held: int = 0) -> None:
+    def check(
+        self,
+        worker_memory: int,
+        free_disk: int | None,
+        threads: int = 1,
+        done: Collection[str] = (),
+        written: int = 0,
+    ) -> None:
         """Refuse what does not fit; say the number that would.
 
         Parameters
@@ -126,8 +169,10 @@ class Plan:
             Bytes free where the output lies, where that is known.
         threads : int
             Threads of a worker, of which each needs a task's memory, and all one interpreter's.
-        held : int
-            Bytes of the run that lie there already.
+        done : collection of str
+            The stages that are done.
+        written : int
+            Bytes on disk of stages that are not.
         """
         need = math.ceil(self.peak_bytes / PAUSE_FRACTION)
         if worker_memory and need > worker_memory:
@@ -138,15 +183,15 @@ class Plan:
                 f"smallest worker has {format_bytes(worker_memory)}, of which {PAUSE_FRACTION:.0%} may be used: give "
                 f"workers --memory-limit {limit}MiB or more" + f", for {threads} threads each" * (threads > 1)
             )
-        left = self.disk_bytes - held
+        left = max(0, self.disk_needed(done) - written)
         if free_disk is not None and left > free_disk:
             what, instead = (
                 ("what is left of the run", "what is committed is kept")
-                if held
+                if done or written
                 else ("the run", "or name another output")
             )
             raise BudgetError(
-                f"{what} is projected to write {format_bytes(left)}, but the output has "
+                f"{what} is projected to take {format_bytes(left)} on disk, but the output has "
                 f"{format_bytes(free_disk)} free: make room, {instead}"
             )
 
@@ -195,7 +240,8 @@ def describe(projected: Plan, threads: int) -> str:
     if projected.inherited:
         lines.append(f"read through the parent: {', '.join(projected.inherited)}")
     lines.append(
-        f"disk {format_bytes(projected.disk_bytes)}; workers of "
+        f"disk {format_bytes(projected.peak_disk_bytes)} at the most, {format_bytes(projected.final_disk_bytes)} once "
+        f"done; workers of "
         f"{format_bytes(projected.peak_bytes / PAUSE_FRACTION)} or more are needed"
     )
     low, high = map(format_seconds, projected.seconds(threads))

@@ -137,7 +137,9 @@ def _drive(
     """Make a run's stages on an engine, as its one driver."""
     output = job.config.output
     projected, recipe = plan_left(job, stages, cluster.worker_memory), recipe_of(job.config)
-    projected.check(cluster.worker_memory, free_disk(output), cluster.worker_threads, held(job.run, projected))
+    done = [stage for stage in STAGES if job.run.is_committed(DONE, stage)]
+    written = sum(job.run.sizes(stage) for stage in STAGES if stage not in done)
+    projected.check(cluster.worker_memory, free_disk(output), cluster.worker_threads, done, written)
     probe_output(output)
     cluster.check_sight(output)
     try:
@@ -156,15 +158,6 @@ def _drive(
     except (DumapError, KeyboardInterrupt) as error:
         error.add_note(f"What is committed in {output} is kept; the same command goes on from there.")
         raise
-
-
-def held(run: Run, projected: Plan) -> int:
-    """Return how many of the projected bytes a run has written already."""
-    found = 0
-    for stage in projected.stages:
-        done = run.is_committed(DONE, stage.name)
-        found += stage.disk_bytes if done else min(stage.disk_bytes, run.sizes(stage.name))
-    return found
 
 
 def follow(

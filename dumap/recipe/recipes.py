@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 
+from dumap.artifacts.parts import EMBEDDING
 from dumap.config import Config
 from dumap.planning.audits import needs_metric
 from dumap.planning.budget import interpreter_bytes
 from dumap.planning.geometry import Geometry, geometry
-from dumap.planning.plan import Plan, StagePlan, core_seconds
+from dumap.planning.plan import Plan, Projection, StagePlan, core_seconds
 from dumap.sources.zarr_array import Input, Precomputed
 from dumap.stages import (
     Recipe,
+    Stage,
     audit,
     cells,
     coarsen,
@@ -53,6 +55,17 @@ def geometry_of(config: Config) -> Geometry:
     return geometry(config, source.rows, source.dims, source.dtype.itemsize, source.chunk_rows, given)
 
 
+def passing_of(stage: Stage, own: Projection, recipe: Recipe, keep: str) -> tuple[tuple[int, frozenset[str]], ...]:
+    """Return how many bytes of a stage go, each with the stages that must be done before: see `recipe/keep.py`."""
+    if keep == "all":
+        return ()
+    passing = tuple((size, frozenset(stage.passing[kind])) for kind, size in own.passing_bytes.items())
+    if keep == "model" or stage.name == EMBEDDING:
+        return passing
+    readers = frozenset(other.name for other in recipe if stage.name in other.reads)
+    return (*passing, (own.disk_bytes - sum(own.passing_bytes.values()), readers))
+
+
 def make_plan(config: Config, cut: Geometry, worker_memory: int = 0, recipe: Recipe | None = None) -> Plan:
     """Project every stage of a recipe.
 
@@ -65,10 +78,11 @@ def make_plan(config: Config, cut: Geometry, worker_memory: int = 0, recipe: Rec
     recipe : Recipe, optional
         By default the one that the configuration asks for.
     """
-    recipe, stages = recipe_of(config) if recipe is None else recipe, []
+    stages, recipe = [], recipe_of(config) if recipe is None else recipe
     for stage in recipe:
         own = stage.project(cut, config, worker_memory)
         held = interpreter_bytes(stage.name, needs_metric(config, stage.name))
         peak = held + math.ceil(own.task_bytes)
-        stages.append(StagePlan(stage.name, own.tasks, own.shuffled_bytes, own.disk_bytes, peak, held))
+        passing = passing_of(stage, own, recipe, config.keep)
+        stages.append(StagePlan(stage.name, own.tasks, own.shuffled_bytes, own.disk_bytes, peak, held, passing))
     return Plan(cut, tuple(stages), core_seconds(config, cut, {stage.name for stage in recipe}))

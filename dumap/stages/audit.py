@@ -187,12 +187,17 @@ def project(cut: Geometry, config: Config, worker_memory: int) -> Projection:
     repairs = times - 1
     halo = HALO * rows * (cut.dims * min(cut.itemsize, 4) + k * (index + 1) + 4)  # of one repair at a time
     offers, lists = (HALO + 1) * rows * k * (index + 4), rows * k * (index + 5)
-    found = queries * (cut.blocks + 1) * (max(k, NEAR) * 12 + k * 4) + queries * (cut.dims * 4 + 8 * k + 24)
+    asked = queries * (cut.dims * 4 + 8 * k + 24)
+    found = queries * (cut.blocks + 1) * (max(k, NEAR) * 12 + k * 4)
     return Projection(
         tasks=times * (cut.blocks + 3) + repairs * (4 * cut.cells + 2),
         shuffled_bytes=times * rows * cut.dims * cut.itemsize + repairs * (halo + offers),
-        disk_bytes=times * found + repairs * lists + (halo + offers if repairs else 0),
+        disk_bytes=times * (found + asked) + repairs * lists + (halo + offers if repairs else 0),
         task_bytes=max(audit_bytes(config, cut, queries), repair_bytes(config, cut) if repairs else 0),
+        passing_bytes={
+            "queries": times * asked,
+            "search": times * found + (halo + offers + repairs * lists if repairs else 0),  # the last replace the first
+        },
     )
 
 

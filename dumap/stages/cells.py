@@ -212,6 +212,7 @@ def project(cut: Geometry, config: Config, worker_memory: int) -> Projection:
             sample * (5 if config.neighbors.metric == "correlation" else 4) + axes_bytes(cut),
             cut.blocks * (cut.cells + 1) * 40 + cut.cells**2 * 16,  # the table
         ),
+        passing_bytes={"sorted": copies * (sorted_bytes + rows * 32), "near": rows * 40},
     )
 
 

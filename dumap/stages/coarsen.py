@@ -136,11 +136,16 @@ def project(cut: Geometry, config: Config, worker_memory: int) -> Projection:
     edges, index = 2 * config.neighbors.others * cut.rows, cut.index_dtype.itemsize
     if config.start.init != "spectral":
         return Projection(0, 0, 0, 0)
+    count = coarse_rows(cut.rows)
+    kept = (
+        16 * min(edges, count * coarse.most_edges(count)) + 8 * count
+    )  # the coarse graph's edges, and its rows' sizes
     return Projection(
         tasks=LABEL_PASSES * cut.shards,
         shuffled_bytes=LABEL_PASSES * edges * (index + 4),
-        disk_bytes=edges * 8 + cut.rows * index,
+        disk_bytes=edges * 8 + cut.rows * index + kept,
         task_bytes=start_bytes(config, cut.rows, min(cut.shard_rows, cut.rows)),
+        passing_bytes={ADDED: edges * 8},
     )
 
 

@@ -230,6 +230,7 @@ def project(cut: Geometry, config: Config, worker_memory: int) -> Projection:
             int(shard_rows * (k * SHARD_EDGES * EDGE_BYTES + (config.neighbors.searched - k) * 16)),
             rows * (index + 2) + 2 * k * shard_rows * index,
         ),
+        passing_bytes={"directed": rows * k * (2 * index + 8)},
     )
 
 

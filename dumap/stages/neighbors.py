@@ -217,6 +217,7 @@ def project(cut: Geometry, config: Config, worker_memory: int) -> Projection:
         + cut.most_cell_rows * (GUEST_BYTES + 2 * list_bytes) * (cut.cells > 1)  # all guests, and what they found
         + 2 * COLUMN_BYTES
         + (cut.blocks + cut.cells) * 48,
+        passing_bytes={"cell": copies * rows * list_bytes + rows * (listed * (index + 7) + 8)},
     )
 
 

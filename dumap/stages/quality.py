@@ -127,11 +127,13 @@ def run(context: Context) -> dict:
 def project(cut: Geometry, config: Config, worker_memory: int) -> Projection:
     """Say what the stage will take."""
     queries = min(config.quality.queries, cut.rows)
+    disk = queries * NEAR * 16 + TRUST_QUERIES * NEAR * 12 * cut.blocks
     return Projection(
         tasks=2 * cut.blocks + 3,
         shuffled_bytes=2 * cut.rows * cut.dims * cut.itemsize,
-        disk_bytes=queries * NEAR * 16 + TRUST_QUERIES * NEAR * 12 * cut.blocks,
+        disk_bytes=disk,
         task_bytes=audit_bytes(config, cut, queries),
+        passing_bytes={"ranks": disk},
     )
 
 

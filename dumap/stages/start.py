@@ -253,6 +253,7 @@ def project(cut: Geometry, config: Config, worker_memory: int) -> Projection:
         shuffled_bytes=SMOOTHINGS * edges * (cut.index_dtype.itemsize + 4),
         disk_bytes=cut.rows * 12 * n_components,
         task_bytes=max(shard, principal_bytes(config, cut)),
+        passing_bytes={"smooth": cut.rows * 8 * n_components},
     )
 
 

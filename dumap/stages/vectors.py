@@ -304,14 +304,17 @@ def project(cut: Geometry, config: Config, worker_memory: int) -> Projection:
     block, index, buckets = cut.block_rows * cut.dims, cut.index_dtype.itemsize, tally_buckets(config, rows)
     queries = audits(config) * min(config.quality.queries, rows)
     sample, drawn = cut.sample_rows * cut.dims * 4, min(queries, rows) * cut.dims * 4
+    copies = rows * unique * (16 + 3 * index)
+    passing = rows * (9 + 16 * wide) + (sample + drawn) * (1 + wide)
     return Projection(
         tasks=(cut.blocks + buckets) * (1 + wide) + cut.blocks * unique + wide,
         shuffled_bytes=rows * 8 * (1 + unique + 2 * wide),
-        disk_bytes=rows * (9 + unique * (16 + 3 * index) + 16 * wide) + (sample + drawn) * (1 + wide),
+        disk_bytes=copies + passing,
         task_bytes=max(
             block * (2 * cut.itemsize + 8) + sample + min(drawn, 4 * block),
             -(-rows // buckets) * tally_row_bytes(config),
         ),
+        passing_bytes={"block": passing},
     )
 
 

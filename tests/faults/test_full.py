@@ -183,9 +183,7 @@ def test_a_resume_needs_room_for_the_rest_alone(prepare, disk, expected, stage, 
     rest = sum(part.disk_bytes for part in projected.stages[names.index(stage) :])
     assert rest < projected.disk_bytes / 2
     disk.fill(rest // 2)
-    with pytest.raises(
-        BudgetError, match=r"what is left of the run is projected to write .* what is committed is kept"
-    ):
+    with pytest.raises(BudgetError, match=r"what is left of the run is projected to take .* what is committed is kept"):
         run(config)
     disk.resize(shutil.disk_usage(disk.path).used + projected.disk_bytes * 9 // 10)  # small files take whole pages
     assert shutil.disk_usage(disk.path).free < projected.disk_bytes, "not for all"

@@ -20,6 +20,7 @@ from dumap.planning.geometry import (
     shard_rows_of,
 )
 from dumap.planning.plan import Plan, describe, format_seconds
+from dumap.recipe.names import STAGES
 from dumap.recipe.recipes import SEARCHED, make_plan
 
 MIB = 2**20
@@ -84,7 +85,7 @@ def test_cells_fit_the_memory_of_a_task(memory, count, width, itemsize, metric, 
 def test_twice_the_rows_that_a_cell_should_have_are_not_too_many(memory, count, width, copies, most):
     """Leaves are not cut to fill cells evenly."""
     cut = geometry(config(memory, cells={"max_copies": copies, "max_rows": most}), count, width, 4, 1)
-    assert cut.cells == 1 or 2 * -(-count // cut.cells) <= cut.cell_rows
+    assert min(count, 2 * -(-count // cut.cells)) <= cut.cell_rows
 
 
 @given(memories, rows, dims)
@@ -252,9 +253,40 @@ def test_no_limit_is_no_refusal():
 
 def test_a_disk_too_small_is_refused():
     plan = plan_of(config(), 10**6, 100)
-    plan.check(0, plan.disk_bytes)
-    with pytest.raises(BudgetError, match=r"projected to write .* GiB, but the output has .* free: make room"):
-        plan.check(0, plan.disk_bytes - 1)
+    plan.check(0, plan.peak_disk_bytes)
+    with pytest.raises(BudgetError, match=r"to take .* GiB on disk, but the output has .* free: make room, or name"):
+        plan.check(0, plan.peak_disk_bytes - 1)
+
+
+def test_a_run_that_goes_on_needs_room_for_the_rest_alone():
+    plan = plan_of(config(), 10**6, 100)
+    needed = [
+        plan.disk_needed(done) for done in itertools.accumulate(STAGES, lambda done, name: [*done, name], initial=[])
+    ]
+    assert needed[0] == plan.peak_disk_bytes
+    assert needed[-1] == 0
+    cells = ["vectors", "cells"]
+    assert plan.disk_needed(cells) < plan.peak_disk_bytes - 0.9 * plan.stage("cells").disk_bytes
+    plan.check(0, plan.disk_needed(cells), done=cells)
+    with pytest.raises(BudgetError, match=r"what is left of the run .* what is committed is kept"):
+        plan.check(0, plan.disk_needed(cells) - 1, done=cells)
+    plan.check(0, plan.disk_needed(cells) - 10**6, done=cells, written=10**6)
+
+
+@given(
+    st.integers(100_000, 10**9), st.integers(64, 4096), st.sampled_from([1, 2, 4]), st.integers(10, 100), st.booleans()
+)
+def test_a_finished_run_takes_no_more_than_is_promised(count, width, itemsize, k, unique):
+    def kept(keep):
+        settings = config(2**31, neighbors={"n_neighbors": k}, input={"path": "in.zarr", "unique": unique}, keep=keep)
+        return make_plan(settings, geometry(settings, count, width, itemsize, 1))
+
+    everything, model, results = map(kept, ("all", "model", "results"))
+    assert everything.disk_bytes == everything.peak_disk_bytes == everything.final_disk_bytes == model.disk_bytes
+    assert model.final_disk_bytes <= count * (width * itemsize + 100 + 25 * k + 8 * 2)
+    assert results.final_disk_bytes == results.stage("embedding").disk_bytes < model.final_disk_bytes
+    assert model.final_disk_bytes <= model.peak_disk_bytes <= everything.peak_disk_bytes
+    assert results.peak_disk_bytes <= model.peak_disk_bytes
 
 
 @given(memories, rows, st.booleans())
