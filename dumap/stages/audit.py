@@ -195,8 +195,7 @@ def project(cut: Geometry, config: Config, worker_memory: int) -> Projection:
         disk_bytes=times * (found + asked) + repairs * lists + (halo + offers if repairs else 0),
         task_bytes=max(audit_bytes(config, cut, queries), repair_bytes(config, cut) if repairs else 0),
         passing_bytes={
-            "queries": times * asked,
-            "search": times * found + (halo + offers + repairs * lists if repairs else 0),  # the last replace the first
+            "search": times * found + (halo + offers + repairs * lists if repairs else 0)  # the last replace the first
         },
     )
 

@@ -274,7 +274,7 @@ def test_a_run_that_goes_on_needs_room_for_the_rest_alone():
 
 
 @given(
-    st.integers(100_000, 10**9), st.integers(64, 4096), st.sampled_from([1, 2, 4]), st.integers(10, 100), st.booleans()
+    st.integers(10**6, 10**9), st.integers(64, 4096), st.sampled_from([1, 2, 4]), st.integers(10, 100), st.booleans()
 )
 def test_a_finished_run_takes_no_more_than_is_promised(count, width, itemsize, k, unique):
     def kept(keep):
