@@ -27,13 +27,13 @@ import numpy as np
 from dumap import api as submit
 from dumap.artifacts.graph import Graph
 from dumap.artifacts.job import Job
-from dumap.artifacts.layout import Generation
+from dumap.artifacts.layout import EpochState
 from dumap.config import Config, build
 from dumap.kernels.pool import pool_rows
 from dumap.recipe.names import STAGES
 from dumap.recipe.pipeline import plan
 from dumap.recipe.status import status
-from dumap.stages.descent import descent, pack_shards
+from dumap.stages.descent import layout_parameters, pack_shards
 from dumap.stages.layout import SLICES, advance, slices_of
 from dumap.store import Run
 
@@ -49,8 +49,8 @@ def configuration(run: str, output: str, threads: int) -> Config:
 
 def bare(job: Job, graph: Graph, threads: int) -> tuple[float, np.ndarray]:
     """Time the kernel on edges that are packed already."""
-    shards, shared = graph.shards, descent(job)
-    start = Generation(job.run, graph, 0)
+    shards, parameters = graph.shards, layout_parameters(job)
+    start = EpochState(job.run, graph, 0)
     edges = pack_shards(job, graph, 0, len(shards))
     y = start.span(0, len(shards))
     m, v, after = np.zeros_like(y), np.zeros_like(y), np.empty_like(y)
@@ -58,8 +58,8 @@ def bare(job: Job, graph: Graph, threads: int) -> tuple[float, np.ndarray]:
     began = time.perf_counter()
     with ThreadPoolExecutor(threads) as workers:
         for epoch in range(job.geometry.n_epochs):
-            drawn = graph.rows_at(pool_rows(shared.seed, epoch, graph.places[-1]))
-            advance(workers, cuts, shared, epoch, edges, y, m, v, after, drawn)
+            drawn = graph.rows_at(pool_rows(parameters.seed, epoch, graph.slot_offsets[-1]))
+            advance(workers, cuts, parameters, epoch, edges, y, m, v, after, drawn)
             y, after = after, y
     return time.perf_counter() - began, y
 
@@ -93,14 +93,14 @@ def peer(job: Job, graph: Graph, y: np.ndarray, threads: int) -> float:
         weights.append(weight[kept])
     head, tail = (np.concatenate(pieces).astype(np.int32) for pieces in (heads, tails))
     every = make_epochs_per_sample(np.concatenate(weights), job.geometry.n_epochs)
-    shared = descent(job)
+    parameters = layout_parameters(job)
     numba.set_num_threads(threads)
 
     def optimize(epochs: int) -> float:
         own = y.copy()
         began = time.perf_counter()
         optimize_layout_euclidean(
-            *(own, own, head, tail, epochs, len(own), every.copy(), shared.a, shared.b),
+            *(own, own, head, tail, epochs, len(own), every.copy(), parameters.a, parameters.b),
             np.array([1, 2, 3], np.int64),
             parallel=True,
             move_other=True,
@@ -121,7 +121,7 @@ def main() -> None:
     config = configuration(args.run, args.run, args.threads)
     job = Job(config, plan(config).geometry)
     graph = Graph(Run(args.run, read_only=True), config.graph.shard_rows)
-    y = Generation(job.run, graph, 0).span(0, len(graph.shards))
+    y = EpochState(job.run, graph, 0).span(0, len(graph.shards))
     seconds: dict[str, list[float]] = {"umap-learn": [], "kernel": [], "stage": []}
     whole_stage(args.run, args.threads)  # compiles what is not in the cache
     for _ in range(args.rounds):

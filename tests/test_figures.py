@@ -63,7 +63,7 @@ def test_a_run_of_few_rows_reports_no_figure_that_is_not_defined(configure, cli,
 
 
 def test_parts_of_no_rows_reach_nowhere_and_the_box_is_that_of_the_others():
-    nowhere, somewhere = start.reach_of(np.empty((0, 2))), start.reach_of(np.array([[1.0, 5.0], [3.0, 4.0]]))
+    nowhere, somewhere = start.bounding_box(np.empty((0, 2))), start.bounding_box(np.array([[1.0, 5.0], [3.0, 4.0]]))
     documents = [unseal(seal(reach)) for reach in (nowhere, somewhere)]
     assert documents[0] == {"low": [None, None], "high": [None, None]}
     assert all(math.isfinite(value) for values in documents[1].values() for value in values)

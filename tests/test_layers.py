@@ -106,7 +106,7 @@ def test_package_keeps_its_layers():
         ("store/run.py", "from dumap.planning.plan import make_plan"),
         ("sources/zarr_array.py", "import dumap.planning.geometry"),
         ("sources/zarr_array.py", "import zarr"),
-        ("planning/plan.py", "from dumap.artifacts.graph import Shards"),
+        ("planning/plan.py", "from dumap.artifacts.graph import RowRanges"),
         ("artifacts/cells.py", "from dumap.stages.cells import route"),
         ("stages/graph.py", "import distributed"),
         ("stages/graph.py", "def lazy():\n    from dumap.engine import cluster"),

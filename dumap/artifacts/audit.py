@@ -1,4 +1,4 @@
-"""The audit: its queries, and which lists it was of."""
+"""The audit: its queries, and how many repairs there were."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from dumap.store import Run
 
 
 def report_name(repairs: int) -> str:
-    """Name the part of stage audit that commits the lists after so many repairs, and says how good they are."""
+    """Name the part that commits the lists after so many repairs, with their recall."""
     return f"report-{repairs}"
 
 
 def repairs_made(run: Run) -> int:
-    """Return how many repairs the lists have had, and an audit after each."""
+    """Return how many repairs were made and audited."""
     repairs = 0
     while run.is_committed(AUDIT, report_name(repairs + 1)):
         repairs += 1
@@ -26,11 +26,11 @@ def repairs_made(run: Run) -> int:
 
 
 NEAR = 15
-"""Exact neighbours that are kept at the least: the map is judged by so many."""
+"""At least so many exact neighbours are kept: the map is measured by so many."""
 
 
 def query_groups(job: Job, number: int, count: int) -> Iterator[tuple[slice, np.ndarray]]:
-    """Yield slices of the first `count` queries of a round with their vectors: as many as a task holds at once."""
+    """Yield slices of an audit's first `count` queries with their vectors, as many as a task holds at once."""
     step = queries_at_once(job.config, job.geometry.dims)
     for group, low in enumerate(range(0, count, step)):
         high = min(count, low + step)

@@ -1,4 +1,4 @@
-"""Cells: the tree, where each row lies, and a cell's rows with its guests."""
+"""Cells: the tree, the table of where rows are, and a cell's home rows and guests."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from dumap.planning.geometry import guests_a_turn
 from dumap.store import Run
 
 PROBES = 8
-"""Leaves of each of its cells that a row is compared in at the most."""
+"""Most leaves that a row probes in one cell."""
 LIMITS, TABLE = "limits", "table"
-"""The parts that say which guests cells admit, and where rows lie."""
+"""The parts that say which guests cells admit, and where rows are."""
 DROPPED_AT_ONCE = 1 << 17
 """Dropped rows that are looked up at once."""
 
 
 def read_tree(run: Run) -> tree.Tree:
-    """Read the tree that was grown."""
+    """Read the tree."""
     groups, offsets, leaves, origin, axes = (
         run.read(CELLS, "tree", name) for name in ("groups", "offsets", "leaves", "origin", "axes")
     )
@@ -30,12 +30,12 @@ def read_tree(run: Run) -> tree.Tree:
 
 
 class Table:
-    """Where rows lie; of the counts by block and cell, a row is read when it is asked for.
+    """Where the rows of blocks and cells are. Of its tables, one row is read at a time, when it is asked for.
 
     Attributes
     ----------
     cells, rows : int
-        Cells, and rows that are in one.
+        Number of cells, and of rows that are in one.
     """
 
     def __init__(self, run: Run) -> None:
@@ -48,7 +48,7 @@ class Table:
         return self.run.read(CELLS, TABLE, "offsets")
 
     def spans(self, cell: int) -> np.ndarray:
-        """Return where each block's rows in a cell begin, how many have their home there, and how many all are.
+        """Return where a cell's rows begin in each sorted block, how many are home rows, and how many there are.
 
         Returns
         -------
@@ -57,32 +57,32 @@ class Table:
         return self.run.read(CELLS, TABLE, "spans", cell, cell + 1)[0]
 
     def hosts(self, cell: int) -> np.ndarray:
-        """Return how many rows whose home a cell is are guests of each cell, (cells,) int64."""
+        """Return how many of a cell's home rows are guests of each cell, (cells,) int64."""
         return self.run.read(CELLS, TABLE, "guests", cell, cell + 1)[0]
 
     def positions(self, run: Run, block: int) -> np.ndarray:
-        """Return the positions (n,) of a block's rows, -1 for those left out."""
+        """Return the positions of a block's rows, (n,); -1 for those left out."""
         home = run.read(CELLS, numbered("assign", block + 1)[-1], "home")
         return cells.ranks(home, run.read(CELLS, TABLE, "starts", block, block + 1)[0])
 
     def status(self, block: int) -> np.ndarray:
-        """Return the status (n,) of a block's rows, as they were checked."""
+        """Return the status of a block's rows, (n,), as stage vectors found it."""
         return self.run.read(CELLS, numbered("assign", block + 1)[-1], "status")
 
 
 def travels_as_it_is(job: Job) -> bool:
-    """Tell whether rows travel in the input's dtype, since float32 would take no fewer bytes and tell no more."""
+    """Return whether sorted vectors are kept in the input's dtype: it is no wider than float32 and nothing is lost."""
     return not vectors.is_wide(job.input.dtype) and job.config.neighbors.metric != vectors.SPHERICAL
 
 
 class Cell:
-    """A cell's rows: its own by position, then its guests by position.
+    """A cell's rows: home rows by position, then guests by position.
 
     Attributes
     ----------
     positions : ndarray of int64, shape (n,)
-    own : int
-        Rows whose home it is.
+    home_rows : int
+        How many home rows there are.
     """
 
     def __init__(self, job: Job, cell: int, table: Table, guests: bool = True) -> None:
@@ -94,22 +94,22 @@ class Cell:
         positions = np.concatenate([job.run.read(CELLS, block, "positions", a, b) for block, a, b in self.spans])
         guest = (positions < table.offsets[cell]) | (positions >= table.offsets[cell + 1])
         order = np.lexsort((positions, guest))
-        self.place = np.argsort(order).astype(np.int32)
+        self.inverse_order = np.argsort(order).astype(np.int32)
         self.positions = positions[order]
-        self.own = int((~guest).sum())
+        self.home_rows = int((~guest).sum())
 
     def turns(self) -> Iterator[np.ndarray]:
-        """Yield rows to be searched together: all, or the own with guests in turns, if those are many."""
-        guests = np.arange(self.own, len(self.positions))
-        turns = max(1, -(-len(guests) // guests_a_turn(self.job.geometry.cell_rows, self.own)))
+        """Yield the rows that are searched at once: all, or home rows with some of the guests if those are many."""
+        guests = np.arange(self.home_rows, len(self.positions))
+        turns = max(1, -(-len(guests) // guests_a_turn(self.job.geometry.cell_rows, self.home_rows)))
         for turn in range(turns):
-            yield np.concatenate([np.arange(self.own), guests[turn::turns]])
+            yield np.concatenate([np.arange(self.home_rows), guests[turn::turns]])
 
     def _gather(self, name: str, rows: np.ndarray, out: np.ndarray, made: Callable[[np.ndarray], np.ndarray]) -> None:
-        """Read some of the rows of an array into `out`, in the order given, a few at a time, as what they are made."""
+        """Read rows of an array into `out`, in the order given; `made` converts each piece that is read."""
         wanted = np.full(len(self.positions), -1, np.int32)
         wanted[rows] = np.arange(len(rows))
-        wanted, whole = wanted[self.place], len(rows) == len(self.positions)
+        wanted, whole = wanted[self.inverse_order], len(rows) == len(self.positions)
         step, done = max(1, self.job.geometry.block_rows // 4), 0
         for block, a, b in self.spans:
             for low in range(a, b, step):
@@ -117,37 +117,38 @@ class Cell:
                 at = wanted[done : done + high - low]
                 done += high - low
                 if whole or (at >= 0).any():
-                    some = self.job.run.read(CELLS, block, name, low, high)
-                    out[at if whole else at[at >= 0]] = made(some if whole else some[at >= 0])
+                    piece = self.job.run.read(CELLS, block, name, low, high)
+                    out[at if whole else at[at >= 0]] = made(piece if whole else piece[at >= 0])
 
     def probes(self, rows: np.ndarray) -> np.ndarray:
-        """Read the leaves of the cell that some of the rows are compared in, (len(rows), width) int32."""
+        """Read the leaves of the cell that rows probe, (len(rows), width) int32."""
         out = np.empty((len(rows), PROBES), np.int32)
-        self._gather("probes", rows, out, lambda some: some)
+        self._gather("probes", rows, out, lambda piece: piece)
         return out
 
     def vectors(self, rows: np.ndarray, metric: str | None = None) -> np.ndarray:
-        """Read the vectors of some of the rows, in the order given, in a metric's partition space where one is named.
+        """Read the vectors of rows, in the order given; after `to_euclidean` if a metric is named.
 
         Returns
         -------
         ndarray of float32, shape (len(rows), dims)
         """
-        x = np.empty((len(rows), self.job.geometry.dims), np.float32)
+        out = np.empty((len(rows), self.job.geometry.dims), np.float32)
 
-        def made(some: np.ndarray) -> np.ndarray:
-            return vectors.to_euclidean(vectors.as_float32(some), metric) if metric else vectors.as_float32(some)
+        def made(piece: np.ndarray) -> np.ndarray:
+            x = vectors.as_float32(piece)
+            return vectors.to_euclidean(x, metric) if metric else x
 
-        self._gather("vectors", rows, x, made)
-        return x
+        self._gather("vectors", rows, out, made)
+        return out
 
 
 def kept_positions(job: Job, table: Table, rows: np.ndarray) -> np.ndarray:
-    """Return the positions of any of the input's rows where neighbours are given; -1 for those left out, and for -1."""
+    """Return the positions of rows of the input in a run with given neighbours; -1 for rows left out, and for -1."""
     before, gone, count = np.zeros(rows.shape, np.int64), rows < 0, job.geometry.rows - table.rows
     for low in range(0, count, DROPPED_AT_ONCE):
-        some = job.run.read(CELLS, TABLE, "dropped", low, min(count, low + DROPPED_AT_ONCE))
-        at = np.searchsorted(some, rows)
+        dropped = job.run.read(CELLS, TABLE, "dropped", low, min(count, low + DROPPED_AT_ONCE))
+        at = np.searchsorted(dropped, rows)
         before += at
-        gone |= some[np.minimum(at, len(some) - 1)] == rows
+        gone |= dropped[np.minimum(at, len(dropped) - 1)] == rows
     return np.where(gone, -1, rows - before)

@@ -1,4 +1,4 @@
-"""Coarsening: labels, pass after pass, and the edges between them."""
+"""Coarsening: the checkpoints of labels, and the edges between labels."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from dumap.artifacts.graph import Graph
 from dumap.artifacts.job import Job
 from dumap.artifacts.parts import COARSEN
 from dumap.kernels import start
-from dumap.store import Run, Series
+from dumap.store import Checkpoints, Run
 
 SEEDS = "seeds"
-"""The part that names the rows from which labels spread."""
+"""The part that holds the seeds: the rows from which labels spread."""
 EDGES = "edges"
 """The part that holds the edges of the coarse graph, and how many rows each label has."""
 
 
-def labelled(run: Run) -> Series:
-    """Return the passes in which labels spread."""
-    return Series(run, COARSEN, "labelled", "labels")
+def labelled(run: Run) -> Checkpoints:
+    """Return the checkpoints of label passes."""
+    return Checkpoints(run, COARSEN, "labelled", "labels")
 
 
 def labels_reader(job: Job, graph: Graph, number: int) -> Callable[[int], np.ndarray]:
-    """Return what reads shards' labels after a pass; before the first, seeds alone have one."""
+    """Return a function that reads a shard's labels after a pass; before the first, only seeds have labels."""
     if number:
         series = labelled(job.run)
         return lambda shard: series.read(number, "labels", *graph.shards.span(shard))

@@ -1,4 +1,4 @@
-"""The united graph, shard by shard."""
+"""The symmetric graph, in shards."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from dumap.kernels import graph
 from dumap.store import Run
 
 WHOLE = "whole"
-"""The part that says what all shards together come to."""
+"""The part with the figures of the whole graph."""
 SHARDS = "shards"
-"""The part that says where the shards of the united graph begin."""
+"""The part that says where shards begin."""
 
 
-class Shards:
-    """Ranges of positions, (shards + 1,) `offsets`."""
+class RowRanges:
+    """Consecutive ranges of positions, such as the shards of the graph: `offsets` are their bounds, (ranges + 1,)."""
 
     def __init__(self, offsets: np.ndarray) -> None:
         self.offsets, self.rows = offsets, int(offsets[-1])
 
     @classmethod
-    def even(cls, rows: int, shard_rows: int) -> Shards:
+    def even(cls, rows: int, shard_rows: int) -> RowRanges:
         """Cut rows into ranges, all but the last of the same size."""
         return cls(np.minimum(np.arange(math.ceil(rows / shard_rows) + 1) * shard_rows, rows))
 
@@ -36,17 +36,17 @@ class Shards:
         return int(self.offsets[shard]), int(self.offsets[shard + 1])
 
 
-def placed_in(run: Run, block: int) -> np.ndarray:
-    """Return the positions of a block's rows that have copies, in the order of rows."""
+def repeated_positions(run: Run, block: int) -> np.ndarray:
+    """Return the positions of a block's rows that have duplicates, in the order of rows."""
     return run.read(GRAPH, numbered("placed", block + 1)[-1], "positions")
 
 
 class Graph:
-    """The united graph, read shard by shard."""
+    """The symmetric graph, read shard by shard."""
 
     def __init__(self, run: Run) -> None:
         self.run = run
-        self.shards = Shards(run.read(GRAPH, SHARDS, "offsets"))
+        self.shards = RowRanges(run.read(GRAPH, SHARDS, "offsets"))
         self.names = numbered("united", len(self.shards))
 
     def read(self, shard: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -59,30 +59,30 @@ class Graph:
         return self.run.read(GRAPH, self.names[shard], "isolated")
 
     def edges_of(self, first: int, last: int) -> int:
-        """Count the edges of shards [first, last), those inside from both their ends."""
+        """Count the edges of shards [first, last); one with both ends inside counts twice."""
         return int(total(self.run, GRAPH, self.names[first:last], "edges"))
 
     @cached_property
-    def places(self) -> np.ndarray:
-        """Where each shard's places begin, and all end, (shards + 1,): a row takes one for itself and for each copy."""
+    def slot_offsets(self) -> np.ndarray:
+        """The bounds of shards in slots, (shards + 1,): a row has one for itself and one for each duplicate."""
         return np.array(self.run.summary(GRAPH, WHOLE)["places"])
 
     def repeated(self, first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return the positions in shards [first, last) that have copies, ascending, and how many places they take."""
-        found = [
+        """Return the positions in shards [first, last) that have duplicates, ascending, and how many slots each has."""
+        arrays = [
             [self.run.read(GRAPH, name, array) for name in self.names[first:last]] for array in ("repeated", "times")
         ]
-        return np.concatenate(found[0]), np.concatenate(found[1])
+        return np.concatenate(arrays[0]), np.concatenate(arrays[1])
 
-    def rows_at(self, places: np.ndarray) -> np.ndarray:
-        """Return the positions of the rows at some places, reading shards one after another."""
-        shards = np.searchsorted(self.places, places, side="right") - 1
+    def rows_at(self, slots: np.ndarray) -> np.ndarray:
+        """Return the positions of the rows that slots belong to, reading one shard after another."""
+        shards = np.searchsorted(self.slot_offsets, slots, side="right") - 1
         starts = self.shards.offsets[shards]
-        rows = places - self.places[shards]
-        more = np.diff(self.places) > np.diff(self.shards.offsets)
+        rows = slots - self.slot_offsets[shards]
+        more = np.diff(self.slot_offsets) > np.diff(self.shards.offsets)
         for shard in np.unique(shards[more[shards]]):
-            own, (repeated, times) = shards == shard, self.repeated(shard, shard + 1)
-            rows[own] = graph.rows_at(rows[own], repeated - self.shards.offsets[shard], times)
+            inside, (repeated, times) = shards == shard, self.repeated(shard, shard + 1)
+            rows[inside] = graph.rows_at(rows[inside], repeated - self.shards.offsets[shard], times)
         return rows + starts
 
     @property

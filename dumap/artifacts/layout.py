@@ -1,4 +1,4 @@
-"""The layout: coordinates after some epochs, and the loss."""
+"""The layout: the state after each checkpoint or round, and the loss."""
 
 from __future__ import annotations
 
@@ -8,31 +8,31 @@ import numpy as np
 
 from dumap.artifacts.graph import Graph
 from dumap.artifacts.parts import LAYOUT
-from dumap.artifacts.start import Starts
-from dumap.store import Run, Series
+from dumap.artifacts.start import StartCoordinates
+from dumap.store import Checkpoints, Run
 
 END = "end"
 """The part that says after how many epochs the layout ended."""
 
 
-def generations(run: Run) -> Series:
-    """Return the generations."""
-    return Series(run, LAYOUT, "generation", "epoch")
+def epoch_states(run: Run) -> Checkpoints:
+    """Return the checkpoints of the layout."""
+    return Checkpoints(run, LAYOUT, "generation", "epoch")
 
 
-class Generation:
-    """The coordinates after some epochs; 0 is the start."""
+class EpochState:
+    """Coordinates and Adam's moments after a number of epochs; 0 is the start."""
 
     def __init__(self, run: Run, graph: Graph, epoch: int) -> None:
         self.run, self.graph, self.epoch = run, graph, epoch
-        self.starts, self.series = Starts(run, len(graph.shards)), generations(run)
+        self.starts, self.checkpoints = StartCoordinates(run, len(graph.shards)), epoch_states(run)
 
     def read(self, shard: int, start: int = 0, stop: int | None = None) -> np.ndarray:
         """Return the coordinates of rows [start, stop) of a shard."""
         if self.epoch == 0:
             return self.starts.read(shard, start, stop)
         first, last = self.graph.shards.span(shard)
-        return self.series.read(self.epoch, "y", first + start, last if stop is None else first + stop)
+        return self.checkpoints.read(self.epoch, "y", first + start, last if stop is None else first + stop)
 
     def span(self, first: int, last: int) -> np.ndarray:
         """Return the coordinates of shards [first, last)."""
@@ -42,18 +42,18 @@ class Generation:
         """Return Adam's moments of shards [first, last), each (rows, n_components)."""
         low, high = self.graph.shards.offsets[[first, last]].tolist()
         if self.epoch:
-            return self.series.read(self.epoch, "m", low, high), self.series.read(self.epoch, "v", low, high)
+            return self.checkpoints.read(self.epoch, "m", low, high), self.checkpoints.read(self.epoch, "v", low, high)
         m = np.zeros((high - low, self.read(0, 0, 0).shape[1]), np.float32)
         return m, m.copy()
 
     def gather(self, positions: np.ndarray) -> np.ndarray:
-        """Return the coordinates of some positions, ascending; of each shard, what they span."""
+        """Return the coordinates at ascending positions; each shard is read from the first to the last of them."""
         if not len(positions):
             return self.read(0, 0, 0)
         offsets = self.graph.shards.offsets
-        cuts = np.unique([0, *np.searchsorted(positions, offsets[1:-1]), len(positions)])
+        bounds = np.unique([0, *np.searchsorted(positions, offsets[1:-1]), len(positions)])
         pieces = []
-        for low, high in pairwise(cuts.tolist()):
+        for low, high in pairwise(bounds.tolist()):
             first, last = int(positions[low]), int(positions[high - 1])
             shard = int(np.searchsorted(offsets, first, side="right")) - 1
             rows = self.read(shard, first - int(offsets[shard]), last + 1 - int(offsets[shard]))
@@ -62,21 +62,21 @@ class Generation:
 
 
 def last_epoch(run: Run) -> int:
-    """Return after how many epochs the layout ended."""
+    """Return the number of epochs after which the layout ended."""
     return run.summary(LAYOUT, END)["epoch"]
 
 
-def last_generation(run: Run, graph: Graph) -> Generation:
-    """Return the generation that is the map."""
-    return Generation(run, graph, last_epoch(run))
+def last_epoch_state(run: Run, graph: Graph) -> EpochState:
+    """Return the last state, whose coordinates are the map."""
+    return EpochState(run, graph, last_epoch(run))
 
 
 def loss_name(epoch: int) -> str:
-    """Name the part that tells the loss after `epoch` epochs."""
+    """Name the part that holds the loss after `epoch` epochs."""
     return f"loss-{epoch:05d}"
 
 
 def loss_of(run: Run, epoch: int) -> float | None:
-    """Return the loss after so many epochs, if it was measured and is finite; a graph without edges has none."""
+    """Return the loss after `epoch` epochs, or None if it was not measured; without edges it never is."""
     name = loss_name(epoch)
     return run.summary(LAYOUT, name)["loss"] if run.is_committed(LAYOUT, name) else None

@@ -1,4 +1,4 @@
-"""Neighbours: the lists of all rows, by position, as they were found or last repaired."""
+"""The neighbour lists of all rows, by position, as found or as last repaired."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from dumap.store import Part, Run
 
 
 def write_lists(out: Part, indices: np.ndarray, distances: np.ndarray) -> None:
-    """Write a cell's lists, and how many slots of them are empty."""
+    """Write a cell's lists, and the number of empty slots."""
     out.write("indices", indices)
     out.write("distances", distances)
     out.attributes["missing"] = int((indices < 0).sum())
 
 
 class Lists:
-    """The lists of all rows, by position.
+    """The neighbour lists of all rows, by position.
 
     Parameters
     ----------
     run : Run
     repairs : int, optional
-        The lists after so many repairs; all that were made where none is named.
+        Read the lists after so many repairs. [the last ones]
     """
 
     def __init__(self, run: Run, repairs: int | None = None) -> None:
@@ -38,5 +38,5 @@ class Lists:
         return self.run.read_span(self.stage, self.names, self.table.offsets, array, start, stop)
 
     def of(self, cell: int, array: str) -> np.ndarray:
-        """Read 'indices' or 'distances' of a cell's own rows."""
+        """Read 'indices' or 'distances' of a cell's home rows."""
         return self.run.read(self.stage, self.names[cell], array)

@@ -1,29 +1,29 @@
-"""The start: coordinates, pass after pass, and the first of every row."""
+"""The start: its coordinates, and the checkpoints of smoothing."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from dumap.artifacts.parts import START, numbered
-from dumap.store import Run, Series
+from dumap.store import Checkpoints, Run
 
 BOX = "box"
-"""The part that says how far the coordinates reach before they are stretched, and what is told of the start."""
+"""The part that holds the bounding box of the coordinates before they are stretched, and the figures of the start."""
 COARSE = "coarse"
 """The part that holds the coarse layout."""
 
 
-class Starts:
-    """The first coordinates of shards."""
+class StartCoordinates:
+    """The coordinates of the start, by shard."""
 
     def __init__(self, run: Run, shards: int) -> None:
         self.run, self.names = run, numbered("coordinates", shards)
 
     def read(self, shard: int, first: int = 0, stop: int | None = None) -> np.ndarray:
-        """Return those of rows [first, stop) of a shard."""
+        """Read rows [first, stop) of a shard."""
         return self.run.read(START, self.names[shard], "y", first, stop)
 
 
-def smoothed(run: Run) -> Series:
-    """Return the passes in which coordinates are smoothed."""
-    return Series(run, START, "smoothed", "smooth")
+def smoothed(run: Run) -> Checkpoints:
+    """Return the checkpoints of smoothing."""
+    return Checkpoints(run, START, "smoothed", "smooth")

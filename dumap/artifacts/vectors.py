@@ -1,4 +1,4 @@
-"""Vectors as they were checked: each row's status, the samples, and which rows are copies."""
+"""What stage vectors found: each row's status, the samples, and which rows are duplicates."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from dumap.artifacts.parts import VECTORS, numbered, total
 from dumap.kernels import hashing
 from dumap.store import Run
 
-DROPPED, ISOLATED, ZERO, COPY = 1, 2, 4, 8
-"""Flags of a row's status; a copy of an earlier row has that row's flags beside its own."""
+DROPPED, ISOLATED, ZERO, DUPLICATE = 1, 2, 4, 8
+"""Flags of a row's status; a duplicate of an earlier row has that row's flags beside its own."""
 FLAGS = {
     "long_name": "what became of the row",
-    "flag_masks": [DROPPED, ISOLATED, ZERO, COPY],
+    "flag_masks": [DROPPED, ISOLATED, ZERO, DUPLICATE],
     "flag_meanings": "dropped isolated zero copy",
     "comment": "0: embedded; 255: not there yet",
 }
@@ -22,7 +22,7 @@ COORDINATES = {"long_name": "UMAP coordinates"}
 
 
 def drawn_queries(job: Job, rows: np.ndarray, number: int, among: int) -> np.ndarray:
-    """Tell which rows are queries of one round of the audit; those of another round, as long as there are others."""
+    """Return which rows are queries of audit `number`; each audit has others, as long as there are enough rows."""
     wanted = job.config.quality.queries
     if wanted >= among:
         return np.ones(len(rows), bool)
@@ -37,36 +37,38 @@ def samples(job: Job) -> list[str]:
 
 
 def drawn(job: Job) -> np.ndarray:
-    """Read the sample of all blocks as it is embedded, (m, geometry.dims) float32."""
+    """Read the sample of all blocks, (m, geometry.dims) float32."""
     return np.concatenate([job.place(job.run.read(VECTORS, part, "sample")) for part in samples(job)])
 
 
-def copies_of(run: Run, block: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return which of a block's rows are copies, counted from its first, and the rows they are copies of."""
+def duplicates_of(run: Run, block: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return a block's duplicates, counted from its first row, and the rows that they equal, the first of each kind."""
     name = numbered("distinct", block + 1)[-1]
     return run.read(VECTORS, name, "copies"), run.read(VECTORS, name, "firsts")
 
 
 def repeated_in(run: Run, block: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return which of a block's rows have copies, counted from its first, and how many places they take."""
+    """Return a block's rows that have duplicates, counted from its first row, and how many rows each stands for."""
     name = numbered("distinct", block + 1)[-1]
     return run.read(VECTORS, name, "repeated"), run.read(VECTORS, name, "times")
 
 
 def status_of(run: Run, block: int) -> np.ndarray:
-    """Read the status of a block's rows, as they were checked."""
+    """Read the status of a block's rows, as stage vectors found it."""
     return run.read(VECTORS, numbered("block", block + 1)[-1], "status")
 
 
 def left_out(job: Job, block: int) -> np.ndarray:
-    """Tell which of a block's rows are not embedded by themselves: those that are not finite, and copies, (n,) bool."""
+    """Return which of a block's rows are left out of cells, (n,) bool: rows that are not finite, and duplicates."""
     out = (status_of(job.run, block) & DROPPED) > 0
     if job.config.input.unique:
-        out[copies_of(job.run, block)[0]] = True
+        out[duplicates_of(job.run, block)[0]] = True
     return out
 
 
 def distinct_rows(job: Job) -> int:
-    """Return how many rows there are beside copies that are left out."""
-    copies = job.config.input.unique and total(job.run, VECTORS, numbered("distinct", job.geometry.blocks), "copies")
-    return job.geometry.rows - int(copies)
+    """Return the number of rows, without duplicates that are left out."""
+    duplicates = job.config.input.unique and total(
+        job.run, VECTORS, numbered("distinct", job.geometry.blocks), "copies"
+    )
+    return job.geometry.rows - int(duplicates)

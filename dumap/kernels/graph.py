@@ -10,7 +10,7 @@ from dumap.kernels import maths
 SMOOTH_K_TOLERANCE = 1e-5
 MIN_K_DIST_SCALE = 1e-3
 GRAIN_ROWS = 1024
-"""Shards begin at multiples of so many rows."""
+"""RowRanges begin at multiples of so many rows."""
 _LARGEST = np.float32(np.finfo(np.float32).max)
 
 

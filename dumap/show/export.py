@@ -11,7 +11,7 @@ import scipy.sparse as sparse
 from dumap.artifacts.cells import Table
 from dumap.artifacts.graph import Graph
 from dumap.artifacts.neighbors import Lists
-from dumap.artifacts.vectors import copies_of
+from dumap.artifacts.vectors import duplicates_of
 from dumap.errors import ConfigError, DroppedError, StorageError, needs
 from dumap.store import Run, read_array, write_arrays
 from dumap.store.disk import is_remote, normalize
@@ -98,7 +98,7 @@ def _order(run: Run, rows: int, unique: bool) -> tuple[np.ndarray, np.ndarray]:
         order[positions[kept]] = start + np.flatnonzero(kept)
         position[start : start + len(positions)] = positions
         if unique:
-            copies, firsts = copies_of(run, block)
+            copies, firsts = duplicates_of(run, block)
             position[start + copies] = position[firsts]  # which come before
         start, block = start + len(positions), block + 1
     return order, position

@@ -1,4 +1,4 @@
-"""audit: recall of the lists on rows searched exactly among all; where it falls short, repair and another audit."""
+"""audit: the recall of the lists, on a sample of rows searched exactly; repairs while it is too low, each audited."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from dumap.stages.distances import columns_of, fill, tiles
 from dumap.stages.repair import repair_lists
 
 RELATIVE, ROUNDING = 1e-6, 1e-15
-"""By how much two rows' distances may differ and count as one: of the distance, and a dim, of the squared length."""
+"""Distances count as equal within a relative error, and an absolute one for each dim and unit of squared length."""
 
 
 def collect(job: Job, part: str) -> None:
-    """Collect one round's queries: rows, vectors, positions and lists."""
+    """Collect the queries of one audit: rows, vectors, positions and lists."""
     store, cut, number = job.run, job.geometry, number_of(part)
     lists = Lists(store, number)
     among, step = distinct_rows(job), queries_at_once(job.config, cut.dims)
@@ -43,10 +43,10 @@ def collect(job: Job, part: str) -> None:
                 waiting, groups = waiting[step:].copy(), groups + 1
         if len(waiting):
             out.write(f"vectors-{groups}", waiting)
-        own = np.concatenate(positions)
+        queried = np.concatenate(positions)
         out.write("rows", np.concatenate(rows))
-        out.write("positions", own)
-        out.write("listed", listed_by(lists, own))
+        out.write("positions", queried)
+        out.write("listed", listed_by(lists, queried))
 
 
 def listed_by(lists: Lists, positions: np.ndarray) -> np.ndarray:
@@ -61,25 +61,25 @@ def listed_by(lists: Lists, positions: np.ndarray) -> np.ndarray:
 
 
 def search_block(job: Job, part: str, number: int) -> None:
-    """Find the queries' exact nearest rows in a block, and how far those are that their lists name."""
+    """Find the queries' exact nearest rows in a block, and the exact distances of listed rows in it."""
     store, block = job.run, number_of(part)
-    own, listed = (store.read(AUDIT, f"queries-{number}", name) for name in ("positions", "listed"))
+    queried, listed = (store.read(AUDIT, f"queries-{number}", name) for name in ("positions", "listed"))
     positions = Table(store).positions(store, block)
     x = job.rows(*job.geometry.block(block))
     k = max(NEAR, job.config.neighbors.searched)
-    ids, distances = np.full((len(own), k), -1, np.int64), np.full((len(own), k), np.inf, np.float32)
+    ids, distances = np.full((len(queried), k), -1, np.int64), np.full((len(queried), k), np.inf, np.float32)
     listed_distances, columns = np.full(listed.shape, np.inf, np.float32), columns_of(positions, listed)
-    for some, queries in query_groups(job, number, len(own)):
+    for group, queries in query_groups(job, number, len(queried)):
         for tile, d in tiles(job, queries, x):
-            quality.keep_nearest(d, positions[tile], own[some], ids[some], distances[some])
-            fill(listed_distances[some], columns[some], tile, d)
+            quality.keep_nearest(d, positions[tile], queried[group], ids[group], distances[group])
+            fill(listed_distances[group], columns[group], tile, d)
     with store.part(AUDIT, part) as out:
         out.write("ids", ids)
         out.write("distances", distances)
         out.write("listed_distances", listed_distances)
 
 
-def join(job: Job, part: str) -> None:
+def merge_blocks(job: Job, part: str) -> None:
     """Merge the blocks' exact neighbours."""
     store, number = job.run, number_of(part)
     first, *names = numbered(f"search-{number}", job.geometry.blocks)
@@ -97,29 +97,29 @@ def join(job: Job, part: str) -> None:
 
 
 def limits_of(job: Job, farthest: np.ndarray, queries: np.ndarray) -> np.ndarray:
-    """Return up to which distance a row counts as no farther than the farthest exact neighbour."""
+    """Return the greatest distance at which a row counts as an exact neighbour, equally far as the farthest."""
     metric, farthest = job.config.neighbors.metric, farthest.astype(np.float64)
     if metric not in vectors.EUCLIDEAN_ORDER:
         return farthest * (1 + RELATIVE)
-    placed = vectors.to_euclidean(queries, metric)
-    lengths = np.einsum("ij,ij->i", placed, placed, dtype=np.float64)
-    return farthest * (1 + 2 * RELATIVE) + ROUNDING * placed.shape[1] * lengths
+    x = vectors.to_euclidean(queries, metric)
+    lengths = np.einsum("ij,ij->i", x, x, dtype=np.float64)
+    return farthest * (1 + 2 * RELATIVE) + ROUNDING * x.shape[1] * lengths
 
 
 def report(job: Job, part: str) -> None:
-    """Score the lists of the round's queries, and sum the scores up."""
+    """Compute the recall of each query's list, and the figures of the audit."""
     store, table, number = job.run, Table(job.run), number_of(part)
-    rows, own, listed = (store.read(AUDIT, f"queries-{number}", name) for name in ("rows", "positions", "listed"))
+    rows, queried, listed = (store.read(AUDIT, f"queries-{number}", name) for name in ("rows", "positions", "listed"))
     exact, distances, listed_distances = (
         store.read(AUDIT, f"exact-{number}", name) for name in ("ids", "distances", "listed_distances")
     )
     k = listed.shape[1]
-    limits = np.empty(len(own))
-    for some, queries in query_groups(job, number, len(own)):
-        limits[some] = limits_of(job, distances[some, k - 1], queries)
-    found = audit.is_listed(listed, listed_distances, np.ascontiguousarray(exact[:, :k]), limits)
-    recall = found.mean(axis=1)
-    home = np.searchsorted(table.offsets, own, side="right")
+    limits = np.empty(len(queried))
+    for group, queries in query_groups(job, number, len(queried)):
+        limits[group] = limits_of(job, distances[group, k - 1], queries)
+    is_listed = audit.is_listed(listed, listed_distances, np.ascontiguousarray(exact[:, :k]), limits)
+    recall = is_listed.mean(axis=1)
+    home = np.searchsorted(table.offsets, queried, side="right")
     across = np.searchsorted(table.offsets, exact[:, :k], side="right") != home[:, None]
     with store.part(AUDIT, part) as out:
         out.write("rows", rows)
@@ -132,32 +132,32 @@ def report(job: Job, part: str) -> None:
                 "recall_low": low,
                 "recall_high": high,
                 "recall_p5": float(np.percentile(recall, 5)),
-                "recall_across_cells": float(found[across].mean()) if across.any() else None,
-                "recall_within_cells": float(found[~across].mean()) if (~across).any() else None,
+                "recall_across_cells": float(is_listed[across].mean()) if across.any() else None,
+                "recall_within_cells": float(is_listed[~across].mean()) if (~across).any() else None,
                 "rows_under_half": float((recall < 0.5).mean()),
                 "every_row": len(rows) == table.rows,
             }
 
 
 def measure(context: Context, number: int) -> dict:
-    """Audit the lists after so many repairs, on rows of their own; return the figures."""
+    """Audit the lists after `number` repairs, on queries of its own; return the figures."""
     context.compute(AUDIT, collect, [f"queries-{number}"])
     search_parts = numbered(f"search-{number}", context.geometry.blocks)
     context.compute(AUDIT, search_block, search_parts, number=number)
-    context.compute(AUDIT, join, [f"exact-{number}"])
+    context.compute(AUDIT, merge_blocks, [f"exact-{number}"])
     context.compute(AUDIT, report, [report_name(number)])
     return context.run.summary(AUDIT, report_name(number))
 
 
 def run(context: Context) -> dict:
-    """Audit the lists and repair them while they fall short; return what was reached, and how."""
-    own = context.config.neighbors
+    """Audit the lists and repair them while the recall is below its target; return the figures."""
+    settings = context.config.neighbors
     if not context.config.quality.queries:
         return {"queries": 0, "repairs": 0}
-    target, figures = own.recall_target, measure(context, 0)
+    target, figures = settings.recall_target, measure(context, 0)
     repairs: list[dict] = []
     recalls = [figures.get("recall")]
-    while recalls[-1] is not None and recalls[-1] < target and len(repairs) < own.max_repairs:
+    while recalls[-1] is not None and recalls[-1] < target and len(repairs) < settings.max_repairs:
         within = figures["recall_within_cells"]
         repairs.append(repair_lists(context, len(repairs) + 1, inside=within is not None and within < target))
         figures = measure(context, len(repairs))
@@ -181,21 +181,22 @@ def run(context: Context) -> dict:
 
 
 def project(cut: Geometry, config: Config, worker_memory: int) -> Projection:
-    """Say what the stage will take, with all the repairs that it may come to."""
+    """Project what the stage will take, with as many repairs as are allowed."""
     k, index, rows = config.neighbors.searched, cut.index_dtype.itemsize, cut.rows
     queries, times = min(config.quality.queries, rows), audits(config)
     repairs = times - 1
     halo = HALO * rows * (cut.dims * min(cut.itemsize, 4) + k * (index + 1) + 4)  # of one repair at a time
     offers, lists = (HALO + 1) * rows * k * (index + 4), rows * k * (index + 5)
     asked = queries * (cut.dims * 4 + 8 * k + 24)
-    found = queries * (cut.blocks + 1) * (max(k, NEAR) * 12 + k * 4)
+    exact_bytes = queries * (cut.blocks + 1) * (max(k, NEAR) * 12 + k * 4)
     return Projection(
         tasks=times * (cut.blocks + 3) + repairs * (4 * cut.cells + 2),
         shuffled_bytes=times * rows * cut.dims * cut.itemsize + repairs * (halo + offers),
-        disk_bytes=times * (found + asked) + repairs * lists + (halo + offers if repairs else 0),
+        disk_bytes=times * (exact_bytes + asked) + repairs * lists + (halo + offers if repairs else 0),
         task_bytes=max(audit_bytes(config, cut, queries), repair_bytes(config, cut) if repairs else 0),
         passing_bytes={
-            "search": times * found + (halo + offers + repairs * lists if repairs else 0)  # the last replace the first
+            "search": times * exact_bytes
+            + (halo + offers + repairs * lists if repairs else 0)  # the last replace the first
         },
     )
 

@@ -1,4 +1,4 @@
-"""cells: cut the rows into cells that fit in memory, and sort their vectors by cell."""
+"""cells: group the rows into cells that fit in memory, and sort their vectors by cell."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from dumap.planning.plan import Projection
 from dumap.stages import Context, Stage
 from dumap.store import OBJECT_BYTES
 
-REACH, SOUGHT = 8, 16
-"""Nearest leaves whose cells a row is sent to, and nearest leaves that are sought for it."""
+JOINED_LEAVES, RANKED_LEAVES = 8, 16
+"""Nearest leaves whose cells a row joins, and nearest leaves that are found for it."""
 MARGIN = 2**0.5
-"""Leaves that lie so many times as far as the nearest are not sought: where rows vary in few ways, most lie beyond."""
+"""Leaves farther than so many times the nearest are left out. In data of low dimension, those are most of them."""
 
 
 def grow_tree(job: Job, part: str) -> None:
-    """Cut space into leaves, by the sample."""
+    """Grow the tree from the sample."""
     store, cut = job.run, job.geometry
     sample = vectors.to_euclidean(drawn(job), job.config.neighbors.metric)
     wanted = -(-cut.leaves * distinct_rows(job) // cut.rows)
@@ -39,13 +39,13 @@ def grow_tree(job: Job, part: str) -> None:
 
 
 def find_leaves(job: Job, part: str) -> None:
-    """Find the leaves nearest to each row of a block; count the rows of each leaf."""
+    """Find the nearest leaves of each row of a block; count the rows of each leaf."""
     store, block = job.run, number_of(part)
     x = vectors.to_euclidean(job.rows(*job.geometry.block(block)), job.config.neighbors.metric)
     dropped = left_out(job, block)
     x[dropped] = 0
     grown = read_tree(store)
-    near = tree.nearest_leaves(x, grown, min(SOUGHT, len(grown.leaves)), MARGIN)
+    near = tree.nearest_leaves(x, grown, min(RANKED_LEAVES, len(grown.leaves)), MARGIN)
     near[dropped] = -1
     with store.part(CELLS, part) as out:
         out.write("near", near)
@@ -53,70 +53,72 @@ def find_leaves(job: Job, part: str) -> None:
 
 
 def pack_leaves(job: Job, part: str) -> None:
-    """Pack the leaves into cells."""
+    """Group the leaves into cells."""
     cut = job.geometry
     loads = sum(job.run.read(CELLS, block, "loads") for block in numbered("near", cut.blocks))
-    fewest = job.config.neighbors.searched + 1
-    own, pieces = cells.assign_leaves(np.asarray(loads), math.ceil(cut.rows / cut.cells), fewest)
+    min_rows = job.config.neighbors.searched + 1
+    leaf_cells, pieces = cells.assign_leaves(np.asarray(loads), math.ceil(cut.rows / cut.cells), min_rows)
     with job.run.part(CELLS, part) as out:
-        out.write("cells", own)
+        out.write("cells", leaf_cells)
         out.write("pieces", pieces)
-        out.attributes["cells"] = int(own[-1] + pieces[-1])
+        out.attributes["cells"] = int(leaf_cells[-1] + pieces[-1])
 
 
 def route(job: Job, block: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the cells of a block's rows (n, max_copies), home first, and the leaves they probe there."""
     near = job.run.read(CELLS, numbered("near", block + 1)[-1], "near")
-    own, pieces = (job.run.read(CELLS, "packing", name) for name in ("cells", "pieces"))
+    leaf_cells, pieces = (job.run.read(CELLS, "packing", name) for name in ("cells", "pieces"))
     start, _ = job.geometry.block(block)
-    return cells.route(near, own, pieces, start, job.config.seed, job.config.cells.max_copies, REACH, PROBES)
+    return cells.route(
+        near, leaf_cells, pieces, start, job.config.seed, job.config.cells.max_copies, JOINED_LEAVES, PROBES
+    )
 
 
-def admitted(job: Job, block: int, own: np.ndarray) -> np.ndarray:
-    """Return the cells of a block's rows without those that turn them away."""
+def admitted(job: Job, block: int, row_cells: np.ndarray) -> np.ndarray:
+    """Return the cells of a block's rows, without those that do not admit them."""
     if not job.run.summary(CELLS, LIMITS)["turned_away"]:
-        return own
-    classes, _ = cells.guest_classes(own, job.geometry.block(block)[0], job.config.seed)
-    return cells.admit(own, classes, job.run.read(CELLS, LIMITS, "limits"))
+        return row_cells
+    classes, _ = cells.guest_classes(row_cells, job.geometry.block(block)[0], job.config.seed)
+    return cells.admit(row_cells, classes, job.run.read(CELLS, LIMITS, "limits"))
 
 
 def _counted(numbers: np.ndarray) -> np.ndarray:
-    """Return the numbers that there are, and how often, (m, 2)."""
-    copies = np.bincount(numbers)
-    there = np.flatnonzero(copies)
-    return np.stack([there, copies[there]], axis=1)
+    """Return the distinct numbers and the count of each, (m, 2)."""
+    counts = np.bincount(numbers)
+    present = np.flatnonzero(counts)
+    return np.stack([present, counts[present]], axis=1)
 
 
-def _by_home(own: np.ndarray, count: int) -> np.ndarray:
+def _by_home(row_cells: np.ndarray, count: int) -> np.ndarray:
     """Count rows by cell and home, `cell * count + home`."""
-    home = np.broadcast_to(own[:, :1], own.shape)
-    joined = own >= 0
-    return _counted(own[joined].astype(np.int64) * count + home[joined])
+    home = np.broadcast_to(row_cells[:, :1], row_cells.shape)
+    joined = row_cells >= 0
+    return _counted(row_cells[joined].astype(np.int64) * count + home[joined])
 
 
 def assign_block(job: Job, part: str) -> None:
-    """Give each row of a block its home; count the copies by cell and home, and the guests by cell and class."""
+    """Choose the home of each row of a block; count its rows by cell and home, and its guests by cell and class."""
     block, count = number_of(part), job.run.summary(CELLS, "packing")["cells"]
-    own, _ = route(job, block)
-    classes, many = cells.guest_classes(own, job.geometry.block(block)[0], job.config.seed)
-    guest = (own >= 0) & (classes >= 0)
+    row_cells, _ = route(job, block)
+    classes, class_count = cells.guest_classes(row_cells, job.geometry.block(block)[0], job.config.seed)
+    guest = (row_cells >= 0) & (classes >= 0)
     with job.run.part(CELLS, part) as out:
-        out.write("home", own[:, 0])
+        out.write("home", row_cells[:, 0])
         out.write("status", status_of(job.run, block))
-        out.write("pairs", _by_home(own, count))
-        out.write("guests", _counted(own[guest].astype(np.int64) * many + classes[guest]))
-        out.attributes["classes"] = many
+        out.write("pairs", _by_home(row_cells, count))
+        out.write("guests", _counted(row_cells[guest].astype(np.int64) * class_count + classes[guest]))
+        out.attributes["classes"] = class_count
 
 
 def limit_guests(job: Job, part: str) -> None:
-    """Decide which guests the cells admit."""
+    """Decide how many classes of guests each cell admits."""
     store, blocks = job.run, numbered("assign", job.geometry.blocks)
     count, classes = store.summary(CELLS, "packing")["cells"], store.summary(CELLS, blocks[0])["classes"]
     homes, guests = np.zeros(count, np.int64), np.zeros((count, classes), np.int64)
     for name in blocks:
         pair, times = store.read(CELLS, name, "pairs").T
-        own = pair // count == pair % count
-        homes[pair[own] // count] += times[own]
+        at_home = pair // count == pair % count
+        homes[pair[at_home] // count] += times[at_home]
         of_class, times = store.read(CELLS, name, "guests").T
         guests.reshape(-1)[of_class] += times
     limits = cells.limits(homes, guests)
@@ -127,35 +129,35 @@ def limit_guests(job: Job, part: str) -> None:
 
 
 def count_block(job: Job, part: str) -> None:
-    """Count a block's copies anew, by cell and home, where some are turned away."""
+    """Count a block's rows by cell and home again, without guests that are not admitted."""
     block, count = number_of(part), job.run.summary(CELLS, "packing")["cells"]
-    own, _ = route(job, block)
+    row_cells, _ = route(job, block)
     with job.run.part(CELLS, part) as out:
-        out.write("pairs", _by_home(admitted(job, block, own), count))
+        out.write("pairs", _by_home(admitted(job, block, row_cells), count))
 
 
 def tabulate(job: Job, part: str) -> None:
-    """Add up the blocks: where each cell's rows begin, and how many copies each block gives each cell."""
+    """Make the table: where each cell's rows begin, and how many rows of each block are in each cell."""
     store, cut = job.run, job.geometry
     count, turned_away = store.summary(CELLS, "packing")["cells"], store.summary(CELLS, LIMITS)["turned_away"]
-    copies, homes = np.zeros((cut.blocks, count), np.int32), np.zeros((cut.blocks, count), np.int32)
+    members, homes = np.zeros((cut.blocks, count), np.int32), np.zeros((cut.blocks, count), np.int32)
     guests = np.zeros((count, count), np.int64)
     for block, name in enumerate(numbered("counted" if turned_away else "assign", cut.blocks)):
         pair, times = store.read(CELLS, name, "pairs").T
         cell, home = pair // count, pair % count
-        np.add.at(copies[block], cell, times)
+        np.add.at(members[block], cell, times)
         np.add.at(guests, (home, cell), times)
         homes[block, cell[cell == home]] = times[cell == home]
     offsets = np.concatenate([[0], np.cumsum(homes.sum(axis=0, dtype=np.int64))])
     starts = np.cumsum(homes, axis=0, dtype=np.int64)
     starts += offsets[:-1] - homes
     np.fill_diagonal(guests, 0)
-    load = copies.sum(axis=0, dtype=np.int64)
-    firsts = np.cumsum(copies, axis=1, dtype=np.int32) - copies
+    load = members.sum(axis=0, dtype=np.int64)
+    firsts = np.cumsum(members, axis=1, dtype=np.int32) - members
     with store.part(CELLS, part) as out:
         out.write("offsets", offsets)
         out.write("starts", starts)
-        out.write("spans", np.ascontiguousarray(np.stack([firsts.T, homes.T, copies.T], axis=2)))
+        out.write("spans", np.ascontiguousarray(np.stack([firsts.T, homes.T, members.T], axis=2)))
         out.write("guests", guests)
         out.attributes |= {
             "cells": count,
@@ -169,12 +171,12 @@ def tabulate(job: Job, part: str) -> None:
 
 
 def sort_block(job: Job, part: str) -> None:
-    """Write a block's vectors, a copy for each cell they are in, sorted by cell."""
+    """Write the vectors of a block's rows, once for each of their cells, sorted by cell."""
     store, block = job.run, number_of(part)
     positions = Table(store).positions(store, block)
-    own, probes = route(job, block)
-    own = admitted(job, block, own)
-    source, slot = cells.order_by_cell(own, positions)
+    row_cells, probes = route(job, block)
+    row_cells = admitted(job, block, row_cells)
+    source, slot = cells.order_by_cell(row_cells, positions)
     span = job.geometry.block(block)
     x = job.input.read(*span) if travels_as_it_is(job) else job.rows(*span)
     with store.part(CELLS, part) as out:
@@ -184,7 +186,7 @@ def sort_block(job: Job, part: str) -> None:
 
 
 def run(context: Context) -> dict:
-    """Cut the rows into cells, then sort the vectors; return what came out."""
+    """Choose the cells, then sort the vectors by cell; return the figures."""
     store, blocks = context.run, context.geometry.blocks
     context.compute(CELLS, grow_tree, ["tree"])
     context.compute(CELLS, find_leaves, numbered("near", blocks))
@@ -199,7 +201,7 @@ def run(context: Context) -> dict:
 
 
 def project(cut: Geometry, config: Config, worker_memory: int) -> Projection:
-    """Say what the stage will take."""
+    """Project what the stage will take."""
     rows, block, copies = cut.rows, cut.block_rows * cut.dims, min(config.cells.max_copies, cut.cells)
     sample, sorted_bytes = cut.sample_rows * cut.dims * 4, rows * cut.dims * min(cut.itemsize, 4)
     written = min(4 * OBJECT_BYTES, copies * block * cut.itemsize)

@@ -17,17 +17,17 @@ from dumap.planning.budget import coarse_rows, start_bytes
 from dumap.planning.geometry import Geometry
 from dumap.planning.plan import Projection
 from dumap.stages import Context, Stage
-from dumap.stages.passes import Pass, groups_of
-from dumap.store import Series
+from dumap.stages.passes import Pass, pass_ranges
+from dumap.store import Checkpoints
 
 COARSE_PAIR_BYTES = 80
 """Bytes that a pair of labels takes while pairs are added up (measured, rounded up)."""
 LABEL_PASSES = 6
 """Passes over the graph in which labels spread (assumed; they grow slowly)."""
 ADDED = "added"
-"""The parts that hold each shard's edges, added up by labels, until all are."""
+"""The parts that hold each shard's edges, summed by labels, until those of all shards are merged."""
 STEP_LABELS = 256
-"""Labels whose pairs a coarse shard's offsets tell apart."""
+"""Labels between two offsets into a shard's pairs."""
 
 
 def draw_seeds(job: Job, part: str) -> None:
@@ -41,9 +41,9 @@ def draw_seeds(job: Job, part: str) -> None:
 
 
 def spread_labels(job: Job, part: str, lowest: bool) -> None:
-    """Take a group of shards' labels to the next pass: they spread, or rows that no seed reaches get some."""
+    """Run one label pass on a shard range: labels spread; or, with `lowest`, rows without a seed get their own."""
     graph = Graph(job.run)
-    number, begin, end = Series.place(part)
+    number, begin, end = Checkpoints.parse_piece_name(part)
     here, found, new, left = Pass(job, labels_reader(job, graph, number - 1)), [], 0, 0
     for shard in range(begin, end):
         first, _ = graph.shards.span(shard)
@@ -61,9 +61,9 @@ def spread_labels(job: Job, part: str, lowest: bool) -> None:
 
 
 def add_up(job: Job, part: str) -> None:
-    """Add up a shard's edges by the labels at their ends."""
+    """Sum a shard's edges by the labels at both ends."""
     graph, count = Graph(job.run), job.run.summary(COARSEN, SEEDS)["count"]
-    number, shard, _ = Series.place(part)
+    number, shard, _ = Checkpoints.parse_piece_name(part)
     here, (indptr, tails, weights) = Pass(job, labels_reader(job, graph, number)), graph.read(shard)
     labels = here.page(shard)
     pairs, sums = coarse.coarse_edges(indptr, weights, labels, here.ends(indptr, tails), count)
@@ -75,20 +75,20 @@ def add_up(job: Job, part: str) -> None:
         out.attributes["offsets"] = np.searchsorted(pairs, heads * count).tolist()
 
 
-def join(job: Job, part: str, names: list[str]) -> None:
-    """Add up the shards' edges, some labels at a time; of each label, the strongest are kept."""
+def merge_edges(job: Job, part: str, names: list[str]) -> None:
+    """Sum the edges of all shards, a range of labels at a time, and keep the strongest of each label."""
     store, count = job.run, job.run.summary(COARSEN, SEEDS)["count"]
     offsets = np.array([store.summary(COARSEN, name)["offsets"] for name in names])
     ranges = np.cumsum(np.diff(offsets, axis=1).sum(axis=0)) * COARSE_PAIR_BYTES // (job.config.task_memory // 4)
-    cuts = [0, *(np.flatnonzero(np.diff(ranges)) + 1).tolist(), len(ranges)]
+    bounds = [0, *(np.flatnonzero(np.diff(ranges)) + 1).tolist(), len(ranges)]
     pairs, sums, sizes = [np.empty(0, np.int64)], [np.empty(0, np.int64)], np.zeros(count, np.int64)
-    for low, high in pairwise(cuts):
-        spans = [(name, int(own[low]), int(own[high])) for name, own in zip(names, offsets, strict=True)]
-        found = [
+    for low, high in pairwise(bounds):
+        spans = [(name, int(offset[low]), int(offset[high])) for name, offset in zip(names, offsets, strict=True)]
+        arrays = [
             np.concatenate([store.read(COARSEN, name, array, a, b) for name, a, b in spans if b > a] or [sums[0]])
             for array in ("pairs", "sums")
         ]
-        more = coarse.strongest(*coarse.add_pairs(*found), count, coarse.most_edges(count))
+        more = coarse.strongest(*coarse.add_pairs(*arrays), count, coarse.most_edges(count))
         pairs.append(more[0])
         sums.append(more[1])
     for name in names:
@@ -104,18 +104,18 @@ def join(job: Job, part: str, names: list[str]) -> None:
 
 
 def run(context: Context) -> dict:
-    """Label the rows and add up the edges between labels, where the start asks for it; return what came out."""
+    """Label the rows and sum the edges between labels, if the start is spectral; return the figures."""
     if context.config.start.init != "spectral":
         return {}
     store, graph, labels = context.run, Graph(context.run), labelled(context.run)
-    groups = groups_of(context, len(graph.shards))
+    ranges = pass_ranges(context, len(graph.shards))
     labels.forget_broken()
     context.compute(COARSEN, draw_seeds, [SEEDS])
     passes, left, lowest = labels.latest(), -1, False
     if passes:
         left, lowest = (store.summary(COARSEN, labels.name(passes))[fact] for fact in ("left", "lowest"))
     while left:
-        pieces = [labels.piece_name(passes + 1, *group) for group in groups]
+        pieces = [labels.piece_name(passes + 1, *shard_range) for shard_range in ranges]
         context.compute(COARSEN, spread_labels, pieces, lowest=lowest, progress=(passes, passes + 2))
         passes += 1
         left, lowest = total(store, COARSEN, pieces, "left"), not total(store, COARSEN, pieces, "new")
@@ -124,7 +124,7 @@ def run(context: Context) -> dict:
         singly = pairwise(range(len(graph.shards) + 1))  # a shard's pairs may be as many as its edges
         pieces = [f"{ADDED}-{labels.piece_name(passes, *shard)}" for shard in singly]
         context.compute(COARSEN, add_up, pieces, progress=(passes, passes + 1))
-        context.compute(COARSEN, join, [EDGES], names=pieces, progress=(passes, passes + 1))
+        context.compute(COARSEN, merge_edges, [EDGES], names=pieces, progress=(passes, passes + 1))
     for part in store.committed(COARSEN):
         if part.startswith(ADDED):
             store.discard(COARSEN, part)
@@ -132,7 +132,7 @@ def run(context: Context) -> dict:
 
 
 def project(cut: Geometry, config: Config, worker_memory: int) -> Projection:
-    """Say what the stage will take."""
+    """Project what the stage will take."""
     edges, index = 2 * config.neighbors.others * cut.rows, cut.index_dtype.itemsize
     if config.start.init != "spectral":
         return Projection(0, 0, 0, 0)

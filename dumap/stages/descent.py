@@ -1,4 +1,4 @@
-"""Gradient descent: what the start, and both ways to run the layout, share."""
+"""What both ways to run the layout share, and the coarse layout of the start."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dumap.errors import ConfigError
 from dumap.kernels.edges import Edges, pack
 from dumap.kernels.layout import LayoutParameters
 from dumap.planning.curve import curve
-from dumap.store import Series
+from dumap.store import Checkpoints
 
 
 def layout_parameters(job: Job) -> LayoutParameters:
@@ -29,18 +29,18 @@ def layout_parameters(job: Job) -> LayoutParameters:
 
 
 def require_finite(job: Job, y: np.ndarray, where: str) -> None:
-    """Raise a ConfigError where coordinates have run away to what is no number."""
+    """Raise a ConfigError if coordinates are infinite or NaN."""
     if not np.isfinite(y).all():
-        own = job.config.layout.model_dump(include={"learning_rate", "spread", "a", "b", "repulsion_strength"})
+        settings = job.config.layout.model_dump(include={"learning_rate", "spread", "a", "b", "repulsion_strength"})
         raise ConfigError(
             f"{where} coordinates are not finite; some of "
-            f"{', '.join(f'layout.{name} = {value}' for name, value in own.items())} are too large"
+            f"{', '.join(f'layout.{name} = {value}' for name, value in settings.items())} are too large"
         )
 
 
 def write_piece(job: Job, part: str, y: np.ndarray, m: np.ndarray, v: np.ndarray, durable: bool = True) -> None:
     """Commit the state of a range of shards, for good if it is to be durable."""
-    require_finite(job, y, f"layout: after epoch {Series.place(part)[0]}")
+    require_finite(job, y, f"layout: after epoch {Checkpoints.parse_piece_name(part)[0]}")
     with job.run.part(LAYOUT, part, durable) as out:
         out.attributes["durable"] = durable
         for name, values in (("y", y), ("m", m), ("v", v)):
@@ -48,7 +48,7 @@ def write_piece(job: Job, part: str, y: np.ndarray, m: np.ndarray, v: np.ndarray
 
 
 def pack_shards(job: Job, graph: Graph, first: int, last: int) -> Edges:
-    """Read the edges of shards [first, last) and pack them, one shard at a time into their final place."""
+    """Read and pack the edges of shards [first, last), one shard at a time into the arrays of all."""
     greatest, offsets = graph.greatest, graph.shards.offsets
     low, rows = int(offsets[first]), int(offsets[last] - offsets[first])
     room = graph.edges_of(first, last)
@@ -67,12 +67,12 @@ def pack_shards(job: Job, graph: Graph, first: int, last: int) -> Edges:
 
 
 def is_checkpoint(job: Job, epoch: int, steps: int = 1) -> bool:
-    """Tell whether one of the last steps to the generation after `epoch` epochs is one after which it is kept."""
+    """Return whether a checkpoint falls within the last `steps` epochs up to `epoch`."""
     every = job.config.layout.checkpoint_every
     return epoch // every > (epoch - steps) // every or epoch == job.geometry.n_epochs
 
 
 def end(job: Job, epoch: int) -> None:
-    """Commit that the generation after `epoch` epochs is the last."""
+    """Commit that the layout ended after `epoch` epochs."""
     with job.run.part(LAYOUT, END) as out:
         out.attributes["epoch"] = epoch

@@ -18,15 +18,15 @@ from dumap.planning.audits import TILE_BYTES
 
 def metric_arguments(job: Job) -> dict:
     """Return the metric's arguments, in the order it takes them."""
-    own = job.config.neighbors
-    if own.metric in vectors.EUCLIDEAN_ORDER:
+    settings = job.config.neighbors
+    if settings.metric in vectors.EUCLIDEAN_ORDER:
         return {}
-    return arguments(own.metric, own.metric_kwds, job.geometry.dims)
+    return arguments(settings.metric, settings.metric_kwds, job.geometry.dims)
 
 
 @contextmanager
 def defined_distances(job: Job) -> Iterator[None]:
-    """Name the metric where a distance of it does not exist, as of rows that are all zero.
+    """Raise an InputError that names the metric if it is not defined for some rows, such as rows that are all zero.
 
     Raises
     ------
@@ -42,9 +42,9 @@ def defined_distances(job: Job) -> Iterator[None]:
 
 
 def tiles(job: Job, queries: np.ndarray, x: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
-    """Yield slices of some rows with the queries' distances to them, float32 (queries, n).
+    """Yield slices of rows `x` with the queries' distances to them, float32 (queries, n).
 
-    They are squared Euclidean distances in Euclidean space where the metric's order is that of those.
+    For metrics of `EUCLIDEAN_ORDER` they are squared Euclidean distances after `to_euclidean`.
     """
     metric = job.config.neighbors.metric
     step = max(1, TILE_BYTES // (8 * max(1, len(queries), x.shape[1])))

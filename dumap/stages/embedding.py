@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from dumap.artifacts.cells import Table
-from dumap.artifacts.graph import Graph, placed_in
+from dumap.artifacts.graph import Graph, repeated_positions
 from dumap.artifacts.job import Job
-from dumap.artifacts.layout import last_generation
+from dumap.artifacts.layout import last_epoch_state
 from dumap.artifacts.parts import CELLS, EMBEDDING, GRAPH, LAYOUT, VECTORS, number_of, numbered, total
-from dumap.artifacts.vectors import COPY, DROPPED, ISOLATED, copies_of, repeated_in
+from dumap.artifacts.vectors import DROPPED, DUPLICATE, ISOLATED, duplicates_of, repeated_in
 from dumap.config import Config
 from dumap.planning.geometry import Geometry
 from dumap.planning.plan import Projection
@@ -27,23 +27,23 @@ def positions_of(job: Job, table: Table, start: int, stop: int) -> tuple[np.ndar
     return np.concatenate(positions), np.concatenate(status)
 
 
-def place_copies(job: Job, positions: np.ndarray, start: int) -> np.ndarray:
-    """Give the copies among rows `start`, `start` + 1, ... their first rows' positions; tell which are copies."""
+def place_duplicates(job: Job, positions: np.ndarray, start: int) -> np.ndarray:
+    """Give duplicates among rows `start`, `start` + 1, ... the positions of their first rows; return the duplicates."""
     cut, stop = job.geometry, start + len(positions)
-    copies, firsts = [], []
+    duplicates, firsts = [], []
     for block in range(start // cut.block_rows, -(-stop // cut.block_rows)):
-        own, first = copies_of(job.run, block)
-        rows = own + cut.block(block)[0] - start
+        local, first = duplicates_of(job.run, block)
+        rows = local + cut.block(block)[0] - start
         inside = (rows >= 0) & (rows < len(positions))
-        copies.append(rows[inside])
+        duplicates.append(rows[inside])
         firsts.append(first[inside])
-    copy, first = np.concatenate(copies), np.concatenate(firsts)
+    duplicate, first = np.concatenate(duplicates), np.concatenate(firsts)
     homes = first // cut.block_rows
     for block in np.unique(homes).tolist():
-        own, _ = repeated_in(job.run, block)
-        at = np.searchsorted(own, first[homes == block] - cut.block(block)[0])
-        positions[copy[homes == block]] = placed_in(job.run, block)[at]
-    return copy
+        repeated, _ = repeated_in(job.run, block)
+        at = np.searchsorted(repeated, first[homes == block] - cut.block(block)[0])
+        positions[duplicate[homes == block]] = repeated_positions(job.run, block)[at]
+    return duplicate
 
 
 def write_rows(job: Job, part: str) -> None:
@@ -54,11 +54,11 @@ def write_rows(job: Job, part: str) -> None:
     positions, status = positions_of(job, Table(job.run), start, stop)
     y = np.full((stop - start, job.config.layout.n_components), np.nan, np.float32)
     if job.config.input.unique:
-        status[place_copies(job, positions, start)] |= COPY
+        status[place_duplicates(job, positions, start)] |= DUPLICATE
     kept = np.flatnonzero((status & DROPPED) == 0)
     if len(kept):
         order = kept[np.argsort(positions[kept])]
-        y[order] = last_generation(job.run, graph).gather(positions[order])
+        y[order] = last_epoch_state(job.run, graph).gather(positions[order])
     for shard in range(len(graph.shards)):
         isolated = graph.isolated(shard)
         if len(isolated):
@@ -77,7 +77,7 @@ def run(context: Context) -> dict:
 
 
 def project(cut: Geometry, config: Config, worker_memory: int) -> Projection:
-    """Say what the stage will take."""
+    """Project what the stage will take."""
     n_components = config.layout.n_components
     return Projection(
         tasks=cut.outputs,

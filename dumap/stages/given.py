@@ -73,13 +73,13 @@ ALLOWED = {
 """What a given graph may hold instead of what is found."""
 
 
-def given_lists(job: Job, own: np.ndarray, start: int) -> tuple[np.ndarray, np.ndarray]:
+def given_lists(job: Job, positions: np.ndarray, start: int) -> tuple[np.ndarray, np.ndarray]:
     """Read and check the lists that are given for the input's rows from `start` on; those of rows left out are void.
 
     Parameters
     ----------
     job : Job
-    own : ndarray of int64, shape (n,)
+    positions : ndarray of int64, shape (n,)
         The rows' positions, -1 for those left out.
     start : int
 
@@ -95,26 +95,26 @@ def given_lists(job: Job, own: np.ndarray, start: int) -> tuple[np.ndarray, np.n
         What is wrong first, by row.
     """
     given, cut = job.precomputed, job.geometry
-    indices, raw = given.read(start, start + len(own))
+    indices, raw = given.read(start, start + len(positions))
     ids, distances = indices.astype(np.int64), vectors.as_float32(raw)
     if indices.dtype.kind == "u":
         ids[ids < 0] = cut.rows  # too large for int64, and not to be taken for -1
-    ids[own < 0] = -1
+    ids[positions < 0] = -1
     fault, row, slot = neighbors.first_fault(ids, distances, start, cut.rows)
     if fault:
-        name, found = ("distances", raw) if fault == neighbors.DISTANCE else ("indices", indices)
+        name, values = ("distances", raw) if fault == neighbors.DISTANCE else ("indices", indices)
         raise InputError(
-            f"{given.path}, array {name!r}, row {start + row}, column {slot}: holds {found[row, slot]}; "
+            f"{given.path}, array {name!r}, row {start + row}, column {slot}: holds {values[row, slot]}; "
             f"{ALLOWED[fault].format(last=cut.rows - 1)}. Correct it, and name another output"
         )
-    itself = ids == np.arange(start, start + len(own))[:, None]
-    own_settings = job.config.neighbors
-    if given.columns <= own_settings.searched and itself.any():
+    itself = ids == np.arange(start, start + len(positions))[:, None]
+    settings = job.config.neighbors
+    if given.columns <= settings.searched and itself.any():
         raise InputError(
             f"{given.path}, array 'indices', row {start + itself.any(axis=1).argmax()}: the row is among its own "
             f"neighbors, so that {given.columns} columns hold {given.columns - 1} others, too few for "
-            f"neighbors.{own_settings.widest} = {own_settings.searched + 1}, which are the row itself and "
-            f"{own_settings.searched} others: set it to at most {given.columns}, and name another output"
+            f"neighbors.{settings.widest} = {settings.searched + 1}, which are the row itself and "
+            f"{settings.searched} others: set it to at most {given.columns}, and name another output"
         )
     ids[itself] = -1
     return ids, distances
@@ -126,11 +126,12 @@ def take_cell(job: Job, part: str) -> None:
     shape = (int(table.offsets[cell + 1] - table.offsets[cell]), job.config.neighbors.searched)
     indices, distances = np.full(shape, -1, job.geometry.index_dtype), np.full(shape, np.inf, np.float32)
     for start, stop in job.geometry.lists(cell):
-        own = kept_positions(job, table, np.arange(start, stop))
-        ids, theirs = given_lists(job, own, start)
-        named = kept_positions(job, table, ids).astype(indices.dtype)
-        kept = own >= 0
-        neighbors.merge(indices, distances, own[kept] - table.offsets[cell], named[kept], theirs[kept], own[kept])
+        positions = kept_positions(job, table, np.arange(start, stop))
+        ids, list_distances = given_lists(job, positions, start)
+        listed = kept_positions(job, table, ids).astype(indices.dtype)
+        kept = positions >= 0
+        rows = positions[kept] - table.offsets[cell]
+        neighbors.merge(indices, distances, rows, listed[kept], list_distances[kept], positions[kept])
     with job.run.part(NEIGHBORS, part) as out:
         write_lists(out, indices, distances)
 
@@ -177,19 +178,19 @@ def read_bytes(cut: Geometry, config: Config) -> int:
 
 
 def project_vectors(cut: Geometry, config: Config, worker_memory: int) -> Projection:
-    """Say what the stage vectors will take."""
-    own = vectors_stage.project(cut, config, worker_memory)
-    return replace(own, tasks=own.tasks + cut.cells, task_bytes=max(own.task_bytes, read_bytes(cut, config)))
+    """Project what the stage vectors will take."""
+    usual = vectors_stage.project(cut, config, worker_memory)
+    return replace(usual, tasks=usual.tasks + cut.cells, task_bytes=max(usual.task_bytes, read_bytes(cut, config)))
 
 
 def project_cells(cut: Geometry, config: Config, worker_memory: int) -> Projection:
-    """Say what the stage cells will take."""
+    """Project what the stage cells will take."""
     rows, table = cut.rows, cut.blocks * cut.cells * 8
     return Projection(cut.blocks + 1, rows, rows * 4 + table, cut.block_rows * 64 + rows * 16 + table * 2)
 
 
 def project_neighbors(cut: Geometry, config: Config, worker_memory: int) -> Projection:
-    """Say what the stage neighbors will take."""
+    """Project what the stage neighbors will take."""
     k, rows = config.neighbors.searched, cut.rows
     lists = min(cut.cell_rows, rows) * k * LIST_BYTES + (cut.blocks + cut.cells) * 48
     return Projection(

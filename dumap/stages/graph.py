@@ -1,4 +1,4 @@
-"""graph: directed memberships by shard, sorted by where they lead, united to one symmetric graph, and its health."""
+"""graph: directed memberships of each shard, sorted by tail; their fuzzy union, symmetric; and its figures."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from dumap.artifacts.cells import Table
-from dumap.artifacts.graph import SHARDS, WHOLE, Graph, Shards
+from dumap.artifacts.graph import SHARDS, WHOLE, Graph, RowRanges
 from dumap.artifacts.job import Job
 from dumap.artifacts.neighbors import Lists
 from dumap.artifacts.parts import AUDIT, CELLS, GRAPH, NEIGHBORS, VECTORS, number_of, numbered, total
@@ -19,40 +19,40 @@ from dumap.planning.plan import Projection
 from dumap.stages import Context, Stage
 
 DISCONNECTION_DISTANCES = {"correlation": 2.0, "cosine": 2.0, "hellinger": 1.0, "jaccard": 1.0, "dice": 1.0}
-"""umap-learn's: at this distance rows have nothing in common."""
+"""umap-learn's values: rows at this distance have nothing in common."""
 
 
 def disconnection_distance(config: Config) -> float:
-    """Return the distance from which on neighbours are cut off."""
+    """Return the distance at and beyond which neighbours are cut off."""
     if config.graph.disconnection_distance is not None:
         return config.graph.disconnection_distance
     return DISCONNECTION_DISTANCES.get(config.neighbors.metric, math.inf)
 
 
 def nearest(job: Job, array: str, start: int, stop: int) -> np.ndarray:
-    """Read 'indices' or 'distances' of the neighbours that the graph takes of the lists of positions [start, stop)."""
+    """Read 'indices' or 'distances' of the nearest n_neighbors - 1 entries of the lists of positions [start, stop)."""
     return Lists(job.run).read(array, start, stop)[:, : job.config.neighbors.others]
 
 
 def sum_up(job: Job, part: str) -> None:
-    """Add up the distances of a shard's rows to their neighbours, those that are missing or cut off left out."""
-    shards = Shards.even(Table(job.run).rows, job.geometry.shard_rows)
+    """Sum the distances of a shard's rows to their neighbours, without those that are missing or cut off."""
+    shards = RowRanges.even(Table(job.run).rows, job.geometry.shard_rows)
     distances = nearest(job, "distances", *shards.span(number_of(part)))
-    found = np.isfinite(distances)
-    kept = found & (distances < disconnection_distance(job.config))
+    present = np.isfinite(distances)
+    kept = present & (distances < disconnection_distance(job.config))
     with job.run.part(GRAPH, part) as out:
         out.attributes |= {
             "distance_sum": float(np.sum(distances[kept], dtype=np.float64)),
             "kept": int(kept.sum()),
-            "disconnected": int(found.sum() - kept.sum()),
-            "missing": int((~found).sum()),
+            "disconnected": int(present.sum() - kept.sum()),
+            "missing": int((~present).sum()),
         }
 
 
 def direct(job: Job, part: str, mean_distance: float) -> None:
-    """Weigh the edges out of a shard's rows, and sort them by the shard they lead to."""
+    """Compute the memberships of the edges out of a shard's rows, and sort the edges by tail."""
     rows = Table(job.run).rows
-    start, stop = Shards.even(rows, job.geometry.shard_rows).span(number_of(part))
+    start, stop = RowRanges.even(rows, job.geometry.shard_rows).span(number_of(part))
     indices = nearest(job, "indices", start, stop)
     rho, sigma, weights = graph.memberships(
         indices,
@@ -61,7 +61,7 @@ def direct(job: Job, part: str, mean_distance: float) -> None:
         job.config.graph.local_connectivity,
         disconnection_distance(job.config),
     )
-    head, slot = np.nonzero(indices >= 0)  # those without weight too: they count as in-degrees
+    head, slot = np.nonzero(indices >= 0)  # edges of weight 0 too: they count as in-degrees
     tail = indices[head, slot]
     order = np.argsort(tail, kind="stable")
     tail = tail[order]
@@ -76,9 +76,9 @@ def direct(job: Job, part: str, mean_distance: float) -> None:
 
 
 def cut_shards(job: Job, part: str) -> None:
-    """Cut the rows into shards of no more rows than a task may hold, nor, by what leads into them, more edges."""
+    """Cut the rows into shards, each of no more rows, nor more edges, out and in, than a task may hold."""
     rows, k, most = Table(job.run).rows, job.config.neighbors.others, job.geometry.shard_rows
-    directed = numbered("directed", len(Shards.even(rows, most)))
+    directed = numbered("directed", len(RowRanges.even(rows, most)))
     into = sum(np.diff(job.run.read(GRAPH, name, "back_offsets")) for name in directed)
     offsets = graph.cut_shards(np.asarray(into), rows, k, most, int(SHARD_EDGES * k * most))
     edges = np.add.reduceat(into, offsets[:-1] // graph.GRAIN_ROWS) + k * np.diff(offsets)
@@ -88,7 +88,7 @@ def cut_shards(job: Job, part: str) -> None:
 
 
 def place_block(job: Job, part: str) -> None:
-    """Find the positions of a block's rows that have copies."""
+    """Find the positions of a block's rows that have duplicates."""
     block = number_of(part)
     repeated, times = repeated_in(job.run, block)
     with job.run.part(GRAPH, part) as out:
@@ -98,23 +98,23 @@ def place_block(job: Job, part: str) -> None:
 
 
 def _repeated(job: Job, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-    """Collect which rows of positions [start, stop) have copies, and how many places they take."""
+    """Collect the rows of positions [start, stop) that have duplicates, and how many slots each has."""
     rows, times = [np.empty(0, np.int64)], [np.empty(0, job.geometry.index_dtype)]
     for name in numbered("placed", job.geometry.blocks) if job.config.input.unique else []:
         if job.run.summary(GRAPH, name)["repeated"]:
             positions = job.run.read(GRAPH, name, "positions")
-            own = (positions >= start) & (positions < stop)
-            rows.append(positions[own])
-            times.append(job.run.read(GRAPH, name, "times")[own])
+            inside = (positions >= start) & (positions < stop)
+            rows.append(positions[inside])
+            times.append(job.run.read(GRAPH, name, "times")[inside])
     order = np.argsort(np.concatenate(rows))
     return np.concatenate(rows)[order], np.concatenate(times)[order]
 
 
 def unite(job: Job, part: str) -> None:
-    """Unite the edges out of and into a shard's rows."""
+    """Combine the edges out of and into a shard's rows into the fuzzy union."""
     store = job.run
-    start, stop = Shards(store.read(GRAPH, SHARDS, "offsets")).span(number_of(part))
-    even = Shards.even(Table(store).rows, job.geometry.shard_rows)
+    start, stop = RowRanges(store.read(GRAPH, SHARDS, "offsets")).span(number_of(part))
+    even = RowRanges.even(Table(store).rows, job.geometry.shard_rows)
     directed = numbered("directed", len(even))
     indices = nearest(job, "indices", start, stop)
     weights = store.read_span(GRAPH, directed, even.offsets, "weights", start, stop)
@@ -163,7 +163,7 @@ def unite(job: Job, part: str) -> None:
 
 
 def measure(job: Job, part: str) -> None:
-    """Find what the graph connects, in one task: a number a row, and one shard's edges at a time."""
+    """Find the connected components, in one task that holds a number for each row and one shard's edges at a time."""
     whole = Graph(job.run)
     sets = np.full(whole.shards.rows, -1, job.geometry.index_dtype)
     for shard, name in enumerate(whole.names):
@@ -183,8 +183,8 @@ def measure(job: Job, part: str) -> None:
 
 def run(context: Context) -> dict:
     """Build the graph; return what came out."""
-    store, rows, own = context.run, Table(context.run).rows, context.config.neighbors
-    even = len(Shards.even(rows, context.geometry.shard_rows))
+    store, rows, settings = context.run, Table(context.run).rows, context.config.neighbors
+    even = len(RowRanges.even(rows, context.geometry.shard_rows))
     summed = numbered("summed", even)
     context.compute(GRAPH, sum_up, summed)
     kept, disconnected, missing = (total(store, GRAPH, summed, fact) for fact in ("kept", "disconnected", "missing"))
@@ -200,10 +200,11 @@ def run(context: Context) -> dict:
     context.compute(GRAPH, measure, [WHOLE])
     facts = {fact: total(store, GRAPH, united, fact) for fact in ("edges", "isolated", "inside", "in_degree_zero")}
     edges, health = facts["edges"], store.summary(GRAPH, WHOLE)
+    greatest = max(store.summary(GRAPH, name)["greatest_in_degree"] for name in united)
     if missing:
         context.note(
             f"graph: {missing} slots of the neighbors' lists are empty; {health['small']} of {health['components']} "
-            f"components have fewer than n_neighbors = {own.n_neighbors} rows, the smallest {health['smallest']}"
+            f"components have fewer than n_neighbors = {settings.n_neighbors} rows, the smallest {health['smallest']}"
         )
     return {
         "edges": edges,
@@ -211,7 +212,7 @@ def run(context: Context) -> dict:
         "edges_inside_shards": facts["inside"] / edges if edges else None,
         "components": health["components"],
         "largest_component": health["largest_share"],
-        "greatest_in_degree": max(store.summary(GRAPH, name)["greatest_in_degree"] for name in united) / own.others,
+        "greatest_in_degree": greatest / settings.others,
         "in_degree_zero": facts["in_degree_zero"],
         "missing": missing,
         "disconnected": disconnected,
@@ -219,7 +220,7 @@ def run(context: Context) -> dict:
 
 
 def project(cut: Geometry, config: Config, worker_memory: int) -> Projection:
-    """Say what the stage will take."""
+    """Project what the stage will take."""
     rows, index, unique = cut.rows, cut.index_dtype.itemsize, config.input.unique
     k, shard_rows = config.neighbors.others, min(cut.shard_rows, cut.rows)
     return Projection(

@@ -1,8 +1,8 @@
-"""layout: gradient descent, generation by generation.
+"""layout: gradient descent, epoch by epoch.
 
-A generation is what the shards' parts of one epoch hold, and counts once its own part is committed. Where one
-process can hold all shards, one task runs many epochs on its host's cores; elsewhere every epoch is a round
-of tasks, each of which reads its shards and the rows they touch. The bytes are the same.
+If one process can hold all shards, one task runs all epochs on the cores of its host and commits checkpoints. If not,
+each epoch is a round of tasks: each reads its shards and the rows that their edges lead to. The bytes are the same.
+A checkpoint holds the state after an epoch, in parts of shards; it counts once the part that names those is committed.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 
 from dumap.artifacts.graph import Graph
 from dumap.artifacts.job import Job
-from dumap.artifacts.layout import END, Generation, generations, last_epoch, loss_of
+from dumap.artifacts.layout import END, EpochState, epoch_states, last_epoch, loss_of
 from dumap.artifacts.parts import GRAPH, LAYOUT, START, number_of
 from dumap.config import Config
 from dumap.kernels import layout
@@ -28,22 +28,22 @@ from dumap.planning.geometry import Geometry
 from dumap.planning.plan import Projection
 from dumap.stages import Context, Stage, writes_more
 from dumap.stages.descent import end, is_checkpoint, layout_parameters, pack_shards, write_piece
-from dumap.stages.loss import PAIRS_PART, draw_pairs, has_settled, judged, write_loss
+from dumap.stages.loss import PAIRS_PART, draw_pairs, early_stop_epochs, should_stop, write_loss
 from dumap.stages.rounds import in_rounds
 
 SLICES = 8
-"""Slices of rows a thread gets in an epoch, so that threads end together."""
+"""Slices of rows for each thread in an epoch: several, so that threads finish together."""
 
 
 def slices_of(rows: int, count: int) -> list[int]:
     """Cut rows into about so many slices of whole blocks."""
-    cuts = np.linspace(0, rows, count + 1).astype(int)
-    return [*np.unique(cuts[:-1] // layout.BLOCK * layout.BLOCK).tolist(), rows]
+    bounds = np.linspace(0, rows, count + 1).astype(int)
+    return [*np.unique(bounds[:-1] // layout.BLOCK * layout.BLOCK).tolist(), rows]
 
 
 def advance(
     workers: ThreadPoolExecutor,
-    cuts: list[int],
+    bounds: list[int],
     parameters: LayoutParameters,
     epoch: int,
     edges: Edges,
@@ -53,14 +53,14 @@ def advance(
     after: np.ndarray,
     drawn: np.ndarray,
 ) -> None:
-    """Write the generation after `y`, all rows of it, slice by slice on threads; `drawn` rows are the pool.
+    """Compute one epoch of all rows, from `y` into `after`, slice by slice on threads; the pool are the `drawn` rows.
 
     So many parameters, since numba takes each array by itself.
     """
     pool = lay_pool(y[drawn])
     slices = [
         workers.submit(layout.step_epoch, parameters, epoch, low, high, 0, 0, edges, y, m, v, pool, after)
-        for low, high in pairwise(cuts)
+        for low, high in pairwise(bounds)
     ]
     for piece in slices:
         piece.result()
@@ -68,42 +68,42 @@ def advance(
 
 @writes_more
 def descend(job: Job, part: str, threads: int) -> None:
-    """Run the epochs from the last generation to the end, on this host's cores, and commit checkpoints."""
+    """Run the epochs after the last checkpoint on the cores of this host, and commit checkpoints."""
     graph, epochs = Graph(job.run), job.geometry.n_epochs
-    shards, parameters, series = graph.shards, layout_parameters(job), generations(job.run)
-    begin = series.latest(epochs)
-    before = Generation(job.run, graph, begin)
+    shards, parameters, checkpoints = graph.shards, layout_parameters(job), epoch_states(job.run)
+    begin = checkpoints.latest(epochs)
+    before = EpochState(job.run, graph, begin)
     edges = pack_shards(job, graph, 0, len(shards))
     y, (m, v) = before.span(0, len(shards)), before.moments(0, len(shards))
     after = np.empty_like(y)
-    cuts, repeated = slices_of(shards.rows, threads * SLICES), graph.repeated(0, len(shards))
-    judgements = judged(job)
+    bounds, repeated = slices_of(shards.rows, threads * SLICES), graph.repeated(0, len(shards))
+    check_epochs = early_stop_epochs(job)
     with ThreadPoolExecutor(threads) as workers:
         for epoch in range(begin, epochs):
-            if has_settled(job, epoch):
+            if should_stop(job, epoch):
                 break
-            drawn = rows_at(pool_rows(parameters.seed, epoch, graph.places[-1]), *repeated)
-            advance(workers, cuts, parameters, epoch, edges, y, m, v, after, drawn)
+            drawn = rows_at(pool_rows(parameters.seed, epoch, graph.slot_offsets[-1]), *repeated)
+            advance(workers, bounds, parameters, epoch, edges, y, m, v, after, drawn)
             y, after = after, y
             job.tick(epoch + 1, epochs)
-            kept = is_checkpoint(job, epoch + 1)
-            if kept or epoch + 1 in judgements:
+            is_kept = is_checkpoint(job, epoch + 1)
+            if is_kept or epoch + 1 in check_epochs:
                 write_loss(job, epoch + 1, y.__getitem__)
-            if kept or has_settled(job, epoch + 1):
-                pieces = [series.piece_name(epoch + 1, shard, shard + 1) for shard in range(len(shards))]
+            if is_kept or should_stop(job, epoch + 1):
+                pieces = [checkpoints.piece_name(epoch + 1, shard, shard + 1) for shard in range(len(shards))]
                 for shard, piece in enumerate(pieces):
                     low, high = shards.span(shard)
                     write_piece(job, piece, y[low:high], m[low:high], v[low:high])
-                series.commit(epoch + 1, pieces, shards.offsets)
-    end(job, series.latest())
+                checkpoints.commit(epoch + 1, pieces, shards.offsets)
+    end(job, checkpoints.latest())
 
 
 def run(context: Context) -> dict:
-    """Run the epochs that are not committed yet; return how."""
+    """Run the epochs after the last checkpoint; return how."""
     graph, cut, config = Graph(context.run), context.geometry, context.config
-    rows, series = graph.shards.rows, generations(context.run)
-    series.forget_broken()
-    if context.run.is_committed(LAYOUT, END) and last_epoch(context.run) not in series.numbers():
+    rows, checkpoints = graph.shards.rows, epoch_states(context.run)
+    checkpoints.forget_broken()
+    if context.run.is_committed(LAYOUT, END) and last_epoch(context.run) not in checkpoints.numbers():
         context.run.forget(LAYOUT, END)
     context.compute(LAYOUT, draw_pairs, [PAIRS_PART])
     edges = 2 * config.neighbors.others * rows
@@ -122,7 +122,7 @@ def run(context: Context) -> dict:
 
 
 def project(cut: Geometry, config: Config, worker_memory: int) -> Projection:
-    """Say what the stage will take: on one host, or in rounds of units."""
+    """Project what the stage will take: on one host, or in rounds of tasks."""
     n_components, rows, edges = config.layout.n_components, cut.rows, 2 * config.neighbors.others * cut.rows
     state, kept = rows * 4 * n_components * 3, math.ceil(cut.n_epochs / config.layout.checkpoint_every)
     task_bytes = layout_bytes(config, rows, edges, worker_memory)

@@ -1,4 +1,4 @@
-"""The loss of the layout: on which edges and pairs it is measured, and when it ends the layout.
+"""The loss of the layout: the edges and pairs that it is measured on, and early stopping.
 
 Part of stage layout.
 """
@@ -13,31 +13,31 @@ import numpy as np
 
 from dumap.artifacts.graph import Graph
 from dumap.artifacts.job import Job
-from dumap.artifacts.layout import Generation, loss_name, loss_of
+from dumap.artifacts.layout import EpochState, loss_name, loss_of
 from dumap.artifacts.parts import LAYOUT, number_of
 from dumap.kernels import hashing, layout
 from dumap.stages.descent import layout_parameters
 
-JUDGEMENTS = 10
-"""Parts of the epochs after each of which the loss may end the layout, where it is told to."""
+EARLY_STOP_CHECKS = 10
+"""With `layout.least_fall`, the layout may stop early after each of so many equal parts of the epochs."""
 PAIRS = 20_000
-"""Edges, and as many pairs of any rows, on which the loss is measured."""
+"""Edges, and as many pairs of random rows, that the loss is measured on."""
 PAIRS_PART = "pairs"
-"""The part that names them."""
+"""The part that holds them."""
 
 
-def judged(job: Job) -> list[int]:
-    """List the epochs after which the layout may end early, ten at the most."""
+def early_stop_epochs(job: Job) -> list[int]:
+    """List the epochs after which the layout may stop early."""
     if not job.config.layout.least_fall:
         return []
-    step, every = job.geometry.n_epochs / JUDGEMENTS, job.config.layout.exchange_every
-    found = {math.ceil(step * number / every) * every for number in range(1, JUDGEMENTS)}
+    step, every = job.geometry.n_epochs / EARLY_STOP_CHECKS, job.config.layout.exchange_every
+    found = {math.ceil(step * number / every) * every for number in range(1, EARLY_STOP_CHECKS)}
     return sorted(epoch for epoch in found if epoch < job.geometry.n_epochs)
 
 
-def has_settled(job: Job, epoch: int) -> bool:
-    """Tell whether the loss has fallen too little, after an epoch at which it is judged, since it was judged before."""
-    epochs = judged(job)
+def should_stop(job: Job, epoch: int) -> bool:
+    """Return whether the loss has fallen by less than `layout.least_fall` since the early-stopping check before."""
+    epochs = early_stop_epochs(job)
     if epoch not in epochs[1:]:
         return False
     before, now = (loss_of(job.run, at) for at in (epochs[epochs.index(epoch) - 1], epoch))
@@ -45,7 +45,7 @@ def has_settled(job: Job, epoch: int) -> bool:
 
 
 def draw_pairs(job: Job, part: str) -> None:
-    """Choose the edges and the pairs of rows on which the loss is measured, the same for all epochs."""
+    """Choose the edges and pairs that the loss is measured on: the same in all epochs."""
     graph, seed = Graph(job.run), job.config.layout_seed
     ends = np.cumsum([0, *(graph.edges_of(shard, shard + 1) for shard in range(len(graph.shards)))])
     count = PAIRS if ends[-1] else 0
@@ -59,22 +59,22 @@ def draw_pairs(job: Job, part: str) -> None:
             heads[low:high] = np.searchsorted(indptr, edges, side="right") - 1 + graph.shards.span(shard)[0]
             tails[low:high], weights[low:high] = all_tails[edges], all_weights[edges]
     with job.run.part(LAYOUT, part) as out:
-        others = (bits[count:] % np.uint64(graph.places[-1])).astype(np.int64)
+        others = (bits[count:] % np.uint64(graph.slot_offsets[-1])).astype(np.int64)
         out.write("rows", np.stack([heads, tails, graph.rows_at(others)], axis=1))
         out.write("weights", weights)
 
 
 def write_loss(job: Job, epoch: int, gather: Callable[[np.ndarray], np.ndarray]) -> None:
-    """Measure the loss on the coordinates that `gather` returns for ascending positions."""
+    """Measure the loss; `gather` returns the coordinates at ascending positions."""
     rows, weights = (job.run.read(LAYOUT, PAIRS_PART, array) for array in ("rows", "weights"))
     if len(weights):
-        unique, places = np.unique(rows, return_inverse=True)
-        heads, tails, others = gather(unique)[places.reshape(rows.shape).T]
+        unique, inverse = np.unique(rows, return_inverse=True)
+        heads, tails, others = gather(unique)[inverse.reshape(rows.shape).T]
         with job.run.part(LAYOUT, loss_name(epoch)) as out:
             out.attributes["loss"] = layout.loss(layout_parameters(job), heads, tails, weights, others)
 
 
 def measure_loss(job: Job, part: str) -> None:
-    """Measure the loss of a committed generation."""
+    """Measure the loss at a checkpoint."""
     epoch = number_of(part)
-    write_loss(job, epoch, Generation(job.run, Graph(job.run), epoch).gather)
+    write_loss(job, epoch, EpochState(job.run, Graph(job.run), epoch).gather)

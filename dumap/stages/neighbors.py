@@ -1,4 +1,4 @@
-"""neighbors: a k-NN graph in each cell, then with its guests; each row's lists from all its cells are merged by id."""
+"""neighbors: search each cell's home rows, then home rows with guests; merge each row's lists from all its cells."""
 
 from __future__ import annotations
 
@@ -20,137 +20,141 @@ from dumap.stages import Context, Stage
 from dumap.stages.distances import defined_distances, metric_arguments
 
 
-def placed(job: Job, cell: Cell, rows: np.ndarray) -> np.ndarray:
-    """Return some of a cell's rows where the leaves lie."""
+def euclidean_rows(job: Job, cell: Cell, rows: np.ndarray) -> np.ndarray:
+    """Return rows of a cell in the space of the leaf search."""
     metric = job.config.neighbors.metric
     x = cell.vectors(rows, metric)
     return vectors.add_zero_column(x) if metric in vectors.ANGULAR else x
 
 
-Found = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
-"""Some of a cell's rows, their positions, those that they list, and how far those are."""
+TurnLists = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+"""Rows of a cell, their positions, and their lists: positions and distances."""
 
 
 def void_lists(job: Job, rows: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return lists without entries."""
+    """Return empty lists."""
     shape = (rows, job.config.neighbors.searched)
     return np.full(shape, -1, job.geometry.index_dtype), np.full(shape, np.inf, np.float32)
 
 
-def merge_own(lists: tuple[np.ndarray, np.ndarray], own: int, found: Found) -> None:
-    """Merge what a turn found for a cell's own rows into their lists.
+def merge_home(lists: tuple[np.ndarray, np.ndarray], home_rows: int, turn: TurnLists) -> None:
+    """Merge the lists of a turn into those of the home rows.
 
-    Ties by the hash of positions: that order, not the search's, is the graph's.
+    Ties go by the hash of positions: the order of the graph, whatever that of the search was.
     """
-    rows, names, listed, lengths = found
-    some = rows < own
-    neighbors.merge(*lists, rows[some], listed[some].astype(lists[0].dtype), lengths[some], names[some])
+    rows, positions, listed, distances = turn
+    is_home = rows < home_rows
+    indices = listed[is_home].astype(lists[0].dtype)
+    neighbors.merge(*lists, rows[is_home], indices, distances[is_home], positions[is_home])
 
 
-def guests_lists(job: Job, own: int, found: Found) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the guests' positions for which a turn found anything, ascending, and their lists."""
-    rows, names, listed, lengths = found
-    some = np.flatnonzero((rows >= own) & (listed >= 0).any(axis=1))
-    some = some[np.argsort(rows[some])]
-    lists = void_lists(job, len(some))
-    neighbors.merge(*lists, np.arange(len(some)), listed[some].astype(lists[0].dtype), lengths[some], names[some])
-    return names[some], *lists
+def guest_lists(job: Job, home_rows: int, turn: TurnLists) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the positions, ascending, and lists of those guests for which a turn found neighbours."""
+    rows, positions, listed, distances = turn
+    guests = np.flatnonzero((rows >= home_rows) & (listed >= 0).any(axis=1))
+    guests = guests[np.argsort(rows[guests])]
+    lists = void_lists(job, len(guests))
+    indices = listed[guests].astype(lists[0].dtype)
+    neighbors.merge(*lists, np.arange(len(guests)), indices, distances[guests], positions[guests])
+    return positions[guests], *lists
 
 
 def distances_of(job: Job, squared: np.ndarray) -> np.ndarray:
-    """Return the metric's distances for squared ones in Euclidean space."""
+    """Turn squared Euclidean distances into the metric's."""
     with np.errstate(over="ignore"):
         return vectors.metric_from_squared(squared, job.config.neighbors.metric).astype(np.float32)
 
 
 def search_home(job: Job, part: str) -> None:
-    """Find the neighbours of a cell's own rows among themselves, by its leaves."""
+    """Find the neighbours of a cell's home rows among themselves, by leaf search."""
     table, number = Table(job.run), number_of(part)
     cell = Cell(job, number, table, guests=False)
-    probes = cell.probes(np.arange(cell.own))
-    order = leaves.order(np.full(cell.own, -1), probes)
+    probes = cell.probes(np.arange(cell.home_rows))
+    order = leaves.order(np.full(cell.home_rows, -1), probes)
     seed, k = job.config.seed + number, job.config.neighbors.searched
-    found, lengths = leaves.search(placed(job, cell, order), probes[order], k, seed)
-    names = cell.positions[order]
-    listed = np.where(found >= 0, names[found], -1)
+    local, lengths = leaves.search(euclidean_rows(job, cell, order), probes[order], k, seed)
+    positions = cell.positions[order]
+    listed = np.where(local >= 0, positions[local], -1)
     with job.run.part(NEIGHBORS, part) as out:
         if table.cells == 1:
-            lists = void_lists(job, cell.own)
-            merge_own(lists, cell.own, (order, names, listed, distances_of(job, lengths)))
+            lists = void_lists(job, cell.home_rows)
+            merge_home(lists, cell.home_rows, (order, positions, listed, distances_of(job, lengths)))
             write_lists(out, *lists)
             return
-        indices, squared = np.empty(found.shape, job.geometry.index_dtype), np.empty(found.shape)
+        indices, squared = np.empty(local.shape, job.geometry.index_dtype), np.empty(local.shape)
         indices[order], squared[order] = listed, lengths
         out.write("indices", indices)
         out.write("squared", squared)
         out.write("reach", squared[:, -1])
 
 
-def reach_of(job: Job, table: Table, positions: np.ndarray) -> np.ndarray:
-    """Return how far, squared, the lists reach that some rows, ascending, have at home."""
+def kth_distances_of(job: Job, table: Table, positions: np.ndarray) -> np.ndarray:
+    """Return the squared distance of the last neighbour at home of the rows at ascending positions."""
     homes = np.searchsorted(table.offsets, positions, side="right") - 1
-    names, reach = numbered("home", table.cells), np.empty(len(positions))
+    parts, kth_distances = numbered("home", table.cells), np.empty(len(positions))
     for home in np.unique(homes):
-        some = homes == home
-        reach[some] = job.run.read(NEIGHBORS, names[home], "reach")[positions[some] - table.offsets[home]]
-    return reach
+        inside = homes == home
+        kth_home = job.run.read(NEIGHBORS, parts[home], "reach")
+        kth_distances[inside] = kth_home[positions[inside] - table.offsets[home]]
+    return kth_distances
 
 
 def meet_guests(job: Job, part: str) -> None:
-    """Find nearer neighbours of a cell's own rows among its guests, and of those among its own: in turns, if many."""
+    """Find nearer neighbours of home rows among the guests, and of guests among the home rows; in turns if many."""
     table, number = Table(job.run), number_of(part)
     cell, first = Cell(job, number, table), int(table.offsets[number])
     home_part = numbered("home", table.cells)[number]
     known, squared = (job.run.read(NEIGHBORS, home_part, array) for array in ("indices", "squared"))
     homes = np.searchsorted(table.offsets, cell.positions, side="right") - 1
-    homes[: cell.own] = -1
-    reach = reach_of(job, table, cell.positions[cell.own :])
+    homes[: cell.home_rows] = -1
+    kth_distances = kth_distances_of(job, table, cell.positions[cell.home_rows :])
 
-    def turn(rows: np.ndarray) -> Found:  # all that it holds is let go before the next
+    def turn(rows: np.ndarray) -> TurnLists:  # a function, so that its arrays are freed before the next
         probes = cell.probes(rows)
         order = leaves.order(homes[rows], probes)
         rows, probes = rows[order], probes[order]
-        own = rows < cell.own
-        places = np.empty(cell.own + 1, np.int32)
-        places[rows[own]], places[-1] = np.flatnonzero(own), -1
+        is_home = rows < cell.home_rows
+        inverse_order = np.empty(cell.home_rows + 1, np.int32)
+        inverse_order[rows[is_home]], inverse_order[-1] = np.flatnonzero(is_home), -1
         shape = (len(rows), known.shape[1])
         indices, lengths = np.full(shape, -1, np.int32), np.empty(shape)
-        local = known[rows[own]]
-        indices[own], lengths[own] = places[np.where(local >= 0, local - first, -1)], squared[rows[own]]
-        lengths[~own] = reach[rows[~own] - cell.own, None]
-        x, home = placed(job, cell, rows), homes[rows].astype(np.int32)
-        met, lengths = leaves.meet(x, home, probes, indices, lengths, job.config.seed + number)
-        names = cell.positions[rows]
-        return rows, names, np.where(met >= 0, names[met], -1), distances_of(job, lengths)
+        listed = known[rows[is_home]]
+        indices[is_home] = inverse_order[np.where(listed >= 0, listed - first, -1)]
+        lengths[is_home] = squared[rows[is_home]]
+        lengths[~is_home] = kth_distances[rows[~is_home] - cell.home_rows, None]
+        x, home = euclidean_rows(job, cell, rows), homes[rows].astype(np.int32)
+        local, lengths = leaves.meet(x, home, probes, indices, lengths, job.config.seed + number)
+        positions = cell.positions[rows]
+        return rows, positions, np.where(local >= 0, positions[local], -1), distances_of(job, lengths)
 
     write_cell(job, part, cell, table, map(turn, cell.turns()))
 
 
 def search_cell(job: Job, part: str) -> None:
-    """Find the neighbours of a cell's rows among themselves, guests too, for metrics that leaves do not serve."""
-    table, number, own = Table(job.run), number_of(part), job.config.neighbors
+    """Find the neighbours of a cell's rows, guests included, for metrics without leaf search."""
+    table, number, settings = Table(job.run), number_of(part), job.config.neighbors
     cell = Cell(job, number, table)
 
-    def found() -> Iterator[Found]:
+    def turns() -> Iterator[TurnLists]:
         for rows in cell.turns():
             with defined_distances(job):
                 seed = job.config.seed + number
-                met, lengths = neighbors.search(
-                    cell.vectors(rows), own.searched, own.metric, metric_arguments(job), seed
+                local, distances = neighbors.search(
+                    cell.vectors(rows), settings.searched, settings.metric, metric_arguments(job), seed
                 )
-            names = cell.positions[rows]
-            yield rows, names, np.where(met >= 0, names[met], -1), lengths
+            positions = cell.positions[rows]
+            yield rows, positions, np.where(local >= 0, positions[local], -1), distances
 
-    write_cell(job, part, cell, table, found())
+    write_cell(job, part, cell, table, turns())
 
 
-def write_cell(job: Job, part: str, cell: Cell, table: Table, found: Iterable[Found]) -> None:
-    """Write the lists of a cell's own rows, and those of its guests that anything was found for, by home."""
-    lists, pieces = void_lists(job, cell.own), [(np.empty(0, np.int64), *void_lists(job, 0))]
-    for turn in found:
-        merge_own(lists, cell.own, turn)
-        pieces.append(guests_lists(job, cell.own, turn))
-    guests, indices, distances = (np.concatenate(some) for some in zip(*pieces, strict=True))
+def write_cell(job: Job, part: str, cell: Cell, table: Table, turns: Iterable[TurnLists]) -> None:
+    """Write the lists of home rows, and those of guests for which neighbours were found, by home cell."""
+    lists, pieces = void_lists(job, cell.home_rows), [(np.empty(0, np.int64), *void_lists(job, 0))]
+    for turn in turns:
+        merge_home(lists, cell.home_rows, turn)
+        pieces.append(guest_lists(job, cell.home_rows, turn))
+    guests, indices, distances = (np.concatenate(arrays) for arrays in zip(*pieces, strict=True))
     order = np.argsort(guests)
     with job.run.part(NEIGHBORS, part) as out:
         out.write("indices", lists[0])
@@ -162,15 +166,15 @@ def write_cell(job: Job, part: str, cell: Cell, table: Table, found: Iterable[Fo
 
 
 def merge_cell(job: Job, part: str) -> None:
-    """Merge what all cells found for one cell's own rows."""
+    """Merge the lists that all cells found for one cell's home rows."""
     store, table, cell = job.run, Table(job.run), number_of(part)
-    names = numbered("cell", table.cells)
-    indices, distances = (store.read(NEIGHBORS, names[cell], array) for array in ("indices", "distances"))
+    parts = numbered("cell", table.cells)
+    indices, distances = (store.read(NEIGHBORS, parts[cell], array) for array in ("indices", "distances"))
     for other in np.flatnonzero(table.hosts(cell)):
-        start, stop = store.read(NEIGHBORS, names[other], "begins", cell, cell + 2).tolist()
+        start, stop = store.read(NEIGHBORS, parts[other], "begins", cell, cell + 2).tolist()
         if stop > start:
             guests, listed, lengths = (
-                store.read(NEIGHBORS, names[other], array, start, stop)
+                store.read(NEIGHBORS, parts[other], array, start, stop)
                 for array in ("guests", "guest_indices", "guest_distances")
             )
             neighbors.merge(indices, distances, guests - table.offsets[cell], listed, lengths, guests)
@@ -179,7 +183,7 @@ def merge_cell(job: Job, part: str) -> None:
 
 
 def require_room(context: Context) -> None:
-    """Refuse cells that are larger than was planned, where no worker holds them."""
+    """Refuse cells that turned out larger than planned and fit no worker."""
     cut = context.geometry.with_cells(context.run.summary(CELLS, TABLE))
     need = math.ceil(project(cut, context.config, context.worker_memory).task_bytes)
     what = f"the largest cell holds {cut.largest_cell} rows, {cut.largest_home} of them its own at the most"
@@ -187,7 +191,7 @@ def require_room(context: Context) -> None:
 
 
 def run(context: Context) -> dict:
-    """Search every cell, then merge; return what came out."""
+    """Search every cell, then merge; return the figures."""
     count = Table(context.run).cells
     merged = numbered("merged", count)
     require_room(context)
@@ -204,7 +208,7 @@ def run(context: Context) -> dict:
 
 
 def project(cut: Geometry, config: Config, worker_memory: int) -> Projection:
-    """Say what the stage will take."""
+    """Project what the stage will take."""
     rows, listed, index = cut.rows, config.neighbors.searched, cut.index_dtype.itemsize
     at_once, copies = cut.most_rows_at_once, min(config.cells.max_copies, cut.cells)
     list_bytes = listed * (index + 4)

@@ -1,7 +1,7 @@
-"""Passes over the graph: shard by shard, with pages of the rows where edges end.
+"""Passes over the graph, shard by shard, with the state of all rows read in pages.
 
-A shard's edges ascend by where they end, so that one page of the other rows after another is enough: memory holds a
-shard, and such pages as there is room for.
+The tails of a row's edges ascend, so that pages can be read one after another: memory holds one shard, and as many
+pages as there is room for.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from dumap.kernels import start
 from dumap.planning.budget import page_bytes
 from dumap.stages import Context
 
-GROUPS_A_THREAD = 4
-"""Groups of shards that a thread gets in a pass, so that threads end together."""
+RANGES_A_THREAD = 4
+"""Shard ranges for each thread in a pass: several, so that threads finish together."""
 
 
-def groups_of(context: Context, shards: int) -> list[tuple[int, int]]:
-    """Cut shards into groups, one a task; what comes out does not depend on it."""
+def pass_ranges(context: Context, shards: int) -> list[tuple[int, int]]:
+    """Cut the shards into ranges, one a task; results do not depend on how."""
     row_bytes, room = 4 * context.config.layout.n_components, context.config.task_memory // 4
-    fewest = -(-shards * context.geometry.shard_rows * row_bytes // room)
-    count = min(shards, max(fewest, GROUPS_A_THREAD * context.threads))
+    min_count = -(-shards * context.geometry.shard_rows * row_bytes // room)
+    count = min(shards, max(min_count, RANGES_A_THREAD * context.threads))
     return evenly(shards, count)
 
 
 class Pass:
-    """One group of shards in one pass over the graph, and pages of the state of all rows before it.
+    """One shard range in one pass over the graph, with pages of the state before the pass.
 
     Parameters
     ----------
@@ -46,13 +46,13 @@ class Pass:
         self.page = lru_cache(maxsize=max(1, room))(read)
 
     def pages(self, indptr: np.ndarray, tails: np.ndarray) -> Iterator[tuple[np.ndarray, int, np.ndarray]]:
-        """Yield what kernels take of each page in which edges end: a cursor, the page's first row, and the page."""
+        """Yield, for each page with tails of these edges, a cursor, the page's first row, and the page."""
         cursor = indptr[:-1].copy()
         for shard in np.flatnonzero(np.bincount(tails // self.graph.shards.offsets[1])).tolist():
             yield cursor, self.graph.shards.span(shard)[0], self.page(shard)
 
     def ends(self, indptr: np.ndarray, tails: np.ndarray) -> np.ndarray:
-        """Return the labels at the ends of a shard's edges."""
+        """Return the labels at the tails of a shard's edges."""
         ends = np.empty(len(tails), self.page(0).dtype)
         for page in self.pages(indptr, tails):
             start.look_up(indptr, tails, *page, ends)

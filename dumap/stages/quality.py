@@ -1,4 +1,4 @@
-"""quality: faithfulness of the map, on the rows that the audit searched exactly."""
+"""quality: neighbours preserved and trustworthiness of the map, on the queries of the audit."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dumap.artifacts.audit import NEAR, audited, query_groups, repairs_made
 from dumap.artifacts.cells import Table
 from dumap.artifacts.graph import Graph
 from dumap.artifacts.job import Job
-from dumap.artifacts.layout import last_generation
+from dumap.artifacts.layout import last_epoch_state
 from dumap.artifacts.parts import AUDIT, CELLS, GRAPH, LAYOUT, QUALITY, VECTORS, number_of, numbered
 from dumap.config import Config
 from dumap.kernels import quality
@@ -19,41 +19,41 @@ from dumap.stages import Context, Stage
 from dumap.stages.distances import columns_of, fill, tiles
 
 TRUST_QUERIES = 300
-"""Queries whose exact ranks are counted; each costs another search of all rows."""
+"""Queries for which trustworthiness is computed: each is compared with all rows again."""
 
 
 def collect(job: Job, part: str) -> None:
-    """Find the rows nearest to the queries in the map."""
+    """Find the queries' nearest rows in the map."""
     store = job.run
     positions = store.read(AUDIT, audited(job, "queries"), "positions")
     graph = Graph(store)
-    generation = last_generation(store, graph)
-    own_y = np.empty((len(positions), job.config.layout.n_components), np.float32)
+    state = last_epoch_state(store, graph)
+    query_y = np.empty((len(positions), job.config.layout.n_components), np.float32)
     order = np.argsort(positions)
-    own_y[order] = generation.gather(positions[order])
+    query_y[order] = state.gather(positions[order])
     near = min(NEAR, graph.shards.rows - 1)
     low_ids = np.full((len(positions), near), -1, np.int64)
     low_distances = np.full(low_ids.shape, np.inf, np.float32)
     for shard in range(len(graph.shards)):
         start, _ = graph.shards.span(shard)
-        y = generation.read(shard)
+        y = state.read(shard)
         step = max(1, TILE_BYTES // (4 * max(1, len(positions))))
         for low in range(0, len(y), step):
             tile = y[low : low + step]
             d = np.zeros((len(positions), len(tile)), np.float32)
             for c in range(y.shape[1]):
-                d += (own_y[:, c : c + 1] - tile[None, :, c]) ** 2
+                d += (query_y[:, c : c + 1] - tile[None, :, c]) ** 2
             ids = np.arange(start + low, start + low + len(tile))
             quality.keep_nearest(d, ids, positions, low_ids, low_distances)
     with store.part(QUALITY, part) as out:
         out.write("map", low_ids)
 
 
-def reach_block(job: Job, part: str) -> None:
-    """Measure how far the rows nearest in the map are, those in one block; of the input, read their chunks alone."""
+def measure_map_neighbors(job: Job, part: str) -> None:
+    """Measure the distances, by the metric, of the queries' map neighbours in a block; only their chunks are read."""
     store, block = job.run, number_of(part)
     low_ids = store.read(QUALITY, "queries", "map", 0, TRUST_QUERIES)
-    reached = np.full(low_ids.shape, np.inf, np.float32)
+    distances = np.full(low_ids.shape, np.inf, np.float32)
     columns = columns_of(Table(store).positions(store, block), low_ids)
     rows = np.unique(columns[columns >= 0])
     start, stop = job.geometry.block(block)
@@ -61,42 +61,42 @@ def reach_block(job: Job, part: str) -> None:
     for chunk in np.unique(chunks):
         needed = rows[chunks == chunk]
         first = max(start, int(chunk) * job.input.chunk_rows)
-        some = job.input.read(first, min(stop, (int(chunk) + 1) * job.input.chunk_rows))
-        x = job.place(some[needed + start - first])
+        chunk_values = job.input.read(first, min(stop, (int(chunk) + 1) * job.input.chunk_rows))
+        x = job.place(chunk_values[needed + start - first])
         at = np.where(np.isin(columns, needed), np.searchsorted(needed, columns), -1)
-        for group, queries in query_groups(job, repairs_made(store), len(reached)):
+        for group, queries in query_groups(job, repairs_made(store), len(distances)):
             for tile, d in tiles(job, queries, x):
-                fill(reached[group], at[group], tile, d)
+                fill(distances[group], at[group], tile, d)
     with store.part(QUALITY, part) as out:
-        out.write("reached", reached)
+        out.write("reached", distances)
 
 
-def join(job: Job, part: str) -> None:
-    """Put together what the blocks reached."""
-    reached = job.run.read(QUALITY, numbered("reached", 1)[0], "reached")
+def merge_blocks(job: Job, part: str) -> None:
+    """Merge the distances that the blocks measured."""
+    distances = job.run.read(QUALITY, numbered("reached", 1)[0], "reached")
     for name in numbered("reached", job.geometry.blocks)[1:]:
-        np.minimum(reached, job.run.read(QUALITY, name, "reached"), out=reached)
+        np.minimum(distances, job.run.read(QUALITY, name, "reached"), out=distances)
     with job.run.part(QUALITY, part) as out:
-        out.write("limits", np.sort(reached * np.float32(1 - 1e-6), axis=1))
+        out.write("limits", np.sort(distances * np.float32(1 - 1e-6), axis=1))
 
 
 def rank_block(job: Job, part: str) -> None:
-    """Count a block's rows that are nearer to a query than the rows nearest to it in the map."""
+    """Count a block's rows that are nearer to a query than each of its map neighbours."""
     store, block = job.run, number_of(part)
-    own = store.read(AUDIT, audited(job, "queries"), "positions", 0, TRUST_QUERIES)
+    queried = store.read(AUDIT, audited(job, "queries"), "positions", 0, TRUST_QUERIES)
     limits = store.read(QUALITY, "limits", "limits")
     positions = Table(store).positions(store, block)
     x = job.rows(*job.geometry.block(block))
     counts = np.zeros(limits.shape, np.int64)
-    for some, queries in query_groups(job, repairs_made(store), len(own)):
+    for group, queries in query_groups(job, repairs_made(store), len(queried)):
         for tile, d in tiles(job, queries, x):
-            quality.count_nearer(d, positions[tile], own[some], limits[some], counts[some])
+            quality.count_nearer(d, positions[tile], queried[group], limits[group], counts[group])
     with store.part(QUALITY, part) as out:
         out.write("counts", counts)
 
 
 def report(job: Job, part: str) -> None:
-    """Score every query, and sum the scores up."""
+    """Compute the figures of the map."""
     store, table = job.run, Table(job.run)
     low_ids, exact = store.read(QUALITY, "queries", "map"), store.read(AUDIT, audited(job, "exact"), "ids")
     kept = quality.overlap(low_ids, exact[:, : low_ids.shape[1]])
@@ -112,20 +112,20 @@ def report(job: Job, part: str) -> None:
 
 
 def run(context: Context) -> dict:
-    """Judge the map; return the figures."""
+    """Measure the map; return the figures."""
     blocks = context.geometry.blocks
     if not context.config.quality.queries or not len(context.run.read(AUDIT, audited(context.job, "queries"), "rows")):
         return {"queries": 0}
     context.compute(QUALITY, collect, ["queries"])
-    context.compute(QUALITY, reach_block, numbered("reached", blocks))
-    context.compute(QUALITY, join, ["limits"])
+    context.compute(QUALITY, measure_map_neighbors, numbered("reached", blocks))
+    context.compute(QUALITY, merge_blocks, ["limits"])
     context.compute(QUALITY, rank_block, numbered("ranks", blocks))
     context.compute(QUALITY, report, ["report"])
     return context.run.summary(QUALITY, "report")
 
 
 def project(cut: Geometry, config: Config, worker_memory: int) -> Projection:
-    """Say what the stage will take."""
+    """Project what the stage will take."""
     queries = min(config.quality.queries, cut.rows)
     disk = queries * NEAR * 16 + TRUST_QUERIES * NEAR * 12 * cut.blocks
     return Projection(

@@ -1,8 +1,8 @@
-"""repair: lists made better by their neighbours' neighbours, whose vectors travel from cell to cell in whole objects.
+"""repair: better neighbour lists, by local joins across cells. Part of stage audit.
 
-Part of stage audit. A round goes in five steps: each cell names the rows it wants of others, one table adds up who asks
-whom, each cell sends what it is asked for, each scores pairs among its own rows and those, and each merges what was
-found for its rows anywhere.
+A round has five steps. Each cell names its halo: the rows of other cells that its home rows list. One task tabulates
+how many rows each cell asks of each. Each cell sends the rows it is asked for. Each cell compares pairs among its home
+rows and halo, and offers what may enter a list. Each cell merges the offers for its home rows.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from dumap.stages.distances import defined_distances, metric_arguments
 
 
 def read_home(job: Job, cell: int, table: Table, out: np.ndarray) -> None:
-    """Read a cell's own rows, by position, into `out`, casting them to its dtype."""
+    """Read a cell's home rows, by position, into `out`, cast to its dtype."""
     step, done = max(1, job.geometry.block_rows // 4), 0
     spans = table.spans(cell).tolist()
     for block, (start, count, _) in zip(numbered("sorted", job.geometry.blocks), spans, strict=True):
@@ -31,12 +31,12 @@ def read_home(job: Job, cell: int, table: Table, out: np.ndarray) -> None:
 
 
 def _span(table: Table, cell: int) -> tuple[int, int]:
-    """Return the positions [first, last) of a cell's own rows."""
+    """Return the positions [first, last) of a cell's home rows."""
     return int(table.offsets[cell]), int(table.offsets[cell + 1])
 
 
-def want(job: Job, part: str, number: int) -> None:
-    """Name the rows of other cells that a cell needs: those its own rows list."""
+def choose_halo(job: Job, part: str, number: int) -> None:
+    """Choose a cell's halo: the rows of other cells that its home rows list."""
     before, cell = Lists(job.run, number - 1), number_of(part)
     first, last = _span(before.table, cell)
     most = max(0, universe_rows(job.config, job.geometry) - (last - first))
@@ -50,14 +50,14 @@ def want(job: Job, part: str, number: int) -> None:
 
 
 def tabulate(job: Job, part: str, number: int) -> None:
-    """Add up how many rows each cell asks of each."""
+    """Tabulate how many rows each cell asks of each."""
     names = numbered(f"wanted-{number}", Table(job.run).cells)
     with job.run.part(AUDIT, part) as out:
         out.write("rows", np.array([job.run.summary(AUDIT, name)["counts"] for name in names], np.int32))
 
 
 def send(job: Job, part: str, number: int) -> None:
-    """Write the rows that others ask of a cell, asker by asker: vectors, lists and how far those reach."""
+    """Write the rows that other cells ask of a cell, one asker after the other: vectors, lists, and kth distances."""
     store, before, cell = job.run, Lists(job.run, number - 1), number_of(part)
     table = before.table
     first, last = _span(table, cell)
@@ -78,48 +78,50 @@ def send(job: Job, part: str, number: int) -> None:
         out.write_gathered("lists", repair.bundle(indices, distances[:, -1:]), rows)
 
 
-def join(job: Job, part: str, number: int, inside: bool) -> None:
-    """Score pairs among a cell's own rows and those sent to it; write what any of them may gain."""
+def offer_pairs(job: Job, part: str, number: int, inside: bool) -> None:
+    """Compare pairs among a cell's home rows and halo; write those that may enter a list, as offers."""
     store, before, cell, k = job.run, Lists(job.run, number - 1), number_of(part), job.config.neighbors.searched
     table = before.table
     first, last = _span(table, cell)
     asked = store.read(AUDIT, f"asked-{number}", "rows")
     halo = store.read(AUDIT, numbered(f"wanted-{number}", cell + 1)[-1], "positions")
-    own, rows = last - first, last - first + len(halo)
-    x, reach = np.empty((rows, job.geometry.dims), np.float32), np.empty(rows, np.float32)
-    members, fresh = np.empty((rows, k), np.int32), np.ones((rows, k), bool)
-    read_home(job, cell, table, x[:own])
+    home_rows, rows = last - first, last - first + len(halo)
+    x, kth_distances = np.empty((rows, job.geometry.dims), np.float32), np.empty(rows, np.float32)
+    lists, fresh = np.empty((rows, k), np.int32), np.ones((rows, k), bool)
+    read_home(job, cell, table, x[:home_rows])
     indices = before.of(cell, "indices")
-    members[:own] = repair.localize(indices, first, own, halo)
-    reach[:own] = before.of(cell, "distances")[:, -1]
+    lists[:home_rows] = repair.localize(indices, first, home_rows, halo)
+    kth_distances[:home_rows] = before.of(cell, "distances")[:, -1]
     if number > 1:
-        fresh[:own] = repair.is_new(indices, Lists(store, number - 2).of(cell, "indices"))
-    done = own
+        fresh[:home_rows] = repair.is_new(indices, Lists(store, number - 2).of(cell, "indices"))
+    done = home_rows
     for home in np.flatnonzero(asked[cell]):
         name, low = numbered(f"sent-{number}", int(home) + 1)[-1], int(asked[:cell, home].sum())
         high = low + int(asked[cell, home])
         at = slice(done, done := done + high - low)
         x[at] = vectors.as_float32(store.read(AUDIT, name, "vectors", low, high))
-        indices, reached = repair.unbundle(store.read(AUDIT, name, "lists", low, high), k)
-        members[at], reach[at] = repair.localize(indices, first, own, halo), reached[:, 0]
-    homes = np.repeat(np.append(cell, np.arange(table.cells)), np.append(own, asked[cell])).astype(np.int32)
+        indices, kth = repair.unbundle(store.read(AUDIT, name, "lists", low, high), k)
+        lists[at], kth_distances[at] = repair.localize(indices, first, home_rows, halo), kth[:, 0]
+    homes = np.repeat(np.append(cell, np.arange(table.cells)), np.append(home_rows, asked[cell])).astype(np.int32)
     metric, kwds = job.config.neighbors.metric, metric_arguments(job)
     with defined_distances(job):
-        found, distances, pairs = repair.local_join(x, own, members, fresh, homes, inside, reach, metric, kwds)
-    del x, members, fresh
+        candidates, distances, pairs = repair.local_join(
+            x, home_rows, lists, fresh, homes, inside, kth_distances, metric, kwds
+        )
+    del x, lists, fresh
     positions = np.append(np.arange(first, last), halo)
-    gaining = np.flatnonzero(((found >= 0) & (distances <= reach[:, None])).any(axis=1))
+    gaining = np.flatnonzero(((candidates >= 0) & (distances <= kth_distances[:, None])).any(axis=1))
     gaining = gaining[np.argsort(positions[gaining])]
-    named = np.where(found[gaining] >= 0, positions[found[gaining]], -1).astype(job.geometry.index_dtype)
+    offered = np.where(candidates[gaining] >= 0, positions[candidates[gaining]], -1).astype(job.geometry.index_dtype)
     with store.part(AUDIT, part) as out:
         out.write("positions", positions[gaining])
-        out.write("offers", repair.bundle(named, distances[gaining]))
+        out.write("offers", repair.bundle(offered, distances[gaining]))
         out.attributes["offsets"] = np.searchsorted(positions[gaining], table.offsets).tolist()
         out.attributes["pairs"] = pairs
 
 
 def merge(job: Job, part: str, number: int) -> None:
-    """Merge what all cells found for one cell's own rows into their lists."""
+    """Merge the offers of all cells into the lists of one cell's home rows."""
     store, lists, cell, k = job.run, Lists(job.run, number - 1), number_of(part), job.config.neighbors.searched
     first, _ = _span(lists.table, cell)
     before = lists.of(cell, "indices")
@@ -130,15 +132,15 @@ def merge(job: Job, part: str, number: int) -> None:
         low, high = store.summary(AUDIT, name)["offsets"][cell : cell + 2]
         if high > low:
             positions = store.read(AUDIT, name, "positions", low, high)
-            found, lengths = repair.unbundle(store.read(AUDIT, name, "offers", low, high), k)
-            neighbors.merge(indices, distances, positions - first, found, lengths, positions)
+            offered, lengths = repair.unbundle(store.read(AUDIT, name, "offers", low, high), k)
+            neighbors.merge(indices, distances, positions - first, offered, lengths, positions)
     with store.part(AUDIT, part) as out:
         write_lists(out, indices, distances)
         out.attributes["gained"] = int((repair.is_new(indices, before) & (indices >= 0)).sum())
 
 
 def repair_lists(context: Context, number: int, inside: bool) -> dict:
-    """Make the lists of round `number` out of those before it; return what it took and gained.
+    """Run one round of repair; return its figures.
 
     Parameters
     ----------
@@ -146,17 +148,17 @@ def repair_lists(context: Context, number: int, inside: bool) -> dict:
     number : int
         1 for the first round.
     inside : bool
-        Whether to score pairs of one cell too.
+        Whether to compare pairs of one home cell, too.
     """
     store, count = context.run, Table(context.run).cells
     merged, steps = numbered(f"merged-{number}", count), {}
     for name in ("wanted", "sent", "joined"):
         steps[name] = numbered(f"{name}-{number}", count)
     if not {*merged, f"repaired-{number}"} <= set(store.committed(AUDIT)):
-        context.compute(AUDIT, want, steps["wanted"], number=number)
+        context.compute(AUDIT, choose_halo, steps["wanted"], number=number)
         context.compute(AUDIT, tabulate, [f"asked-{number}"], number=number)
         context.compute(AUDIT, send, steps["sent"], number=number)
-        context.compute(AUDIT, join, steps["joined"], number=number, inside=inside)
+        context.compute(AUDIT, offer_pairs, steps["joined"], number=number, inside=inside)
         context.compute(AUDIT, merge, merged, number=number)
         context.compute(AUDIT, sum_up, [f"repaired-{number}"], number=number)
     for name in sorted({*steps["wanted"], f"asked-{number}", *steps["sent"], *steps["joined"]}):
@@ -166,7 +168,7 @@ def repair_lists(context: Context, number: int, inside: bool) -> dict:
 
 
 def sum_up(job: Job, part: str, number: int) -> None:
-    """Add up what a round took and gained, before the parts that tell it are removed."""
+    """Add up the figures of a round, before the parts that hold them are removed."""
     cells = Table(job.run).cells
     facts = {"left_out": "wanted", "pairs": "joined", "gained": "merged"}
     with job.run.part(AUDIT, part) as out:

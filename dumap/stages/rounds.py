@@ -1,4 +1,4 @@
-"""The layout in rounds of tasks: each reads its shards and the rows they touch, and takes them some epochs further.
+"""The layout in rounds of tasks: each reads a range of shards and the rows that their edges lead to, and steps it.
 
 Part of stage layout.
 """
@@ -13,7 +13,7 @@ import numpy as np
 from dumap.artifacts.graph import Graph
 from dumap.artifacts.job import Job
 from dumap.artifacts.kept import Kept
-from dumap.artifacts.layout import Generation, generations, loss_name
+from dumap.artifacts.layout import EpochState, epoch_states, loss_name
 from dumap.artifacts.parts import LAYOUT, evenly, range_of, ranged
 from dumap.kernels import layout
 from dumap.kernels.edges import Edges
@@ -21,41 +21,41 @@ from dumap.kernels.pool import lay_pool, pool_rows
 from dumap.planning.budget import kept_bytes
 from dumap.stages import Context
 from dumap.stages.descent import end, is_checkpoint, layout_parameters, pack_shards, write_piece
-from dumap.stages.loss import has_settled, judged, measure_loss
-from dumap.store import Series
+from dumap.stages.loss import early_stop_epochs, measure_loss, should_stop
+from dumap.store import Checkpoints
 
 PACKED = "packed"
-"""The parts that hold units' edges, packed."""
+"""The parts that hold the packed edges of shard ranges."""
 
 
 _packed: Kept[tuple[Edges, np.ndarray]] = Kept()
-"""What this process read of edges, so that a round need not read them again; `let_go` ends it."""
+"""Packed edges that this process keeps between rounds; `let_go` frees them."""
 
 
-def units_of(context: Context, shards: int, tasks: int) -> list[tuple[int, int]]:
-    """Cut shards into units, one a task, whose rows see each other move.
+def shard_ranges(context: Context, shards: int, tasks: int) -> list[tuple[int, int]]:
+    """Cut the shards into ranges, one a task.
 
-    A unit is any range of shards where every epoch is exchanged, which then does not depend on units, and a shard
-    otherwise.
+    With `exchange_every` 1 the result does not depend on the ranges. Otherwise rows of one range see each other move
+    within a round, so that each range must be one shard.
     """
-    tasks = min(shards, -(-tasks // context.threads) * context.threads)  # so that threads end together
+    tasks = min(shards, -(-tasks // context.threads) * context.threads)  # so that threads finish together
     if context.config.layout.exchange_every > 1:
         tasks = shards
     return evenly(shards, tasks)
 
 
-def pack_unit(job: Job, part: str) -> None:
-    """Pack a unit's edges, with tails counted within its rows, then within the rows that it touches outside."""
+def pack_range(job: Job, part: str) -> None:
+    """Pack the edges of a shard range; tails number the rows of the range, then the rows outside that edges lead to."""
     graph = Graph(job.run)
     first, last = range_of(part)
     edges, spans = pack_shards(job, graph, first, last), graph.shards.offsets[first : last + 1]
     low, high = int(spans[0]), int(spans[-1])
-    cuts, outside = edges.indptr[spans - low], np.empty(0, edges.tails.dtype)
-    for begin, stop in pairwise(cuts):
+    bounds, outside = edges.indptr[spans - low], np.empty(0, edges.tails.dtype)
+    for begin, stop in pairwise(bounds):
         tails = edges.tails[begin:stop]
         outside = np.union1d(outside, tails[(tails < low) | (tails >= high)])
     local = edges.tails.view() if edges.tails.itemsize == 4 else np.empty(len(edges.tails), np.uint32)
-    for begin, stop in pairwise(cuts):
+    for begin, stop in pairwise(bounds):
         tails = edges.tails[begin:stop]
         inside = (tails >= low) & (tails < high)
         local[begin:stop] = np.where(
@@ -67,45 +67,45 @@ def pack_unit(job: Job, part: str) -> None:
         out.write("outside", outside)
 
 
-def unit_edges(job: Job, unit: tuple[int, int]) -> AbstractContextManager[tuple[Edges, np.ndarray]]:
-    """Hold the packed edges of a unit, and the positions that they touch outside, read or kept from a round before."""
-    name = ranged(PACKED, *unit)
+def range_edges(job: Job, shard_range: tuple[int, int]) -> AbstractContextManager[tuple[Edges, np.ndarray]]:
+    """Return a range's packed edges and the positions outside that they lead to: kept from the last round, or read."""
+    name = ranged(PACKED, *shard_range)
     manifest = job.run.manifest(LAYOUT, name)
 
     def read() -> tuple[Edges, np.ndarray]:
         edges = Edges(*(job.run.read(LAYOUT, name, array) for array in Edges._fields))
         return edges, job.run.read(LAYOUT, name, "outside").astype(np.int64)
 
-    key = (job.run.location, name, manifest["attempt"])  # which is another where the unit was packed anew
+    key = (job.run.location, name, manifest["attempt"])  # another attempt if the edges were packed again
     size = sum(size for size, _ in manifest["objects"].values())
     return _packed.use(key, kept_bytes(job.config, job.geometry.rows), size, read)
 
 
 def let_go() -> None:
-    """Free what this process keeps of edges between rounds."""
+    """Free the packed edges that this process keeps."""
     _packed.let_go()
 
 
-def pool_of(before: Generation, seed: int, epoch: int) -> np.ndarray:
-    """Return the pool of negatives of an epoch, of coordinates before it."""
-    places = pool_rows(seed, epoch, before.graph.places[-1])
-    unique, place = np.unique(before.graph.rows_at(places), return_inverse=True)
-    return lay_pool(before.gather(unique)[place])
+def pool_of(before: EpochState, seed: int, epoch: int) -> np.ndarray:
+    """Return the pool of an epoch, from the coordinates before it."""
+    slots = pool_rows(seed, epoch, before.graph.slot_offsets[-1])
+    unique, inverse = np.unique(before.graph.rows_at(slots), return_inverse=True)
+    return lay_pool(before.gather(unique)[inverse])
 
 
 def lasts(job: Job, epoch: int) -> bool:
     """Tell whether a round's generation is to survive the loss of a machine: at checkpoints, and where it may end."""
-    return is_checkpoint(job, epoch, job.config.layout.exchange_every) or epoch in judged(job)
+    return is_checkpoint(job, epoch, job.config.layout.exchange_every) or epoch in early_stop_epochs(job)
 
 
 def step(job: Job, part: str, epoch: int) -> None:
-    """Take a unit from generation `epoch` to the part's; rows outside stay where they were."""
+    """Run a shard range from epoch `epoch` to that of the part's name; rows outside stay where they were."""
     graph = Graph(job.run)
-    until, *unit = Series.place(part)
-    before, parameters = Generation(job.run, graph, epoch), layout_parameters(job)
-    low, high = graph.shards.offsets[unit].tolist()
-    with unit_edges(job, (unit[0], unit[1])) as (edges, outside):
-        y, (m, v), rows = before.span(*unit), before.moments(*unit), high - low
+    until, *shard_range = Checkpoints.parse_piece_name(part)
+    before, parameters = EpochState(job.run, graph, epoch), layout_parameters(job)
+    low, high = graph.shards.offsets[shard_range].tolist()
+    with range_edges(job, (shard_range[0], shard_range[1])) as (edges, outside):
+        y, (m, v), rows = before.span(*shard_range), before.moments(*shard_range), high - low
         y = np.concatenate([y, before.gather(outside)]) if len(outside) else y
         exchanged, after = y[:rows].copy() if job.config.layout.exchange_every > 1 else None, np.empty_like(m)
         for t in range(epoch, until):
@@ -116,27 +116,27 @@ def step(job: Job, part: str, epoch: int) -> None:
 
 
 def in_rounds(context: Context, graph: Graph, tasks: int) -> None:
-    """Run the epochs, `exchange_every` of them a round, in at least so many tasks a round."""
+    """Run the epochs in rounds of `exchange_every` epochs, each of at least `tasks` tasks."""
     epochs, every = context.geometry.n_epochs, context.config.layout.exchange_every
-    units, judgements = units_of(context, len(graph.shards), tasks), judged(context.job)
-    series = generations(context.run)
+    ranges, check_epochs = shard_ranges(context, len(graph.shards), tasks), early_stop_epochs(context.job)
+    checkpoints = epoch_states(context.run)
 
     def measure(epoch: int) -> None:
-        if epoch and (is_checkpoint(context.job, epoch, every) or epoch in judgements):
+        if epoch and (is_checkpoint(context.job, epoch, every) or epoch in check_epochs):
             context.compute(LAYOUT, measure_loss, [loss_name(epoch)], progress=(epoch, epochs))
 
-    context.compute(LAYOUT, pack_unit, [ranged(PACKED, *unit) for unit in units], progress=(0, epochs))
-    for epoch in range(series.latest(epochs), epochs, every):
+    context.compute(LAYOUT, pack_range, [ranged(PACKED, *shard_range) for shard_range in ranges], progress=(0, epochs))
+    for epoch in range(checkpoints.latest(epochs), epochs, every):
         measure(epoch)
-        if has_settled(context.job, epoch):
+        if should_stop(context.job, epoch):
             break
         until = min(epoch + every, epochs)
-        pieces = [series.piece_name(until, *unit) for unit in units]
+        pieces = [checkpoints.piece_name(until, *shard_range) for shard_range in ranges]
         context.compute(LAYOUT, step, pieces, epoch=epoch, progress=(epoch, epochs))
         durable = lasts(context.job, until) and all(context.run.summary(LAYOUT, name)["durable"] for name in pieces)
-        series.commit(until, pieces, graph.shards.offsets, durable)
-    measure(series.latest())
-    end(context.job, series.latest())
+        checkpoints.commit(until, pieces, graph.shards.offsets, durable)
+    measure(checkpoints.latest())
+    end(context.job, checkpoints.latest())
     for part in context.run.committed(LAYOUT):
         if part.startswith(PACKED):
             context.run.discard(LAYOUT, part)

@@ -23,21 +23,21 @@ from dumap.planning.geometry import Geometry
 from dumap.planning.plan import Projection
 from dumap.stages import Context, Stage
 from dumap.stages.descent import layout_parameters, require_finite
-from dumap.stages.passes import Pass, groups_of
-from dumap.store import Rows, Series
+from dumap.stages.passes import Pass, pass_ranges
+from dumap.store import Checkpoints, Rows
 
 AXES = "axes"
 SMOOTHINGS = 8
-"""Passes over the graph that smooth."""
+"""Smoothing passes over the graph."""
 SPAN_ROWS = 65_536
-"""Rows that are placed at once where they are placed in the input's order, if a block has fewer."""
+"""Rows that a task of a start in the input's order checkpoints at least, in whole blocks."""
 
 
 def solve(job: Job, part: str) -> None:
-    """Embed the coarse graph, and lay it out from there."""
+    """Embed the coarse graph, then lay it out."""
     pairs, sums, sizes = (job.run.read(COARSEN, EDGES, array) for array in ("pairs", "sums", "sizes"))
     graph = coarse.matrix_of(pairs, sums, len(sizes))
-    y, components, short = coarse.spectral(graph, sizes, job.config.layout.n_components, job.config.layout_seed)
+    y, components, residual = coarse.spectral(graph, sizes, job.config.layout.n_components, job.config.layout_seed)
     epochs = job.config.start.coarse_epochs if np.count_nonzero(sizes) < sizes.sum() else 0
     if epochs:
         y = coarse.lay_out(
@@ -46,13 +46,13 @@ def solve(job: Job, part: str) -> None:
         require_finite(job, y[sizes > 0], "start: in the coarse layout")
     with job.run.part(START, part) as out:
         out.write("y", y)
-        out.attributes |= {"coarse_epochs": epochs, "components": components, "coarse_residual": defined(short)}
+        out.attributes |= {"coarse_epochs": epochs, "components": components, "coarse_residual": defined(residual)}
 
 
 def smooth(job: Job, part: str, passes: int) -> None:
-    """Take a group of shards' coordinates to the next pass; in the first, their labels after `passes` place rows."""
+    """Run one smoothing pass on a shard range; the first begins at the coarse coordinates of the rows' labels."""
     graph, series = Graph(job.run), smoothed(job.run)
-    number, begin, end = Series.place(part)
+    number, begin, end = Checkpoints.parse_piece_name(part)
     if number > 1:
         here = Pass(job, lambda shard: series.read(number - 1, "y", *graph.shards.span(shard)))
     else:
@@ -70,27 +70,27 @@ def smooth(job: Job, part: str, passes: int) -> None:
         moments += more
     with job.run.part(START, part) as out:
         out.write("y", np.concatenate(found))
-        out.attributes |= {"moments": moments.tolist(), **reach_of(np.concatenate(found))}
+        out.attributes |= {"moments": moments.tolist(), **bounding_box(np.concatenate(found))}
 
 
-def reach_of(y: np.ndarray) -> dict[str, list[float]]:
-    """Tell the least and the greatest coordinates."""
+def bounding_box(y: np.ndarray) -> dict[str, list[float]]:
+    """Return the least and the greatest coordinates."""
     y = y.astype(np.float64) if len(y) else np.full((1, y.shape[1]), np.nan)
     return {"low": y.min(axis=0).tolist(), "high": y.max(axis=0).tolist()}
 
 
 def measure(job: Job, part: str, pieces: list[str], facts: dict) -> None:
-    """Find how far coordinates reach, of all the parts that hold some; keep what is told of the start.
+    """Find the bounding box of the coordinates of all parts; write it with the figures of the start.
 
-    Coordinates that were laid out are of the map's own size: the box is placed, not stretched.
+    A coarse layout has the size of the map already: its box is moved, not stretched.
     """
     found = [job.run.summary(START, piece) for piece in pieces]
-    low = np.nanmin(np.array([own["low"] for own in found], float), axis=0)  # null where there are none
-    high = np.nanmax(np.array([own["high"] for own in found], float), axis=0)
+    low = np.nanmin(np.array([summary["low"] for summary in found], float), axis=0)  # null if a part has none
+    high = np.nanmax(np.array([summary["high"] for summary in found], float), axis=0)
     if facts.get("coarse_epochs"):
         high = low + coarse.SPAN
     if "moments" in found[0]:
-        facts = {**facts, "residual": start.residual(np.sum([own["moments"] for own in found], axis=0))}
+        facts = {**facts, "residual": start.residual(np.sum([summary["moments"] for summary in found], axis=0))}
     with job.run.part(START, part) as out:
         out.attributes |= {
             "low": low.tolist(),
@@ -115,20 +115,20 @@ def stretch(job: Job, part: str) -> None:
 
 def spectral_start(context: Context, graph: Graph) -> None:
     """Place rows by the eigenvectors of the coarsened graph."""
-    run, groups, places = context.run, groups_of(context, len(graph.shards)), smoothed(context.run)
+    run, ranges, checkpoints = context.run, pass_ranges(context, len(graph.shards)), smoothed(context.run)
     passes, steps = labelled(run).latest(), 1 + SMOOTHINGS
-    places.forget_broken()
+    checkpoints.forget_broken()
     context.compute(START, solve, [COARSE], progress=(0, steps))
-    for number in range(places.latest() + 1, SMOOTHINGS + 1):
-        pieces = [places.piece_name(number, *group) for group in groups]
+    for number in range(checkpoints.latest() + 1, SMOOTHINGS + 1):
+        pieces = [checkpoints.piece_name(number, *shard_range) for shard_range in ranges]
         context.compute(START, smooth, pieces, passes=passes, progress=(number, steps))
-        places.commit(number, pieces, graph.shards.offsets)
-    pieces, facts = places.pieces(SMOOTHINGS), run.summary(START, COARSE)
+        checkpoints.commit(number, pieces, graph.shards.offsets)
+    pieces, facts = checkpoints.pieces(SMOOTHINGS), run.summary(START, COARSE)
     context.compute(START, measure, [BOX], pieces=pieces, facts=facts)
     context.compute(START, stretch, numbered("coordinates", len(graph.shards)))
 
 
-# places in the input's order ---------------------------------------------------------------------
+# checkpoints in the input's order ---------------------------------------------------------------------
 
 
 def spans_of(job: Job) -> list[tuple[int, int]]:
@@ -148,7 +148,7 @@ def find_axes(job: Job, part: str) -> None:
 
 
 def project_rows(job: Job, low: int, high: int) -> np.ndarray:
-    """Return the places of the input's rows [low, high) along the axes."""
+    """Return the checkpoints of the input's rows [low, high) along the axes."""
     x = vectors.to_euclidean(job.rows(low, high), job.config.neighbors.metric)
     y = np.empty((len(x), job.config.layout.n_components))
     start.project(x, job.run.read(START, AXES, "mean"), job.run.read(START, AXES, "axes"), y)
@@ -156,7 +156,7 @@ def project_rows(job: Job, low: int, high: int) -> np.ndarray:
 
 
 def given_rows(job: Job, low: int, high: int) -> np.ndarray:
-    """Return the places that the user's array gives the input's rows [low, high)."""
+    """Return the checkpoints that the user's array gives the input's rows [low, high)."""
     given, wanted = Rows(job.config.start.init), (job.geometry.rows, job.config.layout.n_components)
     real = given.dtype.kind in "fiub" and given.shape == wanted
     y = given.read(low, high) if real else np.empty(0)
@@ -174,19 +174,19 @@ def place_span(job: Job, part: str) -> None:
     way = project_rows if job.config.start.init == "pca" else given_rows
     positions, y = [], []
     for block in range(*spans_of(job)[number_of(part)]):
-        own = table.positions(job.run, block)
-        positions.append(own[own >= 0])
-        y.append(way(job, *job.geometry.block(block))[own >= 0])
+        block_positions = table.positions(job.run, block)
+        positions.append(block_positions[block_positions >= 0])
+        y.append(way(job, *job.geometry.block(block))[block_positions >= 0])
     at, found = np.concatenate(positions), np.concatenate(y)
     order = np.argsort(at)
     with job.run.part(START, part) as out:
         out.write("positions", at[order])
         out.write("y", found[order])
-        out.attributes |= {"offsets": np.searchsorted(at[order], graph.shards.offsets).tolist(), **reach_of(found)}
+        out.attributes |= {"offsets": np.searchsorted(at[order], graph.shards.offsets).tolist(), **bounding_box(found)}
 
 
 def collect(job: Job, part: str) -> None:
-    """Collect a group of shards' places from all spans, and stretch them to the box."""
+    """Collect a shard_range of shards' checkpoints from all spans, and stretch them to the box."""
     graph, (begin, end) = Graph(job.run), range_of(part)
     base = int(graph.shards.offsets[begin])
     y = np.empty((int(graph.shards.offsets[end]) - base, job.config.layout.n_components))
@@ -211,8 +211,8 @@ def placed_start(context: Context, graph: Graph) -> None:
         facts = context.run.summary(START, AXES)
     context.compute(START, place_span, spans, progress=(0, 2))
     context.compute(START, measure, [BOX], pieces=spans, facts=facts)
-    groups = groups_of(context, len(graph.shards))
-    context.compute(START, collect, [ranged("collected", *group) for group in groups], progress=(1, 2))
+    ranges = pass_ranges(context, len(graph.shards))
+    context.compute(START, collect, [ranged("collected", *shard_range) for shard_range in ranges], progress=(1, 2))
 
 
 def scatter(job: Job, part: str) -> None:
@@ -245,7 +245,7 @@ def run(context: Context) -> dict:
 
 
 def project(cut: Geometry, config: Config, worker_memory: int) -> Projection:
-    """Say what the stage will take."""
+    """Project what the stage will take."""
     edges, n_components = 2 * config.neighbors.others * cut.rows, config.layout.n_components
     shard = start_bytes(config, cut.rows, min(cut.shard_rows, cut.rows))
     return Projection(

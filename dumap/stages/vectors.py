@@ -1,11 +1,11 @@
-"""vectors: read every row once; count what is not finite, zero or a copy; draw the samples.
+"""vectors: read every row once; count rows that are not finite, zero or duplicates; draw the samples.
 
-Rows are told apart by hashes of their bytes. Where copies are left out (`input.unique`) two independent ones, 128 bits
-together, decide: for two of a thousand million distinct rows to agree in both has a chance of 1e-21, far less than
-that of a fault that no checksum finds, while comparing bytes would need a shuffle of the input.
+Rows are compared by hashes of their bytes. If duplicates are left out (`input.unique`), two independent hashes decide,
+128 bits together: the chance that two of a thousand million distinct rows agree in both is 1e-21, far less than that
+of an undetected fault of the hardware, and comparing the bytes themselves would need a shuffle of the input.
 
-Where float32 does not hold what rows of wider numbers tell, and the metric is one of differences, a row in their middle
-is subtracted from all before they are cast; how many rows fall together all the same is counted.
+If values are wider than float32 and the metric does not change under shifts, a centre is subtracted from all rows
+before the cast. Rows that become equal by the cast all the same are counted.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from dumap.stages.fingerprints import hash_rows, written
 from dumap.store import Part
 
 NAMED_ROWS = 10
-"""How many of the rows that cannot be embedded a message names."""
+"""Most rows that a message names."""
 MIDDLE_ROWS = 101
-"""First finite rows in whose middle the centre lies."""
+"""The centre is the median of so many first finite rows."""
 DEGREES = 1e-3
-"""By how much an angle may exceed its range for its rounding."""
+"""Rounding by which an angle may exceed its range."""
 JOINED_ROWS = 65_536
-"""Rows that a tally waits for at the least before it joins them."""
+"""A tally gathers at least so many rows before it merges them."""
 
 
 def check_block(job: Job, part: str) -> None:
@@ -81,7 +81,7 @@ def _draw(job: Job, out: Part, x: np.ndarray, rows: np.ndarray, allowed: np.ndar
     out.write("query", x[allowed & queries])
 
 
-# copies ------------------------------------------------------------------------------------------
+# duplicates ------------------------------------------------------------------------------------------
 
 
 def _keys(job: Job, block: int, prefix: str, words: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -92,7 +92,7 @@ def _keys(job: Job, block: int, prefix: str, words: Sequence[str]) -> tuple[np.n
 
 
 def _words(job: Job) -> list[str]:
-    """Name the hashes by which rows are told apart."""
+    """Name the hashes that rows are compared by."""
     return ["hashes", "second_hashes"] if job.config.input.unique else ["hashes"]
 
 
@@ -103,21 +103,21 @@ def _tally(
     index = job.geometry.index_dtype
     pieces: list[tuple[np.ndarray, ...]] = []
 
-    def join() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        joined = [np.concatenate(some, axis=-1) for some in zip(*pieces, strict=True)]
+    def merge() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        merged = [np.concatenate(arrays, axis=-1) for arrays in zip(*pieces, strict=True)]
         pieces.clear()
-        return vectors.tally(*joined)
+        return vectors.tally(*merged)
 
     waiting = 0
     for block in range(job.geometry.blocks):
         keys, finite = _keys(job, block, prefix, words)
-        own = np.flatnonzero(finite & (keys[0] % np.uint64(buckets) == np.uint64(bucket)))
-        rows = (own + job.geometry.block(block)[0]).astype(index)
-        pieces.append((keys[:, own], rows, np.ones(len(own), index)))
-        waiting += len(own)
-        if waiting > max(JOINED_ROWS, len(pieces[0][1])):  # as many copies as there may be take no memory
-            pieces, waiting = [join()], 0
-    return join()
+        in_bucket = np.flatnonzero(finite & (keys[0] % np.uint64(buckets) == np.uint64(bucket)))
+        rows = (in_bucket + job.geometry.block(block)[0]).astype(index)
+        pieces.append((keys[:, in_bucket], rows, np.ones(len(in_bucket), index)))
+        waiting += len(in_bucket)
+        if waiting > max(JOINED_ROWS, len(pieces[0][1])):  # merged, many equal rows take no memory
+            pieces, waiting = [merge()], 0
+    return merge()
 
 
 def count_duplicates(job: Job, part: str, buckets: int) -> None:
@@ -136,44 +136,45 @@ def count_duplicates(job: Job, part: str, buckets: int) -> None:
             out.write("times", times[repeated])
 
 
-def find_copies(job: Job, part: str, buckets: int, among: int) -> None:
-    """Name a block's copies, and draw the samples of the rows that are none."""
+def find_duplicates(job: Job, part: str, buckets: int, among: int) -> None:
+    """Find a block's duplicates, and draw the samples from its other rows."""
     block = number_of(part)
     start, stop = job.geometry.block(block)
     keys, finite = _keys(job, block, "block", _words(job))
     rows = np.arange(start, stop)
     first, times = rows.copy(), np.ones(len(rows), job.geometry.index_dtype)
     for bucket, name in enumerate(numbered("duplicates", buckets)):
-        own = np.flatnonzero(finite & (keys[0] % np.uint64(buckets) == np.uint64(bucket)))
-        at = vectors.find(keys[:, own], job.run.read(VECTORS, name, "keys").T)
-        own, at = own[at >= 0], at[at >= 0]
-        first[own], times[own] = (job.run.read(VECTORS, name, array)[at] for array in ("rows", "times"))
-    copies, repeated = np.flatnonzero(first != rows), np.flatnonzero((first == rows) & (times > 1))
+        in_bucket = np.flatnonzero(finite & (keys[0] % np.uint64(buckets) == np.uint64(bucket)))
+        at = vectors.find(keys[:, in_bucket], job.run.read(VECTORS, name, "keys").T)
+        in_bucket, at = in_bucket[at >= 0], at[at >= 0]
+        first[in_bucket], times[in_bucket] = (job.run.read(VECTORS, name, array)[at] for array in ("rows", "times"))
+    duplicates, repeated = np.flatnonzero(first != rows), np.flatnonzero((first == rows) & (times > 1))
     allowed = finite & (first == rows)
     with job.run.part(VECTORS, part) as out:
-        out.write("copies", copies)
-        out.write("firsts", first[copies])
+        out.write("copies", duplicates)
+        out.write("firsts", first[duplicates])
         out.write("repeated", repeated)
         out.write("times", times[repeated])
         x = job.input.read(start, stop)
         keep = vectors.is_wide(x.dtype) and centred(job.config.neighbors.metric, x.dtype)
         _draw(job, out, x if keep else vectors.as_float32(x), rows, allowed, among)
-        out.attributes["copies"] = len(copies)
+        out.attributes["copies"] = len(duplicates)
 
 
 # what a cast to float32 loses --------------------------------------------------------------------
 
 
 def find_centre(job: Job, part: str, applies: bool) -> None:
-    """Find what is subtracted from all rows: the middle of the first that are finite, so that no single one decides."""
+    """Find the centre that is subtracted from all rows: the median of the first finite ones, so no outlier."""
     found: list[np.ndarray] = []
     for block in range(job.geometry.blocks if applies else 0):
         start, _ = job.geometry.block(block)
         status = job.run.read(VECTORS, numbered("block", block + 1)[-1], "status")
         finite = np.flatnonzero((status & DROPPED) == 0)[: MIDDLE_ROWS - sum(map(len, found))]
         if len(finite):
-            some = job.input.read(start + int(finite[0]), start + int(finite[-1]) + 1)[finite - finite[0]]
-            found.append(vectors.on_sphere(some) if job.config.neighbors.metric == vectors.SPHERICAL else some)
+            block_rows = job.input.read(start + int(finite[0]), start + int(finite[-1]) + 1)[finite - finite[0]]
+            spherical = job.config.neighbors.metric == vectors.SPHERICAL
+            found.append(vectors.on_sphere(block_rows) if spherical else block_rows)
         if sum(map(len, found)) == MIDDLE_ROWS:
             break
     with job.run.part(VECTORS, part) as out:
@@ -183,18 +184,18 @@ def find_centre(job: Job, part: str, applies: bool) -> None:
 
 
 def hash_cast(job: Job, part: str) -> None:
-    """Hash a block's rows as they come and as they are embedded, -0 as 0, to tell how many fall together."""
+    """Hash a block's rows before and after the cast, -0 as 0, to count rows that become equal."""
     x = job.input.read(*job.geometry.block(number_of(part)))
-    placed = job.place(x)
+    cast = job.place(x)
     with job.run.part(VECTORS, part) as out:
-        for name, values in (("hashes", x), ("placed", placed)):
+        for name, values in (("hashes", x), ("placed", cast)):
             if values.dtype.kind == "f":
                 values += 0
             out.write(name, hash_rows(values))
 
 
 def count_merged(job: Job, part: str, buckets: int) -> None:
-    """Count the different rows among those whose hash falls in one bucket, as they come and as they are embedded."""
+    """Count the distinct rows in one bucket of hashes, before and after the cast."""
     with job.run.part(VECTORS, part) as out:
         for word in ("hashes", "placed"):
             out.attributes[word] = len(_tally(job, number_of(part), buckets, "cast", [word])[1])
@@ -235,12 +236,12 @@ def _check_finite(context: Context, blocks: list[str]) -> int:
             f"{config.input.path}: {nonfinite} of {context.geometry.rows} rows hold NaN or infinite values, first of "
             f"them rows {', '.join(map(str, first))}: mend them, or leave them out with --set input.nonfinite=drop"
         )
-    left, own = context.geometry.rows - nonfinite, config.neighbors
-    if left < own.searched + 2:
+    left, settings = context.geometry.rows - nonfinite, config.neighbors
+    if left < settings.searched + 2:
         raise InputError(
             f"{config.input.path}: {left} rows are left without those that are not finite, too few for "
-            f"neighbors.{own.widest} = {own.searched + 1}: give at least {own.searched + 2}, or, in another output, "
-            f"set {own.widest} to at most {max(left - 1, 0)}"
+            f"neighbors.{settings.widest} = {settings.searched + 1}: give at least {settings.searched + 2}, or, "
+            f"in another output, set {settings.widest} to at most {max(left - 1, 0)}"
         )
     return nonfinite
 
@@ -257,7 +258,7 @@ def _check_angles(context: Context, blocks: list[str]) -> None:
 
 
 def run(context: Context) -> dict:
-    """Check the input; return what was counted.
+    """Check the input; return the figures.
 
     Raises
     ------
@@ -275,15 +276,15 @@ def run(context: Context) -> dict:
     context.compute(VECTORS, count_duplicates, parts, buckets=buckets)
     distinct, duplicates = (total(store, VECTORS, parts, fact) for fact in ("distinct", "duplicates"))
     if config.input.unique:
-        own, least = config.neighbors, config.neighbors.searched + 2
+        settings, least = config.neighbors, config.neighbors.searched + 2
         if distinct < least:
             raise InputError(
                 f"{config.input.path}: input.unique leaves {distinct} distinct rows, too few for "
-                f"neighbors.{own.widest} = {own.searched + 1}: give at least {least}, or, in another "
-                f"output, set {own.widest} to at most {max(distinct - 1, 0)} or input.unique=false"
+                f"neighbors.{settings.widest} = {settings.searched + 1}: give at least {least}, or, in another "
+                f"output, set {settings.widest} to at most {max(distinct - 1, 0)} or input.unique=false"
             )
         names = numbered("distinct", context.geometry.blocks)
-        context.compute(VECTORS, find_copies, names, buckets=buckets, among=rows - duplicates)
+        context.compute(VECTORS, find_duplicates, names, buckets=buckets, among=rows - duplicates)
     return {
         "rows": rows,
         "dropped": nonfinite,
@@ -299,7 +300,7 @@ def run(context: Context) -> dict:
 
 
 def project(cut: Geometry, config: Config, worker_memory: int) -> Projection:
-    """Say what the stage will take."""
+    """Project what the stage will take."""
     rows, unique, wide = cut.rows, config.input.unique, cut.itemsize > 4
     block, index, buckets = cut.block_rows * cut.dims, cut.index_dtype.itemsize, tally_buckets(config, rows)
     queries = audits(config) * min(config.quality.queries, rows)

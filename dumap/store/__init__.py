@@ -5,6 +5,7 @@ raises `FORMAT`. Other folders import from here, not from the modules.
 """
 
 from dumap.store.arrays import Rows, find_array, read_array, write_arrays
+from dumap.store.checkpoints import Checkpoints
 from dumap.store.chunks import Absent, decoded_rows, find_absent, require_chunks
 from dumap.store.lock import Lock, await_end, driver, last_work
 from dumap.store.manifests import DONE, IDENTITY, INHERITED, INSIDE, LOCKS, MANIFESTS, PARTS, manifest_key
@@ -13,7 +14,6 @@ from dumap.store.objects import bucket_errors, probe, probe_key, requests_at_onc
 from dumap.store.part import OBJECT_BYTES, Part
 from dumap.store.relative import reached, towards
 from dumap.store.run import FORMAT, Run
-from dumap.store.series import Series
 
 __all__ = [
     "DONE",
@@ -26,12 +26,12 @@ __all__ = [
     "OBJECT_BYTES",
     "PARTS",
     "Absent",
+    "Checkpoints",
     "Lock",
     "Naming",
     "Part",
     "Rows",
     "Run",
-    "Series",
     "await_end",
     "bucket_errors",
     "decoded_rows",

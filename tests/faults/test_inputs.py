@@ -11,7 +11,7 @@ import pytest
 import zarr
 from helpers import slowly
 
-from dumap.artifacts.graph import Shards
+from dumap.artifacts.graph import RowRanges
 from dumap.artifacts.vectors import ISOLATED, ZERO
 from dumap.config import build
 from dumap.errors import ConfigError, InputError
@@ -203,7 +203,7 @@ def test_a_plan_of_more_rows_than_32_bits_count():
 
 @pytest.mark.fault(35)
 def test_shards_of_more_rows_than_32_bits_count():
-    shards = Shards.even(MANY, 65_536)
+    shards = RowRanges.even(MANY, 65_536)
     assert shards.offsets.dtype == np.int64
     assert shards.span(len(shards) - 1) == (MANY // 65_536 * 65_536, MANY)
     assert (np.diff(shards.offsets) > 0).all()

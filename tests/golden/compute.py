@@ -59,13 +59,13 @@ def artifacts(output: str) -> dict[str, str]:
     """Digest what a run's stages handed on."""
     from dumap.artifacts.graph import Graph
     from dumap.artifacts.neighbors import Lists
-    from dumap.artifacts.start import Starts
+    from dumap.artifacts.start import StartCoordinates
     from dumap.store import Run
 
     run = Run(output, read_only=True)
     lists, graph = Lists(run), Graph(run)
     shards = range(len(graph.shards))
-    starts = Starts(run, len(shards))
+    starts = StartCoordinates(run, len(shards))
     return {
         "lists": digest(lists.read(name, 0, lists.table.rows) for name in ("indices", "distances")),
         "graph": digest(array for shard in shards for array in graph.read(shard)),

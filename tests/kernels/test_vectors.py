@@ -21,7 +21,7 @@ def test_check_finds_what_is_not_finite_and_what_is_zero():
 
 
 @pytest.mark.parametrize("metric", ["cosine", "correlation"])
-def test_partition_space_orders_rows_as_the_metric_does(metric):
+def test_to_euclidean_orders_rows_as_the_metric_does(metric):
     x = np.random.default_rng(0).normal(3, 1, (60, 8)).astype(np.float32) * np.arange(1, 61, dtype=np.float32)[:, None]
     mapped = vectors.to_euclidean(x, metric)
     assert mapped.dtype == np.float32
@@ -29,7 +29,7 @@ def test_partition_space_orders_rows_as_the_metric_does(metric):
     np.testing.assert_allclose(cdist(mapped, mapped, "sqeuclidean") / 2, cdist(x, x, metric), atol=1e-6)
 
 
-def test_partition_space_leaves_other_metrics_alone():
+def test_to_euclidean_leaves_other_metrics_alone():
     x = np.arange(6, dtype=np.float32).reshape(2, 3)
     assert vectors.to_euclidean(x, "manhattan") is x
 
@@ -40,7 +40,7 @@ def test_rows_without_direction_become_zero(metric, row):
 
 
 @pytest.mark.parametrize("metric", ["cosine", "correlation"])
-def test_partition_space_takes_each_row_by_itself(metric):
+def test_to_euclidean_takes_each_row_by_itself(metric):
     x = np.random.default_rng(1).normal(size=(300, 1000)).astype(np.float32)
     whole = vectors.to_euclidean(x, metric)
     for start, stop in [(0, 1), (7, 8), (3, 250), (299, 300)]:
@@ -58,7 +58,7 @@ def test_rows_without_direction_are_given_one_at_a_right_angle_to_all():
 
 
 @pytest.mark.parametrize("metric", sorted(vectors.EUCLIDEAN_ORDER - {vectors.SPHERICAL}))
-def test_squared_distances_in_partition_space_are_the_metrics_distances(metric):
+def test_squared_distances_in_to_euclidean_are_the_metrics_distances(metric):
     x = np.random.default_rng(2).normal(1, 2, (30, 7)).astype(np.float32)
     x[::6] = 5 if metric == "correlation" else 0
     placed = vectors.to_euclidean(x, metric)

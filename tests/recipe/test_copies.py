@@ -11,7 +11,7 @@ from helpers import CUT, slowly
 from scipy import sparse
 
 from dumap.api import run
-from dumap.artifacts.vectors import COPY, DROPPED
+from dumap.artifacts.vectors import DROPPED, DUPLICATE
 from dumap.errors import InputError
 from dumap.recipe.pipeline import plan
 from dumap.store import MANIFESTS
@@ -47,7 +47,7 @@ def once(embed, save, mixed):
 def test_copies_lie_where_their_first_rows_do(once, mixed):
     first, dropped = first_rows(mixed), ~np.isfinite(mixed).all(axis=1)
     copy = ~dropped & (first != np.arange(len(mixed)))
-    np.testing.assert_array_equal(once.flags, np.where(dropped, DROPPED, 0) | np.where(copy, COPY, 0))
+    np.testing.assert_array_equal(once.flags, np.where(dropped, DROPPED, 0) | np.where(copy, DUPLICATE, 0))
     np.testing.assert_array_equal(np.isnan(once.y).any(axis=1), dropped)
     assert once.y[~dropped].tobytes() == once.y[first[~dropped]].tobytes()
     assert len(np.unique(once.y[~dropped], axis=0)) == (~dropped & ~copy).sum()
@@ -182,7 +182,7 @@ def test_rows_whose_hashes_collide_are_no_copies(few, configure, save, monkeypat
     """The first hash of all rows is the same: the second tells them apart."""
     from dumap.artifacts.job import Job
     from dumap.artifacts.parts import numbered
-    from dumap.artifacts.vectors import copies_of
+    from dumap.artifacts.vectors import duplicates_of
     from dumap.kernels import hashing
     from dumap.planning.budget import tally_buckets
     from dumap.stages import vectors as stage
@@ -202,7 +202,7 @@ def test_rows_whose_hashes_collide_are_no_copies(few, configure, save, monkeypat
         stage.count_duplicates(job, part, buckets)
     found = {}
     for block, part in enumerate(numbered("distinct", cut.blocks)):
-        stage.find_copies(job, part, buckets, 300)
-        copies, firsts = copies_of(job.run, block)
+        stage.find_duplicates(job, part, buckets, 300)
+        copies, firsts = duplicates_of(job.run, block)
         found |= dict(zip((copies + cut.block(block)[0]).tolist(), firsts.tolist(), strict=True))
     assert found == {300: 5, 301: 6, 302: 7}

@@ -12,7 +12,7 @@ from helpers import CUT, slowly
 
 from dumap.api import run
 from dumap.artifacts.graph import Graph
-from dumap.artifacts.start import Starts
+from dumap.artifacts.start import StartCoordinates
 from dumap.kernels import coarse
 from dumap.recipe.pipeline import plan
 from dumap.stages import rounds
@@ -128,7 +128,7 @@ def starts_of(done) -> np.ndarray:
     """Read a run's first coordinates."""
     run = Run(done.output, read_only=True)
     shards = len(Graph(run).shards)
-    return np.concatenate([Starts(run, shards).read(shard) for shard in range(shards)])
+    return np.concatenate([StartCoordinates(run, shards).read(shard) for shard in range(shards)])
 
 
 def test_the_coarse_graph_is_laid_out_unless_told_otherwise(embed, some, cut):

@@ -19,7 +19,7 @@ from dumap.planning.audits import repair_row_bytes
 from dumap.recipe import pipeline
 from dumap.recipe.damage import verify
 from dumap.recipe.names import NAMING, STAGES
-from dumap.stages.repair import read_home, want
+from dumap.stages.repair import choose_halo, read_home
 from dumap.store import MANIFESTS, Run
 
 K = 14
@@ -203,12 +203,12 @@ def test_a_halo_too_large_is_cut_and_counted(copied):
     """A cell holds no more rows than its memory does."""
     job, part = copied, "wanted-1-00001"
     own = int(np.diff(Table(job.run).offsets)[1])
-    want(job, part, 1)
+    choose_halo(job, part, 1)
     whole = job.run.read("audit", part, "positions")
     assert job.run.summary("audit", part)["left_out"] == 0
     job.run.discard("audit", part)
     room = {"task_memory": (own + 10) * repair_row_bytes(64, K, "euclidean")}
-    want(Job(job.config.model_copy(update=room), job.geometry), part, 1)
+    choose_halo(Job(job.config.model_copy(update=room), job.geometry), part, 1)
     facts, cut = job.run.summary("audit", part), job.run.read("audit", part, "positions")
     assert len(cut) == sum(facts["counts"]) == 10 < len(whole)
     assert facts["left_out"] == len(whole) - 10

@@ -93,7 +93,7 @@ def test_what_the_table_says_is_what_lies_there(bags):
     table, found = artifacts.Table(bags.run), []
     for number in range(table.cells):
         cell = artifacts.Cell(bags, number, table)
-        own, guests = cell.positions[: cell.own], cell.positions[cell.own :]
+        own, guests = cell.positions[: cell.home_rows], cell.positions[cell.home_rows :]
         assert own.tolist() == list(range(*table.offsets[number : number + 2]))
         assert (np.diff(guests) > 0).all()
         hosts = np.searchsorted(table.offsets, guests, side="right") - 1
@@ -144,10 +144,10 @@ def test_turns_take_each_guest_once(bags, cell_rows):
     cell = artifacts.Cell(bags, 0, artifacts.Table(bags.run))
     cell.job = SimpleNamespace(geometry=replace(bags.geometry, cell_rows=cell_rows))
     turns = [rows.tolist() for rows in cell.turns()]
-    guests = [row for rows in turns for row in rows[cell.own :]]
-    assert sorted(guests) == list(range(cell.own, len(cell.positions)))
-    assert all(rows[: cell.own] == list(range(cell.own)) for rows in turns)
-    assert max(map(len, turns)) <= cell.own + guests_a_turn(cell_rows, cell.own)
+    guests = [row for rows in turns for row in rows[cell.home_rows :]]
+    assert sorted(guests) == list(range(cell.home_rows, len(cell.positions)))
+    assert all(rows[: cell.home_rows] == list(range(cell.home_rows)) for rows in turns)
+    assert max(map(len, turns)) <= cell.home_rows + guests_a_turn(cell_rows, cell.home_rows)
 
 
 def test_probes_and_vectors_are_those_of_the_rows_asked_for(bags):

@@ -15,7 +15,7 @@ from dumap.errors import DamageError, StorageError
 from dumap.recipe.damage import verify
 from dumap.recipe.names import NAMING
 from dumap.recipe.status import status
-from dumap.store import FORMAT, Run, Series
+from dumap.store import FORMAT, Checkpoints, Run
 from dumap.store.run import SECTIONS
 
 HERE = Path(__file__).parents[1]
@@ -93,7 +93,7 @@ def test_a_part_takes_three_writes_and_four_flushes_at_the_most(run, costs, dura
 
 
 def test_a_pass_that_is_not_durable_keeps_the_last_that_is(run):
-    series = Series(run, "layout", "generation", "epoch")
+    series = Checkpoints(run, "layout", "generation", "epoch")
 
     def commit(number: int, durable: bool) -> None:
         piece = series.piece_name(number, 0, 1)

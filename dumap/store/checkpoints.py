@@ -1,4 +1,4 @@
-"""The state of every row, pass after pass: parts hold it piece by piece, and a pass counts once a part names them."""
+"""Checkpoints: the state of every row after a pass or an epoch, in parts of shard ranges and one that commits them."""
 
 from __future__ import annotations
 
@@ -9,54 +9,55 @@ import numpy as np
 from dumap.store.run import Run
 
 
-class Series:
-    """The passes of a stage over all rows.
+class Checkpoints:
+    """The checkpoints of a stage: one after each pass over all rows that is to be kept.
 
     Parameters
     ----------
     run : Run
     stage : str
     whole, piece : str
-        What the parts are called that commit a pass, and that hold a range of shards after it.
+        Prefixes of the names of the parts that commit a checkpoint, and of those that hold a range of shards.
     """
 
     def __init__(self, run: Run, stage: str, whole: str, piece: str) -> None:
         self.run, self.stage, self.whole, self.piece = run, stage, whole, piece
 
     def name(self, number: int) -> str:
-        """Name the part that commits a pass."""
+        """Name the part that commits a checkpoint."""
         return f"{self.whole}-{number:05d}"
 
     def piece_name(self, number: int, first: int, last: int) -> str:
-        """Name the part that holds shards [first, last) after a pass."""
+        """Name the part that holds shards [first, last) of a checkpoint."""
         return f"{self.piece}-{number:05d}-{first:05d}-{last:05d}"
 
     @staticmethod
-    def place(piece: str) -> tuple[int, int, int]:
-        """Return the pass that a piece belongs to, and its shards [first, last)."""
+    def parse_piece_name(piece: str) -> tuple[int, int, int]:
+        """Return the number of the checkpoint that a piece belongs to, and its shards [first, last)."""
         number, first, last = (int(word) for word in piece.split("-")[-3:])
         return number, first, last
 
     def numbers(self) -> list[int]:
-        """List the passes that are committed."""
+        """List the numbers of the committed checkpoints."""
         names = self.run.committed(self.stage)
         return [int(name.split("-")[1]) for name in names if name.startswith(f"{self.whole}-")]
 
     def latest(self, upto: int | None = None) -> int:
-        """Return the last committed pass, or the last that is at most `upto`; 0 where there is none."""
+        """Return the last committed checkpoint, or the last that is at most `upto`; 0 if there is none."""
         return max((n for n in self.numbers() if upto is None or n <= upto), default=0)
 
     def pieces(self, number: int) -> list[str]:
-        """List the parts that hold a committed pass, by row."""
+        """List the parts that hold a committed checkpoint, by row."""
         return self.run.summary(self.stage, self.name(number))["pieces"]
 
     def read(self, number: int, array: str, start: int, stop: int) -> np.ndarray:
-        """Read rows [start, stop) of a committed pass."""
-        told = self.run.summary(self.stage, self.name(number))
-        return self.run.read_span(self.stage, told["pieces"], np.array(told["offsets"]), array, start, stop)
+        """Read rows [start, stop) of a committed checkpoint."""
+        summary = self.run.summary(self.stage, self.name(number))
+        offsets = np.array(summary["offsets"])
+        return self.run.read_span(self.stage, summary["pieces"], offsets, array, start, stop)
 
     def commit(self, number: int, names: list[str], offsets: np.ndarray, durable: bool = True, **facts: Any) -> None:
-        """Commit a pass and remove those before it, but for the last durable one where this is not durable.
+        """Commit a checkpoint and remove those before it, except the last durable one if this is not durable.
 
         Parameters
         ----------
@@ -66,17 +67,17 @@ class Series:
         offsets : ndarray of int, shape (shards + 1,)
             Rows before each shard.
         durable : bool
-            The pieces are there for good.
+            Whether the pieces were written durably.
         **facts
             What to keep with it.
         """
-        rows = [int(offsets[self.place(name)[1]]) for name in names] + [int(offsets[-1])]
+        rows = [int(offsets[self.parse_piece_name(name)[1]]) for name in names] + [int(offsets[-1])]
         with self.run.part(self.stage, self.name(number), durable) as out:
             out.attributes |= {"pieces": names, "offsets": rows, "durable": durable, **facts}
         self.collect(number)
 
     def collect(self, number: int) -> None:
-        """Remove the passes before a committed one, what commits them first, and pieces of it that are not named."""
+        """Remove the checkpoints before a committed one, and pieces of it that it does not name."""
         before = [n for n in self.numbers() if n < number]
         kept = set(self.pieces(number))
         if not self._is_durable(number) and (last := max(filter(self._is_durable, before), default=None)) is not None:
@@ -84,13 +85,13 @@ class Series:
             kept |= set(self.pieces(last))
         self.run.discard_all(self.stage, [self.name(n) for n in before])
         pieces = [name for name in self.run.committed(self.stage) if name.startswith(f"{self.piece}-")]
-        self.run.discard_all(self.stage, [n for n in pieces if self.place(n)[0] <= number and n not in kept])
+        self.run.discard_all(self.stage, [n for n in pieces if self.parse_piece_name(n)[0] <= number and n not in kept])
 
     def _is_durable(self, number: int) -> bool:
         return self.run.summary(self.stage, self.name(number))["durable"]
 
     def forget_broken(self) -> None:
-        """Forget the passes of which a piece is no longer committed."""
+        """Forget the checkpoints of which a piece is no longer committed."""
         names = set(self.run.committed(self.stage))
         for number in self.numbers():
             if not set(self.pieces(number)) <= names:

@@ -6,19 +6,19 @@ import numpy as np
 import pytest
 
 from dumap.errors import DamageError
-from dumap.store import Run, Series
+from dumap.store import Checkpoints, Run
 
 OFFSETS = np.array([0, 4, 8, 10])
 
 
 @pytest.fixture
-def series(fresh) -> Series:
+def series(fresh) -> Checkpoints:
     run = Run(fresh("run.zarr"))
     run.create({"kind": "dumap run", "parameters": {}, "versions": {}, "input": {}})
-    return Series(run, "layout", "whole", "piece")
+    return Checkpoints(run, "layout", "whole", "piece")
 
 
-def write(series: Series, number: int, cuts: list[int]) -> list[str]:
+def write(series: Checkpoints, number: int, cuts: list[int]) -> list[str]:
     """Write a pass in pieces of some shards each; a row holds its own number and the pass's."""
     names = []
     for first, last in pairwise(cuts):
@@ -63,4 +63,4 @@ def test_a_pass_that_lost_a_piece_no_longer_counts(series):
 
 @pytest.mark.parametrize("prefix", ["", "more-"])
 def test_a_pieces_name_tells_its_place(series, prefix):
-    assert Series.place(prefix + series.piece_name(3, 100_000, 123_456)) == (3, 100_000, 123_456)
+    assert Checkpoints.parse_piece_name(prefix + series.piece_name(3, 100_000, 123_456)) == (3, 100_000, 123_456)
