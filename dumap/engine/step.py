@@ -1,4 +1,4 @@
-"""One step of a run: a task for each of some parts, sent to whoever may take it, until all are done."""
+"""One step of a run: a task for each of name_some parts, sent to whoever may take it, until all are done."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dumap.engine.backups import Durations
 from dumap.engine.checks import UnfitWorker
 from dumap.engine.link import Killed, Lost
 from dumap.engine.members import Members
-from dumap.engine.task_queue import Line
+from dumap.engine.task_queue import TaskQueue
 from dumap.errors import ClusterError, DumapError, LockError, TaskError
 
 ATTEMPTS = 4
@@ -130,8 +130,8 @@ class Step:
     ) -> None:
         self.work, self.tasks, self.members, self.durations = work, tasks, members, durations
         self.messages, self.question = messages, question
-        self.line = Line(work.parts, 2)
-        self.flying: dict[Any, Attempt] = {}
+        self.queue = TaskQueue(work.parts, 2)
+        self.in_flight: dict[Any, Attempt] = {}
         self.of: dict[str, list[Any]] = {}
         self.numbers: dict[int, Any] = {}
         self.done: set[str] = set()
@@ -154,24 +154,24 @@ class Step:
         try:
             while len(self.done) < len(self.work.parts):
                 if self.members.refresh(self._names):
-                    self.line.window = self.members.window
-                    self.line.many = max(2, 2 * self.members.threads)
+                    self.queue.window = self.members.window
+                    self.queue.many = max(2, 2 * self.members.threads)
                     self._send_anew()
                     self._copy_slow()
                 if not (self.members.unfit and not self.members.fit):
-                    while (part := self.line.take(len(self.flying))) is not None:
+                    while (part := self.queue.take(len(self.in_flight))) is not None:
                         self._send(part, self.members.allowed)
                 done = self.tasks.done(POLL_SECONDS)
                 self._heed()
                 for future in done:
-                    if future in self.flying:
-                        self._settle(future)
+                    if future in self.in_flight:
+                        self._record_outcome(future)
         finally:
-            self.tasks.cancel(list(self.flying))
+            self.tasks.cancel(list(self.in_flight))
 
     def _names(self) -> str:
-        names = [*dict.fromkeys(attempt.part for attempt in self.flying.values()), *self.line.suspects]
-        return f"{self.work.stage} {some(names or list(self.line.waiting))}"
+        names = [*dict.fromkeys(attempt.part for attempt in self.in_flight.values()), *self.queue.suspects]
+        return f"{self.work.stage} {name_some(names or list(self.queue.waiting))}"
 
     # sending -----------------------------------------------------------------------------------
 
@@ -179,19 +179,19 @@ class Step:
         self.sent += 1
         call = self.work.call(part, self.sent)
         future = self.tasks.send(self.work.stage, self.name, part, call, workers)
-        self.flying[future] = Attempt(part, self.sent, workers, self.tasks.now(), backup)
+        self.in_flight[future] = Attempt(part, self.sent, workers, self.tasks.now(), backup)
         self.of.setdefault(part, []).append(future)
         self.numbers[self.sent] = future
 
     def _drop(self, futures: Sequence[Any]) -> None:
-        """Take tasks back, and forget them."""
+        """Cancel tasks and forget them."""
         if futures:
             self.tasks.cancel(futures)
         for future in list(futures):
             self._forget(future)
 
     def _forget(self, future: Any) -> Attempt:
-        attempt = self.flying.pop(future)
+        attempt = self.in_flight.pop(future)
         del self.numbers[attempt.number]
         self.of[attempt.part].remove(future)
         if not self.of[attempt.part]:
@@ -199,42 +199,42 @@ class Step:
         return attempt
 
     def _send_anew(self) -> None:
-        """Send anew what waits for workers that are gone, and as much as may keep those busy that came since."""
+        """Send parts again that were bound to workers that are gone, and some for workers that joined since."""
         present, allowed = self.members.present, self.members.allowed
-        for attempt in self.flying.values():
+        for attempt in self.in_flight.values():
             if attempt.begun is not None and attempt.worker not in present:
                 attempt.begun = None
-        if self.line.alone:
-            bound = [f for f, a in self.flying.items() if a.workers is not None and not a.workers & present.keys()]
+        if self.queue.alone:
+            bound = [f for f, a in self.in_flight.items() if a.workers is not None and not a.workers & present.keys()]
         else:
-            waiting = {f: a for f, a in self.flying.items() if a.workers is not None and a.begun is None}
+            waiting = {f: a for f, a in self.in_flight.items() if a.workers is not None and a.begun is None}
             bound = [f for f, a in waiting.items() if not a.workers & present.keys()]  # type: ignore[operator]
             others = [f for f, a in waiting.items() if a.workers != allowed and not a.backup and f not in set(bound)]
             bound += others[: -2 * self._threads_beside(waiting.values()) - 1 : -1]
-        parts = [self.flying[future].part for future in bound]
+        parts = [self.in_flight[future].part for future in bound]
         self._drop(bound)
         for part in dict.fromkeys(parts):
             if part not in self.of:
-                self.line.put_back(part)
+                self.queue.put_back(part)
 
     def _threads_beside(self, waiting: Iterable[Attempt]) -> int:
-        """Count the threads of the workers that none of what waits may go to."""
+        """Count the threads of workers to which no waiting part may go."""
         reached: set[str] = set()
         for attempt in waiting:
             reached |= attempt.workers or set()
         return sum(threads for worker, threads in self.members.fit.items() if worker not in reached)
 
     def _copy_slow(self) -> None:
-        """Send a second copy of what takes much longer than others of its kind did, once nothing else waits."""
+        """Send a backup of parts that take much longer than others of their kind, once nothing else waits."""
         now, slow = self.tasks.now(), self.durations.slow(self.work.kind)
-        running = sum(attempt.begun is not None for attempt in self.flying.values())
-        if self.line.waiting or self.line.alone or running >= self.members.threads:
+        running = sum(attempt.begun is not None for attempt in self.in_flight.values())
+        if self.queue.waiting or self.queue.alone or running >= self.members.threads:
             self.idle_since = None
             return
         self.idle_since = now if self.idle_since is None else self.idle_since
         if slow is None or not self.work.repeatable:
             return
-        late = [a for a in self.flying.values() if not a.backup and now - self._since(a) > slow]
+        late = [a for a in self.in_flight.values() if not a.backup and now - self._since(a) > slow]
         around = frozenset(self.members.fit) - {attempt.worker for attempt in late}
         for attempt in late if around else ():
             if attempt.part not in self.copied:
@@ -248,24 +248,24 @@ class Step:
     # what comes back ---------------------------------------------------------------------------
 
     def _heed(self) -> None:
-        """Take in what tasks told: where they began, how far the only one is, what they took."""
+        """Read the messages of tasks: where they began, how far they are, and what they took."""
         while self.messages:
-            told = self.messages.popleft()
-            if told.get("step") != self.name:
+            message = self.messages.popleft()
+            if message.get("step") != self.name:
                 continue
-            attempt = self.flying.get(self.numbers.get(told["number"]))
-            if "seconds" in told:
-                self.durations.ended(self.work.kind, told["seconds"])
-                self.peak_bytes = max(self.peak_bytes, told["peak_bytes"])
-                self.held_bytes = max(self.held_bytes, told["held_bytes"])
-            elif attempt is not None and "done" in told:
-                self.work.advanced(told["done"], told["total"])
-            elif attempt is not None and "worker" in told:
-                attempt.begun, attempt.worker = self.tasks.now(), told["worker"]
+            attempt = self.in_flight.get(self.numbers.get(message["number"]))
+            if "seconds" in message:
+                self.durations.ended(self.work.kind, message["seconds"])
+                self.peak_bytes = max(self.peak_bytes, message["peak_bytes"])
+                self.held_bytes = max(self.held_bytes, message["held_bytes"])
+            elif attempt is not None and "done" in message:
+                self.work.advanced(message["done"], message["total"])
+            elif attempt is not None and "worker" in message:
+                attempt.begun, attempt.worker = self.tasks.now(), message["worker"]
                 self.members.proven.add(attempt.worker)
 
-    def _settle(self, future: Any) -> None:
-        """Take in what became of a task."""
+    def _record_outcome(self, future: Any) -> None:
+        """Record the outcome of a task that has ended."""
         error, attempt = self.tasks.outcome(future), self._forget(future)
         part = attempt.part
         if isinstance(error, UnfitWorker):
@@ -277,15 +277,15 @@ class Step:
         elif part in self.of:  # another is at it
             return
         elif isinstance(error, Killed):
-            if self.line.died(part, error.workers) >= ATTEMPTS:
+            if self.queue.died(part, error.workers) >= ATTEMPTS:
                 raise TaskError(
-                    f"{self.work.stage} {part}: its worker died {self.line.deaths[part]} times with nothing else to "
+                    f"{self.work.stage} {part}: its worker died {self.queue.deaths[part]} times with nothing else to "
                     f"do; what is committed is kept. Look at the workers' logs: memory is the usual cause"
                 )
         else:
             if not isinstance(error, (Lost, UnfitWorker)) and attempt.sent >= self.members.found_unfit:
                 self._wonder(part, error)
-            self.line.put_back(part)
+            self.queue.put_back(part)
 
     def _finish(self, part: str) -> None:
         self._drop(self.of.get(part, []))
@@ -293,7 +293,7 @@ class Step:
         self.work.advanced(len(self.done), len(self.work.parts))
 
     def _wonder(self, part: str, error: Exception) -> None:
-        """Find out whose fault an error is that is not the task's: a worker's that cannot even read it, or nobody's."""
+        """Find out whether an error that is not the task's own is the worker's, which may not even read the task."""
         if self.question():
             return
         self.strange[part] = self.strange.get(part, 0) + 1
@@ -304,6 +304,6 @@ class Step:
             ) from error
 
 
-def some(parts: Sequence[str]) -> str:
+def name_some(parts: Sequence[str]) -> str:
     """Name a few parts."""
     return ", ".join(parts[:NAMED]) + (f" and {len(parts) - NAMED} more" if len(parts) > NAMED else "")

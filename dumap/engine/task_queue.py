@@ -1,4 +1,4 @@
-"""Which part is sent next, and which is to blame where workers die."""
+"""The queue of parts: which is sent next, and which is to blame when workers die."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ from collections import Counter, deque
 from collections.abc import Sequence
 
 
-class Line:
-    """The parts that wait for their turn.
+class TaskQueue:
+    """The parts that are not sent yet, or are to be sent again.
 
-    Parts whose worker died are suspects, with what was beside them: they wait until last, or until they are many,
-    then each is tried alone on the cluster, so that what dies there is to blame.
+    All parts on a worker that died are suspects. They wait until nothing else is left, or until they are many; then
+    each is sent alone, so that a part whose worker dies again is to blame.
 
     Parameters
     ----------
     parts : sequence of str
     window : int
-        Parts that may be on their way at once; it may be changed.
+        Most parts in flight; may be changed.
     many : int, optional
-        So many suspects are many; by default as many as may be on their way. It may be changed.
+        Suspects that count as many; may be changed. [window]
     """
 
     def __init__(self, parts: Sequence[str], window: int, many: int | None = None) -> None:
@@ -29,14 +29,14 @@ class Line:
         if len(parts) == 1:
             self.waiting, self.suspects = self.suspects, self.waiting
 
-    def take(self, flying: int) -> str | None:
-        """Return the part to send after those that are on their way, if any may be sent."""
-        if flying and self.alone:
+    def take(self, in_flight: int) -> str | None:
+        """Return the part to send next with so many in flight, or None if none may be sent."""
+        if in_flight and self.alone:
             return None
         self.alone = False
-        if self.waiting and flying < self.window and len(self.suspects) < self.many:
+        if self.waiting and in_flight < self.window and len(self.suspects) < self.many:
             return self.waiting.popleft()
-        if self.suspects and not flying:
+        if self.suspects and not in_flight:
             self.alone = True
             return self.suspects.popleft()
         return None

@@ -112,7 +112,7 @@ def let_go() -> None:
 # a task ------------------------------------------------------------------------------------------
 
 
-def _settle_in(worker: Worker) -> None:
+def _wait_for_nanny(worker: Worker) -> None:
     if worker.nanny is not None:
         time.sleep(max(0.0, _met() + SETTLING_SECONDS - time.monotonic()))
 
@@ -128,7 +128,7 @@ def perform(orders: Orders, task: Callable[..., None], job: Job, part: str, opti
         As `execute`.
     """
     worker, last = get_worker(), 0.0
-    _settle_in(worker)
+    _wait_for_nanny(worker)
     if reasons := unfit(orders.demands):
         raise UnfitWorker(worker.address, reasons)
 

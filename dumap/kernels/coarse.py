@@ -98,12 +98,12 @@ def _connected(matrix: sparse.csr_matrix, n_components: int, seed: int) -> tuple
         if len(values):
             residual = float(np.abs(normal @ vectors - vectors * values).max())
     out = np.zeros((size, n_components))
-    found = min(n_components, vectors.shape[1] - 1) if vectors.shape[1] else 0
-    if found > 0:
-        out[:, :found] = vectors[:, 1 : found + 1]
-    if found < n_components:  # too few rows, or the solver did not converge
+    converged = min(n_components, vectors.shape[1] - 1) if vectors.shape[1] else 0
+    if converged > 0:
+        out[:, :converged] = vectors[:, 1 : converged + 1]
+    if converged < n_components:  # too few rows, or the solver did not converge
         noise = hashing.uniform(hashing.draws(seed, hashing.EIGEN_NOISE, np.arange(size * n_components)))
-        out[:, found:] = (noise.reshape(size, n_components)[:, found:] - 0.5) / np.sqrt(size)
+        out[:, converged:] = (noise.reshape(size, n_components)[:, converged:] - 0.5) / np.sqrt(size)
     out *= scale[:, None]
     flip = np.sign(out[np.abs(out).argmax(axis=0), np.arange(n_components)])
     out *= np.where(flip == 0, 1, flip)

@@ -100,12 +100,14 @@ def pack(
     """
     out_indptr = np.zeros(len(indptr), np.int64)
     out_tails = np.empty(len(tails), f"u{tails.dtype.itemsize}")  # unsigned: no wrapping of indices in the loop
-    rates, phases = np.empty(len(tails), np.uint16), np.empty(len(tails), np.uint16)
+    sample_rates, sample_phases = np.empty(len(tails), np.uint16), np.empty(len(tails), np.uint16)
     base = hashing.draws(seed, hashing.PHASE, np.zeros(1, np.int64))[0]
     floor = np.float32(greatest / (n_epochs if n_epochs > FEW_EPOCHS else default_epochs(rows or len(indptr) - 1)))
     greatest = np.float64(greatest)
-    packed = _pack(indptr, tails, weights, first, greatest, floor, base, out_indptr, out_tails, rates, phases)
-    return Edges(out_indptr, out_tails[:packed].copy(), rates[:packed].copy(), phases[:packed].copy())
+    packed = _pack(
+        indptr, tails, weights, first, greatest, floor, base, out_indptr, out_tails, sample_rates, sample_phases
+    )
+    return Edges(out_indptr, out_tails[:packed].copy(), sample_rates[:packed].copy(), sample_phases[:packed].copy())
 
 
 @nb.njit(inline="always")

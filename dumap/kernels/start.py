@@ -280,8 +280,8 @@ def principal_axes(sample: np.ndarray, n_components: int, most: int = 4096) -> t
                 covariance += block.T @ block
             _, vectors = np.linalg.eigh(covariance)
     axes = np.zeros((sample.shape[1], n_components))
-    found = min(n_components, vectors.shape[1])
-    axes[:, :found] = vectors[:, ::-1][:, :found]
+    count = min(n_components, vectors.shape[1])
+    axes[:, :count] = vectors[:, ::-1][:, :count]
     flip = np.sign(axes[np.abs(axes).argmax(axis=0), np.arange(n_components)])
     return mean, axes * np.where(flip == 0, 1, flip)
 

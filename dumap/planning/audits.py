@@ -1,6 +1,6 @@
-"""Arithmetic of the audit and of the repairs of lists: how many there are, and what a task of one takes.
+"""How many audits and repairs there may be, and what their tasks take.
 
-The stages cut their work by the same numbers, so that what is projected is what is done.
+The stages divide their work by the same numbers, so that projections are of what is done.
 """
 
 from __future__ import annotations
@@ -11,23 +11,23 @@ from dumap.planning.geometry import Geometry
 from dumap.store import OBJECT_BYTES
 
 TILE_BYTES = 32 * 2**20
-"""Bytes of the distances that an audit computes at once, and of the rows it computes them to."""
+"""Bytes of the distances that an audit computes at once, and of the rows that they are to."""
 
 
 HALO = 2
-"""Rows that repairs send for each row: assumed for the disk; what memory holds is counted, not assumed."""
+"""Rows sent in a repair for each row of the data: an assumption, for disk space only."""
 
 
 def audits(config: Config) -> int:
-    """Return how often lists are audited at the most, on rows of their own each time."""
-    own = config.neighbors
-    if not config.quality.queries or not own.recall_target or own.precomputed is not None:
+    """Return the most audits that there may be."""
+    settings = config.neighbors
+    if not config.quality.queries or not settings.recall_target or settings.precomputed is not None:
         return 1
-    return own.max_repairs + 1
+    return settings.max_repairs + 1
 
 
 def needs_metric(config: Config, stage: str) -> bool:
-    """Tell whether a worker may hold pynndescent's distances by a stage."""
+    """Return whether a worker may have loaded pynndescent by this stage."""
     product = config.neighbors.metric in EUCLIDEAN_ORDER
     return not product or (stage != "neighbors" and audits(config) > 1)
 
@@ -38,32 +38,33 @@ def without_repairs(config: Config) -> Config:
 
 
 def queries_at_once(config: Config, dims: int) -> int:
-    """Return how many queries of the audit are compared with a block at once, so that few of many dims are held."""
+    """Return how many queries are compared with a block at once: fewer if rows have many dims."""
     return max(16, config.task_memory // 8 // (16 * dims))
 
 
 def repair_row_bytes(dims: int, k: int, metric: str) -> int:
-    """Return the bytes that a row of a cell, or of its halo, takes while lists of k others are repaired."""
-    copies = 2 if metric in ANGULAR else 1
-    return 4 * dims * copies + 56 * k + 256
+    """Return the bytes of a row of a cell or its halo in a repair of lists of k."""
+    arrays = 2 if metric in ANGULAR else 1
+    return 4 * dims * arrays + 56 * k + 256
 
 
 def universe_rows(config: Config, cut: Geometry) -> int:
-    """Return how many rows, of its own and others', a cell may hold while its lists are repaired."""
+    """Return the most rows, home rows and halo, that a cell may hold in a repair."""
     return config.task_memory // repair_row_bytes(cut.dims, config.neighbors.searched, config.neighbors.metric)
 
 
 def repair_bytes(config: Config, cut: Geometry) -> int:
-    """Return the bytes that a task of a repair takes: as many rows as may be, or a cell that has more of its own."""
-    k, metric, own = config.neighbors.searched, config.neighbors.metric, cut.most_home_rows
-    asked = cut.cells * own * 4 + own * (min(cut.itemsize, 4) * cut.dims + k * 16)  # by every cell, for every row
+    """Return the bytes of the largest task of a repair."""
+    k, metric, home_rows = config.neighbors.searched, config.neighbors.metric, cut.most_home_rows
+    # Every cell may ask for every row.
+    asked = cut.cells * home_rows * 4 + home_rows * (min(cut.itemsize, 4) * cut.dims + k * 16)
     objects, table = 4 * OBJECT_BYTES, cut.cells**2 * 16
-    rows = max(universe_rows(config, cut), own)
+    rows = max(universe_rows(config, cut), home_rows)
     return max(min(rows, cut.rows) * repair_row_bytes(cut.dims, k, metric), asked + objects) + table
 
 
 def audit_bytes(config: Config, cut: Geometry, queries: int) -> int:
-    """Return the bytes of a task that compares so many queries with a block."""
+    """Return the bytes of a task that compares so many queries with a block of rows."""
     at_once = min(queries, queries_at_once(config, cut.dims))
     block = cut.block_rows * cut.dims * (2 * cut.itemsize + 4)
     return block + at_once * cut.dims * 16 + queries * (config.neighbors.searched + 15) * 64 + 5 * TILE_BYTES

@@ -1,4 +1,4 @@
-"""What a worker holds before any data, what tasks of the start and layout take, and refusals of what does not fit."""
+"""Memory: what a worker holds before any data, what tasks of start and layout take, and checks that it is enough."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ EARLIER_BYTES = {"vectors": 250 * MIB, "cells": 270 * MIB, "neighbors": 300 * MI
 """What a worker holds in the first stages before any data: Python, the libraries, compiled kernels (measured where
 kernels had been compiled before, rounded up)."""
 INTERPRETER_BYTES, METRIC_BYTES = 390 * MIB, 160 * MIB
-"""What it holds in later ones, with what is not given back of earlier ones, and what pynndescent's distances take
-beside that, which repairs and many metrics need (measured, rounded up)."""
+"""What it holds in later stages, with memory that earlier ones did not give back; and what pynndescent takes beside,
+which repairs and many metrics need (measured, rounded up)."""
 
 COMPILING_BYTES = 320 * MIB
 """What a process keeps of compiling kernels that no cache holds yet (measured, rounded up)."""
@@ -26,7 +26,7 @@ PAUSE_FRACTION = 0.8
 """Share of its limit at which a Dask worker stops taking tasks; plans stay under it."""
 
 MOST_COARSE_ROWS = 32_768
-"""Rows of the coarsened graph at the most, so that its memory has a bound."""
+"""Most rows of the coarse graph: a bound on its memory."""
 
 
 def interpreter_bytes(stage: str, metric: bool = True) -> int:
@@ -70,12 +70,12 @@ def check_task(stage: str, taken: int, worker_memory: int, what: str, advice: st
 
 
 def host_layout_bytes(rows: int, edges: int, n_components: int) -> int:
-    """Return the bytes that a whole layout takes in one process: edges packed, and the state twice over."""
+    """Return the bytes of a whole layout in one process: packed edges, and the state twice."""
     return 8 * edges + rows * (16 + 4 * n_components * 7) + pool_bytes(n_components) + OBJECT_BYTES
 
 
 def pool_bytes(n_components: int) -> int:
-    """Return the bytes of the epoch's pool of negatives."""
+    """Return the bytes of an epoch's pool."""
     return 16 * n_components * POOL_ROWS
 
 
@@ -85,12 +85,12 @@ def packed_bytes(shard_rows: int, k: int) -> int:
 
 
 def shard_layout_bytes(shard_rows: int, k: int, n_components: int) -> int:
-    """Return the bytes that a shard takes in a round: its edges packed, its rows and those it touches."""
+    """Return the bytes of a shard in a round: packed edges, its rows, and the rows outside that its edges lead to."""
     return packed_bytes(shard_rows, k) + shard_rows * (24 + 4 * n_components * 10)
 
 
 def round_bytes(config: Config, shard_rows: int) -> tuple[int, int]:
-    """Return the bytes of a round beside its shards, while one of them is packed, and how many shards fit a task."""
+    """Return the bytes of a task of a round beside its shards, and how many shards fit into it."""
     k, n_components = config.neighbors.others, config.layout.n_components
     beside = int(SHARD_EDGES * k * shard_rows) * 40 + pool_bytes(n_components)
     one = shard_layout_bytes(shard_rows, k, n_components)
@@ -98,7 +98,7 @@ def round_bytes(config: Config, shard_rows: int) -> tuple[int, int]:
 
 
 def kept_bytes(config: Config, rows: int) -> int:
-    """Return the bytes of packed edges that a task of a round may keep: those of its largest unit."""
+    """Return the bytes of packed edges that a task of a round may keep: those of the largest shard range."""
     shard_rows = min(shard_rows_of(config), rows)
     _, fitting = round_bytes(config, shard_rows)
     return min(fitting, -(-rows // shard_rows)) * packed_bytes(shard_rows, config.neighbors.others)
@@ -145,7 +145,7 @@ def principal_bytes(config: Config, cut: Geometry) -> int:
 
 
 def tally_row_bytes(config: Config) -> int:
-    """Return the bytes a row takes while copies are counted: keys of one word or two, thrice, and ids (measured)."""
+    """Return the bytes of a row while duplicates are counted: keys of one word or two, thrice, and ids (measured)."""
     return 60 + 24 * (2 if config.input.unique else 1)
 
 
@@ -160,7 +160,7 @@ def task_bytes(worker_memory: int) -> int:
 
 
 def runs_on_one_host(config: Config, rows: int, edges: int, worker_memory: int) -> bool:
-    """Tell whether the layout runs in one process, which must hold all of it, rather than in rounds."""
+    """Return whether the layout runs in one process, which must hold all of it, or in rounds."""
     if config.layout.mode != "auto" or config.layout.exchange_every > 1:
         return config.layout.mode == "host"
     whole = host_layout_bytes(rows, edges, config.layout.n_components)

@@ -12,7 +12,7 @@ from dumap.kernels.curve import fit_ab
 
 
 @lru_cache
-def curve(own: LayoutConfig) -> tuple[float, float]:
+def curve(settings: LayoutConfig) -> tuple[float, float]:
     """Return a and b: those given, or those fitted to spread and min_dist.
 
     Raises
@@ -20,16 +20,16 @@ def curve(own: LayoutConfig) -> tuple[float, float]:
     ConfigError
         The layout, which computes in float32, cannot use them.
     """
-    if own.a is not None and own.b is not None:
-        a, b, names = own.a, own.b, ("a", "b")
+    if settings.a is not None and settings.b is not None:
+        a, b, names = settings.a, settings.b, ("a", "b")
         instead = "give others, or set both to null to have them fitted to spread and min_dist"
     else:
-        (a, b), names = fit_ab(own.spread, own.min_dist), ("spread", "min_dist")
-        share = own.min_dist / own.spread
+        (a, b), names = fit_ab(settings.spread, settings.min_dist), ("spread", "min_dist")
+        share = settings.min_dist / settings.spread
         instead = f"give a spread nearer to 1 and min_dist in proportion, such as spread=1 and min_dist={share:.4g}"
     low, high = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
     if not all(low <= value <= high for value in (a, b, 2 * a * b)):
-        told = " and ".join(f"layout.{name} = {getattr(own, name)}" for name in names)
+        told = " and ".join(f"layout.{name} = {getattr(settings, name)}" for name in names)
         raise ConfigError(
             f"{told}: the curve 1 / (1 + a d^2b) would have a = {a:.4g}, b = {b:.4g} and 2ab = {2 * a * b:.4g}, which "
             f"must be from {low:.2g} to {high:.2g}, as float32 holds them: {instead}"

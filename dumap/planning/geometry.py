@@ -1,7 +1,7 @@
-"""How a data set is cut: into blocks, cells, leaves, shards, and chunks of the result.
+"""The geometry of a run: how many blocks, cells, leaves, shards and chunks of the result there are, and how large.
 
-Pure arithmetic: shapes and the configuration in, counts out. Stages cut their work by these numbers, and plans
-project it by them.
+Pure arithmetic: shapes and the configuration in, counts out. Stages divide their work by these numbers, and plans are
+made of them.
 """
 
 from __future__ import annotations
@@ -24,50 +24,50 @@ from dumap.sources.zarr_array import Precomputed
 
 SAMPLE_ROWS_PER_LEAF = 8
 MIN_SAMPLE_ROWS, LEAST_SAMPLE_ROWS = 4096, 128
-COPIES, COPIES_BY_DOUBLING = 4, 0.6
-"""Cells that a row joins on average where there are many, and how much that grows, from 1, as cells double in number
-(measured, rounded up)."""
+CELLS_A_ROW, CELLS_A_ROW_BY_DOUBLING = 4, 0.6
+"""Cells of a row on average, its home included: at most the first; from 1 the second more each time the number of
+cells doubles (measured, rounded up)."""
 WANTED_CELL_ROWS = 32_768
-"""Rows a cell has where memory does not ask for fewer, so that one task is not the whole data set."""
+"""Rows of a cell where memory allows more: so that small data still makes several tasks."""
 MIN_CELLS = 4
 OUTPUT_ROWS = 65_536
 LEAST_SHARD_ROWS = 4096
 SHARD_EDGES, EDGE_BYTES = 2.5, 80
-"""Edges a row of a shard for each neighbour, in and out, up to which it is not cut smaller, and what each takes while
-they are united (measured, rounded up)."""
+"""Most edges of a shard, in and out, for each row and neighbour; and the bytes of an edge in the fuzzy union (measured,
+rounded up)."""
 BLOCK_BYTES = 16 * 2**20
-"""Bytes of the rows of a block, where a chunk of the input is not longer: many small tasks share the work evenly."""
+"""Bytes of a block of rows, unless a chunk of the input is larger: small tasks share the work evenly."""
 GUEST_BYTES = 64
-"""What a guest takes while its cell meets others: where it lies, and its home."""
+"""Bytes of a guest beside its vector: its place in the cell, and its home."""
 LIST_BYTES, SLOT_BYTES = 40, 96
-"""What a slot takes of the lists that are kept of a given graph, and of those on their way (measured, rounded up)."""
+"""Bytes of a slot of a given list: in the lists that are kept, and while it is read (measured, rounded up)."""
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """How a data set is cut.
+    """The counts and sizes of all that a run divides its data into.
 
     Attributes
     ----------
     rows, dims, itemsize : int
-        Of the input; latitudes and longitudes are embedded in 3 dims.
+        Shape of the input, and bytes of a value. Latitude and longitude count as 3 dims.
     block_rows, blocks : int
         Rows that one task reads of the input, and how many such blocks there are.
     sample_rows : int
-        Rows of the sample that centroids come from, about.
+        About how many rows the sample has, from which the tree is grown.
     cell_rows : int
-        Rows a cell may hold, spilled copies included.
+        Most rows of a cell, guests included.
     cells, leaves : int
-        How many, about: a cell is packed of leaves or, where neighbours are given, a range of `cell_rows` rows.
+        About how many. A cell is a group of leaves; if neighbours are given, a range of `cell_rows` rows.
     shard_rows, shards : int
-        Rows of a shard of the graph, and how many.
+        Most rows of a shard of the graph, and about how many shards there are.
     output_rows, outputs : int
         Rows of a chunk of the embedding, and how many.
     n_epochs : int
     columns, list_rows : int
-        Slots a row of the neighbours that are given, 0 where they are searched, and rows that are read of them at once.
+        If neighbours are given: columns of their arrays, and rows that are read at once. Else 0.
     largest_home, largest_cell : int
-        Rows of the cell that has most of its own, and of that which has most with its guests; 0 until they are known.
+        Most home rows of a cell, and most rows with guests, as stage cells found; 0 before.
     """
 
     rows: int
@@ -90,22 +90,22 @@ class Geometry:
     largest_cell: int = 0
 
     def with_cells(self, found: Mapping[str, Any]) -> Geometry:
-        """Return the same cut with what the stage cells found: how large the largest cells are."""
+        """Return the same geometry with the sizes of the largest cells, as stage cells found them."""
         return replace(self, largest_home=found["largest_home"], largest_cell=found["largest"])
 
     @property
     def most_home_rows(self) -> int:
-        """Rows that a cell has of its own at the most, as far as it is known."""
+        """Most home rows of a cell: as found, or else as projected."""
         return self.largest_home or min(self.cell_rows, self.rows)
 
     @property
     def most_cell_rows(self) -> int:
-        """Rows that a cell has at the most, with its guests, as far as it is known."""
+        """Most rows of a cell, guests included: as found, or else as projected."""
         return self.largest_cell or min(self.cell_rows, self.rows)
 
     @property
     def most_rows_at_once(self) -> int:
-        """Rows of a cell that are searched at once at the most: all, or its own with a turn of its guests."""
+        """Most rows of a cell that are searched at once: all, or home rows with one turn of guests."""
         home = self.most_home_rows
         return min(self.most_cell_rows, home + guests_a_turn(self.cell_rows, home))
 
@@ -114,7 +114,7 @@ class Geometry:
         return number * self.block_rows, min(self.rows, (number + 1) * self.block_rows)
 
     def lists(self, cell: int) -> list[tuple[int, int]]:
-        """Return the rows [start, stop) that are read at once of the neighbours given for a cell's range of rows."""
+        """Return the ranges of rows [start, stop) in which the given lists of a cell are read."""
         start, stop = cell * self.cell_rows, min(self.rows, (cell + 1) * self.cell_rows)
         return [(low, min(stop, low + self.list_rows)) for low in range(start, stop, self.list_rows)]
 
@@ -125,32 +125,32 @@ class Geometry:
 
 
 def cell_row_bytes(dims: int, k: int, metric: str) -> int:
-    """Return the bytes a row of a cell takes while its k nearest others are searched (measured, rounded up)."""
-    copies = 2 if metric in ANGULAR else 1
+    """Return the bytes of a row of a cell in a search of k neighbours (measured, rounded up)."""
+    arrays = 2 if metric in ANGULAR else 1
     codes = dims + 64
-    return 4 * dims * copies + codes + 72 * (k + 1) + 256
+    return 4 * dims * arrays + codes + 72 * (k + 1) + 256
 
 
 def cells_of(rows: int, cap: int, max_copies: int) -> int:
-    """Return into how many cells rows are packed, so that none holds many more than three quarters of a cap."""
-    most = max(2, min(max_copies, COPIES))  # 2 without any: a cell may hold twice the rows it should
+    """Return how many cells there are, so that none has many more than three quarters of `cap` rows."""
+    most = max(2, min(max_copies, CELLS_A_ROW))  # at least 2: a cell may have twice the home rows it should
 
-    def held(cells: int) -> float:
-        return rows / cells * min(most, 1 + COPIES_BY_DOUBLING * math.log2(cells) if max_copies > 1 else most)
+    def cell_rows(cells: int) -> float:
+        return rows / cells * min(most, 1 + CELLS_A_ROW_BY_DOUBLING * math.log2(cells) if max_copies > 1 else most)
 
     cells = max(1, rows // cap)
-    while (cells > 1 and held(cells) > 0.75 * cap) or (cells == 1 and rows > cap):
+    while (cells > 1 and cell_rows(cells) > 0.75 * cap) or (cells == 1 and rows > cap):
         cells += max(1, cells // 64)
     return cells
 
 
-def guests_a_turn(cell_rows: int, own: int) -> int:
-    """Return how many guests a cell with so many rows of its own meets at once."""
-    return max(1, cell_rows - own, cell_rows // 8)
+def guests_a_turn(cell_rows: int, home_rows: int) -> int:
+    """Return how many guests are searched at once with a cell's home rows."""
+    return max(1, cell_rows - home_rows, cell_rows // 8)
 
 
 def shard_rows_of(config: Config) -> int:
-    """Return the rows of a shard: as many as are wanted, or as a task holds with so many neighbours and components."""
+    """Return the most rows of a shard: `graph.shard_rows`, or fewer if a task cannot hold as many."""
     k, n_components = config.neighbors.others, config.layout.n_components
     row_bytes = max(SHARD_EDGES * EDGE_BYTES * k, 64 * SHARD_EDGES * k + 32 + 72 * n_components)
     fitting = int(0.75 * config.task_memory / row_bytes)
@@ -158,7 +158,7 @@ def shard_rows_of(config: Config) -> int:
 
 
 def range_rows_of(config: Config) -> int:
-    """Return the rows of a cell where neighbours are given."""
+    """Return the rows of a cell in a run with given neighbours."""
     return max(1, min(OUTPUT_ROWS, config.task_memory // 4 // (config.neighbors.searched * LIST_BYTES)))
 
 
@@ -170,12 +170,13 @@ def list_rows_of(config: Config, given: Precomputed) -> int:
     InputError
         Where it has too few columns, or a chunk is more than a task may hold.
     """
-    own, memory, columns = config.neighbors, config.task_memory, given.columns
-    if columns < own.searched:
+    settings, memory, columns = config.neighbors, config.task_memory, given.columns
+    if columns < settings.searched:
         raise InputError(
             f"neighbors.precomputed: the arrays of {given.path} have {columns} columns, too few for "
-            f"neighbors.{own.widest} = {own.searched + 1}, which are the row itself and {own.searched} others: set "
-            f"{own.widest} to at most {columns + 1}, or to {columns} where rows come first among their own neighbors"
+            f"neighbors.{settings.widest} = {settings.searched + 1}, which are the row itself and "
+            f"{settings.searched} others: set {settings.widest} to at most {columns + 1}, or to {columns} where rows "
+            f"come first among their own neighbors"
         )
     if given.chunk_bytes > memory // 8:
         fit = max(1, memory // 8 * given.chunk_rows // given.chunk_bytes)
@@ -190,9 +191,9 @@ def list_rows_of(config: Config, given: Precomputed) -> int:
 def geometry(
     config: Config, rows: int, dims: int, itemsize: int, chunk_rows: int, given: Precomputed | None = None
 ) -> Geometry:
-    """Cut a data set by the configuration; the same data and parameters give the same cut of cells.
+    """Return the geometry of a run; it depends on the shape of the data and on parameters alone.
 
-    Where a graph is given, cells are ranges of rows, cut neither by the data nor by how it is stored.
+    If neighbours are given, cells are ranges of rows.
 
     Raises
     ------
@@ -201,11 +202,11 @@ def geometry(
     ConfigError
         Where the metric is not one of rows of so many dims, or the layout's curve cannot be used.
     """
-    own, k, memory = config.neighbors, config.neighbors.searched, config.task_memory
+    settings, k, memory = config.neighbors, config.neighbors.searched, config.task_memory
     if rows < k + 2:
         raise InputError(
-            f"{config.input.path}: {rows} rows are too few for neighbors.{own.widest} = {k + 1}; "
-            f"give at least {k + 2} rows, or set {own.widest} to at most {max(rows - 1, 0)}"
+            f"{config.input.path}: {rows} rows are too few for neighbors.{settings.widest} = {k + 1}; "
+            f"give at least {k + 2} rows, or set {settings.widest} to at most {max(rows - 1, 0)}"
         )
     arguments(config.neighbors.metric, config.neighbors.metric_kwds, dims)  # refuses what the metric cannot take
     curve(config.layout)  # refuses what the layout cannot use

@@ -1,4 +1,4 @@
-"""What a run is projected to take, before it takes it: refused where it does not fit, and written for people."""
+"""Plans: what a run is projected to take; checked against what there is, and printed."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ AVX-512 VNNI, two threads each (measured, from 0.72 to 1.7)."""
 
 @dataclass(frozen=True)
 class Projection:
-    """What a stage says that it will take.
+    """What a stage projects that it will take.
 
     Attributes
     ----------

@@ -24,7 +24,7 @@ from dumap.api import run
 from dumap.artifacts.job import Job
 from dumap.artifacts.parts import numbered
 from dumap.engine.cluster import ATTEMPTS, Executor
-from dumap.engine.task_queue import Line
+from dumap.engine.task_queue import TaskQueue
 from dumap.engine.worker import execute
 from dumap.errors import TaskError
 from dumap.recipe.damage import verify
@@ -138,34 +138,35 @@ def test_a_part_that_kills_every_worker_is_named_on_an_embedded_cluster(shared, 
 @pytest.mark.parametrize("allowed", [0, 3])
 def test_only_what_dies_alone_is_blamed(count, allowed):
     """Whoever else dies with it, on workers that take as many parts as may be on their way."""
-    line, deadly, done, deaths = Line(numbered("part", count), 4), "part-00001" if count > 1 else "part-00000", [], 0
+    queue, deadly = TaskQueue(numbered("part", count), 4), "part-00001" if count > 1 else "part-00000"
+    done, deaths = [], 0
     while True:
-        flying = []
-        while (part := line.take(len(flying))) is not None:
-            flying.append(part)
-        assert 0 < len(flying) <= line.window
-        if deadly in flying:
+        in_flight = []
+        while (part := queue.take(len(in_flight))) is not None:
+            in_flight.append(part)
+        assert 0 < len(in_flight) <= queue.window
+        if deadly in in_flight:
             deaths += allowed + 1
-            blamed = [part for part in flying if line.died(part, allowed + 1) >= ATTEMPTS]
+            blamed = [part for part in in_flight if queue.died(part, allowed + 1) >= ATTEMPTS]
             if blamed:
                 break
         else:
-            done += flying
+            done += in_flight
     assert blamed == [deadly]
-    assert sorted([*done, *line.suspects]) == numbered("part", count)
+    assert sorted([*done, *queue.suspects]) == numbered("part", count)
     assert deaths <= ATTEMPTS + allowed + 1
 
 
 def test_parts_that_all_kill_are_given_up_after_few_deaths():
-    line, deaths = Line(numbered("part", 1000), 4), 0
+    queue, deaths = TaskQueue(numbered("part", 1000), 4), 0
     while True:
-        flying = []
-        while (part := line.take(len(flying))) is not None:
-            flying.append(part)
-        for part in flying:
+        in_flight = []
+        while (part := queue.take(len(in_flight))) is not None:
+            in_flight.append(part)
+        for part in in_flight:
             deaths += 1
-            if line.died(part, 1) >= ATTEMPTS:
-                assert deaths <= ATTEMPTS + 2 * line.window
+            if queue.died(part, 1) >= ATTEMPTS:
+                assert deaths <= ATTEMPTS + 2 * queue.window
                 return
 
 
