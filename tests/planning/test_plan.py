@@ -76,8 +76,9 @@ def test_cells_fit_the_memory_of_a_task(memory, count, width, itemsize, metric, 
     fewest = 4 * (k + 2)
     assert cut.cell_rows * cell_row_bytes(width, k, metric) <= memory or cut.cell_rows == fewest
     assert cut.cell_rows >= fewest
-    copies = 4 if cut.cells >= 32 else 1.6 if cut.cells > 1 else 0.75
-    assert 0.75 * cut.cells * cut.cell_rows >= count * copies
+    cells_a_row = 4 if cut.cells >= 32 else 1.6 if cut.cells > 1 else 0.75
+    share = 0.75 if count > cut.cell_rows else 1  # one cell would do, of which there are more for the sake of tasks
+    assert share * cut.cells * cut.cell_rows >= count * cells_a_row
     assert cut.sample_rows <= count
 
 
