@@ -24,7 +24,7 @@ def to_json(value: Any, **options: Any) -> str:
         return json.dumps(defined(value), allow_nan=False, **options)
 
 
-def told(value: Any, digits: str) -> str:
+def format_fact(value: Any, digits: str) -> str:
     """Write a fact for people; `digits` are a number's, as in `format`."""
     if value is None:
         return "not defined"

@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 
-from dumap.figures import defined, to_json, told
+from dumap.figures import defined, format_fact, to_json
 from dumap.recipe import pipeline
 from dumap.recipe.observers import closing
 from dumap.stages import start
@@ -44,7 +44,7 @@ def test_a_manifest_has_null_where_a_number_is_not_finite():
     ("value", "wanted"), [(None, "not defined"), (0.123456, "0.1235"), (3, "3"), ([None], "[None]")]
 )
 def test_people_are_told_what_is_not_defined(value, wanted):
-    assert told(value, ".4g") == wanted
+    assert format_fact(value, ".4g") == wanted
     assert closing("quality", 1.0, 2, 1, {"figure": value}).endswith(f"; figure {wanted}")
 
 

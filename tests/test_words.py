@@ -17,6 +17,8 @@ RETIRED = {
     "last_generation": "last_epoch_state",
     "Series": "Checkpoints",
     "Line": "TaskQueue",
+    "Form": "ArraySpec",
+    "Shard": "StoredArray",
     "Shards": "RowRanges",
     "Starts": "StartCoordinates",
     "Descent": "LayoutParameters",

@@ -10,7 +10,7 @@ import click
 from dumap.cli.group import Group
 from dumap.cli.logs import asks_for_json, say
 from dumap.errors import ConfigError
-from dumap.figures import to_json, told
+from dumap.figures import format_fact, to_json
 from dumap.version import __version__
 
 if TYPE_CHECKING:
@@ -179,7 +179,7 @@ def status(run: str, as_json: bool) -> None:
         click.echo(line.rstrip())
     facts = [fact for stage in found["stages"] if stage["name"] in SHOWN for fact in stage["facts"].items()]
     for name, value in dict(facts).items():
-        click.echo(f"  {name}: {told(value, '.4f')}")
+        click.echo(f"  {name}: {format_fact(value, '.4f')}")
 
 
 @cli.command()

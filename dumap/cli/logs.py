@@ -35,8 +35,8 @@ class Lines(logging.Formatter):
             at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(record.created))
             return f"{at} dumap {super().format(record)}"
         at = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
-        told = {"time": f"{at}.{int(record.msecs):03d}Z", "level": record.levelname, "event": "note"}
-        return to_json({**told, **getattr(record, "dumap", {}), "message": super().format(record)})
+        entry = {"time": f"{at}.{int(record.msecs):03d}Z", "level": record.levelname, "event": "note"}
+        return to_json({**entry, **getattr(record, "dumap", {}), "message": super().format(record)})
 
 
 @contextlib.contextmanager

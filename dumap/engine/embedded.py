@@ -55,7 +55,7 @@ def embedded(workers: int, memory_limit: int, seconds: float) -> Iterator[Embedd
     import dask
 
     settings = {"n_workers": workers, "memory_limit": memory_limit}
-    told = pickle.dumps((dask.config.config, [path or os.getcwd() for path in sys.path], settings))
+    start_up = pickle.dumps((dask.config.config, [path or os.getcwd() for path in sys.path], settings))
     reading, writing = os.pipe()
     with open(reading) as answer:
         try:
@@ -71,15 +71,15 @@ def embedded(workers: int, memory_limit: int, seconds: float) -> Iterator[Embedd
         finally:
             os.close(writing)
         try:
-            yield _started(host, answer, told, seconds)
+            yield _started(host, answer, start_up, seconds)
         finally:
             _end(host)
 
 
-def _started(host: subprocess.Popen, answer, told: bytes, seconds: float) -> Embedded:  # type: ignore[no-untyped-def]
+def _started(host: subprocess.Popen, answer, start_up: bytes, seconds: float) -> Embedded:  # type: ignore[no-untyped-def]
     assert host.stdin is not None
     with contextlib.suppress(BrokenPipeError):  # it has ended: its answer is empty
-        host.stdin.write(told)
+        host.stdin.write(start_up)
         host.stdin.flush()
     if not select.select([answer], [], [], seconds)[0]:
         raise CannotStart(f"its workers have not started within {seconds:.0f} s")

@@ -39,16 +39,16 @@ def reused() -> Iterator[None]:
     if library is None:
         yield
         return
-    told = os.environ.get(TRIM)
-    if told is not None:
+    threshold = os.environ.get(TRIM)
+    if threshold is not None:
         library.mallopt(M_MMAP_THRESHOLD, KEPT_BYTES)
         library.mallopt(M_TRIM_THRESHOLD, 2 * KEPT_BYTES)
     try:
         yield
     finally:
-        if told is not None:
+        if threshold is not None:
             library.mallopt(M_MMAP_THRESHOLD, int(os.environ.get(MMAP, MMAP_BYTES)))
-            library.mallopt(M_TRIM_THRESHOLD, int(told))
+            library.mallopt(M_TRIM_THRESHOLD, int(threshold))
         library.malloc_trim(0)
 
 

@@ -73,7 +73,7 @@ def describe_input(run: Run) -> None:
 
 
 def lost_identity(run: Run) -> list[str]:
-    """List the parts of what the run is of that should be there, and are not."""
+    """List identity manifests that are missing."""
     begun = any(run.committed(stage) for stage in (DONE, *STAGES))
     needed = {"run": True, "results": begun, "input": run.is_committed(DONE, VECTORS)}
     return [part for part, wanted in needed.items() if wanted and not run.is_committed(IDENTITY, part)]

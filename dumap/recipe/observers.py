@@ -8,7 +8,7 @@ from typing import Any
 
 from dumap.config import format_bytes
 from dumap.engine import Observer
-from dumap.figures import told
+from dumap.figures import format_fact
 from dumap.store import Lock
 
 LOGGER = logging.getLogger("dumap")
@@ -18,7 +18,7 @@ LOG_SECONDS = 10.0
 
 def closing(stage: str, seconds: float, projected_bytes: int, peak_bytes: int, facts: dict) -> str:
     """Write what a stage took and found."""
-    figures = ", ".join(f"{k} {told(v, '.4g')}" for k, v in facts.items())
+    figures = ", ".join(f"{k} {format_fact(v, '.4g')}" for k, v in facts.items())
     peak = f"peak {format_bytes(peak_bytes)} of {format_bytes(projected_bytes)} projected"
     return f"{stage}: done in {seconds:.1f} s, {peak}; {figures}"
 

@@ -55,15 +55,17 @@ def geometry_of(config: Config) -> Geometry:
     return geometry(config, source.rows, source.dims, source.dtype.itemsize, source.chunk_rows, given)
 
 
-def passing_of(stage: Stage, own: Projection, recipe: Recipe, keep: str) -> tuple[tuple[int, frozenset[str]], ...]:
+def passing_of(
+    stage: Stage, projection: Projection, recipe: Recipe, keep: str
+) -> tuple[tuple[int, frozenset[str]], ...]:
     """Return how many bytes of a stage go, each with the stages that must be done before: see `recipe/keep.py`."""
     if keep == "all":
         return ()
-    passing = tuple((size, frozenset(stage.passing[kind])) for kind, size in own.passing_bytes.items())
+    passing = tuple((size, frozenset(stage.passing[kind])) for kind, size in projection.passing_bytes.items())
     if keep == "model" or stage.name == EMBEDDING:
         return passing
     readers = frozenset(other.name for other in recipe if stage.name in other.reads)
-    return (*passing, (own.disk_bytes - sum(own.passing_bytes.values()), readers))
+    return (*passing, (projection.disk_bytes - sum(projection.passing_bytes.values()), readers))
 
 
 def make_plan(config: Config, cut: Geometry, worker_memory: int = 0, recipe: Recipe | None = None) -> Plan:
@@ -80,9 +82,13 @@ def make_plan(config: Config, cut: Geometry, worker_memory: int = 0, recipe: Rec
     """
     stages, recipe = [], recipe_of(config) if recipe is None else recipe
     for stage in recipe:
-        own = stage.project(cut, config, worker_memory)
+        projection = stage.project(cut, config, worker_memory)
         held = interpreter_bytes(stage.name, needs_metric(config, stage.name))
-        peak = held + math.ceil(own.task_bytes)
-        passing = passing_of(stage, own, recipe, config.keep)
-        stages.append(StagePlan(stage.name, own.tasks, own.shuffled_bytes, own.disk_bytes, peak, held, passing))
+        peak = held + math.ceil(projection.task_bytes)
+        passing = passing_of(stage, projection, recipe, config.keep)
+        stages.append(
+            StagePlan(
+                stage.name, projection.tasks, projection.shuffled_bytes, projection.disk_bytes, peak, held, passing
+            )
+        )
     return Plan(cut, tuple(stages), core_seconds(config, cut, {stage.name for stage in recipe}))

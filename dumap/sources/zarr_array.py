@@ -16,18 +16,18 @@ from dumap.store import (
     Absent,
     bucket_errors,
     decoded_rows,
+    describe_error,
     find_absent,
     find_array,
     require_chunks,
     stamps,
-    told,
 )
 from dumap.store.disk import is_remote, normalize
 
 
 @dataclass(frozen=True)
-class Form:
-    """What an array of the user's has to be, and what the settings are called that name it.
+class ArraySpec:
+    """What an array of the user's must be, and the names of the settings that name it.
 
     Attributes
     ----------
@@ -49,14 +49,14 @@ class Form:
 
 
 GIVEN = "neighbors.precomputed"
-VECTORS = Form(
+VECTORS = ArraySpec(
     ("input.path", "input.array"),
     "(rows, dims): reshape it, one row a vector",
     "real floats, integers and booleans",
     "fiub",
 )
-INDICES = Form((GIVEN, GIVEN), "(rows, neighbors)", "integers: cast it", "iu", True)
-DISTANCES = Form((GIVEN, GIVEN), "(rows, neighbors)", "real floats: cast it", "f", True)
+INDICES = ArraySpec((GIVEN, GIVEN), "(rows, neighbors)", "integers: cast it", "iu", True)
+DISTANCES = ArraySpec((GIVEN, GIVEN), "(rows, neighbors)", "real floats: cast it", "f", True)
 
 
 class Input:
@@ -68,7 +68,7 @@ class Input:
         A Zarr group or array, v2 or v3: a folder, a zip file or a URL.
     array : str
         The array's name in the group.
-    form : Form
+    spec : ArraySpec
         What it has to be.
 
     Attributes
@@ -79,19 +79,19 @@ class Input:
     dtype : numpy.dtype
     """
 
-    def __init__(self, path: str, array: str, form: Form = VECTORS) -> None:
+    def __init__(self, path: str, array: str, spec: ArraySpec = VECTORS) -> None:
         self.path, self.name = normalize(path), array
         if not is_remote(self.path) and not os.path.exists(self.path):
-            raise InputError(f"{form.settings[0]}: {self.path} does not exist")
-        self._array = find_array(self.path, array, form.settings)
-        if form.in_group and not self._array.path:
-            raise InputError(f"{form.settings[0]}: {self.path} is an array; name the group that holds {array!r}")
+            raise InputError(f"{spec.settings[0]}: {self.path} does not exist")
+        self._array = find_array(self.path, array, spec.settings)
+        if spec.in_group and not self._array.path:
+            raise InputError(f"{spec.settings[0]}: {self.path} is an array; name the group that holds {array!r}")
         shape, dtype = self._array.shape, self._array.dtype
         where = f"{self.path}, array {self._array.path!r}"
         if len(shape) != 2:
-            raise InputError(f"{where} has shape {shape}; dumap reads {form.shape}")
-        if dtype.kind not in form.kinds:
-            raise InputError(f"{where} has dtype {dtype}; allowed are {form.allowed}")
+            raise InputError(f"{where} has shape {shape}; dumap reads {spec.shape}")
+        if dtype.kind not in spec.kinds:
+            raise InputError(f"{where} has dtype {dtype}; allowed are {spec.allowed}")
         if 0 in shape:
             raise InputError(f"{where} is empty: its shape is {shape}")
         self.rows, self.dims = (int(s) for s in shape)
@@ -104,7 +104,7 @@ class Input:
             return np.ascontiguousarray(np.asarray(self._array[start:stop]), self.dtype)
         except (ValueError, OSError, RuntimeError, bucket_errors()[0]) as error:
             what = f"rows {start} to {stop} cannot be read from array {self._array.path!r}"
-            raise InputError(f"{self.path}: {what} ({told(error)})") from error
+            raise InputError(f"{self.path}: {what} ({describe_error(error)})") from error
 
     @cached_property
     def absent(self) -> Absent:

@@ -10,7 +10,7 @@ from dumap.store.chunks import Absent, decoded_rows, find_absent, require_chunks
 from dumap.store.lock import Lock, await_end, driver, last_work
 from dumap.store.manifests import DONE, IDENTITY, INHERITED, INSIDE, LOCKS, MANIFESTS, PARTS, manifest_key
 from dumap.store.naming import Naming
-from dumap.store.objects import bucket_errors, probe, probe_key, requests_at_once, set_threads, stamps, told
+from dumap.store.objects import bucket_errors, describe_error, probe, probe_key, requests_at_once, set_threads, stamps
 from dumap.store.part import OBJECT_BYTES, Part
 from dumap.store.relative import reached, towards
 from dumap.store.run import FORMAT, Run
@@ -35,6 +35,7 @@ __all__ = [
     "await_end",
     "bucket_errors",
     "decoded_rows",
+    "describe_error",
     "driver",
     "find_absent",
     "find_array",
@@ -48,7 +49,6 @@ __all__ = [
     "require_chunks",
     "set_threads",
     "stamps",
-    "told",
     "towards",
     "write_arrays",
 ]

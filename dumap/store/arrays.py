@@ -17,7 +17,7 @@ from zarr.errors import ArrayNotFoundError, GroupNotFoundError
 from dumap.errors import InputError, StorageError
 from dumap.store.chunks import find_absent, require_chunks
 from dumap.store.listing import dense_rows, describe_arrays, sparse_kind
-from dumap.store.objects import Objects, bucket_errors, open_store, told
+from dumap.store.objects import Objects, bucket_errors, describe_error, open_store
 
 NAMED_INSTEAD = 5
 """Arrays that are named in the place of a sparse one."""
@@ -73,7 +73,7 @@ def find_array(path: str, name: str, settings: tuple[str, str]) -> zarr.Array:
     try:
         node = zarr.open(store, mode="r", use_consolidated=False)
     except absent as error:
-        raise InputError(f"{settings[0]}: {path} is not a Zarr group or array ({told(error)})") from error
+        raise InputError(f"{settings[0]}: {path} is not a Zarr group or array ({describe_error(error)})") from error
     if isinstance(node, zarr.Array):
         return refuse_code(node)
     try:

@@ -246,10 +246,10 @@ def open_bucket(location: str) -> Any:
     try:
         return from_url(location)
     except Exception as error:  # of many kinds: what a URL may hold is its library's to say
-        raise ConfigError(f"{location} cannot be opened: {told(error)}") from error
+        raise ConfigError(f"{location} cannot be opened: {describe_error(error)}") from error
 
 
-def told(error: BaseException) -> str:
+def describe_error(error: BaseException) -> str:
     """Return what an error says to people: a bucket's library adds how the error looks within it."""
     return f"{type(error).__name__}: {error}".split("\n\nDebug source")[0]
 

@@ -157,12 +157,12 @@ def require_chunks(location: str, array: zarr.Array, absent: Absent, fill: str |
     InputError
     """
     if absent.chunks:
-        told = f"--set {fill} says so" if fill else "write the array anew with write_empty_chunks=True"
+        remedy = f"--set {fill} says so" if fill else "write the array anew with write_empty_chunks=True"
         other = ", or write the array anew with write_empty_chunks=True" if fill else ""
         raise InputError(
             f"{location}, array {array.path!r}: {absent}: either they were lost, or they were never written, as Zarr "
             f"leaves out chunks that equal the fill value ({array.fill_value}) with write_empty_chunks=False. Bring "
-            f"back what was lost; where all of them hold nothing but the fill value, {told}{other}"
+            f"back what was lost; where all of them hold nothing but the fill value, {remedy}{other}"
         )
 
 

@@ -27,7 +27,7 @@ from dumap.store.manifests import (
 )
 from dumap.store.objects import Objects, seal, unseal
 from dumap.store.relative import reached
-from dumap.store.shards import Broken, Shard
+from dumap.store.stored_array import Broken, StoredArray
 
 MOST_LOCK_BYTES = 1 << 20
 """What says who drives a run is not longer: a file that is, does not say it."""
@@ -71,7 +71,7 @@ class Committed(Objects):
         self._origins: dict[str, str | None] = {}
         self._others: dict[str, Committed] = {}
         self._manifests: dict[tuple[str, str], Manifest] = {}
-        self._shards: dict[tuple[str, str, str], list[tuple[str, int, Shard]]] = {}
+        self._stored: dict[tuple[str, str, str], list[tuple[str, int, StoredArray]]] = {}
 
     # other runs --------------------------------------------------------------------------------
 
@@ -223,17 +223,19 @@ class Committed(Objects):
     def _let_go(self, stage: str, name: str) -> None:
         """Forget what was read of a part's manifest."""
         self._manifests.pop((stage, name), None)
-        for known in [key for key in self._shards if key[:2] == (stage, name)]:
-            del self._shards[known]
+        for known in [key for key in self._stored if key[:2] == (stage, name)]:
+            del self._stored[known]
 
-    def _pieces(self, stage: str, name: str, array: str) -> list[tuple[str, int, Shard]]:
+    def _pieces(self, stage: str, name: str, array: str) -> list[tuple[str, int, StoredArray]]:
         """Return where an array's pieces lie, and how."""
-        if (stage, name, array) not in self._shards:
+        if (stage, name, array) not in self._stored:
             if self.is_dropped(stage, name):
                 raise DroppedError(f"{self.location}: {stage} {name} was dropped when nothing needed it", stage, name)
-            told = self.manifest(stage, name)["arrays"][array]
-            self._shards[stage, name, array] = [(key, at, Shard.parse(shape, dtype)) for key, at, shape, dtype in told]
-        return self._shards[stage, name, array]
+            pieces = self.manifest(stage, name)["arrays"][array]
+            self._stored[stage, name, array] = [
+                (key, at, StoredArray.parse(shape, dtype)) for key, at, shape, dtype in pieces
+            ]
+        return self._stored[stage, name, array]
 
     def check_sizes(self, stage: str, name: str, below: str) -> None:
         """Fail unless what a part wrote below a path is there, and as long as it was."""
@@ -286,7 +288,7 @@ class Committed(Objects):
         return out
 
     def _read_piece(
-        self, stage: str, name: str, piece: tuple[str, int, Shard], start: int, stop: int, out: np.ndarray
+        self, stage: str, name: str, piece: tuple[str, int, StoredArray], start: int, stop: int, out: np.ndarray
     ) -> None:
         """Fill `out` with rows [start, stop) of an array's piece."""
         key, offset, shard = piece

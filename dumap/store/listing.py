@@ -13,7 +13,7 @@ from zarr.abc.store import Store
 from zarr.api import asynchronous
 from zarr.errors import ArrayNotFoundError, GroupNotFoundError
 
-from dumap.store.objects import told
+from dumap.store.objects import describe_error
 
 MOST_NODES = 4000
 """Arrays and groups that are looked at: each takes requests."""
@@ -64,7 +64,7 @@ async def _look(store: Store, path: str, turn: asyncio.Semaphore) -> zarr.AsyncA
         except NO_NODE:
             return None
         except Exception as error:  # of whatever kind: it is told beside what can be read
-            return Found(path, (), False, f"{path} (not readable: {told(error).splitlines()[0][:100]})")
+            return Found(path, (), False, f"{path} (not readable: {describe_error(error).splitlines()[0][:100]})")
 
 
 async def _walk(store: Store) -> tuple[list[Found], bool]:
@@ -118,7 +118,7 @@ def describe_arrays(store: Store) -> str:
     try:
         found, more = find_arrays(store)
     except Exception as error:  # of a store of whatever kind; the reader is told so
-        return f"not to be listed ({told(error)})"
+        return f"not to be listed ({describe_error(error)})"
     names = [own.said for own in found[:MOST_NAMED]]
     left = len(found) - len(names)
     if left or more:

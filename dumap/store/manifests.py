@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from dumap.store.shards import Shard
+from dumap.store.stored_array import StoredArray
 
 INSIDE = "_dumap"
 """The folder of all that is dumap's own in a run, beside what the run is for."""
@@ -66,7 +66,7 @@ def is_sound(manifest: Any) -> bool:
 
 def _holds(pieces: Any, objects: dict[str, list]) -> bool:
     """Tell whether an array's pieces lie within the objects, and are of one kind."""
-    shards = [(key, offset, Shard.parse(shape, dtype)) for key, offset, shape, dtype in pieces]
+    shards = [(key, offset, StoredArray.parse(shape, dtype)) for key, offset, shape, dtype in pieces]
     return (
         len({(shard.shape[1:], shard.dtype.str) for *_, shard in shards}) == 1
         and all(type(offset) is int and offset >= 0 for _, offset, _ in shards)

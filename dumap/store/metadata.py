@@ -28,11 +28,11 @@ def attributes_of(document: Document) -> Document:
 
 def holds(found: Document, own: Document) -> bool:
     """Tell whether metadata says all that it must, whatever else it and its attributes say."""
-    told, attributes = attributes_of(found), attributes_of(own)
-    pairs = [(found, {name: value for name, value in own.items() if name != "attributes"}), (told, attributes)]
-    if isinstance(attributes.get(OWN), dict) and isinstance(told.get(OWN), dict):
-        pairs[1] = told, {name: value for name, value in attributes.items() if name != OWN}
-        pairs.append((told[OWN], attributes[OWN]))
+    there, attributes = attributes_of(found), attributes_of(own)
+    pairs = [(found, {name: value for name, value in own.items() if name != "attributes"}), (there, attributes)]
+    if isinstance(attributes.get(OWN), dict) and isinstance(there.get(OWN), dict):
+        pairs[1] = there, {name: value for name, value in attributes.items() if name != OWN}
+        pairs.append((there[OWN], attributes[OWN]))
     return all(name in some and some[name] == value for some, wanted in pairs for name, value in wanted.items())
 
 

@@ -20,7 +20,7 @@ from zarr.storage import LocalStore, ObjectStore, ZipStore
 from dumap.errors import DumapError, StorageError
 from dumap.figures import to_json
 from dumap.store import disk
-from dumap.store.backends import Bucket, Source, is_archive, open_backend, open_bucket, told
+from dumap.store.backends import Bucket, Source, describe_error, is_archive, open_backend, open_bucket
 from dumap.store.disk import normalize
 from dumap.store.manifests import LOCKS
 
@@ -137,7 +137,7 @@ class Objects:
             except (OSError, base) as error:
                 if pause is None or not isinstance(error, passing):
                     number = error.errno if isinstance(error, OSError) else None
-                    said = ADVICE.get(number or 0, told(error))
+                    said = ADVICE.get(number or 0, describe_error(error))
                     raise StorageError(f"{self.location}, {key}: {said}") from error
                 time.sleep(pause)
         raise AssertionError("unreachable")
@@ -336,7 +336,7 @@ def probe(location: str) -> None:
         kept = objects.put_new(key, b"first") and not objects.put_new(key, b"second") and objects.get(key) == b"first"
         objects.delete(key)
     except Exception as error:  # any store's own kind of refusal
-        said = str(error) if isinstance(error, DumapError) else told(error)
+        said = str(error) if isinstance(error, DumapError) else describe_error(error)
         raise StorageError(f"output: {location} cannot be written to ({said})") from error
     if not kept:
         raise StorageError(

@@ -13,7 +13,7 @@ from zarr.storage import MemoryStore
 from dumap.store import metadata
 from dumap.store.manifests import part_key
 from dumap.store.objects import Growing
-from dumap.store.shards import Shard, checksummed
+from dumap.store.stored_array import StoredArray, checksummed
 
 if TYPE_CHECKING:
     from dumap.store.run import Run
@@ -65,11 +65,11 @@ class Part:
         for start in range(0, max(1, count), step):
             some = values[start : start + step] if rows is None else values
             chosen = None if rows is None else rows[start : start + step]
-            shard = Shard.of(values, min(step, count - start))
+            stored = StoredArray.of(values, min(step, count - start))
             if self._open is None:
                 self._open = Growing(self.run, part_key(self.stage, self.name, self.attempt, len(self.objects)))
-            pieces.append((self._open.key, self._open.size, shard.shape, shard.dtype.str))
-            self._open.add(shard.pieces(some, chosen))
+            pieces.append((self._open.key, self._open.size, stored.shape, stored.dtype.str))
+            self._open.add(stored.pieces(some, chosen))
             if not self.run.is_local and self._open.size >= OBJECT_BYTES:
                 self._close()
         return pieces
@@ -132,5 +132,5 @@ class Part:
                 self._open.discard()
             return
         self._close()
-        told = {"attempt": self.attempt, "arrays": self.arrays, "objects": self.objects, "attributes": self.attributes}
-        self.run.commit(self.stage, self.name, told, self.durable)
+        written = {name: getattr(self, name) for name in ("attempt", "arrays", "objects", "attributes")}
+        self.run.commit(self.stage, self.name, written, self.durable)

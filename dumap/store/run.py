@@ -5,13 +5,14 @@
       embedding, status            the results, one chunk per task
       _dumap/                      all else that is dumap's own
         parts/<stage>/<part>-<attempt>    what one task wrote: its arrays, one after another
-        manifests/<stage>/<part>.json     that they count, and where they lie
-        manifests/identity/               what the run is of, and the metadata of the results
+        manifests/<stage>/<part>.json     commits a part: where its arrays are, sizes and checksums
+        manifests/identity/               input and parameters of the run, and the metadata of the results
         lock/                             who drives the run; see `dumap.store.lock`
 
 A task writes its object under a name of its own, then the manifest, by create-if-absent: the first manifest wins, and
-what no manifest names does not exist. Arrays carry a checksum per range of rows, which every read verifies; manifests
-carry where each array begins with its shape and dtype, each object's size and digest, and their own. See FORMAT.md.
+objects that no manifest names are ignored. Arrays have a checksum for each range of rows, which every read verifies.
+Manifests hold the offset, shape and dtype of each array, the size and digest of each object, and a digest of
+themselves. See FORMAT.md.
 """
 
 from __future__ import annotations
@@ -138,9 +139,9 @@ class Run(Committed):
         else:
             if self.size("zarr.json") < 0:
                 raise StorageError(f"{self.location} holds no run")
-            told = metadata.attributes_of(self._found("zarr.json"))
-            told = told.get(metadata.OWN, told)  # formats up to 10 had no attribute of their own
-            attributes = {name: told[name] for name in OWN if name in told} if isinstance(told, dict) else {}
+            held = metadata.attributes_of(self._found("zarr.json"))
+            held = held.get(metadata.OWN, held)  # formats up to 10 had no attribute of their own
+            attributes = {name: held[name] for name in OWN if name in held} if isinstance(held, dict) else {}
         version = attributes.get("format")
         if version is None:
             raise StorageError(f"{self.location} is not a dumap run: its attributes have no 'format'")

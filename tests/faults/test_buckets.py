@@ -18,7 +18,7 @@ from dumap.config import load
 from dumap.errors import DamageError, StorageError
 from dumap.recipe.damage import clean, verify
 from dumap.recipe.status import status
-from dumap.store import LOCKS, MANIFESTS, PARTS, Run, manifest_key, probe, shards
+from dumap.store import LOCKS, MANIFESTS, PARTS, Run, manifest_key, probe, stored_array
 from dumap.store import lock as lock_module
 from dumap.store import objects as objects_module
 
@@ -266,7 +266,7 @@ def test_a_manifest_whose_answer_is_lost_is_ones_own(proxy, begun, fault, times)
 @pytest.mark.parametrize("harm", ["flip", "cut", "cut short", "empty", "delete"])
 def test_rows_that_are_damaged_in_a_bucket_are_an_error(begun, quick, monkeypatch, harm):
     """However a bucket answers a request for bytes that there are not."""
-    monkeypatch.setattr(shards, "RANGE_BYTES", 16 * 8)
+    monkeypatch.setattr(stored_array, "RANGE_BYTES", 16 * 8)
     with begun.part("stage", "p") as part:
         part.write("a", np.arange(64))
     (key,) = (key for key in part.objects if key.endswith("c/0"))

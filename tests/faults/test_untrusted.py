@@ -24,7 +24,7 @@ from dumap.recipe.pipeline import plan
 from dumap.sources.zarr_array import Input
 from dumap.store import IDENTITY, MANIFESTS, PARTS, Run, manifest_key
 from dumap.store.objects import digest, seal
-from dumap.store.shards import Shard
+from dumap.store.stored_array import StoredArray
 
 LEAST = {"input": {"path": "in.zarr"}, "output": "out.zarr"}
 LONGEST_MESSAGE = 8000
@@ -363,7 +363,7 @@ def victim(tmp_path) -> Path:
     folder = tmp_path / "victim"
     folder.mkdir()
     (folder / "file").write_text("years of work")
-    shard = Shard.of(np.arange(4), 4)
+    shard = StoredArray.of(np.arange(4), 4)
     (folder / "a").write_bytes(b"".join(map(bytes, shard.pieces(np.arange(4)))))
     return folder
 

@@ -9,7 +9,7 @@ import pytest
 import zarr
 
 from dumap.errors import DamageError, InputError, StorageError
-from dumap.store import FORMAT, IDENTITY, MANIFESTS, PARTS, Run, probe, read_array, shards
+from dumap.store import FORMAT, IDENTITY, MANIFESTS, PARTS, Run, probe, read_array, stored_array
 from dumap.store import backends as backends
 from dumap.store import part as module
 from dumap.store.run import SECTIONS
@@ -99,8 +99,8 @@ def bucket(monkeypatch) -> Run:
 @pytest.mark.parametrize("place", ["run", "bucket"])
 def test_ranges_are_read_alone(request, monkeypatch, place):
     run = request.getfixturevalue(place)
-    monkeypatch.setattr(shards, "RANGE_BYTES", 16 * 12)
-    monkeypatch.setattr(shards, "GATHER_BYTES", 16 * 12 * 3)
+    monkeypatch.setattr(stored_array, "RANGE_BYTES", 16 * 12)
+    monkeypatch.setattr(stored_array, "GATHER_BYTES", 16 * 12 * 3)
     values, rows = np.arange(900).reshape(300, 3).astype(np.float32), np.arange(300)[::-1].copy()
     monkeypatch.setattr(module, "OBJECT_BYTES", values.nbytes // 4)
     with run.part("stage", "p") as part:
@@ -255,7 +255,7 @@ def test_a_lost_object_is_an_error_and_never_zeros(run, harm, opened):
 @pytest.mark.parametrize("harm", ["delete", "truncate", "lengthen", "empty", "folder"])
 def test_rows_of_an_object_of_another_size_are_an_error(run, monkeypatch, harm):
     """Even where the rows asked for are all there."""
-    monkeypatch.setattr(shards, "RANGE_BYTES", 16 * 8)
+    monkeypatch.setattr(stored_array, "RANGE_BYTES", 16 * 8)
     commit(run, a=np.arange(64))
     key = objects(run)[0]
     path = Path(run.location) / key
@@ -280,7 +280,7 @@ def test_a_lost_manifest_is_an_error(run):
 
 @pytest.mark.faults
 def test_damage_to_rows_not_asked_for_spares_the_others(run, monkeypatch):
-    monkeypatch.setattr(shards, "RANGE_BYTES", 16 * 8)
+    monkeypatch.setattr(stored_array, "RANGE_BYTES", 16 * 8)
     commit(run, a=np.arange(64))
     path = Path(run.location) / objects(run)[0]
     data = bytearray(path.read_bytes())

@@ -40,7 +40,7 @@ class Broken(ValueError):
 
 
 @dataclass(frozen=True)
-class Shard:
+class StoredArray:
     """How an array lies in an object.
 
     Parameters
@@ -67,12 +67,12 @@ class Shard:
             raise ValueError(f"arrays of shape {self.shape} are longer than any disk")
 
     @classmethod
-    def of(cls, values: np.ndarray, rows: int) -> Shard:
+    def of(cls, values: np.ndarray, rows: int) -> StoredArray:
         """Return the layout of so many rows like those of an array."""
         return cls((rows, *values.shape[1:]), values.dtype.newbyteorder("<"))
 
     @classmethod
-    def parse(cls, shape: Any, dtype: Any) -> Shard:
+    def parse(cls, shape: Any, dtype: Any) -> StoredArray:
         """Return the layout that a manifest tells of.
 
         Raises

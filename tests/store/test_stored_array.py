@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from zarr.codecs import Crc32cCodec
 from zarr.storage import MemoryStore
 
-from dumap.store import shards
-from dumap.store.shards import Broken, Shard, checksummed
+from dumap.store import stored_array
+from dumap.store.stored_array import Broken, StoredArray, checksummed
 
 KINDS = ["bool", "u1", "i1", "i2", "u4", "i4", "i8", "u8", "f2", "f4", "f8"]
 SHAPES = [(0,), (1,), (5,), (16,), (17,), (1000,), (0, 3), (1, 1), (48, 3), (300, 7), (333, 1), (2, 40, 3), (65, 3, 5)]
@@ -24,19 +24,19 @@ SHAPES = [(0,), (1,), (5,), (16,), (17,), (1000,), (0, 3), (1, 1), (48, 3), (300
 
 @pytest.fixture(autouse=True)
 def short_ranges(monkeypatch):
-    monkeypatch.setattr(shards, "RANGE_BYTES", 256)
+    monkeypatch.setattr(stored_array, "RANGE_BYTES", 256)
 
 
 def make(shape, dtype, seed=0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 100, shape).astype(dtype)
 
 
-def encode(values: np.ndarray, rows: np.ndarray | None = None) -> tuple[Shard, bytes]:
-    shard = Shard.of(values, len(values) if rows is None else len(rows))
+def encode(values: np.ndarray, rows: np.ndarray | None = None) -> tuple[StoredArray, bytes]:
+    shard = StoredArray.of(values, len(values) if rows is None else len(rows))
     return shard, b"".join(bytes(piece) for piece in shard.pieces(values, rows)) if shard.size else b""
 
 
-def decode(shard: Shard, data: bytes, start: int, stop: int) -> np.ndarray:
+def decode(shard: StoredArray, data: bytes, start: int, stop: int) -> np.ndarray:
     out = np.full((stop - start, *shard.shape[1:]), 77, shard.dtype)
     first, last = shard.span(start, stop)
     shard.read(io.BytesIO(data[first:last]), start, stop, out)
@@ -79,7 +79,7 @@ def test_rows_are_read_back_to_the_bit(data):
 
 
 def test_what_is_skipped_passes_a_small_buffer(monkeypatch):
-    monkeypatch.setattr(shards, "SKIP_BYTES", 48)
+    monkeypatch.setattr(stored_array, "SKIP_BYTES", 48)
     values = make((300, 7), "f8")
     shard, data = encode(values)
     for start, stop in [(0, 1), (7, 9), (15, 17), (299, 300)]:
@@ -152,9 +152,9 @@ def test_rows_of_another_kind_are_not_filled_in(out):
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("dtype", KINDS)
 def test_what_a_manifest_tells_is_the_layout(shape, dtype):
-    shard = Shard.of(make(shape, dtype), shape[0])
+    shard = StoredArray.of(make(shape, dtype), shape[0])
     told = json.loads(json.dumps([shard.shape, shard.dtype.str]))
-    assert Shard.parse(*told) == shard
+    assert StoredArray.parse(*told) == shard
 
 
 @pytest.mark.parametrize(
@@ -170,7 +170,7 @@ def test_what_a_manifest_tells_is_the_layout(shape, dtype):
 )
 def test_no_other_layout_is_believed(shape, dtype):
     with pytest.raises(ValueError, match=r"shape|dtype"):
-        Shard.parse(shape, dtype)
+        StoredArray.parse(shape, dtype)
 
 
 @pytest.mark.parametrize(
@@ -178,4 +178,4 @@ def test_no_other_layout_is_believed(shape, dtype):
 )
 def test_what_no_object_holds_is_not_written(values):
     with pytest.raises(ValueError, match="not written"):
-        Shard.of(values, len(values))
+        StoredArray.of(values, len(values))
