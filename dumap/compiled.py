@@ -44,7 +44,7 @@ def _beside() -> Iterator[str]:
 
 
 def _writable(folder: str) -> bool:
-    """Tell whether a folder can be written to, or made; of a relative one ('~' where nobody has a home) it is not."""
+    """Return whether a folder can be written to, or made; of a relative one ('~' where nobody has a home) it is not."""
     if not os.path.isabs(folder):
         return False
     while not os.path.lexists(folder):

@@ -1,4 +1,4 @@
-"""What a task is given, and what it finds where it runs."""
+"""The job: what every task is given, and what it opens where it runs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from dumap.store import Run
 
 
 def centred(metric: str, dtype: np.dtype) -> bool:
-    """Tell whether something may be subtracted from rows before they become float32."""
+    """Return whether a centre may be subtracted from rows before the cast to float32."""
     return metric == SPHERICAL or (metric in SHIFT_FREE and is_wide(dtype))
 
 
@@ -28,21 +28,21 @@ def _silent(done: float, total: float) -> None:
 
 
 HERE = ("run", "input", "precomputed", "centre")
-"""What a job finds where its task runs, and does not travel with it."""
+"""Attributes that a job opens where its task runs, and that are not sent with it."""
 CENTRE = "centre"
-"""The part of stage vectors that says what is subtracted from rows."""
+"""The part of stage vectors that holds the centre."""
 
 
 @dataclass
 class Job:
-    """What a task is given: where the run lies, what it was told and how the data is cut.
+    """What a task is given: the configuration and the geometry; it opens the run and the input where it runs.
 
     Attributes
     ----------
     config : Config
     geometry : Geometry
     tick : callable
-        Told of (done, total) as a long task goes on.
+        Called with (done, total) as a long task goes on.
     term : int, optional
     token : str, optional
         The term of the driver that gave the task, and what tells it from others: see `dumap.store.Lock`.
@@ -72,18 +72,18 @@ class Job:
 
     @cached_property
     def centre(self) -> np.ndarray | None:
-        """What is subtracted from rows before they are cast, as the stage vectors found it; None where nothing is."""
+        """The centre that is subtracted from rows before the cast, or None."""
         if not centred(self.config.neighbors.metric, self.input.dtype):
             return None
         return self.run.read(VECTORS, CENTRE, "centre") if self.run.summary(VECTORS, CENTRE)["applies"] else None
 
-    def place(self, values: np.ndarray) -> np.ndarray:
-        """Return rows of the input's values as they are embedded, float32: see `dumap.kernels.vectors.as_embedded`."""
+    def as_embedded(self, values: np.ndarray) -> np.ndarray:
+        """Turn values of the input into rows as they are embedded: see `dumap.kernels.vectors.as_embedded`."""
         return as_embedded(values, self.config.neighbors.metric, self.centre)
 
     def rows(self, start: int, stop: int) -> np.ndarray:
-        """Read rows [start, stop) as they are embedded, (n, geometry.dims) float32."""
-        return self.place(self.input.read(start, stop))
+        """Read rows [start, stop) of the input as float32, (n, geometry.dims): see `as_embedded`."""
+        return self.as_embedded(self.input.read(start, stop))
 
     @cached_property
     def precomputed(self) -> Precomputed:

@@ -1,4 +1,4 @@
-"""What a process keeps between tasks: within a budget of bytes, shared by its threads, let go when told."""
+"""A cache that a process keeps between tasks: shared by its threads, within a budget of bytes, freed by `let_go`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class _Entry(Generic[T]):
 
 
 class Kept(Generic[T]):
-    """Values that tasks of one process use again; those used longest ago go first.
+    """A cache of values that tasks of one process use again; the least recently used are freed first.
 
     A task that uses a value has room for it in its own budget. So what is kept beside may fill the budgets of as many
     tasks as ever ran at once.

@@ -38,7 +38,7 @@ def samples(job: Job) -> list[str]:
 
 def drawn(job: Job) -> np.ndarray:
     """Read the sample of all blocks, (m, geometry.dims) float32."""
-    return np.concatenate([job.place(job.run.read(VECTORS, part, "sample")) for part in samples(job)])
+    return np.concatenate([job.as_embedded(job.run.read(VECTORS, part, "sample")) for part in samples(job)])
 
 
 def duplicates_of(run: Run, block: int) -> tuple[np.ndarray, np.ndarray]:

@@ -54,7 +54,7 @@ def to_stderr(meta: Mapping[str, Any]) -> Iterator[None]:
 
 
 def asks_for_json() -> bool:
-    """Tell whether the command under way was given --log-json."""
+    """Return whether the command under way was given --log-json."""
     context = click.get_current_context(silent=True)
     return context is not None and LOG_JSON in context.meta
 

@@ -85,7 +85,7 @@ def allowed(field: FieldInfo) -> str:
 
 
 def has_unit(field: FieldInfo) -> bool:
-    """Tell whether a setting is a size in bytes."""
+    """Return whether a setting is a size in bytes."""
     metadata = [*field.metadata, *(more for kind in get_args(field.annotation) for more in get_args(kind))]
     return any(getattr(one, "func", None) is parse_bytes for one in metadata)
 

@@ -50,7 +50,7 @@ class Choice:
 
 
 def _address_in_files() -> bool:
-    """Tell whether a file of Dask's configuration may name a scheduler."""
+    """Return whether a file of Dask's configuration may name a scheduler."""
     roots = [os.environ.get("DASK_ROOT_CONFIG", "/etc/dask"), f"{sys.prefix}/etc/dask", "~/.config/dask"]
     roots += [place for place in [os.environ.get("DASK_CONFIG")] if place]
     for root in (Path(root).expanduser() for root in roots):

@@ -71,12 +71,12 @@ class Link:
 
     @property
     def closed(self) -> bool:
-        """Tell whether the client was closed, or gave its scheduler up."""
+        """Return whether the client was closed, or gave its scheduler up."""
         return self.client.status == "closed"
 
     @property
     def running(self) -> bool:
-        """Tell whether the client is in touch with its scheduler."""
+        """Return whether the client is in touch with its scheduler."""
         return self.client.status == "running"
 
     def now(self) -> float:

@@ -36,7 +36,7 @@ class Counted:
 
 
 def _is_by_thread(library: LibController) -> bool:
-    """Tell whether a library's threads are set by thread: OpenMP's are, and those of an OpenBLAS on top of it."""
+    """Return whether a library's threads are set by thread: OpenMP's are, and those of an OpenBLAS on top of it."""
     on_top = getattr(library, "threading_layer", "") == "openmp" and hasattr(library, "clear_controlling_thread")
     return library.user_api == "openmp" or on_top
 

@@ -20,7 +20,7 @@ def kind_of(part: str) -> str:
 
 
 def is_outdated(run: Run, stage: str, part: str) -> bool:
-    """Tell whether a later part holds all that one is kept for: lists that were repaired since."""
+    """Return whether a later part holds all that one is kept for: lists that were repaired since."""
     if kind_of(part) != "merged" or stage not in (NEIGHBORS, AUDIT):
         return False
     repairs = repairs_made(run)
@@ -84,7 +84,7 @@ def settle(run: Run, recipe: Recipe, keep: str, finish: bool = False) -> int:
 
 
 def is_settled(run: Run, recipe: Recipe, keep: str) -> bool:
-    """Tell whether a run holds nothing that the setting would have dropped; what is damaged is not looked at."""
+    """Return whether a run holds nothing that the setting would have dropped; what is damaged is not looked at."""
     try:
         needless = droppable(run, recipe, keep)
         return not any(run.part_objects(stage, part) for stage, parts in needless.items() for part in parts)

@@ -59,7 +59,7 @@ def place_of(url: str) -> tuple[str, str, tuple[str, ...]]:
 
 
 def is_one_place(one: str, other: str) -> bool:
-    """Tell whether two locations are the same, however they are written."""
+    """Return whether two locations are the same, however they are written."""
     if is_remote(one) or is_remote(other):
         return is_remote(one) and is_remote(other) and place_of(one) == place_of(other)
     return is_same(Path(normalize(one)).resolve(), Path(normalize(other)).resolve())

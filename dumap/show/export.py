@@ -98,8 +98,8 @@ def _order(run: Run, rows: int, unique: bool) -> tuple[np.ndarray, np.ndarray]:
         order[positions[kept]] = start + np.flatnonzero(kept)
         position[start : start + len(positions)] = positions
         if unique:
-            copies, firsts = duplicates_of(run, block)
-            position[start + copies] = position[firsts]  # which come before
+            duplicates, firsts = duplicates_of(run, block)
+            position[start + duplicates] = position[firsts]  # which come before
         start, block = start + len(positions), block + 1
     return order, position
 

@@ -47,7 +47,7 @@ def _values(numbers: np.ndarray, dates: str | None = None) -> Values:
 
 
 def read_labels(labels: np.ndarray) -> Categories | Values:
-    """Tell whether labels are kinds or values.
+    """Return whether labels are kinds or values.
 
     Raises
     ------

@@ -23,14 +23,14 @@ Task = Callable[..., None]
 
 
 def writes_more(task: Task) -> Task:
-    """Mark a task that writes more than its own part, of which no second copy may run beside the first."""
+    """Mark a task that writes more than its own part, so that no backup of it may run."""
     task.writes_more = True  # type: ignore[attr-defined]
     return task
 
 
 @dataclass
 class Context:
-    """What a stage's recipe works with, on the driver.
+    """What the `run` function of a stage works with, on the driver.
 
     Attributes
     ----------
@@ -42,7 +42,7 @@ class Context:
     threads, host_threads, worker_memory : int
         Threads of all workers, those of the host that has most, and the smallest worker's memory limit.
     note : callable
-        Told what a person may want to know.
+        Called with messages for people.
     """
 
     job: Job
@@ -54,7 +54,7 @@ class Context:
     note: Callable[[str], None]
 
     def require(self, stage: str, task_bytes: int, what: str, advice: str) -> None:
-        """Refuse to begin a part of a stage that takes more than was projected, once facts tell, if no worker holds it.
+        """Refuse to go on with a stage that turned out larger than projected and fits no worker.
 
         Raises
         ------
@@ -74,7 +74,7 @@ class Context:
 
     @property
     def geometry(self) -> Geometry:
-        """The cut."""
+        """The geometry."""
         return self.job.geometry
 
 
@@ -88,7 +88,7 @@ class Stage:
     Attributes
     ----------
     name : str
-        By which its parts are found.
+        Folder of its parts.
     keys : tuple of str
         The settings on which its bytes depend, such as 'neighbors.metric': see `settings_of`.
     reads : tuple of str
@@ -99,7 +99,7 @@ class Stage:
         Of these, those that are of no use once the later stages named have read them; of others, each is kept for who
         reads the run as a model: to place or add rows, or for another layout.
     run : callable
-        `run(context)` does the work, and returns what is told of it.
+        `run(context)` does the work, and returns the figures.
     project : callable
         `project(cut, config, worker_memory)` says what it will take; `worker_memory` is 0 where it is not known.
     version : int

@@ -37,7 +37,7 @@ def collect(job: Job, part: str) -> None:
             if chosen.any():
                 rows.append(row[chosen])
                 positions.append(lists.table.positions(store, block)[rows[-1] - cut.block(block)[0]])
-                waiting = np.concatenate([waiting, job.place(store.read(VECTORS, name, "query")[chosen])])
+                waiting = np.concatenate([waiting, job.as_embedded(store.read(VECTORS, name, "query")[chosen])])
             while len(waiting) >= step:
                 out.write(f"vectors-{groups}", waiting[:step])
                 waiting, groups = waiting[step:].copy(), groups + 1

@@ -202,19 +202,19 @@ def run(context: Context) -> dict:
 
 def project(cut: Geometry, config: Config, worker_memory: int) -> Projection:
     """Project what the stage will take."""
-    rows, block, copies = cut.rows, cut.block_rows * cut.dims, min(config.cells.max_copies, cut.cells)
+    rows, block, cells_a_row = cut.rows, cut.block_rows * cut.dims, min(config.cells.max_copies, cut.cells)
     sample, sorted_bytes = cut.sample_rows * cut.dims * 4, rows * cut.dims * min(cut.itemsize, 4)
-    written = min(4 * OBJECT_BYTES, copies * block * cut.itemsize)
+    written = min(4 * OBJECT_BYTES, cells_a_row * block * cut.itemsize)
     return Projection(
         tasks=3 * cut.blocks + 4,
-        shuffled_bytes=copies * sorted_bytes,
-        disk_bytes=copies * (sorted_bytes + rows * 32) + rows * 52,
+        shuffled_bytes=cells_a_row * sorted_bytes,
+        disk_bytes=cells_a_row * (sorted_bytes + rows * 32) + rows * 52,
         task_bytes=max(
             block * (2 * cut.itemsize + 12) + cut.block_rows * 64 + written,
             sample * (5 if config.neighbors.metric == "correlation" else 4) + axes_bytes(cut),
             cut.blocks * (cut.cells + 1) * 40 + cut.cells**2 * 16,  # the table
         ),
-        passing_bytes={"sorted": copies * (sorted_bytes + rows * 32), "near": rows * 40},
+        passing_bytes={"sorted": cells_a_row * (sorted_bytes + rows * 32), "near": rows * 40},
     )
 
 

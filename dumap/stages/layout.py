@@ -129,10 +129,10 @@ def project(cut: Geometry, config: Config, worker_memory: int) -> Projection:
     if runs_on_one_host(config, rows, edges, worker_memory):
         return Projection(kept, state * kept, 2 * state, task_bytes)
     _, fitting = round_bytes(config, min(cut.shard_rows, rows))
-    units, rounds = math.ceil(cut.shards / fitting), math.ceil(cut.n_epochs / config.layout.exchange_every)
-    moved = 2 * state + units * pool_bytes(n_components)
+    tasks, rounds = math.ceil(cut.shards / fitting), math.ceil(cut.n_epochs / config.layout.exchange_every)
+    moved = 2 * state + tasks * pool_bytes(n_components)
     return Projection(
-        units * (rounds + 1), rounds * moved + 8 * edges, 2 * state + 8 * edges, task_bytes, {"packed": 8 * edges}
+        tasks * (rounds + 1), rounds * moved + 8 * edges, 2 * state + 8 * edges, task_bytes, {"packed": 8 * edges}
     )
 
 

@@ -210,18 +210,18 @@ def run(context: Context) -> dict:
 def project(cut: Geometry, config: Config, worker_memory: int) -> Projection:
     """Project what the stage will take."""
     rows, listed, index = cut.rows, config.neighbors.searched, cut.index_dtype.itemsize
-    at_once, copies = cut.most_rows_at_once, min(config.cells.max_copies, cut.cells)
+    at_once, cells_a_row = cut.most_rows_at_once, min(config.cells.max_copies, cut.cells)
     list_bytes = listed * (index + 4)
     return Projection(
         tasks=3 * cut.cells,
-        shuffled_bytes=(copies + 1) * rows * list_bytes,
-        disk_bytes=(copies + 1) * rows * list_bytes + rows * (listed * (index + 8) + 8),
+        shuffled_bytes=(cells_a_row + 1) * rows * list_bytes,
+        disk_bytes=(cells_a_row + 1) * rows * list_bytes + rows * (listed * (index + 8) + 8),
         task_bytes=at_once * max(cell_row_bytes(cut.dims, listed, config.neighbors.metric), list_bytes * 4)
         + min(at_once, EXACT_ROWS) * cut.dims
         + cut.most_cell_rows * (GUEST_BYTES + 2 * list_bytes) * (cut.cells > 1)  # all guests, and what they found
         + 2 * COLUMN_BYTES
         + (cut.blocks + cut.cells) * 48,
-        passing_bytes={"cell": copies * rows * list_bytes + rows * (listed * (index + 7) + 8)},
+        passing_bytes={"cell": cells_a_row * rows * list_bytes + rows * (listed * (index + 7) + 8)},
     )
 
 

@@ -62,7 +62,7 @@ def measure_map_neighbors(job: Job, part: str) -> None:
         needed = rows[chunks == chunk]
         first = max(start, int(chunk) * job.input.chunk_rows)
         chunk_values = job.input.read(first, min(stop, (int(chunk) + 1) * job.input.chunk_rows))
-        x = job.place(chunk_values[needed + start - first])
+        x = job.as_embedded(chunk_values[needed + start - first])
         at = np.where(np.isin(columns, needed), np.searchsorted(needed, columns), -1)
         for group, queries in query_groups(job, repairs_made(store), len(distances)):
             for tile, d in tiles(job, queries, x):

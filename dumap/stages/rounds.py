@@ -94,7 +94,7 @@ def pool_of(before: EpochState, seed: int, epoch: int) -> np.ndarray:
 
 
 def lasts(job: Job, epoch: int) -> bool:
-    """Tell whether a round's generation is to survive the loss of a machine: at checkpoints, and where it may end."""
+    """Return whether a round is written durably: at checkpoints, and where the layout may stop early."""
     return is_checkpoint(job, epoch, job.config.layout.exchange_every) or epoch in early_stop_epochs(job)
 
 

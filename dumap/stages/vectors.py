@@ -186,7 +186,7 @@ def find_centre(job: Job, part: str, applies: bool) -> None:
 def hash_cast(job: Job, part: str) -> None:
     """Hash a block's rows before and after the cast, -0 as 0, to count rows that become equal."""
     x = job.input.read(*job.geometry.block(number_of(part)))
-    cast = job.place(x)
+    cast = job.as_embedded(x)
     with job.run.part(VECTORS, part) as out:
         for name, values in (("hashes", x), ("placed", cast)):
             if values.dtype.kind == "f":
@@ -305,12 +305,12 @@ def project(cut: Geometry, config: Config, worker_memory: int) -> Projection:
     block, index, buckets = cut.block_rows * cut.dims, cut.index_dtype.itemsize, tally_buckets(config, rows)
     queries = audits(config) * min(config.quality.queries, rows)
     sample, drawn = cut.sample_rows * cut.dims * 4, min(queries, rows) * cut.dims * 4
-    copies = rows * unique * (16 + 3 * index)
+    duplicate_bytes = rows * unique * (16 + 3 * index)
     passing = rows * (9 + 16 * wide) + (sample + drawn) * (1 + wide)
     return Projection(
         tasks=(cut.blocks + buckets) * (1 + wide) + cut.blocks * unique + wide,
         shuffled_bytes=rows * 8 * (1 + unique + 2 * wide),
-        disk_bytes=copies + passing,
+        disk_bytes=duplicate_bytes + passing,
         task_bytes=max(
             block * (2 * cut.itemsize + 8) + sample + min(drawn, 4 * block),
             -(-rows // buckets) * tally_row_bytes(config),

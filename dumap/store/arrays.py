@@ -44,7 +44,7 @@ def refuse_code(array: zarr.Array) -> zarr.Array:
 
 
 def is_readable(store: Store, path: str) -> bool:
-    """Tell whether Zarr can read the metadata of a node."""
+    """Return whether Zarr can read the metadata of a node."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of what is somebody else's

@@ -255,7 +255,7 @@ def describe_error(error: BaseException) -> str:
 
 
 def is_archive(location: str) -> bool:
-    """Tell whether a path is that of a zip file."""
+    """Return whether a path is that of a zip file."""
     return location.endswith(".zip") and os.path.isfile(location)
 
 

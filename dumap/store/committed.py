@@ -136,7 +136,7 @@ class Committed(Objects):
         return [name.removesuffix(".json") for name in names if re.fullmatch(rf"{PART}\.json", name)]
 
     def is_committed(self, stage: str, name: str) -> bool:
-        """Tell whether a part is committed."""
+        """Return whether a part is committed."""
         return self.owner(stage).size(manifest_key(stage, name)) >= 0
 
     def manifest(self, stage: str, name: str) -> Manifest:
@@ -176,7 +176,7 @@ class Committed(Objects):
         return [key for key in objects if key in own]
 
     def is_dropped(self, stage: str, name: str) -> bool:
-        """Tell whether a committed part was dropped."""
+        """Return whether a committed part was dropped."""
         return "dropped" in self.manifest(stage, name)
 
     def drop(self, stage: str, names: Sequence[str]) -> int:
@@ -244,7 +244,7 @@ class Committed(Objects):
                 raise self.damage(stage, name, key)
 
     def is_whole(self, key: str, size: int, known: str) -> bool:
-        """Tell whether an object is there, and what was written."""
+        """Return whether an object is there, and what was written."""
         return self.digest(key, size) == known
 
     def damage(self, stage: str, name: str, what: str) -> StorageError:

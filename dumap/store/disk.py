@@ -25,7 +25,7 @@ PIECE_BYTES = 1 << 20
 
 
 def is_remote(location: str) -> bool:
-    """Tell whether a location is a URL rather than a path of the file system."""
+    """Return whether a location is a URL rather than a path of the file system."""
     return "://" in location and not _is_file_url(location)
 
 
@@ -44,7 +44,7 @@ def normalize(location: str) -> str:
 
 
 def is_same(one: Path, other: Path) -> bool:
-    """Tell whether two paths lead to one folder or file, be it by letters that the file system holds for equal."""
+    """Return whether two paths lead to one folder or file, be it by letters that the file system holds for equal."""
     return one == other or (os.path.exists(one) and os.path.exists(other) and os.path.samefile(one, other))
 
 
@@ -96,7 +96,7 @@ def folders(root: str, below: str) -> Iterator[str]:
 
 
 def is_link(root: str, key: str) -> bool:
-    """Tell whether a name stands for what lies elsewhere."""
+    """Return whether a name stands for what lies elsewhere."""
     return (Path(root) / key).is_symlink()
 
 

@@ -59,7 +59,7 @@ def _holder() -> dict[str, Any]:
 
 
 def _is_gone(holder: dict[str, Any]) -> bool:
-    """Tell whether a holder was a process of this machine that has ended."""
+    """Return whether a holder was a process of this machine that has ended."""
     if holder.get("machine") != _machine():
         return False
     if not isinstance(holder.get("process"), int) or holder["process"] < 1:

@@ -45,13 +45,13 @@ def part_key(stage: str, name: str, attempt: str, number: int = 0) -> str:
 
 
 def _is_below(path: Any) -> bool:
-    """Tell whether a path of a manifest stays below the run."""
+    """Return whether a path of a manifest stays below the run."""
     steps = path.split("/") if isinstance(path, str) else [""]
     return all(step not in ("", ".", "..") for step in steps) and not re.search(r"[\\\x00]", str(path))
 
 
 def is_sound(manifest: Any) -> bool:
-    """Tell whether a manifest has the form of those that parts write, and names nothing outside the run."""
+    """Return whether a manifest has the form of those that parts write, and names nothing outside the run."""
     try:
         return (
             re.fullmatch(r"[0-9a-f]{8}", manifest["attempt"]) is not None
@@ -65,7 +65,7 @@ def is_sound(manifest: Any) -> bool:
 
 
 def _holds(pieces: Any, objects: dict[str, list]) -> bool:
-    """Tell whether an array's pieces lie within the objects, and are of one kind."""
+    """Return whether an array's pieces lie within the objects, and are of one kind."""
     shards = [(key, offset, StoredArray.parse(shape, dtype)) for key, offset, shape, dtype in pieces]
     return (
         len({(shard.shape[1:], shard.dtype.str) for *_, shard in shards}) == 1

@@ -27,7 +27,7 @@ def attributes_of(document: Document) -> Document:
 
 
 def holds(found: Document, own: Document) -> bool:
-    """Tell whether metadata says all that it must, whatever else it and its attributes say."""
+    """Return whether metadata says all that it must, whatever else it and its attributes say."""
     there, attributes = attributes_of(found), attributes_of(own)
     pairs = [(found, {name: value for name, value in own.items() if name != "attributes"}), (there, attributes)]
     if isinstance(attributes.get(OWN), dict) and isinstance(there.get(OWN), dict):
@@ -70,7 +70,7 @@ def closed_of(folder: str) -> Document:
 
 
 def is_node(document: Document) -> bool:
-    """Tell whether this is the metadata of an array or a group of Zarr v3."""
+    """Return whether this is the metadata of an array or a group of Zarr v3."""
     return document.get("zarr_format") == 3 and document.get("node_type") in ("array", "group")
 
 

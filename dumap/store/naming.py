@@ -53,11 +53,11 @@ class Naming:
         return re.compile(rf"(({_any(NODES)})/)?zarr\.json|{manifest}|{LOCKS}/\d{{8,}}\.json|({_any(FINALS)})/{_ARRAY}")
 
     def is_lasting(self, key: str) -> bool:
-        """Tell whether a key is one of what stays of a run."""
+        """Return whether a key is one of what stays of a run."""
         return self._lasting.fullmatch(key) is not None
 
     def is_removable(self, key: str) -> bool:
-        """Tell whether a key is one of dumap's that may be removed where no manifest names it."""
+        """Return whether a key is one of dumap's that may be removed where no manifest names it."""
         if self._written.fullmatch(key):
             return True
         partial = re.fullmatch(rf"(.*/)?\.([^/]+)\.{_HEX}{{8}}\.partial", key)

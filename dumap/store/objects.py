@@ -223,7 +223,7 @@ class Objects:
         return sorted(self.attempt(below, lambda: list(self.each_key(below))))
 
     def holds_any(self) -> bool:
-        """Tell whether there is any object."""
+        """Return whether there is any object."""
         return self.attempt("", lambda: next(iter(self.each_key()), None) is not None)
 
     def each_key(self, below: str = "") -> Iterator[str]:
@@ -311,7 +311,7 @@ def names_below(location: str, folder: str, depth: int, collect: Callable[[Itera
 
 
 def lacks_room(error: BaseException | None) -> bool:
-    """Tell whether an error comes of a store that is full."""
+    """Return whether an error comes of a store that is full."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             return True

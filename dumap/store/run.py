@@ -67,7 +67,7 @@ class Run(Committed):
     # the group ---------------------------------------------------------------------------------
 
     def exists(self) -> bool:
-        """Tell whether a run, or another Zarr node, is there."""
+        """Return whether a run, or another Zarr node, is there."""
         return self.is_committed(IDENTITY, "run") or self.size("zarr.json") >= 0
 
     def create(self, attributes: dict[str, Any]) -> None:
@@ -179,7 +179,7 @@ class Run(Committed):
             raise StorageError(f"{self.location}: {name} is damaged; {self.advice()}") from error
 
     def _is_written(self, stage: str, name: str, key: str, written: Sequence) -> bool:
-        """Tell whether an object is what its part wrote; of a final array's metadata, whether it still says all that.
+        """Return whether an object is what its part wrote; of a final array's metadata, whether it still says all that.
 
         So attributes that somebody gives a final array are no damage.
         """
@@ -226,7 +226,7 @@ class Run(Committed):
                 yield "", "", lock_key(term)
 
     def _tells(self, key: str, own: metadata.Document) -> bool:
-        """Tell whether the group's metadata says what it must, and of the final arrays what theirs does."""
+        """Return whether the group's metadata says what it must, and of the final arrays what theirs does."""
         found = self._found(key)
         copies = metadata.consolidated_in(found)
         results: dict[str, Any] = {}
