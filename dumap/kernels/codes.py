@@ -46,6 +46,7 @@ class Codes(NamedTuple):
 def _encode_row(row, middle, step, codes):
     """Write a row's codes; return their squared error."""
     total, unit = np.float32(0), np.float32(1) / step
+    # code = round((x - middle) / step), clipped to +-127; the error is |x - middle - step code|.
     for c in range(len(codes)):
         offset = row[c] - middle[c]
         code = np.rint(min(max(offset * unit, -LARGEST), LARGEST))
@@ -134,6 +135,7 @@ def _code(row, middle, unit, code):
     total = _encode_row(row, middle, unit, code[:columns])
     for c in range(columns, len(row)):
         total += (row[c] - middle[c]) ** 2
+    # Rounding alone gives at most step / 2 a column, 0.25 step^2 each in the sum; more means clipping.
     by_rounding = np.float32(0.26) * unit * unit * len(code)
     return np.sqrt(total) * ROUNDING if total <= by_rounding else np.float32(np.inf)
 
@@ -184,7 +186,7 @@ def code_packs(x, rows, middle, unit, packs, lengths, errors):
         length, shifted = _sums(code)
         lengths[j] = length + shifted
         for c in range(len(fours)):
-            places[j // side, c, j % side, 0] = fours[c]
+            places[j // side, c, j % side, 0] = fours[c]  # four columns of a row at once
 
 
 @nb.njit(inline="always")

@@ -55,7 +55,7 @@ def draws(seed: int, purpose: int, counters: np.ndarray) -> np.ndarray:
     -------
     ndarray of uint64, shape (n,)
     """
-    base = key(seed, purpose)
+    base = key(seed, purpose)  # one key a purpose, then one hash a counter
     out = np.empty(counters.shape[0], np.uint64)
     for i in range(counters.shape[0]):
         out[i] = draw(base, counters[i])
@@ -91,7 +91,7 @@ def _row_hashes(rows, multiplier, basis):
     out = np.empty(n, np.uint64)
     chains = np.empty(8, np.uint64)
     for i in range(n):
-        for c in range(8):
+        for c in range(8):  # the width takes part, so that rows padded with zeros differ
             chains[c] = basis * np.uint64(width + c + 1)
         for j in range(width):
             c = j & 7

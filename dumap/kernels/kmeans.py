@@ -30,6 +30,7 @@ def _seeds(x, count, base):
             bits = hashing.draw(base, TRIALS * number + trial)
             row = np.int64(bits % np.uint64(n))
             if number:
+                # Draw row i with probability nearest[i] / total: the first at which the running sum passes `left`.
                 left = total * (np.float64(bits >> np.uint64(11)) / 9007199254740992.0)
                 for i in range(n):
                     if nearest[i] > 0:
@@ -37,7 +38,7 @@ def _seeds(x, count, base):
                         left -= nearest[i]
                         if left < 0:
                             break
-            rest = 0.0
+            rest = 0.0  # what the sum of squared distances would be with this row as a seed
             for i in range(n):
                 nearest_then[trial, i] = min(nearest[i], squared_distance(x[i], x[row]))
                 rest += nearest_then[trial, i]
@@ -60,6 +61,7 @@ def move_to_means(x, cluster_of, centroids):
         Each row's centroid.
     centroids : ndarray of float32, shape (clusters, dims)
     """
+    # In float64 and in the order of the rows, so that the means depend on nothing else.
     sums, counts = np.zeros(centroids.shape), np.zeros(len(centroids), np.int64)
     for i in range(len(x)):
         counts[cluster_of[i]] += 1

@@ -43,6 +43,7 @@ def _distances(products, length, error, lengths, errors, unit, resolution, squar
     and subtracted for a lower bound.
     """
     for j in range(len(squared)):
+        # In whole numbers up to here: the same on any processor.
         apart = unit * unit * np.float32(np.int32(length + lengths[j] - np.int32(2) * products[j]))
         about = apart + (error * error + errors[j] * errors[j])
         least = max(np.sqrt(apart) * ROUND_DOWN - (error + errors[j]), np.float32(0))
@@ -104,7 +105,7 @@ def _compare(x, leaf_rows, others, middle, unit, width, resolution, same_rows, i
             limits[j] = distances[columns[j], last]
         used = packs[: -(-len(columns) // PACK)]
         for low in range(0, min(len(leaf_rows), left + len(columns)) if same_rows else len(leaf_rows), ROWS):
-            first = max(0, low - left) // PACK if same_rows else 0
+            first = max(0, low - left) // PACK if same_rows else 0  # columns before were compared as rows
             taken = slice(PACK * first, len(columns))
             multiply(rows[low : low + ROWS], used, first, products)
             for i in range(low, min(low + ROWS, len(leaf_rows))):

@@ -18,6 +18,7 @@ def exp(x: float) -> float:
     """Return e to the x, in float64, for x <= 0; relative error below 1e-14, 0 below -700."""
     if not x > -700.0:
         return 0.0
+    # e^x = 2^n e^r with |r| <= ln(2) / 2; ln(2) in two parts keeps r exact. Then e^r by its Taylor series.
     n = np.floor(x * _LOG2E + 0.5)
     r = (x - n * _LN2_HIGH) - n * _LN2_LOW
     p = 1.0 / 479001600.0
@@ -59,6 +60,7 @@ def power(x: np.float32, exponent: np.float32) -> np.float32:
 
     Without branches, so that loops over it fill vector lanes.
     """
+    # x = 2^e (1 + t) with sqrt(1/2) <= 1 + t < sqrt(2), from the bits of x; log2(x) = e + t P(t).
     shifted = np.int32(np.float32(x).view(np.int32) - _HALF_ROOT)
     e = np.int32(shifted >> 23)
     t = np.int32(np.int32(shifted & _MANTISSA) + _HALF_ROOT).view(np.float32) - _ONE
@@ -70,6 +72,7 @@ def power(x: np.float32, exponent: np.float32) -> np.float32:
     p = p * t + _L[2]
     p = p * t + _L[1]
     p = p * t + _L[0]
+    # x^exponent = 2^y = 2^n 2^f with n a whole number and |f| <= 1/2; 2^f by a polynomial, 2^n by the exponent's bits.
     y = exponent * (np.float32(e) + p * t)
     y = min(max(y, _LOWEST), _HIGHEST)
     shift = y + _ROUND

@@ -29,7 +29,7 @@ def distance_function(metric: str):
 def _exhaustive(data, queries, k, distance, arguments, indices, distances):
     for q in range(queries.shape[0]):
         i = queries[q]
-        filled = 0
+        filled = 0  # entries of the list so far, kept sorted by insertion
         for j in range(data.shape[0]):
             if j == i:
                 continue

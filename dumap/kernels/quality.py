@@ -30,7 +30,7 @@ def keep_nearest(block, ids, skip, indices, distances):
             i = ids[j]
             if i == skip[q] or i < 0 or (d == worst and i > indices[q, k - 1]):
                 continue
-            at = k - 1
+            at = k - 1  # insertion sort: move farther entries up
             while at > 0 and (distances[q, at - 1] > d or (distances[q, at - 1] == d and indices[q, at - 1] > i)):
                 distances[q, at], indices[q, at] = distances[q, at - 1], indices[q, at - 1]
                 at -= 1
@@ -60,7 +60,7 @@ def count_nearer(block, ids, skip, limits, counts):
             d = block[q, j]
             if ids[j] == skip[q] or ids[j] < 0 or d >= limits[q, m - 1]:
                 continue
-            low, high = 0, m - 1
+            low, high = 0, m - 1  # bisect for the first limit beyond d
             while low < high:
                 middle = (low + high) >> 1
                 if d < limits[q, middle]:

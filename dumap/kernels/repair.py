@@ -87,7 +87,7 @@ def listed_by(lists: np.ndarray, home_rows: int) -> tuple[np.ndarray, np.ndarray
         for s in range(k):
             if lists[j, s] >= 0:
                 starts[lists[j, s] + 1] += 1
-    starts = np.cumsum(starts)
+    starts = np.cumsum(starts)  # a counting sort of all entries by the row that they list
     following, entries = starts[:-1].copy(), np.empty(starts[-1], np.int64)
     for j in range(home_rows):
         for s in range(k):
@@ -129,6 +129,7 @@ def _local_join(x, home_rows, lists, fresh, homes, inside, limits, distance, arg
     """
     rows, k = lists.shape
     starts, entries = listed_by(lists, home_rows)
+    # seen[m] == i once i and m were compared. Pairs of two old entries, or of one home cell, were compared before.
     seen, pairs = np.full(rows, -1, np.int32), 0
     for i in range(rows):
         seen[i] = i

@@ -213,7 +213,7 @@ def _bound(codes, count):
     low, high = codes[0], codes[0]
     for c in range(len(codes)):
         low, high = min(low, codes[c]), max(high, codes[c])
-    high += np.int32(1)
+    high += np.int32(1)  # now all codes are below `high`, none below `low`
     for _ in range(HALVINGS):
         middle = low + ((high - low) >> 1)
         below = np.int32(0)
@@ -285,7 +285,7 @@ def _sort_exactly(x, leaves, keys, out, distances):
     """Sort each row's leaves by distances summed in the same order on any processor, ties by leaf."""
     count = keys.shape[1]
     ids, squared = np.empty(count, np.int64), np.empty(count, np.float32)
-    for i in range(len(keys)):
+    for i in range(len(keys)):  # insertion sort of a few leaves by (distance, leaf)
         met = 0
         while met < count and keys[i, met] < NONE:
             leaf = keys[i, met] & 0xFFFFFFFF
@@ -314,7 +314,7 @@ def _by_group(near, first, last, squared, radii, limits):
             least = ROUND_DOWN * np.sqrt(squared[i, s]) - radii[near[i, s]]
             open_[i, s] = not (least > 0 and least * least > limits[i])
             begins[near[i, s] + 1] += open_[i, s]
-    begins = np.cumsum(begins)
+    begins = np.cumsum(begins)  # a counting sort by group
     following, slots = begins[:-1].copy(), np.empty(begins[-1], np.int64)
     for i in range(len(near)):
         for s in range(first, last):

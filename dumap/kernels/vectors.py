@@ -304,7 +304,7 @@ _in_lanes: Any = intrinsic(_sum_in_lanes)
 @nb.njit(cache=True, nogil=True)
 def ordered_distance(a: np.ndarray, b: np.ndarray) -> np.float32:
     """Return the squared distance of two contiguous float32 rows, summed in the same order on any processor."""
-    chunks = len(a) // LANES
+    chunks = len(a) // LANES  # whole vectors first, then the columns that are left, one by one
     total = _in_lanes(a, b, chunks)
     for c in range(chunks * LANES, len(a)):
         gap = a[c] - b[c]
