@@ -32,7 +32,7 @@ def run(
     observer : Observer, optional
         Told of stages and progress; by default the logger `dumap` is, at the level INFO.
     force : bool
-        Go on with stages that other versions of the libraries began.
+        Go on with stages that were begun with other versions of the libraries, or on other processors.
     parent : str, optional
         Another run, of whose finished stages those are read that this one would make alike.
 

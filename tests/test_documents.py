@@ -11,6 +11,8 @@ from test_layers import LAYERS
 
 ROOT = Path(__file__).parents[1]
 CONTRIBUTING = (ROOT / ".github" / "CONTRIBUTING.md").read_text()
+DESIGN = (ROOT / "dumap" / "DESIGN.md").read_text()
+FOLDERS = "|".join(LAYERS)
 
 
 def test_what_contributors_are_told_to_look_at_is_there():
@@ -18,6 +20,19 @@ def test_what_contributors_are_told_to_look_at_is_there():
     named |= {f"dumap/{path}" for path in re.findall(rf"`((?:{'|'.join(LAYERS)})/\w+\.py)`", CONTRIBUTING)}
     assert len(named) > 25
     assert [path for path in sorted(named) if not (ROOT / path).exists()] == []
+
+
+def test_what_the_design_names_is_there():
+    named = {path for path in re.findall(rf"`((?:tests/|(?:{FOLDERS})/)[\w/]+\.py)`", DESIGN)}
+    assert len(named) > 8
+    assert [path for path in sorted(named) if not ((ROOT / path).exists() or (ROOT / "dumap" / path).exists())] == []
+
+
+def test_words_have_one_meaning_each_and_are_few():
+    table = DESIGN[DESIGN.index("## Words") :]
+    words = [word for line in re.findall(r"^\| (.+?) \|", table, re.M)[1:] for word in line.split(", ")]
+    assert 20 < len(re.findall(r"^\| ", table, re.M)) - 1 <= 40
+    assert len(words) == len(set(words))
 
 
 def test_every_layer_is_told_from_the_top():

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 EXIT_CODES = """
 Exit codes: 0 ok, 1 damage found, 2 bad configuration, 3 bad input, 4 over budget, 5 cluster lost,
-6 storage failed, 7 other parameters, input or versions than the run's, 8 locked by another driver,
+6 storage failed, 7 other parameters, input,
+versions or processors than the run's, 8 locked by another driver,
 9 a task failed, 70 unexpected, 130 interrupted (Ctrl-C), 143 interrupted (SIGTERM).
 """
 

@@ -77,10 +77,9 @@ class Config(Section):
     def parameters(self) -> dict[str, Any]:
         """Return what the answer depends on, beside the input's data.
 
-        `input.nonfinite` and `input.missing` are not among it: where rows are not finite, or not there, one of their
-        values gives no answer at all.
+        `input.nonfinite` and `input.missing` are left out: where they matter, one of their two values is an error.
         `quality.queries` is: the rows that it chooses decide whether lists are repaired.
-        Of a given graph its place is not, as of the input, but that there is one; then no cells are cut.
+        Of given neighbours it says only that there are some, not where they lie; then no cells are cut.
         """
         values = self.model_dump(mode="json", exclude={"output", "cluster", "input", "keep"})
         for where in ("checkpoint_every", "mode"):

@@ -209,7 +209,8 @@ class GraphConfig(Section):
     shard_rows: int = setting(
         65536,
         "Rows of one shard of graph, start and layout, or fewer where task_memory holds fewer. Larger: fewer tasks and "
-        "objects, more memory a task. A run is stored by it, so one that was begun goes on with no other value.",
+        "objects, more memory a task. It fixes how the run's parts are cut, so a run that was begun goes on with no "
+        "other value.",
         changes="with layout.exchange_every above 1",
         ge=4096,
         multiple_of=4096,

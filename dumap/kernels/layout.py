@@ -269,7 +269,7 @@ def step_epoch(
     first : int
         Position of the shard's first row, a multiple of `BLOCK`; random choices are keyed by it.
     y_offset : int
-        Row of `y` at which the shard's y_offset coordinates begin.
+        Row of `y` at which the shard's rows begin.
     edges : Edges
         The shard's edges; tails are rows of `y`.
     y : ndarray of float32, shape (known rows, n_components)

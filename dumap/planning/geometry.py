@@ -23,7 +23,7 @@ from dumap.planning.curve import curve
 from dumap.sources.zarr_array import Precomputed
 
 SAMPLE_ROWS_PER_LEAF = 8
-MIN_SAMPLE_ROWS, LEAST_SAMPLE_ROWS = 4096, 128
+WANTED_SAMPLE_ROWS, FEWEST_SAMPLE_ROWS = 4096, 128
 CELLS_A_ROW, CELLS_A_ROW_BY_DOUBLING = 4, 0.6
 """Cells of a row on average, its home included: at most the first; from 1 the second more each time the number of
 cells doubles (measured, rounded up)."""
@@ -228,8 +228,8 @@ def geometry(
     if given is not None:
         cells = math.ceil(rows / (cap := range_rows_of(config)))
     leaves = max(cells, rows // LEAF_ROWS) if rows > EXACT_ROWS or cells > 1 else 1
-    wanted_sample = max(MIN_SAMPLE_ROWS, SAMPLE_ROWS_PER_LEAF * leaves)
-    sample_rows = min(rows, wanted_sample, max(LEAST_SAMPLE_ROWS, memory // 4 // (4 * dims)))
+    wanted_sample = max(WANTED_SAMPLE_ROWS, SAMPLE_ROWS_PER_LEAF * leaves)
+    sample_rows = min(rows, wanted_sample, max(FEWEST_SAMPLE_ROWS, memory // 4 // (4 * dims)))
     leaves = min(leaves, max(cells, sample_rows // 2))
     shard_rows = shard_rows_of(config)
     return Geometry(

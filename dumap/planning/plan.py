@@ -20,8 +20,8 @@ from dumap.planning.geometry import (
 )
 
 ALL_SECONDS, SEARCH_SECONDS, FEWEST_DIMS, EPOCH_SECONDS = 3.0, 4e-7, 50, 6e-8
-"""What a run takes of one core: of any rows, of each row and dim, as if there were so many more of them, and of each
-row, epoch and neighbor (measured; threads wait for one another in small stages, which is not counted)."""
+"""Seconds that one core takes: for any run, for each row times its dims + FEWEST_DIMS, and for each row, epoch and
+neighbor (measured; threads wait for one another in small stages, which is not counted)."""
 FASTEST, SLOWEST = 0.6, 2.0
 """Between these multiples of that estimate runs of 10,000 to 10 million rows took, on processors with and without
 AVX-512 VNNI, two threads each (measured, from 0.72 to 1.7)."""

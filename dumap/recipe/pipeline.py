@@ -85,7 +85,7 @@ def run(
         A client to use instead of what `config.cluster` names.
     observer : Observer, optional
     force : bool
-        Go on with stages that other versions of the libraries began.
+        Go on with stages that were begun with other versions of the libraries, or on other processors.
     parent : str, optional
         Another run, of whose finished stages those are read that this one would make alike; a run that was begun with
         a parent knows it.

@@ -136,7 +136,7 @@ def test_debug_shows_where(cli, places):
 @pytest.mark.parametrize(
     ("setting", "said"),
     [
-        ("layout.n_epoch=20", "layout.n_epoch: unknown key; allowed keys: n_components, n_epochs"),
+        ("layout.n_epoch=20", "layout.n_epoch: unknown key; allowed keys: seed, n_components, n_epochs"),
         ("neighbours.n_neighbors=5", "neighbours: unknown key; allowed keys: input, output"),
         ("neighbors.n_neighbors=many", "neighbors.n_neighbors = 'many'"),
         ("neighbors.n_neighbors=1", "neighbors.n_neighbors = 1: Input should be greater than or equal to 2"),
