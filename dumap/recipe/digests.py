@@ -20,8 +20,8 @@ from dumap.recipe.identity import DATA, data_of
 from dumap.recipe.names import DONE
 from dumap.stages import Recipe, Stage, settings_of
 
-LOOKS = ("shape", "dtype", "signature")
-"""How what is read looks, of what a run tells of it."""
+METADATA = ("shape", "dtype", "signature")
+"""What a run tells of the metadata of what it reads."""
 
 
 def changed_settings(stage: Stage, config: Config) -> dict[str, Any]:
@@ -37,7 +37,7 @@ def digest_of(stage: Stage, config: Config, reads: Mapping[str, Any]) -> str:
 
 
 def chain(
-    recipe: Recipe, config: Config, looks: Mapping[str, Any], holds: Mapping[str, Any] | None = None
+    recipe: Recipe, config: Config, input_metadata: Mapping[str, Any], input_content: Mapping[str, Any] | None = None
 ) -> dict[str, str]:
     """Digest a recipe's stages, by name.
 
@@ -45,19 +45,20 @@ def chain(
     ----------
     recipe : Recipe
     config : Config
-    looks : mapping
-        How what is read looks, and how it is cut.
-    holds : mapping, optional
-        What it holds, and how it is cut. Where that is not known yet, only stages that read no other get a digest.
+    input_metadata : mapping
+        Shape, dtype and signature of what is read, and how it is cut.
+    input_content : mapping, optional
+        Shape, dtype and fingerprint, and how it is cut. Where that is not known yet, only stages that read no other
+        get a digest.
     """
     found: dict[str, str] = {}
     upstream: dict[str, str] = {}
     for stage in recipe:
         if not stage.reads:
-            found[stage.name] = digest_of(stage, config, looks)
-            if holds is not None:
-                upstream[stage.name] = digest_of(stage, config, holds)
-        elif holds is not None:
+            found[stage.name] = digest_of(stage, config, input_metadata)
+            if input_content is not None:
+                upstream[stage.name] = digest_of(stage, config, input_content)
+        elif input_content is not None:
             found[stage.name] = upstream[stage.name] = digest_of(
                 stage, config, {name: upstream[name] for name in stage.reads}
             )
@@ -77,14 +78,18 @@ def digests(recipe: Recipe, job: Job, told: Mapping[str, Any], facts: Mapping[st
         What the first stage found of it.
     """
     read, cut = data_of(job.config), {"block_rows": job.geometry.block_rows}
-    looks = {what: {name: told[what][name] for name in LOOKS} for what in read}
+    input_metadata = {what: {name: told[what][name] for name in METADATA} for what in read}
     if facts is None:
-        return chain(recipe, job.config, {**looks, **cut})
-    holds = {
-        what: {"shape": looks[what]["shape"], "dtype": looks[what]["dtype"], "fingerprint": facts.get(DATA[what][0])}
+        return chain(recipe, job.config, {**input_metadata, **cut})
+    input_content = {
+        what: {
+            "shape": input_metadata[what]["shape"],
+            "dtype": input_metadata[what]["dtype"],
+            "fingerprint": facts.get(DATA[what][0]),
+        }
         for what in read
     }
-    return chain(recipe, job.config, {**looks, **cut}, {**holds, **cut})
+    return chain(recipe, job.config, {**input_metadata, **cut}, {**input_content, **cut})
 
 
 def digests_of_run(recipe: Recipe, job: Job) -> dict[str, str]:

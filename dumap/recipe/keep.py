@@ -70,7 +70,7 @@ def check_kept(stages: Recipe, run: Run) -> None:
                 )
 
 
-def settle(run: Run, recipe: Recipe, keep: str, finish: bool = False) -> int:
+def drop_needless(run: Run, recipe: Recipe, keep: str, finish: bool = False) -> int:
     """Drop what nothing needs any more; return the bytes that are free now.
 
     With `finish`, what an earlier driver dropped halfway too.
@@ -83,7 +83,7 @@ def settle(run: Run, recipe: Recipe, keep: str, finish: bool = False) -> int:
     return freed
 
 
-def is_settled(run: Run, recipe: Recipe, keep: str) -> bool:
+def holds_nothing_needless(run: Run, recipe: Recipe, keep: str) -> bool:
     """Return whether a run holds nothing that the setting would have dropped; what is damaged is not looked at."""
     try:
         needless = droppable(run, recipe, keep)
@@ -92,7 +92,7 @@ def is_settled(run: Run, recipe: Recipe, keep: str) -> bool:
         return True
 
 
-def revive(run: Run, error: DamageError, note: Callable[[str], None]) -> bool:
+def remake_dropped(run: Run, error: DamageError, note: Callable[[str], None]) -> bool:
     """Where what is missing was dropped, forget that it, and all of its kind, is made; tell whether it was."""
     stage, kind = error.stage, kind_of(error.part)
     if stage not in STAGES or not run.is_committed(stage, error.part) or not run.is_dropped(stage, error.part):

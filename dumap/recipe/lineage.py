@@ -1,13 +1,11 @@
 """A run's parent: another run, finished or not, of whose finished stages it takes those that it would make alike.
 
 Such a stage is committed by reference: its manifest says which run holds the parts, and whoever reads them reads them
-there. Nothing is written to that run but that it has a child.
+there. All that is written to that run is that it has a child (`relatives.py`).
 """
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 from collections.abc import Callable
 
 from dumap.artifacts.job import Job
@@ -19,39 +17,10 @@ from dumap.recipe.identity import DATA, data_of, describe_input
 from dumap.recipe.locations import check_apart, is_one_place
 from dumap.recipe.names import DONE
 from dumap.recipe.recipes import geometry_of, recipe_of
+from dumap.recipe.relatives import inherited_by, parent_of, register
 from dumap.stages import Recipe, Stage
-from dumap.store import IDENTITY, INHERITED, Run, await_end, reached, towards
+from dumap.store import INHERITED, Run, await_end, towards
 from dumap.store.disk import normalize
-
-CHILD = "child"
-"""What the parts are called by which a run knows its children."""
-
-
-def parent_of(run: Run) -> str | None:
-    """Return where a run's parent lies; None where it has none."""
-    way = run.attributes.get("parent")
-    return reached(way, run.location) if isinstance(way, str) else None
-
-
-def children_of(run: Run) -> list[str]:
-    """List the runs that are known to read this one's stages, whether they are there still or not."""
-    found = []
-    for name in run.committed(IDENTITY):
-        if name.startswith(f"{CHILD}-"):
-            with contextlib.suppress(DamageError):  # which verify tells
-                found.append(reached(run.summary(IDENTITY, name)["run"], run.location))
-    return sorted(found)
-
-
-def inherited_by(run: Run) -> dict[str, str]:
-    """Return the stages that a run has of others, and where these lie."""
-    found = {}
-    for stage in run.committed(DONE):
-        with contextlib.suppress(DamageError):  # of a manifest: the run finds it when it comes to the stage
-            if isinstance(way := run.summary(DONE, stage).get(INHERITED), str):
-                found[stage] = reached(way, run.location)
-    return found
-
 
 # before a run ------------------------------------------------------------------------------------
 
@@ -170,7 +139,7 @@ def as_begun(config: Config, run: Run) -> Config:
     return config.model_copy(update={"neighbors": own.model_copy(update={"width": told["width"]})})
 
 
-def as_kin(config: Config, given: str | None, note: Callable[[str], None]) -> tuple[Config, Run | None]:
+def resolve_parent(config: Config, given: str | None, note: Callable[[str], None]) -> tuple[Config, Run | None]:
     """Return the configuration with what a run takes of its parent's, and the parent, where there is one."""
     parent, run = open_parent(config.output, given), Run(config.output, read_only=True)
     if parent is None:
@@ -220,7 +189,7 @@ def inherit(recipe: Recipe, stage: Stage, job: Job, parent: Run, note: Callable[
     return True
 
 
-def disown(job: Job, error: DamageError, note: Callable[[str], None]) -> bool:
+def drop_inherited_stage(job: Job, error: DamageError, note: Callable[[str], None]) -> bool:
     """Where what is missing was dropped by the run that holds it, have the stage made here; tell whether it was."""
     if not isinstance(error, DroppedError) or job.inherited is None or error.stage not in job.inherited:
         return False
@@ -228,15 +197,3 @@ def disown(job: Job, error: DamageError, note: Callable[[str], None]) -> bool:
     job.run.forget(DONE, error.stage)
     note(f"{error.stage}: {where} dropped {error.part}, which is needed: the stage is made here (see the setting keep)")
     return True
-
-
-def register(place: str, child: str, note: Callable[[str], None]) -> None:
-    """Have a run know a child, for its status to list; where it cannot be written to, say so."""
-    run, name = Run(place, inherited={}), f"{CHILD}-{hashlib.sha256(child.encode()).hexdigest()[:16]}"
-    if run.is_committed(IDENTITY, name):
-        return
-    try:
-        with run.part(IDENTITY, name) as out:
-            out.attributes["run"] = towards(child, place)
-    except StorageError as error:
-        note(f"{error}; so its status does not list {child}")

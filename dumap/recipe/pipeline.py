@@ -21,13 +21,14 @@ from dumap.planning.plan import Plan
 from dumap.recipe.damage import forget
 from dumap.recipe.digests import check_digests, digests_of_run
 from dumap.recipe.identity import check_chunks, check_same, create, describe_input, lost_identity
-from dumap.recipe.keep import check_kept, is_settled, revive, settle
-from dumap.recipe.lineage import as_kin, check_parent, disown, inherit, inherited_by, open_parent, register
+from dumap.recipe.keep import check_kept, drop_needless, holds_nothing_needless, remake_dropped
+from dumap.recipe.lineage import check_parent, drop_inherited_stage, inherit, open_parent, resolve_parent
 from dumap.recipe.locations import check_places, free_disk, probe_output, with_places
 from dumap.recipe.makers import begin_stage, check_makers, made_with, record_of
 from dumap.recipe.names import DONE, NAMING, STAGES
 from dumap.recipe.observers import Logged, Watched
 from dumap.recipe.recipes import geometry_of, make_plan, recipe_of
+from dumap.recipe.relatives import inherited_by, register
 from dumap.recipe.status import status
 from dumap.stages import Context, Recipe, Stage, Task
 from dumap.store import Lock, Run
@@ -50,7 +51,7 @@ def plan(config: Config, parent: str | None = None) -> Plan:
     if parent is None:
         return make_plan(config, geometry_of(config), memory)
     config = with_places(config)
-    config, other = as_kin(config, parent, note)
+    config, other = resolve_parent(config, parent, note)
     job = Job(config, geometry_of(config))
     return plan_left(job, stages_left(job, other, note), memory)
 
@@ -103,15 +104,15 @@ def run(
     config = with_places(config)
     check_places(config, NAMING)
     begun = Run(config.output, read_only=True).exists()  # to open it for writing would make its folder
-    config, other = as_kin(config, parent, observer.note)
+    config, other = resolve_parent(config, parent, observer.note)
     job, recipe = Job(config, geometry_of(config)), recipe_of(config)
     if begun:
         check_same(job, observer)
         if not lost_identity(job.run) and all(job.run.is_committed(DONE, stage) for stage in STAGES):
             said = "nothing to do"
-            if not is_settled(job.run, recipe_of(config), config.keep):
+            if not holds_nothing_needless(job.run, recipe_of(config), config.keep):
                 with Lock(job.run, observer.note):
-                    freed = settle(job.run, recipe_of(config), config.keep)
+                    freed = drop_needless(job.run, recipe_of(config), config.keep)
                 said = f"{format_bytes(freed)} were dropped, since keep is {config.keep}"
             observer.note(f"{config.output}: finished before; {said}")
             return status(config.output)
@@ -175,23 +176,23 @@ def follow(
     while True:
         try:
             check_digests(recipe, job)
-            settle(job.run, recipe, job.config.keep, finish=True)
+            drop_needless(job.run, recipe, job.config.keep, finish=True)
             for stage in recipe:
                 if job.run.is_committed(DONE, stage.name):
                     continue
                 if parent is None or stage.name in remade or not inherit(recipe, stage, job, parent, observer.note):
                     begin_stage(job.run, stage.name, cluster, force)
                     _complete(stage, job, projected, cluster, observer)
-                    settle(job.run, recipe, job.config.keep)
+                    drop_needless(job.run, recipe, job.config.keep)
             return
         except DamageError as error:
             part = (error.stage, error.part)
             repaired[part] = repaired.get(part, 0) + 1
             if repaired[part] > REPAIRS:
                 raise
-            if disown(job, error, observer.note):
+            if drop_inherited_stage(job, error, observer.note):
                 remade.add(error.stage)
-            elif not revive(job.run, error, observer.note):
+            elif not remake_dropped(job.run, error, observer.note):
                 observer.note(f"{error}: it is made again")
                 forget(job.run, *part)
             create(job, cluster, parent)

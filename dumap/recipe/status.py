@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from dumap.recipe.lineage import children_of, parent_of
 from dumap.recipe.names import DONE, STAGES
+from dumap.recipe.relatives import children_of, parent_of
 from dumap.store import Run, driver, last_work
 
 

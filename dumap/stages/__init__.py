@@ -96,8 +96,8 @@ class Stage:
     writes : tuple of str
         What the names of its parts begin with.
     passing : mapping
-        Of these, those that are of no use once the later stages named have read them; of others, each is kept for who
-        reads the run as a model: to place or add rows, or for another layout.
+        The kinds of parts that go, each with the later stages that must be done before; all others are kept, to place
+        or add rows, or for another layout.
     run : callable
         `run(context)` does the work, and returns the figures.
     project : callable

@@ -160,6 +160,7 @@ def part_of(output: str) -> dict[str, tuple[str, str]]:
 @pytest.mark.parametrize("kind", DAMAGE)
 def test_every_object_of_a_run_is_watched(own, monkeypatch, kind):
     """All objects are harmed, then all manifests: each is named."""
+    monkeypatch.setattr(lock_module, "LEASE", 0.5)
     every = set(keys(own.output))
     manifests = {k for k in every if k.startswith((MANIFESTS, LOCKS)) or (k.endswith("zarr.json") and "/" not in k)}
     for some in (

@@ -1,0 +1,52 @@
+"""Which run is whose parent, and which stages it has of it: what can be told without knowing what stages do."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Callable
+
+from dumap.errors import DamageError, StorageError
+from dumap.recipe.names import DONE
+from dumap.store import IDENTITY, INHERITED, Run, reached, towards
+
+CHILD = "child"
+"""What the parts are called by which a run knows its children."""
+
+
+def parent_of(run: Run) -> str | None:
+    """Return where a run's parent lies; None where it has none."""
+    way = run.attributes.get("parent")
+    return reached(way, run.location) if isinstance(way, str) else None
+
+
+def children_of(run: Run) -> list[str]:
+    """List the runs that are known to read this one's stages, whether they are there still or not."""
+    found = []
+    for name in run.committed(IDENTITY):
+        if name.startswith(f"{CHILD}-"):
+            with contextlib.suppress(DamageError):  # which verify tells
+                found.append(reached(run.summary(IDENTITY, name)["run"], run.location))
+    return sorted(found)
+
+
+def inherited_by(run: Run) -> dict[str, str]:
+    """Return the stages that a run has of others, and where these lie."""
+    found = {}
+    for stage in run.committed(DONE):
+        with contextlib.suppress(DamageError):  # of a manifest: the run finds it when it comes to the stage
+            if isinstance(way := run.summary(DONE, stage).get(INHERITED), str):
+                found[stage] = reached(way, run.location)
+    return found
+
+
+def register(place: str, child: str, note: Callable[[str], None]) -> None:
+    """Have a run know a child, for its status to list; where it cannot be written to, say so."""
+    run, name = Run(place, inherited={}), f"{CHILD}-{hashlib.sha256(child.encode()).hexdigest()[:16]}"
+    if run.is_committed(IDENTITY, name):
+        return
+    try:
+        with run.part(IDENTITY, name) as out:
+            out.attributes["run"] = towards(child, place)
+    except StorageError as error:
+        note(f"{error}; so its status does not list {child}")
