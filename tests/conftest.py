@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import zarr
 from distributed import Client, LocalCluster
+from faults.catalogue import Collector
 from hypothesis import settings as hypothesis_settings
 from skips import is_allowed
 from sklearn.datasets import load_digits
@@ -42,6 +43,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--inputs", type=int, default=15, metavar="N", help="random inputs that runs are tried on [15]")
     parser.addoption("--turn", metavar="K/N", help="the K-th of N shares of the tests chosen, which together are all")
     parser.addoption("--strict-skips", action="store_true", help="fail on skips that tests/skips.py does not allow")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Take down which test shows what of which fault, before any is left out."""
+    config.pluginmanager.register(Collector(), "catalogue")
 
 
 @pytest.hookimpl(trylast=True)  # after -m and -k have chosen

@@ -68,6 +68,7 @@ def test_measured_peak_is_within_the_projected(whole):
 
 
 @pytest.mark.fault(19)
+@pytest.mark.faults
 @pytest.mark.slow
 def test_measured_peak_is_within_the_projected_with_more_rows(embed, client):
     x = np.random.default_rng(0).normal(size=(8000, 200)).astype(np.float32)

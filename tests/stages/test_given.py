@@ -516,6 +516,7 @@ def test_a_run_stopped_in_a_stage_goes_on_to_the_same_bytes(again, taken, stage)
 
 @pytest.mark.fault(1)
 @pytest.mark.fault(6)
+@pytest.mark.faults
 @pytest.mark.slow
 def test_kills_of_workers_and_of_the_driver_change_no_byte(configure, data, given, knn, taken, fresh):
     from faults.harness import fleet
