@@ -32,8 +32,8 @@ def changed_settings(stage: Stage, config: Config) -> dict[str, Any]:
 
 def digest_of(stage: Stage, config: Config, reads: Mapping[str, Any]) -> str:
     """Digest a stage of some settings, given what it reads."""
-    told = [stage.name, stage.version, changed_settings(stage, config), dict(reads)]
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+    depends_on = [stage.name, stage.version, changed_settings(stage, config), dict(reads)]
+    return hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()
 
 
 def chain(
@@ -65,20 +65,20 @@ def chain(
     return found
 
 
-def digests(recipe: Recipe, job: Job, told: Mapping[str, Any], facts: Mapping[str, Any] | None) -> dict[str, str]:
+def digests(recipe: Recipe, job: Job, attributes: Mapping[str, Any], facts: Mapping[str, Any] | None) -> dict[str, str]:
     """Digest a recipe's stages as a job comes to them.
 
     Parameters
     ----------
     recipe : Recipe
     job : Job
-    told : mapping
-        A run's attributes, or others like them, which tell how what is read looks.
+    attributes : mapping
+        A run's attributes, or others like them, with the metadata of what is read.
     facts : mapping, optional
         What the first stage found of it.
     """
     read, cut = data_of(job.config), {"block_rows": job.geometry.block_rows}
-    input_metadata = {what: {name: told[what][name] for name in METADATA} for what in read}
+    input_metadata = {what: {name: attributes[what][name] for name in METADATA} for what in read}
     if facts is None:
         return chain(recipe, job.config, {**input_metadata, **cut})
     input_content = {

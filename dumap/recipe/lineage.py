@@ -93,9 +93,9 @@ def check_parent(job: Job, parent: Run | None, note: Callable[[str], None]) -> R
             f"{job.config.output} reads stages that are not there any more: {said}. Have 'dumap run' make them there "
             f"again, or name another output"
         )
-    told = parent.attributes
+    attributes = parent.attributes
     for what in data_of(job.config):
-        now, then = getattr(job, what).describe(), told.get(what)
+        now, then = getattr(job, what).describe(), attributes.get(what)
         if then is not None and any(then[name] != now[name] for name in ("shape", "dtype")):
             raise RunMismatchError(
                 f"nothing of {parent.location} is equal: its {what} has shape {tuple(then['shape'])} and dtype "
@@ -110,8 +110,8 @@ def check_parent(job: Job, parent: Run | None, note: Callable[[str], None]) -> R
 def equal_stages(recipe: Recipe, job: Job, parent: Run) -> list[str]:
     """List the stages of a parent that a run takes, if the input holds the same data."""
     found = parent.summary(DONE, VECTORS)["facts"] if parent.is_committed(DONE, VECTORS) else None
-    told = {what: getattr(job, what).describe() for what in data_of(job.config)}
-    wanted = digests(recipe, job, told, found)
+    sources = {what: getattr(job, what).describe() for what in data_of(job.config)}
+    wanted = digests(recipe, job, sources, found)
     return [stage.name for stage in recipe if _is_equal(stage, parent, wanted.get(stage.name))]
 
 
@@ -123,8 +123,8 @@ def _is_equal(stage: Stage, parent: Run, digest: str | None) -> bool:
 
 def with_width_of(config: Config, parent: Run) -> Config:
     """Search as wide as a parent did for a run of fewer neighbours, where its lists are equal then."""
-    own, told = config.neighbors, parent.attributes["parameters"]["neighbors"]
-    width = told.get("width") or told["n_neighbors"]
+    own, recorded = config.neighbors, parent.attributes["parameters"]["neighbors"]
+    width = recorded.get("width") or recorded["n_neighbors"]
     if own.width is not None or own.n_neighbors >= width:
         return config
     wide = config.model_copy(update={"neighbors": own.model_copy(update={"width": width})})
@@ -133,10 +133,10 @@ def with_width_of(config: Config, parent: Run) -> Config:
 
 def as_begun(config: Config, run: Run) -> Config:
     """Return the configuration with the width that a run took of its parent, where none is given."""
-    own, told = config.neighbors, run.attributes["parameters"]["neighbors"]
-    if own.width is not None or own.n_neighbors != told["n_neighbors"] or not told.get("width"):
+    own, recorded = config.neighbors, run.attributes["parameters"]["neighbors"]
+    if own.width is not None or own.n_neighbors != recorded["n_neighbors"] or not recorded.get("width"):
         return config
-    return config.model_copy(update={"neighbors": own.model_copy(update={"width": told["width"]})})
+    return config.model_copy(update={"neighbors": own.model_copy(update={"width": recorded["width"]})})
 
 
 def resolve_parent(config: Config, given: str | None, note: Callable[[str], None]) -> tuple[Config, Run | None]:

@@ -24,9 +24,9 @@ from dumap.recipe.identity import check_chunks, check_same, create, describe_inp
 from dumap.recipe.keep import check_kept, drop_needless, holds_nothing_needless, remake_dropped
 from dumap.recipe.lineage import check_parent, drop_inherited_stage, inherit, open_parent, resolve_parent
 from dumap.recipe.locations import check_places, free_disk, probe_output, with_places
-from dumap.recipe.makers import begin_stage, check_makers, made_with, record_of
 from dumap.recipe.names import DONE, NAMING, STAGES
 from dumap.recipe.observers import Logged, Watched
+from dumap.recipe.provenance import begin_stage, check_provenance, made_with, record_of
 from dumap.recipe.recipes import geometry_of, make_plan, recipe_of
 from dumap.recipe.relatives import inherited_by, register
 from dumap.recipe.status import status
@@ -150,7 +150,7 @@ def _drive(
                 check_same(job, observer)
                 open_parent(output, None if parent is None else parent.location)
             create(job, cluster, parent)
-            check_makers(job.run, recipe, cluster, force)
+            check_provenance(job.run, recipe, cluster, force)
             if parent is not None:
                 register(parent.location, output, observer.note)
             cluster.bind(job.run, projected.peak_bytes)

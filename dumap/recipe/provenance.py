@@ -1,7 +1,7 @@
-"""Which versions and which processors make a stage: they bind it until it is done, and are told of it from then on.
+"""Provenance: the versions and processors with which stages are made.
 
-A stage of which parts are committed goes on with what they were made with, or by force. A stage that is done may be
-read by whatever comes after it.
+A stage with committed parts that is not done goes on with the same alone, or by force. What made a finished stage is
+recorded, and binds nothing.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from dumap.recipe.names import DONE
 from dumap.stages import Recipe
 from dumap.store import IDENTITY, Run
 
-MAKERS = ("versions", "cpus")
-"""What is told of whatever makes things."""
+PROVENANCE = ("versions", "cpus")
+"""Attributes that say it."""
 
 
-def told_of(cluster: Engine) -> dict[str, Any]:
-    """Say what an engine makes things with."""
+def provenance_of(cluster: Engine) -> dict[str, Any]:
+    """Return the versions and processors of an engine's workers."""
     return {"versions": cluster.versions, "cpus": cluster.cpus}
 
 
@@ -36,7 +36,7 @@ def begun_with(run: Run, stage: str) -> dict[str, Any]:
     if run.is_committed(IDENTITY, name):
         with contextlib.suppress(DamageError):  # which verify tells; the stage's parts are as good as they were
             found = run.summary(IDENTITY, name)
-    return {what: found.get(what, []) for what in MAKERS}
+    return {what: found.get(what, []) for what in PROVENANCE}
 
 
 def half_done(run: Run, recipe: Recipe) -> list[str]:
@@ -50,14 +50,14 @@ def record_of(run: Run, recipe: Recipe) -> dict[str, Any]:
     return begun_with(run, stages[0]) if stages else run.attributes
 
 
-def check_makers(run: Run, recipe: Recipe, cluster: Engine, force: bool) -> None:
+def check_provenance(run: Run, recipe: Recipe, cluster: Engine, force: bool) -> None:
     """Refuse, unless forced, to go on with a stage with versions, or on processors, that it was not begun with."""
     for stage in () if force else half_done(run, recipe):
         _check(run, stage, cluster)
 
 
 def _check(run: Run, stage: str, cluster: Engine) -> None:
-    began, now = begun_with(run, stage), told_of(cluster)
+    began, now = begun_with(run, stage), provenance_of(cluster)
     differs = differences(began["versions"], now["versions"])
     if not set(now["cpus"]) <= set(began["cpus"]):
         differs.append(f"processors: {', '.join(began['cpus'])} -> {', '.join(now['cpus'])}")
@@ -74,7 +74,7 @@ def begin_stage(run: Run, stage: str, cluster: Engine, force: bool) -> None:
     if run.committed(stage):
         if not force:
             _check(run, stage, cluster)
-    elif begun_with(run, stage) != (now := told_of(cluster)):
+    elif begun_with(run, stage) != (now := provenance_of(cluster)):
         run.forget(IDENTITY, _name(stage))
         with run.part(IDENTITY, _name(stage)) as out:
             out.attributes |= now
@@ -82,5 +82,5 @@ def begin_stage(run: Run, stage: str, cluster: Engine, force: bool) -> None:
 
 def made_with(run: Run, stage: str, cluster: Engine) -> dict[str, Any]:
     """Say with what a stage was made that is done now: another kind too, where it was begun with one."""
-    now, began = told_of(cluster), begun_with(run, stage)
+    now, began = provenance_of(cluster), begun_with(run, stage)
     return now if began == now else {**now, "begun_with": began}
