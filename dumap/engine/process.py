@@ -22,7 +22,7 @@ from threadpoolctl import threadpool_info
 from dumap.artifacts.job import Job
 from dumap.engine import memory
 from dumap.kernels.threads import Counted, one_thread
-from dumap.planning.budget import COMPILING_BYTES
+from dumap.planning.budget import compiling_bytes
 from dumap.store import requests_at_once
 from dumap.version import __version__
 
@@ -61,12 +61,12 @@ class Baseline(EventListener):
     """What the process holds before the tasks of a stage take any memory, and what compiling their kernels may take."""
 
     def __init__(self) -> None:
-        self._lock, self._module, self._held, self._compiled = threading.Lock(), "", 0, False
+        self._lock, self._module, self._held, self._compiled = threading.Lock(), "", 0, 0
         register("numba:compile", self)
 
     def on_start(self, event: Event) -> None:
         """Note that a kernel is compiled: none was cached."""
-        self._compiled = True
+        self._compiled += 1
 
     def on_end(self, event: Event) -> None:
         """Note nothing."""
@@ -75,12 +75,12 @@ class Baseline(EventListener):
         """Measure what is held where a task is the first of its stage here."""
         with self._lock:
             if task.__module__ != self._module:
-                self._module, self._held, self._compiled = task.__module__, memory.held(), False
+                self._module, self._held, self._compiled = task.__module__, memory.held(), 0
 
     @property
     def bytes(self) -> int:
         """The bytes that are no task's own."""
-        return self._held + self._compiled * COMPILING_BYTES
+        return self._held + compiling_bytes(self._compiled)
 
 
 @cache

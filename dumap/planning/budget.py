@@ -20,8 +20,9 @@ INTERPRETER_BYTES, METRIC_BYTES = 390 * MIB, 160 * MIB
 """What it holds in later stages, with memory that earlier ones did not give back; and what pynndescent takes beside,
 which repairs and many metrics need (measured, rounded up)."""
 
-COMPILING_BYTES = 320 * MIB
-"""What a process keeps of compiling kernels that no cache holds yet (measured, rounded up)."""
+COMPILER_BYTES, COMPILING_BYTES, MOST_COMPILING_BYTES = 64 * MIB, 16 * MIB, 320 * MIB
+"""What a process keeps of compiling kernels that no cache holds yet: of any, of each, and of all at the most (measured,
+rounded up)."""
 PAUSE_FRACTION = 0.8
 """Share of its limit at which a Dask worker stops taking tasks; plans stay under it."""
 
@@ -42,6 +43,11 @@ def process_bytes(peak_bytes: int, threads: int) -> int:
 def held_beyond(stage: str, held_bytes: int) -> int:
     """Return what a process held before a stage beyond what is projected: other work's, or kernels just compiled."""
     return max(0, held_bytes - interpreter_bytes(stage, metric=False))
+
+
+def compiling_bytes(kernels: int) -> int:
+    """Return what a process keeps of compiling so many kernels."""
+    return min(MOST_COMPILING_BYTES, COMPILER_BYTES + kernels * COMPILING_BYTES) if kernels else 0
 
 
 def check_task(stage: str, taken: int, worker_memory: int, what: str, advice: str) -> None:

@@ -196,9 +196,9 @@ def test_what_is_harmed_is_made_again_and_nothing_else(cli, own, expected, monke
         unseen |= told | {k for k in harmed if k in MARKS or k.startswith(f"{LOCKS}/0")}
     parts = {of[key] for key in harmed if key in of}
     dropped = {("run", stage) for stage, _ in parts if stage in STAGES}
-    kept = {}
+    kept, series = {}, (f"{MANIFESTS}/layout/", f"{MANIFESTS}/coarsen/labelled-")  # committed anew with their pieces
     for key in set(of) - set(harmed):
-        if of[key] not in parts | dropped and not key.startswith(("embedding/", "status/", f"{MANIFESTS}/layout/")):
+        if of[key] not in parts | dropped and not key.startswith(("embedding/", "status/", *series)):
             path = Path(own.output, key)
             kept[key] = (path.stat().st_mtime_ns, path.read_bytes())
     for key in harmed:

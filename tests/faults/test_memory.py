@@ -118,7 +118,7 @@ def write_words(path: str, rows: int) -> str:
 
 @pytest.mark.slow
 @pytest.mark.fault(19)
-def test_a_projection_holds_and_is_near_where_cells_are_crowded(fresh, workers):
+def test_a_projection_holds_and_is_near_where_cells_are_crowded(fresh, workers, compiled):
     config = told(write_words(fresh("in.zarr"), 20_000), fresh("run.zarr"), **{"cells.max_rows": 6000})
     limit = smallest(config)
     done = {stage["name"]: stage for stage in run(config, client=workers(limit).client)["stages"]}
