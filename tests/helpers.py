@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from scipy.spatial.distance import cdist
 
+from dumap.errors import InputError, StorageError, TaskError
 from dumap.recipe.observers import Silent
 from dumap.store import MANIFESTS
 
@@ -24,6 +25,17 @@ def slowly(values: Iterable[Any], *quick: Any) -> list:
     """Mark as slow all values of a parameter but the quick ones; a tuple stands for several parameters."""
     several = [(value, value if isinstance(value, tuple) else (value,)) for value in values]
     return [pytest.param(*given, marks=() if value in quick else pytest.mark.slow) for value, given in several]
+
+
+failing = pytest.mark.parametrize(
+    ("error", "raised"),
+    [
+        (ZeroDivisionError("by nothing"), TaskError),
+        (OSError(28, "No space left on device"), StorageError),
+        (InputError("rows 3 to 5 cannot be read"), InputError),
+    ],
+)
+"""What a task may fail of, and what whichever engine that ran it raises."""
 
 
 class Notes(Silent):

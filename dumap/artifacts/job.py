@@ -48,6 +48,8 @@ class Job:
         The term of the driver that gave the task, and what tells it from others: see `dumap.store.Lock`.
     inherited : mapping, optional
         The stages whose parts other runs hold, and where these lie; where it is not given, the run says so.
+    stage : str, optional
+        The stage whose parts the task writes; none where they are no run's.
     """
 
     config: Config
@@ -56,9 +58,14 @@ class Job:
     term: int | None = None
     token: str | None = None
     inherited: dict[str, str] | None = None
+    stage: str | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name not in HERE}
+
+    def title(self, task: Callable[..., None]) -> str:
+        """Return what messages and measurements call the step that a task is of: its stage, if it has one."""
+        return self.stage or task.__module__.split(".")[-1]
 
     @cached_property
     def run(self) -> Run:

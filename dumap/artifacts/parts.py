@@ -20,6 +20,11 @@ def numbered(prefix: str, count: int) -> list[str]:
     return [f"{prefix}-{number:05d}" for number in range(count)]
 
 
+def kind_of(part: str) -> str:
+    """Return the kind of a part: its name up to the first hyphen."""
+    return part.split("-")[0]
+
+
 def number_of(part: str) -> int:
     """Return the number in a part's name."""
     return int(part.rsplit("-", 1)[1])

@@ -89,9 +89,8 @@ class Engine(Protocol):
         parts: Sequence[str],
         options: dict[str, Any],
         advanced: Callable[[float, float], None],
-        stage: str | None = None,
     ) -> None:
-        """Run `task(job, part, **options)` for every part of a stage; none is named where the parts are no run's."""
+        """Run `task(job, part, **options)` for every part, of the job's stage."""
 
     def let_go(self) -> None:
         """Free what tasks kept for the next ones, wherever they ran."""

@@ -225,9 +225,8 @@ class Executor:
         parts: Sequence[str],
         options: dict[str, Any],
         advanced: Callable[[float, float], None],
-        stage: str | None = None,
     ) -> None:
-        """Run `task(job, part, **options)` for every part of a stage.
+        """Run `task(job, part, **options)` for every part, of the job's stage.
 
         Raises
         ------
@@ -235,7 +234,7 @@ class Executor:
             The task's own error; `TaskError` for one from below, or for a part that kills its workers;
             `ClusterError` when the cluster is lost.
         """
-        title = stage or task.__module__.split(".")[-1]
+        title = job.title(task)
         topic, single = _topic(job.config.output), len(parts) == 1
         self.link.listen(topic, self._messages.append)
 
@@ -244,7 +243,7 @@ class Executor:
             return worker.perform, orders, task, job, part, options
 
         def committed(part: str) -> bool:
-            return stage is not None and job.run.is_committed(stage, part)
+            return job.stage is not None and job.run.is_committed(job.stage, part)
 
         repeatable = not getattr(task, "writes_more", False)
         work = Work(title, f"{title} {task.__name__}", parts, call, committed, advanced, repeatable)

@@ -81,9 +81,8 @@ class LocalEngine:
         parts: Sequence[str],
         options: dict[str, Any],
         advanced: Callable[[float, float], None],
-        stage: str | None = None,
     ) -> None:
-        """Run `task(job, part, **options)` for every part of a stage.
+        """Run `task(job, part, **options)` for every part, of the job's stage.
 
         Raises
         ------
@@ -172,7 +171,7 @@ class _Step:
             if kind == "tick":
                 advanced(what, said)
             elif kind == "failed":
-                raise _named(said, f"{self._task.__module__.split('.')[-1]} {what}")
+                raise _named(said, f"{self._job.title(self._task)} {what}")
             else:
                 done += 1
                 self.peak_bytes = max(self.peak_bytes, said["peak_bytes"])

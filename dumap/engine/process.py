@@ -61,7 +61,7 @@ class Baseline(EventListener):
     """What the process holds before the tasks of a stage take any memory, and what compiling their kernels may take."""
 
     def __init__(self) -> None:
-        self._lock, self._module, self._held, self._compiled = threading.Lock(), "", 0, 0
+        self._lock, self._stage, self._held, self._compiled = threading.Lock(), "", 0, 0
         register("numba:compile", self)
 
     def on_start(self, event: Event) -> None:
@@ -71,11 +71,11 @@ class Baseline(EventListener):
     def on_end(self, event: Event) -> None:
         """Note nothing."""
 
-    def begins(self, task: Callable[..., None]) -> None:
+    def begins(self, stage: str) -> None:
         """Measure what is held where a task is the first of its stage here."""
         with self._lock:
-            if task.__module__ != self._module:
-                self._module, self._held, self._compiled = task.__module__, memory.held(), 0
+            if stage != self._stage:
+                self._stage, self._held, self._compiled = stage, memory.held(), 0
 
     @property
     def bytes(self) -> int:
@@ -117,7 +117,7 @@ def run_task(
     """
     start = time.perf_counter()
     with pinned():
-        _baseline().begins(task)
+        _baseline().begins(job.title(task))
         task(replace(job, tick=tick), part, **options)
         seconds = time.perf_counter() - start
         return {"peak_bytes": memory.peak(), "held_bytes": _baseline().bytes, "seconds": seconds}

@@ -1,4 +1,4 @@
-"""One step of a run: a task for each of name_some parts, sent to whoever may take it, until all are done."""
+"""One step of a run: a task for each of some parts, sent to whoever may take it, until all are done."""
 
 from __future__ import annotations
 

@@ -165,7 +165,7 @@ def execute(task: Callable[..., None], job: Job, part: str, options: dict[str, A
             raise Reschedule() from error
         if isinstance(error, DumapError):
             raise
-        name = f"{task.__module__.split('.')[-1]} {part}"
+        name = f"{job.title(task)} {part}"
         if isinstance(error, OSError):
             raise StorageError(f"{name}: {error}") from error
         raise TaskError(f"{name} failed: {type(error).__name__}: {error}") from error

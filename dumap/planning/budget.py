@@ -35,9 +35,9 @@ def interpreter_bytes(stage: str, metric: bool = True) -> int:
     return EARLIER_BYTES.get(stage, INTERPRETER_BYTES) + METRIC_BYTES * (metric and stage not in ("vectors", "cells"))
 
 
-def process_bytes(peak_bytes: int, threads: int) -> int:
-    """Return the bytes of a process with so many tasks of a peak at once: one interpreter, and what each task adds."""
-    return INTERPRETER_BYTES + threads * (peak_bytes - INTERPRETER_BYTES)
+def process_bytes(peak_bytes: int, threads: int, held_bytes: int = INTERPRETER_BYTES) -> int:
+    """Return the bytes of a process with so many tasks of a peak at once: what it holds, and what each task adds."""
+    return held_bytes + threads * (peak_bytes - held_bytes)
 
 
 def held_beyond(stage: str, held_bytes: int) -> int:

@@ -79,7 +79,7 @@ class StagePlan:
 
     def process_bytes(self, threads: int) -> int:
         """Return the peak memory of a worker with so many threads, each with a task."""
-        return self.held_bytes + threads * (self.peak_bytes - self.held_bytes)
+        return process_bytes(self.peak_bytes, threads, self.held_bytes)
 
 
 @dataclass(frozen=True)

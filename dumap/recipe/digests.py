@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 from dumap.artifacts.job import Job
@@ -24,9 +25,15 @@ METADATA = ("shape", "dtype", "signature")
 """What a run tells of the metadata of what it reads."""
 
 
+@cache
+def _defaults() -> Config:
+    """Return the configuration in which every setting is at its default."""
+    return build({"input": {"path": "-"}, "output": "-"})
+
+
 def changed_settings(stage: Stage, config: Config) -> dict[str, Any]:
     """Return a stage's own settings that are not at their default: so a setting that is new changes no digest."""
-    plain = settings_of(build({"input": {"path": "-"}, "output": "-"}), stage.keys)
+    plain = settings_of(_defaults(), stage.keys)
     return {key: value for key, value in settings_of(config, stage.keys).items() if value != plain[key]}
 
 

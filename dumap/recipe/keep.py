@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from dumap.artifacts.neighbors import repairs_made
-from dumap.artifacts.parts import AUDIT, NEIGHBORS
+from dumap.artifacts.parts import AUDIT, NEIGHBORS, kind_of
 from dumap.config.values import format_bytes
 from dumap.errors import DamageError, StorageError
 from dumap.recipe.damage import forget
@@ -14,16 +14,10 @@ from dumap.stages import Recipe
 from dumap.store import Run
 
 
-def kind_of(part: str) -> str:
-    """Return the kind of a part, by its name."""
-    return part.split("-")[0]
-
-
-def is_outdated(run: Run, stage: str, part: str) -> bool:
+def is_outdated(repairs: int, stage: str, part: str) -> bool:
     """Return whether a later part holds all that one is kept for: lists that were repaired since."""
     if kind_of(part) != "merged" or stage not in (NEIGHBORS, AUDIT):
         return False
-    repairs = repairs_made(run)
     return not part.startswith(f"merged-{repairs}-") if stage == AUDIT else repairs > 0
 
 
@@ -39,7 +33,7 @@ def droppable(run: Run, recipe: Recipe, keep: str) -> dict[str, list[str]]:
     """
     if keep == "all":
         return {}
-    done = {stage.name for stage in recipe if run.is_committed(DONE, stage.name)}
+    done, repairs = {stage.name for stage in recipe if run.is_committed(DONE, stage.name)}, repairs_made(run)
     found: dict[str, list[str]] = {}
     for stage in recipe:
         if stage.name not in done or run.origin(stage.name) is not None:  # another run's, which drops its own
@@ -47,7 +41,7 @@ def droppable(run: Run, recipe: Recipe, keep: str) -> dict[str, list[str]]:
         later = {other.name for other in recipe if stage.name in other.reads}
         for part in run.committed(stage.name):
             passing = stage.passing.get(kind_of(part))
-            needless = passing is not None or keep == "results" or is_outdated(run, stage.name, part)
+            needless = passing is not None or keep == "results" or is_outdated(repairs, stage.name, part)
             if needless and done.issuperset(later if passing is None else passing):
                 found.setdefault(stage.name, []).append(part)
     return found
@@ -60,9 +54,10 @@ def check_kept(stages: Recipe, run: Run) -> None:
     ------
     StorageError
     """
+    repairs = repairs_made(run)
     for stage in stages:
         for kind, part in {kind_of(part): part for part in run.committed(stage.name)}.items():
-            passing = kind in stage.passing or is_outdated(run, stage.name, part)
+            passing = kind in stage.passing or is_outdated(repairs, stage.name, part)
             if not passing and run.is_dropped(stage.name, part):
                 raise StorageError(
                     f"{run.location} keeps its results alone (keep = results): stage {stage.name} cannot be read "

@@ -110,9 +110,9 @@ def run(
         check_same(job, observer)
         if not lost_identity(job.run) and all(job.run.is_committed(DONE, stage) for stage in STAGES):
             said = "nothing to do"
-            if not holds_nothing_needless(job.run, recipe_of(config), config.keep):
+            if not holds_nothing_needless(job.run, recipe, config.keep):
                 with Lock(job.run, observer.note):
-                    freed = drop_needless(job.run, recipe_of(config), config.keep)
+                    freed = drop_needless(job.run, recipe, config.keep)
                 said = f"{format_bytes(freed)} were dropped, since keep is {config.keep}"
             observer.note(f"{config.output}: finished before; {said}")
             return status(config.output)
@@ -182,7 +182,7 @@ def follow(
                     continue
                 if parent is None or stage.name in remade or not inherit(recipe, stage, job, parent, observer.note):
                     begin_stage(job.run, stage.name, cluster, force)
-                    _complete(stage, job, projected, cluster, observer)
+                    _complete(recipe, stage, job, cluster, observer)
                     drop_needless(job.run, recipe, job.config.keep)
             return
         except DamageError as error:
@@ -199,12 +199,11 @@ def follow(
             cluster.bind(job.run, projected.peak_bytes)
 
 
-def _complete(stage: Stage, job: Job, projected: Plan, cluster: Engine, observer: Observer) -> None:
-    """Run one stage and commit it."""
+def _complete(recipe: Recipe, stage: Stage, job: Job, cluster: Engine, observer: Observer) -> None:
+    """Run one stage of a recipe and commit it."""
     name = stage.name
-    projected = as_it_turned_out(job, cluster.worker_memory)
-    wanted = projected.stage(name).process_bytes(cluster.worker_threads)
-    observer.started(name, wanted)
+    projected = as_it_turned_out(recipe, job, cluster.worker_memory)
+    observer.started(name, projected.stage(name).process_bytes(cluster.worker_threads))
     began, cluster.peak_bytes, cluster.held_bytes = time.monotonic(), 0, 0
     compute = _compute(job, cluster, observer)
     context = Context(
@@ -213,9 +212,9 @@ def _complete(stage: Stage, job: Job, projected: Plan, cluster: Engine, observer
     facts = stage.run(context)
     seconds = time.monotonic() - began
     if name == AUDIT:
-        projected = as_it_turned_out(job, cluster.worker_memory, repairs=facts["repairs"])
+        projected = as_it_turned_out(recipe, job, cluster.worker_memory, repairs=facts["repairs"])
     wanted = projected.stage(name).process_bytes(cluster.worker_threads) + held_beyond(name, cluster.held_bytes)
-    digest = digests_of_run(recipe_of(job.config), job)[name]
+    digest = digests_of_run(recipe, job)[name]
     with job.run.part(DONE, name) as out:
         out.attributes |= {
             "engine": cluster.name,
@@ -234,11 +233,12 @@ def _complete(stage: Stage, job: Job, projected: Plan, cluster: Engine, observer
     observer.finished(name, seconds, wanted, cluster.peak_bytes, facts)
 
 
-def as_it_turned_out(job: Job, worker_memory: int, repairs: int | None = None) -> Plan:
+def as_it_turned_out(recipe: Recipe, job: Job, worker_memory: int, repairs: int | None = None) -> Plan:
     """Project a run anew with what its stages have found: how large cells are, and whether lists are repaired.
 
     Parameters
     ----------
+    recipe : Recipe
     job : Job
     worker_memory : int
     repairs : int, optional
@@ -249,7 +249,7 @@ def as_it_turned_out(job: Job, worker_memory: int, repairs: int | None = None) -
         cut = cut.with_cells(run.summary(DONE, CELLS)["facts"])
     if repairs is None and run.is_committed(DONE, AUDIT):
         repairs = run.summary(DONE, AUDIT)["facts"]["repairs"]
-    return make_plan(without_repairs(config) if repairs == 0 else config, cut, worker_memory)
+    return make_plan(without_repairs(config) if repairs == 0 else config, cut, worker_memory, recipe)
 
 
 def _compute(job: Job, cluster: Engine, observer: Observer) -> Any:
@@ -269,6 +269,6 @@ def _compute(job: Job, cluster: Engine, observer: Observer) -> Any:
                 observer.advanced(stage, progress[0] + some / of, progress[1])
 
         if todo:
-            cluster.map(task, job, todo, options, advanced, stage)
+            cluster.map(task, replace(job, stage=stage), todo, options, advanced)
 
     return compute

@@ -94,7 +94,7 @@ class Run(Committed):
         if not self.is_committed(IDENTITY, "input"):
             with self.part(IDENTITY, "input") as out:
                 out.attributes |= _own(found)
-        self.renew()
+            self.renew()
 
     def renew(self) -> None:
         """Write the group's metadata where it does not say what it must; what others added to it is kept.

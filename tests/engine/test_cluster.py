@@ -7,12 +7,14 @@ import signal
 import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import dask
 import pytest
 from distributed import Client, LocalCluster
 from faults.harness import fleet
+from helpers import failing
 
 from dumap.api import run
 from dumap.artifacts.job import Job
@@ -20,7 +22,7 @@ from dumap.artifacts.parts import numbered
 from dumap.engine import cluster
 from dumap.engine.cluster import Executor
 from dumap.engine.link import Link
-from dumap.errors import ClusterError, InputError, StorageError, TaskError
+from dumap.errors import ClusterError, TaskError
 from dumap.recipe.pipeline import plan
 
 SECONDS = 60
@@ -184,14 +186,14 @@ def test_tasks_are_called_after_the_stage(client, workers, job, fresh, monkeypat
         return submit(*given, **options)
 
     monkeypatch.setattr(client, "submit", noting)
-    workers.map(marking(fresh()), job, ["part-00000"], {}, silent, "layout")
+    workers.map(marking(fresh()), replace(job, stage="layout"), ["part-00000"], {}, silent)
     assert [key[0].split("-")[:2] for key in keys] == [["dumap", "layout"]]
 
 
 def test_an_error_of_a_part_that_is_committed_is_none(workers, job):
     with job.run.part("layout", "part-00002"):
         pass
-    workers.map(raising(ZeroDivisionError("by nothing")), job, numbered("part", 4), {}, silent, "layout")
+    workers.map(raising(ZeroDivisionError("by nothing")), replace(job, stage="layout"), numbered("part", 4), {}, silent)
 
 
 def test_nothing_stays_on_the_scheduler_after_an_error(client, workers, job):
@@ -216,14 +218,7 @@ def test_another_client_that_is_the_default_slows_nothing(client, workers, job, 
     assert found == [1] * 8
 
 
-@pytest.mark.parametrize(
-    ("error", "raised"),
-    [
-        (ZeroDivisionError("by nothing"), TaskError),
-        (OSError(28, "No space left on device"), StorageError),
-        (InputError("rows 3 to 5 cannot be read"), InputError),
-    ],
-)
+@failing
 def test_a_failing_task_is_named(workers, job, error, raised):
     with pytest.raises(raised, match=str(error.args[-1])) as caught:
         workers.map(raising(error), job, numbered("part", 6), {}, silent)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import dask
@@ -16,7 +17,7 @@ import numpy as np
 import pytest
 import zarr
 from distributed import Client
-from helpers import Notes
+from helpers import Notes, failing
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from dumap.api import run
@@ -25,7 +26,7 @@ from dumap.artifacts.parts import numbered
 from dumap.engine import choose as choosing
 from dumap.engine.choose import choose
 from dumap.engine.local import LocalEngine
-from dumap.errors import BudgetError, ConfigError, InputError, StorageError, TaskError
+from dumap.errors import BudgetError, ConfigError, StorageError, TaskError
 from dumap.recipe.pipeline import plan
 from dumap.stages import rounds
 
@@ -84,14 +85,12 @@ def test_a_step_of_one_part_tells_how_far_it_is(engine, job):
     assert all(total == 5 for _, total in seen[:-1])
 
 
-@pytest.mark.parametrize(
-    ("error", "raised"),
-    [
-        (ZeroDivisionError("by nothing"), TaskError),
-        (OSError(28, "No space left on device"), StorageError),
-        (InputError("rows 3 to 5 cannot be read"), InputError),
-    ],
-)
+def test_a_failing_task_is_named_after_its_stage_whatever_module_it_is_in(engine, job):
+    with pytest.raises(TaskError, match=r"^layout part-00000 failed"):
+        engine.map(lambda job, part: 1 / 0, replace(job, stage="layout"), ["part-00000"], {}, silent)
+
+
+@failing
 def test_a_failing_task_is_named_and_ends_the_step(engine, job, error, raised):
     ran = []
 

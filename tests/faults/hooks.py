@@ -26,8 +26,6 @@ from typing import Any
 
 FOLDER, VERSIONS = "DUMAP_FAULTS", "DUMAP_VERSIONS"
 POINTS = ("task", "object", "manifest", "committed", "discard")
-STAGE_OF = {"repair": "audit", "loss": "layout", "rounds": "layout"}
-"""The stage of tasks in modules that are parts of one."""
 
 
 def reach(role: str, point: str, stage: str, part: str) -> None:
@@ -105,8 +103,7 @@ def install(role: str) -> None:
         def call(task, job, part, options):
             @functools.wraps(task)
             def begin(*arguments, **more):
-                module = task.__module__.split(".")[-1]
-                at("task", STAGE_OF.get(module, module), part)
+                at("task", job.stage, part)
                 return task(*arguments, **more)
 
             return original(begin, job, part, options)

@@ -194,7 +194,7 @@ class Here(Executor):
     def check_sight(self, output: str) -> None:
         """See it."""
 
-    def map(self, task, job, parts, options, advanced, stage=None) -> None:  # type: ignore[no-untyped-def]
+    def map(self, task, job, parts, options, advanced) -> None:  # type: ignore[no-untyped-def]
         for part in parts:
             task(Job(job.config, job.geometry), part, **options)
 

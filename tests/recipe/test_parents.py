@@ -73,9 +73,9 @@ def tasks(monkeypatch) -> Iterator[list[str]]:
     ran: list[str] = []
     plain = LocalEngine.map
 
-    def count(self: Any, task: Any, job: Any, parts: Any, options: Any, advanced: Any, stage: str) -> None:
-        ran.append(stage)
-        plain(self, task, job, parts, options, advanced, stage)
+    def count(self: Any, task: Any, job: Any, parts: Any, options: Any, advanced: Any) -> None:
+        ran.append(job.stage)
+        plain(self, task, job, parts, options, advanced)
 
     monkeypatch.setattr(LocalEngine, "map", count)
     return ran

@@ -14,6 +14,7 @@ from helpers import slowly
 from sklearn.neighbors import NearestNeighbors
 
 from dumap.api import run
+from dumap.artifacts.parts import kind_of
 from dumap.config import Config, build
 from dumap.config.sections import InputConfig
 from dumap.recipe import pipeline
@@ -201,4 +202,4 @@ def test_stages_read_and_write_what_they_declare(digits, configure, write_lists,
         declared = {*stage.keys, *MEMORY_ALONE.get(stage.name, ())}
         assert watching.settings.get(stage.name, set()) & answer <= declared, stage.name
         assert watching.stages.get(stage.name, set()) <= {IDENTITY, stage.name, *stage.reads}, stage.name
-        assert {part for part in store.committed(stage.name) if part.split("-")[0] not in stage.writes} == set()
+        assert {part for part in store.committed(stage.name) if kind_of(part) not in stage.writes} == set()

@@ -13,6 +13,7 @@ from scipy.spatial.distance import cdist
 from dumap.api import run
 from dumap.artifacts.cells import Table
 from dumap.artifacts.job import Job
+from dumap.artifacts.parts import kind_of
 from dumap.artifacts.vectors import drawn_queries
 from dumap.kernels import hashing
 from dumap.planning.audits import repair_row_bytes
@@ -161,7 +162,7 @@ def test_repaired_lists_are_sound_and_what_the_graph_is_of(repaired, digits):
 
 
 def test_what_only_travels_is_removed(repaired):
-    left = {name.split("-")[0] for name in Run(repaired.output, read_only=True).committed("audit")}
+    left = {kind_of(name) for name in Run(repaired.output, read_only=True).committed("audit")}
     assert left == {"queries", "search", "exact", "report", "merged", "repaired"}
     assert verify(repaired.output) == []
     assert Run(repaired.output, read_only=True).unnamed(NAMING) == ([], [])
@@ -242,7 +243,7 @@ def test_what_is_lost_is_made_again(copied, repaired, what):
     unmark(config.output, STAGES[STAGES.index("audit") :])
     assert run(config)["state"] == "done"
     assert lists_of(config.output) == lists_of(repaired.output)
-    left = {name.split("-")[0] for name in Run(config.output, read_only=True).committed("audit")}
+    left = {kind_of(name) for name in Run(config.output, read_only=True).committed("audit")}
     assert left == {"queries", "search", "exact", "report", "merged", "repaired"}
 
 

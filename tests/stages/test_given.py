@@ -18,6 +18,7 @@ from sklearn.neighbors import NearestNeighbors
 
 from dumap.api import run
 from dumap.artifacts import cells
+from dumap.artifacts.parts import kind_of
 from dumap.config import NeighborsConfig, build
 from dumap.errors import InputError, RunMismatchError, StorageError
 from dumap.recipe.damage import verify
@@ -127,7 +128,7 @@ def test_the_graph_is_the_one_given_and_the_order_the_inputs(taken, knn, some):
     }  # fmt: skip
     assert taken.facts("neighbors") == {"missing": 0}
     assert np.isfinite(taken.y).all()
-    parts = {path.name.split("-")[0] for path in Path(taken.output, MANIFESTS).glob("*/*.json")}
+    parts = {kind_of(path.name) for path in Path(taken.output, MANIFESTS).glob("*/*.json")}
     assert "sorted" not in parts
     assert "cell" not in parts
     stored = Run(taken.output).read("neighbors", "merged-00000", "indices")
