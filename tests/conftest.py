@@ -28,7 +28,7 @@ from dumap.config import Config, load
 from dumap.recipe.status import status
 from dumap.show.export import export
 
-QUICK = {"layout.n_epochs": 20, "quality.queries": 0, "keep": "all"}
+QUICK = {"layout.n_epochs": 20, "audit.queries": 0, "keep": "all"}
 """Settings of runs whose parts are looked at, and their map is not."""
 LOCAL = {"cluster.engine": "local"}
 MEMORY = Path("/dev/shm")
@@ -258,7 +258,7 @@ def contents() -> Callable[[str], dict[str, bytes]]:
 @pytest.fixture(scope="session")
 def whole(digits, embed, client):
     """Return all digits, embedded with the default epochs, in many cells, by workers."""
-    return embed(digits[0], {"cells.max_rows": 500, "layout.n_epochs": None, "quality.queries": 300}, client)
+    return embed(digits[0], {"cells.max_rows": 500, "layout.n_epochs": None, "audit.queries": 300}, client)
 
 
 @pytest.fixture(scope="session")

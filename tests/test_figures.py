@@ -51,7 +51,7 @@ def test_people_are_told_what_is_not_defined(value, wanted):
 @pytest.mark.parametrize("rows", [4, 20, 31])
 def test_a_run_of_few_rows_reports_no_figure_that_is_not_defined(configure, cli, rows):
     x = np.random.default_rng(rows).normal(size=(rows, 3)).astype(np.float32)
-    config = configure(x, {"neighbors.n_neighbors": 3, "quality.queries": 30, "cluster.engine": "local"})
+    config = configure(x, {"neighbors.n_neighbors": 3, "audit.queries": 30, "cluster.engine": "local"})
     pipeline.run(config)
     found = strictly(cli("status", config.output, "--json").out)
     facts = {stage["name"]: stage["facts"] for stage in found["stages"]}

@@ -29,12 +29,14 @@ NEAR = 15
 """At least so many exact neighbours are kept: the map is measured by so many."""
 
 
-def query_groups(job: Job, number: int, count: int) -> Iterator[tuple[slice, np.ndarray]]:
-    """Yield slices of an audit's first `count` queries with their vectors, as many as a task holds at once."""
+def query_groups(job: Job, number: int, chosen: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
+    """Yield slices of `chosen`, sorted numbers of an audit's queries, with their vectors, a task's at once."""
     step = queries_at_once(job.config, job.geometry.dims)
-    for group, low in enumerate(range(0, count, step)):
-        high = min(count, low + step)
-        yield slice(low, high), job.run.read(AUDIT, f"queries-{number}", f"vectors-{group}", 0, high - low)
+    for group in np.unique(chosen // step).tolist():
+        low, high = np.searchsorted(chosen, [group * step, (group + 1) * step]).tolist()
+        inside = chosen[low:high] - group * step
+        vectors = job.run.read(AUDIT, f"queries-{number}", f"vectors-{group}", 0, int(inside[-1]) + 1)
+        yield slice(low, high), vectors[inside]
 
 
 def audited(job: Job, prefix: str) -> str:

@@ -23,7 +23,7 @@ COORDINATES = {"long_name": "UMAP coordinates"}
 
 def drawn_queries(job: Job, rows: np.ndarray, number: int, among: int) -> np.ndarray:
     """Return which rows are queries of audit `number`; each audit has others, as long as there are enough rows."""
-    wanted = job.config.quality.queries
+    wanted = job.config.audit.queries
     if wanted >= among:
         return np.ones(len(rows), bool)
     width = int(wanted / among * 2**64)

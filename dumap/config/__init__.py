@@ -13,6 +13,7 @@ from dumap.config.model import Config, differences
 from dumap.config.reading import build, contradictions, load
 from dumap.config.sections import (
     INITS,
+    AuditConfig,
     CellsConfig,
     GraphConfig,
     InputConfig,
@@ -26,6 +27,7 @@ from dumap.config.values import FrozenDict, format_bytes, parse_bytes
 __all__ = [
     "INITS",
     "METRICS",
+    "AuditConfig",
     "CellsConfig",
     "ClusterConfig",
     "Config",

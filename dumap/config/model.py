@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 
 from dumap.config.cluster import ClusterConfig
 from dumap.config.sections import (
+    AuditConfig,
     CellsConfig,
     GraphConfig,
     InputConfig,
@@ -54,6 +55,7 @@ class Config(Section):
     )
     neighbors: NeighborsConfig = Field(NeighborsConfig(), description=NeighborsConfig.__doc__)
     cells: CellsConfig = Field(CellsConfig(), description=CellsConfig.__doc__)
+    audit: AuditConfig = Field(AuditConfig(), description=AuditConfig.__doc__)
     graph: GraphConfig = Field(GraphConfig(), description=GraphConfig.__doc__)
     start: StartConfig = Field(StartConfig(), description=StartConfig.__doc__)
     layout: LayoutConfig = Field(LayoutConfig(), description=LayoutConfig.__doc__)
@@ -78,10 +80,10 @@ class Config(Section):
         """Return what the answer depends on, beside the input's data.
 
         `input.nonfinite` and `input.missing` are left out: where they matter, one of their two values is an error.
-        `quality.queries` is: the rows that it chooses decide whether lists are repaired.
+        `audit.queries` is there: the rows that it chooses decide whether lists are repaired.
         Of given neighbours it says only that there are some, not where they lie; then no cells are cut.
         """
-        values = self.model_dump(mode="json", exclude={"output", "cluster", "input", "keep"})
+        values = self.model_dump(mode="json", exclude={"output", "cluster", "input", "keep", "quality"})
         for where in ("checkpoint_every", "mode"):
             del values["layout"][where]
         if self.neighbors.searched == self.neighbors.others:

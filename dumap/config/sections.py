@@ -111,7 +111,7 @@ class NeighborsConfig(Section):
     recall_target: float = setting(
         0.95,
         "Lists are repaired while they hold a smaller share of the true neighbours, as the audit finds. Larger: more "
-        "repairs, which take time; 0: none. Ignored where neighbours are given, or quality.queries is 0.",
+        "repairs, which take time; 0: none. Ignored where neighbours are given, or audit.queries is 0.",
         changes="where it decides whether lists are repaired",
         ge=0.0,
         le=1.0,
@@ -119,7 +119,7 @@ class NeighborsConfig(Section):
     max_repairs: int = setting(
         3,
         "Repairs of the lists at the most. Larger: truer neighbours where lists fall short of recall_target, and more "
-        "time; 0: none. Ignored where neighbours are given, or quality.queries is 0.",
+        "time; 0: none. Ignored where neighbours are given, or audit.queries is 0.",
         changes="where lists fall short of recall_target",
         ge=0,
         le=9,
@@ -360,14 +360,26 @@ class LayoutConfig(Section):
         return self
 
 
-class QualityConfig(Section):
-    """The audit of the lists, before and after each repair, and of the map: rows searched exactly."""
+class AuditConfig(Section):
+    """The audit of the lists, before and after each repair: some rows, the queries, are searched exactly."""
 
     queries: int = setting(
         1000,
-        "Rows searched exactly, in each audit and for the map. Larger: narrower intervals, more time; 0: no recall, no "
-        "repairs, no trustworthiness.",
+        "Rows searched exactly in each audit. Larger: narrower intervals, more time; 0: no recall, no repairs, and no "
+        "quality of the map.",
         changes="where it decides whether lists are repaired",
         ge=0,
         le=100_000,
+    )
+
+
+class QualityConfig(Section):
+    """The quality of the map, measured on the queries of the audit."""
+
+    queries: int | None = setting(
+        None,
+        "How many of the audit's queries the map is measured on, evenly spread; null: all. Smaller: wider intervals, "
+        "less time; 0: neither trustworthiness nor kept neighbours.",
+        changes=False,
+        ge=0,
     )

@@ -21,7 +21,7 @@ HALO = 2
 def audits(config: Config) -> int:
     """Return the most audits that there may be."""
     settings = config.neighbors
-    if not config.quality.queries or not settings.recall_target or settings.precomputed is not None:
+    if not config.audit.queries or not settings.recall_target or settings.precomputed is not None:
         return 1
     return settings.max_repairs + 1
 

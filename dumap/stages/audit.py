@@ -69,7 +69,7 @@ def search_block(job: Job, part: str, number: int) -> None:
     k = max(NEAR, job.config.neighbors.searched)
     ids, distances = np.full((len(queried), k), -1, np.int64), np.full((len(queried), k), np.inf, np.float32)
     listed_distances, columns = np.full(listed.shape, np.inf, np.float32), columns_of(positions, listed)
-    for group, queries in query_groups(job, number, len(queried)):
+    for group, queries in query_groups(job, number, np.arange(len(queried))):
         for tile, d in tiles(job, queries, x):
             quality.keep_nearest(d, positions[tile], queried[group], ids[group], distances[group])
             fill(listed_distances[group], columns[group], tile, d)
@@ -115,7 +115,7 @@ def report(job: Job, part: str) -> None:
     )
     k = listed.shape[1]
     limits = np.empty(len(queried))
-    for group, queries in query_groups(job, number, len(queried)):
+    for group, queries in query_groups(job, number, np.arange(len(queried))):
         limits[group] = limits_of(job, distances[group, k - 1], queries)
     is_listed = audit.is_listed(listed, listed_distances, np.ascontiguousarray(exact[:, :k]), limits)
     recall = is_listed.mean(axis=1)
@@ -152,7 +152,7 @@ def measure(context: Context, number: int) -> dict:
 def run(context: Context) -> dict:
     """Audit the lists and repair them while the recall is below its target; return the figures."""
     settings = context.config.neighbors
-    if not context.config.quality.queries:
+    if not context.config.audit.queries:
         return {"queries": 0, "repairs": 0}
     target, figures = settings.recall_target, measure(context, 0)
     repairs: list[dict] = []
@@ -183,7 +183,7 @@ def run(context: Context) -> dict:
 def project(cut: Geometry, config: Config, worker_memory: int) -> Projection:
     """Project what the stage will take, with as many repairs as are allowed."""
     k, index, rows = config.neighbors.searched, cut.index_dtype.itemsize, cut.rows
-    queries, times = min(config.quality.queries, rows), audits(config)
+    queries, times = min(config.audit.queries, rows), audits(config)
     repairs = times - 1
     halo = HALO * rows * (cut.dims * min(cut.itemsize, 4) + k * (index + 1) + 4)  # of one repair at a time
     offers, lists = (HALO + 1) * rows * k * (index + 4), rows * k * (index + 5)
@@ -205,7 +205,7 @@ STAGE = Stage(
     AUDIT,
     keys=(
         *("seed", "task_memory", "input.unique", "neighbors.metric", "neighbors.metric_kwds", "neighbors.width"),
-        *("neighbors.recall_target", "neighbors.max_repairs", "quality.queries"),
+        *("neighbors.recall_target", "neighbors.max_repairs", "audit.queries"),
     ),
     reads=(VECTORS, CELLS, NEIGHBORS),
     writes=("queries", "search", "exact", "report", "wanted", "asked", "sent", "joined", "merged", "repaired"),

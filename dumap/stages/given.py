@@ -159,7 +159,7 @@ def run_neighbors(context: Context) -> dict:
 
 def run_audit(context: Context) -> dict:
     """Audit the lists, which are left as they are; return what was found."""
-    if not context.config.quality.queries:
+    if not context.config.audit.queries:
         return {"queries": 0, "repairs": 0}
     figures = audit.measure(context, 0)
     recall = figures.get("recall")
@@ -205,7 +205,7 @@ VECTORS_GIVEN = Stage(
     VECTORS,
     keys=(
         *("seed", "task_memory", "input.unique", "neighbors.precomputed", "neighbors.metric", "neighbors.width"),
-        "quality.queries",
+        "audit.queries",
     ),
     reads=(),
     writes=(*vectors_stage.STAGE.writes, "lists"),
@@ -233,7 +233,7 @@ AUDIT_GIVEN = Stage(
     AUDIT,
     keys=(
         *("seed", "task_memory", "input.unique", "neighbors.precomputed", "neighbors.metric"),
-        *("neighbors.metric_kwds", "neighbors.width", "neighbors.recall_target", "quality.queries"),
+        *("neighbors.metric_kwds", "neighbors.width", "neighbors.recall_target", "audit.queries"),
     ),
     reads=(VECTORS, CELLS, NEIGHBORS),
     writes=("queries", "search", "exact", "report"),

@@ -17,15 +17,36 @@ from dumap.planning.geometry import Geometry
 from dumap.planning.plan import Projection
 from dumap.stages import Context, Stage
 from dumap.stages.distances import columns_of, fill, tiles
+from dumap.store import Run
 
 TRUST_QUERIES = 300
 """Queries for which trustworthiness is computed: each is compared with all rows again."""
+
+
+def spread(count: int, wanted: int) -> np.ndarray:
+    """Return at most so many numbers below `count`, evenly spread: queries are in the order of their rows."""
+    wanted = min(count, wanted)
+    return np.arange(wanted) * count // max(wanted, 1)
+
+
+def wanted_queries(config: Config) -> int:
+    """Return how many of the audit's queries the map is judged by, if there are so many."""
+    return config.audit.queries if config.quality.queries is None else config.quality.queries
+
+
+def trusted(store: Run) -> tuple[np.ndarray, np.ndarray]:
+    """Read the numbers of the queries that trustworthiness is computed for, and their nearest rows in the map."""
+    chosen = store.read(QUALITY, "queries", "chosen")
+    some = spread(len(chosen), TRUST_QUERIES)
+    return chosen[some], store.read(QUALITY, "queries", "map")[some]
 
 
 def collect(job: Job, part: str) -> None:
     """Find the queries' nearest rows in the map."""
     store = job.run
     positions = store.read(AUDIT, audited(job, "queries"), "positions")
+    chosen = spread(len(positions), wanted_queries(job.config))
+    positions = positions[chosen]
     graph = Graph(store)
     state = last_epoch_state(store, graph)
     query_y = np.empty((len(positions), job.config.layout.n_components), np.float32)
@@ -46,13 +67,14 @@ def collect(job: Job, part: str) -> None:
             ids = np.arange(start + low, start + low + len(tile))
             quality.keep_nearest(d, ids, positions, low_ids, low_distances)
     with store.part(QUALITY, part) as out:
+        out.write("chosen", chosen)
         out.write("map", low_ids)
 
 
 def measure_map_neighbors(job: Job, part: str) -> None:
     """Measure the distances, by the metric, of the queries' map neighbours in a block; only their chunks are read."""
     store, block = job.run, number_of(part)
-    low_ids = store.read(QUALITY, "queries", "map", 0, TRUST_QUERIES)
+    chosen, low_ids = trusted(store)
     distances = np.full(low_ids.shape, np.inf, np.float32)
     columns = columns_of(Table(store).positions(store, block), low_ids)
     rows = np.unique(columns[columns >= 0])
@@ -64,7 +86,7 @@ def measure_map_neighbors(job: Job, part: str) -> None:
         chunk_values = job.input.read(first, min(stop, (int(chunk) + 1) * job.input.chunk_rows))
         x = job.as_embedded(chunk_values[needed + start - first])
         at = np.where(np.isin(columns, needed), np.searchsorted(needed, columns), -1)
-        for group, queries in query_groups(job, repairs_made(store), len(distances)):
+        for group, queries in query_groups(job, repairs_made(store), chosen):
             for tile, d in tiles(job, queries, x):
                 fill(distances[group], at[group], tile, d)
     with store.part(QUALITY, part) as out:
@@ -83,12 +105,13 @@ def merge_blocks(job: Job, part: str) -> None:
 def rank_block(job: Job, part: str) -> None:
     """Count a block's rows that are nearer to a query than each of its map neighbours."""
     store, block = job.run, number_of(part)
-    queried = store.read(AUDIT, audited(job, "queries"), "positions", 0, TRUST_QUERIES)
+    chosen, _ = trusted(store)
+    queried = store.read(AUDIT, audited(job, "queries"), "positions")[chosen]
     limits = store.read(QUALITY, "limits", "limits")
     positions = Table(store).positions(store, block)
     x = job.rows(*job.geometry.block(block))
     counts = np.zeros(limits.shape, np.int64)
-    for group, queries in query_groups(job, repairs_made(store), len(queried)):
+    for group, queries in query_groups(job, repairs_made(store), chosen):
         for tile, d in tiles(job, queries, x):
             quality.count_nearer(d, positions[tile], queried[group], limits[group], counts[group])
     with store.part(QUALITY, part) as out:
@@ -98,11 +121,12 @@ def rank_block(job: Job, part: str) -> None:
 def report(job: Job, part: str) -> None:
     """Compute the figures of the map."""
     store, table = job.run, Table(job.run)
-    low_ids, exact = store.read(QUALITY, "queries", "map"), store.read(AUDIT, audited(job, "exact"), "ids")
+    low_ids, chosen = (store.read(QUALITY, "queries", name) for name in ("map", "chosen"))
+    exact = store.read(AUDIT, audited(job, "exact"), "ids")[chosen]
     kept = quality.overlap(low_ids, exact[:, : low_ids.shape[1]])
     counts = sum(store.read(QUALITY, name, "counts") for name in numbered("ranks", job.geometry.blocks))
     with store.part(QUALITY, part) as out:
-        out.write("rows", store.read(AUDIT, audited(job, "queries"), "rows"))
+        out.write("rows", store.read(AUDIT, audited(job, "queries"), "rows")[chosen])
         out.write("preserved", kept.astype(np.float32))
         out.attributes |= {
             "queries": len(kept),
@@ -114,7 +138,8 @@ def report(job: Job, part: str) -> None:
 def run(context: Context) -> dict:
     """Measure the map; return the figures."""
     blocks = context.geometry.blocks
-    if not context.config.quality.queries or not len(context.run.read(AUDIT, audited(context.job, "queries"), "rows")):
+    wanted = min(context.config.audit.queries, wanted_queries(context.config))
+    if not wanted or not len(context.run.read(AUDIT, audited(context.job, "queries"), "rows")):
         return {"queries": 0}
     context.compute(QUALITY, collect, ["queries"])
     context.compute(QUALITY, measure_map_neighbors, numbered("reached", blocks))
@@ -126,7 +151,7 @@ def run(context: Context) -> dict:
 
 def project(cut: Geometry, config: Config, worker_memory: int) -> Projection:
     """Project what the stage will take."""
-    queries = min(config.quality.queries, cut.rows)
+    queries = min(config.audit.queries, wanted_queries(config), cut.rows)
     disk = queries * NEAR * 16 + TRUST_QUERIES * NEAR * 12 * cut.blocks
     return Projection(
         tasks=2 * cut.blocks + 3,
@@ -139,7 +164,7 @@ def project(cut: Geometry, config: Config, worker_memory: int) -> Projection:
 
 STAGE = Stage(
     QUALITY,
-    keys=("neighbors.metric", "neighbors.metric_kwds", "layout.n_components", "quality.queries"),
+    keys=("neighbors.metric", "neighbors.metric_kwds", "layout.n_components", "audit.queries", "quality.queries"),
     reads=(VECTORS, CELLS, AUDIT, GRAPH, LAYOUT),
     writes=("queries", "reached", "limits", "ranks", "report"),
     run=run,

@@ -303,7 +303,7 @@ def project(cut: Geometry, config: Config, worker_memory: int) -> Projection:
     """Project what the stage will take."""
     rows, unique, wide = cut.rows, config.input.unique, cut.itemsize > 4
     block, index, buckets = cut.block_rows * cut.dims, cut.index_dtype.itemsize, tally_buckets(config, rows)
-    queries = audits(config) * min(config.quality.queries, rows)
+    queries = audits(config) * min(config.audit.queries, rows)
     sample, drawn = cut.sample_rows * cut.dims * 4, min(queries, rows) * cut.dims * 4
     duplicate_bytes = rows * unique * (16 + 3 * index)
     passing = rows * (9 + 16 * wide) + (sample + drawn) * (1 + wide)
@@ -323,7 +323,7 @@ STAGE = Stage(
     VECTORS,
     keys=(
         *("seed", "task_memory", "input.unique", "neighbors.metric", "neighbors.width", "cells.max_copies"),
-        *("cells.max_rows", "neighbors.recall_target", "neighbors.max_repairs", "quality.queries"),
+        *("cells.max_rows", "neighbors.recall_target", "neighbors.max_repairs", "audit.queries"),
     ),
     reads=(),
     writes=("block", "duplicates", "distinct", CENTRE, "cast", "merged"),

@@ -25,7 +25,7 @@ def data(digits, save):
 @pytest.fixture
 def places(data, fresh):
     """Return the words that say where a short run reads and writes."""
-    quick = ["--set", "layout.n_epochs=20", "--set", "quality.queries=30"]
+    quick = ["--set", "layout.n_epochs=20", "--set", "audit.queries=30"]
     return ["--input", data, "--output", fresh("run.zarr"), *quick]
 
 
@@ -116,7 +116,7 @@ def test_options_win_over_settings_and_those_over_the_file(cli, written):
 
 
 def test_run_with_a_file(cli, client, written):
-    file, output = written(20, quality={"queries": 0}, cluster={"scheduler": client.scheduler.address})
+    file, output = written(20, audit={"queries": 0}, cluster={"scheduler": client.scheduler.address})
     outcome = cli("run", file, "--seed", "5", "--json")
     assert outcome.code == 0
     assert json.loads(outcome.out)["parameters"]["seed"] == 5

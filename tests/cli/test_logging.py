@@ -13,7 +13,7 @@ from dumap.api import run
 from dumap.recipe.names import STAGES
 from dumap.recipe.observers import Logged
 
-QUICK = {"layout.n_epochs": 5, "quality.queries": 0, "cluster.engine": "local"}
+QUICK = {"layout.n_epochs": 5, "audit.queries": 0, "cluster.engine": "local"}
 
 
 @pytest.fixture

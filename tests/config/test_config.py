@@ -72,7 +72,7 @@ def test_an_unknown_key_is_named_beside_those_allowed(key, allowed):
         ("layout.spread", float("inf")),
         ("layout.min_dist", "0.1"),
         ("layout.mode", "fast"),
-        ("quality.queries", -1),
+        ("audit.queries", -1),
         ("neighbors.recall_target", 1.01),
         ("neighbors.recall_target", -0.1),
         ("neighbors.max_repairs", -1),
@@ -257,7 +257,7 @@ def test_nothing_can_be_changed(section):
         ("layout.min_dist", 0.2),
         ("neighbors.recall_target", 0.9),
         ("neighbors.max_repairs", 0),
-        ("quality.queries", 5),
+        ("audit.queries", 5),
         ("neighbors.precomputed", "knn.zarr"),
     ],
 )

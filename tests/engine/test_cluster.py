@@ -258,7 +258,7 @@ def scheduled(fresh):
 def test_a_cluster_that_runs_already(scheduled, cli, embed, data, fresh, inspect, monkeypatch, way):
     file, address = scheduled
     output = fresh("run.zarr")
-    words = ["--input", data, "--output", output, "--set", "layout.n_epochs=20", "--set", "quality.queries=0"]
+    words = ["--input", data, "--output", output, "--set", "layout.n_epochs=20", "--set", "audit.queries=0"]
     if way == "DASK_SCHEDULER_ADDRESS":
         monkeypatch.setenv(way, address)
         dask.config.refresh()

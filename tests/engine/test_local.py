@@ -243,7 +243,7 @@ def test_a_signal_ends_a_local_run_which_then_goes_on(data, fresh, expected, num
     output = fresh("run.zarr")
     words = ["--input", data, "--output", output, "--engine", "local"]
     words += [word for key, value in CUT.items() for word in ("--set", f"{key}={value}")]
-    words += ["--set", "layout.n_epochs=20", "--set", "quality.queries=0"]
+    words += ["--set", "layout.n_epochs=20", "--set", "audit.queries=0"]
     command = [sys.executable, "-m", "dumap.cli", "run", *words]
     driver = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     for line in driver.stderr:

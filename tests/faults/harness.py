@@ -34,7 +34,7 @@ SETTINGS = {
     "neighbors.recall_target": 1.0,
     "neighbors.max_repairs": 1,
     "layout.n_epochs": 20,
-    "quality.queries": 40,
+    "audit.queries": 40,
     "keep": "all",
 }
 """Three blocks, four cells or more, one repair."""

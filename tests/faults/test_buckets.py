@@ -27,7 +27,7 @@ pytest.importorskip("moto.server", reason="moto[server] is not installed")
 
 from faults.bucket import KEY, SECRET, TIMEOUT, Proxy, Server
 
-SETTINGS = {"layout.n_epochs": 20, "quality.queries": 0, "keep": "all"}
+SETTINGS = {"layout.n_epochs": 20, "audit.queries": 0, "keep": "all"}
 SAME = [word for key, value in SETTINGS.items() for word in ("--set", f"{key}={value}")]
 SOURCE, OUTPUT = "s3://data/input.zarr", "s3://data/run.zarr"
 

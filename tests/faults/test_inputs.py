@@ -44,7 +44,7 @@ def test_rows_that_are_all_dropped_are_an_error(configure):
 def test_as_few_rows_left_as_there_can_be(embed):
     x = np.full((40, 4), np.inf, np.float32)
     x[::8] = noise(5)
-    done = embed(x, {**TINY, "input.nonfinite": "drop", "quality.queries": 40})
+    done = embed(x, {**TINY, "input.nonfinite": "drop", "audit.queries": 40})
     assert np.flatnonzero(np.isfinite(done.y).all(axis=1)).tolist() == [0, 8, 16, 24, 32]
 
 
@@ -66,7 +66,7 @@ def test_only_the_first_rows_that_are_not_finite_are_named(configure):
 )
 def test_rows_all_the_same_under_any_metric(embed, metric, value):
     x = np.full((60, 4), value, np.float32)
-    done = embed(x, {**TINY, "neighbors.metric": metric, "quality.queries": 20})
+    done = embed(x, {**TINY, "neighbors.metric": metric, "audit.queries": 20})
     assert np.isfinite(done.y).all()
     assert len(np.unique(done.y, axis=0)) > 1, "rows lie on one another"
     assert ((done.flags & ZERO) > 0).all() == (value == 0)
@@ -127,7 +127,7 @@ def test_metrics_take_their_arguments_by_name(embed):
 @pytest.mark.parametrize("init", slowly(["spectral", "pca", "random"], "spectral"))
 def test_a_graph_in_parts_is_finite_and_counted(embed, init):
     x = np.concatenate([noise(60, seed=n) + 1e4 * n for n in range(3)])
-    done = embed(x, {**TINY, "start.init": init, "quality.queries": 30})
+    done = embed(x, {**TINY, "start.init": init, "audit.queries": 30})
     assert np.isfinite(done.y).all()
     assert not done.flags.any()
     if init == "spectral":
@@ -140,7 +140,7 @@ def test_a_graph_in_parts_is_finite_and_counted(embed, init):
 @pytest.mark.fault(36)
 @pytest.mark.parametrize("init", slowly(["spectral", "pca", "random"], "spectral"))
 def test_rows_that_are_all_isolated(embed, init):
-    done = embed(noise(60), {**TINY, "graph.disconnection_distance": 1e-6, "start.init": init, "quality.queries": 30})
+    done = embed(noise(60), {**TINY, "graph.disconnection_distance": 1e-6, "start.init": init, "audit.queries": 30})
     assert np.isfinite(done.y).all()
     assert (done.flags == ISOLATED).all()
     facts = done.facts("graph")
@@ -157,7 +157,7 @@ def test_rows_that_are_all_isolated(embed, init):
 
 def test_an_audit_of_which_no_query_is_drawn(embed):
     """One query of 16 rows is drawn by the hash of the rows' ids: of this seed, none."""
-    done = [embed(noise(16), {**TINY, "seed": seed, "quality.queries": 1}) for seed in range(3)]
+    done = [embed(noise(16), {**TINY, "seed": seed, "audit.queries": 1}) for seed in range(3)]
     assert {"queries": 0} in [run.facts("quality") for run in done]
     assert 0 in [run.facts("audit")["queries"] for run in done]
 

@@ -19,7 +19,7 @@ from dumap.recipe.names import STAGES
 from dumap.recipe.pipeline import plan, run
 
 DIMS = 200
-TIGHT = {"task_memory": 48 * 2**20, "quality.queries": 300, "layout.n_epochs": 10}
+TIGHT = {"task_memory": 48 * 2**20, "audit.queries": 300, "layout.n_epochs": 10}
 """Settings that cut 30,000 rows into many cells."""
 
 
@@ -134,7 +134,7 @@ def test_a_projection_holds_and_is_near_where_cells_are_crowded(fresh, workers, 
 def test_the_memory_that_a_refusal_names_is_enough(fresh, cli):
     path, output = write(fresh("in.zarr"), 6_000), fresh("run.zarr")
     words = ["run", "--input", path, "--output", output, "--workers", "2", "--set", "layout.n_epochs=10"]
-    words += ["--set", "task_memory=48MiB", "--set", "quality.queries=100"]
+    words += ["--set", "task_memory=48MiB", "--set", "audit.queries=100"]
     refused = cli(*words, "--memory-limit", "700MiB")
     assert refused.code == BudgetError.exit_code
     assert not os.path.exists(output)

@@ -143,7 +143,7 @@ def cases(draw: st.DrawFn, many: bool) -> Case:
         "layout.repulsion_strength": rarely(1.0, st.floats(0, 1e6)),
         "layout.checkpoint_every": rarely(50, st.integers(1, 6)),
         "layout.mode": draw(st.sampled_from(["auto", "host", "rounds"])),
-        "quality.queries": rarely(0, st.integers(0, 300)),
+        "audit.queries": rarely(0, st.integers(0, 300)),
         "input.unique": draw(st.booleans()),
     }
     return Case(x, store, told, (rows, components) if init == "array" else None)

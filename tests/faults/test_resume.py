@@ -72,7 +72,7 @@ def test_other_input_is_refused(cli, configure, digits, save, contents, change):
     else:
         x = np.vstack([x, x[:1]]) if change == "more rows" else x.astype(np.float64)
         zarr.open_group(path).create_array("vectors", data=x, overwrite=True)
-    words = ("--set", "layout.n_epochs=20", "--set", "quality.queries=0")
+    words = ("--set", "layout.n_epochs=20", "--set", "audit.queries=0")
     outcome = cli("run", "--input", path, "--output", config.output, *words)
     assert outcome.code == 7
     assert path in outcome.err

@@ -83,7 +83,7 @@ def main(folder: str) -> None:
     for name, settings in SETTINGS.items():
         source, output = str(Path(folder, f"{name}-in.zarr")), str(Path(folder, f"{name}.zarr"))
         zarr.create_group(source).create_array("vectors", data=data(name), chunks=(500, DIMS))
-        common = {"neighbors.n_neighbors": NEIGHBORS, "layout.n_epochs": 25, "quality.queries": 60}
+        common = {"neighbors.n_neighbors": NEIGHBORS, "layout.n_epochs": 25, "audit.queries": 60}
         run(load(None, (), {"input.path": source, "output": output, "cluster.engine": "local", **common, **settings}))
         found[name] = artifacts(output)
     print(json.dumps({"versions": versions(), "digests": found}, indent=1))

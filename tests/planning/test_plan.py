@@ -331,7 +331,7 @@ def test_repairs_hold_no_more_than_a_task_may_or_a_cell_has(memory, count, width
 
 
 @pytest.mark.parametrize(
-    "section", [{"neighbors": {"recall_target": 0.0}}, {"neighbors": {"max_repairs": 0}}, {"quality": {"queries": 0}}]
+    "section", [{"neighbors": {"recall_target": 0.0}}, {"neighbors": {"max_repairs": 0}}, {"audit": {"queries": 0}}]
 )
 def test_what_is_never_repaired_is_projected_without(section):
     more, less = (plan_of(config(**own), 10**6, 100).stage("audit") for own in ({}, section))

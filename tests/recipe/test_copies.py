@@ -17,7 +17,7 @@ from dumap.recipe.pipeline import plan
 from dumap.store import MANIFESTS
 
 ONCE = {"input.unique": True, "neighbors.n_neighbors": 6}
-SMALL = {**ONCE, "input.nonfinite": "drop", "task_memory": 2**16, "quality.queries": 100}
+SMALL = {**ONCE, "input.nonfinite": "drop", "task_memory": 2**16, "audit.queries": 100}
 """Ten blocks of 32 rows, two buckets of hashes, cells of 68."""
 
 
@@ -86,7 +86,7 @@ def test_the_audit_is_among_rows_that_are_no_copies(once, mixed):
 
 @pytest.mark.parametrize("rows", slowly([1, 7, 64]))
 def test_the_inputs_chunks_change_no_byte_of_copies(embed, save, mixed, once, rows):
-    done = embed(save(mixed, rows), {**SMALL, "quality.queries": 0})
+    done = embed(save(mixed, rows), {**SMALL, "audit.queries": 0})
     assert done.y.tobytes() == once.y.tobytes()
     assert done.flags.tobytes() == once.flags.tobytes()
 
@@ -164,14 +164,14 @@ def test_rounds_draw_as_one_process_does(embed, save):
 def test_too_few_distinct_rows_are_refused(configure, embed, few):
     with pytest.raises(InputError, match=r"leaves 6 distinct rows, too few for .* = 6: give at least 7, or, .* most 5"):
         run(configure(np.repeat(few[:6], 9, axis=0), ONCE))
-    done = embed(np.repeat(few[:7], 9, axis=0), {**ONCE, "quality.queries": 30})
+    done = embed(np.repeat(few[:7], 9, axis=0), {**ONCE, "audit.queries": 30})
     assert len(np.unique(done.y, axis=0)) == 7
 
 
 def test_few_distinct_rows_among_many_fill_their_cells(embed, few):
     """The cut is made for all rows; cells, sample and queries are of the distinct ones."""
     x = np.random.default_rng(0).permutation(np.repeat(few[:150], 100, axis=0))
-    done = embed(x, {**ONCE, "cells.max_rows": 80, "quality.queries": 100})
+    done = embed(x, {**ONCE, "cells.max_rows": 80, "audit.queries": 100})
     assert done.facts("cells")["smallest"] >= 7
     assert done.facts("graph")["missing"] == 0
     assert done.facts("quality")["queries"] > 70

@@ -45,7 +45,8 @@ OTHER: dict[str, Any] = {
     "layout.repulsion_strength": 2.0,
     "layout.exchange_every": 2,
     "layout.least_fall": 0.1,
-    "quality.queries": 7,
+    "audit.queries": 7,
+    "quality.queries": 5,
 }
 """Another value of each setting on which a stage depends."""
 NO_PART = {"layout.checkpoint_every": 7, "layout.mode": "rounds", "cluster.workers": 3, "cluster.engine": "dask"}

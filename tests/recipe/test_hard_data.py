@@ -43,7 +43,7 @@ def test_the_advice_on_what_is_not_finite_can_be_followed(configure, holed):
 @pytest.mark.fault(27)
 @pytest.mark.parametrize("max_rows", slowly([None, 100], 100))
 def test_what_is_not_finite_is_dropped_and_flagged(embed, holed, max_rows):
-    done = embed(holed, {"input.nonfinite": "drop", "quality.queries": 50, "cells.max_rows": max_rows})
+    done = embed(holed, {"input.nonfinite": "drop", "audit.queries": 50, "cells.max_rows": max_rows})
     dropped = ~np.isfinite(holed).all(axis=1)
     np.testing.assert_array_equal(done.flags, np.where(dropped, DROPPED, 0))
     np.testing.assert_array_equal(np.isnan(done.y).all(axis=1), dropped)
@@ -68,7 +68,7 @@ def test_dropped_rows_leave_the_others_where_they_were(embed, holed):
 @pytest.mark.fault(29)
 @pytest.mark.parametrize("max_rows", slowly([None, 100], 100))
 def test_identical_rows(embed, max_rows):
-    done = embed(np.ones((400, 8), np.float32), {"cells.max_rows": max_rows, "quality.queries": 50})
+    done = embed(np.ones((400, 8), np.float32), {"cells.max_rows": max_rows, "audit.queries": 50})
     assert np.isfinite(done.y).all()
     assert done.facts("vectors")["duplicates"] == 399
     assert (done.neighbors()[1] == 0).all()
@@ -77,7 +77,7 @@ def test_identical_rows(embed, max_rows):
 @pytest.mark.fault(29)
 @pytest.mark.parametrize("max_rows", slowly([None, 100], 100))
 def test_more_copies_of_rows_than_neighbors(embed, few, max_rows):
-    done = embed(np.repeat(few[:20], 20, axis=0), {"cells.max_rows": max_rows, "quality.queries": 50})
+    done = embed(np.repeat(few[:20], 20, axis=0), {"cells.max_rows": max_rows, "audit.queries": 50})
     assert np.isfinite(done.y).all()
     assert done.facts("vectors")["duplicates"] == 380
     assert (done.neighbors()[1] == 0).all()
@@ -89,7 +89,7 @@ def test_half_of_the_rows_are_copies_of_five(embed, digits, max_rows):
     """Copies are neighbours of copies: no slot is empty, none of them is everyone's neighbour, and none is cut off."""
     rng = np.random.default_rng(0)
     x = np.concatenate([digits[0][:1500], np.repeat(digits[0][1500:1505], 300, axis=0)])[rng.permutation(3000)]
-    done = embed(x, {"cells.max_rows": max_rows, "quality.queries": 100})
+    done = embed(x, {"cells.max_rows": max_rows, "audit.queries": 100})
     assert (done.facts("cells")["cells"] > 10) == (max_rows is not None)
     assert np.isfinite(done.y).all()
     facts, (indices, distances) = done.facts("graph"), done.neighbors()
@@ -120,7 +120,7 @@ def test_cells_of_one_copy_are_full(embed):
 def test_rows_without_direction(embed, few, metric):
     x = few.copy()
     x[::10] = 0
-    done = embed(x, {"neighbors.metric": metric, "quality.queries": 50})
+    done = embed(x, {"neighbors.metric": metric, "audit.queries": 50})
     assert np.isfinite(done.y).all()
     np.testing.assert_array_equal((done.flags & ZERO) > 0, np.arange(len(x)) % 10 == 0)
     assert done.facts("vectors")["zero"] == 30

@@ -21,7 +21,7 @@ from dumap.recipe.status import status
 from dumap.show.export import export
 from dumap.store import PARTS, Run, disk
 
-SETTINGS = {"cluster.engine": "local", "layout.n_epochs": 10, "quality.queries": 50, "cells.max_rows": 200}
+SETTINGS = {"cluster.engine": "local", "layout.n_epochs": 10, "audit.queries": 50, "cells.max_rows": 200}
 
 
 @pytest.fixture(scope="module")

@@ -33,7 +33,7 @@ def test_one_cell_finds_every_neighbor(embed, few, metric):
 
 @pytest.mark.parametrize("metric", slowly(METRICS, "cosine"))
 def test_many_cells_find_most_neighbors(embed, digits, metric):
-    settings = {"neighbors.metric": metric, "neighbors.metric_kwds": METRICS[metric], "quality.queries": 500}
+    settings = {"neighbors.metric": metric, "neighbors.metric_kwds": METRICS[metric], "audit.queries": 500}
     done = embed(digits[0], {**settings, "cells.max_rows": 800})
     assert done.facts("cells")["cells"] > 1
     assert done.facts("audit")["recall"] >= 0.85
@@ -80,7 +80,7 @@ def test_booleans(embed, few):
 @pytest.mark.fault(28)
 @pytest.mark.parametrize("k", [1, 2, 14])
 def test_as_few_rows_as_there_can_be(embed, few, k):
-    y = embed(few[: k + 2], {"neighbors.n_neighbors": k + 1, "quality.queries": 10}).y
+    y = embed(few[: k + 2], {"neighbors.n_neighbors": k + 1, "audit.queries": 10}).y
     assert y.shape == (k + 2, 2)
     assert np.isfinite(y).all()
     with pytest.raises(InputError, match=rf"{k + 1} rows are too few .* at least {k + 2}"):

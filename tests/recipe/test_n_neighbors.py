@@ -60,7 +60,7 @@ def test_the_graph_of_umap_learns_lists_is_umap_learns(embed, fresh, save, some,
 
 @pytest.fixture(scope="module")
 def wide(embed, some):
-    return embed(some, {"neighbors.n_neighbors": 6, "neighbors.width": 20, "quality.queries": 100})
+    return embed(some, {"neighbors.n_neighbors": 6, "neighbors.width": 20, "audit.queries": 100})
 
 
 @pytest.fixture(scope="module")

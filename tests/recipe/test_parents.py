@@ -27,7 +27,7 @@ from dumap.recipe.status import status
 from dumap.store import MANIFESTS, PARTS, Lock, Run
 from dumap.store import lock as lock_module
 
-SHORT = {"layout.n_epochs": 10, "quality.queries": 20, "cluster.engine": "local"}
+SHORT = {"layout.n_epochs": 10, "audit.queries": 20, "cluster.engine": "local"}
 NEAR = {"layout.min_dist": 0.5}
 BEFORE = STAGES[: STAGES.index("start")]
 """Stages that no setting of the layout changes."""
@@ -206,7 +206,7 @@ def test_the_plan_counts_what_is_left(child, parent):
 def test_the_command_line_says_which_stages_are_whose(cli, child, parent):
     config = child(NEAR)
     words = ("--input", config.input.path, "--output", config.output, "--parent", parent, "--min-dist", "0.5")
-    words += ("--n-epochs", "10", "--set", "quality.queries=20", "--engine", "local")
+    words += ("--n-epochs", "10", "--set", "audit.queries=20", "--engine", "local")
     assert f"read through the parent: {', '.join(BEFORE)}" in cli("plan", *words).out
     assert cli("run", *words).code == 0
     told, digest = cli("status", config.output).out.splitlines(), status(config.output)["stages"][0]["digest"]

@@ -11,7 +11,7 @@ from dumap.errors import InputError
 from dumap.recipe.pipeline import run
 from dumap.store import Run
 
-SHORT = {"neighbors.n_neighbors": 6, "layout.n_epochs": 5, "quality.queries": 100}
+SHORT = {"neighbors.n_neighbors": 6, "layout.n_epochs": 5, "audit.queries": 100}
 
 
 def orchard(rows: int = 400) -> np.ndarray:

@@ -184,7 +184,7 @@ def test_a_loss_that_has_settled_ends_the_layout(embed, configure, some, least_f
 def test_large_cells_repeat_and_find_the_neighbors(embed, save):
     centers = np.random.default_rng(2).normal(size=(30, 20)) * 3
     x = (centers[np.arange(5000) % 30] + np.random.default_rng(3).normal(size=(5000, 20))).astype(np.float32)
-    first, again = (embed(save(x, rows), {"cells.max_rows": 4000, "quality.queries": 1000}) for rows in (500, 5000))
+    first, again = (embed(save(x, rows), {"cells.max_rows": 4000, "audit.queries": 1000}) for rows in (500, 5000))
     assert first.facts("cells")["largest"] > 1024
     assert first.facts("audit")["recall"] >= 0.97
     assert first.y.tobytes() == again.y.tobytes()

@@ -73,6 +73,6 @@ def test_measured_peak_is_within_the_projected(whole):
 def test_measured_peak_is_within_the_projected_with_more_rows(embed, client):
     x = np.random.default_rng(0).normal(size=(8000, 200)).astype(np.float32)
     settings = {"cells.max_rows": 1000, "task_memory": 32 * 2**20, "start.coarse_epochs": 20, "layout.n_epochs": 5}
-    done = embed(x, {**settings, "quality.queries": 500}, client)
+    done = embed(x, {**settings, "audit.queries": 500}, client)
     for stage in done.status["stages"]:
         assert 0 < stage["peak_bytes"] <= stage["projected_bytes"], stage["name"]

@@ -25,7 +25,7 @@ from dumap.store import MANIFESTS, Run
 
 K = 14
 """Neighbours of a row, itself not counted, by default."""
-SEAMED = {"cells.max_rows": 300, "cells.max_copies": 2, "quality.queries": 600}
+SEAMED = {"cells.max_rows": 300, "cells.max_copies": 2, "audit.queries": 600}
 """Small cells that hardly spill: their seams lose a tenth of the neighbours."""
 REPAIRED = {**SEAMED, "neighbors.recall_target": 1.0, "neighbors.max_repairs": 2}
 
@@ -88,7 +88,7 @@ def test_the_recall_is_that_of_the_exports(seamed, digits):
 def test_where_every_row_is_a_query_nothing_is_uncertain(embed, digits, metric):
     x = digits[0][:600]
     settings = {**SEAMED, "neighbors.metric": metric, "neighbors.recall_target": 0.0}
-    done = embed(x, {**settings, "quality.queries": 5000})
+    done = embed(x, {**settings, "audit.queries": 5000})
     facts, recall = done.facts("audit"), recall_of(done, x, {"manhattan": "cityblock"}.get(metric, metric))
     assert facts["every_row"]
     assert facts["queries"] == 600
@@ -106,7 +106,7 @@ def test_of_equal_rows_any_are_right(embed, digits):
 
 
 def test_without_queries_there_is_neither_audit_nor_repair(embed, digits):
-    done = embed(digits[0], {**REPAIRED, "quality.queries": 0})
+    done = embed(digits[0], {**REPAIRED, "audit.queries": 0})
     assert done.facts("audit") == {"queries": 0, "repairs": 0}
     assert done.facts("quality") == {"queries": 0}
     assert Run(done.output, read_only=True).committed("audit") == []
@@ -117,7 +117,7 @@ def test_without_queries_there_is_neither_audit_nor_repair(embed, digits):
 
 @pytest.mark.parametrize(("wanted", "rounds_apart"), [(100, 10), (400, 2), (900, 1), (2000, 0)])
 def test_each_audit_draws_rows_of_its_own_while_there_are_others(configure, digits, wanted, rounds_apart):
-    config = configure(digits[0][:1000], {"quality.queries": wanted})
+    config = configure(digits[0][:1000], {"audit.queries": wanted})
     job, rows = Job(config, pipeline.plan(config).geometry), np.arange(1000)
     drawn = [drawn_queries(job, rows, number, len(rows)) for number in range(4)]
     assert all(abs(d.sum() - min(wanted, 1000)) < 5 * np.sqrt(wanted) for d in drawn)

@@ -47,7 +47,7 @@ def job_of(save, fresh):
     """Prepare a run: `job_of(path, block_rows, **settings)`."""
 
     def make(path: str, block_rows: int = 0, **settings: object) -> Job:
-        told = {"input.path": path, "output": fresh("run.zarr"), "cells.max_rows": 400, "quality.queries": 50}
+        told = {"input.path": path, "output": fresh("run.zarr"), "cells.max_rows": 400, "audit.queries": 50}
         config = load(None, (), {**told, **{name.replace("__", "."): value for name, value in settings.items()}})
         cut = plan(config).geometry
         if block_rows:

@@ -87,12 +87,12 @@ def graph(given, knn):
 
 @pytest.fixture(scope="module")
 def taken(take, graph):
-    return take(graph, {**CUT, "quality.queries": 50})
+    return take(graph, {**CUT, "audit.queries": 50})
 
 
 @pytest.fixture(scope="module")
 def searched(embed, data):
-    return embed(data, {"cells.max_rows": 300, "quality.queries": 200})
+    return embed(data, {"cells.max_rows": 300, "audit.queries": 200})
 
 
 @pytest.fixture
@@ -101,7 +101,7 @@ def again(taken, configure, data, graph, fresh):
 
     def copy(path: str = graph):
         output = shutil.copytree(taken.output, fresh("copy.zarr"))
-        return configure(data, {**CUT, "quality.queries": 50, "neighbors.precomputed": path, "output": output})
+        return configure(data, {**CUT, "audit.queries": 50, "neighbors.precomputed": path, "output": output})
 
     return copy
 
@@ -137,7 +137,7 @@ def test_the_graph_is_the_one_given_and_the_order_the_inputs(taken, knn, some):
 
 def test_a_runs_neighbors_come_back(take, searched):
     """The round trip: the lists and the weights of the graph are those of the run that searched."""
-    again = take(searched.export("neighbors", ".zarr"), {"quality.queries": 200})
+    again = take(searched.export("neighbors", ".zarr"), {"audit.queries": 200})
     assert_same_lists(again.neighbors(), searched.neighbors())
     graphs = [sparse.load_npz(done.export("graph", ".npz")).sorted_indices() for done in (searched, again)]
     for part in ("indptr", "indices", "data"):
@@ -155,7 +155,7 @@ def test_what_a_graph_lacks_is_counted(take, given, some, knn):
     indices[::3, 5], distances[::3, 5] = -1, np.nan
     indices[7] = -1
     indices[indices == 7] = -1
-    done = take(given(indices, distances), {**CUT, "quality.queries": 1000})
+    done = take(given(indices, distances), {**CUT, "audit.queries": 1000})
     assert done.facts("neighbors")["missing"] == (indices < 0).sum()
     assert_same_lists(done.neighbors(), (indices, np.where(indices < 0, np.inf, distances)))
     assert np.isfinite(done.y).all()
@@ -240,7 +240,7 @@ def test_dropped_rows_vanish_from_lists(take, given, some, knn, save):
     """Their own lists are not even looked at."""
     x, gone = some.copy(), np.array([0, 3, 499, 500, 999])
     x[gone] = np.nan
-    settings = {**CUT, "input.nonfinite": "drop", "quality.queries": 50}
+    settings = {**CUT, "input.nonfinite": "drop", "audit.queries": 50}
     indices, distances = (values.copy() for values in knn)
     indices[gone], distances[gone] = 10**6, np.nan
     done = take(given(indices, distances), settings, save(x, 100))
@@ -281,7 +281,7 @@ def test_a_range_of_rows_that_are_all_dropped(take, given, some, save):
 def test_measured_peak_is_within_the_projected(client, take, graph):
     """On workers that have done nothing before: what others compiled there stays."""
     client.restart()
-    for stage in take(graph, {**CUT, "quality.queries": 50}, client=client).status["stages"]:
+    for stage in take(graph, {**CUT, "audit.queries": 50}, client=client).status["stages"]:
         assert 0 < stage["peak_bytes"] <= stage["projected_bytes"], stage["name"]
 
 

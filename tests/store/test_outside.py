@@ -17,7 +17,7 @@ from dumap.recipe.damage import clean, verify
 from dumap.recipe.pipeline import run
 from dumap.store import INSIDE
 
-SETTINGS = {"cluster.engine": "local", "layout.n_epochs": 10, "quality.queries": 50}
+SETTINGS = {"cluster.engine": "local", "layout.n_epochs": 10, "audit.queries": 50}
 
 
 @pytest.fixture(scope="module")
