@@ -14,7 +14,10 @@ from dumap.config import Config
 from dumap.config.metrics import SHIFT_FREE
 from dumap.kernels.vectors import SPHERICAL, as_embedded, is_wide
 from dumap.planning.geometry import Geometry
-from dumap.sources.zarr_array import Input, Precomputed
+from dumap.sources.opening import open_source
+from dumap.sources.source import Source
+from dumap.sources.spooled import Feed
+from dumap.sources.zarr_array import Precomputed
 from dumap.store import Run
 
 
@@ -27,8 +30,8 @@ def _silent(done: float, total: float) -> None:
     return None
 
 
-HERE = ("run", "input", "precomputed", "centre")
-"""Attributes that a job opens where its task runs, and that are not sent with it."""
+HERE = ("run", "input", "precomputed", "centre", "feed")
+"""Attributes that a job opens where its task runs, or that are of one process, and that are not sent with it."""
 CENTRE = "centre"
 """The part of stage vectors that holds the centre."""
 
@@ -50,6 +53,8 @@ class Job:
         The stages whose parts other runs hold, and where these lie; where it is not given, the run says so.
     stage : str, optional
         The stage whose parts the task writes; none where they are no run's.
+    feed : Feed, optional
+        The object that is embedded, where it was given to this process.
     """
 
     config: Config
@@ -59,6 +64,7 @@ class Job:
     token: str | None = None
     inherited: dict[str, str] | None = None
     stage: str | None = None
+    feed: Feed | None = field(default=None, compare=False)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name not in HERE}
@@ -73,9 +79,9 @@ class Job:
         return Run(self.config.output, term=self.term, token=self.token, inherited=self.inherited)
 
     @cached_property
-    def input(self) -> Input:
+    def input(self) -> Source:
         """The input, opened where the task runs."""
-        return Input(self.config.input.path, self.config.input.array)
+        return open_source(self.config.input, lambda: self.run)
 
     @cached_property
     def centre(self) -> np.ndarray | None:

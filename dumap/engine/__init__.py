@@ -92,6 +92,16 @@ class Engine(Protocol):
     ) -> None:
         """Run `task(job, part, **options)` for every part, of the job's stage."""
 
+    def spool(
+        self,
+        task: Callable[..., None],
+        job: Job,
+        parts: Sequence[str],
+        options: dict[str, Any],
+        advanced: Callable[[float, float], None],
+    ) -> None:
+        """Do so where the object is that the job embeds: in this process."""
+
     def let_go(self) -> None:
         """Free what tasks kept for the next ones, wherever they ran."""
 

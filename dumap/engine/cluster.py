@@ -21,7 +21,9 @@ from dumap.engine import worker
 from dumap.engine.backups import Durations
 from dumap.engine.checks import Demands, WorkerFacts, common, differences, share
 from dumap.engine.link import Killed, Link, Lost
+from dumap.engine.local import LocalEngine
 from dumap.engine.members import Members, host_of
+from dumap.engine.resources import cpu_count
 from dumap.engine.step import ATTEMPTS as ATTEMPTS
 from dumap.engine.step import POLL_SECONDS as POLL_SECONDS
 from dumap.engine.step import Step, Work
@@ -34,6 +36,8 @@ WORKER_TIMEOUT = 600.0
 """Seconds to wait for a worker that is fit, unless told otherwise."""
 PATIENCE = 15.0
 """Seconds that workers have to answer once one of them has: who is busy, or stopped, is met later."""
+SPOOLING_THREADS = 4
+"""Threads that copy an object of this process to the run."""
 PARTING = 2.0
 """Seconds that workers have to let go of what they keep, at the end."""
 
@@ -253,6 +257,21 @@ class Executor:
         finally:
             self.peak_bytes = max(self.peak_bytes, step.peak_bytes)
             self.held_bytes = max(self.held_bytes, step.held_bytes)
+
+    def spool(
+        self,
+        task: Callable[..., None],
+        job: Job,
+        parts: Sequence[str],
+        options: dict[str, Any],
+        advanced: Callable[[float, float], None],
+    ) -> None:
+        """Run `task(job, part, **options)` for every part in this process, which has the object that is embedded."""
+        here = LocalEngine(min(SPOOLING_THREADS, cpu_count()), 0)
+        try:
+            here.spool(task, job, parts, options, advanced)
+        finally:
+            self.peak_bytes, self.held_bytes = here.peak_bytes, here.held_bytes
 
     def let_go(self) -> None:
         """Free what tasks kept on workers for the next ones."""

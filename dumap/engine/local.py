@@ -108,6 +108,8 @@ class LocalEngine:
             self.held_bytes = max(self.held_bytes, step.held_bytes)
         step.wait(threads)
 
+    spool = map  # the object is in this process
+
     def let_go(self) -> None:
         """Free what tasks kept for the next."""
         rounds.let_go()

@@ -13,7 +13,13 @@ from dumap.planning.geometry import SHARD_EDGES, Geometry, shard_rows_of
 from dumap.store import OBJECT_BYTES
 
 MIB = 2**20
-EARLIER_BYTES = {"vectors": 250 * MIB, "cells": 270 * MIB, "neighbors": 300 * MIB, "audit": 320 * MIB}
+EARLIER_BYTES = {
+    "spool": 250 * MIB,
+    "vectors": 250 * MIB,
+    "cells": 270 * MIB,
+    "neighbors": 300 * MIB,
+    "audit": 320 * MIB,
+}
 """What a worker holds in the first stages before any data: Python, the libraries, compiled kernels (measured where
 kernels had been compiled before, rounded up)."""
 INTERPRETER_BYTES, METRIC_BYTES = 390 * MIB, 160 * MIB
@@ -32,7 +38,9 @@ MOST_COARSE_ROWS = 32_768
 
 def interpreter_bytes(stage: str, metric: bool = True) -> int:
     """Return what a worker holds in a stage before any data; with `metric`, pynndescent's distances too."""
-    return EARLIER_BYTES.get(stage, INTERPRETER_BYTES) + METRIC_BYTES * (metric and stage not in ("vectors", "cells"))
+    return EARLIER_BYTES.get(stage, INTERPRETER_BYTES) + METRIC_BYTES * (
+        metric and stage not in ("spool", "vectors", "cells")
+    )
 
 
 def process_bytes(peak_bytes: int, threads: int, held_bytes: int = INTERPRETER_BYTES) -> int:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dumap.errors import DamageError, LockError, StorageError
 from dumap.recipe.identity import lost_identity
 from dumap.recipe.lineage import lost_stages
-from dumap.recipe.names import DONE, NAMING, STAGES
+from dumap.recipe.names import ALL_STAGES, DONE, NAMING
 from dumap.recipe.observers import Logged
 from dumap.store import IDENTITY, INHERITED, LOCKS, Lock, Run, await_end, manifest_key
 
@@ -16,7 +16,7 @@ from dumap.store import IDENTITY, INHERITED, LOCKS, Lock, Run, await_end, manife
 def forget(run: Run, stage: str, part: str) -> None:
     """Forget a part, and that its stage is done."""
     run.forget(stage, part)
-    if stage in STAGES:
+    if stage in ALL_STAGES:
         run.forget(DONE, stage)
 
 
@@ -83,7 +83,7 @@ def _damage(store: Run) -> list[tuple[str, str, str]]:
     """List what is damaged of a run, as `verify` does."""
     found = list(store.damaged(NAMING.groups))
     broken = {part for stage, part, _ in found if stage == DONE}
-    for stage in STAGES:
+    for stage in ALL_STAGES:
         if stage not in broken and store.is_committed(DONE, stage) and INHERITED not in store.summary(DONE, stage):
             gone = set(store.summary(DONE, stage)["parts"]) - set(store.committed(stage))
             found += [(stage, part, manifest_key(stage, part)) for part in sorted(gone)]

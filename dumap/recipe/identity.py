@@ -12,7 +12,8 @@ from dumap.artifacts.vectors import COORDINATES, FLAGS
 from dumap.config import INITS, Config, differences
 from dumap.engine import Engine, Observer
 from dumap.errors import RunMismatchError
-from dumap.recipe.names import DONE, NAMING, STAGES
+from dumap.recipe.names import ALL_STAGES, DONE, NAMING
+from dumap.sources.spooled import Spooled
 from dumap.stages.fingerprints import fingerprint, fingerprint_lists
 from dumap.store import IDENTITY, Rows, Run, towards
 
@@ -74,7 +75,7 @@ def describe_input(run: Run) -> None:
 
 def lost_identity(run: Run) -> list[str]:
     """List identity manifests that are missing."""
-    begun = any(run.committed(stage) for stage in (DONE, *STAGES))
+    begun = any(run.committed(stage) for stage in (DONE, *ALL_STAGES))
     needed = {"run": True, "results": begun, "input": run.is_committed(DONE, VECTORS)}
     return [part for part, wanted in needed.items() if wanted and not run.is_committed(IDENTITY, part)]
 
@@ -89,6 +90,11 @@ def check_data(job: Job, what: str, note: Callable[[str], None]) -> None:
             f"{source.path} has {tuple(now['shape'])} and {now['dtype']}: give the same {what}, or another output"
         )
     if began["signature"] != now["signature"]:
+        if isinstance(source, Spooled):
+            raise RunMismatchError(
+                f"{run.location} was begun with other data than the {source.what} that is given now: give the same, or "
+                f"name another output"
+            )
         note(f"{source.path}: its objects' sizes or times differ from when the run was begun; reading it anew")
         if run.attributes.get(fact) != fingerprint(job):
             raise RunMismatchError(

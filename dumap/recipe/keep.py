@@ -9,7 +9,7 @@ from dumap.artifacts.parts import AUDIT, NEIGHBORS, kind_of
 from dumap.config.values import format_bytes
 from dumap.errors import DamageError, StorageError
 from dumap.recipe.damage import forget
-from dumap.recipe.names import DONE, STAGES
+from dumap.recipe.names import ALL_STAGES, DONE
 from dumap.stages import Recipe
 from dumap.store import Run
 
@@ -90,7 +90,7 @@ def holds_nothing_needless(run: Run, recipe: Recipe, keep: str) -> bool:
 def remake_dropped(run: Run, error: DamageError, note: Callable[[str], None]) -> bool:
     """Where what is missing was dropped, forget that it, and all of its kind, is made; tell whether it was."""
     stage, kind = error.stage, kind_of(error.part)
-    if stage not in STAGES or not run.is_committed(stage, error.part) or not run.is_dropped(stage, error.part):
+    if stage not in ALL_STAGES or not run.is_committed(stage, error.part) or not run.is_dropped(stage, error.part):
         return False
     parts = [part for part in run.committed(stage) if kind_of(part) == kind and run.is_dropped(stage, part)]
     size = sum(size for part in parts for size, _ in run.manifest(stage, part)["dropped"].values())

@@ -24,12 +24,13 @@ from dumap.recipe.identity import check_chunks, check_same, create, describe_inp
 from dumap.recipe.keep import check_kept, drop_needless, holds_nothing_needless, remake_dropped
 from dumap.recipe.lineage import check_parent, drop_inherited_stage, inherit, open_parent, resolve_parent
 from dumap.recipe.locations import check_places, free_disk, probe_output, with_places
-from dumap.recipe.names import DONE, NAMING, STAGES
+from dumap.recipe.names import DONE, NAMING
 from dumap.recipe.observers import Logged, Watched
 from dumap.recipe.provenance import begin_stage, check_provenance, made_with, record_of
 from dumap.recipe.recipes import geometry_of, make_plan, recipe_of
 from dumap.recipe.relatives import inherited_by, register
 from dumap.recipe.status import status
+from dumap.sources.spooled import SPOOL, Feed
 from dumap.stages import Context, Recipe, Stage, Task
 from dumap.store import Lock, Run
 
@@ -76,6 +77,7 @@ def run(
     observer: Observer | None = None,
     force: bool = False,
     parent: str | None = None,
+    feed: Feed | None = None,
 ) -> dict:
     """Embed a data set, going on where an earlier call stopped.
 
@@ -90,6 +92,8 @@ def run(
     parent : str, optional
         Another run, of whose finished stages those are read that this one would make alike; a run that was begun with
         a parent knows it.
+    feed : Feed, optional
+        The object that `input.path` stands for.
 
     Returns
     -------
@@ -105,10 +109,10 @@ def run(
     check_places(config, NAMING)
     begun = Run(config.output, read_only=True).exists()  # to open it for writing would make its folder
     config, other = resolve_parent(config, parent, observer.note)
-    job, recipe = Job(config, geometry_of(config)), recipe_of(config)
+    job, recipe = Job(config, geometry_of(config), feed=feed), recipe_of(config)
     if begun:
         check_same(job, observer)
-        if not lost_identity(job.run) and all(job.run.is_committed(DONE, stage) for stage in STAGES):
+        if not lost_identity(job.run) and all(job.run.is_committed(DONE, stage.name) for stage in recipe):
             said = "nothing to do"
             if not holds_nothing_needless(job.run, recipe, config.keep):
                 with Lock(job.run, observer.note):
@@ -118,7 +122,7 @@ def run(
             return status(config.output)
     check_chunks(job, observer.note)
     stages = stages_left(job, other, observer.note)
-    job = Job(config, job.geometry, inherited=inherited_by(job.run) if begun else {})
+    job = Job(config, job.geometry, inherited=inherited_by(job.run) if begun else {}, feed=feed)
     projected = plan_left(job, stages, config.cluster.memory_limit or 0)
     if config.cluster.memory_limit and client is None:  # workers too small to start would not even say so
         projected.check(config.cluster.memory_limit, None)
@@ -138,8 +142,8 @@ def _drive(
     """Make a run's stages on an engine, as its one driver."""
     output = job.config.output
     projected, recipe = plan_left(job, stages, cluster.worker_memory), recipe_of(job.config)
-    done = [stage for stage in STAGES if job.run.is_committed(DONE, stage)]
-    written = sum(job.run.sizes(stage) for stage in STAGES if stage not in done)
+    done = [stage.name for stage in recipe if job.run.is_committed(DONE, stage.name)]
+    written = sum(job.run.sizes(stage.name) for stage in recipe if stage.name not in done)
     projected.check(cluster.worker_memory, free_disk(output), cluster.worker_threads, done, written)
     probe_output(output)
     cluster.check_sight(output)
@@ -269,6 +273,7 @@ def _compute(job: Job, cluster: Engine, observer: Observer) -> Any:
                 observer.advanced(stage, progress[0] + some / of, progress[1])
 
         if todo:
-            cluster.map(task, replace(job, stage=stage), todo, options, advanced)
+            run = cluster.spool if stage == SPOOL else cluster.map
+            run(task, replace(job, stage=stage), todo, options, advanced)
 
     return compute

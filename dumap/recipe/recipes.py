@@ -10,7 +10,9 @@ from dumap.planning.audits import needs_metric
 from dumap.planning.budget import interpreter_bytes
 from dumap.planning.geometry import Geometry, geometry
 from dumap.planning.plan import Plan, Projection, StagePlan, core_seconds
-from dumap.sources.zarr_array import Input, Precomputed
+from dumap.sources.opening import open_source
+from dumap.sources.spooled import is_spooled
+from dumap.sources.zarr_array import Precomputed
 from dumap.stages import (
     Recipe,
     Stage,
@@ -23,6 +25,7 @@ from dumap.stages import (
     layout,
     neighbors,
     quality,
+    spool,
     start,
     vectors,
 )
@@ -38,7 +41,8 @@ GIVEN: Recipe = (given.VECTORS_GIVEN, given.CELLS_GIVEN, given.NEIGHBORS_GIVEN, 
 
 def recipe_of(config: Config) -> Recipe:
     """Return the recipe that a configuration asks for."""
-    return SEARCHED if config.neighbors.precomputed is None else GIVEN
+    stages = SEARCHED if config.neighbors.precomputed is None else GIVEN
+    return (spool.STAGE, *stages) if is_spooled(config.input.path) else stages
 
 
 def geometry_of(config: Config) -> Geometry:
@@ -49,7 +53,7 @@ def geometry_of(config: Config) -> Geometry:
     InputError
         The input cannot be read or embedded.
     """
-    source = Input(config.input.path, config.input.array)
+    source = open_source(config.input)
     path = config.neighbors.precomputed
     given = None if path is None else Precomputed(path, source.rows)
     return geometry(config, source.rows, source.dims, source.dtype.itemsize, source.chunk_rows, given)

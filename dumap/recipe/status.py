@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from dumap.recipe.names import DONE, STAGES
+from dumap.recipe.names import ALL_STAGES, DONE, STAGES
 from dumap.recipe.relatives import children_of, parent_of
+from dumap.sources.spooled import is_spooled
 from dumap.store import Run, driver, last_work
 
 
@@ -25,7 +26,7 @@ def status(location: str) -> dict[str, Any]:
     store = Run(location, read_only=True)
     attributes = store.attributes
     stages, at = [], last_work(store)
-    for name in STAGES:
+    for name in ALL_STAGES if is_spooled(str(attributes["input"].get("path"))) else STAGES:
         parts = len(store.committed(name))
         entry: dict[str, Any] = {"name": name, "state": "partial" if parts else "pending", "parts": parts}
         entry |= {"seconds": None, "projected_bytes": None, "peak_bytes": None, "facts": {}}

@@ -14,6 +14,7 @@ from dumap.store.objects import bucket_errors, describe_error, probe, probe_key,
 from dumap.store.part import OBJECT_BYTES, Part
 from dumap.store.relative import reached, towards
 from dumap.store.run import FORMAT, Run
+from dumap.store.stored_array import StoredArray
 
 __all__ = [
     "DONE",
@@ -32,6 +33,7 @@ __all__ = [
     "Part",
     "Rows",
     "Run",
+    "StoredArray",
     "await_end",
     "bucket_errors",
     "decoded_rows",

@@ -1,0 +1,159 @@
+"""Rows of an object, such as a NumPy array, that were copied into the run once and are read there.
+
+A task cannot open what lies in another process's memory. The stage spool writes the rows as parts of the run, as many
+to each; where they are is known from their shape alone. The location of such an input says what it is of:
+
+    spool://<kind>/<rows>x<dims>/<dtype>/<token>
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import numpy as np
+
+from dumap.errors import InputError
+from dumap.store import Absent, Run, StoredArray
+
+SPOOL = "spool"
+"""The stage that writes the rows, and the folder of its parts."""
+SPOOLED = "rows"
+"""The kind of its parts, and their array."""
+PART_BYTES = 16 * 2**20
+"""About so many bytes of rows are a part. Part of the format."""
+KINDS = "fiub"
+"""Kinds of numpy's dtypes that can be embedded."""
+_LOCATION = re.compile(r"spool://([\w.-]+)/([1-9]\d*)x([1-9]\d*)/(\w+)/(\w+)")
+
+
+class Feed(Protocol):
+    """Rows of an object that was given to this process.
+
+    Attributes
+    ----------
+    kind : str
+        What it is, such as 'numpy.ndarray'.
+    rows, dims : int
+    dtype : numpy.dtype
+        In native byte order.
+    token : str
+        Letters and digits that are the same for the same rows alone.
+    """
+
+    kind: str
+    rows: int
+    dims: int
+    dtype: np.dtype
+
+    @property
+    def token(self) -> str:
+        """As above; found when it is first asked for."""
+
+
+def check_rows(kind: str, shape: tuple[int, ...], dtype: np.dtype) -> None:
+    """Refuse what holds no rows of numbers.
+
+    Raises
+    ------
+    InputError
+    """
+    if len(shape) != 2:
+        raise InputError(f"the {kind} has shape {shape}; dumap reads (rows, dims): reshape it, one row a vector")
+    if dtype.kind not in KINDS or dtype.itemsize > 8:
+        raise InputError(
+            f"the {kind} has dtype {dtype}; allowed are real floats, integers and booleans of up to 64 bits"
+        )
+    if 0 in shape:
+        raise InputError(f"the {kind} is empty: its shape is {shape}")
+
+
+def location_of(feed: Feed) -> str:
+    """Return what stands for an object in the configuration."""
+    return f"spool://{feed.kind}/{feed.rows}x{feed.dims}/{feed.dtype.name}/{feed.token}"
+
+
+def is_spooled(location: str) -> bool:
+    """Return whether a location stands for an object."""
+    return location.startswith("spool://")
+
+
+class Spooled:
+    """The rows of an object, in the run.
+
+    Parameters
+    ----------
+    location : str
+        See `location_of`.
+    run : callable, optional
+        Opens the run; without one, no row can be read.
+
+    Attributes
+    ----------
+    kind : str
+    path, rows, dims, dtype, chunk_rows
+        As of `Source`.
+    part_rows, parts : int
+        Rows of a part but the last, and how many parts there are.
+
+    Raises
+    ------
+    InputError
+        The location says no such thing.
+    """
+
+    def __init__(self, location: str, run: Callable[[], Run] | None = None) -> None:
+        found = _LOCATION.fullmatch(location)
+        if found is None or not hasattr(np, found[4]):
+            raise InputError(f"input.path: {location} stands for no array; give the array itself to dumap.run")
+        self.path, self.kind, self._token, self._run = location, found[1], found[5], run
+        self.rows, self.dims, self.dtype = int(found[2]), int(found[3]), np.dtype(found[4])
+        check_rows(self.kind, (self.rows, self.dims), self.dtype)
+        self.part_rows = min(self.rows, max(1, PART_BYTES // (self.dims * self.dtype.itemsize)))
+        self.chunk_rows = StoredArray((self.part_rows, self.dims), self.dtype).range_rows
+        self.parts = -(-self.rows // self.part_rows)
+
+    @property
+    def what(self) -> str:
+        """What it is, for people."""
+        return f"{self.kind} of shape {(self.rows, self.dims)} and dtype {self.dtype}"
+
+    def span(self, number: int) -> tuple[int, int]:
+        """Return the rows [start, stop) of a part."""
+        return number * self.part_rows, min(self.rows, (number + 1) * self.part_rows)
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Read rows [start, stop) from the run."""
+        if self._run is None:
+            raise InputError(f"{self.path}: the rows of the {self.what} lie in a run")
+        run, out = self._run(), np.empty((stop - start, self.dims), self.dtype)
+        for number in range(start // self.part_rows, -(-stop // self.part_rows)):
+            first, last = self.span(number)
+            low, high = max(start, first), min(stop, last)
+            run.read(
+                SPOOL, f"{SPOOLED}-{number:05d}", SPOOLED, low - first, high - first, out[low - start : high - start]
+            )
+        return out
+
+    @property
+    def absent(self) -> Absent:
+        """No chunk: the stage has written all rows, or is not done."""
+        return Absent(0, self.parts, 0)
+
+    def require_chunks(self, fill: str | None = None) -> None:
+        """Refuse nothing."""
+
+    def signature(self) -> str:
+        """Return the object's token."""
+        return self._token
+
+    def describe(self) -> dict[str, Any]:
+        """Return what a run remembers of it."""
+        return {
+            "path": self.path,
+            "array": "",
+            "shape": [self.rows, self.dims],
+            "dtype": str(self.dtype),
+            "signature": self._token,
+        }

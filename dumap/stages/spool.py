@@ -1,0 +1,78 @@
+"""spool: copy the rows of an object into the run, where tasks can read them.
+
+Only runs of what has no files have this stage. Each part is some rows, as many but for the last; those that are
+committed stay, so a run that was killed copies the others. The rows go once no stage reads the input any more: what
+needs them again has the object given again.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from dumap.artifacts.job import Job
+from dumap.artifacts.parts import AUDIT, CELLS, QUALITY, START, VECTORS, number_of, numbered
+from dumap.config import Config
+from dumap.errors import InputError
+from dumap.planning.geometry import Geometry
+from dumap.planning.plan import Projection
+from dumap.sources.arrays import ArrayRows
+from dumap.sources.spooled import PART_BYTES, SPOOL, SPOOLED, Spooled
+from dumap.stages import Context, Stage
+
+
+def write_rows(job: Job, part: str, rows: np.ndarray | None = None) -> None:
+    """Write a part: the rows that are given, or, in the process that has the object, the object's own."""
+    if rows is None:
+        assert isinstance(job.feed, ArrayRows)
+        rows = job.feed.read(*_source(job).span(number_of(part)))
+    with job.run.part(SPOOL, part) as out:
+        out.write(SPOOLED, rows)
+
+
+def _source(job: Job) -> Spooled:
+    source = job.input
+    assert isinstance(source, Spooled)
+    return source
+
+
+def run(context: Context) -> dict:
+    """Copy the rows; return the figures.
+
+    Raises
+    ------
+    InputError
+        Where the run does not hold them all, and the object is not given.
+    """
+    source, store = _source(context.job), context.run
+    parts = numbered(SPOOLED, source.parts)
+    if context.job.feed is None and not set(parts) <= set(store.committed(SPOOL)):
+        raise InputError(
+            f"{store.location}: its input, a {source.what}, was given by a program, and the run does not hold all of "
+            f"its rows: call dumap.run again with the same data and this output"
+        )
+    context.compute(SPOOL, write_rows, parts)
+    return {"rows": source.rows, "bytes": source.rows * source.dims * source.dtype.itemsize}
+
+
+def project(cut: Geometry, config: Config, worker_memory: int) -> Projection:
+    """Project what the stage will take."""
+    row_bytes = cut.dims * cut.itemsize
+    size = cut.rows * row_bytes
+    return Projection(
+        tasks=max(1, -(-size // PART_BYTES)),
+        shuffled_bytes=0,
+        disk_bytes=size,
+        task_bytes=3 * min(size, max(row_bytes, PART_BYTES)),
+        passing_bytes={SPOOLED: size},
+    )
+
+
+STAGE = Stage(
+    SPOOL,
+    keys=(),
+    reads=(),
+    writes=(SPOOLED,),
+    run=run,
+    project=project,
+    passing={SPOOLED: (VECTORS, CELLS, AUDIT, START, QUALITY)},
+)

@@ -1,0 +1,275 @@
+"""Objects without files: what is taken, how it lies in a run, and what becomes of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers import AsBegins, Notes, uncommit, unmark
+
+from dumap.config import load
+from dumap.errors import InputError, RunMismatchError
+from dumap.recipe import pipeline
+from dumap.recipe.damage import clean, drop, verify
+from dumap.recipe.status import status
+from dumap.sources import spooled
+from dumap.sources.arrays import rows_of
+from dumap.sources.spooled import SPOOL, Spooled, location_of
+from dumap.stages.spool import write_rows
+from dumap.store import MANIFESTS, PARTS, Run
+
+SETTINGS = {"cluster.engine": "local", "layout.n_epochs": 5, "quality.queries": 20, "cells.max_rows": 200}
+
+
+@pytest.fixture
+def small_parts(monkeypatch):
+    """Let a part have 100 rows of the digits, or 64 KiB of others."""
+    monkeypatch.setattr(spooled, "PART_BYTES", 100 * 64 * 4)
+
+
+@pytest.fixture
+def embed_rows(fresh):
+    """Run on threads of this process what is given as an object; return the output."""
+
+    def go(x, output=None, client=None, observer=None, **settings):
+        feed = rows_of(x)
+        where = {"input.path": location_of(feed), "output": output or fresh("run.zarr")}
+        engine = {"cluster.engine": "auto"} if client else {}
+        config = load(None, (), {**where, **SETTINGS, **engine, **settings})
+        pipeline.run(config, client, observer, feed=feed)
+        return config.output
+
+    return go
+
+
+def embedding(output):
+    return Run(output, read_only=True).read_final("embedding", "embedding").tobytes()
+
+
+def spooled_parts(output):
+    return sorted(path.name for path in Path(output, PARTS, SPOOL).iterdir())
+
+
+# what is taken -------------------------------------------------------------------------------------
+
+
+class Made:
+    """Something that makes an array of itself."""
+
+    def __array__(self, dtype=None, copy=None):
+        return np.arange(6.0).reshape(3, 2)
+
+
+@pytest.mark.parametrize(
+    ("data", "dtype"),
+    [
+        (np.arange(6, dtype=">f4").reshape(3, 2), "float32"),
+        (np.asfortranarray(np.arange(6, dtype="f2").reshape(3, 2)), "float16"),
+        (np.arange(12, dtype="i8").reshape(3, 4)[:, ::2], "int64"),
+        (np.eye(3, 2, dtype=bool), "bool"),
+        (np.ma.MaskedArray(np.ones((3, 2), "u1")), "uint8"),
+        (Made(), "float64"),
+    ],
+    ids=["big_endian", "fortran", "strided", "bool", "masked_nowhere", "made"],
+)
+def test_rows_of_an_object_come_in_native_order(data, dtype):
+    rows = rows_of(data)
+    assert (rows.rows, rows.dims, rows.dtype) == (3, 2, np.dtype(dtype))
+    found = rows.read(1, 3)
+    assert found.flags.c_contiguous
+    assert found.dtype.isnative
+    assert found.tolist() == np.asarray(data)[1:].tolist()
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (np.ones(3), r"the numpy.ndarray has shape \(3,\); dumap reads \(rows, dims\)"),
+        (np.ones((3, 2), complex), "has dtype complex128; allowed are real floats"),
+        (np.array([["a", "b"]]), "has dtype <U1"),
+        (np.empty((0, 2)), "is empty"),
+        (np.ma.masked_less(np.arange(4).reshape(2, 2), 2), "values that are masked: fill them"),
+    ],
+    ids=["1-D", "complex", "text", "empty", "masked"],
+)
+def test_what_holds_no_rows_of_numbers_is_refused(data, message):
+    with pytest.raises(InputError, match=message):
+        rows_of(data)
+
+
+def test_what_makes_no_array_is_none():
+    assert rows_of(object()) is None
+
+
+def test_a_token_is_of_the_content_alone():
+    x = np.arange(2000.0).reshape(100, 20)
+    same = [x.copy(), np.asfortranarray(x), x.astype(">f8"), np.repeat(x, 2, axis=1)[:, ::2]]
+    assert {rows_of(one).token for one in same} == {rows_of(x).token}
+    other = x.copy()
+    other[99, 19] += 1
+    others = [other, x.astype("f4"), x.reshape(200, 10), x[::-1]]
+    assert len({rows_of(one).token for one in (x, *others)}) == 5
+
+
+def test_a_location_says_what_it_is_of():
+    source = Spooled("spool://numpy.ndarray/1000x64/float32/0123abcd")
+    assert (source.rows, source.dims, source.dtype, source.signature()) == (1000, 64, np.float32, "0123abcd")
+    assert source.what == "numpy.ndarray of shape (1000, 64) and dtype float32"
+    for wrong in ("spool://x", "spool://numpy.ndarray/0x4/float32/0", "spool://numpy.ndarray/3x4/object_/0"):
+        with pytest.raises(InputError, match=r"give the array itself|allowed are"):
+            Spooled(wrong)
+
+
+@pytest.mark.usefixtures("small_parts")
+def test_rows_are_read_across_parts(fresh):
+    x = np.random.default_rng(0).normal(size=(350, 64)).astype(np.float32)
+    feed, run = rows_of(x), Run(fresh("run.zarr"))
+    source = Spooled(location_of(feed), lambda: run)
+    assert source.parts == 4
+    for number in range(4):
+        with run.part(SPOOL, f"rows-{number:05d}") as out:
+            out.write("rows", feed.read(*source.span(number)))
+    for start, stop in ((0, 350), (99, 101), (100, 200), (349, 350), (5, 5)):
+        assert np.array_equal(source.read(start, stop), x[start:stop])
+    with pytest.raises(InputError, match="lie in a run"):
+        Spooled(location_of(feed)).read(0, 1)
+
+
+# whole runs ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("small_parts")
+def test_an_array_comes_to_the_bytes_of_its_store(few, embed, embed_rows):
+    of_store = embed(few, {**SETTINGS, "keep": "model"})
+    output = embed_rows(few)
+    assert embedding(output) == embedding(of_store.output)
+    told, plain = status(output), status(of_store.output)
+    assert [stage["name"] for stage in told["stages"]] == ["spool", *(stage["name"] for stage in plain["stages"])]
+    assert told["fingerprint"] == plain["fingerprint"]
+    assert told["input"]["path"] == location_of(rows_of(few))
+    digests = [{stage["name"]: stage["digest"] for stage in one["stages"][-9:]} for one in (told, plain)]
+    assert digests[0] == digests[1], "what the rows are decides, not whence they come"
+    assert verify(output) == []
+    assert clean(output, print, look_only=True) == ([], [])
+
+
+@pytest.mark.usefixtures("small_parts")
+def test_the_copy_goes_once_nothing_reads_it(few, embed_rows):
+    assert spooled_parts(embed_rows(few)) == []
+    assert spooled_parts(embed_rows(few, keep="results")) == []
+    assert len(spooled_parts(embed_rows(few, keep="all"))) == 3
+
+
+@pytest.mark.usefixtures("small_parts")
+def test_a_killed_copy_is_gone_on_with(few, embed_rows, fresh, monkeypatch):
+    output, copied = fresh("run.zarr"), []
+
+    def failing(job, part, rows=None):
+        if len(copied) == 2:
+            raise KeyboardInterrupt
+        copied.append(part)
+        write_rows(job, part, rows)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("dumap.stages.spool.write_rows", failing)
+        with pytest.raises(KeyboardInterrupt):
+            embed_rows(few, output)
+    assert status(output)["stages"][0]["state"] == "partial"
+    before = spooled_parts(output)
+    embed_rows(few, output, observer=AsBegins("vectors", lambda: before.append(spooled_parts(output))))
+    assert set(before[:-1]) <= set(before[-1]), "what was committed is not copied again"
+
+
+@pytest.mark.usefixtures("small_parts")
+def test_the_same_array_again_does_nothing_and_another_is_refused(few, embed_rows):
+    output, notes = embed_rows(few), Notes()
+    embed_rows(few.copy(), output, observer=notes)
+    assert any("finished before; nothing to do" in note for note in notes.notes)
+    with pytest.raises(RunMismatchError, match=r"other data than the numpy.ndarray of shape \(300, 64\)"):
+        embed_rows(few + 1, output)
+    with pytest.raises(RunMismatchError, match=r"has \(299, 64\) and float32"):
+        embed_rows(few[1:], output)
+
+
+@pytest.mark.usefixtures("small_parts")
+def test_a_store_of_the_same_rows_goes_on_with_an_arrays_run(few, embed_rows, save):
+    output, notes = embed_rows(few), Notes()
+    before = embedding(output)
+    unmark(output, ["quality"])
+    config = load(None, (), {"input.path": save(few), "output": output, **SETTINGS})
+    assert pipeline.run(config, observer=notes)["state"] == "done"
+    assert embedding(output) == before
+    other = load(None, (), {"input.path": save(few[::-1]), "output": output, **SETTINGS})
+    with pytest.raises(RunMismatchError, match="holds other data"):
+        pipeline.run(other)
+
+
+@pytest.mark.usefixtures("small_parts")
+@pytest.mark.parametrize("keep", ["model", "results"])
+def test_a_repair_that_needs_the_rows_copies_them_anew(few, embed_rows, keep):
+    output, notes = embed_rows(few, keep=keep), Notes()
+    before = embedding(output)
+    uncommit(output, ["vectors", "cells", "neighbors", "audit", "quality"])
+    embed_rows(few, output, observer=notes, keep=keep)
+    assert any("spool: 3 parts 'rows' of" in note and "are needed and made again" in note for note in notes.notes)
+    assert embedding(output) == before
+    assert spooled_parts(output) == []
+
+
+@pytest.mark.usefixtures("small_parts")
+def test_without_the_array_the_error_says_what_to_do(few, embed_rows):
+    output = embed_rows(few)
+    uncommit(output, ["vectors"])
+    config = load(None, (), {"input.path": location_of(rows_of(few)), "output": output, **SETTINGS})
+    with pytest.raises(InputError, match=r"call dumap\.run again with the same data and this output"):
+        pipeline.run(config)
+
+
+@pytest.mark.usefixtures("small_parts")
+def test_a_damaged_part_of_the_copy_is_copied_again(few, embed_rows):
+    output = embed_rows(few, keep="all")
+    before = embedding(output)
+    file = next(Path(output, PARTS, SPOOL).glob("rows-00001-*"))
+    file.write_bytes(file.read_bytes()[:-9] + b"nonsense!")
+    assert [part for _, part, _ in verify(output)] == ["rows-00001"]
+    drop(output, verify(output), print)
+    notes = Notes()
+    embed_rows(few, output, observer=notes, keep="all")
+    assert verify(output) == []
+    assert embedding(output) == before
+    uncommit(output, ["vectors"])
+    file = next(Path(output, PARTS, SPOOL).glob("rows-00002-*"))
+    file.unlink()
+    embed_rows(few, output, observer=notes, keep="all")
+    assert any("rows-00002" in note and "made again" in note for note in notes.notes)
+    assert verify(output) == []
+
+
+@pytest.mark.usefixtures("small_parts")
+def test_a_child_of_an_arrays_run_reads_what_is_equal(few, fresh, embed_rows):
+    parent = embed_rows(few)
+    feed = rows_of(few)
+    settings = {"input.path": location_of(feed), "output": fresh("run.zarr"), **SETTINGS, "layout.min_dist": 0.5}
+    told = pipeline.run(load(None, (), settings), parent=parent, feed=feed)
+    own = [stage["name"] for stage in told["stages"] if stage["from"] is None]
+    assert own == ["spool", "start", "layout", "embedding", "quality"]
+    assert embedding(settings["output"]) == embedding(embed_rows(few, **{"layout.min_dist": 0.5}))
+
+
+@pytest.mark.slow
+def test_workers_read_what_this_process_copied(few, embed_rows, client):
+    output, told = embed_rows(few), Notes()
+    assert embedding(embed_rows(few, client=client, observer=told)) == embedding(output)
+
+
+def test_a_plan_of_an_array_has_its_copy():
+    path = location_of(rows_of(np.zeros((5000, 64), np.float32)))
+    plan = pipeline.plan(load(None, (), {"input.path": path, "output": "nowhere.zarr"}))
+    assert plan.stage("spool").disk_bytes == 5000 * 64 * 4
+    assert plan.final_disk_bytes < plan.peak_disk_bytes
+    assert plan.stages[0].name == "spool"
+
+
+def test_manifests_lie_where_those_of_stages_do(few, embed_rows):
+    assert len(list(Path(embed_rows(few), MANIFESTS, SPOOL).iterdir())) == 1
