@@ -9,6 +9,7 @@ import click
 
 from dumap.cli.group import Group
 from dumap.cli.logs import asks_for_json, say
+from dumap.cli.records import Recorded, record_of, record_options
 from dumap.errors import ConfigError
 from dumap.figures import format_fact, to_json
 from dumap.version import __version__
@@ -41,6 +42,7 @@ OPTIONS = {
     "memory_limit": "cluster.memory_limit",
     "scheduler": "cluster.scheduler",
     "scheduler_file": "cluster.scheduler_file",
+    "report": "cluster.report",
 }
 """Settings that have an option of their own."""
 
@@ -106,22 +108,38 @@ def plan(as_json: bool, parent: str | None, **options: Any) -> None:
         click.echo(f"{describe(projected, threads)}\nengine {chosen.name}: {chosen.why}")
 
 
-@cli.command()
+@cli.command(cls=Recorded)
 @_config_options
+@click.option("--report", metavar="FILE", help="Have Dask write a performance report, in HTML.")
 @click.option("--force", is_flag=True, help="Go on with stages that other versions began.")
 @click.option("--json", "as_json", is_flag=True, help="Print the run's status for machines at the end.")
-def run(as_json: bool, force: bool, parent: str | None, **options: Any) -> None:
-    """Embed a data set, or go on with a run that was stopped."""
+@record_options
+@click.option(
+    "--exit-code-unchanged",
+    "unchanged",
+    type=click.IntRange(0, 255),
+    default=0,
+    metavar="N",
+    help="Exit code where the run was finished before. [0]",
+)
+def run(as_json: bool, force: bool, parent: str | None, unchanged: int, **options: Any) -> None:
+    """Embed a data set, or go on with a run that was stopped; of one that is finished, say so."""
     from dumap.cli.progress import observer
     from dumap.recipe import pipeline
 
+    context = click.get_current_context()
+    record = record_of(context)
+    record.check()
     config = _load(**options)
     with observer(asks_for_json()) as watching:
-        result = pipeline.run(config, observer=watching, force=force, parent=parent)
+        result = pipeline.run(config, observer=record.watch(config.output, watching), force=force, parent=parent)
     if as_json:
         click.echo(to_json(result))
     else:
-        click.echo(f"done: {result['output']}, arrays 'embedding' and 'status'")
+        said = "finished before, nothing to do" if record.unchanged else "done"
+        click.echo(f"{said}: {result['output']}, arrays 'embedding' and 'status'")
+    if record.unchanged:
+        context.exit(unchanged)
 
 
 @cli.command()

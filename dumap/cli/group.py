@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import signal
 import threading
+from collections.abc import Sequence
 from typing import Any
 
 import click
@@ -18,6 +19,8 @@ MISUSED = 2
 """Exit code of words that are no command, as of a bad configuration."""
 UNEXPECTED = 70
 """Exit code of an error that dumap did not foresee."""
+RECORD = "record"
+"""Key of the click context's `meta` for what is written of a command's end: see `dumap.cli.records`."""
 INTERRUPTED = 130
 """Exit code after Ctrl-C."""
 
@@ -72,18 +75,35 @@ class Group(click.Group):
             signal.signal(signal.SIGTERM, _terminate)
         with to_stderr(ctx.meta):
             try:
-                return super().invoke(ctx)
-            except click.exceptions.Exit:
-                raise
+                result, code = super().invoke(ctx), 0
+            except click.exceptions.Exit as ended:
+                result, code = None, ended.exit_code
             except (Exception, KeyboardInterrupt) as error:
-                if DEBUG in ctx.meta and not isinstance(error, click.ClickException | click.Abort | KeyboardInterrupt):
-                    raise
-                if isinstance(error, click.ClickException) and not asks_for_json():
-                    error.show()
-                    ctx.exit(MISUSED)
-                code, message = _outcome(error)
-                say_error(code, message, getattr(error, "__notes__", []) if isinstance(error, DumapError) else [])
-                ctx.exit(code)
+                ctx.exit(_fail(ctx, error))
+            if recorded := _record(ctx, code):
+                ctx.exit(recorded)
+            return result
+
+
+def _record(ctx: click.Context, code: int, message: str | None = None, notes: Sequence[str] = ()) -> int:
+    """Have the command's record written, where it has one; return the exit code."""
+    record = ctx.meta.get(RECORD)
+    return code if record is None else int(record.write(code, message, notes))
+
+
+def _fail(ctx: click.Context, error: BaseException) -> int:
+    """Tell why a command failed; return its exit code. An error that is to be shown with a traceback is raised."""
+    (code, message), foreseen = _outcome(error), isinstance(error, DumapError)
+    notes = getattr(error, "__notes__", []) if foreseen else []
+    code = _record(ctx, code, message, notes)
+    misused = isinstance(error, click.ClickException)
+    if DEBUG in ctx.meta and not misused and not isinstance(error, click.Abort | KeyboardInterrupt):
+        raise error
+    if isinstance(error, click.ClickException) and not asks_for_json():
+        error.show()
+    else:
+        say_error(code, message, notes)
+    return code
 
 
 def _outcome(error: BaseException) -> tuple[int, str]:

@@ -54,12 +54,24 @@ class ClusterConfig(Section):
         gt=0.0,
     )
 
+    report: Location | None = setting(
+        None,
+        "The file, in HTML, into which Dask writes a performance report of the run: its tasks, and how busy workers "
+        "were. Needs bokeh, and a cluster, which it asks for. null: none.",
+        changes=False,
+    )
+
     @model_validator(mode="after")
     def _consistent(self) -> ClusterConfig:
         """Refuse what would be ignored."""
         schedulers = _given(self, "scheduler", "scheduler_file")
         if len(schedulers) > 1:
             raise ValueError(f"{' and '.join(schedulers)} name a scheduler each: give one, set the other to null")
+        if self.engine == "local" and self.report is not None:
+            raise ValueError(
+                f"report = {show(self.report)} is Dask's, and engine = 'local' has none: leave the report out, "
+                f"or set engine to dask"
+            )
         if self.engine == "local" and (clusters := _given(self, "scheduler", "scheduler_file", "workers")):
             raise ValueError(
                 f"engine = 'local' runs in this process and needs no cluster: leave out {' and '.join(clusters)}, or "

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 LOCAL_SECONDS = 60.0
 """Work of one core up to which threads of this process are chosen: a cluster takes about ten seconds to start."""
-NAMED = ("workers", "memory_limit", "scheduler", "scheduler_file")
+NAMED = ("workers", "memory_limit", "scheduler", "scheduler_file", "report")
 """Settings that ask for a cluster."""
 
 

@@ -18,6 +18,7 @@ from distributed import comm as comms
 from dumap.config import ClusterConfig, format_bytes
 from dumap.engine.cluster import Executor, Observer
 from dumap.engine.embedded import CannotStart, embedded
+from dumap.engine.report import check_report, reported
 from dumap.engine.resources import cpu_count, free_memory, process_memory
 from dumap.errors import ClusterError, ConfigError
 
@@ -53,6 +54,7 @@ def connect(
     ClusterError
         Nothing answers within `cluster.timeout` seconds, or an embedded cluster cannot start.
     """
+    check_report(cluster.report)
     address = None if cluster.scheduler_file else cluster.scheduler or dask.config.get("scheduler-address", None)
     _check_alone(cluster, client, address, observer)
     with ExitStack() as stack:
@@ -62,9 +64,9 @@ def connect(
             reached = stack.enter_context(_find(cluster, address))
         else:
             reached = _embedded(stack, cluster, observer, need_bytes)
-            yield Executor(reached, cluster.timeout, cluster.worker_timeout, observer.note)
-            return
-        stack.enter_context(_out_of_the_pool())
+        stack.enter_context(reported(reached, cluster.report, cluster.timeout, observer.note))
+        if client is not None or address or cluster.scheduler_file:
+            stack.enter_context(_out_of_the_pool())
         yield Executor(reached, cluster.timeout, cluster.worker_timeout, observer.note)
 
 

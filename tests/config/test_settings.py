@@ -197,6 +197,7 @@ OTHERS = {
     "cluster.scheduler_file": "s.json",
     "cluster.timeout": 1.0,
     "cluster.worker_timeout": 1.0,
+    "cluster.report": "report.html",
 }
 """Another value of each setting."""
 BESIDE = {

@@ -1,0 +1,68 @@
+"""Has Dask write a performance report of what a client runs."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import uuid
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+from distributed import Client, performance_report
+
+from dumap.errors import ConfigError, needs
+
+CODE = "dumap"
+"""What a report shows as the code that it is of."""
+
+
+def check_report(file: str | None) -> None:
+    """Refuse a report that could not be written.
+
+    Raises
+    ------
+    ConfigError
+    """
+    if file is None:
+        return
+    if find_spec("bokeh") is None:
+        raise needs("a performance report (cluster.report)", "bokeh")
+    folder = Path(file).absolute().parent
+    if not folder.is_dir():
+        raise ConfigError(f"cluster.report: there is no folder {folder}; make it, or name another file")
+
+
+@contextlib.contextmanager
+def reported(client: Client, file: str | None, seconds: float, note: Callable[[str], None]) -> Iterator[None]:
+    """Write a performance report of what a client runs meanwhile, also where that fails.
+
+    Parameters
+    ----------
+    client : distributed.Client
+    file : str, optional
+        Where none is given, none is written.
+    seconds : float
+        How long the scheduler has to answer.
+    note : callable
+        Told why there is no report, where the scheduler gives none.
+    """
+    if file is None:
+        yield
+        return
+    whole = Path(file).absolute()
+    partial = whole.with_name(f".{whole.name}.{uuid.uuid4().hex[:8]}.partial")
+    report = performance_report(str(partial))
+    with client.as_current():
+        client.sync(report.__aenter__, callback_timeout=seconds)
+    try:
+        yield
+    finally:
+        try:
+            with client.as_current():
+                client.sync(report.__aexit__, None, None, None, code=CODE, callback_timeout=seconds)
+            os.replace(partial, whole)
+        except Exception as error:  # the cluster's, of whatever kind: what the run came to is told first
+            note(f"no performance report in {file}: {type(error).__name__}: {error}")
+        finally:
+            partial.unlink(missing_ok=True)
