@@ -52,7 +52,7 @@ def data(few, save):
 
 @pytest.fixture
 def words(data, fresh):
-    settings = [word for setting in (*QUICK, "quality.queries=30") for word in ("--set", setting)]
+    settings = [word for setting in (*QUICK, "audit.queries=30", "quality.queries=30") for word in ("--set", setting)]
     return ["run", "--input", data, "--output", fresh("run.zarr"), *settings]
 
 
@@ -126,7 +126,7 @@ def test_metrics_are_those_of_the_status(cli, words, record):
 
 
 def test_what_is_not_known_is_left_out(cli, words, record):
-    assert cli(*words, "--set", "quality.queries=0", *record.words).code == 0
+    assert cli(*words, "--set", "audit.queries=0", *record.words).code == 0
     assert "dumap_recall" not in Path(record.metrics).read_text()
 
 
