@@ -43,7 +43,7 @@ def range_of(part: str) -> tuple[int, int]:
 
 def total(run: Run, stage: str, parts: Sequence[str], fact: str) -> Any:
     """Add up a fact that every part's task left in its manifest."""
-    return sum(run.summary(stage, part)[fact] for part in parts)
+    return sum(summary[fact] for summary in run.summaries(stage, parts))
 
 
 def evenly(count: int, ranges: int) -> list[tuple[int, int]]:

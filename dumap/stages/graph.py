@@ -119,18 +119,17 @@ def unite(job: Job, part: str) -> None:
     indices = nearest(job, "indices", start, stop)
     weights = store.read_span(GRAPH, directed, even.offsets, "weights", start, stop)
     heads, slot = np.nonzero(weights)
-    back: dict[str, list[np.ndarray]] = {"back_heads": [], "back_tails": [], "back_weights": []}
-    for name in directed:
-        first, last = start // graph.GRAIN_ROWS, -(-stop // graph.GRAIN_ROWS)
-        low, high = (int(store.read(GRAPH, name, "back_offsets", at, at + 1)[0]) for at in (first, last))
-        if high > low:
-            for array, pieces in back.items():
-                pieces.append(store.read(GRAPH, name, array, low, high))
-    empty = {"back_weights": np.empty(0, np.float32)}
+    ends = start // graph.GRAIN_ROWS, -(-stop // graph.GRAIN_ROWS)
+    offsets = store.read_each(GRAPH, [(name, "back_offsets", at, at + 1) for name in directed for at in ends])
+    bounds = np.concatenate(list(offsets)).reshape(-1, 2).tolist()
+    arrays = {"back_heads": indices.dtype, "back_tails": indices.dtype, "back_weights": np.dtype(np.float32)}
+    spans = [(name, low, high) for name, (low, high) in zip(directed, bounds, strict=True) if high > low]
+    pieces = list(store.read_each(GRAPH, [(name, array, low, high) for array in arrays for name, low, high in spans]))
     joined = {
-        array: np.concatenate(pieces) if pieces else empty.get(array, np.empty(0, indices.dtype))
-        for array, pieces in back.items()
+        array: np.concatenate([np.empty(0, dtype), *pieces[number * len(spans) : (number + 1) * len(spans)]])
+        for number, (array, dtype) in enumerate(arrays.items())
     }
+    del pieces
     indptr, tails, united = graph.union(
         stop - start,
         heads,

@@ -92,9 +92,11 @@ def kth_distances_of(job: Job, table: Table, positions: np.ndarray) -> np.ndarra
     """Return the squared distance of the last neighbour at home of the rows at ascending positions."""
     homes = np.searchsorted(table.offsets, positions, side="right") - 1
     parts, kth_distances = numbered("home", table.cells), np.empty(len(positions))
-    for home in np.unique(homes):
+    there = np.unique(homes)
+    sizes = np.diff(table.offsets)
+    read = job.run.read_each(NEIGHBORS, [(parts[home], "reach", 0, int(sizes[home])) for home in there])
+    for home, kth_home in zip(there, read, strict=True):
         inside = homes == home
-        kth_home = job.run.read(NEIGHBORS, parts[home], "reach")
         kth_distances[inside] = kth_home[positions[inside] - table.offsets[home]]
     return kth_distances
 
@@ -170,14 +172,13 @@ def merge_cell(job: Job, part: str) -> None:
     store, table, cell = job.run, Table(job.run), number_of(part)
     parts = numbered("cell", table.cells)
     indices, distances = (store.read(NEIGHBORS, parts[cell], array) for array in ("indices", "distances"))
-    for other in np.flatnonzero(table.hosts(cell)):
-        start, stop = store.read(NEIGHBORS, parts[other], "begins", cell, cell + 2).tolist()
-        if stop > start:
-            guests, listed, lengths = (
-                store.read(NEIGHBORS, parts[other], array, start, stop)
-                for array in ("guests", "guest_indices", "guest_distances")
-            )
-            neighbors.merge(indices, distances, guests - table.offsets[cell], listed, lengths, guests)
+    others = [parts[other] for other in np.flatnonzero(table.hosts(cell))]
+    bounds = store.read_each(NEIGHBORS, [(other, "begins", cell, cell + 2) for other in others])
+    spans = [(other, *ends.tolist()) for other, ends in zip(others, bounds, strict=True) if ends[1] > ends[0]]
+    arrays = ("guests", "guest_indices", "guest_distances")
+    found = store.read_each(NEIGHBORS, [(other, array, *ends) for other, *ends in spans for array in arrays])
+    for guests, listed, lengths in zip(found, found, found, strict=True):
+        neighbors.merge(indices, distances, guests - table.offsets[cell], listed, lengths, guests)
     with store.part(NEIGHBORS, part) as out:
         write_lists(out, indices, distances)
 

@@ -63,11 +63,12 @@ def send(job: Job, part: str, number: int) -> None:
     first, last = _span(table, cell)
     asked = store.read(AUDIT, f"asked-{number}", "rows")
     names, starts = numbered(f"wanted-{number}", table.cells), asked[:, :cell].sum(axis=1)
-    rows, done = np.empty(int(asked[:, cell].sum()), np.int32), 0
-    for asker in np.flatnonzero(asked[:, cell]):
-        low, count = int(starts[asker]), int(asked[asker, cell])
-        rows[done : done + count] = store.read(AUDIT, names[asker], "positions", low, low + count) - first
-        done += count
+    spans = [
+        (names[asker], "positions", int(starts[asker]), int(starts[asker] + asked[asker, cell]))
+        for asker in np.flatnonzero(asked[:, cell])
+    ]
+    wanted = [positions - first for positions in store.read_each(AUDIT, spans)]
+    rows = np.concatenate([np.empty(0, np.int32), *wanted], dtype=np.int32)
     indices, distances = (before.of(cell, array) for array in ("indices", "distances"))
     narrow = travels_as_it_is(job)
     x = np.empty((last - first, job.geometry.dims), job.input.dtype if narrow else np.float32)
@@ -94,13 +95,16 @@ def offer_pairs(job: Job, part: str, number: int, inside: bool) -> None:
     kth_distances[:home_rows] = before.of(cell, "distances")[:, -1]
     if number > 1:
         fresh[:home_rows] = repair.is_new(indices, Lists(store, number - 2).of(cell, "indices"))
+    spans: list[tuple[str, int, int]] = []
     done = home_rows
     for home in np.flatnonzero(asked[cell]):
-        name, low = numbered(f"sent-{number}", int(home) + 1)[-1], int(asked[:cell, home].sum())
-        high = low + int(asked[cell, home])
-        at = slice(done, done := done + high - low)
-        x[at] = vectors.as_float32(store.read(AUDIT, name, "vectors", low, high))
-        indices, kth = repair.unbundle(store.read(AUDIT, name, "lists", low, high), k)
+        low = int(asked[:cell, home].sum())
+        spans.append((numbered(f"sent-{number}", int(home) + 1)[-1], low, low + int(asked[cell, home])))
+    sent = store.read_each(AUDIT, [(name, array, a, b) for name, a, b in spans for array in ("vectors", "lists")])
+    for vectors_sent, lists_sent in zip(sent, sent, strict=True):
+        at = slice(done, done := done + len(vectors_sent))
+        x[at] = vectors.as_float32(vectors_sent)
+        indices, kth = repair.unbundle(lists_sent, k)
         lists[at], kth_distances[at] = repair.localize(indices, first, home_rows, halo), kth[:, 0]
     homes = np.repeat(np.append(cell, np.arange(table.cells)), np.append(home_rows, asked[cell])).astype(np.int32)
     metric, kwds = job.config.neighbors.metric, metric_arguments(job)
@@ -128,12 +132,13 @@ def merge(job: Job, part: str, number: int) -> None:
     indices, distances = before.copy(), lists.of(cell, "distances").copy()
     asked = store.read(AUDIT, f"asked-{number}", "rows")[:, cell] > 0
     asked[cell] = True
-    for name in np.array(numbered(f"joined-{number}", len(asked)))[asked].tolist():
-        low, high = store.summary(AUDIT, name)["offsets"][cell : cell + 2]
-        if high > low:
-            positions = store.read(AUDIT, name, "positions", low, high)
-            offered, lengths = repair.unbundle(store.read(AUDIT, name, "offers", low, high), k)
-            neighbors.merge(indices, distances, positions - first, offered, lengths, positions)
+    names = np.array(numbered(f"joined-{number}", len(asked)))[asked].tolist()
+    bounds = [summary["offsets"][cell : cell + 2] for summary in store.summaries(AUDIT, names)]
+    spans = [(name, low, high) for name, (low, high) in zip(names, bounds, strict=True) if high > low]
+    read = store.read_each(AUDIT, [(name, array, *ends) for name, *ends in spans for array in ("positions", "offers")])
+    for positions, offers in zip(read, read, strict=True):
+        offered, lengths = repair.unbundle(offers, k)
+        neighbors.merge(indices, distances, positions - first, offered, lengths, positions)
     with store.part(AUDIT, part) as out:
         write_lists(out, indices, distances)
         out.attributes["gained"] = int((repair.is_new(indices, before) & (indices >= 0)).sum())

@@ -190,12 +190,12 @@ def collect(job: Job, part: str) -> None:
     graph, (begin, end) = Graph(job.run), range_of(part)
     base = int(graph.shards.offsets[begin])
     y = np.empty((int(graph.shards.offsets[end]) - base, job.config.layout.n_components))
-    for name in numbered("span", len(spans_of(job))):
-        offsets = job.run.summary(START, name)["offsets"]
-        low, high = offsets[begin], offsets[end]
-        if high > low:
-            positions, found = (job.run.read(START, name, array, low, high) for array in ("positions", "y"))
-            y[positions - base] = found
+    names = numbered("span", len(spans_of(job)))
+    bounds = [[summary["offsets"][at] for at in (begin, end)] for summary in job.run.summaries(START, names)]
+    spans = [(name, low, high) for name, (low, high) in zip(names, bounds, strict=True) if high > low]
+    read = job.run.read_each(START, [(name, array, *ends) for name, *ends in spans for array in ("positions", "y")])
+    for positions, found in zip(read, read, strict=True):
+        y[positions - base] = found
     for shard in range(begin, end):
         first, stop = graph.shards.span(shard)
         write_coordinates(job, shard, first, y[first - base : stop - base])

@@ -5,13 +5,16 @@ from __future__ import annotations
 import contextlib
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import accumulate
 from typing import Any
 
 import numpy as np
 
 from dumap.errors import DamageError, DroppedError, LockError, StorageError
+from dumap.store.ahead import in_order
 from dumap.store.manifests import (
     DONE,
     IDENTITY,
@@ -31,6 +34,9 @@ from dumap.store.stored_array import Broken, StoredArray
 
 MOST_LOCK_BYTES = 1 << 20
 """What says who drives a run is not longer: a file that is, does not say it."""
+
+READS_AT_ONCE = 8
+"""Reads of a task that are under way at once in a bucket; on a local disk one follows another."""
 
 
 def lock_key(term: int) -> str:
@@ -154,6 +160,14 @@ class Committed(Objects):
     def summary(self, stage: str, name: str) -> dict[str, Any]:
         """Return the small facts that a part's task left in its manifest."""
         return self.manifest(stage, name)["attributes"]
+
+    def summaries(self, stage: str, names: Iterable[str]) -> Iterator[dict[str, Any]]:
+        """Yield the small facts of parts, in order."""
+        return in_order((partial(self.summary, stage, name) for name in names), self._at_once(stage))
+
+    def _at_once(self, stage: str) -> int:
+        """Return how many reads of a stage's parts are under way at once."""
+        return 1 if self.owner(stage).is_local else READS_AT_ONCE
 
     def discard(self, stage: str, name: str) -> None:
         """Remove a part: its manifest first, then its objects."""
@@ -308,6 +322,10 @@ class Committed(Objects):
                 raise self.damage(stage, name, key) from error
             raise
 
+    def read_each(self, stage: str, requests: Iterable[tuple[str, str, int, int]]) -> Iterator[np.ndarray]:
+        """Yield rows of parts' arrays, in order; each request names the part, the array, and rows [start, stop)."""
+        return in_order((partial(self.read, stage, *request) for request in requests), self._at_once(stage))
+
     def read_span(
         self, stage: str, names: Sequence[str], offsets: np.ndarray, array: str, start: int, stop: int
     ) -> np.ndarray:
@@ -325,8 +343,11 @@ class Committed(Objects):
         if len(spans) == 1:
             return self.read(stage, spans[0][0], array, *spans[0][1:])
         shard = self._pieces(stage, spans[0][0], array)[0][2]
-        out, done = np.empty((sum(high - low for _, low, high in spans), *shard.shape[1:]), shard.dtype), 0
-        for name, low, high in spans:
-            self.read(stage, name, array, low, high, out[done : done + high - low])
-            done += high - low
+        ends = list(accumulate(high - low for _, low, high in spans))
+        out = np.empty((ends[-1], *shard.shape[1:]), shard.dtype)
+        reads = (
+            partial(self.read, stage, name, array, low, high, out[end - (high - low) : end])
+            for end, (name, low, high) in zip(ends, spans, strict=True)
+        )
+        deque(in_order(reads, self._at_once(stage)), maxlen=0)
         return out

@@ -1,0 +1,91 @@
+"""Reads of a bucket go on side by side, in order; those of a local disk one after another."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from dumap.artifacts.parts import NEIGHBORS
+from dumap.store import Run
+from dumap.store.ahead import in_order
+from dumap.store.backends import Folder
+from dumap.store.committed import READS_AT_ONCE
+
+
+class Counting:
+    """Counts the calls that are under way at once."""
+
+    def __init__(self) -> None:
+        self.most, self._now, self._guard = 0, 0, threading.Lock()
+
+    def __enter__(self) -> None:
+        with self._guard:
+            self._now += 1
+            self.most = max(self.most, self._now)
+        time.sleep(0.01)
+
+    def __exit__(self, *error: object) -> None:
+        with self._guard:
+            self._now -= 1
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_what_calls_return_is_in_their_order(threads):
+    under_way = Counting()
+
+    def call(number: int) -> int:
+        with under_way:
+            time.sleep(0.01 * (number % 3))
+            return number
+
+    assert list(in_order([lambda n=n: call(n) for n in range(10)], threads)) == list(range(10))
+    assert under_way.most == threads
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_after_an_error_no_other_call_begins(threads):
+    called = []
+
+    def call(number: int) -> int:
+        called.append(number)
+        time.sleep(0.01)
+        return 1 // (2 - number)
+
+    with pytest.raises(ZeroDivisionError):
+        list(in_order([lambda n=n: call(n) for n in range(50)], threads))
+    assert len(called) <= 2 + 2 * threads
+
+
+@pytest.fixture
+def distant(tmp_path, monkeypatch) -> tuple[Run, Counting]:
+    """Return a run of three parts that is read as one in a bucket is, and what counts its reads."""
+    under_way = Counting()
+
+    class Bucket(Folder):
+        is_local = False
+
+        def open_span(self, key, start, stop, size):
+            with under_way:
+                return super().open_span(key, start, stop, size)
+
+    monkeypatch.setattr("dumap.store.backends.Folder", Bucket)
+    run = Run(str(tmp_path / "run"))
+    for number in range(12):
+        with run.part(NEIGHBORS, f"cell-{number:05d}") as out:
+            out.write("indices", np.arange(10 * number, 10 * number + 10))
+            out.attributes["number"] = number
+    return run, under_way
+
+
+def test_many_parts_of_a_bucket_are_read_side_by_side(distant):
+    run, under_way = distant
+    names = [f"cell-{number:05d}" for number in range(12)]
+    rows = run.read_span(NEIGHBORS, names, np.arange(13) * 10, "indices", 5, 115)
+    assert rows.tolist() == list(range(5, 115))
+    assert under_way.most == READS_AT_ONCE
+    pieces = list(run.read_each(NEIGHBORS, [(name, "indices", 2, 4) for name in reversed(names)]))
+    assert [piece.tolist() for piece in pieces] == [[10 * n + 2, 10 * n + 3] for n in reversed(range(12))]
+    assert [summary["number"] for summary in run.summaries(NEIGHBORS, names)] == list(range(12))
