@@ -10,7 +10,7 @@ from pydantic import AfterValidator, model_validator
 
 from dumap.config.metrics import METRICS, check_arguments, frozen_numbers
 from dumap.config.setting import Location, Section, setting
-from dumap.config.values import FrozenDict, shorten
+from dumap.config.values import FrozenDict, location, shorten
 
 
 def _arguments(value: Any) -> FrozenDict:
@@ -40,12 +40,21 @@ def _start(value: str) -> str:
 Metric = Annotated[str, AfterValidator(_known_metric)]
 
 
+def _paths(value: Any) -> str | tuple[str, ...]:
+    if isinstance(value, str):
+        return location(value)
+    if not isinstance(value, list | tuple) or not value or not all(isinstance(path, str) for path in value):
+        raise ValueError("write a path, a URL, a pattern of either such as DATA-*.zarr, or a list of them")
+    return tuple(map(location, value)) if len(value) > 1 else location(value[0])
+
+
 class InputConfig(Section):
     """What to embed."""
 
-    path: Location = setting(
+    path: Annotated[Any, AfterValidator(_paths)] = setting(
         ...,
-        "The Zarr array to embed, or the group that holds it: a folder, a zip file or a URL (s3://, gs://, az://).",
+        "The Zarr array to embed, or the group that holds it: a folder, a zip file or a URL (s3://, gs://, az://). A "
+        "list of stores, or a pattern such as DATA-*.zarr (by name), is read as one: their rows one after another.",
         changes="by what the array holds, not by where it lies",
         example="DATA.zarr",
     )
@@ -73,6 +82,17 @@ class InputConfig(Section):
         changes=True,
         umap="unique",
     )
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """The paths, URLs and patterns, one or more."""
+        return (self.path,) if isinstance(self.path, str) else self.path
+
+    @property
+    def where(self) -> str:
+        """Where the input lies, for messages."""
+        paths = self.paths
+        return paths[0] if len(paths) == 1 else f"{len(paths)} stores, {paths[0]} to {paths[-1]}"
 
 
 class NeighborsConfig(Section):

@@ -205,14 +205,14 @@ def geometry(
     settings, k, memory = config.neighbors, config.neighbors.searched, config.task_memory
     if rows < k + 2:
         raise InputError(
-            f"{config.input.path}: {rows} rows are too few for neighbors.{settings.widest} = {k + 1}; "
+            f"{config.input.where}: {rows} rows are too few for neighbors.{settings.widest} = {k + 1}; "
             f"give at least {k + 2} rows, or set {settings.widest} to at most {max(rows - 1, 0)}"
         )
     arguments(config.neighbors.metric, config.neighbors.metric_kwds, dims)  # refuses what the metric cannot take
     curve(config.layout)  # refuses what the layout cannot use
     if (chunk_bytes := min(chunk_rows, rows) * dims * itemsize) > memory // 4:
         raise InputError(
-            f"{config.input.path}: one chunk holds {format_bytes(chunk_bytes)}, more than a quarter of task_memory "
+            f"{config.input.where}: one chunk holds {format_bytes(chunk_bytes)}, more than a quarter of task_memory "
             f"({format_bytes(memory)}): rechunk the array to at most {max(1, memory // 4 // (dims * itemsize))} "
             f"rows a chunk, or set task_memory to {math.ceil(4 * chunk_bytes / 2**20)}MiB or more"
         )

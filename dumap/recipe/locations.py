@@ -11,6 +11,7 @@ from urllib.parse import unquote, urlsplit
 
 from dumap.config import INITS, Config
 from dumap.errors import StorageError
+from dumap.sources.opening import locate
 from dumap.store import INSIDE, Naming, Run, probe
 from dumap.store.disk import is_remote, is_same, normalize
 
@@ -28,9 +29,10 @@ AMAZON = (
 def with_places(config: Config) -> Config:
     """Return the configuration with places that mean the same on every worker."""
     given = config.neighbors.precomputed
+    paths = locate(config.input)
     update: dict[str, Any] = {
         "output": normalize(config.output),
-        "input": config.input.model_copy(update={"path": normalize(config.input.path)}),
+        "input": config.input.model_copy(update={"path": paths[0] if len(paths) == 1 else paths}),
     }
     if given is not None:
         update["neighbors"] = config.neighbors.model_copy(update={"precomputed": normalize(given)})
@@ -84,7 +86,7 @@ def check_apart(output: str, source: str, what: str = "input") -> None:
 def sources(config: Config) -> list[str]:
     """Name what a run reads: the input, and neighbours and a start where they are given."""
     given = [config.neighbors.precomputed, None if config.start.init in INITS else config.start.init]
-    return [config.input.path, *(path for path in given if path is not None)]
+    return [*config.input.paths, *(path for path in given if path is not None)]
 
 
 def check_places(config: Config, naming: Naming) -> None:

@@ -48,10 +48,9 @@ def plan(config: Config, parent: str | None = None) -> Plan:
     InputError
         The input cannot be read or embedded.
     """
-    memory, note = config.cluster.memory_limit or 0, Logged().note
+    memory, note, config = config.cluster.memory_limit or 0, Logged().note, with_places(config)
     if parent is None:
         return make_plan(config, geometry_of(config), memory)
-    config = with_places(config)
     config, other = resolve_parent(config, parent, note)
     job = Job(config, geometry_of(config))
     return plan_left(job, stages_left(job, other, note), memory)

@@ -42,7 +42,7 @@ GIVEN: Recipe = (given.VECTORS_GIVEN, given.CELLS_GIVEN, given.NEIGHBORS_GIVEN, 
 def recipe_of(config: Config) -> Recipe:
     """Return the recipe that a configuration asks for."""
     stages = SEARCHED if config.neighbors.precomputed is None else GIVEN
-    return (spool.STAGE, *stages) if is_spooled(config.input.path) else stages
+    return (spool.STAGE, *stages) if is_spooled(config.input.paths[0]) else stages
 
 
 def geometry_of(config: Config) -> Geometry:

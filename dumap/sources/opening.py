@@ -7,8 +7,10 @@ from collections.abc import Callable
 from dumap.config import InputConfig
 from dumap.sources.source import Source
 from dumap.sources.spooled import Spooled, is_spooled
+from dumap.sources.stores import Stores
 from dumap.sources.zarr_array import Input
-from dumap.store import Run
+from dumap.store import Run, is_pattern, matching
+from dumap.store.disk import normalize
 
 
 def open_source(config: InputConfig, run: Callable[[], Run] | None = None) -> Source:
@@ -25,6 +27,21 @@ def open_source(config: InputConfig, run: Callable[[], Run] | None = None) -> So
     InputError
         It cannot be read, or embedded.
     """
-    if is_spooled(config.path):
-        return Spooled(config.path, run)
-    return Input(config.path, config.array)
+    paths = locate(config)
+    if is_spooled(paths[0]):
+        return Spooled(paths[0], run)
+    return Input(paths[0], config.array) if len(paths) == 1 else Stores(paths, config.array)
+
+
+def locate(config: InputConfig) -> tuple[str, ...]:
+    """Return where the stores of the input lie, the same from everywhere; patterns are replaced by what they name.
+
+    Raises
+    ------
+    InputError
+        Nothing is there by a pattern.
+    """
+    found: list[str] = []
+    for path in config.paths:
+        found += matching(path) if is_pattern(path) else [normalize(path)]
+    return tuple(found)

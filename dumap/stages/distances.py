@@ -36,8 +36,8 @@ def defined_distances(job: Job) -> Iterator[None]:
         yield
     except (ZeroDivisionError, ValueError) as error:
         raise InputError(
-            f"{job.config.input.path}: neighbors.metric = {job.config.neighbors.metric} is not defined for some of its "
-            f"rows ({error}): take another metric, or leave out rows such as those that are all zero"
+            f"{job.config.input.where}: neighbors.metric = {job.config.neighbors.metric} is not defined for some of "
+            f"its rows ({error}): take another metric, or leave out rows such as those that are all zero"
         ) from error
 
 

@@ -233,13 +233,13 @@ def _check_finite(context: Context, blocks: list[str]) -> int:
     if nonfinite and config.input.nonfinite == "error":
         first = [row for part in blocks for row in store.summary(VECTORS, part)["nonfinite_rows"]][:NAMED_ROWS]
         raise InputError(
-            f"{config.input.path}: {nonfinite} of {context.geometry.rows} rows hold NaN or infinite values, first of "
+            f"{config.input.where}: {nonfinite} of {context.geometry.rows} rows hold NaN or infinite values, first of "
             f"them rows {', '.join(map(str, first))}: mend them, or leave them out with --set input.nonfinite=drop"
         )
     left, settings = context.geometry.rows - nonfinite, config.neighbors
     if left < settings.searched + 2:
         raise InputError(
-            f"{config.input.path}: {left} rows are left without those that are not finite, too few for "
+            f"{config.input.where}: {left} rows are left without those that are not finite, too few for "
             f"neighbors.{settings.widest} = {settings.searched + 1}: give at least {settings.searched + 2}, or, "
             f"in another output, set {settings.widest} to at most {max(left - 1, 0)}"
         )
@@ -251,7 +251,7 @@ def _check_angles(context: Context, blocks: list[str]) -> None:
     latitude, longitude = np.max([context.run.summary(VECTORS, part)["angles"] for part in blocks], axis=0)
     if latitude > np.pi / 2 + DEGREES or longitude > 2 * np.pi + DEGREES:
         raise InputError(
-            f"{context.config.input.path}: neighbors.metric = haversine takes latitude and longitude in radians, in "
+            f"{context.config.input.where}: neighbors.metric = haversine takes latitude and longitude in radians, in "
             f"this order: at most pi/2 and 2 pi; the rows reach {latitude:.6g} and {longitude:.6g}. Turn degrees into "
             f"radians (numpy.radians), or put the columns in that order, and name another output"
         )
@@ -279,7 +279,7 @@ def run(context: Context) -> dict:
         settings, least = config.neighbors, config.neighbors.searched + 2
         if distinct < least:
             raise InputError(
-                f"{config.input.path}: input.unique leaves {distinct} distinct rows, too few for "
+                f"{config.input.where}: input.unique leaves {distinct} distinct rows, too few for "
                 f"neighbors.{settings.widest} = {settings.searched + 1}: give at least {least}, or, in another "
                 f"output, set {settings.widest} to at most {max(distinct - 1, 0)} or input.unique=false"
             )

@@ -12,6 +12,7 @@ from dumap.store.manifests import DONE, IDENTITY, INHERITED, INSIDE, LOCKS, MANI
 from dumap.store.naming import Naming
 from dumap.store.objects import bucket_errors, describe_error, probe, probe_key, requests_at_once, set_threads, stamps
 from dumap.store.part import OBJECT_BYTES, Part
+from dumap.store.patterns import is_pattern, matching
 from dumap.store.relative import reached, towards
 from dumap.store.run import FORMAT, Run
 from dumap.store.stored_array import StoredArray
@@ -41,8 +42,10 @@ __all__ = [
     "driver",
     "find_absent",
     "find_array",
+    "is_pattern",
     "last_work",
     "manifest_key",
+    "matching",
     "probe",
     "probe_key",
     "reached",

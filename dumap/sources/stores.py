@@ -1,0 +1,99 @@
+"""Several stores, whose rows are one after another."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from itertools import accumulate
+from typing import Any
+
+import numpy as np
+
+from dumap.errors import InputError
+from dumap.sources.zarr_array import Input
+from dumap.store import Absent
+
+NAMED = 5
+"""Keys and ranges of rows of chunks that are not there that a message names."""
+
+
+class Stores:
+    """An array in each of several stores, in order.
+
+    Parameters
+    ----------
+    paths : sequence of str
+    array : str
+        The array's name in each.
+
+    Attributes
+    ----------
+    path, rows, dims, dtype, chunk_rows
+        As of `Source`; the dtype is what NumPy makes of those of all.
+    stores : list of Input
+
+    Raises
+    ------
+    InputError
+        One cannot be read, or has other dims than the first.
+    """
+
+    def __init__(self, paths: Sequence[str], array: str) -> None:
+        self.stores = [Input(path, array) for path in paths]
+        first = self.stores[0]
+        for store in self.stores[1:]:
+            if store.dims != first.dims:
+                raise InputError(
+                    f"input.path: {store.path} has {store.dims} dims, {first.path} has {first.dims}: rows of one run "
+                    f"have as many each"
+                )
+        self.path, self.dims = f"{len(self.stores)} stores, {first.path} to {self.stores[-1].path}", first.dims
+        self.dtype = np.result_type(*(store.dtype for store in self.stores))
+        self._offsets = [0, *accumulate(store.rows for store in self.stores)]
+        self.rows = self._offsets[-1]
+        self.chunk_rows = max(store.chunk_rows for store in self.stores)
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Read rows [start, stop) in the common dtype, C order."""
+        out = np.empty((stop - start, self.dims), self.dtype)
+        for store, offset in self._each():
+            low, high = max(start, offset), min(stop, offset + store.rows)
+            if low < high:
+                out[low - start : high - start] = store.read(low - offset, high - offset)
+        return out
+
+    def _each(self) -> Iterator[tuple[Input, int]]:
+        """Yield the stores, and which row is the first of each."""
+        return zip(self.stores, self._offsets[:-1], strict=True)
+
+    @cached_property
+    def absent(self) -> Absent:
+        """The chunks that are not there, of all stores."""
+        found = [(store.absent, store.path, offset) for store, offset in self._each()]
+        keys = [f"{path}: {key}" for absent, path, _ in found for key in absent.keys]
+        spans = [(low + offset, high + offset) for absent, _, offset in found for low, high in absent.spans]
+        chunks, of, rows = (sum(getattr(one, name) for one, *_ in found) for name in ("chunks", "of", "rows"))
+        return Absent(chunks, of, rows, keys[:NAMED], spans[:NAMED])
+
+    def require_chunks(self, fill: str | None = None) -> None:
+        """Refuse chunks that are not there; name the setting by which they are filled, where there is one."""
+        for store in self.stores:
+            store.require_chunks(fill)
+
+    def signature(self) -> str:
+        """Digest what can be seen without reading the data."""
+        seen = [[store.rows, store.signature()] for store in self.stores]
+        return hashlib.sha256(json.dumps([str(self.dtype), seen]).encode()).hexdigest()
+
+    def describe(self) -> dict[str, Any]:
+        """Return what a run remembers of it."""
+        return {
+            "path": self.path,
+            "array": self.stores[0].name,
+            "shape": [self.rows, self.dims],
+            "dtype": str(self.dtype),
+            "signature": self.signature(),
+            "stores": [{"path": store.path, "rows": store.rows} for store in self.stores],
+        }

@@ -1,0 +1,49 @@
+"""Stores that a pattern names: a path or a URL with *, ? or [...] in it."""
+
+from __future__ import annotations
+
+import glob
+import os
+from fnmatch import fnmatchcase
+
+from dumap.errors import InputError, StorageError
+from dumap.store.disk import is_remote, normalize
+from dumap.store.objects import Objects
+
+
+def is_pattern(location: str) -> bool:
+    """Return whether a location names several: it has a wildcard, and is no path that is there as it is written."""
+    return glob.has_magic(location) and (is_remote(location) or not os.path.exists(normalize(location)))
+
+
+def matching(pattern: str) -> list[str]:
+    """Return the locations that a pattern names, in order of their names; hidden ones are left out.
+
+    Raises
+    ------
+    InputError
+        There is none, or they cannot be listed.
+    """
+    if is_remote(pattern):
+        scheme, rest = pattern.split("://", 1)
+        bucket, *steps = rest.rstrip("/").split("/")
+        found = _below(f"{scheme}://{bucket}", steps)
+    else:
+        found = sorted(glob.glob(normalize(pattern), recursive=True))
+    if not found:
+        raise InputError(f"input.path: nothing is there by the pattern {pattern}")
+    return found
+
+
+def _below(location: str, steps: list[str]) -> list[str]:
+    """List the folders of a bucket that match, a step of the pattern after another."""
+    plain = next((number for number, step in enumerate(steps) if glob.has_magic(step)), len(steps))
+    location = "/".join([location, *steps[:plain]])
+    if plain == len(steps):
+        return [location]
+    try:
+        names = Objects(location, read_only=True).folders_below("")
+    except StorageError as error:
+        raise InputError(f"input.path: {location} cannot be listed ({error})") from error
+    matches = [name for name in names if fnmatchcase(name, steps[plain])]
+    return [found for name in matches for found in _below(f"{location}/{name}", steps[plain + 1 :])]
