@@ -1,13 +1,14 @@
 """What a run is told: one frozen, validated object; the metrics and their arguments; values as messages show them.
 
-Imports nothing of dumap but its errors. A setting is a field of a section, in `sections.py` or `cluster.py`; `model.py`
-puts them together and says what the answer depends on; `reading.py` reads files and words; `annotated.py` writes the
-defaults with what each setting does; `names.py` finds the key that was meant. `metrics.py` says what a metric takes,
-`values.py` how sizes, places and YAML are read.
+Imports nothing of dumap but its errors. A setting is a field of a section, in `input.py`, `sections.py` or
+`cluster.py`; `model.py` puts them together and says what the answer depends on; `reading.py` reads files and words;
+`annotated.py` writes the defaults with what each setting does; `names.py` finds the key that was meant. `metrics.py`
+says what a metric takes, `values.py` how sizes, places and YAML are read.
 """
 
 from dumap.config.annotated import annotated, read_example
 from dumap.config.cluster import ClusterConfig
+from dumap.config.input import InputConfig
 from dumap.config.metrics import METRICS
 from dumap.config.model import Config, differences
 from dumap.config.reading import build, contradictions, load
@@ -16,7 +17,6 @@ from dumap.config.sections import (
     AuditConfig,
     CellsConfig,
     GraphConfig,
-    InputConfig,
     LayoutConfig,
     NeighborsConfig,
     QualityConfig,

@@ -10,11 +10,11 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from dumap.config.cluster import ClusterConfig
+from dumap.config.input import InputConfig
 from dumap.config.sections import (
     AuditConfig,
     CellsConfig,
     GraphConfig,
-    InputConfig,
     LayoutConfig,
     NeighborsConfig,
     QualityConfig,

@@ -15,8 +15,7 @@ from sklearn.neighbors import NearestNeighbors
 
 from dumap.api import run
 from dumap.artifacts.parts import kind_of
-from dumap.config import Config, build
-from dumap.config.sections import InputConfig
+from dumap.config import Config, InputConfig, build
 from dumap.recipe import pipeline
 from dumap.recipe.names import STAGES
 from dumap.recipe.recipes import GIVEN, SEARCHED, recipe_of
