@@ -1,6 +1,7 @@
 """UMAP of Zarr stores larger than memory, on Dask.
 
-`run` embeds a data set; `load_config` makes the configuration it takes. Libraries are imported as they are needed.
+`run` embeds data, and `open_run` reads what came of it; `plan` says before what it will take. Libraries are imported as
+they are needed.
 How a run goes on is told to the logger `dumap`, which is silent until a program listens to it.
 """
 
@@ -12,18 +13,41 @@ from dumap.compiled import find_place
 from dumap.version import __version__
 
 if TYPE_CHECKING:
-    from dumap.api import run
+    from dumap.api import Cleaned, clean, export, open_run, plan, run, status, verify
     from dumap.config import Config
     from dumap.config import load as load_config
+    from dumap.engine import Observer
     from dumap.errors import DumapError
+    from dumap.planning.plan import Plan
+    from dumap.show.result import Result
 
-__all__ = ["Config", "DumapError", "__version__", "load_config", "run"]
+__all__ = [
+    "Cleaned",
+    "Config",
+    "DumapError",
+    "Observer",
+    "Plan",
+    "Result",
+    "__version__",
+    "clean",
+    "export",
+    "load_config",
+    "open_run",
+    "plan",
+    "run",
+    "status",
+    "verify",
+]
 
 _HOMES = {
+    **{name: ("dumap.api", name) for name in ("clean", "export", "open_run", "plan", "run", "status", "verify")},
+    "Cleaned": ("dumap.api", "Cleaned"),
     "Config": ("dumap.config", "Config"),
     "DumapError": ("dumap.errors", "DumapError"),
+    "Observer": ("dumap.engine", "Observer"),
+    "Plan": ("dumap.planning.plan", "Plan"),
+    "Result": ("dumap.show.result", "Result"),
     "load_config": ("dumap.config", "load"),
-    "run": ("dumap.api", "run"),
 }
 """Where each public name is, and what it is called there."""
 

@@ -1,49 +1,313 @@
-"""Embed from a program: with the client it has, or with a cluster of dumap's own."""
+"""The door for programs: every function translates, and decides nothing."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+import os
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from dumap.config import Config, build
-from dumap.recipe import pipeline
+from dumap.config import Config, read_config
+from dumap.errors import ConfigError
+from dumap.sources.objects import input_settings
 
 if TYPE_CHECKING:
     from distributed import Client
 
     from dumap.engine import Observer
+    from dumap.planning.plan import Plan
+    from dumap.show.result import Result
+
+    Path = str | os.PathLike[str]
+    Settings = Config | Mapping[str, Any] | Path
+    Progress = Observer | Callable[[str, float, float], object]
+
+
+class Cleaned(NamedTuple):
+    """What `clean` found.
+
+    Attributes
+    ----------
+    unnamed : list of str
+        Keys of dumap's own that no manifest names: removed, unless only looked for.
+    others : list of str
+        Keys that are not dumap's: left.
+    """
+
+    unnamed: list[str]
+    others: list[str]
+
+
+def _configure(data: Any, output: Path | None, config: Settings | None, settings: dict[str, Any]) -> Config:
+    if isinstance(data, Config | dict):
+        if config is not None:
+            raise ConfigError("the configuration is given twice, as data and as config: give the data, or leave it out")
+        data, config = None, data
+    if output is not None:
+        settings["output"] = output
+    return read_config(config, settings, None if data is None else input_settings(data))
+
+
+def _location(run: Path) -> str:
+    return os.fsdecode(run)
 
 
 def run(
-    config: Config | Mapping[str, Any],
+    data: Any = None,
+    /,
+    *,
+    output: Path | None = None,
+    config: Settings | None = None,
     client: Client | None = None,
-    observer: Observer | None = None,
+    parent: Path | None = None,
+    on_progress: Progress | None = None,
     force: bool = False,
-    parent: str | None = None,
-) -> dict[str, Any]:
-    """Embed a data set, going on where an earlier call stopped.
+    **settings: Any,
+) -> Result:
+    """Embed data, going on where an earlier call stopped.
 
     Parameters
     ----------
-    config : Config or mapping
-        A mapping has the keys of the YAML files.
+    data : path or URL, optional
+        A Zarr array, or a group that holds one. Not needed where `config` names the input. A `Config` or a dict in its
+        place is taken for `config`.
+    output : path or URL, optional
+        Where the run is stored; not needed where `config` names it.
+    config : Config, mapping or path, optional
+        A configuration, its mapping, or a YAML file of it. What is given beside it wins.
     client : distributed.Client, optional
-        Where to run; by default what the configuration names, or an embedded cluster.
-    observer : Observer, optional
-        Told of stages and progress; by default the logger `dumap` is, at the level INFO.
+        Where to run; by default what the configuration names, or threads of this process, or an embedded cluster.
+    parent : path or URL, optional
+        Another run, of whose finished stages those are read that this one would make alike.
+    on_progress : Observer or callable, optional
+        Told how the run goes on, from the thread of this call alone; a function is called with stage, done and total.
+        What it raises ends the run, which a later call goes on with. By default the logger `dumap` is told, at INFO.
     force : bool
         Go on with stages that were begun with other versions of the libraries, or on other processors.
-    parent : str, optional
-        Another run, of whose finished stages those are read that this one would make alike.
+    **settings
+        Settings by umap-learn's names (`n_neighbors`, `min_dist`, `metric`, `random_state`, ...), `seed`, `keep` and
+        `task_memory`, and sections as mappings (`layout={"min_dist": 0.2}`): see `dumap config`.
 
     Returns
     -------
-    dict
-        The run's status: 'output', 'state' and 'stages', each with seconds, peak memory and facts.
+    Result
+        Also a mapping of the run's status: 'output', 'state', 'stages', ...
 
     Raises
     ------
     DumapError
         With an `exit_code`, and a message that says what to do.
+
+    Examples
+    --------
+    >>> import dumap
+    >>> result = dumap.run("DATA.zarr", output="RUN.zarr", n_neighbors=10, n_epochs=20)
+    >>> result["state"], result.embedding.shape
+    ('done', (300, 2))
     """
-    return pipeline.run(config if isinstance(config, Config) else build(config), client, observer, force, parent)
+    from dumap.recipe import pipeline
+    from dumap.recipe.observers import called_back
+    from dumap.show.result import Result
+
+    settled = _configure(data, output, config, settings)
+    above = None if parent is None else _location(parent)
+    with called_back(on_progress) as observer:
+        found = pipeline.run(settled, client=client, observer=observer, force=force, parent=above)
+    return Result(found["output"], found)
+
+
+def plan(
+    data: Any = None,
+    /,
+    *,
+    output: Path | None = None,
+    config: Settings | None = None,
+    parent: Path | None = None,
+    **settings: Any,
+) -> Plan:
+    """Say what a run will take, and start nothing.
+
+    Parameters
+    ----------
+    data, output, config, parent, **settings
+        As of `run`.
+
+    Returns
+    -------
+    Plan
+        Tasks, bytes and memory by stage; `as_dict()` is for machines.
+
+    Raises
+    ------
+    DumapError
+        The configuration is wrong, or the input cannot be read or embedded.
+
+    Examples
+    --------
+    >>> import dumap
+    >>> planned = dumap.plan("DATA.zarr", output="NEW.zarr", n_neighbors=10)
+    >>> planned.geometry.rows, planned.stages[0].name
+    (300, 'vectors')
+    """
+    from dumap.recipe import pipeline
+
+    settled = _configure(data, output, config, settings)
+    return pipeline.plan(settled) if parent is None else pipeline.plan(settled, _location(parent))
+
+
+def open_run(path: Path) -> Result:
+    """Open a run to read from it.
+
+    Parameters
+    ----------
+    path : path or URL
+
+    Returns
+    -------
+    Result
+        Nothing is read until it is asked for.
+
+    Raises
+    ------
+    StorageError
+        There is no run.
+
+    Examples
+    --------
+    >>> import dumap
+    >>> dumap.open_run("RUN.zarr").embedding[:3].shape
+    (3, 2)
+    """
+    from dumap.show.result import Result
+
+    return Result.open(_location(path))
+
+
+def status(path: Path) -> dict[str, Any]:
+    """Say what of a run is done.
+
+    Parameters
+    ----------
+    path : path or URL
+
+    Returns
+    -------
+    dict
+        'output', 'state', 'stages', 'driver', 'parent', 'children', 'parameters', 'input', 'versions', ...
+
+    Raises
+    ------
+    StorageError
+        There is no run.
+
+    Examples
+    --------
+    >>> import dumap
+    >>> found = dumap.status("RUN.zarr")
+    >>> found["state"], found["stages"][0]["name"]
+    ('done', 'vectors')
+    """
+    from dumap.recipe import status as recipe
+
+    return recipe.status(_location(path))
+
+
+def verify(path: Path, *, dry_run: bool = False) -> list[str]:
+    """Read every committed object of a run against its checksum; `run` then makes what is damaged again.
+
+    Parameters
+    ----------
+    path : path or URL
+    dry_run : bool
+        Change nothing.
+
+    Returns
+    -------
+    list of str
+        The keys of what is damaged.
+
+    Raises
+    ------
+    StorageError
+        There is no run, or it cannot be read.
+
+    Examples
+    --------
+    >>> import dumap
+    >>> dumap.verify("RUN.zarr")
+    []
+    """
+    from dumap.recipe import damage
+    from dumap.recipe.observers import Logged
+
+    return [key for _, _, key in damage.verify(_location(path), Logged().note, mend=not dry_run)]
+
+
+def clean(path: Path, *, dry_run: bool = False) -> Cleaned:
+    """Remove what dumap left in a run that no manifest names: of tasks that died, failed or came second.
+
+    Parameters
+    ----------
+    path : path or URL
+    dry_run : bool
+        Remove nothing.
+
+    Returns
+    -------
+    Cleaned
+        `unnamed`, what was removed, and `others`, what is not dumap's and was left.
+
+    Raises
+    ------
+    StorageError
+        There is no run, or it cannot be read.
+
+    Examples
+    --------
+    >>> import dumap
+    >>> dumap.clean("RUN.zarr", dry_run=True)
+    Cleaned(unnamed=[], others=[])
+    """
+    from dumap.recipe import damage
+    from dumap.recipe.observers import Logged
+
+    return Cleaned(*damage.clean(_location(path), Logged().note, dry_run))
+
+
+def export(
+    path: Path, what: str, out: Path, *, labels: Path | None = None, with_self: bool = False, force: bool = False
+) -> str:
+    """Write one result of a run in a form that others read.
+
+    Parameters
+    ----------
+    path : path or URL
+        The run.
+    what : {'embedding', 'neighbors', 'graph', 'picture'}
+    out : path
+        The file; its ending chooses the form: .npy, .csv or .parquet of an embedding, .npz or .zarr of neighbors, .npz
+        of a graph, .png of a picture.
+    labels : path or URL, optional
+        Labels that colour a picture: .npy, or a Zarr array.
+    with_self : bool
+        Let each row come first among its neighbors, as umap-learn's `precomputed_knn` wants them.
+    force : bool
+        Write over a file that is there.
+
+    Returns
+    -------
+    str
+        What was written, for people.
+
+    Raises
+    ------
+    DumapError
+
+    Examples
+    --------
+    >>> import dumap
+    >>> dumap.export("RUN.zarr", "embedding", "map.npy")
+    'map.npy: 300 rows x 2 components'
+    """
+    from dumap.show.export import export as write
+
+    return write(_location(path), what, _location(out), None if labels is None else _location(labels), with_self, force)

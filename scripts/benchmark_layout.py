@@ -24,7 +24,7 @@ from pathlib import Path
 import numba
 import numpy as np
 
-from dumap import api as submit
+from dumap import api
 from dumap.artifacts.graph import Graph
 from dumap.artifacts.job import Job
 from dumap.artifacts.layout import EpochState
@@ -75,7 +75,7 @@ def whole_stage(run: str, threads: int) -> float:
         for name in ("embedding", "status"):  # written in place: links would change the run
             shutil.rmtree(f"{output}/{name}")
             shutil.copytree(f"{run}/{name}", f"{output}/{name}")
-        done = submit.run(configuration(run, output, threads))
+        done = api.run(configuration(run, output, threads))
         return next(stage["seconds"] for stage in done["stages"] if stage["name"] == "layout")
 
 

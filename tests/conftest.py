@@ -23,8 +23,8 @@ from skips import is_allowed
 from sklearn.datasets import load_digits
 from turns import parse, turn_of
 
-from dumap.api import run
 from dumap.config import Config, load
+from dumap.recipe.pipeline import run
 from dumap.recipe.status import status
 from dumap.show.export import export
 

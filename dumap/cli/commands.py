@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from dumap import api
 from dumap.cli.group import Group
 from dumap.cli.logs import asks_for_json, say
 from dumap.cli.records import Recorded, record_of, record_options
@@ -95,10 +96,9 @@ def plan(as_json: bool, parent: str | None, **options: Any) -> None:
     from dumap.engine.choose import choose
     from dumap.engine.resources import cpu_count
     from dumap.planning.plan import describe
-    from dumap.recipe import pipeline
 
     config = _load(**options)
-    projected = pipeline.plan(config) if parent is None else pipeline.plan(config, parent)
+    projected = api.plan(config=config, parent=parent)
     chosen = choose(config.cluster, projected)
     if as_json:
         click.echo(to_json({**projected.as_dict(), "engine": chosen.name}))
@@ -125,16 +125,15 @@ def plan(as_json: bool, parent: str | None, **options: Any) -> None:
 def run(as_json: bool, force: bool, parent: str | None, unchanged: int, **options: Any) -> None:
     """Embed a data set, or go on with a run that was stopped; of one that is finished, say so."""
     from dumap.cli.progress import observer
-    from dumap.recipe import pipeline
 
     context = click.get_current_context()
     record = record_of(context)
     record.check()
     config = _load(**options)
     with observer(asks_for_json()) as watching:
-        result = pipeline.run(config, observer=record.watch(config.output, watching), force=force, parent=parent)
+        result = api.run(config=config, on_progress=record.watch(config.output, watching), force=force, parent=parent)
     if as_json:
-        click.echo(to_json(result))
+        click.echo(to_json(dict(result)))
     else:
         said = "finished before, nothing to do" if record.unchanged else "done"
         click.echo(f"{said}: {result['output']}, arrays 'embedding' and 'status'")
@@ -167,9 +166,8 @@ def _maker(stage: dict[str, Any], found: dict[str, Any]) -> str:
 def status(run: str, as_json: bool) -> None:
     """Say what of a run is done."""
     from dumap.config import format_bytes
-    from dumap.recipe import status as recipe
 
-    found = recipe.status(run)
+    found = api.status(run)
     if as_json:
         click.echo(to_json(found))
         return
@@ -210,9 +208,7 @@ def status(run: str, as_json: bool) -> None:
 @click.option("--with-self", is_flag=True, help="Neighbors as umap-learn's precomputed_knn wants them: the row first.")
 def export(run: str, what: str, out: str, labels: str | None, with_self: bool, force: bool) -> None:
     """Write a result: embedding (.npy .csv .parquet), neighbors (.npz .zarr), graph (.npz), picture (.png)."""
-    from dumap.show.export import export as write
-
-    click.echo(write(run, what, out, labels, with_self, force))
+    click.echo(api.export(run, what, out, labels=labels, with_self=with_self, force=force))
 
 
 @cli.command()

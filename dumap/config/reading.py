@@ -36,7 +36,8 @@ def build(values: Mapping[str, Any]) -> Config:
         raise ConfigError("the configuration is not valid:\n  " + "\n  ".join(lines)) from None
 
 
-def _merge(into: dict[str, Any], key: str, value: Any) -> None:
+def merge(into: dict[str, Any], key: str, value: Any) -> None:
+    """Set the value of a dotted key in nested mappings."""
     *sections, last = key.split(".")
     for section in sections:
         into = into.setdefault(section, {})
@@ -50,7 +51,7 @@ def _set(into: dict[str, Any], settings: Sequence[str]) -> None:
         key, equals, text = setting.partition("=")
         if not equals:
             raise ConfigError(f"--set {shorten(setting)}: write it as section.key=value")
-        _merge(into, key.strip(), read_yaml(text, f"--set {shorten(setting)}: the value is not YAML"))
+        merge(into, key.strip(), read_yaml(text, f"--set {shorten(setting)}: the value is not YAML"))
 
 
 _ABSENT = object()
@@ -76,6 +77,20 @@ def contradictions(path: str | None, settings: Sequence[str], options: Mapping[s
     return [f"{key}: {show(set_)} by --set, {show(own)} by its option" for key, set_, own in values if set_ != own]
 
 
+def read_file(path: str) -> dict[str, Any]:
+    """Read the keys and values of a YAML file; sections that hold nothing are empty."""
+    try:
+        text = Path(path).read_text()
+    except OSError as error:
+        raise ConfigError(f"cannot read {shorten(path)}: {error.strerror}") from error
+    except ValueError as error:  # no text, or no path
+        raise ConfigError(f"{shorten(path)} is not YAML: {error}") from error
+    values = read_yaml(text, f"{path} is not YAML") or {}
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} must hold keys and values; allowed keys: {', '.join(Config.model_fields)}")
+    return {key: {} if value is None and key != "output" else value for key, value in values.items()}
+
+
 def load(path: str | None, settings: Sequence[str] = (), options: Mapping[str, Any] | None = None) -> Config:
     """Read a YAML file, then settings, then options; the later win.
 
@@ -95,20 +110,9 @@ def load(path: str | None, settings: Sequence[str] = (), options: Mapping[str, A
     ------
     ConfigError
     """
-    values: dict[str, Any] = {}
-    if path is not None:
-        try:
-            text = Path(path).read_text()
-        except OSError as error:
-            raise ConfigError(f"cannot read {shorten(path)}: {error.strerror}") from error
-        except ValueError as error:  # no text, or no path
-            raise ConfigError(f"{shorten(path)} is not YAML: {error}") from error
-        values = read_yaml(text, f"{path} is not YAML") or {}
-        if not isinstance(values, dict):
-            raise ConfigError(f"{path} must hold keys and values; allowed keys: {', '.join(Config.model_fields)}")
-        values = {key: {} if value is None and key != "output" else value for key, value in values.items()}
+    values: dict[str, Any] = {} if path is None else read_file(path)
     _set(values, settings)
     for key, value in (options or {}).items():
         if value is not None:
-            _merge(values, key, value)
+            merge(values, key, value)
     return build(values)

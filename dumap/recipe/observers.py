@@ -1,9 +1,13 @@
-"""Observers of a run: one that says nothing, one that logs, and one that has the lock say what its driver is at."""
+"""Observers of a run: some say nothing, log, or call a program back; one has the lock say what its driver is at."""
 
 from __future__ import annotations
 
 import logging
+import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from queue import Empty, SimpleQueue
 from typing import Any
 
 from dumap.config import format_bytes
@@ -91,3 +95,79 @@ class Watched:
         """Tell both."""
         self.lock.at(stage, done, total)
         self.observer.advanced(stage, done, total)
+
+
+class _Failed(BaseException):
+    """What a callback raised, on its way past all that handles a run's own errors."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+
+class Callbacks:
+    """A program's own observer, or function, called from one thread alone; what it raises ends the run.
+
+    Parameters
+    ----------
+    told : Observer or callable
+        A function is called with stage, done and total as a stage goes on, and with nothing else.
+    """
+
+    def __init__(self, told: Observer | Callable[[str, float, float], object]) -> None:
+        if callable(told) and not hasattr(told, "advanced"):
+            observer: Any = Silent()
+            observer.advanced = told
+        else:
+            observer = told
+        self._observer, self._thread = observer, threading.get_ident()
+        self._notes: SimpleQueue[str] = SimpleQueue()
+
+    def _call(self, name: str, *said: Any) -> None:
+        try:
+            getattr(self._observer, name)(*said)
+        except Exception as error:
+            raise _Failed(error) from error
+
+    def _deliver(self) -> None:
+        """Tell what other threads had to say."""
+        while True:
+            try:
+                message = self._notes.get_nowait()
+            except Empty:
+                return
+            self._call("note", message)
+
+    def note(self, message: str) -> None:
+        """Tell at once, or once the run's own thread has something to tell."""
+        self._notes.put(message)
+        if threading.get_ident() == self._thread:
+            self._deliver()
+
+    def started(self, stage: str, projected_bytes: int) -> None:
+        """Tell that a stage begins."""
+        self._deliver()
+        self._call("started", stage, projected_bytes)
+
+    def advanced(self, stage: str, done: float, total: float) -> None:
+        """Tell how far a stage is."""
+        self._deliver()
+        self._call("advanced", stage, done, total)
+
+    def finished(self, stage: str, seconds: float, projected_bytes: int, peak_bytes: int, facts: dict) -> None:
+        """Tell what a stage took and found."""
+        self._deliver()
+        self._call("finished", stage, seconds, projected_bytes, peak_bytes, facts)
+
+
+@contextmanager
+def called_back(told: Observer | Callable[[str, float, float], object] | None) -> Iterator[Observer | None]:
+    """Give a run an observer that calls a program back, and raise what that raised as it was."""
+    if told is None:
+        yield None
+        return
+    calls = Callbacks(told)
+    try:
+        yield calls
+        calls._deliver()
+    except _Failed as failed:
+        raise failed.error from None

@@ -12,10 +12,10 @@ import pytest
 import yaml
 import zarr
 
-from dumap.api import run
 from dumap.config import Config, annotated, build, load
 from dumap.config.names import fields_by_key, nearest, section_of, umap_learn_name
 from dumap.errors import ConfigError
+from dumap.recipe.pipeline import run
 from dumap.recipe.recipes import GIVEN, SEARCHED
 
 SETTINGS = {key: field for key, field in fields_by_key().items() if section_of(field) is None}

@@ -16,14 +16,13 @@ from distributed import Client, LocalCluster
 from faults.harness import fleet
 from helpers import failing
 
-from dumap.api import run
 from dumap.artifacts.job import Job
 from dumap.artifacts.parts import numbered
 from dumap.engine import cluster
 from dumap.engine.cluster import Executor
 from dumap.engine.link import Link
 from dumap.errors import ClusterError, TaskError
-from dumap.recipe.pipeline import plan
+from dumap.recipe.pipeline import plan, run
 
 SECONDS = 60
 

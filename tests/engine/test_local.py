@@ -20,14 +20,13 @@ from distributed import Client
 from helpers import Notes, failing
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from dumap.api import run
 from dumap.artifacts.job import Job
 from dumap.artifacts.parts import numbered
 from dumap.engine import choose as choosing
 from dumap.engine.choose import choose
 from dumap.engine.local import LocalEngine
 from dumap.errors import BudgetError, ConfigError, StorageError, TaskError
-from dumap.recipe.pipeline import plan
+from dumap.recipe.pipeline import plan, run
 from dumap.stages import rounds
 
 SECONDS = 60

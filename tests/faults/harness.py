@@ -20,8 +20,8 @@ import zarr
 from distributed import Client
 
 import dumap
-from dumap.api import run
 from dumap.config import Config
+from dumap.recipe.pipeline import run
 from dumap.store import MANIFESTS, Run
 
 HOOKS = Path(__file__).with_name("hooks.py")

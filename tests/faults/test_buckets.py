@@ -13,10 +13,10 @@ from distributed import Client, LocalCluster
 from faults.harness import WORDS, Fleet, until
 from helpers import AsBegins, slowly
 
-from dumap.api import run
 from dumap.config import load
 from dumap.errors import DamageError, StorageError
 from dumap.recipe.damage import clean, verify
+from dumap.recipe.pipeline import run
 from dumap.recipe.status import status
 from dumap.store import LOCKS, MANIFESTS, PARTS, Run, manifest_key, probe, stored_array
 from dumap.store import lock as lock_module

@@ -16,9 +16,9 @@ from faults.harness import ROUNDS, SECONDS, all_kept, commits, fleet, results, u
 from helpers import Notes
 
 import dumap
-from dumap.api import run
 from dumap.errors import ClusterError
 from dumap.recipe.observers import Silent
+from dumap.recipe.pipeline import run
 from dumap.recipe.status import status
 
 HINT = "the same command goes on from there"

@@ -13,9 +13,9 @@ from faults.harness import WORDS, results
 from helpers import slowly, uncommit
 from zarr.codecs import Crc32cCodec
 
-from dumap.api import run
 from dumap.recipe.damage import verify
 from dumap.recipe.names import NAMING, STAGES
+from dumap.recipe.pipeline import run
 from dumap.recipe.status import status
 from dumap.store import IDENTITY, LOCKS, MANIFESTS, PARTS
 from dumap.store import lock as lock_module

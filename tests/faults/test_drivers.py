@@ -9,9 +9,9 @@ import pytest
 from faults.harness import ROUNDS, Fleet, all_kept, commits, results, until
 from helpers import slowly
 
-from dumap.api import run
 from dumap.recipe.damage import verify
 from dumap.recipe.observers import Silent
+from dumap.recipe.pipeline import run
 from dumap.recipe.status import status
 from dumap.store import MANIFESTS
 

@@ -13,13 +13,12 @@ from distributed import Client, LocalCluster
 from faults.harness import ROUNDS, SECONDS, Fleet, fleet, results, until
 from helpers import AsBegins
 
-from dumap.api import run
 from dumap.artifacts.job import Job
 from dumap.artifacts.parts import numbered
 from dumap.engine import backups
 from dumap.engine.cluster import Executor
 from dumap.recipe.damage import verify
-from dumap.recipe.pipeline import plan
+from dumap.recipe.pipeline import plan, run
 from dumap.recipe.status import status
 
 

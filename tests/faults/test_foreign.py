@@ -12,10 +12,10 @@ import pytest
 import zarr
 from faults.harness import WORDS, results
 
-from dumap.api import run
 from dumap.errors import DamageError, StorageError
 from dumap.recipe.damage import clean, verify
 from dumap.recipe.names import NAMING, STAGES
+from dumap.recipe.pipeline import run
 from dumap.show.export import export
 from dumap.store import IDENTITY, INSIDE, LOCKS, MANIFESTS, PARTS, Run, manifest_key
 from dumap.store.run import OWN

@@ -17,11 +17,10 @@ from faults.harness import WORDS, Fleet, all_kept, commits, results
 from helpers import AsBegins, unmark
 from skips import MOUNTING
 
-from dumap.api import run
 from dumap.errors import BudgetError, StorageError
 from dumap.recipe.damage import verify
 from dumap.recipe.names import STAGES
-from dumap.recipe.pipeline import plan
+from dumap.recipe.pipeline import plan, run
 from dumap.recipe.recipes import make_plan
 from dumap.store import Run
 from dumap.store import lock as module

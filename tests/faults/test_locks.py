@@ -20,12 +20,11 @@ import yaml
 from faults.harness import SECONDS, WORDS, Fleet, all_kept, commits, results, until
 from helpers import Notes
 
-from dumap.api import run
 from dumap.artifacts.job import Job
 from dumap.engine.cluster import Executor
 from dumap.errors import LockError
 from dumap.recipe.damage import verify
-from dumap.recipe.pipeline import plan
+from dumap.recipe.pipeline import plan, run
 from dumap.store import MANIFESTS, Lock, Run
 from dumap.store import lock as module
 from dumap.store.objects import seal, unseal

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from faults.harness import until
 
-from dumap.api import run
 from dumap.artifacts.job import Job
 from dumap.errors import LockError, StorageError
 from dumap.recipe import damage, pipeline
 from dumap.recipe.damage import verify
 from dumap.recipe.observers import Silent
+from dumap.recipe.pipeline import run
 from dumap.recipe.status import status
 from dumap.store import LOCKS, Lock, Run
 from dumap.store import lock as module

@@ -11,8 +11,8 @@ import zarr
 from faults.harness import SETTINGS, WORDS, results
 from helpers import unmark
 
-from dumap.api import run
 from dumap.engine import connect, worker
+from dumap.recipe.pipeline import run
 from dumap.store import MANIFESTS
 
 # finished ----------------------------------------------------------------------------------------

@@ -20,7 +20,6 @@ from helpers import uncommit
 from numba.core.registry import CPUDispatcher
 
 import dumap.kernels
-from dumap.api import run
 from dumap.artifacts.job import Job
 from dumap.artifacts.parts import numbered
 from dumap.engine.cluster import ATTEMPTS, Executor
@@ -30,7 +29,7 @@ from dumap.errors import TaskError
 from dumap.recipe.damage import verify
 from dumap.recipe.names import STAGES
 from dumap.recipe.observers import Silent
-from dumap.recipe.pipeline import plan
+from dumap.recipe.pipeline import plan, run
 from dumap.stages import cells, embedding, graph, layout, neighbors, quality
 from dumap.store import MANIFESTS, PARTS, Run
 

@@ -76,8 +76,8 @@ def artifacts(output: str) -> dict[str, str]:
 
 def main(folder: str) -> None:
     """Run all of `SETTINGS` on threads of this process."""
-    from dumap.api import run
     from dumap.config import load
+    from dumap.recipe.pipeline import run
 
     found = {}
     for name, settings in SETTINGS.items():

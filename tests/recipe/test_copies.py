@@ -10,10 +10,9 @@ import pytest
 from helpers import CUT, slowly
 from scipy import sparse
 
-from dumap.api import run
 from dumap.artifacts.vectors import DROPPED, DUPLICATE
 from dumap.errors import InputError
-from dumap.recipe.pipeline import plan
+from dumap.recipe.pipeline import plan, run
 from dumap.store import MANIFESTS
 
 ONCE = {"input.unique": True, "neighbors.n_neighbors": 6}

@@ -7,10 +7,10 @@ import pytest
 from helpers import slowly
 from scipy import sparse
 
-from dumap.api import run
 from dumap.artifacts.vectors import DROPPED, ZERO
 from dumap.errors import InputError
 from dumap.recipe.names import STAGES
+from dumap.recipe.pipeline import run
 from dumap.store import Run
 
 

@@ -15,14 +15,13 @@ import zarr
 from faults.harness import results
 from helpers import AsBegins, Notes, uncommit, unmark
 
-from dumap.api import run
 from dumap.config import Config
 from dumap.engine.local import LocalEngine
 from dumap.errors import LockError, RunMismatchError, StorageError
 from dumap.recipe import lineage
 from dumap.recipe.damage import clean, verify
 from dumap.recipe.names import STAGES
-from dumap.recipe.pipeline import plan
+from dumap.recipe.pipeline import plan, run
 from dumap.recipe.status import status
 from dumap.store import MANIFESTS, PARTS, Lock, Run
 from dumap.store import lock as lock_module

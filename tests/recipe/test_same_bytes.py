@@ -10,11 +10,10 @@ import pytest
 import zarr
 from helpers import CUT, slowly
 
-from dumap.api import run
 from dumap.artifacts.graph import Graph
 from dumap.artifacts.start import StartCoordinates
 from dumap.kernels import coarse
-from dumap.recipe.pipeline import plan
+from dumap.recipe.pipeline import plan, run
 from dumap.stages import rounds
 from dumap.store import Run
 

@@ -10,7 +10,6 @@ import pytest
 from helpers import Notes, slowly, unmark
 from scipy.spatial.distance import cdist
 
-from dumap.api import run
 from dumap.artifacts.cells import Table
 from dumap.artifacts.job import Job
 from dumap.artifacts.parts import kind_of
@@ -20,6 +19,7 @@ from dumap.planning.audits import repair_row_bytes
 from dumap.recipe import pipeline
 from dumap.recipe.damage import verify
 from dumap.recipe.names import NAMING, STAGES
+from dumap.recipe.pipeline import run
 from dumap.stages.repair import choose_halo, read_home
 from dumap.store import MANIFESTS, Run
 

@@ -16,13 +16,12 @@ from helpers import slowly, uncommit
 from scipy import sparse
 from sklearn.neighbors import NearestNeighbors
 
-from dumap.api import run
 from dumap.artifacts import cells
 from dumap.artifacts.parts import kind_of
 from dumap.config import NeighborsConfig, build
 from dumap.errors import InputError, RunMismatchError, StorageError
 from dumap.recipe.damage import verify
-from dumap.recipe.pipeline import plan
+from dumap.recipe.pipeline import plan, run
 from dumap.sources.zarr_array import Precomputed
 from dumap.stages.given import given_lists
 from dumap.store import MANIFESTS, PARTS, Run

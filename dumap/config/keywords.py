@@ -1,0 +1,159 @@
+"""Reads settings that a program gives as keywords: umap-learn's flat names, and sections as mappings."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterator, Mapping
+from functools import cache
+from typing import Any
+
+import numpy as np
+from pydantic import BaseModel
+
+from dumap.config.model import Config
+from dumap.config.names import MOST_NAMES, fields_by_key, nearest, section_of, umap_learn_name
+from dumap.config.reading import build, merge, read_file
+from dumap.config.values import shorten, show
+from dumap.errors import ConfigError
+
+_SUPERVISED = "maps by labels are not made; leave it out, and colour the map by the labels"
+_DENSITY = "maps that keep densities are not made; leave it out, or use umap-learn"
+_APPROXIMATE = "how neighbours are searched follows from the data and the section cells; leave it out"
+NOT_HERE = {
+    "output_metric": "maps are Euclidean; leave it out",
+    "output_metric_kwds": "maps are Euclidean; leave it out",
+    "low_memory": "memory is bounded by the setting task_memory; leave it out",
+    "n_jobs": "threads are the cluster's: set cluster={'workers': ...}, or give a client",
+    "transform_queue_size": "new rows are not placed by a search that has a queue; leave it out",
+    "transform_seed": "the run's seed decides all; give seed or random_state",
+    "transform_mode": "a run is an embedding; export its graph with dumap.export(run, 'graph', 'graph.npz')",
+    "angular_rp_forest": _APPROXIMATE,
+    "force_approximation_algorithm": _APPROXIMATE,
+    "target_n_neighbors": _SUPERVISED,
+    "target_metric": _SUPERVISED,
+    "target_metric_kwds": _SUPERVISED,
+    "target_weight": _SUPERVISED,
+    "verbose": "listen to logging.getLogger('dumap'), or give on_progress",
+    "tqdm_kwds": "listen to logging.getLogger('dumap'), or give on_progress",
+    "densmap": _DENSITY,
+    "dens_lambda": _DENSITY,
+    "dens_frac": _DENSITY,
+    "dens_var_shift": _DENSITY,
+    "output_dens": _DENSITY,
+}
+"""Parameters of umap-learn's that are no settings here, and what to do instead."""
+
+
+@cache
+def keys_by_name() -> Mapping[str, str]:
+    """Return the dotted key of each setting that has a flat name: those of no section, and those of umap-learn's."""
+    fields = fields_by_key()
+    flat = {name: name for name, field in fields.items() if "." not in name and section_of(field) is None}
+    return flat | {name: key for key, field in fields.items() if (name := umap_learn_name(field)) is not None}
+
+
+def plain(value: Any) -> Any:
+    """Return a program's value as YAML would have it: Python's own numbers, and texts for paths, inside mappings too.
+
+    An array is a list where a mapping holds it, as an argument of a metric.
+    """
+    if isinstance(value, np.generic) or (isinstance(value, np.ndarray) and value.ndim == 0):
+        return value.item()
+    if isinstance(value, os.PathLike):
+        return os.fsdecode(value)
+    if isinstance(value, BaseModel):
+        return {name: plain(getattr(value, name)) for name in value.model_fields_set}
+    if isinstance(value, Mapping):
+        return {name: item.tolist() if isinstance(item, np.ndarray) else plain(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return value
+
+
+def _meant(name: str) -> str:
+    """Say what an unknown keyword may have meant."""
+    flat = difflib.get_close_matches(name, [*keys_by_name(), *Config.model_fields], MOST_NAMES, 0.7)
+    inside = [key.split(".", 1) for key in nearest(name) if "." in key]
+    found = flat or [f"{section}={{{setting!r}: ...}}" for section, setting in inside]
+    return f"; did you mean {' or '.join(found)}?" if found else ""
+
+
+def _spelled(name: str, value: Any) -> Iterator[tuple[str, str, Any]]:
+    """Yield the keys that a keyword sets: each with how it was written, and its value."""
+    if name in keys_by_name():
+        if name != "random_state" or value is not None:  # umap-learn's default, by which no seed is named
+            yield keys_by_name()[name], name, value
+    elif name in NOT_HERE:
+        raise ConfigError(f"{name}: dumap has no such parameter of umap-learn's: {NOT_HERE[name]}")
+    elif name not in Config.model_fields:
+        raise ConfigError(
+            f"{shorten(name)}: unknown setting; allowed are umap-learn's names ({', '.join(keys_by_name())}) and the "
+            f"sections {', '.join(sorted(Config.model_fields.keys() - keys_by_name().keys()))}, as mappings"
+            f"{_meant(name)}"
+        )
+    elif isinstance(value, Mapping):
+        for inner, item in value.items():
+            yield f"{name}.{inner}", f"{name}={{{inner!r}: ...}}", item
+    elif value is not None:
+        raise ConfigError(f"{name} = {show(value)}: it is a section; give a mapping, such as {name}={{...}}")
+
+
+def read_keywords(settings: Mapping[str, Any], data: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Return the values of dotted keys that keywords give.
+
+    Parameters
+    ----------
+    settings : mapping
+        Settings by umap-learn's names, and sections as mappings or as their classes. `random_state=None` is the
+        default seed.
+    data : mapping, optional
+        Settings of the section `input` that the data itself stands for.
+
+    Raises
+    ------
+    ConfigError
+        A name is unknown, or two of them give one setting different values.
+    """
+    given = {f"input.{name}": ("data", plain(value)) for name, value in (data or {}).items()}
+    for name, value in settings.items():
+        for key, written, item in _spelled(name, plain(value)):
+            if key in given and given[key][1] != item:
+                other, before = given[key]
+                raise ConfigError(
+                    f"{other} and {written} give {key} two values, {show(before)} and {show(item)}: leave one out"
+                )
+            given[key] = written, item
+    return {key: item for key, (_, item) in given.items()}
+
+
+def read_config(
+    config: Config | Mapping[str, Any] | str | os.PathLike[str] | None,
+    settings: Mapping[str, Any],
+    data: Mapping[str, Any] | None = None,
+) -> Config:
+    """Read a configuration, and let settings win over what it says.
+
+    Parameters
+    ----------
+    config : Config, mapping, path or None
+        A mapping has the keys of the YAML files; a path is of such a file.
+    settings, data : mapping
+        As of `read_keywords`.
+
+    Raises
+    ------
+    ConfigError
+    """
+    given = read_keywords(settings, data)
+    if isinstance(config, Config) and not given:
+        return config
+    if config is None or isinstance(config, str | os.PathLike):
+        values = {} if config is None else read_file(os.fsdecode(config))
+    elif isinstance(config, Config | Mapping):
+        values = plain(config)
+    else:
+        raise ConfigError(f"config: give a Config, a mapping or the path of a YAML file, not {type(config).__name__}")
+    for key, value in given.items():
+        merge(values, key, value)
+    return build(values)

@@ -1,0 +1,75 @@
+"""The door for programs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import dumap
+from dumap.errors import ConfigError, StorageError
+
+QUICK = {"n_epochs": 10, "quality": {"queries": 0}, "cluster": {"engine": "local"}}
+
+
+@pytest.fixture(scope="module")
+def data(save, few) -> str:
+    return save(few)
+
+
+@pytest.fixture(scope="module")
+def done(data, fresh) -> dumap.Result:
+    return dumap.run(data, output=fresh("run.zarr"), **QUICK)
+
+
+def test_data_and_keywords_are_all_a_run_needs(data, done, fresh):
+    config = {"input": {"path": data}, "output": fresh("run.zarr"), "layout": {"n_epochs": 10}}
+    config |= {name: QUICK[name] for name in ("quality", "cluster")}
+    for other in (
+        dumap.run(config=config),
+        dumap.run(config),
+        dumap.run(
+            dumap.load_config(
+                None,
+                [
+                    f"input.path={data}",
+                    f"output={done.path}",
+                    "layout.n_epochs=10",
+                    "quality.queries=0",
+                    "cluster.engine=local",
+                ],
+            )
+        ),
+    ):
+        assert np.array_equal(other.embedding[:], done.embedding[:])
+
+
+def test_a_result_is_a_mapping_of_the_status(done):
+    assert dict(done) == dumap.status(done.path)
+    assert dumap.open_run(Path(done.path))["state"] == "done"
+    assert [stage["state"] for stage in done["stages"]] == ["done"] * 10
+
+
+def test_paths_may_be_objects(data, done, fresh):
+    output = Path(fresh("run.zarr"))
+    child = dumap.run(Path(data), output=output, parent=done, min_dist=np.float32(0.5), **QUICK)
+    assert child["parent"] == done.path
+    assert dumap.verify(child) == []
+    assert dumap.clean(output) == ([], [])
+    assert dumap.status(output)["state"] == "done"
+
+
+def test_a_configuration_is_given_once(data):
+    with pytest.raises(ConfigError, match="given twice"):
+        dumap.run({"input": {"path": data}}, config={})
+
+
+def test_data_that_is_none_is_refused():
+    with pytest.raises(ConfigError, match="data of type int cannot be embedded"):
+        dumap.run(3, output="RUN.zarr")
+
+
+def test_there_has_to_be_a_run_to_open(fresh):
+    with pytest.raises(StorageError, match="holds no run"):
+        dumap.open_run(fresh("no.zarr"))
