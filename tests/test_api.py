@@ -10,7 +10,7 @@ import pytest
 import dumap
 from dumap.errors import ConfigError, StorageError
 
-QUICK = {"n_epochs": 10, "quality": {"queries": 0}, "cluster": {"engine": "local"}}
+QUICK = {"n_epochs": 10, "quality": {"queries": 0}, "audit": {"queries": 0}, "cluster": {"engine": "local"}}
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,7 @@ def done(data, fresh) -> dumap.Result:
 
 def test_data_and_keywords_are_all_a_run_needs(data, done, fresh):
     config = {"input": {"path": data}, "output": fresh("run.zarr"), "layout": {"n_epochs": 10}}
-    config |= {name: QUICK[name] for name in ("quality", "cluster")}
+    config |= {name: QUICK[name] for name in ("quality", "audit", "cluster")}
     for other in (
         dumap.run(config=config),
         dumap.run(config),
