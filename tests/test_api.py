@@ -26,22 +26,9 @@ def done(data, fresh) -> dumap.Result:
 def test_data_and_keywords_are_all_a_run_needs(data, done, fresh):
     config = {"input": {"path": data}, "output": fresh("run.zarr"), "layout": {"n_epochs": 10}}
     config |= {name: QUICK[name] for name in ("quality", "audit", "cluster")}
-    for other in (
-        dumap.run(config=config),
-        dumap.run(config),
-        dumap.run(
-            dumap.load_config(
-                None,
-                [
-                    f"input.path={data}",
-                    f"output={done.path}",
-                    "layout.n_epochs=10",
-                    "quality.queries=0",
-                    "cluster.engine=local",
-                ],
-            )
-        ),
-    ):
+    words = [f"input.path={data}", f"output={config['output']}", "layout.n_epochs=10", "cluster.engine=local"]
+    loaded = dumap.load_config(None, [*words, "quality.queries=0", "audit.queries=0"])
+    for other in (dumap.run(config=config), dumap.run(config), dumap.run(loaded)):
         assert np.array_equal(other.embedding[:], done.embedding[:])
 
 
