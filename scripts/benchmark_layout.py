@@ -30,11 +30,11 @@ from dumap.artifacts.job import Job
 from dumap.artifacts.layout import EpochState
 from dumap.config import Config, build
 from dumap.kernels.pool import pool_rows
-from dumap.recipe.names import STAGES
 from dumap.recipe.pipeline import plan
+from dumap.recipe.stage_names import STAGES
 from dumap.recipe.status import status
-from dumap.stages.descent import layout_parameters, pack_shards
 from dumap.stages.layout import SLICES, advance, slices_of
+from dumap.stages.layout_common import layout_parameters, pack_shards
 from dumap.store import Run
 
 

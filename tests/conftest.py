@@ -19,9 +19,9 @@ import zarr
 from distributed import Client, LocalCluster
 from faults.catalogue import Collector
 from hypothesis import settings as hypothesis_settings
+from shares import parse, share_of
 from skips import is_allowed
 from sklearn.datasets import load_digits
-from turns import parse, turn_of
 
 from dumap.config import Config, load
 from dumap.recipe.pipeline import run
@@ -38,10 +38,10 @@ hypothesis_settings.load_profile("dumap")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Let kills and random inputs be as many as there is time for, and tests be run in turns."""
+    """Let kills and random inputs be as many as there is time for, and tests be run in shares."""
     parser.addoption("--kills", type=int, default=4, metavar="N", help="how often a run is killed at random [4]")
     parser.addoption("--inputs", type=int, default=15, metavar="N", help="random inputs that runs are tried on [15]")
-    parser.addoption("--turn", metavar="K/N", help="the K-th of N shares of the tests chosen, which together are all")
+    parser.addoption("--share", metavar="K/N", help="the K-th of N shares of the tests chosen, which together are all")
     parser.addoption("--strict-skips", action="store_true", help="fail on skips that tests/skips.py does not allow")
 
 
@@ -52,17 +52,17 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(trylast=True)  # after -m and -k have chosen
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Keep the tests of a turn, where told one."""
-    if (words := config.getoption("--turn")) is None:
+    """Keep the tests of a share, where told one."""
+    if (words := config.getoption("--share")) is None:
         return
     try:
-        turn, turns = parse(words)
+        share, shares = parse(words)
     except ValueError as error:
-        raise pytest.UsageError(f"--turn {error}") from None
-    others = [item for item in items if turn_of(item.nodeid, turns) != turn]
+        raise pytest.UsageError(f"--share {error}") from None
+    others = [item for item in items if share_of(item.nodeid, shares) != share]
     if len(others) == len(items):
-        raise pytest.UsageError(f"--turn {words}: none of the {len(items)} tests chosen is in this turn")
-    items[:] = [item for item in items if turn_of(item.nodeid, turns) == turn]
+        raise pytest.UsageError(f"--share {words}: none of the {len(items)} tests chosen is in this share")
+    items[:] = [item for item in items if share_of(item.nodeid, shares) == share]
     config.hook.pytest_deselected(items=others)
 
 

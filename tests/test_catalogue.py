@@ -1,4 +1,4 @@
-"""Every fault has a test that is run; tests are skipped for known reasons alone, and none is left out of all turns."""
+"""Every fault has a test that is run; tests are skipped for known reasons alone, and none is left out of all shares."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from faults.catalogue import FAULTS
 from faults.harness import SECONDS
-from turns import parse, turn_of
+from shares import parse, share_of
 
 TESTS = Path(__file__).parent
 
@@ -75,16 +75,16 @@ def test_a_skip_that_is_not_allowed_is_a_failure_where_told_so(tmp_path):
     assert "test_module.py may not be skipped" in found.stdout
 
 
-@pytest.mark.parametrize("turns", [1, 2, 3, 7])
-def test_turns_together_are_all_tests_and_each_is_about_as_long(turns):
-    counts = [0] * turns
+@pytest.mark.parametrize("shares", [1, 2, 3, 7])
+def test_shares_together_are_all_tests_and_each_is_about_as_long(shares):
+    counts = [0] * shares
     for number in range(1000):
-        counts[turn_of(f"tests/test_some.py::test_this[{number}]", turns) - 1] += 1
+        counts[share_of(f"tests/test_some.py::test_this[{number}]", shares) - 1] += 1
     assert sum(counts) == 1000
-    assert min(counts) > 0.8 * 1000 / turns
+    assert min(counts) > 0.8 * 1000 / shares
 
 
-def test_a_turn_is_k_of_n():
+def test_a_share_is_k_of_n():
     assert parse("2/3") == (2, 3)
     for wrong in ("0/3", "4/3", "3", "a/b", "-1/3", "1/0", ""):
         with pytest.raises(ValueError, match="give K/N with K from 1 to N, as 2/3"):

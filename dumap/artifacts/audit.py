@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from dumap.artifacts.job import Job
-from dumap.artifacts.parts import AUDIT
+from dumap.artifacts.part_names import AUDIT
 from dumap.planning.audits import queries_at_once
 from dumap.store import Run
 

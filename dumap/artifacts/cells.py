@@ -8,7 +8,7 @@ from functools import cached_property
 import numpy as np
 
 from dumap.artifacts.job import Job
-from dumap.artifacts.parts import CELLS, numbered
+from dumap.artifacts.part_names import CELLS, numbered
 from dumap.kernels import cells, tree, vectors
 from dumap.planning.geometry import guests_a_turn
 from dumap.store import Run

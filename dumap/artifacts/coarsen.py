@@ -8,7 +8,7 @@ import numpy as np
 
 from dumap.artifacts.graph import Graph
 from dumap.artifacts.job import Job
-from dumap.artifacts.parts import COARSEN
+from dumap.artifacts.part_names import COARSEN
 from dumap.kernels import start
 from dumap.store import Checkpoints, Run
 

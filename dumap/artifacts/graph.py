@@ -7,7 +7,7 @@ from functools import cached_property
 
 import numpy as np
 
-from dumap.artifacts.parts import GRAPH, numbered, total
+from dumap.artifacts.part_names import GRAPH, numbered, total
 from dumap.kernels import graph
 from dumap.store import Run
 

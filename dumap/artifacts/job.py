@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from dumap.artifacts.parts import VECTORS
+from dumap.artifacts.part_names import VECTORS
 from dumap.config import Config
 from dumap.config.metrics import SHIFT_FREE
 from dumap.kernels.vectors import SPHERICAL, as_embedded, is_wide

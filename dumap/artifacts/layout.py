@@ -7,7 +7,7 @@ from itertools import pairwise
 import numpy as np
 
 from dumap.artifacts.graph import Graph
-from dumap.artifacts.parts import LAYOUT
+from dumap.artifacts.part_names import LAYOUT
 from dumap.artifacts.start import StartCoordinates
 from dumap.store import Checkpoints, Run
 

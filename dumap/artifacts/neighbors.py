@@ -6,7 +6,7 @@ import numpy as np
 
 from dumap.artifacts.audit import repairs_made
 from dumap.artifacts.cells import Table
-from dumap.artifacts.parts import AUDIT, NEIGHBORS, numbered
+from dumap.artifacts.part_names import AUDIT, NEIGHBORS, numbered
 from dumap.store import Part, Run
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from dumap.artifacts.parts import START, numbered
+from dumap.artifacts.part_names import START, numbered
 from dumap.store import Checkpoints, Run
 
 BOX = "box"

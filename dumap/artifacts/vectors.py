@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from dumap.artifacts.job import Job
-from dumap.artifacts.parts import VECTORS, numbered, total
+from dumap.artifacts.part_names import VECTORS, numbered, total
 from dumap.kernels import hashing
 from dumap.store import Run
 

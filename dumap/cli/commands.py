@@ -12,7 +12,7 @@ from dumap.cli.group import Group
 from dumap.cli.logs import asks_for_json, say
 from dumap.cli.records import Recorded, record_of, record_options
 from dumap.errors import ConfigError
-from dumap.figures import format_fact, to_json
+from dumap.json_values import format_fact, to_json
 from dumap.version import __version__
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from dumap.figures import to_json
+from dumap.json_values import to_json
 
 LOGGER = logging.getLogger("dumap")
 LOG_JSON = "log_json"

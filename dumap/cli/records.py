@@ -15,7 +15,7 @@ from dumap.cli.group import RECORD, Command
 from dumap.cli.logs import say
 from dumap.cli.prometheus import LABEL_NAME, exposition, last_success
 from dumap.errors import ConfigError, DumapError, StorageError
-from dumap.figures import to_json
+from dumap.json_values import to_json
 
 if TYPE_CHECKING:
     from dumap.engine import Observer

@@ -2,7 +2,7 @@
 
 Imports nothing of dumap but its errors. A setting is a field of a section, in `input.py`, `sections.py` or
 `cluster.py`; `model.py` puts them together and says what the answer depends on; `reading.py` reads files and words,
-`keywords.py` what a program gives; `annotated.py` writes the defaults with what each setting does; `names.py` finds the
+`keywords.py` what a program gives; `annotated.py` writes the defaults with what each setting does; `keys.py` finds the
 key that was meant. `metrics.py` says what a metric takes, `values.py` how sizes, places and YAML are read.
 """
 

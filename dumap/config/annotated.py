@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args, get_origin
 import yaml
 from pydantic.fields import FieldInfo
 
-from dumap.config.names import fields_by_key, section_of, unknown
+from dumap.config.keys import fields_by_key, section_of, unknown
 from dumap.config.values import exact_bytes, parse_bytes, shorten
 from dumap.errors import ConfigError
 

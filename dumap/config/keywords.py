@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel
 
+from dumap.config.keys import MOST_NAMES, fields_by_key, nearest, section_of, umap_learn_name
 from dumap.config.model import Config
-from dumap.config.names import MOST_NAMES, fields_by_key, nearest, section_of, umap_learn_name
 from dumap.config.reading import build, merge, read_file
 from dumap.config.values import shorten, show
 from dumap.errors import ConfigError

@@ -8,8 +8,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from dumap.config.keys import unknown
 from dumap.config.model import Config
-from dumap.config.names import unknown
 from dumap.config.values import read_yaml, shorten, show
 from dumap.errors import ConfigError
 

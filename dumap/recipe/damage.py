@@ -8,8 +8,8 @@ from collections.abc import Callable
 from dumap.errors import DamageError, LockError, StorageError
 from dumap.recipe.identity import lost_identity
 from dumap.recipe.lineage import lost_stages
-from dumap.recipe.names import ALL_STAGES, DONE, NAMING
 from dumap.recipe.observers import Logged
+from dumap.recipe.stage_names import ALL_STAGES, DONE, RUN_KEYS
 from dumap.store import IDENTITY, INHERITED, LOCKS, Lock, Run, await_end, manifest_key
 
 
@@ -65,7 +65,7 @@ def verify(location: str, note: Callable[[str], None] | None = None, mend: bool 
 
 def _mend(store: Run, note: Callable[[str], None]) -> list[tuple[str, str, str]]:
     """Uncommit what is damaged; where the run cannot be locked, since nothing can be written, only list it."""
-    store.refuse_links(NAMING)
+    store.refuse_links(RUN_KEYS)
     with contextlib.ExitStack() as lock:
         try:
             lock.enter_context(Lock(store, note))
@@ -81,7 +81,7 @@ def _mend(store: Run, note: Callable[[str], None]) -> list[tuple[str, str, str]]
 
 def _damage(store: Run) -> list[tuple[str, str, str]]:
     """List what is damaged of a run, as `verify` does."""
-    found = list(store.damaged(NAMING.groups))
+    found = list(store.damaged(RUN_KEYS.groups))
     broken = {part for stage, part, _ in found if stage == DONE}
     for stage in ALL_STAGES:
         if stage not in broken and store.is_committed(DONE, stage) and INHERITED not in store.summary(DONE, stage):
@@ -107,7 +107,7 @@ def drop(location: str, damaged: list[tuple[str, str, str]], note: Callable[[str
         A driver is at work.
     """
     store = Run(location, inherited={})
-    store.refuse_links(NAMING)
+    store.refuse_links(RUN_KEYS)
     with Lock(store, note):
         _uncommit(store, damaged)
 
@@ -145,13 +145,13 @@ def clean(location: str, note: Callable[[str], None], look_only: bool = False) -
     store = Run(location, read_only=True, inherited={})
     store.attributes  # noqa: B018  refuses what is not a run
     if look_only:
-        return store.unnamed(NAMING)
+        return store.unnamed(RUN_KEYS)
     store = Run(location, inherited={})
-    store.refuse_links(NAMING)
+    store.refuse_links(RUN_KEYS)
     with Lock(store, note):
-        found, others = store.unnamed(NAMING)
+        found, others = store.unnamed(RUN_KEYS)
         store.delete_all(found)
-        store.prune(NAMING, found)
+        store.prune(RUN_KEYS, found)
         with contextlib.suppress(DamageError):  # which is for the next run to make good
             store.renew()
     return found, others

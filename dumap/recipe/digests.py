@@ -14,11 +14,11 @@ from functools import cache
 from typing import Any
 
 from dumap.artifacts.job import Job
-from dumap.artifacts.parts import VECTORS
+from dumap.artifacts.part_names import VECTORS
 from dumap.config import Config, build
 from dumap.errors import RunMismatchError
 from dumap.recipe.identity import DATA, data_of
-from dumap.recipe.names import DONE
+from dumap.recipe.stage_names import DONE
 from dumap.stages import Recipe, Stage, settings_of
 
 METADATA = ("shape", "dtype", "signature")

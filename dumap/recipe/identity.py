@@ -7,12 +7,12 @@ from collections.abc import Callable
 import numpy as np
 
 from dumap.artifacts.job import Job
-from dumap.artifacts.parts import VECTORS
+from dumap.artifacts.part_names import VECTORS
 from dumap.artifacts.vectors import COORDINATES, FLAGS
 from dumap.config import INITS, Config, differences
 from dumap.engine import Engine, Observer
 from dumap.errors import RunMismatchError
-from dumap.recipe.names import ALL_STAGES, DONE, NAMING
+from dumap.recipe.stage_names import ALL_STAGES, DONE, RUN_KEYS
 from dumap.sources.spooled import Spooled
 from dumap.stages.fingerprints import fingerprint, fingerprint_lists
 from dumap.store import IDENTITY, Rows, Run, towards
@@ -45,7 +45,7 @@ def data_of(config: Config) -> list[str]:
 def create(job: Job, cluster: Engine, parent: Run | None = None) -> None:
     """Create what is not there of the run: what it is of, and its final arrays filled with what says 'not yet'."""
     config, cut = job.config, job.geometry
-    job.run.make_folders(NAMING)
+    job.run.make_folders(RUN_KEYS)
     job.run.create(
         {
             "kind": "dumap run",

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from dumap.artifacts.neighbors import repairs_made
-from dumap.artifacts.parts import AUDIT, NEIGHBORS, kind_of
+from dumap.artifacts.part_names import AUDIT, NEIGHBORS, kind_of
 from dumap.config.values import format_bytes
 from dumap.errors import DamageError, StorageError
 from dumap.recipe.damage import forget
-from dumap.recipe.names import ALL_STAGES, DONE
+from dumap.recipe.stage_names import ALL_STAGES, DONE
 from dumap.stages import Recipe
 from dumap.store import Run
 

@@ -9,15 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from dumap.artifacts.job import Job
-from dumap.artifacts.parts import NEIGHBORS, VECTORS
+from dumap.artifacts.part_names import NEIGHBORS, VECTORS
 from dumap.config import Config
 from dumap.errors import DamageError, DroppedError, RunMismatchError, StorageError
 from dumap.recipe.digests import digests, digests_of_run
 from dumap.recipe.identity import DATA, data_of, describe_input
 from dumap.recipe.locations import check_apart, is_one_place
-from dumap.recipe.names import DONE
 from dumap.recipe.recipes import geometry_of, recipe_of
 from dumap.recipe.relatives import inherited_by, parent_of, register
+from dumap.recipe.stage_names import DONE
 from dumap.stages import Recipe, Stage
 from dumap.store import INHERITED, Run, await_end, towards
 from dumap.store.disk import normalize

@@ -12,7 +12,7 @@ from urllib.parse import unquote, urlsplit
 from dumap.config import INITS, Config
 from dumap.errors import StorageError
 from dumap.sources.opening import locate
-from dumap.store import INSIDE, Naming, Run, probe
+from dumap.store import INSIDE, Run, RunKeys, probe
 from dumap.store.disk import is_remote, is_same, normalize
 
 BEGUN = {INSIDE}
@@ -89,7 +89,7 @@ def sources(config: Config) -> list[str]:
     return [*config.input.paths, *(path for path in given if path is not None)]
 
 
-def check_places(config: Config, naming: Naming) -> None:
+def check_places(config: Config, run_keys: RunKeys) -> None:
     """Refuse an output that is, holds or lies in what is read, or that is something else than a run."""
     output = config.output
     for source in sources(config):
@@ -100,9 +100,9 @@ def check_places(config: Config, naming: Naming) -> None:
     run = Run(output, read_only=True)
     if run.exists():
         run.attributes  # noqa: B018  refuses another format, or something else than a run
-    elif run.first_other(naming) is not None or (local and os.path.isdir(output) and set(os.listdir(output)) - BEGUN):
+    elif run.first_other(run_keys) is not None or (local and os.path.isdir(output) and set(os.listdir(output)) - BEGUN):
         raise StorageError(f"output: {output} exists and is not a dumap run; nothing was touched")
-    run.refuse_links(naming)
+    run.refuse_links(run_keys)
 
 
 def probe_output(location: str) -> None:

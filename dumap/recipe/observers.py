@@ -12,7 +12,7 @@ from typing import Any
 
 from dumap.config import format_bytes
 from dumap.engine import Observer
-from dumap.figures import format_fact
+from dumap.json_values import format_fact
 from dumap.store import Lock
 
 LOGGER = logging.getLogger("dumap")

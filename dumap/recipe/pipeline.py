@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from dumap.artifacts.job import Job
-from dumap.artifacts.parts import AUDIT, CELLS, LAYOUT, VECTORS
+from dumap.artifacts.part_names import AUDIT, CELLS, LAYOUT, VECTORS
 from dumap.config import Config, format_bytes
 from dumap.engine import Engine, Observer
 from dumap.engine.choose import choose, reach
@@ -24,11 +24,11 @@ from dumap.recipe.identity import check_chunks, check_same, create, describe_inp
 from dumap.recipe.keep import check_kept, drop_needless, holds_nothing_needless, remake_dropped
 from dumap.recipe.lineage import check_parent, drop_inherited_stage, inherit, open_parent, resolve_parent
 from dumap.recipe.locations import check_places, free_disk, probe_output, with_places
-from dumap.recipe.names import DONE, NAMING
 from dumap.recipe.observers import Logged, Watched
 from dumap.recipe.provenance import begin_stage, check_provenance, made_with, record_of
 from dumap.recipe.recipes import geometry_of, make_plan, recipe_of
 from dumap.recipe.relatives import inherited_by, register
+from dumap.recipe.stage_names import DONE, RUN_KEYS
 from dumap.recipe.status import status
 from dumap.sources.spooled import SPOOL, Feed
 from dumap.stages import Context, Recipe, Stage, Task
@@ -105,7 +105,7 @@ def run(
     """
     observer = observer or Logged()
     config = with_places(config)
-    check_places(config, NAMING)
+    check_places(config, RUN_KEYS)
     begun = Run(config.output, read_only=True).exists()  # to open it for writing would make its folder
     config, other = resolve_parent(config, parent, observer.note)
     job, recipe = Job(config, geometry_of(config), feed=feed), recipe_of(config)

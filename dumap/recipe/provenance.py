@@ -12,7 +12,7 @@ from typing import Any
 from dumap.config import differences
 from dumap.engine import Engine
 from dumap.errors import DamageError, RunMismatchError
-from dumap.recipe.names import DONE
+from dumap.recipe.stage_names import DONE
 from dumap.stages import Recipe
 from dumap.store import IDENTITY, Run
 

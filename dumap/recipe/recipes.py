@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from dumap.artifacts.parts import EMBEDDING
+from dumap.artifacts.part_names import EMBEDDING
 from dumap.config import Config
 from dumap.planning.audits import needs_metric
 from dumap.planning.budget import interpreter_bytes

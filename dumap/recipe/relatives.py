@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Callable
 
 from dumap.errors import DamageError, StorageError
-from dumap.recipe.names import DONE
+from dumap.recipe.stage_names import DONE
 from dumap.store import IDENTITY, INHERITED, Run, reached, towards
 
 CHILD = "child"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from dumap.recipe.names import ALL_STAGES, DONE, STAGES
 from dumap.recipe.relatives import children_of, parent_of
+from dumap.recipe.stage_names import ALL_STAGES, DONE, STAGES
 from dumap.sources.spooled import is_spooled
 from dumap.store import Run, driver, last_work
 

@@ -3,7 +3,7 @@
 A task reads committed parts by the readers in artifacts/, calls kernels, and writes its own part. Stages know no
 engine, nor one another: they hand `Context.compute` a task and the names of parts. Modules of other names are parts of
 a stage (`repair` of audit, `loss` and `rounds` of layout) or shared by several (`distances`,
-`descent`, `passes`, `fingerprints`, `given`).
+`layout_common`, `passes`, `fingerprints`, `given`).
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from dumap.artifacts.audit import NEAR, query_groups, report_name
 from dumap.artifacts.cells import Table
 from dumap.artifacts.job import Job
 from dumap.artifacts.neighbors import Lists
-from dumap.artifacts.parts import AUDIT, CELLS, NEIGHBORS, VECTORS, number_of, numbered
+from dumap.artifacts.part_names import AUDIT, CELLS, NEIGHBORS, VECTORS, number_of, numbered
 from dumap.artifacts.vectors import distinct_rows, drawn_queries, samples
 from dumap.config import Config
 from dumap.kernels import audit, quality, vectors

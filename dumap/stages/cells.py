@@ -8,7 +8,7 @@ import numpy as np
 
 from dumap.artifacts.cells import LIMITS, PROBES, TABLE, Table, read_tree, travels_as_it_is
 from dumap.artifacts.job import Job
-from dumap.artifacts.parts import AUDIT, CELLS, NEIGHBORS, VECTORS, number_of, numbered
+from dumap.artifacts.part_names import AUDIT, CELLS, NEIGHBORS, VECTORS, number_of, numbered
 from dumap.artifacts.vectors import distinct_rows, drawn, left_out, status_of
 from dumap.config import Config
 from dumap.kernels import cells, tree, vectors

@@ -10,7 +10,7 @@ from dumap.artifacts.cells import Table
 from dumap.artifacts.coarsen import EDGES, SEEDS, labelled, labels_reader
 from dumap.artifacts.graph import Graph
 from dumap.artifacts.job import Job
-from dumap.artifacts.parts import CELLS, COARSEN, GRAPH, total
+from dumap.artifacts.part_names import CELLS, COARSEN, GRAPH, total
 from dumap.config import Config
 from dumap.kernels import coarse, start
 from dumap.planning.budget import coarse_rows, start_bytes

@@ -8,7 +8,7 @@ from dumap.artifacts.cells import Table
 from dumap.artifacts.graph import Graph, repeated_positions
 from dumap.artifacts.job import Job
 from dumap.artifacts.layout import last_epoch_state
-from dumap.artifacts.parts import CELLS, EMBEDDING, GRAPH, LAYOUT, VECTORS, number_of, numbered, total
+from dumap.artifacts.part_names import CELLS, EMBEDDING, GRAPH, LAYOUT, VECTORS, number_of, numbered, total
 from dumap.artifacts.vectors import DROPPED, DUPLICATE, ISOLATED, duplicates_of, repeated_in
 from dumap.config import Config
 from dumap.planning.geometry import Geometry

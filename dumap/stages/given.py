@@ -12,7 +12,7 @@ import numpy as np
 from dumap.artifacts.cells import TABLE, Table, kept_positions
 from dumap.artifacts.job import Job
 from dumap.artifacts.neighbors import write_lists
-from dumap.artifacts.parts import AUDIT, CELLS, NEIGHBORS, VECTORS, number_of, numbered, total
+from dumap.artifacts.part_names import AUDIT, CELLS, NEIGHBORS, VECTORS, number_of, numbered, total
 from dumap.artifacts.vectors import left_out, status_of
 from dumap.config import Config
 from dumap.errors import InputError

@@ -10,7 +10,7 @@ from dumap.artifacts.cells import Table
 from dumap.artifacts.graph import SHARDS, WHOLE, Graph, RowRanges
 from dumap.artifacts.job import Job
 from dumap.artifacts.neighbors import Lists
-from dumap.artifacts.parts import AUDIT, CELLS, GRAPH, NEIGHBORS, VECTORS, number_of, numbered, total
+from dumap.artifacts.part_names import AUDIT, CELLS, GRAPH, NEIGHBORS, VECTORS, number_of, numbered, total
 from dumap.artifacts.vectors import repeated_in
 from dumap.config import Config
 from dumap.kernels import graph

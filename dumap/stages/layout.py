@@ -16,7 +16,7 @@ import numpy as np
 from dumap.artifacts.graph import Graph
 from dumap.artifacts.job import Job
 from dumap.artifacts.layout import END, EpochState, epoch_states, last_epoch, loss_of
-from dumap.artifacts.parts import GRAPH, LAYOUT, START, number_of
+from dumap.artifacts.part_names import GRAPH, LAYOUT, START, number_of
 from dumap.config import Config
 from dumap.kernels import layout
 from dumap.kernels.edges import Edges
@@ -27,7 +27,7 @@ from dumap.planning.budget import layout_bytes, pool_bytes, round_bytes, runs_on
 from dumap.planning.geometry import Geometry
 from dumap.planning.plan import Projection
 from dumap.stages import Context, Stage, writes_more
-from dumap.stages.descent import end, is_checkpoint, layout_parameters, pack_shards, write_piece
+from dumap.stages.layout_common import end, is_checkpoint, layout_parameters, pack_shards, write_piece
 from dumap.stages.loss import PAIRS_PART, draw_pairs, early_stop_epochs, should_stop, write_loss
 from dumap.stages.rounds import in_rounds
 

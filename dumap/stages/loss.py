@@ -14,9 +14,9 @@ import numpy as np
 from dumap.artifacts.graph import Graph
 from dumap.artifacts.job import Job
 from dumap.artifacts.layout import EpochState, loss_name, loss_of
-from dumap.artifacts.parts import LAYOUT, number_of
+from dumap.artifacts.part_names import LAYOUT, number_of
 from dumap.kernels import hashing, layout
-from dumap.stages.descent import layout_parameters
+from dumap.stages.layout_common import layout_parameters
 
 EARLY_STOP_CHECKS = 10
 """With `layout.least_fall`, the layout may stop early after each of so many equal parts of the epochs."""

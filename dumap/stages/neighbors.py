@@ -10,7 +10,7 @@ import numpy as np
 from dumap.artifacts.cells import TABLE, Cell, Table
 from dumap.artifacts.job import Job
 from dumap.artifacts.neighbors import write_lists
-from dumap.artifacts.parts import CELLS, NEIGHBORS, number_of, numbered, total
+from dumap.artifacts.part_names import CELLS, NEIGHBORS, number_of, numbered, total
 from dumap.config import Config
 from dumap.kernels import leaves, neighbors, vectors
 from dumap.kernels.leaves import COLUMN_BYTES, EXACT_ROWS

@@ -13,7 +13,7 @@ import numpy as np
 
 from dumap.artifacts.graph import Graph
 from dumap.artifacts.job import Job
-from dumap.artifacts.parts import evenly
+from dumap.artifacts.part_names import evenly
 from dumap.kernels import start
 from dumap.planning.budget import page_bytes
 from dumap.stages import Context

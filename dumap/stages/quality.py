@@ -9,7 +9,7 @@ from dumap.artifacts.cells import Table
 from dumap.artifacts.graph import Graph
 from dumap.artifacts.job import Job
 from dumap.artifacts.layout import last_epoch_state
-from dumap.artifacts.parts import AUDIT, CELLS, GRAPH, LAYOUT, QUALITY, VECTORS, number_of, numbered
+from dumap.artifacts.part_names import AUDIT, CELLS, GRAPH, LAYOUT, QUALITY, VECTORS, number_of, numbered
 from dumap.config import Config
 from dumap.kernels import quality
 from dumap.planning.audits import TILE_BYTES, audit_bytes

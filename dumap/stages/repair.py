@@ -12,7 +12,7 @@ import numpy as np
 from dumap.artifacts.cells import Table, travels_as_it_is
 from dumap.artifacts.job import Job
 from dumap.artifacts.neighbors import Lists, write_lists
-from dumap.artifacts.parts import AUDIT, CELLS, number_of, numbered, total
+from dumap.artifacts.part_names import AUDIT, CELLS, number_of, numbered, total
 from dumap.kernels import neighbors, repair, vectors
 from dumap.planning.audits import universe_rows
 from dumap.stages import Context

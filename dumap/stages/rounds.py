@@ -12,15 +12,15 @@ import numpy as np
 
 from dumap.artifacts.graph import Graph
 from dumap.artifacts.job import Job
-from dumap.artifacts.kept import Kept
 from dumap.artifacts.layout import EpochState, epoch_states, loss_name
-from dumap.artifacts.parts import LAYOUT, evenly, range_of, ranged
+from dumap.artifacts.part_names import LAYOUT, evenly, range_of, ranged
+from dumap.artifacts.task_cache import Kept
 from dumap.kernels import layout
 from dumap.kernels.edges import Edges
 from dumap.kernels.pool import lay_pool, pool_rows
 from dumap.planning.budget import kept_bytes
 from dumap.stages import Context
-from dumap.stages.descent import end, is_checkpoint, layout_parameters, pack_shards, write_piece
+from dumap.stages.layout_common import end, is_checkpoint, layout_parameters, pack_shards, write_piece
 from dumap.stages.loss import early_stop_epochs, measure_loss, should_stop
 from dumap.store import Checkpoints
 

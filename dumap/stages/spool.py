@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from dumap.artifacts.job import Job
-from dumap.artifacts.parts import AUDIT, CELLS, QUALITY, START, VECTORS, number_of, numbered
+from dumap.artifacts.part_names import AUDIT, CELLS, QUALITY, START, VECTORS, number_of, numbered
 from dumap.config import Config
 from dumap.errors import InputError
 from dumap.planning.geometry import Geometry

@@ -11,18 +11,18 @@ from dumap.artifacts.cells import Table
 from dumap.artifacts.coarsen import EDGES, labelled, labels_reader
 from dumap.artifacts.graph import Graph
 from dumap.artifacts.job import Job
-from dumap.artifacts.parts import CELLS, COARSEN, GRAPH, START, VECTORS, number_of, numbered, range_of, ranged
+from dumap.artifacts.part_names import CELLS, COARSEN, GRAPH, START, VECTORS, number_of, numbered, range_of, ranged
 from dumap.artifacts.start import BOX, COARSE, smoothed
 from dumap.artifacts.vectors import drawn
 from dumap.config import Config
 from dumap.errors import ConfigError
-from dumap.figures import defined
+from dumap.json_values import defined
 from dumap.kernels import coarse, start, vectors
 from dumap.planning.budget import axes_rows, principal_bytes, start_bytes
 from dumap.planning.geometry import Geometry
 from dumap.planning.plan import Projection
 from dumap.stages import Context, Stage
-from dumap.stages.descent import layout_parameters, require_finite
+from dumap.stages.layout_common import layout_parameters, require_finite
 from dumap.stages.passes import Pass, pass_ranges
 from dumap.store import Checkpoints, Rows
 

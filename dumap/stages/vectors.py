@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from dumap.artifacts.job import CENTRE, Job, centred
-from dumap.artifacts.parts import AUDIT, CELLS, START, VECTORS, number_of, numbered, total
+from dumap.artifacts.part_names import AUDIT, CELLS, START, VECTORS, number_of, numbered, total
 from dumap.artifacts.vectors import DROPPED, ZERO, drawn_queries
 from dumap.config import Config
 from dumap.errors import InputError

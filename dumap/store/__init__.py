@@ -9,12 +9,12 @@ from dumap.store.checkpoints import Checkpoints
 from dumap.store.chunks import Absent, decoded_rows, find_absent, require_chunks
 from dumap.store.lock import Lock, await_end, driver, last_work
 from dumap.store.manifests import DONE, IDENTITY, INHERITED, INSIDE, LOCKS, MANIFESTS, PARTS, manifest_key
-from dumap.store.naming import Naming
 from dumap.store.objects import bucket_errors, describe_error, probe, probe_key, requests_at_once, set_threads, stamps
 from dumap.store.part import OBJECT_BYTES, Part
 from dumap.store.patterns import is_pattern, matching
 from dumap.store.relative import reached, towards
 from dumap.store.run import FORMAT, Run
+from dumap.store.run_keys import RunKeys
 from dumap.store.stored_array import StoredArray
 
 __all__ = [
@@ -30,10 +30,10 @@ __all__ = [
     "Absent",
     "Checkpoints",
     "Lock",
-    "Naming",
     "Part",
     "Rows",
     "Run",
+    "RunKeys",
     "StoredArray",
     "await_end",
     "bucket_errors",

@@ -18,7 +18,7 @@ from zarr.abc.store import Store
 from zarr.storage import LocalStore, ObjectStore, ZipStore
 
 from dumap.errors import DumapError, StorageError
-from dumap.figures import to_json
+from dumap.json_values import to_json
 from dumap.store import disk
 from dumap.store.backends import Bucket, Source, describe_error, is_archive, open_backend, open_bucket
 from dumap.store.disk import normalize

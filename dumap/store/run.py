@@ -29,8 +29,8 @@ from dumap.store import disk, metadata
 from dumap.store.arrays import is_readable, refuse_code
 from dumap.store.committed import Committed, lock_key
 from dumap.store.manifests import IDENTITY, INSIDE, LOCKS, MANIFESTS, MOST_BYTES, manifest_key
-from dumap.store.naming import FINALS, NODES, Naming
 from dumap.store.part import METADATA, Part
+from dumap.store.run_keys import FINALS, NODES, RunKeys
 
 FORMAT = 11
 """Version of the run's format; a run of another version is refused."""
@@ -77,15 +77,15 @@ class Run(Committed):
                 out.attributes |= _own({"format": FORMAT, **attributes})
         self.renew()
 
-    def make_folders(self, naming: Naming) -> None:
+    def make_folders(self, run_keys: RunKeys) -> None:
         """Make the folders of dumap's own, for good, so that no commit has to; on local disks."""
         if not self.is_local:
             return
 
         def make() -> None:
-            for folder in naming.inner_folders():
+            for folder in run_keys.inner_folders():
                 disk.make_folders(self.location, folder)
-            disk.flush_folders(self.location, naming.inner_folders())
+            disk.flush_folders(self.location, run_keys.inner_folders())
 
         self.attempt(INSIDE, make)
 
@@ -245,7 +245,7 @@ class Run(Committed):
                 found += sum(size for size, _ in self.manifest(stage, name)["objects"].values())
         return found
 
-    def unnamed(self, naming: Naming) -> tuple[list[str], list[str]]:
+    def unnamed(self, run_keys: RunKeys) -> tuple[list[str], list[str]]:
         """List what no manifest names: what dumap left over, and what is somebody else's.
 
         Raises
@@ -254,37 +254,37 @@ class Run(Committed):
             A manifest is damaged, so that what it named is not known.
         """
         named: set[str] = set()
-        for group in naming.groups:
+        for group in run_keys.groups:
             for name in self.committed(group):
                 named |= {manifest_key(group, name), *self.manifest(group, name)["objects"]}
         left: list[str] = []
         others: list[str] = []
         for key in self.keys():
             linked = self.is_local and disk.is_link(self.location, key)
-            if key in named or (naming.is_lasting(key) and not linked):
+            if key in named or (run_keys.is_lasting(key) and not linked):
                 continue
-            (left if naming.is_removable(key) and not linked else others).append(key)
+            (left if run_keys.is_removable(key) and not linked else others).append(key)
         return left, others
 
-    def prune(self, naming: Naming, keys: Iterable[str]) -> None:
+    def prune(self, run_keys: RunKeys, keys: Iterable[str]) -> None:
         """Remove the folders of removed keys that are empty, on local disks; those that every run has stay."""
         if self.is_local:
-            folders = {key.rpartition("/")[0] for key in keys} - set(naming.own_folders())
+            folders = {key.rpartition("/")[0] for key in keys} - set(run_keys.own_folders())
             self.attempt("", lambda: disk.prune(self.location, folders))
 
-    def refuse_links(self, naming: Naming) -> None:
+    def refuse_links(self, run_keys: RunKeys) -> None:
         """Raise a StorageError where a folder of the run's own is a link: what is written would lie elsewhere."""
         if self.is_local:
-            for folder in naming.own_folders():
+            for folder in run_keys.own_folders():
                 disk.refuse_linked(self.location, f"{folder}/")
 
-    def first_other(self, naming: Naming) -> str | None:
+    def first_other(self, run_keys: RunKeys) -> str | None:
         """Return a key that no run holds before it says what it is of; None where there is none."""
 
         def look() -> str | None:
             begun = (f"{MANIFESTS}/", f"{LOCKS}/")
             for key in self.each_key():
-                if not key.startswith(begun) or not (naming.is_lasting(key) or naming.is_removable(key)):
+                if not key.startswith(begun) or not (run_keys.is_lasting(key) or run_keys.is_removable(key)):
                     return key
             return None
 

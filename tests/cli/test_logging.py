@@ -9,9 +9,9 @@ from datetime import datetime
 
 import pytest
 
-from dumap.recipe.names import STAGES
 from dumap.recipe.observers import Logged
 from dumap.recipe.pipeline import run
+from dumap.recipe.stage_names import STAGES
 
 QUICK = {"layout.n_epochs": 5, "audit.queries": 0, "cluster.engine": "local"}
 

@@ -16,7 +16,7 @@ import pytest
 from dumap import errors
 from dumap.cli.prometheus import exposition, last_success
 from dumap.recipe import pipeline
-from dumap.recipe.names import STAGES
+from dumap.recipe.stage_names import STAGES
 
 QUICK = ("layout.n_epochs=5", "cluster.engine=local")
 LABEL = r'[a-zA-Z_]\w*="(?:[^"\\\n]|\\["\\n])*"'

@@ -13,7 +13,7 @@ import yaml
 import zarr
 
 from dumap.config import Config, annotated, build, load
-from dumap.config.names import fields_by_key, nearest, section_of, umap_learn_name
+from dumap.config.keys import fields_by_key, nearest, section_of, umap_learn_name
 from dumap.errors import ConfigError
 from dumap.recipe.pipeline import run
 from dumap.recipe.recipes import GIVEN, SEARCHED

@@ -17,7 +17,7 @@ from faults.harness import fleet
 from helpers import failing
 
 from dumap.artifacts.job import Job
-from dumap.artifacts.parts import numbered
+from dumap.artifacts.part_names import numbered
 from dumap.engine import cluster
 from dumap.engine.cluster import Executor
 from dumap.engine.link import Link

@@ -21,7 +21,7 @@ from helpers import Notes, failing
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from dumap.artifacts.job import Job
-from dumap.artifacts.parts import numbered
+from dumap.artifacts.part_names import numbered
 from dumap.engine import choose as choosing
 from dumap.engine.choose import choose
 from dumap.engine.local import LocalEngine

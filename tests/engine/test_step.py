@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 from simulated import Cluster
 
-from dumap.artifacts.parts import numbered
+from dumap.artifacts.part_names import numbered
 from dumap.engine.backups import BACKUP_SECONDS, Durations
 from dumap.engine.members import LEAST_WINDOW, Members
 from dumap.engine.step import ATTEMPTS, Step, Work

@@ -14,8 +14,8 @@ from helpers import slowly, uncommit
 from zarr.codecs import Crc32cCodec
 
 from dumap.recipe.damage import verify
-from dumap.recipe.names import NAMING, STAGES
 from dumap.recipe.pipeline import run
+from dumap.recipe.stage_names import RUN_KEYS, STAGES
 from dumap.recipe.status import status
 from dumap.store import IDENTITY, LOCKS, MANIFESTS, PARTS
 from dumap.store import lock as lock_module
@@ -319,7 +319,7 @@ def test_clean_removes_exactly_what_is_left_over(cli, own, littered, expected, c
     after = {k: v for k, v in contents(own.output).items() if not k.startswith(LOCKS)}
     assert after == {k: v for k, v in before.items() if k not in littered and not k.startswith(LOCKS)}
     empty = {os.path.relpath(folder, own.output) for folder, _, _ in os.walk(own.output) if not os.listdir(folder)}
-    assert empty <= set(NAMING.inner_folders())
+    assert empty <= set(RUN_KEYS.inner_folders())
     again = cli("clean", own.output)
     assert (again.code, again.out) == (0, "0 objects that no manifest names\n")
     assert verify(own.output) == []

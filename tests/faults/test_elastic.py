@@ -14,7 +14,7 @@ from faults.harness import ROUNDS, SECONDS, Fleet, fleet, results, until
 from helpers import AsBegins
 
 from dumap.artifacts.job import Job
-from dumap.artifacts.parts import numbered
+from dumap.artifacts.part_names import numbered
 from dumap.engine import backups
 from dumap.engine.cluster import Executor
 from dumap.recipe.damage import verify

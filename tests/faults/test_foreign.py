@@ -14,8 +14,8 @@ from faults.harness import WORDS, results
 
 from dumap.errors import DamageError, StorageError
 from dumap.recipe.damage import clean, verify
-from dumap.recipe.names import NAMING, STAGES
 from dumap.recipe.pipeline import run
+from dumap.recipe.stage_names import RUN_KEYS, STAGES
 from dumap.show.export import export
 from dumap.store import IDENTITY, INSIDE, LOCKS, MANIFESTS, PARTS, Run, manifest_key
 from dumap.store.run import OWN
@@ -263,7 +263,7 @@ def test_a_file_without_end_is_damage(own, key):
             os.mkfifo(path)
         else:
             os.truncate(os.open(path, os.O_CREAT | os.O_WRONLY), 200 << 30)
-        assert [found for _, _, found in Run(own.output, read_only=True).damaged(NAMING.groups)] == [
+        assert [found for _, _, found in Run(own.output, read_only=True).damaged(RUN_KEYS.groups)] == [
             str(path.relative_to(root))
         ]
 
@@ -271,5 +271,5 @@ def test_a_file_without_end_is_damage(own, key):
 def test_all_that_a_run_writes_is_known_to_be_its_own(clean):
     """Else what tasks leave would stay for good, or a damaged manifest go unseen."""
     keys = Run(clean.output, read_only=True).keys()
-    assert [key for key in keys if not NAMING.is_lasting(key) and not NAMING.is_removable(key)] == []
-    assert not any(NAMING.is_lasting(key) and NAMING.is_removable(key) for key in keys)
+    assert [key for key in keys if not RUN_KEYS.is_lasting(key) and not RUN_KEYS.is_removable(key)] == []
+    assert not any(RUN_KEYS.is_lasting(key) and RUN_KEYS.is_removable(key) for key in keys)

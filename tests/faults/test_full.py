@@ -19,9 +19,9 @@ from skips import MOUNTING
 
 from dumap.errors import BudgetError, StorageError
 from dumap.recipe.damage import verify
-from dumap.recipe.names import STAGES
 from dumap.recipe.pipeline import plan, run
 from dumap.recipe.recipes import make_plan
+from dumap.recipe.stage_names import STAGES
 from dumap.store import Run
 from dumap.store import lock as module
 

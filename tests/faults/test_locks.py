@@ -30,7 +30,7 @@ from dumap.store import lock as module
 from dumap.store.objects import seal, unseal
 from dumap.store.run import lock_key
 
-BRIEF = Path(__file__).with_name("brief.py")
+FAST_LOCK_DRIVER = Path(__file__).with_name("fast_lock_driver.py")
 EMBEDDED = {"cluster.workers": 1, "cluster.memory_limit": 2**31}
 
 
@@ -44,7 +44,7 @@ def drive(fleet: Fleet, config, **env: str):
     """Run the command line with locks that are renewed many times a second."""
     file = fleet.fresh("run.yaml")
     Path(file).write_text(yaml.safe_dump(config.model_dump()))
-    return fleet.start([str(BRIEF), "run", file], **env)
+    return fleet.start([str(FAST_LOCK_DRIVER), "run", file], **env)
 
 
 def reached(fleet: Fleet, name: str, driver) -> None:

@@ -15,8 +15,8 @@ from distributed import Client, LocalCluster
 from dumap.config import Config, load, parse_bytes
 from dumap.errors import BudgetError
 from dumap.planning.budget import PAUSE_FRACTION
-from dumap.recipe.names import STAGES
 from dumap.recipe.pipeline import plan, run
+from dumap.recipe.stage_names import STAGES
 
 DIMS = 200
 TIGHT = {"task_memory": 48 * 2**20, "audit.queries": 300, "layout.n_epochs": 10}

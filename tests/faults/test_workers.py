@@ -21,15 +21,15 @@ from numba.core.registry import CPUDispatcher
 
 import dumap.kernels
 from dumap.artifacts.job import Job
-from dumap.artifacts.parts import numbered
+from dumap.artifacts.part_names import numbered
 from dumap.engine.cluster import ATTEMPTS, Executor
 from dumap.engine.task_queue import TaskQueue
 from dumap.engine.worker import execute
 from dumap.errors import TaskError
 from dumap.recipe.damage import verify
-from dumap.recipe.names import STAGES
 from dumap.recipe.observers import Silent
 from dumap.recipe.pipeline import plan, run
+from dumap.recipe.stage_names import STAGES
 from dumap.stages import cells, embedding, graph, layout, neighbors, quality
 from dumap.store import MANIFESTS, PARTS, Run
 

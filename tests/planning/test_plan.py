@@ -20,8 +20,8 @@ from dumap.planning.geometry import (
     shard_rows_of,
 )
 from dumap.planning.plan import Plan, describe, format_seconds
-from dumap.recipe.names import STAGES
 from dumap.recipe.recipes import SEARCHED, make_plan
+from dumap.recipe.stage_names import STAGES
 
 MIB = 2**20
 rows = st.integers(1000, 300_000_000)

@@ -10,7 +10,7 @@ import pytest
 from dumap.config import load
 from dumap.errors import StorageError
 from dumap.recipe.locations import check_apart, check_places, place_of
-from dumap.recipe.names import NAMING
+from dumap.recipe.stage_names import RUN_KEYS
 from dumap.store import INSIDE, LOCKS, MANIFESTS
 from dumap.store.disk import is_remote, normalize
 
@@ -87,7 +87,7 @@ def test_nothing_that_is_read_may_lie_in_the_output(tmp_path, setting, kind):
     root = str(tmp_path / "data") if kind == "disk" else "s3://data"
     places = {"input.path": "/elsewhere/in.zarr", "output": f"{root}/out", setting: f"{root}/out/given.zarr"}
     with pytest.raises(StorageError, match=r"is, holds or lies in the input .*given\.zarr"):
-        check_places(load(None, (), places), NAMING)
+        check_places(load(None, (), places), RUN_KEYS)
 
 
 def test_what_is_a_path_and_what_a_url():
@@ -109,15 +109,15 @@ def test_a_folder_that_holds_anything_else_is_refused(tmp_path, place):
     file.write_text("years of work")
     config = load(None, (), {"input.path": str(tmp_path / "in.zarr"), "output": str(output)})
     with pytest.raises(StorageError, match="exists and is not a dumap run; nothing was touched"):
-        check_places(config, NAMING)
+        check_places(config, RUN_KEYS)
     file.unlink()
     probe, partial = f"{LOCKS}/probe-{'0' * 16}", f"{MANIFESTS}/identity/.run.json.01234567.partial"
     for begun in (f"{LOCKS}/00000001.json", probe, partial):
         (output / begun).parent.mkdir(parents=True, exist_ok=True)
         (output / begun).write_text("{}")
-    check_places(config, NAMING)
+    check_places(config, RUN_KEYS)
     (output / "empty").mkdir()
     with pytest.raises(StorageError, match="is not a dumap run"):
-        check_places(config, NAMING)
+        check_places(config, RUN_KEYS)
     assert sorted(os.listdir(output)) == sorted({"empty", INSIDE})
     assert Path(output, f"{LOCKS}/00000001.json").exists()

@@ -180,7 +180,7 @@ def test_few_distinct_rows_among_many_fill_their_cells(embed, few):
 def test_rows_whose_hashes_collide_are_no_copies(few, configure, save, monkeypatch):
     """The first hash of all rows is the same: the second tells them apart."""
     from dumap.artifacts.job import Job
-    from dumap.artifacts.parts import numbered
+    from dumap.artifacts.part_names import numbered
     from dumap.artifacts.vectors import duplicates_of
     from dumap.kernels import hashing
     from dumap.planning.budget import tally_buckets

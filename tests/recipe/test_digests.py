@@ -9,8 +9,8 @@ import pytest
 
 from dumap.config import Config, load
 from dumap.recipe.digests import chain, changed_settings, digest_of
-from dumap.recipe.names import STAGES
 from dumap.recipe.recipes import SEARCHED
+from dumap.recipe.stage_names import STAGES
 from dumap.stages import settings_of
 
 LOOKS = {"input": {"shape": [1000, 9], "dtype": "float32", "signature": "a"}, "block_rows": 1000}

@@ -9,8 +9,8 @@ from scipy import sparse
 
 from dumap.artifacts.vectors import DROPPED, ZERO
 from dumap.errors import InputError
-from dumap.recipe.names import STAGES
 from dumap.recipe.pipeline import run
+from dumap.recipe.stage_names import STAGES
 from dumap.store import Run
 
 

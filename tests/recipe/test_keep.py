@@ -14,9 +14,9 @@ from dumap.config import load
 from dumap.errors import DroppedError, StorageError
 from dumap.recipe import keep
 from dumap.recipe.damage import clean, drop, verify
-from dumap.recipe.names import STAGES
 from dumap.recipe.pipeline import run
 from dumap.recipe.recipes import GIVEN, SEARCHED
+from dumap.recipe.stage_names import STAGES
 from dumap.recipe.status import status
 from dumap.show.export import export
 from dumap.store import PARTS, Run, disk

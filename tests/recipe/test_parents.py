@@ -20,8 +20,8 @@ from dumap.engine.local import LocalEngine
 from dumap.errors import LockError, RunMismatchError, StorageError
 from dumap.recipe import lineage
 from dumap.recipe.damage import clean, verify
-from dumap.recipe.names import STAGES
 from dumap.recipe.pipeline import plan, run
+from dumap.recipe.stage_names import STAGES
 from dumap.recipe.status import status
 from dumap.store import MANIFESTS, PARTS, Lock, Run
 from dumap.store import lock as lock_module

@@ -13,12 +13,12 @@ import zarr
 from helpers import slowly
 from sklearn.neighbors import NearestNeighbors
 
-from dumap.artifacts.parts import kind_of
+from dumap.artifacts.part_names import kind_of
 from dumap.config import Config, InputConfig, build
 from dumap.recipe import pipeline
-from dumap.recipe.names import STAGES
 from dumap.recipe.pipeline import run
 from dumap.recipe.recipes import GIVEN, SEARCHED, recipe_of
+from dumap.recipe.stage_names import STAGES
 from dumap.stages import settings_of
 from dumap.store import IDENTITY, Run
 

@@ -7,7 +7,7 @@ import pytest
 from helpers import K, brute
 from sklearn.neighbors import NearestNeighbors
 
-from dumap.recipe.names import STAGES
+from dumap.recipe.stage_names import STAGES
 from dumap.store import Run
 
 

@@ -12,14 +12,14 @@ from scipy.spatial.distance import cdist
 
 from dumap.artifacts.cells import Table
 from dumap.artifacts.job import Job
-from dumap.artifacts.parts import kind_of
+from dumap.artifacts.part_names import kind_of
 from dumap.artifacts.vectors import drawn_queries
 from dumap.kernels import hashing
 from dumap.planning.audits import repair_row_bytes
 from dumap.recipe import pipeline
 from dumap.recipe.damage import verify
-from dumap.recipe.names import NAMING, STAGES
 from dumap.recipe.pipeline import run
+from dumap.recipe.stage_names import RUN_KEYS, STAGES
 from dumap.stages.repair import choose_halo, read_home
 from dumap.store import MANIFESTS, Run
 
@@ -165,7 +165,7 @@ def test_what_only_travels_is_removed(repaired):
     left = {kind_of(name) for name in Run(repaired.output, read_only=True).committed("audit")}
     assert left == {"queries", "search", "exact", "report", "merged", "repaired"}
     assert verify(repaired.output) == []
-    assert Run(repaired.output, read_only=True).unnamed(NAMING) == ([], [])
+    assert Run(repaired.output, read_only=True).unnamed(RUN_KEYS) == ([], [])
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ from scipy import sparse
 from sklearn.neighbors import NearestNeighbors
 
 from dumap.artifacts import cells
-from dumap.artifacts.parts import kind_of
+from dumap.artifacts.part_names import kind_of
 from dumap.config import NeighborsConfig, build
 from dumap.errors import InputError, RunMismatchError, StorageError
 from dumap.recipe.damage import verify

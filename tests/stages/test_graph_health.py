@@ -6,7 +6,7 @@ import numpy as np
 from helpers import K, Notes
 from scipy import sparse
 
-from dumap.recipe.names import STAGES
+from dumap.recipe.stage_names import STAGES
 from dumap.store import Run
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.manifold import trustworthiness
 
-from dumap.recipe.names import QUALITY
+from dumap.recipe.stage_names import QUALITY
 from dumap.stages.quality import TRUST_QUERIES, spread
 from dumap.store import Run
 

@@ -8,7 +8,7 @@ import time
 import numpy as np
 import pytest
 
-from dumap.artifacts.parts import NEIGHBORS
+from dumap.artifacts.part_names import NEIGHBORS
 from dumap.store import Run
 from dumap.store.ahead import in_order
 from dumap.store.backends import Folder

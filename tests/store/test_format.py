@@ -13,7 +13,7 @@ import zarr
 
 from dumap.errors import DamageError, StorageError
 from dumap.recipe.damage import verify
-from dumap.recipe.names import NAMING
+from dumap.recipe.stage_names import RUN_KEYS
 from dumap.recipe.status import status
 from dumap.store import FORMAT, Checkpoints, Run
 from dumap.store.run import SECTIONS
@@ -57,7 +57,7 @@ def test_a_run_of_an_older_format_is_refused_in_a_line(tmp_path, cli, version):
 def run(tmp_path) -> Run:
     run = Run(str(tmp_path / "run.zarr"))
     run.create({"seed": 42, **{key: {} for key in SECTIONS}})
-    run.make_folders(NAMING)
+    run.make_folders(RUN_KEYS)
     return run
 
 

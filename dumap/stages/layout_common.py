@@ -7,7 +7,7 @@ import numpy as np
 from dumap.artifacts.graph import Graph
 from dumap.artifacts.job import Job
 from dumap.artifacts.layout import END
-from dumap.artifacts.parts import LAYOUT
+from dumap.artifacts.part_names import LAYOUT
 from dumap.errors import ConfigError
 from dumap.kernels.edges import Edges, pack
 from dumap.kernels.layout import LayoutParameters

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from dumap.artifacts.kept import Kept
+from dumap.artifacts.task_cache import Kept
 
 SECONDS = 30
 

@@ -27,7 +27,7 @@ _ARRAY = r"(zarr\.json|c(/\d+)+)"
 _PROBE = rf"{LOCKS}/probe-{_HEX}{{16}}"
 
 
-class Naming:
+class RunKeys:
     """How the keys of a run are named.
 
     Parameters

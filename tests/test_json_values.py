@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 
-from dumap.figures import defined, format_fact, to_json
+from dumap.json_values import defined, format_fact, to_json
 from dumap.recipe import pipeline
 from dumap.recipe.observers import closing
 from dumap.stages import start
