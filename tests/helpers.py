@@ -17,7 +17,7 @@ from dumap.store import MANIFESTS
 
 K = 14
 """Neighbours of a row, itself not counted, by default."""
-CUT = {"task_memory": 2**20}
+SMALL_TASKS = {"task_memory": 2**20}
 """Blocks of about 500 rows, cells of about 700."""
 
 

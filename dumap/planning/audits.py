@@ -48,23 +48,23 @@ def repair_row_bytes(dims: int, k: int, metric: str) -> int:
     return 4 * dims * arrays + 56 * k + 256
 
 
-def universe_rows(config: Config, cut: Geometry) -> int:
+def universe_rows(config: Config, geometry: Geometry) -> int:
     """Return the most rows, home rows and halo, that a cell may hold in a repair."""
-    return config.task_memory // repair_row_bytes(cut.dims, config.neighbors.searched, config.neighbors.metric)
+    return config.task_memory // repair_row_bytes(geometry.dims, config.neighbors.searched, config.neighbors.metric)
 
 
-def repair_bytes(config: Config, cut: Geometry) -> int:
+def repair_bytes(config: Config, geometry: Geometry) -> int:
     """Return the bytes of the largest task of a repair."""
-    k, metric, home_rows = config.neighbors.searched, config.neighbors.metric, cut.most_home_rows
+    k, metric, home_rows = config.neighbors.searched, config.neighbors.metric, geometry.most_home_rows
     # Every cell may ask for every row.
-    asked = cut.cells * home_rows * 4 + home_rows * (min(cut.itemsize, 4) * cut.dims + k * 16)
-    objects, table = 4 * OBJECT_BYTES, cut.cells**2 * 16
-    rows = max(universe_rows(config, cut), home_rows)
-    return max(min(rows, cut.rows) * repair_row_bytes(cut.dims, k, metric), asked + objects) + table
+    asked = geometry.cells * home_rows * 4 + home_rows * (min(geometry.itemsize, 4) * geometry.dims + k * 16)
+    objects, table = 4 * OBJECT_BYTES, geometry.cells**2 * 16
+    rows = max(universe_rows(config, geometry), home_rows)
+    return max(min(rows, geometry.rows) * repair_row_bytes(geometry.dims, k, metric), asked + objects) + table
 
 
-def audit_bytes(config: Config, cut: Geometry, queries: int) -> int:
+def audit_bytes(config: Config, geometry: Geometry, queries: int) -> int:
     """Return the bytes of a task that compares so many queries with a block of rows."""
-    at_once = min(queries, queries_at_once(config, cut.dims))
-    block = cut.block_rows * cut.dims * (2 * cut.itemsize + 4)
-    return block + at_once * cut.dims * 16 + queries * (config.neighbors.searched + 15) * 64 + 5 * TILE_BYTES
+    at_once = min(queries, queries_at_once(config, geometry.dims))
+    block = geometry.block_rows * geometry.dims * (2 * geometry.itemsize + 4)
+    return block + at_once * geometry.dims * 16 + queries * (config.neighbors.searched + 15) * 64 + 5 * TILE_BYTES

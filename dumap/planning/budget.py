@@ -137,9 +137,9 @@ def coarse_rows(rows: int) -> int:
     return max(min(rows, 1024), min(rows // 32, MOST_COARSE_ROWS))
 
 
-def axes_bytes(cut: Geometry) -> int:
+def axes_bytes(geometry: Geometry) -> int:
     """Return the bytes that it takes to find the axes of the sample's variance, where there may be few."""
-    return 40 * cut.dims**2 if cut.dims >= WIDE and cut.sample_rows >= 4 * cut.dims else 0
+    return 40 * geometry.dims**2 if geometry.dims >= WIDE and geometry.sample_rows >= 4 * geometry.dims else 0
 
 
 def axes_rows(config: Config) -> int:
@@ -147,15 +147,15 @@ def axes_rows(config: Config) -> int:
     return max(64, math.isqrt(config.task_memory // 64))
 
 
-def principal_bytes(config: Config, cut: Geometry) -> int:
+def principal_bytes(config: Config, geometry: Geometry) -> int:
     """Return the bytes that a start by the principal axes takes: the sample, a matrix solved, a block placed."""
     if config.start.init != "pca":
         return 0
-    sample, most = cut.sample_rows * cut.dims * 4, axes_rows(config)
-    wide = cut.dims > most
-    size, centred = (min(cut.sample_rows, most // 8), cut.sample_rows) if wide else (cut.dims, 4096)
-    solved = 32 * size**2 + min(size if wide else centred, cut.sample_rows) * cut.dims * 8
-    return max(2 * sample + solved, cut.block_rows * cut.dims * (2 * cut.itemsize + 12))
+    sample, most = geometry.sample_rows * geometry.dims * 4, axes_rows(config)
+    wide = geometry.dims > most
+    size, centred = (min(geometry.sample_rows, most // 8), geometry.sample_rows) if wide else (geometry.dims, 4096)
+    solved = 32 * size**2 + min(size if wide else centred, geometry.sample_rows) * geometry.dims * 8
+    return max(2 * sample + solved, geometry.block_rows * geometry.dims * (2 * geometry.itemsize + 12))
 
 
 def tally_row_bytes(config: Config) -> int:

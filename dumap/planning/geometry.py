@@ -188,7 +188,7 @@ def list_rows_of(config: Config, given: Precomputed) -> int:
     return max(1, memory // 4 // (columns * SLOT_BYTES))
 
 
-def geometry(
+def make_geometry(
     config: Config, rows: int, dims: int, itemsize: int, chunk_rows: int, given: Precomputed | None = None
 ) -> Geometry:
     """Return the geometry of a run; it depends on the shape of the data and on parameters alone.

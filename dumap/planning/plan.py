@@ -132,9 +132,11 @@ class Plan:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the plan as plain values."""
-        cut = asdict(self.geometry)
+        sizes = asdict(self.geometry)
         return {
-            **{name: cut[name] for name in cut if not name.startswith("largest_")},  # which are not known yet
+            **{
+                name: size for name, size in sizes.items() if not name.startswith("largest_")
+            },  # which are not known yet
             "peak_bytes": self.peak_bytes,
             "disk_bytes": self.disk_bytes,
             "peak_disk_bytes": self.peak_disk_bytes,
@@ -196,15 +198,15 @@ class Plan:
             )
 
 
-def core_seconds(config: Config, cut: Geometry, stages: Collection[str] = ("neighbors", "layout")) -> float:
+def core_seconds(config: Config, geometry: Geometry, stages: Collection[str] = ("neighbors", "layout")) -> float:
     """Estimate how long one core takes for stages: with what they took of each row on one of 2026 (measured)."""
-    k, rows, metric = config.neighbors.n_neighbors, cut.rows, config.neighbors.metric
-    search = rows * (cut.dims + FEWEST_DIMS) * SEARCH_SECONDS
-    if cut.columns:
+    k, rows, metric = config.neighbors.n_neighbors, geometry.rows, config.neighbors.metric
+    search = rows * (geometry.dims + FEWEST_DIMS) * SEARCH_SECONDS
+    if geometry.columns:
         search = 0.0
     elif metric not in EUCLIDEAN_ORDER:  # each pair by the metric's own function
-        search += rows * min(rows, exact_rows(cut.dims)) * (PAIR_SECONDS + DIM_SECONDS * cut.dims)
-    descent = rows * cut.n_epochs * k * EPOCH_SECONDS
+        search += rows * min(rows, exact_rows(geometry.dims)) * (PAIR_SECONDS + DIM_SECONDS * geometry.dims)
+    descent = rows * geometry.n_epochs * k * EPOCH_SECONDS
     return ALL_SECONDS + search * ("neighbors" in stages) + descent * ("layout" in stages)
 
 
@@ -225,11 +227,12 @@ def describe(projected: Plan, threads: int) -> str:
     threads : int
         Threads of all workers together.
     """
-    cut = projected.geometry
-    given = f" given with {cut.columns} neighbors each" if cut.columns else ""
+    geometry = projected.geometry
+    given = f" given with {geometry.columns} neighbors each" if geometry.columns else ""
     lines = [
-        f"{cut.rows} rows x {cut.dims} dims: {cut.blocks} blocks of {cut.block_rows} rows, {cut.cells} cells of up to "
-        f"{cut.cell_rows} rows{given}, {cut.shards} shards of {cut.shard_rows} rows, {cut.n_epochs} epochs",
+        f"{geometry.rows} rows x {geometry.dims} dims: {geometry.blocks} blocks of {geometry.block_rows} rows, "
+        f"{geometry.cells} cells of up to {geometry.cell_rows} rows{given}, {geometry.shards} shards of "
+        f"{geometry.shard_rows} rows, {geometry.n_epochs} epochs",
         f"{'stage':<10} {'tasks':>7} {'shuffled':>10} {'disk':>10} {'peak a worker':>14}",
     ]
     for stage in projected.stages:

@@ -84,10 +84,10 @@ def digests(recipe: Recipe, job: Job, attributes: Mapping[str, Any], facts: Mapp
     facts : mapping, optional
         What the first stage found of it.
     """
-    read, cut = data_of(job.config), {"block_rows": job.geometry.block_rows}
+    read, blocks = data_of(job.config), {"block_rows": job.geometry.block_rows}
     input_metadata = {what: {name: attributes[what][name] for name in METADATA} for what in read}
     if facts is None:
-        return chain(recipe, job.config, {**input_metadata, **cut})
+        return chain(recipe, job.config, {**input_metadata, **blocks})
     input_content = {
         what: {
             "shape": input_metadata[what]["shape"],
@@ -96,7 +96,7 @@ def digests(recipe: Recipe, job: Job, attributes: Mapping[str, Any], facts: Mapp
         }
         for what in read
     }
-    return chain(recipe, job.config, {**input_metadata, **cut}, {**input_content, **cut})
+    return chain(recipe, job.config, {**input_metadata, **blocks}, {**input_content, **blocks})
 
 
 def digests_of_run(recipe: Recipe, job: Job) -> dict[str, str]:

@@ -44,7 +44,7 @@ def data_of(config: Config) -> list[str]:
 
 def create(job: Job, cluster: Engine, parent: Run | None = None) -> None:
     """Create what is not there of the run: what it is of, and its final arrays filled with what says 'not yet'."""
-    config, cut = job.config, job.geometry
+    config, geometry = job.config, job.geometry
     job.run.make_folders(RUN_KEYS)
     job.run.create(
         {
@@ -58,7 +58,7 @@ def create(job: Job, cluster: Engine, parent: Run | None = None) -> None:
         }
     )
     if not job.run.is_committed(IDENTITY, "results"):
-        chunk, shape = min(cut.output_rows, cut.rows), (cut.rows, config.layout.n_components)
+        chunk, shape = min(geometry.output_rows, geometry.rows), (geometry.rows, config.layout.n_components)
         with job.run.part(IDENTITY, "results") as out:
             out.create_final("embedding", shape, "float32", chunk, np.nan, COORDINATES)
             out.create_final("status", shape[:1], "uint8", chunk, 255, FLAGS)

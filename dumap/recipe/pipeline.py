@@ -247,12 +247,12 @@ def as_it_turned_out(recipe: Recipe, job: Job, worker_memory: int, repairs: int 
     repairs : int, optional
         How many repairs there were; where it is not given, as the stage audit says, once it is done.
     """
-    run, config, cut = job.run, job.config, job.geometry
+    run, config, geometry = job.run, job.config, job.geometry
     if run.is_committed(DONE, CELLS):
-        cut = cut.with_cells(run.summary(DONE, CELLS)["facts"])
+        geometry = geometry.with_cells(run.summary(DONE, CELLS)["facts"])
     if repairs is None and run.is_committed(DONE, AUDIT):
         repairs = run.summary(DONE, AUDIT)["facts"]["repairs"]
-    return make_plan(without_repairs(config) if repairs == 0 else config, cut, worker_memory, recipe)
+    return make_plan(without_repairs(config) if repairs == 0 else config, geometry, worker_memory, recipe)
 
 
 def _compute(job: Job, cluster: Engine, observer: Observer) -> Any:

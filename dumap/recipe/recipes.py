@@ -8,7 +8,7 @@ from dumap.artifacts.part_names import EMBEDDING
 from dumap.config import Config
 from dumap.planning.audits import needs_metric
 from dumap.planning.budget import interpreter_bytes
-from dumap.planning.geometry import Geometry, geometry
+from dumap.planning.geometry import Geometry, make_geometry
 from dumap.planning.plan import Plan, Projection, StagePlan, core_seconds
 from dumap.sources.opening import open_source
 from dumap.sources.spooled import is_spooled
@@ -56,7 +56,7 @@ def geometry_of(config: Config) -> Geometry:
     source = open_source(config.input)
     path = config.neighbors.precomputed
     given = None if path is None else Precomputed(path, source.rows)
-    return geometry(config, source.rows, source.dims, source.dtype.itemsize, source.chunk_rows, given)
+    return make_geometry(config, source.rows, source.dims, source.dtype.itemsize, source.chunk_rows, given)
 
 
 def passing_of(
@@ -72,13 +72,13 @@ def passing_of(
     return (*passing, (projection.disk_bytes - sum(projection.passing_bytes.values()), readers))
 
 
-def make_plan(config: Config, cut: Geometry, worker_memory: int = 0, recipe: Recipe | None = None) -> Plan:
+def make_plan(config: Config, geometry: Geometry, worker_memory: int = 0, recipe: Recipe | None = None) -> Plan:
     """Project every stage of a recipe.
 
     Parameters
     ----------
     config : Config
-    cut : Geometry
+    geometry : Geometry
     worker_memory : int
         The smallest worker's limit, where it is known: the layout runs in one process where that may hold it.
     recipe : Recipe, optional
@@ -86,7 +86,7 @@ def make_plan(config: Config, cut: Geometry, worker_memory: int = 0, recipe: Rec
     """
     stages, recipe = [], recipe_of(config) if recipe is None else recipe
     for stage in recipe:
-        projection = stage.project(cut, config, worker_memory)
+        projection = stage.project(geometry, config, worker_memory)
         held = interpreter_bytes(stage.name, needs_metric(config, stage.name))
         peak = held + math.ceil(projection.task_bytes)
         passing = passing_of(stage, projection, recipe, config.keep)
@@ -95,4 +95,4 @@ def make_plan(config: Config, cut: Geometry, worker_memory: int = 0, recipe: Rec
                 stage.name, projection.tasks, projection.shuffled_bytes, projection.disk_bytes, peak, held, passing
             )
         )
-    return Plan(cut, tuple(stages), core_seconds(config, cut, {stage.name for stage in recipe}))
+    return Plan(geometry, tuple(stages), core_seconds(config, geometry, {stage.name for stage in recipe}))

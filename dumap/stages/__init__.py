@@ -101,7 +101,7 @@ class Stage:
     run : callable
         `run(context)` does the work, and returns the figures.
     project : callable
-        `project(cut, config, worker_memory)` says what it will take; `worker_memory` is 0 where it is not known.
+        `project(geometry, config, worker_memory)` says what it will take; `worker_memory` is 0 where it is not known.
     version : int
         Raised by whoever changes the bytes.
     writes_results : bool

@@ -25,18 +25,18 @@ RELATIVE, ROUNDING = 1e-6, 1e-15
 
 def collect(job: Job, part: str) -> None:
     """Collect the queries of one audit: rows, vectors, positions and lists."""
-    store, cut, number = job.run, job.geometry, number_of(part)
+    store, geometry, number = job.run, job.geometry, number_of(part)
     lists = Lists(store, number)
-    among, step = distinct_rows(job), queries_at_once(job.config, cut.dims)
+    among, step = distinct_rows(job), queries_at_once(job.config, geometry.dims)
     rows, positions, groups = [np.empty(0, np.int64)], [np.empty(0, np.int64)], 0
-    waiting = np.empty((0, cut.dims), np.float32)
+    waiting = np.empty((0, geometry.dims), np.float32)
     with store.part(AUDIT, part) as out:
         for block, name in enumerate(samples(job)):
             row = store.read(VECTORS, name, "query_rows")
             chosen = drawn_queries(job, row, number, among)
             if chosen.any():
                 rows.append(row[chosen])
-                positions.append(lists.table.positions(store, block)[rows[-1] - cut.block(block)[0]])
+                positions.append(lists.table.positions(store, block)[rows[-1] - geometry.block(block)[0]])
                 waiting = np.concatenate([waiting, job.as_embedded(store.read(VECTORS, name, "query")[chosen])])
             while len(waiting) >= step:
                 out.write(f"vectors-{groups}", waiting[:step])
@@ -180,20 +180,20 @@ def run(context: Context) -> dict:
     }
 
 
-def project(cut: Geometry, config: Config, worker_memory: int) -> Projection:
+def project(geometry: Geometry, config: Config, worker_memory: int) -> Projection:
     """Project what the stage will take, with as many repairs as are allowed."""
-    k, index, rows = config.neighbors.searched, cut.index_dtype.itemsize, cut.rows
+    k, index, rows = config.neighbors.searched, geometry.index_dtype.itemsize, geometry.rows
     queries, times = min(config.audit.queries, rows), audits(config)
     repairs = times - 1
-    halo = HALO * rows * (cut.dims * min(cut.itemsize, 4) + k * (index + 1) + 4)  # of one repair at a time
+    halo = HALO * rows * (geometry.dims * min(geometry.itemsize, 4) + k * (index + 1) + 4)  # of one repair at a time
     offers, lists = (HALO + 1) * rows * k * (index + 4), rows * k * (index + 5)
-    asked = queries * (cut.dims * 4 + 8 * k + 24)
-    exact_bytes = queries * (cut.blocks + 1) * (max(k, NEAR) * 12 + k * 4)
+    asked = queries * (geometry.dims * 4 + 8 * k + 24)
+    exact_bytes = queries * (geometry.blocks + 1) * (max(k, NEAR) * 12 + k * 4)
     return Projection(
-        tasks=times * (cut.blocks + 3) + repairs * (4 * cut.cells + 2),
-        shuffled_bytes=times * rows * cut.dims * cut.itemsize + repairs * (halo + offers),
+        tasks=times * (geometry.blocks + 3) + repairs * (4 * geometry.cells + 2),
+        shuffled_bytes=times * rows * geometry.dims * geometry.itemsize + repairs * (halo + offers),
         disk_bytes=times * (exact_bytes + asked) + repairs * lists + (halo + offers if repairs else 0),
-        task_bytes=max(audit_bytes(config, cut, queries), repair_bytes(config, cut) if repairs else 0),
+        task_bytes=max(audit_bytes(config, geometry, queries), repair_bytes(config, geometry) if repairs else 0),
         passing_bytes={
             "search": times * exact_bytes
             + (halo + offers + repairs * lists if repairs else 0)  # the last replace the first

@@ -26,9 +26,9 @@ MARGIN = 2**0.5
 
 def grow_tree(job: Job, part: str) -> None:
     """Grow the tree from the sample."""
-    store, cut = job.run, job.geometry
+    store, geometry = job.run, job.geometry
     sample = vectors.to_euclidean(drawn(job), job.config.neighbors.metric)
-    wanted = -(-cut.leaves * distinct_rows(job) // cut.rows)
+    wanted = -(-geometry.leaves * distinct_rows(job) // geometry.rows)
     grown = tree.grow(sample, wanted, job.config.seed)
     with store.part(CELLS, part) as out:
         out.write("groups", grown.groups)
@@ -54,10 +54,10 @@ def find_leaves(job: Job, part: str) -> None:
 
 def pack_leaves(job: Job, part: str) -> None:
     """Group the leaves into cells."""
-    cut = job.geometry
-    loads = sum(job.run.read(CELLS, block, "loads") for block in numbered("near", cut.blocks))
+    geometry = job.geometry
+    loads = sum(job.run.read(CELLS, block, "loads") for block in numbered("near", geometry.blocks))
     min_rows = job.config.neighbors.searched + 1
-    leaf_cells, pieces = cells.assign_leaves(np.asarray(loads), math.ceil(cut.rows / cut.cells), min_rows)
+    leaf_cells, pieces = cells.assign_leaves(np.asarray(loads), math.ceil(geometry.rows / geometry.cells), min_rows)
     with job.run.part(CELLS, part) as out:
         out.write("cells", leaf_cells)
         out.write("pieces", pieces)
@@ -138,11 +138,11 @@ def count_block(job: Job, part: str) -> None:
 
 def tabulate(job: Job, part: str) -> None:
     """Make the table: where each cell's rows begin, and how many rows of each block are in each cell."""
-    store, cut = job.run, job.geometry
+    store, geometry = job.run, job.geometry
     count, turned_away = store.summary(CELLS, "packing")["cells"], store.summary(CELLS, LIMITS)["turned_away"]
-    members, homes = np.zeros((cut.blocks, count), np.int32), np.zeros((cut.blocks, count), np.int32)
+    members, homes = np.zeros((geometry.blocks, count), np.int32), np.zeros((geometry.blocks, count), np.int32)
     guests = np.zeros((count, count), np.int64)
-    for block, name in enumerate(numbered("counted" if turned_away else "assign", cut.blocks)):
+    for block, name in enumerate(numbered("counted" if turned_away else "assign", geometry.blocks)):
         pair, times = store.read(CELLS, name, "pairs").T
         cell, home = pair // count, pair % count
         np.add.at(members[block], cell, times)
@@ -200,19 +200,23 @@ def run(context: Context) -> dict:
     return store.summary(CELLS, TABLE)
 
 
-def project(cut: Geometry, config: Config, worker_memory: int) -> Projection:
+def project(geometry: Geometry, config: Config, worker_memory: int) -> Projection:
     """Project what the stage will take."""
-    rows, block, cells_a_row = cut.rows, cut.block_rows * cut.dims, min(config.cells.max_copies, cut.cells)
-    sample, sorted_bytes = cut.sample_rows * cut.dims * 4, rows * cut.dims * min(cut.itemsize, 4)
-    written = min(4 * OBJECT_BYTES, cells_a_row * block * cut.itemsize)
+    rows, block, cells_a_row = (
+        geometry.rows,
+        geometry.block_rows * geometry.dims,
+        min(config.cells.max_copies, geometry.cells),
+    )
+    sample, sorted_bytes = geometry.sample_rows * geometry.dims * 4, rows * geometry.dims * min(geometry.itemsize, 4)
+    written = min(4 * OBJECT_BYTES, cells_a_row * block * geometry.itemsize)
     return Projection(
-        tasks=3 * cut.blocks + 4,
+        tasks=3 * geometry.blocks + 4,
         shuffled_bytes=cells_a_row * sorted_bytes,
         disk_bytes=cells_a_row * (sorted_bytes + rows * 32) + rows * 52,
         task_bytes=max(
-            block * (2 * cut.itemsize + 12) + cut.block_rows * 64 + written,
-            sample * (5 if config.neighbors.metric == "correlation" else 4) + axes_bytes(cut),
-            cut.blocks * (cut.cells + 1) * 40 + cut.cells**2 * 16,  # the table
+            block * (2 * geometry.itemsize + 12) + geometry.block_rows * 64 + written,
+            sample * (5 if config.neighbors.metric == "correlation" else 4) + axes_bytes(geometry),
+            geometry.blocks * (geometry.cells + 1) * 40 + geometry.cells**2 * 16,  # the table
         ),
         passing_bytes={"sorted": cells_a_row * (sorted_bytes + rows * 32), "near": rows * 40},
     )

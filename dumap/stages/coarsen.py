@@ -131,20 +131,20 @@ def run(context: Context) -> dict:
     return {"label_passes": passes, **store.summary(COARSEN, EDGES)}
 
 
-def project(cut: Geometry, config: Config, worker_memory: int) -> Projection:
+def project(geometry: Geometry, config: Config, worker_memory: int) -> Projection:
     """Project what the stage will take."""
-    edges, index = 2 * config.neighbors.others * cut.rows, cut.index_dtype.itemsize
+    edges, index = 2 * config.neighbors.others * geometry.rows, geometry.index_dtype.itemsize
     if config.start.init != "spectral":
         return Projection(0, 0, 0, 0)
-    count = coarse_rows(cut.rows)
+    count = coarse_rows(geometry.rows)
     kept = (
         16 * min(edges, count * coarse.most_edges(count)) + 8 * count
     )  # the coarse graph's edges, and its rows' sizes
     return Projection(
-        tasks=LABEL_PASSES * cut.shards,
+        tasks=LABEL_PASSES * geometry.shards,
         shuffled_bytes=LABEL_PASSES * edges * (index + 4),
-        disk_bytes=edges * 8 + cut.rows * index + kept,
-        task_bytes=start_bytes(config, cut.rows, min(cut.shard_rows, cut.rows)),
+        disk_bytes=edges * 8 + geometry.rows * index + kept,
+        task_bytes=start_bytes(config, geometry.rows, min(geometry.shard_rows, geometry.rows)),
         passing_bytes={ADDED: edges * 8},
     )
 

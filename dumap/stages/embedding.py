@@ -18,9 +18,9 @@ from dumap.stages import Context, Stage
 
 def positions_of(job: Job, table: Table, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the positions and the status of the input's rows [start, stop)."""
-    cut, positions, status = job.geometry, [], []
-    for block in range(start // cut.block_rows, -(-stop // cut.block_rows)):
-        low, high = cut.block(block)
+    geometry, positions, status = job.geometry, [], []
+    for block in range(start // geometry.block_rows, -(-stop // geometry.block_rows)):
+        low, high = geometry.block(block)
         rows = slice(max(start, low) - low, min(stop, high) - low)
         positions.append(table.positions(job.run, block)[rows])
         status.append(table.status(block)[rows])
@@ -29,28 +29,28 @@ def positions_of(job: Job, table: Table, start: int, stop: int) -> tuple[np.ndar
 
 def place_duplicates(job: Job, positions: np.ndarray, start: int) -> np.ndarray:
     """Give duplicates among rows `start`, `start` + 1, ... the positions of their first rows; return the duplicates."""
-    cut, stop = job.geometry, start + len(positions)
+    geometry, stop = job.geometry, start + len(positions)
     duplicates, firsts = [], []
-    for block in range(start // cut.block_rows, -(-stop // cut.block_rows)):
+    for block in range(start // geometry.block_rows, -(-stop // geometry.block_rows)):
         local, first = duplicates_of(job.run, block)
-        rows = local + cut.block(block)[0] - start
+        rows = local + geometry.block(block)[0] - start
         inside = (rows >= 0) & (rows < len(positions))
         duplicates.append(rows[inside])
         firsts.append(first[inside])
     duplicate, first = np.concatenate(duplicates), np.concatenate(firsts)
-    homes = first // cut.block_rows
+    homes = first // geometry.block_rows
     for block in np.unique(homes).tolist():
         repeated, _ = repeated_in(job.run, block)
-        at = np.searchsorted(repeated, first[homes == block] - cut.block(block)[0])
+        at = np.searchsorted(repeated, first[homes == block] - geometry.block(block)[0])
         positions[duplicate[homes == block]] = repeated_positions(job.run, block)[at]
     return duplicate
 
 
 def write_rows(job: Job, part: str) -> None:
     """Write one chunk of the embedding and of the status."""
-    graph, cut = Graph(job.run), job.geometry
-    start = number_of(part) * cut.output_rows
-    stop = min(cut.rows, start + cut.output_rows)
+    graph, geometry = Graph(job.run), job.geometry
+    start = number_of(part) * geometry.output_rows
+    stop = min(geometry.rows, start + geometry.output_rows)
     positions, status = positions_of(job, Table(job.run), start, stop)
     y = np.full((stop - start, job.config.layout.n_components), np.nan, np.float32)
     if job.config.input.unique:
@@ -76,14 +76,14 @@ def run(context: Context) -> dict:
     return {"nonfinite": total(context.run, EMBEDDING, parts, "nonfinite")}
 
 
-def project(cut: Geometry, config: Config, worker_memory: int) -> Projection:
+def project(geometry: Geometry, config: Config, worker_memory: int) -> Projection:
     """Project what the stage will take."""
     n_components = config.layout.n_components
     return Projection(
-        tasks=cut.outputs,
-        shuffled_bytes=cut.rows * 4 * n_components,
-        disk_bytes=cut.rows * (4 * n_components + 1),
-        task_bytes=cut.output_rows * (64 + 16 * n_components) + (cut.blocks + cut.cells) * 48,
+        tasks=geometry.outputs,
+        shuffled_bytes=geometry.rows * 4 * n_components,
+        disk_bytes=geometry.rows * (4 * n_components + 1),
+        task_bytes=geometry.output_rows * (64 + 16 * n_components) + (geometry.blocks + geometry.cells) * 48,
     )
 
 

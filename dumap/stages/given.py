@@ -42,11 +42,14 @@ def keep_order(job: Job, part: str) -> None:
 
 def tabulate_order(job: Job, part: str) -> None:
     """Say where each range's rows begin, as `tabulate` does, and which of the input's rows are left out."""
-    store, cut = job.run, job.geometry
-    dropped = np.concatenate([cut.block(n)[0] + np.flatnonzero(left_out(job, n)) for n in range(cut.blocks)])
+    store, geometry = job.run, job.geometry
+    dropped = np.concatenate([geometry.block(n)[0] + np.flatnonzero(left_out(job, n)) for n in range(geometry.blocks)])
     firsts, offsets = (
         edges - np.searchsorted(dropped, edges)
-        for edges in (np.append(np.arange(0, cut.rows, step), cut.rows) for step in (cut.block_rows, cut.cell_rows))
+        for edges in (
+            np.append(np.arange(0, geometry.rows, step), geometry.rows)
+            for step in (geometry.block_rows, geometry.cell_rows)
+        )
     )
     starts = np.maximum.outer(firsts[:-1], offsets[:-1])
     load = np.diff(offsets)
@@ -55,7 +58,7 @@ def tabulate_order(job: Job, part: str) -> None:
         out.write("starts", starts)
         out.write("dropped", dropped)
         out.attributes |= {
-            "cells": cut.cells,
+            "cells": geometry.cells,
             "rows": int(offsets[-1]),
             "copies": int(offsets[-1]),
             "largest": int(load.max()),
@@ -94,18 +97,18 @@ def given_lists(job: Job, positions: np.ndarray, start: int) -> tuple[np.ndarray
     InputError
         What is wrong first, by row.
     """
-    given, cut = job.precomputed, job.geometry
+    given, geometry = job.precomputed, job.geometry
     indices, raw = given.read(start, start + len(positions))
     ids, distances = indices.astype(np.int64), vectors.as_float32(raw)
     if indices.dtype.kind == "u":
-        ids[ids < 0] = cut.rows  # too large for int64, and not to be taken for -1
+        ids[ids < 0] = geometry.rows  # too large for int64, and not to be taken for -1
     ids[positions < 0] = -1
-    fault, row, slot = neighbors.first_fault(ids, distances, start, cut.rows)
+    fault, row, slot = neighbors.first_fault(ids, distances, start, geometry.rows)
     if fault:
         name, values = ("distances", raw) if fault == neighbors.DISTANCE else ("indices", indices)
         raise InputError(
             f"{given.path}, array {name!r}, row {start + row}, column {slot}: holds {values[row, slot]}; "
-            f"{ALLOWED[fault].format(last=cut.rows - 1)}. Correct it, and name another output"
+            f"{ALLOWED[fault].format(last=geometry.rows - 1)}. Correct it, and name another output"
         )
     itself = ids == np.arange(start, start + len(positions))[:, None]
     settings = job.config.neighbors
@@ -171,33 +174,37 @@ def run_audit(context: Context) -> dict:
     }
 
 
-def read_bytes(cut: Geometry, config: Config) -> int:
+def read_bytes(geometry: Geometry, config: Config) -> int:
     """Return the bytes that reading some of the lists takes."""
-    chunks = min(config.task_memory // 2, cut.rows * cut.columns * 32)  # two at each end of what is read, decoded twice
-    return chunks + cut.list_rows * cut.columns * SLOT_BYTES
+    chunks = min(
+        config.task_memory // 2, geometry.rows * geometry.columns * 32
+    )  # two at each end of what is read, decoded twice
+    return chunks + geometry.list_rows * geometry.columns * SLOT_BYTES
 
 
-def project_vectors(cut: Geometry, config: Config, worker_memory: int) -> Projection:
+def project_vectors(geometry: Geometry, config: Config, worker_memory: int) -> Projection:
     """Project what the stage vectors will take."""
-    usual = vectors_stage.project(cut, config, worker_memory)
-    return replace(usual, tasks=usual.tasks + cut.cells, task_bytes=max(usual.task_bytes, read_bytes(cut, config)))
+    usual = vectors_stage.project(geometry, config, worker_memory)
+    return replace(
+        usual, tasks=usual.tasks + geometry.cells, task_bytes=max(usual.task_bytes, read_bytes(geometry, config))
+    )
 
 
-def project_cells(cut: Geometry, config: Config, worker_memory: int) -> Projection:
+def project_cells(geometry: Geometry, config: Config, worker_memory: int) -> Projection:
     """Project what the stage cells will take."""
-    rows, table = cut.rows, cut.blocks * cut.cells * 8
-    return Projection(cut.blocks + 1, rows, rows * 4 + table, cut.block_rows * 64 + rows * 16 + table * 2)
+    rows, table = geometry.rows, geometry.blocks * geometry.cells * 8
+    return Projection(geometry.blocks + 1, rows, rows * 4 + table, geometry.block_rows * 64 + rows * 16 + table * 2)
 
 
-def project_neighbors(cut: Geometry, config: Config, worker_memory: int) -> Projection:
+def project_neighbors(geometry: Geometry, config: Config, worker_memory: int) -> Projection:
     """Project what the stage neighbors will take."""
-    k, rows = config.neighbors.searched, cut.rows
-    lists = min(cut.cell_rows, rows) * k * LIST_BYTES + (cut.blocks + cut.cells) * 48
+    k, rows = config.neighbors.searched, geometry.rows
+    lists = min(geometry.cell_rows, rows) * k * LIST_BYTES + (geometry.blocks + geometry.cells) * 48
     return Projection(
-        tasks=cut.cells,
+        tasks=geometry.cells,
         shuffled_bytes=0,
-        disk_bytes=rows * k * (cut.index_dtype.itemsize + 4),
-        task_bytes=read_bytes(cut, config) + lists,
+        disk_bytes=rows * k * (geometry.index_dtype.itemsize + 4),
+        task_bytes=read_bytes(geometry, config) + lists,
     )
 
 

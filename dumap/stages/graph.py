@@ -218,12 +218,12 @@ def run(context: Context) -> dict:
     }
 
 
-def project(cut: Geometry, config: Config, worker_memory: int) -> Projection:
+def project(geometry: Geometry, config: Config, worker_memory: int) -> Projection:
     """Project what the stage will take."""
-    rows, index, unique = cut.rows, cut.index_dtype.itemsize, config.input.unique
-    k, shard_rows = config.neighbors.others, min(cut.shard_rows, cut.rows)
+    rows, index, unique = geometry.rows, geometry.index_dtype.itemsize, config.input.unique
+    k, shard_rows = config.neighbors.others, min(geometry.shard_rows, geometry.rows)
     return Projection(
-        tasks=3 * cut.shards + 2 + unique * cut.blocks,
+        tasks=3 * geometry.shards + 2 + unique * geometry.blocks,
         shuffled_bytes=rows * k * (2 * index + 4),
         disk_bytes=rows * (k * (2 * index + 8) + unique * (8 + index)) + 2 * k * rows * (index + 4),
         task_bytes=max(

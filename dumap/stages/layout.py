@@ -100,7 +100,7 @@ def descend(job: Job, part: str, threads: int) -> None:
 
 def run(context: Context) -> dict:
     """Run the epochs after the last checkpoint; return how."""
-    graph, cut, config = Graph(context.run), context.geometry, context.config
+    graph, geometry, config = Graph(context.run), context.geometry, context.config
     rows, checkpoints = graph.shards.rows, epoch_states(context.run)
     checkpoints.forget_broken()
     if context.run.is_committed(LAYOUT, END) and last_epoch(context.run) not in checkpoints.numbers():
@@ -112,7 +112,7 @@ def run(context: Context) -> dict:
         context.compute(LAYOUT, descend, [END], threads=context.host_threads)
     else:
         mode = "rounds"
-        _, fitting = round_bytes(config, min(cut.shard_rows, rows))
+        _, fitting = round_bytes(config, min(geometry.shard_rows, rows))
         if not context.run.is_committed(LAYOUT, END):
             in_rounds(context, graph, max(context.threads, -(-len(graph.shards) // fitting)))
     measured = [number_of(name) for name in context.run.committed(LAYOUT) if name.startswith("loss-")]
@@ -121,15 +121,15 @@ def run(context: Context) -> dict:
     return {"mode": mode, "epochs": last_epoch(context.run), "a": parameters.a, "b": parameters.b, "loss": losses}
 
 
-def project(cut: Geometry, config: Config, worker_memory: int) -> Projection:
+def project(geometry: Geometry, config: Config, worker_memory: int) -> Projection:
     """Project what the stage will take: on one host, or in rounds of tasks."""
-    n_components, rows, edges = config.layout.n_components, cut.rows, 2 * config.neighbors.others * cut.rows
-    state, kept = rows * 4 * n_components * 3, math.ceil(cut.n_epochs / config.layout.checkpoint_every)
+    n_components, rows, edges = config.layout.n_components, geometry.rows, 2 * config.neighbors.others * geometry.rows
+    state, kept = rows * 4 * n_components * 3, math.ceil(geometry.n_epochs / config.layout.checkpoint_every)
     task_bytes = layout_bytes(config, rows, edges, worker_memory)
     if runs_on_one_host(config, rows, edges, worker_memory):
         return Projection(kept, state * kept, 2 * state, task_bytes)
-    _, fitting = round_bytes(config, min(cut.shard_rows, rows))
-    tasks, rounds = math.ceil(cut.shards / fitting), math.ceil(cut.n_epochs / config.layout.exchange_every)
+    _, fitting = round_bytes(config, min(geometry.shard_rows, rows))
+    tasks, rounds = math.ceil(geometry.shards / fitting), math.ceil(geometry.n_epochs / config.layout.exchange_every)
     moved = 2 * state + tasks * pool_bytes(n_components)
     return Projection(
         tasks * (rounds + 1), rounds * moved + 8 * edges, 2 * state + 8 * edges, task_bytes, {"packed": 8 * edges}

@@ -185,9 +185,9 @@ def merge_cell(job: Job, part: str) -> None:
 
 def require_room(context: Context) -> None:
     """Refuse cells that turned out larger than planned and fit no worker."""
-    cut = context.geometry.with_cells(context.run.summary(CELLS, TABLE))
-    need = math.ceil(project(cut, context.config, context.worker_memory).task_bytes)
-    what = f"the largest cell holds {cut.largest_cell} rows, {cut.largest_home} of them its own at the most"
+    geometry = context.geometry.with_cells(context.run.summary(CELLS, TABLE))
+    need = math.ceil(project(geometry, context.config, context.worker_memory).task_bytes)
+    what = f"the largest cell holds {geometry.largest_cell} rows, {geometry.largest_home} of them its own at the most"
     context.require(NEIGHBORS, need, what, "a smaller cells.max_rows or task_memory in another output")
 
 
@@ -208,20 +208,22 @@ def run(context: Context) -> dict:
     return {"missing": total(context.run, NEIGHBORS, merged, "missing")}
 
 
-def project(cut: Geometry, config: Config, worker_memory: int) -> Projection:
+def project(geometry: Geometry, config: Config, worker_memory: int) -> Projection:
     """Project what the stage will take."""
-    rows, listed, index = cut.rows, config.neighbors.searched, cut.index_dtype.itemsize
-    at_once, cells_a_row = cut.most_rows_at_once, min(config.cells.max_copies, cut.cells)
+    rows, listed, index = geometry.rows, config.neighbors.searched, geometry.index_dtype.itemsize
+    at_once, cells_a_row = geometry.most_rows_at_once, min(config.cells.max_copies, geometry.cells)
     list_bytes = listed * (index + 4)
     return Projection(
-        tasks=3 * cut.cells,
+        tasks=3 * geometry.cells,
         shuffled_bytes=(cells_a_row + 1) * rows * list_bytes,
         disk_bytes=(cells_a_row + 1) * rows * list_bytes + rows * (listed * (index + 8) + 8),
-        task_bytes=at_once * max(cell_row_bytes(cut.dims, listed, config.neighbors.metric), list_bytes * 4)
-        + min(at_once, EXACT_ROWS) * cut.dims
-        + cut.most_cell_rows * (GUEST_BYTES + 2 * list_bytes) * (cut.cells > 1)  # all guests, and what they found
+        task_bytes=at_once * max(cell_row_bytes(geometry.dims, listed, config.neighbors.metric), list_bytes * 4)
+        + min(at_once, EXACT_ROWS) * geometry.dims
+        + geometry.most_cell_rows
+        * (GUEST_BYTES + 2 * list_bytes)
+        * (geometry.cells > 1)  # all guests, and what they found
         + 2 * COLUMN_BYTES
-        + (cut.blocks + cut.cells) * 48,
+        + (geometry.blocks + geometry.cells) * 48,
         passing_bytes={"cell": cells_a_row * rows * list_bytes + rows * (listed * (index + 7) + 8)},
     )
 

@@ -149,15 +149,15 @@ def run(context: Context) -> dict:
     return context.run.summary(QUALITY, "report")
 
 
-def project(cut: Geometry, config: Config, worker_memory: int) -> Projection:
+def project(geometry: Geometry, config: Config, worker_memory: int) -> Projection:
     """Project what the stage will take."""
-    queries = min(config.audit.queries, wanted_queries(config), cut.rows)
-    disk = queries * NEAR * 16 + TRUST_QUERIES * NEAR * 12 * cut.blocks
+    queries = min(config.audit.queries, wanted_queries(config), geometry.rows)
+    disk = queries * NEAR * 16 + TRUST_QUERIES * NEAR * 12 * geometry.blocks
     return Projection(
-        tasks=2 * cut.blocks + 3,
-        shuffled_bytes=2 * cut.rows * cut.dims * cut.itemsize,
+        tasks=2 * geometry.blocks + 3,
+        shuffled_bytes=2 * geometry.rows * geometry.dims * geometry.itemsize,
         disk_bytes=disk,
-        task_bytes=audit_bytes(config, cut, queries),
+        task_bytes=audit_bytes(config, geometry, queries),
         passing_bytes={"ranks": disk},
     )
 

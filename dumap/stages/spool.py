@@ -54,10 +54,10 @@ def run(context: Context) -> dict:
     return {"rows": source.rows, "bytes": source.rows * source.dims * source.dtype.itemsize}
 
 
-def project(cut: Geometry, config: Config, worker_memory: int) -> Projection:
+def project(geometry: Geometry, config: Config, worker_memory: int) -> Projection:
     """Project what the stage will take."""
-    row_bytes = cut.dims * cut.itemsize
-    size = cut.rows * row_bytes
+    row_bytes = geometry.dims * geometry.itemsize
+    size = geometry.rows * row_bytes
     return Projection(
         tasks=max(1, -(-size // PART_BYTES)),
         shuffled_bytes=0,

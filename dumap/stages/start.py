@@ -244,16 +244,16 @@ def run(context: Context) -> dict:
     return {"init": init, **context.run.summary(START, BOX)["facts"]}
 
 
-def project(cut: Geometry, config: Config, worker_memory: int) -> Projection:
+def project(geometry: Geometry, config: Config, worker_memory: int) -> Projection:
     """Project what the stage will take."""
-    edges, n_components = 2 * config.neighbors.others * cut.rows, config.layout.n_components
-    shard = start_bytes(config, cut.rows, min(cut.shard_rows, cut.rows))
+    edges, n_components = 2 * config.neighbors.others * geometry.rows, config.layout.n_components
+    shard = start_bytes(config, geometry.rows, min(geometry.shard_rows, geometry.rows))
     return Projection(
-        tasks=SMOOTHINGS * cut.shards,
-        shuffled_bytes=SMOOTHINGS * edges * (cut.index_dtype.itemsize + 4),
-        disk_bytes=cut.rows * 12 * n_components,
-        task_bytes=max(shard, principal_bytes(config, cut)),
-        passing_bytes={"smooth": cut.rows * 8 * n_components},
+        tasks=SMOOTHINGS * geometry.shards,
+        shuffled_bytes=SMOOTHINGS * edges * (geometry.index_dtype.itemsize + 4),
+        disk_bytes=geometry.rows * 12 * n_components,
+        task_bytes=max(shard, principal_bytes(config, geometry)),
+        passing_bytes={"smooth": geometry.rows * 8 * n_components},
     )
 
 

@@ -299,20 +299,24 @@ def run(context: Context) -> dict:
     }
 
 
-def project(cut: Geometry, config: Config, worker_memory: int) -> Projection:
+def project(geometry: Geometry, config: Config, worker_memory: int) -> Projection:
     """Project what the stage will take."""
-    rows, unique, wide = cut.rows, config.input.unique, cut.itemsize > 4
-    block, index, buckets = cut.block_rows * cut.dims, cut.index_dtype.itemsize, tally_buckets(config, rows)
+    rows, unique, wide = geometry.rows, config.input.unique, geometry.itemsize > 4
+    block, index, buckets = (
+        geometry.block_rows * geometry.dims,
+        geometry.index_dtype.itemsize,
+        tally_buckets(config, rows),
+    )
     queries = audits(config) * min(config.audit.queries, rows)
-    sample, drawn = cut.sample_rows * cut.dims * 4, min(queries, rows) * cut.dims * 4
+    sample, drawn = geometry.sample_rows * geometry.dims * 4, min(queries, rows) * geometry.dims * 4
     duplicate_bytes = rows * unique * (16 + 3 * index)
     passing = rows * (9 + 16 * wide) + (sample + drawn) * (1 + wide)
     return Projection(
-        tasks=(cut.blocks + buckets) * (1 + wide) + cut.blocks * unique + wide,
+        tasks=(geometry.blocks + buckets) * (1 + wide) + geometry.blocks * unique + wide,
         shuffled_bytes=rows * 8 * (1 + unique + 2 * wide),
         disk_bytes=duplicate_bytes + passing,
         task_bytes=max(
-            block * (2 * cut.itemsize + 8) + sample + min(drawn, 4 * block),
+            block * (2 * geometry.itemsize + 8) + sample + min(drawn, 4 * block),
             -(-rows // buckets) * tally_row_bytes(config),
         ),
         passing_bytes={"block": passing},

@@ -31,7 +31,7 @@ from dumap.stages import rounds
 
 SECONDS = 60
 CTRL_C = pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)
-CUT = {"cells.max_rows": 200, "graph.shard_rows": 4096, "task_memory": 2**25}
+SMALL_TASKS = {"cells.max_rows": 200, "graph.shard_rows": 4096, "task_memory": 2**25}
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +143,7 @@ def test_an_interruption_waits_for_no_task(engine, job):
 
 @pytest.fixture(scope="module")
 def expected(configure, data, embedded_by):
-    return embedded_by({**CUT, "cluster.engine": "local"})
+    return embedded_by({**SMALL_TASKS, "cluster.engine": "local"})
 
 
 @pytest.fixture(scope="module")
@@ -159,8 +159,8 @@ def embedded_by(configure, data):
 
 
 def test_local_bytes_are_those_of_dask_and_of_rounds(expected, embedded_by, client):
-    assert embedded_by(CUT, client=client) == expected
-    assert embedded_by({**CUT, "cluster.engine": "local", "layout.mode": "rounds"}) == expected
+    assert embedded_by(SMALL_TASKS, client=client) == expected
+    assert embedded_by({**SMALL_TASKS, "cluster.engine": "local", "layout.mode": "rounds"}) == expected
     assert rounds._packed.bytes == 0
 
 
@@ -175,9 +175,9 @@ def test_threads_of_a_worker_in_this_process_change_no_byte_and_no_setting(expec
         with Client(
             processes=False, n_workers=1, threads_per_worker=threads, memory_limit="8GiB", dashboard_address=":0"
         ) as client:
-            assert embedded_by({**CUT, "layout.mode": "rounds"}, client=client) == expected
+            assert embedded_by({**SMALL_TASKS, "layout.mode": "rounds"}, client=client) == expected
         assert rounds._packed.bytes == 0
-        assert embedded_by({**CUT, "cluster.engine": "local"}) == expected
+        assert embedded_by({**SMALL_TASKS, "cluster.engine": "local"}) == expected
         assert settings() == before
 
 
@@ -185,12 +185,12 @@ def test_threads_of_a_worker_in_this_process_change_no_byte_and_no_setting(expec
 @pytest.mark.parametrize("threads", [2, 4])
 def test_threads_of_a_worker_process_change_no_byte(expected, embedded_by, threads):
     with Client(n_workers=1, threads_per_worker=threads, memory_limit="8GiB", dashboard_address=":0") as client:
-        assert embedded_by({**CUT, "layout.mode": "rounds"}, client=client) == expected
+        assert embedded_by({**SMALL_TASKS, "layout.mode": "rounds"}, client=client) == expected
         assert set(client.run(lambda: rounds._packed.bytes).values()) == {0}
 
 
 def test_an_error_lets_go_of_what_was_kept(configure, data, monkeypatch):
-    config = configure(data, {**CUT, "cluster.engine": "local", "layout.mode": "rounds"})
+    config = configure(data, {**SMALL_TASKS, "cluster.engine": "local", "layout.mode": "rounds"})
     held = []
 
     def fail(*given):
@@ -241,7 +241,7 @@ def test_a_small_run_imports_no_dask(data, fresh):
 def test_a_signal_ends_a_local_run_which_then_goes_on(data, fresh, expected, number, code):
     output = fresh("run.zarr")
     words = ["--input", data, "--output", output, "--engine", "local"]
-    words += [word for key, value in CUT.items() for word in ("--set", f"{key}={value}")]
+    words += [word for key, value in SMALL_TASKS.items() for word in ("--set", f"{key}={value}")]
     words += ["--set", "layout.n_epochs=20", "--set", "audit.queries=0"]
     command = [sys.executable, "-m", "dumap.cli", "run", *words]
     driver = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)

@@ -18,7 +18,7 @@ from dumap.errors import ConfigError, InputError
 from dumap.kernels import coarse, graph, hashing, layout, start
 from dumap.kernels.edges import Edges, pack
 from dumap.kernels.pool import POOL_ROWS, lay_pool, pool_rows
-from dumap.planning.geometry import geometry
+from dumap.planning.geometry import make_geometry
 from dumap.recipe.pipeline import plan, run
 from dumap.recipe.recipes import make_plan
 from dumap.store import Run
@@ -188,11 +188,11 @@ FAR = 5_000_000_000
 @pytest.mark.fault(35)
 def test_a_plan_of_more_rows_than_32_bits_count():
     config = build({"input": {"path": "in.zarr"}, "output": "out.zarr"})
-    cut = geometry(config, MANY, 100, 4, 10_000)
-    assert cut.index_dtype == np.int64
-    assert cut.block(cut.blocks - 1)[1] == MANY
-    assert cut.shards * cut.shard_rows >= MANY
-    projected = make_plan(config, cut)
+    geometry = make_geometry(config, MANY, 100, 4, 10_000)
+    assert geometry.index_dtype == np.int64
+    assert geometry.block(geometry.blocks - 1)[1] == MANY
+    assert geometry.shards * geometry.shard_rows >= MANY
+    projected = make_plan(config, geometry)
     edges = 2 * 14 * MANY
     assert projected.stage("graph").disk_bytes > edges * 8
     assert projected.stage("cells").disk_bytes > MANY * 100 * 4

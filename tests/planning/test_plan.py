@@ -16,7 +16,7 @@ from dumap.planning.geometry import (
     SHARD_EDGES,
     Geometry,
     cell_row_bytes,
-    geometry,
+    make_geometry,
     shard_rows_of,
 )
 from dumap.planning.plan import Plan, describe, format_seconds
@@ -35,16 +35,16 @@ def config(task_memory: int = 512 * MIB, **sections) -> Config:
     return build({"input": {"path": "in.zarr"}, "output": "out.zarr", "task_memory": task_memory, **sections})
 
 
-def cut_if_it_can_be(memory: int, *shape: int) -> Geometry:
+def geometry_unless_refused(memory: int, *shape: int) -> Geometry:
     try:
-        return geometry(config(memory), *shape)
+        return make_geometry(config(memory), *shape)
     except InputError:
         assume(False)
         raise
 
 
 def plan_of(settings: Config, count: int, width: int, worker_memory: int = 0) -> Plan:
-    return make_plan(settings, geometry(settings, count, width, 4, 1000), worker_memory)
+    return make_plan(settings, make_geometry(settings, count, width, 4, 1000), worker_memory)
 
 
 # the cut ---------------------------------------------------------------------------------------
@@ -52,64 +52,76 @@ def plan_of(settings: Config, count: int, width: int, worker_memory: int = 0) ->
 
 @given(memories, rows, dims, itemsizes, chunks)
 def test_blocks_cover_all_rows_once(memory, count, width, itemsize, chunk):
-    cut = cut_if_it_can_be(memory, count, width, itemsize, chunk)
-    assert cut.block(0)[0] == 0
-    assert cut.block(cut.blocks - 1)[1] == count
-    for number in {0, cut.blocks // 2, cut.blocks - 1}:
-        start, stop = cut.block(number)
-        assert 0 < stop - start <= cut.block_rows
-        assert number == 0 or cut.block(number - 1)[1] == start
+    geometry = geometry_unless_refused(memory, count, width, itemsize, chunk)
+    assert geometry.block(0)[0] == 0
+    assert geometry.block(geometry.blocks - 1)[1] == count
+    for number in {0, geometry.blocks // 2, geometry.blocks - 1}:
+        start, stop = geometry.block(number)
+        assert 0 < stop - start <= geometry.block_rows
+        assert number == 0 or geometry.block(number - 1)[1] == start
 
 
 @given(memories, rows, dims, itemsizes, chunks)
 def test_blocks_are_whole_chunks_where_chunks_fit(memory, count, width, itemsize, chunk):
-    cut = cut_if_it_can_be(memory, count, width, itemsize, chunk)
-    assert cut.block_rows * width * 4 <= memory // 4 or cut.block_rows == 1
+    geometry = geometry_unless_refused(memory, count, width, itemsize, chunk)
+    assert geometry.block_rows * width * 4 <= memory // 4 or geometry.block_rows == 1
     if chunk * width * 4 <= memory // 8 and chunk <= 65_536:
-        assert cut.block_rows % chunk == 0 or cut.blocks == 1
+        assert geometry.block_rows % chunk == 0 or geometry.blocks == 1
 
 
 @given(memories, rows, dims, itemsizes, st.sampled_from(["euclidean", "cosine"]), st.integers(1, 100))
 def test_cells_fit_the_memory_of_a_task(memory, count, width, itemsize, metric, k):
     settings = config(memory, neighbors={"metric": metric, "n_neighbors": k + 1})
-    cut = geometry(settings, count, width, itemsize, 1)
+    geometry = make_geometry(settings, count, width, itemsize, 1)
     fewest = 4 * (k + 2)
-    assert cut.cell_rows * cell_row_bytes(width, k, metric) <= memory or cut.cell_rows == fewest
-    assert cut.cell_rows >= fewest
-    cells_a_row = 4 if cut.cells >= 32 else 1.6 if cut.cells > 1 else 0.75
-    share = 0.75 if count > cut.cell_rows else 1  # one cell would do, of which there are more for the sake of tasks
-    assert share * cut.cells * cut.cell_rows >= count * cells_a_row
-    assert cut.sample_rows <= count
+    assert geometry.cell_rows * cell_row_bytes(width, k, metric) <= memory or geometry.cell_rows == fewest
+    assert geometry.cell_rows >= fewest
+    cells_a_row = 4 if geometry.cells >= 32 else 1.6 if geometry.cells > 1 else 0.75
+    share = (
+        0.75 if count > geometry.cell_rows else 1
+    )  # one cell would do, of which there are more for the sake of tasks
+    assert share * geometry.cells * geometry.cell_rows >= count * cells_a_row
+    assert geometry.sample_rows <= count
 
 
 @given(memories, rows, dims, st.integers(1, 64), st.none() | st.integers(64, 10**5))
 def test_twice_the_rows_that_a_cell_should_have_are_not_too_many(memory, count, width, copies, most):
     """Leaves are not cut to fill cells evenly."""
-    cut = geometry(config(memory, cells={"max_copies": copies, "max_rows": most}), count, width, 4, 1)
-    assert min(count, 2 * -(-count // cut.cells)) <= cut.cell_rows
+    geometry = make_geometry(config(memory, cells={"max_copies": copies, "max_rows": most}), count, width, 4, 1)
+    assert min(count, 2 * -(-count // geometry.cells)) <= geometry.cell_rows
 
 
 @given(memories, rows, dims)
 def test_the_cut_into_cells_depends_on_neither_chunks_nor_dtype(memory, count, width):
-    cuts = [cut_if_it_can_be(memory, count, width, itemsize, chunk) for itemsize, chunk in [(4, 1), (4, 100), (1, 1)]]
-    assert len({(cut.cells, cut.cell_rows, cut.sample_rows, cut.shards, cut.n_epochs) for cut in cuts}) == 1
+    geometries = [
+        geometry_unless_refused(memory, count, width, itemsize, chunk) for itemsize, chunk in [(4, 1), (4, 100), (1, 1)]
+    ]
+    assert (
+        len(
+            {
+                (geometry.cells, geometry.cell_rows, geometry.sample_rows, geometry.shards, geometry.n_epochs)
+                for geometry in geometries
+            }
+        )
+        == 1
+    )
 
 
 @given(rows)
 def test_shards_and_outputs_cover_all_rows(count):
-    cut = geometry(config(), count, 10, 4, 100)
-    for size, number in [(cut.shard_rows, cut.shards), (cut.output_rows, cut.outputs)]:
+    geometry = make_geometry(config(), count, 10, 4, 100)
+    for size, number in [(geometry.shard_rows, geometry.shards), (geometry.output_rows, geometry.outputs)]:
         assert (number - 1) * size < count <= number * size
 
 
 @pytest.mark.fault(35)
 @pytest.mark.parametrize(("count", "itemsize"), [(2**31 - 2, 4), (2**31 - 1, 8)])
 def test_ids_are_as_wide_as_rows_are_many(count, itemsize):
-    assert geometry(config(), count, 10, 4, 100).index_dtype.itemsize == itemsize
+    assert make_geometry(config(), count, 10, 4, 100).index_dtype.itemsize == itemsize
 
 
 def test_max_rows_bounds_cells():
-    few = geometry(config(cells={"max_rows": 500}), 100_000, 10, 4, 100)
+    few = make_geometry(config(cells={"max_rows": 500}), 100_000, 10, 4, 100)
     assert few.cell_rows == 500
     assert few.cells > 100_000 / 500
 
@@ -119,9 +131,9 @@ def test_too_few_rows_are_refused_with_what_would_do():
     with pytest.raises(
         InputError, match=r"15 rows are too few .* give at least 16 rows, or set n_neighbors to at most 14"
     ):
-        geometry(config(), 15, 4, 4, 15)
-    geometry(config(), 16, 4, 4, 16)
-    geometry(config(neighbors={"n_neighbors": 14}), 15, 4, 4, 15)
+        make_geometry(config(), 15, 4, 4, 15)
+    make_geometry(config(), 16, 4, 4, 16)
+    make_geometry(config(neighbors={"n_neighbors": 14}), 15, 4, 4, 15)
 
 
 @pytest.mark.fault(32)
@@ -129,13 +141,13 @@ def test_too_few_rows_are_refused_with_what_would_do():
 def test_a_chunk_too_large_is_refused_with_what_would_do(memory, width, itemsize, chunk):
     assume(width * itemsize * 4 <= memory)
     try:
-        geometry(config(memory), 10**8, width, itemsize, chunk)
+        make_geometry(config(memory), 10**8, width, itemsize, chunk)
     except InputError as error:
         wanted = re.search(
             r"rechunk the array to at most (\d+) rows a chunk, or set task_memory to (.*) or", str(error)
         )
-        geometry(config(memory), 10**8, width, itemsize, int(wanted[1]))
-        geometry(config(parse_bytes(wanted[2])), 10**8, width, itemsize, chunk)
+        make_geometry(config(memory), 10**8, width, itemsize, int(wanted[1]))
+        make_geometry(config(parse_bytes(wanted[2])), 10**8, width, itemsize, chunk)
     else:
         assert chunk * width * itemsize <= memory // 4
 
@@ -149,7 +161,7 @@ def test_shards_fit_the_memory_of_a_task_however_many_neighbors(memory, k, n_com
     shard_rows = shard_rows_of(settings)
     assert shard_rows % 4096 == 0
     assert 4096 <= shard_rows <= 65_536
-    assert geometry(settings, 10**7, 10, 4, 100).shard_rows == shard_rows
+    assert make_geometry(settings, 10**7, 10, 4, 100).shard_rows == shard_rows
     others = settings.neighbors.others
     row_bytes = max(others * SHARD_EDGES * EDGE_BYTES, others * SHARD_EDGES * 64 + 32 + 72 * n_components)
     assert shard_rows * row_bytes <= 0.75 * memory or shard_rows == 4096
@@ -173,8 +185,8 @@ def test_many_neighbors_take_no_more_than_a_task_may(k):
 @pytest.mark.parametrize("init", ["spectral", "pca"])
 def test_few_rows_of_many_dims_fit_the_memory_of_a_task(shape, init):
     settings = config(start={"init": init})
-    cut = geometry(settings, *shape)
-    for stage in make_plan(settings, cut).stages:
+    geometry = make_geometry(settings, *shape)
+    for stage in make_plan(settings, geometry).stages:
         assert stage.peak_bytes - interpreter_bytes(stage.name) <= 512 * MIB, stage.name
 
 
@@ -208,7 +220,8 @@ def test_a_refusal_names_the_memory_that_would_do(memory, count, width, worker_m
 @pytest.mark.parametrize(("count", "width"), [(300_000, 1000), (10**6, 784), (1200, 50_000), (10**7, 64)])
 def test_a_smaller_task_memory_fits_a_smaller_worker(count, width):
     peaks = [
-        make_plan(c, geometry(c, count, width, 4, 10)).peak_bytes for c in map(config, (256 * MIB, 512 * MIB, 2**30))
+        make_plan(c, make_geometry(c, count, width, 4, 10)).peak_bytes
+        for c in map(config, (256 * MIB, 512 * MIB, 2**30))
     ]
     assert peaks[0] < peaks[1] < peaks[2]
 
@@ -226,23 +239,26 @@ def test_a_task_that_turned_out_too_large_is_refused_with_the_memory_that_would_
 
 def test_cells_are_projected_as_they_turned_out_to_be():
     settings = config()
-    cut = geometry(settings, 300_000, 400, 4, 1000)
-    planned = make_plan(settings, cut)
+    geometry = make_geometry(settings, 300_000, 400, 4, 1000)
+    planned = make_plan(settings, geometry)
     small, crowded = (
-        make_plan(settings, cut.with_cells({"largest_home": home, "largest": home + guests}))
-        for home, guests in ((cut.cell_rows // 4, cut.cell_rows // 4), (cut.cell_rows // 4, 3 * cut.cell_rows))
+        make_plan(settings, geometry.with_cells({"largest_home": home, "largest": home + guests}))
+        for home, guests in (
+            (geometry.cell_rows // 4, geometry.cell_rows // 4),
+            (geometry.cell_rows // 4, 3 * geometry.cell_rows),
+        )
     )
-    row = cell_row_bytes(cut.dims, settings.neighbors.searched, settings.neighbors.metric)
+    row = cell_row_bytes(geometry.dims, settings.neighbors.searched, settings.neighbors.metric)
     found = small.stage("neighbors").peak_bytes
-    assert planned.stage("neighbors").peak_bytes - found > 0.45 * cut.cell_rows * row
-    assert found - small.stage("neighbors").held_bytes > 0.5 * cut.cell_rows * row
+    assert planned.stage("neighbors").peak_bytes - found > 0.45 * geometry.cell_rows * row
+    assert found - small.stage("neighbors").held_bytes > 0.5 * geometry.cell_rows * row
     more = crowded.stage("neighbors").peak_bytes - planned.stage("neighbors").peak_bytes
-    assert more > 2 * cut.cell_rows * GUEST_BYTES, "guests of other turns are held too"
+    assert more > 2 * geometry.cell_rows * GUEST_BYTES, "guests of other turns are held too"
     assert small.stage("audit").peak_bytes <= planned.stage("audit").peak_bytes
 
 
 def test_threads_of_a_process_share_what_it_holds_without_tasks():
-    for stage in make_plan(config(), geometry(config(), 300_000, 400, 4, 1000)).stages:
+    for stage in make_plan(config(), make_geometry(config(), 300_000, 400, 4, 1000)).stages:
         one, two, three = map(stage.process_bytes, (1, 2, 3))
         assert one == stage.peak_bytes
         assert 2 * (two - one) == three - one == 2 * (stage.peak_bytes - stage.held_bytes) > 0, stage.name
@@ -280,7 +296,7 @@ def test_a_run_that_goes_on_needs_room_for_the_rest_alone():
 def test_a_finished_run_takes_no_more_than_is_promised(count, width, itemsize, k, unique):
     def kept(keep):
         settings = config(2**31, neighbors={"n_neighbors": k}, input={"path": "in.zarr", "unique": unique}, keep=keep)
-        return make_plan(settings, geometry(settings, count, width, itemsize, 1))
+        return make_plan(settings, make_geometry(settings, count, width, itemsize, 1))
 
     everything, model, results = map(kept, ("all", "model", "results"))
     assert everything.disk_bytes == everything.peak_disk_bytes == everything.final_disk_bytes == model.disk_bytes
@@ -323,11 +339,11 @@ def test_the_disk_holds_at_least_the_vectors_and_the_lists():
 def test_repairs_hold_no_more_than_a_task_may_or_a_cell_has(memory, count, width, k):
     """Beside what travels as objects, and the table of who asks whom."""
     settings = config(memory, neighbors={"n_neighbors": k + 1})
-    cut = geometry(settings, count, width, 4, 1)
-    held = universe_rows(settings, cut) * repair_row_bytes(width, k, "euclidean")
+    geometry = make_geometry(settings, count, width, 4, 1)
+    held = universe_rows(settings, geometry) * repair_row_bytes(width, k, "euclidean")
     assert held <= memory
-    assert repair_bytes(settings, cut) >= min(cut.cell_rows, count) * repair_row_bytes(width, k, "euclidean")
-    assert make_plan(settings, cut).stage("audit").peak_bytes >= repair_bytes(settings, cut)
+    assert repair_bytes(settings, geometry) >= min(geometry.cell_rows, count) * repair_row_bytes(width, k, "euclidean")
+    assert make_plan(settings, geometry).stage("audit").peak_bytes >= repair_bytes(settings, geometry)
 
 
 @pytest.mark.parametrize(
@@ -360,7 +376,7 @@ def test_a_plan_is_plain_values():
 
 
 def cut_with(**layout) -> Geometry:
-    return geometry(config(layout=layout), 1000, 10, 4, 100)
+    return make_geometry(config(layout=layout), 1000, 10, 4, 100)
 
 
 @pytest.mark.parametrize(
@@ -394,42 +410,44 @@ def test_a_curve_of_any_usual_scale_is_taken(own):
 # neighbours that are given -----------------------------------------------------------------------
 
 
-def given_cut(settings: Config, count: int, width: int, columns: int, chunk_rows: int = 1000) -> Geometry:
+def given_geometry(settings: Config, count: int, width: int, columns: int, chunk_rows: int = 1000) -> Geometry:
     given = SimpleNamespace(path="knn", columns=columns, chunk_rows=chunk_rows, chunk_bytes=chunk_rows * columns * 8)
-    return geometry(settings, count, width, 4, 1000, given)
+    return make_geometry(settings, count, width, 4, 1000, given)
 
 
 @given(st.integers(2**16, 2**30), rows, st.integers(1, 511), st.integers(0, 500), st.sampled_from([1, 77, 65_536]))
 def test_ranges_of_given_neighbors_cover_all_rows_once(memory, count, k, more, input_chunk):
     settings = config(memory, neighbors={"n_neighbors": k + 1, "precomputed": "knn"})
-    cut = given_cut(settings, count, 1, k + more, 1)
-    assert (cut.cells - 1) * cut.cell_rows < count <= cut.cells * cut.cell_rows
-    for cell in {0, cut.cells // 2, cut.cells - 1}:
-        spans = cut.lists(cell)
-        assert spans[0][0] == cell * cut.cell_rows
-        assert spans[-1][1] == min(count, (cell + 1) * cut.cell_rows)
-        assert all(0 < stop - start <= cut.list_rows for start, stop in spans)
+    geometry = given_geometry(settings, count, 1, k + more, 1)
+    assert (geometry.cells - 1) * geometry.cell_rows < count <= geometry.cells * geometry.cell_rows
+    for cell in {0, geometry.cells // 2, geometry.cells - 1}:
+        spans = geometry.lists(cell)
+        assert spans[0][0] == cell * geometry.cell_rows
+        assert spans[-1][1] == min(count, (cell + 1) * geometry.cell_rows)
+        assert all(0 < stop - start <= geometry.list_rows for start, stop in spans)
         assert all(stop == start for (_, stop), (start, _) in itertools.pairwise(spans))
 
 
 def test_ranges_depend_on_neither_the_chunks_nor_the_columns_given():
     settings = config(neighbors={"precomputed": "knn"})
-    cuts = [given_cut(settings, 10**6, 10, columns, chunk) for columns, chunk in [(14, 1000), (14, 77), (90, 9)]]
-    assert len({(cut.cells, cut.cell_rows, cut.n_epochs) for cut in cuts}) == 1
+    geometries = [
+        given_geometry(settings, 10**6, 10, columns, chunk) for columns, chunk in [(14, 1000), (14, 77), (90, 9)]
+    ]
+    assert len({(geometry.cells, geometry.cell_rows, geometry.n_epochs) for geometry in geometries}) == 1
 
 
 @given(memories, st.integers(1, 511), st.integers(0, 500))
 def test_given_neighbors_are_read_in_the_memory_of_a_task(memory, k, more):
     settings = config(memory, neighbors={"n_neighbors": k + 1, "precomputed": "knn"})
-    cut = given_cut(settings, 10**8, 2, k + more, 1)
-    taken = make_plan(settings, cut).stage("neighbors").peak_bytes - interpreter_bytes("neighbors")
-    assert taken <= memory + (cut.blocks * cut.cells * 2 + cut.cells**2) * 8 + (k + more) * 96
+    geometry = given_geometry(settings, 10**8, 2, k + more, 1)
+    taken = make_plan(settings, geometry).stage("neighbors").peak_bytes - interpreter_bytes("neighbors")
+    assert taken <= memory + (geometry.blocks * geometry.cells * 2 + geometry.cells**2) * 8 + (k + more) * 96
 
 
 def test_less_is_done_where_neighbors_are_given():
     settings = config(neighbors={"precomputed": "knn"})
-    less = make_plan(settings, given_cut(settings, 10**7, 100, 20))
-    more = make_plan(settings, geometry(config(), 10**7, 100, 4, 1000), recipe=SEARCHED)
+    less = make_plan(settings, given_geometry(settings, 10**7, 100, 20))
+    more = make_plan(settings, make_geometry(config(), 10**7, 100, 4, 1000), recipe=SEARCHED)
     for stage in ("cells", "neighbors"):
         for what in ("tasks", "shuffled_bytes", "disk_bytes"):
             assert getattr(less.stage(stage), what) < getattr(more.stage(stage), what), (stage, what)
@@ -439,7 +457,7 @@ def test_less_is_done_where_neighbors_are_given():
 
 
 def test_a_plan_tells_between_what_times_a_run_will_take():
-    few, many = (make_plan(config(), geometry(config(), count, 64, 4, 1000)) for count in (10**5, 10**7))
+    few, many = (make_plan(config(), make_geometry(config(), count, 64, 4, 1000)) for count in (10**5, 10**7))
     low, high = few.seconds(1)
     assert 0 < low < few.core_seconds < high
     assert few.seconds(4) == (low / 4, high / 4)

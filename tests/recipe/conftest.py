@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from helpers import CUT
+from helpers import SMALL_TASKS
 
 
 @pytest.fixture(scope="session")
@@ -13,7 +13,7 @@ def some(digits):
 
 @pytest.fixture(scope="session")
 def cut(embed, save, some):
-    done = embed(save(some, 100), {**CUT, "layout.checkpoint_every": 7})
+    done = embed(save(some, 100), {**SMALL_TASKS, "layout.checkpoint_every": 7})
     assert done.facts("cells")["cells"] > 4
     return done
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import CUT, slowly
+from helpers import SMALL_TASKS, slowly
 from scipy import sparse
 
 from dumap.artifacts.vectors import DROPPED, DUPLICATE
@@ -110,7 +110,7 @@ def test_copies_survive_a_run_that_is_stopped(configure, inspect, save, mixed, o
 
 
 def test_without_copies_nothing_is_otherwise(embed, some, expected):
-    done = embed(some, {**CUT, "input.unique": True})
+    done = embed(some, {**SMALL_TASKS, "input.unique": True})
     assert done.facts("vectors")["copies"] == 0
     assert done.y.tobytes() == expected
 
@@ -193,15 +193,15 @@ def test_rows_whose_hashes_collide_are_no_copies(few, configure, save, monkeypat
         lambda rows, second=False: hashes(rows, True) if second else hashes(rows) * np.uint64(0),
     )
     config = configure(save(np.concatenate([few, few[5:8]]), 60), {**ONCE, "task_memory": 2**16})
-    cut = plan(config).geometry
-    job, buckets = Job(config, cut), tally_buckets(config, cut.rows)
-    for part in numbered("block", cut.blocks):
+    geometry = plan(config).geometry
+    job, buckets = Job(config, geometry), tally_buckets(config, geometry.rows)
+    for part in numbered("block", geometry.blocks):
         stage.check_block(job, part)
     for part in numbered("duplicates", buckets):
         stage.count_duplicates(job, part, buckets)
     found = {}
-    for block, part in enumerate(numbered("distinct", cut.blocks)):
+    for block, part in enumerate(numbered("distinct", geometry.blocks)):
         stage.find_duplicates(job, part, buckets, 300)
         copies, firsts = duplicates_of(job.run, block)
-        found |= dict(zip((copies + cut.block(block)[0]).tolist(), firsts.tolist(), strict=True))
+        found |= dict(zip((copies + geometry.block(block)[0]).tolist(), firsts.tolist(), strict=True))
     assert found == {300: 5, 301: 6, 302: 7}

@@ -14,7 +14,7 @@ from umap.umap_ import fuzzy_simplicial_set, nearest_neighbors
 from dumap.artifacts.neighbors import Lists
 from dumap.config import build
 from dumap.errors import ConfigError, InputError
-from dumap.planning.geometry import geometry
+from dumap.planning.geometry import make_geometry
 from dumap.show.export import export
 from dumap.store import Run, run
 
@@ -89,8 +89,8 @@ def test_a_width_below_n_neighbors_is_refused():
 def test_what_a_width_asks_for_is_told_by_its_name(embed, fresh, some):
     config = build({"input": {"path": "in"}, "output": "out", "neighbors": {"width": 30}})
     with pytest.raises(InputError, match=r"30 rows .* neighbors.width = 30; give at least 31 .* width to at most 29"):
-        geometry(config, 30, 4, 4, 10)
-    geometry(config, 31, 4, 4, 10)
+        make_geometry(config, 30, 4, 4, 10)
+    make_geometry(config, 31, 4, 4, 10)
     lists = np.zeros((600, 20), int), np.ones((600, 20))
     settings = {"neighbors.precomputed": given(fresh, *lists), "neighbors.width": 30}
     with pytest.raises(InputError, match=r"20 columns, too few for neighbors.width = 30.*: set width to at most 21"):

@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import zarr
-from helpers import CUT, slowly
+from helpers import SMALL_TASKS, slowly
 
 from dumap.artifacts.graph import Graph
 from dumap.artifacts.start import StartCoordinates
@@ -44,30 +44,30 @@ FORMS = {
 @pytest.mark.fault(33)
 @pytest.mark.parametrize("form", slowly(FORMS, "rechunked", "one chunk, uint8", "zip, float16"))
 def test_the_inputs_form_changes_no_byte(embed, save, some, expected, form):
-    assert embed(FORMS[form](save, some), CUT).y.tobytes() == expected
+    assert embed(FORMS[form](save, some), SMALL_TASKS).y.tobytes() == expected
 
 
 def test_the_inputs_form_changes_the_blocks(configure, save, some):
     """Else the tests around it would tell nothing."""
-    blocks = [plan(configure(save(some, rows), CUT)).geometry.blocks for rows in (100, 1000)]
+    blocks = [plan(configure(save(some, rows), SMALL_TASKS)).geometry.blocks for rows in (100, 1000)]
     assert blocks == [3, 2]
 
 
 @pytest.mark.fault(32)
 @pytest.mark.slow
 def test_chunks_of_one_row_change_no_byte(embed, save, some, expected):
-    assert embed(save(some, 1), CUT).y.tobytes() == expected
+    assert embed(save(some, 1), SMALL_TASKS).y.tobytes() == expected
 
 
 def test_rounds_change_no_byte(embed, some, cut):
-    done = embed(some, {**CUT, "layout.mode": "rounds", "layout.checkpoint_every": 7})
+    done = embed(some, {**SMALL_TASKS, "layout.mode": "rounds", "layout.checkpoint_every": 7})
     assert (cut.facts("layout")["mode"], done.facts("layout")["mode"]) == ("host", "rounds")
     assert done.facts("layout")["loss"] == cut.facts("layout")["loss"]
     assert done.y.tobytes() == cut.y.tobytes()
 
 
 def test_who_writes_the_embedding_keeps_no_edges_of_the_last_round(embed, client, some):
-    done = embed(some, {**CUT, "layout.mode": "rounds", "layout.n_epochs": 2}, client)
+    done = embed(some, {**SMALL_TASKS, "layout.mode": "rounds", "layout.n_epochs": 2}, client)
     assert done.facts("layout")["mode"] == "rounds"
     kept = client.run(lambda: rounds._packed.bytes)
     assert len(kept) > 1
@@ -83,14 +83,14 @@ def test_the_loss_is_told_at_each_checkpoint_and_falls(cut):
 @pytest.mark.slow
 def test_workers_change_no_byte(embed, client, some, expected):
     """Two of them, and three that the run starts itself: what is expected was made without any."""
-    assert embed(some, CUT, client).y.tobytes() == expected
+    assert embed(some, SMALL_TASKS, client).y.tobytes() == expected
     own = {"cluster.engine": "dask", "cluster.workers": 3, "cluster.memory_limit": 2**31}
-    assert embed(some, {**CUT, **own}).y.tobytes() == expected
+    assert embed(some, {**SMALL_TASKS, **own}).y.tobytes() == expected
 
 
 def test_the_seed_and_the_data_change_the_bytes(embed, some, expected):
-    assert embed(some, {**CUT, "seed": 43}).y.tobytes() != expected
-    assert embed(some[::-1], CUT).y.tobytes() != expected
+    assert embed(some, {**SMALL_TASKS, "seed": 43}).y.tobytes() != expected
+    assert embed(some[::-1], SMALL_TASKS).y.tobytes() != expected
 
 
 SHARDED = {"cells.max_rows": 1000, "neighbors.n_neighbors": 5, "start.coarse_epochs": 20, "graph.shard_rows": 4096}
@@ -131,7 +131,7 @@ def starts_of(done) -> np.ndarray:
 
 
 def test_the_coarse_graph_is_laid_out_unless_told_otherwise(embed, some, cut):
-    done = embed(some, {**CUT, "start.coarse_epochs": 0})
+    done = embed(some, {**SMALL_TASKS, "start.coarse_epochs": 0})
     assert [way.facts("start")["coarse_epochs"] for way in (cut, done)] == [500, 0]
     reach = [np.ptp(starts_of(way), axis=0) for way in (cut, done)]
     assert (np.abs(reach[0] - coarse.SPAN) > 0.1).any(), "not stretched to the box"
@@ -159,7 +159,7 @@ def test_shards_that_are_exchanged_less_often(embed, client, long):
 @pytest.mark.parametrize("least_fall", slowly([0.05, 0.9], 0.9))
 def test_a_loss_that_has_settled_ends_the_layout(embed, configure, some, least_fall):
     """In one process, in rounds, and going on from a checkpoint."""
-    settings = {**CUT, "layout.n_epochs": 100, "layout.least_fall": least_fall, "layout.checkpoint_every": 7}
+    settings = {**SMALL_TASKS, "layout.n_epochs": 100, "layout.least_fall": least_fall, "layout.checkpoint_every": 7}
     done = embed(some, settings)
     last, losses = done.facts("layout")["epochs"], dict(done.facts("layout")["loss"])
     judged = [losses[epoch] for epoch in range(10, last + 1, 10)]

@@ -49,10 +49,10 @@ def job_of(save, fresh):
     def make(path: str, block_rows: int = 0, **settings: object) -> Job:
         told = {"input.path": path, "output": fresh("run.zarr"), "cells.max_rows": 400, "audit.queries": 50}
         config = load(None, (), {**told, **{name.replace("__", "."): value for name, value in settings.items()}})
-        cut = plan(config).geometry
+        geometry = plan(config).geometry
         if block_rows:
-            cut = replace(cut, block_rows=block_rows, blocks=-(-cut.rows // block_rows))
-        return Job(config, cut)
+            geometry = replace(geometry, block_rows=block_rows, blocks=-(-geometry.rows // block_rows))
+        return Job(config, geometry)
 
     return make
 

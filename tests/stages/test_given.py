@@ -30,7 +30,7 @@ K = 14
 """Neighbours of a row, itself not counted, by default."""
 
 
-CUT = {"task_memory": 2**20}
+SMALL_TASKS = {"task_memory": 2**20}
 """Blocks of about 500 rows, ranges of about 400."""
 
 
@@ -86,7 +86,7 @@ def graph(given, knn):
 
 @pytest.fixture(scope="module")
 def taken(take, graph):
-    return take(graph, {**CUT, "audit.queries": 50})
+    return take(graph, {**SMALL_TASKS, "audit.queries": 50})
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +100,7 @@ def again(taken, configure, data, graph, fresh):
 
     def copy(path: str = graph):
         output = shutil.copytree(taken.output, fresh("copy.zarr"))
-        return configure(data, {**CUT, "audit.queries": 50, "neighbors.precomputed": path, "output": output})
+        return configure(data, {**SMALL_TASKS, "audit.queries": 50, "neighbors.precomputed": path, "output": output})
 
     return copy
 
@@ -154,7 +154,7 @@ def test_what_a_graph_lacks_is_counted(take, given, some, knn):
     indices[::3, 5], distances[::3, 5] = -1, np.nan
     indices[7] = -1
     indices[indices == 7] = -1
-    done = take(given(indices, distances), {**CUT, "audit.queries": 1000})
+    done = take(given(indices, distances), {**SMALL_TASKS, "audit.queries": 1000})
     assert done.facts("neighbors")["missing"] == (indices < 0).sum()
     assert_same_lists(done.neighbors(), (indices, np.where(indices < 0, np.inf, distances)))
     assert np.isfinite(done.y).all()
@@ -170,7 +170,7 @@ def test_rows_may_come_first_in_their_own_lists(take, given, taken, knn):
     second = tuple(values[:, [1, 0, *range(2, K + 1)]] for values in first)
     indices, distances = (np.where(own % 3 == 1, *both) for both in zip(second, first, strict=True))
     distances[(indices == own) & (own % 3 == 2)] = np.nan
-    assert take(given(indices, distances), CUT).y.tobytes() == taken.y.tobytes()
+    assert take(given(indices, distances), SMALL_TASKS).y.tobytes() == taken.y.tobytes()
 
 
 @pytest.mark.slow
@@ -188,7 +188,7 @@ def test_any_order_and_more_columns_come_to_the_nearest(take, given, taken, some
     indices[:, K:][distances[:, K:] <= distances[:, K - 1 : K]] = -1  # of rows as near any may be taken
     order = np.random.default_rng(0).permuted(np.tile(np.arange(40), (1000, 1)), axis=1)
     shuffled = (np.take_along_axis(values, order, axis=1) for values in (indices, distances))
-    assert take(given(*shuffled), CUT).y.tobytes() == taken.y.tobytes()
+    assert take(given(*shuffled), SMALL_TASKS).y.tobytes() == taken.y.tobytes()
 
 
 FORMS = {
@@ -214,13 +214,16 @@ NOT_DONE = {"cells.max_copies": 1, "cells.max_rows": 64}
     ],
 )
 def test_neither_forms_nor_chunks_change_a_byte(take, given, taken, knn, some, save, form, chunk_rows, settings):
-    assert take(FORMS[form](given, *knn), {**CUT, **settings}, save(some, chunk_rows)).y.tobytes() == taken.y.tobytes()
+    assert (
+        take(FORMS[form](given, *knn), {**SMALL_TASKS, **settings}, save(some, chunk_rows)).y.tobytes()
+        == taken.y.tobytes()
+    )
 
 
 def test_the_inputs_chunks_cut_other_blocks(save, some):
     """Else their changing no byte would tell nothing."""
     paths = [save(some, rows) for rows in (100, 333, 1000)]
-    assert len({plan(build({"input": {"path": p}, "output": "x", **CUT})).geometry.blocks for p in paths}) > 1
+    assert len({plan(build({"input": {"path": p}, "output": "x", **SMALL_TASKS})).geometry.blocks for p in paths}) > 1
 
 
 @pytest.mark.parametrize("init", slowly(["pca", "random", "array"], "array"))
@@ -239,7 +242,7 @@ def test_dropped_rows_vanish_from_lists(take, given, some, knn, save):
     """Their own lists are not even looked at."""
     x, gone = some.copy(), np.array([0, 3, 499, 500, 999])
     x[gone] = np.nan
-    settings = {**CUT, "input.nonfinite": "drop", "audit.queries": 50}
+    settings = {**SMALL_TASKS, "input.nonfinite": "drop", "audit.queries": 50}
     indices, distances = (values.copy() for values in knn)
     indices[gone], distances[gone] = 10**6, np.nan
     done = take(given(indices, distances), settings, save(x, 100))
@@ -268,7 +271,7 @@ def test_a_range_of_rows_that_are_all_dropped(take, given, some, save):
     """Further columns take their place in the lists of others."""
     x, kept = some.copy(), np.r_[:450, 950:1000]
     x[450:950] = np.inf
-    done = take(given(*exact(some, 100), 100), {**CUT, "input.nonfinite": "drop"}, save(x, 100))
+    done = take(given(*exact(some, 100), 100), {**SMALL_TASKS, "input.nonfinite": "drop"}, save(x, 100))
     assert done.facts("cells")["smallest"] == 0
     assert done.facts("cells")["rows"] == 500
     assert done.facts("neighbors")["missing"] == 0
@@ -280,7 +283,7 @@ def test_a_range_of_rows_that_are_all_dropped(take, given, some, save):
 def test_measured_peak_is_within_the_projected(client, take, graph):
     """On workers that have done nothing before: what others compiled there stays."""
     client.restart()
-    for stage in take(graph, {**CUT, "audit.queries": 50}, client=client).status["stages"]:
+    for stage in take(graph, {**SMALL_TASKS, "audit.queries": 50}, client=client).status["stages"]:
         assert 0 < stage["peak_bytes"] <= stage["projected_bytes"], stage["name"]
 
 
@@ -342,7 +345,7 @@ def test_what_no_list_may_hold_is_named(given, knn, kind):
 
 
 def test_a_run_stops_at_what_no_list_may_hold(configure, data, given, knn):
-    config = configure(data, {**CUT, "neighbors.precomputed": given(*SPOILT["nan"][0](*knn))})
+    config = configure(data, {**SMALL_TASKS, "neighbors.precomputed": given(*SPOILT["nan"][0](*knn))})
     with pytest.raises(InputError, match=SPOILT["nan"][1]):
         run(config)
     assert Run(config.output).committed("graph") == []
@@ -435,7 +438,7 @@ def test_a_damaged_chunk_of_the_graph_is_named_by_its_rows(configure, data, give
     path = given(*knn)
     Path(path, "distances", "c", "1", "0").write_bytes(b"nonsense")
     with pytest.raises(InputError, match=r"knn\.zarr: rows \d+ to \d+ cannot be read from array 'distances'"):
-        run(configure(data, {**CUT, "neighbors.precomputed": path}))
+        run(configure(data, {**SMALL_TASKS, "neighbors.precomputed": path}))
 
 
 # what a run is of --------------------------------------------------------------------------------
@@ -521,7 +524,7 @@ def test_a_run_stopped_in_a_stage_goes_on_to_the_same_bytes(again, taken, stage)
 def test_kills_of_workers_and_of_the_driver_change_no_byte(configure, data, given, knn, taken, fresh):
     from faults.harness import fleet
 
-    config = configure(data, {**CUT, "neighbors.precomputed": given(*knn)})
+    config = configure(data, {**SMALL_TASKS, "neighbors.precomputed": given(*knn)})
     places = [("vectors", "lists-*"), ("cells", "assign-*"), ("cells", "table"), ("neighbors", "merged-*")]
     with fleet(fresh) as deadly:
         cluster = config.cluster.model_copy(update={"scheduler": deadly.address})
