@@ -42,7 +42,7 @@ def data_of(config: Config) -> list[str]:
     return ["input"] if config.neighbors.precomputed is None else list(DATA)
 
 
-def create(job: Job, cluster: Engine, parent: Run | None = None) -> None:
+def create(job: Job, engine: Engine, parent: Run | None = None) -> None:
     """Create what is not there of the run: what it is of, and its final arrays filled with what says 'not yet'."""
     config, geometry = job.config, job.geometry
     job.run.make_folders(RUN_KEYS)
@@ -51,8 +51,8 @@ def create(job: Job, cluster: Engine, parent: Run | None = None) -> None:
             "kind": "dumap run",
             "parameters": config.parameters(),
             "seed": config.seed,
-            "versions": cluster.versions,
-            "cpus": cluster.cpus,
+            "versions": engine.versions,
+            "cpus": engine.cpus,
             **{what: getattr(job, what).describe() for what in data_of(config)},
             **({} if parent is None else {"parent": towards(parent.location, job.run.location)}),
         }

@@ -128,36 +128,36 @@ def run(
     need = math.ceil(projected.peak_bytes / PAUSE_FRACTION)
     record = record_of(job.run, recipe) if begun and not force else None
     chosen = choose(config.cluster, projected, client)
-    with reach(chosen, config.cluster, client, observer, need) as cluster, contextlib.closing(cluster):
-        cluster.demand(record, plan_left(job, stages, 0).peak_bytes)
-        cluster.preflight()
-        _drive(job, other, stages, cluster, observer, force, begun)
+    with reach(chosen, config.cluster, client, observer, need) as engine, contextlib.closing(engine):
+        engine.demand(record, plan_left(job, stages, 0).peak_bytes)
+        engine.preflight()
+        _drive(job, other, stages, engine, observer, force, begun)
     return status(config.output)
 
 
 def _drive(
-    job: Job, parent: Run | None, stages: Recipe, cluster: Engine, observer: Observer, force: bool, begun: bool
+    job: Job, parent: Run | None, stages: Recipe, engine: Engine, observer: Observer, force: bool, begun: bool
 ) -> None:
     """Make a run's stages on an engine, as its one driver."""
     output = job.config.output
-    projected, recipe = plan_left(job, stages, cluster.worker_memory), recipe_of(job.config)
+    projected, recipe = plan_left(job, stages, engine.worker_memory), recipe_of(job.config)
     done = [stage.name for stage in recipe if job.run.is_committed(DONE, stage.name)]
     written = sum(job.run.sizes(stage.name) for stage in recipe if stage.name not in done)
-    projected.check(cluster.worker_memory, free_disk(output), cluster.worker_threads, done, written)
+    projected.check(engine.worker_memory, free_disk(output), engine.worker_threads, done, written)
     probe_output(output)
-    cluster.check_sight(output)
+    engine.check_sight(output)
     try:
         with Lock(job.run, observer.note) as lock:
             job.term, job.token = job.run.term, job.run.token
             if not begun and job.run.exists():  # another driver has begun it since
                 check_same(job, observer)
                 open_parent(output, None if parent is None else parent.location)
-            create(job, cluster, parent)
-            check_provenance(job.run, recipe, cluster, force)
+            create(job, engine, parent)
+            check_provenance(job.run, recipe, engine, force)
             if parent is not None:
                 register(parent.location, output, observer.note)
-            cluster.bind(job.run, projected.peak_bytes)
-            follow(recipe, job, projected, cluster, Watched(observer, lock), force, parent)
+            engine.bind(job.run, projected.peak_bytes)
+            follow(recipe, job, projected, engine, Watched(observer, lock), force, parent)
             job.run.renew()
     except (DumapError, KeyboardInterrupt) as error:
         error.add_note(f"What is committed in {output} is kept; the same command goes on from there.")
@@ -168,7 +168,7 @@ def follow(
     recipe: Recipe,
     job: Job,
     projected: Plan,
-    cluster: Engine,
+    engine: Engine,
     observer: Observer,
     force: bool = False,
     parent: Run | None = None,
@@ -184,8 +184,8 @@ def follow(
                 if job.run.is_committed(DONE, stage.name):
                     continue
                 if parent is None or stage.name in remade or not inherit(recipe, stage, job, parent, observer.note):
-                    begin_stage(job.run, stage.name, cluster, force)
-                    _complete(recipe, stage, job, cluster, observer)
+                    begin_stage(job.run, stage.name, engine, force)
+                    _complete(recipe, stage, job, engine, observer)
                     drop_needless(job.run, recipe, job.config.keep)
             return
         except DamageError as error:
@@ -198,42 +198,40 @@ def follow(
             elif not remake_dropped(job.run, error, observer.note):
                 observer.note(f"{error}: it is made again")
                 forget(job.run, *part)
-            create(job, cluster, parent)
-            cluster.bind(job.run, projected.peak_bytes)
+            create(job, engine, parent)
+            engine.bind(job.run, projected.peak_bytes)
 
 
-def _complete(recipe: Recipe, stage: Stage, job: Job, cluster: Engine, observer: Observer) -> None:
+def _complete(recipe: Recipe, stage: Stage, job: Job, engine: Engine, observer: Observer) -> None:
     """Run one stage of a recipe and commit it."""
     name = stage.name
-    projected = as_it_turned_out(recipe, job, cluster.worker_memory)
-    observer.started(name, projected.stage(name).process_bytes(cluster.worker_threads))
-    began, cluster.peak_bytes, cluster.held_bytes = time.monotonic(), 0, 0
-    compute = _compute(job, cluster, observer)
-    context = Context(
-        job, projected, compute, cluster.threads, cluster.host_threads, cluster.worker_memory, observer.note
-    )
+    projected = as_it_turned_out(recipe, job, engine.worker_memory)
+    observer.started(name, projected.stage(name).process_bytes(engine.worker_threads))
+    began, engine.peak_bytes, engine.held_bytes = time.monotonic(), 0, 0
+    compute = _compute(job, engine, observer)
+    context = Context(job, projected, compute, engine.threads, engine.host_threads, engine.worker_memory, observer.note)
     facts = stage.run(context)
     seconds = time.monotonic() - began
     if name == AUDIT:
-        projected = as_it_turned_out(recipe, job, cluster.worker_memory, repairs=facts["repairs"])
-    wanted = projected.stage(name).process_bytes(cluster.worker_threads) + held_beyond(name, cluster.held_bytes)
+        projected = as_it_turned_out(recipe, job, engine.worker_memory, repairs=facts["repairs"])
+    wanted = projected.stage(name).process_bytes(engine.worker_threads) + held_beyond(name, engine.held_bytes)
     digest = digests_of_run(recipe, job)[name]
     with job.run.part(DONE, name) as out:
         out.attributes |= {
-            "engine": cluster.name,
+            "engine": engine.name,
             "seconds": round(seconds, 3),
             "projected_bytes": wanted,
-            "peak_bytes": cluster.peak_bytes,
+            "peak_bytes": engine.peak_bytes,
             "facts": facts,
             "parts": job.run.committed(name),
             "digest": digest,
-            **made_with(job.run, name, cluster),
+            **made_with(job.run, name, engine),
         }
     if name == VECTORS:
         describe_input(job.run)
     if name == LAYOUT:
-        cluster.let_go()
-    observer.finished(name, seconds, wanted, cluster.peak_bytes, facts)
+        engine.let_go()
+    observer.finished(name, seconds, wanted, engine.peak_bytes, facts)
 
 
 def as_it_turned_out(recipe: Recipe, job: Job, worker_memory: int, repairs: int | None = None) -> Plan:
@@ -255,7 +253,7 @@ def as_it_turned_out(recipe: Recipe, job: Job, worker_memory: int, repairs: int 
     return make_plan(without_repairs(config) if repairs == 0 else config, geometry, worker_memory, recipe)
 
 
-def _compute(job: Job, cluster: Engine, observer: Observer) -> Any:
+def _compute(job: Job, engine: Engine, observer: Observer) -> Any:
     def compute(
         stage: str, task: Task, parts: list[str], progress: tuple[float, float] | None = None, **options: Any
     ) -> None:
@@ -272,7 +270,7 @@ def _compute(job: Job, cluster: Engine, observer: Observer) -> Any:
                 observer.advanced(stage, progress[0] + some / of, progress[1])
 
         if todo:
-            run = cluster.spool if stage == SPOOL else cluster.map
+            run = engine.spool if stage == SPOOL else engine.map
             run(task, replace(job, stage=stage), todo, options, advanced)
 
     return compute

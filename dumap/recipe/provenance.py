@@ -20,9 +20,9 @@ PROVENANCE = ("versions", "cpus")
 """Attributes that say it."""
 
 
-def provenance_of(cluster: Engine) -> dict[str, Any]:
+def provenance_of(engine: Engine) -> dict[str, Any]:
     """Return the versions and processors of an engine's workers."""
-    return {"versions": cluster.versions, "cpus": cluster.cpus}
+    return {"versions": engine.versions, "cpus": engine.cpus}
 
 
 def _name(stage: str) -> str:
@@ -50,14 +50,14 @@ def record_of(run: Run, recipe: Recipe) -> dict[str, Any]:
     return begun_with(run, stages[0]) if stages else run.attributes
 
 
-def check_provenance(run: Run, recipe: Recipe, cluster: Engine, force: bool) -> None:
+def check_provenance(run: Run, recipe: Recipe, engine: Engine, force: bool) -> None:
     """Refuse, unless forced, to go on with a stage with versions, or on processors, that it was not begun with."""
     for stage in () if force else half_done(run, recipe):
-        _check(run, stage, cluster)
+        _check(run, stage, engine)
 
 
-def _check(run: Run, stage: str, cluster: Engine) -> None:
-    began, now = begun_with(run, stage), provenance_of(cluster)
+def _check(run: Run, stage: str, engine: Engine) -> None:
+    began, now = begun_with(run, stage), provenance_of(engine)
     differs = differences(began["versions"], now["versions"])
     if not set(now["cpus"]) <= set(began["cpus"]):
         differs.append(f"processors: {', '.join(began['cpus'])} -> {', '.join(now['cpus'])}")
@@ -69,18 +69,18 @@ def _check(run: Run, stage: str, cluster: Engine) -> None:
         )
 
 
-def begin_stage(run: Run, stage: str, cluster: Engine, force: bool) -> None:
+def begin_stage(run: Run, stage: str, engine: Engine, force: bool) -> None:
     """Note what a stage is begun with; where it has parts already, refuse, unless forced, another kind."""
     if run.committed(stage):
         if not force:
-            _check(run, stage, cluster)
-    elif begun_with(run, stage) != (now := provenance_of(cluster)):
+            _check(run, stage, engine)
+    elif begun_with(run, stage) != (now := provenance_of(engine)):
         run.forget(IDENTITY, _name(stage))
         with run.part(IDENTITY, _name(stage)) as out:
             out.attributes |= now
 
 
-def made_with(run: Run, stage: str, cluster: Engine) -> dict[str, Any]:
+def made_with(run: Run, stage: str, engine: Engine) -> dict[str, Any]:
     """Say with what a stage was made that is done now: another kind too, where it was begun with one."""
-    now, began = provenance_of(cluster), begun_with(run, stage)
+    now, began = provenance_of(engine), begun_with(run, stage)
     return now if began == now else {**now, "begun_with": began}
