@@ -1,4 +1,4 @@
-"""A cache that a process keeps between tasks: shared by its threads, within a budget of bytes, freed by `let_go`."""
+"""A cache that a process keeps between tasks: shared by its threads, within a budget of bytes, freed by `clear`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class _Entry(Generic[T]):
     users: int = 1
 
 
-class Kept(Generic[T]):
+class TaskCache(Generic[T]):
     """A cache of values that tasks of one process use again; the least recently used are freed first.
 
     A task that uses a value has room for it in its own budget. So what is kept beside may fill the budgets of as many
@@ -83,7 +83,7 @@ class Kept(Generic[T]):
         with self._lock:
             return sum(entry.size for entry in self._entries.values())
 
-    def let_go(self) -> None:
+    def clear(self) -> None:
         """Free all that is kept; what a task uses now goes with its last user."""
         with self._lock:
             self._entries.clear()

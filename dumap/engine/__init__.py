@@ -70,7 +70,7 @@ class Engine(Protocol):
     def cpus(self) -> list[str]:
         """The kind of processors that the tasks run on, one; none before the preflight."""
 
-    def demand(self, record: dict[str, Any] | None, peak_bytes: int) -> None:
+    def require(self, record: dict[str, Any] | None, peak_bytes: int) -> None:
         """Say, before the preflight, what an unfinished run's attributes are and what a task of the plan may take."""
 
     def preflight(self) -> None:
@@ -79,7 +79,7 @@ class Engine(Protocol):
     def check_sight(self, output: str) -> None:
         """Fail unless the output is seen, and can be written, from where tasks run."""
 
-    def bind(self, run: Run, peak_bytes: int) -> None:
+    def attach(self, run: Run, peak_bytes: int) -> None:
         """Hold all that comes later to the run that is there now, and to the plan's peak of a task."""
 
     def map(
@@ -102,7 +102,7 @@ class Engine(Protocol):
     ) -> None:
         """Do so where the object is that the job embeds: in this process."""
 
-    def let_go(self) -> None:
+    def free_caches(self) -> None:
         """Free what tasks kept for the next ones, wherever they ran."""
 
     def close(self) -> None:

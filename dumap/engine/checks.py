@@ -26,7 +26,7 @@ class WorkerFacts:
 
 
 @dataclass(frozen=True)
-class Demands:
+class Requirements:
     """What a run asks of each worker, so that its bytes do not depend on which of them computed what.
 
     Attributes
@@ -68,19 +68,19 @@ def share(memory_limit: int, threads: int) -> int:
     return max(1, math.floor((tasks / threads + INTERPRETER_BYTES) / PAUSE_FRACTION))
 
 
-def differences(demands: Demands, facts: WorkerFacts) -> list[str]:
+def differences(requirements: Requirements, facts: WorkerFacts) -> list[str]:
     """Say what of a worker is other than demanded, one line each."""
     found = []
-    if facts.versions.get("dumap") != demands.dumap:
-        found.append(f"it has dumap {facts.versions.get('dumap')}, this client {demands.dumap}: install the same")
-    elif facts.format != demands.format:
-        found.append(f"its dumap writes format {facts.format}, this client's {demands.format}: install the same")
-    for name, wanted in demands.versions:
+    if facts.versions.get("dumap") != requirements.dumap:
+        found.append(f"it has dumap {facts.versions.get('dumap')}, this client {requirements.dumap}: install the same")
+    elif facts.format != requirements.format:
+        found.append(f"its dumap writes format {facts.format}, this client's {requirements.format}: install the same")
+    for name, wanted in requirements.versions:
         if name != "dumap" and facts.versions.get(name) != wanted:
             found.append(f"{name} is {facts.versions.get(name)}, {wanted} on the other workers or in the run")
-    if demands.cpu and facts.cpu != demands.cpu:
-        found.append(f"its processor is {facts.cpu}, {demands.cpu} on the other workers or in the run")
-    if facts.memory_limit and share(facts.memory_limit, facts.threads) < demands.peak_bytes / PAUSE_FRACTION:
+    if requirements.cpu and facts.cpu != requirements.cpu:
+        found.append(f"its processor is {facts.cpu}, {requirements.cpu} on the other workers or in the run")
+    if facts.memory_limit and share(facts.memory_limit, facts.threads) < requirements.peak_bytes / PAUSE_FRACTION:
         found.append(
             f"its memory limit of {format_bytes(facts.memory_limit)} for {facts.threads} thread"
             f"{'s' * (facts.threads > 1)} is less than the plan needs"

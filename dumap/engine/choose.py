@@ -132,7 +132,7 @@ def _local(cluster: ClusterConfig, projected: Plan) -> Choice:
 
 
 @contextlib.contextmanager
-def reach(
+def open_engine(
     chosen: Choice, cluster: ClusterConfig, client: Client | None, observer: Observer, need_bytes: int
 ) -> Iterator[Engine]:
     """Hold what was chosen; see `dumap.engine.connect` of what a cluster takes.

@@ -19,7 +19,7 @@ from dumap.artifacts.job import Job
 from dumap.engine import Observer as Observer
 from dumap.engine import worker
 from dumap.engine.backups import Durations
-from dumap.engine.checks import Demands, WorkerFacts, common, differences, share
+from dumap.engine.checks import Requirements, WorkerFacts, common, differences, share
 from dumap.engine.link import Killed, Link, Lost
 from dumap.engine.local import LocalEngine
 from dumap.engine.members import Members, host_of
@@ -72,7 +72,7 @@ class Executor:
         self._durations, self._messages = Durations(), deque[dict]()
         self._note, self._worker_timeout = note, worker_timeout
         self._record: dict[str, Any] | None = None
-        self._demands = Demands(**worker.own())
+        self._requirements = Requirements(**worker.own())
 
     @property
     def client(self) -> Client:
@@ -89,12 +89,12 @@ class Executor:
     @property
     def cpus(self) -> list[str]:
         """The kind of processors that the workers compute on."""
-        return [self._demands.cpu] if self._demands.cpu else []
+        return [self._requirements.cpu] if self._requirements.cpu else []
 
     @property
     def versions(self) -> dict[str, str]:
         """The versions that the workers have."""
-        return dict(self._demands.versions) or worker.versions()
+        return dict(self._requirements.versions) or worker.versions()
 
     @property
     def threads(self) -> int:
@@ -113,10 +113,10 @@ class Executor:
 
     # checks ------------------------------------------------------------------------------------
 
-    def demand(self, record: dict[str, Any] | None, peak_bytes: int) -> None:
+    def require(self, record: dict[str, Any] | None, peak_bytes: int) -> None:
         """Say, before the preflight, what an unfinished run's attributes are and what a task of the plan may take."""
         self._record = record
-        self._demands = replace(self._demands, peak_bytes=peak_bytes)
+        self._requirements = replace(self._requirements, peak_bytes=peak_bytes)
 
     def preflight(self) -> None:
         """Wait for workers, and leave those out that cannot do the work, or differ from what most have.
@@ -128,18 +128,18 @@ class Executor:
         """
         wave = self._first_wave()
         versions, cpu = common(wave, self._record)
-        self._demands = replace(self._demands, versions=tuple(sorted(versions.items())), cpu=cpu)
-        but_memory = replace(self._demands, peak_bytes=0)
+        self._requirements = replace(self._requirements, versions=tuple(sorted(versions.items())), cpu=cpu)
+        but_memory = replace(self._requirements, peak_bytes=0)
         alike = []
         for one in wave:
             if reasons := differences(but_memory, one):
                 self._members.leave_out(one.address, reasons)
             else:
                 alike.append(one)
-        large = [one for one in alike if not differences(self._demands, one)]
+        large = [one for one in alike if not differences(self._requirements, one)]
         for one in alike if large else ():
             if one not in large:
-                self._members.leave_out(one.address, differences(self._demands, one))
+                self._members.leave_out(one.address, differences(self._requirements, one))
         self.workers = large or alike  # where all are too small, the plan says so, with the number
 
     def _first_wave(self) -> list[WorkerFacts]:
@@ -171,10 +171,10 @@ class Executor:
         if isinstance(said, (Lost, Killed)):  # it has left
             return
         if isinstance(said, Exception):
-            self._members.leave_out(address, [_cannot(said, self._demands.dumap)])
+            self._members.leave_out(address, [_cannot(said, self._requirements.dumap)])
             return
         facts = WorkerFacts(address, host_of(address), self._members.present.get(address, 1), **said)
-        basic = Demands(self._demands.dumap, self._demands.format)
+        basic = Requirements(self._requirements.dumap, self._requirements.format)
         if reasons := differences(basic, facts):
             self._members.leave_out(address, reasons)
         else:
@@ -183,9 +183,9 @@ class Executor:
     def _question(self) -> bool:
         """Ask the workers that have not proven to be fit; tell whether one is not."""
         doubtful = self._members.fit.keys() - self._members.proven
-        found = self.link.ask((worker.unfit, self._demands), doubtful, PATIENCE)
+        found = self.link.ask((worker.unfit, self._requirements), doubtful, PATIENCE)
         for address, said in found.items():
-            reasons = [_cannot(said, self._demands.dumap)] if isinstance(said, Exception) else said
+            reasons = [_cannot(said, self._requirements.dumap)] if isinstance(said, Exception) else said
             if reasons:
                 self._members.leave_out(address, reasons)
             else:
@@ -214,11 +214,11 @@ class Executor:
             self._members.leave_out(address, [str(said)])
         self.workers = [one for one in self.workers if one.address not in blind]
 
-    def bind(self, run: Run, peak_bytes: int) -> None:
+    def attach(self, run: Run, peak_bytes: int) -> None:
         """Hold workers that come later to the run that is there now, and to the plan's peak of a task."""
         data = run.get(manifest_key(IDENTITY, "run"))
         seen = "" if data is None else digest(data)
-        self._demands = replace(self._demands, peak_bytes=peak_bytes, output=run.location, seen=seen)
+        self._requirements = replace(self._requirements, peak_bytes=peak_bytes, output=run.location, seen=seen)
 
     # work --------------------------------------------------------------------------------------
 
@@ -243,13 +243,13 @@ class Executor:
         self.link.listen(topic, self._messages.append)
 
         def call(part: str, number: int) -> tuple:
-            orders = worker.Orders(self._demands, topic, step.name, number, ticks=single)
+            orders = worker.Orders(self._requirements, topic, step.name, number, ticks=single)
             return worker.perform, orders, task, job, part, options
 
         def committed(part: str) -> bool:
             return job.stage is not None and job.run.is_committed(job.stage, part)
 
-        repeatable = not getattr(task, "writes_more", False)
+        repeatable = not getattr(task, "no_backup", False)
         work = Work(title, f"{title} {task.__name__}", parts, call, committed, advanced, repeatable)
         step = Step(work, self.link, self._members, self._durations, self._messages, self._question)
         try:
@@ -273,16 +273,16 @@ class Executor:
         finally:
             self.peak_bytes, self.held_bytes = here.peak_bytes, here.held_bytes
 
-    def let_go(self) -> None:
+    def free_caches(self) -> None:
         """Free what tasks kept on workers for the next ones."""
         if self._members.proven and self.link.running:
-            self.link.ask((rounds.let_go,), self._members.proven, PARTING)
+            self.link.ask((rounds.free_caches,), self._members.proven, PARTING)
 
     def close(self) -> None:
         """Leave nothing of the run's with the workers, and hear no more of them."""
         self.link.close()
         if self._members.proven and self.link.running:
-            self.link.ask((worker.let_go,), self._members.proven, PARTING)
+            self.link.ask((worker.free_caches,), self._members.proven, PARTING)
 
 
 def _topic(output: str) -> str:

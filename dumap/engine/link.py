@@ -189,11 +189,13 @@ class Link:
 
     # events ------------------------------------------------------------------------------------
 
-    def listen(self, topic: str, heed: Callable[[dict], None]) -> None:
-        """Have `heed` called, on the client's thread, with each message that workers send on a topic."""
+    def listen(self, topic: str, on_message: Callable[[dict], None]) -> None:
+        """Have `on_message` called, on the client's thread, with each message that workers send on a topic."""
         if topic not in self._topics:
             self._topics.add(topic)
-            self.client.subscribe_topic(topic, lambda event: heed(event[1] if isinstance(event, tuple) else event))
+            self.client.subscribe_topic(
+                topic, lambda event: on_message(event[1] if isinstance(event, tuple) else event)
+            )
 
     def close(self) -> None:
         """Listen no more."""

@@ -62,7 +62,7 @@ class LocalEngine:
         """The kind of processors that tasks run on, one."""
         return [process.cpu()]
 
-    def demand(self, record: dict[str, Any] | None, peak_bytes: int) -> None:
+    def require(self, record: dict[str, Any] | None, peak_bytes: int) -> None:
         """Demand nothing: this process is the only one there is."""
 
     def preflight(self) -> None:
@@ -71,7 +71,7 @@ class LocalEngine:
     def check_sight(self, output: str) -> None:
         """Check nothing: the output was written to from this process."""
 
-    def bind(self, run: Run, peak_bytes: int) -> None:
+    def attach(self, run: Run, peak_bytes: int) -> None:
         """Bind nobody: no worker comes later."""
 
     def map(
@@ -110,13 +110,13 @@ class LocalEngine:
 
     spool = map  # the object is in this process
 
-    def let_go(self) -> None:
+    def free_caches(self) -> None:
         """Free what tasks kept for the next."""
-        rounds.let_go()
+        rounds.free_caches()
 
     def close(self) -> None:
         """Leave nothing of the run's in this process."""
-        self.let_go()
+        self.free_caches()
 
 
 class _Step:

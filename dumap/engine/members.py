@@ -15,7 +15,7 @@ WAKING = 2
 """So many parts are on their way where there is no worker: what waits for the first is all given to it."""
 
 
-class Source(Protocol):
+class ClusterView(Protocol):
     """What members are learnt from."""
 
     @property
@@ -52,7 +52,7 @@ class Members:
         Told, once, of each worker that is left out.
     """
 
-    def __init__(self, source: Source, timeout: float, worker_timeout: float, note: Callable[[str], None]) -> None:
+    def __init__(self, source: ClusterView, timeout: float, worker_timeout: float, note: Callable[[str], None]) -> None:
         self._source, self._timeout, self._worker_timeout, self._note = source, timeout, worker_timeout, note
         self.present: dict[str, int] = {}
         self.unfit: set[str] = set()

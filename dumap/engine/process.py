@@ -21,7 +21,7 @@ from threadpoolctl import threadpool_info
 
 from dumap.artifacts.job import Job
 from dumap.engine import memory
-from dumap.kernels.threads import Counted, one_thread
+from dumap.kernels.threads import SharedSetting, one_thread
 from dumap.planning.budget import compiling_bytes
 from dumap.store import requests_at_once
 from dumap.version import __version__
@@ -54,7 +54,7 @@ def _shared() -> Iterator[None]:
         yield
 
 
-_tasks = Counted(_shared)
+_tasks = SharedSetting(_shared)
 
 
 class Baseline(EventListener):

@@ -20,7 +20,7 @@ NAMED = 8
 """Parts that an error names."""
 POLL_SECONDS = 0.5
 """The longest that a step waits for news."""
-STRANGE = 3
+MAX_FOREIGN_ERRORS = 3
 """Errors from outside of a part's task, on workers that are fit, before the run gives up on it."""
 
 
@@ -135,8 +135,8 @@ class Step:
         self.of: dict[str, list[Any]] = {}
         self.numbers: dict[int, Any] = {}
         self.done: set[str] = set()
-        self.copied: set[str] = set()
-        self.strange: dict[str, int] = {}
+        self.backed_up: set[str] = set()
+        self.foreign_errors: dict[str, int] = {}
         self.sent, self.peak_bytes, self.held_bytes = 0, 0, 0
         self.idle_since: float | None = None
         self.name = ""
@@ -156,13 +156,13 @@ class Step:
                 if self.members.refresh(self._names):
                     self.queue.window = self.members.window
                     self.queue.many = max(2, 2 * self.members.threads)
-                    self._send_anew()
-                    self._copy_slow()
+                    self._send_again()
+                    self._send_backups()
                 if not (self.members.unfit and not self.members.fit):
                     while (part := self.queue.take(len(self.in_flight))) is not None:
                         self._send(part, self.members.allowed)
                 done = self.tasks.done(POLL_SECONDS)
-                self._heed()
+                self._read_messages()
                 for future in done:
                     if future in self.in_flight:
                         self._record_outcome(future)
@@ -183,7 +183,7 @@ class Step:
         self.of.setdefault(part, []).append(future)
         self.numbers[self.sent] = future
 
-    def _drop(self, futures: Sequence[Any]) -> None:
+    def _cancel(self, futures: Sequence[Any]) -> None:
         """Cancel tasks and forget them."""
         if futures:
             self.tasks.cancel(futures)
@@ -198,7 +198,7 @@ class Step:
             del self.of[attempt.part]
         return attempt
 
-    def _send_anew(self) -> None:
+    def _send_again(self) -> None:
         """Send parts again that were bound to workers that are gone, and some for workers that joined since."""
         present, allowed = self.members.present, self.members.allowed
         for attempt in self.in_flight.values():
@@ -210,21 +210,21 @@ class Step:
             waiting = {f: a for f, a in self.in_flight.items() if a.workers is not None and a.begun is None}
             bound = [f for f, a in waiting.items() if not a.workers & present.keys()]  # type: ignore[operator]
             others = [f for f, a in waiting.items() if a.workers != allowed and not a.backup and f not in set(bound)]
-            bound += others[: -2 * self._threads_beside(waiting.values()) - 1 : -1]
+            bound += others[: -2 * self._free_threads(waiting.values()) - 1 : -1]
         parts = [self.in_flight[future].part for future in bound]
-        self._drop(bound)
+        self._cancel(bound)
         for part in dict.fromkeys(parts):
             if part not in self.of:
                 self.queue.put_back(part)
 
-    def _threads_beside(self, waiting: Iterable[Attempt]) -> int:
+    def _free_threads(self, waiting: Iterable[Attempt]) -> int:
         """Count the threads of workers to which no waiting part may go."""
         reached: set[str] = set()
         for attempt in waiting:
             reached |= attempt.workers or set()
         return sum(threads for worker, threads in self.members.fit.items() if worker not in reached)
 
-    def _copy_slow(self) -> None:
+    def _send_backups(self) -> None:
         """Send a backup of parts that take much longer than others of their kind, once nothing else waits."""
         now, slow = self.tasks.now(), self.durations.slow(self.work.kind)
         running = sum(attempt.begun is not None for attempt in self.in_flight.values())
@@ -237,8 +237,8 @@ class Step:
         late = [a for a in self.in_flight.values() if not a.backup and now - self._since(a) > slow]
         around = frozenset(self.members.fit) - {attempt.worker for attempt in late}
         for attempt in late if around else ():
-            if attempt.part not in self.copied:
-                self.copied.add(attempt.part)
+            if attempt.part not in self.backed_up:
+                self.backed_up.add(attempt.part)
                 self._send(attempt.part, around, backup=True)
 
     def _since(self, attempt: Attempt) -> float:
@@ -247,7 +247,7 @@ class Step:
 
     # what comes back ---------------------------------------------------------------------------
 
-    def _heed(self) -> None:
+    def _read_messages(self) -> None:
         """Read the messages of tasks: where they began, how far they are, and what they took."""
         while self.messages:
             message = self.messages.popleft()
@@ -284,20 +284,20 @@ class Step:
                 )
         else:
             if not isinstance(error, (Lost, UnfitWorker)) and attempt.sent >= self.members.found_unfit:
-                self._wonder(part, error)
+                self._find_cause(part, error)
             self.queue.put_back(part)
 
     def _finish(self, part: str) -> None:
-        self._drop(self.of.get(part, []))
+        self._cancel(self.of.get(part, []))
         self.done.add(part)
         self.work.advanced(len(self.done), len(self.work.parts))
 
-    def _wonder(self, part: str, error: Exception) -> None:
+    def _find_cause(self, part: str, error: Exception) -> None:
         """Find out whether an error that is not the task's own is the worker's, which may not even read the task."""
         if self.question():
             return
-        self.strange[part] = self.strange.get(part, 0) + 1
-        if self.strange[part] >= STRANGE:
+        self.foreign_errors[part] = self.foreign_errors.get(part, 0) + 1
+        if self.foreign_errors[part] >= MAX_FOREIGN_ERRORS:
             raise ClusterError(
                 f"{self.work.stage} {part} cannot be run ({type(error).__name__}: {error}): the scheduler and all "
                 f"workers must have the dumap of this client, and what it needs"

@@ -12,7 +12,7 @@ from typing import Any
 from distributed import Reschedule, Status, Worker, get_worker
 
 from dumap.artifacts.job import Job
-from dumap.engine.checks import Demands, UnfitWorker, WorkerFacts, differences
+from dumap.engine.checks import Requirements, UnfitWorker, WorkerFacts, differences
 from dumap.engine.process import cpu, run_task, versions
 from dumap.errors import DumapError, StorageError, TaskError
 from dumap.stages import rounds
@@ -30,7 +30,7 @@ class Orders:
 
     Attributes
     ----------
-    demands : Demands
+    requirements : Requirements
         What the worker must have.
     topic, step, number
         Where it says that it begins and that it ends, and as what.
@@ -38,7 +38,7 @@ class Orders:
         Whether it says how far it is.
     """
 
-    demands: Demands
+    requirements: Requirements
     topic: str
     step: str
     number: int
@@ -51,14 +51,14 @@ def own() -> dict[str, Any]:
 
 
 @cache
-def _met() -> float:
+def _first_asked() -> float:
     """Return when this process was first asked for anything."""
     return time.monotonic()
 
 
 def facts() -> dict[str, Any]:
     """Say what this worker has and runs on."""
-    _met()
+    _first_asked()
     limit = get_worker().memory_manager.memory_limit or 0
     return {"memory_limit": limit, "versions": versions(), "cpu": cpu(), "format": FORMAT}
 
@@ -75,27 +75,27 @@ def see(output: str, key: str) -> None:
 _checking = threading.Lock()
 
 
-def unfit(demands: Demands) -> list[str]:
+def unfit(requirements: Requirements) -> list[str]:
     """Say why this worker must not take part in a run; found out once a process."""
     with _checking:
-        return list(_unfit(demands, get_worker().address))
+        return list(_unfit(requirements, get_worker().address))
 
 
 @lru_cache(maxsize=16)
-def _unfit(demands: Demands, address: str) -> tuple[str, ...]:
-    found = differences(demands, WorkerFacts(address, "", get_worker().state.nthreads, **facts()))
-    if not found and demands.seen:
-        found = _blind(demands)
+def _unfit(requirements: Requirements, address: str) -> tuple[str, ...]:
+    found = differences(requirements, WorkerFacts(address, "", get_worker().state.nthreads, **facts()))
+    if not found and requirements.seen:
+        found = _blind(requirements)
     return tuple(found)
 
 
-def _blind(demands: Demands) -> list[str]:
+def _blind(requirements: Requirements) -> list[str]:
     """Say what keeps this worker from the run's output."""
     try:
-        data = Run(demands.output, read_only=True).get(manifest_key(IDENTITY, "run"))
-        if data is None or digest(data) != demands.seen:
-            return [f"it does not see {demands.output} as the client does: name a shared folder or a URL"]
-        probe(demands.output)
+        data = Run(requirements.output, read_only=True).get(manifest_key(IDENTITY, "run"))
+        if data is None or digest(data) != requirements.seen:
+            return [f"it does not see {requirements.output} as the client does: name a shared folder or a URL"]
+        probe(requirements.output)
     except DumapError as error:
         if lacks_room(error):  # for every worker alike: the run ends, and says so
             raise
@@ -103,9 +103,9 @@ def _blind(demands: Demands) -> list[str]:
     return []
 
 
-def let_go() -> None:
+def free_caches() -> None:
     """Free what this process keeps for the next task of a run."""
-    rounds.let_go()
+    rounds.free_caches()
     _unfit.cache_clear()
 
 
@@ -114,7 +114,7 @@ def let_go() -> None:
 
 def _wait_for_nanny(worker: Worker) -> None:
     if worker.nanny is not None:
-        time.sleep(max(0.0, _met() + SETTLING_SECONDS - time.monotonic()))
+        time.sleep(max(0.0, _first_asked() + SETTLING_SECONDS - time.monotonic()))
 
 
 def perform(orders: Orders, task: Callable[..., None], job: Job, part: str, options: dict[str, Any]) -> dict[str, Any]:
@@ -129,7 +129,7 @@ def perform(orders: Orders, task: Callable[..., None], job: Job, part: str, opti
     """
     worker, last = get_worker(), 0.0
     _wait_for_nanny(worker)
-    if reasons := unfit(orders.demands):
+    if reasons := unfit(orders.requirements):
         raise UnfitWorker(worker.address, reasons)
 
     def tell(message: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from threadpoolctl import LibController, ThreadpoolController
 
 
-class Counted:
+class SharedSetting:
     """A setting of the whole process that threads hold together: the first one in makes it, the last one out undoes it.
 
     Parameters

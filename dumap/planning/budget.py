@@ -111,7 +111,7 @@ def round_bytes(config: Config, shard_rows: int) -> tuple[int, int]:
     return beside, max(1, (config.task_memory - beside) // one)
 
 
-def kept_bytes(config: Config, rows: int) -> int:
+def cached_bytes(config: Config, rows: int) -> int:
     """Return the bytes of packed edges that a task of a round may keep: those of the largest shard range."""
     shard_rows = min(shard_rows_of(config), rows)
     _, fitting = round_bytes(config, shard_rows)

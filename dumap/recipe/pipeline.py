@@ -13,7 +13,7 @@ from dumap.artifacts.job import Job
 from dumap.artifacts.part_names import AUDIT, CELLS, LAYOUT, VECTORS
 from dumap.config import Config, format_bytes
 from dumap.engine import Engine, Observer
-from dumap.engine.choose import choose, reach
+from dumap.engine.choose import choose, open_engine
 from dumap.errors import DamageError, DumapError
 from dumap.planning.audits import without_repairs
 from dumap.planning.budget import PAUSE_FRACTION, held_beyond
@@ -128,8 +128,8 @@ def run(
     need = math.ceil(projected.peak_bytes / PAUSE_FRACTION)
     record = record_of(job.run, recipe) if begun and not force else None
     chosen = choose(config.cluster, projected, client)
-    with reach(chosen, config.cluster, client, observer, need) as engine, contextlib.closing(engine):
-        engine.demand(record, plan_left(job, stages, 0).peak_bytes)
+    with open_engine(chosen, config.cluster, client, observer, need) as engine, contextlib.closing(engine):
+        engine.require(record, plan_left(job, stages, 0).peak_bytes)
         engine.preflight()
         _drive(job, other, stages, engine, observer, force, begun)
     return status(config.output)
@@ -156,7 +156,7 @@ def _drive(
             check_provenance(job.run, recipe, engine, force)
             if parent is not None:
                 register(parent.location, output, observer.note)
-            engine.bind(job.run, projected.peak_bytes)
+            engine.attach(job.run, projected.peak_bytes)
             follow(recipe, job, projected, engine, Watched(observer, lock), force, parent)
             job.run.renew()
     except (DumapError, KeyboardInterrupt) as error:
@@ -199,7 +199,7 @@ def follow(
                 observer.note(f"{error}: it is made again")
                 forget(job.run, *part)
             create(job, engine, parent)
-            engine.bind(job.run, projected.peak_bytes)
+            engine.attach(job.run, projected.peak_bytes)
 
 
 def _complete(recipe: Recipe, stage: Stage, job: Job, engine: Engine, observer: Observer) -> None:
@@ -230,7 +230,7 @@ def _complete(recipe: Recipe, stage: Stage, job: Job, engine: Engine, observer: 
     if name == VECTORS:
         describe_input(job.run)
     if name == LAYOUT:
-        engine.let_go()
+        engine.free_caches()
     observer.finished(name, seconds, wanted, engine.peak_bytes, facts)
 
 

@@ -22,9 +22,9 @@ from dumap.store import Run
 Task = Callable[..., None]
 
 
-def writes_more(task: Task) -> Task:
+def no_backup(task: Task) -> Task:
     """Mark a task that writes more than its own part, so that no backup of it may run."""
-    task.writes_more = True  # type: ignore[attr-defined]
+    task.no_backup = True  # type: ignore[attr-defined]
     return task
 
 

@@ -26,7 +26,7 @@ from dumap.kernels.pool import lay_pool, pool_rows
 from dumap.planning.budget import layout_bytes, pool_bytes, round_bytes, runs_on_one_host
 from dumap.planning.geometry import Geometry
 from dumap.planning.plan import Projection
-from dumap.stages import Context, Stage, writes_more
+from dumap.stages import Context, Stage, no_backup
 from dumap.stages.layout_common import end, is_checkpoint, layout_parameters, pack_shards, write_piece
 from dumap.stages.loss import PAIRS_PART, draw_pairs, early_stop_epochs, should_stop, write_loss
 from dumap.stages.rounds import in_rounds
@@ -66,7 +66,7 @@ def advance(
         piece.result()
 
 
-@writes_more
+@no_backup
 def descend(job: Job, part: str, threads: int) -> None:
     """Run the epochs after the last checkpoint on the cores of this host, and commit checkpoints."""
     graph, epochs = Graph(job.run), job.geometry.n_epochs

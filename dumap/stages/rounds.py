@@ -14,11 +14,11 @@ from dumap.artifacts.graph import Graph
 from dumap.artifacts.job import Job
 from dumap.artifacts.layout import EpochState, epoch_states, loss_name
 from dumap.artifacts.part_names import LAYOUT, evenly, range_of, ranged
-from dumap.artifacts.task_cache import Kept
+from dumap.artifacts.task_cache import TaskCache
 from dumap.kernels import layout
 from dumap.kernels.edges import Edges
 from dumap.kernels.pool import lay_pool, pool_rows
-from dumap.planning.budget import kept_bytes
+from dumap.planning.budget import cached_bytes
 from dumap.stages import Context
 from dumap.stages.layout_common import end, is_checkpoint, layout_parameters, pack_shards, write_piece
 from dumap.stages.loss import early_stop_epochs, measure_loss, should_stop
@@ -28,8 +28,8 @@ PACKED = "packed"
 """The parts that hold the packed edges of shard ranges."""
 
 
-_packed: Kept[tuple[Edges, np.ndarray]] = Kept()
-"""Packed edges that this process keeps between rounds; `let_go` frees them."""
+_packed: TaskCache[tuple[Edges, np.ndarray]] = TaskCache()
+"""Packed edges that this process keeps between rounds; `free_caches` frees them."""
 
 
 def shard_ranges(context: Context, shards: int, tasks: int) -> list[tuple[int, int]]:
@@ -78,12 +78,12 @@ def range_edges(job: Job, shard_range: tuple[int, int]) -> AbstractContextManage
 
     key = (job.run.location, name, manifest["attempt"])  # another attempt if the edges were packed again
     size = sum(size for size, _ in manifest["objects"].values())
-    return _packed.use(key, kept_bytes(job.config, job.geometry.rows), size, read)
+    return _packed.use(key, cached_bytes(job.config, job.geometry.rows), size, read)
 
 
-def let_go() -> None:
+def free_caches() -> None:
     """Free the packed edges that this process keeps."""
-    _packed.let_go()
+    _packed.clear()
 
 
 def pool_of(before: EpochState, seed: int, epoch: int) -> np.ndarray:

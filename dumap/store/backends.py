@@ -20,7 +20,7 @@ REMOVED_AT_ONCE = 1000
 """Objects of a bucket that one request removes."""
 
 
-class Source(Protocol):
+class ByteStream(Protocol):
     """What bytes are read from in order: a file, or what a bucket answered."""
 
     def readinto(self, buffer: memoryview, /) -> int | None:
@@ -41,7 +41,7 @@ class Backend(Protocol):
     def get(self, key: str, most: int | None) -> bytes | None:
         """Return an object's bytes; None where there is none, or one of more bytes than it may have."""
 
-    def open_span(self, key: str, start: int, stop: int, size: int) -> Source:
+    def open_span(self, key: str, start: int, stop: int, size: int) -> ByteStream:
         """Open bytes [start, stop) of an object of a size; EOFError where a file has another."""
 
     def size(self, key: str) -> int:
@@ -78,7 +78,7 @@ class Folder:
         """As `Backend`."""
         return disk.read(self.root, key, most)
 
-    def open_span(self, key: str, start: int, stop: int, size: int) -> Source:
+    def open_span(self, key: str, start: int, stop: int, size: int) -> ByteStream:
         """As `Backend`."""
         return disk.open_at(self.root, key, start, size)
 
@@ -130,7 +130,7 @@ class Bucket:
             return None
         return None if most is not None and found.meta["size"] > most else found.bytes().to_bytes()
 
-    def open_span(self, key: str, start: int, stop: int, size: int) -> Source:
+    def open_span(self, key: str, start: int, stop: int, size: int) -> ByteStream:
         """As `Backend`."""
         return io.BytesIO(self._call.get_range(self.bucket, key, start=start, end=stop).to_bytes())
 
@@ -197,7 +197,7 @@ class Archive:
                 return None
             return None if most is not None and found.file_size > most else file.read(found)
 
-    def open_span(self, key: str, start: int, stop: int, size: int) -> Source:
+    def open_span(self, key: str, start: int, stop: int, size: int) -> ByteStream:
         """As `Backend`."""
         found = self.get(key, size)
         if found is None:

@@ -210,7 +210,7 @@ class Committed(Objects):
                 sizes |= {key: manifest["objects"][key][0] for key in own}
         for name, manifest in dropped.items():
             self.put_part(manifest_key(stage, name), seal(manifest), durable=True)
-            self._let_go(stage, name)
+            self._forget_cached(stage, name)
         self.flush_folders(manifest_key(stage, name) for name in dropped)
         self.delete_all(list(sizes))
         return sum(sizes.values())
@@ -232,9 +232,9 @@ class Committed(Objects):
         self._check_term()
         self.delete_all([manifest_key(stage, name) for name in names])
         for name in names:
-            self._let_go(stage, name)
+            self._forget_cached(stage, name)
 
-    def _let_go(self, stage: str, name: str) -> None:
+    def _forget_cached(self, stage: str, name: str) -> None:
         """Forget what was read of a part's manifest."""
         self._manifests.pop((stage, name), None)
         for known in [key for key in self._stored if key[:2] == (stage, name)]:

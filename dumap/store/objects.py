@@ -20,7 +20,7 @@ from zarr.storage import LocalStore, ObjectStore, ZipStore
 from dumap.errors import DumapError, StorageError
 from dumap.json_values import to_json
 from dumap.store import disk
-from dumap.store.backends import Bucket, Source, describe_error, is_archive, open_backend, open_bucket
+from dumap.store.backends import Bucket, ByteStream, describe_error, is_archive, open_backend, open_bucket
 from dumap.store.disk import normalize
 from dumap.store.manifests import LOCKS
 
@@ -161,7 +161,7 @@ class Objects:
                 return None
         return _shortened(digested.hexdigest())
 
-    def open_span(self, key: str, start: int, stop: int, size: int) -> Source:
+    def open_span(self, key: str, start: int, stop: int, size: int) -> ByteStream:
         """Open bytes [start, stop) of an object of a size, to be read in order; a bucket may have fewer of them.
 
         Raises

@@ -20,7 +20,7 @@ from typing import Any
 import google_crc32c
 import numpy as np
 
-from dumap.store.backends import Source
+from dumap.store.backends import ByteStream
 
 RANGE_BYTES = 1 << 18
 """Rows are read in ranges of about this size, each with a checksum of its own. Part of the format."""
@@ -139,7 +139,7 @@ class StoredArray:
         last = -(-stop // self.range_rows)
         return start // self.range_rows * self._step, self.size if last == self._ranges else last * self._step
 
-    def read(self, source: Source, start: int, stop: int, out: np.ndarray) -> None:
+    def read(self, source: ByteStream, start: int, stop: int, out: np.ndarray) -> None:
         """Read rows [start, stop) and check them.
 
         Parameters
@@ -184,7 +184,7 @@ def _checksum(crc: int) -> bytes:
     return crc.to_bytes(4, "little")
 
 
-def _fill(source: Source, piece: np.ndarray) -> None:
+def _fill(source: ByteStream, piece: np.ndarray) -> None:
     """Read a piece whole."""
     left = piece.data
     while len(left):
@@ -194,7 +194,7 @@ def _fill(source: Source, piece: np.ndarray) -> None:
         left = left[count:]
 
 
-def _skip(source: Source, count: int, buffer: np.ndarray, crc: int) -> int:
+def _skip(source: ByteStream, count: int, buffer: np.ndarray, crc: int) -> int:
     """Read so many bytes for the checksum alone; return it."""
     while count:
         piece = buffer[: min(count, len(buffer))]

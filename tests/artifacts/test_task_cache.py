@@ -8,14 +8,14 @@ from contextlib import ExitStack
 
 import pytest
 
-from dumap.artifacts.task_cache import Kept
+from dumap.artifacts.task_cache import TaskCache
 
 SECONDS = 30
 
 
 @pytest.fixture
 def kept():
-    return Kept()
+    return TaskCache()
 
 
 @pytest.fixture
@@ -84,11 +84,11 @@ def test_what_cannot_be_made_is_not_kept(kept, use):
 def test_let_go_frees_all_and_disturbs_no_user(kept, use):
     use("b")
     with kept.use("a", 20, 10, lambda: "value") as value:
-        kept.let_go()
+        kept.clear()
         assert value == "value"
         assert kept.bytes == 0
     assert use("b") == ("value of b", True)
-    kept.let_go()
+    kept.clear()
     assert kept.bytes == 0
 
 
@@ -102,7 +102,7 @@ def test_threads_that_use_and_let_go_at_once_get_their_own_value(kept):
             with kept.use(key, 20, 10, lambda key=key: [key]) as value:
                 assert value == [key]
             if turn % 97 == number:
-                kept.let_go()
+                kept.clear()
 
     with ThreadPoolExecutor(4) as threads:
         list(threads.map(work, range(4)))

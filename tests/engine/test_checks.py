@@ -6,18 +6,18 @@ from dataclasses import replace
 
 import pytest
 
-from dumap.engine.checks import Demands, WorkerFacts, common, differences, share
+from dumap.engine.checks import Requirements, WorkerFacts, common, differences, share
 from dumap.engine.members import host_of
 from dumap.planning.budget import INTERPRETER_BYTES, PAUSE_FRACTION, process_bytes
 
 GIB = 2**30
 ONE = WorkerFacts("tcp://a:1", "a", 1, 4 * GIB, {"dumap": "1", "numpy": "2", "python": "3.12.1"}, "zen", 9)
-WANTED = Demands("1", 9, tuple(ONE.versions.items()), "zen", GIB)
+WANTED = Requirements("1", 9, tuple(ONE.versions.items()), "zen", GIB)
 
 
 def test_a_worker_like_the_others_is_fit():
     assert differences(WANTED, ONE) == []
-    assert differences(Demands("1", 9), replace(ONE, cpu="z80", versions={"dumap": "1", "numpy": "0"})) == []
+    assert differences(Requirements("1", 9), replace(ONE, cpu="z80", versions={"dumap": "1", "numpy": "0"})) == []
 
 
 @pytest.mark.parametrize(

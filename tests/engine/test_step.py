@@ -210,7 +210,7 @@ def test_a_straggler_gets_one_copy_on_another_worker_and_the_first_counts(second
     run = Run(cluster, numbered("part", 12))
     ended = run.go()
     assert BACKUP_SECONDS < ended < BACKUP_SECONDS + 6
-    late = [part for part in run.step.work.parts if part in run.step.copied]
+    late = [part for part in run.step.work.parts if part in run.step.backed_up]
     assert len(late) == 1 or first == "copy"
     assert [where == slow for part, where in cluster.computed if part == late[0]] == [first == "straggler"]
 
@@ -232,7 +232,7 @@ def test_what_may_not_run_twice_gets_no_copy():
     cluster.join(slowness=200.0)
     run = Run(cluster, numbered("part", 20), repeatable=False)
     assert run.go() >= 200
-    assert run.step.copied == set()
+    assert run.step.backed_up == set()
 
 
 def test_few_that_have_ended_tell_nothing_of_what_is_slow():
@@ -241,7 +241,7 @@ def test_few_that_have_ended_tell_nothing_of_what_is_slow():
     cluster.join(slowness=200.0)
     run = Run(cluster, numbered("part", 7))
     assert run.go() >= 200
-    assert run.step.copied == set()
+    assert run.step.backed_up == set()
 
 
 # errors ------------------------------------------------------------------------------------------

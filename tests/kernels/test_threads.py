@@ -11,7 +11,7 @@ import pytest
 import sklearn.cluster  # noqa: F401  (brings an OpenMP)
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from dumap.kernels.threads import Counted, one_thread
+from dumap.kernels.threads import SharedSetting, one_thread
 
 SECONDS = 30
 
@@ -139,7 +139,7 @@ def test_a_setting_is_made_once_and_undone_once():
         yield
         history.append("undone")
 
-    counted = Counted(setting)
+    counted = SharedSetting(setting)
     first, second = contextlib.ExitStack(), contextlib.ExitStack()
     first.enter_context(counted)
     second.enter_context(counted)
