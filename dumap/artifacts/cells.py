@@ -8,7 +8,7 @@ from functools import cached_property
 import numpy as np
 
 from dumap.artifacts.job import Job
-from dumap.artifacts.part_names import CELLS, numbered
+from dumap.artifacts.part_names import CELLS, part_name, part_names
 from dumap.kernels import cells, tree, vectors
 from dumap.planning.geometry import guests_a_turn
 from dumap.store import Run
@@ -62,12 +62,12 @@ class Table:
 
     def positions(self, run: Run, block: int) -> np.ndarray:
         """Return the positions of a block's rows, (n,); -1 for those left out."""
-        home = run.read(CELLS, numbered("assign", block + 1)[-1], "home")
+        home = run.read(CELLS, part_name("assign", block), "home")
         return cells.ranks(home, run.read(CELLS, TABLE, "starts", block, block + 1)[0])
 
     def status(self, block: int) -> np.ndarray:
         """Return the status of a block's rows, (n,), as stage vectors found it."""
-        return self.run.read(CELLS, numbered("assign", block + 1)[-1], "status")
+        return self.run.read(CELLS, part_name("assign", block), "status")
 
 
 def travels_as_it_is(job: Job) -> bool:
@@ -89,7 +89,7 @@ class Cell:
         self.job, spans = job, table.spans(cell)
         starts = spans[:, 0].astype(np.int64)
         stops = starts + spans[:, 2 if guests else 1]
-        blocks = numbered("sorted", job.geometry.blocks)
+        blocks = part_names("sorted", job.geometry.blocks)
         self.spans = [(block, int(a), int(b)) for block, a, b in zip(blocks, starts, stops, strict=True) if b > a]
         positions = np.concatenate([job.run.read(CELLS, block, "positions", a, b) for block, a, b in self.spans])
         guest = (positions < table.offsets[cell]) | (positions >= table.offsets[cell + 1])

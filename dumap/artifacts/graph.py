@@ -7,7 +7,7 @@ from functools import cached_property
 
 import numpy as np
 
-from dumap.artifacts.part_names import GRAPH, numbered, total
+from dumap.artifacts.part_names import GRAPH, part_name, part_names, total
 from dumap.kernels import graph
 from dumap.store import Run
 
@@ -38,7 +38,7 @@ class RowRanges:
 
 def repeated_positions(run: Run, block: int) -> np.ndarray:
     """Return the positions of a block's rows that have duplicates, in the order of rows."""
-    return run.read(GRAPH, numbered("placed", block + 1)[-1], "positions")
+    return run.read(GRAPH, part_name("placed", block), "positions")
 
 
 class Graph:
@@ -47,7 +47,7 @@ class Graph:
     def __init__(self, run: Run) -> None:
         self.run = run
         self.shards = RowRanges(run.read(GRAPH, SHARDS, "offsets"))
-        self.names = numbered("united", len(self.shards))
+        self.names = part_names("united", len(self.shards))
 
     def read(self, shard: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return a shard's indptr, tails (positions) and weights."""

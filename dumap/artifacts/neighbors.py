@@ -6,7 +6,7 @@ import numpy as np
 
 from dumap.artifacts.audit import repairs_made
 from dumap.artifacts.cells import Table
-from dumap.artifacts.part_names import AUDIT, NEIGHBORS, numbered
+from dumap.artifacts.part_names import AUDIT, NEIGHBORS, part_names
 from dumap.store import Part, Run
 
 
@@ -31,7 +31,7 @@ class Lists:
         self.run, self.table = run, Table(run)
         repairs = repairs_made(run) if repairs is None else repairs
         self.stage, prefix = (AUDIT, f"merged-{repairs}") if repairs else (NEIGHBORS, "merged")
-        self.names = numbered(prefix, self.table.cells)
+        self.names = part_names(prefix, self.table.cells)
 
     def read(self, array: str, start: int, stop: int) -> np.ndarray:
         """Read 'indices' or 'distances' of positions [start, stop)."""

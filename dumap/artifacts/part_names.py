@@ -15,9 +15,14 @@ GRAPH, COARSEN, START, LAYOUT = "graph", "coarsen", "start", "layout"
 EMBEDDING, QUALITY = "embedding", "quality"
 
 
-def numbered(prefix: str, count: int) -> list[str]:
-    """Name `count` parts."""
-    return [f"{prefix}-{number:05d}" for number in range(count)]
+def part_name(kind: str, number: int) -> str:
+    """Name one of the numbered parts of a kind: `sorted-00003`."""
+    return f"{kind}-{number:05d}"
+
+
+def part_names(kind: str, count: int) -> list[str]:
+    """Name the first `count` numbered parts of a kind."""
+    return [part_name(kind, number) for number in range(count)]
 
 
 def kind_of(part: str) -> str:
@@ -30,9 +35,9 @@ def number_of(part: str) -> int:
     return int(part.rsplit("-", 1)[1])
 
 
-def ranged(prefix: str, first: int, last: int) -> str:
-    """Name the part of a range of shards."""
-    return f"{prefix}-{first:05d}-{last:05d}"
+def range_name(kind: str, first: int, last: int) -> str:
+    """Name the part of a kind that holds shards [first, last)."""
+    return f"{kind}-{first:05d}-{last:05d}"
 
 
 def range_of(part: str) -> tuple[int, int]:
@@ -46,6 +51,6 @@ def total(run: Run, stage: str, parts: Sequence[str], fact: str) -> Any:
     return sum(summary[fact] for summary in run.summaries(stage, parts))
 
 
-def evenly(count: int, ranges: int) -> list[tuple[int, int]]:
+def split_evenly(count: int, ranges: int) -> list[tuple[int, int]]:
     """Cut `count` things into so many ranges, or as many as there are things."""
     return list(pairwise(np.unique(np.linspace(0, count, ranges + 1).astype(int)).tolist()))

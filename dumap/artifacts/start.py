@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from dumap.artifacts.part_names import START, numbered
+from dumap.artifacts.part_names import START, part_names
 from dumap.store import Checkpoints, Run
 
 BOX = "box"
@@ -17,7 +17,7 @@ class StartCoordinates:
     """The coordinates of the start, by shard."""
 
     def __init__(self, run: Run, shards: int) -> None:
-        self.run, self.names = run, numbered("coordinates", shards)
+        self.run, self.names = run, part_names("coordinates", shards)
 
     def read(self, shard: int, first: int = 0, stop: int | None = None) -> np.ndarray:
         """Read rows [first, stop) of a shard."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from dumap.artifacts.job import Job
-from dumap.artifacts.part_names import VECTORS, numbered, total
+from dumap.artifacts.part_names import VECTORS, part_name, part_names, total
 from dumap.kernels import hashing
 from dumap.store import Run
 
@@ -33,7 +33,7 @@ def drawn_queries(job: Job, rows: np.ndarray, number: int, among: int) -> np.nda
 
 def samples(job: Job) -> list[str]:
     """Name the parts that hold the blocks' samples."""
-    return numbered("distinct" if job.config.input.unique else "block", job.geometry.blocks)
+    return part_names("distinct" if job.config.input.unique else "block", job.geometry.blocks)
 
 
 def drawn(job: Job) -> np.ndarray:
@@ -43,19 +43,19 @@ def drawn(job: Job) -> np.ndarray:
 
 def duplicates_of(run: Run, block: int) -> tuple[np.ndarray, np.ndarray]:
     """Return a block's duplicates, counted from its first row, and the rows that they equal, the first of each kind."""
-    name = numbered("distinct", block + 1)[-1]
+    name = part_name("distinct", block)
     return run.read(VECTORS, name, "copies"), run.read(VECTORS, name, "firsts")
 
 
 def repeated_in(run: Run, block: int) -> tuple[np.ndarray, np.ndarray]:
     """Return a block's rows that have duplicates, counted from its first row, and how many rows each stands for."""
-    name = numbered("distinct", block + 1)[-1]
+    name = part_name("distinct", block)
     return run.read(VECTORS, name, "repeated"), run.read(VECTORS, name, "times")
 
 
 def status_of(run: Run, block: int) -> np.ndarray:
     """Read the status of a block's rows, as stage vectors found it."""
-    return run.read(VECTORS, numbered("block", block + 1)[-1], "status")
+    return run.read(VECTORS, part_name("block", block), "status")
 
 
 def left_out(job: Job, block: int) -> np.ndarray:
@@ -69,6 +69,6 @@ def left_out(job: Job, block: int) -> np.ndarray:
 def distinct_rows(job: Job) -> int:
     """Return the number of rows, without duplicates that are left out."""
     duplicates = job.config.input.unique and total(
-        job.run, VECTORS, numbered("distinct", job.geometry.blocks), "copies"
+        job.run, VECTORS, part_names("distinct", job.geometry.blocks), "copies"
     )
     return job.geometry.rows - int(duplicates)

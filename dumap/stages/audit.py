@@ -8,7 +8,7 @@ from dumap.artifacts.audit import NEAR, query_groups, report_name
 from dumap.artifacts.cells import Table
 from dumap.artifacts.job import Job
 from dumap.artifacts.neighbors import Lists
-from dumap.artifacts.part_names import AUDIT, CELLS, NEIGHBORS, VECTORS, number_of, numbered
+from dumap.artifacts.part_names import AUDIT, CELLS, NEIGHBORS, VECTORS, number_of, part_names
 from dumap.artifacts.vectors import distinct_rows, drawn_queries, samples
 from dumap.config import Config
 from dumap.kernels import audit, quality, vectors
@@ -82,7 +82,7 @@ def search_block(job: Job, part: str, number: int) -> None:
 def merge_blocks(job: Job, part: str) -> None:
     """Merge the blocks' exact neighbours."""
     store, number = job.run, number_of(part)
-    first, *names = numbered(f"search-{number}", job.geometry.blocks)
+    first, *names = part_names(f"search-{number}", job.geometry.blocks)
     ids, distances, listed = (store.read(AUDIT, first, name) for name in ("ids", "distances", "listed_distances"))
     for name in names:
         more, scores, nearer = (store.read(AUDIT, name, array) for array in ("ids", "distances", "listed_distances"))
@@ -142,7 +142,7 @@ def report(job: Job, part: str) -> None:
 def measure(context: Context, number: int) -> dict:
     """Audit the lists after `number` repairs, on queries of its own; return the figures."""
     context.compute(AUDIT, collect, [f"queries-{number}"])
-    search_parts = numbered(f"search-{number}", context.geometry.blocks)
+    search_parts = part_names(f"search-{number}", context.geometry.blocks)
     context.compute(AUDIT, search_block, search_parts, number=number)
     context.compute(AUDIT, merge_blocks, [f"exact-{number}"])
     context.compute(AUDIT, report, [report_name(number)])

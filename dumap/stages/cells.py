@@ -8,7 +8,7 @@ import numpy as np
 
 from dumap.artifacts.cells import LIMITS, PROBES, TABLE, Table, read_tree, travels_as_it_is
 from dumap.artifacts.job import Job
-from dumap.artifacts.part_names import AUDIT, CELLS, NEIGHBORS, VECTORS, number_of, numbered
+from dumap.artifacts.part_names import AUDIT, CELLS, NEIGHBORS, VECTORS, number_of, part_name, part_names
 from dumap.artifacts.vectors import distinct_rows, drawn, left_out, status_of
 from dumap.config import Config
 from dumap.kernels import cells, tree, vectors
@@ -55,7 +55,7 @@ def find_leaves(job: Job, part: str) -> None:
 def pack_leaves(job: Job, part: str) -> None:
     """Group the leaves into cells."""
     geometry = job.geometry
-    loads = sum(job.run.read(CELLS, block, "loads") for block in numbered("near", geometry.blocks))
+    loads = sum(job.run.read(CELLS, block, "loads") for block in part_names("near", geometry.blocks))
     min_rows = job.config.neighbors.searched + 1
     leaf_cells, pieces = cells.assign_leaves(np.asarray(loads), math.ceil(geometry.rows / geometry.cells), min_rows)
     with job.run.part(CELLS, part) as out:
@@ -66,7 +66,7 @@ def pack_leaves(job: Job, part: str) -> None:
 
 def route(job: Job, block: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the cells of a block's rows (n, max_copies), home first, and the leaves they probe there."""
-    near = job.run.read(CELLS, numbered("near", block + 1)[-1], "near")
+    near = job.run.read(CELLS, part_name("near", block), "near")
     leaf_cells, pieces = (job.run.read(CELLS, "packing", name) for name in ("cells", "pieces"))
     start, _ = job.geometry.block(block)
     return cells.route(
@@ -112,7 +112,7 @@ def assign_block(job: Job, part: str) -> None:
 
 def limit_guests(job: Job, part: str) -> None:
     """Decide how many classes of guests each cell admits."""
-    store, blocks = job.run, numbered("assign", job.geometry.blocks)
+    store, blocks = job.run, part_names("assign", job.geometry.blocks)
     count, classes = store.summary(CELLS, "packing")["cells"], store.summary(CELLS, blocks[0])["classes"]
     homes, guests = np.zeros(count, np.int64), np.zeros((count, classes), np.int64)
     for name in blocks:
@@ -142,7 +142,7 @@ def tabulate(job: Job, part: str) -> None:
     count, turned_away = store.summary(CELLS, "packing")["cells"], store.summary(CELLS, LIMITS)["turned_away"]
     members, homes = np.zeros((geometry.blocks, count), np.int32), np.zeros((geometry.blocks, count), np.int32)
     guests = np.zeros((count, count), np.int64)
-    for block, name in enumerate(numbered("counted" if turned_away else "assign", geometry.blocks)):
+    for block, name in enumerate(part_names("counted" if turned_away else "assign", geometry.blocks)):
         pair, times = store.read(CELLS, name, "pairs").T
         cell, home = pair // count, pair % count
         np.add.at(members[block], cell, times)
@@ -189,14 +189,14 @@ def run(context: Context) -> dict:
     """Choose the cells, then sort the vectors by cell; return the figures."""
     store, blocks = context.run, context.geometry.blocks
     context.compute(CELLS, grow_tree, ["tree"])
-    context.compute(CELLS, find_leaves, numbered("near", blocks))
+    context.compute(CELLS, find_leaves, part_names("near", blocks))
     context.compute(CELLS, pack_leaves, ["packing"])
-    context.compute(CELLS, assign_block, numbered("assign", blocks))
+    context.compute(CELLS, assign_block, part_names("assign", blocks))
     context.compute(CELLS, limit_guests, [LIMITS])
     if store.summary(CELLS, LIMITS)["turned_away"]:
-        context.compute(CELLS, count_block, numbered("counted", blocks))
+        context.compute(CELLS, count_block, part_names("counted", blocks))
     context.compute(CELLS, tabulate, [TABLE])
-    context.compute(CELLS, sort_block, numbered("sorted", blocks))
+    context.compute(CELLS, sort_block, part_names("sorted", blocks))
     return store.summary(CELLS, TABLE)
 
 

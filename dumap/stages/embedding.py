@@ -8,7 +8,7 @@ from dumap.artifacts.cells import Table
 from dumap.artifacts.graph import Graph, repeated_positions
 from dumap.artifacts.job import Job
 from dumap.artifacts.layout import last_epoch_state
-from dumap.artifacts.part_names import CELLS, EMBEDDING, GRAPH, LAYOUT, VECTORS, number_of, numbered, total
+from dumap.artifacts.part_names import CELLS, EMBEDDING, GRAPH, LAYOUT, VECTORS, number_of, part_names, total
 from dumap.artifacts.vectors import DROPPED, DUPLICATE, ISOLATED, duplicates_of, repeated_in
 from dumap.config import Config
 from dumap.planning.geometry import Geometry
@@ -71,7 +71,7 @@ def write_rows(job: Job, part: str) -> None:
 
 def run(context: Context) -> dict:
     """Write the embedding; return what came out."""
-    parts = numbered("rows", context.geometry.outputs)
+    parts = part_names("rows", context.geometry.outputs)
     context.compute(EMBEDDING, write_rows, parts)
     return {"nonfinite": total(context.run, EMBEDDING, parts, "nonfinite")}
 

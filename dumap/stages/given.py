@@ -12,7 +12,7 @@ import numpy as np
 from dumap.artifacts.cells import TABLE, Table, kept_positions
 from dumap.artifacts.job import Job
 from dumap.artifacts.neighbors import write_lists
-from dumap.artifacts.part_names import AUDIT, CELLS, NEIGHBORS, VECTORS, number_of, numbered, total
+from dumap.artifacts.part_names import AUDIT, CELLS, NEIGHBORS, VECTORS, number_of, part_names, total
 from dumap.artifacts.vectors import left_out, status_of
 from dumap.config import Config
 from dumap.errors import InputError
@@ -141,21 +141,21 @@ def take_cell(job: Job, part: str) -> None:
 
 def run_vectors(context: Context) -> dict:
     """Check the input, and read the lists once; return what was counted."""
-    facts, lists = vectors_stage.run(context), numbered("lists", context.geometry.cells)
+    facts, lists = vectors_stage.run(context), part_names("lists", context.geometry.cells)
     context.compute(VECTORS, read_lists, lists)
     return {**facts, "precomputed_fingerprint": written(total(context.run, VECTORS, lists, "fingerprint"))}
 
 
 def run_cells(context: Context) -> dict:
     """Cut the rows into ranges; return what came out."""
-    context.compute(CELLS, keep_order, numbered("assign", context.geometry.blocks))
+    context.compute(CELLS, keep_order, part_names("assign", context.geometry.blocks))
     context.compute(CELLS, tabulate_order, [TABLE])
     return context.run.summary(CELLS, TABLE)
 
 
 def run_neighbors(context: Context) -> dict:
     """Take the lists; return what came out."""
-    merged = numbered("merged", Table(context.run).cells)
+    merged = part_names("merged", Table(context.run).cells)
     context.compute(NEIGHBORS, take_cell, merged)
     return {"missing": total(context.run, NEIGHBORS, merged, "missing")}
 

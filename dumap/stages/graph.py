@@ -10,7 +10,7 @@ from dumap.artifacts.cells import Table
 from dumap.artifacts.graph import SHARDS, WHOLE, Graph, RowRanges
 from dumap.artifacts.job import Job
 from dumap.artifacts.neighbors import Lists
-from dumap.artifacts.part_names import AUDIT, CELLS, GRAPH, NEIGHBORS, VECTORS, number_of, numbered, total
+from dumap.artifacts.part_names import AUDIT, CELLS, GRAPH, NEIGHBORS, VECTORS, number_of, part_names, total
 from dumap.artifacts.vectors import repeated_in
 from dumap.config import Config
 from dumap.kernels import graph
@@ -78,7 +78,7 @@ def direct(job: Job, part: str, mean_distance: float) -> None:
 def cut_shards(job: Job, part: str) -> None:
     """Cut the rows into shards, each of no more rows, nor more edges, out and in, than a task may hold."""
     rows, k, most = Table(job.run).rows, job.config.neighbors.others, job.geometry.shard_rows
-    directed = numbered("directed", len(RowRanges.even(rows, most)))
+    directed = part_names("directed", len(RowRanges.even(rows, most)))
     into = sum(np.diff(job.run.read(GRAPH, name, "back_offsets")) for name in directed)
     offsets = graph.cut_shards(np.asarray(into), rows, k, most, int(SHARD_EDGES * k * most))
     edges = np.add.reduceat(into, offsets[:-1] // graph.GRAIN_ROWS) + k * np.diff(offsets)
@@ -100,7 +100,7 @@ def place_block(job: Job, part: str) -> None:
 def _repeated(job: Job, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
     """Collect the rows of positions [start, stop) that have duplicates, and how many slots each has."""
     rows, times = [np.empty(0, np.int64)], [np.empty(0, job.geometry.index_dtype)]
-    for name in numbered("placed", job.geometry.blocks) if job.config.input.unique else []:
+    for name in part_names("placed", job.geometry.blocks) if job.config.input.unique else []:
         if job.run.summary(GRAPH, name)["repeated"]:
             positions = job.run.read(GRAPH, name, "positions")
             inside = (positions >= start) & (positions < stop)
@@ -115,7 +115,7 @@ def unite(job: Job, part: str) -> None:
     store = job.run
     start, stop = RowRanges(store.read(GRAPH, SHARDS, "offsets")).span(number_of(part))
     even = RowRanges.even(Table(store).rows, job.geometry.shard_rows)
-    directed = numbered("directed", len(even))
+    directed = part_names("directed", len(even))
     indices = nearest(job, "indices", start, stop)
     weights = store.read_span(GRAPH, directed, even.offsets, "weights", start, stop)
     heads, slot = np.nonzero(weights)
@@ -184,17 +184,17 @@ def run(context: Context) -> dict:
     """Build the graph; return what came out."""
     store, rows, settings = context.run, Table(context.run).rows, context.config.neighbors
     even = len(RowRanges.even(rows, context.geometry.shard_rows))
-    summed = numbered("summed", even)
+    summed = part_names("summed", even)
     context.compute(GRAPH, sum_up, summed)
     kept, disconnected, missing = (total(store, GRAPH, summed, fact) for fact in ("kept", "disconnected", "missing"))
     mean = math.fsum(store.summary(GRAPH, name)["distance_sum"] for name in summed) / (rows + kept)
-    context.compute(GRAPH, direct, numbered("directed", even), mean_distance=mean)
+    context.compute(GRAPH, direct, part_names("directed", even), mean_distance=mean)
     context.compute(GRAPH, cut_shards, [SHARDS])
-    united, most = numbered("united", len(Graph(store).shards)), store.summary(GRAPH, SHARDS)["most_edges"]
+    united, most = part_names("united", len(Graph(store).shards)), store.summary(GRAPH, SHARDS)["most_edges"]
     what, advice = f"the fullest shard has {most} edges: many rows list the same", "a smaller neighbors.n_neighbors"
     context.require(GRAPH, most * EDGE_BYTES, what, f"{advice} in another output")
     if context.config.input.unique:
-        context.compute(GRAPH, place_block, numbered("placed", context.geometry.blocks))
+        context.compute(GRAPH, place_block, part_names("placed", context.geometry.blocks))
     context.compute(GRAPH, unite, united)
     context.compute(GRAPH, measure, [WHOLE])
     facts = {fact: total(store, GRAPH, united, fact) for fact in ("edges", "isolated", "inside", "in_degree_zero")}

@@ -10,7 +10,7 @@ import numpy as np
 from dumap.artifacts.cells import TABLE, Cell, Table
 from dumap.artifacts.job import Job
 from dumap.artifacts.neighbors import write_lists
-from dumap.artifacts.part_names import CELLS, NEIGHBORS, number_of, numbered, total
+from dumap.artifacts.part_names import CELLS, NEIGHBORS, number_of, part_name, part_names, total
 from dumap.config import Config
 from dumap.kernels import leaves, neighbors, vectors
 from dumap.kernels.leaves import COLUMN_BYTES, EXACT_ROWS
@@ -91,7 +91,7 @@ def search_home(job: Job, part: str) -> None:
 def kth_distances_of(job: Job, table: Table, positions: np.ndarray) -> np.ndarray:
     """Return the squared distance of the last neighbour at home of the rows at ascending positions."""
     homes = np.searchsorted(table.offsets, positions, side="right") - 1
-    parts, kth_distances = numbered("home", table.cells), np.empty(len(positions))
+    parts, kth_distances = part_names("home", table.cells), np.empty(len(positions))
     there = np.unique(homes)
     sizes = np.diff(table.offsets)
     read = job.run.read_each(NEIGHBORS, [(parts[home], "reach", 0, int(sizes[home])) for home in there])
@@ -105,7 +105,7 @@ def meet_guests(job: Job, part: str) -> None:
     """Find nearer neighbours of home rows among the guests, and of guests among the home rows; in turns if many."""
     table, number = Table(job.run), number_of(part)
     cell, first = Cell(job, number, table), int(table.offsets[number])
-    home_part = numbered("home", table.cells)[number]
+    home_part = part_name("home", number)
     known, squared = (job.run.read(NEIGHBORS, home_part, array) for array in ("indices", "squared"))
     homes = np.searchsorted(table.offsets, cell.positions, side="right") - 1
     homes[: cell.home_rows] = -1
@@ -170,7 +170,7 @@ def write_cell(job: Job, part: str, cell: Cell, table: Table, turns: Iterable[Tu
 def merge_cell(job: Job, part: str) -> None:
     """Merge the lists that all cells found for one cell's home rows."""
     store, table, cell = job.run, Table(job.run), number_of(part)
-    parts = numbered("cell", table.cells)
+    parts = part_names("cell", table.cells)
     indices, distances = (store.read(NEIGHBORS, parts[cell], array) for array in ("indices", "distances"))
     others = [parts[other] for other in np.flatnonzero(table.hosts(cell))]
     bounds = store.read_each(NEIGHBORS, [(other, "begins", cell, cell + 2) for other in others])
@@ -194,16 +194,16 @@ def require_room(context: Context) -> None:
 def run(context: Context) -> dict:
     """Search every cell, then merge; return the figures."""
     count = Table(context.run).cells
-    merged = numbered("merged", count)
+    merged = part_names("merged", count)
     require_room(context)
     if context.config.neighbors.metric not in vectors.EUCLIDEAN_ORDER:
-        context.compute(NEIGHBORS, search_cell, numbered("cell", count))
+        context.compute(NEIGHBORS, search_cell, part_names("cell", count))
         context.compute(NEIGHBORS, merge_cell, merged)
     elif count == 1:
         context.compute(NEIGHBORS, search_home, merged)
     else:
-        context.compute(NEIGHBORS, search_home, numbered("home", count))
-        context.compute(NEIGHBORS, meet_guests, numbered("cell", count))
+        context.compute(NEIGHBORS, search_home, part_names("home", count))
+        context.compute(NEIGHBORS, meet_guests, part_names("cell", count))
         context.compute(NEIGHBORS, merge_cell, merged)
     return {"missing": total(context.run, NEIGHBORS, merged, "missing")}
 

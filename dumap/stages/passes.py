@@ -13,7 +13,7 @@ import numpy as np
 
 from dumap.artifacts.graph import Graph
 from dumap.artifacts.job import Job
-from dumap.artifacts.part_names import evenly
+from dumap.artifacts.part_names import split_evenly
 from dumap.kernels import start
 from dumap.planning.budget import page_bytes
 from dumap.stages import Context
@@ -27,7 +27,7 @@ def pass_ranges(context: Context, shards: int) -> list[tuple[int, int]]:
     row_bytes, room = 4 * context.config.layout.n_components, context.config.task_memory // 4
     min_count = -(-shards * context.geometry.shard_rows * row_bytes // room)
     count = min(shards, max(min_count, RANGES_A_THREAD * context.threads))
-    return evenly(shards, count)
+    return split_evenly(shards, count)
 
 
 class Pass:

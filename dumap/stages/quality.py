@@ -9,7 +9,7 @@ from dumap.artifacts.cells import Table
 from dumap.artifacts.graph import Graph
 from dumap.artifacts.job import Job
 from dumap.artifacts.layout import last_epoch_state
-from dumap.artifacts.part_names import AUDIT, CELLS, GRAPH, LAYOUT, QUALITY, VECTORS, number_of, numbered
+from dumap.artifacts.part_names import AUDIT, CELLS, GRAPH, LAYOUT, QUALITY, VECTORS, number_of, part_name, part_names
 from dumap.config import Config
 from dumap.kernels import quality
 from dumap.planning.audits import TILE_BYTES, audit_bytes
@@ -95,8 +95,8 @@ def measure_map_neighbors(job: Job, part: str) -> None:
 
 def merge_blocks(job: Job, part: str) -> None:
     """Merge the distances that the blocks measured."""
-    distances = job.run.read(QUALITY, numbered("reached", 1)[0], "reached")
-    for name in numbered("reached", job.geometry.blocks)[1:]:
+    distances = job.run.read(QUALITY, part_name("reached", 0), "reached")
+    for name in part_names("reached", job.geometry.blocks)[1:]:
         np.minimum(distances, job.run.read(QUALITY, name, "reached"), out=distances)
     with job.run.part(QUALITY, part) as out:
         out.write("limits", np.sort(distances * np.float32(1 - 1e-6), axis=1))
@@ -124,7 +124,7 @@ def report(job: Job, part: str) -> None:
     low_ids, chosen = (store.read(QUALITY, "queries", name) for name in ("map", "chosen"))
     exact = store.read(AUDIT, audited(job, "exact"), "ids")[chosen]
     kept = quality.overlap(low_ids, exact[:, : low_ids.shape[1]])
-    counts = sum(store.read(QUALITY, name, "counts") for name in numbered("ranks", job.geometry.blocks))
+    counts = sum(store.read(QUALITY, name, "counts") for name in part_names("ranks", job.geometry.blocks))
     with store.part(QUALITY, part) as out:
         out.write("rows", store.read(AUDIT, audited(job, "queries"), "rows")[chosen])
         out.write("preserved", kept.astype(np.float32))
@@ -142,9 +142,9 @@ def run(context: Context) -> dict:
     if not wanted or not len(context.run.read(AUDIT, audited(context.job, "queries"), "rows")):
         return {"queries": 0}
     context.compute(QUALITY, collect, ["queries"])
-    context.compute(QUALITY, measure_map_neighbors, numbered("reached", blocks))
+    context.compute(QUALITY, measure_map_neighbors, part_names("reached", blocks))
     context.compute(QUALITY, merge_blocks, ["limits"])
-    context.compute(QUALITY, rank_block, numbered("ranks", blocks))
+    context.compute(QUALITY, rank_block, part_names("ranks", blocks))
     context.compute(QUALITY, report, ["report"])
     return context.run.summary(QUALITY, "report")
 

@@ -12,7 +12,7 @@ import numpy as np
 from dumap.artifacts.cells import Table, travels_as_it_is
 from dumap.artifacts.job import Job
 from dumap.artifacts.neighbors import Lists, write_lists
-from dumap.artifacts.part_names import AUDIT, CELLS, number_of, numbered, total
+from dumap.artifacts.part_names import AUDIT, CELLS, number_of, part_name, part_names, total
 from dumap.kernels import neighbors, repair, vectors
 from dumap.planning.audits import universe_rows
 from dumap.stages import Context
@@ -23,7 +23,7 @@ def read_home(job: Job, cell: int, table: Table, out: np.ndarray) -> None:
     """Read a cell's home rows, by position, into `out`, cast to its dtype."""
     step, done = max(1, job.geometry.block_rows // 4), 0
     spans = table.spans(cell).tolist()
-    for block, (start, count, _) in zip(numbered("sorted", job.geometry.blocks), spans, strict=True):
+    for block, (start, count, _) in zip(part_names("sorted", job.geometry.blocks), spans, strict=True):
         for low in range(start, start + count, step):
             rows = job.run.read(CELLS, block, "vectors", low, min(start + count, low + step))
             out[done : done + len(rows)] = vectors.as_float32(rows) if out.dtype == np.float32 else rows
@@ -51,7 +51,7 @@ def choose_halo(job: Job, part: str, number: int) -> None:
 
 def tabulate(job: Job, part: str, number: int) -> None:
     """Tabulate how many rows each cell asks of each."""
-    names = numbered(f"wanted-{number}", Table(job.run).cells)
+    names = part_names(f"wanted-{number}", Table(job.run).cells)
     with job.run.part(AUDIT, part) as out:
         out.write("rows", np.array([job.run.summary(AUDIT, name)["counts"] for name in names], np.int32))
 
@@ -62,7 +62,7 @@ def send(job: Job, part: str, number: int) -> None:
     table = before.table
     first, last = _span(table, cell)
     asked = store.read(AUDIT, f"asked-{number}", "rows")
-    names, starts = numbered(f"wanted-{number}", table.cells), asked[:, :cell].sum(axis=1)
+    names, starts = part_names(f"wanted-{number}", table.cells), asked[:, :cell].sum(axis=1)
     spans = [
         (names[asker], "positions", int(starts[asker]), int(starts[asker] + asked[asker, cell]))
         for asker in np.flatnonzero(asked[:, cell])
@@ -85,7 +85,7 @@ def offer_pairs(job: Job, part: str, number: int, inside: bool) -> None:
     table = before.table
     first, last = _span(table, cell)
     asked = store.read(AUDIT, f"asked-{number}", "rows")
-    halo = store.read(AUDIT, numbered(f"wanted-{number}", cell + 1)[-1], "positions")
+    halo = store.read(AUDIT, part_name(f"wanted-{number}", cell), "positions")
     home_rows, rows = last - first, last - first + len(halo)
     x, kth_distances = np.empty((rows, job.geometry.dims), np.float32), np.empty(rows, np.float32)
     lists, fresh = np.empty((rows, k), np.int32), np.ones((rows, k), bool)
@@ -99,7 +99,7 @@ def offer_pairs(job: Job, part: str, number: int, inside: bool) -> None:
     done = home_rows
     for home in np.flatnonzero(asked[cell]):
         low = int(asked[:cell, home].sum())
-        spans.append((numbered(f"sent-{number}", int(home) + 1)[-1], low, low + int(asked[cell, home])))
+        spans.append((part_name(f"sent-{number}", int(home)), low, low + int(asked[cell, home])))
     sent = store.read_each(AUDIT, [(name, array, a, b) for name, a, b in spans for array in ("vectors", "lists")])
     for vectors_sent, lists_sent in zip(sent, sent, strict=True):
         at = slice(done, done := done + len(vectors_sent))
@@ -132,7 +132,7 @@ def merge(job: Job, part: str, number: int) -> None:
     indices, distances = before.copy(), lists.of(cell, "distances").copy()
     asked = store.read(AUDIT, f"asked-{number}", "rows")[:, cell] > 0
     asked[cell] = True
-    names = np.array(numbered(f"joined-{number}", len(asked)))[asked].tolist()
+    names = np.array(part_names(f"joined-{number}", len(asked)))[asked].tolist()
     bounds = [summary["offsets"][cell : cell + 2] for summary in store.summaries(AUDIT, names)]
     spans = [(name, low, high) for name, (low, high) in zip(names, bounds, strict=True) if high > low]
     read = store.read_each(AUDIT, [(name, array, *ends) for name, *ends in spans for array in ("positions", "offers")])
@@ -156,9 +156,9 @@ def repair_lists(context: Context, number: int, inside: bool) -> dict:
         Whether to compare pairs of one home cell, too.
     """
     store, count = context.run, Table(context.run).cells
-    merged, steps = numbered(f"merged-{number}", count), {}
+    merged, steps = part_names(f"merged-{number}", count), {}
     for name in ("wanted", "sent", "joined"):
-        steps[name] = numbered(f"{name}-{number}", count)
+        steps[name] = part_names(f"{name}-{number}", count)
     if not {*merged, f"repaired-{number}"} <= set(store.committed(AUDIT)):
         context.compute(AUDIT, choose_halo, steps["wanted"], number=number)
         context.compute(AUDIT, tabulate, [f"asked-{number}"], number=number)
@@ -178,5 +178,5 @@ def sum_up(job: Job, part: str, number: int) -> None:
     facts = {"left_out": "wanted", "pairs": "joined", "gained": "merged"}
     with job.run.part(AUDIT, part) as out:
         out.attributes |= {
-            fact: total(job.run, AUDIT, numbered(f"{name}-{number}", cells), fact) for fact, name in facts.items()
+            fact: total(job.run, AUDIT, part_names(f"{name}-{number}", cells), fact) for fact, name in facts.items()
         }

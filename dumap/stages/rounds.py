@@ -13,7 +13,7 @@ import numpy as np
 from dumap.artifacts.graph import Graph
 from dumap.artifacts.job import Job
 from dumap.artifacts.layout import EpochState, epoch_states, loss_name
-from dumap.artifacts.part_names import LAYOUT, evenly, range_of, ranged
+from dumap.artifacts.part_names import LAYOUT, range_name, range_of, split_evenly
 from dumap.artifacts.task_cache import TaskCache
 from dumap.kernels import layout
 from dumap.kernels.edges import Edges
@@ -41,7 +41,7 @@ def shard_ranges(context: Context, shards: int, tasks: int) -> list[tuple[int, i
     tasks = min(shards, -(-tasks // context.threads) * context.threads)  # so that threads finish together
     if context.config.layout.exchange_every > 1:
         tasks = shards
-    return evenly(shards, tasks)
+    return split_evenly(shards, tasks)
 
 
 def pack_range(job: Job, part: str) -> None:
@@ -69,7 +69,7 @@ def pack_range(job: Job, part: str) -> None:
 
 def range_edges(job: Job, shard_range: tuple[int, int]) -> AbstractContextManager[tuple[Edges, np.ndarray]]:
     """Return a range's packed edges and the positions outside that they lead to: kept from the last round, or read."""
-    name = ranged(PACKED, *shard_range)
+    name = range_name(PACKED, *shard_range)
     manifest = job.run.manifest(LAYOUT, name)
 
     def read() -> tuple[Edges, np.ndarray]:
@@ -125,7 +125,9 @@ def in_rounds(context: Context, graph: Graph, tasks: int) -> None:
         if epoch and (is_checkpoint(context.job, epoch, every) or epoch in check_epochs):
             context.compute(LAYOUT, measure_loss, [loss_name(epoch)], progress=(epoch, epochs))
 
-    context.compute(LAYOUT, pack_range, [ranged(PACKED, *shard_range) for shard_range in ranges], progress=(0, epochs))
+    context.compute(
+        LAYOUT, pack_range, [range_name(PACKED, *shard_range) for shard_range in ranges], progress=(0, epochs)
+    )
     for epoch in range(checkpoints.latest(epochs), epochs, every):
         measure(epoch)
         if should_stop(context.job, epoch):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from dumap.artifacts.job import Job
-from dumap.artifacts.part_names import AUDIT, CELLS, QUALITY, START, VECTORS, number_of, numbered
+from dumap.artifacts.part_names import AUDIT, CELLS, QUALITY, START, VECTORS, number_of, part_names
 from dumap.config import Config
 from dumap.errors import InputError
 from dumap.planning.geometry import Geometry
@@ -44,7 +44,7 @@ def run(context: Context) -> dict:
         Where the run does not hold them all, and the object is not given.
     """
     source, store = _source(context.job), context.run
-    parts = numbered(SPOOLED, source.parts)
+    parts = part_names(SPOOLED, source.parts)
     if context.job.feed is None and not set(parts) <= set(store.committed(SPOOL)):
         raise InputError(
             f"{store.location}: its input, a {source.what}, was given by a program, and the run does not hold all of "

@@ -11,7 +11,18 @@ from dumap.artifacts.cells import Table
 from dumap.artifacts.coarsen import EDGES, labelled, labels_reader
 from dumap.artifacts.graph import Graph
 from dumap.artifacts.job import Job
-from dumap.artifacts.part_names import CELLS, COARSEN, GRAPH, START, VECTORS, number_of, numbered, range_of, ranged
+from dumap.artifacts.part_names import (
+    CELLS,
+    COARSEN,
+    GRAPH,
+    START,
+    VECTORS,
+    number_of,
+    part_name,
+    part_names,
+    range_name,
+    range_of,
+)
 from dumap.artifacts.start import BOX, COARSE, smoothed
 from dumap.artifacts.vectors import drawn
 from dumap.config import Config
@@ -102,7 +113,7 @@ def measure(job: Job, part: str, pieces: list[str], facts: dict) -> None:
 def write_coordinates(job: Job, shard: int, first: int, y: np.ndarray) -> None:
     """Write a shard's coordinates, stretched to the box."""
     box = job.run.summary(START, BOX)
-    with job.run.part(START, numbered("coordinates", shard + 1)[-1]) as out:
+    with job.run.part(START, part_name("coordinates", shard)) as out:
         out.write("y", start.into_box(y, np.array(box["low"]), np.array(box["high"]), job.config.layout_seed, first))
 
 
@@ -125,7 +136,7 @@ def spectral_start(context: Context, graph: Graph) -> None:
         checkpoints.commit(number, pieces, graph.shards.offsets)
     pieces, facts = checkpoints.pieces(SMOOTHINGS), run.summary(START, COARSE)
     context.compute(START, measure, [BOX], pieces=pieces, facts=facts)
-    context.compute(START, stretch, numbered("coordinates", len(graph.shards)))
+    context.compute(START, stretch, part_names("coordinates", len(graph.shards)))
 
 
 # checkpoints in the input's order ---------------------------------------------------------------------
@@ -190,7 +201,7 @@ def collect(job: Job, part: str) -> None:
     graph, (begin, end) = Graph(job.run), range_of(part)
     base = int(graph.shards.offsets[begin])
     y = np.empty((int(graph.shards.offsets[end]) - base, job.config.layout.n_components))
-    names = numbered("span", len(spans_of(job)))
+    names = part_names("span", len(spans_of(job)))
     bounds = [[summary["offsets"][at] for at in (begin, end)] for summary in job.run.summaries(START, names)]
     spans = [(name, low, high) for name, (low, high) in zip(names, bounds, strict=True) if high > low]
     read = job.run.read_each(START, [(name, array, *ends) for name, *ends in spans for array in ("positions", "y")])
@@ -205,14 +216,14 @@ def collect(job: Job, part: str) -> None:
 
 def placed_start(context: Context, graph: Graph) -> None:
     """Place rows by the principal axes of the sample, or where the user's array says."""
-    spans, facts = numbered("span", len(spans_of(context.job))), {}
+    spans, facts = part_names("span", len(spans_of(context.job))), {}
     if context.config.start.init == "pca":
         context.compute(START, find_axes, [AXES])
         facts = context.run.summary(START, AXES)
     context.compute(START, place_span, spans, progress=(0, 2))
     context.compute(START, measure, [BOX], pieces=spans, facts=facts)
     ranges = pass_ranges(context, len(graph.shards))
-    context.compute(START, collect, [ranged("collected", *shard_range) for shard_range in ranges], progress=(1, 2))
+    context.compute(START, collect, [range_name("collected", *shard_range) for shard_range in ranges], progress=(1, 2))
 
 
 def scatter(job: Job, part: str) -> None:
@@ -225,7 +236,7 @@ def scatter(job: Job, part: str) -> None:
 
 def random_start(context: Context, graph: Graph) -> None:
     """Place rows evenly in the box."""
-    context.compute(START, scatter, numbered("coordinates", len(graph.shards)))
+    context.compute(START, scatter, part_names("coordinates", len(graph.shards)))
     if not context.run.is_committed(START, BOX):
         with context.run.part(START, BOX) as out:
             out.attributes["facts"] = {}
@@ -234,7 +245,7 @@ def random_start(context: Context, graph: Graph) -> None:
 def run(context: Context) -> dict:
     """Place every row; return how."""
     init, graph = context.config.start.init, Graph(context.run)
-    wanted = {BOX, *numbered("coordinates", len(graph.shards))}
+    wanted = {BOX, *part_names("coordinates", len(graph.shards))}
     if not wanted <= set(context.run.committed(START)):
         ways = {"spectral": spectral_start, "random": random_start}
         ways.get(init, placed_start)(context, graph)

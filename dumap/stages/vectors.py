@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from dumap.artifacts.job import CENTRE, Job, centred
-from dumap.artifacts.part_names import AUDIT, CELLS, START, VECTORS, number_of, numbered, total
+from dumap.artifacts.part_names import AUDIT, CELLS, START, VECTORS, number_of, part_name, part_names, total
 from dumap.artifacts.vectors import DROPPED, ZERO, drawn_queries
 from dumap.config import Config
 from dumap.errors import InputError
@@ -86,8 +86,8 @@ def _draw(job: Job, out: Part, x: np.ndarray, rows: np.ndarray, allowed: np.ndar
 
 def _keys(job: Job, block: int, prefix: str, words: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """Return the keys of a block's rows, (words, n), and whether rows are finite."""
-    status = job.run.read(VECTORS, numbered("block", block + 1)[-1], "status")
-    name = numbered(prefix, block + 1)[-1]
+    status = job.run.read(VECTORS, part_name("block", block), "status")
+    name = part_name(prefix, block)
     return np.stack([job.run.read(VECTORS, name, word) for word in words]), (status & DROPPED) == 0
 
 
@@ -143,7 +143,7 @@ def find_duplicates(job: Job, part: str, buckets: int, among: int) -> None:
     keys, finite = _keys(job, block, "block", _words(job))
     rows = np.arange(start, stop)
     first, times = rows.copy(), np.ones(len(rows), job.geometry.index_dtype)
-    for bucket, name in enumerate(numbered("duplicates", buckets)):
+    for bucket, name in enumerate(part_names("duplicates", buckets)):
         in_bucket = np.flatnonzero(finite & (keys[0] % np.uint64(buckets) == np.uint64(bucket)))
         at = vectors.find(keys[:, in_bucket], job.run.read(VECTORS, name, "keys").T)
         in_bucket, at = in_bucket[at >= 0], at[at >= 0]
@@ -169,7 +169,7 @@ def find_centre(job: Job, part: str, applies: bool) -> None:
     found: list[np.ndarray] = []
     for block in range(job.geometry.blocks if applies else 0):
         start, _ = job.geometry.block(block)
-        status = job.run.read(VECTORS, numbered("block", block + 1)[-1], "status")
+        status = job.run.read(VECTORS, part_name("block", block), "status")
         finite = np.flatnonzero((status & DROPPED) == 0)[: MIDDLE_ROWS - sum(map(len, found))]
         if len(finite):
             block_rows = job.input.read(start + int(finite[0]), start + int(finite[-1]) + 1)[finite - finite[0]]
@@ -210,7 +210,7 @@ def _count_cast(context: Context, inexact: int, buckets: int) -> dict:
         context.compute(VECTORS, find_centre, [CENTRE], applies=applies)
     merged = 0
     if inexact:
-        hashed, counted = numbered("cast", context.geometry.blocks), numbered("merged", buckets)
+        hashed, counted = part_names("cast", context.geometry.blocks), part_names("merged", buckets)
         context.compute(VECTORS, hash_cast, hashed)
         context.compute(VECTORS, count_merged, counted, buckets=buckets)
         merged = total(store, VECTORS, counted, "hashes") - total(store, VECTORS, counted, "placed")
@@ -266,13 +266,13 @@ def run(context: Context) -> dict:
         Where rows are not finite and `input.nonfinite` is 'error', or too few rows are left.
     """
     config, store, rows = context.config, context.run, context.geometry.rows
-    blocks = numbered("block", context.geometry.blocks)
+    blocks = part_names("block", context.geometry.blocks)
     context.compute(VECTORS, check_block, blocks)
     nonfinite = _check_finite(context, blocks)
     if config.neighbors.metric == vectors.SPHERICAL:
         _check_angles(context, blocks)
     buckets = tally_buckets(config, rows)
-    parts = numbered("duplicates", buckets)
+    parts = part_names("duplicates", buckets)
     context.compute(VECTORS, count_duplicates, parts, buckets=buckets)
     distinct, duplicates = (total(store, VECTORS, parts, fact) for fact in ("distinct", "duplicates"))
     if config.input.unique:
@@ -283,7 +283,7 @@ def run(context: Context) -> dict:
                 f"neighbors.{settings.widest} = {settings.searched + 1}: give at least {least}, or, in another "
                 f"output, set {settings.widest} to at most {max(distinct - 1, 0)} or input.unique=false"
             )
-        names = numbered("distinct", context.geometry.blocks)
+        names = part_names("distinct", context.geometry.blocks)
         context.compute(VECTORS, find_duplicates, names, buckets=buckets, among=rows - duplicates)
     return {
         "rows": rows,

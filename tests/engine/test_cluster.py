@@ -17,7 +17,7 @@ from faults.harness import fleet
 from helpers import failing
 
 from dumap.artifacts.job import Job
-from dumap.artifacts.part_names import numbered
+from dumap.artifacts.part_names import part_names
 from dumap.engine import cluster
 from dumap.engine.cluster import Executor
 from dumap.engine.link import Link
@@ -93,7 +93,7 @@ def test_a_worker_that_leaves_as_it_is_asked_is_not_called_unfit(client, workers
 
 def test_every_part_is_run_and_counted(workers, job, fresh):
     folder, seen = fresh(), []
-    parts = numbered("part", 20)
+    parts = part_names("part", 20)
     workers.map(marking(folder), job, parts, {}, lambda done, total: seen.append((done, total)))
     assert sorted(os.listdir(folder)) == parts
     assert seen == [(done, 20) for done in range(1, 21)]
@@ -110,7 +110,7 @@ def test_few_tasks_are_in_flight(client, workers, job, fresh, monkeypatch):
         return submit(*arguments, **options)
 
     monkeypatch.setattr(client, "submit", counting)
-    workers.map(marking(fresh()), job, numbered("part", 80), {"seconds": 0.01}, lambda done, total: settled.append(1))
+    workers.map(marking(fresh()), job, part_names("part", 80), {"seconds": 0.01}, lambda done, total: settled.append(1))
     assert len(submitted) == 80
     assert max(flying) == 64
 
@@ -172,7 +172,7 @@ def left_on(client) -> list[str]:
 
 def test_nothing_stays_on_the_scheduler(client, workers, job, fresh):
     for _ in range(3):
-        workers.map(marking(fresh()), job, numbered("part", 10), {}, silent)
+        workers.map(marking(fresh()), job, part_names("part", 10), {}, silent)
     assert left_on(client) == []
 
 
@@ -192,12 +192,14 @@ def test_tasks_are_called_after_the_stage(client, workers, job, fresh, monkeypat
 def test_an_error_of_a_part_that_is_committed_is_none(workers, job):
     with job.run.part("layout", "part-00002"):
         pass
-    workers.map(raising(ZeroDivisionError("by nothing")), replace(job, stage="layout"), numbered("part", 4), {}, silent)
+    workers.map(
+        raising(ZeroDivisionError("by nothing")), replace(job, stage="layout"), part_names("part", 4), {}, silent
+    )
 
 
 def test_nothing_stays_on_the_scheduler_after_an_error(client, workers, job):
     with pytest.raises(TaskError) as caught:
-        workers.map(raising(ZeroDivisionError("by nothing")), job, numbered("part", 10), {}, silent)
+        workers.map(raising(ZeroDivisionError("by nothing")), job, part_names("part", 10), {}, silent)
     assert left_on(client) == [], caught
     assert client.futures == {}
 
@@ -220,7 +222,7 @@ def test_another_client_that_is_the_default_slows_nothing(client, workers, job, 
 @failing
 def test_a_failing_task_is_named(workers, job, error, raised):
     with pytest.raises(raised, match=str(error.args[-1])) as caught:
-        workers.map(raising(error), job, numbered("part", 6), {}, silent)
+        workers.map(raising(error), job, part_names("part", 6), {}, silent)
     if raised is not type(error):
         assert "test_cluster part-00002" in str(caught.value)
 

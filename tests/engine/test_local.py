@@ -21,7 +21,7 @@ from helpers import Notes, failing
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from dumap.artifacts.job import Job
-from dumap.artifacts.part_names import numbered
+from dumap.artifacts.part_names import part_names
 from dumap.engine import choose as choosing
 from dumap.engine.choose import choose
 from dumap.engine.local import LocalEngine
@@ -59,7 +59,7 @@ def silent(done, total):
 
 
 def test_every_part_is_run_and_counted(engine, job):
-    ran, seen, parts = [], [], numbered("part", 20)
+    ran, seen, parts = [], [], part_names("part", 20)
     engine.map(lambda job, part: ran.append(part), job, parts, {}, lambda *done: seen.append(done))
     assert sorted(ran) == parts
     assert seen == [(done, 20) for done in range(1, 21)]
@@ -68,7 +68,7 @@ def test_every_part_is_run_and_counted(engine, job):
 
 def test_parts_run_side_by_side(engine, job):
     together = threading.Barrier(2)
-    engine.map(lambda job, part: together.wait(SECONDS), job, numbered("part", 6), {}, silent)
+    engine.map(lambda job, part: together.wait(SECONDS), job, part_names("part", 6), {}, silent)
 
 
 def test_a_step_of_one_part_tells_how_far_it_is(engine, job):
@@ -99,7 +99,7 @@ def test_a_failing_task_is_named_and_ends_the_step(engine, job, error, raised):
             raise error
 
     with pytest.raises(raised, match=str(error.args[-1])) as caught:
-        engine.map(fail, job, numbered("part", 1000), {}, silent)
+        engine.map(fail, job, part_names("part", 1000), {}, silent)
     assert len(ran) < 1000
     if raised is not type(error):
         assert "test_local part-00002" in str(caught.value)
@@ -131,7 +131,7 @@ def test_an_interruption_waits_for_no_task(engine, job):
     beside.start()
     began = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
-        engine.map(long, job, numbered("part", 9), {}, silent)
+        engine.map(long, job, part_names("part", 9), {}, silent)
     assert time.monotonic() - began < SECONDS / 2
     assert ended == ["part-00001"]
     go.set()

@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 from simulated import Cluster
 
-from dumap.artifacts.part_names import numbered
+from dumap.artifacts.part_names import part_names
 from dumap.engine.backups import BACKUP_SECONDS, Durations
 from dumap.engine.members import LEAST_WINDOW, Members
 from dumap.engine.step import ATTEMPTS, Step, Work
@@ -55,7 +55,7 @@ class Run:
 def history(seed: int) -> tuple[Cluster, Run, list[str]]:
     """Make a cluster with a history, and a step on it; two workers come late, and stay."""
     draw = random.Random(seed)
-    parts = numbered("part", draw.choice([1, 2, 7, 30, 90, 200]))
+    parts = part_names("part", draw.choice([1, 2, 7, 30, 90, 200]))
     cluster = Cluster(seed, lambda part: 0.5 + 4 * random.Random(f"{seed} {part}").random(), draw.choice([0, 1, 3]))
     unfit: list[str] = []
 
@@ -116,7 +116,7 @@ def test_a_part_that_kills_is_named_with_many_on_their_way(count, threads, allow
         cluster.respawns = True
         for _ in range(3):
             cluster.join(threads)
-        parts = numbered("part", count)
+        parts = part_names("part", count)
         deadly = random.Random(seed).choice(parts)
         cluster.kills.add(deadly)
         run = Run(cluster, parts)
@@ -138,7 +138,7 @@ def test_workers_that_come_later_are_used_at_once(beside):
         cluster.join(unfit=NUMPY)
     for _ in range(5):
         cluster.at(8.0, cluster.join)
-    run = Run(cluster, numbered("part", 40))
+    run = Run(cluster, part_names("part", 40))
     ended = run.go()
     assert ended - 8.0 <= 1.3 * 4 * -(-38 // 6)
     assert len({where for _, where in cluster.computed}) == 6
@@ -150,7 +150,7 @@ def test_as_many_are_on_their_way_as_make_a_cluster_grow(workers, threads, most)
     cluster = Cluster(0)
     for _ in range(workers):
         cluster.join(threads)
-    Run(cluster, numbered("part", 300)).go()
+    Run(cluster, part_names("part", 300)).go()
     assert cluster.most_flying == most
 
 
@@ -160,7 +160,7 @@ def test_little_is_sent_where_there_is_nobody():
     cluster.at(30, cluster.join)
     cluster.at(29.9, lambda: seen.append(len(cluster.flying)))
     seen: list[int] = []
-    Run(cluster, numbered("part", 50)).go()
+    Run(cluster, part_names("part", 50)).go()
     assert 1 <= seen[0] <= 2
 
 
@@ -173,7 +173,7 @@ def test_no_worker_for_too_long_is_an_error():
     cluster.at(10, lambda: cluster.leave(address))
     address = cluster.join()
     with pytest.raises(ClusterError, match=r"no worker for 100 s; .*on its way was stage part-000"):
-        Run(cluster, numbered("part", 50)).go()
+        Run(cluster, part_names("part", 50)).go()
     assert 110 <= cluster.time < 115
 
 
@@ -182,7 +182,7 @@ def test_no_fit_worker_for_too_long_is_an_error_that_says_why():
     cluster = Cluster(0)
     names = [cluster.join(unfit=NUMPY), cluster.join(unfit=("its memory limit of 1 GiB is less than the plan needs",))]
     with pytest.raises(ClusterError, match="no fit worker for 100 s") as caught:
-        Run(cluster, numbered("part", 50)).go()
+        Run(cluster, part_names("part", 50)).go()
     assert all(name in str(caught.value) for name in names)
     assert "numpy is 1.0" in str(caught.value)
     assert "less than the plan needs" in str(caught.value)
@@ -194,7 +194,7 @@ def test_a_silent_scheduler_is_an_error_in_time(monkeypatch):
     cluster.join()
     cluster.at(3, lambda: monkeypatch.setattr(cluster, "threads", lambda: None))
     with pytest.raises(ClusterError, match="has not answered for 60 s"):
-        Run(cluster, numbered("part", 500)).go()
+        Run(cluster, part_names("part", 500)).go()
     assert 60 <= cluster.time < 70
 
 
@@ -207,7 +207,7 @@ def test_a_straggler_gets_one_copy_on_another_worker_and_the_first_counts(second
     cluster = Cluster(0, lambda part: 2.0)
     cluster.join()
     slow = cluster.join(slowness=seconds / 2)
-    run = Run(cluster, numbered("part", 12))
+    run = Run(cluster, part_names("part", 12))
     ended = run.go()
     assert BACKUP_SECONDS < ended < BACKUP_SECONDS + 6
     late = [part for part in run.step.work.parts if part in run.step.backed_up]
@@ -221,7 +221,7 @@ def test_what_waits_at_a_worker_that_is_stopped_is_done_by_others():
     cluster.join()
     cluster.at(2.5, lambda: cluster.stop(stopped, 1000.0))
     stopped = cluster.join(2)
-    run = Run(cluster, numbered("part", 20))
+    run = Run(cluster, part_names("part", 20))
     assert run.go() < 100
 
 
@@ -230,7 +230,7 @@ def test_what_may_not_run_twice_gets_no_copy():
     cluster = Cluster(0)
     cluster.join()
     cluster.join(slowness=200.0)
-    run = Run(cluster, numbered("part", 20), repeatable=False)
+    run = Run(cluster, part_names("part", 20), repeatable=False)
     assert run.go() >= 200
     assert run.step.backed_up == set()
 
@@ -239,7 +239,7 @@ def test_few_that_have_ended_tell_nothing_of_what_is_slow():
     cluster = Cluster(0)
     cluster.join()
     cluster.join(slowness=200.0)
-    run = Run(cluster, numbered("part", 7))
+    run = Run(cluster, part_names("part", 7))
     assert run.go() >= 200
     assert run.step.backed_up == set()
 
@@ -250,7 +250,7 @@ def test_few_that_have_ended_tell_nothing_of_what_is_slow():
 def test_an_error_of_a_part_that_is_committed_is_ignored():
     cluster = Cluster(0)
     cluster.join()
-    parts = numbered("part", 5)
+    parts = part_names("part", 5)
     cluster.committed.add(parts[3])
     cluster.raises[parts[3]] = DamageError("its input is gone", "stage", parts[3])
     Run(cluster, parts).go()
@@ -260,7 +260,7 @@ def test_an_error_of_a_part_that_is_committed_is_ignored():
 def test_an_error_of_a_task_ends_the_step(error):
     cluster = Cluster(0)
     cluster.join()
-    parts = numbered("part", 5)
+    parts = part_names("part", 5)
     cluster.raises[parts[3]] = error
     if isinstance(error, LockError):
         cluster.committed.add(parts[3])
@@ -274,4 +274,4 @@ def test_what_cannot_be_read_on_workers_that_are_fit_is_given_up():
     cluster.join()
     cluster.raises["part-00001"] = ModuleNotFoundError("No module named 'x'")
     with pytest.raises(ClusterError, match=r"part-00001 cannot be run .ModuleNotFoundError: No module named 'x'"):
-        Run(cluster, numbered("part", 5)).go()
+        Run(cluster, part_names("part", 5)).go()

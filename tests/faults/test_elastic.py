@@ -14,7 +14,7 @@ from faults.harness import ROUNDS, SECONDS, Fleet, fleet, results, until
 from helpers import AsBegins
 
 from dumap.artifacts.job import Job
-from dumap.artifacts.part_names import numbered
+from dumap.artifacts.part_names import part_names
 from dumap.engine import backups
 from dumap.engine.cluster import Executor
 from dumap.recipe.damage import verify
@@ -75,7 +75,7 @@ def test_a_cluster_grows_by_what_it_is_sent(job, fresh):
                 nonlocal most
                 most = max(most, len(cluster.scheduler.workers))
 
-            executor.map(sleeping(fresh(), 2.0), job, numbered("part", 40), {}, count)
+            executor.map(sleeping(fresh(), 2.0), job, part_names("part", 40), {}, count)
     assert most == 4
 
 
@@ -83,7 +83,7 @@ def test_a_cluster_grows_by_what_it_is_sent(job, fresh):
 @pytest.mark.slow
 def test_workers_that_come_later_share_what_is_left(job, fresh):
     """One more thread than parts that it began before; the others do most of what is left."""
-    folder, parts = fresh(), numbered("part", 30)
+    folder, parts = fresh(), part_names("part", 30)
     with fleet(fresh, 1) as growing:
         executor = Executor(growing.client, SECONDS)
         executor.preflight()

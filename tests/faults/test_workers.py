@@ -21,7 +21,7 @@ from numba.core.registry import CPUDispatcher
 
 import dumap.kernels
 from dumap.artifacts.job import Job
-from dumap.artifacts.part_names import numbered
+from dumap.artifacts.part_names import part_names
 from dumap.engine.cluster import ATTEMPTS, Executor
 from dumap.engine.task_queue import TaskQueue
 from dumap.engine.worker import execute
@@ -95,7 +95,7 @@ def killer(stage: str, part: str) -> tuple[dict, ...]:
 
 def not_done(config) -> set[str]:
     """Return the cells that no manifest says are searched."""
-    return set(numbered("cell", 6)) - {p.stem for p in Path(config.output, MANIFESTS, "neighbors").glob("*.json")}
+    return set(part_names("cell", 6)) - {p.stem for p in Path(config.output, MANIFESTS, "neighbors").glob("*.json")}
 
 
 @pytest.mark.fault(4)
@@ -137,7 +137,7 @@ def test_a_part_that_kills_every_worker_is_named_on_an_embedded_cluster(shared, 
 @pytest.mark.parametrize("allowed", [0, 3])
 def test_only_what_dies_alone_is_blamed(count, allowed):
     """Whoever else dies with it, on workers that take as many parts as may be on their way."""
-    queue, deadly = TaskQueue(numbered("part", count), 4), "part-00001" if count > 1 else "part-00000"
+    queue, deadly = TaskQueue(part_names("part", count), 4), "part-00001" if count > 1 else "part-00000"
     done, deaths = [], 0
     while True:
         in_flight = []
@@ -152,12 +152,12 @@ def test_only_what_dies_alone_is_blamed(count, allowed):
         else:
             done += in_flight
     assert blamed == [deadly]
-    assert sorted([*done, *queue.suspects]) == numbered("part", count)
+    assert sorted([*done, *queue.suspects]) == part_names("part", count)
     assert deaths <= ATTEMPTS + allowed + 1
 
 
 def test_parts_that_all_kill_are_given_up_after_few_deaths():
-    queue, deaths = TaskQueue(numbered("part", 1000), 4), 0
+    queue, deaths = TaskQueue(part_names("part", 1000), 4), 0
     while True:
         in_flight = []
         while (part := queue.take(len(in_flight))) is not None:

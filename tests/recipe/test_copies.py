@@ -180,7 +180,7 @@ def test_few_distinct_rows_among_many_fill_their_cells(embed, few):
 def test_rows_whose_hashes_collide_are_no_copies(few, configure, save, monkeypatch):
     """The first hash of all rows is the same: the second tells them apart."""
     from dumap.artifacts.job import Job
-    from dumap.artifacts.part_names import numbered
+    from dumap.artifacts.part_names import part_names
     from dumap.artifacts.vectors import duplicates_of
     from dumap.kernels import hashing
     from dumap.planning.budget import tally_buckets
@@ -195,12 +195,12 @@ def test_rows_whose_hashes_collide_are_no_copies(few, configure, save, monkeypat
     config = configure(save(np.concatenate([few, few[5:8]]), 60), {**ONCE, "task_memory": 2**16})
     geometry = plan(config).geometry
     job, buckets = Job(config, geometry), tally_buckets(config, geometry.rows)
-    for part in numbered("block", geometry.blocks):
+    for part in part_names("block", geometry.blocks):
         stage.check_block(job, part)
-    for part in numbered("duplicates", buckets):
+    for part in part_names("duplicates", buckets):
         stage.count_duplicates(job, part, buckets)
     found = {}
-    for block, part in enumerate(numbered("distinct", geometry.blocks)):
+    for block, part in enumerate(part_names("distinct", geometry.blocks)):
         stage.find_duplicates(job, part, buckets, 300)
         copies, firsts = duplicates_of(job.run, block)
         found |= dict(zip((copies + geometry.block(block)[0]).tolist(), firsts.tolist(), strict=True))
