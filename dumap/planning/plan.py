@@ -38,7 +38,7 @@ class Projection:
         Bytes moved between tasks, and bytes left on disk.
     task_bytes : float
         Bytes of its largest task, beside what the process holds without it.
-    passing_bytes : mapping of str to int
+    temporary_bytes : mapping of str to int
         Bytes of those left on disk that are not kept, by the kind of part.
     """
 
@@ -46,7 +46,7 @@ class Projection:
     shuffled_bytes: int
     disk_bytes: int
     task_bytes: float
-    passing_bytes: Mapping[str, int] = field(default_factory=dict)
+    temporary_bytes: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class StagePlan:
         Bytes moved between tasks, bytes left on disk, and the peak memory of a worker with one thread.
     held_bytes : int
         The part of that peak which a worker holds without any task.
-    passing : tuple of (int, frozenset of str)
+    temporary : tuple of (int, frozenset of str)
         Bytes of those left on disk that go once some stages are done, and which stages these are.
     """
 
@@ -71,11 +71,11 @@ class StagePlan:
     disk_bytes: int
     peak_bytes: int
     held_bytes: int
-    passing: tuple[tuple[int, frozenset[str]], ...] = ()
+    temporary: tuple[tuple[int, frozenset[str]], ...] = ()
 
     def disk_after(self, done: Collection[str]) -> int:
         """Return what is left on disk of this stage once it and some others are done."""
-        return self.disk_bytes - sum(some for some, readers in self.passing if readers.issubset(done))
+        return self.disk_bytes - sum(some for some, readers in self.temporary if readers.issubset(done))
 
     def process_bytes(self, threads: int) -> int:
         """Return the peak memory of a worker with so many threads, each with a task."""
@@ -144,7 +144,7 @@ class Plan:
             "core_seconds": round(self.core_seconds, 1),
             "core_seconds_range": [round(seconds, 1) for seconds in self.seconds(1)],
             "stages": [
-                {name: value for name, value in asdict(stage).items() if name != "passing"} for stage in self.stages
+                {name: value for name, value in asdict(stage).items() if name != "temporary"} for stage in self.stages
             ],
             "inherited": list(self.inherited),
         }

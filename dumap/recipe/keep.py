@@ -40,9 +40,9 @@ def droppable(run: Run, recipe: Recipe, keep: str) -> dict[str, list[str]]:
             continue
         later = {other.name for other in recipe if stage.name in other.reads}
         for part in run.committed(stage.name):
-            passing = stage.passing.get(kind_of(part))
-            needless = passing is not None or keep == "results" or is_outdated(repairs, stage.name, part)
-            if needless and done.issuperset(later if passing is None else passing):
+            temporary = stage.temporary.get(kind_of(part))
+            needless = temporary is not None or keep == "results" or is_outdated(repairs, stage.name, part)
+            if needless and done.issuperset(later if temporary is None else temporary):
                 found.setdefault(stage.name, []).append(part)
     return found
 
@@ -57,8 +57,8 @@ def check_kept(stages: Recipe, run: Run) -> None:
     repairs = repairs_made(run)
     for stage in stages:
         for kind, part in {kind_of(part): part for part in run.committed(stage.name)}.items():
-            passing = kind in stage.passing or is_outdated(repairs, stage.name, part)
-            if not passing and run.is_dropped(stage.name, part):
+            temporary = kind in stage.temporary or is_outdated(repairs, stage.name, part)
+            if not temporary and run.is_dropped(stage.name, part):
                 raise StorageError(
                     f"{run.location} keeps its results alone (keep = results): stage {stage.name} cannot be read "
                     f"there. Name a parent that was run with keep = model or all, or leave the parent out"

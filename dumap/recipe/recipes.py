@@ -59,17 +59,17 @@ def geometry_of(config: Config) -> Geometry:
     return make_geometry(config, source.rows, source.dims, source.dtype.itemsize, source.chunk_rows, given)
 
 
-def passing_of(
+def temporary_of(
     stage: Stage, projection: Projection, recipe: Recipe, keep: str
 ) -> tuple[tuple[int, frozenset[str]], ...]:
     """Return how many bytes of a stage go, each with the stages that must be done before: see `recipe/keep.py`."""
     if keep == "all":
         return ()
-    passing = tuple((size, frozenset(stage.passing[kind])) for kind, size in projection.passing_bytes.items())
+    temporary = tuple((size, frozenset(stage.temporary[kind])) for kind, size in projection.temporary_bytes.items())
     if keep == "model" or stage.name == EMBEDDING:
-        return passing
+        return temporary
     readers = frozenset(other.name for other in recipe if stage.name in other.reads)
-    return (*passing, (projection.disk_bytes - sum(projection.passing_bytes.values()), readers))
+    return (*temporary, (projection.disk_bytes - sum(projection.temporary_bytes.values()), readers))
 
 
 def make_plan(config: Config, geometry: Geometry, worker_memory: int = 0, recipe: Recipe | None = None) -> Plan:
@@ -89,10 +89,10 @@ def make_plan(config: Config, geometry: Geometry, worker_memory: int = 0, recipe
         projection = stage.project(geometry, config, worker_memory)
         held = interpreter_bytes(stage.name, needs_metric(config, stage.name))
         peak = held + math.ceil(projection.task_bytes)
-        passing = passing_of(stage, projection, recipe, config.keep)
+        temporary = temporary_of(stage, projection, recipe, config.keep)
         stages.append(
             StagePlan(
-                stage.name, projection.tasks, projection.shuffled_bytes, projection.disk_bytes, peak, held, passing
+                stage.name, projection.tasks, projection.shuffled_bytes, projection.disk_bytes, peak, held, temporary
             )
         )
     return Plan(geometry, tuple(stages), core_seconds(config, geometry, {stage.name for stage in recipe}))

@@ -95,7 +95,7 @@ class Stage:
         The stages whose parts it reads.
     writes : tuple of str
         What the names of its parts begin with.
-    passing : mapping
+    temporary : mapping
         The kinds of parts that go, each with the later stages that must be done before; all others are kept, to place
         or add rows, or for another layout.
     run : callable
@@ -114,7 +114,7 @@ class Stage:
     writes: tuple[str, ...]
     run: Callable[[Context], dict]
     project: Callable[[Geometry, Config, int], Projection]
-    passing: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    temporary: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     version: int = 1
     writes_results: bool = False
 

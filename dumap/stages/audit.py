@@ -194,7 +194,7 @@ def project(geometry: Geometry, config: Config, worker_memory: int) -> Projectio
         shuffled_bytes=times * rows * geometry.dims * geometry.itemsize + repairs * (halo + offers),
         disk_bytes=times * (exact_bytes + asked) + repairs * lists + (halo + offers if repairs else 0),
         task_bytes=max(audit_bytes(config, geometry, queries), repair_bytes(config, geometry) if repairs else 0),
-        passing_bytes={
+        temporary_bytes={
             "search": times * exact_bytes
             + (halo + offers + repairs * lists if repairs else 0)  # the last replace the first
         },
@@ -211,7 +211,7 @@ STAGE = Stage(
     writes=("queries", "search", "exact", "report", "wanted", "asked", "sent", "joined", "merged", "repaired"),
     run=run,
     project=project,
-    passing={
+    temporary={
         "search": (),
         **dict.fromkeys(("wanted", "asked", "sent", "joined"), ()),
     },

@@ -218,7 +218,7 @@ def project(geometry: Geometry, config: Config, worker_memory: int) -> Projectio
             sample * (5 if config.neighbors.metric == "correlation" else 4) + axes_bytes(geometry),
             geometry.blocks * (geometry.cells + 1) * 40 + geometry.cells**2 * 16,  # the table
         ),
-        passing_bytes={"sorted": cells_a_row * (sorted_bytes + rows * 32), "near": rows * 40},
+        temporary_bytes={"sorted": cells_a_row * (sorted_bytes + rows * 32), "near": rows * 40},
     )
 
 
@@ -232,5 +232,5 @@ STAGE = Stage(
     writes=("tree", "near", "packing", "assign", LIMITS, "counted", TABLE, "sorted"),
     run=run,
     project=project,
-    passing={"sorted": (NEIGHBORS, AUDIT), **dict.fromkeys(("near", LIMITS, "counted"), ())},
+    temporary={"sorted": (NEIGHBORS, AUDIT), **dict.fromkeys(("near", LIMITS, "counted"), ())},
 )

@@ -145,7 +145,7 @@ def project(geometry: Geometry, config: Config, worker_memory: int) -> Projectio
         shuffled_bytes=LABEL_PASSES * edges * (index + 4),
         disk_bytes=edges * 8 + geometry.rows * index + kept,
         task_bytes=start_bytes(config, geometry.rows, min(geometry.shard_rows, geometry.rows)),
-        passing_bytes={ADDED: edges * 8},
+        temporary_bytes={ADDED: edges * 8},
     )
 
 
@@ -156,5 +156,5 @@ STAGE = Stage(
     writes=(SEEDS, "labels", "labelled", ADDED, EDGES),
     run=run,
     project=project,
-    passing={ADDED: ()},
+    temporary={ADDED: ()},
 )

@@ -218,7 +218,7 @@ VECTORS_GIVEN = Stage(
     writes=(*vectors_stage.STAGE.writes, "lists"),
     run=run_vectors,
     project=project_vectors,
-    passing={**vectors_stage.STAGE.passing, "lists": ()},
+    temporary={**vectors_stage.STAGE.temporary, "lists": ()},
 )
 CELLS_GIVEN = Stage(
     CELLS,
@@ -246,5 +246,5 @@ AUDIT_GIVEN = Stage(
     writes=("queries", "search", "exact", "report"),
     run=run_audit,
     project=audit.project,
-    passing={"search": ()},
+    temporary={"search": ()},
 )

@@ -230,7 +230,7 @@ def project(geometry: Geometry, config: Config, worker_memory: int) -> Projectio
             int(shard_rows * (k * SHARD_EDGES * EDGE_BYTES + (config.neighbors.searched - k) * 16)),
             rows * (index + 2) + 2 * k * shard_rows * index,
         ),
-        passing_bytes={"directed": rows * k * (2 * index + 8)},
+        temporary_bytes={"directed": rows * k * (2 * index + 8)},
     )
 
 
@@ -244,5 +244,5 @@ STAGE = Stage(
     writes=("summed", "directed", SHARDS, "placed", "united", WHOLE),
     run=run,
     project=project,
-    passing={"summed": (), "directed": ()},
+    temporary={"summed": (), "directed": ()},
 )

@@ -147,5 +147,5 @@ STAGE = Stage(
     writes=(PAIRS_PART, "epoch", "generation", "loss", "packed", END),
     run=run,
     project=project,
-    passing={PAIRS_PART: (), "packed": ()},
+    temporary={PAIRS_PART: (), "packed": ()},
 )

@@ -224,7 +224,7 @@ def project(geometry: Geometry, config: Config, worker_memory: int) -> Projectio
         * (geometry.cells > 1)  # all guests, and what they found
         + 2 * COLUMN_BYTES
         + (geometry.blocks + geometry.cells) * 48,
-        passing_bytes={"cell": cells_a_row * rows * list_bytes + rows * (listed * (index + 7) + 8)},
+        temporary_bytes={"cell": cells_a_row * rows * list_bytes + rows * (listed * (index + 7) + 8)},
     )
 
 
@@ -238,5 +238,5 @@ STAGE = Stage(
     writes=("home", "cell", "merged"),
     run=run,
     project=project,
-    passing={"home": (), "cell": ()},
+    temporary={"home": (), "cell": ()},
 )

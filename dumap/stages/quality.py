@@ -158,7 +158,7 @@ def project(geometry: Geometry, config: Config, worker_memory: int) -> Projectio
         shuffled_bytes=2 * geometry.rows * geometry.dims * geometry.itemsize,
         disk_bytes=disk,
         task_bytes=audit_bytes(config, geometry, queries),
-        passing_bytes={"ranks": disk},
+        temporary_bytes={"ranks": disk},
     )
 
 
@@ -169,5 +169,5 @@ STAGE = Stage(
     writes=("queries", "reached", "limits", "ranks", "report"),
     run=run,
     project=project,
-    passing=dict.fromkeys(("queries", "reached", "limits", "ranks"), ()),
+    temporary=dict.fromkeys(("queries", "reached", "limits", "ranks"), ()),
 )

@@ -63,7 +63,7 @@ def project(geometry: Geometry, config: Config, worker_memory: int) -> Projectio
         shuffled_bytes=0,
         disk_bytes=size,
         task_bytes=3 * min(size, max(row_bytes, PART_BYTES)),
-        passing_bytes={SPOOLED: size},
+        temporary_bytes={SPOOLED: size},
     )
 
 
@@ -74,5 +74,5 @@ STAGE = Stage(
     writes=(SPOOLED,),
     run=run,
     project=project,
-    passing={SPOOLED: (VECTORS, CELLS, AUDIT, START, QUALITY)},
+    temporary={SPOOLED: (VECTORS, CELLS, AUDIT, START, QUALITY)},
 )

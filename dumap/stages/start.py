@@ -264,7 +264,7 @@ def project(geometry: Geometry, config: Config, worker_memory: int) -> Projectio
         shuffled_bytes=SMOOTHINGS * edges * (geometry.index_dtype.itemsize + 4),
         disk_bytes=geometry.rows * 12 * n_components,
         task_bytes=max(shard, principal_bytes(config, geometry)),
-        passing_bytes={"smooth": geometry.rows * 8 * n_components},
+        temporary_bytes={"smooth": geometry.rows * 8 * n_components},
     )
 
 
@@ -279,5 +279,5 @@ STAGE = Stage(
     writes=(COARSE, "smooth", "smoothed", BOX, "coordinates", AXES, "span", "collected"),
     run=run,
     project=project,
-    passing=dict.fromkeys((COARSE, "smooth", "smoothed", AXES, "span", "collected"), ()),
+    temporary=dict.fromkeys((COARSE, "smooth", "smoothed", AXES, "span", "collected"), ()),
 )

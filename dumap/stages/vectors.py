@@ -310,16 +310,16 @@ def project(geometry: Geometry, config: Config, worker_memory: int) -> Projectio
     queries = audits(config) * min(config.audit.queries, rows)
     sample, drawn = geometry.sample_rows * geometry.dims * 4, min(queries, rows) * geometry.dims * 4
     duplicate_bytes = rows * unique * (16 + 3 * index)
-    passing = rows * (9 + 16 * wide) + (sample + drawn) * (1 + wide)
+    temporary = rows * (9 + 16 * wide) + (sample + drawn) * (1 + wide)
     return Projection(
         tasks=(geometry.blocks + buckets) * (1 + wide) + geometry.blocks * unique + wide,
         shuffled_bytes=rows * 8 * (1 + unique + 2 * wide),
-        disk_bytes=duplicate_bytes + passing,
+        disk_bytes=duplicate_bytes + temporary,
         task_bytes=max(
             block * (2 * geometry.itemsize + 8) + sample + min(drawn, 4 * block),
             -(-rows // buckets) * tally_row_bytes(config),
         ),
-        passing_bytes={"block": passing},
+        temporary_bytes={"block": temporary},
     )
 
 
@@ -333,5 +333,5 @@ STAGE = Stage(
     writes=("block", "duplicates", "distinct", CENTRE, "cast", "merged"),
     run=run,
     project=project,
-    passing={"block": (CELLS, AUDIT, START), **dict.fromkeys(("duplicates", "cast", "merged"), ())},
+    temporary={"block": (CELLS, AUDIT, START), **dict.fromkeys(("duplicates", "cast", "merged"), ())},
 )

@@ -73,8 +73,8 @@ def commits(output: str) -> dict[str, bytes]:
     for path in root.glob("*/[!.]*.json"):
         stage, kind = path.parent.name, path.name.split("-")[0].removesuffix(".json")
         kept = {"coarsen": ("seeds", "edges"), "start": ("coordinates", "box"), "layout": ()}
-        passing = stage in kept and kind not in kept[stage]
-        if not passing and kind not in ("wanted", "asked", "sent", "joined"):
+        temporary = stage in kept and kind not in kept[stage]
+        if not temporary and kind not in ("wanted", "asked", "sent", "joined"):
             found[str(path.relative_to(root))] = path.read_bytes()
     return found
 

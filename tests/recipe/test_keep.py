@@ -68,8 +68,8 @@ def held(output: str) -> set[tuple[str, str]]:
 @pytest.mark.parametrize("recipe", [SEARCHED, GIVEN])
 def test_what_is_passing_is_read_by_the_stages_named(recipe):
     for stage in recipe:
-        assert set(stage.passing) <= set(stage.writes)
-        for readers in stage.passing.values():
+        assert set(stage.temporary) <= set(stage.writes)
+        for readers in stage.temporary.values():
             assert set(readers) <= {other.name for other in recipe if stage.name in other.reads}
 
 
