@@ -13,7 +13,7 @@ PACKAGE = Path(dumap.__file__).parent
 
 RETIRED = {
     "Generation": "EpochState",
-    "generations": "epoch_states",
+    "generations": "layout_checkpoints",
     "last_generation": "last_epoch_state",
     "Series": "Checkpoints",
     "Line": "TaskQueue",

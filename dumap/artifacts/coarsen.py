@@ -18,7 +18,7 @@ EDGES = "edges"
 """The part that holds the edges of the coarse graph, and how many rows each label has."""
 
 
-def labelled(run: Run) -> Checkpoints:
+def label_checkpoints(run: Run) -> Checkpoints:
     """Return the checkpoints of label passes."""
     return Checkpoints(run, COARSEN, "labelled", "labels")
 
@@ -26,8 +26,8 @@ def labelled(run: Run) -> Checkpoints:
 def labels_reader(job: Job, graph: Graph, number: int) -> Callable[[int], np.ndarray]:
     """Return a function that reads a shard's labels after a pass; before the first, only seeds have labels."""
     if number:
-        series = labelled(job.run)
-        return lambda shard: series.read(number, "labels", *graph.shards.span(shard))
+        checkpoints = label_checkpoints(job.run)
+        return lambda shard: checkpoints.read(number, "labels", *graph.shards.span(shard))
     seeds = job.run.read(COARSEN, SEEDS, "rows")
 
     def seeded(shard: int) -> np.ndarray:

@@ -15,7 +15,7 @@ END = "end"
 """The part that says after how many epochs the layout ended."""
 
 
-def epoch_states(run: Run) -> Checkpoints:
+def layout_checkpoints(run: Run) -> Checkpoints:
     """Return the checkpoints of the layout."""
     return Checkpoints(run, LAYOUT, "generation", "epoch")
 
@@ -25,7 +25,7 @@ class EpochState:
 
     def __init__(self, run: Run, graph: Graph, epoch: int) -> None:
         self.run, self.graph, self.epoch = run, graph, epoch
-        self.starts, self.checkpoints = StartCoordinates(run, len(graph.shards)), epoch_states(run)
+        self.starts, self.checkpoints = StartCoordinates(run, len(graph.shards)), layout_checkpoints(run)
 
     def read(self, shard: int, start: int = 0, stop: int | None = None) -> np.ndarray:
         """Return the coordinates of rows [start, stop) of a shard."""

@@ -24,6 +24,6 @@ class StartCoordinates:
         return self.run.read(START, self.names[shard], "y", first, stop)
 
 
-def smoothed(run: Run) -> Checkpoints:
+def smoothing_checkpoints(run: Run) -> Checkpoints:
     """Return the checkpoints of smoothing."""
     return Checkpoints(run, START, "smoothed", "smooth")

@@ -7,7 +7,7 @@ from itertools import pairwise
 import numpy as np
 
 from dumap.artifacts.cells import Table
-from dumap.artifacts.coarsen import EDGES, SEEDS, labelled, labels_reader
+from dumap.artifacts.coarsen import EDGES, SEEDS, label_checkpoints, labels_reader
 from dumap.artifacts.graph import Graph
 from dumap.artifacts.job import Job
 from dumap.artifacts.part_names import CELLS, COARSEN, GRAPH, total
@@ -107,7 +107,7 @@ def run(context: Context) -> dict:
     """Label the rows and sum the edges between labels, if the start is spectral; return the figures."""
     if context.config.start.init != "spectral":
         return {}
-    store, graph, labels = context.run, Graph(context.run), labelled(context.run)
+    store, graph, labels = context.run, Graph(context.run), label_checkpoints(context.run)
     ranges = pass_ranges(context, len(graph.shards))
     labels.forget_broken()
     context.compute(COARSEN, draw_seeds, [SEEDS])

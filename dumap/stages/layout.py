@@ -15,7 +15,7 @@ import numpy as np
 
 from dumap.artifacts.graph import Graph
 from dumap.artifacts.job import Job
-from dumap.artifacts.layout import END, EpochState, epoch_states, last_epoch, loss_of
+from dumap.artifacts.layout import END, EpochState, last_epoch, layout_checkpoints, loss_of
 from dumap.artifacts.part_names import GRAPH, LAYOUT, START, number_of
 from dumap.config import Config
 from dumap.kernels import layout
@@ -70,7 +70,7 @@ def advance(
 def descend(job: Job, part: str, threads: int) -> None:
     """Run the epochs after the last checkpoint on the cores of this host, and commit checkpoints."""
     graph, epochs = Graph(job.run), job.geometry.n_epochs
-    shards, parameters, checkpoints = graph.shards, layout_parameters(job), epoch_states(job.run)
+    shards, parameters, checkpoints = graph.shards, layout_parameters(job), layout_checkpoints(job.run)
     begin = checkpoints.latest(epochs)
     before = EpochState(job.run, graph, begin)
     edges = pack_shards(job, graph, 0, len(shards))
@@ -101,7 +101,7 @@ def descend(job: Job, part: str, threads: int) -> None:
 def run(context: Context) -> dict:
     """Run the epochs after the last checkpoint; return how."""
     graph, geometry, config = Graph(context.run), context.geometry, context.config
-    rows, checkpoints = graph.shards.rows, epoch_states(context.run)
+    rows, checkpoints = graph.shards.rows, layout_checkpoints(context.run)
     checkpoints.forget_broken()
     if context.run.is_committed(LAYOUT, END) and last_epoch(context.run) not in checkpoints.numbers():
         context.run.forget(LAYOUT, END)

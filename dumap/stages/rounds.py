@@ -12,7 +12,7 @@ import numpy as np
 
 from dumap.artifacts.graph import Graph
 from dumap.artifacts.job import Job
-from dumap.artifacts.layout import EpochState, epoch_states, loss_name
+from dumap.artifacts.layout import EpochState, layout_checkpoints, loss_name
 from dumap.artifacts.part_names import LAYOUT, range_name, range_of, split_evenly
 from dumap.artifacts.task_cache import TaskCache
 from dumap.kernels import layout
@@ -93,7 +93,7 @@ def pool_of(before: EpochState, seed: int, epoch: int) -> np.ndarray:
     return lay_pool(before.gather(unique)[inverse])
 
 
-def lasts(job: Job, epoch: int) -> bool:
+def is_durable(job: Job, epoch: int) -> bool:
     """Return whether a round is written durably: at checkpoints, and where the layout may stop early."""
     return is_checkpoint(job, epoch, job.config.layout.exchange_every) or epoch in early_stop_epochs(job)
 
@@ -112,14 +112,14 @@ def step(job: Job, part: str, epoch: int) -> None:
             pool = pool_of(before, parameters.seed, t)
             layout.step_epoch(parameters, t, 0, rows, low, 0, edges, y, m, v, pool, after, exchanged)
             y[:rows] = after
-    write_piece(job, part, after, m, v, lasts(job, until))
+    write_piece(job, part, after, m, v, is_durable(job, until))
 
 
 def in_rounds(context: Context, graph: Graph, tasks: int) -> None:
     """Run the epochs in rounds of `exchange_every` epochs, each of at least `tasks` tasks."""
     epochs, every = context.geometry.n_epochs, context.config.layout.exchange_every
     ranges, check_epochs = shard_ranges(context, len(graph.shards), tasks), early_stop_epochs(context.job)
-    checkpoints = epoch_states(context.run)
+    checkpoints = layout_checkpoints(context.run)
 
     def measure(epoch: int) -> None:
         if epoch and (is_checkpoint(context.job, epoch, every) or epoch in check_epochs):
@@ -135,7 +135,9 @@ def in_rounds(context: Context, graph: Graph, tasks: int) -> None:
         until = min(epoch + every, epochs)
         pieces = [checkpoints.piece_name(until, *shard_range) for shard_range in ranges]
         context.compute(LAYOUT, step, pieces, epoch=epoch, progress=(epoch, epochs))
-        durable = lasts(context.job, until) and all(context.run.summary(LAYOUT, name)["durable"] for name in pieces)
+        durable = is_durable(context.job, until) and all(
+            context.run.summary(LAYOUT, name)["durable"] for name in pieces
+        )
         checkpoints.commit(until, pieces, graph.shards.offsets, durable)
     measure(checkpoints.latest())
     end(context.job, checkpoints.latest())

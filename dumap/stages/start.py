@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from dumap.artifacts.cells import Table
-from dumap.artifacts.coarsen import EDGES, labelled, labels_reader
+from dumap.artifacts.coarsen import EDGES, label_checkpoints, labels_reader
 from dumap.artifacts.graph import Graph
 from dumap.artifacts.job import Job
 from dumap.artifacts.part_names import (
@@ -23,7 +23,7 @@ from dumap.artifacts.part_names import (
     range_name,
     range_of,
 )
-from dumap.artifacts.start import BOX, COARSE, smoothed
+from dumap.artifacts.start import BOX, COARSE, smoothing_checkpoints
 from dumap.artifacts.vectors import drawn
 from dumap.config import Config
 from dumap.errors import ConfigError
@@ -62,10 +62,10 @@ def solve(job: Job, part: str) -> None:
 
 def smooth(job: Job, part: str, passes: int) -> None:
     """Run one smoothing pass on a shard range; the first begins at the coarse coordinates of the rows' labels."""
-    graph, series = Graph(job.run), smoothed(job.run)
+    graph, checkpoints = Graph(job.run), smoothing_checkpoints(job.run)
     number, begin, end = Checkpoints.parse_piece_name(part)
     if number > 1:
-        here = Pass(job, lambda shard: series.read(number - 1, "y", *graph.shards.span(shard)))
+        here = Pass(job, lambda shard: checkpoints.read(number - 1, "y", *graph.shards.span(shard)))
     else:
         known, labels = job.run.read(START, COARSE, "y"), labels_reader(job, graph, passes)
         here = Pass(job, lambda shard: start.interpolate(labels(shard), known, job.config.layout_seed))
@@ -121,13 +121,13 @@ def stretch(job: Job, part: str) -> None:
     """Stretch a shard's coordinates after the last pass to the box."""
     graph, shard = Graph(job.run), number_of(part)
     span = graph.shards.span(shard)
-    write_coordinates(job, shard, span[0], smoothed(job.run).read(SMOOTHINGS, "y", *span))
+    write_coordinates(job, shard, span[0], smoothing_checkpoints(job.run).read(SMOOTHINGS, "y", *span))
 
 
 def spectral_start(context: Context, graph: Graph) -> None:
     """Place rows by the eigenvectors of the coarsened graph."""
-    run, ranges, checkpoints = context.run, pass_ranges(context, len(graph.shards)), smoothed(context.run)
-    passes, steps = labelled(run).latest(), 1 + SMOOTHINGS
+    run, ranges, checkpoints = context.run, pass_ranges(context, len(graph.shards)), smoothing_checkpoints(context.run)
+    passes, steps = label_checkpoints(run).latest(), 1 + SMOOTHINGS
     checkpoints.forget_broken()
     context.compute(START, solve, [COARSE], progress=(0, steps))
     for number in range(checkpoints.latest() + 1, SMOOTHINGS + 1):

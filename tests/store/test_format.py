@@ -93,22 +93,22 @@ def test_a_part_takes_three_writes_and_four_flushes_at_the_most(run, costs, dura
 
 
 def test_a_pass_that_is_not_durable_keeps_the_last_that_is(run):
-    series = Checkpoints(run, "layout", "generation", "epoch")
+    checkpoints = Checkpoints(run, "layout", "generation", "epoch")
 
     def commit(number: int, durable: bool) -> None:
-        piece = series.piece_name(number, 0, 1)
+        piece = checkpoints.piece_name(number, 0, 1)
         with run.part("layout", piece, durable) as part:
             part.write("y", np.full(3, number))
-        series.commit(number, [piece], np.array([0, 3]), durable)
+        checkpoints.commit(number, [piece], np.array([0, 3]), durable)
 
     for number, durable in enumerate((False, True, False, False), 1):
         commit(number, durable)
-    assert series.numbers() == [2, 4]
-    run.forget("layout", series.piece_name(4, 0, 1))  # as a lost machine may
-    series.forget_broken()
-    assert series.latest() == 2
-    assert series.read(2, "y", 0, 3).tolist() == [2, 2, 2]
+    assert checkpoints.numbers() == [2, 4]
+    run.forget("layout", checkpoints.piece_name(4, 0, 1))  # as a lost machine may
+    checkpoints.forget_broken()
+    assert checkpoints.latest() == 2
+    assert checkpoints.read(2, "y", 0, 3).tolist() == [2, 2, 2]
     commit(5, True)
-    assert series.numbers() == [5]
+    assert checkpoints.numbers() == [5]
     with pytest.raises(DamageError):
-        run.read("layout", series.piece_name(2, 0, 1), "y")
+        run.read("layout", checkpoints.piece_name(2, 0, 1), "y")
