@@ -24,8 +24,8 @@ import warnings
 
 import numpy as np
 
-from dumap.artifacts.cells import Table
-from dumap.artifacts.neighbors import Lists
+from dumap.artifacts.cells import CellTable
+from dumap.artifacts.neighbors import NeighborLists
 from dumap.config import Config, load
 from dumap.errors import DumapError
 from dumap.kernels.vectors import as_float32
@@ -91,7 +91,7 @@ def ours(config: Config) -> Observer:
 def lists_of(config: Config, queries: np.ndarray) -> np.ndarray:
     """Return the neighbours that the run found of some rows, by the input's numbers."""
     run, cut = Run(config.output, read_only=True), pipeline.plan(config).geometry
-    table, lists = Table(run), Lists(run)
+    table, lists = CellTable(run), NeighborLists(run)
     positions = np.concatenate([table.positions(run, block) for block in range(cut.blocks)])
     rows = np.argsort(positions)
     found = np.concatenate([lists.read("indices", int(p), int(p) + 1) for p in positions[queries]])

@@ -10,7 +10,7 @@ import numpy as np
 from dumap.artifacts.job import Job
 from dumap.artifacts.part_names import CELLS, part_name, part_names
 from dumap.kernels import cells, tree, vectors
-from dumap.planning.geometry import guests_a_turn
+from dumap.planning.geometry import guests_at_once
 from dumap.store import Run
 
 PROBES = 8
@@ -29,7 +29,7 @@ def read_tree(run: Run) -> tree.Tree:
     return tree.Tree(groups, offsets, leaves, origin, np.ascontiguousarray(axes.T))
 
 
-class Table:
+class CellTable:
     """Where the rows of blocks and cells are. Of its tables, one row is read at a time, when it is asked for.
 
     Attributes
@@ -56,7 +56,7 @@ class Table:
         """
         return self.run.read(CELLS, TABLE, "spans", cell, cell + 1)[0]
 
-    def hosts(self, cell: int) -> np.ndarray:
+    def guest_counts(self, cell: int) -> np.ndarray:
         """Return how many of a cell's home rows are guests of each cell, (cells,) int64."""
         return self.run.read(CELLS, TABLE, "guests", cell, cell + 1)[0]
 
@@ -70,7 +70,7 @@ class Table:
         return self.run.read(CELLS, part_name("assign", block), "status")
 
 
-def travels_as_it_is(job: Job) -> bool:
+def keeps_input_dtype(job: Job) -> bool:
     """Return whether sorted vectors are kept in the input's dtype: it is no wider than float32 and nothing is lost."""
     return not vectors.is_wide(job.input.dtype) and job.config.neighbors.metric != vectors.SPHERICAL
 
@@ -85,7 +85,7 @@ class Cell:
         How many home rows there are.
     """
 
-    def __init__(self, job: Job, cell: int, table: Table, guests: bool = True) -> None:
+    def __init__(self, job: Job, cell: int, table: CellTable, guests: bool = True) -> None:
         self.job, spans = job, table.spans(cell)
         starts = spans[:, 0].astype(np.int64)
         stops = starts + spans[:, 2 if guests else 1]
@@ -98,12 +98,12 @@ class Cell:
         self.positions = positions[order]
         self.home_rows = int((~guest).sum())
 
-    def turns(self) -> Iterator[np.ndarray]:
+    def batches(self) -> Iterator[np.ndarray]:
         """Yield the rows that are searched at once: all, or home rows with some of the guests if those are many."""
         guests = np.arange(self.home_rows, len(self.positions))
-        turns = max(1, -(-len(guests) // guests_a_turn(self.job.geometry.cell_rows, self.home_rows)))
-        for turn in range(turns):
-            yield np.concatenate([np.arange(self.home_rows), guests[turn::turns]])
+        batches = max(1, -(-len(guests) // guests_at_once(self.job.geometry.cell_rows, self.home_rows)))
+        for batch in range(batches):
+            yield np.concatenate([np.arange(self.home_rows), guests[batch::batches]])
 
     def _gather(self, name: str, rows: np.ndarray, out: np.ndarray, made: Callable[[np.ndarray], np.ndarray]) -> None:
         """Read rows of an array into `out`, in the order given; `made` converts each piece that is read."""
@@ -143,7 +143,7 @@ class Cell:
         return out
 
 
-def kept_positions(job: Job, table: Table, rows: np.ndarray) -> np.ndarray:
+def kept_positions(job: Job, table: CellTable, rows: np.ndarray) -> np.ndarray:
     """Return the positions of rows of the input in a run with given neighbours; -1 for rows left out, and for -1."""
     before, gone, count = np.zeros(rows.shape, np.int64), rows < 0, job.geometry.rows - table.rows
     for low in range(0, count, DROPPED_AT_ONCE):

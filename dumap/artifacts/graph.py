@@ -63,7 +63,7 @@ class Graph:
         return int(total(self.run, GRAPH, self.names[first:last], "edges"))
 
     @cached_property
-    def slot_offsets(self) -> np.ndarray:
+    def occurrence_offsets(self) -> np.ndarray:
         """The bounds of shards in slots, (shards + 1,): a row has one for itself and one for each duplicate."""
         return np.array(self.run.summary(GRAPH, WHOLE)["places"])
 
@@ -74,12 +74,12 @@ class Graph:
         ]
         return np.concatenate(arrays[0]), np.concatenate(arrays[1])
 
-    def rows_at(self, slots: np.ndarray) -> np.ndarray:
+    def rows_at(self, occurrences: np.ndarray) -> np.ndarray:
         """Return the positions of the rows that slots belong to, reading one shard after another."""
-        shards = np.searchsorted(self.slot_offsets, slots, side="right") - 1
+        shards = np.searchsorted(self.occurrence_offsets, occurrences, side="right") - 1
         starts = self.shards.offsets[shards]
-        rows = slots - self.slot_offsets[shards]
-        more = np.diff(self.slot_offsets) > np.diff(self.shards.offsets)
+        rows = occurrences - self.occurrence_offsets[shards]
+        more = np.diff(self.occurrence_offsets) > np.diff(self.shards.offsets)
         for shard in np.unique(shards[more[shards]]):
             inside, (repeated, times) = shards == shard, self.repeated(shard, shard + 1)
             rows[inside] = graph.rows_at(rows[inside], repeated - self.shards.offsets[shard], times)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from dumap.artifacts.audit import repairs_made
-from dumap.artifacts.cells import Table
+from dumap.artifacts.cells import CellTable
 from dumap.artifacts.part_names import AUDIT, NEIGHBORS, part_names
 from dumap.store import Part, Run
 
@@ -17,7 +17,7 @@ def write_lists(out: Part, indices: np.ndarray, distances: np.ndarray) -> None:
     out.attributes["missing"] = int((indices < 0).sum())
 
 
-class Lists:
+class NeighborLists:
     """The neighbour lists of all rows, by position.
 
     Parameters
@@ -28,7 +28,7 @@ class Lists:
     """
 
     def __init__(self, run: Run, repairs: int | None = None) -> None:
-        self.run, self.table = run, Table(run)
+        self.run, self.table = run, CellTable(run)
         repairs = repairs_made(run) if repairs is None else repairs
         self.stage, prefix = (AUDIT, f"merged-{repairs}") if repairs else (NEIGHBORS, "merged")
         self.names = part_names(prefix, self.table.cells)

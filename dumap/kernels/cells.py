@@ -7,7 +7,7 @@ import numpy as np
 
 from dumap.kernels import hashing
 
-CROWDED = 2.5
+MAX_GUEST_FILL = 2.5
 """A cell admits guests up to so many times the rows of the median cell, or as many as it has home rows."""
 CLASSES = 256
 """About how many classes of guests there are; a cell admits them class by class."""
@@ -148,13 +148,13 @@ def guest_classes(row_cells: np.ndarray, start: int, seed: int) -> tuple[np.ndar
     count : int
         Number of classes.
     """
-    slots = max(1, row_cells.shape[1] - 1)
-    levels = max(4, CLASSES // slots)
+    guest_ranks = max(1, row_cells.shape[1] - 1)
+    levels = max(4, CLASSES // guest_ranks)
     hashes = hashing.draws(seed, hashing.GUESTS, np.arange(start, start + len(row_cells)))
     level = ((hashes >> np.uint64(32)) * np.uint64(levels) >> np.uint64(32)).astype(np.int32)
     classes = level[:, None] + levels * np.arange(-1, row_cells.shape[1] - 1, dtype=np.int32)
     classes[:, 0] = -1
-    return classes, slots * levels
+    return classes, guest_ranks * levels
 
 
 def limits(homes: np.ndarray, guests: np.ndarray) -> np.ndarray:
@@ -173,7 +173,7 @@ def limits(homes: np.ndarray, guests: np.ndarray) -> np.ndarray:
         The first class that is not admitted.
     """
     filled = (homes + guests.sum(axis=1))[homes > 0]
-    room = np.maximum(int(CROWDED * np.median(filled)) - homes, homes) if len(filled) else homes
+    room = np.maximum(int(MAX_GUEST_FILL * np.median(filled)) - homes, homes) if len(filled) else homes
     return (np.cumsum(guests, axis=1) <= room[:, None]).sum(axis=1)
 
 
@@ -192,12 +192,12 @@ def order_by_cell(cells: np.ndarray, positions: np.ndarray) -> tuple[np.ndarray,
 
     Returns
     -------
-    source, slot : ndarray of int64, shape (pairs,)
+    source, cell_rank : ndarray of int64, shape (pairs,)
         Row of the block, and which of its cells: 0 is the home.
     """
-    source, slot = np.nonzero(cells >= 0)
-    order = np.lexsort((positions[source], slot > 0, cells[source, slot]))
-    return source[order], slot[order]
+    source, cell_rank = np.nonzero(cells >= 0)
+    order = np.lexsort((positions[source], cell_rank > 0, cells[source, cell_rank]))
+    return source[order], cell_rank[order]
 
 
 @nb.njit(cache=True, nogil=True)

@@ -250,12 +250,12 @@ def connect(indptr, tails, first, sets):
             sets[other] = one
 
 
-def rows_at(slots: np.ndarray, repeated: np.ndarray, times: np.ndarray) -> np.ndarray:
+def rows_at(occurrences: np.ndarray, repeated: np.ndarray, times: np.ndarray) -> np.ndarray:
     """Return the rows that slots belong to, where a row has a slot for itself and one for each of its duplicates.
 
     Parameters
     ----------
-    slots : ndarray of int64, shape (n,)
+    occurrences : ndarray of int64, shape (n,)
         Numbered from 0, in the order of the rows.
     repeated : ndarray of int, shape (m,)
         Rows that have more than one slot, ascending.
@@ -267,6 +267,8 @@ def rows_at(slots: np.ndarray, repeated: np.ndarray, times: np.ndarray) -> np.nd
     ndarray of int64, shape (n,)
     """
     more = np.concatenate([[0], np.cumsum(times.astype(np.int64) - 1)])
-    last = np.searchsorted(repeated + more[:-1], slots, side="right")  # repeated rows whose slots begin here or before
-    rows = slots - more[last]
+    last = np.searchsorted(
+        repeated + more[:-1], occurrences, side="right"
+    )  # repeated rows whose slots begin here or before
+    rows = occurrences - more[last]
     return np.where(last > 0, np.maximum(rows, np.append(repeated, -1)[last - 1]), rows)

@@ -13,7 +13,7 @@ import numpy as np
 from dumap.kernels import tree
 from dumap.kernels.codes import MAX_COLUMNS, code_packs, code_rows, code_scale, encode
 from dumap.kernels.kmeans import kmeans
-from dumap.kernels.lists import FARTHEST, Lists, between, explore, offer, score
+from dumap.kernels.lists import FARTHEST, CellLists, between, explore, offer, score
 from dumap.kernels.products import DEPTH, PACK, ROWS, multiply
 from dumap.kernels.vectors import ROUND_DOWN, power_near
 
@@ -146,7 +146,7 @@ def _compare_leaves(
     members: _RowsByLeaf,
     visitors: _RowsByLeaf | None,
     code_scales: list[tuple[np.ndarray, np.float32]],
-    lists: Lists,
+    lists: CellLists,
 ) -> None:
     """Compare the rows of each leaf with its visitors, the rows that probe it, or with each other without visitors.
 
@@ -251,7 +251,7 @@ def order(home: np.ndarray, probes: np.ndarray) -> np.ndarray:
     return np.lexsort((np.arange(len(home)), home >= 0, probes[:, 0]))
 
 
-def _final_lists(lists: Lists, scale: float) -> tuple[np.ndarray, np.ndarray]:
+def _final_lists(lists: CellLists, scale: float) -> tuple[np.ndarray, np.ndarray]:
     """Return lists and their squared distances."""
     lists.distances[lists.indices < 0] = np.inf
     return lists.indices, lists.distances.astype(np.float64) / scale**2
@@ -277,7 +277,7 @@ def search(x: np.ndarray, probes: np.ndarray, k: int, seed: int) -> tuple[np.nda
         Ascending squared distances after `to_euclidean`.
     """
     x, scale = _in_range(x)
-    lists, home = Lists.empty(len(x), k), np.full(len(x), -1, np.int32)
+    lists, home = CellLists.empty(len(x), k), np.full(len(x), -1, np.int32)
     probes = _split_crowded(x, home, probes, seed)
     count = int(probes.max(initial=0)) + 1
     members = _RowsByLeaf(np.arange(len(x)), probes[:, 0], count)
@@ -329,7 +329,7 @@ def meet(
     tiny = np.finfo(np.float32).tiny  # not 0, so that equal rows of two cells list each other
     distances[guest] = np.maximum(distances[guest], tiny)
     distances[(indices < 0) & ~guest[:, None]] = np.inf
-    lists = Lists(indices.copy(), distances, np.zeros(indices.shape, np.uint8))
+    lists = CellLists(indices.copy(), distances, np.zeros(indices.shape, np.uint8))
     probes = _split_crowded(x, home, probes, seed)
     count = int(probes.max(initial=0)) + 1
     home_rows, guests = np.flatnonzero(~guest), np.flatnonzero(guest)

@@ -132,7 +132,7 @@ def score(x, indices, distances, fresh):
             entries[at], entry_distances[at], ages[at] = j, d, age
 
 
-class Lists(NamedTuple):
+class CellLists(NamedTuple):
     """Neighbour lists while they are filled: entries, squared distances, and ages (see `NEW`)."""
 
     indices: np.ndarray
@@ -140,7 +140,7 @@ class Lists(NamedTuple):
     fresh: np.ndarray
 
     @classmethod
-    def empty(cls, rows: int, k: int) -> Lists:
+    def empty(cls, rows: int, k: int) -> CellLists:
         """Return empty lists."""
         shape = (rows, k)
         return cls(np.full(shape, -1, np.int32), np.full(shape, np.inf, np.float32), np.zeros(shape, np.uint8))

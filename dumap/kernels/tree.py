@@ -17,7 +17,7 @@ HALVINGS = 8
 """Steps of bisection for the bound of a list."""
 UNCONDITIONAL = 3
 """So many nearest leaves are returned even beyond the margin: a row close to a centroid would else get just one."""
-CROWDED = 4
+MAX_LEAF_LOAD = 4
 """A leaf with more than so many times the mean number of sample rows is split again."""
 GROUP_ROWS, ROWS_A_GROUP = 8192, 32
 """Rows of the sample that groups are found from, and at least how many for each group."""
@@ -114,7 +114,7 @@ def _split(
     for group in range(len(groups)):
         rows = x[group_of == group]
         if len(rows):
-            centroids = _leaves_of(rows, max(1, round(len(rows) / mean)), CROWDED * mean, seed)
+            centroids = _leaves_of(rows, max(1, round(len(rows) / mean)), MAX_LEAF_LOAD * mean, seed)
             leaves.append(centroids[_line_order(centroids)])
         else:
             leaves.append(groups[group, None])

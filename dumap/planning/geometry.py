@@ -107,7 +107,7 @@ class Geometry:
     def most_rows_at_once(self) -> int:
         """Most rows of a cell that are searched at once: all, or home rows with one turn of guests."""
         home = self.most_home_rows
-        return min(self.most_cell_rows, home + guests_a_turn(self.cell_rows, home))
+        return min(self.most_cell_rows, home + guests_at_once(self.cell_rows, home))
 
     def block(self, number: int) -> tuple[int, int]:
         """Return the rows [start, stop) of a block."""
@@ -144,7 +144,7 @@ def cells_of(rows: int, cap: int, max_copies: int) -> int:
     return cells
 
 
-def guests_a_turn(cell_rows: int, home_rows: int) -> int:
+def guests_at_once(cell_rows: int, home_rows: int) -> int:
     """Return how many guests are searched at once with a cell's home rows."""
     return max(1, cell_rows - home_rows, cell_rows // 8)
 

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 import numpy as np
 import scipy.sparse as sparse
 
-from dumap.artifacts.cells import Table
+from dumap.artifacts.cells import CellTable
 from dumap.artifacts.graph import Graph
-from dumap.artifacts.neighbors import Lists
+from dumap.artifacts.neighbors import NeighborLists
 from dumap.artifacts.vectors import duplicates_of
 from dumap.errors import ConfigError, DroppedError, StorageError, needs
 from dumap.store import Run, read_array, write_arrays
@@ -90,7 +90,7 @@ def _ending(out: str, allowed: tuple[str, ...]) -> str:
 
 def _order(run: Run, rows: int, unique: bool) -> tuple[np.ndarray, np.ndarray]:
     """Return the row of each position, and the position of each row: a copy's is its first row's, -1 is none."""
-    table, start, block = Table(run), 0, 0
+    table, start, block = CellTable(run), 0, 0
     order, position = np.empty(table.rows, np.int64), np.empty(rows, np.int64)
     while start < rows:
         positions = table.positions(run, block)
@@ -127,7 +127,7 @@ def _embedding(run: Run, out: str) -> str:
 
 
 def _neighbors(run: Run, out: str, order: np.ndarray, position: np.ndarray, n_neighbors: int, with_self: bool) -> str:
-    ending, lists, rows, others = _ending(out, (".npz", ".zarr")), Lists(run), len(position), n_neighbors - 1
+    ending, lists, rows, others = _ending(out, (".npz", ".zarr")), NeighborLists(run), len(position), n_neighbors - 1
     columns = others + with_self
 
     def blocks(array: str) -> Iterator[tuple[int, np.ndarray]]:

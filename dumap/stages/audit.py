@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from dumap.artifacts.audit import NEAR, query_groups, report_name
-from dumap.artifacts.cells import Table
+from dumap.artifacts.cells import CellTable
 from dumap.artifacts.job import Job
-from dumap.artifacts.neighbors import Lists
+from dumap.artifacts.neighbors import NeighborLists
 from dumap.artifacts.part_names import AUDIT, CELLS, NEIGHBORS, VECTORS, number_of, part_names
 from dumap.artifacts.vectors import distinct_rows, drawn_queries, samples
 from dumap.config import Config
@@ -26,7 +26,7 @@ RELATIVE, ROUNDING = 1e-6, 1e-15
 def collect(job: Job, part: str) -> None:
     """Collect the queries of one audit: rows, vectors, positions and lists."""
     store, geometry, number = job.run, job.geometry, number_of(part)
-    lists = Lists(store, number)
+    lists = NeighborLists(store, number)
     among, step = distinct_rows(job), queries_at_once(job.config, geometry.dims)
     rows, positions, groups = [np.empty(0, np.int64)], [np.empty(0, np.int64)], 0
     waiting = np.empty((0, geometry.dims), np.float32)
@@ -49,7 +49,7 @@ def collect(job: Job, part: str) -> None:
         out.write("listed", listed_by(lists, queried))
 
 
-def listed_by(lists: Lists, positions: np.ndarray) -> np.ndarray:
+def listed_by(lists: NeighborLists, positions: np.ndarray) -> np.ndarray:
     """Read the lists of some positions, cell by cell, (n, n_neighbors) int64."""
     listed = np.full((len(positions), lists.read("indices", 0, 1).shape[1]), -1, np.int64)
     homes = np.searchsorted(lists.table.offsets, positions, side="right") - 1
@@ -64,7 +64,7 @@ def search_block(job: Job, part: str, number: int) -> None:
     """Find the queries' exact nearest rows in a block, and the exact distances of listed rows in it."""
     store, block = job.run, number_of(part)
     queried, listed = (store.read(AUDIT, f"queries-{number}", name) for name in ("positions", "listed"))
-    positions = Table(store).positions(store, block)
+    positions = CellTable(store).positions(store, block)
     x = job.rows(*job.geometry.block(block))
     k = max(NEAR, job.config.neighbors.searched)
     ids, distances = np.full((len(queried), k), -1, np.int64), np.full((len(queried), k), np.inf, np.float32)
@@ -108,7 +108,7 @@ def limits_of(job: Job, farthest: np.ndarray, queries: np.ndarray) -> np.ndarray
 
 def report(job: Job, part: str) -> None:
     """Compute the recall of each query's list, and the figures of the audit."""
-    store, table, number = job.run, Table(job.run), number_of(part)
+    store, table, number = job.run, CellTable(job.run), number_of(part)
     rows, queried, listed = (store.read(AUDIT, f"queries-{number}", name) for name in ("rows", "positions", "listed"))
     exact, distances, listed_distances = (
         store.read(AUDIT, f"exact-{number}", name) for name in ("ids", "distances", "listed_distances")

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from dumap.artifacts.cells import LIMITS, PROBES, TABLE, Table, read_tree, travels_as_it_is
+from dumap.artifacts.cells import LIMITS, PROBES, TABLE, CellTable, keeps_input_dtype, read_tree
 from dumap.artifacts.job import Job
 from dumap.artifacts.part_names import AUDIT, CELLS, NEIGHBORS, VECTORS, number_of, part_name, part_names
 from dumap.artifacts.vectors import distinct_rows, drawn, left_out, status_of
@@ -173,15 +173,15 @@ def tabulate(job: Job, part: str) -> None:
 def sort_block(job: Job, part: str) -> None:
     """Write the vectors of a block's rows, once for each of their cells, sorted by cell."""
     store, block = job.run, number_of(part)
-    positions = Table(store).positions(store, block)
+    positions = CellTable(store).positions(store, block)
     row_cells, probes = route(job, block)
     row_cells = admitted(job, block, row_cells)
-    source, slot = cells.order_by_cell(row_cells, positions)
+    source, cell_rank = cells.order_by_cell(row_cells, positions)
     span = job.geometry.block(block)
-    x = job.input.read(*span) if travels_as_it_is(job) else job.rows(*span)
+    x = job.input.read(*span) if keeps_input_dtype(job) else job.rows(*span)
     with store.part(CELLS, part) as out:
         out.write("positions", positions[source])
-        out.write("probes", probes[source, slot])
+        out.write("probes", probes[source, cell_rank])
         out.write_gathered("vectors", x, source)
 
 

@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from dumap.artifacts.cells import Table
+from dumap.artifacts.cells import CellTable
 from dumap.artifacts.coarsen import EDGES, SEEDS, label_checkpoints, labels_reader
 from dumap.artifacts.graph import Graph
 from dumap.artifacts.job import Job
@@ -32,7 +32,7 @@ STEP_LABELS = 256
 
 def draw_seeds(job: Job, part: str) -> None:
     """Draw the rows from which labels spread."""
-    rows, found = Table(job.run).rows, []
+    rows, found = CellTable(job.run).rows, []
     for first in range(0, rows, 1 << 20):
         found.append(start.draw_seeds(job.config.seed, first, min(rows, first + (1 << 20)), coarse_rows(rows), rows))
     with job.run.part(COARSEN, part) as out:
@@ -99,7 +99,7 @@ def merge_edges(job: Job, part: str, names: list[str]) -> None:
         out.write("sizes", sizes)
         out.attributes |= {
             "coarse_rows": int(np.count_nonzero(sizes)),
-            "unseeded": Table(store).rows - int(sizes.sum()),
+            "unseeded": CellTable(store).rows - int(sizes.sum()),
         }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from dumap.artifacts.cells import Table
+from dumap.artifacts.cells import CellTable
 from dumap.artifacts.graph import Graph, repeated_positions
 from dumap.artifacts.job import Job
 from dumap.artifacts.layout import last_epoch_state
@@ -16,7 +16,7 @@ from dumap.planning.plan import Projection
 from dumap.stages import Context, Stage
 
 
-def positions_of(job: Job, table: Table, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+def positions_of(job: Job, table: CellTable, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the positions and the status of the input's rows [start, stop)."""
     geometry, positions, status = job.geometry, [], []
     for block in range(start // geometry.block_rows, -(-stop // geometry.block_rows)):
@@ -51,7 +51,7 @@ def write_rows(job: Job, part: str) -> None:
     graph, geometry = Graph(job.run), job.geometry
     start = number_of(part) * geometry.output_rows
     stop = min(geometry.rows, start + geometry.output_rows)
-    positions, status = positions_of(job, Table(job.run), start, stop)
+    positions, status = positions_of(job, CellTable(job.run), start, stop)
     y = np.full((stop - start, job.config.layout.n_components), np.nan, np.float32)
     if job.config.input.unique:
         status[place_duplicates(job, positions, start)] |= DUPLICATE

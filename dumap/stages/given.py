@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from dumap.artifacts.cells import TABLE, Table, kept_positions
+from dumap.artifacts.cells import TABLE, CellTable, kept_positions
 from dumap.artifacts.job import Job
 from dumap.artifacts.neighbors import write_lists
 from dumap.artifacts.part_names import AUDIT, CELLS, NEIGHBORS, VECTORS, number_of, part_names, total
@@ -125,7 +125,7 @@ def given_lists(job: Job, positions: np.ndarray, start: int) -> tuple[np.ndarray
 
 def take_cell(job: Job, part: str) -> None:
     """Take the lists of one range of rows from the graph that is given, the nearest first."""
-    table, cell = Table(job.run), number_of(part)
+    table, cell = CellTable(job.run), number_of(part)
     shape = (int(table.offsets[cell + 1] - table.offsets[cell]), job.config.neighbors.searched)
     indices, distances = np.full(shape, -1, job.geometry.index_dtype), np.full(shape, np.inf, np.float32)
     for start, stop in job.geometry.lists(cell):
@@ -155,7 +155,7 @@ def run_cells(context: Context) -> dict:
 
 def run_neighbors(context: Context) -> dict:
     """Take the lists; return what came out."""
-    merged = part_names("merged", Table(context.run).cells)
+    merged = part_names("merged", CellTable(context.run).cells)
     context.compute(NEIGHBORS, take_cell, merged)
     return {"missing": total(context.run, NEIGHBORS, merged, "missing")}
 

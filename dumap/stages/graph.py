@@ -6,10 +6,10 @@ import math
 
 import numpy as np
 
-from dumap.artifacts.cells import Table
+from dumap.artifacts.cells import CellTable
 from dumap.artifacts.graph import SHARDS, WHOLE, Graph, RowRanges
 from dumap.artifacts.job import Job
-from dumap.artifacts.neighbors import Lists
+from dumap.artifacts.neighbors import NeighborLists
 from dumap.artifacts.part_names import AUDIT, CELLS, GRAPH, NEIGHBORS, VECTORS, number_of, part_names, total
 from dumap.artifacts.vectors import repeated_in
 from dumap.config import Config
@@ -31,12 +31,12 @@ def disconnection_distance(config: Config) -> float:
 
 def nearest(job: Job, array: str, start: int, stop: int) -> np.ndarray:
     """Read 'indices' or 'distances' of the nearest n_neighbors - 1 entries of the lists of positions [start, stop)."""
-    return Lists(job.run).read(array, start, stop)[:, : job.config.neighbors.others]
+    return NeighborLists(job.run).read(array, start, stop)[:, : job.config.neighbors.others]
 
 
 def sum_up(job: Job, part: str) -> None:
     """Sum the distances of a shard's rows to their neighbours, without those that are missing or cut off."""
-    shards = RowRanges.even(Table(job.run).rows, job.geometry.shard_rows)
+    shards = RowRanges.even(CellTable(job.run).rows, job.geometry.shard_rows)
     distances = nearest(job, "distances", *shards.span(number_of(part)))
     present = np.isfinite(distances)
     kept = present & (distances < disconnection_distance(job.config))
@@ -51,7 +51,7 @@ def sum_up(job: Job, part: str) -> None:
 
 def direct(job: Job, part: str, mean_distance: float) -> None:
     """Compute the memberships of the edges out of a shard's rows, and sort the edges by tail."""
-    rows = Table(job.run).rows
+    rows = CellTable(job.run).rows
     start, stop = RowRanges.even(rows, job.geometry.shard_rows).span(number_of(part))
     indices = nearest(job, "indices", start, stop)
     rho, sigma, weights = graph.memberships(
@@ -77,7 +77,7 @@ def direct(job: Job, part: str, mean_distance: float) -> None:
 
 def cut_shards(job: Job, part: str) -> None:
     """Cut the rows into shards, each of no more rows, nor more edges, out and in, than a task may hold."""
-    rows, k, most = Table(job.run).rows, job.config.neighbors.others, job.geometry.shard_rows
+    rows, k, most = CellTable(job.run).rows, job.config.neighbors.others, job.geometry.shard_rows
     directed = part_names("directed", len(RowRanges.even(rows, most)))
     into = sum(np.diff(job.run.read(GRAPH, name, "back_offsets")) for name in directed)
     offsets = graph.cut_shards(np.asarray(into), rows, k, most, int(SHARD_EDGES * k * most))
@@ -92,7 +92,7 @@ def place_block(job: Job, part: str) -> None:
     block = number_of(part)
     repeated, times = repeated_in(job.run, block)
     with job.run.part(GRAPH, part) as out:
-        out.write("positions", Table(job.run).positions(job.run, block)[repeated])
+        out.write("positions", CellTable(job.run).positions(job.run, block)[repeated])
         out.write("times", times)
         out.attributes["repeated"] = len(repeated)
 
@@ -114,7 +114,7 @@ def unite(job: Job, part: str) -> None:
     """Combine the edges out of and into a shard's rows into the fuzzy union."""
     store = job.run
     start, stop = RowRanges(store.read(GRAPH, SHARDS, "offsets")).span(number_of(part))
-    even = RowRanges.even(Table(store).rows, job.geometry.shard_rows)
+    even = RowRanges.even(CellTable(store).rows, job.geometry.shard_rows)
     directed = part_names("directed", len(even))
     indices = nearest(job, "indices", start, stop)
     weights = store.read_span(GRAPH, directed, even.offsets, "weights", start, stop)
@@ -182,7 +182,7 @@ def measure(job: Job, part: str) -> None:
 
 def run(context: Context) -> dict:
     """Build the graph; return what came out."""
-    store, rows, settings = context.run, Table(context.run).rows, context.config.neighbors
+    store, rows, settings = context.run, CellTable(context.run).rows, context.config.neighbors
     even = len(RowRanges.even(rows, context.geometry.shard_rows))
     summed = part_names("summed", even)
     context.compute(GRAPH, sum_up, summed)

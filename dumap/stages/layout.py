@@ -82,7 +82,7 @@ def descend(job: Job, part: str, threads: int) -> None:
         for epoch in range(begin, epochs):
             if should_stop(job, epoch):
                 break
-            drawn = rows_at(pool_rows(parameters.seed, epoch, graph.slot_offsets[-1]), *repeated)
+            drawn = rows_at(pool_rows(parameters.seed, epoch, graph.occurrence_offsets[-1]), *repeated)
             advance(workers, bounds, parameters, epoch, edges, y, m, v, after, drawn)
             y, after = after, y
             job.tick(epoch + 1, epochs)

@@ -59,7 +59,7 @@ def draw_pairs(job: Job, part: str) -> None:
             heads[low:high] = np.searchsorted(indptr, edges, side="right") - 1 + graph.shards.span(shard)[0]
             tails[low:high], weights[low:high] = all_tails[edges], all_weights[edges]
     with job.run.part(LAYOUT, part) as out:
-        others = (bits[count:] % np.uint64(graph.slot_offsets[-1])).astype(np.int64)
+        others = (bits[count:] % np.uint64(graph.occurrence_offsets[-1])).astype(np.int64)
         out.write("rows", np.stack([heads, tails, graph.rows_at(others)], axis=1))
         out.write("weights", weights)
 

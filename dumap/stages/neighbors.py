@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from dumap.artifacts.cells import TABLE, Cell, Table
+from dumap.artifacts.cells import TABLE, Cell, CellTable
 from dumap.artifacts.job import Job
 from dumap.artifacts.neighbors import write_lists
 from dumap.artifacts.part_names import CELLS, NEIGHBORS, number_of, part_name, part_names, total
@@ -27,7 +27,7 @@ def euclidean_rows(job: Job, cell: Cell, rows: np.ndarray) -> np.ndarray:
     return vectors.add_zero_column(x) if metric in vectors.ANGULAR else x
 
 
-TurnLists = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+BatchLists = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 """Rows of a cell, their positions, and their lists: positions and distances."""
 
 
@@ -37,20 +37,20 @@ def void_lists(job: Job, rows: int) -> tuple[np.ndarray, np.ndarray]:
     return np.full(shape, -1, job.geometry.index_dtype), np.full(shape, np.inf, np.float32)
 
 
-def merge_home(lists: tuple[np.ndarray, np.ndarray], home_rows: int, turn: TurnLists) -> None:
+def merge_home(lists: tuple[np.ndarray, np.ndarray], home_rows: int, batch: BatchLists) -> None:
     """Merge the lists of a turn into those of the home rows.
 
     Ties go by the hash of positions: the order of the graph, whatever that of the search was.
     """
-    rows, positions, listed, distances = turn
+    rows, positions, listed, distances = batch
     is_home = rows < home_rows
     indices = listed[is_home].astype(lists[0].dtype)
     neighbors.merge(*lists, rows[is_home], indices, distances[is_home], positions[is_home])
 
 
-def guest_lists(job: Job, home_rows: int, turn: TurnLists) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def guest_lists(job: Job, home_rows: int, batch: BatchLists) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return the positions, ascending, and lists of those guests for which a turn found neighbours."""
-    rows, positions, listed, distances = turn
+    rows, positions, listed, distances = batch
     guests = np.flatnonzero((rows >= home_rows) & (listed >= 0).any(axis=1))
     guests = guests[np.argsort(rows[guests])]
     lists = void_lists(job, len(guests))
@@ -67,7 +67,7 @@ def distances_of(job: Job, squared: np.ndarray) -> np.ndarray:
 
 def search_home(job: Job, part: str) -> None:
     """Find the neighbours of a cell's home rows among themselves, by leaf search."""
-    table, number = Table(job.run), number_of(part)
+    table, number = CellTable(job.run), number_of(part)
     cell = Cell(job, number, table, guests=False)
     probes = cell.probes(np.arange(cell.home_rows))
     order = leaves.order(np.full(cell.home_rows, -1), probes)
@@ -88,7 +88,7 @@ def search_home(job: Job, part: str) -> None:
         out.write("reach", squared[:, -1])
 
 
-def kth_distances_of(job: Job, table: Table, positions: np.ndarray) -> np.ndarray:
+def kth_distances_of(job: Job, table: CellTable, positions: np.ndarray) -> np.ndarray:
     """Return the squared distance of the last neighbour at home of the rows at ascending positions."""
     homes = np.searchsorted(table.offsets, positions, side="right") - 1
     parts, kth_distances = part_names("home", table.cells), np.empty(len(positions))
@@ -103,7 +103,7 @@ def kth_distances_of(job: Job, table: Table, positions: np.ndarray) -> np.ndarra
 
 def meet_guests(job: Job, part: str) -> None:
     """Find nearer neighbours of home rows among the guests, and of guests among the home rows; in turns if many."""
-    table, number = Table(job.run), number_of(part)
+    table, number = CellTable(job.run), number_of(part)
     cell, first = Cell(job, number, table), int(table.offsets[number])
     home_part = part_name("home", number)
     known, squared = (job.run.read(NEIGHBORS, home_part, array) for array in ("indices", "squared"))
@@ -111,7 +111,7 @@ def meet_guests(job: Job, part: str) -> None:
     homes[: cell.home_rows] = -1
     kth_distances = kth_distances_of(job, table, cell.positions[cell.home_rows :])
 
-    def turn(rows: np.ndarray) -> TurnLists:  # a function, so that its arrays are freed before the next
+    def batch(rows: np.ndarray) -> BatchLists:  # a function, so that its arrays are freed before the next
         probes = cell.probes(rows)
         order = leaves.order(homes[rows], probes)
         rows, probes = rows[order], probes[order]
@@ -129,16 +129,16 @@ def meet_guests(job: Job, part: str) -> None:
         positions = cell.positions[rows]
         return rows, positions, np.where(local >= 0, positions[local], -1), distances_of(job, lengths)
 
-    write_cell(job, part, cell, table, map(turn, cell.turns()))
+    write_cell(job, part, cell, table, map(batch, cell.batches()))
 
 
 def search_cell(job: Job, part: str) -> None:
     """Find the neighbours of a cell's rows, guests included, for metrics without leaf search."""
-    table, number, settings = Table(job.run), number_of(part), job.config.neighbors
+    table, number, settings = CellTable(job.run), number_of(part), job.config.neighbors
     cell = Cell(job, number, table)
 
-    def turns() -> Iterator[TurnLists]:
-        for rows in cell.turns():
+    def batches() -> Iterator[BatchLists]:
+        for rows in cell.batches():
             with defined_distances(job):
                 seed = job.config.seed + number
                 local, distances = neighbors.search(
@@ -147,15 +147,15 @@ def search_cell(job: Job, part: str) -> None:
             positions = cell.positions[rows]
             yield rows, positions, np.where(local >= 0, positions[local], -1), distances
 
-    write_cell(job, part, cell, table, turns())
+    write_cell(job, part, cell, table, batches())
 
 
-def write_cell(job: Job, part: str, cell: Cell, table: Table, turns: Iterable[TurnLists]) -> None:
+def write_cell(job: Job, part: str, cell: Cell, table: CellTable, batches: Iterable[BatchLists]) -> None:
     """Write the lists of home rows, and those of guests for which neighbours were found, by home cell."""
     lists, pieces = void_lists(job, cell.home_rows), [(np.empty(0, np.int64), *void_lists(job, 0))]
-    for turn in turns:
-        merge_home(lists, cell.home_rows, turn)
-        pieces.append(guest_lists(job, cell.home_rows, turn))
+    for batch in batches:
+        merge_home(lists, cell.home_rows, batch)
+        pieces.append(guest_lists(job, cell.home_rows, batch))
     guests, indices, distances = (np.concatenate(arrays) for arrays in zip(*pieces, strict=True))
     order = np.argsort(guests)
     with job.run.part(NEIGHBORS, part) as out:
@@ -169,10 +169,10 @@ def write_cell(job: Job, part: str, cell: Cell, table: Table, turns: Iterable[Tu
 
 def merge_cell(job: Job, part: str) -> None:
     """Merge the lists that all cells found for one cell's home rows."""
-    store, table, cell = job.run, Table(job.run), number_of(part)
+    store, table, cell = job.run, CellTable(job.run), number_of(part)
     parts = part_names("cell", table.cells)
     indices, distances = (store.read(NEIGHBORS, parts[cell], array) for array in ("indices", "distances"))
-    others = [parts[other] for other in np.flatnonzero(table.hosts(cell))]
+    others = [parts[other] for other in np.flatnonzero(table.guest_counts(cell))]
     bounds = store.read_each(NEIGHBORS, [(other, "begins", cell, cell + 2) for other in others])
     spans = [(other, *ends.tolist()) for other, ends in zip(others, bounds, strict=True) if ends[1] > ends[0]]
     arrays = ("guests", "guest_indices", "guest_distances")
@@ -193,7 +193,7 @@ def require_room(context: Context) -> None:
 
 def run(context: Context) -> dict:
     """Search every cell, then merge; return the figures."""
-    count = Table(context.run).cells
+    count = CellTable(context.run).cells
     merged = part_names("merged", count)
     require_room(context)
     if context.config.neighbors.metric not in vectors.EUCLIDEAN_ORDER:

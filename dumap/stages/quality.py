@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from dumap.artifacts.audit import NEAR, audited, query_groups, repairs_made
-from dumap.artifacts.cells import Table
+from dumap.artifacts.cells import CellTable
 from dumap.artifacts.graph import Graph
 from dumap.artifacts.job import Job
 from dumap.artifacts.layout import last_epoch_state
@@ -76,7 +76,7 @@ def measure_map_neighbors(job: Job, part: str) -> None:
     store, block = job.run, number_of(part)
     chosen, low_ids = trusted(store)
     distances = np.full(low_ids.shape, np.inf, np.float32)
-    columns = columns_of(Table(store).positions(store, block), low_ids)
+    columns = columns_of(CellTable(store).positions(store, block), low_ids)
     rows = np.unique(columns[columns >= 0])
     start, stop = job.geometry.block(block)
     chunks = (start + rows) // job.input.chunk_rows
@@ -108,7 +108,7 @@ def rank_block(job: Job, part: str) -> None:
     chosen, _ = trusted(store)
     queried = store.read(AUDIT, audited(job, "queries"), "positions")[chosen]
     limits = store.read(QUALITY, "limits", "limits")
-    positions = Table(store).positions(store, block)
+    positions = CellTable(store).positions(store, block)
     x = job.rows(*job.geometry.block(block))
     counts = np.zeros(limits.shape, np.int64)
     for group, queries in query_groups(job, repairs_made(store), chosen):
@@ -120,7 +120,7 @@ def rank_block(job: Job, part: str) -> None:
 
 def report(job: Job, part: str) -> None:
     """Compute the figures of the map."""
-    store, table = job.run, Table(job.run)
+    store, table = job.run, CellTable(job.run)
     low_ids, chosen = (store.read(QUALITY, "queries", name) for name in ("map", "chosen"))
     exact = store.read(AUDIT, audited(job, "exact"), "ids")[chosen]
     kept = quality.overlap(low_ids, exact[:, : low_ids.shape[1]])

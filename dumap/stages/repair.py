@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from dumap.artifacts.cells import Table, travels_as_it_is
+from dumap.artifacts.cells import CellTable, keeps_input_dtype
 from dumap.artifacts.job import Job
-from dumap.artifacts.neighbors import Lists, write_lists
+from dumap.artifacts.neighbors import NeighborLists, write_lists
 from dumap.artifacts.part_names import AUDIT, CELLS, number_of, part_name, part_names, total
 from dumap.kernels import neighbors, repair, vectors
 from dumap.planning.audits import universe_rows
@@ -19,7 +19,7 @@ from dumap.stages import Context
 from dumap.stages.distances import defined_distances, metric_arguments
 
 
-def read_home(job: Job, cell: int, table: Table, out: np.ndarray) -> None:
+def read_home(job: Job, cell: int, table: CellTable, out: np.ndarray) -> None:
     """Read a cell's home rows, by position, into `out`, cast to its dtype."""
     step, done = max(1, job.geometry.block_rows // 4), 0
     spans = table.spans(cell).tolist()
@@ -30,14 +30,14 @@ def read_home(job: Job, cell: int, table: Table, out: np.ndarray) -> None:
             done += len(rows)
 
 
-def _span(table: Table, cell: int) -> tuple[int, int]:
+def _span(table: CellTable, cell: int) -> tuple[int, int]:
     """Return the positions [first, last) of a cell's home rows."""
     return int(table.offsets[cell]), int(table.offsets[cell + 1])
 
 
 def choose_halo(job: Job, part: str, number: int) -> None:
     """Choose a cell's halo: the rows of other cells that its home rows list."""
-    before, cell = Lists(job.run, number - 1), number_of(part)
+    before, cell = NeighborLists(job.run, number - 1), number_of(part)
     first, last = _span(before.table, cell)
     most = max(0, universe_rows(job.config, job.geometry) - (last - first))
     halo, left_out = repair.choose_halo(before.of(cell, "indices"), first, most)
@@ -51,14 +51,14 @@ def choose_halo(job: Job, part: str, number: int) -> None:
 
 def tabulate(job: Job, part: str, number: int) -> None:
     """Tabulate how many rows each cell asks of each."""
-    names = part_names(f"wanted-{number}", Table(job.run).cells)
+    names = part_names(f"wanted-{number}", CellTable(job.run).cells)
     with job.run.part(AUDIT, part) as out:
         out.write("rows", np.array([job.run.summary(AUDIT, name)["counts"] for name in names], np.int32))
 
 
 def send(job: Job, part: str, number: int) -> None:
     """Write the rows that other cells ask of a cell, one asker after the other: vectors, lists, and kth distances."""
-    store, before, cell = job.run, Lists(job.run, number - 1), number_of(part)
+    store, before, cell = job.run, NeighborLists(job.run, number - 1), number_of(part)
     table = before.table
     first, last = _span(table, cell)
     asked = store.read(AUDIT, f"asked-{number}", "rows")
@@ -70,7 +70,7 @@ def send(job: Job, part: str, number: int) -> None:
     wanted = [positions - first for positions in store.read_each(AUDIT, spans)]
     rows = np.concatenate([np.empty(0, np.int32), *wanted], dtype=np.int32)
     indices, distances = (before.of(cell, array) for array in ("indices", "distances"))
-    narrow = travels_as_it_is(job)
+    narrow = keeps_input_dtype(job)
     x = np.empty((last - first, job.geometry.dims), job.input.dtype if narrow else np.float32)
     if len(rows):
         read_home(job, cell, table, x)
@@ -81,7 +81,7 @@ def send(job: Job, part: str, number: int) -> None:
 
 def offer_pairs(job: Job, part: str, number: int, inside: bool) -> None:
     """Compare pairs among a cell's home rows and halo; write those that may enter a list, as offers."""
-    store, before, cell, k = job.run, Lists(job.run, number - 1), number_of(part), job.config.neighbors.searched
+    store, before, cell, k = job.run, NeighborLists(job.run, number - 1), number_of(part), job.config.neighbors.searched
     table = before.table
     first, last = _span(table, cell)
     asked = store.read(AUDIT, f"asked-{number}", "rows")
@@ -94,7 +94,7 @@ def offer_pairs(job: Job, part: str, number: int, inside: bool) -> None:
     lists[:home_rows] = repair.localize(indices, first, home_rows, halo)
     kth_distances[:home_rows] = before.of(cell, "distances")[:, -1]
     if number > 1:
-        fresh[:home_rows] = repair.is_new(indices, Lists(store, number - 2).of(cell, "indices"))
+        fresh[:home_rows] = repair.is_new(indices, NeighborLists(store, number - 2).of(cell, "indices"))
     spans: list[tuple[str, int, int]] = []
     done = home_rows
     for home in np.flatnonzero(asked[cell]):
@@ -126,7 +126,7 @@ def offer_pairs(job: Job, part: str, number: int, inside: bool) -> None:
 
 def merge(job: Job, part: str, number: int) -> None:
     """Merge the offers of all cells into the lists of one cell's home rows."""
-    store, lists, cell, k = job.run, Lists(job.run, number - 1), number_of(part), job.config.neighbors.searched
+    store, lists, cell, k = job.run, NeighborLists(job.run, number - 1), number_of(part), job.config.neighbors.searched
     first, _ = _span(lists.table, cell)
     before = lists.of(cell, "indices")
     indices, distances = before.copy(), lists.of(cell, "distances").copy()
@@ -155,7 +155,7 @@ def repair_lists(context: Context, number: int, inside: bool) -> dict:
     inside : bool
         Whether to compare pairs of one home cell, too.
     """
-    store, count = context.run, Table(context.run).cells
+    store, count = context.run, CellTable(context.run).cells
     merged, steps = part_names(f"merged-{number}", count), {}
     for name in ("wanted", "sent", "joined"):
         steps[name] = part_names(f"{name}-{number}", count)
@@ -174,7 +174,7 @@ def repair_lists(context: Context, number: int, inside: bool) -> dict:
 
 def sum_up(job: Job, part: str, number: int) -> None:
     """Add up the figures of a round, before the parts that hold them are removed."""
-    cells = Table(job.run).cells
+    cells = CellTable(job.run).cells
     facts = {"left_out": "wanted", "pairs": "joined", "gained": "merged"}
     with job.run.part(AUDIT, part) as out:
         out.attributes |= {

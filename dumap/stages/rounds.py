@@ -88,8 +88,8 @@ def free_caches() -> None:
 
 def pool_of(before: EpochState, seed: int, epoch: int) -> np.ndarray:
     """Return the pool of an epoch, from the coordinates before it."""
-    slots = pool_rows(seed, epoch, before.graph.slot_offsets[-1])
-    unique, inverse = np.unique(before.graph.rows_at(slots), return_inverse=True)
+    occurrences = pool_rows(seed, epoch, before.graph.occurrence_offsets[-1])
+    unique, inverse = np.unique(before.graph.rows_at(occurrences), return_inverse=True)
     return lay_pool(before.gather(unique)[inverse])
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from dumap.artifacts.cells import Table
+from dumap.artifacts.cells import CellTable
 from dumap.artifacts.coarsen import EDGES, label_checkpoints, labels_reader
 from dumap.artifacts.graph import Graph
 from dumap.artifacts.job import Job
@@ -181,7 +181,7 @@ def given_rows(job: Job, low: int, high: int) -> np.ndarray:
 
 def place_span(job: Job, part: str) -> None:
     """Place a span of the input's rows, and sort them by position."""
-    graph, table = Graph(job.run), Table(job.run)
+    graph, table = Graph(job.run), CellTable(job.run)
     way = project_rows if job.config.start.init == "pca" else given_rows
     positions, y = [], []
     for block in range(*spans_of(job)[number_of(part)]):

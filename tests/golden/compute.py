@@ -58,12 +58,12 @@ def digest(arrays: Iterable[np.ndarray]) -> str:
 def artifacts(output: str) -> dict[str, str]:
     """Digest what a run's stages handed on."""
     from dumap.artifacts.graph import Graph
-    from dumap.artifacts.neighbors import Lists
+    from dumap.artifacts.neighbors import NeighborLists
     from dumap.artifacts.start import StartCoordinates
     from dumap.store import Run
 
     run = Run(output, read_only=True)
-    lists, graph = Lists(run), Graph(run)
+    lists, graph = NeighborLists(run), Graph(run)
     shards = range(len(graph.shards))
     starts = StartCoordinates(run, len(shards))
     return {

@@ -192,7 +192,7 @@ def test_no_cell_has_more_guests_than_it_may(way, start, seed):
     assert np.array_equal(left[:, 0], own[:, 0]), "homes stay"
     assert ((left == own) | (left == -1)).all()
     before, after = (np.bincount(some[some >= 0], minlength=count) for some in (own, left))
-    most = np.maximum(cells.CROWDED * np.median(before[homes > 0]) if homes.any() else 0, 2 * homes)
+    most = np.maximum(cells.MAX_GUEST_FILL * np.median(before[homes > 0]) if homes.any() else 0, 2 * homes)
     assert (after <= most).all()
     assert np.array_equal(after[before <= most], before[before <= most]), "where no cell is too full, nothing changes"
 

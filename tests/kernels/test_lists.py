@@ -14,7 +14,7 @@ def test_a_list_keeps_the_nearest_of_all_that_was_offered(seed, k):
     rows, d = rng.permutation(30).astype(np.int32), rng.integers(0, 6, 30).astype(np.float32)
     found = []
     for order in (np.arange(30), rng.permutation(30)):
-        kept = lists.Lists.empty(2, k)
+        kept = lists.CellLists.empty(2, k)
         for at in (*order, *order[:5]):
             lists.offer(1, rows[at], d[at], *kept)
         assert np.array_equal(kept.distances[1], np.sort(d)[:k])
@@ -26,7 +26,7 @@ def test_a_list_keeps_the_nearest_of_all_that_was_offered(seed, k):
 
 
 def test_what_is_not_near_is_not_taken():
-    kept = lists.Lists.empty(1, 2)
+    kept = lists.CellLists.empty(1, 2)
     for j, d in ((3, np.inf), (4, np.nan), (5, 1.0), (5, 0.5), (6, 2.0), (7, 3.0)):
         lists.offer(0, j, np.float32(d), *kept)
     assert kept.indices[0].tolist() == [5, 6]
@@ -35,7 +35,7 @@ def test_what_is_not_near_is_not_taken():
 
 def test_what_came_is_sorted_in_by_the_distances_of_the_rows_themselves():
     x = np.array([[0.0], [3.0], [1.0], [1e30], [2.0]], np.float32)
-    found = lists.Lists(
+    found = lists.CellLists(
         np.array([[3, 1, 4, 2, -1], [0, -1, -1, -1, -1]], np.int32),
         np.array([[0, 1, 2, 3, 9], [5, 7, 7, 7, 7]], np.float32),
         np.array([[lists.NEW, lists.NEW, 0, 1, 0], [lists.NEW, 0, 0, 0, 0]], np.uint8),
@@ -53,7 +53,7 @@ def test_neighbours_of_neighbours_are_offered(apart):
     n, k, dims = 200, 4, 60
     x = rng.normal(size=(n, dims)).astype(np.float32)
     home = rng.integers(0, 3, n).astype(np.int32) if apart else np.full(n, -1, np.int32)
-    first = lists.Lists.empty(n, k)
+    first = lists.CellLists.empty(n, k)
     started = np.array([rng.choice(np.delete(np.arange(n), i), k, replace=False) for i in range(n)]).astype(np.int32)
     for i, j in np.ndenumerate(started):
         lists.offer(i[0], j, np.square(x[i[0]] - x[j]).sum(), *first)
@@ -72,7 +72,7 @@ def test_neighbours_of_neighbours_are_offered(apart):
     none = encode(x[:, :0])
     found = []
     for codes in (none, encode(x)):
-        kept = lists.Lists(*(array.copy() for array in first))
+        kept = lists.CellLists(*(array.copy() for array in first))
         lists.explore(x, codes, home, *kept)
         found.append(kept)
     for one, other in zip(*found, strict=True):

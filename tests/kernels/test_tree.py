@@ -7,8 +7,8 @@ from scipy.spatial.distance import cdist
 from threadpoolctl import threadpool_limits
 
 from dumap.kernels.tree import (
-    CROWDED,
     GROUPS,
+    MAX_LEAF_LOAD,
     UNCONDITIONAL,
     Tree,
     _keep,
@@ -49,7 +49,7 @@ def test_a_tree_has_about_the_leaves_that_are_wanted(wanted, dims):
     tree = grow(sample, wanted, 0)
     assert sound(tree)
     assert 0.8 * wanted <= len(tree.leaves) <= 1.3 * wanted + 1
-    assert np.bincount(nearest_of(sample, tree), minlength=len(tree.leaves)).max() <= CROWDED * 8 * 1.5
+    assert np.bincount(nearest_of(sample, tree), minlength=len(tree.leaves)).max() <= MAX_LEAF_LOAD * 8 * 1.5
 
 
 def test_crowded_leaves_are_cut_again():
@@ -58,7 +58,7 @@ def test_crowded_leaves_are_cut_again():
     sample = np.concatenate([rng.normal(0, 1e-2, (800, 4)), rng.normal(0, 10, (800, 4))]).astype(np.float32)
     tree = grow(sample, 200, 0)
     assert sound(tree)
-    assert np.bincount(nearest_of(sample, tree)).max() <= 2 * CROWDED * 8
+    assert np.bincount(nearest_of(sample, tree)).max() <= 2 * MAX_LEAF_LOAD * 8
     assert (np.abs(tree.leaves).max(axis=1) < 0.1).sum() > 30
 
 

@@ -11,7 +11,7 @@ from scipy import sparse
 from umap import UMAP
 from umap.umap_ import fuzzy_simplicial_set, nearest_neighbors
 
-from dumap.artifacts.neighbors import Lists
+from dumap.artifacts.neighbors import NeighborLists
 from dumap.config import build
 from dumap.errors import ConfigError, InputError
 from dumap.planning.geometry import make_geometry
@@ -76,7 +76,7 @@ def test_a_graph_takes_the_nearest_of_wider_lists(wide, narrow):
     graphs = [sparse.load_npz(done.export("graph", ".npz")) for done in (wide, narrow)]
     assert abs(graphs[0] - graphs[1]).max() == 0
     assert wide.y.tobytes() == narrow.y.tobytes()
-    assert Lists(Run(wide.output, read_only=True)).read("indices", 0, 600).shape == (600, 19)
+    assert NeighborLists(Run(wide.output, read_only=True)).read("indices", 0, 600).shape == (600, 19)
     assert zarr.open_group(wide.output, mode="r").attrs["dumap"]["parameters"]["neighbors"]["width"] == 20
     assert "width" not in zarr.open_group(narrow.output, mode="r").attrs["dumap"]["parameters"]["neighbors"]
 

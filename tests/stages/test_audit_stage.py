@@ -10,7 +10,7 @@ import pytest
 from helpers import Notes, slowly, unmark
 from scipy.spatial.distance import cdist
 
-from dumap.artifacts.cells import Table
+from dumap.artifacts.cells import CellTable
 from dumap.artifacts.job import Job
 from dumap.artifacts.part_names import kind_of
 from dumap.artifacts.vectors import drawn_queries
@@ -203,7 +203,7 @@ def test_repairs_serve_other_metrics(embed, digits, metric):
 def test_a_halo_too_large_is_cut_and_counted(copied):
     """A cell holds no more rows than its memory does."""
     job, part = copied, "wanted-1-00001"
-    own = int(np.diff(Table(job.run).offsets)[1])
+    own = int(np.diff(CellTable(job.run).offsets)[1])
     choose_halo(job, part, 1)
     whole = job.run.read("audit", part, "positions")
     assert job.run.summary("audit", part)["left_out"] == 0
@@ -249,7 +249,7 @@ def test_what_is_lost_is_made_again(copied, repaired, what):
 
 def test_a_cells_own_rows_are_read_by_position(copied, digits):
     job = copied
-    table = Table(job.run)
+    table = CellTable(job.run)
     order = np.concatenate([table.positions(job.run, block) for block in range(job.geometry.blocks)])
     by_position = digits[0][np.argsort(order)]
     for cell in range(table.cells):

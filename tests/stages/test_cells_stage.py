@@ -10,10 +10,10 @@ import pytest
 
 from dumap.artifacts import cells as artifacts
 from dumap.artifacts.job import Job
-from dumap.artifacts.neighbors import Lists
+from dumap.artifacts.neighbors import NeighborLists
 from dumap.config import load
-from dumap.kernels.cells import CROWDED
-from dumap.planning.geometry import guests_a_turn
+from dumap.kernels.cells import MAX_GUEST_FILL
+from dumap.planning.geometry import guests_at_once
 from dumap.recipe.identity import create
 from dumap.recipe.pipeline import plan
 from dumap.stages import Context, cells, neighbors, vectors
@@ -68,14 +68,14 @@ def bags(job_of, words):
 
 
 def lists_of(job: Job) -> bytes:
-    lists = Lists(job.run, 0)
+    lists = NeighborLists(job.run, 0)
     return b"".join(
         lists.of(cell, array).tobytes() for cell in range(lists.table.cells) for array in ("indices", "distances")
     )
 
 
 def test_the_guests_of_a_cell_are_bounded(bags):
-    table = artifacts.Table(bags.run)
+    table = artifacts.CellTable(bags.run)
     loads = np.array([table.spans(cell)[:, 2].sum() for cell in range(table.cells)])
     homes = np.diff(table.offsets)
     facts = bags.run.summary("cells", "table")
@@ -84,21 +84,21 @@ def test_the_guests_of_a_cell_are_bounded(bags):
     own, _ = cells.route(bags, 0)
     wanted = np.bincount(own[own >= 0], minlength=table.cells)
     assert wanted.max() > 0.5 * len(own), "one cell is wanted by most rows"
-    assert (loads <= np.maximum(CROWDED * np.median(wanted), 2 * homes)).all()
+    assert (loads <= np.maximum(MAX_GUEST_FILL * np.median(wanted), 2 * homes)).all()
     assert loads.max() < wanted.max() / 2
     assert facts["turned_away"] == wanted.sum() - loads.sum()
 
 
 def test_what_the_table_says_is_what_lies_there(bags):
-    table, found = artifacts.Table(bags.run), []
+    table, found = artifacts.CellTable(bags.run), []
     for number in range(table.cells):
         cell = artifacts.Cell(bags, number, table)
         own, guests = cell.positions[: cell.home_rows], cell.positions[cell.home_rows :]
         assert own.tolist() == list(range(*table.offsets[number : number + 2]))
         assert (np.diff(guests) > 0).all()
-        hosts = np.searchsorted(table.offsets, guests, side="right") - 1
-        assert [table.hosts(home)[number] for home in range(table.cells)] == np.bincount(
-            hosts, minlength=table.cells
+        guest_counts = np.searchsorted(table.offsets, guests, side="right") - 1
+        assert [table.guest_counts(home)[number] for home in range(table.cells)] == np.bincount(
+            guest_counts, minlength=table.cells
         ).tolist()
         x = cell.vectors(np.arange(len(cell.positions)))
         found.append((cell.positions, x))
@@ -122,7 +122,7 @@ def test_data_without_a_crowd_has_every_guest_it_had(job_of, save, digits):
 
 
 def test_a_cell_writes_lists_of_those_guests_alone_for_which_it_found_something(bags):
-    table = artifacts.Table(bags.run)
+    table = artifacts.CellTable(bags.run)
     for number in range(table.cells):
         name = f"cell-{number:05d}"
         listed = bags.run.read("neighbors", name, "guest_indices")
@@ -136,22 +136,22 @@ def test_a_cell_writes_lists_of_those_guests_alone_for_which_it_found_something(
     ("cell_rows", "own", "most"), [(100, 20, 80), (100, 90, 12), (100, 100, 12), (100, 300, 12), (3, 9, 1)]
 )
 def test_a_cell_full_of_its_own_rows_still_meets_many_guests_at_once(cell_rows, own, most):
-    assert guests_a_turn(cell_rows, own) == most
+    assert guests_at_once(cell_rows, own) == most
 
 
 @pytest.mark.parametrize("cell_rows", [1000, 64, 16])
 def test_turns_take_each_guest_once(bags, cell_rows):
-    cell = artifacts.Cell(bags, 0, artifacts.Table(bags.run))
+    cell = artifacts.Cell(bags, 0, artifacts.CellTable(bags.run))
     cell.job = SimpleNamespace(geometry=replace(bags.geometry, cell_rows=cell_rows))
-    turns = [rows.tolist() for rows in cell.turns()]
-    guests = [row for rows in turns for row in rows[cell.home_rows :]]
+    batches = [rows.tolist() for rows in cell.batches()]
+    guests = [row for rows in batches for row in rows[cell.home_rows :]]
     assert sorted(guests) == list(range(cell.home_rows, len(cell.positions)))
-    assert all(rows[: cell.home_rows] == list(range(cell.home_rows)) for rows in turns)
-    assert max(map(len, turns)) <= cell.home_rows + guests_a_turn(cell_rows, cell.home_rows)
+    assert all(rows[: cell.home_rows] == list(range(cell.home_rows)) for rows in batches)
+    assert max(map(len, batches)) <= cell.home_rows + guests_at_once(cell_rows, cell.home_rows)
 
 
 def test_probes_and_vectors_are_those_of_the_rows_asked_for(bags):
-    cell = artifacts.Cell(bags, 1, artifacts.Table(bags.run))
+    cell = artifacts.Cell(bags, 1, artifacts.CellTable(bags.run))
     every = np.arange(len(cell.positions))
     some = np.random.default_rng(0).permutation(every)[: len(every) // 3]
     assert np.array_equal(cell.probes(some), cell.probes(every)[some])
