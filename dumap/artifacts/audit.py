@@ -39,6 +39,6 @@ def query_groups(job: Job, number: int, chosen: np.ndarray) -> Iterator[tuple[sl
         yield slice(low, high), vectors[inside]
 
 
-def audited(job: Job, prefix: str) -> str:
+def last_audit_part(job: Job, prefix: str) -> str:
     """Name a part of the last audit."""
     return f"{prefix}-{repairs_made(job.run)}"

@@ -30,7 +30,7 @@ def _silent(done: float, total: float) -> None:
     return None
 
 
-HERE = ("run", "input", "precomputed", "centre", "feed")
+OPENED_LOCALLY = ("run", "input", "precomputed", "centre", "feed")
 """Attributes that a job opens where its task runs, or that are of one process, and that are not sent with it."""
 CENTRE = "centre"
 """The part of stage vectors that holds the centre."""
@@ -67,7 +67,7 @@ class Job:
     feed: Feed | None = field(default=None, compare=False)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name not in HERE}
+        return {name: value for name, value in self.__dict__.items() if name not in OPENED_LOCALLY}
 
     def title(self, task: Callable[..., None]) -> str:
         """Return what messages and measurements call the step that a task is of: its stage, if it has one."""

@@ -14,7 +14,7 @@ TILE_BYTES = 32 * 2**20
 """Bytes of the distances that an audit computes at once, and of the rows that they are to."""
 
 
-HALO = 2
+SENT_ROWS = 2
 """Rows sent in a repair for each row of the data: an assumption, for disk space only."""
 
 
@@ -48,7 +48,7 @@ def repair_row_bytes(dims: int, k: int, metric: str) -> int:
     return 4 * dims * arrays + 56 * k + 256
 
 
-def universe_rows(config: Config, geometry: Geometry) -> int:
+def most_repair_rows(config: Config, geometry: Geometry) -> int:
     """Return the most rows, home rows and halo, that a cell may hold in a repair."""
     return config.task_memory // repair_row_bytes(geometry.dims, config.neighbors.searched, config.neighbors.metric)
 
@@ -59,7 +59,7 @@ def repair_bytes(config: Config, geometry: Geometry) -> int:
     # Every cell may ask for every row.
     asked = geometry.cells * home_rows * 4 + home_rows * (min(geometry.itemsize, 4) * geometry.dims + k * 16)
     objects, table = 4 * OBJECT_BYTES, geometry.cells**2 * 16
-    rows = max(universe_rows(config, geometry), home_rows)
+    rows = max(most_repair_rows(config, geometry), home_rows)
     return max(min(rows, geometry.rows) * repair_row_bytes(geometry.dims, k, metric), asked + objects) + table
 
 

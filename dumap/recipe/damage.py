@@ -90,7 +90,7 @@ def _damage(store: Run) -> list[tuple[str, str, str]]:
     return found + [(IDENTITY, part, manifest_key(IDENTITY, part)) for part in lost_identity(store)]
 
 
-def drop(location: str, damaged: list[tuple[str, str, str]], note: Callable[[str], None]) -> None:
+def uncommit_damage(location: str, damaged: list[tuple[str, str, str]], note: Callable[[str], None]) -> None:
     """Uncommit what is damaged, so that the next run makes exactly that again.
 
     Parameters

@@ -15,7 +15,7 @@ from dumap.errors import RunMismatchError
 from dumap.recipe.stage_names import ALL_STAGES, DONE, RUN_KEYS
 from dumap.sources.spooled import Spooled
 from dumap.stages.fingerprints import fingerprint, fingerprint_lists
-from dumap.store import IDENTITY, Rows, Run, towards
+from dumap.store import IDENTITY, Rows, Run, relative_location
 
 DATA: dict[str, tuple[str, Callable[[Job], str]]] = {
     "input": ("fingerprint", fingerprint),
@@ -54,7 +54,7 @@ def create(job: Job, engine: Engine, parent: Run | None = None) -> None:
             "versions": engine.versions,
             "cpus": engine.cpus,
             **{what: getattr(job, what).describe() for what in data_of(config)},
-            **({} if parent is None else {"parent": towards(parent.location, job.run.location)}),
+            **({} if parent is None else {"parent": relative_location(parent.location, job.run.location)}),
         }
     )
     if not job.run.is_committed(IDENTITY, "results"):

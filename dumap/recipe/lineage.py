@@ -19,7 +19,7 @@ from dumap.recipe.recipes import geometry_of, recipe_of
 from dumap.recipe.relatives import inherited_by, parent_of, register
 from dumap.recipe.stage_names import DONE
 from dumap.stages import Recipe, Stage
-from dumap.store import INHERITED, Run, await_end, towards
+from dumap.store import INHERITED, Run, await_end, relative_location
 from dumap.store.disk import normalize
 
 # before a run ------------------------------------------------------------------------------------
@@ -180,7 +180,7 @@ def inherit(recipe: Recipe, stage: Stage, job: Job, parent: Run, note: Callable[
         raise owner.damage(stage.name, gone[0], "its manifest")
     register(owner.location, job.run.location, note)
     with job.run.part(DONE, stage.name) as out:
-        out.attributes |= {**made, "seconds": 0.0, INHERITED: towards(owner.location, job.run.location)}
+        out.attributes |= {**made, "seconds": 0.0, INHERITED: relative_location(owner.location, job.run.location)}
     if job.inherited is not None:
         job.inherited[stage.name] = owner.location
     if stage.name == VECTORS:

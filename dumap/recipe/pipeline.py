@@ -36,7 +36,7 @@ from dumap.store import Lock, Run
 
 if TYPE_CHECKING:
     from distributed import Client
-REPAIRS = 3
+MAX_REMAKES = 3
 """Times that one part's damage is repaired in one call: a disk that goes on losing it is no place for a run."""
 
 
@@ -174,7 +174,7 @@ def follow(
     parent: Run | None = None,
 ) -> None:
     """Run a recipe's stages that are not committed yet; make anew what turns out to be damaged on the way."""
-    repaired: dict[tuple[str, str], int] = {}
+    remakes: dict[tuple[str, str], int] = {}
     remade: set[str] = set()
     while True:
         try:
@@ -190,8 +190,8 @@ def follow(
             return
         except DamageError as error:
             part = (error.stage, error.part)
-            repaired[part] = repaired.get(part, 0) + 1
-            if repaired[part] > REPAIRS:
+            remakes[part] = remakes.get(part, 0) + 1
+            if remakes[part] > MAX_REMAKES:
                 raise
             if drop_inherited_stage(job, error, observer.note):
                 remade.add(error.stage)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from dumap.errors import DamageError, StorageError
 from dumap.recipe.stage_names import DONE
-from dumap.store import IDENTITY, INHERITED, Run, reached, towards
+from dumap.store import IDENTITY, INHERITED, Run, absolute_location, relative_location
 
 CHILD = "child"
 """What the parts are called by which a run knows its children."""
@@ -17,7 +17,7 @@ CHILD = "child"
 def parent_of(run: Run) -> str | None:
     """Return where a run's parent lies; None where it has none."""
     way = run.attributes.get("parent")
-    return reached(way, run.location) if isinstance(way, str) else None
+    return absolute_location(way, run.location) if isinstance(way, str) else None
 
 
 def children_of(run: Run) -> list[str]:
@@ -26,7 +26,7 @@ def children_of(run: Run) -> list[str]:
     for name in run.committed(IDENTITY):
         if name.startswith(f"{CHILD}-"):
             with contextlib.suppress(DamageError):  # which verify tells
-                found.append(reached(run.summary(IDENTITY, name)["run"], run.location))
+                found.append(absolute_location(run.summary(IDENTITY, name)["run"], run.location))
     return sorted(found)
 
 
@@ -36,7 +36,7 @@ def inherited_by(run: Run) -> dict[str, str]:
     for stage in run.committed(DONE):
         with contextlib.suppress(DamageError):  # of a manifest: the run finds it when it comes to the stage
             if isinstance(way := run.summary(DONE, stage).get(INHERITED), str):
-                found[stage] = reached(way, run.location)
+                found[stage] = absolute_location(way, run.location)
     return found
 
 
@@ -47,6 +47,6 @@ def register(place: str, child: str, note: Callable[[str], None]) -> None:
         return
     try:
         with run.part(IDENTITY, name) as out:
-            out.attributes["run"] = towards(child, place)
+            out.attributes["run"] = relative_location(child, place)
     except StorageError as error:
         note(f"{error}; so its status does not list {child}")

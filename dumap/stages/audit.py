@@ -12,7 +12,7 @@ from dumap.artifacts.part_names import AUDIT, CELLS, NEIGHBORS, VECTORS, number_
 from dumap.artifacts.vectors import distinct_rows, drawn_queries, samples
 from dumap.config import Config
 from dumap.kernels import audit, quality, vectors
-from dumap.planning.audits import HALO, audit_bytes, audits, queries_at_once, repair_bytes
+from dumap.planning.audits import SENT_ROWS, audit_bytes, audits, queries_at_once, repair_bytes
 from dumap.planning.geometry import Geometry
 from dumap.planning.plan import Projection
 from dumap.stages import Context, Stage
@@ -185,8 +185,10 @@ def project(geometry: Geometry, config: Config, worker_memory: int) -> Projectio
     k, index, rows = config.neighbors.searched, geometry.index_dtype.itemsize, geometry.rows
     queries, times = min(config.audit.queries, rows), audits(config)
     repairs = times - 1
-    halo = HALO * rows * (geometry.dims * min(geometry.itemsize, 4) + k * (index + 1) + 4)  # of one repair at a time
-    offers, lists = (HALO + 1) * rows * k * (index + 4), rows * k * (index + 5)
+    halo = (
+        SENT_ROWS * rows * (geometry.dims * min(geometry.itemsize, 4) + k * (index + 1) + 4)
+    )  # of one repair at a time
+    offers, lists = (SENT_ROWS + 1) * rows * k * (index + 4), rows * k * (index + 5)
     asked = queries * (geometry.dims * 4 + 8 * k + 24)
     exact_bytes = queries * (geometry.blocks + 1) * (max(k, NEAR) * 12 + k * 4)
     return Projection(

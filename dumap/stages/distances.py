@@ -53,9 +53,9 @@ def tiles(job: Job, queries: np.ndarray, x: np.ndarray) -> Iterator[tuple[slice,
     for low in range(0, len(x), step):
         tile = x[low : low + step]
         if metric in vectors.EUCLIDEAN_ORDER:
-            placed = vectors.to_euclidean(tile, metric).astype(np.float64)
+            mapped = vectors.to_euclidean(tile, metric).astype(np.float64)
             with one_thread(), np.errstate(invalid="ignore"):  # rows that are dropped hold no numbers
-                distances = quality.squared_distances(queries, placed, metric in vectors.ANGULAR)
+                distances = quality.squared_distances(queries, mapped, metric in vectors.ANGULAR)
             yield slice(low, low + len(tile)), distances.astype(np.float32)
         else:
             out = np.empty((len(queries), len(tile)), np.float32)

@@ -16,7 +16,7 @@ def hash_rows(block: np.ndarray, second: bool = False) -> np.ndarray:
 def fingerprint(job: Job) -> str:
     """Fingerprint the input as it is now, block by block, without a cluster."""
     spans = (job.geometry.block(number) for number in range(job.geometry.blocks))
-    return written(sum(int(hashing.fold(hash_rows(job.input.read(*span)), span[0])) for span in spans))
+    return format_fingerprint(sum(int(hashing.fold(hash_rows(job.input.read(*span)), span[0])) for span in spans))
 
 
 def fold_lists(job: Job, cell: int) -> int:
@@ -30,9 +30,9 @@ def fold_lists(job: Job, cell: int) -> int:
 
 def fingerprint_lists(job: Job) -> str:
     """Fingerprint the neighbours that are given, as they are now, without a cluster."""
-    return written(sum(fold_lists(job, cell) for cell in range(job.geometry.cells)))
+    return format_fingerprint(sum(fold_lists(job, cell) for cell in range(job.geometry.cells)))
 
 
-def written(total: int) -> str:
+def format_fingerprint(total: int) -> str:
     """Write a fingerprint."""
     return f"{total % 2**64:016x}"

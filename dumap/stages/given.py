@@ -21,7 +21,7 @@ from dumap.planning.geometry import LIST_BYTES, SLOT_BYTES, Geometry
 from dumap.planning.plan import Projection
 from dumap.stages import Context, Stage, audit
 from dumap.stages import vectors as vectors_stage
-from dumap.stages.fingerprints import fold_lists, written
+from dumap.stages.fingerprints import fold_lists, format_fingerprint
 
 
 def read_lists(job: Job, part: str) -> None:
@@ -143,7 +143,7 @@ def run_vectors(context: Context) -> dict:
     """Check the input, and read the lists once; return what was counted."""
     facts, lists = vectors_stage.run(context), part_names("lists", context.geometry.cells)
     context.compute(VECTORS, read_lists, lists)
-    return {**facts, "precomputed_fingerprint": written(total(context.run, VECTORS, lists, "fingerprint"))}
+    return {**facts, "precomputed_fingerprint": format_fingerprint(total(context.run, VECTORS, lists, "fingerprint"))}
 
 
 def run_cells(context: Context) -> dict:

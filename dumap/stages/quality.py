@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from dumap.artifacts.audit import NEAR, audited, query_groups, repairs_made
+from dumap.artifacts.audit import NEAR, last_audit_part, query_groups, repairs_made
 from dumap.artifacts.cells import CellTable
 from dumap.artifacts.graph import Graph
 from dumap.artifacts.job import Job
@@ -44,7 +44,7 @@ def trusted(store: Run) -> tuple[np.ndarray, np.ndarray]:
 def collect(job: Job, part: str) -> None:
     """Find the queries' nearest rows in the map."""
     store = job.run
-    positions = store.read(AUDIT, audited(job, "queries"), "positions")
+    positions = store.read(AUDIT, last_audit_part(job, "queries"), "positions")
     chosen = spread(len(positions), wanted_queries(job.config))
     positions = positions[chosen]
     graph = Graph(store)
@@ -106,7 +106,7 @@ def rank_block(job: Job, part: str) -> None:
     """Count a block's rows that are nearer to a query than each of its map neighbours."""
     store, block = job.run, number_of(part)
     chosen, _ = trusted(store)
-    queried = store.read(AUDIT, audited(job, "queries"), "positions")[chosen]
+    queried = store.read(AUDIT, last_audit_part(job, "queries"), "positions")[chosen]
     limits = store.read(QUALITY, "limits", "limits")
     positions = CellTable(store).positions(store, block)
     x = job.rows(*job.geometry.block(block))
@@ -122,11 +122,11 @@ def report(job: Job, part: str) -> None:
     """Compute the figures of the map."""
     store, table = job.run, CellTable(job.run)
     low_ids, chosen = (store.read(QUALITY, "queries", name) for name in ("map", "chosen"))
-    exact = store.read(AUDIT, audited(job, "exact"), "ids")[chosen]
+    exact = store.read(AUDIT, last_audit_part(job, "exact"), "ids")[chosen]
     kept = quality.overlap(low_ids, exact[:, : low_ids.shape[1]])
     counts = sum(store.read(QUALITY, name, "counts") for name in part_names("ranks", job.geometry.blocks))
     with store.part(QUALITY, part) as out:
-        out.write("rows", store.read(AUDIT, audited(job, "queries"), "rows")[chosen])
+        out.write("rows", store.read(AUDIT, last_audit_part(job, "queries"), "rows")[chosen])
         out.write("preserved", kept.astype(np.float32))
         out.attributes |= {
             "queries": len(kept),
@@ -139,7 +139,7 @@ def run(context: Context) -> dict:
     """Measure the map; return the figures."""
     blocks = context.geometry.blocks
     wanted = min(context.config.audit.queries, wanted_queries(context.config))
-    if not wanted or not len(context.run.read(AUDIT, audited(context.job, "queries"), "rows")):
+    if not wanted or not len(context.run.read(AUDIT, last_audit_part(context.job, "queries"), "rows")):
         return {"queries": 0}
     context.compute(QUALITY, collect, ["queries"])
     context.compute(QUALITY, measure_map_neighbors, part_names("reached", blocks))

@@ -14,7 +14,7 @@ from dumap.artifacts.job import Job
 from dumap.artifacts.neighbors import NeighborLists, write_lists
 from dumap.artifacts.part_names import AUDIT, CELLS, number_of, part_name, part_names, total
 from dumap.kernels import neighbors, repair, vectors
-from dumap.planning.audits import universe_rows
+from dumap.planning.audits import most_repair_rows
 from dumap.stages import Context
 from dumap.stages.distances import defined_distances, metric_arguments
 
@@ -39,7 +39,7 @@ def choose_halo(job: Job, part: str, number: int) -> None:
     """Choose a cell's halo: the rows of other cells that its home rows list."""
     before, cell = NeighborLists(job.run, number - 1), number_of(part)
     first, last = _span(before.table, cell)
-    most = max(0, universe_rows(job.config, job.geometry) - (last - first))
+    most = max(0, most_repair_rows(job.config, job.geometry) - (last - first))
     halo, left_out = repair.choose_halo(before.of(cell, "indices"), first, most)
     with job.run.part(AUDIT, part) as out:
         out.write("positions", halo)

@@ -25,7 +25,7 @@ from dumap.planning.budget import tally_buckets, tally_row_bytes
 from dumap.planning.geometry import Geometry
 from dumap.planning.plan import Projection
 from dumap.stages import Context, Stage
-from dumap.stages.fingerprints import hash_rows, written
+from dumap.stages.fingerprints import format_fingerprint, hash_rows
 from dumap.store import Part
 
 NAMED_ROWS = 10
@@ -295,7 +295,7 @@ def run(context: Context) -> dict:
         "distinct": distinct,
         "greatest_multiplicity": max(store.summary(VECTORS, part)["greatest"] for part in parts),
         "copies": duplicates if config.input.unique else 0,
-        "fingerprint": written(total(store, VECTORS, blocks, "fingerprint")),
+        "fingerprint": format_fingerprint(total(store, VECTORS, blocks, "fingerprint")),
     }
 
 

@@ -12,7 +12,7 @@ from dumap.store.manifests import DONE, IDENTITY, INHERITED, INSIDE, LOCKS, MANI
 from dumap.store.objects import bucket_errors, describe_error, probe, probe_key, requests_at_once, set_threads, stamps
 from dumap.store.part import OBJECT_BYTES, Part
 from dumap.store.patterns import is_pattern, matching
-from dumap.store.relative import reached, towards
+from dumap.store.relative import absolute_location, relative_location
 from dumap.store.run import FORMAT, Run
 from dumap.store.run_keys import RunKeys
 from dumap.store.stored_array import StoredArray
@@ -35,6 +35,7 @@ __all__ = [
     "Run",
     "RunKeys",
     "StoredArray",
+    "absolute_location",
     "await_end",
     "bucket_errors",
     "decoded_rows",
@@ -48,12 +49,11 @@ __all__ = [
     "matching",
     "probe",
     "probe_key",
-    "reached",
     "read_array",
+    "relative_location",
     "requests_at_once",
     "require_chunks",
     "set_threads",
     "stamps",
-    "towards",
     "write_arrays",
 ]

@@ -29,8 +29,8 @@ from dumap.store.manifests import (
     part_key,
 )
 from dumap.store.objects import Objects, seal, unseal
-from dumap.store.relative import reached
-from dumap.store.stored_array import Broken, StoredArray
+from dumap.store.relative import absolute_location
+from dumap.store.stored_array import ChecksumError, StoredArray
 
 MOST_LOCK_BYTES = 1 << 20
 """What says who drives a run is not longer: a file that is, does not say it."""
@@ -97,7 +97,7 @@ class Committed(Objects):
         if stage not in self._origins:
             done = unseal(self.get(manifest_key(DONE, stage), MOST_BYTES) or b"")  # or none, or damaged: told elsewhere
             way = done["attributes"].get(INHERITED) if done is not None and is_sound(done) else None
-            self._origins[stage] = reached(way, self.location) if isinstance(way, str) else None
+            self._origins[stage] = absolute_location(way, self.location) if isinstance(way, str) else None
         return self._origins[stage]
 
     # manifests ---------------------------------------------------------------------------------
@@ -289,7 +289,7 @@ class Committed(Objects):
         if (owner := self.owner(stage)) is not self:
             return owner.read(stage, name, array, start, stop, out)
         pieces = self._pieces(stage, name, array)
-        offsets = [0, *accumulate(shard.shape[0] for *_, shard in pieces)]
+        offsets = [0, *accumulate(stored.shape[0] for *_, stored in pieces)]
         stop = offsets[-1] if stop is None else min(stop, offsets[-1])
         if out is None:
             out = np.empty((max(0, stop - start), *pieces[0][2].shape[1:]), pieces[0][2].dtype)
@@ -305,17 +305,17 @@ class Committed(Objects):
         self, stage: str, name: str, piece: tuple[str, int, StoredArray], start: int, stop: int, out: np.ndarray
     ) -> None:
         """Fill `out` with rows [start, stop) of an array's piece."""
-        key, offset, shard = piece
-        first, last = shard.span(start, stop)
+        key, offset, stored = piece
+        first, last = stored.span(start, stop)
         size = self.manifest(stage, name)["objects"][key][0]
 
         def fill() -> None:
             with contextlib.closing(self.open_span(key, offset + first, offset + last, size)) as source:
-                shard.read(source, start, stop, out)
+                stored.read(source, start, stop, out)
 
         try:
             self.attempt(key, fill)
-        except (FileNotFoundError, EOFError, Broken) as error:
+        except (FileNotFoundError, EOFError, ChecksumError) as error:
             raise self.damage(stage, name, key) from error
         except StorageError as error:
             if self.size(key) not in (-1, size):  # buckets refuse a range that begins after the end
@@ -342,9 +342,9 @@ class Committed(Objects):
                 spans.append((names[p], max(start, low) - low, min(stop, high) - low))
         if len(spans) == 1:
             return self.read(stage, spans[0][0], array, *spans[0][1:])
-        shard = self._pieces(stage, spans[0][0], array)[0][2]
+        stored = self._pieces(stage, spans[0][0], array)[0][2]
         ends = list(accumulate(high - low for _, low, high in spans))
-        out = np.empty((ends[-1], *shard.shape[1:]), shard.dtype)
+        out = np.empty((ends[-1], *stored.shape[1:]), stored.dtype)
         reads = (
             partial(self.read, stage, name, array, low, high, out[end - (high - low) : end])
             for end, (name, low, high) in zip(ends, spans, strict=True)

@@ -66,9 +66,9 @@ def is_sound(manifest: Any) -> bool:
 
 def _holds(pieces: Any, objects: dict[str, list]) -> bool:
     """Return whether an array's pieces lie within the objects, and are of one kind."""
-    shards = [(key, offset, StoredArray.parse(shape, dtype)) for key, offset, shape, dtype in pieces]
+    stored = [(key, offset, StoredArray.parse(shape, dtype)) for key, offset, shape, dtype in pieces]
     return (
-        len({(shard.shape[1:], shard.dtype.str) for *_, shard in shards}) == 1
-        and all(type(offset) is int and offset >= 0 for _, offset, _ in shards)
-        and all(offset + shard.size <= objects[key][0] for key, offset, shard in shards)
+        len({(array.shape[1:], array.dtype.str) for *_, array in stored}) == 1
+        and all(type(offset) is int and offset >= 0 for _, offset, _ in stored)
+        and all(offset + array.size <= objects[key][0] for key, offset, array in stored)
     )

@@ -236,7 +236,7 @@ class Objects:
             self.attempt("", lambda: disk.flush_folders(self.location, keys))
 
 
-class Growing:
+class ObjectWriter:
     """An object that is written piece by piece, replacing what is there once it is whole.
 
     Parameters

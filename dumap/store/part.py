@@ -12,7 +12,7 @@ from zarr.storage import MemoryStore
 
 from dumap.store import metadata
 from dumap.store.manifests import part_key
-from dumap.store.objects import Growing
+from dumap.store.objects import ObjectWriter
 from dumap.store.stored_array import StoredArray, checksummed
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class Part:
         self.arrays: dict[str, list[tuple]] = {}
         self.objects: dict[str, tuple[int, str]] = {}
         self.attributes: dict[str, Any] = {}
-        self._open: Growing | None = None
+        self._open: ObjectWriter | None = None
 
     def write(self, name: str, values: np.ndarray) -> None:
         """Write one array."""
@@ -67,7 +67,7 @@ class Part:
             chosen = None if rows is None else rows[start : start + step]
             stored = StoredArray.of(values, min(step, count - start))
             if self._open is None:
-                self._open = Growing(self.run, part_key(self.stage, self.name, self.attempt, len(self.objects)))
+                self._open = ObjectWriter(self.run, part_key(self.stage, self.name, self.attempt, len(self.objects)))
             pieces.append((self._open.key, self._open.size, stored.shape, stored.dtype.str))
             self._open.add(stored.pieces(some, chosen))
             if not self.run.is_local and self._open.size >= OBJECT_BYTES:

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 from dumap.store.disk import is_remote
 
 
-def towards(location: str, base: str) -> str:
+def relative_location(location: str, base: str) -> str:
     """Name a location by the way from another: relative on one file system, or in one bucket; else as it is."""
     if not is_remote(location) and not is_remote(base):
         return os.path.relpath(os.path.realpath(location), os.path.realpath(base))
@@ -20,7 +20,7 @@ def towards(location: str, base: str) -> str:
     return location
 
 
-def reached(way: str, base: str) -> str:
+def absolute_location(way: str, base: str) -> str:
     """Return the location that is named by the way from another."""
     if is_remote(way) or os.path.isabs(way):
         return way

@@ -35,7 +35,7 @@ DTYPES = re.compile(r"\|[biu]1|<[iu][248]|<f[248]")
 """The dtypes that parts may hold, as numpy writes them: plain numbers, since manifests are read from anywhere."""
 
 
-class Broken(ValueError):
+class ChecksumError(ValueError):
     """Bytes are not those that were written."""
 
 
@@ -156,7 +156,7 @@ class StoredArray:
             A range is not what its checksum says, the source ends too soon, or holds rows of another kind.
         """
         if (out.shape, out.dtype) != ((stop - start, *self.shape[1:]), self.dtype):
-            raise Broken(f"rows are of {self.shape} and {self.dtype.str}, not as asked for")
+            raise ChecksumError(f"rows are of {self.shape} and {self.dtype.str}, not as asked for")
         wanted, done, last = out.view(np.uint8).reshape(-1), 0, -(-stop // self.range_rows)
         skipped = np.empty(min(SKIP_BYTES, self._step), np.uint8)
         for number in range(start // self.range_rows, last):
@@ -171,7 +171,7 @@ class StoredArray:
             crc = _skip(source, left * self.row_bytes, skipped, crc)
             _fill(source, skipped[:4])
             if skipped[:4].tobytes() != _checksum(crc):
-                raise Broken(f"range {number} fails its checksum")
+                raise ChecksumError(f"range {number} fails its checksum")
 
 
 def checksummed(values: np.ndarray) -> bytes:
@@ -190,7 +190,7 @@ def _fill(source: ByteStream, piece: np.ndarray) -> None:
     while len(left):
         count = source.readinto(left)
         if not count:
-            raise Broken("it ends too soon")
+            raise ChecksumError("it ends too soon")
         left = left[count:]
 
 

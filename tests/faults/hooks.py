@@ -28,7 +28,7 @@ FOLDER, VERSIONS = "DUMAP_FAULTS", "DUMAP_VERSIONS"
 POINTS = ("task", "object", "manifest", "committed", "discard")
 
 
-def reach(role: str, point: str, stage: str, part: str) -> None:
+def pass_point(role: str, point: str, stage: str, part: str) -> None:
     """Do what the plan says of this point."""
     folder = Path(os.environ[FOLDER])
     try:
@@ -92,7 +92,7 @@ def install(role: str) -> None:
     from dumap.engine import worker
     from dumap.store.part import Part
 
-    at, discarding = functools.partial(reach, role), threading.local()
+    at, discarding = functools.partial(pass_point, role), threading.local()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
     def around(owner: Any, name: str, make: Callable[[Any], Callable]) -> None:

@@ -389,7 +389,7 @@ OUTSIDE = [
 def mend(run: Run) -> None:
     """Do all that removes anything: uncommit what is damaged, and clean."""
     with contextlib.suppress(DumapError):
-        damage.drop(run.location, damage.verify(run.location), print)
+        damage.uncommit_damage(run.location, damage.verify(run.location), print)
     with contextlib.suppress(DumapError):
         damage.clean(run.location, print)
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from dumap.config import Config, build, parse_bytes
 from dumap.errors import BudgetError, ConfigError, InputError
-from dumap.planning.audits import audits, queries_at_once, repair_bytes, repair_row_bytes, universe_rows
+from dumap.planning.audits import audits, most_repair_rows, queries_at_once, repair_bytes, repair_row_bytes
 from dumap.planning.budget import check_task, interpreter_bytes, tally_buckets, tally_row_bytes
 from dumap.planning.geometry import (
     EDGE_BYTES,
@@ -340,7 +340,7 @@ def test_repairs_hold_no_more_than_a_task_may_or_a_cell_has(memory, count, width
     """Beside what travels as objects, and the table of who asks whom."""
     settings = config(memory, neighbors={"n_neighbors": k + 1})
     geometry = make_geometry(settings, count, width, 4, 1)
-    held = universe_rows(settings, geometry) * repair_row_bytes(width, k, "euclidean")
+    held = most_repair_rows(settings, geometry) * repair_row_bytes(width, k, "euclidean")
     assert held <= memory
     assert repair_bytes(settings, geometry) >= min(geometry.cell_rows, count) * repair_row_bytes(width, k, "euclidean")
     assert make_plan(settings, geometry).stage("audit").peak_bytes >= repair_bytes(settings, geometry)

@@ -13,7 +13,7 @@ from helpers import Notes
 from dumap.config import load
 from dumap.errors import DroppedError, StorageError
 from dumap.recipe import keep
-from dumap.recipe.damage import clean, drop, verify
+from dumap.recipe.damage import clean, uncommit_damage, verify
 from dumap.recipe.pipeline import run
 from dumap.recipe.recipes import GIVEN, SEARCHED
 from dumap.recipe.stage_names import STAGES
@@ -116,7 +116,7 @@ def test_a_damaged_result_is_made_again_from_what_is_kept(own, policy):
     config, notes = own(policy), Notes()
     before = results(config.output)
     Path(config.output, "embedding/c/0/0").write_bytes(b"")
-    drop(config.output, verify(config.output), print)
+    uncommit_damage(config.output, verify(config.output), print)
     assert run(config, observer=notes)["state"] == "done"
     assert results(config.output) == before
     assert verify(config.output) == []
@@ -131,7 +131,7 @@ def test_a_damaged_part_of_the_model_is_made_again(own):
     lists = store.read("neighbors", "merged-00000", "indices")
     for stage, part in (("neighbors", "merged-00000"), ("graph", "united-00000")):
         os.truncate(Path(config.output, store.part_objects(stage, part)[0]), 10)
-    drop(config.output, verify(config.output), print)
+    uncommit_damage(config.output, verify(config.output), print)
     assert run(config, observer=notes)["state"] == "done"
     assert any(note.startswith("cells: ") and "'sorted'" in note for note in notes.notes), notes.notes
     assert results(config.output) == before

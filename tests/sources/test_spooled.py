@@ -11,7 +11,7 @@ from helpers import AsBegins, Notes, uncommit, unmark
 from dumap.config import load
 from dumap.errors import InputError, RunMismatchError
 from dumap.recipe import pipeline
-from dumap.recipe.damage import clean, drop, verify
+from dumap.recipe.damage import clean, uncommit_damage, verify
 from dumap.recipe.status import status
 from dumap.sources import spooled
 from dumap.sources.arrays import rows_of
@@ -233,7 +233,7 @@ def test_a_damaged_part_of_the_copy_is_copied_again(few, embed_rows):
     file = next(Path(output, PARTS, SPOOL).glob("rows-00001-*"))
     file.write_bytes(file.read_bytes()[:-9] + b"nonsense!")
     assert [part for _, part, _ in verify(output)] == ["rows-00001"]
-    drop(output, verify(output), print)
+    uncommit_damage(output, verify(output), print)
     notes = Notes()
     embed_rows(few, output, observer=notes, keep="all")
     assert verify(output) == []

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from dumap.store import reached, towards
+from dumap.store import absolute_location, relative_location
 
 
 @pytest.mark.parametrize(
@@ -22,14 +22,14 @@ from dumap.store import reached, towards
     ],
 )
 def test_a_run_is_reached_by_the_way_to_it(location, base, way):
-    assert towards(location, base) == way
-    assert reached(way, base) == location
+    assert relative_location(location, base) == way
+    assert absolute_location(way, base) == location
 
 
 def test_a_link_to_a_run_leads_to_the_same(tmp_path):
     for name in ("runs/c", "runs/p"):
         (tmp_path / name).mkdir(parents=True)
     os.symlink(tmp_path / "runs" / "c", tmp_path / "link")
-    way = towards(str(tmp_path / "runs" / "p"), str(tmp_path / "link"))
+    way = relative_location(str(tmp_path / "runs" / "p"), str(tmp_path / "link"))
     assert way == "../p"
-    assert reached(way, str(tmp_path / "link")) == str(tmp_path / "runs" / "p")
+    assert absolute_location(way, str(tmp_path / "link")) == str(tmp_path / "runs" / "p")

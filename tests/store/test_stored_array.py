@@ -16,7 +16,7 @@ from zarr.codecs import Crc32cCodec
 from zarr.storage import MemoryStore
 
 from dumap.store import stored_array
-from dumap.store.stored_array import Broken, StoredArray, checksummed
+from dumap.store.stored_array import ChecksumError, StoredArray, checksummed
 
 KINDS = ["bool", "u1", "i1", "i2", "u4", "i4", "i8", "u8", "f2", "f4", "f8"]
 SHAPES = [(0,), (1,), (5,), (16,), (17,), (1000,), (0, 3), (1, 1), (48, 3), (300, 7), (333, 1), (2, 40, 3), (65, 3, 5)]
@@ -117,7 +117,7 @@ def test_every_flipped_bit_is_found_by_whoever_reads_it():
         for start, stop in [(0, 40), (3, 9), (20, 22), (21, 40), (30, 31)]:
             first, last = shard.span(start, stop)
             if first <= byte < last:
-                with pytest.raises(Broken):
+                with pytest.raises(ChecksumError):
                     decode(shard, bytes(harmed), start, stop)
             else:
                 assert decode(shard, bytes(harmed), start, stop).tobytes() == values[start:stop].tobytes()
@@ -127,22 +127,22 @@ def test_every_flipped_bit_is_found_by_whoever_reads_it():
 def test_an_object_that_ends_too_soon_is_broken(length):
     shard, data = encode(make((128,), "f4"))
     assert len(data) > length
-    with pytest.raises(Broken):
+    with pytest.raises(ChecksumError):
         decode(shard, data[:length], 0, 128)
 
 
 def test_chunks_of_zeros_are_not_taken_from_nothing():
     shard, data = encode(np.zeros(128, "f4"))
-    with pytest.raises(Broken):
+    with pytest.raises(ChecksumError):
         decode(shard, bytes(8), 0, 128)
-    with pytest.raises(Broken):
+    with pytest.raises(ChecksumError):
         decode(shard, bytes(len(data)), 0, 128)
 
 
 @pytest.mark.parametrize("out", [np.empty(3, "f4"), np.empty((4, 1), "f4"), np.empty(4, "i4"), np.empty(4, "f8")])
 def test_rows_of_another_kind_are_not_filled_in(out):
     shard, data = encode(np.arange(4, dtype="f4"))
-    with pytest.raises(Broken):
+    with pytest.raises(ChecksumError):
         shard.read(io.BytesIO(data), 0, 4, out)
 
 
