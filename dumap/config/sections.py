@@ -126,7 +126,7 @@ class NeighborsConfig(Section):
 class CellsConfig(Section):
     """How rows are cut into cells, and how many of them a row is compared in."""
 
-    max_copies: int = setting(
+    max_cells_per_row: int = setting(
         6,
         "Cells at the most in which a row is compared with others, of those of its eight nearest leaves. Larger: truer "
         "neighbours, more disk and time. Ignored where neighbours are given.",

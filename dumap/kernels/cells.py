@@ -88,7 +88,7 @@ def route(
     pieces: np.ndarray,
     start: int,
     seed: int,
-    max_copies: int,
+    max_cells_per_row: int,
     joined_leaves: int,
     width: int,
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -103,7 +103,7 @@ def route(
     start : int
         Id of the first row; ids decide which piece of a leaf a row goes to.
     seed : int
-    max_copies : int
+    max_cells_per_row : int
         Most cells of a row, its home included.
     joined_leaves : int
         Nearest leaves whose cells a row joins. Leaves farther out are probed only in cells that the row is in anyway.
@@ -112,13 +112,13 @@ def route(
 
     Returns
     -------
-    row_cells : ndarray of int32, shape (n, max_copies)
+    row_cells : ndarray of int32, shape (n, max_cells_per_row)
         Home cell first, then cells where the row is a guest; -1 where there is none.
-    probes : ndarray of int32, shape (n, max_copies, width)
+    probes : ndarray of int32, shape (n, max_cells_per_row, width)
         Leaves to probe in each, numbered within the cell; -1 where there is none.
     """
-    row_cells = np.full((len(near), max_copies), -1, np.int32)
-    probes = np.full((len(near), max_copies, width), -1, np.int32)
+    row_cells = np.full((len(near), max_cells_per_row), -1, np.int32)
+    probes = np.full((len(near), max_cells_per_row, width), -1, np.int32)
     count = int(cells[-1] + pieces[-1])
     first = np.zeros(count, np.int64)
     leaf_of, begins = np.unique(cells, return_index=True)
@@ -135,7 +135,7 @@ def guest_classes(row_cells: np.ndarray, start: int, seed: int) -> tuple[np.ndar
 
     Parameters
     ----------
-    row_cells : ndarray of int32, shape (n, max_copies)
+    row_cells : ndarray of int32, shape (n, max_cells_per_row)
         From `route`.
     start : int
         Id of the first row.
@@ -143,7 +143,7 @@ def guest_classes(row_cells: np.ndarray, start: int, seed: int) -> tuple[np.ndar
 
     Returns
     -------
-    classes : ndarray of int32, shape (n, max_copies)
+    classes : ndarray of int32, shape (n, max_cells_per_row)
         -1 at home, where a row is always admitted.
     count : int
         Number of classes.
@@ -187,7 +187,7 @@ def order_by_cell(cells: np.ndarray, positions: np.ndarray) -> tuple[np.ndarray,
 
     Parameters
     ----------
-    cells : ndarray of int32, shape (n, max_copies)
+    cells : ndarray of int32, shape (n, max_cells_per_row)
     positions : ndarray of int64, shape (n,)
 
     Returns

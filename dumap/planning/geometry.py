@@ -131,12 +131,14 @@ def cell_row_bytes(dims: int, k: int, metric: str) -> int:
     return 4 * dims * arrays + codes + 72 * (k + 1) + 256
 
 
-def cells_of(rows: int, cap: int, max_copies: int) -> int:
+def cells_of(rows: int, cap: int, max_cells_per_row: int) -> int:
     """Return how many cells there are, so that none has many more than three quarters of `cap` rows."""
-    most = max(2, min(max_copies, CELLS_A_ROW))  # at least 2: a cell may have twice the home rows it should
+    most = max(2, min(max_cells_per_row, CELLS_A_ROW))  # at least 2: a cell may have twice the home rows it should
 
     def cell_rows(cells: int) -> float:
-        return rows / cells * min(most, 1 + CELLS_A_ROW_BY_DOUBLING * math.log2(cells) if max_copies > 1 else most)
+        return (
+            rows / cells * min(most, 1 + CELLS_A_ROW_BY_DOUBLING * math.log2(cells) if max_cells_per_row > 1 else most)
+        )
 
     cells = max(1, rows // cap)
     while (cells > 1 and cell_rows(cells) > 0.75 * cap) or (cells == 1 and rows > cap):
@@ -224,7 +226,7 @@ def make_geometry(
     dims = embedded_dims(config.neighbors.metric, dims)
     cap = memory // cell_row_bytes(dims, k, config.neighbors.metric)
     cap = max(4 * (k + 2), min(cap, config.cells.max_rows or cap))
-    cells = max(cells_of(rows, cap, config.cells.max_copies), min(MIN_CELLS, math.ceil(rows / WANTED_CELL_ROWS)))
+    cells = max(cells_of(rows, cap, config.cells.max_cells_per_row), min(MIN_CELLS, math.ceil(rows / WANTED_CELL_ROWS)))
     if given is not None:
         cells = math.ceil(rows / (cap := range_rows_of(config)))
     leaves = max(cells, rows // LEAF_ROWS) if rows > EXACT_ROWS or cells > 1 else 1

@@ -169,7 +169,7 @@ def run(context: Context) -> dict:
             f"audit: recall {recalls[-1]:.3f} ({figures['recall_low']:.3f} to {figures['recall_high']:.3f}) is below "
             f"neighbors.recall_target = {target} after {len(repairs)} repairs"
             f"{'' if not repairs or repairs[-1]['gained'] else ', the last of which found nothing'}: raise "
-            f"cells.max_copies or neighbors.max_repairs"
+            f"cells.max_cells_per_row or neighbors.max_repairs"
         )
     return {
         **figures,

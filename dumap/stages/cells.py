@@ -65,12 +65,12 @@ def pack_leaves(job: Job, part: str) -> None:
 
 
 def route(job: Job, block: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the cells of a block's rows (n, max_copies), home first, and the leaves they probe there."""
+    """Return the cells of a block's rows (n, max_cells_per_row), home first, and the leaves they probe there."""
     near = job.run.read(CELLS, part_name("near", block), "near")
     leaf_cells, pieces = (job.run.read(CELLS, "packing", name) for name in ("cells", "pieces"))
     start, _ = job.geometry.block(block)
     return cells.route(
-        near, leaf_cells, pieces, start, job.config.seed, job.config.cells.max_copies, JOINED_LEAVES, PROBES
+        near, leaf_cells, pieces, start, job.config.seed, job.config.cells.max_cells_per_row, JOINED_LEAVES, PROBES
     )
 
 
@@ -205,7 +205,7 @@ def project(geometry: Geometry, config: Config, worker_memory: int) -> Projectio
     rows, block, cells_a_row = (
         geometry.rows,
         geometry.block_rows * geometry.dims,
-        min(config.cells.max_copies, geometry.cells),
+        min(config.cells.max_cells_per_row, geometry.cells),
     )
     sample, sorted_bytes = geometry.sample_rows * geometry.dims * 4, rows * geometry.dims * min(geometry.itemsize, 4)
     written = min(4 * OBJECT_BYTES, cells_a_row * block * geometry.itemsize)
@@ -225,7 +225,7 @@ def project(geometry: Geometry, config: Config, worker_memory: int) -> Projectio
 STAGE = Stage(
     CELLS,
     keys=(
-        *("seed", "task_memory", "input.unique", "neighbors.metric", "neighbors.width", "cells.max_copies"),
+        *("seed", "task_memory", "input.unique", "neighbors.metric", "neighbors.width", "cells.max_cells_per_row"),
         "cells.max_rows",
     ),
     reads=(VECTORS,),

@@ -211,7 +211,7 @@ def run(context: Context) -> dict:
 def project(geometry: Geometry, config: Config, worker_memory: int) -> Projection:
     """Project what the stage will take."""
     rows, listed, index = geometry.rows, config.neighbors.searched, geometry.index_dtype.itemsize
-    at_once, cells_a_row = geometry.most_rows_at_once, min(config.cells.max_copies, geometry.cells)
+    at_once, cells_a_row = geometry.most_rows_at_once, min(config.cells.max_cells_per_row, geometry.cells)
     list_bytes = listed * (index + 4)
     return Projection(
         tasks=3 * geometry.cells,
@@ -231,7 +231,14 @@ def project(geometry: Geometry, config: Config, worker_memory: int) -> Projectio
 STAGE = Stage(
     NEIGHBORS,
     keys=(
-        *("seed", "task_memory", "neighbors.metric", "neighbors.metric_kwds", "neighbors.width", "cells.max_copies"),
+        *(
+            "seed",
+            "task_memory",
+            "neighbors.metric",
+            "neighbors.metric_kwds",
+            "neighbors.width",
+            "cells.max_cells_per_row",
+        ),
         "cells.max_rows",
     ),
     reads=(CELLS,),

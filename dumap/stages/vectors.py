@@ -326,7 +326,7 @@ def project(geometry: Geometry, config: Config, worker_memory: int) -> Projectio
 STAGE = Stage(
     VECTORS,
     keys=(
-        *("seed", "task_memory", "input.unique", "neighbors.metric", "neighbors.width", "cells.max_copies"),
+        *("seed", "task_memory", "input.unique", "neighbors.metric", "neighbors.width", "cells.max_cells_per_row"),
         *("cells.max_rows", "neighbors.recall_target", "neighbors.max_repairs", "audit.queries"),
     ),
     reads=(),

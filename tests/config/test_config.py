@@ -59,7 +59,7 @@ def test_an_unknown_key_is_named_beside_those_allowed(key, allowed):
         ("task_memory", None),
         ("input.nonfinite", "ignore"),
         ("input.path", 7),
-        ("cells.max_copies", 0),
+        ("cells.max_cells_per_row", 0),
         ("graph.set_op_mix_ratio", 1.1),
         ("graph.local_connectivity", -0.1),
         ("graph.disconnection_distance", 0),
@@ -251,7 +251,7 @@ def test_nothing_can_be_changed(section):
         ("neighbors.n_neighbors", 16),
         ("neighbors.width", 16),
         ("neighbors.metric", "minkowski"),
-        ("cells.max_copies", 4),
+        ("cells.max_cells_per_row", 4),
         ("graph.shard_rows", 4096),
         ("start.init", "pca"),
         ("layout.min_dist", 0.2),
@@ -286,7 +286,7 @@ def test_the_digest_does_not_name_what_the_answer_does_not_depend_on(key, value)
 def test_of_given_neighbors_the_digest_names_that_they_are_given():
     """Neither where they lie, nor how cells would have been cut."""
     given = with_value("neighbors.precomputed", "knn.zarr")
-    for other in ({"neighbors": {"precomputed": "s3://b/knn.zarr"}}, {"cells": {"max_copies": 2}}):
+    for other in ({"neighbors": {"precomputed": "s3://b/knn.zarr"}}, {"cells": {"max_cells_per_row": 2}}):
         assert build({**given, **other}).digest() == build(given).digest()
     assert differences(build(LEAST).parameters()["neighbors"], build(given).parameters()["neighbors"]) == [
         "precomputed: None -> True"

@@ -88,7 +88,7 @@ def test_no_random_state_is_the_default_seed():
         ("n_neighbours", "did you mean n_neighbors"),
         ("min_dists", "did you mean min_dist"),
         ("random_seed", "did you mean random_state"),
-        ("max_copies", r"did you mean cells={'max_copies': \.\.\.}"),
+        ("max_cells_per_row", r"did you mean cells={'max_cells_per_row': \.\.\.}"),
         ("layuot", "did you mean layout"),
     ],
 )

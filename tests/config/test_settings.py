@@ -167,7 +167,7 @@ OTHERS = {
     "neighbors.recall_target": 0.9,
     "neighbors.max_repairs": 1,
     "neighbors.precomputed": "KNN.zarr",
-    "cells.max_copies": 2,
+    "cells.max_cells_per_row": 2,
     "cells.max_rows": 1000,
     "graph.local_connectivity": 2.0,
     "graph.set_op_mix_ratio": 0.5,

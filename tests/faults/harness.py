@@ -30,7 +30,7 @@ SECONDS = 240
 """The longest that anything is waited for: a machine may be busy. Drivers wait half of it for a quiet cluster."""
 SETTINGS = {
     "task_memory": 2**19,
-    "cells.max_copies": 2,
+    "cells.max_cells_per_row": 2,
     "neighbors.recall_target": 1.0,
     "neighbors.max_repairs": 1,
     "layout.n_epochs": 20,

@@ -125,7 +125,7 @@ def cases(draw: st.DrawFn, many: bool) -> Case:
         ),
         "neighbors.metric": metric,
         "neighbors.metric_kwds": kwds,
-        "cells.max_copies": rarely(5, st.integers(1, 64)),
+        "cells.max_cells_per_row": rarely(5, st.integers(1, 64)),
         "cells.max_rows": rarely(None, st.integers(64, 200)),
         "graph.local_connectivity": rarely(1.0, st.floats(0, 1e3)),
         "graph.set_op_mix_ratio": rarely(1.0, st.floats(0, 1)),

@@ -42,7 +42,7 @@ def test_what_is_even_is_packed_evenly():
 # the way to the cells ----------------------------------------------------------------------------
 
 
-def obvious_route(near, packed, pieces, start, seed, max_copies, reach, width):
+def obvious_route(near, packed, pieces, start, seed, max_cells_per_row, reach, width):
     """Return each row's {cell: leaves it probes there}, in the order joined, one row after the other."""
     first = {}
     for leaf, cell in enumerate(packed.tolist()):
@@ -57,9 +57,9 @@ def obvious_route(near, packed, pieces, start, seed, max_copies, reach, width):
         for rank, leaf in enumerate(leaf for leaf in row if leaf >= 0):
             piece = int(h) % int(pieces[leaf])
             cell = int(packed[leaf]) + piece
-            if cell in joined or (len(joined) < max_copies and rank < reach):
+            if cell in joined or (len(joined) < max_cells_per_row and rank < reach):
                 joined.setdefault(cell, []).append(leaf - first[cell])
-            if rank == 0 and pieces[leaf] > 1 and max_copies > 1:
+            if rank == 0 and pieces[leaf] > 1 and max_cells_per_row > 1:
                 following = int(packed[leaf]) + (piece + 1) % int(pieces[leaf])
                 joined[following] = [leaf - first[following]]
         found.append({c: p[:width] for c, p in joined.items()})
@@ -78,18 +78,18 @@ def ways(draw):
 
 
 @given(ways(), st.integers(0, 10**12), st.integers(0, 99), st.integers(1, 7), st.integers(1, 10), st.integers(1, 10))
-def test_rows_are_sent_to_the_cells_of_their_leaves(way, start, seed, max_copies, reach, width):
+def test_rows_are_sent_to_the_cells_of_their_leaves(way, start, seed, max_cells_per_row, reach, width):
     near, packed, pieces = way
-    own, probes = cells.route(near, packed, pieces, start, seed, max_copies, reach, width)
-    assert (own.shape, probes.shape) == ((len(near), max_copies), (len(near), max_copies, width))
+    own, probes = cells.route(near, packed, pieces, start, seed, max_cells_per_row, reach, width)
+    assert (own.shape, probes.shape) == ((len(near), max_cells_per_row), (len(near), max_cells_per_row, width))
     found = [
         {int(c): p[p >= 0].tolist() for c, p in zip(cells_of[cells_of >= 0], leaves_of, strict=False)}
         for cells_of, leaves_of in zip(own, probes, strict=True)
     ]
-    wanted = obvious_route(near, packed, pieces, start, seed, max_copies, reach, width)
+    wanted = obvious_route(near, packed, pieces, start, seed, max_cells_per_row, reach, width)
     assert [list(row.items()) for row in found] == [list(row.items()) for row in wanted]
     for row, cells_of in zip(found, own, strict=True):
-        assert len(row) == (cells_of >= 0).sum() <= max_copies, "a cell is joined once"
+        assert len(row) == (cells_of >= 0).sum() <= max_cells_per_row, "a cell is joined once"
         assert all(row.values()), "each cell is joined for a leaf"
     assert (own[near[:, 0] < 0] == -1).all()
 

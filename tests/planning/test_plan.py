@@ -87,7 +87,7 @@ def test_cells_fit_the_memory_of_a_task(memory, count, width, itemsize, metric, 
 @given(memories, rows, dims, st.integers(1, 64), st.none() | st.integers(64, 10**5))
 def test_twice_the_rows_that_a_cell_should_have_are_not_too_many(memory, count, width, copies, most):
     """Leaves are not cut to fill cells evenly."""
-    geometry = make_geometry(config(memory, cells={"max_copies": copies, "max_rows": most}), count, width, 4, 1)
+    geometry = make_geometry(config(memory, cells={"max_cells_per_row": copies, "max_rows": most}), count, width, 4, 1)
     assert min(count, 2 * -(-count // geometry.cells)) <= geometry.cell_rows
 
 

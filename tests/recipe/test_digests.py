@@ -25,7 +25,7 @@ OTHER: dict[str, Any] = {
     "neighbors.width": 30,
     "neighbors.recall_target": 0.5,
     "neighbors.max_repairs": 1,
-    "cells.max_copies": 3,
+    "cells.max_cells_per_row": 3,
     "cells.max_rows": 5000,
     "graph.local_connectivity": 2.0,
     "graph.set_op_mix_ratio": 0.5,

@@ -110,7 +110,7 @@ def test_half_of_the_rows_are_copies_of_five(embed, digits, max_rows):
 def test_cells_of_one_copy_are_full(embed):
     """Where no row is a guest anywhere, equal rows are apart by cells; slots are filled all the same."""
     x = np.repeat(np.random.default_rng(0).normal(size=(3, 8)), [500, 1, 500], axis=0).astype(np.float32)
-    done = embed(x, {"cells.max_rows": 100, "cells.max_copies": 1})
+    done = embed(x, {"cells.max_rows": 100, "cells.max_cells_per_row": 1})
     assert np.isfinite(done.y).all()
     assert done.facts("graph")["missing"] == 0
 

@@ -49,7 +49,7 @@ def test_cells_find_what_is_lost_at_their_borders(embed, digits):
     x, shares = digits[0], []
     exact = np.sort(brute(x, "euclidean"), axis=1)[:, [K - 1]]
     for copies in (1, 2, 5):
-        settings = {"cells.max_rows": 500, "cells.max_copies": copies, "neighbors.max_repairs": 0}
+        settings = {"cells.max_rows": 500, "cells.max_cells_per_row": copies, "neighbors.max_repairs": 0}
         done = embed(x, settings)
         distances = done.neighbors()[1]
         shares.append((distances <= exact * (1 + 1e-5)).mean())

@@ -25,7 +25,7 @@ from dumap.store import MANIFESTS, Run
 
 K = 14
 """Neighbours of a row, itself not counted, by default."""
-SEAMED = {"cells.max_rows": 300, "cells.max_copies": 2, "audit.queries": 600}
+SEAMED = {"cells.max_rows": 300, "cells.max_cells_per_row": 2, "audit.queries": 600}
 """Small cells that hardly spill: their seams lose a tenth of the neighbours."""
 REPAIRED = {**SEAMED, "neighbors.recall_target": 1.0, "neighbors.max_repairs": 2}
 
@@ -181,14 +181,14 @@ def test_repairs_end_where_the_target_is_reached(embed, digits):
 def test_a_target_out_of_reach_is_noted(configure, digits):
     """Cells that no row spills from have no list that leads across, so there is nothing to go by."""
     notes = Notes()
-    config = configure(digits[0], {**REPAIRED, "cells.max_copies": 1, "neighbors.max_repairs": 5})
+    config = configure(digits[0], {**REPAIRED, "cells.max_cells_per_row": 1, "neighbors.max_repairs": 5})
     status = run(config, observer=notes)
     facts = next(stage["facts"] for stage in status["stages"] if stage["name"] == "audit")
     assert facts["gained"] == [0]
     (said,) = [note for note in notes.notes if note.startswith("audit: ")]
     assert f"recall {facts['recall']:.3f}" in said
     assert "neighbors.recall_target = 1.0 after 1 repairs, the last of which found nothing" in said
-    assert "cells.max_copies or neighbors.max_repairs" in said
+    assert "cells.max_cells_per_row or neighbors.max_repairs" in said
 
 
 @pytest.mark.slow

@@ -201,7 +201,7 @@ FORMS = {
 }
 
 
-NOT_DONE = {"cells.max_copies": 1, "cells.max_rows": 64}
+NOT_DONE = {"cells.max_cells_per_row": 1, "cells.max_rows": 64}
 """Settings of what is not done where neighbours are given."""
 
 
