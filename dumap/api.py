@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dumap.config import Config, read_config
 from dumap.errors import ConfigError
-from dumap.sources.objects import input_settings
+from dumap.sources.objects import read_data
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from dumap.engine import Observer
     from dumap.planning.plan import Plan
     from dumap.show.result import Result
+    from dumap.sources.spooled import Feed
 
     Path = str | os.PathLike[str]
     Settings = Config | Mapping[str, Any] | Path
@@ -37,14 +38,17 @@ class Cleaned(NamedTuple):
     others: list[str]
 
 
-def _configure(data: Any, output: Path | None, config: Settings | None, settings: dict[str, Any]) -> Config:
+def _configure(
+    data: Any, output: Path | None, config: Settings | None, settings: dict[str, Any]
+) -> tuple[Config, Feed | None]:
     if isinstance(data, Config | dict):
         if config is not None:
             raise ConfigError("the configuration is given twice, as data and as config: give the data, or leave it out")
         data, config = None, data
     if output is not None:
         settings["output"] = output
-    return read_config(config, settings, None if data is None else input_settings(data))
+    given, feed = (None, None) if data is None else read_data(data)
+    return read_config(config, settings, given), feed
 
 
 def _location(run: Path) -> str:
@@ -67,9 +71,9 @@ def run(
 
     Parameters
     ----------
-    data : path or URL, optional
-        A Zarr array, or a group that holds one. Not needed where `config` names the input. A `Config` or a dict in its
-        place is taken for `config`.
+    data : path, URL or array, optional
+        A Zarr array, or a group that holds one; or a NumPy array, whose rows are copied into the run. Not needed where
+        `config` names the input. A `Config` or a dict in its place is taken for `config`.
     output : path or URL, optional
         Where the run is stored; not needed where `config` names it.
     config : Config, mapping or path, optional
@@ -108,10 +112,10 @@ def run(
     from dumap.recipe.observers import called_back
     from dumap.show.result import Result
 
-    settled = _configure(data, output, config, settings)
+    settled, feed = _configure(data, output, config, settings)
     above = None if parent is None else _location(parent)
     with called_back(on_progress) as observer:
-        found = pipeline.run(settled, client=client, observer=observer, force=force, parent=above)
+        found = pipeline.run(settled, client=client, observer=observer, force=force, parent=above, feed=feed)
     return Result(found["output"], found)
 
 
@@ -150,7 +154,7 @@ def plan(
     """
     from dumap.recipe import pipeline
 
-    settled = _configure(data, output, config, settings)
+    settled, _ = _configure(data, output, config, settings)
     return pipeline.plan(settled) if parent is None else pipeline.plan(settled, _location(parent))
 
 

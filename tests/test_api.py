@@ -52,6 +52,12 @@ def test_a_configuration_is_given_once(data):
         dumap.run({"input": {"path": data}}, config={})
 
 
+def test_an_array_has_the_bytes_of_its_store(few, done, fresh):
+    result = dumap.run(few, output=fresh("run.zarr"), **QUICK)
+    assert np.array_equal(result.embedding[:], done.embedding[:])
+    assert dumap.plan(few, output="RUN.zarr").geometry.rows == 300
+
+
 def test_data_that_is_none_is_refused():
     with pytest.raises(ConfigError, match="data of type int cannot be embedded"):
         dumap.run(3, output="RUN.zarr")

@@ -3,26 +3,44 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dumap.errors import ConfigError
 
+if TYPE_CHECKING:
+    from dumap.sources.spooled import Feed
 
-def input_settings(data: Any) -> dict[str, Any]:
-    """Return the settings of the section `input` that stand for what a program gave as data.
+
+def read_data(data: Any) -> tuple[dict[str, Any], Feed | None]:
+    """Return the settings of the section `input` that stand for what a program gave as data, and its rows.
 
     Parameters
     ----------
-    data : str or os.PathLike
-        The path or URL of a Zarr array, or of a group that holds one.
+    data : str, os.PathLike or array
+        The path or URL of a Zarr array, or of a group that holds one; or a NumPy array, or what makes one of itself.
+
+    Returns
+    -------
+    settings : dict
+    feed : Feed or None
+        The rows of what lies in this process; None of what lies at a path.
 
     Raises
     ------
     ConfigError
         It is nothing that can be embedded.
+    InputError
+        It holds no rows of numbers.
     """
     if isinstance(data, str | os.PathLike):
-        return {"path": os.fsdecode(data)}
-    raise ConfigError(
-        f"data of type {type(data).__name__} cannot be embedded: give the path or the URL of a Zarr array"
-    )
+        return {"path": os.fsdecode(data)}, None
+    from dumap.sources.arrays import rows_of
+    from dumap.sources.spooled import location_of
+
+    feed = rows_of(data)
+    if feed is None:
+        raise ConfigError(
+            f"data of type {type(data).__name__} cannot be embedded: give an array, or the path or the URL of a Zarr "
+            f"array"
+        )
+    return {"path": location_of(feed)}, feed
