@@ -6,6 +6,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from queue import Empty, SimpleQueue
 from typing import Any
 
@@ -52,12 +53,12 @@ class LocalEngine:
         """The threads that share one process's memory."""
         return self.threads
 
-    @property
+    @cached_property
     def versions(self) -> dict[str, str]:
         """The versions that tasks run with."""
         return process.versions()
 
-    @property
+    @cached_property
     def cpus(self) -> list[str]:
         """The kind of processors that tasks run on, one."""
         return [process.cpu()]

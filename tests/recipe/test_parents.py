@@ -17,6 +17,7 @@ from helpers import AsBegins, Notes, uncommit, unmark
 
 from dumap.config import Config
 from dumap.engine.local import LocalEngine
+from dumap.engine.process import versions
 from dumap.errors import LockError, RunMismatchError, StorageError
 from dumap.recipe import lineage
 from dumap.recipe.damage import clean, verify
@@ -401,7 +402,7 @@ def test_a_parent_that_cannot_be_written_to_is_read_all_the_same(child, parent, 
 
 
 def test_versions_bind_a_stage_until_it_is_done(child, parent, monkeypatch):
-    config, own = child().model_copy(update={"output": parent}), LocalEngine.versions.fget(None)
+    config, own = child().model_copy(update={"output": parent}), versions()
     uncommit(parent, ["embedding", "quality"])
     monkeypatch.setattr(LocalEngine, "versions", property(lambda self: {**own, "numpy": "1.0"}))
     run(config)
@@ -413,7 +414,7 @@ def test_versions_bind_a_stage_until_it_is_done(child, parent, monkeypatch):
 
 
 def test_stages_of_a_parent_of_other_versions_are_read_and_told(cli, child, parent, monkeypatch):
-    config, own = child(NEAR), LocalEngine.versions.fget(None)
+    config, own = child(NEAR), versions()
     monkeypatch.setattr(LocalEngine, "versions", property(lambda self: {**own, "numpy": "1.0"}))
     run(config, parent=parent)
     assert set(origins(config.output)) == set(BEFORE)
