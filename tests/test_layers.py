@@ -1,7 +1,6 @@
 """The layers of the package, held by what its modules import, and by how large they are."""
 
 import ast
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -122,10 +121,10 @@ def test_package_keeps_its_layers():
     ],
 )
 def test_a_breach_is_found(tmp_path, where, line):
-    copy = shutil.copytree(PACKAGE, tmp_path / "dumap", ignore=shutil.ignore_patterns("__pycache__"))
-    with (copy / where).open("a") as file:
-        file.write(f"\n{line}\n")
-    assert [found.split(":")[0] for found in breaches(copy)] == [where]
+    copy = tmp_path / where
+    copy.parent.mkdir(exist_ok=True)
+    copy.write_text(f"{(PACKAGE / where).read_text()}\n{line}\n")
+    assert [found.split(":")[0] for found in breaches(tmp_path)] == [where]
 
 
 def test_imports_for_type_checkers_alone_are_no_breach(tmp_path):

@@ -14,6 +14,7 @@ import zarr
 from distributed import Client
 from helpers import slowly, uncommit
 from scipy import sparse
+from sklearn.metrics import euclidean_distances
 from sklearn.neighbors import NearestNeighbors
 
 from dumap.artifacts import cells
@@ -177,7 +178,7 @@ def test_rows_may_come_first_in_their_own_lists(take, given, taken, knn):
 def test_umap_learns_neighbors_are_taken_as_they_are(take, given, some):
     from umap.umap_ import nearest_neighbors
 
-    indices, distances, _ = nearest_neighbors(some, K + 1, "euclidean", {}, False, np.random.RandomState(0))
+    indices, distances, _ = nearest_neighbors(euclidean_distances(some), K + 1, "precomputed", {}, False, None)
     assert (indices[:, 0] == np.arange(1000)).all()
     assert_same_lists(take(given(indices, distances)).neighbors(), (indices[:, 1:], distances[:, 1:]))
 
