@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import processes
 import pytest
 import zarr
 from distributed import Client, LocalCluster
@@ -46,22 +47,49 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Take down which test shows what of which fault, before any is left out."""
+    """Refuse what is no share; take down which test shows what of which fault, before any is left out."""
+    if (words := config.getoption("--share")) is not None:
+        try:
+            parse(words)
+        except ValueError as error:
+            raise pytest.UsageError(f"--share {error}") from None
     config.pluginmanager.register(Collector(), "catalogue")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """Say how many processes `-n auto` starts."""
+    return processes.count()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Tell processes that run some tests whether all are run."""
+    node.workerinput["runs_all"] = processes.runs_all(node.config)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Let one process run all tests of a file, so that fixtures are made once, and files come as they are ordered."""
+    from xdist.scheduler import LoadFileScheduling
+
+    config.option.loadscopereorder = False
+    return LoadFileScheduling(config, log)
 
 
 @pytest.hookimpl(trylast=True)  # after -m and -k have chosen
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Keep the tests of a share, where told one."""
-    if (words := config.getoption("--share")) is None:
-        return
-    try:
-        share, shares = parse(words)
-    except ValueError as error:
-        raise pytest.UsageError(f"--share {error}") from None
+    """Keep the tests of a share, where told one; order them, where several processes run them."""
+    if (words := config.getoption("--share")) is not None:
+        keep_share(config, items, words)
+    if processes.is_one_of_many(config):
+        items[:] = processes.longest_first(items)
+
+
+def keep_share(config: pytest.Config, items: list[pytest.Item], words: str) -> None:
+    """Keep the tests of a share; where there are none, pytest fails, as it does where no test is run."""
+    share, shares = parse(words)
     others = [item for item in items if share_of(item.nodeid, shares) != share]
-    if len(others) == len(items):
-        raise pytest.UsageError(f"--share {words}: none of the {len(items)} tests chosen is in this share")
     items[:] = [item for item in items if share_of(item.nodeid, shares) == share]
     config.hook.pytest_deselected(items=others)
 

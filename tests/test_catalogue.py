@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from faults.catalogue import FAULTS
 from faults.harness import SECONDS
+from processes import runs_all
 from shares import parse, share_of
 
 TESTS = Path(__file__).parent
@@ -19,7 +20,7 @@ TESTS = Path(__file__).parent
 @pytest.fixture
 def marked(pytestconfig):
     """Return which tests show what: as they were collected here, or anew where only some were."""
-    if pytestconfig.args_source is pytest.Config.ArgsSource.TESTPATHS:
+    if runs_all(pytestconfig):
         return json.loads(json.dumps(vars(pytestconfig.pluginmanager.get_plugin("catalogue"))))
     command = [sys.executable, str(TESTS / "faults" / "catalogue.py"), "--json"]
     found = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
@@ -64,7 +65,7 @@ def test_a_skip_that_is_not_allowed_is_a_failure_where_told_so(tmp_path):
     (tmp_path / "test_module.py").write_text('import pytest\npytest.importorskip("no_such_module")\n')
     command = [sys.executable, "-m", "pytest", "-o", f"pythonpath={TESTS}", "--rootdir", str(tmp_path), str(tmp_path)]
     found = subprocess.run(
-        [*command, "-c", "/dev/null", "--strict-skips", "--continue-on-collection-errors"],
+        [*command, "-c", "/dev/null", "--strict-skips", "--continue-on-collection-errors", "-n", "1"],
         capture_output=True,
         text=True,
         timeout=SECONDS,

@@ -31,7 +31,7 @@ def test_the_wheel_holds_types_and_examples(wheel):
 
 
 def test_dumap_is_a_module_that_runs():
-    done = subprocess.run([sys.executable, "-m", "dumap", "--version"], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-m", "dumap", "--version"], capture_output=True, text=True, timeout=300)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("dumap, version ")
 

@@ -17,7 +17,7 @@ HEAVY = ("numba", "scipy", "sklearn", "pynndescent", "zarr", "dask", "distribute
 def imported_by(code: str, *words: str) -> set[str]:
     """Run some code in a process of its own; return which of the heavy libraries it imported."""
     told = f"import sys\n{code}\nprint(' '.join({{name.partition('.')[0] for name in sys.modules}}))"
-    done = subprocess.run([sys.executable, "-c", told, *words], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", told, *words], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return set(done.stdout.splitlines()[-1].split()) & set(HEAVY)
 

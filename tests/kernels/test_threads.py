@@ -126,7 +126,7 @@ assert "numba" not in sys.modules
 def test_libraries_that_are_loaded_later_are_seen():
     """In a process of its own, where none is loaded."""
     two = {"OPENBLAS_NUM_THREADS": "2", "OMP_NUM_THREADS": "2"}
-    done = subprocess.run([sys.executable, "-c", LATER], env=two, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", LATER], env=two, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
 
 
