@@ -24,8 +24,9 @@ def wheel(tmp_path_factory) -> zipfile.ZipFile:
 
 def test_the_wheel_holds_types_and_examples(wheel):
     names = set(wheel.namelist())
-    examples = {f"dumap/configs/{path.name}" for path in (ROOT / "configs").glob("*.yaml")}
-    assert len(examples) >= 4
+    configs = [path.relative_to(ROOT) for path in (ROOT / "configs").rglob("*.*") if "__pycache__" not in path.parts]
+    examples = {f"dumap/{path.as_posix()}" for path in [*configs, Path("configs/crontab")]}
+    assert {"dumap/configs/scheduled.yaml", "dumap/configs/systemd/dumap.timer"} <= examples
     assert {"dumap/py.typed", "dumap/__main__.py", "dumap/__init__.py", *examples} <= names
     assert not [name for name in names if name.startswith(("tests/", "scripts/", "configs/"))]
 

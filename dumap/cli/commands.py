@@ -143,7 +143,7 @@ def run(as_json: bool, force: bool, parent: str | None, unchanged: int, **option
 
 @cli.command()
 @click.argument("key", required=False)
-@click.option("--example", metavar="NAME", help="Print a configuration that comes with dumap, such as scheduled.")
+@click.option("--example", metavar="NAME", help="Print a file that comes with dumap, such as scheduled or slurm.")
 def config(key: str | None, example: str | None) -> None:
     """Print the defaults as YAML, with what each setting does: all, or those of KEY (layout, layout.min_dist)."""
     from dumap.config import annotated, read_example

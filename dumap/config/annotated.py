@@ -16,6 +16,9 @@ from dumap.errors import ConfigError
 
 WIDTH = 96
 """Columns of a line of comment."""
+EXAMPLES = ("cluster", "one_machine", "quickstart", "scheduled")
+"""Configurations that come with dumap; what else does is for those who schedule runs."""
+NO_TEXT = {".png", ".pyc"}
 BOUNDS = {
     "ge": "{:g} or more",
     "gt": "above {:g}",
@@ -58,12 +61,22 @@ def annotated(key: str | None = None) -> str:
 
 
 def read_example(name: str) -> str:
-    """Return the text of a configuration that comes with dumap; of one that does not, the error names those that do."""
+    """Return the text of a file that comes with dumap, by its name, the ending left out or not: see `configs/`.
+
+    Raises
+    ------
+    ConfigError
+        There is none of that name; the message names those that there are.
+    """
     folders = [Path(__file__).parents[1] / "configs", Path(__file__).parents[2] / "configs"]  # installed, or the source
-    files = {file.stem: file for folder in folders for file in folder.glob("*.yaml")}
-    if name not in files:
-        raise ConfigError(f"{shorten(name)}: no such example; there are {', '.join(sorted(files))}")
-    return files[name].read_text()
+    files = [file for folder in folders for file in folder.rglob("*") if file.is_file() and file.suffix not in NO_TEXT]
+    found = {file.name: file for file in files} | {file.stem: file for file in files}
+    if name not in found:
+        jobs = sorted({file.name for file in files if file.stem not in EXAMPLES})
+        raise ConfigError(
+            f"{shorten(name)}: no such example; there are {', '.join(EXAMPLES)}, and for jobs {', '.join(jobs)}"
+        )
+    return found[name].read_text()
 
 
 def comment(field: FieldInfo, indent: str) -> str:

@@ -244,8 +244,12 @@ def test_config_prints_one_key(cli):
 
 
 def test_examples_are_at_hand(cli):
-    for path in (PYPROJECT.parent / "configs").glob("*.yaml"):
-        assert cli("config", "--example", path.stem).out == path.read_text()
+    files = [path for path in (PYPROJECT.parent / "configs").rglob("*") if path.is_file() and path.suffix != ".png"]
+    assert len(files) > 10
+    for path in files:
+        assert cli("config", "--example", path.name).out == path.read_text()
+    for name, end in {"slurm": "slurm.sbatch", "cluster": "cluster.yaml", "daskjob": "daskjob.yaml"}.items():
+        assert cli("config", "--example", name).out == (PYPROJECT.parent / "configs" / end).read_text()
     outcome = cli("config", "--example", "no_such")
-    assert (outcome.code, "cluster, one_machine, quickstart, scheduled" in outcome.err) == (2, True)
+    assert (outcome.code, "cluster, one_machine, quickstart, scheduled, and" in outcome.err) == (2, True)
     assert cli("config", "seed", "--example", "cluster").code == 2

@@ -4,9 +4,10 @@ import pydantic
 import pytest
 
 from dumap.config import METRICS, Config, build, differences, load, parse_bytes
+from dumap.config.annotated import EXAMPLES as NAMES
 from dumap.errors import ConfigError
 
-CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
+CONFIGS = [Path(__file__).parents[2] / "configs" / f"{name}.yaml" for name in NAMES]
 LEAST = {"input": {"path": "in.zarr"}, "output": "out.zarr"}
 SET = ("input.path=in.zarr", "output=out.zarr")
 
