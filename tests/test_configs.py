@@ -73,12 +73,9 @@ def test_final_exit_codes_are_those_of_errors_that_stay():
 
 
 def slurm(*words: str, **environment: str) -> subprocess.Popen:
-    return subprocess.Popen(
-        ["sbatch", str(CONFIGS / "slurm.sbatch"), *words],
-        env={**os.environ, **environment},
-        stdout=Path("job.log").open("a"),
-        stderr=subprocess.STDOUT,
-    )
+    command = ["sbatch", str(CONFIGS / "slurm.sbatch"), *words]
+    with Path("job.log").open("a") as log:
+        return subprocess.Popen(command, env={**os.environ, **environment}, stdout=log, stderr=log)
 
 
 def test_the_batch_script_is_one():

@@ -2,12 +2,35 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
-from pydantic import model_validator
+from pydantic import AfterValidator, model_validator
 
 from dumap.config.setting import Bytes, Location, Section, setting
-from dumap.config.values import show
+from dumap.config.values import FrozenDict, shorten, show
+
+CLUSTERS = ("scheduler", "scheduler_file", "workers", "resources", "allow_workers")
+"""Settings that are of a cluster alone."""
+
+
+def _amounts(value: Any) -> FrozenDict:
+    """Check amounts of resources."""
+    if not isinstance(value, Mapping) or not all(isinstance(name, str) and name for name in value):
+        raise ValueError("write names and amounts, such as {memory: 2}")
+    for name, amount in value.items():
+        if isinstance(amount, bool) or not isinstance(amount, int | float) or not 0 < amount < 1e300:
+            raise ValueError(f"{shorten(name)}: an amount is a number above 0")
+    return FrozenDict(value)
+
+
+def _names(value: Any) -> tuple[str, ...]:
+    """Check names of workers; one of digits alone may be written as a number."""
+    if not isinstance(value, list | tuple) or not all(
+        isinstance(name, str | int) and not isinstance(name, bool) and name != "" for name in value
+    ):
+        raise ValueError("write a list of addresses, hosts or names of workers")
+    return tuple(map(str, value))
 
 
 class ClusterConfig(Section):
@@ -54,6 +77,31 @@ class ClusterConfig(Section):
         gt=0.0,
     )
 
+    resources: Annotated[Any, AfterValidator(_amounts)] = setting(
+        FrozenDict(),
+        "What each task holds of Dask's worker resources while it runs, such as {memory: 2}: only workers that were "
+        "started with as much are used, by as many tasks at once as it is enough for. Refused by an embedded cluster.",
+        changes=False,
+    )
+    allow_workers: Annotated[Any, AfterValidator(_names)] = setting(
+        (),
+        "The workers that may be used, by address, host or name, such as [node1, tcp://10.0.0.2:4000]. Empty: all. "
+        "Refused by an embedded cluster.",
+        changes=False,
+    )
+    priority: int = setting(
+        0,
+        "Dask's priority of the run's tasks among those of others. Larger: they come sooner. Ignored by engine local.",
+        changes=False,
+    )
+    task_timeout: float | None = setting(
+        None,
+        "Seconds after which a task that tells of no progress is taken for stuck. On a cluster its worker is left out, "
+        "and the part is sent to another, three times at the most; where that would not be safe, and by engine local, "
+        "the run ends. Larger: longer waits; too small: an error where tasks are slow. null: none.",
+        changes=False,
+        gt=0.0,
+    )
     report: Location | None = setting(
         None,
         "The file, in HTML, into which Dask writes a performance report of the run: its tasks, and how busy workers "
@@ -72,7 +120,7 @@ class ClusterConfig(Section):
                 f"report = {show(self.report)} is Dask's, and engine = 'local' has none: leave the report out, "
                 f"or set engine to dask"
             )
-        if self.engine == "local" and (clusters := _given(self, "scheduler", "scheduler_file", "workers")):
+        if self.engine == "local" and (clusters := _given(self, *CLUSTERS)):
             raise ValueError(
                 f"engine = 'local' runs in this process and needs no cluster: leave out {' and '.join(clusters)}, or "
                 f"set engine to auto or dask"
@@ -87,4 +135,4 @@ class ClusterConfig(Section):
 
 
 def _given(section: Section, *names: str) -> list[str]:
-    return [f"{name} = {show(value)}" for name in names if (value := getattr(section, name)) is not None]
+    return [f"{name} = {show(value)}" for name in names if (value := getattr(section, name)) not in (None, {}, ())]

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 LOCAL_SECONDS = 60.0
 """Work of one core up to which threads of this process are chosen: a cluster takes about ten seconds to start."""
-NAMED = ("workers", "memory_limit", "scheduler", "scheduler_file", "report")
+NAMED = ("workers", "memory_limit", "scheduler", "scheduler_file", "report", "resources", "allow_workers")
 """Settings that ask for a cluster."""
 
 
@@ -96,7 +96,7 @@ def choose(cluster: ClusterConfig, projected: Plan, client: Client | None = None
         return _local(cluster, projected)
     if client is not None:
         return Choice("dask", "a client is given")
-    named = [name for name in NAMED if getattr(cluster, name) is not None]
+    named = [name for name in NAMED if getattr(cluster, name)]
     if named:
         return Choice("dask", f"cluster.{named[0]} is given")
     if address := scheduler_address():
@@ -145,7 +145,7 @@ def open_engine(
         from dumap.engine.local import LocalEngine
 
         observer.note(f"local engine: {chosen.threads} threads of this process ({chosen.why})")
-        yield LocalEngine(chosen.threads, chosen.worker_memory)
+        yield LocalEngine(chosen.threads, chosen.worker_memory, cluster.task_timeout)
         return
     from dumap.engine.connect import connect
 

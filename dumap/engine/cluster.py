@@ -24,6 +24,7 @@ from dumap.engine.link import Killed, Link, Lost
 from dumap.engine.local import LocalEngine
 from dumap.engine.members import Members, host_of
 from dumap.engine.resources import cpu_count
+from dumap.engine.sharing import ALONE, Sharing
 from dumap.engine.step import ATTEMPTS as ATTEMPTS
 from dumap.engine.step import POLL_SECONDS as POLL_SECONDS
 from dumap.engine.step import Step, Work
@@ -54,6 +55,8 @@ class Executor:
         Seconds to wait for a worker that is fit.
     note : callable, optional
         Told of workers that are left out.
+    sharing : Sharing
+        Which workers may be used, and what goes with every task.
     """
 
     name = "dask"
@@ -64,11 +67,12 @@ class Executor:
         timeout: float,
         worker_timeout: float = WORKER_TIMEOUT,
         note: Callable[[str], None] = lambda message: None,
+        sharing: Sharing = ALONE,
     ) -> None:
-        self.link = Link(client, timeout)
+        self.link = Link(client, timeout, sharing)
         self.peak_bytes = self.held_bytes = 0
         self.workers: list[WorkerFacts] = []
-        self._members = Members(self.link, timeout, worker_timeout, note)
+        self._members = Members(self.link, timeout, worker_timeout, note, sharing)
         self._durations, self._messages = Durations(), deque[dict]()
         self._note, self._worker_timeout = note, worker_timeout
         self._record: dict[str, Any] | None = None
@@ -251,7 +255,8 @@ class Executor:
 
         repeatable = not getattr(task, "no_backup", False)
         work = Work(title, f"{title} {task.__name__}", parts, call, committed, advanced, repeatable)
-        step = Step(work, self.link, self._members, self._durations, self._messages, self._question)
+        timeout = self.link.sharing.task_timeout
+        step = Step(work, self.link, self._members, self._durations, self._messages, self._question, timeout)
         try:
             step.run()
         finally:

@@ -20,6 +20,7 @@ from dumap.engine.cluster import Executor, Observer
 from dumap.engine.embedded import CannotStart, embedded
 from dumap.engine.report import check_report, reported
 from dumap.engine.resources import cpu_count, free_memory, process_memory
+from dumap.engine.sharing import Sharing
 from dumap.errors import ClusterError, ConfigError
 
 SHARE = 0.9
@@ -63,11 +64,12 @@ def connect(
         elif address or cluster.scheduler_file:
             reached = stack.enter_context(_find(cluster, address))
         else:
+            _check_choosing(cluster)
             reached = _embedded(stack, cluster, observer, need_bytes)
         stack.enter_context(reported(reached, cluster.report, cluster.timeout, observer.note))
         if client is not None or address or cluster.scheduler_file:
             stack.enter_context(_out_of_the_pool())
-        yield Executor(reached, cluster.timeout, cluster.worker_timeout, observer.note)
+        yield Executor(reached, cluster.timeout, cluster.worker_timeout, observer.note, Sharing.of(cluster))
 
 
 def _check_alone(cluster: ClusterConfig, client: Client | None, address: str | None, observer: Observer) -> None:
@@ -82,6 +84,15 @@ def _check_alone(cluster: ClusterConfig, client: Client | None, address: str | N
             f"{' and '.join(given)}: of an embedded cluster, but Dask's configuration names the scheduler {address}, "
             f"whose workers are as they are: leave out {' and '.join(given)}, or unset DASK_SCHEDULER_ADDRESS (Dask's "
             f"scheduler-address)"
+        )
+
+
+def _check_choosing(cluster: ClusterConfig) -> None:
+    """Refuse to choose among the workers of an embedded cluster, which are alike."""
+    if described := Sharing.of(cluster).described():
+        raise ConfigError(
+            f"{described}: the workers of an embedded cluster are alike and have neither resources nor names to choose "
+            f"by: name a scheduler, give a client, or leave it out"
         )
 
 

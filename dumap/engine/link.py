@@ -14,6 +14,7 @@ from distributed import Client, Future, as_completed, span
 from distributed.protocol.pickle import dumps
 from distributed.scheduler import KilledWorker
 
+from dumap.engine.sharing import ALONE, Sharing
 from dumap.errors import ClusterError
 
 ANSWER_SECONDS = 0.05
@@ -55,10 +56,13 @@ class Link:
     client : distributed.Client
     timeout : float
         Seconds within which a scheduler must answer.
+    sharing : Sharing
+        What goes with every task.
     """
 
-    def __init__(self, client: Client, timeout: float) -> None:
-        self.client, self.timeout = client, timeout
+    def __init__(self, client: Client, timeout: float, sharing: Sharing = ALONE) -> None:
+        self.client, self.timeout, self.sharing = client, timeout, sharing
+        self._told: dict[str, dict[str, Any]] = {}
         self._numbers, self._token = itertools.count(), uuid.uuid4().hex[:8]
         self._completed: as_completed | None = None
         self._spans: dict[str, Any] = {}
@@ -88,13 +92,32 @@ class Link:
         if not self.running:
             return None
         try:
-            return dict(self.client.nthreads(callback_timeout=self.timeout))
+            return self._admitted(dict(self.client.nthreads(callback_timeout=self.timeout)))
         except (OSError, ValueError):
             return None
 
+    def _admitted(self, threads: dict[str, int]) -> dict[str, int]:
+        """Return those of some workers that may be used; the scheduler is asked about each once."""
+        if not self.sharing.chooses:
+            return threads
+        if threads.keys() - self._told.keys():
+            assert self.client.scheduler is not None
+            identity = self.client.sync(self.client.scheduler.identity, callback_timeout=self.timeout)
+            self._told = {address: dict(told) for address, told in identity["workers"].items()}
+        told = self._told
+        return {one: n for one, n in threads.items() if one in told and self.sharing.admits(one, told[one])}
+
     # tasks -------------------------------------------------------------------------------------
 
-    def _submit(self, stage: str, group: str, name: str, call: tuple, workers: Iterable[str] | None) -> Future:
+    def _submit(
+        self,
+        stage: str,
+        group: str,
+        name: str,
+        call: tuple,
+        workers: Iterable[str] | None,
+        resources: Mapping[str, float],
+    ) -> Future:
         if stage not in self._spans:
             with span("dumap", stage):
                 self._spans[stage] = dask.get_annotations()["span"]
@@ -103,7 +126,14 @@ class Link:
         try:
             with dask.annotate(span=self._spans[stage]):
                 return self.client.submit(
-                    _carrier(), dumps(call), key=key, pure=False, workers=among, allow_other_workers=False
+                    _carrier(),
+                    dumps(call),
+                    key=key,
+                    pure=False,
+                    workers=among,
+                    allow_other_workers=False,
+                    resources=dict(resources) or None,
+                    priority=self.sharing.priority,
                 )
         except Exception as error:
             if self.running:
@@ -117,7 +147,7 @@ class Link:
 
     def send(self, stage: str, step: str, part: str, call: tuple, workers: Iterable[str] | None) -> Future:
         """Send a task to some workers, or to any, and return what stands for it until it is done."""
-        future = self._submit(stage, step, part, call, workers)
+        future = self._submit(stage, step, part, call, workers, self.sharing.resources)
         assert self._completed is not None
         self._completed.add(future)
         return future
@@ -155,8 +185,10 @@ class Link:
     # questions ---------------------------------------------------------------------------------
 
     def call(self, call: tuple, worker: str | None) -> Future:
-        """Ask one worker, or whichever comes first."""
-        return self._submit("ask", self._token, "any" if worker is None else worker, call, worker and [worker])
+        """Ask one worker, which is not to hold resources for it; or whichever comes first of those that may be used."""
+        if worker is not None:
+            return self._submit("ask", self._token, worker, call, [worker], {})
+        return self._submit("ask", self._token, "any", call, self.sharing.allow_workers or None, self.sharing.resources)
 
     def answers(self, asked: Mapping[str, Future]) -> dict[str, Any]:
         """Return the answers that have come, and let them go: each is what was returned, or the error."""

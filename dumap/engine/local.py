@@ -35,12 +35,14 @@ class LocalEngine:
     threads : int
     worker_memory : int
         What a task and one interpreter may take, 0 where no limit is known.
+    task_timeout : float, optional
+        Seconds after which a task that tells nothing of its progress is taken for stuck.
     """
 
     name = "local"
 
-    def __init__(self, threads: int, worker_memory: int) -> None:
-        self.threads, self.worker_memory = threads, worker_memory
+    def __init__(self, threads: int, worker_memory: int, task_timeout: float | None = None) -> None:
+        self.threads, self.worker_memory, self.task_timeout = threads, worker_memory, task_timeout
         self.peak_bytes = self.held_bytes = 0
 
     @property
@@ -95,8 +97,8 @@ class LocalEngine:
         for thread in threads:
             thread.start()
         try:
-            step.follow(advanced)
-        except KeyboardInterrupt:
+            step.follow(advanced, self.task_timeout)
+        except (KeyboardInterrupt, _Stuck):
             step.stop()
             step.wait(threads, PARTING_SECONDS)
             raise
@@ -120,6 +122,10 @@ class LocalEngine:
         self.free_caches()
 
 
+class _Stuck(TaskError):
+    """A task that is taken for stuck, for which nobody waits: a thread cannot be ended from outside."""
+
+
 class _Step:
     """One task over many parts: threads work, and the caller's thread hears of it."""
 
@@ -128,6 +134,7 @@ class _Step:
         self._waiting, self._count = deque(parts), len(parts)
         self._heard: SimpleQueue[tuple[str, Any, Any]] = SimpleQueue()
         self._stopping = threading.Event()
+        self._alive: dict[str, float] = {}
         self.peak_bytes = self.held_bytes = 0
 
     def stop(self) -> None:
@@ -141,32 +148,38 @@ class _Step:
                 part = self._waiting.popleft()
             except IndexError:
                 return
+            self._alive[part] = time.monotonic()
             try:
-                took = process.run_task(self._task, self._job, part, self._options, self._ticker())
+                took = process.run_task(self._task, self._job, part, self._options, self._ticker(part))
                 self._heard.put(("done", part, took))
             except _Stopped:
                 return
             except BaseException as error:
                 self._heard.put(("failed", part, error))
                 return
+            finally:
+                del self._alive[part]
 
-    def _ticker(self) -> Callable[[float, float], None]:
+    def _ticker(self, part: str) -> Callable[[float, float], None]:
         last = time.monotonic()
 
         def tick(done: float, total: float) -> None:
             nonlocal last
             if self._stopping.is_set():
                 raise _Stopped
+            self._alive[part] = time.monotonic()
             if self._count == 1 and time.monotonic() - last > TICK_SECONDS:
                 last = time.monotonic()
                 self._heard.put(("tick", done, total))
 
         return tick
 
-    def follow(self, advanced: Callable[[float, float], None]) -> None:
-        """Hear of the parts until all are done; fail as the first of them that fails."""
+    def follow(self, advanced: Callable[[float, float], None], task_timeout: float | None) -> None:
+        """Hear of the parts until all are done; fail as the first of them that fails, or is taken for stuck."""
         done = 0
         while done < self._count:
+            if task_timeout is not None:
+                self._refuse_stuck(task_timeout)
             try:
                 kind, what, said = self._heard.get(timeout=POLL_SECONDS)
             except Empty:  # so that a signal is heard of which another thread was woken by
@@ -180,6 +193,16 @@ class _Step:
                 self.peak_bytes = max(self.peak_bytes, said["peak_bytes"])
                 self.held_bytes = max(self.held_bytes, said["held_bytes"])
                 advanced(done, self._count)
+
+    def _refuse_stuck(self, seconds: float) -> None:
+        """Fail where a task has told nothing for so long."""
+        for part, alive in list(self._alive.items()):
+            if time.monotonic() - alive > seconds:
+                raise _Stuck(
+                    f"{self._job.title(self._task)} {part} told nothing for {seconds:.0f} s (cluster.task_timeout) and "
+                    f"is taken for stuck; its thread ends with this process. Raise the limit if tasks are that slow; "
+                    f"what is committed is kept"
+                )
 
     def wait(self, threads: Sequence[threading.Thread], seconds: float | None = None) -> None:
         """Wait until threads have ended what they do, for so many seconds at the most."""

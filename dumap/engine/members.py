@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from dumap.engine.sharing import ALONE, Sharing
 from dumap.errors import ClusterError
 
 REFRESH_SECONDS = 1.0
@@ -50,9 +51,19 @@ class Members:
         Seconds for which no worker that is fit may be there.
     note : callable
         Told, once, of each worker that is left out.
+    sharing : Sharing
+        Which of the cluster's workers these are.
     """
 
-    def __init__(self, source: ClusterView, timeout: float, worker_timeout: float, note: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        source: ClusterView,
+        timeout: float,
+        worker_timeout: float,
+        note: Callable[[str], None],
+        sharing: Sharing = ALONE,
+    ) -> None:
+        self._sharing = sharing
         self._source, self._timeout, self._worker_timeout, self._note = source, timeout, worker_timeout, note
         self.present: dict[str, int] = {}
         self.unfit: set[str] = set()
@@ -68,8 +79,13 @@ class Members:
 
     @property
     def allowed(self) -> frozenset[str] | None:
-        """Who may be sent tasks; None where that is anybody."""
-        return frozenset(self.fit) if self.unfit else None
+        """Who may be sent tasks; None where that is anybody: resources are seen to by Dask."""
+        return frozenset(self.fit) if self.unfit or self._sharing.allow_workers else None
+
+    @property
+    def lacking(self) -> bool:
+        """Whether there is nobody who may be sent tasks, and what is sent to anybody might go astray."""
+        return self.allowed is not None and not self.fit
 
     @property
     def threads(self) -> int:
@@ -131,6 +147,11 @@ class Members:
         return True
 
     def _missing(self) -> str:
+        if not self.left_out and self._sharing.chooses:
+            return (
+                f"no worker of {self._sharing.described()} for {self._worker_timeout:.0f} s; start such workers, or "
+                f"raise cluster.worker_timeout"
+            )
         if not self.left_out:
             return f"no worker for {self._worker_timeout:.0f} s; start workers, or raise cluster.worker_timeout"
         others = "; ".join(f"{address}: {why}" for address, why in self.left_out.items())

@@ -20,6 +20,8 @@ NAMED = 8
 """Parts that an error names."""
 POLL_SECONDS = 0.5
 """The longest that a step waits for news."""
+STUCK = 3
+"""Times that a part is taken for stuck before the run gives up on it."""
 MAX_FOREIGN_ERRORS = 3
 """Errors from outside of a part's task, on workers that are fit, before the run gives up on it."""
 
@@ -64,6 +66,8 @@ class Attempt:
         When it began, if it is known to have.
     worker : str
         Where it began.
+    heard : float, optional
+        When it last told how far it is, or that it began.
     """
 
     part: str
@@ -73,6 +77,7 @@ class Attempt:
     backup: bool
     begun: float | None = None
     worker: str = ""
+    heard: float | None = None
 
 
 @dataclass(frozen=True)
@@ -117,6 +122,8 @@ class Step:
         Filled with what the tasks tell, by another thread.
     question : callable
         Asks workers that are not proven to be fit whether they are; tells whether one is not.
+    task_timeout : float, optional
+        Seconds after which a task that has begun, and tells nothing, is taken for stuck.
     """
 
     def __init__(
@@ -127,6 +134,7 @@ class Step:
         durations: Durations,
         messages: deque[dict],
         question: Callable[[], bool],
+        task_timeout: float | None = None,
     ) -> None:
         self.work, self.tasks, self.members, self.durations = work, tasks, members, durations
         self.messages, self.question = messages, question
@@ -136,6 +144,8 @@ class Step:
         self.numbers: dict[int, Any] = {}
         self.done: set[str] = set()
         self.backed_up: set[str] = set()
+        self.task_timeout = task_timeout
+        self.stuck: dict[str, int] = {}
         self.foreign_errors: dict[str, int] = {}
         self.sent, self.peak_bytes, self.held_bytes = 0, 0, 0
         self.idle_since: float | None = None
@@ -158,7 +168,7 @@ class Step:
                     self.queue.many = max(2, 2 * self.members.threads)
                     self._send_again()
                     self._send_backups()
-                if not (self.members.unfit and not self.members.fit):
+                if not self.members.lacking:
                     while (part := self.queue.take(len(self.in_flight))) is not None:
                         self._send(part, self.members.allowed)
                 done = self.tasks.done(POLL_SECONDS)
@@ -166,6 +176,8 @@ class Step:
                 for future in done:
                     if future in self.in_flight:
                         self._record_outcome(future)
+                if self.task_timeout is not None:
+                    self._end_stuck(self.task_timeout)
         finally:
             self.tasks.cancel(list(self.in_flight))
 
@@ -245,6 +257,38 @@ class Step:
         """Return since when a task runs; or, where it has not begun, since when it would have found a free thread."""
         return attempt.begun if attempt.begun is not None else max(attempt.sent, self.idle_since or attempt.sent)
 
+    def _end_stuck(self, seconds: float) -> None:
+        """Give up tasks that have told nothing for so long, and their workers; their parts go elsewhere.
+
+        A task that is given up cannot be ended: it may yet commit, which is as well, since the first commit counts and
+        all copies write the same bytes. A part of whose task no two may run at once ends the run instead: what that
+        task does once another driver has begun is refused, see `dumap.store.Run.commit`.
+
+        Raises
+        ------
+        TaskError
+        """
+        now = self.tasks.now()
+        late = [a for a in self.in_flight.values() if a.heard is not None and now - a.heard > seconds]
+        for attempt in late:
+            part, future = attempt.part, self.numbers.get(attempt.number)
+            if future is None:  # its part is done since
+                continue
+            if self.work.committed(part):
+                self._finish(part)
+                continue
+            self.stuck[part] = self.stuck.get(part, 0) + 1
+            said = f"{self.work.stage} {part} told nothing for {seconds:.0f} s (cluster.task_timeout)"
+            if not self.work.repeatable or self.stuck[part] >= STUCK:
+                raise TaskError(
+                    f"{said} on {attempt.worker}, {self.stuck[part]} times in all, and is not tried again: raise the "
+                    f"limit if tasks are that slow, else look at what that worker does; what is committed is kept"
+                )
+            self.members.leave_out(attempt.worker, [f"{said} there, and is taken for stuck"])
+            self._drop([future])
+            if part not in self.of:
+                self.queue.put_back(part)
+
     # what comes back ---------------------------------------------------------------------------
 
     def _read_messages(self) -> None:
@@ -259,9 +303,11 @@ class Step:
                 self.peak_bytes = max(self.peak_bytes, message["peak_bytes"])
                 self.held_bytes = max(self.held_bytes, message["held_bytes"])
             elif attempt is not None and "done" in message:
+                attempt.heard = self.tasks.now()
                 self.work.advanced(message["done"], message["total"])
             elif attempt is not None and "worker" in message:
                 attempt.begun, attempt.worker = self.tasks.now(), message["worker"]
+                attempt.heard = attempt.begun
                 self.members.proven.add(attempt.worker)
 
     def _record_outcome(self, future: Any) -> None:

@@ -46,7 +46,7 @@ def test_of_each_setting_it_is_told_whether_it_changes_the_embedding(key):
     assert SETTINGS[key].description.endswith(told.get(changes) or f"Changes the embedding only {changes}.")
 
 
-NO_SIZE = {"seed", "layout.seed", "cluster.timeout", "cluster.worker_timeout"}
+NO_SIZE = {"seed", "layout.seed", "cluster.timeout", "cluster.worker_timeout", "cluster.priority"}
 """Numbers of which none is more of anything in the map."""
 
 
@@ -198,6 +198,10 @@ OTHERS = {
     "cluster.timeout": 1.0,
     "cluster.worker_timeout": 1.0,
     "cluster.report": "report.html",
+    "cluster.resources": {"GPU": 1},
+    "cluster.allow_workers": ["node1"],
+    "cluster.priority": 5,
+    "cluster.task_timeout": 9.0,
 }
 """Another value of each setting."""
 BESIDE = {

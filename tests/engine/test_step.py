@@ -21,7 +21,9 @@ NUMPY = ("numpy is 1.0, 2.0 on the other workers or in the run",)
 class Run:
     """A step of so many parts on a cluster, and what was told of it."""
 
-    def __init__(self, cluster: Cluster, parts: list[str], repeatable: bool = True) -> None:
+    def __init__(
+        self, cluster: Cluster, parts: list[str], repeatable: bool = True, task_timeout: float | None = None
+    ) -> None:
         self.cluster, self.notes, self.advanced = cluster, [], []
         members = Members(cluster, 60.0, WORKER_TIMEOUT, self.notes.append)
         work = Work(
@@ -33,7 +35,7 @@ class Run:
             lambda done, total: self.advanced.append((done, total)),
             repeatable,
         )
-        self.step = Step(work, cluster, members, Durations(), cluster.messages, lambda: False)
+        self.step = Step(work, cluster, members, Durations(), cluster.messages, lambda: False, task_timeout)
 
     def go(self) -> float:
         """Return when it ended."""
@@ -275,3 +277,58 @@ def test_what_cannot_be_read_on_workers_that_are_fit_is_given_up():
     cluster.raises["part-00001"] = ModuleNotFoundError("No module named 'x'")
     with pytest.raises(ClusterError, match=r"part-00001 cannot be run .ModuleNotFoundError: No module named 'x'"):
         Run(cluster, part_names("part", 5)).go()
+
+
+# what is stuck -----------------------------------------------------------------------------------
+
+
+def stuck(repeatable: bool = True, hang: int = 1) -> Run:
+    """Return a step with a part that hangs on the first workers to which it is given, for ever but for its commit."""
+    left = [hang]
+
+    def seconds(part: str) -> float:
+        if part == "part-00002" and left[0]:
+            left[0] -= 1
+            return 10_000.0
+        return 1.0
+
+    cluster = Cluster(0, seconds)
+    for _ in range(6):
+        cluster.join()
+    return Run(cluster, part_names("part", 20), repeatable, task_timeout=20.0)
+
+
+@pytest.mark.parametrize("hang", [1, 2])
+def test_a_part_that_is_stuck_goes_elsewhere_and_its_worker_is_left_out(hang):
+    run = stuck(hang=hang)
+    assert run.go() < 20 * hang + 10
+    assert run.times("part-00002") == 1
+    assert len(run.step.members.unfit) == len(run.notes) == hang
+    assert all("part-00002 told nothing for 20 s" in note for note in run.notes)
+
+
+def test_a_part_that_is_stuck_everywhere_ends_the_run():
+    run = stuck(hang=9)
+    with pytest.raises(TaskError, match=r"part-00002 told nothing for 20 s .* 3 times in all"):
+        run.step.run()
+    assert not run.cluster.flying
+
+
+def test_a_part_of_which_no_two_may_run_ends_the_run_when_it_is_stuck():
+    run = stuck(repeatable=False)
+    with pytest.raises(TaskError, match=r"part-00002 told nothing for 20 s .* 1 times in all"):
+        run.step.run()
+
+
+def test_a_part_that_is_committed_is_not_stuck():
+    run = stuck()
+    run.cluster.at(10, lambda: run.cluster.committed.add("part-00002"))
+    run.go()
+    assert run.notes == []
+
+
+def test_slow_parts_are_no_matter_without_a_limit():
+    run = stuck()
+    run.step.task_timeout = None
+    run.go()
+    assert run.notes == [], "a second copy was sent, and nobody left out"
