@@ -239,7 +239,7 @@ def test_config_prints_what_can_be_run(door, tmp_path):
 
 def test_config_prints_one_key(cli):
     assert cli("config", "layout.min_dist").out.splitlines()[-1] == "  min_dist: 0.1"
-    assert cli("config", "quality").out.splitlines()[-1] == "  queries: 1000"
+    assert cli("config", "quality").out.splitlines()[-1] == "  queries: null"
     assert "did you mean layout.min_dist?" in cli("config", "min_dist").err
 
 
