@@ -21,7 +21,7 @@ import yaml
 import dumap
 from dumap import errors
 from dumap.recipe import pipeline
-from dumap.recipe.names import STAGES
+from dumap.recipe.stage_names import STAGES
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 FINAL = {2, 3, 4, 7}

@@ -285,7 +285,7 @@ class Step:
                     f"limit if tasks are that slow, else look at what that worker does; what is committed is kept"
                 )
             self.members.leave_out(attempt.worker, [f"{said} there, and is taken for stuck"])
-            self._drop([future])
+            self._cancel([future])
             if part not in self.of:
                 self.queue.put_back(part)
 

@@ -11,7 +11,7 @@ import pytest
 from distributed import Client, Scheduler, SpecCluster, Worker, get_worker
 
 from dumap.artifacts.job import Job
-from dumap.artifacts.parts import part_names
+from dumap.artifacts.part_names import part_names
 from dumap.config import build
 from dumap.engine.cluster import Executor
 from dumap.engine.connect import connect
