@@ -35,7 +35,7 @@ from dumap.recipe.stage_names import STAGES
 from dumap.recipe.status import status
 from dumap.stages.layout import SLICES, advance, slices_of
 from dumap.stages.layout_common import layout_parameters, pack_shards
-from dumap.store import Run
+from dumap.store import DONE, MANIFESTS, Run, manifest_key
 
 
 def configuration(run: str, output: str, threads: int) -> Config:
@@ -54,12 +54,12 @@ def bare(job: Job, graph: Graph, threads: int) -> tuple[float, np.ndarray]:
     edges = pack_shards(job, graph, 0, len(shards))
     y = start.span(0, len(shards))
     m, v, after = np.zeros_like(y), np.zeros_like(y), np.empty_like(y)
-    cuts = slices_of(shards.rows, threads * SLICES)
+    bounds = slices_of(shards.rows, threads * SLICES)
     began = time.perf_counter()
     with ThreadPoolExecutor(threads) as workers:
         for epoch in range(job.geometry.n_epochs):
-            drawn = graph.rows_at(pool_rows(parameters.seed, epoch, graph.slot_offsets[-1]))
-            advance(workers, cuts, parameters, epoch, edges, y, m, v, after, drawn)
+            drawn = graph.rows_at(pool_rows(parameters.seed, epoch, graph.occurrence_offsets[-1]))
+            advance(workers, bounds, parameters, epoch, edges, y, m, v, after, drawn)
             y, after = after, y
     return time.perf_counter() - began, y
 
@@ -70,8 +70,8 @@ def whole_stage(run: str, threads: int) -> float:
         output = f"{folder}/run.zarr"
         shutil.copytree(run, output, copy_function=os.link)
         for stage in STAGES[STAGES.index("layout") :]:
-            shutil.rmtree(f"{output}/manifests/{stage}", ignore_errors=True)
-            Path(f"{output}/manifests/run/{stage}.json").unlink(missing_ok=True)
+            shutil.rmtree(f"{output}/{MANIFESTS}/{stage}", ignore_errors=True)
+            Path(output, manifest_key(DONE, stage)).unlink(missing_ok=True)
         for name in ("embedding", "status"):  # written in place: links would change the run
             shutil.rmtree(f"{output}/{name}")
             shutil.copytree(f"{run}/{name}", f"{output}/{name}")
@@ -120,7 +120,7 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     config = configuration(args.run, args.run, args.threads)
     job = Job(config, plan(config).geometry)
-    graph = Graph(Run(args.run, read_only=True), config.graph.shard_rows)
+    graph = Graph(Run(args.run, read_only=True))
     y = EpochState(job.run, graph, 0).span(0, len(graph.shards))
     seconds: dict[str, list[float]] = {"umap-learn": [], "kernel": [], "stage": []}
     whole_stage(args.run, args.threads)  # compiles what is not in the cache

@@ -67,7 +67,7 @@ class AsBegins(Notes):
 def unmark(output: str, stages: Iterable[str]) -> None:
     """Undo that stages are done; their parts stay."""
     for stage in stages:
-        Path(output, MANIFESTS, "run", f"{stage}.json").unlink()
+        Path(output, MANIFESTS, "done", f"{stage}.json").unlink()
 
 
 def uncommit(output: str, stages: Iterable[str]) -> None:

@@ -20,7 +20,7 @@ EDGES = "edges"
 
 def label_checkpoints(run: Run) -> Checkpoints:
     """Return the checkpoints of label passes."""
-    return Checkpoints(run, COARSEN, "labelled", "labels")
+    return Checkpoints(run, COARSEN, "labels")
 
 
 def labels_reader(job: Job, graph: Graph, number: int) -> Callable[[int], np.ndarray]:

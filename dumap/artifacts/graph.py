@@ -38,7 +38,7 @@ class RowRanges:
 
 def repeated_positions(run: Run, block: int) -> np.ndarray:
     """Return the positions of a block's rows that have duplicates, in the order of rows."""
-    return run.read(GRAPH, part_name("placed", block), "positions")
+    return run.read(GRAPH, part_name("repeated_positions", block), "positions")
 
 
 class Graph:
@@ -65,7 +65,7 @@ class Graph:
     @cached_property
     def occurrence_offsets(self) -> np.ndarray:
         """The bounds of shards in slots, (shards + 1,): a row has one for itself and one for each duplicate."""
-        return np.array(self.run.summary(GRAPH, WHOLE)["places"])
+        return np.array(self.run.summary(GRAPH, WHOLE)["occurrence_offsets"])
 
     def repeated(self, first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the positions in shards [first, last) that have duplicates, ascending, and how many slots each has."""

@@ -17,7 +17,7 @@ END = "end"
 
 def layout_checkpoints(run: Run) -> Checkpoints:
     """Return the checkpoints of the layout."""
-    return Checkpoints(run, LAYOUT, "generation", "epoch")
+    return Checkpoints(run, LAYOUT, "state")
 
 
 class EpochState:

@@ -30,7 +30,7 @@ class NeighborLists:
     def __init__(self, run: Run, repairs: int | None = None) -> None:
         self.run, self.table = run, CellTable(run)
         repairs = repairs_made(run) if repairs is None else repairs
-        self.stage, prefix = (AUDIT, f"merged-{repairs}") if repairs else (NEIGHBORS, "merged")
+        self.stage, prefix = (AUDIT, f"lists-{repairs}") if repairs else (NEIGHBORS, "lists")
         self.names = part_names(prefix, self.table.cells)
 
     def read(self, array: str, start: int, stop: int) -> np.ndarray:

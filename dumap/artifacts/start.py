@@ -26,4 +26,4 @@ class StartCoordinates:
 
 def smoothing_checkpoints(run: Run) -> Checkpoints:
     """Return the checkpoints of smoothing."""
-    return Checkpoints(run, START, "smoothed", "smooth")
+    return Checkpoints(run, START, "smoothed")

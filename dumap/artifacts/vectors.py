@@ -14,7 +14,7 @@ DROPPED, ISOLATED, ZERO, DUPLICATE = 1, 2, 4, 8
 FLAGS = {
     "long_name": "what became of the row",
     "flag_masks": [DROPPED, ISOLATED, ZERO, DUPLICATE],
-    "flag_meanings": "dropped isolated zero copy",
+    "flag_meanings": "dropped isolated zero duplicate",
     "comment": "0: embedded; 255: not there yet",
 }
 COORDINATES = {"long_name": "UMAP coordinates"}
@@ -44,7 +44,7 @@ def drawn(job: Job) -> np.ndarray:
 def duplicates_of(run: Run, block: int) -> tuple[np.ndarray, np.ndarray]:
     """Return a block's duplicates, counted from its first row, and the rows that they equal, the first of each kind."""
     name = part_name("distinct", block)
-    return run.read(VECTORS, name, "copies"), run.read(VECTORS, name, "firsts")
+    return run.read(VECTORS, name, "duplicates"), run.read(VECTORS, name, "firsts")
 
 
 def repeated_in(run: Run, block: int) -> tuple[np.ndarray, np.ndarray]:
@@ -69,6 +69,6 @@ def left_out(job: Job, block: int) -> np.ndarray:
 def distinct_rows(job: Job) -> int:
     """Return the number of rows, without duplicates that are left out."""
     duplicates = job.config.input.unique and total(
-        job.run, VECTORS, part_names("distinct", job.geometry.blocks), "copies"
+        job.run, VECTORS, part_names("distinct", job.geometry.blocks), "duplicates"
     )
     return job.geometry.rows - int(duplicates)

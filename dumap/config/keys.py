@@ -13,6 +13,8 @@ from dumap.config.values import shorten
 
 MOST_NAMES = 3
 """Keys that a message suggests."""
+RENAMED = {"max_copies": "cells.max_cells_per_row"}
+"""Settings that had other names, by the last word of the old key."""
 
 
 def section_of(field: FieldInfo) -> type[BaseModel] | None:
@@ -48,6 +50,8 @@ def nearest(key: str) -> list[str]:
     """
     fields, key = fields_by_key(), key.replace("-", "_").lower()
     section, _, last = key.rpartition(".")
+    if last in RENAMED:
+        return [RENAMED[last]]
     ends = [(name.rpartition(".")[2], name) for name in fields]
     alike = [name for end, name in ends if last in (end, umap_learn_name(fields[name]))]
     if alike:

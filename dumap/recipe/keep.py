@@ -16,9 +16,9 @@ from dumap.store import Run
 
 def is_outdated(repairs: int, stage: str, part: str) -> bool:
     """Return whether a later part holds all that one is kept for: lists that were repaired since."""
-    if kind_of(part) != "merged" or stage not in (NEIGHBORS, AUDIT):
+    if kind_of(part) != "lists" or stage not in (NEIGHBORS, AUDIT):
         return False
-    return not part.startswith(f"merged-{repairs}-") if stage == AUDIT else repairs > 0
+    return not part.startswith(f"lists-{repairs}-") if stage == AUDIT else repairs > 0
 
 
 def droppable(run: Run, recipe: Recipe, keep: str) -> dict[str, list[str]]:

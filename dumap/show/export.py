@@ -13,7 +13,7 @@ from dumap.artifacts.graph import Graph
 from dumap.artifacts.neighbors import NeighborLists
 from dumap.artifacts.vectors import duplicates_of
 from dumap.errors import ConfigError, DroppedError, StorageError, needs
-from dumap.store import Run, read_array, write_arrays
+from dumap.store import DONE, Run, read_array, write_arrays
 from dumap.store.disk import is_remote, normalize
 
 BLOCK_ROWS = 65_536
@@ -77,7 +77,7 @@ def export(
 
 
 def _require(run: Run, stage: str) -> None:
-    if not run.is_committed("run", stage):
+    if not run.is_committed(DONE, stage):
         raise StorageError(f"{run.location}: stage {stage} is not done yet; 'dumap run' goes on")
 
 

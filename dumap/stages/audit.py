@@ -210,11 +210,11 @@ STAGE = Stage(
         *("neighbors.recall_target", "neighbors.max_repairs", "audit.queries"),
     ),
     reads=(VECTORS, CELLS, NEIGHBORS),
-    writes=("queries", "search", "exact", "report", "wanted", "asked", "sent", "joined", "merged", "repaired"),
+    writes=("queries", "search", "exact", "report", "halo", "requests", "sent", "offers", "lists", "repair"),
     run=run,
     project=project,
     temporary={
         "search": (),
-        **dict.fromkeys(("wanted", "asked", "sent", "joined"), ()),
+        **dict.fromkeys(("halo", "requests", "sent", "offers"), ()),
     },
 )

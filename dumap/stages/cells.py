@@ -162,7 +162,7 @@ def tabulate(job: Job, part: str) -> None:
         out.attributes |= {
             "cells": count,
             "rows": int(offsets[-1]),
-            "copies": int(load.sum()),
+            "stored_rows": int(load.sum()),
             "largest": int(load.max()),
             "smallest": int(load.min()),
             "largest_home": int(np.diff(offsets).max()),

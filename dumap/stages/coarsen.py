@@ -18,7 +18,7 @@ from dumap.planning.geometry import Geometry
 from dumap.planning.plan import Projection
 from dumap.stages import Context, Stage
 from dumap.stages.passes import Pass, pass_ranges
-from dumap.store import Checkpoints
+from dumap.store import CHECKPOINT, Checkpoints
 
 COARSE_PAIR_BYTES = 80
 """Bytes that a pair of labels takes while pairs are added up (measured, rounded up)."""
@@ -153,7 +153,7 @@ STAGE = Stage(
     COARSEN,
     keys=("seed", "start.init"),
     reads=(CELLS, GRAPH),
-    writes=(SEEDS, "labels", "labelled", ADDED, EDGES),
+    writes=(SEEDS, "labels", CHECKPOINT, ADDED, EDGES),
     run=run,
     project=project,
     temporary={ADDED: ()},

@@ -60,7 +60,7 @@ def tabulate_order(job: Job, part: str) -> None:
         out.attributes |= {
             "cells": geometry.cells,
             "rows": int(offsets[-1]),
-            "copies": int(offsets[-1]),
+            "stored_rows": int(offsets[-1]),
             "largest": int(load.max()),
             "smallest": int(load.min()),
             "largest_home": int(load.max()),
@@ -141,7 +141,7 @@ def take_cell(job: Job, part: str) -> None:
 
 def run_vectors(context: Context) -> dict:
     """Check the input, and read the lists once; return what was counted."""
-    facts, lists = vectors_stage.run(context), part_names("lists", context.geometry.cells)
+    facts, lists = vectors_stage.run(context), part_names("list_fingerprints", context.geometry.cells)
     context.compute(VECTORS, read_lists, lists)
     return {**facts, "precomputed_fingerprint": format_fingerprint(total(context.run, VECTORS, lists, "fingerprint"))}
 
@@ -155,7 +155,7 @@ def run_cells(context: Context) -> dict:
 
 def run_neighbors(context: Context) -> dict:
     """Take the lists; return what came out."""
-    merged = part_names("merged", CellTable(context.run).cells)
+    merged = part_names("lists", CellTable(context.run).cells)
     context.compute(NEIGHBORS, take_cell, merged)
     return {"missing": total(context.run, NEIGHBORS, merged, "missing")}
 
@@ -215,10 +215,10 @@ VECTORS_GIVEN = Stage(
         "audit.queries",
     ),
     reads=(),
-    writes=(*vectors_stage.STAGE.writes, "lists"),
+    writes=(*vectors_stage.STAGE.writes, "list_fingerprints"),
     run=run_vectors,
     project=project_vectors,
-    temporary={**vectors_stage.STAGE.temporary, "lists": ()},
+    temporary={**vectors_stage.STAGE.temporary, "list_fingerprints": ()},
 )
 CELLS_GIVEN = Stage(
     CELLS,
@@ -232,7 +232,7 @@ NEIGHBORS_GIVEN = Stage(
     NEIGHBORS,
     keys=("task_memory", "neighbors.precomputed", "neighbors.width"),
     reads=(VECTORS, CELLS),
-    writes=("merged",),
+    writes=("lists",),
     run=run_neighbors,
     project=project_neighbors,
 )

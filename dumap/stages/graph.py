@@ -100,7 +100,7 @@ def place_block(job: Job, part: str) -> None:
 def _repeated(job: Job, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
     """Collect the rows of positions [start, stop) that have duplicates, and how many slots each has."""
     rows, times = [np.empty(0, np.int64)], [np.empty(0, job.geometry.index_dtype)]
-    for name in part_names("placed", job.geometry.blocks) if job.config.input.unique else []:
+    for name in part_names("repeated_positions", job.geometry.blocks) if job.config.input.unique else []:
         if job.run.summary(GRAPH, name)["repeated"]:
             positions = job.run.read(GRAPH, name, "positions")
             inside = (positions >= start) & (positions < stop)
@@ -157,7 +157,7 @@ def unite(job: Job, part: str) -> None:
             "inside": int(((tails >= start) & (tails < stop)).sum()),
             "greatest_in_degree": int(degrees.max()),
             "in_degree_zero": int((degrees == 0).sum()),
-            "places": stop - start + int((times - 1).sum(dtype=np.int64)),
+            "occurrences": stop - start + int((times - 1).sum(dtype=np.int64)),
         }
 
 
@@ -176,7 +176,9 @@ def measure(job: Job, part: str) -> None:
             "largest_share": int(sizes.max()) / len(sets),
             "smallest": int(sizes.min()),
             "small": int((sizes < job.config.neighbors.n_neighbors).sum()),
-            "places": np.cumsum([0, *(job.run.summary(GRAPH, name)["places"] for name in whole.names)]).tolist(),
+            "occurrence_offsets": np.cumsum(
+                [0, *(job.run.summary(GRAPH, name)["occurrences"] for name in whole.names)]
+            ).tolist(),
         }
 
 
@@ -194,7 +196,7 @@ def run(context: Context) -> dict:
     what, advice = f"the fullest shard has {most} edges: many rows list the same", "a smaller neighbors.n_neighbors"
     context.require(GRAPH, most * EDGE_BYTES, what, f"{advice} in another output")
     if context.config.input.unique:
-        context.compute(GRAPH, place_block, part_names("placed", context.geometry.blocks))
+        context.compute(GRAPH, place_block, part_names("repeated_positions", context.geometry.blocks))
     context.compute(GRAPH, unite, united)
     context.compute(GRAPH, measure, [WHOLE])
     facts = {fact: total(store, GRAPH, united, fact) for fact in ("edges", "isolated", "inside", "in_degree_zero")}
@@ -241,7 +243,7 @@ STAGE = Stage(
         *("graph.set_op_mix_ratio", "graph.disconnection_distance", "graph.shard_rows"),
     ),
     reads=(VECTORS, CELLS, NEIGHBORS, AUDIT),
-    writes=("summed", "directed", SHARDS, "placed", "united", WHOLE),
+    writes=("summed", "directed", SHARDS, "repeated_positions", "united", WHOLE),
     run=run,
     project=project,
     temporary={"summed": (), "directed": ()},

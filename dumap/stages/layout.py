@@ -30,6 +30,7 @@ from dumap.stages import Context, Stage, no_backup
 from dumap.stages.layout_common import end, is_checkpoint, layout_parameters, pack_shards, write_piece
 from dumap.stages.loss import PAIRS_PART, draw_pairs, early_stop_epochs, should_stop, write_loss
 from dumap.stages.rounds import in_rounds
+from dumap.store import CHECKPOINT
 
 SLICES = 8
 """Slices of rows for each thread in an epoch: several, so that threads finish together."""
@@ -144,7 +145,7 @@ STAGE = Stage(
         *("layout.exchange_every", "layout.least_fall"),
     ),
     reads=(GRAPH, START),
-    writes=(PAIRS_PART, "epoch", "generation", "loss", "packed", END),
+    writes=(PAIRS_PART, "state", CHECKPOINT, "loss", "packed", END),
     run=run,
     project=project,
     temporary={PAIRS_PART: (), "packed": ()},

@@ -85,7 +85,7 @@ def search_home(job: Job, part: str) -> None:
         indices[order], squared[order] = listed, lengths
         out.write("indices", indices)
         out.write("squared", squared)
-        out.write("reach", squared[:, -1])
+        out.write("kth_squared", squared[:, -1])
 
 
 def kth_distances_of(job: Job, table: CellTable, positions: np.ndarray) -> np.ndarray:
@@ -94,7 +94,7 @@ def kth_distances_of(job: Job, table: CellTable, positions: np.ndarray) -> np.nd
     parts, kth_distances = part_names("home", table.cells), np.empty(len(positions))
     there = np.unique(homes)
     sizes = np.diff(table.offsets)
-    read = job.run.read_each(NEIGHBORS, [(parts[home], "reach", 0, int(sizes[home])) for home in there])
+    read = job.run.read_each(NEIGHBORS, [(parts[home], "kth_squared", 0, int(sizes[home])) for home in there])
     for home, kth_home in zip(there, read, strict=True):
         inside = homes == home
         kth_distances[inside] = kth_home[positions[inside] - table.offsets[home]]
@@ -194,7 +194,7 @@ def require_room(context: Context) -> None:
 def run(context: Context) -> dict:
     """Search every cell, then merge; return the figures."""
     count = CellTable(context.run).cells
-    merged = part_names("merged", count)
+    merged = part_names("lists", count)
     require_room(context)
     if context.config.neighbors.metric not in vectors.EUCLIDEAN_ORDER:
         context.compute(NEIGHBORS, search_cell, part_names("cell", count))
@@ -242,7 +242,7 @@ STAGE = Stage(
         "cells.max_rows",
     ),
     reads=(CELLS,),
-    writes=("home", "cell", "merged"),
+    writes=("home", "cell", "lists"),
     run=run,
     project=project,
     temporary={"home": (), "cell": ()},

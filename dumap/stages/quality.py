@@ -90,14 +90,14 @@ def measure_map_neighbors(job: Job, part: str) -> None:
             for tile, d in tiles(job, queries, x):
                 fill(distances[group], at[group], tile, d)
     with store.part(QUALITY, part) as out:
-        out.write("reached", distances)
+        out.write("distances", distances)
 
 
 def merge_blocks(job: Job, part: str) -> None:
     """Merge the distances that the blocks measured."""
-    distances = job.run.read(QUALITY, part_name("reached", 0), "reached")
-    for name in part_names("reached", job.geometry.blocks)[1:]:
-        np.minimum(distances, job.run.read(QUALITY, name, "reached"), out=distances)
+    distances = job.run.read(QUALITY, part_name("map_distances", 0), "distances")
+    for name in part_names("map_distances", job.geometry.blocks)[1:]:
+        np.minimum(distances, job.run.read(QUALITY, name, "distances"), out=distances)
     with job.run.part(QUALITY, part) as out:
         out.write("limits", np.sort(distances * np.float32(1 - 1e-6), axis=1))
 
@@ -142,7 +142,7 @@ def run(context: Context) -> dict:
     if not wanted or not len(context.run.read(AUDIT, last_audit_part(context.job, "queries"), "rows")):
         return {"queries": 0}
     context.compute(QUALITY, collect, ["queries"])
-    context.compute(QUALITY, measure_map_neighbors, part_names("reached", blocks))
+    context.compute(QUALITY, measure_map_neighbors, part_names("map_distances", blocks))
     context.compute(QUALITY, merge_blocks, ["limits"])
     context.compute(QUALITY, rank_block, part_names("ranks", blocks))
     context.compute(QUALITY, report, ["report"])
@@ -166,8 +166,8 @@ STAGE = Stage(
     QUALITY,
     keys=("neighbors.metric", "neighbors.metric_kwds", "layout.n_components", "audit.queries", "quality.queries"),
     reads=(VECTORS, CELLS, AUDIT, GRAPH, LAYOUT),
-    writes=("queries", "reached", "limits", "ranks", "report"),
+    writes=("queries", "map_distances", "limits", "ranks", "report"),
     run=run,
     project=project,
-    temporary=dict.fromkeys(("queries", "reached", "limits", "ranks"), ()),
+    temporary=dict.fromkeys(("queries", "map_distances", "limits", "ranks"), ()),
 )

@@ -51,7 +51,7 @@ def choose_halo(job: Job, part: str, number: int) -> None:
 
 def tabulate(job: Job, part: str, number: int) -> None:
     """Tabulate how many rows each cell asks of each."""
-    names = part_names(f"wanted-{number}", CellTable(job.run).cells)
+    names = part_names(f"halo-{number}", CellTable(job.run).cells)
     with job.run.part(AUDIT, part) as out:
         out.write("rows", np.array([job.run.summary(AUDIT, name)["counts"] for name in names], np.int32))
 
@@ -61,8 +61,8 @@ def send(job: Job, part: str, number: int) -> None:
     store, before, cell = job.run, NeighborLists(job.run, number - 1), number_of(part)
     table = before.table
     first, last = _span(table, cell)
-    asked = store.read(AUDIT, f"asked-{number}", "rows")
-    names, starts = part_names(f"wanted-{number}", table.cells), asked[:, :cell].sum(axis=1)
+    asked = store.read(AUDIT, f"requests-{number}", "rows")
+    names, starts = part_names(f"halo-{number}", table.cells), asked[:, :cell].sum(axis=1)
     spans = [
         (names[asker], "positions", int(starts[asker]), int(starts[asker] + asked[asker, cell]))
         for asker in np.flatnonzero(asked[:, cell])
@@ -84,8 +84,8 @@ def offer_pairs(job: Job, part: str, number: int, inside: bool) -> None:
     store, before, cell, k = job.run, NeighborLists(job.run, number - 1), number_of(part), job.config.neighbors.searched
     table = before.table
     first, last = _span(table, cell)
-    asked = store.read(AUDIT, f"asked-{number}", "rows")
-    halo = store.read(AUDIT, part_name(f"wanted-{number}", cell), "positions")
+    asked = store.read(AUDIT, f"requests-{number}", "rows")
+    halo = store.read(AUDIT, part_name(f"halo-{number}", cell), "positions")
     home_rows, rows = last - first, last - first + len(halo)
     x, kth_distances = np.empty((rows, job.geometry.dims), np.float32), np.empty(rows, np.float32)
     lists, fresh = np.empty((rows, k), np.int32), np.ones((rows, k), bool)
@@ -130,9 +130,9 @@ def merge(job: Job, part: str, number: int) -> None:
     first, _ = _span(lists.table, cell)
     before = lists.of(cell, "indices")
     indices, distances = before.copy(), lists.of(cell, "distances").copy()
-    asked = store.read(AUDIT, f"asked-{number}", "rows")[:, cell] > 0
+    asked = store.read(AUDIT, f"requests-{number}", "rows")[:, cell] > 0
     asked[cell] = True
-    names = np.array(part_names(f"joined-{number}", len(asked)))[asked].tolist()
+    names = np.array(part_names(f"offers-{number}", len(asked)))[asked].tolist()
     bounds = [summary["offsets"][cell : cell + 2] for summary in store.summaries(AUDIT, names)]
     spans = [(name, low, high) for name, (low, high) in zip(names, bounds, strict=True) if high > low]
     read = store.read_each(AUDIT, [(name, array, *ends) for name, *ends in spans for array in ("positions", "offers")])
@@ -156,26 +156,26 @@ def repair_lists(context: Context, number: int, inside: bool) -> dict:
         Whether to compare pairs of one home cell, too.
     """
     store, count = context.run, CellTable(context.run).cells
-    merged, steps = part_names(f"merged-{number}", count), {}
-    for name in ("wanted", "sent", "joined"):
+    merged, steps = part_names(f"lists-{number}", count), {}
+    for name in ("halo", "sent", "offers"):
         steps[name] = part_names(f"{name}-{number}", count)
-    if not {*merged, f"repaired-{number}"} <= set(store.committed(AUDIT)):
-        context.compute(AUDIT, choose_halo, steps["wanted"], number=number)
-        context.compute(AUDIT, tabulate, [f"asked-{number}"], number=number)
+    if not {*merged, f"repair-{number}"} <= set(store.committed(AUDIT)):
+        context.compute(AUDIT, choose_halo, steps["halo"], number=number)
+        context.compute(AUDIT, tabulate, [f"requests-{number}"], number=number)
         context.compute(AUDIT, send, steps["sent"], number=number)
-        context.compute(AUDIT, offer_pairs, steps["joined"], number=number, inside=inside)
+        context.compute(AUDIT, offer_pairs, steps["offers"], number=number, inside=inside)
         context.compute(AUDIT, merge, merged, number=number)
-        context.compute(AUDIT, sum_up, [f"repaired-{number}"], number=number)
-    for name in sorted({*steps["wanted"], f"asked-{number}", *steps["sent"], *steps["joined"]}):
+        context.compute(AUDIT, sum_up, [f"repair-{number}"], number=number)
+    for name in sorted({*steps["halo"], f"requests-{number}", *steps["sent"], *steps["offers"]}):
         if store.is_committed(AUDIT, name):
             store.discard(AUDIT, name)
-    return store.summary(AUDIT, f"repaired-{number}")
+    return store.summary(AUDIT, f"repair-{number}")
 
 
 def sum_up(job: Job, part: str, number: int) -> None:
     """Add up the figures of a round, before the parts that hold them are removed."""
     cells = CellTable(job.run).cells
-    facts = {"left_out": "wanted", "pairs": "joined", "gained": "merged"}
+    facts = {"left_out": "halo", "pairs": "offers", "gained": "lists"}
     with job.run.part(AUDIT, part) as out:
         out.attributes |= {
             fact: total(job.run, AUDIT, part_names(f"{name}-{number}", cells), fact) for fact, name in facts.items()

@@ -35,7 +35,7 @@ from dumap.planning.plan import Projection
 from dumap.stages import Context, Stage
 from dumap.stages.layout_common import layout_parameters, require_finite
 from dumap.stages.passes import Pass, pass_ranges
-from dumap.store import Checkpoints, Rows
+from dumap.store import CHECKPOINT, Checkpoints, Rows
 
 AXES = "axes"
 SMOOTHINGS = 8
@@ -264,7 +264,7 @@ def project(geometry: Geometry, config: Config, worker_memory: int) -> Projectio
         shuffled_bytes=SMOOTHINGS * edges * (geometry.index_dtype.itemsize + 4),
         disk_bytes=geometry.rows * 12 * n_components,
         task_bytes=max(shard, principal_bytes(config, geometry)),
-        temporary_bytes={"smooth": geometry.rows * 8 * n_components},
+        temporary_bytes={"smoothed": geometry.rows * 8 * n_components},
     )
 
 
@@ -276,8 +276,8 @@ STAGE = Stage(
         *("layout.negative_sample_rate", "layout.repulsion_strength"),
     ),
     reads=(VECTORS, CELLS, GRAPH, COARSEN),
-    writes=(COARSE, "smooth", "smoothed", BOX, "coordinates", AXES, "span", "collected"),
+    writes=(COARSE, "smoothed", CHECKPOINT, BOX, "coordinates", AXES, "span", "collected"),
     run=run,
     project=project,
-    temporary=dict.fromkeys((COARSE, "smooth", "smoothed", AXES, "span", "collected"), ()),
+    temporary=dict.fromkeys((COARSE, "smoothed", CHECKPOINT, AXES, "span", "collected"), ()),
 )

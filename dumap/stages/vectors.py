@@ -151,14 +151,14 @@ def find_duplicates(job: Job, part: str, buckets: int, among: int) -> None:
     duplicates, repeated = np.flatnonzero(first != rows), np.flatnonzero((first == rows) & (times > 1))
     allowed = finite & (first == rows)
     with job.run.part(VECTORS, part) as out:
-        out.write("copies", duplicates)
+        out.write("duplicates", duplicates)
         out.write("firsts", first[duplicates])
         out.write("repeated", repeated)
         out.write("times", times[repeated])
         x = job.input.read(start, stop)
         keep = vectors.is_wide(x.dtype) and centred(job.config.neighbors.metric, x.dtype)
         _draw(job, out, x if keep else vectors.as_float32(x), rows, allowed, among)
-        out.attributes["copies"] = len(duplicates)
+        out.attributes["duplicates"] = len(duplicates)
 
 
 # what a cast to float32 loses --------------------------------------------------------------------
@@ -188,7 +188,7 @@ def hash_cast(job: Job, part: str) -> None:
     x = job.input.read(*job.geometry.block(number_of(part)))
     cast = job.as_embedded(x)
     with job.run.part(VECTORS, part) as out:
-        for name, values in (("hashes", x), ("placed", cast)):
+        for name, values in (("hashes", x), ("cast_hashes", cast)):
             if values.dtype.kind == "f":
                 values += 0
             out.write(name, hash_rows(values))
@@ -197,7 +197,7 @@ def hash_cast(job: Job, part: str) -> None:
 def count_merged(job: Job, part: str, buckets: int) -> None:
     """Count the distinct rows in one bucket of hashes, before and after the cast."""
     with job.run.part(VECTORS, part) as out:
-        for word in ("hashes", "placed"):
+        for word in ("hashes", "cast_hashes"):
             out.attributes[word] = len(_tally(job, number_of(part), buckets, "cast", [word])[1])
 
 
@@ -208,19 +208,19 @@ def _count_cast(context: Context, inexact: int, buckets: int) -> dict:
     may = centred(config.neighbors.metric, dtype)
     if may:
         context.compute(VECTORS, find_centre, [CENTRE], applies=applies)
-    merged = 0
+    equal_after_cast = 0
     if inexact:
-        hashed, counted = part_names("cast", context.geometry.blocks), part_names("merged", buckets)
+        hashed, counted = part_names("cast", context.geometry.blocks), part_names("cast_counts", buckets)
         context.compute(VECTORS, hash_cast, hashed)
         context.compute(VECTORS, count_merged, counted, buckets=buckets)
-        merged = total(store, VECTORS, counted, "hashes") - total(store, VECTORS, counted, "placed")
-    if merged:
+        equal_after_cast = total(store, VECTORS, counted, "hashes") - total(store, VECTORS, counted, "cast_hashes")
+    if equal_after_cast:
         done = "once a row in their middle is subtracted" if may else "without more ado, since the metric forbids it"
         context.note(
-            f"vectors: {merged} rows of {dtype} differ from others by less than float32 tells apart, to which rows are "
-            f"cast {done}: they count as equal. Where that matters, take the columns' offsets off, or scale them"
+            f"vectors: {equal_after_cast} rows of {dtype} differ from others by less than float32 can tell: rows are "
+            f"cast to it {done}. They count as equal. Where that matters, take the columns' offsets off, or scale them"
         )
-    return {"inexact": inexact, "centred": may and applies, "merged": merged}
+    return {"inexact": inexact, "centred": may and applies, "equal_after_cast": equal_after_cast}
 
 
 # the stage ---------------------------------------------------------------------------------------
@@ -294,7 +294,7 @@ def run(context: Context) -> dict:
         "duplicates": duplicates,
         "distinct": distinct,
         "greatest_multiplicity": max(store.summary(VECTORS, part)["greatest"] for part in parts),
-        "copies": duplicates if config.input.unique else 0,
+        "duplicates_left_out": duplicates if config.input.unique else 0,
         "fingerprint": format_fingerprint(total(store, VECTORS, blocks, "fingerprint")),
     }
 
@@ -330,8 +330,8 @@ STAGE = Stage(
         *("cells.max_rows", "neighbors.recall_target", "neighbors.max_repairs", "audit.queries"),
     ),
     reads=(),
-    writes=("block", "duplicates", "distinct", CENTRE, "cast", "merged"),
+    writes=("block", "duplicates", "distinct", CENTRE, "cast", "cast_counts"),
     run=run,
     project=project,
-    temporary={"block": (CELLS, AUDIT, START), **dict.fromkeys(("duplicates", "cast", "merged"), ())},
+    temporary={"block": (CELLS, AUDIT, START), **dict.fromkeys(("duplicates", "cast", "cast_counts"), ())},
 )

@@ -5,7 +5,7 @@ raises `FORMAT`. Other folders import from here, not from the modules.
 """
 
 from dumap.store.arrays import Rows, find_array, read_array, write_arrays
-from dumap.store.checkpoints import Checkpoints
+from dumap.store.checkpoints import CHECKPOINT, Checkpoints
 from dumap.store.chunks import Absent, decoded_rows, find_absent, require_chunks
 from dumap.store.lock import Lock, await_end, driver, last_work
 from dumap.store.manifests import DONE, IDENTITY, INHERITED, INSIDE, LOCKS, MANIFESTS, PARTS, manifest_key
@@ -18,6 +18,7 @@ from dumap.store.run_keys import RunKeys
 from dumap.store.stored_array import StoredArray
 
 __all__ = [
+    "CHECKPOINT",
     "DONE",
     "FORMAT",
     "IDENTITY",

@@ -8,6 +8,9 @@ import numpy as np
 
 from dumap.store.run import Run
 
+CHECKPOINT = "checkpoint"
+"""Kind of the parts that commit a checkpoint: each names its pieces."""
+
 
 class Checkpoints:
     """The checkpoints of a stage: one after each pass over all rows that is to be kept.
@@ -16,16 +19,16 @@ class Checkpoints:
     ----------
     run : Run
     stage : str
-    whole, piece : str
-        Prefixes of the names of the parts that commit a checkpoint, and of those that hold a range of shards.
+    piece : str
+        Kind of the parts that hold a range of shards; the parts that commit a checkpoint are of kind `CHECKPOINT`.
     """
 
-    def __init__(self, run: Run, stage: str, whole: str, piece: str) -> None:
-        self.run, self.stage, self.whole, self.piece = run, stage, whole, piece
+    def __init__(self, run: Run, stage: str, piece: str) -> None:
+        self.run, self.stage, self.piece = run, stage, piece
 
     def name(self, number: int) -> str:
         """Name the part that commits a checkpoint."""
-        return f"{self.whole}-{number:05d}"
+        return f"{CHECKPOINT}-{number:05d}"
 
     def piece_name(self, number: int, first: int, last: int) -> str:
         """Name the part that holds shards [first, last) of a checkpoint."""
@@ -40,7 +43,7 @@ class Checkpoints:
     def numbers(self) -> list[int]:
         """List the numbers of the committed checkpoints."""
         names = self.run.committed(self.stage)
-        return [int(name.split("-")[1]) for name in names if name.startswith(f"{self.whole}-")]
+        return [int(name.split("-")[1]) for name in names if name.startswith(f"{CHECKPOINT}-")]
 
     def latest(self, upto: int | None = None) -> int:
         """Return the last committed checkpoint, or the last that is at most `upto`; 0 if there is none."""

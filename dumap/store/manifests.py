@@ -22,7 +22,7 @@ MANIFESTS, PARTS, LOCKS = f"{INSIDE}/manifests", f"{INSIDE}/parts", f"{INSIDE}/l
 """Its folders: of manifests, of what parts wrote, and of the objects by which drivers get to know of one another."""
 IDENTITY = "identity"
 """Group of the manifests that say what the run is of."""
-DONE = "run"
+DONE = "done"
 """Group of the manifests that commit whole stages."""
 INHERITED = "inherited"
 """Attribute of such a manifest where another run holds the stage's parts: which, see `dumap.store.relative`."""

@@ -125,6 +125,7 @@ def test_comments_tell_what_is_allowed_and_fit_a_line():
         ("precomputed_knn", "neighbors.precomputed"),
         ("cluster.worker", "cluster.workers"),
         ("inptu.path", "input.path"),
+        ("cells.max_copies", "cells.max_cells_per_row"),
     ],
 )
 def test_an_unknown_key_suggests_the_nearest(key, meant):

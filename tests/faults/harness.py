@@ -74,7 +74,7 @@ def commits(output: str) -> dict[str, bytes]:
         stage, kind = path.parent.name, path.name.split("-")[0].removesuffix(".json")
         kept = {"coarsen": ("seeds", "edges"), "start": ("coordinates", "box"), "layout": ()}
         temporary = stage in kept and kind not in kept[stage]
-        if not temporary and kind not in ("wanted", "asked", "sent", "joined"):
+        if not temporary and kind not in ("halo", "requests", "sent", "offers"):
             found[str(path.relative_to(root))] = path.read_bytes()
     return found
 

@@ -29,7 +29,7 @@ QUIET = 10.0
 
 @pytest.mark.fault(3)
 @pytest.mark.slow
-@pytest.mark.parametrize("place", [("neighbors", "cell-00001"), ("layout", "epoch-00004-*")])
+@pytest.mark.parametrize("place", [("neighbors", "cell-00001"), ("layout", "state-00004-*")])
 def test_a_run_whose_workers_are_all_gone(fresh, prepare, expected, place):
     stage, part = place
     with fleet(fresh, 2, nanny=False) as dying:
@@ -54,7 +54,7 @@ def test_a_run_whose_workers_are_all_gone(fresh, prepare, expected, place):
 
 @pytest.mark.fault(7)
 @pytest.mark.slow
-@pytest.mark.parametrize("place", [("neighbors", "cell-00001"), ("layout", "epoch-00004-*")])
+@pytest.mark.parametrize("place", [("neighbors", "cell-00001"), ("layout", "state-00004-*")])
 def test_a_run_whose_scheduler_is_killed(fresh, prepare, expected, place):
     stage, part = place
     with fleet(fresh, 2) as first:

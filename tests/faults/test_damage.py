@@ -53,7 +53,7 @@ DAMAGE = {
 @pytest.mark.fault(13, 14)
 @pytest.mark.parametrize("kind", DAMAGE)
 def test_every_kind_of_damage_is_found_and_named(cli, own, kind):
-    key = objects(own.output, "neighbors", "merged-")[0]
+    key = objects(own.output, "neighbors", "lists-")[0]
     DAMAGE[kind](Path(own.output, key))
     outcome = cli("verify", own.output, "--dry-run")
     assert outcome.code == 1
@@ -66,12 +66,12 @@ PLACES = {
     "vectors": "block-",
     "cells": "sorted-",
     "cells table": "table",
-    "neighbors": "merged-",
-    "audit": "merged-1-",
+    "neighbors": "lists-",
+    "audit": "lists-1-",
     "graph": "united-",
     "coarsen": "edges",
     "start": "coordinates-",
-    "layout": "epoch-",
+    "layout": "state-",
     "embedding": "rows-",
     "quality": "report",
 }
@@ -142,7 +142,7 @@ def test_damage_met_on_the_way_is_made_again(cli, own, expected):
 
 # all of a run ------------------------------------------------------------------------------------
 
-MARKS = [f"{MANIFESTS}/run/{stage}.json" for stage in STAGES]
+MARKS = [f"{MANIFESTS}/done/{stage}.json" for stage in STAGES]
 """What says that a stage is done. Without one it is not: the next run says so again."""
 
 
@@ -191,12 +191,12 @@ def test_what_is_harmed_is_made_again_and_nothing_else(cli, own, expected, monke
     headless = {of[key] for key in harmed if key in of and key.startswith(MANIFESTS)}
     unseen = {k for k in harmed if of.get(k) in headless and not k.startswith(MANIFESTS)}  # its part is made anew
     if kind == "deleted":  # where a stage is not done, no part of it is missed
-        undone = {stage for stage in STAGES if f"{MANIFESTS}/run/{stage}.json" in harmed}
+        undone = {stage for stage in STAGES if f"{MANIFESTS}/done/{stage}.json" in harmed}
         told = {f"{MANIFESTS}/{stage}/{part}.json" for stage, part in headless if stage in undone}
         unseen |= told | {k for k in harmed if k in MARKS or k.startswith(f"{LOCKS}/0")}
     parts = {of[key] for key in harmed if key in of}
-    dropped = {("run", stage) for stage, _ in parts if stage in STAGES}
-    kept, series = {}, (f"{MANIFESTS}/layout/", f"{MANIFESTS}/coarsen/labelled-")  # committed anew with their pieces
+    dropped = {("done", stage) for stage, _ in parts if stage in STAGES}
+    kept, series = {}, (f"{MANIFESTS}/layout/", f"{MANIFESTS}/coarsen/checkpoint-")  # committed anew with their pieces
     for key in set(of) - set(harmed):
         if of[key] not in parts | dropped and not key.startswith(("embedding/", "status/", *series)):
             path = Path(own.output, key)

@@ -19,8 +19,8 @@ HOST = {"layout.checkpoint_every": 4}
 
 
 def epochs(output: str) -> list[int]:
-    """Return the generations that are committed."""
-    return sorted(int(p.stem.split("-")[1]) for p in Path(output, MANIFESTS, "layout").glob("generation-*.json"))
+    """Return the epochs whose checkpoints are committed."""
+    return sorted(int(p.stem.split("-")[1]) for p in Path(output, MANIFESTS, "layout").glob("checkpoint-*.json"))
 
 
 class Counting(Silent):
@@ -34,16 +34,16 @@ class Counting(Silent):
 
 
 AT = {
-    "the run is made": ("manifest", "run", "vectors", ROUNDS),
-    "a stage is to be committed": ("manifest", "run", "neighbors", ROUNDS),
+    "the run is made": ("manifest", "done", "vectors", ROUNDS),
+    "a stage is to be committed": ("manifest", "done", "neighbors", ROUNDS),
     "a repair is cleaned up": ("discard", "audit", "sent-1-00001", {}),
-    "a stage is committed": ("committed", "run", "graph", ROUNDS),
-    "a pass of labels is committed": ("committed", "coarsen", "labelled-00001", {}),
-    "a pass of the start is cleaned up": ("discard", "start", "smooth-00002-*", {}),
-    "a round is to be committed": ("manifest", "layout", "generation-00005", ROUNDS),
-    "a round is committed": ("committed", "layout", "generation-00005", ROUNDS),
-    "a round is cleaned up": ("discard", "layout", "epoch-00004-*", ROUNDS),
-    "all is to be committed": ("manifest", "run", "quality", ROUNDS),
+    "a stage is committed": ("committed", "done", "graph", ROUNDS),
+    "a pass of labels is committed": ("committed", "coarsen", "checkpoint-00001", {}),
+    "a pass of the start is cleaned up": ("discard", "start", "smoothed-00002-*", {}),
+    "a round is to be committed": ("manifest", "layout", "checkpoint-00005", ROUNDS),
+    "a round is committed": ("committed", "layout", "checkpoint-00005", ROUNDS),
+    "a round is cleaned up": ("discard", "layout", "state-00004-*", ROUNDS),
+    "all is to be committed": ("manifest", "done", "quality", ROUNDS),
 }
 
 
@@ -62,10 +62,10 @@ def test_a_killed_driver_loses_no_commit(nannied, prepare, expected, at):
 
 
 BENEATH = {
-    "an object of neighbors": ("object", "neighbors", "merged-00002", {}),
+    "an object of neighbors": ("object", "neighbors", "lists-00002", {}),
     "a manifest of cells": ("manifest", "cells", "table", {}),
-    "an object of a checkpoint": ("object", "layout", "epoch-00008-*", HOST),
-    "a clean-up": ("discard", "layout", "epoch-00004-*", HOST),
+    "an object of a checkpoint": ("object", "layout", "state-00008-*", HOST),
+    "a clean-up": ("discard", "layout", "state-00004-*", HOST),
     "an object of the embedding": ("object", "embedding", "rows-*", {}),
 }
 
@@ -89,12 +89,12 @@ def test_a_killed_driver_takes_its_embedded_cluster_along(nannied, client, prepa
 
 def goes_on(config, client, expected) -> None:
     """Go on with a run that was stopped, and see that nothing was lost."""
-    before, generations = commits(config.output), epochs(config.output)
+    before, checkpoints = commits(config.output), epochs(config.output)
     assert status(config.output)["state"] == "partial"
     counting = Counting()
     assert run(config, client=client, observer=counting)["state"] == "done"
-    if generations and config.layout.mode == "rounds":
-        assert counting.first is None or counting.first >= generations[-1], "rounds were done again"
+    if checkpoints and config.layout.mode == "rounds":
+        assert counting.first is None or counting.first >= checkpoints[-1], "rounds were done again"
     assert all_kept(before, config.output)
     assert results(config.output) == expected
     assert verify(config.output) == []

@@ -153,7 +153,7 @@ def test_a_straggler_and_its_copy_come_to_the_same_bytes(fresh, prepare, expecte
     monkeypatch.setattr(backups, "BACKUP_FINISHED", 3)
     config = prepare(ROUNDS)
     with fleet(fresh, 2) as racing:
-        place = {"role": "worker", "action": "sleep", "stage": "neighbors", "part": "merged-00003"}
+        place = {"role": "worker", "action": "sleep", "stage": "neighbors", "part": "lists-00003"}
         late = {"seconds": 120.0} if first == "the copy" else {"seconds": 8.0, "times": 2}
         begun, written = racing.faults.plan(
             {**place, "point": "task", **late}, {**place, "point": "manifest", "seconds": 0.0, "times": 2}

@@ -95,7 +95,7 @@ def test_what_people_keep_in_a_run_survives(cli, own, expected):
     for stage in STAGES[1:]:
         for manifest in Path(own.output, MANIFESTS, stage).glob("[a-z]*.json"):
             manifest.unlink()
-        Path(own.output, MANIFESTS, "run", f"{stage}.json").unlink()
+        Path(own.output, MANIFESTS, "done", f"{stage}.json").unlink()
     (block,) = list(Path(own.output, PARTS).glob("vectors/block-00002-*"))
     block.write_bytes(b"")
     assert cli("verify", own.output).code == 1
@@ -128,7 +128,7 @@ def test_attributes_survive(cli, own, expected, consolidated, fresh):
     document = json.loads(Path(own.output, "zarr.json").read_text())
     document["attributes"]["dumap"]["seed"] = 7
     Path(own.output, "zarr.json").write_text(json.dumps(document))
-    for key in (f"{MANIFESTS}/{IDENTITY}/results.json", f"{MANIFESTS}/run/vectors.json"):
+    for key in (f"{MANIFESTS}/{IDENTITY}/results.json", f"{MANIFESTS}/done/vectors.json"):
         Path(own.output, key).unlink()
     assert {key for _, _, key in verify(own.output)} == {"zarr.json", f"{MANIFESTS}/{IDENTITY}/results.json"}
     assert cli("verify", own.output).code == 1
@@ -189,7 +189,7 @@ def test_attributes_of_others_are_not_taken_for_the_runs(own, cli):
 @pytest.mark.parametrize("kind", ["folder", "dangling"])
 def test_a_folder_of_the_run_that_is_a_link_is_refused(own, cli, contents, folder, kind):
     root, victim = Path(own.output), Path(own.output).parent / "victim"
-    for manifest in root.glob(f"{MANIFESTS}/run/*.json"):
+    for manifest in root.glob(f"{MANIFESTS}/done/*.json"):
         manifest.unlink()
     if (root / folder).exists():
         shutil.move(root / folder, victim)
@@ -211,7 +211,7 @@ def test_a_folder_of_the_run_that_is_a_link_is_refused(own, cli, contents, folde
 def test_a_run_behind_a_link_is_a_run(own, expected, cli):
     link = Path(own.output).parent / "link.zarr"
     link.symlink_to(own.output)
-    Path(own.output, MANIFESTS, "run", "quality.json").unlink()
+    Path(own.output, MANIFESTS, "done", "quality.json").unlink()
     config = own.model_copy(update={"output": str(link)})
     assert run(config)["state"] == "done"
     assert results(str(link)) == expected

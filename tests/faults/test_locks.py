@@ -66,7 +66,7 @@ MOMENTS = {
     "vectors": ("worker", "task", "vectors"),
     "neighbors": ("worker", "task", "neighbors"),
     "layout": ("worker", "task", "layout"),
-    "a commit": ("driver", "manifest", "run"),
+    "a commit": ("driver", "manifest", "done"),
 }
 ENDINGS = [
     ("neighbors", signal.SIGTERM, False),
@@ -305,7 +305,7 @@ def test_a_stopped_driver_is_taken_over_and_cannot_commit(
 ):
     config = prepare({**EMBEDDED, "layout.checkpoint_every": 2})
     (name,) = drivers.faults.plan(
-        {"role": "driver", "point": "manifest", "stage": "run", "part": stage, "action": "stop"}
+        {"role": "driver", "point": "manifest", "stage": "done", "part": stage, "action": "stop"}
     )
     first = drive(drivers, config)
     reached(drivers, name, first)

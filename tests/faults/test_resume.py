@@ -112,7 +112,7 @@ def test_a_client_of_another_kind_goes_on_with_a_run(client, configure, data, cl
     """It computes nothing: what counts is what the workers are; a Mac with another Python drives them."""
     config = configure(data, SETTINGS)
     shutil.copytree(clean.output, config.output)
-    Path(config.output, MANIFESTS, "run", "quality.json").unlink()
+    Path(config.output, MANIFESTS, "done", "quality.json").unlink()
     Path(config.output, MANIFESTS, "quality", "report.json").unlink()
     own = worker.versions()
     monkeypatch.setattr(worker, "versions", lambda: {**own, "python": "3.11.0", "machine": "arm64", "numpy": "1.0"})

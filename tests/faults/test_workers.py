@@ -178,7 +178,7 @@ def test_workers_retired_in_the_middle_of_a_step(nannied, prepare, expected):
     """Each while it is at a part, which others then do: a cluster that adapts takes no notice of what is done."""
     config, client = prepare(ROUNDS), nannied.client
     slow = {"role": "worker", "point": "object", "action": "sleep", "seconds": 1.0}
-    parts = {"neighbors": "cell-00002", "layout": "epoch-00003-*", "quality": "ranks-*"}
+    parts = {"neighbors": "cell-00002", "layout": "state-00003-*", "quality": "ranks-*"}
     names = nannied.faults.plan(*(slow | {"stage": stage, "part": part} for stage, part in parts.items()))
     ending = nannied.begin(config)
     for name in names:
@@ -225,7 +225,7 @@ def test_a_worker_that_comes_back_too_late_changes_nothing(watched, prepare, exp
     """One is stopped within the neighbours, one within a round; they go on when the run is done."""
     config, faults = prepare(ROUNDS), watched.ready(3).faults
     stop = {"role": "worker", "point": "manifest", "action": "stop"}
-    places = [{"stage": "neighbors", "part": "cell-00002"}, {"stage": "layout", "part": "epoch-00003-*"}]
+    places = [{"stage": "neighbors", "part": "cell-00002"}, {"stage": "layout", "part": "state-00003-*"}]
     stops = faults.plan(*(stop | place for place in places))
     assert run(config, client=watched.client)["state"] == "done"
     stopped = [faults.happened(name)[0] for name in stops]
@@ -252,7 +252,7 @@ TWICE = {
     "sorted-00001": cells.sort_block,
     "home-00001": neighbors.search_home,
     "cell-00002": neighbors.meet_guests,
-    "merged-00003": neighbors.merge_cell,
+    "lists-00003": neighbors.merge_cell,
     "united-00000": graph.unite,
     "pairs": layout.draw_pairs,
     "rows-00000": embedding.write_rows,

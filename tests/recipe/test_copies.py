@@ -52,7 +52,7 @@ def test_copies_lie_where_their_first_rows_do(once, mixed):
     assert len(np.unique(once.y[~dropped], axis=0)) == (~dropped & ~copy).sum()
     facts = once.facts("vectors")
     assert facts["dropped"] == dropped.sum() > 2
-    assert facts["copies"] == facts["duplicates"] == copy.sum() > 80
+    assert facts["duplicates_left_out"] == facts["duplicates"] == copy.sum() > 80
     assert facts["distinct"] == (~dropped & ~copy).sum()
     assert facts["greatest_multiplicity"] == 41
     assert once.facts("cells")["rows"] == facts["distinct"]
@@ -97,7 +97,7 @@ def test_copies_survive_a_run_that_is_stopped(configure, inspect, save, mixed, o
         "run/*",
         "vectors/distinct-*[13]",
         "vectors/duplicates-*1",
-        "graph/placed-*2",
+        "graph/repeated_positions-*2",
         "graph/[uw]*",
         "layout/*",
     ):
@@ -111,7 +111,7 @@ def test_copies_survive_a_run_that_is_stopped(configure, inspect, save, mixed, o
 
 def test_without_copies_nothing_is_otherwise(embed, some, expected):
     done = embed(some, {**SMALL_TASKS, "input.unique": True})
-    assert done.facts("vectors")["copies"] == 0
+    assert done.facts("vectors")["duplicates_left_out"] == 0
     assert done.y.tobytes() == expected
 
 
@@ -130,7 +130,7 @@ def test_the_graph_is_that_of_the_distinct_rows_alone(embed, few):
         a, b = (sparse.load_npz(done.export("graph", ".npz")) for done in (whole, alone))
         assert (a[: len(few), : len(few)] != b).nnz == 0
         assert whole.facts("graph") == alone.facts("graph")
-        assert whole.facts("vectors")["copies"] == 151
+        assert whole.facts("vectors")["duplicates_left_out"] == 151
 
 
 @pytest.mark.slow
@@ -157,7 +157,7 @@ def test_rounds_draw_as_one_process_does(embed, save):
     modes = [embed(x, {**ONCE, "graph.shard_rows": 4096, "layout.mode": mode}) for mode in ("host", "rounds")]
     assert modes[0].y.tobytes() == modes[1].y.tobytes()
     assert modes[0].facts("layout")["loss"] == modes[1].facts("layout")["loss"]
-    assert modes[0].facts("vectors")["copies"] == 800
+    assert modes[0].facts("vectors")["duplicates_left_out"] == 800
 
 
 def test_too_few_distinct_rows_are_refused(configure, embed, few):

@@ -84,8 +84,8 @@ def test_the_map_is_the_same_whatever_is_kept(kept):
 def test_a_run_keeps_what_it_was_told_to(kept):
     assert held(kept["results"].output) == set()
     model = held(kept["model"].output)
-    assert {("cells", "tree"), ("cells", "assign"), ("neighbors", "merged"), ("graph", "united")} <= model
-    assert {("layout", "epoch"), ("graph", "shards")} <= model
+    assert {("cells", "tree"), ("cells", "assign"), ("neighbors", "lists"), ("graph", "united")} <= model
+    assert {("layout", "state"), ("graph", "shards")} <= model
     assert not {("cells", "sorted"), ("cells", "near"), ("neighbors", "cell"), ("graph", "directed")} & model
     assert model < held(kept["all"].output)
     rows, raw = 600, 600 * 64 * 4
@@ -128,14 +128,14 @@ def test_a_damaged_result_is_made_again_from_what_is_kept(own, policy):
 def test_a_damaged_part_of_the_model_is_made_again(own):
     config, notes = own("model"), Notes()
     before, store = results(config.output), Run(config.output)
-    lists = store.read("neighbors", "merged-00000", "indices")
-    for stage, part in (("neighbors", "merged-00000"), ("graph", "united-00000")):
+    lists = store.read("neighbors", "lists-00000", "indices")
+    for stage, part in (("neighbors", "lists-00000"), ("graph", "united-00000")):
         os.truncate(Path(config.output, store.part_objects(stage, part)[0]), 10)
     uncommit_damage(config.output, verify(config.output), print)
     assert run(config, observer=notes)["state"] == "done"
     assert any(note.startswith("cells: ") and "'sorted'" in note for note in notes.notes), notes.notes
     assert results(config.output) == before
-    assert Run(config.output).read("neighbors", "merged-00000", "indices").tobytes() == lists.tobytes()
+    assert Run(config.output).read("neighbors", "lists-00000", "indices").tobytes() == lists.tobytes()
 
 
 def test_less_may_be_kept_later(own, kept):

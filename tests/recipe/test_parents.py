@@ -259,10 +259,10 @@ def test_a_child_that_is_stopped_goes_on(child, parent, near, tasks, monkeypatch
 
 def test_a_stage_that_a_child_began_itself_is_gone_on_with(child, parent, near):
     config = child(NEAR)
-    shutil.move(Path(parent, MANIFESTS, "run", "graph.json"), kept := Path(parent).with_name("graph.json"))
+    shutil.move(Path(parent, MANIFESTS, "done", "graph.json"), kept := Path(parent).with_name("graph.json"))
     with pytest.raises(KeyboardInterrupt):
         run(config, parent=parent, observer=AsBegins("start", stop))
-    shutil.move(kept, Path(parent, MANIFESTS, "run", "graph.json"))
+    shutil.move(kept, Path(parent, MANIFESTS, "done", "graph.json"))
     unmark(config.output, ["graph"])
     run(config)
     assert "graph" not in origins(config.output)
@@ -374,9 +374,9 @@ def test_damage_of_a_child_is_its_own(child, parent, near):
     config = child(NEAR)
     run(config, parent=parent)
     a_part(config.output, "start", "coordinates").write_bytes(b"")
-    Path(config.output, MANIFESTS, "run", "cells.json").write_bytes(b"{}")
+    Path(config.output, MANIFESTS, "done", "cells.json").write_bytes(b"{}")
     assert {(stage, part) for stage, part, _ in verify(config.output, mend=True)} == {
-        ("run", "cells"),
+        ("done", "cells"),
         ("start", "coordinates-00000"),
     }
     run(config)

@@ -51,7 +51,7 @@ def test_rows_far_from_zero_keep_their_neighbors(embed, kind):
     facts = done.facts("vectors")
     assert facts["centred"]
     assert facts["inexact"] > 300
-    assert facts["merged"] == 0
+    assert facts["equal_after_cast"] == 0
     assert done.facts("audit")["recall"] > 0.95
 
 
@@ -77,8 +77,12 @@ def test_rows_that_fall_together_all_the_same_are_counted(configure, inspect, me
     facts = inspect(config.output).facts("vectors")
     assert facts["duplicates"] == 0
     assert facts["centred"] == (metric == "euclidean")
-    assert 150 < facts["merged"] < 400, "0 and -0 are no different rows"
-    assert [note for note in notes.notes if f"{facts['merged']} rows of float64 differ" in note and "float32" in note]
+    assert 150 < facts["equal_after_cast"] < 400, "0 and -0 are no different rows"
+    assert [
+        note
+        for note in notes.notes
+        if f"{facts['equal_after_cast']} rows of float64 differ" in note and "float32" in note
+    ]
 
 
 @pytest.fixture(scope="module")

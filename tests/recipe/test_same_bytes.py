@@ -173,7 +173,7 @@ def test_a_loss_that_has_settled_ends_the_layout(embed, configure, some, least_f
     assert rounds.y.tobytes() == done.y.tobytes()
     store = Run(done.output)
     for stage in ("layout", "embedding", "quality"):
-        store.forget("run", stage)
+        store.forget("done", stage)
     store.forget("layout", "end")
     assert run(configure(some, {**settings, "output": done.output}))["state"] == "done"
     assert Run(done.output).summary("layout", "end")["epoch"] == last

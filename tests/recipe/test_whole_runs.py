@@ -54,7 +54,7 @@ def test_cells_find_what_is_lost_at_their_borders(embed, digits):
         distances = done.neighbors()[1]
         shares.append((distances <= exact * (1 + 1e-5)).mean())
         assert done.facts("graph")["missing"] == 0
-        assert done.facts("cells")["copies"] <= copies * len(x)
+        assert done.facts("cells")["stored_rows"] <= copies * len(x)
     assert shares[0] < shares[1] < shares[2]
     assert shares[2] >= 0.97
 

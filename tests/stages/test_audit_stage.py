@@ -53,7 +53,7 @@ def lists_of(output: str) -> list[str]:
     """Return the digests of the lists' objects, round by round and cell by cell."""
     store, found = Run(output, read_only=True), []
     for name in store.committed("audit"):
-        if name.startswith("merged-"):
+        if name.startswith("lists-"):
             found += [name, *sorted(digest for _, digest in store.manifest("audit", name)["objects"].values())]
     return found
 
@@ -163,7 +163,7 @@ def test_repaired_lists_are_sound_and_what_the_graph_is_of(repaired, digits):
 
 def test_what_only_travels_is_removed(repaired):
     left = {kind_of(name) for name in Run(repaired.output, read_only=True).committed("audit")}
-    assert left == {"queries", "search", "exact", "report", "merged", "repaired"}
+    assert left == {"queries", "search", "exact", "report", "lists", "repair"}
     assert verify(repaired.output) == []
     assert Run(repaired.output, read_only=True).unnamed(RUN_KEYS) == ([], [])
 
@@ -202,7 +202,7 @@ def test_repairs_serve_other_metrics(embed, digits, metric):
 
 def test_a_halo_too_large_is_cut_and_counted(copied):
     """A cell holds no more rows than its memory does."""
-    job, part = copied, "wanted-1-00001"
+    job, part = copied, "halo-1-00001"
     own = int(np.diff(CellTable(job.run).offsets)[1])
     choose_halo(job, part, 1)
     whole = job.run.read("audit", part, "positions")
@@ -227,8 +227,8 @@ def test_the_inputs_chunks_change_no_list(embed, save, digits, repaired):
 
 
 LOST = {
-    "the repairs' marks": ["repaired-*", "report-1*"],
-    "some lists": ["merged-1-00001", "merged-2-00000"],
+    "the repairs' marks": ["repair-*", "report-1*"],
+    "some lists": ["lists-1-00001", "lists-2-00000"],
     "all of the second": ["*-2", "*-2-*"],
 }
 
@@ -244,7 +244,7 @@ def test_what_is_lost_is_made_again(copied, repaired, what):
     assert run(config)["state"] == "done"
     assert lists_of(config.output) == lists_of(repaired.output)
     left = {kind_of(name) for name in Run(config.output, read_only=True).committed("audit")}
-    assert left == {"queries", "search", "exact", "report", "merged", "repaired"}
+    assert left == {"queries", "search", "exact", "report", "lists", "repair"}
 
 
 def test_a_cells_own_rows_are_read_by_position(copied, digits):

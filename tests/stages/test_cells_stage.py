@@ -117,7 +117,7 @@ def test_data_without_a_crowd_has_every_guest_it_had(job_of, save, digits):
     wanted = [cells.route(job, block)[0] for block in range(job.geometry.blocks)]
     assert facts["cells"] > 8
     assert facts["turned_away"] == 0
-    assert facts["copies"] == sum((own >= 0).sum() for own in wanted)
+    assert facts["stored_rows"] == sum((own >= 0).sum() for own in wanted)
     assert "counted-00000" not in job.run.committed("cells")
 
 

@@ -123,7 +123,7 @@ def assert_same_lists(found, wanted) -> None:
 def test_the_graph_is_the_one_given_and_the_order_the_inputs(taken, knn, some):
     assert_same_lists(taken.neighbors(), knn)
     assert taken.facts("cells") == {
-        "cells": 3, "rows": 1000, "copies": 1000, "largest": 468, "smallest": 64, "largest_home": 468,
+        "cells": 3, "rows": 1000, "stored_rows": 1000, "largest": 468, "smallest": 64, "largest_home": 468,
         "turned_away": 0,
     }  # fmt: skip
     assert taken.facts("neighbors") == {"missing": 0}
@@ -131,7 +131,7 @@ def test_the_graph_is_the_one_given_and_the_order_the_inputs(taken, knn, some):
     parts = {kind_of(path.name) for path in Path(taken.output, MANIFESTS).glob("*/*.json")}
     assert "sorted" not in parts
     assert "cell" not in parts
-    stored = Run(taken.output).read("neighbors", "merged-00000", "indices")
+    stored = Run(taken.output).read("neighbors", "lists-00000", "indices")
     np.testing.assert_array_equal(np.sort(stored), np.sort(knn[0][:468]))
 
 
@@ -459,7 +459,7 @@ def test_a_graph_that_changed_is_refused(again, graph, fresh, array, when, conte
     if when != "done":
         uncommit(config.output, ("neighbors", "graph", "coarsen", "start", "layout", "embedding", "quality"))
     if when == "early":
-        Path(config.output, MANIFESTS, "run", "vectors.json").unlink()
+        Path(config.output, MANIFESTS, "done", "vectors.json").unlink()
         Path(config.output, MANIFESTS, "identity", "input.json").unlink()
     changed = zarr.open_array(config.neighbors.precomputed, path=array)
     changed[999] = changed[998] if array == "indices" else changed[999] * 2
@@ -492,7 +492,7 @@ def test_searched_and_given_are_not_the_same_run(data, graph, taken, searched, c
 @pytest.mark.fault(13)
 def test_damage_is_made_again_from_the_graph(cli, again, taken):
     config = again()
-    for stage, name in (("vectors", "block-"), ("cells", "assign-"), ("cells", "table-"), ("neighbors", "merged-")):
+    for stage, name in (("vectors", "block-"), ("cells", "assign-"), ("cells", "table-"), ("neighbors", "lists-")):
         file = max(Path(config.output, PARTS, stage).glob(f"{name}*"), key=lambda path: path.stat().st_size)
         file.write_bytes(file.read_bytes()[:-1])
     assert cli("verify", config.output).code == 1
@@ -510,7 +510,7 @@ def test_a_run_stopped_in_a_stage_goes_on_to_the_same_bytes(again, taken, stage)
     stages = [s["name"] for s in taken.status["stages"]]
     manifests = Path(config.output, MANIFESTS)
     for later in stages[stages.index(stage) :]:
-        (manifests / "run" / f"{later}.json").unlink()
+        (manifests / "done" / f"{later}.json").unlink()
         for number, file in enumerate(sorted((manifests / later).glob("*.json"))):
             if later != stage or number % 2:
                 file.unlink()
@@ -526,12 +526,12 @@ def test_kills_of_workers_and_of_the_driver_change_no_byte(configure, data, give
     from faults.harness import fleet
 
     config = configure(data, {**SMALL_TASKS, "neighbors.precomputed": given(*knn)})
-    places = [("vectors", "lists-*"), ("cells", "assign-*"), ("cells", "table"), ("neighbors", "merged-*")]
+    places = [("vectors", "list_fingerprints-*"), ("cells", "assign-*"), ("cells", "table"), ("neighbors", "lists-*")]
     with fleet(fresh) as deadly:
         cluster = config.cluster.model_copy(update={"scheduler": deadly.address})
         worker = {"role": "worker", "point": "manifest", "action": "kill"}
         workers = [{**worker, "stage": stage, "part": part} for stage, part in places]
-        driver = {"role": "driver", "point": "manifest", "stage": "run", "part": "neighbors", "action": "kill"}
+        driver = {"role": "driver", "point": "manifest", "stage": "done", "part": "neighbors", "action": "kill"}
         names = deadly.faults.plan(*workers, driver)
         killed = deadly.drive(config.model_copy(update={"cluster": cluster}))
         assert killed.wait() == -9, killed.said

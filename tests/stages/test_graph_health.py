@@ -38,18 +38,18 @@ def test_empty_slots_are_told(configure, inspect, few):
     pipeline.run(config, observer=listening)
     assert not any("slots" in note for note in listening.notes)
     store = Run(config.output)
-    lists = {name: store.read("neighbors", "merged-00000", name) for name in ("indices", "distances")}
-    facts = store.summary("neighbors", "merged-00000")
+    lists = {name: store.read("neighbors", "lists-00000", name) for name in ("indices", "distances")}
+    facts = store.summary("neighbors", "lists-00000")
     lists["indices"][[5, 8], 3:], lists["distances"][[5, 8], 3:] = -1, np.inf
-    store.forget("neighbors", "merged-00000")
-    with store.part("neighbors", "merged-00000") as out:
+    store.forget("neighbors", "lists-00000")
+    with store.part("neighbors", "lists-00000") as out:
         for name, values in lists.items():
             out.write(name, values)
         out.attributes |= {**facts, "missing": 22}
     for stage in STAGES[STAGES.index("graph") :]:
         for part in [*store.committed(stage)]:
             store.forget(stage, part)
-        store.forget("run", stage)
+        store.forget("done", stage)
     pipeline.run(config, observer=listening)
     done = inspect(config.output)
     assert done.facts("graph")["missing"] == 22

@@ -15,7 +15,7 @@ OFFSETS = np.array([0, 4, 8, 10])
 def checkpoints(fresh) -> Checkpoints:
     run = Run(fresh("run.zarr"))
     run.create({"kind": "dumap run", "parameters": {}, "versions": {}, "input": {}})
-    return Checkpoints(run, "layout", "whole", "piece")
+    return Checkpoints(run, "layout", "piece")
 
 
 def write(checkpoints: Checkpoints, number: int, cuts: list[int]) -> list[str]:

@@ -36,10 +36,10 @@ def test_a_run_that_was_kept_is_read(kept):
     assert group.attrs["dumap"]["input"]["shape"] == [80, 4]
     assert np.isfinite(group["embedding"][:]).all()
     assert group["status"][:].tolist() == [0] * 80
-    assert Run(kept, read_only=True).read("neighbors", "merged-00000", "indices").shape == (80, 4)
+    assert Run(kept, read_only=True).read("neighbors", "lists-00000", "indices").shape == (80, 4)
 
 
-@pytest.mark.parametrize("version", [9, 10])
+@pytest.mark.parametrize("version", [9, 10, 11])
 def test_a_run_of_an_older_format_is_refused_in_a_line(tmp_path, cli, version):
     told = {"format": version, "kind": "dumap run", "parameters": {}, "input": {}, "versions": {}}
     document = {"zarr_format": 3, "node_type": "group", "attributes": told}
@@ -93,7 +93,7 @@ def test_a_part_takes_three_writes_and_four_flushes_at_the_most(run, costs, dura
 
 
 def test_a_pass_that_is_not_durable_keeps_the_last_that_is(run):
-    checkpoints = Checkpoints(run, "layout", "generation", "epoch")
+    checkpoints = Checkpoints(run, "layout", "state")
 
     def commit(number: int, durable: bool) -> None:
         piece = checkpoints.piece_name(number, 0, 1)
