@@ -32,6 +32,12 @@ class Cleaned(NamedTuple):
         Keys of dumap's own that no manifest names: removed, unless only looked for.
     others : list of str
         Keys that are not dumap's: left.
+
+    Examples
+    --------
+    >>> import dumap
+    >>> dumap.clean("RUN.zarr").others
+    []
     """
 
     unnamed: list[str]
@@ -109,12 +115,12 @@ def run(
     ('done', (300, 2))
     """
     from dumap.recipe import pipeline
-    from dumap.recipe.observers import called_back
+    from dumap.recipe.observers import Callbacks, Logged
     from dumap.show.result import Result
 
     settled, feed = _configure(data, output, config, settings)
     above = None if parent is None else _location(parent)
-    with called_back(on_progress) as observer:
+    with Callbacks(Logged() if on_progress is None else on_progress) as observer:
         found = pipeline.run(settled, client=client, observer=observer, force=force, parent=above, feed=feed)
     return Result(found["output"], found)
 

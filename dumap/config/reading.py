@@ -109,6 +109,12 @@ def load(path: str | None, settings: Sequence[str] = (), options: Mapping[str, A
     Raises
     ------
     ConfigError
+
+    Examples
+    --------
+    >>> import dumap
+    >>> dumap.load_config(None, ["input.path=DATA.zarr", "output=RUN.zarr", "layout.min_dist=0.2"]).layout.min_dist
+    0.2
     """
     values: dict[str, Any] = {} if path is None else read_file(path)
     _set(values, settings)

@@ -14,7 +14,27 @@ if TYPE_CHECKING:
 
 
 class Observer(Protocol):
-    """Who is told how a run goes on."""
+    """Who is told how a run goes on, from the thread of `dumap.run` alone.
+
+    Any object with these methods is one. What they raise ends the run, and is raised by `dumap.run` as it is.
+
+    Examples
+    --------
+    >>> import dumap
+    >>> class Printing:
+    ...     def started(self, stage, projected_bytes):
+    ...         pass
+    ...     def advanced(self, stage, done, total):
+    ...         pass
+    ...     def finished(self, stage, seconds, projected_bytes, peak_bytes, facts):
+    ...         print(stage, "is done")
+    ...     def note(self, message):
+    ...         pass
+    >>> result = dumap.run("DATA.zarr", output="OBSERVED.zarr", n_epochs=5, on_progress=Printing())
+    vectors is done
+    ...
+    quality is done
+    """
 
     def started(self, stage: str, projected_bytes: int) -> None:
         """A stage has begun."""

@@ -87,6 +87,13 @@ class Plan:
     """A run's geometry, the stages that it makes, and about how long one core would take for all of them.
 
     Compiling is not counted. Stages that are inherited from a parent are made already, and only named.
+
+    Examples
+    --------
+    >>> import dumap
+    >>> planned = dumap.plan("DATA.zarr", output="NEW.zarr")
+    >>> planned.peak_bytes < 2**30, len(planned.as_dict()["stages"])
+    (True, 10)
     """
 
     geometry: Geometry

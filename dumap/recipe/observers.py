@@ -5,8 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from queue import Empty, SimpleQueue
 from typing import Any
 
@@ -107,6 +106,8 @@ class _Failed(BaseException):
 class Callbacks:
     """A program's own observer, or function, called from one thread alone; what it raises ends the run.
 
+    A context, which raises that as it was.
+
     Parameters
     ----------
     told : Observer or callable
@@ -121,6 +122,18 @@ class Callbacks:
             observer = told
         self._observer, self._thread = observer, threading.get_ident()
         self._notes: SimpleQueue[str] = SimpleQueue()
+
+    def __enter__(self) -> Callbacks:
+        return self
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        if error is None:
+            try:
+                self._deliver()
+            except _Failed as failed:
+                error = failed
+        if isinstance(error, _Failed):
+            raise error.error from None
 
     def _call(self, name: str, *said: Any) -> None:
         try:
@@ -157,17 +170,3 @@ class Callbacks:
         """Tell what a stage took and found."""
         self._deliver()
         self._call("finished", stage, seconds, projected_bytes, peak_bytes, facts)
-
-
-@contextmanager
-def called_back(told: Observer | Callable[[str, float, float], object] | None) -> Iterator[Observer | None]:
-    """Give a run an observer that calls a program back, and raise what that raised as it was."""
-    if told is None:
-        yield None
-        return
-    calls = Callbacks(told)
-    try:
-        yield calls
-        calls._deliver()
-    except _Failed as failed:
-        raise failed.error from None

@@ -8,15 +8,12 @@ from collections.abc import Iterator
 import numpy as np
 import scipy.sparse as sparse
 
-from dumap.artifacts.cells import CellTable
 from dumap.artifacts.graph import Graph
 from dumap.artifacts.neighbors import NeighborLists
-from dumap.artifacts.vectors import duplicates_of
 from dumap.errors import ConfigError, DroppedError, StorageError, needs
+from dumap.show.rows import BLOCK_ROWS, Order, dropped
 from dumap.store import DONE, Run, read_array, write_arrays
 from dumap.store.disk import is_remote, normalize
-
-BLOCK_ROWS = 65_536
 
 
 def export(
@@ -57,23 +54,18 @@ def export(
         raise StorageError(
             f"{out} exists; remove it, or name another" + ("" if force else ", or write over a file with --force")
         )
-    rows = int(attributes["input"]["shape"][0])
     if what in ("embedding", "picture"):
         _require(run, "embedding")
         return _embedding(run, out) if what == "embedding" else _picture(run, out, labels)
     _require(run, "audit" if what == "neighbors" else "graph")
     try:
-        order, position = _order(run, rows, attributes["parameters"]["input"]["unique"])
-        return (
-            _neighbors(run, out, order, position, attributes["parameters"]["neighbors"]["n_neighbors"], with_self)
-            if what == "neighbors"
-            else _graph(run, out, order, rows, attributes)
-        )
+        order = Order(run)
+        if what == "graph":
+            return _graph(run, out, order.rows, len(order.positions))
+        n_neighbors = attributes["parameters"]["neighbors"]["n_neighbors"]
+        return _neighbors(run, out, order.rows, order.positions, n_neighbors, with_self)
     except DroppedError as error:
-        raise StorageError(
-            f"{run.location}: {what} were dropped once the map was done, as keep = results says; a run with keep = "
-            f"model or all, into another output, keeps them"
-        ) from error
+        raise dropped(run, what) from error
 
 
 def _require(run: Run, stage: str) -> None:
@@ -86,22 +78,6 @@ def _ending(out: str, allowed: tuple[str, ...]) -> str:
     if ending not in allowed:
         raise ConfigError(f"{out}: the ending must be one of {', '.join(allowed)}")
     return ending
-
-
-def _order(run: Run, rows: int, unique: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Return the row of each position, and the position of each row: a copy's is its first row's, -1 is none."""
-    table, start, block = CellTable(run), 0, 0
-    order, position = np.empty(table.rows, np.int64), np.empty(rows, np.int64)
-    while start < rows:
-        positions = table.positions(run, block)
-        kept = positions >= 0
-        order[positions[kept]] = start + np.flatnonzero(kept)
-        position[start : start + len(positions)] = positions
-        if unique:
-            duplicates, firsts = duplicates_of(run, block)
-            position[start + duplicates] = position[firsts]  # which come before
-        start, block = start + len(positions), block + 1
-    return order, position
 
 
 def _embedding(run: Run, out: str) -> str:
@@ -157,7 +133,7 @@ def _neighbors(run: Run, out: str, order: np.ndarray, position: np.ndarray, n_ne
     return f"{out}: indices and distances, {rows} rows x {columns} neighbors, {itself}"
 
 
-def _graph(run: Run, out: str, order: np.ndarray, rows: int, attributes: dict) -> str:
+def _graph(run: Run, out: str, order: np.ndarray, rows: int) -> str:
     _ending(out, (".npz",))
     graph = Graph(run)
     heads, tails, weights = [], [], []
@@ -180,5 +156,5 @@ def _picture(run: Run, out: str, labels: str | None) -> str:
     y = run.read_final("embedding", "embedding")
     if y.shape[1] != 2:
         raise ConfigError(f"a picture needs layout.n_components = 2; this run has {y.shape[1]}")
-    draw(y, None if labels is None else read_array(labels), out)
+    draw(y, None if labels is None else read_array(labels)).savefig(out, bbox_inches="tight")
     return f"{out}: a picture of {len(y)} rows"

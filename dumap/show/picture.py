@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+import io
+from functools import cache
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from dumap.errors import InputError, needs
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 PIXELS = 900
 SPARSE_ROWS = 200_000
@@ -124,8 +129,21 @@ def _range(values: np.ndarray) -> tuple[float, float]:
     return (low, high) if high > low else (low - 0.5, high + 0.5)
 
 
-def draw(y: np.ndarray, labels: np.ndarray | None, out: str) -> None:
-    """Draw an embedding to a PNG file.
+@cache
+def _map_class() -> type[Figure]:
+    from matplotlib.figure import Figure
+
+    class Map(Figure):
+        """A figure that notebooks show, whether or not they have made pyplot ready."""
+
+        def _repr_png_(self) -> bytes:
+            return to_png(self)
+
+    return Map
+
+
+def draw(y: np.ndarray, labels: np.ndarray | None = None) -> Figure:
+    """Draw an embedding.
 
     Parameters
     ----------
@@ -133,7 +151,11 @@ def draw(y: np.ndarray, labels: np.ndarray | None, out: str) -> None:
         Rows that are not finite are left out.
     labels : ndarray, shape (rows,), optional
         Kinds, a colour each, or values along a scale; rows whose label is NaN, NaT or None are grey.
-    out : str
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        Of no window; `savefig` writes it, and notebooks show it.
 
     Raises
     ------
@@ -142,14 +164,12 @@ def draw(y: np.ndarray, labels: np.ndarray | None, out: str) -> None:
     """
     try:
         import datashader
-        import matplotlib
         import pandas
         from datashader import transfer_functions
+
+        map_class = _map_class()
     except ImportError as error:
         raise needs("a picture", "matplotlib", "datashader", "pandas") from error
-    matplotlib.use("agg")
-    from matplotlib import pyplot
-
     if labels is not None and labels.shape != (len(y),):
         raise InputError(f"labels of shape {labels.shape} for {len(y)} rows: give one a row")
     finite = np.isfinite(y).all(axis=1)
@@ -174,7 +194,8 @@ def draw(y: np.ndarray, labels: np.ndarray | None, out: str) -> None:
         image = transfer_functions.stack(*layers) if len(layers) > 1 else layers[0]
     if len(frame) < SPARSE_ROWS:
         image = transfer_functions.spread(image, px=1)
-    figure, axes = pyplot.subplots(figsize=(8, 7), dpi=120)
+    figure = map_class(figsize=(8, 7), dpi=120)
+    axes = figure.subplots()
     axes.imshow(np.asarray(image.to_pil()), interpolation="nearest")
     axes.set_axis_off()
     axes.set_title(f"{int(finite.sum()):,} rows", loc="left", fontsize=10)
@@ -182,5 +203,11 @@ def draw(y: np.ndarray, labels: np.ndarray | None, out: str) -> None:
         axes.legend(handles=handles, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     if isinstance(found, Values):
         _add_bar(figure, axes, found)
-    figure.savefig(out, bbox_inches="tight")
-    pyplot.close(figure)
+    return figure
+
+
+def to_png(figure: Figure) -> bytes:
+    """Write a figure as PNG."""
+    out = io.BytesIO()
+    figure.savefig(out, format="png", bbox_inches="tight")
+    return out.getvalue()

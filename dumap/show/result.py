@@ -6,26 +6,51 @@ from collections.abc import Iterator, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from dumap.errors import ConfigError, DroppedError, DumapError, StorageError, needs
 from dumap.recipe.status import status
-from dumap.store import Run
+from dumap.store import DONE, Run
 
 if TYPE_CHECKING:
+    import dask.array
+    import pandas
+    import scipy.sparse
+    import xarray
     import zarr
+    from matplotlib.figure import Figure
+
+    from dumap.show.rows import Neighbors, Order
+
+MOST_SHOWN = 1_000_000
+"""Rows that a notebook's picture shows at the most: whole chunks, spread over all."""
 
 
 class Result(Mapping[str, Any]):
-    """A run, read as it is asked for; also a mapping of its status, as it was when first asked for.
+    """A run, read as it is asked for.
+
+    It is also a mapping of the run's status (`result["stages"]`, see `dumap.status`), as it was when first asked for.
+    Where a path is asked for, a result may be given. Notebooks show it with its map.
 
     Parameters
     ----------
     path : str
-        Where it lies.
+        Where the run lies.
     found : dict, optional
         Its status, where that is known.
 
     Attributes
     ----------
     path : str
+
+    Examples
+    --------
+    >>> import dumap
+    >>> result = dumap.open_run("RUN.zarr")
+    >>> result["state"], result.facts["quality"]["trustworthiness"] > 0.8
+    ('done', True)
+    >>> result.to_dataframe().columns.tolist()
+    ['component_0', 'component_1', 'status']
     """
 
     def __init__(self, path: str, found: dict[str, Any] | None = None) -> None:
@@ -39,6 +64,8 @@ class Result(Mapping[str, Any]):
         run = Run(path, read_only=True)
         run.attributes  # noqa: B018  refuses what is no run of this format
         return cls(run.location)
+
+    # a mapping of the status -------------------------------------------------------------------
 
     @cached_property
     def _status(self) -> dict[str, Any]:
@@ -59,12 +86,168 @@ class Result(Mapping[str, Any]):
     def __repr__(self) -> str:
         return f"<dumap.Result {self.path}: {self['state']}>"
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.path,)
+
+    @property
+    def facts(self) -> dict[str, dict[str, Any]]:
+        """What each stage that is done found out: `result.facts["audit"]["recall"]`."""
+        return {stage["name"]: stage["facts"] for stage in self["stages"] if stage["state"] == "done"}
+
+    # the map -----------------------------------------------------------------------------------
+
+    def _done(self, stage: str) -> Run:
+        run = Run(self.path, read_only=True)
+        if not run.is_committed(DONE, stage):
+            raise StorageError(f"{self.path}: stage {stage} is not done yet; 'dumap run' goes on")
+        return run
+
     @property
     def embedding(self) -> zarr.Array:
-        """The coordinates, an array (row, component) of float32, in the input's order."""
-        return Run(self.path, read_only=True).final("embedding")
+        """The coordinates, an array (row, component) of float32 in the input's order; NaN where a row has none."""
+        return self._done("embedding").final("embedding")
 
     @property
     def status(self) -> zarr.Array:
-        """The flags of rows, an array (row) of uint8; 0 is a row that was embedded."""
-        return Run(self.path, read_only=True).final("status")
+        """The flags of rows, an array (row) of uint8, 0 for a row like others; its attributes name the flags."""
+        return self._done("embedding").final("status")
+
+    def to_dask(self) -> dask.array.Array:
+        """Return the coordinates as a Dask array, which is read where it is computed."""
+        from dumap.engine.collections import to_dask
+
+        return to_dask(self.embedding)
+
+    def to_xarray(self) -> xarray.Dataset:
+        """Return embedding and status as a data set of dimensions row and component, read as it is computed.
+
+        Raises
+        ------
+        ConfigError
+            xarray is not installed.
+        """
+        try:
+            import xarray
+        except ImportError as error:
+            raise needs("to_xarray", "xarray") from error
+        from dumap.engine.collections import to_dask
+
+        arrays = {"embedding": self.embedding, "status": self.status}
+        dims = {"embedding": ("row", "component"), "status": ("row",)}
+        variables = {name: (dims[name], to_dask(array), dict(array.attrs)) for name, array in arrays.items()}
+        return xarray.Dataset(variables, attrs={"source": self.path})
+
+    def to_dataframe(self) -> pandas.DataFrame:
+        """Return coordinates and status as a data frame with a row a row, in memory.
+
+        Raises
+        ------
+        ConfigError
+            pandas is not installed.
+        """
+        try:
+            import pandas
+        except ImportError as error:
+            raise needs("to_dataframe", "pandas") from error
+        run = self._done("embedding")
+        y = run.read_final("embedding", "embedding")
+        columns = {f"component_{number}": y[:, number] for number in range(y.shape[1])}
+        frame = pandas.DataFrame({**columns, "status": run.read_final("status", "embedding")})
+        return frame.rename_axis(index="row")
+
+    # the graph ---------------------------------------------------------------------------------
+
+    @cached_property
+    def _order(self) -> Order:
+        from dumap.show.rows import Order
+
+        return Order(self._done("graph"))
+
+    @property
+    def neighbors(self) -> Neighbors:
+        """The nearest neighbours of rows: `indices, distances = result.neighbors[start:stop]`."""
+        from dumap.show.rows import Neighbors
+
+        return Neighbors(self._done("audit"))
+
+    @property
+    def blocks(self) -> list[tuple[int, int]]:
+        """The rows [start, stop) of each block of `graph`."""
+        from dumap.show.rows import BLOCK_ROWS
+
+        rows = int(self["input"]["shape"][0])
+        return [(start, min(rows, start + BLOCK_ROWS)) for start in range(0, rows, BLOCK_ROWS)]
+
+    def graph(self, block: int | slice | None = None) -> scipy.sparse.csr_matrix:
+        """Return rows of the fuzzy graph, in the input's order.
+
+        Parameters
+        ----------
+        block : int or slice, optional
+            Which of `blocks`, or which consecutive rows; by default all.
+
+        Returns
+        -------
+        csr_matrix of float32, shape (n, rows)
+            Membership strengths. All of them are looked through a shard at a time; those of the block are held.
+        """
+        from dumap.show.rows import dropped, graph_rows
+
+        rows = int(self["input"]["shape"][0])
+        if isinstance(block, int | np.integer):
+            start, stop = self.blocks[block]
+        else:
+            start, stop, step = (block or slice(None)).indices(rows)
+            if step != 1:
+                raise ConfigError("graph: rows are read one after another; leave out the step")
+        run = self._done("graph")
+        try:
+            return graph_rows(run, self._order, start, max(start, stop))
+        except DroppedError as error:
+            raise dropped(run, "graph") from error
+
+    # pictures ----------------------------------------------------------------------------------
+
+    def plot(self, labels: Any = None) -> Figure:
+        """Draw the map.
+
+        Parameters
+        ----------
+        labels : array_like, shape (rows,), optional
+            Names, numbers or dates that colour the rows.
+
+        Returns
+        -------
+        matplotlib.figure.Figure
+
+        Raises
+        ------
+        ConfigError
+            The map has not two dimensions, or matplotlib, datashader or pandas is not installed.
+        """
+        from dumap.show.picture import draw
+
+        y = self._done("embedding").read_final("embedding", "embedding")
+        if y.shape[1] != 2:
+            raise ConfigError(f"a picture needs layout.n_components = 2; this run has {y.shape[1]}")
+        return draw(y, None if labels is None else np.asarray(labels))
+
+    def _picture(self) -> bytes | str:
+        """Return a picture of rows enough, or why there is none."""
+        from dumap.show.picture import draw, to_png
+
+        try:
+            array = self.embedding
+            if array.shape[1] != 2:
+                return f"no picture: the map has {array.shape[1]} dimensions"
+            step = array.chunks[0]
+            every = max(1, -(-array.shape[0] // MOST_SHOWN))
+            pieces = [np.asarray(array[at : at + step]) for at in range(0, array.shape[0], step * every)]
+            return to_png(draw(np.concatenate(pieces)))
+        except DumapError as error:
+            return f"no picture: {error}"
+
+    def _repr_html_(self) -> str:
+        from dumap.show.page import to_html
+
+        return to_html(self, self._picture())

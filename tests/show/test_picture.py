@@ -80,7 +80,7 @@ def test_a_few_far_values_leave_colours_to_the_others():
 @pytest.mark.parametrize("kind", ["scores", "with gaps", "dates with gaps", "kinds", "objects"])
 def test_a_picture_is_drawn_of_them(y, tmp_path, kind):
     labels = SCALES[kind] if kind in SCALES else LABELS[kind][0]
-    picture.draw(y, labels, str(tmp_path / "map.png"))
+    picture.draw(y, labels).savefig(str(tmp_path / "map.png"), bbox_inches="tight")
     assert colours(tmp_path / "map.png") > (40 if kind in SCALES else 3)
 
 
@@ -97,7 +97,7 @@ def test_a_picture_is_drawn_of_them(y, tmp_path, kind):
 )
 def test_labels_that_tell_little_are_drawn_in_bounded_memory(y, tmp_path, labels):
     tracemalloc.start()
-    picture.draw(y, labels, str(tmp_path / "map.png"))
+    picture.draw(y, labels).savefig(str(tmp_path / "map.png"), bbox_inches="tight")
     assert tracemalloc.get_traced_memory()[1] < 800 * 2**20
     tracemalloc.stop()
     assert (tmp_path / "map.png").stat().st_size > 1000
@@ -116,12 +116,12 @@ def test_labels_that_tell_little_are_drawn_in_bounded_memory(y, tmp_path, labels
 )
 def test_labels_that_colour_nothing_are_refused(y, tmp_path, labels, said):
     with pytest.raises(InputError, match=said):
-        picture.draw(y, labels, str(tmp_path / "map.png"))
+        picture.draw(y, labels).savefig(str(tmp_path / "map.png"), bbox_inches="tight")
     assert not (tmp_path / "map.png").exists()
 
 
 def test_rows_that_all_lie_at_one_place_and_rows_at_none(tmp_path):
     out = str(tmp_path / "map.png")
-    picture.draw(np.zeros((9, 2), np.float32), np.arange(9), out)
+    picture.draw(np.zeros((9, 2), np.float32), np.arange(9)).savefig(out)
     with pytest.raises(InputError, match="none of the rows has coordinates"):
-        picture.draw(np.full((9, 2), np.nan, np.float32), None, out)
+        picture.draw(np.full((9, 2), np.nan, np.float32))

@@ -1,0 +1,72 @@
+"""A run as a notebook shows it: the map, what it took, and how good it is, in HTML that needs nothing else."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from html import escape
+from typing import Any
+
+from dumap.config import format_bytes
+from dumap.json_values import format_fact
+
+QUALITY = ("audit", "quality")
+"""Stages whose facts tell how good the map is."""
+PICTURE_WIDTH = 420
+"""Pixels of the picture on the page; it holds twice as many."""
+
+
+def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    cells = "".join(f"<th>{escape(name)}</th>" for name in head)
+    lines = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    return f"<table><thead><tr>{cells}</tr></thead><tbody>{lines}</tbody></table>"
+
+
+def _stages(found: Mapping[str, Any]) -> str:
+    rows: list[tuple[str, ...]] = []
+    for stage in found["stages"]:
+        took = ("", "", "")
+        if stage["state"] == "done":
+            took = (
+                f"{stage['seconds']:.1f}",
+                format_bytes(stage["peak_bytes"]),
+                format_bytes(stage["projected_bytes"]),
+            )
+        rows.append((stage["name"], stage["state"], *took))
+    return _table(("stage", "state", "seconds", "peak memory", "projected"), rows)
+
+
+def to_html(found: Mapping[str, Any], picture: bytes | str) -> str:
+    """Write a run for a notebook.
+
+    Parameters
+    ----------
+    found : mapping
+        Its status.
+    picture : bytes or str
+        The map as PNG, or why there is none.
+
+    Returns
+    -------
+    str
+        A `div` that refers to nothing outside.
+    """
+    rows, dims = found["input"]["shape"]
+    facts = {
+        name: fact for stage in found["stages"] if stage["name"] in QUALITY for name, fact in stage["facts"].items()
+    }
+    seconds = sum(stage["seconds"] or 0.0 for stage in found["stages"])
+    peak = max(stage["peak_bytes"] or 0 for stage in found["stages"])
+    if isinstance(picture, bytes):
+        data = base64.b64encode(picture).decode()
+        shown = f'<img alt="the map" width="{PICTURE_WIDTH}" src="data:image/png;base64,{data}">'
+    else:
+        shown = f"<p>{escape(picture)}</p>"
+    title = f"{found['output']}: {found['state']}, {rows:,} rows x {dims} dims"
+    took = f"{seconds:.1f} s in stages, {format_bytes(peak)} at the most in a process"
+    quality = _table(("quality", ""), [(name, format_fact(fact, ".4f")) for name, fact in facts.items()])
+    return (
+        f'<div class="dumap-result"><p><b>{escape(title)}</b><br>{escape(took)}</p>'
+        f'<div style="display:flex;flex-wrap:wrap;gap:1em">{shown}{quality if facts else ""}'
+        f"<details><summary>stages</summary>{_stages(found)}</details></div></div>"
+    )

@@ -1,0 +1,135 @@
+"""What a run knows of rows, in the input's order, a block of rows at a time."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import numpy as np
+import scipy.sparse as sparse
+
+from dumap.artifacts.cells import CellTable
+from dumap.artifacts.graph import Graph
+from dumap.artifacts.neighbors import NeighborLists
+from dumap.artifacts.vectors import duplicates_of
+from dumap.errors import DroppedError, StorageError
+from dumap.store import Run
+
+BLOCK_ROWS = 65_536
+"""Rows of a block."""
+
+
+def dropped(run: Run, what: str) -> StorageError:
+    """Say that something was dropped, and which runs keep it."""
+    return StorageError(
+        f"{run.location}: {what} were dropped once the map was done, as keep = results says; a run with keep = model "
+        f"or all, into another output, keeps them"
+    )
+
+
+class Order:
+    """Where rows are in the run, and which rows are where.
+
+    Attributes
+    ----------
+    rows : ndarray of int64, shape (positions,)
+        The row of each position.
+    positions : ndarray of int64, shape (rows,)
+        The position of each row: a duplicate's is its first row's, -1 is none.
+    """
+
+    def __init__(self, run: Run) -> None:
+        attributes = run.attributes
+        rows, unique = int(attributes["input"]["shape"][0]), attributes["parameters"]["input"]["unique"]
+        table, start, block = CellTable(run), 0, 0
+        self.rows, self.positions = np.empty(table.rows, np.int64), np.empty(rows, np.int64)
+        while start < rows:
+            positions = table.positions(run, block)
+            kept = positions >= 0
+            self.rows[positions[kept]] = start + np.flatnonzero(kept)
+            self.positions[start : start + len(positions)] = positions
+            if unique:
+                duplicates, firsts = duplicates_of(run, block)
+                self.positions[start + duplicates] = self.positions[firsts]  # which come before
+            start, block = start + len(positions), block + 1
+
+
+def graph_rows(run: Run, order: Order, start: int, stop: int) -> sparse.csr_matrix:
+    """Return rows [start, stop) of the fuzzy graph, a shard at a time.
+
+    Returns
+    -------
+    csr_matrix of float32, shape (stop - start, rows)
+        Rows that were left out, and all but the first of rows that are equal where those are embedded once, are empty.
+    """
+    graph = Graph(run)
+    heads, tails, weights = [], [], []
+    for shard in range(len(graph.shards)):
+        first, last = graph.shards.span(shard)
+        rows = order.rows[first:last]
+        within = (rows >= start) & (rows < stop)
+        if within.any():
+            indptr, tail, weight = graph.read(shard)
+            edges = np.repeat(within, np.diff(indptr))
+            heads.append(np.repeat(rows[within] - start, np.diff(indptr)[within]))
+            tails.append(order.rows[tail[edges]])
+            weights.append(weight[edges])
+    shape = (stop - start, len(order.positions))
+    if not heads:
+        return sparse.csr_matrix(shape, dtype=np.float32)
+    places = (np.concatenate(heads), np.concatenate(tails))
+    return sparse.csr_matrix((np.concatenate(weights), places), shape=shape)
+
+
+class Neighbors:
+    """The neighbours of rows, read as they are asked for: `indices, distances = neighbors[start:stop]`.
+
+    Attributes
+    ----------
+    shape : tuple of int
+        Rows, and the neighbours of each: its n_neighbors - 1 nearest, itself left out.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self._run, parameters = run, run.attributes["parameters"]
+        rows, columns = run.attributes["input"]["shape"][0], parameters["neighbors"]["n_neighbors"] - 1
+        self.shape = (int(rows), int(columns))
+
+    @cached_property
+    def _order(self) -> Order:
+        return Order(self._run)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __repr__(self) -> str:
+        return f"<{self.shape[1]} neighbours of each of {self.shape[0]} rows>"
+
+    def __getitem__(self, rows: slice) -> tuple[np.ndarray, np.ndarray]:
+        """Read the neighbours of a range of rows, in the input's order.
+
+        Returns
+        -------
+        indices : ndarray of int64, shape (n, n_neighbors - 1)
+            Rows of the input; -1 where there is none.
+        distances : ndarray of float32, likewise
+            Ascending; infinite where there is no neighbour.
+        """
+        start, stop, step = rows.indices(self.shape[0])
+        if step != 1:
+            raise IndexError("neighbours are read of consecutive rows: leave out the step")
+        try:
+            return self._read(start, max(start, stop))
+        except DroppedError as error:
+            raise dropped(self._run, "neighbors") from error
+
+    def _read(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        at, lists = self._order.positions[start:stop], NeighborLists(self._run)
+        indices = np.full((stop - start, self.shape[1]), -1, np.int64)
+        distances = np.full(indices.shape, np.inf, np.float32)
+        for first, last in zip(lists.table.offsets[:-1], lists.table.offsets[1:], strict=True):
+            here = np.flatnonzero((at >= first) & (at < last))
+            if len(here):
+                found = lists.read("indices", first, last)[at[here] - first, : self.shape[1]]
+                indices[here] = np.where(found >= 0, self._order.rows[found], -1)
+                distances[here] = lists.read("distances", first, last)[at[here] - first, : self.shape[1]]
+        return indices, distances

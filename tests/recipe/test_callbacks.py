@@ -1,0 +1,111 @@
+"""What a program is called back with, from which thread, and what becomes of what it raises."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+import dumap
+from dumap.errors import LockError
+from dumap.recipe import observers, pipeline
+from dumap.recipe.stage_names import STAGES
+
+
+class Told:
+    """Keeps what it is told, and from which thread; fails at one of its methods."""
+
+    def __init__(self, at: str = "", error: BaseException | None = None) -> None:
+        self.said: list[tuple] = []
+        self.threads: set[int] = set()
+        self._at, self._error = at, error
+
+    def _take(self, name: str, *said) -> None:
+        self.said.append((name, *said))
+        self.threads.add(threading.get_ident())
+        if name == self._at and self._error is not None:
+            raise self._error
+
+    def started(self, stage, projected_bytes):
+        self._take("started", stage, projected_bytes)
+
+    def advanced(self, stage, done, total):
+        self._take("advanced", stage, done, total)
+
+    def finished(self, stage, seconds, projected_bytes, peak_bytes, facts):
+        self._take("finished", stage, seconds, projected_bytes, peak_bytes, facts)
+
+    def note(self, message):
+        self._take("note", message)
+
+
+@pytest.fixture
+def config(configure, few):
+    return configure(few, {"cluster.engine": "local", "cells.max_rows": 100})
+
+
+def test_an_observer_hears_of_every_stage_from_one_thread(config):
+    told = Told()
+    dumap.run(config, on_progress=told)
+    assert [said[1] for said in told.said if said[0] == "started"] == list(STAGES)
+    assert [said[1] for said in told.said if said[0] == "finished"] == list(STAGES)
+    assert any(said[:2] == ("advanced", "neighbors") for said in told.said)
+    assert told.threads == {threading.get_ident()}
+
+
+def test_a_function_hears_how_far_stages_are(config):
+    heard = []
+    dumap.run(config, on_progress=lambda stage, done, total: heard.append((stage, done / total)))
+    assert {stage for stage, _ in heard} == set(STAGES) - {"audit", "quality"}, "of which nothing was asked"
+    assert all(0 <= share <= 1 for _, share in heard)
+    assert [share for stage, share in heard if stage == "neighbors"][-1] == 1
+
+
+def test_what_other_threads_note_is_told_by_the_runs_own(monkeypatch):
+    told, there = Told(), threading.Event()
+
+    def run(config, observer, **options):
+        other = threading.Thread(target=lambda: (observer.note("from afar"), there.set()))
+        other.start()
+        other.join()
+        assert told.said == []
+        observer.note("from here")
+        other = threading.Thread(target=lambda: observer.note("at last"))
+        other.start()
+        other.join()
+        return {"output": "RUN.zarr"}
+
+    monkeypatch.setattr(pipeline, "run", run)
+    dumap.run("DATA.zarr", output="RUN.zarr", on_progress=told)
+    assert told.said == [("note", "from afar"), ("note", "from here"), ("note", "at last")]
+    assert told.threads == {threading.get_ident()}
+
+
+@pytest.mark.parametrize("at", ["started", "advanced", "finished"])
+@pytest.mark.parametrize(
+    "error", [ValueError("mine"), TimeoutError("mine"), StopIteration("mine"), LockError("mine"), KeyboardInterrupt()]
+)
+def test_what_a_callback_raises_ends_the_run_as_it_is(config, at, error):
+    with pytest.raises(type(error)) as raised:
+        dumap.run(config, on_progress=Told(at, error))
+    assert raised.value is error
+    assert dumap.status(config.output)["driver"] is None, "the lock is free at once"
+
+
+def test_a_run_goes_on_after_a_callback_failed(config):
+    def stop(stage, done, total):
+        if stage == "graph":
+            raise ValueError("enough")
+
+    with pytest.raises(ValueError, match="enough"):
+        dumap.run(config, on_progress=stop)
+    told = Told()
+    assert dumap.run(config, on_progress=told)["state"] == "done"
+    assert [said[1] for said in told.said if said[0] == "started"] == list(STAGES[STAGES.index("graph") :])
+
+
+def test_without_callbacks_the_log_is_told(config, caplog):
+    caplog.set_level("INFO", "dumap")
+    dumap.run(config)
+    assert {record.dumap["stage"] for record in caplog.records if record.dumap["event"] == "finished"} == set(STAGES)
+    assert observers.LOGGER.name == "dumap"

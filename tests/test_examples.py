@@ -1,0 +1,44 @@
+"""The examples of what is public run, and tell the truth."""
+
+from __future__ import annotations
+
+import doctest
+import inspect
+
+import pytest
+
+import dumap
+
+WITHOUT = {"DumapError", "Config"}
+"""Names whose docstrings need no example."""
+NAMES = [name for name in dumap.__all__ if not name.startswith("_") and name not in WITHOUT]
+
+
+@pytest.fixture(scope="module")
+def folder(few, tmp_path_factory):
+    """Return a folder with data and a run."""
+    import zarr
+
+    path = tmp_path_factory.mktemp("examples")
+    zarr.create_group(path / "DATA.zarr").create_array("vectors", data=few, chunks=(100, 64))
+    dumap.run(path / "DATA.zarr", output=path / "RUN.zarr", n_neighbors=10, n_epochs=20)
+    return path
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_examples_run(name, folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    told = inspect.getdoc(getattr(dumap, name))
+    example = doctest.DocTestParser().get_doctest(told, {}, name, None, None)
+    assert example.examples, f"dumap.{name} has no example"
+    assert doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(example).failed == 0
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_public_is_documented_as_numpydoc_has_it(name):
+    public = getattr(dumap, name)
+    told = inspect.getdoc(public)
+    if inspect.isfunction(public):
+        assert all(f"\n{section}\n{'-' * len(section)}\n" in told for section in ("Parameters", "Returns", "Raises"))
+        given = told.partition("\nParameters\n")[2].partition("\nReturns\n")[0]
+        assert all(parameter in given for parameter in inspect.signature(public).parameters)

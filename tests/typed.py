@@ -1,0 +1,46 @@
+"""A user's program that uses every public name: `mypy --strict` has nothing to say of it."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import dumap
+
+
+class Printing:
+    def started(self, stage: str, projected_bytes: int) -> None: ...
+
+    def advanced(self, stage: str, done: float, total: float) -> None: ...
+
+    def finished(
+        self, stage: str, seconds: float, projected_bytes: int, peak_bytes: int, facts: dict[str, Any]
+    ) -> None: ...
+
+    def note(self, message: str) -> None: ...
+
+
+def show(stage: str, done: float, total: float) -> None:
+    print(stage, done / total)
+
+
+def main(client: Any) -> str:
+    config: dumap.Config = dumap.load_config(None, ["input.path=DATA.zarr", "output=RUN.zarr"])
+    observer: dumap.Observer = Printing()
+    planned: dumap.Plan = dumap.plan(config=config)
+    print(planned.peak_bytes, dumap.__version__)
+    try:
+        result: dumap.Result = dumap.run("DATA.zarr", output=Path("RUN.zarr"), n_neighbors=np.int64(10))
+    except dumap.DumapError as error:
+        return str(error.exit_code)
+    dumap.run(config, client=client, on_progress=observer, parent=result)
+    dumap.run(config={"input": {"path": "DATA.zarr"}, "output": "RUN.zarr"}, on_progress=show, layout={"min_dist": 0.2})
+    found: dict[str, Any] = dumap.status(result)
+    damaged: list[str] = dumap.verify("RUN.zarr", dry_run=True)
+    cleaned: dumap.Cleaned = dumap.clean(Path("RUN.zarr"))
+    print(found, damaged, cleaned.others, dumap.export(result, "embedding", "map.npy"))
+    again = dumap.open_run("RUN.zarr")
+    indices, distances = again.neighbors[:10]
+    print(again["state"], again.path, again.facts, indices.shape, distances.dtype, again.graph(0).shape, again.blocks)
+    print(again.embedding[:3], again.status[:3], again.to_dask(), again.to_xarray(), again.to_dataframe(), again.plot())
+    return again.path
