@@ -175,6 +175,8 @@ def status(run: str, as_json: bool) -> None:
     if (driver := found["driver"]) is not None:
         signs = "at work" if driver["alive"] else f"no sign of life for {driver['seconds']:.0f} s"
         click.echo(f"driven by process {driver['process']} on {driver['machine']}: {signs}")
+    if found["work"] is not None:
+        click.echo(f"all but the results is in {found['work']}")
     if found["parent"] is not None:
         click.echo(f"child of {found['parent']}")
     for child in found["children"]:

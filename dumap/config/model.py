@@ -47,6 +47,13 @@ class Config(Section):
         "larger cells in which neighbours are truer, and workers with more memory.",
         changes=True,
     )
+    work: Location | None = setting(
+        None,
+        "Where all but the results is made and kept: a path or a URL, such as a folder of a fast disk that all workers "
+        "see, beside an output in a bucket. The results are copied to the output at the end, which names this place; "
+        "it has to stay. null: the output's own folder _dumap.",
+        changes=False,
+    )
     keep: Literal["results", "model", "all"] = setting(
         "model",
         "What a finished run holds beside embedding and status. model: what placing or adding rows and another layout "
@@ -83,7 +90,7 @@ class Config(Section):
         `audit.queries` is there: the rows that it chooses decide whether lists are repaired.
         Of given neighbours it says only that there are some, not where they lie; then no cells are cut.
         """
-        values = self.model_dump(mode="json", exclude={"output", "cluster", "input", "keep", "quality"})
+        values = self.model_dump(mode="json", exclude={"output", "cluster", "input", "keep", "quality", "work"})
         for where in ("checkpoint_every", "mode"):
             del values["layout"][where]
         if self.neighbors.searched == self.neighbors.others:

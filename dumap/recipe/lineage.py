@@ -19,7 +19,7 @@ from dumap.recipe.recipes import geometry_of, recipe_of
 from dumap.recipe.relatives import inherited_by, parent_of, register
 from dumap.recipe.stage_names import DONE
 from dumap.stages import Recipe, Stage
-from dumap.store import INHERITED, Run, await_end, relative_location
+from dumap.store import INHERITED, Run, await_end, internal, relative_location
 from dumap.store.disk import normalize
 
 # before a run ------------------------------------------------------------------------------------
@@ -38,7 +38,7 @@ def open_parent(output: str, given: str | None) -> Run | None:
     run = Run(output, read_only=True)
     known, begun = (parent_of(run), True) if run.exists() else (None, False)
     if given is not None:
-        given = normalize(given)
+        given = normalize(internal(given))
         check_apart(output, given, "parent")
         if begun and (known is None or not is_one_place(known, given)):
             before = "without a parent" if known is None else f"with the parent {known}"

@@ -34,6 +34,8 @@ def with_places(config: Config) -> Config:
         "output": normalize(config.output),
         "input": config.input.model_copy(update={"path": paths[0] if len(paths) == 1 else paths}),
     }
+    if config.work is not None:
+        update["work"] = normalize(config.work)
     if given is not None:
         update["neighbors"] = config.neighbors.model_copy(update={"precomputed": normalize(given)})
     if config.start.init not in INITS:

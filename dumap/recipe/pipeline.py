@@ -30,9 +30,10 @@ from dumap.recipe.recipes import geometry_of, make_plan, recipe_of
 from dumap.recipe.relatives import inherited_by, register
 from dumap.recipe.stage_names import DONE, RUN_KEYS
 from dumap.recipe.status import status
+from dumap.recipe.work import placed, publish_results, work_for
 from dumap.sources.spooled import SPOOL, Feed
 from dumap.stages import Context, Recipe, Stage, Task
-from dumap.store import Lock, Run
+from dumap.store import Lock, Run, claim
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -51,7 +52,7 @@ def plan(config: Config, parent: str | None = None) -> Plan:
     memory, note, config = config.cluster.memory_limit or 0, Logged().note, with_places(config)
     if parent is None:
         return make_plan(config, geometry_of(config), memory)
-    config, other = resolve_parent(config, parent, note)
+    config, other = resolve_parent(placed(config, work_for(config)), parent, note)
     job = Job(config, geometry_of(config))
     return plan_left(job, stages_left(job, other, note), memory)
 
@@ -103,8 +104,26 @@ def run(
     ------
     DumapError
     """
-    observer = observer or Logged()
-    config = with_places(config)
+    observer, config = observer or Logged(), with_places(config)
+    output, work = config.output, work_for(config)
+    if work is None:
+        return _run(config, client, observer, force, parent, feed)
+    _run(placed(config, work), client, observer, force, parent, feed, output)
+    claim(output, work)
+    publish_results(work, output, observer.note)
+    return status(output)
+
+
+def _run(
+    config: Config,
+    client: Client | None,
+    observer: Observer,
+    force: bool,
+    parent: str | None,
+    feed: Feed | None,
+    published: str | None = None,
+) -> dict:
+    """Make a run where its internal folder lies; `published` is its output, where that is another place."""
     check_places(config, RUN_KEYS)
     begun = Run(config.output, read_only=True).exists()  # to open it for writing would make its folder
     config, other = resolve_parent(config, parent, observer.note)
@@ -131,12 +150,19 @@ def run(
     with open_engine(chosen, config.cluster, client, observer, need) as engine, contextlib.closing(engine):
         engine.require(record, plan_left(job, stages, 0).peak_bytes)
         engine.preflight()
-        _drive(job, other, stages, engine, observer, force, begun)
+        _drive(job, other, stages, engine, observer, force, begun, published)
     return status(config.output)
 
 
 def _drive(
-    job: Job, parent: Run | None, stages: Recipe, engine: Engine, observer: Observer, force: bool, begun: bool
+    job: Job,
+    parent: Run | None,
+    stages: Recipe,
+    engine: Engine,
+    observer: Observer,
+    force: bool,
+    begun: bool,
+    published: str | None,
 ) -> None:
     """Make a run's stages on an engine, as its one driver."""
     output = job.config.output
@@ -153,6 +179,8 @@ def _drive(
                 check_same(job, observer)
                 open_parent(output, None if parent is None else parent.location)
             create(job, engine, parent)
+            if published is not None:
+                claim(published, output)
             check_provenance(job.run, recipe, engine, force)
             if parent is not None:
                 register(parent.location, output, observer.note)

@@ -7,7 +7,8 @@ from typing import Any
 from dumap.recipe.relatives import children_of, parent_of
 from dumap.recipe.stage_names import ALL_STAGES, DONE, STAGES
 from dumap.sources.spooled import is_spooled
-from dumap.store import Run, driver, last_work
+from dumap.store import Run, driver, internal, last_work, work_of
+from dumap.store.disk import normalize
 
 
 def status(location: str) -> dict[str, Any]:
@@ -16,14 +17,15 @@ def status(location: str) -> dict[str, Any]:
     Returns
     -------
     dict
-        'output', 'state', 'parent' and 'children' (where the run lies whose stages this one reads, and those known to
-        read this one's), 'driver' (who is at work, see `dumap.store.driver`, or None), 'parameters', 'input',
-        'versions' and 'stages': a list of dicts with 'name', 'state' (done, partial or pending), 'parts', 'progress'
-        (how many steps of how many are done, as far as it is known), 'seconds', 'projected_bytes', 'peak_bytes',
-        'facts', 'digest' (see `dumap.recipe.digests`), 'from' (the other run that holds it, or None) and, once done,
-        'versions' and 'cpus' that made it.
+        'output', 'work' (where all but the results lies; None where that is in the output), 'state', 'parent' and
+        'children' (where the run lies whose stages this one reads, and those known to read this one's), 'driver' (who
+        is at work, see `dumap.store.driver`, or None), 'parameters', 'input', 'versions' and 'stages': a list of dicts
+        with 'name', 'state' (done, partial or pending), 'parts', 'progress' (how many steps of how many are done, as
+        far as it is known), 'seconds', 'projected_bytes', 'peak_bytes', 'facts', 'digest' (see `dumap.recipe.digests`),
+        'from' (the other run that holds it, or None) and, once done, 'versions' and 'cpus' that made it.
     """
-    store = Run(location, read_only=True)
+    work = work_of(location)
+    store = Run(internal(location), read_only=True)
     attributes = store.attributes
     stages, at = [], last_work(store)
     for name in ALL_STAGES if is_spooled(str(attributes["input"].get("path"))) else STAGES:
@@ -37,7 +39,8 @@ def status(location: str) -> dict[str, Any]:
         stages.append(entry)
     done = all(stage["state"] == "done" for stage in stages)
     return {
-        "output": store.location,
+        "output": normalize(location),
+        "work": work,
         "state": "done" if done else "partial",
         "driver": driver(store),
         "parent": parent_of(store),

@@ -10,7 +10,8 @@ import numpy as np
 
 from dumap.errors import ConfigError, DroppedError, DumapError, StorageError, needs
 from dumap.recipe.status import status
-from dumap.store import DONE, Run
+from dumap.store import DONE, Run, internal
+from dumap.store.disk import normalize
 
 if TYPE_CHECKING:
     import dask.array
@@ -61,9 +62,9 @@ class Result(Mapping[str, Any]):
     @classmethod
     def open(cls, path: str) -> Result:
         """Open a run, which has to be there."""
-        run = Run(path, read_only=True)
+        run = Run(internal(path), read_only=True)
         run.attributes  # noqa: B018  refuses what is no run of this format
-        return cls(run.location)
+        return cls(normalize(path))
 
     # a mapping of the status -------------------------------------------------------------------
 
@@ -97,7 +98,7 @@ class Result(Mapping[str, Any]):
     # the map -----------------------------------------------------------------------------------
 
     def _done(self, stage: str) -> Run:
-        run = Run(self.path, read_only=True)
+        run = Run(internal(self.path), read_only=True)
         if not run.is_committed(DONE, stage):
             raise StorageError(f"{self.path}: stage {stage} is not done yet; 'dumap run' goes on")
         return run

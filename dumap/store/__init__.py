@@ -12,6 +12,7 @@ from dumap.store.manifests import DONE, IDENTITY, INHERITED, INSIDE, LOCKS, MANI
 from dumap.store.objects import bucket_errors, describe_error, probe, probe_key, requests_at_once, set_threads, stamps
 from dumap.store.part import OBJECT_BYTES, Part
 from dumap.store.patterns import is_pattern, matching
+from dumap.store.published import claim, damaged_copies, internal, publish, work_of
 from dumap.store.relative import absolute_location, relative_location
 from dumap.store.run import FORMAT, Run
 from dumap.store.run_keys import RunKeys
@@ -39,22 +40,27 @@ __all__ = [
     "absolute_location",
     "await_end",
     "bucket_errors",
+    "claim",
+    "damaged_copies",
     "decoded_rows",
     "describe_error",
     "driver",
     "find_absent",
     "find_array",
+    "internal",
     "is_pattern",
     "last_work",
     "manifest_key",
     "matching",
     "probe",
     "probe_key",
+    "publish",
     "read_array",
     "relative_location",
     "requests_at_once",
     "require_chunks",
     "set_threads",
     "stamps",
+    "work_of",
     "write_arrays",
 ]

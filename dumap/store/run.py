@@ -105,7 +105,7 @@ class Run(Committed):
             if not metadata.holds(self._found(key), own):
                 self.put(key, metadata.written(own))
         found = self._found("zarr.json")
-        own = {**self._metadata(), metadata.CONSOLIDATED: metadata.consolidate(self._nodes())}
+        own = {**self._metadata(), metadata.CONSOLIDATED: metadata.consolidate(self.nodes())}
         whole = metadata.renewed(found, own)
         if metadata.parse(whole) != found:
             self.put("zarr.json", whole)
@@ -113,7 +113,7 @@ class Run(Committed):
     def _metadata(self) -> metadata.Document:
         return metadata.group_of({metadata.OWN: self.attributes})
 
-    def _nodes(self) -> dict[str, metadata.Document]:
+    def nodes(self) -> dict[str, metadata.Document]:
         """Return the metadata of the arrays and groups of the run, those of people too; dumap's own folder is none."""
         found: dict[str, metadata.Document] = {}
         folders = [name for name in self.folders_below("") if name != INSIDE]

@@ -31,6 +31,7 @@ def test_settings_are_found_by_their_keys():
         "seed",
         "task_memory",
         "keep",
+        "work",
     } == set(SETTINGS)
 
 
@@ -199,6 +200,7 @@ OTHERS = {
     "cluster.timeout": 1.0,
     "cluster.worker_timeout": 1.0,
     "cluster.report": "report.html",
+    "work": "work.zarr",
     "cluster.resources": {"GPU": 1},
     "cluster.allow_workers": ["node1"],
     "cluster.priority": 5,

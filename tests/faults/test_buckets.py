@@ -117,6 +117,23 @@ def test_a_run_over_a_bad_network_is_that_in_a_folder(done, expected):
     assert bytes_of(OUTPUT) == expected
 
 
+def test_results_lie_in_a_bucket_and_all_else_on_a_disk(proxy, expected, fresh):
+    work, output = fresh("work"), "s3://data/results.zarr"
+    found = run(config_of(output, work=work, **{"cluster.engine": "local"}))
+    assert (found["output"], found["work"], found["state"]) == (output, work, "done")
+    store = Run(output, read_only=True)
+    keys = set(store.keys())
+    assert {key for key in keys if not key.startswith(("embedding/", "status/"))} == {
+        "zarr.json",
+        "_dumap/zarr.json",
+        "_dumap/work.json",
+    }
+    for name in ("embedding", "status"):
+        assert zarr.open_group(store.store, mode="r")[name][:].tobytes() == expected[name]
+    assert verify(output, print, mend=True) == []
+    assert run(config_of(output, **{"cluster.engine": "local"}))["work"] == work
+
+
 @pytest.mark.slow
 def test_given_neighbors_may_lie_in_a_bucket(near, embed, digits, fresh):
     indices = (np.arange(300)[:, None] + np.arange(1, 16)) % 300

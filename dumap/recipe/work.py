@@ -1,0 +1,64 @@
+"""Runs whose internal folder lies in a work place: begun there, published to their output, and found again from it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from dumap.config import Config, format_bytes
+from dumap.errors import RunMismatchError
+from dumap.recipe.locations import check_apart, check_places, is_one_place, sources
+from dumap.recipe.stage_names import RUN_KEYS
+from dumap.store import Run, damaged_copies, internal, publish, work_of
+from dumap.store.objects import Objects
+
+
+def work_for(config: Config) -> str | None:
+    """Return the work place of a run that begins, or goes on; None where its internal folder lies in the output.
+
+    Raises
+    ------
+    RunMismatchError
+        The run was begun in another place.
+    StorageError
+        The place or the output cannot be used, or what was begun there is gone.
+    """
+    output, given = config.output, config.work
+    known = work_of(output)
+    if known is None and given is None:
+        return None
+    if known is None:
+        check_places(config.model_copy(update={"work": None}), RUN_KEYS)
+        if Run(output, read_only=True).exists():
+            raise RunMismatchError(
+                f"{output} was begun with its internal folder inside, not in {given}: leave work out, or name another "
+                f"output"
+            )
+    elif given is not None and not is_one_place(known, given):
+        raise RunMismatchError(
+            f"{output} keeps its internal folder in {known}, not in {given}: leave work out, or name another output"
+        )
+    work = given if known is None else internal(output)
+    assert work is not None
+    check_apart(output, work, "work place")
+    for source in sources(config):
+        check_apart(output, source)
+    return work
+
+
+def placed(config: Config, work: str | None) -> Config:
+    """Return the configuration of the run as it is made: in its work place, where it has one."""
+    return config if work is None else config.model_copy(update={"output": work, "work": None})
+
+
+def publish_results(work: str, output: str, note: Callable[[str], None]) -> None:
+    """Copy a finished run's results to its output, and say so."""
+    if copied := publish(work, output, RUN_KEYS):
+        note(f"{output}: {format_bytes(copied)} of results were written; all else is in {work}")
+
+
+def drop_damaged_copies(work: str, output: str, mend: bool) -> list[tuple[str, str, str]]:
+    """List the results in an output that are not as the run made them; with `mend`, remove them, to be copied again."""
+    damaged = list(damaged_copies(work, output))
+    if mend:
+        Objects(output).delete_all([key for key in damaged if not key.endswith("zarr.json")])
+    return [("", "", f"{output}/{key}") for key in damaged]

@@ -1,0 +1,133 @@
+"""The results of a run whose internal folder lies elsewhere, in its work place: copies of the final arrays.
+
+RUN.zarr/
+  zarr.json, embedding, status    as in a run
+  _dumap/work.json                where the run is that they are of
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from dumap.errors import RunMismatchError, StorageError
+from dumap.store import metadata
+from dumap.store.manifests import IDENTITY, INSIDE
+from dumap.store.objects import Objects, seal, unseal
+from dumap.store.part import METADATA
+from dumap.store.relative import absolute_location, relative_location
+from dumap.store.run import Run
+from dumap.store.run_keys import FINALS, RunKeys
+
+POINTER = f"{INSIDE}/work.json"
+"""The object in the output that says where its work place is."""
+MOST_POINTER_BYTES = 1 << 16
+
+
+def work_of(output: str) -> str | None:
+    """Return the work place that an output names; None where its internal folder lies inside, or nothing is there.
+
+    Raises
+    ------
+    StorageError
+        What names it is damaged.
+    """
+    objects = Objects(output, read_only=True)
+    data = objects.get(POINTER, MOST_POINTER_BYTES)
+    if data is None:
+        return None
+    way = (unseal(data) or {}).get("work")
+    if not isinstance(way, str):
+        raise StorageError(
+            f"{objects.location}, {POINTER}: damaged, so that it is not known where the rest of the run lies: name "
+            f"that place instead of this one, or compute the run into another output"
+        )
+    return absolute_location(way, objects.location)
+
+
+def internal(location: str) -> str:
+    """Return where a run's own objects lie: where it lies itself, or in the work place that it names.
+
+    Raises
+    ------
+    StorageError
+        There is no run in that place.
+    """
+    work = work_of(location)
+    if work is None:
+        return location
+    if not Run(work, read_only=True).exists():
+        done = Objects(location, read_only=True).size("zarr.json") >= 0
+        rest = "its arrays embedding and status are whole" if done else "its map is not made yet"
+        raise StorageError(
+            f"{location} keeps its internal folder in {work} (the setting work), and there is no run: make that place "
+            f"reachable, or put it back; {rest}. To compute it anew, name another output"
+        )
+    return work
+
+
+def claim(output: str, work: str) -> None:
+    """Have an output name its work place.
+
+    Raises
+    ------
+    RunMismatchError
+        It names another.
+    """
+    objects = Objects(output)
+    document = seal({"work": relative_location(work, objects.location)})
+    if not objects.put_new(POINTER, document):
+        raise RunMismatchError(
+            f"{output} keeps its internal folder in {work_of(output)}, not in {work}: leave work out, or name another "
+            f"output"
+        )
+    objects.put(f"{INSIDE}/zarr.json", metadata.written(metadata.closed_of(INSIDE)))
+
+
+def publish(work: str, output: str, run_keys: RunKeys) -> int:
+    """Copy the results of a finished run to its output, but for what is there; return the bytes that were copied."""
+    source, target, copied = Run(work, read_only=True), Run(output), 0
+    for name in FINALS:
+        keys = [key for key in source.keys(name) if run_keys.is_lasting(key)]
+        for key in sorted(keys, key=lambda key: key.endswith("zarr.json")):  # an array is there once its chunks are
+            if key.endswith("zarr.json"):
+                copied += _renew(target, key, _array(source, key))
+            elif target.size(key) != source.size(key):
+                target.put(key, source.get(key) or b"")
+                copied += source.size(key)
+    own = {**_group(source), metadata.CONSOLIDATED: metadata.consolidate(target.nodes())}
+    return copied + _renew(target, "zarr.json", own)
+
+
+def damaged_copies(work: str, output: str) -> Iterator[str]:
+    """Yield the keys of results in an output that are not as the run made them; none before they were copied."""
+    source, target = Run(work, read_only=True), Objects(output, read_only=True)
+    if target.size("zarr.json") < 0:
+        return
+    for part in source.committed("embedding"):
+        for key, (size, known) in source.manifest("embedding", part)["objects"].items():
+            if key.startswith(tuple(f"{name}/" for name in FINALS)) and target.digest(key, size) != known:
+                yield key
+    written = {f"{name}/zarr.json": _array(source, f"{name}/zarr.json") for name in FINALS}
+    for key, own in {**written, "zarr.json": _group(source)}.items():
+        if not metadata.holds(metadata.parse(target.get(key)), own):
+            yield key
+
+
+def _group(source: Run) -> metadata.Document:
+    return metadata.group_of({metadata.OWN: source.attributes})
+
+
+def _array(source: Run, key: str) -> metadata.Document:
+    """Return the metadata of a final array as dumap wrote it."""
+    document: metadata.Document = source.summary(IDENTITY, "results")[METADATA][key]
+    return document
+
+
+def _renew(target: Objects, key: str, own: metadata.Document) -> int:
+    """Write metadata where it does not say all that it must; what others added is kept."""
+    found = metadata.parse(target.get(key))
+    whole = metadata.renewed(found, own)
+    if metadata.parse(whole) == found:
+        return 0
+    target.put(key, whole)
+    return len(whole)

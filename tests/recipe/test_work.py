@@ -1,0 +1,274 @@
+"""Runs whose internal folder lies elsewhere: what is where, and that every command finds it again."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zarr
+from helpers import AsBegins, unmark
+
+import dumap
+from dumap.engine.cluster import Executor
+from dumap.errors import RunMismatchError, StorageError
+from dumap.recipe.damage import clean, verify
+from dumap.recipe.observers import Silent
+from dumap.recipe.pipeline import run
+from dumap.recipe.status import status
+from dumap.show.export import export
+from dumap.store import claim
+
+LOCAL = {"cluster.engine": "local"}
+
+
+def silent(message: str) -> None:
+    return None
+
+
+@pytest.fixture(scope="module")
+def data(few, save):
+    return save(few)
+
+
+@pytest.fixture(scope="module")
+def alone(embed, data):
+    """Return a run in one place."""
+    return embed(data)
+
+
+@pytest.fixture
+def begun(configure, data, fresh):
+    """Return the configuration of a run with a work place, and that place."""
+
+    def make(**settings):
+        work = fresh("work")
+        return configure(data, {**LOCAL, "work": work, **settings}), work
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def apart(configure, data, fresh):
+    """Return the status of a finished run with a work place."""
+    return run(configure(data, {**LOCAL, "work": fresh("work")}), observer=Silent())
+
+
+def files(folder: str) -> set[str]:
+    root = Path(folder)
+    return {path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()}
+
+
+# what is where -----------------------------------------------------------------------------------
+
+
+def test_the_output_holds_the_results_alone(apart, alone):
+    held = files(apart["output"])
+    inside = {"_dumap/work.json", "_dumap/zarr.json"}
+    assert {name for name in held if name.startswith("_dumap/")} == inside
+    assert held - inside == {name for name in files(alone.output) if not name.startswith("_dumap/")}
+    for name in [name for name in held if "/c/" in name]:
+        assert Path(apart["output"], name).read_bytes() == Path(alone.output, name).read_bytes()
+    assert any(name.startswith("_dumap/parts/") for name in files(apart["work"]))
+
+
+def test_the_output_is_read_without_a_warning(apart, alone):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for consolidated in (True, False):
+            group = zarr.open_group(apart["output"], mode="r", use_consolidated=consolidated)
+            np.testing.assert_array_equal(group["embedding"][:], alone.y)
+            assert group["status"][:].tolist() == alone.flags.tolist()
+            assert {name for name, _ in group.arrays()} >= {"embedding", "status"}
+        assert group.attrs["dumap"]["kind"] == "dumap run"
+
+
+def test_the_answer_does_not_depend_on_the_place(apart, alone):
+    before, after = alone.status, status(apart["output"])
+    assert after["parameters"] == before["parameters"]
+    assert [s["digest"] for s in after["stages"]] == [s["digest"] for s in before["stages"]]
+
+
+@pytest.mark.slow
+def test_workers_are_asked_whether_they_see_the_work_place(begun, client, monkeypatch):
+    """Only the driver writes to the output."""
+    seen, check = [], Executor.check_sight
+    monkeypatch.setattr(Executor, "check_sight", lambda self, place: seen.append(place) or check(self, place))
+    config, work = begun(**{"cluster.engine": "dask"})
+    assert run(config, client, Silent())["work"] == work
+    assert seen == [work]
+
+
+# found again -------------------------------------------------------------------------------------
+
+
+def test_every_command_finds_the_work_place(apart, alone, fresh):
+    found, output = status(apart["output"]), apart["output"]
+    assert (found["output"], found["work"], found["state"]) == (output, apart["work"], "done")
+    assert verify(output, silent) == []
+    assert clean(output, silent) == ([], [])
+    out = fresh("knn.npz")
+    export(output, "neighbors", out)
+    with np.load(out) as mine, np.load(alone.export("neighbors", ".npz")) as theirs:
+        np.testing.assert_array_equal(mine["indices"], theirs["indices"])
+    result = dumap.open_run(output)
+    assert (result.path, result["work"]) == (output, apart["work"])
+    np.testing.assert_array_equal(result.embedding[:], alone.y)
+
+
+def test_the_command_tells_of_the_work_place(cli, apart):
+    assert f"all but the results is in {apart['work']}\n" in cli("status", apart["output"]).out
+
+
+def test_a_stopped_run_goes_on_without_being_told(begun, alone):
+    config, work = begun()
+
+    def stop() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(config, observer=AsBegins("graph", stop))
+    assert status(config.output)["state"] == "partial"
+    assert files(config.output) == {"_dumap/work.json", "_dumap/zarr.json"}
+    again = run(config.model_copy(update={"work": None}), observer=Silent())
+    assert (again["state"], again["work"]) == ("done", work)
+    np.testing.assert_array_equal(zarr.open_array(config.output, path="embedding", mode="r")[:], alone.y)
+
+
+def test_a_finished_run_is_left_as_it_is(cli, apart, data, contents):
+    before = contents(apart["output"]), contents(apart["work"])
+    words = ["--set", "layout.n_epochs=20", "--set", "audit.queries=0", "--set", "quality.queries=0"]
+    found = cli("run", "--input", data, "--output", apart["output"], "--set", "keep=all", *words)
+    assert (found.code, found.out.startswith("finished before, nothing to do")) == (0, True), found.err
+    assert (contents(apart["output"]), contents(apart["work"])) == before
+
+
+def test_it_is_a_parent(apart, configure, data):
+    child = run(configure(data, {**LOCAL, "layout.min_dist": 0.5}), observer=Silent(), parent=apart["output"])
+    assert child["parent"] == apart["work"]
+    assert {stage["name"] for stage in child["stages"] if stage["from"] == apart["work"]} >= {"neighbors", "graph"}
+    assert verify(child["output"], silent) == []
+
+
+def test_it_is_a_child(begun, alone):
+    config, work = begun(**{"layout.min_dist": 0.5})
+    found = run(config, observer=Silent(), parent=alone.output)
+    assert (found["parent"], found["work"]) == (alone.output, work)
+    assert next(stage for stage in found["stages"] if stage["name"] == "graph")["from"] == alone.output
+
+
+def test_both_may_be_moved_together(begun, fresh):
+    config, _ = begun()
+    folder = Path(fresh("together"))
+    folder.mkdir()
+    moved = {name: str(folder / name) for name in ("run.zarr", "work")}
+    config = config.model_copy(update={"output": str(folder / "run.zarr"), "work": str(folder / "work")})
+    run(config, observer=Silent())
+    elsewhere = fresh("elsewhere")
+    shutil.move(folder, elsewhere)
+    assert not Path(moved["work"]).exists()
+    assert status(f"{elsewhere}/run.zarr")["work"] == f"{elsewhere}/work"
+
+
+# what goes wrong ---------------------------------------------------------------------------------
+
+
+def test_a_work_place_that_is_gone_is_told(begun, fresh):
+    config, work = begun()
+    run(config, observer=Silent())
+    shutil.move(work, fresh("hidden"))
+    for ask in (status, verify, lambda output: clean(output, silent), lambda output: dumap.open_run(output)):
+        with pytest.raises(StorageError, match=r"internal folder in .*work.* put it back; its arrays .* whole"):
+            ask(config.output)
+    with pytest.raises(StorageError, match="name another output"):
+        run(config, observer=Silent())
+
+
+def test_damaged_results_are_found_and_copied_again(begun, alone):
+    config, _ = begun()
+    run(config, observer=Silent())
+    chunk, metadata = Path(config.output, "embedding/c/0/0"), Path(config.output, "status/zarr.json")
+    chunk.write_bytes(bytes(chunk.stat().st_size))
+    metadata.write_text("{}")
+    keys = {f"{config.output}/embedding/c/0/0", f"{config.output}/status/zarr.json"}
+    assert {key for *_, key in verify(config.output, silent)} == keys
+    assert {key for *_, key in verify(config.output, silent, mend=True)} == keys
+    run(config, observer=Silent())
+    assert verify(config.output, silent) == []
+    np.testing.assert_array_equal(zarr.open_array(config.output, path="embedding", mode="r")[:], alone.y)
+
+
+def test_damage_in_the_work_place_is_made_good(begun):
+    config, work = begun()
+    run(config, observer=Silent())
+    part = next(path for path in Path(work, "_dumap/parts/graph").iterdir() if path.name.startswith("united"))
+    part.write_bytes(b"x")
+    assert verify(config.output, silent, mend=True) != []
+    run(config, observer=Silent())
+    assert verify(config.output, silent) == []
+
+
+def test_what_people_add_to_the_output_stays(begun):
+    config, work = begun()
+    run(config, observer=Silent())
+    group = zarr.open_group(config.output, mode="a")
+    group.attrs["mine"] = "kept"
+    group.create_array("labels", data=np.arange(3))
+    Path(config.output, "notes.txt").write_text("kept")
+    unmark(work, ["embedding", "quality"])
+    run(config, observer=Silent())
+    group = zarr.open_group(config.output, mode="r")
+    assert group.attrs["mine"] == "kept"
+    assert group["labels"][:].tolist() == [0, 1, 2]
+    assert Path(config.output, "notes.txt").read_text() == "kept"
+
+
+def test_another_place_is_refused(begun, alone, fresh):
+    config, _ = begun()
+    run(config, observer=Silent())
+    other = config.model_copy(update={"work": fresh("other")})
+    with pytest.raises(RunMismatchError, match=r"keeps its internal folder in .*work, not in .*other"):
+        run(other, observer=Silent())
+    inside = config.model_copy(update={"output": alone.output})
+    with pytest.raises(RunMismatchError, match="was begun with its internal folder inside"):
+        run(inside, observer=Silent())
+
+
+def test_another_driver_that_has_begun_meanwhile_is_told(begun, monkeypatch, fresh):
+    config, _ = begun()
+    monkeypatch.setattr("dumap.recipe.pipeline.work_for", lambda config: config.work)
+    other = fresh("other")
+    claim(config.output, other)
+    with pytest.raises(RunMismatchError, match=rf"keeps its internal folder in {other}, not in .*work"):
+        run(config, observer=Silent())
+
+
+@pytest.mark.parametrize("place", ["output", "inside", "input"])
+def test_places_that_lie_in_one_another_are_refused(begun, data, place):
+    config, _ = begun()
+    work = {"output": config.output, "inside": f"{config.output}/work", "input": f"{data}/work"}[place]
+    with pytest.raises(StorageError, match="is, holds or lies in"):
+        run(config.model_copy(update={"work": work}), observer=Silent())
+    assert not Path(config.output).exists()
+
+
+@pytest.mark.parametrize("place", ["output", "work"])
+def test_places_that_hold_something_else_are_refused(begun, place):
+    config, _ = begun()
+    folder = Path(getattr(config, place))
+    folder.mkdir()
+    (folder / "thesis.txt").write_text("years of work")
+    with pytest.raises(StorageError, match="exists and is not a dumap run"):
+        run(config, observer=Silent())
+    assert os.listdir(folder) == ["thesis.txt"]
+
+
+def test_a_pointer_that_is_damaged_is_told(begun):
+    config, _ = begun()
+    run(config, observer=Silent())
+    Path(config.output, "_dumap/work.json").write_text("{}")
+    with pytest.raises(StorageError, match="damaged, so that it is not known"):
+        status(config.output)
