@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dumap.config import Config, read_config
 from dumap.errors import ConfigError
-from dumap.sources.objects import read_data
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -47,14 +46,18 @@ class Cleaned(NamedTuple):
 def _configure(
     data: Any, output: Path | None, config: Settings | None, settings: dict[str, Any]
 ) -> tuple[Config, Feed | None]:
+    """Return the configuration, and the rows of data that have no place of their own."""
+    from dumap.recipe.data import input_settings, take
+
     if isinstance(data, Config | dict):
         if config is not None:
             raise ConfigError("the configuration is given twice, as data and as config: give the data, or leave it out")
         data, config = None, data
     if output is not None:
         settings["output"] = output
-    given, feed = (None, None) if data is None else read_data(data)
-    return read_config(config, settings, given), feed
+    if data is None:
+        return read_config(config, settings), None
+    return take(data, read_config(config, settings, input_settings(data)))
 
 
 def _location(run: Path) -> str:
@@ -77,9 +80,13 @@ def run(
 
     Parameters
     ----------
-    data : path, URL or array, optional
-        A Zarr array, or a group that holds one; or a NumPy array, whose rows are copied into the run. Not needed where
-        `config` names the input. A `Config` or a dict in its place is taken for `config`.
+    data : optional
+        What to embed, one row a vector. Read where it lies: the path or URL of a Zarr array, or of a group that holds
+        one, a list of them or a pattern such as 'DATA-*.zarr', whose rows follow one another, or a `zarr.Array`.
+        Copied into the run once, until no stage reads it any more: a NumPy array or what makes one of itself, a pandas
+        or Dask data frame of numbers, a Dask array, an `xarray.DataArray`. Later calls need the same again: NumPy's
+        are compared by what they hold, Dask's by their name. Not needed where `config` names the input. A `Config` or
+        a dict in its place is taken for `config`.
     output : path or URL, optional
         Where the run is stored; not needed where `config` names it.
     config : Config, mapping or path, optional
@@ -115,10 +122,12 @@ def run(
     ('done', (300, 2))
     """
     from dumap.recipe import pipeline
+    from dumap.recipe.data import client_of
     from dumap.recipe.observers import Callbacks, Logged
     from dumap.show.result import Result
 
     settled, feed = _configure(data, output, config, settings)
+    client = client or client_of(data, settled)
     above = None if parent is None else _location(parent)
     with Callbacks(Logged() if on_progress is None else on_progress) as observer:
         found = pipeline.run(settled, client=client, observer=observer, force=force, parent=above, feed=feed)

@@ -29,7 +29,9 @@ from dumap.engine.step import ATTEMPTS as ATTEMPTS
 from dumap.engine.step import POLL_SECONDS as POLL_SECONDS
 from dumap.engine.step import Step, Work
 from dumap.errors import ClusterError
-from dumap.stages import rounds
+from dumap.sources.arrays import ArrayRows
+from dumap.sources.spooled import SPOOL
+from dumap.stages import rounds, spool
 from dumap.store import IDENTITY, Run, manifest_key, probe_key
 from dumap.store.objects import digest
 
@@ -271,12 +273,36 @@ class Executor:
         options: dict[str, Any],
         advanced: Callable[[float, float], None],
     ) -> None:
-        """Run `task(job, part, **options)` for every part in this process, which has the object that is embedded."""
+        """Write every part where its rows are: in this process, or, of a Dask collection, on the workers."""
+        if not isinstance(job.feed, ArrayRows):
+            self._collect(task, job, parts, advanced)
+            return
         here = LocalEngine(min(SPOOLING_THREADS, cpu_count()), 0)
         try:
             here.spool(task, job, parts, options, advanced)
         finally:
             self.peak_bytes, self.held_bytes = here.peak_bytes, here.held_bytes
+
+    def _collect(
+        self, task: Callable[..., None], job: Job, parts: Sequence[str], advanced: Callable[[float, float], None]
+    ) -> None:
+        """Compute a Dask collection on the workers, part by part."""
+        from dumap.engine.collections import DaskRows, compute_on
+
+        assert isinstance(job.feed, DaskRows)
+        topic = _topic(job.config.output)
+        self.link.listen(topic, self._messages.append)
+        self._question()
+        orders = worker.Orders(self._requirements, topic, SPOOL, 0, ticks=False)
+        spans = {part: spool.span_of(job, part) for part in parts}
+        try:
+            compute_on(
+                self.link, self._members, lambda part: (worker.fill, orders, task, job, part), job.feed, spans, advanced
+            )
+        finally:
+            for said in self._messages:
+                self.peak_bytes = max(self.peak_bytes, said.get("peak_bytes", 0))
+                self.held_bytes = max(self.held_bytes, said.get("held_bytes", 0))
 
     def free_caches(self) -> None:
         """Free what tasks kept on workers for the next ones."""

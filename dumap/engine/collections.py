@@ -1,15 +1,274 @@
-"""Dask's collections, as they come in and go out."""
+"""Dask's collections: those that results come as, and those that are embedded, whose rows come into the run.
+
+A part of the run is made of slices of those chunks that hold its rows, by one task. The graph of all parts that are
+missing is computed at once, so that what its chunks have in common is computed once; no chunk is moved for any other
+reason. Only imported where a collection is given, or asked for.
+"""
 
 from __future__ import annotations
 
+import uuid
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
-from dask import array as da
+import dask
+import dask.array
+import numpy as np
+from dask.callbacks import Callback
+from distributed.protocol.pickle import dumps
+
+from dumap.artifacts.job import Job
+from dumap.engine.checks import UnfitWorker
+from dumap.engine.link import Killed, Link, Lost, carrier
+from dumap.engine.members import Members
+from dumap.engine.process import run_task
+from dumap.errors import ClusterError, DumapError, InputError, StorageError, TaskError
+from dumap.sources.spooled import PART_BYTES, Feed, check_rows
 
 if TYPE_CHECKING:
     import zarr
+    from distributed import Client
+
+POLL_SECONDS = 0.5
+"""The longest that is waited for news."""
+ROUNDS = 4
+"""How often parts are sent that were lost, or met a worker that must not take part."""
+Grid = list[list[Any]]
+"""Blocks: those of some rows, one after another, each in a list of those of some columns."""
 
 
 def to_dask(array: zarr.Array) -> Any:
     """Return a Dask array that reads a Zarr array, chunk by chunk, wherever it is computed."""
-    return da.from_zarr(array)
+    return dask.array.from_zarr(array)
+
+
+def is_collection(data: Any) -> bool:
+    """Return whether data is one of Dask's arrays or data frames."""
+    return dask.is_dask_collection(data) and (
+        isinstance(data, dask.array.Array) or hasattr(type(data), "to_dask_array")
+    )
+
+
+class DaskRows:
+    """Rows of a Dask array, or of a Dask data frame of numbers.
+
+    Parameters
+    ----------
+    data : dask collection
+        Of a data frame the lengths of its partitions are computed.
+
+    Attributes
+    ----------
+    kind, rows, dims, dtype, token
+        As of `Feed`. The token is made of the array's name, which Dask gives to the same array alone.
+
+    Raises
+    ------
+    InputError
+        It holds no rows of numbers, or does not know how many its chunks have.
+    """
+
+    def __init__(self, data: Any) -> None:
+        self.kind = f"dask.{type(data).__name__}"
+        array = data if isinstance(data, dask.array.Array) else _of_frame(data, self.kind)
+        if any(np.isnan(length) for lengths in array.chunks for length in lengths):
+            raise InputError(
+                f"the {self.kind} does not know how many rows its chunks have: call compute_chunk_sizes() on it first "
+                f"(x = x.compute_chunk_sizes())"
+            )
+        check_rows(self.kind, array.shape, array.dtype)
+        if "sparse" in type(array._meta).__module__:
+            raise InputError(f"the {self.kind} has sparse blocks; dumap reads dense ones: x.map_blocks(to dense) first")
+        self.array, self.dtype = array, array.dtype.newbyteorder("=")
+        self.rows, self.dims = (int(length) for length in array.shape)
+
+    @property
+    def token(self) -> str:
+        """A hash of the array's name."""
+        return str(dask.base.tokenize(self.array.name, self.array.shape, self.dtype.str))
+
+    @property
+    def task_bytes(self) -> int:
+        """What a task takes: the largest chunks of one part's rows, and the part twice."""
+        return int(max(self.array.chunks[0])) * self.dims * int(self.dtype.itemsize) + 2 * PART_BYTES
+
+    def grids(self, spans: Mapping[str, tuple[int, int]]) -> Iterator[tuple[str, Grid]]:
+        """Yield, for each part's rows [start, stop), the slices of chunks that hold them, not computed."""
+        blocks = self.array.to_delayed()
+        offsets = np.array([0, *accumulate(self.array.chunks[0])])
+        for part, (start, stop) in spans.items():
+            first, last = np.searchsorted(offsets, [start, stop - 1], side="right") - 1
+            grid = []
+            for number in range(int(first), int(last) + 1):
+                low, high = max(0, start - offsets[number]), min(stop, offsets[number + 1]) - offsets[number]
+                whole = (low, high) == (0, offsets[number + 1] - offsets[number])
+                if high > low:
+                    grid.append([block if whole else block[int(low) : int(high)] for block in blocks[number]])
+            yield part, grid
+
+
+def _of_frame(data: Any, kind: str) -> dask.array.Array:
+    """Return a data frame's array; only plain numbers can be one."""
+    if not hasattr(data, "columns"):
+        raise InputError(f"the {kind} has one column; give a data frame of some")
+    odd = [str(name) for name, dtype in data.dtypes.items() if getattr(dtype, "kind", "O") not in "fiub"]
+    if odd:
+        raise InputError(f"columns of the {kind} that hold no numbers: {', '.join(odd[:5])}; leave them out")
+    return data.to_dask_array(lengths=True)
+
+
+def default_client() -> Client | None:
+    """Return the client that Dask would compute a collection with, if there is one."""
+    import distributed
+
+    try:
+        found: Client = distributed.default_client()
+    except ValueError:
+        return None
+    return found
+
+
+def assemble(grid: Grid, dtype: np.dtype) -> np.ndarray:
+    """Put blocks together, (rows, dims), C order."""
+    if len(grid) == 1 and len(grid[0]) == 1:
+        return np.ascontiguousarray(np.asarray(grid[0][0]), dtype)
+    columns = sum(np.shape(block)[1] for block in grid[0])
+    out, row = np.empty((sum(len(blocks[0]) for blocks in grid), columns), dtype), 0
+    for blocks in grid:
+        column = 0
+        for block in blocks:
+            out[row : row + len(block), column : column + np.shape(block)[1]] = block
+            column += np.shape(block)[1]
+        row += len(blocks[0])
+    return out
+
+
+def failed(error: BaseException, feed: Feed) -> BaseException:
+    """Return an error of a collection's own tasks as one that says so."""
+    if isinstance(error, DumapError) or not isinstance(error, Exception):
+        return error
+    if isinstance(error, OSError):
+        named: DumapError = StorageError(f"the {feed.kind} cannot be computed: {error}")
+    else:
+        named = InputError(f"the {feed.kind} cannot be computed ({type(error).__name__}: {error})")
+    named.__cause__ = error
+    return named
+
+
+# computing them ----------------------------------------------------------------------------------
+
+
+def _tasks(feed: DaskRows, spans: Mapping[str, tuple[int, int]], call: Callable[[str], Any]) -> dict[str, Any]:
+    """Return a delayed task for each part: what `call` returns of it is called with its blocks."""
+    group = f"dumap-spool-{uuid.uuid4().hex[:8]}"
+    return {
+        part: dask.delayed(call(part), pure=False, traverse=False)(grid, dask_key_name=f"{group}-{part}")
+        for part, grid in feed.grids(spans)
+    }
+
+
+def compute_here(
+    task: Callable[..., None],
+    job: Job,
+    spans: Mapping[str, tuple[int, int]],
+    threads: int,
+    advanced: Callable[[float, float], None],
+) -> dict[str, int]:
+    """Compute parts in threads of this process; return the most bytes that it held, and those before."""
+    feed = job.feed
+    assert isinstance(feed, DaskRows)
+    took: list[dict[str, Any]] = []
+
+    def write(part: str, grid: Grid) -> None:
+        took.append(run_task(task, job, part, {"rows": assemble(grid, feed.dtype)}, job.tick))
+
+    tasks = _tasks(feed, spans, lambda part: partial(write, part))
+    keys, done = {one.key for one in tasks.values()}, 0
+
+    def count(key: Any, *rest: Any) -> None:
+        nonlocal done
+        if key in keys:
+            done += 1
+            advanced(done, len(keys))
+
+    try:
+        with Callback(posttask=count):
+            dask.compute(*tasks.values(), scheduler="threads", num_workers=threads)
+    except Exception as error:
+        raise failed(error, feed) from error
+    return {what: max(one[what] for one in took) for what in ("peak_bytes", "held_bytes")}
+
+
+def compute_on(
+    link: Link,
+    members: Members,
+    call: Callable[[str], tuple],
+    feed: DaskRows,
+    spans: Mapping[str, tuple[int, int]],
+    advanced: Callable[[float, float], None],
+) -> None:
+    """Compute parts on a cluster.
+
+    Parameters
+    ----------
+    link, members
+    call : callable
+        `call(part)` returns a function and its first arguments; the last is the part's grid of blocks.
+    feed : DaskRows
+    spans : mapping
+        The rows [start, stop) of each part.
+    advanced : callable
+        Told of how many of how many are done.
+
+    Raises
+    ------
+    DumapError
+    """
+    left, count = dict(spans), len(spans)
+    members.attend()
+    for _ in range(ROUNDS):
+        tasks = _tasks(feed, left, lambda part: partial(carrier(), dumps(call(part))))
+        left = {part: left[part] for part in _compute_once(link, members, tasks, feed, count, advanced)}
+        if not left:
+            return
+    raise ClusterError(f"{link.name}: {len(left)} parts of the {feed.kind} were lost {ROUNDS} times; look at its logs")
+
+
+def _compute_once(
+    link: Link,
+    members: Members,
+    tasks: Mapping[str, Any],
+    feed: DaskRows,
+    count: int,
+    advanced: Callable[[float, float], None],
+) -> list[str]:
+    """Compute tasks; list those that were lost by nobody's fault, or met a worker that must not take part."""
+    parts, again = list(tasks), []
+    with warnings.catch_warnings():  # what the graph holds is its owner's
+        warnings.filterwarnings("ignore", message="Sending large graph", category=UserWarning)
+        futures = link.compute([tasks[part] for part in parts], members.allowed)
+    pending = dict(zip(futures, parts, strict=True))
+    try:
+        while pending:
+            members.refresh(lambda: f"spool of {len(pending)} parts")
+            for future in link.done(POLL_SECONDS):
+                part, error = pending.pop(future), link.outcome(future)
+                if isinstance(error, UnfitWorker):
+                    members.leave_out(error.address, error.reasons)
+                if isinstance(error, UnfitWorker | Lost):
+                    again.append(part)
+                elif isinstance(error, Killed):
+                    raise TaskError(
+                        f"spool {part}: {error.workers} workers died of it or of what the {feed.kind} computes for it; "
+                        f"give it smaller chunks, or workers more memory"
+                    )
+                elif error is not None:
+                    raise failed(error, feed) from error
+                else:
+                    advanced(count - len(pending) - len(again), count)
+    finally:
+        link.cancel(list(pending))
+    return again

@@ -33,17 +33,17 @@ class Killed(Exception):
         self.workers = workers
 
 
-def _carrier() -> Callable[[bytes], Any]:
+def carrier() -> Callable[..., Any]:
     """Make a function that calls what is packed, and travels with its code: naming nothing of dumap.
 
     A worker without dumap that is sent a task which names it cannot read the message, and ends; this one fails.
     """
 
-    def call(packed: bytes) -> Any:
+    def call(packed: bytes, *more: Any) -> Any:
         import pickle
 
         function, *arguments = pickle.loads(packed)
-        return function(*arguments)
+        return function(*arguments, *more)
 
     return call
 
@@ -126,7 +126,7 @@ class Link:
         try:
             with dask.annotate(span=self._spans[stage]):
                 return self.client.submit(
-                    _carrier(),
+                    carrier(),
                     dumps(call),
                     key=key,
                     pure=False,
@@ -151,6 +151,22 @@ class Link:
         assert self._completed is not None
         self._completed.add(future)
         return future
+
+    def compute(self, tasks: Sequence[Any], workers: Iterable[str] | None) -> list[Future]:
+        """Send delayed tasks with all that they depend on, as a step of their own."""
+        self.begin()
+        assert self._completed is not None
+        among = None if workers is None else sorted(workers)
+        with span("dumap", "spool"):
+            futures: list[Future] = self.client.compute(
+                tasks,
+                workers=among,
+                allow_other_workers=False,
+                resources=dict(self.sharing.resources) or None,
+                priority=self.sharing.priority,
+            )
+        self._completed.update(futures)
+        return futures
 
     def done(self, seconds: float) -> list[Future]:
         """Return the tasks that are done since this was asked last; wait until there is one, but not for long."""

@@ -13,7 +13,8 @@ from typing import Any
 from dumap.artifacts.job import Job
 from dumap.engine import process
 from dumap.errors import DumapError, StorageError, TaskError
-from dumap.stages import rounds
+from dumap.sources.arrays import ArrayRows
+from dumap.stages import rounds, spool
 from dumap.store import Run
 
 TICK_SECONDS = 0.2
@@ -111,7 +112,23 @@ class LocalEngine:
             self.held_bytes = max(self.held_bytes, step.held_bytes)
         step.wait(threads)
 
-    spool = map  # the object is in this process
+    def spool(
+        self,
+        task: Callable[..., None],
+        job: Job,
+        parts: Sequence[str],
+        options: dict[str, Any],
+        advanced: Callable[[float, float], None],
+    ) -> None:
+        """Run `task(job, part, **options)` for every part: this process has the object that is embedded."""
+        if isinstance(job.feed, ArrayRows):
+            self.map(task, job, parts, options, advanced)
+            return
+        from dumap.engine.collections import compute_here
+
+        spans = {part: spool.span_of(job, part) for part in parts}
+        took = compute_here(task, job, spans, self.threads, advanced)
+        self.peak_bytes, self.held_bytes = took["peak_bytes"], took["held_bytes"]
 
     def free_caches(self) -> None:
         """Free what tasks kept for the next."""

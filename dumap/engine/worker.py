@@ -147,6 +147,23 @@ def perform(orders: Orders, task: Callable[..., None], job: Job, part: str, opti
     return took
 
 
+def fill(orders: Orders, task: Callable[..., None], job: Job, part: str, grid: list[list[Any]]) -> None:
+    """Write a part of the rows of a Dask collection, given its blocks.
+
+    Raises
+    ------
+    UnfitWorker, DumapError
+        As `perform`.
+    """
+    from dumap.engine.collections import assemble
+
+    worker = get_worker()
+    if reasons := unfit(orders.requirements):
+        raise UnfitWorker(worker.address, reasons)
+    took = execute(task, job, part, {"rows": assemble(grid, job.input.dtype)})
+    worker.log_event(orders.topic, {"step": orders.step, "number": orders.number, **took})
+
+
 def execute(task: Callable[..., None], job: Job, part: str, options: dict[str, Any]) -> dict[str, Any]:
     """Run one task on the worker: libraries on one thread, peak memory measured.
 

@@ -48,6 +48,11 @@ class ArrayRows:
             raise InputError(f"the {self.kind} gives shape {found.shape} for its rows {start} to {stop}")
         return found
 
+    @property
+    def task_bytes(self) -> int:
+        """What a task takes: a part, as it is given and as it is written."""
+        return 3 * min(PART_BYTES, self.rows * self.dims * self.dtype.itemsize)
+
     @cached_property
     def token(self) -> str:
         """A hash of the rows, their shape and dtype: the same whatever holds them, and however they lie in memory."""

@@ -1,46 +1,104 @@
-"""What a program may give as data, and the settings of the input that it stands for."""
+"""What a program may give as data: paths, arrays that are read where they lie, and objects that have their rows."""
 
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
+import sys
+from collections.abc import Mapping
+from typing import Any
 
-from dumap.errors import ConfigError
+import numpy as np
 
-if TYPE_CHECKING:
-    from dumap.sources.spooled import Feed
+from dumap.errors import ConfigError, InputError
+from dumap.sources.arrays import ArrayRows
+from dumap.store import place_of_array
+
+TAKEN = (
+    "the path or the URL of a Zarr array, or of a group that holds one, or a list of such; a zarr.Array, a NumPy array "
+    "or what makes one of itself, a pandas or Dask data frame of numbers, a Dask array or an xarray.DataArray"
+)
+"""What can be embedded, for people."""
 
 
-def read_data(data: Any) -> tuple[dict[str, Any], Feed | None]:
-    """Return the settings of the section `input` that stand for what a program gave as data, and its rows.
+def is_a(data: Any, module: str, name: str) -> bool:
+    """Return whether data is of a class of a library, which is not imported for that."""
+    kind = getattr(sys.modules.get(module), name, None)
+    return isinstance(kind, type) and isinstance(data, kind)
+
+
+def paths_of(data: Any) -> dict[str, Any] | None:
+    """Return the settings of the section `input` that data stands for which is read where it lies; None of other data.
 
     Parameters
     ----------
-    data : str, os.PathLike or array
-        The path or URL of a Zarr array, or of a group that holds one; or a NumPy array, or what makes one of itself.
+    data
+        A path or URL, a list of them, or a Zarr array that has a place.
+    """
+    if isinstance(data, str | os.PathLike):
+        return {"path": os.fsdecode(data)}
+    if isinstance(data, list | tuple) and data and all(isinstance(path, str | os.PathLike) for path in data):
+        return {"path": [os.fsdecode(path) for path in data]}
+    if is_a(data, "zarr", "Array") and (place := place_of_array(data)) is not None:
+        return {"path": place[0], **({"array": place[1]} if place[1] else {})}
+    return None
 
-    Returns
-    -------
-    settings : dict
-    feed : Feed or None
-        The rows of what lies in this process; None of what lies at a path.
+
+def rows_of(data: Any) -> ArrayRows:
+    """Return the rows of an object.
 
     Raises
     ------
-    ConfigError
-        It is nothing that can be embedded.
     InputError
         It holds no rows of numbers.
+    ConfigError
+        It is nothing that can be embedded.
     """
-    if isinstance(data, str | os.PathLike):
-        return {"path": os.fsdecode(data)}, None
-    from dumap.sources.arrays import rows_of
-    from dumap.sources.spooled import location_of
-
-    feed = rows_of(data)
-    if feed is None:
-        raise ConfigError(
-            f"data of type {type(data).__name__} cannot be embedded: give an array, or the path or the URL of a Zarr "
-            f"array"
+    kind = f"{type(data).__module__.split('.')[0]}.{type(data).__name__}"
+    if is_a(data, "scipy.sparse", "spmatrix") or is_a(data, "scipy.sparse", "sparray"):
+        raise InputError(
+            f"the {kind} is sparse; dumap reads dense rows: give x.toarray(), or rows of fewer dims such as those of a "
+            f"principal component analysis"
         )
-    return {"path": location_of(feed)}, feed
+    if is_a(data, "pandas", "DataFrame"):
+        return _of_frame(data, kind)
+    if is_a(data, "pandas", "Series"):
+        raise InputError(f"the {kind} has one column; give a data frame")
+    if is_a(data, "xarray", "DataArray") or is_a(data, "zarr", "Array") or is_a(data, "h5py", "Dataset"):
+        return ArrayRows(kind, data.shape, np.dtype(data.dtype), lambda start, stop: np.asarray(data[start:stop]))
+    if is_a(data, "xarray", "Dataset") or isinstance(data, Mapping):
+        raise ConfigError(f"data of type {type(data).__name__} holds several arrays: give one of them")
+    return _of_array(data, kind)
+
+
+def _of_frame(data: Any, kind: str) -> ArrayRows:
+    """Return the rows of a data frame, in the dtype that NumPy makes of those of its columns."""
+    dtypes = [getattr(dtype, "numpy_dtype", getattr(dtype, "subtype", dtype)) for dtype in data.dtypes]
+    odd = [
+        str(name) for name, dtype in zip(data.columns, dtypes, strict=True) if getattr(dtype, "kind", "O") not in "fiub"
+    ]
+    if odd:
+        raise InputError(f"columns of the {kind} that hold no numbers: {', '.join(odd[:5])}; leave them out")
+    dtype = np.result_type(*dtypes) if dtypes else np.dtype(float)
+
+    def get(start: int, stop: int) -> np.ndarray:
+        options = {"na_value": np.nan} if dtype.kind == "f" else {}
+        try:
+            found: np.ndarray = data.iloc[start:stop].to_numpy(dtype, **options)
+        except ValueError as error:
+            raise InputError(f"the {kind}, rows {start} to {stop}: {error}; fill what is missing") from error
+        return found
+
+    return ArrayRows(kind, data.shape, dtype, get)
+
+
+def _of_array(data: Any, kind: str) -> ArrayRows:
+    """Return the rows of a NumPy array, or of what makes one of itself."""
+    if np.ma.is_masked(data):
+        raise InputError("the masked array has values that are masked: fill them, or leave their rows out")
+    if not isinstance(data, np.ndarray | list | tuple) and not hasattr(data, "__array__"):
+        raise ConfigError(f"data of type {type(data).__name__} cannot be embedded: give {TAKEN}")
+    try:
+        array = np.asarray(data)
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise InputError(f"the {kind} cannot be made a NumPy array ({type(error).__name__}: {error})") from error
+    return ArrayRows(kind, array.shape, array.dtype, lambda start, stop: array[start:stop])

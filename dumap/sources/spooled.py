@@ -40,6 +40,8 @@ class Feed(Protocol):
         In native byte order.
     token : str
         Letters and digits that are the same for the same rows alone.
+    task_bytes : int
+        What a task takes that writes a part.
     """
 
     kind: str
@@ -50,6 +52,10 @@ class Feed(Protocol):
     @property
     def token(self) -> str:
         """As above; found when it is first asked for."""
+
+    @property
+    def task_bytes(self) -> int:
+        """As above."""
 
 
 def check_rows(kind: str, shape: tuple[int, ...], dtype: np.dtype) -> None:

@@ -24,9 +24,14 @@ def write_rows(job: Job, part: str, rows: np.ndarray | None = None) -> None:
     """Write a part: the rows that are given, or, in the process that has the object, the object's own."""
     if rows is None:
         assert isinstance(job.feed, ArrayRows)
-        rows = job.feed.read(*_source(job).span(number_of(part)))
+        rows = job.feed.read(*span_of(job, part))
     with job.run.part(SPOOL, part) as out:
         out.write(SPOOLED, rows)
+
+
+def span_of(job: Job, part: str) -> tuple[int, int]:
+    """Return the rows [start, stop) of a part."""
+    return _source(job).span(number_of(part))
 
 
 def _source(job: Job) -> Spooled:
@@ -50,6 +55,9 @@ def run(context: Context) -> dict:
             f"{store.location}: its input, a {source.what}, was given by a program, and the run does not hold all of "
             f"its rows: call dumap.run again with the same data and this output"
         )
+    if context.job.feed is not None:
+        taken = context.job.feed.task_bytes
+        context.require(SPOOL, taken, f"a chunk of the {source.kind} is large", "smaller chunks: rechunk it")
     context.compute(SPOOL, write_rows, parts)
     return {"rows": source.rows, "bytes": source.rows * source.dims * source.dtype.itemsize}
 

@@ -4,7 +4,7 @@ The only folder that imports zarr and obstore. What a run looks like on disk is 
 raises `FORMAT`. Other folders import from here, not from the modules.
 """
 
-from dumap.store.arrays import Rows, find_array, read_array, write_arrays
+from dumap.store.arrays import Rows, find_array, place_of_array, read_array, write_arrays
 from dumap.store.checkpoints import CHECKPOINT, Checkpoints
 from dumap.store.chunks import Absent, decoded_rows, find_absent, require_chunks
 from dumap.store.lock import Lock, await_end, driver, last_work
@@ -52,6 +52,7 @@ __all__ = [
     "last_work",
     "manifest_key",
     "matching",
+    "place_of_array",
     "probe",
     "probe_key",
     "publish",

@@ -13,6 +13,7 @@ import numpy as np
 import zarr
 from zarr.abc.store import Store
 from zarr.errors import ArrayNotFoundError, GroupNotFoundError
+from zarr.storage import LocalStore, ZipStore
 
 from dumap.errors import InputError, StorageError
 from dumap.store.chunks import find_absent, require_chunks
@@ -41,6 +42,16 @@ def refuse_code(array: zarr.Array) -> zarr.Array:
         elif isinstance(codec, list | tuple):
             codecs += codec
     return array
+
+
+def place_of_array(array: zarr.Array) -> tuple[str, str] | None:
+    """Return the location of an array's store and its path there; None where its store has no location of its own."""
+    store = array.store
+    if isinstance(store, LocalStore):
+        return str(store.root), array.path
+    if isinstance(store, ZipStore) and store.read_only:
+        return str(store.path), array.path
+    return None
 
 
 def is_readable(store: Store, path: str) -> bool:

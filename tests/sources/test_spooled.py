@@ -14,12 +14,15 @@ from dumap.recipe import pipeline
 from dumap.recipe.damage import clean, uncommit_damage, verify
 from dumap.recipe.status import status
 from dumap.sources import spooled
-from dumap.sources.arrays import rows_of
+from dumap.sources.objects import rows_of
 from dumap.sources.spooled import SPOOL, Spooled, location_of
 from dumap.stages.spool import write_rows
 from dumap.store import MANIFESTS, PARTS, Run
 
-SETTINGS = {"cluster.engine": "local", "layout.n_epochs": 5, "quality.queries": 20, "cells.max_rows": 200}
+SETTINGS = {
+    **{"cluster.engine": "local", "layout.n_epochs": 5, "cells.max_rows": 200},
+    **{"audit.queries": 20, "quality.queries": 20},
+}
 
 
 @pytest.fixture
@@ -51,55 +54,7 @@ def spooled_parts(output):
     return sorted(path.name for path in Path(output, PARTS, SPOOL).iterdir())
 
 
-# what is taken -------------------------------------------------------------------------------------
-
-
-class Made:
-    """Something that makes an array of itself."""
-
-    def __array__(self, dtype=None, copy=None):
-        return np.arange(6.0).reshape(3, 2)
-
-
-@pytest.mark.parametrize(
-    ("data", "dtype"),
-    [
-        (np.arange(6, dtype=">f4").reshape(3, 2), "float32"),
-        (np.asfortranarray(np.arange(6, dtype="f2").reshape(3, 2)), "float16"),
-        (np.arange(12, dtype="i8").reshape(3, 4)[:, ::2], "int64"),
-        (np.eye(3, 2, dtype=bool), "bool"),
-        (np.ma.MaskedArray(np.ones((3, 2), "u1")), "uint8"),
-        (Made(), "float64"),
-    ],
-    ids=["big_endian", "fortran", "strided", "bool", "masked_nowhere", "made"],
-)
-def test_rows_of_an_object_come_in_native_order(data, dtype):
-    rows = rows_of(data)
-    assert (rows.rows, rows.dims, rows.dtype) == (3, 2, np.dtype(dtype))
-    found = rows.read(1, 3)
-    assert found.flags.c_contiguous
-    assert found.dtype.isnative
-    assert found.tolist() == np.asarray(data)[1:].tolist()
-
-
-@pytest.mark.parametrize(
-    ("data", "message"),
-    [
-        (np.ones(3), r"the numpy.ndarray has shape \(3,\); dumap reads \(rows, dims\)"),
-        (np.ones((3, 2), complex), "has dtype complex128; allowed are real floats"),
-        (np.array([["a", "b"]]), "has dtype <U1"),
-        (np.empty((0, 2)), "is empty"),
-        (np.ma.masked_less(np.arange(4).reshape(2, 2), 2), "values that are masked: fill them"),
-    ],
-    ids=["1-D", "complex", "text", "empty", "masked"],
-)
-def test_what_holds_no_rows_of_numbers_is_refused(data, message):
-    with pytest.raises(InputError, match=message):
-        rows_of(data)
-
-
-def test_what_makes_no_array_is_none():
-    assert rows_of(object()) is None
+# what lies in the run ------------------------------------------------------------------------------
 
 
 def test_a_token_is_of_the_content_alone():

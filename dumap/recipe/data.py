@@ -1,0 +1,69 @@
+"""Takes what a program gives as data: what the section `input` says of it, and its rows where it has no place."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+from dumap.config import Config
+from dumap.sources.objects import is_a, paths_of, rows_of
+from dumap.sources.spooled import Feed, location_of
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+
+def input_settings(data: Any) -> dict[str, Any]:
+    """Return the settings of the section `input` that data stands for, as far as is known without looking at it."""
+    return paths_of(data) or {"path": f"<{type(data).__name__}>"}
+
+
+def take(data: Any, config: Config) -> tuple[Config, Feed | None]:
+    """Return the configuration that names the data, and the data's rows, where they have to be copied to the run.
+
+    Parameters
+    ----------
+    data
+        See `dumap.run`.
+    config : Config
+        Made with the `input_settings` of the data.
+
+    Raises
+    ------
+    DumapError
+        It cannot be embedded.
+    """
+    if paths_of(data) is not None:
+        return config, None
+    feed = _feed(data)
+    return config.model_copy(update={"input": config.input.model_copy(update={"path": location_of(feed)})}), feed
+
+
+def _collection(data: Any) -> Any:
+    """Return the Dask collection that data is or wraps, or None; without Dask, it is none."""
+    if "dask" not in sys.modules:
+        return None
+    from dumap.engine.collections import is_collection
+
+    if is_a(data, "xarray", "DataArray") and data.chunks is not None:
+        data = data.data
+    return data if is_collection(data) else None
+
+
+def _feed(data: Any) -> Feed:
+    if (collection := _collection(data)) is not None:
+        from dumap.engine.collections import DaskRows
+
+        return DaskRows(collection)
+    return rows_of(data)
+
+
+def client_of(data: Any, config: Config) -> Client | None:
+    """Return the client by which Dask would compute the data: of a Dask collection, unless other workers are named."""
+    cluster = config.cluster
+    named = cluster.workers or cluster.memory_limit or cluster.scheduler or cluster.scheduler_file
+    if named or cluster.engine == "local" or "distributed" not in sys.modules or _collection(data) is None:
+        return None
+    from dumap.engine.collections import default_client
+
+    return default_client()

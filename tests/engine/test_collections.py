@@ -1,0 +1,161 @@
+"""Dask collections: what of them is taken, and that each of their chunks is computed once."""
+
+from __future__ import annotations
+
+import dask
+import dask.array as da
+import dask.dataframe as dd
+import numpy as np
+import pandas as pd
+import pytest
+import xarray as xr
+from hypothesis import given
+from hypothesis import strategies as st
+
+import dumap
+from dumap.engine.collections import DaskRows, assemble, is_collection
+from dumap.errors import InputError, RunMismatchError
+from dumap.sources import spooled
+
+QUICK = {"n_epochs": 5, "quality": {"queries": 0}, "audit": {"queries": 0}}
+LOCAL = {**QUICK, "cluster": {"engine": "local"}}
+
+
+@pytest.fixture
+def small_parts(monkeypatch):
+    """Let a part have 100 rows of the digits."""
+    monkeypatch.setattr(spooled, "PART_BYTES", 100 * 64 * 4)
+
+
+@pytest.fixture(scope="module")
+def expected(few, save, fresh):
+    return dumap.run(save(few), output=fresh("run.zarr"), **LOCAL).embedding[:].tobytes()
+
+
+ODD = ((1, 130, 0, 68, 101), (60, 4))
+"""Chunks of the few digits' rows and columns."""
+
+
+@given(
+    st.lists(st.integers(0, 9), min_size=1, max_size=6), st.lists(st.integers(1, 3), min_size=1, max_size=3), st.data()
+)
+def test_slices_of_chunks_are_the_rows_of_a_part(rows, columns, data):
+    x = np.arange(sum(rows) * sum(columns)).reshape(sum(rows), sum(columns))
+    if not len(x):
+        return
+    start = data.draw(st.integers(0, len(x) - 1))
+    stop = data.draw(st.integers(start + 1, len(x)))
+    feed = DaskRows(da.from_array(x, chunks=(tuple(rows), tuple(columns))))
+    (grid,) = (grid for _, grid in feed.grids({"part": (start, stop)}))
+    assert assemble(dask.compute(grid, scheduler="sync")[0], feed.dtype).tolist() == x[start:stop].tolist()
+
+
+def test_what_is_a_collection_of_rows():
+    frame = dd.from_pandas(pd.DataFrame({"a": [1.0, 2.0]}), npartitions=1)
+    assert [is_collection(one) for one in (da.ones((3, 2)), frame, np.ones((3, 2)), dask.delayed(1))] == [
+        *(True, True, False, False)
+    ]
+
+
+def test_unknown_chunks_are_refused_with_what_to_do(few):
+    x = da.from_array(few, chunks=(100, 64))
+    some = x[x[:, 20] > 3]
+    with pytest.raises(InputError, match=r"does not know how many rows .*call compute_chunk_sizes\(\)"):
+        dumap.run(some, output="nowhere.zarr", **LOCAL)
+    assert DaskRows(some.compute_chunk_sizes()).rows == int((few[:, 20] > 3).sum())
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (da.ones(5), r"has shape \(5,\); dumap reads \(rows, dims\)"),
+        (da.ones((5, 2), dtype=complex), "has dtype complex128"),
+        (da.ones((0, 2)), "is empty"),
+    ],
+    ids=["1-D", "complex", "empty"],
+)
+def test_what_holds_no_rows_of_numbers_is_refused(array, message):
+    with pytest.raises(InputError, match=message):
+        DaskRows(array)
+
+
+def test_a_frame_of_other_columns_is_refused():
+    frame = dd.from_pandas(pd.DataFrame({"a": [1.0, 2.0], "name": ["x", "y"]}), npartitions=1)
+    with pytest.raises(InputError, match="hold no numbers: name"):
+        DaskRows(frame)
+
+
+def test_the_name_tells_one_array_from_another(few):
+    x = da.from_array(few, chunks=(100, 64))
+    assert DaskRows(x).token == DaskRows(da.from_array(few, chunks=(100, 64))).token
+    assert len({DaskRows(one).token for one in (x, x + 1, x[:-1], da.from_array(few + 1, chunks=(100, 64)))}) == 4
+
+
+@pytest.mark.usefixtures("small_parts")
+@pytest.mark.parametrize("wrap", [lambda x: x, lambda x: xr.DataArray(x, dims=("r", "c"))], ids=["dask", "xarray"])
+def test_an_array_of_odd_chunks_comes_to_the_bytes_of_a_store(few, expected, fresh, wrap):
+    result = dumap.run(wrap(da.from_array(few, chunks=ODD)), output=fresh("run.zarr"), **LOCAL)
+    assert result.embedding[:].tobytes() == expected
+    assert result["stages"][0]["parts"] == 3
+
+
+def test_a_frame_comes_to_the_bytes_of_a_store(few, expected, fresh):
+    frame = dd.from_pandas(pd.DataFrame(few), npartitions=4)
+    assert dumap.run(frame, output=fresh("run.zarr"), **LOCAL).embedding[:].tobytes() == expected
+
+
+@pytest.mark.usefixtures("small_parts")
+def test_what_chunks_have_in_common_is_computed_once(few, fresh):
+    made = []
+
+    def make(block):
+        made.append(block.shape)
+        return block
+
+    x = da.from_array(few, chunks=(70, 64)).map_blocks(make, dtype=few.dtype, meta=few[:0])
+    result = dumap.run(x - x.mean(axis=0), output=fresh("run.zarr"), **LOCAL)
+    assert result["state"] == "done"
+    assert sorted(made) == [(20, 64), *[(70, 64)] * 4]
+
+
+@pytest.mark.usefixtures("small_parts")
+def test_a_failed_copy_is_gone_on_with(few, fresh):
+    made, failing = [], [True]
+
+    def make(block, block_info):
+        at = block_info[0]["chunk-location"][0]
+        made.append(at)
+        if at == 2 and failing[0]:
+            raise ZeroDivisionError("by nothing")
+        return block
+
+    x = da.from_array(few, chunks=(100, 64)).map_blocks(make, dtype=few.dtype, meta=few[:0], name="made")
+    output = fresh("run.zarr")
+    with pytest.raises(InputError, match=r"the dask.Array cannot be computed \(ZeroDivisionError: by nothing\)"):
+        dumap.run(x, output=output, **LOCAL)
+    there = dumap.status(output)["stages"][0]["parts"]
+    made.clear()
+    failing[0] = False
+    assert dumap.run(x, output=output, **LOCAL)["state"] == "done"
+    assert len(made) == 3 - there, "what was committed is not computed again"
+    with pytest.raises(RunMismatchError, match=r"other data than the dask\.Array"):
+        dumap.run(x + 1, output=output, **LOCAL)
+
+
+@pytest.mark.slow
+def test_workers_compute_what_they_write(few, expected, fresh, client):
+    x = da.from_array(few, chunks=ODD)
+    result = dumap.run(x, output=fresh("run.zarr"), client=client, **QUICK)
+    assert result.embedding[:].tobytes() == expected
+    persisted = client.persist(x + 0)
+    assert dumap.run(persisted, output=fresh("run.zarr"), **QUICK).embedding[:].tobytes() == expected, "by its client"
+
+
+@pytest.mark.slow
+def test_an_array_that_cannot_be_computed_is_an_error(few, fresh, client):
+    def fail(block):
+        raise ZeroDivisionError("by nothing")
+
+    x = da.from_array(few, chunks=ODD).map_blocks(fail, dtype=few.dtype, meta=few[:0])
+    with pytest.raises(InputError, match=r"cannot be computed \(ZeroDivisionError: by nothing\)"):
+        dumap.run(x, output=fresh("run.zarr"), client=client, **QUICK)
