@@ -18,10 +18,12 @@ if TYPE_CHECKING:
     from dumap.config import load as load_config
     from dumap.engine import Observer
     from dumap.errors import DumapError
+    from dumap.estimator import UMAP
     from dumap.planning.plan import Plan
     from dumap.show.result import Result
 
 __all__ = [
+    "UMAP",
     "Cleaned",
     "Config",
     "DumapError",
@@ -40,6 +42,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "UMAP": ("dumap.estimator", "UMAP"),
     **{name: ("dumap.api", name) for name in ("clean", "export", "open_run", "plan", "run", "status", "verify")},
     "Cleaned": ("dumap.api", "Cleaned"),
     "Config": ("dumap.config", "Config"),

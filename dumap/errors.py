@@ -21,6 +21,10 @@ class ConfigError(DumapError):
     exit_code = 2
 
 
+class ParameterError(ConfigError, ValueError):
+    """A parameter of an estimator or of a function for AnnData is not allowed; programs know it as a ValueError."""
+
+
 def needs(what: str, *packages: str) -> ConfigError:
     """Say what to install for what dumap does with packages that it does not need otherwise."""
     return ConfigError(f"{what} needs what is not installed here: pip install {' '.join(packages)}")
@@ -30,6 +34,10 @@ class InputError(DumapError):
     """The input cannot be read, or holds what cannot be embedded."""
 
     exit_code = 3
+
+
+class DataError(InputError, ValueError):
+    """What a program gave to embed, or its neighbours, cannot be; programs know it as a ValueError."""
 
 
 class BudgetError(DumapError):

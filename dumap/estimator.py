@@ -1,0 +1,397 @@
+"""The door for who knows scikit-learn and umap-learn: an estimator with umap-learn's parameters and attributes."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+import warnings
+import weakref
+from collections.abc import Iterator
+from inspect import signature
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import validate_data
+
+from dumap.api import run
+from dumap.config import NOT_HERE, keys_by_name
+from dumap.errors import ConfigError, DataError, InputError, ParameterError
+from dumap.show.fitted import NAMES, READ, Fitted
+from dumap.sources.neighbor_lists import from_arrays, from_matrix, write_lists
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+    from dumap.show.result import Result
+
+LEAST_ROWS = 3
+"""The least rows that can be embedded: each needs another, and one more for a graph."""
+NOT_YET = {
+    name: "new rows cannot be placed on a finished map in this version: fit them together with the others"
+    for name in ("transform", "inverse_transform", "update")
+}
+"""Methods of umap-learn's that are not here, and what to do instead."""
+UNPICKLED = (*READ, "_raw_data", "_removal")
+"""Attributes that are no part of a pickle."""
+
+
+class UMAP(Fitted, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
+    """UMAP by umap-learn's names, of data in memory or larger than it, on threads of this process or on Dask.
+
+    Small data are embedded by threads of this process, others on a cluster of this machine or on `client`. Parameters
+    that umap-learn has and dumap has not pass at umap-learn's default only; another value is an error that says what to
+    do.
+
+    Parameters
+    ----------
+    n_neighbors, metric, metric_kwds : int, str, dict
+        Neighbours of each row, itself counted, and the distance between rows: a name, not a function. A number of
+        neighbours that is not below that of the rows is lowered, with a warning.
+    n_components, min_dist, spread, a, b : int, float, float, float, float
+        The dimensions of the map, and how close rows come in it.
+    n_epochs, learning_rate, negative_sample_rate, repulsion_strength : int, float, float, float
+        The descent.
+    init : {'spectral', 'pca', 'random'}, str or ndarray
+        Where rows begin; a str may be the path of an array, .npy or in Zarr.
+    set_op_mix_ratio, local_connectivity, disconnection_distance : float
+        The graph.
+    unique : bool
+        Embed equal rows once.
+    random_state : int, RandomState or None
+        The seed. None is the default seed, so that maps are the same in each call.
+    precomputed_knn : tuple of ndarray
+        Indices and distances, (rows, n_neighbors or more), as umap-learn's `nearest_neighbors` returns them, each row
+        first among its own; a third item, the index, is not used. What has too few columns, or other rows, is left out
+        with a warning, as by umap-learn.
+    output_metric, output_metric_kwds, low_memory, n_jobs, transform_queue_size, angular_rp_forest, target_n_neighbors,\
+ target_metric, target_metric_kwds, target_weight, transform_seed, transform_mode, force_approximation_algorithm,\
+ verbose, tqdm_kwds, densmap, dens_lambda, dens_frac, dens_var_shift, output_dens
+        Of umap-learn's; at their default only.
+    client : distributed.Client, optional
+        Where to run.
+    store : path or URL, optional
+        Where the run is stored; the same data and parameters go on with it. By default a temporary folder, which is
+        removed with the estimator unless that was pickled.
+
+    Attributes
+    ----------
+    embedding_ : ndarray of float32, shape (rows, n_components)
+        The map, read when it is first asked for.
+    graph_ : csr_matrix of float32, shape (rows, rows)
+        The fuzzy graph.
+    run_ : Result
+        The run, with all that it holds and found.
+    n_features_in_ : int
+    feature_names_in_ : ndarray of str
+        Where the data had names.
+
+    Examples
+    --------
+    >>> import dumap, numpy as np
+    >>> x = np.random.default_rng(0).normal(size=(100, 5))
+    >>> reducer = dumap.UMAP(n_neighbors=10, n_epochs=20)
+    >>> reducer.fit_transform(x).shape
+    (100, 2)
+    >>> reducer.get_feature_names_out().tolist()
+    ['umap0', 'umap1']
+    """
+
+    def __init__(
+        self,
+        n_neighbors: int = 15,
+        n_components: int = 2,
+        metric: str = "euclidean",
+        metric_kwds: dict[str, Any] | None = None,
+        output_metric: str = "euclidean",
+        output_metric_kwds: dict[str, Any] | None = None,
+        n_epochs: int | None = None,
+        learning_rate: float = 1.0,
+        init: Any = "spectral",
+        min_dist: float = 0.1,
+        spread: float = 1.0,
+        low_memory: bool = True,
+        n_jobs: int = -1,
+        set_op_mix_ratio: float = 1.0,
+        local_connectivity: float = 1.0,
+        repulsion_strength: float = 1.0,
+        negative_sample_rate: float = 5,
+        transform_queue_size: float = 4.0,
+        a: float | None = None,
+        b: float | None = None,
+        random_state: int | np.random.RandomState | None = None,
+        angular_rp_forest: bool = False,
+        target_n_neighbors: int = -1,
+        target_metric: str = "categorical",
+        target_metric_kwds: dict[str, Any] | None = None,
+        target_weight: float = 0.5,
+        transform_seed: int = 42,
+        transform_mode: str = "embedding",
+        force_approximation_algorithm: bool = False,
+        verbose: bool = False,
+        tqdm_kwds: dict[str, Any] | None = None,
+        unique: bool = False,
+        densmap: bool = False,
+        dens_lambda: float = 2.0,
+        dens_frac: float = 0.3,
+        dens_var_shift: float = 0.1,
+        output_dens: bool = False,
+        disconnection_distance: float | None = None,
+        precomputed_knn: tuple[Any, ...] = (None, None, None),
+        client: Client | None = None,
+        store: str | os.PathLike[str] | None = None,
+    ) -> None:
+        """Take the parameters. So many parameters: they are umap-learn's."""
+        self.n_neighbors = n_neighbors
+        self.n_components = n_components
+        self.metric = metric
+        self.metric_kwds = metric_kwds
+        self.output_metric = output_metric
+        self.output_metric_kwds = output_metric_kwds
+        self.n_epochs = n_epochs
+        self.learning_rate = learning_rate
+        self.init = init
+        self.min_dist = min_dist
+        self.spread = spread
+        self.low_memory = low_memory
+        self.n_jobs = n_jobs
+        self.set_op_mix_ratio = set_op_mix_ratio
+        self.local_connectivity = local_connectivity
+        self.repulsion_strength = repulsion_strength
+        self.negative_sample_rate = negative_sample_rate
+        self.transform_queue_size = transform_queue_size
+        self.a = a
+        self.b = b
+        self.random_state = random_state
+        self.angular_rp_forest = angular_rp_forest
+        self.target_n_neighbors = target_n_neighbors
+        self.target_metric = target_metric
+        self.target_metric_kwds = target_metric_kwds
+        self.target_weight = target_weight
+        self.transform_seed = transform_seed
+        self.transform_mode = transform_mode
+        self.force_approximation_algorithm = force_approximation_algorithm
+        self.verbose = verbose
+        self.tqdm_kwds = tqdm_kwds
+        self.unique = unique
+        self.densmap = densmap
+        self.dens_lambda = dens_lambda
+        self.dens_frac = dens_frac
+        self.dens_var_shift = dens_var_shift
+        self.output_dens = output_dens
+        self.disconnection_distance = disconnection_distance
+        self.precomputed_knn = precomputed_knn
+        self.client = client
+        self.store = store
+
+    # fitting -----------------------------------------------------------------------------------
+
+    def fit(self, X: Any, y: Any = None, *, knn_graph: Any = None) -> UMAP:
+        """Embed the rows of X.
+
+        Parameters
+        ----------
+        X : array, data frame, Dask array, or path of a Zarr array
+            Rows to embed; see `dumap.run`.
+        y : array, optional
+            Labels, which are not used: maps by labels are not made, of which a warning tells. -1 says that a row has
+            none.
+        knn_graph : sparse matrix, shape (rows, rows), optional
+            The neighbours of rows and their distances, instead of searching them: as scikit-learn's
+            `kneighbors_graph(mode="distance")` or scanpy's `obsp["distances"]` has them. n_neighbors - 1 others of each
+            row are used, the nearest.
+
+        Returns
+        -------
+        UMAP
+            Itself.
+
+        Raises
+        ------
+        ValueError
+            A parameter, or the data, is not allowed.
+        DumapError
+            Another error of the run.
+        """
+        self._check_parameters()
+        self._warn_of_labels(y)
+        x = self._validate(X)
+        settings, rows = self._settings(), _rows(x)
+        if rows is not None and settings["n_neighbors"] >= rows:
+            warnings.warn(f"n_neighbors={self.n_neighbors} is lowered to {rows - 1}: X has {rows} rows", stacklevel=2)
+            settings["n_neighbors"] = rows - 1
+        folder = None if self.store is not None else tempfile.mkdtemp(prefix="dumap-")
+        output = os.path.join(folder, "run.zarr") if folder else os.fsdecode(self.store)  # type: ignore[arg-type]
+        try:
+            with self._given(settings, knn_graph, rows, output), _as_value_errors():
+                fitted = run(x, output=output, client=self.client, **settings)
+        except BaseException:
+            if folder:
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
+        for name in READ:
+            self.__dict__.pop(name, None)
+        self.run_, self._raw_data = fitted, x
+        self.n_features_in_ = int(fitted["input"]["shape"][1])
+        self._removal = weakref.finalize(fitted, shutil.rmtree, folder, ignore_errors=True) if folder else None
+        return self
+
+    def fit_transform(self, X: Any, y: Any = None, *, knn_graph: Any = None) -> Any:
+        """Embed the rows of X, and return the map.
+
+        Parameters
+        ----------
+        X, y, knn_graph
+            As of `fit`.
+
+        Returns
+        -------
+        ndarray of float32, shape (rows, n_components)
+            Of a Dask array, a Dask array with the same chunks of rows.
+        """
+        self.fit(X, y, knn_graph=knn_graph)
+        return self._lazy_embedding(X) if _is_lazy(X) else self.embedding_
+
+    def _lazy_embedding(self, X: Any) -> Any:
+        """Return the map as a Dask array with chunks of rows as X has them, which holds on to a temporary run."""
+        found: Any = self.run_.to_dask()
+        if hasattr(X, "chunks"):
+            found = found.rechunk({0: X.chunks[0]})
+        return found.map_blocks(_unchanged, run=self.run_, dtype=found.dtype) if self._removal else found
+
+    def _check_parameters(self) -> None:
+        """Refuse what umap-learn has and dumap has not."""
+        for name, instead in NOT_HERE.items():
+            value, default = getattr(self, name), DEFAULTS[name]
+            if value is not default and value != default:
+                raise ParameterError(
+                    f"{name}={value!r}: dumap has no such parameter of umap-learn's, and takes its default "
+                    f"({default!r}) only: {instead}"
+                )
+        if callable(self.metric):
+            raise ParameterError(
+                "metric: give the name of a metric, not a function: tasks on other machines cannot be sent it; or give "
+                "the neighbours that it finds, as knn_graph or precomputed_knn"
+            )
+        if self.metric == "precomputed":
+            raise ParameterError(
+                "metric='precomputed': matrices of all distances are not read; give the nearest neighbours of each row "
+                "instead: fit(X, knn_graph=sklearn.neighbors.kneighbors_graph(...)), or precomputed_knn"
+            )
+
+    def _warn_of_labels(self, y: Any) -> None:
+        if y is None or self.__dict__.get("_labels_told"):
+            return
+        labels = np.asarray(y)
+        if not (labels.dtype.kind in "iufbO" and (labels == -1).all()):
+            self._labels_told = True
+            message = "y is not used: maps by labels are not made; colour the map by the labels, or leave y out"
+            warnings.warn(message, stacklevel=3)
+
+    def _validate(self, X: Any) -> Any:
+        """Return data in memory checked as scikit-learn does, and others, which the run checks, as they are."""
+        if _is_lazy(X):
+            if any(np.isnan(length) for lengths in getattr(X, "chunks", ()) for length in lengths):
+                raise DataError(
+                    "X is a Dask array that does not know how many rows its chunks have: call X.compute_chunk_sizes() "
+                    "first"
+                )
+            return validate_data(self, X, skip_check_array=True)
+        if isinstance(X, str | os.PathLike) or type(X).__module__.partition(".")[0] in ("anndata", "xarray", "zarr"):
+            return X
+        return validate_data(self, X, ensure_min_samples=LEAST_ROWS)
+
+    def _settings(self) -> dict[str, Any]:
+        """Return the settings of the run by umap-learn's names."""
+        settings = {name: getattr(self, name) for name in keys_by_name() if hasattr(self, name)}
+        if settings["metric_kwds"] is None:
+            settings["metric_kwds"] = {}
+        del settings["precomputed_knn"]
+        if self.random_state is not None and not isinstance(self.random_state, int | np.integer):
+            settings["random_state"] = int(check_random_state(self.random_state).randint(2**31 - 1))
+        return settings
+
+    @contextlib.contextmanager
+    def _given(self, settings: dict[str, Any], knn_graph: Any, rows: int | None, output: str) -> Iterator[None]:
+        """Let the run find the arrays that are given, which lie beside it as long as it runs."""
+        lists = None
+        if knn_graph is not None:
+            lists = from_matrix(knn_graph, rows, settings["n_neighbors"])
+        elif self.precomputed_knn[0] is not None:
+            lists = from_arrays(self.precomputed_knn, rows, settings["n_neighbors"])
+        array = self.init if not isinstance(self.init, str | os.PathLike) else None
+        if lists is None and array is None:
+            yield
+            return
+        beside = os.path.dirname(os.path.abspath(output)) if "://" not in output else None
+        with tempfile.TemporaryDirectory(prefix=".dumap-given-", dir=beside) as folder:
+            if lists is not None:
+                settings["precomputed_knn"] = os.path.join(folder, "neighbors.zarr")
+                write_lists(settings["precomputed_knn"], *lists)
+            if array is not None:
+                settings["init"] = os.path.join(folder, "init.npy")
+                np.save(settings["init"], np.asarray(array, np.float32))
+            yield
+
+    # as scikit-learn and pickle have it ----------------------------------------------------------
+
+    def __getattr__(self, name: str) -> Any:
+        if name in NOT_YET:
+            raise AttributeError(f"UMAP has no {name}: {NOT_YET[name]}")
+        if name in (*NAMES, "run_") and "run_" not in self.__dict__:
+            raise AttributeError(f"{name}: this UMAP is not fitted yet; call fit first")
+        return super().__getattribute__(name)  # which says what is not there
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return parameters and where the run lies, which stays from now on; not the data, the map or the client."""
+        state = {name: value for name, value in super().__getstate__().items() if name not in UNPICKLED}
+        if removal := self.__dict__.get("_removal"):
+            removal.detach()
+        return {**state, "client": None}
+
+    def __sklearn_clone__(self) -> UMAP:
+        """Return an estimator of the same parameters, and of the same client, which cannot be copied."""
+        without = object.__new__(type(self))
+        without.__dict__.update(self.__dict__, client=None)
+        clone: UMAP = BaseEstimator.__sklearn_clone__(without)
+        clone.client = self.client
+        return clone
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.transformer_tags.preserves_dtype = ["float32"]
+        return tags
+
+
+DEFAULTS = {name: parameter.default for name, parameter in signature(UMAP).parameters.items()}
+"""umap-learn's."""
+
+
+def _is_lazy(data: Any) -> bool:
+    """Return whether data are Dask's."""
+    return hasattr(data, "__dask_graph__")
+
+
+def _unchanged(block: np.ndarray, run: Result) -> np.ndarray:
+    """Return a block; Dask's graph holds the run that it is read from."""
+    return block
+
+
+def _rows(data: Any) -> int | None:
+    """Return how many rows data have, where that is known."""
+    shape = getattr(data, "shape", None)
+    return int(shape[0]) if shape and isinstance(shape[0], int | np.integer) else None
+
+
+@contextlib.contextmanager
+def _as_value_errors() -> Iterator[None]:
+    """Raise what a run says of parameters and data as scikit-learn has it."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ParameterError(str(error)) from error
+    except InputError as error:
+        raise DataError(str(error)) from error

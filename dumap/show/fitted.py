@@ -1,0 +1,89 @@
+"""What a finished run holds, by the names that umap-learn's estimators have for it."""
+
+from __future__ import annotations
+
+import math
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dumap.kernels.graph import memberships
+from dumap.stages.graph import DISCONNECTION_DISTANCES
+
+if TYPE_CHECKING:
+    from dumap.show.result import Result
+
+READ = ("embedding_", "graph_", "_lists", "_smoothed")
+"""Attributes that are kept once they were read from the run."""
+NAMES = (*READ[:2], "_knn_indices", "_knn_dists", "_a", "_b", "_rhos", "_sigmas", "_n_features_out")
+
+
+class Fitted:
+    """Attributes that are read from a run as they are asked for.
+
+    Attributes
+    ----------
+    run_ : Result
+    """
+
+    run_: Result
+
+    @cached_property
+    def embedding_(self) -> np.ndarray:
+        """The map, (rows, n_components) float32; NaN where a row has no place."""
+        return np.asarray(self.run_.embedding[:])
+
+    @cached_property
+    def graph_(self) -> Any:
+        """The fuzzy graph, a CSR matrix of membership strengths, (rows, rows) float32."""
+        return self.run_.graph()
+
+    @cached_property
+    def _lists(self) -> tuple[np.ndarray, np.ndarray]:
+        indices, distances = self.run_.neighbors[:]
+        itself = np.arange(len(indices))[:, None]
+        return np.hstack([itself, indices]), np.hstack([np.zeros_like(itself, distances.dtype), distances])
+
+    @property
+    def _knn_indices(self) -> np.ndarray:
+        """Each row itself and its neighbours, (rows, n_neighbors); -1 where there is none."""
+        return self._lists[0]
+
+    @property
+    def _knn_dists(self) -> np.ndarray:
+        """Their distances, likewise; infinite where there is no neighbour."""
+        return self._lists[1]
+
+    @property
+    def _a(self) -> float:
+        return float(self.run_.facts["layout"]["a"])
+
+    @property
+    def _b(self) -> float:
+        return float(self.run_.facts["layout"]["b"])
+
+    @cached_property
+    def _smoothed(self) -> tuple[np.ndarray, np.ndarray]:
+        """Rho and sigma of each row, made again from its neighbours: runs do not keep them."""
+        indices, distances = (array[:, 1:] for array in self._lists)
+        settings, metric = self.run_["parameters"]["graph"], self.run_["parameters"]["neighbors"]["metric"]
+        cut = settings["disconnection_distance"]
+        cut = DISCONNECTION_DISTANCES.get(metric, math.inf) if cut is None else cut
+        kept = np.isfinite(distances) & (distances < cut)
+        mean = distances[kept].sum(dtype=np.float64) / (len(distances) + kept.sum())
+        return memberships(indices, distances, float(mean), settings["local_connectivity"], cut)[:2]
+
+    @property
+    def _rhos(self) -> np.ndarray:
+        """The distance of each row's nearest neighbours that is taken for none, (rows,) float32."""
+        return self._smoothed[0]
+
+    @property
+    def _sigmas(self) -> np.ndarray:
+        """The scale of each row's distances, (rows,) float32."""
+        return self._smoothed[1]
+
+    @property
+    def _n_features_out(self) -> int:
+        return int(self.run_["parameters"]["layout"]["n_components"])

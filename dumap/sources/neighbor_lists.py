@@ -1,0 +1,111 @@
+"""Neighbours that a program gives instead of having them searched, as the lists that a run reads."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sparse
+
+from dumap.errors import DataError, ParameterError
+from dumap.store import write_arrays
+
+Lists = tuple[np.ndarray, np.ndarray]
+"""Indices and distances, (rows, columns)."""
+
+
+def from_matrix(matrix: Any, rows: int | None, n_neighbors: int) -> Lists:
+    """Return the lists that a sparse matrix of distances holds.
+
+    Parameters
+    ----------
+    matrix : sparse matrix, shape (rows, rows)
+        As scikit-learn's `kneighbors_graph(mode="distance")` or scanpy's `obsp["distances"]`: what is stored is a
+        neighbour, at distance 0 too; the row itself may be.
+    rows : int, optional
+        Rows that are embedded, where that is known.
+    n_neighbors : int
+        Neighbours that are needed, the row itself counted.
+
+    Returns
+    -------
+    indices : ndarray of int64, shape (rows, columns)
+        The nearest first, the row itself left out; -1 where there are no more.
+    distances : ndarray of float32, likewise
+        Infinite where there is no neighbour.
+
+    Raises
+    ------
+    DataError
+        It is no such matrix, or holds too few neighbours.
+    """
+    if not sparse.issparse(matrix):
+        raise DataError(
+            f"knn_graph is a {type(matrix).__name__}: give a sparse matrix of distances, (rows, rows), as "
+            f"sklearn.neighbors.kneighbors_graph(X, n_neighbors, mode='distance') makes it"
+        )
+    wanted = matrix.shape[0] if rows is None else rows
+    if matrix.shape != (wanted, wanted):
+        raise DataError(f"knn_graph has shape {matrix.shape}; X has {wanted} rows, so it has to be {wanted} x {wanted}")
+    found = matrix.tocoo()  # which keeps zeros that are stored
+    others = found.row != found.col
+    heads, tails, lengths = found.row[others], found.col[others], found.data[others]
+    order = np.lexsort((tails, lengths, heads))
+    heads, tails, lengths = heads[order], tails[order], lengths[order]
+    counts = np.bincount(heads, minlength=wanted)
+    columns = int(counts.max(initial=0))
+    if columns < n_neighbors - 1:
+        raise DataError(
+            f"knn_graph holds at most {columns} others of a row, too few for n_neighbors={n_neighbors}, which are the "
+            f"row itself and {n_neighbors - 1} others: give more, or set n_neighbors to at most {columns + 1}"
+        )
+    slots = np.arange(len(heads)) - np.repeat(np.cumsum(counts) - counts, counts)
+    indices = np.full((wanted, columns), -1, np.int64)
+    distances = np.full((wanted, columns), np.inf, np.float32)
+    indices[heads, slots], distances[heads, slots] = tails, lengths
+    return indices[:, : n_neighbors - 1], distances[:, : n_neighbors - 1]
+
+
+def from_arrays(given: tuple[Any, ...], rows: int | None, n_neighbors: int) -> Lists | None:
+    """Return the lists of umap-learn's `precomputed_knn`; None where they do not fit, of which a warning tells.
+
+    Parameters
+    ----------
+    given : tuple
+        Indices and distances, (rows, columns), and maybe an index, which is not used.
+    rows, n_neighbors
+        As of `from_matrix`.
+
+    Raises
+    ------
+    ParameterError
+        They are no two arrays of one shape.
+    """
+    arrays = given[:2]
+    if len(given) not in (2, 3) or not all(isinstance(array, np.ndarray) and array.ndim == 2 for array in arrays):
+        raise ParameterError(
+            "precomputed_knn: give two arrays, indices and distances, (rows, n_neighbors), each row first among its own"
+        )
+    indices, distances = arrays
+    if indices.shape != distances.shape:
+        raise ParameterError(
+            f"precomputed_knn: indices have shape {indices.shape}, distances {distances.shape}; they must be the same"
+        )
+    if indices.shape[1] < n_neighbors or (rows is not None and len(indices) != rows):
+        wanted = f"{len(indices) if rows is None else rows} rows x {n_neighbors} neighbours"
+        message = f"precomputed_knn has {len(indices)} rows x {indices.shape[1]} neighbours, where {wanted} are needed"
+        warnings.warn(f"{message}: it is left out, and neighbours are searched", stacklevel=5)
+        return None
+    return indices, distances
+
+
+def write_lists(path: str, indices: np.ndarray, distances: np.ndarray) -> None:
+    """Write lists where a run finds them, as the group that `neighbors.precomputed` names."""
+    write_arrays(
+        path,
+        {
+            "indices": (indices.shape, indices.dtype.name, iter([(0, indices)])),
+            "distances": (distances.shape, distances.dtype.name, iter([(0, distances)])),
+        },
+    )
