@@ -84,9 +84,10 @@ def run(
         What to embed, one row a vector. Read where it lies: the path or URL of a Zarr array, or of a group that holds
         one, a list of them or a pattern such as 'DATA-*.zarr', whose rows follow one another, or a `zarr.Array`.
         Copied into the run once, until no stage reads it any more: a NumPy array or what makes one of itself, a pandas
-        or Dask data frame of numbers, a Dask array, an `xarray.DataArray`. Later calls need the same again: NumPy's
-        are compared by what they hold, Dask's by their name. Not needed where `config` names the input. A `Config` or
-        a dict in its place is taken for `config`.
+        or Dask data frame of numbers, a Dask array, an `xarray.DataArray`; of an `anndata.AnnData`, what
+        `input={"array": ...}` names: 'X', 'obsm/<key>' or 'layers/<key>', by default 'obsm/X_pca' where there is one,
+        else 'X'. Later calls need the same again: Dask's are compared by their name, others by what they hold. Not
+        needed where `config` names the input. A `Config` or a dict in its place is taken for `config`.
     output : path or URL, optional
         Where the run is stored; not needed where `config` names it.
     config : Config, mapping or path, optional

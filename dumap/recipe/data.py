@@ -6,6 +6,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from dumap.config import Config
+from dumap.sources.annotated import element_of, is_annotated
 from dumap.sources.objects import is_a, paths_of, rows_of
 from dumap.sources.spooled import Feed, location_of
 
@@ -33,10 +34,20 @@ def take(data: Any, config: Config) -> tuple[Config, Feed | None]:
     DumapError
         It cannot be embedded.
     """
-    if paths_of(data) is not None:
+    settings: dict[str, Any] = {}
+    if is_annotated(data):
+        settings["array"], data = element_of(data, config.input.array)
+    elif paths_of(data) is not None:
         return config, None
+    if (place := paths_of(data)) is not None:
+        return with_input(config, {**settings, **place}), None
     feed = _feed(data)
-    return config.model_copy(update={"input": config.input.model_copy(update={"path": location_of(feed)})}), feed
+    return with_input(config, {**settings, "path": location_of(feed)}), feed
+
+
+def with_input(config: Config, settings: dict[str, Any]) -> Config:
+    """Return a configuration with other settings of the section `input`."""
+    return config.model_copy(update={"input": config.input.model_copy(update=settings)})
 
 
 def _collection(data: Any) -> Any:

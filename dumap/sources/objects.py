@@ -15,7 +15,8 @@ from dumap.store import place_of_array
 
 TAKEN = (
     "the path or the URL of a Zarr array, or of a group that holds one, or a list of such; a zarr.Array, a NumPy array "
-    "or what makes one of itself, a pandas or Dask data frame of numbers, a Dask array or an xarray.DataArray"
+    "or what makes one of itself, a pandas or Dask data frame of numbers, a Dask array, an xarray.DataArray or an "
+    "anndata.AnnData"
 )
 """What can be embedded, for people."""
 
