@@ -284,11 +284,12 @@ def contents() -> Callable[[str], dict[str, bytes]]:
 
 
 @pytest.fixture(scope="session")
-def whole(digits, embed, client):
+def all_digits_run(digits, embed, client):
     """Return all digits, embedded with the default epochs, in many cells, by workers."""
     return embed(digits[0], {"cells.max_rows": 500, "layout.n_epochs": None, "audit.queries": 300}, client)
 
 
 @pytest.fixture(scope="session")
-def few(digits):
+def digits_300(digits):
+    """Return the first 300 digits, (300, 64)."""
     return digits[0][:300]

@@ -14,12 +14,14 @@ QUICK = {"n_epochs": 10, "quality": {"queries": 0}, "audit": {"queries": 0}, "cl
 
 
 @pytest.fixture(scope="module")
-def data(save, few) -> str:
-    return save(few)
+def data(save, digits_300) -> str:
+    """Save 300 digits; return their path."""
+    return save(digits_300)
 
 
 @pytest.fixture(scope="module")
 def done(data, fresh) -> dumap.Result:
+    """Return the result of a short run."""
     return dumap.run(data, output=fresh("run.zarr"), **QUICK)
 
 
@@ -52,10 +54,10 @@ def test_a_configuration_is_given_once(data):
         dumap.run({"input": {"path": data}}, config={})
 
 
-def test_an_array_has_the_bytes_of_its_store(few, done, fresh):
-    result = dumap.run(few, output=fresh("run.zarr"), **QUICK)
+def test_an_array_has_the_bytes_of_its_store(digits_300, done, fresh):
+    result = dumap.run(digits_300, output=fresh("run.zarr"), **QUICK)
     assert np.array_equal(result.embedding[:], done.embedding[:])
-    assert dumap.plan(few, output="RUN.zarr").geometry.rows == 300
+    assert dumap.plan(digits_300, output="RUN.zarr").geometry.rows == 300
 
 
 def test_data_that_is_none_is_refused():

@@ -52,12 +52,12 @@ def machine(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def configured(few, save, fresh):
+def configured(digits_300, save, fresh):
     """Write the configuration of a tiny run; return its path and the output's."""
 
     def write(**cluster) -> tuple[str, str]:
         file, output = fresh("run.yaml"), fresh("run.zarr")
-        values = {"input": {"path": save(few)}, "output": output, "layout": {"n_epochs": 5}, "cluster": cluster}
+        values = {"input": {"path": save(digits_300)}, "output": output, "layout": {"n_epochs": 5}, "cluster": cluster}
         Path(file).write_text(yaml.safe_dump(values))
         return file, output
 
@@ -73,6 +73,7 @@ def test_final_exit_codes_are_those_of_errors_that_stay():
 
 
 def slurm(*words: str, **environment: str) -> subprocess.Popen:
+    """Submit the example's batch script to the Slurm that is on the path."""
     command = ["sbatch", str(CONFIGS / "slurm.sbatch"), *words]
     with Path("job.log").open("a") as log:
         return subprocess.Popen(command, env={**os.environ, **environment}, stdout=log, stderr=log)
@@ -119,10 +120,12 @@ def test_a_job_whose_time_is_up_is_queued_again(machine, configured, number, ask
 
 
 def documents(name: str) -> list[dict]:
+    """Read the YAML documents of an example."""
     return list(yaml.safe_load_all((CONFIGS / name).read_text()))
 
 
 def const(value: object) -> dict:
+    """Return the schema of one value."""
     return {"const": value}
 
 
@@ -132,6 +135,7 @@ def having(**properties: dict) -> dict:
 
 
 def each(schema: dict) -> dict:
+    """Return the schema of a list of what another schema allows."""
     return {"type": "array", "minItems": 1, "items": schema}
 
 

@@ -44,14 +44,14 @@ def quick(**parameters) -> dumap.UMAP:
 
 
 @pytest.fixture(scope="module")
-def fitted(few) -> dumap.UMAP:
-    return quick().fit(few)
+def fitted(digits_300) -> dumap.UMAP:
+    return quick().fit(digits_300)
 
 
 @pytest.fixture(scope="module")
-def exact(few) -> sparse.csr_matrix:
+def exact(digits_300) -> sparse.csr_matrix:
     """Return the K - 1 others nearest to each row."""
-    return kneighbors_graph(few, K - 1, mode="distance")
+    return kneighbors_graph(digits_300, K - 1, mode="distance")
 
 
 # scikit-learn's rules ------------------------------------------------------------------------------
@@ -64,18 +64,18 @@ def test_scikit_learns_checks_hold_without_exception(estimator, check):
     check(estimator)
 
 
-def test_arrays_in_arrays_out_as_a_run_has_them(few, fitted, fresh):
-    result = dumap.run(few, output=fresh("run.zarr"), n_neighbors=K, n_epochs=5)
+def test_arrays_in_arrays_out_as_a_run_has_them(digits_300, fitted, fresh):
+    result = dumap.run(digits_300, output=fresh("run.zarr"), n_neighbors=K, n_epochs=5)
     assert isinstance(fitted.embedding_, np.ndarray)
     assert fitted.embedding_.dtype == np.float32
     assert np.array_equal(fitted.embedding_, result.embedding[:])
-    assert np.array_equal(quick().fit_transform(few), fitted.embedding_)
+    assert np.array_equal(quick().fit_transform(digits_300), fitted.embedding_)
     assert (fitted.n_features_in_, fitted.run_["state"]) == (64, "done")
 
 
-def test_names_come_in_and_go_out(few):
+def test_names_come_in_and_go_out(digits_300):
     pandas = pytest.importorskip("pandas")
-    frame = pandas.DataFrame(few[:50], index=[f"r{n}" for n in range(50)], columns=[f"c{n}" for n in range(64)])
+    frame = pandas.DataFrame(digits_300[:50], index=[f"r{n}" for n in range(50)], columns=[f"c{n}" for n in range(64)])
     reducer = quick(n_components=3).set_output(transform="pandas")
     found = reducer.fit_transform(frame)
     assert found.columns.tolist() == ["umap0", "umap1", "umap2"] == reducer.get_feature_names_out().tolist()
@@ -99,9 +99,9 @@ def test_rows_are_not_placed_later(fitted, method):
         getattr(fitted, method)
 
 
-def test_it_ends_a_pipeline(few):
-    scaled = StandardScaler().fit_transform(few)
-    found = make_pipeline(StandardScaler(), quick()).fit_transform(few)
+def test_it_ends_a_pipeline(digits_300):
+    scaled = StandardScaler().fit_transform(digits_300)
+    found = make_pipeline(StandardScaler(), quick()).fit_transform(digits_300)
     assert np.array_equal(found, quick().fit_transform(scaled))
 
 
@@ -129,10 +129,10 @@ def test_parameters_and_defaults_are_umap_learns():
 
 
 @pytest.mark.parametrize("name", NOT_HERE)
-def test_parameters_that_dumap_has_not_pass_at_their_default_only(name, few):
+def test_parameters_that_dumap_has_not_pass_at_their_default_only(name, digits_300):
     other = not UMAP_LEARN[name] if isinstance(UMAP_LEARN[name], bool) else "another"
     with pytest.raises(ParameterError, match=f"^{name}=.*: dumap has no such parameter .*{UMAP_LEARN[name]!r}.*only: "):
-        quick(**{name: other}).fit(few)
+        quick(**{name: other}).fit(digits_300)
 
 
 @pytest.mark.parametrize(
@@ -151,85 +151,89 @@ def test_parameters_that_dumap_has_not_pass_at_their_default_only(name, few):
         ({"precomputed_knn": "lists.npz"}, "give two arrays"),
     ],
 )
-def test_values_that_are_not_allowed_are_value_errors(few, temporary, parameters, message):
+def test_values_that_are_not_allowed_are_value_errors(digits_300, temporary, parameters, message):
     with pytest.raises(ValueError, match=message):
-        quick(**parameters).fit(few)
+        quick(**parameters).fit(digits_300)
 
 
-def test_attributes_are_umap_learns(few, fitted):
+def test_attributes_are_umap_learns(digits_300, fitted):
     known = umap.umap_.find_ab_params(1.0, 0.1)
     assert (fitted._a, fitted._b) == pytest.approx(known, abs=1e-6)
     indices, distances = fitted._knn_indices, fitted._knn_dists
     assert np.array_equal(indices[:, 0], np.arange(300))
     assert indices.shape == distances.shape == (300, K)
-    true = np.linalg.norm(few[:, None] - few[indices], axis=2)
+    true = np.linalg.norm(digits_300[:, None] - digits_300[indices], axis=2)
     assert np.allclose(distances, true, atol=1e-3)
     sigmas, rhos = umap.umap_.smooth_knn_dist(distances, K)
     assert np.allclose(fitted._sigmas, sigmas, rtol=1e-4)
     assert np.allclose(fitted._rhos, rhos)
-    graph = umap.umap_.fuzzy_simplicial_set(few, K, None, "euclidean", knn_indices=indices, knn_dists=distances)[0]
+    graph = umap.umap_.fuzzy_simplicial_set(digits_300, K, None, "euclidean", knn_indices=indices, knn_dists=distances)[
+        0
+    ]
     assert sparse.isspmatrix_csr(fitted.graph_)
     assert abs(fitted.graph_ - graph).max() < 1e-5
-    assert fitted._raw_data is few
+    assert fitted._raw_data is digits_300
 
 
-def test_random_states_seed(few):
-    assert np.array_equal(quick(random_state=42).fit_transform(few[:50]), quick().fit_transform(few[:50]))
-    drawn = [quick(random_state=np.random.RandomState(seed)).fit_transform(few[:50]) for seed in (1, 1, 2)]
+def test_random_states_seed(digits_300):
+    assert np.array_equal(quick(random_state=42).fit_transform(digits_300[:50]), quick().fit_transform(digits_300[:50]))
+    drawn = [quick(random_state=np.random.RandomState(seed)).fit_transform(digits_300[:50]) for seed in (1, 1, 2)]
     assert np.array_equal(drawn[0], drawn[1])
     assert not np.array_equal(drawn[0], drawn[2])
 
 
-def test_too_many_neighbours_are_lowered(few):
+def test_too_many_neighbours_are_lowered(digits_300):
     with pytest.warns(UserWarning, match="n_neighbors=10 is lowered to 7: X has 8 rows") as told:
-        reducer = quick().fit(few[:8])
+        reducer = quick().fit(digits_300[:8])
     assert reducer.run_["parameters"]["neighbors"]["n_neighbors"] == 7
     assert Path(told[0].filename) == Path(__file__)
     assert reducer.n_neighbors == 10
 
 
-def test_labels_are_told_of_once(few):
-    reducer = quick().fit(few[:20], np.full(20, -1)).fit(few[:20], None)
+def test_labels_are_told_of_once(digits_300):
+    reducer = quick().fit(digits_300[:20], np.full(20, -1)).fit(digits_300[:20], None)
     with pytest.warns(UserWarning, match="y is not used") as told:
-        reducer.fit(few[:20], ["a"] * 20).fit(few[:20], np.arange(20))
+        reducer.fit(digits_300[:20], ["a"] * 20).fit(digits_300[:20], np.arange(20))
     assert len(told) == 1
 
 
-def test_first_coordinates_may_be_an_array(few, fresh):
+def test_first_coordinates_may_be_an_array(digits_300, fresh):
     init = np.random.default_rng(0).normal(size=(300, 2))
     path = fresh("init.npy")
     np.save(path, init.astype(np.float32))
-    assert np.array_equal(quick(init=init).fit_transform(few), quick(init=path).fit_transform(few))
+    assert np.array_equal(quick(init=init).fit_transform(digits_300), quick(init=path).fit_transform(digits_300))
 
 
-def test_bertopic_calls_it(few):
+def test_bertopic_calls_it(digits_300):
     """As BERTopic 0.17 does, with its default model's parameters, once fitting and once supervised by y of -1."""
     reducer = quick(n_components=5, min_dist=0.0, metric="cosine")
-    y = np.array([-1] * len(few))
-    found = np.nan_to_num(reducer.fit_transform(few, y=y))
+    y = np.array([-1] * len(digits_300))
+    found = np.nan_to_num(reducer.fit_transform(digits_300, y=y))
     assert found.shape == (300, 5)
     assert np.isfinite(found).all()
     assert found.std(axis=0).min() > 0
-    assert np.array_equal(reducer.fit(few, y=y).embedding_, found)
+    assert np.array_equal(reducer.fit(digits_300, y=y).embedding_, found)
 
 
 # given neighbours ----------------------------------------------------------------------------------
 
 
-def test_neighbours_may_be_a_sparse_matrix(few, fitted, exact):
+def test_neighbours_may_be_a_sparse_matrix(digits_300, fitted, exact):
     """Of small data, dumap's own are exact, but for ties."""
-    given = quick().fit(few, knn_graph=exact)
+    given = quick().fit(digits_300, knn_graph=exact)
     assert np.allclose(given._knn_dists, fitted._knn_dists, atol=1e-3)
     for row in (0, 150, 299):
         assert set(given._knn_indices[row, 1:]) == set(exact[row].indices)
     assert given.embedding_.shape == (300, 2)
 
 
-def test_a_matrix_may_hold_more_and_the_row_itself_and_zeros(few, exact):
-    wide = kneighbors_graph(few, K + 5, mode="distance", include_self=True)
+def test_a_matrix_may_hold_more_and_the_row_itself_and_zeros(digits_300, exact):
+    wide = kneighbors_graph(digits_300, K + 5, mode="distance", include_self=True)
     assert wide.nnz == 300 * (K + 5)
-    assert np.allclose(quick().fit(few, knn_graph=wide)._knn_dists, quick().fit(few, knn_graph=exact)._knn_dists)
-    twice = np.repeat(few[:40], 2, axis=0)
+    assert np.allclose(
+        quick().fit(digits_300, knn_graph=wide)._knn_dists, quick().fit(digits_300, knn_graph=exact)._knn_dists
+    )
+    twice = np.repeat(digits_300[:40], 2, axis=0)
     matrix = kneighbors_graph(twice, 4, mode="distance").tocoo()
     found = quick(n_neighbors=5).fit(twice, knn_graph=matrix)
     assert (found._knn_dists[:, 1] == 0).all()
@@ -245,35 +249,35 @@ def test_a_matrix_may_hold_more_and_the_row_itself_and_zeros(few, exact):
         (sparse.random(300, 300, 0.1, rng=0) * -1, "allowed are numbers from 0"),
     ],
 )
-def test_other_matrices_are_refused(few, matrix, message):
+def test_other_matrices_are_refused(digits_300, matrix, message):
     with pytest.raises(DataError, match=message):
-        quick().fit(few, knn_graph=matrix)
+        quick().fit(digits_300, knn_graph=matrix)
 
 
-def test_neighbours_may_be_umap_learns(few, fitted):
+def test_neighbours_may_be_umap_learns(digits_300, fitted):
     lists = fitted._knn_indices, fitted._knn_dists
-    assert np.array_equal(quick(precomputed_knn=(*lists, None)).fit(few)._knn_indices, lists[0])
-    narrow = quick(precomputed_knn=lists, n_neighbors=5).fit(few)
+    assert np.array_equal(quick(precomputed_knn=(*lists, None)).fit(digits_300)._knn_indices, lists[0])
+    narrow = quick(precomputed_knn=lists, n_neighbors=5).fit(digits_300)
     assert np.array_equal(narrow._knn_indices, lists[0][:, :5])
 
 
-def test_lists_that_do_not_fit_are_left_out_with_a_warning(few, fitted):
+def test_lists_that_do_not_fit_are_left_out_with_a_warning(digits_300, fitted):
     lists = fitted._knn_indices[:100], fitted._knn_dists[:100]
     with pytest.warns(UserWarning, match="100 rows x 10 neighbours, where 300 rows x 10 .* are needed"):
-        assert np.array_equal(quick(precomputed_knn=lists).fit_transform(few), fitted.embedding_)
+        assert np.array_equal(quick(precomputed_knn=lists).fit_transform(digits_300), fitted.embedding_)
 
 
-def test_equal_rows_once_do_not_go_with_given_neighbours(few, exact):
+def test_equal_rows_once_do_not_go_with_given_neighbours(digits_300, exact):
     with pytest.raises(ParameterError, match=r"input\.unique = true does not go with neighbors\.precomputed"):
-        quick(unique=True).fit(few, knn_graph=exact)
+        quick(unique=True).fit(digits_300, knn_graph=exact)
 
 
 # Dask's arrays --------------------------------------------------------------------------------------
 
 
-def test_dask_arrays_come_back_in_the_same_chunks_of_rows(few, fitted):
+def test_dask_arrays_come_back_in_the_same_chunks_of_rows(digits_300, fitted):
     """The map outlives the estimator whose temporary run it is read from."""
-    array = dask.array.from_array(few, chunks=((100, 7, 193), (40, 24)))
+    array = dask.array.from_array(digits_300, chunks=((100, 7, 193), (40, 24)))
     found = quick().fit_transform(array)
     gc.collect()
     assert found.chunks == ((100, 7, 193), (2,))
@@ -281,8 +285,8 @@ def test_dask_arrays_come_back_in_the_same_chunks_of_rows(few, fitted):
     assert np.array_equal(found.compute(scheduler="synchronous"), fitted.embedding_)
 
 
-def test_rows_of_dask_have_to_be_known(few):
-    array = dask.array.from_array(few, chunks=(100, 64))
+def test_rows_of_dask_have_to_be_known(digits_300):
+    array = dask.array.from_array(digits_300, chunks=(100, 64))
     with pytest.raises(DataError, match=r"compute_chunk_sizes"):
         quick().fit(array[array[:, 2] > 0])
 
@@ -290,12 +294,12 @@ def test_rows_of_dask_have_to_be_known(few):
 # where the run lies --------------------------------------------------------------------------------
 
 
-def test_a_temporary_run_goes_with_the_estimator(few, temporary):
+def test_a_temporary_run_goes_with_the_estimator(digits_300, temporary):
     gc.collect()
     before = set(temporary.iterdir())
-    reducer = quick().fit(few[:20])
+    reducer = quick().fit(digits_300[:20])
     first = reducer.run_.path
-    reducer.fit(few[:30])
+    reducer.fit(digits_300[:30])
     gc.collect()
     assert not Path(first).exists()
     assert len(set(temporary.iterdir()) - before) == 1
@@ -304,11 +308,11 @@ def test_a_temporary_run_goes_with_the_estimator(few, temporary):
     assert set(temporary.iterdir()) == before
 
 
-def test_a_pickle_is_a_path_which_stays(few, temporary):
-    reducer = quick().fit(few)
+def test_a_pickle_is_a_path_which_stays(digits_300, temporary):
+    reducer = quick().fit(digits_300)
     found, graph, path = reducer.embedding_, reducer.graph_, reducer.run_.path
     pickled = pickle.dumps(reducer)
-    assert len(pickled) < 8000 < few.nbytes
+    assert len(pickled) < 8000 < digits_300.nbytes
     del reducer
     gc.collect()
     other = pickle.loads(pickled)
@@ -318,29 +322,29 @@ def test_a_pickle_is_a_path_which_stays(few, temporary):
     shutil.rmtree(Path(path).parent)
 
 
-def test_a_named_store_is_gone_on_with(few, fresh):
+def test_a_named_store_is_gone_on_with(digits_300, fresh):
     store = Path(fresh("run.zarr"))
-    found = quick(store=store).fit(few[:50])
+    found = quick(store=store).fit(digits_300[:50])
     made = found.run_["stages"][-1]["seconds"]
     assert found.run_.path == str(store)
-    assert quick(store=store).fit(few[:50]).run_["stages"][-1]["seconds"] == made
+    assert quick(store=store).fit(digits_300[:50]).run_["stages"][-1]["seconds"] == made
     with pytest.raises(RunMismatchError, match="other data"):
-        quick(store=store).fit(few[50:100])
+        quick(store=store).fit(digits_300[50:100])
     with pytest.raises(RunMismatchError, match="min_dist"):
-        quick(store=store, min_dist=0.3).fit(few[:50])
+        quick(store=store, min_dist=0.3).fit(digits_300[:50])
     del found
     gc.collect()
     assert dumap.open_run(store)["state"] == "done"
 
 
-def test_what_fails_leaves_nothing(few, temporary, monkeypatch):
+def test_what_fails_leaves_nothing(digits_300, temporary, monkeypatch):
     before = set(temporary.iterdir())
     with pytest.raises(ConfigError):
-        quick(n_components=1000).fit(few)
+        quick(n_components=1000).fit(digits_300)
     assert set(temporary.iterdir()) == before
 
 
-def test_a_path_is_embedded_as_its_array(few, save, fitted):
-    found = quick().fit(save(few))
+def test_a_path_is_embedded_as_its_array(digits_300, save, fitted):
+    found = quick().fit(save(digits_300))
     assert np.array_equal(found.embedding_, fitted.embedding_)
     assert found.n_features_in_ == 64

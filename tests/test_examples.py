@@ -15,12 +15,12 @@ NAMES = [name for name in dumap.__all__ if not name.startswith("_") and name not
 
 
 @pytest.fixture(scope="module")
-def folder(few, tmp_path_factory):
+def folder(digits_300, tmp_path_factory):
     """Return a folder with data and a run."""
     import zarr
 
     path = tmp_path_factory.mktemp("examples")
-    zarr.create_group(path / "DATA.zarr").create_array("vectors", data=few, chunks=(100, 64))
+    zarr.create_group(path / "DATA.zarr").create_array("vectors", data=digits_300, chunks=(100, 64))
     dumap.run(path / "DATA.zarr", output=path / "RUN.zarr", n_neighbors=10, n_epochs=20)
     return path
 

@@ -17,7 +17,8 @@ KEPT = json.loads((HERE / "digests.json").read_text())
 
 
 @pytest.fixture(scope="module")
-def found(fresh):
+def computed(fresh):
+    """Compute the digests in a process of its own; skip where the libraries are of other versions."""
     if versions() != KEPT["versions"]:
         pytest.skip(f"the digests are of {KEPT['versions']}, here are {versions()}")
     done = subprocess.run(
@@ -34,5 +35,5 @@ def found(fresh):
 @pytest.mark.slow
 @pytest.mark.parametrize("artifact", ["lists", "graph", "start", "embedding"])
 @pytest.mark.parametrize("name", SETTINGS)
-def test_bytes_are_as_they_were(found, name, artifact):
-    assert found[name][artifact] == KEPT["digests"][name][artifact]
+def test_bytes_are_as_they_were(computed, name, artifact):
+    assert computed[name][artifact] == KEPT["digests"][name][artifact]

@@ -31,6 +31,7 @@ MOST_LINES, MOST_OF_A_FUNCTION, MOST_PARAMETERS = 400, 60, 8
 
 
 def is_type_checking(node: ast.AST) -> bool:
+    """Tell whether a node is a block for type checkers alone."""
     return isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING")
 
 
@@ -48,6 +49,7 @@ def imports(node: ast.AST) -> Iterator[str]:
 
 
 def within(name: str, module: str) -> bool:
+    """Tell whether a dotted name is a module or lies in it."""
     return f"{name}.".startswith(f"{module}.")
 
 
@@ -133,6 +135,7 @@ def test_imports_for_type_checkers_alone_are_no_breach(tmp_path):
 
 
 def undocumented(node: ast.AST, where: str) -> Iterator[str]:
+    """Yield what of a module has no docstring."""
     if not ast.get_docstring(node):
         yield where
     for child in getattr(node, "body", []):

@@ -45,6 +45,7 @@ PROJECT = {
 
 @pytest.fixture
 def lowest_versions(monkeypatch):
+    """Return the function of the script of that name."""
     monkeypatch.syspath_prepend(ROOT / "scripts")
     import lowest_versions
 

@@ -12,6 +12,7 @@ SCRIPTS = Path(__file__).parents[1] / "scripts"
 
 @pytest.fixture(scope="module")
 def digits_script():
+    """Import scripts/digits.py."""
     spec = importlib.util.spec_from_file_location("digits", SCRIPTS / "digits.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -20,6 +21,7 @@ def digits_script():
 
 @pytest.fixture(scope="module")
 def made(digits_script, tmp_path_factory):
+    """Have the script write digits: `made(rows, columns, dtype, chunk_rows)`."""
     folder = tmp_path_factory.mktemp("digits")
 
     def make(rows, columns, dtype="float32", chunk_rows=100):

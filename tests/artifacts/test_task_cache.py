@@ -15,6 +15,7 @@ SECONDS = 30
 
 @pytest.fixture
 def kept():
+    """Return an empty cache."""
     return TaskCache()
 
 

@@ -19,6 +19,7 @@ from dumap.planning.budget import PAUSE_FRACTION
 
 @pytest.fixture(scope="module")
 def data(digits, save):
+    """Save 300 digits; return their path."""
     return save(digits[0][:300])
 
 
@@ -167,6 +168,7 @@ def test_bad_options(refused, places, fresh, data):
 
 
 def _array(fresh, values, name="vectors"):
+    """Write an array to a new Zarr group; return its path."""
     path = fresh("input.zarr")
     zarr.open_group(path, mode="w").create_array(name, data=values)
     return path

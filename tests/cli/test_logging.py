@@ -18,10 +18,12 @@ QUICK = {"layout.n_epochs": 5, "audit.queries": 0, "cluster.engine": "local"}
 
 @pytest.fixture
 def config(configure, digits):
+    """Configure a short run of 200 digits."""
     return configure(digits[0][:200], QUICK)
 
 
 def events(records: list[dict], kind: str) -> list[str]:
+    """Name the stages of one kind of event, in order."""
     return [record["stage"] for record in records if record["event"] == kind]
 
 
@@ -71,6 +73,7 @@ def test_progress_is_logged_now_and_then(caplog, monkeypatch):
 
 
 def words(config) -> list[str]:
+    """Return the command line of the same run."""
     settings = [word for key, value in QUICK.items() for word in ("--set", f"{key}={value}")]
     return ["run", "--input", config.input.path, "--output", config.output, *settings]
 

@@ -46,12 +46,14 @@ def parsed(text: str) -> dict[tuple[str, str], float]:
 
 
 @pytest.fixture(scope="module")
-def data(few, save):
-    return save(few)
+def data(digits_300, save):
+    """Save 300 digits; return their path."""
+    return save(digits_300)
 
 
 @pytest.fixture
 def words(data, fresh):
+    """Return the command line of a short run with an audit."""
     settings = [word for setting in (*QUICK, "audit.queries=30", "quality.queries=30") for word in ("--set", setting)]
     return ["run", "--input", data, "--output", fresh("run.zarr"), *settings]
 
@@ -296,10 +298,10 @@ def test_a_report_is_not_of_the_local_engine(cli, words, fresh):
     assert (found.code, "set engine to dask" in found.err) == (2, True)
 
 
-def test_a_report_asks_for_a_cluster(configure, few):
+def test_a_report_asks_for_a_cluster(configure, digits_300):
     from dumap.engine.choose import choose
 
-    config = configure(few, {"cluster.report": "report.html"})
+    config = configure(digits_300, {"cluster.report": "report.html"})
     assert (choose(config.cluster, pipeline.plan(config)).name, config.cluster.engine) == ("dask", "auto")
 
 

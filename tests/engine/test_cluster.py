@@ -29,11 +29,13 @@ SECONDS = 60
 
 @pytest.fixture(scope="module")
 def data(digits, save):
+    """Save 200 digits; return their path."""
     return save(digits[0][:200])
 
 
 @pytest.fixture
 def job(configure, data):
+    """Return the job of a run that has an empty folder."""
     config = configure(data)
     os.makedirs(config.output)
     return Job(config, plan(config).geometry)
@@ -73,6 +75,7 @@ def raising(error: Exception):
 
 
 def silent(done, total):
+    """Be told of progress, and do nothing."""
     return None
 
 

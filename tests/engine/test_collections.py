@@ -28,8 +28,8 @@ def small_parts(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def expected(few, save, fresh):
-    return dumap.run(save(few), output=fresh("run.zarr"), **LOCAL).embedding[:].tobytes()
+def expected(digits_300, save, fresh):
+    return dumap.run(save(digits_300), output=fresh("run.zarr"), **LOCAL).embedding[:].tobytes()
 
 
 ODD = ((1, 130, 0, 68, 101), (60, 4))
@@ -57,12 +57,12 @@ def test_what_is_a_collection_of_rows():
     ]
 
 
-def test_unknown_chunks_are_refused_with_what_to_do(few):
-    x = da.from_array(few, chunks=(100, 64))
+def test_unknown_chunks_are_refused_with_what_to_do(digits_300):
+    x = da.from_array(digits_300, chunks=(100, 64))
     some = x[x[:, 20] > 3]
     with pytest.raises(InputError, match=r"does not know how many rows .*call compute_chunk_sizes\(\)"):
         dumap.run(some, output="nowhere.zarr", **LOCAL)
-    assert DaskRows(some.compute_chunk_sizes()).rows == int((few[:, 20] > 3).sum())
+    assert DaskRows(some.compute_chunk_sizes()).rows == int((digits_300[:, 20] > 3).sum())
 
 
 @pytest.mark.parametrize(
@@ -85,41 +85,43 @@ def test_a_frame_of_other_columns_is_refused():
         DaskRows(frame)
 
 
-def test_the_name_tells_one_array_from_another(few):
-    x = da.from_array(few, chunks=(100, 64))
-    assert DaskRows(x).token == DaskRows(da.from_array(few, chunks=(100, 64))).token
-    assert len({DaskRows(one).token for one in (x, x + 1, x[:-1], da.from_array(few + 1, chunks=(100, 64)))}) == 4
+def test_the_name_tells_one_array_from_another(digits_300):
+    x = da.from_array(digits_300, chunks=(100, 64))
+    assert DaskRows(x).token == DaskRows(da.from_array(digits_300, chunks=(100, 64))).token
+    assert (
+        len({DaskRows(one).token for one in (x, x + 1, x[:-1], da.from_array(digits_300 + 1, chunks=(100, 64)))}) == 4
+    )
 
 
 @pytest.mark.usefixtures("small_parts")
 @pytest.mark.parametrize("wrap", [lambda x: x, lambda x: xr.DataArray(x, dims=("r", "c"))], ids=["dask", "xarray"])
-def test_an_array_of_odd_chunks_comes_to_the_bytes_of_a_store(few, expected, fresh, wrap):
-    result = dumap.run(wrap(da.from_array(few, chunks=ODD)), output=fresh("run.zarr"), **LOCAL)
+def test_an_array_of_odd_chunks_comes_to_the_bytes_of_a_store(digits_300, expected, fresh, wrap):
+    result = dumap.run(wrap(da.from_array(digits_300, chunks=ODD)), output=fresh("run.zarr"), **LOCAL)
     assert result.embedding[:].tobytes() == expected
     assert result["stages"][0]["parts"] == 3
 
 
-def test_a_frame_comes_to_the_bytes_of_a_store(few, expected, fresh):
-    frame = dd.from_pandas(pd.DataFrame(few), npartitions=4)
+def test_a_frame_comes_to_the_bytes_of_a_store(digits_300, expected, fresh):
+    frame = dd.from_pandas(pd.DataFrame(digits_300), npartitions=4)
     assert dumap.run(frame, output=fresh("run.zarr"), **LOCAL).embedding[:].tobytes() == expected
 
 
 @pytest.mark.usefixtures("small_parts")
-def test_what_chunks_have_in_common_is_computed_once(few, fresh):
+def test_what_chunks_have_in_common_is_computed_once(digits_300, fresh):
     made = []
 
     def make(block):
         made.append(block.shape)
         return block
 
-    x = da.from_array(few, chunks=(70, 64)).map_blocks(make, dtype=few.dtype, meta=few[:0])
+    x = da.from_array(digits_300, chunks=(70, 64)).map_blocks(make, dtype=digits_300.dtype, meta=digits_300[:0])
     result = dumap.run(x - x.mean(axis=0), output=fresh("run.zarr"), **LOCAL)
     assert result["state"] == "done"
     assert sorted(made) == [(20, 64), *[(70, 64)] * 4]
 
 
 @pytest.mark.usefixtures("small_parts")
-def test_a_failed_copy_is_gone_on_with(few, fresh):
+def test_a_failed_copy_is_gone_on_with(digits_300, fresh):
     made, failing = [], [True]
 
     def make(block, block_info):
@@ -129,7 +131,9 @@ def test_a_failed_copy_is_gone_on_with(few, fresh):
             raise ZeroDivisionError("by nothing")
         return block
 
-    x = da.from_array(few, chunks=(100, 64)).map_blocks(make, dtype=few.dtype, meta=few[:0], name="made")
+    x = da.from_array(digits_300, chunks=(100, 64)).map_blocks(
+        make, dtype=digits_300.dtype, meta=digits_300[:0], name="made"
+    )
     output = fresh("run.zarr")
     with pytest.raises(InputError, match=r"the dask.Array cannot be computed \(ZeroDivisionError: by nothing\)"):
         dumap.run(x, output=output, **LOCAL)
@@ -143,8 +147,8 @@ def test_a_failed_copy_is_gone_on_with(few, fresh):
 
 
 @pytest.mark.slow
-def test_workers_compute_what_they_write(few, expected, fresh, client):
-    x = da.from_array(few, chunks=ODD)
+def test_workers_compute_what_they_write(digits_300, expected, fresh, client):
+    x = da.from_array(digits_300, chunks=ODD)
     result = dumap.run(x, output=fresh("run.zarr"), client=client, **QUICK)
     assert result.embedding[:].tobytes() == expected
     persisted = client.persist(x + 0)
@@ -152,10 +156,10 @@ def test_workers_compute_what_they_write(few, expected, fresh, client):
 
 
 @pytest.mark.slow
-def test_an_array_that_cannot_be_computed_is_an_error(few, fresh, client):
+def test_an_array_that_cannot_be_computed_is_an_error(digits_300, fresh, client):
     def fail(block):
         raise ZeroDivisionError("by nothing")
 
-    x = da.from_array(few, chunks=ODD).map_blocks(fail, dtype=few.dtype, meta=few[:0])
+    x = da.from_array(digits_300, chunks=ODD).map_blocks(fail, dtype=digits_300.dtype, meta=digits_300[:0])
     with pytest.raises(InputError, match=r"cannot be computed \(ZeroDivisionError: by nothing\)"):
         dumap.run(x, output=fresh("run.zarr"), client=client, **QUICK)

@@ -30,6 +30,7 @@ GIB = 2**30
 
 
 def settings(**given) -> ClusterConfig:
+    """Return the section `cluster` with a timeout of half a minute."""
     return ClusterConfig(**{"timeout": 30.0, **given})
 
 
@@ -306,6 +307,7 @@ def test_workers_fit_the_memory_there_is(machine):
 
 
 def descendants() -> set[int]:
+    """Return the processes that this one has started."""
     return {process.pid for process in psutil.Process().children(recursive=True)}
 
 

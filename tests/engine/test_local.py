@@ -36,11 +36,13 @@ SMALL_TASKS = {"cells.max_rows": 200, "graph.shard_rows": 4096, "task_memory": 2
 
 @pytest.fixture(scope="module")
 def data(digits, save):
+    """Save 500 digits; return their path."""
     return save(digits[0][:500], 100)
 
 
 @pytest.fixture
 def job(configure, data):
+    """Return the job of a run that has an empty folder."""
     config = configure(data)
     os.makedirs(config.output)
     return Job(config, plan(config).geometry)
@@ -48,10 +50,12 @@ def job(configure, data):
 
 @pytest.fixture
 def engine():
+    """Return a local engine of two threads and 2 GiB."""
     return LocalEngine(2, 2**31)
 
 
 def silent(done, total):
+    """Be told of progress, and do nothing."""
     return None
 
 
@@ -143,6 +147,7 @@ def test_an_interruption_waits_for_no_task(engine, job):
 
 @pytest.fixture(scope="module")
 def expected(configure, data, embedded_by):
+    """Return the bytes of a run on the local engine."""
     return embedded_by({**SMALL_TASKS, "cluster.engine": "local"})
 
 
@@ -261,6 +266,8 @@ def test_a_signal_ends_a_local_run_which_then_goes_on(data, fresh, expected, num
 
 @pytest.fixture
 def decide(configure, data):
+    """Choose an engine for a run of the data: `decide(settings, client)`."""
+
     def go(settings=None, client=None):
         config = configure(data, settings)
         return choose(config.cluster, plan(config), client)

@@ -18,11 +18,12 @@ CONCURRENCY = "async.concurrency"
 
 
 def blas() -> set[int]:
+    """Return the numbers of threads that this process's BLAS libraries have."""
     return {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"}
 
 
 @pytest.fixture
-def own():
+def user_settings():
     """Have settings of the user's: two BLAS threads, numba's two, and another number of requests."""
     assert np.ones((2, 2)).sum() == 4
     had = numba.get_num_threads()
@@ -32,19 +33,19 @@ def own():
     numba.set_num_threads(had)
 
 
-def test_a_task_is_pinned_and_the_process_has_its_settings_again(own):
-    before, threads = own(), numba.get_num_threads()
+def test_a_task_is_pinned_and_the_process_has_its_settings_again(user_settings):
+    before, threads = user_settings(), numba.get_num_threads()
     with process.pinned():
-        assert own() == ({1}, process.REQUESTS, before[2])
+        assert user_settings() == ({1}, process.REQUESTS, before[2])
         assert numba.get_num_threads() == 1
-    assert (own(), numba.get_num_threads()) == (before, threads)
+    assert (user_settings(), numba.get_num_threads()) == (before, threads)
     with pytest.raises(KeyError), process.pinned():
         raise KeyError
-    assert (own(), numba.get_num_threads()) == (before, threads)
+    assert (user_settings(), numba.get_num_threads()) == (before, threads)
 
 
-def test_the_last_task_out_gives_settings_back(own):
-    before, left = own(), threading.Event()
+def test_the_last_task_out_gives_settings_back(user_settings):
+    before, left = user_settings(), threading.Event()
 
     def first() -> None:
         with process.pinned():
@@ -55,17 +56,17 @@ def test_the_last_task_out_gives_settings_back(own):
         with process.pinned():
             inside.wait(SECONDS)
             assert left.wait(SECONDS)
-            return own(), numba.get_num_threads()
+            return user_settings(), numba.get_num_threads()
 
     inside = threading.Barrier(2)
     with ThreadPoolExecutor(2) as threads:
         one, other = threads.submit(first), threads.submit(second)
         one.result(SECONDS)
         assert other.result(SECONDS) == (({1}, process.REQUESTS, before[2]), 1)
-    assert own() == before
+    assert user_settings() == before
 
 
-def test_a_peak_is_not_forgotten_by_the_task_beside(own):
+def test_a_peak_is_not_forgotten_by_the_task_beside(user_settings):
     """Memory that one thread's task held counts until no task runs: another's start wipes nothing."""
     held, let_go = threading.Event(), threading.Event()
 

@@ -51,6 +51,7 @@ def test_a_worker_may_have_a_number_for_a_name():
 
 
 def options(**more) -> dict:
+    """Return what a worker of two threads is started with."""
     return {"cls": Worker, "options": {"nthreads": 2, "dashboard_address": ":0", **more}}
 
 
@@ -65,8 +66,9 @@ def shared(compiled):
 
 
 @pytest.fixture
-def job(configure, few):
-    config = configure(few)
+def job(configure, digits_300):
+    """Return the job of a run that has an empty folder."""
+    config = configure(digits_300)
     os.makedirs(config.output)
     return Job(config, plan(config).geometry)
 
@@ -120,9 +122,9 @@ def test_without_a_worker_that_may_be_used_it_is_said_which_is_wanted(shared, sh
         executor.preflight()
 
 
-def test_a_run_on_some_workers_has_the_same_bytes(shared, embed, few):
-    alone = embed(few)
-    some = embed(few, {"cluster.resources": {"GPU": 1}, "cluster.allow_workers": ["big"]}, shared)
+def test_a_run_on_some_workers_has_the_same_bytes(shared, embed, digits_300):
+    alone = embed(digits_300)
+    some = embed(digits_300, {"cluster.resources": {"GPU": 1}, "cluster.allow_workers": ["big"]}, shared)
     assert some.y.tobytes() == alone.y.tobytes()
 
 

@@ -13,6 +13,7 @@ MIB = 2**20
 
 
 def held() -> int:
+    """Return the bytes that this process holds."""
     return psutil.Process().memory_info().rss
 
 
@@ -27,6 +28,7 @@ def test_peak_forgets_what_was_before_its_reset() -> None:
 
 
 def _held_around_arrays() -> tuple[int, int, int]:
+    """Return the bytes held before, with and after a dozen arrays that are freed."""
     before = held()
     with memory.reused():
         kept = [np.ones(8 * MIB, np.uint8) for _ in range(12)]

@@ -10,6 +10,7 @@ from faults.harness import SECONDS, SETTINGS, fleet, results
 
 
 def pytest_collection_modifyitems(items):
+    """Mark the tests of this folder as `faults`."""
     here = Path(__file__).parent
     for item in items:
         if here in item.path.parents:
@@ -18,19 +19,20 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="session")
 def data(digits, save):
+    """Save 500 digits; return their path."""
     return save(digits[0][:500], 100)
 
 
 @pytest.fixture(scope="session")
-def clean(embed, data):
+def finished_run(embed, data):
     """Return a run that nothing disturbed; not to be changed."""
     return embed(data, SETTINGS)
 
 
 @pytest.fixture(scope="session")
-def expected(clean):
+def expected(finished_run):
     """Return the bytes that every run of the data must come to."""
-    return results(clean.output)
+    return results(finished_run.output)
 
 
 @pytest.fixture(scope="session")
@@ -41,21 +43,21 @@ def prepare(configure, data):
 
 
 @pytest.fixture
-def own(prepare, clean):
+def damageable(prepare, finished_run):
     """Return the configuration of a finished run that a test may damage: a copy, since no file names its place."""
     config = prepare()
-    shutil.copytree(clean.output, config.output)
+    shutil.copytree(finished_run.output, config.output)
     return config
 
 
 @pytest.fixture(scope="session")
-def shared(fresh):
+def shared_cluster(fresh):
     """Start a cluster of two workers whose nannies start them again."""
     with fleet(fresh) as started:
         yield started
 
 
 @pytest.fixture
-def nannied(shared):
+def cluster_with_nannies(shared_cluster):
     """Return the shared cluster, as whole as at first."""
-    return shared.ready(2)
+    return shared_cluster.ready(2)

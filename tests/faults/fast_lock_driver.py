@@ -17,6 +17,8 @@ GUN = "DUMAP_GUN"
 
 
 def _await_gun(original):
+    """Wrap taking the lock: wait for the file 'go' first."""
+
     def enter(self):
         if GUN in os.environ:
             folder = Path(os.environ[GUN])

@@ -158,6 +158,7 @@ class Process:
 
 
 def _lives_in(pid: int, session: int) -> bool:
+    """Tell whether a process is alive and of a session."""
     try:
         return os.getsid(pid) == session and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except (ProcessLookupError, psutil.NoSuchProcess):

@@ -60,6 +60,7 @@ def _claim(name: Path, count: int, what: str = "") -> bool:
 
 
 def _act(fault: dict[str, Any]) -> None:
+    """Do what a fault says, to this process or to another."""
     action, pid = fault["action"], fault["pid"] or os.getpid()
     if action == "kill":
         os.kill(pid, signal.SIGKILL)

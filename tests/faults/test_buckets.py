@@ -64,7 +64,7 @@ def passing(proxy):
 
 
 @pytest.fixture(scope="module")
-def near(proxy):
+def bucket_client(proxy):
     """Return the client of workers who know the bucket."""
     with (
         LocalCluster(n_workers=2, threads_per_worker=1, memory_limit="2GiB", dashboard_address=":0") as cluster,
@@ -74,6 +74,7 @@ def near(proxy):
 
 
 def config_of(output: str = OUTPUT, **more):
+    """Configure a run of the bucket's input."""
     return load(None, (), {"input.path": SOURCE, "output": output, **SETTINGS, **more})
 
 
@@ -95,12 +96,14 @@ def expected(embed, digits):
 
 
 @pytest.fixture(scope="module")
-def done(proxy, near, fresh, expected):
+def flaky_run(proxy, bucket_client, fresh, expected):
     """Return what a driver said that ran while one request in twenty failed."""
     proxy.fail_some(0.05)
     with Fleet(fresh) as fleet:
         file = fresh("run.yaml")
-        Path(file).write_text(yaml.safe_dump(config_of(**{"cluster.scheduler": near.scheduler.address}).model_dump()))
+        Path(file).write_text(
+            yaml.safe_dump(config_of(**{"cluster.scheduler": bucket_client.scheduler.address}).model_dump())
+        )
         driver = fleet.start(["-m", "dumap.cli", "--debug", "run", file])
         code = driver.wait(240)
         happened, said = dict(proxy.happened), driver.said
@@ -111,8 +114,8 @@ def done(proxy, near, fresh, expected):
 
 @pytest.mark.fault(16)
 @pytest.mark.slow
-def test_a_run_over_a_bad_network_is_that_in_a_folder(done, expected):
-    happened, _ = done
+def test_a_run_over_a_bad_network_is_that_in_a_folder(flaky_run, expected):
+    happened, _ = flaky_run
     assert {"error", "late", "lost"} <= set(happened), happened
     assert bytes_of(OUTPUT) == expected
 
@@ -135,7 +138,7 @@ def test_results_lie_in_a_bucket_and_all_else_on_a_disk(proxy, expected, fresh):
 
 
 @pytest.mark.slow
-def test_given_neighbors_may_lie_in_a_bucket(near, embed, digits, fresh):
+def test_given_neighbors_may_lie_in_a_bucket(bucket_client, embed, digits, fresh):
     indices = (np.arange(300)[:, None] + np.arange(1, 16)) % 300
     graphs = fresh("knn.zarr"), "s3://data/knn.zarr"
     for path in graphs:
@@ -144,13 +147,13 @@ def test_given_neighbors_may_lie_in_a_bucket(near, embed, digits, fresh):
         group.create_array("distances", data=(indices % 7 + 1.5).astype(np.float32), chunks=(100, 15))
     here = embed(digits[0][:300], {**SETTINGS, "neighbors.precomputed": graphs[0]})
     config = config_of(fresh("run.zarr"), **{"neighbors.precomputed": graphs[1]})
-    assert run(config, client=near)["state"] == "done"
+    assert run(config, client=bucket_client)["state"] == "done"
     assert bytes_of(config.output) == bytes_of(here.output)
     assert run(config)["state"] == "done", "what is finished is known again"
 
 
 @pytest.mark.slow
-def test_commands_work_on_a_bucket(done, cli, fresh, expected):
+def test_commands_work_on_a_bucket(flaky_run, cli, fresh, expected):
     assert cli("verify", OUTPUT).out == "all objects are as they were written\n"
     assert '"state": "done"' in cli("status", OUTPUT, "--json").out
     assert cli("clean", OUTPUT, "--dry-run").code == 0
@@ -164,19 +167,19 @@ def test_commands_work_on_a_bucket(done, cli, fresh, expected):
 
 @pytest.mark.fault(13)
 @pytest.mark.slow
-def test_damage_in_a_bucket_is_made_good(done, near, cli, expected):
+def test_damage_in_a_bucket_is_made_good(flaky_run, bucket_client, cli, expected):
     store = Run(OUTPUT)
     (key,) = (k for k in store.manifest("embedding", "rows-00000")["objects"] if k.startswith("embedding/"))
     store.put(key, store.get(key)[:-1])
     assert cli("verify", OUTPUT).out == f"damaged: {key}\n1 damaged objects\n"
-    assert run(config_of(), client=near)["state"] == "done"
+    assert run(config_of(), client=bucket_client)["state"] == "done"
     assert verify(OUTPUT) == []
     assert bytes_of(OUTPUT) == expected
 
 
 @pytest.mark.fault(22)
 @pytest.mark.slow
-def test_an_input_changed_in_its_bucket_is_refused(done, near, cli, digits):
+def test_an_input_changed_in_its_bucket_is_refused(flaky_run, bucket_client, cli, digits):
     array = zarr.open_array(objects_module.open_store(SOURCE, read_only=False), path="vectors")
     array[3, 3] += 1
     try:
@@ -189,11 +192,15 @@ def test_an_input_changed_in_its_bucket_is_refused(done, near, cli, digits):
 
 
 @pytest.mark.slow
-def test_no_secret_is_told(done, near):
+def test_no_secret_is_told(flaky_run, bucket_client):
     """Not by the driver, --debug or not, nor by workers and scheduler, nor in the run."""
-    _, said = done
-    told = {"driver": said, "workers": repr(near.get_worker_logs()), "scheduler": repr(near.get_scheduler_logs())}
-    told["tasks"] = repr(near.run_on_scheduler(lambda dask_scheduler: list(dask_scheduler.transition_log)))
+    _, said = flaky_run
+    told = {
+        "driver": said,
+        "workers": repr(bucket_client.get_worker_logs()),
+        "scheduler": repr(bucket_client.get_scheduler_logs()),
+    }
+    told["tasks"] = repr(bucket_client.run_on_scheduler(lambda dask_scheduler: list(dask_scheduler.transition_log)))
     store = Run(OUTPUT, read_only=True)
     told |= {key: (store.get(key) or b"").decode("latin1") for key in store.keys()}  # noqa: SIM118
     assert "dumap-" in told["tasks"]
@@ -203,19 +210,21 @@ def test_no_secret_is_told(done, near):
 
 @pytest.mark.fault(6)
 @pytest.mark.slow
-def test_a_run_in_a_bucket_goes_on_after_a_kill(proxy, near, fresh, expected):
+def test_a_run_in_a_bucket_goes_on_after_a_kill(proxy, bucket_client, fresh, expected):
     config, store = config_of("s3://data/killed.zarr"), Run("s3://data/killed.zarr", read_only=True)
     with Fleet(fresh) as fleet:
         file = fresh("run.yaml")
         Path(file).write_text(
-            yaml.safe_dump(config_of(config.output, **{"cluster.scheduler": near.scheduler.address}).model_dump())
+            yaml.safe_dump(
+                config_of(config.output, **{"cluster.scheduler": bucket_client.scheduler.address}).model_dump()
+            )
         )
         driver = fleet.start(["-m", "dumap.cli", "run", file])
         until(lambda: store.committed("neighbors") or driver.code is not None, "a commit of neighbors")
         driver.kill()
     before = {(s, p): store.get(manifest_key(s, p)) for s in ("vectors", "cells") for p in store.committed(s)}
     assert before
-    assert run(config, client=near)["state"] == "done"
+    assert run(config, client=bucket_client)["state"] == "done"
     assert {(s, p): store.get(manifest_key(s, p)) for s, p in before} == before
     assert bytes_of(config.output) == expected
 
@@ -223,7 +232,7 @@ def test_a_run_in_a_bucket_goes_on_after_a_kill(proxy, near, fresh, expected):
 @pytest.mark.fault(16)
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_a_server_that_goes_ends_the_run_in_bounded_time(proxy, near, expected):
+def test_a_server_that_goes_ends_the_run_in_bounded_time(proxy, bucket_client, expected):
     config = config_of("s3://data/gone.zarr")
 
     def go():
@@ -231,12 +240,12 @@ def test_a_server_that_goes_ends_the_run_in_bounded_time(proxy, near, expected):
 
     began = time.monotonic()
     with pytest.raises(StorageError) as caught:
-        run(config, client=near, observer=AsBegins("graph", go))
+        run(config, client=bucket_client, observer=AsBegins("graph", go))
     assert time.monotonic() - began < 240
     assert "s3://data/gone.zarr" in str(caught.value)
     told(str(caught.value))
     proxy.clear()
-    assert run(config, client=near)["state"] == "done"
+    assert run(config, client=bucket_client)["state"] == "done"
     assert bytes_of(config.output) == expected
 
 
@@ -252,13 +261,13 @@ def told(message: str) -> None:
 
 
 @pytest.fixture
-def quick(monkeypatch):
+def no_pauses(monkeypatch):
     """Try again at once."""
     monkeypatch.setattr(objects_module, "PAUSES", (0.0, 0.0, 0.0))
 
 
 @pytest.fixture
-def begun(proxy, request):
+def begun_run(proxy, request):
     """Return a new run in the bucket."""
     store = Run(f"s3://data/{abs(hash(request.node.name)):x}.zarr")
     store.create({key: {} for key in ("parameters", "versions", "input")})
@@ -268,64 +277,64 @@ def begun(proxy, request):
 @pytest.mark.fault(17)
 @pytest.mark.parametrize("fault", ["lost", pytest.param("late", marks=pytest.mark.slow), "error"])
 @pytest.mark.parametrize("times", [1, 3])
-def test_a_manifest_whose_answer_is_lost_is_ones_own(proxy, begun, fault, times):
+def test_a_manifest_whose_answer_is_lost_is_ones_own(proxy, begun_run, fault, times):
     proxy.fail_first(fault, "PUT", "/p.json", times)
-    with begun.part("stage", "p") as part:
+    with begun_run.part("stage", "p") as part:
         part.write("a", np.arange(5))
     assert proxy.happened[fault] == times
-    other = Run(begun.location)
+    other = Run(begun_run.location)
     assert other.manifest("stage", "p")["attempt"] == part.attempt
     assert other.read("stage", "p", "a").tolist() == [0, 1, 2, 3, 4]
-    assert begun.committed("stage") == ["p"]
+    assert begun_run.committed("stage") == ["p"]
 
 
 @pytest.mark.fault(13, 14)
 @pytest.mark.parametrize("harm", ["flip", "cut", "cut short", "empty", "delete"])
-def test_rows_that_are_damaged_in_a_bucket_are_an_error(begun, quick, monkeypatch, harm):
+def test_rows_that_are_damaged_in_a_bucket_are_an_error(begun_run, no_pauses, monkeypatch, harm):
     """However a bucket answers a request for bytes that there are not."""
     monkeypatch.setattr(stored_array, "RANGE_BYTES", 16 * 8)
-    with begun.part("stage", "p") as part:
+    with begun_run.part("stage", "p") as part:
         part.write("a", np.arange(64))
     (key,) = part.objects
-    assert Run(begun.location).read("stage", "p", "a", 20, 50).tolist() == list(range(20, 50))
-    whole = begun.get(key)
+    assert Run(begun_run.location).read("stage", "p", "a", 20, 50).tolist() == list(range(20, 50))
+    whole = begun_run.get(key)
     if harm == "delete":
-        begun.delete(key)
+        begun_run.delete(key)
     else:
         flipped = whole[:200] + bytes([whole[200] ^ 1]) + whole[201:]
-        begun.put(key, {"flip": flipped, "cut": whole[:-1], "cut short": whole[:300], "empty": b""}[harm])
+        begun_run.put(key, {"flip": flipped, "cut": whole[:-1], "cut short": whole[:300], "empty": b""}[harm])
     with pytest.raises(DamageError, match=f"{key} .* is missing or damaged"):
-        Run(begun.location).read("stage", "p", "a")
+        Run(begun_run.location).read("stage", "p", "a")
     if harm in ("cut", "cut short"):  # what is asked for is there, and right
-        assert Run(begun.location).read("stage", "p", "a", 0, 16).tolist() == list(range(16))
+        assert Run(begun_run.location).read("stage", "p", "a", 0, 16).tolist() == list(range(16))
     if harm in ("cut short", "empty", "delete"):
         with pytest.raises(DamageError, match=f"{key} .* is missing or damaged"):
-            Run(begun.location).read("stage", "p", "a", 50, 60)
-    assert list(Run(begun.location).damaged()) == [("stage", "p", key)]
+            Run(begun_run.location).read("stage", "p", "a", 50, 60)
+    assert list(Run(begun_run.location).damaged()) == [("stage", "p", key)]
 
 
 @pytest.mark.fault(17)
 @pytest.mark.parametrize("fault", ["lost", "error"])
-def test_rows_are_asked_for_again(proxy, begun, quick, fault):
-    with begun.part("stage", "p") as part:
+def test_rows_are_asked_for_again(proxy, begun_run, no_pauses, fault):
+    with begun_run.part("stage", "p") as part:
         part.write("a", np.arange(5))
     proxy.fail_first(fault, "GET", *part.objects)
-    assert Run(begun.location).read("stage", "p", "a").tolist() == [0, 1, 2, 3, 4]
+    assert Run(begun_run.location).read("stage", "p", "a").tolist() == [0, 1, 2, 3, 4]
     assert proxy.happened[fault] == 1
 
 
 @pytest.mark.fault(17)
-def test_a_lock_whose_answer_is_lost_is_ones_own(proxy, begun):
+def test_a_lock_whose_answer_is_lost_is_ones_own(proxy, begun_run):
     proxy.fail_first("lost", "PUT", f"/{LOCKS}/00000001.json")
-    with lock_module.Lock(begun, print) as own:
+    with lock_module.Lock(begun_run, print) as own:
         assert own.run.term == 1
     assert proxy.happened["lost"] == 1
-    assert begun.terms() == [1]
+    assert begun_run.terms() == [1]
 
 
 @pytest.mark.fault(17, 18)
-def test_of_two_manifests_the_first_wins_even_if_its_answer_is_lost(proxy, begun):
-    slow, fast = Run(begun.location).part("stage", "p"), Run(begun.location).part("stage", "p")
+def test_of_two_manifests_the_first_wins_even_if_its_answer_is_lost(proxy, begun_run):
+    slow, fast = Run(begun_run.location).part("stage", "p"), Run(begun_run.location).part("stage", "p")
     slow.write("a", np.array([1.0]))
     fast.write("a", np.array([2.0]))
     proxy.fail_first("lost", "PUT", "/p.json")
@@ -370,29 +379,29 @@ def test_a_prefix_that_holds_anything_but_a_run_is_refused(proxy, cli, key):
 
 
 @pytest.mark.fault(45)
-def test_what_people_keep_in_a_buckets_run_survives(begun, cli):
+def test_what_people_keep_in_a_buckets_run_survives(begun_run, cli):
     theirs = ["graph/notes.txt", "labels/c/0", "labels/zarr.json", "notes.txt"]
     for key in theirs:
-        begun.put(key, b"years of work")
+        begun_run.put(key, b"years of work")
     left = f"{PARTS}/vectors/block-00000-01234567"
-    begun.put(left, b"left over")
-    with begun.part("graph", "p") as part:
+    begun_run.put(left, b"left over")
+    with begun_run.part("graph", "p") as part:
         part.write("a", np.arange(5))
     (key,) = part.objects
-    begun.put(f"{key}/notes.txt", b"years of work")
-    found, others = clean(begun.location, print)
+    begun_run.put(f"{key}/notes.txt", b"years of work")
+    found, others = clean(begun_run.location, print)
     assert (found, others) == ([left], sorted([*theirs, f"{key}/notes.txt"]))
-    begun.discard("graph", "p")
-    assert begun.keys(f"{PARTS}/graph") == [f"{key}/notes.txt"]
-    assert [begun.get(key) for key in others] == [b"years of work"] * 5
+    begun_run.discard("graph", "p")
+    assert begun_run.keys(f"{PARTS}/graph") == [f"{key}/notes.txt"]
+    assert [begun_run.get(key) for key in others] == [b"years of work"] * 5
 
 
 @pytest.mark.fault(13)
-def test_digests_are_found_piece_by_piece(begun, monkeypatch):
-    begun.put("a", bytes(range(100)))
+def test_digests_are_found_piece_by_piece(begun_run, monkeypatch):
+    begun_run.put("a", bytes(range(100)))
     monkeypatch.setattr(objects_module, "PIECE_BYTES", 30)
-    assert begun.digest("a", 100) == objects_module.digest(bytes(range(100)))
-    assert begun.digest("a", 99) is begun.digest("b", 100) is None
+    assert begun_run.digest("a", 100) == objects_module.digest(bytes(range(100)))
+    assert begun_run.digest("a", 99) is begun_run.digest("b", 100) is None
 
 
 @pytest.mark.fault(40)
@@ -418,7 +427,7 @@ BAD = {
 @pytest.mark.fault(16)
 @pytest.mark.parametrize("bad", slowly(BAD, *(bad for bad in BAD if bad != "no server")))
 @pytest.mark.parametrize("place", ["input", "output"])
-def test_a_bucket_out_of_reach_is_said(proxy, client, cli, data, fresh, monkeypatch, quick, place, bad):
+def test_a_bucket_out_of_reach_is_said(proxy, client, cli, data, fresh, monkeypatch, no_pauses, place, bad):
     for name, value in BAD[bad].items():
         monkeypatch.setenv(name, value)
     there = "s3://nowhere/x.zarr" if bad == "no bucket" else "s3://data/input.zarr"

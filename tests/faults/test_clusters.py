@@ -210,13 +210,13 @@ SAID = {"no dumap": "cannot run dumap .* install dumap", "another version": "has
 
 @pytest.mark.fault(39, 42)
 @pytest.mark.parametrize("kind", [pytest.param("no dumap", marks=pytest.mark.slow), "another version"])
-def test_a_worker_that_cannot_do_the_work_is_left_out(nannied, prepare, expected, unfit, kind):
+def test_a_worker_that_cannot_do_the_work_is_left_out(cluster_with_nannies, prepare, expected, unfit, kind):
     """It stands beside two that can."""
-    (process,) = nannied.start_workers(1, **unfit(kind))
+    (process,) = cluster_with_nannies.start_workers(1, **unfit(kind))
     try:
-        nannied.ready(3)
+        cluster_with_nannies.ready(3)
         config, noting = prepare(), Notes()
-        assert run(config, client=nannied.client, observer=noting)["state"] == "done"
+        assert run(config, client=cluster_with_nannies.client, observer=noting)["state"] == "done"
         (note,) = noting.left_out()
         assert re.search(SAID[kind], note)
         assert results(config.output) == expected
@@ -242,23 +242,23 @@ def test_workers_that_all_cannot_do_the_work_are_named(fresh, prepare, unfit, ki
 
 
 @pytest.mark.fault(41)
-def test_a_run_from_inside_a_task(nannied, prepare, expected):
+def test_a_run_from_inside_a_task(cluster_with_nannies, prepare, expected):
     config = prepare()
 
     def inside():
         with worker_client() as own:
             return run(config, client=own)["state"]
 
-    assert nannied.client.submit(inside, pure=False).result(timeout=SECONDS) == "done"
+    assert cluster_with_nannies.client.submit(inside, pure=False).result(timeout=SECONDS) == "done"
     assert results(config.output) == expected
 
 
 @pytest.mark.fault(41)
-def test_a_run_with_an_asynchronous_client(nannied, prepare, expected):
+def test_a_run_with_an_asynchronous_client(cluster_with_nannies, prepare, expected):
     config = prepare()
 
     async def hand_over():
-        async with Client(nannied.address, asynchronous=True) as other:
+        async with Client(cluster_with_nannies.address, asynchronous=True) as other:
             return run(config, client=other)["state"]
 
     assert asyncio.run(hand_over()) == "done"

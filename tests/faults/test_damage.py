@@ -37,6 +37,7 @@ def objects(output: str, stage: str, prefix: str) -> list[str]:
 
 
 def flip(path: Path) -> None:
+    """Change one bit in the middle of a file."""
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
@@ -52,14 +53,14 @@ DAMAGE = {
 
 @pytest.mark.fault(13, 14)
 @pytest.mark.parametrize("kind", DAMAGE)
-def test_every_kind_of_damage_is_found_and_named(cli, own, kind):
-    key = objects(own.output, "neighbors", "lists-")[0]
-    DAMAGE[kind](Path(own.output, key))
-    outcome = cli("verify", own.output, "--dry-run")
+def test_every_kind_of_damage_is_found_and_named(cli, damageable, kind):
+    key = objects(damageable.output, "neighbors", "lists-")[0]
+    DAMAGE[kind](Path(damageable.output, key))
+    outcome = cli("verify", damageable.output, "--dry-run")
     assert outcome.code == 1
     assert f"damaged: {key}" in outcome.out
-    assert json.loads(cli("verify", own.output, "--json").out)["damaged"] == [key]
-    assert cli("verify", own.output).code == 0, "what is damaged no longer counts"
+    assert json.loads(cli("verify", damageable.output, "--json").out)["damaged"] == [key]
+    assert cli("verify", damageable.output).code == 0, "what is damaged no longer counts"
 
 
 PLACES = {
@@ -82,62 +83,62 @@ PLACES = {
     "place",
     slowly(PLACES, "neighbors", "layout"),
 )
-def test_repaired_damage_gives_the_same_bytes(cli, own, expected, place):
+def test_repaired_damage_gives_the_same_bytes(cli, damageable, expected, place):
     """The stages after it are made again too, so that what is repaired is seen to be as it was."""
     stage = place.split()[0]
-    flip(Path(own.output, objects(own.output, stage, PLACES[place])[0]))
-    assert cli("verify", own.output).code == 1
-    uncommit(own.output, STAGES[STAGES.index(stage) + 1 :])
-    assert run(own)["state"] == "done"
-    assert verify(own.output) == []
-    assert results(own.output) == expected
+    flip(Path(damageable.output, objects(damageable.output, stage, PLACES[place])[0]))
+    assert cli("verify", damageable.output).code == 1
+    uncommit(damageable.output, STAGES[STAGES.index(stage) + 1 :])
+    assert run(damageable)["state"] == "done"
+    assert verify(damageable.output) == []
+    assert results(damageable.output) == expected
 
 
 @pytest.mark.fault(13)
 @pytest.mark.parametrize("place", slowly(["neighbors", "embedding", "layout"], "layout"))
-def test_repair_alone_makes_a_finished_run_whole(cli, own, expected, place):
-    key = objects(own.output, place, PLACES[place])[0]
-    flip(Path(own.output, key))
-    assert cli("verify", own.output).code == 1
-    assert run(own)["state"] == "done"
-    assert verify(own.output) == []
-    assert results(own.output) == expected
-    committed = Path(own.output, MANIFESTS, place).glob(f"{PLACES[place]}*.json")
+def test_repair_alone_makes_a_finished_run_whole(cli, damageable, expected, place):
+    key = objects(damageable.output, place, PLACES[place])[0]
+    flip(Path(damageable.output, key))
+    assert cli("verify", damageable.output).code == 1
+    assert run(damageable)["state"] == "done"
+    assert verify(damageable.output) == []
+    assert results(damageable.output) == expected
+    committed = Path(damageable.output, MANIFESTS, place).glob(f"{PLACES[place]}*.json")
     assert any(committed), f"{key} was removed and not made again"
 
 
 @pytest.mark.fault(13)
-def test_a_damaged_manifest_is_found_and_made_again(cli, own, expected):
-    manifest = min(Path(own.output, MANIFESTS, "graph").glob("united-*.json"))
+def test_a_damaged_manifest_is_found_and_made_again(cli, damageable, expected):
+    manifest = min(Path(damageable.output, MANIFESTS, "graph").glob("united-*.json"))
     flip(manifest)
-    assert str(manifest.relative_to(own.output)) in cli("verify", own.output).out
-    assert run(own)["state"] == "done"
-    assert results(own.output) == expected
+    assert str(manifest.relative_to(damageable.output)) in cli("verify", damageable.output).out
+    assert run(damageable)["state"] == "done"
+    assert results(damageable.output) == expected
 
 
 @pytest.mark.parametrize("name", ["embedding", "status"])
-def test_verify_covers_all_that_the_results_need(own, name):
+def test_verify_covers_all_that_the_results_need(damageable, name):
     """Whatever file of a result loses its last byte, the run is no longer called whole."""
     unseen = []
-    for path in sorted(p for p in Path(own.output, name).rglob("*") if p.is_file()):
+    for path in sorted(p for p in Path(damageable.output, name).rglob("*") if p.is_file()):
         whole = path.read_bytes()
         path.write_bytes(whole[:-1])
-        if not verify(own.output):
-            unseen.append(str(path.relative_to(own.output)))
+        if not verify(damageable.output):
+            unseen.append(str(path.relative_to(damageable.output)))
         path.write_bytes(whole)
     assert unseen == []
 
 
 @pytest.mark.fault(14)
-def test_damage_met_on_the_way_is_made_again(cli, own, expected):
+def test_damage_met_on_the_way_is_made_again(cli, damageable, expected):
     """Never fill values: a lost object of a stage that is read again is said, and its part made anew."""
-    Path(own.output, lost := objects(own.output, "graph", "united-")[0]).unlink()
-    uncommit(own.output, ("start", "layout", "embedding", "quality"))
-    outcome = cli("run", "--input", own.input.path, "--output", own.output, *WORDS)
+    Path(damageable.output, lost := objects(damageable.output, "graph", "united-")[0]).unlink()
+    uncommit(damageable.output, ("start", "layout", "embedding", "quality"))
+    outcome = cli("run", "--input", damageable.input.path, "--output", damageable.output, *WORDS)
     assert outcome.code == 0, outcome.err
     assert f"{lost} (graph united-00000) is missing or damaged" in outcome.err
-    assert verify(own.output) == []
-    assert results(own.output) == expected
+    assert verify(damageable.output) == []
+    assert results(damageable.output) == expected
 
 
 # all of a run ------------------------------------------------------------------------------------
@@ -158,34 +159,34 @@ def part_of(output: str) -> dict[str, tuple[str, str]]:
 
 @pytest.mark.fault(13, 14)
 @pytest.mark.parametrize("kind", DAMAGE)
-def test_every_object_of_a_run_is_watched(own, monkeypatch, kind):
+def test_every_object_of_a_run_is_watched(damageable, monkeypatch, kind):
     """All objects are harmed, then all manifests: each is named."""
     monkeypatch.setattr(lock_module, "LEASE", 0.5)
-    every = set(keys(own.output))
+    every = set(keys(damageable.output))
     manifests = {k for k in every if k.startswith((MANIFESTS, LOCKS)) or (k.endswith("zarr.json") and "/" not in k)}
     for some in (
         every - manifests,
         manifests - {f"{MANIFESTS}/{IDENTITY}/{part}.json" for part in ("run", "input")} - set(MARKS),
     ):
-        before = {key: Path(own.output, key).read_bytes() for key in some}
+        before = {key: Path(damageable.output, key).read_bytes() for key in some}
         for key in some:
-            DAMAGE[kind](Path(own.output, key))
+            DAMAGE[kind](Path(damageable.output, key))
         lost = {k for k in some if k.startswith(f"{LOCKS}/0")} if kind == "deleted" else set()
-        assert {key for _, _, key in verify(own.output)} == some - lost
+        assert {key for _, _, key in verify(damageable.output)} == some - lost
         for key, data in before.items():
-            Path(own.output, key).parent.mkdir(parents=True, exist_ok=True)
-            Path(own.output, key).write_bytes(data)
-    assert verify(own.output) == []
+            Path(damageable.output, key).parent.mkdir(parents=True, exist_ok=True)
+            Path(damageable.output, key).write_bytes(data)
+    assert verify(damageable.output) == []
 
 
 @pytest.mark.fault(13, 14)
 @pytest.mark.slow
 @pytest.mark.parametrize("nth", range(16))
-def test_what_is_harmed_is_made_again_and_nothing_else(cli, own, expected, monkeypatch, nth):
+def test_what_is_harmed_is_made_again_and_nothing_else(cli, damageable, expected, monkeypatch, nth):
     """One object in sixteen, others each time, so that every object of a run is harmed once."""
     monkeypatch.setattr(lock_module, "LEASE", 0.5)
-    of, kind = part_of(own.output), list(DAMAGE)[(nth + nth // 4) % 4]
-    harmed = keys(own.output)[nth::16]
+    of, kind = part_of(damageable.output), list(DAMAGE)[(nth + nth // 4) % 4]
+    harmed = keys(damageable.output)[nth::16]
     if {f"{MANIFESTS}/{IDENTITY}/{part}.json" for part in ("run", "input")} & set(harmed):
         harmed = [key for key in harmed if key != "zarr.json"]  # either tells what the run is of
     headless = {of[key] for key in harmed if key in of and key.startswith(MANIFESTS)}
@@ -199,17 +200,17 @@ def test_what_is_harmed_is_made_again_and_nothing_else(cli, own, expected, monke
     kept, series = {}, (f"{MANIFESTS}/layout/", f"{MANIFESTS}/coarsen/checkpoint-")  # committed anew with their pieces
     for key in set(of) - set(harmed):
         if of[key] not in parts | dropped and not key.startswith(("embedding/", "status/", *series)):
-            path = Path(own.output, key)
+            path = Path(damageable.output, key)
             kept[key] = (path.stat().st_mtime_ns, path.read_bytes())
     for key in harmed:
-        DAMAGE[kind](Path(own.output, key))
-    outcome = cli("verify", own.output, "--json")
+        DAMAGE[kind](Path(damageable.output, key))
+    outcome = cli("verify", damageable.output, "--json")
     assert outcome.code == 1, outcome
     assert set(json.loads(outcome.out)["damaged"]) == set(harmed) - unseen
-    assert run(own)["state"] == "done"
-    assert results(own.output) == expected
-    assert verify(own.output) == []
-    after = {k: (Path(own.output, k).stat().st_mtime_ns, Path(own.output, k).read_bytes()) for k in kept}
+    assert run(damageable)["state"] == "done"
+    assert results(damageable.output) == expected
+    assert verify(damageable.output) == []
+    after = {k: (Path(damageable.output, k).stat().st_mtime_ns, Path(damageable.output, k).read_bytes()) for k in kept}
     assert after == kept
     assert len(kept) > len(of) / 4
 
@@ -223,10 +224,10 @@ TOLD = ("run", "results", "input")
     "key",
     [*("zarr.json", "embedding/zarr.json", "embedding/c/0/0"), *(f"{MANIFESTS}/identity/{n}.json" for n in TOLD)],
 )
-def test_a_finished_run_is_made_whole(cli, own, expected, fresh, key, kind):
-    DAMAGE[kind](Path(own.output, key))
+def test_a_finished_run_is_made_whole(cli, damageable, expected, fresh, key, kind):
+    DAMAGE[kind](Path(damageable.output, key))
     out = fresh("map.npy")
-    exported = cli("export", own.output, "embedding", out)
+    exported = cli("export", damageable.output, "embedding", out)
     if key in ("embedding/zarr.json", "embedding/c/0/0"):
         assert exported.code == 6
         assert f"{key} " in exported.err or "embedding is damaged" in exported.err, exported.err
@@ -234,24 +235,24 @@ def test_a_finished_run_is_made_whole(cli, own, expected, fresh, key, kind):
     else:
         assert exported.code in (0, 6)
     assert not os.path.exists(out) or np.load(out).tobytes() == expected["embedding"]
-    outcome = cli("verify", own.output)
+    outcome = cli("verify", damageable.output)
     assert outcome.code == 1
     assert re.findall(r"damaged: (.*)", outcome.out) == [key]
-    assert run(own)["state"] == "done"
-    assert verify(own.output) == []
-    assert results(own.output) == expected
+    assert run(damageable)["state"] == "done"
+    assert verify(damageable.output) == []
+    assert results(damageable.output) == expected
 
 
 @pytest.mark.fault(14)
-def test_a_lost_mark_of_a_stage_is_work_not_done(own, expected, contents):
-    before = contents(own.output)
-    Path(own.output, MARKS[2]).unlink()
-    assert status(own.output)["state"] == "partial"
-    assert run(own)["state"] == "done"
-    after = contents(own.output)
+def test_a_lost_mark_of_a_stage_is_work_not_done(damageable, expected, contents):
+    before = contents(damageable.output)
+    Path(damageable.output, MARKS[2]).unlink()
+    assert status(damageable.output)["state"] == "partial"
+    assert run(damageable)["state"] == "done"
+    after = contents(damageable.output)
     changed = {k for k in after if after[k] != before.get(k) and not k.startswith(LOCKS)}
     assert changed == {MARKS[2]}
-    assert results(own.output) == expected
+    assert results(damageable.output) == expected
 
 
 @pytest.mark.fault(13)
@@ -272,7 +273,7 @@ def test_damage_to_an_input_with_checksums_is_an_error_that_names_its_rows(cli, 
 
 
 @pytest.fixture
-def littered(own):
+def littered(damageable):
     """Leave in a run what tasks and drivers leave that die at any point; return the keys."""
     left = [
         f"{PARTS}/vectors/block-00000-01234567",
@@ -285,57 +286,66 @@ def littered(own):
         "embedding/c/0/.0.01234567.partial",
     ]
     for key in left:
-        path = Path(own.output, key)
+        path = Path(damageable.output, key)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"left over")
     return left
 
 
 @pytest.mark.fault(24)
-def test_what_is_left_over_does_not_count(cli, own, littered, expected, contents):
-    before = contents(own.output)
-    assert verify(own.output) == []
-    assert status(own.output)["state"] == "done"
-    assert run(own)["state"] == "done"
-    assert contents(own.output) == before
-    uncommit(own.output, STAGES[1:])
-    assert run(own)["state"] == "done"
-    assert results(own.output) == expected
-    assert verify(own.output) == []
+def test_what_is_left_over_does_not_count(cli, damageable, littered, expected, contents):
+    before = contents(damageable.output)
+    assert verify(damageable.output) == []
+    assert status(damageable.output)["state"] == "done"
+    assert run(damageable)["state"] == "done"
+    assert contents(damageable.output) == before
+    uncommit(damageable.output, STAGES[1:])
+    assert run(damageable)["state"] == "done"
+    assert results(damageable.output) == expected
+    assert verify(damageable.output) == []
 
 
 @pytest.mark.fault(24)
-def test_clean_removes_exactly_what_is_left_over(cli, own, littered, expected, contents):
-    before = contents(own.output)
-    told = cli("clean", own.output, "--dry-run")
+def test_clean_removes_exactly_what_is_left_over(cli, damageable, littered, expected, contents):
+    before = contents(damageable.output)
+    told = cli("clean", damageable.output, "--dry-run")
     assert told.code == 0
     assert told.out.splitlines() == [
         *(f"not named: {key}" for key in sorted(littered)),
         "8 objects that no manifest names",
     ]
-    assert contents(own.output) == before
-    done = cli("clean", own.output, "--json")
-    assert json.loads(done.out) == {"output": own.output, "unnamed": sorted(littered), "removed": True, "left": []}
-    after = {k: v for k, v in contents(own.output).items() if not k.startswith(LOCKS)}
+    assert contents(damageable.output) == before
+    done = cli("clean", damageable.output, "--json")
+    assert json.loads(done.out) == {
+        "output": damageable.output,
+        "unnamed": sorted(littered),
+        "removed": True,
+        "left": [],
+    }
+    after = {k: v for k, v in contents(damageable.output).items() if not k.startswith(LOCKS)}
     assert after == {k: v for k, v in before.items() if k not in littered and not k.startswith(LOCKS)}
-    empty = {os.path.relpath(folder, own.output) for folder, _, _ in os.walk(own.output) if not os.listdir(folder)}
+    empty = {
+        os.path.relpath(folder, damageable.output)
+        for folder, _, _ in os.walk(damageable.output)
+        if not os.listdir(folder)
+    }
     assert empty <= set(RUN_KEYS.inner_folders())
-    again = cli("clean", own.output)
+    again = cli("clean", damageable.output)
     assert (again.code, again.out) == (0, "0 objects that no manifest names\n")
-    assert verify(own.output) == []
-    assert results(own.output) == expected
+    assert verify(damageable.output) == []
+    assert results(damageable.output) == expected
 
 
 @pytest.mark.fault(24)
-def test_clean_touches_nothing_while_a_manifest_is_damaged(cli, own, littered, contents):
+def test_clean_touches_nothing_while_a_manifest_is_damaged(cli, damageable, littered, contents):
     """What it named is not known, and not to be removed."""
-    flip(min(Path(own.output, MANIFESTS, "graph").glob("united-*.json")))
-    before = {k: v for k, v in contents(own.output).items() if not k.startswith(LOCKS)}
-    for words in (["clean", own.output, "--dry-run"], ["clean", own.output]):
+    flip(min(Path(damageable.output, MANIFESTS, "graph").glob("united-*.json")))
+    before = {k: v for k, v in contents(damageable.output).items() if not k.startswith(LOCKS)}
+    for words in (["clean", damageable.output, "--dry-run"], ["clean", damageable.output]):
         outcome = cli(*words)
         assert outcome.code == 6
         assert "united-00000.json (graph united-00000) is missing or damaged; 'dumap verify" in outcome.err
-    assert {k: v for k, v in contents(own.output).items() if not k.startswith(LOCKS)} == before
+    assert {k: v for k, v in contents(damageable.output).items() if not k.startswith(LOCKS)} == before
 
 
 @pytest.mark.fault(24)

@@ -49,16 +49,18 @@ AT = {
 
 @pytest.mark.fault(6)
 @pytest.mark.parametrize("at", slowly(AT, "a round is cleaned up"))
-def test_a_killed_driver_loses_no_commit(nannied, prepare, expected, at):
+def test_a_killed_driver_loses_no_commit(cluster_with_nannies, prepare, expected, at):
     point, stage, part, settings = AT[at]
-    config = prepare({**settings, "cluster.scheduler": nannied.address})
-    (name,) = nannied.faults.plan({"role": "driver", "point": point, "stage": stage, "part": part, "action": "kill"})
-    driver = nannied.drive(config)
+    config = prepare({**settings, "cluster.scheduler": cluster_with_nannies.address})
+    (name,) = cluster_with_nannies.faults.plan(
+        {"role": "driver", "point": point, "stage": stage, "part": part, "action": "kill"}
+    )
+    driver = cluster_with_nannies.drive(config)
     assert driver.wait() == -9, driver.said
-    assert nannied.faults.happened(name) == [driver.pid]
+    assert cluster_with_nannies.faults.happened(name) == [driver.pid]
     if stage == "layout":
         assert epochs(config.output)[-1] in (4, 5), "more than one round is lost"
-    goes_on(config, nannied.client, expected)
+    goes_on(config, cluster_with_nannies.client, expected)
 
 
 BENEATH = {
@@ -73,14 +75,14 @@ BENEATH = {
 @pytest.mark.fault(6)
 @pytest.mark.slow
 @pytest.mark.parametrize("at", BENEATH)
-def test_a_killed_driver_takes_its_embedded_cluster_along(nannied, client, prepare, expected, at):
+def test_a_killed_driver_takes_its_embedded_cluster_along(cluster_with_nannies, client, prepare, expected, at):
     point, stage, part, settings = BENEATH[at]
     config = prepare({**settings, "cluster.workers": 1, "cluster.memory_limit": 2**31})
     at_once = {"role": "worker", "point": point, "stage": stage, "part": part, "action": "kill driver"}
-    (name,) = nannied.faults.plan(at_once)
-    driver = nannied.drive(config)
+    (name,) = cluster_with_nannies.faults.plan(at_once)
+    driver = cluster_with_nannies.drive(config)
     assert driver.wait() == -9, driver.said
-    assert nannied.faults.happened(name)
+    assert cluster_with_nannies.faults.happened(name)
     until(lambda: not driver.members(), "an end of the embedded cluster")
     if stage == "layout":
         assert epochs(config.output)[-1] in (4, 8), "more than one checkpoint is lost"

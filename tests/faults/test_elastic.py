@@ -36,12 +36,14 @@ def sleeping(folder: str, seconds: float):
 
 @pytest.fixture
 def job(prepare):
+    """Return the job of a run that has an empty folder."""
     config = prepare()
     Path(config.output).mkdir()
     return Job(config, plan(config).geometry)
 
 
 def silent(done, total):
+    """Be told of progress, and do nothing."""
     return None
 
 

@@ -79,65 +79,67 @@ def kept(output: str) -> dict[str, object]:
 
 
 @pytest.mark.fault(24)
-def test_what_people_keep_in_a_run_survives(cli, own, expected):
-    theirs = keep(own.output)
+def test_what_people_keep_in_a_run_survives(cli, damageable, expected):
+    theirs = keep(damageable.output)
     assert {*PLACES, "labels/zarr.json", "labels/c/0", "quality/scores/a/c/0", "link", "dangling"} <= theirs.keys()
-    assert (cli("verify", own.output).code, verify(own.output)) == (0, [])
-    Run(own.output).put(f"{PARTS}/vectors/block-00000-01234567", b"left over")
-    told = json.loads(cli("clean", own.output, "--json").out)
+    assert (cli("verify", damageable.output).code, verify(damageable.output)) == (0, [])
+    Run(damageable.output).put(f"{PARTS}/vectors/block-00000-01234567", b"left over")
+    told = json.loads(cli("clean", damageable.output, "--json").out)
     assert told["unnamed"] == [f"{PARTS}/vectors/block-00000-01234567"]
-    assert set(told["left"]) == theirs.keys() - {"empty folder"} - {f"{Path(own.output).parent}/elsewhere/thesis.txt"}
-    assert kept(own.output) == theirs
-    said = cli("clean", own.output).out
+    assert set(told["left"]) == theirs.keys() - {"empty folder"} - {
+        f"{Path(damageable.output).parent}/elsewhere/thesis.txt"
+    }
+    assert kept(damageable.output) == theirs
+    said = cli("clean", damageable.output).out
     assert "not dumap's, left: notes.txt\n" in said
     assert said.endswith("0 objects that no manifest names\n")
     # made again, but for the first stage, with repairs
     for stage in STAGES[1:]:
-        for manifest in Path(own.output, MANIFESTS, stage).glob("[a-z]*.json"):
+        for manifest in Path(damageable.output, MANIFESTS, stage).glob("[a-z]*.json"):
             manifest.unlink()
-        Path(own.output, MANIFESTS, "done", f"{stage}.json").unlink()
-    (block,) = list(Path(own.output, PARTS).glob("vectors/block-00002-*"))
+        Path(damageable.output, MANIFESTS, "done", f"{stage}.json").unlink()
+    (block,) = list(Path(damageable.output, PARTS).glob("vectors/block-00002-*"))
     block.write_bytes(b"")
-    assert cli("verify", own.output).code == 1
-    assert run(own)["state"] == "done"
-    assert results(own.output) == expected
-    assert verify(own.output) == []
-    cli("clean", own.output)
-    assert kept(own.output) == theirs
+    assert cli("verify", damageable.output).code == 1
+    assert run(damageable)["state"] == "done"
+    assert results(damageable.output) == expected
+    assert verify(damageable.output) == []
+    cli("clean", damageable.output)
+    assert kept(damageable.output) == theirs
 
 
 @pytest.mark.parametrize("consolidated", [False, True], ids=["plain", "consolidated"])
 @pytest.mark.filterwarnings("ignore::zarr.errors.ZarrUserWarning")
-def test_attributes_survive(cli, own, expected, consolidated, fresh):
-    group = zarr.open_group(own.output, mode="r+", use_consolidated=False)
+def test_attributes_survive(cli, damageable, expected, consolidated, fresh):
+    group = zarr.open_group(damageable.output, mode="r+", use_consolidated=False)
     group.attrs["note"] = {"by": "me", "values": [1, 2.5, None]}
     group["embedding"].attrs["units"] = "none"
     if consolidated:
-        zarr.consolidate_metadata(own.output)
+        zarr.consolidate_metadata(damageable.output)
 
     def theirs():
-        group = zarr.open_group(own.output, mode="r")
-        alone = zarr.open_array(own.output, path="embedding", mode="r")
+        group = zarr.open_group(damageable.output, mode="r")
+        alone = zarr.open_array(damageable.output, path="embedding", mode="r")
         return group.attrs["note"], alone.attrs["units"], alone.attrs["long_name"]
 
     before = theirs()
     assert before[0]["by"] == "me"
-    assert verify(own.output) == []
-    assert cli("verify", own.output).code == 0
-    export(own.output, "embedding", fresh("map.npy"))
-    document = json.loads(Path(own.output, "zarr.json").read_text())
+    assert verify(damageable.output) == []
+    assert cli("verify", damageable.output).code == 0
+    export(damageable.output, "embedding", fresh("map.npy"))
+    document = json.loads(Path(damageable.output, "zarr.json").read_text())
     document["attributes"]["dumap"]["seed"] = 7
-    Path(own.output, "zarr.json").write_text(json.dumps(document))
+    Path(damageable.output, "zarr.json").write_text(json.dumps(document))
     for key in (f"{MANIFESTS}/{IDENTITY}/results.json", f"{MANIFESTS}/done/vectors.json"):
-        Path(own.output, key).unlink()
-    assert {key for _, _, key in verify(own.output)} == {"zarr.json", f"{MANIFESTS}/{IDENTITY}/results.json"}
-    assert cli("verify", own.output).code == 1
-    assert run(own)["state"] == "done"
+        Path(damageable.output, key).unlink()
+    assert {key for _, _, key in verify(damageable.output)} == {"zarr.json", f"{MANIFESTS}/{IDENTITY}/results.json"}
+    assert cli("verify", damageable.output).code == 1
+    assert run(damageable)["state"] == "done"
     assert theirs() == before
-    assert verify(own.output) == []
-    group = zarr.open_group(own.output, mode="r", use_consolidated=True)
-    assert (group.attrs["dumap"]["seed"], group["embedding"].attrs["units"]) == (own.seed, "none")
-    assert results(own.output) == expected
+    assert verify(damageable.output) == []
+    group = zarr.open_group(damageable.output, mode="r", use_consolidated=True)
+    assert (group.attrs["dumap"]["seed"], group["embedding"].attrs["units"]) == (damageable.seed, "none")
+    assert results(damageable.output) == expected
 
 
 @pytest.mark.fault(13)
@@ -150,33 +152,33 @@ def test_attributes_survive(cli, own, expected, consolidated, fresh):
     ids=lambda content: repr(content[:20]),
 )
 @pytest.mark.parametrize("key", ["zarr.json", "embedding/zarr.json"])
-def test_metadata_that_says_too_little_is_damage(own, cli, content, key):
-    Path(own.output, key).write_bytes(content)
-    assert [found for _, _, found in verify(own.output)] == [key]
+def test_metadata_that_says_too_little_is_damage(damageable, cli, content, key):
+    Path(damageable.output, key).write_bytes(content)
+    assert [found for _, _, found in verify(damageable.output)] == [key]
     if key != "zarr.json":
         with pytest.raises(DamageError, match=key):
-            Run(own.output, read_only=True).final("embedding")
+            Run(damageable.output, read_only=True).final("embedding")
 
 
-def test_an_array_in_the_place_of_the_group_is_damage_and_its_attributes_are_kept(own, cli):
+def test_an_array_in_the_place_of_the_group_is_damage_and_its_attributes_are_kept(damageable, cli):
     shape = {"shape": [3], "data_type": "int8", "zarr_format": 3, "node_type": "array", "attributes": {"mine": 1}}
-    Path(own.output, "zarr.json").write_text(json.dumps(shape))
-    assert "damaged: zarr.json" in cli("verify", own.output).out
-    group = zarr.open_group(own.output, mode="r", use_consolidated=False)
-    assert (group.attrs["mine"], group.attrs["dumap"]["seed"]) == (1, own.seed)
-    assert verify(own.output) == []
+    Path(damageable.output, "zarr.json").write_text(json.dumps(shape))
+    assert "damaged: zarr.json" in cli("verify", damageable.output).out
+    group = zarr.open_group(damageable.output, mode="r", use_consolidated=False)
+    assert (group.attrs["mine"], group.attrs["dumap"]["seed"]) == (1, damageable.seed)
+    assert verify(damageable.output) == []
 
 
-def test_attributes_of_others_are_not_taken_for_the_runs(own, cli):
+def test_attributes_of_others_are_not_taken_for_the_runs(damageable, cli):
     """Not even where the group's metadata is all that tells what the run is of."""
-    zarr.open_group(own.output, mode="r+", use_consolidated=False).attrs["note"] = "mine"
-    Path(own.output, manifest_key(IDENTITY, "run")).unlink()
-    assert cli("verify", own.output).code == 1
-    store = Run(own.output)
+    zarr.open_group(damageable.output, mode="r+", use_consolidated=False).attrs["note"] = "mine"
+    Path(damageable.output, manifest_key(IDENTITY, "run")).unlink()
+    assert cli("verify", damageable.output).code == 1
+    store = Run(damageable.output)
     assert set(store.attributes) <= set(OWN)
-    assert zarr.open_group(own.output, mode="r", use_consolidated=False).attrs["note"] == "mine"
+    assert zarr.open_group(damageable.output, mode="r", use_consolidated=False).attrs["note"] == "mine"
     with pytest.raises(ValueError, match="not among the run's own attributes: note"):
-        Run(f"{own.output}-new").create({"note": 1})
+        Run(f"{damageable.output}-new").create({"note": 1})
 
 
 # links -------------------------------------------------------------------------------------------
@@ -187,8 +189,8 @@ def test_attributes_of_others_are_not_taken_for_the_runs(own, cli):
     [*(f"{PARTS}/cells", f"{PARTS}/quality", MANIFESTS, f"{MANIFESTS}/layout", LOCKS, INSIDE), "embedding", "status/c"],
 )
 @pytest.mark.parametrize("kind", ["folder", "dangling"])
-def test_a_folder_of_the_run_that_is_a_link_is_refused(own, cli, contents, folder, kind):
-    root, victim = Path(own.output), Path(own.output).parent / "victim"
+def test_a_folder_of_the_run_that_is_a_link_is_refused(damageable, cli, contents, folder, kind):
+    root, victim = Path(damageable.output), Path(damageable.output).parent / "victim"
     for manifest in root.glob(f"{MANIFESTS}/done/*.json"):
         manifest.unlink()
     if (root / folder).exists():
@@ -199,8 +201,8 @@ def test_a_folder_of_the_run_that_is_a_link_is_refused(own, cli, contents, folde
         victim.mkdir(exist_ok=True)
     (root / folder).symlink_to(victim)
     before = contents(str(root.parent))
-    words = ["--input", own.input.path, "--output", own.output, *WORDS]
-    for command in (["run", *words], ["clean", own.output], ["verify", own.output]):
+    words = ["--input", damageable.input.path, "--output", damageable.output, *WORDS]
+    for command in (["run", *words], ["clean", damageable.output], ["verify", damageable.output]):
         outcome = cli(*command)
         assert outcome.code == 6, outcome
         if folder not in (MANIFESTS, INSIDE) or kind != "dangling":
@@ -208,25 +210,25 @@ def test_a_folder_of_the_run_that_is_a_link_is_refused(own, cli, contents, folde
     assert contents(str(root.parent)) == before
 
 
-def test_a_run_behind_a_link_is_a_run(own, expected, cli):
-    link = Path(own.output).parent / "link.zarr"
-    link.symlink_to(own.output)
-    Path(own.output, MANIFESTS, "done", "quality.json").unlink()
-    config = own.model_copy(update={"output": str(link)})
+def test_a_run_behind_a_link_is_a_run(damageable, expected, cli):
+    link = Path(damageable.output).parent / "link.zarr"
+    link.symlink_to(damageable.output)
+    Path(damageable.output, MANIFESTS, "done", "quality.json").unlink()
+    config = damageable.model_copy(update={"output": str(link)})
     assert run(config)["state"] == "done"
     assert results(str(link)) == expected
     assert [cli(command, link).code for command in ("verify", "clean", "status")] == [0, 0, 0]
 
 
-def test_nothing_is_written_through_a_link_that_comes_later(own, contents):
-    victim = Path(own.output).parent / "victim"
+def test_nothing_is_written_through_a_link_that_comes_later(damageable, contents):
+    victim = Path(damageable.output).parent / "victim"
     victim.mkdir()
-    store = Run(own.output)
+    store = Run(damageable.output)
     store.attributes  # noqa: B018
     values = store.final("embedding")[:]
     for folder in (f"{PARTS}/new", "embedding/c"):
-        shutil.rmtree(Path(own.output, folder), ignore_errors=True)
-        Path(own.output, folder).symlink_to(victim)
+        shutil.rmtree(Path(damageable.output, folder), ignore_errors=True)
+        Path(damageable.output, folder).symlink_to(victim)
     with pytest.raises(StorageError, match="new is a link to"), store.part("new", "p") as out:
         out.write("a", np.arange(3))
     with pytest.raises(StorageError, match="embedding/c is a link to"), store.part("new", "p") as out:
@@ -234,16 +236,16 @@ def test_nothing_is_written_through_a_link_that_comes_later(own, contents):
     assert contents(str(victim)) == {}
 
 
-def test_what_is_dropped_is_not_followed(own):
+def test_what_is_dropped_is_not_followed(damageable):
     """A part whose object somebody moved away and linked to: what was moved is theirs."""
-    store, root = Run(own.output), Path(own.output)
+    store, root = Run(damageable.output), Path(damageable.output)
     (key,), away = store.part_objects("graph", "united-00000"), root.parent / "away"
     shutil.move(root / key, away)
     (root / key).symlink_to(away)
     before = away.read_bytes()
-    assert verify(own.output) == []
+    assert verify(damageable.output) == []
     store.discard("graph", "united-00000")
-    clean(own.output, print)
+    clean(damageable.output, print)
     assert away.read_bytes() == before
 
 
@@ -251,9 +253,9 @@ def test_what_is_dropped_is_not_followed(own):
 @pytest.mark.parametrize(
     "key", ["graph", f"{MANIFESTS}/graph/united-00000.json", "zarr.json", f"{LOCKS}/00000001.json"]
 )
-def test_a_file_without_end_is_damage(own, key):
+def test_a_file_without_end_is_damage(damageable, key):
     """A link to a device, or a file of 200 GiB, is not read to its end."""
-    root = Path(own.output)
+    root = Path(damageable.output)
     path = next(root.glob(f"{PARTS}/graph/united-*")) if key == "graph" else root / key
     for harm in ("device", "pipe", "vast"):
         path.unlink()
@@ -263,13 +265,13 @@ def test_a_file_without_end_is_damage(own, key):
             os.mkfifo(path)
         else:
             os.truncate(os.open(path, os.O_CREAT | os.O_WRONLY), 200 << 30)
-        assert [found for _, _, found in Run(own.output, read_only=True).damaged(RUN_KEYS.groups)] == [
+        assert [found for _, _, found in Run(damageable.output, read_only=True).damaged(RUN_KEYS.groups)] == [
             str(path.relative_to(root))
         ]
 
 
-def test_all_that_a_run_writes_is_known_to_be_its_own(clean):
+def test_all_that_a_run_writes_is_known_to_be_its_own(finished_run):
     """Else what tasks leave would stay for good, or a damaged manifest go unseen."""
-    keys = Run(clean.output, read_only=True).keys()
+    keys = Run(finished_run.output, read_only=True).keys()
     assert [key for key in keys if not RUN_KEYS.is_lasting(key) and not RUN_KEYS.is_removable(key)] == []
     assert not any(RUN_KEYS.is_lasting(key) and RUN_KEYS.is_removable(key) for key in keys)

@@ -50,6 +50,7 @@ class Disk:
 
 @contextlib.contextmanager
 def mounted(path: str) -> Iterator[Disk]:
+    """Mount a small disk in memory, and unmount it at the end."""
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={ROOM}", "tmpfs", path], check=True, capture_output=True)
     try:
         yield Disk(path)
@@ -72,13 +73,14 @@ needs_disk = pytest.mark.skipif(not may_mount(), reason=MOUNTING)
 
 @pytest.fixture
 def disk(fresh):
+    """Return a small disk that a test may fill."""
     os.mkdir(path := fresh("disk"))
     with mounted(path) as own:
         yield own
 
 
 @pytest.fixture
-def brief(monkeypatch):
+def short_lease(monkeypatch):
     """Let locks lapse soon: one that could not be released for want of room is this process's, which lives."""
     monkeypatch.setattr(module, "BEAT", 0.2)
     monkeypatch.setattr(module, "LEASE", 1.0)
@@ -95,7 +97,7 @@ def brief(monkeypatch):
         pytest.param("embedding", 0, marks=pytest.mark.slow),
     ],
 )
-def test_a_full_output_keeps_what_is_committed(prepare, client, disk, expected, brief, stage, spare):
+def test_a_full_output_keeps_what_is_committed(prepare, client, disk, expected, short_lease, stage, spare):
     config = prepare()
     config = config.model_copy(update={"output": f"{disk.path}/run.zarr"})
     with pytest.raises(StorageError, match="no space is left: make room, then the same command goes on") as caught:
@@ -191,6 +193,7 @@ def test_a_resume_needs_room_for_the_rest_alone(prepare, disk, expected, stage, 
 
 
 def save(fresh, config) -> str:
+    """Write a configuration to a file; return its path."""
     file = fresh("run.json")
     Path(file).write_text(json.dumps(config.model_dump()))  # which is YAML too
     return file
@@ -201,11 +204,11 @@ def save(fresh, config) -> str:
 
 @pytest.mark.fault(40)
 @needs_disk
-def test_a_read_only_output_is_refused_before_anything_is_computed(prepare, cli, disk, clean, contents):
+def test_a_read_only_output_is_refused_before_anything_is_computed(prepare, cli, disk, finished_run, contents):
     """A new output, and a run that somebody else began."""
     config = prepare()
     begun = f"{disk.path}/begun.zarr"
-    shutil.copytree(clean.output, begun)
+    shutil.copytree(finished_run.output, begun)
     unmark(begun, STAGES)
     disk.do("mount", "-o", "remount,ro")
     before = contents(disk.path)

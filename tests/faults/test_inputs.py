@@ -27,6 +27,7 @@ TINY = {"neighbors.n_neighbors": 4, "layout.n_epochs": 5}
 
 
 def noise(rows: int, dims: int = 4, seed: int = 0) -> np.ndarray:
+    """Return rows of a normal distribution, float32."""
     return np.random.default_rng(seed).normal(size=(rows, dims)).astype(np.float32)
 
 

@@ -36,6 +36,7 @@ EMBEDDED = {"cluster.workers": 1, "cluster.memory_limit": 2**31}
 
 @pytest.fixture
 def drivers(fresh):
+    """Return a place to start drivers in, which are ended with the test."""
     with Fleet(fresh) as fleet:
         yield fleet
 
@@ -198,7 +199,7 @@ def test_of_many_that_reach_for_a_lock_one_gets_it(fresh, monkeypatch):
 
 
 @pytest.fixture
-def left(fresh):
+def left_lock(fresh):
     """Return a run, and a function that leaves a lock in it."""
     output = Run(fresh("run.zarr"))
 
@@ -227,8 +228,8 @@ def ended() -> tuple[int, float]:
 
 
 @pytest.mark.fault(12)
-def test_the_lock_of_a_process_that_ended_is_taken_at_once(left):
-    output, leave = left
+def test_the_lock_of_a_process_that_ended_is_taken_at_once(left_lock):
+    output, leave = left_lock
     process, started = ended()
     leave(process=process, started=started)
     assert taken(output)[::2] == (2, [])
@@ -236,15 +237,15 @@ def test_the_lock_of_a_process_that_ended_is_taken_at_once(left):
 
 
 @pytest.mark.fault(12)
-def test_the_lock_of_another_process_of_the_same_number_is_taken_at_once(left):
-    output, leave = left
+def test_the_lock_of_another_process_of_the_same_number_is_taken_at_once(left_lock):
+    output, leave = left_lock
     leave(started=module._started(os.getpid()) - 1)
     assert taken(output)[::2] == (2, [])
 
 
 @pytest.mark.fault(12)
-def test_the_lock_of_a_process_that_ended_unnoticed_by_its_parent_is_taken_at_once(left):
-    output, leave = left
+def test_the_lock_of_a_process_that_ended_unnoticed_by_its_parent_is_taken_at_once(left_lock):
+    output, leave = left_lock
     process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     leave(process=process.pid, started=module._started(process.pid))
     process.stdin.close()
@@ -254,9 +255,9 @@ def test_the_lock_of_a_process_that_ended_unnoticed_by_its_parent_is_taken_at_on
 
 
 @pytest.mark.fault(12)
-def test_a_process_that_cannot_be_looked_at_is_not_gone(left, monkeypatch):
+def test_a_process_that_cannot_be_looked_at_is_not_gone(left_lock, monkeypatch):
     """Such as another user's, where the system hides those."""
-    output, leave = left
+    output, leave = left_lock
     leave(started=1.0)
     monkeypatch.setattr(module, "_started", lambda process: None)
     monkeypatch.setattr(module, "BEAT", 0.1)
@@ -268,10 +269,10 @@ def test_a_process_that_cannot_be_looked_at_is_not_gone(left, monkeypatch):
 
 @pytest.mark.fault(12)
 @pytest.mark.parametrize("data", [b"", b"{", b"null", b"\xff\x00", seal({"term": 1})[:-1]], ids=str)
-def test_a_damaged_lock_is_waited_for_then_taken(left, monkeypatch, data):
+def test_a_damaged_lock_is_waited_for_then_taken(left_lock, monkeypatch, data):
     monkeypatch.setattr(module, "BEAT", 0.1)
     monkeypatch.setattr(module, "LEASE", 0.5)
-    output, leave = left
+    output, leave = left_lock
     leave(data)
     term, seconds, notes = taken(output)
     assert (term, seconds > 0.5) == (2, True)
@@ -280,10 +281,10 @@ def test_a_damaged_lock_is_waited_for_then_taken(left, monkeypatch, data):
 
 
 @pytest.mark.fault(12)
-def test_an_unknown_machine_is_waited_for_and_heard(left, monkeypatch):
+def test_an_unknown_machine_is_waited_for_and_heard(left_lock, monkeypatch):
     monkeypatch.setattr(module, "BEAT", 0.1)
     monkeypatch.setattr(module, "LEASE", 1.0)
-    output, leave = left
+    output, leave = left_lock
     leave(machine=["elsewhere", "", ""], process=7)
     term, seconds, notes = taken(output)
     assert (term, seconds > 1.0) == (2, True)

@@ -28,63 +28,67 @@ pytestmark = pytest.mark.fault(12)
 
 
 @pytest.fixture(autouse=True)
-def quick(monkeypatch):
+def short_lease(monkeypatch):
+    """Renew locks 20 times a second, and count drivers as gone after half a second."""
     monkeypatch.setattr(module, "BEAT", 0.05)
     monkeypatch.setattr(module, "LEASE", 0.5)
 
 
 @pytest.fixture
-def begun(fresh) -> Run:
+def begun_run(fresh) -> Run:
+    """Return a run that has been created and holds nothing yet."""
     store = Run(fresh("run.zarr"))
     store.create({key: {} for key in SECTIONS})
     return store
 
 
 def commit(store: Run, name: str = "p") -> None:
+    """Commit a part of three numbers."""
     with store.part("stage", name) as out:
         out.write("a", np.arange(3))
 
 
 def token(store: Run, term: int = 1) -> str | None:
+    """Return the token of the lock that a term has."""
     return Run(store.location).holder(term).get("token")
 
 
-def test_a_lock_that_is_removed_by_hand_is_lost(begun):
+def test_a_lock_that_is_removed_by_hand_is_lost(begun_run):
     notes: list[str] = []
-    with Lock(begun, notes.append):
-        commit(begun)
-        shutil.rmtree(Path(begun.location, LOCKS))
+    with Lock(begun_run, notes.append):
+        commit(begun_run)
+        shutil.rmtree(Path(begun_run.location, LOCKS))
         until(lambda: notes, "a note")
         assert "was removed or is another's" in notes[0]
         with pytest.raises(LockError, match=r"this driver's lock _dumap/lock/00000001\.json was removed or is"):
-            commit(begun, "q")
+            commit(begun_run, "q")
         with pytest.raises(LockError):
-            begun.discard("stage", "p")
-    assert begun.committed("stage") == ["p"]
-    assert begun.terms() == [], "it is not written again at the end"
+            begun_run.discard("stage", "p")
+    assert begun_run.committed("stage") == ["p"]
+    assert begun_run.terms() == [], "it is not written again at the end"
     assert len(notes) == 1
 
 
-def test_two_drivers_of_one_term_never_both_commit(begun, prepare):
+def test_two_drivers_of_one_term_never_both_commit(begun_run, prepare):
     """The usual way to unlock: somebody removes the folder while a driver is at work, and starts another."""
-    other, notes = Run(begun.location), []
-    with Lock(begun, notes.append):
-        workers = Run(begun.location, term=begun.term, token=begun.token)
+    other, notes = Run(begun_run.location), []
+    with Lock(begun_run, notes.append):
+        workers = Run(begun_run.location, term=begun_run.term, token=begun_run.token)
         commit(workers, "first")
-        shutil.rmtree(Path(begun.location, LOCKS))
+        shutil.rmtree(Path(begun_run.location, LOCKS))
         with Lock(other, notes.append):
-            assert (other.term, begun.term) == (1, 1)
-            assert other.token == token(begun) != begun.token
+            assert (other.term, begun_run.term) == (1, 1)
+            assert other.token == token(begun_run) != begun_run.token
             until(lambda: notes, "a note")
-            for store in (begun, workers):
+            for store in (begun_run, workers):
                 with pytest.raises(LockError, match="is another's"):
                     commit(store, "late")
             commit(other, "second")
-            commit(Run(begun.location, term=other.term, token=other.token), "third")
+            commit(Run(begun_run.location, term=other.term, token=other.token), "third")
             held = other.token
-    assert begun.committed("stage") == ["first", "second", "third"]
-    assert token(begun) == held
-    assert begun.lock(1)["released"]
+    assert begun_run.committed("stage") == ["first", "second", "third"]
+    assert token(begun_run) == held
+    assert begun_run.lock(1)["released"]
 
 
 def test_a_job_takes_the_token_with_it(prepare):
@@ -94,8 +98,8 @@ def test_a_job_takes_the_token_with_it(prepare):
 
 
 @pytest.mark.parametrize("error", [RuntimeError("odd"), StorageError("passing"), ValueError("odd")], ids=repr)
-def test_a_beat_that_fails_is_said_and_the_next_gets_through(begun, monkeypatch, error):
-    notes, put, failed = [], begun.put, []
+def test_a_beat_that_fails_is_said_and_the_next_gets_through(begun_run, monkeypatch, error):
+    notes, put, failed = [], begun_run.put, []
 
     def fail(key, data):
         if len(failed) < 2:
@@ -107,12 +111,12 @@ def test_a_beat_that_fails_is_said_and_the_next_gets_through(begun, monkeypatch,
         notes.append(message)
         raise TypeError("who is told fails too")
 
-    with Lock(begun, note):
-        monkeypatch.setattr(begun, "put", fail)
-        until(lambda: (begun.lock(1) or {}).get("beat", 0) > 0, "a beat")
-        commit(begun)
+    with Lock(begun_run, note):
+        monkeypatch.setattr(begun_run, "put", fail)
+        until(lambda: (begun_run.lock(1) or {}).get("beat", 0) > 0, "a beat")
+        commit(begun_run)
     assert notes == [f"the lock could not be renewed: {error}"] * 2
-    assert begun.lock(1)["released"]
+    assert begun_run.lock(1)["released"]
 
 
 # verify ------------------------------------------------------------------------------------------
@@ -120,53 +124,53 @@ def test_a_beat_that_fails_is_said_and_the_next_gets_through(begun, monkeypatch,
 
 @pytest.mark.fault(13)
 @pytest.mark.parametrize("words", [[], ["--dry-run"]], ids=["verify", "dry run"])
-def test_verify_beside_a_driver_is_refused(own, cli, words):
-    store = Run(own.output)
+def test_verify_beside_a_driver_is_refused(damageable, cli, words):
+    store = Run(damageable.output)
     with Lock(store, print):
-        outcome = cli("verify", own.output, *words)
+        outcome = cli("verify", damageable.output, *words)
         assert (outcome.code, outcome.out) == (8, "")
         assert f"is driven by process {os.getpid()}" in outcome.err
-    assert cli("verify", own.output, *words).code == 0
+    assert cli("verify", damageable.output, *words).code == 0
 
 
-def test_a_dry_run_writes_nothing_and_verify_holds_the_lock(own, cli, contents, monkeypatch):
-    before = contents(own.output)
-    assert cli("verify", own.output, "--dry-run").code == 0
-    assert contents(own.output) == before
+def test_a_dry_run_writes_nothing_and_verify_holds_the_lock(damageable, cli, contents, monkeypatch):
+    before = contents(damageable.output)
+    assert cli("verify", damageable.output, "--dry-run").code == 0
+    assert contents(damageable.output) == before
     seen = []
     monkeypatch.setattr(damage, "_damage", lambda store: seen.append((store.term, store.lock(2)["released"])) or [])
-    assert cli("verify", own.output).code == 0
+    assert cli("verify", damageable.output).code == 0
     assert seen == [(2, False)]
-    assert Run(own.output).lock(2)["released"]
+    assert Run(damageable.output).lock(2)["released"]
 
 
-def test_a_driver_that_begins_meanwhile_is_no_damage(own, monkeypatch):
-    key = Path(own.output, next(iter(Run(own.output).manifest("graph", "united-00000")["objects"])))
+def test_a_driver_that_begins_meanwhile_is_no_damage(damageable, monkeypatch):
+    key = Path(damageable.output, next(iter(Run(damageable.output).manifest("graph", "united-00000")["objects"])))
     key.unlink()
     found = damage._damage
 
     def begin(store):
-        Run(own.output).put(lock_key(9), seal({"released": True}))
+        Run(damageable.output).put(lock_key(9), seal({"released": True}))
         return found(store)
 
     with monkeypatch.context() as patch:
         patch.setattr(damage, "_damage", begin)
         with pytest.raises(LockError, match="a driver began to work on it meanwhile"):
-            verify(own.output)
-    assert len(verify(own.output)) == 1
+            verify(damageable.output)
+    assert len(verify(damageable.output)) == 1
 
 
-def test_what_cannot_be_locked_is_read(own, cli, monkeypatch):
+def test_what_cannot_be_locked_is_read(damageable, cli, monkeypatch):
     def refuse(self, key, data):
         raise StorageError(f"{self.location}, {key}: the file system is read-only")
 
     monkeypatch.setattr(Run, "put_new", refuse)
-    outcome = cli("verify", own.output)
+    outcome = cli("verify", damageable.output)
     assert (outcome.code, outcome.out) == (0, "all objects are as they were written\n")
     assert "the file system is read-only; it is read without its lock, and stays as it is" in outcome.err
-    Path(own.output, "zarr.json").write_text("{}")
-    assert cli("verify", own.output).code == 1
-    assert Path(own.output, "zarr.json").read_text() == "{}"
+    Path(damageable.output, "zarr.json").write_text("{}")
+    assert cli("verify", damageable.output).code == 1
+    assert Path(damageable.output, "zarr.json").read_text() == "{}"
 
 
 # status ------------------------------------------------------------------------------------------
@@ -201,10 +205,10 @@ def test_status_says_who_is_at_work_and_how_far(prepare, client, cli):
     json.dumps(found, allow_nan=False)
 
 
-def test_status_says_of_a_driver_that_it_is_silent(begun, own, cli):
+def test_status_says_of_a_driver_that_it_is_silent(begun_run, damageable, cli):
     holder = {"machine": ["elsewhere", "", ""], "process": 7, "token": "x"}
     for beaten, said in ((time.time() - 90, "no sign of life for 9"), (None, "no sign of life for ")):
         document = {"term": 2, "holder": holder, "beat": 3, "released": False, "time": beaten}
-        Run(own.output).put(lock_key(2), seal(document))
-        assert f"driven by process 7 on elsewhere: {said}" in cli("status", own.output).out
-        assert status(own.output)["driver"]["alive"] is False
+        Run(damageable.output).put(lock_key(2), seal(document))
+        assert f"driven by process 7 on elsewhere: {said}" in cli("status", damageable.output).out
+        assert status(damageable.output)["driver"]["alive"] is False

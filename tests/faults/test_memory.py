@@ -35,6 +35,7 @@ def write(path: str, rows: int, groups: int = 40) -> str:
 
 
 def told(path: str, output: str, **more: object) -> Config:
+    """Configure a run that has little memory."""
     return load(None, (), {"input.path": path, "output": output, **TIGHT, **more})
 
 
@@ -54,6 +55,7 @@ def smallest(config: Config) -> int:
 
 
 def at_limit(config: Config, limit: int) -> Config:
+    """Return the configuration with workers of that memory limit."""
     return config.model_copy(update={"cluster": config.cluster.model_copy(update={"memory_limit": limit})})
 
 

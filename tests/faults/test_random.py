@@ -56,6 +56,7 @@ SCALES = (1.0, 1.0, 1.0, 1e-3, 1e5, 1e18, 1e30, 3e38, 1e39, 1e-20, 1e-38, 1e-44)
 
 
 def values(kind: str, rows: int, dims: int, seed: int) -> np.ndarray:
+    """Return random rows of a kind: see `KINDS`."""
     rng = np.random.default_rng(seed)
     x = rng.normal(size=(rows, dims))
     if kind == "grid":
@@ -78,6 +79,7 @@ def values(kind: str, rows: int, dims: int, seed: int) -> np.ndarray:
 
 @st.composite
 def cases(draw: st.DrawFn, many: bool) -> Case:
+    """Draw an input with the settings it is run with."""
     rows, dims = draw(st.integers(2, 200)), draw(st.integers(1, 40))
     metric = draw(st.sampled_from(METRICS if many else COMMON))
     if metric == "haversine" and draw(st.booleans()):
@@ -258,6 +260,7 @@ def test_any_input_gives_a_map_or_an_error_of_our_own(fresh, pytestconfig):
 
 @pytest.fixture(scope="module")
 def near():
+    """Return the client of a worker in this process."""
     with (
         LocalCluster(
             processes=False, n_workers=1, threads_per_worker=1, memory_limit=0, dashboard_address=None

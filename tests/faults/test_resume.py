@@ -18,18 +18,18 @@ from dumap.store import MANIFESTS
 # finished ----------------------------------------------------------------------------------------
 
 
-def test_a_finished_run_starts_no_cluster(configure, own, monkeypatch, contents):
+def test_a_finished_run_starts_no_cluster(configure, damageable, monkeypatch, contents):
     def never(*_):
         raise AssertionError("a cluster was started")
 
-    before = contents(own.output)
+    before = contents(damageable.output)
     monkeypatch.setattr(connect, "connect", never)
-    assert run(own)["state"] == "done"
-    assert contents(own.output) == before
+    assert run(damageable)["state"] == "done"
+    assert contents(damageable.output) == before
 
 
-def test_results_are_those_of_another_run(embed, data, clean):
-    assert results(embed(data, SETTINGS).output) == results(clean.output)
+def test_results_are_those_of_another_run(embed, data, finished_run):
+    assert results(embed(data, SETTINGS).output) == results(finished_run.output)
 
 
 # other parameters, other input -------------------------------------------------------------------
@@ -44,20 +44,20 @@ def test_results_are_those_of_another_run(embed, data, clean):
         ("layout.n_epochs=21", "layout.n_epochs: 20 -> 21"),
     ],
 )
-def test_other_parameters_are_refused(cli, clean, data, contents, setting, said):
-    before = contents(clean.output)
-    outcome = cli("run", "--input", data, "--output", clean.output, *WORDS, "--set", setting)
+def test_other_parameters_are_refused(cli, finished_run, data, contents, setting, said):
+    before = contents(finished_run.output)
+    outcome = cli("run", "--input", data, "--output", finished_run.output, *WORDS, "--set", setting)
     assert outcome.code == 7
     assert said in outcome.err
     assert "Traceback" not in outcome.err
-    assert contents(clean.output) == before
+    assert contents(finished_run.output) == before
 
 
-def test_what_the_answer_does_not_depend_on_may_change(cli, clean, data, contents):
-    before = contents(clean.output)
+def test_what_the_answer_does_not_depend_on_may_change(cli, finished_run, data, contents):
+    before = contents(finished_run.output)
     more = ["--workers", "7", "--set", "layout.checkpoint_every=3", "--set", "layout.mode=rounds"]
-    assert cli("run", "--input", data, "--output", clean.output, *WORDS, *more).code == 0
-    assert contents(clean.output) == before
+    assert cli("run", "--input", data, "--output", finished_run.output, *WORDS, *more).code == 0
+    assert contents(finished_run.output) == before
 
 
 @pytest.mark.fault(22)
@@ -88,14 +88,14 @@ def test_other_input_is_refused(cli, configure, digits, save, contents, change):
     ],
 )
 def test_workers_of_other_kinds_are_refused_unless_forced(
-    configure, client, data, clean, monkeypatch, what, other, said
+    configure, client, data, finished_run, monkeypatch, what, other, said
 ):
     """A run half done with others; what is finished needs none."""
     from dumap.engine.cluster import Executor
     from dumap.errors import RunMismatchError
 
     config = configure(data, SETTINGS)
-    shutil.copytree(clean.output, config.output)
+    shutil.copytree(finished_run.output, config.output)
     unmark(config.output, ("embedding", "quality"))
     before = {p: p.read_bytes() for p in Path(config.output, MANIFESTS).rglob("*.json")}
     with monkeypatch.context() as elsewhere:
@@ -104,14 +104,14 @@ def test_workers_of_other_kinds_are_refused_unless_forced(
             run(config, client=client)
         assert {p: p.read_bytes() for p in Path(config.output, MANIFESTS).rglob("*.json")} == before
         assert run(config, client=client, force=True)["state"] == "done"
-    assert results(config.output) == results(clean.output)
+    assert results(config.output) == results(finished_run.output)
 
 
 @pytest.mark.fault(23, 47)
-def test_a_client_of_another_kind_goes_on_with_a_run(client, configure, data, clean, monkeypatch):
+def test_a_client_of_another_kind_goes_on_with_a_run(client, configure, data, finished_run, monkeypatch):
     """It computes nothing: what counts is what the workers are; a Mac with another Python drives them."""
     config = configure(data, SETTINGS)
-    shutil.copytree(clean.output, config.output)
+    shutil.copytree(finished_run.output, config.output)
     Path(config.output, MANIFESTS, "done", "quality.json").unlink()
     Path(config.output, MANIFESTS, "quality", "report.json").unlink()
     own = worker.versions()

@@ -352,6 +352,7 @@ def test_a_start_that_is_no_coordinates_is_refused(embed, fresh, mark, kind):
 
 @pytest.fixture
 def run(tmp_path) -> Run:
+    """Return a run that has been created and holds nothing yet."""
     run = Run(str(tmp_path / "run.zarr"))
     run.create({"seed": 42, "parameters": {}, "input": {}, "versions": {}})
     return run
@@ -479,6 +480,7 @@ def test_a_manifest_that_is_none_is_damage(run, cli, content):
 
 
 def refused_by_all(cli, data: str, location: str) -> None:
+    """Assert that every command refuses a run."""
     for words in (
         ("status", location),
         ("run", "--input", data, "--output", location),

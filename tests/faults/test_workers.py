@@ -37,6 +37,7 @@ from dumap.store import MANIFESTS, PARTS, Run
 
 
 def once_a_stage(point: str, action: str) -> list[dict]:
+    """Plan a fault for one worker in each stage."""
     return [{"stage": stage, "point": point, "action": action, "role": "worker"} for stage in STAGES]
 
 
@@ -51,21 +52,23 @@ def once_a_stage(point: str, action: str) -> list[dict]:
         pytest.param("kill", "committed", {}, marks=[pytest.mark.fault(2), pytest.mark.slow]),
     ],
 )
-def test_a_worker_that_goes_in_every_stage_changes_no_byte(nannied, prepare, expected, action, point, settings):
-    config, names = prepare(settings), nannied.faults.plan(*once_a_stage(point, action))
-    assert run(config, client=nannied.client)["state"] == "done"
-    assert [len(nannied.faults.happened(name)) for name in names] == [1] * len(STAGES)
+def test_a_worker_that_goes_in_every_stage_changes_no_byte(
+    cluster_with_nannies, prepare, expected, action, point, settings
+):
+    config, names = prepare(settings), cluster_with_nannies.faults.plan(*once_a_stage(point, action))
+    assert run(config, client=cluster_with_nannies.client)["state"] == "done"
+    assert [len(cluster_with_nannies.faults.happened(name)) for name in names] == [1] * len(STAGES)
     assert results(config.output) == expected
     assert verify(config.output) == []
 
 
 @pytest.mark.fault(1)
-def test_a_killed_worker_changes_no_byte(nannied, prepare, expected):
+def test_a_killed_worker_changes_no_byte(cluster_with_nannies, prepare, expected):
     """Some object is written, its manifest is not."""
     config = prepare()
-    (name,) = nannied.faults.plan({"stage": "neighbors", "point": "object", "action": "kill"})
-    assert run(config, client=nannied.client)["state"] == "done"
-    assert len(nannied.faults.happened(name)) == 1
+    (name,) = cluster_with_nannies.faults.plan({"stage": "neighbors", "point": "object", "action": "kill"})
+    assert run(config, client=cluster_with_nannies.client)["state"] == "done"
+    assert len(cluster_with_nannies.faults.happened(name)) == 1
     assert results(config.output) == expected
 
 
@@ -120,14 +123,14 @@ def test_a_part_that_kills_every_worker_is_named_on_a_cluster(fresh, prepare, ex
 
 @pytest.mark.fault(4)
 @pytest.mark.slow
-def test_a_part_that_kills_every_worker_is_named_on_an_embedded_cluster(shared, prepare):
+def test_a_part_that_kills_every_worker_is_named_on_an_embedded_cluster(shared_cluster, prepare):
     config = prepare({"cluster.workers": 2, "cluster.memory_limit": 2**31})
-    *_, name = shared.faults.plan(*killer("neighbors", "cell-00003"))
-    driver = shared.drive(config)
+    *_, name = shared_cluster.faults.plan(*killer("neighbors", "cell-00003"))
+    driver = shared_cluster.drive(config)
     assert driver.wait() == TaskError.exit_code, driver.said
     assert f"neighbors cell-00003: its worker died {ATTEMPTS} times" in driver.said
     assert "goes on from there" in driver.said
-    assert len(shared.faults.happened(name)) == 1 + ATTEMPTS
+    assert len(shared_cluster.faults.happened(name)) == 1 + ATTEMPTS
     assert "cell-00003" in not_done(config)
     until(lambda: not driver.members(), "an end of the embedded cluster")
 
@@ -174,18 +177,20 @@ def test_parts_that_all_kill_are_given_up_after_few_deaths():
 
 @pytest.mark.fault(10)
 @pytest.mark.slow
-def test_workers_retired_in_the_middle_of_a_step(nannied, prepare, expected):
+def test_workers_retired_in_the_middle_of_a_step(cluster_with_nannies, prepare, expected):
     """Each while it is at a part, which others then do: a cluster that adapts takes no notice of what is done."""
-    config, client = prepare(ROUNDS), nannied.client
+    config, client = prepare(ROUNDS), cluster_with_nannies.client
     slow = {"role": "worker", "point": "object", "action": "sleep", "seconds": 1.0}
     parts = {"neighbors": "cell-00002", "layout": "state-00003-*", "quality": "ranks-*"}
-    names = nannied.faults.plan(*(slow | {"stage": stage, "part": part} for stage, part in parts.items()))
-    ending = nannied.begin(config)
+    names = cluster_with_nannies.faults.plan(*(slow | {"stage": stage, "part": part} for stage, part in parts.items()))
+    ending = cluster_with_nannies.begin(config)
     for name in names:
-        (pid,) = until(lambda n=name: nannied.faults.happened(n) or (ending.done() and ending.result()), "a slow part")
-        (busy,) = [address for address, at in nannied.pids().items() if at == pid]
+        (pid,) = until(
+            lambda n=name: cluster_with_nannies.faults.happened(n) or (ending.done() and ending.result()), "a slow part"
+        )
+        (busy,) = [address for address, at in cluster_with_nannies.pids().items() if at == pid]
         assert busy in client.retire_workers([busy])
-        nannied.start_workers(1)
+        cluster_with_nannies.start_workers(1)
     assert ending.result(SECONDS)["state"] == "done"
     assert results(config.output) == expected
 
@@ -261,11 +266,11 @@ TWICE = {
 
 
 @pytest.mark.fault(18)
-def test_of_two_that_do_the_same_part_either_may_be_first(nannied, prepare, clean, expected):
+def test_of_two_that_do_the_same_part_either_may_be_first(cluster_with_nannies, prepare, finished_run, expected):
     """Both write all they have, and each its manifest once the other has written too."""
     config = prepare()
-    shutil.copytree(clean.output, config.output)
-    job, faults = Job(config, plan(config).geometry), nannied.faults
+    shutil.copytree(finished_run.output, config.output)
+    job, faults = Job(config, plan(config).geometry), cluster_with_nannies.faults
     for part, task in TWICE.items():
         stage = {"pairs": "layout"}.get(part, task.__module__.split(".")[-1])  # the loss is a part of the layout
         manifest = Path(config.output, MANIFESTS, stage, f"{part}.json")
@@ -273,15 +278,15 @@ def test_of_two_that_do_the_same_part_either_may_be_first(nannied, prepare, clea
         meeting = {"point": "manifest", "action": "sleep", "seconds": 0.5, "times": 2}
         (name,) = faults.plan(meeting | {"stage": stage, "part": part})
         both = [
-            nannied.client.submit(execute, task, job, part, {}, workers=[address], pure=False)
-            for address in nannied.pids()
+            cluster_with_nannies.client.submit(execute, task, job, part, {}, workers=[address], pure=False)
+            for address in cluster_with_nannies.pids()
         ]
-        nannied.client.gather(both)
+        cluster_with_nannies.client.gather(both)
         assert len(set(faults.happened(name))) == 2
         attempts = {folder.name for folder in Path(config.output, PARTS, stage).glob(f"{part}-*")}
-        original = {folder.name for folder in Path(clean.output, PARTS, stage).glob(f"{part}-*")}
+        original = {folder.name for folder in Path(finished_run.output, PARTS, stage).glob(f"{part}-*")}
         assert len(attempts - original) == (0 if stage == "embedding" else 2)
-        assert digests(config.output, stage, part) == digests(clean.output, stage, part)
+        assert digests(config.output, stage, part) == digests(finished_run.output, stage, part)
     assert results(config.output) == expected
     assert verify(config.output) == []
 

@@ -8,4 +8,5 @@ settings.load_profile("kernels")
 
 @pytest.fixture(scope="session")
 def graph():
+    """Return the graph that tests of the layout share."""
     return layout_graph()

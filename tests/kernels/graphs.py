@@ -28,20 +28,24 @@ def shards(graph: sparse.csr_matrix, cuts=CUTS):
 
 
 def adjacency(edges: list[tuple[int, int]], rows: int) -> sparse.csr_matrix:
+    """Return the symmetric graph that has some edges, all of weight 1."""
     heads, tails = np.array(edges).T
     one_way = sparse.coo_matrix((np.ones(len(edges)), (heads, tails)), shape=(rows, rows))
     return sparse.csr_matrix(one_way + one_way.T)
 
 
 def path(rows: int) -> sparse.csr_matrix:
+    """Return rows in a line, each joined to the next."""
     return adjacency([(i, i + 1) for i in range(rows - 1)], rows)
 
 
 def ring(rows: int) -> sparse.csr_matrix:
+    """Return rows in a ring, each joined to the next."""
     return adjacency([(i, (i + 1) % rows) for i in range(rows)], rows)
 
 
 def grid(high: int, wide: int) -> sparse.csr_matrix:
+    """Return a grid of rows, each joined to those beside, above and below it."""
     return sparse.csr_matrix(sparse.kronsum(path(wide), path(high)))
 
 
@@ -53,6 +57,7 @@ def smoothest(matrix: sparse.csr_matrix, count: int) -> np.ndarray:
 
 
 def unit(y: np.ndarray) -> np.ndarray:
+    """Return columns scaled to length 1."""
     return y / np.linalg.norm(y, axis=0)
 
 
@@ -75,15 +80,18 @@ def layout_graph() -> sparse.csr_matrix:
 
 
 def pack(graph, first=0, stop=LAYOUT_ROWS, n_epochs=LAYOUT_EPOCHS) -> Edges:
+    """Pack the edges of some rows of a graph for the layout."""
     part = graph[first:stop]
     indptr, tails = part.indptr.astype(np.int64), part.indices.astype(np.int32)
     return kernel_pack(indptr, tails, part.data, first, float(graph.data.max()), n_epochs, SEED)
 
 
 def heads(edges: Edges) -> np.ndarray:
+    """Return the row that each packed edge belongs to."""
     return np.repeat(np.arange(len(edges.indptr) - 1), np.diff(edges.indptr))
 
 
 def samples(edges: Edges, epoch: int) -> np.ndarray:
+    """Return how often each packed edge is sampled in an epoch, by the formula in float64."""
     step, phase = 2 * edges.sample_rates.astype(np.int64) / UNIT, edges.sample_phases.astype(np.int64) / UNIT
     return (np.floor((epoch + 1) * step + phase) - np.floor(epoch * step + phase)).astype(int)

@@ -15,6 +15,7 @@ def flat(seed: int, n: int, dims: int, latent: int) -> np.ndarray:
 
 
 def axes_of(x: np.ndarray, leaf_of: np.ndarray | None = None) -> np.ndarray:
+    """Return the axes of rows, given each row's leaf; one leaf by default."""
     leaf_of = np.zeros(len(x), int) if leaf_of is None else leaf_of
     middles = np.array([x[leaf_of == leaf].mean(axis=0) for leaf in range(leaf_of.max() + 1)])
     return axes.principal(x - middles[leaf_of], 0.95)
@@ -74,6 +75,7 @@ def test_no_two_rows_are_further_apart_on_the_axes():
 
 
 def in_order(row: np.ndarray, origin: np.ndarray, onto: np.ndarray) -> np.ndarray:
+    """Project a row by sums in the order of the dims."""
     total = np.zeros(onto.shape[1], np.float32)
     for value, start, axis in zip(row, origin, onto, strict=True):
         total = total + (value - start) * axis

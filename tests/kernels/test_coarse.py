@@ -13,10 +13,12 @@ from dumap.planning.budget import MOST_COARSE_ROWS
 
 @pytest.fixture(scope="module")
 def graph():
+    """Return a random graph of a few hundred rows."""
     return random_graph()
 
 
 def spectral(matrix: sparse.csr_matrix, n_components: int, sizes=None):
+    """Embed a graph as if each of its rows were a label's."""
     matrix = sparse.coo_matrix(matrix)
     rows = matrix.shape[0]
     sums = np.rint(matrix.data * coarse.WEIGHT_UNIT).astype(np.int64)

@@ -9,17 +9,20 @@ from dumap.kernels import codes
 
 @njit
 def _bounds(coded, pairs, out):
+    """Fill in the lower bound of each pair's distance."""
     for p in range(len(pairs)):
         out[p] = codes.least_squared(coded, pairs[p, 0], pairs[p, 1])
 
 
 def bounds(x: np.ndarray, pairs: np.ndarray) -> np.ndarray:
+    """Return lower bounds of the squared distances of pairs, by their codes."""
     out = np.empty(len(pairs), np.float32)
     _bounds(codes.encode(x), pairs, out)
     return out
 
 
 def squared(x: np.ndarray, pairs: np.ndarray) -> np.ndarray:
+    """Return the squared distances of pairs, in float64."""
     gaps = x[pairs[:, 0]].astype(np.float64) - x[pairs[:, 1]]
     return np.einsum("ij,ij->i", gaps, gaps)
 

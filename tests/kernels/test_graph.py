@@ -25,6 +25,7 @@ def x() -> np.ndarray:
 
 
 def knn(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the nearest others of each row and their distances, by all pairs."""
     distances = cdist(x, x)
     np.fill_diagonal(distances, np.inf)
     indices = np.argsort(distances, axis=1, kind="stable")[:, :K]
@@ -45,6 +46,7 @@ def unite(indices, weights, ratio, cuts=(0, ROWS)):
 
 
 def whole(shards) -> sparse.csr_matrix:
+    """Stack the shards of a graph as one matrix."""
     return sparse.vstack([sparse.csr_matrix((w, t, p), shape=(len(p) - 1, ROWS)) for p, t, w in shards], "csr")
 
 

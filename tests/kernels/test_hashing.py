@@ -11,6 +11,7 @@ words = st.integers(0, MASK)
 
 
 def mix(z: int) -> int:
+    """Scramble 64 bits, in Python's integers."""
     z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 & MASK
     z = (z ^ (z >> 27)) * 0x94D049BB133111EB & MASK
     return z ^ (z >> 31)

@@ -50,6 +50,7 @@ def many_leaves(x: np.ndarray, count: int, guests: int = 0, width: int = 10) -> 
 
 
 def manifold(seed: int, n: int, dims: int) -> np.ndarray:
+    """Return rows near a bent surface of four dims."""
     rng = np.random.default_rng(seed)
     bent = np.sin(rng.uniform(0, 1, (n, 4)) @ rng.normal(0, 3, (4, dims)))
     return (bent + rng.normal(0, 0.03, (n, dims))).astype(np.float32)
@@ -80,6 +81,7 @@ def share_found(squared: np.ndarray, exact: np.ndarray) -> float:
 
 
 def spread(rng: np.random.Generator) -> np.ndarray:
+    """Return rows of a normal distribution."""
     return rng.normal(size=(700, 20))
 
 
@@ -89,14 +91,17 @@ def line(rng: np.random.Generator) -> np.ndarray:
 
 
 def heavy_tails(rng: np.random.Generator) -> np.ndarray:
+    """Return rows of a distribution with heavy tails."""
     return np.exp(3 * rng.normal(size=(1500, 4)))
 
 
 def far_blobs(rng: np.random.Generator) -> np.ndarray:
+    """Return two groups that lie far apart."""
     return rng.normal(size=(600, 8)) + 1e4 * (np.arange(600)[:, None] % 2)
 
 
 def outlier(rng: np.random.Generator) -> np.ndarray:
+    """Return rows of which one lies very far away."""
     x = rng.normal(size=(600, 8))
     x[7] = 1e6
     return x
@@ -112,6 +117,7 @@ def fill_value(rng: np.random.Generator) -> np.ndarray:
 
 
 def origin_far(rng: np.random.Generator) -> np.ndarray:
+    """Return whole numbers far from the origin."""
     return rng.integers(-20, 21, (600, 5)) + 8192.0 * np.array([1, -1, 100, 0, 7])
 
 
@@ -282,6 +288,7 @@ def test_wide_rows_are_found_beside_those_far_out(far):
 
 
 def pieces_of(indices: np.ndarray) -> int:
+    """Count the connected components of the graph that lists make."""
     n, k = indices.shape
     graph = sparse.csr_matrix((np.ones(n * k), indices.ravel(), np.arange(0, n * k + 1, k)), shape=(n, n))
     return connected_components(graph, directed=False)[0]

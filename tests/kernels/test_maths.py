@@ -7,6 +7,7 @@ from dumap.kernels import maths
 
 @nb.njit
 def exp(x):
+    """Call the kernel's exp on each value."""
     out = np.empty_like(x)
     for i in range(len(x)):
         out[i] = maths.exp(x[i])
@@ -15,6 +16,7 @@ def exp(x):
 
 @nb.njit
 def power(x, exponent):
+    """Call the kernel's power on each value."""
     out = np.empty_like(x)
     for i in range(len(x)):
         out[i] = maths.power(x[i], exponent)

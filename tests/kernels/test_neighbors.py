@@ -122,6 +122,7 @@ def lists_of(found: list[dict[int, int]], names: list[int], k: int) -> tuple[np.
 
 @st.composite
 def found_lists(draw):
+    """Draw the lists that several cells have found for one row, and their length."""
     k = draw(st.integers(1, 5))
     one = st.dictionaries(st.integers(0, 9), st.integers(0, 4), max_size=k)
     return k, draw(st.lists(one, min_size=1, max_size=5))

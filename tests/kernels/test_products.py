@@ -29,6 +29,7 @@ def test_four_rows_are_multiplied_with_packs(seed, packs, fours, data):
 
 @njit
 def _dot(left, right):
+    """Call the intrinsic from compiled code."""
     return products.dot(left, right)
 
 

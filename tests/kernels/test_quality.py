@@ -9,6 +9,7 @@ from dumap.kernels import neighbors, quality
 
 
 def lists(queries: int, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return empty lists of ids and distances."""
     return np.full((queries, k), -1, np.int64), np.full((queries, k), np.inf, np.float32)
 
 

@@ -10,6 +10,7 @@ from dumap.kernels import start
 
 @pytest.fixture(scope="module")
 def graph():
+    """Return a random graph of a few hundred rows."""
     return random_graph()
 
 

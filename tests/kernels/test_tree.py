@@ -114,6 +114,7 @@ def test_leaves_near_in_space_are_near_in_line():
 
 
 def tree_of(groups: np.ndarray, counts: list[int], leaves: np.ndarray) -> Tree:
+    """Return a tree whose groups have so many leaves each."""
     return Tree(groups, np.cumsum([0, *counts]), leaves)
 
 
@@ -182,12 +183,14 @@ CUTS = [(0, 1), (3, 50), (5, 6), (255, 257), (100, 613), (0, 1024), (1, 1025), (
 
 
 def alike(seed: int) -> tuple[np.ndarray, Tree]:
+    """Return rows without structure, and their tree."""
     rng = np.random.default_rng(seed)
     x = rng.normal(size=(1500, 33)).astype(np.float32)
     return x, grow(x, 150, seed)
 
 
 def far_groups(seed: int) -> tuple[np.ndarray, Tree]:
+    """Return rows in groups that lie far apart, and their tree."""
     rng = np.random.default_rng(seed)
     x = (rng.normal(size=(40, 20))[rng.integers(0, 40, 1500)] * 500 + rng.normal(size=(1500, 20))).astype(np.float32)
     return x, grow(x, 150, seed)
@@ -221,6 +224,7 @@ def flat(seed: int, n: int = 1500, dims: int = 121, latent: int = 12) -> np.ndar
 
 
 def on_axes(seed: int) -> tuple[np.ndarray, Tree]:
+    """Return rows near a plane, and their tree, whose leaves lie on axes."""
     tree = grow(flat(seed, 3000), 150, seed)
     assert tree.axes.shape == (121, 16)
     return flat(seed), tree
@@ -291,10 +295,12 @@ def test_no_row_has_a_leaf_twice_however_far_it_lies(value):
 
 
 def variance_within(x: np.ndarray, tree: Tree) -> float:
+    """Return the sum of squared distances of rows from the means of their leaves."""
     return float((within_leaves(x, tree)[0].astype(np.float64) ** 2).sum())
 
 
 def without_axes(monkeypatch, x: np.ndarray, wanted: int) -> Tree:
+    """Grow a tree for which no axes are sought."""
     with monkeypatch.context() as patch:
         patch.setattr("dumap.kernels.axes.WIDE", 10**6)
         tree = grow(x, wanted, 0)

@@ -94,6 +94,7 @@ def obvious_tally(keys):
 
 
 def columns(keys, words):
+    """Return keys as columns of so many words."""
     return np.array(keys, np.uint64).reshape(-1, words).T
 
 

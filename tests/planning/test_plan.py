@@ -32,10 +32,12 @@ memories = st.integers(16 * MIB, 8 * 2**30)
 
 
 def config(task_memory: int = 512 * MIB, **sections) -> Config:
+    """Build a configuration with that memory for a task."""
     return build({"input": {"path": "in.zarr"}, "output": "out.zarr", "task_memory": task_memory, **sections})
 
 
 def geometry_unless_refused(memory: int, *shape: int) -> Geometry:
+    """Return the geometry of a shape; drop the example where it is refused."""
     try:
         return make_geometry(config(memory), *shape)
     except InputError:
@@ -44,6 +46,7 @@ def geometry_unless_refused(memory: int, *shape: int) -> Geometry:
 
 
 def plan_of(settings: Config, count: int, width: int, worker_memory: int = 0) -> Plan:
+    """Project a run of so many rows and columns."""
     return make_plan(settings, make_geometry(settings, count, width, 4, 1000), worker_memory)
 
 
@@ -376,6 +379,7 @@ def test_a_plan_is_plain_values():
 
 
 def cut_with(**layout) -> Geometry:
+    """Return the geometry of 1000 rows with settings of the layout."""
     return make_geometry(config(layout=layout), 1000, 10, 4, 100)
 
 
@@ -411,6 +415,7 @@ def test_a_curve_of_any_usual_scale_is_taken(own):
 
 
 def given_geometry(settings: Config, count: int, width: int, columns: int, chunk_rows: int = 1000) -> Geometry:
+    """Return the geometry of a run on given lists of so many columns."""
     given = SimpleNamespace(path="knn", columns=columns, chunk_rows=chunk_rows, chunk_bytes=chunk_rows * columns * 8)
     return make_geometry(settings, count, width, 4, 1000, given)
 

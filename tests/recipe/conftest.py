@@ -7,17 +7,20 @@ from helpers import SMALL_TASKS
 
 
 @pytest.fixture(scope="session")
-def some(digits):
+def digits_1200(digits):
+    """Return the first 1200 digits."""
     return digits[0][:1200]
 
 
 @pytest.fixture(scope="session")
-def cut(embed, save, some):
-    done = embed(save(some, 100), {**SMALL_TASKS, "layout.checkpoint_every": 7})
+def run_1200(embed, save, digits_1200):
+    """Return a finished run of the 1200 digits, cut into small tasks."""
+    done = embed(save(digits_1200, 100), {**SMALL_TASKS, "layout.checkpoint_every": 7})
     assert done.facts("cells")["cells"] > 4
     return done
 
 
 @pytest.fixture(scope="session")
-def expected(cut):
-    return cut.y.tobytes()
+def expected_bytes(run_1200):
+    """Return the bytes of the embedding that every run of the 1200 digits must have."""
+    return run_1200.y.tobytes()

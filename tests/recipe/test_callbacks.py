@@ -40,8 +40,8 @@ class Told:
 
 
 @pytest.fixture
-def config(configure, few):
-    return configure(few, {"cluster.engine": "local", "cells.max_rows": 100})
+def config(configure, digits_300):
+    return configure(digits_300, {"cluster.engine": "local", "cells.max_rows": 100})
 
 
 def test_an_observer_hears_of_every_stage_from_one_thread(config):

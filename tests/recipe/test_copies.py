@@ -27,72 +27,73 @@ def first_rows(x: np.ndarray) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def mixed(few):
+def rows_with_duplicates(digits_300):
     """Return 320 rows in disorder: 200 distinct ones, some of them not finite, some with 1 to 40 copies."""
     rng = np.random.default_rng(0)
     times = np.ones(200, int)
     times[[3, 50, 51, 120, 199]] = 41, 30, 20, 20, 14
-    x = few[rng.permutation(np.repeat(np.arange(200), times))]
-    for row in (few[10], few[51]):  # one of which has copies
+    x = digits_300[rng.permutation(np.repeat(np.arange(200), times))]
+    for row in (digits_300[10], digits_300[51]):  # one of which has copies
         x[(x == row).all(axis=1), 5] = np.nan
     return x
 
 
 @pytest.fixture(scope="module")
-def once(embed, save, mixed):
-    return embed(save(mixed, 50), SMALL)
+def unique_run(embed, save, rows_with_duplicates):
+    """Return a finished run that embeds equal rows once."""
+    return embed(save(rows_with_duplicates, 50), SMALL)
 
 
-def test_copies_lie_where_their_first_rows_do(once, mixed):
-    first, dropped = first_rows(mixed), ~np.isfinite(mixed).all(axis=1)
-    copy = ~dropped & (first != np.arange(len(mixed)))
-    np.testing.assert_array_equal(once.flags, np.where(dropped, DROPPED, 0) | np.where(copy, DUPLICATE, 0))
-    np.testing.assert_array_equal(np.isnan(once.y).any(axis=1), dropped)
-    assert once.y[~dropped].tobytes() == once.y[first[~dropped]].tobytes()
-    assert len(np.unique(once.y[~dropped], axis=0)) == (~dropped & ~copy).sum()
-    facts = once.facts("vectors")
+def test_copies_lie_where_their_first_rows_do(unique_run, rows_with_duplicates):
+    first, dropped = first_rows(rows_with_duplicates), ~np.isfinite(rows_with_duplicates).all(axis=1)
+    copy = ~dropped & (first != np.arange(len(rows_with_duplicates)))
+    np.testing.assert_array_equal(unique_run.flags, np.where(dropped, DROPPED, 0) | np.where(copy, DUPLICATE, 0))
+    np.testing.assert_array_equal(np.isnan(unique_run.y).any(axis=1), dropped)
+    assert unique_run.y[~dropped].tobytes() == unique_run.y[first[~dropped]].tobytes()
+    assert len(np.unique(unique_run.y[~dropped], axis=0)) == (~dropped & ~copy).sum()
+    facts = unique_run.facts("vectors")
     assert facts["dropped"] == dropped.sum() > 2
     assert facts["duplicates_left_out"] == facts["duplicates"] == copy.sum() > 80
     assert facts["distinct"] == (~dropped & ~copy).sum()
     assert facts["greatest_multiplicity"] == 41
-    assert once.facts("cells")["rows"] == facts["distinct"]
-    assert once.facts("cells")["cells"] > 1
+    assert unique_run.facts("cells")["rows"] == facts["distinct"]
+    assert unique_run.facts("cells")["cells"] > 1
 
 
-def test_exports_of_copies(once, mixed):
-    first, dropped = first_rows(mixed), ~np.isfinite(mixed).all(axis=1)
-    distinct = np.flatnonzero(~dropped & (first == np.arange(len(mixed))))
-    indices, distances = once.neighbors()
+def test_exports_of_copies(unique_run, rows_with_duplicates):
+    first, dropped = first_rows(rows_with_duplicates), ~np.isfinite(rows_with_duplicates).all(axis=1)
+    distinct = np.flatnonzero(~dropped & (first == np.arange(len(rows_with_duplicates))))
+    indices, distances = unique_run.neighbors()
     assert np.isin(indices[~dropped], distinct).all()
     assert (indices[~dropped] != first[~dropped, None]).all()
     np.testing.assert_array_equal(indices[~dropped], indices[first[~dropped]])
     np.testing.assert_array_equal(distances[~dropped], distances[first[~dropped]])
     assert (distances > 0).all()
-    graph = sparse.load_npz(once.export("graph", ".npz"))
+    graph = sparse.load_npz(unique_run.export("graph", ".npz"))
     edges = np.diff(graph.indptr)
     assert (edges[distinct] > 0).all()
-    assert edges[distinct].sum() == graph.nnz == once.facts("graph")["edges"]
-    np.testing.assert_array_equal(np.load(once.export("embedding", ".npy")), once.y)
+    assert edges[distinct].sum() == graph.nnz == unique_run.facts("graph")["edges"]
+    np.testing.assert_array_equal(np.load(unique_run.export("embedding", ".npy")), unique_run.y)
 
 
-def test_the_audit_is_among_rows_that_are_no_copies(once, mixed):
+def test_the_audit_is_among_rows_that_are_no_copies(unique_run, rows_with_duplicates):
     """Else the exact neighbours of a row with copies would be those, and its lists be wrong."""
-    facts = once.facts("audit")
+    facts = unique_run.facts("audit")
     assert facts["queries"] > 50
     assert facts["recall_within_cells"] == 1.0
     assert facts["recall"] > 0.8
 
 
 @pytest.mark.parametrize("rows", slowly([1, 7, 64]))
-def test_the_inputs_chunks_change_no_byte_of_copies(embed, save, mixed, once, rows):
-    done = embed(save(mixed, rows), {**SMALL, "audit.queries": 0})
-    assert done.y.tobytes() == once.y.tobytes()
-    assert done.flags.tobytes() == once.flags.tobytes()
+def test_the_inputs_chunks_change_no_byte_of_copies(embed, save, rows_with_duplicates, unique_run, rows):
+    done = embed(save(rows_with_duplicates, rows), {**SMALL, "audit.queries": 0})
+    assert done.y.tobytes() == unique_run.y.tobytes()
+    assert done.flags.tobytes() == unique_run.flags.tobytes()
 
 
-def test_copies_survive_a_run_that_is_stopped(configure, inspect, save, mixed, once):
-    config = configure(save(mixed, 50), SMALL)
-    shutil.copytree(once.output, config.output)
+def test_copies_survive_a_run_that_is_stopped(configure, inspect, save, rows_with_duplicates, unique_run):
+    config = configure(save(rows_with_duplicates, 50), SMALL)
+    shutil.copytree(unique_run.output, config.output)
     for gone in (
         "run/*",
         "vectors/distinct-*[13]",
@@ -106,29 +107,29 @@ def test_copies_survive_a_run_that_is_stopped(configure, inspect, save, mixed, o
     for name in ("distinct-00003", "duplicates-00001"):
         assert not Path(config.output, f"{MANIFESTS}/vectors/{name}.json").exists()
     run(config)
-    assert inspect(config.output).y.tobytes() == once.y.tobytes()
+    assert inspect(config.output).y.tobytes() == unique_run.y.tobytes()
 
 
-def test_without_copies_nothing_is_otherwise(embed, some, expected):
-    done = embed(some, {**SMALL_TASKS, "input.unique": True})
+def test_without_copies_nothing_is_otherwise(embed, digits_1200, expected_bytes):
+    done = embed(digits_1200, {**SMALL_TASKS, "input.unique": True})
     assert done.facts("vectors")["duplicates_left_out"] == 0
-    assert done.y.tobytes() == expected
+    assert done.y.tobytes() == expected_bytes
 
 
 @pytest.mark.slow
-def test_the_graph_is_that_of_the_distinct_rows_alone(embed, few):
+def test_the_graph_is_that_of_the_distinct_rows_alone(embed, digits_300):
     """Copies come last, so that ids are the same; where nothing repels, so is the map."""
-    distinct = few.copy()
+    distinct = digits_300.copy()
     distinct[[8, 9], 3] = np.nan
     x = np.concatenate([distinct, distinct[[8, 8, 30]], np.repeat(distinct[40:43], 50, axis=0)])
     for rate in (0.0, 5.0):
         settings = {**ONCE, "input.nonfinite": "drop", "layout.negative_sample_rate": rate}
         whole, alone = embed(x, settings), embed(distinct, {**settings, "input.unique": False})
-        assert (whole.y[: len(few)].tobytes() == alone.y.tobytes()) == (rate == 0)
+        assert (whole.y[: len(digits_300)].tobytes() == alone.y.tobytes()) == (rate == 0)
         for own, other in zip(whole.neighbors(), alone.neighbors(), strict=True):
-            assert own[: len(few)].tobytes() == other.tobytes()
+            assert own[: len(digits_300)].tobytes() == other.tobytes()
         a, b = (sparse.load_npz(done.export("graph", ".npz")) for done in (whole, alone))
-        assert (a[: len(few), : len(few)] != b).nnz == 0
+        assert (a[: len(digits_300), : len(digits_300)] != b).nnz == 0
         assert whole.facts("graph") == alone.facts("graph")
         assert whole.facts("vectors")["duplicates_left_out"] == 151
 
@@ -160,16 +161,16 @@ def test_rounds_draw_as_one_process_does(embed, save):
     assert modes[0].facts("vectors")["duplicates_left_out"] == 800
 
 
-def test_too_few_distinct_rows_are_refused(configure, embed, few):
+def test_too_few_distinct_rows_are_refused(configure, embed, digits_300):
     with pytest.raises(InputError, match=r"leaves 6 distinct rows, too few for .* = 6: give at least 7, or, .* most 5"):
-        run(configure(np.repeat(few[:6], 9, axis=0), ONCE))
-    done = embed(np.repeat(few[:7], 9, axis=0), {**ONCE, "audit.queries": 30})
+        run(configure(np.repeat(digits_300[:6], 9, axis=0), ONCE))
+    done = embed(np.repeat(digits_300[:7], 9, axis=0), {**ONCE, "audit.queries": 30})
     assert len(np.unique(done.y, axis=0)) == 7
 
 
-def test_few_distinct_rows_among_many_fill_their_cells(embed, few):
+def test_few_distinct_rows_among_many_fill_their_cells(embed, digits_300):
     """The cut is made for all rows; cells, sample and queries are of the distinct ones."""
-    x = np.random.default_rng(0).permutation(np.repeat(few[:150], 100, axis=0))
+    x = np.random.default_rng(0).permutation(np.repeat(digits_300[:150], 100, axis=0))
     done = embed(x, {**ONCE, "cells.max_rows": 80, "audit.queries": 100})
     assert done.facts("cells")["smallest"] >= 7
     assert done.facts("graph")["missing"] == 0
@@ -177,7 +178,7 @@ def test_few_distinct_rows_among_many_fill_their_cells(embed, few):
     assert done.facts("audit")["recall"] > 0.8
 
 
-def test_rows_whose_hashes_collide_are_no_copies(few, configure, save, monkeypatch):
+def test_rows_whose_hashes_collide_are_no_copies(digits_300, configure, save, monkeypatch):
     """The first hash of all rows is the same: the second tells them apart."""
     from dumap.artifacts.job import Job
     from dumap.artifacts.part_names import part_names
@@ -192,7 +193,7 @@ def test_rows_whose_hashes_collide_are_no_copies(few, configure, save, monkeypat
         "row_hashes",
         lambda rows, second=False: hashes(rows, True) if second else hashes(rows) * np.uint64(0),
     )
-    config = configure(save(np.concatenate([few, few[5:8]]), 60), {**ONCE, "task_memory": 2**16})
+    config = configure(save(np.concatenate([digits_300, digits_300[5:8]]), 60), {**ONCE, "task_memory": 2**16})
     geometry = plan(config).geometry
     job, buckets = Job(config, geometry), tally_buckets(config, geometry.rows)
     for part in part_names("block", geometry.blocks):

@@ -53,10 +53,12 @@ NO_PART = {"layout.checkpoint_every": 7, "layout.mode": "rounds", "cluster.worke
 
 
 def configured(**settings: Any) -> Config:
+    """Build a configuration."""
     return load(None, (), {"input.path": "a", "output": "b", **settings})
 
 
 def digests(config: Config, looks: Any = LOOKS, holds: Any = HOLDS) -> dict[str, str]:
+    """Digest the stages of the recipe that searches neighbours."""
     return chain(SEARCHED, config, looks, holds)
 
 
@@ -70,6 +72,7 @@ def downstream(stages: set[str]) -> set[str]:
 
 
 def changed(one: dict[str, str], other: dict[str, str]) -> set[str]:
+    """Name the stages whose digests differ."""
     return {stage for stage in STAGES if one[stage] != other[stage]}
 
 

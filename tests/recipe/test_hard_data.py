@@ -15,8 +15,9 @@ from dumap.store import Run
 
 
 @pytest.fixture
-def holed(few):
-    x = few.copy()
+def holed(digits_300):
+    """Return 300 digits, three of which are not finite."""
+    x = digits_300.copy()
     x[[7, 90, 299], [0, 5, 63]] = np.nan, np.inf, -np.inf
     return x
 
@@ -76,8 +77,8 @@ def test_identical_rows(embed, max_rows):
 
 @pytest.mark.fault(29)
 @pytest.mark.parametrize("max_rows", slowly([None, 100], 100))
-def test_more_copies_of_rows_than_neighbors(embed, few, max_rows):
-    done = embed(np.repeat(few[:20], 20, axis=0), {"cells.max_rows": max_rows, "audit.queries": 50})
+def test_more_copies_of_rows_than_neighbors(embed, digits_300, max_rows):
+    done = embed(np.repeat(digits_300[:20], 20, axis=0), {"cells.max_rows": max_rows, "audit.queries": 50})
     assert np.isfinite(done.y).all()
     assert done.facts("vectors")["duplicates"] == 380
     assert (done.neighbors()[1] == 0).all()
@@ -117,8 +118,8 @@ def test_cells_of_one_copy_are_full(embed):
 
 @pytest.mark.fault(30)
 @pytest.mark.parametrize("metric", slowly(["cosine", "correlation"], "cosine"))
-def test_rows_without_direction(embed, few, metric):
-    x = few.copy()
+def test_rows_without_direction(embed, digits_300, metric):
+    x = digits_300.copy()
     x[::10] = 0
     done = embed(x, {"neighbors.metric": metric, "audit.queries": 50})
     assert np.isfinite(done.y).all()
@@ -127,18 +128,18 @@ def test_rows_without_direction(embed, few, metric):
 
 
 @pytest.mark.fault(27)
-def test_rows_that_overflow_are_not_finite(embed, few):
-    x = few.astype(np.float64)
+def test_rows_that_overflow_are_not_finite(embed, digits_300):
+    x = digits_300.astype(np.float64)
     x[5, 5] = 1e300
     with pytest.raises(InputError, match=r"1 of 300 rows .* rows 5"):
         embed(x)
 
 
 @pytest.mark.fault(36)
-def test_an_isolated_row_is_finite_and_flagged(embed, few):
+def test_an_isolated_row_is_finite_and_flagged(embed, digits_300):
     from dumap.artifacts.vectors import ISOLATED
 
-    x = np.vstack([few, np.full((1, 64), 1000, np.float32)])
+    x = np.vstack([digits_300, np.full((1, 64), 1000, np.float32)])
     done = embed(x, {"graph.disconnection_distance": 1000.0})
     assert np.isfinite(done.y).all()
     np.testing.assert_array_equal(np.flatnonzero(done.flags & ISOLATED), [300])

@@ -26,12 +26,14 @@ SETTINGS = {"cluster.engine": "local", "layout.n_epochs": 10, "audit.queries": 5
 
 @pytest.fixture(scope="module")
 def configure(save, fresh, digits):
+    """Configure a short run of 600 digits."""
     source = save(digits[0][:600])
     return lambda **more: load(None, (), {"input.path": source, "output": fresh("run.zarr"), **SETTINGS, **more})
 
 
 @pytest.fixture(scope="module")
-def kept(configure) -> dict[str, str]:
+def run_by_policy(configure) -> dict[str, str]:
+    """Return the configuration of a finished run for each value of `keep`."""
     found = {}
     for policy in ("results", "model", "all"):
         config = configure(keep=policy)
@@ -41,20 +43,24 @@ def kept(configure) -> dict[str, str]:
 
 
 @pytest.fixture
-def own(kept, fresh):
+def copy_of_run(run_by_policy, fresh):
+    """Copy a finished run of a policy, for one test to change."""
+
     def copy(policy: str):
         output = fresh("run.zarr")
-        shutil.copytree(kept[policy].output, output)
-        return kept[policy].model_copy(update={"output": output})
+        shutil.copytree(run_by_policy[policy].output, output)
+        return run_by_policy[policy].model_copy(update={"output": output})
 
     return copy
 
 
 def size(output: str) -> int:
+    """Add up the bytes of all parts of a run."""
     return sum(path.stat().st_size for path in Path(output, PARTS).glob("*/*"))
 
 
 def results(output: str) -> dict[str, bytes]:
+    """Return the bytes of embedding and status."""
     store = Run(output, read_only=True)
     return {name: store.read_final(name, "embedding").tobytes() for name in ("embedding", "status")}
 
@@ -73,38 +79,44 @@ def test_what_is_passing_is_read_by_the_stages_named(recipe):
             assert set(readers) <= {other.name for other in recipe if stage.name in other.reads}
 
 
-def test_the_map_is_the_same_whatever_is_kept(kept):
-    assert results(kept["all"].output) == results(kept["model"].output) == results(kept["results"].output)
-    for config in kept.values():
+def test_the_map_is_the_same_whatever_is_kept(run_by_policy):
+    assert (
+        results(run_by_policy["all"].output)
+        == results(run_by_policy["model"].output)
+        == results(run_by_policy["results"].output)
+    )
+    for config in run_by_policy.values():
         assert status(config.output)["state"] == "done"
         assert verify(config.output) == []
         assert clean(config.output, print, look_only=True)[0] == [], "what was dropped is gone"
 
 
-def test_a_run_keeps_what_it_was_told_to(kept):
-    assert held(kept["results"].output) == set()
-    model = held(kept["model"].output)
+def test_a_run_keeps_what_it_was_told_to(run_by_policy):
+    assert held(run_by_policy["results"].output) == set()
+    model = held(run_by_policy["model"].output)
     assert {("cells", "tree"), ("cells", "assign"), ("neighbors", "lists"), ("graph", "united")} <= model
     assert {("layout", "state"), ("graph", "shards")} <= model
     assert not {("cells", "sorted"), ("cells", "near"), ("neighbors", "cell"), ("graph", "directed")} & model
-    assert model < held(kept["all"].output)
+    assert model < held(run_by_policy["all"].output)
     rows, raw = 600, 600 * 64 * 4
     bound = raw + rows * (100 + 25 * 15 + 8 * 2)
-    assert size(kept["results"].output) == 0
-    assert size(kept["model"].output) <= bound < size(kept["all"].output)
+    assert size(run_by_policy["results"].output) == 0
+    assert size(run_by_policy["model"].output) <= bound < size(run_by_policy["all"].output)
 
 
-def test_what_was_dropped_says_so(kept):
-    store = Run(kept["model"].output, read_only=True)
+def test_what_was_dropped_says_so(run_by_policy):
+    store = Run(run_by_policy["model"].output, read_only=True)
     assert store.is_committed("cells", "sorted-00000")
     with pytest.raises(DroppedError, match="cells sorted-00000 was dropped"):
         store.read("cells", "sorted-00000", "vectors")
     with pytest.raises(StorageError, match="keep = model or all"):
-        export(kept["results"].output, "graph", str(Path(kept["results"].output).parent / "graph.npz"))
+        export(
+            run_by_policy["results"].output, "graph", str(Path(run_by_policy["results"].output).parent / "graph.npz")
+        )
 
 
-def test_a_dropped_part_is_not_committed_again(own):
-    config = own("model")
+def test_a_dropped_part_is_not_committed_again(copy_of_run):
+    config = copy_of_run("model")
     store = Run(config.output)
     with store.part("cells", "sorted-00000") as out:
         out.write("vectors", np.ones(3))
@@ -112,8 +124,8 @@ def test_a_dropped_part_is_not_committed_again(own):
 
 
 @pytest.mark.parametrize("policy", ["model", "results"])
-def test_a_damaged_result_is_made_again_from_what_is_kept(own, policy):
-    config, notes = own(policy), Notes()
+def test_a_damaged_result_is_made_again_from_what_is_kept(copy_of_run, policy):
+    config, notes = copy_of_run(policy), Notes()
     before = results(config.output)
     Path(config.output, "embedding/c/0/0").write_bytes(b"")
     uncommit_damage(config.output, verify(config.output), print)
@@ -122,11 +134,11 @@ def test_a_damaged_result_is_made_again_from_what_is_kept(own, policy):
     assert verify(config.output) == []
     again = [note for note in notes.notes if "were dropped, are needed and made again" in note]
     assert bool(again) == (policy == "results")
-    assert held(config.output) == held(own(policy).output), "and dropped again"
+    assert held(config.output) == held(copy_of_run(policy).output), "and dropped again"
 
 
-def test_a_damaged_part_of_the_model_is_made_again(own):
-    config, notes = own("model"), Notes()
+def test_a_damaged_part_of_the_model_is_made_again(copy_of_run):
+    config, notes = copy_of_run("model"), Notes()
     before, store = results(config.output), Run(config.output)
     lists = store.read("neighbors", "lists-00000", "indices")
     for stage, part in (("neighbors", "lists-00000"), ("graph", "united-00000")):
@@ -138,13 +150,13 @@ def test_a_damaged_part_of_the_model_is_made_again(own):
     assert Run(config.output).read("neighbors", "lists-00000", "indices").tobytes() == lists.tobytes()
 
 
-def test_less_may_be_kept_later(own, kept):
-    config = own("all").model_copy(update={"keep": "results"})
+def test_less_may_be_kept_later(copy_of_run, run_by_policy):
+    config = copy_of_run("all").model_copy(update={"keep": "results"})
     notes = Notes()
     assert run(config, observer=notes)["state"] == "done"
     assert "were dropped, since keep is results" in notes.notes[-1]
     assert held(config.output) == set()
-    assert results(config.output) == results(kept["all"].output)
+    assert results(config.output) == results(run_by_policy["all"].output)
     assert run(config, observer=notes)["state"] == "done"
     assert "nothing to do" in notes.notes[-1]
 
@@ -156,7 +168,7 @@ class Killed(BaseException):
 @pytest.mark.fault(6)
 @pytest.mark.parametrize("call", ["write", "remove"])
 @pytest.mark.parametrize("policy", ["model", "results"])
-def test_a_driver_killed_as_it_drops_goes_on(configure, kept, monkeypatch, policy, call):
+def test_a_driver_killed_as_it_drops_goes_on(configure, run_by_policy, monkeypatch, policy, call):
     """After any number of manifests are written, or of objects removed, of any of the stages."""
     config, real, at = configure(keep=policy), getattr(disk, call), [0, 7]
 
@@ -177,7 +189,7 @@ def test_a_driver_killed_as_it_drops_goes_on(configure, kept, monkeypatch, polic
         except Killed:
             deaths += 1
     assert deaths >= 2
-    assert results(config.output) == results(kept["all"].output)
-    assert held(config.output) == held(kept[policy].output)
+    assert results(config.output) == results(run_by_policy["all"].output)
+    assert held(config.output) == held(run_by_policy[policy].output)
     assert verify(config.output) == []
     assert clean(config.output, print, look_only=True)[0] == []

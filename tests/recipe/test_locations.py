@@ -12,6 +12,7 @@ LOCATIONS = ("input.path", "output", "neighbors.precomputed", "start.init")
 
 
 def config(**locations: str):
+    """Build a configuration with some locations."""
     values: dict = {"neighbors": {}, "start": {}, "input": {}}
     for key, place in {"input.path": "in.zarr", "output": "run.zarr", **locations}.items():
         *section, name = key.split(".")
@@ -20,6 +21,7 @@ def config(**locations: str):
 
 
 def place(found, key: str) -> str:
+    """Return the location that a dotted key names."""
     for name in key.split("."):
         found = getattr(found, name)
     return found

@@ -21,11 +21,11 @@ METRICS = {
 
 
 @pytest.mark.parametrize("metric", slowly(METRICS, "euclidean", "cosine"))
-def test_one_cell_finds_every_neighbor(embed, few, metric):
+def test_one_cell_finds_every_neighbor(embed, digits_300, metric):
     """By distance, since whole numbers tie."""
-    done = embed(few, {"neighbors.metric": metric, "neighbors.metric_kwds": METRICS[metric]})
+    done = embed(digits_300, {"neighbors.metric": metric, "neighbors.metric_kwds": METRICS[metric]})
     indices, distances = done.neighbors()
-    exact = brute(few, {"manhattan": "cityblock"}.get(metric, metric), **METRICS[metric])
+    exact = brute(digits_300, {"manhattan": "cityblock"}.get(metric, metric), **METRICS[metric])
     np.testing.assert_allclose(distances, np.sort(exact, axis=1)[:, :K], rtol=1e-5, atol=2e-6)
     np.testing.assert_allclose(np.take_along_axis(exact, indices, axis=1), distances, rtol=1e-5, atol=2e-6)
     assert np.isfinite(done.y).all()
@@ -41,16 +41,16 @@ def test_many_cells_find_most_neighbors(embed, digits, metric):
 
 
 @pytest.mark.parametrize("components", slowly([1, 3, 64], 3))
-def test_components(embed, few, components):
-    y = embed(few, {"layout.n_components": components}).y
-    assert y.shape == (len(few), components)
+def test_components(embed, digits_300, components):
+    y = embed(digits_300, {"layout.n_components": components}).y
+    assert y.shape == (len(digits_300), components)
     assert np.isfinite(y).all()
     assert (y.std(axis=0) > 0).all()
 
 
 @pytest.mark.parametrize("init", ["pca", "random"])
-def test_starts(embed, few, init):
-    y = embed(few, {"start.init": init}).y
+def test_starts(embed, digits_300, init):
+    y = embed(digits_300, {"start.init": init}).y
     assert np.isfinite(y).all()
     assert (y.std(axis=0) > 0.1).all()
 
@@ -70,18 +70,18 @@ def test_start_from_an_array_keeps_its_picture(embed, digits, fresh):
 
 
 @pytest.mark.fault(31)
-def test_booleans(embed, few):
-    done = embed(few > 8, {"neighbors.metric": "hamming"})
+def test_booleans(embed, digits_300):
+    done = embed(digits_300 > 8, {"neighbors.metric": "hamming"})
     distances = done.neighbors()[1]
-    np.testing.assert_allclose(distances, np.sort(brute(few > 8, "hamming"), axis=1)[:, :K], atol=1e-6)
+    np.testing.assert_allclose(distances, np.sort(brute(digits_300 > 8, "hamming"), axis=1)[:, :K], atol=1e-6)
     assert np.isfinite(done.y).all()
 
 
 @pytest.mark.fault(28)
 @pytest.mark.parametrize("k", [1, 2, 14])
-def test_as_few_rows_as_there_can_be(embed, few, k):
-    y = embed(few[: k + 2], {"neighbors.n_neighbors": k + 1, "audit.queries": 10}).y
+def test_as_few_rows_as_there_can_be(embed, digits_300, k):
+    y = embed(digits_300[: k + 2], {"neighbors.n_neighbors": k + 1, "audit.queries": 10}).y
     assert y.shape == (k + 2, 2)
     assert np.isfinite(y).all()
     with pytest.raises(InputError, match=rf"{k + 1} rows are too few .* at least {k + 2}"):
-        embed(few[: k + 1], {"neighbors.n_neighbors": k + 1})
+        embed(digits_300[: k + 1], {"neighbors.n_neighbors": k + 1})

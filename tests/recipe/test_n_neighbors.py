@@ -20,11 +20,13 @@ from dumap.store import Run, run
 
 
 @pytest.fixture(scope="module")
-def some(digits):
+def digits_600(digits):
+    """Return the first 600 digits."""
     return digits[0][:600]
 
 
 def given(fresh, indices, distances) -> str:
+    """Write lists to a new Zarr group; return its path."""
     path = fresh("knn.zarr")
     group = zarr.create_group(path)
     group.create_array("indices", data=indices)
@@ -36,8 +38,8 @@ def given(fresh, indices, distances) -> str:
     ("n_neighbors", "connectivity", "mix"),
     [(15, 1.0, 1.0), (5, 1.0, 1.0), (30, 1.0, 1.0), (15, 2.0, 1.0), (15, 1.0, 0.5), (2, 1.0, 1.0)],
 )
-def test_the_graph_of_umap_learns_lists_is_umap_learns(embed, fresh, save, some, n_neighbors, connectivity, mix):
-    x = np.concatenate([some, np.repeat(some[:1], 40, axis=0)])  # some rows have nothing but copies near
+def test_the_graph_of_umap_learns_lists_is_umap_learns(embed, fresh, save, digits_600, n_neighbors, connectivity, mix):
+    x = np.concatenate([digits_600, np.repeat(digits_600[:1], 40, axis=0)])  # some rows have nothing but copies near
     random_state = np.random.RandomState(0)
     indices, distances, _ = nearest_neighbors(x, n_neighbors, "euclidean", {}, False, random_state)
     settings = {"graph.local_connectivity": connectivity, "graph.set_op_mix_ratio": mix, "layout.n_epochs": 1}
@@ -59,26 +61,28 @@ def test_the_graph_of_umap_learns_lists_is_umap_learns(embed, fresh, save, some,
 
 
 @pytest.fixture(scope="module")
-def wide(embed, some):
-    return embed(some, {"neighbors.n_neighbors": 6, "neighbors.width": 20, "audit.queries": 100})
+def run_of_width_20(embed, digits_600):
+    """Return a finished run of 6 neighbours whose lists hold 20."""
+    return embed(digits_600, {"neighbors.n_neighbors": 6, "neighbors.width": 20, "audit.queries": 100})
 
 
 @pytest.fixture(scope="module")
-def narrow(embed, some):
-    return embed(some, {"neighbors.n_neighbors": 6})
+def run_of_width_6(embed, digits_600):
+    """Return a finished run of 6 neighbours."""
+    return embed(digits_600, {"neighbors.n_neighbors": 6})
 
 
-def test_a_graph_takes_the_nearest_of_wider_lists(wide, narrow):
+def test_a_graph_takes_the_nearest_of_wider_lists(run_of_width_20, run_of_width_6):
     """Of so few rows all lists are exact, so that those of both runs begin alike."""
-    for one, other in zip(wide.neighbors(), narrow.neighbors(), strict=True):
+    for one, other in zip(run_of_width_20.neighbors(), run_of_width_6.neighbors(), strict=True):
         assert one.shape == (600, 5)
         np.testing.assert_array_equal(one, other)
-    graphs = [sparse.load_npz(done.export("graph", ".npz")) for done in (wide, narrow)]
+    graphs = [sparse.load_npz(done.export("graph", ".npz")) for done in (run_of_width_20, run_of_width_6)]
     assert abs(graphs[0] - graphs[1]).max() == 0
-    assert wide.y.tobytes() == narrow.y.tobytes()
-    assert NeighborLists(Run(wide.output, read_only=True)).read("indices", 0, 600).shape == (600, 19)
-    assert zarr.open_group(wide.output, mode="r").attrs["dumap"]["parameters"]["neighbors"]["width"] == 20
-    assert "width" not in zarr.open_group(narrow.output, mode="r").attrs["dumap"]["parameters"]["neighbors"]
+    assert run_of_width_20.y.tobytes() == run_of_width_6.y.tobytes()
+    assert NeighborLists(Run(run_of_width_20.output, read_only=True)).read("indices", 0, 600).shape == (600, 19)
+    assert zarr.open_group(run_of_width_20.output, mode="r").attrs["dumap"]["parameters"]["neighbors"]["width"] == 20
+    assert "width" not in zarr.open_group(run_of_width_6.output, mode="r").attrs["dumap"]["parameters"]["neighbors"]
 
 
 def test_a_width_below_n_neighbors_is_refused():
@@ -86,7 +90,7 @@ def test_a_width_below_n_neighbors_is_refused():
         build({"input": {"path": "in"}, "output": "out", "neighbors": {"width": 10}})
 
 
-def test_what_a_width_asks_for_is_told_by_its_name(embed, fresh, some):
+def test_what_a_width_asks_for_is_told_by_its_name(embed, fresh, digits_600):
     config = build({"input": {"path": "in"}, "output": "out", "neighbors": {"width": 30}})
     with pytest.raises(InputError, match=r"30 rows .* neighbors.width = 30; give at least 31 .* width to at most 29"):
         make_geometry(config, 30, 4, 4, 10)
@@ -94,50 +98,52 @@ def test_what_a_width_asks_for_is_told_by_its_name(embed, fresh, some):
     lists = np.zeros((600, 20), int), np.ones((600, 20))
     settings = {"neighbors.precomputed": given(fresh, *lists), "neighbors.width": 30}
     with pytest.raises(InputError, match=r"20 columns, too few for neighbors.width = 30.*: set width to at most 21"):
-        embed(some, settings)
+        embed(digits_600, settings)
 
 
 # the row itself in front -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("ending", [".npz", ".zarr"])
-def test_umap_learn_takes_exported_neighbors(wide, some, fresh, cli, ending):
+def test_umap_learn_takes_exported_neighbors(run_of_width_20, digits_600, fresh, cli, ending):
     out = fresh(f"knn{ending}")
-    outcome = cli("export", wide.output, "neighbors", out, "--with-self")
+    outcome = cli("export", run_of_width_20.output, "neighbors", out, "--with-self")
     assert outcome.code == 0
     assert "600 rows x 6 neighbors, each row itself first" in outcome.out
     found = np.load(out) if ending == ".npz" else zarr.open_group(out, mode="r")
     indices, distances = np.asarray(found["indices"][:]), np.asarray(found["distances"][:])
-    others = wide.neighbors()
+    others = run_of_width_20.neighbors()
     np.testing.assert_array_equal(indices, np.column_stack([np.arange(600), others[0]]))
     np.testing.assert_array_equal(distances, np.column_stack([np.zeros(600), others[1]]))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="precomputed_knn\\[2\\]|n_jobs value")
-        model = UMAP(n_neighbors=6, precomputed_knn=(indices, distances, None), n_epochs=1, random_state=1).fit(some)
+        model = UMAP(n_neighbors=6, precomputed_knn=(indices, distances, None), n_epochs=1, random_state=1).fit(
+            digits_600
+        )
     np.testing.assert_array_equal(model._knn_indices, indices)
-    graph = sparse.load_npz(wide.export("graph", ".npz"))
+    graph = sparse.load_npz(run_of_width_20.export("graph", ".npz"))
     assert abs(model.graph_ - graph).max() <= 1e-5
 
 
-def test_with_self_is_of_neighbors_alone(wide, fresh):
+def test_with_self_is_of_neighbors_alone(run_of_width_20, fresh):
     with pytest.raises(ConfigError, match="--with-self goes with neighbors, not with graph: leave it out"):
-        export(wide.output, "graph", fresh("g.npz"), with_self=True)
+        export(run_of_width_20.output, "graph", fresh("g.npz"), with_self=True)
 
 
-def test_exported_neighbors_come_back_with_the_row_itself_or_without(wide, embed, some, fresh):
+def test_exported_neighbors_come_back_with_the_row_itself_or_without(run_of_width_20, embed, digits_600, fresh):
     y = []
     for with_self in (False, True):
         out = fresh("knn.zarr")
-        export(wide.output, "neighbors", out, with_self=with_self)
+        export(run_of_width_20.output, "neighbors", out, with_self=with_self)
         settings = {"neighbors.precomputed": out, "neighbors.n_neighbors": 6}
-        y.append(embed(some, settings).y.tobytes())
+        y.append(embed(digits_600, settings).y.tobytes())
     assert y[0] == y[1]
 
 
-def test_a_run_of_the_format_before_is_refused(wide, cli, fresh, monkeypatch):
+def test_a_run_of_the_format_before_is_refused(run_of_width_20, cli, fresh, monkeypatch):
     before, now = run.FORMAT, run.FORMAT + 1
     monkeypatch.setattr(run, "FORMAT", now)
-    outcome = cli("status", wide.output, "--json")
+    outcome = cli("status", run_of_width_20.output, "--json")
     assert outcome.code != 0
     assert len(outcome.err.strip().splitlines()) == 1
     assert f"has format {before}; this version of dumap reads format {now}: name another output" in outcome.err

@@ -35,6 +35,7 @@ BEFORE = STAGES[: STAGES.index("start")]
 
 @pytest.fixture(scope="module")
 def data(digits, save) -> str:
+    """Save 400 digits; return their path."""
     return save(digits[0][:400], 100)
 
 
@@ -45,7 +46,7 @@ def child(configure, data) -> Callable[..., Config]:
 
 
 @pytest.fixture(scope="module")
-def finished(child) -> str:
+def finished_path(child) -> str:
     """Return a finished run, which nobody may change."""
     config = child()
     run(config)
@@ -53,14 +54,14 @@ def finished(child) -> str:
 
 
 @pytest.fixture
-def parent(finished, fresh) -> str:
+def parent(finished_path, fresh) -> str:
     """Return a finished run of one test's own."""
-    shutil.copytree(finished, path := fresh("parent.zarr"))
+    shutil.copytree(finished_path, path := fresh("parent.zarr"))
     return path
 
 
 @pytest.fixture(scope="module")
-def near(child) -> dict[str, bytes]:
+def results_of_other_min_dist(child) -> dict[str, bytes]:
     """Return the results of a run from scratch with another min_dist."""
     config = child(NEAR)
     run(config)
@@ -87,6 +88,7 @@ def origins(output: str) -> dict[str, str]:
 
 
 def refused(config: Config, parent: str | None, error: type[Exception], said: str) -> None:
+    """Assert that a run with a parent is refused, and why."""
     with pytest.raises(error, match=said):
         run(config, parent=parent)
 
@@ -94,12 +96,12 @@ def refused(config: Config, parent: str | None, error: type[Exception], said: st
 # what is read through ------------------------------------------------------------------------------
 
 
-def test_another_min_dist_makes_the_start_and_what_follows(child, parent, near, tasks):
+def test_another_min_dist_makes_the_start_and_what_follows(child, parent, results_of_other_min_dist, tasks):
     config = child(NEAR)
     run(config, parent=parent)
     assert set(tasks) == set(STAGES) - set(BEFORE)
     assert origins(config.output) == dict.fromkeys(BEFORE, parent)
-    assert results(config.output) == near
+    assert results(config.output) == results_of_other_min_dist
     assert {path.parent.name for path in Path(config.output, PARTS).glob("*/*")} <= set(tasks)
 
 
@@ -145,36 +147,38 @@ def test_other_neighbors_are_searched_as_wide_as_they_are_asked_for(child, paren
     assert "width" not in status(config.output)["parameters"]["neighbors"]
 
 
-def test_a_parent_that_is_not_finished_is_read_as_far_as_it_is(child, parent, near, tasks):
+def test_a_parent_that_is_not_finished_is_read_as_far_as_it_is(child, parent, results_of_other_min_dist, tasks):
     uncommit(parent, STAGES[STAGES.index("graph") :])
     config = child(NEAR)
     run(config, parent=parent)
     assert origins(config.output) == dict.fromkeys(STAGES[: STAGES.index("graph")], parent)
-    assert results(config.output) == near
+    assert results(config.output) == results_of_other_min_dist
 
 
-def test_stages_of_a_grandparent_are_read_where_they_lie(child, parent, near):
+def test_stages_of_a_grandparent_are_read_where_they_lie(child, parent, results_of_other_min_dist):
     middle, last = child({"layout.min_dist": 0.3}), child(NEAR)
     run(middle, parent=parent)
     run(last, parent=middle.output)
     assert origins(last.output) == dict.fromkeys(BEFORE, parent)
-    assert results(last.output) == near
+    assert results(last.output) == results_of_other_min_dist
     assert status(parent)["children"] == sorted([middle.output, last.output])
     assert status(middle.output)["children"] == [last.output]
     assert status(last.output)["parent"] == middle.output
 
 
-def test_a_copy_of_the_input_is_read_once_and_all_else_through(child, parent, data, fresh, near, tasks):
+def test_a_copy_of_the_input_is_read_once_and_all_else_through(
+    child, parent, data, fresh, results_of_other_min_dist, tasks
+):
     shutil.copytree(data, copy := fresh("copy.zarr"))
     for path in Path(copy).rglob("*"):
         os.utime(path, (1, 1))
     config = child(NEAR, copy)
     run(config, parent=parent)
     assert origins(config.output) == dict.fromkeys(BEFORE[1:], parent)
-    assert results(config.output) == near
+    assert results(config.output) == results_of_other_min_dist
 
 
-def test_runs_that_are_moved_together_know_each_other(child, parent, fresh, near):
+def test_runs_that_are_moved_together_know_each_other(child, parent, fresh, results_of_other_min_dist):
     folder = Path(fresh("before"))
     folder.mkdir()
     shutil.move(parent, folder / "p")
@@ -182,16 +186,16 @@ def test_runs_that_are_moved_together_know_each_other(child, parent, fresh, near
     run(config, parent=str(folder / "p"))
     shutil.move(folder, after := Path(fresh("after")))
     assert verify(str(after / "c")) == []
-    assert results(str(after / "c")) == near
+    assert results(str(after / "c")) == results_of_other_min_dist
     assert status(str(after / "p"))["children"] == [str(after / "c")]
 
 
 @pytest.mark.slow
-def test_workers_read_through_a_parent_as_well(child, parent, near, client):
+def test_workers_read_through_a_parent_as_well(child, parent, results_of_other_min_dist, client):
     config = child({**NEAR, "cluster.engine": "auto", "layout.mode": "rounds"})
     run(config, client=client, parent=parent)
     assert origins(config.output) == dict.fromkeys(BEFORE, parent)
-    assert results(config.output) == near
+    assert results(config.output) == results_of_other_min_dist
 
 
 def test_the_plan_counts_what_is_left(child, parent):
@@ -215,7 +219,9 @@ def test_the_command_line_says_which_stages_are_whose(cli, child, parent):
     assert f"parent of {config.output}" in cli("status", parent).out
 
 
-def test_a_stage_whose_parts_a_parent_dropped_is_made_here(child, parent, near, tasks, monkeypatch):
+def test_a_stage_whose_parts_a_parent_dropped_is_made_here(
+    child, parent, results_of_other_min_dist, tasks, monkeypatch
+):
     config, notes, store = child(NEAR), Notes(), Run(parent)
     store.drop("coarsen", store.committed("coarsen"))
     monkeypatch.setattr("dumap.recipe.pipeline.check_kept", lambda stages, run: None)
@@ -223,7 +229,7 @@ def test_a_stage_whose_parts_a_parent_dropped_is_made_here(child, parent, near, 
     assert set(tasks) == {"coarsen", *STAGES[len(BEFORE) :]}
     assert any(note.startswith(f"coarsen: {parent} dropped ") for note in notes.notes)
     assert set(origins(config.output)) == set(BEFORE) - {"coarsen"}
-    assert results(config.output) == near
+    assert results(config.output) == results_of_other_min_dist
 
 
 def test_a_parent_that_kept_its_results_alone_is_refused(child):
@@ -236,12 +242,13 @@ def test_a_parent_that_kept_its_results_alone_is_refused(child):
 
 
 def stop() -> bool:
+    """Interrupt the run."""
     raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize("again", [True, False], ids=["named again", "known"])
 @pytest.mark.parametrize("at", ["cells", "layout", "quality"])
-def test_a_child_that_is_stopped_goes_on(child, parent, near, tasks, monkeypatch, at, again):
+def test_a_child_that_is_stopped_goes_on(child, parent, results_of_other_min_dist, tasks, monkeypatch, at, again):
     config, plain = child(NEAR), lineage.inherit
 
     def inherit(recipe: Any, stage: Any, *rest: Any) -> bool:
@@ -254,10 +261,10 @@ def test_a_child_that_is_stopped_goes_on(child, parent, near, tasks, monkeypatch
     run(config, parent=parent if again else None)
     assert set(tasks) == set(STAGES) - set(BEFORE)
     assert origins(config.output) == dict.fromkeys(BEFORE, parent)
-    assert results(config.output) == near
+    assert results(config.output) == results_of_other_min_dist
 
 
-def test_a_stage_that_a_child_began_itself_is_gone_on_with(child, parent, near):
+def test_a_stage_that_a_child_began_itself_is_gone_on_with(child, parent, results_of_other_min_dist):
     config = child(NEAR)
     shutil.move(Path(parent, MANIFESTS, "done", "graph.json"), kept := Path(parent).with_name("graph.json"))
     with pytest.raises(KeyboardInterrupt):
@@ -266,7 +273,7 @@ def test_a_stage_that_a_child_began_itself_is_gone_on_with(child, parent, near):
     unmark(config.output, ["graph"])
     run(config)
     assert "graph" not in origins(config.output)
-    assert results(config.output) == near
+    assert results(config.output) == results_of_other_min_dist
 
 
 # refused ------------------------------------------------------------------------------------------
@@ -311,10 +318,10 @@ def test_what_is_no_run_or_of_another_format_is_no_parent(child, parent, fresh):
     refused(child(NEAR), parent, StorageError, "has format 9")
 
 
-def test_a_run_has_one_parent_for_good(child, parent, finished):
+def test_a_run_has_one_parent_for_good(child, parent, finished_path):
     config, alone = child(NEAR), child(NEAR)
     run(config, parent=parent)
-    refused(config, finished, RunMismatchError, f"begun with the parent {parent}")
+    refused(config, finished_path, RunMismatchError, f"begun with the parent {parent}")
     run(alone)
     refused(alone, parent, RunMismatchError, "begun without a parent")
 
@@ -323,10 +330,11 @@ def test_a_run_has_one_parent_for_good(child, parent, finished):
 
 
 def a_part(output: str, stage: str, prefix: str) -> Path:
+    """Return the first object that a stage's parts of a kind wrote."""
     return min(Path(output, PARTS, stage).glob(f"{prefix}-*"))
 
 
-def test_damage_of_a_parent_is_named_and_left_to_it(child, parent, contents, near):
+def test_damage_of_a_parent_is_named_and_left_to_it(child, parent, contents, results_of_other_min_dist):
     part, config = a_part(parent, "graph", "united"), child(NEAR)
     data = bytearray(part.read_bytes())
     part.write_bytes(bytes(byte ^ 1 for byte in data))
@@ -339,7 +347,7 @@ def test_damage_of_a_parent_is_named_and_left_to_it(child, parent, contents, nea
     refused(config, None, StorageError, "not there any more: graph of")
     run(child().model_copy(update={"output": parent}))
     run(config)
-    assert results(config.output) == near
+    assert results(config.output) == results_of_other_min_dist
 
 
 def test_a_parent_that_is_gone_is_missed_where_it_is_needed(child, parent, cli):
@@ -370,7 +378,7 @@ def test_neither_verify_nor_clean_of_the_one_touches_the_other(child, parent, co
     ]
 
 
-def test_damage_of_a_child_is_its_own(child, parent, near):
+def test_damage_of_a_child_is_its_own(child, parent, results_of_other_min_dist):
     config = child(NEAR)
     run(config, parent=parent)
     a_part(config.output, "start", "coordinates").write_bytes(b"")
@@ -381,10 +389,10 @@ def test_damage_of_a_child_is_its_own(child, parent, near):
     }
     run(config)
     assert origins(config.output) == dict.fromkeys(BEFORE, parent)
-    assert results(config.output) == near
+    assert results(config.output) == results_of_other_min_dist
 
 
-def test_a_parent_that_cannot_be_written_to_is_read_all_the_same(child, parent, near, monkeypatch):
+def test_a_parent_that_cannot_be_written_to_is_read_all_the_same(child, parent, results_of_other_min_dist, monkeypatch):
     config, notes, plain = child(NEAR), Notes(), Run.put_new
 
     def put_new(self: Run, key: str, *rest: Any) -> bool:
@@ -395,7 +403,7 @@ def test_a_parent_that_cannot_be_written_to_is_read_all_the_same(child, parent, 
     monkeypatch.setattr(Run, "put_new", put_new)
     run(config, parent=parent, observer=notes)
     assert f"it is only read; so its status does not list {config.output}" in notes.notes
-    assert results(config.output) == near
+    assert results(config.output) == results_of_other_min_dist
 
 
 # versions -----------------------------------------------------------------------------------------

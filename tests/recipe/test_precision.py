@@ -22,6 +22,7 @@ def orchard(rows: int = 400) -> np.ndarray:
 
 
 def recall(done, x: np.ndarray, metric: str = "euclidean") -> float:
+    """Return the share of the true neighbours that a run's lists hold."""
     found, _ = done.neighbors()
     model = NearestNeighbors(n_neighbors=found.shape[1], algorithm="brute", metric=metric).fit(x)
     true = model.kneighbors(return_distance=False)

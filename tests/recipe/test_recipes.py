@@ -154,6 +154,7 @@ def write_lists(fresh) -> Callable[[np.ndarray, int], str]:
 
 @pytest.fixture
 def watching(monkeypatch) -> Watching:
+    """Watch which settings and parts each stage of a run reads."""
     seen, sections, plain = Watching(), section_names(), SECTION.__getattribute__
 
     inside = threading.local()

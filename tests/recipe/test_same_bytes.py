@@ -19,6 +19,7 @@ from dumap.store import Run
 
 
 def _columns(save, x):
+    """Save rows in chunks that split columns, too."""
     path = save(x[:1])
     zarr.open_group(path).create_array(
         "vectors", data=x, chunks=(100, 7), overwrite=True, config={"write_empty_chunks": True}
@@ -43,54 +44,54 @@ FORMS = {
 @pytest.mark.fault(32)
 @pytest.mark.fault(33)
 @pytest.mark.parametrize("form", slowly(FORMS, "rechunked", "one chunk, uint8", "zip, float16"))
-def test_the_inputs_form_changes_no_byte(embed, save, some, expected, form):
-    assert embed(FORMS[form](save, some), SMALL_TASKS).y.tobytes() == expected
+def test_the_inputs_form_changes_no_byte(embed, save, digits_1200, expected_bytes, form):
+    assert embed(FORMS[form](save, digits_1200), SMALL_TASKS).y.tobytes() == expected_bytes
 
 
-def test_the_inputs_form_changes_the_blocks(configure, save, some):
+def test_the_inputs_form_changes_the_blocks(configure, save, digits_1200):
     """Else the tests around it would tell nothing."""
-    blocks = [plan(configure(save(some, rows), SMALL_TASKS)).geometry.blocks for rows in (100, 1000)]
+    blocks = [plan(configure(save(digits_1200, rows), SMALL_TASKS)).geometry.blocks for rows in (100, 1000)]
     assert blocks == [3, 2]
 
 
 @pytest.mark.fault(32)
 @pytest.mark.slow
-def test_chunks_of_one_row_change_no_byte(embed, save, some, expected):
-    assert embed(save(some, 1), SMALL_TASKS).y.tobytes() == expected
+def test_chunks_of_one_row_change_no_byte(embed, save, digits_1200, expected_bytes):
+    assert embed(save(digits_1200, 1), SMALL_TASKS).y.tobytes() == expected_bytes
 
 
-def test_rounds_change_no_byte(embed, some, cut):
-    done = embed(some, {**SMALL_TASKS, "layout.mode": "rounds", "layout.checkpoint_every": 7})
-    assert (cut.facts("layout")["mode"], done.facts("layout")["mode"]) == ("host", "rounds")
-    assert done.facts("layout")["loss"] == cut.facts("layout")["loss"]
-    assert done.y.tobytes() == cut.y.tobytes()
+def test_rounds_change_no_byte(embed, digits_1200, run_1200):
+    done = embed(digits_1200, {**SMALL_TASKS, "layout.mode": "rounds", "layout.checkpoint_every": 7})
+    assert (run_1200.facts("layout")["mode"], done.facts("layout")["mode"]) == ("host", "rounds")
+    assert done.facts("layout")["loss"] == run_1200.facts("layout")["loss"]
+    assert done.y.tobytes() == run_1200.y.tobytes()
 
 
-def test_who_writes_the_embedding_keeps_no_edges_of_the_last_round(embed, client, some):
-    done = embed(some, {**SMALL_TASKS, "layout.mode": "rounds", "layout.n_epochs": 2}, client)
+def test_who_writes_the_embedding_keeps_no_edges_of_the_last_round(embed, client, digits_1200):
+    done = embed(digits_1200, {**SMALL_TASKS, "layout.mode": "rounds", "layout.n_epochs": 2}, client)
     assert done.facts("layout")["mode"] == "rounds"
     kept = client.run(lambda: rounds._packed.bytes)
     assert len(kept) > 1
     assert 0 in kept.values()
 
 
-def test_the_loss_is_told_at_each_checkpoint_and_falls(cut):
-    losses = cut.facts("layout")["loss"]
+def test_the_loss_is_told_at_each_checkpoint_and_falls(run_1200):
+    losses = run_1200.facts("layout")["loss"]
     assert [epoch for epoch, _ in losses] == [7, 14, 20]
     assert 2 > losses[0][1] > losses[-1][1] > 0.1
 
 
 @pytest.mark.slow
-def test_workers_change_no_byte(embed, client, some, expected):
+def test_workers_change_no_byte(embed, client, digits_1200, expected_bytes):
     """Two of them, and three that the run starts itself: what is expected was made without any."""
-    assert embed(some, SMALL_TASKS, client).y.tobytes() == expected
+    assert embed(digits_1200, SMALL_TASKS, client).y.tobytes() == expected_bytes
     own = {"cluster.engine": "dask", "cluster.workers": 3, "cluster.memory_limit": 2**31}
-    assert embed(some, {**SMALL_TASKS, **own}).y.tobytes() == expected
+    assert embed(digits_1200, {**SMALL_TASKS, **own}).y.tobytes() == expected_bytes
 
 
-def test_the_seed_and_the_data_change_the_bytes(embed, some, expected):
-    assert embed(some, {**SMALL_TASKS, "seed": 43}).y.tobytes() != expected
-    assert embed(some[::-1], SMALL_TASKS).y.tobytes() != expected
+def test_the_seed_and_the_data_change_the_bytes(embed, digits_1200, expected_bytes):
+    assert embed(digits_1200, {**SMALL_TASKS, "seed": 43}).y.tobytes() != expected_bytes
+    assert embed(digits_1200[::-1], SMALL_TASKS).y.tobytes() != expected_bytes
 
 
 SHARDED = {"cells.max_rows": 1000, "neighbors.n_neighbors": 5, "start.coarse_epochs": 20, "graph.shard_rows": 4096}
@@ -130,13 +131,13 @@ def starts_of(done) -> np.ndarray:
     return np.concatenate([StartCoordinates(run, shards).read(shard) for shard in range(shards)])
 
 
-def test_the_coarse_graph_is_laid_out_unless_told_otherwise(embed, some, cut):
-    done = embed(some, {**SMALL_TASKS, "start.coarse_epochs": 0})
-    assert [way.facts("start")["coarse_epochs"] for way in (cut, done)] == [500, 0]
-    reach = [np.ptp(starts_of(way), axis=0) for way in (cut, done)]
+def test_the_coarse_graph_is_laid_out_unless_told_otherwise(embed, digits_1200, run_1200):
+    done = embed(digits_1200, {**SMALL_TASKS, "start.coarse_epochs": 0})
+    assert [way.facts("start")["coarse_epochs"] for way in (run_1200, done)] == [500, 0]
+    reach = [np.ptp(starts_of(way), axis=0) for way in (run_1200, done)]
     assert (np.abs(reach[0] - coarse.SPAN) > 0.1).any(), "not stretched to the box"
     np.testing.assert_allclose(reach[1], coarse.SPAN, atol=0.01)
-    losses = [way.facts("layout")["loss"][-1][1] for way in (cut, done)]
+    losses = [way.facts("layout")["loss"][-1][1] for way in (run_1200, done)]
     assert losses[0] < losses[1]
 
 
@@ -157,10 +158,10 @@ def test_shards_that_are_exchanged_less_often(embed, client, long):
 
 
 @pytest.mark.parametrize("least_fall", slowly([0.05, 0.9], 0.9))
-def test_a_loss_that_has_settled_ends_the_layout(embed, configure, some, least_fall):
+def test_a_loss_that_has_settled_ends_the_layout(embed, configure, digits_1200, least_fall):
     """In one process, in rounds, and going on from a checkpoint."""
     settings = {**SMALL_TASKS, "layout.n_epochs": 100, "layout.least_fall": least_fall, "layout.checkpoint_every": 7}
-    done = embed(some, settings)
+    done = embed(digits_1200, settings)
     last, losses = done.facts("layout")["epochs"], dict(done.facts("layout")["loss"])
     judged = [losses[epoch] for epoch in range(10, last + 1, 10)]
     falls = [1 - after / before for before, after in pairwise(judged)]
@@ -168,14 +169,14 @@ def test_a_loss_that_has_settled_ends_the_layout(embed, configure, some, least_f
     assert last < 100
     assert falls[-1] < least_fall
     assert all(fall >= least_fall for fall in falls[:-1])
-    rounds = embed(some, {**settings, "layout.mode": "rounds"})
+    rounds = embed(digits_1200, {**settings, "layout.mode": "rounds"})
     assert rounds.facts("layout") == {**done.facts("layout"), "mode": "rounds"}
     assert rounds.y.tobytes() == done.y.tobytes()
     store = Run(done.output)
     for stage in ("layout", "embedding", "quality"):
         store.forget("done", stage)
     store.forget("layout", "end")
-    assert run(configure(some, {**settings, "output": done.output}))["state"] == "done"
+    assert run(configure(digits_1200, {**settings, "output": done.output}))["state"] == "done"
     assert Run(done.output).summary("layout", "end")["epoch"] == last
 
 

@@ -11,36 +11,36 @@ from dumap.recipe.stage_names import STAGES
 from dumap.store import Run
 
 
-def test_embedding_is_finite_and_described(whole, digits):
-    y = whole.array("embedding")
+def test_embedding_is_finite_and_described(all_digits_run, digits):
+    y = all_digits_run.array("embedding")
     assert y.shape == (len(digits[0]), 2)
     assert y.dtype == np.float32
     assert y.metadata.dimension_names == ("row", "component")
-    assert np.isfinite(whole.y).all()
-    assert not whole.flags.any()
-    attributes = Run(whole.output, read_only=True).attributes
+    assert np.isfinite(all_digits_run.y).all()
+    assert not all_digits_run.flags.any()
+    attributes = Run(all_digits_run.output, read_only=True).attributes
     assert attributes["seed"] == 42
     assert attributes["parameters"]["neighbors"]["n_neighbors"] == K + 1
     assert {"dumap", "numpy", "numba", "pynndescent"} <= set(attributes["versions"])
     assert len(attributes["fingerprint"]) == 16
-    assert attributes["fingerprint"] == whole.facts("vectors")["fingerprint"]
+    assert attributes["fingerprint"] == all_digits_run.facts("vectors")["fingerprint"]
 
 
-def test_rows_keep_the_inputs_order_and_their_company(whole, digits):
+def test_rows_keep_the_inputs_order_and_their_company(all_digits_run, digits):
     """A label's rows lie together, so a wrong order of rows would lose the vote."""
-    near = NearestNeighbors(n_neighbors=K).fit(whole.y).kneighbors(return_distance=False)
+    near = NearestNeighbors(n_neighbors=K).fit(all_digits_run.y).kneighbors(return_distance=False)
     votes = np.apply_along_axis(lambda row: np.bincount(row, minlength=10), 1, digits[1][near])
     assert (votes.argmax(axis=1) == digits[1]).mean() >= 0.9
 
 
-def test_quality_is_that_of_the_exports(whole, digits):
-    facts, (indices, _) = whole.facts("audit"), whole.neighbors()
+def test_quality_is_that_of_the_exports(all_digits_run, digits):
+    facts, (indices, _) = all_digits_run.facts("audit"), all_digits_run.neighbors()
     exact = np.argsort(brute(digits[0], "euclidean"), axis=1, kind="stable")[:, :K]
     recall = np.mean([len(np.intersect1d(a, b)) / K for a, b in zip(indices, exact, strict=True)])
     assert facts["recall"] >= 0.97
     assert facts["recall_low"] - 0.01 <= recall <= facts["recall_high"] + 0.01
-    assert whole.facts("quality")["trustworthiness"] > 0.95
-    assert whole.facts("cells")["cells"] >= 16
+    assert all_digits_run.facts("quality")["trustworthiness"] > 0.95
+    assert all_digits_run.facts("cells")["cells"] >= 16
 
 
 @pytest.mark.slow
@@ -60,8 +60,8 @@ def test_cells_find_what_is_lost_at_their_borders(embed, digits):
 
 
 @pytest.mark.fault(19)
-def test_measured_peak_is_within_the_projected(whole):
-    stages = whole.status["stages"]
+def test_measured_peak_is_within_the_projected(all_digits_run):
+    stages = all_digits_run.status["stages"]
     assert [stage["name"] for stage in stages] == list(STAGES)
     for stage in stages:
         assert 0 < stage["peak_bytes"] <= stage["projected_bytes"], stage["name"]

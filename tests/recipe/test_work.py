@@ -30,8 +30,8 @@ def silent(message: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def data(few, save):
-    return save(few)
+def data(digits_300, save):
+    return save(digits_300)
 
 
 @pytest.fixture(scope="module")

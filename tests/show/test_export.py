@@ -12,15 +12,15 @@ from pyarrow import parquet
 from scipy import sparse
 
 
-def test_exported_neighbors_are_the_inputs_rows(whole, digits):
-    indices, distances = whole.neighbors()
+def test_exported_neighbors_are_the_inputs_rows(all_digits_run, digits):
+    indices, distances = all_digits_run.neighbors()
     rows = np.arange(len(indices))[:, None]
     assert indices.shape == distances.shape == (len(digits[0]), K)
     assert ((indices >= 0) & (indices != rows)).all()
     assert all(len(set(row)) == K for row in indices.tolist())
     np.testing.assert_allclose(distances, brute(digits[0], "euclidean")[rows, indices], rtol=1e-5)
     assert (np.diff(distances, axis=1) >= 0).all()
-    group = zarr.open_group(whole.export("neighbors", ".zarr"), mode="r")
+    group = zarr.open_group(all_digits_run.export("neighbors", ".zarr"), mode="r")
     np.testing.assert_array_equal(group["indices"][:], indices)
     np.testing.assert_array_equal(group["distances"][:], distances)
 
@@ -29,19 +29,19 @@ def test_exported_neighbors_are_the_inputs_rows(whole, digits):
     ("mix", "connectivity"),
     slowly([(1.0, 1.0), (0.25, 1.0), (1.0, 2.5)], (1.0, 1.0)),
 )
-def test_exported_graph_is_umap_learns(embed, few, mix, connectivity):
+def test_exported_graph_is_umap_learns(embed, digits_300, mix, connectivity):
     from umap.umap_ import fuzzy_simplicial_set
 
-    done = embed(few, {"graph.set_op_mix_ratio": mix, "graph.local_connectivity": connectivity})
+    done = embed(digits_300, {"graph.set_op_mix_ratio": mix, "graph.local_connectivity": connectivity})
     indices, distances = done.neighbors()
-    rows = np.arange(len(few))
+    rows = np.arange(len(digits_300))
     wanted = fuzzy_simplicial_set(
-        few,
+        digits_300,
         K + 1,
         np.random.RandomState(0),
         "euclidean",
         knn_indices=np.column_stack([rows, indices]),
-        knn_dists=np.column_stack([np.zeros(len(few), np.float32), distances]),
+        knn_dists=np.column_stack([np.zeros(len(digits_300), np.float32), distances]),
         set_op_mix_ratio=mix,
         local_connectivity=connectivity,
     )[0]
@@ -51,14 +51,14 @@ def test_exported_graph_is_umap_learns(embed, few, mix, connectivity):
     assert abs(found - found.T).max() == 0
 
 
-def test_exported_embeddings_agree(whole):
-    y, flags = whole.y, whole.flags
-    np.testing.assert_array_equal(np.load(whole.export("embedding", ".npy")), y)
-    lines = Path(whole.export("embedding", ".csv")).read_text().splitlines()
+def test_exported_embeddings_agree(all_digits_run):
+    y, flags = all_digits_run.y, all_digits_run.flags
+    np.testing.assert_array_equal(np.load(all_digits_run.export("embedding", ".npy")), y)
+    lines = Path(all_digits_run.export("embedding", ".csv")).read_text().splitlines()
     table = np.loadtxt(lines[1:], delimiter=",")
     assert lines[0] == "row,component_0,component_1,status"
     np.testing.assert_array_equal(table[:, 1:3].astype(np.float32), y)
-    columns = parquet.read_table(whole.export("embedding", ".parquet"))
+    columns = parquet.read_table(all_digits_run.export("embedding", ".parquet"))
     assert columns.column_names == lines[0].split(",")
     for name, values in (("row", np.arange(len(y))), ("component_1", y[:, 1]), ("status", flags)):
         np.testing.assert_array_equal(columns[name].to_numpy(), values)

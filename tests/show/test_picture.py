@@ -17,6 +17,7 @@ ROWS = 400
 
 @pytest.fixture(scope="module")
 def y() -> np.ndarray:
+    """Return random coordinates in the unit square."""
     return np.random.default_rng(0).random((ROWS, 2)).astype(np.float32)
 
 

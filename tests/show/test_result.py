@@ -19,9 +19,9 @@ from dumap.errors import ConfigError, StorageError
 
 
 @pytest.fixture(scope="module")
-def done(embed, few):
+def done(embed, digits_300):
     """Return a run of many cells in which some rows are equal, one has no neighbours, and one is left out."""
-    x = np.concatenate([few, few[:5]])
+    x = np.concatenate([digits_300, digits_300[:5]])
     x[7, 3] = np.nan
     settings = {"cells.max_rows": 100, "input.unique": True, "input.nonfinite": "drop", "quality.queries": 50}
     return embed(x, {**settings, "audit.queries": 50})
@@ -101,14 +101,14 @@ def test_neighbors_are_the_exported_ones(done, result):
         result.neighbors[::2]
 
 
-def test_what_was_dropped_is_told_of(embed, few):
-    result = dumap.open_run(embed(few, {"keep": "results"}).output)
+def test_what_was_dropped_is_told_of(embed, digits_300):
+    result = dumap.open_run(embed(digits_300, {"keep": "results"}).output)
     for read in (result.graph, lambda: result.neighbors[:3]):
         with pytest.raises(StorageError, match="were dropped once the map was done, as keep = results says"):
             read()
 
 
-def test_what_is_not_done_is_told_of(configure, few):
+def test_what_is_not_done_is_told_of(configure, digits_300):
     from helpers import AsBegins
 
     from dumap.recipe.pipeline import run
@@ -116,7 +116,7 @@ def test_what_is_not_done_is_told_of(configure, few):
     def stop():
         raise KeyboardInterrupt
 
-    config = configure(few, {"cluster.engine": "local"})
+    config = configure(digits_300, {"cluster.engine": "local"})
     with pytest.raises(KeyboardInterrupt):
         run(config, observer=AsBegins("layout", stop))
     result = dumap.open_run(config.output)

@@ -142,8 +142,8 @@ QUICK = {"n_epochs": 5, "quality": {"queries": 0}, "audit": {"queries": 0}, "clu
 
 
 @pytest.fixture(scope="module")
-def expected(few, save, fresh):
-    return dumap.run(save(few), output=fresh("run.zarr"), **QUICK).embedding[:].tobytes()
+def expected(digits_300, save, fresh):
+    return dumap.run(save(digits_300), output=fresh("run.zarr"), **QUICK).embedding[:].tobytes()
 
 
 @pytest.mark.parametrize(
@@ -151,19 +151,19 @@ def expected(few, save, fresh):
     [np.asfortranarray, pd.DataFrame, lambda x: xr.DataArray(x, dims=("r", "c"))],
     ids=["numpy", "pandas", "xarray"],
 )
-def test_the_same_rows_come_to_the_same_map_whatever_holds_them(few, expected, fresh, convert):
-    result = dumap.run(convert(few), output=fresh("run.zarr"), **QUICK)
+def test_the_same_rows_come_to_the_same_map_whatever_holds_them(digits_300, expected, fresh, convert):
+    result = dumap.run(convert(digits_300), output=fresh("run.zarr"), **QUICK)
     assert result.embedding[:].tobytes() == expected
-    assert dumap.plan(convert(few), output="nowhere.zarr").stages[0].name == "spool"
+    assert dumap.plan(convert(digits_300), output="nowhere.zarr").stages[0].name == "spool"
 
 
-def test_a_zarr_array_is_not_copied(few, expected, save, fresh):
-    array = zarr.open_group(save(few), mode="r")["vectors"]
+def test_a_zarr_array_is_not_copied(digits_300, expected, save, fresh):
+    array = zarr.open_group(save(digits_300), mode="r")["vectors"]
     result = dumap.run(array, output=fresh("run.zarr"), **QUICK)
     assert result.embedding[:].tobytes() == expected
     assert result["stages"][0]["name"] == "vectors"
 
 
-def test_data_and_a_path_beside_it_are_one_too_many(few):
+def test_data_and_a_path_beside_it_are_one_too_many(digits_300):
     with pytest.raises(ConfigError, match=r"input\.path"):
-        dumap.run(few, output="RUN.zarr", input={"path": "DATA.zarr"})
+        dumap.run(digits_300, output="RUN.zarr", input={"path": "DATA.zarr"})

@@ -47,10 +47,12 @@ def embed_rows(fresh):
 
 
 def embedding(output):
+    """Return the bytes of a run's embedding."""
     return Run(output, read_only=True).read_final("embedding", "embedding").tobytes()
 
 
 def spooled_parts(output):
+    """Name the objects of the rows that were copied into a run."""
     return sorted(path.name for path in Path(output, PARTS, SPOOL).iterdir())
 
 
@@ -95,14 +97,14 @@ def test_rows_are_read_across_parts(fresh):
 
 
 @pytest.mark.usefixtures("small_parts")
-def test_an_array_comes_to_the_bytes_of_its_store(few, embed, embed_rows):
-    of_store = embed(few, {**SETTINGS, "keep": "model"})
-    output = embed_rows(few)
+def test_an_array_comes_to_the_bytes_of_its_store(digits_300, embed, embed_rows):
+    of_store = embed(digits_300, {**SETTINGS, "keep": "model"})
+    output = embed_rows(digits_300)
     assert embedding(output) == embedding(of_store.output)
     told, plain = status(output), status(of_store.output)
     assert [stage["name"] for stage in told["stages"]] == ["spool", *(stage["name"] for stage in plain["stages"])]
     assert told["fingerprint"] == plain["fingerprint"]
-    assert told["input"]["path"] == location_of(rows_of(few))
+    assert told["input"]["path"] == location_of(rows_of(digits_300))
     digests = [{stage["name"]: stage["digest"] for stage in one["stages"][-9:]} for one in (told, plain)]
     assert digests[0] == digests[1], "what the rows are decides, not whence they come"
     assert verify(output) == []
@@ -110,14 +112,14 @@ def test_an_array_comes_to_the_bytes_of_its_store(few, embed, embed_rows):
 
 
 @pytest.mark.usefixtures("small_parts")
-def test_the_copy_goes_once_nothing_reads_it(few, embed_rows):
-    assert spooled_parts(embed_rows(few)) == []
-    assert spooled_parts(embed_rows(few, keep="results")) == []
-    assert len(spooled_parts(embed_rows(few, keep="all"))) == 3
+def test_the_copy_goes_once_nothing_reads_it(digits_300, embed_rows):
+    assert spooled_parts(embed_rows(digits_300)) == []
+    assert spooled_parts(embed_rows(digits_300, keep="results")) == []
+    assert len(spooled_parts(embed_rows(digits_300, keep="all"))) == 3
 
 
 @pytest.mark.usefixtures("small_parts")
-def test_a_killed_copy_is_gone_on_with(few, embed_rows, fresh, monkeypatch):
+def test_a_killed_copy_is_gone_on_with(digits_300, embed_rows, fresh, monkeypatch):
     output, copied = fresh("run.zarr"), []
 
     def failing(job, part, rows=None):
@@ -129,93 +131,93 @@ def test_a_killed_copy_is_gone_on_with(few, embed_rows, fresh, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr("dumap.stages.spool.write_rows", failing)
         with pytest.raises(KeyboardInterrupt):
-            embed_rows(few, output)
+            embed_rows(digits_300, output)
     assert status(output)["stages"][0]["state"] == "partial"
     before = spooled_parts(output)
-    embed_rows(few, output, observer=AsBegins("vectors", lambda: before.append(spooled_parts(output))))
+    embed_rows(digits_300, output, observer=AsBegins("vectors", lambda: before.append(spooled_parts(output))))
     assert set(before[:-1]) <= set(before[-1]), "what was committed is not copied again"
 
 
 @pytest.mark.usefixtures("small_parts")
-def test_the_same_array_again_does_nothing_and_another_is_refused(few, embed_rows):
-    output, notes = embed_rows(few), Notes()
-    embed_rows(few.copy(), output, observer=notes)
+def test_the_same_array_again_does_nothing_and_another_is_refused(digits_300, embed_rows):
+    output, notes = embed_rows(digits_300), Notes()
+    embed_rows(digits_300.copy(), output, observer=notes)
     assert any("finished before; nothing to do" in note for note in notes.notes)
     with pytest.raises(RunMismatchError, match=r"other data than the numpy.ndarray of shape \(300, 64\)"):
-        embed_rows(few + 1, output)
+        embed_rows(digits_300 + 1, output)
     with pytest.raises(RunMismatchError, match=r"has \(299, 64\) and float32"):
-        embed_rows(few[1:], output)
+        embed_rows(digits_300[1:], output)
 
 
 @pytest.mark.usefixtures("small_parts")
-def test_a_store_of_the_same_rows_goes_on_with_an_arrays_run(few, embed_rows, save):
-    output, notes = embed_rows(few), Notes()
+def test_a_store_of_the_same_rows_goes_on_with_an_arrays_run(digits_300, embed_rows, save):
+    output, notes = embed_rows(digits_300), Notes()
     before = embedding(output)
     unmark(output, ["quality"])
-    config = load(None, (), {"input.path": save(few), "output": output, **SETTINGS})
+    config = load(None, (), {"input.path": save(digits_300), "output": output, **SETTINGS})
     assert pipeline.run(config, observer=notes)["state"] == "done"
     assert embedding(output) == before
-    other = load(None, (), {"input.path": save(few[::-1]), "output": output, **SETTINGS})
+    other = load(None, (), {"input.path": save(digits_300[::-1]), "output": output, **SETTINGS})
     with pytest.raises(RunMismatchError, match="holds other data"):
         pipeline.run(other)
 
 
 @pytest.mark.usefixtures("small_parts")
 @pytest.mark.parametrize("keep", ["model", "results"])
-def test_a_repair_that_needs_the_rows_copies_them_anew(few, embed_rows, keep):
-    output, notes = embed_rows(few, keep=keep), Notes()
+def test_a_repair_that_needs_the_rows_copies_them_anew(digits_300, embed_rows, keep):
+    output, notes = embed_rows(digits_300, keep=keep), Notes()
     before = embedding(output)
     uncommit(output, ["vectors", "cells", "neighbors", "audit", "quality"])
-    embed_rows(few, output, observer=notes, keep=keep)
+    embed_rows(digits_300, output, observer=notes, keep=keep)
     assert any("spool: 3 parts 'rows' of" in note and "are needed and made again" in note for note in notes.notes)
     assert embedding(output) == before
     assert spooled_parts(output) == []
 
 
 @pytest.mark.usefixtures("small_parts")
-def test_without_the_array_the_error_says_what_to_do(few, embed_rows):
-    output = embed_rows(few)
+def test_without_the_array_the_error_says_what_to_do(digits_300, embed_rows):
+    output = embed_rows(digits_300)
     uncommit(output, ["vectors"])
-    config = load(None, (), {"input.path": location_of(rows_of(few)), "output": output, **SETTINGS})
+    config = load(None, (), {"input.path": location_of(rows_of(digits_300)), "output": output, **SETTINGS})
     with pytest.raises(InputError, match=r"call dumap\.run again with the same data and this output"):
         pipeline.run(config)
 
 
 @pytest.mark.usefixtures("small_parts")
-def test_a_damaged_part_of_the_copy_is_copied_again(few, embed_rows):
-    output = embed_rows(few, keep="all")
+def test_a_damaged_part_of_the_copy_is_copied_again(digits_300, embed_rows):
+    output = embed_rows(digits_300, keep="all")
     before = embedding(output)
     file = next(Path(output, PARTS, SPOOL).glob("rows-00001-*"))
     file.write_bytes(file.read_bytes()[:-9] + b"nonsense!")
     assert [part for _, part, _ in verify(output)] == ["rows-00001"]
     uncommit_damage(output, verify(output), print)
     notes = Notes()
-    embed_rows(few, output, observer=notes, keep="all")
+    embed_rows(digits_300, output, observer=notes, keep="all")
     assert verify(output) == []
     assert embedding(output) == before
     uncommit(output, ["vectors"])
     file = next(Path(output, PARTS, SPOOL).glob("rows-00002-*"))
     file.unlink()
-    embed_rows(few, output, observer=notes, keep="all")
+    embed_rows(digits_300, output, observer=notes, keep="all")
     assert any("rows-00002" in note and "made again" in note for note in notes.notes)
     assert verify(output) == []
 
 
 @pytest.mark.usefixtures("small_parts")
-def test_a_child_of_an_arrays_run_reads_what_is_equal(few, fresh, embed_rows):
-    parent = embed_rows(few)
-    feed = rows_of(few)
+def test_a_child_of_an_arrays_run_reads_what_is_equal(digits_300, fresh, embed_rows):
+    parent = embed_rows(digits_300)
+    feed = rows_of(digits_300)
     settings = {"input.path": location_of(feed), "output": fresh("run.zarr"), **SETTINGS, "layout.min_dist": 0.5}
     told = pipeline.run(load(None, (), settings), parent=parent, feed=feed)
     own = [stage["name"] for stage in told["stages"] if stage["from"] is None]
     assert own == ["spool", "start", "layout", "embedding", "quality"]
-    assert embedding(settings["output"]) == embedding(embed_rows(few, **{"layout.min_dist": 0.5}))
+    assert embedding(settings["output"]) == embedding(embed_rows(digits_300, **{"layout.min_dist": 0.5}))
 
 
 @pytest.mark.slow
-def test_workers_read_what_this_process_copied(few, embed_rows, client):
-    output, told = embed_rows(few), Notes()
-    assert embedding(embed_rows(few, client=client, observer=told)) == embedding(output)
+def test_workers_read_what_this_process_copied(digits_300, embed_rows, client):
+    output, told = embed_rows(digits_300), Notes()
+    assert embedding(embed_rows(digits_300, client=client, observer=told)) == embedding(output)
 
 
 def test_a_plan_of_an_array_has_its_copy():
@@ -226,5 +228,5 @@ def test_a_plan_of_an_array_has_its_copy():
     assert plan.stages[0].name == "spool"
 
 
-def test_manifests_lie_where_those_of_stages_do(few, embed_rows):
-    assert len(list(Path(embed_rows(few), MANIFESTS, SPOOL).iterdir())) == 1
+def test_manifests_lie_where_those_of_stages_do(digits_300, embed_rows):
+    assert len(list(Path(embed_rows(digits_300), MANIFESTS, SPOOL).iterdir())) == 1

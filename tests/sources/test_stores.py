@@ -20,28 +20,29 @@ from dumap.store.objects import Objects
 
 
 def make(path: Path, values: np.ndarray, chunk_rows: int = 4, **options) -> str:
+    """Write an array to a new Zarr group; return its path."""
     group = zarr.open_group(path, mode="w")
     group.create_array("vectors", data=values, chunks=(chunk_rows, values.shape[1]), **options)
     return str(path)
 
 
 @pytest.fixture
-def three(tmp_path):
+def stores_of_three(tmp_path):
     """Rows 0 to 9, 10 to 12 and 13 to 19 of three stores, of three dtypes."""
     x = np.arange(60).reshape(20, 3)
     cuts = [(0, 10, "f4"), (10, 13, "i2"), (13, 20, "f4")]
     return [make(tmp_path / f"part-{at}.zarr", x[at:to].astype(dtype)) for at, to, dtype in cuts]
 
 
-def test_rows_follow_one_another(three):
-    source = open_source(InputConfig(path=three))
+def test_rows_follow_one_another(stores_of_three):
+    source = open_source(InputConfig(path=stores_of_three))
     assert isinstance(source, Stores)
     assert (source.rows, source.dims, source.dtype, source.chunk_rows) == (20, 3, np.float32, 4)
     x = np.arange(60).reshape(20, 3)
     for start, stop in ((0, 20), (9, 14), (10, 13), (11, 12), (19, 20), (7, 7)):
         assert source.read(start, stop).tolist() == x[start:stop].tolist()
     assert source.describe()["stores"] == [
-        {"path": path, "rows": rows} for path, rows in zip(three, (10, 3, 7), strict=True)
+        {"path": path, "rows": rows} for path, rows in zip(stores_of_three, (10, 3, 7), strict=True)
     ]
 
 
@@ -56,14 +57,14 @@ def test_the_dtype_is_what_numpy_makes_of_all(tmp_path, dtypes, common):
     assert source.read(2, 6).tolist() == np.ones((4, 2)).tolist()
 
 
-def test_a_pattern_names_stores_by_name(three, tmp_path, monkeypatch):
+def test_a_pattern_names_stores_by_name(stores_of_three, tmp_path, monkeypatch):
     make(tmp_path / "other.zarr", np.ones((4, 3)))
     by_pattern = open_source(InputConfig(path=str(tmp_path / "part-*.zarr")))
-    by_list = open_source(InputConfig(path=[three[0], three[1], three[2]]))
+    by_list = open_source(InputConfig(path=[stores_of_three[0], stores_of_three[1], stores_of_three[2]]))
     assert by_pattern.describe() == by_list.describe(), "part-0, part-10, part-13"
     monkeypatch.chdir(tmp_path)
-    assert locate(InputConfig(path="part-1?.zarr")) == tuple(three[1:])
-    assert locate(InputConfig(path=["part-1?.zarr", "part-0.zarr"])) == (*three[1:], three[0])
+    assert locate(InputConfig(path="part-1?.zarr")) == tuple(stores_of_three[1:])
+    assert locate(InputConfig(path=["part-1?.zarr", "part-0.zarr"])) == (*stores_of_three[1:], stores_of_three[0])
     with pytest.raises(InputError, match=r"nothing is there by the pattern .*no-\*\.zarr"):
         locate(InputConfig(path="no-*.zarr"))
 
@@ -85,40 +86,40 @@ def test_a_path_that_is_there_is_no_pattern(tmp_path):
     assert open_source(InputConfig(path=path)).rows == 4
 
 
-def test_one_store_is_read_as_by_its_path(three, tmp_path):
-    alone = Input(three[1], "vectors").describe()
-    for path in ([three[1]], str(tmp_path / "part-10*.zarr")):
+def test_one_store_is_read_as_by_its_path(stores_of_three, tmp_path):
+    alone = Input(stores_of_three[1], "vectors").describe()
+    for path in ([stores_of_three[1]], str(tmp_path / "part-10*.zarr")):
         assert open_source(InputConfig(path=path)).describe() == alone
 
 
-def test_the_store_that_does_not_fit_is_named(three, tmp_path):
+def test_the_store_that_does_not_fit_is_named(stores_of_three, tmp_path):
     wide = make(tmp_path / "wide.zarr", np.ones((4, 5)))
     with pytest.raises(InputError, match=r"wide\.zarr has 5 dims, .*part-0\.zarr has 3"):
-        Stores([three[0], wide], "vectors")
+        Stores([stores_of_three[0], wide], "vectors")
     with pytest.raises(InputError, match=r"no array 'x' in .*part-0\.zarr"):
-        Stores(three, "x")
+        Stores(stores_of_three, "x")
     with pytest.raises(InputError, match=r"part-99\.zarr does not exist"):
-        Stores([three[0], str(tmp_path / "part-99.zarr")], "vectors")
-    next(Path(three[2]).rglob("c/1/0")).write_bytes(b"nonsense")
+        Stores([stores_of_three[0], str(tmp_path / "part-99.zarr")], "vectors")
+    next(Path(stores_of_three[2]).rglob("c/1/0")).write_bytes(b"nonsense")
     with pytest.raises(InputError, match=r"part-13\.zarr: rows 0 to 7 cannot be read"):
-        Stores(three, "vectors").read(0, 20)
+        Stores(stores_of_three, "vectors").read(0, 20)
 
 
-def test_chunks_that_are_not_there_are_named_by_store_and_row(three):
-    shutil.rmtree(Path(three[2], "vectors", "c", "1"))
-    absent = Stores(three, "vectors").absent
+def test_chunks_that_are_not_there_are_named_by_store_and_row(stores_of_three):
+    shutil.rmtree(Path(stores_of_three[2], "vectors", "c", "1"))
+    absent = Stores(stores_of_three, "vectors").absent
     assert (absent.chunks, absent.of, absent.rows, absent.spans) == (1, 6, 3, [(17, 20)])
-    assert absent.keys == [f"{three[2]}: c/1/0"]
+    assert absent.keys == [f"{stores_of_three[2]}: c/1/0"]
     with pytest.raises(InputError, match=r"part-13\.zarr, array 'vectors': 1 of 2 chunks are not there"):
-        Stores(three, "vectors").require_chunks()
+        Stores(stores_of_three, "vectors").require_chunks()
 
 
-def test_the_signature_sees_what_each_store_holds(three):
-    before = Stores(three, "vectors").signature()
-    assert Stores(three, "vectors").signature() == before
-    assert Stores([three[1], three[0], three[2]], "vectors").signature() != before
-    zarr.open_group(three[1])["vectors"][0, 0] = 99
-    assert Stores(three, "vectors").signature() != before
+def test_the_signature_sees_what_each_store_holds(stores_of_three):
+    before = Stores(stores_of_three, "vectors").signature()
+    assert Stores(stores_of_three, "vectors").signature() == before
+    assert Stores([stores_of_three[1], stores_of_three[0], stores_of_three[2]], "vectors").signature() != before
+    zarr.open_group(stores_of_three[1])["vectors"][0, 0] = 99
+    assert Stores(stores_of_three, "vectors").signature() != before
 
 
 @pytest.mark.parametrize("path", [[], [1], ["a", 2], 7, {"a": 1}, [""]])
@@ -128,33 +129,33 @@ def test_what_names_no_store_is_refused(path):
 
 
 @pytest.fixture
-def cut(save, few):
+def three_stores(save, digits_300):
     """Three hundred digits in stores of 130, 1 and 169."""
-    return [save(few[start:stop]) for start, stop in ((0, 130), (130, 131), (131, 300))]
+    return [save(digits_300[start:stop]) for start, stop in ((0, 130), (130, 131), (131, 300))]
 
 
-def test_stores_come_to_the_bytes_of_one(cut, few, embed, save):
-    whole, parts = embed(few), embed(few, {"input.path": cut})
+def test_stores_come_to_the_bytes_of_one(three_stores, digits_300, embed, save):
+    whole, parts = embed(digits_300), embed(digits_300, {"input.path": three_stores})
     assert parts.y.tobytes() == whole.y.tobytes()
     assert parts.status["fingerprint"] == whole.status["fingerprint"]
-    assert [store["path"] for store in parts.status["input"]["stores"]] == cut
+    assert [store["path"] for store in parts.status["input"]["stores"]] == three_stores
 
 
-def test_a_run_goes_on_with_the_same_rows_however_they_are_stored(cut, few, configure, save):
-    config = configure(few, {"cluster.engine": "local", "input.path": cut})
+def test_a_run_goes_on_with_the_same_rows_however_they_are_stored(three_stores, digits_300, configure, save):
+    config = configure(digits_300, {"cluster.engine": "local", "input.path": three_stores})
     pipeline.run(config)
 
     def of(path):
         return config.model_copy(update={"input": InputConfig(path=path)})
 
-    assert pipeline.run(of(save(few)))["state"] == "done"
+    assert pipeline.run(of(save(digits_300)))["state"] == "done"
     with pytest.raises(RunMismatchError, match=r"3 stores, .* holds other data"):
-        pipeline.run(of([cut[1], cut[0], cut[2]]))
+        pipeline.run(of([three_stores[1], three_stores[0], three_stores[2]]))
 
 
-def test_a_pattern_is_given_as_an_option(cli, few, tmp_path):
+def test_a_pattern_is_given_as_an_option(cli, digits_300, tmp_path):
     for number in range(3):
-        make(tmp_path / f"in-{number}.zarr", few[100 * number : 100 * (number + 1)], 50)
+        make(tmp_path / f"in-{number}.zarr", digits_300[100 * number : 100 * (number + 1)], 50)
     told = cli("plan", "--input", tmp_path / "in-*.zarr", "--output", tmp_path / "run.zarr")
     assert told.code == 0
     assert "300 rows x 64 dims" in told.out

@@ -31,12 +31,14 @@ REPAIRED = {**SEAMED, "neighbors.recall_target": 1.0, "neighbors.max_repairs": 2
 
 
 @pytest.fixture(scope="module")
-def seamed(embed, digits):
+def unrepaired_run(embed, digits):
+    """Return a finished run whose lists fall short and are left so."""
     return embed(digits[0], {**SEAMED, "neighbors.recall_target": 0.0})
 
 
 @pytest.fixture(scope="module")
-def repaired(embed, digits):
+def repaired_run(embed, digits):
+    """Return a finished run whose lists were repaired twice."""
     return embed(digits[0], REPAIRED)
 
 
@@ -59,24 +61,24 @@ def lists_of(output: str) -> list[str]:
 
 
 @pytest.fixture
-def copied(configure, repaired) -> Job:
+def repaired_copy_job(configure, repaired_run) -> Job:
     """Return the job of a copy of a run that was repaired."""
-    config = configure(repaired.status["input"]["path"], REPAIRED)
-    shutil.copytree(repaired.output, config.output)
+    config = configure(repaired_run.status["input"]["path"], REPAIRED)
+    shutil.copytree(repaired_run.output, config.output)
     return Job(config, pipeline.plan(config).geometry)
 
 
 # what it says ------------------------------------------------------------------------------------
 
 
-def test_the_recall_is_that_of_the_exports(seamed, digits):
-    facts, recall = seamed.facts("audit"), recall_of(seamed, digits[0])
+def test_the_recall_is_that_of_the_exports(unrepaired_run, digits):
+    facts, recall = unrepaired_run.facts("audit"), recall_of(unrepaired_run, digits[0])
     assert facts["repairs"] == 0
     assert 0.8 < facts["recall"] < 0.97
     assert facts["recall_low"] <= recall.mean() <= facts["recall_high"]
     assert facts["recall_high"] - facts["recall_low"] < 0.03
     assert facts["recall_across_cells"] < facts["recall"] < facts["recall_within_cells"]
-    store = Run(seamed.output, read_only=True)
+    store = Run(unrepaired_run.output, read_only=True)
     rows = store.read("audit", "report-0", "rows")
     np.testing.assert_allclose(store.read("audit", "report-0", "recall"), recall[rows], atol=1e-6)
     assert facts["recall_p5"] == pytest.approx(np.percentile(recall[rows], 5))
@@ -133,39 +135,39 @@ def test_each_audit_draws_rows_of_its_own_while_there_are_others(configure, digi
 
 
 @pytest.mark.slow
-def test_repairs_raise_recall_and_say_how_far(seamed, repaired, digits):
-    facts = repaired.facts("audit")
-    before, after = recall_of(seamed, digits[0]).mean(), recall_of(repaired, digits[0]).mean()
+def test_repairs_raise_recall_and_say_how_far(unrepaired_run, repaired_run, digits):
+    facts = repaired_run.facts("audit")
+    before, after = recall_of(unrepaired_run, digits[0]).mean(), recall_of(repaired_run, digits[0]).mean()
     assert facts["repairs"] == 2
     assert after > before + 0.35 * (1 - before), (before, facts)
     assert facts["recall_low"] <= after <= facts["recall_high"]
     assert len(facts["recall_by_repair"]) == 3
-    assert facts["recall_by_repair"][0] == round(seamed.facts("audit")["recall"], 4)
+    assert facts["recall_by_repair"][0] == round(unrepaired_run.facts("audit")["recall"], 4)
     assert facts["recall_by_repair"][2] == round(facts["recall"], 4)
     assert facts["gained"][0] > facts["gained"][1] > 0
     assert facts["left_out"] == [0, 0]
 
 
-def test_repaired_lists_are_sound_and_what_the_graph_is_of(repaired, digits):
-    indices, distances = repaired.neighbors()
+def test_repaired_lists_are_sound_and_what_the_graph_is_of(repaired_run, digits):
+    indices, distances = repaired_run.neighbors()
     rows = np.arange(len(indices))[:, None]
     d = cdist(digits[0], digits[0])
     assert ((indices >= 0) & (indices != rows)).all()
     assert all(len(set(row)) == K for row in indices.tolist())
     np.testing.assert_allclose(distances, d[rows, indices], rtol=1e-5)
     assert (np.diff(distances, axis=1) >= 0).all()
-    assert Run(repaired.output, read_only=True).summary("graph", "summed-00000")["distance_sum"] == pytest.approx(
+    assert Run(repaired_run.output, read_only=True).summary("graph", "summed-00000")["distance_sum"] == pytest.approx(
         distances.sum(dtype=np.float64)
     )
     edges = np.unique(np.sort(np.stack([np.broadcast_to(rows, indices.shape), indices]).reshape(2, -1), axis=0), axis=1)
-    assert repaired.facts("graph")["edges"] == 2 * edges.shape[1]
+    assert repaired_run.facts("graph")["edges"] == 2 * edges.shape[1]
 
 
-def test_what_only_travels_is_removed(repaired):
-    left = {kind_of(name) for name in Run(repaired.output, read_only=True).committed("audit")}
+def test_what_only_travels_is_removed(repaired_run):
+    left = {kind_of(name) for name in Run(repaired_run.output, read_only=True).committed("audit")}
     assert left == {"queries", "search", "exact", "report", "lists", "repair"}
-    assert verify(repaired.output) == []
-    assert Run(repaired.output, read_only=True).unnamed(RUN_KEYS) == ([], [])
+    assert verify(repaired_run.output) == []
+    assert Run(repaired_run.output, read_only=True).unnamed(RUN_KEYS) == ([], [])
 
 
 @pytest.mark.slow
@@ -200,9 +202,9 @@ def test_repairs_serve_other_metrics(embed, digits, metric):
     assert recall_of(done, digits[0][:1000], {"manhattan": "cityblock"}.get(metric, metric)).mean() > first
 
 
-def test_a_halo_too_large_is_cut_and_counted(copied):
+def test_a_halo_too_large_is_cut_and_counted(repaired_copy_job):
     """A cell holds no more rows than its memory does."""
-    job, part = copied, "halo-1-00001"
+    job, part = repaired_copy_job, "halo-1-00001"
     own = int(np.diff(CellTable(job.run).offsets)[1])
     choose_halo(job, part, 1)
     whole = job.run.read("audit", part, "positions")
@@ -220,10 +222,10 @@ def test_a_halo_too_large_is_cut_and_counted(copied):
 
 
 @pytest.mark.slow
-def test_the_inputs_chunks_change_no_list(embed, save, digits, repaired):
+def test_the_inputs_chunks_change_no_list(embed, save, digits, repaired_run):
     done = embed(save(digits[0], 100), {**REPAIRED, "task_memory": 512 * 2**20})
-    assert lists_of(done.output) == lists_of(repaired.output)
-    assert done.y.tobytes() == repaired.y.tobytes()
+    assert lists_of(done.output) == lists_of(repaired_run.output)
+    assert done.y.tobytes() == repaired_run.y.tobytes()
 
 
 LOST = {
@@ -234,21 +236,21 @@ LOST = {
 
 
 @pytest.mark.parametrize("what", slowly(LOST, "some lists"))
-def test_what_is_lost_is_made_again(copied, repaired, what):
-    config = copied.config
+def test_what_is_lost_is_made_again(repaired_copy_job, repaired_run, what):
+    config = repaired_copy_job.config
     manifests = Path(config.output, MANIFESTS)
     for pattern in LOST[what]:
         for path in manifests.glob(f"audit/{pattern}.json"):
             path.unlink()
     unmark(config.output, STAGES[STAGES.index("audit") :])
     assert run(config)["state"] == "done"
-    assert lists_of(config.output) == lists_of(repaired.output)
+    assert lists_of(config.output) == lists_of(repaired_run.output)
     left = {kind_of(name) for name in Run(config.output, read_only=True).committed("audit")}
     assert left == {"queries", "search", "exact", "report", "lists", "repair"}
 
 
-def test_a_cells_own_rows_are_read_by_position(copied, digits):
-    job = copied
+def test_a_cells_own_rows_are_read_by_position(repaired_copy_job, digits):
+    job = repaired_copy_job
     table = CellTable(job.run)
     order = np.concatenate([table.positions(job.run, block) for block in range(job.geometry.blocks)])
     by_position = digits[0][np.argsort(order)]

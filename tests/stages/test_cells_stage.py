@@ -58,30 +58,33 @@ def job_of(save, fresh):
 
 
 @pytest.fixture(scope="module")
-def words(save):
+def bags_path(save):
+    """Save 3000 bags of words; return their path."""
     return save(bags_of_words(3000, 200))
 
 
 @pytest.fixture(scope="module")
-def bags(job_of, words):
-    return done_here(job_of(words))
+def bags_job(job_of, bags_path):
+    """Return the job of a run on bags of words whose lists are done."""
+    return done_here(job_of(bags_path))
 
 
 def lists_of(job: Job) -> bytes:
+    """Return the bytes of all lists."""
     lists = NeighborLists(job.run, 0)
     return b"".join(
         lists.of(cell, array).tobytes() for cell in range(lists.table.cells) for array in ("indices", "distances")
     )
 
 
-def test_the_guests_of_a_cell_are_bounded(bags):
-    table = artifacts.CellTable(bags.run)
+def test_the_guests_of_a_cell_are_bounded(bags_job):
+    table = artifacts.CellTable(bags_job.run)
     loads = np.array([table.spans(cell)[:, 2].sum() for cell in range(table.cells)])
     homes = np.diff(table.offsets)
-    facts = bags.run.summary("cells", "table")
+    facts = bags_job.run.summary("cells", "table")
     assert facts["turned_away"] > 0
     assert facts["largest"] == loads.max()
-    own, _ = cells.route(bags, 0)
+    own, _ = cells.route(bags_job, 0)
     wanted = np.bincount(own[own >= 0], minlength=table.cells)
     assert wanted.max() > 0.5 * len(own), "one cell is wanted by most rows"
     assert (loads <= np.maximum(MAX_GUEST_FILL * np.median(wanted), 2 * homes)).all()
@@ -89,10 +92,10 @@ def test_the_guests_of_a_cell_are_bounded(bags):
     assert facts["turned_away"] == wanted.sum() - loads.sum()
 
 
-def test_what_the_table_says_is_what_lies_there(bags):
-    table, found = artifacts.CellTable(bags.run), []
+def test_what_the_table_says_is_what_lies_there(bags_job):
+    table, found = artifacts.CellTable(bags_job.run), []
     for number in range(table.cells):
-        cell = artifacts.Cell(bags, number, table)
+        cell = artifacts.Cell(bags_job, number, table)
         own, guests = cell.positions[: cell.home_rows], cell.positions[cell.home_rows :]
         assert own.tolist() == list(range(*table.offsets[number : number + 2]))
         assert (np.diff(guests) > 0).all()
@@ -103,12 +106,12 @@ def test_what_the_table_says_is_what_lies_there(bags):
         x = cell.vectors(np.arange(len(cell.positions)))
         found.append((cell.positions, x))
     positions, x = np.concatenate([p for p, _ in found]), np.concatenate([x for _, x in found])
-    order = np.argsort(table.positions(bags.run, 0))
-    assert np.array_equal(x, bags.input.read(0, bags.geometry.rows)[order][positions])
+    order = np.argsort(table.positions(bags_job.run, 0))
+    assert np.array_equal(x, bags_job.input.read(0, bags_job.geometry.rows)[order][positions])
 
 
-def test_lists_with_guests_turned_away_do_not_depend_on_blocks(job_of, words, bags):
-    assert lists_of(done_here(job_of(words, 700))) == lists_of(bags)
+def test_lists_with_guests_turned_away_do_not_depend_on_blocks(job_of, bags_path, bags_job):
+    assert lists_of(done_here(job_of(bags_path, 700))) == lists_of(bags_job)
 
 
 def test_data_without_a_crowd_has_every_guest_it_had(job_of, save, digits):
@@ -121,13 +124,13 @@ def test_data_without_a_crowd_has_every_guest_it_had(job_of, save, digits):
     assert "counted-00000" not in job.run.committed("cells")
 
 
-def test_a_cell_writes_lists_of_those_guests_alone_for_which_it_found_something(bags):
-    table = artifacts.CellTable(bags.run)
+def test_a_cell_writes_lists_of_those_guests_alone_for_which_it_found_something(bags_job):
+    table = artifacts.CellTable(bags_job.run)
     for number in range(table.cells):
         name = f"cell-{number:05d}"
-        listed = bags.run.read("neighbors", name, "guest_indices")
+        listed = bags_job.run.read("neighbors", name, "guest_indices")
         assert (listed >= 0).any(axis=1).all()
-        guests, begins = (bags.run.read("neighbors", name, array) for array in ("guests", "begins"))
+        guests, begins = (bags_job.run.read("neighbors", name, array) for array in ("guests", "begins"))
         assert np.array_equal(begins, np.searchsorted(guests, table.offsets))
         assert len(guests) <= table.spans(number)[:, 2].sum() - table.spans(number)[:, 1].sum()
 
@@ -140,9 +143,9 @@ def test_a_cell_full_of_its_own_rows_still_meets_many_guests_at_once(cell_rows, 
 
 
 @pytest.mark.parametrize("cell_rows", [1000, 64, 16])
-def test_turns_take_each_guest_once(bags, cell_rows):
-    cell = artifacts.Cell(bags, 0, artifacts.CellTable(bags.run))
-    cell.job = SimpleNamespace(geometry=replace(bags.geometry, cell_rows=cell_rows))
+def test_turns_take_each_guest_once(bags_job, cell_rows):
+    cell = artifacts.Cell(bags_job, 0, artifacts.CellTable(bags_job.run))
+    cell.job = SimpleNamespace(geometry=replace(bags_job.geometry, cell_rows=cell_rows))
     batches = [rows.tolist() for rows in cell.batches()]
     guests = [row for rows in batches for row in rows[cell.home_rows :]]
     assert sorted(guests) == list(range(cell.home_rows, len(cell.positions)))
@@ -150,8 +153,8 @@ def test_turns_take_each_guest_once(bags, cell_rows):
     assert max(map(len, batches)) <= cell.home_rows + guests_at_once(cell_rows, cell.home_rows)
 
 
-def test_probes_and_vectors_are_those_of_the_rows_asked_for(bags):
-    cell = artifacts.Cell(bags, 1, artifacts.CellTable(bags.run))
+def test_probes_and_vectors_are_those_of_the_rows_asked_for(bags_job):
+    cell = artifacts.Cell(bags_job, 1, artifacts.CellTable(bags_job.run))
     every = np.arange(len(cell.positions))
     some = np.random.default_rng(0).permutation(every)[: len(every) // 3]
     assert np.array_equal(cell.probes(some), cell.probes(every)[some])

@@ -36,13 +36,15 @@ SMALL_TASKS = {"task_memory": 2**20}
 
 
 @pytest.fixture(scope="module")
-def some(digits):
+def digits_1000(digits):
+    """Return the first 1000 digits."""
     return digits[0][:1000]
 
 
 @pytest.fixture(scope="module")
-def data(some, save):
-    return save(some, 100)
+def data_path(digits_1000, save):
+    """Save the digits; return their path."""
+    return save(digits_1000, 100)
 
 
 def exact(x: np.ndarray, k: int = K) -> tuple[np.ndarray, np.ndarray]:
@@ -52,12 +54,13 @@ def exact(x: np.ndarray, k: int = K) -> tuple[np.ndarray, np.ndarray]:
 
 
 @pytest.fixture(scope="module")
-def knn(some):
-    return exact(some)
+def exact_lists(digits_1000):
+    """Return the digits' exact lists and distances."""
+    return exact(digits_1000)
 
 
 @pytest.fixture(scope="module")
-def given(fresh):
+def write_lists(fresh):
     """Write a graph to a new Zarr group; return its path."""
 
     def write(indices: np.ndarray, distances: np.ndarray, chunk_rows: int = 300, **options: Any) -> str:
@@ -71,37 +74,44 @@ def given(fresh):
 
 
 @pytest.fixture(scope="module")
-def take(data, embed):
+def run_on_lists(data_path, embed):
     """Run on a graph that is given."""
 
     def go(path: str, settings: dict[str, Any] | None = None, source: Any = None, client: Client | None = None):
-        return embed(data if source is None else source, {"neighbors.precomputed": path, **(settings or {})}, client)
+        return embed(
+            data_path if source is None else source, {"neighbors.precomputed": path, **(settings or {})}, client
+        )
 
     return go
 
 
 @pytest.fixture(scope="module")
-def graph(given, knn):
-    return given(*knn)
+def lists_path(write_lists, exact_lists):
+    """Write the exact lists to a Zarr group; return its path."""
+    return write_lists(*exact_lists)
 
 
 @pytest.fixture(scope="module")
-def taken(take, graph):
-    return take(graph, {**SMALL_TASKS, "audit.queries": 50})
+def finished_run(run_on_lists, lists_path):
+    """Return a finished run on the exact lists."""
+    return run_on_lists(lists_path, {**SMALL_TASKS, "audit.queries": 50})
 
 
 @pytest.fixture(scope="module")
-def searched(embed, data):
-    return embed(data, {"cells.max_rows": 300, "audit.queries": 200})
+def searched_run(embed, data_path):
+    """Return a finished run that searches its neighbours."""
+    return embed(data_path, {"cells.max_rows": 300, "audit.queries": 200})
 
 
 @pytest.fixture
-def again(taken, configure, data, graph, fresh):
+def copy_to_go_on_with(finished_run, configure, data_path, lists_path, fresh):
     """Configure a copy of the finished run, to go on with it on the same graph or another."""
 
-    def copy(path: str = graph):
-        output = shutil.copytree(taken.output, fresh("copy.zarr"))
-        return configure(data, {**SMALL_TASKS, "audit.queries": 50, "neighbors.precomputed": path, "output": output})
+    def copy(path: str = lists_path):
+        output = shutil.copytree(finished_run.output, fresh("copy.zarr"))
+        return configure(
+            data_path, {**SMALL_TASKS, "audit.queries": 50, "neighbors.precomputed": path, "output": output}
+        )
 
     return copy
 
@@ -113,6 +123,7 @@ def ordered(indices: np.ndarray, distances: np.ndarray) -> tuple[np.ndarray, np.
 
 
 def assert_same_lists(found, wanted) -> None:
+    """Assert that two pairs of lists and distances are the same but for ties."""
     for one, other in zip(ordered(*found), ordered(*wanted), strict=True):
         np.testing.assert_array_equal(one, other)
 
@@ -120,76 +131,81 @@ def assert_same_lists(found, wanted) -> None:
 # what is taken -----------------------------------------------------------------------------------
 
 
-def test_the_graph_is_the_one_given_and_the_order_the_inputs(taken, knn, some):
-    assert_same_lists(taken.neighbors(), knn)
-    assert taken.facts("cells") == {
+def test_the_graph_is_the_one_given_and_the_order_the_inputs(finished_run, exact_lists, digits_1000):
+    assert_same_lists(finished_run.neighbors(), exact_lists)
+    assert finished_run.facts("cells") == {
         "cells": 3, "rows": 1000, "stored_rows": 1000, "largest": 468, "smallest": 64, "largest_home": 468,
         "turned_away": 0,
     }  # fmt: skip
-    assert taken.facts("neighbors") == {"missing": 0}
-    assert np.isfinite(taken.y).all()
-    parts = {kind_of(path.name) for path in Path(taken.output, MANIFESTS).glob("*/*.json")}
+    assert finished_run.facts("neighbors") == {"missing": 0}
+    assert np.isfinite(finished_run.y).all()
+    parts = {kind_of(path.name) for path in Path(finished_run.output, MANIFESTS).glob("*/*.json")}
     assert "sorted" not in parts
     assert "cell" not in parts
-    stored = Run(taken.output).read("neighbors", "lists-00000", "indices")
-    np.testing.assert_array_equal(np.sort(stored), np.sort(knn[0][:468]))
+    stored = Run(finished_run.output).read("neighbors", "lists-00000", "indices")
+    np.testing.assert_array_equal(np.sort(stored), np.sort(exact_lists[0][:468]))
 
 
-def test_a_runs_neighbors_come_back(take, searched):
+def test_a_runs_neighbors_come_back(run_on_lists, searched_run):
     """The round trip: the lists and the weights of the graph are those of the run that searched."""
-    again = take(searched.export("neighbors", ".zarr"), {"audit.queries": 200})
-    assert_same_lists(again.neighbors(), searched.neighbors())
-    graphs = [sparse.load_npz(done.export("graph", ".npz")).sorted_indices() for done in (searched, again)]
+    again = run_on_lists(searched_run.export("neighbors", ".zarr"), {"audit.queries": 200})
+    assert_same_lists(again.neighbors(), searched_run.neighbors())
+    graphs = [sparse.load_npz(done.export("graph", ".npz")).sorted_indices() for done in (searched_run, again)]
     for part in ("indptr", "indices", "data"):
         np.testing.assert_array_equal(*(getattr(graph, part) for graph in graphs))
-    assert again.facts("audit")["recall"] == pytest.approx(searched.facts("audit")["recall"], abs=0.005)
-    assert again.status["fingerprint"] == searched.status["fingerprint"]
+    assert again.facts("audit")["recall"] == pytest.approx(searched_run.facts("audit")["recall"], abs=0.005)
+    assert again.status["fingerprint"] == searched_run.status["fingerprint"]
 
 
-def test_what_a_graph_lacks_is_counted(take, given, some, knn):
+def test_what_a_graph_lacks_is_counted(run_on_lists, write_lists, digits_1000, exact_lists):
     """Of 14 neighbors 4 are random rows or missing; one row has none, and is none's."""
-    indices, distances = (values.copy() for values in knn)
+    indices, distances = (values.copy() for values in exact_lists)
     indices[:, 10:] = (np.arange(1000)[:, None] + 500 + np.arange(4)) % 1000
-    distances[:, 10:] = np.linalg.norm(some[:, None] - some[indices[:, 10:]], axis=2)
+    distances[:, 10:] = np.linalg.norm(digits_1000[:, None] - digits_1000[indices[:, 10:]], axis=2)
     indices[:, 10:] = np.where((indices[:, :10, None] == indices[:, None, 10:]).any(axis=1), -1, indices[:, 10:])
     indices[::3, 5], distances[::3, 5] = -1, np.nan
     indices[7] = -1
     indices[indices == 7] = -1
-    done = take(given(indices, distances), {**SMALL_TASKS, "audit.queries": 1000})
+    done = run_on_lists(write_lists(indices, distances), {**SMALL_TASKS, "audit.queries": 1000})
     assert done.facts("neighbors")["missing"] == (indices < 0).sum()
     assert_same_lists(done.neighbors(), (indices, np.where(indices < 0, np.inf, distances)))
     assert np.isfinite(done.y).all()
     assert np.flatnonzero(done.flags).tolist() == [7], "no edge leads there"
-    hits = [len(np.intersect1d(a, b)) / K for a, b in zip(indices, knn[0], strict=True)]
+    hits = [len(np.intersect1d(a, b)) / K for a, b in zip(indices, exact_lists[0], strict=True)]
     assert abs(done.facts("audit")["recall"] - np.mean(hits)) < 0.01
 
 
-def test_rows_may_come_first_in_their_own_lists(take, given, taken, knn):
+def test_rows_may_come_first_in_their_own_lists(run_on_lists, write_lists, finished_run, exact_lists):
     """As in umap-learn's and pynndescent's; where rows are equal, another may come before. No distance is asked for."""
     own = np.arange(1000)[:, None]
-    first = np.column_stack([own, knn[0]]), np.column_stack([np.zeros_like(knn[1][:, :1]), knn[1]])
+    first = (
+        np.column_stack([own, exact_lists[0]]),
+        np.column_stack([np.zeros_like(exact_lists[1][:, :1]), exact_lists[1]]),
+    )
     second = tuple(values[:, [1, 0, *range(2, K + 1)]] for values in first)
     indices, distances = (np.where(own % 3 == 1, *both) for both in zip(second, first, strict=True))
     distances[(indices == own) & (own % 3 == 2)] = np.nan
-    assert take(given(indices, distances), SMALL_TASKS).y.tobytes() == taken.y.tobytes()
+    assert run_on_lists(write_lists(indices, distances), SMALL_TASKS).y.tobytes() == finished_run.y.tobytes()
 
 
 @pytest.mark.slow
-def test_umap_learns_neighbors_are_taken_as_they_are(take, given, some):
+def test_umap_learns_neighbors_are_taken_as_they_are(run_on_lists, write_lists, digits_1000):
     from umap.umap_ import nearest_neighbors
 
-    indices, distances, _ = nearest_neighbors(euclidean_distances(some), K + 1, "precomputed", {}, False, None)
+    indices, distances, _ = nearest_neighbors(euclidean_distances(digits_1000), K + 1, "precomputed", {}, False, None)
     assert (indices[:, 0] == np.arange(1000)).all()
-    assert_same_lists(take(given(indices, distances)).neighbors(), (indices[:, 1:], distances[:, 1:]))
+    assert_same_lists(run_on_lists(write_lists(indices, distances)).neighbors(), (indices[:, 1:], distances[:, 1:]))
 
 
-def test_any_order_and_more_columns_come_to_the_nearest(take, given, taken, some, knn):
-    indices, distances = exact(some, 40)
-    indices[:, :K] = knn[0]
+def test_any_order_and_more_columns_come_to_the_nearest(
+    run_on_lists, write_lists, finished_run, digits_1000, exact_lists
+):
+    indices, distances = exact(digits_1000, 40)
+    indices[:, :K] = exact_lists[0]
     indices[:, K:][distances[:, K:] <= distances[:, K - 1 : K]] = -1  # of rows as near any may be taken
     order = np.random.default_rng(0).permuted(np.tile(np.arange(40), (1000, 1)), axis=1)
     shuffled = (np.take_along_axis(values, order, axis=1) for values in (indices, distances))
-    assert take(given(*shuffled), SMALL_TASKS).y.tobytes() == taken.y.tobytes()
+    assert run_on_lists(write_lists(*shuffled), SMALL_TASKS).y.tobytes() == finished_run.y.tobytes()
 
 
 FORMS = {
@@ -214,39 +230,43 @@ NOT_DONE = {"cells.max_cells_per_row": 1, "cells.max_rows": 64}
         pytest.param("one chunk, int32", 333, {"layout.mode": "rounds"}, marks=pytest.mark.slow),
     ],
 )
-def test_neither_forms_nor_chunks_change_a_byte(take, given, taken, knn, some, save, form, chunk_rows, settings):
+def test_neither_forms_nor_chunks_change_a_byte(
+    run_on_lists, write_lists, finished_run, exact_lists, digits_1000, save, form, chunk_rows, settings
+):
     assert (
-        take(FORMS[form](given, *knn), {**SMALL_TASKS, **settings}, save(some, chunk_rows)).y.tobytes()
-        == taken.y.tobytes()
+        run_on_lists(
+            FORMS[form](write_lists, *exact_lists), {**SMALL_TASKS, **settings}, save(digits_1000, chunk_rows)
+        ).y.tobytes()
+        == finished_run.y.tobytes()
     )
 
 
-def test_the_inputs_chunks_cut_other_blocks(save, some):
+def test_the_inputs_chunks_cut_other_blocks(save, digits_1000):
     """Else their changing no byte would tell nothing."""
-    paths = [save(some, rows) for rows in (100, 333, 1000)]
+    paths = [save(digits_1000, rows) for rows in (100, 333, 1000)]
     assert len({plan(build({"input": {"path": p}, "output": "x", **SMALL_TASKS})).geometry.blocks for p in paths}) > 1
 
 
 @pytest.mark.parametrize("init", slowly(["pca", "random", "array"], "array"))
-def test_starts(take, graph, fresh, digits, init):
+def test_starts(run_on_lists, lists_path, fresh, digits, init):
     """Coordinates by the input's rows come to the same rows."""
     if init == "array":
         init = fresh("init.npy")
         np.save(init, np.column_stack([np.where(digits[1][:1000] == 0, 10.0, -10.0), np.linspace(-1, 1, 1000)]))
-    y = take(graph, {"start.init": init, "layout.n_epochs": 50}).y
+    y = run_on_lists(lists_path, {"start.init": init, "layout.n_epochs": 50}).y
     assert np.isfinite(y).all()
     near = NearestNeighbors(n_neighbors=K).fit(y).kneighbors(return_distance=False)
     assert (digits[1][near] == digits[1][:1000, None]).mean() > (0.5 if init == "random" else 0.7)
 
 
-def test_dropped_rows_vanish_from_lists(take, given, some, knn, save):
+def test_dropped_rows_vanish_from_lists(run_on_lists, write_lists, digits_1000, exact_lists, save):
     """Their own lists are not even looked at."""
-    x, gone = some.copy(), np.array([0, 3, 499, 500, 999])
+    x, gone = digits_1000.copy(), np.array([0, 3, 499, 500, 999])
     x[gone] = np.nan
     settings = {**SMALL_TASKS, "input.nonfinite": "drop", "audit.queries": 50}
-    indices, distances = (values.copy() for values in knn)
+    indices, distances = (values.copy() for values in exact_lists)
     indices[gone], distances[gone] = 10**6, np.nan
-    done = take(given(indices, distances), settings, save(x, 100))
+    done = run_on_lists(write_lists(indices, distances), settings, save(x, 100))
     assert np.flatnonzero(done.flags).tolist() == gone.tolist()
     lost = np.isin(indices, gone)
     lost[gone] = True
@@ -268,23 +288,25 @@ def test_positions_do_not_depend_on_how_many_dropped_rows_are_read_at_once(fresh
     np.testing.assert_array_equal(cells.kept_positions(job, SimpleNamespace(rows=95), rows), wanted[rows])
 
 
-def test_a_range_of_rows_that_are_all_dropped(take, given, some, save):
+def test_a_range_of_rows_that_are_all_dropped(run_on_lists, write_lists, digits_1000, save):
     """Further columns take their place in the lists of others."""
-    x, kept = some.copy(), np.r_[:450, 950:1000]
+    x, kept = digits_1000.copy(), np.r_[:450, 950:1000]
     x[450:950] = np.inf
-    done = take(given(*exact(some, 100), 100), {**SMALL_TASKS, "input.nonfinite": "drop"}, save(x, 100))
+    done = run_on_lists(
+        write_lists(*exact(digits_1000, 100), 100), {**SMALL_TASKS, "input.nonfinite": "drop"}, save(x, 100)
+    )
     assert done.facts("cells")["smallest"] == 0
     assert done.facts("cells")["rows"] == 500
     assert done.facts("neighbors")["missing"] == 0
     assert np.isfinite(done.y[kept]).all()
-    np.testing.assert_allclose(done.neighbors()[1][kept], exact(some[kept])[1], rtol=1e-6)
+    np.testing.assert_allclose(done.neighbors()[1][kept], exact(digits_1000[kept])[1], rtol=1e-6)
 
 
 @pytest.mark.slow
-def test_measured_peak_is_within_the_projected(client, take, graph):
+def test_measured_peak_is_within_the_projected(client, run_on_lists, lists_path):
     """On workers that have done nothing before: what others compiled there stays."""
     client.restart()
-    for stage in take(graph, {**SMALL_TASKS, "audit.queries": 50}, client=client).status["stages"]:
+    for stage in run_on_lists(lists_path, {**SMALL_TASKS, "audit.queries": 50}, client=client).status["stages"]:
         assert 0 < stage["peak_bytes"] <= stage["projected_bytes"], stage["name"]
 
 
@@ -292,6 +314,8 @@ def test_measured_peak_is_within_the_projected(client, take, graph):
 
 
 def spoil(array: str, row: int, column: int, value: float):
+    """Return a function that changes one entry of lists."""
+
     def change(indices: np.ndarray, distances: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         indices, distances = indices.copy(), distances.astype(np.float64)
         {"indices": indices, "distances": distances}[array][row, column] = value
@@ -330,9 +354,9 @@ SPOILT = {
 
 
 @pytest.mark.parametrize("kind", SPOILT)
-def test_what_no_list_may_hold_is_named(given, knn, kind):
+def test_what_no_list_may_hold_is_named(write_lists, exact_lists, kind):
     change, message = SPOILT[kind]
-    path = given(*change(*knn))
+    path = write_lists(*change(*exact_lists))
     job = SimpleNamespace(
         precomputed=Precomputed(path, 1000),
         geometry=SimpleNamespace(rows=1000),
@@ -345,8 +369,10 @@ def test_what_no_list_may_hold_is_named(given, knn, kind):
     assert refused.value.exit_code == 3
 
 
-def test_a_run_stops_at_what_no_list_may_hold(configure, data, given, knn):
-    config = configure(data, {**SMALL_TASKS, "neighbors.precomputed": given(*SPOILT["nan"][0](*knn))})
+def test_a_run_stops_at_what_no_list_may_hold(configure, data_path, write_lists, exact_lists):
+    config = configure(
+        data_path, {**SMALL_TASKS, "neighbors.precomputed": write_lists(*SPOILT["nan"][0](*exact_lists))}
+    )
     with pytest.raises(InputError, match=SPOILT["nan"][1]):
         run(config)
     assert Run(config.output).committed("graph") == []
@@ -370,16 +396,16 @@ WRONG = {
 
 
 @pytest.mark.parametrize("kind", WRONG)
-def test_arrays_that_do_not_fit_are_refused_before_anything_runs(cli, data, given, knn, fresh, kind):
+def test_arrays_that_do_not_fit_are_refused_before_anything_runs(cli, data_path, write_lists, exact_lists, fresh, kind):
     change, message = WRONG[kind]
-    indices, distances = change(*knn)
+    indices, distances = change(*exact_lists)
     path, output = fresh("knn.zarr"), fresh("run.zarr")
     group = zarr.create_group(path)
     group.create_array("indices", data=indices, chunks=tuple(max(1, size) for size in indices.shape))
     group.create_array("distances", data=distances, chunks=tuple(max(1, size) for size in distances.shape))
-    words = ("--input", data, "--output", output, "--set", f"neighbors.precomputed={path}")
+    words = ("--input", data_path, "--output", output, "--set", f"neighbors.precomputed={path}")
     with pytest.raises(InputError, match=message):
-        plan(build({"input": {"path": data}, "output": output, "neighbors": {"precomputed": path}}))
+        plan(build({"input": {"path": data_path}, "output": output, "neighbors": {"precomputed": path}}))
     for command in ("plan", "run"):
         outcome = cli(command, *words)
         assert (outcome.code, outcome.out) == (3, "")
@@ -387,8 +413,8 @@ def test_arrays_that_do_not_fit_are_refused_before_anything_runs(cli, data, give
     assert not Path(output).exists()
 
 
-def test_what_is_no_group_of_both_is_refused(given, knn, fresh):
-    path = given(*knn)
+def test_what_is_no_group_of_both_is_refused(write_lists, exact_lists, fresh):
+    path = write_lists(*exact_lists)
     with pytest.raises(InputError, match=r"neighbors.precomputed: .*nowhere does not exist"):
         Precomputed(fresh("nowhere"), 1000)
     for array in ("indices", "distances"):
@@ -399,35 +425,37 @@ def test_what_is_no_group_of_both_is_refused(given, knn, fresh):
         Precomputed(path, 1000)
 
 
-def test_a_chunk_too_large_is_refused_with_what_would_do(data, given, knn):
+def test_a_chunk_too_large_is_refused_with_what_would_do(data_path, write_lists, exact_lists):
     def planned(path, memory):
         return plan(
-            build({"input": {"path": data}, "output": "x", "task_memory": memory, "neighbors": {"precomputed": path}})
+            build(
+                {"input": {"path": data_path}, "output": "x", "task_memory": memory, "neighbors": {"precomputed": path}}
+            )
         )
 
     with pytest.raises(InputError, match=r"one chunk in .* rechunk the arrays to at most 585 rows .* or set .* 1MiB"):
-        planned(given(*knn, 1000), 2**19)
-    planned(given(*knn, 585), 2**19)
-    planned(given(*knn, 1000), 2**20)
+        planned(write_lists(*exact_lists, 1000), 2**19)
+    planned(write_lists(*exact_lists, 585), 2**19)
+    planned(write_lists(*exact_lists, 1000), 2**20)
 
 
-def test_the_plan_says_that_neighbors_are_given(cli, data, given, knn):
-    words = ("--input", data, "--output", "x", "--set", f"neighbors.precomputed={given(*knn)}")
+def test_the_plan_says_that_neighbors_are_given(cli, data_path, write_lists, exact_lists):
+    words = ("--input", data_path, "--output", "x", "--set", f"neighbors.precomputed={write_lists(*exact_lists)}")
     text, machine = cli("plan", *words), cli("plan", *words, "--json")
     assert "1 cells of up to 65536 rows given with 14 neighbors each" in text.out
     assert json.loads(machine.out)["columns"] == 14
 
 
-def test_the_output_may_not_lie_in_the_graph(configure, data, given, knn):
-    path = given(*knn)
+def test_the_output_may_not_lie_in_the_graph(configure, data_path, write_lists, exact_lists):
+    path = write_lists(*exact_lists)
     for output in (path, f"{path}/run"):
-        config = configure(data, {"neighbors.precomputed": path, "output": output})
+        config = configure(data_path, {"neighbors.precomputed": path, "output": output})
         with pytest.raises(StorageError, match="is, holds or lies in the input"):
             run(config)
 
 
-def test_chunks_that_are_programs_are_refused(given, knn, fresh):
-    path = Path(given(*knn, zarr_format=2))
+def test_chunks_that_are_programs_are_refused(write_lists, exact_lists, fresh):
+    path = Path(write_lists(*exact_lists, zarr_format=2))
     file = path / "indices" / ".zarray"
     file.write_text(json.dumps({**json.loads(file.read_text()), "filters": [{"id": "pickle"}]}))
     with pytest.raises(InputError, match="pickle"):
@@ -435,27 +463,27 @@ def test_chunks_that_are_programs_are_refused(given, knn, fresh):
 
 
 @pytest.mark.fault(13)
-def test_a_damaged_chunk_of_the_graph_is_named_by_its_rows(configure, data, given, knn):
-    path = given(*knn)
+def test_a_damaged_chunk_of_the_graph_is_named_by_its_rows(configure, data_path, write_lists, exact_lists):
+    path = write_lists(*exact_lists)
     Path(path, "distances", "c", "1", "0").write_bytes(b"nonsense")
     with pytest.raises(InputError, match=r"knn\.zarr: rows \d+ to \d+ cannot be read from array 'distances'"):
-        run(configure(data, {**SMALL_TASKS, "neighbors.precomputed": path}))
+        run(configure(data_path, {**SMALL_TASKS, "neighbors.precomputed": path}))
 
 
 # what a run is of --------------------------------------------------------------------------------
 
 
-def test_a_graph_that_moved_is_the_same(again, graph, fresh, taken):
-    config = again(shutil.copytree(graph, fresh("moved.zarr")))
-    assert run(config)["stages"] == taken.status["stages"]
+def test_a_graph_that_moved_is_the_same(copy_to_go_on_with, lists_path, fresh, finished_run):
+    config = copy_to_go_on_with(shutil.copytree(lists_path, fresh("moved.zarr")))
+    assert run(config)["stages"] == finished_run.status["stages"]
     assert len(zarr.open_group(config.output, mode="r").attrs["dumap"]["precomputed_fingerprint"]) == 16
 
 
 @pytest.mark.parametrize(
     ("array", "when"), [("indices", "done"), ("distances", "done"), ("distances", "midway"), ("indices", "early")]
 )
-def test_a_graph_that_changed_is_refused(again, graph, fresh, array, when, contents):
-    config = again(shutil.copytree(graph, fresh("changed.zarr")))
+def test_a_graph_that_changed_is_refused(copy_to_go_on_with, lists_path, fresh, array, when, contents):
+    config = copy_to_go_on_with(shutil.copytree(lists_path, fresh("changed.zarr")))
     if when != "done":
         uncommit(config.output, ("neighbors", "graph", "coarsen", "start", "layout", "embedding", "quality"))
     if when == "early":
@@ -470,18 +498,18 @@ def test_a_graph_that_changed_is_refused(again, graph, fresh, array, when, conte
     assert contents(config.output) == before
 
 
-def test_a_graph_of_another_shape_is_refused(again, given, some):
+def test_a_graph_of_another_shape_is_refused(copy_to_go_on_with, write_lists, digits_1000):
     with pytest.raises(RunMismatchError, match=r"precomputed of shape \(1000, 14\) .* has \(1000, 20\)"):
-        run(again(given(*exact(some, 20))))
+        run(copy_to_go_on_with(write_lists(*exact(digits_1000, 20))))
 
 
-def test_searched_and_given_are_not_the_same_run(data, graph, taken, searched, cli):
-    words = ("--set", "layout.n_epochs=20", "--input", data)
-    asked = ("--set", "cells.max_rows=300", "--set", f"neighbors.precomputed={graph}")
-    outcome = cli("run", "--output", searched.output, *words, *asked)
+def test_searched_and_given_are_not_the_same_run(data_path, lists_path, finished_run, searched_run, cli):
+    words = ("--set", "layout.n_epochs=20", "--input", data_path)
+    asked = ("--set", "cells.max_rows=300", "--set", f"neighbors.precomputed={lists_path}")
+    outcome = cli("run", "--output", searched_run.output, *words, *asked)
     assert outcome.code == 7
     assert "neighbors.precomputed: None -> True" in outcome.err
-    outcome = cli("run", "--output", taken.output, *words, "--set", "task_memory=1MiB")
+    outcome = cli("run", "--output", finished_run.output, *words, "--set", "task_memory=1MiB")
     assert outcome.code == 7
     assert "neighbors.precomputed: True -> None" in outcome.err
 
@@ -490,8 +518,8 @@ def test_searched_and_given_are_not_the_same_run(data, graph, taken, searched, c
 
 
 @pytest.mark.fault(13)
-def test_damage_is_made_again_from_the_graph(cli, again, taken):
-    config = again()
+def test_damage_is_made_again_from_the_graph(cli, copy_to_go_on_with, finished_run):
+    config = copy_to_go_on_with()
     for stage, name in (("vectors", "block-"), ("cells", "assign-"), ("cells", "table-"), ("neighbors", "lists-")):
         file = max(Path(config.output, PARTS, stage).glob(f"{name}*"), key=lambda path: path.stat().st_size)
         file.write_bytes(file.read_bytes()[:-1])
@@ -499,15 +527,15 @@ def test_damage_is_made_again_from_the_graph(cli, again, taken):
     uncommit(config.output, ("graph", "coarsen", "start", "layout", "embedding"))
     assert run(config)["state"] == "done"
     assert verify(config.output) == []
-    assert np.asarray(zarr.open_array(config.output, path="embedding")[:]).tobytes() == taken.y.tobytes()
+    assert np.asarray(zarr.open_array(config.output, path="embedding")[:]).tobytes() == finished_run.y.tobytes()
 
 
 @pytest.mark.fault(6)
 @pytest.mark.parametrize("stage", slowly(["vectors", "cells", "neighbors"], "cells"))
-def test_a_run_stopped_in_a_stage_goes_on_to_the_same_bytes(again, taken, stage):
+def test_a_run_stopped_in_a_stage_goes_on_to_the_same_bytes(copy_to_go_on_with, finished_run, stage):
     """Some parts of the stage are committed, and nothing of the stages after it."""
-    config = again()
-    stages = [s["name"] for s in taken.status["stages"]]
+    config = copy_to_go_on_with()
+    stages = [s["name"] for s in finished_run.status["stages"]]
     manifests = Path(config.output, MANIFESTS)
     for later in stages[stages.index(stage) :]:
         (manifests / "done" / f"{later}.json").unlink()
@@ -515,17 +543,19 @@ def test_a_run_stopped_in_a_stage_goes_on_to_the_same_bytes(again, taken, stage)
             if later != stage or number % 2:
                 file.unlink()
     assert run(config)["state"] == "done"
-    assert np.asarray(zarr.open_array(config.output, path="embedding")[:]).tobytes() == taken.y.tobytes()
+    assert np.asarray(zarr.open_array(config.output, path="embedding")[:]).tobytes() == finished_run.y.tobytes()
 
 
 @pytest.mark.fault(1)
 @pytest.mark.fault(6)
 @pytest.mark.faults
 @pytest.mark.slow
-def test_kills_of_workers_and_of_the_driver_change_no_byte(configure, data, given, knn, taken, fresh):
+def test_kills_of_workers_and_of_the_driver_change_no_byte(
+    configure, data_path, write_lists, exact_lists, finished_run, fresh
+):
     from faults.harness import fleet
 
-    config = configure(data, {**SMALL_TASKS, "neighbors.precomputed": given(*knn)})
+    config = configure(data_path, {**SMALL_TASKS, "neighbors.precomputed": write_lists(*exact_lists)})
     places = [("vectors", "list_fingerprints-*"), ("cells", "assign-*"), ("cells", "table"), ("neighbors", "lists-*")]
     with fleet(fresh) as deadly:
         cluster = config.cluster.model_copy(update={"scheduler": deadly.address})
@@ -537,4 +567,4 @@ def test_kills_of_workers_and_of_the_driver_change_no_byte(configure, data, give
         assert killed.wait() == -9, killed.said
         assert all(deadly.faults.happened(name) for name in names)
         assert run(config, client=deadly.client)["state"] == "done"
-    assert np.asarray(zarr.open_array(config.output, path="embedding")[:]).tobytes() == taken.y.tobytes()
+    assert np.asarray(zarr.open_array(config.output, path="embedding")[:]).tobytes() == finished_run.y.tobytes()

@@ -10,10 +10,10 @@ from dumap.recipe.stage_names import STAGES
 from dumap.store import Run
 
 
-def test_the_graphs_health_is_that_of_the_exports(whole):
-    facts, (indices, _) = whole.facts("graph"), whole.neighbors()
+def test_the_graphs_health_is_that_of_the_exports(all_digits_run):
+    facts, (indices, _) = all_digits_run.facts("graph"), all_digits_run.neighbors()
     degrees = np.bincount(indices.ravel(), minlength=len(indices))
-    graph = sparse.load_npz(whole.export("graph", ".npz"))
+    graph = sparse.load_npz(all_digits_run.export("graph", ".npz"))
     count, member = sparse.csgraph.connected_components(graph, directed=False)
     assert facts["components"] == count
     assert facts["largest_component"] == np.bincount(member).max() / len(indices)
@@ -30,11 +30,11 @@ def test_components_are_counted_over_shards(embed, save):
     assert done.facts("graph")["largest_component"] == 5000 / 5050
 
 
-def test_empty_slots_are_told(configure, inspect, few):
+def test_empty_slots_are_told(configure, inspect, digits_300):
     """The search leaves none: some lists are cut short by hand."""
     from dumap.recipe import pipeline
 
-    config, listening = configure(few), Notes()
+    config, listening = configure(digits_300), Notes()
     pipeline.run(config, observer=listening)
     assert not any("slots" in note for note in listening.notes)
     store = Run(config.output)

@@ -55,6 +55,7 @@ def test_a_run_of_an_older_format_is_refused_in_a_line(tmp_path, cli, version):
 
 @pytest.fixture
 def run(tmp_path) -> Run:
+    """Return a run that has been created and holds nothing yet."""
     run = Run(str(tmp_path / "run.zarr"))
     run.create({"seed": 42, **{key: {} for key in SECTIONS}})
     run.make_folders(RUN_KEYS)

@@ -21,7 +21,8 @@ SETTINGS = {"cluster.engine": "local", "layout.n_epochs": 10, "audit.queries": 5
 
 
 @pytest.fixture(scope="module")
-def done(save, fresh, digits) -> str:
+def finished_path(save, fresh, digits) -> str:
+    """Return the path of a finished run; one row of its input was dropped."""
     x = digits[0][:300].copy()
     x[7] = np.nan
     output = fresh("run.zarr")
@@ -31,17 +32,18 @@ def done(save, fresh, digits) -> str:
 
 
 @pytest.fixture
-def own(done, fresh) -> str:
-    return shutil.copytree(done, fresh("run.zarr"))
+def copy_of_run(finished_path, fresh) -> str:
+    """Return the path of a copy, for one test to change."""
+    return shutil.copytree(finished_path, fresh("run.zarr"))
 
 
-def test_all_else_lies_in_one_folder(done):
-    assert {path.name for path in Path(done).iterdir()} == {"zarr.json", "embedding", "status", INSIDE}
+def test_all_else_lies_in_one_folder(finished_path):
+    assert {path.name for path in Path(finished_path).iterdir()} == {"zarr.json", "embedding", "status", INSIDE}
 
 
 @pytest.mark.parametrize("consolidated", [None, False, True])
-def test_zarr_sees_the_results_and_warns_of_nothing(done, consolidated):
-    group = zarr.open_group(done, mode="r", use_consolidated=consolidated)
+def test_zarr_sees_the_results_and_warns_of_nothing(finished_path, consolidated):
+    group = zarr.open_group(finished_path, mode="r", use_consolidated=consolidated)
     assert {name for name, _ in group.arrays()} == {"embedding", "status"}
     everything = {name for name, _ in group.members(max_depth=None)}
     assert {name for name in everything if not name.startswith(INSIDE)} == {"embedding", "status"}
@@ -52,9 +54,9 @@ def test_zarr_sees_the_results_and_warns_of_nothing(done, consolidated):
 
 
 @pytest.mark.parametrize("consolidated", [None, False, True])
-def test_xarray_opens_it_lazily_and_warns_of_nothing(done, consolidated):
+def test_xarray_opens_it_lazily_and_warns_of_nothing(finished_path, consolidated):
     xarray = pytest.importorskip("xarray", reason="xarray is not installed")
-    found = xarray.open_zarr(done, consolidated=consolidated)
+    found = xarray.open_zarr(finished_path, consolidated=consolidated)
     assert set(found.variables) == {"embedding", "status"}
     assert dict(found.sizes) == {"row": 300, "component": 2}
     assert (found.embedding.dtype, found.status.dtype) == (np.float32, np.uint8)
@@ -62,64 +64,64 @@ def test_xarray_opens_it_lazily_and_warns_of_nothing(done, consolidated):
     assert {"long_name"} <= set(found.embedding.attrs)
     told = found.status.attrs
     flags = dict(zip(told["flag_meanings"].split(), told["flag_masks"], strict=True))
-    assert flags == {"dropped": 1, "isolated": 2, "zero": 4, "copy": 8}
+    assert flags == {"dropped": 1, "isolated": 2, "zero": 4, "duplicate": 8}
     dropped = (found.status & flags["dropped"]) > 0
     assert np.flatnonzero(dropped.values).tolist() == [7]
     assert np.isnan(found.embedding.values).any(axis=1).tolist() == dropped.values.tolist()
 
 
-def test_dask_opens_it(done):
-    y = dask.array.from_zarr(done, component="embedding")
+def test_dask_opens_it(finished_path):
+    y = dask.array.from_zarr(finished_path, component="embedding")
     assert y.shape == (300, 2)
     assert int(dask.array.isnan(y).sum().compute(scheduler="synchronous")) == 2
 
 
-def test_what_is_consolidated_is_what_zarr_would(own):
-    before = json.loads(Path(own, "zarr.json").read_text())["consolidated_metadata"]
+def test_what_is_consolidated_is_what_zarr_would(copy_of_run):
+    before = json.loads(Path(copy_of_run, "zarr.json").read_text())["consolidated_metadata"]
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Consolidated metadata is currently not part")  # and of nothing else
-        zarr.consolidate_metadata(own)
-    after = json.loads(Path(own, "zarr.json").read_text())["consolidated_metadata"]
+        zarr.consolidate_metadata(copy_of_run)
+    after = json.loads(Path(copy_of_run, "zarr.json").read_text())["consolidated_metadata"]
     assert {name: entry for name, entry in after["metadata"].items() if not name.startswith(INSIDE)} == before[
         "metadata"
     ]
-    assert verify(own) == []
+    assert verify(copy_of_run) == []
 
 
-def test_arrays_and_attributes_of_others_are_seen_after_the_next_command(own):
-    group = zarr.open_group(own, mode="r+", use_consolidated=False)
+def test_arrays_and_attributes_of_others_are_seen_after_the_next_command(copy_of_run):
+    group = zarr.open_group(copy_of_run, mode="r+", use_consolidated=False)
     group.create_array("labels", data=np.arange(300))
     group.create_group("more").create_array("deep", data=np.arange(3))
     group.attrs["note"] = "mine"
     group["embedding"].attrs["units"] = "none"
-    Path(own, "odd").mkdir()
-    Path(own, "odd", "zarr.json").write_text('{"zarr_format": 3, "node_type": "array"}')
-    assert verify(own) == []
-    clean(own, print)
-    group = zarr.open_group(own, mode="r", use_consolidated=True)
+    Path(copy_of_run, "odd").mkdir()
+    Path(copy_of_run, "odd", "zarr.json").write_text('{"zarr_format": 3, "node_type": "array"}')
+    assert verify(copy_of_run) == []
+    clean(copy_of_run, print)
+    group = zarr.open_group(copy_of_run, mode="r", use_consolidated=True)
     assert {name for name, _ in group.members(max_depth=None)} == {"embedding", "labels", "more", "more/deep", "status"}
     assert (group.attrs["note"], group["embedding"].attrs["units"]) == ("mine", "none")
     assert group["more/deep"][:].tolist() == [0, 1, 2]
-    assert verify(own) == []
-    assert clean(own, print)[1] == sorted(["labels/c/0", "labels/zarr.json", "more/deep/c/0", *ZARRS])
+    assert verify(copy_of_run) == []
+    assert clean(copy_of_run, print)[1] == sorted(["labels/c/0", "labels/zarr.json", "more/deep/c/0", *ZARRS])
 
 
 ZARRS = ["more/deep/zarr.json", "more/zarr.json", "odd/zarr.json"]
 
 
-def test_what_is_consolidated_wrongly_of_the_results_is_damage(own):
-    file = Path(own, "zarr.json")
+def test_what_is_consolidated_wrongly_of_the_results_is_damage(copy_of_run):
+    file = Path(copy_of_run, "zarr.json")
     document = json.loads(file.read_text())
     document["consolidated_metadata"]["metadata"]["embedding"]["shape"] = [3, 2]
     file.write_text(json.dumps(document))
-    assert [key for _, _, key in verify(own)] == ["zarr.json"]
-    clean(own, print)
-    assert verify(own) == []
+    assert [key for _, _, key in verify(copy_of_run)] == ["zarr.json"]
+    clean(copy_of_run, print)
+    assert verify(copy_of_run) == []
 
 
-def test_what_is_not_consolidated_any_more_is_no_damage(own):
-    file = Path(own, "zarr.json")
+def test_what_is_not_consolidated_any_more_is_no_damage(copy_of_run):
+    file = Path(copy_of_run, "zarr.json")
     document = json.loads(file.read_text())
     del document["consolidated_metadata"]
     file.write_text(json.dumps(document))
-    assert verify(own) == []
+    assert verify(copy_of_run) == []

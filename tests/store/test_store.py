@@ -17,12 +17,14 @@ from dumap.store.run import SECTIONS
 
 @pytest.fixture
 def run(tmp_path) -> Run:
+    """Return a run that has been created and holds nothing yet."""
     run = Run(str(tmp_path / "run.zarr"))
     run.create({"seed": 42, **{key: {} for key in SECTIONS}})
     return run
 
 
 def commit(run: Run, name: str = "p", **arrays: np.ndarray) -> None:
+    """Commit a part that holds some arrays and a fact."""
     with run.part("stage", name) as part:
         for array, values in arrays.items():
             part.write(array, values)
@@ -88,6 +90,7 @@ def test_a_discarded_part_can_be_made_anew(run):
 
 @pytest.fixture
 def bucket(monkeypatch) -> Run:
+    """Return a run in a bucket that lies in memory."""
     obstore = pytest.importorskip("obstore.store", reason="buckets need the extra 'cloud'")
     held = obstore.MemoryStore()
     monkeypatch.setattr(backends, "open_bucket", lambda location: held)
@@ -213,6 +216,7 @@ def test_a_span_crosses_parts(run):
 
 
 def objects(run: Run) -> list[str]:
+    """Name the objects of the part 'p', its manifest too."""
     return [*run.manifest("stage", "p")["objects"], f"{MANIFESTS}/stage/p.json"]
 
 
@@ -323,6 +327,7 @@ def test_what_is_no_run_is_refused(tmp_path):
 
 @pytest.fixture
 def final(run) -> Run:
+    """Return a run with a final array of 250 rows."""
     with run.part(IDENTITY, "results") as part:
         part.create_final("embedding", (250, 2), "float32", 100, np.nan, {"long_name": "coordinates"})
     run.renew()

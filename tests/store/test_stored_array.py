@@ -24,19 +24,23 @@ SHAPES = [(0,), (1,), (5,), (16,), (17,), (1000,), (0, 3), (1, 1), (48, 3), (300
 
 @pytest.fixture(autouse=True)
 def short_ranges(monkeypatch):
+    """Have ranges of rows of 256 bytes, so that small arrays have several."""
     monkeypatch.setattr(stored_array, "RANGE_BYTES", 256)
 
 
 def make(shape, dtype, seed=0) -> np.ndarray:
+    """Return random whole numbers of a shape and dtype."""
     return np.random.default_rng(seed).integers(0, 100, shape).astype(dtype)
 
 
 def encode(values: np.ndarray, rows: np.ndarray | None = None) -> tuple[StoredArray, bytes]:
+    """Return an array's layout and its bytes as they are written."""
     shard = StoredArray.of(values, len(values) if rows is None else len(rows))
     return shard, b"".join(bytes(piece) for piece in shard.pieces(values, rows)) if shard.size else b""
 
 
 def decode(shard: StoredArray, data: bytes, start: int, stop: int) -> np.ndarray:
+    """Read rows from an array's bytes."""
     out = np.full((stop - start, *shard.shape[1:]), 77, shard.dtype)
     first, last = shard.span(start, stop)
     shard.read(io.BytesIO(data[first:last]), start, stop, out)
