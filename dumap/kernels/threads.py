@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import Any
 
 from threadpoolctl import LibController, ThreadpoolController
 
@@ -51,6 +53,34 @@ def _set(library: LibController, threads: int) -> None:
         release(force=True)
 
 
+class _LoadedLibrary(ctypes.Structure):
+    """What the C library tells of a library, and of all there were: `dl_phdr_info`."""
+
+    _fields_ = (
+        *(("address", ctypes.c_void_p), ("name", ctypes.c_char_p), ("headers", ctypes.c_void_p)),
+        *(("header_count", ctypes.c_uint16), ("loads", ctypes.c_ulonglong), ("unloads", ctypes.c_ulonglong)),
+    )
+
+
+_VISITOR = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(_LoadedLibrary), ctypes.c_size_t, ctypes.c_void_p)
+
+
+def _count_loads() -> tuple[int, int] | None:
+    """Return how many libraries this process has loaded and unloaded so far, None where the system does not tell."""
+    visit = getattr(ctypes.CDLL(None), "dl_iterate_phdr", None)
+    if visit is None:
+        return None
+    found: list[tuple[int, int]] = []
+
+    def read_first(library: Any, size: int, _: Any) -> int:
+        if size >= ctypes.sizeof(_LoadedLibrary):
+            found.append((library.contents.loads, library.contents.unloads))
+        return 1  # go to no other
+
+    visit(_VISITOR(read_first), None)
+    return found[0] if found else None
+
+
 class _Libraries:
     """The libraries with threads of their own that this process has loaded so far."""
 
@@ -58,13 +88,23 @@ class _Libraries:
         self._lock, self._within = threading.Lock(), threading.local()
         self._found: list[LibController] = []
         self._modules = 0
+        self._loads: tuple[int, int] | None = None
         self._before: dict[str, tuple[LibController, int]] = {}
         self._held = 0
 
     def _look(self) -> list[LibController]:
-        """Return them; searched for again when a thread enters, or when modules were imported since."""
-        if not getattr(self._within, "depth", 0) or len(sys.modules) != self._modules:
-            self._modules, self._found = len(sys.modules), ThreadpoolController().lib_controllers
+        """Return them; searched for again when others were loaded.
+
+        Where the system does not tell, that is when a thread enters, or when modules were imported since.
+        """
+        loads = _count_loads()
+        if loads is None:
+            stale = not getattr(self._within, "depth", 0) or len(sys.modules) != self._modules
+        else:
+            stale = loads != self._loads
+        if stale:
+            self._modules, self._loads = len(sys.modules), loads
+            self._found = ThreadpoolController().lib_controllers
         return self._found
 
     def enter(self) -> list[tuple[LibController, int]]:
