@@ -93,9 +93,10 @@ def test_kernels_are_imported_where_nothing_can_be_written(tmp_path):
         shutil.copytree(source, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
     for folder in ("dumap/kernels", "pynndescent"):
         (tmp_path / folder / "__pycache__").write_text("")
+    (tmp_path / "pynndescent" / "__init__.py").write_text("")  # which would compile all of it
     (tmp_path / "home").write_text("")
     (tmp_path / "tmp").mkdir()
-    text = "import dumap.kernels.hashing, pynndescent, numba; print(dumap.__file__, numba.config.CACHE_DIR)"
+    text = "import dumap.kernels.hashing, pynndescent.distances, numba; print(dumap.__file__, numba.config.CACHE_DIR)"
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("NUMBA_", "XDG_"))}
     env = {**kept, "HOME": str(tmp_path / "home"), "TMPDIR": str(tmp_path / "tmp"), "PYTHONPATH": str(tmp_path)}
     done = subprocess.run(

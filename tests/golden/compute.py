@@ -11,6 +11,7 @@ import platform
 import sys
 from collections.abc import Iterable
 from importlib.metadata import version
+from importlib.util import find_spec, module_from_spec
 from pathlib import Path
 from typing import Any
 
@@ -74,11 +75,17 @@ def artifacts(output: str) -> dict[str, str]:
     }
 
 
+def leave_out_forests() -> None:
+    """Let `pynndescent.distances` be imported without the package around it, which compiles its forests for 20 s."""
+    sys.modules["pynndescent"] = module_from_spec(find_spec("pynndescent"))
+
+
 def main(folder: str) -> None:
     """Run all of `SETTINGS` on threads of this process."""
     from dumap.config import load
     from dumap.recipe.pipeline import run
 
+    leave_out_forests()
     found = {}
     for name, settings in SETTINGS.items():
         source, output = str(Path(folder, f"{name}-in.zarr")), str(Path(folder, f"{name}.zarr"))
