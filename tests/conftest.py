@@ -29,7 +29,7 @@ from dumap.recipe.pipeline import run
 from dumap.recipe.status import status
 from dumap.show.export import export
 
-QUICK = {"layout.n_epochs": 20, "audit.queries": 0, "keep": "all"}
+QUICK = {"layout.n_epochs": 20, "start.coarse_epochs": 20, "audit.queries": 0, "keep": "all"}
 """Settings of runs whose parts are looked at, and their map is not."""
 LOCAL = {"cluster.engine": "local"}
 MEMORY = Path("/dev/shm")
@@ -286,7 +286,11 @@ def contents() -> Callable[[str], dict[str, bytes]]:
 @pytest.fixture(scope="session")
 def all_digits_run(digits, embed, client):
     """Return all digits, embedded with the default epochs, in many cells, by workers."""
-    return embed(digits[0], {"cells.max_rows": 500, "layout.n_epochs": None, "audit.queries": 300}, client)
+    return embed(
+        digits[0],
+        {"cells.max_rows": 500, "layout.n_epochs": None, "start.coarse_epochs": 500, "audit.queries": 300},
+        client,
+    )
 
 
 @pytest.fixture(scope="session")

@@ -371,8 +371,11 @@ process.join()
 @pytest.mark.fault(48)
 @pytest.mark.slow
 @pytest.mark.parametrize("text", [IN_A_LOOP, DAEMONIC], ids=["in a loop", "daemonic"])
-def test_a_script_that_multiprocessing_could_not_serve(configure, digits, fresh, text):
-    """Without a guard of its main module, and in a running event loop, or in a process that may have no children."""
+def test_a_script_that_multiprocessing_could_not_serve(configure, embed, digits, fresh, inspect, text):
+    """Without a guard of its main module, and in a running event loop, or in a process that may have no children.
+
+    The workers that its run starts change no byte.
+    """
     config = configure(digits[0][:200], {"cluster.workers": 1, "cluster.memory_limit": 2 * GIB})
     script = Path(fresh("script.py"))
     script.write_text(text.format(config=config.model_dump(mode="json")))
@@ -380,3 +383,4 @@ def test_a_script_that_multiprocessing_could_not_serve(configure, digits, fresh,
         [sys.executable, str(script)], capture_output=True, text=True, timeout=2 * SECONDS, stdin=subprocess.DEVNULL
     )
     assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr
+    assert inspect(config.output).y.tobytes() == embed(digits[0][:200]).y.tobytes()

@@ -187,9 +187,8 @@ def test_threads_of_a_worker_in_this_process_change_no_byte_and_no_setting(expec
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("threads", [2, 4])
-def test_threads_of_a_worker_process_change_no_byte(expected, embedded_by, threads):
-    with Client(n_workers=1, threads_per_worker=threads, memory_limit="8GiB", dashboard_address=":0") as client:
+def test_threads_of_a_worker_process_change_no_byte(expected, embedded_by):
+    with Client(n_workers=1, threads_per_worker=4, memory_limit="8GiB", dashboard_address=":0") as client:
         assert embedded_by({**SMALL_TASKS, "layout.mode": "rounds"}, client=client) == expected
         assert set(client.run(lambda: rounds._packed.bytes).values()) == {0}
 

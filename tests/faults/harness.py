@@ -33,6 +33,7 @@ SETTINGS = {
     "cells.max_cells_per_row": 2,
     "neighbors.recall_target": 1.0,
     "neighbors.max_repairs": 1,
+    "start.coarse_epochs": 20,
     "layout.n_epochs": 20,
     "audit.queries": 40,
     "keep": "all",
