@@ -142,6 +142,43 @@ def run(as_json: bool, force: bool, parent: str | None, unchanged: int, **option
 
 
 @cli.command()
+@click.argument("sources", nargs=-1, required=True)
+@click.argument("output")
+@click.option("--array", default="vectors", metavar="NAME", help="What the array is called. [vectors]")
+@click.option("--columns", metavar="LIST", help="Columns to take: a,b,c; where they have no names, 0,3,8:16.")
+@click.option("--names", metavar="COLUMN", help="The column, or array, of row names.")
+@click.option("--key", metavar="NAME", help="The array of a file that holds several, such as obsm/X_pca.")
+@click.option("--dtype", metavar="DTYPE", help="Of the values, such as float32. [as in the files]")
+@click.option("--no-header", is_flag=True, help="The first line of text is a row, not names of columns.")
+@click.option("--json", "as_json", is_flag=True, help="For machines.")
+def ingest(
+    sources: tuple[str, ...],
+    output: str,
+    array: str,
+    columns: str | None,
+    names: str | None,
+    key: str | None,
+    dtype: str | None,
+    no_header: bool,
+    as_json: bool,
+) -> None:
+    """Make a Zarr store of .npy, .npz, Parquet, HDF5, .h5ad or CSV files, in order; patterns and folders too.
+
+    So many parameters: they are the command's words.
+    """
+    from dumap.sources.files import Choice
+    from dumap.sources.ingestion import ingest as write
+
+    taken = None if columns is None else tuple(column.strip() for column in columns.split(","))
+    made = write(sources, output, Choice(taken, key, names, not no_header), array, dtype, say)
+    if as_json:
+        click.echo(to_json(made))
+        return
+    said = " with their names" if made["names"] else ""
+    click.echo(f"{output}: {made['rows']} rows{said} x {made['dims']} columns of {made['dtype']}")
+
+
+@cli.command()
 @click.argument("key", required=False)
 @click.option("--example", metavar="NAME", help="Print a file that comes with dumap, such as scheduled or slurm.")
 def config(key: str | None, example: str | None) -> None:

@@ -9,6 +9,7 @@ from dumap.store.checkpoints import CHECKPOINT, Checkpoints
 from dumap.store.chunks import Absent, decoded_rows, find_absent, require_chunks
 from dumap.store.lock import Lock, await_end, driver, last_work
 from dumap.store.manifests import DONE, IDENTITY, INHERITED, INSIDE, LOCKS, MANIFESTS, PARTS, manifest_key
+from dumap.store.new_store import NewStore
 from dumap.store.objects import bucket_errors, describe_error, probe, probe_key, requests_at_once, set_threads, stamps
 from dumap.store.part import OBJECT_BYTES, Part
 from dumap.store.patterns import is_pattern, matching
@@ -32,6 +33,7 @@ __all__ = [
     "Absent",
     "Checkpoints",
     "Lock",
+    "NewStore",
     "Part",
     "Rows",
     "Run",

@@ -18,6 +18,7 @@ from dumap.errors import DamageError, StorageError
 from dumap.recipe.damage import clean, verify
 from dumap.recipe.pipeline import run
 from dumap.recipe.status import status
+from dumap.sources.ingestion import ingest
 from dumap.store import LOCKS, MANIFESTS, PARTS, Run, manifest_key, probe, stored_array
 from dumap.store import lock as lock_module
 from dumap.store import objects as objects_module
@@ -118,6 +119,16 @@ def test_a_run_over_a_bad_network_is_that_in_a_folder(flaky_run, expected):
     happened, _ = flaky_run
     assert {"error", "late", "lost"} <= set(happened), happened
     assert bytes_of(OUTPUT) == expected
+
+
+def test_files_become_a_store_in_a_bucket(proxy, digits, fresh):
+    file, output = fresh("x.npy"), "s3://data/ingested.zarr"
+    np.save(file, digits[0])
+    ingest([file], output)
+    stored = zarr.open_group(objects_module.open_store(output, read_only=True), mode="r")
+    np.testing.assert_array_equal(stored["vectors"][:], digits[0])
+    with pytest.raises(StorageError, match="exists"):
+        ingest([file], output)
 
 
 def test_results_lie_in_a_bucket_and_all_else_on_a_disk(proxy, expected, fresh):

@@ -1,0 +1,195 @@
+"""Parquet and CSV, as pyarrow reads them."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow
+import pyarrow.csv
+import pyarrow.parquet
+
+from dumap.errors import InputError
+from dumap.sources.files import Block, Choice, chosen_names, chosen_numbers, readable, text_of
+
+BLOCK_BYTES = 4 << 20
+"""Bytes of text that are parsed at once."""
+
+
+def _is_number(kind: Any) -> bool:
+    types = pyarrow.types
+    return bool(types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind))
+
+
+def _numpy(kind: Any) -> np.dtype:
+    """Return the dtype of a column's values; of one that may lack some, of floating point, for NaN."""
+    return np.dtype(bool) if pyarrow.types.is_boolean(kind) else np.dtype(kind.to_pandas_dtype())
+
+
+def _values(column: Any, dtype: np.dtype) -> np.ndarray:
+    """Return a column's values; NaN for those that lack."""
+    if column.null_count:
+        if dtype.kind != "f":
+            raise InputError("a list lacks values, which whole numbers cannot say")
+        column = column.cast(pyarrow.float64())
+    return np.asarray(column.to_numpy(zero_copy_only=False)).astype(dtype, copy=False)
+
+
+def _matrix(batch: Any, columns: list[str], dtype: np.dtype) -> np.ndarray:
+    found = [_values(batch.column(batch.schema.get_field_index(name)), dtype) for name in columns]
+    return np.stack(found, axis=1) if found else np.empty((batch.num_rows, 0), dtype)
+
+
+class Parquet:
+    """A Parquet file: columns of numbers, or one column of lists of numbers, all of one length.
+
+    Parameters
+    ----------
+    path : str
+    choice : Choice
+    """
+
+    def __init__(self, path: str, choice: Choice) -> None:
+        self.path, self.left_out = path, list[str]()
+        with pyarrow.parquet.ParquetFile(path) as file:
+            schema = file.schema_arrow
+            there = list(schema.names)
+            self._names = choice.names or _pandas_index(schema)
+            if self._names is not None and self._names not in there:
+                raise InputError(f"{path}: has no column {self._names!r}; its columns are {', '.join(there)}")
+            others = [name for name in there if name != self._names]
+            numbers = [name for name in others if _is_number(schema.field(name).type)]
+            lists = [name for name in others if _is_list(schema.field(name).type)]
+            wanted = choice.columns if choice.columns is not None else (choice.key,) if choice.key else None
+            self._list = _the_list(wanted, numbers, lists)
+            if self._list is None:
+                self.columns: list[str] | None = chosen_names(path, wanted, there, numbers)
+                self.dims = len(self.columns)
+                lacking = {name for name in self.columns if _may_lack(file.metadata, name)}
+                kinds = [_numpy(schema.field(name).type) for name in self.columns]
+                self.dtype = np.result_type(*kinds, *([np.float64] if lacking else []))
+                self.left_out = [name for name in others if name not in numbers] if wanted is None else []
+            else:
+                self.columns, self.dtype = None, _numpy(schema.field(self._list).type.value_type)
+                first = next(file.iter_batches(1, columns=[self._list]), None)
+                self.dims = 0 if first is None else len(first.column(0)[0].as_py() or ())
+
+    def blocks(self, rows: int) -> Iterator[Block]:
+        """As of `Table`."""
+        taken = [self._list] if self.columns is None else self.columns
+        read = [*taken, *([] if self._names is None else [self._names])]
+        with readable(self.path), pyarrow.parquet.ParquetFile(self.path, pre_buffer=False) as file:
+            for batch in file.iter_batches(rows, columns=read, use_threads=False):
+                block = self._lists(batch) if self.columns is None else _matrix(batch, self.columns, self.dtype)
+                yield block, _names(batch, self._names)
+
+    def _lists(self, batch: Any) -> np.ndarray:
+        column = batch.column(batch.schema.get_field_index(self._list))
+        lengths = {len(row) if row.is_valid else None for row in column}
+        if lengths - {self.dims}:
+            raise InputError(f"{self.path}: the lists of {self._list} are not all of {self.dims} numbers")
+        return _values(column.flatten(), self.dtype).reshape(-1, self.dims)
+
+
+def _pandas_index(schema: Any) -> str | None:
+    """Return the column of row names that pandas wrote; None where there is none."""
+    index = (schema.pandas_metadata or {}).get("index_columns", [])
+    return index[0] if len(index) == 1 and isinstance(index[0], str) else None
+
+
+def _may_lack(metadata: Any, name: str) -> bool:
+    """Return whether a column may lack some values, which then are NaN."""
+    for group in (metadata.row_group(number) for number in range(metadata.num_row_groups)):
+        for column in (group.column(number) for number in range(group.num_columns)):
+            if column.path_in_schema == name:
+                told = column.statistics
+                if told is None or not told.has_null_count or told.null_count:
+                    return True
+    return False
+
+
+def _is_list(kind: Any) -> bool:
+    types = pyarrow.types
+    is_list = types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
+    return bool(is_list and _is_number(kind.value_type))
+
+
+def _the_list(wanted: tuple[str, ...] | None, numbers: list[str], lists: list[str]) -> str | None:
+    """Return the column of lists that is taken; None where columns of numbers are."""
+    if wanted is None:
+        return lists[0] if len(lists) == 1 and not numbers else None
+    return wanted[0] if len(wanted) == 1 and wanted[0] in lists else None
+
+
+def _names(batch: Any, name: str | None) -> list[str] | None:
+    return None if name is None else text_of(batch.column(batch.schema.get_field_index(name)).to_pylist())
+
+
+class Csv:
+    """A file of text, a row a line, with names of columns in the first or without.
+
+    Parameters
+    ----------
+    path : str
+    choice : Choice
+    delimiter : str
+    """
+
+    def __init__(self, path: str, choice: Choice, delimiter: str) -> None:
+        self.path, self._header, self._delimiter = path, choice.header, delimiter
+        with self._reader({}) as reader:
+            schema = reader.schema
+        there = list(schema.names)
+        self._index = choice.names
+        if self._index is None and there and there[0] == "":  # as pandas and R write row names
+            self._index = ""
+        if self._index is not None and self._index not in there:
+            raise InputError(f"{path}: has no column {self._index!r}; its columns are {', '.join(there)}")
+        if choice.header and choice.columns is None and all(_reads_as_number(name) for name in there if name):
+            raise InputError(f"{path}: its first line holds numbers, not names of columns: give --no-header")
+        others = [name for name in there if name != self._index]
+        if len(set(there)) < len(there):
+            raise InputError(f"{path}: several columns have the same name")
+        numbers = [name for name in others if _is_number(schema.field(name).type)]
+        if choice.header:
+            taken = chosen_names(path, choice.columns, there, numbers)
+        else:
+            which = chosen_numbers(path, choice.columns, len(there))
+            taken = chosen_names(path, None if which is None else tuple(there[i] for i in which), there, numbers)
+        self.taken, self.columns = taken, taken if choice.header else None
+        self.dims, self.dtype = len(taken), np.dtype(np.float64)
+        self.left_out = [name for name in others if name not in numbers] if choice.columns is None else []
+
+    @contextlib.contextmanager
+    def _reader(self, types: dict[str, Any]) -> Iterator[Any]:
+        """Open the file; the columns of which a type is given are read, or all."""
+        csv = pyarrow.csv
+        options = csv.ConvertOptions(column_types=types, include_columns=list(types) or None)
+        with csv.open_csv(
+            self.path,
+            csv.ReadOptions(block_size=BLOCK_BYTES, use_threads=False, autogenerate_column_names=not self._header),
+            csv.ParseOptions(delimiter=self._delimiter),
+            options,
+        ) as reader:
+            yield reader
+
+    def blocks(self, rows: int) -> Iterator[Block]:
+        """As of `Table`; as many at a time as are parsed at once."""
+        types = {name: pyarrow.float64() for name in self.taken}
+        if self._index is not None:
+            types[self._index] = pyarrow.string()
+        with readable(self.path), self._reader(types) as reader:
+            for batch in reader:
+                for start in range(0, batch.num_rows, rows):
+                    some = batch.slice(start, rows)
+                    yield _matrix(some, self.taken, self.dtype), _names(some, self._index)
+
+
+def _reads_as_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

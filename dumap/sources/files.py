@@ -1,0 +1,305 @@
+"""Files of tables that become a Zarr store: their columns, and their rows block by block."""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import os
+import re
+import zipfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Protocol
+
+import numpy as np
+
+from dumap.errors import InputError, needs
+
+Block = tuple[np.ndarray, "list[str] | None"]
+"""Rows, and their names where they have any."""
+LIST_ENDINGS = (".npy", ".npz", ".parquet", ".pq", ".h5", ".hdf5", ".h5ad", ".csv", ".csv.gz", ".tsv", ".tsv.gz")
+INDEX = "_index"
+"""Attribute of an AnnData table that names its column of row names."""
+NAMED = 20
+"""Columns that a message names."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What of a file is taken.
+
+    Attributes
+    ----------
+    columns : tuple of str, optional
+        Names of columns, or numbers and ranges START:STOP of them; all that hold numbers where not given.
+    key : str, optional
+        The array in a file that holds several.
+    names : str, optional
+        The column of row names.
+    header : bool
+        Whether the first line of text names the columns.
+    """
+
+    columns: tuple[str, ...] | None = None
+    key: str | None = None
+    names: str | None = None
+    header: bool = True
+
+
+class Table(Protocol):
+    """A file's rows.
+
+    Attributes
+    ----------
+    columns : list of str, optional
+        Names of the columns that are taken.
+    dims : int
+    dtype : numpy.dtype
+    left_out : list of str
+        Columns that hold no numbers.
+    """
+
+    columns: list[str] | None
+    dims: int
+    dtype: np.dtype
+    left_out: list[str]
+
+    def blocks(self, rows: int) -> Iterator[Block]:
+        """Yield all rows in order, about so many at a time."""
+
+
+def expand(sources: Sequence[str]) -> list[str]:
+    """List the files of paths, patterns and folders of Parquet, those of a pattern in order of their names.
+
+    Raises
+    ------
+    InputError
+        There is none.
+    """
+    found: list[str] = []
+    for source in sources:
+        if "://" in source:
+            raise InputError(f"{source}: files are read from disks; copy them there first")
+        if os.path.isdir(source):
+            files = sorted(map(str, Path(source).rglob("*.parquet")))
+        elif os.path.exists(source):
+            files = [source]
+        else:
+            files = sorted(glob.glob(source, recursive=True))
+        if not files:
+            raise InputError(f"{source}: there is no such file, and no file of that pattern")
+        found += files
+    return found
+
+
+def open_table(path: str, choice: Choice) -> Table:
+    """Open a file, by its ending.
+
+    Raises
+    ------
+    InputError
+        It cannot be read, or does not hold what is to be taken.
+    ConfigError
+        A library is missing.
+    """
+    ending = next((end for end in sorted(LIST_ENDINGS, key=len, reverse=True) if path.lower().endswith(end)), None)
+    if ending is None:
+        raise InputError(f"{path}: of no known kind; files end in {', '.join(LIST_ENDINGS)}")
+    with readable(path):
+        if ending == ".npy":
+            return _numpy(path, choice)
+        if ending == ".npz":
+            return Npz(path, choice)
+        if ending in (".parquet", ".pq"):
+            from dumap.sources.arrow_files import Parquet
+
+            return Parquet(path, choice)
+        if ending in (".h5", ".hdf5", ".h5ad"):
+            from dumap.sources.hdf5_files import open_hdf5
+
+            return open_hdf5(path, choice)
+        from dumap.sources.arrow_files import Csv
+
+        return Csv(path, choice, "\t" if ".tsv" in ending else ",")
+
+
+@contextlib.contextmanager
+def readable(path: str) -> Iterator[None]:
+    """Name the file in what goes wrong as it is read."""
+    try:
+        yield
+    except ImportError as error:
+        package = str(error.name or "").split(".")[0]
+        raise needs(f"reading {path}", package) from error
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise InputError(f"{path}: cannot be read ({type(error).__name__}: {error})") from error
+
+
+def chosen_numbers(path: str, columns: tuple[str, ...] | None, dims: int) -> np.ndarray | None:
+    """Return which columns of an array are taken; None for all.
+
+    Raises
+    ------
+    InputError
+        They are no numbers of columns.
+    """
+    if columns is None:
+        return None
+    found: list[int] = []
+    for column in columns:
+        match = re.fullmatch(r"(\d+)(?::(\d+))?", column)
+        if match is None:
+            raise InputError(
+                f"{path}: has no names of columns; write numbers from 0 or ranges START:STOP, not {column!r}"
+            )
+        first, stop = int(match[1]), int(match[2] or int(match[1]) + 1)
+        if not first < stop <= dims:
+            raise InputError(f"{path}: has {dims} columns, from 0 to {dims - 1}; there is no {column}")
+        found += range(first, stop)
+    return np.array(found)
+
+
+def chosen_names(path: str, columns: tuple[str, ...] | None, there: Sequence[str], numbers: Sequence[str]) -> list[str]:
+    """Return the names of the columns that are taken, of those that are there, and those that hold numbers.
+
+    Raises
+    ------
+    InputError
+        One is not there, or holds no numbers, or none does.
+    """
+    listed = ", ".join(map(str, there[:NAMED])) + (", ..." if len(there) > NAMED else "")
+    for column in columns or ():
+        if column not in there:
+            raise InputError(f"{path}: has no column {column!r}; its columns are {listed}")
+        if column not in numbers:
+            raise InputError(f"{path}: column {column!r} holds no numbers; leave it out")
+    found = list(numbers if columns is None else columns)
+    if not found:
+        raise InputError(f"{path}: none of its columns holds numbers; they are {listed}")
+    return found
+
+
+def require_numbers(path: str, shape: tuple[int, ...], dtype: np.dtype) -> None:
+    """Refuse what is no matrix of numbers.
+
+    Raises
+    ------
+    InputError
+    """
+    if len(shape) != 2:
+        raise InputError(f"{path}: an array of shape {tuple(shape)}; one of (rows, columns) is wanted")
+    if np.dtype(dtype).kind not in "biuf":
+        raise InputError(f"{path}: an array of {dtype}; one of numbers is wanted")
+
+
+# NumPy -------------------------------------------------------------------------------------------
+
+
+class Sliced:
+    """A matrix of which any rows can be read.
+
+    Parameters
+    ----------
+    path : str
+    matrix : array-like
+        Of (rows, columns).
+    choice : Choice
+    names : array-like, optional
+        Names of the rows.
+    """
+
+    def __init__(self, path: str, matrix: Any, choice: Choice, names: Any = None) -> None:
+        require_numbers(path, matrix.shape, matrix.dtype)
+        self.path, self.left_out = path, list[str]()
+        self.columns: list[str] | None = None
+        self._matrix, self._names = matrix, names
+        self._taken = chosen_numbers(path, choice.columns, matrix.shape[1])
+        self.dims, self.dtype = matrix.shape[1] if self._taken is None else len(self._taken), np.dtype(matrix.dtype)
+
+    def blocks(self, rows: int) -> Iterator[Block]:
+        """As of `Table`."""
+        for start in range(0, self._matrix.shape[0], rows):
+            with readable(self.path):
+                block = np.asarray(self._matrix[start : start + rows])
+                names = None if self._names is None else text_of(self._names[start : start + rows])
+            yield block if self._taken is None else block[:, self._taken], names
+
+
+def text_of(values: Any) -> list[str]:
+    """Return names as text."""
+    return [value.decode() if isinstance(value, bytes) else str(value) for value in values]
+
+
+class _Mapped:
+    """An array of a .npy file, mapped anew for each block, so that no more of it counts as this process's memory."""
+
+    def __init__(self, path: str) -> None:
+        array = np.load(path, mmap_mode="r")
+        self._path, self.shape, self.dtype = path, array.shape, array.dtype
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        return np.array(np.load(self._path, mmap_mode="r")[rows])
+
+
+def _numpy(path: str, choice: Choice) -> Sliced:
+    if choice.names is not None:
+        raise InputError(f"{path}: has no column of names ({choice.names})")
+    return Sliced(path, _Mapped(path), choice)
+
+
+class Npz:
+    """An array of a .npz file, which is read from its beginning to its end.
+
+    Parameters
+    ----------
+    path : str
+    choice : Choice
+    """
+
+    def __init__(self, path: str, choice: Choice) -> None:
+        self.path, self.left_out = path, list[str]()
+        self.columns: list[str] | None = None
+        with zipfile.ZipFile(path) as archive:
+            held = [name.removesuffix(".npy") for name in archive.namelist()]
+        if choice.names is not None and choice.names not in held:
+            raise InputError(f"{path}: has no array {choice.names!r}; its arrays are {', '.join(held)}")
+        others = [name for name in held if name != choice.names]
+        if choice.key is None and len(others) != 1:
+            raise InputError(f"{path}: name one of its arrays with --key: {', '.join(others)}")
+        self.key = others[0] if choice.key is None else choice.key
+        if self.key not in held:
+            raise InputError(f"{path}: has no array {self.key!r}; its arrays are {', '.join(held)}")
+        self._names = None if choice.names is None else np.load(path)[choice.names]
+        with self._opened() as (_, shape, dtype):
+            require_numbers(f"{path}, {self.key}", shape, dtype)
+            self._taken = chosen_numbers(path, choice.columns, shape[1])
+            self.dims, self.dtype = shape[1] if self._taken is None else len(self._taken), dtype
+            if self._names is not None and len(self._names) != shape[0]:
+                raise InputError(f"{path}: {choice.names} holds {len(self._names)} names for {shape[0]} rows")
+
+    @contextlib.contextmanager
+    def _opened(self) -> Iterator[tuple[IO[bytes], tuple[int, ...], np.dtype]]:
+        with zipfile.ZipFile(self.path) as archive, archive.open(f"{self.key}.npy") as file:
+            version = np.lib.format.read_magic(file)
+            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            shape, fortran, dtype = read(file)
+            if fortran and len(shape) > 1:
+                raise InputError(
+                    f"{self.path}: {self.key} is stored column by column, and a .npz is read from its beginning: save "
+                    f"it as .npy, or in C order"
+                )
+            yield file, shape, dtype
+
+    def blocks(self, rows: int) -> Iterator[Block]:
+        """As of `Table`."""
+        with readable(self.path), self._opened() as (file, shape, dtype):
+            for start in range(0, shape[0], rows):
+                count = min(rows, shape[0] - start)
+                wanted = count * shape[1] * dtype.itemsize
+                data = file.read(wanted)
+                if len(data) != wanted:
+                    raise EOFError(f"{self.key} ends too soon")
+                block = np.frombuffer(data, dtype).reshape(count, shape[1])
+                names = None if self._names is None else text_of(self._names[start : start + count])
+                yield block if self._taken is None else block[:, self._taken], names

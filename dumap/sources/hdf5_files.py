@@ -1,0 +1,101 @@
+"""HDF5, with the layout of AnnData's .h5ad, as h5py reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import h5py
+import numpy as np
+
+from dumap.errors import InputError
+from dumap.sources.files import INDEX, Block, Choice, Sliced, chosen_numbers, readable, text_of
+
+NAMED = 10
+"""Arrays that a message names."""
+
+
+def open_hdf5(path: str, choice: Choice) -> Sliced | SparseRows:
+    """Open a matrix of a file: the one named, or X of AnnData, or the only one there is.
+
+    Raises
+    ------
+    InputError
+        There is no such matrix, or it cannot be read row by row.
+    """
+    file = h5py.File(path, "r")
+    matrices: list[str] = []
+    file.visititems(lambda name, node: matrices.append(name) if _is_matrix(node) else None)
+    key = choice.key
+    if key is None:
+        key = "X" if "X" in file else matrices[0] if len(matrices) == 1 else None
+    if key is None or key not in file:
+        there = ", ".join(matrices[:NAMED]) or "none"
+        wanted = "name one of its matrices with --key" if key is None else f"has no array {key!r}"
+        raise InputError(f"{path}: {wanted}; there are {there}")
+    node, names = file[key], _names(path, file, choice)
+    if names is not None and len(names) != _rows(node):
+        names = None if choice.names is None else names
+        if names is not None:
+            raise InputError(f"{path}: {choice.names} holds {len(names)} names for {_rows(node)} rows")
+    if isinstance(node, h5py.Dataset):
+        return Sliced(path, node, choice, names)
+    kind = str(node.attrs.get("encoding-type", "a group"))
+    if kind != "csr_matrix":
+        raise InputError(
+            f"{path}: {key} is {kind}, which cannot be read row by row; name another array with --key"
+            + (f", such as {', '.join(matrices[:NAMED])}" if matrices else "")
+        )
+    return SparseRows(path, node, choice, names)
+
+
+def _is_matrix(node: Any) -> bool:
+    return isinstance(node, h5py.Dataset) and node.ndim == 2 and node.dtype.kind in "biuf"
+
+
+def _rows(node: Any) -> int:
+    return int(node.shape[0] if isinstance(node, h5py.Dataset) else node.attrs["shape"][0])
+
+
+def _names(path: str, file: Any, choice: Choice) -> Any:
+    """Return the names of the rows: of the array that is named, or of AnnData's obs; None where there are none."""
+    if choice.names is not None:
+        if not isinstance(file.get(choice.names), h5py.Dataset):
+            raise InputError(f"{path}: has no array {choice.names!r}")
+        return file[choice.names]
+    obs = file.get("obs")
+    index = obs.attrs.get(INDEX) if isinstance(obs, h5py.Group) else None
+    return obs[index] if isinstance(index, str) and isinstance(obs.get(index), h5py.Dataset) else None
+
+
+class SparseRows:
+    """A sparse matrix by rows, of which each block is made dense as it is read.
+
+    Parameters
+    ----------
+    path : str
+    group : h5py.Group
+        With data, indices and indptr.
+    choice : Choice
+    names : array-like, optional
+    """
+
+    def __init__(self, path: str, group: Any, choice: Choice, names: Any) -> None:
+        self.path, self.left_out = path, list[str]()
+        self.columns: list[str] | None = None
+        self._group, self._names = group, names
+        self._rows, width = (int(length) for length in group.attrs["shape"])
+        self._width, self._taken = width, chosen_numbers(path, choice.columns, width)
+        self.dims, self.dtype = width if self._taken is None else len(self._taken), np.dtype(group["data"].dtype)
+
+    def blocks(self, rows: int) -> Iterator[Block]:
+        """As of `Table`."""
+        for start in range(0, self._rows, rows):
+            stop = min(self._rows, start + rows)
+            with readable(self.path):
+                bounds = self._group["indptr"][start : stop + 1].astype(np.int64)
+                data, indices = (self._group[name][bounds[0] : bounds[-1]] for name in ("data", "indices"))
+                names = None if self._names is None else text_of(self._names[start:stop])
+            block = np.zeros((stop - start, self._width), self.dtype)
+            np.add.at(block, (np.repeat(np.arange(stop - start), np.diff(bounds)), indices), data)
+            yield block if self._taken is None else block[:, self._taken], names

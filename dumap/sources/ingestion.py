@@ -1,0 +1,147 @@
+"""Turns files of tables into a Zarr store, chunk by chunk."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from dumap.errors import ConfigError, InputError
+from dumap.sources.files import Choice, expand, open_table
+from dumap.store import NewStore
+
+CHUNK_BYTES = 8 << 20
+"""About so many bytes are a chunk: a task reads a few of them."""
+MOST_CHUNK_ROWS = 65536
+NAMES = "names"
+"""The array of row names beside the rows."""
+SAY_SECONDS = 10.0
+
+
+class _Facts(NamedTuple):
+    """What is known of a file before its rows are read."""
+
+    path: str
+    columns: list[str] | None
+    dims: int
+    dtype: np.dtype
+    left_out: list[str]
+
+
+def _look(path: str, choice: Choice) -> _Facts:
+    table = open_table(path, choice)
+    dtype = np.dtype(np.uint8) if table.dtype.kind == "b" else table.dtype.newbyteorder("=")
+    if dtype.itemsize > 8:
+        raise InputError(f"{path}: values of {dtype}; save them as float64")
+    return _Facts(path, table.columns, table.dims, dtype, table.left_out)
+
+
+def _check_alike(first: _Facts, other: _Facts) -> None:
+    """Refuse files that do not go together."""
+    if other.dims != first.dims:
+        raise InputError(f"{other.path} has {other.dims} columns, {first.path} has {first.dims}")
+    if other.columns != first.columns:
+        differ = [one for one in zip(first.columns or (), other.columns or (), strict=False) if one[0] != one[1]]
+        said = f": {differ[0][1]!r} in the place of {differ[0][0]!r}" if differ else ""
+        raise InputError(f"{other.path} has other columns than {first.path}{said}; name them with --columns")
+
+
+def ingest(
+    sources: Sequence[str],
+    output: str,
+    choice: Choice | None = None,
+    array: str = "vectors",
+    dtype: str | None = None,
+    note: Callable[[str], None] = lambda message: None,
+) -> dict[str, Any]:
+    """Write the rows of files, one after another, to a new Zarr store, in bounded memory.
+
+    Parameters
+    ----------
+    sources : sequence of str
+        Paths, patterns, and folders of Parquet; in order, those of a pattern in order of their names.
+    output : str
+        A path or a URL at which there is nothing. The store is there once it is whole.
+    choice : Choice, optional
+        What of each file is taken.
+    array : str
+        What the array is called.
+    dtype : str, optional
+        Of the values; by default one that holds those of all files.
+    note : callable
+        Told how it goes on.
+
+    Returns
+    -------
+    dict
+        'output', 'array', 'rows', 'dims', 'dtype', 'chunk_rows', 'columns' and 'names', the array of row names or None.
+
+    Raises
+    ------
+    InputError
+        A file cannot be read, holds no numbers, or does not go with those before.
+    StorageError
+        The output is there, or cannot be written.
+    """
+    choice = choice or Choice()
+    if array == NAMES or "/" in array or not array:
+        raise ConfigError(f"--array {array}: a name without /, and not {NAMES}, is wanted")
+    facts = [_look(path, choice) for path in expand(sources)]
+    first = facts[0]
+    for other in facts:
+        _check_alike(first, other)
+        if other.left_out:
+            note(f"{other.path}: left out, since they hold no numbers: {', '.join(other.left_out)}")
+    kind = _dtype(dtype) or np.result_type(*(other.dtype for other in facts))
+    if not first.dims:
+        raise InputError(f"{first.path}: has no columns")
+    chunk_rows = max(1, min(MOST_CHUNK_ROWS, CHUNK_BYTES // (first.dims * kind.itemsize)))
+    with NewStore(output, chunk_rows) as store:
+        store.add(array, (first.dims,), kind)
+        named = _copy(facts, choice, store, array, note)
+        if not store.total:
+            raise InputError(f"{first.path}: has no rows")
+    return {
+        "output": output,
+        "array": array,
+        "rows": store.rows,
+        "dims": first.dims,
+        "dtype": kind.name,
+        "chunk_rows": chunk_rows,
+        "columns": first.columns,
+        "names": NAMES if named else None,
+    }
+
+
+def _copy(facts: Sequence[_Facts], choice: Choice, store: NewStore, array: str, note: Callable[[str], None]) -> bool:
+    """Copy the rows of files; tell whether they have names."""
+    named: bool | None = None
+    said = time.monotonic()
+    for one in facts:
+        for block, names in open_table(one.path, choice).blocks(store.chunk_rows):
+            if named is None:
+                named = names is not None
+                if named:
+                    store.add(NAMES, (), str)
+            if named != (names is not None):
+                raise InputError(f"{one.path}: has {'no ' if named else ''}names of rows, unlike {facts[0].path}")
+            store.append({array: block, **({NAMES: names} if named else {})}, len(block))
+            if time.monotonic() - said > SAY_SECONDS:
+                said = time.monotonic()
+                note(f"{store.total} rows so far, in {one.path}")
+    return bool(named)
+
+
+def _dtype(name: str | None) -> np.dtype | None:
+    """Read the name of a dtype."""
+    if name is None:
+        return None
+    try:
+        found = np.dtype(name)
+    except TypeError:
+        found = np.dtype(object)
+    if found.kind not in "iuf" or found.itemsize > 8:
+        raise ConfigError(f"--dtype {name}: one of numbers is wanted, such as float32, float16 or uint8")
+    return found
