@@ -10,9 +10,16 @@ from pydantic import ValidationError
 
 from dumap.config.keys import unknown
 from dumap.config.model import Config
+from dumap.config.setting import Section
 from dumap.config.values import read_yaml, shorten, show
 from dumap.errors import ConfigError
 
+SECTIONS = {
+    name
+    for name, field in Config.model_fields.items()
+    if isinstance(field.annotation, type) and issubclass(field.annotation, Section)
+}
+"""Keys that hold keys: of a section that is empty, YAML says null."""
 MOST_FAULTS = 20
 """Faults of a configuration that one message names."""
 
@@ -88,7 +95,7 @@ def read_file(path: str) -> dict[str, Any]:
     values = read_yaml(text, f"{path} is not YAML") or {}
     if not isinstance(values, dict):
         raise ConfigError(f"{path} must hold keys and values; allowed keys: {', '.join(Config.model_fields)}")
-    return {key: {} if value is None and key != "output" else value for key, value in values.items()}
+    return {key: {} if value is None and key in SECTIONS else value for key, value in values.items()}
 
 
 def load(path: str | None, settings: Sequence[str] = (), options: Mapping[str, Any] | None = None) -> Config:
