@@ -1,0 +1,101 @@
+"""The table of what umap-learn has is whole, and true of the estimator and the settings."""
+
+from __future__ import annotations
+
+import ast
+import re
+from importlib.util import find_spec
+from inspect import signature
+from pathlib import Path
+
+import pytest
+
+import dumap
+from dumap.config import NOT_HERE, keys_by_name
+from dumap.estimator import NOT_YET
+from dumap.show.fitted import NAMES
+
+TEXT = (Path(dumap.__file__).parent / "FROM_UMAP_LEARN.md").read_text()
+INTERNAL = re.compile(
+    r"_(densmap|metric|output_metric|target_metric)_kwds|_original_n_threads|_unique_inverse_|_supervised"
+)
+INTERNAL_TOO = {
+    *("_disconnection_distance", "_initial_alpha", "_input_distance_func", "_input_hash", "_inverse_distance_func"),
+    *("_n_neighbors", "_output_distance_func", "_small_data", "_sparse_data"),
+}
+"""Attributes of umap-learn's that nobody reads but itself."""
+
+
+def umap_class() -> ast.ClassDef:
+    tree = ast.parse((Path(find_spec("umap").submodule_search_locations[0]) / "umap_.py").read_text())
+    return next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "UMAP")
+
+
+def table(title: str) -> dict[str, list[str]]:
+    """Return the rows of a table by their first column."""
+    section = TEXT[TEXT.index(f"## {title}") :].split("\n## ")[0]
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in section.splitlines() if line.startswith("|")
+    ]
+    found = {row[0].strip("`"): row[1:] for row in rows[2:]}
+    assert len(found) == len(rows) - 2, "none twice"
+    return found
+
+
+def methods() -> dict[str, ast.FunctionDef]:
+    return {node.name: node for node in umap_class().body if isinstance(node, ast.FunctionDef)}
+
+
+PARAMETERS = table("Parameters")
+
+
+def test_every_parameter_is_there():
+    theirs = [argument.arg for argument in methods()["__init__"].args.args[1:]]
+    assert list(PARAMETERS) == theirs
+    assert [name for name in signature(dumap.UMAP).parameters if name not in ("client", "store")] == theirs
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_a_parameter_is_as_said(name):
+    here, setting, said = PARAMETERS[name]
+    assert here in ("same", "other", "not here")
+    assert (here == "not here") == (name in NOT_HERE)
+    assert setting == (f"`{keys_by_name()[name]}`" if name in keys_by_name() else "")
+    assert (setting == "") == (here == "not here")
+    assert said or here == "same", "what differs is told, and what to do"
+    if (other := re.match(r"As `(\w+)`\.$", said)) is not None:
+        assert PARAMETERS[other[1]][0] == here
+
+
+def test_defaults_are_umap_learns():
+    """But for what is said of `random_state`."""
+    arguments = methods()["__init__"].args
+    theirs = dict(zip([a.arg for a in arguments.args[1:]], map(ast.literal_eval, arguments.defaults), strict=True))
+    ours = {name: parameter.default for name, parameter in signature(dumap.UMAP).parameters.items()}
+    assert {name: ours[name] for name in theirs} == theirs
+
+
+def test_every_method_is_there_and_as_said():
+    said = table("Methods")
+    assert list(said) == [name for name in methods() if not name.startswith("_")]
+    for name, (here, text) in said.items():
+        assert text
+        assert (here == "not here") == (name in NOT_YET)
+        assert hasattr(dumap.UMAP, name) == (here != "not here")
+
+
+def test_every_attribute_is_there_and_as_said():
+    stored = {
+        target.attr
+        for node in ast.walk(umap_class())
+        for target in ast.walk(node)
+        if isinstance(target, ast.Attribute)
+        and isinstance(target.ctx, ast.Store)
+        and ast.unparse(target.value) == "self"
+    }
+    said = table("Attributes")
+    theirs = {name for name in stored - set(PARAMETERS) - INTERNAL_TOO if not INTERNAL.fullmatch(name)}
+    assert set(said) == theirs | {"n_features_in_"}
+    same = {name for name, (here, _) in said.items() if here == "same"}
+    assert same == {*NAMES, "_raw_data", "n_features_in_"}
+    assert not [name for name, (here, text) in said.items() if here != "same" and not text]
