@@ -33,6 +33,12 @@ class InputConfig(Section):
         "The array's name in the group, such as obsm/X_pca. Ignored where path is an array.",
         changes="by what the array holds",
     )
+    dtype: Literal["bfloat16"] | None = setting(
+        None,
+        "bfloat16: the array's 16 bits that have no meaning of their own (V2 of Zarr v2, or uint16) are such values. "
+        "null: values are what the store says that they are.",
+        changes="by what the array holds",
+    )
     missing: Literal["error", "fill"] = setting(
         "error",
         "Chunks of the array that are not there, being lost, or never written since they hold the fill value alone: "

@@ -30,7 +30,10 @@ def open_source(config: InputConfig, run: Callable[[], Run] | None = None) -> So
     paths = locate(config)
     if is_spooled(paths[0]):
         return Spooled(paths[0], run)
-    return Input(paths[0], config.array) if len(paths) == 1 else Stores(paths, config.array)
+    bfloat16 = config.dtype == "bfloat16"
+    if len(paths) == 1:
+        return Input(paths[0], config.array, bfloat16=bfloat16)
+    return Stores(paths, config.array, bfloat16)
 
 
 def locate(config: InputConfig) -> tuple[str, ...]:

@@ -27,6 +27,8 @@ class Stores:
     paths : sequence of str
     array : str
         The array's name in each.
+    bfloat16 : bool
+        As of `Input`.
 
     Attributes
     ----------
@@ -40,8 +42,8 @@ class Stores:
         One cannot be read, or has other dims than the first.
     """
 
-    def __init__(self, paths: Sequence[str], array: str) -> None:
-        self.stores = [Input(path, array) for path in paths]
+    def __init__(self, paths: Sequence[str], array: str, bfloat16: bool = False) -> None:
+        self.stores = [Input(path, array, bfloat16=bfloat16) for path in paths]
         first = self.stores[0]
         for store in self.stores[1:]:
             if store.dims != first.dims:

@@ -19,8 +19,10 @@ from dumap.store import (
     describe_error,
     find_absent,
     find_array,
+    holds_bfloat16,
     require_chunks,
     stamps,
+    widen,
 )
 from dumap.store.disk import is_remote, normalize
 
@@ -70,6 +72,8 @@ class Input:
         The array's name in the group.
     spec : ArraySpec
         What it has to be.
+    bfloat16 : bool
+        Its 16 bits without a meaning are such values.
 
     Attributes
     ----------
@@ -77,9 +81,10 @@ class Input:
     chunk_rows : int
         Rows that are decoded at once at the least: of a shard's chunk, where there are shards.
     dtype : numpy.dtype
+        float32 of bfloat16, which NumPy has not.
     """
 
-    def __init__(self, path: str, array: str, spec: ArraySpec = VECTORS) -> None:
+    def __init__(self, path: str, array: str, spec: ArraySpec = VECTORS, bfloat16: bool = False) -> None:
         self.path, self.name = normalize(path), array
         if not is_remote(self.path) and not os.path.exists(self.path):
             raise InputError(f"{spec.settings[0]}: {self.path} does not exist")
@@ -90,8 +95,15 @@ class Input:
         where = f"{self.path}, array {self._array.path!r}"
         if len(shape) != 2:
             raise InputError(f"{where} has shape {shape}; dumap reads {spec.shape}")
+        try:
+            self._widened = holds_bfloat16(self._array, bfloat16)
+        except ValueError as error:
+            raise InputError(f"input.dtype = bfloat16: {where}: {error}; leave the setting out") from error
+        if self._widened:
+            dtype = np.dtype(np.float32)
         if dtype.kind not in spec.kinds:
-            raise InputError(f"{where} has dtype {dtype}; allowed are {spec.allowed}")
+            hint = "; if they are bfloat16, set input.dtype=bfloat16" if dtype == np.dtype("V2") else ""
+            raise InputError(f"{where} has dtype {dtype}; allowed are {spec.allowed}{hint}")
         if 0 in shape:
             raise InputError(f"{where} is empty: its shape is {shape}")
         self.rows, self.dims = (int(s) for s in shape)
@@ -101,7 +113,8 @@ class Input:
     def read(self, start: int, stop: int) -> np.ndarray:
         """Read rows [start, stop) in the input's dtype, native byte order, C order."""
         try:
-            return np.ascontiguousarray(np.asarray(self._array[start:stop]), self.dtype)
+            found = np.asarray(self._array[start:stop])
+            return np.ascontiguousarray(widen(found) if self._widened else found, self.dtype)
         except (ValueError, OSError, RuntimeError, bucket_errors()[0]) as error:
             what = f"rows {start} to {stop} cannot be read from array {self._array.path!r}"
             raise InputError(f"{self.path}: {what} ({describe_error(error)})") from error

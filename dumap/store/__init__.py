@@ -5,6 +5,7 @@ raises `FORMAT`. Other folders import from here, not from the modules.
 """
 
 from dumap.store.arrays import Rows, find_array, place_of_array, read_array, write_arrays
+from dumap.store.bits import holds_bfloat16, widen
 from dumap.store.checkpoints import CHECKPOINT, Checkpoints
 from dumap.store.chunks import Absent, decoded_rows, find_absent, require_chunks
 from dumap.store.lock import Lock, await_end, driver, last_work
@@ -49,6 +50,7 @@ __all__ = [
     "driver",
     "find_absent",
     "find_array",
+    "holds_bfloat16",
     "internal",
     "is_pattern",
     "last_work",
@@ -64,6 +66,7 @@ __all__ = [
     "require_chunks",
     "set_threads",
     "stamps",
+    "widen",
     "work_of",
     "write_arrays",
 ]

@@ -16,6 +16,7 @@ from zarr.errors import ArrayNotFoundError, GroupNotFoundError
 from zarr.storage import LocalStore, ZipStore
 
 from dumap.errors import InputError, StorageError
+from dumap.store.bits import open_bits
 from dumap.store.chunks import find_absent, require_chunks
 from dumap.store.listing import dense_rows, describe_arrays, sparse_kind
 from dumap.store.objects import Objects, bucket_errors, describe_error, open_store
@@ -82,13 +83,13 @@ def find_array(path: str, name: str, settings: tuple[str, str]) -> zarr.Array:
     store = open_store(path, read_only=True)
     absent = (ArrayNotFoundError, GroupNotFoundError, OSError, KeyError, ValueError, bucket_errors()[0])
     try:
-        node = zarr.open(store, mode="r", use_consolidated=False)
+        node = _open(store, "")
     except absent as error:
         raise InputError(f"{settings[0]}: {path} is not a Zarr group or array ({describe_error(error)})") from error
     if isinstance(node, zarr.Array):
         return refuse_code(node)
     try:
-        found = zarr.open(store, path=name, mode="r", use_consolidated=False)
+        found = _open(store, name)
     except (ArrayNotFoundError, GroupNotFoundError, FileNotFoundError, KeyError):
         found = None
     except ValueError as error:
@@ -102,6 +103,16 @@ def find_array(path: str, name: str, settings: tuple[str, str]) -> zarr.Array:
             f"{describe_arrays(store)}"
         )
     return refuse_code(found)
+
+
+def _open(store: Store, path: str) -> zarr.Array | zarr.Group:
+    """Open an array or a group; an array of bfloat16 as its bits."""
+    try:
+        return zarr.open(store, path=path, mode="r", use_consolidated=False)
+    except ValueError:  # among others: no such data type
+        if (found := open_bits(store, path)) is None:
+            raise
+        return found
 
 
 def _sparse(store: Store, kind: str, shape: tuple[int, ...]) -> str:

@@ -28,7 +28,7 @@ def with_value(key: str, value: object) -> dict:
         ("neighbours", "input, output, seed, task_memory, work, keep, neighbors, cells"),
         ("neighbors.neighbours", "n_neighbors, metric, metric_kwds"),
         ("layout.epochs", "n_components, n_epochs, learning_rate"),
-        ("input.file", "path, array, missing, nonfinite"),
+        ("input.file", "path, array, dtype, missing, nonfinite"),
         ("cluster.nodes", "workers, memory_limit, scheduler, scheduler_file, timeout, worker_timeout"),
     ],
 )

@@ -212,7 +212,7 @@ BESIDE = {
     **{key: {"layout.a": 1.0, "layout.b": 1.0} for key in ("layout.a", "layout.b")},
 }
 """What has to be set for a value to be allowed."""
-DATA = {"input.path", "input.array"}
+DATA = {"input.path", "input.array", "input.dtype"}
 """Settings that name the data, which a run knows by its content."""
 
 

@@ -1,0 +1,72 @@
+"""bfloat16, which NumPy has no dtype for: arrays of it are opened as the bits of their values, and those widened."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import zarr
+from zarr.abc.store import Store
+from zarr.core.buffer import default_buffer_prototype
+from zarr.core.sync import sync
+from zarr.storage import StorePath
+
+NAME = "bfloat16"
+SPECIAL = {"NaN": 0x7FC0, "Infinity": 0x7F80, "-Infinity": 0xFF80}
+"""Bits of fill values that are no numbers."""
+
+
+class Bits(zarr.Array):
+    """An array of bfloat16, whose values are read as uint16: the upper halves of float32."""
+
+
+def open_bits(store: Store, path: str) -> Bits | None:
+    """Open an array of Zarr v3's bfloat16 as its bits; None where there is none."""
+    key = f"{path}/zarr.json" if path else "zarr.json"
+    found = sync(store.get(key, default_buffer_prototype()))
+    try:
+        metadata = {} if found is None else json.loads(found.to_bytes())
+        if not isinstance(metadata, dict) or metadata.get("data_type") != NAME:
+            return None
+        metadata |= {"data_type": "uint16", "fill_value": _bits_of(metadata.get("fill_value", 0))}
+    except ValueError:  # no metadata, which is told where it is opened otherwise
+        return None
+    return Bits.from_dict(StorePath(store, path), metadata)
+
+
+def _bits_of(fill: Any) -> int:
+    """Return the bits of a fill value as Zarr writes it: a number, a name, or the bits in hexadecimal."""
+    if isinstance(fill, str):
+        return SPECIAL[fill] if fill in SPECIAL else int(fill, 16) & 0xFFFF
+    return int(np.float32(fill).view(np.uint32) >> 16)
+
+
+def holds_bfloat16(array: zarr.Array, asked: bool) -> bool:
+    """Return whether an array's values are bfloat16: as its store says, or as asked for 16 bits without a meaning.
+
+    Parameters
+    ----------
+    array : zarr.Array
+    asked : bool
+        The user says that they are.
+
+    Raises
+    ------
+    ValueError
+        They cannot be.
+    """
+    if isinstance(array, Bits) or array.dtype.name == NAME:
+        return True
+    if asked and array.dtype.newbyteorder("=") not in (np.dtype("V2"), np.dtype(np.uint16)):
+        raise ValueError(f"its dtype is {array.dtype}, not one of 16 bits (V2, uint16)")
+    return asked
+
+
+def widen(bits: np.ndarray) -> np.ndarray:
+    """Return bfloat16 values, given in whatever dtype of 16 bits, as float32."""
+    if bits.dtype.kind == "V":
+        bits = np.ascontiguousarray(bits).view("<u2")
+    wide = bits.astype(np.uint32)
+    wide <<= 16
+    return wide.view(np.float32)
