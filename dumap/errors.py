@@ -97,6 +97,6 @@ class Terminated(KeyboardInterrupt):
 
 
 class TaskError(DumapError):
-    """A task failed on every attempt; the message names stage and part."""
+    """A task failed, or its workers died again and again; the message names stage and part."""
 
     exit_code = 9

@@ -1,4 +1,4 @@
-"""Figures as documents and people are given them: one that is not defined is None, and null in JSON."""
+"""JSON in which a number that is not finite is null, and facts as people read them."""
 
 from __future__ import annotations
 

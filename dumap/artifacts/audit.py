@@ -26,7 +26,7 @@ def repairs_made(run: Run) -> int:
 
 
 NEAR = 15
-"""At least so many exact neighbours are kept: the map is measured by so many."""
+"""The map is judged by so many neighbours of a row, so that at least as many exact ones are kept."""
 
 
 def query_groups(job: Job, number: int, chosen: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
@@ -40,5 +40,5 @@ def query_groups(job: Job, number: int, chosen: np.ndarray) -> Iterator[tuple[sl
 
 
 def last_audit_part(job: Job, prefix: str) -> str:
-    """Name a part of the last audit."""
+    """Name the last audit's part of a kind, such as 'queries-2'."""
     return f"{prefix}-{repairs_made(job.run)}"

@@ -14,11 +14,11 @@ from dumap.planning.geometry import guests_at_once
 from dumap.store import Run
 
 PROBES = 8
-"""Most leaves that a row probes in one cell."""
+"""Most leaves that a row probes in one cell: it is compared with the rows of those leaves."""
 LIMITS, TABLE = "limits", "table"
 """The parts that say which guests cells admit, and where rows are."""
 DROPPED_AT_ONCE = 1 << 17
-"""Dropped rows that are looked up at once."""
+"""Rows that the run leaves out, looked up at once."""
 
 
 def read_tree(run: Run) -> tree.Tree:
@@ -99,7 +99,9 @@ class Cell:
         self.home_rows = int((~guest).sum())
 
     def batches(self) -> Iterator[np.ndarray]:
-        """Yield the rows that are searched at once: all, or home rows with some of the guests if those are many."""
+        """Yield the rows that are searched together: all home rows, each time with as many other guests as memory
+        allows.
+        """
         guests = np.arange(self.home_rows, len(self.positions))
         batches = max(1, -(-len(guests) // guests_at_once(self.job.geometry.cell_rows, self.home_rows)))
         for batch in range(batches):
@@ -144,7 +146,9 @@ class Cell:
 
 
 def kept_positions(job: Job, table: CellTable, rows: np.ndarray) -> np.ndarray:
-    """Return the positions of rows of the input in a run with given neighbours; -1 for rows left out, and for -1."""
+    """Return the positions of rows of the input in a run with given neighbours; -1 for rows left out, and where `rows`
+    is -1.
+    """
     before, gone, count = np.zeros(rows.shape, np.int64), rows < 0, job.geometry.rows - table.rows
     for low in range(0, count, DROPPED_AT_ONCE):
         dropped = job.run.read(CELLS, TABLE, "dropped", low, min(count, low + DROPPED_AT_ONCE))

@@ -64,18 +64,18 @@ class Graph:
 
     @cached_property
     def occurrence_offsets(self) -> np.ndarray:
-        """The bounds of shards in slots, (shards + 1,): a row has one for itself and one for each duplicate."""
+        """Each shard's first occurrence, (shards + 1,): a row occurs once for itself and once for each duplicate."""
         return np.array(self.run.summary(GRAPH, WHOLE)["occurrence_offsets"])
 
     def repeated(self, first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return the positions in shards [first, last) that have duplicates, ascending, and how many slots each has."""
+        """Return the positions in shards [first, last) that have duplicates, ascending, and how often each occurs."""
         arrays = [
             [self.run.read(GRAPH, name, array) for name in self.names[first:last]] for array in ("repeated", "times")
         ]
         return np.concatenate(arrays[0]), np.concatenate(arrays[1])
 
     def rows_at(self, occurrences: np.ndarray) -> np.ndarray:
-        """Return the positions of the rows that slots belong to, reading one shard after another."""
+        """Return the positions of the rows that occurrences belong to, reading one shard after another."""
         shards = np.searchsorted(self.occurrence_offsets, occurrences, side="right") - 1
         starts = self.shards.offsets[shards]
         rows = occurrences - self.occurrence_offsets[shards]

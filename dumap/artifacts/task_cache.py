@@ -24,8 +24,8 @@ class _Entry(Generic[T]):
 class TaskCache(Generic[T]):
     """A cache of values that tasks of one process use again; the least recently used are freed first.
 
-    A task that uses a value has room for it in its own budget. So what is kept beside may fill the budgets of as many
-    tasks as ever ran at once.
+    The memory budget of a task includes the value that it uses. So the cache may hold as much as the budgets of all
+    tasks together that have ever run at the same time.
     """
 
     def __init__(self) -> None:
@@ -70,7 +70,7 @@ class TaskCache(Generic[T]):
                     entry.users -= 1
 
     def _make_room(self, room: int) -> None:
-        """Let go of what nobody uses until the rest fits."""
+        """Free values that nobody uses until the rest fits."""
         held = sum(entry.size for entry in self._entries.values())
         for key in [key for key, entry in self._entries.items() if not entry.users]:
             if held <= room:

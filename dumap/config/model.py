@@ -56,8 +56,9 @@ class Config(Section):
     )
     keep: Literal["results", "model", "all"] = setting(
         "model",
-        "What a finished run holds beside embedding and status. model: what placing or adding rows and another layout "
-        "need, the tree, neighbours, graph and layout; results: no more than the facts; all: whatever was written.",
+        "What a finished run holds beside embedding and status. model: the tree, neighbours, graph and layout, which "
+        "another layout of the same rows needs; results: facts alone; all: also what stages hand to one another, "
+        "such as the vectors sorted by cell.",
         changes=False,
     )
     neighbors: NeighborsConfig = Field(NeighborsConfig(), description=NeighborsConfig.__doc__)

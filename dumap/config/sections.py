@@ -54,8 +54,8 @@ class NeighborsConfig(Section):
     )
     metric: Metric = setting(
         "euclidean",
-        "The distance between rows; of given neighbours, that of their distances. Others than euclidean, cosine, "
-        f"correlation and haversine take more time and memory. Allowed: {', '.join(METRICS)}.",
+        "The distance between rows; of given neighbours, that of their distances. Others than euclidean, l2, "
+        f"sqeuclidean, cosine, correlation and haversine take more time and memory. Allowed: {', '.join(METRICS)}.",
         changes=True,
         umap="metric",
     )
@@ -128,7 +128,7 @@ class CellsConfig(Section):
 
     max_cells_per_row: int = setting(
         6,
-        "Cells at the most in which a row is compared with others, of those of its eight nearest leaves. Larger: truer "
+        "The most cells in which a row is compared with others, among those of its eight nearest leaves. Larger: truer "
         "neighbours, more disk and time. Ignored where neighbours are given.",
         changes=True,
         ge=1,
@@ -271,7 +271,9 @@ class LayoutConfig(Section):
     )
     negative_sample_rate: float = setting(
         5.0,
-        "Rows that push a row away, for each that pulls it. Larger: stronger pushes, groups farther apart, more time.",
+        "Random rows that push a row away for every two samples of its edges: umap-learn's balance, where a sampled "
+        "edge pulls both its ends and one of them is pushed. Larger: stronger pushes, groups farther apart, more "
+        "time.",
         changes=True,
         umap="negative_sample_rate",
         ge=0.0,
@@ -303,7 +305,8 @@ class LayoutConfig(Section):
     )
     checkpoint_every: int = setting(
         50,
-        "Epochs between commits, the most that an interruption loses. Larger: fewer objects, more to do again.",
+        "Epochs between checkpoints that survive a power cut. A killed process loses as much on one host, and one "
+        "round in rounds. Larger: fewer objects, more to do again.",
         changes=False,
         ge=1,
     )

@@ -91,7 +91,9 @@ class Engine(Protocol):
         """The kind of processors that the tasks run on, one; none before the preflight."""
 
     def require(self, record: dict[str, Any] | None, peak_bytes: int) -> None:
-        """Say, before the preflight, what an unfinished run's attributes are and what a task of the plan may take."""
+        """Set what workers must have: the versions and processor of an unfinished run, and memory for the plan's
+        peak.
+        """
 
     def preflight(self) -> None:
         """Find out what there is, and fail where nothing can do the work."""
@@ -100,7 +102,7 @@ class Engine(Protocol):
         """Fail unless the output is seen, and can be written, from where tasks run."""
 
     def attach(self, run: Run, peak_bytes: int) -> None:
-        """Hold all that comes later to the run that is there now, and to the plan's peak of a task."""
+        """Require of workers that join later that they see this run, and have memory for the plan's peak."""
 
     def map(
         self,

@@ -1,8 +1,8 @@
 """Maps tasks over the parts of a stage, on Dask.
 
-The executor knows no stage: it maps a function over parts, keeps as many of them on their way as make a cluster grow,
-measures each task's peak memory on its worker, tries again what a dying worker dropped, sends nothing to workers
-that differ from the others, and never waits without a bound.
+The executor knows no stage, but for the caches that rounds of the layout keep: it maps a function over parts, keeps as
+many of them on their way as make a cluster grow, measures each task's peak memory on its worker, tries again what a
+dying worker dropped, sends nothing to workers that differ from the others, and never waits without a bound.
 """
 
 from __future__ import annotations
@@ -120,7 +120,9 @@ class Executor:
     # checks ------------------------------------------------------------------------------------
 
     def require(self, record: dict[str, Any] | None, peak_bytes: int) -> None:
-        """Say, before the preflight, what an unfinished run's attributes are and what a task of the plan may take."""
+        """Set what workers must have: the versions and processor of an unfinished run, and memory for the plan's
+        peak.
+        """
         self._record = record
         self._requirements = replace(self._requirements, peak_bytes=peak_bytes)
 
@@ -221,7 +223,7 @@ class Executor:
         self.workers = [one for one in self.workers if one.address not in blind]
 
     def attach(self, run: Run, peak_bytes: int) -> None:
-        """Hold workers that come later to the run that is there now, and to the plan's peak of a task."""
+        """Require of workers that join later that they see this run, and have memory for the plan's peak."""
         data = run.get(manifest_key(IDENTITY, "run"))
         seen = "" if data is None else digest(data)
         self._requirements = replace(self._requirements, peak_bytes=peak_bytes, output=run.location, seen=seen)

@@ -92,7 +92,7 @@ def pack(
         The whole graph's greatest weight.
     n_epochs, seed : int
     rows : int, optional
-        Rows of the whole graph. [the rows that are packed]
+        Rows of the whole graph. [as many as are packed]
 
     Returns
     -------

@@ -10,7 +10,7 @@ from dumap.kernels import maths
 SMOOTH_K_TOLERANCE = 1e-5
 MIN_K_DIST_SCALE = 1e-3
 GRAIN_ROWS = 1024
-"""RowRanges begin at multiples of so many rows."""
+"""Shards begin at multiples of so many rows."""
 _LARGEST = np.float32(np.finfo(np.float32).max)
 
 
@@ -251,24 +251,22 @@ def connect(indptr, tails, first, sets):
 
 
 def rows_at(occurrences: np.ndarray, repeated: np.ndarray, times: np.ndarray) -> np.ndarray:
-    """Return the rows that slots belong to, where a row has a slot for itself and one for each of its duplicates.
+    """Return the rows that occurrences belong to: a row occurs once for itself and once for each of its duplicates.
 
     Parameters
     ----------
     occurrences : ndarray of int64, shape (n,)
         Numbered from 0, in the order of the rows.
     repeated : ndarray of int, shape (m,)
-        Rows that have more than one slot, ascending.
+        Rows that occur more than once, ascending.
     times : ndarray of int, shape (m,)
-        How many slots each has.
+        How often each occurs.
 
     Returns
     -------
     ndarray of int64, shape (n,)
     """
     more = np.concatenate([[0], np.cumsum(times.astype(np.int64) - 1)])
-    last = np.searchsorted(
-        repeated + more[:-1], occurrences, side="right"
-    )  # repeated rows whose slots begin here or before
+    last = np.searchsorted(repeated + more[:-1], occurrences, side="right")  # repeated rows that occur here or before
     rows = occurrences - more[last]
     return np.where(last > 0, np.maximum(rows, np.append(repeated, -1)[last - 1]), rows)

@@ -121,7 +121,8 @@ def fold(hashes: np.ndarray, first: int) -> np.uint64:
 
 
 SAMPLE = 1
-"""Purposes, each a stream of its own. Here: the rows that the tree is grown from."""
+"""Purposes; each has a stream of numbers of its own, and SEEDS and RANDOM_BOX serve several ends. This one draws the
+rows that the tree is grown from."""
 KMEANS = 2
 NEIGHBORS = 3
 """pynndescent's seed."""

@@ -39,7 +39,7 @@ class Projection:
     task_bytes : float
         Bytes of its largest task, beside what the process holds without it.
     temporary_bytes : mapping of str to int
-        Bytes of those left on disk that are not kept, by the kind of part.
+        How many of `disk_bytes` are deleted later, by the kind of part.
     """
 
     tasks: int
@@ -62,7 +62,7 @@ class StagePlan:
     held_bytes : int
         The part of that peak which a worker holds without any task.
     temporary : tuple of (int, frozenset of str)
-        Bytes of those left on disk that go once some stages are done, and which stages these are.
+        Sizes of the parts that are deleted, each with the stages that must be done before.
     """
 
     name: str

@@ -28,7 +28,7 @@ def verify(location: str, note: Callable[[str], None] | None = None, mend: bool 
     ----------
     location : str
     note : callable, optional
-        Told what a person may want to know.
+        Called with messages for people.
     mend : bool
         Hold the run's lock meanwhile, and uncommit what is damaged, so that the next run makes exactly that again.
         What cannot be written to is only read.
@@ -102,7 +102,7 @@ def uncommit_damage(location: str, damaged: list[tuple[str, str, str]], note: Ca
     damaged : list of tuple of str
         As `verify` returns it.
     note : callable
-        Told what a person may want to know.
+        Called with messages for people.
 
     Raises
     ------
@@ -131,7 +131,7 @@ def clean(location: str, note: Callable[[str], None], look_only: bool = False) -
     ----------
     location : str
     note : callable
-        Told what a person may want to know.
+        Called with messages for people.
     look_only : bool
         Remove nothing.
 

@@ -1,4 +1,7 @@
-"""What a run is of: its parameters, its data, and the versions it was begun with; what is not the same is refused."""
+"""What a run is of: its parameters and its data. Other parameters or data are refused.
+
+The versions that began the run are recorded, too; what they bind is in `provenance.py`.
+"""
 
 from __future__ import annotations
 

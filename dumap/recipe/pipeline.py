@@ -38,7 +38,7 @@ from dumap.store import Lock, Run, claim
 if TYPE_CHECKING:
     from distributed import Client
 MAX_REMAKES = 3
-"""Times that one part's damage is repaired in one call: a disk that goes on losing it is no place for a run."""
+"""Times that one part is made again in one call: a disk that loses it more often is no place for a run."""
 
 
 def plan(config: Config, parent: str | None = None) -> Plan:

@@ -23,7 +23,7 @@ Task = Callable[..., None]
 
 
 def no_backup(task: Task) -> Task:
-    """Mark a task that writes more than its own part, so that no backup of it may run."""
+    """Mark a task that writes several parts: no second copy of it is sent while the first still runs."""
     task.no_backup = True  # type: ignore[attr-defined]
     return task
 
@@ -94,16 +94,16 @@ class Stage:
     reads : tuple of str
         The stages whose parts it reads.
     writes : tuple of str
-        What the names of its parts begin with.
+        The kinds of its parts: what their names begin with.
     temporary : mapping
-        The kinds of parts that go, each with the later stages that must be done before; all others are kept, to place
-        or add rows, or for another layout.
+        The kinds of parts that are deleted, each with the later stages that must be done before. All others are kept:
+        another layout needs them.
     run : callable
         `run(context)` does the work, and returns the figures.
     project : callable
         `project(geometry, config, worker_memory)` says what it will take; `worker_memory` is 0 where it is not known.
     version : int
-        Raised by whoever changes the bytes.
+        Raised with each change of the bytes that its parts hold.
     writes_results : bool
         It writes the run's final arrays, so that no run can have it of another.
     """
@@ -128,8 +128,8 @@ DERIVED: dict[str, Callable[[Config], Any]] = {
     "neighbors.precomputed": lambda config: config.neighbors.precomputed is not None,
     "graph.shard_rows": shard_rows_of,
 }
-"""Settings that count as what is made of them: null is another's value, a place tells no data, and a shard that memory
-cannot hold is smaller."""
+"""Settings that count by what is derived from them. null stands for another setting's value. Of given neighbours only
+counts that there are some: what they hold has a fingerprint. A shard that memory cannot hold is made smaller."""
 
 
 def settings_of(config: Config, keys: Iterable[str]) -> dict[str, Any]:

@@ -50,7 +50,7 @@ def collect(job: Job, part: str) -> None:
 
 
 def listed_by(lists: NeighborLists, positions: np.ndarray) -> np.ndarray:
-    """Read the lists of some positions, cell by cell, (n, n_neighbors) int64."""
+    """Read the lists of some positions, cell by cell, (n, width - 1) int64."""
     listed = np.full((len(positions), lists.read("indices", 0, 1).shape[1]), -1, np.int64)
     homes = np.searchsorted(lists.table.offsets, positions, side="right") - 1
     for home in np.unique(homes):

@@ -21,7 +21,8 @@ from dumap.store import OBJECT_BYTES
 JOINED_LEAVES, RANKED_LEAVES = 8, 16
 """Nearest leaves whose cells a row joins, and nearest leaves that are found for it."""
 MARGIN = 2**0.5
-"""Leaves farther than so many times the nearest are left out. In data of low dimension, those are most of them."""
+"""Leaves farther than so many times the nearest are left out, but for the nearest three (`tree.UNCONDITIONAL`). In data
+of low dimension, those are most of them."""
 
 
 def grow_tree(job: Job, part: str) -> None:

@@ -98,7 +98,7 @@ def place_block(job: Job, part: str) -> None:
 
 
 def _repeated(job: Job, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-    """Collect the rows of positions [start, stop) that have duplicates, and how many slots each has."""
+    """Collect the rows of positions [start, stop) that have duplicates, and how often each occurs."""
     rows, times = [np.empty(0, np.int64)], [np.empty(0, job.geometry.index_dtype)]
     for name in part_names("repeated_positions", job.geometry.blocks) if job.config.input.unique else []:
         if job.run.summary(GRAPH, name)["repeated"]:

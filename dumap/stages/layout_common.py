@@ -1,4 +1,4 @@
-"""What both ways to run the layout share, and the coarse layout of the start."""
+"""What the layout on one host, the layout in rounds and the coarse layout of the start have in common."""
 
 from __future__ import annotations
 

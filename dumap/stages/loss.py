@@ -19,9 +19,10 @@ from dumap.kernels import hashing, layout
 from dumap.stages.layout_common import layout_parameters
 
 EARLY_STOP_CHECKS = 10
-"""With `layout.least_fall`, the layout may stop early after each of so many equal parts of the epochs."""
+"""With `layout.least_fall`, the epochs are divided into so many equal parts. The loss is measured after each but the
+last; from the second on, the layout may stop there."""
 PAIRS = 20_000
-"""Edges, and as many pairs of random rows, that the loss is measured on."""
+"""Edges that the loss is measured on, and as many pairs of an edge's head with a random row."""
 PAIRS_PART = "pairs"
 """The part that holds them."""
 

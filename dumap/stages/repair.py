@@ -1,6 +1,6 @@
 """repair: better neighbour lists, by local joins across cells. Part of stage audit.
 
-A round has five steps. Each cell names its halo: the rows of other cells that its home rows list. One task tabulates
+A repair has five steps. Each cell names its halo: the rows of other cells that its home rows list. One task tabulates
 how many rows each cell asks of each. Each cell sends the rows it is asked for. Each cell compares pairs among its home
 rows and halo, and offers what may enter a list. Each cell merges the offers for its home rows.
 """
@@ -145,13 +145,13 @@ def merge(job: Job, part: str, number: int) -> None:
 
 
 def repair_lists(context: Context, number: int, inside: bool) -> dict:
-    """Run one round of repair; return its figures.
+    """Repair all lists once; return the figures.
 
     Parameters
     ----------
     context : Context
     number : int
-        1 for the first round.
+        1 for the first repair.
     inside : bool
         Whether to compare pairs of one home cell, too.
     """
@@ -173,7 +173,7 @@ def repair_lists(context: Context, number: int, inside: bool) -> dict:
 
 
 def sum_up(job: Job, part: str, number: int) -> None:
-    """Add up the figures of a round, before the parts that hold them are removed."""
+    """Add up the figures of a repair, before the parts that hold them are removed."""
     cells = CellTable(job.run).cells
     facts = {"left_out": "halo", "pairs": "offers", "gained": "lists"}
     with job.run.part(AUDIT, part) as out:

@@ -32,7 +32,7 @@ from dumap.kernels import coarse, start, vectors
 from dumap.planning.budget import axes_rows, principal_bytes, start_bytes
 from dumap.planning.geometry import Geometry
 from dumap.planning.plan import Projection
-from dumap.stages import Context, Stage
+from dumap.stages import Context, Stage, no_backup
 from dumap.stages.layout_common import layout_parameters, require_finite
 from dumap.stages.passes import Pass, pass_ranges
 from dumap.store import CHECKPOINT, Checkpoints, Rows
@@ -41,7 +41,7 @@ AXES = "axes"
 SMOOTHINGS = 8
 """Smoothing passes over the graph."""
 SPAN_ROWS = 65_536
-"""Rows that a task of a start in the input's order checkpoints at least, in whole blocks."""
+"""A task of a start by PCA, or by a given array, places at least so many rows, in whole blocks."""
 
 
 def solve(job: Job, part: str) -> None:
@@ -139,7 +139,7 @@ def spectral_start(context: Context, graph: Graph) -> None:
     context.compute(START, stretch, part_names("coordinates", len(graph.shards)))
 
 
-# checkpoints in the input's order ---------------------------------------------------------------------
+# coordinates in the input's order ---------------------------------------------------------------------
 
 
 def spans_of(job: Job) -> list[tuple[int, int]]:
@@ -159,7 +159,7 @@ def find_axes(job: Job, part: str) -> None:
 
 
 def project_rows(job: Job, low: int, high: int) -> np.ndarray:
-    """Return the checkpoints of the input's rows [low, high) along the axes."""
+    """Return the coordinates of the input's rows [low, high) along the axes, (n, n_components) float64."""
     x = vectors.to_euclidean(job.rows(low, high), job.config.neighbors.metric)
     y = np.empty((len(x), job.config.layout.n_components))
     start.project(x, job.run.read(START, AXES, "mean"), job.run.read(START, AXES, "axes"), y)
@@ -167,7 +167,7 @@ def project_rows(job: Job, low: int, high: int) -> np.ndarray:
 
 
 def given_rows(job: Job, low: int, high: int) -> np.ndarray:
-    """Return the checkpoints that the user's array gives the input's rows [low, high)."""
+    """Return the coordinates that the user's array gives the input's rows [low, high), (n, n_components) float64."""
     given, wanted = Rows(job.config.start.init), (job.geometry.rows, job.config.layout.n_components)
     real = given.dtype.kind in "fiub" and given.shape == wanted
     y = given.read(low, high) if real else np.empty(0)
@@ -196,8 +196,9 @@ def place_span(job: Job, part: str) -> None:
         out.attributes |= {"offsets": np.searchsorted(at[order], graph.shards.offsets).tolist(), **bounding_box(found)}
 
 
+@no_backup
 def collect(job: Job, part: str) -> None:
-    """Collect a shard_range of shards' checkpoints from all spans, and stretch them to the box."""
+    """Collect the coordinates of a range of shards from all spans, and stretch them to the box."""
     graph, (begin, end) = Graph(job.run), range_of(part)
     base = int(graph.shards.offsets[begin])
     y = np.empty((int(graph.shards.offsets[end]) - base, job.config.layout.n_components))

@@ -53,14 +53,14 @@ class Committed(Objects):
         A path or a URL.
     read_only : bool
     term : int, optional
-        The term of the driver for which this is opened: once another driver took over, nothing can be committed
-        or removed.
+        The term of the driver for which this is opened. Before each commit and removal it is checked that no other
+        driver has taken over since.
     token : str, optional
-        What tells the holder of that term from any other: where the lock is not this holder's, neither.
+        The token of the driver's lock: if the lock holds another, nothing is committed or removed either.
     inherited : mapping, optional
-        The stages whose parts other runs hold, and where these lie; where it is not given, it is looked up.
+        Where the runs lie that hold stages of this one, by stage. [read from the manifests of finished stages]
     child : str, optional
-        The run for which this one is read: who reads it does not repair it.
+        The run that reads this one: damage here is then an error that names both, and is not repaired.
     """
 
     def __init__(

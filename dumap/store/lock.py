@@ -3,7 +3,8 @@
 A driver's term begins when it creates the object of the next number, which only one can. It renews the object
 every few seconds, and marks it released at its end. A driver that finds an unreleased object takes over at once
 where its holder was a process of this machine that is gone, else after having seen it unchanged for `LEASE`
-seconds. Whoever lost its term can no longer commit: see `Run.commit`.
+seconds. A driver checks before each commit that the term is still its own, and fails if not: see `Run.commit`. A commit
+that is under way at that moment may still land, with the same bytes.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ WORK = ("stage", "done", "total")
 
 
 def _machine() -> list[str]:
-    """Name this machine's run of processes: a process number means something only within it."""
+    """Name host, boot and process namespace: a process number means something only within these."""
     boot, space = Path("/proc/sys/kernel/random/boot_id"), "/proc/self/ns/pid"
     return [
         socket.gethostname(),
@@ -43,7 +44,7 @@ def _machine() -> list[str]:
 
 
 def _started(process: int) -> float | None:
-    """Return when a process started, by a clock that nobody sets where there is one; None where that cannot be seen."""
+    """Return when a process started, in ticks since the boot where that is known; None where it cannot be seen."""
     try:
         if os.path.exists("/proc/self/stat"):
             return float(Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[19])
@@ -53,7 +54,7 @@ def _started(process: int) -> float | None:
 
 
 def _holder() -> dict[str, Any]:
-    """Name who holds a lock: no two alike, even in one process, since a lock is its holder's by its bytes."""
+    """Describe this process as the holder of a lock; a random token makes each description differ."""
     token = os.urandom(8).hex()
     return {"machine": _machine(), "process": os.getpid(), "started": _started(os.getpid()), "token": token}
 
@@ -118,7 +119,7 @@ def await_end(run: Run, term: int, note: Callable[[str], None], then: str = "tak
     run : Run
     term : int
     note : callable
-        Told what a person may want to know.
+        Called with messages for people.
     then : str
         What is done once the term's holder has given no sign of life.
 
@@ -155,7 +156,7 @@ class Lock:
     run : Run
         Its `term` and `token` are set while the lock is held.
     note : callable
-        Told what a person may want to know.
+        Called with messages for people.
 
     Raises
     ------
