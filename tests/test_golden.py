@@ -12,8 +12,8 @@ import pytest
 from faults.harness import ROOT
 from golden.compute import PROCESSOR, SETTINGS, versions
 
-HERE = Path(__file__).parent / "golden"
-KEPT = json.loads((HERE / "digests.json").read_text())
+FOLDER = Path(__file__).parent / "golden"
+KEPT = json.loads((FOLDER / "digests.json").read_text())
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +22,7 @@ def computed(fresh):
     if versions() != KEPT["versions"]:
         pytest.skip(f"the digests are of {KEPT['versions']}, here are {versions()}")
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", str(HERE / "compute.py"), fresh()],
+        [sys.executable, "-W", "ignore", str(FOLDER / "compute.py"), fresh()],
         env={**os.environ, **PROCESSOR, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,

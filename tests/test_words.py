@@ -9,7 +9,7 @@ import pytest
 
 import dumap
 
-PACKAGE = Path(dumap.__file__).parent
+PACKAGE, TESTS = Path(dumap.__file__).parent, Path(__file__).parent
 
 RETIRED = {
     "Generation": "EpochState",
@@ -53,8 +53,54 @@ RETIRED = {
     "flying": "in_flight",
     "_settle": "_record_outcome",
     "_settle_in": "_wait_for_nanny",
+    "Kept": "TaskCache",
+    "Counted": "SharedSetting",
+    "Growing": "ObjectWriter",
+    "Broken": "ChecksumError",
+    "Naming": "RunKeys",
+    "NAMING": "RUN_KEYS",
+    "Demands": "Requirements",
+    "TurnLists": "BatchLists",
+    "REPAIRS": "MAX_REMAKES",
+    "CROWDED": "MAX_GUEST_FILL, MAX_LEAF_LOAD",
+    "STRANGE": "MAX_FOREIGN_ERRORS",
+    "HALO": "SENT_ROWS",
+    "HERE": "OPENED_LOCALLY",
+    "CUT": "SMALL_TASKS",
+    "ranged": "range_name",
+    "labelled": "label_checkpoints",
+    "epoch_states": "layout_checkpoints",
+    "passing_bytes": "temporary_bytes",
+    "kept_bytes": "cached_bytes",
+    "universe_rows": "most_repair_rows",
+    "travels_as_it_is": "keeps_input_dtype",
+    "guests_a_turn": "guests_at_once",
+    "slot_offsets": "occurrence_offsets",
+    "writes_more": "no_backup",
+    "towards": "relative_location",
+    "audited": "last_audit_part",
+    "max_copies": "max_cells_per_row",
+    "nannied": "cluster_with_nannies",
+    "_heed": "_read_messages",
+    "_wonder": "_find_cause",
 }
-"""Names of the package's that were given up, and what stands in their place."""
+"""Names of the package's and the tests' that were given up, and what stands in their place."""
+RETIRED_PARTS = {
+    "generation": "checkpoint",
+    "labelled": "checkpoint",
+    "smooth": "smoothed",
+    "reach": "kth_squared",
+    "reached": "map_distances",
+    "copies": "stored_rows, duplicates",
+    "places": "occurrences",
+    "placed": "repeated_positions, cast_hashes",
+    "merged": "lists, equal_after_cast",
+    "wanted": "halo",
+    "asked": "requests",
+    "joined": "offers",
+    "repaired": "repair",
+}
+"""Kinds of parts, arrays and facts in runs that were given up, and what stands in their place."""
 RETIRED_IN_KERNELS = {
     "own": "home_rows, group_of, ...: which",
     "due": "samples",
@@ -89,11 +135,25 @@ def names(tree: ast.AST) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    ("folder", "retired"), [(".", RETIRED), ("kernels", RETIRED_IN_KERNELS)], ids=["package", "kernels"]
+    ("folder", "retired"),
+    [(PACKAGE, RETIRED), (PACKAGE / "kernels", RETIRED_IN_KERNELS), (TESTS, RETIRED)],
+    ids=["package", "kernels", "tests"],
 )
 def test_names_that_were_given_up_are_not_used(folder, retired):
-    used = {path: names(ast.parse(path.read_text())) & retired.keys() for path in (PACKAGE / folder).rglob("*.py")}
+    used = {path: names(ast.parse(path.read_text())) & retired.keys() for path in folder.rglob("*.py")}
     assert {path: {name: retired[name] for name in given_up} for path, given_up in used.items() if given_up} == {}
+
+
+def part_kinds(tree: ast.AST) -> set[str]:
+    """Return the texts of a module that may name parts, arrays or facts, each up to its first hyphen."""
+    texts = (node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str))
+    return {text.split("-")[0] for text in texts}
+
+
+@pytest.mark.parametrize("folder", ["artifacts", "stages", "recipe"])
+def test_kinds_of_parts_that_were_given_up_are_not_used(folder):
+    used = {path: part_kinds(ast.parse(path.read_text())) for path in (PACKAGE / folder).rglob("*.py")}
+    assert {path: kinds & RETIRED_PARTS.keys() for path, kinds in used.items() if kinds & RETIRED_PARTS.keys()} == {}
 
 
 def test_every_use_of_a_name_is_seen():

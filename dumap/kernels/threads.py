@@ -70,15 +70,15 @@ def _count_loads() -> tuple[int, int] | None:
     visit = getattr(ctypes.CDLL(None), "dl_iterate_phdr", None)
     if visit is None:
         return None
-    found: list[tuple[int, int]] = []
+    counts: list[tuple[int, int]] = []
 
     def read_first(library: Any, size: int, _: Any) -> int:
         if size >= ctypes.sizeof(_LoadedLibrary):
-            found.append((library.contents.loads, library.contents.unloads))
+            counts.append((library.contents.loads, library.contents.unloads))
         return 1  # go to no other
 
     visit(_VISITOR(read_first), None)
-    return found[0] if found else None
+    return counts[0] if counts else None
 
 
 class _Libraries:

@@ -71,10 +71,10 @@ class Cluster:
         self.computed: list[tuple[str, str]] = []
         self.kills: set[str] = set()
         self.raises: dict[str, Exception] = {}
-        self.most_flying, self.respawns = 0, False
+        self.most_in_flight, self.respawns = 0, False
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._numbers = itertools.count()
-        self.flying: set[Task] = set()
+        self.in_flight: set[Task] = set()
 
     # what happens ------------------------------------------------------------------------------
 
@@ -117,7 +117,7 @@ class Cluster:
 
     def lose(self, task: Task) -> None:
         """Forget a task."""
-        if task in self.flying and task not in self.finished:
+        if task in self.in_flight and task not in self.finished:
             self._take(task)
             self._end(task, Lost())
 
@@ -209,7 +209,7 @@ class Cluster:
         self._start(thief)
 
     def _end(self, task: Task, outcome: Exception | None) -> None:
-        if task in self.flying:
+        if task in self.in_flight:
             task.outcome = outcome
             self.finished.append(task)
 
@@ -230,10 +230,10 @@ class Cluster:
     def send(self, stage: str, step: str, part: str, call: tuple, workers: frozenset[str] | None) -> Task:
         """Send a task."""
         task = Task(stage, step, part, call[-1], workers)
-        self.flying.add(task)
+        self.in_flight.add(task)
         self.waiting.append(task)
         self._place(task)
-        self.most_flying = max(self.most_flying, len(self.flying))
+        self.most_in_flight = max(self.most_in_flight, len(self.in_flight))
         return task
 
     def done(self, seconds: float) -> list[Task]:
@@ -250,12 +250,12 @@ class Cluster:
 
     def outcome(self, task: Task) -> Exception | None:
         """Return what became of a task."""
-        self.flying.discard(task)
+        self.in_flight.discard(task)
         return task.outcome
 
     def cancel(self, tasks: list[Task]) -> None:
         """Take tasks back; what runs goes on, and may commit."""
         for task in tasks:
-            self.flying.discard(task)
+            self.in_flight.discard(task)
             if task in self.waiting or not task.running:
                 self._take(task)

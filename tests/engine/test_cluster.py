@@ -104,18 +104,18 @@ def test_every_part_is_run_and_counted(workers, job, fresh):
 
 
 def test_few_tasks_are_in_flight(client, workers, job, fresh, monkeypatch):
-    submitted, settled, flying = [], [], []
+    submitted, settled, in_flight = [], [], []
     submit = client.submit
 
     def counting(*arguments, **options):
         submitted.append(1)
-        flying.append(len(submitted) - len(settled))
+        in_flight.append(len(submitted) - len(settled))
         return submit(*arguments, **options)
 
     monkeypatch.setattr(client, "submit", counting)
     workers.map(marking(fresh()), job, part_names("part", 80), {"seconds": 0.01}, lambda done, total: settled.append(1))
     assert len(submitted) == 80
-    assert max(flying) == 64
+    assert max(in_flight) == 64
 
 
 def ticking(to: int):

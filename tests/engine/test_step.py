@@ -43,7 +43,7 @@ class Run:
         parts = self.step.work.parts
         assert self.cluster.committed >= set(parts)
         assert self.advanced == [(done, len(parts)) for done in range(1, len(parts) + 1)]
-        assert not self.cluster.flying
+        assert not self.cluster.in_flight
         return self.cluster.time
 
     def times(self, part: str) -> int:
@@ -77,8 +77,8 @@ def history(seed: int) -> tuple[Cluster, Run, list[str]]:
             getattr(cluster, how)(address)
 
     def lose() -> None:
-        if cluster.flying:
-            cluster.lose(draw.choice(sorted(cluster.flying, key=lambda task: task.number)))
+        if cluster.in_flight:
+            cluster.lose(draw.choice(sorted(cluster.in_flight, key=lambda task: task.number)))
 
     for _ in range(draw.randint(0, 3)):
         come()
@@ -124,7 +124,7 @@ def test_a_part_that_kills_is_named_with_many_on_their_way(count, threads, allow
         run = Run(cluster, parts)
         with pytest.raises(TaskError, match=f"stage {deadly}: its worker died"):
             run.go()
-        assert not cluster.flying
+        assert not cluster.in_flight
 
 
 # growing -----------------------------------------------------------------------------------------
@@ -153,14 +153,14 @@ def test_as_many_are_on_their_way_as_make_a_cluster_grow(workers, threads, most)
     for _ in range(workers):
         cluster.join(threads)
     Run(cluster, part_names("part", 300)).go()
-    assert cluster.most_flying == most
+    assert cluster.most_in_flight == most
 
 
 def test_little_is_sent_where_there_is_nobody():
     """All that waits for the first worker would be given to it."""
     cluster = Cluster(0)
     cluster.at(30, cluster.join)
-    cluster.at(29.9, lambda: seen.append(len(cluster.flying)))
+    cluster.at(29.9, lambda: seen.append(len(cluster.in_flight)))
     seen: list[int] = []
     Run(cluster, part_names("part", 50)).go()
     assert 1 <= seen[0] <= 2
@@ -268,7 +268,7 @@ def test_an_error_of_a_task_ends_the_step(error):
         cluster.committed.add(parts[3])
     with pytest.raises(type(error), match=str(error)):
         Run(cluster, parts).go()
-    assert not cluster.flying
+    assert not cluster.in_flight
 
 
 def test_what_cannot_be_read_on_workers_that_are_fit_is_given_up():
@@ -311,7 +311,7 @@ def test_a_part_that_is_stuck_everywhere_ends_the_run():
     run = stuck(hang=9)
     with pytest.raises(TaskError, match=r"part-00002 told nothing for 20 s .* 3 times in all"):
         run.step.run()
-    assert not run.cluster.flying
+    assert not run.cluster.in_flight
 
 
 def test_a_part_of_which_no_two_may_run_ends_the_run_when_it_is_stuck():

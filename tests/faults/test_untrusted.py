@@ -26,7 +26,7 @@ from dumap.store import IDENTITY, MANIFESTS, PARTS, Run, manifest_key
 from dumap.store.objects import digest, seal
 from dumap.store.stored_array import StoredArray
 
-LEAST = {"input": {"path": "in.zarr"}, "output": "out.zarr"}
+MINIMAL = {"input": {"path": "in.zarr"}, "output": "out.zarr"}
 LONGEST_MESSAGE = 8000
 
 
@@ -263,7 +263,7 @@ LONG = "x" * 100_000
 )
 def test_a_long_value_makes_no_long_message(values):
     with pytest.raises(ConfigError) as error:
-        build({**LEAST, **values})
+        build({**MINIMAL, **values})
     assert len(str(error.value)) < LONGEST_MESSAGE
 
 
@@ -296,7 +296,7 @@ PATHS = {
 @pytest.mark.parametrize("key", PATHS)
 def test_what_no_path_can_be_is_refused(key, value):
     with pytest.raises(ConfigError, match=rf"{key} = ") as error:
-        build({**LEAST, **PATHS[key](value)})
+        build({**MINIMAL, **PATHS[key](value)})
     said = str(error.value)
     assert not any(ord(c) < 32 and c != "\n" for c in said)
     assert said.count("\n") == 1
@@ -304,7 +304,7 @@ def test_what_no_path_can_be_is_refused(key, value):
 
 @pytest.mark.parametrize("value", ["ä/ö.zarr", "with blank/x.npy", "a'b/c", "~/x", "s3://b/c.zarr", "/a/\udcff"])
 def test_odd_paths_that_can_be_are_taken(value):
-    assert build({**LEAST, "output": value, "input": {"path": value}}).output == value
+    assert build({**MINIMAL, "output": value, "input": {"path": value}}).output == value
 
 
 @pytest.mark.parametrize("name", ["a" * 300, "a" * 300 + "/b.zarr", "~nobody/" + "b" * 300])
@@ -523,7 +523,7 @@ def test_a_run_of_another_shape_is_refused(run, save, cli, attributes):
 
 def test_a_metrics_arguments_cannot_be_changed():
     given = {"p": 3, "w": [1.0, 2.0]}
-    config = build({**LEAST, "neighbors": {"metric": "wminkowski", "metric_kwds": given}})
+    config = build({**MINIMAL, "neighbors": {"metric": "wminkowski", "metric_kwds": given}})
     kwds, digest = config.neighbors.metric_kwds, config.digest()
     given["w"].append(3.0)
     for change in (
@@ -541,22 +541,22 @@ def test_a_metrics_arguments_cannot_be_changed():
             change()
     assert config.digest() == digest
     assert kwds == {"p": 3.0, "w": (1.0, 2.0)}
-    assert build(LEAST).neighbors.metric_kwds == {}
+    assert build(MINIMAL).neighbors.metric_kwds == {}
     with pytest.raises(TypeError, match="cannot be changed"):
-        build(LEAST).neighbors.metric_kwds["p"] = 1.0
+        build(MINIMAL).neighbors.metric_kwds["p"] = 1.0
 
 
 @pytest.mark.parametrize("dumps", [pickle.dumps, cloudpickle.dumps], ids=["pickle", "cloudpickle"])
 def test_a_configuration_travels_as_it_is(dumps):
     values = {"metric": "wminkowski", "metric_kwds": {"p": 3, "w": [1.0, 2.0]}}
-    config = build({**LEAST, "neighbors": values})
+    config = build({**MINIMAL, "neighbors": values})
     there = pickle.loads(dumps(config))
     assert there == config
     assert there.digest() == config.digest()
     assert isinstance(there.neighbors.metric_kwds, FrozenDict)
     written = json.loads(json.dumps(config.parameters()))
     assert written == config.parameters()
-    assert written["neighbors"] == {**build(LEAST).parameters()["neighbors"], **values}
+    assert written["neighbors"] == {**build(MINIMAL).parameters()["neighbors"], **values}
 
 
 # a metric's arguments ----------------------------------------------------------------------------
@@ -592,7 +592,7 @@ VALUES = {"p": 3.0, "w": [1.0, 2.0, 3.0], "sigma": [1.0, 2.0, 3.0], "vinv": SQUA
 )
 def test_an_argument_that_the_metric_does_not_take_is_refused(metric, given, said):
     with pytest.raises(ConfigError, match=said.replace("(", r"\(")):
-        build({**LEAST, "neighbors": {"metric": metric, "metric_kwds": given}})
+        build({**MINIMAL, "neighbors": {"metric": metric, "metric_kwds": given}})
 
 
 @pytest.mark.parametrize("metric", ARGUMENTS)
@@ -608,7 +608,7 @@ def test_no_metric_reads_beyond_its_arguments(save, configure, metric):
     kwds = {name: VALUES[name] for name in reversed(ARGUMENTS[metric])}
     plan(configure(x, {"neighbors.metric": metric, "neighbors.metric_kwds": kwds}))
     ordered = arguments(
-        metric, build({**LEAST, "neighbors": {"metric": metric, "metric_kwds": kwds}}).neighbors.metric_kwds, 3
+        metric, build({**MINIMAL, "neighbors": {"metric": metric, "metric_kwds": kwds}}).neighbors.metric_kwds, 3
     )
     assert list(ordered) == list(ARGUMENTS[metric])
 

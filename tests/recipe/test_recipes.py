@@ -22,7 +22,7 @@ from dumap.recipe.stage_names import STAGES
 from dumap.stages import settings_of
 from dumap.store import IDENTITY, Run
 
-LEAST = {"input": {"path": "a"}, "output": "b"}
+MINIMAL = {"input": {"path": "a"}, "output": "b"}
 BOTH = {"searched": SEARCHED, "given": GIVEN}
 SECTION = InputConfig.__mro__[1]
 """What all sections of a configuration are."""
@@ -41,12 +41,12 @@ def identity(config: Config) -> dict[str, Any]:
 
 
 def test_every_setting_of_the_answer_is_declared():
-    wide = build({**LEAST, "neighbors": {"width": 20}})
+    wide = build({**MINIMAL, "neighbors": {"width": 20}})
     assert {key for stage in SEARCHED for key in stage.keys} == set(identity(wide)) | JUDGED
 
 
 def test_what_is_declared_of_given_neighbors_decides_the_answer():
-    given = build({**LEAST, "neighbors": {"width": 20, "precomputed": "c"}})
+    given = build({**MINIMAL, "neighbors": {"width": 20, "precomputed": "c"}})
     declared = {key for stage in GIVEN for key in stage.keys}
     assert set(identity(given)) - declared == {"neighbors.max_repairs"}
     assert declared <= set(identity(given)) | JUDGED
@@ -62,7 +62,7 @@ def test_stages_read_those_before_them(recipe):
 
 def test_an_unknown_setting_is_an_error():
     with pytest.raises(KeyError, match="n_neighbours"):
-        settings_of(build(LEAST), ["neighbors.n_neighbours"])
+        settings_of(build(MINIMAL), ["neighbors.n_neighbours"])
 
 
 @pytest.mark.parametrize(
@@ -75,19 +75,19 @@ def test_an_unknown_setting_is_an_error():
     ],
 )
 def test_settings_that_come_to_the_same_are_equal(key, settings, same):
-    first, second = (settings_of(build({**LEAST, **own}), [key]) for own in (settings, same))
+    first, second = (settings_of(build({**MINIMAL, **own}), [key]) for own in (settings, same))
     assert first == second
 
 
 def test_other_settings_differ():
-    low, high = (build({**LEAST, "neighbors": {"n_neighbors": number}}) for number in (10, 20))
+    low, high = (build({**MINIMAL, "neighbors": {"n_neighbors": number}}) for number in (10, 20))
     for key in ("neighbors.n_neighbors", "neighbors.width"):
         assert settings_of(low, [key]) != settings_of(high, [key])
 
 
 def test_a_configuration_chooses_its_recipe():
-    assert recipe_of(build(LEAST)) is SEARCHED
-    assert recipe_of(build({**LEAST, "neighbors": {"precomputed": "c"}})) is GIVEN
+    assert recipe_of(build(MINIMAL)) is SEARCHED
+    assert recipe_of(build({**MINIMAL, "neighbors": {"precomputed": "c"}})) is GIVEN
 
 
 # what stages do, beside what they declare ----------------------------------------------------------
@@ -134,7 +134,7 @@ class Watching:
 
 def section_names() -> dict[type, str]:
     """Return what keys of a section begin with."""
-    found = {type(value): f"{name}." for name, value in build(LEAST)}
+    found = {type(value): f"{name}." for name, value in build(MINIMAL)}
     return {kind: prefix for kind, prefix in found.items() if issubclass(kind, SECTION)}
 
 

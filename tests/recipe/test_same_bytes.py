@@ -162,8 +162,8 @@ def test_a_loss_that_has_settled_ends_the_layout(embed, configure, digits_1200, 
     settings = {**SMALL_TASKS, "layout.n_epochs": 100, "layout.least_fall": least_fall, "layout.checkpoint_every": 7}
     done = embed(digits_1200, settings)
     last, losses = done.facts("layout")["epochs"], dict(done.facts("layout")["loss"])
-    judged = [losses[epoch] for epoch in range(10, last + 1, 10)]
-    falls = [1 - after / before for before, after in pairwise(judged)]
+    check_epochs = [losses[epoch] for epoch in range(10, last + 1, 10)]
+    falls = [1 - after / before for before, after in pairwise(check_epochs)]
     assert last % 10 == 0
     assert last < 100
     assert falls[-1] < least_fall

@@ -18,13 +18,13 @@ from dumap.recipe.status import status
 from dumap.store import FORMAT, Checkpoints, Run
 from dumap.store.run import SECTIONS
 
-HERE = Path(__file__).parents[1]
+FOLDER = Path(__file__).parents[1]
 
 
 @pytest.fixture
 def kept(tmp_path) -> str:
     """Unpack the run that was kept."""
-    shutil.unpack_archive(HERE / "fixtures" / f"run-{FORMAT}.zip", tmp_path / "run.zarr")
+    shutil.unpack_archive(FOLDER / "fixtures" / f"run-{FORMAT}.zip", tmp_path / "run.zarr")
     return str(tmp_path / "run.zarr")
 
 
