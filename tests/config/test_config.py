@@ -8,7 +8,7 @@ from dumap.config.annotated import EXAMPLES as NAMES
 from dumap.errors import ConfigError
 
 CONFIGS = [Path(__file__).parents[2] / "configs" / f"{name}.yaml" for name in NAMES]
-MINIMAL = {"input": {"path": "in.zarr"}, "output": "out.zarr"}
+BASE = {"input": {"path": "in.zarr"}, "output": "out.zarr"}
 SET = ("input.path=in.zarr", "output=out.zarr")
 
 
@@ -17,8 +17,8 @@ def with_value(key: str, value: object) -> dict:
     *sections, last = key.split(".")
     own: object = {last: value}
     if sections:
-        own = {sections[0]: {**MINIMAL.get(sections[0], {}), last: value}}
-    return {**MINIMAL, **own}
+        own = {sections[0]: {**BASE.get(sections[0], {}), last: value}}
+    return {**BASE, **own}
 
 
 @pytest.mark.fault(37)
@@ -103,7 +103,7 @@ def test_values_that_contradict_each_other_are_refused():
         build(with_value("layout.min_dist", 2.0))
     with pytest.raises(ConfigError, match="give both a and b, or neither"):
         build(with_value("layout.a", 1.0))
-    assert build({**MINIMAL, "layout": {"a": 1.5, "b": 0.9}}).layout.b == 0.9
+    assert build({**BASE, "layout": {"a": 1.5, "b": 0.9}}).layout.b == 0.9
 
 
 @pytest.mark.parametrize("metric", METRICS)
@@ -214,14 +214,14 @@ def test_a_file_that_is_not_there_is_named():
 
 def test_a_section_left_empty_is_its_defaults(tmp_path):
     (tmp_path / "c.yaml").write_text("input: {path: in.zarr}\noutput: out.zarr\nlayout:\n")
-    assert load(str(tmp_path / "c.yaml")) == build(MINIMAL)
+    assert load(str(tmp_path / "c.yaml")) == build(BASE)
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_the_files_that_come_with_the_project_load(path):
     config = load(str(path))
     assert config.input.path
-    assert config.parameters().keys() == build(MINIMAL).parameters().keys()
+    assert config.parameters().keys() == build(BASE).parameters().keys()
 
 
 def test_there_are_files_that_come_with_the_project():
@@ -231,9 +231,9 @@ def test_there_are_files_that_come_with_the_project():
 # the object ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("section", [None, *(name for name in Config.model_fields if name not in MINIMAL)])
+@pytest.mark.parametrize("section", [None, *(name for name in Config.model_fields if name not in BASE)])
 def test_nothing_can_be_changed(section):
-    config = build(MINIMAL)
+    config = build(BASE)
     own = getattr(config, section) if section else config
     if not isinstance(own, pydantic.BaseModel):
         own, field = config, section
@@ -263,7 +263,7 @@ def test_nothing_can_be_changed(section):
     ],
 )
 def test_the_digest_names_what_the_answer_depends_on(key, value):
-    assert build(with_value(key, value)).digest() != build(MINIMAL).digest()
+    assert build(with_value(key, value)).digest() != build(BASE).digest()
 
 
 @pytest.mark.parametrize(
@@ -281,7 +281,7 @@ def test_the_digest_names_what_the_answer_depends_on(key, value):
     ],
 )
 def test_the_digest_does_not_name_what_the_answer_does_not_depend_on(key, value):
-    assert build(with_value(key, value)).digest() == build(MINIMAL).digest()
+    assert build(with_value(key, value)).digest() == build(BASE).digest()
 
 
 def test_of_given_neighbors_the_digest_names_that_they_are_given():
@@ -289,7 +289,7 @@ def test_of_given_neighbors_the_digest_names_that_they_are_given():
     given = with_value("neighbors.precomputed", "knn.zarr")
     for other in ({"neighbors": {"precomputed": "s3://b/knn.zarr"}}, {"cells": {"max_cells_per_row": 2}}):
         assert build({**given, **other}).digest() == build(given).digest()
-    assert differences(build(MINIMAL).parameters()["neighbors"], build(given).parameters()["neighbors"]) == [
+    assert differences(build(BASE).parameters()["neighbors"], build(given).parameters()["neighbors"]) == [
         "precomputed: None -> True"
     ]
 
@@ -299,13 +299,13 @@ def test_given_neighbors_are_not_of_distinct_rows_alone():
     with pytest.raises(ConfigError, match=r"input.unique = true does not go with neighbors.precomputed.*: set input.u"):
         build(both)
     assert build({**both, "neighbors": {"precomputed": None}}).input.unique
-    assert not build({**both, "input": MINIMAL["input"]}).input.unique
+    assert not build({**both, "input": BASE["input"]}).input.unique
 
 
 def test_differences_are_told_key_by_key():
     old, new = (
-        build(MINIMAL),
-        build({**MINIMAL, "seed": 1, "layout": {"min_dist": 0.2}, "neighbors": {"n_neighbors": 5}}),
+        build(BASE),
+        build({**BASE, "seed": 1, "layout": {"min_dist": 0.2}, "neighbors": {"n_neighbors": 5}}),
     )
     assert differences(old.parameters(), old.parameters()) == []
     assert differences(old.parameters(), new.parameters()) == [
