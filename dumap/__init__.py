@@ -13,7 +13,7 @@ from dumap.compiled import find_place
 from dumap.version import __version__
 
 if TYPE_CHECKING:
-    from dumap.api import Cleaned, clean, export, open_run, plan, run, status, verify
+    from dumap.api import Cleaned, clean, export, ingest, open_run, plan, run, status, verify
     from dumap.config import Config
     from dumap.config import load as load_config
     from dumap.engine import Observer
@@ -33,6 +33,7 @@ __all__ = [
     "__version__",
     "clean",
     "export",
+    "ingest",
     "load_config",
     "open_run",
     "plan",
@@ -43,7 +44,10 @@ __all__ = [
 
 _HOMES = {
     "UMAP": ("dumap.estimator", "UMAP"),
-    **{name: ("dumap.api", name) for name in ("clean", "export", "open_run", "plan", "run", "status", "verify")},
+    **{
+        name: ("dumap.api", name)
+        for name in ("clean", "export", "ingest", "open_run", "plan", "run", "status", "verify")
+    },
     "Cleaned": ("dumap.api", "Cleaned"),
     "Config": ("dumap.config", "Config"),
     "DumapError": ("dumap.errors", "DumapError"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dumap.config import Config, read_config
@@ -331,3 +331,64 @@ def export(
     from dumap.show.export import export as write
 
     return write(_location(path), what, _location(out), None if labels is None else _location(labels), with_self, force)
+
+
+def ingest(
+    sources: Path | Sequence[Path],
+    output: Path,
+    *,
+    columns: Sequence[str | int] | None = None,
+    names: str | None = None,
+    key: str | None = None,
+    array: str = "vectors",
+    dtype: str | None = None,
+    header: bool = True,
+) -> dict[str, Any]:
+    """Make a Zarr store of the rows of files, one after another, in bounded memory.
+
+    Parameters
+    ----------
+    sources : path, or sequence of path
+        Files that end in .npy, .npz, .parquet, .h5, .hdf5, .h5ad, .csv or .tsv (the last two also .gz), patterns of
+        them, and folders of Parquet.
+    output : path or URL
+        The store, at which nothing may be; it is there once it is whole.
+    columns : sequence of str or int, optional
+        Columns to take, by their names; where they have none, by numbers and ranges 'START:STOP'. By default all that
+        hold numbers.
+    names : str, optional
+        The column, or array, of row names, which are kept as an array `names`. By default what pandas or AnnData wrote.
+    key : str, optional
+        The array of a file that holds several, such as 'obsm/X_pca'.
+    array : str
+        What the array is called.
+    dtype : str, optional
+        Of the values; by default one that holds those of all files.
+    header : bool
+        Whether the first line of text names the columns.
+
+    Returns
+    -------
+    dict
+        'output', 'array', 'rows', 'dims', 'dtype', 'chunk_rows', 'columns' and 'names'.
+
+    Raises
+    ------
+    DumapError
+        A file cannot be read, does not go with those before, or the output is there.
+
+    Examples
+    --------
+    >>> import dumap, numpy as np
+    >>> np.save("rows.npy", np.zeros((100, 5), "float32"))
+    >>> made = dumap.ingest("rows.npy", "ROWS.zarr")
+    >>> made["rows"], made["dims"], made["dtype"]
+    (100, 5, 'float32')
+    """
+    from dumap.recipe.observers import Logged
+    from dumap.sources.files import Choice
+    from dumap.sources.ingestion import ingest as write
+
+    files = [sources] if isinstance(sources, str | os.PathLike) else list(sources)
+    choice = Choice(None if columns is None else tuple(map(str, columns)), key, names, header)
+    return write([_location(file) for file in files], _location(output), choice, array, dtype, Logged().note)

@@ -39,6 +39,8 @@ def main(client: Any) -> str:
     damaged: list[str] = dumap.verify("RUN.zarr", dry_run=True)
     cleaned: dumap.Cleaned = dumap.clean(Path("RUN.zarr"))
     print(found, damaged, cleaned.others, dumap.export(result, "embedding", "map.npy"))
+    made: dict[str, Any] = dumap.ingest([Path("a.npy"), "b.npy"], "DATA.zarr", columns=["0:3", 5])
+    print(made["rows"])
     again = dumap.open_run("RUN.zarr")
     indices, distances = again.neighbors[:10]
     print(again["state"], again.path, again.facts, indices.shape, distances.dtype, again.graph(0).shape, again.blocks)

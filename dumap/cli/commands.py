@@ -125,13 +125,17 @@ def plan(as_json: bool, parent: str | None, **options: Any) -> None:
 def run(as_json: bool, force: bool, parent: str | None, unchanged: int, **options: Any) -> None:
     """Embed a data set, or go on with a run that was stopped; of one that is finished, say so."""
     from dumap.cli.progress import observer
+    from dumap.store.disk import normalize
 
     context = click.get_current_context()
     record = record_of(context)
     record.check()
     config = _load(**options)
     with observer(asks_for_json()) as watching:
-        result = api.run(config=config, on_progress=record.watch(config.output, watching), force=force, parent=parent)
+        told = record.watch(normalize(config.output), watching)
+        result = api.run(config=config, on_progress=told, force=force, parent=parent)
+    if record.unchanged and config.cluster.report is not None:
+        say(f"no performance report in {config.cluster.report}: nothing was run")
     if as_json:
         click.echo(to_json(dict(result)))
     else:

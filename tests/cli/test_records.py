@@ -293,6 +293,15 @@ def test_a_report_is_written(cli, words, client, fresh):
     assert os.listdir(Path(report).parent) == ["report.html"]
 
 
+def test_a_finished_run_has_no_report_and_says_so(cli, words, fresh):
+    assert cli(*words).code == 0
+    report = fresh("report.html")
+    again = [word for word in words if word not in ("--set", "cluster.engine=local")]
+    again = [*words[:5], *(w for s in again[5:] for w in ("--set", s)), "--report", report]
+    found = cli(*again)
+    assert (found.code, f"no performance report in {report}: nothing was run" in found.err) == (0, True), found.err
+
+
 def test_a_report_is_not_of_the_local_engine(cli, words, fresh):
     found = cli(*words, "--report", fresh("report.html"))
     assert (found.code, "set engine to dask" in found.err) == (2, True)
