@@ -19,14 +19,17 @@ if TYPE_CHECKING:
     from dumap.engine import Observer
     from dumap.errors import DumapError
     from dumap.estimator import UMAP
+    from dumap.neighbors_transformer import KNeighborsTransformer
     from dumap.planning.plan import Plan
     from dumap.show.result import Result
+    from dumap.single_cell import umap
 
 __all__ = [
     "UMAP",
     "Cleaned",
     "Config",
     "DumapError",
+    "KNeighborsTransformer",
     "Observer",
     "Plan",
     "Result",
@@ -39,6 +42,7 @@ __all__ = [
     "plan",
     "run",
     "status",
+    "umap",
     "verify",
 ]
 
@@ -51,9 +55,11 @@ _HOMES = {
     "Cleaned": ("dumap.api", "Cleaned"),
     "Config": ("dumap.config", "Config"),
     "DumapError": ("dumap.errors", "DumapError"),
+    "KNeighborsTransformer": ("dumap.neighbors_transformer", "KNeighborsTransformer"),
     "Observer": ("dumap.engine", "Observer"),
     "Plan": ("dumap.planning.plan", "Plan"),
     "Result": ("dumap.show.result", "Result"),
+    "umap": ("dumap.single_cell", "umap"),
     "load_config": ("dumap.config", "load"),
 }
 """Where each public name is, and what it is called there."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class DumapError(Exception):
     """Base of all errors that dumap raises on purpose.
@@ -100,3 +103,14 @@ class TaskError(DumapError):
     """A task failed, or its workers died again and again; the message names stage and part."""
 
     exit_code = 9
+
+
+@contextmanager
+def as_value_errors() -> Iterator[None]:
+    """Raise what is said of parameters and data as programs know it, as a ValueError."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ParameterError(str(error)) from error
+    except InputError as error:
+        raise DataError(str(error)) from error

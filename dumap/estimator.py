@@ -19,7 +19,7 @@ from sklearn.utils.validation import validate_data
 
 from dumap.api import run
 from dumap.config import NOT_HERE, keys_by_name
-from dumap.errors import ConfigError, DataError, InputError, ParameterError
+from dumap.errors import DataError, ParameterError, as_value_errors
 from dumap.show.fitted import NAMES, READ, Fitted
 from dumap.sources.neighbor_lists import from_arrays, from_matrix, write_lists
 
@@ -220,13 +220,12 @@ class UMAP(Fitted, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
         self._warn_of_labels(y)
         x = self._validate(X)
         settings, rows = self._settings(), _rows(x)
-        if rows is not None and settings["n_neighbors"] >= rows:
-            warnings.warn(f"n_neighbors={self.n_neighbors} is lowered to {rows - 1}: X has {rows} rows", stacklevel=2)
-            settings["n_neighbors"] = rows - 1
+        if rows is not None:
+            settings["n_neighbors"] = fitting(self.n_neighbors, rows, stacklevel=3)
         folder = None if self.store is not None else tempfile.mkdtemp(prefix="dumap-")
         output = os.path.join(folder, "run.zarr") if folder else os.fsdecode(self.store)  # type: ignore[arg-type]
         try:
-            with self._given(settings, knn_graph, rows, output), _as_value_errors():
+            with self._given(settings, knn_graph, rows, output), as_value_errors():
                 fitted = run(x, output=output, client=self.client, **settings)
         except BaseException:
             if folder:
@@ -310,9 +309,7 @@ class UMAP(Fitted, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
         if settings["metric_kwds"] is None:
             settings["metric_kwds"] = {}
         del settings["precomputed_knn"]
-        if self.random_state is not None and not isinstance(self.random_state, int | np.integer):
-            settings["random_state"] = int(check_random_state(self.random_state).randint(2**31 - 1))
-        return settings
+        return {**settings, "random_state": seed_of(self.random_state)}
 
     @contextlib.contextmanager
     def _given(self, settings: dict[str, Any], knn_graph: Any, rows: int | None, output: str) -> Iterator[None]:
@@ -370,6 +367,21 @@ DEFAULTS = {name: parameter.default for name, parameter in signature(UMAP).param
 """umap-learn's."""
 
 
+def seed_of(random_state: int | np.random.RandomState | None) -> int | None:
+    """Return the seed that scikit-learn's word for one stands for; None is the default seed."""
+    if random_state is None or isinstance(random_state, int | np.integer):
+        return random_state
+    return int(check_random_state(random_state).randint(2**31 - 1))
+
+
+def fitting(n_neighbors: int, rows: int, stacklevel: int) -> int:
+    """Return a number of neighbours that so many rows have; a warning tells where it is another."""
+    if n_neighbors < rows:
+        return n_neighbors
+    warnings.warn(f"n_neighbors={n_neighbors} is lowered to {rows - 1}: X has {rows} rows", stacklevel=stacklevel)
+    return rows - 1
+
+
 def _is_lazy(data: Any) -> bool:
     """Return whether data are Dask's."""
     return hasattr(data, "__dask_graph__")
@@ -384,14 +396,3 @@ def _rows(data: Any) -> int | None:
     """Return how many rows data have, where that is known."""
     shape = getattr(data, "shape", None)
     return int(shape[0]) if shape and isinstance(shape[0], int | np.integer) else None
-
-
-@contextlib.contextmanager
-def _as_value_errors() -> Iterator[None]:
-    """Raise what a run says of parameters and data as scikit-learn has it."""
-    try:
-        yield
-    except ConfigError as error:
-        raise ParameterError(str(error)) from error
-    except InputError as error:
-        raise DataError(str(error)) from error

@@ -133,3 +133,33 @@ class Neighbors:
                 indices[here] = np.where(found >= 0, self._order.rows[found], -1)
                 distances[here] = lists.read("distances", first, last)[at[here] - first, : self.shape[1]]
         return indices, distances
+
+
+def entries_of(indices: np.ndarray, distances: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return how many neighbours each row has, which, and how far, in float64 as scanpy has them."""
+    there = indices >= 0
+    return there.sum(axis=1), indices[there], distances[there].astype(np.float64)
+
+
+def distances_of(neighbors: Neighbors, with_self: bool = False) -> sparse.csr_matrix:
+    """Return neighbours as a CSR matrix of distances, each row's the nearest first.
+
+    Parameters
+    ----------
+    neighbors : Neighbors
+    with_self : bool
+        Let each row come first among its own, at distance 0.
+
+    Returns
+    -------
+    csr_matrix of float64, shape (rows, rows)
+        Zeros are stored; columns are in the order of distances, not of their numbers.
+    """
+    indices, distances = neighbors[:]
+    if with_self:
+        indices = np.hstack([np.arange(len(indices))[:, None], indices])
+        distances = np.hstack([np.zeros((len(distances), 1), distances.dtype), distances])
+    counts, columns, values = entries_of(indices, distances)
+    index = np.int32 if max(len(counts), len(columns)) < 2**31 else np.int64
+    bounds = np.concatenate([[0], np.cumsum(counts)]).astype(index)
+    return sparse.csr_matrix((values, columns.astype(index), bounds), shape=(len(counts),) * 2)

@@ -48,23 +48,45 @@ def from_matrix(matrix: Any, rows: int | None, n_neighbors: int) -> Lists:
     wanted = matrix.shape[0] if rows is None else rows
     if matrix.shape != (wanted, wanted):
         raise DataError(f"knn_graph has shape {matrix.shape}; X has {wanted} rows, so it has to be {wanted} x {wanted}")
-    found = matrix.tocoo()  # which keeps zeros that are stored
-    others = found.row != found.col
-    heads, tails, lengths = found.row[others], found.col[others], found.data[others]
-    order = np.lexsort((tails, lengths, heads))
-    heads, tails, lengths = heads[order], tails[order], lengths[order]
-    counts = np.bincount(heads, minlength=wanted)
-    columns = int(counts.max(initial=0))
+    indices, distances = lists_of(matrix, 0)
+    columns = indices.shape[1]
     if columns < n_neighbors - 1:
         raise DataError(
             f"knn_graph holds at most {columns} others of a row, too few for n_neighbors={n_neighbors}, which are the "
             f"row itself and {n_neighbors - 1} others: give more, or set n_neighbors to at most {columns + 1}"
         )
-    slots = np.arange(len(heads)) - np.repeat(np.cumsum(counts) - counts, counts)
-    indices = np.full((wanted, columns), -1, np.int64)
-    distances = np.full((wanted, columns), np.inf, np.float32)
-    indices[heads, slots], distances[heads, slots] = tails, lengths
     return indices[:, : n_neighbors - 1], distances[:, : n_neighbors - 1]
+
+
+def lists_of(matrix: Any, first: int, columns: int | None = None) -> Lists:
+    """Return the lists that some rows of a sparse matrix of distances hold.
+
+    Parameters
+    ----------
+    matrix : sparse matrix, shape (n, rows)
+    first : int
+        The row that its first row is.
+    columns : int, optional
+        How many neighbours are wanted; by default as many as the fullest row has.
+
+    Returns
+    -------
+    indices, distances
+        As of `from_matrix`, (n, columns).
+    """
+    found = matrix.tocoo()  # which keeps zeros that are stored
+    others = found.row + first != found.col
+    heads, tails, lengths = found.row[others], found.col[others], found.data[others]
+    order = np.lexsort((tails, lengths, heads))
+    heads, tails, lengths = heads[order], tails[order], lengths[order]
+    counts = np.bincount(heads, minlength=matrix.shape[0])
+    columns = int(counts.max(initial=0)) if columns is None else columns
+    slots = np.arange(len(heads)) - np.repeat(np.cumsum(counts) - counts, counts)
+    indices = np.full((matrix.shape[0], columns), -1, np.int64)
+    distances = np.full(indices.shape, np.inf, np.float32)
+    kept = slots < columns
+    indices[heads[kept], slots[kept]], distances[heads[kept], slots[kept]] = tails[kept], lengths[kept]
+    return indices, distances
 
 
 def from_arrays(given: tuple[Any, ...], rows: int | None, n_neighbors: int) -> Lists | None:

@@ -4,6 +4,7 @@ The only folder that imports zarr and obstore. What a run looks like on disk is 
 raises `FORMAT`. Other folders import from here, not from the modules.
 """
 
+from dumap.store.annotated import AnnDataStore, Slots, remove_tree
 from dumap.store.arrays import Rows, find_array, place_of_array, read_array, write_arrays
 from dumap.store.bits import holds_bfloat16, widen
 from dumap.store.checkpoints import CHECKPOINT, Checkpoints
@@ -32,6 +33,7 @@ __all__ = [
     "OBJECT_BYTES",
     "PARTS",
     "Absent",
+    "AnnDataStore",
     "Checkpoints",
     "Lock",
     "NewStore",
@@ -39,6 +41,7 @@ __all__ = [
     "Rows",
     "Run",
     "RunKeys",
+    "Slots",
     "StoredArray",
     "absolute_location",
     "await_end",
@@ -62,6 +65,7 @@ __all__ = [
     "publish",
     "read_array",
     "relative_location",
+    "remove_tree",
     "requests_at_once",
     "require_chunks",
     "set_threads",

@@ -1,0 +1,140 @@
+"""Neighbours as a step of others: the object that `scanpy.pp.neighbors` takes as its `transformer`."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import weakref
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from sklearn.base import BaseEstimator, TransformerMixin
+from sklearn.utils.validation import check_is_fitted
+
+from dumap.api import run
+from dumap.errors import DataError, as_value_errors
+from dumap.estimator import seed_of
+from dumap.show.rows import distances_of
+
+if TYPE_CHECKING:
+    import numpy as np
+    from distributed import Client
+
+SHORT: dict[str, Any] = {"n_epochs": 1, "init": "random", "quality": {"queries": 0}}
+"""Settings by which the map, which nobody asks for, takes no time."""
+
+
+class KNeighborsTransformer(TransformerMixin, BaseEstimator):
+    """The nearest neighbours of rows as a sparse matrix of distances, as scanpy's `transformer`.
+
+    Parameters
+    ----------
+    n_neighbors : int
+        Entries of each row, itself counted: it comes first, at distance 0.
+    metric : str
+    metric_kwds : mapping, optional
+    random_state : int, RandomState or None
+        The seed; None is the default seed.
+    client : distributed.Client, optional
+        Where to run.
+    store : path or URL, optional
+        Where the run is stored; by default a temporary folder, which is removed with this object.
+
+    Attributes
+    ----------
+    run_ : Result
+        The run, whose map means nothing.
+
+    Examples
+    --------
+    >>> import dumap, numpy as np
+    >>> x = np.random.default_rng(0).normal(size=(100, 5))
+    >>> found = dumap.KNeighborsTransformer(n_neighbors=10).fit_transform(x)
+    >>> found.shape, found.nnz, found.indices[:10:10].tolist(), found.data[:10:10].tolist()
+    ((100, 100), 1000, [0], [0.0])
+    """
+
+    def __init__(
+        self,
+        n_neighbors: int = 15,
+        *,
+        metric: str = "euclidean",
+        metric_kwds: Mapping[str, Any] | None = None,
+        random_state: int | np.random.RandomState | None = None,
+        client: Client | None = None,
+        store: str | os.PathLike[str] | None = None,
+    ) -> None:
+        self.n_neighbors = n_neighbors
+        self.metric = metric
+        self.metric_kwds = metric_kwds
+        self.random_state = random_state
+        self.client = client
+        self.store = store
+
+    def fit(self, X: Any, y: Any = None) -> KNeighborsTransformer:
+        """Search the neighbours of the rows of X.
+
+        Parameters
+        ----------
+        X : array, Dask array, or path of a Zarr array
+        y : object
+            Not used.
+
+        Returns
+        -------
+        KNeighborsTransformer
+            Itself.
+
+        Raises
+        ------
+        ValueError
+            A parameter, or the data, is not allowed.
+        DumapError
+            Another error of the run.
+        """
+        folder = tempfile.mkdtemp(prefix="dumap-") if self.store is None else None
+        output = os.path.join(folder, "run.zarr") if folder else os.fsdecode(self.store)  # type: ignore[arg-type]
+        search: dict[str, Any] = {"n_neighbors": self.n_neighbors, "metric": self.metric}
+        search |= {"metric_kwds": dict(self.metric_kwds or {}), "random_state": seed_of(self.random_state)}
+        try:
+            with as_value_errors():
+                found = run(X, output=output, client=self.client, **search, **SHORT)
+        except BaseException:
+            if folder:
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
+        self.run_, self._fitted = found, X
+        if folder:
+            weakref.finalize(found, shutil.rmtree, folder, ignore_errors=True)
+        return self
+
+    def transform(self, X: Any) -> Any:
+        """Return the neighbours of the rows that were fitted.
+
+        Parameters
+        ----------
+        X : object
+            What was given to `fit`, the same object.
+
+        Returns
+        -------
+        csr_matrix of float64, shape (rows, rows)
+            n_neighbors entries in every row: itself first, then the nearest first.
+
+        Raises
+        ------
+        DataError
+            X is something else, or a row has fewer neighbours.
+        """
+        check_is_fitted(self)
+        if X is not self._fitted:
+            raise DataError("rows that were not fitted have no neighbours here: call fit_transform with them")
+        found = distances_of(self.run_.neighbors, with_self=True)
+        if found.nnz != self.n_neighbors * found.shape[0]:
+            raise DataError(f"some rows have fewer than n_neighbors={self.n_neighbors} neighbours: ask for fewer")
+        return found
+
+    def fit_transform(self, X: Any, y: Any = None) -> Any:
+        """Return the neighbours of the rows of X, as `transform` does."""
+        return self.fit(X).transform(X)
