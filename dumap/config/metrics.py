@@ -31,6 +31,9 @@ SHIFT_FREE = frozenset(
 )
 """Metrics of differences alone: what is subtracted from all rows changes no distance."""
 
+DISCONNECTION_DISTANCES = {"correlation": 2.0, "cosine": 2.0, "hellinger": 1.0, "jaccard": 1.0, "dice": 1.0}
+"""umap-learn's values: rows at this distance have nothing in common, and are no neighbours."""
+
 _ORDER, _WEIGHTED, _SCALED, _TRANSPORT = {"p": 0}, {"w": 1, "p": 0}, {"sigma": 1}, {"cost": 2}
 ARGUMENTS: dict[str, dict[str, int]] = {
     "minkowski": _ORDER,

@@ -30,12 +30,11 @@ from dumap.stages import (
     vectors,
 )
 
-SEARCHED: Recipe = (
-    *(vectors.STAGE, cells.STAGE, neighbors.STAGE, audit.STAGE, graph.STAGE, coarsen.STAGE),
-    *(start.STAGE, layout.STAGE, embedding.STAGE, quality.STAGE),
-)
+AFTER_LISTS: Recipe = (graph.STAGE, coarsen.STAGE, start.STAGE, layout.STAGE, embedding.STAGE, quality.STAGE)
+"""What every run goes through once it has lists of neighbours."""
+SEARCHED: Recipe = (vectors.STAGE, cells.STAGE, neighbors.STAGE, audit.STAGE, *AFTER_LISTS)
 """Neighbours are searched, and repaired where they fall short."""
-GIVEN: Recipe = (given.VECTORS_GIVEN, given.CELLS_GIVEN, given.NEIGHBORS_GIVEN, given.AUDIT_GIVEN, *SEARCHED[4:])
+GIVEN: Recipe = (given.VECTORS_GIVEN, given.CELLS_GIVEN, given.NEIGHBORS_GIVEN, given.AUDIT_GIVEN, *AFTER_LISTS)
 """Neighbours are given, and stay as they are."""
 
 

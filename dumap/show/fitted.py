@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dumap.config.metrics import DISCONNECTION_DISTANCES
 from dumap.kernels.graph import memberships
-from dumap.stages.graph import DISCONNECTION_DISTANCES
 
 if TYPE_CHECKING:
     from dumap.show.result import Result

@@ -13,13 +13,11 @@ from dumap.artifacts.neighbors import NeighborLists
 from dumap.artifacts.part_names import AUDIT, CELLS, GRAPH, NEIGHBORS, VECTORS, number_of, part_names, total
 from dumap.artifacts.vectors import repeated_in
 from dumap.config import Config
+from dumap.config.metrics import DISCONNECTION_DISTANCES
 from dumap.kernels import graph
 from dumap.planning.geometry import EDGE_BYTES, SHARD_EDGES, Geometry
 from dumap.planning.plan import Projection
 from dumap.stages import Context, Stage
-
-DISCONNECTION_DISTANCES = {"correlation": 2.0, "cosine": 2.0, "hellinger": 1.0, "jaccard": 1.0, "dice": 1.0}
-"""umap-learn's values: rows at this distance have nothing in common."""
 
 
 def disconnection_distance(config: Config) -> float:
@@ -40,9 +38,11 @@ def sum_up(job: Job, part: str) -> None:
     distances = nearest(job, "distances", *shards.span(number_of(part)))
     present = np.isfinite(distances)
     kept = present & (distances < disconnection_distance(job.config))
+    rows = np.where(kept, distances, 0).sum(axis=1, dtype=np.float64)
+    sums = [math.fsum(rows[low : low + graph.GRAIN_ROWS]) for low in range(0, len(rows), graph.GRAIN_ROWS)]
     with job.run.part(GRAPH, part) as out:
         out.attributes |= {
-            "distance_sum": float(np.sum(distances[kept], dtype=np.float64)),
+            "distance_sums": sums,  # by grain, so that their sum does not depend on how many rows a shard has
             "kept": int(kept.sum()),
             "disconnected": int(present.sum() - kept.sum()),
             "missing": int((~present).sum()),
@@ -189,7 +189,7 @@ def run(context: Context) -> dict:
     summed = part_names("summed", even)
     context.compute(GRAPH, sum_up, summed)
     kept, disconnected, missing = (total(store, GRAPH, summed, fact) for fact in ("kept", "disconnected", "missing"))
-    mean = math.fsum(store.summary(GRAPH, name)["distance_sum"] for name in summed) / (rows + kept)
+    mean = math.fsum(part for name in summed for part in store.summary(GRAPH, name)["distance_sums"]) / (rows + kept)
     context.compute(GRAPH, direct, part_names("directed", even), mean_distance=mean)
     context.compute(GRAPH, cut_shards, [SHARDS])
     united, most = part_names("united", len(Graph(store).shards)), store.summary(GRAPH, SHARDS)["most_edges"]

@@ -63,7 +63,7 @@ def test_every_kind_of_damage_is_found_and_named(cli, damageable, kind):
     assert cli("verify", damageable.output).code == 0, "what is damaged no longer counts"
 
 
-PLACES = {
+DAMAGED = {
     "vectors": "block-",
     "cells": "sorted-",
     "cells table": "table",
@@ -76,17 +76,22 @@ PLACES = {
     "embedding": "rows-",
     "quality": "report",
 }
+"""What is damaged, and how the name of the part begins: at least one of each stage."""
+
+
+def test_a_part_of_each_stage_is_damaged():
+    assert list(dict.fromkeys(what.split()[0] for what in DAMAGED)) == list(STAGES)
 
 
 @pytest.mark.fault(13)
 @pytest.mark.parametrize(
     "place",
-    slowly(PLACES, "neighbors", "layout"),
+    slowly(DAMAGED, "neighbors", "layout"),
 )
 def test_repaired_damage_gives_the_same_bytes(cli, damageable, expected, place):
     """The stages after it are made again too, so that what is repaired is seen to be as it was."""
     stage = place.split()[0]
-    flip(Path(damageable.output, objects(damageable.output, stage, PLACES[place])[0]))
+    flip(Path(damageable.output, objects(damageable.output, stage, DAMAGED[place])[0]))
     assert cli("verify", damageable.output).code == 1
     uncommit(damageable.output, STAGES[STAGES.index(stage) + 1 :])
     assert run(damageable)["state"] == "done"
@@ -97,13 +102,13 @@ def test_repaired_damage_gives_the_same_bytes(cli, damageable, expected, place):
 @pytest.mark.fault(13)
 @pytest.mark.parametrize("place", slowly(["neighbors", "embedding", "layout"], "layout"))
 def test_repair_alone_makes_a_finished_run_whole(cli, damageable, expected, place):
-    key = objects(damageable.output, place, PLACES[place])[0]
+    key = objects(damageable.output, place, DAMAGED[place])[0]
     flip(Path(damageable.output, key))
     assert cli("verify", damageable.output).code == 1
     assert run(damageable)["state"] == "done"
     assert verify(damageable.output) == []
     assert results(damageable.output) == expected
-    committed = Path(damageable.output, MANIFESTS, place).glob(f"{PLACES[place]}*.json")
+    committed = Path(damageable.output, MANIFESTS, place).glob(f"{DAMAGED[place]}*.json")
     assert any(committed), f"{key} was removed and not made again"
 
 
