@@ -174,7 +174,7 @@ DASK_JOB = having(
     kind=const("DaskJob"),
     metadata=having(name={"pattern": "^[a-z0-9-]+$"}),
     spec=having(
-        job=having(spec=having(containers=each(CONTAINER))),
+        job=having(spec=having(restartPolicy=const("Never"), containers=each(CONTAINER))),
         cluster=having(
             spec=having(
                 worker=having(replicas={"type": "integer", "minimum": 1}, spec=having(containers=each(CONTAINER))),

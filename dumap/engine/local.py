@@ -216,7 +216,7 @@ class _Step:
         for part, alive in list(self._alive.items()):
             if time.monotonic() - alive > seconds:
                 raise _Stuck(
-                    f"{self._job.title(self._task)} {part} told nothing for {seconds:.0f} s (cluster.task_timeout) and "
+                    f"{self._job.title(self._task)} {part} told nothing for {seconds:g} s (cluster.task_timeout) and "
                     f"is taken for stuck; its thread ends with this process. Raise the limit if tasks are that slow; "
                     f"what is committed is kept"
                 )

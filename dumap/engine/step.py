@@ -278,7 +278,7 @@ class Step:
                 self._finish(part)
                 continue
             self.stuck[part] = self.stuck.get(part, 0) + 1
-            said = f"{self.work.stage} {part} told nothing for {seconds:.0f} s (cluster.task_timeout)"
+            said = f"{self.work.stage} {part} told nothing for {seconds:g} s (cluster.task_timeout)"
             if not self.work.repeatable or self.stuck[part] >= STUCK:
                 raise TaskError(
                     f"{said} on {attempt.worker}, {self.stuck[part]} times in all, and is not tried again: raise the "

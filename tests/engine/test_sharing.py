@@ -194,7 +194,7 @@ def test_a_thread_that_is_stuck_ends_a_local_run(job):
             released.wait(60)
 
     try:
-        with pytest.raises(TaskError, match=r"part-00001 told nothing for 0 s \(cluster\.task_timeout\)"):
+        with pytest.raises(TaskError, match=r"part-00001 told nothing for 0\.3 s \(cluster\.task_timeout\)"):
             LocalEngine(2, 2**31, 0.3).map(hang, job, part_names("part", 4), {}, lambda done, total: None)
         assert "part-00003" in ran
     finally:
