@@ -30,9 +30,10 @@ if TYPE_CHECKING:
 
 LEAST_ROWS = 3
 """The least rows that can be embedded: each needs another, and one more for a graph."""
-NOT_YET = {
-    name: "new rows cannot be placed on a finished map in this version: fit them together with the others"
-    for name in ("transform", "inverse_transform", "update")
+NOT_HERE_METHODS = {
+    "transform": "new rows cannot be placed on a finished map in this version: fit them together with the others",
+    "inverse_transform": "rows cannot be made of places on the map; use umap-learn",
+    "update": "append the rows to the data, and fit again",
 }
 """Methods of umap-learn's that are not here, and what to do instead."""
 UNPICKLED = (*READ, "_raw_data", "_removal")
@@ -336,8 +337,8 @@ class UMAP(Fitted, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
     # as scikit-learn and pickle have it ----------------------------------------------------------
 
     def __getattr__(self, name: str) -> Any:
-        if name in NOT_YET:
-            raise AttributeError(f"UMAP has no {name}: {NOT_YET[name]}")
+        if name in NOT_HERE_METHODS:
+            raise AttributeError(f"UMAP has no {name}: {NOT_HERE_METHODS[name]}")
         if name in (*NAMES, "run_") and "run_" not in self.__dict__:
             raise AttributeError(f"{name}: this UMAP is not fitted yet; call fit first")
         return super().__getattribute__(name)  # which says what is not there

@@ -92,10 +92,13 @@ def test_what_is_not_fitted_says_so():
         quick().embeding_  # noqa: B018
 
 
-@pytest.mark.parametrize("method", ["transform", "inverse_transform", "update"])
-def test_rows_are_not_placed_later(fitted, method):
+@pytest.mark.parametrize(
+    ("method", "instead"),
+    [("transform", "fit them together"), ("inverse_transform", "use umap-learn"), ("update", "append the rows")],
+)
+def test_methods_that_are_not_here_say_what_to_do(fitted, method, instead):
     assert not hasattr(fitted, method)
-    with pytest.raises(AttributeError, match=f"UMAP has no {method}: new rows cannot be placed"):
+    with pytest.raises(AttributeError, match=f"UMAP has no {method}: .*{instead}"):
         getattr(fitted, method)
 
 
@@ -283,6 +286,18 @@ def test_dask_arrays_come_back_in_the_same_chunks_of_rows(digits_300, fitted):
     assert found.chunks == ((100, 7, 193), (2,))
     assert found.dtype == np.float32
     assert np.array_equal(found.compute(scheduler="synchronous"), fitted.embedding_)
+
+
+def test_a_client_does_the_work(digits_300, fitted, client):
+    array = dask.array.from_array(digits_300, chunks=(100, 64))
+    reducer = quick(client=client)
+    found = reducer.fit_transform(array)
+    assert reducer.run_["stages"][-1]["engine"] == "dask"
+    assert np.array_equal(client.compute(found).result(), fitted.embedding_)
+    pickled = pickle.loads(pickle.dumps(reducer))
+    assert pickled.client is None
+    assert np.array_equal(pickled.embedding_, fitted.embedding_)
+    shutil.rmtree(Path(pickled.run_.path).parent)
 
 
 def test_rows_of_dask_have_to_be_known(digits_300):

@@ -45,4 +45,10 @@ def main(client: Any) -> str:
     indices, distances = again.neighbors[:10]
     print(again["state"], again.path, again.facts, indices.shape, distances.dtype, again.graph(0).shape, again.blocks)
     print(again.embedding[:3], again.status[:3], again.to_dask(), again.to_xarray(), again.to_dataframe(), again.plot())
+    x = np.zeros((100, 5), np.float32)
+    reducer: dumap.UMAP = dumap.UMAP(n_neighbors=10, metric="cosine", store=Path("RUN.zarr"), client=client).fit(x)
+    print(reducer.embedding_.shape, reducer.run_.path, reducer.fit_transform(x, knn_graph=reducer.graph_))
+    searched = dumap.KNeighborsTransformer(n_neighbors=10, random_state=3).fit_transform(x)
+    dumap.umap("CELLS.zarr", min_dist=0.3, key_added="umap")
+    print(searched, dumap.umap(searched, copy=True))
     return again.path
