@@ -45,7 +45,7 @@ def test_a_private_folder_serves_all_runs(homeless):
 
 
 @pytest.mark.parametrize("what", ["link", "open to others", "file", "of another user"])
-def test_what_another_user_may_have_made_is_not_used(homeless, tmp_path, what):
+def test_a_folder_that_another_user_could_write_to_is_not_used(homeless, tmp_path, what):
     trap, elsewhere = homeless / f"dumap-compiled-{os.geteuid()}", tmp_path / "elsewhere"
     elsewhere.mkdir(mode=0o700)
     if what == "link":

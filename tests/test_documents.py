@@ -15,14 +15,14 @@ DESIGN = (ROOT / "dumap" / "DESIGN.md").read_text()
 FOLDERS = "|".join(LAYERS)
 
 
-def test_what_contributors_are_told_to_look_at_is_there():
+def test_files_that_CONTRIBUTING_names_exist():
     named = set(re.findall(r"\b(?:tests|scripts|dumap)/[\w/]+\.\w+", CONTRIBUTING))
     named |= {f"dumap/{path}" for path in re.findall(rf"`((?:{'|'.join(LAYERS)})/\w+\.py)`", CONTRIBUTING)}
     assert len(named) > 25
     assert [path for path in sorted(named) if not (ROOT / path).exists()] == []
 
 
-def test_what_the_design_names_is_there():
+def test_files_that_DESIGN_names_exist():
     named = {path for path in re.findall(rf"`((?:tests/|(?:{FOLDERS})/)[\w/]+\.py)`", DESIGN)}
     assert len(named) > 8
     assert [path for path in sorted(named) if not ((ROOT / path).exists() or (ROOT / "dumap" / path).exists())] == []

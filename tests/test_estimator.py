@@ -83,7 +83,7 @@ def test_names_come_in_and_go_out(digits_300):
     assert reducer.feature_names_in_.tolist() == frame.columns.tolist()
 
 
-def test_what_is_not_fitted_says_so():
+def test_an_estimator_that_is_not_fitted_says_so():
     with pytest.raises(NotFittedError):
         check_is_fitted(quick())
     with pytest.raises(AttributeError, match="embedding_: this UMAP is not fitted yet"):
@@ -352,7 +352,7 @@ def test_a_named_store_is_gone_on_with(digits_300, fresh):
     assert dumap.open_run(store)["state"] == "done"
 
 
-def test_what_fails_leaves_nothing(digits_300, temporary, monkeypatch):
+def test_a_failed_fit_leaves_nothing_behind(digits_300, temporary, monkeypatch):
     before = set(temporary.iterdir())
     with pytest.raises(ConfigError):
         quick(n_components=1000).fit(digits_300)

@@ -35,7 +35,7 @@ def test_examples_run(name, folder, monkeypatch):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_what_is_public_is_documented_as_numpydoc_has_it(name):
+def test_public_names_have_numpydoc_docstrings(name):
     public = getattr(dumap, name)
     told = inspect.getdoc(public)
     if inspect.isfunction(public):

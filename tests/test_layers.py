@@ -184,7 +184,7 @@ def test_files_and_functions_are_small():
     assert {name: large for name, large in found.items() if large} == {}
 
 
-def test_what_is_too_large_is_found():
+def test_large_modules_and_functions_are_found():
     parameters, reason = ", ".join("abcdefghi"), '"""Do.\n\n    So many parameters: they are one point\'s.\n    """'
     assert list(oversized("x = 1\n" * 401)) == ["lines"]
     assert list(oversized("def f():\n" + "    x = 1\n" * 61)) == ["f"]

@@ -64,7 +64,7 @@ def test_the_budget_is_that_of_as_many_tasks_as_ran_at_once(kept, use):
     assert kept.bytes == 60
 
 
-def test_what_is_used_stays_whatever_is_wanted_beside(kept, use):
+def test_a_value_in_use_is_not_freed_for_others(kept, use):
     with kept.use("a", 20, 20, object) as held:
         for key in "bcd":
             use(key, 20)
@@ -72,7 +72,7 @@ def test_what_is_used_stays_whatever_is_wanted_beside(kept, use):
             assert again is held
 
 
-def test_what_cannot_be_made_is_not_kept(kept, use):
+def test_a_value_that_cannot_be_made_is_not_cached(kept, use):
     def fail() -> None:
         raise OSError("not readable")
 

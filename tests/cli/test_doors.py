@@ -139,7 +139,7 @@ def test_debug_shows_where_wherever_it_is_given(monkeypatch, words):
     assert isinstance(CliRunner().invoke(command, words).exception, errors.InputError)
 
 
-def test_what_looks_like_a_flag_may_be_a_value(cli):
+def test_a_value_may_look_like_a_flag(cli):
     """As of --array, which takes any name."""
     outcome = cli(*PLAN, "--array", "--debug")
     assert (outcome.code, "Traceback" in outcome.err) == (3, False)

@@ -127,7 +127,7 @@ def test_metrics_are_those_of_the_status(cli, words, record):
     assert summary["quality"]["trustworthiness"] == facts["quality"]["trustworthiness"]
 
 
-def test_what_is_not_known_is_left_out(cli, words, record):
+def test_unknown_figures_are_left_out_of_the_metrics(cli, words, record):
     assert cli(*words, "--set", "audit.queries=0", *record.words).code == 0
     assert "dumap_recall" not in Path(record.metrics).read_text()
 

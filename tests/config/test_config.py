@@ -137,7 +137,7 @@ def test_sizes_are_read_with_their_units(text, size):
 
 
 @pytest.mark.parametrize("text", ["", "GiB", "-1GiB", "1 GiB 2", "1e9", "1.GiB", "1PiB", "0x10"])
-def test_what_is_no_size_is_refused(text):
+def test_texts_that_are_no_sizes_are_refused(text):
     with pytest.raises(ConfigError, match=r"task_memory = .*not a size"):
         build(with_value("task_memory", text))
 
@@ -284,7 +284,7 @@ def test_the_digest_does_not_name_what_the_answer_does_not_depend_on(key, value)
     assert build(with_value(key, value)).digest() == build(BASE).digest()
 
 
-def test_of_given_neighbors_the_digest_names_that_they_are_given():
+def test_the_digest_says_that_neighbors_are_given_but_not_where_they_lie():
     """Neither where they lie, nor how cells would have been cut."""
     given = with_value("neighbors.precomputed", "knn.zarr")
     for other in ({"neighbors": {"precomputed": "s3://b/knn.zarr"}}, {"cells": {"max_cells_per_row": 2}}):

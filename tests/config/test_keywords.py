@@ -23,7 +23,7 @@ def test_umap_learns_parameters_are_settings_or_told_of():
 
 
 @pytest.mark.parametrize("name", NOT_HERE)
-def test_what_dumap_has_not_is_refused_with_what_to_do(name):
+def test_parameters_that_dumap_lacks_are_refused_with_advice(name):
     with pytest.raises(ConfigError, match=f"^{name}: dumap has no such parameter of umap-learn's: .*[a-z]"):
         read_keywords({name: inspect.signature(UMAP).parameters[name].default})
 

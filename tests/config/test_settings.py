@@ -41,7 +41,7 @@ def test_everything_is_described(key):
 
 
 @pytest.mark.parametrize("key", SETTINGS)
-def test_of_each_setting_it_is_told_whether_it_changes_the_embedding(key):
+def test_the_description_says_whether_a_setting_changes_the_embedding(key):
     changes = SETTINGS[key].json_schema_extra["changes_embedding"]
     told = {True: "Changes the embedding.", False: "Does not change the embedding."}
     assert SETTINGS[key].description.endswith(told.get(changes) or f"Changes the embedding only {changes}.")
@@ -52,7 +52,7 @@ NO_SIZE = {"seed", "layout.seed", "cluster.timeout", "cluster.worker_timeout", "
 
 
 @pytest.mark.parametrize("key", [key for key in SETTINGS if key not in NO_SIZE])
-def test_of_each_number_it_is_told_which_way_it_moves_the_map(key):
+def test_the_description_of_a_number_says_what_a_larger_one_does(key):
     value = SETTINGS[key].default
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     is_number |= value is None and any(hasattr(limit, "ge") or hasattr(limit, "gt") for limit in SETTINGS[key].metadata)
@@ -74,7 +74,7 @@ def test_names_of_umap_learn_are_its_own():
 # defaults as YAML --------------------------------------------------------------------------------
 
 
-def test_what_is_written_loads_back_to_the_defaults(tmp_path):
+def test_the_annotated_defaults_load_as_the_defaults(tmp_path):
     file = tmp_path / "defaults.yaml"
     file.write_text(annotated())
     assert load(str(file)) == build(EXAMPLES)
@@ -138,7 +138,7 @@ def test_an_unknown_key_suggests_the_nearest(key, meant):
 
 
 @pytest.mark.parametrize("key", ["xyzzy", "layout.xyzzy", ""])
-def test_where_no_key_is_near_none_is_suggested(key):
+def test_no_key_is_suggested_for_one_unlike_all(key):
     assert nearest(key) == []
     with pytest.raises(ConfigError, match=r"unknown key; allowed keys: .*[a-z]$"):
         annotated(key)

@@ -50,7 +50,7 @@ def test_slices_of_chunks_are_the_rows_of_a_part(rows, columns, data):
     assert assemble(dask.compute(grid, scheduler="sync")[0], feed.dtype).tolist() == x[start:stop].tolist()
 
 
-def test_what_is_a_collection_of_rows():
+def test_collections_of_rows_are_recognised():
     frame = dd.from_pandas(pd.DataFrame({"a": [1.0, 2.0]}), npartitions=1)
     assert [is_collection(one) for one in (da.ones((3, 2)), frame, np.ones((3, 2)), dask.delayed(1))] == [
         *(True, True, False, False)
@@ -74,7 +74,7 @@ def test_unknown_chunks_are_refused_with_what_to_do(digits_300):
     ],
     ids=["1-D", "complex", "empty"],
 )
-def test_what_holds_no_rows_of_numbers_is_refused(array, message):
+def test_collections_without_rows_of_numbers_are_refused(array, message):
     with pytest.raises(InputError, match=message):
         DaskRows(array)
 
@@ -107,7 +107,7 @@ def test_a_frame_comes_to_the_bytes_of_a_store(digits_300, expected, fresh):
 
 
 @pytest.mark.usefixtures("small_parts")
-def test_what_chunks_have_in_common_is_computed_once(digits_300, fresh):
+def test_a_task_that_several_chunks_share_is_computed_once(digits_300, fresh):
     made = []
 
     def make(block):

@@ -149,7 +149,7 @@ def test_tls_by_the_configuration_of_dask(secured, tmp_path, by):
         ({"scheduler_file": "b", "memory_limit": GIB}, "memory_limit = .* but scheduler_file = 'b' names another"),
     ],
 )
-def test_what_would_be_ignored_is_refused(given, said):
+def test_settings_that_would_be_ignored_are_refused(given, said):
     with pytest.raises(ValueError, match=said):
         ClusterConfig(**given)
 

@@ -116,7 +116,7 @@ def test_a_task_holds_its_resources_while_it_runs(shared, job, monkeypatch, tmp_
 
 
 @pytest.mark.parametrize("sharing", [Sharing({"TPU": 1}), Sharing(allow_workers=("nobody",))])
-def test_without_a_worker_that_may_be_used_it_is_said_which_is_wanted(shared, sharing):
+def test_the_error_says_which_workers_a_run_waits_for(shared, sharing):
     executor = Executor(shared, 30, worker_timeout=0.5, sharing=sharing)
     with pytest.raises(ClusterError, match=r"no worker of cluster\.(resources|allow_workers) .*(TPU|nobody)"):
         executor.preflight()
@@ -150,7 +150,7 @@ def test_an_embedded_cluster_has_nothing_to_choose_by(setting, monkeypatch):
         ({"engine": "local", "allow_workers": ["big"]}, "needs no cluster"),
     ],
 )
-def test_what_makes_no_sense_is_refused(settings, said):
+def test_senseless_settings_of_sharing_are_refused(settings, said):
     with pytest.raises(ConfigError, match=said):
         build({"input": {"path": "in.zarr"}, "output": "out.zarr", "cluster": settings})
 

@@ -218,7 +218,7 @@ def test_a_straggler_gets_one_copy_on_another_worker_and_the_first_counts(second
 
 
 @pytest.mark.fault(49)
-def test_what_waits_at_a_worker_that_is_stopped_is_done_by_others():
+def test_parts_that_wait_at_a_stopped_worker_are_done_by_others():
     cluster = Cluster(0)
     cluster.join()
     cluster.at(2.5, lambda: cluster.stop(stopped, 1000.0))
@@ -228,7 +228,7 @@ def test_what_waits_at_a_worker_that_is_stopped_is_done_by_others():
 
 
 @pytest.mark.fault(49)
-def test_what_may_not_run_twice_gets_no_copy():
+def test_a_task_that_must_not_run_twice_gets_no_backup():
     cluster = Cluster(0)
     cluster.join()
     cluster.join(slowness=200.0)
@@ -271,7 +271,7 @@ def test_an_error_of_a_task_ends_the_step(error):
     assert not cluster.in_flight
 
 
-def test_what_cannot_be_read_on_workers_that_are_fit_is_given_up():
+def test_a_task_that_fit_workers_cannot_read_ends_the_run():
     cluster = Cluster(0)
     cluster.join()
     cluster.raises["part-00001"] = ModuleNotFoundError("No module named 'x'")

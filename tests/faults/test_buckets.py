@@ -344,7 +344,7 @@ def test_a_lock_whose_answer_is_lost_is_ones_own(proxy, begun_run):
 
 
 @pytest.mark.fault(17, 18)
-def test_of_two_manifests_the_first_wins_even_if_its_answer_is_lost(proxy, begun_run):
+def test_the_first_manifest_wins_even_if_its_answer_is_lost(proxy, begun_run):
     slow, fast = Run(begun_run.location).part("stage", "p"), Run(begun_run.location).part("stage", "p")
     slow.write("a", np.array([1.0]))
     fast.write("a", np.array([2.0]))
@@ -390,7 +390,7 @@ def test_a_prefix_that_holds_anything_but_a_run_is_refused(proxy, cli, key):
 
 
 @pytest.mark.fault(45)
-def test_what_people_keep_in_a_buckets_run_survives(begun_run, cli):
+def test_files_that_people_add_to_a_run_in_a_bucket_survive(begun_run, cli):
     theirs = ["graph/notes.txt", "labels/c/0", "labels/zarr.json", "notes.txt"]
     for key in theirs:
         begun_run.put(key, b"years of work")

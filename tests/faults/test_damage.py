@@ -187,7 +187,7 @@ def test_every_object_of_a_run_is_watched(damageable, monkeypatch, kind):
 @pytest.mark.fault(13, 14)
 @pytest.mark.slow
 @pytest.mark.parametrize("nth", range(16))
-def test_what_is_harmed_is_made_again_and_nothing_else(cli, damageable, expected, monkeypatch, nth):
+def test_only_damaged_parts_are_made_again(cli, damageable, expected, monkeypatch, nth):
     """One object in sixteen, others each time, so that every object of a run is harmed once."""
     monkeypatch.setattr(lock_module, "LEASE", 0.5)
     of, kind = part_of(damageable.output), list(DAMAGE)[(nth + nth // 4) % 4]
@@ -298,7 +298,7 @@ def littered(damageable):
 
 
 @pytest.mark.fault(24)
-def test_what_is_left_over_does_not_count(cli, damageable, littered, expected, contents):
+def test_leftovers_of_dead_tasks_do_not_count(cli, damageable, littered, expected, contents):
     before = contents(damageable.output)
     assert verify(damageable.output) == []
     assert status(damageable.output)["state"] == "done"
@@ -355,7 +355,7 @@ def test_clean_touches_nothing_while_a_manifest_is_damaged(cli, damageable, litt
 
 @pytest.mark.fault(24)
 @pytest.mark.parametrize("command", ["clean", "verify"])
-def test_what_is_no_run_is_left_alone(cli, data, fresh, contents, command):
+def test_folders_that_are_no_runs_are_left_alone(cli, data, fresh, contents, command):
     nothing, folder, file = fresh("nothing"), Path(fresh("folder")), Path(fresh("file"))
     folder.mkdir()
     (folder / "thesis.txt").write_text("years of work")

@@ -79,7 +79,7 @@ def kept(output: str) -> dict[str, object]:
 
 
 @pytest.mark.fault(24)
-def test_what_people_keep_in_a_run_survives(cli, damageable, expected):
+def test_files_that_people_add_to_a_run_survive(cli, damageable, expected):
     theirs = keep(damageable.output)
     assert {*PLACES, "labels/zarr.json", "labels/c/0", "quality/scores/a/c/0", "link", "dangling"} <= theirs.keys()
     assert (cli("verify", damageable.output).code, verify(damageable.output)) == (0, [])
@@ -236,7 +236,7 @@ def test_nothing_is_written_through_a_link_that_comes_later(damageable, contents
     assert contents(str(victim)) == {}
 
 
-def test_what_is_dropped_is_not_followed(damageable):
+def test_a_file_that_a_part_links_to_is_not_deleted(damageable):
     """A part whose object somebody moved away and linked to: what was moved is theirs."""
     store, root = Run(damageable.output), Path(damageable.output)
     (key,), away = store.part_objects("graph", "united-00000"), root.parent / "away"

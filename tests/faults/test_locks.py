@@ -172,7 +172,7 @@ def test_two_drivers_that_start_at_once(drivers, prepare, client, expected, fres
 
 
 @pytest.mark.fault(12)
-def test_of_many_that_reach_for_a_lock_one_gets_it(fresh, monkeypatch):
+def test_one_of_many_drivers_gets_the_lock(fresh, monkeypatch):
     monkeypatch.setattr(module, "BEAT", 0.05)
     output, begin, end = fresh("run.zarr"), threading.Barrier(8), threading.Event()
 
@@ -347,7 +347,7 @@ def test_the_workers_of_a_driver_that_was_taken_over_commit_nothing(prepare, cli
     assert job.run.committed("stage") == []
 
 
-def test_what_a_job_has_read_does_not_travel_with_it(prepare):
+def test_a_pickled_job_leaves_behind_what_it_has_read(prepare):
     config = prepare()
     job = Job(config, plan(config).geometry, term=3)
     before = len(pickle.dumps(job))

@@ -160,7 +160,7 @@ def test_a_driver_that_begins_meanwhile_is_no_damage(damageable, monkeypatch):
     assert len(verify(damageable.output)) == 1
 
 
-def test_what_cannot_be_locked_is_read(damageable, cli, monkeypatch):
+def test_a_run_that_cannot_be_locked_is_verified_by_reading(damageable, cli, monkeypatch):
     def refuse(self, key, data):
         raise StorageError(f"{self.location}, {key}: the file system is read-only")
 

@@ -53,7 +53,7 @@ def test_other_parameters_are_refused(cli, finished_run, data, contents, setting
     assert contents(finished_run.output) == before
 
 
-def test_what_the_answer_does_not_depend_on_may_change(cli, finished_run, data, contents):
+def test_settings_without_effect_on_the_answer_may_change(cli, finished_run, data, contents):
     before = contents(finished_run.output)
     more = ["--workers", "7", "--set", "layout.checkpoint_every=3", "--set", "layout.mode=rounds"]
     assert cli("run", "--input", data, "--output", finished_run.output, *WORDS, *more).code == 0

@@ -193,7 +193,7 @@ KEYS = (
 
 @pytest.mark.timeout(60)  # it would take hours, and all memory
 @pytest.mark.parametrize("key", KEYS)
-def test_what_aliases_multiply_is_not_written_out(tmp_path, key):
+def test_values_that_YAML_aliases_multiply_are_not_written_out(tmp_path, key):
     *section, last = key.split(".")
     levels = 12
     place = f"{section[0]}:\n  {last}: *a{levels - 1}\n" if section else f"{last}: *a{levels - 1}\n"
@@ -294,7 +294,7 @@ PATHS = {
     "value", ["", "a/\0", "a/b\nc", "/\x1b[2J", "a/\x7f", "/" * 5000, "a/\ud800", 7, ["a"], True, {}]
 )
 @pytest.mark.parametrize("key", PATHS)
-def test_what_no_path_can_be_is_refused(key, value):
+def test_impossible_paths_are_refused(key, value):
     with pytest.raises(ConfigError, match=rf"{key} = ") as error:
         build({**MINIMAL, **PATHS[key](value)})
     said = str(error.value)

@@ -266,7 +266,7 @@ TWICE = {
 
 
 @pytest.mark.fault(18)
-def test_of_two_that_do_the_same_part_either_may_be_first(cluster_with_nannies, prepare, finished_run, expected):
+def test_either_of_two_tasks_for_one_part_may_be_first(cluster_with_nannies, prepare, finished_run, expected):
     """Both write all they have, and each its manifest once the other has written too."""
     config = prepare()
     shutil.copytree(finished_run.output, config.output)

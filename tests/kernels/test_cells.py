@@ -33,7 +33,7 @@ def test_leaves_are_packed_in_line_into_cells_of_about_the_same_size(own, rows, 
         assert (held[in_pieces] <= rows).all(), "pieces have their cells to themselves"
 
 
-def test_what_is_even_is_packed_evenly():
+def test_even_leaves_are_packed_evenly():
     packed, pieces = cells.assign_leaves(np.full(100, 20), 250)
     assert set(np.bincount(packed)) == {12, 13}
     assert (pieces == 1).all()
@@ -138,7 +138,7 @@ def joined_cells(draw):
 
 
 @given(joined_cells(), st.randoms(use_true_random=False))
-def test_copies_lie_by_cell_own_rows_first_by_position(own, random):
+def test_rows_are_ordered_by_cell_then_home_before_guests_then_position(own, random):
     positions = np.array(random.sample(range(100), len(own)), np.int64)
     source, slot = cells.order_by_cell(own, positions)
     copies = [(c, s > 0, positions[i], i, s) for i, row in enumerate(own) for s, c in enumerate(row) if c >= 0]

@@ -160,7 +160,7 @@ def test_a_long_closed_ribbon_stays_closed():
 # eigenvectors ----------------------------------------------------------------------------------
 
 
-def test_where_no_eigenvector_converges_there_is_no_residual(monkeypatch):
+def test_the_residual_is_infinite_if_no_eigenvector_converges(monkeypatch):
     def stall(matrix, *_, **__):
         raise ArpackNoConvergence("none", np.empty(0), np.empty((matrix.shape[0], 0)))
 

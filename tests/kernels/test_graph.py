@@ -103,7 +103,7 @@ def test_neighbors_that_are_missing_have_no_weight(x):
 
 @pytest.mark.parametrize("how", ["missing", "cut off"])
 @pytest.mark.parametrize("at", [0, 2, 4])
-def test_what_is_not_there_leaves_the_weights_of_the_others(how, at):
+def test_missing_neighbors_leave_the_weights_of_the_others(how, at):
     """One of five neighbours is not there: sigma is solved by the other four, for log2 of six."""
     kept = np.array([1, 1.2, 1.5, 2])
     solved = brentq(lambda s: np.exp(-(kept - 1) / s).sum() - np.log2(6), 1e-3, 1e3)

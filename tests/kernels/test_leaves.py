@@ -364,7 +364,7 @@ def test_the_answer_is_one_on_any_number_of_threads(monkeypatch):
     assert answers[0] == answers[1] == answers[2]
 
 
-def test_what_rows_probe_stays_as_it_was(monkeypatch):
+def test_meet_does_not_change_its_arguments(monkeypatch):
     monkeypatch.setattr(leaves, "EXACT_ROWS", 300)
     x, home, probes = many_leaves(manifold(8, 1000, 5), 2, guests=100)
     before = [array.copy() for array in (x, home, probes)]

@@ -25,7 +25,7 @@ def test_a_list_keeps_the_nearest_of_all_that_was_offered(seed, k):
     assert found[0] == found[1]
 
 
-def test_what_is_not_near_is_not_taken():
+def test_rows_that_are_not_near_enough_are_not_listed():
     kept = lists.CellLists.empty(1, 2)
     for j, d in ((3, np.inf), (4, np.nan), (5, 1.0), (5, 0.5), (6, 2.0), (7, 3.0)):
         lists.offer(0, j, np.float32(d), *kept)
@@ -33,7 +33,7 @@ def test_what_is_not_near_is_not_taken():
     assert kept.distances[0].tolist() == [1, 2]
 
 
-def test_what_came_is_sorted_in_by_the_distances_of_the_rows_themselves():
+def test_new_entries_are_sorted_by_exact_distances():
     x = np.array([[0.0], [3.0], [1.0], [1e30], [2.0]], np.float32)
     found = lists.CellLists(
         np.array([[3, 1, 4, 2, -1], [0, -1, -1, -1, -1]], np.int32),

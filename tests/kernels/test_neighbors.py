@@ -154,7 +154,7 @@ def test_merge_takes_each_row_to_its_own_list():
     assert distances.tolist() == [[0, 1], [2, np.inf], [1, 3]]
 
 
-def test_of_many_as_near_each_row_keeps_others():
+def test_rows_keep_different_ones_of_many_equally_near():
     """By their ids, all would keep the same few."""
     n, k = 400, 5
     indices, distances = lists_of([{}] * n, [0] * n, k)

@@ -88,7 +88,7 @@ def test_cells_fit_the_memory_of_a_task(memory, count, width, itemsize, metric, 
 
 
 @given(memories, rows, dims, st.integers(1, 64), st.none() | st.integers(64, 10**5))
-def test_twice_the_rows_that_a_cell_should_have_are_not_too_many(memory, count, width, copies, most):
+def test_a_cell_may_hold_twice_its_planned_home_rows(memory, count, width, copies, most):
     """Leaves are not cut to fill cells evenly."""
     geometry = make_geometry(config(memory, cells={"max_cells_per_row": copies, "max_rows": most}), count, width, 4, 1)
     assert min(count, 2 * -(-count // geometry.cells)) <= geometry.cell_rows
@@ -316,7 +316,7 @@ def test_buckets_of_hashes_fit_the_memory_of_a_task(memory, count, unique):
     assert count * row_bytes <= buckets * memory < count * row_bytes + memory
 
 
-def test_leaving_copies_out_reads_the_input_again_and_is_projected():
+def test_leaving_duplicates_out_reads_the_input_again_and_is_projected():
     plain, unique = (
         plan_of(config(input={"path": "in.zarr", "unique": unique}), 10**7, 100) for unique in (False, True)
     )
@@ -352,7 +352,7 @@ def test_repairs_hold_no_more_than_a_task_may_or_a_cell_has(memory, count, width
 @pytest.mark.parametrize(
     "section", [{"neighbors": {"recall_target": 0.0}}, {"neighbors": {"max_repairs": 0}}, {"audit": {"queries": 0}}]
 )
-def test_what_is_never_repaired_is_projected_without(section):
+def test_lists_that_are_never_repaired_are_projected_without_repairs(section):
     more, less = (plan_of(config(**own), 10**6, 100).stage("audit") for own in ({}, section))
     assert audits(config(**section)) == 1
     assert less.tasks < more.tasks

@@ -90,7 +90,7 @@ def test_nothing_that_is_read_may_lie_in_the_output(tmp_path, setting, kind):
         check_places(load(None, (), places), RUN_KEYS)
 
 
-def test_what_is_a_path_and_what_a_url():
+def test_paths_and_urls_are_told_apart():
     assert [is_remote(place) for place in ("s3://a", "file:///a", "FILE:///a", "/a", "a")] == [True, *[False] * 4]
     assert normalize("file:///a%20b/../c") == "/a b/../c"
     assert normalize("FILE://localhost/a") == "/a"

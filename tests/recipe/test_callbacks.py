@@ -61,7 +61,7 @@ def test_a_function_hears_how_far_stages_are(config):
     assert [share for stage, share in heard if stage == "neighbors"][-1] == 1
 
 
-def test_what_other_threads_note_is_told_by_the_runs_own(monkeypatch):
+def test_notes_of_other_threads_are_passed_on_by_the_runs_thread(monkeypatch):
     told, there = Told(), threading.Event()
 
     def run(config, observer, **options):
@@ -85,7 +85,7 @@ def test_what_other_threads_note_is_told_by_the_runs_own(monkeypatch):
 @pytest.mark.parametrize(
     "error", [ValueError("mine"), TimeoutError("mine"), StopIteration("mine"), LockError("mine"), KeyboardInterrupt()]
 )
-def test_what_a_callback_raises_ends_the_run_as_it_is(config, at, error):
+def test_an_error_of_a_callback_ends_the_run_unchanged(config, at, error):
     with pytest.raises(type(error)) as raised:
         dumap.run(config, on_progress=Told(at, error))
     assert raised.value is error
@@ -104,7 +104,7 @@ def test_a_run_goes_on_after_a_callback_failed(config):
     assert [said[1] for said in told.said if said[0] == "started"] == list(STAGES[STAGES.index("graph") :])
 
 
-def test_without_callbacks_the_log_is_told(config, caplog):
+def test_the_log_is_written_without_callbacks(config, caplog):
     caplog.set_level("INFO", "dumap")
     dumap.run(config)
     assert {record.dumap["stage"] for record in caplog.records if record.dumap["event"] == "finished"} == set(STAGES)

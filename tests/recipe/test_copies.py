@@ -44,7 +44,7 @@ def unique_run(embed, save, rows_with_duplicates):
     return embed(save(rows_with_duplicates, 50), SMALL)
 
 
-def test_copies_lie_where_their_first_rows_do(unique_run, rows_with_duplicates):
+def test_duplicates_have_the_coordinates_of_their_first_rows(unique_run, rows_with_duplicates):
     first, dropped = first_rows(rows_with_duplicates), ~np.isfinite(rows_with_duplicates).all(axis=1)
     copy = ~dropped & (first != np.arange(len(rows_with_duplicates)))
     np.testing.assert_array_equal(unique_run.flags, np.where(dropped, DROPPED, 0) | np.where(copy, DUPLICATE, 0))
@@ -60,7 +60,7 @@ def test_copies_lie_where_their_first_rows_do(unique_run, rows_with_duplicates):
     assert unique_run.facts("cells")["cells"] > 1
 
 
-def test_exports_of_copies(unique_run, rows_with_duplicates):
+def test_exports_of_duplicates(unique_run, rows_with_duplicates):
     first, dropped = first_rows(rows_with_duplicates), ~np.isfinite(rows_with_duplicates).all(axis=1)
     distinct = np.flatnonzero(~dropped & (first == np.arange(len(rows_with_duplicates))))
     indices, distances = unique_run.neighbors()
@@ -76,7 +76,7 @@ def test_exports_of_copies(unique_run, rows_with_duplicates):
     np.testing.assert_array_equal(np.load(unique_run.export("embedding", ".npy")), unique_run.y)
 
 
-def test_the_audit_is_among_rows_that_are_no_copies(unique_run, rows_with_duplicates):
+def test_the_audit_searches_distinct_rows_alone(unique_run, rows_with_duplicates):
     """Else the exact neighbours of a row with copies would be those, and its lists be wrong."""
     facts = unique_run.facts("audit")
     assert facts["queries"] > 50
@@ -85,13 +85,13 @@ def test_the_audit_is_among_rows_that_are_no_copies(unique_run, rows_with_duplic
 
 
 @pytest.mark.parametrize("rows", slowly([1, 7, 64]))
-def test_the_inputs_chunks_change_no_byte_of_copies(embed, save, rows_with_duplicates, unique_run, rows):
+def test_the_inputs_chunks_change_no_byte_with_duplicates(embed, save, rows_with_duplicates, unique_run, rows):
     done = embed(save(rows_with_duplicates, rows), {**SMALL, "audit.queries": 0})
     assert done.y.tobytes() == unique_run.y.tobytes()
     assert done.flags.tobytes() == unique_run.flags.tobytes()
 
 
-def test_copies_survive_a_run_that_is_stopped(configure, inspect, save, rows_with_duplicates, unique_run):
+def test_duplicates_are_the_same_after_a_stopped_run(configure, inspect, save, rows_with_duplicates, unique_run):
     config = configure(save(rows_with_duplicates, 50), SMALL)
     shutil.copytree(unique_run.output, config.output)
     for gone in (
@@ -110,7 +110,7 @@ def test_copies_survive_a_run_that_is_stopped(configure, inspect, save, rows_wit
     assert inspect(config.output).y.tobytes() == unique_run.y.tobytes()
 
 
-def test_without_copies_nothing_is_otherwise(embed, digits_1200, expected_bytes):
+def test_unique_changes_nothing_without_duplicates(embed, digits_1200, expected_bytes):
     done = embed(digits_1200, {**SMALL_TASKS, "input.unique": True})
     assert done.facts("vectors")["duplicates_left_out"] == 0
     assert done.y.tobytes() == expected_bytes
@@ -178,7 +178,7 @@ def test_few_distinct_rows_among_many_fill_their_cells(embed, digits_300):
     assert done.facts("audit")["recall"] > 0.8
 
 
-def test_rows_whose_hashes_collide_are_no_copies(digits_300, configure, save, monkeypatch):
+def test_rows_whose_first_hashes_collide_are_not_duplicates(digits_300, configure, save, monkeypatch):
     """The first hash of all rows is the same: the second tells them apart."""
     from dumap.artifacts.job import Job
     from dumap.artifacts.part_names import part_names

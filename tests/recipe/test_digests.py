@@ -111,7 +111,7 @@ def test_fewer_neighbors_of_as_wide_lists_change_the_graph_and_what_follows():
 
 
 @pytest.mark.parametrize("key", NO_PART)
-def test_where_and_how_it_runs_changes_nothing(key):
+def test_engines_and_locations_change_no_digest(key):
     assert digests(configured(**{key: NO_PART[key]})) == digests(configured())
 
 

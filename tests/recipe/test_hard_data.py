@@ -23,7 +23,7 @@ def holed(digits_300):
 
 
 @pytest.mark.fault(27)
-def test_what_is_not_finite_is_named_before_any_graph(configure, holed):
+def test_rows_that_are_not_finite_are_named_before_the_graph_is_read(configure, holed):
     config = configure(holed)
     with pytest.raises(InputError, match=r"3 of 300 rows .* rows 7, 90, 299"):
         run(config)
@@ -43,7 +43,7 @@ def test_the_advice_on_what_is_not_finite_can_be_followed(configure, holed):
 
 @pytest.mark.fault(27)
 @pytest.mark.parametrize("max_rows", slowly([None, 100], 100))
-def test_what_is_not_finite_is_dropped_and_flagged(embed, holed, max_rows):
+def test_rows_that_are_not_finite_are_dropped_and_flagged(embed, holed, max_rows):
     done = embed(holed, {"input.nonfinite": "drop", "audit.queries": 50, "cells.max_rows": max_rows})
     dropped = ~np.isfinite(holed).all(axis=1)
     np.testing.assert_array_equal(done.flags, np.where(dropped, DROPPED, 0))
@@ -77,7 +77,7 @@ def test_identical_rows(embed, max_rows):
 
 @pytest.mark.fault(29)
 @pytest.mark.parametrize("max_rows", slowly([None, 100], 100))
-def test_more_copies_of_rows_than_neighbors(embed, digits_300, max_rows):
+def test_more_duplicates_than_neighbors(embed, digits_300, max_rows):
     done = embed(np.repeat(digits_300[:20], 20, axis=0), {"cells.max_rows": max_rows, "audit.queries": 50})
     assert np.isfinite(done.y).all()
     assert done.facts("vectors")["duplicates"] == 380

@@ -72,7 +72,7 @@ def held(output: str) -> set[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("recipe", [SEARCHED, GIVEN])
-def test_what_is_passing_is_read_by_the_stages_named(recipe):
+def test_temporary_parts_go_after_all_stages_that_read_them(recipe):
     for stage in recipe:
         assert set(stage.temporary) <= set(stage.writes)
         for readers in stage.temporary.values():
@@ -104,7 +104,7 @@ def test_a_run_keeps_what_it_was_told_to(run_by_policy):
     assert size(run_by_policy["model"].output) <= bound < size(run_by_policy["all"].output)
 
 
-def test_what_was_dropped_says_so(run_by_policy):
+def test_reading_a_dropped_part_says_so(run_by_policy):
     store = Run(run_by_policy["model"].output, read_only=True)
     assert store.is_committed("cells", "sorted-00000")
     with pytest.raises(DroppedError, match="cells sorted-00000 was dropped"):

@@ -90,7 +90,7 @@ def test_a_width_below_n_neighbors_is_refused():
         build({"input": {"path": "in"}, "output": "out", "neighbors": {"width": 10}})
 
 
-def test_what_a_width_asks_for_is_told_by_its_name(embed, fresh, digits_600):
+def test_errors_name_the_setting_width_where_it_is_given(embed, fresh, digits_600):
     config = build({"input": {"path": "in"}, "output": "out", "neighbors": {"width": 30}})
     with pytest.raises(InputError, match=r"30 rows .* neighbors.width = 30; give at least 31 .* width to at most 29"):
         make_geometry(config, 30, 4, 4, 10)

@@ -309,7 +309,7 @@ def test_a_parent_within_the_output_is_refused(child, parent):
     refused(config, inside, StorageError, f"lies in the parent {inside}; name another")
 
 
-def test_what_is_no_run_or_of_another_format_is_no_parent(child, parent, fresh):
+def test_a_parent_must_be_a_run_of_this_format(child, parent, fresh):
     refused(child(NEAR), fresh("nothing"), StorageError, "holds no run")
     shutil.rmtree(Path(parent, "_dumap"))
     group = json.loads(Path(parent, "zarr.json").read_text())

@@ -45,7 +45,7 @@ def test_every_setting_of_the_answer_is_declared():
     assert {key for stage in SEARCHED for key in stage.keys} == set(identity(wide)) | JUDGED
 
 
-def test_what_is_declared_of_given_neighbors_decides_the_answer():
+def test_stages_of_given_neighbors_declare_the_settings_that_decide_the_answer():
     given = build({**MINIMAL, "neighbors": {"width": 20, "precomputed": "c"}})
     declared = {key for stage in GIVEN for key in stage.keys}
     assert set(identity(given)) - declared == {"neighbors.max_repairs"}

@@ -68,7 +68,7 @@ def test_rounds_change_no_byte(embed, digits_1200, run_1200):
     assert done.y.tobytes() == run_1200.y.tobytes()
 
 
-def test_who_writes_the_embedding_keeps_no_edges_of_the_last_round(embed, client, digits_1200):
+def test_packed_edges_are_freed_before_the_embedding_is_written(embed, client, digits_1200):
     done = embed(digits_1200, {**SMALL_TASKS, "layout.mode": "rounds", "layout.n_epochs": 2}, client)
     assert done.facts("layout")["mode"] == "rounds"
     kept = client.run(lambda: rounds._packed.bytes)

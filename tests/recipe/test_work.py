@@ -211,7 +211,7 @@ def test_damage_in_the_work_place_is_made_good(begun):
     assert verify(config.output, silent) == []
 
 
-def test_what_people_add_to_the_output_stays(begun):
+def test_files_that_people_add_to_the_output_stay(begun):
     config, work = begun()
     run(config, observer=Silent())
     group = zarr.open_group(config.output, mode="a")

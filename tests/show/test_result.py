@@ -101,14 +101,14 @@ def test_neighbors_are_the_exported_ones(done, result):
         result.neighbors[::2]
 
 
-def test_what_was_dropped_is_told_of(embed, digits_300):
+def test_a_result_says_that_parts_were_dropped(embed, digits_300):
     result = dumap.open_run(embed(digits_300, {"keep": "results"}).output)
     for read in (result.graph, lambda: result.neighbors[:3]):
         with pytest.raises(StorageError, match="were dropped once the map was done, as keep = results says"):
             read()
 
 
-def test_what_is_not_done_is_told_of(configure, digits_300):
+def test_a_result_says_that_a_stage_is_not_done(configure, digits_300):
     from helpers import AsBegins
 
     from dumap.recipe.pipeline import run

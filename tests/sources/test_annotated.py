@@ -53,7 +53,7 @@ def test_an_array_is_named_as_in_its_store(cells, few, name, found):
     assert rows_of(element).read(0, 300).shape == np.asarray(element).shape
 
 
-def test_without_components_all_is_embedded(few):
+def test_all_columns_are_embedded_without_components(few):
     name, element = element_of(anndata.AnnData(X=few), "vectors")
     assert name == "X"
     assert np.array_equal(rows_of(element).read(5, 9), few[5:9])

@@ -60,7 +60,7 @@ def test_absent_chunks_are_counted_and_named(tmp_path, layout, form):
 
 @pytest.mark.fault(46)
 @pytest.mark.parametrize("options", [{}, {"shards": (12, 4), "chunks": (6, 2)}], ids=["chunks", "shards"])
-def test_what_is_there_is_not_missed(tmp_path, options):
+def test_chunks_that_are_there_are_not_missed(tmp_path, options):
     """Nor are chunks within a shard, which Zarr leaves out for good reason; nor what lies beyond the array's end."""
     values = VALUES.copy()
     values[:6] = 0 if options else values[:6]

@@ -93,7 +93,7 @@ def test_every_kind_of_file_is_read(fresh, small, kind):
         assert group["names"][:].tolist() == names
 
 
-def test_what_is_made_is_an_input(fresh, cli, digits):
+def test_an_ingested_store_is_an_input(fresh, cli, digits):
     file, output, run = fresh("x.npy"), fresh("data.zarr"), fresh("run.zarr")
     np.save(file, digits[0][:300])
     made = cli("ingest", file, output)
@@ -194,7 +194,7 @@ def test_columns_of_no_numbers_are_left_out_and_named(fresh, cli):
 
 
 @pytest.mark.parametrize("kind", ["csv", "parquet"])
-def test_what_lacks_is_nan(fresh, kind):
+def test_missing_values_become_nan(fresh, kind):
     file, output = fresh(f"x.{kind}"), fresh("out.zarr")
     frame = pd.DataFrame({"a": pd.array([1, None, 3], "Int32"), "b": [0.5, 1.5, None]})
     frame.to_csv(file, index=False) if kind == "csv" else frame.to_parquet(file)
@@ -269,7 +269,7 @@ REFUSED = {
 
 @pytest.mark.filterwarnings("ignore::UserWarning:anndata")
 @pytest.mark.parametrize("kind", REFUSED)
-def test_what_cannot_be_taken_is_refused(fresh, kind):
+def test_files_that_cannot_be_ingested_are_refused(fresh, kind):
     make, choice, said = REFUSED[kind]
     output = fresh("out.zarr")
     with pytest.raises(InputError) as caught:

@@ -60,13 +60,13 @@ def test_rows_of_an_object_come_in_native_order(data, dtype):
     ],
     ids=["1-D", "complex", "text", "empty", "masked"],
 )
-def test_what_holds_no_rows_of_numbers_is_refused(data, message):
+def test_objects_without_rows_of_numbers_are_refused(data, message):
     with pytest.raises(InputError, match=message):
         rows_of(data)
 
 
 @pytest.mark.parametrize("data", [object(), 3, {"x": VALUES}, xr.Dataset({"x": (("r", "c"), VALUES)})], ids=str)
-def test_what_is_no_array_is_refused_beside_what_is_taken(data):
+def test_the_refusal_of_an_object_lists_what_is_taken(data):
     with pytest.raises(ConfigError, match=r"cannot be embedded: give the path|holds several arrays"):
         rows_of(data)
 
@@ -98,7 +98,7 @@ def test_missing_values_of_a_data_frame_are_not_finite():
         rows_of(pd.DataFrame({"a": pd.array([1, None], "Int8")})).read(0, 2)
 
 
-def test_what_reads_its_own_rows_is_read_in_ranges(tmp_path):
+def test_objects_that_read_rows_are_read_in_ranges(tmp_path):
     asked = []
 
     class Noting(xr.backends.BackendArray):

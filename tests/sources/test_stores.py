@@ -123,7 +123,7 @@ def test_the_signature_sees_what_each_store_holds(stores_of_three):
 
 
 @pytest.mark.parametrize("path", [[], [1], ["a", 2], 7, {"a": 1}, [""]])
-def test_what_names_no_store_is_refused(path):
+def test_patterns_that_match_no_store_are_refused(path):
     with pytest.raises(ConfigError, match=r"input\.path"):
         build({"input": {"path": path}, "output": "out.zarr"})
 

@@ -81,7 +81,7 @@ def test_a_zip_file_is_read_as_it_is(tmp_path):
     ],
     ids=["1-D", "3-D", "complex", "string", "empty"],
 )
-def test_what_cannot_be_embedded_is_refused(tmp_path, values, message):
+def test_arrays_that_cannot_be_embedded_are_refused(tmp_path, values, message):
     path = make(tmp_path / "in.zarr", values, chunks=tuple(max(1, size) for size in values.shape), zarr_format=2)
     with pytest.raises(InputError, match=message):
         Input(path, "vectors")
@@ -101,7 +101,7 @@ def test_an_array_that_is_not_there_is_named_beside_those_that_are(tmp_path):
 
 
 @pytest.mark.fault(33)
-def test_what_is_no_zarr_is_refused(tmp_path):
+def test_folders_that_are_not_zarr_are_refused(tmp_path):
     with pytest.raises(InputError, match="does not exist"):
         Input(str(tmp_path / "nowhere"), "vectors")
     (tmp_path / "folder").mkdir()
@@ -167,7 +167,7 @@ def test_objects_are_refused(tmp_path, codec):
 @pytest.mark.fault(31)
 @pytest.mark.filterwarnings("ignore::zarr.errors.UnstableSpecificationWarning")
 @pytest.mark.parametrize("dtype", ["M8[s]", "m8[s]", "S3", "U3", "c8"])
-def test_what_is_no_number_is_refused(tmp_path, dtype):
+def test_arrays_without_numbers_are_refused(tmp_path, dtype):
     path = make(tmp_path / "in.zarr", np.zeros((9, 2), dtype), chunks=(9, 2))
     with pytest.raises(InputError, match=r"has dtype .*; allowed are real floats, integers and booleans"):
         Input(path, "vectors")
@@ -231,7 +231,7 @@ def test_a_node_that_cannot_be_read_is_named_beside_the_others(tmp_path):
 
 
 @pytest.mark.fault(33)
-def test_of_many_arrays_the_first_are_listed_and_the_others_counted(tmp_path, monkeypatch):
+def test_the_first_of_many_arrays_are_listed_and_the_others_counted(tmp_path, monkeypatch):
     root = zarr.open_group(tmp_path / "in.zarr", mode="w")
     for number in range(30):
         root.create_array(f"group/{number:02d}", shape=(4, 2), dtype="f4")

@@ -87,7 +87,7 @@ def test_the_recall_is_that_of_the_exports(unrepaired_run, digits):
 
 
 @pytest.mark.parametrize("metric", ["cosine", pytest.param("manhattan", marks=pytest.mark.slow)])
-def test_where_every_row_is_a_query_nothing_is_uncertain(embed, digits, metric):
+def test_recall_has_no_interval_if_every_row_is_a_query(embed, digits, metric):
     x = digits[0][:600]
     settings = {**SEAMED, "neighbors.metric": metric, "neighbors.recall_target": 0.0}
     done = embed(x, {**settings, "audit.queries": 5000})
@@ -99,7 +99,7 @@ def test_where_every_row_is_a_query_nothing_is_uncertain(embed, digits, metric):
 
 
 @pytest.mark.slow
-def test_of_equal_rows_any_are_right(embed, digits):
+def test_any_of_several_equal_rows_counts_as_found(embed, digits):
     """Cells and pieces tell copies apart, and no list can hold them all."""
     x = np.repeat(digits[0][:12], 60, axis=0) * 37 + 1000
     done = embed(x, {**SEAMED, "cells.max_rows": 100})
@@ -107,7 +107,7 @@ def test_of_equal_rows_any_are_right(embed, digits):
     assert done.facts("audit")["repairs"] == 0
 
 
-def test_without_queries_there_is_neither_audit_nor_repair(embed, digits):
+def test_no_queries_mean_no_audit_and_no_repair(embed, digits):
     done = embed(digits[0], {**REPAIRED, "audit.queries": 0})
     assert done.facts("audit") == {"queries": 0, "repairs": 0}
     assert done.facts("quality") == {"queries": 0}
@@ -201,7 +201,7 @@ def test_repairs_serve_other_metrics(embed, digits, metric):
     assert recall_of(done, digits[0][:1000], {"manhattan": "cityblock"}.get(metric, metric)).mean() > first
 
 
-def test_a_halo_too_large_is_cut_and_counted(repaired_copy_job):
+def test_a_halo_that_is_too_large_is_reduced_and_counted(repaired_copy_job):
     """A cell holds no more rows than its memory does."""
     job, part = repaired_copy_job, "halo-1-00001"
     own = int(np.diff(CellTable(job.run).offsets)[1])
@@ -235,7 +235,7 @@ LOST = {
 
 
 @pytest.mark.parametrize("what", slowly(LOST, "some lists"))
-def test_what_is_lost_is_made_again(repaired_copy_job, repaired_run, what):
+def test_lost_parts_of_repairs_are_made_again(repaired_copy_job, repaired_run, what):
     config = repaired_copy_job.config
     manifests = Path(config.output, MANIFESTS)
     for pattern in LOST[what]:
@@ -248,7 +248,7 @@ def test_what_is_lost_is_made_again(repaired_copy_job, repaired_run, what):
     assert left == {"queries", "search", "exact", "report", "lists", "repair"}
 
 
-def test_a_cells_own_rows_are_read_by_position(repaired_copy_job, digits):
+def test_home_rows_are_read_by_position(repaired_copy_job, digits):
     job = repaired_copy_job
     table = CellTable(job.run)
     order = np.concatenate([table.positions(job.run, block) for block in range(job.geometry.blocks)])

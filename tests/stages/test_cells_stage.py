@@ -92,7 +92,7 @@ def test_the_guests_of_a_cell_are_bounded(bags_job):
     assert facts["turned_away"] == wanted.sum() - loads.sum()
 
 
-def test_what_the_table_says_is_what_lies_there(bags_job):
+def test_the_table_agrees_with_the_sorted_rows(bags_job):
     table, found = artifacts.CellTable(bags_job.run), []
     for number in range(table.cells):
         cell = artifacts.Cell(bags_job, number, table)
@@ -138,7 +138,7 @@ def test_a_cell_writes_lists_of_those_guests_alone_for_which_it_found_something(
 @pytest.mark.parametrize(
     ("cell_rows", "own", "most"), [(100, 20, 80), (100, 90, 12), (100, 100, 12), (100, 300, 12), (3, 9, 1)]
 )
-def test_a_cell_full_of_its_own_rows_still_meets_many_guests_at_once(cell_rows, own, most):
+def test_a_cell_full_of_home_rows_still_meets_many_guests_at_once(cell_rows, own, most):
     assert guests_at_once(cell_rows, own) == most
 
 

@@ -157,7 +157,7 @@ def test_a_runs_neighbors_come_back(run_on_lists, searched_run):
     assert again.status["fingerprint"] == searched_run.status["fingerprint"]
 
 
-def test_what_a_graph_lacks_is_counted(run_on_lists, write_lists, digits_1000, exact_lists):
+def test_missing_entries_of_given_lists_are_counted(run_on_lists, write_lists, digits_1000, exact_lists):
     """Of 14 neighbors 4 are random rows or missing; one row has none, and is none's."""
     indices, distances = (values.copy() for values in exact_lists)
     indices[:, 10:] = (np.arange(1000)[:, None] + 500 + np.arange(4)) % 1000
@@ -354,7 +354,7 @@ SPOILT = {
 
 
 @pytest.mark.parametrize("kind", SPOILT)
-def test_what_no_list_may_hold_is_named(write_lists, exact_lists, kind):
+def test_invalid_entries_of_given_lists_are_named(write_lists, exact_lists, kind):
     change, message = SPOILT[kind]
     path = write_lists(*change(*exact_lists))
     job = SimpleNamespace(
@@ -413,7 +413,7 @@ def test_arrays_that_do_not_fit_are_refused_before_anything_runs(cli, data_path,
     assert not Path(output).exists()
 
 
-def test_what_is_no_group_of_both_is_refused(write_lists, exact_lists, fresh):
+def test_a_group_without_both_arrays_is_refused(write_lists, exact_lists, fresh):
     path = write_lists(*exact_lists)
     with pytest.raises(InputError, match=r"neighbors.precomputed: .*nowhere does not exist"):
         Precomputed(fresh("nowhere"), 1000)

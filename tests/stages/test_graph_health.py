@@ -30,7 +30,7 @@ def test_components_are_counted_over_shards(embed, save):
     assert done.facts("graph")["largest_component"] == 5000 / 5050
 
 
-def test_empty_slots_are_told(configure, inspect, digits_300):
+def test_empty_slots_are_reported(configure, inspect, digits_300):
     """The search leaves none: some lists are cut short by hand."""
     from dumap.recipe import pipeline
 

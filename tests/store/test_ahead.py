@@ -33,7 +33,7 @@ class Counting:
 
 
 @pytest.mark.parametrize("threads", [1, 3])
-def test_what_calls_return_is_in_their_order(threads):
+def test_results_come_in_the_order_of_the_calls(threads):
     under_way = Counting()
 
     def call(number: int) -> int:

@@ -76,7 +76,7 @@ def test_dask_opens_it(finished_path):
     assert int(dask.array.isnan(y).sum().compute(scheduler="synchronous")) == 2
 
 
-def test_what_is_consolidated_is_what_zarr_would(copy_of_run):
+def test_consolidated_metadata_equal_zarrs(copy_of_run):
     before = json.loads(Path(copy_of_run, "zarr.json").read_text())["consolidated_metadata"]
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Consolidated metadata is currently not part")  # and of nothing else
@@ -109,7 +109,7 @@ def test_arrays_and_attributes_of_others_are_seen_after_the_next_command(copy_of
 ZARRS = ["more/deep/zarr.json", "more/zarr.json", "odd/zarr.json"]
 
 
-def test_what_is_consolidated_wrongly_of_the_results_is_damage(copy_of_run):
+def test_wrong_consolidated_metadata_of_the_results_are_damage(copy_of_run):
     file = Path(copy_of_run, "zarr.json")
     document = json.loads(file.read_text())
     document["consolidated_metadata"]["metadata"]["embedding"]["shape"] = [3, 2]
@@ -119,7 +119,7 @@ def test_what_is_consolidated_wrongly_of_the_results_is_damage(copy_of_run):
     assert verify(copy_of_run) == []
 
 
-def test_what_is_not_consolidated_any_more_is_no_damage(copy_of_run):
+def test_missing_consolidated_metadata_are_no_damage(copy_of_run):
     file = Path(copy_of_run, "zarr.json")
     document = json.loads(file.read_text())
     del document["consolidated_metadata"]

@@ -53,7 +53,7 @@ def test_a_part_holds_what_was_written(run, dtype, shape):
     assert list(again(run).damaged()) == []
 
 
-def test_what_is_not_committed_does_not_exist(run):
+def test_objects_without_a_manifest_do_not_exist(run):
     with contextlib.suppress(ZeroDivisionError), run.part("stage", "p") as part:
         part.write("a", np.arange(5))
         _ = 1 / 0
@@ -127,14 +127,14 @@ def test_nothing_gathered_is_an_empty_array(run):
     assert (found.shape, found.dtype) == ((0, 3), np.uint8)
 
 
-def test_what_cannot_be_gathered_is_no_part(run):
+def test_rows_out_of_range_commit_no_part(run):
     with pytest.raises(IndexError), run.part("stage", "p") as part:
         part.write_gathered("a", np.arange(5), np.array([4, 5]))
     assert run.committed("stage") == []
     assert not any(key.startswith(f"{PARTS}/stage") for key in list(run.keys()))
 
 
-def test_what_is_read_is_the_readers_own(run):
+def test_arrays_that_are_read_may_be_changed(run):
     commit(run, a=np.arange(5))
     for _ in range(2):
         found = run.read("stage", "p", "a", 1)
@@ -317,7 +317,7 @@ def test_a_run_of_another_format_is_refused(run):
         _ = again(run).attributes
 
 
-def test_what_is_no_run_is_refused(tmp_path):
+def test_folders_that_are_no_runs_are_refused(tmp_path):
     with pytest.raises(StorageError, match="holds no run"):
         _ = Run(str(tmp_path)).attributes
     zarr.create_group(tmp_path / "other.zarr")
@@ -355,7 +355,7 @@ def test_rows_that_are_not_whole_chunks_are_refused(final, first, rows):
     assert np.isnan(final.read_final("embedding", "stage")).all()
 
 
-def test_what_cannot_be_written_to_is_said_so(tmp_path):
+def test_a_location_that_cannot_be_written_to_is_named(tmp_path):
     probe(str(tmp_path / "new.zarr"))
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(StorageError, match=r"output: .* cannot be written to"):

@@ -82,7 +82,7 @@ def test_rows_are_read_back_to_the_bit(data):
     assert decode(shard, encoded, start, stop).tobytes() == wanted[start:stop].tobytes()
 
 
-def test_what_is_skipped_passes_a_small_buffer(monkeypatch):
+def test_skipped_rows_pass_through_a_small_buffer(monkeypatch):
     monkeypatch.setattr(stored_array, "SKIP_BYTES", 48)
     values = make((300, 7), "f8")
     shard, data = encode(values)
@@ -155,7 +155,7 @@ def test_rows_of_another_kind_are_not_filled_in(out):
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("dtype", KINDS)
-def test_what_a_manifest_tells_is_the_layout(shape, dtype):
+def test_the_layout_is_read_from_the_manifest(shape, dtype):
     shard = StoredArray.of(make(shape, dtype), shape[0])
     told = json.loads(json.dumps([shard.shape, shard.dtype.str]))
     assert StoredArray.parse(*told) == shard
@@ -180,6 +180,6 @@ def test_no_other_layout_is_believed(shape, dtype):
 @pytest.mark.parametrize(
     "values", [np.array(["a"]), np.array([None]), np.zeros(3, "c8"), np.zeros((3, 0)), np.zeros(3, "M8[s]")]
 )
-def test_what_no_object_holds_is_not_written(values):
+def test_arrays_of_other_dtypes_are_not_written(values):
     with pytest.raises(ValueError, match="not written"):
         StoredArray.of(values, len(values))
