@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from dumap.config.cluster import ClusterConfig
 from dumap.config.input import InputConfig
@@ -21,6 +21,17 @@ from dumap.config.sections import (
     StartConfig,
 )
 from dumap.config.setting import Bytes, Location, Section, setting
+from dumap.config.values import SecretDict, shorten
+
+
+def _options(value: Any) -> SecretDict:
+    if not isinstance(value, Mapping):
+        raise ValueError("write the service's options as keys and values, such as {endpoint: ..., region: ...}")
+    kinds = (str, bool, int)
+    odd = [str(name) for name, one in value.items() if not isinstance(name, str) or not isinstance(one, kinds)]
+    if odd:
+        raise ValueError(f"options are texts, numbers, true or false; {shorten(', '.join(odd))} is not")
+    return SecretDict({name: one if isinstance(one, bool) else str(one) for name, one in value.items()})
 
 
 class Config(Section):
@@ -46,6 +57,15 @@ class Config(Section):
         "What a task may take on top of the interpreter, such as 512MiB; cells are cut by it. Larger: fewer tasks, "
         "larger cells in which neighbours are truer, and workers with more memory.",
         changes=True,
+    )
+    storage: Annotated[Any, AfterValidator(_options)] = setting(
+        SecretDict(),
+        "Options of the service behind URLs, such as {endpoint: ..., access_key_id: ..., secret_access_key: ...}, by "
+        "the names that obstore has for them. They go to the workers, and into no log and no run; what is left out is "
+        "read from the environment.",
+        changes=False,
+        exclude=True,
+        repr=False,
     )
     work: Location | None = setting(
         None,

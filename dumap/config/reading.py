@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from dumap.config.keys import unknown
 from dumap.config.model import Config
 from dumap.config.setting import Section
-from dumap.config.values import read_yaml, shorten, show
+from dumap.config.values import SECRET, read_yaml, shorten, show
 from dumap.errors import ConfigError
 
 SECTIONS = {
@@ -36,6 +36,8 @@ def build(values: Mapping[str, Any]) -> Config:
                 lines.append(unknown(key))
             elif fault["type"] == "missing":
                 lines.append(f"{key}: required, and not given")
+            elif key.split(".")[0] == SECRET:
+                lines.append(f"{key}: {fault['msg']}")
             else:
                 lines.append(f"{key} = {show(fault['input'])}: {fault['msg']}" if key else fault["msg"])
         if len(lines) > MOST_FAULTS:
@@ -56,6 +58,7 @@ def merge(into: dict[str, Any], key: str, value: Any) -> None:
 def _set(into: dict[str, Any], settings: Sequence[str]) -> None:
     for setting in settings:
         key, equals, text = setting.partition("=")
+        setting = SECRET if key.strip().startswith(SECRET) else setting
         if not equals:
             raise ConfigError(f"--set {shorten(setting)}: write it as section.key=value")
         merge(into, key.strip(), read_yaml(text, f"--set {shorten(setting)}: the value is not YAML"))

@@ -82,6 +82,10 @@ def location(value: str) -> str:
     return value
 
 
+SECRET = "storage"
+"""The setting whose values no message shows."""
+
+
 class FrozenDict(dict):
     """A mapping that cannot be changed; to JSON, pickle and comparisons it is a dict like others."""
 
@@ -95,6 +99,18 @@ class FrozenDict(dict):
         return FrozenDict, (dict(self),)
 
 
+class SecretDict(FrozenDict):
+    """A mapping whose values are not shown."""
+
+    def __repr__(self) -> str:
+        return repr(dict.fromkeys(self, "***"))
+
+    __str__ = __repr__
+
+    def __reduce__(self) -> tuple:
+        return SecretDict, (dict(self),)
+
+
 class _Loader(yaml.SafeLoader):
     """Safe YAML in which 1e-3 is a number, as in YAML 1.2."""
 
@@ -104,11 +120,18 @@ _Loader.add_implicit_resolver(
 )
 
 
+def _line(mark: Any) -> str:
+    return "" if mark is None else f" in line {mark.line + 1}"
+
+
 def read_yaml(text: str, where: str) -> Any:
     """Read YAML; `where` begins the message of what is none."""
     try:
         return yaml.load(text, _Loader)
     except yaml.YAMLError as error:
+        if SECRET in text or SECRET in where:  # lines that the error quotes may hold a key
+            mark = getattr(error, "problem_mark", None)
+            raise ConfigError(f"{where}: {getattr(error, 'problem', 'it ends too soon')}{_line(mark)}") from None
         raise ConfigError(f"{where}: {error}") from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:  # its constructors' own
         raise ConfigError(f"{where}: {type(error).__name__}: {shorten(str(error))}") from error

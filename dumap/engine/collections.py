@@ -18,11 +18,10 @@ import dask
 import dask.array
 import numpy as np
 from dask.callbacks import Callback
-from distributed.protocol.pickle import dumps
 
 from dumap.artifacts.job import Job
 from dumap.engine.checks import UnfitWorker
-from dumap.engine.link import Killed, Link, Lost, carrier
+from dumap.engine.link import Killed, Link, Lost, carrier, packed
 from dumap.engine.members import Members
 from dumap.engine.process import run_task
 from dumap.errors import ClusterError, DumapError, InputError, StorageError, TaskError
@@ -230,7 +229,7 @@ def compute_on(
     left, count = dict(spans), len(spans)
     members.attend()
     for _ in range(ROUNDS):
-        tasks = _tasks(feed, left, lambda part: partial(carrier(), dumps(call(part))))
+        tasks = _tasks(feed, left, lambda part: partial(carrier(), packed(call(part))))
         left = {part: left[part] for part in _compute_once(link, members, tasks, feed, count, advanced)}
         if not left:
             return

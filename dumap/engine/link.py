@@ -15,7 +15,9 @@ from distributed.protocol.pickle import dumps
 from distributed.scheduler import KilledWorker
 
 from dumap.engine.sharing import ALONE, Sharing
+from dumap.engine.worker import with_options
 from dumap.errors import ClusterError
+from dumap.store import known_options
 
 ANSWER_SECONDS = 0.05
 """How often answers to questions are looked for."""
@@ -46,6 +48,12 @@ def carrier() -> Callable[..., Any]:
         return function(*arguments, *more)
 
     return call
+
+
+def packed(call: tuple) -> bytes:
+    """Pack a function and its arguments, with the options of buckets that this process knows."""
+    known = known_options()
+    return bytes(dumps((with_options, known, *call) if known else call))
 
 
 class Link:
@@ -127,7 +135,7 @@ class Link:
             with dask.annotate(span=self._spans[stage]):
                 return self.client.submit(
                     carrier(),
-                    dumps(call),
+                    packed(call),
                     key=key,
                     pure=False,
                     workers=among,

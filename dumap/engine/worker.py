@@ -16,7 +16,7 @@ from dumap.engine.checks import Requirements, UnfitWorker, WorkerFacts, differen
 from dumap.engine.process import cpu, run_task, versions
 from dumap.errors import DumapError, StorageError, TaskError
 from dumap.stages import rounds
-from dumap.store import FORMAT, IDENTITY, Run, manifest_key, probe, set_threads
+from dumap.store import FORMAT, IDENTITY, Run, learn_options, manifest_key, probe, set_threads
 from dumap.store.objects import digest, lacks_room
 from dumap.version import __version__
 
@@ -43,6 +43,12 @@ class Orders:
     step: str
     number: int
     ticks: bool
+
+
+def with_options(options: dict[str, Any], function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call a function where the options of buckets are known that the client knows."""
+    learn_options(options)
+    return function(*arguments)
 
 
 def own() -> dict[str, Any]:

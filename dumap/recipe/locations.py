@@ -12,7 +12,7 @@ from urllib.parse import unquote, urlsplit
 from dumap.config import INITS, Config
 from dumap.errors import StorageError
 from dumap.sources.opening import locate
-from dumap.store import INSIDE, Run, RunKeys, probe
+from dumap.store import INSIDE, Run, RunKeys, probe, use_options
 from dumap.store.disk import is_remote, is_same, normalize
 
 BEGUN = {INSIDE}
@@ -26,8 +26,9 @@ AMAZON = (
 """Hosts by which buckets of s3:// are reached too: the bucket is the first step of the path, or in the host's name."""
 
 
-def with_places(config: Config) -> Config:
-    """Return the configuration with places that mean the same on every worker."""
+def with_places(config: Config, parent: str | None = None) -> Config:
+    """Return the configuration with places that mean the same on every worker; open these, and a parent, as it says."""
+    use_options(filter(None, [*sources(config), config.output, config.work, parent]), config.storage)
     given = config.neighbors.precomputed
     paths = locate(config.input)
     update: dict[str, Any] = {

@@ -49,7 +49,7 @@ def plan(config: Config, parent: str | None = None) -> Plan:
     InputError
         The input cannot be read or embedded.
     """
-    memory, note, config = config.cluster.memory_limit or 0, Logged().note, with_places(config)
+    memory, note, config = config.cluster.memory_limit or 0, Logged().note, with_places(config, parent)
     if parent is None:
         return make_plan(config, geometry_of(config), memory)
     config, other = resolve_parent(placed(config, work_for(config)), parent, note)
@@ -104,7 +104,7 @@ def run(
     ------
     DumapError
     """
-    observer, config = observer or Logged(), with_places(config)
+    observer, config = observer or Logged(), with_places(config, parent)
     output, work = config.output, work_for(config)
     if work is None:
         return _run(config, client, observer, force, parent, feed)

@@ -13,6 +13,7 @@ from dumap.store.lock import Lock, await_end, driver, last_work
 from dumap.store.manifests import DONE, IDENTITY, INHERITED, INSIDE, LOCKS, MANIFESTS, PARTS, manifest_key
 from dumap.store.new_store import NewStore
 from dumap.store.objects import bucket_errors, describe_error, probe, probe_key, requests_at_once, set_threads, stamps
+from dumap.store.options import known_options, learn_options, use_options
 from dumap.store.part import OBJECT_BYTES, Part
 from dumap.store.patterns import is_pattern, matching
 from dumap.store.published import claim, damaged_copies, internal, publish, work_of
@@ -56,7 +57,9 @@ __all__ = [
     "holds_bfloat16",
     "internal",
     "is_pattern",
+    "known_options",
     "last_work",
+    "learn_options",
     "manifest_key",
     "matching",
     "place_of_array",
@@ -70,6 +73,7 @@ __all__ = [
     "require_chunks",
     "set_threads",
     "stamps",
+    "use_options",
     "widen",
     "work_of",
     "write_arrays",

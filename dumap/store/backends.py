@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from dumap.errors import ConfigError, needs
 from dumap.store import disk
+from dumap.store.options import arguments_of, hide
 
 REMOVED_AT_ONCE = 1000
 """Objects of a bucket that one request removes."""
@@ -240,18 +241,19 @@ class Archive:
 def open_bucket(location: str) -> Any:
     """Open a bucket by its URL, as its library's own object."""
     try:
-        from obstore.store import from_url
+        from obstore import store
     except ImportError as error:
         raise needs(f"{location}: a URL", "obstore") from error
     try:
-        return from_url(location)
+        open_url: Any = store.from_url  # which options there are is the service's to say
+        return open_url(location, **arguments_of(location))
     except Exception as error:  # of many kinds: what a URL may hold is its library's to say
         raise ConfigError(f"{location} cannot be opened: {describe_error(error)}") from error
 
 
 def describe_error(error: BaseException) -> str:
     """Return what an error says to people: a bucket's library adds how the error looks within it."""
-    return f"{type(error).__name__}: {error}".split("\n\nDebug source")[0]
+    return hide(f"{type(error).__name__}: {error}".split("\n\nDebug source")[0])
 
 
 def is_archive(location: str) -> bool:

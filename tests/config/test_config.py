@@ -25,7 +25,7 @@ def with_value(key: str, value: object) -> dict:
 @pytest.mark.parametrize(
     ("key", "allowed"),
     [
-        ("neighbours", "input, output, seed, task_memory, work, keep, neighbors, cells"),
+        ("neighbours", "input, output, seed, task_memory, storage, work, keep, neighbors, cells"),
         ("neighbors.neighbours", "n_neighbors, metric, metric_kwds"),
         ("layout.epochs", "n_components, n_epochs, learning_rate"),
         ("input.file", "path, array, dtype, missing, nonfinite"),

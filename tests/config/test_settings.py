@@ -32,6 +32,7 @@ def test_settings_are_found_by_their_keys():
         "task_memory",
         "keep",
         "work",
+        "storage",
     } == set(SETTINGS)
 
 
@@ -201,6 +202,7 @@ OTHERS = {
     "cluster.worker_timeout": 1.0,
     "cluster.report": "report.html",
     "work": "work.zarr",
+    "storage": {"endpoint": "http://localhost:9000"},
     "cluster.resources": {"GPU": 1},
     "cluster.allow_workers": ["node1"],
     "cluster.priority": 5,

@@ -1,0 +1,73 @@
+"""A run in a bucket whose keys only its configuration knows: it works everywhere, and nothing tells them."""
+
+from __future__ import annotations
+
+import logging
+import os
+
+import pytest
+import zarr
+from distributed import Client, LocalCluster
+
+import dumap
+from dumap.errors import DumapError
+from dumap.store import Run, options
+from dumap.store import objects as objects_module
+
+pytest.importorskip("obstore", reason="buckets need the extra 'cloud'")
+pytest.importorskip("moto.server", reason="moto[server] is not installed")
+
+from faults.bucket import KEY, SECRET, Server
+
+pytestmark = pytest.mark.slow
+QUICK = {"n_epochs": 5, "quality": {"queries": 0}, "audit": {"queries": 0}}
+SOURCE, OUTPUT = "s3://secret/input.zarr", "s3://secret/run.zarr"
+
+
+@pytest.fixture(scope="module")
+def storage(digits):
+    """Return the options of a bucket that holds an input; the environment has none."""
+    server = Server()
+    options_of = {"endpoint": f"http://{server.host}:{server.port}", "access_key_id": KEY, "secret_access_key": SECRET}
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith("AWS_")]:
+            patch.delenv(name)
+        patch.setattr(options, "_options", {})
+        import boto3
+
+        keys = {"aws_access_key_id": KEY, "aws_secret_access_key": SECRET, "region_name": "us-east-1"}
+        boto3.client("s3", endpoint_url=options_of["endpoint"], **keys).create_bucket(Bucket="secret")
+        options.use_options([SOURCE], options_of)
+        store = objects_module.open_store(SOURCE, read_only=False)
+        zarr.create_group(store).create_array("vectors", data=digits[0][:300], chunks=(150, 64))
+        options.use_options([SOURCE], {})
+        yield {**options_of, "region": "us-east-1"}
+    server.close()
+
+
+def test_workers_open_what_the_configuration_opens_and_nobody_tells(storage, digits_300, save, fresh, caplog):
+    caplog.set_level(logging.DEBUG)
+    expected = dumap.run(save(digits_300), output=fresh("run.zarr"), cluster={"engine": "local"}, **QUICK)
+    with (
+        LocalCluster(n_workers=2, threads_per_worker=1, memory_limit="2GiB", dashboard_address=":0") as cluster,
+        Client(cluster, set_as_default=False) as client,
+    ):
+        result = dumap.run(SOURCE, output=OUTPUT, client=client, storage=storage, **QUICK)
+        told = {
+            "workers": repr(client.get_worker_logs()),
+            "scheduler": repr(client.get_scheduler_logs()),
+            "tasks": repr(client.run_on_scheduler(lambda dask_scheduler: list(dask_scheduler.transition_log))),
+        }
+    assert result.embedding[:].tobytes() == expected.embedding[:].tobytes()
+    told |= {"status": repr(dict(result)), "log": caplog.text, "repr": repr(result)}
+    store = Run(OUTPUT, read_only=True)
+    told |= {key: (store.get(key) or b"").decode("latin1") for key in store.keys()}  # noqa: SIM118
+    secrets = (KEY, SECRET, storage["endpoint"])
+    assert [where for where, what in told.items() if any(one in what for one in secrets)] == []
+
+
+def test_keys_that_are_refused_are_not_told(storage, fresh):
+    wrong = {**storage, "endpoint": "http://127.0.0.1:9", "timeout": "1 seconds"}
+    with pytest.raises(DumapError) as told:
+        dumap.plan(SOURCE, output=fresh("run.zarr"), storage=wrong)
+    assert not any(one in str(told.value) for one in (KEY, SECRET, "127.0.0.1:9"))
