@@ -65,7 +65,9 @@ def test_objects_without_rows_of_numbers_are_refused(data, message):
         rows_of(data)
 
 
-@pytest.mark.parametrize("data", [object(), 3, {"x": VALUES}, xr.Dataset({"x": (("r", "c"), VALUES)})], ids=str)
+@pytest.mark.parametrize(
+    "data", [object(), 3, {"x": VALUES}, xr.Dataset({"x": (("r", "c"), VALUES)})], ids=lambda data: type(data).__name__
+)
 def test_the_refusal_of_an_object_lists_what_is_taken(data):
     with pytest.raises(ConfigError, match=r"cannot be embedded: give the path|holds several arrays"):
         rows_of(data)
