@@ -23,6 +23,8 @@ class WorkerFacts:
     versions: dict[str, str]
     cpu: str
     format: int
+    cache_error: str = ""
+    """Why it cannot keep what it compiles."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,8 @@ def differences(requirements: Requirements, facts: WorkerFacts) -> list[str]:
         found.append(f"it has dumap {facts.versions.get('dumap')}, this client {requirements.dumap}: install the same")
     elif facts.format != requirements.format:
         found.append(f"its dumap writes format {facts.format}, this client's {requirements.format}: install the same")
+    if facts.cache_error:
+        found.append(f"it cannot keep the code that it compiles: {facts.cache_error}")
     for name, wanted in requirements.versions:
         if name != "dumap" and facts.versions.get(name) != wanted:
             found.append(f"{name} is {facts.versions.get(name)}, {wanted} on the other workers or in the run")

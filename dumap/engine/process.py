@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -21,6 +22,7 @@ from threadpoolctl import threadpool_info
 
 from dumap.artifacts.job import Job
 from dumap.engine import memory
+from dumap.kernels import hashing
 from dumap.kernels.threads import SharedSetting, one_thread
 from dumap.planning.budget import compiling_bytes
 from dumap.store import requests_at_once
@@ -28,6 +30,8 @@ from dumap.version import __version__
 
 LIBRARIES = ("numpy", "numba", "scipy", "scikit-learn", "pynndescent", "zarr")
 """Libraries on whose versions the answer may depend."""
+PAGE = 4096
+"""Bytes that a file takes at the least."""
 REQUESTS = 4
 """Requests that Zarr makes at once for one array: engines multiply them by their tasks."""
 
@@ -44,6 +48,18 @@ def cpu() -> str:
 
     blas = {pool["architecture"] for pool in threadpool_info() if "architecture" in pool}
     return "/".join([os.environ.get("NUMBA_CPU_NAME") or get_host_cpu_name(), *sorted(blas)])
+
+
+def cache_error() -> str:
+    """Say what keeps this process from writing to where numba keeps compiled code; nothing where it can."""
+    folder = hashing.draws.stats.cache_path
+    try:
+        os.makedirs(folder, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
+            file.write(bytes(PAGE))
+    except OSError as error:
+        return f"{error.strerror} ({folder})"
+    return ""
 
 
 @contextmanager

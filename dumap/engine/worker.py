@@ -13,7 +13,7 @@ from distributed import Reschedule, Status, Worker, get_worker
 
 from dumap.artifacts.job import Job
 from dumap.engine.checks import Requirements, UnfitWorker, WorkerFacts, differences
-from dumap.engine.process import cpu, run_task, versions
+from dumap.engine.process import cache_error, cpu, run_task, versions
 from dumap.errors import DumapError, StorageError, TaskError
 from dumap.stages import rounds
 from dumap.store import FORMAT, IDENTITY, Run, learn_options, manifest_key, probe, set_threads
@@ -66,7 +66,8 @@ def facts() -> dict[str, Any]:
     """Say what this worker has and runs on."""
     _first_asked()
     limit = get_worker().memory_manager.memory_limit or 0
-    return {"memory_limit": limit, "versions": versions(), "cpu": cpu(), "format": FORMAT}
+    found = {"memory_limit": limit, "versions": versions(), "cpu": cpu(), "format": FORMAT}
+    return {**found, "cache_error": cache_error()}
 
 
 def see(output: str, key: str) -> None:

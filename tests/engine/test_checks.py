@@ -28,6 +28,7 @@ def test_a_worker_like_the_others_is_fit():
         ({"versions": {**ONE.versions, "numpy": "1"}}, "numpy is 1, 2 on the other workers"),
         ({"versions": {**ONE.versions, "python": "3.12.2"}}, "python is 3.12.2, 3.12.1"),
         ({"cpu": "z80"}, "its processor is z80, zen"),
+        ({"cache_error": "No space (/a)"}, "it cannot keep the code that it compiles: No space (/a)"),
         ({"memory_limit": GIB}, "its memory limit of 1.00 GiB for 1 thread is less"),
         ({"threads": 8}, "its memory limit of 4.00 GiB for 8 threads is less"),
     ],

@@ -33,6 +33,16 @@ def user_settings():
     numba.set_num_threads(had)
 
 
+def test_what_keeps_compiled_code_from_being_kept_is_said(monkeypatch):
+    assert process.cache_error() == ""
+
+    def full(**_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(process.tempfile, "TemporaryFile", full)
+    assert process.cache_error().startswith("No space left on device (/")
+
+
 def test_a_task_is_pinned_and_the_process_has_its_settings_again(user_settings):
     before, threads = user_settings(), numba.get_num_threads()
     with process.pinned():

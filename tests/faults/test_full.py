@@ -156,9 +156,10 @@ def test_workers_without_room_for_compiled_code_are_refused(fresh, prepare, disk
         fleet.start_scheduler()
         (worker,) = fleet.start_workers(1, 1, False, NUMBA_CACHE_DIR=disk.path)
         config = prepare({"cluster.scheduler": fleet.address})
-        driver = fleet.start(["-m", "dumap.cli", "run", save(fresh, config)])
+        hasty = ["--set", "cluster.worker_timeout=5"]
+        driver = fleet.start(["-m", "dumap.cli", "run", save(fresh, config), *hasty])
         assert driver.wait() == 5, driver.said
-        assert "No space left on device" in driver.said
+        assert "it cannot keep the code that it compiles: No space left on device" in driver.said
         assert "Traceback" not in driver.said
         assert not os.path.exists(config.output)
         worker.end()
