@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 import zarr
 from helpers import AsBegins, unmark
 
@@ -138,12 +139,14 @@ def test_a_stopped_run_goes_on_without_being_told(begun, alone):
     np.testing.assert_array_equal(zarr.open_array(config.output, path="embedding", mode="r")[:], alone.y)
 
 
-def test_a_finished_run_is_left_as_it_is(cli, apart, data, contents):
-    before = contents(apart["output"]), contents(apart["work"])
-    words = ["--set", "layout.n_epochs=20", "--set", "audit.queries=0", "--set", "quality.queries=0"]
-    found = cli("run", "--input", data, "--output", apart["output"], "--set", "keep=all", *words)
+def test_a_finished_run_is_left_as_it_is(cli, begun, contents, fresh):
+    config, work = begun()
+    run(config, observer=Silent())
+    before, file = (contents(config.output), contents(work)), fresh("run.yaml")
+    Path(file).write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    found = cli("run", file)
     assert (found.code, found.out.startswith("finished before, nothing to do")) == (0, True), found.err
-    assert (contents(apart["output"]), contents(apart["work"])) == before
+    assert (contents(config.output), contents(work)) == before
 
 
 def test_it_is_a_parent(apart, configure, data):
