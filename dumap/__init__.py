@@ -14,26 +14,31 @@ from dumap.version import __version__
 
 if TYPE_CHECKING:
     from dumap.api import Cleaned, clean, export, ingest, open_run, plan, run, status, verify
+    from dumap.cluster_runs import attach, submit
     from dumap.config import Config
     from dumap.config import load as load_config
     from dumap.engine import Observer
-    from dumap.errors import DumapError
+    from dumap.errors import CancelledError, DumapError
     from dumap.estimator import UMAP
     from dumap.neighbors_transformer import KNeighborsTransformer
     from dumap.planning.plan import Plan
+    from dumap.show.handle import Handle
     from dumap.show.result import Result
     from dumap.single_cell import umap
 
 __all__ = [
     "UMAP",
+    "CancelledError",
     "Cleaned",
     "Config",
     "DumapError",
+    "Handle",
     "KNeighborsTransformer",
     "Observer",
     "Plan",
     "Result",
     "__version__",
+    "attach",
     "clean",
     "export",
     "ingest",
@@ -42,25 +47,30 @@ __all__ = [
     "plan",
     "run",
     "status",
+    "submit",
     "umap",
     "verify",
 ]
 
 _HOMES = {
-    "UMAP": ("dumap.estimator", "UMAP"),
     **{
         name: ("dumap.api", name)
         for name in ("clean", "export", "ingest", "open_run", "plan", "run", "status", "verify")
     },
+    "CancelledError": ("dumap.errors", "CancelledError"),
     "Cleaned": ("dumap.api", "Cleaned"),
     "Config": ("dumap.config", "Config"),
     "DumapError": ("dumap.errors", "DumapError"),
+    "Handle": ("dumap.show.handle", "Handle"),
     "KNeighborsTransformer": ("dumap.neighbors_transformer", "KNeighborsTransformer"),
     "Observer": ("dumap.engine", "Observer"),
     "Plan": ("dumap.planning.plan", "Plan"),
     "Result": ("dumap.show.result", "Result"),
-    "umap": ("dumap.single_cell", "umap"),
+    "UMAP": ("dumap.estimator", "UMAP"),
+    "attach": ("dumap.cluster_runs", "attach"),
     "load_config": ("dumap.config", "load"),
+    "submit": ("dumap.cluster_runs", "submit"),
+    "umap": ("dumap.single_cell", "umap"),
 }
 """Where each public name is, and what it is called there."""
 

@@ -43,7 +43,7 @@ class Cleaned(NamedTuple):
     others: list[str]
 
 
-def _configure(
+def configure(
     data: Any, output: Path | None, config: Settings | None, settings: dict[str, Any]
 ) -> tuple[Config, Feed | None]:
     """Return the configuration, and the rows of data that have no place of their own."""
@@ -60,7 +60,8 @@ def _configure(
     return take(data, read_config(config, settings, input_settings(data)))
 
 
-def _location(run: Path) -> str:
+def location_of(run: Path) -> str:
+    """Return a path or a URL as text."""
     return os.fsdecode(run)
 
 
@@ -127,9 +128,9 @@ def run(
     from dumap.recipe.observers import Callbacks, Logged
     from dumap.show.result import Result
 
-    settled, feed = _configure(data, output, config, settings)
+    settled, feed = configure(data, output, config, settings)
     client = client or client_of(data, settled)
-    above = None if parent is None else _location(parent)
+    above = None if parent is None else location_of(parent)
     with Callbacks(Logged() if on_progress is None else on_progress) as observer:
         found = pipeline.run(settled, client=client, observer=observer, force=force, parent=above, feed=feed)
     return Result(found["output"], found)
@@ -170,8 +171,8 @@ def plan(
     """
     from dumap.recipe import pipeline
 
-    settled, _ = _configure(data, output, config, settings)
-    return pipeline.plan(settled) if parent is None else pipeline.plan(settled, _location(parent))
+    settled, _ = configure(data, output, config, settings)
+    return pipeline.plan(settled) if parent is None else pipeline.plan(settled, location_of(parent))
 
 
 def open_run(path: Path) -> Result:
@@ -199,7 +200,7 @@ def open_run(path: Path) -> Result:
     """
     from dumap.show.result import Result
 
-    return Result.open(_location(path))
+    return Result.open(location_of(path))
 
 
 def status(path: Path) -> dict[str, Any]:
@@ -228,7 +229,7 @@ def status(path: Path) -> dict[str, Any]:
     """
     from dumap.recipe import status as recipe
 
-    return recipe.status(_location(path))
+    return recipe.status(location_of(path))
 
 
 def verify(path: Path, *, dry_run: bool = False) -> list[str]:
@@ -259,7 +260,7 @@ def verify(path: Path, *, dry_run: bool = False) -> list[str]:
     from dumap.recipe import damage
     from dumap.recipe.observers import Logged
 
-    return [key for _, _, key in damage.verify(_location(path), Logged().note, mend=not dry_run)]
+    return [key for _, _, key in damage.verify(location_of(path), Logged().note, mend=not dry_run)]
 
 
 def clean(path: Path, *, dry_run: bool = False) -> Cleaned:
@@ -290,7 +291,7 @@ def clean(path: Path, *, dry_run: bool = False) -> Cleaned:
     from dumap.recipe import damage
     from dumap.recipe.observers import Logged
 
-    return Cleaned(*damage.clean(_location(path), Logged().note, dry_run))
+    return Cleaned(*damage.clean(location_of(path), Logged().note, dry_run))
 
 
 def export(
@@ -330,7 +331,9 @@ def export(
     """
     from dumap.show.export import export as write
 
-    return write(_location(path), what, _location(out), None if labels is None else _location(labels), with_self, force)
+    return write(
+        location_of(path), what, location_of(out), None if labels is None else location_of(labels), with_self, force
+    )
 
 
 def ingest(
@@ -391,4 +394,4 @@ def ingest(
 
     files = [sources] if isinstance(sources, str | os.PathLike) else list(sources)
     choice = Choice(None if columns is None else tuple(map(str, columns)), key, names, header)
-    return write([_location(file) for file in files], _location(output), choice, array, dtype, Logged().note)
+    return write([location_of(file) for file in files], location_of(output), choice, array, dtype, Logged().note)

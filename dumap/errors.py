@@ -93,6 +93,12 @@ class RunMismatchError(DumapError):
     exit_code = 7
 
 
+class CancelledError(DumapError):
+    """The run was cancelled, on the cluster that drove it."""
+
+    exit_code = 130
+
+
 class Terminated(KeyboardInterrupt):
     """The process was asked to end."""
 

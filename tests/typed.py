@@ -24,6 +24,10 @@ def show(stage: str, done: float, total: float) -> None:
     print(stage, done / total)
 
 
+async def wait(client: Any) -> dumap.Result:
+    return await dumap.submit("DATA.zarr", client, output="RUN.zarr")
+
+
 def main(client: Any) -> str:
     config: dumap.Config = dumap.load_config(None, ["input.path=DATA.zarr", "output=RUN.zarr"])
     observer: dumap.Observer = Printing()
@@ -44,6 +48,16 @@ def main(client: Any) -> str:
     again = dumap.open_run("RUN.zarr")
     indices, distances = again.neighbors[:10]
     print(again["state"], again.path, again.facts, indices.shape, distances.dtype, again.graph(0).shape, again.blocks)
+    model = dumap.UMAP(n_neighbors=15)
+    model.fit(np.zeros((20, 3), np.float32))
+    dumap.umap("CELLS.zarr", min_dist=0.5)
+    print(model.embedding_, dumap.KNeighborsTransformer(n_neighbors=15).n_neighbors)
+    handle: dumap.Handle = dumap.submit("DATA.zarr", client, output="RUN.zarr", n_neighbors=15)
+    print(handle.status()["task"], handle.progress()["stage"], dumap.attach("RUN.zarr", client).output)
+    try:
+        again = handle.result(timeout=3600, on_progress=show)
+    except dumap.CancelledError:
+        handle.cancel()
     print(again.embedding[:3], again.status[:3], again.to_dask(), again.to_xarray(), again.to_dataframe(), again.plot())
     x = np.zeros((100, 5), np.float32)
     reducer: dumap.UMAP = dumap.UMAP(n_neighbors=10, metric="cosine", store=Path("RUN.zarr"), client=client).fit(x)

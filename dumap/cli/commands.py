@@ -48,7 +48,8 @@ OPTIONS = {
 """Settings that have an option of their own."""
 
 
-def _config_options(command: Any) -> Any:
+def config_options(command: Any) -> Any:
+    """Give a command a configuration's file, and the options that are settings."""
     options = [
         click.argument("config", required=False, type=click.Path(dir_okay=False)),
         click.option("--input", "input_path", metavar="DATA", help="Zarr group or array: a path or a URL."),
@@ -73,7 +74,8 @@ def _config_options(command: Any) -> Any:
     return command
 
 
-def _load(config: str | None, settings: tuple[str, ...], **options: Any) -> Config:
+def load_settings(config: str | None, settings: tuple[str, ...], **options: Any) -> Config:
+    """Read the configuration that a command's words make."""
     from dumap.config import contradictions, load
 
     named = {OPTIONS[name]: value for name, value in options.items() if value is not None}
@@ -89,7 +91,7 @@ def cli() -> None:
 
 
 @cli.command()
-@_config_options
+@config_options
 @click.option("--json", "as_json", is_flag=True, help="For machines.")
 def plan(as_json: bool, parent: str | None, **options: Any) -> None:
     """Say what a run will take, and start nothing."""
@@ -97,7 +99,7 @@ def plan(as_json: bool, parent: str | None, **options: Any) -> None:
     from dumap.engine.resources import cpu_count
     from dumap.planning.plan import describe
 
-    config = _load(**options)
+    config = load_settings(**options)
     projected = api.plan(config=config, parent=parent)
     chosen = choose(config.cluster, projected)
     if as_json:
@@ -109,7 +111,7 @@ def plan(as_json: bool, parent: str | None, **options: Any) -> None:
 
 
 @cli.command(cls=Recorded)
-@_config_options
+@config_options
 @click.option("--report", metavar="FILE", help="Have Dask write a performance report, in HTML.")
 @click.option("--force", is_flag=True, help="Go on with stages that other versions began.")
 @click.option("--json", "as_json", is_flag=True, help="Print the run's status for machines at the end.")
@@ -130,7 +132,7 @@ def run(as_json: bool, force: bool, parent: str | None, unchanged: int, **option
     context = click.get_current_context()
     record = record_of(context)
     record.check()
-    config = _load(**options)
+    config = load_settings(**options)
     with observer(asks_for_json()) as watching:
         told = record.watch(normalize(config.output), watching)
         result = api.run(config=config, on_progress=told, force=force, parent=parent)

@@ -184,6 +184,25 @@ def _apart(call: Callable[[], None]) -> None:
         thread.submit(call).result()
 
 
+def open_client(cluster: ClusterConfig) -> Client:
+    """Reach the scheduler that the configuration, or Dask's, names.
+
+    Raises
+    ------
+    ConfigError
+        Neither names one.
+    ClusterError
+        Nothing answers within `cluster.timeout` seconds.
+    """
+    address = None if cluster.scheduler_file else cluster.scheduler or dask.config.get("scheduler-address", None)
+    if not address and not cluster.scheduler_file:
+        raise ConfigError(
+            "no cluster is named: give a client, cluster.scheduler (--scheduler), cluster.scheduler_file "
+            "(--scheduler-file), or set DASK_SCHEDULER_ADDRESS"
+        )
+    return _find(cluster, address)
+
+
 # a client that is given --------------------------------------------------------------------------
 
 

@@ -1,0 +1,84 @@
+"""The commands of runs that a cluster drives by itself: submit, attach, cancel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from dumap.cli.commands import cli, config_options, load_settings
+from dumap.cli.logs import asks_for_json
+from dumap.cluster_runs import attach as find
+from dumap.cluster_runs import submit as send
+from dumap.json_values import to_json
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+    from dumap.config import ClusterConfig
+
+
+def _scheduler_options(command: Callable[..., Any]) -> Any:
+    """Give a command the options that name a scheduler."""
+    for option in (
+        click.option("--scheduler-file", metavar="FILE", help="A Dask scheduler's file."),
+        click.option("--scheduler", metavar="ADDRESS", help="A Dask scheduler. [DASK_SCHEDULER_ADDRESS]"),
+    ):
+        command = option(command)
+    return command
+
+
+@contextmanager
+def _client(cluster: ClusterConfig) -> Iterator[Client]:
+    from dumap.engine.connect import open_client
+
+    with open_client(cluster) as client:
+        yield client
+
+
+def _named(scheduler: str | None, scheduler_file: str | None) -> ClusterConfig:
+    from dumap.config import build
+
+    named = {"scheduler": scheduler, "scheduler_file": scheduler_file}
+    return build({"input": {"path": "-"}, "output": "-", "cluster": named}).cluster
+
+
+@cli.command()
+@config_options
+@click.option("--force", is_flag=True, help="Go on with stages that other versions began.")
+@click.option("--json", "as_json", is_flag=True, help="For machines.")
+def submit(as_json: bool, force: bool, parent: str | None, **options: Any) -> None:
+    """Have a Dask cluster embed a data set by itself, and leave."""
+    config = load_settings(**options)
+    with _client(config.cluster) as client:
+        handle = send(config=config, client=client, parent=parent, force=force)
+        if as_json:
+            click.echo(to_json({"output": handle.output, "task": handle.status()["task"]}))
+        else:
+            click.echo(f"submitted: {handle.output}; 'dumap attach {handle.output}' follows it")
+
+
+@cli.command()
+@click.argument("run")
+@_scheduler_options
+@click.option("--json", "as_json", is_flag=True, help="Print the run's status for machines at the end.")
+def attach(run: str, scheduler: str | None, scheduler_file: str | None, as_json: bool) -> None:
+    """Follow a run that a cluster drives, until it ends; Ctrl-C leaves it alone."""
+    from dumap.cli.progress import observer
+
+    with _client(_named(scheduler, scheduler_file)) as client, observer(asks_for_json()) as watching:
+        result = find(run, client).result(on_progress=watching)
+    click.echo(to_json(dict(result)) if as_json else f"done: {result.path}, arrays 'embedding' and 'status'")
+
+
+@cli.command()
+@click.argument("run")
+@_scheduler_options
+def cancel(run: str, scheduler: str | None, scheduler_file: str | None) -> None:
+    """Have a run that a cluster drives end; what is committed is kept."""
+    with _client(_named(scheduler, scheduler_file)) as client:
+        handle = find(run, client)
+        handle.cancel()
+        click.echo(f"cancelled: {handle.output}; 'dumap submit' or 'dumap run' goes on from there")

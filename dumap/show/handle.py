@@ -1,0 +1,259 @@
+"""A run that the cluster drives, as a program follows it from wherever it is."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Generator
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from dumap.engine import submission as sent
+from dumap.engine.sharing import Sharing
+from dumap.engine.submission import KILLED, Submission
+from dumap.errors import CancelledError, ClusterError, ConfigError
+from dumap.recipe.driving import Driven, Replay
+from dumap.recipe.locations import with_places
+from dumap.recipe.observers import Callbacks
+from dumap.recipe.status import status
+from dumap.show.result import Result
+from dumap.store import Run
+from dumap.store.disk import normalize
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+    from dumap.config import Config
+    from dumap.engine import Observer
+
+POLL_SECONDS = 0.5
+"""How often it is looked whether a run has ended, where somebody waits for it."""
+STATES = {"finished": "done", "error": "failed", "cancelled": "cancelled", "lost": "failed"}
+"""What a driver's task is, by what Dask calls its state."""
+
+
+class Handle:
+    """A run that a cluster drives: what `dumap.submit` and `dumap.attach` return.
+
+    The program may leave, and `dumap.attach` finds the run again. With an asynchronous client each method returns an
+    awaitable; `await handle` waits for the result with either kind of client.
+
+    Attributes
+    ----------
+    output : str
+        Where the run is stored.
+
+    Examples
+    --------
+    >>> import dumap
+    >>> from dask.distributed import Client
+    >>> with Client(processes=False, n_workers=1, dashboard_address=":0") as client:
+    ...     handle = dumap.submit("DATA.zarr", client, output="HANDLED.zarr", n_epochs=5)
+    ...     result = handle.result()
+    ...     handle.status()["task"], handle.progress()["stages"][-1]
+    ('done', 'quality')
+    """
+
+    def __init__(self, client: Client, submission: Submission, begun: Awaitable[Submission] | None = None) -> None:
+        self._client, self._submission, self._begun = client, submission, begun
+        self.output = submission.output
+
+    def __repr__(self) -> str:
+        return f"<dumap.Handle {self.output}>"
+
+    def _sync(self, call: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
+        """Return what a coroutine does; with an asynchronous client, a task that does it."""
+        return self._client.sync(call)
+
+    async def _published(self) -> Submission:
+        if self._begun is not None:
+            self._submission = await self._begun
+        return self._submission
+
+    # what is known of it -----------------------------------------------------------------------
+
+    def status(self) -> dict[str, Any]:
+        """Say what of the run is done.
+
+        Returns
+        -------
+        dict
+            As of `dumap.status`, as far as the run can be seen from here; and 'task', what the driver is: waiting,
+            running, done, failed or cancelled.
+        """
+        found: dict[str, Any] = self._sync(self._status)
+        return found
+
+    async def _status(self) -> dict[str, Any]:
+        submission = await self._published()
+        await sent.settled(submission)
+        events = await sent.events_of(self._client, submission)
+        task = STATES.get(submission.future.status or "lost")
+        if task == "failed" and isinstance(await self._error(), CancelledError):
+            task = "cancelled"
+        if task is None:
+            task = "running" if any(event["event"] == "driver" for _, event in events) else "waiting"
+        found = await asyncio.to_thread(_seen, self.output)
+        return {**found, "task": task}
+
+    def progress(self) -> dict[str, Any]:
+        """Say how far the run is.
+
+        Returns
+        -------
+        dict
+            'stage', the one under way or None, and 'done' of 'total' steps of it; 'stages', those that were finished
+            since it was submitted; 'notes', lines for people.
+        """
+        found: dict[str, Any] = self._sync(self._progress)
+        return found
+
+    async def _progress(self) -> dict[str, Any]:
+        events = await sent.events_of(self._client, await self._published())
+        found: dict[str, Any] = {"stage": None, "done": 0.0, "total": 0.0, "stages": [], "notes": []}
+        for _, event in events:
+            if event["event"] == "driver":
+                found |= {"stage": None, "done": 0.0, "total": 0.0}
+            elif event["event"] == "started":
+                found |= {"stage": event["stage"], "done": 0.0, "total": 0.0}
+            elif event["event"] == "advanced":
+                found |= {"done": event["done"], "total": event["total"]}
+            elif event["event"] == "finished":
+                found |= {"stage": None, "done": 0.0, "total": 0.0}
+                found["stages"].append(event["stage"])
+            elif event["event"] == "note":
+                found["notes"].append(event["message"])
+        return found
+
+    # what is done with it ----------------------------------------------------------------------
+
+    def cancel(self) -> None:
+        """Have the run end, wherever it is driven; what is committed is kept, and `run` or `submit` goes on from there.
+
+        It ends within seconds; `result` then raises `CancelledError`.
+        """
+        done: None = self._sync(self._cancel)
+        return done
+
+    async def _cancel(self) -> None:
+        await sent.cancel(self._client, await self._published())
+
+    def result(self, timeout: float | None = None, on_progress: Any = None) -> Result:
+        """Wait for the run.
+
+        Parameters
+        ----------
+        timeout : float, optional
+            Seconds to wait; by default for ever.
+        on_progress : Observer or callable, optional
+            Told how the run goes on, as of `dumap.run`. Not with an asynchronous client.
+
+        Returns
+        -------
+        Result
+
+        Raises
+        ------
+        DumapError
+            The run's own error, with its `exit_code`; `CancelledError` where it was cancelled; `ClusterError` where its
+            driver could not go on.
+        TimeoutError
+            It is not done yet.
+        """
+        if on_progress is None:
+            found: Result = self._sync(lambda: self._result(timeout))
+            return found
+        with Callbacks(on_progress) as observer:
+            return self._follow(timeout, observer)
+
+    def _follow(self, timeout: float | None, observer: Observer) -> Result:
+        """Wait for the run, and tell an observer of it in this thread."""
+        deadline, heard, replayed = time.monotonic() + (timeout or 0.0), 0.0, Replay(observer)
+        while True:
+            late = timeout is not None and time.monotonic() >= deadline
+            ended = self._client.sync(self._ended, POLL_SECONDS)
+            for when, event in self._client.sync(sent.events_of, self._client, self._submission, heard):
+                replayed.tell(event)
+                heard = when
+            if ended or late:
+                return self.result(timeout=None if ended else 0.0)
+
+    async def _ended(self, seconds: float) -> bool:
+        await sent.settled(self._submission, seconds)
+        return self._submission.future.status != "pending"
+
+    async def _error(self) -> Exception | None:
+        """Return what the driver failed of, for the program."""
+        future = self._submission.future
+        if future.status not in ("error", "cancelled", "lost"):
+            return None
+        error = await future.exception() if future.status == "error" else None
+        if error is None:
+            return CancelledError(f"the driver of {self.output} was cancelled, or is gone with its scheduler")
+        if isinstance(error, (KILLED, ImportError)):
+            return ClusterError(
+                f"the driver of {self.output} cannot go on ({type(error).__name__}: {error}): workers must have this "
+                f"dumap, and memory; what is committed is kept"
+            )
+        return error
+
+    async def _result(self, timeout: float | None) -> Result:
+        submission = await self._published()
+        await sent.settled(submission, timeout)
+        if submission.future.status == "pending":
+            raise TimeoutError(f"the run of {self.output} is not done within {timeout} s; it goes on")
+        if (error := await self._error()) is not None:
+            raise error
+        return Result(self.output, await submission.future)
+
+    def __await__(self) -> Generator[Any, None, Result]:
+        if self._client.asynchronous:
+            return self._result(None).__await__()
+        return asyncio.to_thread(self.result).__await__()
+
+
+def begin(client: Client, config: Config, parent: str | None, force: bool) -> Handle:
+    """Have a cluster drive a run.
+
+    Raises
+    ------
+    ConfigError
+        The configuration asks for another engine.
+    LockError
+        The cluster drives the run already, with other settings.
+    """
+    if config.cluster.engine == "local":
+        raise ConfigError("cluster.engine = 'local' runs in this process: set it to auto, or call dumap.run")
+    config = with_places(config)
+    work, sharing = Driven(config, None if parent is None else normalize(parent), force), Sharing.of(config.cluster)
+    make = partial(sent.send, client, work, config.output, work.digest(), sharing)
+    if client.asynchronous:
+        made = make()
+        return Handle(client, made, asyncio.ensure_future(sent.keep_one(client, made)))
+    return Handle(client, client.sync(sent.send_once, client, make, config.output, work.digest()))
+
+
+def attach(client: Client, output: str) -> Any:
+    """Find a run that a cluster drives; an awaitable of a handle, with an asynchronous client.
+
+    Raises
+    ------
+    ClusterError
+        The cluster knows of none.
+    """
+    place = normalize(output)
+
+    async def found() -> Handle:
+        submission = await sent.find(client, place)
+        if submission is None:
+            raise ClusterError(f"the cluster drives no run of {place}: submit it")
+        return Handle(client, submission)
+
+    return client.sync(found)
+
+
+def _seen(output: str) -> dict[str, Any]:
+    """Return a run's status, as far as it can be seen from here."""
+    if not Run(output, read_only=True).exists():
+        return {"output": output, "state": "partial", "stages": []}
+    return status(output)

@@ -1,0 +1,269 @@
+"""Runs that a cluster drives by itself, followed by programs that come and go."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import threading
+import time
+
+import numpy as np
+import pytest
+from distributed import Client, LocalCluster, get_client
+from helpers import Notes
+
+import dumap
+from dumap.engine.submission import name_of
+from dumap.errors import ClusterError, ConfigError, InputError, LockError, RunMismatchError
+from dumap.recipe.stage_names import STAGES
+
+QUICK = {"n_epochs": 5, "quality": {"queries": 0}, "audit": {"queries": 0}}
+
+
+@pytest.fixture(scope="module")
+def near(compiled):
+    """Return a cluster in this process, of one worker with one thread."""
+    options = {"n_workers": 1, "threads_per_worker": 1, "dashboard_address": ":0"}
+    with LocalCluster(processes=False, **options) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def client(near):
+    with Client(near, set_as_default=False) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def data(save, few) -> str:
+    return save(few)
+
+
+@pytest.fixture
+def held(monkeypatch):
+    """Hold drivers as they begin the graph, until they are let go."""
+    go, there = threading.Event(), threading.Event()
+    from dumap.recipe import driving
+
+    class Held(driving.Telling):
+        def started(self, stage, projected_bytes):
+            super().started(stage, projected_bytes)
+            if stage == "graph":
+                there.set()
+                go.wait(60)
+
+    monkeypatch.setattr(driving, "Telling", Held)
+    yield there, go
+    go.set()
+
+
+def test_one_thread_drives_and_does_the_work(client, data, fresh):
+    handle = dumap.submit(data, client, output=fresh("run.zarr"), **QUICK)
+    notes = Told()
+    result = handle.result(timeout=120, on_progress=notes)
+    assert result["state"] == "done"
+    assert np.array_equal(result.embedding[:], dumap.run(data, output=fresh("run.zarr"), **QUICK).embedding[:])
+    assert notes.stages == list(STAGES)
+    assert (handle.status()["task"], handle.progress()["stages"]) == ("done", list(STAGES))
+
+
+class Told(Notes):
+    """Keeps which stages were finished."""
+
+    def __init__(self):
+        super().__init__()
+        self.stages = []
+
+    def finished(self, stage, *rest, **named):
+        self.stages.append(stage)
+
+
+def test_the_program_may_leave_and_another_come(near, data, fresh, held):
+    there, go = held
+    output = fresh("run.zarr")
+    with Client(near, set_as_default=False) as client:
+        dumap.submit(data, client, output=output, **QUICK)
+    there.wait(60)
+    with Client(near, set_as_default=False) as client:
+        handle = dumap.attach(output, client)
+        status = handle.status()
+        assert (status["task"], status["state"]) == ("running", "partial")
+        assert handle.progress()["stage"] == "graph"
+        with pytest.raises(TimeoutError, match="it goes on"):
+            handle.result(timeout=0.1)
+        go.set()
+        assert handle.result(timeout=120)["state"] == "done"
+    with Client(near, set_as_default=False) as client:
+        assert dumap.attach(output, client).result()["state"] == "done", "it is known afterwards too"
+
+
+def test_a_run_is_driven_once(client, data, fresh, held):
+    there, go = held
+    output = fresh("run.zarr")
+    first = dumap.submit(data, client, output=output, **QUICK)
+    there.wait(60)
+    again = dumap.submit(data, client, output=output, **QUICK)
+    with pytest.raises(LockError, match="is driven on this cluster with other settings"):
+        dumap.submit(data, client, output=output, **{**QUICK, "n_epochs": 6})
+    go.set()
+    assert first.result(timeout=120)["stages"] == again.result()["stages"]
+    assert again.progress()["stages"] == list(STAGES)
+
+
+def test_a_run_that_is_cancelled_ends_and_goes_on_later(client, data, fresh, held):
+    there, go = held
+    output = fresh("run.zarr")
+    handle = dumap.submit(data, client, output=output, **QUICK)
+    there.wait(60)
+    handle.cancel()
+    time.sleep(1)
+    go.set()
+    with pytest.raises(dumap.CancelledError, match="the run was cancelled; ") as cancelled:
+        handle.result(timeout=120)
+    assert cancelled.value.exit_code == 130
+    assert handle.status()["task"] == "cancelled"
+    assert dumap.status(output)["driver"] is None
+    later = dumap.submit(data, client, output=output, **QUICK)
+    assert later.result(timeout=120)["state"] == "done"
+    assert later.progress()["stages"] == list(STAGES[STAGES.index("graph") :])
+
+
+def test_a_runs_own_errors_reach_whoever_asks(client, data, fresh):
+    output = fresh("run.zarr")
+    nowhere = dumap.submit(fresh("no.zarr"), client, output=output, **QUICK)
+    with pytest.raises(InputError, match="does not exist") as error:
+        nowhere.result(timeout=60)
+    assert error.value.exit_code == 3
+    assert nowhere.status()["task"] == "failed"
+    dumap.submit(data, client, output=output, **QUICK).result(timeout=120)
+    with pytest.raises(RunMismatchError, match="n_epochs"):
+        dumap.submit(data, client, output=output, **{**QUICK, "n_epochs": 6}).result(timeout=60)
+
+
+def test_runs_at_once_do_not_mix(client, data, fresh):
+    handles = [dumap.submit(data, client, output=fresh("run.zarr"), seed=seed, **QUICK) for seed in (1, 2, 3)]
+    maps = [handle.result(timeout=300).embedding[:] for handle in handles]
+    assert [handle.progress()["stages"] for handle in handles] == [list(STAGES)] * 3
+    for seed, y in zip((1, 2, 3), maps, strict=True):
+        alone = dumap.run(data, output=fresh("run.zarr"), seed=seed, cluster={"engine": "local"}, **QUICK)
+        assert np.array_equal(alone.embedding[:], y)
+
+
+def test_an_asynchronous_client_is_awaited(near, data, fresh):
+    output = fresh("run.zarr")
+
+    async def main():
+        async with Client(near.scheduler_address, asynchronous=True, set_as_default=False) as client:
+            handle = dumap.submit(data, client, output=output, **QUICK)
+            assert (await handle.status())["task"] in ("waiting", "running")
+            found = await dumap.attach(output, client)
+            result = await handle
+            assert result["state"] == (await found)["state"] == "done"
+            assert (await handle.progress())["stages"] == list(STAGES)
+            again = dumap.submit(data, client, output=output, **{**QUICK, "n_epochs": 6})
+            with pytest.raises(RunMismatchError):
+                await again.result(60)
+
+    asyncio.run(main())
+
+
+def test_who_leaves_at_once_is_not_missed(near, data, fresh):
+    output = fresh("run.zarr")
+
+    async def main():
+        async with Client(near.scheduler_address, asynchronous=True, set_as_default=False) as client:
+            dumap.submit(data, client, output=output, **QUICK)
+
+    asyncio.run(main())
+    with Client(near, set_as_default=False) as client:
+        until = time.monotonic() + 60
+        while name_of(output) not in client.list_datasets() and time.monotonic() < until:
+            time.sleep(0.1)
+        assert dumap.attach(output, client).result(timeout=120)["state"] == "done"
+
+
+def test_a_notebook_awaits_with_a_client_of_its_own_thread(client, data, fresh):
+    async def cell():
+        handle = dumap.submit(data, client, output=fresh("run.zarr"), **QUICK)
+        assert handle.status()["task"] in ("waiting", "running")
+        return await handle
+
+    assert asyncio.run(cell())["state"] == "done"
+
+
+def test_a_task_may_submit(client, data, fresh):
+    output = fresh("run.zarr")
+
+    def submit() -> str:
+        return dumap.submit(data, get_client(), output=output, **QUICK).output
+
+    assert client.submit(submit, pure=False).result(timeout=60) == output
+    assert dumap.attach(output, client).result(timeout=120)["state"] == "done"
+
+
+def test_what_a_cluster_cannot_drive_is_refused(client, data, few, fresh, monkeypatch):
+    monkeypatch.delenv("DASK_SCHEDULER_ADDRESS", raising=False)
+    with pytest.raises(ConfigError, match="are in this process, which may leave"):
+        dumap.submit(few, client, output=fresh("run.zarr"))
+    with pytest.raises(ConfigError, match="'local' runs in this process"):
+        dumap.submit(data, client, output=fresh("run.zarr"), cluster={"engine": "local"})
+    with pytest.raises(ConfigError, match="no cluster is named: give a client"):
+        dumap.submit(data, output=fresh("run.zarr"))
+    with pytest.raises(ClusterError, match="drives no run of"):
+        dumap.attach(fresh("run.zarr"), client)
+
+
+# drivers that die ----------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("end", ["killed", "retired"])
+def test_a_driver_whose_worker_is_gone_goes_on_elsewhere(compiled, data, fresh, end):
+    output, long = fresh("run.zarr"), {**QUICK, "n_epochs": 120, "layout": {"mode": "rounds", "checkpoint_every": 10}}
+    with (
+        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0", memory_limit="2GiB") as cluster,
+        Client(cluster, set_as_default=False) as client,
+    ):
+        handle = dumap.submit(data, client, output=output, **long)
+        until = time.monotonic() + 120
+        while handle.progress()["stage"] != "layout" and time.monotonic() < until:
+            time.sleep(0.2)
+        worker = drivers(client, handle)[0]
+        if end == "killed":
+            os.kill(client.run(os.getpid, workers=[worker])[worker], signal.SIGKILL)
+        else:
+            client.retire_workers([worker])
+        y = handle.result(timeout=240).embedding[:]
+        assert len(drivers(client, handle)) == 2
+        assert handle.progress()["stages"].count("graph") == 1, "what was done is not done again"
+    alone = dumap.run(data, output=fresh("run.zarr"), **{**long, "cluster": {"engine": "local"}})
+    assert np.array_equal(alone.embedding[:], y)
+
+
+def drivers(client, handle) -> list[str]:
+    """Return where drivers of a run began, first to last."""
+    topics = [topic for topic in client.get_events() if topic.startswith(name_of(handle.output))]
+    events = [event for topic in topics for _, event in client.get_events(topic)]
+    return [event["worker"] for event in events if event["event"] == "driver"]
+
+
+# the command line --------------------------------------------------------------------------------
+
+
+def test_commands_submit_follow_and_cancel(near, data, fresh, cli, monkeypatch, tmp_path):
+    output, scheduler = fresh("run.zarr"), ("--scheduler", near.scheduler_address)
+    settings = ("--n-epochs", "5", "--set", "quality.queries=0", "--set", "audit.queries=0")
+    submitted = cli("submit", "--input", data, "--output", output, *settings, *scheduler)
+    assert (submitted.code, submitted.out) == (0, f"submitted: {output}; 'dumap attach {output}' follows it\n")
+    followed = cli("attach", output, *scheduler)
+    assert (followed.code, followed.out) == (0, f"done: {output}, arrays 'embedding' and 'status'\n")
+    assert "layout: done in" in followed.err
+    assert cli("cancel", output, *scheduler).code == 0, "it has ended before"
+    unknown = cli("attach", fresh("no.zarr"), *scheduler)
+    assert (unknown.code, "drives no run of" in unknown.err) == (5, True)
+    monkeypatch.delenv("DASK_SCHEDULER_ADDRESS", raising=False)
+    assert cli("cancel", output).code == 2
+    nowhere = fresh("run.zarr")
+    assert cli("submit", "--input", fresh("no.zarr"), "--output", nowhere, *scheduler).code == 0
+    assert cli("attach", nowhere, *scheduler).code == 3, "the run's own exit code"
