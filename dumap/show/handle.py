@@ -224,7 +224,7 @@ def begin(client: Client, config: Config, parent: str | None, force: bool) -> Ha
     """
     if config.cluster.engine == "local":
         raise ConfigError("cluster.engine = 'local' runs in this process: set it to auto, or call dumap.run")
-    config = with_places(config)
+    config = with_places(config, parent)
     work, sharing = Driven(config, None if parent is None else normalize(parent), force), Sharing.of(config.cluster)
     make = partial(sent.send, client, work, config.output, work.digest(), sharing)
     if client.asynchronous:
