@@ -36,8 +36,8 @@ def client(near):
 
 
 @pytest.fixture(scope="module")
-def data(save, few) -> str:
-    return save(few)
+def data(save, digits_300) -> str:
+    return save(digits_300)
 
 
 @pytest.fixture
@@ -202,10 +202,10 @@ def test_a_task_may_submit(client, data, fresh):
     assert dumap.attach(output, client).result(timeout=120)["state"] == "done"
 
 
-def test_what_a_cluster_cannot_drive_is_refused(client, data, few, fresh, monkeypatch):
+def test_what_a_cluster_cannot_drive_is_refused(client, data, digits_300, fresh, monkeypatch):
     monkeypatch.delenv("DASK_SCHEDULER_ADDRESS", raising=False)
     with pytest.raises(ConfigError, match="are in this process, which may leave"):
-        dumap.submit(few, client, output=fresh("run.zarr"))
+        dumap.submit(digits_300, client, output=fresh("run.zarr"))
     with pytest.raises(ConfigError, match="'local' runs in this process"):
         dumap.submit(data, client, output=fresh("run.zarr"), cluster={"engine": "local"})
     with pytest.raises(ConfigError, match="no cluster is named: give a client"):
