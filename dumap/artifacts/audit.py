@@ -1,4 +1,4 @@
-"""The audit: its queries, and how many repairs there were."""
+"""The audit: its queries, and the number of repairs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dumap.store import Run
 
 
 def report_name(repairs: int) -> str:
-    """Name the part that commits the lists after so many repairs, with their recall."""
+    """Name the part that holds the recall of the lists after a number of repairs."""
     return f"report-{repairs}"
 
 
@@ -26,7 +26,7 @@ def repairs_made(run: Run) -> int:
 
 
 NEAR = 15
-"""The map is judged by so many neighbours of a row, so that at least as many exact ones are kept."""
+"""Neighbours of a row by which the map is judged: at least as many exact ones are kept."""
 
 
 def query_groups(job: Job, number: int, chosen: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:

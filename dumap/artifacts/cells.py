@@ -145,7 +145,7 @@ class Cell:
         return out
 
 
-def kept_positions(job: Job, table: CellTable, rows: np.ndarray) -> np.ndarray:
+def positions_of_given(job: Job, table: CellTable, rows: np.ndarray) -> np.ndarray:
     """Return the positions of rows of the input in a run with given neighbours; -1 for rows left out, and where `rows`
     is -1.
     """

@@ -48,11 +48,11 @@ class Job:
         Called with (done, total) as a long task goes on.
     term : int, optional
     token : str, optional
-        The term of the driver that gave the task, and what tells it from others: see `dumap.store.Lock`.
+        The term and the token of the driver that sent the task: see `dumap.store.Lock`.
     inherited : mapping, optional
-        The stages whose parts other runs hold, and where these lie; where it is not given, the run says so.
+        Where the runs lie that hold stages of this one, by stage. [read from the run]
     stage : str, optional
-        The stage whose parts the task writes; none where they are no run's.
+        The stage whose parts the task writes; None outside of runs.
     feed : Feed, optional
         The object that is embedded, where it was given to this process.
     """
@@ -70,7 +70,7 @@ class Job:
         return {name: value for name, value in self.__dict__.items() if name not in OPENED_LOCALLY}
 
     def title(self, task: Callable[..., None]) -> str:
-        """Return what messages and measurements call the step that a task is of: its stage, if it has one."""
+        """Return the name of a task's step for messages and measurements: its stage, or else its module."""
         return self.stage or task.__module__.split(".")[-1]
 
     @cached_property

@@ -52,5 +52,5 @@ def total(run: Run, stage: str, parts: Sequence[str], fact: str) -> Any:
 
 
 def split_evenly(count: int, ranges: int) -> list[tuple[int, int]]:
-    """Cut `count` things into so many ranges, or as many as there are things."""
+    """Divide `count` things into `ranges` ranges of about the same length, at most one a thing."""
     return list(pairwise(np.unique(np.linspace(0, count, ranges + 1).astype(int)).tolist()))

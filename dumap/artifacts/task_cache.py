@@ -84,7 +84,7 @@ class TaskCache(Generic[T]):
             return sum(entry.size for entry in self._entries.values())
 
     def clear(self) -> None:
-        """Free all that is kept; what a task uses now goes with its last user."""
+        """Free all values; one that a task uses now is freed when its last user leaves."""
         with self._lock:
             self._entries.clear()
             self._most = self._users

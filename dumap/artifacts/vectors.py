@@ -21,8 +21,10 @@ COORDINATES = {"long_name": "UMAP coordinates"}
 """What the public arrays of status and of coordinates say of themselves, in the words of the CF conventions."""
 
 
-def drawn_queries(job: Job, rows: np.ndarray, number: int, among: int) -> np.ndarray:
-    """Return which rows are queries of audit `number`; each audit has others, as long as there are enough rows."""
+def is_query(job: Job, rows: np.ndarray, number: int, among: int) -> np.ndarray:
+    """Return which rows are queries of audit `number`, (n,) bool; audits share no queries as long as there are enough
+    rows.
+    """
     wanted = job.config.audit.queries
     if wanted >= among:
         return np.ones(len(rows), bool)
@@ -31,14 +33,14 @@ def drawn_queries(job: Job, rows: np.ndarray, number: int, among: int) -> np.nda
     return hashing.draws(job.config.seed, hashing.QUERIES, rows) - start < np.uint64(width)
 
 
-def samples(job: Job) -> list[str]:
+def sample_parts(job: Job) -> list[str]:
     """Name the parts that hold the blocks' samples."""
     return part_names("distinct" if job.config.input.unique else "block", job.geometry.blocks)
 
 
-def drawn(job: Job) -> np.ndarray:
+def read_sample(job: Job) -> np.ndarray:
     """Read the sample of all blocks, (m, geometry.dims) float32."""
-    return np.concatenate([job.as_embedded(job.run.read(VECTORS, part, "sample")) for part in samples(job)])
+    return np.concatenate([job.as_embedded(job.run.read(VECTORS, part, "sample")) for part in sample_parts(job)])
 
 
 def duplicates_of(run: Run, block: int) -> tuple[np.ndarray, np.ndarray]:
@@ -47,7 +49,7 @@ def duplicates_of(run: Run, block: int) -> tuple[np.ndarray, np.ndarray]:
     return run.read(VECTORS, name, "duplicates"), run.read(VECTORS, name, "firsts")
 
 
-def repeated_in(run: Run, block: int) -> tuple[np.ndarray, np.ndarray]:
+def repeated_rows(run: Run, block: int) -> tuple[np.ndarray, np.ndarray]:
     """Return a block's rows that have duplicates, counted from its first row, and how many rows each stands for."""
     name = part_name("distinct", block)
     return run.read(VECTORS, name, "repeated"), run.read(VECTORS, name, "times")
@@ -58,7 +60,7 @@ def status_of(run: Run, block: int) -> np.ndarray:
     return run.read(VECTORS, part_name("block", block), "status")
 
 
-def left_out(job: Job, block: int) -> np.ndarray:
+def is_left_out(job: Job, block: int) -> np.ndarray:
     """Return which of a block's rows are left out of cells, (n,) bool: rows that are not finite, and duplicates."""
     out = (status_of(job.run, block) & DROPPED) > 0
     if job.config.input.unique:

@@ -45,7 +45,7 @@ OPTIONS = {
     "scheduler_file": "cluster.scheduler_file",
     "report": "cluster.report",
 }
-"""Settings that have an option of their own."""
+"""Options of `plan` and `run`, and the settings that they stand for."""
 
 
 def config_options(command: Any) -> Any:

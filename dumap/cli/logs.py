@@ -41,7 +41,7 @@ class Lines(logging.Formatter):
 
 @contextlib.contextmanager
 def to_stderr(meta: Mapping[str, Any]) -> Iterator[None]:
-    """Write what the logger `dumap` is told to standard error, meanwhile."""
+    """Return a context in which records of the logger `dumap` go to standard error."""
     handler, level = logging.StreamHandler(), LOGGER.level
     handler.setFormatter(Lines(meta))
     LOGGER.addHandler(handler)

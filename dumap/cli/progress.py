@@ -41,7 +41,7 @@ class Bar:
 
 @contextlib.contextmanager
 def observer(as_json: bool = False) -> Iterator[Observer]:
-    """Choose by what standard error is, and whether JSON is asked for."""
+    """Return a progress bar if standard error is a terminal, else the log."""
     if as_json or not sys.stderr.isatty():
         yield Logged()
         return

@@ -118,7 +118,7 @@ class NeighborsConfig(Section):
         return (self.width or self.n_neighbors) - 1
 
     @property
-    def widest(self) -> str:
+    def width_setting(self) -> str:
         """The setting that says how many are searched, for messages."""
         return "n_neighbors" if self.searched == self.others else "width"
 

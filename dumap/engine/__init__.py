@@ -1,4 +1,4 @@
-"""Runs tasks: in threads of this process, or on Dask, with the checks of what is run on.
+"""Runs tasks in threads of this process or on Dask, and checks the workers.
 
 The only folder that imports Dask, and only where a cluster is wanted.
 """
@@ -96,7 +96,7 @@ class Engine(Protocol):
         """
 
     def preflight(self) -> None:
-        """Find out what there is, and fail where nothing can do the work."""
+        """Find out which workers there are, and fail if none can do the work."""
 
     def check_sight(self, output: str) -> None:
         """Fail unless the output is seen, and can be written, from where tasks run."""
@@ -125,7 +125,7 @@ class Engine(Protocol):
         """Do so where the object is that the job embeds: in this process."""
 
     def free_caches(self) -> None:
-        """Free what tasks kept for the next ones, wherever they ran."""
+        """Free what tasks have cached for later ones, in all processes."""
 
     def close(self) -> None:
         """Leave nothing behind where the tasks ran."""

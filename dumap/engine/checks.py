@@ -1,4 +1,4 @@
-"""What a worker must have to take part in a run, and what one has that differs."""
+"""What a worker must have to take part in a run, and how a worker differs from that."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def share(memory_limit: int, threads: int) -> int:
 
 
 def differences(requirements: Requirements, facts: WorkerFacts) -> list[str]:
-    """Say what of a worker is other than demanded, one line each."""
+    """Describe how a worker differs from the requirements, a line each."""
     found = []
     if facts.versions.get("dumap") != requirements.dumap:
         found.append(f"it has dumap {facts.versions.get('dumap')}, this client {requirements.dumap}: install the same")

@@ -135,7 +135,7 @@ def _local(cluster: ClusterConfig, projected: Plan) -> Choice:
 def open_engine(
     chosen: Choice, cluster: ClusterConfig, client: Client | None, observer: Observer, need_bytes: int
 ) -> Iterator[Engine]:
-    """Hold what was chosen; see `dumap.engine.connect` of what a cluster takes.
+    """Open the engine that was chosen, as a context; for clusters see `dumap.engine.connect`.
 
     Raises
     ------

@@ -42,7 +42,7 @@ PATIENCE = 15.0
 SPOOLING_THREADS = 4
 """Threads that copy an object of this process to the run."""
 PARTING = 2.0
-"""Seconds that workers have to let go of what they keep, at the end."""
+"""Seconds that workers have to free their caches, at the end."""
 
 
 class Executor:
@@ -151,7 +151,7 @@ class Executor:
         self.workers = large or alike  # where all are too small, the plan says so, with the number
 
     def _first_wave(self) -> list[WorkerFacts]:
-        """Ask the workers that are there what they have; where there is none, wake a cluster that scales from none."""
+        """Ask the present workers what they have; if there are none, send a task that makes the cluster start one."""
         members, asked, answered = self._members, dict[str, Any](), dict[str, WorkerFacts]()
         members.attend()
         waking, patience = None, float("inf")
@@ -175,7 +175,7 @@ class Executor:
             self.link.cancel([*asked.values(), *([waking] if waking else [])])
 
     def _take_in(self, address: str, said: Any, answered: dict[str, WorkerFacts]) -> None:
-        """Take in what a worker said of itself, or why it could not."""
+        """Record what a worker says of itself, or why it cannot."""
         if isinstance(said, (Lost, Killed)):  # it has left
             return
         if isinstance(said, Exception):
@@ -307,7 +307,7 @@ class Executor:
                 self.held_bytes = max(self.held_bytes, said.get("held_bytes", 0))
 
     def free_caches(self) -> None:
-        """Free what tasks kept on workers for the next ones."""
+        """Free what tasks have cached on workers."""
         if self._members.proven and self.link.running:
             self.link.ask((rounds.free_caches,), self._members.proven, PARTING)
 

@@ -73,7 +73,7 @@ def connect(
 
 
 def _check_alone(cluster: ClusterConfig, client: Client | None, address: str | None, observer: Observer) -> None:
-    """Refuse what is of an embedded cluster beside another one; say that it is left aside where a client is given."""
+    """Refuse settings of an embedded cluster if another is named; with a client, say that they are ignored."""
     given = [
         f"cluster.{name} = {getattr(cluster, name)}" for name in ("workers", "memory_limit") if getattr(cluster, name)
     ]
@@ -179,7 +179,7 @@ def _knock(address: str, seconds: float, security: Security | None = None) -> No
 
 
 def _apart(call: Callable[[], None]) -> None:
-    """Call in a thread of its own: the caller may be inside an event loop."""
+    """Call in another thread, since the caller may be inside an event loop."""
     with ThreadPoolExecutor(1) as thread:
         thread.submit(call).result()
 
@@ -207,7 +207,9 @@ def open_client(cluster: ClusterConfig) -> Client:
 
 
 def _usable(stack: ExitStack, client: Client, seconds: float) -> Client:
-    """Return a client that can be waited for: the one given, or one beside it where its loop is this thread's."""
+    """Return a client that this thread can wait for: the given one, or another if the given one runs in this thread's
+    loop.
+    """
     if client.status != "running" or client.scheduler is None:
         raise ConfigError(
             f"the client is {client.status}, not connected: open it (an asynchronous one: await it) first"

@@ -135,7 +135,7 @@ def _start(stack: contextlib.ExitStack, config: dict, settings: dict) -> dict:
 
 
 def _why(error: BaseException) -> str:
-    """Name an error and what it comes from."""
+    """Write an error and its first cause."""
     first: BaseException = error
     while (cause := first.__cause__ or first.__context__) is not None:
         first = cause

@@ -24,11 +24,11 @@ ANSWER_SECONDS = 0.05
 
 
 class Lost(Exception):
-    """A task that is gone from the scheduler, by nobody's fault."""
+    """A task that the scheduler has lost, through no fault of its own."""
 
 
 class Killed(Exception):
-    """A task whose workers died; its argument says how many."""
+    """A task whose workers died; the argument is how many."""
 
     def __init__(self, workers: int) -> None:
         super().__init__(workers)
@@ -36,7 +36,7 @@ class Killed(Exception):
 
 
 def carrier() -> Callable[..., Any]:
-    """Make a function that calls what is packed, and travels with its code: naming nothing of dumap.
+    """Make a function that unpickles and runs a task; it is sent with its code, so that it names nothing of dumap.
 
     A worker without dumap that is sent a task which names it cannot read the message, and ends; this one fails.
     """
@@ -149,7 +149,7 @@ class Link:
             raise ClusterError(f"{self.name} is lost: the client is {self.client.status}") from error
 
     def begin(self) -> str:
-        """Begin a step: return a name for its tasks; what others had on their way is no longer told of."""
+        """Begin a step: return a name for its tasks. Tasks of earlier steps are no longer reported."""
         self._completed = as_completed(loop=self.client.loop)
         return f"{self._token}{next(self._numbers):x}"
 
@@ -186,7 +186,7 @@ class Link:
         return list(completed.next_batch(block=False))
 
     def outcome(self, future: Future) -> Exception | None:
-        """Return what became of a task that is done: None where it is well, else an error; and let it go."""
+        """Return the error of a finished task, None if it succeeded; and release it."""
         try:
             if future.status == "finished":
                 return None
@@ -215,7 +215,7 @@ class Link:
         return self._submit("ask", self._token, "any", call, self.sharing.allow_workers or None, self.sharing.resources)
 
     def answers(self, asked: Mapping[str, Future]) -> dict[str, Any]:
-        """Return the answers that have come, and let them go: each is what was returned, or the error."""
+        """Return the answers that have come, each a value or an error; and release them."""
         found = {}
         for who, future in asked.items():
             if future.status == "finished":

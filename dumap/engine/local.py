@@ -25,7 +25,7 @@ PARTING_SECONDS = 0.5
 
 
 class _Stopped(BaseException):
-    """Ends a task that tells how far it is, once nobody waits for it."""
+    """Ends a task that reports progress after the run has stopped."""
 
 
 class LocalEngine:
@@ -67,7 +67,7 @@ class LocalEngine:
         return [process.cpu()]
 
     def require(self, record: dict[str, Any] | None, peak_bytes: int) -> None:
-        """Demand nothing: this process is the only one there is."""
+        """Require nothing: this process is the only one there is."""
 
     def preflight(self) -> None:
         """Find nothing out: this process runs dumap already."""
@@ -76,7 +76,7 @@ class LocalEngine:
         """Check nothing: the output was written to from this process."""
 
     def attach(self, run: Run, peak_bytes: int) -> None:
-        """Bind nobody: no worker comes later."""
+        """Do nothing: no worker joins later."""
 
     def map(
         self,
@@ -131,7 +131,7 @@ class LocalEngine:
         self.peak_bytes, self.held_bytes = took["peak_bytes"], took["held_bytes"]
 
     def free_caches(self) -> None:
-        """Free what tasks kept for the next."""
+        """Free what tasks have cached."""
         rounds.free_caches()
 
     def close(self) -> None:
@@ -229,7 +229,7 @@ class _Step:
 
 
 def _named(error: BaseException, name: str) -> BaseException:
-    """Return an error that names the part; those of dumap, and what is none, as they are."""
+    """Return an error that names the part; dumap's own errors, and what is no Exception, unchanged."""
     if isinstance(error, DumapError) or not isinstance(error, Exception):
         return error
     if isinstance(error, OSError):

@@ -9,11 +9,11 @@ from dumap.engine.sharing import ALONE, Sharing
 from dumap.errors import ClusterError
 
 REFRESH_SECONDS = 1.0
-"""Who is there is asked for no more often than this."""
+"""The workers are asked for at most once in this time."""
 LEAST_WINDOW = 64
-"""So many parts are on their way at the least: a cluster that scales by what waits must see some wait."""
+"""The least number of parts in flight: an adaptive cluster grows only if some parts wait."""
 WAKING = 2
-"""So many parts are on their way where there is no worker: what waits for the first is all given to it."""
+"""Parts in flight while there is no worker: all that wait then go to the first one."""
 
 
 class ClusterView(Protocol):
@@ -107,12 +107,12 @@ class Members:
         return max(2 * self.threads, LEAST_WINDOW) if self.threads else WAKING
 
     def attend(self) -> None:
-        """Count the time from now: nobody looked for a while."""
+        """Restart the timeouts, after a time without refreshes."""
         self._heard = self._staffed = self._source.now()
         self._looked = float("-inf")
 
     def refresh(self, names: Callable[[], str]) -> bool:
-        """Look who is there, unless that was just done; tell whether it was looked.
+        """Ask for the workers, unless that was just done; return whether it was asked.
 
         Parameters
         ----------

@@ -1,4 +1,4 @@
-"""A worker's memory: what a task takes at the most, and what is kept for its next array."""
+"""A worker's memory: its peak while tasks run, and the reuse of freed memory."""
 
 from __future__ import annotations
 

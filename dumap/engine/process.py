@@ -88,7 +88,7 @@ class Baseline(EventListener):
         """Note nothing."""
 
     def begins(self, stage: str) -> None:
-        """Measure what is held where a task is the first of its stage here."""
+        """Measure the memory held if a task is the first of its stage in this process."""
         with self._lock:
             if stage != self._stage:
                 self._stage, self._held, self._compiled = stage, memory.held(), 0
@@ -106,7 +106,7 @@ def _baseline() -> Baseline:
 
 @contextmanager
 def pinned() -> Iterator[None]:
-    """Hold libraries to one thread while a task runs; once no task runs in the process, all is as it was."""
+    """Hold libraries to one thread while tasks run, and undo that when the last one ends."""
     threads = numba.get_num_threads()
     numba.set_num_threads(1)  # of this thread alone
     try:

@@ -21,7 +21,7 @@ MEMORY_FILES = (
     ("memory.max", "memory.current", "inactive_file"),  # version 2
     ("memory.high", "memory.current", "inactive_file"),
 )
-"""A limit, what is used of it, and what of that is cache that goes as soon as memory is wanted."""
+"""Files of control groups: a limit, the memory used, and how much of that is cache, which can be freed."""
 
 
 def _groups(controller: str) -> Iterator[Path]:

@@ -1,4 +1,4 @@
-"""One step of a run: a task for each of some parts, sent to whoever may take it, until all are done."""
+"""One step of a run: a task for each part, sent to workers until all parts are done."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Tasks(Protocol):
         """Return those that are done."""
 
     def outcome(self, future: Any) -> Exception | None:
-        """Return what became of one."""
+        """Return the error of a finished task, None if it succeeded."""
 
     def cancel(self, futures: Sequence[Any]) -> None:
         """Take tasks back."""
@@ -50,7 +50,7 @@ class Tasks(Protocol):
 
 @dataclass
 class Attempt:
-    """A task on its way.
+    """A task that has been sent.
 
     Attributes
     ----------
@@ -110,7 +110,7 @@ class Work:
 
 
 class Step:
-    """The parts of a step, and what is known of those on their way.
+    """Sends the parts of a step and follows them until all are done.
 
     Parameters
     ----------

@@ -30,7 +30,7 @@ class TaskQueue:
             self.waiting, self.suspects = self.suspects, self.waiting
 
     def take(self, in_flight: int) -> str | None:
-        """Return the part to send next with so many in flight, or None if none may be sent."""
+        """Return the part to send next if `in_flight` parts are under way; None if none may be sent."""
         if in_flight and self.alone:
             return None
         self.alone = False
@@ -46,7 +46,7 @@ class TaskQueue:
         (self.suspects if self.alone else self.waiting).appendleft(part)
 
     def died(self, part: str, workers: int) -> int:
-        """Take back a part whose workers died; return how many died of it alone."""
+        """Take back a part whose workers died; return how many have died while they ran only this part."""
         if self.alone:
             self.deaths[part] += workers
             self.suspects.appendleft(part)

@@ -1,4 +1,4 @@
-"""What happens around a task in the process that runs it, and what such a process says of itself."""
+"""Runs tasks on a Dask worker, and checks and describes the worker."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SETTLING_SECONDS = 0.5
 
 @dataclass(frozen=True)
 class Orders:
-    """What goes with a task beside the job.
+    """What is sent with a task beside its job.
 
     Attributes
     ----------
@@ -63,7 +63,7 @@ def _first_asked() -> float:
 
 
 def facts() -> dict[str, Any]:
-    """Say what this worker has and runs on."""
+    """Describe this worker."""
     _first_asked()
     limit = get_worker().memory_manager.memory_limit or 0
     found = {"memory_limit": limit, "versions": versions(), "cpu": cpu(), "format": FORMAT}
@@ -97,7 +97,7 @@ def _unfit(requirements: Requirements, address: str) -> tuple[str, ...]:
 
 
 def _blind(requirements: Requirements) -> list[str]:
-    """Say what keeps this worker from the run's output."""
+    """Describe why this worker cannot use the run's output; empty if it can."""
     try:
         data = Run(requirements.output, read_only=True).get(manifest_key(IDENTITY, "run"))
         if data is None or digest(data) != requirements.seen:
@@ -111,7 +111,7 @@ def _blind(requirements: Requirements) -> list[str]:
 
 
 def free_caches() -> None:
-    """Free what this process keeps for the next task of a run."""
+    """Free what tasks have cached in this process."""
     rounds.free_caches()
     _unfit.cache_clear()
 
@@ -125,7 +125,7 @@ def _wait_for_nanny(worker: Worker) -> None:
 
 
 def perform(orders: Orders, task: Callable[..., None], job: Job, part: str, options: dict[str, Any]) -> dict[str, Any]:
-    """Run one task as part of a run: on a worker that is fit, and that tells of it.
+    """Run one task of a run, after checking that this worker is fit, and report its begin and end.
 
     Raises
     ------

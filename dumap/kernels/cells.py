@@ -8,7 +8,8 @@ import numpy as np
 from dumap.kernels import hashing
 
 MAX_GUEST_FILL = 2.5
-"""A cell admits guests up to so many times the rows of the median cell, or as many as it has home rows."""
+"""A cell admits guests until it has this many times the rows of the median cell, or twice its home rows if that is
+more."""
 CLASSES = 256
 """About how many classes of guests there are; a cell admits them class by class."""
 

@@ -22,7 +22,7 @@ SPAN = 10.0
 SPARE = 2
 """Eigenvectors computed beyond those wanted: the solver may otherwise miss close or repeated eigenvalues."""
 STRONGEST, COARSE_EDGES = 256, 1 << 21
-"""The coarse graph keeps at most so many edges of a row, and of all rows, the strongest: a bound on memory."""
+"""The most edges that the coarse graph keeps, of one row and of all rows: the strongest. They bound its memory."""
 LEADING = 16
 """Strongest edges of a coarse row that the layout uses, its edge to itself included."""
 COARSE_SAMPLES = 16.0
@@ -235,13 +235,13 @@ def lay_out(matrix: sparse.csr_matrix, sizes: np.ndarray, y: np.ndarray, paramet
     )
     indptr, weights = matrix.indptr.astype(np.int64), sample_rates.astype(np.float32)
     edges = pack(indptr, matrix.indices, weights, 0, 1.0, parameters.n_epochs, parameters.seed)
-    here = y[filled].astype(np.float32)
-    m, v, after = np.zeros_like(here), np.zeros_like(here), np.empty_like(here)
+    before = y[filled].astype(np.float32)
+    m, v, after = np.zeros_like(before), np.zeros_like(before), np.empty_like(before)
     for epoch in range(parameters.n_epochs):
         drawn = np.searchsorted(stops, pool_rows(parameters.seed, epoch, int(stops[-1])), side="right")
-        pool = lay_pool(here[drawn])
-        layout.step_epoch(parameters, epoch, 0, len(here), 0, 0, edges, here, m, v, pool, after)
-        here, after = after, here
+        pool = lay_pool(before[drawn])
+        layout.step_epoch(parameters, epoch, 0, len(before), 0, 0, edges, before, m, v, pool, after)
+        before, after = after, before
     out = np.full(y.shape, np.nan)
-    out[filled] = here
+    out[filled] = before
     return out

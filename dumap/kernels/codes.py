@@ -12,7 +12,8 @@ from dumap.kernels.products import DEPTH, PACK, dot
 MIN_COLUMNS = 32
 """With fewer columns, the distance itself is cheaper than the bound."""
 MAX_COLUMNS, WIDTH = 32_768, PACK * DEPTH
-"""Most columns that are coded: so many squared differences sum to less than 32 bits hold."""
+"""The most columns that are coded: the sum of their squared differences still fits 32 bits; and the bytes of a coded
+row are a multiple of the width."""
 LARGEST, FARTHEST = np.float32(127), np.finfo(np.float32).max
 SAMPLE = 256
 ROUNDING = np.float32(1.0001)

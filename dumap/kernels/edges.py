@@ -10,9 +10,9 @@ import numpy as np
 from dumap.kernels import hashing
 
 FEW_EPOCHS = 10
-"""With so few epochs, edges are dropped only if they are too weak for the default number of epochs."""
+"""With at most this many epochs, edges are dropped only if they are too weak for the default number of epochs."""
 FRACTION_BITS = 15
-"""Sample rates and phases, and offsets in the pool, are fixed-point numbers with so many bits after the point."""
+"""Bits after the point of the fixed-point numbers for sample rates, sample phases and offsets in the pool."""
 
 _FRACTION = np.int32((1 << FRACTION_BITS) - 1)
 _PHASE_MASK = np.uint64(_FRACTION)

@@ -10,7 +10,7 @@ from dumap.kernels import maths
 SMOOTH_K_TOLERANCE = 1e-5
 MIN_K_DIST_SCALE = 1e-3
 GRAIN_ROWS = 1024
-"""Shards begin at multiples of so many rows."""
+"""Rows of a grain: shards begin at multiples of this."""
 _LARGEST = np.float32(np.finfo(np.float32).max)
 
 
@@ -184,7 +184,8 @@ def grains(rows: int) -> np.ndarray:
 
 
 def cut_shards(into: np.ndarray, rows: int, k: int, most_rows: int, most_edges: int) -> np.ndarray:
-    """Cut rows into shards: each takes grains while its rows and edges stay within what is allowed, at least one.
+    """Divide rows into shards: a shard takes grains as long as its rows and edges stay within the limits, and at least
+    one.
 
     Parameters
     ----------

@@ -20,7 +20,7 @@ from dumap.kernels.vectors import ROUND_DOWN, power_near
 LEAF_ROWS = 200
 """About how many rows a leaf has: with fewer, a search takes fewer distances and finds fewer neighbours (measured)."""
 EXACT_ROWS = 8192
-"""All pairs of a leaf are compared up to so many rows; a leaf with more is split again."""
+"""The most rows of a leaf of which all pairs are compared; a leaf with more is split again."""
 SPLIT_ROWS, EQUAL_ROWS = 1024, 128
 """Rows of the leaves that a crowded leaf is split into; and if all its rows are equal."""
 HOME_PASSES, SEAM_PASSES = 1, 2

@@ -52,7 +52,7 @@ def between(x, i, j):
 @nb.njit(cache=True, nogil=True)
 def _may_be_near(i, others, count, limits, codes, bounds):
     """Keep those of `others` that, by lower bounds, may enter row i's list or list i; return how many."""
-    for q in range(count):  # a loop of its own: the processor fetches the next rows while it sums
+    for q in range(count):  # a separate loop, so that the processor fetches the next rows while it sums
         bounds[q] = least_squared(codes, i, others[q])
     kept = 0
     for q in range(count):

@@ -87,7 +87,7 @@ def spread(indptr, weights, ends, first, labels):
 
 @nb.njit(cache=True, nogil=True)
 def label_lowest(indptr, tails, first, labels, seed):
-    """Give an own label to each unlabelled row of a shard whose hash is lower than those of all its neighbours.
+    """Make each unlabelled row of a shard whose hash is lower than those of all its neighbours a label of its own.
 
     Called once labels no longer spread: every component that is still unlabelled has such a row.
 
@@ -288,7 +288,7 @@ def principal_axes(sample: np.ndarray, n_components: int, most: int = 4096) -> t
 
 @nb.njit(cache=True, nogil=True)
 def project(x, mean, axes, out):
-    """Project rows on axes, row by row, so that the result does not depend on the rows beside."""
+    """Project rows on axes, row by row, so that the result for a row does not depend on the others."""
     for i in range(x.shape[0]):
         out[i, :] = 0
         for j in range(x.shape[1]):

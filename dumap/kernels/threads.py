@@ -1,4 +1,4 @@
-"""One thread for libraries whose results depend on how many there are."""
+"""Hold libraries to one thread whose results depend on the number of threads."""
 
 from __future__ import annotations
 
@@ -141,7 +141,9 @@ _libraries = _Libraries()
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Hold BLAS and OpenMP to one thread, those loaded meanwhile too; threads within it are counted."""
+    """Hold BLAS and OpenMP to one thread, also libraries that are loaded meanwhile; several threads may hold them at
+    once.
+    """
     by_thread = _libraries.enter()
     try:
         yield

@@ -16,13 +16,13 @@ TILE_ROWS, TILE_BYTES, SPARE, CHUNK = 8192, 2 * 2**20, 4, 16
 HALVINGS = 8
 """Steps of bisection for the bound of a list."""
 UNCONDITIONAL = 3
-"""So many nearest leaves are returned even beyond the margin: a row close to a centroid would else get just one."""
+"""Nearest leaves that are returned even beyond the margin: a row close to a centroid would otherwise get just one."""
 MAX_LEAF_LOAD = 4
-"""A leaf with more than so many times the mean number of sample rows is split again."""
+"""A leaf with more than this many times the mean number of sample rows is split again."""
 GROUP_ROWS, ROWS_A_GROUP = 8192, 32
 """Rows of the sample that groups are found from, and at least how many for each group."""
 OPTIMAL_ORDER_CENTROIDS = 256
-"""Up to so many centroids are ordered optimally, in cubic time; more in the order of Ward's tree."""
+"""The most centroids that are ordered optimally, in cubic time; more are in the order of Ward's tree."""
 WITHIN_ROWS = 16384
 """Rows of the sample, or up to twice as many, from which the variance within leaves is estimated."""
 MIN_VARIANCE = 0.85

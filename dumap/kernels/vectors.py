@@ -25,7 +25,7 @@ EUCLIDEAN_ORDER = ANGULAR | {"euclidean", "l2", "sqeuclidean", SPHERICAL}
 EXACT_IN_FLOAT32 = 2**24
 """Up to here float32 holds every whole number."""
 STEP_ROWS = 4096
-"""Rows that are cast at once, so that what float64 takes is small."""
+"""Rows that are cast at once, so that little memory is needed in float64."""
 ROUND_DOWN = np.float32(0.9999)
 """Factor that makes a rounded distance safe as a lower bound."""
 SLACK, ANGULAR_SLACK = 1e-5, 1e-6

@@ -64,7 +64,7 @@ def repair_bytes(config: Config, geometry: Geometry) -> int:
 
 
 def audit_bytes(config: Config, geometry: Geometry, queries: int) -> int:
-    """Return the bytes of a task that compares so many queries with a block of rows."""
+    """Return the bytes of a task that compares queries with a block of rows."""
     at_once = min(queries, queries_at_once(config, geometry.dims))
     block = geometry.block_rows * geometry.dims * (2 * geometry.itemsize + 4)
     return block + at_once * geometry.dims * 16 + queries * (config.neighbors.searched + 15) * 64 + 5 * TILE_BYTES

@@ -23,11 +23,11 @@ EARLIER_BYTES = {
 """What a worker holds in the first stages before any data: Python, the libraries, compiled kernels (measured where
 kernels had been compiled before, rounded up)."""
 INTERPRETER_BYTES, METRIC_BYTES = 390 * MIB, 160 * MIB
-"""What it holds in later stages, with memory that earlier ones did not give back; and what pynndescent takes beside,
+"""What a worker holds in later stages, with memory that earlier ones did not give back; and what pynndescent adds,
 which repairs and many metrics need (measured, rounded up)."""
 
 COMPILER_BYTES, COMPILING_BYTES, MOST_COMPILING_BYTES = 64 * MIB, 16 * MIB, 320 * MIB
-"""What a process keeps of compiling kernels that no cache holds yet: of any, of each, and of all at the most (measured,
+"""What compiling leaves in a process's memory: once, for each kernel, and at most for all (measured,
 rounded up)."""
 PAUSE_FRACTION = 0.8
 """Share of its limit at which a Dask worker stops taking tasks; plans stay under it."""
@@ -37,29 +37,31 @@ MOST_COARSE_ROWS = 32_768
 
 
 def interpreter_bytes(stage: str, metric: bool = True) -> int:
-    """Return what a worker holds in a stage before any data; with `metric`, pynndescent's distances too."""
+    """Return the bytes that a worker holds in a stage before any data; with `metric`, those of pynndescent, too."""
     return EARLIER_BYTES.get(stage, INTERPRETER_BYTES) + METRIC_BYTES * (
         metric and stage not in ("spool", "vectors", "cells")
     )
 
 
 def process_bytes(peak_bytes: int, threads: int, held_bytes: int = INTERPRETER_BYTES) -> int:
-    """Return the bytes of a process with so many tasks of a peak at once: what it holds, and what each task adds."""
+    """Return the bytes of a process that runs `threads` tasks at once: what it holds anyway, and what each task
+    adds.
+    """
     return held_bytes + threads * (peak_bytes - held_bytes)
 
 
 def held_beyond(stage: str, held_bytes: int) -> int:
-    """Return what a process held before a stage beyond what is projected: other work's, or kernels just compiled."""
+    """Return the bytes that a process held before a stage beyond what was projected: of other work, or of compiling."""
     return max(0, held_bytes - interpreter_bytes(stage, metric=False))
 
 
 def compiling_bytes(kernels: int) -> int:
-    """Return what a process keeps of compiling so many kernels."""
+    """Return the bytes that compiling kernels leaves in a process's memory."""
     return min(MOST_COMPILING_BYTES, COMPILER_BYTES + kernels * COMPILING_BYTES) if kernels else 0
 
 
 def check_task(stage: str, taken: int, worker_memory: int, what: str, advice: str) -> None:
-    """Refuse a task that takes so many bytes beside the interpreter, where no worker may use as many.
+    """Refuse a task that takes more memory, beside the interpreter, than the smallest worker may use.
 
     Parameters
     ----------
@@ -104,7 +106,7 @@ def shard_layout_bytes(shard_rows: int, k: int, n_components: int) -> int:
 
 
 def round_bytes(config: Config, shard_rows: int) -> tuple[int, int]:
-    """Return the bytes of a task of a round beside its shards, and how many shards fit into it."""
+    """Return the bytes of a round's task without its shards, and how many shards fit beside these."""
     k, n_components = config.neighbors.others, config.layout.n_components
     beside = int(SHARD_EDGES * k * shard_rows) * 40 + pool_bytes(n_components)
     one = shard_layout_bytes(shard_rows, k, n_components)

@@ -38,7 +38,7 @@ rounded up)."""
 BLOCK_BYTES = 16 * 2**20
 """Bytes of a block of rows, unless a chunk of the input is larger: small tasks share the work evenly."""
 GUEST_BYTES = 64
-"""Bytes of a guest beside its vector: its place in the cell, and its home."""
+"""Bytes of a guest without its vector: its position and its home cell."""
 LIST_BYTES, SLOT_BYTES = 40, 96
 """Bytes of a slot of a given list: in the lists that are kept, and while it is read (measured, rounded up)."""
 
@@ -132,7 +132,7 @@ def cell_row_bytes(dims: int, k: int, metric: str) -> int:
 
 
 def cells_of(rows: int, cap: int, max_cells_per_row: int) -> int:
-    """Return how many cells there are, so that none has many more than three quarters of `cap` rows."""
+    """Return how many cells to make, so that a mean cell has at most three quarters of `cap` rows, guests included."""
     most = max(2, min(max_cells_per_row, CELLS_A_ROW))  # at least 2: a cell may have twice the home rows it should
 
     def cell_rows(cells: int) -> float:
@@ -176,9 +176,9 @@ def list_rows_of(config: Config, given: Precomputed) -> int:
     if columns < settings.searched:
         raise InputError(
             f"neighbors.precomputed: the arrays of {given.path} have {columns} columns, too few for "
-            f"neighbors.{settings.widest} = {settings.searched + 1}, which are the row itself and "
-            f"{settings.searched} others: set {settings.widest} to at most {columns + 1}, or to {columns} where rows "
-            f"come first among their own neighbors"
+            f"neighbors.{settings.width_setting} = {settings.searched + 1}, which are the row itself and "
+            f"{settings.searched} others: set {settings.width_setting} to at most {columns + 1}, or to {columns} where "
+            f"rows come first among their own neighbors"
         )
     if given.chunk_bytes > memory // 8:
         fit = max(1, memory // 8 * given.chunk_rows // given.chunk_bytes)
@@ -207,8 +207,8 @@ def make_geometry(
     settings, k, memory = config.neighbors, config.neighbors.searched, config.task_memory
     if rows < k + 2:
         raise InputError(
-            f"{config.input.where}: {rows} rows are too few for neighbors.{settings.widest} = {k + 1}; "
-            f"give at least {k + 2} rows, or set {settings.widest} to at most {max(rows - 1, 0)}"
+            f"{config.input.where}: {rows} rows are too few for neighbors.{settings.width_setting} = {k + 1}; "
+            f"give at least {k + 2} rows, or set {settings.width_setting} to at most {max(rows - 1, 0)}"
         )
     arguments(config.neighbors.metric, config.neighbors.metric_kwds, dims)  # refuses what the metric cannot take
     curve(config.layout)  # refuses what the layout cannot use

@@ -1,4 +1,4 @@
-"""Plans: what a run is projected to take; checked against what there is, and printed."""
+"""Plans: the memory, disk and time that a run is projected to take, checked against what there is, and printed."""
 
 from __future__ import annotations
 
@@ -74,11 +74,11 @@ class StagePlan:
     temporary: tuple[tuple[int, frozenset[str]], ...] = ()
 
     def disk_after(self, done: Collection[str]) -> int:
-        """Return what is left on disk of this stage once it and some others are done."""
+        """Return the bytes of this stage that are left on disk once it and some other stages are done."""
         return self.disk_bytes - sum(some for some, readers in self.temporary if readers.issubset(done))
 
     def process_bytes(self, threads: int) -> int:
-        """Return the peak memory of a worker with so many threads, each with a task."""
+        """Return the peak memory of a worker with `threads` threads, each with a task."""
         return process_bytes(self.peak_bytes, threads, self.held_bytes)
 
 
@@ -125,7 +125,7 @@ class Plan:
         return sum(stage.disk_after(done) for stage in self.stages if stage.name in done)
 
     def disk_needed(self, done: Collection[str]) -> int:
-        """Return how much more than now may be on disk at once, where some stages are done."""
+        """Return how many bytes more than now may be on disk at once, if some stages are done."""
         ended, most = set(done), 0
         for stage in self.stages:
             if stage.name not in ended:
@@ -157,7 +157,9 @@ class Plan:
         }
 
     def seconds(self, threads: int) -> tuple[float, float]:
-        """Return between how many seconds the run is projected to take on so many threads, started and compiled."""
+        """Return the least and the most seconds that a run is projected to take, without starting workers and
+        compiling.
+        """
         return FASTEST * self.core_seconds / threads, SLOWEST * self.core_seconds / threads
 
     def check(
@@ -206,7 +208,7 @@ class Plan:
 
 
 def core_seconds(config: Config, geometry: Geometry, stages: Collection[str] = ("neighbors", "layout")) -> float:
-    """Estimate how long one core takes for stages: with what they took of each row on one of 2026 (measured)."""
+    """Estimate the seconds that one core takes for stages, by rates measured on processors of 2026."""
     k, rows, metric = config.neighbors.n_neighbors, geometry.rows, config.neighbors.metric
     search = rows * (geometry.dims + FEWEST_DIMS) * SEARCH_SECONDS
     if geometry.columns:
@@ -226,7 +228,7 @@ def format_seconds(seconds: float) -> str:
 
 
 def describe(projected: Plan, threads: int) -> str:
-    """Write a plan for people, with the time that so many threads take.
+    """Write a plan for people, with the time on `threads` threads.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Damage: what is damaged is found and forgotten, so that it is made again; what no manifest names is removed."""
+"""Finds damaged parts and uncommits them, so that they are made again; removes objects that no manifest names."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def verify(location: str, note: Callable[[str], None] | None = None, mend: bool 
 
 
 def _mend(store: Run, note: Callable[[str], None]) -> list[tuple[str, str, str]]:
-    """Uncommit what is damaged; where the run cannot be locked, since nothing can be written, only list it."""
+    """Uncommit damaged parts; if the run cannot be locked, since nothing can be written, only list them."""
     store.refuse_links(RUN_KEYS)
     with contextlib.ExitStack() as lock:
         try:
@@ -125,7 +125,7 @@ def _uncommit(store: Run, damaged: list[tuple[str, str, str]]) -> None:
 
 
 def clean(location: str, note: Callable[[str], None], look_only: bool = False) -> tuple[list[str], list[str]]:
-    """Remove what dumap left that no manifest names: of tasks that died, failed or came second.
+    """Remove objects of dumap's that no manifest names: leftovers of tasks that died, failed or came second.
 
     Parameters
     ----------

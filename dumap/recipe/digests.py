@@ -22,7 +22,7 @@ from dumap.recipe.stage_names import DONE
 from dumap.stages import Recipe, Stage, settings_of
 
 METADATA = ("shape", "dtype", "signature")
-"""What a run tells of the metadata of what it reads."""
+"""What a run records of the metadata of its input."""
 
 
 @cache
@@ -32,13 +32,15 @@ def _defaults() -> Config:
 
 
 def changed_settings(stage: Stage, config: Config) -> dict[str, Any]:
-    """Return a stage's own settings that are not at their default: so a setting that is new changes no digest."""
+    """Return a stage's settings that are not at their default. The others are left out, so that a new setting changes
+    no digest.
+    """
     plain = settings_of(_defaults(), stage.keys)
     return {key: value for key, value in settings_of(config, stage.keys).items() if value != plain[key]}
 
 
 def digest_of(stage: Stage, config: Config, reads: Mapping[str, Any]) -> str:
-    """Digest a stage of some settings, given what it reads."""
+    """Digest a stage, given the configuration and the digests of the stages that it reads."""
     depends_on = [stage.name, stage.version, changed_settings(stage, config), dict(reads)]
     return hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()
 
@@ -106,7 +108,7 @@ def digests_of_run(recipe: Recipe, job: Job) -> dict[str, str]:
 
 
 def check_digests(recipe: Recipe, job: Job) -> None:
-    """Refuse to go on from stages that are done and that this version of dumap would make otherwise.
+    """Refuse a run with finished stages that this version of dumap would make differently.
 
     Raises
     ------

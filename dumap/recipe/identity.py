@@ -24,11 +24,11 @@ DATA: dict[str, tuple[str, Callable[[Job], str]]] = {
     "input": ("fingerprint", fingerprint),
     "precomputed": ("precomputed_fingerprint", fingerprint_lists),
 }
-"""What a job reads: the fact of the stage vectors that tells it from other data, and what finds that anew."""
+"""What a job reads: the fact of stage vectors that holds its fingerprint, and the function that computes it again."""
 
 
 def check_chunks(job: Job, note: Callable[[str], None]) -> None:
-    """Refuse chunks that are not there of what is read, or tell of those that the input fills."""
+    """Refuse an input with missing chunks, or report those that are read as the fill value."""
     config, absent = job.config, job.input.absent
     if config.input.missing == "error":
         job.input.require_chunks("input.missing=fill")
@@ -46,7 +46,7 @@ def data_of(config: Config) -> list[str]:
 
 
 def create(job: Job, engine: Engine, parent: Run | None = None) -> None:
-    """Create what is not there of the run: what it is of, and its final arrays filled with what says 'not yet'."""
+    """Create the run's identity and its final arrays, as far as they are missing; NaN and 255 mean 'not yet'."""
     config, geometry = job.config, job.geometry
     job.run.make_folders(RUN_KEYS)
     job.run.create(
@@ -70,7 +70,7 @@ def create(job: Job, engine: Engine, parent: Run | None = None) -> None:
 
 
 def describe_input(run: Run) -> None:
-    """Add the fingerprints of what is read to the run's attributes, once all of it was read."""
+    """Add the input's fingerprints to the run's attributes, once stage vectors has read all rows."""
     if run.is_committed(DONE, VECTORS):
         facts = run.summary(DONE, VECTORS)["facts"]
         run.describe({fact: facts[fact] for fact, _ in DATA.values() if fact in facts})
@@ -84,7 +84,9 @@ def lost_identity(run: Run) -> list[str]:
 
 
 def check_data(job: Job, what: str, note: Callable[[str], None]) -> None:
-    """Refuse other data than a run was begun with; all is read only where its objects look other than they did."""
+    """Refuse other data than a run was begun with. The data is only read again if sizes or times of its objects
+    differ.
+    """
     run, source, (fact, fingerprint) = job.run, getattr(job, what), DATA[what]
     began, now = run.attributes[what], source.describe()
     if any(began[name] != now[name] for name in ("shape", "dtype")):

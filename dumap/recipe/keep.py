@@ -1,4 +1,4 @@
-"""What a run keeps: parts that nothing needs any more are dropped, and made again where something does after all."""
+"""Drops parts that nothing needs any more, and has them made again if something needs them after all."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dumap.store import Run
 
 
 def is_outdated(repairs: int, stage: str, part: str) -> bool:
-    """Return whether a later part holds all that one is kept for: lists that were repaired since."""
+    """Return whether a part holds lists that have been repaired since, so that later ones replace it."""
     if kind_of(part) != "lists" or stage not in (NEIGHBORS, AUDIT):
         return False
     return not part.startswith(f"lists-{repairs}-") if stage == AUDIT else repairs > 0
@@ -66,7 +66,7 @@ def check_kept(stages: Recipe, run: Run) -> None:
 
 
 def drop_needless(run: Run, recipe: Recipe, keep: str, finish: bool = False) -> int:
-    """Drop what nothing needs any more; return the bytes that are free now.
+    """Drop the parts that nothing needs any more; return the bytes that were freed.
 
     With `finish`, what an earlier driver dropped halfway too.
     """
@@ -79,7 +79,7 @@ def drop_needless(run: Run, recipe: Recipe, keep: str, finish: bool = False) -> 
 
 
 def holds_nothing_needless(run: Run, recipe: Recipe, keep: str) -> bool:
-    """Return whether a run holds nothing that the setting would have dropped; what is damaged is not looked at."""
+    """Return whether a run holds no part that the setting `keep` would drop; damage is not looked for."""
     try:
         needless = droppable(run, recipe, keep)
         return not any(run.part_objects(stage, part) for stage, parts in needless.items() for part in parts)
@@ -88,7 +88,9 @@ def holds_nothing_needless(run: Run, recipe: Recipe, keep: str) -> bool:
 
 
 def remake_dropped(run: Run, error: DamageError, note: Callable[[str], None]) -> bool:
-    """Where what is missing was dropped, forget that it, and all of its kind, is made; tell whether it was."""
+    """If the missing part was dropped, uncommit all dropped parts of its kind, so that they are made again; return
+    whether so.
+    """
     stage, kind = error.stage, kind_of(error.part)
     if stage not in ALL_STAGES or not run.is_committed(stage, error.part) or not run.is_dropped(stage, error.part):
         return False

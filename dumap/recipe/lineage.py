@@ -1,4 +1,4 @@
-"""A run's parent: another run, finished or not, of whose finished stages it takes those that it would make alike.
+"""A run's parent: another run, whose finished stages are reused if this run would make them the same.
 
 Such a stage is committed by reference: its manifest says which run holds the parts, and whoever reads them reads them
 there. All that is written to that run is that it has a child (`relatives.py`).
@@ -121,8 +121,10 @@ def _is_equal(stage: Stage, parent: Run, digest: str | None) -> bool:
     return parent.summary(DONE, stage.name).get("digest") == digest
 
 
-def with_width_of(config: Config, parent: Run) -> Config:
-    """Search as wide as a parent did for a run of fewer neighbours, where its lists are equal then."""
+def with_parents_width(config: Config, parent: Run) -> Config:
+    """Return the configuration with the parent's width, if the run needs fewer neighbours and could then read its
+    lists.
+    """
     own, recorded = config.neighbors, parent.attributes["parameters"]["neighbors"]
     width = recorded.get("width") or recorded["n_neighbors"]
     if own.width is not None or own.n_neighbors >= width:
@@ -131,8 +133,8 @@ def with_width_of(config: Config, parent: Run) -> Config:
     return wide if NEIGHBORS in equal_stages(recipe_of(wide), Job(wide, geometry_of(wide)), parent) else config
 
 
-def as_begun(config: Config, run: Run) -> Config:
-    """Return the configuration with the width that a run took of its parent, where none is given."""
+def with_begun_width(config: Config, run: Run) -> Config:
+    """Return the configuration with the width that the run was begun with, if none is given."""
     own, recorded = config.neighbors, run.attributes["parameters"]["neighbors"]
     if own.width is not None or own.n_neighbors != recorded["n_neighbors"] or not recorded.get("width"):
         return config
@@ -140,14 +142,14 @@ def as_begun(config: Config, run: Run) -> Config:
 
 
 def resolve_parent(config: Config, given: str | None, note: Callable[[str], None]) -> tuple[Config, Run | None]:
-    """Return the configuration with what a run takes of its parent's, and the parent, where there is one."""
+    """Return the configuration, with the width of the parent's lists if they can be read, and the parent or None."""
     parent, run = open_parent(config.output, given), Run(config.output, read_only=True)
     if parent is None:
         return config, None
-    kin = as_begun(config, run) if run.exists() else with_width_of(config, parent)
-    if kin != config:
-        note(f"neighbors.width is {kin.neighbors.width}, as in {parent.location}, whose lists are read")
-    return kin, parent
+    widened = with_begun_width(config, run) if run.exists() else with_parents_width(config, parent)
+    if widened != config:
+        note(f"neighbors.width is {widened.neighbors.width}, as in {parent.location}, whose lists are read")
+    return widened, parent
 
 
 # on the way --------------------------------------------------------------------------------------
@@ -168,7 +170,7 @@ def check_data_of(job: Job, parent: Run) -> None:
 
 
 def inherit(recipe: Recipe, stage: Stage, job: Job, parent: Run, note: Callable[[str], None]) -> bool:
-    """Take a stage of the parent, if it is equal; tell whether it was.
+    """Take a stage of the parent, if it is equal; return whether it was.
 
     A stage of which the run has parts of its own is not taken: they are gone on with.
     """
@@ -190,7 +192,7 @@ def inherit(recipe: Recipe, stage: Stage, job: Job, parent: Run, note: Callable[
 
 
 def drop_inherited_stage(job: Job, error: DamageError, note: Callable[[str], None]) -> bool:
-    """Where what is missing was dropped by the run that holds it, have the stage made here; tell whether it was."""
+    """If the run that holds a stage has dropped the missing part, have the stage made here; return whether so."""
     if not isinstance(error, DroppedError) or job.inherited is None or error.stage not in job.inherited:
         return False
     where = job.inherited.pop(error.stage)

@@ -1,4 +1,4 @@
-"""The places that a run reads and writes: named the same on every worker, apart from each other, and usable."""
+"""Checks of the locations that a run reads and writes: the same on every worker, separate, and usable."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dumap.store import INSIDE, Run, RunKeys, probe, use_options
 from dumap.store.disk import is_remote, is_same, normalize
 
 BEGUN = {INSIDE}
-"""Folders that are all there is where a driver died before it said what the run is of."""
+"""Folders of a run whose driver died before it wrote the run's identity."""
 SCHEMES = {"s3a": "s3", "gcs": "gs", "azure": "az", "adl": "az", "abfs": "az", "abfss": "az"}
 """Schemes of URLs that mean the same as another."""
 AMAZON = (
@@ -71,7 +71,7 @@ def is_one_place(one: str, other: str) -> bool:
 
 
 def check_apart(output: str, source: str, what: str = "input") -> None:
-    """Refuse an output that is, holds or lies in what is read; say what that is."""
+    """Refuse an output that is a source, or contains one, or lies in one."""
     if is_remote(output) and is_remote(source):
         (*bucket, below), (*other, inside) = place_of(output), place_of(source)
         shorter = min(len(below), len(inside))
@@ -87,13 +87,13 @@ def check_apart(output: str, source: str, what: str = "input") -> None:
 
 
 def sources(config: Config) -> list[str]:
-    """Name what a run reads: the input, and neighbours and a start where they are given."""
+    """List the locations that a run reads: the input, and given neighbours and coordinates."""
     given = [config.neighbors.precomputed, None if config.start.init in INITS else config.start.init]
     return [*config.input.paths, *(path for path in given if path is not None)]
 
 
 def check_places(config: Config, run_keys: RunKeys) -> None:
-    """Refuse an output that is, holds or lies in what is read, or that is something else than a run."""
+    """Refuse an output that overlaps with a source, or is something else than a run."""
     output = config.output
     for source in sources(config):
         check_apart(output, source)

@@ -20,7 +20,7 @@ LOG_SECONDS = 10.0
 
 
 def closing(stage: str, seconds: float, projected_bytes: int, peak_bytes: int, facts: dict) -> str:
-    """Write what a stage took and found."""
+    """Write the line about a finished stage: time, memory, facts."""
     figures = ", ".join(f"{k} {format_fact(v, '.4g')}" for k, v in facts.items())
     peak = f"peak {format_bytes(peak_bytes)} of {format_bytes(projected_bytes)} projected"
     return f"{stage}: done in {seconds:.1f} s, {peak}; {figures}"
@@ -84,7 +84,7 @@ class Silent:
 
 
 class Watched:
-    """An observer that also has the run's lock say what its driver is at."""
+    """An observer that also writes progress into the run's lock, for `dumap status`."""
 
     def __init__(self, observer: Observer, lock: Lock) -> None:
         self.observer, self.lock = observer, lock

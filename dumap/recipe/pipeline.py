@@ -1,4 +1,4 @@
-"""A run: a recipe's stages, one after another, each of them once; what is found damaged on the way is made again."""
+"""Runs the stages of a recipe in order, skips finished ones, and makes again what turns out to be damaged."""
 
 from __future__ import annotations
 
@@ -201,7 +201,7 @@ def follow(
     force: bool = False,
     parent: Run | None = None,
 ) -> None:
-    """Run a recipe's stages that are not committed yet; make anew what turns out to be damaged on the way."""
+    """Run the stages of a recipe that are not done; make again what turns out to be damaged."""
     remakes: dict[tuple[str, str], int] = {}
     remade: set[str] = set()
     while True:
@@ -233,7 +233,7 @@ def follow(
 def _complete(recipe: Recipe, stage: Stage, job: Job, engine: Engine, observer: Observer) -> None:
     """Run one stage of a recipe and commit it."""
     name = stage.name
-    projected = as_it_turned_out(recipe, job, engine.worker_memory)
+    projected = plan_by_findings(recipe, job, engine.worker_memory)
     observer.started(name, projected.stage(name).process_bytes(engine.worker_threads))
     began, engine.peak_bytes, engine.held_bytes = time.monotonic(), 0, 0
     compute = _compute(job, engine, observer)
@@ -241,7 +241,7 @@ def _complete(recipe: Recipe, stage: Stage, job: Job, engine: Engine, observer: 
     facts = stage.run(context)
     seconds = time.monotonic() - began
     if name == AUDIT:
-        projected = as_it_turned_out(recipe, job, engine.worker_memory, repairs=facts["repairs"])
+        projected = plan_by_findings(recipe, job, engine.worker_memory, repairs=facts["repairs"])
     wanted = projected.stage(name).process_bytes(engine.worker_threads) + held_beyond(name, engine.held_bytes)
     digest = digests_of_run(recipe, job)[name]
     with job.run.part(DONE, name) as out:
@@ -262,8 +262,8 @@ def _complete(recipe: Recipe, stage: Stage, job: Job, engine: Engine, observer: 
     observer.finished(name, seconds, wanted, engine.peak_bytes, facts)
 
 
-def as_it_turned_out(recipe: Recipe, job: Job, worker_memory: int, repairs: int | None = None) -> Plan:
-    """Project a run anew with what its stages have found: how large cells are, and whether lists are repaired.
+def plan_by_findings(recipe: Recipe, job: Job, worker_memory: int, repairs: int | None = None) -> Plan:
+    """Project a run with what its stages have found so far: the sizes of cells, and whether lists are repaired.
 
     Parameters
     ----------

@@ -26,7 +26,7 @@ def provenance_of(engine: Engine) -> dict[str, Any]:
 
 
 def _name(stage: str) -> str:
-    """Name the part that says with what a stage was begun."""
+    """Name the part that records with which versions and processors a stage was begun."""
     return f"began-{stage}"
 
 
@@ -70,7 +70,7 @@ def _check(run: Run, stage: str, engine: Engine) -> None:
 
 
 def begin_stage(run: Run, stage: str, engine: Engine, force: bool) -> None:
-    """Note what a stage is begun with; where it has parts already, refuse, unless forced, another kind."""
+    """Record the versions and processors that begin a stage; if it has parts already, refuse others unless forced."""
     if run.committed(stage):
         if not force:
             _check(run, stage, engine)
@@ -81,6 +81,6 @@ def begin_stage(run: Run, stage: str, engine: Engine, force: bool) -> None:
 
 
 def made_with(run: Run, stage: str, engine: Engine) -> dict[str, Any]:
-    """Say with what a stage was made that is done now: another kind too, where it was begun with one."""
+    """Return the versions and processors that finished a stage, and those that began it if they differ."""
     now, began = provenance_of(engine), begun_with(run, stage)
     return now if began == now else {**now, "begun_with": began}

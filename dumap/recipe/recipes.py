@@ -1,4 +1,4 @@
-"""Recipes: which stages a run goes through, in which order, and what they will take together."""
+"""Recipes: the stages of a run in their order, and the plan of a whole run."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def recipe_of(config: Config) -> Recipe:
 
 
 def geometry_of(config: Config) -> Geometry:
-    """Cut what a configuration reads.
+    """Return the geometry of the input that a configuration names.
 
     Raises
     ------

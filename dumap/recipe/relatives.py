@@ -1,4 +1,4 @@
-"""Which run is whose parent, and which stages it has of it: what can be told without knowing what stages do."""
+"""Parents and children of runs, and the stages that a run reads from others."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ CHILD = "child"
 
 
 def parent_of(run: Run) -> str | None:
-    """Return where a run's parent lies; None where it has none."""
+    """Return the location of a run's parent; None if it has none."""
     way = run.attributes.get("parent")
     return absolute_location(way, run.location) if isinstance(way, str) else None
 
 
 def children_of(run: Run) -> list[str]:
-    """List the runs that are known to read this one's stages, whether they are there still or not."""
+    """List the runs that are known to read this one's stages; they may have been deleted."""
     found = []
     for name in run.committed(IDENTITY):
         if name.startswith(f"{CHILD}-"):
@@ -31,7 +31,7 @@ def children_of(run: Run) -> list[str]:
 
 
 def inherited_by(run: Run) -> dict[str, str]:
-    """Return the stages that a run has of others, and where these lie."""
+    """Return the locations of the runs that hold stages of this one, by stage."""
     found = {}
     for stage in run.committed(DONE):
         with contextlib.suppress(DamageError):  # of a manifest: the run finds it when it comes to the stage
@@ -41,7 +41,7 @@ def inherited_by(run: Run) -> dict[str, str]:
 
 
 def register(place: str, child: str, note: Callable[[str], None]) -> None:
-    """Have a run know a child, for its status to list; where it cannot be written to, say so."""
+    """Record in a run that it has a child, for its status to list; if it cannot be written to, say so."""
     run, name = Run(place, inherited={}), f"{CHILD}-{hashlib.sha256(child.encode()).hexdigest()[:16]}"
     if run.is_committed(IDENTITY, name):
         return

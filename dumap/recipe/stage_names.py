@@ -22,4 +22,4 @@ STAGES = (VECTORS, CELLS, NEIGHBORS, AUDIT, GRAPH, COARSEN, START, LAYOUT, EMBED
 ALL_STAGES = (SPOOL, *STAGES)
 """Those, and the one that only runs of objects have."""
 RUN_KEYS = RunKeys(ALL_STAGES, [DONE])
-"""How the keys of a run are named: what else lies in one is somebody else's."""
+"""The keys of a run that are dumap's; all others belong to somebody else."""

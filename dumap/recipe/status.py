@@ -12,7 +12,7 @@ from dumap.store.disk import normalize
 
 
 def status(location: str) -> dict[str, Any]:
-    """Tell what of a run is done.
+    """Return which stages of a run are done, and their facts.
 
     Returns
     -------

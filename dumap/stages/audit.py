@@ -9,7 +9,7 @@ from dumap.artifacts.cells import CellTable
 from dumap.artifacts.job import Job
 from dumap.artifacts.neighbors import NeighborLists
 from dumap.artifacts.part_names import AUDIT, CELLS, NEIGHBORS, VECTORS, number_of, part_names
-from dumap.artifacts.vectors import distinct_rows, drawn_queries, samples
+from dumap.artifacts.vectors import distinct_rows, is_query, sample_parts
 from dumap.config import Config
 from dumap.kernels import audit, quality, vectors
 from dumap.planning.audits import SENT_ROWS, audit_bytes, audits, queries_at_once, repair_bytes
@@ -31,9 +31,9 @@ def collect(job: Job, part: str) -> None:
     rows, positions, groups = [np.empty(0, np.int64)], [np.empty(0, np.int64)], 0
     waiting = np.empty((0, geometry.dims), np.float32)
     with store.part(AUDIT, part) as out:
-        for block, name in enumerate(samples(job)):
+        for block, name in enumerate(sample_parts(job)):
             row = store.read(VECTORS, name, "query_rows")
-            chosen = drawn_queries(job, row, number, among)
+            chosen = is_query(job, row, number, among)
             if chosen.any():
                 rows.append(row[chosen])
                 positions.append(lists.table.positions(store, block)[rows[-1] - geometry.block(block)[0]])
@@ -140,7 +140,7 @@ def report(job: Job, part: str) -> None:
 
 
 def measure(context: Context, number: int) -> dict:
-    """Audit the lists after `number` repairs, on queries of its own; return the figures."""
+    """Audit the lists after `number` repairs, on queries that no other audit has; return the figures."""
     context.compute(AUDIT, collect, [f"queries-{number}"])
     search_parts = part_names(f"search-{number}", context.geometry.blocks)
     context.compute(AUDIT, search_block, search_parts, number=number)

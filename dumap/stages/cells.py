@@ -9,7 +9,7 @@ import numpy as np
 from dumap.artifacts.cells import LIMITS, PROBES, TABLE, CellTable, keeps_input_dtype, read_tree
 from dumap.artifacts.job import Job
 from dumap.artifacts.part_names import AUDIT, CELLS, NEIGHBORS, VECTORS, number_of, part_name, part_names
-from dumap.artifacts.vectors import distinct_rows, drawn, left_out, status_of
+from dumap.artifacts.vectors import distinct_rows, is_left_out, read_sample, status_of
 from dumap.config import Config
 from dumap.kernels import cells, tree, vectors
 from dumap.planning.budget import axes_bytes
@@ -19,7 +19,8 @@ from dumap.stages import Context, Stage
 from dumap.store import OBJECT_BYTES
 
 JOINED_LEAVES, RANKED_LEAVES = 8, 16
-"""Nearest leaves whose cells a row joins, and nearest leaves that are found for it."""
+"""A row joins the cells of its 8 nearest leaves. 16 leaves are found for it: the others are probed in cells that it has
+joined anyway."""
 MARGIN = 2**0.5
 """Leaves farther than so many times the nearest are left out, but for the nearest three (`tree.UNCONDITIONAL`). In data
 of low dimension, those are most of them."""
@@ -28,7 +29,7 @@ of low dimension, those are most of them."""
 def grow_tree(job: Job, part: str) -> None:
     """Grow the tree from the sample."""
     store, geometry = job.run, job.geometry
-    sample = vectors.to_euclidean(drawn(job), job.config.neighbors.metric)
+    sample = vectors.to_euclidean(read_sample(job), job.config.neighbors.metric)
     wanted = -(-geometry.leaves * distinct_rows(job) // geometry.rows)
     grown = tree.grow(sample, wanted, job.config.seed)
     with store.part(CELLS, part) as out:
@@ -43,7 +44,7 @@ def find_leaves(job: Job, part: str) -> None:
     """Find the nearest leaves of each row of a block; count the rows of each leaf."""
     store, block = job.run, number_of(part)
     x = vectors.to_euclidean(job.rows(*job.geometry.block(block)), job.config.neighbors.metric)
-    dropped = left_out(job, block)
+    dropped = is_left_out(job, block)
     x[dropped] = 0
     grown = read_tree(store)
     near = tree.nearest_leaves(x, grown, min(RANKED_LEAVES, len(grown.leaves)), MARGIN)

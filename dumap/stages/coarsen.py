@@ -44,15 +44,15 @@ def spread_labels(job: Job, part: str, lowest: bool) -> None:
     """Run one label pass on a shard range: labels spread; or, with `lowest`, rows without a seed get their own."""
     graph = Graph(job.run)
     number, begin, end = Checkpoints.parse_piece_name(part)
-    here, found, new, left = Pass(job, labels_reader(job, graph, number - 1)), [], 0, 0
+    graph_pass, found, new, left = Pass(job, labels_reader(job, graph, number - 1)), [], 0, 0
     for shard in range(begin, end):
         first, _ = graph.shards.span(shard)
         indptr, tails, weights = graph.read(shard)
-        labels = here.page(shard).copy()
+        labels = graph_pass.page(shard).copy()
         if lowest:
             counts = start.label_lowest(indptr, tails, first, labels, job.config.seed)
         else:
-            counts = start.spread(indptr, weights, here.ends(indptr, tails), first, labels)
+            counts = start.spread(indptr, weights, graph_pass.ends(indptr, tails), first, labels)
         found.append(labels)
         new, left = new + counts[0], left + counts[1]
     with job.run.part(COARSEN, part) as out:
@@ -64,9 +64,9 @@ def add_up(job: Job, part: str) -> None:
     """Sum a shard's edges by the labels at both ends."""
     graph, count = Graph(job.run), job.run.summary(COARSEN, SEEDS)["count"]
     number, shard, _ = Checkpoints.parse_piece_name(part)
-    here, (indptr, tails, weights) = Pass(job, labels_reader(job, graph, number)), graph.read(shard)
-    labels = here.page(shard)
-    pairs, sums = coarse.coarse_edges(indptr, weights, labels, here.ends(indptr, tails), count)
+    graph_pass, (indptr, tails, weights) = Pass(job, labels_reader(job, graph, number)), graph.read(shard)
+    labels = graph_pass.page(shard)
+    pairs, sums = coarse.coarse_edges(indptr, weights, labels, graph_pass.ends(indptr, tails), count)
     with job.run.part(COARSEN, part) as out:
         out.write("pairs", pairs)
         out.write("sums", sums)

@@ -9,7 +9,7 @@ from dumap.artifacts.graph import Graph, repeated_positions
 from dumap.artifacts.job import Job
 from dumap.artifacts.layout import last_epoch_state
 from dumap.artifacts.part_names import CELLS, EMBEDDING, GRAPH, LAYOUT, VECTORS, number_of, part_names, total
-from dumap.artifacts.vectors import DROPPED, DUPLICATE, ISOLATED, duplicates_of, repeated_in
+from dumap.artifacts.vectors import DROPPED, DUPLICATE, ISOLATED, duplicates_of, repeated_rows
 from dumap.config import Config
 from dumap.planning.geometry import Geometry
 from dumap.planning.plan import Projection
@@ -40,7 +40,7 @@ def place_duplicates(job: Job, positions: np.ndarray, start: int) -> np.ndarray:
     duplicate, first = np.concatenate(duplicates), np.concatenate(firsts)
     homes = first // geometry.block_rows
     for block in np.unique(homes).tolist():
-        repeated, _ = repeated_in(job.run, block)
+        repeated, _ = repeated_rows(job.run, block)
         at = np.searchsorted(repeated, first[homes == block] - geometry.block(block)[0])
         positions[duplicate[homes == block]] = repeated_positions(job.run, block)[at]
     return duplicate
@@ -70,7 +70,7 @@ def write_rows(job: Job, part: str) -> None:
 
 
 def run(context: Context) -> dict:
-    """Write the embedding; return what came out."""
+    """Write the embedding; return the figures."""
     parts = part_names("rows", context.geometry.outputs)
     context.compute(EMBEDDING, write_rows, parts)
     return {"nonfinite": total(context.run, EMBEDDING, parts, "nonfinite")}

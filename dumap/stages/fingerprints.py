@@ -1,4 +1,4 @@
-"""Fingerprints of what is read: of rows, and of neighbours that are given."""
+"""Fingerprints of the input's rows and of given neighbours."""
 
 from __future__ import annotations
 

@@ -9,11 +9,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from dumap.artifacts.cells import TABLE, CellTable, kept_positions
+from dumap.artifacts.cells import TABLE, CellTable, positions_of_given
 from dumap.artifacts.job import Job
 from dumap.artifacts.neighbors import write_lists
 from dumap.artifacts.part_names import AUDIT, CELLS, NEIGHBORS, VECTORS, number_of, part_names, total
-from dumap.artifacts.vectors import left_out, status_of
+from dumap.artifacts.vectors import is_left_out, status_of
 from dumap.config import Config
 from dumap.errors import InputError
 from dumap.kernels import neighbors, vectors
@@ -34,16 +34,18 @@ def keep_order(job: Job, part: str) -> None:
     """Give each row of a block the cell of its range, where neighbours are given."""
     block = number_of(part)
     home = np.arange(*job.geometry.block(block)) // job.geometry.cell_rows
-    home[left_out(job, block)] = -1
+    home[is_left_out(job, block)] = -1
     with job.run.part(CELLS, part) as out:
         out.write("home", home.astype(np.int32))
         out.write("status", status_of(job.run, block))
 
 
 def tabulate_order(job: Job, part: str) -> None:
-    """Say where each range's rows begin, as `tabulate` does, and which of the input's rows are left out."""
+    """Write the table of cells, as stage cells does, and which of the input's rows are left out."""
     store, geometry = job.run, job.geometry
-    dropped = np.concatenate([geometry.block(n)[0] + np.flatnonzero(left_out(job, n)) for n in range(geometry.blocks)])
+    dropped = np.concatenate(
+        [geometry.block(n)[0] + np.flatnonzero(is_left_out(job, n)) for n in range(geometry.blocks)]
+    )
     firsts, offsets = (
         edges - np.searchsorted(dropped, edges)
         for edges in (
@@ -73,7 +75,7 @@ ALLOWED = {
     neighbors.REPEATED: "a second time: a row may name each neighbor once",
     neighbors.DISTANCE: "allowed are numbers from 0 to 3.4e38; a missing neighbor has -1 in 'indices'",
 }
-"""What a given graph may hold instead of what is found."""
+"""For each fault of a given list, what is allowed instead."""
 
 
 def given_lists(job: Job, positions: np.ndarray, start: int) -> tuple[np.ndarray, np.ndarray]:
@@ -116,7 +118,7 @@ def given_lists(job: Job, positions: np.ndarray, start: int) -> tuple[np.ndarray
         raise InputError(
             f"{given.path}, array 'indices', row {start + itself.any(axis=1).argmax()}: the row is among its own "
             f"neighbors, so that {given.columns} columns hold {given.columns - 1} others, too few for "
-            f"neighbors.{settings.widest} = {settings.searched + 1}, which are the row itself and "
+            f"neighbors.{settings.width_setting} = {settings.searched + 1}, which are the row itself and "
             f"{settings.searched} others: set it to at most {given.columns}, and name another output"
         )
     ids[itself] = -1
@@ -129,9 +131,9 @@ def take_cell(job: Job, part: str) -> None:
     shape = (int(table.offsets[cell + 1] - table.offsets[cell]), job.config.neighbors.searched)
     indices, distances = np.full(shape, -1, job.geometry.index_dtype), np.full(shape, np.inf, np.float32)
     for start, stop in job.geometry.lists(cell):
-        positions = kept_positions(job, table, np.arange(start, stop))
+        positions = positions_of_given(job, table, np.arange(start, stop))
         ids, list_distances = given_lists(job, positions, start)
-        listed = kept_positions(job, table, ids).astype(indices.dtype)
+        listed = positions_of_given(job, table, ids).astype(indices.dtype)
         kept = positions >= 0
         rows = positions[kept] - table.offsets[cell]
         neighbors.merge(indices, distances, rows, listed[kept], list_distances[kept], positions[kept])
@@ -140,28 +142,28 @@ def take_cell(job: Job, part: str) -> None:
 
 
 def run_vectors(context: Context) -> dict:
-    """Check the input, and read the lists once; return what was counted."""
+    """Check the input, and read the lists once; return the figures."""
     facts, lists = vectors_stage.run(context), part_names("list_fingerprints", context.geometry.cells)
     context.compute(VECTORS, read_lists, lists)
     return {**facts, "precomputed_fingerprint": format_fingerprint(total(context.run, VECTORS, lists, "fingerprint"))}
 
 
 def run_cells(context: Context) -> dict:
-    """Cut the rows into ranges; return what came out."""
+    """Divide the rows into ranges; return the figures."""
     context.compute(CELLS, keep_order, part_names("assign", context.geometry.blocks))
     context.compute(CELLS, tabulate_order, [TABLE])
     return context.run.summary(CELLS, TABLE)
 
 
 def run_neighbors(context: Context) -> dict:
-    """Take the lists; return what came out."""
+    """Take the lists; return the figures."""
     merged = part_names("lists", CellTable(context.run).cells)
     context.compute(NEIGHBORS, take_cell, merged)
     return {"missing": total(context.run, NEIGHBORS, merged, "missing")}
 
 
 def run_audit(context: Context) -> dict:
-    """Audit the lists, which are left as they are; return what was found."""
+    """Audit the lists, which are not repaired; return the figures."""
     if not context.config.audit.queries:
         return {"queries": 0, "repairs": 0}
     figures = audit.measure(context, 0)

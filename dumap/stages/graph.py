@@ -11,7 +11,7 @@ from dumap.artifacts.graph import SHARDS, WHOLE, Graph, RowRanges
 from dumap.artifacts.job import Job
 from dumap.artifacts.neighbors import NeighborLists
 from dumap.artifacts.part_names import AUDIT, CELLS, GRAPH, NEIGHBORS, VECTORS, number_of, part_names, total
-from dumap.artifacts.vectors import repeated_in
+from dumap.artifacts.vectors import repeated_rows
 from dumap.config import Config
 from dumap.config.metrics import DISCONNECTION_DISTANCES
 from dumap.kernels import graph
@@ -90,7 +90,7 @@ def cut_shards(job: Job, part: str) -> None:
 def place_block(job: Job, part: str) -> None:
     """Find the positions of a block's rows that have duplicates."""
     block = number_of(part)
-    repeated, times = repeated_in(job.run, block)
+    repeated, times = repeated_rows(job.run, block)
     with job.run.part(GRAPH, part) as out:
         out.write("positions", CellTable(job.run).positions(job.run, block)[repeated])
         out.write("times", times)
@@ -183,7 +183,7 @@ def measure(job: Job, part: str) -> None:
 
 
 def run(context: Context) -> dict:
-    """Build the graph; return what came out."""
+    """Build the graph; return the figures."""
     store, rows, settings = context.run, CellTable(context.run).rows, context.config.neighbors
     even = len(RowRanges.even(rows, context.geometry.shard_rows))
     summed = part_names("summed", even)

@@ -16,7 +16,7 @@ from dumap.store import Checkpoints
 
 
 def layout_parameters(job: Job) -> LayoutParameters:
-    """Return what all epochs of the layout have in common."""
+    """Return the parameters of the layout, the same for all epochs."""
     settings = job.config.layout
     return LayoutParameters(
         *curve(settings),
@@ -39,7 +39,7 @@ def require_finite(job: Job, y: np.ndarray, where: str) -> None:
 
 
 def write_piece(job: Job, part: str, y: np.ndarray, m: np.ndarray, v: np.ndarray, durable: bool = True) -> None:
-    """Commit the state of a range of shards, for good if it is to be durable."""
+    """Commit the state of a range of shards; if `durable`, so that it survives a power cut."""
     require_finite(job, y, f"layout: after epoch {Checkpoints.parse_piece_name(part)[0]}")
     with job.run.part(LAYOUT, part, durable) as out:
         out.attributes["durable"] = durable

@@ -102,7 +102,9 @@ def kth_distances_of(job: Job, table: CellTable, positions: np.ndarray) -> np.nd
 
 
 def meet_guests(job: Job, part: str) -> None:
-    """Find nearer neighbours of home rows among the guests, and of guests among the home rows; in turns if many."""
+    """Find nearer neighbours of home rows among the guests, and of guests among the home rows; a batch of guests at a
+    time.
+    """
     table, number = CellTable(job.run), number_of(part)
     cell, first = Cell(job, number, table), int(table.offsets[number])
     home_part = part_name("home", number)
@@ -219,9 +221,7 @@ def project(geometry: Geometry, config: Config, worker_memory: int) -> Projectio
         disk_bytes=(cells_a_row + 1) * rows * list_bytes + rows * (listed * (index + 8) + 8),
         task_bytes=at_once * max(cell_row_bytes(geometry.dims, listed, config.neighbors.metric), list_bytes * 4)
         + min(at_once, EXACT_ROWS) * geometry.dims
-        + geometry.most_cell_rows
-        * (GUEST_BYTES + 2 * list_bytes)
-        * (geometry.cells > 1)  # all guests, and what they found
+        + geometry.most_cell_rows * (GUEST_BYTES + 2 * list_bytes) * (geometry.cells > 1)  # all guests, and their lists
         + 2 * COLUMN_BYTES
         + (geometry.blocks + geometry.cells) * 48,
         temporary_bytes={"cell": cells_a_row * rows * list_bytes + rows * (listed * (index + 7) + 8)},

@@ -24,7 +24,7 @@ from dumap.artifacts.part_names import (
     range_of,
 )
 from dumap.artifacts.start import BOX, COARSE, smoothing_checkpoints
-from dumap.artifacts.vectors import drawn
+from dumap.artifacts.vectors import read_sample
 from dumap.config import Config
 from dumap.errors import ConfigError
 from dumap.json_values import defined
@@ -65,16 +65,16 @@ def smooth(job: Job, part: str, passes: int) -> None:
     graph, checkpoints = Graph(job.run), smoothing_checkpoints(job.run)
     number, begin, end = Checkpoints.parse_piece_name(part)
     if number > 1:
-        here = Pass(job, lambda shard: checkpoints.read(number - 1, "y", *graph.shards.span(shard)))
+        graph_pass = Pass(job, lambda shard: checkpoints.read(number - 1, "y", *graph.shards.span(shard)))
     else:
-        known, labels = job.run.read(START, COARSE, "y"), labels_reader(job, graph, passes)
-        here = Pass(job, lambda shard: start.interpolate(labels(shard), known, job.config.layout_seed))
+        coarse_y, labels = job.run.read(START, COARSE, "y"), labels_reader(job, graph, passes)
+        graph_pass = Pass(job, lambda shard: start.interpolate(labels(shard), coarse_y, job.config.layout_seed))
     found, moments = [], np.zeros((6, job.config.layout.n_components))
     for shard in range(begin, end):
         indptr, tails, weights = graph.read(shard)
-        y = here.page(shard)
+        y = graph_pass.page(shard)
         sums, totals = np.zeros(y.shape), np.zeros(len(y))
-        for page in here.pages(indptr, tails):
+        for page in graph_pass.pages(indptr, tails):
             start.pull(indptr, tails, weights, *page, sums, totals)
         moved, more = start.smooth(y, sums, totals)
         found.append(moved)
@@ -150,7 +150,7 @@ def spans_of(job: Job) -> list[tuple[int, int]]:
 
 def find_axes(job: Job, part: str) -> None:
     """Find the principal axes of the sample."""
-    sample = vectors.to_euclidean(drawn(job), job.config.neighbors.metric)
+    sample = vectors.to_euclidean(read_sample(job), job.config.neighbors.metric)
     mean, axes = start.principal_axes(sample, job.config.layout.n_components, axes_rows(job.config))
     with job.run.part(START, part) as out:
         out.write("mean", mean)
@@ -182,12 +182,12 @@ def given_rows(job: Job, low: int, high: int) -> np.ndarray:
 def place_span(job: Job, part: str) -> None:
     """Place a span of the input's rows, and sort them by position."""
     graph, table = Graph(job.run), CellTable(job.run)
-    way = project_rows if job.config.start.init == "pca" else given_rows
+    coordinates_of = project_rows if job.config.start.init == "pca" else given_rows
     positions, y = [], []
     for block in range(*spans_of(job)[number_of(part)]):
         block_positions = table.positions(job.run, block)
         positions.append(block_positions[block_positions >= 0])
-        y.append(way(job, *job.geometry.block(block))[block_positions >= 0])
+        y.append(coordinates_of(job, *job.geometry.block(block))[block_positions >= 0])
     at, found = np.concatenate(positions), np.concatenate(y)
     order = np.argsort(at)
     with job.run.part(START, part) as out:

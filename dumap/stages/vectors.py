@@ -16,7 +16,7 @@ import numpy as np
 
 from dumap.artifacts.job import CENTRE, Job, centred
 from dumap.artifacts.part_names import AUDIT, CELLS, START, VECTORS, number_of, part_name, part_names, total
-from dumap.artifacts.vectors import DROPPED, ZERO, drawn_queries
+from dumap.artifacts.vectors import DROPPED, ZERO, is_query
 from dumap.config import Config
 from dumap.errors import InputError
 from dumap.kernels import hashing, vectors
@@ -31,11 +31,11 @@ from dumap.store import Part
 NAMED_ROWS = 10
 """Most rows that a message names."""
 MIDDLE_ROWS = 101
-"""The centre is the median of so many first finite rows."""
+"""The centre is the median of this many rows, the first that are finite."""
 DEGREES = 1e-3
 """Rounding by which an angle may exceed its range."""
 JOINED_ROWS = 65_536
-"""A tally gathers at least so many rows before it merges them."""
+"""The least rows that a tally gathers before it merges them."""
 
 
 def check_block(job: Job, part: str) -> None:
@@ -66,16 +66,16 @@ def check_block(job: Job, part: str) -> None:
 
 
 def _draw(job: Job, out: Part, x: np.ndarray, rows: np.ndarray, allowed: np.ndarray, among: int) -> None:
-    """Write a block's share of the samples: about so many of `among` rows, chosen by the hash of their ids.
+    """Write a block's share of the sample and of the queries, drawn among `among` rows by the hash of their ids.
 
-    They are as they come where something may yet be subtracted from them.
+    If a centre may still be subtracted, they are written in the input's dtype.
     """
     wanted, sampled, queries = job.geometry.sample_rows, allowed, np.zeros(len(rows), bool)
     if wanted < among:
         limit = np.uint64(min(2**64 - 1, int(wanted / among * 2**64)))
         sampled = allowed & (hashing.draws(job.config.seed, hashing.SAMPLE, rows) < limit)
     for number in range(audits(job.config)):
-        queries |= drawn_queries(job, rows, number, among)
+        queries |= is_query(job, rows, number, among)
     out.write("sample", x[sampled])
     out.write("query_rows", rows[allowed & queries])
     out.write("query", x[allowed & queries])
@@ -99,7 +99,9 @@ def _words(job: Job) -> list[str]:
 def _tally(
     job: Job, bucket: int, buckets: int, prefix: str, words: Sequence[str]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Tally the finite rows whose first hash falls in one bucket: keys, first rows and how often each is there."""
+    """Return the distinct keys of the finite rows whose first hash falls in a bucket, the first row of each, and its
+    count.
+    """
     index = job.geometry.index_dtype
     pieces: list[tuple[np.ndarray, ...]] = []
 
@@ -115,7 +117,7 @@ def _tally(
         rows = (in_bucket + job.geometry.block(block)[0]).astype(index)
         pieces.append((keys[:, in_bucket], rows, np.ones(len(in_bucket), index)))
         waiting += len(in_bucket)
-        if waiting > max(JOINED_ROWS, len(pieces[0][1])):  # merged, many equal rows take no memory
+        if waiting > max(JOINED_ROWS, len(pieces[0][1])):  # merging frees the memory of equal rows
             pieces, waiting = [merge()], 0
     return merge()
 
@@ -161,7 +163,7 @@ def find_duplicates(job: Job, part: str, buckets: int, among: int) -> None:
         out.attributes["duplicates"] = len(duplicates)
 
 
-# what a cast to float32 loses --------------------------------------------------------------------
+# the cast to float32 ------------------------------------------------------------------------------
 
 
 def find_centre(job: Job, part: str, applies: bool) -> None:
@@ -240,8 +242,8 @@ def _check_finite(context: Context, blocks: list[str]) -> int:
     if left < settings.searched + 2:
         raise InputError(
             f"{config.input.where}: {left} rows are left without those that are not finite, too few for "
-            f"neighbors.{settings.widest} = {settings.searched + 1}: give at least {settings.searched + 2}, or, "
-            f"in another output, set {settings.widest} to at most {max(left - 1, 0)}"
+            f"neighbors.{settings.width_setting} = {settings.searched + 1}: give at least {settings.searched + 2}, or, "
+            f"in another output, set {settings.width_setting} to at most {max(left - 1, 0)}"
         )
     return nonfinite
 
@@ -280,8 +282,8 @@ def run(context: Context) -> dict:
         if distinct < least:
             raise InputError(
                 f"{config.input.where}: input.unique leaves {distinct} distinct rows, too few for "
-                f"neighbors.{settings.widest} = {settings.searched + 1}: give at least {least}, or, in another "
-                f"output, set {settings.widest} to at most {max(distinct - 1, 0)} or input.unique=false"
+                f"neighbors.{settings.width_setting} = {settings.searched + 1}: give at least {least}, or, in another "
+                f"output, set {settings.width_setting} to at most {max(distinct - 1, 0)} or input.unique=false"
             )
         names = part_names("distinct", context.geometry.blocks)
         context.compute(VECTORS, find_duplicates, names, buckets=buckets, among=rows - duplicates)

@@ -26,7 +26,7 @@ NAMED_INSTEAD = 5
 
 
 def refuse_code(array: zarr.Array) -> zarr.Array:
-    """Refuse an array whose chunks are programs: to decode 'pickle' is to run what a chunk holds.
+    """Refuse an array with the codec 'pickle': decoding it would run whatever program a chunk holds.
 
     Raises
     ------
@@ -116,7 +116,7 @@ def _open(store: Store, path: str) -> zarr.Array | zarr.Group:
 
 
 def _sparse(store: Store, kind: str, shape: tuple[int, ...]) -> str:
-    """Say that a matrix is sparse, and what to embed instead."""
+    """Write the message about a sparse matrix, with dense arrays to embed instead."""
     instead = dense_rows(store, shape[0] if shape else None)[:NAMED_INSTEAD]
     way = f"take one of its rows instead, such as {', '.join(instead)}, or write" if instead else "write"
     return (

@@ -1,4 +1,4 @@
-"""Where objects lie: a folder of a local disk, a bucket, or a zip file that is only read.
+"""Backends of objects: a folder of a local disk, a bucket, or a zip file, which is only read.
 
 Each knows objects by key and says `FileNotFoundError` of what is not there; what else fails is its own kind of error.
 """
@@ -22,7 +22,7 @@ REMOVED_AT_ONCE = 1000
 
 
 class ByteStream(Protocol):
-    """What bytes are read from in order: a file, or what a bucket answered."""
+    """A stream of bytes that is read in order: a file, or a bucket's answer."""
 
     def readinto(self, buffer: memoryview, /) -> int | None:
         """Fill a buffer, or the beginning of it; tell how far."""
@@ -31,16 +31,16 @@ class ByteStream(Protocol):
         """Return the bytes that follow."""
 
     def close(self) -> None:
-        """Let go of what is open."""
+        """Close the file, if there is one."""
 
 
 class Backend(Protocol):
-    """What a place of objects can do; `Objects` tells of what fails."""
+    """The operations of a backend. `Objects` turns their failures into errors for users."""
 
     is_local: bool
 
     def get(self, key: str, most: int | None) -> bytes | None:
-        """Return an object's bytes; None where there is none, or one of more bytes than it may have."""
+        """Return an object's bytes; None if there is none, or if it has more than `most` bytes."""
 
     def open_span(self, key: str, start: int, stop: int, size: int) -> ByteStream:
         """Open bytes [start, stop) of an object of a size; EOFError where a file has another."""
@@ -55,7 +55,7 @@ class Backend(Protocol):
         """Yield the keys of all objects below a folder, in whatever order."""
 
     def stamps(self, below: str) -> Iterator[str]:
-        """Tell what can be seen of the objects below a folder without reading them, in order."""
+        """Yield a text of name, size and time (or tag) for each object below a folder, in order."""
 
     def put(self, key: str, data: bytes | memoryview, durable: bool) -> None:
         """Write an object whole, replacing what is there."""
@@ -114,7 +114,7 @@ class Folder:
 
 
 class Bucket:
-    """A bucket, by its library's own functions; what is written is there for good."""
+    """A bucket, accessed by obstore's functions; every write is durable."""
 
     is_local = False
 
@@ -252,7 +252,7 @@ def open_bucket(location: str) -> Any:
 
 
 def describe_error(error: BaseException) -> str:
-    """Return what an error says to people: a bucket's library adds how the error looks within it."""
+    """Return an error's kind and message, without the debugging text that a bucket's library appends."""
     return hide(f"{type(error).__name__}: {error}".split("\n\nDebug source")[0])
 
 

@@ -46,7 +46,7 @@ class Checkpoints:
         return [int(name.split("-")[1]) for name in names if name.startswith(f"{CHECKPOINT}-")]
 
     def latest(self, upto: int | None = None) -> int:
-        """Return the last committed checkpoint, or the last that is at most `upto`; 0 if there is none."""
+        """Return the number of the last committed checkpoint, or of the last up to `upto`; 0 if there is none."""
         return max((n for n in self.numbers() if upto is None or n <= upto), default=0)
 
     def pieces(self, number: int) -> list[str]:

@@ -46,7 +46,7 @@ class Absent:
     misplaced: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
-        """Say how many of how many, which, and what rows."""
+        """Write how many chunks are missing, which, and which rows they hold."""
         more = ", ..." if self.chunks > len(self.keys) else ""
         spans = ", ".join(f"{start} to {stop - 1}" for start, stop in self.spans)
         return (
@@ -167,7 +167,7 @@ def require_chunks(location: str, array: zarr.Array, absent: Absent, fill: str |
 
 
 def decoded_rows(array: zarr.Array) -> int:
-    """Return how many rows are decoded at once at the least: where there are shards, those of a chunk in one.
+    """Return the least number of rows that are decoded at once: those of an inner chunk, if the array has shards.
 
     A shard that is filtered or compressed as a whole is decoded as a whole.
     """

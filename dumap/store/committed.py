@@ -1,4 +1,4 @@
-"""What is committed: manifests and the terms under which they are written, and the rows that parts hold."""
+"""Committed parts: their manifests, the terms under which these are written, and reading rows of parts."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ from dumap.store.relative import absolute_location
 from dumap.store.stored_array import ChecksumError, StoredArray
 
 MOST_LOCK_BYTES = 1 << 20
-"""What says who drives a run is not longer: a file that is, does not say it."""
+"""The most bytes of a lock; a longer file is not taken for one."""
 
 READS_AT_ONCE = 8
 """Reads of a task that are under way at once in a bucket; on a local disk one follows another."""
 
 
 def lock_key(term: int) -> str:
-    """Name the object that says who drives the run in a term."""
+    """Name the lock of a term."""
     return f"{LOCKS}/{term:08d}.json"
 
 
@@ -103,7 +103,9 @@ class Committed(Objects):
     # manifests ---------------------------------------------------------------------------------
 
     def commit(self, stage: str, name: str, manifest: Manifest, durable: bool = True) -> None:
-        """Commit a manifest unless one is there; if durable, what it names is there for good before it is."""
+        """Commit a manifest unless the part has one; if `durable`, the objects that it names reach the disk before it
+        does.
+        """
         self._check_term()
         if durable:
             self.flush_folders(manifest["objects"])
@@ -123,11 +125,11 @@ class Committed(Objects):
             )
 
     def lock(self, term: int) -> dict[str, Any] | None:
-        """Read who drives the run in a term; None where nothing says so."""
+        """Read the lock of a term; None if there is none, or it is damaged."""
         return unseal(self.get(lock_key(term), MOST_LOCK_BYTES) or b"")
 
     def holder(self, term: int) -> dict[str, Any]:
-        """Return who holds a term, as far as it is known."""
+        """Return the holder of a term, as far as it is known."""
         found = (self.lock(term) or {}).get("holder")
         return found if isinstance(found, dict) else {}
 
@@ -180,11 +182,11 @@ class Committed(Objects):
         self.delete_all(objects)
 
     def part_objects(self, stage: str, name: str) -> list[str]:
-        """Name the objects that hold a part's arrays, and nothing else that its manifest may name."""
+        """Name the objects that hold a part's arrays, but no others that its manifest may name."""
         return self._own(stage, name, self.manifest(stage, name)["objects"])
 
     def _own(self, stage: str, name: str, objects: dict[str, list]) -> list[str]:
-        """Return those of some objects that are the part's, by how they are named."""
+        """Return those objects whose names are a part's own."""
         attempt = self.manifest(stage, name)["attempt"]
         own = {part_key(stage, name, attempt, number) for number in range(len(objects))}
         return [key for key in objects if key in own]
@@ -194,9 +196,9 @@ class Committed(Objects):
         return "dropped" in self.manifest(stage, name)
 
     def drop(self, stage: str, names: Sequence[str]) -> int:
-        """Drop what parts hold, which count as made for all that; return the bytes that are free now.
+        """Delete the objects of parts, which still count as made; return the bytes that were freed.
 
-        Their manifests say so, for good, before anything is removed; so they stay dropped where this ends halfway.
+        Their manifests say so, durably, before anything is removed, so that they stay dropped if this ends halfway.
         """
         self._check_term()
         sizes: dict[str, int] = {}
@@ -216,7 +218,7 @@ class Committed(Objects):
         return sum(sizes.values())
 
     def finish_drops(self, stage: str) -> None:
-        """Remove what is left of parts that are dropped, where that ended halfway."""
+        """Delete the objects that are left of dropped parts, if an earlier driver ended while dropping them."""
         self._check_term()
         left = []
         for name in self.committed(stage):
@@ -224,18 +226,18 @@ class Committed(Objects):
         self.delete_all(left)
 
     def forget(self, stage: str, name: str) -> None:
-        """Remove a part's manifest, readable or not; what it named no longer counts."""
+        """Remove a part's manifest, readable or not, so that the part no longer counts."""
         self.forget_all(stage, [name])
 
     def forget_all(self, stage: str, names: Sequence[str]) -> None:
-        """Remove parts' manifests, readable or not; what they named no longer counts."""
+        """Remove parts' manifests, readable or not, so that the parts no longer count."""
         self._check_term()
         self.delete_all([manifest_key(stage, name) for name in names])
         for name in names:
             self._forget_cached(stage, name)
 
     def _forget_cached(self, stage: str, name: str) -> None:
-        """Forget what was read of a part's manifest."""
+        """Remove a part's manifest from this object's cache."""
         self._manifests.pop((stage, name), None)
         for known in [key for key in self._stored if key[:2] == (stage, name)]:
             del self._stored[known]
@@ -252,7 +254,7 @@ class Committed(Objects):
         return self._stored[stage, name, array]
 
     def check_sizes(self, stage: str, name: str, below: str) -> None:
-        """Fail unless what a part wrote below a path is there, and as long as it was."""
+        """Fail unless the objects that a part wrote below a path are there with their sizes."""
         for key, (size, _) in self.manifest(stage, name)["objects"].items():
             if key.startswith(f"{below}/") and self.size(key) != size:
                 raise self.damage(stage, name, key)
@@ -262,7 +264,7 @@ class Committed(Objects):
         return self.digest(key, size) == known
 
     def damage(self, stage: str, name: str, what: str) -> StorageError:
-        """Say what of a part is damaged: an error that makes whoever drives this run make it again."""
+        """Return the error about a damaged part; the driver of this run makes the part again when it is raised."""
         if self.child is not None:
             return StorageError(
                 f"{self.location}: {what} ({stage} {name}) is missing or damaged, and {self.child} reads it there: "
@@ -285,7 +287,7 @@ class Committed(Objects):
         stop: int | None = None,
         out: np.ndarray | None = None,
     ) -> np.ndarray:
-        """Read rows [start, stop) of a committed array, into `out` if given; fails on what is missing or damaged."""
+        """Read rows [start, stop) of a committed array, into `out` if given; fails if they are missing or damaged."""
         if (owner := self.owner(stage)) is not self:
             return owner.read(stage, name, array, start, stop, out)
         pieces = self._pieces(stage, name, array)
@@ -329,7 +331,7 @@ class Committed(Objects):
     def read_span(
         self, stage: str, names: Sequence[str], offsets: np.ndarray, array: str, start: int, stop: int
     ) -> np.ndarray:
-        """Read rows [start, stop) of what parts hold one after another; part p's rows begin at offsets[p]."""
+        """Read rows [start, stop) of an array that consecutive parts hold; the rows of part p begin at offsets[p]."""
         if (owner := self.owner(stage)) is not self:
             return owner.read_span(stage, names, offsets, array, start, stop)
         spans = []

@@ -1,4 +1,4 @@
-"""Local disks: what is a path, and how a file comes to be there for good."""
+"""Local disks: paths, and files that are written whole and durably."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from urllib.parse import unquote
 from dumap.errors import StorageError
 
 LINKLESS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS)
-"""What file systems say that have no hard links."""
+"""Errors of file systems without hard links."""
 ABSENT = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
-"""What is raised where there is no such file."""
+"""Errors that mean that there is no such file."""
 
 
 PIECE_BYTES = 1 << 20
@@ -44,12 +44,12 @@ def normalize(location: str) -> str:
 
 
 def is_same(one: Path, other: Path) -> bool:
-    """Return whether two paths lead to one folder or file, be it by letters that the file system holds for equal."""
+    """Return whether two paths lead to the same folder or file; some file systems ignore case."""
     return one == other or (os.path.exists(one) and os.path.exists(other) and os.path.samefile(one, other))
 
 
 def stamps(root: str, below: str) -> Iterator[str]:
-    """Tell names, sizes and times of the files below a folder's folder, or of a file."""
+    """Yield name, size and time of each file below a folder, or of a single file."""
     top = Path(root)
     for file in [top] if top.is_file() else sorted((top / below).rglob("*")):
         if file.is_file():
@@ -58,7 +58,7 @@ def stamps(root: str, below: str) -> Iterator[str]:
 
 
 def names(root: str, below: str, depth: int) -> Iterator[str]:
-    """Name the files below a folder's folder, at most so many folders down; links are followed.
+    """Name the files below a folder, at most `depth` folders down; links are followed.
 
     Raises
     ------
@@ -89,14 +89,14 @@ def keys(root: str, below: str = "") -> Iterator[str]:
 
 
 def folders(root: str, below: str) -> Iterator[str]:
-    """Name every folder below a folder; none behind a link."""
+    """Name every folder below a folder, but none behind a link."""
     for folder, names, _ in os.walk(Path(root) / below):
         for name in names:
             yield Path(folder, name).relative_to(root).as_posix()
 
 
 def is_link(root: str, key: str) -> bool:
-    """Return whether a name stands for what lies elsewhere."""
+    """Return whether a key is a link."""
     return (Path(root) / key).is_symlink()
 
 
@@ -108,7 +108,7 @@ def linked_folder(root: str, key: str) -> str | None:
 
 
 def refuse_linked(root: str, key: str) -> None:
-    """Raise a StorageError where what lies at a key lies outside the root, in a folder that a link leads to."""
+    """Raise a StorageError if a folder on the way to a key is a link, so that the file would lie elsewhere."""
     if (way := linked_folder(root, key)) is not None:
         raise StorageError(
             f"{root}: {way} is a link to {os.readlink(f'{root}/{way}')}, where nothing is written: a run's own folders "
@@ -117,7 +117,7 @@ def refuse_linked(root: str, key: str) -> None:
 
 
 def read(root: str, key: str, most: int | None = None) -> bytes | None:
-    """Return a file's bytes, or None where there is none, or where it has more bytes than it may."""
+    """Return a file's bytes; None if there is none, or if it has more than `most` bytes."""
     path = Path(root) / key
     try:
         status = os.stat(path)
@@ -177,7 +177,7 @@ def open_at(root: str, key: str, offset: int, size: int) -> FileIO:
 
 
 class Writer:
-    """A file that is written piece by piece, under a name of its own until it is whole.
+    """A file that is written piece by piece, under a temporary name until it is whole.
 
     Parameters
     ----------
@@ -203,18 +203,18 @@ class Writer:
                 os.fsync(self._file.fileno())
 
     def keep(self, durable: bool = True) -> None:
-        """End the file and give it its name, replacing what is there; it is there for good once its folder is."""
+        """End the file and give it its name, replacing any other. It is durable once its folder is flushed."""
         self.close(durable)
         os.replace(self.partial, self._path)
 
     def discard(self) -> None:
-        """Remove what has no name of its own yet, if anything."""
+        """Remove the temporary file, if there is one."""
         self._file.close()
         self.partial.unlink(missing_ok=True)
 
 
 def make_folders(root: str, folder: str) -> None:
-    """Make a folder below a root, and those above it; those that were not there are there for good."""
+    """Make a folder below a root, and those above it, durably."""
     made = []
     while not os.path.isdir(f"{root}/{folder}"):
         made.append(folder)
@@ -228,7 +228,7 @@ def make_folders(root: str, folder: str) -> None:
 
 
 def write(root: str, key: str, data: bytes | memoryview, durable: bool = True) -> None:
-    """Write a file whole, replacing what is there; once its folder is flushed too, it survives a power cut."""
+    """Write a file whole, replacing any other. It survives a power cut once its folder is flushed, too."""
     writer = Writer(root, key)
     try:
         writer.write(data)
@@ -239,7 +239,7 @@ def write(root: str, key: str, data: bytes | memoryview, durable: bool = True) -
 
 
 def create(root: str, key: str, data: bytes, durable: bool = True) -> bool:
-    """Create a file whole and, where it is to be durable, for good, unless it is there; tell whether it holds `data`.
+    """Create a file whole, unless it exists; return whether it now holds `data`. If `durable`, it survives a power cut.
 
     The bytes reach the disk under another name first: a link to them either appears, or does not.
     """
@@ -264,7 +264,7 @@ def create(root: str, key: str, data: bytes, durable: bool = True) -> bool:
 
 
 def remove(root: str, key: str) -> None:
-    """Remove a file, or a link; never what lies behind a link, and no folder that holds anything."""
+    """Remove a file or a link, but nothing behind a link and no folder that is not empty."""
     if linked_folder(root, key) is not None:
         return
     path = Path(root) / key

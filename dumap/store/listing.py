@@ -1,4 +1,4 @@
-"""What a Zarr store holds: its arrays, however deep they lie, for people who named none that is there."""
+"""Lists the arrays of a Zarr store, at any depth, for messages to people who named one that does not exist."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ AT_ONCE = 32
 """Nodes that are looked at at once."""
 NO_NODE = (ArrayNotFoundError, GroupNotFoundError, FileNotFoundError)
 SPARSE = ("csr_matrix", "csc_matrix", "csr", "csc")
-"""What AnnData calls its sparse matrices, as it does now and as it did."""
+"""AnnData's names of sparse matrices, in new and old versions."""
 
 
 @dataclass(frozen=True)
 class Found:
-    """An array, or what stands in the place of one.
+    """An array of a store, or a node that is listed in its place.
 
     Attributes
     ----------
@@ -48,7 +48,7 @@ class Found:
 
 
 def sparse_kind(group: zarr.Group | zarr.AsyncGroup) -> tuple[str, tuple[int, ...]] | None:
-    """Return how a group says that it encodes a sparse matrix, and of what shape; None where it says no such thing."""
+    """Return the encoding and the shape of the sparse matrix that a group holds; None if it holds none."""
     attributes = group.attrs if isinstance(group.attrs, dict) else group.attrs.asdict()
     kind = str(attributes.get("encoding-type", attributes.get("h5sparse_format", "")))
     if kind not in SPARSE:

@@ -1,4 +1,4 @@
-"""Who drives a run: one driver at a time, and none for ever.
+"""The lock of a run: one driver at a time, and a takeover from drivers that are gone.
 
 A driver's term begins when it creates the object of the next number, which only one can. It renews the object
 every few seconds, and marks it released at its end. A driver that finds an unreleased object takes over at once
@@ -69,7 +69,7 @@ def _is_gone(holder: dict[str, Any]) -> bool:
         os.kill(holder["process"], 0)
     except ProcessLookupError:
         return True
-    except PermissionError:  # it lives, as another user's, who may be hidden
+    except PermissionError:  # it is alive, and another user's
         pass
     started = _started(holder["process"])
     if started is None:
@@ -83,13 +83,13 @@ def name_of(holder: dict[str, Any]) -> str:
 
 
 def last_work(run: Run) -> dict[str, Any]:
-    """Tell what a run's last driver said that it was at: 'stage', 'done' and 'total'; empty where it said nothing."""
+    """Return the progress that a run's last driver wrote: 'stage', 'done' and 'total'; empty if it wrote none."""
     said = run.lock(max(run.terms(), default=0)) or {}
     return {name: said[name] for name in WORK} if all(name in said for name in WORK) else {}
 
 
 def driver(run: Run) -> dict[str, Any] | None:
-    """Tell who drives a run, by what the lock says now; None where nobody does.
+    """Return who drives a run, by its lock; None if nobody does.
 
     Returns
     -------
@@ -185,7 +185,7 @@ class Lock:
         return self
 
     def at(self, stage: str, done: float, total: float) -> None:
-        """Have the next renewals say what the driver is at."""
+        """Write progress with the next renewals."""
         self._work = dict(zip(WORK, (stage, round(done, 3), total), strict=True))
 
     def _write(self, **changes: Any) -> bool:
@@ -209,7 +209,7 @@ class Lock:
                 self._tell(f"the lock could not be renewed: {error}")
 
     def _tell(self, what: str) -> None:
-        with contextlib.suppress(Exception):  # who is told may fail; the lock is renewed all the same
+        with contextlib.suppress(Exception):  # an error of the listener must not end the renewals
             self.note(what)
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:

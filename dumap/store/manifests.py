@@ -1,4 +1,4 @@
-"""Manifests: what a part wrote, and whether what is read as one may be believed.
+"""Manifests: what a part wrote; and checks of those that are read.
 
     attempt      names the part's object
     arrays       name to the array's pieces in order: the object's key, where it begins there, shape, dtype
@@ -6,7 +6,7 @@
     attributes   small facts
     dropped      of a part that nothing needed any more: its objects, which then are not among the others, nor arrays
 
-They are read from anywhere: one that a part would not have written counts as damaged.
+Manifests may come from anywhere: one that dumap would not have written counts as damaged.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from typing import Any
 from dumap.store.stored_array import StoredArray
 
 INSIDE = "_dumap"
-"""The folder of all that is dumap's own in a run, beside what the run is for."""
+"""The folder of a run for all but its results."""
 MANIFESTS, PARTS, LOCKS = f"{INSIDE}/manifests", f"{INSIDE}/parts", f"{INSIDE}/lock"
-"""Its folders: of manifests, of what parts wrote, and of the objects by which drivers get to know of one another."""
+"""Folders in it: of manifests, of the objects of parts, and of locks."""
 IDENTITY = "identity"
-"""Group of the manifests that say what the run is of."""
+"""Group of the manifests of the run's identity: its parameters, input and results."""
 DONE = "done"
 """Group of the manifests that commit whole stages."""
 INHERITED = "inherited"
-"""Attribute of such a manifest where another run holds the stage's parts: which, see `dumap.store.relative`."""
+"""Attribute of such a manifest if another run holds the stage's parts: its location, see `dumap.store.relative`."""
 PART = "[a-z0-9_]+(?:-[a-z0-9_]+)*"
 """What a part may be called."""
 MOST_BYTES = 1 << 28
-"""A manifest is not longer: a file that is, is none."""
+"""The most bytes of a manifest; a longer file is not taken for one."""
 
 Manifest = dict[str, Any]
 

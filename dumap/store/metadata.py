@@ -1,4 +1,4 @@
-"""Metadata of Zarr nodes that others may add to: dumap's own part of it is compared and renewed, theirs is kept."""
+"""Metadata of Zarr nodes. Others may add to it: dumap compares and renews its own part alone."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ CONSOLIDATED = "consolidated_metadata"
 
 
 def parse(data: bytes | None) -> Document:
-    """Read a node's metadata; empty where that is none."""
+    """Read a node's metadata; empty if it is not valid."""
     try:
         found = json.loads(data or b"")
     except (ValueError, RecursionError):
@@ -21,13 +21,13 @@ def parse(data: bytes | None) -> Document:
 
 
 def attributes_of(document: Document) -> Document:
-    """Return a node's attributes, none where they are no attributes."""
+    """Return a node's attributes; empty if they are not valid."""
     found = document.get("attributes")
     return found if isinstance(found, dict) else {}
 
 
 def holds(found: Document, own: Document) -> bool:
-    """Return whether metadata says all that it must, whatever else it and its attributes say."""
+    """Return whether metadata holds all of dumap's own, whatever else it holds."""
     there, attributes = attributes_of(found), attributes_of(own)
     pairs = [(found, {name: value for name, value in own.items() if name != "attributes"}), (there, attributes)]
     if isinstance(attributes.get(OWN), dict) and isinstance(there.get(OWN), dict):
@@ -37,7 +37,7 @@ def holds(found: Document, own: Document) -> bool:
 
 
 def renewed(found: Document, own: Document) -> bytes:
-    """Write a node's metadata anew; what others added to a node of the same kind is kept."""
+    """Write a node's metadata again, keeping what others have added to a node of the same kind."""
     added = found if all(found.get(key) == own[key] for key in ("zarr_format", "node_type")) else {}
     whole = {**added, **own, "attributes": {**attributes_of(found), **attributes_of(own)}}
     return written(whole)
@@ -54,7 +54,7 @@ def group_of(attributes: Document) -> Document:
 
 
 def closed_of(folder: str) -> Document:
-    """Return the metadata of an array of one value, by which Zarr takes what else lies in a folder for its own."""
+    """Return the metadata of an array of one value, so that Zarr does not look for nodes in a folder of dumap's."""
     return {
         "zarr_format": 3,
         "node_type": "array",
@@ -75,7 +75,7 @@ def is_node(document: Document) -> bool:
 
 
 def consolidate(nodes: dict[str, Document]) -> Document:
-    """Return what a group's metadata says of the nodes below it, by path; groups say themselves that they say nothing.
+    """Return the consolidated metadata of a group, from the metadata of the nodes below it, by path.
 
     As `zarr.consolidate_metadata` writes it.
     """
@@ -88,7 +88,7 @@ def consolidate(nodes: dict[str, Document]) -> Document:
 
 
 def consolidated_in(document: Document) -> Document:
-    """Return what a group's metadata says of the nodes below it, by path; none where it says nothing."""
+    """Return the metadata of nodes that a group's consolidated metadata holds, by path; empty if there is none."""
     block = document.get(CONSOLIDATED)
     entries = block.get("metadata") if isinstance(block, dict) else None
     entries = entries if isinstance(entries, dict) else {}

@@ -1,4 +1,4 @@
-"""Objects by key, in a folder or a bucket: read, written once or over, listed; what fails is named."""
+"""Objects by key, in a folder or a bucket: reading, writing, creating, listing, with errors for users."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ ADVICE = {
 
 
 def set_threads(threads: int) -> None:
-    """Bound the threads of Zarr in this process for good: they are started once."""
+    """Limit the threads that Zarr starts in this process; they are started once."""
     zarr.config.set({"threading.max_workers": threads})
 
 
 def requests_at_once(requests: int) -> AbstractContextManager:
-    """Bound the requests that Zarr makes at once for an array in this process, until what this returns is left."""
+    """Return a context in which Zarr makes at most so many requests at once for an array."""
     return zarr.config.set({"async.concurrency": requests})
 
 
@@ -64,7 +64,7 @@ def open_store(location: str, read_only: bool) -> Store:
 
 @cache
 def bucket_errors() -> tuple[type[Exception], tuple[type[Exception], ...]]:
-    """Return what a bucket's library raises: the base of all, and what may not fail another time."""
+    """Return the errors of a bucket's library: the base class, and those that may pass when tried again."""
     try:
         from obstore import exceptions
     except ImportError:
@@ -88,7 +88,7 @@ def seal(document: dict[str, Any]) -> bytes:
 
 
 def unseal(data: bytes) -> dict[str, Any] | None:
-    """Read a sealed document; None where it is not byte for byte what was sealed."""
+    """Read a sealed document; None if its bytes are not those that were sealed."""
     try:
         document = json.loads(data)["document"]
         return document if isinstance(document, dict) and seal(document) == data else None
@@ -128,14 +128,14 @@ class Objects:
 
         Actions must come to the same when done twice.
         """
-        base, passing = bucket_errors()
+        base, transient = bucket_errors()
         for pause in (*PAUSES, None):
             try:
                 return action()
             except (DumapError, FileNotFoundError):
                 raise
             except (OSError, base) as error:
-                if pause is None or not isinstance(error, passing):
+                if pause is None or not isinstance(error, transient):
                     number = error.errno if isinstance(error, OSError) else None
                     said = ADVICE.get(number or 0, describe_error(error))
                     raise StorageError(f"{self.location}, {key}: {said}") from error
@@ -143,11 +143,11 @@ class Objects:
         raise AssertionError("unreachable")
 
     def get(self, key: str, most: int | None = None) -> bytes | None:
-        """Return an object's bytes, or None where there is none, or one of more bytes than it may have."""
+        """Return an object's bytes; None if there is none, or if it has more than `most` bytes."""
         return self.attempt(key, lambda: self.backend.get(key, most))
 
     def digest(self, key: str, size: int) -> str | None:
-        """Return the digest of an object of a size, read piece by piece; None where there is no such object."""
+        """Return the digest of an object, read piece by piece; None if there is none of that size."""
         if self.is_local:
             found = self.attempt(key, lambda: disk.digest(self.location, key, size))
             return None if found is None else _shortened(found)
@@ -174,12 +174,12 @@ class Objects:
         return self.attempt(key, lambda: self.backend.open_span(key, start, stop, size))
 
     def put(self, key: str, data: bytes) -> None:
-        """Write an object whole and for good, replacing what is there."""
+        """Write an object whole and durably, replacing any other."""
         self.put_part(key, data, durable=True)
         self.flush_folders([key])
 
     def put_part(self, key: str, data: bytes, durable: bool) -> tuple[int, str]:
-        """Write an object whole, replacing what is there; return its size and its digest.
+        """Write an object whole, replacing any other; return its size and its digest.
 
         A file that is to be durable is there for good once its folder is flushed.
         """
@@ -187,7 +187,7 @@ class Objects:
         return len(data), digest(data)
 
     def put_new(self, key: str, data: bytes, durable: bool = True) -> bool:
-        """Write an object unless it is there; tell whether it now holds `data`.
+        """Write an object unless it exists; return whether it now holds `data`.
 
         So where the answer to a request is lost, the next try finds its own bytes.
         """
@@ -237,7 +237,7 @@ class Objects:
 
 
 class ObjectWriter:
-    """An object that is written piece by piece, replacing what is there once it is whole.
+    """Writes an object piece by piece; it replaces any other once it is whole.
 
     Parameters
     ----------
@@ -288,13 +288,13 @@ class ObjectWriter:
 
 
 def stamps(location: str, below: str) -> Iterator[str]:
-    """Tell what can be seen of the objects below a key without reading them: names, sizes, times or tags."""
+    """Yield a text of name, size and time (or tag) for each object below a key."""
     objects = Objects(location, read_only=True)
     yield from objects.attempt(below, lambda: list(objects.backend.stamps(below)))
 
 
 def names_below(location: str, folder: str, depth: int, collect: Callable[[Iterable[str]], T]) -> T:
-    """Hand the names of the objects below a folder, relative to it, to what collects them as they come.
+    """Call `collect` with an iterator of the names of the objects below a folder, relative to it.
 
     Parameters
     ----------
@@ -325,7 +325,7 @@ def probe_key() -> str:
 
 
 def probe(location: str) -> None:
-    """Fail unless the location can be written to, and keeps what was written first.
+    """Fail unless the location can be written to, and refuses to create an object twice.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""What one task writes, which counts once its manifest is there."""
+"""A part: what one task writes; it counts once its manifest is committed."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Part:
         self.arrays[name] = self._append(np.ascontiguousarray(values), rows)
 
     def _append(self, values: np.ndarray, rows: np.ndarray | None = None) -> list[tuple]:
-        """Add an array, or some of its rows, to the part's object; return what the manifest tells of its pieces.
+        """Append an array, or some of its rows, to the part's object; return its pieces for the manifest.
 
         A bucket takes an object out of memory: no piece is larger than `OBJECT_BYTES` there, and no object twice that.
         """

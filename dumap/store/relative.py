@@ -1,4 +1,4 @@
-"""How one run names another: by the way from it, where there is one, so that both may be moved together."""
+"""Locations of other runs, relative to a run if possible, so that both may be moved together."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dumap.store.disk import is_remote
 
 
 def relative_location(location: str, base: str) -> str:
-    """Name a location by the way from another: relative on one file system, or in one bucket; else as it is."""
+    """Return a location relative to another on one file system or in one bucket; otherwise unchanged."""
     if not is_remote(location) and not is_remote(base):
         return os.path.relpath(os.path.realpath(location), os.path.realpath(base))
     if is_remote(location) and is_remote(base):
@@ -21,7 +21,7 @@ def relative_location(location: str, base: str) -> str:
 
 
 def absolute_location(way: str, base: str) -> str:
-    """Return the location that is named by the way from another."""
+    """Return the location that `relative_location` has made relative to another."""
     if is_remote(way) or os.path.isabs(way):
         return way
     if is_remote(base):

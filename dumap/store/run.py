@@ -78,7 +78,7 @@ class Run(Committed):
         self.renew()
 
     def make_folders(self, run_keys: RunKeys) -> None:
-        """Make the folders of dumap's own, for good, so that no commit has to; on local disks."""
+        """Make dumap's folders on a local disk, durably, so that no commit has to."""
         if not self.is_local:
             return
 
@@ -90,14 +90,14 @@ class Run(Committed):
         self.attempt(INSIDE, make)
 
     def describe(self, found: dict[str, Any]) -> None:
-        """Add to the group's attributes what was found out of the input."""
+        """Add the input's fingerprints to the group's attributes."""
         if not self.is_committed(IDENTITY, "input"):
             with self.part(IDENTITY, "input") as out:
                 out.attributes |= _own(found)
             self.renew()
 
     def renew(self) -> None:
-        """Write the group's metadata where it does not say what it must; what others added to it is kept.
+        """Write the group's metadata if it lacks something of dumap's; what others have added is kept.
 
         It consolidates that of the nodes that lie there now, whoever put them there.
         """
@@ -114,7 +114,7 @@ class Run(Committed):
         return metadata.group_of({metadata.OWN: self.attributes})
 
     def nodes(self) -> dict[str, metadata.Document]:
-        """Return the metadata of the arrays and groups of the run, those of people too; dumap's own folder is none."""
+        """Return the metadata of the run's arrays and groups, those of other people too, but not of dumap's folder."""
         found: dict[str, metadata.Document] = {}
         folders = [name for name in self.folders_below("") if name != INSIDE]
         while folders and len(found) < MOST_NODES:
@@ -169,7 +169,7 @@ class Run(Committed):
         return self.attempt(key, open_it)
 
     def read_final(self, name: str, stage: str) -> np.ndarray:
-        """Read one of the run's final arrays whole; fails on what is missing or damaged."""
+        """Read one of the run's final arrays whole; fails if it is missing or damaged."""
         array = self.final(name)
         for part in self.committed(stage):
             self.check_sizes(stage, part, name)
@@ -179,7 +179,8 @@ class Run(Committed):
             raise StorageError(f"{self.location}: {name} is damaged; {self.advice()}") from error
 
     def _is_written(self, stage: str, name: str, key: str, written: Sequence) -> bool:
-        """Return whether an object is what its part wrote; of a final array's metadata, whether it still says all that.
+        """Return whether an object is as its part wrote it. The metadata of a final array may hold more than was
+        written.
 
         So attributes that somebody gives a final array are no damage.
         """
@@ -226,7 +227,7 @@ class Run(Committed):
                 yield "", "", lock_key(term)
 
     def _tells(self, key: str, own: metadata.Document) -> bool:
-        """Return whether the group's metadata says what it must, and of the final arrays what theirs does."""
+        """Return whether the group's metadata is complete, and its copies of the final arrays' metadata are right."""
         found = self._found(key)
         copies = metadata.consolidated_in(found)
         results: dict[str, Any] = {}
@@ -246,7 +247,7 @@ class Run(Committed):
         return found
 
     def unnamed(self, run_keys: RunKeys) -> tuple[list[str], list[str]]:
-        """List what no manifest names: what dumap left over, and what is somebody else's.
+        """List the keys that no manifest names: leftovers of dumap's, and keys of other people.
 
         Raises
         ------
@@ -267,19 +268,19 @@ class Run(Committed):
         return left, others
 
     def prune(self, run_keys: RunKeys, keys: Iterable[str]) -> None:
-        """Remove the folders of removed keys that are empty, on local disks; those that every run has stay."""
+        """Remove empty folders of removed keys from a local disk, but not those that every run has."""
         if self.is_local:
             folders = {key.rpartition("/")[0] for key in keys} - set(run_keys.own_folders())
             self.attempt("", lambda: disk.prune(self.location, folders))
 
     def refuse_links(self, run_keys: RunKeys) -> None:
-        """Raise a StorageError where a folder of the run's own is a link: what is written would lie elsewhere."""
+        """Raise a StorageError if one of dumap's folders is a link, so that objects would be written elsewhere."""
         if self.is_local:
             for folder in run_keys.own_folders():
                 disk.refuse_linked(self.location, f"{folder}/")
 
     def first_other(self, run_keys: RunKeys) -> str | None:
-        """Return a key that no run holds before it says what it is of; None where there is none."""
+        """Return a key that a run without an identity cannot hold; None if there is none."""
 
         def look() -> str | None:
             begun = (f"{MANIFESTS}/", f"{LOCKS}/")
@@ -292,7 +293,7 @@ class Run(Committed):
 
 
 def _own(attributes: dict[str, Any]) -> dict[str, Any]:
-    """Return attributes of a run, if they are known to be: others in the group's metadata are somebody else's."""
+    """Return attributes, after checking that all of them are dumap's."""
     if unknown := set(attributes) - set(OWN):
         raise ValueError(f"not among the run's own attributes: {', '.join(sorted(unknown))}")
     return attributes

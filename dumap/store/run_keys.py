@@ -19,7 +19,7 @@ FINALS = ("embedding", "status")
 """The run's final arrays."""
 
 NODES = (INSIDE, LOCKS, MANIFESTS, PARTS)
-"""Folders of dumap's own that say to Zarr what they are, so that it takes nothing below for what is not readable."""
+"""Folders of dumap's with metadata of their own, so that Zarr does not warn of unreadable nodes in them."""
 
 _HEX = "[0-9a-f]"
 _ARRAY = r"(zarr\.json|c(/\d+)+)"
@@ -43,17 +43,17 @@ class RunKeys:
 
     @cached_property
     def _written(self) -> re.Pattern[str]:
-        """Match what a part's task wrote; nothing of it counts unless a manifest names it."""
+        """The pattern of objects that tasks write, which do not count unless a manifest names them."""
         return re.compile(rf"{PARTS}/({_any(self.stages)})/{PART}-{_HEX}{{8}}(\.[1-9]\d*)?|{_PROBE}")
 
     @cached_property
     def _lasting(self) -> re.Pattern[str]:
-        """Match what stays of a run."""
+        """The pattern of keys that a run keeps."""
         manifest = rf"{MANIFESTS}/({_any(self.groups)})/{PART}\.json"
         return re.compile(rf"(({_any(NODES)})/)?zarr\.json|{manifest}|{LOCKS}/\d{{8,}}\.json|({_any(FINALS)})/{_ARRAY}")
 
     def is_lasting(self, key: str) -> bool:
-        """Return whether a key is one of what stays of a run."""
+        """Return whether a run keeps a key, whether a manifest names it or not."""
         return self._lasting.fullmatch(key) is not None
 
     def is_removable(self, key: str) -> bool:

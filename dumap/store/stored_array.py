@@ -1,4 +1,4 @@
-"""An array as a run of bytes in an object: ranges of rows, each with a checksum of its own.
+"""The bytes of an array in an object: ranges of rows, each followed by its checksum.
 
     range, its crc32c, range, its crc32c, ...
 
@@ -27,7 +27,7 @@ RANGE_BYTES = 1 << 18
 RANGE_ROWS = 16
 """Least rows of a range, however long they are. Part of the format."""
 GATHER_BYTES = 1 << 22
-"""Rows are gathered so many bytes at a time, while those before are written."""
+"""Bytes of rows that are gathered at once, while the rows before them are written."""
 SKIP_BYTES = 1 << 16
 """What is read for its checksum alone is read through a buffer of this size, which stays in the processor's cache."""
 
@@ -68,12 +68,12 @@ class StoredArray:
 
     @classmethod
     def of(cls, values: np.ndarray, rows: int) -> StoredArray:
-        """Return the layout of so many rows like those of an array."""
+        """Return the layout of `rows` rows like those of an array."""
         return cls((rows, *values.shape[1:]), values.dtype.newbyteorder("<"))
 
     @classmethod
     def parse(cls, shape: Any, dtype: Any) -> StoredArray:
-        """Return the layout that a manifest tells of.
+        """Return the layout that a manifest describes.
 
         Raises
         ------
@@ -135,7 +135,7 @@ class StoredArray:
                 yield _checksum(google_crc32c.value(piece))
 
     def span(self, start: int, stop: int) -> tuple[int, int]:
-        """Return the first and the last byte, exclusive, of what rows [start, stop) are read from."""
+        """Return the bytes [first, last) that hold rows [start, stop) with their checksums."""
         last = -(-stop // self.range_rows)
         return start // self.range_rows * self._step, self.size if last == self._ranges else last * self._step
 
@@ -195,7 +195,7 @@ def _fill(source: ByteStream, piece: np.ndarray) -> None:
 
 
 def _skip(source: ByteStream, count: int, buffer: np.ndarray, crc: int) -> int:
-    """Read so many bytes for the checksum alone; return it."""
+    """Read `count` bytes for the checksum alone; return it."""
     while count:
         piece = buffer[: min(count, len(buffer))]
         _fill(source, piece)
@@ -205,7 +205,7 @@ def _skip(source: ByteStream, count: int, buffer: np.ndarray, crc: int) -> int:
 
 
 def _gathered(values: np.ndarray, rows: np.ndarray, step: int) -> Iterator[np.ndarray]:
-    """Yield `values[rows]`, so many rows at a time: the next are gathered while those before are used."""
+    """Yield `values[rows]`, `step` rows at a time: the next are gathered while these are used."""
     starts = range(0, len(rows), step)
     buffers = [np.empty((min(step, len(rows)), values.shape[1]), np.uint8) for _ in range(min(2, len(starts)))]
 

@@ -95,7 +95,7 @@ def test_a_configuration_chooses_its_recipe():
 MADE_OF = {
     "others": "neighbors.n_neighbors",
     "searched": "neighbors.width",
-    "widest": "neighbors.width",
+    "width_setting": "neighbors.width",
     "layout_seed": "layout.seed",
 }
 """Properties of settings, and the setting that each counts as."""

@@ -13,7 +13,7 @@ from scipy.spatial.distance import cdist
 from dumap.artifacts.cells import CellTable
 from dumap.artifacts.job import Job
 from dumap.artifacts.part_names import kind_of
-from dumap.artifacts.vectors import drawn_queries
+from dumap.artifacts.vectors import is_query
 from dumap.kernels import hashing
 from dumap.planning.audits import repair_row_bytes
 from dumap.recipe import pipeline
@@ -121,11 +121,11 @@ def test_no_queries_mean_no_audit_and_no_repair(embed, digits):
 def test_each_audit_draws_rows_of_its_own_while_there_are_others(configure, digits, wanted, rounds_apart):
     config = configure(digits[0][:1000], {"audit.queries": wanted})
     job, rows = Job(config, pipeline.plan(config).geometry), np.arange(1000)
-    drawn = [drawn_queries(job, rows, number, len(rows)) for number in range(4)]
+    drawn = [is_query(job, rows, number, len(rows)) for number in range(4)]
     assert all(abs(d.sum() - min(wanted, 1000)) < 5 * np.sqrt(wanted) for d in drawn)
     for number in range(1, min(4, rounds_apart)):
         assert not (drawn[number] & drawn[number - 1]).any()
-    pieces = [drawn_queries(job, rows[part], 1, len(rows)) for part in (slice(0, 333), slice(333, 1000))]
+    pieces = [is_query(job, rows[part], 1, len(rows)) for part in (slice(0, 333), slice(333, 1000))]
     assert np.array_equal(np.concatenate(pieces), drawn[1]), "whatever the blocks"
     if wanted == 100:
         assert not np.array_equal(drawn[0], hashing.draws(1, hashing.QUERIES, rows) < 2**64 // 10), "by the seed"

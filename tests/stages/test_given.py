@@ -285,7 +285,7 @@ def test_positions_do_not_depend_on_how_many_dropped_rows_are_read_at_once(fresh
     wanted = np.full(101, -1)
     wanted[np.setdiff1d(np.arange(100), dropped)] = np.arange(95)
     rows = np.random.default_rng(0).integers(-1, 100, (40, 7))
-    np.testing.assert_array_equal(cells.kept_positions(job, SimpleNamespace(rows=95), rows), wanted[rows])
+    np.testing.assert_array_equal(cells.positions_of_given(job, SimpleNamespace(rows=95), rows), wanted[rows])
 
 
 def test_a_range_of_rows_that_are_all_dropped(run_on_lists, write_lists, digits_1000, save):
