@@ -9,11 +9,12 @@ import numpy as np
 
 from dumap.errors import ConfigError
 
-NOT_DISTANCES = {"dot", "inner_product", "direct_cosine", "true_angular", "bit_hamming", "bit_jaccard", "sinkhorn"}
-"""What pynndescent names that may be negative, grows with nearness, takes packed bits instead of numbers, or, as its
-sinkhorn, reads beyond its arrays where a value is 0."""
+NOT_DISTANCES = {"dot", "inner_product", "direct_cosine", "true_angular", "sinkhorn"}
+"""What pynndescent names that may be negative, grows with nearness, or, as its sinkhorn, reads beyond its arrays where
+a value is 0."""
 # fmt: off
 METRICS = (
+    "bit_hamming", "bit_jaccard",
     "braycurtis", "canberra", "chebyshev", "circular_kantorovich", "circular_wasserstein", "correlation", "cosine",
     "dice", "euclidean", "hamming", "haversine", "hellinger", "jaccard", "jensen-shannon", "jensen_shannon",
     "kantorovich", "kantorovich-1d", "kantorovich_1d", "kulsinski", "l1", "l2", "linf", "linfinity", "linfty",
@@ -31,7 +32,14 @@ SHIFT_FREE = frozenset(
 )
 """Metrics of differences alone: what is subtracted from all rows changes no distance."""
 
-DISCONNECTION_DISTANCES = {"correlation": 2.0, "cosine": 2.0, "hellinger": 1.0, "jaccard": 1.0, "dice": 1.0}
+DISCONNECTION_DISTANCES = {
+    "correlation": 2.0,
+    "cosine": 2.0,
+    "hellinger": 1.0,
+    "jaccard": 1.0,
+    "bit_jaccard": 1.0,
+    "dice": 1.0,
+}
 """umap-learn's values: rows at this distance have nothing in common, and are no neighbours."""
 
 _ORDER, _WEIGHTED, _SCALED, _TRANSPORT = {"p": 0}, {"w": 1, "p": 0}, {"sigma": 1}, {"cost": 2}

@@ -8,7 +8,7 @@ import warnings
 import numba as nb
 import numpy as np
 
-from dumap.kernels import hashing
+from dumap.kernels import hashing, vectors
 
 EXACT_SECONDS = 8.0
 """Cells that take about this long or less are searched exhaustively: compiling pynndescent takes longer."""
@@ -19,10 +19,10 @@ _one_build_at_a_time = threading.Lock()  # numba's workqueue aborts on concurren
 
 
 def distance_function(metric: str):
-    """Return pynndescent's compiled distance of that name."""
+    """Return pynndescent's compiled distance of that name; of rows whose bits are numbers, for metrics of bits."""
     from pynndescent.distances import named_distances  # takes seconds, and Euclidean metrics do not need it
 
-    return named_distances[metric]
+    return named_distances[vectors.PACKED.get(metric, metric)]
 
 
 @nb.njit(nogil=True)
@@ -107,7 +107,7 @@ def search(data: np.ndarray, k: int, metric: str, metric_kwds: dict, seed: int) 
         try:
             index = NNDescent(
                 data,
-                metric,
+                vectors.PACKED.get(metric, metric),
                 metric_kwds,
                 n_neighbors=k + 1,
                 random_state=random_state,

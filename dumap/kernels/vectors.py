@@ -20,7 +20,11 @@ RANKED = "spearmanr"
 """The metric of correlation between ranks."""
 SPHERICAL = "haversine"
 """The metric of latitudes and longitudes, in radians."""
-EUCLIDEAN_ORDER = ANGULAR | {"euclidean", "l2", "sqeuclidean", SPHERICAL}
+PACKED = {"bit_hamming": "sqeuclidean", "bit_jaccard": "jaccard"}
+"""Metrics of bits, eight to a byte, and those that they are of the bits as numbers: how many differ, and Jaccard's."""
+SQUARED = frozenset({"sqeuclidean", "bit_hamming"})
+"""Metrics that are squared Euclidean distances."""
+EUCLIDEAN_ORDER = ANGULAR | {"euclidean", "l2", "sqeuclidean", "bit_hamming", SPHERICAL}
 """Metrics that rank neighbours exactly as the Euclidean distance does after `as_embedded` and `to_euclidean`."""
 EXACT_IN_FLOAT32 = 2**24
 """Up to here float32 holds every whole number."""
@@ -106,10 +110,10 @@ def as_embedded(values: np.ndarray, metric: str, centre: np.ndarray | None) -> n
 
     Returns
     -------
-    ndarray of float32, shape (n, dims); (n, 3) on the sphere
+    ndarray of float32, shape (n, dims); (n, 3) on the sphere, (n, 8 * dims) of bits
     """
     if centre is None and metric != SPHERICAL:
-        return as_float32(values)
+        return as_float32(unpacked(values, metric))
     out = np.empty((len(values), embedded_dims(metric, values.shape[1])), np.float32)
     for low in range(0, len(values), STEP_ROWS):
         block = values[low : low + STEP_ROWS]
@@ -118,9 +122,26 @@ def as_embedded(values: np.ndarray, metric: str, centre: np.ndarray | None) -> n
     return out
 
 
+def unpacked(values: np.ndarray, metric: str) -> np.ndarray:
+    """Return rows with a number, 0 or 1, for each bit, for metrics of bits; of others as they are.
+
+    Parameters
+    ----------
+    values : ndarray, shape (n, dims)
+        Bytes, in whatever dtype.
+    metric : str
+
+    Returns
+    -------
+    ndarray of uint8, shape (n, 8 * dims)
+        The highest bit of a byte comes first.
+    """
+    return np.unpackbits(values.astype(np.uint8), axis=1) if metric in PACKED else values
+
+
 def embedded_dims(metric: str, dims: int) -> int:
     """Return how many dims the rows of `as_embedded` have."""
-    return 3 if metric == SPHERICAL else dims
+    return 3 if metric == SPHERICAL else 8 * dims if metric in PACKED else dims
 
 
 @nb.njit(cache=True, nogil=True)
@@ -339,7 +360,7 @@ def metric_from_squared(squared: np.ndarray, metric: str) -> np.ndarray:
         return 2 * np.arcsin(np.minimum(np.sqrt(squared) / 2, 1))
     if metric in ANGULAR:
         return squared / 2
-    return squared if metric == "sqeuclidean" else np.sqrt(squared)
+    return squared if metric in SQUARED else np.sqrt(squared)
 
 
 def squared_from_metric(distances: np.ndarray, metric: str) -> np.ndarray:
@@ -352,4 +373,4 @@ def squared_from_metric(distances: np.ndarray, metric: str) -> np.ndarray:
         return np.where(distances < np.pi, chord * chord * (1 + SLACK), np.inf)
     if metric in ANGULAR:
         return 2 * distances * (1 + SLACK) + ANGULAR_SLACK
-    return (distances if metric == "sqeuclidean" else distances * distances) * (1 + SLACK)
+    return (distances if metric in SQUARED else distances * distances) * (1 + SLACK)

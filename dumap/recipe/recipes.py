@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+
 from dumap.artifacts.part_names import EMBEDDING
 from dumap.config import Config
+from dumap.errors import InputError
+from dumap.kernels.vectors import PACKED
 from dumap.planning.audits import needs_metric
 from dumap.planning.budget import interpreter_bytes
 from dumap.planning.geometry import Geometry, make_geometry
@@ -53,6 +57,11 @@ def geometry_of(config: Config) -> Geometry:
         The input cannot be read or embedded.
     """
     source = open_source(config.input)
+    if config.neighbors.metric in PACKED and source.dtype != np.uint8:
+        raise InputError(
+            f"{config.input.where}: neighbors.metric = {config.neighbors.metric} is of bits packed into uint8, and the "
+            f"rows are {source.dtype}: pack them (numpy.packbits(x, axis=1)), or take hamming or jaccard"
+        )
     path = config.neighbors.precomputed
     given = None if path is None else Precomputed(path, source.rows)
     return make_geometry(config, source.rows, source.dims, source.dtype.itemsize, source.chunk_rows, given)

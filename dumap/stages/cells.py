@@ -180,7 +180,8 @@ def sort_block(job: Job, part: str) -> None:
     row_cells = admitted(job, block, row_cells)
     source, cell_rank = cells.order_by_cell(row_cells, positions)
     span = job.geometry.block(block)
-    x = job.input.read(*span) if keeps_input_dtype(job) else job.rows(*span)
+    metric = job.config.neighbors.metric
+    x = vectors.unpacked(job.input.read(*span), metric) if keeps_input_dtype(job) else job.rows(*span)
     with store.part(CELLS, part) as out:
         out.write("positions", positions[source])
         out.write("probes", probes[source, cell_rank])

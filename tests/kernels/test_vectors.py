@@ -65,7 +65,7 @@ def test_squared_distances_in_to_euclidean_are_the_metrics_distances(metric):
     if metric in vectors.ANGULAR:
         placed = vectors.add_zero_column(placed)
     found = vectors.metric_from_squared(cdist(placed, placed, "sqeuclidean"), metric)
-    own = named_distances[metric]
+    own = named_distances[vectors.PACKED.get(metric, metric)]
     wanted = [[own(a, b) for b in x] for a in x]
     np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
 
@@ -250,3 +250,18 @@ def test_limits_hold_all_that_is_as_near_and_little_more(metric):
 
 def test_beyond_the_other_side_of_the_world_nothing_is_left_out():
     assert vectors.squared_from_metric(np.array([np.pi, 9.0]), "haversine").tolist() == [np.inf, np.inf]
+
+
+def test_bits_become_numbers_and_their_squared_distance_counts_those_that_differ():
+    bits = np.random.default_rng(0).random((20, 24)) < 0.5
+    packed = np.packbits(bits, axis=1)
+    for values in (packed, packed.astype(np.float32)):
+        assert np.array_equal(vectors.unpacked(values, "bit_jaccard"), bits)
+        x = vectors.as_embedded(values, "bit_hamming", None)
+        assert x.shape == (20, vectors.embedded_dims("bit_hamming", 3))
+        assert x.dtype == np.float32
+    squared = ((x[0] - x[1:]) ** 2).sum(axis=1)
+    counts = vectors.metric_from_squared(squared, "bit_hamming")
+    assert counts.tolist() == (bits[0] != bits[1:]).sum(axis=1).tolist()
+    assert (vectors.squared_from_metric(counts, "bit_hamming") >= squared).all()
+    assert vectors.unpacked(packed, "hamming") is packed

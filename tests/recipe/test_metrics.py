@@ -77,6 +77,36 @@ def test_booleans(embed, digits_300):
     assert np.isfinite(done.y).all()
 
 
+BITS = {"bit_hamming": ("hamming", 64), "bit_jaccard": ("jaccard", 1)}
+"""Metrics of packed bits: SciPy's of the bits, and by what that is multiplied."""
+
+
+@pytest.mark.parametrize("metric", BITS)
+def test_packed_bits_have_the_distances_of_their_bits(embed, digits_300, metric):
+    bits = digits_300 > 6
+    done = embed(np.packbits(bits, axis=1), {"neighbors.metric": metric, "neighbors.recall_target": 0})
+    indices, distances = done.neighbors()
+    name, factor = BITS[metric]
+    exact = brute(bits, name) * factor
+    np.testing.assert_allclose(distances, np.sort(exact, axis=1)[:, :K], atol=1e-5)
+    np.testing.assert_allclose(np.take_along_axis(exact, indices, axis=1), distances, atol=1e-5)
+    assert np.isfinite(done.y).all()
+
+
+@pytest.mark.parametrize("metric", slowly(BITS, "bit_hamming"))
+def test_packed_bits_in_many_cells(embed, digits, metric):
+    settings = {"neighbors.metric": metric, "audit.queries": 300, "quality.queries": 50, "cells.max_rows": 800}
+    done = embed(np.packbits(digits[0] > 6, axis=1), settings)
+    assert done.facts("cells")["cells"] > 1
+    assert done.facts("audit")["recall"] >= 0.9
+    assert np.isfinite(done.y).all()
+
+
+def test_numbers_are_no_packed_bits(embed, digits_300):
+    with pytest.raises(InputError, match=r"is of bits packed into uint8, and the rows are float32: pack them"):
+        embed(digits_300, {"neighbors.metric": "bit_hamming"})
+
+
 @pytest.mark.fault(28)
 @pytest.mark.parametrize("k", [1, 2, 14])
 def test_as_few_rows_as_there_can_be(embed, digits_300, k):
