@@ -16,6 +16,8 @@ from dumap.sources.files import Block, Choice, chosen_names, chosen_numbers, rea
 
 BLOCK_BYTES = 4 << 20
 """Bytes of text that are parsed at once."""
+BUFFER_BYTES = 1 << 16
+"""Bytes of a column of Parquet that are read at once."""
 
 
 def _is_number(kind: Any) -> bool:
@@ -44,6 +46,9 @@ def _matrix(batch: Any, columns: list[str], dtype: np.dtype) -> np.ndarray:
 
 class Parquet:
     """A Parquet file: columns of numbers, or one column of lists of numbers, all of one length.
+
+    Beside the rows that are asked for, some pages of each column are held, of about a megabyte each, however many rows a
+    row group has.
 
     Parameters
     ----------
@@ -80,7 +85,10 @@ class Parquet:
         """As of `Table`."""
         taken = [self._list] if self.columns is None else self.columns
         read = [*taken, *([] if self._names is None else [self._names])]
-        with readable(self.path), pyarrow.parquet.ParquetFile(self.path, pre_buffer=False) as file:
+        with (
+            readable(self.path),
+            pyarrow.parquet.ParquetFile(self.path, pre_buffer=False, buffer_size=BUFFER_BYTES) as file,
+        ):
             for batch in file.iter_batches(rows, columns=read, use_threads=False):
                 block = self._lists(batch) if self.columns is None else _matrix(batch, self.columns, self.dtype)
                 yield block, _names(batch, self._names)

@@ -364,7 +364,7 @@ def test_memory_is_bounded(fresh, kind):
     x = np.random.default_rng(1).integers(0, 255, (rows, dims)).astype(np.float32)
     file = fresh(f"x.{kind}")
     if kind == "parquet":
-        pq.write_table(pa.table(list(x.T), [f"c{i}" for i in range(dims)]), file, row_group_size=50_000)
+        pq.write_table(pa.table(list(x.T), [f"c{i}" for i in range(dims)]), file)
     elif kind == "csv":
         np.savetxt(file, x, delimiter=",", fmt="%d", header=",".join(f"c{i}" for i in range(dims)), comments="")
     elif kind == "h5":
@@ -385,4 +385,4 @@ def test_memory_is_bounded(fresh, kind):
     )
     done = subprocess.run([sys.executable, "-c", code, file, fresh("out.zarr")], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout) * 1024 < 80e6
+    assert int(done.stdout) * 1024 < (160e6 if kind == "parquet" else 80e6), "of Parquet, two pages of each column too"
