@@ -47,8 +47,8 @@ def _matrix(batch: Any, columns: list[str], dtype: np.dtype) -> np.ndarray:
 class Parquet:
     """A Parquet file: columns of numbers, or one column of lists of numbers, all of one length.
 
-    Beside the rows that are asked for, some pages of each column are held, of about a megabyte each, however many rows a
-    row group has.
+    Beside the rows that are asked for, some pages of each column are held, of about a megabyte each, whatever the rows
+    of a row group.
 
     Parameters
     ----------
