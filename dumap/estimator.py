@@ -14,19 +14,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
-from sklearn.utils import check_random_state
 from sklearn.utils.validation import validate_data
 
 from dumap.api import run
 from dumap.config import NOT_HERE, keys_by_name
 from dumap.errors import DataError, ParameterError, as_value_errors
 from dumap.show.fitted import NAMES, READ, Fitted
+from dumap.sources.estimated import fitting, is_lazy, named_like, rows_in, seed_of, unchanged
 from dumap.sources.neighbor_lists import from_arrays, from_matrix, write_lists
 
 if TYPE_CHECKING:
     from distributed import Client
 
-    from dumap.show.result import Result
 
 LEAST_ROWS = 3
 """The least rows that can be embedded: each needs another, and one more for a graph."""
@@ -220,14 +219,14 @@ class UMAP(Fitted, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
         self._check_parameters()
         self._warn_of_labels(y)
         x = self._validate(X)
-        settings, rows = self._settings(), _rows(x)
+        settings, rows = self._settings(), rows_in(x)
         if rows is not None:
             settings["n_neighbors"] = fitting(self.n_neighbors, rows, stacklevel=3)
         folder = None if self.store is not None else tempfile.mkdtemp(prefix="dumap-")
         output = os.path.join(folder, "run.zarr") if folder else os.fsdecode(self.store)  # type: ignore[arg-type]
         try:
             with self._given(settings, knn_graph, rows, output), as_value_errors():
-                fitted = run(x, output=output, client=self.client, **settings)
+                fitted = run(named_like(x, X), output=output, client=self.client, **settings)
         except BaseException:
             if folder:
                 shutil.rmtree(folder, ignore_errors=True)
@@ -253,14 +252,14 @@ class UMAP(Fitted, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
             Of a Dask array, a Dask array with the same chunks of rows.
         """
         self.fit(X, y, knn_graph=knn_graph)
-        return self._lazy_embedding(X) if _is_lazy(X) else self.embedding_
+        return self._lazy_embedding(X) if is_lazy(X) else self.embedding_
 
     def _lazy_embedding(self, X: Any) -> Any:
         """Return the map as a Dask array with chunks of rows as X has them, which holds on to a temporary run."""
         found: Any = self.run_.to_dask()
         if hasattr(X, "chunks"):
             found = found.rechunk({0: X.chunks[0]})
-        return found.map_blocks(_unchanged, run=self.run_, dtype=found.dtype) if self._removal else found
+        return found.map_blocks(unchanged, run=self.run_, dtype=found.dtype) if self._removal else found
 
     def _check_parameters(self) -> None:
         """Refuse what umap-learn has and dumap has not."""
@@ -293,7 +292,7 @@ class UMAP(Fitted, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
 
     def _validate(self, X: Any) -> Any:
         """Return data in memory checked as scikit-learn does, and others, which the run checks, as they are."""
-        if _is_lazy(X):
+        if is_lazy(X):
             if any(np.isnan(length) for lengths in getattr(X, "chunks", ()) for length in lengths):
                 raise DataError(
                     "X is a Dask array that does not know how many rows its chunks have: call X.compute_chunk_sizes() "
@@ -366,34 +365,3 @@ class UMAP(Fitted, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
 
 DEFAULTS = {name: parameter.default for name, parameter in signature(UMAP).parameters.items()}
 """umap-learn's."""
-
-
-def seed_of(random_state: int | np.random.RandomState | None) -> int | None:
-    """Return the seed that scikit-learn's word for one stands for; None is the default seed."""
-    if random_state is None or isinstance(random_state, int | np.integer):
-        return random_state
-    return int(check_random_state(random_state).randint(2**31 - 1))
-
-
-def fitting(n_neighbors: int, rows: int, stacklevel: int) -> int:
-    """Return a number of neighbours that so many rows have; a warning tells where it is another."""
-    if n_neighbors < rows:
-        return n_neighbors
-    warnings.warn(f"n_neighbors={n_neighbors} is lowered to {rows - 1}: X has {rows} rows", stacklevel=stacklevel)
-    return rows - 1
-
-
-def _is_lazy(data: Any) -> bool:
-    """Return whether data are Dask's."""
-    return hasattr(data, "__dask_graph__")
-
-
-def _unchanged(block: np.ndarray, run: Result) -> np.ndarray:
-    """Return a block; Dask's graph holds the run that it is read from."""
-    return block
-
-
-def _rows(data: Any) -> int | None:
-    """Return how many rows data have, where that is known."""
-    shape = getattr(data, "shape", None)
-    return int(shape[0]) if shape and isinstance(shape[0], int | np.integer) else None

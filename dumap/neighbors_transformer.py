@@ -14,8 +14,8 @@ from sklearn.utils.validation import check_is_fitted
 
 from dumap.api import run
 from dumap.errors import DataError, as_value_errors
-from dumap.estimator import seed_of
 from dumap.show.rows import distances_of
+from dumap.sources.estimated import seed_of
 
 if TYPE_CHECKING:
     import numpy as np

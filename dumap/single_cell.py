@@ -162,7 +162,7 @@ def umap(
     >>> adata.obsm["X_umap"].shape, adata.uns["neighbors"]["params"]["n_neighbors"]
     ((100, 2), 10)
     """
-    from dumap.estimator import seed_of
+    from dumap.sources.estimated import seed_of
 
     if a is None or b is None:
         a = b = None
@@ -253,7 +253,7 @@ def _map_store(path: str, asked: _Request, client: Client | None, store: Any) ->
 
 def _settings_of(target: AnnDataStore, slots: Slots, asked: _Request) -> tuple[dict[str, Any], str]:
     """Return the settings of the run, and what is embedded; what is given to the run is written beside the slots."""
-    from dumap.estimator import fitting
+    from dumap.sources.estimated import fitting
 
     settings = {**asked.settings, **asked.neighbors, "init": asked.init_pos}
     params: dict[str, Any] = {}

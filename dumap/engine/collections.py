@@ -61,7 +61,7 @@ class DaskRows:
 
     Attributes
     ----------
-    kind, rows, dims, dtype, token
+    kind, rows, dims, dtype, names, token
         As of `Feed`. The token is made of the array's name, which Dask gives to the same array alone.
 
     Raises
@@ -69,6 +69,8 @@ class DaskRows:
     InputError
         It holds no rows of numbers, or does not know how many its chunks have.
     """
+
+    names: np.ndarray | None = None
 
     def __init__(self, data: Any) -> None:
         self.kind = f"dask.{type(data).__name__}"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from dumap.config import Config
 from dumap.sources.annotated import element_of, is_annotated
 from dumap.sources.objects import is_a, paths_of, rows_of
+from dumap.sources.row_names import names_of
 from dumap.sources.spooled import Feed, location_of
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ def take(data: Any, config: Config) -> tuple[Config, Feed | None]:
         It cannot be embedded.
     """
     settings: dict[str, Any] = {}
+    named = data
     if is_annotated(data):
         settings["array"], data = element_of(data, config.input.array)
     elif paths_of(data) is not None:
@@ -42,6 +44,7 @@ def take(data: Any, config: Config) -> tuple[Config, Feed | None]:
     if (place := paths_of(data)) is not None:
         return with_input(config, {**settings, **place}), None
     feed = _feed(data)
+    feed.names = names_of(named)
     return with_input(config, {**settings, "path": location_of(feed)}), feed
 
 

@@ -31,6 +31,7 @@ from dumap.recipe.relatives import inherited_by, register
 from dumap.recipe.stage_names import DONE, RUN_KEYS
 from dumap.recipe.status import status
 from dumap.recipe.work import placed, publish_results, work_for
+from dumap.sources.row_names import keep_names
 from dumap.sources.spooled import SPOOL, Feed
 from dumap.stages import Context, Recipe, Stage, Task
 from dumap.store import Lock, Run, claim
@@ -165,7 +166,7 @@ def _drive(
     published: str | None,
 ) -> None:
     """Make a run's stages on an engine, as its one driver."""
-    output = job.config.output
+    output, feed = job.config.output, job.feed
     projected, recipe = plan_left(job, stages, engine.worker_memory), recipe_of(job.config)
     done = [stage.name for stage in recipe if job.run.is_committed(DONE, stage.name)]
     written = sum(job.run.sizes(stage.name) for stage in recipe if stage.name not in done)
@@ -181,6 +182,7 @@ def _drive(
             create(job, engine, parent)
             if published is not None:
                 claim(published, output)
+            keep_names(job.run, job.input, None if feed is None else feed.names)
             check_provenance(job.run, recipe, engine, force)
             if parent is not None:
                 register(parent.location, output, observer.note)

@@ -14,6 +14,7 @@ from dumap.errors import ConfigError, DroppedError, StorageError, needs
 from dumap.show.rows import BLOCK_ROWS, Order, dropped
 from dumap.store import DONE, Run, internal, read_array, write_arrays
 from dumap.store.disk import is_remote, normalize
+from dumap.store.row_names import read_names
 
 
 def export(
@@ -98,7 +99,9 @@ def _embedding(run: Run, out: str) -> str:
         except ImportError as error:
             raise needs(f"{out}: parquet", "pyarrow") from error
         columns = {f"component_{c}": y[:, c] for c in range(y.shape[1])}
-        parquet.write_table(pyarrow.table({"row": np.arange(len(y)), **columns, "status": status}), out)
+        named = read_names(run)
+        rows = np.arange(len(y)) if named is None else named
+        parquet.write_table(pyarrow.table({"row": rows, **columns, "status": status}), out)
     return f"{out}: {y.shape[0]} rows x {y.shape[1]} components"
 
 

@@ -12,6 +12,7 @@ from dumap.errors import ConfigError, DroppedError, DumapError, StorageError, ne
 from dumap.recipe.status import status
 from dumap.store import DONE, Run, internal
 from dumap.store.disk import normalize
+from dumap.store.row_names import read_names
 
 if TYPE_CHECKING:
     import dask.array
@@ -113,6 +114,11 @@ class Result(Mapping[str, Any]):
         """The flags of rows, an array (row) of uint8, 0 for a row like others; its attributes name the flags."""
         return self._done("embedding").final("status")
 
+    @property
+    def row_names(self) -> np.ndarray | None:
+        """The names of rows, (rows,) of int64 or texts, where the input has some: an index, obs_names, a coordinate."""
+        return read_names(self._done("embedding"))
+
     def to_dask(self) -> dask.array.Array:
         """Return the coordinates as a Dask array, which is read where it is computed."""
         from dumap.engine.collections import to_dask
@@ -136,10 +142,12 @@ class Result(Mapping[str, Any]):
         arrays = {"embedding": self.embedding, "status": self.status}
         dims = {"embedding": ("row", "component"), "status": ("row",)}
         variables = {name: (dims[name], to_dask(array), dict(array.attrs)) for name, array in arrays.items()}
-        return xarray.Dataset(variables, attrs={"source": self.path})
+        names = self.row_names
+        coordinates = {} if names is None else {"row": names}
+        return xarray.Dataset(variables, coords=coordinates, attrs={"source": self.path})
 
     def to_dataframe(self) -> pandas.DataFrame:
-        """Return coordinates and status as a data frame with a row a row, in memory.
+        """Return coordinates and status as a data frame with a row a row, in memory; its index are the rows' names.
 
         Raises
         ------
@@ -154,7 +162,8 @@ class Result(Mapping[str, Any]):
         y = run.read_final("embedding", "embedding")
         columns = {f"component_{number}": y[:, number] for number in range(y.shape[1])}
         frame = pandas.DataFrame({**columns, "status": run.read_final("status", "embedding")})
-        return frame.rename_axis(index="row")
+        names = self.row_names
+        return (frame if names is None else frame.set_index(pandas.Index(names))).rename_axis(index="row")
 
     # the graph ---------------------------------------------------------------------------------
 

@@ -27,7 +27,7 @@ class ArrayRows:
 
     Attributes
     ----------
-    kind, rows, dims, dtype
+    kind, rows, dims, dtype, names
         As of `Feed`.
 
     Raises
@@ -35,6 +35,8 @@ class ArrayRows:
     InputError
         It holds no rows of numbers.
     """
+
+    names: np.ndarray | None = None
 
     def __init__(self, kind: str, shape: tuple[int, ...], dtype: np.dtype, get: Callable[[int, int], Any]) -> None:
         check_rows(kind, shape, dtype)

@@ -42,12 +42,15 @@ class Feed(Protocol):
         Letters and digits that are the same for the same rows alone.
     task_bytes : int
         What a task takes that writes a part.
+    names : ndarray or None
+        Names of the rows, (rows,) of int64 or of texts.
     """
 
     kind: str
     rows: int
     dims: int
     dtype: np.dtype
+    names: np.ndarray | None
 
     @property
     def token(self) -> str:

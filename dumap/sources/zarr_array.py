@@ -110,6 +110,11 @@ class Input:
         self.dtype = dtype.newbyteorder("=")
         self.chunk_rows = decoded_rows(self._array)
 
+    @property
+    def node_path(self) -> str:
+        """The array's path in the store; empty where it is the store's only node."""
+        return str(self._array.path)
+
     def read(self, start: int, stop: int) -> np.ndarray:
         """Read rows [start, stop) in the input's dtype, native byte order, C order."""
         try:

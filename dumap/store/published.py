@@ -16,7 +16,7 @@ from dumap.store.objects import Objects, seal, unseal
 from dumap.store.part import METADATA
 from dumap.store.relative import absolute_location, relative_location
 from dumap.store.run import Run
-from dumap.store.run_keys import FINALS, RunKeys
+from dumap.store.run_keys import FINALS, ROW, RunKeys
 
 POINTER = f"{INSIDE}/work.json"
 """The object in the output that says where its work place is."""
@@ -94,6 +94,10 @@ def publish(work: str, output: str, run_keys: RunKeys) -> int:
             elif target.size(key) != source.size(key):
                 target.put(key, source.get(key) or b"")
                 copied += source.size(key)
+    for key in sorted(source.keys(ROW), key=lambda key: key.endswith("zarr.json")):
+        if target.size(key) != source.size(key):
+            target.put(key, source.get(key) or b"")
+            copied += source.size(key)
     own = {**_group(source), metadata.CONSOLIDATED: metadata.consolidate(target.nodes())}
     return copied + _renew(target, "zarr.json", own)
 

@@ -17,6 +17,8 @@ from dumap.store.manifests import IDENTITY, INSIDE, LOCKS, MANIFESTS, PART, PART
 
 FINALS = ("embedding", "status")
 """The run's final arrays."""
+ROW = "row"
+"""The array of the rows' names, where they have some."""
 
 NODES = (INSIDE, LOCKS, MANIFESTS, PARTS)
 """Folders of dumap's with metadata of their own, so that Zarr does not warn of unreadable nodes in them."""
@@ -50,7 +52,9 @@ class RunKeys:
     def _lasting(self) -> re.Pattern[str]:
         """The pattern of keys that a run keeps."""
         manifest = rf"{MANIFESTS}/({_any(self.groups)})/{PART}\.json"
-        return re.compile(rf"(({_any(NODES)})/)?zarr\.json|{manifest}|{LOCKS}/\d{{8,}}\.json|({_any(FINALS)})/{_ARRAY}")
+        return re.compile(
+            rf"(({_any(NODES)})/)?zarr\.json|{manifest}|{LOCKS}/\d{{8,}}\.json|({_any((*FINALS, ROW))})/{_ARRAY}"
+        )
 
     def is_lasting(self, key: str) -> bool:
         """Return whether a run keeps a key, whether a manifest names it or not."""

@@ -1,0 +1,60 @@
+"""Names of rows, where what is embedded has them: an index, obs_names, a coordinate, or an array beside the rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from dumap.sources.objects import is_a
+from dumap.sources.source import Source
+from dumap.sources.stores import Stores
+from dumap.sources.zarr_array import Input
+from dumap.store import Run
+from dumap.store.row_names import find_names, has_names, plain_names, write_names
+
+
+def names_of(data: Any) -> np.ndarray | None:
+    """Return the names of an object's rows, (rows,) of int64 or of texts; None where it has none but their numbers.
+
+    Parameters
+    ----------
+    data
+        What a program gave: a pandas data frame, an AnnData object or an xarray.DataArray may have some.
+    """
+    if is_a(data, "pandas", "DataFrame"):
+        counts = is_a(data.index, "pandas", "RangeIndex") and (data.index.start, data.index.step) == (0, 1)
+        return None if counts else plain_names(data.index)
+    if is_a(data, "anndata", "AnnData"):
+        return plain_names(data.obs_names)
+    if is_a(data, "xarray", "DataArray") and data.dims and data.dims[0] in data.coords:
+        return plain_names(data.coords[data.dims[0]].values)
+    return None
+
+
+def keep_names(run: Run, source: Source, names: np.ndarray | None) -> None:
+    """Write the names of the rows into a run, unless they are there or there are none.
+
+    Parameters
+    ----------
+    run : Run
+        Where they are to be found beside the results.
+    source : Source
+        What is embedded, whose store may have names.
+    names : ndarray, optional
+        Those of an object.
+    """
+    if has_names(run):
+        return
+    blocks: Iterable[np.ndarray]
+    if names is not None:
+        blocks, is_text = [names], names.dtype.kind == "O"
+    else:
+        stores = source.stores if isinstance(source, Stores) else [source] if isinstance(source, Input) else []
+        found = [find_names(store.path, store.node_path, store.rows) for store in stores]
+        named = [one for one in found if one is not None]
+        if not named or len(named) < len(found) or len({one.is_text for one in named}) > 1:
+            return
+        blocks, is_text = (block for one in named for block in one.blocks()), named[0].is_text
+    write_names(run, source.rows, is_text, blocks)
