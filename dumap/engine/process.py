@@ -53,6 +53,8 @@ def cpu() -> str:
 def cache_error() -> str:
     """Say what keeps this process from writing to where numba keeps compiled code; nothing where it can."""
     folder = hashing.draws.stats.cache_path
+    if folder is None:  # numba keeps no code on disk
+        return ""
     try:
         os.makedirs(folder, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
