@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 POLL_SECONDS = 0.5
 """The longest that is waited for news."""
+CHUNKS = 6
+"""Chunks that a worker holds at once, those that they are made of included."""
 ROUNDS = 4
 """How often parts are sent that were lost, or met a worker that must not take part."""
 Grid = list[list[Any]]
@@ -92,9 +94,19 @@ class DaskRows:
         return str(dask.base.tokenize(self.array.name, self.array.shape, self.dtype.str))
 
     @property
+    def _chunk_bytes(self) -> int:
+        """Bytes of the largest chunks, all columns together."""
+        return int(max(self.array.chunks[0])) * self.dims * int(self.dtype.itemsize)
+
+    @property
     def task_bytes(self) -> int:
-        """What a task takes: the largest chunks of one part's rows, and the part twice."""
-        return int(max(self.array.chunks[0])) * self.dims * int(self.dtype.itemsize) + 2 * PART_BYTES
+        """What writing parts takes of a worker: some chunks on their way, and a part twice (measured)."""
+        return CHUNKS * self._chunk_bytes + 2 * PART_BYTES
+
+    @property
+    def least_bytes(self) -> int:
+        """Below this it cannot be done: a chunk and what it is made of, and a part twice."""
+        return 2 * self._chunk_bytes + 2 * PART_BYTES
 
     def grids(self, spans: Mapping[str, tuple[int, int]]) -> Iterator[tuple[str, Grid]]:
         """Yield, for each part's rows [start, stop), the slices of chunks that hold them, not computed."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from dumap.config import Config, format_bytes
@@ -132,6 +132,12 @@ class Plan:
                 most = max(most, self._disk_after(ended) + stage.disk_bytes)
                 ended.add(stage.name)
         return max(0, most - self._disk_after(done))
+
+    def with_task(self, name: str, task_bytes: int) -> Plan:
+        """Return the plan where a stage's largest task takes so many bytes, or more."""
+        peaks = {stage: max(stage.peak_bytes, stage.held_bytes + task_bytes) for stage in self.stages}
+        stages = (replace(s, peak_bytes=peak) if s.name == name else s for s, peak in peaks.items())
+        return replace(self, stages=tuple(stages))
 
     def stage(self, name: str) -> StagePlan:
         """Return a stage's plan."""

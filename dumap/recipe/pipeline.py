@@ -280,7 +280,8 @@ def plan_by_findings(recipe: Recipe, job: Job, worker_memory: int, repairs: int 
         geometry = geometry.with_cells(run.summary(DONE, CELLS)["facts"])
     if repairs is None and run.is_committed(DONE, AUDIT):
         repairs = run.summary(DONE, AUDIT)["facts"]["repairs"]
-    return make_plan(without_repairs(config) if repairs == 0 else config, geometry, worker_memory, recipe)
+    plan = make_plan(without_repairs(config) if repairs == 0 else config, geometry, worker_memory, recipe)
+    return plan if job.feed is None else plan.with_task(SPOOL, job.feed.task_bytes)
 
 
 def _compute(job: Job, engine: Engine, observer: Observer) -> Any:

@@ -55,6 +55,11 @@ class ArrayRows:
         """What a task takes: a part, as it is given and as it is written."""
         return 3 * min(PART_BYTES, self.rows * self.dims * self.dtype.itemsize)
 
+    @property
+    def least_bytes(self) -> int:
+        """As `task_bytes`."""
+        return self.task_bytes
+
     @cached_property
     def token(self) -> str:
         """A hash of the rows, their shape and dtype: the same whatever holds them, and however they lie in memory."""

@@ -40,8 +40,8 @@ class Feed(Protocol):
         In native byte order.
     token : str
         Letters and digits that are the same for the same rows alone.
-    task_bytes : int
-        What a task takes that writes a part.
+    task_bytes, least_bytes : int
+        What a task takes that writes a part, and below what it cannot be done.
     names : ndarray or None
         Names of the rows, (rows,) of int64 or of texts.
     """
@@ -58,6 +58,10 @@ class Feed(Protocol):
 
     @property
     def task_bytes(self) -> int:
+        """As above."""
+
+    @property
+    def least_bytes(self) -> int:
         """As above."""
 
 

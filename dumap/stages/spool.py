@@ -56,7 +56,7 @@ def run(context: Context) -> dict:
             f"its rows: call dumap.run again with the same data and this output"
         )
     if context.job.feed is not None:
-        taken = context.job.feed.task_bytes
+        taken = context.job.feed.least_bytes
         context.require(SPOOL, taken, f"a chunk of the {source.kind} is large", "smaller chunks: rechunk it")
     context.compute(SPOOL, write_rows, parts)
     return {"rows": source.rows, "bytes": source.rows * source.dims * source.dtype.itemsize}

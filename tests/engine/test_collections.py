@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
+from dataclasses import replace
+
 import dask
 import dask.array as da
 import dask.dataframe as dd
@@ -9,13 +13,22 @@ import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
+from distributed import Client, LocalCluster
 from hypothesis import given
 from hypothesis import strategies as st
 
 import dumap
+from dumap.artifacts.job import Job
+from dumap.artifacts.part_names import part_names
+from dumap.config import load
 from dumap.engine.collections import DaskRows, assemble, is_collection
+from dumap.engine.connect import connect
 from dumap.errors import InputError, RunMismatchError
+from dumap.recipe.observers import Silent
+from dumap.recipe.recipes import geometry_of
 from dumap.sources import spooled
+from dumap.stages.spool import write_rows
+from dumap.store import Run
 
 QUICK = {"n_epochs": 5, "quality": {"queries": 0}, "audit": {"queries": 0}}
 LOCAL = {**QUICK, "cluster": {"engine": "local"}}
@@ -163,3 +176,38 @@ def test_an_array_that_cannot_be_computed_is_an_error(digits_300, fresh, client)
     x = da.from_array(digits_300, chunks=ODD).map_blocks(fail, dtype=digits_300.dtype, meta=digits_300[:0])
     with pytest.raises(InputError, match=r"cannot be computed \(ZeroDivisionError: by nothing\)"):
         dumap.run(x, output=fresh("run.zarr"), client=client, **QUICK)
+
+
+class KillsAWorker(Silent):
+    """Kills one of a client's workers once the first parts of the copy are there."""
+
+    def __init__(self, client: Client) -> None:
+        self.client, self.killed = client, 0
+
+    def advanced(self, stage: str, done: float, total: float) -> None:
+        if stage == "spool" and done and not self.killed:
+            self.killed = next(iter(self.client.run(os.getpid).values()))
+            os.kill(self.killed, signal.SIGKILL)
+
+
+@pytest.mark.slow
+def test_a_worker_that_dies_as_it_copies_is_made_up_for(fresh):
+    x = da.random.default_rng(0).normal(size=(400_000, 32), chunks=((77_777,) * 5 + (11_115,), (20, 12)))
+    x = x.astype(np.float32)
+    with (
+        LocalCluster(n_workers=2, threads_per_worker=1, memory_limit="2GiB", dashboard_address=":0") as cluster,
+        Client(cluster, set_as_default=False) as client,
+    ):
+        output, killer = fresh("run.zarr"), KillsAWorker(client)
+        feed = DaskRows(x)
+        config = load(None, (), {"input.path": spooled.location_of(feed), "output": output, "keep": "all"})
+        job = Job(config, geometry_of(config), feed=feed)
+        with connect(config.cluster, client, killer) as engine:
+            engine.preflight()
+            advanced = lambda done, total: killer.advanced("spool", done, total)  # noqa: E731
+            names = part_names("rows", job.input.parts)
+            engine.spool(write_rows, replace(job, stage=spooled.SPOOL), names, {}, advanced)
+        expected = x[99_999:200_001].compute(scheduler="threads")
+    assert killer.killed
+    assert Run(output).committed(spooled.SPOOL) == names
+    assert np.array_equal(job.input.read(99_999, 200_001), expected)
