@@ -87,9 +87,14 @@ def consolidate(nodes: dict[str, Document]) -> Document:
     return {"kind": "inline", "must_understand": False, "metadata": entries}
 
 
-def consolidated_in(document: Document) -> Document:
-    """Return the metadata of nodes that a group's consolidated metadata holds, by path; empty if there is none."""
-    block = document.get(CONSOLIDATED)
-    entries = block.get("metadata") if isinstance(block, dict) else None
-    entries = entries if isinstance(entries, dict) else {}
-    return {path: entry for path, entry in entries.items() if isinstance(entry, dict)}
+def consolidates(document: Document, arrays: dict[str, Document]) -> bool:
+    """Return whether a group's consolidated metadata, if it has any, are whole and hold those of the arrays."""
+    if CONSOLIDATED not in document:  # or under a damaged name
+        return document.keys() <= {"zarr_format", "node_type", "attributes"}
+    block = document[CONSOLIDATED]
+    if not isinstance(block, dict) or block.get("kind") != "inline" or block.get("must_understand") is not False:
+        return False
+    copies = block.get("metadata")
+    return isinstance(copies, dict) and all(
+        isinstance(copies.get(name), dict) and holds(copies[name], array) for name, array in arrays.items()
+    )

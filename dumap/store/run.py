@@ -229,14 +229,12 @@ class Run(Committed):
     def _tells(self, key: str, own: metadata.Document) -> bool:
         """Return whether the group's metadata is complete, and its copies of the final arrays' metadata are right."""
         found = self._found(key)
-        copies = metadata.consolidated_in(found)
         results: dict[str, Any] = {}
         with contextlib.suppress(DamageError):  # told where it lies
             results = self.summary(IDENTITY, "results")
-        arrays = {name: results.get(METADATA, {}).get(f"{name}/zarr.json") for name in FINALS if name in copies}
-        return metadata.holds(found, own) and all(
-            metadata.holds(copies[name], array) for name, array in arrays.items() if array is not None
-        )
+        arrays = {name: results.get(METADATA, {}).get(f"{name}/zarr.json") for name in FINALS}
+        there = {name: array for name, array in arrays.items() if array is not None}
+        return metadata.holds(found, own) and metadata.consolidates(found, there)
 
     def sizes(self, stage: str) -> int:
         """Add up the bytes of the objects that a stage's manifests name."""
