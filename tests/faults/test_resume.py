@@ -72,7 +72,8 @@ def test_other_input_is_refused(cli, configure, digits, save, contents, change):
     else:
         x = np.vstack([x, x[:1]]) if change == "more rows" else x.astype(np.float64)
         zarr.open_group(path).create_array("vectors", data=x, overwrite=True)
-    words = ("--set", "layout.n_epochs=20", "--set", "audit.queries=0")
+    told = ("layout.n_epochs=20", "start.coarse_epochs=20", "audit.queries=0")
+    words = [word for setting in told for word in ("--set", setting)]
     outcome = cli("run", "--input", path, "--output", config.output, *words)
     assert outcome.code == 7
     assert path in outcome.err

@@ -22,17 +22,17 @@ INPUT = {"array": "obsm/X_pca"}
 
 
 @pytest.fixture(scope="module")
-def expected(few, save, fresh):
-    return dumap.run(save(few), output=fresh("run.zarr"), **QUICK).embedding[:].tobytes()
+def expected(digits_300, save, fresh):
+    return dumap.run(save(digits_300), output=fresh("run.zarr"), **QUICK).embedding[:].tobytes()
 
 
 @pytest.fixture
-def cells(few):
+def cells(digits_300):
     """Three hundred cells with digits as X_pca, halves of them as a layer, and sparse counts."""
     return anndata.AnnData(
-        X=scipy.sparse.csr_matrix(few.astype("f4")),
-        obsm={"X_pca": few, "X_other": few[:, :8]},
-        layers={"half": few / 2, "counts": scipy.sparse.csr_matrix(few)},
+        X=scipy.sparse.csr_matrix(digits_300.astype("f4")),
+        obsm={"X_pca": digits_300, "X_other": digits_300[:, :8]},
+        layers={"half": digits_300 / 2, "counts": scipy.sparse.csr_matrix(digits_300)},
     )
 
 
@@ -47,16 +47,16 @@ def write(cells: anndata.AnnData, path: str) -> str:
 @pytest.mark.parametrize(
     ("name", "found"), [("vectors", "obsm/X_pca"), ("obsm/X_other", "obsm/X_other"), ("layers/half", "layers/half")]
 )
-def test_an_array_is_named_as_in_its_store(cells, few, name, found):
+def test_an_array_is_named_as_in_its_store(cells, digits_300, name, found):
     named, element = element_of(cells, name)
     assert named == found
     assert rows_of(element).read(0, 300).shape == np.asarray(element).shape
 
 
-def test_all_columns_are_embedded_without_components(few):
-    name, element = element_of(anndata.AnnData(X=few), "vectors")
+def test_all_columns_are_embedded_without_components(digits_300):
+    name, element = element_of(anndata.AnnData(X=digits_300), "vectors")
     assert name == "X"
-    assert np.array_equal(rows_of(element).read(5, 9), few[5:9])
+    assert np.array_equal(rows_of(element).read(5, 9), digits_300[5:9])
 
 
 @pytest.mark.parametrize("name", ["X", "layers/counts"])
@@ -67,12 +67,12 @@ def test_a_sparse_array_is_refused_beside_those_that_are_not(cells, name):
         element_of(cells, "obsm/nothing")
 
 
-def test_backed_arrays_are_read_from_their_file(cells, few, tmp_path):
-    cells.X = few
+def test_backed_arrays_are_read_from_their_file(cells, digits_300, tmp_path):
+    cells.X = digits_300
     cells.write_h5ad(tmp_path / "cells.h5ad")
     backed = anndata.read_h5ad(tmp_path / "cells.h5ad", backed="r")
-    assert np.array_equal(rows_of(element_of(backed, "X")[1]).read(7, 11), few[7:11])
-    cells.X = scipy.sparse.csr_matrix(few)
+    assert np.array_equal(rows_of(element_of(backed, "X")[1]).read(7, 11), digits_300[7:11])
+    cells.X = scipy.sparse.csr_matrix(digits_300)
     cells.write_h5ad(tmp_path / "sparse.h5ad")
     backed = anndata.read_h5ad(tmp_path / "sparse.h5ad", backed="r")
     with pytest.raises(InputError, match="'X' of the AnnData object is sparse"):
@@ -117,6 +117,6 @@ def test_shards_larger_than_a_task_are_read_by_their_chunks(fresh):
     assert plan.geometry.block_rows * 50 * 4 < 2**20, "a shard of 8 MB is twice what a task may hold"
 
 
-def test_a_sharded_store_comes_to_the_same_map(few, expected, fresh):
-    path = sharded(fresh("cells.zarr"), few, 37)
+def test_a_sharded_store_comes_to_the_same_map(digits_300, expected, fresh):
+    path = sharded(fresh("cells.zarr"), digits_300, 37)
     assert dumap.run(path, output=fresh("run.zarr"), input=INPUT, **QUICK).embedding[:].tobytes() == expected

@@ -20,7 +20,7 @@ from dumap.stages.spool import write_rows
 from dumap.store import MANIFESTS, PARTS, Run
 
 SETTINGS = {
-    **{"cluster.engine": "local", "layout.n_epochs": 5, "cells.max_rows": 200},
+    **{"cluster.engine": "local", "layout.n_epochs": 5, "start.coarse_epochs": 20, "cells.max_rows": 200},
     **{"audit.queries": 20, "quality.queries": 20},
 }
 
