@@ -155,7 +155,7 @@ def plan(
     Returns
     -------
     Plan
-        Tasks, bytes and memory by stage; `as_dict()` is for machines.
+        Tasks, bytes and memory by stage: `print` shows them, `as_dict()` is for machines.
 
     Raises
     ------

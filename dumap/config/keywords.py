@@ -58,6 +58,8 @@ def plain(value: Any) -> Any:
 
     An array is a list where a mapping holds it, as an argument of a metric.
     """
+    if isinstance(value, np.floating) and value.itemsize < 8:
+        return float(str(value))  # as it was written: 0.1, not the number next to it that float32 has
     if isinstance(value, np.generic) or (isinstance(value, np.ndarray) and value.ndim == 0):
         return value.item()
     if isinstance(value, os.PathLike):
@@ -88,7 +90,7 @@ def _spelled(name: str, value: Any) -> Iterator[tuple[str, str, Any]]:
         raise ConfigError(f"{name}: dumap has no such parameter of umap-learn's: {NOT_HERE[name]}")
     elif name not in Config.model_fields:
         raise ConfigError(
-            f"{shorten(name)}: unknown setting; allowed are umap-learn's names ({', '.join(keys_by_name())}) and the "
+            f"{shorten(name)}: unknown setting; allowed are {', '.join(keys_by_name())}, and the "
             f"sections {', '.join(sorted(Config.model_fields.keys() - keys_by_name().keys()))}, as mappings"
             f"{_meant(name)}"
         )

@@ -168,6 +168,9 @@ class Plan:
         """
         return FASTEST * self.core_seconds / threads, SLOWEST * self.core_seconds / threads
 
+    def __str__(self) -> str:
+        return describe(self, 1)
+
     def check(
         self,
         worker_memory: int,

@@ -44,11 +44,11 @@ def test_numbers_of_numpy_and_paths_are_taken_inside_sections_too():
     settings = {
         **{"n_neighbors": np.int64(7), "spread": np.float64(2.0), "unique": np.bool_(True), "output": Path("RUN.zarr")},
         **{"metric": "wminkowski", "metric_kwds": {"w": np.array([1, 2]), "p": np.array(3)}},
-        "layout": {"min_dist": np.float32(0.25), "n_epochs": np.uint8(9)},
+        "layout": {"min_dist": np.float32(0.3), "n_epochs": np.uint8(9)},
         "cluster": {"scheduler_file": Path("dask.json")},
     }
     config = read_config(None, settings, {"path": Path("DATA.zarr")})
-    assert (config.neighbors.n_neighbors, config.layout.spread, config.layout.min_dist) == (7, 2.0, 0.25)
+    assert (config.neighbors.n_neighbors, config.layout.spread, config.layout.min_dist) == (7, 2.0, 0.3)
     assert (config.output, config.input.path, config.cluster.scheduler_file) == ("RUN.zarr", "DATA.zarr", "dask.json")
     assert config.neighbors.metric_kwds == {"w": (1.0, 2.0), "p": 3.0}
     assert config.layout.n_epochs == 9

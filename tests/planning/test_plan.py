@@ -467,6 +467,7 @@ def test_a_plan_tells_between_what_times_a_run_will_take():
     assert 0 < low < few.core_seconds < high
     assert few.seconds(4) == (low / 4, high / 4)
     assert many.seconds(1)[0] > 50 * low
+    assert str(many) == describe(many, 1)
     assert describe(many, 4).splitlines()[-1].startswith(f"time {format_seconds(many.seconds(4)[0])} to ")
 
 
