@@ -40,11 +40,13 @@ def temporary(fresh):
 
 
 def quick(**parameters) -> dumap.UMAP:
+    """Return an estimator of few epochs."""
     return dumap.UMAP(**{"n_neighbors": K, "n_epochs": 5, **parameters})
 
 
 @pytest.fixture(scope="module")
 def fitted(digits_300) -> dumap.UMAP:
+    """Return such an estimator, fitted to 300 digits."""
     return quick().fit(digits_300)
 
 

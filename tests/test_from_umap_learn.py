@@ -27,6 +27,7 @@ INTERNAL_TOO = {
 
 
 def umap_class() -> ast.ClassDef:
+    """Return the source of umap-learn's class UMAP as a syntax tree."""
     tree = ast.parse((Path(find_spec("umap").submodule_search_locations[0]) / "umap_.py").read_text())
     return next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "UMAP")
 
@@ -43,6 +44,7 @@ def table(title: str) -> dict[str, list[str]]:
 
 
 def methods() -> dict[str, ast.FunctionDef]:
+    """Return the methods of that class by name."""
     return {node.name: node for node in umap_class().body if isinstance(node, ast.FunctionDef)}
 
 

@@ -62,6 +62,7 @@ def own() -> anndata.AnnData:
 
 @pytest.fixture(scope="module")
 def mapped() -> anndata.AnnData:
+    """Return cells of which a map was made."""
     adata = cells()
     assert dumap.umap(adata, **QUICK) is None
     return adata
@@ -83,16 +84,19 @@ def stored(request, fresh):
 
 
 def write(adata, path, zarr_format=3):
+    """Write annotated cells as a Zarr group."""
     with warnings.catch_warnings(), anndata.settings.override(zarr_write_format=zarr_format):
         warnings.simplefilter("ignore")  # of formats to come
         adata.write_zarr(path)
 
 
 def read(path) -> anndata.AnnData:
+    """Read annotated cells from a Zarr group."""
     return anndata.read_zarr(path)
 
 
 def listed(adata) -> list[set[int]]:
+    """Return the neighbours of each row, as sets, from obsp['distances']."""
     distances = adata.obsp["distances"]
     return [set(row) for row in np.split(distances.indices, distances.indptr[1:-1])]
 

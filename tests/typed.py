@@ -9,6 +9,8 @@ import dumap
 
 
 class Printing:
+    """An observer with all methods that the protocol asks for."""
+
     def started(self, stage: str, projected_bytes: int) -> None: ...
 
     def advanced(self, stage: str, done: float, total: float) -> None: ...
@@ -21,6 +23,7 @@ class Printing:
 
 
 def show(stage: str, done: float, total: float) -> None:
+    """Print how much of a stage is done, as a callback."""
     print(stage, done / total)
 
 
@@ -29,6 +32,7 @@ async def wait(client: Any) -> dumap.Result:
 
 
 def main(client: Any) -> str:
+    """Use each public function with the types that a type checker is to accept."""
     config: dumap.Config = dumap.load_config(None, ["input.path=DATA.zarr", "output=RUN.zarr"])
     observer: dumap.Observer = Printing()
     planned: dumap.Plan = dumap.plan(config=config)

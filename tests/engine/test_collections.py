@@ -42,6 +42,7 @@ def small_parts(monkeypatch):
 
 @pytest.fixture(scope="module")
 def expected(digits_300, save, fresh):
+    """Bytes of the embedding of the same rows, saved as a Zarr array."""
     return dumap.run(save(digits_300), output=fresh("run.zarr"), **LOCAL).embedding[:].tobytes()
 
 

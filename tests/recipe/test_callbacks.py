@@ -41,6 +41,7 @@ class Told:
 
 @pytest.fixture
 def config(configure, digits_300):
+    """Configuration of a run that the local engine makes of several cells."""
     return configure(digits_300, {"cluster.engine": "local", "cells.max_rows": 100})
 
 

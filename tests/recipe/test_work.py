@@ -26,12 +26,14 @@ from dumap.store import claim
 LOCAL = {"cluster.engine": "local"}
 
 
-def silent(message: str) -> None:
+def ignore_note(message: str) -> None:
+    """Ignore a message."""
     return None
 
 
 @pytest.fixture(scope="module")
 def data(digits_300, save):
+    """Path of the saved rows."""
     return save(digits_300)
 
 
@@ -58,7 +60,8 @@ def apart(configure, data, fresh):
     return run(configure(data, {**LOCAL, "work": fresh("work")}), observer=Silent())
 
 
-def files(folder: str) -> set[str]:
+def paths_below(folder: str) -> set[str]:
+    """Return the paths of all files below a folder, relative to it."""
     root = Path(folder)
     return {path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()}
 
@@ -67,13 +70,13 @@ def files(folder: str) -> set[str]:
 
 
 def test_the_output_holds_the_results_alone(apart, alone):
-    held = files(apart["output"])
+    held = paths_below(apart["output"])
     inside = {"_dumap/work.json", "_dumap/zarr.json"}
     assert {name for name in held if name.startswith("_dumap/")} == inside
-    assert held - inside == {name for name in files(alone.output) if not name.startswith("_dumap/")}
+    assert held - inside == {name for name in paths_below(alone.output) if not name.startswith("_dumap/")}
     for name in [name for name in held if "/c/" in name]:
         assert Path(apart["output"], name).read_bytes() == Path(alone.output, name).read_bytes()
-    assert any(name.startswith("_dumap/parts/") for name in files(apart["work"]))
+    assert any(name.startswith("_dumap/parts/") for name in paths_below(apart["work"]))
 
 
 def test_the_output_is_read_without_a_warning(apart, alone):
@@ -109,8 +112,8 @@ def test_workers_are_asked_whether_they_see_the_work_place(begun, client, monkey
 def test_every_command_finds_the_work_place(apart, alone, fresh):
     found, output = status(apart["output"]), apart["output"]
     assert (found["output"], found["work"], found["state"]) == (output, apart["work"], "done")
-    assert verify(output, silent) == []
-    assert clean(output, silent) == ([], [])
+    assert verify(output, ignore_note) == []
+    assert clean(output, ignore_note) == ([], [])
     out = fresh("knn.npz")
     export(output, "neighbors", out)
     with np.load(out) as mine, np.load(alone.export("neighbors", ".npz")) as theirs:
@@ -133,7 +136,7 @@ def test_a_stopped_run_goes_on_without_being_told(begun, alone):
     with pytest.raises(KeyboardInterrupt):
         run(config, observer=AsBegins("graph", stop))
     assert status(config.output)["state"] == "partial"
-    assert files(config.output) == {"_dumap/work.json", "_dumap/zarr.json"}
+    assert paths_below(config.output) == {"_dumap/work.json", "_dumap/zarr.json"}
     again = run(config.model_copy(update={"work": None}), observer=Silent())
     assert (again["state"], again["work"]) == ("done", work)
     np.testing.assert_array_equal(zarr.open_array(config.output, path="embedding", mode="r")[:], alone.y)
@@ -153,7 +156,7 @@ def test_it_is_a_parent(apart, configure, data):
     child = run(configure(data, {**LOCAL, "layout.min_dist": 0.5}), observer=Silent(), parent=apart["output"])
     assert child["parent"] == apart["work"]
     assert {stage["name"] for stage in child["stages"] if stage["from"] == apart["work"]} >= {"neighbors", "graph"}
-    assert verify(child["output"], silent) == []
+    assert verify(child["output"], ignore_note) == []
 
 
 def test_it_is_a_child(begun, alone):
@@ -183,7 +186,7 @@ def test_a_work_place_that_is_gone_is_told(begun, fresh):
     config, work = begun()
     run(config, observer=Silent())
     shutil.move(work, fresh("hidden"))
-    for ask in (status, verify, lambda output: clean(output, silent), lambda output: dumap.open_run(output)):
+    for ask in (status, verify, lambda output: clean(output, ignore_note), lambda output: dumap.open_run(output)):
         with pytest.raises(StorageError, match=r"internal folder in .*work.* put it back; its arrays .* whole"):
             ask(config.output)
     with pytest.raises(StorageError, match="name another output"):
@@ -197,10 +200,10 @@ def test_damaged_results_are_found_and_copied_again(begun, alone):
     chunk.write_bytes(bytes(chunk.stat().st_size))
     metadata.write_text("{}")
     keys = {f"{config.output}/embedding/c/0/0", f"{config.output}/status/zarr.json"}
-    assert {key for *_, key in verify(config.output, silent)} == keys
-    assert {key for *_, key in verify(config.output, silent, mend=True)} == keys
+    assert {key for *_, key in verify(config.output, ignore_note)} == keys
+    assert {key for *_, key in verify(config.output, ignore_note, mend=True)} == keys
     run(config, observer=Silent())
-    assert verify(config.output, silent) == []
+    assert verify(config.output, ignore_note) == []
     np.testing.assert_array_equal(zarr.open_array(config.output, path="embedding", mode="r")[:], alone.y)
 
 
@@ -209,9 +212,9 @@ def test_damage_in_the_work_place_is_made_good(begun):
     run(config, observer=Silent())
     part = next(path for path in Path(work, "_dumap/parts/graph").iterdir() if path.name.startswith("united"))
     part.write_bytes(b"x")
-    assert verify(config.output, silent, mend=True) != []
+    assert verify(config.output, ignore_note, mend=True) != []
     run(config, observer=Silent())
-    assert verify(config.output, silent) == []
+    assert verify(config.output, ignore_note) == []
 
 
 def test_files_that_people_add_to_the_output_stay(begun):

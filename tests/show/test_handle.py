@@ -31,12 +31,14 @@ def near(compiled):
 
 @pytest.fixture
 def client(near):
+    """A client of the cluster."""
     with Client(near, set_as_default=False) as client:
         yield client
 
 
 @pytest.fixture(scope="module")
 def data(save, digits_300) -> str:
+    """Path of the saved rows."""
     return save(digits_300)
 
 

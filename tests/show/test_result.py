@@ -29,6 +29,7 @@ def done(embed, digits_300):
 
 @pytest.fixture
 def result(done) -> dumap.Result:
+    """The finished run, opened."""
     return dumap.open_run(done.output)
 
 

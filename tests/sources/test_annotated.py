@@ -23,6 +23,7 @@ INPUT = {"array": "obsm/X_pca"}
 
 @pytest.fixture(scope="module")
 def expected(digits_300, save, fresh):
+    """Bytes of the embedding of the same rows, saved as a Zarr array."""
     return dumap.run(save(digits_300), output=fresh("run.zarr"), **QUICK).embedding[:].tobytes()
 
 

@@ -33,23 +33,27 @@ def small(monkeypatch):
     monkeypatch.setattr(ingestion, "MOST_CHUNK_ROWS", 64)
 
 
-def h5ad(path: str, matrix) -> None:
+def write_h5ad(path: str, matrix) -> None:
+    """Write an .h5ad file whose X is the matrix, with names of rows and an obsm entry."""
     adata = anndata.AnnData(matrix, obs=pd.DataFrame(index=NAMES), obsm={"X_pca": X[:, :3]})
     adata.write_h5ad(path)
 
 
-def hdf5(path: str) -> None:
+def write_hdf5(path: str) -> None:
+    """Write the matrix and labels as datasets of a group of an HDF5 file."""
     with h5py.File(path, "w") as file:
         file["data/x"] = X
         file["data/labels"] = np.arange(len(X))
 
 
-def parquet_of_lists(path: str, kind=None) -> None:
+def write_lists(path: str, kind=None) -> None:
+    """Write a Parquet file of names and of one column of lists."""
     kind = kind or pa.list_(pa.float32())
     pq.write_table(pa.table({"id": NAMES, "embedding": pa.array(list(X), kind)}), path, row_group_size=70)
 
 
-def text(path: str, **more) -> None:
+def write_csv(path: str, **more) -> None:
+    """Write the frame as a CSV file."""
     FRAME.astype(np.float64).to_csv(path, **more)
 
 
@@ -60,17 +64,17 @@ KINDS = {
     "npz, compressed": ("x.npz", lambda path: np.savez_compressed(path, x=X, y=X[:3]), Choice(key="x"), None),
     "npz, names": ("x.npz", lambda path: np.savez(path, x=X, ids=np.array(NAMES)), Choice(names="ids"), NAMES),
     "parquet": ("x.parquet", lambda path: FRAME.to_parquet(path, row_group_size=70), Choice(), NAMES),
-    "parquet, lists": ("x.parquet", parquet_of_lists, Choice(names="id"), NAMES),
-    "parquet, fixed lists": ("x.pq", lambda path: parquet_of_lists(path, pa.list_(pa.float32(), 6)), Choice(), None),
-    "hdf5": ("x.h5", hdf5, Choice(), None),
-    "hdf5, key": ("x.hdf5", hdf5, Choice(key="data/x"), None),
-    "h5ad": ("x.h5ad", lambda path: h5ad(path, X), Choice(), NAMES),
-    "h5ad, CSR": ("x.h5ad", lambda path: h5ad(path, sparse.csr_matrix(np.where(X > 0, X, 0))), Choice(), NAMES),
-    "csv": ("x.csv", text, Choice(), NAMES),
-    "csv, compressed": ("x.csv.gz", text, Choice(), NAMES),
-    "csv, no names": ("x.csv", lambda path: text(path, index=False), Choice(), None),
-    "csv, no header": ("x.csv", lambda path: text(path, index=False, header=False), Choice(header=False), None),
-    "tsv": ("x.tsv", lambda path: text(path, sep="\t", index_label="id"), Choice(names="id"), NAMES),
+    "parquet, lists": ("x.parquet", write_lists, Choice(names="id"), NAMES),
+    "parquet, fixed lists": ("x.pq", lambda path: write_lists(path, pa.list_(pa.float32(), 6)), Choice(), None),
+    "hdf5": ("x.h5", write_hdf5, Choice(), None),
+    "hdf5, key": ("x.hdf5", write_hdf5, Choice(key="data/x"), None),
+    "h5ad": ("x.h5ad", lambda path: write_h5ad(path, X), Choice(), NAMES),
+    "h5ad, CSR": ("x.h5ad", lambda path: write_h5ad(path, sparse.csr_matrix(np.where(X > 0, X, 0))), Choice(), NAMES),
+    "csv": ("x.csv", write_csv, Choice(), NAMES),
+    "csv, compressed": ("x.csv.gz", write_csv, Choice(), NAMES),
+    "csv, no names": ("x.csv", lambda path: write_csv(path, index=False), Choice(), None),
+    "csv, no header": ("x.csv", lambda path: write_csv(path, index=False, header=False), Choice(header=False), None),
+    "tsv": ("x.tsv", lambda path: write_csv(path, sep="\t", index_label="id"), Choice(names="id"), NAMES),
 }
 
 
@@ -158,7 +162,7 @@ def test_kinds_of_numbers_become_one_that_holds_all(fresh, first, second, made):
 
 def test_the_dtype_may_be_chosen(fresh):
     file, output = fresh("x.csv"), fresh("out.zarr")
-    text(file)
+    write_csv(file)
     ingest([file], output, dtype="float32")
     np.testing.assert_array_equal(zarr.open_array(output, path="vectors", mode="r")[:], X)
 
@@ -178,7 +182,7 @@ def test_columns_are_chosen_by_name(fresh, kind):
 @pytest.mark.parametrize("kind", ["npy", "npz", "h5", "csv"])
 def test_columns_are_chosen_by_number(fresh, kind):
     file, output = fresh(f"x.{kind}"), fresh("out.zarr")
-    writers = {"npy": np.save, "npz": np.savez, "h5": lambda path, x: hdf5(path)}
+    writers = {"npy": np.save, "npz": np.savez, "h5": lambda path, x: write_hdf5(path)}
     writers.get(kind, lambda path, x: np.savetxt(path, x, delimiter=",", fmt="%.17g"))(file, X)
     ingest([file], output, Choice(("5", "0:3"), header=kind != "csv"))
     np.testing.assert_array_equal(zarr.open_array(output, path="vectors", mode="r")[:], X[:, [5, 0, 1, 2]])
@@ -215,6 +219,7 @@ def test_whole_numbers_that_become_fractions_later_are_read(fresh, monkeypatch):
 
 
 def bad(fresh, name: str, write) -> str:
+    """Write an input that is to be refused, and return its path."""
     path = fresh(name)
     write(path)
     return path
@@ -245,11 +250,15 @@ REFUSED = {
         Choice(),
         "column by column",
     ),
-    "no column": (lambda fresh: bad(fresh, "x.csv", text), Choice(("a", "z")), "has no column 'z'; its columns are"),
+    "no column": (
+        lambda fresh: bad(fresh, "x.csv", write_csv),
+        Choice(("a", "z")),
+        "has no column 'z'; its columns are",
+    ),
     "no number": (lambda fresh: bad(fresh, "x.npy", lambda p: np.save(p, X)), Choice(("a",)), "write numbers from 0"),
     "too far": (lambda fresh: bad(fresh, "x.npy", lambda p: np.save(p, X)), Choice(("0:7",)), "there is no 0:7"),
     "header": (
-        lambda fresh: bad(fresh, "x.csv", lambda p: text(p, index=False, header=False)),
+        lambda fresh: bad(fresh, "x.csv", lambda p: write_csv(p, index=False, header=False)),
         Choice(),
         "give --no-header",
     ),
@@ -263,7 +272,7 @@ REFUSED = {
         Choice(),
         "not all of 2 numbers",
     ),
-    "CSC": (lambda fresh: bad(fresh, "x.h5ad", lambda p: h5ad(p, sparse.csc_matrix(X))), Choice(), "obsm/X_pca"),
+    "CSC": (lambda fresh: bad(fresh, "x.h5ad", lambda p: write_h5ad(p, sparse.csc_matrix(X))), Choice(), "obsm/X_pca"),
 }
 
 
@@ -300,7 +309,7 @@ def test_a_dtype_that_is_none_is_refused(fresh, dtype):
 
 
 def test_a_library_that_is_missing_is_named(fresh, cli, monkeypatch):
-    file = bad(fresh, "x.h5", hdf5)
+    file = bad(fresh, "x.h5", write_hdf5)
     monkeypatch.delitem(__import__("sys").modules, "dumap.sources.hdf5_files", raising=False)
     monkeypatch.setitem(__import__("sys").modules, "h5py", None)
     found = cli("ingest", file, fresh("out.zarr"))

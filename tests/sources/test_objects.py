@@ -145,6 +145,7 @@ QUICK = {"n_epochs": 5, "quality": {"queries": 0}, "audit": {"queries": 0}, "clu
 
 @pytest.fixture(scope="module")
 def expected(digits_300, save, fresh):
+    """Bytes of the embedding of the same rows, saved as a Zarr array."""
     return dumap.run(save(digits_300), output=fresh("run.zarr"), **QUICK).embedding[:].tobytes()
 
 
