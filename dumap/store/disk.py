@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import os
@@ -209,7 +210,8 @@ class Writer:
 
     def discard(self) -> None:
         """Remove the temporary file, if there is one."""
-        self._file.close()
+        with contextlib.suppress(OSError):  # on a full disk what is buffered cannot be written, and need not
+            self._file.close()
         self.partial.unlink(missing_ok=True)
 
 

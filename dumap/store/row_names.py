@@ -11,6 +11,7 @@ from zarr.dtype import VariableLengthUTF8
 
 from dumap.errors import InputError
 from dumap.store.annotated import CHUNK_ROWS
+from dumap.store.bits import open_bits
 from dumap.store.objects import bucket_errors, describe_error, open_store
 from dumap.store.run import Run
 from dumap.store.run_keys import ROW
@@ -64,11 +65,19 @@ def _candidates(root: zarr.Group, path: str) -> Iterator[str]:
     if root.attrs.get("encoding-type") == "anndata" and isinstance(obs, zarr.Group):
         yield f"obs/{obs.attrs.get('_index', '_index')}"
         return
-    array: Any = root[path]
+    array: Any = _node(root, path) or open_bits(root.store, path)
     dims = getattr(array.metadata, "dimension_names", None) or array.attrs.get("_ARRAY_DIMENSIONS") or [None]
     for sibling in (INGESTED, dims[0]):
         if sibling and sibling != name:
             yield f"{folder}/{sibling}".lstrip("/")
+
+
+def _node(root: zarr.Group, path: str) -> Any:
+    """Return an array or a group; None where there is none that Zarr itself can open."""
+    try:
+        return root.get(path)
+    except ValueError:
+        return None
 
 
 def find_names(location: str, path: str, rows: int) -> StoredNames | None:
@@ -86,7 +95,7 @@ def find_names(location: str, path: str, rows: int) -> StoredNames | None:
     if not isinstance(root, zarr.Group):
         return None
     for key in _candidates(root, path):
-        found = root.get(key)
+        found = _node(root, key)
         if isinstance(found, zarr.Array) and found.shape == (rows,) and found.dtype.kind in f"iu{TEXT}":
             return StoredNames(location, found)
     return None

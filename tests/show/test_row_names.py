@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 
 import anndata
@@ -13,7 +14,7 @@ import zarr
 from pyarrow import parquet
 
 import dumap
-from dumap.store.row_names import plain_names
+from dumap.store.row_names import find_names, plain_names
 
 QUICK = {"n_neighbors": 5, "n_epochs": 2, "audit": {"queries": 0}, "cluster": {"engine": "local"}, "init": "random"}
 NAMES = [f"row-{number * 7 % 40}" for number in range(40)]
@@ -127,3 +128,15 @@ def test_the_estimator_hands_names_on(x):
 )
 def test_names_are_whole_numbers_or_texts(values, names):
     assert plain_names(values).tolist() == names
+
+
+def test_bfloat16_has_names_too(tmp_path):
+    group = zarr.create_group(tmp_path / "in.zarr")
+    bits = (np.random.default_rng(0).random((40, 3), np.float32).view(np.uint32) >> 16).astype(np.uint16)
+    group.create_array("vectors", data=bits, dimension_names=("cell", "gene"))
+    group.create_array("cell", data=np.arange(100, 140))
+    file = tmp_path / "in.zarr/vectors/zarr.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "data_type": "bfloat16", "fill_value": 0.0}))
+    found = find_names(str(tmp_path / "in.zarr"), "vectors", 40)
+    assert found is not None
+    assert np.concatenate(list(found.blocks())).tolist() == list(range(100, 140))

@@ -1,5 +1,6 @@
 import contextlib
 import errno
+import io
 import json
 import os
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 import zarr
 
 from dumap.errors import DamageError, InputError, StorageError
-from dumap.store import FORMAT, IDENTITY, MANIFESTS, PARTS, Run, probe, read_array, stored_array
+from dumap.store import FORMAT, IDENTITY, MANIFESTS, PARTS, Run, disk, probe, read_array, stored_array
 from dumap.store import backends as backends
 from dumap.store import part as module
 from dumap.store.run import SECTIONS
@@ -369,3 +370,20 @@ def test_labels_are_read_from_numpy_and_zarr(tmp_path):
     assert read_array(str(tmp_path / "labels.npy")).tolist() == read_array(path).tolist() == [0, 1, 2, 3]
     with pytest.raises(InputError, match=r"neither a .npy file nor a Zarr array"):
         read_array(str(tmp_path / "nowhere"))
+
+
+def test_a_file_that_a_full_disk_ended_is_discarded(tmp_path):
+    writer = disk.Writer(str(tmp_path), "a/b")
+
+    class Full(io.RawIOBase):
+        def writable(self):
+            return True
+
+        def write(self, data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    writer._file.close()
+    writer._file = io.BufferedWriter(Full())
+    writer.write(b"few bytes, which are buffered")
+    writer.discard()
+    assert list((tmp_path / "a").iterdir()) == []
