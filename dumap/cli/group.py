@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import signal
 import threading
 from collections.abc import Sequence
@@ -10,7 +9,7 @@ from typing import Any
 
 import click
 
-from dumap.cli.logs import LOG_JSON, asks_for_json, say_error, to_stderr
+from dumap.cli.logs import LOG_JSON, asks_for_json, dask_logs, say_error, to_stderr
 from dumap.errors import DumapError, Terminated
 
 DEBUG = "debug"
@@ -57,8 +56,8 @@ class Command(click.Command):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command, once it is known what Dask may say meanwhile."""
-        logging.getLogger("distributed").setLevel(logging.DEBUG if DEBUG in ctx.meta else logging.CRITICAL)
-        return super().invoke(ctx)
+        with dask_logs("debug" if DEBUG in ctx.meta else "critical"):
+            return super().invoke(ctx)
 
 
 class Group(click.Group):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -37,6 +38,24 @@ class Lines(logging.Formatter):
         at = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
         entry = {"time": f"{at}.{int(record.msecs):03d}Z", "level": record.levelname, "event": "note"}
         return to_json({**entry, **getattr(record, "dumap", {}), "message": super().format(record)})
+
+
+DASK_LOGGERS = ("distributed", "distributed.client")
+"""Those whose levels Dask sets as it is imported."""
+
+
+@contextlib.contextmanager
+def dask_logs(level: str) -> Iterator[None]:
+    """Return a context in which Dask logs from a level on, whether it is imported already or only within."""
+    for name in DASK_LOGGERS:
+        logging.getLogger(name).setLevel(level.upper())
+    before = os.environ.get("DASK_LOGGING")
+    os.environ.setdefault("DASK_LOGGING", str(dict.fromkeys(DASK_LOGGERS, level)))
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop("DASK_LOGGING", None)
 
 
 @contextlib.contextmanager

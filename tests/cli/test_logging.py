@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import re
+import subprocess
+import sys
 from datetime import datetime
 
 import pytest
@@ -114,3 +116,15 @@ def test_the_logger_is_as_before_once_the_command_has_ended(cli, config):
     before = logger.level, list(logger.handlers)
     cli("--log-json", "status", config.output)
     assert (logger.level, logger.handlers) == before
+
+
+@pytest.mark.parametrize("imported", [True, False], ids=["before", "within"])
+def test_dask_is_quiet_where_the_command_asks_for_it(imported):
+    """Dask sets its loggers' levels as it is imported; what is told of a lost scheduler is told by dumap."""
+    words = ["import logging, os", "from dumap.cli.logs import dask_logs"]
+    within = "    print([logging.getLogger(n).getEffectiveLevel() for n in ('distributed.client', 'distributed.core')])"
+    words += ["import distributed"] if imported else []
+    words += ["with dask_logs('critical'):", "    import distributed", within]
+    words += ["print('DASK_LOGGING' in os.environ)"]
+    done = subprocess.run([sys.executable, "-c", "\n".join(words)], capture_output=True, text=True, check=True)
+    assert done.stdout.split("\n")[:2] == ["[50, 50]", "False"]
