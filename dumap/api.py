@@ -96,7 +96,7 @@ def run(
     client : distributed.Client, optional
         Where to run; by default what the configuration names, or threads of this process, or an embedded cluster.
     parent : path or URL, optional
-        Another run, of whose finished stages those are read that this one would make alike.
+        A run whose finished stages are reused where they would be identical.
     on_progress : Observer or callable, optional
         Told how the run goes on, from the thread of this call alone; a function is called with stage, done and total.
         What it raises ends the run, which a later call goes on with. By default the logger `dumap` is told, at INFO.

@@ -29,7 +29,7 @@ class ParameterError(ConfigError, ValueError):
 
 
 def needs(what: str, *packages: str) -> ConfigError:
-    """Say what to install for what dumap does with packages that it does not need otherwise."""
+    """Return the error of what needs packages that are not installed, with the command that installs them."""
     return ConfigError(f"{what} needs what is not installed here: pip install {' '.join(packages)}")
 
 

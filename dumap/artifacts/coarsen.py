@@ -1,4 +1,4 @@
-"""Coarsening: the checkpoints of labels, and the edges between labels."""
+"""Coarsening: the checkpoints of labels, and the edges between them. Rows with equal labels become one coarse row."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command line: plan, run, config, status, export, verify, clean."""
+"""The command line: plan, run, config, ingest, status, export, verify, clean."""
 
 from __future__ import annotations
 

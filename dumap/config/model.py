@@ -109,7 +109,7 @@ class Config(Section):
 
         `input.nonfinite` and `input.missing` are left out: where they matter, one of their two values is an error.
         `audit.queries` is there: the rows that it chooses decide whether lists are repaired.
-        Of given neighbours it says only that there are some, not where they lie; then no cells are cut.
+        Where neighbours are given it says so, but not where they lie, and leaves out `cells`, which is not used then.
         """
         values = self.model_dump(mode="json", exclude={"output", "cluster", "input", "keep", "quality", "work"})
         for where in ("checkpoint_every", "mode"):

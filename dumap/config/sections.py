@@ -1,4 +1,4 @@
-"""The sections of the configuration that a run is of, a class each, but for the input's; a setting is a field."""
+"""The settings of what a run computes: a class for each section but the input's, a field for each setting."""
 
 from __future__ import annotations
 
@@ -55,7 +55,8 @@ class NeighborsConfig(Section):
     metric: Metric = setting(
         "euclidean",
         "The distance between rows; of given neighbours, that of their distances. Others than euclidean, l2, "
-        f"sqeuclidean, cosine, correlation and haversine take more time and memory. Allowed: {', '.join(METRICS)}.",
+        f"sqeuclidean, bit_hamming, cosine, correlation and haversine take more time and memory. Allowed: "
+        f"{', '.join(METRICS)}.",
         changes=True,
         umap="metric",
     )
@@ -166,7 +167,7 @@ class GraphConfig(Section):
     disconnection_distance: float | None = setting(
         None,
         "Neighbours at this distance or farther are cut off. Smaller: more rows without an edge, status 2. null: 2 for "
-        "cosine and correlation, 1 for hellinger, jaccard and dice, else none are cut off.",
+        "cosine and correlation, 1 for hellinger, jaccard, bit_jaccard and dice, else none are cut off.",
         changes=True,
         umap="disconnection_distance",
         gt=0.0,
@@ -305,8 +306,8 @@ class LayoutConfig(Section):
     )
     checkpoint_every: int = setting(
         50,
-        "Epochs between checkpoints that survive a power cut. A killed process loses as much on one host, and one "
-        "round in rounds. Larger: fewer objects, more to do again.",
+        "Epochs between checkpoints that survive a power cut. A killed run repeats up to so many on one host, one "
+        "round otherwise. Larger: fewer objects, more to do again.",
         changes=False,
         ge=1,
     )
@@ -346,8 +347,8 @@ class QualityConfig(Section):
 
     queries: int | None = setting(
         None,
-        "How many of the audit's queries the map is measured on, evenly spread; null: all. Smaller: wider intervals, "
-        "less time; 0: neither trustworthiness nor kept neighbours.",
+        "How many of the audit's queries the map is measured on, evenly spread; null: all. Trustworthiness takes at "
+        "most 300 of them. Smaller: wider intervals, less time; 0: neither trustworthiness nor kept neighbours.",
         changes=False,
         ge=0,
     )

@@ -122,7 +122,7 @@ class Engine(Protocol):
         options: dict[str, Any],
         advanced: Callable[[float, float], None],
     ) -> None:
-        """Do so where the object is that the job embeds: in this process."""
+        """Run the tasks in the process that holds the object: this one."""
 
     def free_caches(self) -> None:
         """Free what tasks have cached for later ones, in all processes."""

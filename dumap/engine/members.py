@@ -44,7 +44,7 @@ class Members:
 
     Parameters
     ----------
-    source : Source
+    source : ClusterView
     timeout : float
         Seconds after which a silent scheduler is lost.
     worker_timeout : float

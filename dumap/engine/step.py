@@ -97,7 +97,7 @@ class Work:
     advanced : callable
         Told of how many of how many are done.
     repeatable : bool
-        Whether two may do a part at once: what a task of it writes is that part, and it reads committed ones.
+        Whether two copies of a task may run at once: it writes one part, and reads committed ones.
     """
 
     stage: str

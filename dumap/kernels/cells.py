@@ -31,8 +31,8 @@ def assign_leaves(loads: np.ndarray, rows: int, min_rows: int = 1) -> tuple[np.n
     cells : ndarray of int32, shape (leaves,)
         Cell of each leaf; the first of several for a leaf that is cut into pieces.
     pieces : ndarray of int32, shape (leaves,)
-        Cells that the leaf's rows are dealt to by the hash of their ids; 1 unless it has more than `rows` rows, which
-        distances did not tell apart.
+        Number of cells among which the leaf's rows are divided by the hash of their ids: 1, unless it has more than
+        `rows` rows.
     """
     cells, pieces = np.empty(len(loads), np.int32), np.ones(len(loads), np.int32)
     wanted = ((np.cumsum(loads) - loads / 2) // rows).astype(np.int64)

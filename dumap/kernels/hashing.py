@@ -37,7 +37,7 @@ def draw(base: np.uint64, counter: int) -> np.uint64:
 
 @nb.njit(inline="always")
 def pair(i: int, j: int) -> np.uint64:
-    """Return 64 bits that belong to an ordered pair."""
+    """Return 64 bits that belong to an ordered pair, whatever the seed: they break ties and are no random numbers."""
     return mix(mix(np.uint64(i) + GOLDEN) ^ np.uint64(j))
 
 
@@ -121,8 +121,8 @@ def fold(hashes: np.ndarray, first: int) -> np.uint64:
 
 
 SAMPLE = 1
-"""Purposes; each has a stream of numbers of its own, and SEEDS and RANDOM_BOX serve several ends. This one draws the
-rows that the tree is grown from."""
+"""Purposes. Each has its own stream, except SEEDS and RANDOM_BOX, which several uses share. This one draws the rows
+that the tree is grown from."""
 KMEANS = 2
 NEIGHBORS = 3
 """pynndescent's seed."""

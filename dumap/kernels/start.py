@@ -1,7 +1,7 @@
 """The start: labels that coarsen the graph, interpolation and smoothing of the coarse layout, PCA and random starts.
 
-Seeds are drawn from the rows. Labels spread from the seeds along the strongest edges. All rows of a label make one row
-of the coarse graph, and begin at its coordinates, which smoothing along the edges then parts.
+Some rows are drawn as the sources of labels, which spread from them along the strongest edges. Rows of one label are
+one row of the coarse graph. They all begin at its coordinates; smoothing along the edges then moves them apart.
 """
 
 from __future__ import annotations

@@ -145,7 +145,7 @@ def axes_bytes(geometry: Geometry) -> int:
 
 
 def axes_rows(config: Config) -> int:
-    """Return up to how many dims the matrix of the principal axes has a row and a column for each."""
+    """Return the most dims for which a dims x dims matrix is solved for the principal axes."""
     return max(64, math.isqrt(config.task_memory // 64))
 
 

@@ -188,7 +188,7 @@ class Plan:
         free_disk : int or None
             Bytes free where the output lies, where that is known.
         threads : int
-            Threads of a worker, of which each needs a task's memory, and all one interpreter's.
+            Threads of a worker: each needs memory for a task, beside what the process holds once.
         done : collection of str
             The stages that are done.
         written : int

@@ -2,7 +2,7 @@
 
 A stage's digest is that of its name, its version, its own settings that are not at their default, and the digests of
 the stages that it reads. The first stage, which reads the input, is known by how the input looks; those after it
-depend on what the input holds, as the first stage found: a copy of the input comes to the same digests.
+depend on what the input holds, as the first stage found: a copy of the input in equal chunks gives those the same.
 """
 
 from __future__ import annotations

@@ -147,7 +147,7 @@ class Result(Mapping[str, Any]):
         return xarray.Dataset(variables, coords=coordinates, attrs={"source": self.path})
 
     def to_dataframe(self) -> pandas.DataFrame:
-        """Return coordinates and status as a data frame with a row a row, in memory; its index are the rows' names.
+        """Return coordinates and status as a data frame in memory: one row per input row, by the rows' names.
 
         Raises
         ------
@@ -182,7 +182,7 @@ class Result(Mapping[str, Any]):
 
     @property
     def blocks(self) -> list[tuple[int, int]]:
-        """The rows [start, stop) of each block of `graph`."""
+        """The rows [start, stop) of each block of `graph`: not the blocks in which the input was read."""
         from dumap.show.rows import BLOCK_ROWS
 
         rows = int(self["input"]["shape"][0])
@@ -194,7 +194,7 @@ class Result(Mapping[str, Any]):
         Parameters
         ----------
         block : int or slice, optional
-            Which of `blocks`, or which consecutive rows; by default all.
+            The number of one of `blocks`, or a range of rows; by default all rows.
 
         Returns
         -------

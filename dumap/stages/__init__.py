@@ -1,9 +1,10 @@
-"""One module a stage, of the stage's name: it cuts the work into parts, and a task computes each part alone.
+"""A module for each stage, of the stage's name: it cuts the work into parts, and a task computes each part alone.
 
 A task reads committed parts by the readers in artifacts/, calls kernels, and writes its own part. Stages know no
 engine, nor one another: they hand `Context.compute` a task and the names of parts. Modules of other names are parts of
-a stage (`repair` of audit, `loss` and `rounds` of layout) or shared by several (`distances`,
-`layout_common`, `passes`, `fingerprints`, `given`).
+a stage (`repair` of audit, `loss` and `rounds` of layout) or shared by several (`distances`, `layout_common`, `passes`,
+`fingerprints`). Only `given` defines stages of other names, and builds on two: it is how a run begins whose neighbours
+are given.
 """
 
 from __future__ import annotations
@@ -82,8 +83,8 @@ class Context:
 class Stage:
     """What a stage is, depends on, and takes; each stage declares it at the end of its module.
 
-    What its parts hold depends on the keys, on what it reads, on the data and on its code alone, so that a stage whose
-    keys are equal, of upstream stages that are equal too, comes to the same bytes.
+    Its bytes depend on its keys, on what it reads, on the data and on its code alone: equal settings and equal upstream
+    stages give equal bytes.
 
     Attributes
     ----------

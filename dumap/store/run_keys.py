@@ -77,7 +77,7 @@ class RunKeys:
         ]
 
     def inner_folders(self) -> list[str]:
-        """Name the folders of those that lie inside, each after those above it."""
+        """Name dumap's inner folders, parents first."""
         groups, stages = (
             (f"{MANIFESTS}/{group}" for group in self.groups),
             (f"{PARTS}/{stage}" for stage in self.stages),
