@@ -389,9 +389,9 @@ def ingest(
     (100, 5, 'float32')
     """
     from dumap.recipe.observers import Logged
-    from dumap.sources.files import Choice
+    from dumap.sources.files import FileSelection
     from dumap.sources.ingestion import ingest as write
 
     files = [sources] if isinstance(sources, str | os.PathLike) else list(sources)
-    choice = Choice(None if columns is None else tuple(map(str, columns)), key, names, header)
+    choice = FileSelection(None if columns is None else tuple(map(str, columns)), key, names, header)
     return write([location_of(file) for file in files], location_of(output), choice, array, dtype, Logged().note)

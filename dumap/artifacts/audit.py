@@ -25,7 +25,7 @@ def repairs_made(run: Run) -> int:
     return repairs
 
 
-NEAR = 15
+MAP_NEIGHBORS = 15
 """Neighbours of a row by which the map is judged: at least as many exact ones are kept."""
 
 

@@ -12,7 +12,7 @@ from dumap.artifacts.part_names import COARSEN
 from dumap.kernels import start
 from dumap.store import Checkpoints, Run
 
-SEEDS = "seeds"
+LABEL_SOURCES = "seeds"
 """The part that holds the seeds: the rows from which labels spread."""
 EDGES = "edges"
 """The part that holds the edges of the coarse graph, and how many rows each label has."""
@@ -28,7 +28,7 @@ def labels_reader(job: Job, graph: Graph, number: int) -> Callable[[int], np.nda
     if number:
         checkpoints = label_checkpoints(job.run)
         return lambda shard: checkpoints.read(number, "labels", *graph.shards.span(shard))
-    seeds = job.run.read(COARSEN, SEEDS, "rows")
+    seeds = job.run.read(COARSEN, LABEL_SOURCES, "rows")
 
     def seeded(shard: int) -> np.ndarray:
         first, stop = graph.shards.span(shard)

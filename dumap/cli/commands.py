@@ -172,11 +172,11 @@ def ingest(
 
     So many parameters: they are the command's words.
     """
-    from dumap.sources.files import Choice
+    from dumap.sources.files import FileSelection
     from dumap.sources.ingestion import ingest as write
 
     taken = None if columns is None else tuple(column.strip() for column in columns.split(","))
-    made = write(sources, output, Choice(taken, key, names, not no_header), array, dtype, say)
+    made = write(sources, output, FileSelection(taken, key, names, not no_header), array, dtype, say)
     if as_json:
         click.echo(to_json(made))
         return

@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 
 LOCAL_SECONDS = 60.0
 """Work of one core up to which threads of this process are chosen: a cluster takes about ten seconds to start."""
-NAMED = ("workers", "memory_limit", "scheduler", "scheduler_file", "report", "resources", "allow_workers")
+CLUSTER_SETTINGS = ("workers", "memory_limit", "scheduler", "scheduler_file", "report", "resources", "allow_workers")
 """Settings that ask for a cluster."""
 
 
 @dataclass(frozen=True)
-class Choice:
+class EngineChoice:
     """What runs the tasks.
 
     Attributes
@@ -72,7 +72,7 @@ def scheduler_address() -> str | None:
     return found
 
 
-def choose(cluster: ClusterConfig, projected: Plan, client: Client | None = None) -> Choice:
+def choose(cluster: ClusterConfig, projected: Plan, client: Client | None = None) -> EngineChoice:
     """Choose by what is named, how much work there is, and what memory is free.
 
     Parameters
@@ -89,25 +89,27 @@ def choose(cluster: ClusterConfig, projected: Plan, client: Client | None = None
         It is asked for where memory does not suffice.
     """
     if cluster.engine == "dask":
-        return Choice("dask", "cluster.engine is dask")
+        return EngineChoice("dask", "cluster.engine is dask")
     if cluster.engine == "local":
         if client is not None:
             raise ConfigError("cluster.engine = 'local' does not go with a client: leave out the one or the other")
         return _local(cluster, projected)
     if client is not None:
-        return Choice("dask", "a client is given")
-    named = [name for name in NAMED if getattr(cluster, name)]
+        return EngineChoice("dask", "a client is given")
+    named = [name for name in CLUSTER_SETTINGS if getattr(cluster, name)]
     if named:
-        return Choice("dask", f"cluster.{named[0]} is given")
+        return EngineChoice("dask", f"cluster.{named[0]} is given")
     if address := scheduler_address():
-        return Choice("dask", f"Dask's configuration names the scheduler {address}")
+        return EngineChoice("dask", f"Dask's configuration names the scheduler {address}")
     if projected.core_seconds > LOCAL_SECONDS:
-        return Choice("dask", f"about {projected.core_seconds:.0f} s of work for one core")
+        return EngineChoice("dask", f"about {projected.core_seconds:.0f} s of work for one core")
     threads, limit = cpu_count(), _limit()
     need = process_bytes(projected.peak_bytes, threads)
     if need > limit * PAUSE_FRACTION:
-        return Choice("dask", f"{threads} threads take {format_bytes(need)}, {format_bytes(limit)} are free")
-    return Choice("local", f"about {projected.core_seconds:.0f} s of work for one core", threads, share(limit, threads))
+        return EngineChoice("dask", f"{threads} threads take {format_bytes(need)}, {format_bytes(limit)} are free")
+    return EngineChoice(
+        "local", f"about {projected.core_seconds:.0f} s of work for one core", threads, share(limit, threads)
+    )
 
 
 def _limit() -> int:
@@ -115,7 +117,7 @@ def _limit() -> int:
     return min(free_memory(), process_memory() or sys.maxsize)
 
 
-def _local(cluster: ClusterConfig, projected: Plan) -> Choice:
+def _local(cluster: ClusterConfig, projected: Plan) -> EngineChoice:
     """Fit as many threads as there are processors, or fewer where memory is short."""
     limit, threads, most = _limit(), cpu_count(), int(projected.peak_bytes / PAUSE_FRACTION)
     while threads > 1 and process_bytes(projected.peak_bytes, threads) > limit * PAUSE_FRACTION:
@@ -128,12 +130,12 @@ def _local(cluster: ClusterConfig, projected: Plan) -> Choice:
             f"one thread, but {format_bytes(cluster.memory_limit or limit)} may be had, of which {PAUSE_FRACTION:.0%} "
             f"may be used: free memory until there are {format_bytes(most)}, lower task_memory, or run on a cluster"
         )
-    return Choice("local", "cluster.engine is local", threads, memory)
+    return EngineChoice("local", "cluster.engine is local", threads, memory)
 
 
 @contextlib.contextmanager
 def open_engine(
-    chosen: Choice, cluster: ClusterConfig, client: Client | None, observer: Observer, need_bytes: int
+    chosen: EngineChoice, cluster: ClusterConfig, client: Client | None, observer: Observer, need_bytes: int
 ) -> Iterator[Engine]:
     """Open the engine that was chosen, as a context; for clusters see `dumap.engine.connect`.
 

@@ -21,7 +21,7 @@ from dask.callbacks import Callback
 
 from dumap.artifacts.job import Job
 from dumap.engine.checks import UnfitWorker
-from dumap.engine.link import Killed, Link, Lost, carrier, packed
+from dumap.engine.link import Killed, Link, Lost, carrier, pickled_call
 from dumap.engine.members import Members
 from dumap.engine.process import run_task
 from dumap.errors import ClusterError, DumapError, InputError, StorageError, TaskError
@@ -243,7 +243,7 @@ def compute_on(
     left, count = dict(spans), len(spans)
     members.attend()
     for _ in range(ROUNDS):
-        tasks = _tasks(feed, left, lambda part: partial(carrier(), packed(call(part))))
+        tasks = _tasks(feed, left, lambda part: partial(carrier(), pickled_call(call(part))))
         left = {part: left[part] for part in _compute_once(link, members, tasks, feed, count, advanced)}
         if not left:
             return

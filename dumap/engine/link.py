@@ -50,7 +50,7 @@ def carrier() -> Callable[..., Any]:
     return call
 
 
-def packed(call: tuple) -> bytes:
+def pickled_call(call: tuple) -> bytes:
     """Pack a function and its arguments, with the options of buckets that this process knows."""
     known = known_options()
     return bytes(dumps((with_options, known, *call) if known else call))
@@ -135,7 +135,7 @@ class Link:
             with dask.annotate(span=self._spans[stage]):
                 return self.client.submit(
                     carrier(),
-                    packed(call),
+                    pickled_call(call),
                     key=key,
                     pure=False,
                     workers=among,

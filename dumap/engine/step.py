@@ -16,7 +16,7 @@ from dumap.errors import ClusterError, DumapError, LockError, TaskError
 
 ATTEMPTS = 4
 """Deaths of workers that had nothing but one part to do, before the run gives up on it."""
-NAMED = 8
+MAX_LISTED = 8
 """Parts that an error names."""
 POLL_SECONDS = 0.5
 """The longest that a step waits for news."""
@@ -352,4 +352,4 @@ class Step:
 
 def name_some(parts: Sequence[str]) -> str:
     """Name a few parts."""
-    return ", ".join(parts[:NAMED]) + (f" and {len(parts) - NAMED} more" if len(parts) > NAMED else "")
+    return ", ".join(parts[:MAX_LISTED]) + (f" and {len(parts) - MAX_LISTED} more" if len(parts) > MAX_LISTED else "")

@@ -21,7 +21,7 @@ from typing import Any, Protocol
 from distributed import Client, Future, Reschedule, Status, Worker, fire_and_forget, get_worker, secede
 from distributed.scheduler import KilledWorker
 
-from dumap.engine.link import carrier, packed
+from dumap.engine.link import carrier, pickled_call
 from dumap.engine.sharing import Sharing
 from dumap.errors import CancelledError, ClusterError, DumapError, LockError
 from dumap.store.lock import BEAT, LEASE
@@ -88,7 +88,7 @@ def name_of(output: str) -> str:
 def send(client: Client, work: Work, output: str, settings: str, sharing: Sharing) -> Submission:
     """Send a driver; Dask sees to it that it ends, whoever leaves."""
     token = uuid.uuid4().hex[:12]
-    call = packed((perform, work, output, settings, token, __version__))
+    call = pickled_call((perform, work, output, settings, token, __version__))
     future = client.submit(
         carrier(),
         call,

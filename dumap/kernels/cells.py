@@ -131,7 +131,7 @@ def route(
     return row_cells, probes
 
 
-def guest_classes(row_cells: np.ndarray, start: int, seed: int) -> tuple[np.ndarray, int]:
+def guest_priorities(row_cells: np.ndarray, start: int, seed: int) -> tuple[np.ndarray, int]:
     """Return each row's class as a guest of its cells: by rank of the cell among the row's cells, then by hash.
 
     Parameters

@@ -88,7 +88,7 @@ def _connected(matrix: sparse.csr_matrix, n_components: int, seed: int) -> tuple
         values, vectors = np.linalg.eigh(normal.toarray())
         vectors = vectors[:, ::-1][:, :k]
     else:
-        v0 = hashing.uniform(hashing.draws(seed, hashing.SEEDS, np.arange(size))) - 0.5
+        v0 = hashing.uniform(hashing.draws(seed, hashing.LABEL_SOURCES, np.arange(size))) - 0.5
         try:
             values, vectors = eigsh(normal, k, which="LA", v0=v0, ncv=min(size, max(2 * k + 1, 40)), tol=0, maxiter=300)
         except ArpackNoConvergence as stalled:

@@ -121,14 +121,14 @@ def fold(hashes: np.ndarray, first: int) -> np.uint64:
 
 
 SAMPLE = 1
-"""Purposes. Each has its own stream, except SEEDS and RANDOM_BOX, which several uses share. This one draws the rows
-that the tree is grown from."""
+"""Purposes. Each has its own stream, except LABEL_SOURCES and RANDOM_BOX, which several uses share. This one draws the
+rows that the tree is grown from."""
 KMEANS = 2
 NEIGHBORS = 3
 """pynndescent's seed."""
 PIECES = 4
 """The piece of a crowded leaf that a row goes to."""
-SEEDS = 5
+LABEL_SOURCES = 5
 """The seeds of the coarse graph, the order of rows that no seed reaches, and where the eigensolver starts: the three
 share one stream, since another would change what runs give."""
 RANDOM_BOX = 6

@@ -16,7 +16,7 @@ from dumap.kernels import hashing, maths
 from dumap.kernels.edges import FRACTION_BITS, Edges, samples_in_epoch
 from dumap.kernels.pool import POOL_ROWS
 
-BLOCK = 64
+ROW_GROUP = 64
 """Rows of a block, which share their negative samples; a block begins at a multiple of this."""
 CHUNK = 2048
 """Edges of a block that are computed at once."""
@@ -42,11 +42,11 @@ class _Block(NamedTuple):
     Loops over the last axes have neither branches nor sums across iterations, so that the compiler vectorizes them.
     """
 
-    head: np.ndarray  # (components, BLOCK): the rows' coordinates
-    head_exchanged: np.ndarray  # (components, BLOCK): their coordinates at the last exchange
-    pull: np.ndarray  # (components, BLOCK): sums of attractive forces
-    push: np.ndarray  # (components, BLOCK): sums of repulsive forces
-    row_samples: np.ndarray  # (BLOCK,): how often each row's edges are sampled in this epoch
+    head: np.ndarray  # (components, ROW_GROUP): the rows' coordinates
+    head_exchanged: np.ndarray  # (components, ROW_GROUP): their coordinates at the last exchange
+    pull: np.ndarray  # (components, ROW_GROUP): sums of attractive forces
+    push: np.ndarray  # (components, ROW_GROUP): sums of repulsive forces
+    row_samples: np.ndarray  # (ROW_GROUP,): how often each row's edges are sampled in this epoch
     samples: np.ndarray  # (CHUNK,): how often each edge of the chunk is sampled
     sampled_before: np.ndarray  # (CHUNK + 1,): how many edges before each one are sampled
     sampled_tails: np.ndarray  # (CHUNK,): tails of the sampled edges alone
@@ -56,11 +56,11 @@ class _Block(NamedTuple):
 
 def _empty_block(components: int, tail_dtype: np.dtype) -> _Block:
     return _Block(
-        head=np.zeros((components, BLOCK), np.float32),
-        head_exchanged=np.zeros((components, BLOCK), np.float32),
-        pull=np.zeros((components, BLOCK), np.float32),
-        push=np.zeros((components, BLOCK), np.float32),
-        row_samples=np.zeros(BLOCK, np.int32),
+        head=np.zeros((components, ROW_GROUP), np.float32),
+        head_exchanged=np.zeros((components, ROW_GROUP), np.float32),
+        pull=np.zeros((components, ROW_GROUP), np.float32),
+        push=np.zeros((components, ROW_GROUP), np.float32),
+        row_samples=np.zeros(ROW_GROUP, np.int32),
         samples=np.zeros(CHUNK, np.int32),
         sampled_before=np.zeros(CHUNK + 1, np.int32),
         sampled_tails=np.zeros(CHUNK, tail_dtype),
@@ -159,8 +159,8 @@ def _step_rows(
 ):  # fmt: skip
     """Step rows [start, stop) of a shard; `axes` is a tuple so that its length is known to the compiler."""
     components = len(axes)
-    for r in range(start, stop, BLOCK):
-        rows = min(BLOCK, stop - r)
+    for r in range(start, stop, ROW_GROUP):
+        rows = min(ROW_GROUP, stop - r)
         for q in range(rows):
             for c in range(components):
                 block.head[c, q] = y[y_offset + r + q, c]
@@ -172,7 +172,7 @@ def _step_rows(
         # The block draws as many negatives as a mean row of it needs; each row weighs them by its own need.
         wanted = negatives * np.float32(block.row_samples.sum()) / np.float32(rows)
         count = np.int64(np.ceil(wanted))
-        _repel(axes, block, (first + r) // BLOCK, rows, pool, count, base, a, b, gamma)
+        _repel(axes, block, (first + r) // ROW_GROUP, rows, pool, count, base, a, b, gamma)
         for q in range(rows):
             scale = negatives * np.float32(block.row_samples[q]) / np.float32(max(count, 1))
             for c in range(components):
@@ -265,9 +265,9 @@ def step_epoch(
     epoch : int
         Counted from 0.
     start, stop : int
-        Rows of the shard. Multiples of `BLOCK`, unless they are the shard's end.
+        Rows of the shard. Multiples of `ROW_GROUP`, unless they are the shard's end.
     first : int
-        Position of the shard's first row, a multiple of `BLOCK`; random choices are keyed by it.
+        Position of the shard's first row, a multiple of `ROW_GROUP`; random choices are keyed by it.
     y_offset : int
         Row of `y` at which the shard's rows begin.
     edges : Edges
@@ -288,8 +288,10 @@ def step_epoch(
     ValueError
         Rows do not begin and end where blocks do.
     """
-    if start % BLOCK or first % BLOCK or (stop % BLOCK and stop < len(out_y)):
-        raise ValueError(f"rows [{start}, {stop}) of a shard that begins at {first} are not whole blocks of {BLOCK}")
+    if start % ROW_GROUP or first % ROW_GROUP or (stop % ROW_GROUP and stop < len(out_y)):
+        raise ValueError(
+            f"rows [{start}, {stop}) of a shard that begins at {first} are not whole blocks of {ROW_GROUP}"
+        )
     base = hashing.draws(parameters.seed, hashing.NEGATIVES, np.array([epoch]))[0]
     rate = parameters.learning_rate * (1.0 - epoch / parameters.n_epochs)
     correction1 = 1.0 / (1.0 - _power_of(float(BETA1), epoch + 1))

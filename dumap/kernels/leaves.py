@@ -295,7 +295,7 @@ def search(x: np.ndarray, probes: np.ndarray, k: int, seed: int) -> tuple[np.nda
     return _final_lists(lists, scale)
 
 
-def meet(
+def search_with_guests(
     x: np.ndarray, home: np.ndarray, probes: np.ndarray, indices: np.ndarray, squared: np.ndarray, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Find nearer neighbours of a cell's home rows among its guests, and of guests among the home rows.

@@ -22,7 +22,7 @@ def distance_function(metric: str):
     """Return pynndescent's compiled distance of that name; of rows whose bits are numbers, for metrics of bits."""
     from pynndescent.distances import named_distances  # takes seconds, and Euclidean metrics do not need it
 
-    return named_distances[vectors.PACKED.get(metric, metric)]
+    return named_distances[vectors.BIT_METRICS.get(metric, metric)]
 
 
 @nb.njit(nogil=True)
@@ -107,7 +107,7 @@ def search(data: np.ndarray, k: int, metric: str, metric_kwds: dict, seed: int) 
         try:
             index = NNDescent(
                 data,
-                vectors.PACKED.get(metric, metric),
+                vectors.BIT_METRICS.get(metric, metric),
                 metric_kwds,
                 n_neighbors=k + 1,
                 random_state=random_state,

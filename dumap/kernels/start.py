@@ -106,7 +106,7 @@ def label_lowest(indptr, tails, first, labels, seed):
     new, left : int
         Rows newly labelled, and rows still without.
     """
-    base = hashing.key(seed, hashing.SEEDS)
+    base = hashing.key(seed, hashing.LABEL_SOURCES)
     new, left = 0, 0
     for r in range(indptr.shape[0] - 1):
         i = first + r
@@ -126,13 +126,13 @@ def label_lowest(indptr, tails, first, labels, seed):
     return new, left
 
 
-def draw_seeds(seed: int, first: int, stop: int, wanted: int, rows: int) -> np.ndarray:
+def draw_label_sources(seed: int, first: int, stop: int, wanted: int, rows: int) -> np.ndarray:
     """Return the seeds in [first, stop): each row is one with probability wanted / rows, by its hash."""
     ids = np.arange(first, stop)
     if wanted >= rows:
         return ids
     limit = np.uint64(int(wanted / rows * 2**64))
-    return ids[hashing.draws(seed, hashing.SEEDS, ids) < limit]
+    return ids[hashing.draws(seed, hashing.LABEL_SOURCES, ids) < limit]
 
 
 def interpolate(labels: np.ndarray, coarse: np.ndarray, seed: int) -> np.ndarray:

@@ -16,11 +16,11 @@ DIVERGENCES = frozenset(
     {"hellinger", "jensen-shannon", "jensen_shannon"} | {"symmetric-kl", "symmetric_kl", "symmetric_kullback_liebler"}
 )
 """Metrics between distributions: rows are divided by their sums."""
-RANKED = "spearmanr"
+SPEARMAN = "spearmanr"
 """The metric of correlation between ranks."""
 SPHERICAL = "haversine"
 """The metric of latitudes and longitudes, in radians."""
-PACKED = {"bit_hamming": "sqeuclidean", "bit_jaccard": "jaccard"}
+BIT_METRICS = {"bit_hamming": "sqeuclidean", "bit_jaccard": "jaccard"}
 """Metrics of bits, eight to a byte, and those that they are of the bits as numbers: how many differ, and Jaccard's."""
 SQUARED = frozenset({"sqeuclidean", "bit_hamming"})
 """Metrics that are squared Euclidean distances."""
@@ -136,12 +136,12 @@ def unpacked(values: np.ndarray, metric: str) -> np.ndarray:
     ndarray of uint8, shape (n, 8 * dims)
         The highest bit of a byte comes first.
     """
-    return np.unpackbits(values.astype(np.uint8), axis=1) if metric in PACKED else values
+    return np.unpackbits(values.astype(np.uint8), axis=1) if metric in BIT_METRICS else values
 
 
 def embedded_dims(metric: str, dims: int) -> int:
     """Return how many dims the rows of `as_embedded` have."""
-    return 3 if metric == SPHERICAL else 8 * dims if metric in PACKED else dims
+    return 3 if metric == SPHERICAL else 8 * dims if metric in BIT_METRICS else dims
 
 
 @nb.njit(cache=True, nogil=True)
@@ -270,7 +270,7 @@ def to_euclidean(x: np.ndarray, metric: str) -> np.ndarray:
         x = np.maximum(x, 0)
         sums = x.sum(axis=1, keepdims=True, dtype=np.float64)
         return np.sqrt(x / np.where(sums > 0, sums, 1)).astype(np.float32)
-    if metric == RANKED:
+    if metric == SPEARMAN:
         from scipy.stats import rankdata  # slow to import, and for this alone
 
         x, metric = rankdata(x, axis=1).astype(np.float32), "correlation"

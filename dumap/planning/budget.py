@@ -13,7 +13,7 @@ from dumap.planning.geometry import SHARD_EDGES, Geometry, shard_rows_of
 from dumap.store import OBJECT_BYTES
 
 MIB = 2**20
-EARLIER_BYTES = {
+BASELINE_BYTES = {
     "spool": 250 * MIB,
     "vectors": 250 * MIB,
     "cells": 270 * MIB,
@@ -38,7 +38,7 @@ MOST_COARSE_ROWS = 32_768
 
 def interpreter_bytes(stage: str, metric: bool = True) -> int:
     """Return the bytes that a worker holds in a stage before any data; with `metric`, those of pynndescent, too."""
-    return EARLIER_BYTES.get(stage, INTERPRETER_BYTES) + METRIC_BYTES * (
+    return BASELINE_BYTES.get(stage, INTERPRETER_BYTES) + METRIC_BYTES * (
         metric and stage not in ("spool", "vectors", "cells")
     )
 

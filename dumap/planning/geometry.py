@@ -18,7 +18,7 @@ from dumap.config.metrics import arguments
 from dumap.errors import InputError
 from dumap.kernels.edges import default_epochs
 from dumap.kernels.leaves import EXACT_ROWS, LEAF_ROWS
-from dumap.kernels.vectors import ANGULAR, PACKED, embedded_dims
+from dumap.kernels.vectors import ANGULAR, BIT_METRICS, embedded_dims
 from dumap.planning.curve import curve
 from dumap.sources.zarr_array import Precomputed
 
@@ -218,7 +218,7 @@ def make_geometry(
             f"({format_bytes(memory)}): rechunk the array to at most {max(1, memory // 4 // (dims * itemsize))} "
             f"rows a chunk, or set task_memory to {math.ceil(4 * chunk_bytes / 2**20)}MiB or more"
         )
-    numbers = embedded_dims(settings.metric, dims) if settings.metric in PACKED else dims
+    numbers = embedded_dims(settings.metric, dims) if settings.metric in BIT_METRICS else dims
     block_rows = max(1, min(rows, OUTPUT_ROWS, min(BLOCK_BYTES, memory // 8) // (4 * numbers)))
     if chunk_rows <= block_rows:
         block_rows -= block_rows % chunk_rows

@@ -22,7 +22,7 @@ TOLD_SECONDS = 1.0
 """It is told how far a stage is at most this often."""
 
 
-class Telling(Logged):
+class EventObserver(Logged):
     """An observer that sends what it is told as events, plain values each, and logs it where it is.
 
     An event has 'event', the name of an observer's method, and that method's arguments by their names.
@@ -76,7 +76,7 @@ class Replay:
 
 
 @dataclass(frozen=True)
-class Driven:
+class SubmittedRun:
     """A run to be driven elsewhere; see `dumap.engine.submission.Work`."""
 
     config: Config
@@ -90,6 +90,6 @@ class Driven:
 
     def __call__(self, client: Client, tell: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
         """Make the run; return its status as plain values."""
-        found = pipeline.run(self.config, client, Telling(tell), self.force, self.parent)
+        found = pipeline.run(self.config, client, EventObserver(tell), self.force, self.parent)
         plain: dict[str, Any] = json.loads(to_json(found))
         return plain

@@ -187,14 +187,14 @@ def _drive(
             if parent is not None:
                 register(parent.location, output, observer.note)
             engine.attach(job.run, projected.peak_bytes)
-            follow(recipe, job, projected, engine, Watched(observer, lock), force, parent)
+            run_stages(recipe, job, projected, engine, Watched(observer, lock), force, parent)
             job.run.renew()
     except (DumapError, KeyboardInterrupt) as error:
         error.add_note(f"What is committed in {output} is kept; the same command goes on from there.")
         raise
 
 
-def follow(
+def run_stages(
     recipe: Recipe,
     job: Job,
     projected: Plan,

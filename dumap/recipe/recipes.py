@@ -9,7 +9,7 @@ import numpy as np
 from dumap.artifacts.part_names import EMBEDDING
 from dumap.config import Config
 from dumap.errors import InputError
-from dumap.kernels.vectors import PACKED
+from dumap.kernels.vectors import BIT_METRICS
 from dumap.planning.audits import needs_metric
 from dumap.planning.budget import interpreter_bytes
 from dumap.planning.geometry import Geometry, make_geometry
@@ -57,7 +57,7 @@ def geometry_of(config: Config) -> Geometry:
         The input cannot be read or embedded.
     """
     source = open_source(config.input)
-    if config.neighbors.metric in PACKED and source.dtype != np.uint8:
+    if config.neighbors.metric in BIT_METRICS and source.dtype != np.uint8:
         raise InputError(
             f"{config.input.where}: neighbors.metric = {config.neighbors.metric} is of bits packed into uint8, and the "
             f"rows are {source.dtype}: pack them (numpy.packbits(x, axis=1)), or take hamming or jaccard"

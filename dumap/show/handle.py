@@ -12,7 +12,7 @@ from dumap.engine import submission as sent
 from dumap.engine.sharing import Sharing
 from dumap.engine.submission import KILLED, Submission
 from dumap.errors import CancelledError, ClusterError, ConfigError
-from dumap.recipe.driving import Driven, Replay
+from dumap.recipe.driving import Replay, SubmittedRun
 from dumap.recipe.locations import with_places
 from dumap.recipe.observers import Callbacks
 from dumap.recipe.status import status
@@ -225,7 +225,10 @@ def begin(client: Client, config: Config, parent: str | None, force: bool) -> Ha
     if config.cluster.engine == "local":
         raise ConfigError("cluster.engine = 'local' runs in this process: set it to auto, or call dumap.run")
     config = with_places(config, parent)
-    work, sharing = Driven(config, None if parent is None else normalize(parent), force), Sharing.of(config.cluster)
+    work, sharing = (
+        SubmittedRun(config, None if parent is None else normalize(parent), force),
+        Sharing.of(config.cluster),
+    )
     make = partial(sent.send, client, work, config.output, work.digest(), sharing)
     if client.asynchronous:
         made = make()

@@ -12,7 +12,7 @@ import pyarrow.csv
 import pyarrow.parquet
 
 from dumap.errors import InputError
-from dumap.sources.files import Block, Choice, chosen_names, chosen_numbers, readable, text_of
+from dumap.sources.files import Block, FileSelection, chosen_names, chosen_numbers, readable, text_of
 
 BLOCK_BYTES = 4 << 20
 """Bytes of text that are parsed at once."""
@@ -53,10 +53,10 @@ class Parquet:
     Parameters
     ----------
     path : str
-    choice : Choice
+    choice : FileSelection
     """
 
-    def __init__(self, path: str, choice: Choice) -> None:
+    def __init__(self, path: str, choice: FileSelection) -> None:
         self.path, self.left_out = path, list[str]()
         with pyarrow.parquet.ParquetFile(path) as file:
             schema = file.schema_arrow
@@ -141,11 +141,11 @@ class Csv:
     Parameters
     ----------
     path : str
-    choice : Choice
+    choice : FileSelection
     delimiter : str
     """
 
-    def __init__(self, path: str, choice: Choice, delimiter: str) -> None:
+    def __init__(self, path: str, choice: FileSelection, delimiter: str) -> None:
         self.path, self._header, self._delimiter = path, choice.header, delimiter
         with self._reader({}) as reader:
             schema = reader.schema

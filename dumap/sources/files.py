@@ -21,12 +21,12 @@ Block = tuple[np.ndarray, "list[str] | None"]
 LIST_ENDINGS = (".npy", ".npz", ".parquet", ".pq", ".h5", ".hdf5", ".h5ad", ".csv", ".csv.gz", ".tsv", ".tsv.gz")
 INDEX = "_index"
 """Attribute of an AnnData table that names its column of row names."""
-NAMED = 20
+MAX_LISTED = 20
 """Columns that a message names."""
 
 
 @dataclass(frozen=True)
-class Choice:
+class FileSelection:
     """What of a file is taken.
 
     Attributes
@@ -93,7 +93,7 @@ def expand(sources: Sequence[str]) -> list[str]:
     return found
 
 
-def open_table(path: str, choice: Choice) -> Table:
+def open_table(path: str, choice: FileSelection) -> Table:
     """Open a file, by its ending.
 
     Raises
@@ -168,7 +168,7 @@ def chosen_names(path: str, columns: tuple[str, ...] | None, there: Sequence[str
     InputError
         One is not there, or holds no numbers, or none does.
     """
-    listed = ", ".join(map(str, there[:NAMED])) + (", ..." if len(there) > NAMED else "")
+    listed = ", ".join(map(str, there[:MAX_LISTED])) + (", ..." if len(there) > MAX_LISTED else "")
     for column in columns or ():
         if column not in there:
             raise InputError(f"{path}: has no column {column!r}; its columns are {listed}")
@@ -204,12 +204,12 @@ class Sliced:
     path : str
     matrix : array-like
         Of (rows, columns).
-    choice : Choice
+    choice : FileSelection
     names : array-like, optional
         Names of the rows.
     """
 
-    def __init__(self, path: str, matrix: Any, choice: Choice, names: Any = None) -> None:
+    def __init__(self, path: str, matrix: Any, choice: FileSelection, names: Any = None) -> None:
         require_numbers(path, matrix.shape, matrix.dtype)
         self.path, self.left_out = path, list[str]()
         self.columns: list[str] | None = None
@@ -242,7 +242,7 @@ class _Mapped:
         return np.array(np.load(self._path, mmap_mode="r")[rows])
 
 
-def _numpy(path: str, choice: Choice) -> Sliced:
+def _numpy(path: str, choice: FileSelection) -> Sliced:
     if choice.names is not None:
         raise InputError(f"{path}: has no column of names ({choice.names})")
     return Sliced(path, _Mapped(path), choice)
@@ -254,10 +254,10 @@ class Npz:
     Parameters
     ----------
     path : str
-    choice : Choice
+    choice : FileSelection
     """
 
-    def __init__(self, path: str, choice: Choice) -> None:
+    def __init__(self, path: str, choice: FileSelection) -> None:
         self.path, self.left_out = path, list[str]()
         self.columns: list[str] | None = None
         with zipfile.ZipFile(path) as archive:

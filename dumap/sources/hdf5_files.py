@@ -9,13 +9,13 @@ import h5py
 import numpy as np
 
 from dumap.errors import InputError
-from dumap.sources.files import INDEX, Block, Choice, Sliced, chosen_numbers, readable, text_of
+from dumap.sources.files import INDEX, Block, FileSelection, Sliced, chosen_numbers, readable, text_of
 
-NAMED = 10
+MAX_LISTED = 10
 """Arrays that a message names."""
 
 
-def open_hdf5(path: str, choice: Choice) -> Sliced | SparseRows:
+def open_hdf5(path: str, choice: FileSelection) -> Sliced | SparseRows:
     """Open a matrix of a file: the one named, or X of AnnData, or the only one there is.
 
     Raises
@@ -30,7 +30,7 @@ def open_hdf5(path: str, choice: Choice) -> Sliced | SparseRows:
     if key is None:
         key = "X" if "X" in file else matrices[0] if len(matrices) == 1 else None
     if key is None or key not in file:
-        there = ", ".join(matrices[:NAMED]) or "none"
+        there = ", ".join(matrices[:MAX_LISTED]) or "none"
         wanted = "name one of its matrices with --key" if key is None else f"has no array {key!r}"
         raise InputError(f"{path}: {wanted}; there are {there}")
     node, names = file[key], _names(path, file, choice)
@@ -44,7 +44,7 @@ def open_hdf5(path: str, choice: Choice) -> Sliced | SparseRows:
     if kind != "csr_matrix":
         raise InputError(
             f"{path}: {key} is {kind}, which cannot be read row by row; name another array with --key"
-            + (f", such as {', '.join(matrices[:NAMED])}" if matrices else "")
+            + (f", such as {', '.join(matrices[:MAX_LISTED])}" if matrices else "")
         )
     return SparseRows(path, node, choice, names)
 
@@ -57,7 +57,7 @@ def _rows(node: Any) -> int:
     return int(node.shape[0] if isinstance(node, h5py.Dataset) else node.attrs["shape"][0])
 
 
-def _names(path: str, file: Any, choice: Choice) -> Any:
+def _names(path: str, file: Any, choice: FileSelection) -> Any:
     """Return the names of the rows: of the array that is named, or of AnnData's obs; None where there are none."""
     if choice.names is not None:
         if not isinstance(file.get(choice.names), h5py.Dataset):
@@ -76,11 +76,11 @@ class SparseRows:
     path : str
     group : h5py.Group
         With data, indices and indptr.
-    choice : Choice
+    choice : FileSelection
     names : array-like, optional
     """
 
-    def __init__(self, path: str, group: Any, choice: Choice, names: Any) -> None:
+    def __init__(self, path: str, group: Any, choice: FileSelection, names: Any) -> None:
         self.path, self.left_out = path, list[str]()
         self.columns: list[str] | None = None
         self._group, self._names = group, names

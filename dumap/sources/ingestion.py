@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dumap.errors import ConfigError, InputError
-from dumap.sources.files import Choice, expand, open_table
+from dumap.sources.files import FileSelection, expand, open_table
 from dumap.store import NewStore
 
 CHUNK_BYTES = 8 << 20
@@ -30,7 +30,7 @@ class _Facts(NamedTuple):
     left_out: list[str]
 
 
-def _look(path: str, choice: Choice) -> _Facts:
+def _look(path: str, choice: FileSelection) -> _Facts:
     table = open_table(path, choice)
     dtype = np.dtype(np.uint8) if table.dtype.kind == "b" else table.dtype.newbyteorder("=")
     if dtype.itemsize > 8:
@@ -51,7 +51,7 @@ def _check_alike(first: _Facts, other: _Facts) -> None:
 def ingest(
     sources: Sequence[str],
     output: str,
-    choice: Choice | None = None,
+    choice: FileSelection | None = None,
     array: str = "vectors",
     dtype: str | None = None,
     note: Callable[[str], None] = lambda message: None,
@@ -64,7 +64,7 @@ def ingest(
         Paths, patterns, and folders of Parquet; in order, those of a pattern in order of their names.
     output : str
         A path or a URL at which there is nothing. The store is there once it is whole.
-    choice : Choice, optional
+    choice : FileSelection, optional
         What of each file is taken.
     array : str
         What the array is called.
@@ -85,7 +85,7 @@ def ingest(
     StorageError
         The output is there, or cannot be written.
     """
-    choice = choice or Choice()
+    choice = choice or FileSelection()
     if array == NAMES or "/" in array or not array:
         raise ConfigError(f"--array {array}: a name without /, and not {NAMES}, is wanted")
     facts = [_look(path, choice) for path in expand(sources)]
@@ -115,7 +115,9 @@ def ingest(
     }
 
 
-def _copy(facts: Sequence[_Facts], choice: Choice, store: NewStore, array: str, note: Callable[[str], None]) -> bool:
+def _copy(
+    facts: Sequence[_Facts], choice: FileSelection, store: NewStore, array: str, note: Callable[[str], None]
+) -> bool:
     """Copy the rows of files; tell whether they have names."""
     named: bool | None = None
     said = time.monotonic()

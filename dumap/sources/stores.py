@@ -15,7 +15,7 @@ from dumap.errors import InputError
 from dumap.sources.zarr_array import Input
 from dumap.store import Absent
 
-NAMED = 5
+MAX_LISTED = 5
 """Keys and ranges of rows of chunks that are not there that a message names."""
 
 
@@ -77,7 +77,7 @@ class Stores:
         keys = [f"{path}: {key}" for absent, path, _ in found for key in absent.keys]
         spans = [(low + offset, high + offset) for absent, _, offset in found for low, high in absent.spans]
         chunks, of, rows = (sum(getattr(one, name) for one, *_ in found) for name in ("chunks", "of", "rows"))
-        return Absent(chunks, of, rows, keys[:NAMED], spans[:NAMED])
+        return Absent(chunks, of, rows, keys[:MAX_LISTED], spans[:MAX_LISTED])
 
     def require_chunks(self, fill: str | None = None) -> None:
         """Refuse chunks that are not there; name the setting by which they are filled, where there is one."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from dumap.artifacts.audit import NEAR, query_groups, report_name
+from dumap.artifacts.audit import MAP_NEIGHBORS, query_groups, report_name
 from dumap.artifacts.cells import CellTable
 from dumap.artifacts.job import Job
 from dumap.artifacts.neighbors import NeighborLists
@@ -66,7 +66,7 @@ def search_block(job: Job, part: str, number: int) -> None:
     queried, listed = (store.read(AUDIT, f"queries-{number}", name) for name in ("positions", "listed"))
     positions = CellTable(store).positions(store, block)
     x = job.rows(*job.geometry.block(block))
-    k = max(NEAR, job.config.neighbors.searched)
+    k = max(MAP_NEIGHBORS, job.config.neighbors.searched)
     ids, distances = np.full((len(queried), k), -1, np.int64), np.full((len(queried), k), np.inf, np.float32)
     listed_distances, columns = np.full(listed.shape, np.inf, np.float32), columns_of(positions, listed)
     for group, queries in query_groups(job, number, np.arange(len(queried))):
@@ -190,7 +190,7 @@ def project(geometry: Geometry, config: Config, worker_memory: int) -> Projectio
     )  # of one repair at a time
     offers, lists = (SENT_ROWS + 1) * rows * k * (index + 4), rows * k * (index + 5)
     asked = queries * (geometry.dims * 4 + 8 * k + 24)
-    exact_bytes = queries * (geometry.blocks + 1) * (max(k, NEAR) * 12 + k * 4)
+    exact_bytes = queries * (geometry.blocks + 1) * (max(k, MAP_NEIGHBORS) * 12 + k * 4)
     return Projection(
         tasks=times * (geometry.blocks + 3) + repairs * (4 * geometry.cells + 2),
         shuffled_bytes=times * rows * geometry.dims * geometry.itemsize + repairs * (halo + offers),

@@ -80,7 +80,7 @@ def admitted(job: Job, block: int, row_cells: np.ndarray) -> np.ndarray:
     """Return the cells of a block's rows, without those that do not admit them."""
     if not job.run.summary(CELLS, LIMITS)["turned_away"]:
         return row_cells
-    classes, _ = cells.guest_classes(row_cells, job.geometry.block(block)[0], job.config.seed)
+    classes, _ = cells.guest_priorities(row_cells, job.geometry.block(block)[0], job.config.seed)
     return cells.admit(row_cells, classes, job.run.read(CELLS, LIMITS, "limits"))
 
 
@@ -102,7 +102,7 @@ def assign_block(job: Job, part: str) -> None:
     """Choose the home of each row of a block; count its rows by cell and home, and its guests by cell and class."""
     block, count = number_of(part), job.run.summary(CELLS, "packing")["cells"]
     row_cells, _ = route(job, block)
-    classes, class_count = cells.guest_classes(row_cells, job.geometry.block(block)[0], job.config.seed)
+    classes, class_count = cells.guest_priorities(row_cells, job.geometry.block(block)[0], job.config.seed)
     guest = (row_cells >= 0) & (classes >= 0)
     with job.run.part(CELLS, part) as out:
         out.write("home", row_cells[:, 0])

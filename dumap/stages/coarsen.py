@@ -7,7 +7,7 @@ from itertools import pairwise
 import numpy as np
 
 from dumap.artifacts.cells import CellTable
-from dumap.artifacts.coarsen import EDGES, SEEDS, label_checkpoints, labels_reader
+from dumap.artifacts.coarsen import EDGES, LABEL_SOURCES, label_checkpoints, labels_reader
 from dumap.artifacts.graph import Graph
 from dumap.artifacts.job import Job
 from dumap.artifacts.part_names import CELLS, COARSEN, GRAPH, total
@@ -30,11 +30,13 @@ STEP_LABELS = 256
 """Labels between two offsets into a shard's pairs."""
 
 
-def draw_seeds(job: Job, part: str) -> None:
+def draw_label_sources(job: Job, part: str) -> None:
     """Draw the rows from which labels spread."""
     rows, found = CellTable(job.run).rows, []
     for first in range(0, rows, 1 << 20):
-        found.append(start.draw_seeds(job.config.seed, first, min(rows, first + (1 << 20)), coarse_rows(rows), rows))
+        found.append(
+            start.draw_label_sources(job.config.seed, first, min(rows, first + (1 << 20)), coarse_rows(rows), rows)
+        )
     with job.run.part(COARSEN, part) as out:
         out.write("rows", np.concatenate(found))
         out.attributes["count"] = sum(map(len, found))
@@ -62,7 +64,7 @@ def spread_labels(job: Job, part: str, lowest: bool) -> None:
 
 def add_up(job: Job, part: str) -> None:
     """Sum a shard's edges by the labels at both ends."""
-    graph, count = Graph(job.run), job.run.summary(COARSEN, SEEDS)["count"]
+    graph, count = Graph(job.run), job.run.summary(COARSEN, LABEL_SOURCES)["count"]
     number, shard, _ = Checkpoints.parse_piece_name(part)
     graph_pass, (indptr, tails, weights) = Pass(job, labels_reader(job, graph, number)), graph.read(shard)
     labels = graph_pass.page(shard)
@@ -77,7 +79,7 @@ def add_up(job: Job, part: str) -> None:
 
 def merge_edges(job: Job, part: str, names: list[str]) -> None:
     """Sum the edges of all shards, a range of labels at a time, and keep the strongest of each label."""
-    store, count = job.run, job.run.summary(COARSEN, SEEDS)["count"]
+    store, count = job.run, job.run.summary(COARSEN, LABEL_SOURCES)["count"]
     offsets = np.array([store.summary(COARSEN, name)["offsets"] for name in names])
     ranges = np.cumsum(np.diff(offsets, axis=1).sum(axis=0)) * COARSE_PAIR_BYTES // (job.config.task_memory // 4)
     bounds = [0, *(np.flatnonzero(np.diff(ranges)) + 1).tolist(), len(ranges)]
@@ -110,7 +112,7 @@ def run(context: Context) -> dict:
     store, graph, labels = context.run, Graph(context.run), label_checkpoints(context.run)
     ranges = pass_ranges(context, len(graph.shards))
     labels.forget_broken()
-    context.compute(COARSEN, draw_seeds, [SEEDS])
+    context.compute(COARSEN, draw_label_sources, [LABEL_SOURCES])
     passes, left, lowest = labels.latest(), -1, False
     if passes:
         left, lowest = (store.summary(COARSEN, labels.name(passes))[fact] for fact in ("left", "lowest"))
@@ -153,7 +155,7 @@ STAGE = Stage(
     COARSEN,
     keys=("seed", "start.init"),
     reads=(CELLS, GRAPH),
-    writes=(SEEDS, "labels", CHECKPOINT, ADDED, EDGES),
+    writes=(LABEL_SOURCES, "labels", CHECKPOINT, ADDED, EDGES),
     run=run,
     project=project,
     temporary={ADDED: ()},

@@ -39,7 +39,7 @@ SLICES = 8
 def slices_of(rows: int, count: int) -> list[int]:
     """Cut rows into about so many slices of whole blocks."""
     bounds = np.linspace(0, rows, count + 1).astype(int)
-    return [*np.unique(bounds[:-1] // layout.BLOCK * layout.BLOCK).tolist(), rows]
+    return [*np.unique(bounds[:-1] // layout.ROW_GROUP * layout.ROW_GROUP).tolist(), rows]
 
 
 def advance(

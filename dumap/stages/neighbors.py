@@ -127,7 +127,7 @@ def meet_guests(job: Job, part: str) -> None:
         lengths[is_home] = squared[rows[is_home]]
         lengths[~is_home] = kth_distances[rows[~is_home] - cell.home_rows, None]
         x, home = euclidean_rows(job, cell, rows), homes[rows].astype(np.int32)
-        local, lengths = leaves.meet(x, home, probes, indices, lengths, job.config.seed + number)
+        local, lengths = leaves.search_with_guests(x, home, probes, indices, lengths, job.config.seed + number)
         positions = cell.positions[rows]
         return rows, positions, np.where(local >= 0, positions[local], -1), distances_of(job, lengths)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from dumap.artifacts.audit import NEAR, last_audit_part, query_groups, repairs_made
+from dumap.artifacts.audit import MAP_NEIGHBORS, last_audit_part, query_groups, repairs_made
 from dumap.artifacts.cells import CellTable
 from dumap.artifacts.graph import Graph
 from dumap.artifacts.job import Job
@@ -52,7 +52,7 @@ def collect(job: Job, part: str) -> None:
     query_y = np.empty((len(positions), job.config.layout.n_components), np.float32)
     order = np.argsort(positions)
     query_y[order] = state.gather(positions[order])
-    near = min(NEAR, graph.shards.rows - 1)
+    near = min(MAP_NEIGHBORS, graph.shards.rows - 1)
     low_ids = np.full((len(positions), near), -1, np.int64)
     low_distances = np.full(low_ids.shape, np.inf, np.float32)
     for shard in range(len(graph.shards)):
@@ -152,7 +152,7 @@ def run(context: Context) -> dict:
 def project(geometry: Geometry, config: Config, worker_memory: int) -> Projection:
     """Project what the stage will take."""
     queries = min(config.audit.queries, wanted_queries(config), geometry.rows)
-    disk = queries * NEAR * 16 + TRUST_QUERIES * NEAR * 12 * geometry.blocks
+    disk = queries * MAP_NEIGHBORS * 16 + TRUST_QUERIES * MAP_NEIGHBORS * 12 * geometry.blocks
     return Projection(
         tasks=2 * geometry.blocks + 3,
         shuffled_bytes=2 * geometry.rows * geometry.dims * geometry.itemsize,

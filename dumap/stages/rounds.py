@@ -24,7 +24,7 @@ from dumap.stages.layout_common import end, is_checkpoint, layout_parameters, pa
 from dumap.stages.loss import early_stop_epochs, measure_loss, should_stop
 from dumap.store import Checkpoints
 
-PACKED = "packed"
+PACKED_EDGES = "packed"
 """The parts that hold the packed edges of shard ranges."""
 
 
@@ -69,7 +69,7 @@ def pack_range(job: Job, part: str) -> None:
 
 def range_edges(job: Job, shard_range: tuple[int, int]) -> AbstractContextManager[tuple[Edges, np.ndarray]]:
     """Return a range's packed edges and the positions outside that they lead to: kept from the last round, or read."""
-    name = range_name(PACKED, *shard_range)
+    name = range_name(PACKED_EDGES, *shard_range)
     manifest = job.run.manifest(LAYOUT, name)
 
     def read() -> tuple[Edges, np.ndarray]:
@@ -126,7 +126,7 @@ def in_rounds(context: Context, graph: Graph, tasks: int) -> None:
             context.compute(LAYOUT, measure_loss, [loss_name(epoch)], progress=(epoch, epochs))
 
     context.compute(
-        LAYOUT, pack_range, [range_name(PACKED, *shard_range) for shard_range in ranges], progress=(0, epochs)
+        LAYOUT, pack_range, [range_name(PACKED_EDGES, *shard_range) for shard_range in ranges], progress=(0, epochs)
     )
     for epoch in range(checkpoints.latest(epochs), epochs, every):
         measure(epoch)
@@ -142,5 +142,5 @@ def in_rounds(context: Context, graph: Graph, tasks: int) -> None:
     measure(checkpoints.latest())
     end(context.job, checkpoints.latest())
     for part in context.run.committed(LAYOUT):
-        if part.startswith(PACKED):
+        if part.startswith(PACKED_EDGES):
             context.run.discard(LAYOUT, part)

@@ -15,7 +15,7 @@ import zarr
 from dumap.errors import InputError, StorageError
 from dumap.store.objects import names_below
 
-NAMED = 5
+MAX_LISTED = 5
 """Chunks, and ranges of rows, that a message names."""
 _CHUNK = re.compile(r"(?:c[./])?([0-9]{1,18}(?:[./][0-9]{1,18})*)")
 
@@ -60,10 +60,10 @@ def _missing(there: np.ndarray, count: int) -> np.ndarray:
     known = there[: np.searchsorted(there, count)]
     gaps = np.flatnonzero(np.diff(known, prepend=-1, append=count) > 1)
     first: list[int] = []
-    for gap in gaps[:NAMED]:
+    for gap in gaps[:MAX_LISTED]:
         low, high = (known[gap - 1] + 1 if gap else 0), (known[gap] if gap < len(known) else count)
-        first += range(int(low), min(int(high), int(low) + NAMED))
-    return np.array(first[:NAMED], np.int64)
+        first += range(int(low), min(int(high), int(low) + MAX_LISTED))
+    return np.array(first[:MAX_LISTED], np.int64)
 
 
 def _join(spans: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
@@ -103,7 +103,7 @@ def absent_chunks(location: str, array: zarr.Array) -> Absent:
             number = sum(at * step for at, step in zip(place, steps, strict=True))
             if metadata.encode_chunk_key(tuple(place)) == name:
                 there.append(number)
-            elif len(elsewhere) < NAMED:
+            elif len(elsewhere) < MAX_LISTED:
                 elsewhere.append((number, name))
         return there, elsewhere
 

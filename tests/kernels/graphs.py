@@ -7,7 +7,7 @@ import scipy.sparse as sparse
 
 from dumap.kernels.edges import FRACTION_BITS, Edges
 from dumap.kernels.edges import pack as kernel_pack
-from dumap.kernels.layout import BLOCK
+from dumap.kernels.layout import ROW_GROUP
 
 CUTS = [0, 1, 40, 41, 90, 120]
 ROWS = CUTS[-1]
@@ -75,7 +75,7 @@ def layout_graph() -> sparse.csr_matrix:
     degrees = np.diff(found.indptr)
     assert degrees.min() == 0
     assert degrees.max() > 100
-    assert LAYOUT_ROWS % BLOCK
+    assert LAYOUT_ROWS % ROW_GROUP
     return found
 
 

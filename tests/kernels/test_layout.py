@@ -52,8 +52,8 @@ def obvious_epoch(edges, y, m, v, pool, descent=DESCENT, exchanged=None):
             apart = (exchanged[i] if old else y[i]) - y[edges.tails[e]]
             d2 = apart @ apart + 1e-8
             pull += times[e] * np.clip(2 * a * b * d2 ** (b - 1) / (1 + a * d2**b) * apart, -4, 4)
-        block = i // layout.BLOCK
-        count = int(np.ceil(negatives / 2 * totals[block * layout.BLOCK :][: layout.BLOCK].mean()))
+        block = i // layout.ROW_GROUP
+        count = int(np.ceil(negatives / 2 * totals[block * layout.ROW_GROUP :][: layout.ROW_GROUP].mean()))
         apart = POOL_ROWS * UNIT // max(count, 1)
         first = int(hashing.draw(base, block)) % apart
         for n in range(count):
@@ -89,7 +89,7 @@ def test_negatives_are_as_many_as_asked_for(graph, negative_sample_rate):
 def test_a_block_of_more_edges_than_are_looked_at_together():
     upper = np.triu(np.random.default_rng(1).random((ROWS, ROWS)), 1).astype(np.float32)
     edges, before = pack(sparse.csr_matrix(upper + upper.T)), state(2)
-    assert edges.indptr[layout.BLOCK] > 3 * layout.CHUNK
+    assert edges.indptr[layout.ROW_GROUP] > 3 * layout.CHUNK
     for own, wanted in zip(step(edges, *before), obvious_epoch(edges, *before), strict=True):
         np.testing.assert_allclose(own, wanted, rtol=1e-4, atol=1e-4)
 

@@ -34,7 +34,7 @@ def with_guests(
     indices, squared = np.full((len(x), k), -1, np.int32), np.empty((len(x), k))
     squared[:] = np.broadcast_to(reach, len(x))[:, None]
     indices[own], squared[own] = np.where(found >= 0, own[found], -1), lengths
-    return leaves.meet(x, home, probes, indices, squared, 0)
+    return leaves.search_with_guests(x, home, probes, indices, squared, 0)
 
 
 def many_leaves(x: np.ndarray, count: int, guests: int = 0, width: int = 10) -> tuple[np.ndarray, ...]:
@@ -397,6 +397,6 @@ def test_distances_and_order_are_the_metrics(metric):
     distances = vectors.metric_from_squared(squared, metric)
     _, exact = exhaustive(x, np.arange(400), 8, metric, {})
     np.testing.assert_allclose(distances, exact, rtol=1e-4, atol=2e-6)
-    own = named_distances[vectors.PACKED.get(metric, metric)]
+    own = named_distances[vectors.BIT_METRICS.get(metric, metric)]
     for row in (0, 1, 20, 399):
         assert distances[row] == pytest.approx([own(x[row], x[j]) for j in indices[row]], rel=1e-4, abs=2e-6)

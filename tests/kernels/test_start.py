@@ -78,11 +78,11 @@ def test_every_component_left_over_has_a_lowest_row_of_its_own(graph):
 
 
 def test_seeds_are_drawn_by_rows_alone():
-    whole = start.draw_seeds(42, 0, 10_000, 500, 10_000)
+    whole = start.draw_label_sources(42, 0, 10_000, 500, 10_000)
     assert 400 < len(whole) < 600
-    parts = [start.draw_seeds(42, low, high, 500, 10_000) for low, high in pairwise([0, 1, 700, 10_000])]
+    parts = [start.draw_label_sources(42, low, high, 500, 10_000) for low, high in pairwise([0, 1, 700, 10_000])]
     assert np.array_equal(np.concatenate(parts), whole)
-    assert np.array_equal(start.draw_seeds(42, 3, 9, 10_000, 10_000), np.arange(3, 9))
+    assert np.array_equal(start.draw_label_sources(42, 3, 9, 10_000, 10_000), np.arange(3, 9))
 
 
 def test_rows_are_placed_by_their_labels():

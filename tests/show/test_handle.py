@@ -48,14 +48,14 @@ def held(monkeypatch):
     go, there = threading.Event(), threading.Event()
     from dumap.recipe import driving
 
-    class Held(driving.Telling):
+    class Held(driving.EventObserver):
         def started(self, stage, projected_bytes):
             super().started(stage, projected_bytes)
             if stage == "graph":
                 there.set()
                 go.wait(60)
 
-    monkeypatch.setattr(driving, "Telling", Held)
+    monkeypatch.setattr(driving, "EventObserver", Held)
     yield there, go
     go.set()
 

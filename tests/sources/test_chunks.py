@@ -168,5 +168,5 @@ def test_other_arrays_that_are_read_are_refused_too(configure, save, tmp_path):
 
 def test_missing_numbers_are_the_first_ones():
     for there in ([], [0], [3], [0, 1, 2, 4], [1, 3, 5, 7, 9], [8, 9], list(range(10))):
-        wanted = [number for number in range(10) if number not in there][: chunks.NAMED]
+        wanted = [number for number in range(10) if number not in there][: chunks.MAX_LISTED]
         assert chunks._missing(np.array(there, np.int64), 10).tolist() == wanted
