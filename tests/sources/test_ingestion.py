@@ -18,7 +18,7 @@ from scipy import sparse
 
 from dumap.errors import ConfigError, InputError, StorageError
 from dumap.sources import ingestion
-from dumap.sources.files import Choice
+from dumap.sources.files import FileSelection
 from dumap.sources.ingestion import ingest
 from dumap.store.new_store import NewStore
 
@@ -58,23 +58,23 @@ def write_csv(path: str, **more) -> None:
 
 
 KINDS = {
-    "npy": ("x.npy", lambda path: np.save(path, X), Choice(), None),
-    "npy, Fortran": ("x.npy", lambda path: np.save(path, np.asfortranarray(X)), Choice(), None),
-    "npz": ("x.npz", lambda path: np.savez(path, X), Choice(), None),
-    "npz, compressed": ("x.npz", lambda path: np.savez_compressed(path, x=X, y=X[:3]), Choice(key="x"), None),
-    "npz, names": ("x.npz", lambda path: np.savez(path, x=X, ids=np.array(NAMES)), Choice(names="ids"), NAMES),
-    "parquet": ("x.parquet", lambda path: FRAME.to_parquet(path, row_group_size=70), Choice(), NAMES),
-    "parquet, lists": ("x.parquet", write_lists, Choice(names="id"), NAMES),
-    "parquet, fixed lists": ("x.pq", lambda path: write_lists(path, pa.list_(pa.float32(), 6)), Choice(), None),
-    "hdf5": ("x.h5", write_hdf5, Choice(), None),
-    "hdf5, key": ("x.hdf5", write_hdf5, Choice(key="data/x"), None),
-    "h5ad": ("x.h5ad", lambda path: write_h5ad(path, X), Choice(), NAMES),
-    "h5ad, CSR": ("x.h5ad", lambda path: write_h5ad(path, sparse.csr_matrix(np.where(X > 0, X, 0))), Choice(), NAMES),
-    "csv": ("x.csv", write_csv, Choice(), NAMES),
-    "csv, compressed": ("x.csv.gz", write_csv, Choice(), NAMES),
-    "csv, no names": ("x.csv", lambda path: write_csv(path, index=False), Choice(), None),
-    "csv, no header": ("x.csv", lambda path: write_csv(path, index=False, header=False), Choice(header=False), None),
-    "tsv": ("x.tsv", lambda path: write_csv(path, sep="\t", index_label="id"), Choice(names="id"), NAMES),
+    "npy": ("x.npy", lambda path: np.save(path, X), FileSelection(), None),
+    "npy, Fortran": ("x.npy", lambda path: np.save(path, np.asfortranarray(X)), FileSelection(), None),
+    "npz": ("x.npz", lambda path: np.savez(path, X), FileSelection(), None),
+    "npz, compressed": ("x.npz", lambda path: np.savez_compressed(path, x=X, y=X[:3]), FileSelection(key="x"), None),
+    "npz, names": ("x.npz", lambda path: np.savez(path, x=X, ids=np.array(NAMES)), FileSelection(names="ids"), NAMES),
+    "parquet": ("x.parquet", lambda path: FRAME.to_parquet(path, row_group_size=70), FileSelection(), NAMES),
+    "parquet, lists": ("x.parquet", write_lists, FileSelection(names="id"), NAMES),
+    "parquet, fixed lists": ("x.pq", lambda path: write_lists(path, pa.list_(pa.float32(), 6)), FileSelection(), None),
+    "hdf5": ("x.h5", write_hdf5, FileSelection(), None),
+    "hdf5, key": ("x.hdf5", write_hdf5, FileSelection(key="data/x"), None),
+    "h5ad": ("x.h5ad", lambda path: write_h5ad(path, X), FileSelection(), NAMES),
+    "h5ad, CSR": ("x.h5ad", lambda path: write_h5ad(path, sparse.csr_matrix(np.where(X > 0, X, 0))), FileSelection(), NAMES),
+    "csv": ("x.csv", write_csv, FileSelection(), NAMES),
+    "csv, compressed": ("x.csv.gz", write_csv, FileSelection(), NAMES),
+    "csv, no names": ("x.csv", lambda path: write_csv(path, index=False), FileSelection(), None),
+    "csv, no header": ("x.csv", lambda path: write_csv(path, index=False, header=False), FileSelection(header=False), None),
+    "tsv": ("x.tsv", lambda path: write_csv(path, sep="\t", index_label="id"), FileSelection(names="id"), NAMES),
 }
 
 
@@ -175,7 +175,7 @@ def test_columns_are_chosen_by_name(fresh, kind):
     file, output = fresh(f"x.{kind}"), fresh("out.zarr")
     frame = FRAME.astype(np.float64)
     frame.to_csv(file) if kind == "csv" else frame.to_parquet(file)
-    assert ingest([file], output, Choice(("e", "b")))["columns"] == ["e", "b"]
+    assert ingest([file], output, FileSelection(("e", "b")))["columns"] == ["e", "b"]
     np.testing.assert_array_equal(zarr.open_array(output, path="vectors", mode="r")[:], X[:, [4, 1]])
 
 
@@ -184,7 +184,7 @@ def test_columns_are_chosen_by_number(fresh, kind):
     file, output = fresh(f"x.{kind}"), fresh("out.zarr")
     writers = {"npy": np.save, "npz": np.savez, "h5": lambda path, x: write_hdf5(path)}
     writers.get(kind, lambda path, x: np.savetxt(path, x, delimiter=",", fmt="%.17g"))(file, X)
-    ingest([file], output, Choice(("5", "0:3"), header=kind != "csv"))
+    ingest([file], output, FileSelection(("5", "0:3"), header=kind != "csv"))
     np.testing.assert_array_equal(zarr.open_array(output, path="vectors", mode="r")[:], X[:, [5, 0, 1, 2]])
 
 
@@ -226,53 +226,53 @@ def bad(fresh, name: str, write) -> str:
 
 
 REFUSED = {
-    "none": (lambda fresh: fresh("x.npy"), Choice(), "there is no such file"),
-    "URL": (lambda fresh: "s3://data/x.npy", Choice(), "copy them there first"),
-    "ending": (lambda fresh: bad(fresh, "x.xlsx", lambda p: Path(p).touch()), Choice(), "of no known kind"),
-    "no npy": (lambda fresh: bad(fresh, "x.npy", lambda p: Path(p).write_text("a")), Choice(), "cannot be read"),
-    "no zip": (lambda fresh: bad(fresh, "x.npz", lambda p: Path(p).write_text("a")), Choice(), "cannot be read"),
-    "no parquet": (lambda fresh: bad(fresh, "x.pq", lambda p: Path(p).write_text("a")), Choice(), "cannot be read"),
-    "no hdf5": (lambda fresh: bad(fresh, "x.h5", lambda p: Path(p).write_text("a")), Choice(), "cannot be read"),
-    "empty csv": (lambda fresh: bad(fresh, "x.csv", lambda p: Path(p).touch()), Choice(), "cannot be read"),
-    "1-D": (lambda fresh: bad(fresh, "x.npy", lambda p: np.save(p, X[0])), Choice(), "(rows, columns)"),
+    "none": (lambda fresh: fresh("x.npy"), FileSelection(), "there is no such file"),
+    "URL": (lambda fresh: "s3://data/x.npy", FileSelection(), "copy them there first"),
+    "ending": (lambda fresh: bad(fresh, "x.xlsx", lambda p: Path(p).touch()), FileSelection(), "of no known kind"),
+    "no npy": (lambda fresh: bad(fresh, "x.npy", lambda p: Path(p).write_text("a")), FileSelection(), "cannot be read"),
+    "no zip": (lambda fresh: bad(fresh, "x.npz", lambda p: Path(p).write_text("a")), FileSelection(), "cannot be read"),
+    "no parquet": (lambda fresh: bad(fresh, "x.pq", lambda p: Path(p).write_text("a")), FileSelection(), "cannot be read"),
+    "no hdf5": (lambda fresh: bad(fresh, "x.h5", lambda p: Path(p).write_text("a")), FileSelection(), "cannot be read"),
+    "empty csv": (lambda fresh: bad(fresh, "x.csv", lambda p: Path(p).touch()), FileSelection(), "cannot be read"),
+    "1-D": (lambda fresh: bad(fresh, "x.npy", lambda p: np.save(p, X[0])), FileSelection(), "(rows, columns)"),
     "objects": (
         lambda fresh: bad(fresh, "x.npy", lambda p: np.save(p, np.array([[None]]), allow_pickle=True)),
-        Choice(),
+        FileSelection(),
         "cannot be read",
     ),
-    "texts": (lambda fresh: bad(fresh, "x.npy", lambda p: np.save(p, np.array([["a"]]))), Choice(), "of numbers"),
-    "no rows": (lambda fresh: bad(fresh, "x.npy", lambda p: np.save(p, X[:0])), Choice(), "has no rows"),
-    "no columns": (lambda fresh: bad(fresh, "x.npy", lambda p: np.save(p, X[:, :0])), Choice(), "has no columns"),
-    "which": (lambda fresh: bad(fresh, "x.npz", lambda p: np.savez(p, a=X, b=X)), Choice(), "--key: a, b"),
-    "no key": (lambda fresh: bad(fresh, "x.npz", lambda p: np.savez(p, a=X)), Choice(key="b"), "its arrays are a"),
+    "texts": (lambda fresh: bad(fresh, "x.npy", lambda p: np.save(p, np.array([["a"]]))), FileSelection(), "of numbers"),
+    "no rows": (lambda fresh: bad(fresh, "x.npy", lambda p: np.save(p, X[:0])), FileSelection(), "has no rows"),
+    "no columns": (lambda fresh: bad(fresh, "x.npy", lambda p: np.save(p, X[:, :0])), FileSelection(), "has no columns"),
+    "which": (lambda fresh: bad(fresh, "x.npz", lambda p: np.savez(p, a=X, b=X)), FileSelection(), "--key: a, b"),
+    "no key": (lambda fresh: bad(fresh, "x.npz", lambda p: np.savez(p, a=X)), FileSelection(key="b"), "its arrays are a"),
     "Fortran": (
         lambda fresh: bad(fresh, "x.npz", lambda p: np.savez(p, np.asfortranarray(X))),
-        Choice(),
+        FileSelection(),
         "column by column",
     ),
     "no column": (
         lambda fresh: bad(fresh, "x.csv", write_csv),
-        Choice(("a", "z")),
+        FileSelection(("a", "z")),
         "has no column 'z'; its columns are",
     ),
-    "no number": (lambda fresh: bad(fresh, "x.npy", lambda p: np.save(p, X)), Choice(("a",)), "write numbers from 0"),
-    "too far": (lambda fresh: bad(fresh, "x.npy", lambda p: np.save(p, X)), Choice(("0:7",)), "there is no 0:7"),
+    "no number": (lambda fresh: bad(fresh, "x.npy", lambda p: np.save(p, X)), FileSelection(("a",)), "write numbers from 0"),
+    "too far": (lambda fresh: bad(fresh, "x.npy", lambda p: np.save(p, X)), FileSelection(("0:7",)), "there is no 0:7"),
     "header": (
         lambda fresh: bad(fresh, "x.csv", lambda p: write_csv(p, index=False, header=False)),
-        Choice(),
+        FileSelection(),
         "give --no-header",
     ),
     "a word": (
         lambda fresh: bad(fresh, "x.csv", lambda p: Path(p).write_text("a,b\n" + "1,2\n" * 2**20 + "x,2\n")),
-        Choice(),
+        FileSelection(),
         "cannot be read",
     ),
     "ragged": (
         lambda fresh: bad(fresh, "x.pq", lambda p: pq.write_table(pa.table({"v": [[1.0, 2.0], [3.0]]}), p)),
-        Choice(),
+        FileSelection(),
         "not all of 2 numbers",
     ),
-    "CSC": (lambda fresh: bad(fresh, "x.h5ad", lambda p: write_h5ad(p, sparse.csc_matrix(X))), Choice(), "obsm/X_pca"),
+    "CSC": (lambda fresh: bad(fresh, "x.h5ad", lambda p: write_h5ad(p, sparse.csc_matrix(X))), FileSelection(), "obsm/X_pca"),
 }
 
 
