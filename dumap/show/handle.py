@@ -12,10 +12,10 @@ from dumap.engine import submission as sent
 from dumap.engine.sharing import Sharing
 from dumap.engine.submission import KILLED, Submission
 from dumap.errors import CancelledError, ClusterError, ConfigError
-from dumap.recipe.driving import Replay, SubmittedRun
 from dumap.recipe.locations import with_places
 from dumap.recipe.observers import Callbacks
 from dumap.recipe.status import status
+from dumap.recipe.submitted_run import Replay, SubmittedRun
 from dumap.show.result import Result
 from dumap.store import Run
 from dumap.store.disk import normalize

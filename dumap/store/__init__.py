@@ -2,6 +2,11 @@
 
 The only folder that imports zarr and obstore. What a run looks like on disk is promised to readers: whoever changes it
 raises `FORMAT`. Other folders import from here, not from the modules.
+
+- Objects: `objects` (in any backend), `backends`, `disk`, `options` (of buckets), `concurrent_reads`, `patterns`.
+- A run: `run`; `part` (written), `manifests`, `committed` (read), `stored_array`, `checkpoints`, `lock`, `run_keys`,
+  `relative` (locations of other runs), `published` (results of a work place), `row_names`.
+- Zarr beside runs: `arrays`, `new_store`, `annotated` (AnnData's), `metadata`, `chunks`, `bits` (bfloat16), `listing`.
 """
 
 from dumap.store.annotated import AnnDataStore, Slots, remove_tree

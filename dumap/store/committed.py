@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from dumap.errors import DamageError, DroppedError, LockError, StorageError
-from dumap.store.ahead import in_order
+from dumap.store.concurrent_reads import in_order
 from dumap.store.manifests import (
     DONE,
     IDENTITY,

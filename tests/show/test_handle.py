@@ -46,16 +46,16 @@ def data(save, digits_300) -> str:
 def held(monkeypatch):
     """Hold drivers as they begin the graph, until they are let go."""
     go, there = threading.Event(), threading.Event()
-    from dumap.recipe import driving
+    from dumap.recipe import submitted_run
 
-    class Held(driving.EventObserver):
+    class Held(submitted_run.EventObserver):
         def started(self, stage, projected_bytes):
             super().started(stage, projected_bytes)
             if stage == "graph":
                 there.set()
                 go.wait(60)
 
-    monkeypatch.setattr(driving, "EventObserver", Held)
+    monkeypatch.setattr(submitted_run, "EventObserver", Held)
     yield there, go
     go.set()
 

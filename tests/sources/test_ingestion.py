@@ -69,11 +69,21 @@ KINDS = {
     "hdf5": ("x.h5", write_hdf5, FileSelection(), None),
     "hdf5, key": ("x.hdf5", write_hdf5, FileSelection(key="data/x"), None),
     "h5ad": ("x.h5ad", lambda path: write_h5ad(path, X), FileSelection(), NAMES),
-    "h5ad, CSR": ("x.h5ad", lambda path: write_h5ad(path, sparse.csr_matrix(np.where(X > 0, X, 0))), FileSelection(), NAMES),
+    "h5ad, CSR": (
+        "x.h5ad",
+        lambda path: write_h5ad(path, sparse.csr_matrix(np.where(X > 0, X, 0))),
+        FileSelection(),
+        NAMES,
+    ),
     "csv": ("x.csv", write_csv, FileSelection(), NAMES),
     "csv, compressed": ("x.csv.gz", write_csv, FileSelection(), NAMES),
     "csv, no names": ("x.csv", lambda path: write_csv(path, index=False), FileSelection(), None),
-    "csv, no header": ("x.csv", lambda path: write_csv(path, index=False, header=False), FileSelection(header=False), None),
+    "csv, no header": (
+        "x.csv",
+        lambda path: write_csv(path, index=False, header=False),
+        FileSelection(header=False),
+        None,
+    ),
     "tsv": ("x.tsv", lambda path: write_csv(path, sep="\t", index_label="id"), FileSelection(names="id"), NAMES),
 }
 
@@ -231,7 +241,11 @@ REFUSED = {
     "ending": (lambda fresh: bad(fresh, "x.xlsx", lambda p: Path(p).touch()), FileSelection(), "of no known kind"),
     "no npy": (lambda fresh: bad(fresh, "x.npy", lambda p: Path(p).write_text("a")), FileSelection(), "cannot be read"),
     "no zip": (lambda fresh: bad(fresh, "x.npz", lambda p: Path(p).write_text("a")), FileSelection(), "cannot be read"),
-    "no parquet": (lambda fresh: bad(fresh, "x.pq", lambda p: Path(p).write_text("a")), FileSelection(), "cannot be read"),
+    "no parquet": (
+        lambda fresh: bad(fresh, "x.pq", lambda p: Path(p).write_text("a")),
+        FileSelection(),
+        "cannot be read",
+    ),
     "no hdf5": (lambda fresh: bad(fresh, "x.h5", lambda p: Path(p).write_text("a")), FileSelection(), "cannot be read"),
     "empty csv": (lambda fresh: bad(fresh, "x.csv", lambda p: Path(p).touch()), FileSelection(), "cannot be read"),
     "1-D": (lambda fresh: bad(fresh, "x.npy", lambda p: np.save(p, X[0])), FileSelection(), "(rows, columns)"),
@@ -240,11 +254,23 @@ REFUSED = {
         FileSelection(),
         "cannot be read",
     ),
-    "texts": (lambda fresh: bad(fresh, "x.npy", lambda p: np.save(p, np.array([["a"]]))), FileSelection(), "of numbers"),
+    "texts": (
+        lambda fresh: bad(fresh, "x.npy", lambda p: np.save(p, np.array([["a"]]))),
+        FileSelection(),
+        "of numbers",
+    ),
     "no rows": (lambda fresh: bad(fresh, "x.npy", lambda p: np.save(p, X[:0])), FileSelection(), "has no rows"),
-    "no columns": (lambda fresh: bad(fresh, "x.npy", lambda p: np.save(p, X[:, :0])), FileSelection(), "has no columns"),
+    "no columns": (
+        lambda fresh: bad(fresh, "x.npy", lambda p: np.save(p, X[:, :0])),
+        FileSelection(),
+        "has no columns",
+    ),
     "which": (lambda fresh: bad(fresh, "x.npz", lambda p: np.savez(p, a=X, b=X)), FileSelection(), "--key: a, b"),
-    "no key": (lambda fresh: bad(fresh, "x.npz", lambda p: np.savez(p, a=X)), FileSelection(key="b"), "its arrays are a"),
+    "no key": (
+        lambda fresh: bad(fresh, "x.npz", lambda p: np.savez(p, a=X)),
+        FileSelection(key="b"),
+        "its arrays are a",
+    ),
     "Fortran": (
         lambda fresh: bad(fresh, "x.npz", lambda p: np.savez(p, np.asfortranarray(X))),
         FileSelection(),
@@ -255,7 +281,11 @@ REFUSED = {
         FileSelection(("a", "z")),
         "has no column 'z'; its columns are",
     ),
-    "no number": (lambda fresh: bad(fresh, "x.npy", lambda p: np.save(p, X)), FileSelection(("a",)), "write numbers from 0"),
+    "no number": (
+        lambda fresh: bad(fresh, "x.npy", lambda p: np.save(p, X)),
+        FileSelection(("a",)),
+        "write numbers from 0",
+    ),
     "too far": (lambda fresh: bad(fresh, "x.npy", lambda p: np.save(p, X)), FileSelection(("0:7",)), "there is no 0:7"),
     "header": (
         lambda fresh: bad(fresh, "x.csv", lambda p: write_csv(p, index=False, header=False)),
@@ -272,7 +302,11 @@ REFUSED = {
         FileSelection(),
         "not all of 2 numbers",
     ),
-    "CSC": (lambda fresh: bad(fresh, "x.h5ad", lambda p: write_h5ad(p, sparse.csc_matrix(X))), FileSelection(), "obsm/X_pca"),
+    "CSC": (
+        lambda fresh: bad(fresh, "x.h5ad", lambda p: write_h5ad(p, sparse.csc_matrix(X))),
+        FileSelection(),
+        "obsm/X_pca",
+    ),
 }
 
 

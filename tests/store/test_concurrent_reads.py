@@ -10,9 +10,9 @@ import pytest
 
 from dumap.artifacts.part_names import NEIGHBORS
 from dumap.store import Run
-from dumap.store.ahead import in_order
 from dumap.store.backends import Folder
 from dumap.store.committed import READS_AT_ONCE
+from dumap.store.concurrent_reads import in_order
 
 
 class Counting:
