@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from dumap.engine import Observer
     from dumap.planning.plan import Plan
     from dumap.show.result import Result
-    from dumap.sources.spooled import Feed
+    from dumap.sources.spooled import ObjectRows
 
     Path = str | os.PathLike[str]
     Settings = Config | Mapping[str, Any] | Path
@@ -45,7 +45,7 @@ class Cleaned(NamedTuple):
 
 def configure(
     data: Any, output: Path | None, config: Settings | None, settings: dict[str, Any]
-) -> tuple[Config, Feed | None]:
+) -> tuple[Config, ObjectRows | None]:
     """Return the configuration, and the rows of data that have no place of their own."""
     from dumap.recipe.data import input_settings, take
 
@@ -128,11 +128,11 @@ def run(
     from dumap.recipe.observers import Callbacks, Logged
     from dumap.show.result import Result
 
-    settled, feed = configure(data, output, config, settings)
-    client = client or client_of(data, settled)
-    above = None if parent is None else location_of(parent)
+    resolved, feed = configure(data, output, config, settings)
+    client = client or client_of(data, resolved)
+    parent_path = None if parent is None else location_of(parent)
     with Callbacks(Logged() if on_progress is None else on_progress) as observer:
-        found = pipeline.run(settled, client=client, observer=observer, force=force, parent=above, feed=feed)
+        found = pipeline.run(resolved, client=client, observer=observer, force=force, parent=parent_path, feed=feed)
     return Result(found["output"], found)
 
 
@@ -171,8 +171,8 @@ def plan(
     """
     from dumap.recipe import pipeline
 
-    settled, _ = configure(data, output, config, settings)
-    return pipeline.plan(settled) if parent is None else pipeline.plan(settled, location_of(parent))
+    resolved, _ = configure(data, output, config, settings)
+    return pipeline.plan(resolved) if parent is None else pipeline.plan(resolved, location_of(parent))
 
 
 def open_run(path: Path) -> Result:

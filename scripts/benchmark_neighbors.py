@@ -131,7 +131,7 @@ def main() -> None:
     seconds: dict[str, list[float]] = {"dumap": [], "cells": [], "neighbors": [], "umap-learn": []}
     recalls: dict[str, float] = {}
     queries = np.sort(np.random.default_rng(0).choice(source.rows, min(QUERIES, source.rows), replace=False))
-    wanted = exact(source, queries, config.neighbors.others)
+    wanted = exact(source, queries, config.neighbors.graph_k)
     try:
         for number in range(args.rounds):
             seen = ours(config)

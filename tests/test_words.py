@@ -83,6 +83,19 @@ RETIRED = {
     "nannied": "cluster_with_nannies",
     "_heed": "_read_messages",
     "_wonder": "_find_cause",
+    "PACKED": "BIT_METRICS, PACKED_EDGES",
+    "RANKED": "SPEARMAN",
+    "BLOCK": "ROW_GROUP",
+    "SEEDS": "LABEL_SOURCES",
+    "draw_seeds": "draw_label_sources",
+    "Feed": "ObjectRows",
+    "Telling": "EventObserver",
+    "Driven": "SubmittedRun",
+    "NAMED": "CLUSTER_SETTINGS, MAX_LISTED",
+    "EARLIER_BYTES": "BASELINE_BYTES",
+    "guest_classes": "guest_priorities",
+    "meet": "search_with_guests",
+    "driving": "submitted_run",
 }
 """Names of the package's and the tests' that were given up, and what stands in their place."""
 RETIRED_PARTS = {

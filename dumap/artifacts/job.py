@@ -16,7 +16,7 @@ from dumap.kernels.vectors import SPHERICAL, as_embedded, is_wide
 from dumap.planning.geometry import Geometry
 from dumap.sources.opening import open_source
 from dumap.sources.source import Source
-from dumap.sources.spooled import Feed
+from dumap.sources.spooled import ObjectRows
 from dumap.sources.zarr_array import Precomputed
 from dumap.store import Run
 
@@ -53,7 +53,7 @@ class Job:
         Where the runs lie that hold stages of this one, by stage. [read from the run]
     stage : str, optional
         The stage whose parts the task writes; None outside of runs.
-    feed : Feed, optional
+    feed : ObjectRows, optional
         The object that is embedded, where it was given to this process.
     """
 
@@ -64,7 +64,7 @@ class Job:
     token: str | None = None
     inherited: dict[str, str] | None = None
     stage: str | None = None
-    feed: Feed | None = field(default=None, compare=False)
+    feed: ObjectRows | None = field(default=None, compare=False)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name not in OPENED_LOCALLY}

@@ -114,7 +114,7 @@ class Config(Section):
         values = self.model_dump(mode="json", exclude={"output", "cluster", "input", "keep", "quality", "work"})
         for where in ("checkpoint_every", "mode"):
             del values["layout"][where]
-        if self.neighbors.searched == self.neighbors.others:
+        if self.neighbors.search_k == self.neighbors.graph_k:
             del values["neighbors"]["width"]
         if self.neighbors.precomputed is None:
             del values["neighbors"]["precomputed"]

@@ -109,19 +109,19 @@ class NeighborsConfig(Section):
         return self
 
     @property
-    def others(self) -> int:
+    def graph_k(self) -> int:
         """Neighbours of a row in the graph, itself not counted."""
         return self.n_neighbors - 1
 
     @property
-    def searched(self) -> int:
+    def search_k(self) -> int:
         """Neighbours of a row in its list, itself not counted: what is searched, audited, repaired and kept."""
         return (self.width or self.n_neighbors) - 1
 
     @property
     def width_setting(self) -> str:
         """The setting that says how many are searched, for messages."""
-        return "n_neighbors" if self.searched == self.others else "width"
+        return "n_neighbors" if self.search_k == self.graph_k else "width"
 
 
 class CellsConfig(Section):

@@ -25,7 +25,7 @@ from dumap.engine.link import Killed, Link, Lost, carrier, pickled_call
 from dumap.engine.members import Members
 from dumap.engine.process import run_task
 from dumap.errors import ClusterError, DumapError, InputError, StorageError, TaskError
-from dumap.sources.spooled import PART_BYTES, Feed, check_rows
+from dumap.sources.spooled import PART_BYTES, ObjectRows, check_rows
 
 if TYPE_CHECKING:
     import zarr
@@ -64,7 +64,7 @@ class DaskRows:
     Attributes
     ----------
     kind, rows, dims, dtype, names, token
-        As of `Feed`. The token is made of the array's name, which Dask gives to the same array alone.
+        As of `ObjectRows`. The token is made of the array's name, which Dask gives to the same array alone.
 
     Raises
     ------
@@ -159,7 +159,7 @@ def assemble(grid: Grid, dtype: np.dtype) -> np.ndarray:
     return out
 
 
-def failed(error: BaseException, feed: Feed) -> BaseException:
+def failed(error: BaseException, feed: ObjectRows) -> BaseException:
     """Return an error of a collection's own tasks as one that says so."""
     if isinstance(error, DumapError) or not isinstance(error, Exception):
         return error

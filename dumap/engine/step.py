@@ -140,7 +140,7 @@ class Step:
         self.messages, self.question = messages, question
         self.queue = TaskQueue(work.parts, 2)
         self.in_flight: dict[Any, Attempt] = {}
-        self.of: dict[str, list[Any]] = {}
+        self.attempts_of: dict[str, list[Any]] = {}
         self.numbers: dict[int, Any] = {}
         self.done: set[str] = set()
         self.backed_up: set[str] = set()
@@ -192,7 +192,7 @@ class Step:
         call = self.work.call(part, self.sent)
         future = self.tasks.send(self.work.stage, self.name, part, call, workers)
         self.in_flight[future] = Attempt(part, self.sent, workers, self.tasks.now(), backup)
-        self.of.setdefault(part, []).append(future)
+        self.attempts_of.setdefault(part, []).append(future)
         self.numbers[self.sent] = future
 
     def _cancel(self, futures: Sequence[Any]) -> None:
@@ -205,9 +205,9 @@ class Step:
     def _forget(self, future: Any) -> Attempt:
         attempt = self.in_flight.pop(future)
         del self.numbers[attempt.number]
-        self.of[attempt.part].remove(future)
-        if not self.of[attempt.part]:
-            del self.of[attempt.part]
+        self.attempts_of[attempt.part].remove(future)
+        if not self.attempts_of[attempt.part]:
+            del self.attempts_of[attempt.part]
         return attempt
 
     def _send_again(self) -> None:
@@ -226,7 +226,7 @@ class Step:
         parts = [self.in_flight[future].part for future in bound]
         self._cancel(bound)
         for part in dict.fromkeys(parts):
-            if part not in self.of:
+            if part not in self.attempts_of:
                 self.queue.put_back(part)
 
     def _free_threads(self, waiting: Iterable[Attempt]) -> int:
@@ -286,7 +286,7 @@ class Step:
                 )
             self.members.leave_out(attempt.worker, [f"{said} there, and is taken for stuck"])
             self._cancel([future])
-            if part not in self.of:
+            if part not in self.attempts_of:
                 self.queue.put_back(part)
 
     # what comes back ---------------------------------------------------------------------------
@@ -320,7 +320,7 @@ class Step:
             self._finish(part)
         elif isinstance(error, DumapError):
             raise error
-        elif part in self.of:  # another is at it
+        elif part in self.attempts_of:  # another is at it
             return
         elif isinstance(error, Killed):
             if self.queue.died(part, error.workers) >= ATTEMPTS:
@@ -334,7 +334,7 @@ class Step:
             self.queue.put_back(part)
 
     def _finish(self, part: str) -> None:
-        self._cancel(self.of.get(part, []))
+        self._cancel(self.attempts_of.get(part, []))
         self.done.add(part)
         self.work.advanced(len(self.done), len(self.work.parts))
 

@@ -91,7 +91,7 @@ def route(
     seed: int,
     max_cells_per_row: int,
     joined_leaves: int,
-    width: int,
+    max_probes: int,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Choose each row's cells: the home is that of its nearest leaf, and it is a guest in cells of further leaves.
 
@@ -108,18 +108,18 @@ def route(
         Most cells of a row, its home included.
     joined_leaves : int
         Nearest leaves whose cells a row joins. Leaves farther out are probed only in cells that the row is in anyway.
-    width : int
+    max_probes : int
         Most leaves that a row probes in a cell.
 
     Returns
     -------
     row_cells : ndarray of int32, shape (n, max_cells_per_row)
         Home cell first, then cells where the row is a guest; -1 where there is none.
-    probes : ndarray of int32, shape (n, max_cells_per_row, width)
+    probes : ndarray of int32, shape (n, max_cells_per_row, max_probes)
         Leaves to probe in each, numbered within the cell; -1 where there is none.
     """
     row_cells = np.full((len(near), max_cells_per_row), -1, np.int32)
-    probes = np.full((len(near), max_cells_per_row, width), -1, np.int32)
+    probes = np.full((len(near), max_cells_per_row, max_probes), -1, np.int32)
     count = int(cells[-1] + pieces[-1])
     first = np.zeros(count, np.int64)
     leaf_of, begins = np.unique(cells, return_index=True)
@@ -158,7 +158,7 @@ def guest_priorities(row_cells: np.ndarray, start: int, seed: int) -> tuple[np.n
     return classes, guest_ranks * levels
 
 
-def limits(homes: np.ndarray, guests: np.ndarray) -> np.ndarray:
+def admitted_classes(homes: np.ndarray, guests: np.ndarray) -> np.ndarray:
     """Return how many classes of guests each cell admits, so that no cell has many more rows than the others.
 
     Parameters

@@ -45,7 +45,7 @@ def look_up(indptr, tails, cursor, first, page, out):
 
 
 @nb.njit(cache=True, nogil=True)
-def spread(indptr, weights, ends, first, labels):
+def spread_labels(indptr, weights, ends, first, labels):
     """Give each unlabelled row of a shard the label of its strongest labelled neighbour.
 
     A row without edges gets a label of its own.

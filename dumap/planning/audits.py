@@ -50,12 +50,12 @@ def repair_row_bytes(dims: int, k: int, metric: str) -> int:
 
 def most_repair_rows(config: Config, geometry: Geometry) -> int:
     """Return the most rows, home rows and halo, that a cell may hold in a repair."""
-    return config.task_memory // repair_row_bytes(geometry.dims, config.neighbors.searched, config.neighbors.metric)
+    return config.task_memory // repair_row_bytes(geometry.dims, config.neighbors.search_k, config.neighbors.metric)
 
 
 def repair_bytes(config: Config, geometry: Geometry) -> int:
     """Return the bytes of the largest task of a repair."""
-    k, metric, home_rows = config.neighbors.searched, config.neighbors.metric, geometry.most_home_rows
+    k, metric, home_rows = config.neighbors.search_k, config.neighbors.metric, geometry.most_home_rows
     # Every cell may ask for every row.
     asked = geometry.cells * home_rows * 4 + home_rows * (min(geometry.itemsize, 4) * geometry.dims + k * 16)
     objects, table = 4 * OBJECT_BYTES, geometry.cells**2 * 16
@@ -67,4 +67,4 @@ def audit_bytes(config: Config, geometry: Geometry, queries: int) -> int:
     """Return the bytes of a task that compares queries with a block of rows."""
     at_once = min(queries, queries_at_once(config, geometry.dims))
     block = geometry.block_rows * geometry.dims * (2 * geometry.itemsize + 4)
-    return block + at_once * geometry.dims * 16 + queries * (config.neighbors.searched + 15) * 64 + 5 * TILE_BYTES
+    return block + at_once * geometry.dims * 16 + queries * (config.neighbors.search_k + 15) * 64 + 5 * TILE_BYTES

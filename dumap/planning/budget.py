@@ -107,7 +107,7 @@ def shard_layout_bytes(shard_rows: int, k: int, n_components: int) -> int:
 
 def round_bytes(config: Config, shard_rows: int) -> tuple[int, int]:
     """Return the bytes of a round's task without its shards, and how many shards fit beside these."""
-    k, n_components = config.neighbors.others, config.layout.n_components
+    k, n_components = config.neighbors.graph_k, config.layout.n_components
     beside = int(SHARD_EDGES * k * shard_rows) * 40 + pool_bytes(n_components)
     one = shard_layout_bytes(shard_rows, k, n_components)
     return beside, max(1, (config.task_memory - beside) // one)
@@ -117,7 +117,7 @@ def cached_bytes(config: Config, rows: int) -> int:
     """Return the bytes of packed edges that a task of a round may keep: those of the largest shard range."""
     shard_rows = min(shard_rows_of(config), rows)
     _, fitting = round_bytes(config, shard_rows)
-    return min(fitting, -(-rows // shard_rows)) * packed_bytes(shard_rows, config.neighbors.others)
+    return min(fitting, -(-rows // shard_rows)) * packed_bytes(shard_rows, config.neighbors.graph_k)
 
 
 def page_bytes(shard_rows: int, n_components: int) -> int:
@@ -127,7 +127,7 @@ def page_bytes(shard_rows: int, n_components: int) -> int:
 
 def start_bytes(config: Config, rows: int, shard_rows: int) -> int:
     """Return the bytes of the start: a shard, with pages of the others, or the coarse graph."""
-    n_components, edges = config.layout.n_components, int(SHARD_EDGES * config.neighbors.others * shard_rows)
+    n_components, edges = config.layout.n_components, int(SHARD_EDGES * config.neighbors.graph_k * shard_rows)
     pages = min(config.task_memory // 4, -(-rows // shard_rows) * page_bytes(shard_rows, n_components))
     shard = edges * 64 + shard_rows * (32 + 72 * n_components) + pages
     coarse = coarse_rows(rows)
@@ -189,5 +189,5 @@ def layout_bytes(config: Config, rows: int, edges: int, worker_memory: int) -> i
         return host_layout_bytes(rows, edges, config.layout.n_components)
     shard_rows = min(shard_rows_of(config), rows)
     beside, fitting = round_bytes(config, shard_rows)
-    one = shard_layout_bytes(shard_rows, config.neighbors.others, config.layout.n_components)
+    one = shard_layout_bytes(shard_rows, config.neighbors.graph_k, config.layout.n_components)
     return beside + min(fitting, -(-rows // shard_rows)) * one

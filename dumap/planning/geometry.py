@@ -105,7 +105,7 @@ class Geometry:
 
     @property
     def most_rows_at_once(self) -> int:
-        """Most rows of a cell that are searched at once: all, or home rows with one turn of guests."""
+        """Most rows of a cell that are searched at once: all, or home rows with one batch of guests."""
         home = self.most_home_rows
         return min(self.most_cell_rows, home + guests_at_once(self.cell_rows, home))
 
@@ -153,7 +153,7 @@ def guests_at_once(cell_rows: int, home_rows: int) -> int:
 
 def shard_rows_of(config: Config) -> int:
     """Return the most rows of a shard: `graph.shard_rows`, or fewer if a task cannot hold as many."""
-    k, n_components = config.neighbors.others, config.layout.n_components
+    k, n_components = config.neighbors.graph_k, config.layout.n_components
     row_bytes = max(SHARD_EDGES * EDGE_BYTES * k, 64 * SHARD_EDGES * k + 32 + 72 * n_components)
     fitting = int(0.75 * config.task_memory / row_bytes)
     return max(LEAST_SHARD_ROWS, min(config.graph.shard_rows, fitting - fitting % LEAST_SHARD_ROWS))
@@ -161,7 +161,7 @@ def shard_rows_of(config: Config) -> int:
 
 def range_rows_of(config: Config) -> int:
     """Return the rows of a cell in a run with given neighbours."""
-    return max(1, min(OUTPUT_ROWS, config.task_memory // 4 // (config.neighbors.searched * LIST_BYTES)))
+    return max(1, min(OUTPUT_ROWS, config.task_memory // 4 // (config.neighbors.search_k * LIST_BYTES)))
 
 
 def list_rows_of(config: Config, given: Precomputed) -> int:
@@ -173,11 +173,11 @@ def list_rows_of(config: Config, given: Precomputed) -> int:
         Where it has too few columns, or a chunk is more than a task may hold.
     """
     settings, memory, columns = config.neighbors, config.task_memory, given.columns
-    if columns < settings.searched:
+    if columns < settings.search_k:
         raise InputError(
             f"neighbors.precomputed: the arrays of {given.path} have {columns} columns, too few for "
-            f"neighbors.{settings.width_setting} = {settings.searched + 1}, which are the row itself and "
-            f"{settings.searched} others: set {settings.width_setting} to at most {columns + 1}, or to {columns} where "
+            f"neighbors.{settings.width_setting} = {settings.search_k + 1}, which are the row itself and "
+            f"{settings.search_k} others: set {settings.width_setting} to at most {columns + 1}, or to {columns} where "
             f"rows come first among their own neighbors"
         )
     if given.chunk_bytes > memory // 8:
@@ -204,7 +204,7 @@ def make_geometry(
     ConfigError
         Where the metric is not one of rows of so many dims, or the layout's curve cannot be used.
     """
-    settings, k, memory = config.neighbors, config.neighbors.searched, config.task_memory
+    settings, k, memory = config.neighbors, config.neighbors.search_k, config.task_memory
     if rows < k + 2:
         raise InputError(
             f"{config.input.where}: {rows} rows are too few for neighbors.{settings.width_setting} = {k + 1}; "

@@ -9,7 +9,7 @@ from dumap.config import Config
 from dumap.sources.annotated import element_of, is_annotated
 from dumap.sources.objects import is_a, paths_of, rows_of
 from dumap.sources.row_names import names_of
-from dumap.sources.spooled import Feed, location_of
+from dumap.sources.spooled import ObjectRows, location_of
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -20,7 +20,7 @@ def input_settings(data: Any) -> dict[str, Any]:
     return paths_of(data) or {"path": f"<{type(data).__name__}>"}
 
 
-def take(data: Any, config: Config) -> tuple[Config, Feed | None]:
+def take(data: Any, config: Config) -> tuple[Config, ObjectRows | None]:
     """Return the configuration that names the data, and the data's rows, where they have to be copied to the run.
 
     Parameters
@@ -64,7 +64,7 @@ def _collection(data: Any) -> Any:
     return data if is_collection(data) else None
 
 
-def _feed(data: Any) -> Feed:
+def _feed(data: Any) -> ObjectRows:
     if (collection := _collection(data)) is not None:
         from dumap.engine.collections import DaskRows
 

@@ -30,9 +30,9 @@ from dumap.recipe.recipes import geometry_of, make_plan, recipe_of
 from dumap.recipe.relatives import inherited_by, register
 from dumap.recipe.stage_names import DONE, RUN_KEYS
 from dumap.recipe.status import status
-from dumap.recipe.work import placed, publish_results, work_for
+from dumap.recipe.work import config_in_work_place, publish_results, work_for
 from dumap.sources.row_names import keep_names
-from dumap.sources.spooled import SPOOL, Feed
+from dumap.sources.spooled import SPOOL, ObjectRows
 from dumap.stages import Context, Recipe, Stage, Task
 from dumap.store import Lock, Run, claim
 
@@ -53,7 +53,7 @@ def plan(config: Config, parent: str | None = None) -> Plan:
     memory, note, config = config.cluster.memory_limit or 0, Logged().note, with_places(config, parent)
     if parent is None:
         return make_plan(config, geometry_of(config), memory)
-    config, other = resolve_parent(placed(config, work_for(config)), parent, note)
+    config, other = resolve_parent(config_in_work_place(config, work_for(config)), parent, note)
     job = Job(config, geometry_of(config))
     return plan_left(job, stages_left(job, other, note), memory)
 
@@ -78,7 +78,7 @@ def run(
     observer: Observer | None = None,
     force: bool = False,
     parent: str | None = None,
-    feed: Feed | None = None,
+    feed: ObjectRows | None = None,
 ) -> dict:
     """Embed a data set, going on where an earlier call stopped.
 
@@ -93,7 +93,7 @@ def run(
     parent : str, optional
         Another run, of whose finished stages those are read that this one would make alike; a run that was begun with
         a parent knows it.
-    feed : Feed, optional
+    feed : ObjectRows, optional
         The object that `input.path` stands for.
 
     Returns
@@ -109,7 +109,7 @@ def run(
     output, work = config.output, work_for(config)
     if work is None:
         return _run(config, client, observer, force, parent, feed)
-    _run(placed(config, work), client, observer, force, parent, feed, output)
+    _run(config_in_work_place(config, work), client, observer, force, parent, feed, output)
     claim(output, work)
     publish_results(work, output, observer.note)
     return status(output)
@@ -121,7 +121,7 @@ def _run(
     observer: Observer,
     force: bool,
     parent: str | None,
-    feed: Feed | None,
+    feed: ObjectRows | None,
     published: str | None = None,
 ) -> dict:
     """Make a run where its internal folder lies; `published` is its output, where that is another place."""

@@ -45,7 +45,7 @@ def work_for(config: Config) -> str | None:
     return work
 
 
-def placed(config: Config, work: str | None) -> Config:
+def config_in_work_place(config: Config, work: str | None) -> Config:
     """Return the configuration of the run as it is made: in its work place, where it has one."""
     return config if work is None else config.model_copy(update={"output": work, "work": None})
 

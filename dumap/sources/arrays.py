@@ -28,7 +28,7 @@ class ArrayRows:
     Attributes
     ----------
     kind, rows, dims, dtype, names
-        As of `Feed`.
+        As of `ObjectRows`.
 
     Raises
     ------

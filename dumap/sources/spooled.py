@@ -28,7 +28,7 @@ KINDS = "fiub"
 _LOCATION = re.compile(r"spool://([\w.-]+)/([1-9]\d*)x([1-9]\d*)/(\w+)/(\w+)")
 
 
-class Feed(Protocol):
+class ObjectRows(Protocol):
     """Rows of an object that was given to this process.
 
     Attributes
@@ -82,7 +82,7 @@ def check_rows(kind: str, shape: tuple[int, ...], dtype: np.dtype) -> None:
         raise InputError(f"the {kind} is empty: its shape is {shape}")
 
 
-def location_of(feed: Feed) -> str:
+def location_of(feed: ObjectRows) -> str:
     """Return what stands for an object in the configuration."""
     return f"spool://{feed.kind}/{feed.rows}x{feed.dims}/{feed.dtype.name}/{feed.token}"
 

@@ -124,7 +124,7 @@ Recipe = tuple[Stage, ...]
 """Stages in the order in which they run: each reads only those before it."""
 
 DERIVED: dict[str, Callable[[Config], Any]] = {
-    "neighbors.width": lambda config: config.neighbors.searched + 1,
+    "neighbors.width": lambda config: config.neighbors.search_k + 1,
     "layout.seed": lambda config: config.layout_seed,
     "neighbors.precomputed": lambda config: config.neighbors.precomputed is not None,
     "graph.shard_rows": shard_rows_of,

@@ -66,7 +66,7 @@ def search_block(job: Job, part: str, number: int) -> None:
     queried, listed = (store.read(AUDIT, f"queries-{number}", name) for name in ("positions", "listed"))
     positions = CellTable(store).positions(store, block)
     x = job.rows(*job.geometry.block(block))
-    k = max(MAP_NEIGHBORS, job.config.neighbors.searched)
+    k = max(MAP_NEIGHBORS, job.config.neighbors.search_k)
     ids, distances = np.full((len(queried), k), -1, np.int64), np.full((len(queried), k), np.inf, np.float32)
     listed_distances, columns = np.full(listed.shape, np.inf, np.float32), columns_of(positions, listed)
     for group, queries in query_groups(job, number, np.arange(len(queried))):
@@ -83,12 +83,13 @@ def merge_blocks(job: Job, part: str) -> None:
     """Merge the blocks' exact neighbours."""
     store, number = job.run, number_of(part)
     first, *names = part_names(f"search-{number}", job.geometry.blocks)
-    ids, distances, listed = (store.read(AUDIT, first, name) for name in ("ids", "distances", "listed_distances"))
+    arrays = ("ids", "distances", "listed_distances")
+    ids, distances, listed = (store.read(AUDIT, first, array) for array in arrays)
     for name in names:
-        more, scores, nearer = (store.read(AUDIT, name, array) for array in ("ids", "distances", "listed_distances"))
-        both, far = np.hstack([ids, more]), np.hstack([distances, scores])
-        order = np.lexsort((both, far), axis=1)[:, : ids.shape[1]]
-        ids, distances = np.take_along_axis(both, order, 1), np.take_along_axis(far, order, 1)
+        more, more_distances, nearer = (store.read(AUDIT, name, array) for array in arrays)
+        both, both_distances = np.hstack([ids, more]), np.hstack([distances, more_distances])
+        order = np.lexsort((both, both_distances), axis=1)[:, : ids.shape[1]]
+        ids, distances = np.take_along_axis(both, order, 1), np.take_along_axis(both_distances, order, 1)
         np.minimum(listed, nearer, out=listed)
     with store.part(AUDIT, part) as out:
         out.write("ids", ids)
@@ -139,7 +140,7 @@ def report(job: Job, part: str) -> None:
             }
 
 
-def measure(context: Context, number: int) -> dict:
+def audit_lists(context: Context, number: int) -> dict:
     """Audit the lists after `number` repairs, on queries that no other audit has; return the figures."""
     context.compute(AUDIT, collect, [f"queries-{number}"])
     search_parts = part_names(f"search-{number}", context.geometry.blocks)
@@ -154,13 +155,13 @@ def run(context: Context) -> dict:
     settings = context.config.neighbors
     if not context.config.audit.queries:
         return {"queries": 0, "repairs": 0}
-    target, figures = settings.recall_target, measure(context, 0)
+    target, figures = settings.recall_target, audit_lists(context, 0)
     repairs: list[dict] = []
     recalls = [figures.get("recall")]
     while recalls[-1] is not None and recalls[-1] < target and len(repairs) < settings.max_repairs:
         within = figures["recall_within_cells"]
         repairs.append(repair_lists(context, len(repairs) + 1, inside=within is not None and within < target))
-        figures = measure(context, len(repairs))
+        figures = audit_lists(context, len(repairs))
         recalls.append(figures.get("recall"))
         if not repairs[-1]["gained"]:
             break
@@ -182,7 +183,7 @@ def run(context: Context) -> dict:
 
 def project(geometry: Geometry, config: Config, worker_memory: int) -> Projection:
     """Project what the stage will take, with as many repairs as are allowed."""
-    k, index, rows = config.neighbors.searched, geometry.index_dtype.itemsize, geometry.rows
+    k, index, rows = config.neighbors.search_k, geometry.index_dtype.itemsize, geometry.rows
     queries, times = min(config.audit.queries, rows), audits(config)
     repairs = times - 1
     halo = (

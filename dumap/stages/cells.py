@@ -58,7 +58,7 @@ def pack_leaves(job: Job, part: str) -> None:
     """Group the leaves into cells."""
     geometry = job.geometry
     loads = sum(job.run.read(CELLS, block, "loads") for block in part_names("near", geometry.blocks))
-    min_rows = job.config.neighbors.searched + 1
+    min_rows = job.config.neighbors.search_k + 1
     leaf_cells, pieces = cells.assign_leaves(np.asarray(loads), math.ceil(geometry.rows / geometry.cells), min_rows)
     with job.run.part(CELLS, part) as out:
         out.write("cells", leaf_cells)
@@ -123,7 +123,7 @@ def limit_guests(job: Job, part: str) -> None:
         homes[pair[at_home] // count] += times[at_home]
         of_class, times = store.read(CELLS, name, "guests").T
         guests.reshape(-1)[of_class] += times
-    limits = cells.limits(homes, guests)
+    limits = cells.admitted_classes(homes, guests)
     turned_away = np.where(np.arange(classes) < limits[:, None], 0, guests)
     with store.part(CELLS, part) as out:
         out.write("limits", limits)

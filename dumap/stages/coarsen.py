@@ -54,7 +54,7 @@ def spread_labels(job: Job, part: str, lowest: bool) -> None:
         if lowest:
             counts = start.label_lowest(indptr, tails, first, labels, job.config.seed)
         else:
-            counts = start.spread(indptr, weights, graph_pass.ends(indptr, tails), first, labels)
+            counts = start.spread_labels(indptr, weights, graph_pass.ends(indptr, tails), first, labels)
         found.append(labels)
         new, left = new + counts[0], left + counts[1]
     with job.run.part(COARSEN, part) as out:
@@ -135,7 +135,7 @@ def run(context: Context) -> dict:
 
 def project(geometry: Geometry, config: Config, worker_memory: int) -> Projection:
     """Project what the stage will take."""
-    edges, index = 2 * config.neighbors.others * geometry.rows, geometry.index_dtype.itemsize
+    edges, index = 2 * config.neighbors.graph_k * geometry.rows, geometry.index_dtype.itemsize
     if config.start.init != "spectral":
         return Projection(0, 0, 0, 0)
     count = coarse_rows(geometry.rows)

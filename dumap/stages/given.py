@@ -114,12 +114,12 @@ def given_lists(job: Job, positions: np.ndarray, start: int) -> tuple[np.ndarray
         )
     itself = ids == np.arange(start, start + len(positions))[:, None]
     settings = job.config.neighbors
-    if given.columns <= settings.searched and itself.any():
+    if given.columns <= settings.search_k and itself.any():
         raise InputError(
             f"{given.path}, array 'indices', row {start + itself.any(axis=1).argmax()}: the row is among its own "
             f"neighbors, so that {given.columns} columns hold {given.columns - 1} others, too few for "
-            f"neighbors.{settings.width_setting} = {settings.searched + 1}, which are the row itself and "
-            f"{settings.searched} others: set it to at most {given.columns}, and name another output"
+            f"neighbors.{settings.width_setting} = {settings.search_k + 1}, which are the row itself and "
+            f"{settings.search_k} others: set it to at most {given.columns}, and name another output"
         )
     ids[itself] = -1
     return ids, distances
@@ -128,7 +128,7 @@ def given_lists(job: Job, positions: np.ndarray, start: int) -> tuple[np.ndarray
 def take_cell(job: Job, part: str) -> None:
     """Take the lists of one range of rows from the graph that is given, the nearest first."""
     table, cell = CellTable(job.run), number_of(part)
-    shape = (int(table.offsets[cell + 1] - table.offsets[cell]), job.config.neighbors.searched)
+    shape = (int(table.offsets[cell + 1] - table.offsets[cell]), job.config.neighbors.search_k)
     indices, distances = np.full(shape, -1, job.geometry.index_dtype), np.full(shape, np.inf, np.float32)
     for start, stop in job.geometry.lists(cell):
         positions = positions_of_given(job, table, np.arange(start, stop))
@@ -166,7 +166,7 @@ def run_audit(context: Context) -> dict:
     """Audit the lists, which are not repaired; return the figures."""
     if not context.config.audit.queries:
         return {"queries": 0, "repairs": 0}
-    figures = audit.measure(context, 0)
+    figures = audit.audit_lists(context, 0)
     recall = figures.get("recall")
     return {
         **figures,
@@ -200,7 +200,7 @@ def project_cells(geometry: Geometry, config: Config, worker_memory: int) -> Pro
 
 def project_neighbors(geometry: Geometry, config: Config, worker_memory: int) -> Projection:
     """Project what the stage neighbors will take."""
-    k, rows = config.neighbors.searched, geometry.rows
+    k, rows = config.neighbors.search_k, geometry.rows
     lists = min(geometry.cell_rows, rows) * k * LIST_BYTES + (geometry.blocks + geometry.cells) * 48
     return Projection(
         tasks=geometry.cells,

@@ -29,7 +29,7 @@ def disconnection_distance(config: Config) -> float:
 
 def nearest(job: Job, array: str, start: int, stop: int) -> np.ndarray:
     """Read 'indices' or 'distances' of the nearest n_neighbors - 1 entries of the lists of positions [start, stop)."""
-    return NeighborLists(job.run).read(array, start, stop)[:, : job.config.neighbors.others]
+    return NeighborLists(job.run).read(array, start, stop)[:, : job.config.neighbors.graph_k]
 
 
 def sum_up(job: Job, part: str) -> None:
@@ -77,7 +77,7 @@ def direct(job: Job, part: str, mean_distance: float) -> None:
 
 def cut_shards(job: Job, part: str) -> None:
     """Cut the rows into shards, each of no more rows, nor more edges, out and in, than a task may hold."""
-    rows, k, most = CellTable(job.run).rows, job.config.neighbors.others, job.geometry.shard_rows
+    rows, k, most = CellTable(job.run).rows, job.config.neighbors.graph_k, job.geometry.shard_rows
     directed = part_names("directed", len(RowRanges.even(rows, most)))
     into = sum(np.diff(job.run.read(GRAPH, name, "back_offsets")) for name in directed)
     offsets = graph.cut_shards(np.asarray(into), rows, k, most, int(SHARD_EDGES * k * most))
@@ -161,7 +161,7 @@ def unite(job: Job, part: str) -> None:
         }
 
 
-def measure(job: Job, part: str) -> None:
+def find_components(job: Job, part: str) -> None:
     """Find the connected components, in one task that holds a number for each row and one shard's edges at a time."""
     whole = Graph(job.run)
     sets = np.full(whole.shards.rows, -1, job.geometry.index_dtype)
@@ -198,7 +198,7 @@ def run(context: Context) -> dict:
     if context.config.input.unique:
         context.compute(GRAPH, place_block, part_names("repeated_positions", context.geometry.blocks))
     context.compute(GRAPH, unite, united)
-    context.compute(GRAPH, measure, [WHOLE])
+    context.compute(GRAPH, find_components, [WHOLE])
     facts = {fact: total(store, GRAPH, united, fact) for fact in ("edges", "isolated", "inside", "in_degree_zero")}
     edges, health = facts["edges"], store.summary(GRAPH, WHOLE)
     greatest = max(store.summary(GRAPH, name)["greatest_in_degree"] for name in united)
@@ -213,7 +213,7 @@ def run(context: Context) -> dict:
         "edges_inside_shards": facts["inside"] / edges if edges else None,
         "components": health["components"],
         "largest_component": health["largest_share"],
-        "greatest_in_degree": greatest / settings.others,
+        "greatest_in_degree": greatest / settings.graph_k,
         "in_degree_zero": facts["in_degree_zero"],
         "missing": missing,
         "disconnected": disconnected,
@@ -223,13 +223,13 @@ def run(context: Context) -> dict:
 def project(geometry: Geometry, config: Config, worker_memory: int) -> Projection:
     """Project what the stage will take."""
     rows, index, unique = geometry.rows, geometry.index_dtype.itemsize, config.input.unique
-    k, shard_rows = config.neighbors.others, min(geometry.shard_rows, geometry.rows)
+    k, shard_rows = config.neighbors.graph_k, min(geometry.shard_rows, geometry.rows)
     return Projection(
         tasks=3 * geometry.shards + 2 + unique * geometry.blocks,
         shuffled_bytes=rows * k * (2 * index + 4),
         disk_bytes=rows * (k * (2 * index + 8) + unique * (8 + index)) + 2 * k * rows * (index + 4),
         task_bytes=max(
-            int(shard_rows * (k * SHARD_EDGES * EDGE_BYTES + (config.neighbors.searched - k) * 16)),
+            int(shard_rows * (k * SHARD_EDGES * EDGE_BYTES + (config.neighbors.search_k - k) * 16)),
             rows * (index + 2) + 2 * k * shard_rows * index,
         ),
         temporary_bytes={"directed": rows * k * (2 * index + 8)},

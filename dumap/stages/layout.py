@@ -107,7 +107,7 @@ def run(context: Context) -> dict:
     if context.run.is_committed(LAYOUT, END) and last_epoch(context.run) not in checkpoints.numbers():
         context.run.forget(LAYOUT, END)
     context.compute(LAYOUT, draw_pairs, [PAIRS_PART])
-    edges = 2 * config.neighbors.others * rows
+    edges = 2 * config.neighbors.graph_k * rows
     if runs_on_one_host(config, rows, edges, context.worker_memory):
         mode = "host"
         context.compute(LAYOUT, descend, [END], threads=context.host_threads)
@@ -124,7 +124,7 @@ def run(context: Context) -> dict:
 
 def project(geometry: Geometry, config: Config, worker_memory: int) -> Projection:
     """Project what the stage will take: on one host, or in rounds of tasks."""
-    n_components, rows, edges = config.layout.n_components, geometry.rows, 2 * config.neighbors.others * geometry.rows
+    n_components, rows, edges = config.layout.n_components, geometry.rows, 2 * config.neighbors.graph_k * geometry.rows
     state, kept = rows * 4 * n_components * 3, math.ceil(geometry.n_epochs / config.layout.checkpoint_every)
     task_bytes = layout_bytes(config, rows, edges, worker_memory)
     if runs_on_one_host(config, rows, edges, worker_memory):

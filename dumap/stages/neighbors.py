@@ -33,12 +33,12 @@ BatchLists = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 def void_lists(job: Job, rows: int) -> tuple[np.ndarray, np.ndarray]:
     """Return empty lists."""
-    shape = (rows, job.config.neighbors.searched)
+    shape = (rows, job.config.neighbors.search_k)
     return np.full(shape, -1, job.geometry.index_dtype), np.full(shape, np.inf, np.float32)
 
 
 def merge_home(lists: tuple[np.ndarray, np.ndarray], home_rows: int, batch: BatchLists) -> None:
-    """Merge the lists of a turn into those of the home rows.
+    """Merge the lists of a batch into those of the home rows.
 
     Ties go by the hash of positions: the order of the graph, whatever that of the search was.
     """
@@ -49,7 +49,7 @@ def merge_home(lists: tuple[np.ndarray, np.ndarray], home_rows: int, batch: Batc
 
 
 def guest_lists(job: Job, home_rows: int, batch: BatchLists) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the positions, ascending, and lists of those guests for which a turn found neighbours."""
+    """Return the positions, ascending, and lists of those guests for which a batch found neighbours."""
     rows, positions, listed, distances = batch
     guests = np.flatnonzero((rows >= home_rows) & (listed >= 0).any(axis=1))
     guests = guests[np.argsort(rows[guests])]
@@ -71,18 +71,18 @@ def search_home(job: Job, part: str) -> None:
     cell = Cell(job, number, table, guests=False)
     probes = cell.probes(np.arange(cell.home_rows))
     order = leaves.order(np.full(cell.home_rows, -1), probes)
-    seed, k = job.config.seed + number, job.config.neighbors.searched
-    local, lengths = leaves.search(euclidean_rows(job, cell, order), probes[order], k, seed)
+    seed, k = job.config.seed + number, job.config.neighbors.search_k
+    local, squared_home = leaves.search(euclidean_rows(job, cell, order), probes[order], k, seed)
     positions = cell.positions[order]
     listed = np.where(local >= 0, positions[local], -1)
     with job.run.part(NEIGHBORS, part) as out:
         if table.cells == 1:
             lists = void_lists(job, cell.home_rows)
-            merge_home(lists, cell.home_rows, (order, positions, listed, distances_of(job, lengths)))
+            merge_home(lists, cell.home_rows, (order, positions, listed, distances_of(job, squared_home)))
             write_lists(out, *lists)
             return
         indices, squared = np.empty(local.shape, job.geometry.index_dtype), np.empty(local.shape)
-        indices[order], squared[order] = listed, lengths
+        indices[order], squared[order] = listed, squared_home
         out.write("indices", indices)
         out.write("squared", squared)
         out.write("kth_squared", squared[:, -1])
@@ -121,15 +121,17 @@ def meet_guests(job: Job, part: str) -> None:
         inverse_order = np.empty(cell.home_rows + 1, np.int32)
         inverse_order[rows[is_home]], inverse_order[-1] = np.flatnonzero(is_home), -1
         shape = (len(rows), known.shape[1])
-        indices, lengths = np.full(shape, -1, np.int32), np.empty(shape)
+        indices, batch_squared = np.full(shape, -1, np.int32), np.empty(shape)
         listed = known[rows[is_home]]
         indices[is_home] = inverse_order[np.where(listed >= 0, listed - first, -1)]
-        lengths[is_home] = squared[rows[is_home]]
-        lengths[~is_home] = kth_distances[rows[~is_home] - cell.home_rows, None]
+        batch_squared[is_home] = squared[rows[is_home]]
+        batch_squared[~is_home] = kth_distances[rows[~is_home] - cell.home_rows, None]
         x, home = euclidean_rows(job, cell, rows), homes[rows].astype(np.int32)
-        local, lengths = leaves.search_with_guests(x, home, probes, indices, lengths, job.config.seed + number)
+        local, batch_squared = leaves.search_with_guests(
+            x, home, probes, indices, batch_squared, job.config.seed + number
+        )
         positions = cell.positions[rows]
-        return rows, positions, np.where(local >= 0, positions[local], -1), distances_of(job, lengths)
+        return rows, positions, np.where(local >= 0, positions[local], -1), distances_of(job, batch_squared)
 
     write_cell(job, part, cell, table, map(batch, cell.batches()))
 
@@ -144,7 +146,7 @@ def search_cell(job: Job, part: str) -> None:
             with defined_distances(job):
                 seed = job.config.seed + number
                 local, distances = neighbors.search(
-                    cell.vectors(rows), settings.searched, settings.metric, metric_arguments(job), seed
+                    cell.vectors(rows), settings.search_k, settings.metric, metric_arguments(job), seed
                 )
             positions = cell.positions[rows]
             yield rows, positions, np.where(local >= 0, positions[local], -1), distances
@@ -179,8 +181,8 @@ def merge_cell(job: Job, part: str) -> None:
     spans = [(other, *ends.tolist()) for other, ends in zip(others, bounds, strict=True) if ends[1] > ends[0]]
     arrays = ("guests", "guest_indices", "guest_distances")
     found = store.read_each(NEIGHBORS, [(other, array, *ends) for other, *ends in spans for array in arrays])
-    for guests, listed, lengths in zip(found, found, found, strict=True):
-        neighbors.merge(indices, distances, guests - table.offsets[cell], listed, lengths, guests)
+    for guests, listed, distances_there in zip(found, found, found, strict=True):
+        neighbors.merge(indices, distances, guests - table.offsets[cell], listed, distances_there, guests)
     with store.part(NEIGHBORS, part) as out:
         write_lists(out, indices, distances)
 
@@ -212,7 +214,7 @@ def run(context: Context) -> dict:
 
 def project(geometry: Geometry, config: Config, worker_memory: int) -> Projection:
     """Project what the stage will take."""
-    rows, listed, index = geometry.rows, config.neighbors.searched, geometry.index_dtype.itemsize
+    rows, listed, index = geometry.rows, config.neighbors.search_k, geometry.index_dtype.itemsize
     at_once, cells_a_row = geometry.most_rows_at_once, min(config.cells.max_cells_per_row, geometry.cells)
     list_bytes = listed * (index + 4)
     return Projection(

@@ -23,7 +23,7 @@ TRUST_QUERIES = 300
 """Queries for which trustworthiness is computed: each is compared with all rows again."""
 
 
-def spread(count: int, wanted: int) -> np.ndarray:
+def evenly_spaced(count: int, wanted: int) -> np.ndarray:
     """Return at most so many numbers below `count`, evenly spread: queries are in the order of their rows."""
     wanted = min(count, wanted)
     return np.arange(wanted) * count // max(wanted, 1)
@@ -37,7 +37,7 @@ def wanted_queries(config: Config) -> int:
 def trusted(store: Run) -> tuple[np.ndarray, np.ndarray]:
     """Read the numbers of the queries that trustworthiness is computed for, and their nearest rows in the map."""
     chosen = store.read(QUALITY, "queries", "chosen")
-    some = spread(len(chosen), TRUST_QUERIES)
+    some = evenly_spaced(len(chosen), TRUST_QUERIES)
     return chosen[some], store.read(QUALITY, "queries", "map")[some]
 
 
@@ -45,7 +45,7 @@ def collect(job: Job, part: str) -> None:
     """Find the queries' nearest rows in the map."""
     store = job.run
     positions = store.read(AUDIT, last_audit_part(job, "queries"), "positions")
-    chosen = spread(len(positions), wanted_queries(job.config))
+    chosen = evenly_spaced(len(positions), wanted_queries(job.config))
     positions = positions[chosen]
     graph = Graph(store)
     state = last_epoch_state(store, graph)

@@ -81,7 +81,7 @@ def send(job: Job, part: str, number: int) -> None:
 
 def offer_pairs(job: Job, part: str, number: int, inside: bool) -> None:
     """Compare pairs among a cell's home rows and halo; write those that may enter a list, as offers."""
-    store, before, cell, k = job.run, NeighborLists(job.run, number - 1), number_of(part), job.config.neighbors.searched
+    store, before, cell, k = job.run, NeighborLists(job.run, number - 1), number_of(part), job.config.neighbors.search_k
     table = before.table
     first, last = _span(table, cell)
     asked = store.read(AUDIT, f"requests-{number}", "rows")
@@ -126,7 +126,7 @@ def offer_pairs(job: Job, part: str, number: int, inside: bool) -> None:
 
 def merge(job: Job, part: str, number: int) -> None:
     """Merge the offers of all cells into the lists of one cell's home rows."""
-    store, lists, cell, k = job.run, NeighborLists(job.run, number - 1), number_of(part), job.config.neighbors.searched
+    store, lists, cell, k = job.run, NeighborLists(job.run, number - 1), number_of(part), job.config.neighbors.search_k
     first, _ = _span(lists.table, cell)
     before = lists.of(cell, "indices")
     indices, distances = before.copy(), lists.of(cell, "distances").copy()

@@ -90,7 +90,7 @@ def bounding_box(y: np.ndarray) -> dict[str, list[float]]:
     return {"low": y.min(axis=0).tolist(), "high": y.max(axis=0).tolist()}
 
 
-def measure(job: Job, part: str, pieces: list[str], facts: dict) -> None:
+def find_box(job: Job, part: str, pieces: list[str], facts: dict) -> None:
     """Find the bounding box of the coordinates of all parts; write it with the figures of the start.
 
     A coarse layout has the size of the map already: its box is moved, not stretched.
@@ -135,7 +135,7 @@ def spectral_start(context: Context, graph: Graph) -> None:
         context.compute(START, smooth, pieces, passes=passes, progress=(number, steps))
         checkpoints.commit(number, pieces, graph.shards.offsets)
     pieces, facts = checkpoints.pieces(SMOOTHINGS), run.summary(START, COARSE)
-    context.compute(START, measure, [BOX], pieces=pieces, facts=facts)
+    context.compute(START, find_box, [BOX], pieces=pieces, facts=facts)
     context.compute(START, stretch, part_names("coordinates", len(graph.shards)))
 
 
@@ -222,7 +222,7 @@ def placed_start(context: Context, graph: Graph) -> None:
         context.compute(START, find_axes, [AXES])
         facts = context.run.summary(START, AXES)
     context.compute(START, place_span, spans, progress=(0, 2))
-    context.compute(START, measure, [BOX], pieces=spans, facts=facts)
+    context.compute(START, find_box, [BOX], pieces=spans, facts=facts)
     ranges = pass_ranges(context, len(graph.shards))
     context.compute(START, collect, [range_name("collected", *shard_range) for shard_range in ranges], progress=(1, 2))
 
@@ -258,7 +258,7 @@ def run(context: Context) -> dict:
 
 def project(geometry: Geometry, config: Config, worker_memory: int) -> Projection:
     """Project what the stage will take."""
-    edges, n_components = 2 * config.neighbors.others * geometry.rows, config.layout.n_components
+    edges, n_components = 2 * config.neighbors.graph_k * geometry.rows, config.layout.n_components
     shard = start_bytes(config, geometry.rows, min(geometry.shard_rows, geometry.rows))
     return Projection(
         tasks=SMOOTHINGS * geometry.shards,

@@ -239,10 +239,10 @@ def _check_finite(context: Context, blocks: list[str]) -> int:
             f"them rows {', '.join(map(str, first))}: mend them, or leave them out with --set input.nonfinite=drop"
         )
     left, settings = context.geometry.rows - nonfinite, config.neighbors
-    if left < settings.searched + 2:
+    if left < settings.search_k + 2:
         raise InputError(
             f"{config.input.where}: {left} rows are left without those that are not finite, too few for "
-            f"neighbors.{settings.width_setting} = {settings.searched + 1}: give at least {settings.searched + 2}, or, "
+            f"neighbors.{settings.width_setting} = {settings.search_k + 1}: give at least {settings.search_k + 2}, or, "
             f"in another output, set {settings.width_setting} to at most {max(left - 1, 0)}"
         )
     return nonfinite
@@ -278,11 +278,11 @@ def run(context: Context) -> dict:
     context.compute(VECTORS, count_duplicates, parts, buckets=buckets)
     distinct, duplicates = (total(store, VECTORS, parts, fact) for fact in ("distinct", "duplicates"))
     if config.input.unique:
-        settings, least = config.neighbors, config.neighbors.searched + 2
+        settings, least = config.neighbors, config.neighbors.search_k + 2
         if distinct < least:
             raise InputError(
                 f"{config.input.where}: input.unique leaves {distinct} distinct rows, too few for "
-                f"neighbors.{settings.width_setting} = {settings.searched + 1}: give at least {least}, or, in another "
+                f"neighbors.{settings.width_setting} = {settings.search_k + 1}: give at least {least}, or, in another "
                 f"output, set {settings.width_setting} to at most {max(distinct - 1, 0)} or input.unique=false"
             )
         names = part_names("distinct", context.geometry.blocks)

@@ -181,7 +181,7 @@ def turned_away(own, count, start, seed):
     guest = (own >= 0) & (classes >= 0)
     guests = np.bincount(own[guest].astype(int) * many + classes[guest], minlength=count * many)
     homes = np.bincount(own[own[:, 0] >= 0, 0], minlength=count)
-    limits = cells.limits(homes, guests.reshape(count, many))
+    limits = cells.admitted_classes(homes, guests.reshape(count, many))
     return cells.admit(own, classes, limits), homes, limits
 
 

@@ -46,7 +46,7 @@ def test_labels_spread_along_the_strongest_edges_however_the_graph_is_cut(graph)
     out, counts = labels.copy(), np.zeros(2, int)
     for indptr, _, weights, low, ends in labels_at_ends(graph, labels):
         own = out[low : low + len(indptr) - 1]
-        counts += start.spread(indptr, weights, ends, low, own)
+        counts += start.spread_labels(indptr, weights, ends, low, own)
     assert np.array_equal(out, wanted)
     assert alone.any()
     assert counts[1] == (wanted == start.UNLABELLED).sum() > 0
@@ -56,7 +56,7 @@ def test_labels_spread_along_the_strongest_edges_however_the_graph_is_cut(graph)
 def test_rows_without_edges_are_settled_in_one_pass():
     labels = np.array([start.UNLABELLED, 0], np.int32)
     for wanted in ((2, 0), (0, 0)):
-        assert start.spread(np.zeros(3, np.int64), np.empty(0, "f4"), np.empty(0, "i4"), 5, labels) == wanted
+        assert start.spread_labels(np.zeros(3, np.int64), np.empty(0, "f4"), np.empty(0, "i4"), 5, labels) == wanted
         assert labels.tolist() == [-7, -8]
 
 

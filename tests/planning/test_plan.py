@@ -165,7 +165,7 @@ def test_shards_fit_the_memory_of_a_task_however_many_neighbors(memory, k, n_com
     assert shard_rows % 4096 == 0
     assert 4096 <= shard_rows <= 65_536
     assert make_geometry(settings, 10**7, 10, 4, 100).shard_rows == shard_rows
-    others = settings.neighbors.others
+    others = settings.neighbors.graph_k
     row_bytes = max(others * SHARD_EDGES * EDGE_BYTES, others * SHARD_EDGES * 64 + 32 + 72 * n_components)
     assert shard_rows * row_bytes <= 0.75 * memory or shard_rows == 4096
     assert (shard_rows + 4096) * row_bytes > 0.75 * memory or shard_rows == 65_536
@@ -251,7 +251,7 @@ def test_cells_are_projected_as_they_turned_out_to_be():
             (geometry.cell_rows // 4, 3 * geometry.cell_rows),
         )
     )
-    row = cell_row_bytes(geometry.dims, settings.neighbors.searched, settings.neighbors.metric)
+    row = cell_row_bytes(geometry.dims, settings.neighbors.search_k, settings.neighbors.metric)
     found = small.stage("neighbors").peak_bytes
     assert planned.stage("neighbors").peak_bytes - found > 0.45 * geometry.cell_rows * row
     assert found - small.stage("neighbors").held_bytes > 0.5 * geometry.cell_rows * row

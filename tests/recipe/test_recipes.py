@@ -93,8 +93,8 @@ def test_a_configuration_chooses_its_recipe():
 # what stages do, beside what they declare ----------------------------------------------------------
 
 MADE_OF = {
-    "others": "neighbors.n_neighbors",
-    "searched": "neighbors.width",
+    "graph_k": "neighbors.n_neighbors",
+    "search_k": "neighbors.width",
     "width_setting": "neighbors.width",
     "layout_seed": "layout.seed",
 }
