@@ -13,7 +13,7 @@ from dumap.kernels import start
 from dumap.store import Checkpoints, Run
 
 LABEL_SOURCES = "seeds"
-"""The part that holds the seeds: the rows from which labels spread."""
+"""The part that holds the rows from which labels spread."""
 EDGES = "edges"
 """The part that holds the edges of the coarse graph, and how many rows each label has."""
 
@@ -24,17 +24,17 @@ def label_checkpoints(run: Run) -> Checkpoints:
 
 
 def labels_reader(job: Job, graph: Graph, number: int) -> Callable[[int], np.ndarray]:
-    """Return a function that reads a shard's labels after a pass; before the first, only seeds have labels."""
+    """Return a function that reads a shard's labels after a pass; before the first, only the sources have labels."""
     if number:
         checkpoints = label_checkpoints(job.run)
         return lambda shard: checkpoints.read(number, "labels", *graph.shards.span(shard))
-    seeds = job.run.read(COARSEN, LABEL_SOURCES, "rows")
+    sources = job.run.read(COARSEN, LABEL_SOURCES, "rows")
 
     def seeded(shard: int) -> np.ndarray:
         first, stop = graph.shards.span(shard)
         labels = np.full(stop - first, start.UNLABELLED, job.geometry.index_dtype)
-        low, high = np.searchsorted(seeds, [first, stop])
-        labels[seeds[low:high] - first] = np.arange(low, high)
+        low, high = np.searchsorted(sources, [first, stop])
+        labels[sources[low:high] - first] = np.arange(low, high)
         return labels
 
     return seeded

@@ -129,7 +129,7 @@ NEIGHBORS = 3
 PIECES = 4
 """The piece of a crowded leaf that a row goes to."""
 LABEL_SOURCES = 5
-"""The seeds of the coarse graph, the order of rows that no seed reaches, and where the eigensolver starts: the three
+"""The sources of labels, the order of rows that none of these reaches, and where the eigensolver starts: the three
 share one stream, since another would change what runs give."""
 RANDOM_BOX = 6
 """Coordinates of a random start, and the jitter that parts equal coordinates."""
@@ -138,7 +138,7 @@ PHASE = 7
 POOL = 8
 """The rows of an epoch's pool of negative samples."""
 NEGATIVES = 9
-"""Where in the pool a block's negative samples begin."""
+"""Where in the pool the negative samples of a group of rows begin."""
 QUERIES = 10
 """The rows that audit and quality are measured on."""
 EIGEN_NOISE = 11

@@ -1,8 +1,8 @@
 """Stochastic gradient descent on UMAP's cross-entropy, one epoch at a time.
 
 An epoch takes every gradient at the coordinates of the epoch before, of both ends of an edge; then Adam moves all rows.
-A task writes only its own rows, so the result depends neither on threads nor on shards. Rows are computed in blocks
-of neighbouring rows that share their negative samples: each sample is then one vectorized loop over the block.
+A task writes only its own rows, so the result depends neither on threads nor on shards. Rows are computed in groups
+of neighbouring rows that share their negative samples: each sample is then one vectorized loop over the group.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from dumap.kernels.edges import FRACTION_BITS, Edges, samples_in_epoch
 from dumap.kernels.pool import POOL_ROWS
 
 ROW_GROUP = 64
-"""Rows of a block, which share their negative samples; a block begins at a multiple of this."""
+"""Rows of a group, which share their negative samples; a group begins at a multiple of this."""
 CHUNK = 2048
-"""Edges of a block that are computed at once."""
+"""Edges of a group that are computed at once."""
 BETA1, BETA2 = np.float32(0.5), np.float32(0.9)
 EPSILON = np.float32(0.03)
 """What Adam adds to the root mean square gradient, which is usually 1 or more. A component of the graph that only
@@ -36,8 +36,8 @@ def _clip(x):
     return min(max(x, -_CLIP), _CLIP)
 
 
-class _Block(NamedTuple):
-    """Work space for a block of rows, small enough for the processor's first cache.
+class _Block(NamedTuple):  # numba's caches of earlier versions hold this name, and could not be read under another
+    """Work space for a group of rows, small enough for the processor's first cache.
 
     Loops over the last axes have neither branches nor sums across iterations, so that the compiler vectorizes them.
     """
@@ -76,9 +76,9 @@ def _compact_index(sampled_before, width, edge):
 
 
 @nb.njit(cache=True, nogil=True, error_model="numpy")
-def _attract(axes, block, indptr, r, rows, tails, sample_rates, sample_phases, y, exchanged, t, a, b):
+def _attract(axes, group, indptr, r, rows, tails, sample_rates, sample_phases, y, exchanged, t, a, b):
     """Sum the attraction of rows r, r + 1, ...: each sampled edge (i, j) pulls i towards j."""
-    head, head_exchanged, pull, _, row_samples, samples, sampled_before, sampled_tails, sampled_times, force = block
+    head, head_exchanged, pull, _, row_samples, samples, sampled_before, sampled_tails, sampled_times, force = group
     components = len(axes)
     two_ab = np.float32(2) * a * b
     for e in range(indptr[r], indptr[r + rows], CHUNK):
@@ -127,12 +127,12 @@ def _attract(axes, block, indptr, r, rows, tails, sample_rates, sample_phases, y
 
 
 @nb.njit(cache=True, nogil=True, error_model="numpy")
-def _repel(axes, block, number, rows, pool, count, base, a, b, gamma):
-    """Sum the repulsion of a block's rows by `count` negative samples of the pool.
+def _repel(axes, group, number, rows, pool, count, base, a, b, gamma):
+    """Sum the repulsion of a group's rows by `count` negative samples of the pool.
 
-    The samples are at equal steps along the pool from a hashed offset, and the same for all rows of the block.
+    The samples are at equal steps along the pool from a hashed offset, and the same for all rows of the group.
     """
-    head, push = block.head, block.push
+    head, push = group.head, group.push
     components = len(axes)
     two_b = np.float32(2) * b * gamma
     # Offset and step count in 2**-15 of a pool row, so that any number of samples spreads over the whole pool.
@@ -154,7 +154,7 @@ def _repel(axes, block, number, rows, pool, count, base, a, b, gamma):
 
 @nb.njit(cache=True, nogil=True, error_model="numpy")
 def _step_rows(
-    axes, block, start, stop, first, y_offset, indptr, tails, sample_rates, sample_phases, y, exchanged, m, v, pool,
+    axes, group, start, stop, first, y_offset, indptr, tails, sample_rates, sample_phases, y, exchanged, m, v, pool,
     epoch, base, a, b, gamma, negatives, rate, correction1, correction2, out_y,
 ):  # fmt: skip
     """Step rows [start, stop) of a shard; `axes` is a tuple so that its length is known to the compiler."""
@@ -163,26 +163,26 @@ def _step_rows(
         rows = min(ROW_GROUP, stop - r)
         for q in range(rows):
             for c in range(components):
-                block.head[c, q] = y[y_offset + r + q, c]
+                group.head[c, q] = y[y_offset + r + q, c]
                 if exchanged is not None:
-                    block.head_exchanged[c, q] = exchanged[r + q, c]
-        block.pull[:], block.push[:], block.row_samples[:] = _F0, _F0, 0
+                    group.head_exchanged[c, q] = exchanged[r + q, c]
+        group.pull[:], group.push[:], group.row_samples[:] = _F0, _F0, 0
         t = np.int32(epoch)
-        _attract(axes, block, indptr, r, rows, tails, sample_rates, sample_phases, y, exchanged, t, a, b)
-        # The block draws as many negatives as a mean row of it needs; each row weighs them by its own need.
-        wanted = negatives * np.float32(block.row_samples.sum()) / np.float32(rows)
+        _attract(axes, group, indptr, r, rows, tails, sample_rates, sample_phases, y, exchanged, t, a, b)
+        # The group draws as many negatives as a mean row of it needs; each row weighs them by its own need.
+        wanted = negatives * np.float32(group.row_samples.sum()) / np.float32(rows)
         count = np.int64(np.ceil(wanted))
-        _repel(axes, block, (first + r) // ROW_GROUP, rows, pool, count, base, a, b, gamma)
+        _repel(axes, group, (first + r) // ROW_GROUP, rows, pool, count, base, a, b, gamma)
         for q in range(rows):
-            scale = negatives * np.float32(block.row_samples[q]) / np.float32(max(count, 1))
+            scale = negatives * np.float32(group.row_samples[q]) / np.float32(max(count, 1))
             for c in range(components):
                 # Adam (Kingma and Ba 2015): moments m and v of the gradient g, corrected for their start at zero.
-                g = block.pull[c, q] - scale * block.push[c, q]
+                g = group.pull[c, q] - scale * group.push[c, q]
                 m1 = BETA1 * m[r + q, c] + (_F1 - BETA1) * g
                 v1 = BETA2 * v[r + q, c] + (_F1 - BETA2) * (g * g)
                 m[r + q, c], v[r + q, c] = m1, v1
                 step = rate * (m1 * correction1) / (np.sqrt(v1 * correction2) + EPSILON)
-                out_y[r + q, c] = block.head[c, q] - step
+                out_y[r + q, c] = group.head[c, q] - step
 
 
 class LayoutParameters(NamedTuple):
@@ -286,11 +286,11 @@ def step_epoch(
     Raises
     ------
     ValueError
-        Rows do not begin and end where blocks do.
+        Rows do not begin and end where groups do.
     """
     if start % ROW_GROUP or first % ROW_GROUP or (stop % ROW_GROUP and stop < len(out_y)):
         raise ValueError(
-            f"rows [{start}, {stop}) of a shard that begins at {first} are not whole blocks of {ROW_GROUP}"
+            f"rows [{start}, {stop}) of a shard that begins at {first} are not whole groups of {ROW_GROUP}"
         )
     base = hashing.draws(parameters.seed, hashing.NEGATIVES, np.array([epoch]))[0]
     rate = parameters.learning_rate * (1.0 - epoch / parameters.n_epochs)

@@ -16,7 +16,7 @@ from dumap.kernels.threads import one_thread
 EQUAL = 1e-12
 """A component whose variance is a smaller share of its mean square is constant but for rounding."""
 UNLABELLED = -1
-"""A label is a seed's number; or -2 - i if no seed is in the row's component, i being a nearby row with a low hash."""
+"""A label is a source's number; or, where none is in the row's component, -2 - i of a nearby row i with a low hash."""
 
 
 @nb.njit(cache=True, nogil=True)
@@ -127,7 +127,7 @@ def label_lowest(indptr, tails, first, labels, seed):
 
 
 def draw_label_sources(seed: int, first: int, stop: int, wanted: int, rows: int) -> np.ndarray:
-    """Return the seeds in [first, stop): each row is one with probability wanted / rows, by its hash."""
+    """Return the sources of labels in [first, stop): each row is one with probability wanted / rows, by its hash."""
     ids = np.arange(first, stop)
     if wanted >= rows:
         return ids
@@ -136,7 +136,7 @@ def draw_label_sources(seed: int, first: int, stop: int, wanted: int, rows: int)
 
 
 def interpolate(labels: np.ndarray, coarse: np.ndarray, seed: int) -> np.ndarray:
-    """Place each row at the coarse coordinates of its label, or, without a seed's label, at random in their box.
+    """Place each row at the coarse coordinates of its label, or, without a source's label, at random in their box.
 
     Parameters
     ----------

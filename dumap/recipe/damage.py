@@ -15,7 +15,7 @@ from dumap.store import IDENTITY, INHERITED, LOCKS, Lock, Run, await_end, intern
 
 
 def forget(run: Run, stage: str, part: str) -> None:
-    """Forget a part, and that its stage is done."""
+    """Remove the manifests of a part and of its finished stage, so that both are made again; objects stay."""
     run.forget(stage, part)
     if stage in ALL_STAGES:
         run.forget(DONE, stage)

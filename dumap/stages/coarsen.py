@@ -1,4 +1,4 @@
-"""coarsen: labels that spread along the edges, and the graph of the labels: rows that share one are one of its rows."""
+"""coarsen: labels spread along the edges; rows with equal labels become one row of the coarse graph."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def draw_label_sources(job: Job, part: str) -> None:
 
 
 def spread_labels(job: Job, part: str, lowest: bool) -> None:
-    """Run one label pass on a shard range: labels spread; or, with `lowest`, rows without a seed get their own."""
+    """Run one label pass on a shard range: labels spread; or, with `lowest`, rows that none reaches get their own."""
     graph = Graph(job.run)
     number, begin, end = Checkpoints.parse_piece_name(part)
     graph_pass, found, new, left = Pass(job, labels_reader(job, graph, number - 1)), [], 0, 0

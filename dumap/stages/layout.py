@@ -37,7 +37,7 @@ SLICES = 8
 
 
 def slices_of(rows: int, count: int) -> list[int]:
-    """Cut rows into about so many slices of whole blocks."""
+    """Cut rows into about so many slices of whole groups."""
     bounds = np.linspace(0, rows, count + 1).astype(int)
     return [*np.unique(bounds[:-1] // layout.ROW_GROUP * layout.ROW_GROUP).tolist(), rows]
 

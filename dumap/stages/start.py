@@ -1,6 +1,7 @@
 """start: the first coordinates of every row, by position.
 
-With spectral, rows take the coordinates of their labels in the coarse layout, which passes over the graph then smooth.
+With spectral, the coarse graph is laid out first. Each row begins where its label lies there; passes over the graph
+then smooth the coordinates.
 """
 
 from __future__ import annotations

@@ -172,7 +172,7 @@ class Committed(Objects):
         return 1 if self.owner(stage).is_local else READS_AT_ONCE
 
     def discard(self, stage: str, name: str) -> None:
-        """Remove a part: its manifest first, then its objects."""
+        """Remove a part as if it had never been: its manifest first, then its objects."""
         self.discard_all(stage, [name])
 
     def discard_all(self, stage: str, names: Sequence[str]) -> None:
@@ -196,7 +196,7 @@ class Committed(Objects):
         return "dropped" in self.manifest(stage, name)
 
     def drop(self, stage: str, names: Sequence[str]) -> int:
-        """Delete the objects of parts, which still count as made; return the bytes that were freed.
+        """Delete the objects of parts, whose manifests stay and count as made; return the bytes that were freed.
 
         Their manifests say so, durably, before anything is removed, so that they stay dropped if this ends halfway.
         """
@@ -226,7 +226,7 @@ class Committed(Objects):
         self.delete_all(left)
 
     def forget(self, stage: str, name: str) -> None:
-        """Remove a part's manifest, readable or not, so that the part no longer counts."""
+        """Remove a part's manifest alone, readable or not, so that the part no longer counts; its objects stay."""
         self.forget_all(stage, [name])
 
     def forget_all(self, stage: str, names: Sequence[str]) -> None:

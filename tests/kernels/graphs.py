@@ -66,7 +66,7 @@ UNIT = 1 << FRACTION_BITS
 
 
 def layout_graph() -> sparse.csr_matrix:
-    """A symmetric graph with rows of no edge, of a few and of many; 300 rows are not a whole number of blocks."""
+    """A symmetric graph with rows of no edge, of a few and of many; 300 rows are not a whole number of groups."""
     rng = np.random.default_rng(0)
     degree = np.minimum(1, rng.pareto(1.0, LAYOUT_ROWS) / 6) * (np.arange(LAYOUT_ROWS) % 29 > 0)
     chosen = np.triu(rng.random((LAYOUT_ROWS, LAYOUT_ROWS)) < degree[:, None] * degree, 1)

@@ -52,10 +52,10 @@ def obvious_epoch(edges, y, m, v, pool, descent=DESCENT, exchanged=None):
             apart = (exchanged[i] if old else y[i]) - y[edges.tails[e]]
             d2 = apart @ apart + 1e-8
             pull += times[e] * np.clip(2 * a * b * d2 ** (b - 1) / (1 + a * d2**b) * apart, -4, 4)
-        block = i // layout.ROW_GROUP
-        count = int(np.ceil(negatives / 2 * totals[block * layout.ROW_GROUP :][: layout.ROW_GROUP].mean()))
+        group = i // layout.ROW_GROUP
+        count = int(np.ceil(negatives / 2 * totals[group * layout.ROW_GROUP :][: layout.ROW_GROUP].mean()))
         apart = POOL_ROWS * UNIT // max(count, 1)
-        first = int(hashing.draw(base, block)) % apart
+        first = int(hashing.draw(base, group)) % apart
         for n in range(count):
             away = y[i] - pool[(first + n * apart) // UNIT]
             d2 = away @ away
@@ -86,7 +86,7 @@ def test_negatives_are_as_many_as_asked_for(graph, negative_sample_rate):
 
 
 @pytest.mark.slow
-def test_a_block_of_more_edges_than_are_looked_at_together():
+def test_a_group_of_more_edges_than_are_looked_at_together():
     upper = np.triu(np.random.default_rng(1).random((ROWS, ROWS)), 1).astype(np.float32)
     edges, before = pack(sparse.csr_matrix(upper + upper.T)), state(2)
     assert edges.indptr[layout.ROW_GROUP] > 3 * layout.CHUNK
@@ -186,8 +186,8 @@ def test_an_epoch_writes_its_rows_alone(graph):
 
 
 @pytest.mark.parametrize(("start", "stop", "first"), [(1, ROWS, 0), (0, 100, 0), (0, ROWS, 7)])
-def test_rows_that_are_not_whole_blocks_are_refused(graph, start, stop, first):
-    with pytest.raises(ValueError, match="not whole blocks of 64"):
+def test_rows_that_are_not_whole_groups_are_refused(graph, start, stop, first):
+    with pytest.raises(ValueError, match="not whole groups of 64"):
         step(pack(graph), *state(2), start, stop, first)
 
 

@@ -77,7 +77,7 @@ def test_every_component_left_over_has_a_lowest_row_of_its_own(graph):
     assert not graph[chosen][:, chosen].nnz
 
 
-def test_seeds_are_drawn_by_rows_alone():
+def test_label_sources_are_drawn_by_rows_alone():
     whole = start.draw_label_sources(42, 0, 10_000, 500, 10_000)
     assert 400 < len(whole) < 600
     parts = [start.draw_label_sources(42, low, high, 500, 10_000) for low, high in pairwise([0, 1, 700, 10_000])]
