@@ -68,7 +68,7 @@ def raising(error: Exception):
     """Make a task that fails at its third part."""
 
     def fail(job, part):
-        if part.endswith("2"):
+        if part.endswith("00002"):
             raise error
 
     return fail

@@ -100,7 +100,7 @@ def test_a_failing_task_is_named_and_ends_the_step(engine, job, error, raised):
 
     def fail(job, part):
         ran.append(part)
-        if part.endswith("2"):
+        if part.endswith("00002"):
             raise error
 
     with pytest.raises(raised, match=str(error.args[-1])) as caught:

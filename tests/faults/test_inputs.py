@@ -316,9 +316,9 @@ def test_the_starts_kernels_reach_beyond_32_bits(vast):
     counts = [start.label_lowest(indptr, tails, FAR, own, seed) for seed, own in enumerate(alone)]
     assert set(counts) == {(1, 0), (0, 1)}
     assert {own[0] for own in alone} == {start.UNLABELLED, -2 - FAR}
-    assert start.spread(indptr, weights, ends, FAR, labels) == (1, 0)
+    assert start.spread_labels(indptr, weights, ends, FAR, labels) == (1, 0)
     assert labels.tolist() == [9]
-    assert start.spread(np.array([FAR, FAR]), weights, ends, FAR, labels) == (1, 0)
+    assert start.spread_labels(np.array([FAR, FAR]), weights, ends, FAR, labels) == (1, 0)
     assert labels.tolist() == [-2 - FAR]
     sums, totals, y = np.zeros((1, 1)), np.zeros(1), np.array([[0], [0], [0], [4], [0], [16]], np.float32)
     start.pull(indptr, tails, weights, indptr[:-1].copy(), FAR, y, sums, totals)
