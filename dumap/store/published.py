@@ -91,13 +91,10 @@ def publish(work: str, output: str, run_keys: RunKeys) -> int:
         for key in sorted(keys, key=lambda key: key.endswith("zarr.json")):  # an array is there once its chunks are
             if key.endswith("zarr.json"):
                 copied += _renew(target, key, _array(source, key))
-            elif target.size(key) != source.size(key):
-                target.put(key, source.get(key) or b"")
-                copied += source.size(key)
+            else:
+                copied += _copy(source, target, key)
     for key in sorted(source.keys(ROW), key=lambda key: key.endswith("zarr.json")):
-        if target.size(key) != source.size(key):
-            target.put(key, source.get(key) or b"")
-            copied += source.size(key)
+        copied += _copy(source, target, key)
     own = {**_group(source), metadata.CONSOLIDATED: metadata.consolidate(target.nodes())}
     return copied + _renew(target, "zarr.json", own)
 
@@ -112,9 +109,20 @@ def damaged_copies(work: str, output: str) -> Iterator[str]:
             if key.startswith(tuple(f"{name}/" for name in FINALS)) and target.digest(key, size) != known:
                 yield key
     written = {f"{name}/zarr.json": _array(source, f"{name}/zarr.json") for name in FINALS}
+    written_arrays = {key.removesuffix("/zarr.json"): own for key, own in written.items()}
     for key, own in {**written, "zarr.json": _group(source)}.items():
-        if not metadata.holds(metadata.parse(target.get(key)), own):
+        found = metadata.parse(target.get(key))
+        if not metadata.holds(found, own) or (key == "zarr.json" and not metadata.consolidates(found, written_arrays)):
             yield key
+
+
+def _copy(source: Run, target: Run, key: str) -> int:
+    """Copy an object unless one of its size is there; return the bytes that were copied."""
+    size = source.size(key)
+    if target.size(key) == size:
+        return 0
+    target.put(key, source.get(key) or b"")
+    return size
 
 
 def _group(source: Run) -> metadata.Document:
