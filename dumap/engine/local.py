@@ -12,7 +12,7 @@ from typing import Any
 
 from dumap.artifacts.job import Job
 from dumap.engine import process
-from dumap.errors import DumapError, StorageError, TaskError
+from dumap.errors import TaskError
 from dumap.sources.arrays import ArrayRows
 from dumap.stages import rounds, spool
 from dumap.store import Run
@@ -204,7 +204,7 @@ class _Step:
             if kind == "tick":
                 advanced(what, said)
             elif kind == "failed":
-                raise _named(said, f"{self._job.title(self._task)} {what}")
+                raise process.named_error(said, f"{self._job.title(self._task)} {what}")
             else:
                 done += 1
                 self.peak_bytes = max(self.peak_bytes, said["peak_bytes"])
@@ -226,15 +226,3 @@ class _Step:
         deadline = None if seconds is None else time.monotonic() + seconds
         for thread in threads:
             thread.join(None if deadline is None else max(0.0, deadline - time.monotonic()))
-
-
-def _named(error: BaseException, name: str) -> BaseException:
-    """Return an error that names the part; dumap's own errors, and what is no Exception, unchanged."""
-    if isinstance(error, DumapError) or not isinstance(error, Exception):
-        return error
-    if isinstance(error, OSError):
-        named: DumapError = StorageError(f"{name}: {error}")
-    else:
-        named = TaskError(f"{name} failed: {type(error).__name__}: {error}")
-    named.__cause__ = error
-    return named

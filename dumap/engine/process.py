@@ -22,6 +22,7 @@ from threadpoolctl import threadpool_info
 
 from dumap.artifacts.job import Job
 from dumap.engine import memory
+from dumap.errors import DumapError, StorageError, TaskError
 from dumap.kernels import hashing
 from dumap.kernels.threads import SharedSetting, one_thread
 from dumap.planning.budget import compiling_bytes
@@ -139,3 +140,15 @@ def run_task(
         task(replace(job, tick=tick), part, **options)
         seconds = time.perf_counter() - start
         return {"peak_bytes": memory.peak(), "held_bytes": _baseline().bytes, "seconds": seconds}
+
+
+def named_error(error: BaseException, name: str) -> BaseException:
+    """Return an error that names the part; dumap's own errors, and what is no Exception, unchanged."""
+    if isinstance(error, DumapError) or not isinstance(error, Exception):
+        return error
+    if isinstance(error, OSError):
+        named: DumapError = StorageError(f"{name}: {error}")
+    else:
+        named = TaskError(f"{name} failed: {type(error).__name__}: {error}")
+    named.__cause__ = error
+    return named

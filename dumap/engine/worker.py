@@ -13,8 +13,8 @@ from distributed import Reschedule, Status, Worker, get_worker
 
 from dumap.artifacts.job import Job
 from dumap.engine.checks import Requirements, UnfitWorker, WorkerFacts, differences
-from dumap.engine.process import cache_error, cpu, run_task, versions
-from dumap.errors import DumapError, StorageError, TaskError
+from dumap.engine.process import cache_error, cpu, named_error, run_task, versions
+from dumap.errors import DumapError, StorageError
 from dumap.stages import rounds
 from dumap.store import FORMAT, IDENTITY, Run, learn_options, manifest_key, probe, set_threads
 from dumap.store.objects import digest, lacks_room
@@ -189,7 +189,4 @@ def execute(task: Callable[..., None], job: Job, part: str, options: dict[str, A
             raise Reschedule() from error
         if isinstance(error, DumapError):
             raise
-        name = f"{job.title(task)} {part}"
-        if isinstance(error, OSError):
-            raise StorageError(f"{name}: {error}") from error
-        raise TaskError(f"{name} failed: {type(error).__name__}: {error}") from error
+        raise named_error(error, f"{job.title(task)} {part}") from error
