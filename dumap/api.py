@@ -128,11 +128,13 @@ def run(
     from dumap.recipe.observers import Callbacks, Logged
     from dumap.show.result import Result
 
-    resolved, feed = configure(data, output, config, settings)
+    resolved, object_rows = configure(data, output, config, settings)
     client = client or client_of(data, resolved)
     parent_path = None if parent is None else location_of(parent)
     with Callbacks(Logged() if on_progress is None else on_progress) as observer:
-        found = pipeline.run(resolved, client=client, observer=observer, force=force, parent=parent_path, feed=feed)
+        found = pipeline.run(
+            resolved, client=client, observer=observer, force=force, parent=parent_path, object_rows=object_rows
+        )
     return Result(found["output"], found)
 
 

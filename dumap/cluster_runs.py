@@ -62,11 +62,11 @@ def submit(
     from dumap.engine.connect import open_client
     from dumap.show.handle import begin
 
-    settled, feed = configure(data, output, config, settings)
-    if feed is not None:
+    settled, object_rows = configure(data, output, config, settings)
+    if object_rows is not None:
         raise ConfigError(
-            f"submit: the rows of the {feed.kind} are in this process, which may leave: write them to a Zarr array, or "
-            f"call dumap.run"
+            f"submit: the rows of the {object_rows.kind} are in this process, which may leave: write them to a Zarr "
+            f"array, or call dumap.run"
         )
     reached = open_client(settled.cluster) if client is None else client
     return begin(reached, settled, None if parent is None else location_of(parent), force)

@@ -96,6 +96,17 @@ RETIRED = {
     "guest_classes": "guest_priorities",
     "meet": "search_with_guests",
     "driving": "submitted_run",
+    "Executor": "DaskEngine",
+    "Committed": "CommittedParts",
+    "Work": "StepSpec, DriverFunction",
+    "WORK": "PROGRESS_KEYS",
+    "STUCK": "MAX_STUCK",
+    "last_work": "last_progress",
+    "attend": "reset_timeouts",
+    "perform": "run_checked_task, run_driver",
+    "internal": "internal_location",
+    "relatives": "family",
+    "_out_of_the_pool": "_secede_while_waiting",
 }
 """Names of the package's and the tests' that were given up, and what stands in their place."""
 RETIRED_PARTS = {

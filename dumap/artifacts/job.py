@@ -30,7 +30,7 @@ def _silent(done: float, total: float) -> None:
     return None
 
 
-OPENED_LOCALLY = ("run", "input", "precomputed", "centre", "feed")
+OPENED_LOCALLY = ("run", "input", "precomputed", "centre", "object_rows")
 """Attributes that a job opens where its task runs, or that are of one process, and that are not sent with it."""
 CENTRE = "centre"
 """The part of stage vectors that holds the centre."""
@@ -53,7 +53,7 @@ class Job:
         Where the runs lie that hold stages of this one, by stage. [read from the run]
     stage : str, optional
         The stage whose parts the task writes; None outside of runs.
-    feed : ObjectRows, optional
+    object_rows : ObjectRows, optional
         The object that is embedded, where it was given to this process.
     """
 
@@ -64,7 +64,7 @@ class Job:
     token: str | None = None
     inherited: dict[str, str] | None = None
     stage: str | None = None
-    feed: ObjectRows | None = field(default=None, compare=False)
+    object_rows: ObjectRows | None = field(default=None, compare=False)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name not in OPENED_LOCALLY}

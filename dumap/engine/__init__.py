@@ -101,7 +101,7 @@ class Engine(Protocol):
     def check_sight(self, output: str) -> None:
         """Fail unless the output is seen, and can be written, from where tasks run."""
 
-    def attach(self, run: Run, peak_bytes: int) -> None:
+    def require_run_visible(self, run: Run, peak_bytes: int) -> None:
         """Require of workers that join later that they see this run, and have memory for the plan's peak."""
 
     def map(

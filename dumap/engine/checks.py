@@ -62,7 +62,7 @@ class UnfitWorker(Exception):
         self.address, self.reasons = address, tuple(reasons)
 
 
-def share(memory_limit: int, threads: int) -> int:
+def single_thread_limit(memory_limit: int, threads: int) -> int:
     """Return the limit at which a worker with one thread has as much for a task: an interpreter a process, once."""
     if threads <= 1 or not memory_limit:
         return memory_limit
@@ -84,7 +84,8 @@ def differences(requirements: Requirements, facts: WorkerFacts) -> list[str]:
             found.append(f"{name} is {facts.versions.get(name)}, {wanted} on the other workers or in the run")
     if requirements.cpu and facts.cpu != requirements.cpu:
         found.append(f"its processor is {facts.cpu}, {requirements.cpu} on the other workers or in the run")
-    if facts.memory_limit and share(facts.memory_limit, facts.threads) < requirements.peak_bytes / PAUSE_FRACTION:
+    limit = single_thread_limit(facts.memory_limit, facts.threads)
+    if facts.memory_limit and limit < requirements.peak_bytes / PAUSE_FRACTION:
         found.append(
             f"its memory limit of {format_bytes(facts.memory_limit)} for {facts.threads} thread"
             f"{'s' * (facts.threads > 1)} is less than the plan needs"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from dumap.config import ClusterConfig, format_bytes
-from dumap.engine.checks import share
+from dumap.engine.checks import single_thread_limit
 from dumap.engine.resources import cpu_count, free_memory, process_memory
 from dumap.errors import BudgetError, ConfigError
 from dumap.planning.budget import PAUSE_FRACTION, process_bytes
@@ -107,9 +107,8 @@ def choose(cluster: ClusterConfig, projected: Plan, client: Client | None = None
     need = process_bytes(projected.peak_bytes, threads)
     if need > limit * PAUSE_FRACTION:
         return EngineChoice("dask", f"{threads} threads take {format_bytes(need)}, {format_bytes(limit)} are free")
-    return EngineChoice(
-        "local", f"about {projected.core_seconds:.0f} s of work for one core", threads, share(limit, threads)
-    )
+    why = f"about {projected.core_seconds:.0f} s of work for one core"
+    return EngineChoice("local", why, threads, single_thread_limit(limit, threads))
 
 
 def _limit() -> int:
@@ -122,7 +121,7 @@ def _local(cluster: ClusterConfig, projected: Plan) -> EngineChoice:
     limit, threads, most = _limit(), cpu_count(), int(projected.peak_bytes / PAUSE_FRACTION)
     while threads > 1 and process_bytes(projected.peak_bytes, threads) > limit * PAUSE_FRACTION:
         threads -= 1
-    memory = cluster.memory_limit or share(limit, threads)
+    memory = cluster.memory_limit or single_thread_limit(limit, threads)
     if most > memory:
         stage = max(projected.stages, key=lambda one: one.peak_bytes)
         raise BudgetError(

@@ -1,6 +1,6 @@
 """Maps tasks over the parts of a stage, on Dask.
 
-The executor knows no stage, but for the caches that rounds of the layout keep: it maps a function over parts, keeps as
+The engine knows no stage, but for the caches that rounds of the layout keep: it maps a function over parts, keeps as
 many of them on their way as make a cluster grow, measures each task's peak memory on its worker, tries again what a
 dying worker dropped, sends nothing to workers that differ from the others, and never waits without a bound.
 """
@@ -19,7 +19,7 @@ from dumap.artifacts.job import Job
 from dumap.engine import Observer as Observer
 from dumap.engine import worker
 from dumap.engine.backups import Durations
-from dumap.engine.checks import Requirements, WorkerFacts, common, differences, share
+from dumap.engine.checks import Requirements, WorkerFacts, common, differences, single_thread_limit
 from dumap.engine.link import Killed, Link, Lost
 from dumap.engine.local import LocalEngine
 from dumap.engine.members import Members, host_of
@@ -27,7 +27,7 @@ from dumap.engine.resources import cpu_count
 from dumap.engine.sharing import ALONE, Sharing
 from dumap.engine.step import ATTEMPTS as ATTEMPTS
 from dumap.engine.step import POLL_SECONDS as POLL_SECONDS
-from dumap.engine.step import Step, Work
+from dumap.engine.step import Step, StepSpec
 from dumap.errors import ClusterError
 from dumap.sources.arrays import ArrayRows
 from dumap.sources.spooled import SPOOL
@@ -45,7 +45,7 @@ PARTING = 2.0
 """Seconds that workers have to free their caches, at the end."""
 
 
-class Executor:
+class DaskEngine:
     """Maps tasks over parts on a Dask client; see `dumap.engine.Engine`.
 
     Parameters
@@ -90,7 +90,7 @@ class Executor:
     @property
     def worker_memory(self) -> int:
         """The smallest worker's memory limit, as of one with a single thread; 0 where none has any."""
-        return min((share(w.memory_limit, w.threads) for w in self.workers if w.memory_limit), default=0)
+        return min((single_thread_limit(w.memory_limit, w.threads) for w in self.workers if w.memory_limit), default=0)
 
     @property
     def cpus(self) -> list[str]:
@@ -153,7 +153,7 @@ class Executor:
     def _first_wave(self) -> list[WorkerFacts]:
         """Ask the present workers what they have; if there are none, send a task that makes the cluster start one."""
         members, asked, answered = self._members, dict[str, Any](), dict[str, WorkerFacts]()
-        members.attend()
+        members.reset_timeouts()
         waking, patience = None, float("inf")
         try:
             while True:
@@ -222,7 +222,7 @@ class Executor:
             self._members.leave_out(address, [str(said)])
         self.workers = [one for one in self.workers if one.address not in blind]
 
-    def attach(self, run: Run, peak_bytes: int) -> None:
+    def require_run_visible(self, run: Run, peak_bytes: int) -> None:
         """Require of workers that join later that they see this run, and have memory for the plan's peak."""
         data = run.get(manifest_key(IDENTITY, "run"))
         seen = "" if data is None else digest(data)
@@ -252,15 +252,15 @@ class Executor:
 
         def call(part: str, number: int) -> tuple:
             orders = worker.Orders(self._requirements, topic, step.name, number, ticks=single)
-            return worker.perform, orders, task, job, part, options
+            return worker.run_checked_task, orders, task, job, part, options
 
         def committed(part: str) -> bool:
             return job.stage is not None and job.run.is_committed(job.stage, part)
 
         repeatable = not getattr(task, "no_backup", False)
-        work = Work(title, f"{title} {task.__name__}", parts, call, committed, advanced, repeatable)
+        spec = StepSpec(title, f"{title} {task.__name__}", parts, call, committed, advanced, repeatable)
         timeout = self.link.sharing.task_timeout
-        step = Step(work, self.link, self._members, self._durations, self._messages, self._question, timeout)
+        step = Step(spec, self.link, self._members, self._durations, self._messages, self._question, timeout)
         try:
             step.run()
         finally:
@@ -276,7 +276,7 @@ class Executor:
         advanced: Callable[[float, float], None],
     ) -> None:
         """Write every part where its rows are: in this process, or, of a Dask collection, on the workers."""
-        if not isinstance(job.feed, ArrayRows):
+        if not isinstance(job.object_rows, ArrayRows):
             self._collect(task, job, parts, advanced)
             return
         here = LocalEngine(min(SPOOLING_THREADS, cpu_count()), 0)
@@ -291,7 +291,7 @@ class Executor:
         """Compute a Dask collection on the workers, part by part."""
         from dumap.engine.collections import DaskRows, compute_on
 
-        assert isinstance(job.feed, DaskRows)
+        assert isinstance(job.object_rows, DaskRows)
         topic = _topic(job.config.output)
         self.link.listen(topic, self._messages.append)
         self._question()
@@ -299,7 +299,12 @@ class Executor:
         spans = {part: spool.span_of(job, part) for part in parts}
         try:
             compute_on(
-                self.link, self._members, lambda part: (worker.fill, orders, task, job, part), job.feed, spans, advanced
+                self.link,
+                self._members,
+                lambda part: (worker.fill, orders, task, job, part),
+                job.object_rows,
+                spans,
+                advanced,
             )
         finally:
             for said in self._messages:

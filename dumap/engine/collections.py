@@ -159,14 +159,14 @@ def assemble(grid: Grid, dtype: np.dtype) -> np.ndarray:
     return out
 
 
-def failed(error: BaseException, feed: ObjectRows) -> BaseException:
+def failed(error: BaseException, object_rows: ObjectRows) -> BaseException:
     """Return an error of a collection's own tasks as one that says so."""
     if isinstance(error, DumapError) or not isinstance(error, Exception):
         return error
     if isinstance(error, OSError):
-        named: DumapError = StorageError(f"the {feed.kind} cannot be computed: {error}")
+        named: DumapError = StorageError(f"the {object_rows.kind} cannot be computed: {error}")
     else:
-        named = InputError(f"the {feed.kind} cannot be computed ({type(error).__name__}: {error})")
+        named = InputError(f"the {object_rows.kind} cannot be computed ({type(error).__name__}: {error})")
     named.__cause__ = error
     return named
 
@@ -174,12 +174,12 @@ def failed(error: BaseException, feed: ObjectRows) -> BaseException:
 # computing them ----------------------------------------------------------------------------------
 
 
-def _tasks(feed: DaskRows, spans: Mapping[str, tuple[int, int]], call: Callable[[str], Any]) -> dict[str, Any]:
+def _tasks(object_rows: DaskRows, spans: Mapping[str, tuple[int, int]], call: Callable[[str], Any]) -> dict[str, Any]:
     """Return a delayed task for each part: what `call` returns of it is called with its blocks."""
     group = f"dumap-spool-{uuid.uuid4().hex[:8]}"
     return {
         part: dask.delayed(call(part), pure=False, traverse=False)(grid, dask_key_name=f"{group}-{part}")
-        for part, grid in feed.grids(spans)
+        for part, grid in object_rows.grids(spans)
     }
 
 
@@ -191,14 +191,14 @@ def compute_here(
     advanced: Callable[[float, float], None],
 ) -> dict[str, int]:
     """Compute parts in threads of this process; return the most bytes that it held, and those before."""
-    feed = job.feed
-    assert isinstance(feed, DaskRows)
+    object_rows = job.object_rows
+    assert isinstance(object_rows, DaskRows)
     took: list[dict[str, Any]] = []
 
     def write(part: str, grid: Grid) -> None:
-        took.append(run_task(task, job, part, {"rows": assemble(grid, feed.dtype)}, job.tick))
+        took.append(run_task(task, job, part, {"rows": assemble(grid, object_rows.dtype)}, job.tick))
 
-    tasks = _tasks(feed, spans, lambda part: partial(write, part))
+    tasks = _tasks(object_rows, spans, lambda part: partial(write, part))
     keys, done = {one.key for one in tasks.values()}, 0
 
     def count(key: Any, *rest: Any) -> None:
@@ -211,7 +211,7 @@ def compute_here(
         with Callback(posttask=count):
             dask.compute(*tasks.values(), scheduler="threads", num_workers=threads)
     except Exception as error:
-        raise failed(error, feed) from error
+        raise failed(error, object_rows) from error
     return {what: max(one[what] for one in took) for what in ("peak_bytes", "held_bytes")}
 
 
@@ -219,7 +219,7 @@ def compute_on(
     link: Link,
     members: Members,
     call: Callable[[str], tuple],
-    feed: DaskRows,
+    object_rows: DaskRows,
     spans: Mapping[str, tuple[int, int]],
     advanced: Callable[[float, float], None],
 ) -> None:
@@ -230,7 +230,7 @@ def compute_on(
     link, members
     call : callable
         `call(part)` returns a function and its first arguments; the last is the part's grid of blocks.
-    feed : DaskRows
+    object_rows : DaskRows
     spans : mapping
         The rows [start, stop) of each part.
     advanced : callable
@@ -241,20 +241,21 @@ def compute_on(
     DumapError
     """
     left, count = dict(spans), len(spans)
-    members.attend()
+    members.reset_timeouts()
     for _ in range(ROUNDS):
-        tasks = _tasks(feed, left, lambda part: partial(carrier(), pickled_call(call(part))))
-        left = {part: left[part] for part in _compute_once(link, members, tasks, feed, count, advanced)}
+        tasks = _tasks(object_rows, left, lambda part: partial(carrier(), pickled_call(call(part))))
+        left = {part: left[part] for part in _compute_once(link, members, tasks, object_rows, count, advanced)}
         if not left:
             return
-    raise ClusterError(f"{link.name}: {len(left)} parts of the {feed.kind} were lost {ROUNDS} times; look at its logs")
+    lost = f"{len(left)} parts of the {object_rows.kind} were lost {ROUNDS} times"
+    raise ClusterError(f"{link.name}: {lost}; look at its logs")
 
 
 def _compute_once(
     link: Link,
     members: Members,
     tasks: Mapping[str, Any],
-    feed: DaskRows,
+    object_rows: DaskRows,
     count: int,
     advanced: Callable[[float, float], None],
 ) -> list[str]:
@@ -275,11 +276,11 @@ def _compute_once(
                     again.append(part)
                 elif isinstance(error, Killed):
                     raise TaskError(
-                        f"spool {part}: {error.workers} workers died of it or of what the {feed.kind} computes for it; "
-                        f"give it smaller chunks, or workers more memory"
+                        f"spool {part}: {error.workers} workers died of it or of what the {object_rows.kind} computes "
+                        f"for it; give it smaller chunks, or workers more memory"
                     )
                 elif error is not None:
-                    raise failed(error, feed) from error
+                    raise failed(error, object_rows) from error
                 else:
                     advanced(count - len(pending) - len(again), count)
     finally:

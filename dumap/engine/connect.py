@@ -16,7 +16,7 @@ from distributed import Client, Security, get_worker, worker_client
 from distributed import comm as comms
 
 from dumap.config import ClusterConfig, format_bytes
-from dumap.engine.cluster import Executor, Observer
+from dumap.engine.cluster import DaskEngine, Observer
 from dumap.engine.embedded import CannotStart, embedded
 from dumap.engine.report import check_report, reported
 from dumap.engine.resources import cpu_count, free_memory, process_memory
@@ -37,7 +37,7 @@ UNREACHED = (OSError, TimeoutError, ValueError, KeyError, TypeError, RuntimeErro
 @contextlib.contextmanager
 def connect(
     cluster: ClusterConfig, client: Client | None, observer: Observer, need_bytes: int = 0
-) -> Iterator[Executor]:
+) -> Iterator[DaskEngine]:
     """Reach a cluster: the client given, the scheduler named, or an embedded one.
 
     Parameters
@@ -68,8 +68,8 @@ def connect(
             reached = _embedded(stack, cluster, observer, need_bytes)
         stack.enter_context(reported(reached, cluster.report, cluster.timeout, observer.note))
         if client is not None or address or cluster.scheduler_file:
-            stack.enter_context(_out_of_the_pool())
-        yield Executor(reached, cluster.timeout, cluster.worker_timeout, observer.note, Sharing.of(cluster))
+            stack.enter_context(_secede_while_waiting())
+        yield DaskEngine(reached, cluster.timeout, cluster.worker_timeout, observer.note, Sharing.of(cluster))
 
 
 def _check_alone(cluster: ClusterConfig, client: Client | None, address: str | None, observer: Observer) -> None:
@@ -241,7 +241,7 @@ def _in_a_worker() -> bool:
 
 
 @contextlib.contextmanager
-def _out_of_the_pool() -> Iterator[None]:
+def _secede_while_waiting() -> Iterator[None]:
     """Leave a worker's thread to other tasks while this one waits for them, where this is a task."""
     if not _in_a_worker():
         yield

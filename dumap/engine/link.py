@@ -1,4 +1,4 @@
-"""What the executor asks of a Dask client, and no more: tests put a simulated cluster in its place."""
+"""What the engine asks of a Dask client, and no more: tests put a simulated cluster in its place."""
 
 from __future__ import annotations
 

@@ -75,7 +75,7 @@ class LocalEngine:
     def check_sight(self, output: str) -> None:
         """Check nothing: the output was written to from this process."""
 
-    def attach(self, run: Run, peak_bytes: int) -> None:
+    def require_run_visible(self, run: Run, peak_bytes: int) -> None:
         """Do nothing: no worker joins later."""
 
     def map(
@@ -121,7 +121,7 @@ class LocalEngine:
         advanced: Callable[[float, float], None],
     ) -> None:
         """Run `task(job, part, **options)` for every part: this process has the object that is embedded."""
-        if isinstance(job.feed, ArrayRows):
+        if isinstance(job.object_rows, ArrayRows):
             self.map(task, job, parts, options, advanced)
             return
         from dumap.engine.collections import compute_here

@@ -106,7 +106,7 @@ class Members:
         """How many parts may be on their way."""
         return max(2 * self.threads, LEAST_WINDOW) if self.threads else WAKING
 
-    def attend(self) -> None:
+    def reset_timeouts(self) -> None:
         """Restart the timeouts, after a time without refreshes."""
         self._heard = self._staffed = self._source.now()
         self._looked = float("-inf")

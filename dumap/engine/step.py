@@ -20,7 +20,7 @@ MAX_LISTED = 8
 """Parts that an error names."""
 POLL_SECONDS = 0.5
 """The longest that a step waits for news."""
-STUCK = 3
+MAX_STUCK = 3
 """Times that a part is taken for stuck before the run gives up on it."""
 MAX_FOREIGN_ERRORS = 3
 """Errors from outside of a part's task, on workers that are fit, before the run gives up on it."""
@@ -81,7 +81,7 @@ class Attempt:
 
 
 @dataclass(frozen=True)
-class Work:
+class StepSpec:
     """What a step does.
 
     Attributes
@@ -114,7 +114,7 @@ class Step:
 
     Parameters
     ----------
-    work : Work
+    spec : StepSpec
     tasks : Tasks
     members : Members
     durations : Durations
@@ -128,7 +128,7 @@ class Step:
 
     def __init__(
         self,
-        work: Work,
+        spec: StepSpec,
         tasks: Tasks,
         members: Members,
         durations: Durations,
@@ -136,9 +136,9 @@ class Step:
         question: Callable[[], bool],
         task_timeout: float | None = None,
     ) -> None:
-        self.work, self.tasks, self.members, self.durations = work, tasks, members, durations
+        self.spec, self.tasks, self.members, self.durations = spec, tasks, members, durations
         self.messages, self.question = messages, question
-        self.queue = TaskQueue(work.parts, 2)
+        self.queue = TaskQueue(spec.parts, 2)
         self.in_flight: dict[Any, Attempt] = {}
         self.attempts_of: dict[str, list[Any]] = {}
         self.numbers: dict[int, Any] = {}
@@ -160,9 +160,9 @@ class Step:
             The task's own; `TaskError` for a part that kills its workers; `ClusterError` where the cluster is lost.
         """
         self.name = self.tasks.begin()
-        self.members.attend()
+        self.members.reset_timeouts()
         try:
-            while len(self.done) < len(self.work.parts):
+            while len(self.done) < len(self.spec.parts):
                 if self.members.refresh(self._names):
                     self.queue.window = self.members.window
                     self.queue.many = max(2, 2 * self.members.threads)
@@ -183,14 +183,14 @@ class Step:
 
     def _names(self) -> str:
         names = [*dict.fromkeys(attempt.part for attempt in self.in_flight.values()), *self.queue.suspects]
-        return f"{self.work.stage} {name_some(names or list(self.queue.waiting))}"
+        return f"{self.spec.stage} {name_some(names or list(self.queue.waiting))}"
 
     # sending -----------------------------------------------------------------------------------
 
     def _send(self, part: str, workers: frozenset[str] | None, backup: bool = False) -> None:
         self.sent += 1
-        call = self.work.call(part, self.sent)
-        future = self.tasks.send(self.work.stage, self.name, part, call, workers)
+        call = self.spec.call(part, self.sent)
+        future = self.tasks.send(self.spec.stage, self.name, part, call, workers)
         self.in_flight[future] = Attempt(part, self.sent, workers, self.tasks.now(), backup)
         self.attempts_of.setdefault(part, []).append(future)
         self.numbers[self.sent] = future
@@ -238,13 +238,13 @@ class Step:
 
     def _send_backups(self) -> None:
         """Send a backup of parts that take much longer than others of their kind, once nothing else waits."""
-        now, slow = self.tasks.now(), self.durations.slow(self.work.kind)
+        now, slow = self.tasks.now(), self.durations.slow(self.spec.kind)
         running = sum(attempt.begun is not None for attempt in self.in_flight.values())
         if self.queue.waiting or self.queue.alone or running >= self.members.threads:
             self.idle_since = None
             return
         self.idle_since = now if self.idle_since is None else self.idle_since
-        if slow is None or not self.work.repeatable:
+        if slow is None or not self.spec.repeatable:
             return
         late = [a for a in self.in_flight.values() if not a.backup and now - self._since(a) > slow]
         around = frozenset(self.members.fit) - {attempt.worker for attempt in late}
@@ -274,12 +274,12 @@ class Step:
             part, future = attempt.part, self.numbers.get(attempt.number)
             if future is None:  # its part is done since
                 continue
-            if self.work.committed(part):
+            if self.spec.committed(part):
                 self._finish(part)
                 continue
             self.stuck[part] = self.stuck.get(part, 0) + 1
-            said = f"{self.work.stage} {part} told nothing for {seconds:g} s (cluster.task_timeout)"
-            if not self.work.repeatable or self.stuck[part] >= STUCK:
+            said = f"{self.spec.stage} {part} told nothing for {seconds:g} s (cluster.task_timeout)"
+            if not self.spec.repeatable or self.stuck[part] >= MAX_STUCK:
                 raise TaskError(
                     f"{said} on {attempt.worker}, {self.stuck[part]} times in all, and is not tried again: raise the "
                     f"limit if tasks are that slow, else look at what that worker does; what is committed is kept"
@@ -299,12 +299,12 @@ class Step:
                 continue
             attempt = self.in_flight.get(self.numbers.get(message["number"]))
             if "seconds" in message:
-                self.durations.ended(self.work.kind, message["seconds"])
+                self.durations.ended(self.spec.kind, message["seconds"])
                 self.peak_bytes = max(self.peak_bytes, message["peak_bytes"])
                 self.held_bytes = max(self.held_bytes, message["held_bytes"])
             elif attempt is not None and "done" in message:
                 attempt.heard = self.tasks.now()
-                self.work.advanced(message["done"], message["total"])
+                self.spec.advanced(message["done"], message["total"])
             elif attempt is not None and "worker" in message:
                 attempt.begun, attempt.worker = self.tasks.now(), message["worker"]
                 attempt.heard = attempt.begun
@@ -316,7 +316,7 @@ class Step:
         part = attempt.part
         if isinstance(error, UnfitWorker):
             self.members.leave_out(error.address, error.reasons)
-        if error is None or (not isinstance(error, LockError) and self.work.committed(part)):
+        if error is None or (not isinstance(error, LockError) and self.spec.committed(part)):
             self._finish(part)
         elif isinstance(error, DumapError):
             raise error
@@ -325,7 +325,7 @@ class Step:
         elif isinstance(error, Killed):
             if self.queue.died(part, error.workers) >= ATTEMPTS:
                 raise TaskError(
-                    f"{self.work.stage} {part}: its worker died {self.queue.deaths[part]} times with nothing else to "
+                    f"{self.spec.stage} {part}: its worker died {self.queue.deaths[part]} times with nothing else to "
                     f"do; what is committed is kept. Look at the workers' logs: memory is the usual cause"
                 )
         else:
@@ -336,7 +336,7 @@ class Step:
     def _finish(self, part: str) -> None:
         self._cancel(self.attempts_of.get(part, []))
         self.done.add(part)
-        self.work.advanced(len(self.done), len(self.work.parts))
+        self.spec.advanced(len(self.done), len(self.spec.parts))
 
     def _find_cause(self, part: str, error: Exception) -> None:
         """Find out whether an error that is not the task's own is the worker's, which may not even read the task."""
@@ -345,7 +345,7 @@ class Step:
         self.foreign_errors[part] = self.foreign_errors.get(part, 0) + 1
         if self.foreign_errors[part] >= MAX_FOREIGN_ERRORS:
             raise ClusterError(
-                f"{self.work.stage} {part} cannot be run ({type(error).__name__}: {error}): the scheduler and all "
+                f"{self.spec.stage} {part} cannot be run ({type(error).__name__}: {error}): the scheduler and all "
                 f"workers must have the dumap of this client, and what it needs"
             ) from error
 

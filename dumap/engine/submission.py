@@ -37,7 +37,7 @@ ANSWER_SECONDS = 1.0
 """How long the scheduler has to say that a task is done already."""
 
 
-class Work(Protocol):
+class DriverFunction(Protocol):
     """What a driver does, as a function that can be pickled."""
 
     def __call__(self, client: Client, tell: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
@@ -85,10 +85,10 @@ def name_of(output: str) -> str:
 # where it is sent from -----------------------------------------------------------------------------
 
 
-def send(client: Client, work: Work, output: str, settings: str, sharing: Sharing) -> Submission:
+def send(client: Client, function: DriverFunction, output: str, settings: str, sharing: Sharing) -> Submission:
     """Send a driver; Dask sees to it that it ends, whoever leaves."""
     token = uuid.uuid4().hex[:12]
-    call = pickled_call((perform, work, output, settings, token, __version__))
+    call = pickled_call((run_driver, function, output, settings, token, __version__))
     future = client.submit(
         carrier(),
         call,
@@ -243,7 +243,7 @@ class _Watch:
                 return
 
 
-def perform(work: Work, output: str, settings: str, token: str, version: str) -> dict[str, Any]:
+def run_driver(function: DriverFunction, output: str, settings: str, token: str, version: str) -> dict[str, Any]:
     """Drive a run from a task, which leaves its thread to others.
 
     Raises
@@ -262,10 +262,10 @@ def perform(work: Work, output: str, settings: str, token: str, version: str) ->
         submission = Submission(output, settings, token, Future(f"{name_of(output)}-{token}", client))
         if name_of(output) not in client.list_datasets():  # who sent it has left at once
             client.sync(publish, client, submission)
-        return _drive(work, client, worker, submission.topic)
+        return _drive(function, client, worker, submission.topic)
 
 
-def _drive(work: Work, client: Client, worker: Worker, topic: str) -> dict[str, Any]:
+def _drive(function: DriverFunction, client: Client, worker: Worker, topic: str) -> dict[str, Any]:
     tell = partial(worker.log_event, topic)
     with _Watch(client, worker, topic) as watch:
         for event in watch.earlier:
@@ -276,7 +276,7 @@ def _drive(work: Work, client: Client, worker: Worker, topic: str) -> dict[str, 
         tell({"event": "driver"})
         while True:
             try:
-                found = work(client, tell)
+                found = function(client, tell)
                 tell({"event": "ended", "found": found})
                 return found
             except Exception as error:

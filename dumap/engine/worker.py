@@ -124,7 +124,9 @@ def _wait_for_nanny(worker: Worker) -> None:
         time.sleep(max(0.0, _first_asked() + SETTLING_SECONDS - time.monotonic()))
 
 
-def perform(orders: Orders, task: Callable[..., None], job: Job, part: str, options: dict[str, Any]) -> dict[str, Any]:
+def run_checked_task(
+    orders: Orders, task: Callable[..., None], job: Job, part: str, options: dict[str, Any]
+) -> dict[str, Any]:
     """Run one task of a run, after checking that this worker is fit, and report its begin and end.
 
     Raises
@@ -160,7 +162,7 @@ def fill(orders: Orders, task: Callable[..., None], job: Job, part: str, grid: l
     Raises
     ------
     UnfitWorker, DumapError
-        As `perform`.
+        As `run_checked_task`.
     """
     from dumap.engine.collections import assemble
 

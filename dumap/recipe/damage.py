@@ -11,7 +11,7 @@ from dumap.recipe.lineage import lost_stages
 from dumap.recipe.observers import Logged
 from dumap.recipe.stage_names import ALL_STAGES, DONE, RUN_KEYS
 from dumap.recipe.work import drop_damaged_copies
-from dumap.store import IDENTITY, INHERITED, LOCKS, Lock, Run, await_end, internal, manifest_key, work_of
+from dumap.store import IDENTITY, INHERITED, LOCKS, Lock, Run, await_end, internal_location, manifest_key, work_of
 
 
 def forget(run: Run, stage: str, part: str) -> None:
@@ -46,7 +46,7 @@ def verify(location: str, note: Callable[[str], None] | None = None, mend: bool 
     """
     note = note or Logged().note
     if (work := work_of(location)) is not None:
-        return verify(internal(location), note, mend) + drop_damaged_copies(work, location, mend)
+        return verify(internal_location(location), note, mend) + drop_damaged_copies(work, location, mend)
     store = Run(location, read_only=True, inherited={})
     if not store.exists():
         raise StorageError(f"{store.location} holds no run")
@@ -109,7 +109,7 @@ def uncommit_damage(location: str, damaged: list[tuple[str, str, str]], note: Ca
     LockError
         A driver is at work.
     """
-    store = Run(internal(location), inherited={})
+    store = Run(internal_location(location), inherited={})
     store.refuse_links(RUN_KEYS)
     with Lock(store, note):
         _uncommit(store, damaged)
@@ -145,7 +145,7 @@ def clean(location: str, note: Callable[[str], None], look_only: bool = False) -
     LockError
         A driver is at work: its tasks' objects are not named yet.
     """
-    location = internal(location)
+    location = internal_location(location)
     store = Run(location, read_only=True, inherited={})
     store.attributes  # noqa: B018  refuses what is not a run
     if look_only:

@@ -43,9 +43,9 @@ def take(data: Any, config: Config) -> tuple[Config, ObjectRows | None]:
         return config, None
     if (place := paths_of(data)) is not None:
         return with_input(config, {**settings, **place}), None
-    feed = _feed(data)
-    feed.names = names_of(named)
-    return with_input(config, {**settings, "path": location_of(feed)}), feed
+    object_rows = _rows_of_object(data)
+    object_rows.names = names_of(named)
+    return with_input(config, {**settings, "path": location_of(object_rows)}), object_rows
 
 
 def with_input(config: Config, settings: dict[str, Any]) -> Config:
@@ -64,7 +64,7 @@ def _collection(data: Any) -> Any:
     return data if is_collection(data) else None
 
 
-def _feed(data: Any) -> ObjectRows:
+def _rows_of_object(data: Any) -> ObjectRows:
     if (collection := _collection(data)) is not None:
         from dumap.engine.collections import DaskRows
 

@@ -1,7 +1,7 @@
 """A run's parent: another run, whose finished stages are reused if this run would make them the same.
 
 Such a stage is committed by reference: its manifest says which run holds the parts, and whoever reads them reads them
-there. All that is written to that run is that it has a child (`relatives.py`).
+there. All that is written to that run is that it has a child (`family.py`).
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from dumap.artifacts.part_names import NEIGHBORS, VECTORS
 from dumap.config import Config
 from dumap.errors import DamageError, DroppedError, RunMismatchError, StorageError
 from dumap.recipe.digests import digests, digests_of_run
+from dumap.recipe.family import inherited_by, parent_of, register
 from dumap.recipe.identity import DATA, data_of, describe_input
 from dumap.recipe.locations import check_apart, is_one_place
 from dumap.recipe.recipes import geometry_of, recipe_of
-from dumap.recipe.relatives import inherited_by, parent_of, register
 from dumap.recipe.stage_names import DONE
 from dumap.stages import Recipe, Stage
-from dumap.store import INHERITED, Run, await_end, internal, relative_location
+from dumap.store import INHERITED, Run, await_end, internal_location, relative_location
 from dumap.store.disk import normalize
 
 # before a run ------------------------------------------------------------------------------------
@@ -38,7 +38,7 @@ def open_parent(output: str, given: str | None) -> Run | None:
     run = Run(output, read_only=True)
     known, begun = (parent_of(run), True) if run.exists() else (None, False)
     if given is not None:
-        given = normalize(internal(given))
+        given = normalize(internal_location(given))
         check_apart(output, given, "parent")
         if begun and (known is None or not is_one_place(known, given)):
             before = "without a parent" if known is None else f"with the parent {known}"

@@ -20,6 +20,7 @@ from dumap.planning.budget import PAUSE_FRACTION, held_beyond
 from dumap.planning.plan import Plan
 from dumap.recipe.damage import forget
 from dumap.recipe.digests import check_digests, digests_of_run
+from dumap.recipe.family import inherited_by, register
 from dumap.recipe.identity import check_chunks, check_same, create, describe_input, lost_identity
 from dumap.recipe.keep import check_kept, drop_needless, holds_nothing_needless, remake_dropped
 from dumap.recipe.lineage import check_parent, drop_inherited_stage, inherit, open_parent, resolve_parent
@@ -27,7 +28,6 @@ from dumap.recipe.locations import check_places, free_disk, probe_output, with_p
 from dumap.recipe.observers import Logged, Watched
 from dumap.recipe.provenance import begin_stage, check_provenance, made_with, record_of
 from dumap.recipe.recipes import geometry_of, make_plan, recipe_of
-from dumap.recipe.relatives import inherited_by, register
 from dumap.recipe.stage_names import DONE, RUN_KEYS
 from dumap.recipe.status import status
 from dumap.recipe.work import config_in_work_place, publish_results, work_for
@@ -78,7 +78,7 @@ def run(
     observer: Observer | None = None,
     force: bool = False,
     parent: str | None = None,
-    feed: ObjectRows | None = None,
+    object_rows: ObjectRows | None = None,
 ) -> dict:
     """Embed a data set, going on where an earlier call stopped.
 
@@ -93,7 +93,7 @@ def run(
     parent : str, optional
         Another run, of whose finished stages those are read that this one would make alike; a run that was begun with
         a parent knows it.
-    feed : ObjectRows, optional
+    object_rows : ObjectRows, optional
         The object that `input.path` stands for.
 
     Returns
@@ -108,8 +108,8 @@ def run(
     observer, config = observer or Logged(), with_places(config, parent)
     output, work = config.output, work_for(config)
     if work is None:
-        return _run(config, client, observer, force, parent, feed)
-    _run(config_in_work_place(config, work), client, observer, force, parent, feed, output)
+        return _run(config, client, observer, force, parent, object_rows)
+    _run(config_in_work_place(config, work), client, observer, force, parent, object_rows, output)
     claim(output, work)
     publish_results(work, output, observer.note)
     return status(output)
@@ -121,14 +121,14 @@ def _run(
     observer: Observer,
     force: bool,
     parent: str | None,
-    feed: ObjectRows | None,
+    object_rows: ObjectRows | None,
     published: str | None = None,
 ) -> dict:
     """Make a run where its internal folder lies; `published` is its output, where that is another place."""
     check_places(config, RUN_KEYS)
     begun = Run(config.output, read_only=True).exists()  # to open it for writing would make its folder
     config, other = resolve_parent(config, parent, observer.note)
-    job, recipe = Job(config, geometry_of(config), feed=feed), recipe_of(config)
+    job, recipe = Job(config, geometry_of(config), object_rows=object_rows), recipe_of(config)
     if begun:
         check_same(job, observer)
         if not lost_identity(job.run) and all(job.run.is_committed(DONE, stage.name) for stage in recipe):
@@ -141,7 +141,7 @@ def _run(
             return status(config.output)
     check_chunks(job, observer.note)
     stages = stages_left(job, other, observer.note)
-    job = Job(config, job.geometry, inherited=inherited_by(job.run) if begun else {}, feed=feed)
+    job = Job(config, job.geometry, inherited=inherited_by(job.run) if begun else {}, object_rows=object_rows)
     projected = plan_left(job, stages, config.cluster.memory_limit or 0)
     if config.cluster.memory_limit and client is None:  # workers too small to start would not even say so
         projected.check(config.cluster.memory_limit, None)
@@ -166,7 +166,7 @@ def _drive(
     published: str | None,
 ) -> None:
     """Make a run's stages on an engine, as its one driver."""
-    output, feed = job.config.output, job.feed
+    output, object_rows = job.config.output, job.object_rows
     projected, recipe = plan_left(job, stages, engine.worker_memory), recipe_of(job.config)
     done = [stage.name for stage in recipe if job.run.is_committed(DONE, stage.name)]
     written = sum(job.run.sizes(stage.name) for stage in recipe if stage.name not in done)
@@ -182,11 +182,11 @@ def _drive(
             create(job, engine, parent)
             if published is not None:
                 claim(published, output)
-            keep_names(job.run, job.input, None if feed is None else feed.names)
+            keep_names(job.run, job.input, None if object_rows is None else object_rows.names)
             check_provenance(job.run, recipe, engine, force)
             if parent is not None:
                 register(parent.location, output, observer.note)
-            engine.attach(job.run, projected.peak_bytes)
+            engine.require_run_visible(job.run, projected.peak_bytes)
             run_stages(recipe, job, projected, engine, Watched(observer, lock), force, parent)
             job.run.renew()
     except (DumapError, KeyboardInterrupt) as error:
@@ -229,7 +229,7 @@ def run_stages(
                 observer.note(f"{error}: it is made again")
                 forget(job.run, *part)
             create(job, engine, parent)
-            engine.attach(job.run, projected.peak_bytes)
+            engine.require_run_visible(job.run, projected.peak_bytes)
 
 
 def _complete(recipe: Recipe, stage: Stage, job: Job, engine: Engine, observer: Observer) -> None:
@@ -281,7 +281,7 @@ def plan_by_findings(recipe: Recipe, job: Job, worker_memory: int, repairs: int 
     if repairs is None and run.is_committed(DONE, AUDIT):
         repairs = run.summary(DONE, AUDIT)["facts"]["repairs"]
     plan = make_plan(without_repairs(config) if repairs == 0 else config, geometry, worker_memory, recipe)
-    return plan if job.feed is None else plan.with_task(SPOOL, job.feed.task_bytes)
+    return plan if job.object_rows is None else plan.with_task(SPOOL, job.object_rows.task_bytes)
 
 
 def _compute(job: Job, engine: Engine, observer: Observer) -> Any:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from dumap.recipe.relatives import children_of, parent_of
+from dumap.recipe.family import children_of, parent_of
 from dumap.recipe.stage_names import ALL_STAGES, DONE, STAGES
 from dumap.sources.spooled import is_spooled
-from dumap.store import Run, driver, internal, last_work, work_of
+from dumap.store import Run, driver_status, internal_location, last_progress, work_of
 from dumap.store.disk import normalize
 
 
@@ -17,17 +17,19 @@ def status(location: str) -> dict[str, Any]:
     Returns
     -------
     dict
-        'output', 'work' (where all but the results lies; None where that is in the output), 'state', 'parent' and
-        'children' (where the run lies whose stages this one reads, and those known to read this one's), 'driver' (who
-        is at work, see `dumap.store.driver`, or None), 'parameters', 'input', 'versions' and 'stages': a list of dicts
-        with 'name', 'state' (done, partial or pending), 'parts', 'progress' (how many steps of how many are done, as
-        far as it is known), 'seconds', 'projected_bytes', 'peak_bytes', 'facts', 'digest' (see `dumap.recipe.digests`),
-        'from' (the other run that holds it, or None) and, once done, 'versions' and 'cpus' that made it.
+        'output'; 'work', the work place or None; 'state', 'done' or 'partial'; 'driver', see
+        `dumap.store.driver_status`; 'parent', the location of the parent or None; 'children', the locations of the
+        known runs that read stages of this one; 'parameters', 'input', 'fingerprint' and 'versions'; and 'stages', a
+        list of dicts.
+        A stage has 'name', 'state' ('done', 'partial' or 'pending'), 'parts' (their number), 'progress' (steps done and
+        steps in all, or None), 'seconds', 'projected_bytes', 'peak_bytes', 'facts', 'digest' (see
+        `dumap.recipe.digests`) and 'from' (the location of the run that holds its parts, None for this run). A finished
+        stage also has 'versions' and 'cpus', which made it.
     """
     work = work_of(location)
-    store = Run(internal(location), read_only=True)
+    store = Run(internal_location(location), read_only=True)
     attributes = store.attributes
-    stages, at = [], last_work(store)
+    stages, at = [], last_progress(store)
     for name in ALL_STAGES if is_spooled(str(attributes["input"].get("path"))) else STAGES:
         parts = len(store.committed(name))
         entry: dict[str, Any] = {"name": name, "state": "partial" if parts else "pending", "parts": parts}
@@ -42,7 +44,7 @@ def status(location: str) -> dict[str, Any]:
         "output": normalize(location),
         "work": work,
         "state": "done" if done else "partial",
-        "driver": driver(store),
+        "driver": driver_status(store),
         "parent": parent_of(store),
         "children": children_of(store),
         "parameters": attributes["parameters"],

@@ -77,7 +77,7 @@ class Replay:
 
 @dataclass(frozen=True)
 class SubmittedRun:
-    """A run to be driven elsewhere; see `dumap.engine.submission.Work`."""
+    """A run to be driven elsewhere; see `dumap.engine.submission.DriverFunction`."""
 
     config: Config
     parent: str | None = None

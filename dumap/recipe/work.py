@@ -8,7 +8,7 @@ from dumap.config import Config, format_bytes
 from dumap.errors import RunMismatchError
 from dumap.recipe.locations import check_apart, check_places, is_one_place, sources
 from dumap.recipe.stage_names import RUN_KEYS
-from dumap.store import Run, damaged_copies, internal, publish, work_of
+from dumap.store import Run, damaged_copies, internal_location, publish, work_of
 from dumap.store.objects import Objects
 
 
@@ -37,7 +37,7 @@ def work_for(config: Config) -> str | None:
         raise RunMismatchError(
             f"{output} keeps its internal folder in {known}, not in {given}: leave work out, or name another output"
         )
-    work = given if known is None else internal(output)
+    work = given if known is None else internal_location(output)
     assert work is not None
     check_apart(output, work, "work place")
     for source in sources(config):

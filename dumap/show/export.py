@@ -12,7 +12,7 @@ from dumap.artifacts.graph import Graph
 from dumap.artifacts.neighbors import NeighborLists
 from dumap.errors import ConfigError, DroppedError, StorageError, needs
 from dumap.show.rows import BLOCK_ROWS, Order, dropped
-from dumap.store import DONE, Run, internal, read_array, write_arrays
+from dumap.store import DONE, Run, internal_location, read_array, write_arrays
 from dumap.store.disk import is_remote, normalize
 from dumap.store.row_names import read_names
 
@@ -47,7 +47,7 @@ def export(
             raise ConfigError(f"{out}: a file is written to a disk; name a path")
     else:
         out = normalize(out) if "://" in out else out
-    run = Run(internal(location), read_only=True)
+    run = Run(internal_location(location), read_only=True)
     attributes = run.attributes
     if with_self and what != "neighbors":
         raise ConfigError(f"--with-self goes with neighbors, not with {what}: leave it out")

@@ -10,7 +10,7 @@ import numpy as np
 
 from dumap.errors import ConfigError, DroppedError, DumapError, StorageError, needs
 from dumap.recipe.status import status
-from dumap.store import DONE, Run, internal
+from dumap.store import DONE, Run, internal_location
 from dumap.store.disk import normalize
 from dumap.store.row_names import read_names
 
@@ -63,7 +63,7 @@ class Result(Mapping[str, Any]):
     @classmethod
     def open(cls, path: str) -> Result:
         """Open a run, which has to be there."""
-        run = Run(internal(path), read_only=True)
+        run = Run(internal_location(path), read_only=True)
         run.attributes  # noqa: B018  refuses what is no run of this format
         return cls(normalize(path))
 
@@ -99,7 +99,7 @@ class Result(Mapping[str, Any]):
     # the map -----------------------------------------------------------------------------------
 
     def _done(self, stage: str) -> Run:
-        run = Run(internal(self.path), read_only=True)
+        run = Run(internal_location(self.path), read_only=True)
         if not run.is_committed(DONE, stage):
             raise StorageError(f"{self.path}: stage {stage} is not done yet; 'dumap run' goes on")
         return run

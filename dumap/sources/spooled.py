@@ -82,9 +82,11 @@ def check_rows(kind: str, shape: tuple[int, ...], dtype: np.dtype) -> None:
         raise InputError(f"the {kind} is empty: its shape is {shape}")
 
 
-def location_of(feed: ObjectRows) -> str:
+def location_of(object_rows: ObjectRows) -> str:
     """Return what stands for an object in the configuration."""
-    return f"spool://{feed.kind}/{feed.rows}x{feed.dims}/{feed.dtype.name}/{feed.token}"
+    return (
+        f"spool://{object_rows.kind}/{object_rows.rows}x{object_rows.dims}/{object_rows.dtype.name}/{object_rows.token}"
+    )
 
 
 def is_spooled(location: str) -> bool:

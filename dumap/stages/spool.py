@@ -23,8 +23,8 @@ from dumap.stages import Context, Stage
 def write_rows(job: Job, part: str, rows: np.ndarray | None = None) -> None:
     """Write a part: the rows that are given, or, in the process that has the object, the object's own."""
     if rows is None:
-        assert isinstance(job.feed, ArrayRows)
-        rows = job.feed.read(*span_of(job, part))
+        assert isinstance(job.object_rows, ArrayRows)
+        rows = job.object_rows.read(*span_of(job, part))
     with job.run.part(SPOOL, part) as out:
         out.write(SPOOLED, rows)
 
@@ -50,13 +50,13 @@ def run(context: Context) -> dict:
     """
     source, store = _source(context.job), context.run
     parts = part_names(SPOOLED, source.parts)
-    if context.job.feed is None and not set(parts) <= set(store.committed(SPOOL)):
+    if context.job.object_rows is None and not set(parts) <= set(store.committed(SPOOL)):
         raise InputError(
             f"{store.location}: its input, a {source.what}, was given by a program, and the run does not hold all of "
             f"its rows: call dumap.run again with the same data and this output"
         )
-    if context.job.feed is not None:
-        taken = context.job.feed.least_bytes
+    if context.job.object_rows is not None:
+        taken = context.job.object_rows.least_bytes
         context.require(SPOOL, taken, f"a chunk of the {source.kind} is large", "smaller chunks: rechunk it")
     context.compute(SPOOL, write_rows, parts)
     return {"rows": source.rows, "bytes": source.rows * source.dims * source.dtype.itemsize}

@@ -5,7 +5,7 @@ raises `FORMAT`. Other folders import from here, not from the modules.
 
 - Objects: `objects` (in any backend), `backends`, `disk`, `options` (of buckets), `concurrent_reads`, `patterns`.
 - A run: `run`; `part` (written), `manifests`, `committed` (read), `stored_array`, `checkpoints`, `lock`, `run_keys`,
-  `relative` (locations of other runs), `published` (results of a work place), `row_names`.
+  `relative_paths` (locations of other runs), `published` (results of a work place), `row_names`.
 - Zarr beside runs: `arrays`, `new_store`, `annotated` (AnnData's), `metadata`, `chunks`, `bits` (bfloat16), `listing`.
 """
 
@@ -14,15 +14,15 @@ from dumap.store.arrays import Rows, find_array, place_of_array, read_array, wri
 from dumap.store.bits import holds_bfloat16, widen
 from dumap.store.checkpoints import CHECKPOINT, Checkpoints
 from dumap.store.chunks import Absent, decoded_rows, find_absent, require_chunks
-from dumap.store.lock import Lock, await_end, driver, last_work
+from dumap.store.lock import Lock, await_end, driver_status, last_progress
 from dumap.store.manifests import DONE, IDENTITY, INHERITED, INSIDE, LOCKS, MANIFESTS, PARTS, manifest_key
 from dumap.store.new_store import NewStore
 from dumap.store.objects import bucket_errors, describe_error, probe, probe_key, requests_at_once, set_threads, stamps
 from dumap.store.options import known_options, learn_options, use_options
 from dumap.store.part import OBJECT_BYTES, Part
 from dumap.store.patterns import is_pattern, matching
-from dumap.store.published import claim, damaged_copies, internal, publish, work_of
-from dumap.store.relative import absolute_location, relative_location
+from dumap.store.published import claim, damaged_copies, internal_location, publish, work_of
+from dumap.store.relative_paths import absolute_location, relative_location
 from dumap.store.run import FORMAT, Run
 from dumap.store.run_keys import RunKeys
 from dumap.store.stored_array import StoredArray
@@ -56,14 +56,14 @@ __all__ = [
     "damaged_copies",
     "decoded_rows",
     "describe_error",
-    "driver",
+    "driver_status",
     "find_absent",
     "find_array",
     "holds_bfloat16",
-    "internal",
+    "internal_location",
     "is_pattern",
     "known_options",
-    "last_work",
+    "last_progress",
     "learn_options",
     "manifest_key",
     "matching",

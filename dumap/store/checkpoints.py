@@ -77,9 +77,9 @@ class Checkpoints:
         rows = [int(offsets[self.parse_piece_name(name)[1]]) for name in names] + [int(offsets[-1])]
         with self.run.part(self.stage, self.name(number), durable) as out:
             out.attributes |= {"pieces": names, "offsets": rows, "durable": durable, **facts}
-        self.collect(number)
+        self.remove_superseded(number)
 
-    def collect(self, number: int) -> None:
+    def remove_superseded(self, number: int) -> None:
         """Remove the checkpoints before a committed one, and pieces of it that it does not name."""
         before = [n for n in self.numbers() if n < number]
         kept = set(self.pieces(number))

@@ -29,7 +29,7 @@ from dumap.store.manifests import (
     part_key,
 )
 from dumap.store.objects import Objects, seal, unseal
-from dumap.store.relative import absolute_location
+from dumap.store.relative_paths import absolute_location
 from dumap.store.stored_array import ChecksumError, StoredArray
 
 MOST_LOCK_BYTES = 1 << 20
@@ -44,7 +44,7 @@ def lock_key(term: int) -> str:
     return f"{LOCKS}/{term:08d}.json"
 
 
-class Committed(Objects):
+class CommittedParts(Objects):
     """The parts of a run.
 
     Parameters
@@ -75,13 +75,13 @@ class Committed(Objects):
         super().__init__(location, read_only)
         self.term, self.token, self.inherited, self.child = term, token, inherited, child
         self._origins: dict[str, str | None] = {}
-        self._others: dict[str, Committed] = {}
+        self._others: dict[str, CommittedParts] = {}
         self._manifests: dict[tuple[str, str], Manifest] = {}
         self._stored: dict[tuple[str, str, str], list[tuple[str, int, StoredArray]]] = {}
 
     # other runs --------------------------------------------------------------------------------
 
-    def owner(self, stage: str) -> Committed:
+    def owner(self, stage: str) -> CommittedParts:
         """Return the run that holds a stage's parts: this one, or the one from which this one has the stage."""
         where = self.origin(stage)
         if where is None:

@@ -29,7 +29,7 @@ BEAT = 5.0
 """Seconds between renewals."""
 LEASE = 30.0
 """Seconds without one after which a driver counts as gone."""
-WORK = ("stage", "done", "total")
+PROGRESS_KEYS = ("stage", "done", "total")
 """What the lock says of the driver's work: how many parts of how many of a stage are done."""
 
 
@@ -82,13 +82,13 @@ def name_of(holder: dict[str, Any]) -> str:
     return f"process {holder.get('process', '?')} on {(holder.get('machine') or ['?'])[0]}"
 
 
-def last_work(run: Run) -> dict[str, Any]:
+def last_progress(run: Run) -> dict[str, Any]:
     """Return the progress that a run's last driver wrote: 'stage', 'done' and 'total'; empty if it wrote none."""
     said = run.lock(max(run.terms(), default=0)) or {}
-    return {name: said[name] for name in WORK} if all(name in said for name in WORK) else {}
+    return {name: said[name] for name in PROGRESS_KEYS} if all(name in said for name in PROGRESS_KEYS) else {}
 
 
-def driver(run: Run) -> dict[str, Any] | None:
+def driver_status(run: Run) -> dict[str, Any] | None:
     """Return who drives a run, by its lock; None if nobody does.
 
     Returns
@@ -167,7 +167,7 @@ class Lock:
     def __init__(self, run: Run, note: Callable[[str], None]) -> None:
         self.run, self.note = run, note
         self.document: dict[str, Any] = {}
-        self._work: dict[str, Any] = {}
+        self._progress: dict[str, Any] = {}
         self._ended = threading.Event()
         self._renewing = threading.Thread(target=self._renew, name="dumap-lock", daemon=True)
 
@@ -186,13 +186,13 @@ class Lock:
 
     def at(self, stage: str, done: float, total: float) -> None:
         """Write progress with the next renewals."""
-        self._work = dict(zip(WORK, (stage, round(done, 3), total), strict=True))
+        self._progress = dict(zip(PROGRESS_KEYS, (stage, round(done, 3), total), strict=True))
 
     def _write(self, **changes: Any) -> bool:
         """Renew the lock, unless it was removed or is another's; tell whether it is this driver's."""
         if self.run.holder(self.document["term"]).get("token") != self.document["holder"]["token"]:
             return False
-        self.document |= {**changes, **self._work, "time": time.time()}
+        self.document |= {**changes, **self._progress, "time": time.time()}
         self.run.put(lock_key(self.document["term"]), seal(self.document))
         return True
 

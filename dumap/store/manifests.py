@@ -25,7 +25,7 @@ IDENTITY = "identity"
 DONE = "done"
 """Group of the manifests that commit whole stages."""
 INHERITED = "inherited"
-"""Attribute of such a manifest if another run holds the stage's parts: its location, see `dumap.store.relative`."""
+"""Attribute of a manifest of `DONE` if another run holds the stage's parts: that run's relative location."""
 PART = "[a-z0-9_]+(?:-[a-z0-9_]+)*"
 """What a part may be called."""
 MOST_BYTES = 1 << 28

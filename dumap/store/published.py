@@ -14,7 +14,7 @@ from dumap.store import metadata
 from dumap.store.manifests import IDENTITY, INSIDE
 from dumap.store.objects import Objects, seal, unseal
 from dumap.store.part import METADATA
-from dumap.store.relative import absolute_location, relative_location
+from dumap.store.relative_paths import absolute_location, relative_location
 from dumap.store.run import Run
 from dumap.store.run_keys import FINALS, ROW, RunKeys
 
@@ -44,7 +44,7 @@ def work_of(output: str) -> str | None:
     return absolute_location(way, objects.location)
 
 
-def internal(location: str) -> str:
+def internal_location(location: str) -> str:
     """Return where a run's own objects lie: where it lies itself, or in the work place that it names.
 
     Raises

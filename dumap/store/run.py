@@ -27,7 +27,7 @@ import zarr
 from dumap.errors import DamageError, StorageError
 from dumap.store import disk, metadata
 from dumap.store.arrays import is_readable, refuse_code
-from dumap.store.committed import Committed, lock_key
+from dumap.store.committed import CommittedParts, lock_key
 from dumap.store.manifests import IDENTITY, INSIDE, LOCKS, MANIFESTS, MOST_BYTES, manifest_key
 from dumap.store.part import METADATA, Part
 from dumap.store.run_keys import FINALS, NODES, RunKeys
@@ -51,13 +51,13 @@ NODE_DOCUMENTS = {
 """What dumap's own folders say to Zarr: a group of arrays without values, below which it looks for nothing."""
 
 
-class Run(Committed):
+class Run(CommittedParts):
     """A run's store: its parts, the group's metadata, and the final arrays.
 
     Parameters
     ----------
     location, read_only, term, token, inherited, child
-        As of `Committed`.
+        As of `CommittedParts`.
     """
 
     def part(self, stage: str, name: str, durable: bool = True) -> Part:

@@ -47,7 +47,7 @@ class Worker:
 
 
 class Cluster:
-    """Workers and a scheduler; the executor's side of it is that of `dumap.engine.link.Link`.
+    """Workers and a scheduler; the engine's side of it is that of `dumap.engine.link.Link`.
 
     Parameters
     ----------
@@ -213,7 +213,7 @@ class Cluster:
             task.outcome = outcome
             self.finished.append(task)
 
-    # the executor's side -----------------------------------------------------------------------
+    # the engine's side -----------------------------------------------------------------------
 
     def now(self) -> float:
         """Return the time."""

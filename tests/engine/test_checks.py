@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from dumap.engine.checks import Requirements, WorkerFacts, common, differences, share
+from dumap.engine.checks import Requirements, WorkerFacts, common, differences, single_thread_limit
 from dumap.engine.members import host_of
 from dumap.planning.budget import INTERPRETER_BYTES, PAUSE_FRACTION, process_bytes
 
@@ -43,9 +43,9 @@ def test_threads_of_a_process_share_its_interpreter():
     peak = INTERPRETER_BYTES + 300 * 2**20
     for threads in (1, 2, 8):
         limit = process_bytes(peak, threads) / PAUSE_FRACTION
-        assert share(int(limit) + 16, threads) >= peak / PAUSE_FRACTION - 16
-        assert share(int(limit) - 2**20 * threads, threads) < peak / PAUSE_FRACTION
-    assert share(0, 4) == 0
+        assert single_thread_limit(int(limit) + 16, threads) >= peak / PAUSE_FRACTION - 16
+        assert single_thread_limit(int(limit) - 2**20 * threads, threads) < peak / PAUSE_FRACTION
+    assert single_thread_limit(0, 4) == 0
 
 
 def test_most_workers_decide_and_a_run_that_was_begun_before_them():

@@ -19,7 +19,7 @@ from helpers import failing
 from dumap.artifacts.job import Job
 from dumap.artifacts.part_names import part_names
 from dumap.engine import cluster
-from dumap.engine.cluster import Executor
+from dumap.engine.cluster import DaskEngine
 from dumap.engine.link import Link
 from dumap.errors import ClusterError, TaskError
 from dumap.recipe.pipeline import plan, run
@@ -43,11 +43,11 @@ def job(configure, data):
 
 @pytest.fixture
 def workers(client, job):
-    """Return the executor of both workers."""
+    """Return the engine of both workers."""
     client.wait_for_workers(2, timeout=SECONDS)
-    executor = Executor(client, 30)
-    executor.preflight()
-    yield executor
+    engine = DaskEngine(client, 30)
+    engine.preflight()
+    yield engine
     client.wait_for_workers(2, timeout=SECONDS)
 
 
@@ -132,13 +132,13 @@ def ticking(to: int):
 def test_two_runs_on_one_client_hear_each_of_its_own(client, workers, job, configure, data):
     other = configure(data)
     os.makedirs(other.output)
-    second, heard = Executor(client, 30), {10: set(), 20: set()}
+    second, heard = DaskEngine(client, 30), {10: set(), 20: set()}
     second.preflight()
     with ThreadPoolExecutor(2) as both:
-        for executor, to, its in ((workers, 10, job), (second, 20, Job(other, plan(other).geometry))):
+        for engine, to, its in ((workers, 10, job), (second, 20, Job(other, plan(other).geometry))):
             told = heard[to]
             both.submit(
-                executor.map, ticking(to), its, ["part-00000"], {}, lambda done, of, told=told: told.add((done, of))
+                engine.map, ticking(to), its, ["part-00000"], {}, lambda done, of, told=told: told.add((done, of))
             )
     workers.close()
     second.close()
@@ -152,11 +152,11 @@ def test_a_worker_that_does_not_answer_holds_nobody_up(client, workers, fresh, m
     pid = client.submit(os.getpid, workers=[workers.workers[0].address], pure=False).result()
     os.kill(pid, signal.SIGSTOP)
     try:
-        executor = Executor(client, 30)
-        executor.preflight()
-        assert [one.address for one in executor.workers] == [workers.workers[1].address]
-        executor.check_sight(fresh())
-        executor.close()
+        engine = DaskEngine(client, 30)
+        engine.preflight()
+        assert [one.address for one in engine.workers] == [workers.workers[1].address]
+        engine.check_sight(fresh())
+        engine.close()
     finally:
         os.kill(pid, signal.SIGCONT)
 

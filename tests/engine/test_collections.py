@@ -59,9 +59,9 @@ def test_slices_of_chunks_are_the_rows_of_a_part(rows, columns, data):
         return
     start = data.draw(st.integers(0, len(x) - 1))
     stop = data.draw(st.integers(start + 1, len(x)))
-    feed = DaskRows(da.from_array(x, chunks=(tuple(rows), tuple(columns))))
-    (grid,) = (grid for _, grid in feed.grids({"part": (start, stop)}))
-    assert assemble(dask.compute(grid, scheduler="sync")[0], feed.dtype).tolist() == x[start:stop].tolist()
+    object_rows = DaskRows(da.from_array(x, chunks=(tuple(rows), tuple(columns))))
+    (grid,) = (grid for _, grid in object_rows.grids({"part": (start, stop)}))
+    assert assemble(dask.compute(grid, scheduler="sync")[0], object_rows.dtype).tolist() == x[start:stop].tolist()
 
 
 def test_collections_of_rows_are_recognised():
@@ -200,9 +200,9 @@ def test_a_worker_that_dies_as_it_copies_is_made_up_for(fresh):
         Client(cluster, set_as_default=False) as client,
     ):
         output, killer = fresh("run.zarr"), KillsAWorker(client)
-        feed = DaskRows(x)
-        config = load(None, (), {"input.path": spooled.location_of(feed), "output": output, "keep": "all"})
-        job = Job(config, geometry_of(config), feed=feed)
+        object_rows = DaskRows(x)
+        config = load(None, (), {"input.path": spooled.location_of(object_rows), "output": output, "keep": "all"})
+        job = Job(config, geometry_of(config), object_rows=object_rows)
         with connect(config.cluster, client, killer) as engine:
             engine.preflight()
             advanced = lambda done, total: killer.advanced("spool", done, total)  # noqa: E731

@@ -36,8 +36,8 @@ def settings(**given) -> ClusterConfig:
 
 def answers(client: Client | None = None, **given) -> bool:
     """Reach a cluster as a run does, and compute on it."""
-    with connect(settings(**given), client, Silent()) as executor:
-        return executor.client.submit(sum, [1, 2], pure=False).result(timeout=SECONDS) == 3
+    with connect(settings(**given), client, Silent()) as engine:
+        return engine.client.submit(sum, [1, 2], pure=False).result(timeout=SECONDS) == 3
 
 
 @pytest.fixture(scope="module")
@@ -166,8 +166,8 @@ def test_workers_beside_another_cluster_are_refused(cluster, given):
 
 def test_a_client_that_is_given_wins_and_it_is_said(cluster):
     noting = Notes()
-    with Client(cluster) as client, connect(settings(workers=2), client, noting) as executor:
-        assert executor.client is client
+    with Client(cluster) as client, connect(settings(workers=2), client, noting) as engine:
+        assert engine.client is client
     assert noting.notes == ["cluster.workers = 2: left aside, the client that is given has workers of its own"]
 
 
@@ -317,8 +317,8 @@ def test_an_embedded_cluster_leaves_nothing_behind(tmp_path, error):
     noting, pids = Notes(), {}
 
     def failing():
-        with connect(settings(workers=2, memory_limit=GIB), None, noting) as executor:
-            pids.update(executor.client.run(os.getpid))
+        with connect(settings(workers=2, memory_limit=GIB), None, noting) as engine:
+            pids.update(engine.client.run(os.getpid))
             assert len(pids) == 2
             assert set(pids.values()) < descendants()
             assert list(tmp_path.iterdir())

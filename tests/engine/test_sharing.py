@@ -13,7 +13,7 @@ from distributed import Client, Scheduler, SpecCluster, Worker, get_worker
 from dumap.artifacts.job import Job
 from dumap.artifacts.part_names import part_names
 from dumap.config import build
-from dumap.engine.cluster import Executor
+from dumap.engine.cluster import DaskEngine
 from dumap.engine.connect import connect
 from dumap.engine.local import LocalEngine
 from dumap.engine.sharing import Sharing
@@ -85,10 +85,10 @@ def noting(folder: Path):
 
 def used(client, job, sharing: Sharing, folder: Path) -> set[str]:
     """Run tasks, and return who ran them."""
-    executor, parts = Executor(client, 30, sharing=sharing), part_names("part", 12)
-    executor.preflight()
-    executor.map(noting(folder), job, parts, {}, lambda done, total: None)
-    assert len({worker.address for worker in executor.workers}) == (1 if sharing.chooses else 2)
+    engine, parts = DaskEngine(client, 30, sharing=sharing), part_names("part", 12)
+    engine.preflight()
+    engine.map(noting(folder), job, parts, {}, lambda done, total: None)
+    assert len({worker.address for worker in engine.workers}) == (1 if sharing.chooses else 2)
     return {(folder / part).read_text() for part in parts}
 
 
@@ -117,9 +117,9 @@ def test_a_task_holds_its_resources_while_it_runs(shared, job, monkeypatch, tmp_
 
 @pytest.mark.parametrize("sharing", [Sharing({"TPU": 1}), Sharing(allow_workers=("nobody",))])
 def test_the_error_says_which_workers_a_run_waits_for(shared, sharing):
-    executor = Executor(shared, 30, worker_timeout=0.5, sharing=sharing)
+    engine = DaskEngine(shared, 30, worker_timeout=0.5, sharing=sharing)
     with pytest.raises(ClusterError, match=r"no worker of cluster\.(resources|allow_workers) .*(TPU|nobody)"):
-        executor.preflight()
+        engine.preflight()
 
 
 def test_a_run_on_some_workers_has_the_same_bytes(shared, embed, digits_300):
@@ -173,10 +173,10 @@ def hanging(folder: Path):
 
 def test_a_part_that_is_stuck_is_done_elsewhere(shared, job, tmp_path):
     notes, parts = [], part_names("part", 8)
-    executor = Executor(shared, 30, note=notes.append, sharing=Sharing(task_timeout=1.0))
-    executor.preflight()
+    engine = DaskEngine(shared, 30, note=notes.append, sharing=Sharing(task_timeout=1.0))
+    engine.preflight()
     try:
-        executor.map(hanging(tmp_path), job, parts, {}, lambda done, total: None)
+        engine.map(hanging(tmp_path), job, parts, {}, lambda done, total: None)
         assert all((tmp_path / part).exists() for part in parts)
         (note,) = notes
         assert f"{(tmp_path / 'hung').read_text()} is left out" in note

@@ -11,7 +11,7 @@ from simulated import Cluster
 from dumap.artifacts.part_names import part_names
 from dumap.engine.backups import BACKUP_SECONDS, Durations
 from dumap.engine.members import LEAST_WINDOW, Members
-from dumap.engine.step import ATTEMPTS, Step, Work
+from dumap.engine.step import ATTEMPTS, Step, StepSpec
 from dumap.errors import ClusterError, DamageError, InputError, LockError, TaskError
 
 WORKER_TIMEOUT = 100.0
@@ -26,7 +26,7 @@ class Run:
     ) -> None:
         self.cluster, self.notes, self.advanced = cluster, [], []
         members = Members(cluster, 60.0, WORKER_TIMEOUT, self.notes.append)
-        work = Work(
+        spec = StepSpec(
             "stage",
             "stage task",
             parts,
@@ -35,12 +35,12 @@ class Run:
             lambda done, total: self.advanced.append((done, total)),
             repeatable,
         )
-        self.step = Step(work, cluster, members, Durations(), cluster.messages, lambda: False, task_timeout)
+        self.step = Step(spec, cluster, members, Durations(), cluster.messages, lambda: False, task_timeout)
 
     def go(self) -> float:
         """Return when it ended."""
         self.step.run()
-        parts = self.step.work.parts
+        parts = self.step.spec.parts
         assert self.cluster.committed >= set(parts)
         assert self.advanced == [(done, len(parts)) for done in range(1, len(parts) + 1)]
         assert not self.cluster.in_flight
@@ -103,7 +103,7 @@ def test_histories_of_joins_deaths_departures_and_unfit_workers_end_with_every_p
             raise AssertionError(f"seed {seed}") from error
         assert not {where for _, where in cluster.computed} & set(unfit), seed
         assert len(run.notes) == len({note.split()[1] for note in run.notes}) <= len(unfit), seed
-        assert cluster.polls < 3000 + 20 * len(run.step.work.parts), seed
+        assert cluster.polls < 3000 + 20 * len(run.step.spec.parts), seed
         again = Counter(part for part, _ in cluster.computed)
         assert max(again.values()) <= 2 + ATTEMPTS, seed
 
@@ -144,7 +144,7 @@ def test_workers_that_come_later_are_used_at_once(beside):
     ended = run.go()
     assert ended - 8.0 <= 1.3 * 4 * -(-38 // 6)
     assert len({where for _, where in cluster.computed}) == 6
-    assert max(run.times(part) for part in run.step.work.parts) == 1
+    assert max(run.times(part) for part in run.step.spec.parts) == 1
 
 
 @pytest.mark.parametrize(("workers", "threads", "most"), [(1, 1, LEAST_WINDOW), (4, 16, 128)])
@@ -212,7 +212,7 @@ def test_a_straggler_gets_one_copy_on_another_worker_and_the_first_counts(second
     run = Run(cluster, part_names("part", 12))
     ended = run.go()
     assert BACKUP_SECONDS < ended < BACKUP_SECONDS + 6
-    late = [part for part in run.step.work.parts if part in run.step.backed_up]
+    late = [part for part in run.step.spec.parts if part in run.step.backed_up]
     assert len(late) == 1 or first == "copy"
     assert [where == slow for part, where in cluster.computed if part == late[0]] == [first == "straggler"]
 

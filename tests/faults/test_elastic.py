@@ -16,7 +16,7 @@ from helpers import AsBegins
 from dumap.artifacts.job import Job
 from dumap.artifacts.part_names import part_names
 from dumap.engine import backups
-from dumap.engine.cluster import Executor
+from dumap.engine.cluster import DaskEngine
 from dumap.recipe.damage import verify
 from dumap.recipe.pipeline import plan, run
 from dumap.recipe.status import status
@@ -70,14 +70,14 @@ def test_a_cluster_grows_by_what_it_is_sent(job, fresh):
     with LocalCluster(n_workers=0, threads_per_worker=1, memory_limit="2GiB", dashboard_address=":0") as cluster:
         cluster.adapt(minimum=0, maximum=4)
         with Client(cluster, set_as_default=False) as client:
-            executor = Executor(client, SECONDS)
-            executor.preflight()
+            engine = DaskEngine(client, SECONDS)
+            engine.preflight()
 
             def count(done, total):
                 nonlocal most
                 most = max(most, len(cluster.scheduler.workers))
 
-            executor.map(sleeping(fresh(), 2.0), job, part_names("part", 40), {}, count)
+            engine.map(sleeping(fresh(), 2.0), job, part_names("part", 40), {}, count)
     assert most == 4
 
 
@@ -87,12 +87,12 @@ def test_workers_that_come_later_share_what_is_left(job, fresh):
     """One more thread than parts that it began before; the others do most of what is left."""
     folder, parts = fresh(), part_names("part", 30)
     with fleet(fresh, 1) as growing:
-        executor = Executor(growing.client, SECONDS)
-        executor.preflight()
+        engine = DaskEngine(growing.client, SECONDS)
+        engine.preflight()
         (first,) = growing.client.nthreads()
         adding = threading.Timer(3.0, lambda: growing.start_workers(3))
         adding.start()
-        executor.map(sleeping(folder, 3.0), job, parts, {}, silent)
+        engine.map(sleeping(folder, 3.0), job, parts, {}, silent)
         adding.join()
     where = [Path(folder, part).read_text() for part in parts]
     assert len(set(where)) == 4

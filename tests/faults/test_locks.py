@@ -21,7 +21,7 @@ from faults.harness import SECONDS, WORDS, Fleet, all_kept, commits, results, un
 from helpers import Notes
 
 from dumap.artifacts.job import Job
-from dumap.engine.cluster import Executor
+from dumap.engine.cluster import DaskEngine
 from dumap.errors import LockError
 from dumap.recipe.damage import verify
 from dumap.recipe.pipeline import plan, run
@@ -340,10 +340,10 @@ def test_the_workers_of_a_driver_that_was_taken_over_commit_nothing(prepare, cli
         with job.run.part("stage", part) as out:
             out.write("a", np.arange(3))
 
-    executor = Executor(client, SECONDS)
-    executor.preflight()
+    engine = DaskEngine(client, SECONDS)
+    engine.preflight()
     with pytest.raises(LockError, match="took this run over"):
-        executor.map(write, job, ["part-00000"], {}, lambda done, total: None)
+        engine.map(write, job, ["part-00000"], {}, lambda done, total: None)
     assert job.run.committed("stage") == []
 
 

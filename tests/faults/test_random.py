@@ -24,7 +24,7 @@ from dumap.artifacts.vectors import DROPPED
 from dumap.config import METRICS, load
 from dumap.config.metrics import ARGUMENTS
 from dumap.engine import connect
-from dumap.engine.cluster import Executor
+from dumap.engine.cluster import DaskEngine
 from dumap.errors import DumapError, TaskError
 from dumap.recipe import pipeline
 from dumap.store import Run, manifests
@@ -184,7 +184,7 @@ def check(case: Case, folder: str, client: Client | None) -> str:
     return "map"
 
 
-class Here(Executor):
+class Here(DaskEngine):
     """Runs tasks where it is, so that their errors come as they are."""
 
     def __init__(self) -> None:

@@ -92,7 +92,7 @@ def test_workers_of_other_kinds_are_refused_unless_forced(
     configure, client, data, finished_run, monkeypatch, what, other, said
 ):
     """A run half done with others; what is finished needs none."""
-    from dumap.engine.cluster import Executor
+    from dumap.engine.cluster import DaskEngine
     from dumap.errors import RunMismatchError
 
     config = configure(data, SETTINGS)
@@ -100,7 +100,7 @@ def test_workers_of_other_kinds_are_refused_unless_forced(
     unmark(config.output, ("embedding", "quality"))
     before = {p: p.read_bytes() for p in Path(config.output, MANIFESTS).rglob("*.json")}
     with monkeypatch.context() as elsewhere:
-        elsewhere.setattr(Executor, what, {**worker.versions(), **other} if isinstance(other, dict) else other)
+        elsewhere.setattr(DaskEngine, what, {**worker.versions(), **other} if isinstance(other, dict) else other)
         with pytest.raises(RunMismatchError, match=rf"{said}\nUse the old ones.*--force"):
             run(config, client=client)
         assert {p: p.read_bytes() for p in Path(config.output, MANIFESTS).rglob("*.json")} == before

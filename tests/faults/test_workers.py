@@ -22,7 +22,7 @@ from numba.core.registry import CPUDispatcher
 import dumap.kernels
 from dumap.artifacts.job import Job
 from dumap.artifacts.part_names import part_names
-from dumap.engine.cluster import ATTEMPTS, Executor
+from dumap.engine.cluster import ATTEMPTS, DaskEngine
 from dumap.engine.task_queue import TaskQueue
 from dumap.engine.worker import execute
 from dumap.errors import TaskError
@@ -324,9 +324,9 @@ def test_a_worker_in_a_long_kernel_is_still_heard_of(watched, prepare):
     watched.ready(3)
     config, before = prepare(), watched.pids()
     Path(config.output).mkdir()
-    executor = Executor(watched.client, SECONDS)
-    executor.preflight()
-    executor.map(searching(2 * SILENCE), Job(config, plan(config).geometry), ["long"], {}, lambda done, total: None)
+    engine = DaskEngine(watched.client, SECONDS)
+    engine.preflight()
+    engine.map(searching(2 * SILENCE), Job(config, plan(config).geometry), ["long"], {}, lambda done, total: None)
     assert float(Path(config.output, "long").read_text()) > 1.2 * SILENCE, "too short to tell"
     assert watched.pids() == before
 

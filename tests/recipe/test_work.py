@@ -14,7 +14,7 @@ import zarr
 from helpers import AsBegins, unmark
 
 import dumap
-from dumap.engine.cluster import Executor
+from dumap.engine.cluster import DaskEngine
 from dumap.errors import RunMismatchError, StorageError
 from dumap.recipe.damage import clean, verify
 from dumap.recipe.observers import Silent
@@ -99,8 +99,8 @@ def test_the_answer_does_not_depend_on_the_place(apart, alone):
 @pytest.mark.slow
 def test_workers_are_asked_whether_they_see_the_work_place(begun, client, monkeypatch):
     """Only the driver writes to the output."""
-    seen, check = [], Executor.check_sight
-    monkeypatch.setattr(Executor, "check_sight", lambda self, place: seen.append(place) or check(self, place))
+    seen, check = [], DaskEngine.check_sight
+    monkeypatch.setattr(DaskEngine, "check_sight", lambda self, place: seen.append(place) or check(self, place))
     config, work = begun(**{"cluster.engine": "dask"})
     assert run(config, client, Silent())["work"] == work
     assert seen == [work]

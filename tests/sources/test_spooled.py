@@ -36,11 +36,11 @@ def embed_rows(fresh):
     """Run on threads of this process what is given as an object; return the output."""
 
     def go(x, output=None, client=None, observer=None, **settings):
-        feed = rows_of(x)
-        where = {"input.path": location_of(feed), "output": output or fresh("run.zarr")}
+        object_rows = rows_of(x)
+        where = {"input.path": location_of(object_rows), "output": output or fresh("run.zarr")}
         engine = {"cluster.engine": "auto"} if client else {}
         config = load(None, (), {**where, **SETTINGS, **engine, **settings})
-        pipeline.run(config, client, observer, feed=feed)
+        pipeline.run(config, client, observer, object_rows=object_rows)
         return config.output
 
     return go
@@ -81,16 +81,16 @@ def test_a_location_says_what_it_is_of():
 @pytest.mark.usefixtures("small_parts")
 def test_rows_are_read_across_parts(fresh):
     x = np.random.default_rng(0).normal(size=(350, 64)).astype(np.float32)
-    feed, run = rows_of(x), Run(fresh("run.zarr"))
-    source = Spooled(location_of(feed), lambda: run)
+    object_rows, run = rows_of(x), Run(fresh("run.zarr"))
+    source = Spooled(location_of(object_rows), lambda: run)
     assert source.parts == 4
     for number in range(4):
         with run.part(SPOOL, f"rows-{number:05d}") as out:
-            out.write("rows", feed.read(*source.span(number)))
+            out.write("rows", object_rows.read(*source.span(number)))
     for start, stop in ((0, 350), (99, 101), (100, 200), (349, 350), (5, 5)):
         assert np.array_equal(source.read(start, stop), x[start:stop])
     with pytest.raises(InputError, match="lie in a run"):
-        Spooled(location_of(feed)).read(0, 1)
+        Spooled(location_of(object_rows)).read(0, 1)
 
 
 # whole runs ----------------------------------------------------------------------------------------
@@ -206,9 +206,9 @@ def test_a_damaged_part_of_the_copy_is_copied_again(digits_300, embed_rows):
 @pytest.mark.usefixtures("small_parts")
 def test_a_child_of_an_arrays_run_reads_what_is_equal(digits_300, fresh, embed_rows):
     parent = embed_rows(digits_300)
-    feed = rows_of(digits_300)
-    settings = {"input.path": location_of(feed), "output": fresh("run.zarr"), **SETTINGS, "layout.min_dist": 0.5}
-    told = pipeline.run(load(None, (), settings), parent=parent, feed=feed)
+    object_rows = rows_of(digits_300)
+    settings = {"input.path": location_of(object_rows), "output": fresh("run.zarr"), **SETTINGS, "layout.min_dist": 0.5}
+    told = pipeline.run(load(None, (), settings), parent=parent, object_rows=object_rows)
     own = [stage["name"] for stage in told["stages"] if stage["from"] is None]
     assert own == ["spool", "start", "layout", "embedding", "quality"]
     assert embedding(settings["output"]) == embedding(embed_rows(digits_300, **{"layout.min_dist": 0.5}))
