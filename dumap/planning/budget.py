@@ -26,7 +26,7 @@ INTERPRETER_BYTES, METRIC_BYTES = 390 * MIB, 160 * MIB
 """What a worker holds in later stages, with memory that earlier ones did not give back; and what pynndescent adds,
 which repairs and many metrics need (measured, rounded up)."""
 
-COMPILER_BYTES, COMPILING_BYTES, MOST_COMPILING_BYTES = 64 * MIB, 16 * MIB, 320 * MIB
+COMPILER_BYTES, COMPILING_BYTES, MOST_COMPILING_BYTES = 80 * MIB, 16 * MIB, 336 * MIB
 """What compiling leaves in a process's memory: once, for each kernel, and at most for all (measured,
 rounded up)."""
 PAUSE_FRACTION = 0.8

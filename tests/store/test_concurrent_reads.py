@@ -16,25 +16,30 @@ from dumap.store.concurrent_reads import in_order
 
 
 class Counting:
-    """Counts the calls that are under way at once."""
+    """Counts the calls that are under way at once.
 
-    def __init__(self) -> None:
-        self.most, self._now, self._guard = 0, 0, threading.Lock()
+    Each call stays until `expected` calls have been under way together, or for a second: a slow machine starts threads
+    late.
+    """
+
+    def __init__(self, expected: int) -> None:
+        self.most, self._now, self._expected, self._change = 0, 0, expected, threading.Condition()
 
     def __enter__(self) -> None:
-        with self._guard:
+        with self._change:
             self._now += 1
             self.most = max(self.most, self._now)
-        time.sleep(0.01)
+            self._change.notify_all()
+            self._change.wait_for(lambda: self.most >= self._expected, timeout=1)
 
     def __exit__(self, *error: object) -> None:
-        with self._guard:
+        with self._change:
             self._now -= 1
 
 
 @pytest.mark.parametrize("threads", [1, 3])
 def test_results_come_in_the_order_of_the_calls(threads):
-    under_way = Counting()
+    under_way = Counting(threads)
 
     def call(number: int) -> int:
         with under_way:
@@ -62,7 +67,7 @@ def test_after_an_error_no_other_call_begins(threads):
 @pytest.fixture
 def distant(tmp_path, monkeypatch) -> tuple[Run, Counting]:
     """Return a run of three parts that is read as one in a bucket is, and what counts its reads."""
-    under_way = Counting()
+    under_way = Counting(READS_AT_ONCE)
 
     class Bucket(Folder):
         is_local = False
