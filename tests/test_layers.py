@@ -196,6 +196,7 @@ def test_one_noun_everywhere():
     shared = {
         "axes",
         "coarse",
+        "csr",
         "codes",
         "curve",
         "edges",

@@ -73,6 +73,7 @@ class DaskRows:
     """
 
     names: np.ndarray | None = None
+    sparse, entries, densest = False, 0, 0
 
     def __init__(self, data: Any) -> None:
         self.kind = f"dask.{type(data).__name__}"

@@ -57,6 +57,8 @@ def geometry_of(config: Config) -> Geometry:
         The input cannot be read or embedded.
     """
     source = open_source(config.input)
+    if source.sparse:
+        raise InputError(f"{config.input.where} holds a sparse matrix, which is read, but not embedded yet")
     if config.neighbors.metric in BIT_METRICS and source.dtype != np.uint8:
         raise InputError(
             f"{config.input.where}: neighbors.metric = {config.neighbors.metric} is of bits packed into uint8, and the "

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from dumap.config import InputConfig
+from dumap.sources.csr_group import open_array
 from dumap.sources.source import Source
 from dumap.sources.spooled import Spooled, is_spooled
 from dumap.sources.stores import Stores
-from dumap.sources.zarr_array import Input
 from dumap.store import Run, is_pattern, matching
 from dumap.store.disk import normalize
 
@@ -32,7 +32,7 @@ def open_source(config: InputConfig, run: Callable[[], Run] | None = None) -> So
         return Spooled(paths[0], run)
     bfloat16 = config.dtype == "bfloat16"
     if len(paths) == 1:
-        return Input(paths[0], config.array, bfloat16=bfloat16)
+        return open_array(paths[0], config.array, bfloat16)
     return Stores(paths, config.array, bfloat16)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from dumap.sources.csr_group import CsrInput
 from dumap.sources.objects import is_a
 from dumap.sources.source import Source
 from dumap.sources.stores import Stores
@@ -51,7 +52,8 @@ def keep_names(run: Run, source: Source, names: np.ndarray | None) -> None:
     if names is not None:
         blocks, is_text = [names], names.dtype.kind == "O"
     else:
-        stores = source.stores if isinstance(source, Stores) else [source] if isinstance(source, Input) else []
+        alone = [source] if isinstance(source, Input | CsrInput) else []
+        stores = source.stores if isinstance(source, Stores) else alone
         found = [find_names(store.path, store.node_path, store.rows) for store in stores]
         named = [one for one in found if one is not None]
         if not named or len(named) < len(found) or len({one.is_text for one in named}) > 1:

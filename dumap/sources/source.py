@@ -21,6 +21,11 @@ class Source(Protocol):
         In native byte order.
     chunk_rows : int
         Rows that are decoded at once at the least.
+    sparse : bool
+        Rows are read as a scipy.sparse.csr_matrix: see `dumap.kernels.csr.canonical`.
+    entries, densest : int
+        Of sparse rows: how many entries all have, at the most, and the most that `kernels.csr.WINDOW_ROWS` rows have.
+        0 of others.
     """
 
     path: str
@@ -28,8 +33,14 @@ class Source(Protocol):
     dims: int
     dtype: np.dtype
     chunk_rows: int
+    sparse: bool
+    entries: int
 
-    def read(self, start: int, stop: int) -> np.ndarray:
+    @property
+    def densest(self) -> int:
+        """As above; found when it is first asked for."""
+
+    def read(self, start: int, stop: int) -> Any:
         """Read rows [start, stop) in the source's dtype, C order."""
 
     @property

@@ -4,6 +4,8 @@ A task cannot open what lies in another process's memory. The stage spool writes
 to each; where they are is known from their shape alone. The location of such an input says what it is of:
 
     spool://<kind>/<rows>x<dims>/<dtype>/<token>
+
+and of sparse rows then also /csr-<entries>-<densest>.
 """
 
 from __future__ import annotations
@@ -13,9 +15,10 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 import numpy as np
+from scipy.sparse import vstack
 
 from dumap.errors import InputError
-from dumap.store import Absent, Run, StoredArray
+from dumap.store import Absent, Run, StoredArray, read_csr
 
 SPOOL = "spool"
 """The stage that writes the rows, and the folder of its parts."""
@@ -25,7 +28,7 @@ PART_BYTES = 16 * 2**20
 """About so many bytes of rows are a part. Part of the format."""
 KINDS = "fiub"
 """Kinds of numpy's dtypes that can be embedded."""
-_LOCATION = re.compile(r"spool://([\w.-]+)/([1-9]\d*)x([1-9]\d*)/(\w+)/(\w+)")
+_LOCATION = re.compile(r"spool://([\w.-]+)/([1-9]\d*)x([1-9]\d*)/(\w+)/(\w+)(?:/csr-(\d+)-(\d+))?")
 
 
 class ObjectRows(Protocol):
@@ -44,6 +47,8 @@ class ObjectRows(Protocol):
         What a task takes that writes a part, and below what it cannot be done.
     names : ndarray or None
         Names of the rows, (rows,) of int64 or of texts.
+    sparse, entries, densest
+        As of `Source`.
     """
 
     kind: str
@@ -51,6 +56,12 @@ class ObjectRows(Protocol):
     dims: int
     dtype: np.dtype
     names: np.ndarray | None
+    sparse: bool
+    entries: int
+
+    @property
+    def densest(self) -> int:
+        """As above."""
 
     @property
     def token(self) -> str:
@@ -84,14 +95,19 @@ def check_rows(kind: str, shape: tuple[int, ...], dtype: np.dtype) -> None:
 
 def location_of(object_rows: ObjectRows) -> str:
     """Return what stands for an object in the configuration."""
-    return (
-        f"spool://{object_rows.kind}/{object_rows.rows}x{object_rows.dims}/{object_rows.dtype.name}/{object_rows.token}"
-    )
+    form = f"/csr-{object_rows.entries}-{object_rows.densest}" if object_rows.sparse else ""
+    shape = f"{object_rows.rows}x{object_rows.dims}"
+    return f"spool://{object_rows.kind}/{shape}/{object_rows.dtype.name}/{object_rows.token}{form}"
 
 
 def is_spooled(location: str) -> bool:
     """Return whether a location stands for an object."""
     return location.startswith("spool://")
+
+
+def sparse_row_bytes(entries: int, rows: int, dtype: np.dtype) -> int:
+    """Return the bytes of a mean row of so many rows that are sparse: values, and columns of 32 bits."""
+    return max(1, -(-entries * (dtype.itemsize + 4) // rows) + 8)
 
 
 class Spooled:
@@ -107,7 +123,7 @@ class Spooled:
     Attributes
     ----------
     kind : str
-    path, rows, dims, dtype, chunk_rows
+    path, rows, dims, dtype, chunk_rows, sparse, entries, densest
         As of `Source`.
     part_rows, parts : int
         Rows of a part but the last, and how many parts there are.
@@ -125,8 +141,12 @@ class Spooled:
         self.path, self.kind, self._token, self._run = location, found[1], found[5], run
         self.rows, self.dims, self.dtype = int(found[2]), int(found[3]), np.dtype(found[4])
         check_rows(self.kind, (self.rows, self.dims), self.dtype)
-        self.part_rows = min(self.rows, max(1, PART_BYTES // (self.dims * self.dtype.itemsize)))
-        self.chunk_rows = StoredArray((self.part_rows, self.dims), self.dtype).range_rows
+        self.sparse, self.entries, self.densest = found[6] is not None, int(found[6] or 0), int(found[7] or 0)
+        row_bytes = self.dims * self.dtype.itemsize
+        if self.sparse:
+            row_bytes = sparse_row_bytes(self.entries, self.rows, self.dtype)
+        self.part_rows = min(self.rows, max(1, PART_BYTES // row_bytes))
+        self.chunk_rows = 1 if self.sparse else StoredArray((self.part_rows, self.dims), self.dtype).range_rows
         self.parts = -(-self.rows // self.part_rows)
 
     @property
@@ -138,17 +158,23 @@ class Spooled:
         """Return the rows [start, stop) of a part."""
         return number * self.part_rows, min(self.rows, (number + 1) * self.part_rows)
 
-    def read(self, start: int, stop: int) -> np.ndarray:
+    def read(self, start: int, stop: int) -> Any:
         """Read rows [start, stop) from the run."""
         if self._run is None:
             raise InputError(f"{self.path}: the rows of the {self.what} lie in a run")
-        run, out = self._run(), np.empty((stop - start, self.dims), self.dtype)
-        for number in range(start // self.part_rows, -(-stop // self.part_rows)):
-            first, last = self.span(number)
-            low, high = max(start, first), min(stop, last)
-            run.read(
-                SPOOL, f"{SPOOLED}-{number:05d}", SPOOLED, low - first, high - first, out[low - start : high - start]
-            )
+        run = self._run()
+        numbers = range(start // self.part_rows, -(-stop // self.part_rows))
+        parts = [f"{SPOOLED}-{number:05d}" for number in numbers]
+        firsts = [number * self.part_rows for number in numbers]
+        spans = [(max(start, first) - first, min(stop, first + self.part_rows) - first) for first in firsts]
+        if self.sparse:
+            rows = [
+                read_csr(run, SPOOL, part, SPOOLED, self.dims, *span) for part, span in zip(parts, spans, strict=True)
+            ]
+            return rows[0] if len(rows) == 1 else vstack(rows, "csr", self.dtype)
+        out = np.empty((stop - start, self.dims), self.dtype)
+        for part, first, (low, high) in zip(parts, firsts, spans, strict=True):
+            run.read(SPOOL, part, SPOOLED, low, high, out[first + low - start : first + high - start])
         return out
 
     @property

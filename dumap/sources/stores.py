@@ -10,8 +10,10 @@ from itertools import accumulate
 from typing import Any
 
 import numpy as np
+from scipy.sparse import vstack
 
 from dumap.errors import InputError
+from dumap.sources.csr_group import CsrInput, open_array
 from dumap.sources.zarr_array import Input
 from dumap.store import Absent
 
@@ -32,18 +34,18 @@ class Stores:
 
     Attributes
     ----------
-    path, rows, dims, dtype, chunk_rows
+    path, rows, dims, dtype, chunk_rows, sparse, entries, densest
         As of `Source`; the dtype is what NumPy makes of those of all.
-    stores : list of Input
+    stores : list of Input or CsrInput
 
     Raises
     ------
     InputError
-        One cannot be read, or has other dims than the first.
+        One cannot be read, has other dims than the first, or is sparse where the first is not.
     """
 
     def __init__(self, paths: Sequence[str], array: str, bfloat16: bool = False) -> None:
-        self.stores = [Input(path, array, bfloat16=bfloat16) for path in paths]
+        self.stores = [open_array(path, array, bfloat16) for path in paths]
         first = self.stores[0]
         for store in self.stores[1:]:
             if store.dims != first.dims:
@@ -51,22 +53,40 @@ class Stores:
                     f"input.path: {store.path} has {store.dims} dims, {first.path} has {first.dims}: rows of one run "
                     f"have as many each"
                 )
+            if store.sparse != first.sparse:
+                kinds = ("sparse", "dense") if store.sparse else ("dense", "sparse")
+                raise InputError(
+                    f"input.path: the rows of {store.path} are {kinds[0]}, those of {first.path} {kinds[1]}: write "
+                    f"both alike"
+                )
         self.path, self.dims = f"{len(self.stores)} stores, {first.path} to {self.stores[-1].path}", first.dims
         self.dtype = np.result_type(*(store.dtype for store in self.stores))
         self._offsets = [0, *accumulate(store.rows for store in self.stores)]
         self.rows = self._offsets[-1]
         self.chunk_rows = max(store.chunk_rows for store in self.stores)
+        self.sparse, self.entries = first.sparse, sum(store.entries for store in self.stores)
 
-    def read(self, start: int, stop: int) -> np.ndarray:
+    @property
+    def densest(self) -> int:
+        """As of `Source`: rows of several stores may be counted together."""
+        return sum(sorted(store.densest for store in self.stores)[-2:])
+
+    def read(self, start: int, stop: int) -> Any:
         """Read rows [start, stop) in the common dtype, C order."""
-        out = np.empty((stop - start, self.dims), self.dtype)
-        for store, offset in self._each():
-            low, high = max(start, offset), min(stop, offset + store.rows)
-            if low < high:
-                out[low - start : high - start] = store.read(low - offset, high - offset)
+        spans = [
+            (store, max(start, offset) - offset, min(stop, offset + store.rows) - offset)
+            for store, offset in self._each()
+        ]
+        spans = [(store, low, high) for store, low, high in spans if low < high]
+        if self.sparse:
+            return vstack([store.read(low, high) for store, low, high in spans], "csr", self.dtype)
+        out, done = np.empty((stop - start, self.dims), self.dtype), 0
+        for store, low, high in spans:
+            out[done : done + high - low] = store.read(low, high)
+            done += high - low
         return out
 
-    def _each(self) -> Iterator[tuple[Input, int]]:
+    def _each(self) -> Iterator[tuple[Input | CsrInput, int]]:
         """Yield the stores, and which row is the first of each."""
         return zip(self.stores, self._offsets[:-1], strict=True)
 

@@ -82,7 +82,11 @@ class Input:
         Rows that are decoded at once at the least: of a shard's chunk, where there are shards.
     dtype : numpy.dtype
         float32 of bfloat16, which NumPy has not.
+    sparse, entries, densest
+        As of `Source`.
     """
+
+    sparse, entries, densest = False, 0, 0
 
     def __init__(self, path: str, array: str, spec: ArraySpec = VECTORS, bfloat16: bool = False) -> None:
         self.path, self.name = normalize(path), array

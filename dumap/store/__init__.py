@@ -6,7 +6,8 @@ raises `FORMAT`. Other folders import from here, not from the modules.
 - Objects: `objects` (in any backend), `backends`, `disk`, `options` (of buckets), `concurrent_reads`, `patterns`.
 - A run: `run`; `part` (written), `manifests`, `committed` (read), `stored_array`, `checkpoints`, `lock`, `run_keys`,
   `relative_paths` (locations of other runs), `published` (results of a work place), `row_names`.
-- Zarr beside runs: `arrays`, `new_store`, `annotated` (AnnData's), `metadata`, `chunks`, `bits` (bfloat16), `listing`.
+- Zarr beside runs: `arrays`, `new_store`, `annotated` (AnnData's), `metadata`, `chunks`, `bits` (bfloat16), `csr`
+  (sparse by rows), `listing`.
 """
 
 from dumap.store.annotated import AnnDataStore, Slots, remove_tree
@@ -14,6 +15,7 @@ from dumap.store.arrays import Rows, find_array, place_of_array, read_array, wri
 from dumap.store.bits import holds_bfloat16, widen
 from dumap.store.checkpoints import CHECKPOINT, Checkpoints
 from dumap.store.chunks import Absent, decoded_rows, find_absent, require_chunks
+from dumap.store.csr import CsrGroup, find_csr, read_csr, write_csr
 from dumap.store.lock import Lock, await_end, driver_status, last_progress
 from dumap.store.manifests import DONE, IDENTITY, INHERITED, INSIDE, LOCKS, MANIFESTS, PARTS, manifest_key
 from dumap.store.new_store import NewStore
@@ -41,6 +43,7 @@ __all__ = [
     "Absent",
     "AnnDataStore",
     "Checkpoints",
+    "CsrGroup",
     "Lock",
     "NewStore",
     "Part",
@@ -59,6 +62,7 @@ __all__ = [
     "driver_status",
     "find_absent",
     "find_array",
+    "find_csr",
     "holds_bfloat16",
     "internal_location",
     "is_pattern",
@@ -72,6 +76,7 @@ __all__ = [
     "probe_key",
     "publish",
     "read_array",
+    "read_csr",
     "relative_location",
     "remove_tree",
     "requests_at_once",
@@ -82,4 +87,5 @@ __all__ = [
     "widen",
     "work_of",
     "write_arrays",
+    "write_csr",
 ]

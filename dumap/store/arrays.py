@@ -83,13 +83,13 @@ def find_array(path: str, name: str, settings: tuple[str, str]) -> zarr.Array:
     store = open_store(path, read_only=True)
     absent = (ArrayNotFoundError, GroupNotFoundError, OSError, KeyError, ValueError, bucket_errors()[0])
     try:
-        node = _open(store, "")
+        node = open_node(store, "")
     except absent as error:
         raise InputError(f"{settings[0]}: {path} is not a Zarr group or array ({describe_error(error)})") from error
     if isinstance(node, zarr.Array):
         return refuse_code(node)
     try:
-        found = _open(store, name)
+        found = open_node(store, name)
     except (ArrayNotFoundError, GroupNotFoundError, FileNotFoundError, KeyError):
         found = None
     except ValueError as error:
@@ -105,7 +105,7 @@ def find_array(path: str, name: str, settings: tuple[str, str]) -> zarr.Array:
     return refuse_code(found)
 
 
-def _open(store: Store, path: str) -> zarr.Array | zarr.Group:
+def open_node(store: Store, path: str) -> zarr.Array | zarr.Group:
     """Open an array or a group; an array of bfloat16 as its bits."""
     try:
         return zarr.open(store, path=path, mode="r", use_consolidated=False)
@@ -119,9 +119,12 @@ def _sparse(store: Store, kind: str, shape: tuple[int, ...]) -> str:
     """Write the message about a sparse matrix, with dense arrays to embed instead."""
     instead = dense_rows(store, shape[0] if shape else None)[:NAMED_INSTEAD]
     way = f"take one of its rows instead, such as {', '.join(instead)}, or write" if instead else "write"
-    return (
-        f"a sparse matrix ({kind}{f', shape {shape}' if shape else ''}); dumap reads dense arrays: {way} a dense copy"
+    allowed, copy = (
+        ("dense arrays", "a dense copy")
+        if kind.startswith("csr")
+        else ("dense arrays and sparse ones by rows", "it by rows, as adata.X.tocsr() makes it")
     )
+    return f"a sparse matrix ({kind}{f', shape {shape}' if shape else ''}); dumap reads {allowed}: {way} {copy}"
 
 
 class Rows:

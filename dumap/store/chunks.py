@@ -36,6 +36,8 @@ class Absent:
         Rows [start, stop) that the first of them hold, joined where they touch.
     misplaced : list of str
         Objects that would be chunks if the metadata named another layout, where their chunks are not there.
+    what : str
+        What is counted as rows, for people: of a sparse matrix its entries.
     """
 
     chunks: int
@@ -44,14 +46,15 @@ class Absent:
     keys: list[str] = field(default_factory=list)
     spans: list[tuple[int, int]] = field(default_factory=list)
     misplaced: list[str] = field(default_factory=list)
+    what: str = "rows"
 
     def __str__(self) -> str:
         """Write how many chunks are missing, which, and which rows they hold."""
         more = ", ..." if self.chunks > len(self.keys) else ""
         spans = ", ".join(f"{start} to {stop - 1}" for start, stop in self.spans)
         return (
-            f"{self.chunks} of {self.of} chunks are not there ({', '.join(self.keys)}{more}), of {self.rows} rows "
-            f"(rows {spans}{more})"
+            f"{self.chunks} of {self.of} chunks are not there ({', '.join(self.keys)}{more}), of {self.rows} "
+            f"{self.what} ({self.what} {spans}{more})"
         )
 
 

@@ -94,6 +94,7 @@ def test_an_object_and_its_store_come_to_one_map(cells, expected, fresh):
 
 
 def test_a_store_that_holds_a_sparse_matrix_says_what_to_take(cells, fresh):
+    cells.X = cells.X.tocsc()
     path = write(cells, fresh("cells.zarr"))
     with pytest.raises(InputError, match=r"'X' in .* is a sparse matrix .*take one of its rows instead, such as obsm/"):
         dumap.run(path, output=fresh("run.zarr"), input={"array": "X"}, **QUICK)

@@ -1,0 +1,108 @@
+"""Rows in compressed form (CSR): what is stored of a row are its entries, columns ascending, none of them 0."""
+
+from __future__ import annotations
+
+import numba as nb
+import numpy as np
+from scipy.sparse import csr_matrix
+
+from dumap.kernels import hashing
+from dumap.kernels.vectors import EXACT_IN_FLOAT32
+
+WINDOW_ROWS = 1024
+"""Rows whose entries are counted together to find where rows are dense."""
+MAX_COLUMNS = 2**31 - 1
+
+
+def entry_dtype(dtype: np.dtype) -> np.dtype:
+    """Return the dtype in which entries are read: float32 for float16, which scipy has not, and uint8 for booleans."""
+    other = {"float16": np.float32, "bool": np.uint8}.get(dtype.name)
+    return dtype.newbyteorder("=") if other is None else np.dtype(other)
+
+
+def canonical(values: np.ndarray, columns: np.ndarray, bounds: np.ndarray, dims: int) -> csr_matrix:
+    """Return rows with ascending columns, the sum of entries of the same place, and no entry that is 0.
+
+    Parameters
+    ----------
+    values : ndarray, shape (entries,)
+    columns : ndarray of int, shape (entries,)
+        From 0 to dims - 1; not copied if they are int32 in order.
+    bounds : ndarray of int64, shape (rows + 1,)
+        Where each row's entries begin, from 0.
+    dims : int
+
+    Returns
+    -------
+    csr_matrix
+        Of `entry_dtype`.
+    """
+    kept = entry_dtype(values.dtype)
+    values = values if values.dtype == bool else values.astype(kept, copy=False)
+    index = np.int32 if bounds[-1] <= MAX_COLUMNS else np.int64
+    rows = csr_matrix(
+        (values, columns.astype(index, copy=False), bounds.astype(index)), shape=(len(bounds) - 1, dims), copy=False
+    )
+    rows.sum_duplicates()
+    rows.eliminate_zeros()
+    return rows.astype(kept, copy=False)
+
+
+def as_float32(rows: csr_matrix) -> csr_matrix:
+    """Cast the entries to float32; those that overflow become infinite, those that underflow are left out."""
+    with np.errstate(over="ignore"):
+        cast = csr_matrix((rows.data.astype(np.float32, copy=False), rows.indices, rows.indptr), shape=rows.shape)
+    if cast.data is not rows.data and (cast.data == 0).any():
+        cast = cast.copy()
+        cast.eliminate_zeros()
+    return cast
+
+
+def _any_in_row(rows: csr_matrix, marked: np.ndarray) -> np.ndarray:
+    """Return which rows have an entry that is marked."""
+    return np.diff(np.concatenate([[0], np.cumsum(marked)])[rows.indptr]) > 0
+
+
+def inexact(rows: csr_matrix) -> np.ndarray:
+    """Return which rows a cast to float32 may change, (n,) bool; False where a row is not finite."""
+    values = rows.data
+    if values.dtype.kind in "iu":
+        return _any_in_row(rows, (values > EXACT_IN_FLOAT32) | (values < -EXACT_IN_FLOAT32))
+    with np.errstate(over="ignore"):
+        cast = values.astype(np.float32)
+    return _any_in_row(rows, values != cast) & ~_any_in_row(rows, ~np.isfinite(cast))
+
+
+def check(rows: csr_matrix) -> tuple[np.ndarray, np.ndarray]:
+    """Find the rows that are finite and those without entries, (n,) bool each."""
+    return ~_any_in_row(rows, ~np.isfinite(rows.data)), np.diff(rows.indptr) == 0
+
+
+def row_hashes(rows: csr_matrix, second: bool = False) -> np.ndarray:
+    """Hash the entries of each row: equal for rows equal to the bit.
+
+    Parameters
+    ----------
+    rows : csr_matrix
+        From `canonical`.
+    second : bool
+        Another hash, so that two rows with the same first hash differ in the second.
+
+    Returns
+    -------
+    ndarray of uint64, shape (n,)
+    """
+    bits = rows.data.view(f"u{rows.data.dtype.itemsize}")
+    return _row_hashes(rows.indptr, rows.indices, bits, rows.shape[1], second)
+
+
+@nb.njit(cache=True, nogil=True)
+def _row_hashes(bounds, columns, bits, dims, second):
+    out = np.empty(len(bounds) - 1, np.uint64)
+    for i in range(len(out)):
+        h = hashing.mix(np.uint64(dims))
+        for e in range(bounds[i], bounds[i + 1]):
+            column, value = np.int64(columns[e]), np.int64(bits[e])
+            h = hashing.mix(h ^ (hashing.pair(value, column) if second else hashing.pair(column, value)))
+        out[i] = h
+    return out

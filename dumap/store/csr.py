@@ -1,0 +1,102 @@
+"""Sparse matrices by rows (CSR): those that AnnData's stores hold, and rows of them in parts of a run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import zarr
+
+from dumap.errors import InputError
+from dumap.store.arrays import open_node, refuse_code
+from dumap.store.committed import CommittedParts
+from dumap.store.listing import sparse_kind
+from dumap.store.objects import bucket_errors, open_store
+from dumap.store.part import Part
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_matrix
+
+BY_ROWS = ("csr_matrix", "csr")
+"""AnnData's names of matrices that are sparse by rows."""
+MANY_COLUMNS = 1 << 16
+"""With fewer columns their numbers take two bytes."""
+
+
+@dataclass(frozen=True)
+class CsrGroup:
+    """A group that holds a CSR matrix.
+
+    Attributes
+    ----------
+    path : str
+        Of the group in its store; empty where it is the store's root.
+    shape : tuple of int
+    data, indices, indptr : zarr.Array
+    """
+
+    path: str
+    shape: tuple[int, ...]
+    data: zarr.Array
+    indices: zarr.Array
+    indptr: zarr.Array
+
+    @property
+    def arrays(self) -> dict[str, zarr.Array]:
+        """The three arrays by name."""
+        return {name: getattr(self, name) for name in ("data", "indices", "indptr")}
+
+
+def find_csr(path: str, name: str) -> CsrGroup | None:
+    """Open the CSR matrix that lies at a path, or in the group of that name below it; None where there is none.
+
+    Raises
+    ------
+    InputError
+        It lacks an array.
+    """
+    store = open_store(path, read_only=True)
+    for below in ("", name):
+        try:
+            node = open_node(store, below)
+        except (OSError, KeyError, ValueError, bucket_errors()[0]):
+            return None
+        if isinstance(node, zarr.Array):
+            return None
+        if (kind := sparse_kind(node)) is not None and kind[0] in BY_ROWS:
+            found: dict[str, Any] = {array: node.get(array) for array in ("data", "indices", "indptr")}
+            for array, one in found.items():
+                if not isinstance(one, zarr.Array):
+                    raise InputError(
+                        f"{path}, group {node.path!r}: it is to be a CSR matrix, and has no array {array!r}"
+                    )
+                refuse_code(one)
+            return CsrGroup(node.path, kind[1], **found)
+    return None
+
+
+def write_csr(part: Part, name: str, rows: csr_matrix, chosen: np.ndarray | None = None) -> None:
+    """Write CSR rows as three arrays of a part; `chosen` are numbers of those to write, in order."""
+    rows = rows if chosen is None else rows[chosen]
+    part.write(f"{name}_bounds", rows.indptr.astype(np.int64))
+    part.write(f"{name}_columns", rows.indices.astype(np.uint16 if rows.shape[1] <= MANY_COLUMNS else np.int32))
+    part.write(f"{name}_values", rows.data)
+
+
+def read_csr(
+    run: CommittedParts, stage: str, part: str, name: str, dims: int, start: int = 0, stop: int | None = None
+) -> csr_matrix:
+    """Read rows [start, stop) of the CSR rows that a part holds under a name."""
+    from scipy.sparse import csr_matrix
+
+    bounds = run.read(stage, part, f"{name}_bounds", start, None if stop is None else stop + 1)
+    low, high = int(bounds[0]), int(bounds[-1])
+    columns, values = (run.read(stage, part, f"{name}_{kind}", low, high) for kind in ("columns", "values"))
+    index = np.int32 if high - low < MOST_ENTRIES else np.int64
+    entries = values, columns.astype(index), (bounds - low).astype(index)
+    return csr_matrix(entries, shape=(len(bounds) - 1, dims), copy=False)
+
+
+MOST_ENTRIES = 2**31 - 1
+"""Fewer entries are numbered in 32 bits."""
