@@ -29,7 +29,7 @@ RETIRED = {
     "order_copies": "order_by_cell",
     "placed_in": "repeated_positions",
     "merge_own": "merge_home",
-    "reach_of": "kth_distances_of, bounding_box",
+    "reach_of": "kth_squared_of, bounding_box",
     "reach_block": "measure_map_neighbors",
     "REACH": "JOINED_LEAVES",
     "SOUGHT": "RANKED_LEAVES",
@@ -107,6 +107,15 @@ RETIRED = {
     "internal": "internal_location",
     "relatives": "family",
     "_out_of_the_pool": "_secede_while_waiting",
+    "sample_rates": "relative_weights",
+    "SPARE": "EXTRA_LEAVES, EXTRA_EIGENVECTORS",
+    "CHUNK": "SCAN_COLUMNS, EDGES_AT_ONCE",
+    "seeded": "has_source, labels_of_sources",
+    "back_heads": "in_rows",
+    "back_tails": "in_heads",
+    "direct": "weigh_edges",
+    "needs_metric": "loads_pynndescent",
+    "is_checkpoint": "ends_interval",
 }
 """Names of the package's and the tests' that were given up, and what stands in their place."""
 RETIRED_PARTS = {
@@ -128,7 +137,7 @@ RETIRED_PARTS = {
 RETIRED_IN_KERNELS = {
     "own": "home_rows, group_of, ...: which",
     "due": "samples",
-    "rates": "sample_rates",
+    "rates": "relative_weights",
     "phases": "sample_phases",
     "names": "row_ids, entries",
     "reach": "kth_distances",

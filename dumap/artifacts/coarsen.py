@@ -13,7 +13,7 @@ from dumap.kernels import start
 from dumap.store import Checkpoints, Run
 
 LABEL_SOURCES = "seeds"
-"""The part that holds the rows from which labels spread."""
+"""The part that holds the sources of labels, the rows from which labels spread. Its name is part of the format."""
 EDGES = "edges"
 """The part that holds the edges of the coarse graph, and how many rows each label has."""
 
@@ -30,11 +30,11 @@ def labels_reader(job: Job, graph: Graph, number: int) -> Callable[[int], np.nda
         return lambda shard: checkpoints.read(number, "labels", *graph.shards.span(shard))
     sources = job.run.read(COARSEN, LABEL_SOURCES, "rows")
 
-    def seeded(shard: int) -> np.ndarray:
+    def labels_of_sources(shard: int) -> np.ndarray:
         first, stop = graph.shards.span(shard)
         labels = np.full(stop - first, start.UNLABELLED, job.geometry.index_dtype)
         low, high = np.searchsorted(sources, [first, stop])
         labels[sources[low:high] - first] = np.arange(low, high)
         return labels
 
-    return seeded
+    return labels_of_sources

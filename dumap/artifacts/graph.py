@@ -11,7 +11,7 @@ from dumap.artifacts.part_names import GRAPH, part_name, part_names, total
 from dumap.kernels import graph
 from dumap.store import Run
 
-WHOLE = "whole"
+GRAPH_FIGURES = "whole"
 """The part with the figures of the whole graph."""
 SHARDS = "shards"
 """The part that says where shards begin."""
@@ -65,7 +65,7 @@ class Graph:
     @cached_property
     def occurrence_offsets(self) -> np.ndarray:
         """Each shard's first occurrence, (shards + 1,): a row occurs once for itself and once for each duplicate."""
-        return np.array(self.run.summary(GRAPH, WHOLE)["occurrence_offsets"])
+        return np.array(self.run.summary(GRAPH, GRAPH_FIGURES)["occurrence_offsets"])
 
     def repeated(self, first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the positions in shards [first, last) that have duplicates, ascending, and how often each occurs."""

@@ -19,7 +19,7 @@ from dumap.kernels.threads import one_thread
 
 SPAN = 10.0
 """Side of the box that a start fills."""
-SPARE = 2
+EXTRA_EIGENVECTORS = 2
 """Eigenvectors computed beyond those wanted: the solver may otherwise miss close or repeated eigenvalues."""
 STRONGEST, COARSE_EDGES = 256, 1 << 21
 """The most edges that the coarse graph keeps, of one row and of all rows: the strongest. They bound its memory."""
@@ -27,7 +27,7 @@ LEADING = 16
 """Strongest edges of a coarse row that the layout uses, its edge to itself included."""
 COARSE_SAMPLES = 16.0
 """How often the edges of a coarse row are sampled in an epoch in all, its edge to itself included."""
-_MAX_SAMPLE_RATE = 1.99  # 2 would not fit into 16 bits
+_MAX_RELATIVE_WEIGHT = 1.99  # 2 would not fit into 16 bits
 WEIGHT_UNIT = float(1 << 20)
 """Coarse weights are summed as integers, in units of 2**-20: the order of the sum cannot matter."""
 
@@ -56,9 +56,9 @@ def coarse_edges(
         In units of 2**-20.
     """
     heads = np.repeat(labels, np.diff(indptr)).astype(np.int64)
-    seeded = heads >= 0  # then so are the tails, which are of the same component
-    units = np.rint(weights[seeded].astype(np.float64) * WEIGHT_UNIT).astype(np.int64)
-    return add_pairs(heads[seeded] * count + ends[seeded], units)
+    has_source = heads >= 0  # then so are the tails, which are of the same component
+    units = np.rint(weights[has_source].astype(np.float64) * WEIGHT_UNIT).astype(np.int64)
+    return add_pairs(heads[has_source] * count + ends[has_source], units)
 
 
 def add_pairs(pair: np.ndarray, units: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -81,7 +81,7 @@ def _connected(matrix: sparse.csr_matrix, n_components: int, seed: int) -> tuple
     degree = np.asarray(matrix.sum(axis=1)).ravel()
     scale = 1.0 / np.sqrt(np.maximum(degree, 1e-300))
     normal = sparse.diags(scale) @ matrix @ sparse.diags(scale)
-    k = n_components + 1 + SPARE
+    k = n_components + 1 + EXTRA_EIGENVECTORS
     residual = np.inf
     if size <= max(4 * k, 64):
         residual = 0.0
@@ -230,10 +230,10 @@ def lay_out(matrix: sparse.csr_matrix, sizes: np.ndarray, y: np.ndarray, paramet
     matrix, stops = matrix[filled][:, filled], np.cumsum(sizes[filled])
     matrix.sort_indices()
     degree = np.maximum(np.asarray(matrix.sum(axis=1)).ravel(), 1e-300)
-    sample_rates = np.minimum(
-        COARSE_SAMPLES / 2 * matrix.data / np.repeat(degree, np.diff(matrix.indptr)), _MAX_SAMPLE_RATE
+    relative_weights = np.minimum(
+        COARSE_SAMPLES / 2 * matrix.data / np.repeat(degree, np.diff(matrix.indptr)), _MAX_RELATIVE_WEIGHT
     )
-    indptr, weights = matrix.indptr.astype(np.int64), sample_rates.astype(np.float32)
+    indptr, weights = matrix.indptr.astype(np.int64), relative_weights.astype(np.float32)
     edges = pack(indptr, matrix.indices, weights, 0, 1.0, parameters.n_epochs, parameters.seed)
     before = y[filled].astype(np.float32)
     m, v, after = np.zeros_like(before), np.zeros_like(before), np.empty_like(before)

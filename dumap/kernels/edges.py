@@ -28,7 +28,7 @@ class Edges(NamedTuple):
     indptr : ndarray of int64, shape (rows + 1,)
     tails : ndarray of uint32 or uint64, shape (edges,)
         Row of `y` at the other end.
-    sample_rates : ndarray of uint16, shape (edges,)
+    relative_weights : ndarray of uint16, shape (edges,)
         Weight over the greatest weight of the graph, in units of 2**-15.
     sample_phases : ndarray of uint16, shape (edges,)
         From 0 to 1 in units of 2**-15, so that edges of equal weight are sampled in different epochs.
@@ -36,7 +36,7 @@ class Edges(NamedTuple):
 
     indptr: np.ndarray
     tails: np.ndarray
-    sample_rates: np.ndarray
+    relative_weights: np.ndarray
     sample_phases: np.ndarray
 
 
@@ -46,7 +46,7 @@ def default_epochs(rows: int) -> int:
 
 
 @nb.njit(cache=True, nogil=True)
-def _pack(indptr, tails, weights, first, greatest, floor, base, out_indptr, out_tails, out_rates, out_phases):
+def _pack(indptr, tails, weights, first, greatest, floor, phase_key, out_indptr, out_tails, out_weights, out_phases):
     packed = 0
     scale = np.float64(1 << FRACTION_BITS)
     for r in range(indptr.shape[0] - 1):
@@ -57,9 +57,9 @@ def _pack(indptr, tails, weights, first, greatest, floor, base, out_indptr, out_
             j = np.uint64(tails[e])
             low, high = min(i, j), max(i, j)
             out_tails[packed] = tails[e]
-            out_rates[packed] = np.uint16(weights[e] / greatest * scale + 0.5)
+            out_weights[packed] = np.uint16(weights[e] / greatest * scale + 0.5)
             # Hash the unordered pair: both ends of an edge sample it in the same epochs.
-            pair = hashing.mix(base + low * hashing.GOLDEN) + high * hashing.GOLDEN
+            pair = hashing.mix(phase_key + low * hashing.GOLDEN) + high * hashing.GOLDEN
             out_phases[packed] = np.uint16(hashing.mix(pair) & _PHASE_MASK)
             packed += 1
         out_indptr[r + 1] = packed
@@ -100,22 +100,21 @@ def pack(
     """
     out_indptr = np.zeros(len(indptr), np.int64)
     out_tails = np.empty(len(tails), f"u{tails.dtype.itemsize}")  # unsigned: no wrapping of indices in the loop
-    sample_rates, sample_phases = np.empty(len(tails), np.uint16), np.empty(len(tails), np.uint16)
-    base = hashing.draws(seed, hashing.PHASE, np.zeros(1, np.int64))[0]
+    relative_weights, sample_phases = np.empty(len(tails), np.uint16), np.empty(len(tails), np.uint16)
+    phase_key = hashing.draws(seed, hashing.PHASE, np.zeros(1, np.int64))[0]
     floor = np.float32(greatest / (n_epochs if n_epochs > FEW_EPOCHS else default_epochs(rows or len(indptr) - 1)))
     greatest = np.float64(greatest)
-    packed = _pack(
-        indptr, tails, weights, first, greatest, floor, base, out_indptr, out_tails, sample_rates, sample_phases
-    )
-    return Edges(out_indptr, out_tails[:packed].copy(), sample_rates[:packed].copy(), sample_phases[:packed].copy())
+    arrays = out_indptr, out_tails, relative_weights, sample_phases
+    packed = _pack(indptr, tails, weights, first, greatest, floor, phase_key, *arrays)
+    return Edges(out_indptr, out_tails[:packed].copy(), relative_weights[:packed].copy(), sample_phases[:packed].copy())
 
 
 @nb.njit(inline="always")
-def samples_in_epoch(sample_rate, sample_phase, t):
+def samples_in_epoch(relative_weight, sample_phase, t):
     """Return floor((t + 1) 2w + phase) - floor(2wt + phase), in whole numbers.
 
     Only the fraction of 2wt + phase matters, so t * step may overflow.
     """
-    step = np.int32(np.int32(sample_rate) << 1)
+    step = np.int32(np.int32(relative_weight) << 1)
     fraction = np.int32(np.int32(np.int32(t * step) + np.int32(sample_phase)) & _FRACTION)
     return np.int32(np.int32(fraction + step) >> FRACTION_BITS)

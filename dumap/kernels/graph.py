@@ -130,9 +130,9 @@ def union(
     heads: np.ndarray,
     tails: np.ndarray,
     weights: np.ndarray,
-    back_heads: np.ndarray,
-    back_tails: np.ndarray,
-    back_weights: np.ndarray,
+    in_rows: np.ndarray,
+    in_heads: np.ndarray,
+    in_weights: np.ndarray,
     set_op_mix_ratio: float,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Combine the directed edges of a shard's rows, both out and in, into the symmetric fuzzy union.
@@ -146,8 +146,8 @@ def union(
         Rows of the shard.
     heads, tails, weights : ndarray, shape (m,)
         Edges out of the shard's rows; heads count from the shard's first row.
-    back_heads, back_tails, back_weights : ndarray, shape (n,)
-        Edges into the shard's rows: `back_heads` are rows of the shard, `back_tails` the rows that list them.
+    in_rows, in_heads, in_weights : ndarray, shape (n,)
+        Edges into the shard's rows: `in_rows` are rows of the shard, `in_heads` the rows that list them.
     set_op_mix_ratio : float
 
     Returns
@@ -157,12 +157,12 @@ def union(
         Ascending in each row.
     weights : ndarray of float32, shape (edges,)
     """
-    head = np.concatenate([heads, back_heads])
-    tail = np.concatenate([tails, back_tails])
+    head = np.concatenate([heads, in_rows])
+    tail = np.concatenate([tails, in_heads])
     order = np.lexsort((tail, head))
     head, tail = head[order], tail[order]
-    forward = np.concatenate([weights, np.zeros(len(back_weights), np.float32)])[order]
-    backward = np.concatenate([np.zeros(len(weights), np.float32), back_weights])[order]
+    forward = np.concatenate([weights, np.zeros(len(in_weights), np.float32)])[order]
+    backward = np.concatenate([np.zeros(len(weights), np.float32), in_weights])[order]
     new = np.ones(len(head), bool)
     new[1:] = (head[1:] != head[:-1]) | (tail[1:] != tail[:-1])
     begin = np.flatnonzero(new)
@@ -242,13 +242,13 @@ def connect(indptr, tails, first, sets):
         for e in range(indptr[r], indptr[r + 1]):
             if tails[e] <= first + r:
                 continue
-            one, other = _root(sets, first + r), _root(sets, tails[e])
-            if one == other:
+            root, other_root = _root(sets, first + r), _root(sets, tails[e])
+            if root == other_root:
                 continue
-            if sets[one] > sets[other]:
-                one, other = other, one
-            sets[one] += sets[other]
-            sets[other] = one
+            if sets[root] > sets[other_root]:
+                root, other_root = other_root, root
+            sets[root] += sets[other_root]
+            sets[other_root] = root
 
 
 def rows_at(occurrences: np.ndarray, repeated: np.ndarray, times: np.ndarray) -> np.ndarray:

@@ -18,7 +18,7 @@ from dumap.kernels.pool import POOL_ROWS
 
 ROW_GROUP = 64
 """Rows of a group, which share their negative samples; a group begins at a multiple of this."""
-CHUNK = 2048
+EDGES_AT_ONCE = 2048
 """Edges of a group that are computed at once."""
 BETA1, BETA2 = np.float32(0.5), np.float32(0.9)
 EPSILON = np.float32(0.03)
@@ -61,11 +61,11 @@ def _empty_block(components: int, tail_dtype: np.dtype) -> _Block:
         pull=np.zeros((components, ROW_GROUP), np.float32),
         push=np.zeros((components, ROW_GROUP), np.float32),
         row_samples=np.zeros(ROW_GROUP, np.int32),
-        samples=np.zeros(CHUNK, np.int32),
-        sampled_before=np.zeros(CHUNK + 1, np.int32),
-        sampled_tails=np.zeros(CHUNK, tail_dtype),
-        sampled_times=np.zeros(CHUNK, np.int32),
-        force=np.zeros((components, CHUNK), np.float32),
+        samples=np.zeros(EDGES_AT_ONCE, np.int32),
+        sampled_before=np.zeros(EDGES_AT_ONCE + 1, np.int32),
+        sampled_tails=np.zeros(EDGES_AT_ONCE, tail_dtype),
+        sampled_times=np.zeros(EDGES_AT_ONCE, np.int32),
+        force=np.zeros((components, EDGES_AT_ONCE), np.float32),
     )
 
 
@@ -76,17 +76,17 @@ def _compact_index(sampled_before, width, edge):
 
 
 @nb.njit(cache=True, nogil=True, error_model="numpy")
-def _attract(axes, group, indptr, r, rows, tails, sample_rates, sample_phases, y, exchanged, t, a, b):
+def _attract(axes, workspace, indptr, r, rows, tails, relative_weights, sample_phases, y, exchanged, t, a, b):
     """Sum the attraction of rows r, r + 1, ...: each sampled edge (i, j) pulls i towards j."""
-    head, head_exchanged, pull, _, row_samples, samples, sampled_before, sampled_tails, sampled_times, force = group
+    head, head_exchanged, pull, _, row_samples, samples, sampled_before, sampled_tails, sampled_times, force = workspace
     components = len(axes)
     two_ab = np.float32(2) * a * b
-    for e in range(indptr[r], indptr[r + rows], CHUNK):
-        width = min(CHUNK, indptr[r + rows] - e)
+    for e in range(indptr[r], indptr[r + rows], EDGES_AT_ONCE):
+        width = min(EDGES_AT_ONCE, indptr[r + rows] - e)
         chunk_tails = tails[e : e + width]
-        chunk_sample_rates, chunk_sample_phases = sample_rates[e : e + width], sample_phases[e : e + width]
+        chunk_weights, chunk_sample_phases = relative_weights[e : e + width], sample_phases[e : e + width]
         for k in range(width):
-            samples[k] = samples_in_epoch(chunk_sample_rates[k], chunk_sample_phases[k], t)
+            samples[k] = samples_in_epoch(chunk_weights[k], chunk_sample_phases[k], t)
         # Compact: move the sampled edges to the front. No branch, since the processor could not predict it.
         sampled = 0
         for k in range(width):
@@ -127,17 +127,17 @@ def _attract(axes, group, indptr, r, rows, tails, sample_rates, sample_phases, y
 
 
 @nb.njit(cache=True, nogil=True, error_model="numpy")
-def _repel(axes, group, number, rows, pool, count, base, a, b, gamma):
+def _repel(axes, workspace, group_number, rows, pool, count, epoch_key, a, b, repulsion_strength):
     """Sum the repulsion of a group's rows by `count` negative samples of the pool.
 
     The samples are at equal steps along the pool from a hashed offset, and the same for all rows of the group.
     """
-    head, push = group.head, group.push
+    head, push = workspace.head, workspace.push
     components = len(axes)
-    two_b = np.float32(2) * b * gamma
+    two_b = np.float32(2) * b * repulsion_strength
     # Offset and step count in 2**-15 of a pool row, so that any number of samples spreads over the whole pool.
     step = max((POOL_ROWS << FRACTION_BITS) // max(count, 1), 1)
-    offset = np.int64(hashing.draw(base, number) % np.uint64(step))
+    offset = np.int64(hashing.draw(epoch_key, group_number) % np.uint64(step))
     for n in range(count):
         s = ((offset + n * step) >> FRACTION_BITS) & (POOL_ROWS - 1)
         # umap-learn's repulsion: 2b gamma / ((0.001 + d^2) (1 + a d^2b)) (y_i - y_s), clipped to 4 by component.
@@ -154,8 +154,8 @@ def _repel(axes, group, number, rows, pool, count, base, a, b, gamma):
 
 @nb.njit(cache=True, nogil=True, error_model="numpy")
 def _step_rows(
-    axes, group, start, stop, first, y_offset, indptr, tails, sample_rates, sample_phases, y, exchanged, m, v, pool,
-    epoch, base, a, b, gamma, negatives, rate, correction1, correction2, out_y,
+    axes, workspace, start, stop, first, y_offset, indptr, tails, relative_weights, sample_phases, y, exchanged, m, v,
+    pool, epoch, epoch_key, a, b, repulsion_strength, negatives, rate, correction1, correction2, out_y,
 ):  # fmt: skip
     """Step rows [start, stop) of a shard; `axes` is a tuple so that its length is known to the compiler."""
     components = len(axes)
@@ -163,26 +163,26 @@ def _step_rows(
         rows = min(ROW_GROUP, stop - r)
         for q in range(rows):
             for c in range(components):
-                group.head[c, q] = y[y_offset + r + q, c]
+                workspace.head[c, q] = y[y_offset + r + q, c]
                 if exchanged is not None:
-                    group.head_exchanged[c, q] = exchanged[r + q, c]
-        group.pull[:], group.push[:], group.row_samples[:] = _F0, _F0, 0
+                    workspace.head_exchanged[c, q] = exchanged[r + q, c]
+        workspace.pull[:], workspace.push[:], workspace.row_samples[:] = _F0, _F0, 0
         t = np.int32(epoch)
-        _attract(axes, group, indptr, r, rows, tails, sample_rates, sample_phases, y, exchanged, t, a, b)
+        _attract(axes, workspace, indptr, r, rows, tails, relative_weights, sample_phases, y, exchanged, t, a, b)
         # The group draws as many negatives as a mean row of it needs; each row weighs them by its own need.
-        wanted = negatives * np.float32(group.row_samples.sum()) / np.float32(rows)
-        count = np.int64(np.ceil(wanted))
-        _repel(axes, group, (first + r) // ROW_GROUP, rows, pool, count, base, a, b, gamma)
+        needed = negatives * np.float32(workspace.row_samples.sum()) / np.float32(rows)
+        count = np.int64(np.ceil(needed))
+        _repel(axes, workspace, (first + r) // ROW_GROUP, rows, pool, count, epoch_key, a, b, repulsion_strength)
         for q in range(rows):
-            scale = negatives * np.float32(group.row_samples[q]) / np.float32(max(count, 1))
+            scale = negatives * np.float32(workspace.row_samples[q]) / np.float32(max(count, 1))
             for c in range(components):
                 # Adam (Kingma and Ba 2015): moments m and v of the gradient g, corrected for their start at zero.
-                g = group.pull[c, q] - scale * group.push[c, q]
+                g = workspace.pull[c, q] - scale * workspace.push[c, q]
                 m1 = BETA1 * m[r + q, c] + (_F1 - BETA1) * g
                 v1 = BETA2 * v[r + q, c] + (_F1 - BETA2) * (g * g)
                 m[r + q, c], v[r + q, c] = m1, v1
                 step = rate * (m1 * correction1) / (np.sqrt(v1 * correction2) + EPSILON)
-                out_y[r + q, c] = group.head[c, q] - step
+                out_y[r + q, c] = workspace.head[c, q] - step
 
 
 class LayoutParameters(NamedTuple):
@@ -292,13 +292,13 @@ def step_epoch(
         raise ValueError(
             f"rows [{start}, {stop}) of a shard that begins at {first} are not whole groups of {ROW_GROUP}"
         )
-    base = hashing.draws(parameters.seed, hashing.NEGATIVES, np.array([epoch]))[0]
+    epoch_key = hashing.draws(parameters.seed, hashing.NEGATIVES, np.array([epoch]))[0]
     rate = parameters.learning_rate * (1.0 - epoch / parameters.n_epochs)
     correction1 = 1.0 / (1.0 - _power_of(float(BETA1), epoch + 1))
     correction2 = 1.0 / (1.0 - _power_of(float(BETA2), epoch + 1))
     _step_rows(
         (0,) * y.shape[1], _empty_block(y.shape[1], edges.tails.dtype),
-        start, stop, first, y_offset, *edges, y, exchanged, m, v, pool, epoch, base,
+        start, stop, first, y_offset, *edges, y, exchanged, m, v, pool, epoch, epoch_key,
         np.float32(parameters.a), np.float32(parameters.b), np.float32(parameters.repulsion_strength),
         np.float32(parameters.negative_sample_rate / 2), np.float32(rate),
         np.float32(correction1), np.float32(correction2), out_y,

@@ -126,12 +126,12 @@ def label_lowest(indptr, tails, first, labels, seed):
     return new, left
 
 
-def draw_label_sources(seed: int, first: int, stop: int, wanted: int, rows: int) -> np.ndarray:
+def draw_label_sources(seed: int, first: int, stop: int, count: int, rows: int) -> np.ndarray:
     """Return the sources of labels in [first, stop): each row is one with probability wanted / rows, by its hash."""
     ids = np.arange(first, stop)
-    if wanted >= rows:
+    if count >= rows:
         return ids
-    limit = np.uint64(int(wanted / rows * 2**64))
+    limit = np.uint64(int(count / rows * 2**64))
     return ids[hashing.draws(seed, hashing.LABEL_SOURCES, ids) < limit]
 
 
@@ -151,14 +151,14 @@ def interpolate(labels: np.ndarray, coarse: np.ndarray, seed: int) -> np.ndarray
     filled = coarse[np.isfinite(coarse).all(axis=1)]
     low, high = (filled.min(axis=0), filled.max(axis=0)) if len(filled) else (0.0, SPAN)
     y = coarse[np.maximum(labels, 0)] if len(coarse) else np.empty((len(labels), coarse.shape[1]))
-    apart = labels < 0
-    box = random_box(seed, -2 - labels[apart].astype(np.int64), coarse.shape[1])
-    y[apart] = low + box / SPAN * (high - low)
+    sourceless = labels < 0
+    box = random_box(seed, -2 - labels[sourceless].astype(np.int64), coarse.shape[1])
+    y[sourceless] = low + box / SPAN * (high - low)
     return y.astype(np.float32)
 
 
 @nb.njit(cache=True, nogil=True)
-def pull(indptr, tails, weights, cursor, first, page, sums, totals):
+def add_neighbors(indptr, tails, weights, cursor, first, page, sums, totals):
     """Add to each row's weighted sum of its neighbours' coordinates those neighbours that lie in one page.
 
     Parameters
@@ -189,7 +189,7 @@ def smooth(y: np.ndarray, sums: np.ndarray, totals: np.ndarray) -> tuple[np.ndar
     ----------
     y : ndarray of float32, shape (rows, n_components)
     sums, totals : ndarray of float64
-        From `pull`.
+        From `add_neighbors`.
 
     Returns
     -------
@@ -249,16 +249,16 @@ def random_box(seed: int, rows: np.ndarray, n_components: int) -> np.ndarray:
     return SPAN * hashing.uniform(bits).reshape(len(rows), n_components)
 
 
-def principal_axes(sample: np.ndarray, n_components: int, most: int = 4096) -> tuple[np.ndarray, np.ndarray]:
+def principal_axes(sample: np.ndarray, n_components: int, max_dims: int = 4096) -> tuple[np.ndarray, np.ndarray]:
     """Return the mean and the first principal axes of a sample, signs fixed.
 
     Parameters
     ----------
     sample : ndarray of float32, shape (m, dims)
     n_components : int
-    most : int
+    max_dims : int
         Largest covariance matrix that is decomposed. With more dims, the axes come from the inner products of
-        `most` / 8 rows instead.
+        `max_dims` / 8 rows instead.
 
     Returns
     -------
@@ -268,10 +268,10 @@ def principal_axes(sample: np.ndarray, n_components: int, most: int = 4096) -> t
     """
     with one_thread():
         mean = sample.mean(axis=0, dtype=np.float64)
-        if sample.shape[1] > most:
-            rows = sample[:: -(-8 * len(sample) // most)] - mean
-            _, of_rows = np.linalg.eigh(rows @ rows.T)
-            vectors = rows.T @ of_rows[:, max(0, len(rows) - n_components) :]  # axes, not yet of unit length
+        if sample.shape[1] > max_dims:
+            rows = sample[:: -(-8 * len(sample) // max_dims)] - mean
+            _, row_vectors = np.linalg.eigh(rows @ rows.T)
+            vectors = rows.T @ row_vectors[:, max(0, len(rows) - n_components) :]  # axes, not yet of unit length
             vectors /= np.maximum(np.sqrt(np.einsum("ij,ij->j", vectors, vectors)), np.finfo(np.float64).tiny)
         else:
             covariance = np.zeros((sample.shape[1], sample.shape[1]))

@@ -12,7 +12,7 @@ from dumap.kernels.vectors import ROUND_DOWN, ordered_distance, power_near
 
 GROUPS = 8
 """Nearest groups whose leaves are compared with a row."""
-TILE_ROWS, TILE_BYTES, SPARE, CHUNK = 8192, 2 * 2**20, 4, 16
+TILE_ROWS, TILE_BYTES, EXTRA_LEAVES, SCAN_COLUMNS = 8192, 2 * 2**20, 4, 16
 HALVINGS = 8
 """Steps of bisection for the bound of a list."""
 UNCONDITIONAL = 3
@@ -81,24 +81,24 @@ class Tree:
         return project(x, self.origin, self.axes) if self.axes.shape[1] else x
 
 
-def _leaves_of(x: np.ndarray, wanted: int, crowd: float, seed: int) -> np.ndarray:
-    """Split rows into about `wanted` leaves, and leaves with more than `crowd` rows again."""
-    centroids = kmeans(x, wanted, seed)
-    if len(centroids) == 1 or len(x) <= crowd:
+def _leaves_of(x: np.ndarray, n_leaves: int, max_rows: float, seed: int) -> np.ndarray:
+    """Split rows into about `n_leaves` leaves, and leaves with more than `max_rows` rows again."""
+    centroids = kmeans(x, n_leaves, seed)
+    if len(centroids) == 1 or len(x) <= max_rows:
         return centroids
     nearest = nearest_leaves(x, Tree.of_one_group(centroids), 1)[:, 0]
     leaves = []
     for leaf in range(len(centroids)):
         rows = x[nearest == leaf]
-        crowded = crowd < len(rows) < len(x)
-        wanted = int(2 * len(rows) / crowd) + 1
-        leaves.append(_leaves_of(rows, wanted, crowd, seed) if crowded else centroids[leaf, None])
+        crowded = max_rows < len(rows) < len(x)
+        n_leaves = int(2 * len(rows) / max_rows) + 1
+        leaves.append(_leaves_of(rows, n_leaves, max_rows, seed) if crowded else centroids[leaf, None])
     return np.concatenate(leaves)
 
 
 def _split(
     sample: np.ndarray,
-    wanted: int,
+    n_leaves: int,
     seed: int,
     groups: np.ndarray,
     origin: np.ndarray | None = None,
@@ -109,7 +109,7 @@ def _split(
     if origin is not None and axes is not None:
         x, groups = project(sample, origin, axes), project(groups, origin, axes)
     group_of = nearest_leaves(x, Tree.of_one_group(groups), 1)[:, 0]
-    mean = len(x) / wanted
+    mean = len(x) / n_leaves
     leaves = []
     for group in range(len(groups)):
         rows = x[group_of == group]
@@ -174,7 +174,7 @@ def _axes_suffice(sample: np.ndarray, tree: Tree) -> bool:
     return bool((sums >= MIN_GROUP_VARIANCE * counts)[counts >= MIN_GROUP_ROWS].all())
 
 
-def grow(sample: np.ndarray, wanted: int, seed: int) -> Tree:
+def grow(sample: np.ndarray, n_leaves: int, seed: int) -> Tree:
     """Grow a tree from a sample: k-means into groups, then each group into leaves.
 
     Leaves are found on a few principal axes if these hold enough of the variance within leaves, else among the rows.
@@ -182,7 +182,7 @@ def grow(sample: np.ndarray, wanted: int, seed: int) -> Tree:
     Parameters
     ----------
     sample : ndarray of float32, shape (m, dims)
-    wanted : int
+    n_leaves : int
         About how many leaves: fewer if the sample has fewer distinct rows, more if some would be crowded.
     seed : int
 
@@ -191,50 +191,50 @@ def grow(sample: np.ndarray, wanted: int, seed: int) -> Tree:
     Tree
     """
     middle = sample.mean(axis=0, dtype=np.float64, keepdims=True).astype(np.float32)
-    if wanted == 1:
+    if n_leaves == 1:
         return Tree.of_one_group(middle)
-    count = int(np.ceil(np.sqrt(wanted)))
+    count = int(np.ceil(np.sqrt(n_leaves)))
     rows = sample[:: max(1, len(sample) // max(GROUP_ROWS, ROWS_A_GROUP * count, 8 * sample.shape[1]))]
     groups = kmeans(rows, count, seed)
     groups = groups[_line_order(groups)]
     group_of = nearest_leaves(rows, Tree.of_one_group(groups), 1)[:, 0]
-    axes = principal(_directions(_residuals(rows, groups, group_of)), MIN_VARIANCE, CHUNK)
+    axes = principal(_directions(_residuals(rows, groups, group_of)), MIN_VARIANCE, SCAN_COLUMNS)
     if axes.shape[1] and max(sample.max(), -sample.min()) < 1e30:  # beyond, products overflow
         origin = np.median(groups, axis=0)  # not the mean, whose digits an outlier could take
-        tree = _split(sample, wanted, seed, groups, origin, axes)
+        tree = _split(sample, n_leaves, seed, groups, origin, axes)
         if _axes_suffice(sample, tree):
             return tree
-    return _split(sample, wanted, seed, groups)
+    return _split(sample, n_leaves, seed, groups)
 
 
 @nb.njit(cache=True, nogil=True)
-def _bound(codes, count):
+def _bound(distance_bits, count):
     """Return a value that at least `count` codes are below, and not many more: bisection."""
-    low, high = codes[0], codes[0]
-    for c in range(len(codes)):
-        low, high = min(low, codes[c]), max(high, codes[c])
+    low, high = distance_bits[0], distance_bits[0]
+    for c in range(len(distance_bits)):
+        low, high = min(low, distance_bits[c]), max(high, distance_bits[c])
     high += np.int32(1)  # now all codes are below `high`, none below `low`
     for _ in range(HALVINGS):
         middle = low + ((high - low) >> 1)
         below = np.int32(0)
-        for c in range(len(codes)):
-            below += np.int32(codes[c] < middle)
+        for c in range(len(distance_bits)):
+            below += np.int32(distance_bits[c] < middle)
         if below < count:
             low = middle
         else:
             high = middle
-            if below < count + SPARE:
+            if below < count + EXTRA_LEAVES:
                 break
     return high
 
 
 @nb.njit(cache=True, nogil=True)
-def _keep_first(codes, first, kept, keys):
+def _keep_first(distance_bits, first, kept, keys):
     """Fill an empty list: a key's rank is the number of smaller keys, which needs no branches as insertion does."""
-    limit, count = _bound(codes, len(kept)), 0
-    for c in range(len(codes)):
-        keys[count] = (np.int64(codes[c]) << 32) | (first + c)
-        count += codes[c] < limit
+    limit, count = _bound(distance_bits, len(kept)), 0
+    for c in range(len(distance_bits)):
+        keys[count] = (np.int64(distance_bits[c]) << 32) | (first + c)
+        count += distance_bits[c] < limit
     for a in range(count):
         rank = 0
         for b in range(count):
@@ -244,12 +244,12 @@ def _keep_first(codes, first, kept, keys):
 
 
 @nb.njit(cache=True, nogil=True)
-def _keep(product, codes, row_lengths, lengths, rows, first, keys):
+def _keep(product, distance_bits, row_lengths, lengths, rows, first, keys):
     """Keep the nearest of a group's leaves for each of some rows.
 
-    |x - leaf|^2 = |x|^2 + |leaf|^2 - 2 x.leaf; `product` holds x.leaf and becomes the distances. `codes` is the same
-    memory as integers: the bits of floats that are not negative sort as the floats do. A key holds the distance in its
-    upper 32 bits and the leaf in its lower 32, so that equal distances rank by leaf.
+    |x - leaf|^2 = |x|^2 + |leaf|^2 - 2 x.leaf; `product` holds x.leaf and becomes the distances. `distance_bits` is
+    the same memory as integers: the bits of floats that are not negative sort as the floats do. A key holds the
+    distance in its upper 32 bits and the leaf in its lower 32, so that equal distances rank by leaf.
     """
     last, two = keys.shape[1] - 1, np.float32(2)
     buffer = np.empty(len(lengths), np.int64)
@@ -259,19 +259,19 @@ def _keep(product, codes, row_lengths, lengths, rows, first, keys):
             d = length + lengths[c] - two * product[i, c]
             product[i, c] = d if d > 0 else np.float32(0)
         if kept[0] == NONE and product.shape[1] > last:
-            _keep_first(codes[i], first, kept, buffer)
+            _keep_first(distance_bits[i], first, kept, buffer)
             continue
         limit = np.int32(kept[last] >> 32)
-        for low in range(0, product.shape[1], CHUNK):
-            high = min(low + CHUNK, product.shape[1])
+        for low in range(0, product.shape[1], SCAN_COLUMNS):
+            high = min(low + SCAN_COLUMNS, product.shape[1])
             hits = np.int32(0)  # most chunks have none: count first, without a branch
             for c in range(low, high):
-                hits += np.int32(codes[i, c] < limit)
+                hits += np.int32(distance_bits[i, c] < limit)
             if hits == 0:
                 continue
             for c in range(low, high):
-                if codes[i, c] < limit:
-                    key = (np.int64(codes[i, c]) << 32) | (first + c)
+                if distance_bits[i, c] < limit:
+                    key = (np.int64(distance_bits[i, c]) << 32) | (first + c)
                     at = last
                     while at > 0 and kept[at - 1] > key:
                         kept[at] = kept[at - 1]
@@ -286,41 +286,42 @@ def _sort_exactly(x, leaves, keys, out, distances):
     count = keys.shape[1]
     ids, squared = np.empty(count, np.int64), np.empty(count, np.float32)
     for i in range(len(keys)):  # insertion sort of a few leaves by (distance, leaf)
-        met = 0
-        while met < count and keys[i, met] < NONE:
-            leaf = keys[i, met] & 0xFFFFFFFF
+        filled = 0
+        while filled < count and keys[i, filled] < NONE:
+            leaf = keys[i, filled] & 0xFFFFFFFF
             d = ordered_distance(x[i], leaves[leaf])
-            at = met
+            at = filled
             while at > 0 and (squared[at - 1] > d or (squared[at - 1] == d and ids[at - 1] > leaf)):
                 ids[at], squared[at] = ids[at - 1], squared[at - 1]
                 at -= 1
             ids[at], squared[at] = leaf, d
-            met += 1
-        for s in range(min(met, out.shape[1])):
+            filled += 1
+        for s in range(min(filled, out.shape[1])):
             out[i, s], distances[i, s] = ids[s], squared[s]
 
 
 @nb.njit(cache=True, nogil=True)
-def _by_group(near, first, last, squared, radii, limits):
-    """Sort the slots of `near` (rows' nearest groups), columns [first, last), by group; return also where each begins.
+def _by_group(near_groups, first, last, squared, radii, limits):
+    """Sort the slots of `near_groups` (rows' nearest groups), columns [first, last), by group; return also where each
+    group begins.
 
     By the triangle inequality |x - leaf| >= |x - group| - radius: groups whose leaves all lie beyond a row's limit are
     left out.
     """
-    open_ = np.zeros(near.shape, np.bool_)
+    is_open = np.zeros(near_groups.shape, np.bool_)
     begins = np.zeros(len(radii) + 1, np.int64)
-    for i in range(len(near)):
+    for i in range(len(near_groups)):
         for s in range(first, last):
-            least = ROUND_DOWN * np.sqrt(squared[i, s]) - radii[near[i, s]]
-            open_[i, s] = not (least > 0 and least * least > limits[i])
-            begins[near[i, s] + 1] += open_[i, s]
+            least = ROUND_DOWN * np.sqrt(squared[i, s]) - radii[near_groups[i, s]]
+            is_open[i, s] = not (least > 0 and least * least > limits[i])
+            begins[near_groups[i, s] + 1] += is_open[i, s]
     begins = np.cumsum(begins)  # a counting sort by group
     following, slots = begins[:-1].copy(), np.empty(begins[-1], np.int64)
-    for i in range(len(near)):
+    for i in range(len(near_groups)):
         for s in range(first, last):
-            if open_[i, s]:
-                slots[following[near[i, s]]] = i * near.shape[1] + s
-                following[near[i, s]] += 1
+            if is_open[i, s]:
+                slots[following[near_groups[i, s]]] = i * near_groups.shape[1] + s
+                following[near_groups[i, s]] += 1
     return slots, begins
 
 
@@ -352,36 +353,39 @@ def nearest_leaves(x: np.ndarray, tree: Tree, count: int, margin: float = np.inf
     scale = power_near(max(above.max(), below.max()))
     middle = middle.astype(np.float32) * scale
     groups, leaves = (c * scale - middle for c in (tree.groups, tree.leaves))
-    sought = min(GROUPS, len(groups))
+    n_groups = min(GROUPS, len(groups))
     out = np.full((len(x), count), -1, np.int32)
     step = min(TILE_ROWS, max(256, TILE_BYTES // (4 * leaves.shape[1])))
     with np.errstate(over="ignore", invalid="ignore"), one_thread():
-        inside = leaves - (above := np.repeat(groups, np.diff(tree.offsets), axis=0))
+        inside = leaves - (leaf_groups := np.repeat(groups, np.diff(tree.offsets), axis=0))
         lengths, group_lengths = _lengths(inside), _lengths(groups)
         radii = np.sqrt(np.maximum.reduceat(lengths, tree.offsets[:-1]))
-        lengths += 2 * np.einsum("ij,ij->i", inside, above)
+        lengths += 2 * np.einsum("ij,ij->i", inside, leaf_groups)
         for low in range(0, len(x), step):
             rows = tree.project(x[low : low + step]) * scale - middle
-            near, far = np.zeros((len(rows), sought), np.int32), np.zeros((len(rows), sought), np.float32)
+            near_groups, group_squared = (
+                np.zeros((len(rows), n_groups), np.int32),
+                np.zeros((len(rows), n_groups), np.float32),
+            )
             if len(groups) == 1:
-                far[:, 0] = _lengths(rows - groups)
+                group_squared[:, 0] = _lengths(rows - groups)
             else:
-                keys = np.full((len(rows), sought + SPARE), NONE)
+                keys = np.full((len(rows), n_groups + EXTRA_LEAVES), NONE)
                 product = rows @ groups.T
                 _keep(product, product.view(np.int32), _lengths(rows), group_lengths, np.arange(len(rows)), 0, keys)
-                _sort_exactly(rows, groups, keys, near, far)
-            keys = np.full((len(rows), count + SPARE), NONE)
+                _sort_exactly(rows, groups, keys, near_groups, group_squared)
+            keys = np.full((len(rows), count + EXTRA_LEAVES), NONE)
             limits = keys.view(np.float32)[:, -1]  # the last key's distance; NaN while there is none
-            for ranks in ((0, 1), (1, sought)):
-                slots, begins = _by_group(near, *ranks, far, radii, limits)
+            for ranks in ((0, 1), (1, n_groups)):
+                slots, begins = _by_group(near_groups, *ranks, group_squared, radii, limits)
                 for group in np.flatnonzero(np.diff(begins)):
                     group_slots = slots[begins[group] : begins[group + 1]]
-                    near_rows, sub = group_slots // sought, slice(tree.offsets[group], tree.offsets[group + 1])
-                    product, far_of = rows[near_rows] @ inside[sub].T, far.ravel()[group_slots]
-                    _keep(product, product.view(np.int32), far_of, lengths[sub], near_rows, sub.start, keys)
-            nearest, squared = out[low : low + step], np.empty((len(rows), count), np.float32)
-            _sort_exactly(rows, leaves, keys, nearest, squared)
+                    near_rows, sub = group_slots // n_groups, slice(tree.offsets[group], tree.offsets[group + 1])
+                    product, row_squared = rows[near_rows] @ inside[sub].T, group_squared.ravel()[group_slots]
+                    _keep(product, product.view(np.int32), row_squared, lengths[sub], near_rows, sub.start, keys)
+            row_leaves, squared = out[low : low + step], np.empty((len(rows), count), np.float32)
+            _sort_exactly(rows, leaves, keys, row_leaves, squared)
             beyond = squared > margin**2 * squared[:, :1]
             beyond[:, :UNCONDITIONAL] = False
-            nearest[beyond] = -1
+            row_leaves[beyond] = -1
     return out

@@ -26,10 +26,10 @@ def audits(config: Config) -> int:
     return settings.max_repairs + 1
 
 
-def needs_metric(config: Config, stage: str) -> bool:
+def loads_pynndescent(config: Config, stage: str) -> bool:
     """Return whether a worker may have loaded pynndescent by this stage."""
-    product = config.neighbors.metric in EUCLIDEAN_ORDER
-    return not product or (stage != "neighbors" and audits(config) > 1)
+    has_euclidean_order = config.neighbors.metric in EUCLIDEAN_ORDER
+    return not has_euclidean_order or (stage != "neighbors" and audits(config) > 1)
 
 
 def without_repairs(config: Config) -> Config:

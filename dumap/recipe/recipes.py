@@ -10,7 +10,7 @@ from dumap.artifacts.part_names import EMBEDDING
 from dumap.config import Config
 from dumap.errors import InputError
 from dumap.kernels.vectors import BIT_METRICS
-from dumap.planning.audits import needs_metric
+from dumap.planning.audits import loads_pynndescent
 from dumap.planning.budget import interpreter_bytes
 from dumap.planning.geometry import Geometry, make_geometry
 from dumap.planning.plan import Plan, Projection, StagePlan, core_seconds
@@ -97,7 +97,7 @@ def make_plan(config: Config, geometry: Geometry, worker_memory: int = 0, recipe
     stages, recipe = [], recipe_of(config) if recipe is None else recipe
     for stage in recipe:
         projection = stage.project(geometry, config, worker_memory)
-        held = interpreter_bytes(stage.name, needs_metric(config, stage.name))
+        held = interpreter_bytes(stage.name, loads_pynndescent(config, stage.name))
         peak = held + math.ceil(projection.task_bytes)
         temporary = temporary_of(stage, projection, recipe, config.keep)
         stages.append(

@@ -38,11 +38,11 @@ def place_duplicates(job: Job, positions: np.ndarray, start: int) -> np.ndarray:
         duplicates.append(rows[inside])
         firsts.append(first[inside])
     duplicate, first = np.concatenate(duplicates), np.concatenate(firsts)
-    homes = first // geometry.block_rows
-    for block in np.unique(homes).tolist():
+    first_blocks = first // geometry.block_rows
+    for block in np.unique(first_blocks).tolist():
         repeated, _ = repeated_rows(job.run, block)
-        at = np.searchsorted(repeated, first[homes == block] - geometry.block(block)[0])
-        positions[duplicate[homes == block]] = repeated_positions(job.run, block)[at]
+        at = np.searchsorted(repeated, first[first_blocks == block] - geometry.block(block)[0])
+        positions[duplicate[first_blocks == block]] = repeated_positions(job.run, block)[at]
     return duplicate
 
 

@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from dumap.artifacts.cells import CellTable
-from dumap.artifacts.graph import SHARDS, WHOLE, Graph, RowRanges
+from dumap.artifacts.graph import GRAPH_FIGURES, SHARDS, Graph, RowRanges
 from dumap.artifacts.job import Job
 from dumap.artifacts.neighbors import NeighborLists
 from dumap.artifacts.part_names import AUDIT, CELLS, GRAPH, NEIGHBORS, VECTORS, number_of, part_names, total
@@ -49,7 +49,7 @@ def sum_up(job: Job, part: str) -> None:
         }
 
 
-def direct(job: Job, part: str, mean_distance: float) -> None:
+def weigh_edges(job: Job, part: str, mean_distance: float) -> None:
     """Compute the memberships of the edges out of a shard's rows, and sort the edges by tail."""
     rows = CellTable(job.run).rows
     start, stop = RowRanges.even(rows, job.geometry.shard_rows).span(number_of(part))
@@ -69,17 +69,17 @@ def direct(job: Job, part: str, mean_distance: float) -> None:
         out.write("rho", rho)
         out.write("sigma", sigma)
         out.write("weights", weights)
-        out.write("back_heads", tail)
-        out.write("back_tails", (start + head[order]).astype(tail.dtype))
-        out.write("back_weights", weights[head, slot][order])
-        out.write("back_offsets", np.searchsorted(tail, graph.grains(rows)))
+        out.write("in_rows", tail)
+        out.write("in_heads", (start + head[order]).astype(tail.dtype))
+        out.write("in_weights", weights[head, slot][order])
+        out.write("in_offsets", np.searchsorted(tail, graph.grains(rows)))
 
 
 def cut_shards(job: Job, part: str) -> None:
     """Cut the rows into shards, each of no more rows, nor more edges, out and in, than a task may hold."""
     rows, k, most = CellTable(job.run).rows, job.config.neighbors.graph_k, job.geometry.shard_rows
     directed = part_names("directed", len(RowRanges.even(rows, most)))
-    into = sum(np.diff(job.run.read(GRAPH, name, "back_offsets")) for name in directed)
+    into = sum(np.diff(job.run.read(GRAPH, name, "in_offsets")) for name in directed)
     offsets = graph.cut_shards(np.asarray(into), rows, k, most, int(SHARD_EDGES * k * most))
     edges = np.add.reduceat(into, offsets[:-1] // graph.GRAIN_ROWS) + k * np.diff(offsets)
     with job.run.part(GRAPH, part) as out:
@@ -120,12 +120,12 @@ def unite(job: Job, part: str) -> None:
     weights = store.read_span(GRAPH, directed, even.offsets, "weights", start, stop)
     heads, slot = np.nonzero(weights)
     ends = start // graph.GRAIN_ROWS, -(-stop // graph.GRAIN_ROWS)
-    offsets = store.read_each(GRAPH, [(name, "back_offsets", at, at + 1) for name in directed for at in ends])
+    offsets = store.read_each(GRAPH, [(name, "in_offsets", at, at + 1) for name in directed for at in ends])
     bounds = np.concatenate(list(offsets)).reshape(-1, 2).tolist()
-    arrays = {"back_heads": indices.dtype, "back_tails": indices.dtype, "back_weights": np.dtype(np.float32)}
+    arrays = {"in_rows": indices.dtype, "in_heads": indices.dtype, "in_weights": np.dtype(np.float32)}
     spans = [(name, low, high) for name, (low, high) in zip(directed, bounds, strict=True) if high > low]
     pieces = list(store.read_each(GRAPH, [(name, array, low, high) for array in arrays for name, low, high in spans]))
-    joined = {
+    in_edges = {
         array: np.concatenate([np.empty(0, dtype), *pieces[number * len(spans) : (number + 1) * len(spans)]])
         for number, (array, dtype) in enumerate(arrays.items())
     }
@@ -135,13 +135,13 @@ def unite(job: Job, part: str) -> None:
         heads,
         indices[heads, slot],
         weights[heads, slot],
-        joined["back_heads"] - start,
-        joined["back_tails"],
-        joined["back_weights"],
+        in_edges["in_rows"] - start,
+        in_edges["in_heads"],
+        in_edges["in_weights"],
         job.config.graph.set_op_mix_ratio,
     )
     isolated = np.flatnonzero(np.diff(indptr) == 0) + start
-    degrees = np.bincount(joined["back_heads"] - start, minlength=stop - start)
+    degrees = np.bincount(in_edges["in_rows"] - start, minlength=stop - start)
     repeated, times = _repeated(job, start, stop)
     with store.part(GRAPH, part) as out:
         out.write("indptr", indptr)
@@ -190,7 +190,7 @@ def run(context: Context) -> dict:
     context.compute(GRAPH, sum_up, summed)
     kept, disconnected, missing = (total(store, GRAPH, summed, fact) for fact in ("kept", "disconnected", "missing"))
     mean = math.fsum(part for name in summed for part in store.summary(GRAPH, name)["distance_sums"]) / (rows + kept)
-    context.compute(GRAPH, direct, part_names("directed", even), mean_distance=mean)
+    context.compute(GRAPH, weigh_edges, part_names("directed", even), mean_distance=mean)
     context.compute(GRAPH, cut_shards, [SHARDS])
     united, most = part_names("united", len(Graph(store).shards)), store.summary(GRAPH, SHARDS)["most_edges"]
     what, advice = f"the fullest shard has {most} edges: many rows list the same", "a smaller neighbors.n_neighbors"
@@ -198,9 +198,9 @@ def run(context: Context) -> dict:
     if context.config.input.unique:
         context.compute(GRAPH, place_block, part_names("repeated_positions", context.geometry.blocks))
     context.compute(GRAPH, unite, united)
-    context.compute(GRAPH, find_components, [WHOLE])
+    context.compute(GRAPH, find_components, [GRAPH_FIGURES])
     facts = {fact: total(store, GRAPH, united, fact) for fact in ("edges", "isolated", "inside", "in_degree_zero")}
-    edges, health = facts["edges"], store.summary(GRAPH, WHOLE)
+    edges, health = facts["edges"], store.summary(GRAPH, GRAPH_FIGURES)
     greatest = max(store.summary(GRAPH, name)["greatest_in_degree"] for name in united)
     if missing:
         context.note(
@@ -243,7 +243,7 @@ STAGE = Stage(
         *("graph.set_op_mix_ratio", "graph.disconnection_distance", "graph.shard_rows"),
     ),
     reads=(VECTORS, CELLS, NEIGHBORS, AUDIT),
-    writes=("summed", "directed", SHARDS, "repeated_positions", "united", WHOLE),
+    writes=("summed", "directed", SHARDS, "repeated_positions", "united", GRAPH_FIGURES),
     run=run,
     project=project,
     temporary={"summed": (), "directed": ()},

@@ -27,7 +27,7 @@ from dumap.planning.budget import layout_bytes, pool_bytes, round_bytes, runs_on
 from dumap.planning.geometry import Geometry
 from dumap.planning.plan import Projection
 from dumap.stages import Context, Stage, no_backup
-from dumap.stages.layout_common import end, is_checkpoint, layout_parameters, pack_shards, write_piece
+from dumap.stages.layout_common import end, ends_interval, layout_parameters, pack_shards, write_piece
 from dumap.stages.loss import PAIRS_PART, draw_pairs, early_stop_epochs, should_stop, write_loss
 from dumap.stages.rounds import in_rounds
 from dumap.store import CHECKPOINT
@@ -87,10 +87,10 @@ def descend(job: Job, part: str, threads: int) -> None:
             advance(workers, bounds, parameters, epoch, edges, y, m, v, after, drawn)
             y, after = after, y
             job.tick(epoch + 1, epochs)
-            is_kept = is_checkpoint(job, epoch + 1)
-            if is_kept or epoch + 1 in check_epochs:
+            is_due = ends_interval(job, epoch + 1)
+            if is_due or epoch + 1 in check_epochs:
                 write_loss(job, epoch + 1, y.__getitem__)
-            if is_kept or should_stop(job, epoch + 1):
+            if is_due or should_stop(job, epoch + 1):
                 pieces = [checkpoints.piece_name(epoch + 1, shard, shard + 1) for shard in range(len(shards))]
                 for shard, piece in enumerate(pieces):
                     low, high = shards.span(shard)

@@ -53,7 +53,7 @@ def pack_shards(job: Job, graph: Graph, first: int, last: int) -> Edges:
     low, rows = int(offsets[first]), int(offsets[last] - offsets[first])
     room = graph.edges_of(first, last)
     indptr, tails = np.zeros(rows + 1, np.int64), np.empty(room, f"u{job.geometry.index_dtype.itemsize}")
-    sample_rates, sample_phases, kept = np.empty(room, np.uint16), np.empty(room, np.uint16), 0
+    relative_weights, sample_phases, kept = np.empty(room, np.uint16), np.empty(room, np.uint16), 0
     for shard in range(first, last):
         start, stop = graph.shards.span(shard)
         piece = pack(
@@ -61,12 +61,12 @@ def pack_shards(job: Job, graph: Graph, first: int, last: int) -> Edges:
         )
         indptr[start - low + 1 : stop - low + 1] = kept + piece.indptr[1:]
         after = kept + len(piece.tails)
-        tails[kept:after], sample_rates[kept:after], sample_phases[kept:after] = piece[1:]
+        tails[kept:after], relative_weights[kept:after], sample_phases[kept:after] = piece[1:]
         kept = after
-    return Edges(indptr, tails[:kept], sample_rates[:kept], sample_phases[:kept])
+    return Edges(indptr, tails[:kept], relative_weights[:kept], sample_phases[:kept])
 
 
-def is_checkpoint(job: Job, epoch: int, steps: int = 1) -> bool:
+def ends_interval(job: Job, epoch: int, steps: int = 1) -> bool:
     """Return whether a checkpoint falls within the last `steps` epochs up to `epoch`."""
     every = job.config.layout.checkpoint_every
     return epoch // every > (epoch - steps) // every or epoch == job.geometry.n_epochs

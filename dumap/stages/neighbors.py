@@ -88,17 +88,17 @@ def search_home(job: Job, part: str) -> None:
         out.write("kth_squared", squared[:, -1])
 
 
-def kth_distances_of(job: Job, table: CellTable, positions: np.ndarray) -> np.ndarray:
+def kth_squared_of(job: Job, table: CellTable, positions: np.ndarray) -> np.ndarray:
     """Return the squared distance of the last neighbour at home of the rows at ascending positions."""
     homes = np.searchsorted(table.offsets, positions, side="right") - 1
-    parts, kth_distances = part_names("home", table.cells), np.empty(len(positions))
+    parts, kth_squared = part_names("home", table.cells), np.empty(len(positions))
     there = np.unique(homes)
     sizes = np.diff(table.offsets)
     read = job.run.read_each(NEIGHBORS, [(parts[home], "kth_squared", 0, int(sizes[home])) for home in there])
-    for home, kth_home in zip(there, read, strict=True):
+    for home, cell_squared in zip(there, read, strict=True):
         inside = homes == home
-        kth_distances[inside] = kth_home[positions[inside] - table.offsets[home]]
-    return kth_distances
+        kth_squared[inside] = cell_squared[positions[inside] - table.offsets[home]]
+    return kth_squared
 
 
 def meet_guests(job: Job, part: str) -> None:
@@ -111,7 +111,7 @@ def meet_guests(job: Job, part: str) -> None:
     known, squared = (job.run.read(NEIGHBORS, home_part, array) for array in ("indices", "squared"))
     homes = np.searchsorted(table.offsets, cell.positions, side="right") - 1
     homes[: cell.home_rows] = -1
-    kth_distances = kth_distances_of(job, table, cell.positions[cell.home_rows :])
+    kth_squared = kth_squared_of(job, table, cell.positions[cell.home_rows :])
 
     def batch(rows: np.ndarray) -> BatchLists:  # a function, so that its arrays are freed before the next
         probes = cell.probes(rows)
@@ -125,7 +125,7 @@ def meet_guests(job: Job, part: str) -> None:
         listed = known[rows[is_home]]
         indices[is_home] = inverse_order[np.where(listed >= 0, listed - first, -1)]
         batch_squared[is_home] = squared[rows[is_home]]
-        batch_squared[~is_home] = kth_distances[rows[~is_home] - cell.home_rows, None]
+        batch_squared[~is_home] = kth_squared[rows[~is_home] - cell.home_rows, None]
         x, home = euclidean_rows(job, cell, rows), homes[rows].astype(np.int32)
         local, batch_squared = leaves.search_with_guests(
             x, home, probes, indices, batch_squared, job.config.seed + number

@@ -20,7 +20,7 @@ from dumap.kernels.edges import Edges
 from dumap.kernels.pool import lay_pool, pool_rows
 from dumap.planning.budget import cached_bytes
 from dumap.stages import Context
-from dumap.stages.layout_common import end, is_checkpoint, layout_parameters, pack_shards, write_piece
+from dumap.stages.layout_common import end, ends_interval, layout_parameters, pack_shards, write_piece
 from dumap.stages.loss import early_stop_epochs, measure_loss, should_stop
 from dumap.store import Checkpoints
 
@@ -95,7 +95,7 @@ def pool_of(before: EpochState, seed: int, epoch: int) -> np.ndarray:
 
 def is_durable(job: Job, epoch: int) -> bool:
     """Return whether a round is written durably: at checkpoints, and where the layout may stop early."""
-    return is_checkpoint(job, epoch, job.config.layout.exchange_every) or epoch in early_stop_epochs(job)
+    return ends_interval(job, epoch, job.config.layout.exchange_every) or epoch in early_stop_epochs(job)
 
 
 def step(job: Job, part: str, epoch: int) -> None:
@@ -122,7 +122,7 @@ def in_rounds(context: Context, graph: Graph, tasks: int) -> None:
     checkpoints = layout_checkpoints(context.run)
 
     def measure(epoch: int) -> None:
-        if epoch and (is_checkpoint(context.job, epoch, every) or epoch in check_epochs):
+        if epoch and (ends_interval(context.job, epoch, every) or epoch in check_epochs):
             context.compute(LAYOUT, measure_loss, [loss_name(epoch)], progress=(epoch, epochs))
 
     context.compute(

@@ -76,7 +76,7 @@ def smooth(job: Job, part: str, passes: int) -> None:
         y = graph_pass.page(shard)
         sums, totals = np.zeros(y.shape), np.zeros(len(y))
         for page in graph_pass.pages(indptr, tails):
-            start.pull(indptr, tails, weights, *page, sums, totals)
+            start.add_neighbors(indptr, tails, weights, *page, sums, totals)
         moved, more = start.smooth(y, sums, totals)
         found.append(moved)
         moments += more
@@ -198,7 +198,7 @@ def place_span(job: Job, part: str) -> None:
 
 
 @no_backup
-def collect(job: Job, part: str) -> None:
+def collect_coordinates(job: Job, part: str) -> None:
     """Collect the coordinates of a range of shards from all spans, and stretch them to the box."""
     graph, (begin, end) = Graph(job.run), range_of(part)
     base = int(graph.shards.offsets[begin])
@@ -225,7 +225,9 @@ def placed_start(context: Context, graph: Graph) -> None:
     context.compute(START, place_span, spans, progress=(0, 2))
     context.compute(START, find_box, [BOX], pieces=spans, facts=facts)
     ranges = pass_ranges(context, len(graph.shards))
-    context.compute(START, collect, [range_name("collected", *shard_range) for shard_range in ranges], progress=(1, 2))
+    context.compute(
+        START, collect_coordinates, [range_name("collected", *shard_range) for shard_range in ranges], progress=(1, 2)
+    )
 
 
 def scatter(job: Job, part: str) -> None:

@@ -272,7 +272,7 @@ def test_a_step_is_keyed_by_all_bits_of_a_row(ring):
     def step(first: int, own: int, known: np.ndarray) -> np.ndarray:
         edges = pack(indptr, tails, weights, first, 1.0, 50, 42)._replace(
             indptr=indptr.astype(np.int64), tails=(tails + own).astype(np.uint64),
-            sample_rates=np.full(20, 2**15 - 1, "u2"), sample_phases=np.zeros(20, "u2"),
+            relative_weights=np.full(20, 2**15 - 1, "u2"), sample_phases=np.zeros(20, "u2"),
         )  # fmt: skip
         out, m, v = np.empty_like(y), np.zeros_like(y), np.zeros_like(y)
         layout.step_epoch(descent, 3, 0, 10, first, own, edges, known, m, v, pool, out)
@@ -321,7 +321,7 @@ def test_the_starts_kernels_reach_beyond_32_bits(vast):
     assert start.spread_labels(np.array([FAR, FAR]), weights, ends, FAR, labels) == (1, 0)
     assert labels.tolist() == [-2 - FAR]
     sums, totals, y = np.zeros((1, 1)), np.zeros(1), np.array([[0], [0], [0], [4], [0], [16]], np.float32)
-    start.pull(indptr, tails, weights, indptr[:-1].copy(), FAR, y, sums, totals)
+    start.add_neighbors(indptr, tails, weights, indptr[:-1].copy(), FAR, y, sums, totals)
     assert (sums.tolist(), totals.tolist()) == ([[0.25 * 4 + 0.75 * 16]], [1.0])
     box = start.interpolate(np.array([-2 - FAR]), np.empty((0, 2)), 42)
     np.testing.assert_allclose(box, start.random_box(42, np.array([FAR]), 2), rtol=1e-6)

@@ -93,5 +93,5 @@ def heads(edges: Edges) -> np.ndarray:
 
 def samples(edges: Edges, epoch: int) -> np.ndarray:
     """Return how often each packed edge is sampled in an epoch, by the formula in float64."""
-    step, phase = 2 * edges.sample_rates.astype(np.int64) / UNIT, edges.sample_phases.astype(np.int64) / UNIT
+    step, phase = 2 * edges.relative_weights.astype(np.int64) / UNIT, edges.sample_phases.astype(np.int64) / UNIT
     return (np.floor((epoch + 1) * step + phase) - np.floor(epoch * step + phase)).astype(int)

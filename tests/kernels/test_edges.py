@@ -15,7 +15,7 @@ def test_an_edge_is_sampled_in_proportion_to_its_weight_and_both_ends_agree(grap
     weight = graph.toarray()[heads(packed), packed.tails] / graph.data.max()
     assert np.abs(counts - 2 * weight * EPOCHS).max() < 1 + 1e-2
     assert abs((counts - 2 * weight * EPOCHS).mean()) < 0.05
-    for values in (packed.sample_rates, packed.sample_phases):
+    for values in (packed.relative_weights, packed.sample_phases):
         both = sparse.csr_matrix(
             (values.astype(np.int64) + 1, packed.tails.astype(np.int64), packed.indptr), shape=(ROWS, ROWS)
         )
@@ -28,7 +28,7 @@ def test_pack_drops_the_edges_that_are_never_sampled(graph):
     packed = pack(graph)
     assert 0 < len(packed.tails) == kept.sum() < graph.nnz
     assert np.array_equal(packed.tails, graph.indices[kept])
-    assert packed.sample_rates.max() == UNIT
+    assert packed.relative_weights.max() == UNIT
     assert (sum(samples(packed, epoch) for epoch in range(EPOCHS)) > 0).all()
 
 
@@ -64,7 +64,7 @@ def test_an_edge_is_sampled_as_often_in_late_epochs(rate):
 
 def test_pack_keys_phases_by_row_and_not_by_shard(graph):
     whole, parts = pack(graph), [pack(graph, 0, 90), pack(graph, 90, ROWS)]
-    for field in ("tails", "sample_rates", "sample_phases"):
+    for field in ("tails", "relative_weights", "sample_phases"):
         joined = np.concatenate([getattr(part, field) for part in parts])
         assert joined.tobytes() == getattr(whole, field).tobytes()
 

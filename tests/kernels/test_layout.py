@@ -89,7 +89,7 @@ def test_negatives_are_as_many_as_asked_for(graph, negative_sample_rate):
 def test_a_group_of_more_edges_than_are_looked_at_together():
     upper = np.triu(np.random.default_rng(1).random((ROWS, ROWS)), 1).astype(np.float32)
     edges, before = pack(sparse.csr_matrix(upper + upper.T)), state(2)
-    assert edges.indptr[layout.ROW_GROUP] > 3 * layout.CHUNK
+    assert edges.indptr[layout.ROW_GROUP] > 3 * layout.EDGES_AT_ONCE
     for own, wanted in zip(step(edges, *before), obvious_epoch(edges, *before), strict=True):
         np.testing.assert_allclose(own, wanted, rtol=1e-4, atol=1e-4)
 

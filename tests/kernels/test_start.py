@@ -104,7 +104,7 @@ def smoothed(graph: sparse.csr_matrix, y: np.ndarray) -> tuple[np.ndarray, np.nd
         own = slice(low, low + len(indptr) - 1)
         sums, totals = np.zeros((len(indptr) - 1, y.shape[1])), np.zeros(len(indptr) - 1)
         for cursor, first, page in pages:
-            start.pull(indptr, tails, weights, cursor, first, page, sums, totals)
+            start.add_neighbors(indptr, tails, weights, cursor, first, page, sums, totals)
         out[own], more = start.smooth(y[own], sums, totals)
         moments += more
     return out, moments
@@ -178,10 +178,10 @@ def test_principal_axes_of_many_dims_are_found_from_the_products_of_rows():
     rng = np.random.default_rng(0)
     x = (rng.normal(size=(40, 3)) * [9, 5, 2] @ rng.normal(size=(3, 400)) + 7).astype(np.float32)
     mean, axes = start.principal_axes(x, 3)
-    other_mean, other = start.principal_axes(x, 3, most=320)
+    other_mean, other = start.principal_axes(x, 3, max_dims=320)
     np.testing.assert_array_equal(mean, other_mean)
     np.testing.assert_allclose(other, axes, atol=1e-5)
-    flat = start.principal_axes(np.ones((5, 400), np.float32), 8, most=200)[1]
+    flat = start.principal_axes(np.ones((5, 400), np.float32), 8, max_dims=200)[1]
     assert flat.shape == (400, 8)
     assert np.isfinite(flat).all()
 
