@@ -116,6 +116,10 @@ RETIRED = {
     "direct": "weigh_edges",
     "needs_metric": "loads_pynndescent",
     "is_checkpoint": "ends_interval",
+    "CLASSES": "PRIORITIES",
+    "admitted_classes": "admitted_priorities",
+    "low_ids": "map_neighbors",
+    "wanted_queries": "max_queries",
 }
 """Names of the package's and the tests' that were given up, and what stands in their place."""
 RETIRED_PARTS = {
@@ -144,6 +148,7 @@ RETIRED_IN_KERNELS = {
     "some": "rows, block, sample: which",
     "found": "listed, candidates, ...: which",
     "told": "what is told",
+    "wanted": "count, n_leaves, ...: which",
 }
 """Names that may not be used in kernels, whose loops are hard enough; elsewhere they may be plain words."""
 

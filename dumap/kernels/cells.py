@@ -10,7 +10,7 @@ from dumap.kernels import hashing
 MAX_GUEST_FILL = 2.5
 """A cell admits guests until it has this many times the rows of the median cell, or twice its home rows if that is
 more."""
-CLASSES = 256
+PRIORITIES = 256
 """About how many classes of guests there are; a cell admits them class by class."""
 
 
@@ -35,16 +35,16 @@ def assign_leaves(loads: np.ndarray, rows: int, min_rows: int = 1) -> tuple[np.n
         `rows` rows.
     """
     cells, pieces = np.empty(len(loads), np.int32), np.ones(len(loads), np.int32)
-    wanted = ((np.cumsum(loads) - loads / 2) // rows).astype(np.int64)
+    even_cell = ((np.cumsum(loads) - loads / 2) // rows).astype(np.int64)
     cell = cell_rows = last = 0
     for leaf in range(len(loads)):
         load = loads[leaf]
-        is_over = wanted[leaf] > last or load > rows
+        is_over = even_cell[leaf] > last or load > rows
         if load and cell_rows >= min_rows and is_over:  # a leaf without rows begins no cell
             cell, cell_rows = cell + 1, 0
         cells[leaf] = cell
         if load:
-            cell_rows, last = cell_rows + load, wanted[leaf]
+            cell_rows, last = cell_rows + load, even_cell[leaf]
         if load > rows:
             pieces[leaf] = -(-load // rows)
             cell, cell_rows, last = cell + pieces[leaf] - 1, min_rows, -1
@@ -144,26 +144,26 @@ def guest_priorities(row_cells: np.ndarray, start: int, seed: int) -> tuple[np.n
 
     Returns
     -------
-    classes : ndarray of int32, shape (n, max_cells_per_row)
+    priorities : ndarray of int32, shape (n, max_cells_per_row)
         -1 at home, where a row is always admitted.
     count : int
         Number of classes.
     """
     guest_ranks = max(1, row_cells.shape[1] - 1)
-    levels = max(4, CLASSES // guest_ranks)
+    levels = max(4, PRIORITIES // guest_ranks)
     hashes = hashing.draws(seed, hashing.GUESTS, np.arange(start, start + len(row_cells)))
     level = ((hashes >> np.uint64(32)) * np.uint64(levels) >> np.uint64(32)).astype(np.int32)
-    classes = level[:, None] + levels * np.arange(-1, row_cells.shape[1] - 1, dtype=np.int32)
-    classes[:, 0] = -1
-    return classes, guest_ranks * levels
+    priorities = level[:, None] + levels * np.arange(-1, row_cells.shape[1] - 1, dtype=np.int32)
+    priorities[:, 0] = -1
+    return priorities, guest_ranks * levels
 
 
-def admitted_classes(homes: np.ndarray, guests: np.ndarray) -> np.ndarray:
+def admitted_priorities(home_rows: np.ndarray, guests: np.ndarray) -> np.ndarray:
     """Return how many classes of guests each cell admits, so that no cell has many more rows than the others.
 
     Parameters
     ----------
-    homes : ndarray of int64, shape (cells,)
+    home_rows : ndarray of int64, shape (cells,)
         Home rows of each cell.
     guests : ndarray of int64, shape (cells, classes)
         Would-be guests of each class.
@@ -173,14 +173,14 @@ def admitted_classes(homes: np.ndarray, guests: np.ndarray) -> np.ndarray:
     ndarray of int64, shape (cells,)
         The first class that is not admitted.
     """
-    filled = (homes + guests.sum(axis=1))[homes > 0]
-    room = np.maximum(int(MAX_GUEST_FILL * np.median(filled)) - homes, homes) if len(filled) else homes
+    filled = (home_rows + guests.sum(axis=1))[home_rows > 0]
+    room = np.maximum(int(MAX_GUEST_FILL * np.median(filled)) - home_rows, home_rows) if len(filled) else home_rows
     return (np.cumsum(guests, axis=1) <= room[:, None]).sum(axis=1)
 
 
-def admit(row_cells: np.ndarray, classes: np.ndarray, limits: np.ndarray) -> np.ndarray:
+def admit(row_cells: np.ndarray, priorities: np.ndarray, limits: np.ndarray) -> np.ndarray:
     """Return rows' cells, from `route`, with -1 in place of those that do not admit them."""
-    return np.where((row_cells >= 0) & (classes < limits[row_cells]), row_cells, np.int32(-1))
+    return np.where((row_cells >= 0) & (priorities < limits[row_cells]), row_cells, np.int32(-1))
 
 
 def order_by_cell(cells: np.ndarray, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -23,7 +23,7 @@ NEW = np.uint8(2)
 
 
 @nb.njit(cache=True, nogil=True)
-def offer(row, j, d, indices, distances, fresh):
+def offer(row, j, d, indices, distances, ages):
     """Insert j at distance d into a row's list, unless it is there or too far.
 
     Ties go by the hash of the pair, so that a few of many equal rows are not in all lists.
@@ -31,16 +31,16 @@ def offer(row, j, d, indices, distances, fresh):
     at = indices.shape[1] - 1
     if not d < np.inf or not precedes(d, j, distances[row, at], indices[row, at], row):
         return
-    entries, entry_distances, ages = indices[row], distances[row], fresh[row]
+    entries, entry_distances, row_ages = indices[row], distances[row], ages[row]
     listed = False
     for t in range(len(entries)):  # no early exit, so that the loop is vectorized
         listed |= entries[t] == j
     if listed:
         return
     while at > 0 and precedes(d, j, entry_distances[at - 1], entries[at - 1], row):
-        entries[at], entry_distances[at], ages[at] = entries[at - 1], entry_distances[at - 1], ages[at - 1]
+        entries[at], entry_distances[at], row_ages[at] = entries[at - 1], entry_distances[at - 1], row_ages[at - 1]
         at -= 1
-    entries[at], entry_distances[at], ages[at] = j, d, NEW
+    entries[at], entry_distances[at], row_ages[at] = j, d, NEW
 
 
 @nb.njit(inline="always")
@@ -63,7 +63,7 @@ def _may_be_near(i, others, count, limits, codes, bounds):
 
 
 @nb.njit(cache=True, nogil=True)
-def explore(x, codes, home, indices, distances, fresh):
+def explore(x, codes, guest_home, indices, distances, ages):
     """Compare each row with its neighbours' neighbours, one pass of nearest-neighbour descent.
 
     A pair (i, j) by way of a neighbour is compared if one of the two steps is new since the last pass (Dong, Charikar
@@ -75,8 +75,8 @@ def explore(x, codes, home, indices, distances, fresh):
     has_new = np.zeros(n, np.bool_)
     for i in range(n):
         for s in range(k):
-            fresh[i, s] >>= 1  # entries age by a pass
-            has_new[i] |= fresh[i, s] > 0
+            ages[i, s] >>= 1  # entries age by a pass
+            has_new[i] |= ages[i, s] > 0
     others, bounds = np.empty(k * k, np.int32), np.empty(k * k, np.float32)
     for i in range(n):
         # Gather candidates j with i -> via -> j, each once, that i does not list already.
@@ -86,7 +86,7 @@ def explore(x, codes, home, indices, distances, fresh):
                 seen[indices[i, s]] = i
         count = 0
         for s in range(k):
-            via, is_new = indices[i, s], fresh[i, s] > 0
+            via, is_new = indices[i, s], ages[i, s] > 0
             if via < 0:
                 break
             if not (is_new or has_new[via]):
@@ -95,9 +95,9 @@ def explore(x, codes, home, indices, distances, fresh):
                 j = indices[via, t]
                 if j < 0:
                     break
-                if seen[j] == i or not (is_new or fresh[via, t]):
+                if seen[j] == i or not (is_new or ages[via, t]):
                     continue
-                if home[i] >= 0 and home[i] == home[j]:  # compared in their home cell
+                if guest_home[i] >= 0 and guest_home[i] == guest_home[j]:  # compared in their home cell
                     continue
                 seen[j] = i
                 others[count] = j
@@ -109,27 +109,31 @@ def explore(x, codes, home, indices, distances, fresh):
             j = others[q]
             d = between(x, i, j)
             if d <= limits[i]:
-                offer(i, j, d, indices, distances, fresh)
+                offer(i, j, d, indices, distances, ages)
                 limits[i], has_new[i] = distances[i, k - 1], True
             if d <= limits[j]:
-                offer(j, i, d, indices, distances, fresh)
+                offer(j, i, d, indices, distances, ages)
                 limits[j], has_new[j] = distances[j, k - 1], True
 
 
 @nb.njit(cache=True, nogil=True)
-def score(x, indices, distances, fresh):
+def score(x, indices, distances, ages):
     """Compute the distances of new entries from the rows themselves, and sort the lists again."""
     for i in range(len(indices)):
-        entries, entry_distances, ages = indices[i], distances[i], fresh[i]
+        entries, entry_distances, row_ages = indices[i], distances[i], ages[i]
         for s in range(len(entries)):
-            j, age = entries[s], ages[s]
+            j, age = entries[s], row_ages[s]
             if j < 0:
                 break
             d, at = between(x, i, j) if age == NEW else entry_distances[s], s
             while at > 0 and precedes(d, j, entry_distances[at - 1], entries[at - 1], i):
-                entries[at], entry_distances[at], ages[at] = entries[at - 1], entry_distances[at - 1], ages[at - 1]
+                entries[at], entry_distances[at], row_ages[at] = (
+                    entries[at - 1],
+                    entry_distances[at - 1],
+                    row_ages[at - 1],
+                )
                 at -= 1
-            entries[at], entry_distances[at], ages[at] = j, d, age
+            entries[at], entry_distances[at], row_ages[at] = j, d, age
 
 
 class CellLists(NamedTuple):
@@ -137,7 +141,7 @@ class CellLists(NamedTuple):
 
     indices: np.ndarray
     distances: np.ndarray
-    fresh: np.ndarray
+    ages: np.ndarray
 
     @classmethod
     def empty(cls, rows: int, k: int) -> CellLists:

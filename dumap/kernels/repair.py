@@ -56,8 +56,8 @@ def localize(indices: np.ndarray, first: int, home_rows: int, halo: np.ndarray) 
     local = np.where(inside, indices - first, -1).astype(np.int32)
     if len(halo):
         at = np.minimum(np.searchsorted(halo, indices), len(halo) - 1)
-        there = halo[at] == indices
-        local[there] = home_rows + at[there]
+        in_halo = halo[at] == indices
+        local[in_halo] = home_rows + at[in_halo]
     return local
 
 
@@ -137,8 +137,8 @@ def _local_join(x, home_rows, lists, fresh, homes, inside, limits, distance, arg
             j, s = entries[e] // k, entries[e] % k
             for t in range(k):
                 m = lists[j, t]
-                wanted = m > i and seen[m] != i and (fresh[j, s] or fresh[j, t])
-                if wanted and (inside or homes[m] != homes[i]):
+                untried = m > i and seen[m] != i and (fresh[j, s] or fresh[j, t])
+                if untried and (inside or homes[m] != homes[i]):
                     seen[m] = i
                     pairs += 1
                     _score_pair(i, m, x, lists, limits, distance, arguments, candidates, distances)
@@ -154,8 +154,8 @@ def _local_join(x, home_rows, lists, fresh, homes, inside, limits, distance, arg
                 _score_pair(i, j, x, lists, limits, distance, arguments, candidates, distances)
             for t in range(k):  # i lists j, and j lists m
                 m = lists[j, t]
-                wanted = m >= 0 and seen[m] != i and (fresh[i, s] or fresh[j, t])
-                if wanted and (inside or homes[m] != homes[i]):
+                untried = m >= 0 and seen[m] != i and (fresh[i, s] or fresh[j, t])
+                if untried and (inside or homes[m] != homes[i]):
                     seen[m] = i
                     pairs += 1
                     _score_pair(i, m, x, lists, limits, distance, arguments, candidates, distances)

@@ -127,7 +127,7 @@ def label_lowest(indptr, tails, first, labels, seed):
 
 
 def draw_label_sources(seed: int, first: int, stop: int, count: int, rows: int) -> np.ndarray:
-    """Return the sources of labels in [first, stop): each row is one with probability wanted / rows, by its hash."""
+    """Return the sources of labels in [first, stop): each row is one with probability count / rows, by its hash."""
     ids = np.arange(first, stop)
     if count >= rows:
         return ids

@@ -23,7 +23,7 @@ RELATIVE, ROUNDING = 1e-6, 1e-15
 """Distances count as equal within a relative error, and an absolute one for each dim and unit of squared length."""
 
 
-def collect(job: Job, part: str) -> None:
+def collect_queries(job: Job, part: str) -> None:
     """Collect the queries of one audit: rows, vectors, positions and lists."""
     store, geometry, number = job.run, job.geometry, number_of(part)
     lists = NeighborLists(store, number)
@@ -142,7 +142,7 @@ def report(job: Job, part: str) -> None:
 
 def audit_lists(context: Context, number: int) -> dict:
     """Audit the lists after `number` repairs, on queries that no other audit has; return the figures."""
-    context.compute(AUDIT, collect, [f"queries-{number}"])
+    context.compute(AUDIT, collect_queries, [f"queries-{number}"])
     search_parts = part_names(f"search-{number}", context.geometry.blocks)
     context.compute(AUDIT, search_block, search_parts, number=number)
     context.compute(AUDIT, merge_blocks, [f"exact-{number}"])
@@ -190,12 +190,12 @@ def project(geometry: Geometry, config: Config, worker_memory: int) -> Projectio
         SENT_ROWS * rows * (geometry.dims * min(geometry.itemsize, 4) + k * (index + 1) + 4)
     )  # of one repair at a time
     offers, lists = (SENT_ROWS + 1) * rows * k * (index + 4), rows * k * (index + 5)
-    asked = queries * (geometry.dims * 4 + 8 * k + 24)
+    query_bytes = queries * (geometry.dims * 4 + 8 * k + 24)
     exact_bytes = queries * (geometry.blocks + 1) * (max(k, MAP_NEIGHBORS) * 12 + k * 4)
     return Projection(
         tasks=times * (geometry.blocks + 3) + repairs * (4 * geometry.cells + 2),
         shuffled_bytes=times * rows * geometry.dims * geometry.itemsize + repairs * (halo + offers),
-        disk_bytes=times * (exact_bytes + asked) + repairs * lists + (halo + offers if repairs else 0),
+        disk_bytes=times * (exact_bytes + query_bytes) + repairs * lists + (halo + offers if repairs else 0),
         task_bytes=max(audit_bytes(config, geometry, queries), repair_bytes(config, geometry) if repairs else 0),
         temporary_bytes={
             "search": times * exact_bytes

@@ -30,8 +30,8 @@ def grow_tree(job: Job, part: str) -> None:
     """Grow the tree from the sample."""
     store, geometry = job.run, job.geometry
     sample = vectors.to_euclidean(read_sample(job), job.config.neighbors.metric)
-    wanted = -(-geometry.leaves * distinct_rows(job) // geometry.rows)
-    grown = tree.grow(sample, wanted, job.config.seed)
+    n_leaves = -(-geometry.leaves * distinct_rows(job) // geometry.rows)
+    grown = tree.grow(sample, n_leaves, job.config.seed)
     with store.part(CELLS, part) as out:
         out.write("groups", grown.groups)
         out.write("offsets", grown.offsets)
@@ -80,8 +80,8 @@ def admitted(job: Job, block: int, row_cells: np.ndarray) -> np.ndarray:
     """Return the cells of a block's rows, without those that do not admit them."""
     if not job.run.summary(CELLS, LIMITS)["turned_away"]:
         return row_cells
-    classes, _ = cells.guest_priorities(row_cells, job.geometry.block(block)[0], job.config.seed)
-    return cells.admit(row_cells, classes, job.run.read(CELLS, LIMITS, "limits"))
+    priorities, _ = cells.guest_priorities(row_cells, job.geometry.block(block)[0], job.config.seed)
+    return cells.admit(row_cells, priorities, job.run.read(CELLS, LIMITS, "limits"))
 
 
 def _counted(numbers: np.ndarray) -> np.ndarray:
@@ -102,29 +102,29 @@ def assign_block(job: Job, part: str) -> None:
     """Choose the home of each row of a block; count its rows by cell and home, and its guests by cell and class."""
     block, count = number_of(part), job.run.summary(CELLS, "packing")["cells"]
     row_cells, _ = route(job, block)
-    classes, class_count = cells.guest_priorities(row_cells, job.geometry.block(block)[0], job.config.seed)
-    guest = (row_cells >= 0) & (classes >= 0)
+    priorities, priority_count = cells.guest_priorities(row_cells, job.geometry.block(block)[0], job.config.seed)
+    guest = (row_cells >= 0) & (priorities >= 0)
     with job.run.part(CELLS, part) as out:
         out.write("home", row_cells[:, 0])
         out.write("status", status_of(job.run, block))
         out.write("pairs", _by_home(row_cells, count))
-        out.write("guests", _counted(row_cells[guest].astype(np.int64) * class_count + classes[guest]))
-        out.attributes["classes"] = class_count
+        out.write("guests", _counted(row_cells[guest].astype(np.int64) * priority_count + priorities[guest]))
+        out.attributes["priorities"] = priority_count
 
 
 def limit_guests(job: Job, part: str) -> None:
     """Decide how many classes of guests each cell admits."""
     store, blocks = job.run, part_names("assign", job.geometry.blocks)
-    count, classes = store.summary(CELLS, "packing")["cells"], store.summary(CELLS, blocks[0])["classes"]
-    homes, guests = np.zeros(count, np.int64), np.zeros((count, classes), np.int64)
+    count, priority_count = store.summary(CELLS, "packing")["cells"], store.summary(CELLS, blocks[0])["priorities"]
+    homes, guests = np.zeros(count, np.int64), np.zeros((count, priority_count), np.int64)
     for name in blocks:
         pair, times = store.read(CELLS, name, "pairs").T
         at_home = pair // count == pair % count
         homes[pair[at_home] // count] += times[at_home]
-        of_class, times = store.read(CELLS, name, "guests").T
-        guests.reshape(-1)[of_class] += times
-    limits = cells.admitted_classes(homes, guests)
-    turned_away = np.where(np.arange(classes) < limits[:, None], 0, guests)
+        of_priority, times = store.read(CELLS, name, "guests").T
+        guests.reshape(-1)[of_priority] += times
+    limits = cells.admitted_priorities(homes, guests)
+    turned_away = np.where(np.arange(priority_count) < limits[:, None], 0, guests)
     with store.part(CELLS, part) as out:
         out.write("limits", limits)
         out.attributes["turned_away"] = int(turned_away.sum())

@@ -65,11 +65,11 @@ def tiles(job: Job, queries: np.ndarray, x: np.ndarray) -> Iterator[tuple[slice,
             yield slice(low, low + len(tile)), out
 
 
-def columns_of(positions: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+def columns_of(positions: np.ndarray, listed: np.ndarray) -> np.ndarray:
     """Find where wanted positions stand among a block's, -1 where they do not."""
     order = np.argsort(positions)
-    at = order[np.minimum(np.searchsorted(positions, wanted, sorter=order), len(positions) - 1)]
-    return np.where((positions[at] == wanted) & (wanted >= 0), at, -1)
+    at = order[np.minimum(np.searchsorted(positions, listed, sorter=order), len(positions) - 1)]
+    return np.where((positions[at] == listed) & (listed >= 0), at, -1)
 
 
 def fill(out: np.ndarray, columns: np.ndarray, tile: slice, distances: np.ndarray) -> None:

@@ -109,13 +109,13 @@ def meet_guests(job: Job, part: str) -> None:
     cell, first = Cell(job, number, table), int(table.offsets[number])
     home_part = part_name("home", number)
     known, squared = (job.run.read(NEIGHBORS, home_part, array) for array in ("indices", "squared"))
-    homes = np.searchsorted(table.offsets, cell.positions, side="right") - 1
-    homes[: cell.home_rows] = -1
+    guest_homes = np.searchsorted(table.offsets, cell.positions, side="right") - 1
+    guest_homes[: cell.home_rows] = -1
     kth_squared = kth_squared_of(job, table, cell.positions[cell.home_rows :])
 
     def batch(rows: np.ndarray) -> BatchLists:  # a function, so that its arrays are freed before the next
         probes = cell.probes(rows)
-        order = leaves.order(homes[rows], probes)
+        order = leaves.order(guest_homes[rows], probes)
         rows, probes = rows[order], probes[order]
         is_home = rows < cell.home_rows
         inverse_order = np.empty(cell.home_rows + 1, np.int32)
@@ -126,7 +126,7 @@ def meet_guests(job: Job, part: str) -> None:
         indices[is_home] = inverse_order[np.where(listed >= 0, listed - first, -1)]
         batch_squared[is_home] = squared[rows[is_home]]
         batch_squared[~is_home] = kth_squared[rows[~is_home] - cell.home_rows, None]
-        x, home = euclidean_rows(job, cell, rows), homes[rows].astype(np.int32)
+        x, home = euclidean_rows(job, cell, rows), guest_homes[rows].astype(np.int32)
         local, batch_squared = leaves.search_with_guests(
             x, home, probes, indices, batch_squared, job.config.seed + number
         )

@@ -23,29 +23,29 @@ TRUST_QUERIES = 300
 """Queries for which trustworthiness is computed: each is compared with all rows again."""
 
 
-def evenly_spaced(count: int, wanted: int) -> np.ndarray:
-    """Return at most so many numbers below `count`, evenly spread: queries are in the order of their rows."""
-    wanted = min(count, wanted)
-    return np.arange(wanted) * count // max(wanted, 1)
+def evenly_spaced(count: int, limit: int) -> np.ndarray:
+    """Return at most `limit` numbers below `count`, evenly spaced. Queries are in the order of their rows."""
+    limit = min(count, limit)
+    return np.arange(limit) * count // max(limit, 1)
 
 
-def wanted_queries(config: Config) -> int:
+def max_queries(config: Config) -> int:
     """Return how many of the audit's queries the map is judged by, if there are so many."""
     return config.audit.queries if config.quality.queries is None else config.quality.queries
 
 
-def trusted(store: Run) -> tuple[np.ndarray, np.ndarray]:
+def read_trust_queries(store: Run) -> tuple[np.ndarray, np.ndarray]:
     """Read the numbers of the queries that trustworthiness is computed for, and their nearest rows in the map."""
     chosen = store.read(QUALITY, "queries", "chosen")
-    some = evenly_spaced(len(chosen), TRUST_QUERIES)
-    return chosen[some], store.read(QUALITY, "queries", "map")[some]
+    numbers = evenly_spaced(len(chosen), TRUST_QUERIES)
+    return chosen[numbers], store.read(QUALITY, "queries", "map")[numbers]
 
 
-def collect(job: Job, part: str) -> None:
+def find_map_neighbors(job: Job, part: str) -> None:
     """Find the queries' nearest rows in the map."""
     store = job.run
     positions = store.read(AUDIT, last_audit_part(job, "queries"), "positions")
-    chosen = evenly_spaced(len(positions), wanted_queries(job.config))
+    chosen = evenly_spaced(len(positions), max_queries(job.config))
     positions = positions[chosen]
     graph = Graph(store)
     state = last_epoch_state(store, graph)
@@ -53,8 +53,8 @@ def collect(job: Job, part: str) -> None:
     order = np.argsort(positions)
     query_y[order] = state.gather(positions[order])
     near = min(MAP_NEIGHBORS, graph.shards.rows - 1)
-    low_ids = np.full((len(positions), near), -1, np.int64)
-    low_distances = np.full(low_ids.shape, np.inf, np.float32)
+    map_neighbors = np.full((len(positions), near), -1, np.int64)
+    map_distances = np.full(map_neighbors.shape, np.inf, np.float32)
     for shard in range(len(graph.shards)):
         start, _ = graph.shards.span(shard)
         y = state.read(shard)
@@ -65,18 +65,18 @@ def collect(job: Job, part: str) -> None:
             for c in range(y.shape[1]):
                 d += (query_y[:, c : c + 1] - tile[None, :, c]) ** 2
             ids = np.arange(start + low, start + low + len(tile))
-            quality.keep_nearest(d, ids, positions, low_ids, low_distances)
+            quality.keep_nearest(d, ids, positions, map_neighbors, map_distances)
     with store.part(QUALITY, part) as out:
         out.write("chosen", chosen)
-        out.write("map", low_ids)
+        out.write("map", map_neighbors)
 
 
 def measure_map_neighbors(job: Job, part: str) -> None:
     """Measure the distances, by the metric, of the queries' map neighbours in a block; only their chunks are read."""
     store, block = job.run, number_of(part)
-    chosen, low_ids = trusted(store)
-    distances = np.full(low_ids.shape, np.inf, np.float32)
-    columns = columns_of(CellTable(store).positions(store, block), low_ids)
+    chosen, map_neighbors = read_trust_queries(store)
+    distances = np.full(map_neighbors.shape, np.inf, np.float32)
+    columns = columns_of(CellTable(store).positions(store, block), map_neighbors)
     rows = np.unique(columns[columns >= 0])
     start, stop = job.geometry.block(block)
     chunks = (start + rows) // job.input.chunk_rows
@@ -105,7 +105,7 @@ def merge_blocks(job: Job, part: str) -> None:
 def rank_block(job: Job, part: str) -> None:
     """Count a block's rows that are nearer to a query than each of its map neighbours."""
     store, block = job.run, number_of(part)
-    chosen, _ = trusted(store)
+    chosen, _ = read_trust_queries(store)
     queried = store.read(AUDIT, last_audit_part(job, "queries"), "positions")[chosen]
     limits = store.read(QUALITY, "limits", "limits")
     positions = CellTable(store).positions(store, block)
@@ -121,9 +121,9 @@ def rank_block(job: Job, part: str) -> None:
 def report(job: Job, part: str) -> None:
     """Compute the figures of the map."""
     store, table = job.run, CellTable(job.run)
-    low_ids, chosen = (store.read(QUALITY, "queries", name) for name in ("map", "chosen"))
+    map_neighbors, chosen = (store.read(QUALITY, "queries", name) for name in ("map", "chosen"))
     exact = store.read(AUDIT, last_audit_part(job, "exact"), "ids")[chosen]
-    kept = quality.overlap(low_ids, exact[:, : low_ids.shape[1]])
+    kept = quality.overlap(map_neighbors, exact[:, : map_neighbors.shape[1]])
     counts = sum(store.read(QUALITY, name, "counts") for name in part_names("ranks", job.geometry.blocks))
     with store.part(QUALITY, part) as out:
         out.write("rows", store.read(AUDIT, last_audit_part(job, "queries"), "rows")[chosen])
@@ -138,10 +138,10 @@ def report(job: Job, part: str) -> None:
 def run(context: Context) -> dict:
     """Measure the map; return the figures."""
     blocks = context.geometry.blocks
-    wanted = min(context.config.audit.queries, wanted_queries(context.config))
-    if not wanted or not len(context.run.read(AUDIT, last_audit_part(context.job, "queries"), "rows")):
+    count = min(context.config.audit.queries, max_queries(context.config))
+    if not count or not len(context.run.read(AUDIT, last_audit_part(context.job, "queries"), "rows")):
         return {"queries": 0}
-    context.compute(QUALITY, collect, ["queries"])
+    context.compute(QUALITY, find_map_neighbors, ["queries"])
     context.compute(QUALITY, measure_map_neighbors, part_names("map_distances", blocks))
     context.compute(QUALITY, merge_blocks, ["limits"])
     context.compute(QUALITY, rank_block, part_names("ranks", blocks))
@@ -151,7 +151,7 @@ def run(context: Context) -> dict:
 
 def project(geometry: Geometry, config: Config, worker_memory: int) -> Projection:
     """Project what the stage will take."""
-    queries = min(config.audit.queries, wanted_queries(config), geometry.rows)
+    queries = min(config.audit.queries, max_queries(config), geometry.rows)
     disk = queries * MAP_NEIGHBORS * 16 + TRUST_QUERIES * MAP_NEIGHBORS * 12 * geometry.blocks
     return Projection(
         tasks=2 * geometry.blocks + 3,

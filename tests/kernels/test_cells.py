@@ -177,12 +177,12 @@ def routed(draw):
 
 def turned_away(own, count, start, seed):
     """Return the cells of rows that are admitted, as the stage finds them."""
-    classes, many = cells.guest_priorities(own, start, seed)
-    guest = (own >= 0) & (classes >= 0)
-    guests = np.bincount(own[guest].astype(int) * many + classes[guest], minlength=count * many)
+    priorities, many = cells.guest_priorities(own, start, seed)
+    guest = (own >= 0) & (priorities >= 0)
+    guests = np.bincount(own[guest].astype(int) * many + priorities[guest], minlength=count * many)
     homes = np.bincount(own[own[:, 0] >= 0, 0], minlength=count)
-    limits = cells.admitted_classes(homes, guests.reshape(count, many))
-    return cells.admit(own, classes, limits), homes, limits
+    limits = cells.admitted_priorities(homes, guests.reshape(count, many))
+    return cells.admit(own, priorities, limits), homes, limits
 
 
 @given(routed(), st.integers(0, 10**12), st.integers(0, 99))
@@ -213,5 +213,5 @@ def test_whom_a_cell_admits_does_not_depend_on_the_rows_beside_it():
     whole, _, limits = turned_away(own, 40, 10**10, 3)
     assert 0 < (whole[:, 2] == 0).sum() < 900
     for low, high in [(0, 1), (7, 550), (899, 900)]:
-        classes, _ = cells.guest_priorities(own[low:high], 10**10 + low, 3)
-        assert np.array_equal(cells.admit(own[low:high], classes, limits), whole[low:high])
+        priorities, _ = cells.guest_priorities(own[low:high], 10**10 + low, 3)
+        assert np.array_equal(cells.admit(own[low:high], priorities, limits), whole[low:high])

@@ -19,7 +19,7 @@ def test_a_list_keeps_the_nearest_of_all_that_was_offered(seed, k):
             lists.offer(1, rows[at], d[at], *kept)
         assert np.array_equal(kept.distances[1], np.sort(d)[:k])
         assert (d[np.argsort(rows)][kept.indices[1]] == kept.distances[1]).all()
-        assert (kept.fresh[1] == lists.NEW).all()
+        assert (kept.ages[1] == lists.NEW).all()
         assert (kept.indices[0] == -1).all()
         found.append(kept.indices[1].tolist())
     assert found[0] == found[1]
@@ -43,7 +43,7 @@ def test_new_entries_are_sorted_by_exact_distances():
     lists.score(x, *found)
     assert found.indices.tolist() == [[4, 2, 1, 3, -1], [0, -1, -1, -1, -1]]
     assert found.distances.tolist() == [[2, 3, 9, float(lists.FARTHEST), 9], [9, 7, 7, 7, 7]]
-    assert found.fresh.tolist() == [[0, 1, lists.NEW, lists.NEW, 0], [lists.NEW, 0, 0, 0, 0]]
+    assert found.ages.tolist() == [[0, 1, lists.NEW, lists.NEW, 0], [lists.NEW, 0, 0, 0, 0]]
 
 
 @pytest.mark.parametrize("apart", [False, True])
@@ -57,8 +57,8 @@ def test_neighbours_of_neighbours_are_offered(apart):
     started = np.array([rng.choice(np.delete(np.arange(n), i), k, replace=False) for i in range(n)]).astype(np.int32)
     for i, j in np.ndenumerate(started):
         lists.offer(i[0], j, np.square(x[i[0]] - x[j]).sum(), *first)
-    first.fresh[rng.random(first.fresh.shape) < 0.5] = 0
-    new, names = first.fresh > 0, first.indices
+    first.ages[rng.random(first.ages.shape) < 0.5] = 0
+    new, names = first.ages > 0, first.indices
     offered = [{*names[i]} for i in range(n)]
     for i in range(n):
         for s in range(k):
@@ -83,4 +83,4 @@ def test_neighbours_of_neighbours_are_offered(apart):
     assert kept.distances.sum() < 1.03 * plain < 0.95 * first.distances.sum()
     came = (kept.indices[:, :, None] != names[:, None]).all(axis=2)
     assert not (apart and (home[kept.indices] == home[:, None])[came].any())
-    assert not kept.fresh[~came & (kept.indices == names)].max() > 1
+    assert not kept.ages[~came & (kept.indices == names)].max() > 1
