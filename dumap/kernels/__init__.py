@@ -1,5 +1,7 @@
-"""What is computed: arrays in, arrays out, with numpy, scipy, numba and pynndescent.
+"""The computations: functions that take arrays and return arrays.
 
-A kernel knows neither runs nor configurations, opens no file, tells no time and draws no random number but by a hash of
-what it is given, so that equal arguments give equal bytes. Each has a module of tests of its name.
+Kernels use numpy, scipy, numba with its llvmlite, threadpoolctl and pynndescent. A kernel knows neither runs nor
+configurations, opens no file and reads no clock. Its random numbers are hashes of its arguments; pynndescent's own
+generator is seeded by such a hash. So equal arguments give equal bytes. The tests of each kernel are a module of the
+same name in tests/kernels.
 """

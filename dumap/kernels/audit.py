@@ -10,9 +10,10 @@ import numpy as np
 
 @nb.njit(cache=True, nogil=True)
 def is_listed(listed: np.ndarray, listed_distances: np.ndarray, exact: np.ndarray, limits: np.ndarray) -> np.ndarray:
-    """Return which exact neighbours a list has found; of rows equally far, any counts.
+    """Return which exact neighbours the lists hold.
 
-    An entry within the limit that is not among the exact neighbours counts in place of the farthest one not listed.
+    Rows at equal distances are interchangeable: a listed row within the limit that is no exact neighbour counts for the
+    farthest exact neighbour that is not listed.
 
     Parameters
     ----------
@@ -28,7 +29,7 @@ def is_listed(listed: np.ndarray, listed_distances: np.ndarray, exact: np.ndarra
     Returns
     -------
     ndarray of bool, shape (queries, k)
-        For each exact neighbour.
+        One value for each exact neighbour.
     """
     queries, k = exact.shape
     out = np.zeros((queries, k), np.bool_)
@@ -54,9 +55,9 @@ def is_listed(listed: np.ndarray, listed_distances: np.ndarray, exact: np.ndarra
 def interval(values: np.ndarray, population: int) -> tuple[float, float]:
     """Return the 95% interval of a population's mean, from a sample without replacement.
 
-    Wilson's score interval (1927) with Student's quantile, for the number of yes/no rows whose mean would have the
-    same variance. One yes/no row is added to the variance, so that the interval allows for rare other values even
-    where all in the sample are alike. If the sample is the whole population, both ends are the mean.
+    The interval is Wilson's score interval (1927) with Student's quantile, for the number of yes/no rows whose mean
+    would have the same variance. One yes/no row is added to the variance, so that the interval allows for rare other
+    values even if all values of the sample are equal. If the sample is the whole population, both ends are the mean.
 
     Parameters
     ----------
@@ -78,7 +79,7 @@ def interval(values: np.ndarray, population: int) -> tuple[float, float]:
     if count >= population:
         return mean, mean
     spread = float(((values - mean) ** 2).sum(dtype=np.float64))
-    share = (spread + 1) / (count * mean * (1 - mean) + 1)  # of the variance of yes/no rows
+    share = (spread + 1) / (count * mean * (1 - mean) + 1)  # the values' variance over that of yes/no rows
     rows = count / share / (1 - count / population)
     z = float(stdtrit(max(1, count - 1), 0.975))
     middle, scale = (mean + z * z / (2 * rows)), 1 + z * z / rows

@@ -8,16 +8,16 @@ import numpy as np
 from dumap.kernels.threads import one_thread
 
 WIDE, TILE_ROWS = 96, 4096
-"""Fewest dims for which axes are sought, and rows whose products are summed at once."""
+"""Least dims for which axes are computed, and rows whose products are summed at once."""
 PROJECTED_ROWS, DEPTH = 16, 32
-"""Rows, and dims of them, that are projected at once: they fit the processor's first cache."""
+"""Rows and dims that are projected at once: a tile of them fits the processor's first cache."""
 
 
 def principal(residuals: np.ndarray, min_variance: float, lanes: int = 1) -> np.ndarray:
-    """Return the principal axes that hold a given share of the variance within leaves, if they are few.
+    """Return the principal axes that hold a given share of the variance within leaves, if a few axes do.
 
-    Within leaves, since that is where neighbours differ. The variance between leaves would hide it, as would a column
-    in another unit or an outlier.
+    Neighbours differ within leaves. The variance between leaves would hide these differences, and so would a column in
+    another unit or an outlier.
 
     Parameters
     ----------
@@ -31,7 +31,7 @@ def principal(residuals: np.ndarray, min_variance: float, lanes: int = 1) -> np.
     Returns
     -------
     ndarray of float32, shape (dims, axes)
-        Orthonormal; none if more than a third of the dims would be needed.
+        Orthonormal. No axes if more than a third of the dims would be needed.
     """
     dims = residuals.shape[1]
     none = np.zeros((dims, 0), np.float32)
@@ -53,7 +53,7 @@ def principal(residuals: np.ndarray, min_variance: float, lanes: int = 1) -> np.
 
 @nb.njit(cache=True, nogil=True)
 def _project(x, origin, axes, out):
-    """Sum products in the order of the dims, on any processor; four rows at once share the axes that are loaded."""
+    """Project rows. Any processor sums products in the order of the dims; four rows at once share the loaded axes."""
     n, dims = x.shape
     centred = np.zeros((PROJECTED_ROWS, len(axes)), np.float32)
     sums = np.empty((PROJECTED_ROWS, axes.shape[1]), np.float32)

@@ -1,4 +1,4 @@
-"""Cells: which leaves make one, and which cells a row joins: its home, and others as a guest."""
+"""Cells: the leaves that make up each cell, and the cells that a row joins as a home row and as a guest."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ MAX_GUEST_FILL = 2.5
 """A cell admits guests until it has this many times the rows of the median cell, or twice its home rows if that is
 more."""
 PRIORITIES = 256
-"""About how many classes of guests there are; a cell admits them class by class."""
+"""About how many priorities guests have. A cell admits guests in the order of their priorities."""
 
 
 def assign_leaves(loads: np.ndarray, rows: int, min_rows: int = 1) -> tuple[np.ndarray, np.ndarray]:
@@ -22,16 +22,16 @@ def assign_leaves(loads: np.ndarray, rows: int, min_rows: int = 1) -> tuple[np.n
     loads : ndarray of int64, shape (leaves,)
         Rows of each leaf.
     rows : int
-        Home rows that a cell should have; none has more than twice as many plus `min_rows`.
+        Home rows that a cell should have. No cell has more than twice as many plus `min_rows`.
     min_rows : int
-        Home rows that a cell must have: a smaller one is merged with the cell before or after it.
+        Least home rows of a cell. A smaller cell is merged with the cell before or after it.
 
     Returns
     -------
     cells : ndarray of int32, shape (leaves,)
-        Cell of each leaf; the first of several for a leaf that is cut into pieces.
+        Cell of each leaf. A leaf in several pieces has several cells; this is the first of them.
     pieces : ndarray of int32, shape (leaves,)
-        Number of cells among which the leaf's rows are divided by the hash of their ids: 1, unless it has more than
+        Number of cells among which a hash of the row ids divides the leaf's rows: 1, unless the leaf has more than
         `rows` rows.
     """
     cells, pieces = np.empty(len(loads), np.int32), np.ones(len(loads), np.int32)
@@ -56,7 +56,7 @@ def assign_leaves(loads: np.ndarray, rows: int, min_rows: int = 1) -> tuple[np.n
 @nb.njit(cache=True, nogil=True)
 def _route(near, cells, pieces, first, hashes, joined_leaves, row_cells, probes):
     for i in range(near.shape[0]):
-        joined = 0  # the cells that row i is in so far
+        joined = 0  # how many cells row i has joined
         for rank in range(near.shape[1]):
             leaf = near[i, rank]
             if leaf < 0:
@@ -66,13 +66,13 @@ def _route(near, cells, pieces, first, hashes, joined_leaves, row_cells, probes)
             while at < joined and row_cells[i, at] != cell:
                 at += 1
             if at == joined:
-                # A new cell: joined for one of the nearest leaves, while there is room. Leaves farther out only count
-                # in cells that the row is in anyway.
+                # Row i joins a new cell for one of its nearest leaves, while it has room. Farther leaves are probed
+                # only in cells that it has joined.
                 if joined == row_cells.shape[1] or rank >= joined_leaves:
                     continue
                 row_cells[i, at] = cell
                 joined += 1
-                # A row of a leaf in pieces is also a guest of the next piece, which links them.
+                # A row of a leaf in pieces is also a guest of the next piece, so that the pieces are linked.
                 if rank == 0 and pieces[leaf] > 1 and joined < row_cells.shape[1]:
                     row_cells[i, joined] = cells[leaf] + (cell - cells[leaf] + 1) % pieces[leaf]
                     probes[i, joined, 0] = leaf - first[row_cells[i, joined]]
@@ -93,21 +93,22 @@ def route(
     joined_leaves: int,
     max_probes: int,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Choose each row's cells: the home is that of its nearest leaf, and it is a guest in cells of further leaves.
+    """Choose each row's cells: the home cell, by its nearest leaf, and the cells of other near leaves, where it is a
+    guest.
 
     Parameters
     ----------
-    near : ndarray of int32, shape (n, sought)
+    near : ndarray of int32, shape (n, ranked leaves)
         Leaves, nearest first, from `tree.nearest_leaves`; all -1 for a row that is left out.
     cells, pieces : ndarray of int32, shape (leaves,)
         From `assign_leaves`.
     start : int
-        Id of the first row; ids decide which piece of a leaf a row goes to.
+        Id of the first row. A hash of the id decides which piece of a leaf a row goes to.
     seed : int
     max_cells_per_row : int
-        Most cells of a row, its home included.
+        Most cells of a row, its home cell included.
     joined_leaves : int
-        Nearest leaves whose cells a row joins. Leaves farther out are probed only in cells that the row is in anyway.
+        A row joins the cells of this many nearest leaves. It probes farther leaves only in cells that it has joined.
     max_probes : int
         Most leaves that a row probes in a cell.
 
@@ -116,7 +117,7 @@ def route(
     row_cells : ndarray of int32, shape (n, max_cells_per_row)
         Home cell first, then cells where the row is a guest; -1 where there is none.
     probes : ndarray of int32, shape (n, max_cells_per_row, max_probes)
-        Leaves to probe in each, numbered within the cell; -1 where there is none.
+        Leaves to probe in each cell, numbered within the cell; -1 where there is none.
     """
     row_cells = np.full((len(near), max_cells_per_row), -1, np.int32)
     probes = np.full((len(near), max_cells_per_row, max_probes), -1, np.int32)
@@ -132,7 +133,9 @@ def route(
 
 
 def guest_priorities(row_cells: np.ndarray, start: int, seed: int) -> tuple[np.ndarray, int]:
-    """Return each row's class as a guest of its cells: by rank of the cell among the row's cells, then by hash.
+    """Return each row's priority as a guest of its cells; lower numbers are admitted first.
+
+    A row's second cell has a lower number than its third. Among guests of equal rank, a hash of the row id decides.
 
     Parameters
     ----------
@@ -145,9 +148,9 @@ def guest_priorities(row_cells: np.ndarray, start: int, seed: int) -> tuple[np.n
     Returns
     -------
     priorities : ndarray of int32, shape (n, max_cells_per_row)
-        -1 at home, where a row is always admitted.
+        -1 for the home cell, which always admits the row.
     count : int
-        Number of classes.
+        Number of priorities.
     """
     guest_ranks = max(1, row_cells.shape[1] - 1)
     levels = max(4, PRIORITIES // guest_ranks)
@@ -159,19 +162,19 @@ def guest_priorities(row_cells: np.ndarray, start: int, seed: int) -> tuple[np.n
 
 
 def admitted_priorities(home_rows: np.ndarray, guests: np.ndarray) -> np.ndarray:
-    """Return how many classes of guests each cell admits, so that no cell has many more rows than the others.
+    """Return how many priorities of guests each cell admits, so that no cell has many more rows than the others.
 
     Parameters
     ----------
     home_rows : ndarray of int64, shape (cells,)
         Home rows of each cell.
-    guests : ndarray of int64, shape (cells, classes)
-        Would-be guests of each class.
+    guests : ndarray of int64, shape (cells, priorities)
+        Rows of each priority that would be guests.
 
     Returns
     -------
     ndarray of int64, shape (cells,)
-        The first class that is not admitted.
+        The lowest priority that is not admitted.
     """
     filled = (home_rows + guests.sum(axis=1))[home_rows > 0]
     room = np.maximum(int(MAX_GUEST_FILL * np.median(filled)) - home_rows, home_rows) if len(filled) else home_rows
@@ -179,7 +182,7 @@ def admitted_priorities(home_rows: np.ndarray, guests: np.ndarray) -> np.ndarray
 
 
 def admit(row_cells: np.ndarray, priorities: np.ndarray, limits: np.ndarray) -> np.ndarray:
-    """Return rows' cells, from `route`, with -1 in place of those that do not admit them."""
+    """Return the cells of rows, from `route`, with -1 for each cell that does not admit the row."""
     return np.where((row_cells >= 0) & (priorities < limits[row_cells]), row_cells, np.int32(-1))
 
 
@@ -194,7 +197,7 @@ def order_by_cell(cells: np.ndarray, positions: np.ndarray) -> tuple[np.ndarray,
     Returns
     -------
     source, cell_rank : ndarray of int64, shape (pairs,)
-        Row of the block, and which of its cells: 0 is the home.
+        Row of the block, and the number of the cell among the row's cells: 0 is the home cell.
     """
     source, cell_rank = np.nonzero(cells >= 0)
     order = np.lexsort((positions[source], cell_rank > 0, cells[source, cell_rank]))

@@ -1,7 +1,7 @@
-"""The coarse graph, one row a label: edges summed by the labels at both ends, a spectral embedding, and a layout.
+"""The coarse graph, which has a row for each label: its edges, its spectral embedding and its layout.
 
-The layout starts from the spectral embedding and uses only the strongest edges of each coarse row. With all of them,
-the sum of many weak edges puts classes on top of each other that could lie side by side at the same loss.
+The layout starts from the spectral embedding and uses only the strongest edges of each coarse row. With all edges, the
+sum of many weak edges would put classes on top of each other that could lie side by side at the same loss.
 """
 
 from __future__ import annotations
@@ -20,22 +20,23 @@ from dumap.kernels.threads import one_thread
 SPAN = 10.0
 """Side of the box that a start fills."""
 EXTRA_EIGENVECTORS = 2
-"""Eigenvectors computed beyond those wanted: the solver may otherwise miss close or repeated eigenvalues."""
+"""Eigenvectors computed beyond those used: without them the solver may miss close or repeated eigenvalues."""
 STRONGEST, COARSE_EDGES = 256, 1 << 21
-"""The most edges that the coarse graph keeps, of one row and of all rows: the strongest. They bound its memory."""
+"""The most edges that the coarse graph keeps, for one row and for all rows. The limits bound its memory; the strongest
+edges are kept."""
 LEADING = 16
 """Strongest edges of a coarse row that the layout uses, its edge to itself included."""
 COARSE_SAMPLES = 16.0
-"""How often the edges of a coarse row are sampled in an epoch in all, its edge to itself included."""
+"""Samples of a coarse row's edges in an epoch, all edges together, its edge to itself included."""
 _MAX_RELATIVE_WEIGHT = 1.99  # 2 would not fit into 16 bits
 WEIGHT_UNIT = float(1 << 20)
-"""Coarse weights are summed as integers, in units of 2**-20: the order of the sum cannot matter."""
+"""Units in a weight of 1. Coarse weights are summed in whole units, so that the order of the sum does not matter."""
 
 
 def coarse_edges(
     indptr: np.ndarray, weights: np.ndarray, labels: np.ndarray, ends: np.ndarray, count: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Sum a shard's edges by the labels at both ends; edges of rows that no seed reached are left out.
+    """Sum a shard's edges by the labels of heads and tails; edges of rows without a source's label are left out.
 
     Parameters
     ----------
@@ -44,9 +45,9 @@ def coarse_edges(
     labels : ndarray of int, shape (rows,)
         Labels of the shard's rows.
     ends : ndarray of int, shape (edges,)
-        Labels at the ends of edges.
+        Labels of the tails.
     count : int
-        Seeds of the whole graph.
+        Sources of labels in the whole graph.
 
     Returns
     -------
@@ -56,13 +57,13 @@ def coarse_edges(
         In units of 2**-20.
     """
     heads = np.repeat(labels, np.diff(indptr)).astype(np.int64)
-    has_source = heads >= 0  # then so are the tails, which are of the same component
+    has_source = heads >= 0  # a tail has a source if its head has: both are in one component
     units = np.rint(weights[has_source].astype(np.float64) * WEIGHT_UNIT).astype(np.int64)
     return add_pairs(heads[has_source] * count + ends[has_source], units)
 
 
 def add_pairs(pair: np.ndarray, units: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Sort pairs and add up those that are equal."""
+    """Sort pairs, and add up the units of equal pairs."""
     order = np.argsort(pair, kind="stable")
     pair, units = pair[order], units[order]
     begin = np.flatnonzero(np.concatenate([[True], pair[1:] != pair[:-1]])) if len(pair) else np.empty(0, np.int64)
@@ -72,8 +73,8 @@ def add_pairs(pair: np.ndarray, units: np.ndarray) -> tuple[np.ndarray, np.ndarr
 def _connected(matrix: sparse.csr_matrix, n_components: int, seed: int) -> tuple[np.ndarray, float]:
     """Embed a connected graph by eigenvectors of D^-1/2 W D^-1/2, as umap-learn's spectral start does.
 
-    The largest eigenvalues of this are the smallest of the normalised Laplacian; the first eigenvector is constant up
-    to scale and is dropped.
+    The largest eigenvalues of this matrix belong to the smallest of the normalised Laplacian. The first eigenvector is
+    constant up to scale and is dropped.
     """
     size = matrix.shape[0]
     if size == 1:
@@ -116,7 +117,7 @@ def most_edges(count: int) -> int:
 
 
 def strongest(pairs: np.ndarray, sums: np.ndarray, count: int, most: int) -> tuple[np.ndarray, np.ndarray]:
-    """Keep the `most` greatest sums of each head, of equal ones those with lower tails; pairs stay ascending."""
+    """Keep the `most` greatest sums of each head; of equal sums, the lower tails. Pairs stay ascending."""
     heads = pairs // count
     degrees = np.bincount(heads - heads[0]) if len(heads) else np.empty(0, np.int64)
     if degrees.max(initial=0) <= most:
@@ -128,7 +129,7 @@ def strongest(pairs: np.ndarray, sums: np.ndarray, count: int, most: int) -> tup
 
 
 def matrix_of(pairs: np.ndarray, sums: np.ndarray, count: int) -> sparse.csr_matrix:
-    """Return the coarse graph as a symmetric matrix; a pair kept in one direction only counts in both.
+    """Return the coarse graph as a symmetric matrix; a pair that is kept in one direction counts in both.
 
     Parameters
     ----------
@@ -147,9 +148,9 @@ def leading(matrix: sparse.csr_matrix, pairs: np.ndarray, sums: np.ndarray) -> s
     Parameters
     ----------
     matrix : csr_matrix, shape (coarse rows, coarse rows)
-        The whole coarse graph: what `matrix_of` makes of pairs and sums.
+        The whole coarse graph, from `matrix_of`.
     pairs, sums : ndarray of int64
-        As `matrix_of`'s.
+        As for `matrix_of`.
     """
     count, cost = matrix.shape[0], matrix.copy()  # costs are ranks: no two are equal, so the tree is unique
     cost.data[np.argsort(-matrix.data, kind="stable")] = np.arange(1.0, matrix.nnz + 1)
@@ -160,7 +161,8 @@ def leading(matrix: sparse.csr_matrix, pairs: np.ndarray, sums: np.ndarray) -> s
 def spectral(
     matrix: sparse.csr_matrix, sizes: np.ndarray, n_components: int, seed: int
 ) -> tuple[np.ndarray, int, float]:
-    """Embed each connected component of the coarse graph by itself, and put them on a spiral around the largest.
+    """Embed each connected component of the coarse graph by itself, and put the components on a spiral around the
+    largest.
 
     A component's volume in the map is in proportion to its rows.
 
@@ -178,7 +180,7 @@ def spectral(
         In the box [0, SPAN]; NaN where a label has no rows.
     components : int
     residual : float
-        The greatest |A v - lambda v| over all eigenvectors; infinite if none of a component converged.
+        The greatest |A v - lambda v| over all eigenvectors; infinite if no eigenvector of a component converged.
     """
     filled = np.flatnonzero(sizes)
     components, member = connected_components(matrix[filled][:, filled], directed=False)
@@ -216,7 +218,7 @@ def lay_out(matrix: sparse.csr_matrix, sizes: np.ndarray, y: np.ndarray, paramet
     Parameters
     ----------
     matrix, sizes
-        As `spectral`'s, but from `leading`.
+        As for `spectral`; the matrix comes from `leading`.
     y : ndarray of float64, shape (coarse rows, n_components)
         From `spectral`.
     parameters : LayoutParameters

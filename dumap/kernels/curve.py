@@ -1,4 +1,4 @@
-"""The curve 1 / (1 + a d^2b) by which distances in the map count."""
+"""The curve 1 / (1 + a d^2b), which turns a distance d in the map into a membership."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import numpy as np
 
 
 def fit_ab(spread: float, min_dist: float) -> tuple[float, float]:
-    """Fit 1 / (1 + a d^2b) to the membership that `spread` and `min_dist` ask for.
+    """Fit 1 / (1 + a d^2b) to the membership that `spread` and `min_dist` define.
 
-    As umap-learn's `find_ab_params`, in units of the spread: so the fit succeeds whatever they are, and a map of
-    another scale has the same curve, stretched. a is 0 or infinite where no float holds it.
+    The fit is that of umap-learn's `find_ab_params`, in units of the spread. So it succeeds for any values, and a map
+    of another scale has the same curve, stretched. a is 0 or infinite if no float holds it.
     """
     from scipy.optimize import curve_fit
 

@@ -1,4 +1,4 @@
-"""The graph's edges as the layout samples them: the stronger, the more often."""
+"""The graph's edges as the layout samples them: stronger edges more often."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dumap.kernels import hashing
 FEW_EPOCHS = 10
 """With at most this many epochs, edges are dropped only if they are too weak for the default number of epochs."""
 FRACTION_BITS = 15
-"""Bits after the point of the fixed-point numbers for sample rates, sample phases and offsets in the pool."""
+"""Bits after the point in fixed-point numbers: relative weights, sample phases and offsets in the pool."""
 
 _FRACTION = np.int32((1 << FRACTION_BITS) - 1)
 _PHASE_MASK = np.uint64(_FRACTION)
@@ -21,7 +21,7 @@ _PHASE_MASK = np.uint64(_FRACTION)
 class Edges(NamedTuple):
     """The edges of consecutive rows, packed into 8 bytes each (12 where tails take 64 bits).
 
-    In epoch t an edge is sampled floor((t + 1) 2w + phase) - floor(2wt + phase) times, w being its sample rate.
+    In epoch t an edge is sampled floor((t + 1) 2w + phase) - floor(2wt + phase) times, where w is its relative weight.
 
     Attributes
     ----------
@@ -78,8 +78,8 @@ def pack(
 ) -> Edges:
     """Pack the edges of rows `first`, `first` + 1, ... for the layout.
 
-    Edges too weak to be sampled once in all epochs are dropped, as in umap-learn. With 10 epochs or fewer, those too
-    weak for the default number of epochs are.
+    Edges too weak to be sampled once in all epochs are dropped, as in umap-learn. With 10 epochs or fewer, only edges
+    too weak for the default number of epochs are dropped.
 
     Parameters
     ----------
@@ -92,7 +92,7 @@ def pack(
         The whole graph's greatest weight.
     n_epochs, seed : int
     rows : int, optional
-        Rows of the whole graph. [as many as are packed]
+        Rows of the whole graph; by default the rows that are packed.
 
     Returns
     -------

@@ -10,13 +10,15 @@ from dumap.kernels import maths
 SMOOTH_K_TOLERANCE = 1e-5
 MIN_K_DIST_SCALE = 1e-3
 GRAIN_ROWS = 1024
-"""Rows of a grain: shards begin at multiples of this."""
+"""Rows of a grain. Shards begin at multiples of it."""
 _LARGEST = np.float32(np.finfo(np.float32).max)
 
 
 @nb.njit(inline="always")
 def _rho_of(nonzero, count, local_connectivity, index, interpolation):
-    """Return the distance of the `local_connectivity`-th of a row's distinct neighbours, interpolated between two."""
+    """Return the distance of a row's `local_connectivity`-th distinct neighbour, interpolated between two
+    neighbours.
+    """
     rho = np.float32(0)
     if count >= local_connectivity and count > 0:
         if index > 0:
@@ -49,7 +51,8 @@ def _memberships(distances, present, target, local_connectivity, mean_distance, 
                 nonzero[count] = d
                 count += 1
         rho_i = _rho_of(nonzero, count, local_connectivity, index, interpolation)
-        # Find sigma by bisection (the upper end is doubled until it is known), with umap-learn's tolerance and steps.
+        # Find sigma by bisection, with umap-learn's tolerance and steps. Until an upper bound is known, sigma is
+        # doubled.
         low, high, sigma_i = np.float32(0), _LARGEST, np.float32(1)
         for _ in range(64):
             psum = 0.0  # float64 as in umap-learn: in float32 one search in fifty ends at another step
@@ -66,7 +69,7 @@ def _memberships(distances, present, target, local_connectivity, mean_distance, 
             else:
                 low = sigma_i
                 sigma_i = sigma_i * np.float32(2) if high >= _LARGEST else (low + high) / np.float32(2)
-        # sigma is at least a thousandth of the mean distance, of this row or of all where rho is 0.
+        # sigma is at least a thousandth of the mean distance: of this row, or of all rows if rho is 0.
         mean = total / (neighbors + 1) if rho_i > 0 else mean_distance
         if sigma_i < MIN_K_DIST_SCALE * mean:
             sigma_i = np.float32(MIN_K_DIST_SCALE * mean)
@@ -91,11 +94,11 @@ def memberships(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Turn neighbours into directed membership strengths, as umap-learn does.
 
-    rho is the distance to the nearest distinct neighbour; sigma solves
-    sum_j exp(-max(0, d_ij - rho_i) / sigma_i) = log2(k + 1) (McInnes, Healy and Melville 2018, algorithm 3, whose k
-    counts the row itself). Neighbours that are missing or cut off count neither in the sum nor in the mean distance,
-    a thousandth of which sigma is at least. The target stays the same, as in umap-learn, so that the others weigh as
-    in a full list. Where too few are left to reach the target, each weighs 1.
+    rho is the distance to the nearest distinct neighbour; sigma solves sum_j exp(-max(0, d_ij - rho_i) / sigma_i) =
+    log2(k + 1) (McInnes, Healy and Melville 2018, algorithm 3, whose k counts the row itself). Neighbours that are
+    missing or cut off count neither in the sum nor in the mean distance. sigma is at least a thousandth of the mean
+    distance. The target is the same for all rows, as in umap-learn, so that the remaining neighbours have the weights
+    of a full list. If too few remain to reach the target, each has weight 1.
 
     Parameters
     ----------
@@ -137,8 +140,8 @@ def union(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Combine the directed edges of a shard's rows, both out and in, into the symmetric fuzzy union.
 
-    The weight is mix (w + w' - w w') + (1 - mix) w w', w and w' being those of both directions: the probabilistic
-    t-conorm (fuzzy union) and t-norm (intersection) of McInnes, Healy and Melville 2018.
+    The weight is mix (w + w' - w w') + (1 - mix) w w', where w and w' are the weights of the two directions: the
+    probabilistic t-conorm (fuzzy union) and t-norm (intersection) of McInnes, Healy and Melville 2018.
 
     Parameters
     ----------
@@ -184,8 +187,9 @@ def grains(rows: int) -> np.ndarray:
 
 
 def cut_shards(into: np.ndarray, rows: int, k: int, most_rows: int, most_edges: int) -> np.ndarray:
-    """Divide rows into shards: a shard takes grains as long as its rows and edges stay within the limits, and at least
-    one.
+    """Divide rows into shards.
+
+    A shard takes one grain, and further grains while its rows and edges stay within the limits.
 
     Parameters
     ----------
@@ -194,12 +198,12 @@ def cut_shards(into: np.ndarray, rows: int, k: int, most_rows: int, most_edges: 
     rows, k : int
         Rows of the graph, and edges out of each.
     most_rows, most_edges : int
-        What a shard may hold; `most_rows` is a multiple of `GRAIN_ROWS`.
+        Limits of a shard; `most_rows` is a multiple of `GRAIN_ROWS`.
 
     Returns
     -------
     ndarray of int64, shape (shards + 1,)
-        Multiples of `GRAIN_ROWS`, but for the last.
+        Bounds of the shards; all but the last are multiples of `GRAIN_ROWS`.
     """
     ends, offsets, edges = grains(rows), [0], 0
     for grain in range(len(into)):
@@ -232,7 +236,7 @@ def connect(indptr, tails, first, sets):
     Parameters
     ----------
     indptr, tails : ndarray
-        The shard's edges; each edge of the whole graph is there from both its ends.
+        The shard's edges. The whole graph holds each edge in both directions.
     first : int
         The shard's first row.
     sets : ndarray of int, shape (all rows,)

@@ -1,7 +1,8 @@
 """A counter-based random number generator without state.
 
 A random number is the hash of (seed, purpose, counter) by SplitMix64's finaliser (Steele, Lea and Flood, OOPSLA 2014);
-the counter is a row, an epoch and the like. So no number depends on how many were drawn before, nor by which task.
+the counter is a row or an epoch, for example. So a number depends neither on earlier numbers nor on the task that draws
+it.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ def draw(base: np.uint64, counter: int) -> np.uint64:
 
 @nb.njit(inline="always")
 def pair(i: int, j: int) -> np.uint64:
-    """Return 64 bits that belong to an ordered pair, whatever the seed: they break ties and are no random numbers."""
+    """Return 64 bits that belong to an ordered pair and break ties. They do not depend on the seed."""
     return mix(mix(np.uint64(i) + GOLDEN) ^ np.uint64(j))
 
 
@@ -68,7 +69,7 @@ def uniform(bits: np.ndarray) -> np.ndarray:
 
 
 def row_hashes(rows: np.ndarray, second: bool = False) -> np.ndarray:
-    """Hash the bytes of each row, in eight interleaved chains, which the processor computes side by side.
+    """Hash the bytes of each row, in eight interleaved chains that the processor computes in parallel.
 
     Parameters
     ----------
@@ -80,7 +81,7 @@ def row_hashes(rows: np.ndarray, second: bool = False) -> np.ndarray:
     Returns
     -------
     ndarray of uint64, shape (n,)
-        Equal for rows equal to the bit.
+        Equal for rows that are equal to the bit.
     """
     return _row_hashes(rows, _M2, ~GOLDEN) if second else _row_hashes(rows, _M1, GOLDEN)
 
@@ -91,7 +92,7 @@ def _row_hashes(rows, multiplier, basis):
     out = np.empty(n, np.uint64)
     chains = np.empty(8, np.uint64)
     for i in range(n):
-        for c in range(8):  # the width takes part, so that rows padded with zeros differ
+        for c in range(8):  # the width is hashed too, so that rows padded with zeros differ
             chains[c] = basis * np.uint64(width + c + 1)
         for j in range(width):
             c = j & 7
@@ -120,30 +121,31 @@ def fold(hashes: np.ndarray, first: int) -> np.uint64:
     return total
 
 
+# Purposes. Each has a stream of its own; several uses share LABEL_SOURCES, and several RANDOM_BOX.
 SAMPLE = 1
-"""Purposes. Each has its own stream, except LABEL_SOURCES and RANDOM_BOX, which several uses share. This one draws the
-rows that the tree is grown from."""
+"""The rows from which the tree is grown."""
 KMEANS = 2
+"""The rows that k-means begins with."""
 NEIGHBORS = 3
 """pynndescent's seed."""
 PIECES = 4
 """The piece of a crowded leaf that a row goes to."""
 LABEL_SOURCES = 5
-"""The sources of labels, the order of rows that none of these reaches, and where the eigensolver starts: the three
-share one stream, since another would change what runs give."""
+"""The sources of labels, the order of rows that no source reaches, and the eigensolver's first vector. The three uses
+share one stream; streams of their own would change the results."""
 RANDOM_BOX = 6
-"""Coordinates of a random start, and the jitter that parts equal coordinates."""
+"""Coordinates of a random start, and the jitter that separates equal coordinates."""
 PHASE = 7
 """The sample phases of edges."""
 POOL = 8
 """The rows of an epoch's pool of negative samples."""
 NEGATIVES = 9
-"""Where in the pool the negative samples of a group of rows begin."""
+"""The place in the pool at which the negative samples of a group of rows begin."""
 QUERIES = 10
-"""The rows that audit and quality are measured on."""
+"""The rows on which audit and quality are measured."""
 EIGEN_NOISE = 11
 """Coordinates in place of eigenvectors that do not exist or did not converge."""
 LOSS = 12
-"""The pairs that the loss is measured on."""
+"""The pairs of rows on which the loss is measured."""
 GUESTS = 13
-"""Which of equally near guests a cell takes."""
+"""The order in which a cell admits guests of equal rank."""

@@ -10,15 +10,15 @@ from dumap.kernels.threads import one_thread
 from dumap.kernels.vectors import power_near, squared_distance
 
 TRIALS, ROUNDS = 4, 25
-"""Rows tried for each seed, and the most rounds of Lloyd's algorithm."""
+"""Rows tried for each first centroid, and the most rounds of Lloyd's algorithm."""
 
 
 @nb.njit(cache=True, nogil=True)
 def _seeds(x, count, base):
-    """Choose seeds by greedy k-means++ (Arthur and Vassilvitskii, SODA 2007); fewer if fewer rows differ.
+    """Choose the rows of the first centroids by greedy k-means++ (Arthur and Vassilvitskii, SODA 2007).
 
-    Each trial draws a row with probability proportional to its squared distance from the nearest seed; of the trials,
-    the one that leaves the smallest sum of these is chosen.
+    Each trial draws a row with probability proportional to its squared distance from the nearest row chosen before. The
+    trial that leaves the smallest sum of these distances is chosen. Fewer rows are chosen if fewer rows differ.
     """
     n = len(x)
     chosen = np.empty(count, np.int64)
@@ -30,7 +30,7 @@ def _seeds(x, count, base):
             bits = hashing.draw(base, TRIALS * number + trial)
             row = np.int64(bits % np.uint64(n))
             if number:
-                # Draw row i with probability nearest[i] / total: the first at which the running sum passes `left`.
+                # Draw row i with probability nearest[i] / total: the row at which the running sum passes `left`.
                 left = total * (np.float64(bits >> np.uint64(11)) / 9007199254740992.0)
                 for i in range(n):
                     if nearest[i] > 0:
@@ -38,7 +38,7 @@ def _seeds(x, count, base):
                         left -= nearest[i]
                         if left < 0:
                             break
-            rest = 0.0  # what the sum of squared distances would be with this row as a seed
+            rest = 0.0  # the sum of squared distances if this row is chosen
             for i in range(n):
                 nearest_then[trial, i] = min(nearest[i], squared_distance(x[i], x[row]))
                 rest += nearest_then[trial, i]
@@ -52,7 +52,7 @@ def _seeds(x, count, base):
 
 @nb.njit(cache=True, nogil=True)
 def move_to_means(x, cluster_of, centroids):
-    """Move each centroid, in place, to the mean of its rows; one without rows stays.
+    """Move each centroid, in place, to the mean of its rows. A centroid without rows stays.
 
     Parameters
     ----------
@@ -61,7 +61,7 @@ def move_to_means(x, cluster_of, centroids):
         Each row's centroid.
     centroids : ndarray of float32, shape (clusters, dims)
     """
-    # In float64 and in the order of the rows, so that the means depend on nothing else.
+    # Sums are in float64 and in the order of the rows, so that the means depend on the rows alone.
     sums, counts = np.zeros(centroids.shape), np.zeros(len(centroids), np.int64)
     for i in range(len(x)):
         counts[cluster_of[i]] += 1
@@ -86,7 +86,7 @@ def kmeans(x: np.ndarray, n_clusters: int, seed: int) -> np.ndarray:
     Returns
     -------
     ndarray of float32, shape (clusters, dims)
-        Fewer than asked for where `x` has fewer distinct rows.
+        Fewer than `n_clusters` if `x` has fewer distinct rows.
     """
     extent = float(max(x.max(), -x.min()))
     scale = np.float32(1) if 1e-12 < extent < 1e12 else power_near(extent)

@@ -1,8 +1,8 @@
 """Stochastic gradient descent on UMAP's cross-entropy, one epoch at a time.
 
-An epoch takes every gradient at the coordinates of the epoch before, of both ends of an edge; then Adam moves all rows.
-A task writes only its own rows, so the result depends neither on threads nor on shards. Rows are computed in groups
-of neighbouring rows that share their negative samples: each sample is then one vectorized loop over the group.
+An epoch computes every gradient from the coordinates after the epoch before. Adam then moves all rows. A task writes
+its own rows alone, so the result depends neither on threads nor on shards. Rows are computed in groups of neighbouring
+rows that share their negative samples: each sample is then one vectorized loop over the group.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ EDGES_AT_ONCE = 2048
 """Edges of a group that are computed at once."""
 BETA1, BETA2 = np.float32(0.5), np.float32(0.9)
 EPSILON = np.float32(0.03)
-"""What Adam adds to the root mean square gradient, which is usually 1 or more. A component of the graph that only
-feels the weak and steady push of far rows would else move by the whole learning rate at every step, and drift away."""
+"""Adam adds this to the root mean square gradient, which is usually 1 or more. Without it, a component of the graph on
+which only far rows push, weakly and steadily, would move by the whole learning rate in every epoch and drift away."""
 
 _F0, _F1 = np.float32(0), np.float32(1)
 _CLIP = np.float32(4)
@@ -36,22 +36,22 @@ def _clip(x):
     return min(max(x, -_CLIP), _CLIP)
 
 
-class _Block(NamedTuple):  # numba's caches of earlier versions hold this name, and could not be read under another
+class _Block(NamedTuple):  # a new name would make numba's earlier caches unreadable
     """Work space for a group of rows, small enough for the processor's first cache.
 
     Loops over the last axes have neither branches nor sums across iterations, so that the compiler vectorizes them.
     """
 
     head: np.ndarray  # (components, ROW_GROUP): the rows' coordinates
-    head_exchanged: np.ndarray  # (components, ROW_GROUP): their coordinates at the last exchange
+    head_exchanged: np.ndarray  # (components, ROW_GROUP): the rows' coordinates at the last exchange
     pull: np.ndarray  # (components, ROW_GROUP): sums of attractive forces
     push: np.ndarray  # (components, ROW_GROUP): sums of repulsive forces
     row_samples: np.ndarray  # (ROW_GROUP,): how often each row's edges are sampled in this epoch
-    samples: np.ndarray  # (CHUNK,): how often each edge of the chunk is sampled
-    sampled_before: np.ndarray  # (CHUNK + 1,): how many edges before each one are sampled
-    sampled_tails: np.ndarray  # (CHUNK,): tails of the sampled edges alone
-    sampled_times: np.ndarray  # (CHUNK,): how often these are sampled, 1 or 2
-    force: np.ndarray  # (components, CHUNK): their differences, then their forces
+    samples: np.ndarray  # (EDGES_AT_ONCE,): how often each edge of the chunk is sampled
+    sampled_before: np.ndarray  # (EDGES_AT_ONCE + 1,): how many edges before each edge are sampled
+    sampled_tails: np.ndarray  # (EDGES_AT_ONCE,): tails of the sampled edges alone
+    sampled_times: np.ndarray  # (EDGES_AT_ONCE,): how often each sampled edge is sampled, 1 or 2
+    force: np.ndarray  # (components, EDGES_AT_ONCE): head less tail of sampled edges, then their forces
 
 
 def _empty_block(components: int, tail_dtype: np.dtype) -> _Block:
@@ -71,7 +71,9 @@ def _empty_block(components: int, tail_dtype: np.dtype) -> _Block:
 
 @nb.njit(inline="always")
 def _compact_index(sampled_before, width, edge):
-    """Return an edge's index among the sampled edges of a chunk; edges outside the chunk count as its ends."""
+    """Return an edge's index among the sampled edges of a chunk; an edge outside the chunk counts as the chunk's first
+    or last.
+    """
     return sampled_before[min(max(edge, 0), width)]
 
 
@@ -87,7 +89,7 @@ def _attract(axes, workspace, indptr, r, rows, tails, relative_weights, sample_p
         chunk_weights, chunk_sample_phases = relative_weights[e : e + width], sample_phases[e : e + width]
         for k in range(width):
             samples[k] = samples_in_epoch(chunk_weights[k], chunk_sample_phases[k], t)
-        # Compact: move the sampled edges to the front. No branch, since the processor could not predict it.
+        # Compact: move the sampled edges to the front, without a branch, which the processor could not predict.
         sampled = 0
         for k in range(width):
             sampled_before[k] = sampled
@@ -95,7 +97,8 @@ def _attract(axes, workspace, indptr, r, rows, tails, relative_weights, sample_p
             sampled_times[sampled] = samples[k]
             sampled += np.int64(samples[k] > 0)
         sampled_before[width] = sampled
-        # force = y_i - y_j. Rows of other shards are as they were at the last exchange; so must be the head then.
+        # force = y_i - y_j. A tail in another shard has the coordinates of the last exchange; its head's are then taken
+        # from the same time.
         for q in range(rows):
             low = _compact_index(sampled_before, width, indptr[r + q] - e)
             high = _compact_index(sampled_before, width, indptr[r + q + 1] - e)
@@ -116,7 +119,7 @@ def _attract(axes, workspace, indptr, r, rows, tails, relative_weights, sample_p
             factor = two_ab * p / (d2 * (_F1 + a * p))
             for c in range(components):
                 force[c, k] = np.float32(sampled_times[k]) * _clip(factor * force[c, k])
-        # Sum by row, always in the order of the edges: the result must not depend on chunks or threads.
+        # Sum by row, in the order of the edges, so that the result depends neither on chunks nor on threads.
         for q in range(rows):
             low = _compact_index(sampled_before, width, indptr[r + q] - e)
             high = _compact_index(sampled_before, width, indptr[r + q + 1] - e)
@@ -130,12 +133,12 @@ def _attract(axes, workspace, indptr, r, rows, tails, relative_weights, sample_p
 def _repel(axes, workspace, group_number, rows, pool, count, epoch_key, a, b, repulsion_strength):
     """Sum the repulsion of a group's rows by `count` negative samples of the pool.
 
-    The samples are at equal steps along the pool from a hashed offset, and the same for all rows of the group.
+    All rows of the group share the samples, which lie at equal steps along the pool from a hashed offset.
     """
     head, push = workspace.head, workspace.push
     components = len(axes)
     two_b = np.float32(2) * b * repulsion_strength
-    # Offset and step count in 2**-15 of a pool row, so that any number of samples spreads over the whole pool.
+    # Offset and step are in units of 2**-15 pool rows, so that any number of samples spreads over the whole pool.
     step = max((POOL_ROWS << FRACTION_BITS) // max(count, 1), 1)
     offset = np.int64(hashing.draw(epoch_key, group_number) % np.uint64(step))
     for n in range(count):
@@ -169,7 +172,8 @@ def _step_rows(
         workspace.pull[:], workspace.push[:], workspace.row_samples[:] = _F0, _F0, 0
         t = np.int32(epoch)
         _attract(axes, workspace, indptr, r, rows, tails, relative_weights, sample_phases, y, exchanged, t, a, b)
-        # The group draws as many negatives as a mean row of it needs; each row weighs them by its own need.
+        # The group takes as many negative samples as its mean row needs. Each row scales their push to its own number
+        # of edge samples.
         needed = negatives * np.float32(workspace.row_samples.sum()) / np.float32(rows)
         count = np.int64(np.ceil(needed))
         _repel(axes, workspace, (first + r) // ROW_GROUP, rows, pool, count, epoch_key, a, b, repulsion_strength)
@@ -186,12 +190,12 @@ def _step_rows(
 
 
 class LayoutParameters(NamedTuple):
-    """What all epochs of a layout have in common.
+    """The parameters that all epochs of a layout share.
 
     Attributes
     ----------
     a, b : float
-        Of 1 / (1 + a d^2b).
+        The curve is 1 / (1 + a d^2b).
     learning_rate, repulsion_strength, negative_sample_rate : float
         As umap-learn's.
     n_epochs, seed : int
@@ -209,9 +213,9 @@ class LayoutParameters(NamedTuple):
 def loss(
     parameters: LayoutParameters, heads: np.ndarray, tails: np.ndarray, weights: np.ndarray, others: np.ndarray
 ) -> float:
-    """Return the cross-entropy that the layout minimizes, from a sample, per directed edge.
+    """Return the cross-entropy per directed edge that the layout minimizes, estimated from a sample.
 
-    The weighted mean over edges of log(1 + a d^2b), and negative_sample_rate / 2 * repulsion_strength times the mean
+    The weighted mean over edges of log(1 + a d^2b), plus negative_sample_rate / 2 * repulsion_strength times the mean
     of log(1 + 1 / (a d^2b)) between heads and random rows.
 
     Parameters
@@ -254,10 +258,10 @@ def step_epoch(
     out_y: np.ndarray,
     exchanged: np.ndarray | None = None,
 ) -> None:
-    """Compute one epoch of rows [start, stop) of a shard; their moments change in place.
+    """Compute one epoch of rows [start, stop) of a shard; the rows' moments change in place.
 
-    Adam with beta 0.5 and 0.9 and a learning rate that falls linearly to 0, as uwot's batch mode, but a larger epsilon.
-    So many parameters, since numba takes each array by itself.
+    Adam has beta 0.5 and 0.9 and a learning rate that falls linearly to 0, as in uwot's batch mode, but a larger
+    epsilon. So many parameters are needed because numba takes each array separately.
 
     Parameters
     ----------
@@ -267,7 +271,7 @@ def step_epoch(
     start, stop : int
         Rows of the shard. Multiples of `ROW_GROUP`, unless they are the shard's end.
     first : int
-        Position of the shard's first row, a multiple of `ROW_GROUP`; random choices are keyed by it.
+        Position of the shard's first row, a multiple of `ROW_GROUP`. Random choices depend on it.
     y_offset : int
         Row of `y` at which the shard's rows begin.
     edges : Edges
@@ -279,14 +283,14 @@ def step_epoch(
         From `dumap.kernels.pool.lay_pool`.
     out_y : ndarray of float32, shape (shard rows, n_components)
     exchanged : ndarray of float32, shape (shard rows, n_components), optional
-        Given if shards do not exchange coordinates every epoch: the shard's rows at the last exchange. In `y` the rows
-        of other shards, which come after the shard's, are as old. Edges to them take both ends from the last
-        exchange, so that the forces on both ends are opposite and equal.
+        The shard's rows at the last exchange, if shards do not exchange coordinates in every epoch. `y` holds the rows
+        of other shards after the shard's own, with the coordinates of the last exchange. An edge to such a row takes
+        both ends from the last exchange, so that the forces on its ends are opposite and equal.
 
     Raises
     ------
     ValueError
-        Rows do not begin and end where groups do.
+        The rows are not whole groups.
     """
     if start % ROW_GROUP or first % ROW_GROUP or (stop % ROW_GROUP and stop < len(out_y)):
         raise ValueError(

@@ -1,7 +1,7 @@
-"""Elementary functions from adds and multiplies alone: the same bits on every CPU.
+"""Elementary functions made of additions and multiplications alone: every CPU computes the same bits.
 
-The C library's `exp` and `pow` differ in the last bits between versions and vector widths; what must
-be equal to the byte is computed with these instead.
+The last bits of the C library's `exp` and `pow` depend on its version and on the vector width. Results that must be
+equal to the byte are computed with these functions instead.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ _ROUND = np.float32(12582912.0)  # adding 1.5 * 2^23 rounds to an integer, held 
 def power(x: np.float32, exponent: np.float32) -> np.float32:
     """Return x to the power `exponent` in float32, for normal x > 0; relative error near 1e-6.
 
-    Without branches, so that loops over it fill vector lanes.
+    It has no branches, so that loops over it are vectorized.
     """
     # x = 2^e (1 + t) with sqrt(1/2) <= 1 + t < sqrt(2), from the bits of x; log2(x) = e + t P(t).
     shifted = np.int32(np.float32(x).view(np.int32) - _HALF_ROOT)

@@ -11,16 +11,18 @@ import numpy as np
 from dumap.kernels import hashing, vectors
 
 EXACT_SECONDS = 8.0
-"""Cells that take about this long or less are searched exhaustively: compiling pynndescent takes longer."""
+"""A cell is searched exhaustively if that takes about this long or less: compiling pynndescent takes longer."""
 PAIR_SECONDS, DIM_SECONDS = 5e-9, 1e-9
-"""Time of one distance by a metric's own function: of a pair, and of each dim (measured)."""
+"""Seconds that one distance by a metric's own function takes: for the pair, and for each dim (measured)."""
 
 _one_build_at_a_time = threading.Lock()  # numba's workqueue aborts on concurrent parallel regions
 
 
 def distance_function(metric: str):
-    """Return pynndescent's compiled distance of that name; of rows whose bits are numbers, for metrics of bits."""
-    from pynndescent.distances import named_distances  # takes seconds, and Euclidean metrics do not need it
+    """Return pynndescent's compiled distance of a metric. For metrics of bits it takes rows with a number for each
+    bit.
+    """
+    from pynndescent.distances import named_distances  # a slow import, which Euclidean metrics do not need
 
     return named_distances[vectors.BIT_METRICS.get(metric, metric)]
 
@@ -47,7 +49,7 @@ def _exhaustive(data, queries, k, distance, arguments, indices, distances):
 def exhaustive(
     data: np.ndarray, queries: np.ndarray, k: int, metric: str, metric_kwds: dict
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Find the exact k nearest other rows of each query; ties go by row.
+    """Find the exact k nearest other rows of each query. Of equal distances the lower row comes first.
 
     Parameters
     ----------
@@ -60,7 +62,7 @@ def exhaustive(
     Returns
     -------
     indices : ndarray of int64, shape (m, k)
-        -1 beyond the n - 1 rows there are.
+        -1 if there are fewer than k other rows.
     distances : ndarray of float32, shape (m, k)
     """
     indices = np.full((len(queries), k), -1, np.int64)
@@ -78,8 +80,8 @@ def exact_rows(dims: int) -> int:
 def search(data: np.ndarray, k: int, metric: str, metric_kwds: dict, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Find about the k nearest other rows of every row of a cell.
 
-    Nearest-neighbour descent (Dong, Charikar and Li, WWW 2011) by pynndescent, on one numba thread: with several its
-    result depends on their number.
+    pynndescent searches by nearest-neighbour descent (Dong, Charikar and Li, WWW 2011). It runs on one numba thread,
+    since its result depends on the number of threads.
 
     Parameters
     ----------
@@ -125,7 +127,7 @@ def search(data: np.ndarray, k: int, metric: str, metric_kwds: dict, seed: int) 
 
 
 def drop_self(listed: np.ndarray, distances: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Remove each row from its own list, or the last entry if it is not in it.
+    """Remove each row from its own list, or the list's last entry if the row is not in its list.
 
     Parameters
     ----------
@@ -153,7 +155,7 @@ def precedes(d, j, other_d, other, i):
 
 @nb.njit(inline="always")
 def insert(row, i, j, d, indices, distances):
-    """Insert neighbour j at distance d into the list at `row`, which is that of the row with id i."""
+    """Insert neighbour j at distance d into the list at `row`, which belongs to the row with id i."""
     last = indices.shape[1] - 1
     if indices[row, last] >= 0 and not precedes(d, j, distances[row, last], indices[row, last], i):
         return
@@ -179,10 +181,10 @@ def merge(
     other_distances: np.ndarray,
     row_ids: np.ndarray,
 ) -> None:
-    """Merge lists from another cell into those of some rows, in place.
+    """Merge lists from another cell into lists of the same rows, in place.
 
-    Entries sort by distance, then by the hash of the pair. So cells may be merged in any order, and many equal rows
-    list different ones of their kind; by id, all would list the same few.
+    Entries are sorted by distance, then by the hash of the pair. So cells may be merged in any order. Many equal rows
+    list different rows of their kind; sorted by id, all would list the same few.
 
     Parameters
     ----------
@@ -192,7 +194,7 @@ def merge(
         Row of `indices` that each row of `other_indices` is merged into.
     other_indices, other_distances : ndarray, shape (m, k)
     row_ids : ndarray of int64, shape (m,)
-        Ids of these rows, as in the lists.
+        Ids of these rows, as lists hold them.
     """
     for g in range(rows.shape[0]):
         for s in range(other_indices.shape[1]):
@@ -201,19 +203,19 @@ def merge(
 
 
 SOUND, OUTSIDE, REPEATED, DISTANCE = range(4)
-"""What may be wrong with a slot of a given list: an id without a row, an id listed twice, an invalid distance."""
+"""Faults of a slot of a given list: none, an id without a row, an id listed twice, an invalid distance."""
 
 
 @nb.njit(cache=True, nogil=True)
 def first_fault(indices: np.ndarray, distances: np.ndarray, first: int, rows: int) -> tuple[int, int, int]:
-    """Find the first invalid slot of some rows' given lists.
+    """Find the first invalid slot in the given lists of consecutive rows.
 
     Parameters
     ----------
     indices : ndarray of int64, shape (n, columns)
-        -1 where there is none; a row may list itself, at any distance.
+        -1 in an empty slot. A row may list itself, at any distance.
     distances : ndarray of float32, shape (n, columns)
-        Checked where there is an id.
+        Checked in slots with an id.
     first : int
         Id of the first of these rows.
     rows : int
@@ -222,7 +224,7 @@ def first_fault(indices: np.ndarray, distances: np.ndarray, first: int, rows: in
     Returns
     -------
     fault, row, slot : int
-        `SOUND` if there is none.
+        The fault is `SOUND` if all slots are valid.
     """
     for i in range(indices.shape[0]):
         for s in range(indices.shape[1]):

@@ -11,7 +11,7 @@ POOL_ROWS = 4096
 """Rows of a pool: a power of two, so that an index is the low bits of a number."""
 
 CURVE_BITS = 16
-"""Bits of each coordinate by which the pool is sorted; fewer if more would not fit into 62 bits together."""
+"""Bits of each coordinate in the key by which the pool is sorted; fewer if the key would need more than 62 bits."""
 
 
 def pool_rows(seed: int, epoch: int, rows: int) -> np.ndarray:
@@ -44,7 +44,7 @@ def _along_curve(coordinates, bits):
 def lay_pool(coordinates: np.ndarray) -> np.ndarray:
     """Sort the pool along a Morton curve through the map, and store it by component.
 
-    Samples at equal steps along the pool are then spread evenly over the map: less noise than samples in any order.
+    Samples at equal steps along the pool are then spread evenly over the map, with less noise than in random order.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Exact neighbours, block by block, and the measures of a map against them."""
+"""Exact neighbours, found block by block, and measures of a map against them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 @nb.njit(cache=True, nogil=True)
 def keep_nearest(block, ids, skip, indices, distances):
-    """Insert a block of distances into lists of the nearest ids; ties go by id.
+    """Insert a block of distances into lists of the nearest ids. Of equal distances the lower id comes first.
 
     Parameters
     ----------
@@ -16,7 +16,7 @@ def keep_nearest(block, ids, skip, indices, distances):
     ids : ndarray of int64, shape (n,)
         Ids of the block's columns.
     skip : ndarray of int64, shape (queries,)
-        Id that each query leaves out: its own.
+        Id that each query leaves out: the query's own.
     indices, distances : ndarray, shape (queries, k)
         Ascending; written.
     """
@@ -73,14 +73,14 @@ def count_nearer(block, ids, skip, limits, counts):
 def squared_distances(queries: np.ndarray, x: np.ndarray, angular: bool = False) -> np.ndarray:
     """Return squared Euclidean distances by one matrix product.
 
-    In float64, since the product cancels where rows lie far from the origin.
+    The product is in float64, since its terms cancel if rows lie far from the origin.
 
     Parameters
     ----------
     queries : ndarray of float64, shape (m, dims)
     x : ndarray of float64, shape (n, dims)
     angular : bool
-        Rows are of unit length, or zero: zero rows count as at a right angle to all others.
+        Rows have unit length or are zero. A zero row counts as at a right angle to all rows that are not zero.
 
     Returns
     -------
@@ -113,8 +113,8 @@ def overlap(listed: np.ndarray, exact: np.ndarray) -> np.ndarray:
 def trustworthiness(ranks: np.ndarray, rows: int) -> float | None:
     """Return a map's trustworthiness (Venna and Kaski 2001), over sampled rows.
 
-    1 - 2 / (k (2n - 3k - 1)) times the mean over rows of the sum of max(0, rank - k). None where it is not defined: no
-    rows, or k not below half of them, as in scikit-learn.
+    1 - 2 / (k (2n - 3k - 1)) times the mean over rows of the sum of max(0, rank - k). It is None if it is not defined:
+    without queries, or if k is not below half the rows, as in scikit-learn.
 
     Parameters
     ----------

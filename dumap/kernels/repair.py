@@ -10,7 +10,10 @@ from dumap.kernels.neighbors import distance_function
 
 
 def choose_halo(indices: np.ndarray, first: int, max_halo: int) -> tuple[np.ndarray, int]:
-    """Choose a cell's halo: the rows of other cells that its rows list; if they are too many, the nearest in the lists.
+    """Choose a cell's halo: the rows of other cells that its home rows list.
+
+    If they are too many, the halo takes rows that stand nearest to the front of a list, and among these the rows that
+    most lists hold.
 
     Parameters
     ----------
@@ -62,24 +65,24 @@ def localize(indices: np.ndarray, first: int, home_rows: int, halo: np.ndarray) 
 
 
 def bundle(indices: np.ndarray, distances: np.ndarray) -> np.ndarray:
-    """Put lists and the bits of their float32 distances into one array, so that they travel as one object."""
+    """Put lists and the bits of their float32 distances into one array, so that they are written as one object."""
     return np.concatenate([indices, np.ascontiguousarray(distances).view(np.int32)], axis=1, dtype=indices.dtype)
 
 
 def unbundle(bundled: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Undo `bundle`, for lists of k."""
+    """Undo `bundle` for lists of k neighbours."""
     return np.ascontiguousarray(bundled[:, :k]), bundled[:, k:].astype(np.int32).view(np.float32)
 
 
 @nb.njit(cache=True, nogil=True)
 def listed_by(lists: np.ndarray, home_rows: int) -> tuple[np.ndarray, np.ndarray]:
-    """Invert the lists of the first `home_rows` rows: which lists each row is in.
+    """Invert the lists of the first `home_rows` rows: find the lists that hold each row.
 
     Returns
     -------
     starts : ndarray of int64, shape (rows + 1,)
     entries : ndarray of int64
-        For each row, the entries `head * k + slot` where it is listed.
+        For each row, the entries `head * k + slot` that list it.
     """
     k = lists.shape[1]
     starts = np.zeros(lists.shape[0] + 1, np.int64)
@@ -125,7 +128,7 @@ def _score_pair(i, j, x, lists, limits, distance, arguments, candidates, distanc
 def _local_join(x, home_rows, lists, fresh, homes, inside, limits, distance, arguments, candidates, distances):
     """Fill `candidates` and `distances`; return how many pairs were compared.
 
-    So many parameters, since numba takes each array by itself.
+    So many parameters are needed because numba takes each array separately.
     """
     rows, k = lists.shape
     starts, entries = listed_by(lists, home_rows)
@@ -186,9 +189,9 @@ def local_join(
 ) -> tuple[np.ndarray, np.ndarray, int]:
     """Find nearer neighbours by a local join (Dong, Charikar and Li, WWW 2011).
 
-    Compared are rows that stand together in the list of a home row; and home rows with their neighbours and their
-    neighbours' neighbours. A pair that is near enough becomes a candidate of both rows.
-    So many parameters, since numba takes each array by itself.
+    Rows that one home row lists are compared with each other. Home rows are compared with their neighbours and with
+    these neighbours' neighbours. In a pair that is near enough, each row becomes a candidate for the other. So many
+    parameters are needed because numba takes each array separately.
 
     Parameters
     ----------
@@ -202,15 +205,15 @@ def local_join(
     homes : ndarray of int32, shape (n,)
         Each row's home cell.
     inside : bool
-        Whether to compare pairs of one home cell, too; they were compared in the search.
+        Whether pairs of one home cell are compared too; the search has compared them before.
     kth_distances : ndarray of float32, shape (n,)
-        The farthest distance in each row's list, infinite if it is not full.
+        The farthest distance in each row's list; infinite if the list is not full.
     metric, metric_kwds : str, dict
 
     Returns
     -------
     candidates : ndarray of int32, shape (n, k)
-        Rows of `x` nearer than the last of a row's list and not in it, nearest first; -1 where there are no more.
+        Rows of `x` that are not in a row's list and nearer than its last entry, the nearest first; then -1.
     distances : ndarray of float32, shape (n, k)
     pairs : int
         Pairs that were compared.
@@ -231,7 +234,7 @@ def local_join(
 
 @nb.njit(cache=True, nogil=True)
 def is_new(after: np.ndarray, before: np.ndarray) -> np.ndarray:
-    """Return which entries of lists were not in them before, in any slot."""
+    """Return which entries of lists were in no slot of the same list before."""
     out = np.ones(after.shape, np.bool_)
     for i in range(after.shape[0]):
         for s in range(after.shape[1]):

@@ -1,7 +1,8 @@
 """The start: labels that coarsen the graph, interpolation and smoothing of the coarse layout, PCA and random starts.
 
-Some rows are drawn as the sources of labels, which spread from them along the strongest edges. Rows of one label are
-one row of the coarse graph. They all begin at its coordinates; smoothing along the edges then moves them apart.
+Some rows are drawn as the sources of labels. Labels spread from the sources along the strongest edges. Rows of one
+label make one row of the coarse graph. They all begin at the coordinates of this coarse row; smoothing along the edges
+then moves them apart.
 """
 
 from __future__ import annotations
@@ -14,26 +15,28 @@ from dumap.kernels.coarse import SPAN
 from dumap.kernels.threads import one_thread
 
 EQUAL = 1e-12
-"""A component whose variance is a smaller share of its mean square is constant but for rounding."""
+"""A component whose variance is a smaller share of its mean square is constant up to rounding."""
 UNLABELLED = -1
-"""A label is a source's number; or, where none is in the row's component, -2 - i of a nearby row i with a low hash."""
+"""The mark of a row without a label. A label is a source's number. In a component without a source it is -2 - i, where
+i is a near row with a low hash."""
 
 
 @nb.njit(cache=True, nogil=True)
 def look_up(indptr, tails, cursor, first, page, out):
-    """Look up the labels at the tails of a shard's edges, for those tails that lie in one page (a range of rows).
+    """Look up the labels of a shard's tails that lie in one page (a range of rows).
 
     Parameters
     ----------
     indptr, tails : ndarray
-        The shard's edges; each row's ascend.
+        The shard's edges; tails ascend in each row.
     cursor : ndarray of int64, shape (rows,)
-        Each row's first edge with a tail in the page or after it; moved behind the page. Pages come in order.
+        Each row's first edge whose tail is in the page or after it; moved to the first edge behind the page. Pages come
+        in order.
     first : int
         The page's first row.
     page : ndarray of int, shape (rows of the page,)
     out : ndarray of int, shape (edges,)
-        Labels at the tails; written where they lie in the page.
+        Labels of the tails; written for tails in the page.
     """
     stop = first + page.shape[0]
     for r in range(indptr.shape[0] - 1):
@@ -55,11 +58,11 @@ def spread_labels(indptr, weights, ends, first, labels):
     indptr, weights : ndarray
         The shard's edges.
     ends : ndarray of int, shape (edges,)
-        Labels at their tails.
+        Labels of the tails.
     first : int
         The shard's first row.
     labels : ndarray of int, shape (rows,)
-        The shard's: `UNLABELLED` where there is none; written.
+        Labels of the shard's rows, `UNLABELLED` for a row without one; written.
 
     Returns
     -------
@@ -87,9 +90,9 @@ def spread_labels(indptr, weights, ends, first, labels):
 
 @nb.njit(cache=True, nogil=True)
 def label_lowest(indptr, tails, first, labels, seed):
-    """Make each unlabelled row of a shard whose hash is lower than those of all its neighbours a label of its own.
+    """Give a new label to each unlabelled row of a shard whose hash is lower than the hashes of all its neighbours.
 
-    Called once labels no longer spread: every component that is still unlabelled has such a row.
+    It is called once labels no longer spread. Every component that is still unlabelled has such a row.
 
     Parameters
     ----------
@@ -98,7 +101,7 @@ def label_lowest(indptr, tails, first, labels, seed):
     first : int
         The shard's first row.
     labels : ndarray of int, shape (rows,)
-        The shard's; written.
+        Labels of the shard's rows; written.
     seed : int
 
     Returns
@@ -136,7 +139,8 @@ def draw_label_sources(seed: int, first: int, stop: int, count: int, rows: int) 
 
 
 def interpolate(labels: np.ndarray, coarse: np.ndarray, seed: int) -> np.ndarray:
-    """Place each row at the coarse coordinates of its label, or, without a source's label, at random in their box.
+    """Place each row at the coordinates of its label's coarse row, or, without a source's label, at random in the
+    coarse layout's box.
 
     Parameters
     ----------
@@ -159,12 +163,12 @@ def interpolate(labels: np.ndarray, coarse: np.ndarray, seed: int) -> np.ndarray
 
 @nb.njit(cache=True, nogil=True)
 def add_neighbors(indptr, tails, weights, cursor, first, page, sums, totals):
-    """Add to each row's weighted sum of its neighbours' coordinates those neighbours that lie in one page.
+    """Add the neighbours that lie in one page to each row's weighted sum of its neighbours' coordinates.
 
     Parameters
     ----------
     indptr, tails, weights, cursor, first
-        As `look_up`'s.
+        As for `look_up`.
     page : ndarray of float32, shape (rows of the page, n_components)
     sums : ndarray of float64, shape (rows, n_components)
         sum_j w_ij y_j; added to.
@@ -195,7 +199,8 @@ def smooth(y: np.ndarray, sums: np.ndarray, totals: np.ndarray) -> tuple[np.ndar
     -------
     moved : ndarray of float32, shape (rows, n_components)
     moments : ndarray of float64, shape (6, n_components)
-        For `residual`: sums over rows of d, d y, d y^2, d p, d p^2 and d y p; d is the row's degree, p the mean.
+        For `residual`: sums over rows of d, d y, d y^2, d p, d p^2 and d y p, where d is the row's degree and p its
+        neighbours' mean.
     """
     mean = np.where(totals[:, None] > 0, sums / np.maximum(totals, 1e-300)[:, None], y)
     terms = np.broadcast_arrays(1.0, y, np.square(y, dtype=np.float64), mean, mean**2, y * mean)
@@ -215,7 +220,7 @@ def residual(moments: np.ndarray) -> float | None:
     -------
     float or None
         The greatest |P y - lambda y| / |y| of all components; lambda is Rayleigh's quotient, y is centred, lengths are
-        weighted by degree. An eigenvector has 0, noise about 1. None if no component varies, or there are no edges.
+        weighted by degree. An eigenvector has 0, noise about 1. None if no component varies or there are no edges.
     """
     moments = moments[:, moments[0] > 0]
     d, y, yy, p, pp, yp = moments = moments[:, moments[2] - moments[1] ** 2 / moments[0] > EQUAL * moments[2]]
@@ -227,14 +232,15 @@ def residual(moments: np.ndarray) -> float | None:
 
 
 def into_box(y: np.ndarray, low: np.ndarray, high: np.ndarray, seed: int, first: int) -> np.ndarray:
-    """Stretch coordinates to the box [0, SPAN] in each axis, and add a little jitter, which parts equal ones.
+    """Stretch coordinates to the box [0, SPAN] in each axis, and add a little jitter, which separates equal
+    coordinates.
 
     Parameters
     ----------
     y : ndarray of float, shape (n, n_components)
         Coordinates of rows `first`, `first` + 1, ...
     low, high : ndarray of float64, shape (n_components,)
-        The least and the greatest of all rows.
+        The least and the greatest coordinates of all rows.
     seed, first : int
     """
     stretched = SPAN * (y.astype(np.float64) - low) / np.where(high > low, high - low, 1)
@@ -243,7 +249,7 @@ def into_box(y: np.ndarray, low: np.ndarray, high: np.ndarray, seed: int, first:
 
 
 def random_box(seed: int, rows: np.ndarray, n_components: int) -> np.ndarray:
-    """Draw coordinates evenly from the box [0, SPAN]."""
+    """Draw coordinates uniformly from the box [0, SPAN]."""
     counters = rows[:, None] * n_components + np.arange(n_components)
     bits = hashing.draws(seed, hashing.RANDOM_BOX, counters.ravel())
     return SPAN * hashing.uniform(bits).reshape(len(rows), n_components)

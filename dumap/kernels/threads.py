@@ -1,4 +1,4 @@
-"""Hold libraries to one thread whose results depend on the number of threads."""
+"""Hold libraries to one thread, since their results depend on the number of threads."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from threadpoolctl import LibController, ThreadpoolController
 
 
 class SharedSetting:
-    """A setting of the whole process that threads hold together: the first one in makes it, the last one out undoes it.
+    """A setting of the whole process that several threads may hold at once.
+
+    The first thread that enters makes the setting; the last thread that leaves undoes it.
 
     Parameters
     ----------
@@ -38,15 +40,18 @@ class SharedSetting:
 
 
 def _is_by_thread(library: LibController) -> bool:
-    """Return whether a library's threads are set by thread: OpenMP's are, and those of an OpenBLAS on top of it."""
+    """Return whether a library's number of threads is set separately for each thread, as in OpenMP and in an OpenBLAS
+    that uses OpenMP.
+    """
     on_top = getattr(library, "threading_layer", "") == "openmp" and hasattr(library, "clear_controlling_thread")
     return library.user_api == "openmp" or on_top
 
 
 def _set(library: LibController, threads: int) -> None:
-    """Set a library's threads, whichever thread of this process did so before."""
-    release = getattr(library, "clear_controlling_thread", None)  # of OpenBLAS, from threadpoolctl 3.8 on: else it
-    if release:  # ignores all threads but the first
+    """Set a library's number of threads, whichever thread of this process set it before."""
+    # With threadpoolctl 3.8 or later, OpenBLAS ignores all threads but the first that sets it, unless it is released.
+    release = getattr(library, "clear_controlling_thread", None)
+    if release:
         release(force=True)
     library.set_num_threads(threads)
     if release:
@@ -54,7 +59,7 @@ def _set(library: LibController, threads: int) -> None:
 
 
 class _LoadedLibrary(ctypes.Structure):
-    """What the C library tells of a library, and of all there were: `dl_phdr_info`."""
+    """The C library's record of a loaded library, with the counts of all loads and unloads: `dl_phdr_info`."""
 
     _fields_ = (
         *(("address", ctypes.c_void_p), ("name", ctypes.c_char_p), ("headers", ctypes.c_void_p)),
@@ -66,7 +71,9 @@ _VISITOR = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(_LoadedLibrary), ctypes
 
 
 def _count_loads() -> tuple[int, int] | None:
-    """Return how many libraries this process has loaded and unloaded so far, None where the system does not tell."""
+    """Return how many libraries this process has loaded and unloaded so far, or None if the system does not count
+    them.
+    """
     visit = getattr(ctypes.CDLL(None), "dl_iterate_phdr", None)
     if visit is None:
         return None
@@ -75,7 +82,7 @@ def _count_loads() -> tuple[int, int] | None:
     def read_first(library: Any, size: int, _: Any) -> int:
         if size >= ctypes.sizeof(_LoadedLibrary):
             counts.append((library.contents.loads, library.contents.unloads))
-        return 1  # go to no other
+        return 1  # a value other than 0 ends the visits
 
     visit(_VISITOR(read_first), None)
     return counts[0] if counts else None
@@ -93,9 +100,9 @@ class _Libraries:
         self._held = 0
 
     def _look(self) -> list[LibController]:
-        """Return them; searched for again when others were loaded.
+        """Return the libraries; search for them again if libraries were loaded or unloaded.
 
-        Where the system does not tell, that is when a thread enters, or when modules were imported since.
+        If the system does not count loads, search again when a thread enters, and after modules were imported.
         """
         loads = _count_loads()
         if loads is None:
@@ -108,7 +115,7 @@ class _Libraries:
         return self._found
 
     def enter(self) -> list[tuple[LibController, int]]:
-        """Set all to one thread; return the settings that only this thread has to undo."""
+        """Set all libraries to one thread; return the settings that this thread has to undo itself."""
         with self._lock:
             by_thread = []
             for library in self._look():
@@ -141,8 +148,9 @@ _libraries = _Libraries()
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Hold BLAS and OpenMP to one thread, also libraries that are loaded meanwhile; several threads may hold them at
-    once.
+    """Hold BLAS and OpenMP to one thread.
+
+    Several threads may hold them at once. Each entry also sets libraries that were loaded since.
     """
     by_thread = _libraries.enter()
     try:

@@ -12,15 +12,21 @@ from dumap.kernels.vectors import ROUND_DOWN, ordered_distance, power_near
 
 GROUPS = 8
 """Nearest groups whose leaves are compared with a row."""
-TILE_ROWS, TILE_BYTES, EXTRA_LEAVES, SCAN_COLUMNS = 8192, 2 * 2**20, 4, 16
+TILE_ROWS, TILE_BYTES = 8192, 2 * 2**20
+"""Most rows, and bytes of vectors, whose leaves are searched at once."""
+EXTRA_LEAVES = 4
+"""Leaves that products find beyond those asked for, before exact distances sort them."""
+SCAN_COLUMNS = 16
+"""Leaves of which a row's distances are scanned at once; the number of axes is a multiple of it."""
 HALVINGS = 8
 """Steps of bisection for the bound of a list."""
 UNCONDITIONAL = 3
-"""Nearest leaves that are returned even beyond the margin: a row close to a centroid would otherwise get just one."""
+"""This many nearest leaves are returned even beyond the margin: a row close to a centroid would otherwise get one leaf
+only."""
 MAX_LEAF_LOAD = 4
 """A leaf with more than this many times the mean number of sample rows is split again."""
 GROUP_ROWS, ROWS_A_GROUP = 8192, 32
-"""Rows of the sample that groups are found from, and at least how many for each group."""
+"""Rows of the sample from which groups are found, and the least of them for each group."""
 OPTIMAL_ORDER_CENTROIDS = 256
 """The most centroids that are ordered optimally, in cubic time; more are in the order of Ward's tree."""
 WITHIN_ROWS = 16384
@@ -28,10 +34,11 @@ WITHIN_ROWS = 16384
 MIN_VARIANCE = 0.85
 """Share of the variance within groups that a tree's axes must hold."""
 MIN_GROUP_VARIANCE = 0.6
-"""Share of the variance within the leaves of each group that they must hold."""
+"""Share of the variance within the leaves of each group that a tree's axes must hold."""
 MIN_GROUP_ROWS = 8
-"""Groups with fewer rows in the sample are not looked at."""
+"""Groups with fewer rows in the sample are not checked."""
 FARTHEST, NONE = np.finfo(np.float32).max, np.iinfo(np.int64).max
+"""The limit of differences from a mean, and the key of an empty slot, which sorts last."""
 
 
 def _line_order(centroids: np.ndarray) -> np.ndarray:
@@ -55,7 +62,8 @@ class Tree:
         Ordered so that leaves near in space have near numbers.
     origin : ndarray of float32, shape (dims,)
     axes : ndarray of float32, shape (dims, axes)
-        Groups and leaves are coordinates on these axes, from the origin; no axes if they are points among the rows.
+        Groups and leaves are coordinates on these axes, from the origin. No axes if groups and leaves are points in the
+        space of the rows.
     """
 
     def __init__(
@@ -82,7 +90,7 @@ class Tree:
 
 
 def _leaves_of(x: np.ndarray, n_leaves: int, max_rows: float, seed: int) -> np.ndarray:
-    """Split rows into about `n_leaves` leaves, and leaves with more than `max_rows` rows again."""
+    """Split rows into about `n_leaves` leaves; split leaves with more than `max_rows` rows again."""
     centroids = kmeans(x, n_leaves, seed)
     if len(centroids) == 1 or len(x) <= max_rows:
         return centroids
@@ -140,7 +148,7 @@ def _directions(residuals: np.ndarray) -> np.ndarray:
 def within_leaves(sample: np.ndarray, tree: Tree) -> tuple[np.ndarray, np.ndarray]:
     """Return rows less the means of their leaves, for all sample rows of every n-th leaf.
 
-    n is such that there are `WITHIN_ROWS` rows or more, and 8 for each column.
+    n is chosen so that there are `WITHIN_ROWS` rows or more, and 8 or more for each column.
 
     Parameters
     ----------
@@ -177,7 +185,8 @@ def _axes_suffice(sample: np.ndarray, tree: Tree) -> bool:
 def grow(sample: np.ndarray, n_leaves: int, seed: int) -> Tree:
     """Grow a tree from a sample: k-means into groups, then each group into leaves.
 
-    Leaves are found on a few principal axes if these hold enough of the variance within leaves, else among the rows.
+    Leaves are computed on a few principal axes if these hold enough of the variance within leaves, otherwise in the
+    space of the rows.
 
     Parameters
     ----------
@@ -199,8 +208,8 @@ def grow(sample: np.ndarray, n_leaves: int, seed: int) -> Tree:
     groups = groups[_line_order(groups)]
     group_of = nearest_leaves(rows, Tree.of_one_group(groups), 1)[:, 0]
     axes = principal(_directions(_residuals(rows, groups, group_of)), MIN_VARIANCE, SCAN_COLUMNS)
-    if axes.shape[1] and max(sample.max(), -sample.min()) < 1e30:  # beyond, products overflow
-        origin = np.median(groups, axis=0)  # not the mean, whose digits an outlier could take
+    if axes.shape[1] and max(sample.max(), -sample.min()) < 1e30:  # products of larger values overflow
+        origin = np.median(groups, axis=0)  # an outlier would take digits from a mean
         tree = _split(sample, n_leaves, seed, groups, origin, axes)
         if _axes_suffice(sample, tree):
             return tree
@@ -209,11 +218,11 @@ def grow(sample: np.ndarray, n_leaves: int, seed: int) -> Tree:
 
 @nb.njit(cache=True, nogil=True)
 def _bound(distance_bits, count):
-    """Return a value that at least `count` codes are below, and not many more: bisection."""
+    """Find by bisection a bound below which at least `count` distances lie, and not many more."""
     low, high = distance_bits[0], distance_bits[0]
     for c in range(len(distance_bits)):
         low, high = min(low, distance_bits[c]), max(high, distance_bits[c])
-    high += np.int32(1)  # now all codes are below `high`, none below `low`
+    high += np.int32(1)  # now all distances are below `high`, none below `low`
     for _ in range(HALVINGS):
         middle = low + ((high - low) >> 1)
         below = np.int32(0)
@@ -230,7 +239,9 @@ def _bound(distance_bits, count):
 
 @nb.njit(cache=True, nogil=True)
 def _keep_first(distance_bits, first, kept, keys):
-    """Fill an empty list: a key's rank is the number of smaller keys, which needs no branches as insertion does."""
+    """Fill an empty list. A key's rank is the number of smaller keys; counting them needs no branches, unlike
+    insertion.
+    """
     limit, count = _bound(distance_bits, len(kept)), 0
     for c in range(len(distance_bits)):
         keys[count] = (np.int64(distance_bits[c]) << 32) | (first + c)
@@ -264,7 +275,7 @@ def _keep(product, distance_bits, row_lengths, lengths, rows, first, keys):
         limit = np.int32(kept[last] >> 32)
         for low in range(0, product.shape[1], SCAN_COLUMNS):
             high = min(low + SCAN_COLUMNS, product.shape[1])
-            hits = np.int32(0)  # most chunks have none: count first, without a branch
+            hits = np.int32(0)  # most ranges of columns have none: count first, without a branch
             for c in range(low, high):
                 hits += np.int32(distance_bits[i, c] < limit)
             if hits == 0:
@@ -282,7 +293,9 @@ def _keep(product, distance_bits, row_lengths, lengths, rows, first, keys):
 
 @nb.njit(cache=True, nogil=True)
 def _sort_exactly(x, leaves, keys, out, distances):
-    """Sort each row's leaves by distances summed in the same order on any processor, ties by leaf."""
+    """Sort each row's leaves by distances summed in the same order on any processor; of equal distances the lower leaf
+    comes first.
+    """
     count = keys.shape[1]
     ids, squared = np.empty(count, np.int64), np.empty(count, np.float32)
     for i in range(len(keys)):  # insertion sort of a few leaves by (distance, leaf)
@@ -305,8 +318,8 @@ def _by_group(near_groups, first, last, squared, radii, limits):
     """Sort the slots of `near_groups` (rows' nearest groups), columns [first, last), by group; return also where each
     group begins.
 
-    By the triangle inequality |x - leaf| >= |x - group| - radius: groups whose leaves all lie beyond a row's limit are
-    left out.
+    By the triangle inequality |x - leaf| >= |x - group| - radius, so groups whose leaves all lie beyond a row's limit
+    are left out.
     """
     is_open = np.zeros(near_groups.shape, np.bool_)
     begins = np.zeros(len(radii) + 1, np.int64)
@@ -332,8 +345,8 @@ def _lengths(x: np.ndarray) -> np.ndarray:
 def nearest_leaves(x: np.ndarray, tree: Tree, count: int, margin: float = np.inf) -> np.ndarray:
     """Find each row's nearest leaves among those of its nearest groups.
 
-    Matrix products find a few leaves more than are asked for. Distances summed in one order then sort them, so that a
-    row's leaves depend on the row and the tree alone.
+    Matrix products find a few more leaves than `count`. Distances that are summed in a fixed order then sort these
+    leaves, so that a row's leaves depend on the row and the tree alone.
 
     Parameters
     ----------
@@ -341,12 +354,12 @@ def nearest_leaves(x: np.ndarray, tree: Tree, count: int, margin: float = np.inf
     tree : Tree
     count : int
     margin : float, optional
-        Leaves farther than so many times the nearest are left out, but the nearest `UNCONDITIONAL` always stay.
+        Leaves farther than `margin` times the nearest leaf are left out; the nearest `UNCONDITIONAL` always stay.
 
     Returns
     -------
     ndarray of int32, shape (n, count)
-        Nearest first; -1 beyond the leaves that there are.
+        Nearest first, then -1.
     """
     middle = tree.leaves.mean(axis=0, dtype=np.float64)
     above, below = tree.leaves.max(axis=0) - middle, middle - tree.leaves.min(axis=0)

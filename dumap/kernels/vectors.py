@@ -1,4 +1,4 @@
-"""Rows as they are read: casts, checks, equal rows, and the space in which a metric's neighbours are sought."""
+"""Rows as they are read: casts, checks, duplicates, and the Euclidean space in which neighbours are searched."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 ANGULAR = frozenset({"cosine", "correlation"})
-"""Metrics of the angle between rows; correlation is that between centred rows."""
+"""Metrics of the angle between rows. Correlation is of the angle between centred rows."""
 DIVERGENCES = frozenset(
     {"hellinger", "jensen-shannon", "jensen_shannon"} | {"symmetric-kl", "symmetric_kl", "symmetric_kullback_liebler"}
 )
@@ -21,13 +21,13 @@ SPEARMAN = "spearmanr"
 SPHERICAL = "haversine"
 """The metric of latitudes and longitudes, in radians."""
 BIT_METRICS = {"bit_hamming": "sqeuclidean", "bit_jaccard": "jaccard"}
-"""Metrics of bits, eight to a byte, and those that they are of the bits as numbers: how many differ, and Jaccard's."""
+"""Metrics of bits, eight to a byte, and the equal metrics of rows that hold a number for each bit."""
 SQUARED = frozenset({"sqeuclidean", "bit_hamming"})
 """Metrics that are squared Euclidean distances."""
 EUCLIDEAN_ORDER = ANGULAR | {"euclidean", "l2", "sqeuclidean", "bit_hamming", SPHERICAL}
 """Metrics that rank neighbours exactly as the Euclidean distance does after `as_embedded` and `to_euclidean`."""
 EXACT_IN_FLOAT32 = 2**24
-"""Up to here float32 holds every whole number."""
+"""float32 holds every whole number up to this one."""
 STEP_ROWS = 4096
 """Rows that are cast at once, so that little memory is needed in float64."""
 ROUND_DOWN = np.float32(0.9999)
@@ -77,7 +77,7 @@ def _differences(values: np.ndarray, centre: np.ndarray) -> np.ndarray:
     """Subtract the centre in float64, or in integers, so that the cast to float32 loses little."""
     if values.dtype.kind in "iu" and values.dtype.itemsize == 8:
         above, x, c = values >= centre, values.view(np.uint64), centre.view(np.uint64)
-        far = np.where(above, x - c, c - x).astype(np.float32)  # unsigned, where no difference of two overflows
+        far = np.where(above, x - c, c - x).astype(np.float32)  # a difference of unsigned numbers does not overflow
         return np.where(above, far, -far)
     if values.dtype.kind in "iu":
         return (values.astype(np.int64) - centre.astype(np.int64)).astype(np.float32)
@@ -96,17 +96,17 @@ def on_sphere(rows: np.ndarray) -> np.ndarray:
 
 
 def as_embedded(values: np.ndarray, metric: str, centre: np.ndarray | None) -> np.ndarray:
-    """Return rows as float32, centred, and on the unit sphere for haversine: what all later stages read.
+    """Return rows as float32, centred, and on the unit sphere for haversine: the rows that all later stages read.
 
     Parameters
     ----------
     values : ndarray, shape (n, dims)
-        As they are read.
+        Values of the input.
     metric : str
         With haversine, latitudes and longitudes become points of the unit sphere, where chords rank as arcs do and
         there is no date line.
     centre : ndarray, shape (dims,), optional
-        Subtracted before the cast; in the dtype of the values, or float64 for points of the sphere.
+        Subtracted from the rows before the cast. It has the dtype of the values, or float64 for points of the sphere.
 
     Returns
     -------
@@ -123,12 +123,12 @@ def as_embedded(values: np.ndarray, metric: str, centre: np.ndarray | None) -> n
 
 
 def unpacked(values: np.ndarray, metric: str) -> np.ndarray:
-    """Return rows with a number, 0 or 1, for each bit, for metrics of bits; of others as they are.
+    """Return rows with a number, 0 or 1, for each bit if the metric is of bits, and other rows unchanged.
 
     Parameters
     ----------
     values : ndarray, shape (n, dims)
-        Bytes, in whatever dtype.
+        Bytes, in any dtype.
     metric : str
 
     Returns
@@ -146,7 +146,9 @@ def embedded_dims(metric: str, dims: int) -> int:
 
 @nb.njit(cache=True, nogil=True)
 def great_circle(a: np.ndarray, b: np.ndarray) -> float:
-    """Return the haversine distance, 2 arcsin(chord / 2), of two points of the sphere, both less the same centre."""
+    """Return the haversine distance, 2 arcsin(chord / 2), of two points of the sphere, from which one centre was
+    subtracted.
+    """
     total = 0.0
     for c in range(a.shape[0]):
         gap = np.float64(a[c]) - np.float64(b[c])
@@ -212,7 +214,7 @@ def tally(keys: np.ndarray, rows: np.ndarray, times: np.ndarray) -> tuple[np.nda
 
 
 def find(keys: np.ndarray, table: np.ndarray) -> np.ndarray:
-    """Look keys up in a tally's.
+    """Look keys up among the keys of a tally.
 
     Parameters
     ----------
@@ -251,27 +253,28 @@ def _find(keys, table):
 def to_euclidean(x: np.ndarray, metric: str) -> np.ndarray:
     """Map rows to a space where the Euclidean distance ranks neighbours as the metric does.
 
-    Exactly so for the metrics of `EUCLIDEAN_ORDER`, roughly for those of distributions and Spearman's; other metrics'
-    rows stay as they are. Cells are found there.
+    The ranks agree exactly for metrics of `EUCLIDEAN_ORDER`, and roughly for metrics of distributions and Spearman's.
+    Rows stay unchanged with other metrics. Cells are made in this space.
 
     Parameters
     ----------
     x : ndarray of float32, shape (n, dims)
     metric : str
-        A metric's name, as pynndescent has it.
+        The metric's name in pynndescent.
 
     Returns
     -------
     ndarray of float32, shape (n, dims)
-        Rows of unit length for angular metrics, centred before for correlation; zero rows stay zero. For metrics of
-        distributions the square roots of shares, for Spearman's the ranks, taken as for correlation.
+        For angular metrics, rows of unit length, centred first for correlation; zero rows stay zero. For metrics of
+        distributions, the square roots of the values' shares. For Spearman's, the values' ranks, mapped as for
+        correlation.
     """
     if metric in DIVERGENCES:
         x = np.maximum(x, 0)
         sums = x.sum(axis=1, keepdims=True, dtype=np.float64)
         return np.sqrt(x / np.where(sums > 0, sums, 1)).astype(np.float32)
     if metric == SPEARMAN:
-        from scipy.stats import rankdata  # slow to import, and for this alone
+        from scipy.stats import rankdata  # a slow import that only this metric needs
 
         x, metric = rankdata(x, axis=1).astype(np.float32), "correlation"
     if metric == "correlation":
@@ -334,7 +337,8 @@ def ordered_distance(a: np.ndarray, b: np.ndarray) -> np.float32:
 
 
 def add_zero_column(x: np.ndarray) -> np.ndarray:
-    """Append a column that is 1 for zero rows, if there are any: they are then at a right angle to all other rows.
+    """Append a column that is 1 for zero rows, if there are zero rows. They are then at a right angle to all other
+    rows.
 
     Parameters
     ----------
@@ -366,7 +370,7 @@ def metric_from_squared(squared: np.ndarray, metric: str) -> np.ndarray:
 def squared_from_metric(distances: np.ndarray, metric: str) -> np.ndarray:
     """Turn a metric's distances into squared Euclidean ones after `to_euclidean`, rounded up.
 
-    The inverse of `metric_from_squared`; so much more than it that no nearer pair is missed for rounding.
+    The inverse of `metric_from_squared`. It is rounded up so far that rounding hides no nearer pair.
     """
     if metric == SPHERICAL:
         chord = 2 * np.sin(np.minimum(distances, np.pi) / 2)
