@@ -34,21 +34,21 @@ def is_listed(listed: np.ndarray, listed_distances: np.ndarray, exact: np.ndarra
     queries, k = exact.shape
     out = np.zeros((queries, k), np.bool_)
     for q in range(queries):
-        instead = 0
+        substitutes = 0
         for s in range(listed.shape[1]):
             if listed[q, s] < 0:
                 continue
-            among = False
+            is_exact = False
             for t in range(k):
                 if exact[q, t] == listed[q, s]:
-                    among = out[q, t] = True
+                    is_exact = out[q, t] = True
                     break
-            if not among and listed_distances[q, s] <= limits[q]:
-                instead += 1
+            if not is_exact and listed_distances[q, s] <= limits[q]:
+                substitutes += 1
         for t in range(k - 1, -1, -1):
-            if instead and not out[q, t]:
+            if substitutes and not out[q, t]:
                 out[q, t] = True
-                instead -= 1
+                substitutes -= 1
     return out
 
 

@@ -123,8 +123,8 @@ def route(
     probes = np.full((len(near), max_cells_per_row, max_probes), -1, np.int32)
     count = int(cells[-1] + pieces[-1])
     first = np.zeros(count, np.int64)
-    leaf_of, begins = np.unique(cells, return_index=True)
-    first[leaf_of] = begins
+    leaf_of, first_leaves = np.unique(cells, return_index=True)
+    first[leaf_of] = first_leaves
     for leaf in np.flatnonzero(pieces > 1):
         first[cells[leaf] + 1 : cells[leaf] + pieces[leaf]] = leaf
     hashes = hashing.draws(seed, hashing.PIECES, np.arange(start, start + len(near)))

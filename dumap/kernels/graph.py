@@ -271,7 +271,7 @@ def rows_at(occurrences: np.ndarray, repeated: np.ndarray, times: np.ndarray) ->
     -------
     ndarray of int64, shape (n,)
     """
-    more = np.concatenate([[0], np.cumsum(times.astype(np.int64) - 1)])
-    last = np.searchsorted(repeated + more[:-1], occurrences, side="right")  # repeated rows that occur here or before
-    rows = occurrences - more[last]
-    return np.where(last > 0, np.maximum(rows, np.append(repeated, -1)[last - 1]), rows)
+    extra = np.concatenate([[0], np.cumsum(times.astype(np.int64) - 1)])
+    index = np.searchsorted(repeated + extra[:-1], occurrences, side="right")  # repeated rows that occur here or before
+    rows = occurrences - extra[index]
+    return np.where(index > 0, np.maximum(rows, np.append(repeated, -1)[index - 1]), rows)

@@ -14,7 +14,7 @@ TRIALS, ROUNDS = 4, 25
 
 
 @nb.njit(cache=True, nogil=True)
-def _seeds(x, count, base):
+def _first_rows(x, count, base):
     """Choose the rows of the first centroids by greedy k-means++ (Arthur and Vassilvitskii, SODA 2007).
 
     Each trial draws a row with probability proportional to its squared distance from the nearest row chosen before. The
@@ -91,7 +91,7 @@ def kmeans(x: np.ndarray, n_clusters: int, seed: int) -> np.ndarray:
     extent = float(max(x.max(), -x.min()))
     scale = np.float32(1) if 1e-12 < extent < 1e12 else power_near(extent)
     base = hashing.draws(seed, hashing.KMEANS, np.array([len(x)]))[0]
-    chosen = _seeds(x * scale, n_clusters, base)
+    chosen = _first_rows(x * scale, n_clusters, base)
     if len(chosen) < n_clusters:
         return np.unique(x[chosen], axis=0)
     middle = x.mean(axis=0, dtype=np.float64).astype(np.float32)

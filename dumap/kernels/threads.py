@@ -93,7 +93,7 @@ class _Libraries:
 
     def __init__(self) -> None:
         self._lock, self._within = threading.Lock(), threading.local()
-        self._found: list[LibController] = []
+        self._controllers: list[LibController] = []
         self._modules = 0
         self._loads: tuple[int, int] | None = None
         self._before: dict[str, tuple[LibController, int]] = {}
@@ -111,8 +111,8 @@ class _Libraries:
             stale = loads != self._loads
         if stale:
             self._modules, self._loads = len(sys.modules), loads
-            self._found = ThreadpoolController().lib_controllers
-        return self._found
+            self._controllers = ThreadpoolController().lib_controllers
+        return self._controllers
 
     def enter(self) -> list[tuple[LibController, int]]:
         """Set all libraries to one thread; return the settings that this thread has to undo itself."""

@@ -159,12 +159,12 @@ def great_circle(a: np.ndarray, b: np.ndarray) -> float:
 @nb.njit(cache=True, nogil=True)
 def _check(x: np.ndarray, finite: np.ndarray, zero: np.ndarray) -> None:
     for i in range(x.shape[0]):
-        good, null = True, True
+        is_finite, is_zero = True, True
         for j in range(x.shape[1]):
             value = x[i, j]
-            good &= np.isfinite(value)
-            null &= value == 0
-        finite[i], zero[i] = good, null
+            is_finite &= np.isfinite(value)
+            is_zero &= value == 0
+        finite[i], zero[i] = is_finite, is_zero
 
 
 def check(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
