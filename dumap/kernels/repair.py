@@ -190,8 +190,8 @@ def local_join(
     """Find nearer neighbours by a local join (Dong, Charikar and Li, WWW 2011).
 
     Rows that one home row lists are compared with each other. Home rows are compared with their neighbours and with
-    these neighbours' neighbours. In a pair that is near enough, each row becomes a candidate for the other. So many
-    parameters are needed because numba takes each array separately.
+    these neighbours' neighbours. In a pair that is near enough, each row becomes a candidate for the other.
+    So many parameters are needed because numba takes each array separately.
 
     Parameters
     ----------

@@ -14,15 +14,12 @@ GROUPS = 8
 """Nearest groups whose leaves are compared with a row."""
 TILE_ROWS, TILE_BYTES = 8192, 2 * 2**20
 """Most rows, and bytes of vectors, whose leaves are searched at once."""
-EXTRA_LEAVES = 4
-"""Leaves that products find beyond those asked for, before exact distances sort them."""
-SCAN_COLUMNS = 16
-"""Leaves of which a row's distances are scanned at once; the number of axes is a multiple of it."""
+EXTRA_LEAVES, SCAN_COLUMNS = 4, 16
+"""Leaves that products find in excess, and leaves whose distances are scanned at once."""
 HALVINGS = 8
 """Steps of bisection for the bound of a list."""
 UNCONDITIONAL = 3
-"""This many nearest leaves are returned even beyond the margin: a row close to a centroid would otherwise get one leaf
-only."""
+"""This many nearest leaves are returned even beyond the margin, also to a row that is close to a centroid."""
 MAX_LEAF_LOAD = 4
 """A leaf with more than this many times the mean number of sample rows is split again."""
 GROUP_ROWS, ROWS_A_GROUP = 8192, 32
@@ -239,9 +236,7 @@ def _bound(distance_bits, count):
 
 @nb.njit(cache=True, nogil=True)
 def _keep_first(distance_bits, first, kept, keys):
-    """Fill an empty list. A key's rank is the number of smaller keys; counting them needs no branches, unlike
-    insertion.
-    """
+    """Fill an empty list. A key's rank is the number of smaller keys, which is counted without branches."""
     limit, count = _bound(distance_bits, len(kept)), 0
     for c in range(len(distance_bits)):
         keys[count] = (np.int64(distance_bits[c]) << 32) | (first + c)
