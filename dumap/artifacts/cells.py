@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
+from itertools import groupby
+from operator import itemgetter
 
 import numpy as np
 
 from dumap.artifacts.job import Job
-from dumap.artifacts.part_names import CELLS, part_name, part_names
-from dumap.kernels import cells, tree, vectors
+from dumap.artifacts.part_names import CELLS, NEIGHBORS, part_name, part_names, range_name
+from dumap.kernels import tree, vectors
 from dumap.planning.geometry import guests_at_once
-from dumap.store import Run
+from dumap.store import RANGE_BYTES, Run
 
 PROBES = 8
 """Most leaves that a row probes in one cell: it is compared with the rows of those leaves."""
-LIMITS, TABLE = "limits", "table"
-"""The parts that say which guests cells admit, and where rows are."""
+LIMITS, TABLE, SPANS, POSITIONS = "limits", "table", "spans", "positions"
+"""The parts that say which guests cells admit, where cells begin, where rows of a range of cells are, and where those
+of a group of blocks."""
+LEAST_RANGE_BYTES, RANGES_A_PIECE = 512, 4
+"""The pieces of cells are read in about so many ranges, so that little else is read; none is smaller."""
 DROPPED_AT_ONCE = 1 << 17
 """Rows that the run leaves out, looked up at once."""
 
@@ -29,8 +34,13 @@ def read_tree(run: Run) -> tree.Tree:
     return tree.Tree(groups, offsets, leaves, origin, np.ascontiguousarray(axes.T))
 
 
+def figures_of(run: Run) -> dict[str, int]:
+    """Return the figures of the table, without how it is cut."""
+    return {name: value for name, value in run.summary(CELLS, TABLE).items() if name != "cut"}
+
+
 class CellTable:
-    """Where the rows of blocks and cells are. Of its tables, one row is read at a time, when it is asked for.
+    """Where the rows of blocks and cells are. Of its arrays, one row is read at a time, when it is asked for.
 
     Attributes
     ----------
@@ -41,33 +51,59 @@ class CellTable:
     def __init__(self, run: Run) -> None:
         self.run, facts = run, run.summary(CELLS, TABLE)
         self.cells, self.rows = int(facts["cells"]), int(facts["rows"])
+        self._block_rows, self._group_blocks, self._cells_a_part = facts["cut"]
 
     @cached_property
     def offsets(self) -> np.ndarray:
         """Position of each cell's first row, (cells + 1,) int64."""
         return self.run.read(CELLS, TABLE, "offsets")
 
-    def spans(self, cell: int) -> np.ndarray:
-        """Return where a cell's rows begin in each sorted block, how many are home rows, and how many there are.
+    def home_spans(self, cell: int) -> np.ndarray:
+        """Return where a cell's home rows begin in each sorted group, and how many there are, (groups, 2) int32."""
+        return self._spans("home", cell)
 
-        Returns
-        -------
-        ndarray of int32, shape (blocks, 3)
-        """
-        return self.run.read(CELLS, TABLE, "spans", cell, cell + 1)[0]
+    def guest_spans(self, cell: int) -> np.ndarray:
+        """Return where a cell's guests begin among all guests of each group, and how many there are, (groups, 2)."""
+        return self._spans("guests", cell)
 
-    def guest_counts(self, cell: int) -> np.ndarray:
-        """Return how many of a cell's home rows are guests of each cell, (cells,) int64."""
-        return self.run.read(CELLS, TABLE, "guests", cell, cell + 1)[0]
+    def _spans(self, array: str, cell: int) -> np.ndarray:
+        number, row = divmod(cell, self._cells_a_part)
+        return self.run.read(CELLS, part_name(SPANS, number), array, row, row + 1)[0]
+
+    def starts(self, group: int) -> np.ndarray:
+        """Return the position of a group's first row in each cell, (cells,) int64."""
+        names = part_names(SPANS, -(-self.cells // self._cells_a_part))
+        return np.concatenate([self.run.read(CELLS, name, "starts", group, group + 1)[0] for name in names])
 
     def positions(self, run: Run, block: int) -> np.ndarray:
-        """Return the positions of a block's rows, (n,); -1 for those left out."""
-        home = run.read(CELLS, part_name("assign", block), "home")
-        return cells.ranks(home, run.read(CELLS, TABLE, "starts", block, block + 1)[0])
+        """Return the positions of a block's rows, (n,) int64; -1 for those left out."""
+        return run.read(CELLS, *self._in_part(block, "positions")).astype(np.int64)
 
     def status(self, block: int) -> np.ndarray:
         """Return the status of a block's rows, (n,), as stage vectors found it."""
-        return self.run.read(CELLS, part_name("assign", block), "status")
+        return self.run.read(CELLS, *self._in_part(block, "status"))
+
+    def _in_part(self, block: int, array: str) -> tuple[str, str, int, int]:
+        """Name the part and the array that hold something of a block's rows, and say where."""
+        group, number = divmod(block, self._group_blocks)
+        return part_name(POSITIONS, group), array, number * self._block_rows, (number + 1) * self._block_rows
+
+
+def guest_names(wave: tuple[int, int], groups: int) -> list[str]:
+    """Name the parts that hold the guests of a wave's cells, by group."""
+    return part_names(range_name("guests", *wave), groups)
+
+
+def spans_in(names: Sequence[str], spans: np.ndarray) -> list[tuple[str, int, int]]:
+    """Return the parts that hold rows, with the rows [first, last) of each; `spans` are first rows and counts."""
+    return [(name, first, first + count) for name, (first, count) in zip(names, spans.tolist(), strict=True) if count]
+
+
+def rows_a_range(piece_rows: int, values: np.ndarray) -> int:
+    """Return the rows of a range where an array is read in pieces of about so many rows; 0 for as many as usual."""
+    row_bytes = max(1, values[:1].nbytes)
+    wanted = max(piece_rows // RANGES_A_PIECE, -(-LEAST_RANGE_BYTES // row_bytes))
+    return wanted if wanted * row_bytes < RANGE_BYTES else 0
 
 
 def keeps_input_dtype(job: Job) -> bool:
@@ -78,6 +114,14 @@ def keeps_input_dtype(job: Job) -> bool:
 class Cell:
     """A cell's rows: home rows by position, then guests by position.
 
+    Parameters
+    ----------
+    job : Job
+    cell : int
+    table : CellTable
+    wave : tuple of int, optional
+        The cells [first, last) whose guests are sorted by cell now. Without, guests are left out.
+
     Attributes
     ----------
     positions : ndarray of int64, shape (n,)
@@ -85,18 +129,23 @@ class Cell:
         How many home rows there are.
     """
 
-    def __init__(self, job: Job, cell: int, table: CellTable, guests: bool = True) -> None:
-        self.job, spans = job, table.spans(cell)
-        starts = spans[:, 0].astype(np.int64)
-        stops = starts + spans[:, 2 if guests else 1]
-        blocks = part_names("sorted", job.geometry.blocks)
-        self.spans = [(block, int(a), int(b)) for block, a, b in zip(blocks, starts, stops, strict=True) if b > a]
-        positions = np.concatenate([job.run.read(CELLS, block, "positions", a, b) for block, a, b in self.spans])
-        guest = (positions < table.offsets[cell]) | (positions >= table.offsets[cell + 1])
-        order = np.lexsort((positions, guest))
-        self.inverse_order = np.argsort(order).astype(np.int32)
-        self.positions = positions[order]
-        self.home_rows = int((~guest).sum())
+    def __init__(self, job: Job, cell: int, table: CellTable, wave: tuple[int, int] | None = None) -> None:
+        self.job, guests = job, np.empty(0, np.int64)
+        first, last = (int(offset) for offset in table.offsets[cell : cell + 2])
+        self.home_rows = last - first
+        of_homes = spans_in(part_names("sorted", job.geometry.groups), table.home_spans(cell))
+        self.spans = [(CELLS, *span) for span in of_homes]
+        if wave is not None:
+            spans = table.guest_spans(cell)
+            spans[:, 0] -= table.guest_spans(wave[0])[:, 0]
+            of_guests = spans_in(guest_names(wave, job.geometry.groups), spans)
+            read = job.run.read_each(NEIGHBORS, [(name, "positions", a, b) for name, a, b in of_guests])
+            guests = np.concatenate([guests, *read])
+            self.spans += [(NEIGHBORS, *span) for span in of_guests]
+        order = np.argsort(guests)
+        inverse = np.argsort(order) + self.home_rows
+        self.inverse_order = np.concatenate([np.arange(self.home_rows), inverse]).astype(np.int32)
+        self.positions = np.concatenate([np.arange(first, last), guests[order]])
 
     def batches(self) -> Iterator[np.ndarray]:
         """Yield the rows that are searched together: all home rows, each time with as many other guests as memory
@@ -113,14 +162,18 @@ class Cell:
         wanted[rows] = np.arange(len(rows))
         wanted, whole = wanted[self.inverse_order], len(rows) == len(self.positions)
         step, done = max(1, self.job.geometry.block_rows // 4), 0
-        for block, a, b in self.spans:
-            for low in range(a, b, step):
-                high = min(b, low + step)
-                at = wanted[done : done + high - low]
-                done += high - low
-                if whole or (at >= 0).any():
-                    piece = self.job.run.read(CELLS, block, name, low, high)
-                    out[at if whole else at[at >= 0]] = made(piece if whole else piece[at >= 0])
+        for stage, spans in groupby(self.spans, key=itemgetter(0)):
+            requests, places = [], []
+            for _, part, a, b in spans:
+                for low in range(a, b, step):
+                    high = min(b, low + step)
+                    at = wanted[done : done + high - low]
+                    done += high - low
+                    if whole or (at >= 0).any():
+                        requests.append((part, name, low, high))
+                        places.append(at)
+            for at, piece in zip(places, self.job.run.read_each(stage, requests), strict=True):
+                out[at if whole else at[at >= 0]] = made(piece if whole else piece[at >= 0])
 
     def probes(self, rows: np.ndarray) -> np.ndarray:
         """Read the leaves of the cell that rows probe, (len(rows), width) int32."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
@@ -44,6 +45,17 @@ def range_of(part: str) -> tuple[int, int]:
     """Return the range of shards in a part's name."""
     first, last = part.rsplit("-", 2)[1:]
     return int(first), int(last)
+
+
+FEW_PARTS = 64
+"""As many parts are read one by one where they are added up; more are added up in ranges first."""
+
+
+def summed(kind: str, sums: str, count: int) -> list[str]:
+    """Name the parts to add up: the first `count` of a kind, or where they are many the `sums` of ranges of them."""
+    if count <= FEW_PARTS:
+        return part_names(kind, count)
+    return [range_name(sums, *ends) for ends in split_evenly(count, math.isqrt(count))]
 
 
 def total(run: Run, stage: str, parts: Sequence[str], fact: str) -> Any:

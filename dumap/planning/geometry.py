@@ -30,6 +30,9 @@ cells doubles (measured, rounded up)."""
 WANTED_CELL_ROWS = 32_768
 """Rows of a cell where memory allows more: so that small data still makes several tasks."""
 MIN_CELLS = 4
+MANY_GROUPS = 256
+"""Blocks are sorted by cell one by one unless there are twice as many; else several at once, in as few groups as memory
+allows, but at least so many."""
 OUTPUT_ROWS = 65_536
 LEAST_SHARD_ROWS = 4096
 SHARD_EDGES, EDGE_BYTES = 2.5, 80
@@ -53,6 +56,8 @@ class Geometry:
         Shape of the input, and bytes of a value. Latitude and longitude count as 3 dims.
     block_rows, blocks : int
         Rows that one task reads of the input, and how many such blocks there are.
+    group_blocks : int
+        Blocks whose rows are sorted by cell together, so that a cell's rows lie in few pieces.
     sample_rows : int
         About how many rows the sample has, from which the tree is grown.
     cell_rows : int
@@ -66,8 +71,9 @@ class Geometry:
     n_epochs : int
     columns, list_rows : int
         If neighbours are given: columns of their arrays, and rows that are read at once. Else 0.
-    largest_home, largest_cell : int
-        Most home rows of a cell, and most rows with guests, as stage cells found; 0 before.
+    largest_home, largest_cell, stored_rows : int
+        Most home rows of a cell, most rows with guests, and the rows of all cells with their guests, as stage cells
+        found; 0 before.
     """
 
     rows: int
@@ -88,10 +94,13 @@ class Geometry:
     list_rows: int = 0
     largest_home: int = 0
     largest_cell: int = 0
+    stored_rows: int = 0
+    group_blocks: int = 1
 
     def with_cells(self, found: Mapping[str, Any]) -> Geometry:
         """Return the same geometry with the sizes of the largest cells, as stage cells found them."""
-        return replace(self, largest_home=found["largest_home"], largest_cell=found["largest"])
+        largest = {"largest_home": found["largest_home"], "largest_cell": found["largest"]}
+        return replace(self, **largest, stored_rows=found["stored_rows"])
 
     @property
     def most_home_rows(self) -> int:
@@ -113,6 +122,26 @@ class Geometry:
         """Return the rows [start, stop) of a block."""
         return number * self.block_rows, min(self.rows, (number + 1) * self.block_rows)
 
+    @property
+    def groups(self) -> int:
+        """How many groups of blocks are sorted by cell."""
+        return math.ceil(self.blocks / self.group_blocks)
+
+    def group(self, number: int) -> tuple[int, int]:
+        """Return the blocks [first, last) of a group."""
+        return number * self.group_blocks, min(self.blocks, (number + 1) * self.group_blocks)
+
+    def group_span(self, number: int) -> tuple[int, int]:
+        """Return the rows [start, stop) of a group."""
+        first, last = self.group(number)
+        return self.block(first)[0], self.block(last - 1)[1]
+
+    def cells_a_row(self, max_cells_per_row: int) -> float:
+        """Return the cells of a mean row, its home included: as found, or else as projected."""
+        if self.stored_rows:
+            return self.stored_rows / self.rows
+        return expected_cells(self.cells, max_cells_per_row)
+
     def lists(self, cell: int) -> list[tuple[int, int]]:
         """Return the ranges of rows [start, stop) in which the given lists of a cell are read."""
         start, stop = cell * self.cell_rows, min(self.rows, (cell + 1) * self.cell_rows)
@@ -131,19 +160,28 @@ def cell_row_bytes(dims: int, k: int, metric: str) -> int:
     return 4 * dims * arrays + codes + 72 * (k + 1) + 256
 
 
+def expected_cells(cells: int, max_cells_per_row: int) -> float:
+    """Return the cells of a mean row, its home included, where there are so many cells."""
+    return min(max_cells_per_row, CELLS_A_ROW, 1 + CELLS_A_ROW_BY_DOUBLING * math.log2(cells))
+
+
 def cells_of(rows: int, cap: int, max_cells_per_row: int) -> int:
     """Return how many cells to make, so that a mean cell has at most three quarters of `cap` rows, guests included."""
-    most = max(2, min(max_cells_per_row, CELLS_A_ROW))  # at least 2: a cell may have twice the home rows it should
 
     def cell_rows(cells: int) -> float:
-        return (
-            rows / cells * min(most, 1 + CELLS_A_ROW_BY_DOUBLING * math.log2(cells) if max_cells_per_row > 1 else most)
-        )
+        if max_cells_per_row == 1:
+            return 2 * rows / cells  # a cell may have twice the home rows it should
+        return rows / cells * expected_cells(cells, max_cells_per_row)
 
     cells = max(1, rows // cap)
     while (cells > 1 and cell_rows(cells) > 0.75 * cap) or (cells == 1 and rows > cap):
         cells += max(1, cells // 64)
     return cells
+
+
+def sort_row_bytes(dims: int, itemsize: int, max_cells_per_row: int) -> int:
+    """Return the bytes of a row while it is sorted by cell: its values, its cells and the leaves it probes there."""
+    return dims * (4 if itemsize > 4 else itemsize) + 96 + 64 * max_cells_per_row
 
 
 def guests_at_once(cell_rows: int, home_rows: int) -> int:
@@ -225,6 +263,8 @@ def make_geometry(
     elif chunk_rows * numbers * 4 <= memory // 4:
         block_rows = min(chunk_rows, rows)
     dims = embedded_dims(config.neighbors.metric, dims)
+    blocks = math.ceil(rows / block_rows)
+    fitting = memory // 2 // (block_rows * sort_row_bytes(dims, itemsize, config.cells.max_cells_per_row))
     cap = memory // cell_row_bytes(dims, k, config.neighbors.metric)
     cap = max(4 * (k + 2), min(cap, config.cells.max_rows or cap))
     cells = max(cells_of(rows, cap, config.cells.max_cells_per_row), min(MIN_CELLS, math.ceil(rows / WANTED_CELL_ROWS)))
@@ -240,7 +280,8 @@ def make_geometry(
         dims=dims,
         itemsize=itemsize,
         block_rows=block_rows,
-        blocks=math.ceil(rows / block_rows),
+        blocks=blocks,
+        group_blocks=1 if given else max(1, min(fitting, blocks // MANY_GROUPS)),
         sample_rows=sample_rows,
         cell_rows=cap,
         cells=cells,

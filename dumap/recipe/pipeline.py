@@ -209,14 +209,17 @@ def run_stages(
     while True:
         try:
             check_digests(recipe, job)
-            drop_needless(job.run, recipe, job.config.keep, finish=True)
+            if not remakes:  # else what is made again would be dropped before all that needs it is made
+                drop_needless(job.run, recipe, job.config.keep, finish=True)
             for stage in recipe:
                 if job.run.is_committed(DONE, stage.name):
                     continue
                 if parent is None or stage.name in remade or not inherit(recipe, stage, job, parent, observer.note):
                     begin_stage(job.run, stage.name, engine, force)
                     _complete(recipe, stage, job, engine, observer)
-                    drop_needless(job.run, recipe, job.config.keep)
+                    if not remakes:
+                        drop_needless(job.run, recipe, job.config.keep)
+            drop_needless(job.run, recipe, job.config.keep)
             return
         except DamageError as error:
             part = (error.stage, error.part)

@@ -6,21 +6,42 @@ import math
 
 import numpy as np
 
-from dumap.artifacts.cells import LIMITS, PROBES, TABLE, CellTable, keeps_input_dtype, read_tree
+from dumap.artifacts.cells import LIMITS, POSITIONS, SPANS, TABLE, figures_of, read_tree
 from dumap.artifacts.job import Job
-from dumap.artifacts.part_names import AUDIT, CELLS, NEIGHBORS, VECTORS, number_of, part_name, part_names
-from dumap.artifacts.vectors import distinct_rows, is_left_out, read_sample, status_of
+from dumap.artifacts.part_names import (
+    AUDIT,
+    CELLS,
+    FEW_PARTS,
+    NEIGHBORS,
+    VECTORS,
+    number_of,
+    part_names,
+    range_of,
+    summed,
+)
+from dumap.artifacts.vectors import distinct_rows, is_left_out, read_sample
 from dumap.config import Config
 from dumap.kernels import cells, tree, vectors
 from dumap.planning.budget import axes_bytes
 from dumap.planning.geometry import Geometry
 from dumap.planning.plan import Projection
-from dumap.stages import Context, Stage
-from dumap.store import OBJECT_BYTES
+from dumap.stages import Context, Stage, Task
+from dumap.stages.sorting import (
+    counted,
+    firsts,
+    place_group,
+    route,
+    route_admitted,
+    sort_bytes,
+    sort_home,
+    sorted_row_bytes,
+)
 
-JOINED_LEAVES, RANKED_LEAVES = 8, 16
-"""A row joins the cells of its 8 nearest leaves. 16 leaves are found for it: the others are probed in cells that it has
-joined anyway."""
+RANKED_LEAVES = 16
+"""Leaves that are found for a row: it joins the cells of the nearest, `sorting.JOINED_LEAVES`, and probes the others in
+cells that it has joined anyway."""
+SPAN_BYTES, TABLE_BYTES, FIRSTS_A_RANGE = 64, 36, 256
+"""Bytes of a cell and a group while they are tabulated, and on disk; and cells of a range of their counts."""
 MARGIN = 2**0.5
 """Leaves farther than so many times the nearest are left out, but for the nearest three (`tree.UNCONDITIONAL`). In data
 of low dimension, those are most of them."""
@@ -38,10 +59,11 @@ def grow_tree(job: Job, part: str) -> None:
         out.write("leaves", grown.leaves)
         out.write("origin", grown.origin)
         out.write("axes", grown.axes.T)
+        out.attributes["leaves"] = len(grown.leaves)
 
 
 def find_leaves(job: Job, part: str) -> None:
-    """Find the nearest leaves of each row of a block; count the rows of each leaf."""
+    """Find the nearest leaves of each row of a block; count the rows of its leaves."""
     store, block = job.run, number_of(part)
     x = vectors.to_euclidean(job.rows(*job.geometry.block(block)), job.config.neighbors.metric)
     dropped = is_left_out(job, block)
@@ -51,177 +73,187 @@ def find_leaves(job: Job, part: str) -> None:
     near[dropped] = -1
     with store.part(CELLS, part) as out:
         out.write("near", near)
-        out.write("loads", np.bincount(near[~dropped, 0], minlength=len(grown.leaves)))
+        out.write("loads", counted(near[~dropped, 0]))
+
+
+def _add_loads(job: Job, names: list[str]) -> np.ndarray:
+    """Add up the rows of each leaf that parts have counted, (leaves,) int64."""
+    loads = np.zeros(job.run.summary(CELLS, "tree")["leaves"], np.int64)
+    for leaves, counts in (loads_of.T for loads_of in job.run.read_each(CELLS, [(n, "loads", 0, None) for n in names])):
+        loads[leaves] += counts
+    return loads
+
+
+def sum_loads(job: Job, part: str) -> None:
+    """Add up the rows of each leaf over some blocks."""
+    loads = _add_loads(job, part_names("near", job.geometry.blocks)[slice(*range_of(part))])
+    leaves = np.flatnonzero(loads)
+    with job.run.part(CELLS, part) as out:
+        out.write("loads", np.stack([leaves, loads[leaves]], axis=1))
 
 
 def pack_leaves(job: Job, part: str) -> None:
     """Group the leaves into cells."""
     geometry = job.geometry
-    loads = sum(job.run.read(CELLS, block, "loads") for block in part_names("near", geometry.blocks))
+    loads = _add_loads(job, summed("near", "loads", geometry.blocks))
     min_rows = job.config.neighbors.search_k + 1
-    leaf_cells, pieces = cells.assign_leaves(np.asarray(loads), math.ceil(geometry.rows / geometry.cells), min_rows)
+    leaf_cells, pieces = cells.assign_leaves(loads, math.ceil(geometry.rows / geometry.cells), min_rows)
     with job.run.part(CELLS, part) as out:
         out.write("cells", leaf_cells)
         out.write("pieces", pieces)
         out.attributes["cells"] = int(leaf_cells[-1] + pieces[-1])
 
 
-def route(job: Job, block: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the cells of a block's rows (n, max_cells_per_row), home first, and the leaves they probe there."""
-    near = job.run.read(CELLS, part_name("near", block), "near")
-    leaf_cells, pieces = (job.run.read(CELLS, "packing", name) for name in ("cells", "pieces"))
-    start, _ = job.geometry.block(block)
-    return cells.route(
-        near, leaf_cells, pieces, start, job.config.seed, job.config.cells.max_cells_per_row, JOINED_LEAVES, PROBES
-    )
-
-
-def admitted(job: Job, block: int, row_cells: np.ndarray) -> np.ndarray:
-    """Return the cells of a block's rows, without those that do not admit them."""
-    if not job.run.summary(CELLS, LIMITS)["turned_away"]:
-        return row_cells
-    priorities, _ = cells.guest_priorities(row_cells, job.geometry.block(block)[0], job.config.seed)
-    return cells.admit(row_cells, priorities, job.run.read(CELLS, LIMITS, "limits"))
-
-
-def _counted(numbers: np.ndarray) -> np.ndarray:
-    """Return the distinct numbers and the count of each, (m, 2)."""
-    counts = np.bincount(numbers)
-    present = np.flatnonzero(counts)
-    return np.stack([present, counts[present]], axis=1)
-
-
-def _by_home(row_cells: np.ndarray, count: int) -> np.ndarray:
-    """Count rows by cell and home, `cell * count + home`."""
-    home = np.broadcast_to(row_cells[:, :1], row_cells.shape)
-    joined = row_cells >= 0
-    return _counted(row_cells[joined].astype(np.int64) * count + home[joined])
-
-
-def assign_block(job: Job, part: str) -> None:
-    """Choose the home of each row of a block; count its rows by cell and home, and its guests by cell and class."""
-    block, count = number_of(part), job.run.summary(CELLS, "packing")["cells"]
-    row_cells, _ = route(job, block)
-    priorities, priority_count = cells.guest_priorities(row_cells, job.geometry.block(block)[0], job.config.seed)
+def assign_group(job: Job, part: str) -> None:
+    """Choose the home of each row of a group of blocks; count its home rows and its guests by cell, and its guests by
+    cell and priority.
+    """
+    store, group = job.run, number_of(part)
+    count = store.summary(CELLS, "packing")["cells"]
+    row_cells, _ = route(job, group)
+    priorities, priority_count = cells.guest_priorities(row_cells, job.geometry.group_span(group)[0], job.config.seed)
     guest = (row_cells >= 0) & (priorities >= 0)
-    with job.run.part(CELLS, part) as out:
+    with store.part(CELLS, part) as out:
         out.write("home", row_cells[:, 0])
-        out.write("status", status_of(job.run, block))
-        out.write("pairs", _by_home(row_cells, count))
-        out.write("guests", _counted(row_cells[guest].astype(np.int64) * priority_count + priorities[guest]))
+        out.write("home_firsts", firsts(row_cells[:, 0], count), FIRSTS_A_RANGE)
+        out.write("guest_firsts", firsts(row_cells[:, 1:], count), FIRSTS_A_RANGE)
+        out.write("guests", counted(row_cells[guest].astype(np.int64) * priority_count + priorities[guest]))
         out.attributes["priorities"] = priority_count
 
 
+def _add_guests(job: Job, names: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Add up what parts have counted: home rows, (cells,) int64, and guests by priority, (cells, priorities) int64."""
+    count, priorities = job.run.summary(CELLS, "packing")["cells"], job.run.summary(CELLS, names[0])["priorities"]
+    homes, guests = np.zeros(count, np.int64), np.zeros((count, priorities), np.int64)
+    read = job.run.read_each(CELLS, [(name, array, 0, None) for name in names for array in ("home_firsts", "guests")])
+    for home_firsts, of_priority in zip(read, read, strict=True):
+        homes += np.diff(home_firsts)
+        guests.reshape(-1)[of_priority[:, 0]] += of_priority[:, 1]
+    return homes, guests
+
+
+def sum_guests(job: Job, part: str) -> None:
+    """Add up the home rows and the guests of each cell over some groups."""
+    names = part_names("assign", job.geometry.groups)[slice(*range_of(part))]
+    homes, guests = _add_guests(job, names)
+    at = np.flatnonzero(guests)
+    with job.run.part(CELLS, part) as out:
+        out.write("home_firsts", np.concatenate([[0], np.cumsum(homes)]))
+        out.write("guests", np.stack([at, guests.reshape(-1)[at]], axis=1))
+        out.attributes["priorities"] = guests.shape[1]
+
+
 def limit_guests(job: Job, part: str) -> None:
-    """Decide how many classes of guests each cell admits."""
-    store, blocks = job.run, part_names("assign", job.geometry.blocks)
-    count, priority_count = store.summary(CELLS, "packing")["cells"], store.summary(CELLS, blocks[0])["priorities"]
-    homes, guests = np.zeros(count, np.int64), np.zeros((count, priority_count), np.int64)
-    for name in blocks:
-        pair, times = store.read(CELLS, name, "pairs").T
-        at_home = pair // count == pair % count
-        homes[pair[at_home] // count] += times[at_home]
-        of_priority, times = store.read(CELLS, name, "guests").T
-        guests.reshape(-1)[of_priority] += times
+    """Decide how many classes of guests each cell admits, and where each cell's rows begin."""
+    homes, guests = _add_guests(job, summed("assign", "guest_sums", job.geometry.groups))
     limits = cells.admitted_priorities(homes, guests)
-    turned_away = np.where(np.arange(priority_count) < limits[:, None], 0, guests)
-    with store.part(CELLS, part) as out:
+    turned_away = np.where(np.arange(guests.shape[1]) < limits[:, None], 0, guests)
+    with job.run.part(CELLS, part) as out:
         out.write("limits", limits)
+        out.write("offsets", np.concatenate([[0], np.cumsum(homes)]))
         out.attributes["turned_away"] = int(turned_away.sum())
 
 
-def count_block(job: Job, part: str) -> None:
-    """Count a block's rows by cell and home again, without guests that are not admitted."""
-    block, count = number_of(part), job.run.summary(CELLS, "packing")["cells"]
-    row_cells, _ = route(job, block)
+def count_group(job: Job, part: str) -> None:
+    """Count a group's guests by cell again, without those that are not admitted."""
+    group, count = number_of(part), job.run.summary(CELLS, "packing")["cells"]
+    row_cells, _ = route_admitted(job, group)
     with job.run.part(CELLS, part) as out:
-        out.write("pairs", _by_home(admitted(job, block, row_cells), count))
+        out.write("guest_firsts", firsts(row_cells[:, 1:], count), FIRSTS_A_RANGE)
+
+
+def cells_a_part(job: Job) -> int:
+    """Return of how many cells a part of the table tells where their rows are."""
+    return max(1, job.config.task_memory // 4 // (job.geometry.groups * SPAN_BYTES))
 
 
 def tabulate(job: Job, part: str) -> None:
-    """Make the table: where each cell's rows begin, and how many rows of each block are in each cell."""
+    """Tabulate where the rows of a range of cells are: in each sorted group, and in the order of positions."""
+    store, step, groups = job.run, cells_a_part(job), job.geometry.groups
+    offsets, limits = store.read(CELLS, LIMITS, "offsets"), store.summary(CELLS, LIMITS)
+    first = number_of(part) * step
+    last = min(first + step, len(offsets) - 1)
+
+    def spans(kind: str, array: str) -> np.ndarray:
+        rows = [(name, array, first, last + 1) for name in part_names(kind, groups)]
+        begins = np.stack(list(store.read_each(CELLS, rows)))
+        return np.stack([begins[:, :-1].T, np.diff(begins, axis=1).T], axis=2)
+
+    home = spans("assign", "home_firsts")
+    guests = spans("counted" if limits["turned_away"] else "assign", "guest_firsts")
+    homes = home[:, :, 1].T.astype(np.int64)
+    load = (home[:, :, 1] + guests[:, :, 1]).sum(axis=1, dtype=np.int64)
+    with store.part(CELLS, part) as out:
+        out.write("home", home, 1)
+        out.write("guests", guests, 1)
+        out.write("starts", np.cumsum(homes, axis=0) - homes + offsets[first:last], 1)
+        out.attributes |= {"stored_rows": int(load.sum()), "largest": int(load.max()), "smallest": int(load.min())}
+
+
+def finish_table(job: Job, part: str) -> None:
+    """Write where each cell's rows begin, and the figures of all cells."""
     store, geometry = job.run, job.geometry
-    count, turned_away = store.summary(CELLS, "packing")["cells"], store.summary(CELLS, LIMITS)["turned_away"]
-    members, homes = np.zeros((geometry.blocks, count), np.int32), np.zeros((geometry.blocks, count), np.int32)
-    guests = np.zeros((count, count), np.int64)
-    for block, name in enumerate(part_names("counted" if turned_away else "assign", geometry.blocks)):
-        pair, times = store.read(CELLS, name, "pairs").T
-        cell, home = pair // count, pair % count
-        np.add.at(members[block], cell, times)
-        np.add.at(guests, (home, cell), times)
-        homes[block, cell[cell == home]] = times[cell == home]
-    offsets = np.concatenate([[0], np.cumsum(homes.sum(axis=0, dtype=np.int64))])
-    starts = np.cumsum(homes, axis=0, dtype=np.int64)
-    starts += offsets[:-1] - homes
-    np.fill_diagonal(guests, 0)
-    load = members.sum(axis=0, dtype=np.int64)
-    firsts = np.cumsum(members, axis=1, dtype=np.int32) - members
+    offsets = store.read(CELLS, LIMITS, "offsets")
+    names = part_names(SPANS, -(-(len(offsets) - 1) // cells_a_part(job)))
+    found = list(store.summaries(CELLS, names))
     with store.part(CELLS, part) as out:
         out.write("offsets", offsets)
-        out.write("starts", starts)
-        out.write("spans", np.ascontiguousarray(np.stack([firsts.T, homes.T, members.T], axis=2)))
-        out.write("guests", guests)
         out.attributes |= {
-            "cells": count,
+            "cells": len(offsets) - 1,
             "rows": int(offsets[-1]),
-            "stored_rows": int(load.sum()),
-            "largest": int(load.max()),
-            "smallest": int(load.min()),
+            "stored_rows": sum(facts["stored_rows"] for facts in found),
+            "largest": max(facts["largest"] for facts in found),
+            "smallest": min(facts["smallest"] for facts in found),
             "largest_home": int(np.diff(offsets).max()),
-            "turned_away": turned_away,
+            "turned_away": store.summary(CELLS, LIMITS)["turned_away"],
+            "cut": [geometry.block_rows, geometry.group_blocks, cells_a_part(job)],
         }
 
 
-def sort_block(job: Job, part: str) -> None:
-    """Write the vectors of a block's rows, once for each of their cells, sorted by cell."""
-    store, block = job.run, number_of(part)
-    positions = CellTable(store).positions(store, block)
-    row_cells, probes = route(job, block)
-    row_cells = admitted(job, block, row_cells)
-    source, cell_rank = cells.order_by_cell(row_cells, positions)
-    span = job.geometry.block(block)
-    metric = job.config.neighbors.metric
-    x = vectors.unpacked(job.input.read(*span), metric) if keeps_input_dtype(job) else job.rows(*span)
-    with store.part(CELLS, part) as out:
-        out.write("positions", positions[source])
-        out.write("probes", probes[source, cell_rank])
-        out.write_gathered("vectors", x, source)
+def add_up(context: Context, task: Task, kind: str, sums: str, count: int) -> None:
+    """Have many parts of a kind added up in ranges, so that the task after them need not read each."""
+    if count > FEW_PARTS:
+        context.compute(CELLS, task, summed(kind, sums, count))
 
 
 def run(context: Context) -> dict:
-    """Choose the cells, then sort the vectors by cell; return the figures."""
-    store, blocks = context.run, context.geometry.blocks
+    """Choose the cells, then sort the vectors by home cell; return the figures."""
+    store, blocks, groups = context.run, context.geometry.blocks, context.geometry.groups
     context.compute(CELLS, grow_tree, ["tree"])
     context.compute(CELLS, find_leaves, part_names("near", blocks))
+    add_up(context, sum_loads, "near", "loads", blocks)
     context.compute(CELLS, pack_leaves, ["packing"])
-    context.compute(CELLS, assign_block, part_names("assign", blocks))
+    context.compute(CELLS, assign_group, part_names("assign", groups))
+    add_up(context, sum_guests, "assign", "guest_sums", groups)
     context.compute(CELLS, limit_guests, [LIMITS])
     if store.summary(CELLS, LIMITS)["turned_away"]:
-        context.compute(CELLS, count_block, part_names("counted", blocks))
-    context.compute(CELLS, tabulate, [TABLE])
-    context.compute(CELLS, sort_block, part_names("sorted", blocks))
-    return store.summary(CELLS, TABLE)
+        context.compute(CELLS, count_group, part_names("counted", groups))
+    count = store.summary(CELLS, "packing")["cells"]
+    context.compute(CELLS, tabulate, part_names(SPANS, -(-count // cells_a_part(context.job))))
+    context.compute(CELLS, finish_table, [TABLE])
+    context.compute(CELLS, place_group, part_names(POSITIONS, groups))
+    context.compute(CELLS, sort_home, part_names("sorted", groups))
+    return figures_of(store)
 
 
 def project(geometry: Geometry, config: Config, worker_memory: int) -> Projection:
     """Project what the stage will take."""
-    rows, block, cells_a_row = (
-        geometry.rows,
-        geometry.block_rows * geometry.dims,
-        min(config.cells.max_cells_per_row, geometry.cells),
-    )
-    sample, sorted_bytes = geometry.sample_rows * geometry.dims * 4, rows * geometry.dims * min(geometry.itemsize, 4)
-    written = min(4 * OBJECT_BYTES, cells_a_row * block * geometry.itemsize)
+    rows, block, index = geometry.rows, geometry.block_rows * geometry.dims, geometry.index_dtype.itemsize
+    sample, sorted_bytes = geometry.sample_rows * geometry.dims * 4, sorted_row_bytes(geometry) * rows
+    table = geometry.groups * geometry.cells * TABLE_BYTES
+    leaves, priorities = geometry.leaves * 48, geometry.cells * 256 * 24
+    near, counts = rows * 4 * RANKED_LEAVES, rows * 4 + min(geometry.groups * (priorities // 24), rows * 4) * 16
     return Projection(
-        tasks=3 * geometry.blocks + 4,
-        shuffled_bytes=cells_a_row * sorted_bytes,
-        disk_bytes=cells_a_row * (sorted_bytes + rows * 32) + rows * 52,
+        tasks=geometry.blocks + 5 * geometry.groups + 8,
+        shuffled_bytes=sorted_bytes,
+        disk_bytes=sorted_bytes + near + counts + table + rows * (index + 1),
         task_bytes=max(
-            block * (2 * geometry.itemsize + 12) + geometry.block_rows * 64 + written,
+            block * (2 * geometry.itemsize + 12) + geometry.block_rows * 128 + leaves,
             sample * (5 if config.neighbors.metric == "correlation" else 4) + axes_bytes(geometry),
-            geometry.blocks * (geometry.cells + 1) * 40 + geometry.cells**2 * 16,  # the table
+            sort_bytes(geometry, config),
+            min(config.task_memory // 4, table) * 2 + priorities,
         ),
-        temporary_bytes={"sorted": cells_a_row * (sorted_bytes + rows * 32), "near": rows * 40},
+        temporary_bytes={"sorted": sorted_bytes, "near": near, "assign": counts},
     )
 
 
@@ -232,8 +264,28 @@ STAGE = Stage(
         "cells.max_rows",
     ),
     reads=(VECTORS,),
-    writes=("tree", "near", "packing", "assign", LIMITS, "counted", TABLE, "sorted"),
+    writes=(
+        *(
+            "tree",
+            "near",
+            "loads",
+            "packing",
+            "assign",
+            "guest_sums",
+            LIMITS,
+            "counted",
+            SPANS,
+            TABLE,
+            POSITIONS,
+            "sorted",
+        ),
+    ),
     run=run,
     project=project,
-    temporary={"sorted": (NEIGHBORS, AUDIT), **dict.fromkeys(("near", LIMITS, "counted"), ())},
+    temporary={
+        "sorted": (NEIGHBORS, AUDIT),
+        **dict.fromkeys(("near", LIMITS), (NEIGHBORS,)),
+        **dict.fromkeys(("loads", "assign", "guest_sums", "counted"), ()),
+    },
+    version=2,
 )

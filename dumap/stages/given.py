@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from dumap.artifacts.cells import TABLE, CellTable, positions_of_given
+from dumap.artifacts.cells import POSITIONS, TABLE, CellTable, figures_of, positions_of_given
 from dumap.artifacts.job import Job
 from dumap.artifacts.neighbors import write_lists
 from dumap.artifacts.part_names import AUDIT, CELLS, NEIGHBORS, VECTORS, number_of, part_names, total
@@ -30,13 +30,14 @@ def read_lists(job: Job, part: str) -> None:
         out.attributes["fingerprint"] = fold_lists(job, number_of(part))
 
 
-def keep_order(job: Job, part: str) -> None:
-    """Give each row of a block the cell of its range, where neighbours are given."""
+def place_block(job: Job, part: str) -> None:
+    """Write the positions and the status of a block's rows: in the input's order, without those left out."""
     block = number_of(part)
-    home = np.arange(*job.geometry.block(block)) // job.geometry.cell_rows
-    home[is_left_out(job, block)] = -1
+    kept = ~is_left_out(job, block)
+    first = int(job.run.read(CELLS, TABLE, "firsts", block, block + 1)[0])
+    positions = np.where(kept, first + np.cumsum(kept) - 1, -1)
     with job.run.part(CELLS, part) as out:
-        out.write("home", home.astype(np.int32))
+        out.write("positions", positions.astype(job.geometry.index_dtype))
         out.write("status", status_of(job.run, block))
 
 
@@ -53,11 +54,10 @@ def tabulate_order(job: Job, part: str) -> None:
             for step in (geometry.block_rows, geometry.cell_rows)
         )
     )
-    starts = np.maximum.outer(firsts[:-1], offsets[:-1])
     load = np.diff(offsets)
     with store.part(CELLS, part) as out:
         out.write("offsets", offsets)
-        out.write("starts", starts)
+        out.write("firsts", firsts)
         out.write("dropped", dropped)
         out.attributes |= {
             "cells": geometry.cells,
@@ -67,6 +67,7 @@ def tabulate_order(job: Job, part: str) -> None:
             "smallest": int(load.min()),
             "largest_home": int(load.max()),
             "turned_away": 0,
+            "cut": [geometry.block_rows, 1, geometry.cells],
         }
 
 
@@ -150,9 +151,9 @@ def run_vectors(context: Context) -> dict:
 
 def run_cells(context: Context) -> dict:
     """Divide the rows into ranges; return the figures."""
-    context.compute(CELLS, keep_order, part_names("assign", context.geometry.blocks))
     context.compute(CELLS, tabulate_order, [TABLE])
-    return context.run.summary(CELLS, TABLE)
+    context.compute(CELLS, place_block, part_names(POSITIONS, context.geometry.blocks))
+    return figures_of(context.run)
 
 
 def run_neighbors(context: Context) -> dict:
@@ -194,8 +195,11 @@ def project_vectors(geometry: Geometry, config: Config, worker_memory: int) -> P
 
 def project_cells(geometry: Geometry, config: Config, worker_memory: int) -> Projection:
     """Project what the stage cells will take."""
-    rows, table = geometry.rows, geometry.blocks * geometry.cells * 8
-    return Projection(geometry.blocks + 1, rows, rows * 4 + table, geometry.block_rows * 64 + rows * 16 + table * 2)
+    rows, index = geometry.rows, geometry.index_dtype.itemsize
+    table = (geometry.blocks + geometry.cells) * 8
+    return Projection(
+        geometry.blocks + 1, rows, rows * (index + 1) + table, geometry.block_rows * 64 + rows * 16 + table * 2
+    )
 
 
 def project_neighbors(geometry: Geometry, config: Config, worker_memory: int) -> Projection:
@@ -226,9 +230,10 @@ CELLS_GIVEN = Stage(
     CELLS,
     keys=("task_memory", "input.unique", "neighbors.precomputed", "neighbors.width"),
     reads=(VECTORS,),
-    writes=("assign", TABLE),
+    writes=(TABLE, POSITIONS),
     run=run_cells,
     project=project_cells,
+    version=2,
 )
 NEIGHBORS_GIVEN = Stage(
     NEIGHBORS,

@@ -7,17 +7,31 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from dumap.artifacts.cells import TABLE, Cell, CellTable
+from dumap.artifacts.cells import TABLE, Cell, CellTable, guest_names, rows_a_range
+from dumap.artifacts.exchange import index_names, received, write_index, write_sorted_receivers
 from dumap.artifacts.job import Job
 from dumap.artifacts.neighbors import write_lists
-from dumap.artifacts.part_names import CELLS, NEIGHBORS, number_of, part_name, part_names, total
+from dumap.artifacts.part_names import (
+    CELLS,
+    NEIGHBORS,
+    VECTORS,
+    number_of,
+    part_name,
+    part_names,
+    split_evenly,
+    total,
+)
 from dumap.config import Config
 from dumap.kernels import leaves, neighbors, vectors
 from dumap.kernels.leaves import COLUMN_BYTES, EXACT_ROWS
 from dumap.planning.geometry import GUEST_BYTES, Geometry, cell_row_bytes
 from dumap.planning.plan import Projection
-from dumap.stages import Context, Stage
+from dumap.stages import Context, Stage, Task
 from dumap.stages.distances import defined_distances, metric_arguments
+from dumap.stages.sorting import sort_bytes, sort_guests, sorted_row_bytes
+
+WAVE_BYTES = 32 * 2**30
+"""Bytes of guests that are sorted at once however few the rows are."""
 
 
 def euclidean_rows(job: Job, cell: Cell, rows: np.ndarray) -> np.ndarray:
@@ -68,7 +82,7 @@ def distances_of(job: Job, squared: np.ndarray) -> np.ndarray:
 def search_home(job: Job, part: str) -> None:
     """Find the neighbours of a cell's home rows among themselves, by leaf search."""
     table, number = CellTable(job.run), number_of(part)
-    cell = Cell(job, number, table, guests=False)
+    cell = Cell(job, number, table)
     probes = cell.probes(np.arange(cell.home_rows))
     order = leaves.order(np.full(cell.home_rows, -1), probes)
     seed, k = job.config.seed + number, job.config.neighbors.search_k
@@ -101,12 +115,12 @@ def kth_squared_of(job: Job, table: CellTable, positions: np.ndarray) -> np.ndar
     return kth_squared
 
 
-def meet_guests(job: Job, part: str) -> None:
+def meet_guests(job: Job, part: str, wave: tuple[int, int]) -> None:
     """Find nearer neighbours of home rows among the guests, and of guests among the home rows; a batch of guests at a
     time.
     """
     table, number = CellTable(job.run), number_of(part)
-    cell, first = Cell(job, number, table), int(table.offsets[number])
+    cell, first = Cell(job, number, table, wave), int(table.offsets[number])
     home_part = part_name("home", number)
     known, squared = (job.run.read(NEIGHBORS, home_part, array) for array in ("indices", "squared"))
     guest_homes = np.searchsorted(table.offsets, cell.positions, side="right") - 1
@@ -136,10 +150,10 @@ def meet_guests(job: Job, part: str) -> None:
     write_cell(job, part, cell, table, map(batch, cell.batches()))
 
 
-def search_cell(job: Job, part: str) -> None:
+def search_cell(job: Job, part: str, wave: tuple[int, int]) -> None:
     """Find the neighbours of a cell's rows, guests included, for metrics without leaf search."""
     table, number, settings = CellTable(job.run), number_of(part), job.config.neighbors
-    cell = Cell(job, number, table)
+    cell = Cell(job, number, table, wave)
 
     def batches() -> Iterator[BatchLists]:
         for rows in cell.batches():
@@ -165,10 +179,17 @@ def write_cell(job: Job, part: str, cell: Cell, table: CellTable, batches: Itera
     with job.run.part(NEIGHBORS, part) as out:
         out.write("indices", lists[0])
         out.write("distances", lists[1])
-        out.write("guests", guests[order])
-        out.write("guest_indices", indices[order])
-        out.write("guest_distances", distances[order])
-        out.write("begins", np.searchsorted(guests[order], table.offsets))
+        homes = np.searchsorted(table.offsets, guests[order], side="right") - 1
+        write_sorted_receivers(out, homes)
+        piece_rows = len(guests) // max(1, len(np.unique(homes)))
+        for name, values in (("guests", guests), ("guest_indices", indices), ("guest_distances", distances)):
+            out.write(name, values[order], rows_a_range(piece_rows, values))
+
+
+def index_guests(job: Job, part: str) -> None:
+    """Index the lists that a range of cells found for guests, by home cell."""
+    count = CellTable(job.run).cells
+    write_index(job.run, NEIGHBORS, part, part_names("cell", count), count)
 
 
 def merge_cell(job: Job, part: str) -> None:
@@ -176,11 +197,9 @@ def merge_cell(job: Job, part: str) -> None:
     store, table, cell = job.run, CellTable(job.run), number_of(part)
     parts = part_names("cell", table.cells)
     indices, distances = (store.read(NEIGHBORS, parts[cell], array) for array in ("indices", "distances"))
-    others = [parts[other] for other in np.flatnonzero(table.guest_counts(cell))]
-    bounds = store.read_each(NEIGHBORS, [(other, "begins", cell, cell + 2) for other in others])
-    spans = [(other, *ends.tolist()) for other, ends in zip(others, bounds, strict=True) if ends[1] > ends[0]]
+    spans = received(store, NEIGHBORS, "guest_index", table.cells, cell).tolist()
     arrays = ("guests", "guest_indices", "guest_distances")
-    found = store.read_each(NEIGHBORS, [(other, array, *ends) for other, *ends in spans for array in arrays])
+    found = store.read_each(NEIGHBORS, [(parts[other], array, *ends) for other, *ends in spans for array in arrays])
     for guests, listed, distances_there in zip(found, found, found, strict=True):
         neighbors.merge(indices, distances, guests - table.offsets[cell], listed, distances_there, guests)
     with store.part(NEIGHBORS, part) as out:
@@ -195,19 +214,43 @@ def require_room(context: Context) -> None:
     context.require(NEIGHBORS, need, what, "a smaller cells.max_rows or task_memory in another output")
 
 
+def waves_of(geometry: Geometry, cells: int, max_cells_per_row: int) -> list[tuple[int, int]]:
+    """Cut the cells into waves, in which their guests are sorted and searched: one, unless guests are more than home
+    rows, and many. So the guests on disk at once are about as many as there are rows.
+    """
+    row_bytes = sorted_row_bytes(geometry)
+    guest_bytes = (geometry.cells_a_row(max_cells_per_row) - 1) * geometry.rows * row_bytes
+    return split_evenly(cells, max(1, math.ceil(guest_bytes / max(WAVE_BYTES, geometry.rows * row_bytes))))
+
+
+def search_waves(context: Context, task: Task, count: int) -> None:
+    """Run a task for every cell with its guests, which are sorted before and dropped once their cells are searched;
+    those of the last wave with the stage's other parts.
+    """
+    store, geometry = context.run, context.geometry.with_cells(context.run.summary(CELLS, TABLE))
+    waves = waves_of(geometry, count, context.config.cells.max_cells_per_row)
+    for wave in waves:
+        cells, guests = part_names("cell", count)[slice(*wave)], guest_names(wave, geometry.groups)
+        if not set(cells) <= set(store.committed(NEIGHBORS)):
+            if count > 1:
+                context.compute(NEIGHBORS, sort_guests, guests)
+            context.compute(NEIGHBORS, task, cells, wave=wave)
+        if wave != waves[-1]:
+            made = sorted(set(guests) & set(store.committed(NEIGHBORS)))
+            store.drop(NEIGHBORS, [name for name in made if not store.is_dropped(NEIGHBORS, name)])
+
+
 def run(context: Context) -> dict:
     """Search every cell, then merge; return the figures."""
     count = CellTable(context.run).cells
     merged = part_names("lists", count)
     require_room(context)
-    if context.config.neighbors.metric not in vectors.EUCLIDEAN_ORDER:
-        context.compute(NEIGHBORS, search_cell, part_names("cell", count))
-        context.compute(NEIGHBORS, merge_cell, merged)
-    elif count == 1:
-        context.compute(NEIGHBORS, search_home, merged)
-    else:
-        context.compute(NEIGHBORS, search_home, part_names("home", count))
-        context.compute(NEIGHBORS, meet_guests, part_names("cell", count))
+    by_leaves = context.config.neighbors.metric in vectors.EUCLIDEAN_ORDER
+    if by_leaves:
+        context.compute(NEIGHBORS, search_home, merged if count == 1 else part_names("home", count))
+    if count > 1 or not by_leaves:
+        search_waves(context, meet_guests if by_leaves else search_cell, count)
+        context.compute(NEIGHBORS, index_guests, index_names("guest_index", count))
         context.compute(NEIGHBORS, merge_cell, merged)
     return {"missing": total(context.run, NEIGHBORS, merged, "missing")}
 
@@ -215,18 +258,24 @@ def run(context: Context) -> dict:
 def project(geometry: Geometry, config: Config, worker_memory: int) -> Projection:
     """Project what the stage will take."""
     rows, listed, index = geometry.rows, config.neighbors.search_k, geometry.index_dtype.itemsize
-    at_once, cells_a_row = geometry.most_rows_at_once, min(config.cells.max_cells_per_row, geometry.cells)
-    list_bytes = listed * (index + 4)
-    return Projection(
-        tasks=3 * geometry.cells,
-        shuffled_bytes=(cells_a_row + 1) * rows * list_bytes,
-        disk_bytes=(cells_a_row + 1) * rows * list_bytes + rows * (listed * (index + 8) + 8),
-        task_bytes=at_once * max(cell_row_bytes(geometry.dims, listed, config.neighbors.metric), list_bytes * 4)
+    at_once, cells_a_row = geometry.most_rows_at_once, geometry.cells_a_row(config.cells.max_cells_per_row)
+    list_bytes, waves = listed * (index + 4), waves_of(geometry, geometry.cells, config.cells.max_cells_per_row)
+    found = (cells_a_row - 1) * rows * (list_bytes + 8)  # at most: lists of guests
+    guests = (cells_a_row - 1) * rows * (sorted_row_bytes(geometry) + 8) / len(waves)
+    home = rows * (listed * (index + 8) + 8)
+    search = (
+        at_once * max(cell_row_bytes(geometry.dims, listed, config.neighbors.metric), list_bytes * 4)
         + min(at_once, EXACT_ROWS) * geometry.dims
         + geometry.most_cell_rows * (GUEST_BYTES + 2 * list_bytes) * (geometry.cells > 1)  # all guests, and their lists
         + 2 * COLUMN_BYTES
-        + (geometry.blocks + geometry.cells) * 48,
-        temporary_bytes={"cell": cells_a_row * rows * list_bytes + rows * (listed * (index + 7) + 8)},
+        + (geometry.groups + geometry.cells) * 48
+    )
+    return Projection(
+        tasks=3 * geometry.cells + len(waves) * geometry.groups,
+        shuffled_bytes=int(found + 2 * rows * list_bytes + guests * len(waves)),
+        disk_bytes=int(found + 2 * rows * list_bytes + home + guests),
+        task_bytes=max(search, sort_bytes(geometry, config)),
+        temporary_bytes={"cell": int(found + rows * list_bytes), "home": home, "guests": int(guests)},
     )
 
 
@@ -243,9 +292,10 @@ STAGE = Stage(
         ),
         "cells.max_rows",
     ),
-    reads=(CELLS,),
-    writes=("home", "cell", "lists"),
+    reads=(VECTORS, CELLS),
+    writes=("home", "guests", "cell", "guest_index", "lists"),
     run=run,
     project=project,
-    temporary={"home": (), "cell": ()},
+    temporary=dict.fromkeys(("home", "guests", "cell", "guest_index"), ()),
+    version=2,
 )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from dumap.artifacts.cells import CellTable, keeps_input_dtype
+from dumap.artifacts.cells import CellTable, keeps_input_dtype, spans_in
 from dumap.artifacts.job import Job
 from dumap.artifacts.neighbors import NeighborLists, write_lists
 from dumap.artifacts.part_names import AUDIT, CELLS, number_of, part_name, part_names, total
@@ -22,12 +22,11 @@ from dumap.stages.distances import defined_distances, metric_arguments
 def read_home(job: Job, cell: int, table: CellTable, out: np.ndarray) -> None:
     """Read a cell's home rows, by position, into `out`, cast to its dtype."""
     step, done = max(1, job.geometry.block_rows // 4), 0
-    spans = table.spans(cell).tolist()
-    for block, (start, count, _) in zip(part_names("sorted", job.geometry.blocks), spans, strict=True):
-        for low in range(start, start + count, step):
-            rows = job.run.read(CELLS, block, "vectors", low, min(start + count, low + step))
-            out[done : done + len(rows)] = vectors.as_float32(rows) if out.dtype == np.float32 else rows
-            done += len(rows)
+    spans = spans_in(part_names("sorted", job.geometry.groups), table.home_spans(cell))
+    pieces = [(part, "vectors", low, min(stop, low + step)) for part, a, stop in spans for low in range(a, stop, step)]
+    for rows in job.run.read_each(CELLS, pieces):
+        out[done : done + len(rows)] = vectors.as_float32(rows) if out.dtype == np.float32 else rows
+        done += len(rows)
 
 
 def _span(table: CellTable, cell: int) -> tuple[int, int]:

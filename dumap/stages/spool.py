@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from dumap.artifacts.job import Job
-from dumap.artifacts.part_names import AUDIT, CELLS, QUALITY, START, VECTORS, number_of, part_names
+from dumap.artifacts.part_names import AUDIT, CELLS, NEIGHBORS, QUALITY, START, VECTORS, number_of, part_names
 from dumap.config import Config
 from dumap.errors import InputError
 from dumap.planning.geometry import Geometry
@@ -82,5 +82,5 @@ STAGE = Stage(
     writes=(SPOOLED,),
     run=run,
     project=project,
-    temporary={SPOOLED: (VECTORS, CELLS, AUDIT, START, QUALITY)},
+    temporary={SPOOLED: (VECTORS, CELLS, NEIGHBORS, AUDIT, START, QUALITY)},
 )

@@ -27,7 +27,7 @@ from dumap.store.published import claim, damaged_copies, internal_location, publ
 from dumap.store.relative_paths import absolute_location, relative_location
 from dumap.store.run import FORMAT, Run
 from dumap.store.run_keys import RunKeys
-from dumap.store.stored_array import StoredArray
+from dumap.store.stored_array import RANGE_BYTES, StoredArray
 
 __all__ = [
     "CHECKPOINT",
@@ -40,6 +40,7 @@ __all__ = [
     "MANIFESTS",
     "OBJECT_BYTES",
     "PARTS",
+    "RANGE_BYTES",
     "Absent",
     "AnnDataStore",
     "Checkpoints",

@@ -248,9 +248,7 @@ class CommittedParts(Objects):
             if self.is_dropped(stage, name):
                 raise DroppedError(f"{self.location}: {stage} {name} was dropped when nothing needed it", stage, name)
             pieces = self.manifest(stage, name)["arrays"][array]
-            self._stored[stage, name, array] = [
-                (key, at, StoredArray.parse(shape, dtype)) for key, at, shape, dtype in pieces
-            ]
+            self._stored[stage, name, array] = [(key, at, StoredArray.parse(*layout)) for key, at, *layout in pieces]
         return self._stored[stage, name, array]
 
     def check_sizes(self, stage: str, name: str, below: str) -> None:
@@ -324,7 +322,7 @@ class CommittedParts(Objects):
                 raise self.damage(stage, name, key) from error
             raise
 
-    def read_each(self, stage: str, requests: Iterable[tuple[str, str, int, int]]) -> Iterator[np.ndarray]:
+    def read_each(self, stage: str, requests: Iterable[tuple[str, str, int, int | None]]) -> Iterator[np.ndarray]:
         """Yield rows of parts' arrays, in order; each request names the part, the array, and rows [start, stop)."""
         return in_order((partial(self.read, stage, *request) for request in requests), self._at_once(stage))
 

@@ -1,7 +1,8 @@
 """Manifests: what a part wrote; and checks of those that are read.
 
     attempt      names the part's object
-    arrays       name to the array's pieces in order: the object's key, where it begins there, shape, dtype
+    arrays       name to the array's pieces in order: the object's key, where it begins there, shape, dtype, and the
+                 rows of a range where these are not of the usual size
     objects      key to size and digest
     attributes   small facts
     dropped      of a part that nothing needed any more: its objects, which then are not among the others, nor arrays
@@ -66,7 +67,7 @@ def is_sound(manifest: Any) -> bool:
 
 def _holds(pieces: Any, objects: dict[str, list]) -> bool:
     """Return whether an array's pieces lie within the objects, and are of one kind."""
-    stored = [(key, offset, StoredArray.parse(shape, dtype)) for key, offset, shape, dtype in pieces]
+    stored = [(key, offset, StoredArray.parse(*layout)) for key, offset, *layout in pieces]
     return (
         len({(array.shape[1:], array.dtype.str) for *_, array in stored}) == 1
         and all(type(offset) is int and offset >= 0 for _, offset, _ in stored)

@@ -45,15 +45,15 @@ class Part:
         self.attributes: dict[str, Any] = {}
         self._open: ObjectWriter | None = None
 
-    def write(self, name: str, values: np.ndarray) -> None:
-        """Write one array."""
-        self.arrays[name] = self._append(values)
+    def write(self, name: str, values: np.ndarray, rows_a_range: int = 0) -> None:
+        """Write one array. Rows are read in ranges of so many, or of about `RANGE_BYTES`."""
+        self.arrays[name] = self._append(values, None, rows_a_range)
 
-    def write_gathered(self, name: str, values: np.ndarray, rows: np.ndarray) -> None:
+    def write_gathered(self, name: str, values: np.ndarray, rows: np.ndarray, rows_a_range: int = 0) -> None:
         """Write `values[rows]`, gathered as they are written."""
-        self.arrays[name] = self._append(np.ascontiguousarray(values), rows)
+        self.arrays[name] = self._append(np.ascontiguousarray(values), rows, rows_a_range)
 
-    def _append(self, values: np.ndarray, rows: np.ndarray | None = None) -> list[tuple]:
+    def _append(self, values: np.ndarray, rows: np.ndarray | None, rows_a_range: int) -> list[tuple]:
         """Append an array, or some of its rows, to the part's object; return its pieces for the manifest.
 
         A bucket takes an object out of memory: no piece is larger than `OBJECT_BYTES` there, and no object twice that.
@@ -65,10 +65,10 @@ class Part:
         for start in range(0, max(1, count), step):
             some = values[start : start + step] if rows is None else values
             chosen = None if rows is None else rows[start : start + step]
-            stored = StoredArray.of(values, min(step, count - start))
+            stored = StoredArray.of(values, min(step, count - start), rows_a_range)
             if self._open is None:
                 self._open = ObjectWriter(self.run, part_key(self.stage, self.name, self.attempt, len(self.objects)))
-            pieces.append((self._open.key, self._open.size, stored.shape, stored.dtype.str))
+            pieces.append((self._open.key, self._open.size, *stored.described()))
             self._open.add(stored.pieces(some, chosen))
             if not self.run.is_local and self._open.size >= OBJECT_BYTES:
                 self._close()

@@ -32,7 +32,7 @@ from dumap.store.manifests import IDENTITY, INSIDE, LOCKS, MANIFESTS, MOST_BYTES
 from dumap.store.part import METADATA, Part
 from dumap.store.run_keys import FINALS, NODES, RunKeys
 
-FORMAT = 12
+FORMAT = 13
 """Version of the run's format; a run of another version is refused."""
 
 SECTIONS = ("parameters", "versions", "input")

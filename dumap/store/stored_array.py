@@ -23,9 +23,10 @@ import numpy as np
 from dumap.store.backends import ByteStream
 
 RANGE_BYTES = 1 << 18
-"""Rows are read in ranges of about this size, each with a checksum of its own. Part of the format."""
+"""Rows are read in ranges of about this size, each with a checksum of its own, unless a part says how many rows its
+ranges have. Part of the format."""
 RANGE_ROWS = 16
-"""Least rows of a range, however long they are. Part of the format."""
+"""Least rows of a range of that size, however long they are. Part of the format."""
 GATHER_BYTES = 1 << 22
 """Bytes of rows that are gathered at once, while the rows before them are written."""
 SKIP_BYTES = 1 << 16
@@ -48,6 +49,8 @@ class StoredArray:
     shape : tuple of int
     dtype : numpy.dtype
         One of `DTYPES`.
+    rows_a_range : int
+        Rows of a range; 0 for as many as `RANGE_BYTES` hold. Fewer where few rows are read at once.
 
     Raises
     ------
@@ -57,22 +60,29 @@ class StoredArray:
 
     shape: tuple[int, ...]
     dtype: np.dtype
+    rows_a_range: int = 0
 
     def __post_init__(self) -> None:
         if not self.shape or self.shape[0] < 0 or min(self.shape[1:], default=1) < 1:
             raise ValueError(f"arrays of shape {self.shape} are not written")
         if not DTYPES.fullmatch(self.dtype.str):
             raise ValueError(f"arrays of dtype {self.dtype.str} are not written")
+        if self.rows_a_range < 0:
+            raise ValueError(f"arrays of shape {self.shape} have no ranges of {self.rows_a_range} rows")
         if self.size >> 48:
             raise ValueError(f"arrays of shape {self.shape} are longer than any disk")
 
     @classmethod
-    def of(cls, values: np.ndarray, rows: int) -> StoredArray:
+    def of(cls, values: np.ndarray, rows: int, rows_a_range: int = 0) -> StoredArray:
         """Return the layout of `rows` rows like those of an array."""
-        return cls((rows, *values.shape[1:]), values.dtype.newbyteorder("<"))
+        return cls((rows, *values.shape[1:]), values.dtype.newbyteorder("<"), rows_a_range)
+
+    def described(self) -> tuple:
+        """Return what `parse` takes."""
+        return (self.shape, self.dtype.str, *([self.rows_a_range] if self.rows_a_range else []))
 
     @classmethod
-    def parse(cls, shape: Any, dtype: Any) -> StoredArray:
+    def parse(cls, shape: Any, dtype: Any, rows_a_range: Any = 0) -> StoredArray:
         """Return the layout that a manifest describes.
 
         Raises
@@ -84,7 +94,9 @@ class StoredArray:
             raise ValueError(f"{shape} is no shape")
         if not isinstance(dtype, str) or not DTYPES.fullmatch(dtype):
             raise ValueError(f"{dtype} is no dtype of a part")
-        return cls(tuple(shape), np.dtype(dtype))
+        if type(rows_a_range) is not int:
+            raise ValueError(f"{rows_a_range} is no number of rows of arrays of shape {shape}")
+        return cls(tuple(shape), np.dtype(dtype), rows_a_range)
 
     @cached_property
     def row_bytes(self) -> int:
@@ -94,7 +106,7 @@ class StoredArray:
     @cached_property
     def range_rows(self) -> int:
         """Rows of a range; the last may have fewer."""
-        return min(max(1, self.shape[0]), max(RANGE_ROWS, RANGE_BYTES // self.row_bytes))
+        return min(max(1, self.shape[0]), self.rows_a_range or max(RANGE_ROWS, RANGE_BYTES // self.row_bytes))
 
     @property
     def _ranges(self) -> int:

@@ -30,7 +30,7 @@ from dumap.recipe.damage import verify
 from dumap.recipe.observers import Silent
 from dumap.recipe.pipeline import plan, run
 from dumap.recipe.stage_names import STAGES
-from dumap.stages import cells, embedding, graph, layout, neighbors, quality
+from dumap.stages import embedding, graph, layout, neighbors, quality, sorting
 from dumap.store import MANIFESTS, PARTS, Run
 
 # deaths ------------------------------------------------------------------------------------------
@@ -254,7 +254,7 @@ def test_a_worker_that_comes_back_too_late_changes_nothing(watched, prepare, exp
 
 
 TWICE = {
-    "sorted-00001": cells.sort_block,
+    "sorted-00001": sorting.sort_home,
     "home-00001": neighbors.search_home,
     "cell-00002": neighbors.meet_guests,
     "lists-00003": neighbors.merge_cell,
@@ -272,7 +272,9 @@ def test_either_of_two_tasks_for_one_part_may_be_first(cluster_with_nannies, pre
     shutil.copytree(finished_run.output, config.output)
     job, faults = Job(config, plan(config).geometry), cluster_with_nannies.faults
     for part, task in TWICE.items():
-        stage = {"pairs": "layout"}.get(part, task.__module__.split(".")[-1])  # the loss is a part of the layout
+        stage = {"pairs": "layout", "sorted-00001": "cells"}.get(
+            part, task.__module__.split(".")[-1]
+        )  # the loss is a part of the layout
         manifest = Path(config.output, MANIFESTS, stage, f"{part}.json")
         manifest.unlink()
         meeting = {"point": "manifest", "action": "sleep", "seconds": 0.5, "times": 2}

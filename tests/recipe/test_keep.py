@@ -94,7 +94,7 @@ def test_the_map_is_the_same_whatever_is_kept(run_by_policy):
 def test_a_run_keeps_what_it_was_told_to(run_by_policy):
     assert held(run_by_policy["results"].output) == set()
     model = held(run_by_policy["model"].output)
-    assert {("cells", "tree"), ("cells", "assign"), ("neighbors", "lists"), ("graph", "united")} <= model
+    assert {("cells", "tree"), ("cells", "positions"), ("neighbors", "lists"), ("graph", "united")} <= model
     assert {("layout", "state"), ("graph", "shards")} <= model
     assert not {("cells", "sorted"), ("cells", "near"), ("neighbors", "cell"), ("graph", "directed")} & model
     assert model < held(run_by_policy["all"].output)

@@ -69,6 +69,18 @@ def bags_job(job_of, bags_path):
     return done_here(job_of(bags_path))
 
 
+def wave_of(job: Job) -> tuple[int, int]:
+    """Return all cells as one wave."""
+    return 0, artifacts.CellTable(job.run).cells
+
+
+def loads_of(job: Job) -> np.ndarray:
+    """Return the rows of each cell, its guests included."""
+    table = artifacts.CellTable(job.run)
+    spans = (table.home_spans, table.guest_spans)
+    return np.array([sum(of(cell)[:, 1].sum() for of in spans) for cell in range(table.cells)])
+
+
 def lists_of(job: Job) -> bytes:
     """Return the bytes of all lists."""
     lists = NeighborLists(job.run, 0)
@@ -79,7 +91,7 @@ def lists_of(job: Job) -> bytes:
 
 def test_the_guests_of_a_cell_are_bounded(bags_job):
     table = artifacts.CellTable(bags_job.run)
-    loads = np.array([table.spans(cell)[:, 2].sum() for cell in range(table.cells)])
+    loads = loads_of(bags_job)
     homes = np.diff(table.offsets)
     facts = bags_job.run.summary("cells", "table")
     assert facts["turned_away"] > 0
@@ -95,14 +107,10 @@ def test_the_guests_of_a_cell_are_bounded(bags_job):
 def test_the_table_agrees_with_the_sorted_rows(bags_job):
     table, found = artifacts.CellTable(bags_job.run), []
     for number in range(table.cells):
-        cell = artifacts.Cell(bags_job, number, table)
+        cell = artifacts.Cell(bags_job, number, table, wave_of(bags_job))
         own, guests = cell.positions[: cell.home_rows], cell.positions[cell.home_rows :]
         assert own.tolist() == list(range(*table.offsets[number : number + 2]))
         assert (np.diff(guests) > 0).all()
-        guest_counts = np.searchsorted(table.offsets, guests, side="right") - 1
-        assert [table.guest_counts(home)[number] for home in range(table.cells)] == np.bincount(
-            guest_counts, minlength=table.cells
-        ).tolist()
         x = cell.vectors(np.arange(len(cell.positions)))
         found.append((cell.positions, x))
     positions, x = np.concatenate([p for p, _ in found]), np.concatenate([x for _, x in found])
@@ -114,10 +122,26 @@ def test_lists_with_guests_turned_away_do_not_depend_on_blocks(job_of, bags_path
     assert lists_of(done_here(job_of(bags_path, 700))) == lists_of(bags_job)
 
 
+@pytest.mark.parametrize("group_blocks", [2, 5])
+def test_lists_do_not_depend_on_how_blocks_are_sorted(job_of, bags_path, bags_job, group_blocks, monkeypatch):
+    monkeypatch.setattr(neighbors, "WAVE_BYTES", 1)
+    monkeypatch.setattr(cells, "FEW_PARTS", 1)
+    monkeypatch.setattr("dumap.artifacts.part_names.FEW_PARTS", 1)
+    job = job_of(bags_path, 300)
+    job = done_here(replace(job, geometry=replace(job.geometry, group_blocks=group_blocks)))
+    waves = neighbors.waves_of(job.geometry.with_cells(job.run.summary("cells", "table")), wave_of(job)[1], 6)
+    assert len(waves) > 1
+    left = [name for name in job.run.committed("neighbors") if name.startswith("guests-")]
+    assert {name for name in left if not job.run.is_dropped("neighbors", name)} == set(
+        artifacts.guest_names(waves[-1], job.geometry.groups)
+    )
+    assert lists_of(job) == lists_of(bags_job)
+
+
 def test_data_without_a_crowd_has_every_guest_it_had(job_of, save, digits):
     job = done_here(job_of(save(digits[0])))
     facts = job.run.summary("cells", "table")
-    wanted = [cells.route(job, block)[0] for block in range(job.geometry.blocks)]
+    wanted = [cells.route(job, group)[0] for group in range(job.geometry.groups)]
     assert facts["cells"] > 8
     assert facts["turned_away"] == 0
     assert facts["stored_rows"] == sum((own >= 0).sum() for own in wanted)
@@ -130,9 +154,10 @@ def test_a_cell_writes_lists_of_those_guests_alone_for_which_it_found_something(
         name = f"cell-{number:05d}"
         listed = bags_job.run.read("neighbors", name, "guest_indices")
         assert (listed >= 0).any(axis=1).all()
-        guests, begins = (bags_job.run.read("neighbors", name, array) for array in ("guests", "begins"))
-        assert np.array_equal(begins, np.searchsorted(guests, table.offsets))
-        assert len(guests) <= table.spans(number)[:, 2].sum() - table.spans(number)[:, 1].sum()
+        guests = bags_job.run.read("neighbors", name, "guests")
+        homes, bounds = (bags_job.run.read("neighbors", name, array) for array in ("receivers", "bounds"))
+        assert np.array_equal(np.repeat(homes, np.diff(bounds)), np.searchsorted(table.offsets, guests, "right") - 1)
+        assert len(guests) <= table.guest_spans(number)[:, 1].sum()
 
 
 @pytest.mark.parametrize(
@@ -144,7 +169,7 @@ def test_a_cell_full_of_home_rows_still_meets_many_guests_at_once(cell_rows, own
 
 @pytest.mark.parametrize("cell_rows", [1000, 64, 16])
 def test_turns_take_each_guest_once(bags_job, cell_rows):
-    cell = artifacts.Cell(bags_job, 0, artifacts.CellTable(bags_job.run))
+    cell = artifacts.Cell(bags_job, 0, artifacts.CellTable(bags_job.run), wave_of(bags_job))
     cell.job = SimpleNamespace(geometry=replace(bags_job.geometry, cell_rows=cell_rows))
     batches = [rows.tolist() for rows in cell.batches()]
     guests = [row for rows in batches for row in rows[cell.home_rows :]]
@@ -154,7 +179,7 @@ def test_turns_take_each_guest_once(bags_job, cell_rows):
 
 
 def test_probes_and_vectors_are_those_of_the_rows_asked_for(bags_job):
-    cell = artifacts.Cell(bags_job, 1, artifacts.CellTable(bags_job.run))
+    cell = artifacts.Cell(bags_job, 1, artifacts.CellTable(bags_job.run), wave_of(bags_job))
     every = np.arange(len(cell.positions))
     some = np.random.default_rng(0).permutation(every)[: len(every) // 3]
     assert np.array_equal(cell.probes(some), cell.probes(every)[some])

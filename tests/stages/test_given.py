@@ -520,7 +520,7 @@ def test_searched_and_given_are_not_the_same_run(data_path, lists_path, finished
 @pytest.mark.fault(13)
 def test_damage_is_made_again_from_the_graph(cli, copy_to_go_on_with, finished_run):
     config = copy_to_go_on_with()
-    for stage, name in (("vectors", "block-"), ("cells", "assign-"), ("cells", "table-"), ("neighbors", "lists-")):
+    for stage, name in (("vectors", "block-"), ("cells", "positions-"), ("cells", "table-"), ("neighbors", "lists-")):
         file = max(Path(config.output, PARTS, stage).glob(f"{name}*"), key=lambda path: path.stat().st_size)
         file.write_bytes(file.read_bytes()[:-1])
     assert cli("verify", config.output).code == 1
@@ -556,7 +556,12 @@ def test_kills_of_workers_and_of_the_driver_change_no_byte(
     from faults.harness import fleet
 
     config = configure(data_path, {**SMALL_TASKS, "neighbors.precomputed": write_lists(*exact_lists)})
-    places = [("vectors", "list_fingerprints-*"), ("cells", "assign-*"), ("cells", "table"), ("neighbors", "lists-*")]
+    places = [
+        ("vectors", "list_fingerprints-*"),
+        ("cells", "positions-*"),
+        ("cells", "table"),
+        ("neighbors", "lists-*"),
+    ]
     with fleet(fresh) as deadly:
         cluster = config.cluster.model_copy(update={"scheduler": deadly.address})
         worker = {"role": "worker", "point": "manifest", "action": "kill"}

@@ -111,6 +111,21 @@ def test_rows_that_there_are_not_are_refused(rows):
 # damage ----------------------------------------------------------------------------------------
 
 
+def test_ranges_of_few_rows_are_read_alone():
+    values = make((100, 3), "f4")
+    stored = StoredArray.of(values, 100, rows_a_range=4)
+    data = b"".join(bytes(piece) for piece in stored.pieces(values))
+    assert stored.span(8, 9) == (2 * (4 * 12 + 4), 3 * (4 * 12 + 4))
+    assert decode(stored, data, 7, 21).tobytes() == values[7:21].tobytes()
+    assert StoredArray.parse(*json.loads(json.dumps(stored.described()))) == stored
+
+
+@pytest.mark.parametrize("rows", [-1, 2.0, "3", None, True])
+def test_no_other_ranges_are_believed(rows):
+    with pytest.raises(ValueError, match="shape"):
+        StoredArray.parse([3], "<f4", rows)
+
+
 def test_every_flipped_bit_is_found_by_whoever_reads_it():
     values = make((40, 3), "f4")
     shard, data = encode(values)

@@ -1,0 +1,74 @@
+"""Exchanges between parts: who sends what to whom, sparse, so that nothing has a place for each sender and receiver.
+
+A sender's part names its receivers, ascending, and the rows of its arrays that are for each. Index parts, each of a
+range of senders, hold the same by receiver. So a receiver reads a few rows of each index part, of which there are as
+many as the square root of the senders.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from dumap.artifacts.part_names import range_name, range_of, split_evenly
+from dumap.store import Part, Run
+
+RECEIVERS_A_RANGE = 64
+"""Receivers that are read at once: a task asks for one."""
+
+
+def write_receivers(out: Part, receivers: np.ndarray, bounds: np.ndarray) -> None:
+    """Write what a sender has for whom.
+
+    Parameters
+    ----------
+    out : Part
+    receivers : ndarray of int, shape (m,)
+        Ascending.
+    bounds : ndarray of int, shape (m + 1,)
+        The rows of its arrays for receiver i are those from `bounds[i]` to `bounds[i + 1]`.
+    """
+    out.write("receivers", receivers.astype(np.int32))
+    out.write("bounds", bounds.astype(np.int64))
+
+
+def write_sorted_receivers(out: Part, of_rows: np.ndarray) -> None:
+    """Write what a sender has for whom, given the receiver of each row, ascending."""
+    receivers, firsts = np.unique(of_rows, return_index=True)
+    write_receivers(out, receivers, np.append(firsts, len(of_rows)))
+
+
+def index_names(kind: str, senders: int) -> list[str]:
+    """Name the index parts of a kind: about as many as the square root of the senders."""
+    return [range_name(kind, *ends) for ends in split_evenly(senders, math.isqrt(max(1, senders)))]
+
+
+def write_index(run: Run, stage: str, part: str, senders: Sequence[str], count: int) -> None:
+    """Write an index part; its name says of which senders, `count` is the number of receivers."""
+    first, last = range_of(part)
+    names = senders[first:last]
+    read = run.read_each(stage, [(name, array, 0, None) for name in names for array in ("receivers", "bounds")])
+    found = [np.empty((0, 4), np.int64)]
+    for number, (receivers, bounds) in enumerate(zip(read, read, strict=True), first):
+        found.append(np.stack([receivers, np.full(len(receivers), number), bounds[:-1], bounds[1:]], axis=1))
+    whole = np.concatenate(found)
+    whole = whole[np.argsort(whole[:, 0], kind="stable")]
+    with run.part(stage, part) as out:
+        out.write("firsts", np.searchsorted(whole[:, 0], np.arange(count + 1)), RECEIVERS_A_RANGE)
+        out.write("spans", whole[:, 1:], RECEIVERS_A_RANGE)
+
+
+def received(run: Run, stage: str, kind: str, senders: int, receiver: int) -> np.ndarray:
+    """Read who sends to a receiver, and which rows.
+
+    Returns
+    -------
+    ndarray of int64, shape (n, 3)
+        Sender, ascending, first row and last, exclusive.
+    """
+    names = index_names(kind, senders)
+    ends = run.read_each(stage, [(name, "firsts", receiver, receiver + 2) for name in names])
+    spans = [(name, "spans", low, high) for name, (low, high) in zip(names, ends, strict=True) if high > low]
+    return np.concatenate([np.empty((0, 3), np.int64), *run.read_each(stage, spans)])

@@ -1,0 +1,130 @@
+"""Sorting rows by cell: home rows for stage cells, guests for stage neighbors, a group of blocks at a time."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from dumap.artifacts.cells import (
+    LIMITS,
+    POSITIONS,
+    PROBES,
+    CellTable,
+    keeps_input_dtype,
+    rows_a_range,
+)
+from dumap.artifacts.job import Job
+from dumap.artifacts.part_names import CELLS, NEIGHBORS, number_of, part_name, range_of
+from dumap.artifacts.vectors import status_of
+from dumap.config import Config
+from dumap.kernels import cells, vectors
+from dumap.planning.geometry import Geometry, sort_row_bytes
+from dumap.store import OBJECT_BYTES
+
+JOINED_LEAVES = 8
+"""A row joins the cells of its 8 nearest leaves."""
+
+
+def counted(numbers: np.ndarray) -> np.ndarray:
+    """Return the distinct numbers and the count of each, (m, 2)."""
+    counts = np.bincount(numbers)
+    present = np.flatnonzero(counts)
+    return np.stack([present, counts[present]], axis=1)
+
+
+def firsts(of_cells: np.ndarray, count: int) -> np.ndarray:
+    """Return the first of each cell's rows where rows are sorted by cell, (cells + 1,) int32; -1 is no cell."""
+    counts = np.bincount(of_cells[of_cells >= 0], minlength=count)
+    return np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
+
+
+def route(job: Job, group: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the cells of a group's rows (n, max_cells_per_row), home first, and the leaves they probe there."""
+    leaf_cells, pieces = (job.run.read(CELLS, "packing", name) for name in ("cells", "pieces"))
+    names = [(part_name("near", block), "near", 0, None) for block in range(*job.geometry.group(group))]
+    near = np.concatenate(list(job.run.read_each(CELLS, names)))
+    start, _ = job.geometry.group_span(group)
+    return cells.route(
+        near, leaf_cells, pieces, start, job.config.seed, job.config.cells.max_cells_per_row, JOINED_LEAVES, PROBES
+    )
+
+
+def route_admitted(job: Job, group: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return what `route` does, with -1 in place of cells that do not admit a row."""
+    row_cells, probes = route(job, group)
+    if job.run.summary(CELLS, LIMITS)["turned_away"]:
+        priorities, _ = cells.guest_priorities(row_cells, job.geometry.group_span(group)[0], job.config.seed)
+        row_cells = cells.admit(row_cells, priorities, job.run.read(CELLS, LIMITS, "limits"))
+    return row_cells, probes
+
+
+def place_group(job: Job, part: str) -> None:
+    """Write the positions and the status of a group's rows."""
+    group = number_of(part)
+    home = job.run.read(CELLS, part_name("assign", group), "home")
+    status = [status_of(job.run, block) for block in range(*job.geometry.group(group))]
+    with job.run.part(CELLS, part) as out:
+        out.write("positions", cells.ranks(home, CellTable(job.run).starts(group)).astype(job.geometry.index_dtype))
+        out.write("status", np.concatenate(status))
+
+
+def values_of(job: Job, group: int) -> np.ndarray:
+    """Read a group's rows as they are sorted, (n, dims), block by block."""
+    first, last = job.geometry.group(group)
+    start, stop = job.geometry.group_span(group)
+    out = np.empty(0)
+    for block in range(first, last):
+        low, high = job.geometry.block(block)
+        if keeps_input_dtype(job):
+            rows = vectors.unpacked(job.input.read(low, high), job.config.neighbors.metric)
+        else:
+            rows = job.rows(low, high)
+        if block == first:
+            out = rows if last == first + 1 else np.empty((stop - start, *rows.shape[1:]), rows.dtype)
+        if out is not rows:
+            out[low - start : high - start] = rows
+    return out
+
+
+def sort_home(job: Job, part: str) -> None:
+    """Write the vectors of a group's rows, and the leaves they probe at home, sorted by home cell."""
+    group, count = number_of(part), CellTable(job.run).cells
+    row_cells, probes = route(job, group)
+    home = row_cells[:, 0].copy()
+    source = np.argsort(home, kind="stable")[np.count_nonzero(home < 0) :]
+    probes, piece_rows = probes[source, 0], len(home) // count
+    del row_cells
+    x = values_of(job, group)
+    with job.run.part(CELLS, part) as out:
+        out.write("probes", probes, rows_a_range(piece_rows, probes))
+        out.write_gathered("vectors", x, source, rows_a_range(piece_rows, x))
+
+
+def sort_guests(job: Job, part: str) -> None:
+    """Write the vectors of a group's rows sorted by the cells of a wave that admit them as guests, once for each."""
+    group, (first, last) = number_of(part), range_of(part.rsplit("-", 1)[0])
+    row_cells, probes = route_admitted(job, group)
+    row_cells[:, 0] = -1
+    row_cells[(row_cells < first) | (row_cells >= last)] = -1
+    source, rank = cells.order_by_cell(row_cells, job.run.read(CELLS, part_name(POSITIONS, group), "positions"))
+    positions, piece_rows = job.run.read(CELLS, part_name(POSITIONS, group), "positions"), len(source) // (last - first)
+    guest_probes = probes[source, rank]
+    del row_cells, probes
+    x = values_of(job, group)
+    with job.run.part(NEIGHBORS, part) as out:
+        out.write("positions", positions[source], rows_a_range(piece_rows, positions))
+        out.write("probes", guest_probes, rows_a_range(piece_rows, guest_probes))
+        out.write_gathered("vectors", x, source, rows_a_range(piece_rows, x))
+
+
+def sorted_row_bytes(geometry: Geometry) -> int:
+    """Return the bytes of a row that is sorted by cell: its values, and the leaves it probes."""
+    return geometry.dims * min(geometry.itemsize, 4) + 4 * PROBES + 4
+
+
+def sort_bytes(geometry: Geometry, config: Config) -> int:
+    """Return the bytes of a task that sorts a group of blocks."""
+    most = config.cells.max_cells_per_row
+    rows = min(geometry.group_blocks * geometry.block_rows, geometry.rows)
+    block = min(geometry.block_rows, rows) * geometry.dims * (2 * geometry.itemsize + 4)
+    written = min(4 * OBJECT_BYTES, most * rows * geometry.dims * geometry.itemsize)
+    return rows * sort_row_bytes(geometry.dims, geometry.itemsize, most) + block + written
