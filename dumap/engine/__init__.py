@@ -1,6 +1,6 @@
-"""Runs tasks in threads of this process or on Dask, and checks the workers.
+"""Runs tasks in threads of this process or on a Dask cluster, and checks the workers.
 
-The only folder that imports Dask, and only where a cluster is wanted.
+No other folder imports Dask. The engine imports it only for a cluster, or for data that is a Dask collection.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 
 class Observer(Protocol):
-    """Who is told how a run goes on, from the thread of `dumap.run` alone.
+    """An object whose methods are called as a run progresses, all on the thread that called `dumap.run`.
 
-    Any object with these methods is one. What they raise ends the run, and is raised by `dumap.run` as it is.
+    Any object with these methods is an observer. An exception in a method ends the run, and `dumap.run` raises it.
 
     Examples
     --------
@@ -37,29 +37,30 @@ class Observer(Protocol):
     """
 
     def started(self, stage: str, projected_bytes: int) -> None:
-        """A stage has begun."""
+        """Called when a stage begins."""
 
     def advanced(self, stage: str, done: float, total: float) -> None:
-        """Some of the stage's current step is done."""
+        """Called when a stage has done `done` of `total` steps of its current pass."""
 
     def finished(self, stage: str, seconds: float, projected_bytes: int, peak_bytes: int, facts: dict) -> None:
-        """A stage is committed."""
+        """Called when a stage is committed."""
 
     def note(self, message: str) -> None:
-        """Something worth a line in the log."""
+        """Called with a message for people."""
 
 
 class Engine(Protocol):
-    """What the recipe and the stages ask of whatever runs their tasks.
+    """The interface of whatever runs the tasks of the stages.
 
     Attributes
     ----------
     name : str
         'local' or 'dask'.
     peak_bytes : int
-        The most bytes that a process held while it ran tasks, since the recipe last set this to 0.
+        The most memory that a process held while it ran tasks. The recipe sets it to 0 when a stage begins.
     held_bytes : int
-        The most bytes that one held before the first of them, likewise: what is not theirs.
+        The most memory that a process held before its first task of a stage, which is not memory of the tasks. The
+        recipe sets it to 0 when a stage begins.
     """
 
     name: str
@@ -68,41 +69,39 @@ class Engine(Protocol):
 
     @property
     def threads(self) -> int:
-        """The threads there are now."""
+        """The number of threads that run tasks now."""
 
     @property
     def host_threads(self) -> int:
-        """The threads of the host that has most."""
+        """The number of threads on the host with the most."""
 
     @property
     def worker_threads(self) -> int:
-        """The most threads that share one process's memory."""
+        """The largest number of threads in one process."""
 
     @property
     def worker_memory(self) -> int:
-        """The least memory limit, as of a process with one thread: its interpreter and one task; 0 without limits."""
+        """The smallest memory limit, in bytes, converted to a process that runs one task; 0 without limits."""
 
     @property
     def versions(self) -> dict[str, str]:
-        """The versions that the tasks run with."""
+        """The versions of the libraries that tasks run with, by name."""
 
     @property
     def cpus(self) -> list[str]:
-        """The kind of processors that the tasks run on, one; none before the preflight."""
+        """The kind of processor that tasks run on, a list of one; empty before `preflight`."""
 
     def require(self, record: dict[str, Any] | None, peak_bytes: int) -> None:
-        """Set what workers must have: the versions and processor of an unfinished run, and memory for the plan's
-        peak.
-        """
+        """Set what workers must have: the versions and processor in `record`, and memory for `peak_bytes`."""
 
     def preflight(self) -> None:
-        """Find out which workers there are, and fail if none can do the work."""
+        """Find the workers, and fail if none can run tasks."""
 
     def check_sight(self, output: str) -> None:
-        """Fail unless the output is seen, and can be written, from where tasks run."""
+        """Fail unless workers can read and write the output."""
 
     def require_run_visible(self, run: Run, peak_bytes: int) -> None:
-        """Require of workers that join later that they see this run, and have memory for the plan's peak."""
+        """Require workers that join later to see this run and to have memory for `peak_bytes`."""
 
     def map(
         self,
@@ -112,7 +111,10 @@ class Engine(Protocol):
         options: dict[str, Any],
         advanced: Callable[[float, float], None],
     ) -> None:
-        """Run `task(job, part, **options)` for every part, of the job's stage."""
+        """Run `task(job, part, **options)` for each part of the job's stage.
+
+        `advanced(done, total)` is called as the parts progress.
+        """
 
     def spool(
         self,
@@ -122,10 +124,10 @@ class Engine(Protocol):
         options: dict[str, Any],
         advanced: Callable[[float, float], None],
     ) -> None:
-        """Run the tasks in the process that holds the object: this one."""
+        """Write the parts of the spool: the copy of the rows of `job.object_rows`."""
 
     def free_caches(self) -> None:
-        """Free what tasks have cached for later ones, in all processes."""
+        """Free what tasks have cached for later tasks, in all processes."""
 
     def close(self) -> None:
-        """Leave nothing behind where the tasks ran."""
+        """Free the caches, and stop listening to workers."""

@@ -1,4 +1,4 @@
-"""Which parts take so long that a second copy of them is worth a try."""
+"""Decides when a part has run so long that a second copy of its task is worth sending."""
 
 from __future__ import annotations
 
@@ -6,25 +6,26 @@ from collections import defaultdict, deque
 from statistics import median
 
 BACKUP_SECONDS = 30.0
-"""A part that took no longer than this is left alone."""
+"""No part is called slow before it has run this long."""
 BACKUP_FACTOR = 3.0
-"""So many times the median of its kind is slow."""
+"""A part is slow if it takes this many times the median of its kind."""
 BACKUP_FINISHED = 8
-"""Parts of a kind that must have ended before any of it is called slow."""
-REMEMBERED = 1000
+"""Parts of a kind that must have ended before a part of the kind is called slow."""
+MAX_KNOWN = 1000
+"""The durations that are kept of each kind, the latest."""
 
 
 class Durations:
-    """How long the parts of each kind took, of late."""
+    """How long the latest parts of each kind took."""
 
     def __init__(self) -> None:
-        self._seconds: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=REMEMBERED))
+        self._seconds: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=MAX_KNOWN))
 
     def ended(self, kind: str, seconds: float) -> None:
-        """Take down that a part of a kind took so long."""
+        """Record how long a part of a kind took."""
         self._seconds[kind].append(seconds)
 
     def slow(self, kind: str) -> float | None:
-        """Return the seconds after which a part of a kind is slow, None where too few have ended to tell."""
+        """Return the seconds after which a part of a kind is slow; None if too few parts have ended to tell."""
         known = self._seconds[kind]
         return max(BACKUP_SECONDS, BACKUP_FACTOR * median(known)) if len(known) >= BACKUP_FINISHED else None

@@ -1,4 +1,4 @@
-"""What a worker must have to take part in a run, and how a worker differs from that."""
+"""What a run requires of each worker, and how a worker differs from the requirements."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dumap.planning.budget import INTERPRETER_BYTES, PAUSE_FRACTION
 
 @dataclass(frozen=True)
 class WorkerFacts:
-    """What one worker says of itself."""
+    """What a worker reports about itself."""
 
     address: str
     host: str
@@ -24,25 +24,25 @@ class WorkerFacts:
     cpu: str
     format: int
     cache_error: str = ""
-    """Why it cannot keep what it compiles."""
+    """Why the worker cannot store compiled code; empty if it can."""
 
 
 @dataclass(frozen=True)
 class Requirements:
-    """What a run asks of each worker, so that its bytes do not depend on which of them computed what.
+    """What a run requires of each worker, so that the bytes of parts do not depend on the worker that made them.
 
     Attributes
     ----------
     dumap, format
-        The client's own version, and the format of runs that it writes.
+        The client's version of dumap, and the format of the runs that it writes.
     versions : tuple of (str, str)
-        Versions that all workers share; none before the first were asked.
+        The versions that all workers must have; empty before the first workers have answered.
     cpu : str
-        The kind of processor that all workers share; empty before the first were asked.
+        The kind of processor that all workers must have; empty before the first workers have answered.
     peak_bytes : int
-        What a task and its interpreter may take.
+        The memory that a task and its interpreter may take.
     output, seen : str
-        Where the run lies, and the digest of what it says it is of; empty before it is there.
+        The location of the run, and the digest of its manifest `identity/run`; empty before the run exists.
     """
 
     dumap: str
@@ -55,7 +55,7 @@ class Requirements:
 
 
 class UnfitWorker(Exception):
-    """A worker that must not take part in a run; raised in its process before a task's own code runs."""
+    """A worker does not meet the requirements. The worker raises it before the code of a task runs."""
 
     def __init__(self, address: str, reasons: Sequence[str]) -> None:
         super().__init__(address, tuple(reasons))
@@ -63,7 +63,10 @@ class UnfitWorker(Exception):
 
 
 def single_thread_limit(memory_limit: int, threads: int) -> int:
-    """Return the limit at which a worker with one thread has as much for a task: an interpreter a process, once."""
+    """Return the memory limit at which a worker with one thread could give a task as much memory.
+
+    A worker's memory holds one interpreter, and a task for each thread.
+    """
     if threads <= 1 or not memory_limit:
         return memory_limit
     tasks = memory_limit * PAUSE_FRACTION - INTERPRETER_BYTES
@@ -71,37 +74,37 @@ def single_thread_limit(memory_limit: int, threads: int) -> int:
 
 
 def differences(requirements: Requirements, facts: WorkerFacts) -> list[str]:
-    """Describe how a worker differs from the requirements, a line each."""
-    found = []
+    """Describe how a worker differs from the requirements, one line for each difference."""
+    lines = []
     if facts.versions.get("dumap") != requirements.dumap:
-        found.append(f"it has dumap {facts.versions.get('dumap')}, this client {requirements.dumap}: install the same")
+        lines.append(f"it has dumap {facts.versions.get('dumap')}, this client {requirements.dumap}: install the same")
     elif facts.format != requirements.format:
-        found.append(f"its dumap writes format {facts.format}, this client's {requirements.format}: install the same")
+        lines.append(f"its dumap writes format {facts.format}, this client's {requirements.format}: install the same")
     if facts.cache_error:
-        found.append(f"it cannot keep the code that it compiles: {facts.cache_error}")
-    for name, wanted in requirements.versions:
-        if name != "dumap" and facts.versions.get(name) != wanted:
-            found.append(f"{name} is {facts.versions.get(name)}, {wanted} on the other workers or in the run")
+        lines.append(f"it cannot keep the code that it compiles: {facts.cache_error}")
+    for name, required in requirements.versions:
+        if name != "dumap" and facts.versions.get(name) != required:
+            lines.append(f"{name} is {facts.versions.get(name)}, {required} on the other workers or in the run")
     if requirements.cpu and facts.cpu != requirements.cpu:
-        found.append(f"its processor is {facts.cpu}, {requirements.cpu} on the other workers or in the run")
+        lines.append(f"its processor is {facts.cpu}, {requirements.cpu} on the other workers or in the run")
     limit = single_thread_limit(facts.memory_limit, facts.threads)
     if facts.memory_limit and limit < requirements.peak_bytes / PAUSE_FRACTION:
-        found.append(
+        lines.append(
             f"its memory limit of {format_bytes(facts.memory_limit)} for {facts.threads} thread"
             f"{'s' * (facts.threads > 1)} is less than the plan needs"
         )
-    return found
+    return lines
 
 
 def common(workers: Sequence[WorkerFacts], record: Mapping[str, Any] | None) -> tuple[dict[str, str], str]:
-    """Return the versions and the processor that most workers have: of those that are a run's record's, if any are.
+    """Return the versions and the processor that most workers have.
 
     Parameters
     ----------
     workers : sequence of WorkerFacts
         One or more.
     record : mapping, optional
-        The attributes of a run that is to be gone on with: 'versions' and 'cpus'.
+        The 'versions' and 'cpus' of a run that is continued. If any workers match it, only those are counted.
     """
     kinds = Counter((tuple(sorted(worker.versions.items())), worker.cpu) for worker in workers)
     if record is not None:

@@ -23,14 +23,14 @@ if TYPE_CHECKING:
     from dumap.engine import Engine, Observer
 
 LOCAL_SECONDS = 60.0
-"""Work of one core up to which threads of this process are chosen: a cluster takes about ten seconds to start."""
+"""The local engine is chosen for at most this many seconds of work on one core: a cluster takes about ten to start."""
 CLUSTER_SETTINGS = ("workers", "memory_limit", "scheduler", "scheduler_file", "report", "resources", "allow_workers")
-"""Settings that ask for a cluster."""
+"""Settings that need a cluster."""
 
 
 @dataclass(frozen=True)
 class EngineChoice:
-    """What runs the tasks.
+    """The engine that runs the tasks.
 
     Attributes
     ----------
@@ -38,9 +38,9 @@ class EngineChoice:
         'local' or 'dask'.
     why : str
     threads : int
-        Threads of this process, 0 with Dask.
+        The threads of the local engine; 0 with Dask.
     worker_memory : int
-        What one of its tasks and an interpreter may take, 0 with Dask.
+        The memory of one task and the interpreter in the local engine; 0 with Dask.
     """
 
     name: Literal["local", "dask"]
@@ -50,9 +50,9 @@ class EngineChoice:
 
 
 def _address_in_files() -> bool:
-    """Return whether a file of Dask's configuration may name a scheduler."""
+    """Return whether a file of Dask's configuration may name a scheduler; does not import Dask."""
     roots = [os.environ.get("DASK_ROOT_CONFIG", "/etc/dask"), f"{sys.prefix}/etc/dask", "~/.config/dask"]
-    roots += [place for place in [os.environ.get("DASK_CONFIG")] if place]
+    roots += [folder for folder in [os.environ.get("DASK_CONFIG")] if folder]
     for root in (Path(root).expanduser() for root in roots):
         with contextlib.suppress(OSError):
             for file in [root] if root.is_file() else [*root.glob("*.yaml"), *root.glob("*.yml"), *root.glob("*.json")]:
@@ -63,17 +63,17 @@ def _address_in_files() -> bool:
 
 
 def scheduler_address() -> str | None:
-    """Return the scheduler that Dask's configuration names, if any; Dask is imported only where it may name one."""
+    """Return the scheduler that Dask's configuration names, or None. Dask is imported only if a scheduler is likely."""
     if "dask" not in sys.modules and not os.environ.get("DASK_SCHEDULER_ADDRESS") and not _address_in_files():
         return None
     import dask
 
-    found: Any = dask.config.get("scheduler-address", None)
-    return found
+    address: Any = dask.config.get("scheduler-address", None)
+    return address
 
 
 def choose(cluster: ClusterConfig, projected: Plan, client: Client | None = None) -> EngineChoice:
-    """Choose by what is named, how much work there is, and what memory is free.
+    """Choose the engine by the settings, the amount of work and the free memory.
 
     Parameters
     ----------
@@ -84,9 +84,9 @@ def choose(cluster: ClusterConfig, projected: Plan, client: Client | None = None
     Raises
     ------
     ConfigError
-        The local engine is asked for beside a client.
+        The setting names the local engine, and a client is given.
     BudgetError
-        It is asked for where memory does not suffice.
+        The setting names the local engine, and memory does not suffice.
     """
     if cluster.engine == "dask":
         return EngineChoice("dask", "cluster.engine is dask")
@@ -112,18 +112,18 @@ def choose(cluster: ClusterConfig, projected: Plan, client: Client | None = None
 
 
 def _limit() -> int:
-    """Return the bytes that this process may yet come to hold."""
+    """Return the bytes of memory that this process may still take."""
     return min(free_memory(), process_memory() or sys.maxsize)
 
 
 def _local(cluster: ClusterConfig, projected: Plan) -> EngineChoice:
-    """Fit as many threads as there are processors, or fewer where memory is short."""
+    """Choose as many threads as processors, or as many as memory suffices for."""
     limit, threads, most = _limit(), cpu_count(), int(projected.peak_bytes / PAUSE_FRACTION)
     while threads > 1 and process_bytes(projected.peak_bytes, threads) > limit * PAUSE_FRACTION:
         threads -= 1
     memory = cluster.memory_limit or single_thread_limit(limit, threads)
     if most > memory:
-        stage = max(projected.stages, key=lambda one: one.peak_bytes)
+        stage = max(projected.stages, key=lambda stage: stage.peak_bytes)
         raise BudgetError(
             f"cluster.engine = 'local': stage {stage.name} is projected to peak at {format_bytes(stage.peak_bytes)} in "
             f"one thread, but {format_bytes(cluster.memory_limit or limit)} may be had, of which {PAUSE_FRACTION:.0%} "
@@ -136,7 +136,7 @@ def _local(cluster: ClusterConfig, projected: Plan) -> EngineChoice:
 def open_engine(
     chosen: EngineChoice, cluster: ClusterConfig, client: Client | None, observer: Observer, need_bytes: int
 ) -> Iterator[Engine]:
-    """Open the engine that was chosen, as a context; for clusters see `dumap.engine.connect`.
+    """Open the chosen engine, as a context. `dumap.engine.connect` opens clusters.
 
     Raises
     ------
@@ -150,5 +150,5 @@ def open_engine(
         return
     from dumap.engine.connect import connect
 
-    with connect(cluster, client, observer, need_bytes) as reached:
-        yield reached
+    with connect(cluster, client, observer, need_bytes) as engine:
+        yield engine

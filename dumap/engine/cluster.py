@@ -1,8 +1,10 @@
-"""Maps tasks over the parts of a stage, on Dask.
+"""Runs the tasks of a stage on a Dask cluster.
 
-The engine knows no stage, but for the caches that rounds of the layout keep: it maps a function over parts, keeps as
-many of them on their way as make a cluster grow, measures each task's peak memory on its worker, tries again what a
-dying worker dropped, sends nothing to workers that differ from the others, and never waits without a bound.
+The engine keeps enough parts in flight for an adaptive cluster to grow, measures the peak memory of each task on its
+worker, sends parts of a dead worker again, and sends nothing to workers that differ from the others. It waits at most
+`timeout` for a silent scheduler and `worker_timeout` for a fit worker. A running task has no time limit unless
+`cluster.task_timeout` is set. The engine knows only two stages: the spool, and the rounds of the layout, whose caches
+it frees.
 """
 
 from __future__ import annotations
@@ -36,29 +38,29 @@ from dumap.store import IDENTITY, Run, manifest_key, probe_key
 from dumap.store.objects import digest
 
 WORKER_TIMEOUT = 600.0
-"""Seconds to wait for a worker that is fit, unless told otherwise."""
-PATIENCE = 15.0
-"""Seconds that workers have to answer once one of them has: who is busy, or stopped, is met later."""
+"""Default number of seconds to wait for a fit worker."""
+ANSWER_TIMEOUT = 15.0
+"""Seconds that workers have to answer a question. Busy or stopped workers are checked later, in their first task."""
 SPOOLING_THREADS = 4
 """Threads that copy an object of this process to the run."""
-PARTING = 2.0
-"""Seconds that workers have to free their caches, at the end."""
+FREEING_TIMEOUT = 2.0
+"""Seconds that workers have to free their caches at the end."""
 
 
 class DaskEngine:
-    """Maps tasks over parts on a Dask client; see `dumap.engine.Engine`.
+    """An engine that runs tasks through a Dask client; see `dumap.engine.Engine`.
 
     Parameters
     ----------
     client : distributed.Client
     timeout : float
-        Seconds to wait for a scheduler that has gone quiet.
+        Seconds to wait for a silent scheduler.
     worker_timeout : float
-        Seconds to wait for a worker that is fit.
+        Seconds to wait for a fit worker.
     note : callable, optional
-        Told of workers that are left out.
+        Called with a message for each worker that is left out.
     sharing : Sharing
-        Which workers may be used, and what goes with every task.
+        The workers that may be used, and what is sent with every task.
     """
 
     name = "dask"
@@ -89,72 +91,70 @@ class DaskEngine:
 
     @property
     def worker_memory(self) -> int:
-        """The smallest worker's memory limit, as of one with a single thread; 0 where none has any."""
+        """The smallest memory limit of a worker, converted to a worker with one thread; 0 without limits."""
         return min((single_thread_limit(w.memory_limit, w.threads) for w in self.workers if w.memory_limit), default=0)
 
     @property
     def cpus(self) -> list[str]:
-        """The kind of processors that the workers compute on."""
+        """The kind of processor that the workers have, a list of one; empty before `preflight`."""
         return [self._requirements.cpu] if self._requirements.cpu else []
 
     @property
     def versions(self) -> dict[str, str]:
-        """The versions that the workers have."""
+        """The versions that the workers have; those of this process before `preflight`."""
         return dict(self._requirements.versions) or worker.versions()
 
     @property
     def threads(self) -> int:
-        """The threads of all workers that are fit."""
+        """The number of threads of all fit workers, at least 1."""
         return max(1, self._members.threads)
 
     @property
     def host_threads(self) -> int:
-        """The threads of the workers on the host that has most."""
+        """The number of threads on the host with the most, at least 1."""
         return max(1, self._members.host_threads)
 
     @property
     def worker_threads(self) -> int:
-        """The most threads that a worker has."""
+        """The largest number of threads of a fit worker."""
         return max(self._members.fit.values(), default=1)
 
     # checks ------------------------------------------------------------------------------------
 
     def require(self, record: dict[str, Any] | None, peak_bytes: int) -> None:
-        """Set what workers must have: the versions and processor of an unfinished run, and memory for the plan's
-        peak.
-        """
+        """Set what workers must have: the versions and processor in `record`, and memory for `peak_bytes`."""
         self._record = record
         self._requirements = replace(self._requirements, peak_bytes=peak_bytes)
 
     def preflight(self) -> None:
-        """Wait for workers, and leave those out that cannot do the work, or differ from what most have.
+        """Wait for workers, and leave out workers that do not meet the requirements or differ from most others.
 
         Raises
         ------
         ClusterError
-            No worker that is fit in time.
+            No fit worker answers in time.
         """
-        wave = self._first_wave()
-        versions, cpu = common(wave, self._record)
+        answered = self._ask_present_workers()
+        versions, cpu = common(answered, self._record)
         self._requirements = replace(self._requirements, versions=tuple(sorted(versions.items())), cpu=cpu)
-        but_memory = replace(self._requirements, peak_bytes=0)
+        without_memory = replace(self._requirements, peak_bytes=0)
         alike = []
-        for one in wave:
-            if reasons := differences(but_memory, one):
-                self._members.leave_out(one.address, reasons)
+        for worker_facts in answered:
+            if reasons := differences(without_memory, worker_facts):
+                self._members.leave_out(worker_facts.address, reasons)
             else:
-                alike.append(one)
-        large = [one for one in alike if not differences(self._requirements, one)]
-        for one in alike if large else ():
-            if one not in large:
-                self._members.leave_out(one.address, differences(self._requirements, one))
-        self.workers = large or alike  # where all are too small, the plan says so, with the number
+                alike.append(worker_facts)
+        large = [worker_facts for worker_facts in alike if not differences(self._requirements, worker_facts)]
+        for worker_facts in alike if large else ():
+            if worker_facts not in large:
+                self._members.leave_out(worker_facts.address, differences(self._requirements, worker_facts))
+        self.workers = large or alike  # if all workers are too small, the plan's check raises the error
 
-    def _first_wave(self) -> list[WorkerFacts]:
-        """Ask the present workers what they have; if there are none, send a task that makes the cluster start one."""
+    def _ask_present_workers(self) -> list[WorkerFacts]:
+        """Return the facts of the present workers; without any, send a task that makes the cluster start a worker."""
         members, asked, answered = self._members, dict[str, Any](), dict[str, WorkerFacts]()
         members.reset_timeouts()
-        waking, patience = None, float("inf")
+        waking, deadline = None, float("inf")
         try:
             while True:
                 members.refresh(lambda: "a first question")
@@ -162,73 +162,73 @@ class DaskEngine:
                     asked[address] = self.link.call((worker.facts,), address)
                 if not members.present and waking is None:
                     waking = self.link.call((worker.facts,), None)
-                for address, said in self.link.answers(asked).items():
+                for address, answer in self.link.answers(asked).items():
                     del asked[address]
-                    self._take_in(address, said, answered)
-                if answered and patience == float("inf"):
-                    patience = self.link.now() + PATIENCE
+                    self._record_answer(address, answer, answered)
+                if answered and deadline == float("inf"):
+                    deadline = self.link.now() + ANSWER_TIMEOUT
                 waiting = members.fit.keys() - answered.keys()
-                if answered and (not waiting or self.link.now() > patience):
+                if answered and (not waiting or self.link.now() > deadline):
                     return [answered[address] for address in sorted(answered) if address in members.fit]
                 self.link.sleep()
         finally:
             self.link.cancel([*asked.values(), *([waking] if waking else [])])
 
-    def _take_in(self, address: str, said: Any, answered: dict[str, WorkerFacts]) -> None:
-        """Record what a worker says of itself, or why it cannot."""
-        if isinstance(said, (Lost, Killed)):  # it has left
+    def _record_answer(self, address: str, answer: Any, answered: dict[str, WorkerFacts]) -> None:
+        """Add a worker's facts to `answered`, or leave the worker out if it cannot run dumap or has another version."""
+        if isinstance(answer, (Lost, Killed)):  # the worker has left
             return
-        if isinstance(said, Exception):
-            self._members.leave_out(address, [_cannot(said, self._requirements.dumap)])
+        if isinstance(answer, Exception):
+            self._members.leave_out(address, [_cannot(answer, self._requirements.dumap)])
             return
-        facts = WorkerFacts(address, host_of(address), self._members.present.get(address, 1), **said)
+        facts = WorkerFacts(address, host_of(address), self._members.present.get(address, 1), **answer)
         basic = Requirements(self._requirements.dumap, self._requirements.format)
         if reasons := differences(basic, facts):
             self._members.leave_out(address, reasons)
         else:
             answered[address] = facts
 
-    def _question(self) -> bool:
-        """Ask the workers that have not proven to be fit; tell whether one is not."""
-        doubtful = self._members.fit.keys() - self._members.proven
-        found = self.link.ask((worker.unfit, self._requirements), doubtful, PATIENCE)
-        for address, said in found.items():
-            reasons = [_cannot(said, self._requirements.dumap)] if isinstance(said, Exception) else said
+    def _check_unproven(self) -> bool:
+        """Check the workers that have not yet proven to be fit; return whether any of them is unfit."""
+        unproven = self._members.fit.keys() - self._members.proven
+        answers = self.link.ask((worker.unfit, self._requirements), unproven, ANSWER_TIMEOUT)
+        for address, answer in answers.items():
+            reasons = [_cannot(answer, self._requirements.dumap)] if isinstance(answer, Exception) else answer
             if reasons:
                 self._members.leave_out(address, reasons)
             else:
                 self._members.proven.add(address)
-        return any(address in self._members.unfit for address in found)
+        return any(address in self._members.unfit for address in answers)
 
     def check_sight(self, output: str) -> None:
-        """Leave out workers that do not see the output, or cannot write to it.
+        """Leave out workers that cannot read or cannot write the output.
 
         Raises
         ------
         ClusterError
-            None of them does.
+            No worker that answers can do both.
         """
         run, key = Run(output), probe_key()
         run.put(key, b"seen")
         try:
-            answers = self.link.ask((worker.see, output, key), [one.address for one in self.workers], PATIENCE)
+            answers = self.link.ask((worker.see, output, key), [w.address for w in self.workers], ANSWER_TIMEOUT)
         finally:
             run.delete(key)
-        blind = {address: said for address, said in answers.items() if isinstance(said, Exception)}
-        if blind and len(blind) == len(answers):
-            address, said = next(iter(sorted(blind.items())))
-            raise ClusterError(f"worker {address}: {said}")
-        for address, said in blind.items():
-            self._members.leave_out(address, [str(said)])
-        self.workers = [one for one in self.workers if one.address not in blind]
+        errors = {address: answer for address, answer in answers.items() if isinstance(answer, Exception)}
+        if errors and len(errors) == len(answers):
+            address, error = next(iter(sorted(errors.items())))
+            raise ClusterError(f"worker {address}: {error}")
+        for address, error in errors.items():
+            self._members.leave_out(address, [str(error)])
+        self.workers = [w for w in self.workers if w.address not in errors]
 
     def require_run_visible(self, run: Run, peak_bytes: int) -> None:
-        """Require of workers that join later that they see this run, and have memory for the plan's peak."""
+        """Require workers that join later to see this run and to have memory for `peak_bytes`."""
         data = run.get(manifest_key(IDENTITY, "run"))
         seen = "" if data is None else digest(data)
         self._requirements = replace(self._requirements, peak_bytes=peak_bytes, output=run.location, seen=seen)
 
-    # work --------------------------------------------------------------------------------------
+    # tasks -------------------------------------------------------------------------------------
 
     def map(
         self,
@@ -238,13 +238,13 @@ class DaskEngine:
         options: dict[str, Any],
         advanced: Callable[[float, float], None],
     ) -> None:
-        """Run `task(job, part, **options)` for every part, of the job's stage.
+        """Run `task(job, part, **options)` for each part of the job's stage.
 
         Raises
         ------
         DumapError
-            The task's own error; `TaskError` for one from below, or for a part that kills its workers;
-            `ClusterError` when the cluster is lost.
+            The error of a task; `TaskError` for an error of another kind in a task, or for a part whose workers die;
+            `ClusterError` if the cluster is lost.
         """
         title = job.title(task)
         topic, single = _topic(job.config.output), len(parts) == 1
@@ -260,7 +260,7 @@ class DaskEngine:
         repeatable = not getattr(task, "no_backup", False)
         spec = StepSpec(title, f"{title} {task.__name__}", parts, call, committed, advanced, repeatable)
         timeout = self.link.sharing.task_timeout
-        step = Step(spec, self.link, self._members, self._durations, self._messages, self._question, timeout)
+        step = Step(spec, self.link, self._members, self._durations, self._messages, self._check_unproven, timeout)
         try:
             step.run()
         finally:
@@ -275,26 +275,26 @@ class DaskEngine:
         options: dict[str, Any],
         advanced: Callable[[float, float], None],
     ) -> None:
-        """Write every part where its rows are: in this process, or, of a Dask collection, on the workers."""
+        """Write the parts of the spool in this process, or on the workers if the object is a Dask collection."""
         if not isinstance(job.object_rows, ArrayRows):
-            self._collect(task, job, parts, advanced)
+            self._spool_collection(task, job, parts, advanced)
             return
-        here = LocalEngine(min(SPOOLING_THREADS, cpu_count()), 0)
+        local = LocalEngine(min(SPOOLING_THREADS, cpu_count()), 0)
         try:
-            here.spool(task, job, parts, options, advanced)
+            local.spool(task, job, parts, options, advanced)
         finally:
-            self.peak_bytes, self.held_bytes = here.peak_bytes, here.held_bytes
+            self.peak_bytes, self.held_bytes = local.peak_bytes, local.held_bytes
 
-    def _collect(
+    def _spool_collection(
         self, task: Callable[..., None], job: Job, parts: Sequence[str], advanced: Callable[[float, float], None]
     ) -> None:
-        """Compute a Dask collection on the workers, part by part."""
+        """Compute a Dask collection on the workers, which write its rows as parts."""
         from dumap.engine.collections import DaskRows, compute_on
 
         assert isinstance(job.object_rows, DaskRows)
         topic = _topic(job.config.output)
         self.link.listen(topic, self._messages.append)
-        self._question()
+        self._check_unproven()
         orders = worker.Orders(self._requirements, topic, SPOOL, 0, ticks=False)
         spans = {part: spool.span_of(job, part) for part in parts}
         try:
@@ -307,26 +307,27 @@ class DaskEngine:
                 advanced,
             )
         finally:
-            for said in self._messages:
-                self.peak_bytes = max(self.peak_bytes, said.get("peak_bytes", 0))
-                self.held_bytes = max(self.held_bytes, said.get("held_bytes", 0))
+            for message in self._messages:
+                self.peak_bytes = max(self.peak_bytes, message.get("peak_bytes", 0))
+                self.held_bytes = max(self.held_bytes, message.get("held_bytes", 0))
 
     def free_caches(self) -> None:
         """Free what tasks have cached on workers."""
         if self._members.proven and self.link.running:
-            self.link.ask((rounds.free_caches,), self._members.proven, PARTING)
+            self.link.ask((rounds.free_caches,), self._members.proven, FREEING_TIMEOUT)
 
     def close(self) -> None:
-        """Leave nothing of the run's with the workers, and hear no more of them."""
+        """Stop listening to workers, and free all that the run has cached there."""
         self.link.close()
         if self._members.proven and self.link.running:
-            self.link.ask((worker.free_caches,), self._members.proven, PARTING)
+            self.link.ask((worker.free_caches,), self._members.proven, FREEING_TIMEOUT)
 
 
 def _topic(output: str) -> str:
-    """Name what the tasks of a run are heard on."""
+    """Return the name of the topic on which the tasks of a run send messages."""
     return f"dumap-{hashlib.sha256(output.encode()).hexdigest()[:16]}"
 
 
 def _cannot(error: Exception, version: str) -> str:
+    """Return the reason for leaving out a worker on which dumap fails with an error."""
     return f"it cannot run dumap ({type(error).__name__}: {error}): install dumap {version} there"

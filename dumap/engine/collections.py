@@ -1,8 +1,8 @@
-"""Dask's collections: those that results come as, and those that are embedded, whose rows come into the run.
+"""Dask collections: results as Dask arrays, and collections that are embedded.
 
-A part of the run is made of slices of those chunks that hold its rows, by one task. The graph of all parts that are
-missing is computed at once, so that what its chunks have in common is computed once; no chunk is moved for any other
-reason. Only imported where a collection is given, or asked for.
+The rows of a collection are copied to the run as parts. One task per part puts together the slices of the chunks that
+hold its rows. All missing parts are one Dask graph, so that tasks that several parts need are computed once. This
+module is imported only if a collection is given or asked for.
 """
 
 from __future__ import annotations
@@ -32,22 +32,22 @@ if TYPE_CHECKING:
     from distributed import Client
 
 POLL_SECONDS = 0.5
-"""The longest that is waited for news."""
+"""Seconds between looks at the futures."""
 CHUNKS = 6
-"""Chunks that a worker holds at once, those that they are made of included."""
-ROUNDS = 4
-"""How often parts are sent that were lost, or met a worker that must not take part."""
+"""Chunks that a worker holds at once, with the chunks that they are computed from."""
+ATTEMPTS = 4
+"""Times that a part is sent, if it is lost or its worker is unfit."""
 Grid = list[list[Any]]
-"""Blocks: those of some rows, one after another, each in a list of those of some columns."""
+"""Blocks of an array: a list for each chunk of rows, which holds the blocks of its columns in order."""
 
 
 def to_dask(array: zarr.Array) -> Any:
-    """Return a Dask array that reads a Zarr array, chunk by chunk, wherever it is computed."""
+    """Return a Dask array that reads a Zarr array chunk by chunk."""
     return dask.array.from_zarr(array)
 
 
 def is_collection(data: Any) -> bool:
-    """Return whether data is one of Dask's arrays or data frames."""
+    """Return whether data is a Dask array or a Dask data frame."""
     return dask.is_dask_collection(data) and (
         isinstance(data, dask.array.Array) or hasattr(type(data), "to_dask_array")
     )
@@ -59,17 +59,17 @@ class DaskRows:
     Parameters
     ----------
     data : dask collection
-        Of a data frame the lengths of its partitions are computed.
+        If it is a data frame, the lengths of its partitions are computed.
 
     Attributes
     ----------
     kind, rows, dims, dtype, names, token
-        As of `ObjectRows`. The token is made of the array's name, which Dask gives to the same array alone.
+        See `ObjectRows`. The token is a hash of the array's name, and Dask gives different arrays different names.
 
     Raises
     ------
     InputError
-        It holds no rows of numbers, or does not know how many its chunks have.
+        The collection has no rows of numbers, or the number of rows in its chunks is unknown.
     """
 
     names: np.ndarray | None = None
@@ -101,16 +101,16 @@ class DaskRows:
 
     @property
     def task_bytes(self) -> int:
-        """What writing parts takes of a worker: some chunks on their way, and a part twice (measured)."""
+        """Memory of a worker that writes parts: several chunks, and a part twice (measured)."""
         return CHUNKS * self._chunk_bytes + 2 * PART_BYTES
 
     @property
     def least_bytes(self) -> int:
-        """Below this it cannot be done: a chunk and what it is made of, and a part twice."""
+        """The least memory of a worker that writes parts: a chunk, its source chunk, and a part twice."""
         return 2 * self._chunk_bytes + 2 * PART_BYTES
 
     def grids(self, spans: Mapping[str, tuple[int, int]]) -> Iterator[tuple[str, Grid]]:
-        """Yield, for each part's rows [start, stop), the slices of chunks that hold them, not computed."""
+        """Yield each part and the delayed slices of chunks that hold its rows [start, stop)."""
         blocks = self.array.to_delayed()
         offsets = np.array([0, *accumulate(self.array.chunks[0])])
         for part, (start, stop) in spans.items():
@@ -125,7 +125,7 @@ class DaskRows:
 
 
 def _of_frame(data: Any, kind: str) -> dask.array.Array:
-    """Return a data frame's array; only plain numbers can be one."""
+    """Return the array of a data frame; refuse columns that are not numbers."""
     if not hasattr(data, "columns"):
         raise InputError(f"the {kind} has one column; give a data frame of some")
     odd = [str(name) for name, dtype in data.dtypes.items() if getattr(dtype, "kind", "O") not in "fiub"]
@@ -135,18 +135,18 @@ def _of_frame(data: Any, kind: str) -> dask.array.Array:
 
 
 def default_client() -> Client | None:
-    """Return the client that Dask would compute a collection with, if there is one."""
+    """Return Dask's default client, None if there is none."""
     import distributed
 
     try:
-        found: Client = distributed.default_client()
+        client: Client = distributed.default_client()
     except ValueError:
         return None
-    return found
+    return client
 
 
 def assemble(grid: Grid, dtype: np.dtype) -> np.ndarray:
-    """Put blocks together, (rows, dims), C order."""
+    """Put the blocks of a grid together, (rows, dims), C order."""
     if len(grid) == 1 and len(grid[0]) == 1:
         return np.ascontiguousarray(np.asarray(grid[0][0]), dtype)
     columns = sum(np.shape(block)[1] for block in grid[0])
@@ -161,7 +161,7 @@ def assemble(grid: Grid, dtype: np.dtype) -> np.ndarray:
 
 
 def failed(error: BaseException, object_rows: ObjectRows) -> BaseException:
-    """Return an error of a collection's own tasks as one that says so."""
+    """Return the error to raise if the tasks of a collection fail: it names the collection."""
     if isinstance(error, DumapError) or not isinstance(error, Exception):
         return error
     if isinstance(error, OSError):
@@ -176,7 +176,7 @@ def failed(error: BaseException, object_rows: ObjectRows) -> BaseException:
 
 
 def _tasks(object_rows: DaskRows, spans: Mapping[str, tuple[int, int]], call: Callable[[str], Any]) -> dict[str, Any]:
-    """Return a delayed task for each part: what `call` returns of it is called with its blocks."""
+    """Return a delayed task for each part: `call(part)` returns a function, which is called with the part's grid."""
     group = f"dumap-spool-{uuid.uuid4().hex[:8]}"
     return {
         part: dask.delayed(call(part), pure=False, traverse=False)(grid, dask_key_name=f"{group}-{part}")
@@ -191,16 +191,16 @@ def compute_here(
     threads: int,
     advanced: Callable[[float, float], None],
 ) -> dict[str, int]:
-    """Compute parts in threads of this process; return the most bytes that it held, and those before."""
+    """Compute and write parts in threads of this process; return its peak memory, and its memory before the tasks."""
     object_rows = job.object_rows
     assert isinstance(object_rows, DaskRows)
-    took: list[dict[str, Any]] = []
+    usages: list[dict[str, Any]] = []
 
     def write(part: str, grid: Grid) -> None:
-        took.append(run_task(task, job, part, {"rows": assemble(grid, object_rows.dtype)}, job.tick))
+        usages.append(run_task(task, job, part, {"rows": assemble(grid, object_rows.dtype)}, job.tick))
 
     tasks = _tasks(object_rows, spans, lambda part: partial(write, part))
-    keys, done = {one.key for one in tasks.values()}, 0
+    keys, done = {delayed.key for delayed in tasks.values()}, 0
 
     def count(key: Any, *rest: Any) -> None:
         nonlocal done
@@ -213,7 +213,7 @@ def compute_here(
             dask.compute(*tasks.values(), scheduler="threads", num_workers=threads)
     except Exception as error:
         raise failed(error, object_rows) from error
-    return {what: max(one[what] for one in took) for what in ("peak_bytes", "held_bytes")}
+    return {name: max(usage[name] for usage in usages) for name in ("peak_bytes", "held_bytes")}
 
 
 def compute_on(
@@ -224,18 +224,18 @@ def compute_on(
     spans: Mapping[str, tuple[int, int]],
     advanced: Callable[[float, float], None],
 ) -> None:
-    """Compute parts on a cluster.
+    """Compute and write parts on a cluster.
 
     Parameters
     ----------
     link, members
     call : callable
-        `call(part)` returns a function and its first arguments; the last is the part's grid of blocks.
+        `call(part)` returns a function and its first arguments; the last argument is the part's grid.
     object_rows : DaskRows
     spans : mapping
         The rows [start, stop) of each part.
     advanced : callable
-        Told of how many of how many are done.
+        Called with the number of parts done and of all parts.
 
     Raises
     ------
@@ -243,12 +243,12 @@ def compute_on(
     """
     left, count = dict(spans), len(spans)
     members.reset_timeouts()
-    for _ in range(ROUNDS):
+    for _ in range(ATTEMPTS):
         tasks = _tasks(object_rows, left, lambda part: partial(carrier(), pickled_call(call(part))))
         left = {part: left[part] for part in _compute_once(link, members, tasks, object_rows, count, advanced)}
         if not left:
             return
-    lost = f"{len(left)} parts of the {object_rows.kind} were lost {ROUNDS} times"
+    lost = f"{len(left)} parts of the {object_rows.kind} were lost {ATTEMPTS} times"
     raise ClusterError(f"{link.name}: {lost}; look at its logs")
 
 
@@ -260,9 +260,9 @@ def _compute_once(
     count: int,
     advanced: Callable[[float, float], None],
 ) -> list[str]:
-    """Compute tasks; list those that were lost by nobody's fault, or met a worker that must not take part."""
+    """Compute tasks; list the parts to send again: the scheduler lost them, or their worker was unfit."""
     parts, again = list(tasks), []
-    with warnings.catch_warnings():  # what the graph holds is its owner's
+    with warnings.catch_warnings():  # the user's collection decides how large the graph is
         warnings.filterwarnings("ignore", message="Sending large graph", category=UserWarning)
         futures = link.compute([tasks[part] for part in parts], members.allowed)
     pending = dict(zip(futures, parts, strict=True))

@@ -1,4 +1,4 @@
-"""Reaches a cluster: the client that is given, the scheduler that is named, or an embedded one."""
+"""Connects to a cluster: through the given client, at the named scheduler, or by starting an embedded cluster."""
 
 from __future__ import annotations
 
@@ -23,22 +23,23 @@ from dumap.engine.resources import cpu_count, free_memory, process_memory
 from dumap.engine.sharing import Sharing
 from dumap.errors import ClusterError, ConfigError
 
-SHARE = 0.9
-"""Of the memory that is free, what an embedded cluster's workers may have: the rest is for driver and scheduler."""
+WORKERS_SHARE = 0.9
+"""Share of the free memory that an embedded cluster's workers may use; the driver and the scheduler use the rest."""
 STARTING_SECONDS = 600.0
-"""How long an embedded cluster may take to start."""
-KNOCK_SECONDS = 5.0
-"""How long one address of a scheduler's file is tried at first before the file is read again; later for longer."""
+"""Seconds that an embedded cluster may take to start."""
+FIRST_TRY_SECONDS = 5.0
+"""Seconds to try an address before the scheduler file is read again; doubled after each timeout."""
 READ_AGAIN_SECONDS = 0.2
+"""Seconds between reads of the scheduler file."""
 UNREACHED = (OSError, TimeoutError, ValueError, KeyError, TypeError, RuntimeError)
-"""What is raised where a scheduler's file is not whole, or nobody answers as a scheduler does."""
+"""Errors raised if a scheduler file is incomplete, or if no scheduler answers at the address."""
 
 
 @contextlib.contextmanager
 def connect(
     cluster: ClusterConfig, client: Client | None, observer: Observer, need_bytes: int = 0
 ) -> Iterator[DaskEngine]:
-    """Reach a cluster: the client given, the scheduler named, or an embedded one.
+    """Connect to a cluster: through the client, at the named scheduler, or by starting an embedded cluster.
 
     Parameters
     ----------
@@ -46,14 +47,14 @@ def connect(
     client : distributed.Client, optional
     observer : Observer
     need_bytes : int
-        Memory that a worker has to have: an embedded cluster has no more workers than that leaves room for.
+        Memory that a worker needs. An embedded cluster has at most as many workers as fit the free memory.
 
     Raises
     ------
     ConfigError
-        What is given contradicts itself, or the client cannot be used.
+        The settings contradict one another or the client, or the client cannot be used.
     ClusterError
-        Nothing answers within `cluster.timeout` seconds, or an embedded cluster cannot start.
+        No scheduler answers within `cluster.timeout` seconds, or an embedded cluster cannot start.
     """
     check_report(cluster.report)
     address = None if cluster.scheduler_file else cluster.scheduler or dask.config.get("scheduler-address", None)
@@ -73,7 +74,7 @@ def connect(
 
 
 def _check_alone(cluster: ClusterConfig, client: Client | None, address: str | None, observer: Observer) -> None:
-    """Refuse settings of an embedded cluster if another is named; with a client, say that they are ignored."""
+    """Refuse settings of an embedded cluster if a scheduler is named; with a client, note that they are ignored."""
     given = [
         f"cluster.{name} = {getattr(cluster, name)}" for name in ("workers", "memory_limit") if getattr(cluster, name)
     ]
@@ -88,7 +89,7 @@ def _check_alone(cluster: ClusterConfig, client: Client | None, address: str | N
 
 
 def _check_choosing(cluster: ClusterConfig) -> None:
-    """Refuse to choose among the workers of an embedded cluster, which are alike."""
+    """Refuse settings that choose workers, since the workers of an embedded cluster are alike."""
     if described := Sharing.of(cluster).described():
         raise ConfigError(
             f"{described}: the workers of an embedded cluster are alike and have neither resources nor names to choose "
@@ -106,9 +107,9 @@ def size_embedded(cluster: ClusterConfig, need_bytes: int) -> tuple[int, int, st
     ----------
     cluster : ClusterConfig
     need_bytes : int
-        Memory that a worker has to have.
+        Memory that a worker needs.
     """
-    cpus, room = cpu_count(), int(free_memory() * SHARE)
+    cpus, room = cpu_count(), int(free_memory() * WORKERS_SHARE)
     most = process_memory() or room
     each = cluster.memory_limit or need_bytes
     fitting = max(1, room // each) if each else cpus
@@ -123,6 +124,7 @@ def size_embedded(cluster: ClusterConfig, need_bytes: int) -> tuple[int, int, st
 
 
 def _embedded(stack: ExitStack, cluster: ClusterConfig, observer: Observer, need_bytes: int) -> Client:
+    """Start an embedded cluster, and return a client of it."""
     workers, limit, why = size_embedded(cluster, need_bytes)
     try:
         local = stack.enter_context(embedded(workers, limit, STARTING_SECONDS))
@@ -139,22 +141,23 @@ def _embedded(stack: ExitStack, cluster: ClusterConfig, observer: Observer, need
 
 
 def _find(cluster: ClusterConfig, address: str | None) -> Client:
-    """Reach the scheduler that is named, reading a file of its address again until somebody answers there."""
-    file, deadline, patience = cluster.scheduler_file, time.monotonic() + cluster.timeout, KNOCK_SECONDS
+    """Connect to the named scheduler. A scheduler file is read again until the scheduler answers at its address."""
+    file, deadline, try_seconds = cluster.scheduler_file, time.monotonic() + cluster.timeout, FIRST_TRY_SECONDS
     while True:
         remaining = max(1.0, deadline - time.monotonic())
         try:
-            place = address or str(json.loads(Path(str(file)).read_text())["address"])
-            _knock(place, min(remaining, patience) if file else remaining)
-            return Client(place, timeout=remaining, set_as_default=False)
+            where = address or str(json.loads(Path(str(file)).read_text())["address"])
+            _check_answers(where, min(remaining, try_seconds) if file else remaining)
+            return Client(where, timeout=remaining, set_as_default=False)
         except UNREACHED as error:
-            patience *= 2 if isinstance(error, TimeoutError) else 1
+            try_seconds *= 2 if isinstance(error, TimeoutError) else 1
             if not file or time.monotonic() + READ_AGAIN_SECONDS > deadline:
                 raise _unreached(cluster, address, error) from error
             time.sleep(READ_AGAIN_SECONDS)
 
 
 def _unreached(cluster: ClusterConfig, address: str | None, error: Exception) -> ClusterError:
+    """Return the error to raise if no scheduler answers."""
     within = f"within {cluster.timeout:.0f} s"
     if isinstance(error, FileNotFoundError):
         return ClusterError(
@@ -167,32 +170,32 @@ def _unreached(cluster: ClusterConfig, address: str | None, error: Exception) ->
     return ClusterError(f"no scheduler answers at {where} {within} ({type(error).__name__}: {error}){tls}")
 
 
-def _knock(address: str, seconds: float, security: Security | None = None) -> None:
-    """Fail with TimeoutError unless the scheduler shakes hands in time: a client would wait without a bound."""
+def _check_answers(address: str, seconds: float, security: Security | None = None) -> None:
+    """Raise TimeoutError unless the scheduler accepts a connection in time; `Client` itself could wait forever."""
 
-    async def shake() -> None:
+    async def open_and_close() -> None:
         arguments = (security or Security()).get_connection_args("client")
         comm = await asyncio.wait_for(comms.connect(address, timeout=seconds, **arguments), seconds)
         await comm.close()
 
-    _apart(lambda: asyncio.run(shake()))
+    _call_in_thread(lambda: asyncio.run(open_and_close()))
 
 
-def _apart(call: Callable[[], None]) -> None:
-    """Call in another thread, since the caller may be inside an event loop."""
+def _call_in_thread(call: Callable[[], None]) -> None:
+    """Call a function in another thread, since the caller may run inside an event loop."""
     with ThreadPoolExecutor(1) as thread:
         thread.submit(call).result()
 
 
 def open_client(cluster: ClusterConfig) -> Client:
-    """Reach the scheduler that the configuration, or Dask's, names.
+    """Connect to the scheduler that this configuration or Dask's configuration names.
 
     Raises
     ------
     ConfigError
-        Neither names one.
+        Neither configuration names a scheduler.
     ClusterError
-        Nothing answers within `cluster.timeout` seconds.
+        No scheduler answers within `cluster.timeout` seconds.
     """
     address = None if cluster.scheduler_file else cluster.scheduler or dask.config.get("scheduler-address", None)
     if not address and not cluster.scheduler_file:
@@ -207,8 +210,10 @@ def open_client(cluster: ClusterConfig) -> Client:
 
 
 def _usable(stack: ExitStack, client: Client, seconds: float) -> Client:
-    """Return a client that this thread can wait for: the given one, or another if the given one runs in this thread's
-    loop.
+    """Return a client on which this thread may block.
+
+    The given client is returned if it is synchronous. For an asynchronous client, which runs in the event loop of this
+    thread, a second client is opened.
     """
     if client.status != "running" or client.scheduler is None:
         raise ConfigError(
@@ -221,7 +226,7 @@ def _usable(stack: ExitStack, client: Client, seconds: float) -> Client:
         raise ConfigError(f"a task that is a coroutine keeps its worker from all else while dumap runs: {todo}")
     address = str(client.scheduler.address)
     try:
-        _knock(address, seconds, client.security)
+        _check_answers(address, seconds, client.security)
         return stack.enter_context(
             Client(address, timeout=seconds, security=client.security, asynchronous=False, set_as_default=False)
         )
@@ -233,6 +238,7 @@ def _usable(stack: ExitStack, client: Client, seconds: float) -> Client:
 
 
 def _in_a_worker() -> bool:
+    """Return whether this code runs in a task on a Dask worker."""
     try:
         get_worker()
     except ValueError:
@@ -242,7 +248,7 @@ def _in_a_worker() -> bool:
 
 @contextlib.contextmanager
 def _secede_while_waiting() -> Iterator[None]:
-    """Leave a worker's thread to other tasks while this one waits for them, where this is a task."""
+    """If this code runs in a task, let the worker use the task's thread for other tasks in this context."""
     if not _in_a_worker():
         yield
         return

@@ -1,10 +1,10 @@
-"""An embedded cluster: Dask's LocalCluster in a process of its own, its host, which ends when the driver does.
+"""An embedded cluster: Dask's LocalCluster in a separate process, the host, which ends when the driver ends.
 
-The host is a process of its own so that it can be started from anywhere. Workers that the driver started itself would
-import its main module again, run all that has no `__main__` guard there, and could not be children of a daemonic
-process; the scheduler would share the driver's event loop, logging and Dask's configuration.
+A separate host can be started from any program. If the driver started the workers itself, they would import its main
+module again and run the code there that no `__main__` guard protects, and a daemonic process could not start them at
+all. The scheduler would also share the driver's event loop, logging and Dask configuration.
 
-This file is run by its path: the host need not import dumap, its workers do.
+The host runs this file by its path, so it does not import dumap. The workers do.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 ENDING_SECONDS = 20.0
-"""How long a host may take to end its workers before all are killed."""
+"""Seconds that a host may take to end its workers before all are killed."""
 PINNED = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
 
 
 @dataclass(frozen=True)
 class Embedded:
-    """Where an embedded cluster is, and what its workers may use."""
+    """The address of an embedded cluster, the number of its workers, and the memory limit of each in bytes."""
 
     address: str
     workers: int
@@ -34,19 +34,19 @@ class Embedded:
 
 
 class CannotStart(Exception):
-    """An embedded cluster did not start; the message is why."""
+    """An embedded cluster did not start; the message says why."""
 
 
 @contextlib.contextmanager
 def embedded(workers: int, memory_limit: int, seconds: float) -> Iterator[Embedded]:
-    """Start worker processes of one thread each, and end them.
+    """Start a cluster of worker processes with one thread each, as a context that ends them.
 
     Parameters
     ----------
     workers, memory_limit : int
-        How many, and the bytes of each.
+        The number of workers, and the memory limit of each in bytes.
     seconds : float
-        How long their start may take.
+        How long the start may take.
 
     Raises
     ------
@@ -62,9 +62,9 @@ def embedded(workers: int, memory_limit: int, seconds: float) -> Iterator[Embedd
             host = subprocess.Popen(
                 [sys.executable, "-P", __file__, str(writing)],
                 stdin=subprocess.PIPE,
-                stdout=2,  # the driver's own is for results
+                stdout=2,  # the driver writes only results to standard output
                 pass_fds=[writing],
-                process_group=0,  # Ctrl-C is for the driver, which ends the host
+                process_group=0,  # Ctrl-C reaches only the driver, which ends the host
             )
         except OSError as error:
             raise CannotStart(f"{type(error).__name__}: {error}") from error
@@ -77,19 +77,21 @@ def embedded(workers: int, memory_limit: int, seconds: float) -> Iterator[Embedd
 
 
 def _started(host: subprocess.Popen, answer, start_up: bytes, seconds: float) -> Embedded:  # type: ignore[no-untyped-def]
+    """Send the host its settings, and return its answer."""
     assert host.stdin is not None
-    with contextlib.suppress(BrokenPipeError):  # it has ended: its answer is empty
+    with contextlib.suppress(BrokenPipeError):  # the host has ended, so its answer is empty
         host.stdin.write(start_up)
         host.stdin.flush()
     if not select.select([answer], [], [], seconds)[0]:
         raise CannotStart(f"its workers have not started within {seconds:.0f} s")
-    said = json.loads(answer.read() or "{}")
-    if "address" in said:
-        return Embedded(**said)
-    raise CannotStart(said.get("error") or f"its process ended with exit code {host.wait()}")
+    facts = json.loads(answer.read() or "{}")
+    if "address" in facts:
+        return Embedded(**facts)
+    raise CannotStart(facts.get("error") or f"its process ended with exit code {host.wait()}")
 
 
 def _end(host: subprocess.Popen) -> None:
+    """Ask the host to end, and kill it and its workers if it does not."""
     assert host.stdin is not None
     with contextlib.suppress(BrokenPipeError):
         host.stdin.close()
@@ -104,27 +106,28 @@ def _end(host: subprocess.Popen) -> None:
 
 
 def _serve(answer_descriptor: int) -> None:
-    """Start a cluster, say where it is, and end it with the driver."""
+    """Start a cluster, write its address to the descriptor, and end the cluster when the driver ends."""
     driver = os.getppid()
     with contextlib.ExitStack() as stack:
         with open(answer_descriptor, "w") as answer:
             try:
                 config, path, settings = pickle.load(sys.stdin.buffer)
                 sys.path[:] = path
-                said = _start(stack, config, settings)
+                facts = _start(stack, config, settings)
             except Exception as error:
-                said = {"error": _why(error)}
-            json.dump(said, answer)
-        while "address" in said and os.getppid() == driver:
-            if select.select([sys.stdin], [], [], 1.0)[0]:  # closed: there is nothing more to read
+                facts = {"error": _why(error)}
+            json.dump(facts, answer)
+        while "address" in facts and os.getppid() == driver:
+            if select.select([sys.stdin], [], [], 1.0)[0]:  # the driver has closed it, since it writes nothing more
                 return
 
 
 def _start(stack: contextlib.ExitStack, config: dict, settings: dict) -> dict:
+    """Start the cluster, and return the fields of `Embedded`."""
     import dask
 
     dask.config.update(dask.config.config, config, priority="new")
-    dask.config.set({"distributed.scheduler.allowed-failures": 0})  # every death comes back, to be judged
+    dask.config.set({"distributed.scheduler.allowed-failures": 0})  # dumap itself decides which parts are sent again
     from distributed import LocalCluster
 
     cluster = stack.enter_context(
@@ -135,7 +138,7 @@ def _start(stack: contextlib.ExitStack, config: dict, settings: dict) -> dict:
 
 
 def _why(error: BaseException) -> str:
-    """Write an error and its first cause."""
+    """Return the text of an error and of its first cause."""
     first: BaseException = error
     while (cause := first.__cause__ or first.__context__) is not None:
         first = cause

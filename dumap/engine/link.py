@@ -1,4 +1,4 @@
-"""What the engine asks of a Dask client, and no more: tests put a simulated cluster in its place."""
+"""All that the engine does with a Dask client. Tests replace it by a simulated cluster."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from dumap.errors import ClusterError
 from dumap.store import known_options
 
 ANSWER_SECONDS = 0.05
-"""How often answers to questions are looked for."""
+"""Seconds between looks for answers to questions."""
 
 
 class Lost(Exception):
-    """A task that the scheduler has lost, through no fault of its own."""
+    """The scheduler has lost a task; the task is not to blame."""
 
 
 class Killed(Exception):
-    """A task whose workers died; the argument is how many."""
+    """The workers of a task died; the argument is their number."""
 
     def __init__(self, workers: int) -> None:
         super().__init__(workers)
@@ -36,9 +36,9 @@ class Killed(Exception):
 
 
 def carrier() -> Callable[..., Any]:
-    """Make a function that unpickles and runs a task; it is sent with its code, so that it names nothing of dumap.
+    """Return a function that unpickles and runs a task. It is pickled by value, so that it does not refer to dumap.
 
-    A worker without dumap that is sent a task which names it cannot read the message, and ends; this one fails.
+    A worker without dumap cannot read a message that refers to dumap, and ends. With this function only the task fails.
     """
 
     def call(packed: bytes, *more: Any) -> Any:
@@ -51,26 +51,26 @@ def carrier() -> Callable[..., Any]:
 
 
 def pickled_call(call: tuple) -> bytes:
-    """Pack a function and its arguments, with the options of buckets that this process knows."""
+    """Pickle a function and its arguments, with the options of buckets that this process knows."""
     known = known_options()
     return bytes(dumps((with_options, known, *call) if known else call))
 
 
 class Link:
-    """A Dask client, and the tasks that one step of a run has on their way.
+    """A Dask client, and the tasks in flight of one step of a run.
 
     Parameters
     ----------
     client : distributed.Client
     timeout : float
-        Seconds within which a scheduler must answer.
+        Seconds within which the scheduler must answer.
     sharing : Sharing
-        What goes with every task.
+        The workers that may be used, and what is sent with every task.
     """
 
     def __init__(self, client: Client, timeout: float, sharing: Sharing = ALONE) -> None:
         self.client, self.timeout, self.sharing = client, timeout, sharing
-        self._told: dict[str, dict[str, Any]] = {}
+        self._identities: dict[str, dict[str, Any]] = {}
         self._numbers, self._token = itertools.count(), uuid.uuid4().hex[:8]
         self._completed: as_completed | None = None
         self._spans: dict[str, Any] = {}
@@ -78,25 +78,25 @@ class Link:
 
     @property
     def name(self) -> str:
-        """Name the cluster."""
+        """The cluster's name in messages."""
         return f"the cluster at {self.client.scheduler.address if self.client.scheduler else 'an unknown address'}"
 
     @property
     def closed(self) -> bool:
-        """Return whether the client was closed, or gave its scheduler up."""
+        """Whether the client was closed or has given up its scheduler."""
         return self.client.status == "closed"
 
     @property
     def running(self) -> bool:
-        """Return whether the client is in touch with its scheduler."""
+        """Whether the client is connected to its scheduler."""
         return self.client.status == "running"
 
     def now(self) -> float:
-        """Return the time, in seconds."""
+        """Return the time of a monotonic clock, in seconds."""
         return time.monotonic()
 
     def threads(self) -> dict[str, int] | None:
-        """Return the workers' threads by their addresses, None where the scheduler does not answer."""
+        """Return the number of threads of each worker by address; None if the scheduler does not answer."""
         if not self.running:
             return None
         try:
@@ -105,15 +105,15 @@ class Link:
             return None
 
     def _admitted(self, threads: dict[str, int]) -> dict[str, int]:
-        """Return those of some workers that may be used; the scheduler is asked about each once."""
+        """Return the workers that may be used. The scheduler is asked again only if a worker is new."""
         if not self.sharing.chooses:
             return threads
-        if threads.keys() - self._told.keys():
+        if threads.keys() - self._identities.keys():
             assert self.client.scheduler is not None
-            identity = self.client.sync(self.client.scheduler.identity, callback_timeout=self.timeout)
-            self._told = {address: dict(told) for address, told in identity["workers"].items()}
-        told = self._told
-        return {one: n for one, n in threads.items() if one in told and self.sharing.admits(one, told[one])}
+            answer = self.client.sync(self.client.scheduler.identity, callback_timeout=self.timeout)
+            self._identities = {address: dict(identity) for address, identity in answer["workers"].items()}
+        known = {address: self._identities[address] for address in threads if address in self._identities}
+        return {address: threads[address] for address in known if self.sharing.admits(address, known[address])}
 
     # tasks -------------------------------------------------------------------------------------
 
@@ -126,6 +126,7 @@ class Link:
         workers: Iterable[str] | None,
         resources: Mapping[str, float],
     ) -> Future:
+        """Submit a call to some workers, or to any worker if `workers` is None."""
         if stage not in self._spans:
             with span("dumap", stage):
                 self._spans[stage] = dask.get_annotations()["span"]
@@ -149,19 +150,19 @@ class Link:
             raise ClusterError(f"{self.name} is lost: the client is {self.client.status}") from error
 
     def begin(self) -> str:
-        """Begin a step: return a name for its tasks. Tasks of earlier steps are no longer reported."""
+        """Begin a step, and return a name for its tasks. `done` no longer returns tasks of earlier steps."""
         self._completed = as_completed(loop=self.client.loop)
         return f"{self._token}{next(self._numbers):x}"
 
     def send(self, stage: str, step: str, part: str, call: tuple, workers: Iterable[str] | None) -> Future:
-        """Send a task to some workers, or to any, and return what stands for it until it is done."""
+        """Send a task to some workers, or to any worker if `workers` is None."""
         future = self._submit(stage, step, part, call, workers, self.sharing.resources)
         assert self._completed is not None
         self._completed.add(future)
         return future
 
     def compute(self, tasks: Sequence[Any], workers: Iterable[str] | None) -> list[Future]:
-        """Send delayed tasks with all that they depend on, as a step of their own."""
+        """Send delayed tasks with their dependencies, as a new step."""
         self.begin()
         assert self._completed is not None
         among = None if workers is None else sorted(workers)
@@ -177,7 +178,7 @@ class Link:
         return futures
 
     def done(self, seconds: float) -> list[Future]:
-        """Return the tasks that are done since this was asked last; wait until there is one, but not for long."""
+        """Return the tasks that are done since the last call; wait at most `seconds` for one."""
         completed = self._completed
         assert completed is not None
         with completed.thread_condition:
@@ -186,7 +187,7 @@ class Link:
         return list(completed.next_batch(block=False))
 
     def outcome(self, future: Future) -> Exception | None:
-        """Return the error of a finished task, None if it succeeded; and release it."""
+        """Return the error of a task that has ended, None if it succeeded, and release the task."""
         try:
             if future.status == "finished":
                 return None
@@ -200,7 +201,7 @@ class Link:
             future.release()
 
     def cancel(self, futures: Sequence[Future]) -> None:
-        """Take tasks back: a client that lost its scheduler has nothing left to cancel."""
+        """Cancel and release tasks. Without a scheduler they are only released."""
         if futures and self.running:
             self.client.cancel(list(futures), force=True)
         for future in futures:
@@ -209,44 +210,44 @@ class Link:
     # questions ---------------------------------------------------------------------------------
 
     def call(self, call: tuple, worker: str | None) -> Future:
-        """Ask one worker, which is not to hold resources for it; or whichever comes first of those that may be used."""
+        """Send a question to one worker, which reserves no resources for it, or to any worker that may be used."""
         if worker is not None:
             return self._submit("ask", self._token, worker, call, [worker], {})
         return self._submit("ask", self._token, "any", call, self.sharing.allow_workers or None, self.sharing.resources)
 
     def answers(self, asked: Mapping[str, Future]) -> dict[str, Any]:
-        """Return the answers that have come, each a value or an error; and release them."""
-        found = {}
-        for who, future in asked.items():
+        """Return the answers that have come, each a value or an error, and release their tasks."""
+        answers: dict[str, Any] = {}
+        for address, future in asked.items():
             if future.status == "finished":
                 try:
-                    found[who] = future.result(timeout=self.timeout)
-                except Exception as error:  # it came, and was lost with its worker
-                    found[who] = Lost(str(error))
+                    answers[address] = future.result(timeout=self.timeout)
+                except Exception as error:  # the answer was lost with its worker
+                    answers[address] = Lost(str(error))
             elif future.done():
-                found[who] = self.outcome(future)
-        return found
+                answers[address] = self.outcome(future)
+        return answers
 
     def ask(self, call: tuple, workers: Iterable[str], seconds: float) -> dict[str, Any]:
-        """Ask workers, and return the answers that come in time; who is lost meanwhile is left out."""
+        """Ask workers, and return the answers that come in time by address. Workers that are lost are left out."""
         asked = {worker: self.call(call, worker) for worker in workers}
-        deadline, found = self.now() + seconds, dict[str, Any]()
+        deadline, answers = self.now() + seconds, dict[str, Any]()
         try:
-            while len(found) < len(asked) and self.now() < deadline and self.running:
-                found |= self.answers({who: future for who, future in asked.items() if who not in found})
+            while len(answers) < len(asked) and self.now() < deadline and self.running:
+                answers |= self.answers({address: asked[address] for address in asked.keys() - answers.keys()})
                 self.sleep()
         finally:
             self.cancel(list(asked.values()))
-        return {who: said for who, said in found.items() if not isinstance(said, (Lost, Killed))}
+        return {address: answer for address, answer in answers.items() if not isinstance(answer, (Lost, Killed))}
 
     def sleep(self) -> None:
-        """Wait a little for answers."""
+        """Wait until the next look for answers."""
         time.sleep(ANSWER_SECONDS)
 
     # events ------------------------------------------------------------------------------------
 
     def listen(self, topic: str, on_message: Callable[[dict], None]) -> None:
-        """Have `on_message` called, on the client's thread, with each message that workers send on a topic."""
+        """Call `on_message`, on the client's thread, with each message that workers send on a topic."""
         if topic not in self._topics:
             self._topics.add(topic)
             self.client.subscribe_topic(
@@ -254,9 +255,9 @@ class Link:
             )
 
     def close(self) -> None:
-        """Listen no more."""
+        """Stop listening to all topics."""
         while self._topics:
             topic = self._topics.pop()
             if self.running:
-                with contextlib.suppress(ValueError):  # nobody listens any more: as well
+                with contextlib.suppress(ValueError):  # the client is not subscribed any more
                     self.client.unsubscribe_topic(topic)

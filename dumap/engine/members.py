@@ -1,4 +1,4 @@
-"""The workers there are now, and which of them may take part."""
+"""The workers of a cluster, and which of them may be sent tasks."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from dumap.engine.sharing import ALONE, Sharing
 from dumap.errors import ClusterError
 
 REFRESH_SECONDS = 1.0
-"""The workers are asked for at most once in this time."""
+"""Seconds between two questions to the scheduler about its workers, at least."""
 LEAST_WINDOW = 64
-"""The least number of parts in flight: an adaptive cluster grows only if some parts wait."""
+"""The smallest window while there are workers: an adaptive cluster grows only if parts wait."""
 WAKING = 2
-"""Parts in flight while there is no worker: all that wait then go to the first one."""
+"""The window while there is no worker, since all waiting parts would go to the first one."""
 
 
 class ClusterView(Protocol):
-    """What members are learnt from."""
+    """The cluster as `Members` sees it."""
 
     @property
     def name(self) -> str:
@@ -25,34 +25,47 @@ class ClusterView(Protocol):
 
     @property
     def closed(self) -> bool:
-        """Whether the cluster is out of reach for good."""
+        """Whether the connection to the cluster is lost for good."""
 
     def now(self) -> float:
-        """Return the time."""
+        """Return the time of a monotonic clock, in seconds."""
 
     def threads(self) -> dict[str, int] | None:
-        """Return the workers' threads, None where nobody answers."""
+        """Return the number of threads of each worker by address; None if the scheduler does not answer."""
 
 
 def host_of(address: str) -> str:
-    """Return the host of a worker's address: what comes before the port, or before inproc's process and number."""
+    """Return the host in a worker's address: the text before the port, or before the process number of inproc."""
     return address.split("://")[-1].split("/")[0].rsplit(":", 1)[0]
 
 
 class Members:
-    """The workers of a cluster, as they come and go.
+    """The present workers of a cluster, and what is known of them.
 
     Parameters
     ----------
     source : ClusterView
     timeout : float
-        Seconds after which a silent scheduler is lost.
+        Seconds after which a silent scheduler counts as lost.
     worker_timeout : float
-        Seconds for which no worker that is fit may be there.
+        Seconds after which a cluster without a fit worker is an error.
     note : callable
-        Told, once, of each worker that is left out.
+        Called once for each worker that is left out.
     sharing : Sharing
-        Which of the cluster's workers these are.
+        Which workers of the cluster may be used.
+
+    Attributes
+    ----------
+    present : dict
+        The number of threads of each worker by address.
+    unfit : set of str
+        Present workers that are left out.
+    proven : set of str
+        Present workers that have passed the check of the requirements.
+    left_out : dict
+        Why each worker was left out, present or not, by address.
+    last_left_out : float
+        When a worker was last left out.
     """
 
     def __init__(
@@ -69,32 +82,32 @@ class Members:
         self.unfit: set[str] = set()
         self.proven: set[str] = set()
         self.left_out: dict[str, str] = {}
-        self.found_unfit = float("-inf")
-        self._looked = self._heard = self._staffed = float("-inf")
+        self.last_left_out = float("-inf")
+        self._asked = self._answered = self._last_fit = float("-inf")
 
     @property
     def fit(self) -> dict[str, int]:
-        """The threads of those that are not known to be unfit."""
+        """The number of threads of each worker that is not known to be unfit."""
         return {address: threads for address, threads in self.present.items() if address not in self.unfit}
 
     @property
     def allowed(self) -> frozenset[str] | None:
-        """Who may be sent tasks; None where that is anybody: resources are seen to by Dask."""
+        """The workers that may be sent tasks; None if all may, since Dask itself matches resources."""
         return frozenset(self.fit) if self.unfit or self._sharing.allow_workers else None
 
     @property
     def lacking(self) -> bool:
-        """Whether there is nobody who may be sent tasks, and what is sent to anybody might go astray."""
+        """Whether only some workers may be sent tasks, and none of them is present."""
         return self.allowed is not None and not self.fit
 
     @property
     def threads(self) -> int:
-        """The threads of those that are fit."""
+        """The number of threads of all fit workers."""
         return sum(self.fit.values())
 
     @property
     def host_threads(self) -> int:
-        """Those of the host that has most."""
+        """The number of threads of fit workers on the host with the most."""
         totals: dict[str, int] = {}
         for address, threads in self.fit.items():
             host = host_of(address)
@@ -103,50 +116,51 @@ class Members:
 
     @property
     def window(self) -> int:
-        """How many parts may be on their way."""
+        """The largest number of parts in flight."""
         return max(2 * self.threads, LEAST_WINDOW) if self.threads else WAKING
 
     def reset_timeouts(self) -> None:
-        """Restart the timeouts, after a time without refreshes."""
-        self._heard = self._staffed = self._source.now()
-        self._looked = float("-inf")
+        """Restart the timeouts; called before the first refresh of a step."""
+        self._answered = self._last_fit = self._source.now()
+        self._asked = float("-inf")
 
     def refresh(self, names: Callable[[], str]) -> bool:
-        """Ask for the workers, unless that was just done; return whether it was asked.
+        """Ask the scheduler for its workers, unless it was just asked; return whether it was asked.
 
         Parameters
         ----------
         names : callable
-            Names what is on its way, for errors.
+            Returns the names of what is in flight, for errors.
 
         Raises
         ------
         ClusterError
-            The scheduler, or all workers that are fit, have been gone for too long.
+            The scheduler has not answered for `timeout`, or no fit worker was present for `worker_timeout`.
         """
         now = self._source.now()
-        if now - self._looked < REFRESH_SECONDS:
+        if now - self._asked < REFRESH_SECONDS:
             return False
-        self._looked = now
-        found = self._source.threads()
+        self._asked = now
+        present = self._source.threads()
         now = self._source.now()
-        if found is None:
-            if self._source.closed or now - self._heard > self._timeout:
+        if present is None:
+            if self._source.closed or now - self._answered > self._timeout:
                 raise ClusterError(
                     f"{self._source.name} is lost: its scheduler has not answered for {self._timeout:.0f} s; "
                     f"on its way was {names()}"
                 )
             return True
-        self._heard, self.present = now, found
-        self.unfit &= found.keys()
-        self.proven &= found.keys()
+        self._answered, self.present = now, present
+        self.unfit &= present.keys()
+        self.proven &= present.keys()
         if self.fit:
-            self._staffed = now
-        elif now - self._staffed > self._worker_timeout:
+            self._last_fit = now
+        elif now - self._last_fit > self._worker_timeout:
             raise ClusterError(f"{self._source.name}: {self._missing()}; on its way was {names()}")
         return True
 
     def _missing(self) -> str:
+        """Return the message for a cluster without a fit worker."""
         if not self.left_out and self._sharing.chooses:
             return (
                 f"no worker of {self._sharing.described()} for {self._worker_timeout:.0f} s; start such workers, or "
@@ -161,9 +175,9 @@ class Members:
         )
 
     def leave_out(self, address: str, reasons: Sequence[str]) -> None:
-        """Send a worker nothing more, and say why, once."""
+        """Send a worker no more tasks, and call `note` with the reasons if it is left out for the first time."""
         self.proven.discard(address)
-        self.found_unfit = self._source.now()
+        self.last_left_out = self._source.now()
         self.unfit.add(address)
         if address not in self.left_out:
             self.left_out[address] = ", ".join(reasons)

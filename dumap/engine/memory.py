@@ -1,4 +1,4 @@
-"""A worker's memory: its peak while tasks run, and the reuse of freed memory."""
+"""The memory of a process: its peak while tasks run, and the reuse of freed memory."""
 
 from __future__ import annotations
 
@@ -13,27 +13,28 @@ from pathlib import Path
 
 import psutil
 
-KEPT_BYTES = 32 * 2**20
-"""Arrays of up to so many bytes are given the memory of freed ones: what glibc comes to by itself."""
+REUSED_BYTES = 32 * 2**20
+"""Memory of freed arrays up to this size is reused. glibc's own threshold grows to the same size."""
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 TRIM, MMAP = "MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"
-"""Variables of the environment that set glibc's thresholds; with the first, none grows by itself any more."""
+"""Environment variables that set glibc's thresholds. If the first is set, glibc raises neither threshold itself."""
 MMAP_BYTES = 128 * 2**10
-"""glibc's own threshold of what is given back as it is freed, where it does not grow."""
+"""glibc's initial threshold: larger arrays are returned to the system when they are freed."""
 
 
 def _c_library() -> ctypes.CDLL | None:
-    """Return the C library where it is glibc."""
+    """Return the C library if it is glibc, else None."""
     library = ctypes.CDLL(None)
     return library if hasattr(library, "mallopt") and hasattr(library, "malloc_trim") else None
 
 
 @contextlib.contextmanager
 def reused() -> Iterator[None]:
-    """Use freed memory again at once, and give it back at the end.
+    """Reuse freed memory in this context, and return it to the system at the end.
 
-    Dask's nannies have every freed array given back as it is freed; to fault its pages in anew for the next one takes
-    a quarter to a half of the time of searching a cell (measured). Where nobody does so, glibc keeps as much by itself.
+    Dask's nannies set the threshold so that every freed array is returned to the system. Faulting in the pages of the
+    next array then takes a quarter to a half of the time of searching a cell (measured). Without a nanny glibc reuses
+    as much memory by itself.
     """
     library = _c_library()
     if library is None:
@@ -41,8 +42,8 @@ def reused() -> Iterator[None]:
         return
     threshold = os.environ.get(TRIM)
     if threshold is not None:
-        library.mallopt(M_MMAP_THRESHOLD, KEPT_BYTES)
-        library.mallopt(M_TRIM_THRESHOLD, 2 * KEPT_BYTES)
+        library.mallopt(M_MMAP_THRESHOLD, REUSED_BYTES)
+        library.mallopt(M_TRIM_THRESHOLD, 2 * REUSED_BYTES)
     try:
         yield
     finally:
@@ -53,18 +54,18 @@ def reused() -> Iterator[None]:
 
 
 def reset_peak() -> None:
-    """Forget the process's peak, where the system lets it."""
+    """Reset the process's peak to its present memory, if the system supports it."""
     with contextlib.suppress(OSError), open("/proc/self/clear_refs", "w") as file:
         file.write("5")
 
 
 def held() -> int:
-    """Return the bytes that the process holds now."""
+    """Return the memory of the process now, in bytes."""
     return int(psutil.Process().memory_info().rss)
 
 
 def peak() -> int:
-    """Return the most bytes that the process held since `reset_peak`, or ever."""
+    """Return the peak memory of the process since `reset_peak`, or since its start, in bytes."""
     with contextlib.suppress(OSError):
         match = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
         if match:

@@ -1,4 +1,4 @@
-"""What this process computes with, and how a task runs in it, whatever engine sent the task."""
+"""The versions and the processor of this process, and how a task runs in it. Both engines use this module."""
 
 from __future__ import annotations
 
@@ -30,31 +30,31 @@ from dumap.store import requests_at_once
 from dumap.version import __version__
 
 LIBRARIES = ("numpy", "numba", "scipy", "scikit-learn", "pynndescent", "zarr")
-"""Libraries on whose versions the answer may depend."""
+"""Libraries whose versions may change the bytes of a run."""
 PAGE = 4096
-"""Bytes that a file takes at the least."""
+"""The smallest size of a file on disk, in bytes."""
 REQUESTS = 4
-"""Requests that Zarr makes at once for one array: engines multiply them by their tasks."""
+"""Requests that Zarr makes at once for one array in one task."""
 
 
 def versions() -> dict[str, str]:
-    """Return the versions that an answer may depend on."""
-    found = {"dumap": __version__, "python": platform.python_version(), "machine": platform.machine()}
-    return found | {name: version(name) for name in LIBRARIES}
+    """Return the versions that may change the bytes of a run, by name."""
+    own = {"dumap": __version__, "python": platform.python_version(), "machine": platform.machine()}
+    return own | {name: version(name) for name in LIBRARIES}
 
 
 def cpu() -> str:
-    """Name the processors that numba and the BLAS compute for: other ones may round otherwise."""
-    import scipy.linalg  # noqa: F401  (brings its own BLAS, which then is there wherever this is asked)
+    """Return the processor types that numba and BLAS generate code for. Other types may round differently."""
+    import scipy.linalg  # noqa: F401  (loads scipy's BLAS, so that every process names the same libraries)
 
     blas = {pool["architecture"] for pool in threadpool_info() if "architecture" in pool}
     return "/".join([os.environ.get("NUMBA_CPU_NAME") or get_host_cpu_name(), *sorted(blas)])
 
 
 def cache_error() -> str:
-    """Say what keeps this process from writing to where numba keeps compiled code; nothing where it can."""
+    """Return why this process cannot write to numba's cache of compiled code; empty if it can."""
     folder = hashing.draws.stats.cache_path
-    if folder is None:  # numba keeps no code on disk
+    if folder is None:  # numba stores no code on disk
         return ""
     try:
         os.makedirs(folder, exist_ok=True)
@@ -67,7 +67,7 @@ def cache_error() -> str:
 
 @contextmanager
 def _shared() -> Iterator[None]:
-    """Make the settings that tasks of one process share."""
+    """Apply the settings that the tasks of one process share, as a context."""
     memory.reset_peak()
     with requests_at_once(REQUESTS), memory.reused():
         yield
@@ -77,41 +77,42 @@ _tasks = SharedSetting(_shared)
 
 
 class Baseline(EventListener):
-    """What the process holds before the tasks of a stage take any memory, and what compiling their kernels may take."""
+    """The memory of the process that is no task's: its memory before a stage's first task, and that for compiling."""
 
     def __init__(self) -> None:
         self._lock, self._stage, self._held, self._compiled = threading.Lock(), "", 0, 0
         register("numba:compile", self)
 
     def on_start(self, event: Event) -> None:
-        """Note that a kernel is compiled: none was cached."""
+        """Count a kernel that numba compiles because its cache lacks it."""
         self._compiled += 1
 
     def on_end(self, event: Event) -> None:
-        """Note nothing."""
+        """Do nothing."""
 
     def begins(self, stage: str) -> None:
-        """Measure the memory held if a task is the first of its stage in this process."""
+        """Measure the memory of the process if a task is the first of its stage here."""
         with self._lock:
             if stage != self._stage:
                 self._stage, self._held, self._compiled = stage, memory.held(), 0
 
     @property
     def bytes(self) -> int:
-        """The bytes that are no task's own."""
+        """The memory that is no task's, in bytes."""
         return self._held + compiling_bytes(self._compiled)
 
 
 @cache
 def _baseline() -> Baseline:
+    """Return the process's only `Baseline`."""
     return Baseline()
 
 
 @contextmanager
 def pinned() -> Iterator[None]:
-    """Hold libraries to one thread while tasks run, and undo that when the last one ends."""
+    """Limit libraries to one thread while tasks run. The last task that ends restores their threads."""
     threads = numba.get_num_threads()
-    numba.set_num_threads(1)  # of this thread alone
+    numba.set_num_threads(1)  # for this thread only
     try:
         with _tasks, one_thread():
             yield
@@ -126,13 +127,13 @@ def run_task(
     options: dict[str, Any],
     tick: Callable[[float, float], None],
 ) -> dict[str, Any]:
-    """Run one task: libraries on one thread, time and peak memory measured.
+    """Run one task with libraries limited to one thread, and measure its time and memory.
 
     Returns
     -------
     dict
-        'seconds'; 'peak_bytes', the most that the process held while this or any task beside it ran; and 'held_bytes',
-        what it held before the first task of the stage, with what compiling may take where that was needed.
+        'seconds'; 'peak_bytes', the peak memory of the process while this task and the tasks beside it ran; and
+        'held_bytes', the memory of the process before the first task of the stage, and for compiling kernels.
     """
     start = time.perf_counter()
     with pinned():
@@ -143,7 +144,7 @@ def run_task(
 
 
 def named_error(error: BaseException, name: str) -> BaseException:
-    """Return an error that names the part; dumap's own errors, and what is no Exception, unchanged."""
+    """Return an error that names the part. dumap's own errors, and signals such as KeyboardInterrupt, are unchanged."""
     if isinstance(error, DumapError) or not isinstance(error, Exception):
         return error
     if isinstance(error, OSError):

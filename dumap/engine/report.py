@@ -1,4 +1,4 @@
-"""Has Dask write a performance report of what a client runs."""
+"""Makes Dask write a performance report of a run."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from distributed import Client, performance_report
 from dumap.errors import ConfigError, needs
 
 CODE = "dumap"
-"""What a report shows as the code that it is of."""
+"""The text that a report shows in the place of the code that ran."""
 
 
 def check_report(file: str | None) -> None:
-    """Refuse a report that could not be written.
+    """Refuse a report that cannot be written.
 
     Raises
     ------
@@ -35,17 +35,17 @@ def check_report(file: str | None) -> None:
 
 @contextlib.contextmanager
 def reported(client: Client, file: str | None, seconds: float, note: Callable[[str], None]) -> Iterator[None]:
-    """Write a performance report of what a client runs meanwhile, also where that fails.
+    """Write a performance report of all that a client runs in this context, even if the run fails.
 
     Parameters
     ----------
     client : distributed.Client
     file : str, optional
-        Where none is given, none is written.
+        Without a file, no report is written.
     seconds : float
-        How long the scheduler has to answer.
+        Seconds within which the scheduler must answer.
     note : callable
-        Told why there is no report, where the scheduler gives none.
+        Called with the reason if no report can be written.
     """
     if file is None:
         yield
@@ -62,7 +62,7 @@ def reported(client: Client, file: str | None, seconds: float, note: Callable[[s
             with client.as_current():
                 client.sync(report.__aexit__, None, None, None, code=CODE, callback_timeout=seconds)
             os.replace(partial, whole)
-        except Exception as error:  # the cluster's, of whatever kind: what the run came to is told first
+        except Exception as error:  # of any kind: a missing report must not hide how the run ended
             note(f"no performance report in {file}: {type(error).__name__}: {error}")
         finally:
             partial.unlink(missing_ok=True)

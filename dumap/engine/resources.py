@@ -1,7 +1,7 @@
-"""What this process may use of its machine: processors and memory, as affinity, containers and ulimit leave them.
+"""The processors and the memory that this process may use, as limited by affinity, containers and ulimit.
 
-Dask looks at the root of the control groups alone, when it is imported; a job of Slurm or systemd has its limits
-further down, or on a group above its own, and what is free changes.
+Dask reads only the root of the control groups, once, when it is imported. The limits of a Slurm or systemd job are on
+its own control group or on a group above it, and the free memory changes.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ MEMORY_FILES = (
     ("memory.max", "memory.current", "inactive_file"),  # version 2
     ("memory.high", "memory.current", "inactive_file"),
 )
-"""Files of control groups: a limit, the memory used, and how much of that is cache, which can be freed."""
+"""Files of a control group: the limit, the memory in use, and the entry of memory.stat for cache that can be freed."""
 
 
 def _groups(controller: str) -> Iterator[Path]:
-    """Yield the control groups that this process is in, and all above them: any of them may have a limit."""
-    with contextlib.suppress(OSError):  # no Linux
+    """Yield the control groups of this process and all groups above them; each may have a limit."""
+    with contextlib.suppress(OSError):  # not Linux
         for line in OWN_GROUPS.read_text().splitlines():
             _, names, own = line.split(":", 2)
             if names and controller not in names.split(","):
@@ -37,46 +37,47 @@ def _groups(controller: str) -> Iterator[Path]:
 
 
 def _words(file: Path) -> list[str]:
+    """Read the words of a file; none if it cannot be read."""
     with contextlib.suppress(OSError):
         return file.read_text().split()
     return []
 
 
 def _number(file: Path) -> int | None:
-    """Read a number; None where there is none, as for 'max'."""
+    """Read a number from a file; None if it holds another text, such as 'max', or cannot be read."""
     words = _words(file)
     return int(words[0]) if words and words[0].lstrip("-").isdigit() else None
 
 
 def cpu_count() -> int:
-    """Return how many processes can compute at once; what a quota has beyond whole processors is left to the driver."""
+    """Return the number of processors that this process may use; the fraction of a quota is rounded down."""
     affinity = getattr(os, "sched_getaffinity", None)  # not on every system
-    found = [float(len(affinity(0)) if affinity else os.cpu_count() or 1)]
+    limits = [float(len(affinity(0)) if affinity else os.cpu_count() or 1)]
     for group in _groups("cpu"):
         quota, period = _number(group / "cpu.cfs_quota_us"), _number(group / "cpu.cfs_period_us")
         both = _words(group / "cpu.max")
         if len(both) == 2 and both[0].isdigit():
             quota, period = int(both[0]), int(both[1])
         if quota and period and quota > 0:
-            found.append(quota / period)
-    return max(1, int(min(found)))
+            limits.append(quota / period)
+    return max(1, int(min(limits)))
 
 
 def free_memory() -> int:
-    """Return the bytes of memory that may still be used: of the machine, and of every group this process is in."""
-    found = [psutil.virtual_memory().available]
+    """Return the bytes of memory that this process may still take, by the machine and by every control group."""
+    limits = [psutil.virtual_memory().available]
     for group in _groups("memory"):
         for limit_name, used_name, cache_name in MEMORY_FILES:
             limit = _number(group / limit_name)
             if limit is not None and limit >= 0:
                 stat = _words(group / "memory.stat")
                 cache = dict(zip(stat[::2], stat[1::2], strict=False)).get(cache_name, "0")
-                found.append(limit - max(0, (_number(group / used_name) or 0) - int(cache)))
-    return max(0, min(found))
+                limits.append(limit - max(0, (_number(group / used_name) or 0) - int(cache)))
+    return max(0, min(limits))
 
 
 def process_memory() -> int | None:
-    """Return the bytes that ulimit lets one process have, None without a limit."""
+    """Return the bytes of memory that ulimit allows one process; None without a limit."""
     kinds = (resource.RLIMIT_AS, resource.RLIMIT_DATA, resource.RLIMIT_RSS)
-    found = [limit for limit, _ in map(resource.getrlimit, kinds) if limit != resource.RLIM_INFINITY]
-    return min(found, default=None)
+    limits = [limit for limit, _ in map(resource.getrlimit, kinds) if limit != resource.RLIM_INFINITY]
+    return min(limits, default=None)

@@ -1,4 +1,4 @@
-"""How a run shares a cluster with others: which workers it may use, and in what order its tasks come."""
+"""How a run shares a cluster with other programs: the workers it may use, and the priority of its tasks."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from dumap.config import ClusterConfig
 
 @dataclass(frozen=True)
 class Sharing:
-    """What is handed on to Dask with every task.
+    """The settings that are sent to Dask with every task, and the time limit of tasks.
 
     Attributes
     ----------
     resources : mapping
-        What a task holds of its worker's resources while it runs.
+        The amounts of its worker's resources that a task reserves while it runs.
     allow_workers : tuple of str
-        Addresses, hosts or names of workers that may be used; none: all.
+        Addresses, hosts or names of the workers that may be used; empty for all workers.
     priority : int
-        Tasks of a higher one come first.
+        Tasks of a higher priority run first.
     task_timeout : float, optional
-        Seconds after which a part that tells nothing of its progress is taken for stuck.
+        A task that reports no progress for this many seconds counts as stuck.
     """
 
     resources: Mapping[str, float] = field(default_factory=dict)
@@ -32,7 +32,7 @@ class Sharing:
 
     @classmethod
     def of(cls, cluster: ClusterConfig) -> Sharing:
-        """Return what a configuration says."""
+        """Return the sharing that a configuration asks for."""
         return cls(cluster.resources, cluster.allow_workers, cluster.priority, cluster.task_timeout)
 
     @property
@@ -40,26 +40,26 @@ class Sharing:
         """Whether some workers may not be used."""
         return bool(self.resources or self.allow_workers)
 
-    def admits(self, address: str, told: Mapping[str, Any]) -> bool:
+    def admits(self, address: str, identity: Mapping[str, Any]) -> bool:
         """Return whether a worker may be used.
 
         Parameters
         ----------
         address : str
-        told : mapping
-            What the scheduler tells of it: its 'name', 'host' and 'resources'.
+        identity : mapping
+            The worker's 'name', 'host' and 'resources', from the scheduler.
         """
-        names = {address, address.split("://")[-1], str(told.get("name")), str(told.get("host"))}
-        has = told.get("resources") or {}
-        enough = all(has.get(name, 0) >= amount for name, amount in self.resources.items())
+        names = {address, address.split("://")[-1], str(identity.get("name")), str(identity.get("host"))}
+        amounts = identity.get("resources") or {}
+        enough = all(amounts.get(name, 0) >= amount for name, amount in self.resources.items())
         return enough and (not self.allow_workers or not names.isdisjoint(self.allow_workers))
 
     def described(self) -> str:
-        """Say which workers may be used."""
-        wanted = [f"cluster.resources {dict(self.resources)}"] if self.resources else []
-        wanted += [f"cluster.allow_workers {list(self.allow_workers)}"] if self.allow_workers else []
-        return " and ".join(wanted)
+        """Return the settings that choose workers, as a text; empty if all workers may be used."""
+        settings = [f"cluster.resources {dict(self.resources)}"] if self.resources else []
+        settings += [f"cluster.allow_workers {list(self.allow_workers)}"] if self.allow_workers else []
+        return " and ".join(settings)
 
 
 ALONE = Sharing()
-"""A cluster that is shared with nobody."""
+"""No restrictions: all workers may be used."""

@@ -1,4 +1,4 @@
-"""One step of a run: a task for each part, sent to workers until all parts are done."""
+"""One step of a run: sends a task for each part to workers until all parts are done."""
 
 from __future__ import annotations
 
@@ -15,59 +15,60 @@ from dumap.engine.task_queue import TaskQueue
 from dumap.errors import ClusterError, DumapError, LockError, TaskError
 
 ATTEMPTS = 4
-"""Deaths of workers that had nothing but one part to do, before the run gives up on it."""
+"""A part ends the run if this many workers die while they run no other part."""
 MAX_LISTED = 8
-"""Parts that an error names."""
+"""The most parts that an error names."""
 POLL_SECONDS = 0.5
-"""The longest that a step waits for news."""
+"""Seconds between looks at the tasks and their messages, at most."""
 MAX_STUCK = 3
-"""Times that a part is taken for stuck before the run gives up on it."""
+"""A part ends the run if its task has counted as stuck this often."""
 MAX_FOREIGN_ERRORS = 3
-"""Errors from outside of a part's task, on workers that are fit, before the run gives up on it."""
+"""A part ends the run after this many errors on fit workers that its task did not raise itself."""
 
 
 class Tasks(Protocol):
-    """Where tasks are sent."""
+    """The methods of `dumap.engine.link.Link` that a step uses."""
 
     def now(self) -> float:
-        """Return the time."""
+        """Return the time of a monotonic clock, in seconds."""
 
     def begin(self) -> str:
-        """Begin a step."""
+        """Begin a step, and return a name for its tasks."""
 
     def send(self, stage: str, step: str, part: str, call: tuple, workers: Iterable[str] | None) -> Any:
-        """Send a task."""
+        """Send a task, and return its future."""
 
     def done(self, seconds: float) -> list[Any]:
-        """Return those that are done."""
+        """Return the tasks that are done since the last call; wait at most `seconds` for one."""
 
     def outcome(self, future: Any) -> Exception | None:
-        """Return the error of a finished task, None if it succeeded."""
+        """Return the error of a task that has ended, None if it succeeded."""
 
     def cancel(self, futures: Sequence[Any]) -> None:
-        """Take tasks back."""
+        """Cancel tasks."""
 
 
 @dataclass
 class Attempt:
-    """A task that has been sent.
+    """A task in flight: one attempt at a part.
 
     Attributes
     ----------
     part : str
     number : int
-        Its own within the step.
+        The number of the attempt, unique within the step.
     workers : frozenset of str, optional
-        Who may do it; None: anybody.
+        The workers that may run the task; None for any worker.
     sent : float
+        When the task was sent.
     backup : bool
-        Whether it is the second of its part.
+        Whether the task is a second copy of a slow task.
     begun : float, optional
-        When it began, if it is known to have.
+        When the task began; None if it is not known to have begun.
     worker : str
-        Where it began.
-    heard : float, optional
-        When it last told how far it is, or that it began.
+        The worker on which the task began.
+    reported : float, optional
+        When the task last reported progress, or began.
     """
 
     part: str
@@ -77,27 +78,28 @@ class Attempt:
     backup: bool
     begun: float | None = None
     worker: str = ""
-    heard: float | None = None
+    reported: float | None = None
 
 
 @dataclass(frozen=True)
 class StepSpec:
-    """What a step does.
+    """The description of a step.
 
     Attributes
     ----------
     stage, kind : str
-        The stage, and the kind of task.
+        The name of the stage, and that of the kind of task.
     parts : sequence of str
     call : callable
-        `call(part, number)` returns what is sent: a function and its arguments. The task sends messages with that
-        number as it begins and as it ends.
+        `call(part, number)` returns the function to send and its arguments. The task sends messages that hold `number`
+        when it begins, when it reports progress and when it ends.
     committed : callable
-        Tells whether a part is committed.
+        `committed(part)` returns whether a part is committed.
     advanced : callable
-        Told of how many of how many are done.
+        `advanced(done, total)` is called with the progress of the step.
     repeatable : bool
-        Whether two copies of a task may run at once: it writes one part, and reads committed ones.
+        Whether two copies of a task may run at once. A task that writes one part and reads only committed parts is
+        repeatable.
     """
 
     stage: str
@@ -110,7 +112,7 @@ class StepSpec:
 
 
 class Step:
-    """Sends the parts of a step and follows them until all are done.
+    """Sends the tasks of a step and follows them until all parts are done.
 
     Parameters
     ----------
@@ -119,11 +121,11 @@ class Step:
     members : Members
     durations : Durations
     messages : deque
-        Filled with what the tasks tell, by another thread.
-    question : callable
-        Asks workers that are not proven to be fit whether they are; tells whether one is not.
+        The messages of the tasks; another thread appends them.
+    check_unproven : callable
+        Checks the workers that have not proven to be fit, and returns whether any of them is unfit.
     task_timeout : float, optional
-        Seconds after which a task that has begun, and tells nothing, is taken for stuck.
+        A task that has begun and reports nothing for this many seconds counts as stuck.
     """
 
     def __init__(
@@ -133,11 +135,11 @@ class Step:
         members: Members,
         durations: Durations,
         messages: deque[dict],
-        question: Callable[[], bool],
+        check_unproven: Callable[[], bool],
         task_timeout: float | None = None,
     ) -> None:
         self.spec, self.tasks, self.members, self.durations = spec, tasks, members, durations
-        self.messages, self.question = messages, question
+        self.messages, self.check_unproven = messages, check_unproven
         self.queue = TaskQueue(spec.parts, 2)
         self.in_flight: dict[Any, Attempt] = {}
         self.attempts_of: dict[str, list[Any]] = {}
@@ -152,12 +154,12 @@ class Step:
         self.name = ""
 
     def run(self) -> None:
-        """Go on until all parts are done.
+        """Run the step until all parts are done.
 
         Raises
         ------
         DumapError
-            The task's own; `TaskError` for a part that kills its workers; `ClusterError` where the cluster is lost.
+            The error of a task; `TaskError` for a part whose workers die; `ClusterError` if the cluster is lost.
         """
         self.name = self.tasks.begin()
         self.members.reset_timeouts()
@@ -182,12 +184,14 @@ class Step:
             self.tasks.cancel(list(self.in_flight))
 
     def _names(self) -> str:
+        """Return the names of the stage and of the parts in flight, for errors."""
         names = [*dict.fromkeys(attempt.part for attempt in self.in_flight.values()), *self.queue.suspects]
         return f"{self.spec.stage} {name_some(names or list(self.queue.waiting))}"
 
     # sending -----------------------------------------------------------------------------------
 
     def _send(self, part: str, workers: frozenset[str] | None, backup: bool = False) -> None:
+        """Send a task for a part."""
         self.sent += 1
         call = self.spec.call(part, self.sent)
         future = self.tasks.send(self.spec.stage, self.name, part, call, workers)
@@ -196,13 +200,14 @@ class Step:
         self.numbers[self.sent] = future
 
     def _cancel(self, futures: Sequence[Any]) -> None:
-        """Cancel tasks and forget them."""
+        """Cancel tasks, which are then no longer in flight."""
         if futures:
             self.tasks.cancel(futures)
         for future in list(futures):
             self._forget(future)
 
     def _forget(self, future: Any) -> Attempt:
+        """Remove a task from those in flight; return its attempt."""
         attempt = self.in_flight.pop(future)
         del self.numbers[attempt.number]
         self.attempts_of[attempt.part].remove(future)
@@ -211,7 +216,7 @@ class Step:
         return attempt
 
     def _send_again(self) -> None:
-        """Send parts again that were bound to workers that are gone, and some for workers that joined since."""
+        """Put parts back in the queue whose workers have all left, and as many waiting parts as new workers can run."""
         present, allowed = self.members.present, self.members.allowed
         for attempt in self.in_flight.values():
             if attempt.begun is not None and attempt.worker not in present:
@@ -230,14 +235,14 @@ class Step:
                 self.queue.put_back(part)
 
     def _free_threads(self, waiting: Iterable[Attempt]) -> int:
-        """Count the threads of workers to which no waiting part may go."""
-        reached: set[str] = set()
+        """Return the number of threads of the workers that no waiting part may be sent to."""
+        allowed: set[str] = set()
         for attempt in waiting:
-            reached |= attempt.workers or set()
-        return sum(threads for worker, threads in self.members.fit.items() if worker not in reached)
+            allowed |= attempt.workers or set()
+        return sum(threads for worker, threads in self.members.fit.items() if worker not in allowed)
 
     def _send_backups(self) -> None:
-        """Send a backup of parts that take much longer than others of their kind, once nothing else waits."""
+        """Send a second copy of the tasks that take much longer than others of their kind, once no part waits."""
         now, slow = self.tasks.now(), self.durations.slow(self.spec.kind)
         running = sum(attempt.begun is not None for attempt in self.in_flight.values())
         if self.queue.waiting or self.queue.alone or running >= self.members.threads:
@@ -246,53 +251,53 @@ class Step:
         self.idle_since = now if self.idle_since is None else self.idle_since
         if slow is None or not self.spec.repeatable:
             return
-        late = [a for a in self.in_flight.values() if not a.backup and now - self._since(a) > slow]
-        around = frozenset(self.members.fit) - {attempt.worker for attempt in late}
-        for attempt in late if around else ():
+        late = [a for a in self.in_flight.values() if not a.backup and now - self._running_since(a) > slow]
+        others = frozenset(self.members.fit) - {attempt.worker for attempt in late}
+        for attempt in late if others else ():
             if attempt.part not in self.backed_up:
                 self.backed_up.add(attempt.part)
-                self._send(attempt.part, around, backup=True)
+                self._send(attempt.part, others, backup=True)
 
-    def _since(self, attempt: Attempt) -> float:
-        """Return since when a task runs; or, where it has not begun, since when it would have found a free thread."""
+    def _running_since(self, attempt: Attempt) -> float:
+        """Return when a task began; if it has not begun, when a thread became free for it."""
         return attempt.begun if attempt.begun is not None else max(attempt.sent, self.idle_since or attempt.sent)
 
     def _end_stuck(self, seconds: float) -> None:
-        """Give up tasks that have told nothing for so long, and their workers; their parts go elsewhere.
+        """Cancel the tasks that have reported nothing for `seconds`, leave out their workers, and requeue their parts.
 
-        A task that is given up cannot be ended: it may yet commit, which is as well, since the first commit counts and
-        all copies write the same bytes. A part of whose task no two may run at once ends the run instead: what that
-        task does once another driver has begun is refused, see `dumap.store.Run.commit`.
+        A cancelled task that has begun cannot be ended. It may still commit, and this does no harm: the first commit
+        counts, and all copies write the same bytes. If two copies of the task may not run at once, the run ends
+        instead. `dumap.store.Run.commit` refuses what that task commits after another driver has taken over.
 
         Raises
         ------
         TaskError
         """
         now = self.tasks.now()
-        late = [a for a in self.in_flight.values() if a.heard is not None and now - a.heard > seconds]
+        late = [a for a in self.in_flight.values() if a.reported is not None and now - a.reported > seconds]
         for attempt in late:
             part, future = attempt.part, self.numbers.get(attempt.number)
-            if future is None:  # its part is done since
+            if future is None:  # this loop has finished the part
                 continue
             if self.spec.committed(part):
                 self._finish(part)
                 continue
             self.stuck[part] = self.stuck.get(part, 0) + 1
-            said = f"{self.spec.stage} {part} told nothing for {seconds:g} s (cluster.task_timeout)"
+            silence = f"{self.spec.stage} {part} told nothing for {seconds:g} s (cluster.task_timeout)"
             if not self.spec.repeatable or self.stuck[part] >= MAX_STUCK:
                 raise TaskError(
-                    f"{said} on {attempt.worker}, {self.stuck[part]} times in all, and is not tried again: raise the "
-                    f"limit if tasks are that slow, else look at what that worker does; what is committed is kept"
+                    f"{silence} on {attempt.worker}, {self.stuck[part]} times in all, and is not tried again: raise "
+                    f"the limit if tasks are that slow, else look at what that worker does; what is committed is kept"
                 )
-            self.members.leave_out(attempt.worker, [f"{said} there, and is taken for stuck"])
+            self.members.leave_out(attempt.worker, [f"{silence} there, and is taken for stuck"])
             self._cancel([future])
             if part not in self.attempts_of:
                 self.queue.put_back(part)
 
-    # what comes back ---------------------------------------------------------------------------
+    # results -----------------------------------------------------------------------------------
 
     def _read_messages(self) -> None:
-        """Read the messages of tasks: where they began, how far they are, and what they took."""
+        """Read the messages of tasks: where they began, their progress, and their time and memory."""
         while self.messages:
             message = self.messages.popleft()
             if message.get("step") != self.name:
@@ -303,11 +308,11 @@ class Step:
                 self.peak_bytes = max(self.peak_bytes, message["peak_bytes"])
                 self.held_bytes = max(self.held_bytes, message["held_bytes"])
             elif attempt is not None and "done" in message:
-                attempt.heard = self.tasks.now()
+                attempt.reported = self.tasks.now()
                 self.spec.advanced(message["done"], message["total"])
             elif attempt is not None and "worker" in message:
                 attempt.begun, attempt.worker = self.tasks.now(), message["worker"]
-                attempt.heard = attempt.begun
+                attempt.reported = attempt.begun
                 self.members.proven.add(attempt.worker)
 
     def _record_outcome(self, future: Any) -> None:
@@ -320,7 +325,7 @@ class Step:
             self._finish(part)
         elif isinstance(error, DumapError):
             raise error
-        elif part in self.attempts_of:  # another is at it
+        elif part in self.attempts_of:  # another copy of the task is in flight
             return
         elif isinstance(error, Killed):
             if self.queue.died(part, error.workers) >= ATTEMPTS:
@@ -329,18 +334,19 @@ class Step:
                     f"do; what is committed is kept. Look at the workers' logs: memory is the usual cause"
                 )
         else:
-            if not isinstance(error, (Lost, UnfitWorker)) and attempt.sent >= self.members.found_unfit:
+            if not isinstance(error, (Lost, UnfitWorker)) and attempt.sent >= self.members.last_left_out:
                 self._find_cause(part, error)
             self.queue.put_back(part)
 
     def _finish(self, part: str) -> None:
+        """Record that a part is done, and cancel its other tasks."""
         self._cancel(self.attempts_of.get(part, []))
         self.done.add(part)
         self.spec.advanced(len(self.done), len(self.spec.parts))
 
     def _find_cause(self, part: str, error: Exception) -> None:
-        """Find out whether an error that is not the task's own is the worker's, which may not even read the task."""
-        if self.question():
+        """Check the workers after an error that the task did not raise itself; count the error if all are fit."""
+        if self.check_unproven():
             return
         self.foreign_errors[part] = self.foreign_errors.get(part, 0) + 1
         if self.foreign_errors[part] >= MAX_FOREIGN_ERRORS:
@@ -351,5 +357,5 @@ class Step:
 
 
 def name_some(parts: Sequence[str]) -> str:
-    """Name a few parts."""
+    """Return the names of the first parts, and the number of the others."""
     return ", ".join(parts[:MAX_LISTED]) + (f" and {len(parts) - MAX_LISTED} more" if len(parts) > MAX_LISTED else "")

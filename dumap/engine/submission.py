@@ -1,8 +1,8 @@
-"""Drives a run on the cluster itself: the driver is a task, and the program that sent it may leave.
+"""Drives a run on the cluster itself: the driver is a task, and the program that sent it may end.
 
-The task is published under a name that the run's output gives, so that any client finds it again. It tells how the run
-goes on by events of a topic of its own, which the scheduler keeps; a cancellation is such an event too. Dask starts the
-task again elsewhere where its worker is gone: what it drove goes on there, once the run's lock is free.
+The task is published as a dataset whose name is a hash of the run's output, so that any client can find it. The driver
+reports progress as events of a topic, which the scheduler keeps. A cancellation is an event of the same topic. If the
+driver's worker dies, Dask starts the task again on another worker. The run continues there once its lock is free.
 """
 
 from __future__ import annotations
@@ -28,33 +28,33 @@ from dumap.store.lock import BEAT, LEASE
 from dumap.version import __version__
 
 KILLED = KilledWorker
-"""What a driver fails of whose worker died too often."""
+"""The error of a driver whose workers died too often."""
 PRIORITY = 100
-"""Drivers come before the tasks of runs: each only sends tasks, and waits."""
+"""Added to the priority of drivers, so that they start before the tasks of runs."""
 WATCHING_SECONDS = 0.5
-"""How often a driver looks whether its worker is leaving."""
+"""Seconds between a driver's looks at the state of its worker."""
 ANSWER_SECONDS = 1.0
-"""How long the scheduler has to say that a task is done already."""
+"""Seconds to wait for the scheduler to report that a driver has ended before."""
 
 
 class DriverFunction(Protocol):
-    """What a driver does, as a function that can be pickled."""
+    """A function that drives a run; it can be pickled."""
 
     def __call__(self, client: Client, tell: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
-        """Make a run with a client; tell how it goes on, and return its status."""
+        """Run all stages with a client, call `tell` with events, and return the run's status."""
 
 
 @dataclass(frozen=True)
 class Submission:
-    """A driver that was sent to a cluster, as it is published.
+    """A driver that was sent to a cluster.
 
     Attributes
     ----------
     output : str
     settings : str
-        A digest of all that was asked for.
+        The digest of the configuration and the arguments of the run.
     token : str
-        Its own.
+        Random, different for each submission.
     future : distributed.Future
     """
 
@@ -65,28 +65,28 @@ class Submission:
 
     @property
     def topic(self) -> str:
-        """What its events are of."""
+        """The topic of the driver's events."""
         return f"{name_of(self.output)}-{self.token}"
 
     def published(self, client: Client) -> dict[str, Any]:
-        """Return it as plain values, which need no dumap where they are kept.
+        """Return the submission as plain values, so that the scheduler can keep it without dumap.
 
-        The future is another: in one process, whoever gets what is published takes that very object for its own client.
+        The future is a new object: within one process, a client that gets a dataset binds the very object to itself.
         """
         plain = {name: getattr(self, name) for name in ("output", "settings", "token")}
         return {**plain, "future": Future(self.future.key, client)}
 
 
 def name_of(output: str) -> str:
-    """Name what is published of a run."""
+    """Return the name of the dataset that is published for a run."""
     return f"dumap-run-{hashlib.sha256(output.encode()).hexdigest()[:16]}"
 
 
-# where it is sent from -----------------------------------------------------------------------------
+# in the client -------------------------------------------------------------------------------------
 
 
 def send(client: Client, function: DriverFunction, output: str, settings: str, sharing: Sharing) -> Submission:
-    """Send a driver; Dask sees to it that it ends, whoever leaves."""
+    """Send a driver, which Dask keeps running after the client has gone."""
     token = uuid.uuid4().hex[:12]
     call = pickled_call((run_driver, function, output, settings, token, __version__))
     future = client.submit(
@@ -102,27 +102,27 @@ def send(client: Client, function: DriverFunction, output: str, settings: str, s
 
 
 async def publish(client: Client, submission: Submission) -> None:
-    """Publish a driver, in the place of an earlier one of the same run."""
+    """Publish a driver, replacing an earlier driver of the same run."""
     name = name_of(submission.output)
     await client.publish_dataset(submission.published(client), name=name, override=True)
 
 
 async def find(client: Client, output: str) -> Submission | None:
     """Find the driver that was last sent for a run."""
-    found = await client.get_dataset(name_of(output), default=None)
-    if found is None:
+    fields = await client.get_dataset(name_of(output), default=None)
+    if fields is None:
         return None
-    submission = Submission(**{**found, "future": Future(found["future"].key, client)})
+    submission = Submission(**{**fields, "future": Future(fields["future"].key, client)})
     await client.get_dataset(name_of(output), default=None)  # tells the scheduler that this client waits for the future
     await settled(submission)
     return submission
 
 
 async def settled(submission: Submission, seconds: float | None = ANSWER_SECONDS) -> None:
-    """Wait for a driver to end, but not for long: the scheduler takes a moment to say that one has ended before."""
+    """Wait at most `seconds` for a driver to end. The scheduler needs a moment to report that one has ended before."""
 
     async def ended() -> None:
-        with contextlib.suppress(Exception):  # of the run's own: it is raised where the result is asked for
+        with contextlib.suppress(Exception):  # the error of the run is raised when its result is asked for
             await submission.future
 
     if submission.future.status == "pending":
@@ -131,46 +131,52 @@ async def settled(submission: Submission, seconds: float | None = ANSWER_SECONDS
         waiting.cancel()
 
 
-def _same(there: Submission | None, settings: str) -> Submission | None:
-    """Return a driver that is at work with the same settings.
+def _same(known: Submission | None, settings: str) -> Submission | None:
+    """Return a known driver if it has the same settings and has not ended, else None.
 
     Raises
     ------
     LockError
-        It has others.
+        It has other settings and has not ended.
     """
-    if there is None or there.future.status != "pending":
+    if known is None or known.future.status != "pending":
         return None
-    if there.settings != settings:
+    if known.settings != settings:
         raise LockError(
-            f"{there.output} is driven on this cluster with other settings: wait until it is done, cancel it (dumap "
-            f"cancel {there.output}), or name another output"
+            f"{known.output} is driven on this cluster with other settings: wait until it is done, cancel it (dumap "
+            f"cancel {known.output}), or name another output"
         )
-    return there
+    return known
 
 
 async def send_once(client: Client, make: Callable[[], Submission], output: str, settings: str) -> Submission:
-    """Send a driver and publish it; where one is at the same run with the same settings, return that.
+    """Send and publish a driver; if a driver of the run with the same settings is running, return that one.
 
     Raises
     ------
     LockError
-        One is at it with other settings.
+        A driver of the run with other settings is running.
     """
-    there = _same(await find(client, output), settings)
-    if there is not None:
-        return there
+    running = _same(await find(client, output), settings)
+    if running is not None:
+        return running
     submission = make()
     await publish(client, submission)
     return submission
 
 
 async def keep_one(client: Client, submission: Submission) -> Submission:
-    """Publish a driver that was sent, or take it back as `send_once` would not have sent it."""
-    there = await find(client, submission.output)
-    if there is not None and there.token != submission.token:
+    """Publish a driver that was sent, or cancel it if another driver of the run is running.
+
+    Raises
+    ------
+    LockError
+        A driver of the run with other settings is running.
+    """
+    known = await find(client, submission.output)
+    if known is not None and known.token != submission.token:
         try:
-            same = _same(there, submission.settings)
+            same = _same(known, submission.settings)
         except LockError:
             await client.cancel([submission.future], force=True)
             raise
@@ -182,30 +188,30 @@ async def keep_one(client: Client, submission: Submission) -> Submission:
 
 
 async def events_of(client: Client, submission: Submission, since: float = 0.0) -> list[tuple[float, dict[str, Any]]]:
-    """Return what a driver has told after some time of the scheduler's, oldest first; the last thousand are kept."""
+    """Return a driver's events after a time of the scheduler's clock, oldest first; the scheduler keeps a thousand."""
     events = await client.get_events(submission.topic) or ()
     return [(when, event) for when, event in events if when > since]
 
 
 def cancel(client: Client, submission: Submission) -> Any:
-    """Ask a driver to end, which it also hears when it starts later."""
+    """Ask a driver to end. A driver that starts later reads the event, too."""
     return client.log_event(submission.topic, {"event": "cancel"})
 
 
-# where it runs -------------------------------------------------------------------------------------
+# on the worker -------------------------------------------------------------------------------------
 
 
 class _Watch:
-    """Closes a driver's client once the driver is to end, by which what it waits for ends.
+    """A thread that closes a driver's client if the run is cancelled or the worker leaves, which ends the driver.
 
     Attributes
     ----------
     earlier : list of dict
-        What was told before.
+        The events that were sent before this driver began.
     cancelled : bool
-        It was asked to end.
+        Whether the run was cancelled.
     leaving : bool
-        Its worker is on its way out.
+        Whether the worker is leaving.
     """
 
     def __init__(self, client: Client, worker: Worker, topic: str) -> None:
@@ -244,12 +250,12 @@ class _Watch:
 
 
 def run_driver(function: DriverFunction, output: str, settings: str, token: str, version: str) -> dict[str, Any]:
-    """Drive a run from a task, which leaves its thread to others.
+    """Drive a run from a task, whose thread the worker uses for other tasks.
 
     Raises
     ------
     DumapError
-        The run's own error; `CancelledError` where it was asked to end.
+        The error of the run; `CancelledError` if it was cancelled.
     Reschedule
         The worker is leaving.
     """
@@ -260,25 +266,26 @@ def run_driver(function: DriverFunction, output: str, settings: str, token: str,
     assert worker.scheduler is not None
     with Client(worker.scheduler.address, security=worker.security, set_as_default=False) as client:
         submission = Submission(output, settings, token, Future(f"{name_of(output)}-{token}", client))
-        if name_of(output) not in client.list_datasets():  # who sent it has left at once
+        if name_of(output) not in client.list_datasets():  # the program that sent the driver ended before publishing it
             client.sync(publish, client, submission)
         return _drive(function, client, worker, submission.topic)
 
 
 def _drive(function: DriverFunction, client: Client, worker: Worker, topic: str) -> dict[str, Any]:
+    """Call the function, again while the lock of a driver that died is held; return what it returns."""
     tell = partial(worker.log_event, topic)
     with _Watch(client, worker, topic) as watch:
         for event in watch.earlier:
-            if event["event"] == "ended":  # what was returned is gone with a worker; the run is not touched again
+            if event["event"] == "ended":  # only the task's result was lost, with its worker
                 return dict(event["found"])
         began_before = any(event["event"] == "driver" for event in watch.earlier)
         until = time.monotonic() + (2 * LEASE if began_before else 0.0)
         tell({"event": "driver"})
         while True:
             try:
-                found = function(client, tell)
-                tell({"event": "ended", "found": found})
-                return found
+                status = function(client, tell)
+                tell({"event": "ended", "found": status})
+                return status
             except Exception as error:
                 if watch.cancelled:
                     raise CancelledError(f"the run was cancelled; {_kept(error)}") from error
@@ -286,10 +293,10 @@ def _drive(function: DriverFunction, client: Client, worker: Worker, topic: str)
                     raise Reschedule() from error
                 if not isinstance(error, LockError) or time.monotonic() > until:
                     raise
-                time.sleep(BEAT)  # the driver before this one has not ended yet
+                time.sleep(BEAT)  # the lock of the driver before this one has not expired yet
 
 
 def _kept(error: Exception) -> str:
-    """Say what becomes of what is committed, as the run's own error does."""
+    """Return the run's own note about committed parts, or a general one."""
     notes = getattr(error, "__notes__", []) if isinstance(error, DumapError) else []
     return notes[0] if notes else "what is committed is kept"

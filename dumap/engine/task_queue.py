@@ -1,4 +1,4 @@
-"""The queue of parts: which is sent next, and which is to blame when workers die."""
+"""The queue of parts: which part is sent next, and which part is to blame when workers die."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from collections.abc import Sequence
 
 
 class TaskQueue:
-    """The parts that are not sent yet, or are to be sent again.
+    """The parts that are not sent yet, and the parts to send again.
 
-    All parts on a worker that died are suspects. They wait until nothing else is left, or until they are many; then
-    each is sent alone, so that a part whose worker dies again is to blame.
+    All parts on a worker that died are suspects. Suspects wait until no other part is left, or until there are `many`
+    suspects. Then each suspect is sent alone, so that a part whose worker dies again is to blame.
 
     Parameters
     ----------
     parts : sequence of str
     window : int
-        Most parts in flight; may be changed.
+        The most parts in flight; may be changed.
     many : int, optional
-        Suspects that count as many; may be changed. [window]
+        The number of suspects at which they are sent alone; may be changed. [window]
     """
 
     def __init__(self, parts: Sequence[str], window: int, many: int | None = None) -> None:
@@ -30,7 +30,7 @@ class TaskQueue:
             self.waiting, self.suspects = self.suspects, self.waiting
 
     def take(self, in_flight: int) -> str | None:
-        """Return the part to send next if `in_flight` parts are under way; None if none may be sent."""
+        """Return the part to send next, given the number of parts in flight; None if no part may be sent."""
         if in_flight and self.alone:
             return None
         self.alone = False
@@ -42,11 +42,11 @@ class TaskQueue:
         return None
 
     def put_back(self, part: str) -> None:
-        """Take back a part that got lost."""
+        """Put a lost part back in the queue, to be sent next."""
         (self.suspects if self.alone else self.waiting).appendleft(part)
 
     def died(self, part: str, workers: int) -> int:
-        """Take back a part whose workers died; return how many have died while they ran only this part."""
+        """Make a part whose workers died a suspect; return the number of workers that died while they ran only it."""
         if self.alone:
             self.deaths[part] += workers
             self.suspects.appendleft(part)

@@ -1,4 +1,4 @@
-"""Runs tasks on a Dask worker, and checks and describes the worker."""
+"""Functions that run on a Dask worker: they run tasks, and describe and check the worker."""
 
 from __future__ import annotations
 
@@ -21,21 +21,25 @@ from dumap.store.objects import digest, lacks_room
 from dumap.version import __version__
 
 SETTLING_SECONDS = 0.5
-"""A worker that dies as soon as it is there may not be started again: its nanny is still waiting for it."""
+"""Seconds before the first task of a worker: a nanny may not restart a worker that dies sooner."""
 
 
 @dataclass(frozen=True)
 class Orders:
-    """What is sent with a task beside its job.
+    """The data that is sent with a task in addition to its job.
 
     Attributes
     ----------
     requirements : Requirements
         What the worker must have.
-    topic, step, number
-        Where it says that it begins and that it ends, and as what.
+    topic : str
+        The topic of the task's messages.
+    step : str
+        The name of the step, which each message holds.
+    number : int
+        The number of the attempt, which each message holds.
     ticks : bool
-        Whether it says how far it is.
+        Whether the task reports its progress.
     """
 
     requirements: Requirements
@@ -46,32 +50,32 @@ class Orders:
 
 
 def with_options(options: dict[str, Any], function: Callable[..., Any], *arguments: Any) -> Any:
-    """Call a function where the options of buckets are known that the client knows."""
+    """Call a function after this process has learnt the client's options of buckets."""
     learn_options(options)
     return function(*arguments)
 
 
 def own() -> dict[str, Any]:
-    """Return what a client and its workers must have in common."""
+    """Return the requirements that depend on this installation of dumap alone."""
     return {"dumap": __version__, "format": FORMAT}
 
 
 @cache
 def _first_asked() -> float:
-    """Return when this process was first asked for anything."""
+    """Return when this process received its first question or task."""
     return time.monotonic()
 
 
 def facts() -> dict[str, Any]:
-    """Describe this worker."""
+    """Return the facts about this worker, see `WorkerFacts`."""
     _first_asked()
     limit = get_worker().memory_manager.memory_limit or 0
-    found = {"memory_limit": limit, "versions": versions(), "cpu": cpu(), "format": FORMAT}
-    return {**found, "cache_error": cache_error()}
+    known = {"memory_limit": limit, "versions": versions(), "cpu": cpu(), "format": FORMAT}
+    return {**known, "cache_error": cache_error()}
 
 
 def see(output: str, key: str) -> None:
-    """Fail unless this worker sees an object that the client wrote, and may write as well."""
+    """Fail unless this worker can read an object that the client wrote, and can write to the output."""
     if Run(output, read_only=True).get(key) is None:
         raise StorageError(f"it does not see {output} as this client does: name a shared folder or a URL")
     probe(output)
@@ -83,28 +87,29 @@ _checking = threading.Lock()
 
 
 def unfit(requirements: Requirements) -> list[str]:
-    """Say why this worker must not take part in a run; found out once a process."""
+    """Return the reasons why this worker must not take part in a run; the check runs once per process."""
     with _checking:
         return list(_unfit(requirements, get_worker().address))
 
 
 @lru_cache(maxsize=16)
 def _unfit(requirements: Requirements, address: str) -> tuple[str, ...]:
-    found = differences(requirements, WorkerFacts(address, "", get_worker().state.nthreads, **facts()))
-    if not found and requirements.seen:
-        found = _blind(requirements)
-    return tuple(found)
+    """Return the reasons, cached for equal requirements."""
+    reasons = differences(requirements, WorkerFacts(address, "", get_worker().state.nthreads, **facts()))
+    if not reasons and requirements.seen:
+        reasons = _output_errors(requirements)
+    return tuple(reasons)
 
 
-def _blind(requirements: Requirements) -> list[str]:
-    """Describe why this worker cannot use the run's output; empty if it can."""
+def _output_errors(requirements: Requirements) -> list[str]:
+    """Return the reasons why this worker cannot use the run's output; empty if it can."""
     try:
         data = Run(requirements.output, read_only=True).get(manifest_key(IDENTITY, "run"))
         if data is None or digest(data) != requirements.seen:
             return [f"it does not see {requirements.output} as the client does: name a shared folder or a URL"]
         probe(requirements.output)
     except DumapError as error:
-        if lacks_room(error):  # for every worker alike: the run ends, and says so
+        if lacks_room(error):  # the disk is full for every worker, so the run must end
             raise
         return [str(error)]
     return []
@@ -120,6 +125,7 @@ def free_caches() -> None:
 
 
 def _wait_for_nanny(worker: Worker) -> None:
+    """Wait until the worker's nanny would restart the worker if it died."""
     if worker.nanny is not None:
         time.sleep(max(0.0, _first_asked() + SETTLING_SECONDS - time.monotonic()))
 
@@ -127,14 +133,14 @@ def _wait_for_nanny(worker: Worker) -> None:
 def run_checked_task(
     orders: Orders, task: Callable[..., None], job: Job, part: str, options: dict[str, Any]
 ) -> dict[str, Any]:
-    """Run one task of a run, after checking that this worker is fit, and report its begin and end.
+    """Check that this worker is fit, run one task, and send messages when it begins, progresses and ends.
 
     Raises
     ------
     UnfitWorker
         The worker must not take part; the task has not begun.
     DumapError
-        As `execute`.
+        See `execute`.
     """
     worker, last = get_worker(), 0.0
     _wait_for_nanny(worker)
@@ -151,43 +157,48 @@ def run_checked_task(
             tell({"done": done, "total": total})
 
     tell({"worker": worker.address})
-    took = execute(task, replace(job, tick=tick) if orders.ticks else job, part, options)
-    tell(took)
-    return took
+    usage = execute(task, replace(job, tick=tick) if orders.ticks else job, part, options)
+    tell(usage)
+    return usage
 
 
 def fill(orders: Orders, task: Callable[..., None], job: Job, part: str, grid: list[list[Any]]) -> None:
-    """Write a part of the rows of a Dask collection, given its blocks.
+    """Check that this worker is fit, and write a part of the spool from the blocks of a Dask collection.
 
     Raises
     ------
     UnfitWorker, DumapError
-        As `run_checked_task`.
+        See `run_checked_task`.
     """
     from dumap.engine.collections import assemble
 
     worker = get_worker()
     if reasons := unfit(orders.requirements):
         raise UnfitWorker(worker.address, reasons)
-    took = execute(task, job, part, {"rows": assemble(grid, job.input.dtype)})
-    worker.log_event(orders.topic, {"step": orders.step, "number": orders.number, **took})
+    usage = execute(task, job, part, {"rows": assemble(grid, job.input.dtype)})
+    worker.log_event(orders.topic, {"step": orders.step, "number": orders.number, **usage})
 
 
 def execute(task: Callable[..., None], job: Job, part: str, options: dict[str, Any]) -> dict[str, Any]:
-    """Run one task on the worker: libraries on one thread, peak memory measured.
+    """Run one task on this worker, see `dumap.engine.process.run_task`.
 
     Raises
     ------
     DumapError
-        The task's own error, or one that names what came from below.
+        The error of the task; an error of another kind is replaced by one that names the part.
+    Reschedule
+        The task failed on a worker that is leaving.
     """
     worker = get_worker()
-    if worker.nanny is not None:  # and so a process that is nobody else's
+    if worker.nanny is not None:  # the process belongs to the worker alone
         set_threads(1)
     try:
         return run_task(task, job, part, options, job.tick)
     except Exception as error:
-        if worker.status not in (Status.running, Status.paused):  # it is leaving: others may have more luck
+        if worker.status not in (
+            Status.running,
+            Status.paused,
+        ):  # the worker is leaving, which may have caused the error
             raise Reschedule() from error
         if isinstance(error, DumapError):
             raise

@@ -148,7 +148,7 @@ def test_two_runs_on_one_client_hear_each_of_its_own(client, workers, job, confi
 
 def test_a_worker_that_does_not_answer_holds_nobody_up(client, workers, fresh, monkeypatch):
     """It is stopped, and so may be for minutes before the scheduler gives it up."""
-    monkeypatch.setattr(cluster, "PATIENCE", 1.0)
+    monkeypatch.setattr(cluster, "ANSWER_TIMEOUT", 1.0)
     pid = client.submit(os.getpid, workers=[workers.workers[0].address], pure=False).result()
     os.kill(pid, signal.SIGSTOP)
     try:

@@ -78,7 +78,7 @@ def test_a_file_is_read_until_its_scheduler_answers(cluster, nobody, mute, tmp_p
     }
     if before in texts:
         file.write_text(texts[before])
-    monkeypatch.setattr(engine, "KNOCK_SECONDS", 0.3)
+    monkeypatch.setattr(engine, "FIRST_TRY_SECONDS", 0.3)
     writing = threading.Timer(0.7, file.write_text, [whole])
     writing.start()
     try:
