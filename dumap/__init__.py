@@ -1,8 +1,7 @@
 """UMAP of Zarr stores larger than memory, on Dask.
 
-`run` embeds data, and `open_run` reads what came of it; `plan` says before what it will take. Libraries are imported as
-they are needed.
-How a run goes on is told to the logger `dumap`, which is silent until a program listens to it.
+`run` embeds data, `open_run` opens a finished run, and `plan` says what a run will take. Libraries are imported when
+they are needed. A run reports its progress to the logger `dumap`, which is silent until a program adds a handler.
 """
 
 import logging
@@ -72,7 +71,7 @@ _HOMES = {
     "submit": ("dumap.cluster_runs", "submit"),
     "umap": ("dumap.single_cell", "umap"),
 }
-"""Where each public name is, and what it is called there."""
+"""The module of each public name, and the name in that module."""
 
 
 find_place()

@@ -1,4 +1,4 @@
-"""The door for programs: every function translates, and decides nothing."""
+"""The functions for programs. Each translates its arguments and calls the recipe."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ class Cleaned(NamedTuple):
     Attributes
     ----------
     unnamed : list of str
-        Keys of dumap's own that no manifest names: removed, unless only looked for.
+        Keys of dumap that no manifest names. They were removed, except with `dry_run`.
     others : list of str
-        Keys that are not dumap's: left.
+        Keys that are not dumap's. They were left.
 
     Examples
     --------
@@ -46,7 +46,7 @@ class Cleaned(NamedTuple):
 def configure(
     data: Any, output: Path | None, config: Settings | None, settings: dict[str, Any]
 ) -> tuple[Config, ObjectRows | None]:
-    """Return the configuration, and the rows of data that have no place of their own."""
+    """Return the configuration and, if the data are an object without a location, its rows."""
     from dumap.recipe.data import input_settings, take
 
     if isinstance(data, Config | dict):
@@ -77,31 +77,34 @@ def run(
     force: bool = False,
     **settings: Any,
 ) -> Result:
-    """Embed data, going on where an earlier call stopped.
+    """Embed data, or go on with a run that was interrupted.
 
     Parameters
     ----------
     data : optional
-        What to embed, one row a vector. Read where it lies: the path or URL of a Zarr array, or of a group that holds
-        one, a list of them or a pattern such as 'DATA-*.zarr', whose rows follow one another, or a `zarr.Array`.
-        Copied into the run once, until no stage reads it any more: a NumPy array or what makes one of itself, a pandas
-        or Dask data frame of numbers, a Dask array, an `xarray.DataArray`; of an `anndata.AnnData`, what
-        `input={"array": ...}` names: 'X', 'obsm/<key>' or 'layers/<key>', by default 'obsm/X_pca' where there is one,
-        else 'X'. Later calls need the same again: Dask's are compared by their name, others by what they hold. Not
-        needed where `config` names the input. A `Config` or a dict in its place is taken for `config`.
+        The data to embed; each row is a vector. By default the input that `config` names. Stored data are read in
+        place: the path or URL of a Zarr array or of a group that holds one, a list of such paths, a pattern such as
+        'DATA-*.zarr', or a `zarr.Array`. The rows of several stores follow one another. Objects are copied into the run
+        once, and the copy is deleted when no stage reads it any more: a NumPy array or an object with `__array__`, a
+        pandas or Dask data frame of numbers, a Dask array, an `xarray.DataArray` or an `anndata.AnnData`. Of an AnnData
+        object, `input={"array": ...}` names the array: 'X', 'obsm/<key>' or 'layers/<key>', by default 'obsm/X_pca' if
+        it exists, otherwise 'X'. Later calls for the same run need the same data: Dask collections are compared by
+        name, other objects by content. A `Config` or a dict given as `data` is used as `config`.
     output : path or URL, optional
-        Where the run is stored; not needed where `config` names it.
+        Location of the run. By default the output that `config` names.
     config : Config, mapping or path, optional
-        A configuration, its mapping, or a YAML file of it. What is given beside it wins.
+        A configuration, as an object, a mapping or the path of a YAML file. Other arguments override it.
     client : distributed.Client, optional
-        Where to run; by default what the configuration names, or threads of this process, or an embedded cluster.
+        The cluster to run on. By default the scheduler that the configuration names. If it names none, a Dask
+        collection runs on Dask's current client, and other data on threads of this process or an embedded cluster.
     parent : path or URL, optional
-        A run whose finished stages are reused where they would be identical.
+        A run whose finished stages are reused if they would be identical.
     on_progress : Observer or callable, optional
-        Told how the run goes on, from the thread of this call alone; a function is called with stage, done and total.
-        What it raises ends the run, which a later call goes on with. By default the logger `dumap` is told, at INFO.
+        Receives the run's progress, in the thread of this call; a function is called with stage, done and total. An
+        exception that it raises ends the run; a later call goes on. By default progress goes to the logger `dumap` at
+        level INFO.
     force : bool
-        Go on with stages that were begun with other versions of the libraries, or on other processors.
+        Go on with stages that were begun with other versions of the libraries or on other processors.
     **settings
         Settings by umap-learn's names (`n_neighbors`, `min_dist`, `metric`, `random_state`, ...), `seed`, `keep` and
         `task_memory`, and sections as mappings (`layout={"min_dist": 0.2}`): see `dumap config`.
@@ -109,12 +112,12 @@ def run(
     Returns
     -------
     Result
-        Also a mapping of the run's status: 'output', 'state', 'stages', ...
+        The run. It is also a mapping of the run's status: 'output', 'state', 'stages', ...
 
     Raises
     ------
     DumapError
-        With an `exit_code`, and a message that says what to do.
+        Every error has an `exit_code` and a message that says what to do.
 
     Examples
     --------
@@ -147,7 +150,7 @@ def plan(
     parent: Path | None = None,
     **settings: Any,
 ) -> Plan:
-    """Say what a run will take, and start nothing.
+    """Project what a run will take, and start nothing.
 
     Parameters
     ----------
@@ -157,7 +160,7 @@ def plan(
     Returns
     -------
     Plan
-        Tasks, bytes and memory by stage: `print` shows them, `as_dict()` is for machines.
+        Tasks, bytes and memory by stage. `print` shows them as a table; `as_dict()` returns plain values.
 
     Raises
     ------
@@ -187,7 +190,7 @@ def open_run(path: Path) -> Result:
     Returns
     -------
     Result
-        Nothing is read until it is asked for.
+        The run, read on access.
 
     Raises
     ------
@@ -206,7 +209,7 @@ def open_run(path: Path) -> Result:
 
 
 def status(path: Path) -> dict[str, Any]:
-    """Say what of a run is done.
+    """Return the status of a run.
 
     Parameters
     ----------
@@ -235,7 +238,7 @@ def status(path: Path) -> dict[str, Any]:
 
 
 def verify(path: Path, *, dry_run: bool = False) -> list[str]:
-    """Read every committed object of a run against its checksum; `run` then makes what is damaged again.
+    """Check every committed object of a run against its checksum. `run` then makes damaged parts again.
 
     Parameters
     ----------
@@ -246,7 +249,7 @@ def verify(path: Path, *, dry_run: bool = False) -> list[str]:
     Returns
     -------
     list of str
-        The keys of what is damaged.
+        The keys of damaged objects.
 
     Raises
     ------
@@ -266,7 +269,9 @@ def verify(path: Path, *, dry_run: bool = False) -> list[str]:
 
 
 def clean(path: Path, *, dry_run: bool = False) -> Cleaned:
-    """Remove what dumap left in a run that no manifest names: of tasks that died, failed or came second.
+    """Remove objects of dumap that no manifest names.
+
+    Tasks that died, failed or finished second leave such objects in a run.
 
     Parameters
     ----------
@@ -277,7 +282,7 @@ def clean(path: Path, *, dry_run: bool = False) -> Cleaned:
     Returns
     -------
     Cleaned
-        `unnamed`, what was removed, and `others`, what is not dumap's and was left.
+        `unnamed`, the keys that were removed, and `others`, the keys that are not dumap's and were left.
 
     Raises
     ------
@@ -299,7 +304,7 @@ def clean(path: Path, *, dry_run: bool = False) -> Cleaned:
 def export(
     path: Path, what: str, out: Path, *, labels: Path | None = None, with_self: bool = False, force: bool = False
 ) -> str:
-    """Write one result of a run in a form that others read.
+    """Write one result of a run in a format of other programs.
 
     Parameters
     ----------
@@ -307,19 +312,19 @@ def export(
         The run.
     what : {'embedding', 'neighbors', 'graph', 'picture'}
     out : path
-        The file; its ending chooses the form: .npy, .csv or .parquet of an embedding, .npz or .zarr of neighbors, .npz
-        of a graph, .png of a picture.
+        The file. Its ending chooses the format: .npy, .csv or .parquet for an embedding, .npz or .zarr for neighbors,
+        .npz for a graph, .png for a picture.
     labels : path or URL, optional
         Labels that colour a picture: .npy, or a Zarr array.
     with_self : bool
-        Let each row come first among its neighbors, as umap-learn's `precomputed_knn` wants them.
+        List each row first among its neighbors, as umap-learn's `precomputed_knn` expects.
     force : bool
-        Write over a file that is there.
+        Overwrite an existing file.
 
     Returns
     -------
     str
-        What was written, for people.
+        A line that says what was written.
 
     Raises
     ------
@@ -349,26 +354,27 @@ def ingest(
     dtype: str | None = None,
     header: bool = True,
 ) -> dict[str, Any]:
-    """Make a Zarr store of the rows of files, one after another, in bounded memory.
+    """Write the rows of files, one file after another, to a Zarr store, in bounded memory.
 
     Parameters
     ----------
     sources : path, or sequence of path
-        Files that end in .npy, .npz, .parquet, .h5, .hdf5, .h5ad, .csv or .tsv (the last two also .gz), patterns of
-        them, and folders of Parquet.
+        Files that end in .npy, .npz, .parquet, .pq, .h5, .hdf5, .h5ad, .csv, .csv.gz, .tsv or .tsv.gz, patterns of such
+        files, and folders of Parquet.
     output : path or URL
-        The store, at which nothing may be; it is there once it is whole.
+        The store to write. Nothing may exist there; the store appears once it is complete.
     columns : sequence of str or int, optional
-        Columns to take, by their names; where they have none, by numbers and ranges 'START:STOP'. By default all that
+        Columns to take, by name. Files without names take numbers and ranges 'START:STOP'. By default all columns that
         hold numbers.
     names : str, optional
-        The column, or array, of row names, which are kept as an array `names`. By default what pandas or AnnData wrote.
+        The column or array of row names, which are written as an array `names`. By default the names that pandas or
+        AnnData wrote.
     key : str, optional
-        The array of a file that holds several, such as 'obsm/X_pca'.
+        The array to take from a file with several, such as 'obsm/X_pca'.
     array : str
-        What the array is called.
+        Name of the array.
     dtype : str, optional
-        Of the values; by default one that holds those of all files.
+        Dtype of the values. By default one that holds the values of all files.
     header : bool
         Whether the first line of text names the columns.
 
@@ -380,7 +386,7 @@ def ingest(
     Raises
     ------
     DumapError
-        A file cannot be read, does not go with those before, or the output is there.
+        A file cannot be read, its columns differ from those of the first file, or the output exists.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""The door to a cluster that makes runs by itself: `dumap.submit` and `dumap.attach`."""
+"""Runs that a cluster drives by itself: `dumap.submit` and `dumap.attach`."""
 
 from __future__ import annotations
 
@@ -24,24 +24,27 @@ def submit(
     force: bool = False,
     **settings: Any,
 ) -> Handle:
-    """Have a cluster embed data by itself: the program may leave, and find the run again with `attach`.
+    """Submit a run to a cluster, which drives the run by itself.
 
-    The driver is a task, which takes no thread from others, and starts again elsewhere where its worker is gone. A run
-    that is driven already is found, not begun twice.
+    The program may end, and find the run again with `attach`.
+
+    The driver is a task that takes no thread from other tasks. It starts again on another worker if its worker is lost.
+    If the cluster drives the run already, the handle of that run is returned.
 
     Parameters
     ----------
     data : path or URL, optional
-        As of `run`; the workers have to see it, so it may not lie in this process's memory.
+        As for `run`. The workers must be able to read the data, so it cannot be an object in this process's memory.
     client : distributed.Client, optional
-        The cluster, by a client of either kind; by default the scheduler that the configuration, or Dask's, names.
+        A client of the cluster, asynchronous or not. By default the scheduler that the run's or Dask's configuration
+        names.
     output, config, parent, force, **settings
         As of `run`.
 
     Returns
     -------
     Handle
-        To follow, await or cancel the run.
+        Follows, awaits or cancels the run.
 
     Raises
     ------
@@ -73,26 +76,26 @@ def submit(
 
 
 def attach(output: Path, client: Client | None = None) -> Handle:
-    """Find a run that a cluster drives, or has driven since it is there.
+    """Find a run that a cluster drives, or has driven since its scheduler started.
 
     Parameters
     ----------
     output : path or URL
         Where the run is stored.
     client : distributed.Client, optional
-        The cluster; by default the scheduler that Dask's configuration names.
+        A client of the cluster. By default the scheduler that Dask's configuration names.
 
     Returns
     -------
     Handle
-        With an asynchronous client, an awaitable of one.
+        With an asynchronous client, an awaitable of the handle.
 
     Raises
     ------
     ConfigError
         No cluster is named.
     ClusterError
-        The cluster knows of no such run.
+        The cluster drives no such run.
 
     Examples
     --------

@@ -1,7 +1,8 @@
-"""Where numba keeps compiled code: set before numba is imported, where none of its own places can be written to.
+"""The folder in which numba keeps compiled code, if numba can write to none of its own folders.
 
-Without any place numba refuses to import a function that is to be kept. So dumap finds one as soon as it is imported,
-on workers too: a folder of this user alone, since what is kept there is executed.
+Without such a folder, numba raises an error when it imports a function with `cache=True`. So dumap chooses a folder as
+soon as it is imported, on workers too, before numba is imported. No other user can write to the folder, since its
+content is executed.
 """
 
 from __future__ import annotations
@@ -17,16 +18,16 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 
 KEEPING = ("dumap.kernels", "pynndescent")
-"""Packages whose compiled functions are kept."""
+"""Packages whose compiled functions numba keeps."""
 
 
 def find_place() -> None:
-    """Name a temporary folder for compiled code, unless numba has a place of its own."""
+    """Set a temporary folder for compiled code, unless numba can write to a folder of its own."""
     own = [os.environ.get("NUMBA_CACHE_DIR") or "", _user_cache()]
     if os.environ.get("NUMBA_CACHE_LOCATOR_CLASSES") or any(map(_writable, own)) or all(map(_writable, _beside())):
         return
     os.environ["NUMBA_CACHE_DIR"] = folder = _private_folder()
-    if "numba" in sys.modules:  # it has read the environment already
+    if "numba" in sys.modules:  # numba has read the environment already
         sys.modules["numba"].config.CACHE_DIR = folder
 
 
@@ -36,7 +37,7 @@ def _user_cache() -> str:
 
 
 def _beside() -> Iterator[str]:
-    """Yield the folders beside the source."""
+    """Yield the cache folders beside the source files."""
     for package in KEEPING:
         found = find_spec(package)
         if found is not None and found.origin is not None:
@@ -44,7 +45,9 @@ def _beside() -> Iterator[str]:
 
 
 def _writable(folder: str) -> bool:
-    """Return whether a folder can be written to, or made; of a relative one ('~' where nobody has a home) it is not."""
+    """Return whether a folder can be written to or made. A relative path ('~' without a home folder) is not
+    writable.
+    """
     if not os.path.isabs(folder):
         return False
     while not os.path.lexists(folder):
@@ -53,9 +56,11 @@ def _writable(folder: str) -> bool:
 
 
 def _private_folder() -> str:
-    """Return a temporary folder that no other user can have made or can write to: one for all runs, else a new one."""
+    """Return a temporary folder that belongs to this user alone: the one for all runs if it is private, otherwise a new
+    one.
+    """
     shared = os.path.join(tempfile.gettempdir(), f"dumap-compiled-{os.geteuid()}")
-    with contextlib.suppress(OSError):  # it is there, or something else is
+    with contextlib.suppress(OSError):  # the path exists already
         os.mkdir(shared, 0o700)
     if _is_private(shared):
         return shared

@@ -1,4 +1,4 @@
-"""The errors that users meet: each knows its exit code and says what to do."""
+"""The errors that users see. Each class has an exit code; each message says what to do."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class DumapError(Exception):
     Attributes
     ----------
     exit_code : int
-        What the command line exits with.
+        Exit code of the command.
     """
 
     exit_code = 1
@@ -25,22 +25,22 @@ class ConfigError(DumapError):
 
 
 class ParameterError(ConfigError, ValueError):
-    """A parameter of an estimator or of a function for AnnData is not allowed; programs know it as a ValueError."""
+    """A parameter of an estimator or of a function for AnnData is not allowed. The error is also a ValueError."""
 
 
 def needs(what: str, *packages: str) -> ConfigError:
-    """Return the error of what needs packages that are not installed, with the command that installs them."""
+    """Return the error for missing packages, with the command that installs them."""
     return ConfigError(f"{what} needs what is not installed here: pip install {' '.join(packages)}")
 
 
 class InputError(DumapError):
-    """The input cannot be read, or holds what cannot be embedded."""
+    """The input cannot be read or cannot be embedded."""
 
     exit_code = 3
 
 
 class DataError(InputError, ValueError):
-    """What a program gave to embed, or its neighbours, cannot be; programs know it as a ValueError."""
+    """The data or the neighbours that a program gave cannot be embedded. The error is also a ValueError."""
 
 
 class BudgetError(DumapError):
@@ -56,13 +56,13 @@ class ClusterError(DumapError):
 
 
 class StorageError(DumapError):
-    """The output cannot be written, or what was written is missing or damaged."""
+    """The output cannot be written, or a written object is missing or damaged."""
 
     exit_code = 6
 
 
 class DamageError(StorageError):
-    """A committed part's object is missing, or not what was written.
+    """A committed part's object is missing, or its bytes are not the written ones.
 
     Attributes
     ----------
@@ -78,7 +78,7 @@ class DamageError(StorageError):
 
 
 class DroppedError(DamageError):
-    """A part is asked for that was dropped once nothing needed it any more: see the setting `keep`."""
+    """A part was dropped, because no stage needed it any more: see the setting `keep`."""
 
 
 class LockError(DumapError):
@@ -94,13 +94,13 @@ class RunMismatchError(DumapError):
 
 
 class CancelledError(DumapError):
-    """The run was cancelled, on the cluster that drove it."""
+    """The run was cancelled on the cluster that drove it."""
 
     exit_code = 130
 
 
 class Terminated(KeyboardInterrupt):
-    """The process was asked to end."""
+    """The process received a signal to end."""
 
     exit_code = 143
 
@@ -113,7 +113,7 @@ class TaskError(DumapError):
 
 @contextmanager
 def as_value_errors() -> Iterator[None]:
-    """Raise what is said of parameters and data as programs know it, as a ValueError."""
+    """Raise errors of parameters and data as errors that are also a ValueError."""
     try:
         yield
     except ConfigError as error:

@@ -1,4 +1,4 @@
-"""The door for who knows scikit-learn and umap-learn: an estimator with umap-learn's parameters and attributes."""
+"""The estimator `UMAP`, with umap-learn's parameters and attributes and scikit-learn's interface."""
 
 from __future__ import annotations
 
@@ -28,66 +28,66 @@ if TYPE_CHECKING:
 
 
 LEAST_ROWS = 3
-"""The least rows that can be embedded: each needs another, and one more for a graph."""
+"""The least rows that can be embedded: n_neighbors is at least 2, and there must be more rows than n_neighbors."""
 NOT_HERE_METHODS = {
     "transform": "new rows cannot be placed on a finished map in this version: fit them together with the others",
     "inverse_transform": "rows cannot be made of places on the map; use umap-learn",
     "update": "append the rows to the data, and fit again",
 }
-"""Methods of umap-learn's that are not here, and what to do instead."""
+"""Methods of umap-learn that dumap lacks, and what to do instead."""
 UNPICKLED = (*READ, "_raw_data", "_removal")
-"""Attributes that are no part of a pickle."""
+"""Attributes that are left out of a pickle."""
 
 
 class UMAP(Fitted, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
-    """UMAP by umap-learn's names, of data in memory or larger than it, on threads of this process or on Dask.
+    """UMAP with umap-learn's interface, for data in memory or larger than memory.
 
-    Small data are embedded by threads of this process, others on a cluster of this machine or on `client`. Parameters
-    that umap-learn has and dumap has not pass at umap-learn's default only; another value is an error that says what to
-    do.
+    Threads of this process embed small data. Larger data are embedded on a cluster of this machine or on `client`.
+    Parameters of umap-learn that dumap lacks are accepted at umap-learn's default only; another value raises an error
+    that says what to do.
 
     Parameters
     ----------
     n_neighbors, metric, metric_kwds : int, str, dict
-        Neighbours of each row, itself counted, and the distance between rows: a name, not a function. A number of
-        neighbours that is not below that of the rows is lowered, with a warning.
+        Neighbours of each row, the row itself counted, and the name of the distance between rows; a function is not
+        allowed. n_neighbors is lowered, with a warning, if it is not below the number of rows.
     n_components, min_dist, spread, a, b : int, float, float, float, float
-        The dimensions of the map, and how close rows come in it.
+        The map's dimensions, and how close its rows lie.
     n_epochs, learning_rate, negative_sample_rate, repulsion_strength : int, float, float, float
-        The descent.
+        The layout.
     init : {'spectral', 'pca', 'random'}, str or ndarray
-        Where rows begin; a str may be the path of an array, .npy or in Zarr.
+        The first coordinates of rows. A str may be the path of an array, in .npy or Zarr.
     set_op_mix_ratio, local_connectivity, disconnection_distance : float
         The graph.
     unique : bool
-        Embed equal rows once.
+        Embed duplicates once.
     random_state : int, RandomState or None
-        The seed. None is the default seed, so that maps are the same in each call.
+        The seed. None is the default seed, so that each call returns the same map.
     precomputed_knn : tuple of ndarray
-        Indices and distances, (rows, n_neighbors or more), as umap-learn's `nearest_neighbors` returns them, each row
-        first among its own; a third item, the index, is not used. What has too few columns, or other rows, is left out
-        with a warning, as by umap-learn.
+        Indices and distances, (rows, n_neighbors or more), as umap-learn's `nearest_neighbors` returns them; each row
+        is first among its neighbours. A third item, the index, is not used. Arrays with too few columns or another
+        number of rows are ignored with a warning, as in umap-learn.
     output_metric, output_metric_kwds, low_memory, n_jobs, transform_queue_size, angular_rp_forest, target_n_neighbors,\
  target_metric, target_metric_kwds, target_weight, transform_seed, transform_mode, force_approximation_algorithm,\
  verbose, tqdm_kwds, densmap, dens_lambda, dens_frac, dens_var_shift, output_dens
-        Of umap-learn's; at their default only.
+        Parameters of umap-learn that are accepted at their default only.
     client : distributed.Client, optional
-        Where to run.
+        The cluster to run on.
     store : path or URL, optional
-        Where the run is stored; the same data and parameters go on with it. By default a temporary folder, which is
-        removed with the estimator unless that was pickled.
+        Location of the run. A later fit with the same data and parameters goes on with the run. By default a temporary
+        folder, which is removed with the estimator unless the estimator was pickled.
 
     Attributes
     ----------
     embedding_ : ndarray of float32, shape (rows, n_components)
-        The map, read when it is first asked for.
+        The map, read on first access.
     graph_ : csr_matrix of float32, shape (rows, rows)
         The fuzzy graph.
     run_ : Result
-        The run, with all that it holds and found.
+        The run.
     n_features_in_ : int
     feature_names_in_ : ndarray of str
-        Where the data had names.
+        Names of the columns, if the data had names.
 
     Examples
     --------
@@ -144,7 +144,7 @@ class UMAP(Fitted, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
         client: Client | None = None,
         store: str | os.PathLike[str] | None = None,
     ) -> None:
-        """Take the parameters. So many parameters: they are umap-learn's."""
+        """Set the parameters. So many parameters: they are umap-learn's."""
         self.n_neighbors = n_neighbors
         self.n_components = n_components
         self.metric = metric
@@ -197,12 +197,12 @@ class UMAP(Fitted, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
         X : array, data frame, Dask array, or path of a Zarr array
             Rows to embed; see `dumap.run`.
         y : array, optional
-            Labels, which are not used: maps by labels are not made, of which a warning tells. -1 says that a row has
-            none.
+            Labels. They are not used, and a warning says so: supervised maps are not supported. A label of -1 is no
+            label.
         knn_graph : sparse matrix, shape (rows, rows), optional
-            The neighbours of rows and their distances, instead of searching them: as scikit-learn's
-            `kneighbors_graph(mode="distance")` or scanpy's `obsp["distances"]` has them. n_neighbors - 1 others of each
-            row are used, the nearest.
+            Distances of each row's neighbours, which are then not searched, as in scikit-learn's
+            `kneighbors_graph(mode="distance")` or scanpy's `obsp["distances"]`. The n_neighbors - 1 nearest other rows
+            of each row are used.
 
         Returns
         -------
@@ -239,30 +239,30 @@ class UMAP(Fitted, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
         return self
 
     def fit_transform(self, X: Any, y: Any = None, *, knn_graph: Any = None) -> Any:
-        """Embed the rows of X, and return the map.
+        """Embed the rows of X; return the map.
 
         Parameters
         ----------
         X, y, knn_graph
-            As of `fit`.
+            As for `fit`.
 
         Returns
         -------
         ndarray of float32, shape (rows, n_components)
-            Of a Dask array, a Dask array with the same chunks of rows.
+            If X is a Dask array, a Dask array with the same chunks of rows.
         """
         self.fit(X, y, knn_graph=knn_graph)
         return self._lazy_embedding(X) if is_lazy(X) else self.embedding_
 
     def _lazy_embedding(self, X: Any) -> Any:
-        """Return the map as a Dask array with chunks of rows as X has them, which holds on to a temporary run."""
+        """Return the map as a Dask array with X's chunks of rows. It keeps a temporary run from being removed."""
         found: Any = self.run_.to_dask()
         if hasattr(X, "chunks"):
             found = found.rechunk({0: X.chunks[0]})
         return found.map_blocks(unchanged, run=self.run_, dtype=found.dtype) if self._removal else found
 
     def _check_parameters(self) -> None:
-        """Refuse what umap-learn has and dumap has not."""
+        """Refuse parameters of umap-learn that dumap lacks, unless they have their default."""
         for name, instead in NOT_HERE.items():
             value, default = getattr(self, name), DEFAULTS[name]
             if value is not default and value != default:
@@ -291,7 +291,7 @@ class UMAP(Fitted, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
             warnings.warn(message, stacklevel=3)
 
     def _validate(self, X: Any) -> Any:
-        """Return data in memory checked as scikit-learn does, and others, which the run checks, as they are."""
+        """Check data in memory as scikit-learn does. Other data are returned unchanged, since the run checks them."""
         if is_lazy(X):
             if any(np.isnan(length) for lengths in getattr(X, "chunks", ()) for length in lengths):
                 raise DataError(
@@ -304,7 +304,7 @@ class UMAP(Fitted, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
         return validate_data(self, X, ensure_min_samples=LEAST_ROWS)
 
     def _settings(self) -> dict[str, Any]:
-        """Return the settings of the run by umap-learn's names."""
+        """Return the run's settings under umap-learn's names."""
         settings = {name: getattr(self, name) for name in keys_by_name() if hasattr(self, name)}
         if settings["metric_kwds"] is None:
             settings["metric_kwds"] = {}
@@ -313,7 +313,9 @@ class UMAP(Fitted, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
 
     @contextlib.contextmanager
     def _given(self, settings: dict[str, Any], knn_graph: Any, rows: int | None, output: str) -> Iterator[None]:
-        """Let the run find the arrays that are given, which lie beside it as long as it runs."""
+        """Write the given neighbours and the given start beside the run, and name them in the settings, while the run
+        lasts.
+        """
         lists = None
         if knn_graph is not None:
             lists = from_matrix(knn_graph, rows, settings["n_neighbors"])
@@ -340,17 +342,17 @@ class UMAP(Fitted, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
             raise AttributeError(f"UMAP has no {name}: {NOT_HERE_METHODS[name]}")
         if name in (*NAMES, "run_") and "run_" not in self.__dict__:
             raise AttributeError(f"{name}: this UMAP is not fitted yet; call fit first")
-        return super().__getattribute__(name)  # which says what is not there
+        return super().__getattribute__(name)  # raises the usual AttributeError
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return parameters and where the run lies, which stays from now on; not the data, the map or the client."""
+        """Return the parameters and the run's location, without data, map and client. The run is no longer removed."""
         state = {name: value for name, value in super().__getstate__().items() if name not in UNPICKLED}
         if removal := self.__dict__.get("_removal"):
             removal.detach()
         return {**state, "client": None}
 
     def __sklearn_clone__(self) -> UMAP:
-        """Return an estimator of the same parameters, and of the same client, which cannot be copied."""
+        """Return an estimator with the same parameters. It shares the client, which cannot be copied."""
         without = object.__new__(type(self))
         without.__dict__.update(self.__dict__, client=None)
         clone: UMAP = BaseEstimator.__sklearn_clone__(without)
@@ -364,4 +366,4 @@ class UMAP(Fitted, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
 
 
 DEFAULTS = {name: parameter.default for name, parameter in signature(UMAP).parameters.items()}
-"""umap-learn's."""
+"""The defaults of `UMAP`'s parameters, which are umap-learn's."""

@@ -1,4 +1,4 @@
-"""JSON in which a number that is not finite is null, and facts as people read them."""
+"""JSON in which a number that is not finite is null, and the format of facts for people."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def defined(value: Any) -> Any:
 
 
 def to_json(value: Any, **options: Any) -> str:
-    """Write a document as JSON that any reader takes: with null where a number is not finite."""
+    """Format a document as JSON that any reader accepts, with null for each number that is not finite."""
     try:
         return json.dumps(value, allow_nan=False, **options)
     except ValueError:
@@ -25,7 +25,7 @@ def to_json(value: Any, **options: Any) -> str:
 
 
 def format_fact(value: Any, digits: str) -> str:
-    """Write a fact for people; `digits` are a number's, as in `format`."""
+    """Format a fact for people. `digits` is the format of a number."""
     if value is None:
         return "not defined"
     return format(value, digits) if isinstance(value, float) else str(value)

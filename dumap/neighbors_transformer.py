@@ -1,4 +1,4 @@
-"""Neighbours as a step of others: the object that `scanpy.pp.neighbors` takes as its `transformer`."""
+"""Nearest neighbours for other programs: the object that `scanpy.pp.neighbors` takes as `transformer`."""
 
 from __future__ import annotations
 
@@ -22,29 +22,29 @@ if TYPE_CHECKING:
     from distributed import Client
 
 SHORT: dict[str, Any] = {"n_epochs": 1, "init": "random", "quality": {"queries": 0}}
-"""Settings by which the map, which nobody asks for, takes no time."""
+"""Settings that keep the run's map, which is not used, short."""
 
 
 class KNeighborsTransformer(TransformerMixin, BaseEstimator):
-    """The nearest neighbours of rows as a sparse matrix of distances, as scanpy's `transformer`.
+    """The nearest neighbours of rows as a sparse matrix of distances, for scanpy's `transformer`.
 
     Parameters
     ----------
     n_neighbors : int
-        Entries of each row, itself counted: it comes first, at distance 0.
+        Entries of each row. The row itself counts and comes first, at distance 0.
     metric : str
     metric_kwds : mapping, optional
     random_state : int, RandomState or None
         The seed; None is the default seed.
     client : distributed.Client, optional
-        Where to run.
+        The cluster to run on.
     store : path or URL, optional
-        Where the run is stored; by default a temporary folder, which is removed with this object.
+        Location of the run. By default a temporary folder, which is removed with this object.
 
     Attributes
     ----------
     run_ : Result
-        The run, whose map means nothing.
+        The run. Its map has no meaning.
 
     Examples
     --------
@@ -115,17 +115,17 @@ class KNeighborsTransformer(TransformerMixin, BaseEstimator):
         Parameters
         ----------
         X : object
-            What was given to `fit`, the same object.
+            The object that was given to `fit`.
 
         Returns
         -------
         csr_matrix of float64, shape (rows, rows)
-            n_neighbors entries in every row: itself first, then the nearest first.
+            n_neighbors entries in every row: the row itself, then its neighbours, the nearest first.
 
         Raises
         ------
         DataError
-            X is something else, or a row has fewer neighbours.
+            X is another object, or a row has fewer neighbours.
         """
         check_is_fitted(self)
         if X is not self._fitted:

@@ -1,4 +1,4 @@
-"""The door for who knows scanpy: maps of AnnData, in memory or on disk, and neighbours for its own functions."""
+"""The function `umap` for AnnData, in memory or on disk, with scanpy's parameters."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ if TYPE_CHECKING:
     from dumap.store import AnnDataStore, Slots
 
 BLOCK_BYTES = 256 << 20
-"""About so many bytes of the graph are read at once for a store on disk."""
+"""About how many bytes of the graph are read at once for a store on disk."""
 EDGE_BYTES = 12
 EDGES = 3
-"""About so many times n_neighbors edges has a row of the graph, at the most."""
+"""A row of the graph has at most about this many times n_neighbors edges."""
 
 
 @dataclass(frozen=True)
 class _Request:
-    """What is asked for: settings by umap-learn's names, and AnnData's slots.
+    """The arguments of `umap`: settings under umap-learn's names, and AnnData's slots.
 
     Attributes
     ----------
     settings : dict
-        Of the map.
+        Settings of the map.
     neighbors : dict
         n_neighbors, metric and metric_kwds.
     key_added, neighbors_key, use_rep : str, optional
@@ -61,7 +61,9 @@ class _Request:
         return f"{self.key_added}_connectivities" if self.key_added else "connectivities"
 
     def mappings(self, result: Result, use_rep: str) -> dict[str, dict[str, Any]]:
-        """Return what `uns` gets; under one key, what scanpy reads of neighbours and of a map do not collide."""
+        """Return the entries for `uns`. Parameters of neighbours and of the map may share one key, as scanpy reads
+        them.
+        """
         facts, parameters = result.facts["layout"], result["parameters"]
         of_map = {"a": float(facts["a"]), "b": float(facts["b"])}
         seed = {"random_state": int(parameters["seed"])}
@@ -104,48 +106,49 @@ def umap(
     client: Client | None = None,
     store: str | os.PathLike[str] | None = None,
 ) -> AnnData | None:
-    """Make a map of an AnnData object or store, with scanpy's names and defaults, and write it where scanpy would.
+    """Make a map of an AnnData object or store, and write it where `scanpy.tl.umap` writes it.
 
-    Written are `obsm["X_umap"]` and `uns["umap"]`, and where neighbours are searched, `obsp["distances"]`,
-    `obsp["connectivities"]` and `uns["neighbors"]`: so `scanpy.tl.leiden`, `scanpy.tl.paga` and others go on from
-    there. A Zarr store is read and written block by block, and need not fit in memory; what is new is put in its place
-    once it is whole. So many parameters: they are scanpy's.
+    The map is written to `obsm["X_umap"]` and `uns["umap"]`. If neighbours are searched, they are written to
+    `obsp["distances"]`, `obsp["connectivities"]` and `uns["neighbors"]`, where `scanpy.tl.leiden`, `scanpy.tl.paga` and
+    others read them. A Zarr store is read and written block by block, so it need not fit in memory. New arrays appear
+    in the store once they are complete. So many parameters: they are scanpy's.
 
     Parameters
     ----------
     adata : AnnData, path or URL
         An object, or a Zarr store that anndata wrote.
     min_dist, spread, n_components, a, b : float, float, int, float, float
-        How close rows come in the map, and its dimensions.
+        How close rows lie in the map, and the map's dimensions.
     maxiter, alpha, gamma, negative_sample_rate : int, float, float, float
-        Of the descent: epochs, learning rate, weight of pushes, and their number.
+        Of the layout: epochs, learning rate, weight of negative samples, and their number.
     init_pos : {'spectral', 'pca', 'random'}, str or ndarray
-        Where rows begin; another str is a key of `obsm`.
+        The first coordinates of rows. Another str is a key of `obsm`.
     random_state : int, RandomState or None
         The seed; None is dumap's default seed.
     key_added : str, optional
-        The key in `obsm` and `uns`; what is searched is then in `obsp` as `{key_added}_distances` and
-        `{key_added}_connectivities`, and `uns[key_added]` tells of it too, as `neighbors_key` of scanpy's functions.
+        The key in `obsm` and `uns`. Neighbours that are searched are then written to `obsp` as `{key_added}_distances`
+        and `{key_added}_connectivities`, and `uns[key_added]` describes them, for `neighbors_key` of scanpy's
+        functions.
     neighbors_key : str, optional
-        The key in `uns` of neighbours that scanpy searched, whose distances are taken. By default neighbours are
-        searched anew, also where there are some.
+        The key in `uns` of neighbours that scanpy searched; their distances are used. By default neighbours are
+        searched, even if the object has some.
     copy : bool
-        Return a copy instead of writing to `adata`; of an object only.
+        Return a copy instead of writing to `adata`, which must be an object.
     use_rep : str, optional
-        What is embedded: a key of `obsm`, or 'X'. By default `X_pca` if there is one, else X; with neighbors_key, what
-        that names.
+        The array to embed: a key of `obsm`, or 'X'. By default the array that the neighbours of `neighbors_key` name,
+        otherwise `X_pca` if it exists, otherwise X.
     n_neighbors, metric, metric_kwds : int, str, mapping
-        Of the search: neighbours of each row, itself counted.
+        Of the search: neighbours of each row, the row itself counted, and the distance.
     client : distributed.Client, optional
-        Where to run.
+        The cluster to run on.
     store : path or URL, optional
-        Where the run is stored, which is kept then. By default a temporary folder; of a store on disk one beside it,
-        which an interrupted call leaves, so that the same call goes on.
+        Location of the run, which is then kept. By default a temporary folder. For a store on disk, it is a folder
+        beside the store; an interrupted call leaves it there, and the same call goes on with it.
 
     Returns
     -------
     AnnData or None
-        The copy, if one is asked for.
+        The copy, with `copy=True`.
 
     Raises
     ------
@@ -186,7 +189,7 @@ def umap(
 
 
 def _neighbors_of(uns: Mapping[str, Any], key: str) -> tuple[str, dict[str, Any]]:
-    """Return where the distances are that scanpy searched, and by what parameters."""
+    """Return the key of the distances that scanpy searched, and the parameters of the search."""
     if key not in uns:
         raise ParameterError(
             f"neighbors_key={key!r}: there is no uns[{key!r}]; leave it out to have neighbours searched"
@@ -196,7 +199,7 @@ def _neighbors_of(uns: Mapping[str, Any], key: str) -> tuple[str, dict[str, Any]
 
 
 def _searched(params: Mapping[str, Any], asked: _Request) -> dict[str, Any]:
-    """Return the settings of neighbours that are given, by scanpy's parameters of them."""
+    """Return the settings of given neighbours, from scanpy's parameters."""
     return {
         "n_neighbors": int(params.get("n_neighbors", asked.neighbors["n_neighbors"])),
         "metric": str(params.get("metric", "euclidean")),
@@ -252,7 +255,9 @@ def _map_store(path: str, asked: _Request, client: Client | None, store: Any) ->
 
 
 def _settings_of(target: AnnDataStore, slots: Slots, asked: _Request) -> tuple[dict[str, Any], str]:
-    """Return the settings of the run, and what is embedded; what is given to the run is written beside the slots."""
+    """Return the run's settings, and the name of the array to embed. Given neighbours and coordinates are written
+    beside the slots.
+    """
     from dumap.sources.estimated import fitting
 
     settings = {**asked.settings, **asked.neighbors, "init": asked.init_pos}
@@ -273,14 +278,14 @@ def _settings_of(target: AnnDataStore, slots: Slots, asked: _Request) -> tuple[d
 
 
 def _spans(rows: int, n_neighbors: int) -> Iterator[tuple[int, int]]:
-    """Yield ranges of rows whose part of the graph may be in memory."""
+    """Yield ranges of rows whose part of the graph fits in memory."""
     step = max(1, BLOCK_BYTES // (EDGES * n_neighbors * EDGE_BYTES))
     for start in range(0, rows, step):
         yield start, min(rows, start + step)
 
 
 def _give_lists(target: AnnDataStore, slots: Slots, key: str, n_neighbors: int) -> str:
-    """Write a store's distances as the lists that a run reads; return where."""
+    """Write a store's distances as lists that a run reads; return their path."""
     from dumap.sources.neighbor_lists import lists_of
     from dumap.store import write_arrays
 
@@ -297,7 +302,7 @@ def _give_lists(target: AnnDataStore, slots: Slots, key: str, n_neighbors: int) 
 
 
 def _fill(slots: Slots, result: Result, asked: _Request, use_rep: str) -> None:
-    """Write what a run found, block by block."""
+    """Write a run's results, block by block."""
     from dumap.show.rows import entries_of
 
     array, facts = result.embedding, result.facts["graph"]

@@ -1,6 +1,7 @@
-"""What stages hand on to one another: names of parts, and how they are read and written.
+"""The data that stages hand on to one another: names of parts, and how parts are read and written.
 
-A module for each stage whose parts others read, of the same name. `part_names.py` names stages and parts, `job.py` is
-what each task is given, `task_cache.py` what a process keeps between tasks. Here parts are only read, arranged and
-written; stages and kernels compute. What is written, and under which name, is the run's format.
+Each stage whose parts other stages read has a module of its name here. `part_names.py` names stages and parts. `job.py`
+holds the job, which each task gets. `task_cache.py` holds the data that a process keeps between tasks. These modules
+only read, arrange and write parts; stages and kernels compute. The arrays that they write, and the arrays' names, are
+the run's format.
 """

@@ -1,4 +1,4 @@
-"""The audit: its queries, and the number of repairs."""
+"""The audit's queries, and the number of repairs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dumap.store import Run
 
 
 def report_name(repairs: int) -> str:
-    """Name the part that holds the recall of the lists after a number of repairs."""
+    """Name the part that holds the lists' recall after a number of repairs."""
     return f"report-{repairs}"
 
 
@@ -26,11 +26,14 @@ def repairs_made(run: Run) -> int:
 
 
 MAP_NEIGHBORS = 15
-"""Neighbours of a row by which the map is judged: at least as many exact ones are kept."""
+"""Neighbours of a row on which the map is measured. The audit keeps at least this many exact neighbours."""
 
 
 def query_groups(job: Job, number: int, chosen: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
-    """Yield slices of `chosen`, sorted numbers of an audit's queries, with their vectors, a task's at once."""
+    """Yield slices of `chosen`, the sorted numbers of an audit's queries, with the queries' vectors.
+
+    A slice holds the queries that one task compares at once.
+    """
     step = queries_at_once(job.config, job.geometry.dims)
     for group in np.unique(chosen // step).tolist():
         low, high = np.searchsorted(chosen, [group * step, (group + 1) * step]).tolist()

@@ -1,4 +1,4 @@
-"""Coarsening: the checkpoints of labels, and the edges between them. Rows with equal labels become one coarse row."""
+"""Coarsening: the checkpoints of labels, and the edges between labels. Rows with equal labels become one coarse row."""
 
 from __future__ import annotations
 
@@ -24,7 +24,9 @@ def label_checkpoints(run: Run) -> Checkpoints:
 
 
 def labels_reader(job: Job, graph: Graph, number: int) -> Callable[[int], np.ndarray]:
-    """Return a function that reads a shard's labels after a pass; before the first, only the sources have labels."""
+    """Return a function that reads a shard's labels after a pass. Before the first pass only the sources have
+    labels.
+    """
     if number:
         checkpoints = label_checkpoints(job.run)
         return lambda shard: checkpoints.read(number, "labels", *graph.shards.span(shard))

@@ -12,13 +12,13 @@ from dumap.kernels import graph
 from dumap.store import Run
 
 GRAPH_FIGURES = "whole"
-"""The part with the figures of the whole graph."""
+"""The part that holds the figures of the whole graph."""
 SHARDS = "shards"
 """The part that says where shards begin."""
 
 
 class RowRanges:
-    """Consecutive ranges of positions, such as the shards of the graph: `offsets` are their bounds, (ranges + 1,)."""
+    """Consecutive ranges of positions, such as the shards of the graph. `offsets` are their bounds, (ranges + 1,)."""
 
     def __init__(self, offsets: np.ndarray) -> None:
         self.offsets, self.rows = offsets, int(offsets[-1])
@@ -37,7 +37,7 @@ class RowRanges:
 
 
 def repeated_positions(run: Run, block: int) -> np.ndarray:
-    """Return the positions of a block's rows that have duplicates, in the order of rows."""
+    """Return the positions of a block's rows that have duplicates, in the order of the rows."""
     return run.read(GRAPH, part_name("repeated_positions", block), "positions")
 
 
@@ -59,16 +59,18 @@ class Graph:
         return self.run.read(GRAPH, self.names[shard], "isolated")
 
     def edges_of(self, first: int, last: int) -> int:
-        """Count the edges of shards [first, last); one with both ends inside counts twice."""
+        """Count the edges of shards [first, last). An edge with both ends in these shards counts twice."""
         return int(total(self.run, GRAPH, self.names[first:last], "edges"))
 
     @cached_property
     def occurrence_offsets(self) -> np.ndarray:
-        """Each shard's first occurrence, (shards + 1,): a row occurs once for itself and once for each duplicate."""
+        """Each shard's first occurrence, (shards + 1,). A row occurs once for itself and once for each duplicate."""
         return np.array(self.run.summary(GRAPH, GRAPH_FIGURES)["occurrence_offsets"])
 
     def repeated(self, first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return the positions in shards [first, last) that have duplicates, ascending, and how often each occurs."""
+        """Return the positions in shards [first, last) that have duplicates, ascending, and how often each row
+        occurs.
+        """
         arrays = [
             [self.run.read(GRAPH, name, array) for name in self.names[first:last]] for array in ("repeated", "times")
         ]

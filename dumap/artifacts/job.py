@@ -1,4 +1,4 @@
-"""The job: what every task is given, and what it opens where it runs."""
+"""The job, which every task gets. It opens the run and the input in the process where the task runs."""
 
 from __future__ import annotations
 
@@ -31,30 +31,32 @@ def _silent(done: float, total: float) -> None:
 
 
 OPENED_LOCALLY = ("run", "input", "precomputed", "centre", "object_rows")
-"""Attributes that a job opens where its task runs, or that are of one process, and that are not sent with it."""
+"""Attributes that are not sent with a job: the process that runs the task opens them, or only the driver has them."""
 CENTRE = "centre"
 """The part of stage vectors that holds the centre."""
 
 
 @dataclass
 class Job:
-    """What a task is given: the configuration and the geometry; it opens the run and the input where it runs.
+    """A task's argument: the configuration and the geometry, and access to the run and the input.
+
+    The process that runs the task opens the run and the input.
 
     Attributes
     ----------
     config : Config
     geometry : Geometry
     tick : callable
-        Called with (done, total) as a long task goes on.
+        Called with (done, total) as a long task proceeds.
     term : int, optional
     token : str, optional
         The term and the token of the driver that sent the task: see `dumap.store.Lock`.
     inherited : mapping, optional
-        Where the runs lie that hold stages of this one, by stage. [read from the run]
+        Locations of the runs that hold stages of this run, by stage. By default they are read from the run.
     stage : str, optional
         The stage whose parts the task writes; None outside of runs.
     object_rows : ObjectRows, optional
-        The object that is embedded, where it was given to this process.
+        The object that is embedded, if it was given to this process.
     """
 
     config: Config
@@ -70,7 +72,7 @@ class Job:
         return {name: value for name, value in self.__dict__.items() if name not in OPENED_LOCALLY}
 
     def title(self, task: Callable[..., None]) -> str:
-        """Return the name of a task's step for messages and measurements: its stage, or else its module."""
+        """Return the name of a task's step for messages and measurements: the stage, or else the task's module."""
         return self.stage or task.__module__.split(".")[-1]
 
     @cached_property
@@ -91,7 +93,7 @@ class Job:
         return self.run.read(VECTORS, CENTRE, "centre") if self.run.summary(VECTORS, CENTRE)["applies"] else None
 
     def as_embedded(self, values: np.ndarray) -> np.ndarray:
-        """Turn values of the input into rows as they are embedded: see `dumap.kernels.vectors.as_embedded`."""
+        """Turn values of the input into the rows that are embedded: see `dumap.kernels.vectors.as_embedded`."""
         return as_embedded(values, self.config.neighbors.metric, self.centre)
 
     def rows(self, start: int, stop: int) -> np.ndarray:
@@ -100,7 +102,7 @@ class Job:
 
     @cached_property
     def precomputed(self) -> Precomputed:
-        """The k-NN graph that is given, where one is."""
+        """The given k-NN graph, if there is one."""
         path = self.config.neighbors.precomputed
         if path is None:
             raise ValueError("neighbors.precomputed names no graph")

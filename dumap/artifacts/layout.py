@@ -1,4 +1,4 @@
-"""The layout: the state after each checkpoint or round, and the loss."""
+"""The layout's state after each checkpoint, and its loss."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def layout_checkpoints(run: Run) -> Checkpoints:
 
 
 class EpochState:
-    """Coordinates and Adam's moments after a number of epochs; 0 is the start."""
+    """Coordinates and Adam's moments after a number of epochs. Epoch 0 is the start."""
 
     def __init__(self, run: Run, graph: Graph, epoch: int) -> None:
         self.run, self.graph, self.epoch = run, graph, epoch
@@ -47,7 +47,9 @@ class EpochState:
         return m, m.copy()
 
     def gather(self, positions: np.ndarray) -> np.ndarray:
-        """Return the coordinates at ascending positions; each shard is read from the first to the last of them."""
+        """Return the coordinates at ascending positions. In each shard the rows from the first to the last position are
+        read.
+        """
         if not len(positions):
             return self.read(0, 0, 0)
         offsets = self.graph.shards.offsets
@@ -67,7 +69,7 @@ def last_epoch(run: Run) -> int:
 
 
 def last_epoch_state(run: Run, graph: Graph) -> EpochState:
-    """Return the last state, whose coordinates are the map."""
+    """Return the last state. Its coordinates are the map."""
     return EpochState(run, graph, last_epoch(run))
 
 
@@ -77,6 +79,6 @@ def loss_name(epoch: int) -> str:
 
 
 def loss_of(run: Run, epoch: int) -> float | None:
-    """Return the loss after `epoch` epochs, or None if it was not measured; without edges it never is."""
+    """Return the loss after `epoch` epochs, or None if it was not measured. It is never measured without edges."""
     name = loss_name(epoch)
     return run.summary(LAYOUT, name)["loss"] if run.is_committed(LAYOUT, name) else None

@@ -1,4 +1,4 @@
-"""The neighbour lists of all rows, by position, as found or as last repaired."""
+"""The neighbour lists of all rows, by position: those that the search found, or those of the last repair."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dumap.store import Part, Run
 
 
 def write_lists(out: Part, indices: np.ndarray, distances: np.ndarray) -> None:
-    """Write a cell's lists, and the number of empty slots."""
+    """Write a cell's lists, and the number of their empty slots."""
     out.write("indices", indices)
     out.write("distances", distances)
     out.attributes["missing"] = int((indices < 0).sum())
@@ -24,7 +24,7 @@ class NeighborLists:
     ----------
     run : Run
     repairs : int, optional
-        Read the lists after so many repairs. [the last ones]
+        Read the lists after this many repairs; by default the last lists.
     """
 
     def __init__(self, run: Run, repairs: int | None = None) -> None:

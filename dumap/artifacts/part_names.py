@@ -1,4 +1,4 @@
-"""What stages and their parts are called."""
+"""The names of stages and of their parts."""
 
 from __future__ import annotations
 
@@ -59,10 +59,10 @@ def summed(kind: str, sums: str, count: int) -> list[str]:
 
 
 def total(run: Run, stage: str, parts: Sequence[str], fact: str) -> Any:
-    """Add up a fact that every part's task left in its manifest."""
+    """Add up a fact over the manifests of parts."""
     return sum(summary[fact] for summary in run.summaries(stage, parts))
 
 
 def split_evenly(count: int, ranges: int) -> list[tuple[int, int]]:
-    """Divide `count` things into `ranges` ranges of about the same length, at most one a thing."""
+    """Divide `count` things into at most `ranges` ranges of about the same length, none of them empty."""
     return list(pairwise(np.unique(np.linspace(0, count, ranges + 1).astype(int)).tolist()))

@@ -1,4 +1,4 @@
-"""The start: its coordinates, and the checkpoints of smoothing."""
+"""The coordinates of the start, and the checkpoints of smoothing."""
 
 from __future__ import annotations
 

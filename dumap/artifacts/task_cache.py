@@ -1,4 +1,4 @@
-"""A cache that a process keeps between tasks: shared by its threads, within a budget of bytes, freed by `clear`."""
+"""A cache that a process keeps between tasks. Its threads share it; it stays within a budget of bytes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 @dataclass
 class _Entry(Generic[T]):
-    """A value, its size, and how many tasks use it now."""
+    """A value, the value's size, and how many tasks use the value now."""
 
     value: T
     size: int
@@ -22,10 +22,10 @@ class _Entry(Generic[T]):
 
 
 class TaskCache(Generic[T]):
-    """A cache of values that tasks of one process use again; the least recently used are freed first.
+    """A cache of values that tasks of one process use again. The least recently used values are freed first.
 
-    The memory budget of a task includes the value that it uses. So the cache may hold as much as the budgets of all
-    tasks together that have ever run at the same time.
+    The memory budget of a task includes the value that the task uses. So the cache may hold one such budget for each of
+    the tasks that have run at the same time.
     """
 
     def __init__(self) -> None:
@@ -35,7 +35,7 @@ class TaskCache(Generic[T]):
 
     @contextmanager
     def use(self, key: Hashable, room: int, size: int, make: Callable[[], T]) -> Iterator[T]:
-        """Hold a value while it is used: the one that is kept, or else a new one.
+        """Hold a value while it is used. The value is taken from the cache or made anew.
 
         Parameters
         ----------
@@ -43,9 +43,9 @@ class TaskCache(Generic[T]):
         room : int
             Bytes that one task may keep.
         size : int
-            The value's bytes, as far as they are known before it is made.
+            The value's bytes, as far as they are known before the value is made.
         make : callable
-            Makes the value. Two threads that want the same one at once may both make it.
+            Makes the value. Two threads that need the same value at once may both make it.
         """
         with self._lock:
             self._users += 1
@@ -70,7 +70,7 @@ class TaskCache(Generic[T]):
                     entry.users -= 1
 
     def _make_room(self, room: int) -> None:
-        """Free values that nobody uses until the rest fits."""
+        """Free values that no task uses, until the remaining values fit."""
         held = sum(entry.size for entry in self._entries.values())
         for key in [key for key, entry in self._entries.items() if not entry.users]:
             if held <= room:
@@ -79,12 +79,12 @@ class TaskCache(Generic[T]):
 
     @property
     def bytes(self) -> int:
-        """The bytes of all that is kept."""
+        """The bytes of all values in the cache."""
         with self._lock:
             return sum(entry.size for entry in self._entries.values())
 
     def clear(self) -> None:
-        """Free all values; one that a task uses now is freed when its last user leaves."""
+        """Free all values. A value that a task uses now is freed when the last task that uses it ends."""
         with self._lock:
             self._entries.clear()
             self._most = self._users

@@ -1,4 +1,4 @@
-"""What stage vectors found: each row's status, the samples, and which rows are duplicates."""
+"""The results of stage vectors: each row's status, the samples, and the duplicates."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dumap.kernels import hashing
 from dumap.store import Run
 
 DROPPED, ISOLATED, ZERO, DUPLICATE = 1, 2, 4, 8
-"""Flags of a row's status; a duplicate of an earlier row has that row's flags beside its own."""
+"""Flags of a row's status. A duplicate of an earlier row has the earlier row's flags too."""
 FLAGS = {
     "long_name": "what became of the row",
     "flag_masks": [DROPPED, ISOLATED, ZERO, DUPLICATE],
@@ -18,13 +18,11 @@ FLAGS = {
     "comment": "0: embedded; 255: not there yet",
 }
 COORDINATES = {"long_name": "UMAP coordinates"}
-"""What the public arrays of status and of coordinates say of themselves, in the words of the CF conventions."""
+"""The attributes of the public arrays of status and coordinates, by the CF conventions."""
 
 
 def is_query(job: Job, rows: np.ndarray, number: int, among: int) -> np.ndarray:
-    """Return which rows are queries of audit `number`, (n,) bool; audits share no queries as long as there are enough
-    rows.
-    """
+    """Return which rows are queries of audit `number`, (n,) bool. Audits share queries only if rows are few."""
     wanted = job.config.audit.queries
     if wanted >= among:
         return np.ones(len(rows), bool)
@@ -44,13 +42,15 @@ def read_sample(job: Job) -> np.ndarray:
 
 
 def duplicates_of(run: Run, block: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return a block's duplicates, counted from its first row, and the rows that they equal, the first of each kind."""
+    """Return a block's duplicates, counted from the block's first row, and for each the first row of the input that
+    equals it.
+    """
     name = part_name("distinct", block)
     return run.read(VECTORS, name, "duplicates"), run.read(VECTORS, name, "firsts")
 
 
 def repeated_rows(run: Run, block: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return a block's rows that have duplicates, counted from its first row, and how many rows each stands for."""
+    """Return a block's rows that have duplicates, counted from the block's first row, and how often each row occurs."""
     name = part_name("distinct", block)
     return run.read(VECTORS, name, "repeated"), run.read(VECTORS, name, "times")
 
@@ -69,7 +69,7 @@ def is_left_out(job: Job, block: int) -> np.ndarray:
 
 
 def distinct_rows(job: Job) -> int:
-    """Return the number of rows, without duplicates that are left out."""
+    """Return the number of rows without the duplicates that are left out."""
     duplicates = job.config.input.unique and total(
         job.run, VECTORS, part_names("distinct", job.geometry.blocks), "duplicates"
     )

@@ -1,4 +1,4 @@
-"""Write a run's results in the forms that others read."""
+"""Write a run's results in formats of other programs."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ def export(
         The run.
     what : {'embedding', 'neighbors', 'graph', 'picture'}
     out : str
-        A file's path; its ending chooses the form.
+        A file's path; the ending chooses the format.
     labels : str, optional
         Labels that colour a picture.
     with_self : bool
-        Let each row come first among its neighbors, at distance 0: n_neighbors columns, as umap-learn and cuML want
-        them for `precomputed_knn`; otherwise the n_neighbors - 1 others.
+        List each row first among its neighbors, at distance 0. The result then has n_neighbors columns, as umap-learn
+        and cuML expect for `precomputed_knn`, instead of the n_neighbors - 1 other rows.
     force : bool
-        Write over a file that is there; never over a folder or a store.
+        Overwrite an existing file. A folder or a store is never overwritten.
 
     Returns
     -------
     str
-        What was written, for people.
+        A line that says what was written.
     """
     if is_remote(out):
         if not out.endswith(".zarr"):

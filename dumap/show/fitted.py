@@ -1,4 +1,4 @@
-"""What a finished run holds, by the names that umap-learn's estimators have for it."""
+"""The content of a finished run, under the names of umap-learn's attributes."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
     from dumap.show.result import Result
 
 READ = ("embedding_", "graph_", "_lists", "_smoothed")
-"""Attributes that are kept once they were read from the run."""
+"""Attributes that stay in memory once they were read from the run."""
 NAMES = (*READ[:2], "_knn_indices", "_knn_dists", "_a", "_b", "_rhos", "_sigmas", "_n_features_out")
 
 
 class Fitted:
-    """Attributes that are read from a run as they are asked for.
+    """Attributes that are read from a run when they are first accessed.
 
     Attributes
     ----------
@@ -31,7 +31,7 @@ class Fitted:
 
     @cached_property
     def embedding_(self) -> np.ndarray:
-        """The map, (rows, n_components) float32; NaN where a row has no place."""
+        """The map, (rows, n_components) float32; NaN for a row without coordinates."""
         return np.asarray(self.run_.embedding[:])
 
     @cached_property
@@ -52,7 +52,7 @@ class Fitted:
 
     @property
     def _knn_dists(self) -> np.ndarray:
-        """Their distances, likewise; infinite where there is no neighbour."""
+        """The distances of `_knn_indices`, (rows, n_neighbors) float32; infinite where there is no neighbour."""
         return self._lists[1]
 
     @property
@@ -65,7 +65,7 @@ class Fitted:
 
     @cached_property
     def _smoothed(self) -> tuple[np.ndarray, np.ndarray]:
-        """Rho and sigma of each row, made again from its neighbours: runs do not keep them."""
+        """Rho and sigma of each row, computed again from its neighbours, since runs do not keep them."""
         indices, distances = (array[:, 1:] for array in self._lists)
         settings, metric = self.run_["parameters"]["graph"], self.run_["parameters"]["neighbors"]["metric"]
         cut = settings["disconnection_distance"]
@@ -76,7 +76,7 @@ class Fitted:
 
     @property
     def _rhos(self) -> np.ndarray:
-        """The distance of each row's nearest neighbours that is taken for none, (rows,) float32."""
+        """The distance up to which a row's neighbours have membership 1, (rows,) float32."""
         return self._smoothed[0]
 
     @property

@@ -1,4 +1,4 @@
-"""A run that the cluster drives, as a program follows it from wherever it is."""
+"""Handles, by which a program follows a run that a cluster drives."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ if TYPE_CHECKING:
     from dumap.engine import Observer
 
 POLL_SECONDS = 0.5
-"""How often it is looked whether a run has ended, where somebody waits for it."""
+"""Seconds between two checks whether a run has ended, while a program waits for it."""
 STATES = {"finished": "done", "error": "failed", "cancelled": "cancelled", "lost": "failed"}
-"""What a driver's task is, by what Dask calls its state."""
+"""The state of a driver's task, by Dask's name for the state."""
 
 
 class Handle:
     """A run that a cluster drives: what `dumap.submit` and `dumap.attach` return.
 
-    The program may leave, and `dumap.attach` finds the run again. With an asynchronous client each method returns an
-    awaitable; `await handle` waits for the result with either kind of client.
+    The program may end; `dumap.attach` finds the run again. With an asynchronous client each method returns an
+    awaitable. `await handle` waits for the result with either kind of client.
 
     Attributes
     ----------
@@ -62,7 +62,7 @@ class Handle:
         return f"<dumap.Handle {self.output}>"
 
     def _sync(self, call: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
-        """Return what a coroutine does; with an asynchronous client, a task that does it."""
+        """Return the result of a coroutine; with an asynchronous client, a task."""
         return self._client.sync(call)
 
     async def _published(self) -> Submission:
@@ -70,16 +70,16 @@ class Handle:
             self._submission = await self._begun
         return self._submission
 
-    # what is known of it -----------------------------------------------------------------------
+    # state of the run -----------------------------------------------------------------------
 
     def status(self) -> dict[str, Any]:
-        """Say what of the run is done.
+        """Return the run's status.
 
         Returns
         -------
         dict
-            As of `dumap.status`, as far as the run can be seen from here; and 'task', what the driver is: waiting,
-            running, done, failed or cancelled.
+            The result of `dumap.status`, if this process can read the run, and 'task', the state of the driver:
+            waiting, running, done, failed or cancelled.
         """
         found: dict[str, Any] = self._sync(self._status)
         return found
@@ -97,13 +97,13 @@ class Handle:
         return {**found, "task": task}
 
     def progress(self) -> dict[str, Any]:
-        """Say how far the run is.
+        """Return the run's progress.
 
         Returns
         -------
         dict
-            'stage', the one under way or None, and 'done' of 'total' steps of it; 'stages', those that were finished
-            since it was submitted; 'notes', lines for people.
+            'stage', the name of the running stage or None; 'done' and 'total', the steps of this stage; 'stages', the
+            stages that were finished since the run was submitted; 'notes', messages of the run.
         """
         found: dict[str, Any] = self._sync(self._progress)
         return found
@@ -125,12 +125,12 @@ class Handle:
                 found["notes"].append(event["message"])
         return found
 
-    # what is done with it ----------------------------------------------------------------------
+    # control of the run ----------------------------------------------------------------------
 
     def cancel(self) -> None:
-        """Have the run end, wherever it is driven; what is committed is kept, and `run` or `submit` goes on from there.
+        """End the run. Committed parts are kept, and `run` or `submit` goes on from them.
 
-        It ends within seconds; `result` then raises `CancelledError`.
+        The run ends within seconds. `result` then raises `CancelledError`.
         """
         done: None = self._sync(self._cancel)
         return done
@@ -139,14 +139,14 @@ class Handle:
         await sent.cancel(self._client, await self._published())
 
     def result(self, timeout: float | None = None, on_progress: Any = None) -> Result:
-        """Wait for the run.
+        """Wait for the run, and return its result.
 
         Parameters
         ----------
         timeout : float, optional
-            Seconds to wait; by default for ever.
+            Seconds to wait; by default without a limit.
         on_progress : Observer or callable, optional
-            Told how the run goes on, as of `dumap.run`. Not with an asynchronous client.
+            Receives the run's progress, as in `dumap.run`. It is not available with an asynchronous client.
 
         Returns
         -------
@@ -155,10 +155,10 @@ class Handle:
         Raises
         ------
         DumapError
-            The run's own error, with its `exit_code`; `CancelledError` where it was cancelled; `ClusterError` where its
+            The run's own error, with its `exit_code`; `CancelledError` if the run was cancelled; `ClusterError` if its
             driver could not go on.
         TimeoutError
-            It is not done yet.
+            The run is not done yet.
         """
         if on_progress is None:
             found: Result = self._sync(lambda: self._result(timeout))
@@ -167,7 +167,7 @@ class Handle:
             return self._follow(timeout, observer)
 
     def _follow(self, timeout: float | None, observer: Observer) -> Result:
-        """Wait for the run, and tell an observer of it in this thread."""
+        """Wait for the run, and report its progress to an observer in this thread."""
         deadline, heard, replayed = time.monotonic() + (timeout or 0.0), 0.0, Replay(observer)
         while True:
             late = timeout is not None and time.monotonic() >= deadline
@@ -183,7 +183,7 @@ class Handle:
         return self._submission.future.status != "pending"
 
     async def _error(self) -> Exception | None:
-        """Return what the driver failed of, for the program."""
+        """Return the error of the driver as the program sees it, or None."""
         future = self._submission.future
         if future.status not in ("error", "cancelled", "lost"):
             return None
@@ -213,7 +213,7 @@ class Handle:
 
 
 def begin(client: Client, config: Config, parent: str | None, force: bool) -> Handle:
-    """Have a cluster drive a run.
+    """Submit a run to a cluster, which drives it.
 
     Raises
     ------
@@ -237,12 +237,12 @@ def begin(client: Client, config: Config, parent: str | None, force: bool) -> Ha
 
 
 def attach(client: Client, output: str) -> Any:
-    """Find a run that a cluster drives; an awaitable of a handle, with an asynchronous client.
+    """Find a run that a cluster drives. With an asynchronous client, an awaitable of the handle is returned.
 
     Raises
     ------
     ClusterError
-        The cluster knows of none.
+        The cluster drives no such run.
     """
     place = normalize(output)
 
@@ -256,7 +256,7 @@ def attach(client: Client, output: str) -> Any:
 
 
 def _seen(output: str) -> dict[str, Any]:
-    """Return a run's status, as far as it can be seen from here."""
+    """Return a run's status, or 'partial' if this process cannot read the run."""
     if not Run(output, read_only=True).exists():
         return {"output": output, "state": "partial", "stages": []}
     return status(output)

@@ -1,4 +1,4 @@
-"""A run as a notebook shows it: the map, what it took, and how good it is, in HTML that needs nothing else."""
+"""A run as HTML for notebooks: the map, its quality, and the time and memory that it took."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from dumap.config import format_bytes
 from dumap.json_values import format_fact
 
 QUALITY = ("audit", "quality")
-"""Stages whose facts tell how good the map is."""
+"""Stages whose facts measure the map's quality."""
 PICTURE_WIDTH = 420
-"""Pixels of the picture on the page; it holds twice as many."""
+"""Pixels of the picture's width on the page; the picture itself has twice as many."""
 
 
 def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
@@ -37,19 +37,19 @@ def _stages(found: Mapping[str, Any]) -> str:
 
 
 def to_html(found: Mapping[str, Any], picture: bytes | str) -> str:
-    """Write a run for a notebook.
+    """Format a run as HTML for a notebook.
 
     Parameters
     ----------
     found : mapping
-        Its status.
+        The run's status.
     picture : bytes or str
-        The map as PNG, or why there is none.
+        The map as PNG, or a text that says why there is none.
 
     Returns
     -------
     str
-        A `div` that refers to nothing outside.
+        A `div` that loads nothing from elsewhere.
     """
     rows, dims = found["input"]["shape"]
     facts = {

@@ -1,4 +1,4 @@
-"""Draw a map: points counted per pixel, so that a million rows are as legible as a thousand."""
+"""Draw a map. Rows are counted in each pixel, so that a million rows are as legible as a thousand."""
 
 from __future__ import annotations
 
@@ -15,26 +15,27 @@ if TYPE_CHECKING:
 
 PIXELS = 900
 SPARSE_ROWS = 200_000
-"""Below this, a row is drawn wider than a pixel."""
+"""With fewer rows, a row is drawn wider than a pixel."""
 COLOURS = 20
-"""Colours of categories, each a layer of pixels: of more than so many, some share one, and none is named."""
+"""Colours of categories. If there are more categories, some share a colour, and the legend is left out."""
 MOST_NUMBERS = 100
-"""Up to so many different whole numbers are categories; of more, and of other numbers, the colour is the value's."""
+"""Up to this many different whole numbers are categories. More of them, and other numbers, are values on a colour
+scale."""
 SHARE = (1, 99)
-"""Percentiles of the values between which colours differ, so that a few far ones leave some to the others."""
+"""Percentiles of the values at which the colour scale ends, so that a few far values do not use up the scale."""
 UNKNOWN = "#d9d9d9"
 """Colour of rows that have no label."""
 
 
 class Categories(NamedTuple):
-    """A kind a row, and what the kinds are called; -1 is none."""
+    """The category of each row, and the categories' names. -1 is no category."""
 
     codes: np.ndarray
     names: list[str]
 
 
 class Values(NamedTuple):
-    """A number a row, those from which to which colours differ, and the unit of dates; NaN is none."""
+    """The value of each row, the ends of the colour scale, and the dtype of dates. NaN is no value."""
 
     numbers: np.ndarray
     low: float
@@ -43,7 +44,7 @@ class Values(NamedTuple):
 
 
 def _values(numbers: np.ndarray, dates: str | None = None) -> Values:
-    """Bound values to where most of them lie."""
+    """Clip values to the range in which most of them lie."""
     finite = numbers[np.isfinite(numbers)]
     low, high = np.percentile(finite, SHARE).tolist() if len(finite) else (0.0, 1.0)
     if low == high:
@@ -52,12 +53,12 @@ def _values(numbers: np.ndarray, dates: str | None = None) -> Values:
 
 
 def read_labels(labels: np.ndarray) -> Categories | Values:
-    """Return whether labels are kinds or values.
+    """Return labels as categories or as values.
 
     Raises
     ------
     InputError
-        They are neither.
+        The labels are neither.
     """
     import pandas
 
@@ -82,7 +83,7 @@ def read_labels(labels: np.ndarray) -> Categories | Values:
 
 
 def _kinds(frame: Any, canvas: Any, found: Categories) -> tuple[Any, list]:
-    """Shade rows by their kinds; return the image, and what names the colours."""
+    """Colour rows by their categories; return the image and the legend's entries."""
     import datashader
     import matplotlib
     import pandas
@@ -101,7 +102,7 @@ def _kinds(frame: Any, canvas: Any, found: Categories) -> tuple[Any, list]:
 
 
 def _numbers(frame: Any, canvas: Any, found: Values) -> Any:
-    """Shade each pixel by the mean of its rows' values."""
+    """Colour each pixel by the mean of its rows' values."""
     import datashader
     import matplotlib
     from datashader import transfer_functions
@@ -113,7 +114,7 @@ def _numbers(frame: Any, canvas: Any, found: Values) -> Any:
 
 
 def _add_bar(figure: Any, axes: Any, found: Values) -> None:
-    """Draw which colour is which value."""
+    """Draw the colour scale."""
     import matplotlib
 
     scale = matplotlib.colors.Normalize(found.low, found.high if found.high > found.low else found.low + 1)
@@ -134,7 +135,7 @@ def _map_class() -> type[Figure]:
     from matplotlib.figure import Figure
 
     class Map(Figure):
-        """A figure that notebooks show, whether or not they have made pyplot ready."""
+        """A figure that notebooks show even if pyplot is not set up."""
 
         def _repr_png_(self) -> bytes:
             return to_png(self)
@@ -150,17 +151,17 @@ def draw(y: np.ndarray, labels: np.ndarray | None = None) -> Figure:
     y : ndarray of float32, shape (rows, 2)
         Rows that are not finite are left out.
     labels : ndarray, shape (rows,), optional
-        Kinds, a colour each, or values along a scale; rows whose label is NaN, NaT or None are grey.
+        Categories, each with a colour, or values on a colour scale. Rows whose label is NaN, NaT or None are grey.
 
     Returns
     -------
     matplotlib.figure.Figure
-        Of no window; `savefig` writes it, and notebooks show it.
+        A figure without a window. `savefig` writes it, and notebooks show it.
 
     Raises
     ------
     InputError
-        The labels are not one a row, or colour nothing.
+        There is not one label for each row, or the labels have another dtype.
     """
     try:
         import datashader

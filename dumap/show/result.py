@@ -1,4 +1,4 @@
-"""A run, as a program reads it."""
+"""Results, by which programs read a run."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ if TYPE_CHECKING:
     from dumap.show.rows import Neighbors, Order
 
 MOST_SHOWN = 1_000_000
-"""Rows that a notebook's picture shows at the most: whole chunks, spread over all."""
+"""Most rows that a notebook's picture shows. They are whole chunks, spread over all rows."""
 
 
 class Result(Mapping[str, Any]):
-    """A run, read as it is asked for.
+    """A run, read on access.
 
-    It is also a mapping of the run's status (`result["stages"]`, see `dumap.status`), as it was when first asked for.
-    Where a path is asked for, a result may be given. Notebooks show it with its map.
+    A result is also a mapping of the run's status (`result["stages"]`, see `dumap.status`), which is read once, on
+    first access. It can be given wherever a path of a run is expected. Notebooks show it with its map.
 
     Parameters
     ----------
     path : str
         Where the run lies.
     found : dict, optional
-        Its status, where that is known.
+        The run's status, if it is known.
 
     Attributes
     ----------
@@ -62,9 +62,9 @@ class Result(Mapping[str, Any]):
 
     @classmethod
     def open(cls, path: str) -> Result:
-        """Open a run, which has to be there."""
+        """Open an existing run."""
         run = Run(internal_location(path), read_only=True)
-        run.attributes  # noqa: B018  refuses what is no run of this format
+        run.attributes  # noqa: B018  raises unless this is a run of this format
         return cls(normalize(path))
 
     # a mapping of the status -------------------------------------------------------------------
@@ -93,7 +93,7 @@ class Result(Mapping[str, Any]):
 
     @property
     def facts(self) -> dict[str, dict[str, Any]]:
-        """What each stage that is done found out: `result.facts["audit"]["recall"]`."""
+        """The facts of each finished stage: `result.facts["audit"]["recall"]`."""
         return {stage["name"]: stage["facts"] for stage in self["stages"] if stage["state"] == "done"}
 
     # the map -----------------------------------------------------------------------------------
@@ -106,27 +106,29 @@ class Result(Mapping[str, Any]):
 
     @property
     def embedding(self) -> zarr.Array:
-        """The coordinates, an array (row, component) of float32 in the input's order; NaN where a row has none."""
+        """The coordinates, an array (row, component) of float32 in the input's order; NaN for a row without
+        coordinates.
+        """
         return self._done("embedding").final("embedding")
 
     @property
     def status(self) -> zarr.Array:
-        """The flags of rows, an array (row) of uint8, 0 for a row like others; its attributes name the flags."""
+        """The flags of rows, an array (row) of uint8, 0 for an ordinary row. The array's attributes name the flags."""
         return self._done("embedding").final("status")
 
     @property
     def row_names(self) -> np.ndarray | None:
-        """The names of rows, (rows,) of int64 or texts, where the input has some: an index, obs_names, a coordinate."""
+        """The names of rows, (rows,) of int64 or texts, or None: an index, obs_names or a coordinate of the input."""
         return read_names(self._done("embedding"))
 
     def to_dask(self) -> dask.array.Array:
-        """Return the coordinates as a Dask array, which is read where it is computed."""
+        """Return the coordinates as a Dask array. Its tasks read the run."""
         from dumap.engine.collections import to_dask
 
         return to_dask(self.embedding)
 
     def to_xarray(self) -> xarray.Dataset:
-        """Return embedding and status as a data set of dimensions row and component, read as it is computed.
+        """Return embedding and status as a lazy data set with the dimensions row and component.
 
         Raises
         ------
@@ -147,7 +149,7 @@ class Result(Mapping[str, Any]):
         return xarray.Dataset(variables, coords=coordinates, attrs={"source": self.path})
 
     def to_dataframe(self) -> pandas.DataFrame:
-        """Return coordinates and status as a data frame in memory: one row per input row, by the rows' names.
+        """Return coordinates and status as a data frame in memory. Its index has the rows' names, if there are any.
 
         Raises
         ------
@@ -182,7 +184,9 @@ class Result(Mapping[str, Any]):
 
     @property
     def blocks(self) -> list[tuple[int, int]]:
-        """The rows [start, stop) of each block of `graph`: not the blocks in which the input was read."""
+        """The rows [start, stop) of each block of `graph`. These blocks are not the blocks in which the input was
+        read.
+        """
         from dumap.show.rows import BLOCK_ROWS
 
         rows = int(self["input"]["shape"][0])
@@ -199,7 +203,7 @@ class Result(Mapping[str, Any]):
         Returns
         -------
         csr_matrix of float32, shape (n, rows)
-            Membership strengths. All of them are looked through a shard at a time; those of the block are held.
+            Membership strengths. The whole graph is read, one shard at a time; memory holds the rows of the block.
         """
         from dumap.show.rows import dropped, graph_rows
 
@@ -233,7 +237,7 @@ class Result(Mapping[str, Any]):
         Raises
         ------
         ConfigError
-            The map has not two dimensions, or matplotlib, datashader or pandas is not installed.
+            The map does not have two dimensions, or matplotlib, datashader or pandas is not installed.
         """
         from dumap.show.picture import draw
 
@@ -243,7 +247,7 @@ class Result(Mapping[str, Any]):
         return draw(y, None if labels is None else np.asarray(labels))
 
     def _picture(self) -> bytes | str:
-        """Return a picture of rows enough, or why there is none."""
+        """Return a picture of at most `MOST_SHOWN` rows, or a text that says why there is none."""
         from dumap.show.picture import draw, to_png
 
         try:

@@ -1,4 +1,4 @@
-"""What a run knows of rows, in the input's order, a block of rows at a time."""
+"""Neighbours and graph of a run's rows in the input's order, a block of rows at a time."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ BLOCK_ROWS = 65_536
 
 
 def dropped(run: Run, what: str) -> StorageError:
-    """Say that something was dropped, and which runs keep it."""
+    """Return the error for a result that was dropped. It names the runs that keep the result."""
     return StorageError(
         f"{run.location}: {what} were dropped once the map was done, as keep = results says; a run with keep = model "
         f"or all, into another output, keeps them"
@@ -27,14 +27,14 @@ def dropped(run: Run, what: str) -> StorageError:
 
 
 class Order:
-    """Where rows are in the run, and which rows are where.
+    """The position of each row, and the row at each position.
 
     Attributes
     ----------
     rows : ndarray of int64, shape (positions,)
-        The row of each position.
+        The row at each position.
     positions : ndarray of int64, shape (rows,)
-        The position of each row: a duplicate's is its first row's, -1 is none.
+        The position of each row. A duplicate has the position of the first row equal to it; -1 is no position.
     """
 
     def __init__(self, run: Run) -> None:
@@ -49,17 +49,17 @@ class Order:
             self.positions[start : start + len(positions)] = positions
             if unique:
                 duplicates, firsts = duplicates_of(run, block)
-                self.positions[start + duplicates] = self.positions[firsts]  # which come before
+                self.positions[start + duplicates] = self.positions[firsts]  # first rows come before their duplicates
             start, block = start + len(positions), block + 1
 
 
 def graph_rows(run: Run, order: Order, start: int, stop: int) -> sparse.csr_matrix:
-    """Return rows [start, stop) of the fuzzy graph, a shard at a time.
+    """Return rows [start, stop) of the fuzzy graph. One shard is read at a time.
 
     Returns
     -------
     csr_matrix of float32, shape (stop - start, rows)
-        Rows that were left out, and all but the first of rows that are equal where those are embedded once, are empty.
+        Rows that were left out are empty. If duplicates are embedded once, they are empty too.
     """
     graph = Graph(run)
     heads, tails, weights = [], [], []
@@ -81,12 +81,12 @@ def graph_rows(run: Run, order: Order, start: int, stop: int) -> sparse.csr_matr
 
 
 class Neighbors:
-    """The neighbours of rows, read as they are asked for: `indices, distances = neighbors[start:stop]`.
+    """The neighbours of rows, read on access: `indices, distances = neighbors[start:stop]`.
 
     Attributes
     ----------
     shape : tuple of int
-        Rows, and the neighbours of each: its n_neighbors - 1 nearest, itself left out.
+        The number of rows, and the number of each row's neighbours: n_neighbors - 1, without the row itself.
     """
 
     def __init__(self, run: Run) -> None:
@@ -111,7 +111,7 @@ class Neighbors:
         -------
         indices : ndarray of int64, shape (n, n_neighbors - 1)
             Rows of the input; -1 where there is none.
-        distances : ndarray of float32, likewise
+        distances : ndarray of float32, shape (n, n_neighbors - 1)
             Ascending; infinite where there is no neighbour.
         """
         start, stop, step = rows.indices(self.shape[0])
@@ -136,24 +136,24 @@ class Neighbors:
 
 
 def entries_of(indices: np.ndarray, distances: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return how many neighbours each row has, which, and how far, in float64 as scanpy has them."""
+    """Return each row's number of neighbours, all neighbours, and all distances, in float64 as in scanpy."""
     there = indices >= 0
     return there.sum(axis=1), indices[there], distances[there].astype(np.float64)
 
 
 def distances_of(neighbors: Neighbors, with_self: bool = False) -> sparse.csr_matrix:
-    """Return neighbours as a CSR matrix of distances, each row's the nearest first.
+    """Return neighbours as a CSR matrix of distances. In each row the nearest neighbour comes first.
 
     Parameters
     ----------
     neighbors : Neighbors
     with_self : bool
-        Let each row come first among its own, at distance 0.
+        List each row first among its neighbours, at distance 0.
 
     Returns
     -------
     csr_matrix of float64, shape (rows, rows)
-        Zeros are stored; columns are in the order of distances, not of their numbers.
+        Zeros are stored. The entries of a row are in the order of distances, not of columns.
     """
     indices, distances = neighbors[:]
     if with_self:

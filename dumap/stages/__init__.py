@@ -1,10 +1,10 @@
-"""A module for each stage, of the stage's name: it cuts the work into parts, and a task computes each part alone.
+"""The stages: each has a module of its name, which divides the work into parts. A task computes one part.
 
-A task reads committed parts by the readers in artifacts/, calls kernels, and writes its own part. Stages know no
-engine, nor one another: they hand `Context.compute` a task and the names of parts. Modules of other names are parts of
-a stage (`repair` of audit, `loss` and `rounds` of layout) or shared by several (`distances`, `layout_common`, `passes`,
-`fingerprints`). Only `given` defines stages of other names, and builds on two: it is how a run begins whose neighbours
-are given.
+A task reads committed parts by the readers in artifacts/, calls kernels, and writes its own part. Stages know neither
+engines nor one another: they give `Context.compute` a task and the names of parts. Modules of other names belong to one
+stage (`repair` to audit, `loss` and `rounds` to layout) or are shared by several stages (`distances`, `layout_common`,
+`passes`, `fingerprints`). `given` defines the first four stages of runs with given neighbours, which replace vectors,
+cells, neighbors and audit.
 """
 
 from __future__ import annotations
@@ -24,24 +24,24 @@ Task = Callable[..., None]
 
 
 def no_backup(task: Task) -> Task:
-    """Mark a task that writes several parts: no second copy of it is sent while the first still runs."""
+    """Mark a task that writes several parts. No second copy of such a task is sent while the first copy runs."""
     task.no_backup = True  # type: ignore[attr-defined]
     return task
 
 
 @dataclass
 class Context:
-    """What the `run` function of a stage works with, on the driver.
+    """The argument of a stage's `run` function, which runs on the driver.
 
     Attributes
     ----------
     job : Job
     plan : Plan
     compute : callable
-        `compute(stage, task, parts, **options)` runs `task(job, part, **options)` for every part not yet
-        committed, on the cluster, and returns when all are.
+        `compute(stage, task, parts, **options)` runs `task(job, part, **options)` for every part that is not committed,
+        on workers or in threads of this process. It returns when all parts are committed.
     threads, host_threads, worker_memory : int
-        Threads of all workers, those of the host that has most, and the smallest worker's memory limit.
+        Threads of all workers, threads of the host that has most, and the smallest worker's memory limit.
     note : callable
         Called with messages for people.
     """
@@ -55,7 +55,7 @@ class Context:
     note: Callable[[str], None]
 
     def require(self, stage: str, task_bytes: int, what: str, advice: str) -> None:
-        """Refuse to go on with a stage that turned out larger than projected and fits no worker.
+        """Refuse a stage that is larger than projected, if its task fits no worker.
 
         Raises
         ------
@@ -81,32 +81,33 @@ class Context:
 
 @dataclass(frozen=True)
 class Stage:
-    """What a stage is, depends on, and takes; each stage declares it at the end of its module.
+    """A stage's declaration, at the end of its module: what the stage depends on, writes and takes.
 
-    Its bytes depend on its keys, on what it reads, on the data and on its code alone: equal settings and equal upstream
-    stages give equal bytes.
+    A stage's bytes depend on its keys, on the stages that it reads, on the data and on its code alone. So equal
+    settings and equal earlier stages give equal bytes.
 
     Attributes
     ----------
     name : str
-        Folder of its parts.
+        The stage's name, which is also the folder of its parts.
     keys : tuple of str
-        The settings on which its bytes depend, such as 'neighbors.metric': see `settings_of`.
+        The settings on which the stage's bytes depend, such as 'neighbors.metric': see `settings_of`.
     reads : tuple of str
-        The stages whose parts it reads.
+        The stages whose parts this stage reads.
     writes : tuple of str
-        The kinds of its parts: what their names begin with.
+        The kinds of the stage's parts: a part's name begins with its kind.
     temporary : mapping
-        The kinds of parts that are deleted, each with the later stages that must be done before. All others are kept:
-        another layout needs them.
+        The kinds of parts that are deleted, each with the later stages that must be done first. Parts of other kinds
+        are kept, since another layout needs them.
     run : callable
-        `run(context)` does the work, and returns the figures.
+        `run(context)` does the work and returns the stage's facts.
     project : callable
-        `project(geometry, config, worker_memory)` says what it will take; `worker_memory` is 0 where it is not known.
+        `project(geometry, config, worker_memory)` returns what the stage will take; `worker_memory` is 0 if it is not
+        known.
     version : int
-        Raised with each change of the bytes that its parts hold.
+        Raised with each change of the bytes of the stage's parts.
     writes_results : bool
-        It writes the run's final arrays, so that no run can have it of another.
+        Whether the stage writes the run's final arrays. Such a stage is never taken from a parent.
     """
 
     name: str
@@ -121,7 +122,7 @@ class Stage:
 
 
 Recipe = tuple[Stage, ...]
-"""Stages in the order in which they run: each reads only those before it."""
+"""Stages in the order in which they run. A stage reads only stages before it."""
 
 DERIVED: dict[str, Callable[[Config], Any]] = {
     "neighbors.width": lambda config: config.neighbors.search_k + 1,
@@ -129,12 +130,13 @@ DERIVED: dict[str, Callable[[Config], Any]] = {
     "neighbors.precomputed": lambda config: config.neighbors.precomputed is not None,
     "graph.shard_rows": shard_rows_of,
 }
-"""Settings that count by what is derived from them. null stands for another setting's value. Of given neighbours only
-counts that there are some: what they hold has a fingerprint. A shard that memory cannot hold is made smaller."""
+"""Settings for which a digest uses a derived value. A null is replaced by the setting whose value it stands for. Given
+neighbours count by whether there are any, since their content has a fingerprint. The rows of a shard are those that
+memory can hold."""
 
 
 def settings_of(config: Config, keys: Iterable[str]) -> dict[str, Any]:
-    """Return the values of some settings, by key, as stages depend on them.
+    """Return the values of settings, by key, in the form on which stages depend.
 
     Raises
     ------

@@ -21,11 +21,11 @@ from dumap.stages.passes import Pass, pass_ranges
 from dumap.store import CHECKPOINT, Checkpoints
 
 COARSE_PAIR_BYTES = 80
-"""Bytes that a pair of labels takes while pairs are added up (measured, rounded up)."""
+"""Bytes of a pair of labels while pairs are added up (measured, rounded up)."""
 LABEL_PASSES = 6
-"""Passes over the graph in which labels spread (assumed; they grow slowly)."""
+"""Passes over the graph in which labels spread: an assumption, since their number grows slowly with the rows."""
 ADDED = "added"
-"""The parts that hold each shard's edges, summed by labels, until those of all shards are merged."""
+"""The parts that hold each shard's edges, summed by labels, until the edges of all shards are merged."""
 STEP_LABELS = 256
 """Labels between two offsets into a shard's pairs."""
 
@@ -43,7 +43,10 @@ def draw_label_sources(job: Job, part: str) -> None:
 
 
 def spread_labels(job: Job, part: str, lowest: bool) -> None:
-    """Run one label pass on a shard range: labels spread; or, with `lowest`, rows that none reaches get their own."""
+    """Run one label pass on a shard range.
+
+    Labels spread. With `lowest`, rows that no label reaches get labels of their own instead.
+    """
     graph = Graph(job.run)
     number, begin, end = Checkpoints.parse_piece_name(part)
     graph_pass, found, new, left = Pass(job, labels_reader(job, graph, number - 1)), [], 0, 0
@@ -141,7 +144,7 @@ def project(geometry: Geometry, config: Config, worker_memory: int) -> Projectio
     count = coarse_rows(geometry.rows)
     kept = (
         16 * min(edges, count * coarse.most_edges(count)) + 8 * count
-    )  # the coarse graph's edges, and its rows' sizes
+    )  # the edges and the row sizes of the coarse graph
     return Projection(
         tasks=LABEL_PASSES * geometry.shards,
         shuffled_bytes=LABEL_PASSES * edges * (index + 4),

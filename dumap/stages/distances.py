@@ -1,4 +1,4 @@
-"""Distances by the metric, as several stages compute them."""
+"""Distances by the metric, for several stages."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from dumap.planning.audits import TILE_BYTES
 
 
 def metric_arguments(job: Job) -> dict:
-    """Return the metric's arguments, in the order it takes them."""
+    """Return the metric's arguments, in the order in which the metric takes them."""
     settings = job.config.neighbors
     if settings.metric in vectors.EUCLIDEAN_ORDER:
         return {}
@@ -26,7 +26,7 @@ def metric_arguments(job: Job) -> dict:
 
 @contextmanager
 def defined_distances(job: Job) -> Iterator[None]:
-    """Raise an InputError that names the metric if it is not defined for some rows, such as rows that are all zero.
+    """Raise an InputError that names the metric if the metric is not defined for some rows, such as zero rows.
 
     Raises
     ------
@@ -44,7 +44,7 @@ def defined_distances(job: Job) -> Iterator[None]:
 def tiles(job: Job, queries: np.ndarray, x: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
     """Yield slices of rows `x` with the queries' distances to them, float32 (queries, n).
 
-    For metrics of `EUCLIDEAN_ORDER` they are squared Euclidean distances after `to_euclidean`.
+    For metrics of `EUCLIDEAN_ORDER` the distances are squared Euclidean distances after `to_euclidean`.
     """
     metric = job.config.neighbors.metric
     step = max(1, TILE_BYTES // (8 * max(1, len(queries), x.shape[1])))
@@ -54,7 +54,7 @@ def tiles(job: Job, queries: np.ndarray, x: np.ndarray) -> Iterator[tuple[slice,
         tile = x[low : low + step]
         if metric in vectors.EUCLIDEAN_ORDER:
             mapped = vectors.to_euclidean(tile, metric).astype(np.float64)
-            with one_thread(), np.errstate(invalid="ignore"):  # rows that are dropped hold no numbers
+            with one_thread(), np.errstate(invalid="ignore"):  # rows that are not finite
                 distances = quality.squared_distances(queries, mapped, metric in vectors.ANGULAR)
             yield slice(low, low + len(tile)), distances.astype(np.float32)
         else:
@@ -66,13 +66,13 @@ def tiles(job: Job, queries: np.ndarray, x: np.ndarray) -> Iterator[tuple[slice,
 
 
 def columns_of(positions: np.ndarray, listed: np.ndarray) -> np.ndarray:
-    """Find where wanted positions stand among a block's, -1 where they do not."""
+    """Find the index of each listed position among a block's positions; -1 if the block does not hold it."""
     order = np.argsort(positions)
     at = order[np.minimum(np.searchsorted(positions, listed, sorter=order), len(positions) - 1)]
     return np.where((positions[at] == listed) & (listed >= 0), at, -1)
 
 
 def fill(out: np.ndarray, columns: np.ndarray, tile: slice, distances: np.ndarray) -> None:
-    """Fill in the distances to the columns that a tile holds."""
+    """Write the distances of those columns that a tile holds."""
     q, slot = np.nonzero((columns >= tile.start) & (columns < tile.stop))
     out[q, slot] = distances[q, columns[q, slot] - tile.start]

@@ -28,7 +28,9 @@ def positions_of(job: Job, table: CellTable, start: int, stop: int) -> tuple[np.
 
 
 def place_duplicates(job: Job, positions: np.ndarray, start: int) -> np.ndarray:
-    """Give duplicates among rows `start`, `start` + 1, ... the positions of their first rows; return the duplicates."""
+    """Give each duplicate among rows `start`, `start` + 1, ... the position of the first row equal to it; return the
+    duplicates.
+    """
     geometry, stop = job.geometry, start + len(positions)
     duplicates, firsts = [], []
     for block in range(start // geometry.block_rows, -(-stop // geometry.block_rows)):
@@ -70,7 +72,7 @@ def write_rows(job: Job, part: str) -> None:
 
 
 def run(context: Context) -> dict:
-    """Write the embedding; return the figures."""
+    """Write the embedding; return the facts."""
     parts = part_names("rows", context.geometry.outputs)
     context.compute(EMBEDDING, write_rows, parts)
     return {"nonfinite": total(context.run, EMBEDDING, parts, "nonfinite")}

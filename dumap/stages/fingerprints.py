@@ -14,7 +14,7 @@ def hash_rows(block: np.ndarray, second: bool = False) -> np.ndarray:
 
 
 def fingerprint(job: Job) -> str:
-    """Fingerprint the input as it is now, block by block, without a cluster."""
+    """Fingerprint the present input, block by block, in this process."""
     spans = (job.geometry.block(number) for number in range(job.geometry.blocks))
     return format_fingerprint(sum(int(hashing.fold(hash_rows(job.input.read(*span)), span[0])) for span in spans))
 
@@ -29,10 +29,10 @@ def fold_lists(job: Job, cell: int) -> int:
 
 
 def fingerprint_lists(job: Job) -> str:
-    """Fingerprint the neighbours that are given, as they are now, without a cluster."""
+    """Fingerprint the present given neighbours, in this process."""
     return format_fingerprint(sum(fold_lists(job, cell) for cell in range(job.geometry.cells)))
 
 
 def format_fingerprint(total: int) -> str:
-    """Write a fingerprint."""
+    """Format a fingerprint as text."""
     return f"{total % 2**64:016x}"

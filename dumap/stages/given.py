@@ -1,6 +1,6 @@
-"""Neighbours that are given instead of searched: cells are ranges of rows, and lists are taken as they are.
+"""Runs with given neighbours: cells are ranges of rows, and lists are taken unchanged.
 
-The first four stages of such a run, which take the place of those that search.
+The module defines the first four stages of such a run, which replace the stages that search neighbours.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from dumap.stages.fingerprints import fold_lists, format_fingerprint
 
 
 def read_lists(job: Job, part: str) -> None:
-    """Fingerprint a range of the lists that are given."""
+    """Fingerprint a range of the given lists."""
     with job.run.part(VECTORS, part) as out:
         out.attributes["fingerprint"] = fold_lists(job, number_of(part))
 
 
 def place_block(job: Job, part: str) -> None:
-    """Write the positions and the status of a block's rows: in the input's order, without those left out."""
+    """Write the positions and the status of a block's rows. Positions follow the input's order without rows left out."""
     block = number_of(part)
     kept = ~is_left_out(job, block)
     first = int(job.run.read(CELLS, TABLE, "firsts", block, block + 1)[0])
@@ -42,7 +42,7 @@ def place_block(job: Job, part: str) -> None:
 
 
 def tabulate_order(job: Job, part: str) -> None:
-    """Write the table of cells, as stage cells does, and which of the input's rows are left out."""
+    """Write the table of cells, as stage cells does, and the ids of the rows that are left out."""
     store, geometry = job.run, job.geometry
     dropped = np.concatenate(
         [geometry.block(n)[0] + np.flatnonzero(is_left_out(job, n)) for n in range(geometry.blocks)]
@@ -76,35 +76,36 @@ ALLOWED = {
     neighbors.REPEATED: "a second time: a row may name each neighbor once",
     neighbors.DISTANCE: "allowed are numbers from 0 to 3.4e38; a missing neighbor has -1 in 'indices'",
 }
-"""For each fault of a given list, what is allowed instead."""
+"""For each fault of a given list, what is allowed."""
 
 
 def given_lists(job: Job, positions: np.ndarray, start: int) -> tuple[np.ndarray, np.ndarray]:
-    """Read and check the lists that are given for the input's rows from `start` on; those of rows left out are void.
+    """Read and check the lists that are given for the input's rows from `start` on. Rows that are left out get empty
+    lists.
 
     Parameters
     ----------
     job : Job
     positions : ndarray of int64, shape (n,)
-        The rows' positions, -1 for those left out.
+        The rows' positions, -1 for rows that are left out.
     start : int
 
     Returns
     -------
     ids : ndarray of int64, shape (n, columns)
-        Rows of the input, -1 where there is none; self excluded.
+        Rows of the input, the row itself excluded; -1 where there is none.
     distances : ndarray of float32, shape (n, columns)
 
     Raises
     ------
     InputError
-        What is wrong first, by row.
+        A list has a fault; the error names the first row with one.
     """
     given, geometry = job.precomputed, job.geometry
     indices, raw = given.read(start, start + len(positions))
     ids, distances = indices.astype(np.int64), vectors.as_float32(raw)
     if indices.dtype.kind == "u":
-        ids[ids < 0] = geometry.rows  # too large for int64, and not to be taken for -1
+        ids[ids < 0] = geometry.rows  # ids beyond int64 must not be taken for -1
     ids[positions < 0] = -1
     fault, row, slot = neighbors.first_fault(ids, distances, start, geometry.rows)
     if fault:
@@ -127,7 +128,7 @@ def given_lists(job: Job, positions: np.ndarray, start: int) -> tuple[np.ndarray
 
 
 def take_cell(job: Job, part: str) -> None:
-    """Take the lists of one range of rows from the graph that is given, the nearest first."""
+    """Take the lists of one range of rows from the given graph, and sort them, the nearest first."""
     table, cell = CellTable(job.run), number_of(part)
     shape = (int(table.offsets[cell + 1] - table.offsets[cell]), job.config.neighbors.search_k)
     indices, distances = np.full(shape, -1, job.geometry.index_dtype), np.full(shape, np.inf, np.float32)
@@ -143,28 +144,28 @@ def take_cell(job: Job, part: str) -> None:
 
 
 def run_vectors(context: Context) -> dict:
-    """Check the input, and read the lists once; return the figures."""
+    """Check the input, and read the lists once; return the facts."""
     facts, lists = vectors_stage.run(context), part_names("list_fingerprints", context.geometry.cells)
     context.compute(VECTORS, read_lists, lists)
     return {**facts, "precomputed_fingerprint": format_fingerprint(total(context.run, VECTORS, lists, "fingerprint"))}
 
 
 def run_cells(context: Context) -> dict:
-    """Divide the rows into ranges; return the figures."""
+    """Divide the rows into ranges; return the facts."""
     context.compute(CELLS, tabulate_order, [TABLE])
     context.compute(CELLS, place_block, part_names(POSITIONS, context.geometry.blocks))
     return figures_of(context.run)
 
 
 def run_neighbors(context: Context) -> dict:
-    """Take the lists; return the figures."""
+    """Take the lists; return the facts."""
     merged = part_names("lists", CellTable(context.run).cells)
     context.compute(NEIGHBORS, take_cell, merged)
     return {"missing": total(context.run, NEIGHBORS, merged, "missing")}
 
 
 def run_audit(context: Context) -> dict:
-    """Audit the lists, which are not repaired; return the figures."""
+    """Audit the lists without repairs; return the facts."""
     if not context.config.audit.queries:
         return {"queries": 0, "repairs": 0}
     figures = audit.audit_lists(context, 0)
@@ -178,10 +179,10 @@ def run_audit(context: Context) -> dict:
 
 
 def read_bytes(geometry: Geometry, config: Config) -> int:
-    """Return the bytes that reading some of the lists takes."""
+    """Return the bytes that a task takes to read given lists."""
     chunks = min(
         config.task_memory // 2, geometry.rows * geometry.columns * 32
-    )  # two at each end of what is read, decoded twice
+    )  # two chunks at each end of the range, each decoded twice
     return chunks + geometry.list_rows * geometry.columns * SLOT_BYTES
 
 

@@ -1,4 +1,4 @@
-"""graph: directed memberships of each shard, sorted by tail; their fuzzy union, symmetric; and its figures."""
+"""graph: the directed memberships of each shard, sorted by tail, their symmetric fuzzy union, and its figures."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def nearest(job: Job, array: str, start: int, stop: int) -> np.ndarray:
 
 
 def sum_up(job: Job, part: str) -> None:
-    """Sum the distances of a shard's rows to their neighbours, without those that are missing or cut off."""
+    """Sum the distances of a shard's rows to their neighbours, without neighbours that are missing or cut off."""
     shards = RowRanges.even(CellTable(job.run).rows, job.geometry.shard_rows)
     distances = nearest(job, "distances", *shards.span(number_of(part)))
     present = np.isfinite(distances)
@@ -42,7 +42,7 @@ def sum_up(job: Job, part: str) -> None:
     sums = [math.fsum(rows[low : low + graph.GRAIN_ROWS]) for low in range(0, len(rows), graph.GRAIN_ROWS)]
     with job.run.part(GRAPH, part) as out:
         out.attributes |= {
-            "distance_sums": sums,  # by grain, so that their sum does not depend on how many rows a shard has
+            "distance_sums": sums,  # by grain, so that the total does not depend on the rows of a shard
             "kept": int(kept.sum()),
             "disconnected": int(present.sum() - kept.sum()),
             "missing": int((~present).sum()),
@@ -61,7 +61,7 @@ def weigh_edges(job: Job, part: str, mean_distance: float) -> None:
         job.config.graph.local_connectivity,
         disconnection_distance(job.config),
     )
-    head, slot = np.nonzero(indices >= 0)  # edges of weight 0 too: they count as in-degrees
+    head, slot = np.nonzero(indices >= 0)  # edges of weight 0 count in in-degrees too
     tail = indices[head, slot]
     order = np.argsort(tail, kind="stable")
     tail = tail[order]
@@ -76,7 +76,7 @@ def weigh_edges(job: Job, part: str, mean_distance: float) -> None:
 
 
 def cut_shards(job: Job, part: str) -> None:
-    """Cut the rows into shards, each of no more rows, nor more edges, out and in, than a task may hold."""
+    """Cut the rows into shards. A shard has at most the rows, and the edges out and in, that a task may hold."""
     rows, k, most = CellTable(job.run).rows, job.config.neighbors.graph_k, job.geometry.shard_rows
     directed = part_names("directed", len(RowRanges.even(rows, most)))
     into = sum(np.diff(job.run.read(GRAPH, name, "in_offsets")) for name in directed)
@@ -98,7 +98,7 @@ def place_block(job: Job, part: str) -> None:
 
 
 def _repeated(job: Job, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-    """Collect the rows of positions [start, stop) that have duplicates, and how often each occurs."""
+    """Collect the positions in [start, stop) that have duplicates, and how often each row occurs."""
     rows, times = [np.empty(0, np.int64)], [np.empty(0, job.geometry.index_dtype)]
     for name in part_names("repeated_positions", job.geometry.blocks) if job.config.input.unique else []:
         if job.run.summary(GRAPH, name)["repeated"]:
@@ -162,7 +162,10 @@ def unite(job: Job, part: str) -> None:
 
 
 def find_components(job: Job, part: str) -> None:
-    """Find the connected components, in one task that holds a number for each row and one shard's edges at a time."""
+    """Find the connected components.
+
+    One task does so. It holds a number for each row, and the edges of one shard at a time.
+    """
     whole = Graph(job.run)
     sets = np.full(whole.shards.rows, -1, job.geometry.index_dtype)
     for shard, name in enumerate(whole.names):
@@ -183,7 +186,7 @@ def find_components(job: Job, part: str) -> None:
 
 
 def run(context: Context) -> dict:
-    """Build the graph; return the figures."""
+    """Build the graph; return the facts."""
     store, rows, settings = context.run, CellTable(context.run).rows, context.config.neighbors
     even = len(RowRanges.even(rows, context.geometry.shard_rows))
     summed = part_names("summed", even)

@@ -1,8 +1,9 @@
 """layout: gradient descent, epoch by epoch.
 
 If one process can hold all shards, one task runs all epochs on the cores of its host and commits checkpoints. If not,
-each epoch is a round of tasks: each reads its shards and the rows that their edges lead to. The bytes are the same.
-A checkpoint holds the state after an epoch, in parts of shards; it counts once the part that names those is committed.
+each epoch is a round of tasks. A task of a round reads its shards and the rows to which their edges lead. The bytes are
+the same in both ways. A checkpoint holds the state after an epoch, in parts that each hold a range of shards. It counts
+once the part that names these parts is committed.
 """
 
 from __future__ import annotations
@@ -33,11 +34,11 @@ from dumap.stages.rounds import in_rounds
 from dumap.store import CHECKPOINT
 
 SLICES = 8
-"""Slices of rows for each thread in an epoch: several, so that threads finish together."""
+"""Slices of rows for each thread in an epoch. Several slices let threads finish together."""
 
 
 def slices_of(rows: int, count: int) -> list[int]:
-    """Cut rows into about so many slices of whole groups."""
+    """Cut rows into about `count` slices of whole groups."""
     bounds = np.linspace(0, rows, count + 1).astype(int)
     return [*np.unique(bounds[:-1] // layout.ROW_GROUP * layout.ROW_GROUP).tolist(), rows]
 
@@ -54,9 +55,8 @@ def advance(
     after: np.ndarray,
     drawn: np.ndarray,
 ) -> None:
-    """Compute one epoch of all rows, from `y` into `after`, slice by slice on threads; the pool are the `drawn` rows.
-
-    So many parameters, since numba takes each array by itself.
+    """Compute one epoch of all rows, from `y` into `after`, slice by slice on threads. The pool is the `drawn` rows. So
+    many parameters are needed because numba takes each array separately.
     """
     pool = lay_pool(y[drawn])
     slices = [
@@ -100,7 +100,7 @@ def descend(job: Job, part: str, threads: int) -> None:
 
 
 def run(context: Context) -> dict:
-    """Run the epochs after the last checkpoint; return how."""
+    """Run the epochs after the last checkpoint; return the facts."""
     graph, geometry, config = Graph(context.run), context.geometry, context.config
     rows, checkpoints = graph.shards.rows, layout_checkpoints(context.run)
     checkpoints.forget_broken()

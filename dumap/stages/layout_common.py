@@ -1,4 +1,4 @@
-"""What the layout on one host, the layout in rounds and the coarse layout of the start have in common."""
+"""Functions that the layout on one host, the layout in rounds and the start's coarse layout share."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dumap.store import Checkpoints
 
 
 def layout_parameters(job: Job) -> LayoutParameters:
-    """Return the parameters of the layout, the same for all epochs."""
+    """Return the parameters of the layout, which are the same for all epochs."""
     settings = job.config.layout
     return LayoutParameters(
         *curve(settings),
@@ -39,7 +39,7 @@ def require_finite(job: Job, y: np.ndarray, where: str) -> None:
 
 
 def write_piece(job: Job, part: str, y: np.ndarray, m: np.ndarray, v: np.ndarray, durable: bool = True) -> None:
-    """Commit the state of a range of shards; if `durable`, so that it survives a power cut."""
+    """Commit the state of a range of shards. A durable state survives a power cut."""
     require_finite(job, y, f"layout: after epoch {Checkpoints.parse_piece_name(part)[0]}")
     with job.run.part(LAYOUT, part, durable) as out:
         out.attributes["durable"] = durable
@@ -48,7 +48,7 @@ def write_piece(job: Job, part: str, y: np.ndarray, m: np.ndarray, v: np.ndarray
 
 
 def pack_shards(job: Job, graph: Graph, first: int, last: int) -> Edges:
-    """Read and pack the edges of shards [first, last), one shard at a time into the arrays of all."""
+    """Read and pack the edges of shards [first, last). One shard at a time is read into the arrays of all."""
     greatest, offsets = graph.greatest, graph.shards.offsets
     low, rows = int(offsets[first]), int(offsets[last] - offsets[first])
     room = graph.edges_of(first, last)
@@ -67,7 +67,9 @@ def pack_shards(job: Job, graph: Graph, first: int, last: int) -> Edges:
 
 
 def ends_interval(job: Job, epoch: int, steps: int = 1) -> bool:
-    """Return whether a checkpoint falls within the last `steps` epochs up to `epoch`."""
+    """Return whether an interval of `layout.checkpoint_every` epochs, or the layout, ends in the last `steps` epochs up
+    to `epoch`.
+    """
     every = job.config.layout.checkpoint_every
     return epoch // every > (epoch - steps) // every or epoch == job.geometry.n_epochs
 

@@ -1,6 +1,6 @@
-"""The loss of the layout: the edges and pairs that it is measured on, and early stopping.
+"""The loss of the layout, the edges and pairs on which it is measured, and early stopping.
 
-Part of stage layout.
+This module is part of stage layout.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from dumap.kernels import hashing, layout
 from dumap.stages.layout_common import layout_parameters
 
 EARLY_STOP_CHECKS = 10
-"""With `layout.least_fall`, the epochs are divided into so many equal parts. The loss is measured after each but the
-last; from the second on, the layout may stop there."""
+"""If `layout.least_fall` is set, the epochs are divided into this many equal intervals. The loss is measured after each
+interval but the last. The layout may stop after the second interval and each later one."""
 PAIRS = 20_000
-"""Edges that the loss is measured on, and as many pairs of an edge's head with a random row."""
+"""Edges on which the loss is measured, and as many pairs of an edge's head with a random row."""
 PAIRS_PART = "pairs"
-"""The part that holds them."""
+"""The part that holds these edges and pairs."""
 
 
 def early_stop_epochs(job: Job) -> list[int]:
@@ -37,7 +37,7 @@ def early_stop_epochs(job: Job) -> list[int]:
 
 
 def should_stop(job: Job, epoch: int) -> bool:
-    """Return whether the loss has fallen by less than `layout.least_fall` since the early-stopping check before."""
+    """Return whether the loss has fallen by less than `layout.least_fall` since the check before."""
     epochs = early_stop_epochs(job)
     if epoch not in epochs[1:]:
         return False
@@ -46,7 +46,7 @@ def should_stop(job: Job, epoch: int) -> bool:
 
 
 def draw_pairs(job: Job, part: str) -> None:
-    """Choose the edges and pairs that the loss is measured on: the same in all epochs."""
+    """Choose the edges and pairs on which the loss is measured in all epochs."""
     graph, seed = Graph(job.run), job.config.layout_seed
     ends = np.cumsum([0, *(graph.edges_of(shard, shard + 1) for shard in range(len(graph.shards)))])
     count = PAIRS if ends[-1] else 0
@@ -66,7 +66,7 @@ def draw_pairs(job: Job, part: str) -> None:
 
 
 def write_loss(job: Job, epoch: int, gather: Callable[[np.ndarray], np.ndarray]) -> None:
-    """Measure the loss; `gather` returns the coordinates at ascending positions."""
+    """Measure and write the loss. `gather` returns the coordinates at ascending positions."""
     rows, weights = (job.run.read(LAYOUT, PAIRS_PART, array) for array in ("rows", "weights"))
     if len(weights):
         unique, inverse = np.unique(rows, return_inverse=True)

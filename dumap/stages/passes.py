@@ -1,7 +1,7 @@
-"""Passes over the graph, shard by shard, with the state of all rows read in pages.
+"""Passes over the graph, shard by shard. The state of all rows is read in pages.
 
-The tails of a row's edges ascend, so that pages can be read one after another: memory holds one shard, and as many
-pages as there is room for.
+A page is the state of one shard's rows. The tails of a row's edges ascend, so that pages can be read one after another.
+Memory holds the edges of one shard and as many pages as there is room for.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from dumap.planning.budget import page_bytes
 from dumap.stages import Context
 
 RANGES_A_THREAD = 4
-"""Shard ranges for each thread in a pass: several, so that threads finish together."""
+"""Shard ranges for each thread in a pass. Several ranges let threads finish together."""
 
 
 def pass_ranges(context: Context, shards: int) -> list[tuple[int, int]]:
-    """Cut the shards into ranges, one a task; results do not depend on how."""
+    """Cut the shards into ranges, one for each task. Results do not depend on the ranges."""
     row_bytes, room = 4 * context.config.layout.n_components, context.config.task_memory // 4
     min_count = -(-shards * context.geometry.shard_rows * row_bytes // room)
     count = min(shards, max(min_count, RANGES_A_THREAD * context.threads))
@@ -46,13 +46,13 @@ class Pass:
         self.page = lru_cache(maxsize=max(1, room))(read)
 
     def pages(self, indptr: np.ndarray, tails: np.ndarray) -> Iterator[tuple[np.ndarray, int, np.ndarray]]:
-        """Yield, for each page with tails of these edges, a cursor, the page's first row, and the page."""
+        """Yield, for each page that holds tails of these edges, a cursor, the page's first row, and the page."""
         cursor = indptr[:-1].copy()
         for shard in np.flatnonzero(np.bincount(tails // self.graph.shards.offsets[1])).tolist():
             yield cursor, self.graph.shards.span(shard)[0], self.page(shard)
 
     def ends(self, indptr: np.ndarray, tails: np.ndarray) -> np.ndarray:
-        """Return the labels at the tails of a shard's edges."""
+        """Return the labels of a shard's tails."""
         ends = np.empty(len(tails), self.page(0).dtype)
         for page in self.pages(indptr, tails):
             start.look_up(indptr, tails, *page, ends)

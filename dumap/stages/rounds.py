@@ -1,6 +1,6 @@
-"""The layout in rounds of tasks: each reads a range of shards and the rows that their edges lead to, and steps it.
+"""The layout in rounds of tasks. A task reads a range of shards and the rows to which their edges lead, and steps it.
 
-Part of stage layout.
+This module is part of stage layout.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ PACKED_EDGES = "packed"
 
 
 _packed: TaskCache[tuple[Edges, np.ndarray]] = TaskCache()
-"""Packed edges that this process keeps between rounds; `free_caches` frees them."""
+"""Packed edges that this process keeps between rounds. `free_caches` frees them."""
 
 
 def shard_ranges(context: Context, shards: int, tasks: int) -> list[tuple[int, int]]:
-    """Cut the shards into ranges, one a task.
+    """Cut the shards into ranges, one for each task.
 
-    With `exchange_every` 1 the result does not depend on the ranges. Otherwise rows of one range see each other move
-    within a round, so that each range must be one shard.
+    With `exchange_every` 1 the result does not depend on the ranges. With a larger value, rows of one range see each
+    other move within a round, so each range must be one shard.
     """
     tasks = min(shards, -(-tasks // context.threads) * context.threads)  # so that threads finish together
     if context.config.layout.exchange_every > 1:
@@ -45,7 +45,9 @@ def shard_ranges(context: Context, shards: int, tasks: int) -> list[tuple[int, i
 
 
 def pack_range(job: Job, part: str) -> None:
-    """Pack the edges of a shard range; tails number the rows of the range, then the rows outside that edges lead to."""
+    """Pack the edges of a shard range. Tails number the rows of the range, then the rows outside to which edges
+    lead.
+    """
     graph = Graph(job.run)
     first, last = range_of(part)
     edges, spans = pack_shards(job, graph, first, last), graph.shards.offsets[first : last + 1]
@@ -68,7 +70,7 @@ def pack_range(job: Job, part: str) -> None:
 
 
 def range_edges(job: Job, shard_range: tuple[int, int]) -> AbstractContextManager[tuple[Edges, np.ndarray]]:
-    """Return a range's packed edges and the positions outside that they lead to: kept from the last round, or read."""
+    """Return a range's packed edges and the positions outside to which they lead, from the cache or from the run."""
     name = range_name(PACKED_EDGES, *shard_range)
     manifest = job.run.manifest(LAYOUT, name)
 
@@ -76,7 +78,7 @@ def range_edges(job: Job, shard_range: tuple[int, int]) -> AbstractContextManage
         edges = Edges(*(job.run.read(LAYOUT, name, array) for array in Edges._fields))
         return edges, job.run.read(LAYOUT, name, "outside").astype(np.int64)
 
-    key = (job.run.location, name, manifest["attempt"])  # another attempt if the edges were packed again
+    key = (job.run.location, name, manifest["attempt"])  # the attempt changes if the edges are packed again
     size = sum(size for size, _ in manifest["objects"].values())
     return _packed.use(key, cached_bytes(job.config, job.geometry.rows), size, read)
 
@@ -87,19 +89,21 @@ def free_caches() -> None:
 
 
 def pool_of(before: EpochState, seed: int, epoch: int) -> np.ndarray:
-    """Return the pool of an epoch, from the coordinates before it."""
+    """Return the pool of an epoch, from the coordinates before the epoch."""
     occurrences = pool_rows(seed, epoch, before.graph.occurrence_offsets[-1])
     unique, inverse = np.unique(before.graph.rows_at(occurrences), return_inverse=True)
     return lay_pool(before.gather(unique)[inverse])
 
 
 def is_durable(job: Job, epoch: int) -> bool:
-    """Return whether a round is written durably: at checkpoints, and where the layout may stop early."""
+    """Return whether a round's checkpoint is durable: once every `layout.checkpoint_every` epochs, and where the layout
+    may stop early.
+    """
     return ends_interval(job, epoch, job.config.layout.exchange_every) or epoch in early_stop_epochs(job)
 
 
 def step(job: Job, part: str, epoch: int) -> None:
-    """Run a shard range from epoch `epoch` to that of the part's name; rows outside stay where they were."""
+    """Run a shard range from `epoch` to the epoch in the part's name. Rows outside keep their coordinates."""
     graph = Graph(job.run)
     until, *shard_range = Checkpoints.parse_piece_name(part)
     before, parameters = EpochState(job.run, graph, epoch), layout_parameters(job)

@@ -1,8 +1,8 @@
-"""spool: copy the rows of an object into the run, where tasks can read them.
+"""spool: copy the rows of an object into the run, where tasks can read the rows.
 
-Only runs of what has no files have this stage. Each part is some rows, as many but for the last; those that are
-committed stay, so a run that was killed copies the others. The rows go once no stage reads the input any more: what
-needs them again has the object given again.
+A run has this stage only if its input is an object. Each part holds the same number of rows, except the last. A run
+that was killed copies only the parts that are not committed. The rows are deleted once no stage reads the input any
+more. A later stage that needs them has the object given again.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from dumap.stages import Context, Stage
 
 
 def write_rows(job: Job, part: str, rows: np.ndarray | None = None) -> None:
-    """Write a part: the rows that are given, or, in the process that has the object, the object's own."""
+    """Write a part: the given rows, or, in the process that has the object, rows read from the object."""
     if rows is None:
         assert isinstance(job.object_rows, ArrayRows)
         rows = job.object_rows.read(*span_of(job, part))
@@ -41,12 +41,12 @@ def _source(job: Job) -> Spooled:
 
 
 def run(context: Context) -> dict:
-    """Copy the rows; return the figures.
+    """Copy the rows; return the facts.
 
     Raises
     ------
     InputError
-        Where the run does not hold them all, and the object is not given.
+        The run does not hold all rows, and the object is not given.
     """
     source, store = _source(context.job), context.run
     parts = part_names(SPOOLED, source.parts)

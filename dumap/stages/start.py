@@ -1,7 +1,7 @@
 """start: the first coordinates of every row, by position.
 
-With spectral, the coarse graph is laid out first. Each row begins where its label lies there; passes over the graph
-then smooth the coordinates.
+The spectral start lays out the coarse graph first. Each row begins at the coordinates of its label's coarse row. Passes
+over the graph then smooth the coordinates.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ AXES = "axes"
 SMOOTHINGS = 8
 """Smoothing passes over the graph."""
 SPAN_ROWS = 65_536
-"""A task of a start by PCA, or by a given array, places at least so many rows, in whole blocks."""
+"""A task of a start by PCA or by a given array places at least this many rows, in whole blocks."""
 
 
 def solve(job: Job, part: str) -> None:
@@ -62,7 +62,7 @@ def solve(job: Job, part: str) -> None:
 
 
 def smooth(job: Job, part: str, passes: int) -> None:
-    """Run one smoothing pass on a shard range; the first begins at the coarse coordinates of the rows' labels."""
+    """Run one smoothing pass on a shard range. The first pass begins at the coarse coordinates of the rows' labels."""
     graph, checkpoints = Graph(job.run), smoothing_checkpoints(job.run)
     number, begin, end = Checkpoints.parse_piece_name(part)
     if number > 1:
@@ -92,12 +92,12 @@ def bounding_box(y: np.ndarray) -> dict[str, list[float]]:
 
 
 def find_box(job: Job, part: str, pieces: list[str], facts: dict) -> None:
-    """Find the bounding box of the coordinates of all parts; write it with the figures of the start.
+    """Find the bounding box of the coordinates of all parts; write the box with the figures of the start.
 
-    A coarse layout has the size of the map already: its box is moved, not stretched.
+    A coarse layout has the size of the map already, so its box is moved and not stretched.
     """
     found = [job.run.summary(START, piece) for piece in pieces]
-    low = np.nanmin(np.array([summary["low"] for summary in found], float), axis=0)  # null if a part has none
+    low = np.nanmin(np.array([summary["low"] for summary in found], float), axis=0)  # null if a part has no rows
     high = np.nanmax(np.array([summary["high"] for summary in found], float), axis=0)
     if facts.get("coarse_epochs"):
         high = low + coarse.SPAN
@@ -126,7 +126,7 @@ def stretch(job: Job, part: str) -> None:
 
 
 def spectral_start(context: Context, graph: Graph) -> None:
-    """Place rows by the eigenvectors of the coarsened graph."""
+    """Place rows by the layout of the coarse graph."""
     run, ranges, checkpoints = context.run, pass_ranges(context, len(graph.shards)), smoothing_checkpoints(context.run)
     passes, steps = label_checkpoints(run).latest(), 1 + SMOOTHINGS
     checkpoints.forget_broken()
@@ -144,7 +144,7 @@ def spectral_start(context: Context, graph: Graph) -> None:
 
 
 def spans_of(job: Job) -> list[tuple[int, int]]:
-    """Cut the input's blocks into spans, one a task."""
+    """Cut the input's blocks into spans, one for each task."""
     step = max(1, SPAN_ROWS // job.geometry.block_rows)
     return [(low, min(low + step, job.geometry.blocks)) for low in range(0, job.geometry.blocks, step)]
 
@@ -168,7 +168,7 @@ def project_rows(job: Job, low: int, high: int) -> np.ndarray:
 
 
 def given_rows(job: Job, low: int, high: int) -> np.ndarray:
-    """Return the coordinates that the user's array gives the input's rows [low, high), (n, n_components) float64."""
+    """Return the coordinates of the input's rows [low, high) in the user's array, (n, n_components) float64."""
     given, wanted = Rows(job.config.start.init), (job.geometry.rows, job.config.layout.n_components)
     real = given.dtype.kind in "fiub" and given.shape == wanted
     y = given.read(low, high) if real else np.empty(0)
@@ -199,7 +199,7 @@ def place_span(job: Job, part: str) -> None:
 
 @no_backup
 def collect_coordinates(job: Job, part: str) -> None:
-    """Collect the coordinates of a range of shards from all spans, and stretch them to the box."""
+    """Collect the coordinates of a range of shards from all spans; stretch them to the box."""
     graph, (begin, end) = Graph(job.run), range_of(part)
     base = int(graph.shards.offsets[begin])
     y = np.empty((int(graph.shards.offsets[end]) - base, job.config.layout.n_components))
@@ -217,7 +217,7 @@ def collect_coordinates(job: Job, part: str) -> None:
 
 
 def placed_start(context: Context, graph: Graph) -> None:
-    """Place rows by the principal axes of the sample, or where the user's array says."""
+    """Place rows by the principal axes of the sample, or at the coordinates of the user's array."""
     spans, facts = part_names("span", len(spans_of(context.job))), {}
     if context.config.start.init == "pca":
         context.compute(START, find_axes, [AXES])
@@ -231,7 +231,7 @@ def placed_start(context: Context, graph: Graph) -> None:
 
 
 def scatter(job: Job, part: str) -> None:
-    """Place a shard's rows evenly in the box."""
+    """Place a shard's rows at random in the box."""
     first, stop = Graph(job.run).shards.span(number_of(part))
     y = start.random_box(job.config.layout_seed, np.arange(first, stop), job.config.layout.n_components)
     with job.run.part(START, part) as out:
@@ -239,7 +239,7 @@ def scatter(job: Job, part: str) -> None:
 
 
 def random_start(context: Context, graph: Graph) -> None:
-    """Place rows evenly in the box."""
+    """Place rows at random in the box."""
     context.compute(START, scatter, part_names("coordinates", len(graph.shards)))
     if not context.run.is_committed(START, BOX):
         with context.run.part(START, BOX) as out:
@@ -247,7 +247,7 @@ def random_start(context: Context, graph: Graph) -> None:
 
 
 def run(context: Context) -> dict:
-    """Place every row; return how."""
+    """Place every row; return the facts."""
     init, graph = context.config.start.init, Graph(context.run)
     wanted = {BOX, *part_names("coordinates", len(graph.shards))}
     if not wanted <= set(context.run.committed(START)):
