@@ -84,12 +84,12 @@ def run(
     data : optional
         The data to embed; each row is a vector. By default the input that `config` names. Stored data are read in
         place: the path or URL of a Zarr array or of a group that holds one, a list of such paths, a pattern such as
-        'DATA-*.zarr', or a `zarr.Array`. The rows of several stores follow one another. Objects are copied into the run
-        once, and the copy is deleted when no stage reads it any more: a NumPy array or an object with `__array__`, a
-        pandas or Dask data frame of numbers, a Dask array, an `xarray.DataArray` or an `anndata.AnnData`. Of an AnnData
-        object, `input={"array": ...}` names the array: 'X', 'obsm/<key>' or 'layers/<key>', by default 'obsm/X_pca' if
-        it exists, otherwise 'X'. Later calls for the same run need the same data: Dask collections are compared by
-        name, other objects by content. A `Config` or a dict given as `data` is used as `config`.
+        'DATA-*.zarr', or a `zarr.Array`. Rows of several stores follow one another. Objects are copied into the run
+        until no stage reads them any more: a NumPy array or an object with `__array__`, a pandas or Dask data frame of
+        numbers, a Dask array, an `xarray.DataArray` or an `anndata.AnnData`. `input={"array": ...}` names the array of
+        an AnnData object: 'X', 'obsm/<key>' or 'layers/<key>', by default 'obsm/X_pca' or else 'X'. Later calls need
+        the same data: Dask collections are compared by name, others by content. A `Config` or a dict is used as
+        `config`.
     output : path or URL, optional
         Location of the run. By default the output that `config` names.
     config : Config, mapping or path, optional
@@ -101,8 +101,7 @@ def run(
         A run whose finished stages are reused if they would be identical.
     on_progress : Observer or callable, optional
         Receives the run's progress, in the thread of this call; a function is called with stage, done and total. An
-        exception that it raises ends the run; a later call goes on. By default progress goes to the logger `dumap` at
-        level INFO.
+        exception that it raises ends the run. By default the logger `dumap` gets the progress, at INFO.
     force : bool
         Go on with stages that were begun with other versions of the libraries or on other processors.
     **settings
@@ -269,9 +268,7 @@ def verify(path: Path, *, dry_run: bool = False) -> list[str]:
 
 
 def clean(path: Path, *, dry_run: bool = False) -> Cleaned:
-    """Remove objects of dumap that no manifest names.
-
-    Tasks that died, failed or finished second leave such objects in a run.
+    """Remove objects of dumap that no manifest names: leftovers of tasks that died, failed or finished second.
 
     Parameters
     ----------
@@ -359,16 +356,15 @@ def ingest(
     Parameters
     ----------
     sources : path, or sequence of path
-        Files that end in .npy, .npz, .parquet, .pq, .h5, .hdf5, .h5ad, .csv, .csv.gz, .tsv or .tsv.gz, patterns of such
-        files, and folders of Parquet.
+        Files that end in .npy, .npz, .parquet, .h5, .hdf5, .h5ad, .csv or .tsv (the last two also .gz), patterns of
+        such files, and folders of Parquet.
     output : path or URL
         The store to write. Nothing may exist there; the store appears once it is complete.
     columns : sequence of str or int, optional
-        Columns to take, by name. Files without names take numbers and ranges 'START:STOP'. By default all columns that
-        hold numbers.
+        Columns by name, or by number or range 'START:STOP' in files without names. By default all with numbers.
     names : str, optional
-        The column or array of row names, which are written as an array `names`. By default the names that pandas or
-        AnnData wrote.
+        The column or array of row names, written as an array `names`. By default the names that pandas or AnnData
+        wrote.
     key : str, optional
         The array to take from a file with several, such as 'obsm/X_pca'.
     array : str
