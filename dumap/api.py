@@ -82,21 +82,20 @@ def run(
     Parameters
     ----------
     data : optional
-        The data to embed; each row is a vector. By default the input that `config` names. Stored data are read in
-        place: the path or URL of a Zarr array or of a group that holds one, a list of such paths, a pattern such as
+        The data to embed, one row a vector; by default the input that `config` names. Stored data are read in place:
+        the path or URL of a Zarr array or of a group that holds one, a list of such paths, a pattern such as
         'DATA-*.zarr', or a `zarr.Array`. Rows of several stores follow one another. Objects are copied into the run
-        until no stage reads them any more: a NumPy array or an object with `__array__`, a pandas or Dask data frame of
-        numbers, a Dask array, an `xarray.DataArray` or an `anndata.AnnData`. `input={"array": ...}` names the array of
-        an AnnData object: 'X', 'obsm/<key>' or 'layers/<key>', by default 'obsm/X_pca' or else 'X'. Later calls need
-        the same data: Dask collections are compared by name, others by content. A `Config` or a dict is used as
-        `config`.
+        while stages read them: a NumPy array or an object with `__array__`, a pandas or Dask data frame of numbers, a
+        Dask array, an `xarray.DataArray` or an `anndata.AnnData`. `input={"array": ...}` names the array of an AnnData
+        object: 'X', 'obsm/<key>' or 'layers/<key>', by default 'obsm/X_pca' or else 'X'. Later calls need the same
+        data: Dask collections are compared by name, others by content. A dict or a `Config` stands for `config`.
     output : path or URL, optional
         Location of the run. By default the output that `config` names.
     config : Config, mapping or path, optional
         A configuration, as an object, a mapping or the path of a YAML file. Other arguments override it.
     client : distributed.Client, optional
-        The cluster to run on. By default the scheduler that the configuration names. If it names none, a Dask
-        collection runs on Dask's current client, and other data on threads of this process or an embedded cluster.
+        The cluster to run on. By default the scheduler that the configuration names; without one, Dask's current client
+        for Dask collections, otherwise threads of this process or an embedded cluster.
     parent : path or URL, optional
         A run whose finished stages are reused if they would be identical.
     on_progress : Observer or callable, optional
