@@ -55,8 +55,9 @@ def advance(
     after: np.ndarray,
     drawn: np.ndarray,
 ) -> None:
-    """Compute one epoch of all rows, from `y` into `after`, slice by slice on threads. The pool is the `drawn` rows. So
-    many parameters are needed because numba takes each array separately.
+    """Compute one epoch of all rows, from `y` into `after`, slice by slice on threads. The pool is the `drawn` rows.
+
+    So many parameters are needed because numba takes each array separately.
     """
     pool = lay_pool(y[drawn])
     slices = [
