@@ -31,7 +31,7 @@ def read_lists(job: Job, part: str) -> None:
 
 
 def place_block(job: Job, part: str) -> None:
-    """Write the positions and the status of a block's rows. Positions follow the input's order without rows left out."""
+    """Write the positions and the status of a block's rows. Positions are in the input's order, less rows left out."""
     block = number_of(part)
     kept = ~is_left_out(job, block)
     first = int(job.run.read(CELLS, TABLE, "firsts", block, block + 1)[0])
