@@ -1,4 +1,4 @@
-"""Cells: the tree, the table of where rows are, and a cell's home rows and guests."""
+"""Cells: the tree, the table that says where rows are, and a cell's home rows and guests."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ from dumap.store import RANGE_BYTES, Run
 PROBES = 8
 """Most leaves that a row probes in one cell: it is compared with the rows of those leaves."""
 LIMITS, TABLE, SPANS, POSITIONS = "limits", "table", "spans", "positions"
-"""The parts that say which guests cells admit, where cells begin, where rows of a range of cells are, and where those
-of a group of blocks."""
+"""The parts that hold the guests that cells admit, the first positions of cells, the places of a range of cells' rows,
+and the positions of a group of blocks' rows."""
 LEAST_RANGE_BYTES, RANGES_A_PIECE = 512, 4
-"""The pieces of cells are read in about so many ranges, so that little else is read; none is smaller."""
+"""Least bytes of a range in which arrays are read, and about how many ranges hold the piece of a cell. Small ranges
+keep other cells' rows from being read."""
 DROPPED_AT_ONCE = 1 << 17
-"""Rows that the run leaves out, looked up at once."""
+"""Rows left out of the run that are looked up at once."""
 
 
 def read_tree(run: Run) -> tree.Tree:
@@ -35,17 +36,17 @@ def read_tree(run: Run) -> tree.Tree:
 
 
 def figures_of(run: Run) -> dict[str, int]:
-    """Return the figures of the table, without how it is cut."""
+    """Return the table's facts without `cut`, the sizes in which it is divided."""
     return {name: value for name, value in run.summary(CELLS, TABLE).items() if name != "cut"}
 
 
 class CellTable:
-    """Where the rows of blocks and cells are. Of its arrays, one row is read at a time, when it is asked for.
+    """The table that says where the rows of blocks and cells are. One row of its arrays is read at a time, on access.
 
     Attributes
     ----------
     cells, rows : int
-        Number of cells, and of rows that are in one.
+        Number of cells, and number of rows in cells.
     """
 
     def __init__(self, run: Run) -> None:
@@ -59,11 +60,11 @@ class CellTable:
         return self.run.read(CELLS, TABLE, "offsets")
 
     def home_spans(self, cell: int) -> np.ndarray:
-        """Return where a cell's home rows begin in each sorted group, and how many there are, (groups, 2) int32."""
+        """Return the first of a cell's home rows in each sorted group, and their number, (groups, 2) int32."""
         return self._spans("home", cell)
 
     def guest_spans(self, cell: int) -> np.ndarray:
-        """Return where a cell's guests begin among all guests of each group, and how many there are, (groups, 2)."""
+        """Return the first of a cell's guests among all guests of each group, and their number, (groups, 2)."""
         return self._spans("guests", cell)
 
     def _spans(self, array: str, cell: int) -> np.ndarray:
@@ -76,7 +77,7 @@ class CellTable:
         return np.concatenate([self.run.read(CELLS, name, "starts", group, group + 1)[0] for name in names])
 
     def positions(self, run: Run, block: int) -> np.ndarray:
-        """Return the positions of a block's rows, (n,) int64; -1 for those left out."""
+        """Return the positions of a block's rows, (n,) int64; -1 for rows left out."""
         return run.read(CELLS, *self._in_part(block, "positions")).astype(np.int64)
 
     def status(self, block: int) -> np.ndarray:
@@ -84,7 +85,7 @@ class CellTable:
         return self.run.read(CELLS, *self._in_part(block, "status"))
 
     def _in_part(self, block: int, array: str) -> tuple[str, str, int, int]:
-        """Name the part and the array that hold something of a block's rows, and say where."""
+        """Return the part, the array, and the range in it, that hold a block's rows."""
         group, number = divmod(block, self._group_blocks)
         return part_name(POSITIONS, group), array, number * self._block_rows, (number + 1) * self._block_rows
 
@@ -95,19 +96,21 @@ def guest_names(wave: tuple[int, int], groups: int) -> list[str]:
 
 
 def spans_in(names: Sequence[str], spans: np.ndarray) -> list[tuple[str, int, int]]:
-    """Return the parts that hold rows, with the rows [first, last) of each; `spans` are first rows and counts."""
+    """Return the parts that hold rows, with the range [first, last) of each. `spans` are first rows and counts."""
     return [(name, first, first + count) for name, (first, count) in zip(names, spans.tolist(), strict=True) if count]
 
 
 def rows_a_range(piece_rows: int, values: np.ndarray) -> int:
-    """Return the rows of a range where an array is read in pieces of about so many rows; 0 for as many as usual."""
+    """Return the rows of a range for an array that is read in pieces of about `piece_rows` rows; 0 for the usual
+    number.
+    """
     row_bytes = max(1, values[:1].nbytes)
     wanted = max(piece_rows // RANGES_A_PIECE, -(-LEAST_RANGE_BYTES // row_bytes))
     return wanted if wanted * row_bytes < RANGE_BYTES else 0
 
 
 def keeps_input_dtype(job: Job) -> bool:
-    """Return whether sorted vectors are kept in the input's dtype: it is no wider than float32 and nothing is lost."""
+    """Return whether sorted vectors keep the input's dtype. They do if the dtype is not wider than float32."""
     return not vectors.is_wide(job.input.dtype) and job.config.neighbors.metric != vectors.SPHERICAL
 
 
@@ -120,13 +123,13 @@ class Cell:
     cell : int
     table : CellTable
     wave : tuple of int, optional
-        The cells [first, last) whose guests are sorted by cell now. Without, guests are left out.
+        The cells [first, last) whose guests are sorted by cell. Without a wave, guests are left out.
 
     Attributes
     ----------
     positions : ndarray of int64, shape (n,)
     home_rows : int
-        How many home rows there are.
+        Number of home rows.
     """
 
     def __init__(self, job: Job, cell: int, table: CellTable, wave: tuple[int, int] | None = None) -> None:
@@ -148,7 +151,7 @@ class Cell:
         self.positions = np.concatenate([np.arange(first, last), guests[order]])
 
     def batches(self) -> Iterator[np.ndarray]:
-        """Yield the rows that are searched together: all home rows, each time with as many other guests as memory
+        """Yield the rows that are searched together: all home rows, and each time as many further guests as memory
         allows.
         """
         guests = np.arange(self.home_rows, len(self.positions))
@@ -157,7 +160,7 @@ class Cell:
             yield np.concatenate([np.arange(self.home_rows), guests[batch::batches]])
 
     def _gather(self, name: str, rows: np.ndarray, out: np.ndarray, made: Callable[[np.ndarray], np.ndarray]) -> None:
-        """Read rows of an array into `out`, in the order given; `made` converts each piece that is read."""
+        """Read rows of an array into `out`, in the given order. `made` converts each piece that is read."""
         wanted = np.full(len(self.positions), -1, np.int32)
         wanted[rows] = np.arange(len(rows))
         wanted, whole = wanted[self.inverse_order], len(rows) == len(self.positions)
@@ -182,7 +185,7 @@ class Cell:
         return out
 
     def vectors(self, rows: np.ndarray, metric: str | None = None) -> np.ndarray:
-        """Read the vectors of rows, in the order given; after `to_euclidean` if a metric is named.
+        """Read the vectors of rows, in the given order. With a metric, they are mapped by `to_euclidean`.
 
         Returns
         -------
@@ -199,8 +202,8 @@ class Cell:
 
 
 def positions_of_given(job: Job, table: CellTable, rows: np.ndarray) -> np.ndarray:
-    """Return the positions of rows of the input in a run with given neighbours; -1 for rows left out, and where `rows`
-    is -1.
+    """Return the positions of the input's rows in a run with given neighbours; -1 for rows left out and for a row of
+    -1.
     """
     before, gone, count = np.zeros(rows.shape, np.int64), rows < 0, job.geometry.rows - table.rows
     for low in range(0, count, DROPPED_AT_ONCE):

@@ -1,8 +1,8 @@
-"""Exchanges between parts: who sends what to whom, sparse, so that nothing has a place for each sender and receiver.
+"""Exchanges between parts, stored sparsely: no array has an entry for each pair of sender and receiver.
 
-A sender's part names its receivers, ascending, and the rows of its arrays that are for each. Index parts, each of a
-range of senders, hold the same by receiver. So a receiver reads a few rows of each index part, of which there are as
-many as the square root of the senders.
+A sender's part names its receivers, ascending, and for each receiver the rows of the sender's arrays. An index part
+holds the same for a range of senders, sorted by receiver. So a receiver reads a few rows of each index part. There are
+about as many index parts as the square root of the number of senders.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dumap.artifacts.part_names import range_name, range_of, split_evenly
 from dumap.store import Part, Run
 
 RECEIVERS_A_RANGE = 64
-"""Receivers that are read at once: a task asks for one."""
+"""Receivers in a range that is read at once. A task reads one receiver."""
 
 
 def write_receivers(out: Part, receivers: np.ndarray, bounds: np.ndarray) -> None:
@@ -28,25 +28,25 @@ def write_receivers(out: Part, receivers: np.ndarray, bounds: np.ndarray) -> Non
     receivers : ndarray of int, shape (m,)
         Ascending.
     bounds : ndarray of int, shape (m + 1,)
-        The rows of its arrays for receiver i are those from `bounds[i]` to `bounds[i + 1]`.
+        The sender's arrays hold the rows of receiver i from `bounds[i]` to `bounds[i + 1]`.
     """
     out.write("receivers", receivers.astype(np.int32))
     out.write("bounds", bounds.astype(np.int64))
 
 
 def write_sorted_receivers(out: Part, of_rows: np.ndarray) -> None:
-    """Write what a sender has for whom, given the receiver of each row, ascending."""
+    """Write a sender's receivers and their rows, from the receiver of each row, ascending."""
     receivers, firsts = np.unique(of_rows, return_index=True)
     write_receivers(out, receivers, np.append(firsts, len(of_rows)))
 
 
 def index_names(kind: str, senders: int) -> list[str]:
-    """Name the index parts of a kind: about as many as the square root of the senders."""
+    """Name the index parts of a kind: about as many as the square root of the number of senders."""
     return [range_name(kind, *ends) for ends in split_evenly(senders, math.isqrt(max(1, senders)))]
 
 
 def write_index(run: Run, stage: str, part: str, senders: Sequence[str], count: int) -> None:
-    """Write an index part; its name says of which senders, `count` is the number of receivers."""
+    """Write the index part of a range of senders, which its name says; `count` is the number of receivers."""
     first, last = range_of(part)
     names = senders[first:last]
     read = run.read_each(stage, [(name, array, 0, None) for name in names for array in ("receivers", "bounds")])
@@ -61,12 +61,12 @@ def write_index(run: Run, stage: str, part: str, senders: Sequence[str], count: 
 
 
 def received(run: Run, stage: str, kind: str, senders: int, receiver: int) -> np.ndarray:
-    """Read who sends to a receiver, and which rows.
+    """Read the senders of a receiver, and the rows that they send.
 
     Returns
     -------
     ndarray of int64, shape (n, 3)
-        Sender, ascending, first row and last, exclusive.
+        Sender, ascending; first row; and the row after the last.
     """
     names = index_names(kind, senders)
     ends = run.read_each(stage, [(name, "firsts", receiver, receiver + 2) for name in names])

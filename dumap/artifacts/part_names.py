@@ -37,22 +37,22 @@ def number_of(part: str) -> int:
 
 
 def range_name(kind: str, first: int, last: int) -> str:
-    """Name the part of a kind that holds shards [first, last)."""
+    """Name the part of a kind that holds a range [first, last) of shards, cells or parts."""
     return f"{kind}-{first:05d}-{last:05d}"
 
 
 def range_of(part: str) -> tuple[int, int]:
-    """Return the range of shards in a part's name."""
+    """Return the range [first, last) in a part's name."""
     first, last = part.rsplit("-", 2)[1:]
     return int(first), int(last)
 
 
 FEW_PARTS = 64
-"""As many parts are read one by one where they are added up; more are added up in ranges first."""
+"""Up to this many parts are added up directly. More parts are added up in ranges first."""
 
 
 def summed(kind: str, sums: str, count: int) -> list[str]:
-    """Name the parts to add up: the first `count` of a kind, or where they are many the `sums` of ranges of them."""
+    """Name the parts to add up: the first `count` of a kind or, of many parts, the `sums` of ranges of them."""
     if count <= FEW_PARTS:
         return part_names(kind, count)
     return [range_name(sums, *ends) for ends in split_evenly(count, math.isqrt(count))]

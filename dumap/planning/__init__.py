@@ -1,5 +1,6 @@
-"""How data are cut, and what a run will take: numbers in, numbers out, before anything runs.
+"""How data are divided, and what a run will take: arithmetic before anything runs.
 
-`geometry.py` is part of a run's answer: another cut of cells is another embedding. What tasks are projected to take
-(`budget.py`, `plan.py`) may change at any time, and must hold what is measured.
+`geometry.py` is part of a run's identity: other cells give another embedding. The projections in `budget.py`,
+`audits.py` and `plan.py` may change at any time. A projected peak must be at least the measured one. `curve.py` gives
+the layout's curve.
 """

@@ -1,6 +1,6 @@
-"""How many audits and repairs there may be, and what their tasks take.
+"""The number of audits and repairs that a run may need, and the memory of their tasks.
 
-The stages divide their work by the same numbers, so that projections are of what is done.
+The stages divide their work by these numbers, so that projections match the work.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ from dumap.planning.geometry import Geometry
 from dumap.store import OBJECT_BYTES
 
 TILE_BYTES = 32 * 2**20
-"""Bytes of the distances that an audit computes at once, and of the rows that they are to."""
+"""Bytes of the distances that an audit computes at once, and of the rows that are compared."""
 
 
 SENT_ROWS = 2
-"""Rows sent in a repair for each row of the data: an assumption, for disk space only."""
+"""Rows that a repair sends for each row of the data: an assumption, used for disk space only."""
 
 
 def audits(config: Config) -> int:
-    """Return the most audits that there may be."""
+    """Return the most audits that a run may make."""
     settings = config.neighbors
     if not config.audit.queries or not settings.recall_target or settings.precomputed is not None:
         return 1
@@ -38,18 +38,18 @@ def without_repairs(config: Config) -> Config:
 
 
 def queries_at_once(config: Config, dims: int) -> int:
-    """Return how many queries are compared with a block at once: fewer if rows have many dims."""
+    """Return how many queries are compared with a block at once. Rows of many dims allow fewer queries."""
     return max(16, config.task_memory // 8 // (16 * dims))
 
 
 def repair_row_bytes(dims: int, k: int, metric: str) -> int:
-    """Return the bytes of a row of a cell or its halo in a repair of lists of k."""
+    """Return the bytes of a row, of a cell or its halo, in a repair of lists of k neighbours."""
     arrays = 2 if metric in ANGULAR else 1
     return 4 * dims * arrays + 56 * k + 256
 
 
 def most_repair_rows(config: Config, geometry: Geometry) -> int:
-    """Return the most rows, home rows and halo, that a cell may hold in a repair."""
+    """Return the most rows, home rows and halo together, that a cell may hold in a repair."""
     return config.task_memory // repair_row_bytes(geometry.dims, config.neighbors.search_k, config.neighbors.metric)
 
 

@@ -1,4 +1,4 @@
-"""Memory: what a worker holds before any data, what tasks of start and layout take, and checks that it is enough."""
+"""Memory: what a worker holds before any data, what tasks of start and layout take, and checks of workers' memory."""
 
 from __future__ import annotations
 
@@ -20,38 +20,38 @@ BASELINE_BYTES = {
     "neighbors": 300 * MIB,
     "audit": 320 * MIB,
 }
-"""What a worker holds in the first stages before any data: Python, the libraries, compiled kernels (measured where
-kernels had been compiled before, rounded up)."""
+"""Bytes that a worker holds in the first stages before any data: Python, libraries and compiled kernels (measured with
+kernels compiled before, rounded up)."""
 INTERPRETER_BYTES, METRIC_BYTES = 390 * MIB, 160 * MIB
-"""What a worker holds in later stages, with memory that earlier ones did not give back; and what pynndescent adds,
-which repairs and many metrics need (measured, rounded up)."""
+"""Bytes that a worker holds in later stages, with memory that earlier stages did not give back, and bytes that
+pynndescent adds, which repairs and many metrics need (measured, rounded up)."""
 
 COMPILER_BYTES, COMPILING_BYTES, MOST_COMPILING_BYTES = 80 * MIB, 16 * MIB, 336 * MIB
-"""What compiling leaves in a process's memory: once, for each kernel, and at most for all (measured,
+"""Bytes that compiling leaves in a process's memory: once, for each kernel, and at most for all kernels (measured,
 rounded up)."""
 PAUSE_FRACTION = 0.8
-"""Share of its limit at which a Dask worker stops taking tasks; plans stay under it."""
+"""Share of its memory limit at which a Dask worker stops taking tasks. Plans stay under it."""
 
 MOST_COARSE_ROWS = 32_768
 """Most rows of the coarse graph: a bound on its memory."""
 
 
 def interpreter_bytes(stage: str, metric: bool = True) -> int:
-    """Return the bytes that a worker holds in a stage before any data; with `metric`, those of pynndescent, too."""
+    """Return the bytes that a worker holds in a stage before any data. With `metric`, pynndescent is included."""
     return BASELINE_BYTES.get(stage, INTERPRETER_BYTES) + METRIC_BYTES * (
         metric and stage not in ("spool", "vectors", "cells")
     )
 
 
 def process_bytes(peak_bytes: int, threads: int, held_bytes: int = INTERPRETER_BYTES) -> int:
-    """Return the bytes of a process that runs `threads` tasks at once: what it holds anyway, and what each task
-    adds.
+    """Return the bytes of a process that runs `threads` tasks at once: those it holds without tasks, plus those of each
+    task.
     """
     return held_bytes + threads * (peak_bytes - held_bytes)
 
 
 def held_beyond(stage: str, held_bytes: int) -> int:
-    """Return the bytes that a process held before a stage beyond what was projected: of other work, or of compiling."""
+    """Return the bytes that a process held before a stage in excess of the projection, from other work or compiling."""
     return max(0, held_bytes - interpreter_bytes(stage, metric=False))
 
 
@@ -67,9 +67,9 @@ def check_task(stage: str, taken: int, worker_memory: int, what: str, advice: st
     ----------
     stage : str
     taken, worker_memory : int
-        The smallest worker's limit, 0 for none.
+        The task's bytes, and the smallest worker's limit; 0 is no limit.
     what, advice : str
-        What is so large, and what would make it smaller.
+        The cause of the size, and the advice how to reduce it.
 
     Raises
     ------
@@ -86,7 +86,7 @@ def check_task(stage: str, taken: int, worker_memory: int, what: str, advice: st
 
 
 def host_layout_bytes(rows: int, edges: int, n_components: int) -> int:
-    """Return the bytes of a whole layout in one process: packed edges, and the state twice."""
+    """Return the bytes of a whole layout in one process: packed edges, and two copies of the state."""
     return 8 * edges + rows * (16 + 4 * n_components * 7) + pool_bytes(n_components) + OBJECT_BYTES
 
 
@@ -106,7 +106,7 @@ def shard_layout_bytes(shard_rows: int, k: int, n_components: int) -> int:
 
 
 def round_bytes(config: Config, shard_rows: int) -> tuple[int, int]:
-    """Return the bytes of a round's task without its shards, and how many shards fit beside these."""
+    """Return the bytes of a round's task without shards, and how many shards fit into `task_memory` with them."""
     k, n_components = config.neighbors.graph_k, config.layout.n_components
     beside = int(SHARD_EDGES * k * shard_rows) * 40 + pool_bytes(n_components)
     one = shard_layout_bytes(shard_rows, k, n_components)
@@ -114,7 +114,7 @@ def round_bytes(config: Config, shard_rows: int) -> tuple[int, int]:
 
 
 def cached_bytes(config: Config, rows: int) -> int:
-    """Return the bytes of packed edges that a task of a round may keep: those of the largest shard range."""
+    """Return the bytes of packed edges that a task of a round may keep: the edges of the largest shard range."""
     shard_rows = min(shard_rows_of(config), rows)
     _, fitting = round_bytes(config, shard_rows)
     return min(fitting, -(-rows // shard_rows)) * packed_bytes(shard_rows, config.neighbors.graph_k)
@@ -126,7 +126,7 @@ def page_bytes(shard_rows: int, n_components: int) -> int:
 
 
 def start_bytes(config: Config, rows: int, shard_rows: int) -> int:
-    """Return the bytes of the start: a shard, with pages of the others, or the coarse graph."""
+    """Return the bytes of the start's largest task: a shard with pages of other shards, or the coarse graph."""
     n_components, edges = config.layout.n_components, int(SHARD_EDGES * config.neighbors.graph_k * shard_rows)
     pages = min(config.task_memory // 4, -(-rows // shard_rows) * page_bytes(shard_rows, n_components))
     shard = edges * 64 + shard_rows * (32 + 72 * n_components) + pages
@@ -135,22 +135,22 @@ def start_bytes(config: Config, rows: int, shard_rows: int) -> int:
 
 
 def coarse_rows(rows: int) -> int:
-    """Return about how many rows the coarsened graph has."""
+    """Return about how many rows the coarse graph has."""
     return max(min(rows, 1024), min(rows // 32, MOST_COARSE_ROWS))
 
 
 def axes_bytes(geometry: Geometry) -> int:
-    """Return the bytes that it takes to find the axes of the sample's variance, where there may be few."""
+    """Return the bytes that the search for a tree's axes takes; 0 if there are too few dims or rows for axes."""
     return 40 * geometry.dims**2 if geometry.dims >= WIDE and geometry.sample_rows >= 4 * geometry.dims else 0
 
 
 def axes_rows(config: Config) -> int:
-    """Return the most dims for which a dims x dims matrix is solved for the principal axes."""
+    """Return the most dims for which principal axes come from a matrix of dims x dims."""
     return max(64, math.isqrt(config.task_memory // 64))
 
 
 def principal_bytes(config: Config, geometry: Geometry) -> int:
-    """Return the bytes that a start by the principal axes takes: the sample, a matrix solved, a block placed."""
+    """Return the bytes that a start by PCA takes: for the sample and its matrix, or for a block of rows."""
     if config.start.init != "pca":
         return 0
     sample, most = geometry.sample_rows * geometry.dims * 4, axes_rows(config)
@@ -161,22 +161,22 @@ def principal_bytes(config: Config, geometry: Geometry) -> int:
 
 
 def tally_row_bytes(config: Config) -> int:
-    """Return the bytes of a row while duplicates are counted: keys of one word or two, thrice, and ids (measured)."""
+    """Return the bytes of a row while duplicates are counted: three copies of its key, and ids (measured)."""
     return 60 + 24 * (2 if config.input.unique else 1)
 
 
 def tally_buckets(config: Config, rows: int) -> int:
-    """Return the buckets of hashes in which equal rows are looked for."""
+    """Return the number of buckets into which hashes are divided to find equal rows."""
     return math.ceil(rows * tally_row_bytes(config) / config.task_memory)
 
 
 def task_bytes(worker_memory: int) -> int:
-    """Return the bytes that a task may use on a worker of that limit."""
+    """Return the bytes that a task may use on a worker with this memory limit."""
     return int(worker_memory * PAUSE_FRACTION) - interpreter_bytes("layout")
 
 
 def runs_on_one_host(config: Config, rows: int, edges: int, worker_memory: int) -> bool:
-    """Return whether the layout runs in one process, which must hold all of it, or in rounds."""
+    """Return whether the layout runs in one process, which must hold all of it. Otherwise it runs in rounds."""
     if config.layout.mode != "auto" or config.layout.exchange_every > 1:
         return config.layout.mode == "host"
     whole = host_layout_bytes(rows, edges, config.layout.n_components)

@@ -1,4 +1,4 @@
-"""The curve 1 / (1 + a d^2b) by which the map's distances count, given or fitted."""
+"""The curve 1 / (1 + a d^2b) of distances in the map, given or fitted."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from dumap.kernels.curve import fit_ab
 
 @lru_cache
 def curve(settings: LayoutConfig) -> tuple[float, float]:
-    """Return a and b: those given, or those fitted to spread and min_dist.
+    """Return a and b: the given values, or values fitted to spread and min_dist.
 
     Raises
     ------
     ConfigError
-        The layout, which computes in float32, cannot use them.
+        The layout cannot use the values, since it computes in float32.
     """
     if settings.a is not None and settings.b is not None:
         a, b, names = settings.a, settings.b, ("a", "b")

@@ -1,7 +1,7 @@
-"""The geometry of a run: how many blocks, cells, leaves, shards and chunks of the result there are, and how large.
+"""The geometry of a run: the numbers and sizes of blocks, cells, leaves, shards and chunks of the result.
 
-Pure arithmetic: shapes and the configuration in, counts out. Stages divide their work by these numbers, and plans are
-made of them.
+It is computed from the data's shape and the configuration alone. Stages divide their work by these numbers, and plans
+are made of them.
 """
 
 from __future__ import annotations
@@ -25,55 +25,56 @@ from dumap.sources.zarr_array import Precomputed
 SAMPLE_ROWS_PER_LEAF = 8
 WANTED_SAMPLE_ROWS, FEWEST_SAMPLE_ROWS = 4096, 128
 CELLS_A_ROW, CELLS_A_ROW_BY_DOUBLING = 4, 0.6
-"""Cells of a row on average, its home included: at most the first; from 1 the second more each time the number of
-cells doubles (measured, rounded up)."""
+"""The mean number of cells of a row, its home cell included, is at most the first. It grows by the second, from 1, each
+time the number of cells doubles (measured, rounded up)."""
 WANTED_CELL_ROWS = 32_768
-"""Rows of a cell where memory allows more: so that small data still makes several tasks."""
+"""Rows of a cell if memory allows more. Small data are then still divided among several tasks."""
 MIN_CELLS = 4
 MANY_GROUPS = 256
-"""Blocks are sorted by cell one by one unless there are twice as many; else several at once, in as few groups as memory
-allows, but at least so many."""
+"""With fewer than twice as many blocks, each block is sorted by cell alone. More blocks are sorted in groups, as large
+as memory allows; there are at least this many groups."""
 OUTPUT_ROWS = 65_536
 LEAST_SHARD_ROWS = 4096
 SHARD_EDGES, EDGE_BYTES = 2.5, 80
-"""Most edges of a shard, in and out, for each row and neighbour; and the bytes of an edge in the fuzzy union (measured,
+"""Most edges of a shard, in and out, for each row and neighbour, and bytes of an edge in the fuzzy union (measured,
 rounded up)."""
 BLOCK_BYTES = 16 * 2**20
-"""Bytes of a block of rows, unless a chunk of the input is larger: small tasks share the work evenly."""
+"""Bytes of a block of rows, unless a chunk of the input is larger. Small tasks divide the work evenly."""
 GUEST_BYTES = 64
-"""Bytes of a guest without its vector: its position and its home cell."""
+"""Bytes of a guest without its vector: for the guest's position and home cell."""
 LIST_BYTES, SLOT_BYTES = 40, 96
-"""Bytes of a slot of a given list: in the lists that are kept, and while it is read (measured, rounded up)."""
+"""Bytes of a slot of a given list: in the lists that are kept, and while the list is read (measured, rounded up)."""
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """The counts and sizes of all that a run divides its data into.
+    """The numbers and sizes of all the parts into which a run divides its data.
 
     Attributes
     ----------
     rows, dims, itemsize : int
         Shape of the input, and bytes of a value. Latitude and longitude count as 3 dims.
     block_rows, blocks : int
-        Rows that one task reads of the input, and how many such blocks there are.
+        Rows of the input that one task reads, and the number of such blocks.
     group_blocks : int
         Blocks whose rows are sorted by cell together, so that a cell's rows lie in few pieces.
     sample_rows : int
-        About how many rows the sample has, from which the tree is grown.
+        About how many rows the sample has from which the tree is grown.
     cell_rows : int
         Most rows of a cell, guests included.
     cells, leaves : int
-        About how many. A cell is a group of leaves; if neighbours are given, a range of `cell_rows` rows.
+        About how many cells and leaves there are. A cell is a group of leaves. If neighbours are given, it is a range
+        of `cell_rows` rows.
     shard_rows, shards : int
         Most rows of a shard of the graph, and about how many shards there are.
     output_rows, outputs : int
-        Rows of a chunk of the embedding, and how many.
+        Rows of a chunk of the embedding, and the number of chunks.
     n_epochs : int
     columns, list_rows : int
-        If neighbours are given: columns of their arrays, and rows that are read at once. Else 0.
+        If neighbours are given, columns of the arrays, and rows that are read at once. Otherwise 0.
     largest_home, largest_cell, stored_rows : int
-        Most home rows of a cell, most rows with guests, and the rows of all cells with their guests, as stage cells
-        found; 0 before.
+        Most home rows of a cell, most rows with guests, and the rows of all cells with guests, as stage cells found
+        them; 0 before that stage.
     """
 
     rows: int
@@ -98,23 +99,23 @@ class Geometry:
     group_blocks: int = 1
 
     def with_cells(self, found: Mapping[str, Any]) -> Geometry:
-        """Return the same geometry with the sizes of the largest cells, as stage cells found them."""
+        """Return the same geometry with the sizes of the largest cells that stage cells found."""
         largest = {"largest_home": found["largest_home"], "largest_cell": found["largest"]}
         return replace(self, **largest, stored_rows=found["stored_rows"])
 
     @property
     def most_home_rows(self) -> int:
-        """Most home rows of a cell: as found, or else as projected."""
+        """Most home rows of a cell: the number found, or else the projected number."""
         return self.largest_home or min(self.cell_rows, self.rows)
 
     @property
     def most_cell_rows(self) -> int:
-        """Most rows of a cell, guests included: as found, or else as projected."""
+        """Most rows of a cell, guests included: the number found, or else the projected number."""
         return self.largest_cell or min(self.cell_rows, self.rows)
 
     @property
     def most_rows_at_once(self) -> int:
-        """Most rows of a cell that are searched at once: all, or home rows with one batch of guests."""
+        """Most rows of a cell that are searched at once: all rows, or the home rows with one batch of guests."""
         home = self.most_home_rows
         return min(self.most_cell_rows, home + guests_at_once(self.cell_rows, home))
 
@@ -124,7 +125,7 @@ class Geometry:
 
     @property
     def groups(self) -> int:
-        """How many groups of blocks are sorted by cell."""
+        """The number of groups of blocks that are sorted by cell."""
         return math.ceil(self.blocks / self.group_blocks)
 
     def group(self, number: int) -> tuple[int, int]:
@@ -137,7 +138,7 @@ class Geometry:
         return self.block(first)[0], self.block(last - 1)[1]
 
     def cells_a_row(self, max_cells_per_row: int) -> float:
-        """Return the cells of a mean row, its home included: as found, or else as projected."""
+        """Return the mean number of a row's cells, its home cell included: as found, otherwise as projected."""
         if self.stored_rows:
             return self.stored_rows / self.rows
         return expected_cells(self.cells, max_cells_per_row)
@@ -166,7 +167,7 @@ def expected_cells(cells: int, max_cells_per_row: int) -> float:
 
 
 def cells_of(rows: int, cap: int, max_cells_per_row: int) -> int:
-    """Return how many cells to make, so that a mean cell has at most three quarters of `cap` rows, guests included."""
+    """Return the number of cells with which a mean cell has at most three quarters of `cap` rows, guests included."""
 
     def cell_rows(cells: int) -> float:
         if max_cells_per_row == 1:
@@ -208,7 +209,7 @@ def list_rows_of(config: Config, given: Precomputed) -> int:
     Raises
     ------
     InputError
-        Where it has too few columns, or a chunk is more than a task may hold.
+        The graph has too few columns, or a chunk is more than a task may hold.
     """
     settings, memory, columns = config.neighbors, config.task_memory, given.columns
     if columns < settings.search_k:
@@ -231,16 +232,16 @@ def list_rows_of(config: Config, given: Precomputed) -> int:
 def make_geometry(
     config: Config, rows: int, dims: int, itemsize: int, chunk_rows: int, given: Precomputed | None = None
 ) -> Geometry:
-    """Return the geometry of a run; it depends on the shape of the data and on parameters alone.
+    """Return the geometry of a run. It depends on the data's shape and on parameters alone.
 
     If neighbours are given, cells are ranges of rows.
 
     Raises
     ------
     InputError
-        Where there are too few rows, or a chunk is more than a task may hold.
+        There are too few rows, or a chunk is more than a task may hold.
     ConfigError
-        Where the metric is not one of rows of so many dims, or the layout's curve cannot be used.
+        The metric does not take rows of `dims` dims, or the layout cannot use its curve.
     """
     settings, k, memory = config.neighbors, config.neighbors.search_k, config.task_memory
     if rows < k + 2:
@@ -248,8 +249,8 @@ def make_geometry(
             f"{config.input.where}: {rows} rows are too few for neighbors.{settings.width_setting} = {k + 1}; "
             f"give at least {k + 2} rows, or set {settings.width_setting} to at most {max(rows - 1, 0)}"
         )
-    arguments(config.neighbors.metric, config.neighbors.metric_kwds, dims)  # refuses what the metric cannot take
-    curve(config.layout)  # refuses what the layout cannot use
+    arguments(config.neighbors.metric, config.neighbors.metric_kwds, dims)  # refuses what the metric does not take
+    curve(config.layout)  # refuses a curve that the layout cannot use
     if (chunk_bytes := min(chunk_rows, rows) * dims * itemsize) > memory // 4:
         raise InputError(
             f"{config.input.where}: one chunk holds {format_bytes(chunk_bytes)}, more than a quarter of task_memory "

@@ -1,4 +1,4 @@
-"""Plans: the memory, disk and time that a run is projected to take, checked against what there is, and printed."""
+"""Plans: the memory, disk and time that a run is projected to take, and checks against the available resources."""
 
 from __future__ import annotations
 
@@ -21,25 +21,26 @@ from dumap.planning.geometry import (
 
 ALL_SECONDS, SEARCH_SECONDS, FEWEST_DIMS, EPOCH_SECONDS = 3.0, 4e-7, 50, 6e-8
 """Seconds that one core takes: for any run, for each row times its dims + FEWEST_DIMS, and for each row, epoch and
-neighbor (measured; threads wait for one another in small stages, which is not counted)."""
+neighbor (measured, without the time in which threads wait for one another in small stages)."""
 FASTEST, SLOWEST = 0.6, 2.0
-"""Between these multiples of that estimate runs of 10,000 to 10 million rows took, on processors with and without
-AVX-512 VNNI, two threads each (measured, from 0.72 to 1.7)."""
+"""The least and the greatest multiple of the estimate that a run may take. Runs of 10,000 to 10 million rows on two
+threads, with and without AVX-512 VNNI, took 0.72 to 1.7 times the estimate (measured)."""
 
 
 @dataclass(frozen=True)
 class Projection:
-    """What a stage projects that it will take.
+    """A stage's projection of what it will take.
 
     Attributes
     ----------
     tasks : int
     shuffled_bytes, disk_bytes : int
-        Bytes moved between tasks, and bytes left on disk.
+        Bytes that tasks read of parts (in audit and quality, also of the input), and bytes of the stage's parts on disk
+        when it ends, temporary parts included.
     task_bytes : float
-        Bytes of its largest task, beside what the process holds without it.
+        Bytes of the largest task, without those that the process holds without tasks.
     temporary_bytes : mapping of str to int
-        How many of `disk_bytes` are deleted later, by the kind of part.
+        The share of `disk_bytes` that is deleted later, by kind of part.
     """
 
     tasks: int
@@ -51,18 +52,18 @@ class Projection:
 
 @dataclass(frozen=True)
 class StagePlan:
-    """What one stage is projected to take.
+    """The projection of one stage in a plan.
 
     Attributes
     ----------
     name : str
     tasks : int
     shuffled_bytes, disk_bytes, peak_bytes : int
-        Bytes moved between tasks, bytes left on disk, and the peak memory of a worker with one thread.
+        The first two as in `Projection`; and the peak memory of a worker with one thread.
     held_bytes : int
-        The part of that peak which a worker holds without any task.
+        Bytes of this peak that a worker holds without any task.
     temporary : tuple of (int, frozenset of str)
-        Sizes of the parts that are deleted, each with the stages that must be done before.
+        Bytes of the parts that are deleted, each with the stages that must be done first.
     """
 
     name: str
@@ -74,7 +75,7 @@ class StagePlan:
     temporary: tuple[tuple[int, frozenset[str]], ...] = ()
 
     def disk_after(self, done: Collection[str]) -> int:
-        """Return the bytes of this stage that are left on disk once it and some other stages are done."""
+        """Return the bytes of this stage's parts on disk once the stages in `done` are done."""
         return self.disk_bytes - sum(some for some, readers in self.temporary if readers.issubset(done))
 
     def process_bytes(self, threads: int) -> int:
@@ -84,9 +85,9 @@ class StagePlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """A run's geometry, the stages that it makes, and about how long one core would take for all of them.
+    """A run's geometry, its stages, and the estimated time of one core for all of them.
 
-    Compiling is not counted. Stages that are inherited from a parent are made already, and only named.
+    Compiling is not counted. Stages that are inherited from a parent are only named.
 
     Examples
     --------
@@ -108,24 +109,24 @@ class Plan:
 
     @property
     def disk_bytes(self) -> int:
-        """What all stages write."""
+        """The bytes of all parts of all stages, temporary ones included."""
         return sum(stage.disk_bytes for stage in self.stages)
 
     @property
     def peak_disk_bytes(self) -> int:
-        """The most that is on disk at once."""
+        """The most bytes on disk at once."""
         return self.disk_needed(set())
 
     @property
     def final_disk_bytes(self) -> int:
-        """What the finished run takes on disk."""
+        """The bytes of the finished run on disk."""
         return self._disk_after({stage.name for stage in self.stages})
 
     def _disk_after(self, done: Collection[str]) -> int:
         return sum(stage.disk_after(done) for stage in self.stages if stage.name in done)
 
     def disk_needed(self, done: Collection[str]) -> int:
-        """Return how many bytes more than now may be on disk at once, if some stages are done."""
+        """Return how many bytes may be on disk at once beyond those of the stages in `done`."""
         ended, most = set(done), 0
         for stage in self.stages:
             if stage.name not in ended:
@@ -134,7 +135,7 @@ class Plan:
         return max(0, most - self._disk_after(done))
 
     def with_task(self, name: str, task_bytes: int) -> Plan:
-        """Return the plan where a stage's largest task takes so many bytes, or more."""
+        """Return the plan in which a stage's largest task takes at least `task_bytes`."""
         peaks = {stage: max(stage.peak_bytes, stage.held_bytes + task_bytes) for stage in self.stages}
         stages = (replace(s, peak_bytes=peak) if s.name == name else s for s, peak in peaks.items())
         return replace(self, stages=tuple(stages))
@@ -149,7 +150,7 @@ class Plan:
         return {
             **{
                 name: size for name, size in sizes.items() if not name.startswith("largest_")
-            },  # which are not known yet
+            },  # sizes that are not known yet
             "peak_bytes": self.peak_bytes,
             "disk_bytes": self.disk_bytes,
             "peak_disk_bytes": self.peak_disk_bytes,
@@ -163,9 +164,7 @@ class Plan:
         }
 
     def seconds(self, threads: int) -> tuple[float, float]:
-        """Return the least and the most seconds that a run is projected to take, without starting workers and
-        compiling.
-        """
+        """Return the least and the most seconds that a run may take, without starting workers and compiling."""
         return FASTEST * self.core_seconds / threads, SLOWEST * self.core_seconds / threads
 
     def __str__(self) -> str:
@@ -179,20 +178,20 @@ class Plan:
         done: Collection[str] = (),
         written: int = 0,
     ) -> None:
-        """Refuse what does not fit; say the number that would.
+        """Refuse a plan that does not fit. The error says what would fit.
 
         Parameters
         ----------
         worker_memory : int
-            The smallest worker's limit, as of one with a single thread; 0 for none.
+            The smallest worker's memory limit, reduced to that of a worker with one thread; 0 is no limit.
         free_disk : int or None
-            Bytes free where the output lies, where that is known.
+            Free bytes at the output, or None if they are not known.
         threads : int
-            Threads of a worker: each needs memory for a task, beside what the process holds once.
+            Threads of a worker. Each needs memory for a task.
         done : collection of str
             The stages that are done.
         written : int
-            Bytes on disk of stages that are not.
+            Bytes on disk of stages that are not done.
         """
         need = math.ceil(self.peak_bytes / PAUSE_FRACTION)
         if worker_memory and need > worker_memory:
@@ -222,14 +221,14 @@ def core_seconds(config: Config, geometry: Geometry, stages: Collection[str] = (
     search = rows * (geometry.dims + FEWEST_DIMS) * SEARCH_SECONDS
     if geometry.columns:
         search = 0.0
-    elif metric not in EUCLIDEAN_ORDER:  # each pair by the metric's own function
+    elif metric not in EUCLIDEAN_ORDER:  # the metric's own function computes each pair
         search += rows * min(rows, exact_rows(geometry.dims)) * (PAIR_SECONDS + DIM_SECONDS * geometry.dims)
     descent = rows * geometry.n_epochs * k * EPOCH_SECONDS
     return ALL_SECONDS + search * ("neighbors" in stages) + descent * ("layout" in stages)
 
 
 def format_seconds(seconds: float) -> str:
-    """Write a duration to two digits: '40 s', '12 min', '3.5 h'."""
+    """Format a duration with two digits: '40 s', '12 min', '3.5 h'."""
     for unit, size in (("h", 3600), ("min", 60)):
         if seconds >= 1.5 * size:
             return f"{seconds / size:.2g} {unit}" if seconds < 99 * size else f"{seconds / size:.0f} {unit}"
@@ -237,7 +236,7 @@ def format_seconds(seconds: float) -> str:
 
 
 def describe(projected: Plan, threads: int) -> str:
-    """Write a plan for people, with the time on `threads` threads.
+    """Format a plan as text, with the time on `threads` threads.
 
     Parameters
     ----------

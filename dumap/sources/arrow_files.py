@@ -1,4 +1,4 @@
-"""Parquet and CSV, as pyarrow reads them."""
+"""Parquet and CSV files, read by pyarrow."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ def _is_number(kind: Any) -> bool:
 
 
 def _numpy(kind: Any) -> np.dtype:
-    """Return the dtype of a column's values; of one that may lack some, of floating point, for NaN."""
+    """Return NumPy's dtype of a column's values."""
     return np.dtype(bool) if pyarrow.types.is_boolean(kind) else np.dtype(kind.to_pandas_dtype())
 
 
 def _values(column: Any, dtype: np.dtype) -> np.ndarray:
-    """Return a column's values; NaN for those that lack."""
+    """Return a column's values, with NaN for missing values."""
     if column.null_count:
         if dtype.kind != "f":
             raise InputError("a list lacks values, which whole numbers cannot say")
@@ -45,10 +45,10 @@ def _matrix(batch: Any, columns: list[str], dtype: np.dtype) -> np.ndarray:
 
 
 class Parquet:
-    """A Parquet file: columns of numbers, or one column of lists of numbers, all of one length.
+    """A Parquet file with columns of numbers, or with one column of lists of numbers that have equal lengths.
 
-    Beside the rows that are asked for, some pages of each column are held, of about a megabyte each, whatever the rows
-    of a row group.
+    Memory holds the rows of a block and some pages of each column, of about a megabyte each. It does not depend on the
+    size of row groups.
 
     Parameters
     ----------
@@ -82,7 +82,7 @@ class Parquet:
                 self.dims = 0 if first is None else len(first.column(0)[0].as_py() or ())
 
     def blocks(self, rows: int) -> Iterator[Block]:
-        """As of `Table`."""
+        """See `Table`."""
         taken = [self._list] if self.columns is None else self.columns
         read = [*taken, *([] if self._names is None else [self._names])]
         with (
@@ -102,13 +102,13 @@ class Parquet:
 
 
 def _pandas_index(schema: Any) -> str | None:
-    """Return the column of row names that pandas wrote; None where there is none."""
+    """Return the column of row names that pandas wrote, or None."""
     index = (schema.pandas_metadata or {}).get("index_columns", [])
     return index[0] if len(index) == 1 and isinstance(index[0], str) else None
 
 
 def _may_lack(metadata: Any, name: str) -> bool:
-    """Return whether a column may lack some values, which then are NaN."""
+    """Return whether a column may lack some values."""
     for group in (metadata.row_group(number) for number in range(metadata.num_row_groups)):
         for column in (group.column(number) for number in range(group.num_columns)):
             if column.path_in_schema == name:
@@ -125,7 +125,7 @@ def _is_list(kind: Any) -> bool:
 
 
 def _the_list(wanted: tuple[str, ...] | None, numbers: list[str], lists: list[str]) -> str | None:
-    """Return the column of lists that is taken; None where columns of numbers are."""
+    """Return the column of lists that is taken, or None if columns of numbers are taken."""
     if wanted is None:
         return lists[0] if len(lists) == 1 and not numbers else None
     return wanted[0] if len(wanted) == 1 and wanted[0] in lists else None
@@ -136,7 +136,7 @@ def _names(batch: Any, name: str | None) -> list[str] | None:
 
 
 class Csv:
-    """A file of text, a row a line, with names of columns in the first or without.
+    """A text file with a row on each line. The first line may hold the columns' names.
 
     Parameters
     ----------
@@ -151,7 +151,7 @@ class Csv:
             schema = reader.schema
         there = list(schema.names)
         self._index = choice.names
-        if self._index is None and there and there[0] == "":  # as pandas and R write row names
+        if self._index is None and there and there[0] == "":  # pandas and R write row names so
             self._index = ""
         if self._index is not None and self._index not in there:
             raise InputError(f"{path}: has no column {self._index!r}; its columns are {', '.join(there)}")
@@ -172,7 +172,7 @@ class Csv:
 
     @contextlib.contextmanager
     def _reader(self, types: dict[str, Any]) -> Iterator[Any]:
-        """Open the file; the columns of which a type is given are read, or all."""
+        """Open the file, and read the columns in `types`, or all columns if it is empty."""
         csv = pyarrow.csv
         options = csv.ConvertOptions(column_types=types, include_columns=list(types) or None)
         with csv.open_csv(
@@ -184,7 +184,7 @@ class Csv:
             yield reader
 
     def blocks(self, rows: int) -> Iterator[Block]:
-        """As of `Table`; as many at a time as are parsed at once."""
+        """See `Table`. A block has at most the rows that are parsed at once."""
         types = {name: pyarrow.float64() for name in self.taken}
         if self._index is not None:
             types[self._index] = pyarrow.string()

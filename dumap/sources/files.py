@@ -1,4 +1,4 @@
-"""Files of tables that become a Zarr store: their columns, and their rows block by block."""
+"""Table files for `dumap ingest`: their columns, and their rows block by block."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import numpy as np
 from dumap.errors import InputError, needs
 
 Block = tuple[np.ndarray, "list[str] | None"]
-"""Rows, and their names where they have any."""
+"""Rows, and the rows' names if there are any."""
 LIST_ENDINGS = (".npy", ".npz", ".parquet", ".pq", ".h5", ".hdf5", ".h5ad", ".csv", ".csv.gz", ".tsv", ".tsv.gz")
 INDEX = "_index"
 """Attribute of an AnnData table that names its column of row names."""
@@ -27,14 +27,14 @@ MAX_LISTED = 20
 
 @dataclass(frozen=True)
 class FileSelection:
-    """What of a file is taken.
+    """The part of a file that is taken.
 
     Attributes
     ----------
     columns : tuple of str, optional
-        Names of columns, or numbers and ranges START:STOP of them; all that hold numbers where not given.
+        Columns, by name, or by number or range START:STOP. By default all columns that hold numbers.
     key : str, optional
-        The array in a file that holds several.
+        The array to take from a file with several.
     names : str, optional
         The column of row names.
     header : bool
@@ -57,7 +57,7 @@ class Table(Protocol):
     dims : int
     dtype : numpy.dtype
     left_out : list of str
-        Columns that hold no numbers.
+        Columns that are left out because they hold no numbers.
     """
 
     columns: list[str] | None
@@ -66,16 +66,16 @@ class Table(Protocol):
     left_out: list[str]
 
     def blocks(self, rows: int) -> Iterator[Block]:
-        """Yield all rows in order, about so many at a time."""
+        """Yield all rows in order, about `rows` at a time."""
 
 
 def expand(sources: Sequence[str]) -> list[str]:
-    """List the files of paths, patterns and folders of Parquet, those of a pattern in order of their names.
+    """List the files of paths, patterns and folders of Parquet. Files of a pattern are sorted by name.
 
     Raises
     ------
     InputError
-        There is none.
+        There is no such file.
     """
     found: list[str] = []
     for source in sources:
@@ -99,7 +99,7 @@ def open_table(path: str, choice: FileSelection) -> Table:
     Raises
     ------
     InputError
-        It cannot be read, or does not hold what is to be taken.
+        The file cannot be read, or lacks a column or array that `choice` names.
     ConfigError
         A library is missing.
     """
@@ -126,7 +126,7 @@ def open_table(path: str, choice: FileSelection) -> Table:
 
 @contextlib.contextmanager
 def readable(path: str) -> Iterator[None]:
-    """Name the file in what goes wrong as it is read."""
+    """Turn errors of reading into errors that name the file."""
     try:
         yield
     except ImportError as error:
@@ -137,12 +137,12 @@ def readable(path: str) -> Iterator[None]:
 
 
 def chosen_numbers(path: str, columns: tuple[str, ...] | None, dims: int) -> np.ndarray | None:
-    """Return which columns of an array are taken; None for all.
+    """Return the numbers of the columns that are taken, or None for all columns.
 
     Raises
     ------
     InputError
-        They are no numbers of columns.
+        A column is not a number or a range of columns.
     """
     if columns is None:
         return None
@@ -161,12 +161,14 @@ def chosen_numbers(path: str, columns: tuple[str, ...] | None, dims: int) -> np.
 
 
 def chosen_names(path: str, columns: tuple[str, ...] | None, there: Sequence[str], numbers: Sequence[str]) -> list[str]:
-    """Return the names of the columns that are taken, of those that are there, and those that hold numbers.
+    """Return the names of the columns that are taken.
+
+    `there` names all columns, `numbers` the columns that hold numbers.
 
     Raises
     ------
     InputError
-        One is not there, or holds no numbers, or none does.
+        A column does not exist or holds no numbers, or no column holds numbers.
     """
     listed = ", ".join(map(str, there[:MAX_LISTED])) + (", ..." if len(there) > MAX_LISTED else "")
     for column in columns or ():
@@ -181,7 +183,7 @@ def chosen_names(path: str, columns: tuple[str, ...] | None, there: Sequence[str
 
 
 def require_numbers(path: str, shape: tuple[int, ...], dtype: np.dtype) -> None:
-    """Refuse what is no matrix of numbers.
+    """Refuse an array that is not a matrix of numbers.
 
     Raises
     ------
@@ -197,13 +199,13 @@ def require_numbers(path: str, shape: tuple[int, ...], dtype: np.dtype) -> None:
 
 
 class Sliced:
-    """A matrix of which any rows can be read.
+    """A matrix from which any range of rows can be read.
 
     Parameters
     ----------
     path : str
     matrix : array-like
-        Of (rows, columns).
+        The matrix, (rows, columns).
     choice : FileSelection
     names : array-like, optional
         Names of the rows.
@@ -227,12 +229,14 @@ class Sliced:
 
 
 def text_of(values: Any) -> list[str]:
-    """Return names as text."""
+    """Return row names as text."""
     return [value.decode() if isinstance(value, bytes) else str(value) for value in values]
 
 
 class _Mapped:
-    """An array of a .npy file, mapped anew for each block, so that no more of it counts as this process's memory."""
+    """An array of a .npy file. It is mapped anew for each block, so that only one block counts as this process's
+    memory.
+    """
 
     def __init__(self, path: str) -> None:
         array = np.load(path, mmap_mode="r")
@@ -249,7 +253,7 @@ def _numpy(path: str, choice: FileSelection) -> Sliced:
 
 
 class Npz:
-    """An array of a .npz file, which is read from its beginning to its end.
+    """An array of a .npz file, read from beginning to end.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""HDF5, with the layout of AnnData's .h5ad, as h5py reads it."""
+"""HDF5 files, with AnnData's .h5ad among them, read by h5py."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from dumap.errors import InputError
 from dumap.sources.files import INDEX, Block, FileSelection, Sliced, chosen_numbers, readable, text_of
 
 MAX_LISTED = 10
-"""Arrays that a message names."""
+"""Most arrays that a message names."""
 
 
 def open_hdf5(path: str, choice: FileSelection) -> Sliced | SparseRows:
-    """Open a matrix of a file: the one named, or X of AnnData, or the only one there is.
+    """Open a matrix of a file: the matrix that `choice` names, otherwise AnnData's X, otherwise the file's only matrix.
 
     Raises
     ------
@@ -58,7 +58,9 @@ def _rows(node: Any) -> int:
 
 
 def _names(path: str, file: Any, choice: FileSelection) -> Any:
-    """Return the names of the rows: of the array that is named, or of AnnData's obs; None where there are none."""
+    """Return the names of the rows: the array that `choice` names, otherwise the index of AnnData's obs, otherwise
+    None.
+    """
     if choice.names is not None:
         if not isinstance(file.get(choice.names), h5py.Dataset):
             raise InputError(f"{path}: has no array {choice.names!r}")
@@ -69,13 +71,13 @@ def _names(path: str, file: Any, choice: FileSelection) -> Any:
 
 
 class SparseRows:
-    """A sparse matrix by rows, of which each block is made dense as it is read.
+    """A sparse matrix, stored by rows. Each block becomes dense when it is read.
 
     Parameters
     ----------
     path : str
     group : h5py.Group
-        With data, indices and indptr.
+        The group with data, indices and indptr.
     choice : FileSelection
     names : array-like, optional
     """

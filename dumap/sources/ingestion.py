@@ -1,4 +1,4 @@
-"""Turns files of tables into a Zarr store, chunk by chunk."""
+"""Write table files to a Zarr store, chunk by chunk."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from dumap.sources.files import FileSelection, expand, open_table
 from dumap.store import NewStore
 
 CHUNK_BYTES = 8 << 20
-"""About so many bytes are a chunk: a task reads a few of them."""
+"""About how many bytes a chunk has. A task reads a few chunks."""
 MOST_CHUNK_ROWS = 65536
 NAMES = "names"
-"""The array of row names beside the rows."""
+"""Name of the array of row names."""
 SAY_SECONDS = 10.0
 
 
 class _Facts(NamedTuple):
-    """What is known of a file before its rows are read."""
+    """Facts of a file, known before its rows are read."""
 
     path: str
     columns: list[str] | None
@@ -39,7 +39,7 @@ def _look(path: str, choice: FileSelection) -> _Facts:
 
 
 def _check_alike(first: _Facts, other: _Facts) -> None:
-    """Refuse files that do not go together."""
+    """Refuse files whose columns differ."""
     if other.dims != first.dims:
         raise InputError(f"{other.path} has {other.dims} columns, {first.path} has {first.dims}")
     if other.columns != first.columns:
@@ -61,29 +61,30 @@ def ingest(
     Parameters
     ----------
     sources : sequence of str
-        Paths, patterns, and folders of Parquet; in order, those of a pattern in order of their names.
+        Paths, patterns and folders of Parquet, in the order of the rows. Files of a pattern are sorted by name.
     output : str
-        A path or a URL at which there is nothing. The store is there once it is whole.
+        A path or URL at which nothing exists. The store appears once it is complete.
     choice : FileSelection, optional
-        What of each file is taken.
+        The part of each file that is taken.
     array : str
-        What the array is called.
+        Name of the array.
     dtype : str, optional
-        Of the values; by default one that holds those of all files.
+        Dtype of the values. By default one that holds the values of all files.
     note : callable
-        Told how it goes on.
+        Called with messages about the progress.
 
     Returns
     -------
     dict
-        'output', 'array', 'rows', 'dims', 'dtype', 'chunk_rows', 'columns' and 'names', the array of row names or None.
+        'output', 'array', 'rows', 'dims', 'dtype', 'chunk_rows', 'columns' and 'names', the name of the array of row
+        names or None.
 
     Raises
     ------
     InputError
-        A file cannot be read, holds no numbers, or does not go with those before.
+        A file cannot be read, holds no numbers, or has other columns than the first file.
     StorageError
-        The output is there, or cannot be written.
+        The output exists or cannot be written.
     """
     choice = choice or FileSelection()
     if array == NAMES or "/" in array or not array:
@@ -118,7 +119,7 @@ def ingest(
 def _copy(
     facts: Sequence[_Facts], choice: FileSelection, store: NewStore, array: str, note: Callable[[str], None]
 ) -> bool:
-    """Copy the rows of files; tell whether they have names."""
+    """Copy the rows of files; return whether rows have names."""
     named: bool | None = None
     said = time.monotonic()
     for one in facts:
@@ -137,7 +138,7 @@ def _copy(
 
 
 def _dtype(name: str | None) -> np.dtype | None:
-    """Read the name of a dtype."""
+    """Return the dtype of a name; None for no name."""
     if name is None:
         return None
     try:

@@ -1,4 +1,4 @@
-"""Neighbours that a program gives instead of having them searched, as the lists that a run reads."""
+"""Given neighbours of a program, turned into the lists that a run reads."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ def from_matrix(matrix: Any, rows: int | None, n_neighbors: int) -> Lists:
     Parameters
     ----------
     matrix : sparse matrix, shape (rows, rows)
-        As scikit-learn's `kneighbors_graph(mode="distance")` or scanpy's `obsp["distances"]`: what is stored is a
-        neighbour, at distance 0 too; the row itself may be.
+        The matrix of scikit-learn's `kneighbors_graph(mode="distance")` or scanpy's `obsp["distances"]`. Each stored
+        entry is a neighbour, also at distance 0. A row may hold itself.
     rows : int, optional
-        Rows that are embedded, where that is known.
+        Rows that are embedded, if their number is known.
     n_neighbors : int
         Neighbours that are needed, the row itself counted.
 
     Returns
     -------
     indices : ndarray of int64, shape (rows, columns)
-        The nearest first, the row itself left out; -1 where there are no more.
-    distances : ndarray of float32, likewise
+        The nearest first, without the row itself; then -1.
+    distances : ndarray of float32, shape (rows, columns)
         Infinite where there is no neighbour.
 
     Raises
     ------
     DataError
-        It is no such matrix, or holds too few neighbours.
+        The argument is no such matrix, or has too few neighbours.
     """
     if not sparse.issparse(matrix):
         raise DataError(
@@ -59,22 +59,22 @@ def from_matrix(matrix: Any, rows: int | None, n_neighbors: int) -> Lists:
 
 
 def lists_of(matrix: Any, first: int, columns: int | None = None) -> Lists:
-    """Return the lists that some rows of a sparse matrix of distances hold.
+    """Return the lists that consecutive rows of a sparse matrix of distances hold.
 
     Parameters
     ----------
     matrix : sparse matrix, shape (n, rows)
     first : int
-        The row that its first row is.
+        Number of the first of these rows.
     columns : int, optional
-        How many neighbours are wanted; by default as many as the fullest row has.
+        Neighbours of each list; by default as many as the fullest row has.
 
     Returns
     -------
     indices, distances
-        As of `from_matrix`, (n, columns).
+        As in `from_matrix`, (n, columns).
     """
-    found = matrix.tocoo()  # which keeps zeros that are stored
+    found = matrix.tocoo()  # this keeps stored zeros
     others = found.row + first != found.col
     heads, tails, lengths = found.row[others], found.col[others], found.data[others]
     order = np.lexsort((tails, lengths, heads))
@@ -90,19 +90,19 @@ def lists_of(matrix: Any, first: int, columns: int | None = None) -> Lists:
 
 
 def from_arrays(given: tuple[Any, ...], rows: int | None, n_neighbors: int) -> Lists | None:
-    """Return the lists of umap-learn's `precomputed_knn`; None where they do not fit, of which a warning tells.
+    """Return the lists of umap-learn's `precomputed_knn`. If they do not fit the data, warn and return None.
 
     Parameters
     ----------
     given : tuple
-        Indices and distances, (rows, columns), and maybe an index, which is not used.
+        Indices and distances, (rows, columns). A third item, an index, is not used.
     rows, n_neighbors
-        As of `from_matrix`.
+        As in `from_matrix`.
 
     Raises
     ------
     ParameterError
-        They are no two arrays of one shape.
+        The items are not two arrays of one shape.
     """
     arrays = given[:2]
     if len(given) not in (2, 3) or not all(isinstance(array, np.ndarray) and array.ndim == 2 for array in arrays):
@@ -123,7 +123,7 @@ def from_arrays(given: tuple[Any, ...], rows: int | None, n_neighbors: int) -> L
 
 
 def write_lists(path: str, indices: np.ndarray, distances: np.ndarray) -> None:
-    """Write lists where a run finds them, as the group that `neighbors.precomputed` names."""
+    """Write lists as a group for `neighbors.precomputed`."""
     write_arrays(
         path,
         {

@@ -1,4 +1,6 @@
-"""audit: the recall of the lists, on a sample of rows searched exactly; repairs while it is too low, each audited."""
+"""audit: measure the lists' recall on a sample of rows that is searched exactly, and repair the lists while recall is
+too low.
+"""
 
 from __future__ import annotations
 
@@ -20,11 +22,11 @@ from dumap.stages.distances import columns_of, fill, tiles
 from dumap.stages.repair import repair_lists
 
 RELATIVE, ROUNDING = 1e-6, 1e-15
-"""Distances count as equal within a relative error, and an absolute one for each dim and unit of squared length."""
+"""Distances count as equal within a relative error, plus an absolute error for each dim and unit of squared length."""
 
 
 def collect_queries(job: Job, part: str) -> None:
-    """Collect the queries of one audit: rows, vectors, positions and lists."""
+    """Collect the queries of one audit: their rows, vectors, positions and lists."""
     store, geometry, number = job.run, job.geometry, number_of(part)
     lists = NeighborLists(store, number)
     among, step = distinct_rows(job), queries_at_once(job.config, geometry.dims)
@@ -50,7 +52,7 @@ def collect_queries(job: Job, part: str) -> None:
 
 
 def listed_by(lists: NeighborLists, positions: np.ndarray) -> np.ndarray:
-    """Read the lists of some positions, cell by cell, (n, width - 1) int64."""
+    """Read the lists of positions, cell by cell, (n, width - 1) int64."""
     listed = np.full((len(positions), lists.read("indices", 0, 1).shape[1]), -1, np.int64)
     homes = np.searchsorted(lists.table.offsets, positions, side="right") - 1
     for home in np.unique(homes):
@@ -61,7 +63,9 @@ def listed_by(lists: NeighborLists, positions: np.ndarray) -> np.ndarray:
 
 
 def search_block(job: Job, part: str, number: int) -> None:
-    """Find the queries' exact nearest rows in a block, and the exact distances of listed rows in it."""
+    """Find the queries' exact nearest rows in a block, and the exact distances of the listed rows that the block
+    holds.
+    """
     store, block = job.run, number_of(part)
     queried, listed = (store.read(AUDIT, f"queries-{number}", name) for name in ("positions", "listed"))
     positions = CellTable(store).positions(store, block)
@@ -80,7 +84,7 @@ def search_block(job: Job, part: str, number: int) -> None:
 
 
 def merge_blocks(job: Job, part: str) -> None:
-    """Merge the blocks' exact neighbours."""
+    """Merge the exact neighbours of all blocks."""
     store, number = job.run, number_of(part)
     first, *names = part_names(f"search-{number}", job.geometry.blocks)
     arrays = ("ids", "distances", "listed_distances")
@@ -98,7 +102,9 @@ def merge_blocks(job: Job, part: str) -> None:
 
 
 def limits_of(job: Job, farthest: np.ndarray, queries: np.ndarray) -> np.ndarray:
-    """Return the greatest distance at which a row counts as an exact neighbour, equally far as the farthest."""
+    """Return, for each query, the greatest distance at which a row counts as equally far as the farthest exact
+    neighbour.
+    """
     metric, farthest = job.config.neighbors.metric, farthest.astype(np.float64)
     if metric not in vectors.EUCLIDEAN_ORDER:
         return farthest * (1 + RELATIVE)
@@ -108,7 +114,7 @@ def limits_of(job: Job, farthest: np.ndarray, queries: np.ndarray) -> np.ndarray
 
 
 def report(job: Job, part: str) -> None:
-    """Compute the recall of each query's list, and the figures of the audit."""
+    """Compute the recall of each query's list, and the facts of the audit."""
     store, table, number = job.run, CellTable(job.run), number_of(part)
     rows, queried, listed = (store.read(AUDIT, f"queries-{number}", name) for name in ("rows", "positions", "listed"))
     exact, distances, listed_distances = (
@@ -141,7 +147,7 @@ def report(job: Job, part: str) -> None:
 
 
 def audit_lists(context: Context, number: int) -> dict:
-    """Audit the lists after `number` repairs, on queries that no other audit has; return the figures."""
+    """Audit the lists after `number` repairs, on queries of their own; return the facts."""
     context.compute(AUDIT, collect_queries, [f"queries-{number}"])
     search_parts = part_names(f"search-{number}", context.geometry.blocks)
     context.compute(AUDIT, search_block, search_parts, number=number)
@@ -151,7 +157,7 @@ def audit_lists(context: Context, number: int) -> dict:
 
 
 def run(context: Context) -> dict:
-    """Audit the lists and repair them while the recall is below its target; return the figures."""
+    """Audit the lists, and repair them while recall is below its target; return the facts."""
     settings = context.config.neighbors
     if not context.config.audit.queries:
         return {"queries": 0, "repairs": 0}
@@ -182,7 +188,7 @@ def run(context: Context) -> dict:
 
 
 def project(geometry: Geometry, config: Config, worker_memory: int) -> Projection:
-    """Project what the stage will take, with as many repairs as are allowed."""
+    """Project what the stage will take with the most repairs that are allowed."""
     k, index, rows = config.neighbors.search_k, geometry.index_dtype.itemsize, geometry.rows
     queries, times = min(config.audit.queries, rows), audits(config)
     repairs = times - 1
@@ -199,7 +205,7 @@ def project(geometry: Geometry, config: Config, worker_memory: int) -> Projectio
         task_bytes=max(audit_bytes(config, geometry, queries), repair_bytes(config, geometry) if repairs else 0),
         temporary_bytes={
             "search": times * exact_bytes
-            + (halo + offers + repairs * lists if repairs else 0)  # the last replace the first
+            + (halo + offers + repairs * lists if repairs else 0)  # the lists of the last repair replace the first
         },
     )
 

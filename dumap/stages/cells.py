@@ -1,4 +1,4 @@
-"""cells: group the rows into cells that fit in memory, and sort their vectors by cell."""
+"""cells: group the rows into cells that fit in memory, and sort the vectors by cell."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ from dumap.stages.sorting import (
 )
 
 RANKED_LEAVES = 16
-"""Leaves that are found for a row: it joins the cells of the nearest, `sorting.JOINED_LEAVES`, and probes the others in
-cells that it has joined anyway."""
+"""Nearest leaves that are found for a row. The row joins cells of the nearest `sorting.JOINED_LEAVES` of them, and
+probes the others only in cells that it has joined."""
 SPAN_BYTES, TABLE_BYTES, FIRSTS_A_RANGE = 64, 36, 256
 """Bytes of a cell and a group while they are tabulated, and on disk; and cells of a range of their counts."""
 MARGIN = 2**0.5
-"""Leaves farther than so many times the nearest are left out, but for the nearest three (`tree.UNCONDITIONAL`). In data
-of low dimension, those are most of them."""
+"""Leaves farther than this many times the nearest leaf are left out, except the nearest three (`tree.UNCONDITIONAL`).
+In data of low dimension, this leaves out most leaves."""
 
 
 def grow_tree(job: Job, part: str) -> None:
@@ -63,7 +63,7 @@ def grow_tree(job: Job, part: str) -> None:
 
 
 def find_leaves(job: Job, part: str) -> None:
-    """Find the nearest leaves of each row of a block; count the rows of its leaves."""
+    """Find the nearest leaves of each row of a block; count the rows of each leaf."""
     store, block = job.run, number_of(part)
     x = vectors.to_euclidean(job.rows(*job.geometry.block(block)), job.config.neighbors.metric)
     dropped = is_left_out(job, block)
@@ -77,7 +77,7 @@ def find_leaves(job: Job, part: str) -> None:
 
 
 def _add_loads(job: Job, names: list[str]) -> np.ndarray:
-    """Add up the rows of each leaf that parts have counted, (leaves,) int64."""
+    """Add up the counts of each leaf's rows in several parts, (leaves,) int64."""
     loads = np.zeros(job.run.summary(CELLS, "tree")["leaves"], np.int64)
     for leaves, counts in (loads_of.T for loads_of in job.run.read_each(CELLS, [(n, "loads", 0, None) for n in names])):
         loads[leaves] += counts
@@ -85,7 +85,7 @@ def _add_loads(job: Job, names: list[str]) -> np.ndarray:
 
 
 def sum_loads(job: Job, part: str) -> None:
-    """Add up the rows of each leaf over some blocks."""
+    """Add up the rows of each leaf over a range of blocks."""
     loads = _add_loads(job, part_names("near", job.geometry.blocks)[slice(*range_of(part))])
     leaves = np.flatnonzero(loads)
     with job.run.part(CELLS, part) as out:
@@ -105,8 +105,9 @@ def pack_leaves(job: Job, part: str) -> None:
 
 
 def assign_group(job: Job, part: str) -> None:
-    """Choose the home of each row of a group of blocks; count its home rows and its guests by cell, and its guests by
-    cell and priority.
+    """Choose the home cell of each row of a group of blocks.
+
+    The task counts the group's home rows and guests by cell, and its guests by cell and priority.
     """
     store, group = job.run, number_of(part)
     count = store.summary(CELLS, "packing")["cells"]
@@ -122,7 +123,9 @@ def assign_group(job: Job, part: str) -> None:
 
 
 def _add_guests(job: Job, names: list[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Add up what parts have counted: home rows, (cells,) int64, and guests by priority, (cells, priorities) int64."""
+    """Add up the counts of several parts: home rows, (cells,) int64, and guests by priority, (cells, priorities)
+    int64.
+    """
     count, priorities = job.run.summary(CELLS, "packing")["cells"], job.run.summary(CELLS, names[0])["priorities"]
     homes, guests = np.zeros(count, np.int64), np.zeros((count, priorities), np.int64)
     read = job.run.read_each(CELLS, [(name, array, 0, None) for name in names for array in ("home_firsts", "guests")])
@@ -133,7 +136,7 @@ def _add_guests(job: Job, names: list[str]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def sum_guests(job: Job, part: str) -> None:
-    """Add up the home rows and the guests of each cell over some groups."""
+    """Add up the home rows and the guests of each cell over a range of groups."""
     names = part_names("assign", job.geometry.groups)[slice(*range_of(part))]
     homes, guests = _add_guests(job, names)
     at = np.flatnonzero(guests)
@@ -144,7 +147,7 @@ def sum_guests(job: Job, part: str) -> None:
 
 
 def limit_guests(job: Job, part: str) -> None:
-    """Decide how many classes of guests each cell admits, and where each cell's rows begin."""
+    """Decide how many priorities of guests each cell admits, and find the position of each cell's first row."""
     homes, guests = _add_guests(job, summed("assign", "guest_sums", job.geometry.groups))
     limits = cells.admitted_priorities(homes, guests)
     turned_away = np.where(np.arange(guests.shape[1]) < limits[:, None], 0, guests)
@@ -155,7 +158,7 @@ def limit_guests(job: Job, part: str) -> None:
 
 
 def count_group(job: Job, part: str) -> None:
-    """Count a group's guests by cell again, without those that are not admitted."""
+    """Count a group's guests by cell again, without guests that are not admitted."""
     group, count = number_of(part), job.run.summary(CELLS, "packing")["cells"]
     row_cells, _ = route_admitted(job, group)
     with job.run.part(CELLS, part) as out:
@@ -163,12 +166,12 @@ def count_group(job: Job, part: str) -> None:
 
 
 def cells_a_part(job: Job) -> int:
-    """Return of how many cells a part of the table tells where their rows are."""
+    """Return the number of cells in a part of the table."""
     return max(1, job.config.task_memory // 4 // (job.geometry.groups * SPAN_BYTES))
 
 
 def tabulate(job: Job, part: str) -> None:
-    """Tabulate where the rows of a range of cells are: in each sorted group, and in the order of positions."""
+    """Tabulate where the rows of a range of cells are, in each sorted group and by position."""
     store, step, groups = job.run, cells_a_part(job), job.geometry.groups
     offsets, limits = store.read(CELLS, LIMITS, "offsets"), store.summary(CELLS, LIMITS)
     first = number_of(part) * step
@@ -191,7 +194,7 @@ def tabulate(job: Job, part: str) -> None:
 
 
 def finish_table(job: Job, part: str) -> None:
-    """Write where each cell's rows begin, and the figures of all cells."""
+    """Write the position of each cell's first row, and the facts of all cells."""
     store, geometry = job.run, job.geometry
     offsets = store.read(CELLS, LIMITS, "offsets")
     names = part_names(SPANS, -(-(len(offsets) - 1) // cells_a_part(job)))
@@ -211,13 +214,13 @@ def finish_table(job: Job, part: str) -> None:
 
 
 def add_up(context: Context, task: Task, kind: str, sums: str, count: int) -> None:
-    """Have many parts of a kind added up in ranges, so that the task after them need not read each."""
+    """Add up many parts of a kind in ranges, so that the next task reads few parts."""
     if count > FEW_PARTS:
         context.compute(CELLS, task, summed(kind, sums, count))
 
 
 def run(context: Context) -> dict:
-    """Choose the cells, then sort the vectors by home cell; return the figures."""
+    """Choose the cells, then sort the vectors by home cell; return the facts."""
     store, blocks, groups = context.run, context.geometry.blocks, context.geometry.groups
     context.compute(CELLS, grow_tree, ["tree"])
     context.compute(CELLS, find_leaves, part_names("near", blocks))

@@ -1,4 +1,4 @@
-"""neighbors: search each cell's home rows, then home rows with guests; merge each row's lists from all its cells."""
+"""neighbors: search each cell's home rows, then home rows with guests, and merge each row's lists of all its cells."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from dumap.stages.distances import defined_distances, metric_arguments
 from dumap.stages.sorting import sort_bytes, sort_guests, sorted_row_bytes
 
 WAVE_BYTES = 32 * 2**30
-"""Bytes of guests that are sorted at once however few the rows are."""
+"""Guests of this many bytes are sorted at once even if they exceed the home rows."""
 
 
 def euclidean_rows(job: Job, cell: Cell, rows: np.ndarray) -> np.ndarray:
@@ -42,7 +42,7 @@ def euclidean_rows(job: Job, cell: Cell, rows: np.ndarray) -> np.ndarray:
 
 
 BatchLists = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
-"""Rows of a cell, their positions, and their lists: positions and distances."""
+"""Rows of a cell, the rows' positions, and the rows' lists: positions and distances."""
 
 
 def void_lists(job: Job, rows: int) -> tuple[np.ndarray, np.ndarray]:
@@ -54,7 +54,7 @@ def void_lists(job: Job, rows: int) -> tuple[np.ndarray, np.ndarray]:
 def merge_home(lists: tuple[np.ndarray, np.ndarray], home_rows: int, batch: BatchLists) -> None:
     """Merge the lists of a batch into those of the home rows.
 
-    Ties go by the hash of positions: the order of the graph, whatever that of the search was.
+    Equal distances are ordered by the hash of positions, as in the graph.
     """
     rows, positions, listed, distances = batch
     is_home = rows < home_rows
@@ -63,7 +63,7 @@ def merge_home(lists: tuple[np.ndarray, np.ndarray], home_rows: int, batch: Batc
 
 
 def guest_lists(job: Job, home_rows: int, batch: BatchLists) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the positions, ascending, and lists of those guests for which a batch found neighbours."""
+    """Return the positions, ascending, and the lists of the guests for which a batch found neighbours."""
     rows, positions, listed, distances = batch
     guests = np.flatnonzero((rows >= home_rows) & (listed >= 0).any(axis=1))
     guests = guests[np.argsort(rows[guests])]
@@ -74,7 +74,7 @@ def guest_lists(job: Job, home_rows: int, batch: BatchLists) -> tuple[np.ndarray
 
 
 def distances_of(job: Job, squared: np.ndarray) -> np.ndarray:
-    """Turn squared Euclidean distances into the metric's."""
+    """Turn squared Euclidean distances into distances of the metric."""
     with np.errstate(over="ignore"):
         return vectors.metric_from_squared(squared, job.config.neighbors.metric).astype(np.float32)
 
@@ -103,7 +103,7 @@ def search_home(job: Job, part: str) -> None:
 
 
 def kth_squared_of(job: Job, table: CellTable, positions: np.ndarray) -> np.ndarray:
-    """Return the squared distance of the last neighbour at home of the rows at ascending positions."""
+    """Return, for rows at ascending positions, the squared distance of the last neighbour found in the home cell."""
     homes = np.searchsorted(table.offsets, positions, side="right") - 1
     parts, kth_squared = part_names("home", table.cells), np.empty(len(positions))
     there = np.unique(homes)
@@ -116,7 +116,7 @@ def kth_squared_of(job: Job, table: CellTable, positions: np.ndarray) -> np.ndar
 
 
 def meet_guests(job: Job, part: str, wave: tuple[int, int]) -> None:
-    """Find nearer neighbours of home rows among the guests, and of guests among the home rows; a batch of guests at a
+    """Find nearer neighbours of home rows among the guests, and of guests among the home rows, a batch of guests at a
     time.
     """
     table, number = CellTable(job.run), number_of(part)
@@ -127,7 +127,7 @@ def meet_guests(job: Job, part: str, wave: tuple[int, int]) -> None:
     guest_homes[: cell.home_rows] = -1
     kth_squared = kth_squared_of(job, table, cell.positions[cell.home_rows :])
 
-    def batch(rows: np.ndarray) -> BatchLists:  # a function, so that its arrays are freed before the next
+    def batch(rows: np.ndarray) -> BatchLists:  # a function, so that a batch's arrays are freed before the next batch
         probes = cell.probes(rows)
         order = leaves.order(guest_homes[rows], probes)
         rows, probes = rows[order], probes[order]
@@ -169,7 +169,7 @@ def search_cell(job: Job, part: str, wave: tuple[int, int]) -> None:
 
 
 def write_cell(job: Job, part: str, cell: Cell, table: CellTable, batches: Iterable[BatchLists]) -> None:
-    """Write the lists of home rows, and those of guests for which neighbours were found, by home cell."""
+    """Write the lists of home rows and, sorted by home cell, the lists of guests for which neighbours were found."""
     lists, pieces = void_lists(job, cell.home_rows), [(np.empty(0, np.int64), *void_lists(job, 0))]
     for batch in batches:
         merge_home(lists, cell.home_rows, batch)
@@ -207,7 +207,7 @@ def merge_cell(job: Job, part: str) -> None:
 
 
 def require_room(context: Context) -> None:
-    """Refuse cells that turned out larger than planned and fit no worker."""
+    """Refuse cells that are larger than planned and fit no worker."""
     geometry = context.geometry.with_cells(context.run.summary(CELLS, TABLE))
     need = math.ceil(project(geometry, context.config, context.worker_memory).task_bytes)
     what = f"the largest cell holds {geometry.largest_cell} rows, {geometry.largest_home} of them its own at the most"
@@ -215,8 +215,10 @@ def require_room(context: Context) -> None:
 
 
 def waves_of(geometry: Geometry, cells: int, max_cells_per_row: int) -> list[tuple[int, int]]:
-    """Cut the cells into waves, in which their guests are sorted and searched: one, unless guests are more than home
-    rows, and many. So the guests on disk at once are about as many as there are rows.
+    """Cut the cells into waves. The guests of a wave's cells are sorted and searched together.
+
+    There is one wave, unless guests are more than home rows and more than `WAVE_BYTES`. So about as many guests as home
+    rows are on disk at once.
     """
     row_bytes = sorted_row_bytes(geometry)
     guest_bytes = (geometry.cells_a_row(max_cells_per_row) - 1) * geometry.rows * row_bytes
@@ -224,8 +226,10 @@ def waves_of(geometry: Geometry, cells: int, max_cells_per_row: int) -> list[tup
 
 
 def search_waves(context: Context, task: Task, count: int) -> None:
-    """Run a task for every cell with its guests, which are sorted before and dropped once their cells are searched;
-    those of the last wave with the stage's other parts.
+    """Run a task for every cell with its guests, wave by wave.
+
+    The guests of a wave are sorted before it, and dropped after it. The guests of the last wave are dropped with the
+    stage's other parts.
     """
     store, geometry = context.run, context.geometry.with_cells(context.run.summary(CELLS, TABLE))
     waves = waves_of(geometry, count, context.config.cells.max_cells_per_row)
@@ -241,7 +245,7 @@ def search_waves(context: Context, task: Task, count: int) -> None:
 
 
 def run(context: Context) -> dict:
-    """Search every cell, then merge; return the figures."""
+    """Search every cell, then merge the lists; return the facts."""
     count = CellTable(context.run).cells
     merged = part_names("lists", count)
     require_room(context)
@@ -260,13 +264,13 @@ def project(geometry: Geometry, config: Config, worker_memory: int) -> Projectio
     rows, listed, index = geometry.rows, config.neighbors.search_k, geometry.index_dtype.itemsize
     at_once, cells_a_row = geometry.most_rows_at_once, geometry.cells_a_row(config.cells.max_cells_per_row)
     list_bytes, waves = listed * (index + 4), waves_of(geometry, geometry.cells, config.cells.max_cells_per_row)
-    found = (cells_a_row - 1) * rows * (list_bytes + 8)  # at most: lists of guests
+    found = (cells_a_row - 1) * rows * (list_bytes + 8)  # the most that lists of guests take
     guests = (cells_a_row - 1) * rows * (sorted_row_bytes(geometry) + 8) / len(waves)
     home = rows * (listed * (index + 8) + 8)
     search = (
         at_once * max(cell_row_bytes(geometry.dims, listed, config.neighbors.metric), list_bytes * 4)
         + min(at_once, EXACT_ROWS) * geometry.dims
-        + geometry.most_cell_rows * (GUEST_BYTES + 2 * list_bytes) * (geometry.cells > 1)  # all guests, and their lists
+        + geometry.most_cell_rows * (GUEST_BYTES + 2 * list_bytes) * (geometry.cells > 1)  # guests, and their lists
         + 2 * COLUMN_BYTES
         + (geometry.groups + geometry.cells) * 48
     )

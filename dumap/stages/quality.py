@@ -1,4 +1,4 @@
-"""quality: neighbours preserved and trustworthiness of the map, on the queries of the audit."""
+"""quality: the map's share of preserved neighbours and its trustworthiness, on queries of the audit."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from dumap.stages.distances import columns_of, fill, tiles
 from dumap.store import Run
 
 TRUST_QUERIES = 300
-"""Queries for which trustworthiness is computed: each is compared with all rows again."""
+"""Queries for which trustworthiness is computed. Each is compared with all rows again."""
 
 
 def evenly_spaced(count: int, limit: int) -> np.ndarray:
@@ -30,12 +30,14 @@ def evenly_spaced(count: int, limit: int) -> np.ndarray:
 
 
 def max_queries(config: Config) -> int:
-    """Return how many of the audit's queries the map is judged by, if there are so many."""
+    """Return the most queries of the audit on which the map is measured."""
     return config.audit.queries if config.quality.queries is None else config.quality.queries
 
 
 def read_trust_queries(store: Run) -> tuple[np.ndarray, np.ndarray]:
-    """Read the numbers of the queries that trustworthiness is computed for, and their nearest rows in the map."""
+    """Read the numbers of the queries for which trustworthiness is computed, and the queries' nearest rows in the
+    map.
+    """
     chosen = store.read(QUALITY, "queries", "chosen")
     numbers = evenly_spaced(len(chosen), TRUST_QUERIES)
     return chosen[numbers], store.read(QUALITY, "queries", "map")[numbers]
@@ -72,7 +74,9 @@ def find_map_neighbors(job: Job, part: str) -> None:
 
 
 def measure_map_neighbors(job: Job, part: str) -> None:
-    """Measure the distances, by the metric, of the queries' map neighbours in a block; only their chunks are read."""
+    """Measure the distances, by the metric, of the queries' map neighbours in a block. Only chunks that hold such rows
+    are read.
+    """
     store, block = job.run, number_of(part)
     chosen, map_neighbors = read_trust_queries(store)
     distances = np.full(map_neighbors.shape, np.inf, np.float32)
@@ -94,7 +98,7 @@ def measure_map_neighbors(job: Job, part: str) -> None:
 
 
 def merge_blocks(job: Job, part: str) -> None:
-    """Merge the distances that the blocks measured."""
+    """Merge the distances that the blocks' tasks measured."""
     distances = job.run.read(QUALITY, part_name("map_distances", 0), "distances")
     for name in part_names("map_distances", job.geometry.blocks)[1:]:
         np.minimum(distances, job.run.read(QUALITY, name, "distances"), out=distances)
@@ -136,7 +140,7 @@ def report(job: Job, part: str) -> None:
 
 
 def run(context: Context) -> dict:
-    """Measure the map; return the figures."""
+    """Measure the map; return the facts."""
     blocks = context.geometry.blocks
     count = min(context.config.audit.queries, max_queries(context.config))
     if not count or not len(context.run.read(AUDIT, last_audit_part(context.job, "queries"), "rows")):

@@ -1,4 +1,4 @@
-"""repair: better neighbour lists, by local joins across cells. Part of stage audit.
+"""repair: improve the neighbour lists by local joins across cells. This module is part of stage audit.
 
 A repair has five steps. Each cell names its halo: the rows of other cells that its home rows list. One task tabulates
 how many rows each cell asks of each. Each cell sends the rows it is asked for. Each cell compares pairs among its home
@@ -20,7 +20,7 @@ from dumap.stages.distances import defined_distances, metric_arguments
 
 
 def read_home(job: Job, cell: int, table: CellTable, out: np.ndarray) -> None:
-    """Read a cell's home rows, by position, into `out`, cast to its dtype."""
+    """Read a cell's home rows, by position, into `out`, cast to the dtype of `out`."""
     step, done = max(1, job.geometry.block_rows // 4), 0
     spans = spans_in(part_names("sorted", job.geometry.groups), table.home_spans(cell))
     pieces = [(part, "vectors", low, min(stop, low + step)) for part, a, stop in spans for low in range(a, stop, step)]
@@ -79,7 +79,7 @@ def send(job: Job, part: str, number: int) -> None:
 
 
 def offer_pairs(job: Job, part: str, number: int, inside: bool) -> None:
-    """Compare pairs among a cell's home rows and halo; write those that may enter a list, as offers."""
+    """Compare pairs among a cell's home rows and halo; write the pairs that may enter a list, as offers."""
     store, before, cell, k = job.run, NeighborLists(job.run, number - 1), number_of(part), job.config.neighbors.search_k
     table = before.table
     first, last = _span(table, cell)
@@ -144,7 +144,7 @@ def merge(job: Job, part: str, number: int) -> None:
 
 
 def repair_lists(context: Context, number: int, inside: bool) -> dict:
-    """Repair all lists once; return the figures.
+    """Repair all lists once; return the facts.
 
     Parameters
     ----------
@@ -152,7 +152,7 @@ def repair_lists(context: Context, number: int, inside: bool) -> dict:
     number : int
         1 for the first repair.
     inside : bool
-        Whether to compare pairs of one home cell, too.
+        Whether pairs of one home cell are compared too.
     """
     store, count = context.run, CellTable(context.run).cells
     merged, steps = part_names(f"lists-{number}", count), {}
@@ -172,7 +172,7 @@ def repair_lists(context: Context, number: int, inside: bool) -> dict:
 
 
 def sum_up(job: Job, part: str, number: int) -> None:
-    """Add up the figures of a repair, before the parts that hold them are removed."""
+    """Add up the facts of a repair, before the parts that hold them are removed."""
     cells = CellTable(job.run).cells
     facts = {"left_out": "halo", "pairs": "offers", "gained": "lists"}
     with job.run.part(AUDIT, part) as out:

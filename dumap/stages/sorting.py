@@ -1,4 +1,4 @@
-"""Sorting rows by cell: home rows for stage cells, guests for stage neighbors, a group of blocks at a time."""
+"""Sort rows by cell, a group of blocks at a time: home rows for stage cells, guests for stage neighbors."""
 
 from __future__ import annotations
 
@@ -21,24 +21,27 @@ from dumap.planning.geometry import Geometry, sort_row_bytes
 from dumap.store import OBJECT_BYTES
 
 JOINED_LEAVES = 8
-"""A row joins the cells of its 8 nearest leaves."""
+"""A row joins the cells of at most this many nearest leaves: `tree.nearest_leaves` leaves out far leaves, and
+`cells.max_cells_per_row` bounds the cells."""
 
 
 def counted(numbers: np.ndarray) -> np.ndarray:
-    """Return the distinct numbers and the count of each, (m, 2)."""
+    """Return the distinct numbers and the count of each number, (m, 2)."""
     counts = np.bincount(numbers)
     present = np.flatnonzero(counts)
     return np.stack([present, counts[present]], axis=1)
 
 
 def firsts(of_cells: np.ndarray, count: int) -> np.ndarray:
-    """Return the first of each cell's rows where rows are sorted by cell, (cells + 1,) int32; -1 is no cell."""
+    """Return the index of each cell's first row in rows sorted by cell, (cells + 1,) int32. -1 is no cell."""
     counts = np.bincount(of_cells[of_cells >= 0], minlength=count)
     return np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
 
 
 def route(job: Job, group: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the cells of a group's rows (n, max_cells_per_row), home first, and the leaves they probe there."""
+    """Return the cells of a group's rows, (n, max_cells_per_row), the home cell first, and the leaves that rows probe
+    there.
+    """
     leaf_cells, pieces = (job.run.read(CELLS, "packing", name) for name in ("cells", "pieces"))
     names = [(part_name("near", block), "near", 0, None) for block in range(*job.geometry.group(group))]
     near = np.concatenate(list(job.run.read_each(CELLS, names)))
@@ -49,7 +52,7 @@ def route(job: Job, group: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def route_admitted(job: Job, group: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return what `route` does, with -1 in place of cells that do not admit a row."""
+    """Return the result of `route`, with -1 for each cell that does not admit the row."""
     row_cells, probes = route(job, group)
     if job.run.summary(CELLS, LIMITS)["turned_away"]:
         priorities, _ = cells.guest_priorities(row_cells, job.geometry.group_span(group)[0], job.config.seed)
@@ -68,7 +71,7 @@ def place_group(job: Job, part: str) -> None:
 
 
 def values_of(job: Job, group: int) -> np.ndarray:
-    """Read a group's rows as they are sorted, (n, dims), block by block."""
+    """Read a group's rows, block by block, in the dtype in which they are sorted, (n, dims)."""
     first, last = job.geometry.group(group)
     start, stop = job.geometry.group_span(group)
     out = np.empty(0)
@@ -86,7 +89,7 @@ def values_of(job: Job, group: int) -> np.ndarray:
 
 
 def sort_home(job: Job, part: str) -> None:
-    """Write the vectors of a group's rows, and the leaves they probe at home, sorted by home cell."""
+    """Write the vectors of a group's rows, and the leaves that rows probe in their home cell, sorted by home cell."""
     group, count = number_of(part), CellTable(job.run).cells
     row_cells, probes = route(job, group)
     home = row_cells[:, 0].copy()
@@ -100,7 +103,9 @@ def sort_home(job: Job, part: str) -> None:
 
 
 def sort_guests(job: Job, part: str) -> None:
-    """Write the vectors of a group's rows sorted by the cells of a wave that admit them as guests, once for each."""
+    """Write the vectors of a group's rows, sorted by the cells of a wave that admit them as guests. A row is written
+    once for each such cell.
+    """
     group, (first, last) = number_of(part), range_of(part.rsplit("-", 1)[0])
     row_cells, probes = route_admitted(job, group)
     row_cells[:, 0] = -1
@@ -117,7 +122,7 @@ def sort_guests(job: Job, part: str) -> None:
 
 
 def sorted_row_bytes(geometry: Geometry) -> int:
-    """Return the bytes of a row that is sorted by cell: its values, and the leaves it probes."""
+    """Return the bytes of a row that is sorted by cell: the row's values, and the leaves that it probes."""
     return geometry.dims * min(geometry.itemsize, 4) + 4 * PROBES + 4
 
 

@@ -1,11 +1,11 @@
-"""vectors: read every row once; count rows that are not finite, zero or duplicates; draw the samples.
+"""vectors: read every row once, count rows that are not finite, zero rows and duplicates, and draw the samples.
 
-Rows are compared by hashes of their bytes. If duplicates are left out (`input.unique`), two independent hashes decide,
-128 bits together: the chance that two of a thousand million distinct rows agree in both is 1e-21, far less than that
-of an undetected fault of the hardware, and comparing the bytes themselves would need a shuffle of the input.
+Rows are compared by hashes of their bytes, since a comparison of the bytes would need a shuffle of the input. If
+duplicates are left out (`input.unique`), two independent hashes of together 128 bits are compared. The chance that two
+of a thousand million distinct rows agree in both is 1e-21, far less than the chance of an undetected hardware fault.
 
-If values are wider than float32 and the metric does not change under shifts, a centre is subtracted from all rows
-before the cast. Rows that become equal by the cast all the same are counted.
+If values are wider than float32 and shifts do not change the metric, a centre is subtracted from all rows before the
+cast. Rows that the cast still makes equal are counted.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ NAMED_ROWS = 10
 MIDDLE_ROWS = 101
 """The centre is the median of this many rows, the first that are finite."""
 DEGREES = 1e-3
-"""Rounding by which an angle may exceed its range."""
+"""An angle may exceed its range by this much, for rounding."""
 JOINED_ROWS = 65_536
 """The least rows that a tally gathers before it merges them."""
 
@@ -66,9 +66,10 @@ def check_block(job: Job, part: str) -> None:
 
 
 def _draw(job: Job, out: Part, x: np.ndarray, rows: np.ndarray, allowed: np.ndarray, among: int) -> None:
-    """Write a block's share of the sample and of the queries, drawn among `among` rows by the hash of their ids.
+    """Write the rows of a block that are in the sample and among the queries. A hash of the row ids draws them from
+    `among` rows.
 
-    If a centre may still be subtracted, they are written in the input's dtype.
+    If a centre may be subtracted later, rows are written in the input's dtype.
     """
     wanted, sampled, queries = job.geometry.sample_rows, allowed, np.zeros(len(rows), bool)
     if wanted < among:
@@ -85,21 +86,21 @@ def _draw(job: Job, out: Part, x: np.ndarray, rows: np.ndarray, allowed: np.ndar
 
 
 def _keys(job: Job, block: int, prefix: str, words: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Return the keys of a block's rows, (words, n), and whether rows are finite."""
+    """Return the keys of a block's rows, (words, n), and which rows are finite."""
     status = job.run.read(VECTORS, part_name("block", block), "status")
     name = part_name(prefix, block)
     return np.stack([job.run.read(VECTORS, name, word) for word in words]), (status & DROPPED) == 0
 
 
 def _words(job: Job) -> list[str]:
-    """Name the hashes that rows are compared by."""
+    """Name the hashes by which rows are compared."""
     return ["hashes", "second_hashes"] if job.config.input.unique else ["hashes"]
 
 
 def _tally(
     job: Job, bucket: int, buckets: int, prefix: str, words: Sequence[str]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the distinct keys of the finite rows whose first hash falls in a bucket, the first row of each, and its
+    """Return the distinct keys of the finite rows whose first hash falls in a bucket, and each key's first row and
     count.
     """
     index = job.geometry.index_dtype
@@ -139,7 +140,7 @@ def count_duplicates(job: Job, part: str, buckets: int) -> None:
 
 
 def find_duplicates(job: Job, part: str, buckets: int, among: int) -> None:
-    """Find a block's duplicates, and draw the samples from its other rows."""
+    """Find a block's duplicates, and draw the samples from the block's other rows."""
     block = number_of(part)
     start, stop = job.geometry.block(block)
     keys, finite = _keys(job, block, "block", _words(job))
@@ -167,7 +168,7 @@ def find_duplicates(job: Job, part: str, buckets: int, among: int) -> None:
 
 
 def find_centre(job: Job, part: str, applies: bool) -> None:
-    """Find the centre that is subtracted from all rows: the median of the first finite ones, so no outlier."""
+    """Find the centre that is subtracted from all rows: the median of the first finite rows, which is no outlier."""
     found: list[np.ndarray] = []
     for block in range(job.geometry.blocks if applies else 0):
         start, _ = job.geometry.block(block)
@@ -186,7 +187,7 @@ def find_centre(job: Job, part: str, applies: bool) -> None:
 
 
 def hash_cast(job: Job, part: str) -> None:
-    """Hash a block's rows before and after the cast, -0 as 0, to count rows that become equal."""
+    """Hash a block's rows before and after the cast, with -0 as 0, to count rows that become equal."""
     x = job.input.read(*job.geometry.block(number_of(part)))
     cast = job.as_embedded(x)
     with job.run.part(VECTORS, part) as out:
@@ -204,7 +205,7 @@ def count_merged(job: Job, part: str, buckets: int) -> None:
 
 
 def _count_cast(context: Context, inexact: int, buckets: int) -> dict:
-    """Return how many rows a cast to float32 changes, and how many it makes equal to others."""
+    """Return how many rows the cast to float32 changes, and how many it makes equal to other rows."""
     config, store, dtype = context.config, context.run, context.job.input.dtype
     applies = config.neighbors.metric == vectors.SPHERICAL or inexact > 0
     may = centred(config.neighbors.metric, dtype)
@@ -260,12 +261,12 @@ def _check_angles(context: Context, blocks: list[str]) -> None:
 
 
 def run(context: Context) -> dict:
-    """Check the input; return the figures.
+    """Check the input; return the facts.
 
     Raises
     ------
     InputError
-        Where rows are not finite and `input.nonfinite` is 'error', or too few rows are left.
+        Rows are not finite and `input.nonfinite` is 'error', or too few rows are left.
     """
     config, store, rows = context.config, context.run, context.geometry.rows
     blocks = part_names("block", context.geometry.blocks)
