@@ -70,19 +70,20 @@ def smooth(job: Job, part: str, passes: int) -> None:
     else:
         coarse_y, labels = job.run.read(START, COARSE, "y"), labels_reader(job, graph, passes)
         graph_pass = Pass(job, lambda shard: start.interpolate(labels(shard), coarse_y, job.config.layout_seed))
-    found, moments = [], np.zeros((6, job.config.layout.n_components))
+    coordinates, moments = [], []
     for shard in range(begin, end):
         indptr, tails, weights = graph.read(shard)
         y = graph_pass.page(shard)
         sums, totals = np.zeros(y.shape), np.zeros(len(y))
         for page in graph_pass.pages(indptr, tails):
             start.add_neighbors(indptr, tails, weights, *page, sums, totals)
-        moved, more = start.smooth(y, sums, totals)
-        found.append(moved)
-        moments += more
+        moved, shard_moments = start.smooth(y, sums, totals)
+        coordinates.append(moved)
+        moments.append(shard_moments.tolist())
     with job.run.part(START, part) as out:
-        out.write("y", np.concatenate(found))
-        out.attributes |= {"moments": moments.tolist(), **bounding_box(np.concatenate(found))}
+        out.write("y", np.concatenate(coordinates))
+        # by shard, so that the total does not depend on how shards are divided among tasks
+        out.attributes |= {"moments": moments, **bounding_box(np.concatenate(coordinates))}
 
 
 def bounding_box(y: np.ndarray) -> dict[str, list[float]]:
@@ -96,13 +97,14 @@ def find_box(job: Job, part: str, pieces: list[str], facts: dict) -> None:
 
     A coarse layout has the size of the map already, so its box is moved and not stretched.
     """
-    found = [job.run.summary(START, piece) for piece in pieces]
-    low = np.nanmin(np.array([summary["low"] for summary in found], float), axis=0)  # null if a part has no rows
-    high = np.nanmax(np.array([summary["high"] for summary in found], float), axis=0)
+    summaries = [job.run.summary(START, piece) for piece in pieces]
+    low = np.nanmin(np.array([summary["low"] for summary in summaries], float), axis=0)  # null if a part has no rows
+    high = np.nanmax(np.array([summary["high"] for summary in summaries], float), axis=0)
     if facts.get("coarse_epochs"):
         high = low + coarse.SPAN
-    if "moments" in found[0]:
-        facts = {**facts, "residual": start.residual(np.sum([summary["moments"] for summary in found], axis=0))}
+    if "moments" in summaries[0]:
+        moments = np.concatenate([summary["moments"] for summary in summaries])
+        facts = {**facts, "residual": start.residual(moments.sum(axis=0))}
     with job.run.part(START, part) as out:
         out.attributes |= {
             "low": low.tolist(),

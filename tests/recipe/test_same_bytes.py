@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,11 +12,13 @@ import zarr
 from helpers import SMALL_TASKS, slowly
 
 from dumap.artifacts.graph import Graph
-from dumap.artifacts.start import StartCoordinates
+from dumap.artifacts.part_names import START
+from dumap.artifacts.start import BOX, StartCoordinates
 from dumap.config import StartConfig
 from dumap.kernels import coarse
+from dumap.kernels.start import residual
 from dumap.recipe.pipeline import plan, run
-from dumap.stages import rounds
+from dumap.stages import rounds, start
 from dumap.store import Run
 
 
@@ -66,6 +69,19 @@ def test_rounds_change_no_byte(embed, digits_1200, run_1200):
     assert (run_1200.facts("layout")["mode"], done.facts("layout")["mode"]) == ("host", "rounds")
     assert done.facts("layout")["loss"] == run_1200.facts("layout")["loss"]
     assert done.y.tobytes() == run_1200.y.tobytes()
+
+
+@pytest.mark.parametrize("ranges", [[(0, 5)], [(0, 1), (1, 5)], [(0, 3), (3, 5)]])
+def test_the_residual_does_not_depend_on_how_shards_are_divided(fresh, ranges):
+    run = Run(fresh("run.zarr"))
+    scale = np.array([1, 1e-3, 1, 1e-3, 1, 0.1])[:, None]
+    moments = scale * np.random.default_rng(0).lognormal(0, 3, size=(5, 6, 2))
+    for low, high in ranges:
+        with run.part(START, f"smoothed-{low}") as out:
+            out.attributes |= {"low": [0, 0], "high": [1, 1], "moments": moments[low:high].tolist()}
+    start.find_box(SimpleNamespace(run=run), BOX, [f"smoothed-{low}" for low, _ in ranges], {})
+    total = moments[0] + moments[1] + moments[2] + moments[3] + moments[4]
+    assert run.summary(START, BOX)["facts"]["residual"] == residual(total)
 
 
 def test_packed_edges_are_freed_before_the_embedding_is_written(embed, client, digits_1200):
