@@ -91,7 +91,8 @@ class ClusterConfig(Section):
     )
     priority: int = setting(
         0,
-        "Dask's priority of the run's tasks among those of others. Larger: they come sooner. Ignored by engine local.",
+        "Dask's priority of the run's tasks among those of others. Larger: they come sooner. Runs of dumap at work on "
+        "one cluster take turns, between this priority and the one below. Ignored by engine local.",
         changes=False,
     )
     task_timeout: float | None = setting(

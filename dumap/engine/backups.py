@@ -25,6 +25,11 @@ class Durations:
         """Record how long a part of a kind took."""
         self._seconds[kind].append(seconds)
 
+    def typical(self, kind: str) -> float | None:
+        """Return the median seconds of a part of a kind; None if none has ended yet."""
+        known = self._seconds[kind]
+        return median(known) if known else None
+
     def slow(self, kind: str) -> float | None:
         """Return the seconds after which a part of a kind is slow; None if too few parts have ended to tell."""
         known = self._seconds[kind]

@@ -30,6 +30,7 @@ from dumap.engine.sharing import ALONE, Sharing
 from dumap.engine.step import ATTEMPTS as ATTEMPTS
 from dumap.engine.step import POLL_SECONDS as POLL_SECONDS
 from dumap.engine.step import Step, StepSpec
+from dumap.engine.turns import Turns
 from dumap.errors import ClusterError
 from dumap.sources.arrays import ArrayRows
 from dumap.sources.spooled import SPOOL
@@ -77,7 +78,7 @@ class DaskEngine:
         self.peak_bytes = self.held_bytes = 0
         self.workers: list[WorkerFacts] = []
         self._members = Members(self.link, timeout, worker_timeout, note, sharing)
-        self._durations, self._messages = Durations(), deque[dict]()
+        self._durations, self._messages, self._turns = Durations(), deque[dict](), Turns(self.link)
         self._note, self._worker_timeout = note, worker_timeout
         self._record: dict[str, Any] | None = None
         self._requirements = Requirements(**worker.own())
@@ -259,8 +260,8 @@ class DaskEngine:
 
         repeatable = not getattr(task, "no_backup", False)
         spec = StepSpec(title, f"{title} {task.__name__}", parts, call, committed, advanced, repeatable)
-        timeout = self.link.sharing.task_timeout
-        step = Step(spec, self.link, self._members, self._durations, self._messages, self._check_unproven, timeout)
+        timeout, members, durations = self.link.sharing.task_timeout, self._members, self._durations
+        step = Step(spec, self.link, members, durations, self._messages, self._check_unproven, self._turns, timeout)
         try:
             step.run()
         finally:

@@ -15,6 +15,8 @@ from distributed.protocol.pickle import dumps
 from distributed.scheduler import KilledWorker
 
 from dumap.engine.sharing import ALONE, Sharing
+from dumap.engine.topics import listen, stop_listening
+from dumap.engine.turns import A_SECOND
 from dumap.engine.worker import with_options
 from dumap.errors import ClusterError
 from dumap.store import known_options
@@ -74,7 +76,7 @@ class Link:
         self._numbers, self._token = itertools.count(), uuid.uuid4().hex[:8]
         self._completed: as_completed | None = None
         self._spans: dict[str, Any] = {}
-        self._topics: set[str] = set()
+        self._heard: dict[str, Callable[[dict[str, Any]], None]] = {}
 
     @property
     def name(self) -> str:
@@ -125,6 +127,7 @@ class Link:
         call: tuple,
         workers: Iterable[str] | None,
         resources: Mapping[str, float],
+        due: float | None = None,
     ) -> Future:
         """Submit a call to some workers, or to any worker if `workers` is None."""
         if stage not in self._spans:
@@ -142,7 +145,7 @@ class Link:
                     workers=among,
                     allow_other_workers=False,
                     resources=dict(resources) or None,
-                    priority=self.sharing.priority,
+                    priority=self.sharing.priority if due is None else self.sharing.priority - due * A_SECOND,
                 )
         except Exception as error:
             if self.running:
@@ -154,9 +157,14 @@ class Link:
         self._completed = as_completed(loop=self.client.loop)
         return f"{self._token}{next(self._numbers):x}"
 
-    def send(self, stage: str, step: str, part: str, call: tuple, workers: Iterable[str] | None) -> Future:
-        """Send a task to some workers, or to any worker if `workers` is None."""
-        future = self._submit(stage, step, part, call, workers, self.sharing.resources)
+    def send(
+        self, stage: str, step: str, part: str, call: tuple, workers: Iterable[str] | None, due: float | None
+    ) -> Future:
+        """Send a task to some workers, or to any worker if `workers` is None.
+
+        `due` is the virtual time of `dumap.engine.turns`; None if no other run is at work on the cluster.
+        """
+        future = self._submit(stage, step, part, call, workers, self.sharing.resources, due)
         assert self._completed is not None
         self._completed.add(future)
         return future
@@ -246,18 +254,40 @@ class Link:
 
     # events ------------------------------------------------------------------------------------
 
-    def listen(self, topic: str, on_message: Callable[[dict], None]) -> None:
-        """Call `on_message`, on the client's thread, with each message that workers send on a topic."""
-        if topic not in self._topics:
-            self._topics.add(topic)
-            self.client.subscribe_topic(
-                topic, lambda event: on_message(event[1] if isinstance(event, tuple) else event)
-            )
+    def listen(self, topic: str, on_message: Callable[[dict[str, Any]], None]) -> None:
+        """Call `on_message`, on the client's thread, with each message on a topic."""
+        if topic not in self._heard:
+            self._heard[topic] = on_message
+            listen(self.client, topic, on_message)
+
+    def tell(self, topic: str, message: dict[str, Any]) -> None:
+        """Send a message to all who listen to a topic, and do not wait for the scheduler."""
+        loop: Any = self.client.loop
+        if self.running:
+            loop.add_callback(self._tell, topic, message)
+
+    async def _tell(self, topic: str, message: dict[str, Any]) -> None:
+        """Send a message on a topic, if the scheduler is in reach."""
+        scheduler: Any = self.client.scheduler
+        if scheduler is not None:
+            with contextlib.suppress(OSError):  # `threads` finds out that it is lost
+                await scheduler.log_event(topic=topic, msg=message)
+
+    def exchange(self, topic: str, message: dict[str, Any]) -> list[tuple[float, dict[str, Any]]]:
+        """Send a message on a topic; return those that the scheduler keeps, oldest first, each with its time."""
+        scheduler: Any = self.client.scheduler
+
+        async def log() -> list[tuple[float, dict[str, Any]]]:
+            await scheduler.log_event(topic=topic, msg=message)
+            return list(await scheduler.events(topic=topic))
+
+        found: list[tuple[float, dict[str, Any]]] = []
+        if self.running:
+            with contextlib.suppress(OSError):
+                found = self.client.sync(log, callback_timeout=self.timeout)
+        return found
 
     def close(self) -> None:
         """Stop listening to all topics."""
-        while self._topics:
-            topic = self._topics.pop()
-            if self.running:
-                with contextlib.suppress(ValueError):  # the client is not subscribed any more
-                    self.client.unsubscribe_topic(topic)
+        while self._heard:
+            stop_listening(self.client, *self._heard.popitem())

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
+from dumap.engine.attempts import Attempt, Tasks
 from dumap.engine.backups import Durations
 from dumap.engine.checks import UnfitWorker
 from dumap.engine.link import Killed, Lost
 from dumap.engine.members import Members
 from dumap.engine.task_queue import TaskQueue
+from dumap.engine.turns import UNKNOWN_SECONDS, Turns
 from dumap.errors import ClusterError, DumapError, LockError, TaskError
 
 ATTEMPTS = 4
@@ -24,61 +26,6 @@ MAX_STUCK = 3
 """A part ends the run if its task has counted as stuck this often."""
 MAX_FOREIGN_ERRORS = 3
 """A part ends the run after this many errors on fit workers that its task did not raise itself."""
-
-
-class Tasks(Protocol):
-    """The methods of `dumap.engine.link.Link` that a step uses."""
-
-    def now(self) -> float:
-        """Return the time of a monotonic clock, in seconds."""
-
-    def begin(self) -> str:
-        """Begin a step, and return a name for its tasks."""
-
-    def send(self, stage: str, step: str, part: str, call: tuple, workers: Iterable[str] | None) -> Any:
-        """Send a task, and return its future."""
-
-    def done(self, seconds: float) -> list[Any]:
-        """Return the tasks that are done since the last call; wait at most `seconds` for one."""
-
-    def outcome(self, future: Any) -> Exception | None:
-        """Return the error of a task that has ended, None if it succeeded."""
-
-    def cancel(self, futures: Sequence[Any]) -> None:
-        """Cancel tasks."""
-
-
-@dataclass
-class Attempt:
-    """A task in flight: one attempt at a part.
-
-    Attributes
-    ----------
-    part : str
-    number : int
-        The number of the attempt, unique within the step.
-    workers : frozenset of str, optional
-        The workers that may run the task; None for any worker.
-    sent : float
-        When the task was sent.
-    backup : bool
-        Whether the task is a second copy of a slow task.
-    begun : float, optional
-        When the task began; None if it is not known to have begun.
-    worker : str
-        The worker on which the task began.
-    reported : float, optional
-        When the task last reported progress, or began.
-    """
-
-    part: str
-    number: int
-    workers: frozenset[str] | None
-    sent: float
-    backup: bool
-    begun: float | None = None
-    worker: str = ""
-    reported: float | None = None
 
 
 @dataclass(frozen=True)
@@ -124,6 +71,8 @@ class Step:
         The messages of the tasks; another thread appends them.
     check_unproven : callable
         Checks the workers that have not proven to be fit, and returns whether any of them is unfit.
+    turns : Turns
+        The order of the tasks among those of other runs.
     task_timeout : float, optional
         A task that has begun and reports nothing for this many seconds counts as stuck.
     """
@@ -136,10 +85,11 @@ class Step:
         durations: Durations,
         messages: deque[dict],
         check_unproven: Callable[[], bool],
+        turns: Turns,
         task_timeout: float | None = None,
     ) -> None:
         self.spec, self.tasks, self.members, self.durations = spec, tasks, members, durations
-        self.messages, self.check_unproven = messages, check_unproven
+        self.messages, self.check_unproven, self.turns = messages, check_unproven, turns
         self.queue = TaskQueue(spec.parts, 2)
         self.in_flight: dict[Any, Attempt] = {}
         self.attempts_of: dict[str, list[Any]] = {}
@@ -165,11 +115,13 @@ class Step:
         self.members.reset_timeouts()
         try:
             while len(self.done) < len(self.spec.parts):
+                self.turns.attend()
                 if self.members.refresh(self._names):
-                    self.queue.window = self.members.window
                     self.queue.many = max(2, 2 * self.members.threads)
                     self._send_again()
                     self._send_backups()
+                    self._reorder()
+                self.queue.window = self._window()
                 if not self.members.lacking:
                     while (part := self.queue.take(len(self.in_flight))) is not None:
                         self._send(part, self.members.allowed)
@@ -182,6 +134,7 @@ class Step:
                     self._end_stuck(self.task_timeout)
         finally:
             self.tasks.cancel(list(self.in_flight))
+            self.turns.pause()
 
     def _names(self) -> str:
         """Return the names of the stage and of the parts in flight, for errors."""
@@ -190,12 +143,22 @@ class Step:
 
     # sending -----------------------------------------------------------------------------------
 
+    def _window(self) -> int:
+        """Return the most parts in flight: few on a shared cluster as long as the time that a part takes is unknown."""
+        if self.turns.shared and self.durations.typical(self.spec.kind) is None:
+            return max(1, self.members.threads)
+        return self.members.window
+
     def _send(self, part: str, workers: frozenset[str] | None, backup: bool = False) -> None:
         """Send a task for a part."""
         self.sent += 1
-        call = self.spec.call(part, self.sent)
-        future = self.tasks.send(self.spec.stage, self.name, part, call, workers)
-        self.in_flight[future] = Attempt(part, self.sent, workers, self.tasks.now(), backup)
+        call, shared = self.spec.call(part, self.sent), self.turns.shared
+        expected = self.durations.typical(self.spec.kind) or UNKNOWN_SECONDS
+        due = self.turns.take(expected)
+        future = self.tasks.send(self.spec.stage, self.name, part, call, workers, due if shared else None)
+        self.in_flight[future] = Attempt(
+            part, self.sent, workers, self.tasks.now(), backup, due=due, expected=expected, shared=shared
+        )
         self.attempts_of.setdefault(part, []).append(future)
         self.numbers[self.sent] = future
 
@@ -213,7 +176,20 @@ class Step:
         self.attempts_of[attempt.part].remove(future)
         if not self.attempts_of[attempt.part]:
             del self.attempts_of[attempt.part]
+        self.turns.correct(attempt.took - attempt.expected)
         return attempt
+
+    def _reorder(self) -> None:
+        """Put waiting parts back in the queue that were sent before other runs came, or before the last one went."""
+        shared = self.turns.shared
+        if self.queue.alone or not self.spec.repeatable:
+            return
+        stale = [f for f, a in self.in_flight.items() if a.begun is None and a.shared != shared and not a.backup]
+        parts = [self.in_flight[future].part for future in stale]
+        self._cancel(stale)
+        for part in reversed(parts):
+            if part not in self.attempts_of:
+                self.queue.put_back(part)
 
     def _send_again(self) -> None:
         """Put parts back in the queue whose workers have all left, and as many waiting parts as new workers can run."""
@@ -251,7 +227,8 @@ class Step:
         self.idle_since = now if self.idle_since is None else self.idle_since
         if slow is None or not self.spec.repeatable:
             return
-        late = [a for a in self.in_flight.values() if not a.backup and now - self._running_since(a) > slow]
+        attempts = [a for a in self.in_flight.values() if not a.backup and (a.begun is not None or not a.shared)]
+        late = [attempt for attempt in attempts if now - self._running_since(attempt) > slow]
         others = frozenset(self.members.fit) - {attempt.worker for attempt in late}
         for attempt in late if others else ():
             if attempt.part not in self.backed_up:
@@ -307,12 +284,15 @@ class Step:
                 self.durations.ended(self.spec.kind, message["seconds"])
                 self.peak_bytes = max(self.peak_bytes, message["peak_bytes"])
                 self.held_bytes = max(self.held_bytes, message["held_bytes"])
+                if attempt is not None:
+                    attempt.took = message["seconds"]
             elif attempt is not None and "done" in message:
                 attempt.reported = self.tasks.now()
                 self.spec.advanced(message["done"], message["total"])
             elif attempt is not None and "worker" in message:
                 attempt.begun, attempt.worker = self.tasks.now(), message["worker"]
                 attempt.reported = attempt.begun
+                self.turns.begun(attempt.due)
                 self.members.proven.add(attempt.worker)
 
     def _record_outcome(self, future: Any) -> None:

@@ -227,7 +227,19 @@ class Cluster:
         """Begin a step."""
         return f"step-{next(self._numbers)}"
 
-    def send(self, stage: str, step: str, part: str, call: tuple, workers: frozenset[str] | None) -> Task:
+    def tell(self, topic: str, message: dict) -> None:
+        """Tell nobody: there are no other runs."""
+
+    def exchange(self, topic: str, message: dict) -> list:
+        """Return nothing of other runs."""
+        return []
+
+    def listen(self, topic: str, on_message: Callable) -> None:
+        """Hear nothing."""
+
+    def send(
+        self, stage: str, step: str, part: str, call: tuple, workers: frozenset[str] | None, due: float | None
+    ) -> Task:
         """Send a task."""
         task = Task(stage, step, part, call[-1], workers)
         self.in_flight.add(task)

@@ -12,6 +12,7 @@ from dumap.artifacts.part_names import part_names
 from dumap.engine.backups import BACKUP_SECONDS, Durations
 from dumap.engine.members import LEAST_WINDOW, Members
 from dumap.engine.step import ATTEMPTS, Step, StepSpec
+from dumap.engine.turns import Turns
 from dumap.errors import ClusterError, DamageError, InputError, LockError, TaskError
 
 WORKER_TIMEOUT = 100.0
@@ -35,7 +36,8 @@ class Run:
             lambda done, total: self.advanced.append((done, total)),
             repeatable,
         )
-        self.step = Step(spec, cluster, members, Durations(), cluster.messages, lambda: False, task_timeout)
+        turns, messages = Turns(cluster), cluster.messages
+        self.step = Step(spec, cluster, members, Durations(), messages, lambda: False, turns, task_timeout)
 
     def go(self) -> float:
         """Return when it ended."""

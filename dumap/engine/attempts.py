@@ -1,0 +1,74 @@
+"""The tasks that a step sends, of which a part may have several, and what sends them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+
+class Tasks(Protocol):
+    """The methods of `dumap.engine.link.Link` that a step uses."""
+
+    def now(self) -> float:
+        """Return the time of a monotonic clock, in seconds."""
+
+    def begin(self) -> str:
+        """Begin a step, and return a name for its tasks."""
+
+    def send(
+        self, stage: str, step: str, part: str, call: tuple, workers: Iterable[str] | None, due: float | None
+    ) -> Any:
+        """Send a task, and return its future; `due` is its virtual time, None if no other run is at work."""
+
+    def done(self, seconds: float) -> list[Any]:
+        """Return the tasks that are done since the last call; wait at most `seconds` for one."""
+
+    def outcome(self, future: Any) -> Exception | None:
+        """Return the error of a task that has ended, None if it succeeded."""
+
+    def cancel(self, futures: Sequence[Any]) -> None:
+        """Cancel tasks."""
+
+
+@dataclass
+class Attempt:
+    """A task in flight: one attempt at a part.
+
+    Attributes
+    ----------
+    part : str
+    number : int
+        The number of the attempt, unique within the step.
+    workers : frozenset of str, optional
+        The workers that may run the task; None for any worker.
+    sent : float
+        When the task was sent.
+    backup : bool
+        Whether the task is a second copy of a slow task.
+    begun : float, optional
+        When the task began; None if it is not known to have begun.
+    worker : str
+        The worker on which the task began.
+    reported : float, optional
+        When the task last reported progress, or began.
+    due, expected : float
+        The virtual time at which the task is due, and the seconds that it was expected to take.
+    shared : bool
+        Whether other runs were at work on the cluster when the task was sent.
+    took : float
+        The seconds that the task took; 0 until it has reported them.
+    """
+
+    part: str
+    number: int
+    workers: frozenset[str] | None
+    sent: float
+    backup: bool
+    begun: float | None = None
+    worker: str = ""
+    reported: float | None = None
+    due: float = 0.0
+    expected: float = 0.0
+    shared: bool = False
+    took: float = 0.0
