@@ -11,6 +11,7 @@ from dumap import api
 from dumap.cli.group import Group
 from dumap.cli.logs import asks_for_json, say
 from dumap.cli.records import Recorded, record_of, record_options
+from dumap.cli.storage import storage_option, storage_settings, with_storage
 from dumap.errors import ConfigError
 from dumap.json_values import format_fact, to_json
 from dumap.version import __version__
@@ -50,7 +51,7 @@ OPTIONS = {
 
 def config_options(command: Any) -> Any:
     """Give a command a configuration's file, and the options that are settings."""
-    options = [
+    options: list[Any] = [
         click.argument("config", required=False, type=click.Path(dir_okay=False)),
         click.option("--input", "input_path", metavar="DATA", help="Zarr group or array: a path or a URL."),
         click.option("--array", metavar="NAME", help="The array's name in the group. [vectors]"),
@@ -67,6 +68,7 @@ def config_options(command: Any) -> Any:
         click.option("--memory-limit", metavar="SIZE", help="Memory of each embedded worker, such as 2GiB."),
         click.option("--scheduler", metavar="ADDRESS", help="A Dask scheduler to use."),
         click.option("--scheduler-file", metavar="FILE", help="A Dask scheduler's file."),
+        storage_option,
         click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Any setting: see 'dumap config'."),
     ]
     for option in reversed(options):
@@ -74,10 +76,13 @@ def config_options(command: Any) -> Any:
     return command
 
 
-def load_settings(config: str | None, settings: tuple[str, ...], **options: Any) -> Config:
+def load_settings(
+    config: str | None, settings: tuple[str, ...], storage: tuple[str, ...] = (), **options: Any
+) -> Config:
     """Read the configuration that a command's words make."""
     from dumap.config import contradictions, load
 
+    settings = (*settings, *storage_settings(storage))
     named = {OPTIONS[name]: value for name, value in options.items() if value is not None}
     if differing := contradictions(config, settings, named):
         raise ConfigError("an option and --set say different things, give one:\n  " + "\n  ".join(differing))
@@ -157,6 +162,7 @@ def run(as_json: bool, force: bool, parent: str | None, unchanged: int, **option
 @click.option("--dtype", metavar="DTYPE", help="Of the values, such as float32. [as in the files]")
 @click.option("--no-header", is_flag=True, help="The first line of text is a row, not names of columns.")
 @click.option("--json", "as_json", is_flag=True, help="For machines.")
+@with_storage
 def ingest(
     sources: tuple[str, ...],
     output: str,
@@ -206,6 +212,7 @@ def _maker(stage: dict[str, Any], found: dict[str, Any]) -> str:
 @cli.command()
 @click.argument("run")
 @click.option("--json", "as_json", is_flag=True, help="For machines.")
+@with_storage
 def status(run: str, as_json: bool) -> None:
     """Say what of a run is done."""
     from dumap.config import format_bytes
@@ -251,6 +258,7 @@ def status(run: str, as_json: bool) -> None:
 @click.option("--labels", help="Labels that colour the picture: .npy, or the path of a Zarr array.")
 @click.option("--force", is_flag=True, help="Write over a file that is there.")
 @click.option("--with-self", is_flag=True, help="Neighbors as umap-learn's precomputed_knn wants them: the row first.")
+@with_storage
 def export(run: str, what: str, out: str, labels: str | None, with_self: bool, force: bool) -> None:
     """Write a result: embedding (.npy .csv .parquet), neighbors (.npz .zarr), graph (.npz), picture (.png)."""
     click.echo(api.export(run, what, out, labels=labels, with_self=with_self, force=force))
@@ -260,6 +268,7 @@ def export(run: str, what: str, out: str, labels: str | None, with_self: bool, f
 @click.argument("run")
 @click.option("--dry-run", is_flag=True, help="Change nothing.")
 @click.option("--json", "as_json", is_flag=True, help="For machines.")
+@with_storage
 def verify(run: str, dry_run: bool, as_json: bool) -> None:
     """Read every committed object against its checksum; 'dumap run' then makes what is damaged again."""
     from dumap.recipe import damage
@@ -278,6 +287,7 @@ def verify(run: str, dry_run: bool, as_json: bool) -> None:
 @click.argument("run")
 @click.option("--dry-run", is_flag=True, help="Remove nothing.")
 @click.option("--json", "as_json", is_flag=True, help="For machines.")
+@with_storage
 def clean(run: str, dry_run: bool, as_json: bool) -> None:
     """Remove what dumap left that no manifest names: of tasks that died, failed or came second; nothing else."""
     from dumap.recipe import damage

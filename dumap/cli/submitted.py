@@ -10,6 +10,7 @@ import click
 
 from dumap.cli.commands import cli, config_options, load_settings
 from dumap.cli.logs import asks_for_json
+from dumap.cli.storage import with_storage
 from dumap.cluster_runs import attach as find
 from dumap.cluster_runs import submit as send
 from dumap.json_values import to_json
@@ -64,6 +65,7 @@ def submit(as_json: bool, force: bool, parent: str | None, **options: Any) -> No
 @click.argument("run")
 @_scheduler_options
 @click.option("--json", "as_json", is_flag=True, help="Print the run's status for machines at the end.")
+@with_storage
 def attach(run: str, scheduler: str | None, scheduler_file: str | None, as_json: bool) -> None:
     """Follow a run that a cluster drives, until it ends; Ctrl-C leaves it alone."""
     from dumap.cli.progress import observer
@@ -76,6 +78,7 @@ def attach(run: str, scheduler: str | None, scheduler_file: str | None, as_json:
 @cli.command()
 @click.argument("run")
 @_scheduler_options
+@with_storage
 def cancel(run: str, scheduler: str | None, scheduler_file: str | None) -> None:
     """Have a run that a cluster drives end; what is committed is kept."""
     with _client(_named(scheduler, scheduler_file)) as client:

@@ -12,7 +12,7 @@ from dumap.config.input import InputConfig
 from dumap.config.keywords import NOT_HERE, keys_by_name, read_config, read_keywords
 from dumap.config.metrics import METRICS
 from dumap.config.model import Config, differences
-from dumap.config.reading import build, contradictions, load
+from dumap.config.reading import build, contradictions, load, read_file
 from dumap.config.sections import (
     INITS,
     AuditConfig,
@@ -50,5 +50,6 @@ __all__ = [
     "parse_bytes",
     "read_config",
     "read_example",
+    "read_file",
     "read_keywords",
 ]
