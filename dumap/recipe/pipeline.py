@@ -301,7 +301,7 @@ def _compute(job: Job, engine: Engine, observer: Observer) -> Any:
                     stage, len(parts) - len(todo) + some if of == len(todo) else some, max(of, len(parts))
                 )
             else:
-                observer.advanced(stage, progress[0] + some / of, progress[1])
+                observer.advanced(stage, min(progress[0] + some / of, progress[1]), progress[1])
 
         if todo:
             run = engine.spool if stage == SPOOL else engine.map

@@ -62,6 +62,14 @@ def test_a_function_hears_how_far_stages_are(config):
     assert [share for stage, share in heard if stage == "neighbors"][-1] == 1
 
 
+def test_no_stage_is_said_to_be_further_than_its_end(configure, digits_300):
+    heard = []
+    config = configure(digits_300, {"cluster.engine": "local", "layout.mode": "rounds", "layout.n_epochs": 3})
+    dumap.run(config, on_progress=lambda stage, done, total: heard.append((stage, done, total)))
+    assert max(done for stage, done, _ in heard if stage == "layout") == 3
+    assert all(done <= total for _, done, total in heard)
+
+
 def test_notes_of_other_threads_are_passed_on_by_the_runs_thread(monkeypatch):
     told, there = Told(), threading.Event()
 
