@@ -22,6 +22,7 @@ from dumap.engine import Observer as Observer
 from dumap.engine import worker
 from dumap.engine.backups import Durations
 from dumap.engine.checks import Requirements, WorkerFacts, common, differences, single_thread_limit
+from dumap.engine.fair_queue import FairQueue
 from dumap.engine.link import Killed, Link, Lost
 from dumap.engine.local import LocalEngine
 from dumap.engine.members import Members, host_of
@@ -30,7 +31,6 @@ from dumap.engine.sharing import ALONE, Sharing
 from dumap.engine.step import ATTEMPTS as ATTEMPTS
 from dumap.engine.step import POLL_SECONDS as POLL_SECONDS
 from dumap.engine.step import Step, StepSpec
-from dumap.engine.turns import Turns
 from dumap.errors import ClusterError
 from dumap.sources.arrays import ArrayRows
 from dumap.sources.spooled import SPOOL
@@ -78,7 +78,7 @@ class DaskEngine:
         self.peak_bytes = self.held_bytes = 0
         self.workers: list[WorkerFacts] = []
         self._members = Members(self.link, timeout, worker_timeout, note, sharing)
-        self._durations, self._messages, self._turns = Durations(), deque[dict](), Turns(self.link)
+        self._durations, self._messages, self._fair_queue = Durations(), deque[dict](), FairQueue(self.link)
         self._note, self._worker_timeout = note, worker_timeout
         self._record: dict[str, Any] | None = None
         self._requirements = Requirements(**worker.own())
@@ -261,7 +261,8 @@ class DaskEngine:
         repeatable = not getattr(task, "no_backup", False)
         spec = StepSpec(title, f"{title} {task.__name__}", parts, call, committed, advanced, repeatable)
         timeout, members, durations = self.link.sharing.task_timeout, self._members, self._durations
-        step = Step(spec, self.link, members, durations, self._messages, self._check_unproven, self._turns, timeout)
+        fair_queue, check = self._fair_queue, self._check_unproven
+        step = Step(spec, self.link, members, durations, self._messages, check, fair_queue, timeout)
         try:
             step.run()
         finally:

@@ -14,9 +14,9 @@ from distributed import Client, Future, as_completed, span
 from distributed.protocol.pickle import dumps
 from distributed.scheduler import KilledWorker
 
+from dumap.engine.fair_queue import A_SECOND
 from dumap.engine.sharing import ALONE, Sharing
 from dumap.engine.topics import listen, stop_listening
-from dumap.engine.turns import A_SECOND
 from dumap.engine.worker import with_options
 from dumap.errors import ClusterError
 from dumap.store import known_options
@@ -162,7 +162,7 @@ class Link:
     ) -> Future:
         """Send a task to some workers, or to any worker if `workers` is None.
 
-        `due` is the virtual time of `dumap.engine.turns`; None if no other run is at work on the cluster.
+        `due` is the virtual time of `dumap.engine.fair_queue`; None if no other run is at work on the cluster.
         """
         future = self._submit(stage, step, part, call, workers, self.sharing.resources, due)
         assert self._completed is not None

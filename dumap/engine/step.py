@@ -10,10 +10,10 @@ from typing import Any
 from dumap.engine.attempts import Attempt, Tasks
 from dumap.engine.backups import Durations
 from dumap.engine.checks import UnfitWorker
+from dumap.engine.fair_queue import UNKNOWN_SECONDS, FairQueue
 from dumap.engine.link import Killed, Lost
 from dumap.engine.members import Members
 from dumap.engine.task_queue import TaskQueue
-from dumap.engine.turns import UNKNOWN_SECONDS, Turns
 from dumap.errors import ClusterError, DumapError, LockError, TaskError
 
 ATTEMPTS = 4
@@ -71,7 +71,7 @@ class Step:
         The messages of the tasks; another thread appends them.
     check_unproven : callable
         Checks the workers that have not proven to be fit, and returns whether any of them is unfit.
-    turns : Turns
+    fair_queue : FairQueue
         The order of the tasks among those of other runs.
     task_timeout : float, optional
         A task that has begun and reports nothing for this many seconds counts as stuck.
@@ -85,11 +85,11 @@ class Step:
         durations: Durations,
         messages: deque[dict],
         check_unproven: Callable[[], bool],
-        turns: Turns,
+        fair_queue: FairQueue,
         task_timeout: float | None = None,
     ) -> None:
         self.spec, self.tasks, self.members, self.durations = spec, tasks, members, durations
-        self.messages, self.check_unproven, self.turns = messages, check_unproven, turns
+        self.messages, self.check_unproven, self.fair_queue = messages, check_unproven, fair_queue
         self.queue = TaskQueue(spec.parts, 2)
         self.in_flight: dict[Any, Attempt] = {}
         self.attempts_of: dict[str, list[Any]] = {}
@@ -115,7 +115,7 @@ class Step:
         self.members.reset_timeouts()
         try:
             while len(self.done) < len(self.spec.parts):
-                self.turns.attend()
+                self.fair_queue.announce()
                 if self.members.refresh(self._names):
                     self.queue.many = max(2, 2 * self.members.threads)
                     self._send_again()
@@ -134,7 +134,7 @@ class Step:
                     self._end_stuck(self.task_timeout)
         finally:
             self.tasks.cancel(list(self.in_flight))
-            self.turns.pause()
+            self.fair_queue.pause()
 
     def _names(self) -> str:
         """Return the names of the stage and of the parts in flight, for errors."""
@@ -145,16 +145,16 @@ class Step:
 
     def _window(self) -> int:
         """Return the most parts in flight: few on a shared cluster as long as the time that a part takes is unknown."""
-        if self.turns.shared and self.durations.typical(self.spec.kind) is None:
+        if self.fair_queue.shared and self.durations.typical(self.spec.kind) is None:
             return max(1, self.members.threads)
         return self.members.window
 
     def _send(self, part: str, workers: frozenset[str] | None, backup: bool = False) -> None:
         """Send a task for a part."""
         self.sent += 1
-        call, shared = self.spec.call(part, self.sent), self.turns.shared
+        call, shared = self.spec.call(part, self.sent), self.fair_queue.shared
         expected = self.durations.typical(self.spec.kind) or UNKNOWN_SECONDS
-        due = self.turns.take(expected)
+        due = self.fair_queue.take(expected)
         future = self.tasks.send(self.spec.stage, self.name, part, call, workers, due if shared else None)
         self.in_flight[future] = Attempt(
             part, self.sent, workers, self.tasks.now(), backup, due=due, expected=expected, shared=shared
@@ -176,12 +176,12 @@ class Step:
         self.attempts_of[attempt.part].remove(future)
         if not self.attempts_of[attempt.part]:
             del self.attempts_of[attempt.part]
-        self.turns.correct(attempt.took - attempt.expected)
+        self.fair_queue.correct(attempt.took - attempt.expected)
         return attempt
 
     def _reorder(self) -> None:
         """Put waiting parts back in the queue that were sent before other runs came, or before the last one went."""
-        shared = self.turns.shared
+        shared = self.fair_queue.shared
         if self.queue.alone or not self.spec.repeatable:
             return
         stale = [f for f, a in self.in_flight.items() if a.begun is None and a.shared != shared and not a.backup]
@@ -292,7 +292,7 @@ class Step:
             elif attempt is not None and "worker" in message:
                 attempt.begun, attempt.worker = self.tasks.now(), message["worker"]
                 attempt.reported = attempt.begun
-                self.turns.begun(attempt.due)
+                self.fair_queue.begun(attempt.due)
                 self.members.proven.add(attempt.worker)
 
     def _record_outcome(self, future: Any) -> None:

@@ -10,9 +10,9 @@ from simulated import Cluster
 
 from dumap.artifacts.part_names import part_names
 from dumap.engine.backups import BACKUP_SECONDS, Durations
+from dumap.engine.fair_queue import FairQueue
 from dumap.engine.members import LEAST_WINDOW, Members
 from dumap.engine.step import ATTEMPTS, Step, StepSpec
-from dumap.engine.turns import Turns
 from dumap.errors import ClusterError, DamageError, InputError, LockError, TaskError
 
 WORKER_TIMEOUT = 100.0
@@ -36,8 +36,8 @@ class Run:
             lambda done, total: self.advanced.append((done, total)),
             repeatable,
         )
-        turns, messages = Turns(cluster), cluster.messages
-        self.step = Step(spec, cluster, members, Durations(), messages, lambda: False, turns, task_timeout)
+        fair_queue, messages = FairQueue(cluster), cluster.messages
+        self.step = Step(spec, cluster, members, Durations(), messages, lambda: False, fair_queue, task_timeout)
 
     def go(self) -> float:
         """Return when it ended."""

@@ -1,4 +1,4 @@
-"""Several runs on one cluster: whose tasks come next."""
+"""The order of the tasks of several runs on one cluster."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from distributed import Client, LocalCluster
 from dumap.artifacts.job import Job
 from dumap.artifacts.part_names import part_names
 from dumap.engine.cluster import DaskEngine
-from dumap.engine.turns import FORGOTTEN_SECONDS, TOLD_SECONDS, Turns
+from dumap.engine.fair_queue import FORGOTTEN_SECONDS, TOLD_SECONDS, FairQueue
 from dumap.recipe.pipeline import plan
 
 
@@ -45,7 +45,7 @@ class Run:
     """A run that always has as many tasks on their way, each of which lasts as long."""
 
     def __init__(self, bus: Bus, seconds: float, window: int, since: float = 0.0):
-        self.turns, self.seconds, self.window, self.since = Turns(bus), seconds, window, since
+        self.fair_queue, self.seconds, self.window, self.since = FairQueue(bus), seconds, window, since
         self.waiting, self.served = 0, 0.0
 
 
@@ -54,18 +54,18 @@ def share_out(runs: list[Run], threads: int, until: float) -> list[float]:
 
     Seconds are counted from when all runs are there.
     """
-    bus, queue, running, numbers = runs[0].turns._events, [], [], itertools.count()
+    bus, queue, running, numbers = runs[0].fair_queue._events, [], [], itertools.count()
     begin = max(run.since for run in runs)
     while bus.time < until:
         for run in runs:
             if bus.time >= run.since:
-                run.turns.attend()
+                run.fair_queue.announce()
                 while run.waiting < run.window:
-                    heapq.heappush(queue, (run.turns.take(run.seconds), next(numbers), run))
+                    heapq.heappush(queue, (run.fair_queue.take(run.seconds), next(numbers), run))
                     run.waiting += 1
         while queue and len(running) < threads:
             due, number, run = heapq.heappop(queue)
-            run.turns.begun(due)
+            run.fair_queue.begun(due)
             heapq.heappush(running, (bus.time + run.seconds, number, run))
         bus.time, _, ended = heapq.heappop(running)
         ended.waiting -= 1
@@ -90,39 +90,39 @@ def test_a_run_with_little_to_do_is_served_at_once_and_others_get_the_rest():
 
 def test_who_was_away_has_saved_nothing_up_and_who_had_idle_threads_owes_nothing():
     bus = Bus()
-    early, late = Turns(bus), Turns(bus)
-    for turns in (early, late):
-        turns.attend()
+    early, late = FairQueue(bus), FairQueue(bus)
+    for one in (early, late):
+        one.announce()
     for _ in range(100):
         early.begun(early.take(1.0))
     bus.time += TOLD_SECONDS
-    early.attend()
+    early.announce()
     assert late.take(1.0) == 99.0
     assert early.take(1.0) == 100.0
 
 
 def test_what_a_task_took_beyond_what_was_thought_is_counted():
-    turns = Turns(Bus())
-    assert [turns.take(1.0), turns.take(1.0)] == [0.0, 1.0]
-    turns.correct(9.0)
-    assert turns.take(1.0) == 11.0
+    queue = FairQueue(Bus())
+    assert [queue.take(1.0), queue.take(1.0)] == [0.0, 1.0]
+    queue.correct(9.0)
+    assert queue.take(1.0) == 11.0
 
 
 def test_runs_hear_of_one_another_and_forget_who_is_silent():
     bus = Bus()
-    first, second = Turns(bus), Turns(bus)
-    first.attend()
+    first, second = FairQueue(bus), FairQueue(bus)
+    first.announce()
     assert not first.shared
-    second.attend()
+    second.announce()
     assert (first.shared, second.shared) == (True, True)
     bus.time += FORGOTTEN_SECONDS / 2
-    first.attend()
+    first.announce()
     assert (first.shared, second.shared) == (True, True)
     bus.time += FORGOTTEN_SECONDS / 2
     assert (first.shared, second.shared) == (False, True)
     first.pause()
-    third = Turns(bus)
-    third.attend()
+    third = FairQueue(bus)
+    third.announce()
     assert not third.shared, "the one is silent, and the other said that it is in no step"
 
 

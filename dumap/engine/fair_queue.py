@@ -1,12 +1,12 @@
-"""Whose turn it is, where several runs share a cluster.
+"""The order of the tasks of several runs on one cluster: start-time fair queueing.
 
-Start-time fair queueing: each task bears the virtual time at which it is due, and the one that is due first goes first.
-A run's virtual time goes on by the seconds of worker time that its tasks take, so runs that all have tasks to do get
-equal shares of the threads, however long the tasks of each are, and however many of them wait. A run with nothing to do
-for a while, and one that is new, goes on at the virtual time of the others: nobody saves up turns, or has to wait for
-what others have been through. The order is Dask's priority; so no thread stays idle while any run has a task for it.
+Each task has a virtual start time, and the task with the earliest goes first. The virtual time of a run advances by the
+seconds of worker time that its tasks take. So runs that all have waiting tasks get equal worker time, however long the
+tasks of each are and however many of them wait. A run that is new, or had nothing to do for a while, continues at the
+virtual time of the others: it neither goes before all others nor has to wait for what they did before. Dask's priority
+sets the order, so no thread is idle while any run has a waiting task.
 
-Runs tell one another their virtual times by events, a second apart; one that dies is forgotten.
+Runs tell one another their virtual times once a second by events of the scheduler. A run that dies is forgotten.
 """
 
 from __future__ import annotations
@@ -15,36 +15,36 @@ import uuid
 from collections.abc import Callable
 from typing import Any, Protocol
 
-TOPIC = "dumap-turns"
-"""What the events are of."""
+TOPIC = "dumap-runs"
+"""The topic of the events by which runs hear of one another."""
 TOLD_SECONDS = 1.0
-"""How often a run tells of itself."""
+"""Seconds between two messages of a run."""
 FORGOTTEN_SECONDS = 10.0
-"""A run that told nothing for so long is at work no more."""
+"""A run that has told nothing for so long is no longer at work."""
 A_SECOND = 1e-9
-"""How much a second of virtual time lowers a priority: years of many threads stay within one step of `priority`."""
+"""A second of virtual time lowers Dask's priority by this much: years of many threads stay within one step of it."""
 UNKNOWN_SECONDS = 1.0
-"""What a task is taken to last before any of its kind has ended."""
+"""The expected seconds of a task of which no other of its kind has ended."""
 
 
 class Events(Protocol):
-    """By what runs hear of one another."""
+    """The methods of `dumap.engine.link.Link` that a queue uses."""
 
     def now(self) -> float:
-        """Return the time."""
+        """Return the time of a monotonic clock, in seconds."""
 
     def tell(self, topic: str, message: dict[str, Any]) -> None:
-        """Tell all who listen to a topic, and do not wait."""
+        """Send a message on a topic, and do not wait."""
 
     def exchange(self, topic: str, message: dict[str, Any]) -> list[tuple[float, dict[str, Any]]]:
-        """Tell all who listen, and return what was told of late, oldest first, each with the scheduler's time."""
+        """Send a message on a topic; return those that the scheduler keeps, oldest first, each with its time."""
 
     def listen(self, topic: str, on_message: Callable[[dict[str, Any]], None]) -> None:
-        """Have each message that is told from now on handed to a function."""
+        """Call `on_message` with each later message on a topic."""
 
 
-class Turns:
-    """When the tasks of a run are due.
+class FairQueue:
+    """The virtual start times of the tasks of a run.
 
     Parameters
     ----------
@@ -60,8 +60,8 @@ class Turns:
 
     # other runs --------------------------------------------------------------------------------
 
-    def attend(self) -> None:
-        """Hear which other runs are at work, and tell them of this one; to be called again and again in a step."""
+    def announce(self) -> None:
+        """Find out which other runs are at work, and tell them of this one; call it again and again during a step."""
         now = self._events.now()
         if self._joined and now - self._said < TOLD_SECONDS:
             return
@@ -78,7 +78,7 @@ class Turns:
                 self._hear(message)
 
     def pause(self) -> None:
-        """Tell who comes next that this run is in no step; those that know it expect it back for a while."""
+        """Tell runs that come next that no step is under way; those that know this run wait for it a while."""
         if self._busy:
             self._busy = False
             self._events.tell(TOPIC, self._message())
@@ -91,7 +91,7 @@ class Turns:
             self._others[message["run"]] = (self._events.now(), message["reached"])
 
     def _heard(self) -> list[float]:
-        """Return the virtual times of other runs that are at work, or were a moment ago."""
+        """Return the virtual times of the other runs that are at work, or were a moment ago."""
         since = self._events.now() - FORGOTTEN_SECONDS
         return [reached for when, reached in list(self._others.values()) if when > since]
 
@@ -103,15 +103,15 @@ class Turns:
     # its own tasks -----------------------------------------------------------------------------
 
     def take(self, seconds: float) -> float:
-        """Return the virtual time at which the next task is due, which is thought to last some seconds."""
+        """Return the virtual start time of the next task, which is expected to take `seconds`."""
         due = max(self._next, self._reached, *self._heard(), 0.0)
         self._next = due + seconds
         return due
 
     def begun(self, due: float) -> None:
-        """Take down that a task has begun."""
+        """Record that a task has begun, by its virtual start time."""
         self._reached = max(self._reached, due)
 
     def correct(self, seconds: float) -> None:
-        """Put right by how much longer a task took than was thought."""
+        """Advance by the seconds that a task took beyond those expected, which may be negative."""
         self._next += seconds
