@@ -1,13 +1,13 @@
-"""The format of runs, and all that is read from and written to Zarr.
+"""The format of runs, and all reading and writing of Zarr stores.
 
-The only folder that imports zarr and obstore. What a run looks like on disk is promised to readers: whoever changes it
-raises `FORMAT`. Other folders import from here, not from the modules.
+No other folder imports zarr or obstore. Readers rely on the format of a run on disk, so every change of the format
+raises `FORMAT`. Other folders import from this package, not from its modules.
 
 - Objects: `objects` (in any backend), `backends`, `disk`, `options` (of buckets), `concurrent_reads`, `patterns`.
-- A run: `run`; `part` (written), `manifests`, `committed` (read), `stored_array`, `checkpoints`, `lock`, `run_keys`,
-  `relative_paths` (locations of other runs), `published` (results of a work place), `row_names`.
-- Zarr beside runs: `arrays`, `new_store`, `annotated` (AnnData's), `metadata`, `chunks`, `bits` (bfloat16), `csr`
-  (sparse by rows), `listing`.
+- A run: `run`; `part` (writes), `manifests`, `committed` (reads), `stored_array`, `checkpoints`, `lock`, `run_keys`,
+  `relative_paths` (locations of other runs), `published` (copies results out of a work place), `row_names`.
+- Other Zarr stores: `arrays`, `new_store`, `annotated` (AnnData), `metadata`, `chunks`, `bits` (bfloat16), `csr`
+  (sparse matrices), `listing`.
 """
 
 from dumap.store.annotated import AnnDataStore, Slots, remove_tree

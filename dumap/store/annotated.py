@@ -1,6 +1,7 @@
-"""AnnData's Zarr stores: what lies in them, and slots that are written beside them and put in their places once whole.
+"""Reads AnnData's Zarr stores, and adds slots to them.
 
-See "AnnData: on-disk format" of anndata's documentation. anndata itself is not needed.
+New slots are written to a temporary store, and moved when all are whole. See "AnnData: on-disk format" in anndata's
+documentation. The package anndata is not needed.
 """
 
 from __future__ import annotations
@@ -27,17 +28,20 @@ if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
 
 CHUNK_ROWS = 65_536
+"""Rows of a dense array in a chunk."""
 CHUNK_ENTRIES = 1 << 20
 """Entries of a sparse matrix in a chunk."""
 METADATA = ("zarr.json", ".zarray", ".zgroup", ".zattrs")
+"""Names of the objects that hold metadata, in Zarr v3 and v2."""
 SMALL_INDEX = 2**31 - 1
+"""Indices up to this number are written as int32."""
 
 Block = tuple[np.ndarray, np.ndarray, np.ndarray]
-"""Some rows of a sparse matrix: how many entries each has, their columns and their values."""
+"""A block of rows of a sparse matrix: the number of entries in each row, then their columns and their values."""
 
 
 def encoded(kind: str, version: str = "0.2.0") -> dict[str, Any]:
-    """Return the attributes by which AnnData knows what something is."""
+    """Return the attributes that tell AnnData how an element is encoded."""
     return {"encoding-type": kind, "encoding-version": version}
 
 
@@ -56,7 +60,7 @@ class AnnDataStore:
     Raises
     ------
     InputError
-        It is none, or cannot be written to.
+        The path holds no AnnData store, or the store cannot be written to.
     """
 
     def __init__(self, path: str) -> None:
@@ -78,21 +82,21 @@ class AnnDataStore:
 
     @cached_property
     def rows(self) -> int:
-        """How many observations there are."""
+        """The number of observations."""
         names: Any = self.root[f"obs/{self.root['obs'].attrs['_index']}"]
         return int(names.shape[0])
 
     def holds(self, key: str) -> bool:
-        """Return whether there is an array, or a group."""
+        """Return whether the store has an array or a group of this key."""
         return key in self.root
 
     def read(self, key: str) -> Any:
-        """Read a mapping, or what lies in one: dicts of texts, numbers and arrays."""
+        """Read a group as a dict, or an array as an array, a number or a text."""
         node: Any = self.root[key]
         if isinstance(node, zarr.Group):
             return {name: self.read(f"{key}/{name}") for name in node}
-        found = node[...]
-        return found.item() if node.shape == () and isinstance(found, np.ndarray) else found
+        value = node[...]
+        return value.item() if node.shape == () and isinstance(value, np.ndarray) else value
 
     def read_rows(self, key: str, start: int, stop: int) -> csr_matrix:
         """Read rows [start, stop) of a CSR matrix.
@@ -100,7 +104,7 @@ class AnnDataStore:
         Raises
         ------
         InputError
-            There is none.
+            The store has no CSR matrix of this key.
         """
         from scipy.sparse import csr_matrix
 
@@ -115,7 +119,7 @@ class AnnDataStore:
 
 
 class Slots:
-    """What is to be put into an AnnData store: written beside it, and moved into it once all is whole.
+    """Slots to add to an AnnData store. They are written to a temporary store beside it, and moved when all are whole.
 
     Parameters
     ----------
@@ -124,7 +128,8 @@ class Slots:
     Attributes
     ----------
     path : str
-        Where it lies meanwhile, until this is left as a context; what a killed process left there is removed.
+        The temporary store. It is removed at the end of the context. The leftovers of a killed process are removed
+        first.
     """
 
     def __init__(self, target: AnnDataStore) -> None:
@@ -140,17 +145,18 @@ class Slots:
         remove_tree(self.path)
 
     def _array(self, key: str, shape: tuple[int, ...], dtype: Any, chunks: tuple[int, ...], **more: Any) -> zarr.Array:
+        """Create an array in the temporary store."""
         return self._root.create_array(
             key, shape=shape, dtype=dtype, chunks=chunks, config={"write_empty_chunks": True}, **more
         )
 
     def keep_array(self, name: str, array: np.ndarray) -> str:
-        """Write an array that is no slot; return its path."""
+        """Write an array that is not a slot to the temporary store; return its path."""
         self._array(name, array.shape, array.dtype, array.shape)[...] = array
         return f"{self.path}/{name}"
 
     def put_array(self, key: str, shape: tuple[int, ...], dtype: str, blocks: Iterator[np.ndarray]) -> None:
-        """Write a dense array, block after block of its rows."""
+        """Write a dense array from consecutive blocks of rows."""
         chunks = (max(1, min(shape[0], CHUNK_ROWS)), *shape[1:])
         array, at = self._array(key, shape, dtype, chunks, attributes=encoded("array")), 0
         for block in blocks:
@@ -159,7 +165,7 @@ class Slots:
         self._keys.append(key)
 
     def put_sparse(self, key: str, rows: int, entries: int, dtype: str, blocks: Iterator[Block]) -> None:
-        """Write a square matrix as CSR, block after block of its rows, which have so many entries together."""
+        """Write a square CSR matrix, (rows, rows), with `entries` entries in all, from consecutive blocks of rows."""
         self._root.create_group(key, attributes={**encoded("csr_matrix", "0.1.0"), "shape": [rows, rows]})
         index = "int32" if max(rows, entries) <= SMALL_INDEX else "int64"
         chunks = (max(1, min(entries, CHUNK_ENTRIES)),)
@@ -182,21 +188,23 @@ class Slots:
         self._keys.append(key)
 
     def _write(self, key: str, value: Any) -> None:
+        """Write a mapping as a group, and any other value as an array."""
         if isinstance(value, Mapping):
             self._root.create_group(key, attributes=encoded("dict", "0.1.0"))
             for name, item in value.items():
                 self._write(f"{key}/{name}", item)
             return
-        found = np.asarray(value)
+        array = np.asarray(value)
         text = isinstance(value, str)
-        kind = "string" if text else "array" if found.ndim else "numeric-scalar"
-        dtype = VariableLengthUTF8() if text else found.dtype
-        self._array(key, found.shape, dtype, found.shape, attributes=encoded(kind))[...] = value
+        kind = "string" if text else "array" if array.ndim else "numeric-scalar"
+        dtype = VariableLengthUTF8() if text else array.dtype
+        self._array(key, array.shape, dtype, array.shape, attributes=encoded(kind))[...] = value
 
     def publish(self) -> None:
-        """Put the slots into the store, in the order in which they were written; each is there whole or not at all.
+        """Move the slots into the store in the order in which they were written; each slot is moved whole.
 
-        Consolidated metadata go first and come back last, so that nothing that is read in between is told wrong.
+        Consolidated metadata are removed before the first slot is moved and written again after the last, so that
+        they never contradict the store.
         """
         target = self.target
         consolidated = _forget_consolidated(Objects(target.path), target.format)
@@ -207,16 +215,16 @@ class Slots:
             (_move_objects if is_remote(target.path) else _rename)(self.path, target.path, key)
         if consolidated:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of what the format says of it
+                warnings.simplefilter("ignore")  # zarr warns that its format does not specify consolidated metadata
                 zarr.consolidate_metadata(Objects(target.path).store, zarr_format=target.format)
 
 
 def _forget_consolidated(objects: Objects, zarr_format: int) -> bool:
-    """Remove a group's consolidated metadata; tell whether there were any."""
+    """Remove a group's consolidated metadata; return whether it had any."""
     if zarr_format == 2:
-        there = objects.size(".zmetadata") >= 0
+        exists = objects.size(".zmetadata") >= 0
         objects.delete(".zmetadata")
-        return there
+        return exists
     document = json.loads(objects.get("zarr.json") or b"{}")
     if document.pop("consolidated_metadata", None) is None:
         return False
@@ -225,28 +233,29 @@ def _forget_consolidated(objects: Objects, zarr_format: int) -> bool:
 
 
 def _rename(source: str, target: str, key: str) -> None:
-    """Put a folder in the place of another one."""
-    new, place, old = os.path.join(source, key), os.path.join(target, key), os.path.join(source, "old", key)
-    if os.path.lexists(place):
+    """Move a folder from the temporary store, replacing the folder of the same key."""
+    new, final, old = os.path.join(source, key), os.path.join(target, key), os.path.join(source, "old", key)
+    if os.path.lexists(final):
         os.makedirs(os.path.dirname(old), exist_ok=True)
-        os.rename(place, old)
-    os.rename(new, place)
+        os.rename(final, old)
+    os.rename(new, final)
 
 
 def _metadata_last(key: str) -> tuple[bool, int]:
+    """Return a sort key that puts metadata after other objects, and deeper nodes before the nodes above them."""
     return key.rpartition("/")[2] in METADATA, -key.count("/")
 
 
 def _move_objects(source: str, target: str, key: str) -> None:
-    """Put objects of a bucket in the place of others: what says that they are there goes first and comes last."""
-    new, place = Objects(source), Objects(target)
-    place.delete_all(sorted(place.keys(key), key=_metadata_last, reverse=True))
+    """Copy objects of a bucket over others. Metadata are removed first and written last, so no node is read half."""
+    new, final = Objects(source), Objects(target)
+    final.delete_all(sorted(final.keys(key), key=_metadata_last, reverse=True))
     for name in sorted(new.keys(key), key=_metadata_last):
-        place.put(name, new.get(name) or b"")
+        final.put(name, new.get(name) or b"")
 
 
 def remove_tree(path: str) -> None:
-    """Remove all that lies below a path or a URL; nothing is no error."""
+    """Remove everything below a path or a URL, if anything exists."""
     if is_remote(path):
         objects = Objects(path)
         objects.delete_all(objects.keys())

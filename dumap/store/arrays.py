@@ -1,4 +1,4 @@
-"""Arrays outside any run: the input, labels, a given start, exports."""
+"""Arrays outside runs: the input, labels, given start coordinates, exports."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from dumap.store.chunks import find_absent, require_chunks
 from dumap.store.listing import dense_rows, describe_arrays, sparse_kind
 from dumap.store.objects import Objects, bucket_errors, describe_error, open_store
 
-NAMED_INSTEAD = 5
-"""Arrays that are named in the place of a sparse one."""
+MAX_INSTEAD = 5
+"""The most dense arrays that a message suggests instead of a sparse matrix."""
 
 
 def refuse_code(array: zarr.Array) -> zarr.Array:
-    """Refuse an array with the codec 'pickle': decoding it would run whatever program a chunk holds.
+    """Refuse an array with the codec 'pickle', since decoding a chunk could run any program.
 
     Raises
     ------
@@ -46,7 +46,7 @@ def refuse_code(array: zarr.Array) -> zarr.Array:
 
 
 def place_of_array(array: zarr.Array) -> tuple[str, str] | None:
-    """Return the location of an array's store and its path there; None where its store has no location of its own."""
+    """Return the location of an array's store and its path in the store; None if the store has no location."""
     store = array.store
     if isinstance(store, LocalStore):
         return str(store.root), array.path
@@ -59,26 +59,26 @@ def is_readable(store: Store, path: str) -> bool:
     """Return whether Zarr can read the metadata of a node."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of what is somebody else's
+            warnings.simplefilter("ignore")  # the node belongs to the user
             zarr.open(store, path=path, mode="r", use_consolidated=False)
-    except Exception:  # of whatever kind: the node is its owner's, who is told so when it is opened
+    except Exception:  # of any kind: opening the node raises the error again
         return False
     return True
 
 
 def find_array(path: str, name: str, settings: tuple[str, str]) -> zarr.Array:
-    """Open the array at a path, or that of a name in the group at the path.
+    """Open the array at a path, or the named array if the path is a group.
 
     Parameters
     ----------
     path, name : str
     settings : tuple of str
-        What the user's settings of the path and of the name are called.
+        The names of the user's settings for the path and for the array's name.
 
     Raises
     ------
     InputError
-        There is none; the message lists the arrays there are.
+        There is no such array; the message lists the arrays of the store.
     """
     store = open_store(path, read_only=True)
     absent = (ArrayNotFoundError, GroupNotFoundError, OSError, KeyError, ValueError, bucket_errors()[0])
@@ -89,46 +89,46 @@ def find_array(path: str, name: str, settings: tuple[str, str]) -> zarr.Array:
     if isinstance(node, zarr.Array):
         return refuse_code(node)
     try:
-        found = open_node(store, name)
+        named = open_node(store, name)
     except (ArrayNotFoundError, GroupNotFoundError, FileNotFoundError, KeyError):
-        found = None
+        named = None
     except ValueError as error:
         raise InputError(f"{settings[1]}: {name!r} in {path} is not an array that can be read ({error})") from error
-    for group, where in ((found, f"{name!r} in {path}"), (node, path)):
+    for group, where in ((named, f"{name!r} in {path}"), (node, path)):
         if isinstance(group, zarr.Group) and (sparse := sparse_kind(group)):
             raise InputError(f"{settings[1]}: {where} is {_sparse(store, *sparse)}")
-    if not isinstance(found, zarr.Array):
+    if not isinstance(named, zarr.Array):
         raise InputError(
-            f"{settings[1]}: no array {name!r} in {path}{'' if found is None else ', but a group'}; its arrays are: "
+            f"{settings[1]}: no array {name!r} in {path}{'' if named is None else ', but a group'}; its arrays are: "
             f"{describe_arrays(store)}"
         )
-    return refuse_code(found)
+    return refuse_code(named)
 
 
 def open_node(store: Store, path: str) -> zarr.Array | zarr.Group:
-    """Open an array or a group; an array of bfloat16 as its bits."""
+    """Open an array or a group; an array of bfloat16 is opened as its bits."""
     try:
         return zarr.open(store, path=path, mode="r", use_consolidated=False)
-    except ValueError:  # among others: no such data type
-        if (found := open_bits(store, path)) is None:
+    except ValueError:  # among other causes, Zarr does not know the data type
+        if (bits := open_bits(store, path)) is None:
             raise
-        return found
+        return bits
 
 
 def _sparse(store: Store, kind: str, shape: tuple[int, ...]) -> str:
-    """Write the message about a sparse matrix, with dense arrays to embed instead."""
-    instead = dense_rows(store, shape[0] if shape else None)[:NAMED_INSTEAD]
-    way = f"take one of its rows instead, such as {', '.join(instead)}, or write" if instead else "write"
+    """Return the message about a sparse matrix, which suggests dense arrays to embed instead."""
+    instead = dense_rows(store, shape[0] if shape else None)[:MAX_INSTEAD]
+    advice = f"take one of its rows instead, such as {', '.join(instead)}, or write" if instead else "write"
     allowed, copy = (
         ("dense arrays", "a dense copy")
         if kind.startswith("csr")
         else ("dense arrays and sparse ones by rows", "it by rows, as adata.X.tocsr() makes it")
     )
-    return f"a sparse matrix ({kind}{f', shape {shape}' if shape else ''}); dumap reads {allowed}: {way} {copy}"
+    return f"a sparse matrix ({kind}{f', shape {shape}' if shape else ''}); dumap reads {allowed}: {advice} {copy}"
 
 
 class Rows:
-    """An array outside any run: .npy, or the path of a Zarr array.
+    """The rows of an array outside runs: a .npy file or a Zarr array.
 
     Parameters
     ----------
@@ -137,7 +137,7 @@ class Rows:
     Raises
     ------
     InputError
-        It is neither, or cannot be read.
+        The path holds no such array, or the array cannot be read.
     """
 
     def __init__(self, path: str) -> None:
@@ -152,13 +152,14 @@ class Rows:
 
     @contextlib.contextmanager
     def _readable(self) -> Iterator[None]:
+        """Raise the errors of reading as InputError, as a context."""
         try:
             yield
         except (ValueError, OSError, EOFError, MemoryError, BadZipFile) as error:
             raise InputError(f"{self.path} is neither a .npy file nor a Zarr array ({error})") from error
 
     def require_chunks(self) -> None:
-        """Refuse chunks that are not there, of a Zarr array."""
+        """Refuse a Zarr array with missing chunks."""
         if isinstance(self._array, zarr.Array) and self.shape:
             require_chunks(self.path, self._array, find_absent(self.path, self._array))
 
@@ -169,26 +170,31 @@ class Rows:
 
 
 def read_array(path: str) -> np.ndarray:
-    """Read a whole array outside any run."""
+    """Read a whole array outside runs."""
     rows = Rows(path)
     rows.require_chunks()
     return rows.read()
 
 
 def write_arrays(path: str, arrays: dict[str, tuple[tuple[int, ...], str, Iterator[tuple[int, np.ndarray]]]]) -> None:
-    """Write arrays block by block to a new Zarr group outside any run.
+    """Write arrays block by block to a new Zarr group outside runs.
 
     Parameters
     ----------
     path : str
     arrays : dict
         Name to (shape, dtype, blocks); a block is (first row, rows).
+
+    Raises
+    ------
+    StorageError
+        The path exists.
     """
-    there = Objects(path)
-    taken = os.path.lexists(path) if there.is_local else there.holds_any()
-    if taken:
+    objects = Objects(path)
+    exists = os.path.lexists(path) if objects.is_local else objects.holds_any()
+    if exists:
         raise StorageError(f"{path} exists; remove it, or name another")
-    group = zarr.open_group(there.store, mode="w")
+    group = zarr.open_group(objects.store, mode="w")
     for name, (shape, dtype, blocks) in arrays.items():
         chunk = max(1, min(shape[0], 65536))
         target = group.create_array(

@@ -1,6 +1,6 @@
-"""Backends of objects: a folder of a local disk, a bucket, or a zip file, which is only read.
+"""Backends of objects: a folder of a local disk, a bucket, or a zip file, which is read-only.
 
-Each knows objects by key and says `FileNotFoundError` of what is not there; what else fails is its own kind of error.
+A backend finds objects by key. It raises `FileNotFoundError` for a missing object, and its own errors otherwise.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from dumap.store import disk
 from dumap.store.options import arguments_of, hide
 
 REMOVED_AT_ONCE = 1000
-"""Objects of a bucket that one request removes."""
+"""The most objects of a bucket that one request removes."""
 
 
 class ByteStream(Protocol):
-    """A stream of bytes that is read in order: a file, or a bucket's answer."""
+    """Bytes that are read in order: a file, or a bucket's response."""
 
     def readinto(self, buffer: memoryview, /) -> int | None:
-        """Fill a buffer, or the beginning of it; tell how far."""
+        """Read bytes into a buffer; return how many."""
 
     def read(self, count: int = -1, /) -> bytes | None:
-        """Return the bytes that follow."""
+        """Return the next `count` bytes, by default all that follow."""
 
     def close(self) -> None:
-        """Close the file, if there is one."""
+        """Close the stream."""
 
 
 class Backend(Protocol):
@@ -40,31 +40,31 @@ class Backend(Protocol):
     is_local: bool
 
     def get(self, key: str, most: int | None) -> bytes | None:
-        """Return an object's bytes; None if there is none, or if it has more than `most` bytes."""
+        """Return an object's bytes; None if it does not exist or has more than `most` bytes."""
 
     def open_span(self, key: str, start: int, stop: int, size: int) -> ByteStream:
-        """Open bytes [start, stop) of an object of a size; EOFError where a file has another."""
+        """Open bytes [start, stop) of an object of `size` bytes; raise EOFError if a file has another size."""
 
     def size(self, key: str) -> int:
-        """Return an object's size in bytes, -1 where there is none."""
+        """Return an object's size in bytes, -1 if it does not exist."""
 
     def names_in(self, folder: str) -> tuple[list[str], list[str]]:
-        """Name the objects and the folders right below a folder."""
+        """Return the names of the objects and of the folders directly in a folder."""
 
     def keys(self, below: str) -> Iterator[str]:
-        """Yield the keys of all objects below a folder, in whatever order."""
+        """Yield the keys of all objects below a folder, in any order."""
 
     def stamps(self, below: str) -> Iterator[str]:
         """Yield a text of name, size and time (or tag) for each object below a folder, in order."""
 
     def put(self, key: str, data: bytes | memoryview, durable: bool) -> None:
-        """Write an object whole, replacing what is there."""
+        """Write a whole object, replacing any object of the key."""
 
     def create(self, key: str, data: bytes, durable: bool) -> bool:
-        """Write an object whole unless it is there; tell whether it now holds `data`."""
+        """Write a whole object unless it exists; return whether it now holds `data`."""
 
     def remove(self, keys: Sequence[str]) -> None:
-        """Remove objects; those that are not there are no error."""
+        """Remove those of the objects that exist."""
 
 
 class Folder:
@@ -92,7 +92,7 @@ class Folder:
         return disk.names_in(self.root, folder)
 
     def keys(self, below: str) -> Iterator[str]:
-        """As `Backend`; hidden files of the file system and links to folders too."""
+        """As `Backend`; also yields hidden files and links to folders."""
         return disk.keys(self.root, below)
 
     def stamps(self, below: str) -> Iterator[str]:
@@ -100,7 +100,7 @@ class Folder:
         return disk.stamps(self.root, below)
 
     def put(self, key: str, data: bytes | memoryview, durable: bool) -> None:
-        """As `Backend`; the file is there for good once its folder is flushed."""
+        """As `Backend`; the file is durable once its folder is flushed."""
         disk.write(self.root, key, data, durable)
 
     def create(self, key: str, data: bytes, durable: bool) -> bool:
@@ -108,7 +108,7 @@ class Folder:
         return disk.create(self.root, key, data, durable)
 
     def remove(self, keys: Sequence[str]) -> None:
-        """As `Backend`; not through a link."""
+        """As `Backend`; removes no file behind a link."""
         for key in keys:
             disk.remove(self.root, key)
 
@@ -126,10 +126,10 @@ class Bucket:
     def get(self, key: str, most: int | None) -> bytes | None:
         """As `Backend`."""
         try:
-            found = self._call.get(self.bucket, key)
+            response = self._call.get(self.bucket, key)
         except FileNotFoundError:
             return None
-        return None if most is not None and found.meta["size"] > most else found.bytes().to_bytes()
+        return None if most is not None and response.meta["size"] > most else response.bytes().to_bytes()
 
     def open_span(self, key: str, start: int, stop: int, size: int) -> ByteStream:
         """As `Backend`."""
@@ -144,9 +144,9 @@ class Bucket:
 
     def names_in(self, folder: str) -> tuple[list[str], list[str]]:
         """As `Backend`."""
-        found = self._call.list_with_delimiter(self.bucket, folder or None)
-        paths = [meta["path"] for meta in found["objects"]], found["common_prefixes"]
-        return tuple([path.rstrip("/").rpartition("/")[2] for path in some] for some in paths)  # type: ignore[return-value]
+        listing = self._call.list_with_delimiter(self.bucket, folder or None)
+        objects, folders = [meta["path"] for meta in listing["objects"]], listing["common_prefixes"]
+        return _last_steps(objects), _last_steps(folders)
 
     def keys(self, below: str) -> Iterator[str]:
         """As `Backend`."""
@@ -164,7 +164,7 @@ class Bucket:
         self._call.put(self.bucket, key, data)
 
     def create(self, key: str, data: bytes, durable: bool) -> bool:
-        """As `Backend`: where the answer to a request is lost, the next finds its own bytes."""
+        """As `Backend`. If the response to a request is lost, the next try finds its own bytes."""
         with contextlib.suppress(self._call.exceptions.AlreadyExistsError):
             self._call.put(self.bucket, key, data, mode="create")
         return self.get(key, None) == data
@@ -172,17 +172,22 @@ class Bucket:
     def remove(self, keys: Sequence[str]) -> None:
         """As `Backend`."""
         for first in range(0, len(keys), REMOVED_AT_ONCE):
-            some = list(keys[first : first + REMOVED_AT_ONCE])
+            batch = list(keys[first : first + REMOVED_AT_ONCE])
             try:
-                self._call.delete(self.bucket, some)
-            except FileNotFoundError:  # some services say so of one, and leave the others
-                for key in some:
+                self._call.delete(self.bucket, batch)
+            except FileNotFoundError:  # some services raise it for one missing object, and remove no others
+                for key in batch:
                     with contextlib.suppress(FileNotFoundError):
                         self._call.delete(self.bucket, key)
 
 
+def _last_steps(paths: Sequence[str]) -> list[str]:
+    """Return the last step of each path."""
+    return [path.rstrip("/").rpartition("/")[2] for path in paths]
+
+
 class Archive:
-    """A zip file, which is only read."""
+    """A zip file, which is read-only."""
 
     is_local = False
 
@@ -193,27 +198,27 @@ class Archive:
         """As `Backend`."""
         with zipfile.ZipFile(self.path) as file:
             try:
-                found = file.getinfo(key)
+                info = file.getinfo(key)
             except KeyError:
                 return None
-            return None if most is not None and found.file_size > most else file.read(found)
+            return None if most is not None and info.file_size > most else file.read(info)
 
     def open_span(self, key: str, start: int, stop: int, size: int) -> ByteStream:
         """As `Backend`."""
-        found = self.get(key, size)
-        if found is None:
+        data = self.get(key, size)
+        if data is None:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), key)
-        return io.BytesIO(found[start:stop])
+        return io.BytesIO(data[start:stop])
 
     def size(self, key: str) -> int:
         """As `Backend`."""
         with zipfile.ZipFile(self.path) as file:
-            return next((found.file_size for found in file.infolist() if found.filename == key), -1)
+            return next((info.file_size for info in file.infolist() if info.filename == key), -1)
 
     def names_in(self, folder: str) -> tuple[list[str], list[str]]:
         """As `Backend`."""
         below = [key[len(folder) + bool(folder) :].split("/") for key in self.keys(folder)]
-        return [way[0] for way in below if len(way) == 1], sorted({way[0] for way in below if len(way) > 1})
+        return [steps[0] for steps in below if len(steps) == 1], sorted({steps[0] for steps in below if len(steps) > 1})
 
     def keys(self, below: str) -> Iterator[str]:
         """As `Backend`."""
@@ -222,7 +227,7 @@ class Archive:
             yield from (name for name in file.namelist() if name.startswith(prefix) and not name.endswith("/"))
 
     def stamps(self, below: str) -> Iterator[str]:
-        """As `Backend`: of the file as a whole."""
+        """Yield the stamp of the zip file itself."""
         return disk.stamps(self.path, below)
 
     def put(self, key: str, data: bytes | memoryview, durable: bool) -> None:
@@ -239,25 +244,25 @@ class Archive:
 
 
 def open_bucket(location: str) -> Any:
-    """Open a bucket by its URL, as its library's own object."""
+    """Open a bucket by its URL; return obstore's object."""
     try:
         from obstore import store
     except ImportError as error:
         raise needs(f"{location}: a URL", "obstore") from error
     try:
-        open_url: Any = store.from_url  # which options there are is the service's to say
+        open_url: Any = store.from_url  # untyped, since the options depend on the service
         return open_url(location, **arguments_of(location))
-    except Exception as error:  # of many kinds: what a URL may hold is its library's to say
+    except Exception as error:  # obstore raises errors of many kinds for URLs and options
         raise ConfigError(f"{location} cannot be opened: {describe_error(error)}") from error
 
 
 def describe_error(error: BaseException) -> str:
-    """Return an error's kind and message, without the debugging text that a bucket's library appends."""
+    """Return the type and the message of an error, without secrets and the debugging text that obstore appends."""
     return hide(f"{type(error).__name__}: {error}".split("\n\nDebug source")[0])
 
 
 def is_archive(location: str) -> bool:
-    """Return whether a path is that of a zip file."""
+    """Return whether a path is a zip file."""
     return location.endswith(".zip") and os.path.isfile(location)
 
 

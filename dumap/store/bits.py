@@ -1,4 +1,4 @@
-"""bfloat16, which NumPy has no dtype for: arrays of it are opened as the bits of their values, and those widened."""
+"""bfloat16, for which NumPy has no dtype: arrays are read as the bits of their values, and widened to float32."""
 
 from __future__ import annotations
 
@@ -14,47 +14,47 @@ from zarr.storage import StorePath
 
 NAME = "bfloat16"
 SPECIAL = {"NaN": 0x7FC0, "Infinity": 0x7F80, "-Infinity": 0xFF80}
-"""Bits of fill values that are no numbers."""
+"""Bits of the fill values that Zarr writes as names."""
 
 
 class Bits(zarr.Array):
-    """An array of bfloat16, whose values are read as uint16: the upper halves of float32."""
+    """An array of bfloat16 that is read as uint16: each value is the upper half of a float32."""
 
 
 def open_bits(store: Store, path: str) -> Bits | None:
-    """Open an array of Zarr v3's bfloat16 as its bits; None where there is none."""
+    """Open a Zarr v3 array of bfloat16 as its bits; return None if the path holds no such array."""
     key = f"{path}/zarr.json" if path else "zarr.json"
-    found = sync(store.get(key, default_buffer_prototype()))
+    data = sync(store.get(key, default_buffer_prototype()))
     try:
-        metadata = {} if found is None else json.loads(found.to_bytes())
+        metadata = {} if data is None else json.loads(data.to_bytes())
         if not isinstance(metadata, dict) or metadata.get("data_type") != NAME:
             return None
         metadata |= {"data_type": "uint16", "fill_value": _bits_of(metadata.get("fill_value", 0))}
-    except ValueError:  # no metadata, which is told where it is opened otherwise
+    except ValueError:  # the metadata are not valid, so Zarr raises an error when it opens the path
         return None
     return Bits.from_dict(StorePath(store, path), metadata)
 
 
 def _bits_of(fill: Any) -> int:
-    """Return the bits of a fill value as Zarr writes it: a number, a name, or the bits in hexadecimal."""
+    """Return the bits of a fill value, which Zarr writes as a number, a name, or the bits in hexadecimal."""
     if isinstance(fill, str):
         return SPECIAL[fill] if fill in SPECIAL else int(fill, 16) & 0xFFFF
     return int(np.float32(fill).view(np.uint32) >> 16)
 
 
 def holds_bfloat16(array: zarr.Array, asked: bool) -> bool:
-    """Return whether an array's values are bfloat16: as its store says, or as asked for 16 bits without a meaning.
+    """Return whether an array's values are bfloat16, by its metadata or by the user's setting.
 
     Parameters
     ----------
     array : zarr.Array
     asked : bool
-        The user says that they are.
+        Whether the user's setting says that 16-bit values are bfloat16.
 
     Raises
     ------
     ValueError
-        They cannot be.
+        The setting says so, but the values do not have 16 bits.
     """
     if isinstance(array, Bits) or array.dtype.name == NAME:
         return True
@@ -64,7 +64,7 @@ def holds_bfloat16(array: zarr.Array, asked: bool) -> bool:
 
 
 def widen(bits: np.ndarray) -> np.ndarray:
-    """Return bfloat16 values, given in whatever dtype of 16 bits, as float32."""
+    """Return bfloat16 values, given as any dtype of 16 bits, as float32."""
     if bits.dtype.kind == "V":
         bits = np.ascontiguousarray(bits).view("<u2")
     wide = bits.astype(np.uint32)

@@ -1,4 +1,4 @@
-"""Checkpoints: the state of every row after a pass or an epoch, in parts of shard ranges and one that commits them."""
+"""Checkpoints: the state of all rows after a pass or an epoch, in parts that hold ranges of shards."""
 
 from __future__ import annotations
 
@@ -9,34 +9,34 @@ import numpy as np
 from dumap.store.run import Run
 
 CHECKPOINT = "checkpoint"
-"""Kind of the parts that commit a checkpoint: each names its pieces."""
+"""Kind of the parts that commit a checkpoint and name its pieces."""
 
 
 class Checkpoints:
-    """The checkpoints of a stage: one after each pass over all rows that is to be kept.
+    """The checkpoints of a stage.
 
     Parameters
     ----------
     run : Run
     stage : str
     piece : str
-        Kind of the parts that hold a range of shards; the parts that commit a checkpoint are of kind `CHECKPOINT`.
+        Kind of the parts that hold the state of a range of shards.
     """
 
     def __init__(self, run: Run, stage: str, piece: str) -> None:
         self.run, self.stage, self.piece = run, stage, piece
 
     def name(self, number: int) -> str:
-        """Name the part that commits a checkpoint."""
+        """Return the name of the part that commits a checkpoint."""
         return f"{CHECKPOINT}-{number:05d}"
 
     def piece_name(self, number: int, first: int, last: int) -> str:
-        """Name the part that holds shards [first, last) of a checkpoint."""
+        """Return the name of the part that holds shards [first, last) of a checkpoint."""
         return f"{self.piece}-{number:05d}-{first:05d}-{last:05d}"
 
     @staticmethod
     def parse_piece_name(piece: str) -> tuple[int, int, int]:
-        """Return the number of the checkpoint that a piece belongs to, and its shards [first, last)."""
+        """Return the number of a piece's checkpoint, and its shards as `first` and `last`."""
         number, first, last = (int(word) for word in piece.split("-")[-3:])
         return number, first, last
 
@@ -50,7 +50,7 @@ class Checkpoints:
         return max((n for n in self.numbers() if upto is None or n <= upto), default=0)
 
     def pieces(self, number: int) -> list[str]:
-        """List the parts that hold a committed checkpoint, by row."""
+        """List the pieces of a committed checkpoint, in the order of their rows."""
         return self.run.summary(self.stage, self.name(number))["pieces"]
 
     def read(self, number: int, array: str, start: int, stop: int) -> np.ndarray:
@@ -60,19 +60,19 @@ class Checkpoints:
         return self.run.read_span(self.stage, summary["pieces"], offsets, array, start, stop)
 
     def commit(self, number: int, names: list[str], offsets: np.ndarray, durable: bool = True, **facts: Any) -> None:
-        """Commit a checkpoint and remove those before it, except the last durable one if this is not durable.
+        """Commit a checkpoint and remove the checkpoints before it.
 
         Parameters
         ----------
         number : int
         names : list of str
-            Its pieces, by row; all are committed.
+            The pieces, which are committed, in the order of their rows.
         offsets : ndarray of int, shape (shards + 1,)
             Rows before each shard.
         durable : bool
-            Whether the pieces were written durably.
+            Whether the pieces were written durably. If not, the last durable checkpoint is not removed.
         **facts
-            What to keep with it.
+            Facts for the manifest of the checkpoint.
         """
         rows = [int(offsets[self.parse_piece_name(name)[1]]) for name in names] + [int(offsets[-1])]
         with self.run.part(self.stage, self.name(number), durable) as out:
@@ -80,7 +80,10 @@ class Checkpoints:
         self.remove_superseded(number)
 
     def remove_superseded(self, number: int) -> None:
-        """Remove the checkpoints before a committed one, and pieces of it that it does not name."""
+        """Remove the checkpoints before a committed one, and all pieces that no remaining checkpoint names.
+
+        If the committed checkpoint is not durable, the last durable checkpoint before it remains.
+        """
         before = [n for n in self.numbers() if n < number]
         kept = set(self.pieces(number))
         if not self._is_durable(number) and (last := max(filter(self._is_durable, before), default=None)) is not None:
@@ -91,10 +94,11 @@ class Checkpoints:
         self.run.discard_all(self.stage, [n for n in pieces if self.parse_piece_name(n)[0] <= number and n not in kept])
 
     def _is_durable(self, number: int) -> bool:
+        """Return whether a checkpoint was written durably."""
         return self.run.summary(self.stage, self.name(number))["durable"]
 
     def forget_broken(self) -> None:
-        """Forget the checkpoints of which a piece is no longer committed."""
+        """Uncommit the checkpoints with a piece that is no longer committed."""
         names = set(self.run.committed(self.stage))
         for number in self.numbers():
             if not set(self.pieces(number)) <= names:

@@ -1,4 +1,4 @@
-"""Which chunks of an array are there: Zarr reads those that are not as its fill value, without a word."""
+"""Finds the missing chunks of an array. Zarr itself silently reads a missing chunk as the fill value."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ from dumap.errors import InputError, StorageError
 from dumap.store.objects import names_below
 
 MAX_LISTED = 5
-"""Chunks, and ranges of rows, that a message names."""
+"""The most chunks, and ranges of rows, that a message names."""
 _CHUNK = re.compile(r"(?:c[./])?([0-9]{1,18}(?:[./][0-9]{1,18})*)")
 
 
 @dataclass(frozen=True)
 class Absent:
-    """The chunks of an array that are not there.
+    """The missing chunks of an array.
 
     Attributes
     ----------
     chunks, of : int
-        How many, and of how many; those within a shard that is there do not count.
+        The number of missing chunks, and of all chunks. Of a sharded array, shards are counted instead of chunks.
     rows : int
-        Rows that they hold some of.
+        The number of rows of which some values are missing.
     keys : list of str
-        The first of them.
+        The keys of the first missing chunks.
     spans : list of tuple of int
-        Rows [start, stop) that the first of them hold, joined where they touch.
+        The rows [start, stop) of the first missing chunks; adjoining ranges are joined.
     misplaced : list of str
-        Objects that would be chunks if the metadata named another layout, where their chunks are not there.
+        The keys of objects that hold missing chunks under the names of another chunk layout.
     what : str
-        What is counted as rows, for people: of a sparse matrix its entries.
+        The word for rows in messages: of a sparse matrix, entries are counted.
     """
 
     chunks: int
@@ -49,7 +49,7 @@ class Absent:
     what: str = "rows"
 
     def __str__(self) -> str:
-        """Write how many chunks are missing, which, and which rows they hold."""
+        """Return a message with the number of missing chunks, their keys and their rows."""
         more = ", ..." if self.chunks > len(self.keys) else ""
         spans = ", ".join(f"{start} to {stop - 1}" for start, stop in self.spans)
         return (
@@ -58,9 +58,9 @@ class Absent:
         )
 
 
-def _missing(there: np.ndarray, count: int) -> np.ndarray:
-    """Return the first numbers below `count` that are not among ascending ones."""
-    known = there[: np.searchsorted(there, count)]
+def _missing(present: np.ndarray, count: int) -> np.ndarray:
+    """Return the first numbers below `count` that the ascending numbers `present` lack."""
+    known = present[: np.searchsorted(present, count)]
     gaps = np.flatnonzero(np.diff(known, prepend=-1, append=count) > 1)
     first: list[int] = []
     for gap in gaps[:MAX_LISTED]:
@@ -70,6 +70,7 @@ def _missing(there: np.ndarray, count: int) -> np.ndarray:
 
 
 def _join(spans: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Join ascending ranges that touch or overlap."""
     joined: list[tuple[int, int]] = []
     for start, stop in spans:
         if joined and start <= joined[-1][1]:
@@ -80,14 +81,14 @@ def _join(spans: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
 
 
 def absent_chunks(location: str, array: zarr.Array) -> Absent:
-    """Find the chunks that are not there, by one listing of those that are: 8 bytes each.
+    """Find the missing chunks from one listing of the store; memory is 8 bytes for each present chunk.
 
     Parameters
     ----------
     location : str
-        Of the store.
+        The location of the store.
     array : zarr.Array
-        Of one axis or more.
+        An array of at least one axis.
     """
     lengths = tuple(array.shards or array.chunks)
     grid = [math.ceil(size / length) for size, length in zip(array.shape, lengths, strict=True)]
@@ -95,48 +96,47 @@ def absent_chunks(location: str, array: zarr.Array) -> Absent:
     metadata: Any = array.metadata
 
     def collect(names: Iterable[str]) -> tuple[packed, list[tuple[int, str]]]:
-        there = packed("q")
-        elsewhere: list[tuple[int, str]] = []
+        present = packed("q")
+        misplaced: list[tuple[int, str]] = []
         for name in names:
             if not (match := _CHUNK.fullmatch(name)):
                 continue
-            place = [int(number) for number in re.split(r"[./]", match[1])]
-            if len(place) != len(grid) or any(at >= size for at, size in zip(place, grid, strict=True)):
+            position = [int(number) for number in re.split(r"[./]", match[1])]
+            if len(position) != len(grid) or any(at >= size for at, size in zip(position, grid, strict=True)):
                 continue
-            number = sum(at * step for at, step in zip(place, steps, strict=True))
-            if metadata.encode_chunk_key(tuple(place)) == name:
-                there.append(number)
-            elif len(elsewhere) < MAX_LISTED:
-                elsewhere.append((number, name))
-        return there, elsewhere
+            number = sum(at * step for at, step in zip(position, steps, strict=True))
+            if metadata.encode_chunk_key(tuple(position)) == name:
+                present.append(number)
+            elif len(misplaced) < MAX_LISTED:
+                misplaced.append((number, name))
+        return present, misplaced
 
-    listed, elsewhere = names_below(location, array.path, len(grid) + 1, collect)
-    there, count = np.unique(np.frombuffer(listed, np.int64)), math.prod(grid)
-    if len(there) == count:
+    listed, misplaced = names_below(location, array.path, len(grid) + 1, collect)
+    present, count = np.unique(np.frombuffer(listed, np.int64)), math.prod(grid)
+    if len(present) == count:
         return Absent(0, count, 0)
-    first = _missing(there, count)
-    own = [np.unravel_index(number, grid) for number in first.tolist()]
+    positions = [np.unravel_index(number, grid) for number in _missing(present, count).tolist()]
     rows, length = array.shape[0], lengths[0]
-    whole, columns = np.unique(there // steps[0], return_counts=True)
+    whole, columns = np.unique(present // steps[0], return_counts=True)
     whole = whole[columns == steps[0]]
     held = int((np.minimum(rows, (whole + 1) * length) - whole * length).sum())
     return Absent(
-        count - len(there),
+        count - len(present),
         count,
         rows - held,
-        [metadata.encode_chunk_key(tuple(int(at) for at in place)) for place in own],
-        _join((int(place[0]) * length, min(rows, (int(place[0]) + 1) * length)) for place in own),
-        [name for number, name in sorted(elsewhere) if number not in there],
+        [metadata.encode_chunk_key(tuple(int(at) for at in position)) for position in positions],
+        _join((int(position[0]) * length, min(rows, (int(position[0]) + 1) * length)) for position in positions),
+        [name for number, name in sorted(misplaced) if number not in present],
     )
 
 
 def find_absent(location: str, array: zarr.Array) -> Absent:
-    """Find the chunks that are not there, as `absent_chunks` does.
+    """Find the missing chunks, see `absent_chunks`.
 
     Raises
     ------
     InputError
-        They cannot be listed, or chunks lie where the metadata do not say.
+        The store cannot be listed, or chunks lie under the names of another chunk layout.
     """
     where = f"{location}, array {array.path!r}"
     try:
@@ -153,7 +153,7 @@ def find_absent(location: str, array: zarr.Array) -> Absent:
 
 
 def require_chunks(location: str, array: zarr.Array, absent: Absent, fill: str | None = None) -> None:
-    """Refuse chunks that are not there; name the setting by which they are filled, where there is one.
+    """Refuse an array with missing chunks; the message names `fill`, the setting that allows them, if given.
 
     Raises
     ------
@@ -170,9 +170,9 @@ def require_chunks(location: str, array: zarr.Array, absent: Absent, fill: str |
 
 
 def decoded_rows(array: zarr.Array) -> int:
-    """Return the least number of rows that are decoded at once: those of an inner chunk, if the array has shards.
+    """Return the smallest number of rows that can be decoded: those of a chunk, also within a shard.
 
-    A shard that is filtered or compressed as a whole is decoded as a whole.
+    If further codecs filter or compress a whole shard, it is the rows of a shard.
     """
     codecs = getattr(array.metadata, "codecs", ())
     lengths = array.chunks if array.shards is None or len(codecs) == 1 else array.shards

@@ -1,4 +1,4 @@
-"""Committed parts: their manifests, the terms under which these are written, and reading rows of parts."""
+"""Committed parts: their manifests, the terms of the drivers that write them, and reading of their rows."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ from dumap.store.relative_paths import absolute_location
 from dumap.store.stored_array import ChecksumError, StoredArray
 
 MOST_LOCK_BYTES = 1 << 20
-"""The most bytes of a lock; a longer file is not taken for one."""
+"""The most bytes of a lock; a larger object counts as damaged."""
 
 READS_AT_ONCE = 8
-"""Reads of a task that are under way at once in a bucket; on a local disk one follows another."""
+"""Reads that a task makes at once from a bucket; from a local disk it makes one at a time."""
 
 
 def lock_key(term: int) -> str:
-    """Name the lock of a term."""
+    """Return the key of a term's lock."""
     return f"{LOCKS}/{term:08d}.json"
 
 
@@ -53,14 +53,15 @@ class CommittedParts(Objects):
         A path or a URL.
     read_only : bool
     term : int, optional
-        The term of the driver for which this is opened. Before each commit and removal it is checked that no other
-        driver has taken over since.
+        The term of the driver for which the run is opened. Each commit and each removal first checks that no other
+        driver has taken over.
     token : str, optional
-        The token of the driver's lock: if the lock holds another, nothing is committed or removed either.
+        The token of the driver's lock. Each commit and each removal first checks that the lock holds this token.
     inherited : mapping, optional
-        Where the runs lie that hold stages of this one, by stage. [read from the manifests of finished stages]
+        The locations of the runs that hold stages of this run, by stage. [read from the manifests of finished stages]
     child : str, optional
-        The run that reads this one: damage here is then an error that names both, and is not repaired.
+        The location of the run that reads this one. Damage here is then an error that names both runs, and the driver
+        of the child does not make the damaged part again.
     """
 
     def __init__(
@@ -82,29 +83,30 @@ class CommittedParts(Objects):
     # other runs --------------------------------------------------------------------------------
 
     def owner(self, stage: str) -> CommittedParts:
-        """Return the run that holds a stage's parts: this one, or the one from which this one has the stage."""
-        where = self.origin(stage)
-        if where is None:
+        """Return the run that holds a stage's parts: this run, or the run that it inherits the stage from."""
+        origin = self.origin(stage)
+        if origin is None:
             return self
-        if where not in self._others:
-            self._others[where] = type(self)(where, read_only=True, inherited={}, child=self.location)
-        return self._others[where]
+        if origin not in self._others:
+            self._others[origin] = type(self)(origin, read_only=True, inherited={}, child=self.location)
+        return self._others[origin]
 
     def origin(self, stage: str) -> str | None:
-        """Return where the run lies from which this one has a stage; None where it is its own."""
+        """Return the location of the run that holds an inherited stage; None if the stage is not inherited."""
         if self.inherited is not None or stage in (DONE, IDENTITY):
             return (self.inherited or {}).get(stage)
         if stage not in self._origins:
-            done = unseal(self.get(manifest_key(DONE, stage), MOST_BYTES) or b"")  # or none, or damaged: told elsewhere
-            way = done["attributes"].get(INHERITED) if done is not None and is_sound(done) else None
-            self._origins[stage] = absolute_location(way, self.location) if isinstance(way, str) else None
+            done = unseal(self.get(manifest_key(DONE, stage), MOST_BYTES) or b"")  # `manifest` reports its damage
+            relative = done["attributes"].get(INHERITED) if done is not None and is_sound(done) else None
+            self._origins[stage] = absolute_location(relative, self.location) if isinstance(relative, str) else None
         return self._origins[stage]
 
     # manifests ---------------------------------------------------------------------------------
 
     def commit(self, stage: str, name: str, manifest: Manifest, durable: bool = True) -> None:
-        """Commit a manifest unless the part has one; if `durable`, the objects that it names reach the disk before it
-        does.
+        """Write a part's manifest unless the part has one.
+
+        If `durable`, the folders of the objects that it names are flushed first.
         """
         self._check_term()
         if durable:
@@ -113,7 +115,7 @@ class CommittedParts(Objects):
         self._manifests.pop((stage, name), None)
 
     def _check_term(self) -> None:
-        """Fail where another driver took over, or the lock is not this driver's any more."""
+        """Fail if another driver has taken over, or if the lock was removed or replaced."""
         if self.term is None:
             return
         if self.size(lock_key(self.term + 1)) >= 0:
@@ -125,16 +127,16 @@ class CommittedParts(Objects):
             )
 
     def lock(self, term: int) -> dict[str, Any] | None:
-        """Read the lock of a term; None if there is none, or it is damaged."""
+        """Read the lock of a term; None if it is missing or damaged."""
         return unseal(self.get(lock_key(term), MOST_LOCK_BYTES) or b"")
 
     def holder(self, term: int) -> dict[str, Any]:
-        """Return the holder of a term, as far as it is known."""
-        found = (self.lock(term) or {}).get("holder")
-        return found if isinstance(found, dict) else {}
+        """Return the description of a term's holder; empty if the lock is missing or damaged."""
+        holder = (self.lock(term) or {}).get("holder")
+        return holder if isinstance(holder, dict) else {}
 
     def terms(self) -> list[int]:
-        """List the terms of the run's drivers."""
+        """List the terms that have a lock, in order."""
         names = [name.removesuffix(".json") for name in self.names_below(LOCKS)]
         return sorted(int(name) for name in names if re.fullmatch("[0-9]{8,}", name))
 
@@ -148,7 +150,7 @@ class CommittedParts(Objects):
         return self.owner(stage).size(manifest_key(stage, name)) >= 0
 
     def manifest(self, stage: str, name: str) -> Manifest:
-        """Read a committed part's manifest and check it."""
+        """Read and check a committed part's manifest."""
         if (owner := self.owner(stage)) is not self:
             return owner.manifest(stage, name)
         if (stage, name) not in self._manifests:
@@ -160,19 +162,19 @@ class CommittedParts(Objects):
         return self._manifests[stage, name]
 
     def summary(self, stage: str, name: str) -> dict[str, Any]:
-        """Return the small facts that a part's task left in its manifest."""
+        """Return the facts in a part's manifest."""
         return self.manifest(stage, name)["attributes"]
 
     def summaries(self, stage: str, names: Iterable[str]) -> Iterator[dict[str, Any]]:
-        """Yield the small facts of parts, in order."""
+        """Yield the facts of parts, in order."""
         return in_order((partial(self.summary, stage, name) for name in names), self._at_once(stage))
 
     def _at_once(self, stage: str) -> int:
-        """Return how many reads of a stage's parts are under way at once."""
+        """Return the number of reads of a stage's parts to make at once."""
         return 1 if self.owner(stage).is_local else READS_AT_ONCE
 
     def discard(self, stage: str, name: str) -> None:
-        """Remove a part as if it had never been: its manifest first, then its objects."""
+        """Remove a part: its manifest first, then its objects."""
         self.discard_all(stage, [name])
 
     def discard_all(self, stage: str, names: Sequence[str]) -> None:
@@ -182,34 +184,38 @@ class CommittedParts(Objects):
         self.delete_all(objects)
 
     def part_objects(self, stage: str, name: str) -> list[str]:
-        """Name the objects that hold a part's arrays, but no others that its manifest may name."""
-        return self._own(stage, name, self.manifest(stage, name)["objects"])
+        """Return the keys of the objects that hold a part's arrays.
 
-    def _own(self, stage: str, name: str, objects: dict[str, list]) -> list[str]:
-        """Return those objects whose names are a part's own."""
+        A manifest may also name chunks of final arrays, which are not returned.
+        """
+        return self._array_objects(stage, name, self.manifest(stage, name)["objects"])
+
+    def _array_objects(self, stage: str, name: str, objects: dict[str, list]) -> list[str]:
+        """Return the keys among `objects` that follow the naming of a part's arrays."""
         attempt = self.manifest(stage, name)["attempt"]
-        own = {part_key(stage, name, attempt, number) for number in range(len(objects))}
-        return [key for key in objects if key in own]
+        array_keys = {part_key(stage, name, attempt, number) for number in range(len(objects))}
+        return [key for key in objects if key in array_keys]
 
     def is_dropped(self, stage: str, name: str) -> bool:
         """Return whether a committed part was dropped."""
         return "dropped" in self.manifest(stage, name)
 
     def drop(self, stage: str, names: Sequence[str]) -> int:
-        """Delete the objects of parts, whose manifests stay and count as made; return the bytes that were freed.
+        """Delete the objects of parts, but not their manifests; return the bytes that were freed.
 
-        Their manifests say so, durably, before anything is removed, so that they stay dropped if this ends halfway.
+        The manifests are rewritten durably, to name the deleted objects under `dropped`, before any object is deleted.
+        So the parts count as dropped even if this process ends halfway.
         """
         self._check_term()
         sizes: dict[str, int] = {}
         dropped = {}
         for name in names:
-            manifest, own = self.manifest(stage, name), self.part_objects(stage, name)
-            if own:
-                others = {key: value for key, value in manifest["objects"].items() if key not in own}
+            manifest, keys = self.manifest(stage, name), self.part_objects(stage, name)
+            if keys:
+                others = {key: value for key, value in manifest["objects"].items() if key not in keys}
                 dropped[name] = {**manifest, "arrays": {}, "objects": others}
-                dropped[name]["dropped"] = {key: manifest["objects"][key] for key in own}
-                sizes |= {key: manifest["objects"][key][0] for key in own}
+                dropped[name]["dropped"] = {key: manifest["objects"][key] for key in keys}
+                sizes |= {key: manifest["objects"][key][0] for key in keys}
         for name, manifest in dropped.items():
             self.put_part(manifest_key(stage, name), seal(manifest), durable=True)
             self._forget_cached(stage, name)
@@ -218,32 +224,32 @@ class CommittedParts(Objects):
         return sum(sizes.values())
 
     def finish_drops(self, stage: str) -> None:
-        """Delete the objects that are left of dropped parts, if an earlier driver ended while dropping them."""
+        """Delete the objects of dropped parts that still exist because an earlier driver ended halfway."""
         self._check_term()
-        left = []
+        keys = []
         for name in self.committed(stage):
-            left += self._own(stage, name, self.manifest(stage, name).get("dropped", {}))
-        self.delete_all(left)
+            keys += self._array_objects(stage, name, self.manifest(stage, name).get("dropped", {}))
+        self.delete_all(keys)
 
     def forget(self, stage: str, name: str) -> None:
-        """Remove a part's manifest alone, readable or not, so that the part no longer counts; its objects stay."""
+        """Remove a part's manifest, damaged or not, but not its objects. The part is then no longer committed."""
         self.forget_all(stage, [name])
 
     def forget_all(self, stage: str, names: Sequence[str]) -> None:
-        """Remove parts' manifests, readable or not, so that the parts no longer count."""
+        """Remove the manifests of parts, damaged or not, but not their objects."""
         self._check_term()
         self.delete_all([manifest_key(stage, name) for name in names])
         for name in names:
             self._forget_cached(stage, name)
 
     def _forget_cached(self, stage: str, name: str) -> None:
-        """Remove a part's manifest from this object's cache."""
+        """Remove a part from the caches of this object."""
         self._manifests.pop((stage, name), None)
         for known in [key for key in self._stored if key[:2] == (stage, name)]:
             del self._stored[known]
 
     def _pieces(self, stage: str, name: str, array: str) -> list[tuple[str, int, StoredArray]]:
-        """Return where an array's pieces lie, and how."""
+        """Return an array's pieces: the key of the object, the offset in it, and the layout."""
         if (stage, name, array) not in self._stored:
             if self.is_dropped(stage, name):
                 raise DroppedError(f"{self.location}: {stage} {name} was dropped when nothing needed it", stage, name)
@@ -252,17 +258,20 @@ class CommittedParts(Objects):
         return self._stored[stage, name, array]
 
     def check_sizes(self, stage: str, name: str, below: str) -> None:
-        """Fail unless the objects that a part wrote below a path are there with their sizes."""
+        """Fail unless the objects that a part wrote below a path exist and have the sizes in its manifest."""
         for key, (size, _) in self.manifest(stage, name)["objects"].items():
             if key.startswith(f"{below}/") and self.size(key) != size:
                 raise self.damage(stage, name, key)
 
     def is_whole(self, key: str, size: int, known: str) -> bool:
-        """Return whether an object is there, and what was written."""
+        """Return whether an object exists and has a size and a digest."""
         return self.digest(key, size) == known
 
     def damage(self, stage: str, name: str, what: str) -> StorageError:
-        """Return the error about a damaged part; the driver of this run makes the part again when it is raised."""
+        """Return the error about a damaged part.
+
+        It is a `DamageError`, after which the driver makes the part again, unless the run is read for a child.
+        """
         if self.child is not None:
             return StorageError(
                 f"{self.location}: {what} ({stage} {name}) is missing or damaged, and {self.child} reads it there: "
@@ -273,7 +282,7 @@ class CommittedParts(Objects):
         )
 
     def advice(self) -> str:
-        """Say what to do about damage."""
+        """Return what a message advises to do about damage."""
         return f"'dumap verify {self.location}' finds what is, 'dumap run' makes it again"
 
     def read(
@@ -285,7 +294,7 @@ class CommittedParts(Objects):
         stop: int | None = None,
         out: np.ndarray | None = None,
     ) -> np.ndarray:
-        """Read rows [start, stop) of a committed array, into `out` if given; fails if they are missing or damaged."""
+        """Read rows [start, stop) of a committed array, into `out` if given; fail if they are missing or damaged."""
         if (owner := self.owner(stage)) is not self:
             return owner.read(stage, name, array, start, stop, out)
         pieces = self._pieces(stage, name, array)
@@ -318,18 +327,18 @@ class CommittedParts(Objects):
         except (FileNotFoundError, EOFError, ChecksumError) as error:
             raise self.damage(stage, name, key) from error
         except StorageError as error:
-            if self.size(key) not in (-1, size):  # buckets refuse a range that begins after the end
+            if self.size(key) not in (-1, size):  # buckets raise an error for a range after the end of an object
                 raise self.damage(stage, name, key) from error
             raise
 
     def read_each(self, stage: str, requests: Iterable[tuple[str, str, int, int | None]]) -> Iterator[np.ndarray]:
-        """Yield rows of parts' arrays, in order; each request names the part, the array, and rows [start, stop)."""
+        """Yield rows of arrays, in order. A request is a part, an array, and the rows [start, stop)."""
         return in_order((partial(self.read, stage, *request) for request in requests), self._at_once(stage))
 
     def read_span(
         self, stage: str, names: Sequence[str], offsets: np.ndarray, array: str, start: int, stop: int
     ) -> np.ndarray:
-        """Read rows [start, stop) of an array that consecutive parts hold; the rows of part p begin at offsets[p]."""
+        """Read rows [start, stop) of an array that consecutive parts hold. The rows of part p begin at offsets[p]."""
         if (owner := self.owner(stage)) is not self:
             return owner.read_span(stage, names, offsets, array, start, stop)
         spans = []

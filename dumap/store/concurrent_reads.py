@@ -1,4 +1,4 @@
-"""Reads from a bucket go on side by side: each takes a while to be answered, however little it asks for."""
+"""Makes several reads at once, since each request to a bucket takes long, however little it reads."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ T = TypeVar("T")
 
 
 def in_order(calls: Iterable[Callable[[], T]], threads: int) -> Iterator[T]:
-    """Yield what each call returns, in their order, while the next ones are under way.
+    """Make calls in threads, and yield their results in order.
 
     Parameters
     ----------
     calls : iterable of callable
-        Each is made in any thread.
+        Functions without arguments.
     threads : int
-        Calls that are under way at once; with 1, each is made in this thread when its turn comes.
+        The number of calls to make at once. With 1, this thread makes each call when its result is asked for.
     """
     if threads == 1:
         for call in calls:

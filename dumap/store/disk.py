@@ -1,4 +1,4 @@
-"""Local disks: paths, and files that are written whole and durably."""
+"""Files and folders of a local disk. Files are written whole, and durably if asked for."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from dumap.errors import StorageError
 LINKLESS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS)
 """Errors of file systems without hard links."""
 ABSENT = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
-"""Errors that mean that there is no such file."""
+"""Errors that mean that a file does not exist."""
 
 
 PIECE_BYTES = 1 << 20
-"""A file is read for its digest in pieces of this size."""
+"""The digest of a file is computed in pieces of this size."""
 
 
 def is_remote(location: str) -> bool:
@@ -31,11 +31,12 @@ def is_remote(location: str) -> bool:
 
 
 def _is_file_url(location: str) -> bool:
+    """Return whether a location is a URL of the file system."""
     return location[:7].lower() == "file://"
 
 
 def normalize(location: str) -> str:
-    """Return a location that means the same on every worker: a URL, or an absolute path."""
+    """Return a location as a URL or an absolute path, so that every worker reads it alike."""
     if is_remote(location):
         return location
     if _is_file_url(location):
@@ -44,9 +45,9 @@ def normalize(location: str) -> str:
     return str(Path(location).absolute())
 
 
-def is_same(one: Path, other: Path) -> bool:
-    """Return whether two paths lead to the same folder or file; some file systems ignore case."""
-    return one == other or (os.path.exists(one) and os.path.exists(other) and os.path.samefile(one, other))
+def is_same(path: Path, other: Path) -> bool:
+    """Return whether two paths name the same folder or file, also if the file system ignores case."""
+    return path == other or (os.path.exists(path) and os.path.exists(other) and os.path.samefile(path, other))
 
 
 def stamps(root: str, below: str) -> Iterator[str]:
@@ -54,12 +55,12 @@ def stamps(root: str, below: str) -> Iterator[str]:
     top = Path(root)
     for file in [top] if top.is_file() else sorted((top / below).rglob("*")):
         if file.is_file():
-            found = file.stat()
-            yield f"{file.name}:{found.st_size}:{found.st_mtime_ns};"
+            status = file.stat()
+            yield f"{file.name}:{status.st_size}:{status.st_mtime_ns};"
 
 
 def names(root: str, below: str, depth: int) -> Iterator[str]:
-    """Name the files below a folder, at most `depth` folders down; links are followed.
+    """Yield the names of the files below a folder, at most `depth` folders down; follow links.
 
     Raises
     ------
@@ -82,7 +83,7 @@ def names(root: str, below: str, depth: int) -> Iterator[str]:
 
 
 def keys(root: str, below: str = "") -> Iterator[str]:
-    """Name every file below a folder, hidden ones too, and every link, which leads nowhere here."""
+    """Yield the key of every file and of every link below a folder, hidden or not; do not follow links."""
     for folder, names, files in os.walk(Path(root) / below):
         links = [name for name in names if os.path.islink(os.path.join(folder, name))]
         for name in (*files, *links):
@@ -90,35 +91,36 @@ def keys(root: str, below: str = "") -> Iterator[str]:
 
 
 def folders(root: str, below: str) -> Iterator[str]:
-    """Name every folder below a folder, but none behind a link."""
+    """Yield the key of every folder below a folder; do not follow links."""
     for folder, names, _ in os.walk(Path(root) / below):
         for name in names:
             yield Path(folder, name).relative_to(root).as_posix()
 
 
 def is_link(root: str, key: str) -> bool:
-    """Return whether a key is a link."""
+    """Return whether the file of a key is a link."""
     return (Path(root) / key).is_symlink()
 
 
 def linked_folder(root: str, key: str) -> str | None:
-    """Return the first folder on the way from a root to a key that is a link; the root itself may be one."""
+    """Return the first folder between a root and a key that is a link; None if there is none. The root may be one."""
     steps = key.split("/")[:-1]
-    ways = ("/".join(steps[:count]) for count in range(1, len(steps) + 1))
-    return next((way for way in ways if os.path.islink(f"{root}/{way}")), None)
+    folders = ("/".join(steps[:count]) for count in range(1, len(steps) + 1))
+    return next((folder for folder in folders if os.path.islink(f"{root}/{folder}")), None)
 
 
 def refuse_linked(root: str, key: str) -> None:
-    """Raise a StorageError if a folder on the way to a key is a link, so that the file would lie elsewhere."""
-    if (way := linked_folder(root, key)) is not None:
+    """Raise a StorageError if a folder between a root and a key is a link: the file would lie outside the root."""
+    if (folder := linked_folder(root, key)) is not None:
+        target = os.readlink(f"{root}/{folder}")
         raise StorageError(
-            f"{root}: {way} is a link to {os.readlink(f'{root}/{way}')}, where nothing is written: a run's own folders "
-            f"lie in the run. Put the folder itself there; the run as a whole may lie behind a link"
+            f"{root}: {folder} is a link to {target}, where nothing is written: a run's own folders lie in the run. "
+            f"Put the folder itself there; the run as a whole may lie behind a link"
         )
 
 
 def read(root: str, key: str, most: int | None = None) -> bytes | None:
-    """Return a file's bytes; None if there is none, or if it has more than `most` bytes."""
+    """Return a file's bytes; None if it does not exist or has more than `most` bytes."""
     path = Path(root) / key
     try:
         status = os.stat(path)
@@ -130,23 +132,23 @@ def read(root: str, key: str, most: int | None = None) -> bytes | None:
 
 
 def digest(root: str, key: str, size: int) -> str | None:
-    """Return the SHA-256 of a file of a size; None where there is no such file."""
-    found, path = hashlib.sha256(), Path(root) / key
+    """Return the SHA-256 of a file; None if it does not exist or has another size."""
+    sha256, path = hashlib.sha256(), Path(root) / key
     try:
         status = os.stat(path)
         if not stat.S_ISREG(status.st_mode) or status.st_size != size:
             return None
         with path.open("rb") as file:
             while size and (piece := file.read(min(size, PIECE_BYTES))):
-                found.update(piece)
+                sha256.update(piece)
                 size -= len(piece)
     except ABSENT:
         return None
-    return None if size else found.hexdigest()
+    return None if size else sha256.hexdigest()
 
 
 def size(root: str, key: str) -> int:
-    """Return a file's size in bytes, -1 where there is none."""
+    """Return a file's size in bytes, -1 if it does not exist."""
     try:
         return (Path(root) / key).stat().st_size
     except ABSENT:
@@ -154,14 +156,14 @@ def size(root: str, key: str) -> int:
 
 
 def open_at(root: str, key: str, offset: int, size: int) -> FileIO:
-    """Open a file to be read from a byte on.
+    """Open a file for reading from an offset on.
 
     Raises
     ------
     FileNotFoundError
-        There is no such file.
+        The file does not exist.
     EOFError
-        It is not of that size.
+        The file has another size.
     """
     try:
         file = FileIO(f"{root}/{key}")
@@ -178,7 +180,7 @@ def open_at(root: str, key: str, offset: int, size: int) -> FileIO:
 
 
 class Writer:
-    """A file that is written piece by piece, under a temporary name until it is whole.
+    """A file that is written piece by piece under a temporary name.
 
     Parameters
     ----------
@@ -193,30 +195,30 @@ class Writer:
         self._file = self.partial.open("wb")
 
     def write(self, piece: bytes | memoryview) -> None:
-        """Add to the file."""
+        """Append bytes to the file."""
         self._file.write(piece)
 
     def close(self, durable: bool = True) -> None:
-        """End the file; where it is to be durable, its bytes reach the disk."""
+        """Close the file; if `durable`, flush its bytes to the disk."""
         with self._file:
             self._file.flush()
             if durable:
                 os.fsync(self._file.fileno())
 
     def keep(self, durable: bool = True) -> None:
-        """End the file and give it its name, replacing any other. It is durable once its folder is flushed."""
+        """Close the file and rename it to its key, replacing any file. It is durable once its folder is flushed."""
         self.close(durable)
         os.replace(self.partial, self._path)
 
     def discard(self) -> None:
-        """Remove the temporary file, if there is one."""
-        with contextlib.suppress(OSError):  # on a full disk what is buffered cannot be written, and need not
+        """Remove the temporary file, if it exists."""
+        with contextlib.suppress(OSError):  # a full disk cannot take the buffered bytes, which are not needed
             self._file.close()
         self.partial.unlink(missing_ok=True)
 
 
 def make_folders(root: str, folder: str) -> None:
-    """Make a folder below a root, and those above it, durably."""
+    """Make a folder below a root and all folders above it, durably."""
     made = []
     while not os.path.isdir(f"{root}/{folder}"):
         made.append(folder)
@@ -230,7 +232,7 @@ def make_folders(root: str, folder: str) -> None:
 
 
 def write(root: str, key: str, data: bytes | memoryview, durable: bool = True) -> None:
-    """Write a file whole, replacing any other. It survives a power cut once its folder is flushed, too."""
+    """Write a whole file, replacing any file. If `durable`, it survives a power cut once its folder is flushed."""
     writer = Writer(root, key)
     try:
         writer.write(data)
@@ -241,9 +243,9 @@ def write(root: str, key: str, data: bytes | memoryview, durable: bool = True) -
 
 
 def create(root: str, key: str, data: bytes, durable: bool = True) -> bool:
-    """Create a file whole, unless it exists; return whether it now holds `data`. If `durable`, it survives a power cut.
+    """Write a whole file unless it exists; return whether it now holds `data`. If `durable`, it survives a power cut.
 
-    The bytes reach the disk under another name first: a link to them either appears, or does not.
+    The bytes are written under a temporary name first. A hard link then creates the file in one step.
     """
     writer = Writer(root, key)
     try:
@@ -266,7 +268,7 @@ def create(root: str, key: str, data: bytes, durable: bool = True) -> bool:
 
 
 def remove(root: str, key: str) -> None:
-    """Remove a file or a link, but nothing behind a link and no folder that is not empty."""
+    """Remove a file, a link or an empty folder, but nothing behind a link."""
     if linked_folder(root, key) is not None:
         return
     path = Path(root) / key
@@ -274,14 +276,14 @@ def remove(root: str, key: str) -> None:
         path.unlink()
     except (FileNotFoundError, NotADirectoryError):
         pass
-    except (IsADirectoryError, PermissionError):  # systems differ in what they say of a folder
+    except (IsADirectoryError, PermissionError):  # systems raise different errors for a folder
         if not path.is_dir():
             raise
         path.rmdir()
 
 
 def prune(root: str, folders: Iterable[str]) -> None:
-    """Remove those of some folders below a root that are empty, and those above them that are then."""
+    """Remove the empty folders among some folders below a root, and the folders above them that become empty."""
     left = {Path(folder) for folder in folders if folder}
     while left:
         folder = max(left, key=lambda path: len(path.parts))
@@ -299,7 +301,7 @@ def prune(root: str, folders: Iterable[str]) -> None:
 
 
 def flush(root: str, key: str) -> None:
-    """Bring a file or a folder to the disk: of a folder, the names in it."""
+    """Flush a file to the disk, or the names in a folder."""
     descriptor = os.open(Path(root) / key, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -308,16 +310,16 @@ def flush(root: str, key: str) -> None:
 
 
 def flush_folders(root: str, keys: Iterable[str]) -> None:
-    """Bring the folders of files to the disk, each once; those above were when they were made."""
+    """Flush the folders of files to the disk. `make_folders` has flushed the folders above them."""
     for folder in sorted({key.rpartition("/")[0] for key in keys}):
         flush(root, folder)
 
 
 def names_in(root: str, folder: str) -> tuple[list[str], list[str]]:
-    """Name the files and the folders right below a folder."""
+    """Return the names of the files and of the folders directly in a folder."""
     try:
         with os.scandir(Path(root) / folder) as entries:
-            found = [(entry.name, entry.is_dir()) for entry in entries]
+            listed = [(entry.name, entry.is_dir()) for entry in entries]
     except ABSENT:
         return [], []
-    return [name for name, is_folder in found if not is_folder], [name for name, is_folder in found if is_folder]
+    return [name for name, is_folder in listed if not is_folder], [name for name, is_folder in listed if is_folder]

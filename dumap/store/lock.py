@@ -1,10 +1,11 @@
-"""The lock of a run: one driver at a time, and a takeover from drivers that are gone.
+"""The lock of a run: it allows one driver at a time, and a takeover from a driver that is gone.
 
-A driver's term begins when it creates the object of the next number, which only one can. It renews the object
-every few seconds, and marks it released at its end. A driver that finds an unreleased object takes over at once
-where its holder was a process of this machine that is gone, else after having seen it unchanged for `LEASE`
-seconds. A driver checks before each commit that the term is still its own, and fails if not: see `Run.commit`. A commit
-that is under way at that moment may still land, with the same bytes.
+The drivers of a run have consecutive numbers, their terms. A driver begins its term by creating the lock object of the
+next number, which only one process can do. It renews the object every `BEAT` seconds, and marks it as released at the
+end. A driver that finds an unreleased lock takes over at once if the holder was a process of this machine that has
+ended. Otherwise it takes over if the lock stays unchanged for `LEASE` seconds. A driver checks before each commit that
+it still holds the lock, and fails if it does not: see `Run.commit`. A commit that is in progress when another driver
+takes over may still succeed; it writes the same bytes.
 """
 
 from __future__ import annotations
@@ -28,13 +29,13 @@ from dumap.store.run import Run
 BEAT = 5.0
 """Seconds between renewals."""
 LEASE = 30.0
-"""Seconds without one after which a driver counts as gone."""
+"""A driver counts as gone after this many seconds without a renewal."""
 PROGRESS_KEYS = ("stage", "done", "total")
-"""What the lock says of the driver's work: how many parts of how many of a stage are done."""
+"""Keys of the lock that hold the driver's progress: a stage, and its parts that are done and all its parts."""
 
 
 def _machine() -> list[str]:
-    """Name host, boot and process namespace: a process number means something only within these."""
+    """Return the host, the boot and the process namespace within which process numbers are unique."""
     boot, space = Path("/proc/sys/kernel/random/boot_id"), "/proc/self/ns/pid"
     return [
         socket.gethostname(),
@@ -44,7 +45,7 @@ def _machine() -> list[str]:
 
 
 def _started(process: int) -> float | None:
-    """Return when a process started, in ticks since the boot where that is known; None where it cannot be seen."""
+    """Return when a process started, on Linux in clock ticks since the boot; None if the process is not visible."""
     try:
         if os.path.exists("/proc/self/stat"):
             return float(Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[19])
@@ -69,7 +70,7 @@ def _is_gone(holder: dict[str, Any]) -> bool:
         os.kill(holder["process"], 0)
     except ProcessLookupError:
         return True
-    except PermissionError:  # it is alive, and another user's
+    except PermissionError:  # the process is alive and belongs to another user
         pass
     started = _started(holder["process"])
     if started is None:
@@ -78,31 +79,31 @@ def _is_gone(holder: dict[str, Any]) -> bool:
 
 
 def name_of(holder: dict[str, Any]) -> str:
-    """Name a holder to people."""
+    """Return a holder's name in messages."""
     return f"process {holder.get('process', '?')} on {(holder.get('machine') or ['?'])[0]}"
 
 
 def last_progress(run: Run) -> dict[str, Any]:
     """Return the progress that a run's last driver wrote: 'stage', 'done' and 'total'; empty if it wrote none."""
-    said = run.lock(max(run.terms(), default=0)) or {}
-    return {name: said[name] for name in PROGRESS_KEYS} if all(name in said for name in PROGRESS_KEYS) else {}
+    lock = run.lock(max(run.terms(), default=0)) or {}
+    return {name: lock[name] for name in PROGRESS_KEYS} if all(name in lock for name in PROGRESS_KEYS) else {}
 
 
 def driver_status(run: Run) -> dict[str, Any] | None:
-    """Return who drives a run, by its lock; None if nobody does.
+    """Return the state of a run's driver, from its lock; None if no driver holds the lock.
 
     Returns
     -------
     dict or None
-        'process', 'machine', 'seconds' since its last sign of life, by this machine's clock, and 'alive': whether that
-        is less than a lease.
+        'process'; 'machine'; 'seconds', the time since the last renewal by this machine's clock; and 'alive', whether
+        this time is below `LEASE`.
     """
     last = max(run.terms(), default=0)
     document, holder = run.lock(last) or {}, run.holder(last)
     if not document or document.get("released") or _is_gone(holder):
         return None
-    beaten = document.get("time")
-    seconds = max(0.0, time.time() - (beaten if isinstance(beaten, float) else 0.0))
+    renewed = document.get("time")
+    seconds = max(0.0, time.time() - (renewed if isinstance(renewed, float) else 0.0))
     return {
         "process": holder.get("process"),
         "machine": (holder.get("machine") or [None])[0],
@@ -112,7 +113,7 @@ def driver_status(run: Run) -> dict[str, Any] | None:
 
 
 def await_end(run: Run, term: int, note: Callable[[str], None], then: str = "taking over") -> None:
-    """Return once a term has ended; only reads.
+    """Wait until the driver of a term has ended or counts as gone; writes nothing.
 
     Parameters
     ----------
@@ -121,47 +122,47 @@ def await_end(run: Run, term: int, note: Callable[[str], None], then: str = "tak
     note : callable
         Called with messages for people.
     then : str
-        What is done once the term's holder has given no sign of life.
+        What the caller does next, for the message that the driver is gone.
 
     Raises
     ------
     LockError
-        Its driver shows a sign of life.
+        The driver renews its lock.
     """
-    since, said = time.monotonic(), False
+    since, noted = time.monotonic(), False
     first = run.lock(term)
     while True:
         document, holder = run.lock(term), run.holder(term)
         if (document or {}).get("released") or _is_gone(holder) or run.size(lock_key(term)) < 0:
             return
-        who = name_of(holder)
+        name = name_of(holder)
         if document != first:
             raise LockError(
-                f"{run.location} is driven by {who}: wait until it is done, stop it, or name another output"
+                f"{run.location} is driven by {name}: wait until it is done, stop it, or name another output"
             )
         if time.monotonic() - since > LEASE:
-            note(f"{who}, which drove {run.location}, gives no sign of life: {then}")
+            note(f"{name}, which drove {run.location}, gives no sign of life: {then}")
             return
-        if not said:
-            note(f"{run.location} is held by {who}: seeing for {LEASE:.0f} s whether it is alive")
-            said = True
+        if not noted:
+            note(f"{run.location} is held by {name}: seeing for {LEASE:.0f} s whether it is alive")
+            noted = True
         time.sleep(min(1.0, BEAT / 4))
 
 
 class Lock:
-    """The right to drive a run, held as a context.
+    """The lock of a run, held as a context.
 
     Parameters
     ----------
     run : Run
-        Its `term` and `token` are set while the lock is held.
+        `run.term` and `run.token` are set while the lock is held.
     note : callable
         Called with messages for people.
 
     Raises
     ------
     LockError
-        Another driver is at work.
+        Another driver holds the lock.
     """
 
     def __init__(self, run: Run, note: Callable[[str], None]) -> None:
@@ -185,11 +186,11 @@ class Lock:
         return self
 
     def at(self, stage: str, done: float, total: float) -> None:
-        """Write progress with the next renewals."""
+        """Set the progress that the next renewals write."""
         self._progress = dict(zip(PROGRESS_KEYS, (stage, round(done, 3), total), strict=True))
 
     def _write(self, **changes: Any) -> bool:
-        """Renew the lock, unless it was removed or is another's; tell whether it is this driver's."""
+        """Renew the lock; return False, and write nothing, if the lock was removed or replaced."""
         if self.run.holder(self.document["term"]).get("token") != self.document["holder"]["token"]:
             return False
         self.document |= {**changes, **self._progress, "time": time.time()}
@@ -197,20 +198,21 @@ class Lock:
         return True
 
     def _renew(self) -> None:
-        """Show signs of life until the end, or until the lock is lost: then no commit succeeds, see `Run.commit`."""
+        """Renew the lock until the end. If the lock is lost, stop: no commit succeeds then, see `Run.commit`."""
         while not self._ended.wait(BEAT):
             try:
                 if not self._write(beat=self.document["beat"] + 1):
-                    self._tell(
+                    self._note(
                         f"the lock of {self.run.location} was removed or is another's: nothing more is committed"
                     )
                     return
-            except Exception as error:  # the next beat may get through; if none does, another may take over
-                self._tell(f"the lock could not be renewed: {error}")
+            except Exception as error:  # the next renewal may succeed; if none does, another driver may take over
+                self._note(f"the lock could not be renewed: {error}")
 
-    def _tell(self, what: str) -> None:
-        with contextlib.suppress(Exception):  # an error of the listener must not end the renewals
-            self.note(what)
+    def _note(self, message: str) -> None:
+        """Call `note`, whose errors must not end the renewals."""
+        with contextlib.suppress(Exception):
+            self.note(message)
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
         self._ended.set()

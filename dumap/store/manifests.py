@@ -1,13 +1,13 @@
-"""Manifests: what a part wrote; and checks of those that are read.
+"""Manifests, which say what a part wrote, and their checks.
 
-    attempt      names the part's object
-    arrays       name to the array's pieces in order: the object's key, where it begins there, shape, dtype, and the
-                 rows of a range where these are not of the usual size
+    attempt      a random text in the keys of the part's objects
+    arrays       name to the array's pieces in order: key of the object, offset in it, shape, dtype, and the rows of a
+                 range if its size is not the usual one
     objects      key to size and digest
-    attributes   small facts
-    dropped      of a part that nothing needed any more: its objects, which then are not among the others, nor arrays
+    attributes   the part's facts
+    dropped      only in a dropped part: its deleted objects, which are then in neither `arrays` nor `objects`
 
-Manifests may come from anywhere: one that dumap would not have written counts as damaged.
+A run may come from any source, so a manifest that dumap would not have written counts as damaged.
 """
 
 from __future__ import annotations
@@ -18,41 +18,41 @@ from typing import Any
 from dumap.store.stored_array import StoredArray
 
 INSIDE = "_dumap"
-"""The folder of a run for all but its results."""
+"""The folder of a run for everything but its results."""
 MANIFESTS, PARTS, LOCKS = f"{INSIDE}/manifests", f"{INSIDE}/parts", f"{INSIDE}/lock"
 """Folders in it: of manifests, of the objects of parts, and of locks."""
 IDENTITY = "identity"
-"""Group of the manifests of the run's identity: its parameters, input and results."""
+"""The group of manifests that hold the run's identity: its parameters, input and results."""
 DONE = "done"
-"""Group of the manifests that commit whole stages."""
+"""The group of manifests that commit whole stages."""
 INHERITED = "inherited"
 """Attribute of a manifest of `DONE` if another run holds the stage's parts: that run's relative location."""
 PART = "[a-z0-9_]+(?:-[a-z0-9_]+)*"
-"""What a part may be called."""
+"""The pattern of part names."""
 MOST_BYTES = 1 << 28
-"""The most bytes of a manifest; a longer file is not taken for one."""
+"""The most bytes of a manifest; a larger object counts as damaged."""
 
 Manifest = dict[str, Any]
 
 
 def manifest_key(stage: str, name: str) -> str:
-    """Name the object that commits a part."""
+    """Return the key of a part's manifest."""
     return f"{MANIFESTS}/{stage}/{name}.json"
 
 
 def part_key(stage: str, name: str, attempt: str, number: int = 0) -> str:
-    """Name the object that one attempt at a part writes; or, where it may not be that large, one of them."""
+    """Return the key of an object that one attempt at a part writes; a part may have several, numbered from 0."""
     return f"{PARTS}/{stage}/{name}-{attempt}" + (f".{number}" if number else "")
 
 
 def _is_below(path: Any) -> bool:
-    """Return whether a path of a manifest stays below the run."""
+    """Return whether a path in a manifest lies below the run."""
     steps = path.split("/") if isinstance(path, str) else [""]
     return all(step not in ("", ".", "..") for step in steps) and not re.search(r"[\\\x00]", str(path))
 
 
 def is_sound(manifest: Any) -> bool:
-    """Return whether a manifest has the form of those that parts write, and names nothing outside the run."""
+    """Return whether a manifest has the form that `Part` writes, and names no object outside the run."""
     try:
         return (
             re.fullmatch(r"[0-9a-f]{8}", manifest["attempt"]) is not None
@@ -66,7 +66,7 @@ def is_sound(manifest: Any) -> bool:
 
 
 def _holds(pieces: Any, objects: dict[str, list]) -> bool:
-    """Return whether an array's pieces lie within the objects, and are of one kind."""
+    """Return whether an array's pieces lie within the objects, and have one dtype and one shape of rows."""
     stored = [(key, offset, StoredArray.parse(*layout)) for key, offset, *layout in pieces]
     return (
         len({(array.shape[1:], array.dtype.str) for *_, array in stored}) == 1

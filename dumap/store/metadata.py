@@ -1,4 +1,4 @@
-"""Metadata of Zarr nodes. Others may add to it: dumap compares and renews its own part alone."""
+"""Metadata of Zarr nodes. Other programs may add to it, so dumap compares and renews only its own entries."""
 
 from __future__ import annotations
 
@@ -7,54 +7,55 @@ from typing import Any
 
 Document = dict[str, Any]
 OWN = "dumap"
-"""The group's attribute that is dumap's."""
+"""The attribute of the group that holds dumap's attributes."""
 CONSOLIDATED = "consolidated_metadata"
 
 
 def parse(data: bytes | None) -> Document:
-    """Read a node's metadata; empty if it is not valid."""
+    """Read a node's metadata; empty if they are not valid."""
     try:
-        found = json.loads(data or b"")
+        document = json.loads(data or b"")
     except (ValueError, RecursionError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return document if isinstance(document, dict) else {}
 
 
 def attributes_of(document: Document) -> Document:
     """Return a node's attributes; empty if they are not valid."""
-    found = document.get("attributes")
-    return found if isinstance(found, dict) else {}
+    attributes = document.get("attributes")
+    return attributes if isinstance(attributes, dict) else {}
 
 
-def holds(found: Document, own: Document) -> bool:
-    """Return whether metadata holds all of dumap's own, whatever else it holds."""
-    there, attributes = attributes_of(found), attributes_of(own)
-    pairs = [(found, {name: value for name, value in own.items() if name != "attributes"}), (there, attributes)]
-    if isinstance(attributes.get(OWN), dict) and isinstance(there.get(OWN), dict):
-        pairs[1] = there, {name: value for name, value in attributes.items() if name != OWN}
-        pairs.append((there[OWN], attributes[OWN]))
-    return all(name in some and some[name] == value for some, wanted in pairs for name, value in wanted.items())
+def holds(stored: Document, own: Document) -> bool:
+    """Return whether stored metadata hold all of dumap's own entries; they may hold more."""
+    stored_attributes, attributes = attributes_of(stored), attributes_of(own)
+    entries = {name: value for name, value in own.items() if name != "attributes"}
+    pairs = [(stored, entries), (stored_attributes, attributes)]
+    if isinstance(attributes.get(OWN), dict) and isinstance(stored_attributes.get(OWN), dict):
+        pairs[1] = stored_attributes, {name: value for name, value in attributes.items() if name != OWN}
+        pairs.append((stored_attributes[OWN], attributes[OWN]))
+    return all(name in mapping and mapping[name] == value for mapping, own in pairs for name, value in own.items())
 
 
-def renewed(found: Document, own: Document) -> bytes:
-    """Write a node's metadata again, keeping what others have added to a node of the same kind."""
-    added = found if all(found.get(key) == own[key] for key in ("zarr_format", "node_type")) else {}
-    whole = {**added, **own, "attributes": {**attributes_of(found), **attributes_of(own)}}
+def renewed(stored: Document, own: Document) -> bytes:
+    """Return a node's metadata with dumap's own entries; other entries of a node of the same kind are kept."""
+    added = stored if all(stored.get(key) == own[key] for key in ("zarr_format", "node_type")) else {}
+    whole = {**added, **own, "attributes": {**attributes_of(stored), **attributes_of(own)}}
     return written(whole)
 
 
 def written(document: Document) -> bytes:
-    """Write a node's metadata."""
+    """Return the bytes of a node's metadata."""
     return json.dumps(document, indent=1, sort_keys=True).encode()
 
 
 def group_of(attributes: Document) -> Document:
-    """Return the metadata of a group."""
+    """Return the metadata of a group with attributes."""
     return {"zarr_format": 3, "node_type": "group", "attributes": attributes}
 
 
 def closed_of(folder: str) -> Document:
-    """Return the metadata of an array of one value, so that Zarr does not look for nodes in a folder of dumap's."""
+    """Return the metadata of an array of one value for one of dumap's folders, so that Zarr finds no nodes below it."""
     return {
         "zarr_format": 3,
         "node_type": "array",
@@ -70,14 +71,14 @@ def closed_of(folder: str) -> Document:
 
 
 def is_node(document: Document) -> bool:
-    """Return whether this is the metadata of an array or a group of Zarr v3."""
+    """Return whether metadata are those of an array or a group of Zarr v3."""
     return document.get("zarr_format") == 3 and document.get("node_type") in ("array", "group")
 
 
 def consolidate(nodes: dict[str, Document]) -> Document:
-    """Return the consolidated metadata of a group, from the metadata of the nodes below it, by path.
+    """Return the consolidated metadata of a group, given the metadata of the nodes below it by path.
 
-    As `zarr.consolidate_metadata` writes it.
+    The result has the form that `zarr.consolidate_metadata` writes.
     """
     entries = {}
     for path in sorted(nodes, key=lambda path: (path.count("/"), path)):
@@ -88,8 +89,8 @@ def consolidate(nodes: dict[str, Document]) -> Document:
 
 
 def consolidates(document: Document, arrays: dict[str, Document]) -> bool:
-    """Return whether a group's consolidated metadata, if it has any, are whole and hold those of the arrays."""
-    if CONSOLIDATED not in document:  # or under a damaged name
+    """Return whether a group's consolidated metadata, if it has any, are whole and hold the arrays' metadata."""
+    if CONSOLIDATED not in document:  # any other key may be a damaged name of the block
         return document.keys() <= {"zarr_format", "node_type", "attributes"}
     block = document[CONSOLIDATED]
     if not isinstance(block, dict) or block.get("kind") != "inline" or block.get("must_understand") is not False:

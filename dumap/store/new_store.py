@@ -1,7 +1,7 @@
-"""A Zarr group that is written row by row, and that nobody takes for whole before it is.
+"""Writes a Zarr group row by row, so that no reader finds a group that is not whole.
 
-Chunks are written as they come; metadata, without which they are no store, once all are there. In a folder all of it is
-written beside the place, and takes its name last.
+Chunks are written as rows are added. Metadata, without which chunks are no store, are written at the end. On a local
+disk everything is written under a temporary name, and renamed at the end.
 """
 
 from __future__ import annotations
@@ -27,44 +27,44 @@ METADATA = "zarr.json"
 
 
 class _Held(WrapperStore):
-    """A store whose metadata is held back."""
+    """A store that holds metadata in memory instead of writing them."""
 
     def __init__(self, store: Any) -> None:
         super().__init__(store)
         self.held: dict[str, Buffer] = {}
 
     async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
-        """Return what is held, or lies there."""
+        """Return metadata from memory, and other objects from the store."""
         if key.endswith(METADATA):
             return self.held.get(key)
         return await self._store.get(key, prototype, byte_range)
 
     async def set(self, key: str, value: Buffer) -> None:
-        """Hold metadata, and write all else."""
+        """Hold metadata, and write other objects."""
         if key.endswith(METADATA):
             self.held[key] = value
         else:
             await self._store.set(key, value)
 
     async def set_if_not_exists(self, key: str, value: Buffer) -> None:
-        """Hold metadata, unless it is held."""
+        """Hold metadata unless they are held, and write other objects unless they exist."""
         if key.endswith(METADATA):
             self.held.setdefault(key, value)
         else:
             await self._store.set_if_not_exists(key, value)
 
     async def exists(self, key: str) -> bool:
-        """Tell what is held, or lies there."""
+        """Return whether metadata are held, or another object exists."""
         return key in self.held if key.endswith(METADATA) else await self._store.exists(key)
 
 
 class NewStore:
-    """A group of arrays of as many rows each, which grow together; a context, which leaves nothing where it fails.
+    """A new group of arrays with equal numbers of rows, used as a context. If the context fails, no group is left.
 
     Parameters
     ----------
     path : str
-        Where it will be; nothing may be there.
+        The location of the group, which must not exist.
     chunk_rows : int
 
     Raises
@@ -76,9 +76,8 @@ class NewStore:
         self.path, self.chunk_rows, self.rows = normalize(path), chunk_rows, 0
         self._remote = is_remote(self.path)
         whole = Path(self.path)
-        self._place = (
-            self.path if self._remote else str(whole.with_name(f".{whole.name}.{uuid.uuid4().hex[:8]}.partial"))
-        )
+        partial = str(whole.with_name(f".{whole.name}.{uuid.uuid4().hex[:8]}.partial"))
+        self._location = self.path if self._remote else partial
         self._arrays: dict[str, zarr.Array] = {}
         self._waiting: dict[str, np.ndarray] = {}
         self._count = 0
@@ -89,23 +88,23 @@ class NewStore:
             left = objects.keys()
             if any(re.fullmatch(r"[^/]+/c(/\d+)+", key) is None for key in left):
                 raise StorageError(f"{self.path} exists; remove it, or name another")
-            objects.delete_all(left)  # chunks without metadata: of a store that was not written to its end
+            objects.delete_all(left)  # chunks without metadata, which an unfinished store left
         elif os.path.lexists(self.path):
             raise StorageError(f"{self.path} exists; remove it, or name another")
         elif not os.path.isdir(parent := os.path.dirname(self.path)):
             raise StorageError(f"{self.path}: there is no folder {parent}; make it, or name another place")
-        self._objects = Objects(self._place)
+        self._objects = Objects(self._location)
         self._store = _Held(self._objects.store)
         self._group = self._objects.attempt("", lambda: zarr.create_group(self._store))
         return self
 
     @property
     def total(self) -> int:
-        """Rows that were added, written or not."""
+        """The number of rows that were added, written or not."""
         return self.rows + self._count
 
     def add(self, name: str, dims: tuple[int, ...], dtype: Any) -> None:
-        """Add an array of rows of a shape."""
+        """Add an array, (row, *dims)."""
         self._arrays[name] = self._group.create_array(
             name,
             shape=(0, *dims),
@@ -117,19 +116,19 @@ class NewStore:
         self._waiting[name] = np.empty((self.chunk_rows, *dims), object if dtype is str else dtype)
 
     def append(self, blocks: dict[str, Any], rows: int) -> None:
-        """Add rows to all arrays."""
+        """Add a block of `rows` rows to each array."""
         done = 0
         while done < rows:
-            some = min(rows - done, self.chunk_rows - self._count)
+            count = min(rows - done, self.chunk_rows - self._count)
             for name, block in blocks.items():
-                self._waiting[name][self._count : self._count + some] = block[done : done + some]
-            self._count += some
-            done += some
+                self._waiting[name][self._count : self._count + count] = block[done : done + count]
+            self._count += count
+            done += count
             if self._count == self.chunk_rows:
                 self._flush()
 
     def _flush(self) -> None:
-        """Write the chunk that is full, or the last."""
+        """Write a chunk of each array: a full chunk, or the last chunk."""
         first, self.rows = self.rows, self.rows + self._count
         for name, array in self._arrays.items():
             rows = self._waiting[name][: self._count]
@@ -146,10 +145,10 @@ class NewStore:
             if kind is None:
                 if self._count:
                     self._flush()
-                for key in sorted(self._store.held, key=lambda key: (-key.count("/"), key)):  # the group's last
+                for key in sorted(self._store.held, key=lambda key: (-key.count("/"), key)):  # the group's come last
                     self._objects.put(key, self._store.held[key].to_bytes())
                 if not self._remote:
-                    self._objects.attempt("", lambda: os.rename(self._place, self.path))
+                    self._objects.attempt("", lambda: os.rename(self._location, self.path))
         finally:
             if not self._remote:
-                shutil.rmtree(self._place, ignore_errors=True)
+                shutil.rmtree(self._location, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Objects by key, in a folder or a bucket: reading, writing, creating, listing, with errors for users."""
+"""Reads, writes, creates and lists objects by key in a folder, a bucket or a zip file, with errors for users."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ from dumap.store.manifests import LOCKS
 T = TypeVar("T")
 
 PIECE_BYTES = 32 << 20
-"""An object of a bucket is read for its digest in pieces of this size."""
+"""The digest of an object in a bucket is computed in pieces of this size."""
 
 PAUSES = (1.0, 2.0, 4.0)
-"""Seconds between tries of a request that failed, on top of the tries that the bucket's library makes itself."""
+"""Seconds before each new try of a failed request. obstore makes further tries itself."""
 
 ADVICE = {
     errno.ENOSPC: "no space is left: make room, then the same command goes on",
@@ -42,17 +42,17 @@ ADVICE = {
 
 
 def set_threads(threads: int) -> None:
-    """Limit the threads that Zarr starts in this process; they are started once."""
+    """Limit the threads of Zarr in this process; Zarr starts them once, when it first needs them."""
     zarr.config.set({"threading.max_workers": threads})
 
 
 def requests_at_once(requests: int) -> AbstractContextManager:
-    """Return a context in which Zarr makes at most so many requests at once for an array."""
+    """Return a context in which Zarr makes at most `requests` requests at once for an array."""
     return zarr.config.set({"async.concurrency": requests})
 
 
 def open_store(location: str, read_only: bool) -> Store:
-    """Open a folder, a zip file or a bucket for Zarr."""
+    """Open a folder, a zip file or a bucket as a store of Zarr."""
     if disk.is_remote(location):
         return ObjectStore(open_bucket(location), read_only=read_only)
     return (
@@ -64,7 +64,7 @@ def open_store(location: str, read_only: bool) -> Store:
 
 @cache
 def bucket_errors() -> tuple[type[Exception], tuple[type[Exception], ...]]:
-    """Return the errors of a bucket's library: the base class, and those that may pass when tried again."""
+    """Return obstore's errors: the base class, and the classes of errors after which a new try may succeed."""
     try:
         from obstore import exceptions
     except ImportError:
@@ -73,22 +73,23 @@ def bucket_errors() -> tuple[type[Exception], tuple[type[Exception], ...]]:
 
 
 def digest(data: bytes | memoryview) -> str:
-    """Return the digest by which an object is known: processors have instructions for this one."""
+    """Return the digest of an object: SHA-256, for which processors have instructions, shortened to 32 digits."""
     return _shortened(hashlib.sha256(data).hexdigest())
 
 
-def _shortened(found: str) -> str:
-    return found[:32]
+def _shortened(hexdigest: str) -> str:
+    """Return the first half of a SHA-256."""
+    return hexdigest[:32]
 
 
 def seal(document: dict[str, Any]) -> bytes:
-    """Write a small document with its digest; a number that is not finite is null."""
+    """Return the bytes of a document with its digest; numbers that are not finite become null."""
     body = to_json(document, sort_keys=True)
     return to_json({"digest": digest(body.encode()), "document": document}, sort_keys=True).encode()
 
 
 def unseal(data: bytes) -> dict[str, Any] | None:
-    """Read a sealed document; None if its bytes are not those that were sealed."""
+    """Return a sealed document; None if its bytes are not those that `seal` returned."""
     try:
         document = json.loads(data)["document"]
         return document if isinstance(document, dict) and seal(document) == data else None
@@ -97,7 +98,7 @@ def unseal(data: bytes) -> dict[str, Any] | None:
 
 
 class Objects:
-    """What lies below a location.
+    """The objects below a location.
 
     Parameters
     ----------
@@ -108,7 +109,7 @@ class Objects:
     Raises
     ------
     StorageError
-        By every method, where the file system or the bucket fails.
+        Every method raises it if the file system or the bucket fails.
     """
 
     def __init__(self, location: str, read_only: bool = False) -> None:
@@ -118,15 +119,15 @@ class Objects:
 
     @cached_property
     def store(self) -> Store:
-        """What lies there, as Zarr opens it."""
+        """The location as a store of Zarr."""
         if isinstance(self.backend, Bucket):
             return ObjectStore(self.backend.bucket, read_only=self.read_only)
         return open_store(self.location, self.read_only)
 
     def attempt(self, key: str, action: Callable[[], T]) -> T:
-        """Do something to an object; again where a request to a bucket failed in passing.
+        """Call an action on an object, and again if a request to a bucket failed for a passing cause.
 
-        Actions must come to the same when done twice.
+        An action must have the same result when it is done twice.
         """
         base, transient = bucket_errors()
         for pause in (*PAUSES, None):
@@ -137,20 +138,20 @@ class Objects:
             except (OSError, base) as error:
                 if pause is None or not isinstance(error, transient):
                     number = error.errno if isinstance(error, OSError) else None
-                    said = ADVICE.get(number or 0, describe_error(error))
-                    raise StorageError(f"{self.location}, {key}: {said}") from error
+                    reason = ADVICE.get(number or 0, describe_error(error))
+                    raise StorageError(f"{self.location}, {key}: {reason}") from error
                 time.sleep(pause)
         raise AssertionError("unreachable")
 
     def get(self, key: str, most: int | None = None) -> bytes | None:
-        """Return an object's bytes; None if there is none, or if it has more than `most` bytes."""
+        """Return an object's bytes; None if it does not exist or has more than `most` bytes."""
         return self.attempt(key, lambda: self.backend.get(key, most))
 
     def digest(self, key: str, size: int) -> str | None:
-        """Return the digest of an object, read piece by piece; None if there is none of that size."""
+        """Return the digest of an object, read piece by piece; None if it does not exist or has another size."""
         if self.is_local:
-            found = self.attempt(key, lambda: disk.digest(self.location, key, size))
-            return None if found is None else _shortened(found)
+            sha256 = self.attempt(key, lambda: disk.digest(self.location, key, size))
+            return None if sha256 is None else _shortened(sha256)
         if self.size(key) != size:
             return None
         digested = hashlib.sha256()
@@ -162,82 +163,83 @@ class Objects:
         return _shortened(digested.hexdigest())
 
     def open_span(self, key: str, start: int, stop: int, size: int) -> ByteStream:
-        """Open bytes [start, stop) of an object of a size, to be read in order; a bucket may have fewer of them.
+        """Open bytes [start, stop) of an object of `size` bytes. An object of a bucket may have fewer bytes.
 
         Raises
         ------
         FileNotFoundError
-            There is no such object.
+            The object does not exist.
         EOFError
-            It is a file of another size.
+            The object is a file of another size.
         """
         return self.attempt(key, lambda: self.backend.open_span(key, start, stop, size))
 
     def put(self, key: str, data: bytes) -> None:
-        """Write an object whole and durably, replacing any other."""
+        """Write a whole object durably, replacing any object of the key."""
         self.put_part(key, data, durable=True)
         self.flush_folders([key])
 
     def put_part(self, key: str, data: bytes, durable: bool) -> tuple[int, str]:
-        """Write an object whole, replacing any other; return its size and its digest.
+        """Write a whole object, replacing any object of the key; return its size and its digest.
 
-        A file that is to be durable is there for good once its folder is flushed.
+        A durable file survives a power cut once its folder is flushed.
         """
         self.attempt(key, lambda: self.backend.put(key, data, durable))
         return len(data), digest(data)
 
     def put_new(self, key: str, data: bytes, durable: bool = True) -> bool:
-        """Write an object unless it exists; return whether it now holds `data`.
+        """Write a whole object unless it exists; return whether it now holds `data`.
 
-        So where the answer to a request is lost, the next try finds its own bytes.
+        If the response to a request is lost, the next try finds its own bytes and returns True.
         """
         return self.attempt(key, lambda: self.backend.create(key, data, durable))
 
     def delete(self, key: str) -> None:
-        """Remove an object; not through a link."""
+        """Remove an object, but no file behind a link."""
         self.delete_all([key])
 
     def delete_all(self, keys: Sequence[str]) -> None:
-        """Remove objects; not through links."""
+        """Remove objects, but no files behind links."""
         if keys:
             self.attempt(keys[0], lambda: self.backend.remove(keys))
 
     def size(self, key: str) -> int:
-        """Return an object's size in bytes, -1 where there is none."""
+        """Return an object's size in bytes, -1 if it does not exist."""
         return self.attempt(key, lambda: self.backend.size(key))
 
     def names_below(self, folder: str) -> list[str]:
-        """List the names of the objects right below a folder."""
+        """List the names of the objects directly in a folder."""
         return self._visible(folder, 0)
 
     def folders_below(self, folder: str) -> list[str]:
-        """List the names of the folders right below a folder."""
+        """List the names of the folders directly in a folder."""
         return self._visible(folder, 1)
 
     def _visible(self, folder: str, kind: int) -> list[str]:
-        found = self.attempt(folder, lambda: self.backend.names_in(folder))
-        return sorted(name for name in found[kind] if not name.startswith("."))
+        """List the names that are not hidden: of objects (kind 0) or folders (kind 1)."""
+        names = self.attempt(folder, lambda: self.backend.names_in(folder))[kind]
+        return sorted(name for name in names if not name.startswith("."))
 
     def keys(self, below: str = "") -> list[str]:
-        """List every object below a folder: hidden files of the file system and links to folders too."""
+        """List the keys of all objects below a folder, also of hidden files and of links to folders."""
         return sorted(self.attempt(below, lambda: list(self.each_key(below))))
 
     def holds_any(self) -> bool:
-        """Return whether there is any object."""
+        """Return whether any object exists."""
         return self.attempt("", lambda: next(iter(self.each_key()), None) is not None)
 
     def each_key(self, below: str = "") -> Iterator[str]:
-        """Yield the keys of objects below a folder as they are found, in whatever order."""
+        """Yield the keys of all objects below a folder, in any order."""
         return self.backend.keys(below)
 
     def flush_folders(self, keys: Iterable[str]) -> None:
-        """Bring the folders of objects to the disk, where they are files."""
+        """Flush the folders of objects to the disk, if the objects are files."""
         if self.is_local:
             self.attempt("", lambda: disk.flush_folders(self.location, keys))
 
 
 class ObjectWriter:
-    """Writes an object piece by piece; it replaces any other once it is whole.
+    """Writes an object piece by piece; it replaces any object of the key once it is whole.
 
     Parameters
     ----------
@@ -256,7 +258,7 @@ class ObjectWriter:
         self._held = io.BytesIO()
 
     def add(self, pieces: Iterable[bytes | memoryview]) -> None:
-        """Add bytes, each piece of which is done with when the next is asked for."""
+        """Append pieces of bytes. Each piece is used before the next one is taken from the iterable."""
 
         def act() -> None:
             for piece in pieces:
@@ -267,7 +269,7 @@ class ObjectWriter:
         self.objects.attempt(self.key, act)
 
     def keep(self, durable: bool = True) -> tuple[int, str]:
-        """End the object; return its size and its digest. A file is there for good once its folder is flushed."""
+        """Finish the object; return its size and its digest. A file is durable once its folder is flushed."""
         try:
             self.objects.attempt(self.key, lambda: self._end(durable))
         except BaseException:
@@ -276,33 +278,34 @@ class ObjectWriter:
         return self.size, _shortened(self._digest.hexdigest())
 
     def _end(self, durable: bool) -> None:
+        """Send the object to the bucket, or give the file its name."""
         if self._file is None:
             self.objects.backend.put(self.key, self._held.getbuffer(), durable)
         else:
             self._file.keep(durable)
 
     def discard(self) -> None:
-        """Leave nothing of it."""
+        """Remove the unfinished file."""
         if self._file is not None:
             self._file.discard()
 
 
 def stamps(location: str, below: str) -> Iterator[str]:
-    """Yield a text of name, size and time (or tag) for each object below a key."""
+    """Yield a text of name, size and time (or tag) for each object below a folder."""
     objects = Objects(location, read_only=True)
     yield from objects.attempt(below, lambda: list(objects.backend.stamps(below)))
 
 
 def names_below(location: str, folder: str, depth: int, collect: Callable[[Iterable[str]], T]) -> T:
-    """Call `collect` with an iterator of the names of the objects below a folder, relative to it.
+    """Return `collect(names)` for an iterator of the names of the objects below a folder, relative to it.
 
     Parameters
     ----------
     location, folder : str
     depth : int
-        Folders further down are not looked at, where there are folders.
+        On a local disk, only folders up to this depth are listed.
     collect : callable
-        Called anew where a listing failed in passing.
+        Called again if a listing failed for a passing cause.
     """
     objects, prefix = Objects(location, read_only=True), f"{folder}/" if folder else ""
     if objects.is_local:
@@ -311,7 +314,7 @@ def names_below(location: str, folder: str, depth: int, collect: Callable[[Itera
 
 
 def lacks_room(error: BaseException | None) -> bool:
-    """Return whether an error comes of a store that is full."""
+    """Return whether a full disk or quota caused an error."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             return True
@@ -320,12 +323,12 @@ def lacks_room(error: BaseException | None) -> bool:
 
 
 def probe_key() -> str:
-    """Name an object that is written to see whether it can be."""
+    """Return a new key for an object that tests whether a location can be written to."""
     return f"{LOCKS}/probe-{os.urandom(8).hex()}"
 
 
 def probe(location: str) -> None:
-    """Fail unless the location can be written to, and refuses to create an object twice.
+    """Fail unless a location can be written to and refuses to create an object twice.
 
     Raises
     ------
@@ -335,9 +338,9 @@ def probe(location: str) -> None:
     try:
         kept = objects.put_new(key, b"first") and not objects.put_new(key, b"second") and objects.get(key) == b"first"
         objects.delete(key)
-    except Exception as error:  # any store's own kind of refusal
-        said = str(error) if isinstance(error, DumapError) else describe_error(error)
-        raise StorageError(f"output: {location} cannot be written to ({said})") from error
+    except Exception as error:  # stores raise errors of many kinds
+        reason = str(error) if isinstance(error, DumapError) else describe_error(error)
+        raise StorageError(f"output: {location} cannot be written to ({reason})") from error
     if not kept:
         raise StorageError(
             f"output: {location} does not support writing an object only where there is none, by which a run commits; "

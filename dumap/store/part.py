@@ -1,4 +1,4 @@
-"""A part: what one task writes; it counts once its manifest is committed."""
+"""Writes a part: the arrays of one task, and the manifest that commits them."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ if TYPE_CHECKING:
     from dumap.store.run import Run
 
 OBJECT_BYTES = 32 << 20
-"""An array is written to a bucket in pieces of at most this size, since a bucket takes an object out of memory."""
+"""The largest piece of an array in a bucket, in bytes: an object is held in memory until it is sent."""
 METADATA = "metadata"
-"""Attribute of the part that made the final arrays: their metadata by key, as dumap wrote it."""
+"""Attribute of the part that made the final arrays: the metadata that dumap wrote, by key."""
 
 
 class Part:
-    """What one task writes: some arrays, whole, then the manifest that makes them count.
+    """A part being written: arrays, facts, and at the end the manifest.
 
-    Use as a context manager; leaving it without an error commits.
+    Use it as a context. If the context ends without an error, the part is committed.
 
     Parameters
     ----------
     run : Run
     stage, name : str
     durable : bool
-        What is written is there for good before it counts.
+        Whether the objects are flushed to the disk before the manifest is written.
     """
 
     def __init__(self, run: Run, stage: str, name: str, durable: bool = True) -> None:
@@ -46,45 +46,47 @@ class Part:
         self._open: ObjectWriter | None = None
 
     def write(self, name: str, values: np.ndarray, rows_a_range: int = 0) -> None:
-        """Write one array. Rows are read in ranges of so many, or of about `RANGE_BYTES`."""
+        """Write an array in ranges of `rows_a_range` rows, by default of about `RANGE_BYTES`."""
         self.arrays[name] = self._append(values, None, rows_a_range)
 
     def write_gathered(self, name: str, values: np.ndarray, rows: np.ndarray, rows_a_range: int = 0) -> None:
-        """Write `values[rows]`, gathered as they are written."""
+        """Write the array `values[rows]`, gathered piece by piece, in ranges as `write` does."""
         self.arrays[name] = self._append(np.ascontiguousarray(values), rows, rows_a_range)
 
     def _append(self, values: np.ndarray, rows: np.ndarray | None, rows_a_range: int) -> list[tuple]:
         """Append an array, or some of its rows, to the part's object; return its pieces for the manifest.
 
-        A bucket takes an object out of memory: no piece is larger than `OBJECT_BYTES` there, and no object twice that.
+        An object of a bucket is held in memory until it is sent. So in a bucket a piece has at most `OBJECT_BYTES`, and
+        an object has less than twice as many.
         """
         count, pieces = len(values) if rows is None else len(rows), []
         step = max(1, count)
         if not self.run.is_local:
             step = max(1, OBJECT_BYTES // max(1, values[:1].nbytes))
         for start in range(0, max(1, count), step):
-            some = values[start : start + step] if rows is None else values
-            chosen = None if rows is None else rows[start : start + step]
+            block = values[start : start + step] if rows is None else values
+            block_rows = None if rows is None else rows[start : start + step]
             stored = StoredArray.of(values, min(step, count - start), rows_a_range)
             if self._open is None:
                 self._open = ObjectWriter(self.run, part_key(self.stage, self.name, self.attempt, len(self.objects)))
             pieces.append((self._open.key, self._open.size, *stored.described()))
-            self._open.add(stored.pieces(some, chosen))
+            self._open.add(stored.pieces(block, block_rows))
             if not self.run.is_local and self._open.size >= OBJECT_BYTES:
                 self._close()
         return pieces
 
     def _close(self) -> None:
-        """End the object that is open."""
+        """Finish the object that is open."""
         if self._open is not None:
             self.objects[self._open.key] = self._open.keep(self.durable)
             self._open = None
 
     def _put(self, key: str, data: bytes) -> None:
+        """Write an object, and name it in the manifest."""
         self.objects[key] = self.run.put_part(key, data, self.durable)
 
     def write_rows(self, name: str, first: int, values: np.ndarray) -> None:
-        """Write whole chunks of one of the run's final arrays."""
+        """Write rows from `first` on to one of the run's final arrays; the rows are whole chunks."""
         array = self.run.final(name)
         chunk = array.chunks[0]
         if first % chunk or (len(values) % chunk and first + len(values) != array.shape[0]):
@@ -104,8 +106,8 @@ class Part:
         fill: float,
         attributes: dict[str, Any],
     ) -> None:
-        """Create one of the run's final arrays, (row, component) or (row,), which other parts fill."""
-        encoded: dict[str, Any] = {}  # made in memory, or Zarr would write groups above it that no manifest names
+        """Create one of the run's final arrays, (row, component) or (row,). Other parts write its rows."""
+        encoded: dict[str, Any] = {}  # in memory, since Zarr would write groups above the array that no manifest names
         zarr.create_array(
             MemoryStore(encoded),
             shape=shape,
@@ -119,8 +121,8 @@ class Part:
         )
         key, data = f"{name}/zarr.json", encoded["zarr.json"].to_bytes()
         own = self.attributes.setdefault(METADATA, {})[key] = metadata.parse(data)
-        if found := metadata.parse(self.run.get(key)):
-            data = metadata.renewed(found, own)
+        if stored := metadata.parse(self.run.get(key)):
+            data = metadata.renewed(stored, own)
         self._put(key, data)
 
     def __enter__(self) -> Part:

@@ -1,8 +1,10 @@
-"""The results of a run whose internal folder lies elsewhere, in its work place: copies of the final arrays.
+"""Copies the results of a run whose internal folder lies in a work place to its output.
 
 RUN.zarr/
   zarr.json, embedding, status    as in a run
-  _dumap/work.json                where the run is that they are of
+  row                             as in a run, if the input has names of rows
+  _dumap/work.json                the location of the work place
+  _dumap/zarr.json                tells Zarr that _dumap holds no nodes
 """
 
 from __future__ import annotations
@@ -19,38 +21,39 @@ from dumap.store.run import Run
 from dumap.store.run_keys import FINALS, ROW, RunKeys
 
 POINTER = f"{INSIDE}/work.json"
-"""The object in the output that says where its work place is."""
+"""The object in the output that holds the location of its work place."""
 MOST_POINTER_BYTES = 1 << 16
+"""The most bytes of that object; a larger object counts as damaged."""
 
 
 def work_of(output: str) -> str | None:
-    """Return the work place that an output names; None where its internal folder lies inside, or nothing is there.
+    """Return the work place that an output names; None if the output names none or does not exist.
 
     Raises
     ------
     StorageError
-        What names it is damaged.
+        The object that names the work place is damaged.
     """
     objects = Objects(output, read_only=True)
     data = objects.get(POINTER, MOST_POINTER_BYTES)
     if data is None:
         return None
-    way = (unseal(data) or {}).get("work")
-    if not isinstance(way, str):
+    relative = (unseal(data) or {}).get("work")
+    if not isinstance(relative, str):
         raise StorageError(
             f"{objects.location}, {POINTER}: damaged, so that it is not known where the rest of the run lies: name "
             f"that place instead of this one, or compute the run into another output"
         )
-    return absolute_location(way, objects.location)
+    return absolute_location(relative, objects.location)
 
 
 def internal_location(location: str) -> str:
-    """Return where a run's own objects lie: where it lies itself, or in the work place that it names.
+    """Return the location of a run's internal folder: the run's own location, or the work place that it names.
 
     Raises
     ------
     StorageError
-        There is no run in that place.
+        The work place holds no run.
     """
     work = work_of(location)
     if work is None:
@@ -66,12 +69,12 @@ def internal_location(location: str) -> str:
 
 
 def claim(output: str, work: str) -> None:
-    """Have an output name its work place.
+    """Write the location of the work place to an output.
 
     Raises
     ------
     RunMismatchError
-        It names another.
+        The output names another work place.
     """
     objects = Objects(output)
     document = seal({"work": relative_location(work, objects.location)})
@@ -84,11 +87,11 @@ def claim(output: str, work: str) -> None:
 
 
 def publish(work: str, output: str, run_keys: RunKeys) -> int:
-    """Copy the results of a finished run to its output, but for what is there; return the bytes that were copied."""
+    """Copy the results of a finished run to its output, except what is there already; return the bytes copied."""
     source, target, copied = Run(work, read_only=True), Run(output), 0
     for name in FINALS:
         keys = [key for key in source.keys(name) if run_keys.is_lasting(key)]
-        for key in sorted(keys, key=lambda key: key.endswith("zarr.json")):  # an array is there once its chunks are
+        for key in sorted(keys, key=lambda key: key.endswith("zarr.json")):  # the metadata come after the chunks
             if key.endswith("zarr.json"):
                 copied += _renew(target, key, _array(source, key))
             else:
@@ -100,7 +103,7 @@ def publish(work: str, output: str, run_keys: RunKeys) -> int:
 
 
 def damaged_copies(work: str, output: str) -> Iterator[str]:
-    """Yield the keys of results in an output that are not as the run made them; none before they were copied."""
+    """Yield the keys of the results in an output that differ from those of the run; none if none were copied yet."""
     source, target = Run(work, read_only=True), Objects(output, read_only=True)
     if target.size("zarr.json") < 0:
         return
@@ -111,13 +114,15 @@ def damaged_copies(work: str, output: str) -> Iterator[str]:
     written = {f"{name}/zarr.json": _array(source, f"{name}/zarr.json") for name in FINALS}
     written_arrays = {key.removesuffix("/zarr.json"): own for key, own in written.items()}
     for key, own in {**written, "zarr.json": _group(source)}.items():
-        found = metadata.parse(target.get(key))
-        if not metadata.holds(found, own) or (key == "zarr.json" and not metadata.consolidates(found, written_arrays)):
+        stored = metadata.parse(target.get(key))
+        if not metadata.holds(stored, own) or (
+            key == "zarr.json" and not metadata.consolidates(stored, written_arrays)
+        ):
             yield key
 
 
 def _copy(source: Run, target: Run, key: str) -> int:
-    """Copy an object unless one of its size is there; return the bytes that were copied."""
+    """Copy an object unless the target has one of equal size; return the bytes copied."""
     size = source.size(key)
     if target.size(key) == size:
         return 0
@@ -126,20 +131,21 @@ def _copy(source: Run, target: Run, key: str) -> int:
 
 
 def _group(source: Run) -> metadata.Document:
+    """Return the metadata of a run's group, without the consolidated metadata."""
     return metadata.group_of({metadata.OWN: source.attributes})
 
 
 def _array(source: Run, key: str) -> metadata.Document:
-    """Return the metadata of a final array as dumap wrote it."""
+    """Return the metadata that dumap wrote for a final array."""
     document: metadata.Document = source.summary(IDENTITY, "results")[METADATA][key]
     return document
 
 
 def _renew(target: Objects, key: str, own: metadata.Document) -> int:
-    """Write metadata where it does not say all that it must; what others added is kept."""
-    found = metadata.parse(target.get(key))
-    whole = metadata.renewed(found, own)
-    if metadata.parse(whole) == found:
+    """Add dumap's own entries to stored metadata unless they are there; return the bytes written."""
+    stored = metadata.parse(target.get(key))
+    whole = metadata.renewed(stored, own)
+    if metadata.parse(whole) == stored:
         return 0
     target.put(key, whole)
     return len(whole)

@@ -1,4 +1,4 @@
-"""Locations of other runs, relative to a run if possible, so that both may be moved together."""
+"""Converts locations of other runs to relative paths and back, so that runs may be moved together."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from dumap.store.disk import is_remote
 
 
 def relative_location(location: str, base: str) -> str:
-    """Return a location relative to another on one file system or in one bucket; otherwise unchanged."""
+    """Return a location relative to `base` if both are paths or lie in one bucket; otherwise unchanged."""
     if not is_remote(location) and not is_remote(base):
         return os.path.relpath(os.path.realpath(location), os.path.realpath(base))
     if is_remote(location) and is_remote(base):
-        there, here = urlsplit(location), urlsplit(base)
-        if (there.scheme, there.netloc) == (here.scheme, here.netloc) and not (there.query or here.query):
-            return posixpath.relpath(there.path or "/", here.path or "/")
+        url, base_url = urlsplit(location), urlsplit(base)
+        if (url.scheme, url.netloc) == (base_url.scheme, base_url.netloc) and not (url.query or base_url.query):
+            return posixpath.relpath(url.path or "/", base_url.path or "/")
     return location
 
 
-def absolute_location(way: str, base: str) -> str:
-    """Return the location that `relative_location` has made relative to another."""
-    if is_remote(way) or os.path.isabs(way):
-        return way
+def absolute_location(location: str, base: str) -> str:
+    """Return the location that `relative_location` made relative to `base`."""
+    if is_remote(location) or os.path.isabs(location):
+        return location
     if is_remote(base):
-        here = urlsplit(base)
-        return here._replace(path=posixpath.normpath(posixpath.join(here.path or "/", way))).geturl()
-    return os.path.normpath(os.path.join(os.path.realpath(base), way))
+        url = urlsplit(base)
+        return url._replace(path=posixpath.normpath(posixpath.join(url.path or "/", location))).geturl()
+    return os.path.normpath(os.path.join(os.path.realpath(base), location))

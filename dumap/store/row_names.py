@@ -1,4 +1,4 @@
-"""Names of rows: an array `row` beside the results, which xarray takes for their index."""
+"""Names of rows: the array `row` beside the results, which xarray uses as their index."""
 
 from __future__ import annotations
 
@@ -17,31 +17,32 @@ from dumap.store.run import Run
 from dumap.store.run_keys import ROW
 
 INGESTED = "names"
-"""The array of names beside the rows in what `dumap ingest` wrote."""
+"""The array of row names in stores that `dumap ingest` wrote."""
 WHOLE: dict[str, Any] = {"long_name": "names of the input's rows"}
-"""Attributes that the array gets once it is whole."""
+"""Attributes that are added to the array when all names are written."""
 TEXT = "TUOS"
+"""Kinds of NumPy dtypes that hold texts."""
 
 
 def plain_names(values: Any) -> np.ndarray:
-    """Return names as whole numbers or as texts, (n,)."""
-    found = np.asarray(values)
-    if found.dtype.kind in "iu":
-        return found.astype(np.int64)
-    if found.dtype.kind == "M":
-        found = np.datetime_as_string(found)
-    texts = np.empty(len(found), object)
-    texts[:] = [value.decode() if isinstance(value, bytes) else str(value) for value in found]
+    """Return names as int64 or as texts, (n,)."""
+    names = np.asarray(values)
+    if names.dtype.kind in "iu":
+        return names.astype(np.int64)
+    if names.dtype.kind == "M":
+        names = np.datetime_as_string(names)
+    texts = np.empty(len(names), object)
+    texts[:] = [name.decode() if isinstance(name, bytes) else str(name) for name in names]
     return texts
 
 
 class StoredNames:
-    """Names that lie in a store: blocks of them, read as they are asked for.
+    """Row names in a store, read block by block.
 
     Parameters
     ----------
     path : str
-        The store, for messages.
+        The location of the store, for messages.
     array : zarr.Array
     """
 
@@ -49,7 +50,7 @@ class StoredNames:
         self._path, self._array, self.is_text = path, array, array.dtype.kind in TEXT
 
     def blocks(self) -> Iterator[np.ndarray]:
-        """Yield the names, some at a time."""
+        """Yield blocks of names, in order."""
         for start in range(0, self._array.shape[0], CHUNK_ROWS):
             try:
                 yield plain_names(self._array[start : start + CHUNK_ROWS])
@@ -59,7 +60,7 @@ class StoredNames:
 
 
 def _candidates(root: zarr.Group, path: str) -> Iterator[str]:
-    """Yield where the names of an array's rows may lie: as AnnData, `dumap ingest` and xarray have them."""
+    """Yield the paths at which AnnData, `dumap ingest` and xarray store the names of an array's rows."""
     folder, _, name = path.rpartition("/")
     obs = root.get("obs")
     if root.attrs.get("encoding-type") == "anndata" and isinstance(obs, zarr.Group):
@@ -73,7 +74,7 @@ def _candidates(root: zarr.Group, path: str) -> Iterator[str]:
 
 
 def _node(root: zarr.Group, path: str) -> Any:
-    """Return an array or a group; None where there is none that Zarr itself can open."""
+    """Return an array or a group; None if the path holds none that Zarr can open."""
     try:
         return root.get(path)
     except ValueError:
@@ -81,46 +82,47 @@ def _node(root: zarr.Group, path: str) -> Any:
 
 
 def find_names(location: str, path: str, rows: int) -> StoredNames | None:
-    """Return the names of an array's rows, where its store has them.
+    """Return the names of an array's rows; None if its store has none.
 
     Parameters
     ----------
     location : str
-        The store.
+        The location of the store.
     path : str
-        The array's path in it.
+        The array's path in the store.
     rows : int
     """
     root = zarr.open(open_store(location, read_only=True), mode="r", use_consolidated=False)
     if not isinstance(root, zarr.Group):
         return None
     for key in _candidates(root, path):
-        found = _node(root, key)
-        if isinstance(found, zarr.Array) and found.shape == (rows,) and found.dtype.kind in f"iu{TEXT}":
-            return StoredNames(location, found)
+        node = _node(root, key)
+        if isinstance(node, zarr.Array) and node.shape == (rows,) and node.dtype.kind in f"iu{TEXT}":
+            return StoredNames(location, node)
     return None
 
 
 def has_names(run: Run) -> bool:
-    """Return whether the names of a run's rows are there, all of them."""
-    found = _open(run)
-    return found is not None and WHOLE.items() <= dict(found.attrs).items()
+    """Return whether a run holds all names of its rows."""
+    array = _open(run)
+    return array is not None and WHOLE.items() <= dict(array.attrs).items()
 
 
 def read_names(run: Run) -> np.ndarray | None:
-    """Read the names of a run's rows, (rows,) of int64 or of texts; None where they have none."""
-    found = _open(run)
-    return plain_names(found[...]) if found is not None and has_names(run) else None
+    """Read the names of a run's rows, (rows,) of int64 or of texts; None if the rows have no names."""
+    array = _open(run)
+    return plain_names(array[...]) if array is not None and has_names(run) else None
 
 
 def _open(run: Run) -> zarr.Array | None:
+    """Open a run's array of names, whole or not; None if it does not exist."""
     if run.size(f"{ROW}/zarr.json") < 0:
         return None
     return run.attempt(ROW, lambda: zarr.open_array(run.store, path=ROW, mode="r"))
 
 
 def write_names(run: Run, rows: int, is_text: bool, blocks: Iterable[np.ndarray]) -> None:
-    """Write the names of a run's rows, block after block."""
+    """Write the names of a run's rows from consecutive blocks."""
     dtype: Any = VariableLengthUTF8() if is_text else "int64"
     group = zarr.open_group(run.store, mode="r+", use_consolidated=False)
     chunks, at = (min(rows, CHUNK_ROWS),), 0

@@ -1,17 +1,17 @@
-"""The run on disk: one Zarr v3 group, whose parts count only once a manifest names them.
+"""The run on disk: a Zarr v3 group. A part counts only if a manifest names it.
 
     RUN.zarr/
-      zarr.json                    attribute `dumap`: format, parameters, seed, versions, what the input was
-      embedding, status            the results, one chunk per task
-      _dumap/                      all else that is dumap's own
-        parts/<stage>/<part>-<attempt>    what one task wrote: its arrays, one after another
-        manifests/<stage>/<part>.json     commits a part: where its arrays are, sizes and checksums
+      zarr.json                    attribute `dumap`: format, parameters, seed, versions, description of the input
+      embedding, status            the results, whole chunks per task
+      _dumap/                      everything else of dumap's
+        parts/<stage>/<part>-<attempt>    the arrays that one task wrote, one after another
+        manifests/<stage>/<part>.json     commits a part: places of its arrays, sizes and digests of its objects
         manifests/identity/               input and parameters of the run, and the metadata of the results
-        lock/                             who drives the run; see `dumap.store.lock`
+        lock/                             the driver of the run; see `dumap.store.lock`
 
-A task writes its object under a name of its own, then the manifest, by create-if-absent: the first manifest wins, and
-objects that no manifest names are ignored. Arrays have a checksum for each range of rows, which every read verifies.
-Manifests hold the offset, shape and dtype of each array, the size and digest of each object, and a digest of
+A task writes its object under a unique name, and then the manifest by create-if-absent. The first manifest of a part
+wins, and objects that no manifest names are ignored. Arrays have a checksum for each range of rows, which every read
+verifies. Manifests hold the offset, shape and dtype of each array, the size and digest of each object, and a digest of
 themselves. See FORMAT.md.
 """
 
@@ -33,22 +33,22 @@ from dumap.store.part import METADATA, Part
 from dumap.store.run_keys import FINALS, NODES, RunKeys
 
 FORMAT = 13
-"""Version of the run's format; a run of another version is refused."""
+"""The version of the run's format. Runs of other versions are refused."""
 
 SECTIONS = ("parameters", "versions", "input")
-"""Attributes of a run that hold keys and values."""
+"""Attributes of a run that are mappings."""
 OWN = (
     *("format", "kind", "seed", "cpus", *SECTIONS),
     *("precomputed", "fingerprint", "precomputed_fingerprint", "parent"),
 )
-"""What the group's attribute of dumap's own holds."""
+"""The entries of the group's attribute `dumap`."""
 MOST_NODES = 4000
-"""Nodes whose metadata the group's consolidates."""
+"""The most nodes in the group's consolidated metadata."""
 NODE_DOCUMENTS = {
     f"{INSIDE}/zarr.json": metadata.group_of({}),
     **{f"{folder}/zarr.json": metadata.closed_of(folder) for folder in NODES if folder != INSIDE},
 }
-"""What dumap's own folders say to Zarr: a group of arrays without values, below which it looks for nothing."""
+"""Metadata of dumap's own folders by key: a group of arrays of one value, below which Zarr looks for no nodes."""
 
 
 class Run(CommittedParts):
@@ -57,7 +57,7 @@ class Run(CommittedParts):
     Parameters
     ----------
     location, read_only, term, token, inherited, child
-        As of `CommittedParts`.
+        See `CommittedParts`.
     """
 
     def part(self, stage: str, name: str, durable: bool = True) -> Part:
@@ -67,18 +67,18 @@ class Run(CommittedParts):
     # the group ---------------------------------------------------------------------------------
 
     def exists(self) -> bool:
-        """Return whether a run, or another Zarr node, is there."""
+        """Return whether the location holds a run or another Zarr node."""
         return self.is_committed(IDENTITY, "run") or self.size("zarr.json") >= 0
 
     def create(self, attributes: dict[str, Any]) -> None:
-        """Create the group, unless it is there; mend its metadata where it is damaged."""
+        """Create the group unless it exists, and repair its metadata if they are damaged."""
         if not self.is_committed(IDENTITY, "run"):
             with self.part(IDENTITY, "run") as out:
                 out.attributes |= _own({"format": FORMAT, **attributes})
         self.renew()
 
     def make_folders(self, run_keys: RunKeys) -> None:
-        """Make dumap's folders on a local disk, durably, so that no commit has to."""
+        """Make dumap's folders on a local disk, durably, so that commits need not make them."""
         if not self.is_local:
             return
 
@@ -89,49 +89,57 @@ class Run(CommittedParts):
 
         self.attempt(INSIDE, make)
 
-    def describe(self, found: dict[str, Any]) -> None:
+    def describe(self, fingerprints: dict[str, Any]) -> None:
         """Add the input's fingerprints to the group's attributes."""
         if not self.is_committed(IDENTITY, "input"):
             with self.part(IDENTITY, "input") as out:
-                out.attributes |= _own(found)
+                out.attributes |= _own(fingerprints)
             self.renew()
 
     def renew(self) -> None:
-        """Write the group's metadata if it lacks something of dumap's; what others have added is kept.
+        """Write the group's metadata if they lack entries of dumap's; entries of other programs are kept.
 
-        It consolidates that of the nodes that lie there now, whoever put them there.
+        The consolidated metadata contain all nodes in the run, also those of other programs.
         """
         for key, own in NODE_DOCUMENTS.items():
-            if not metadata.holds(self._found(key), own):
+            if not metadata.holds(self._stored_metadata(key), own):
                 self.put(key, metadata.written(own))
-        found = self._found("zarr.json")
-        own = {**self._metadata(), metadata.CONSOLIDATED: metadata.consolidate(self.nodes())}
-        whole = metadata.renewed(found, own)
-        if metadata.parse(whole) != found:
+        stored = self._stored_metadata("zarr.json")
+        own = {**self._own_metadata(), metadata.CONSOLIDATED: metadata.consolidate(self.nodes())}
+        whole = metadata.renewed(stored, own)
+        if metadata.parse(whole) != stored:
             self.put("zarr.json", whole)
 
-    def _metadata(self) -> metadata.Document:
+    def _own_metadata(self) -> metadata.Document:
+        """Return dumap's own entries of the group's metadata."""
         return metadata.group_of({metadata.OWN: self.attributes})
 
     def nodes(self) -> dict[str, metadata.Document]:
-        """Return the metadata of the run's arrays and groups, those of other people too, but not of dumap's folder."""
-        found: dict[str, metadata.Document] = {}
+        """Return the metadata of all arrays and groups in the run by path, except of dumap's own folder."""
+        nodes: dict[str, metadata.Document] = {}
         folders = [name for name in self.folders_below("") if name != INSIDE]
-        while folders and len(found) < MOST_NODES:
+        while folders and len(nodes) < MOST_NODES:
             path = folders.pop()
-            document = self._found(f"{path}/zarr.json")
+            document = self._stored_metadata(f"{path}/zarr.json")
             if metadata.is_node(document) and is_readable(self.store, path):
-                found[path] = document
+                nodes[path] = document
                 if document["node_type"] == "group":
                     folders += [f"{path}/{name}" for name in self.folders_below(path)]
-        return found
+        return nodes
 
-    def _found(self, key: str) -> metadata.Document:
+    def _stored_metadata(self, key: str) -> metadata.Document:
+        """Read the metadata of a node; empty if they are missing or not valid."""
         return metadata.parse(self.get(key, MOST_BYTES))
 
     @property
     def attributes(self) -> dict[str, Any]:
-        """What the run is of; refuses what is not a run of this format."""
+        """The run's attributes: its format, parameters, versions and input.
+
+        Raises
+        ------
+        StorageError
+            The location does not hold a run of this format.
+        """
         if self.is_committed(IDENTITY, "run"):
             attributes = dict(self.summary(IDENTITY, "run"))
             if self.is_committed(IDENTITY, "input"):
@@ -139,9 +147,9 @@ class Run(CommittedParts):
         else:
             if self.size("zarr.json") < 0:
                 raise StorageError(f"{self.location} holds no run")
-            held = metadata.attributes_of(self._found("zarr.json"))
-            held = held.get(metadata.OWN, held)  # formats up to 10 had no attribute of their own
-            attributes = {name: held[name] for name in OWN if name in held} if isinstance(held, dict) else {}
+            stored = metadata.attributes_of(self._stored_metadata("zarr.json"))
+            stored = stored.get(metadata.OWN, stored)  # formats up to 10 had no attribute `dumap`
+            attributes = {name: stored[name] for name in OWN if name in stored} if isinstance(stored, dict) else {}
         version = attributes.get("format")
         if version is None:
             raise StorageError(f"{self.location} is not a dumap run: its attributes have no 'format'")
@@ -169,7 +177,7 @@ class Run(CommittedParts):
         return self.attempt(key, open_it)
 
     def read_final(self, name: str, stage: str) -> np.ndarray:
-        """Read one of the run's final arrays whole; fails if it is missing or damaged."""
+        """Read one of the run's final arrays whole; fail if it is missing or damaged."""
         array = self.final(name)
         for part in self.committed(stage):
             self.check_sizes(stage, part, name)
@@ -179,32 +187,31 @@ class Run(CommittedParts):
             raise StorageError(f"{self.location}: {name} is damaged; {self.advice()}") from error
 
     def _is_written(self, stage: str, name: str, key: str, written: Sequence) -> bool:
-        """Return whether an object is as its part wrote it. The metadata of a final array may hold more than was
-        written.
+        """Return whether an object is as its part wrote it.
 
-        So attributes that somebody gives a final array are no damage.
+        The metadata of a final array may hold further entries, such as attributes that a user has added.
         """
         own = self.summary(stage, name).get(METADATA)
         document = own.get(key) if isinstance(own, dict) else None
         if isinstance(document, dict):
-            return metadata.holds(self._found(key), document)
+            return metadata.holds(self._stored_metadata(key), document)
         return self.is_whole(key, *written)
 
-    # the whole ---------------------------------------------------------------------------------
+    # all objects -------------------------------------------------------------------------------
 
     def stages(self) -> list[str]:
-        """List the stages that have committed anything."""
+        """List the groups of manifests, among them the stages with committed parts."""
         return self.folders_below(MANIFESTS)
 
     def damaged(self, groups: Sequence[str] | None = None) -> Iterator[tuple[str, str, str]]:
-        """Read every committed object against its digest; yield stage, part and key of each that fails.
+        """Check every committed object against its digest; yield stage, part and key of each damaged object.
 
-        Stage and part are empty for what no part names: the group's metadata and the lock.
+        For objects that no part names, which are metadata and locks, stage and part are empty.
 
         Parameters
         ----------
         groups : sequence of str, optional
-            Groups of manifests to look at; all there are, where not given.
+            The groups of manifests to check. [all]
         """
         for stage in self.stages() if groups is None else groups:
             for name in self.committed(stage):
@@ -216,82 +223,85 @@ class Run(CommittedParts):
                 for key, written in objects.items():
                     if not self._is_written(stage, name, key, written):
                         yield stage, name, key
-        with contextlib.suppress(DamageError):  # of what the run is of, told above
-            if not self._tells("zarr.json", self._metadata()):
+        with contextlib.suppress(DamageError):  # damage of the identity was yielded above
+            if not self._is_complete("zarr.json", self._own_metadata()):
                 yield "", "", "zarr.json"
         for key, own in NODE_DOCUMENTS.items():
-            if not metadata.holds(self._found(key), own):
+            if not metadata.holds(self._stored_metadata(key), own):
                 yield "", "", key
         for term in self.terms():
             if self.lock(term) is None:
                 yield "", "", lock_key(term)
 
-    def _tells(self, key: str, own: metadata.Document) -> bool:
-        """Return whether the group's metadata is complete, and its copies of the final arrays' metadata are right."""
-        found = self._found(key)
+    def _is_complete(self, key: str, own: metadata.Document) -> bool:
+        """Return whether the group's metadata hold dumap's own entries and the metadata of the final arrays."""
+        stored = self._stored_metadata(key)
         results: dict[str, Any] = {}
-        with contextlib.suppress(DamageError):  # told where it lies
+        with contextlib.suppress(DamageError):  # `damaged` has yielded it
             results = self.summary(IDENTITY, "results")
         arrays = {name: results.get(METADATA, {}).get(f"{name}/zarr.json") for name in FINALS}
-        there = {name: array for name, array in arrays.items() if array is not None}
-        return metadata.holds(found, own) and metadata.consolidates(found, there)
+        known = {name: array for name, array in arrays.items() if array is not None}
+        return metadata.holds(stored, own) and metadata.consolidates(stored, known)
 
     def sizes(self, stage: str) -> int:
-        """Add up the bytes of the objects that a stage's manifests name."""
-        found = 0
+        """Return the bytes of all objects that a stage's manifests name."""
+        total = 0
         for name in self.committed(stage):
-            with contextlib.suppress(DamageError):  # what it names is not known, and made again
-                found += sum(size for size, _ in self.manifest(stage, name)["objects"].values())
-        return found
+            with contextlib.suppress(DamageError):  # a part with a damaged manifest is made again
+                total += sum(size for size, _ in self.manifest(stage, name)["objects"].values())
+        return total
 
     def unnamed(self, run_keys: RunKeys) -> tuple[list[str], list[str]]:
-        """List the keys that no manifest names: leftovers of dumap's, and keys of other people.
+        """List the keys that no manifest names: those of dumap's leftovers, and those of other programs.
 
         Raises
         ------
         DamageError
-            A manifest is damaged, so that what it named is not known.
+            A manifest is damaged, so that the objects that it names are not known.
         """
         named: set[str] = set()
         for group in run_keys.groups:
             for name in self.committed(group):
                 named |= {manifest_key(group, name), *self.manifest(group, name)["objects"]}
-        left: list[str] = []
+        leftovers: list[str] = []
         others: list[str] = []
         for key in self.keys():
             linked = self.is_local and disk.is_link(self.location, key)
             if key in named or (run_keys.is_lasting(key) and not linked):
                 continue
-            (left if run_keys.is_removable(key) and not linked else others).append(key)
-        return left, others
+            (leftovers if run_keys.is_removable(key) and not linked else others).append(key)
+        return leftovers, others
 
     def prune(self, run_keys: RunKeys, keys: Iterable[str]) -> None:
-        """Remove empty folders of removed keys from a local disk, but not those that every run has."""
+        """Remove the empty folders of removed keys from a local disk, but not the folders that every run has."""
         if self.is_local:
             folders = {key.rpartition("/")[0] for key in keys} - set(run_keys.own_folders())
             self.attempt("", lambda: disk.prune(self.location, folders))
 
     def refuse_links(self, run_keys: RunKeys) -> None:
-        """Raise a StorageError if one of dumap's folders is a link, so that objects would be written elsewhere."""
+        """Raise a StorageError if one of dumap's folders is a link, since objects would be written outside the run."""
         if self.is_local:
             for folder in run_keys.own_folders():
                 disk.refuse_linked(self.location, f"{folder}/")
 
     def first_other(self, run_keys: RunKeys) -> str | None:
-        """Return a key that a run without an identity cannot hold; None if there is none."""
+        """Return the first key that shows that the location holds something else than a begun run; None if none does.
 
-        def look() -> str | None:
+        A run that has no identity yet holds only locks, manifests and probes.
+        """
+
+        def find() -> str | None:
             begun = (f"{MANIFESTS}/", f"{LOCKS}/")
             for key in self.each_key():
                 if not key.startswith(begun) or not (run_keys.is_lasting(key) or run_keys.is_removable(key)):
                     return key
             return None
 
-        return self.attempt("", look)
+        return self.attempt("", find)
 
 
 def _own(attributes: dict[str, Any]) -> dict[str, Any]:
-    """Return attributes, after checking that all of them are dumap's."""
+    """Return the attributes; raise ValueError if one of them is not in `OWN`."""
     if unknown := set(attributes) - set(OWN):
         raise ValueError(f"not among the run's own attributes: {', '.join(sorted(unknown))}")
     return attributes

@@ -1,10 +1,12 @@
-"""Which keys in a run are dumap's own: those it may remove once nothing names them, and no other.
+"""The keys in a run that are dumap's own.
 
-    _dumap/parts/<stage>/<part>-<attempt>    what a part's task wrote; more of it: <part>-<attempt>.<number>
-    .<name>.<8 hex>.partial                  beside any key of dumap's: a file being written
-    _dumap/lock/probe-<16 hex>               written to see whether a place can be written to
+dumap removes only keys of these three forms that no manifest names:
 
-All else in a run is somebody's who put it there, whatever it is called.
+    _dumap/parts/<stage>/<part>-<attempt>    arrays of a part; further objects have the suffix .<number>
+    .<name>.<8 hex>.partial                  a file being written, beside any key of dumap's
+    _dumap/lock/probe-<16 hex>               tests whether the location can be written to
+
+All other keys in a run belong to other programs.
 """
 
 from __future__ import annotations
@@ -18,26 +20,26 @@ from dumap.store.manifests import IDENTITY, INSIDE, LOCKS, MANIFESTS, PART, PART
 FINALS = ("embedding", "status")
 """The run's final arrays."""
 ROW = "row"
-"""The array of the rows' names, where they have some."""
+"""The array of the rows' names, if the input has names."""
 
 NODES = (INSIDE, LOCKS, MANIFESTS, PARTS)
-"""Folders of dumap's with metadata of their own, so that Zarr does not warn of unreadable nodes in them."""
+"""Folders of dumap's that have Zarr metadata, so that Zarr does not warn of unreadable nodes in them."""
 
 _HEX = "[0-9a-f]"
 _ARRAY = r"(zarr\.json|c(/\d+)+)"
-"""What lies below an array's path."""
+"""Keys below the path of an array."""
 _PROBE = rf"{LOCKS}/probe-{_HEX}{{16}}"
 
 
 class RunKeys:
-    """How the keys of a run are named.
+    """The naming of the keys of a run.
 
     Parameters
     ----------
     stages : iterable of str
-        The stages, each with a folder for what its parts write.
+        The stages; each has a folder for the objects of its parts.
     marks : iterable of str
-        Other groups of manifests.
+        Further groups of manifests.
     """
 
     def __init__(self, stages: Iterable[str], marks: Iterable[str] = ()) -> None:
@@ -45,23 +47,23 @@ class RunKeys:
 
     @cached_property
     def _written(self) -> re.Pattern[str]:
-        """The pattern of objects that tasks write, which do not count unless a manifest names them."""
+        """The pattern of the keys that need a manifest: objects of parts, and probes."""
         return re.compile(rf"{PARTS}/({_any(self.stages)})/{PART}-{_HEX}{{8}}(\.[1-9]\d*)?|{_PROBE}")
 
     @cached_property
     def _lasting(self) -> re.Pattern[str]:
-        """The pattern of keys that a run keeps."""
+        """The pattern of the keys that a run keeps without a manifest: metadata, manifests, locks and final arrays."""
         manifest = rf"{MANIFESTS}/({_any(self.groups)})/{PART}\.json"
         return re.compile(
             rf"(({_any(NODES)})/)?zarr\.json|{manifest}|{LOCKS}/\d{{8,}}\.json|({_any((*FINALS, ROW))})/{_ARRAY}"
         )
 
     def is_lasting(self, key: str) -> bool:
-        """Return whether a run keeps a key, whether a manifest names it or not."""
+        """Return whether a key is one of dumap's that is kept even if no manifest names it."""
         return self._lasting.fullmatch(key) is not None
 
     def is_removable(self, key: str) -> bool:
-        """Return whether a key is one of dumap's that may be removed where no manifest names it."""
+        """Return whether a key is one of dumap's that may be removed if no manifest names it."""
         if self._written.fullmatch(key):
             return True
         partial = re.fullmatch(rf"(.*/)?\.([^/]+)\.{_HEX}{{8}}\.partial", key)
@@ -71,19 +73,16 @@ class RunKeys:
         return self.is_lasting(whole) or self._written.fullmatch(whole) is not None
 
     def own_folders(self) -> list[str]:
-        """Name the folders that a run's drivers and tasks write in."""
-        return [
-            *(*self.inner_folders(), *FINALS, *(f"{name}/c" for name in FINALS)),
-        ]
+        """List the folders that a run's drivers and tasks write to."""
+        return [*self.inner_folders(), *FINALS, *(f"{name}/c" for name in FINALS)]
 
     def inner_folders(self) -> list[str]:
-        """Name dumap's inner folders, parents first."""
-        groups, stages = (
-            (f"{MANIFESTS}/{group}" for group in self.groups),
-            (f"{PARTS}/{stage}" for stage in self.stages),
-        )
+        """List the folders in `_dumap`, and `_dumap` itself, parents first."""
+        groups = [f"{MANIFESTS}/{group}" for group in self.groups]
+        stages = [f"{PARTS}/{stage}" for stage in self.stages]
         return [*NODES, *groups, *stages]
 
 
 def _any(names: Iterable[str]) -> str:
+    """Return a pattern that matches any of the names."""
     return "|".join(map(re.escape, names))

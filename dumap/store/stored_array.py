@@ -1,10 +1,10 @@
-"""The bytes of an array in an object: ranges of rows, each followed by its checksum.
+"""The layout of an array in an object: ranges of rows, each followed by its checksum.
 
     range, its crc32c, range, its crc32c, ...
 
-A range is some rows, little-endian, as many in each but the last. So where rows lie follows from shape and dtype, and
-any rows are one span of bytes, which is read and checked in one pass. A part's arrays lie one after another in its
-object; its manifest says where each begins.
+All ranges but the last have the same number of rows, little-endian. The shape and the dtype therefore determine where
+each row lies. Consecutive rows are one span of bytes, which is read and checked in one pass. The arrays of a part lie
+one after another in its object, and the manifest holds their offsets.
 """
 
 from __future__ import annotations
@@ -23,26 +23,25 @@ import numpy as np
 from dumap.store.backends import ByteStream
 
 RANGE_BYTES = 1 << 18
-"""Rows are read in ranges of about this size, each with a checksum of its own, unless a part says how many rows its
-ranges have. Part of the format."""
+"""The usual size of a range, which has one checksum. A part may set the rows of its ranges. Part of the format."""
 RANGE_ROWS = 16
-"""Least rows of a range of that size, however long they are. Part of the format."""
+"""The least number of rows in a range of the usual size, even if they are longer. Part of the format."""
 GATHER_BYTES = 1 << 22
 """Bytes of rows that are gathered at once, while the rows before them are written."""
 SKIP_BYTES = 1 << 16
-"""What is read for its checksum alone is read through a buffer of this size, which stays in the processor's cache."""
+"""The size of the buffer for bytes that only the checksum needs; it fits the processor's cache."""
 
 DTYPES = re.compile(r"\|[biu]1|<[iu][248]|<f[248]")
-"""The dtypes that parts may hold, as numpy writes them: plain numbers, since manifests are read from anywhere."""
+"""The dtypes that parts may hold, as numpy writes them: only numbers, since a run may come from any source."""
 
 
 class ChecksumError(ValueError):
-    """Bytes are not those that were written."""
+    """The bytes read are not the bytes that were written."""
 
 
 @dataclass(frozen=True)
 class StoredArray:
-    """How an array lies in an object.
+    """The layout of an array in an object.
 
     Parameters
     ----------
@@ -50,12 +49,12 @@ class StoredArray:
     dtype : numpy.dtype
         One of `DTYPES`.
     rows_a_range : int
-        Rows of a range; 0 for as many as `RANGE_BYTES` hold. Fewer where few rows are read at once.
+        Rows of a range; 0 for as many as `RANGE_BYTES` hold. Small ranges suit arrays of which few rows are read at once.
 
     Raises
     ------
     ValueError
-        No object holds such an array.
+        Parts hold no arrays of this shape or dtype.
     """
 
     shape: tuple[int, ...]
@@ -74,7 +73,7 @@ class StoredArray:
 
     @classmethod
     def of(cls, values: np.ndarray, rows: int, rows_a_range: int = 0) -> StoredArray:
-        """Return the layout of `rows` rows like those of an array."""
+        """Return the layout of an array of `rows` rows with the dtype and the shape of rows of `values`."""
         return cls((rows, *values.shape[1:]), values.dtype.newbyteorder("<"), rows_a_range)
 
     def described(self) -> tuple:
@@ -88,7 +87,7 @@ class StoredArray:
         Raises
         ------
         ValueError
-            It tells of none.
+            The shape or the dtype is not valid.
         """
         if not isinstance(shape, list) or not all(type(length) is int for length in shape):
             raise ValueError(f"{shape} is no shape")
@@ -100,44 +99,46 @@ class StoredArray:
 
     @cached_property
     def row_bytes(self) -> int:
-        """Bytes of a row."""
+        """The bytes of a row."""
         return math.prod(self.shape[1:]) * self.dtype.itemsize
 
     @cached_property
     def range_rows(self) -> int:
-        """Rows of a range; the last may have fewer."""
+        """The rows of a range; the last range may have fewer."""
         return min(max(1, self.shape[0]), self.rows_a_range or max(RANGE_ROWS, RANGE_BYTES // self.row_bytes))
 
     @property
     def _ranges(self) -> int:
+        """The number of ranges."""
         return -(-self.shape[0] // self.range_rows)
 
     @property
     def _step(self) -> int:
-        """Bytes from range to range: a checksum lies between them."""
+        """The bytes from the start of a range to the start of the next: a range and a checksum."""
         return self.range_rows * self.row_bytes + 4
 
     @property
     def size(self) -> int:
-        """Bytes of the array with its checksums."""
+        """The bytes of the array with its checksums."""
         return self.shape[0] * self.row_bytes + 4 * self._ranges
 
     def pieces(self, values: np.ndarray, rows: np.ndarray | None = None) -> Iterator[memoryview | bytes]:
-        """Yield the array's bytes in order; each piece is good until the next is asked for.
+        """Yield the array's bytes in order. Each piece is valid until the next one is taken.
 
         Parameters
         ----------
         values : ndarray
         rows : ndarray of int, optional
-            Numbers of the rows of `values` to write; all, where not given.
+            The numbers of the rows of `values` to write. [all]
 
         Raises
         ------
         IndexError
+            A number is not that of a row.
         """
         if rows is not None and len(rows) and not (rows.min() >= 0 and rows.max() < len(values)):
             raise IndexError(f"rows {rows.min()} to {rows.max()} of an array of {len(values)}")
-        # as bytes, so that no row's place need be a multiple of its items' size
+        # viewed as bytes, since rows in an object need not be aligned to the size of their items
         values = np.ascontiguousarray(values, dtype=self.dtype).view(np.uint8).reshape(-1, self.row_bytes)
         step = self.range_rows
         for block in [values] if rows is None else _gathered(values, rows, max(1, GATHER_BYTES // self._step) * step):
@@ -147,34 +148,34 @@ class StoredArray:
                 yield _checksum(google_crc32c.value(piece))
 
     def span(self, start: int, stop: int) -> tuple[int, int]:
-        """Return the bytes [first, last) that hold rows [start, stop) with their checksums."""
+        """Return the bytes [first, last) of the ranges and checksums that hold rows [start, stop)."""
         last = -(-stop // self.range_rows)
         return start // self.range_rows * self._step, self.size if last == self._ranges else last * self._step
 
     def read(self, source: ByteStream, start: int, stop: int, out: np.ndarray) -> None:
-        """Read rows [start, stop) and check them.
+        """Read rows [start, stop) and verify their checksums.
 
         Parameters
         ----------
-        source : Source
-            Stands at the first byte of the rows' span.
+        source : ByteStream
+            The next byte to read is the first byte of the rows' span.
         start, stop : int
         out : ndarray
-            C-contiguous, of the rows' shape and dtype; filled.
+            Filled with the rows; C-contiguous, of the rows' shape and dtype.
 
         Raises
         ------
-        Broken
-            A range is not what its checksum says, the source ends too soon, or holds rows of another kind.
+        ChecksumError
+            A range does not match its checksum, the source ends too soon, or `out` has another shape or dtype.
         """
         if (out.shape, out.dtype) != ((stop - start, *self.shape[1:]), self.dtype):
             raise ChecksumError(f"rows are of {self.shape} and {self.dtype.str}, not as asked for")
-        wanted, done, last = out.view(np.uint8).reshape(-1), 0, -(-stop // self.range_rows)
+        out_bytes, done, last = out.view(np.uint8).reshape(-1), 0, -(-stop // self.range_rows)
         skipped = np.empty(min(SKIP_BYTES, self._step), np.uint8)
         for number in range(start // self.range_rows, last):
             first = number * self.range_rows
             low, high = max(start - first, 0), min(stop - first, self.range_rows)
-            piece = wanted[done : done + (high - low) * self.row_bytes]
+            piece = out_bytes[done : done + (high - low) * self.row_bytes]
             done += len(piece)
             crc = _skip(source, low * self.row_bytes, skipped, 0)
             _fill(source, piece)
@@ -187,17 +188,18 @@ class StoredArray:
 
 
 def checksummed(values: np.ndarray) -> bytes:
-    """Return values as Zarr writes a chunk with the codecs 'bytes' and 'crc32c'."""
+    """Return the bytes of a chunk that Zarr would write with the codecs 'bytes' and 'crc32c'."""
     data = np.ascontiguousarray(values, values.dtype.newbyteorder("<")).tobytes()
     return data + _checksum(google_crc32c.value(data))
 
 
 def _checksum(crc: int) -> bytes:
+    """Return the bytes of a checksum."""
     return crc.to_bytes(4, "little")
 
 
 def _fill(source: ByteStream, piece: np.ndarray) -> None:
-    """Read a piece whole."""
+    """Fill a piece with the next bytes of a source."""
     left = piece.data
     while len(left):
         count = source.readinto(left)
@@ -207,7 +209,7 @@ def _fill(source: ByteStream, piece: np.ndarray) -> None:
 
 
 def _skip(source: ByteStream, count: int, buffer: np.ndarray, crc: int) -> int:
-    """Read `count` bytes for the checksum alone; return it."""
+    """Read `count` bytes through a buffer; return the checksum `crc` extended by them."""
     while count:
         piece = buffer[: min(count, len(buffer))]
         _fill(source, piece)
@@ -217,14 +219,14 @@ def _skip(source: ByteStream, count: int, buffer: np.ndarray, crc: int) -> int:
 
 
 def _gathered(values: np.ndarray, rows: np.ndarray, step: int) -> Iterator[np.ndarray]:
-    """Yield `values[rows]`, `step` rows at a time: the next are gathered while these are used."""
+    """Yield `values[rows]` in blocks of `step` rows. A thread gathers the next block while the caller uses this one."""
     starts = range(0, len(rows), step)
     buffers = [np.empty((min(step, len(rows)), values.shape[1]), np.uint8) for _ in range(min(2, len(starts)))]
 
     def gather(number: int) -> np.ndarray:
-        some = rows[starts[number] : starts[number] + step]
-        out = buffers[number % 2][: len(some)]
-        return np.take(values, some, axis=0, out=out, mode="clip")  # else numpy would gather into a buffer of its own
+        block_rows = rows[starts[number] : starts[number] + step]
+        out = buffers[number % 2][: len(block_rows)]
+        return np.take(values, block_rows, axis=0, out=out, mode="clip")  # in other modes numpy allocates a buffer
 
     if len(starts) <= 1:
         yield from map(gather, range(len(starts)))
