@@ -1,8 +1,10 @@
-"""The command line: it translates words and exit codes, and decides nothing.
+"""The command line: it translates arguments to calls of `dumap.api`, and errors to exit codes.
 
-`commands.py` has a command a function, `submitted.py` those of runs that a cluster drives by itself, `group.py` what
-they share, `logs.py` what is said on standard error, `progress.py` shows a person how a run goes on. Nothing imports
-from here.
+- `commands.py`: most commands, one function each; `submitted.py`: the commands for runs that a cluster drives.
+- `group.py`: options, signals and errors of all commands; `logs.py`: output on standard error.
+- `progress.py`: the progress bar; `records.py` and `prometheus.py`: the summary and the metrics of `dumap run`.
+
+No other folder imports this one.
 """
 
 from dumap.cli import submitted as submitted

@@ -28,7 +28,7 @@ versions or processors than the run's, 8 locked by another driver,
 
 
 SHOWN = ("audit", "graph", "quality")
-"""Stages of which 'status' shows people the facts; --json has those of all."""
+"""The stages whose facts 'dumap status' prints; with --json it prints those of all stages."""
 OPTIONS = {
     "input_path": "input.path",
     "array": "input.array",
@@ -46,11 +46,11 @@ OPTIONS = {
     "scheduler_file": "cluster.scheduler_file",
     "report": "cluster.report",
 }
-"""Options of `plan` and `run`, and the settings that they stand for."""
+"""Options of `plan` and `run`, and the keys of their settings."""
 
 
 def config_options(command: Any) -> Any:
-    """Give a command a configuration's file, and the options that are settings."""
+    """Add the argument CONFIG and the options for settings to a command."""
     options: list[Any] = [
         click.argument("config", required=False, type=click.Path(dir_okay=False)),
         click.option("--input", "input_path", metavar="DATA", help="Zarr group or array: a path or a URL."),
@@ -62,7 +62,7 @@ def config_options(command: Any) -> Any:
         click.option("--n-components", type=int, help="Dimensions of the map. [2]"),
         click.option("--n-epochs", type=int, help="Epochs of the layout. [by the number of rows]"),
         click.option("--min-dist", type=float, help="How closely rows are packed on the map. [0.1]"),
-        click.option("--parent", metavar="RUN", help="Another run: read its stages that this one would make alike."),
+        click.option("--parent", metavar="RUN", help="Another run, whose equal stages are read."),
         click.option("--engine", help="auto, local (threads of this process) or dask. [auto]"),
         click.option("--workers", type=int, help="Worker processes of the embedded cluster. [a core each]"),
         click.option("--memory-limit", metavar="SIZE", help="Memory of each embedded worker, such as 2GiB."),
@@ -79,7 +79,7 @@ def config_options(command: Any) -> Any:
 def load_settings(
     config: str | None, settings: tuple[str, ...], storage: tuple[str, ...] = (), **options: Any
 ) -> Config:
-    """Read the configuration that a command's words make."""
+    """Return the configuration that a file, --set, --storage and options give."""
     from dumap.config import contradictions, load
 
     settings = (*settings, *storage_settings(storage))
@@ -111,7 +111,7 @@ def plan(as_json: bool, parent: str | None, **options: Any) -> None:
         click.echo(to_json({**projected.as_dict(), "engine": chosen.name}))
     else:
         named = config.cluster.scheduler or config.cluster.scheduler_file
-        threads = config.cluster.workers or (1 if named else cpu_count())  # who has a cluster divides by its threads
+        threads = config.cluster.workers or (1 if named else cpu_count())  # the threads of a named cluster are unknown
         click.echo(f"{describe(projected, threads)}\nengine {chosen.name}: {chosen.why}")
 
 
@@ -130,7 +130,7 @@ def plan(as_json: bool, parent: str | None, **options: Any) -> None:
     help="Exit code where the run was finished before. [0]",
 )
 def run(as_json: bool, force: bool, parent: str | None, unchanged: int, **options: Any) -> None:
-    """Embed a data set, or go on with a run that was stopped; of one that is finished, say so."""
+    """Embed a data set, or continue a run that was stopped."""
     from dumap.cli.progress import observer
     from dumap.store.disk import normalize
 
@@ -138,16 +138,16 @@ def run(as_json: bool, force: bool, parent: str | None, unchanged: int, **option
     record = record_of(context)
     record.check()
     config = load_settings(**options)
-    with observer(asks_for_json()) as watching:
-        told = record.watch(normalize(config.output), watching)
-        result = api.run(config=config, on_progress=told, force=force, parent=parent)
+    with observer(asks_for_json()) as shown:
+        watcher = record.watch(normalize(config.output), shown)
+        result = api.run(config=config, on_progress=watcher, force=force, parent=parent)
     if record.unchanged and config.cluster.report is not None:
         say(f"no performance report in {config.cluster.report}: nothing was run")
     if as_json:
         click.echo(to_json(dict(result)))
     else:
-        said = "finished before, nothing to do" if record.unchanged else "done"
-        click.echo(f"{said}: {result['output']}, arrays 'embedding' and 'status'")
+        outcome = "finished before, nothing to do" if record.unchanged else "done"
+        click.echo(f"{outcome}: {result['output']}, arrays 'embedding' and 'status'")
     if record.unchanged:
         context.exit(unchanged)
 
@@ -176,18 +176,18 @@ def ingest(
 ) -> None:
     """Make a Zarr store of .npy, .npz, Parquet, HDF5, .h5ad or CSV files, in order; patterns and folders too.
 
-    So many parameters: they are the command's words.
+    The function has a parameter for each argument of the command.
     """
     from dumap.sources.files import FileSelection
     from dumap.sources.ingestion import ingest as write
 
-    taken = None if columns is None else tuple(column.strip() for column in columns.split(","))
-    made = write(sources, output, FileSelection(taken, key, names, not no_header), array, dtype, say)
+    selected = None if columns is None else tuple(column.strip() for column in columns.split(","))
+    made = write(sources, output, FileSelection(selected, key, names, not no_header), array, dtype, say)
     if as_json:
         click.echo(to_json(made))
         return
-    said = " with their names" if made["names"] else ""
-    click.echo(f"{output}: {made['rows']} rows{said} x {made['dims']} columns of {made['dtype']}")
+    with_names = " with their names" if made["names"] else ""
+    click.echo(f"{output}: {made['rows']} rows{with_names} x {made['dims']} columns of {made['dtype']}")
 
 
 @cli.command()
@@ -202,10 +202,10 @@ def config(key: str | None, example: str | None) -> None:
     click.echo(annotated(key) if example is None else read_example(example), nl=False)
 
 
-def _maker(stage: dict[str, Any], found: dict[str, Any]) -> str:
-    """Say which run holds a stage, and with which versions it was made, where it is another or they are others."""
+def _origin(stage: dict[str, Any], run_status: dict[str, Any]) -> str:
+    """Return the run that holds an inherited stage, and the versions that made a stage if the run has others."""
     words = [] if stage["from"] is None else [f"of {stage['from']}"]
-    others = set(stage.get("versions", {}).items()) - set(found["versions"].items())
+    others = set(stage.get("versions", {}).items()) - set(run_status["versions"].items())
     return ", ".join(words + [f"made with {name} {version}" for name, version in sorted(others)])
 
 
@@ -214,25 +214,25 @@ def _maker(stage: dict[str, Any], found: dict[str, Any]) -> str:
 @click.option("--json", "as_json", is_flag=True, help="For machines.")
 @with_storage
 def status(run: str, as_json: bool) -> None:
-    """Say what of a run is done."""
+    """Print which stages of a run are done."""
     from dumap.config import format_bytes
 
-    found = api.status(run)
+    run_status = api.status(run)
     if as_json:
-        click.echo(to_json(found))
+        click.echo(to_json(run_status))
         return
-    click.echo(f"{found['output']}: {found['state']}")
-    if (driver := found["driver"]) is not None:
+    click.echo(f"{run_status['output']}: {run_status['state']}")
+    if (driver := run_status["driver"]) is not None:
         signs = "at work" if driver["alive"] else f"no sign of life for {driver['seconds']:.0f} s"
         click.echo(f"driven by process {driver['process']} on {driver['machine']}: {signs}")
-    if found["work"] is not None:
-        click.echo(f"all but the results is in {found['work']}")
-    if found["parent"] is not None:
-        click.echo(f"child of {found['parent']}")
-    for child in found["children"]:
+    if run_status["work"] is not None:
+        click.echo(f"all but the results is in {run_status['work']}")
+    if run_status["parent"] is not None:
+        click.echo(f"child of {run_status['parent']}")
+    for child in run_status["children"]:
         click.echo(f"parent of {child}")
     click.echo(f"{'stage':<10} {'state':<8} {'done':>13} {'seconds':>8} {'projected':>10} {'peak':>10}  digest")
-    for stage in found["stages"]:
+    for stage in run_status["stages"]:
         done = str(stage["parts"] or "")
         if stage["state"] != "done" and stage["progress"] is not None:
             done = f"{stage['progress'][0]:.0f} of {stage['progress'][1]:.0f}"
@@ -244,9 +244,9 @@ def status(run: str, as_json: bool) -> None:
             ]
         line = " ".join([f"{numbers[0]:>8}", *(f"{number:>10}" for number in numbers[1:])])
         digest = (stage["digest"] or "")[:8]
-        line = f"{stage['name']:<10} {stage['state']:<8} {done:>13} {line}  {digest:<8}  {_maker(stage, found)}"
+        line = f"{stage['name']:<10} {stage['state']:<8} {done:>13} {line}  {digest:<8}  {_origin(stage, run_status)}"
         click.echo(line.rstrip())
-    facts = [fact for stage in found["stages"] if stage["name"] in SHOWN for fact in stage["facts"].items()]
+    facts = [fact for stage in run_status["stages"] if stage["name"] in SHOWN for fact in stage["facts"].items()]
     for name, value in dict(facts).items():
         click.echo(f"  {name}: {format_fact(value, '.4f')}")
 
@@ -270,7 +270,7 @@ def export(run: str, what: str, out: str, labels: str | None, with_self: bool, f
 @click.option("--json", "as_json", is_flag=True, help="For machines.")
 @with_storage
 def verify(run: str, dry_run: bool, as_json: bool) -> None:
-    """Read every committed object against its checksum; 'dumap run' then makes what is damaged again."""
+    """Check every committed object; 'dumap run' then makes damaged parts again."""
     from dumap.recipe import damage
 
     keys = [key for _, _, key in damage.verify(run, say, mend=not dry_run)]
@@ -289,7 +289,7 @@ def verify(run: str, dry_run: bool, as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="For machines.")
 @with_storage
 def clean(run: str, dry_run: bool, as_json: bool) -> None:
-    """Remove what dumap left that no manifest names: of tasks that died, failed or came second; nothing else."""
+    """Remove the leftovers of tasks that died, failed or committed second, and nothing else."""
     from dumap.recipe import damage
 
     unnamed, others = damage.clean(run, say, dry_run)

@@ -1,4 +1,4 @@
-"""What the command says on standard error: lines for people, or JSON, an object a line."""
+"""The output of commands on standard error: lines for people, or one JSON object per line."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ LOG_JSON = "log_json"
 
 
 class Lines(logging.Formatter):
-    """Lines with a time stamp; or JSON, where the click context's `meta` asks for it.
+    """Formats records as lines with a time stamp, or as JSON objects if the click context's `meta` has `LOG_JSON`.
 
-    An object has 'time' (UTC), 'level', 'event', 'message', and what else the event has: 'started', 'advanced' and
-    'finished' are of a stage, see `dumap.recipe.observers.Logged`; 'error' is the last, with 'exit_code' and 'notes';
-    'note' is all else.
+    An object has 'time' (UTC), 'level', 'event', 'message' and the fields of the event. The events 'started',
+    'advanced' and 'finished' are about a stage, see `dumap.recipe.observers.Logged`. The event 'error' is the last, and
+    has 'exit_code' and 'notes'. Every other event is 'note'.
     """
 
     def __init__(self, meta: Mapping[str, Any]) -> None:
@@ -31,7 +31,7 @@ class Lines(logging.Formatter):
         self._meta = meta
 
     def format(self, record: logging.LogRecord) -> str:
-        """Write a record as a line."""
+        """Return a record as a line."""
         if LOG_JSON not in self._meta:
             at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(record.created))
             return f"{at} dumap {super().format(record)}"
@@ -41,12 +41,12 @@ class Lines(logging.Formatter):
 
 
 DASK_LOGGERS = ("distributed", "distributed.client")
-"""Those whose levels Dask sets as it is imported."""
+"""The loggers whose levels Dask sets when it is imported."""
 
 
 @contextlib.contextmanager
 def dask_logs(level: str) -> Iterator[None]:
-    """Return a context in which Dask logs from a level on, whether it is imported already or only within."""
+    """Return a context in which Dask logs from a level on, whether it is imported before or within the context."""
     for name in DASK_LOGGERS:
         logging.getLogger(name).setLevel(level.upper())
     before = os.environ.get("DASK_LOGGING")
@@ -73,13 +73,13 @@ def to_stderr(meta: Mapping[str, Any]) -> Iterator[None]:
 
 
 def asks_for_json() -> bool:
-    """Return whether the command under way was given --log-json."""
+    """Return whether the running command was given --log-json."""
     context = click.get_current_context(silent=True)
     return context is not None and LOG_JSON in context.meta
 
 
 def say(message: str) -> None:
-    """Tell people, or machines, what is no part of what was asked for."""
+    """Write a message to standard error, as a line or as JSON."""
     if asks_for_json():
         LOGGER.info("%s", message)
     else:
@@ -87,7 +87,7 @@ def say(message: str) -> None:
 
 
 def say_error(exit_code: int, message: str, notes: list[str]) -> None:
-    """Tell why a command ends with an exit code."""
+    """Write the error that ends a command to standard error, as lines or as JSON."""
     if asks_for_json():
         fields = {"event": "error", "exit_code": exit_code, "notes": notes}
         LOGGER.error("%s", message, extra={"dumap": fields})

@@ -1,4 +1,4 @@
-"""Tell people how a run goes on: a bar on a terminal, else the log."""
+"""Shows the progress of a run: a bar on a terminal, else lines of the log."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dumap.recipe.observers import Logged, closing
 
 
 class Bar:
-    """A bar for the stage under way."""
+    """An observer that shows a bar for the running stage."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress, self._tasks = progress, {}  # type: ignore[var-annotated]
@@ -41,7 +41,7 @@ class Bar:
 
 @contextlib.contextmanager
 def observer(as_json: bool = False) -> Iterator[Observer]:
-    """Return a progress bar if standard error is a terminal, else the log."""
+    """Return an observer as a context: a progress bar if standard error is a terminal, else the log."""
     if as_json or not sys.stderr.isatty():
         yield Logged()
         return

@@ -1,4 +1,4 @@
-"""Writes how a run ended in Prometheus' text format, for node_exporter's textfile collector."""
+"""Writes the outcome of a run in Prometheus' text format, for node_exporter's textfile collector."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 LABEL_NAME = re.compile(r"(?!__)[a-zA-Z_][a-zA-Z0-9_]*")
-"""What a label may be called."""
+"""The pattern of label names."""
 LAST_SUCCESS = "dumap_last_success_timestamp_seconds"
 
 HELP = {
@@ -21,20 +21,20 @@ HELP = {
     "dumap_recall": "Share of the true neighbours that the lists hold, by the audit.",
     "dumap_recall_low": "Lower end of the 95% interval of the recall.",
 }
-"""The metrics and what they are; all are gauges."""
+"""The metrics and their descriptions; all are gauges."""
 OF_A_STAGE = {
     "dumap_stage_seconds": "seconds",
     "dumap_stage_peak_bytes": "peak_bytes",
     "dumap_stage_projected_bytes": "projected_bytes",
 }
-"""Those that are entries of a stage's status."""
+"""The metrics that are values of a stage's status, and their keys there."""
 
 
 def last_success(text: str) -> float | None:
-    """Return when the last success was, by metrics that were written before."""
-    found = re.search(rf"^{LAST_SUCCESS}(?:\{{.*\}})? (\S+)$", text, re.MULTILINE)
+    """Return the time of the last success from metrics that were written before; None if they have none."""
+    match = re.search(rf"^{LAST_SUCCESS}(?:\{{.*\}})? (\S+)$", text, re.MULTILINE)
     try:
-        return float(found[1]) if found else None
+        return float(match[1]) if match else None
     except ValueError:
         return None
 
@@ -42,25 +42,25 @@ def last_success(text: str) -> float | None:
 def exposition(
     exit_code: int, success: float | None, stages: Sequence[Mapping[str, Any]], labels: Mapping[str, str]
 ) -> str:
-    """Write the metrics of a run.
+    """Return the metrics of a run as text.
 
     Parameters
     ----------
     exit_code : int
     success : float, optional
-        When the run ended well last; left out where it never did.
+        The time of the last success; None if the run never succeeded.
     stages : sequence of mapping
-        As in `dumap.recipe.status.status`; what is None is left out.
+        The stages, see `dumap.recipe.status.status`. Values that are None are left out.
     labels : mapping
-        Labels of every sample.
+        The labels of every sample.
     """
     samples: dict[str, list[str]] = {}
     for name, more, value in _values(exit_code, success, stages):
         if value is not None:
             samples.setdefault(name, []).append(f"{name}{_braces({**labels, **more})} {value!r}\n")
     return "".join(
-        f"# HELP {name} {said}\n# TYPE {name} gauge\n{''.join(samples[name])}"
-        for name, said in HELP.items()
+        f"# HELP {name} {text}\n# TYPE {name} gauge\n{''.join(samples[name])}"
+        for name, text in HELP.items()
         if name in samples
     )
 
@@ -68,6 +68,7 @@ def exposition(
 def _values(
     exit_code: int, success: float | None, stages: Sequence[Mapping[str, Any]]
 ) -> Iterator[tuple[str, dict[str, str], float | None]]:
+    """Yield each sample: the name of its metric, its own labels and its value."""
     yield "dumap_exit_code", {}, exit_code
     yield LAST_SUCCESS, {}, success
     for stage in stages:
@@ -82,10 +83,11 @@ def _values(
 
 
 def _braces(labels: Mapping[str, str]) -> str:
-    """Write labels, their values escaped."""
+    """Return labels in braces, with their values escaped."""
     pairs = ",".join(f'{name}="{_escaped(value)}"' for name, value in labels.items())
     return f"{{{pairs}}}" if pairs else ""
 
 
 def _escaped(value: str) -> str:
+    """Return a label's value with backslashes, line ends and quotes escaped."""
     return value.replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")

@@ -1,4 +1,4 @@
-"""What `dumap run` leaves for a scheduler of jobs, however it ends: metrics for Prometheus, and a summary in JSON."""
+"""The files that `dumap run` writes for job schedulers, however it ends: metrics for Prometheus, and a JSON summary."""
 
 from __future__ import annotations
 
@@ -21,22 +21,23 @@ if TYPE_CHECKING:
     from dumap.engine import Observer
 
 QUALITY = ("audit", "quality")
-"""Stages whose facts are a run's quality."""
+"""The stages whose facts are the quality in the summary."""
 
 
 def record_of(context: click.Context) -> Record:
-    """Return the record of the command under way."""
+    """Return the record of the running command."""
     record: Record = context.meta.setdefault(RECORD, Record())
     return record
 
 
-def _keep(context: click.Context, option: click.Parameter, given: Any) -> None:
-    setattr(record_of(context), str(option.name), given)
+def _set(context: click.Context, option: click.Parameter, value: Any) -> None:
+    """Set an option's value in the command's record."""
+    setattr(record_of(context), str(option.name), value)
 
 
 def record_options(command: Any) -> Any:
-    """Give a command the options of its record, which are read before all others."""
-    kept: dict[str, Any] = {"expose_value": False, "is_eager": True, "callback": _keep, "metavar": "FILE"}
+    """Add the options of the record to a command; they are read before all other options."""
+    kept: dict[str, Any] = {"expose_value": False, "is_eager": True, "callback": _set, "metavar": "FILE"}
     for option in (
         click.option("--summary", **kept, help="Write how it ended, as one JSON object, however it ends."),
         click.option(
@@ -53,61 +54,61 @@ def record_options(command: Any) -> Any:
 
 
 class Recorded(Command):
-    """A command with a record, which is kept of words that it does not know too."""
+    """A command with a record, which is also written if the command's arguments are not valid."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Parse words; where they are refused, find out all the same where the record is to go."""
-        words = list(args)
+        """Parse the arguments; if they are not valid, still read the options of the record."""
+        arguments = list(args)
         try:
             return super().parse_args(ctx, args)
         except click.UsageError:
             ctx.ignore_unknown_options = True
-            with contextlib.suppress(click.UsageError):  # the first is told
-                given, _, _ = self.make_parser(ctx).parse_args(words)
+            with contextlib.suppress(click.UsageError):  # the first error is raised below
+                values, _, _ = self.make_parser(ctx).parse_args(arguments)
                 for name in ("metrics", "labels", "summary"):
-                    if name in given:
-                        setattr(record_of(ctx), name, given[name])
+                    if name in values:
+                        setattr(record_of(ctx), name, values[name])
             raise
 
 
 class Watcher:
-    """An observer that keeps how far stages have come, and tells another."""
+    """An observer that records the state of the stages, and calls another observer."""
 
     def __init__(self, observer: Observer) -> None:
         self._observer, self.note = observer, observer.note
         self.stages: dict[str, dict[str, Any]] = {}
 
     def started(self, stage: str, projected_bytes: int) -> None:
-        """Keep that a stage has begun."""
+        """Record that a stage has begun."""
         entry = {"name": stage, "state": "partial", "parts": 0, "progress": None, "seconds": None}
         self.stages[stage] = {**entry, "projected_bytes": projected_bytes, "peak_bytes": None, "facts": {}}
         self._observer.started(stage, projected_bytes)
 
     def advanced(self, stage: str, done: float, total: float) -> None:
-        """Keep how far it is."""
+        """Record a stage's progress."""
         self.stages[stage]["progress"] = [done, total]
         self._observer.advanced(stage, done, total)
 
     def finished(self, stage: str, seconds: float, projected_bytes: int, peak_bytes: int, facts: dict) -> None:
-        """Keep what it took and found."""
-        took = {"seconds": round(seconds, 3), "projected_bytes": projected_bytes, "peak_bytes": peak_bytes}
-        self.stages[stage] |= {"state": "done", **took, "facts": facts}
+        """Record a finished stage's time, memory and facts."""
+        usage = {"seconds": round(seconds, 3), "projected_bytes": projected_bytes, "peak_bytes": peak_bytes}
+        self.stages[stage] |= {"state": "done", **usage, "facts": facts}
         self._observer.finished(stage, seconds, projected_bytes, peak_bytes, facts)
 
 
 class Record:
-    """How one call of a command went, and where that is to be written.
+    """The outcome of one call of a command, and the files to write it to.
 
     Attributes
     ----------
     metrics, summary : str, optional
-        Files to write.
+        The files to write.
     labels : sequence of str
-        NAME=VALUE each.
+        Labels of the metrics, each as NAME=VALUE.
     output : str, optional
-        The run, once it is known.
+        The run; None until the configuration is read.
     watcher : Watcher, optional
-        What was heard of the run, once it began.
+        The observer of the run; None until the configuration is read.
     """
 
     def __init__(self) -> None:
@@ -119,7 +120,7 @@ class Record:
         self.began = time.time()
 
     def check(self) -> None:
-        """Refuse files that cannot be written, and labels that are none, before anything begins.
+        """Refuse files that cannot be written and labels that are not valid, before the run begins.
 
         Raises
         ------
@@ -142,33 +143,33 @@ class Record:
                 )
 
     def watch(self, output: str, observer: Observer) -> Observer:
-        """Return an observer of the run that begins, which tells another."""
+        """Return an observer that records the run and calls another observer."""
         self.output, self.watcher = output, Watcher(observer)
         return self.watcher
 
     @property
     def unchanged(self) -> bool:
-        """Whether a run was looked at in which no stage had to be made."""
+        """Whether the run began without error and no stage had to be made."""
         return self.watcher is not None and not self.watcher.stages
 
     def write(self, exit_code: int, message: str | None = None, notes: Sequence[str] = ()) -> int:
-        """Write the files that were asked for.
+        """Write the files that the options name.
 
         Parameters
         ----------
         exit_code : int
         message : str, optional
-            Why it failed.
+            The error that ended the command.
         notes : sequence of str
 
         Returns
         -------
         int
-            The exit code; another where all went well but this.
+            The exit code; if it was 0 and a file cannot be written, that of a `StorageError`.
         """
         if self.metrics is None and self.summary is None:
             return exit_code
-        state, stages = self._found(exit_code)
+        state, stages = self._state_and_stages(exit_code)
         if self.summary is not None:
             facts = {key: fact for stage in stages if stage["name"] in QUALITY for key, fact in stage["facts"].items()}
             document = {
@@ -190,36 +191,36 @@ class Record:
             exit_code = _put("--metrics", self.metrics, exposition(exit_code, success, stages, labels), exit_code)
         return exit_code
 
-    def _found(self, exit_code: int) -> tuple[str | None, list[dict[str, Any]]]:
-        """Return the run's state and stages, as it says itself; as they were heard of where it does not answer."""
-        heard = list(self.watcher.stages.values()) if self.watcher else []
-        if self.output is None or exit_code == StorageError.exit_code:  # a store that failed may take minutes again
-            return None, heard
+    def _state_and_stages(self, exit_code: int) -> tuple[str | None, list[dict[str, Any]]]:
+        """Return the run's state and stages from its status; None and the watcher's stages if it cannot be read."""
+        watched = list(self.watcher.stages.values()) if self.watcher else []
+        if self.output is None or exit_code == StorageError.exit_code:  # reading a failed store may take minutes
+            return None, watched
         from dumap.recipe.status import status
 
         try:
-            found = status(self.output)
+            run_status = status(self.output)
         except DumapError:
-            return None, heard
-        return found["state"], found["stages"]
+            return None, watched
+        return run_status["state"], run_status["stages"]
 
 
 def _label(text: str) -> tuple[str, str] | None:
-    """Read NAME=VALUE; None where it is no label."""
+    """Return the name and the value of a label NAME=VALUE; None if it is not valid."""
     name, equals, value = text.partition("=")
     return (name, value) if equals and LABEL_NAME.fullmatch(name) and name != "stage" else None
 
 
 def _success_before(path: str) -> float | None:
-    """Return when the last success was that the file of metrics tells of."""
+    """Return the time of the last success in a file of metrics; None if there is none."""
     try:
         return last_success(Path(path).read_text())
-    except (OSError, ValueError):  # there is none, or it is something else
+    except (OSError, ValueError):  # the file does not exist or is not text
         return None
 
 
 def _put(option: str, path: str, text: str, exit_code: int) -> int:
-    """Write a file whole; where it cannot be, say so, and return an exit code that does."""
+    """Write a whole file; if that fails, print the error. Return the exit code, see `Record.write`."""
     from dumap.store.disk import write
 
     whole = Path(path).absolute()

@@ -1,4 +1,4 @@
-"""The commands of runs that a cluster drives by itself: submit, attach, cancel."""
+"""The commands for runs that a cluster drives by itself: submit, attach, cancel."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def _scheduler_options(command: Callable[..., Any]) -> Any:
-    """Give a command the options that name a scheduler."""
+    """Add the options that name a scheduler to a command."""
     for option in (
         click.option("--scheduler-file", metavar="FILE", help="A Dask scheduler's file."),
         click.option("--scheduler", metavar="ADDRESS", help="A Dask scheduler. [DASK_SCHEDULER_ADDRESS]"),
@@ -33,6 +33,7 @@ def _scheduler_options(command: Callable[..., Any]) -> Any:
 
 @contextmanager
 def _client(cluster: ClusterConfig) -> Iterator[Client]:
+    """Open a client of the named cluster, as a context."""
     from dumap.engine.connect import open_client
 
     with open_client(cluster) as client:
@@ -40,6 +41,7 @@ def _client(cluster: ClusterConfig) -> Iterator[Client]:
 
 
 def _named(scheduler: str | None, scheduler_file: str | None) -> ClusterConfig:
+    """Return the section `cluster` that names a scheduler."""
     from dumap.config import build
 
     named = {"scheduler": scheduler, "scheduler_file": scheduler_file}
@@ -51,7 +53,7 @@ def _named(scheduler: str | None, scheduler_file: str | None) -> ClusterConfig:
 @click.option("--force", is_flag=True, help="Go on with stages that other versions began.")
 @click.option("--json", "as_json", is_flag=True, help="For machines.")
 def submit(as_json: bool, force: bool, parent: str | None, **options: Any) -> None:
-    """Have a Dask cluster embed a data set by itself, and leave."""
+    """Send a run to a Dask cluster, which then drives it by itself."""
     config = load_settings(**options)
     with _client(config.cluster) as client:
         handle = send(config=config, client=client, parent=parent, force=force)
@@ -67,11 +69,11 @@ def submit(as_json: bool, force: bool, parent: str | None, **options: Any) -> No
 @click.option("--json", "as_json", is_flag=True, help="Print the run's status for machines at the end.")
 @with_storage
 def attach(run: str, scheduler: str | None, scheduler_file: str | None, as_json: bool) -> None:
-    """Follow a run that a cluster drives, until it ends; Ctrl-C leaves it alone."""
+    """Follow a run that a cluster drives until it ends; Ctrl-C does not end the run."""
     from dumap.cli.progress import observer
 
-    with _client(_named(scheduler, scheduler_file)) as client, observer(asks_for_json()) as watching:
-        result = find(run, client).result(on_progress=watching)
+    with _client(_named(scheduler, scheduler_file)) as client, observer(asks_for_json()) as shown:
+        result = find(run, client).result(on_progress=shown)
     click.echo(to_json(dict(result)) if as_json else f"done: {result.path}, arrays 'embedding' and 'status'")
 
 
@@ -80,7 +82,7 @@ def attach(run: str, scheduler: str | None, scheduler_file: str | None, as_json:
 @_scheduler_options
 @with_storage
 def cancel(run: str, scheduler: str | None, scheduler_file: str | None) -> None:
-    """Have a run that a cluster drives end; what is committed is kept."""
+    """End a run that a cluster drives; committed parts are kept."""
     with _client(_named(scheduler, scheduler_file)) as client:
         handle = find(run, client)
         handle.cancel()

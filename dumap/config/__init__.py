@@ -1,9 +1,12 @@
-"""What a run is told: one frozen, validated object; the metrics and their arguments; values as messages show them.
+"""The configuration of a run, one frozen and validated object, and the metrics with their arguments.
 
-Imports nothing of dumap but its errors. A setting is a field of a section, in `input.py`, `sections.py` or
-`cluster.py`; `model.py` puts them together and says what the answer depends on; `reading.py` reads files and words,
-`keywords.py` what a program gives; `annotated.py` writes the defaults with what each setting does; `keys.py` finds the
-key that was meant. `metrics.py` says what a metric takes, `values.py` how sizes, places and YAML are read.
+This folder imports only the errors of dumap.
+
+- Settings are fields of sections, in `input.py`, `sections.py` and `cluster.py`; `model.py` combines the sections and
+  selects the parameters on which the bytes of a run depend.
+- `reading.py` reads files, `--set` and options; `keywords.py` reads the arguments of functions.
+- `annotated.py` writes the defaults with descriptions; `keys.py` suggests keys for a misspelt one.
+- `metrics.py` checks metrics and their arguments; `values.py` reads sizes, locations and YAML.
 """
 
 from dumap.config.annotated import annotated, read_example

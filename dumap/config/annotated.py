@@ -1,4 +1,4 @@
-"""Writes the defaults as YAML, each setting below what it does; what is written loads back to the defaults."""
+"""Writes the defaults as YAML that can be loaded, with a description above each setting."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from dumap.config.values import exact_bytes, parse_bytes, shorten
 from dumap.errors import ConfigError
 
 WIDTH = 96
-"""Columns of a line of comment."""
+"""The most characters in a line of comment."""
 EXAMPLES = ("cluster", "one_machine", "quickstart", "scheduled")
-"""Configurations that come with dumap; what else does is for those who schedule runs."""
+"""The configurations that come with dumap; the other files in `configs/` are for job schedulers."""
 NO_TEXT = {".png", ".pyc"}
+"""Suffixes of files in `configs/` that are not text."""
 BOUNDS = {
     "ge": "{:g} or more",
     "gt": "above {:g}",
@@ -26,23 +27,23 @@ BOUNDS = {
     "lt": "below {:g}",
     "multiple_of": "multiples of {:g}",
 }
-"""How a bound of a value is told."""
+"""The text for each kind of bound."""
 LARGE = 2**63
-"""A bound that nobody meets."""
+"""Bounds from this on are not mentioned."""
 
 
 def annotated(key: str | None = None) -> str:
-    """Write all defaults, or those of one key, as YAML with comments.
+    """Return all defaults, or those of one key, as YAML with comments.
 
     Parameters
     ----------
     key : str, optional
-        Of a setting or a section, such as 'layout.min_dist' or 'layout'.
+        The key of a setting or a section, such as 'layout.min_dist' or 'layout'.
 
     Raises
     ------
     ConfigError
-        There is no such key; the message names the nearest.
+        There is no such key; the message suggests similar keys.
     """
     fields = fields_by_key()
     if key is not None and key not in fields:
@@ -53,7 +54,7 @@ def annotated(key: str | None = None) -> str:
         is_above = key is not None and key.startswith(f"{name}.")
         if key is not None and not is_above and not f"{name}.".startswith(f"{key}."):
             continue
-        if text and not text.endswith(":\n"):  # but for the first key of a section
+        if text and not text.endswith(":\n"):  # no empty line before the first key of a section
             text += "\n"
         text += "" if is_above else comment(field, indent)
         text += indent + entry(name.rpartition(".")[2], field)
@@ -61,34 +62,37 @@ def annotated(key: str | None = None) -> str:
 
 
 def read_example(name: str) -> str:
-    """Return the text of a file that comes with dumap, by its name, the ending left out or not: see `configs/`.
+    """Return the text of a file in `configs/`, which is named with or without its suffix.
 
     Raises
     ------
     ConfigError
-        There is none of that name; the message names those that there are.
+        There is no such file; the message lists the files.
     """
-    folders = [Path(__file__).parents[1] / "configs", Path(__file__).parents[2] / "configs"]  # installed, or the source
+    folders = [
+        Path(__file__).parents[1] / "configs",
+        Path(__file__).parents[2] / "configs",
+    ]  # of a wheel, of the source
     files = [file for folder in folders for file in folder.rglob("*") if file.is_file() and file.suffix not in NO_TEXT]
-    found = {file.name: file for file in files} | {file.stem: file for file in files}
-    if name not in found:
+    files_by_name = {file.name: file for file in files} | {file.stem: file for file in files}
+    if name not in files_by_name:
         jobs = sorted({file.name for file in files if file.stem not in EXAMPLES})
         raise ConfigError(
             f"{shorten(name)}: no such example; there are {', '.join(EXAMPLES)}, and for jobs {', '.join(jobs)}"
         )
-    return found[name].read_text()
+    return files_by_name[name].read_text()
 
 
 def comment(field: FieldInfo, indent: str) -> str:
-    """Write what a field does as lines of comment."""
-    does, _, facts = (field.description or "").partition("\n")
-    paragraphs = filter(None, [does, " ".join(filter(None, [allowed(field), facts]))])
+    """Return the description of a field as lines of comment."""
+    effect, _, facts = (field.description or "").partition("\n")
+    paragraphs = filter(None, [effect, " ".join(filter(None, [allowed(field), facts]))])
     wrapped = [line for text in paragraphs for line in textwrap.wrap(text, WIDTH, break_on_hyphens=False)]
     return "".join(f"{indent}# {line}\n" for line in wrapped)
 
 
 def allowed(field: FieldInfo) -> str:
-    """Tell what values a setting takes, where its type alone does not."""
+    """Return the text about the values that a setting takes; empty if its type says enough."""
     for kind in (field.annotation, *get_args(field.annotation)):
         if get_origin(kind) is Literal:
             return f"Allowed: {' | '.join(map(str, get_args(kind)))}."
@@ -100,11 +104,11 @@ def allowed(field: FieldInfo) -> str:
 def has_unit(field: FieldInfo) -> bool:
     """Return whether a setting is a size in bytes."""
     metadata = [*field.metadata, *(more for kind in get_args(field.annotation) for more in get_args(kind))]
-    return any(getattr(one, "func", None) is parse_bytes for one in metadata)
+    return any(getattr(item, "func", None) is parse_bytes for item in metadata)
 
 
 def entry(name: str, field: FieldInfo) -> str:
-    """Write a key and its default; of what has none, an example."""
+    """Return the line of YAML for a key and its default, or an example if it has no default."""
     if section_of(field) is not None:
         return f"{name}:\n"
     value: Any = field.examples[0] if field.is_required() and field.examples else field.default

@@ -1,4 +1,4 @@
-"""The section of the configuration that says where a run runs."""
+"""The section `cluster` of the configuration: where a run runs."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from dumap.config.setting import Bytes, Location, Section, setting
 from dumap.config.values import FrozenDict, shorten, show
 
 CLUSTERS = ("scheduler", "scheduler_file", "workers", "resources", "allow_workers")
-"""Settings that are of a cluster alone."""
+"""Settings that the local engine refuses, since they belong to a cluster."""
 
 
 def _amounts(value: Any) -> FrozenDict:
-    """Check amounts of resources."""
+    """Validate amounts of resources."""
     if not isinstance(value, Mapping) or not all(isinstance(name, str) and name for name in value):
         raise ValueError("write names and amounts, such as {memory: 2}")
     for name, amount in value.items():
@@ -25,7 +25,7 @@ def _amounts(value: Any) -> FrozenDict:
 
 
 def _names(value: Any) -> tuple[str, ...]:
-    """Check names of workers; one of digits alone may be written as a number."""
+    """Validate names of workers; a name of digits only may be written as a number."""
     if not isinstance(value, list | tuple) or not all(
         isinstance(name, str | int) and not isinstance(name, bool) and name != "" for name in value
     ):
@@ -34,31 +34,31 @@ def _names(value: Any) -> tuple[str, ...]:
 
 
 class ClusterConfig(Section):
-    """Where the run runs; no answer depends on it."""
+    """Where the run runs; the results do not depend on it."""
 
     engine: Literal["auto", "local", "dask"] = setting(
         "auto",
-        "What runs the tasks: local, threads of this process; dask, a cluster; auto, local where no cluster is asked "
-        "for, the work is small and memory suffices.",
+        "What runs the tasks: local, threads of this process; dask, a cluster; auto, local if no cluster is asked for, "
+        "the work is small and memory suffices.",
         changes=False,
     )
     workers: int | None = setting(
         None,
-        "Worker processes of the embedded cluster. Larger: less time, as long as there are cores, and more memory. "
-        "Refused beside a scheduler. null: as many as cores and memory allow.",
+        "Worker processes of the embedded cluster. Larger: less time, up to the number of cores, and more memory. "
+        "Refused together with a scheduler. null: as many as cores and memory allow.",
         changes=False,
         ge=1,
     )
     memory_limit: Bytes | None = setting(
         None,
-        "Memory of each worker of the embedded cluster, such as 4GiB; with engine local, what the interpreter and one "
-        "task may take. Refused beside a scheduler. null: an equal share of what is there.",
+        "Memory of each worker of the embedded cluster, such as 4GiB; with engine local, the memory of the interpreter "
+        "and one task. Refused together with a scheduler. null: an equal share of the free memory.",
         changes=False,
     )
     scheduler: Location | None = setting(
         None,
-        "The address of a Dask scheduler, such as tcp://host:8786. null: the one that Dask's own configuration names, "
-        "else an embedded cluster.",
+        "The address of a Dask scheduler, such as tcp://host:8786. null: the scheduler that Dask's own configuration "
+        "names, else an embedded cluster.",
         changes=False,
     )
     scheduler_file: Location | None = setting(
@@ -66,21 +66,22 @@ class ClusterConfig(Section):
     )
     timeout: float = setting(
         60.0,
-        "Seconds to wait for a scheduler that does not answer, then the run ends. Ignored by engine local.",
+        "Seconds to wait for a scheduler that does not answer before the run ends. Ignored by engine local.",
         changes=False,
         gt=0.0,
     )
     worker_timeout: float = setting(
         600.0,
-        "Seconds to wait for a worker that is fit for the run, then it ends. Ignored by engine local.",
+        "Seconds to wait for a worker that is fit for the run before the run ends. Ignored by engine local.",
         changes=False,
         gt=0.0,
     )
 
     resources: Annotated[Any, AfterValidator(_amounts)] = setting(
         FrozenDict(),
-        "What each task holds of Dask's worker resources while it runs, such as {memory: 2}: only workers that were "
-        "started with as much are used, by as many tasks at once as it is enough for. Refused by an embedded cluster.",
+        "Amounts of Dask's worker resources that each task reserves while it runs, such as {memory: 2}. Only workers "
+        "with these resources are used, and each runs as many tasks as its amounts suffice for. Refused by an embedded "
+        "cluster.",
         changes=False,
     )
     allow_workers: Annotated[Any, AfterValidator(_names)] = setting(
@@ -91,28 +92,29 @@ class ClusterConfig(Section):
     )
     priority: int = setting(
         0,
-        "Dask's priority of the run's tasks among those of others. Larger: they come sooner. Runs of dumap at work on "
-        "one cluster take turns, between this priority and the one below. Ignored by engine local.",
+        "The priority of the run's tasks on the Dask cluster. Larger: they run before tasks of other programs. Several "
+        "runs of dumap on one cluster take turns, between this priority and the one below. Ignored by engine local.",
         changes=False,
     )
     task_timeout: float | None = setting(
         None,
-        "Seconds after which a task that tells of no progress is taken for stuck. On a cluster its worker is left out, "
-        "and the part is sent to another, three times at the most; where that would not be safe, and by engine local, "
-        "the run ends. Larger: longer waits; too small: an error where tasks are slow. null: none.",
+        "A task that reports no progress for so many seconds counts as stuck. On a cluster its worker is left out, and "
+        "the part is sent to another worker; the run ends when a part is stuck for the third time, or if two copies of "
+        "its task may not run at once. Engine local ends the run at once. Larger: longer waits; too small: an error if "
+        "tasks are slow. null: no limit.",
         changes=False,
         gt=0.0,
     )
     report: Location | None = setting(
         None,
-        "The file, in HTML, into which Dask writes a performance report of the run: its tasks, and how busy workers "
-        "were. Needs bokeh, and a cluster, which it asks for. null: none.",
+        "The HTML file for Dask's performance report of the run: its tasks, and how busy workers were. Needs bokeh and "
+        "a cluster; with engine auto the run uses a cluster. null: no report.",
         changes=False,
     )
 
     @model_validator(mode="after")
     def _consistent(self) -> ClusterConfig:
-        """Refuse what would be ignored."""
+        """Refuse settings that would be ignored."""
         schedulers = _given(self, "scheduler", "scheduler_file")
         if len(schedulers) > 1:
             raise ValueError(f"{' and '.join(schedulers)} name a scheduler each: give one, set the other to null")
@@ -136,4 +138,5 @@ class ClusterConfig(Section):
 
 
 def _given(section: Section, *names: str) -> list[str]:
+    """Return the settings among `names` that are set, each as a text."""
     return [f"{name} = {show(value)}" for name in names if (value := getattr(section, name)) not in (None, {}, ())]

@@ -1,4 +1,4 @@
-"""The section of the configuration that says what is embedded."""
+"""The section `input` of the configuration: the data to embed."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from dumap.config.values import location
 
 
 def _paths(value: Any) -> str | tuple[str, ...]:
+    """Validate one path or several."""
     if isinstance(value, str):
         return location(value)
     if not isinstance(value, list | tuple) or not value or not all(isinstance(path, str) for path in value):
@@ -19,42 +20,43 @@ def _paths(value: Any) -> str | tuple[str, ...]:
 
 
 class InputConfig(Section):
-    """What to embed."""
+    """The data to embed."""
 
     path: Annotated[Any, AfterValidator(_paths)] = setting(
         ...,
         "The Zarr array to embed, or the group that holds it: a folder, a zip file or a URL (s3://, gs://, az://). A "
-        "list of stores, or a pattern such as DATA-*.zarr (by name), is read as one: their rows one after another.",
-        changes="by what the array holds, not by where it lies",
+        "list of stores, or a pattern such as DATA-*.zarr (sorted by name), is read as one array: the rows of each "
+        "store follow those of the store before it.",
+        changes="by the values of the array, not by its location",
         example="DATA.zarr",
     )
     array: Location = setting(
         "vectors",
-        "The array's name in the group, such as obsm/X_pca. Ignored where path is an array.",
-        changes="by what the array holds",
+        "The array's name in the group, such as obsm/X_pca. Ignored if path is an array.",
+        changes="by the values of the array",
     )
     dtype: Literal["bfloat16"] | None = setting(
         None,
-        "bfloat16: the array's 16 bits that have no meaning of their own (V2 of Zarr v2, or uint16) are such values. "
-        "null: values are what the store says that they are.",
-        changes="by what the array holds",
+        "bfloat16: read the array's 16-bit values (dtype V2 of Zarr v2, or uint16) as bfloat16. null: read the values "
+        "as the dtype of the array.",
+        changes="by the values of the array",
     )
     missing: Literal["error", "fill"] = setting(
         "error",
-        "Chunks of the array that are not there, being lost, or never written since they hold the fill value alone: "
-        "error refuses them, fill reads them as the fill value.",
+        "Missing chunks of the array, which were lost, or never written because they hold only the fill value: error "
+        "refuses them, fill reads them as the fill value.",
         changes=False,
     )
     nonfinite: Literal["error", "drop"] = setting(
         "error",
-        "Rows with NaN or infinite values: error refuses them, drop leaves them out, with NaN as their coordinates and "
-        "status 1.",
+        "Rows with NaN or infinite values: error refuses them, drop does not embed them; their coordinates are NaN and "
+        "their status is 1.",
         changes=False,
     )
     unique: bool = setting(
         False,
-        "true embeds rows that are equal to the bit once, and weighs them by their number; all of them get the same "
-        "coordinates. Less work where many rows are equal. Does not go with neighbors.precomputed.",
+        "true embeds rows that are equal to the bit once, weighted by their number; all of them get the same "
+        "coordinates. Less work if many rows are equal. Refused together with neighbors.precomputed.",
         changes=True,
         umap="unique",
     )
@@ -66,6 +68,6 @@ class InputConfig(Section):
 
     @property
     def where(self) -> str:
-        """Where the input lies, for messages."""
+        """The location of the input in messages."""
         paths = self.paths
         return paths[0] if len(paths) == 1 else f"{len(paths)} stores, {paths[0]} to {paths[-1]}"

@@ -1,4 +1,4 @@
-"""The keys of the configuration by their dotted names, and those that an unknown one may have meant."""
+"""The dotted keys of the configuration, and suggestions for an unknown key."""
 
 from __future__ import annotations
 
@@ -12,41 +12,43 @@ from dumap.config.model import Config
 from dumap.config.values import shorten
 
 MOST_NAMES = 3
-"""Keys that a message suggests."""
+"""The most keys that a message suggests."""
 RENAMED = {"max_copies": "cells.max_cells_per_row"}
-"""Settings that had other names, by the last word of the old key."""
+"""Keys of renamed settings, by the last word of the old key."""
 
 
 def section_of(field: FieldInfo) -> type[BaseModel] | None:
-    """Return the model of a field that is a section, None of a setting."""
+    """Return the model of a field that is a section; None if the field is a setting."""
     kind: Any = field.annotation
     return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
 
 
 def fields_by_key(model: type[BaseModel] = Config, prefix: str = "") -> dict[str, FieldInfo]:
     """Return all sections and settings by their dotted keys, in order."""
-    found = {}
+    fields = {}
     for name, field in model.model_fields.items():
-        found[f"{prefix}{name}"] = field
+        fields[f"{prefix}{name}"] = field
         if (section := section_of(field)) is not None:
-            found |= fields_by_key(section, f"{prefix}{name}.")
-    return found
+            fields |= fields_by_key(section, f"{prefix}{name}.")
+    return fields
 
 
 def umap_learn_name(field: FieldInfo) -> str | None:
-    """Return what umap-learn calls a setting, if it has it."""
+    """Return the name of a setting in umap-learn; None if umap-learn has no such setting."""
     extra = field.json_schema_extra
     name = extra.get("umap_learn") if isinstance(extra, dict) else None
     return name if isinstance(name, str) else None
 
 
 def nearest(key: str) -> list[str]:
-    """Return the keys that an unknown one may have meant: those that end alike, by umap-learn's names too, else alike.
+    """Return the keys that an unknown key may stand for.
+
+    These are the keys with the same last word, or the same name in umap-learn, else the keys with a similar last word.
 
     Parameters
     ----------
     key : str
-        Dotted; with or without a section, '-' is '_'.
+        A dotted key, with or without a section; '-' counts as '_'.
     """
     fields, key = fields_by_key(), key.replace("-", "_").lower()
     section, _, last = key.rpartition(".")
@@ -57,14 +59,14 @@ def nearest(key: str) -> list[str]:
     if alike:
         return alike[:MOST_NAMES]
     inside = {end: name for end, name in ends if section and name.rpartition(".")[0] == section}
-    for among, cutoff in ((inside, 0.6), (dict(ends), 0.75)):
-        if found := difflib.get_close_matches(last, among, MOST_NAMES, cutoff):
-            return [among[end] for end in found]
+    for candidates, cutoff in ((inside, 0.6), (dict(ends), 0.75)):
+        if matches := difflib.get_close_matches(last, candidates, MOST_NAMES, cutoff):
+            return [candidates[end] for end in matches]
     return []
 
 
 def unknown(key: str) -> str:
-    """Write the message about a key that there is not: what is allowed there, and what may have been meant."""
+    """Return the message about an unknown key: the allowed keys, and suggestions."""
     fields, section = fields_by_key(), key.rpartition(".")[0]
     while section and (section not in fields or section_of(fields[section]) is None):
         section = section.rpartition(".")[0]

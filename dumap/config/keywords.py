@@ -1,4 +1,4 @@
-"""Reads settings that a program gives as keywords: umap-learn's flat names, and sections as mappings."""
+"""Reads settings from keyword arguments: umap-learn's flat names, and sections as mappings."""
 
 from __future__ import annotations
 
@@ -42,24 +42,24 @@ NOT_HERE = {
     "dens_var_shift": _DENSITY,
     "output_dens": _DENSITY,
 }
-"""Parameters of umap-learn's that are no settings here, and what to do instead."""
+"""umap-learn's parameters that dumap does not have, and what to do instead."""
 
 
 @cache
 def keys_by_name() -> Mapping[str, str]:
-    """Return the dotted key of each setting that has a flat name: those of no section, and those of umap-learn's."""
+    """Return the dotted key of each setting with a flat name: settings outside sections, and umap-learn's names."""
     fields = fields_by_key()
     flat = {name: name for name, field in fields.items() if "." not in name and section_of(field) is None}
     return flat | {name: key for key, field in fields.items() if (name := umap_learn_name(field)) is not None}
 
 
 def plain(value: Any) -> Any:
-    """Return a program's value as YAML would have it: Python's own numbers, and texts for paths, inside mappings too.
+    """Return a program's value as plain Python: numbers of NumPy become Python's, paths become texts.
 
-    An array is a list where a mapping holds it, as an argument of a metric.
+    Mappings and lists are converted recursively. An array in a mapping (an argument of a metric) becomes a list.
     """
     if isinstance(value, np.floating) and value.itemsize < 8:
-        return float(str(value))  # as it was written: 0.1, not the number next to it that float32 has
+        return float(str(value))  # float32(0.1) becomes 0.1, not the nearest float32
     if isinstance(value, np.generic) or (isinstance(value, np.ndarray) and value.ndim == 0):
         return value.item()
     if isinstance(value, os.PathLike):
@@ -74,17 +74,17 @@ def plain(value: Any) -> Any:
 
 
 def _meant(name: str) -> str:
-    """Say what an unknown keyword may have meant."""
+    """Return the suggestions for an unknown keyword, as the end of a message."""
     flat = difflib.get_close_matches(name, [*keys_by_name(), *Config.model_fields], MOST_NAMES, 0.7)
     inside = [key.split(".", 1) for key in nearest(name) if "." in key]
-    found = flat or [f"{section}={{{setting!r}: ...}}" for section, setting in inside]
-    return f"; did you mean {' or '.join(found)}?" if found else ""
+    suggestions = flat or [f"{section}={{{setting!r}: ...}}" for section, setting in inside]
+    return f"; did you mean {' or '.join(suggestions)}?" if suggestions else ""
 
 
 def _spelled(name: str, value: Any) -> Iterator[tuple[str, str, Any]]:
-    """Yield the keys that a keyword sets: each with how it was written, and its value."""
+    """Yield each key that a keyword sets, with the way it was written and its value."""
     if name in keys_by_name():
-        if name != "random_state" or value is not None:  # umap-learn's default, by which no seed is named
+        if name != "random_state" or value is not None:  # umap-learn's default None names no seed
             yield keys_by_name()[name], name, value
     elif name in NOT_HERE:
         raise ConfigError(f"{name}: dumap has no such parameter of umap-learn's: {NOT_HERE[name]}")
@@ -102,20 +102,20 @@ def _spelled(name: str, value: Any) -> Iterator[tuple[str, str, Any]]:
 
 
 def read_keywords(settings: Mapping[str, Any], data: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Return the values of dotted keys that keywords give.
+    """Return the values that keywords give, by dotted key.
 
     Parameters
     ----------
     settings : mapping
-        Settings by umap-learn's names, and sections as mappings or as their classes. `random_state=None` is the
-        default seed.
+        Settings by flat names, and sections as mappings or as their classes. `random_state=None` means the default
+        seed.
     data : mapping, optional
-        Settings of the section `input` that the data itself stands for.
+        Settings of the section `input`, from the data that the program gives.
 
     Raises
     ------
     ConfigError
-        A name is unknown, or two of them give one setting different values.
+        A name is unknown, or two names give one setting different values.
     """
     given = {f"input.{name}": ("data", plain(value)) for name, value in (data or {}).items()}
     for name, value in settings.items():
@@ -134,14 +134,14 @@ def read_config(
     settings: Mapping[str, Any],
     data: Mapping[str, Any] | None = None,
 ) -> Config:
-    """Read a configuration, and let settings win over what it says.
+    """Read a configuration, and replace its values by those of keywords.
 
     Parameters
     ----------
     config : Config, mapping, path or None
-        A mapping has the keys of the YAML files; a path is of such a file.
+        A mapping has the keys of the YAML files; a path names a YAML file.
     settings, data : mapping
-        As of `read_keywords`.
+        See `read_keywords`.
 
     Raises
     ------

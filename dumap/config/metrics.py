@@ -1,4 +1,4 @@
-"""The metrics: pynndescent's, with the arguments that each of them takes."""
+"""The metrics, which are pynndescent's, and the arguments of each."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import numpy as np
 from dumap.errors import ConfigError
 
 NOT_DISTANCES = {"dot", "inner_product", "direct_cosine", "true_angular", "sinkhorn"}
-"""What pynndescent names that may be negative, grows with nearness, or, as its sinkhorn, reads beyond its arrays where
-a value is 0."""
+"""pynndescent's metrics that dumap refuses: they may be negative or grow with nearness, and sinkhorn reads beyond its
+arrays if a value is 0."""
 # fmt: off
 METRICS = (
     "bit_hamming", "bit_jaccard",
@@ -24,13 +24,14 @@ METRICS = (
     "wasserstein_1d", "weighted_minkowski", "wminkowski", "yule",
 )
 # fmt: on
-"""Metrics that pynndescent names and that are distances between rows of numbers; to ask it takes seconds."""
+"""pynndescent's metrics that are distances between rows of numbers. The list is kept here since importing pynndescent
+takes seconds."""
 
 SHIFT_FREE = frozenset(
     {"euclidean", "l2", "sqeuclidean", "manhattan", "taxicab", "l1", "chebyshev", "linfinity", "linfty", "linf"}
     | {"minkowski", "wminkowski", "weighted_minkowski", "seuclidean", "standardised_euclidean", "mahalanobis"}
 )
-"""Metrics of differences alone: what is subtracted from all rows changes no distance."""
+"""Metrics that depend only on differences: subtracting a constant from all rows changes no distance."""
 
 DISCONNECTION_DISTANCES = {
     "correlation": 2.0,
@@ -40,7 +41,7 @@ DISCONNECTION_DISTANCES = {
     "bit_jaccard": 1.0,
     "dice": 1.0,
 }
-"""umap-learn's values: rows at this distance have nothing in common, and are no neighbours."""
+"""umap-learn's values: rows at this distance have nothing in common, and are not neighbours."""
 
 _ORDER, _WEIGHTED, _SCALED, _TRANSPORT = {"p": 0}, {"w": 1, "p": 0}, {"sigma": 1}, {"cost": 2}
 ARGUMENTS: dict[str, dict[str, int]] = {
@@ -55,7 +56,8 @@ ARGUMENTS: dict[str, dict[str, int]] = {
     **dict.fromkeys(("kantorovich-1d", "kantorovich_1d", "wasserstein-1d", "wasserstein_1d"), _ORDER),
     **dict.fromkeys(("circular_kantorovich", "circular_wasserstein"), _ORDER),
 }
-"""A metric's arguments, in the order it takes them, and their axes: 0 for a number, 2 for a matrix, dims x dims."""
+"""A metric's arguments in their order, and the number of axes of each: 0 for a number, 1 for one number a dim, 2 for a
+matrix (dims, dims)."""
 
 _LEAST = {"p": "above 0", "sigma": "above 0", "w": "0 or more", "cost": "0 or more"}
 _KINDS = ("a number", "a list of numbers, one a dim", "a matrix of numbers, dims x dims")
@@ -64,7 +66,7 @@ Numbers = float | tuple
 
 
 def frozen_numbers(value: Any, axes: int = 2) -> Numbers:
-    """Turn lists of numbers, at most as deep as a matrix, into tuples of floats."""
+    """Convert a number, a list of numbers or a matrix to floats and tuples of floats."""
     if isinstance(value, list | tuple) and value and axes:
         return tuple(frozen_numbers(item, axes - 1) for item in value)
     if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 3e38:
@@ -73,7 +75,7 @@ def frozen_numbers(value: Any, axes: int = 2) -> Numbers:
 
 
 def check_arguments(metric: str, given: Mapping[str, Numbers]) -> None:
-    """Refuse arguments that the metric does not take."""
+    """Raise ValueError for arguments that the metric does not take, or of wrong shape or value."""
     known = ARGUMENTS.get(metric, {})
     for name, value in given.items():
         if name not in known:
@@ -91,16 +93,16 @@ def check_arguments(metric: str, given: Mapping[str, Numbers]) -> None:
 
 
 def arguments(metric: str, given: Mapping[str, Numbers], dims: int) -> dict[str, float | np.ndarray]:
-    """Return a metric's arguments for rows of so many dims, in the order it takes them.
+    """Return a metric's arguments in their order, for rows of `dims` values.
 
     Raises
     ------
     ConfigError
-        The metric reads one that is not given or not of that size, or is not one of rows of so many dims.
+        An argument is missing or has another size, or the metric does not take rows of `dims` values.
     """
     if metric == "haversine" and dims != 2:
         raise ConfigError(f"neighbors.metric: haversine takes rows of 2 dims, latitude and longitude, not of {dims}")
-    found: dict[str, float | np.ndarray] = {}
+    ordered: dict[str, float | np.ndarray] = {}
     for name, axes in ARGUMENTS.get(metric, {}).items():
         shape, value = (dims,) * axes, given.get(name)
         if axes and (value is None or np.shape(value) != shape):
@@ -110,5 +112,5 @@ def arguments(metric: str, given: Mapping[str, Numbers], dims: int) -> dict[str,
                 f"of {dims} dims; {has}"
             )
         if value is not None:
-            found[name] = np.array(value, np.float32) if axes else float(value)  # type: ignore[arg-type]
-    return found
+            ordered[name] = np.array(value, np.float32) if axes else float(value)  # type: ignore[arg-type]
+    return ordered

@@ -1,4 +1,4 @@
-"""The configuration: one frozen, validated object, and what of it a run's answer depends on."""
+"""The configuration, one frozen and validated object, and the parameters on which the bytes of a run depend."""
 
 from __future__ import annotations
 
@@ -25,28 +25,29 @@ from dumap.config.values import SecretDict, shorten
 
 
 def _options(value: Any) -> SecretDict:
+    """Validate the options of a service."""
     if not isinstance(value, Mapping):
         raise ValueError("write the service's options as keys and values, such as {endpoint: ..., region: ...}")
     kinds = (str, bool, int)
-    odd = [str(name) for name, one in value.items() if not isinstance(name, str) or not isinstance(one, kinds)]
+    odd = [str(name) for name, item in value.items() if not isinstance(name, str) or not isinstance(item, kinds)]
     if odd:
         raise ValueError(f"options are texts, numbers, true or false; {shorten(', '.join(odd))} is not")
-    return SecretDict({name: one if isinstance(one, bool) else str(one) for name, one in value.items()})
+    return SecretDict({name: item if isinstance(item, bool) else str(item) for name, item in value.items()})
 
 
 class Config(Section):
-    """All that a run is told: see the descriptions of its fields, or `dumap config`."""
+    """The configuration of a run: see the descriptions of its fields, or `dumap config`."""
 
     input: InputConfig = Field(description=InputConfig.__doc__)
     output: Location = setting(
         ...,
-        "The run: a path or a URL. Either nothing is there yet, or a run to go on with.",
+        "The run: a path or a URL. The location must not exist yet, or hold a run to continue.",
         changes=False,
         example="RUN.zarr",
     )
     seed: int = setting(
         42,
-        "Seed of every random choice. Another gives another map, as good.",
+        "Seed of all random numbers. Another seed gives another map of equal quality.",
         changes=True,
         umap="random_state",
         ge=0,
@@ -54,31 +55,31 @@ class Config(Section):
     )
     task_memory: Bytes = setting(
         512 * 2**20,
-        "What a task may take on top of the interpreter, such as 512MiB; cells are cut by it. Larger: fewer tasks, "
-        "larger cells in which neighbours are truer, and workers with more memory.",
+        "Memory that a task may take in addition to the interpreter, such as 512MiB; it decides the size of cells. "
+        "Larger: fewer tasks, larger cells with higher recall, and workers that need more memory.",
         changes=True,
     )
     storage: Annotated[Any, AfterValidator(_options)] = setting(
         SecretDict(),
-        "Options of the service behind URLs, such as {endpoint: ..., access_key_id: ..., secret_access_key: ...}, by "
-        "the names that obstore has for them. They go to the workers, and into no log and no run; what is left out is "
-        "read from the environment.",
+        "Options of the service behind URLs, such as {endpoint: ..., access_key_id: ..., secret_access_key: ...}, with "
+        "obstore's names. They are sent to the workers, but written to no log and no run. Other options are read from "
+        "the environment.",
         changes=False,
         exclude=True,
         repr=False,
     )
     work: Location | None = setting(
         None,
-        "Where all but the results is made and kept: a path or a URL, such as a folder of a fast disk that all workers "
-        "see, beside an output in a bucket. The results are copied to the output at the end, which names this place; "
-        "it has to stay. null: the output's own folder _dumap.",
+        "The work place: a path or a URL for everything but the results, such as a folder on a fast disk that all "
+        "workers see, for an output in a bucket. At the end the results are copied to the output, which names the work "
+        "place; do not delete it. null: the output's own folder _dumap.",
         changes=False,
     )
     keep: Literal["results", "model", "all"] = setting(
         "model",
-        "What a finished run holds beside embedding and status. model: the tree, neighbours, graph and layout, which "
-        "another layout of the same rows needs; results: facts alone; all: also what stages hand to one another, "
-        "such as the vectors sorted by cell.",
+        "What a finished run holds in addition to embedding and status. model: the tree, neighbours, graph and layout, "
+        "which another layout of the same rows needs; results: only facts; all: also parts that only later stages of "
+        "the run read, such as the vectors sorted by cell.",
         changes=False,
     )
     neighbors: NeighborsConfig = Field(NeighborsConfig(), description=NeighborsConfig.__doc__)
@@ -92,6 +93,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Config:
+        """Refuse settings of different sections that contradict one another."""
         if self.input.unique and self.neighbors.precomputed is not None:
             raise ValueError(
                 "input.unique = true does not go with neighbors.precomputed, whose lists are of all rows: "
@@ -105,15 +107,16 @@ class Config(Section):
         return self.seed if self.layout.seed is None else self.layout.seed
 
     def parameters(self) -> dict[str, Any]:
-        """Return what the answer depends on, beside the input's data.
+        """Return the settings on which the bytes of a run depend, in addition to its data.
 
-        `input.nonfinite` and `input.missing` are left out: where they matter, one of their two values is an error.
-        `audit.queries` is there: the rows that it chooses decide whether lists are repaired.
-        Where neighbours are given it says so, but not where they lie, and leaves out `cells`, which is not used then.
+        `input.nonfinite` and `input.missing` are left out: if they matter, one of their two values is an error.
+        `audit.queries` is included: the rows that it chooses decide whether lists are repaired.
+        With given neighbours, `precomputed` is True instead of their location, and `cells`, which is not used, is left
+        out.
         """
         values = self.model_dump(mode="json", exclude={"output", "cluster", "input", "keep", "quality", "work"})
-        for where in ("checkpoint_every", "mode"):
-            del values["layout"][where]
+        for name in ("checkpoint_every", "mode"):
+            del values["layout"][name]
         if self.neighbors.search_k == self.neighbors.graph_k:
             del values["neighbors"]["width"]
         if self.neighbors.precomputed is None:
@@ -124,12 +127,12 @@ class Config(Section):
         return {"input": {"unique": self.input.unique}, **values}
 
     def digest(self) -> str:
-        """Name the parameters."""
+        """Return the digest of the parameters."""
         return hashlib.sha256(json.dumps(self.parameters(), sort_keys=True).encode()).hexdigest()
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Describe where two sets of parameters differ, one line a key."""
+    """Describe the differences between two sets of parameters, one line for each key."""
     lines = []
     for name in sorted({*old, *new}):
         before, after = old.get(name), new.get(name)

@@ -1,4 +1,4 @@
-"""Reads a configuration from YAML, settings and options, and says what is wrong with one."""
+"""Reads a configuration from YAML, `--set` and options, and reports what is wrong with it."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ SECTIONS = {
     for name, field in Config.model_fields.items()
     if isinstance(field.annotation, type) and issubclass(field.annotation, Section)
 }
-"""Keys that hold keys: of a section that is empty, YAML says null."""
+"""The sections; an empty section is null in YAML."""
 MOST_FAULTS = 20
-"""Faults of a configuration that one message names."""
+"""The most errors that one message lists."""
 
 
 def build(values: Mapping[str, Any]) -> Config:
-    """Validate a mapping; every fault is named with its key, its value and what is allowed."""
+    """Return the configuration of a mapping; the error lists each wrong key, its value and what is allowed."""
     try:
         return Config.model_validate(values)
     except ValidationError as error:
@@ -56,6 +56,7 @@ def merge(into: dict[str, Any], key: str, value: Any) -> None:
 
 
 def _set(into: dict[str, Any], settings: Sequence[str]) -> None:
+    """Set the values of texts 'section.key=value' in nested mappings."""
     for setting in settings:
         key, equals, text = setting.partition("=")
         setting = SECRET if key.strip().startswith(SECRET) else setting
@@ -68,32 +69,36 @@ _ABSENT = object()
 
 
 def _find(values: Any, key: str) -> Any:
-    """Return the value of a dotted key in a model or nested mappings, `_ABSENT` where it has none."""
+    """Return the value of a dotted key in a model or in nested mappings; `_ABSENT` if there is none."""
     for name in key.split("."):
         values = values.get(name, _ABSENT) if isinstance(values, Mapping) else getattr(values, name, _ABSENT)
     return values
 
 
 def contradictions(path: str | None, settings: Sequence[str], options: Mapping[str, Any]) -> list[str]:
-    """List the keys to which settings and options give different values, one line each; parameters as of `load`."""
+    """Describe the keys to which settings and options give different values, one line each. For parameters see `load`."""
     given: dict[str, Any] = {}
     _set(given, settings)
     both = [key for key in options if _find(given, key) is not _ABSENT]
     if not both:
         return []
-    ours = load(path, settings, options)
-    theirs = load(path, settings, {key: value for key, value in options.items() if key not in both})
-    values = [(key, _find(theirs, key), _find(ours, key)) for key in both]
-    return [f"{key}: {show(set_)} by --set, {show(own)} by its option" for key, set_, own in values if set_ != own]
+    by_option = load(path, settings, options)
+    by_setting = load(path, settings, {key: value for key, value in options.items() if key not in both})
+    values = [(key, _find(by_setting, key), _find(by_option, key)) for key in both]
+    return [
+        f"{key}: {show(first)} by --set, {show(second)} by its option"
+        for key, first, second in values
+        if first != second
+    ]
 
 
 def read_file(path: str) -> dict[str, Any]:
-    """Read the keys and values of a YAML file; sections that hold nothing are empty."""
+    """Read the keys and values of a YAML file; an empty section becomes an empty mapping."""
     try:
         text = Path(path).read_text()
     except OSError as error:
         raise ConfigError(f"cannot read {shorten(path)}: {error.strerror}") from error
-    except ValueError as error:  # no text, or no path
+    except ValueError as error:  # the file is not text, or the path is not valid
         raise ConfigError(f"{shorten(path)} is not YAML: {error}") from error
     values = read_yaml(text, f"{path} is not YAML") or {}
     if not isinstance(values, dict):
@@ -102,7 +107,7 @@ def read_file(path: str) -> dict[str, Any]:
 
 
 def load(path: str | None, settings: Sequence[str] = (), options: Mapping[str, Any] | None = None) -> Config:
-    """Read a YAML file, then settings, then options; the later win.
+    """Read a configuration from a YAML file, settings and options. Later sources replace values of earlier ones.
 
     Parameters
     ----------
@@ -110,7 +115,7 @@ def load(path: str | None, settings: Sequence[str] = (), options: Mapping[str, A
     settings : sequence of str
         'section.key=value'; the value is read as YAML.
     options : mapping
-        'section.key' to value; None is left out.
+        'section.key' to value; None means not given.
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""What sections are made of, and what a setting is declared with."""
+"""The base class of sections, and the function that declares a setting."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Location = Annotated[str, AfterValidator(location)]
 
 
 class Section(BaseModel):
-    """A frozen part of the configuration that takes no keys but its own."""
+    """A section of the configuration: frozen, and refusing unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -26,26 +26,27 @@ def setting(
     Parameters
     ----------
     default
-        `...` where it must be given.
+        The default; `...` if the setting must be given.
     description : str
-        What it does; which way a larger value moves the map, or memory and time; when it is ignored.
+        What the setting does; how a larger value changes the map, or memory and time; when it is ignored.
     changes : bool or str
-        Whether the embedding's bytes depend on it; or when they do, to be read after 'Changes the embedding only'.
+        Whether the embedding's bytes depend on the setting. A text says when they do, and continues 'Changes the
+        embedding only'.
     umap : str, optional
-        Its name in umap-learn.
+        The setting's name in umap-learn.
     example : str, optional
-        A value to show where there is no default.
+        A value to show if there is no default.
     **bounds
-        As `pydantic.Field` takes them.
+        Bounds of the value, see `pydantic.Field`.
     """
     if isinstance(changes, str):
-        part = f"Changes the embedding only {changes}."
+        effect = f"Changes the embedding only {changes}."
     else:
-        part = "Changes the embedding." if changes else "Does not change the embedding."
+        effect = "Changes the embedding." if changes else "Does not change the embedding."
     name = f"In umap-learn: {umap}. " if umap else ""
     return Field(
         default,
-        description=f"{description}\n{name}{part}",
+        description=f"{description}\n{name}{effect}",
         examples=[example] if example else None,
         json_schema_extra={"umap_learn": umap, "changes_embedding": changes},
         **bounds,

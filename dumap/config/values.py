@@ -1,4 +1,4 @@
-"""Values of settings: sizes, locations and YAML as they are read, and values of any size as messages show them."""
+"""Values of settings: reads sizes, locations and YAML, and shortens values for messages."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _UNITS = {
 
 
 def parse_bytes(value: Any) -> Any:
-    """Read '2GiB', '500 MB' or a number of bytes."""
+    """Return the bytes of a size such as '2GiB' or '500 MB'; values that are not texts are returned unchanged."""
     if isinstance(value, str):
         match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]i?)?b?\s*", value.lower())
         if not match:
@@ -36,7 +36,7 @@ def parse_bytes(value: Any) -> Any:
 
 
 def exact_bytes(value: int) -> str:
-    """Write a number of bytes as `parse_bytes` reads it, in the greatest unit in which it is a whole number."""
+    """Return a number of bytes as a text for `parse_bytes`, in the largest unit in which it is a whole number."""
     for unit, size in (("TiB", 2**40), ("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
         if value and value % size == 0:
             return f"{value // size}{unit}"
@@ -44,7 +44,7 @@ def exact_bytes(value: int) -> str:
 
 
 def format_bytes(value: float) -> str:
-    """Write a number of bytes for people."""
+    """Return a number of bytes as a text for people."""
     for unit in ("B", "KiB", "MiB"):
         if abs(value) < 1024:
             return f"{value:.0f} {unit}"
@@ -57,12 +57,12 @@ _shown.maxlevel, _shown.maxstring, _shown.maxother = 3, 200, 200
 
 
 def shorten(text: str) -> str:
-    """Leave out the middle of a text too long for a message."""
+    """Return a text without its middle if it is too long for a message."""
     return text if len(text) <= 300 else f"{text[:200]} ... {text[-60:]}"
 
 
 def show(value: Any) -> str:
-    """Write a value of whatever size: aliases of YAML make large ones of few bytes."""
+    """Return a value as a short text without secrets. Aliases in a small YAML file can make a very large value."""
     try:
         return re.sub(r"(?<=://)[^/\s]*@|(?<=\?).*", "***", _shown.repr(value))
     except ValueError:  # an integer of more digits than Python writes
@@ -70,7 +70,7 @@ def show(value: Any) -> str:
 
 
 def location(value: str) -> str:
-    """Refuse what is neither a path nor a URL, or holds a secret."""
+    """Return a location; raise ValueError if it is neither a path nor a URL, or holds a secret."""
     try:
         name = os.fsencode(value)
     except UnicodeEncodeError:
@@ -87,9 +87,10 @@ SECRET = "storage"
 
 
 class FrozenDict(dict):
-    """A mapping that cannot be changed; to JSON, pickle and comparisons it is a dict like others."""
+    """A dict that cannot be changed. JSON, pickle and comparisons treat it as a dict."""
 
     def _refuse(self, *args: Any, **kwargs: Any) -> Any:
+        """Raise TypeError."""
         raise TypeError("a configuration cannot be changed; build another")
 
     __setitem__ = __delitem__ = __ior__ = _refuse
@@ -100,7 +101,7 @@ class FrozenDict(dict):
 
 
 class SecretDict(FrozenDict):
-    """A mapping whose values are not shown."""
+    """A dict that cannot be changed, and whose values its text hides."""
 
     def __repr__(self) -> str:
         return repr(dict.fromkeys(self, "***"))
@@ -121,11 +122,12 @@ _Loader.add_implicit_resolver(
 
 
 def _line(mark: Any) -> str:
+    """Return the line of a mark of YAML, as the end of a message."""
     return "" if mark is None else f" in line {mark.line + 1}"
 
 
 def read_yaml(text: str, where: str) -> Any:
-    """Read YAML; `where` begins the message of what is none."""
+    """Read YAML; `where` begins the message if the text is not YAML."""
     try:
         return yaml.load(text, _Loader)
     except yaml.YAMLError as error:
@@ -133,5 +135,5 @@ def read_yaml(text: str, where: str) -> Any:
             mark = getattr(error, "problem_mark", None)
             raise ConfigError(f"{where}: {getattr(error, 'problem', 'it ends too soon')}{_line(mark)}") from None
         raise ConfigError(f"{where}: {error}") from error
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:  # its constructors' own
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:  # raised by YAML's constructors
         raise ConfigError(f"{where}: {type(error).__name__}: {shorten(str(error))}") from error

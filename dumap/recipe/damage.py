@@ -1,4 +1,4 @@
-"""Finds damaged parts and uncommits them, so that they are made again; removes objects that no manifest names."""
+"""Finds damaged parts and uncommits them, so that they are made again. Removes objects that no manifest names."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from dumap.store import IDENTITY, INHERITED, LOCKS, Lock, Run, await_end, intern
 
 
 def forget(run: Run, stage: str, part: str) -> None:
-    """Remove the manifests of a part and of its finished stage, so that both are made again; objects stay."""
+    """Remove the manifests of a part and of its finished stage, but no other objects. Both are then made again."""
     run.forget(stage, part)
     if stage in ALL_STAGES:
         run.forget(DONE, stage)
 
 
 def verify(location: str, note: Callable[[str], None] | None = None, mend: bool = False) -> list[tuple[str, str, str]]:
-    """Read every committed object against its checksum.
+    """Check every committed object of a run against its digest.
 
     Parameters
     ----------
@@ -30,19 +30,19 @@ def verify(location: str, note: Callable[[str], None] | None = None, mend: bool 
     note : callable, optional
         Called with messages for people.
     mend : bool
-        Hold the run's lock meanwhile, and uncommit what is damaged, so that the next run makes exactly that again.
-        What cannot be written to is only read.
+        Hold the run's lock during the check, and uncommit damaged parts, so that the next run makes exactly these parts
+        again. A run that cannot be written to is only read.
 
     Returns
     -------
     list of tuple of str
-        Stage, part and key of each damaged object; stage and part are empty for what belongs to the whole run, and for
-        a stage that is read through another run and is not there any more as it was.
+        Stage, part and key of each damaged object. Stage and part are empty for objects of the whole run, and for an
+        inherited stage that the other run no longer holds unchanged.
 
     Raises
     ------
     LockError
-        A driver is at work: what it replaces would look like damage.
+        A driver holds the lock. Objects that it replaces would look damaged.
     """
     note = note or Logged().note
     if (work := work_of(location)) is not None:
@@ -50,9 +50,9 @@ def verify(location: str, note: Callable[[str], None] | None = None, mend: bool 
     store = Run(location, read_only=True, inherited={})
     if not store.exists():
         raise StorageError(f"{store.location} holds no run")
-    with contextlib.suppress(DamageError):  # which is found below
-        store.attributes  # noqa: B018  refuses what is not a run
-    lost = [("", "", f"{where}: stage {stage}") for stage, where in lost_stages(store)]
+    with contextlib.suppress(DamageError):  # the check below finds this damage
+        store.attributes  # noqa: B018  (raises an error unless it is a run)
+    lost = [("", "", f"{origin}: stage {stage}") for stage, origin in lost_stages(store)]
     if lost:
         note(f"{store.location} reads stages of other runs that are not there as they were: make them there again")
     if mend:
@@ -60,14 +60,14 @@ def verify(location: str, note: Callable[[str], None] | None = None, mend: bool 
     terms = store.terms()
     if terms:
         await_end(store, terms[-1], note, "looking at what it left")
-    found = _damage(store)
-    if found and store.terms() != terms:
+    damaged = _damage(store)
+    if damaged and store.terms() != terms:
         raise LockError(f"{store.location}: a driver began to work on it meanwhile; verify again once it is done")
-    return found + lost
+    return damaged + lost
 
 
 def _mend(store: Run, note: Callable[[str], None]) -> list[tuple[str, str, str]]:
-    """Uncommit damaged parts; if the run cannot be locked, since nothing can be written, only list them."""
+    """List and uncommit damaged parts; if the lock cannot be written, only list them."""
     store.refuse_links(RUN_KEYS)
     with contextlib.ExitStack() as lock:
         try:
@@ -75,39 +75,40 @@ def _mend(store: Run, note: Callable[[str], None]) -> list[tuple[str, str, str]]
         except StorageError as error:
             note(f"{error}; it is read without its lock, and stays as it is")
             return _damage(Run(store.location, read_only=True, inherited={}))
-        found = _damage(store)
-        if found:
-            _uncommit(store, found)
+        damaged = _damage(store)
+        if damaged:
+            _uncommit(store, damaged)
             note(f"the next 'dumap run' into {store.location} makes exactly that again")
-        return found
+        return damaged
 
 
 def _damage(store: Run) -> list[tuple[str, str, str]]:
-    """List what is damaged of a run, as `verify` does."""
-    found = list(store.damaged(RUN_KEYS.groups))
-    broken = {part for stage, part, _ in found if stage == DONE}
+    """List the damaged and the missing objects of a run, in the form of `verify`."""
+    damaged = list(store.damaged(RUN_KEYS.groups))
+    damaged_stages = {part for stage, part, _ in damaged if stage == DONE}
     for stage in ALL_STAGES:
-        if stage not in broken and store.is_committed(DONE, stage) and INHERITED not in store.summary(DONE, stage):
+        known = stage not in damaged_stages and store.is_committed(DONE, stage)
+        if known and INHERITED not in store.summary(DONE, stage):
             gone = set(store.summary(DONE, stage)["parts"]) - set(store.committed(stage))
-            found += [(stage, part, manifest_key(stage, part)) for part in sorted(gone)]
-    return found + [(IDENTITY, part, manifest_key(IDENTITY, part)) for part in lost_identity(store)]
+            damaged += [(stage, part, manifest_key(stage, part)) for part in sorted(gone)]
+    return damaged + [(IDENTITY, part, manifest_key(IDENTITY, part)) for part in lost_identity(store)]
 
 
 def uncommit_damage(location: str, damaged: list[tuple[str, str, str]], note: Callable[[str], None]) -> None:
-    """Uncommit what is damaged, so that the next run makes exactly that again.
+    """Uncommit damaged parts, so that the next run makes exactly these parts again.
 
     Parameters
     ----------
     location : str
     damaged : list of tuple of str
-        As `verify` returns it.
+        The result of `verify`.
     note : callable
         Called with messages for people.
 
     Raises
     ------
     LockError
-        A driver is at work.
+        A driver holds the lock.
     """
     store = Run(internal_location(location), inherited={})
     store.refuse_links(RUN_KEYS)
@@ -116,6 +117,7 @@ def uncommit_damage(location: str, damaged: list[tuple[str, str, str]], note: Ca
 
 
 def _uncommit(store: Run, damaged: list[tuple[str, str, str]]) -> None:
+    """Uncommit damaged parts, remove damaged locks, and write the group's metadata again."""
     for stage, part in dict.fromkeys((stage, part) for stage, part, _ in damaged if stage):
         forget(store, stage, part)
     for _, _, key in damaged:
@@ -125,7 +127,7 @@ def _uncommit(store: Run, damaged: list[tuple[str, str, str]]) -> None:
 
 
 def clean(location: str, note: Callable[[str], None], look_only: bool = False) -> tuple[list[str], list[str]]:
-    """Remove objects of dumap's that no manifest names: leftovers of tasks that died, failed or came second.
+    """Remove dumap's objects that no manifest names: leftovers of tasks that died, failed or committed second.
 
     Parameters
     ----------
@@ -137,25 +139,25 @@ def clean(location: str, note: Callable[[str], None], look_only: bool = False) -
 
     Returns
     -------
-    tuple of list of str
-        The keys of those objects, and of those that are not dumap's, which are left as they are.
+    leftovers, others : list of str
+        The keys of the leftovers, and the keys of other programs, which are not removed.
 
     Raises
     ------
     LockError
-        A driver is at work: its tasks' objects are not named yet.
+        A driver holds the lock. No manifest names the objects of its running tasks yet.
     """
     location = internal_location(location)
     store = Run(location, read_only=True, inherited={})
-    store.attributes  # noqa: B018  refuses what is not a run
+    store.attributes  # noqa: B018  (raises an error unless it is a run)
     if look_only:
         return store.unnamed(RUN_KEYS)
     store = Run(location, inherited={})
     store.refuse_links(RUN_KEYS)
     with Lock(store, note):
-        found, others = store.unnamed(RUN_KEYS)
-        store.delete_all(found)
-        store.prune(RUN_KEYS, found)
-        with contextlib.suppress(DamageError):  # which is for the next run to make good
+        leftovers, others = store.unnamed(RUN_KEYS)
+        store.delete_all(leftovers)
+        store.prune(RUN_KEYS, leftovers)
+        with contextlib.suppress(DamageError):  # the next run repairs it
             store.renew()
-    return found, others
+    return leftovers, others

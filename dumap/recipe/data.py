@@ -1,4 +1,4 @@
-"""Takes what a program gives as data: what the section `input` says of it, and its rows where it has no place."""
+"""Converts the data that a program gives to settings of the section `input`, and to rows that are copied to the run."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ if TYPE_CHECKING:
 
 
 def input_settings(data: Any) -> dict[str, Any]:
-    """Return the settings of the section `input` that data stands for, as far as is known without looking at it."""
+    """Return the settings of the section `input` for data, without reading the data."""
     return paths_of(data) or {"path": f"<{type(data).__name__}>"}
 
 
 def take(data: Any, config: Config) -> tuple[Config, ObjectRows | None]:
-    """Return the configuration that names the data, and the data's rows, where they have to be copied to the run.
+    """Return the configuration that names the data, and the data's rows if they must be copied to the run, else None.
 
     Parameters
     ----------
     data
         See `dumap.run`.
     config : Config
-        Made with the `input_settings` of the data.
+        A configuration with the `input_settings` of the data.
 
     Raises
     ------
     DumapError
-        It cannot be embedded.
+        The data cannot be embedded.
     """
     settings: dict[str, Any] = {}
     named = data
@@ -41,8 +41,8 @@ def take(data: Any, config: Config) -> tuple[Config, ObjectRows | None]:
         settings["array"], data = element_of(data, config.input.array)
     elif paths_of(data) is not None:
         return config, None
-    if (place := paths_of(data)) is not None:
-        return with_input(config, {**settings, **place}), None
+    if (paths := paths_of(data)) is not None:
+        return with_input(config, {**settings, **paths}), None
     object_rows = _rows_of_object(data)
     object_rows.names = names_of(named)
     return with_input(config, {**settings, "path": location_of(object_rows)}), object_rows
@@ -54,7 +54,7 @@ def with_input(config: Config, settings: dict[str, Any]) -> Config:
 
 
 def _collection(data: Any) -> Any:
-    """Return the Dask collection that data is or wraps, or None; without Dask, it is none."""
+    """Return the Dask collection that data is or wraps; None if it is none, or if Dask is not imported."""
     if "dask" not in sys.modules:
         return None
     from dumap.engine.collections import is_collection
@@ -65,6 +65,7 @@ def _collection(data: Any) -> Any:
 
 
 def _rows_of_object(data: Any) -> ObjectRows:
+    """Return the rows of an object in memory or of a Dask collection."""
     if (collection := _collection(data)) is not None:
         from dumap.engine.collections import DaskRows
 
@@ -73,7 +74,7 @@ def _rows_of_object(data: Any) -> ObjectRows:
 
 
 def client_of(data: Any, config: Config) -> Client | None:
-    """Return the client by which Dask would compute the data: of a Dask collection, unless other workers are named."""
+    """Return Dask's default client if data is a Dask collection and the configuration names no workers, else None."""
     cluster = config.cluster
     named = cluster.workers or cluster.memory_limit or cluster.scheduler or cluster.scheduler_file
     if named or cluster.engine == "local" or "distributed" not in sys.modules or _collection(data) is None:

@@ -1,8 +1,9 @@
-"""What stages come to: a digest of all on which a stage's bytes depend, chained along the stages that it reads.
+"""Digests of stages: a stage's digest covers everything that its bytes depend on.
 
-A stage's digest is that of its name, its version, its own settings that are not at their default, and the digests of
-the stages that it reads. The first stage, which reads the input, is known by how the input looks; those after it
-depend on what the input holds, as the first stage found: a copy of the input in equal chunks gives those the same.
+It is the digest of the stage's name, its version, its settings that differ from their defaults, and the digests of the
+stages that it reads. The first stage reads the input, and its digest covers the input's metadata. The digests of later
+stages cover the input's content, of which the first stage computes a fingerprint. A copy of the input in equal chunks
+therefore gives later stages the same digests.
 """
 
 from __future__ import annotations
@@ -22,25 +23,26 @@ from dumap.recipe.stage_names import DONE
 from dumap.stages import Recipe, Stage, settings_of
 
 METADATA = ("shape", "dtype", "signature")
-"""What a run records of the metadata of its input."""
+"""The metadata of the input that a run records."""
 
 
 @cache
 def _defaults() -> Config:
-    """Return the configuration in which every setting is at its default."""
+    """Return the configuration of all defaults."""
     return build({"input": {"path": "-"}, "output": "-"})
 
 
 def changed_settings(stage: Stage, config: Config) -> dict[str, Any]:
-    """Return a stage's settings that are not at their default. The others are left out, so that a new setting changes
-    no digest.
+    """Return a stage's settings that differ from their defaults.
+
+    Defaults are left out, so that a new setting does not change the digests of existing runs.
     """
     plain = settings_of(_defaults(), stage.keys)
     return {key: value for key, value in settings_of(config, stage.keys).items() if value != plain[key]}
 
 
 def digest_of(stage: Stage, config: Config, reads: Mapping[str, Any]) -> str:
-    """Digest a stage, given the configuration and the digests of the stages that it reads."""
+    """Return the digest of a stage, given the configuration and the digests of the stages that it reads."""
     depends_on = [stage.name, stage.version, changed_settings(stage, config), dict(reads)]
     return hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()
 
@@ -48,67 +50,66 @@ def digest_of(stage: Stage, config: Config, reads: Mapping[str, Any]) -> str:
 def chain(
     recipe: Recipe, config: Config, input_metadata: Mapping[str, Any], input_content: Mapping[str, Any] | None = None
 ) -> dict[str, str]:
-    """Digest a recipe's stages, by name.
+    """Return the digests of a recipe's stages, by name.
 
     Parameters
     ----------
     recipe : Recipe
     config : Config
     input_metadata : mapping
-        Shape, dtype and signature of what is read, and how it is cut.
+        Shape, dtype and signature of each input, and the size of blocks.
     input_content : mapping, optional
-        Shape, dtype and fingerprint, and how it is cut. Where that is not known yet, only stages that read no other
-        get a digest.
+        Shape, dtype and fingerprint of each input, and the size of blocks. Without it, only stages that read no other
+        stage get a digest.
     """
-    found: dict[str, str] = {}
+    digests_by_stage: dict[str, str] = {}
     upstream: dict[str, str] = {}
     for stage in recipe:
         if not stage.reads:
-            found[stage.name] = digest_of(stage, config, input_metadata)
+            digests_by_stage[stage.name] = digest_of(stage, config, input_metadata)
             if input_content is not None:
                 upstream[stage.name] = digest_of(stage, config, input_content)
         elif input_content is not None:
-            found[stage.name] = upstream[stage.name] = digest_of(
-                stage, config, {name: upstream[name] for name in stage.reads}
-            )
-    return found
+            upstream[stage.name] = digest_of(stage, config, {name: upstream[name] for name in stage.reads})
+            digests_by_stage[stage.name] = upstream[stage.name]
+    return digests_by_stage
 
 
 def digests(recipe: Recipe, job: Job, attributes: Mapping[str, Any], facts: Mapping[str, Any] | None) -> dict[str, str]:
-    """Digest a recipe's stages as a job comes to them.
+    """Return the digests of a recipe's stages for a job.
 
     Parameters
     ----------
     recipe : Recipe
     job : Job
     attributes : mapping
-        A run's attributes, or others like them, with the metadata of what is read.
+        The metadata of each input by name, as in the attributes of a run.
     facts : mapping, optional
-        What the first stage found of it.
+        The facts of the first stage, which hold the fingerprints.
     """
-    read, blocks = data_of(job.config), {"block_rows": job.geometry.block_rows}
-    input_metadata = {what: {name: attributes[what][name] for name in METADATA} for what in read}
+    inputs, blocks = data_of(job.config), {"block_rows": job.geometry.block_rows}
+    input_metadata = {name: {key: attributes[name][key] for key in METADATA} for name in inputs}
     if facts is None:
         return chain(recipe, job.config, {**input_metadata, **blocks})
     input_content = {
-        what: {
-            "shape": input_metadata[what]["shape"],
-            "dtype": input_metadata[what]["dtype"],
-            "fingerprint": facts.get(DATA[what][0]),
+        name: {
+            "shape": input_metadata[name]["shape"],
+            "dtype": input_metadata[name]["dtype"],
+            "fingerprint": facts.get(DATA[name][0]),
         }
-        for what in read
+        for name in inputs
     }
     return chain(recipe, job.config, {**input_metadata, **blocks}, {**input_content, **blocks})
 
 
 def digests_of_run(recipe: Recipe, job: Job) -> dict[str, str]:
-    """Digest the stages of the job's run, as far as its first stage is done."""
+    """Return the digests of the stages of the job's run; only the first stage's until that stage is done."""
     facts = job.run.summary(DONE, VECTORS)["facts"] if job.run.is_committed(DONE, VECTORS) else None
     return digests(recipe, job, job.run.attributes, facts)
 
 
 def check_digests(recipe: Recipe, job: Job) -> None:
-    """Refuse a run with finished stages that this version of dumap would make differently.
+    """Refuse a run with finished stages whose digests this version of dumap would not compute.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Parents and children of runs, and the stages that a run reads from others."""
+"""The parents and the children of runs, and the stages that a run inherits."""
 
 from __future__ import annotations
 
@@ -11,42 +11,42 @@ from dumap.recipe.stage_names import DONE
 from dumap.store import IDENTITY, INHERITED, Run, absolute_location, relative_location
 
 CHILD = "child"
-"""What the parts are called by which a run knows its children."""
+"""Kind of the identity parts that name the children of a run."""
 
 
 def parent_of(run: Run) -> str | None:
     """Return the location of a run's parent; None if it has none."""
-    way = run.attributes.get("parent")
-    return absolute_location(way, run.location) if isinstance(way, str) else None
+    relative = run.attributes.get("parent")
+    return absolute_location(relative, run.location) if isinstance(relative, str) else None
 
 
 def children_of(run: Run) -> list[str]:
-    """List the runs that are known to read this one's stages; they may have been deleted."""
-    found = []
+    """List the locations of the children that a run knows; the children may have been deleted."""
+    children = []
     for name in run.committed(IDENTITY):
         if name.startswith(f"{CHILD}-"):
-            with contextlib.suppress(DamageError):  # which verify tells
-                found.append(absolute_location(run.summary(IDENTITY, name)["run"], run.location))
-    return sorted(found)
+            with contextlib.suppress(DamageError):  # 'dumap verify' reports it
+                children.append(absolute_location(run.summary(IDENTITY, name)["run"], run.location))
+    return sorted(children)
 
 
 def inherited_by(run: Run) -> dict[str, str]:
-    """Return the locations of the runs that hold stages of this one, by stage."""
-    found = {}
+    """Return the location of the run that holds each inherited stage, by stage."""
+    origins = {}
     for stage in run.committed(DONE):
-        with contextlib.suppress(DamageError):  # of a manifest: the run finds it when it comes to the stage
-            if isinstance(way := run.summary(DONE, stage).get(INHERITED), str):
-                found[stage] = absolute_location(way, run.location)
-    return found
+        with contextlib.suppress(DamageError):  # of a manifest: the pipeline finds it when it reaches the stage
+            if isinstance(relative := run.summary(DONE, stage).get(INHERITED), str):
+                origins[stage] = absolute_location(relative, run.location)
+    return origins
 
 
-def register(place: str, child: str, note: Callable[[str], None]) -> None:
-    """Record in a run that it has a child, for its status to list; if it cannot be written to, say so."""
-    run, name = Run(place, inherited={}), f"{CHILD}-{hashlib.sha256(child.encode()).hexdigest()[:16]}"
+def register(parent: str, child: str, note: Callable[[str], None]) -> None:
+    """Record in a parent that it has a child, which its status then lists; call `note` if that cannot be written."""
+    run, name = Run(parent, inherited={}), f"{CHILD}-{hashlib.sha256(child.encode()).hexdigest()[:16]}"
     if run.is_committed(IDENTITY, name):
         return
     try:
         with run.part(IDENTITY, name) as out:
-            out.attributes["run"] = relative_location(child, place)
+            out.attributes["run"] = relative_location(child, parent)
     except StorageError as error:
         note(f"{error}; so its status does not list {child}")

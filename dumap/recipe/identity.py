@@ -1,6 +1,6 @@
-"""What a run is of: its parameters and its data. Other parameters or data are refused.
+"""The identity of a run: its parameters and its data. Other parameters or other data are refused.
 
-The versions that began the run are recorded, too; what they bind is in `provenance.py`.
+The identity also records the versions that began the run, which `provenance.py` checks.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ DATA: dict[str, tuple[str, Callable[[Job], str]]] = {
     "input": ("fingerprint", fingerprint),
     "precomputed": ("precomputed_fingerprint", fingerprint_lists),
 }
-"""What a job reads: the fact of stage vectors that holds its fingerprint, and the function that computes it again."""
+"""For each input of a job: the fact of the stage vectors that is its fingerprint, and the function that computes it."""
 
 
 def check_chunks(job: Job, note: Callable[[str], None]) -> None:
-    """Refuse an input with missing chunks, or report those that are read as the fill value."""
+    """Refuse an input with missing chunks, or note those that are read as the fill value."""
     config, absent = job.config, job.input.absent
     if config.input.missing == "error":
         job.input.require_chunks("input.missing=fill")
@@ -41,12 +41,12 @@ def check_chunks(job: Job, note: Callable[[str], None]) -> None:
 
 
 def data_of(config: Config) -> list[str]:
-    """Name what a run reads, as a job and the run's attributes do."""
+    """Return the names of the inputs that a run reads: attributes of a job and of the run."""
     return ["input"] if config.neighbors.precomputed is None else list(DATA)
 
 
 def create(job: Job, engine: Engine, parent: Run | None = None) -> None:
-    """Create the run's identity and its final arrays, as far as they are missing; NaN and 255 mean 'not yet'."""
+    """Create the run's identity and its final arrays unless they exist; the arrays are filled with NaN and 255."""
     config, geometry = job.config, job.geometry
     job.run.make_folders(RUN_KEYS)
     job.run.create(
@@ -56,7 +56,7 @@ def create(job: Job, engine: Engine, parent: Run | None = None) -> None:
             "seed": config.seed,
             "versions": engine.versions,
             "cpus": engine.cpus,
-            **{what: getattr(job, what).describe() for what in data_of(config)},
+            **{name: getattr(job, name).describe() for name in data_of(config)},
             **({} if parent is None else {"parent": relative_location(parent.location, job.run.location)}),
         }
     )
@@ -70,22 +70,23 @@ def create(job: Job, engine: Engine, parent: Run | None = None) -> None:
 
 
 def describe_input(run: Run) -> None:
-    """Add the input's fingerprints to the run's attributes, once stage vectors has read all rows."""
+    """Add the input's fingerprints to the run's attributes if the stage vectors is done."""
     if run.is_committed(DONE, VECTORS):
         facts = run.summary(DONE, VECTORS)["facts"]
         run.describe({fact: facts[fact] for fact, _ in DATA.values() if fact in facts})
 
 
 def lost_identity(run: Run) -> list[str]:
-    """List identity manifests that are missing."""
+    """List the manifests of the run's identity that are missing."""
     begun = any(run.committed(stage) for stage in (DONE, *ALL_STAGES))
-    needed = {"run": True, "results": begun, "input": run.is_committed(DONE, VECTORS)}
-    return [part for part, wanted in needed.items() if wanted and not run.is_committed(IDENTITY, part)]
+    parts = {"run": True, "results": begun, "input": run.is_committed(DONE, VECTORS)}
+    return [part for part, needed in parts.items() if needed and not run.is_committed(IDENTITY, part)]
 
 
 def check_data(job: Job, what: str, note: Callable[[str], None]) -> None:
-    """Refuse other data than a run was begun with. The data is only read again if sizes or times of its objects
-    differ.
+    """Refuse other data than the run was begun with.
+
+    The data is read again only if the sizes or times of its objects differ.
     """
     run, source, (fact, fingerprint) = job.run, getattr(job, what), DATA[what]
     began, now = run.attributes[what], source.describe()
@@ -109,7 +110,7 @@ def check_data(job: Job, what: str, note: Callable[[str], None]) -> None:
 
 
 def check_same(job: Job, observer: Observer) -> None:
-    """Refuse to go on with a run of other parameters or other input."""
+    """Refuse to continue a run with other parameters or other data."""
     run, config = job.run, job.config
     attributes = run.attributes
     changed = differences(attributes["parameters"], config.parameters())

@@ -1,4 +1,4 @@
-"""Drops parts that nothing needs any more, and has them made again if something needs them after all."""
+"""Drops parts that no stage needs any more. A dropped part that is needed later is made again."""
 
 from __future__ import annotations
 
@@ -15,40 +15,40 @@ from dumap.store import Run
 
 
 def is_outdated(repairs: int, stage: str, part: str) -> bool:
-    """Return whether a part holds lists that have been repaired since, so that later ones replace it."""
+    """Return whether a part holds lists that a later repair has replaced."""
     if kind_of(part) != "lists" or stage not in (NEIGHBORS, AUDIT):
         return False
     return not part.startswith(f"lists-{repairs}-") if stage == AUDIT else repairs > 0
 
 
 def droppable(run: Run, recipe: Recipe, keep: str) -> dict[str, list[str]]:
-    """List the parts by stage that nothing needs any more, dropped already or not.
+    """List the parts that no stage needs any more, by stage, also those that are dropped already.
 
     Parameters
     ----------
     run : Run
     recipe : tuple of Stage
     keep : str
-        As the setting.
+        The setting `keep`.
     """
     if keep == "all":
         return {}
     done, repairs = {stage.name for stage in recipe if run.is_committed(DONE, stage.name)}, repairs_made(run)
-    found: dict[str, list[str]] = {}
+    droppable_parts: dict[str, list[str]] = {}
     for stage in recipe:
-        if stage.name not in done or run.origin(stage.name) is not None:  # another run's, which drops its own
+        if stage.name not in done or run.origin(stage.name) is not None:  # another run drops the parts that it holds
             continue
         later = {other.name for other in recipe if stage.name in other.reads}
         for part in run.committed(stage.name):
             temporary = stage.temporary.get(kind_of(part))
             needless = temporary is not None or keep == "results" or is_outdated(repairs, stage.name, part)
             if needless and done.issuperset(later if temporary is None else temporary):
-                found.setdefault(stage.name, []).append(part)
-    return found
+                droppable_parts.setdefault(stage.name, []).append(part)
+    return droppable_parts
 
 
 def check_kept(stages: Recipe, run: Run) -> None:
-    """Refuse to read stages of a run that kept nothing but its results; a part of each kind tells.
+    """Refuse to read stages of a run that kept only its results. One part of each kind is checked.
 
     Raises
     ------
@@ -66,9 +66,9 @@ def check_kept(stages: Recipe, run: Run) -> None:
 
 
 def drop_needless(run: Run, recipe: Recipe, keep: str, finish: bool = False) -> int:
-    """Drop the parts that nothing needs any more; return the bytes that were freed.
+    """Drop the parts that no stage needs any more; return the bytes that were freed.
 
-    With `finish`, what an earlier driver dropped halfway too.
+    With `finish`, also delete the objects that remain because an earlier driver ended while it dropped parts.
     """
     freed = 0
     for stage, parts in droppable(run, recipe, keep).items():
@@ -79,7 +79,7 @@ def drop_needless(run: Run, recipe: Recipe, keep: str, finish: bool = False) -> 
 
 
 def holds_nothing_needless(run: Run, recipe: Recipe, keep: str) -> bool:
-    """Return whether a run holds no part that the setting `keep` would drop; damage is not looked for."""
+    """Return whether a run holds no part that the setting `keep` would drop; True if a manifest is damaged."""
     try:
         needless = droppable(run, recipe, keep)
         return not any(run.part_objects(stage, part) for stage, parts in needless.items() for part in parts)
@@ -88,8 +88,9 @@ def holds_nothing_needless(run: Run, recipe: Recipe, keep: str) -> bool:
 
 
 def remake_dropped(run: Run, error: DamageError, note: Callable[[str], None]) -> bool:
-    """If the missing part was dropped, uncommit all dropped parts of its kind, so that they are made again; return
-    whether so.
+    """If the missing part was dropped, uncommit all dropped parts of its kind, and return True.
+
+    The pipeline then makes these parts again.
     """
     stage, kind = error.stage, kind_of(error.part)
     if stage not in ALL_STAGES or not run.is_committed(stage, error.part) or not run.is_dropped(stage, error.part):

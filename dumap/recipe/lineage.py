@@ -1,7 +1,7 @@
-"""A run's parent: another run, whose finished stages are reused if this run would make them the same.
+"""The parent of a run: another run whose finished stages are inherited if this run would make the same bytes.
 
-Such a stage is committed by reference: its manifest says which run holds the parts, and whoever reads them reads them
-there. All that is written to that run is that it has a child (`family.py`).
+An inherited stage is committed by reference. Its manifest names the run that holds the parts, and tasks read the parts
+there. The only thing written to the parent is a note that it has a child (`family.py`).
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from dumap.store.disk import normalize
 
 
 def open_parent(output: str, given: str | None) -> Run | None:
-    """Open the parent that is given, or that a run was begun with; it need not be there.
+    """Open the given parent, or the parent that a run was begun with; it need not exist.
 
     Raises
     ------
     RunMismatchError
-        The run was begun with another parent, or none.
+        The run was begun with another parent or without a parent.
     StorageError
-        The parent is, holds or lies in the output.
+        The parent and the output overlap.
     """
     run = Run(output, read_only=True)
     known, begun = (parent_of(run), True) if run.exists() else (None, False)
@@ -43,54 +43,54 @@ def open_parent(output: str, given: str | None) -> Run | None:
         if begun and (known is None or not is_one_place(known, given)):
             before = "without a parent" if known is None else f"with the parent {known}"
             raise RunMismatchError(f"{output} was begun {before}: leave {given} out, or name another output")
-    place = given or known
-    return None if place is None else Run(place, read_only=True, child=output)
+    location = given or known
+    return None if location is None else Run(location, read_only=True, child=output)
 
 
 def lost_stages(run: Run) -> list[tuple[str, str]]:
-    """List the stages that a run has of others, and that are not there any more as they were; and where they lay."""
+    """List the inherited stages that their runs no longer hold unchanged, each with the location of that run."""
     lost = []
-    for stage, where in inherited_by(run).items():
-        other, own = Run(where, read_only=True, inherited={}), run.summary(DONE, stage)
+    for stage, origin in inherited_by(run).items():
+        other, own = Run(origin, read_only=True, inherited={}), run.summary(DONE, stage)
         try:
-            there = other.is_committed(DONE, stage) and other.summary(DONE, stage)
-            gone = not there or there["digest"] != own["digest"] or set(own["parts"]) - set(other.committed(stage))
+            done = other.is_committed(DONE, stage) and other.summary(DONE, stage)
+            gone = not done or done["digest"] != own["digest"] or set(own["parts"]) - set(other.committed(stage))
         except (DamageError, KeyError):
             gone = True
         if gone:
-            lost.append((stage, where))
+            lost.append((stage, origin))
     return lost
 
 
 def check_parent(job: Job, parent: Run | None, note: Callable[[str], None]) -> Recipe:
-    """Return the stages that a run makes itself; refuse a parent that cannot be read now, or that is of other data.
+    """Return the stages that a run makes itself; refuse a parent that cannot be read now or has other data.
 
     Raises
     ------
     LockError
-        A driver works on it, or on another run whose stages are read.
+        A driver works on the parent, or on another run that holds inherited stages.
     RunMismatchError
-        It is of other data, as far as shapes and types tell.
+        The parent's data has another shape or dtype.
     StorageError
-        It is not there, or of another format, or a stage that was taken of it is not there any more.
+        The parent does not exist or has another format, or an inherited stage is lost.
     """
     recipe = recipe_of(job.config)
     if parent is None:
         return recipe
-    taken = inherited_by(job.run)
-    for place in dict.fromkeys([parent.location, *taken.values()]):
-        other = Run(place, read_only=True, child=job.run.location)
+    inherited = inherited_by(job.run)
+    for location in dict.fromkeys([parent.location, *inherited.values()]):
+        other = Run(location, read_only=True, child=job.run.location)
         if not other.exists():
             raise StorageError(
-                f"{place} is no run, and {job.config.output} reads stages there: name the parent where it lies now in "
-                f"another output, or put it back"
+                f"{location} is no run, and {job.config.output} reads stages there: name the parent where it lies now "
+                f"in another output, or put it back"
             )
         if terms := other.terms():
             await_end(other, terms[-1], note, f"reading it for {job.config.output}")
     if lost := lost_stages(job.run):
-        said = ", ".join(f"{stage} of {where}" for stage, where in lost)
+        names = ", ".join(f"{stage} of {origin}" for stage, origin in lost)
         raise StorageError(
-            f"{job.config.output} reads stages that are not there any more: {said}. Have 'dumap run' make them there "
+            f"{job.config.output} reads stages that are not there any more: {names}. Have 'dumap run' make them there "
             f"again, or name another output"
         )
     attributes = parent.attributes
@@ -101,30 +101,29 @@ def check_parent(job: Job, parent: Run | None, note: Callable[[str], None]) -> R
                 f"nothing of {parent.location} is equal: its {what} has shape {tuple(then['shape'])} and dtype "
                 f"{then['dtype']}, {now['path']} has {tuple(now['shape'])} and {now['dtype']}; leave the parent out"
             )
-    found = {*taken, *equal_stages(recipe, job, parent)}
-    if not found:
+    not_made = {*inherited, *equal_stages(recipe, job, parent)}
+    if not not_made:
         note(f"{parent.location}: none of its finished stages is as this run's; all are made")
-    return tuple(stage for stage in recipe if stage.name not in found)
+    return tuple(stage for stage in recipe if stage.name not in not_made)
 
 
 def equal_stages(recipe: Recipe, job: Job, parent: Run) -> list[str]:
-    """List the stages of a parent that a run takes, if the input holds the same data."""
-    found = parent.summary(DONE, VECTORS)["facts"] if parent.is_committed(DONE, VECTORS) else None
-    sources = {what: getattr(job, what).describe() for what in data_of(job.config)}
-    wanted = digests(recipe, job, sources, found)
-    return [stage.name for stage in recipe if _is_equal(stage, parent, wanted.get(stage.name))]
+    """List the stages of a parent that a run would inherit, assuming that both have the same data."""
+    facts = parent.summary(DONE, VECTORS)["facts"] if parent.is_committed(DONE, VECTORS) else None
+    sources = {name: getattr(job, name).describe() for name in data_of(job.config)}
+    own = digests(recipe, job, sources, facts)
+    return [stage.name for stage in recipe if _is_equal(stage, parent, own.get(stage.name))]
 
 
 def _is_equal(stage: Stage, parent: Run, digest: str | None) -> bool:
+    """Return whether a parent has finished a stage with this digest; never for stages that write results."""
     if digest is None or stage.writes_results or not parent.is_committed(DONE, stage.name):
         return False
     return parent.summary(DONE, stage.name).get("digest") == digest
 
 
 def with_parents_width(config: Config, parent: Run) -> Config:
-    """Return the configuration with the parent's width, if the run needs fewer neighbours and could then read its
-    lists.
-    """
+    """Return the configuration with the parent's width if the run can then inherit the parent's lists."""
     own, recorded = config.neighbors, parent.attributes["parameters"]["neighbors"]
     width = recorded.get("width") or recorded["n_neighbors"]
     if own.width is not None or own.n_neighbors >= width:
@@ -134,7 +133,7 @@ def with_parents_width(config: Config, parent: Run) -> Config:
 
 
 def with_begun_width(config: Config, run: Run) -> Config:
-    """Return the configuration with the width that the run was begun with, if none is given."""
+    """Return the configuration with the width that the run was begun with, if the configuration names no width."""
     own, recorded = config.neighbors, run.attributes["parameters"]["neighbors"]
     if own.width is not None or own.n_neighbors != recorded["n_neighbors"] or not recorded.get("width"):
         return config
@@ -142,7 +141,7 @@ def with_begun_width(config: Config, run: Run) -> Config:
 
 
 def resolve_parent(config: Config, given: str | None, note: Callable[[str], None]) -> tuple[Config, Run | None]:
-    """Return the configuration, with the width of the parent's lists if they can be read, and the parent or None."""
+    """Return the configuration, with the parent's width if its lists can be inherited, and the parent or None."""
     parent, run = open_parent(config.output, given), Run(config.output, read_only=True)
     if parent is None:
         return config, None
@@ -152,11 +151,11 @@ def resolve_parent(config: Config, given: str | None, note: Callable[[str], None
     return widened, parent
 
 
-# on the way --------------------------------------------------------------------------------------
+# during a run ------------------------------------------------------------------------------------
 
 
 def check_data_of(job: Job, parent: Run) -> None:
-    """Refuse a parent of other data, once all of the run's input was read."""
+    """Refuse a parent with other data, if both runs have read all of their data."""
     if not (parent.is_committed(DONE, VECTORS) and job.run.is_committed(DONE, VECTORS)):
         return
     own, others = job.run.summary(DONE, VECTORS)["facts"], parent.summary(DONE, VECTORS)["facts"]
@@ -170,9 +169,9 @@ def check_data_of(job: Job, parent: Run) -> None:
 
 
 def inherit(recipe: Recipe, stage: Stage, job: Job, parent: Run, note: Callable[[str], None]) -> bool:
-    """Take a stage of the parent, if it is equal; return whether it was.
+    """Commit a stage by reference to the parent if their digests are equal; return whether it was.
 
-    A stage of which the run has parts of its own is not taken: they are gone on with.
+    A stage of which this run has committed parts is not inherited, but continued.
     """
     check_data_of(job, parent)
     if job.run.committed(stage.name) or not _is_equal(stage, parent, digests_of_run(recipe, job).get(stage.name)):
@@ -192,10 +191,15 @@ def inherit(recipe: Recipe, stage: Stage, job: Job, parent: Run, note: Callable[
 
 
 def drop_inherited_stage(job: Job, error: DamageError, note: Callable[[str], None]) -> bool:
-    """If the run that holds a stage has dropped the missing part, have the stage made here; return whether so."""
+    """If the run that holds an inherited stage has dropped the missing part, uncommit the stage here, and return True.
+
+    The pipeline then makes the stage in this run.
+    """
     if not isinstance(error, DroppedError) or job.inherited is None or error.stage not in job.inherited:
         return False
-    where = job.inherited.pop(error.stage)
+    origin = job.inherited.pop(error.stage)
     job.run.forget(DONE, error.stage)
-    note(f"{error.stage}: {where} dropped {error.part}, which is needed: the stage is made here (see the setting keep)")
+    note(
+        f"{error.stage}: {origin} dropped {error.part}, which is needed: the stage is made here (see the setting keep)"
+    )
     return True

@@ -1,4 +1,4 @@
-"""Checks of the locations that a run reads and writes: the same on every worker, separate, and usable."""
+"""Checks the locations that a run reads and writes: they must not overlap, and must be usable on every worker."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from dumap.store import INSIDE, Run, RunKeys, probe, use_options
 from dumap.store.disk import is_remote, is_same, normalize
 
 BEGUN = {INSIDE}
-"""Folders of a run whose driver died before it wrote the run's identity."""
+"""Folders that a run may have if its driver died before it wrote the run's identity."""
 SCHEMES = {"s3a": "s3", "gcs": "gs", "azure": "az", "adl": "az", "abfs": "az", "abfss": "az"}
-"""Schemes of URLs that mean the same as another."""
+"""Schemes of URLs and the schemes that mean the same."""
 AMAZON = (
     re.compile(r"s3[.-]([a-z0-9-]+\.)?amazonaws\.com(:443)?"),
     re.compile(r"(?P<bucket>.+)\.s3[.-]([a-z0-9-]+\.)?amazonaws\.com(:443)?"),
 )
-"""Hosts by which buckets of s3:// are reached too: the bucket is the first step of the path, or in the host's name."""
+"""Hosts of the buckets of s3://. The bucket is the first step of the path, or a part of the host's name."""
 
 
 def with_places(config: Config, parent: str | None = None) -> Config:
-    """Return the configuration with places that mean the same on every worker; open these, and a parent, as it says."""
+    """Return the configuration with locations that mean the same on every worker; set the options for their buckets."""
     use_options(filter(None, [*sources(config), config.output, config.work, parent]), config.storage)
     given = config.neighbors.precomputed
     paths = locate(config.input)
@@ -45,7 +45,7 @@ def with_places(config: Config, parent: str | None = None) -> Config:
 
 
 def place_of(url: str) -> tuple[str, str, tuple[str, ...]]:
-    """Return service, bucket and path of a URL, the same for all ways to write it."""
+    """Return the scheme, the bucket and the steps of the path of a URL, the same for all spellings of the URL."""
     parts = urlsplit(url)
     scheme, host, path = parts.scheme.lower(), parts.netloc.lower(), parts.path
     scheme = SCHEMES.get(scheme, scheme)
@@ -55,45 +55,45 @@ def place_of(url: str) -> tuple[str, str, tuple[str, ...]]:
             del steps[-1:]
         elif step not in ("", "."):
             steps.append(step)
-    for form in AMAZON if scheme in ("http", "https") else ():
-        if (found := form.fullmatch(host)) is not None:
-            scheme, host = "s3", found["bucket"] if "bucket" in found.groupdict() else "".join(steps[:1]).lower()
-            steps = steps if "bucket" in found.groupdict() else steps[1:]
+    for pattern in AMAZON if scheme in ("http", "https") else ():
+        if (match := pattern.fullmatch(host)) is not None:
+            scheme, host = "s3", match["bucket"] if "bucket" in match.groupdict() else "".join(steps[:1]).lower()
+            steps = steps if "bucket" in match.groupdict() else steps[1:]
             break
     return scheme, host, tuple(steps)
 
 
-def is_one_place(one: str, other: str) -> bool:
-    """Return whether two locations are the same, however they are written."""
-    if is_remote(one) or is_remote(other):
-        return is_remote(one) and is_remote(other) and place_of(one) == place_of(other)
-    return is_same(Path(normalize(one)).resolve(), Path(normalize(other)).resolve())
+def is_one_place(location: str, other: str) -> bool:
+    """Return whether two locations are the same, in any spelling."""
+    if is_remote(location) or is_remote(other):
+        return is_remote(location) and is_remote(other) and place_of(location) == place_of(other)
+    return is_same(Path(normalize(location)).resolve(), Path(normalize(other)).resolve())
 
 
 def check_apart(output: str, source: str, what: str = "input") -> None:
-    """Refuse an output that is a source, or contains one, or lies in one."""
+    """Refuse an output that is a source, contains a source, or lies in a source."""
     if is_remote(output) and is_remote(source):
-        (*bucket, below), (*other, inside) = place_of(output), place_of(source)
-        shorter = min(len(below), len(inside))
-        same = bucket == other and below[:shorter] == inside[:shorter]
+        (*bucket, output_steps), (*source_bucket, source_steps) = place_of(output), place_of(source)
+        shorter = min(len(output_steps), len(source_steps))
+        overlaps = bucket == source_bucket and output_steps[:shorter] == source_steps[:shorter]
     elif is_remote(output) or is_remote(source):
-        same = False
+        overlaps = False
     else:
-        here, there = Path(normalize(output)).resolve(), Path(normalize(source)).resolve()
-        same = any(is_same(here, path) for path in (there, *there.parents))
-        same = same or any(is_same(there, path) for path in here.parents)
-    if same:
+        output_path, source_path = Path(normalize(output)).resolve(), Path(normalize(source)).resolve()
+        overlaps = any(is_same(output_path, path) for path in (source_path, *source_path.parents))
+        overlaps = overlaps or any(is_same(source_path, path) for path in output_path.parents)
+    if overlaps:
         raise StorageError(f"output: {output} is, holds or lies in the {what} {source}; name another")
 
 
 def sources(config: Config) -> list[str]:
-    """List the locations that a run reads: the input, and given neighbours and coordinates."""
+    """List the locations that a run reads: the input, given neighbours and given coordinates."""
     given = [config.neighbors.precomputed, None if config.start.init in INITS else config.start.init]
     return [*config.input.paths, *(path for path in given if path is not None)]
 
 
 def check_places(config: Config, run_keys: RunKeys) -> None:
-    """Refuse an output that overlaps with a source, or is something else than a run."""
+    """Refuse an output that overlaps with a source, or that exists and is not a run."""
     output = config.output
     for source in sources(config):
         check_apart(output, source)
@@ -102,7 +102,7 @@ def check_places(config: Config, run_keys: RunKeys) -> None:
         raise StorageError(f"output: {output} is a file; name a folder that is a run, or does not exist")
     run = Run(output, read_only=True)
     if run.exists():
-        run.attributes  # noqa: B018  refuses another format, or something else than a run
+        run.attributes  # noqa: B018  (raises an error unless it is a run of this format)
     elif run.first_other(run_keys) is not None or (local and os.path.isdir(output) and set(os.listdir(output)) - BEGUN):
         raise StorageError(f"output: {output} exists and is not a dumap run; nothing was touched")
     run.refuse_links(run_keys)
@@ -119,7 +119,7 @@ def probe_output(location: str) -> None:
 
 
 def free_disk(location: str) -> int | None:
-    """Return the bytes free where the output lies, where that is known."""
+    """Return the free bytes of the output's disk; None if they are not known."""
     if is_remote(location):
         return None
     path = Path(location)

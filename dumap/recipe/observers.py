@@ -1,4 +1,4 @@
-"""Observers of a run: some say nothing, log, or call a program back; one has the lock say what its driver is at."""
+"""Observers of a run: they log, do nothing, call a program's function, or write progress into the run's lock."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from dumap.store import Lock
 
 LOGGER = logging.getLogger("dumap")
 LOG_SECONDS = 10.0
-"""The log gets a line of progress at most this often."""
+"""Seconds between two log lines about a stage's progress, at least."""
 
 
 def closing(stage: str, seconds: float, projected_bytes: int, peak_bytes: int, facts: dict) -> str:
-    """Write the line about a finished stage: time, memory, facts."""
+    """Return the log line about a finished stage: its time, memory and facts."""
     figures = ", ".join(f"{k} {format_fact(v, '.4g')}" for k, v in facts.items())
     peak = f"peak {format_bytes(peak_bytes)} of {format_bytes(projected_bytes)} projected"
     return f"{stage}: done in {seconds:.1f} s, {peak}; {figures}"
 
 
 class Logged:
-    """An observer that tells the logger `dumap`, at the level INFO.
+    """An observer that writes to the logger `dumap` at the level INFO.
 
     A record has the attribute `dumap`, a dict: 'event' is 'note', or 'started' with 'stage' and 'projected_bytes',
     'advanced' with 'stage', 'done', 'total' and 'seconds_left', or 'finished' with 'stage', 'seconds',
@@ -38,10 +38,11 @@ class Logged:
         self._since, self._last = time.monotonic(), time.monotonic()
 
     def _log(self, event: str, message: str, **fields: Any) -> None:
+        """Log a message, with an event and its fields as the attribute `dumap` of the record."""
         LOGGER.info("%s", message, extra={"dumap": {"event": event, **fields}})
 
     def note(self, message: str) -> None:
-        """Log a line."""
+        """Log a message."""
         self._log("note", message)
 
     def started(self, stage: str, projected_bytes: int) -> None:
@@ -51,7 +52,7 @@ class Logged:
         self._log("started", message, stage=stage, projected_bytes=projected_bytes)
 
     def advanced(self, stage: str, done: float, total: float) -> None:
-        """Log how far the stage is, now and then."""
+        """Log the stage's progress, at most every `LOG_SECONDS`."""
         now = time.monotonic()
         if now - self._last >= LOG_SECONDS and done > 0:
             self._last = now
@@ -61,65 +62,65 @@ class Logged:
             self._log("advanced", message, stage=stage, done=done, total=total, seconds_left=round(left, 1))
 
     def finished(self, stage: str, seconds: float, projected_bytes: int, peak_bytes: int, facts: dict) -> None:
-        """Log what the stage took and found."""
+        """Log the stage's time, memory and facts."""
         message = closing(stage, seconds, projected_bytes, peak_bytes, facts)
         fields = {"seconds": round(seconds, 3), "projected_bytes": projected_bytes, "peak_bytes": peak_bytes}
         self._log("finished", message, stage=stage, **fields, facts=facts)
 
 
 class Silent:
-    """An observer that says nothing."""
+    """An observer that does nothing."""
 
     def started(self, stage: str, projected_bytes: int) -> None:
-        """Say nothing."""
+        """Do nothing."""
 
     def advanced(self, stage: str, done: float, total: float) -> None:
-        """Say nothing."""
+        """Do nothing."""
 
     def finished(self, stage: str, seconds: float, projected_bytes: int, peak_bytes: int, facts: dict) -> None:
-        """Say nothing."""
+        """Do nothing."""
 
     def note(self, message: str) -> None:
-        """Say nothing."""
+        """Do nothing."""
 
 
 class Watched:
-    """An observer that also writes progress into the run's lock, for `dumap status`."""
+    """An observer that calls another one, and writes progress into the run's lock for `dumap status`."""
 
     def __init__(self, observer: Observer, lock: Lock) -> None:
         self.observer, self.lock = observer, lock
         self.started, self.finished, self.note = observer.started, observer.finished, observer.note
 
     def advanced(self, stage: str, done: float, total: float) -> None:
-        """Tell both."""
+        """Pass the progress to the lock and to the other observer."""
         self.lock.at(stage, done, total)
         self.observer.advanced(stage, done, total)
 
 
 class _Failed(BaseException):
-    """What a callback raised, on its way past all that handles a run's own errors."""
+    """Carries the error of a callback past the code that handles a run's own errors."""
 
     def __init__(self, error: Exception) -> None:
         self.error = error
 
 
 class Callbacks:
-    """A program's own observer, or function, called from one thread alone; what it raises ends the run.
+    """Calls a program's own observer, or its function, on one thread only, as a context.
 
-    A context, which raises that as it was.
+    An error that the program's code raises ends the run, and the context raises it unchanged.
 
     Parameters
     ----------
-    told : Observer or callable
-        A function is called with stage, done and total as a stage goes on, and with nothing else.
+    callback : Observer or callable
+        A function is called with the arguments of `Observer.advanced`, and for no other event.
     """
 
-    def __init__(self, told: Observer | Callable[[str, float, float], object]) -> None:
-        if callable(told) and not hasattr(told, "advanced"):
+    def __init__(self, callback: Observer | Callable[[str, float, float], object]) -> None:
+        if callable(callback) and not hasattr(callback, "advanced"):
             observer: Any = Silent()
-            observer.advanced = told
+            observer.advanced = callback
         else:
-            observer = told
+            observer = callback
         self._observer, self._thread = observer, threading.get_ident()
         self._notes: SimpleQueue[str] = SimpleQueue()
 
@@ -135,14 +136,15 @@ class Callbacks:
         if isinstance(error, _Failed):
             raise error.error from None
 
-    def _call(self, name: str, *said: Any) -> None:
+    def _call(self, name: str, *arguments: Any) -> None:
+        """Call a method of the program's observer."""
         try:
-            getattr(self._observer, name)(*said)
+            getattr(self._observer, name)(*arguments)
         except Exception as error:
             raise _Failed(error) from error
 
     def _deliver(self) -> None:
-        """Tell what other threads had to say."""
+        """Pass on the messages that wait."""
         while True:
             try:
                 message = self._notes.get_nowait()
@@ -151,22 +153,22 @@ class Callbacks:
             self._call("note", message)
 
     def note(self, message: str) -> None:
-        """Tell at once, or once the run's own thread has something to tell."""
+        """Pass on a message at once on the run's own thread; a message of another thread waits for the next call."""
         self._notes.put(message)
         if threading.get_ident() == self._thread:
             self._deliver()
 
     def started(self, stage: str, projected_bytes: int) -> None:
-        """Tell that a stage begins."""
+        """Pass on that a stage begins."""
         self._deliver()
         self._call("started", stage, projected_bytes)
 
     def advanced(self, stage: str, done: float, total: float) -> None:
-        """Tell how far a stage is."""
+        """Pass on a stage's progress."""
         self._deliver()
         self._call("advanced", stage, done, total)
 
     def finished(self, stage: str, seconds: float, projected_bytes: int, peak_bytes: int, facts: dict) -> None:
-        """Tell what a stage took and found."""
+        """Pass on a finished stage's time, memory and facts."""
         self._deliver()
         self._call("finished", stage, seconds, projected_bytes, peak_bytes, facts)

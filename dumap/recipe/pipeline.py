@@ -1,4 +1,4 @@
-"""Runs the stages of a recipe in order, skips finished ones, and makes again what turns out to be damaged."""
+"""Runs the stages of a recipe in order, skips finished stages, and makes damaged parts again."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ from dumap.store import Lock, Run, claim
 if TYPE_CHECKING:
     from distributed import Client
 MAX_REMAKES = 3
-"""Times that one part is made again in one call: a disk that loses it more often is no place for a run."""
+"""The most times that one call makes a part again. If the part is damaged more often, the disk is not reliable."""
 
 
 def plan(config: Config, parent: str | None = None) -> Plan:
-    """Project a run without starting it; of a parent's child, what it makes itself.
+    """Project a run without starting it; with a parent, only the stages that the run makes itself.
 
     Raises
     ------
@@ -59,7 +59,7 @@ def plan(config: Config, parent: str | None = None) -> Plan:
 
 
 def stages_left(job: Job, parent: Run | None, note: Callable[[str], None]) -> Recipe:
-    """Return the stages that a run makes itself: all but those that it can read through its parent."""
+    """Return the stages that a run makes itself: all stages but those that it inherits from its parent."""
     recipe, left = recipe_of(job.config), check_parent(job, parent, note)
     if parent is not None:
         check_kept(tuple(stage for stage in recipe if stage not in left), parent)
@@ -67,7 +67,7 @@ def stages_left(job: Job, parent: Run | None, note: Callable[[str], None]) -> Re
 
 
 def plan_left(job: Job, stages: Recipe, worker_memory: int) -> Plan:
-    """Project those stages that a run makes itself; name the others."""
+    """Project the stages that a run makes itself; the plan also names the inherited stages."""
     others = tuple(stage.name for stage in recipe_of(job.config) if stage not in stages)
     return replace(make_plan(job.config, job.geometry, worker_memory, stages), inherited=others)
 
@@ -80,26 +80,26 @@ def run(
     parent: str | None = None,
     object_rows: ObjectRows | None = None,
 ) -> dict:
-    """Embed a data set, going on where an earlier call stopped.
+    """Embed a data set, or continue a run that an earlier call began.
 
     Parameters
     ----------
     config : Config
     client : distributed.Client, optional
-        A client to use instead of what `config.cluster` names.
+        A client to use instead of the cluster that `config.cluster` names.
     observer : Observer, optional
     force : bool
-        Go on with stages that were begun with other versions of the libraries, or on other processors.
+        Continue stages that were begun with other versions of the libraries, or on other processors.
     parent : str, optional
-        Another run, of whose finished stages those are read that this one would make alike; a run that was begun with
-        a parent knows it.
+        Another run. This run inherits the finished stages of the parent for which it would make the same bytes. A run
+        that was begun with a parent knows its parent.
     object_rows : ObjectRows, optional
-        The object that `input.path` stands for.
+        The rows of the object that `input.path` stands for.
 
     Returns
     -------
     dict
-        As `status`.
+        See `status`.
 
     Raises
     ------
@@ -124,26 +124,26 @@ def _run(
     object_rows: ObjectRows | None,
     published: str | None = None,
 ) -> dict:
-    """Make a run where its internal folder lies; `published` is its output, where that is another place."""
+    """Make a run in the place of its internal folder; `published` is the output if that is another place."""
     check_places(config, RUN_KEYS)
-    begun = Run(config.output, read_only=True).exists()  # to open it for writing would make its folder
+    begun = Run(config.output, read_only=True).exists()  # read-only, since opening it for writing makes its folder
     config, other = resolve_parent(config, parent, observer.note)
     job, recipe = Job(config, geometry_of(config), object_rows=object_rows), recipe_of(config)
     if begun:
         check_same(job, observer)
         if not lost_identity(job.run) and all(job.run.is_committed(DONE, stage.name) for stage in recipe):
-            said = "nothing to do"
+            outcome = "nothing to do"
             if not holds_nothing_needless(job.run, recipe, config.keep):
                 with Lock(job.run, observer.note):
                     freed = drop_needless(job.run, recipe, config.keep)
-                said = f"{format_bytes(freed)} were dropped, since keep is {config.keep}"
-            observer.note(f"{config.output}: finished before; {said}")
+                outcome = f"{format_bytes(freed)} were dropped, since keep is {config.keep}"
+            observer.note(f"{config.output}: finished before; {outcome}")
             return status(config.output)
     check_chunks(job, observer.note)
     stages = stages_left(job, other, observer.note)
     job = Job(config, job.geometry, inherited=inherited_by(job.run) if begun else {}, object_rows=object_rows)
     projected = plan_left(job, stages, config.cluster.memory_limit or 0)
-    if config.cluster.memory_limit and client is None:  # workers too small to start would not even say so
+    if config.cluster.memory_limit and client is None:  # before a cluster starts, whose workers could be too small
         projected.check(config.cluster.memory_limit, None)
     need = math.ceil(projected.peak_bytes / PAUSE_FRACTION)
     record = record_of(job.run, recipe) if begun and not force else None
@@ -165,7 +165,7 @@ def _drive(
     begun: bool,
     published: str | None,
 ) -> None:
-    """Make a run's stages on an engine, as its one driver."""
+    """Make a run's stages on an engine, while holding the run's lock."""
     output, object_rows = job.config.output, job.object_rows
     projected, recipe = plan_left(job, stages, engine.worker_memory), recipe_of(job.config)
     done = [stage.name for stage in recipe if job.run.is_committed(DONE, stage.name)]
@@ -176,7 +176,7 @@ def _drive(
     try:
         with Lock(job.run, observer.note) as lock:
             job.term, job.token = job.run.term, job.run.token
-            if not begun and job.run.exists():  # another driver has begun it since
+            if not begun and job.run.exists():  # another driver has begun the run in the meantime
                 check_same(job, observer)
                 open_parent(output, None if parent is None else parent.location)
             create(job, engine, parent)
@@ -203,7 +203,7 @@ def run_stages(
     force: bool = False,
     parent: Run | None = None,
 ) -> None:
-    """Run the stages of a recipe that are not done; make again what turns out to be damaged."""
+    """Run the stages of a recipe that are not done; make a part again if it is found damaged."""
     remakes: dict[tuple[str, str], int] = {}
     remade: set[str] = set()
     while True:
@@ -241,19 +241,19 @@ def _complete(recipe: Recipe, stage: Stage, job: Job, engine: Engine, observer: 
     projected = plan_by_findings(recipe, job, engine.worker_memory)
     observer.started(name, projected.stage(name).process_bytes(engine.worker_threads))
     began, engine.peak_bytes, engine.held_bytes = time.monotonic(), 0, 0
-    compute = _compute(job, engine, observer)
+    compute = _make_compute(job, engine, observer)
     context = Context(job, projected, compute, engine.threads, engine.host_threads, engine.worker_memory, observer.note)
     facts = stage.run(context)
     seconds = time.monotonic() - began
     if name == AUDIT:
         projected = plan_by_findings(recipe, job, engine.worker_memory, repairs=facts["repairs"])
-    wanted = projected.stage(name).process_bytes(engine.worker_threads) + held_beyond(name, engine.held_bytes)
+    projected_bytes = projected.stage(name).process_bytes(engine.worker_threads) + held_beyond(name, engine.held_bytes)
     digest = digests_of_run(recipe, job)[name]
     with job.run.part(DONE, name) as out:
         out.attributes |= {
             "engine": engine.name,
             "seconds": round(seconds, 3),
-            "projected_bytes": wanted,
+            "projected_bytes": projected_bytes,
             "peak_bytes": engine.peak_bytes,
             "facts": facts,
             "parts": job.run.committed(name),
@@ -264,11 +264,11 @@ def _complete(recipe: Recipe, stage: Stage, job: Job, engine: Engine, observer: 
         describe_input(job.run)
     if name == LAYOUT:
         engine.free_caches()
-    observer.finished(name, seconds, wanted, engine.peak_bytes, facts)
+    observer.finished(name, seconds, projected_bytes, engine.peak_bytes, facts)
 
 
 def plan_by_findings(recipe: Recipe, job: Job, worker_memory: int, repairs: int | None = None) -> Plan:
-    """Project a run with what its stages have found so far: the sizes of cells, and whether lists are repaired.
+    """Project a run with the facts of its finished stages: the sizes of cells, and the number of repairs.
 
     Parameters
     ----------
@@ -276,7 +276,7 @@ def plan_by_findings(recipe: Recipe, job: Job, worker_memory: int, repairs: int 
     job : Job
     worker_memory : int
     repairs : int, optional
-        How many repairs there were; where it is not given, as the stage audit says, once it is done.
+        The number of repairs. [the fact of the stage audit, if that is done]
     """
     run, config, geometry = job.run, job.config, job.geometry
     if run.is_committed(DONE, CELLS):
@@ -287,21 +287,25 @@ def plan_by_findings(recipe: Recipe, job: Job, worker_memory: int, repairs: int 
     return plan if job.object_rows is None else plan.with_task(SPOOL, job.object_rows.task_bytes)
 
 
-def _compute(job: Job, engine: Engine, observer: Observer) -> Any:
+def _make_compute(job: Job, engine: Engine, observer: Observer) -> Any:
+    """Return the function by which a stage runs tasks, see `dumap.stages.Context`."""
+
     def compute(
         stage: str, task: Task, parts: list[str], progress: tuple[float, float] | None = None, **options: Any
     ) -> None:
-        """Run a task for the parts not yet committed; `progress` places this call within a longer step."""
-        done: set[str] = set(job.run.committed(stage))
-        todo = [part for part in parts if part not in done]
+        """Run a task for the parts that are not committed.
 
-        def advanced(some: float, of: float) -> None:
+        If this call is one of several equal steps, `progress` is the number of steps before it, and of all steps.
+        """
+        committed: set[str] = set(job.run.committed(stage))
+        todo = [part for part in parts if part not in committed]
+
+        def advanced(done: float, total: float) -> None:
             if progress is None:
-                observer.advanced(
-                    stage, len(parts) - len(todo) + some if of == len(todo) else some, max(of, len(parts))
-                )
+                before = len(parts) - len(todo) if total == len(todo) else 0
+                observer.advanced(stage, before + done, max(total, len(parts)))
             else:
-                observer.advanced(stage, min(progress[0] + some / of, progress[1]), progress[1])
+                observer.advanced(stage, min(progress[0] + done / total, progress[1]), progress[1])
 
         if todo:
             run = engine.spool if stage == SPOOL else engine.map

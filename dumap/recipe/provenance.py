@@ -1,7 +1,7 @@
-"""Provenance: the versions and processors with which stages are made.
+"""Provenance: the versions and processors that made each stage.
 
-A stage with committed parts that is not done goes on with the same alone, or by force. What made a finished stage is
-recorded, and binds nothing.
+A stage that has committed parts and is not done continues only with the same versions and processors, unless forced.
+For a finished stage they are recorded, but nothing depends on them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dumap.stages import Recipe
 from dumap.store import IDENTITY, Run
 
 PROVENANCE = ("versions", "cpus")
-"""Attributes that say it."""
+"""The attributes that record it."""
 
 
 def provenance_of(engine: Engine) -> dict[str, Any]:
@@ -26,37 +26,38 @@ def provenance_of(engine: Engine) -> dict[str, Any]:
 
 
 def _name(stage: str) -> str:
-    """Name the part that records with which versions and processors a stage was begun."""
+    """Return the name of the part that records the versions and processors that began a stage."""
     return f"began-{stage}"
 
 
 def begun_with(run: Run, stage: str) -> dict[str, Any]:
-    """Return the versions and processors with which a stage was begun; those of the run where nothing says so."""
-    name, found = _name(stage), run.attributes
+    """Return the versions and processors that began a stage; those that began the run if none are recorded."""
+    name, record = _name(stage), run.attributes
     if run.is_committed(IDENTITY, name):
-        with contextlib.suppress(DamageError):  # which verify tells; the stage's parts are as good as they were
-            found = run.summary(IDENTITY, name)
-    return {what: found.get(what, []) for what in PROVENANCE}
+        with contextlib.suppress(DamageError):  # 'dumap verify' reports it; the stage's parts are not affected
+            record = run.summary(IDENTITY, name)
+    return {key: record.get(key, []) for key in PROVENANCE}
 
 
 def half_done(run: Run, recipe: Recipe) -> list[str]:
-    """List the stages that have committed parts and are not done."""
+    """List the stages that have committed parts but are not done."""
     return [stage.name for stage in recipe if not run.is_committed(DONE, stage.name) and run.committed(stage.name)]
 
 
 def record_of(run: Run, recipe: Recipe) -> dict[str, Any]:
-    """Return the versions and processors that workers should have: those of a stage that is half done, if any."""
+    """Return the versions and processors that workers should have: those of a half-done stage, else of the run."""
     stages = half_done(run, recipe)
     return begun_with(run, stages[0]) if stages else run.attributes
 
 
 def check_provenance(run: Run, recipe: Recipe, engine: Engine, force: bool) -> None:
-    """Refuse, unless forced, to go on with a stage with versions, or on processors, that it was not begun with."""
+    """Refuse to continue a half-done stage with other versions or on other processors, unless forced."""
     for stage in () if force else half_done(run, recipe):
         _check(run, stage, engine)
 
 
 def _check(run: Run, stage: str, engine: Engine) -> None:
+    """Raise RunMismatchError if an engine has other versions or processors than those that began a stage."""
     began, now = begun_with(run, stage), provenance_of(engine)
     differs = differences(began["versions"], now["versions"])
     if not set(now["cpus"]) <= set(began["cpus"]):
@@ -70,7 +71,7 @@ def _check(run: Run, stage: str, engine: Engine) -> None:
 
 
 def begin_stage(run: Run, stage: str, engine: Engine, force: bool) -> None:
-    """Record the versions and processors that begin a stage; if it has parts already, refuse others unless forced."""
+    """Record the versions and processors that begin a stage; if it has parts, refuse others unless forced."""
     if run.committed(stage):
         if not force:
             _check(run, stage, engine)
@@ -81,6 +82,6 @@ def begin_stage(run: Run, stage: str, engine: Engine, force: bool) -> None:
 
 
 def made_with(run: Run, stage: str, engine: Engine) -> dict[str, Any]:
-    """Return the versions and processors that finished a stage, and those that began it if they differ."""
+    """Return the versions and processors that finished a stage, and those that began the stage if they differ."""
     now, began = provenance_of(engine), begun_with(run, stage)
     return now if began == now else {**now, "begun_with": began}

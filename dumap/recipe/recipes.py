@@ -1,4 +1,4 @@
-"""Recipes: the stages of a run in their order, and the plan of a whole run."""
+"""Recipes, which are the stages of a run in order, and the plan of a run."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ from dumap.stages import (
 )
 
 AFTER_LISTS: Recipe = (graph.STAGE, coarsen.STAGE, start.STAGE, layout.STAGE, embedding.STAGE, quality.STAGE)
-"""What every run goes through once it has lists of neighbours."""
+"""The stages of every run after its lists of neighbours are made."""
 SEARCHED: Recipe = (vectors.STAGE, cells.STAGE, neighbors.STAGE, audit.STAGE, *AFTER_LISTS)
-"""Neighbours are searched, and repaired where they fall short."""
+"""The stages of a run that searches neighbours, audits the lists and repairs them if needed."""
 GIVEN: Recipe = (given.VECTORS_GIVEN, given.CELLS_GIVEN, given.NEIGHBORS_GIVEN, given.AUDIT_GIVEN, *AFTER_LISTS)
-"""Neighbours are given, and stay as they are."""
+"""The stages of a run with given neighbours, which are not repaired."""
 
 
 def recipe_of(config: Config) -> Recipe:
@@ -72,7 +72,7 @@ def geometry_of(config: Config) -> Geometry:
 def temporary_of(
     stage: Stage, projection: Projection, recipe: Recipe, keep: str
 ) -> tuple[tuple[int, frozenset[str]], ...]:
-    """Return how many bytes of a stage go, each with the stages that must be done before: see `recipe/keep.py`."""
+    """Return the bytes of a stage that are deleted, each with the stages that must be done first: see `keep.py`."""
     if keep == "all":
         return ()
     temporary = tuple((size, frozenset(stage.temporary[kind])) for kind, size in projection.temporary_bytes.items())
@@ -90,9 +90,9 @@ def make_plan(config: Config, geometry: Geometry, worker_memory: int = 0, recipe
     config : Config
     geometry : Geometry
     worker_memory : int
-        The smallest worker's limit, where it is known: the layout runs in one process where that may hold it.
+        The smallest memory limit of a worker, 0 if it is not known. The layout runs on one host if this limit allows.
     recipe : Recipe, optional
-        By default the one that the configuration asks for.
+        The stages to project. [the recipe that the configuration asks for]
     """
     stages, recipe = [], recipe_of(config) if recipe is None else recipe
     for stage in recipe:

@@ -1,4 +1,4 @@
-"""The stages of a run, and how the keys of one are named."""
+"""The names of all stages in order, and the keys of a run."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from dumap.sources.spooled import SPOOL
 from dumap.store import DONE, RunKeys
 
 STAGES = (VECTORS, CELLS, NEIGHBORS, AUDIT, GRAPH, COARSEN, START, LAYOUT, EMBEDDING, QUALITY)
-"""Those that every run has."""
+"""The stages that every run has."""
 ALL_STAGES = (SPOOL, *STAGES)
-"""Those, and the one that only runs of objects have."""
+"""All stages; only runs of objects have a spool."""
 RUN_KEYS = RunKeys(ALL_STAGES, [DONE])
-"""The keys of a run that are dumap's; all others belong to somebody else."""
+"""The keys of a run that are dumap's own."""

@@ -1,4 +1,4 @@
-"""What of a run is done."""
+"""The status of a run: its stages and its driver."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ def status(location: str) -> dict[str, Any]:
     work = work_of(location)
     store = Run(internal_location(location), read_only=True)
     attributes = store.attributes
-    stages, at = [], last_progress(store)
+    stages, progress = [], last_progress(store)
     for name in ALL_STAGES if is_spooled(str(attributes["input"].get("path"))) else STAGES:
         parts = len(store.committed(name))
         entry: dict[str, Any] = {"name": name, "state": "partial" if parts else "pending", "parts": parts}
         entry |= {"seconds": None, "projected_bytes": None, "peak_bytes": None, "facts": {}}
         entry |= {"digest": None, "from": store.origin(name)}
-        entry["progress"] = [at["done"], at["total"]] if at.get("stage") == name else None
+        entry["progress"] = [progress["done"], progress["total"]] if progress.get("stage") == name else None
         if store.is_committed(DONE, name):
             entry |= {"state": "done", **store.summary(DONE, name), "parts": parts, "progress": [parts, parts]}
         stages.append(entry)

@@ -1,4 +1,4 @@
-"""Runs whose internal folder lies in a work place: begun there, published to their output, and found again from it."""
+"""Runs whose internal folder lies in a work place: their results are copied to the output, which names the place."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from dumap.store.objects import Objects
 
 
 def work_for(config: Config) -> str | None:
-    """Return the work place of a run that begins, or goes on; None where its internal folder lies in the output.
+    """Return the work place of a run that begins or continues; None if its internal folder lies in the output.
 
     Raises
     ------
     RunMismatchError
         The run was begun in another place.
     StorageError
-        The place or the output cannot be used, or what was begun there is gone.
+        The work place or the output cannot be used, or the work place of a begun run is gone.
     """
     output, given = config.output, config.work
     known = work_of(output)
@@ -46,18 +46,21 @@ def work_for(config: Config) -> str | None:
 
 
 def config_in_work_place(config: Config, work: str | None) -> Config:
-    """Return the configuration of the run as it is made: in its work place, where it has one."""
+    """Return the configuration with the work place, if any, as its output."""
     return config if work is None else config.model_copy(update={"output": work, "work": None})
 
 
 def publish_results(work: str, output: str, note: Callable[[str], None]) -> None:
-    """Copy a finished run's results to its output, and say so."""
+    """Copy a finished run's results to its output; call `note` if anything was copied."""
     if copied := publish(work, output, RUN_KEYS):
         note(f"{output}: {format_bytes(copied)} of results were written; all else is in {work}")
 
 
 def drop_damaged_copies(work: str, output: str, mend: bool) -> list[tuple[str, str, str]]:
-    """List the results in an output that are not as the run made them; with `mend`, remove them, to be copied again."""
+    """List the results in an output that differ from those of the run; with `mend`, remove them.
+
+    The next run copies them again.
+    """
     damaged = list(damaged_copies(work, output))
     if mend:
         Objects(output).delete_all([key for key in damaged if not key.endswith("zarr.json")])

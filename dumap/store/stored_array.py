@@ -49,7 +49,7 @@ class StoredArray:
     dtype : numpy.dtype
         One of `DTYPES`.
     rows_a_range : int
-        Rows of a range; 0 for as many as `RANGE_BYTES` hold. Small ranges suit arrays of which few rows are read at once.
+        Rows of a range; 0 for as many as `RANGE_BYTES` hold. Small ranges suit arrays that are read few rows at a time.
 
     Raises
     ------
