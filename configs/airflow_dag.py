@@ -1,7 +1,7 @@
 """A run as a DAG of Airflow 3.1 or newer; DASK_SCHEDULER_ADDRESS or the configuration names a Dask scheduler.
 
-What is finished is left as it is, and skips what follows; what was stopped goes on. A failure is tried again only where
-that may help.
+If the run was finished before, the tasks after it are skipped. A stopped run continues. A failed run is tried again
+only if that may help.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import dumap
 
 CONFIG = "/etc/dumap/run.yaml"
 FINAL = {2, 3, 4, 7}
-"""Exit codes of errors that another try would meet again: configuration, input, memory or disk, other parameters."""
+"""Exit codes of errors that a new try would raise again: configuration, input, memory or disk, other parameters."""
 
 
 @dag(schedule="15 2 * * *", start_date=datetime(2026, 1, 1), catchup=False, max_active_runs=1)

@@ -1,6 +1,6 @@
-"""A run as a flow of Prefect 3, on the Dask cluster of its task runner: needs prefect and prefect-dask.
+"""A run as a flow of Prefect 3, on the Dask cluster of its task runner. It needs prefect and prefect-dask.
 
-What is finished is left as it is, what was stopped goes on. A failure is tried again only where that may help.
+A finished run is not changed, and a stopped run continues. A failed run is tried again only if that may help.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from prefect_dask import DaskTaskRunner, get_dask_client
 import dumap
 
 FINAL = {2, 3, 4, 7}
-"""Exit codes of errors that another try would meet again: configuration, input, memory or disk, other parameters."""
+"""Exit codes of errors that a new try would raise again: configuration, input, memory or disk, other parameters."""
 
 
 def is_worth_a_try(task: Any, run: Any, state: Any) -> bool:
-    """Tell whether a task that failed may do better another time."""
+    """Return whether a new try of a failed task may succeed."""
     try:
         state.result()
     except dumap.DumapError as error:
@@ -29,7 +29,7 @@ def is_worth_a_try(task: Any, run: Any, state: Any) -> bool:
 
 @task(retries=5, retry_delay_seconds=300, retry_condition_fn=is_worth_a_try, persist_result=False)
 def embed(config: str) -> dict[str, Any]:
-    """Embed what a configuration names; return quality and place of the run."""
+    """Embed the data that a configuration names; return the quality and the location of the run."""
     with get_dask_client() as client:
         status = dumap.run(config=config, client=client)
     facts = {stage["name"]: stage["facts"] for stage in status["stages"]}

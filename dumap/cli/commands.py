@@ -176,7 +176,7 @@ def ingest(
 ) -> None:
     """Make a Zarr store of .npy, .npz, Parquet, HDF5, .h5ad or CSV files, in order; patterns and folders too.
 
-    The function has a parameter for each argument of the command.
+    So many parameters: one for each argument of the command.
     """
     from dumap.sources.files import FileSelection
     from dumap.sources.ingestion import ingest as write

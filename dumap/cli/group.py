@@ -24,9 +24,9 @@ INTERRUPTED = 130
 """Exit code after Ctrl-C."""
 
 
-def _remember(context: click.Context, option: click.Parameter, given: bool) -> None:
+def _remember(context: click.Context, option: click.Parameter, is_set: bool) -> None:
     """Record in the context that a flag was given, before or after the command's name."""
-    if given:
+    if is_set:
         context.meta[str(option.name)] = True
 
 

@@ -117,16 +117,16 @@ def read_keywords(settings: Mapping[str, Any], data: Mapping[str, Any] | None = 
     ConfigError
         A name is unknown, or two names give one setting different values.
     """
-    given = {f"input.{name}": ("data", plain(value)) for name, value in (data or {}).items()}
+    items = {f"input.{name}": ("data", plain(value)) for name, value in (data or {}).items()}
     for name, value in settings.items():
         for key, written, item in _spelled(name, plain(value)):
-            if key in given and given[key][1] != item:
-                other, before = given[key]
+            if key in items and items[key][1] != item:
+                other, before = items[key]
                 raise ConfigError(
                     f"{other} and {written} give {key} two values, {show(before)} and {show(item)}: leave one out"
                 )
-            given[key] = written, item
-    return {key: item for key, (_, item) in given.items()}
+            items[key] = written, item
+    return {key: item for key, (_, item) in items.items()}
 
 
 def read_config(
@@ -147,8 +147,8 @@ def read_config(
     ------
     ConfigError
     """
-    given = read_keywords(settings, data)
-    if isinstance(config, Config) and not given:
+    keywords = read_keywords(settings, data)
+    if isinstance(config, Config) and not keywords:
         return config
     if config is None or isinstance(config, str | os.PathLike):
         values = {} if config is None else read_file(os.fsdecode(config))
@@ -156,6 +156,6 @@ def read_config(
         values = plain(config)
     else:
         raise ConfigError(f"config: give a Config, a mapping or the path of a YAML file, not {type(config).__name__}")
-    for key, value in given.items():
+    for key, value in keywords.items():
         merge(values, key, value)
     return build(values)

@@ -74,10 +74,10 @@ def frozen_numbers(value: Any, axes: int = 2) -> Numbers:
     raise ValueError("write a finite number, a list of numbers or a matrix of them")
 
 
-def check_arguments(metric: str, given: Mapping[str, Numbers]) -> None:
+def check_arguments(metric: str, metric_kwds: Mapping[str, Numbers]) -> None:
     """Raise ValueError for arguments that the metric does not take, or of wrong shape or value."""
     known = ARGUMENTS.get(metric, {})
-    for name, value in given.items():
+    for name, value in metric_kwds.items():
         if name not in known:
             takes = f"its arguments are {', '.join(known)}" if known else "it takes none"
             raise ValueError(f"metric_kwds: metric {metric} has no argument {name!r}; {takes}")
@@ -87,12 +87,12 @@ def check_arguments(metric: str, given: Mapping[str, Numbers]) -> None:
         least = _LEAST.get(name, "")
         if (least == "above 0" and not (values > 0).all()) or (least == "0 or more" and not (values >= 0).all()):
             raise ValueError(f"metric_kwds.{name} must be {least}")
-    order = given.get("p", 1.0)
+    order = metric_kwds.get("p", 1.0)
     if metric.startswith("circular") and isinstance(order, float) and order != 1 and order < 2:
         raise ValueError(f"metric_kwds.p: metric {metric} takes 1, or 2 and more")
 
 
-def arguments(metric: str, given: Mapping[str, Numbers], dims: int) -> dict[str, float | np.ndarray]:
+def arguments(metric: str, metric_kwds: Mapping[str, Numbers], dims: int) -> dict[str, float | np.ndarray]:
     """Return a metric's arguments in their order, for rows of `dims` values.
 
     Raises
@@ -104,7 +104,7 @@ def arguments(metric: str, given: Mapping[str, Numbers], dims: int) -> dict[str,
         raise ConfigError(f"neighbors.metric: haversine takes rows of 2 dims, latitude and longitude, not of {dims}")
     ordered: dict[str, float | np.ndarray] = {}
     for name, axes in ARGUMENTS.get(metric, {}).items():
-        shape, value = (dims,) * axes, given.get(name)
+        shape, value = (dims,) * axes, metric_kwds.get(name)
         if axes and (value is None or np.shape(value) != shape):
             has = "it is not given" if value is None else f"it has {' x '.join(map(str, np.shape(value)))}"
             raise ConfigError(

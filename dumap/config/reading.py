@@ -76,10 +76,10 @@ def _find(values: Any, key: str) -> Any:
 
 
 def contradictions(path: str | None, settings: Sequence[str], options: Mapping[str, Any]) -> list[str]:
-    """Describe the keys to which settings and options give different values, one line each. For parameters see `load`."""
-    given: dict[str, Any] = {}
-    _set(given, settings)
-    both = [key for key in options if _find(given, key) is not _ABSENT]
+    """Describe the keys to which settings and options give different values, one line each; for arguments see `load`."""
+    set_values: dict[str, Any] = {}
+    _set(set_values, settings)
+    both = [key for key in options if _find(set_values, key) is not _ABSENT]
     if not both:
         return []
     by_option = load(path, settings, options)

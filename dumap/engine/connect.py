@@ -75,16 +75,16 @@ def connect(
 
 def _check_alone(cluster: ClusterConfig, client: Client | None, address: str | None, observer: Observer) -> None:
     """Refuse settings of an embedded cluster if a scheduler is named; with a client, note that they are ignored."""
-    given = [
+    settings = [
         f"cluster.{name} = {getattr(cluster, name)}" for name in ("workers", "memory_limit") if getattr(cluster, name)
     ]
-    if given and client is not None:
-        observer.note(f"{' and '.join(given)}: left aside, the client that is given has workers of its own")
-    elif given and address:
+    if settings and client is not None:
+        observer.note(f"{' and '.join(settings)}: left aside, the client that is given has workers of its own")
+    elif settings and address:
         raise ConfigError(
-            f"{' and '.join(given)}: of an embedded cluster, but Dask's configuration names the scheduler {address}, "
-            f"whose workers are as they are: leave out {' and '.join(given)}, or unset DASK_SCHEDULER_ADDRESS (Dask's "
-            f"scheduler-address)"
+            f"{' and '.join(settings)}: of an embedded cluster, but Dask's configuration names the scheduler "
+            f"{address}, whose workers are as they are: leave out {' and '.join(settings)}, or unset "
+            f"DASK_SCHEDULER_ADDRESS (Dask's scheduler-address)"
         )
 
 

@@ -39,8 +39,8 @@ REQUESTS = 4
 
 def versions() -> dict[str, str]:
     """Return the versions that may change the bytes of a run, by name."""
-    own = {"dumap": __version__, "python": platform.python_version(), "machine": platform.machine()}
-    return own | {name: version(name) for name in LIBRARIES}
+    environment = {"dumap": __version__, "python": platform.python_version(), "machine": platform.machine()}
+    return environment | {name: version(name) for name in LIBRARIES}
 
 
 def cpu() -> str:

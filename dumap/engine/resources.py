@@ -28,10 +28,10 @@ def _groups(controller: str) -> Iterator[Path]:
     """Yield the control groups of this process and all groups above them; each may have a limit."""
     with contextlib.suppress(OSError):  # not Linux
         for line in OWN_GROUPS.read_text().splitlines():
-            _, names, own = line.split(":", 2)
+            _, names, path = line.split(":", 2)
             if names and controller not in names.split(","):
                 continue
-            below = PurePosixPath(own.lstrip("/"))
+            below = PurePosixPath(path.lstrip("/"))
             for root in dict.fromkeys((GROUPS / names, GROUPS / controller)) if names else (GROUPS,):
                 yield from (root / group for group in (below, *below.parents) if ".." not in group.parts)
 

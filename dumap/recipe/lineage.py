@@ -25,7 +25,7 @@ from dumap.store.disk import normalize
 # before a run ------------------------------------------------------------------------------------
 
 
-def open_parent(output: str, given: str | None) -> Run | None:
+def open_parent(output: str, given_parent: str | None) -> Run | None:
     """Open the given parent, or the parent that a run was begun with; it need not exist.
 
     Raises
@@ -37,13 +37,13 @@ def open_parent(output: str, given: str | None) -> Run | None:
     """
     run = Run(output, read_only=True)
     known, begun = (parent_of(run), True) if run.exists() else (None, False)
-    if given is not None:
-        given = normalize(internal_location(given))
-        check_apart(output, given, "parent")
-        if begun and (known is None or not is_one_place(known, given)):
+    if given_parent is not None:
+        given_parent = normalize(internal_location(given_parent))
+        check_apart(output, given_parent, "parent")
+        if begun and (known is None or not is_one_place(known, given_parent)):
             before = "without a parent" if known is None else f"with the parent {known}"
-            raise RunMismatchError(f"{output} was begun {before}: leave {given} out, or name another output")
-    location = given or known
+            raise RunMismatchError(f"{output} was begun {before}: leave {given_parent} out, or name another output")
+    location = given_parent or known
     return None if location is None else Run(location, read_only=True, child=output)
 
 
@@ -51,10 +51,14 @@ def lost_stages(run: Run) -> list[tuple[str, str]]:
     """List the inherited stages that their runs no longer hold unchanged, each with the location of that run."""
     lost = []
     for stage, origin in inherited_by(run).items():
-        other, own = Run(origin, read_only=True, inherited={}), run.summary(DONE, stage)
+        other, inherited = Run(origin, read_only=True, inherited={}), run.summary(DONE, stage)
         try:
             done = other.is_committed(DONE, stage) and other.summary(DONE, stage)
-            gone = not done or done["digest"] != own["digest"] or set(own["parts"]) - set(other.committed(stage))
+            gone = (
+                not done
+                or done["digest"] != inherited["digest"]
+                or set(inherited["parts"]) - set(other.committed(stage))
+            )
         except (DamageError, KeyError):
             gone = True
         if gone:
@@ -111,8 +115,8 @@ def equal_stages(recipe: Recipe, job: Job, parent: Run) -> list[str]:
     """List the stages of a parent that a run would inherit, assuming that both have the same data."""
     facts = parent.summary(DONE, VECTORS)["facts"] if parent.is_committed(DONE, VECTORS) else None
     sources = {name: getattr(job, name).describe() for name in data_of(job.config)}
-    own = digests(recipe, job, sources, facts)
-    return [stage.name for stage in recipe if _is_equal(stage, parent, own.get(stage.name))]
+    digests_here = digests(recipe, job, sources, facts)
+    return [stage.name for stage in recipe if _is_equal(stage, parent, digests_here.get(stage.name))]
 
 
 def _is_equal(stage: Stage, parent: Run, digest: str | None) -> bool:
@@ -124,25 +128,25 @@ def _is_equal(stage: Stage, parent: Run, digest: str | None) -> bool:
 
 def with_parents_width(config: Config, parent: Run) -> Config:
     """Return the configuration with the parent's width if the run can then inherit the parent's lists."""
-    own, recorded = config.neighbors, parent.attributes["parameters"]["neighbors"]
+    neighbors, recorded = config.neighbors, parent.attributes["parameters"]["neighbors"]
     width = recorded.get("width") or recorded["n_neighbors"]
-    if own.width is not None or own.n_neighbors >= width:
+    if neighbors.width is not None or neighbors.n_neighbors >= width:
         return config
-    wide = config.model_copy(update={"neighbors": own.model_copy(update={"width": width})})
+    wide = config.model_copy(update={"neighbors": neighbors.model_copy(update={"width": width})})
     return wide if NEIGHBORS in equal_stages(recipe_of(wide), Job(wide, geometry_of(wide)), parent) else config
 
 
 def with_begun_width(config: Config, run: Run) -> Config:
     """Return the configuration with the width that the run was begun with, if the configuration names no width."""
-    own, recorded = config.neighbors, run.attributes["parameters"]["neighbors"]
-    if own.width is not None or own.n_neighbors != recorded["n_neighbors"] or not recorded.get("width"):
+    neighbors, recorded = config.neighbors, run.attributes["parameters"]["neighbors"]
+    if neighbors.width is not None or neighbors.n_neighbors != recorded["n_neighbors"] or not recorded.get("width"):
         return config
-    return config.model_copy(update={"neighbors": own.model_copy(update={"width": recorded["width"]})})
+    return config.model_copy(update={"neighbors": neighbors.model_copy(update={"width": recorded["width"]})})
 
 
-def resolve_parent(config: Config, given: str | None, note: Callable[[str], None]) -> tuple[Config, Run | None]:
+def resolve_parent(config: Config, given_parent: str | None, note: Callable[[str], None]) -> tuple[Config, Run | None]:
     """Return the configuration, with the parent's width if its lists can be inherited, and the parent or None."""
-    parent, run = open_parent(config.output, given), Run(config.output, read_only=True)
+    parent, run = open_parent(config.output, given_parent), Run(config.output, read_only=True)
     if parent is None:
         return config, None
     widened = with_begun_width(config, run) if run.exists() else with_parents_width(config, parent)
@@ -158,10 +162,10 @@ def check_data_of(job: Job, parent: Run) -> None:
     """Refuse a parent with other data, if both runs have read all of their data."""
     if not (parent.is_committed(DONE, VECTORS) and job.run.is_committed(DONE, VECTORS)):
         return
-    own, others = job.run.summary(DONE, VECTORS)["facts"], parent.summary(DONE, VECTORS)["facts"]
+    facts, parent_facts = job.run.summary(DONE, VECTORS)["facts"], parent.summary(DONE, VECTORS)["facts"]
     for what in data_of(job.config):
         fact = DATA[what][0]
-        if fact in others and own[fact] != others[fact]:
+        if fact in parent_facts and facts[fact] != parent_facts[fact]:
             raise RunMismatchError(
                 f"nothing of {parent.location} is equal: its {what} held other data than "
                 f"{getattr(job, what).path}; name another output, without a parent"

@@ -29,7 +29,7 @@ AMAZON = (
 def with_places(config: Config, parent: str | None = None) -> Config:
     """Return the configuration with locations that mean the same on every worker; set the options for their buckets."""
     use_options(filter(None, [*sources(config), config.output, config.work, parent]), config.storage)
-    given = config.neighbors.precomputed
+    precomputed = config.neighbors.precomputed
     paths = locate(config.input)
     update: dict[str, Any] = {
         "output": normalize(config.output),
@@ -37,8 +37,8 @@ def with_places(config: Config, parent: str | None = None) -> Config:
     }
     if config.work is not None:
         update["work"] = normalize(config.work)
-    if given is not None:
-        update["neighbors"] = config.neighbors.model_copy(update={"precomputed": normalize(given)})
+    if precomputed is not None:
+        update["neighbors"] = config.neighbors.model_copy(update={"precomputed": normalize(precomputed)})
     if config.start.init not in INITS:
         update["start"] = config.start.model_copy(update={"init": normalize(config.start.init)})
     return config.model_copy(update=update)
@@ -88,8 +88,8 @@ def check_apart(output: str, source: str, what: str = "input") -> None:
 
 def sources(config: Config) -> list[str]:
     """List the locations that a run reads: the input, given neighbours and given coordinates."""
-    given = [config.neighbors.precomputed, None if config.start.init in INITS else config.start.init]
-    return [*config.input.paths, *(path for path in given if path is not None)]
+    paths = [config.neighbors.precomputed, None if config.start.init in INITS else config.start.init]
+    return [*config.input.paths, *(path for path in paths if path is not None)]
 
 
 def check_places(config: Config, run_keys: RunKeys) -> None:

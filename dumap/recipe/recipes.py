@@ -65,8 +65,8 @@ def geometry_of(config: Config) -> Geometry:
             f"rows are {source.dtype}: pack them (numpy.packbits(x, axis=1)), or take hamming or jaccard"
         )
     path = config.neighbors.precomputed
-    given = None if path is None else Precomputed(path, source.rows)
-    return make_geometry(config, source.rows, source.dims, source.dtype.itemsize, source.chunk_rows, given)
+    precomputed = None if path is None else Precomputed(path, source.rows)
+    return make_geometry(config, source.rows, source.dims, source.dtype.itemsize, source.chunk_rows, precomputed)
 
 
 def temporary_of(

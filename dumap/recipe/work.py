@@ -22,22 +22,23 @@ def work_for(config: Config) -> str | None:
     StorageError
         The work place or the output cannot be used, or the work place of a begun run is gone.
     """
-    output, given = config.output, config.work
+    output, configured = config.output, config.work
     known = work_of(output)
-    if known is None and given is None:
+    if known is None and configured is None:
         return None
     if known is None:
         check_places(config.model_copy(update={"work": None}), RUN_KEYS)
         if Run(output, read_only=True).exists():
             raise RunMismatchError(
-                f"{output} was begun with its internal folder inside, not in {given}: leave work out, or name another "
-                f"output"
+                f"{output} was begun with its internal folder inside, not in {configured}: leave work out, or name "
+                f"another output"
             )
-    elif given is not None and not is_one_place(known, given):
+    elif configured is not None and not is_one_place(known, configured):
         raise RunMismatchError(
-            f"{output} keeps its internal folder in {known}, not in {given}: leave work out, or name another output"
+            f"{output} keeps its internal folder in {known}, not in {configured}: leave work out, or name another "
+            f"output"
         )
-    work = given if known is None else internal_location(output)
+    work = configured if known is None else internal_location(output)
     assert work is not None
     check_apart(output, work, "work place")
     for source in sources(config):

@@ -26,21 +26,23 @@ def attributes_of(document: Document) -> Document:
     return attributes if isinstance(attributes, dict) else {}
 
 
-def holds(stored: Document, own: Document) -> bool:
+def holds(stored: Document, required: Document) -> bool:
     """Return whether stored metadata hold all of dumap's own entries; they may hold more."""
-    stored_attributes, attributes = attributes_of(stored), attributes_of(own)
-    entries = {name: value for name, value in own.items() if name != "attributes"}
+    stored_attributes, attributes = attributes_of(stored), attributes_of(required)
+    entries = {name: value for name, value in required.items() if name != "attributes"}
     pairs = [(stored, entries), (stored_attributes, attributes)]
     if isinstance(attributes.get(OWN), dict) and isinstance(stored_attributes.get(OWN), dict):
         pairs[1] = stored_attributes, {name: value for name, value in attributes.items() if name != OWN}
         pairs.append((stored_attributes[OWN], attributes[OWN]))
-    return all(name in mapping and mapping[name] == value for mapping, own in pairs for name, value in own.items())
+    return all(
+        name in mapping and mapping[name] == value for mapping, required in pairs for name, value in required.items()
+    )
 
 
-def renewed(stored: Document, own: Document) -> bytes:
+def renewed(stored: Document, required: Document) -> bytes:
     """Return a node's metadata with dumap's own entries; other entries of a node of the same kind are kept."""
-    added = stored if all(stored.get(key) == own[key] for key in ("zarr_format", "node_type")) else {}
-    whole = {**added, **own, "attributes": {**attributes_of(stored), **attributes_of(own)}}
+    added = stored if all(stored.get(key) == required[key] for key in ("zarr_format", "node_type")) else {}
+    whole = {**added, **required, "attributes": {**attributes_of(stored), **attributes_of(required)}}
     return written(whole)
 
 

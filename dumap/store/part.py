@@ -120,9 +120,9 @@ class Part:
             attributes=attributes,
         )
         key, data = f"{name}/zarr.json", encoded["zarr.json"].to_bytes()
-        own = self.attributes.setdefault(METADATA, {})[key] = metadata.parse(data)
+        written_metadata = self.attributes.setdefault(METADATA, {})[key] = metadata.parse(data)
         if stored := metadata.parse(self.run.get(key)):
-            data = metadata.renewed(stored, own)
+            data = metadata.renewed(stored, written_metadata)
         self._put(key, data)
 
     def __enter__(self) -> Part:

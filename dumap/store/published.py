@@ -98,8 +98,8 @@ def publish(work: str, output: str, run_keys: RunKeys) -> int:
                 copied += _copy(source, target, key)
     for key in sorted(source.keys(ROW), key=lambda key: key.endswith("zarr.json")):
         copied += _copy(source, target, key)
-    own = {**_group(source), metadata.CONSOLIDATED: metadata.consolidate(target.nodes())}
-    return copied + _renew(target, "zarr.json", own)
+    required = {**_group(source), metadata.CONSOLIDATED: metadata.consolidate(target.nodes())}
+    return copied + _renew(target, "zarr.json", required)
 
 
 def damaged_copies(work: str, output: str) -> Iterator[str]:
@@ -112,10 +112,10 @@ def damaged_copies(work: str, output: str) -> Iterator[str]:
             if key.startswith(tuple(f"{name}/" for name in FINALS)) and target.digest(key, size) != known:
                 yield key
     written = {f"{name}/zarr.json": _array(source, f"{name}/zarr.json") for name in FINALS}
-    written_arrays = {key.removesuffix("/zarr.json"): own for key, own in written.items()}
-    for key, own in {**written, "zarr.json": _group(source)}.items():
+    written_arrays = {key.removesuffix("/zarr.json"): required for key, required in written.items()}
+    for key, required in {**written, "zarr.json": _group(source)}.items():
         stored = metadata.parse(target.get(key))
-        if not metadata.holds(stored, own) or (
+        if not metadata.holds(stored, required) or (
             key == "zarr.json" and not metadata.consolidates(stored, written_arrays)
         ):
             yield key
@@ -141,10 +141,10 @@ def _array(source: Run, key: str) -> metadata.Document:
     return document
 
 
-def _renew(target: Objects, key: str, own: metadata.Document) -> int:
+def _renew(target: Objects, key: str, required: metadata.Document) -> int:
     """Add dumap's own entries to stored metadata unless they are there; return the bytes written."""
     stored = metadata.parse(target.get(key))
-    whole = metadata.renewed(stored, own)
+    whole = metadata.renewed(stored, required)
     if metadata.parse(whole) == stored:
         return 0
     target.put(key, whole)

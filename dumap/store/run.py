@@ -101,12 +101,12 @@ class Run(CommittedParts):
 
         The consolidated metadata contain all nodes in the run, also those of other programs.
         """
-        for key, own in NODE_DOCUMENTS.items():
-            if not metadata.holds(self._stored_metadata(key), own):
-                self.put(key, metadata.written(own))
+        for key, required in NODE_DOCUMENTS.items():
+            if not metadata.holds(self._stored_metadata(key), required):
+                self.put(key, metadata.written(required))
         stored = self._stored_metadata("zarr.json")
-        own = {**self._own_metadata(), metadata.CONSOLIDATED: metadata.consolidate(self.nodes())}
-        whole = metadata.renewed(stored, own)
+        required = {**self._own_metadata(), metadata.CONSOLIDATED: metadata.consolidate(self.nodes())}
+        whole = metadata.renewed(stored, required)
         if metadata.parse(whole) != stored:
             self.put("zarr.json", whole)
 
@@ -191,8 +191,8 @@ class Run(CommittedParts):
 
         The metadata of a final array may hold further entries, such as attributes that a user has added.
         """
-        own = self.summary(stage, name).get(METADATA)
-        document = own.get(key) if isinstance(own, dict) else None
+        written_metadata = self.summary(stage, name).get(METADATA)
+        document = written_metadata.get(key) if isinstance(written_metadata, dict) else None
         if isinstance(document, dict):
             return metadata.holds(self._stored_metadata(key), document)
         return self.is_whole(key, *written)
@@ -226,14 +226,14 @@ class Run(CommittedParts):
         with contextlib.suppress(DamageError):  # damage of the identity was yielded above
             if not self._is_complete("zarr.json", self._own_metadata()):
                 yield "", "", "zarr.json"
-        for key, own in NODE_DOCUMENTS.items():
-            if not metadata.holds(self._stored_metadata(key), own):
+        for key, required in NODE_DOCUMENTS.items():
+            if not metadata.holds(self._stored_metadata(key), required):
                 yield "", "", key
         for term in self.terms():
             if self.lock(term) is None:
                 yield "", "", lock_key(term)
 
-    def _is_complete(self, key: str, own: metadata.Document) -> bool:
+    def _is_complete(self, key: str, required: metadata.Document) -> bool:
         """Return whether the group's metadata hold dumap's own entries and the metadata of the final arrays."""
         stored = self._stored_metadata(key)
         results: dict[str, Any] = {}
@@ -241,7 +241,7 @@ class Run(CommittedParts):
             results = self.summary(IDENTITY, "results")
         arrays = {name: results.get(METADATA, {}).get(f"{name}/zarr.json") for name in FINALS}
         known = {name: array for name, array in arrays.items() if array is not None}
-        return metadata.holds(stored, own) and metadata.consolidates(stored, known)
+        return metadata.holds(stored, required) and metadata.consolidates(stored, known)
 
     def sizes(self, stage: str) -> int:
         """Return the bytes of all objects that a stage's manifests name."""

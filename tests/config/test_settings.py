@@ -98,8 +98,8 @@ def test_one_key_is_written_as_in_the_whole(key):
 def test_comments_tell_what_is_allowed_and_fit_a_line():
     assert max(map(len, annotated().splitlines())) <= 100
     expected = """\
-        # The scale of the map. Larger: a wider map, on which min_dist is less. Ignored where a and b are
-        # given.
+        # The scale of the map. Larger: a wider map, in which min_dist matters less. Ignored if a and b
+        # are given.
         # Allowed: above 0. In umap-learn: spread. Changes the embedding.
         spread: 1.0
     """
