@@ -76,7 +76,7 @@ def _find(values: Any, key: str) -> Any:
 
 
 def contradictions(path: str | None, settings: Sequence[str], options: Mapping[str, Any]) -> list[str]:
-    """Describe the keys to which settings and options give different values, one line each; for arguments see `load`."""
+    """Describe the keys to which settings and options give different values, one line each; see `load`."""
     set_values: dict[str, Any] = {}
     _set(set_values, settings)
     both = [key for key in options if _find(set_values, key) is not _ABSENT]
