@@ -194,8 +194,8 @@ class UMAP(Fitted, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
 
         Parameters
         ----------
-        X : array, data frame, Dask array, or path of a Zarr array
-            Rows to embed; see `dumap.run`.
+        X : array, sparse matrix, data frame, Dask array, or path of a Zarr array
+            Rows to embed; see `dumap.run`. Those of a sparse matrix are never made dense.
         y : array, optional
             Labels. They are not used, and a warning says so: supervised maps are not supported. A label of -1 is no
             label.
@@ -301,7 +301,7 @@ class UMAP(Fitted, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
             return validate_data(self, X, skip_check_array=True)
         if isinstance(X, str | os.PathLike) or type(X).__module__.partition(".")[0] in ("anndata", "xarray", "zarr"):
             return X
-        return validate_data(self, X, ensure_min_samples=LEAST_ROWS)
+        return validate_data(self, X, ensure_min_samples=LEAST_ROWS, accept_sparse="csr")
 
     def _settings(self) -> dict[str, Any]:
         """Return the run's settings under umap-learn's names."""
@@ -362,6 +362,7 @@ class UMAP(Fitted, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
         tags.transformer_tags.preserves_dtype = ["float32"]
+        tags.input_tags.sparse = True
         return tags
 
 

@@ -77,7 +77,7 @@ class KNeighborsTransformer(TransformerMixin, BaseEstimator):
 
         Parameters
         ----------
-        X : array, Dask array, or path of a Zarr array
+        X : array, sparse matrix, Dask array, or path of a Zarr array
         y : object
             Not used.
 

@@ -205,8 +205,11 @@ def test_one_noun_everywhere():
         "leaves",
         "lists",
         "maths",
+        "pairs",
         "pool",
         "products",
+        "projection",
+        "sparse_leaves",
         "threads",
         "tree",
     }

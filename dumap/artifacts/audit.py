@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
 from dumap.artifacts.job import Job
 from dumap.artifacts.part_names import AUDIT
+from dumap.artifacts.rows import read_rows
 from dumap.planning.audits import queries_at_once
 from dumap.store import Run
 
@@ -29,16 +31,16 @@ MAP_NEIGHBORS = 15
 """Neighbours of a row on which the map is measured. The audit keeps at least this many exact neighbours."""
 
 
-def query_groups(job: Job, number: int, chosen: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
+def query_groups(job: Job, number: int, chosen: np.ndarray) -> Iterator[tuple[slice, Any]]:
     """Yield slices of `chosen`, the sorted numbers of an audit's queries, with the queries' vectors.
 
     A slice holds the queries that one task compares at once.
     """
-    step = queries_at_once(job.config, job.geometry.dims)
+    step = queries_at_once(job.config, job.geometry.row_numbers)
     for group in np.unique(chosen // step).tolist():
         low, high = np.searchsorted(chosen, [group * step, (group + 1) * step]).tolist()
         inside = chosen[low:high] - group * step
-        vectors = job.run.read(AUDIT, f"queries-{number}", f"vectors-{group}", 0, int(inside[-1]) + 1)
+        vectors = read_rows(job, AUDIT, f"queries-{number}", f"vectors-{group}", 0, int(inside[-1]) + 1)
         yield slice(low, high), vectors[inside]
 
 

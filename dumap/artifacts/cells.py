@@ -8,12 +8,13 @@ from itertools import groupby
 from operator import itemgetter
 
 import numpy as np
+from scipy.sparse import csr_matrix
 
 from dumap.artifacts.job import Job
 from dumap.artifacts.part_names import CELLS, NEIGHBORS, part_name, part_names, range_name
-from dumap.kernels import tree, vectors
+from dumap.kernels import csr, tree, vectors
 from dumap.planning.geometry import guests_at_once
-from dumap.store import RANGE_BYTES, Run
+from dumap.store import RANGE_BYTES, Run, read_csr
 
 PROBES = 8
 """Most leaves that a row probes in one cell: it is compared with the rows of those leaves."""
@@ -71,6 +72,10 @@ class CellTable:
         number, row = divmod(cell, self._cells_a_part)
         return self.run.read(CELLS, part_name(SPANS, number), array, row, row + 1)[0]
 
+    def entries(self, cell: int) -> np.ndarray:
+        """Return how many entries a cell's home rows have, and its rows with guests, (2,) int64; of sparse rows."""
+        return self._spans("entries", cell)
+
     def starts(self, group: int) -> np.ndarray:
         """Return the position of a group's first row in each cell, (cells,) int64."""
         names = part_names(SPANS, -(-self.cells // self._cells_a_part))
@@ -127,13 +132,14 @@ class Cell:
 
     Attributes
     ----------
+    number : int
     positions : ndarray of int64, shape (n,)
     home_rows : int
         Number of home rows.
     """
 
     def __init__(self, job: Job, cell: int, table: CellTable, wave: tuple[int, int] | None = None) -> None:
-        self.job, guests = job, np.empty(0, np.int64)
+        self.job, self.number, self.table, guests = job, cell, table, np.empty(0, np.int64)
         first, last = (int(offset) for offset in table.offsets[cell : cell + 2])
         self.home_rows = last - first
         of_homes = spans_in(part_names("sorted", job.geometry.groups), table.home_spans(cell))
@@ -154,8 +160,11 @@ class Cell:
         """Yield the rows that are searched together: all home rows, and each time as many further guests as memory
         allows.
         """
-        guests = np.arange(self.home_rows, len(self.positions))
-        batches = max(1, -(-len(guests) // guests_at_once(self.job.geometry.cell_rows, self.home_rows)))
+        geometry, guests = self.job.geometry, np.arange(self.home_rows, len(self.positions))
+        batches = max(1, -(-len(guests) // guests_at_once(geometry.cell_rows, self.home_rows)))
+        if geometry.sparse:
+            home, every = self.table.entries(self.number).tolist()
+            batches = max(batches, -(-(every - home) // guests_at_once(geometry.cell_rows * geometry.entries, home)))
         for batch in range(batches):
             yield np.concatenate([np.arange(self.home_rows), guests[batch::batches]])
 
@@ -199,6 +208,27 @@ class Cell:
 
         self._gather("vectors", rows, out, made)
         return out
+
+    def sparse_vectors(self, rows: np.ndarray) -> csr_matrix:
+        """Read the vectors of rows that are sparse, in the order given, as float32."""
+        job, wanted = self.job, np.full(len(self.positions), -1, np.int64)
+        wanted[rows] = np.arange(len(rows))
+        wanted, done, at = wanted[self.inverse_order], 0, []
+        counts = np.zeros(len(rows), np.int64)
+        for stage, part, a, b in self.spans:  # first how many entries each row has, then the entries
+            at.append(wanted[done : done + b - a])
+            done += b - a
+            found = np.diff(job.run.read(stage, part, "vectors_bounds", a, b + 1))
+            counts[at[-1][at[-1] >= 0]] = found[at[-1] >= 0]
+        bounds = np.concatenate([[0], np.cumsum(counts)])
+        columns, values = np.empty(bounds[-1], np.int32), np.empty(bounds[-1], np.float32)
+        for (stage, part, a, b), places in zip(self.spans, at, strict=True):
+            chosen = np.flatnonzero(places >= 0)
+            if len(chosen):
+                piece = csr.as_float32(read_csr(job.run, stage, part, "vectors", job.geometry.source_dims, a, b))
+                csr.put_entries(piece.indices, piece.indptr, chosen, places[chosen], bounds, columns)
+                csr.put_entries(piece.data, piece.indptr, chosen, places[chosen], bounds, values)
+        return csr_matrix((values, columns, bounds), shape=(len(rows), job.geometry.source_dims), copy=False)
 
 
 def positions_of_given(job: Job, table: CellTable, rows: np.ndarray) -> np.ndarray:

@@ -12,6 +12,7 @@ import numpy as np
 from dumap.artifacts.part_names import VECTORS
 from dumap.config import Config
 from dumap.config.metrics import SHIFT_FREE
+from dumap.kernels import csr, projection
 from dumap.kernels.vectors import SPHERICAL, as_embedded, is_wide
 from dumap.planning.geometry import Geometry
 from dumap.sources.opening import open_source
@@ -30,7 +31,7 @@ def _silent(done: float, total: float) -> None:
     return None
 
 
-OPENED_LOCALLY = ("run", "input", "precomputed", "centre", "object_rows")
+OPENED_LOCALLY = ("run", "input", "precomputed", "centre", "targets", "object_rows")
 """Attributes that are not sent with a job: the process that runs the task opens them, or only the driver has them."""
 CENTRE = "centre"
 """The part of stage vectors that holds the centre."""
@@ -85,16 +86,41 @@ class Job:
         """The input, opened where the task runs."""
         return open_source(self.config.input, lambda: self.run)
 
+    @property
+    def may_be_centred(self) -> bool:
+        """Whether a centre may be subtracted from rows before the cast to float32; it would fill sparse ones."""
+        return not self.input.sparse and centred(self.config.neighbors.metric, self.input.dtype)
+
     @cached_property
     def centre(self) -> np.ndarray | None:
         """The centre that is subtracted from rows before the cast, or None."""
-        if not centred(self.config.neighbors.metric, self.input.dtype):
+        if not self.may_be_centred:
             return None
         return self.run.read(VECTORS, CENTRE, "centre") if self.run.summary(VECTORS, CENTRE)["applies"] else None
 
-    def as_embedded(self, values: np.ndarray) -> np.ndarray:
-        """Turn values of the input into the rows that are embedded: see `dumap.kernels.vectors.as_embedded`."""
-        return as_embedded(values, self.config.neighbors.metric, self.centre)
+    @cached_property
+    def targets(self) -> np.ndarray:
+        """Where the columns of sparse rows are projected to: see `dumap.kernels.projection`."""
+        return projection.places(self.geometry.source_dims, self.config.seed)
+
+    def as_embedded(self, values: Any) -> np.ndarray:
+        """Turn values of the input into rows in whose space cells are found.
+
+        See `dumap.kernels.vectors.as_embedded`, and `dumap.kernels.projection` of sparse rows.
+        """
+        metric = self.config.neighbors.metric
+        if self.geometry.sparse:
+            return projection.project(csr.as_float32(values), self.targets, metric)
+        return as_embedded(values, metric, self.centre)
+
+    def as_compared(self, values: Any) -> Any:
+        """Turn values of the input into rows by which exact distances are computed: sparse ones stay so, in float32."""
+        return csr.as_float32(values) if self.geometry.sparse else self.as_embedded(values)
+
+    @property
+    def space(self) -> str:
+        """The metric by which `to_euclidean` maps rows of `as_embedded`; projections are there already."""
+        return "euclidean" if self.geometry.sparse else self.config.neighbors.metric
 
     def rows(self, start: int, stop: int) -> np.ndarray:
         """Read rows [start, stop) of the input as float32, (n, geometry.dims): see `as_embedded`."""

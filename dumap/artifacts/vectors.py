@@ -38,7 +38,8 @@ def sample_parts(job: Job) -> list[str]:
 
 def read_sample(job: Job) -> np.ndarray:
     """Read the sample of all blocks, (m, geometry.dims) float32."""
-    return np.concatenate([job.as_embedded(job.run.read(VECTORS, part, "sample")) for part in sample_parts(job)])
+    found = (job.run.read(VECTORS, part, "sample") for part in sample_parts(job))
+    return np.concatenate([sample if job.geometry.sparse else job.as_embedded(sample) for sample in found])
 
 
 def duplicates_of(run: Run, block: int) -> tuple[np.ndarray, np.ndarray]:

@@ -85,7 +85,10 @@ class DaskRows:
             )
         check_rows(self.kind, array.shape, array.dtype)
         if "sparse" in type(array._meta).__module__:
-            raise InputError(f"the {self.kind} has sparse blocks; dumap reads dense ones: x.map_blocks(to dense) first")
+            raise InputError(
+                f"the {self.kind} has sparse blocks, whose entries are not known before they are computed: give the "
+                f"path of the store that holds them, a matrix of scipy.sparse, or dense blocks"
+            )
         self.array, self.dtype = array, array.dtype.newbyteorder("=")
         self.rows, self.dims = (int(length) for length in array.shape)
 

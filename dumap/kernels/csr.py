@@ -9,7 +9,7 @@ from scipy.sparse import csr_matrix
 from dumap.kernels import hashing
 from dumap.kernels.vectors import EXACT_IN_FLOAT32
 
-WINDOW_ROWS = 1024
+WINDOW_ROWS = 256
 """Rows whose entries are counted together to find where rows are dense."""
 MAX_COLUMNS = 2**31 - 1
 
@@ -56,6 +56,34 @@ def as_float32(rows: csr_matrix) -> csr_matrix:
         cast = cast.copy()
         cast.eliminate_zeros()
     return cast
+
+
+@nb.njit(cache=True, nogil=True)
+def take_entries(entries: np.ndarray, bounds: np.ndarray, chosen: np.ndarray, taken: np.ndarray) -> np.ndarray:
+    """Return the entries of chosen rows, one row after another.
+
+    Parameters
+    ----------
+    entries : ndarray, shape (entries,)
+        Values or columns of all rows.
+    bounds : ndarray of int64, shape (n + 1,)
+        Where each row's entries begin.
+    chosen : ndarray of int, shape (m,)
+    taken : ndarray of int64, shape (m + 1,)
+        Where those of chosen rows are to begin.
+    """
+    out = np.empty(taken[-1], entries.dtype)
+    put_entries(entries, bounds, chosen, np.arange(len(chosen)), taken, out)
+    return out
+
+
+@nb.njit(cache=True, nogil=True)
+def put_entries(entries, bounds, chosen, places, taken, out):
+    """Copy the entries of chosen rows to places among those of other rows; parameters as of `take_entries`."""
+    for r in range(len(chosen)):
+        begin, low = taken[places[r]], bounds[chosen[r]]
+        for e in range(bounds[chosen[r] + 1] - low):
+            out[begin + e] = entries[low + e]
 
 
 def _any_in_row(rows: csr_matrix, marked: np.ndarray) -> np.ndarray:

@@ -149,3 +149,5 @@ LOSS = 12
 """The pairs of rows on which the loss is measured."""
 GUESTS = 13
 """The order in which a cell admits guests of equal rank."""
+PROJECTION = 14
+"""The places and signs to which a column of sparse rows is projected."""

@@ -7,6 +7,8 @@ most of the neighbours that share no leaf.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numba as nb
 import numpy as np
 
@@ -115,7 +117,7 @@ def _compare(x, leaf_rows, others, middle, unit, width, resolution, same_rows, i
                 _offer_pairs(x, row, *ends, indices, distances, fresh)
 
 
-class _RowsByLeaf:
+class RowsByLeaf:
     """The rows of each leaf.
 
     Parameters
@@ -135,7 +137,7 @@ class _RowsByLeaf:
         return self.rows[self.begins[leaf] : self.begins[leaf + 1]]
 
 
-def _code_scales(x: np.ndarray, members: _RowsByLeaf, count: int) -> list[tuple[np.ndarray, np.float32]]:
+def _code_scales(x: np.ndarray, members: RowsByLeaf, count: int) -> list[tuple[np.ndarray, np.float32]]:
     """Return the middle and unit of each leaf's codes; those of empty leaves are not used."""
     every = (members[leaf] for leaf in range(count))
     return [code_scale(x[rows[:: -(-len(rows) // LEAF_SAMPLE)] if len(rows) else [0]]) for rows in every]
@@ -143,8 +145,8 @@ def _code_scales(x: np.ndarray, members: _RowsByLeaf, count: int) -> list[tuple[
 
 def _compare_leaves(
     x: np.ndarray,
-    members: _RowsByLeaf,
-    visitors: _RowsByLeaf | None,
+    members: RowsByLeaf,
+    visitors: RowsByLeaf | None,
     code_scales: list[tuple[np.ndarray, np.float32]],
     lists: CellLists,
 ) -> None:
@@ -162,18 +164,26 @@ def _compare_leaves(
 
 
 @nb.njit(cache=True, nogil=True)
-def _fill(x, home, indices, distances, fresh):
-    """Compare home rows that have met fewer than k others with all rows."""
+def fill(x, home, indices, distances, fresh):
+    """Compare home rows that have met fewer than k others with all rows.
+
+    Parameters
+    ----------
+    x : ndarray of float32, or SparseRows
+    home : ndarray of int32, shape (n,)
+    indices, distances, fresh
+        As of `CellLists`.
+    """
     last = indices.shape[1] - 1
-    for i in range(len(x)):
+    for i in range(len(indices)):
         if home[i] >= 0 or indices[i, last] >= 0:
             continue
-        for j in range(len(x)):
+        for j in range(len(indices)):
             if j != i:
                 offer(i, j, between(x, i, j), indices, distances, fresh)
 
 
-def _split(x: np.ndarray, leaf_rows: np.ndarray, others: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def _split(x: Any, leaf_rows: np.ndarray, others: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Split a crowded leaf by k-means, or by number if its rows are equal.
 
     Returns
@@ -203,8 +213,15 @@ def _add_probe(probes: np.ndarray, rows: np.ndarray, more: np.ndarray) -> np.nda
     return probes
 
 
-def _split_crowded(x: np.ndarray, home: np.ndarray, probes: np.ndarray, seed: int) -> np.ndarray:
-    """Split leaves with more than `EXACT_ROWS` home rows; return the leaves that rows probe then."""
+def split_crowded(x: Any, home: np.ndarray, probes: np.ndarray, seed: int) -> np.ndarray:
+    """Split leaves with more than `EXACT_ROWS` home rows; return the leaves that rows probe then.
+
+    Parameters
+    ----------
+    x : ndarray of float32, or what gives rows as such an array by their numbers: `x[rows]`
+    home, probes, seed
+        As of `search_with_guests`.
+    """
     for _ in range(MAX_SPLITS):
         loads = np.bincount(probes[home < 0, 0])
         crowded = np.flatnonzero(loads > EXACT_ROWS)
@@ -278,11 +295,11 @@ def search(x: np.ndarray, probes: np.ndarray, k: int, seed: int) -> tuple[np.nda
     """
     x, scale = _in_range(x)
     lists, home = CellLists.empty(len(x), k), np.full(len(x), -1, np.int32)
-    probes = _split_crowded(x, home, probes, seed)
+    probes = split_crowded(x, home, probes, seed)
     count = int(probes.max(initial=0)) + 1
-    members = _RowsByLeaf(np.arange(len(x)), probes[:, 0], count)
+    members = RowsByLeaf(np.arange(len(x)), probes[:, 0], count)
     rows, slots = np.nonzero(probes[:, 1:] >= 0)
-    visitors = _RowsByLeaf(rows, probes[rows, slots + 1], count)
+    visitors = RowsByLeaf(rows, probes[rows, slots + 1], count)
     code_scales = _code_scales(x, members, count)
     _compare_leaves(x, members, None, code_scales, lists)
     _compare_leaves(x, members, visitors, code_scales, lists)
@@ -291,7 +308,7 @@ def search(x: np.ndarray, probes: np.ndarray, k: int, seed: int) -> tuple[np.nda
         codes = encode(x)
         for _ in range(HOME_PASSES):
             explore(x, codes, home, *lists)
-    _fill(x, home, *lists)
+    fill(x, home, *lists)
     return _final_lists(lists, scale)
 
 
@@ -330,12 +347,12 @@ def search_with_guests(
     distances[guest] = np.maximum(distances[guest], tiny)
     distances[(indices < 0) & ~guest[:, None]] = np.inf
     lists = CellLists(indices.copy(), distances, np.zeros(indices.shape, np.uint8))
-    probes = _split_crowded(x, home, probes, seed)
+    probes = split_crowded(x, home, probes, seed)
     count = int(probes.max(initial=0)) + 1
     home_rows, guests = np.flatnonzero(~guest), np.flatnonzero(guest)
     rows, slots = np.nonzero(probes[guests] >= 0)
-    visitors = _RowsByLeaf(guests[rows], probes[guests[rows], slots], count)
-    members = _RowsByLeaf(home_rows, probes[home_rows, 0], count)
+    visitors = RowsByLeaf(guests[rows], probes[guests[rows], slots], count)
+    members = RowsByLeaf(home_rows, probes[home_rows, 0], count)
     _compare_leaves(x, members, visitors, _code_scales(x, members, count), lists)
     score(x, *lists)
     codes = encode(x)

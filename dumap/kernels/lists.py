@@ -9,9 +9,12 @@ from typing import NamedTuple
 
 import numba as nb
 import numpy as np
+from numba.core import types
+from numba.extending import overload
 
 from dumap.kernels.codes import least_squared
 from dumap.kernels.neighbors import precedes
+from dumap.kernels.pairs import pair_distance
 from dumap.kernels.vectors import squared_distance
 
 FARTHEST = np.finfo(np.float32).max
@@ -43,10 +46,16 @@ def offer(row, j, d, indices, distances, ages):
     entries[at], entry_distances[at], row_ages[at] = j, d, NEW
 
 
-@nb.njit(inline="always")
 def between(x, i, j):
-    """Return the squared distance of two rows of x, cut off so that it is finite."""
-    return min(squared_distance(x[i], x[j]), FARTHEST)
+    """Return the squared distance of two rows of an array, cut off so that it is finite, or of `SparseRows`."""
+    return min(pair_distance(x, i, j), FARTHEST) if isinstance(x, np.ndarray) else pair_distance(x, i, j)
+
+
+@overload(between)
+def _between(x, i, j):
+    if isinstance(x, types.Array):
+        return lambda x, i, j: min(squared_distance(x[i], x[j]), FARTHEST)
+    return lambda x, i, j: pair_distance(x, i, j)
 
 
 @nb.njit(cache=True, nogil=True)
@@ -144,7 +153,7 @@ class CellLists(NamedTuple):
     ages: np.ndarray
 
     @classmethod
-    def empty(cls, rows: int, k: int) -> CellLists:
-        """Return empty lists."""
+    def empty(cls, rows: int, k: int, dtype: type = np.float32) -> CellLists:
+        """Return empty lists, with distances of a dtype."""
         shape = (rows, k)
-        return cls(np.full(shape, -1, np.int32), np.full(shape, np.inf, np.float32), np.zeros(shape, np.uint8))
+        return cls(np.full(shape, -1, np.int32), np.full(shape, np.inf, dtype), np.zeros(shape, np.uint8))

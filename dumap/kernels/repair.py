@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numba as nb
 import numpy as np
+from scipy.sparse import csr_matrix, issparse
 
 from dumap.kernels import vectors
 from dumap.kernels.neighbors import distance_function
+from dumap.kernels.pairs import SparseRows, pair_distance
 
 
 def choose_halo(indices: np.ndarray, first: int, max_halo: int) -> tuple[np.ndarray, int]:
@@ -118,7 +122,7 @@ def _keep(i, j, d, lists, candidates, distances):
 
 @nb.njit(nogil=True)
 def _score_pair(i, j, x, lists, limits, distance, arguments, candidates, distances):
-    d = vectors.squared_distance(x[i], x[j]) if distance is None else np.float32(distance(x[i], x[j], *arguments))
+    d = pair_distance(x, i, j) if distance is None else np.float32(distance(x[i], x[j], *arguments))
     if d < limits[i]:
         _keep(i, j, d, lists, candidates, distances)
     if d < limits[j]:
@@ -177,7 +181,7 @@ def _score_again(x, candidates, distance, arguments, distances):
 
 
 def local_join(
-    x: np.ndarray,
+    x: Any,
     home_rows: int,
     lists: np.ndarray,
     fresh: np.ndarray,
@@ -195,7 +199,7 @@ def local_join(
 
     Parameters
     ----------
-    x : ndarray of float32, shape (n, dims)
+    x : ndarray of float32 or csr_matrix of float32, shape (n, dims)
         The cell's home rows, then its halo.
     home_rows : int
     lists : ndarray of int32, shape (n, k)
@@ -218,6 +222,8 @@ def local_join(
     pairs : int
         Pairs that were compared.
     """
+    if issparse(x):
+        return _local_join_sparse(x, home_rows, lists, fresh, homes, inside, kth_distances, metric)
     candidates, distances = np.full(lists.shape, -1, np.int32), np.full(lists.shape, np.inf, np.float32)
     distance = vectors.great_circle if metric == vectors.SPHERICAL else distance_function(metric)
     arguments = tuple(metric_kwds.values())
@@ -230,6 +236,24 @@ def local_join(
     pairs = _local_join_squared(z, home_rows, lists, fresh, homes, inside, limits, None, (), candidates, distances)
     _score_again(x, candidates, distance, arguments, distances)
     return candidates, distances, pairs
+
+
+def _local_join_sparse(
+    rows: csr_matrix,
+    home_rows: int,
+    lists: np.ndarray,
+    fresh: np.ndarray,
+    homes: np.ndarray,
+    inside: bool,
+    kth_distances: np.ndarray,
+    metric: str,
+) -> tuple[np.ndarray, np.ndarray, int]:
+    """Do as `local_join`, with the distances of `SparseRows`, which are exact from the start."""
+    candidates, squared = np.full(lists.shape, -1, np.int32), np.full(lists.shape, np.inf)
+    x, limits = SparseRows.of(rows, metric), vectors.squared_from_metric(kth_distances.astype(np.float64), metric)
+    pairs = _local_join_squared(x, home_rows, lists, fresh, homes, inside, limits, None, (), candidates, squared)
+    with np.errstate(over="ignore"):
+        return candidates, vectors.metric_from_squared(squared, metric).astype(np.float32), pairs
 
 
 @nb.njit(cache=True, nogil=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dumap.config import Config
 from dumap.kernels.vectors import ANGULAR, EUCLIDEAN_ORDER
+from dumap.planning.budget import sparse_block_bytes
 from dumap.planning.geometry import Geometry
 from dumap.store import OBJECT_BYTES
 
@@ -37,9 +38,9 @@ def without_repairs(config: Config) -> Config:
     return config.model_copy(update={"neighbors": config.neighbors.model_copy(update={"max_repairs": 0})})
 
 
-def queries_at_once(config: Config, dims: int) -> int:
-    """Return how many queries are compared with a block at once. Rows of many dims allow fewer queries."""
-    return max(16, config.task_memory // 8 // (16 * dims))
+def queries_at_once(config: Config, numbers: int) -> int:
+    """Return how many queries are compared with a block at once. Rows of many numbers allow fewer queries."""
+    return max(16, config.task_memory // 8 // (16 * numbers))
 
 
 def repair_row_bytes(dims: int, k: int, metric: str) -> int:
@@ -48,23 +49,38 @@ def repair_row_bytes(dims: int, k: int, metric: str) -> int:
     return 4 * dims * arrays + 56 * k + 256
 
 
+def repair_row_bytes_of(config: Config, geometry: Geometry) -> int:
+    """Return the bytes of a row in a repair, of a sparse one those of a mean row of the densest cell."""
+    k = config.neighbors.search_k
+    if geometry.sparse:  # read in pieces, then joined
+        return 2 * 8 * max(geometry.entries, geometry.cell_mean_entries) + 72 * k + 320
+    return repair_row_bytes(geometry.dims, k, config.neighbors.metric)
+
+
 def most_repair_rows(config: Config, geometry: Geometry) -> int:
     """Return the most rows, home rows and halo together, that a cell may hold in a repair."""
-    return config.task_memory // repair_row_bytes(geometry.dims, config.neighbors.search_k, config.neighbors.metric)
+    return config.task_memory // repair_row_bytes_of(config, geometry)
 
 
 def repair_bytes(config: Config, geometry: Geometry) -> int:
     """Return the bytes of the largest task of a repair."""
-    k, metric, home_rows = config.neighbors.search_k, config.neighbors.metric, geometry.most_home_rows
+    k, home_rows = config.neighbors.search_k, geometry.most_home_rows
     # Every cell may ask for every row.
     asked = geometry.cells * home_rows * 4 + home_rows * (min(geometry.itemsize, 4) * geometry.dims + k * 16)
+    if geometry.sparse:
+        asked = geometry.cells * home_rows * 4 + home_rows * k * 16 + 24 * (geometry.home_entries or geometry.entries)
     objects, table = 4 * OBJECT_BYTES, geometry.cells**2 * 16
     rows = max(most_repair_rows(config, geometry), home_rows)
-    return max(min(rows, geometry.rows) * repair_row_bytes(geometry.dims, k, metric), asked + objects) + table
+    workspace = 4 * geometry.source_dims
+    return max(min(rows, geometry.rows) * repair_row_bytes_of(config, geometry), asked + objects) + table + workspace
 
 
 def audit_bytes(config: Config, geometry: Geometry, queries: int) -> int:
     """Return the bytes of a task that compares queries with a block of rows."""
-    at_once = min(queries, queries_at_once(config, geometry.dims))
+    at_once = min(queries, queries_at_once(config, geometry.row_numbers))
     block = geometry.block_rows * geometry.dims * (2 * geometry.itemsize + 4)
-    return block + at_once * geometry.dims * 16 + queries * (config.neighbors.search_k + 15) * 64 + 5 * TILE_BYTES
+    if geometry.sparse:
+        block = sparse_block_bytes(geometry)
+    return (
+        block + at_once * geometry.row_numbers * 16 + queries * (config.neighbors.search_k + 15) * 64 + 5 * TILE_BYTES
+    )

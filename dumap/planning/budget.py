@@ -9,6 +9,7 @@ from dumap.errors import BudgetError
 from dumap.kernels.axes import WIDE
 from dumap.kernels.coarse import most_edges
 from dumap.kernels.pool import POOL_ROWS
+from dumap.kernels.projection import PLACES
 from dumap.planning.geometry import SHARD_EDGES, Geometry, shard_rows_of
 from dumap.store import OBJECT_BYTES
 
@@ -144,6 +145,12 @@ def axes_bytes(geometry: Geometry) -> int:
     return 40 * geometry.dims**2 if geometry.dims >= WIDE and geometry.sample_rows >= 4 * geometry.dims else 0
 
 
+def sparse_block_bytes(geometry: Geometry) -> int:
+    """Return the bytes of a block of sparse rows: as it is read and put in order, cast to float32, and hashed."""
+    entries = geometry.block_entries * (3 * geometry.itemsize + 24)
+    return entries + geometry.block_rows * 64 + geometry.source_dims * (2 * PLACES + 8)
+
+
 def axes_rows(config: Config) -> int:
     """Return the most dims for which principal axes come from a matrix of dims x dims."""
     return max(64, math.isqrt(config.task_memory // 64))
@@ -157,7 +164,8 @@ def principal_bytes(config: Config, geometry: Geometry) -> int:
     wide = geometry.dims > most
     size, centred = (min(geometry.sample_rows, most // 8), geometry.sample_rows) if wide else (geometry.dims, 4096)
     solved = 32 * size**2 + min(size if wide else centred, geometry.sample_rows) * geometry.dims * 8
-    return max(2 * sample + solved, geometry.block_rows * geometry.dims * (2 * geometry.itemsize + 12))
+    itemsize, sparse = (4, sparse_block_bytes(geometry)) if geometry.sparse else (geometry.itemsize, 0)
+    return max(2 * sample + solved, geometry.block_rows * geometry.dims * (2 * itemsize + 12) + sparse)
 
 
 def tally_row_bytes(config: Config) -> int:

@@ -9,15 +9,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from dumap.config import Config, format_bytes
 from dumap.config.metrics import arguments
 from dumap.errors import InputError
+from dumap.kernels.csr import WINDOW_ROWS
 from dumap.kernels.edges import default_epochs
 from dumap.kernels.leaves import EXACT_ROWS, LEAF_ROWS
+from dumap.kernels.projection import projected_dims
 from dumap.kernels.vectors import ANGULAR, BIT_METRICS, embedded_dims
 from dumap.planning.curve import curve
 from dumap.sources.zarr_array import Precomputed
@@ -46,6 +48,13 @@ LIST_BYTES, SLOT_BYTES = 40, 96
 """Bytes of a slot of a given list: in the lists that are kept, and while the list is read (measured, rounded up)."""
 
 
+class Entries(NamedTuple):
+    """How many entries rows have that are sparse: in all, and the most of `WINDOW_ROWS` rows."""
+
+    total: int
+    densest: int
+
+
 @dataclass(frozen=True)
 class Geometry:
     """The numbers and sizes of all the parts into which a run divides its data.
@@ -53,7 +62,8 @@ class Geometry:
     Attributes
     ----------
     rows, dims, itemsize : int
-        Shape of the input, and bytes of a value. Latitude and longitude count as 3 dims.
+        Shape of the input, and bytes of a value. Latitude and longitude count as 3 dims; sparse rows have those of
+        their projections.
     block_rows, blocks : int
         Rows of the input that one task reads, and the number of such blocks.
     group_blocks : int
@@ -75,6 +85,11 @@ class Geometry:
     largest_home, largest_cell, stored_rows : int
         Most home rows of a cell, most rows with guests, and the rows of all cells with guests, as stage cells found
         them; 0 before that stage.
+    entries, block_entries, source_dims : int
+        Of sparse rows: entries of a mean row, most entries of a block, and columns. Else 0.
+    home_entries, cell_entries, cell_mean_entries : int
+        Of sparse rows, as stage cells found: most entries of a cell's home rows, and of its rows with guests, and of a
+        mean home row of the cell where that is most; 0 before.
     """
 
     rows: int
@@ -97,11 +112,46 @@ class Geometry:
     largest_cell: int = 0
     stored_rows: int = 0
     group_blocks: int = 1
+    entries: int = 0
+    block_entries: int = 0
+    source_dims: int = 0
+    home_entries: int = 0
+    cell_entries: int = 0
+    cell_mean_entries: int = 0
 
     def with_cells(self, found: Mapping[str, Any]) -> Geometry:
         """Return the same geometry with the sizes of the largest cells that stage cells found."""
+        sparse = {name: found.get(name, 0) for name in ("home_entries", "cell_entries", "cell_mean_entries")}
         largest = {"largest_home": found["largest_home"], "largest_cell": found["largest"]}
-        return replace(self, **largest, stored_rows=found["stored_rows"])
+        return replace(self, **largest, **sparse, stored_rows=found["stored_rows"])
+
+    @property
+    def sparse(self) -> bool:
+        """Whether the rows are sparse."""
+        return self.entries > 0
+
+    @property
+    def row_numbers(self) -> int:
+        """How many numbers of 4 bytes a row takes by which it is compared: of a sparse one values and columns."""
+        return 2 * self.entries if self.sparse else self.dims
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a row where it is stored in the run: of a sparse one values and columns."""
+        width = min(self.itemsize, 4)
+        return self.entries * (width + (2 if self.source_dims <= 2**16 else 4)) if self.sparse else self.dims * width
+
+    @property
+    def source_row_bytes(self) -> int:
+        """Bytes of a row of the input."""
+        return self.entries * (self.itemsize + 4) if self.sparse else self.dims * self.itemsize
+
+    @property
+    def entries_at_once(self) -> int:
+        """Most entries of rows of a cell that are searched at once: see `most_rows_at_once`."""
+        wanted = self.cell_rows * self.entries
+        most = max(wanted, self.home_entries + guests_at_once(wanted, self.home_entries))
+        return min(self.cell_entries or most, int(1.1 * most))
 
     @property
     def most_home_rows(self) -> int:
@@ -164,6 +214,11 @@ def cell_row_bytes(dims: int, k: int, metric: str) -> int:
 def expected_cells(cells: int, max_cells_per_row: int) -> float:
     """Return the cells of a mean row, its home included, where there are so many cells."""
     return min(max_cells_per_row, CELLS_A_ROW, 1 + CELLS_A_ROW_BY_DOUBLING * math.log2(cells))
+
+
+def sparse_cell_row_bytes(entries: int, k: int) -> int:
+    """Return the bytes of a row of so many entries in a search of k neighbours, as of `cell_row_bytes`."""
+    return 12 * entries + 96 * (k + 1) + 320
 
 
 def cells_of(rows: int, cap: int, max_cells_per_row: int) -> int:
@@ -229,12 +284,59 @@ def list_rows_of(config: Config, given: Precomputed) -> int:
     return max(1, memory // 4 // (columns * SLOT_BYTES))
 
 
+def check_chunk(config: Config, chunk_rows: int, row_bytes: int) -> None:
+    """Refuse chunks that are more than a task may hold.
+
+    Raises
+    ------
+    InputError
+    """
+    memory = config.task_memory
+    if (chunk_bytes := chunk_rows * row_bytes) > memory // 4:
+        raise InputError(
+            f"{config.input.where}: one chunk holds {format_bytes(chunk_bytes)}, more than a quarter of task_memory "
+            f"({format_bytes(memory)}): rechunk the array to at most {max(1, memory // 4 // row_bytes)} "
+            f"rows a chunk, or set task_memory to {math.ceil(4 * chunk_bytes / 2**20)}MiB or more"
+        )
+
+
+def dense_block(memory: int, rows: int, numbers: int, chunk_rows: int) -> int:
+    """Return the rows of a block: whole chunks, where they fit."""
+    block_rows = max(1, min(rows, OUTPUT_ROWS, min(BLOCK_BYTES, memory // 8) // (4 * numbers)))
+    if chunk_rows <= block_rows:
+        return block_rows - block_rows % chunk_rows
+    return min(chunk_rows, rows) if chunk_rows * numbers * 4 <= memory // 4 else block_rows
+
+
+def sparse_block(room: int, rows: int, numbers: int, densest: int) -> tuple[int, int]:
+    """Return the rows of a block of sparse rows, and the most entries that it may have.
+
+    Parameters
+    ----------
+    room, rows : int
+        Bytes that a block may have, and rows that there are.
+    numbers : int
+        Numbers of 4 bytes of a mean row, with its projection if that is more.
+    densest : int
+        Most entries of `WINDOW_ROWS` rows.
+    """
+    windows = min(-(-rows // WINDOW_ROWS), OUTPUT_ROWS // WINDOW_ROWS, room // (4 * numbers) // WINDOW_ROWS)
+    windows = max(1, min(windows, room // (8 * max(1, densest))))
+    return min(rows, windows * WINDOW_ROWS), windows * densest
+
+
 def make_geometry(
-    config: Config, rows: int, dims: int, itemsize: int, chunk_rows: int, given: Precomputed | None = None
+    config: Config,
+    rows: int,
+    dims: int,
+    itemsize: int,
+    chunk_rows: int,
+    given: Precomputed | None = None,
+    entries: Entries | None = None,
 ) -> Geometry:
     """Return the geometry of a run. It depends on the data's shape and on parameters alone.
 
-    If neighbours are given, cells are ranges of rows.
+    If neighbours are given, cells are ranges of rows. `entries` are those of sparse rows.
 
     Raises
     ------
@@ -251,22 +353,22 @@ def make_geometry(
         )
     arguments(config.neighbors.metric, config.neighbors.metric_kwds, dims)  # refuses what the metric does not take
     curve(config.layout)  # refuses a curve that the layout cannot use
-    if (chunk_bytes := min(chunk_rows, rows) * dims * itemsize) > memory // 4:
-        raise InputError(
-            f"{config.input.where}: one chunk holds {format_bytes(chunk_bytes)}, more than a quarter of task_memory "
-            f"({format_bytes(memory)}): rechunk the array to at most {max(1, memory // 4 // (dims * itemsize))} "
-            f"rows a chunk, or set task_memory to {math.ceil(4 * chunk_bytes / 2**20)}MiB or more"
-        )
-    numbers = embedded_dims(settings.metric, dims) if settings.metric in BIT_METRICS else dims
-    block_rows = max(1, min(rows, OUTPUT_ROWS, min(BLOCK_BYTES, memory // 8) // (4 * numbers)))
-    if chunk_rows <= block_rows:
-        block_rows -= block_rows % chunk_rows
-    elif chunk_rows * numbers * 4 <= memory // 4:
-        block_rows = min(chunk_rows, rows)
-    dims = embedded_dims(config.neighbors.metric, dims)
+    if entries is not None:
+        mean, source_dims, dims = max(1, math.ceil(entries.total / rows)), dims, projected_dims(dims)
+        check_chunk(config, min(chunk_rows, rows), mean * (itemsize + 4))
+        wanted = max(BLOCK_BYTES, min(chunk_rows, rows) * mean * 8)  # a chunk is decoded as a whole
+        block_rows, block_entries = sparse_block(min(wanted, memory // 8), rows, max(dims, 2 * mean), entries.densest)
+        sparse = {"entries": mean, "block_entries": block_entries, "source_dims": source_dims}
+        cap, numbers = memory // sparse_cell_row_bytes(mean, k), 2 * mean
+    else:
+        check_chunk(config, min(chunk_rows, rows), dims * itemsize)
+        numbers = embedded_dims(settings.metric, dims) if settings.metric in BIT_METRICS else dims
+        block_rows, sparse = dense_block(memory, rows, numbers, chunk_rows), {}
+        dims = numbers = embedded_dims(config.neighbors.metric, dims)
+        cap = memory // cell_row_bytes(dims, k, config.neighbors.metric)
     blocks = math.ceil(rows / block_rows)
-    fitting = memory // 2 // (block_rows * sort_row_bytes(dims, itemsize, config.cells.max_cells_per_row))
-    cap = memory // cell_row_bytes(dims, k, config.neighbors.metric)
+    sorted_bytes = sort_row_bytes(numbers, 4 if sparse else itemsize, config.cells.max_cells_per_row)
+    fitting = memory // 2 // (block_rows * sorted_bytes)
     cap = max(4 * (k + 2), min(cap, config.cells.max_rows or cap))
     cells = max(cells_of(rows, cap, config.cells.max_cells_per_row), min(MIN_CELLS, math.ceil(rows / WANTED_CELL_ROWS)))
     if given is not None:
@@ -294,4 +396,5 @@ def make_geometry(
         n_epochs=config.layout.n_epochs or default_epochs(rows),
         columns=given.columns if given else 0,
         list_rows=min(cap, list_rows_of(config, given)) if given else 0,
+        **sparse,
     )

@@ -8,11 +8,12 @@ import numpy as np
 
 from dumap.artifacts.part_names import EMBEDDING
 from dumap.config import Config
-from dumap.errors import InputError
+from dumap.errors import ConfigError, InputError
+from dumap.kernels.pairs import SPARSE
 from dumap.kernels.vectors import BIT_METRICS
 from dumap.planning.audits import loads_pynndescent
 from dumap.planning.budget import interpreter_bytes
-from dumap.planning.geometry import Geometry, make_geometry
+from dumap.planning.geometry import Entries, Geometry, make_geometry
 from dumap.planning.plan import Plan, Projection, StagePlan, core_seconds
 from dumap.sources.opening import open_source
 from dumap.sources.spooled import is_spooled
@@ -57,8 +58,11 @@ def geometry_of(config: Config) -> Geometry:
         The input cannot be read or embedded.
     """
     source = open_source(config.input)
-    if source.sparse:
-        raise InputError(f"{config.input.where} holds a sparse matrix, which is read, but not embedded yet")
+    if source.sparse and config.neighbors.metric not in SPARSE:
+        raise ConfigError(
+            f"neighbors.metric = {config.neighbors.metric} is not computed of sparse rows; allowed are "
+            f"{', '.join(sorted(SPARSE))}: take one of them, or give the rows dense"
+        )
     if config.neighbors.metric in BIT_METRICS and source.dtype != np.uint8:
         raise InputError(
             f"{config.input.where}: neighbors.metric = {config.neighbors.metric} is of bits packed into uint8, and the "
@@ -66,7 +70,9 @@ def geometry_of(config: Config) -> Geometry:
         )
     path = config.neighbors.precomputed
     precomputed = None if path is None else Precomputed(path, source.rows)
-    return make_geometry(config, source.rows, source.dims, source.dtype.itemsize, source.chunk_rows, precomputed)
+    entries = Entries(source.entries, source.densest) if source.sparse else None
+    shape = (source.rows, source.dims, source.dtype.itemsize, source.chunk_rows)
+    return make_geometry(config, *shape, precomputed, entries)
 
 
 def temporary_of(

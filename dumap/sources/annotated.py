@@ -11,11 +11,8 @@ UNNAMED = "vectors"
 """The name of an array where none is given."""
 USUAL = "obsm/X_pca"
 """What is embedded then where it is there, else X: as scanpy chooses."""
-SPARSE = (
-    *(("scipy.sparse", "spmatrix"), ("scipy.sparse", "sparray")),
-    *(("anndata.abc", "CSRDataset"), ("anndata.abc", "CSCDataset")),
-)
-"""Modules and classes of sparse matrices, in memory and in files."""
+BY_COLUMNS = ("anndata.abc", "CSCDataset")
+"""Module and class of sparse matrices in files whose rows cannot be read one by one."""
 
 
 def is_annotated(data: Any) -> bool:
@@ -41,23 +38,19 @@ def element_of(data: Any, name: str) -> tuple[str, Any]:
     Raises
     ------
     InputError
-        There is none, or it is sparse.
+        There is none, or its rows cannot be read.
     """
     arrays = arrays_in(data)
     if name == UNNAMED:
         name = USUAL if USUAL in arrays else "X"
-    dense = {key: value.shape for key, value in arrays.items() if not _is_sparse(value)}
-    told = ", ".join(f"{key} {tuple(map(int, shape))}" for key, shape in dense.items()) or "none"
+    there = {key: value.shape for key, value in arrays.items() if not is_a(value, *BY_COLUMNS)}
+    told = ", ".join(f"{key} {tuple(map(int, shape))}" for key, shape in there.items()) or "none"
     if name not in arrays:
-        raise InputError(f"input.array: no {name!r} in the AnnData object; its dense arrays are: {told}")
-    if name not in dense:
+        raise InputError(f"input.array: no {name!r} in the AnnData object; its arrays are: {told}")
+    if name not in there:
         raise InputError(
-            f"input.array: {name!r} of the AnnData object is sparse; dumap reads dense rows: set input.array to one of "
-            f"its dense arrays ({told}), such as principal components (scanpy.pp.pca makes obsm/X_pca)"
+            f"input.array: {name!r} of the AnnData object is sparse by columns, in a file: read it into memory "
+            f"(adata.to_memory()), write it by rows (adata.X.tocsr()), or set input.array to one of its other arrays "
+            f"({told})"
         )
     return name, arrays[name]
-
-
-def _is_sparse(value: Any) -> bool:
-    blocks = getattr(value, "_meta", None)  # what a Dask array's are
-    return any(is_a(one, *kind) for one in (value, blocks) for kind in SPARSE)

@@ -11,12 +11,13 @@ import numpy as np
 
 from dumap.errors import ConfigError, InputError
 from dumap.sources.arrays import ArrayRows
+from dumap.sources.sparse_objects import sparse_rows_of
 from dumap.store import place_of_array
 
 TAKEN = (
     "the path or the URL of a Zarr array, or of a group that holds one, or a list of such; a zarr.Array, a NumPy array "
-    "or what makes one of itself, a pandas or Dask data frame of numbers, a Dask array, an xarray.DataArray or an "
-    "anndata.AnnData"
+    "or what makes one of itself, a matrix of scipy.sparse, a pandas or Dask data frame of numbers, a Dask array, an "
+    "xarray.DataArray or an anndata.AnnData"
 )
 """What can be embedded, for people."""
 
@@ -33,15 +34,24 @@ def paths_of(data: Any) -> dict[str, Any] | None:
     Parameters
     ----------
     data
-        A path or URL, a list of them, or a Zarr array that has a place.
+        A path or URL, a list of them, or a Zarr array, or a sparse matrix in a Zarr store, that has a place.
     """
     if isinstance(data, str | os.PathLike):
         return {"path": os.fsdecode(data)}
     if isinstance(data, list | tuple) and data and all(isinstance(path, str | os.PathLike) for path in data):
         return {"path": [os.fsdecode(path) for path in data]}
-    if is_a(data, "zarr", "Array") and (place := place_of_array(data)) is not None:
+    stored = data if is_a(data, "zarr", "Array") else None
+    if is_a(data, "anndata.abc", "CSRDataset") and is_a(data.group, "zarr", "Group"):
+        stored = data.group
+    if stored is not None and (place := place_of_array(stored)) is not None:
         return {"path": place[0], **({"array": place[1]} if place[1] else {})}
     return None
+
+
+def is_sparse(data: Any) -> bool:
+    """Return whether data is a matrix of scipy.sparse, or one that anndata reads from a file by rows."""
+    names = (("scipy.sparse", "spmatrix"), ("scipy.sparse", "sparray"), ("anndata.abc", "CSRDataset"))
+    return any(is_a(data, *name) for name in names)
 
 
 def rows_of(data: Any) -> ArrayRows:
@@ -55,11 +65,8 @@ def rows_of(data: Any) -> ArrayRows:
         It is nothing that can be embedded.
     """
     kind = f"{type(data).__module__.split('.')[0]}.{type(data).__name__}"
-    if is_a(data, "scipy.sparse", "spmatrix") or is_a(data, "scipy.sparse", "sparray"):
-        raise InputError(
-            f"the {kind} is sparse; dumap reads dense rows: give x.toarray(), or rows of fewer dims such as those of a "
-            f"principal component analysis"
-        )
+    if is_sparse(data):
+        return sparse_rows_of(data, kind)
     if is_a(data, "pandas", "DataFrame"):
         return _of_frame(data, kind)
     if is_a(data, "pandas", "Series"):

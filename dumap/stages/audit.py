@@ -4,6 +4,8 @@ too low.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from dumap.artifacts.audit import MAP_NEIGHBORS, query_groups, report_name
@@ -11,6 +13,7 @@ from dumap.artifacts.cells import CellTable
 from dumap.artifacts.job import Job
 from dumap.artifacts.neighbors import NeighborLists
 from dumap.artifacts.part_names import AUDIT, CELLS, NEIGHBORS, VECTORS, number_of, part_names
+from dumap.artifacts.rows import join, no_rows, read_rows, write_rows
 from dumap.artifacts.vectors import distinct_rows, is_query, sample_parts
 from dumap.config import Config
 from dumap.kernels import audit, quality, vectors
@@ -29,9 +32,9 @@ def collect_queries(job: Job, part: str) -> None:
     """Collect the queries of one audit: their rows, vectors, positions and lists."""
     store, geometry, number = job.run, job.geometry, number_of(part)
     lists = NeighborLists(store, number)
-    among, step = distinct_rows(job), queries_at_once(job.config, geometry.dims)
+    among, step = distinct_rows(job), queries_at_once(job.config, geometry.row_numbers)
     rows, positions, groups = [np.empty(0, np.int64)], [np.empty(0, np.int64)], 0
-    waiting = np.empty((0, geometry.dims), np.float32)
+    waiting = no_rows(job)
     with store.part(AUDIT, part) as out:
         for block, name in enumerate(sample_parts(job)):
             row = store.read(VECTORS, name, "query_rows")
@@ -39,12 +42,12 @@ def collect_queries(job: Job, part: str) -> None:
             if chosen.any():
                 rows.append(row[chosen])
                 positions.append(lists.table.positions(store, block)[rows[-1] - geometry.block(block)[0]])
-                waiting = np.concatenate([waiting, job.as_embedded(store.read(VECTORS, name, "query")[chosen])])
-            while len(waiting) >= step:
-                out.write(f"vectors-{groups}", waiting[:step])
+                waiting = join([waiting, job.as_compared(read_rows(job, VECTORS, name, "query")[chosen])])
+            while waiting.shape[0] >= step:
+                write_rows(out, f"vectors-{groups}", waiting[:step])
                 waiting, groups = waiting[step:].copy(), groups + 1
-        if len(waiting):
-            out.write(f"vectors-{groups}", waiting)
+        if waiting.shape[0]:
+            write_rows(out, f"vectors-{groups}", waiting)
         queried = np.concatenate(positions)
         out.write("rows", np.concatenate(rows))
         out.write("positions", queried)
@@ -69,7 +72,7 @@ def search_block(job: Job, part: str, number: int) -> None:
     store, block = job.run, number_of(part)
     queried, listed = (store.read(AUDIT, f"queries-{number}", name) for name in ("positions", "listed"))
     positions = CellTable(store).positions(store, block)
-    x = job.rows(*job.geometry.block(block))
+    x = job.as_compared(job.input.read(*job.geometry.block(block)))
     k = max(MAP_NEIGHBORS, job.config.neighbors.search_k)
     ids, distances = np.full((len(queried), k), -1, np.int64), np.full((len(queried), k), np.inf, np.float32)
     listed_distances, columns = np.full(listed.shape, np.inf, np.float32), columns_of(positions, listed)
@@ -101,13 +104,15 @@ def merge_blocks(job: Job, part: str) -> None:
         out.write("listed_distances", listed)
 
 
-def limits_of(job: Job, farthest: np.ndarray, queries: np.ndarray) -> np.ndarray:
+def limits_of(job: Job, farthest: np.ndarray, queries: Any) -> np.ndarray:
     """Return, for each query, the greatest distance at which a row counts as equally far as the farthest exact
     neighbour.
     """
     metric, farthest = job.config.neighbors.metric, farthest.astype(np.float64)
     if metric not in vectors.EUCLIDEAN_ORDER:
         return farthest * (1 + RELATIVE)
+    if job.geometry.sparse:
+        return farthest * (1 + 2 * RELATIVE) + ROUNDING
     x = vectors.to_euclidean(queries, metric)
     lengths = np.einsum("ij,ij->i", x, x, dtype=np.float64)
     return farthest * (1 + 2 * RELATIVE) + ROUNDING * x.shape[1] * lengths
@@ -192,15 +197,13 @@ def project(geometry: Geometry, config: Config, worker_memory: int) -> Projectio
     k, index, rows = config.neighbors.search_k, geometry.index_dtype.itemsize, geometry.rows
     queries, times = min(config.audit.queries, rows), audits(config)
     repairs = times - 1
-    halo = (
-        SENT_ROWS * rows * (geometry.dims * min(geometry.itemsize, 4) + k * (index + 1) + 4)
-    )  # of one repair at a time
+    halo = SENT_ROWS * rows * (geometry.row_bytes + k * (index + 1) + 4)  # of one repair at a time
     offers, lists = (SENT_ROWS + 1) * rows * k * (index + 4), rows * k * (index + 5)
-    query_bytes = queries * (geometry.dims * 4 + 8 * k + 24)
+    query_bytes = queries * (geometry.row_numbers * 4 + 8 * k + 24)
     exact_bytes = queries * (geometry.blocks + 1) * (max(k, MAP_NEIGHBORS) * 12 + k * 4)
     return Projection(
         tasks=times * (geometry.blocks + 3) + repairs * (4 * geometry.cells + 2),
-        shuffled_bytes=times * rows * geometry.dims * geometry.itemsize + repairs * (halo + offers),
+        shuffled_bytes=times * rows * geometry.source_row_bytes + repairs * (halo + offers),
         disk_bytes=times * (exact_bytes + query_bytes) + repairs * lists + (halo + offers if repairs else 0),
         task_bytes=max(audit_bytes(config, geometry, queries), repair_bytes(config, geometry) if repairs else 0),
         temporary_bytes={

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 
@@ -22,12 +23,14 @@ from dumap.artifacts.part_names import (
 from dumap.artifacts.vectors import distinct_rows, is_left_out, read_sample
 from dumap.config import Config
 from dumap.kernels import cells, tree, vectors
-from dumap.planning.budget import axes_bytes
+from dumap.planning.budget import axes_bytes, sparse_block_bytes
 from dumap.planning.geometry import Geometry
 from dumap.planning.plan import Projection
 from dumap.stages import Context, Stage, Task
 from dumap.stages.sorting import (
     counted,
+    entries_in,
+    entries_of,
     firsts,
     place_group,
     route,
@@ -36,6 +39,7 @@ from dumap.stages.sorting import (
     sort_home,
     sorted_row_bytes,
 )
+from dumap.store import Part
 
 RANKED_LEAVES = 16
 """Nearest leaves that are found for a row. The row joins cells of the nearest `sorting.JOINED_LEAVES` of them, and
@@ -50,7 +54,7 @@ In data of low dimension, this leaves out most leaves."""
 def grow_tree(job: Job, part: str) -> None:
     """Grow the tree from the sample."""
     store, geometry = job.run, job.geometry
-    sample = vectors.to_euclidean(read_sample(job), job.config.neighbors.metric)
+    sample = vectors.to_euclidean(read_sample(job), job.space)
     n_leaves = -(-geometry.leaves * distinct_rows(job) // geometry.rows)
     grown = tree.grow(sample, n_leaves, job.config.seed)
     with store.part(CELLS, part) as out:
@@ -65,7 +69,8 @@ def grow_tree(job: Job, part: str) -> None:
 def find_leaves(job: Job, part: str) -> None:
     """Find the nearest leaves of each row of a block; count the rows of each leaf."""
     store, block = job.run, number_of(part)
-    x = vectors.to_euclidean(job.rows(*job.geometry.block(block)), job.config.neighbors.metric)
+    rows = job.input.read(*job.geometry.block(block))
+    x = vectors.to_euclidean(job.as_embedded(rows), job.space)
     dropped = is_left_out(job, block)
     x[dropped] = 0
     grown = read_tree(store)
@@ -73,29 +78,37 @@ def find_leaves(job: Job, part: str) -> None:
     near[dropped] = -1
     with store.part(CELLS, part) as out:
         out.write("near", near)
-        out.write("loads", counted(near[~dropped, 0]))
+        loads = counted(near[~dropped, 0])
+        if job.geometry.sparse:
+            entries = np.diff(rows.indptr)
+            out.write("entries", entries)
+            of_leaves = np.bincount(near[~dropped, 0], entries[~dropped]).astype(np.int64)
+            loads = np.column_stack([loads, of_leaves[loads[:, 0]]])
+        out.write("loads", loads)
 
 
 def _add_loads(job: Job, names: list[str]) -> np.ndarray:
-    """Add up the counts of each leaf's rows in several parts, (leaves,) int64."""
-    loads = np.zeros(job.run.summary(CELLS, "tree")["leaves"], np.int64)
-    for leaves, counts in (loads_of.T for loads_of in job.run.read_each(CELLS, [(n, "loads", 0, None) for n in names])):
-        loads[leaves] += counts
+    """Add up the rows of each leaf that parts have counted, and the entries of sparse rows, (1 or 2, leaves) int64."""
+    loads = np.zeros((1 + job.geometry.sparse, job.run.summary(CELLS, "tree")["leaves"]), np.int64)
+    for loads_of in job.run.read_each(CELLS, [(name, "loads", 0, None) for name in names]):
+        loads[:, loads_of[:, 0]] += loads_of[:, 1:].T
     return loads
 
 
 def sum_loads(job: Job, part: str) -> None:
     """Add up the rows of each leaf over a range of blocks."""
     loads = _add_loads(job, part_names("near", job.geometry.blocks)[slice(*range_of(part))])
-    leaves = np.flatnonzero(loads)
+    leaves = np.flatnonzero(loads[0])
     with job.run.part(CELLS, part) as out:
-        out.write("loads", np.stack([leaves, loads[leaves]], axis=1))
+        out.write("loads", np.stack([leaves, *loads[:, leaves]], axis=1))
 
 
 def pack_leaves(job: Job, part: str) -> None:
     """Group the leaves into cells."""
     geometry = job.geometry
-    loads = _add_loads(job, summed("near", "loads", geometry.blocks))
+    loads, *entries = _add_loads(job, summed("near", "loads", geometry.blocks))
+    for of_leaves in entries:  # a leaf of dense rows counts as if it had more of them
+        loads = np.maximum(loads, -(-of_leaves // geometry.entries) * (loads > 0))
     min_rows = job.config.neighbors.search_k + 1
     leaf_cells, pieces = cells.assign_leaves(loads, math.ceil(geometry.rows / geometry.cells), min_rows)
     with job.run.part(CELLS, part) as out:
@@ -118,6 +131,10 @@ def assign_group(job: Job, part: str) -> None:
         out.write("home", row_cells[:, 0])
         out.write("home_firsts", firsts(row_cells[:, 0], count), FIRSTS_A_RANGE)
         out.write("guest_firsts", firsts(row_cells[:, 1:], count), FIRSTS_A_RANGE)
+        if job.geometry.sparse:
+            entries = entries_of(job, group)
+            out.write("home_entries", entries_in(row_cells[:, :1], entries, count))
+            out.write("guest_entries", entries_in(row_cells[:, 1:], entries, count))
         out.write("guests", counted(row_cells[guest].astype(np.int64) * priority_count + priorities[guest]))
         out.attributes["priorities"] = priority_count
 
@@ -163,6 +180,8 @@ def count_group(job: Job, part: str) -> None:
     row_cells, _ = route_admitted(job, group)
     with job.run.part(CELLS, part) as out:
         out.write("guest_firsts", firsts(row_cells[:, 1:], count), FIRSTS_A_RANGE)
+        if job.geometry.sparse:
+            out.write("guest_entries", entries_in(row_cells[:, 1:], entries_of(job, group), count))
 
 
 def cells_a_part(job: Job) -> int:
@@ -185,12 +204,39 @@ def tabulate(job: Job, part: str) -> None:
     home = spans("assign", "home_firsts")
     guests = spans("counted" if limits["turned_away"] else "assign", "guest_firsts")
     homes = home[:, :, 1].T.astype(np.int64)
+    of_homes = homes.sum(axis=0)
     load = (home[:, :, 1] + guests[:, :, 1]).sum(axis=1, dtype=np.int64)
     with store.part(CELLS, part) as out:
         out.write("home", home, 1)
         out.write("guests", guests, 1)
         out.write("starts", np.cumsum(homes, axis=0) - homes + offsets[first:last], 1)
         out.attributes |= {"stored_rows": int(load.sum()), "largest": int(load.max()), "smallest": int(load.min())}
+        if job.geometry.sparse:
+            kinds = ("assign", "home_entries"), ("counted" if limits["turned_away"] else "assign", "guest_entries")
+            write_entries(job, out, [sum_entries(job, *kind, first, last) for kind in kinds], of_homes)
+
+
+ENTRIES: dict[str, Any] = {"entries": sum, "home_entries": max, "cell_entries": max, "cell_mean_entries": max}
+"""Figures of cells of sparse rows: entries of all home rows, most of a cell's home rows and of a cell, and of a mean
+home row of the cell where that is most; and how those of parts come to one."""
+
+
+def sum_entries(job: Job, kind: str, array: str, first: int, last: int) -> np.ndarray:
+    """Add up the entries of cells [first, last) that groups have counted, (last - first,) int64."""
+    names = part_names(kind, job.geometry.groups)
+    return np.asarray(sum(job.run.read_each(CELLS, [(name, array, first, last) for name in names])))
+
+
+def write_entries(job: Job, out: Part, entries: list[np.ndarray], home_rows: np.ndarray) -> None:
+    """Write how many entries the home rows and the guests of cells have, and the figures of `ENTRIES`."""
+    of_home, of_cell = entries[0], entries[0] + entries[1]
+    out.write("entries", np.stack([of_home, of_cell], axis=1), 1)
+    out.attributes |= {
+        "entries": int(of_home.sum()),
+        "home_entries": int(of_home.max()),
+        "cell_entries": int(of_cell.max()),
+        "cell_mean_entries": int((-(-of_home // np.maximum(home_rows, 1))).max()),
+    }
 
 
 def finish_table(job: Job, part: str) -> None:
@@ -209,6 +255,7 @@ def finish_table(job: Job, part: str) -> None:
             "smallest": min(facts["smallest"] for facts in found),
             "largest_home": int(np.diff(offsets).max()),
             "turned_away": store.summary(CELLS, LIMITS)["turned_away"],
+            **{name: most(facts[name] for facts in found) for name, most in ENTRIES.items() if geometry.sparse},
             "cut": [geometry.block_rows, geometry.group_blocks, cells_a_part(job)],
         }
 
@@ -245,13 +292,16 @@ def project(geometry: Geometry, config: Config, worker_memory: int) -> Projectio
     sample, sorted_bytes = geometry.sample_rows * geometry.dims * 4, sorted_row_bytes(geometry) * rows
     table = geometry.groups * geometry.cells * TABLE_BYTES
     leaves, priorities = geometry.leaves * 48, geometry.cells * 256 * 24
+    block_bytes = block * (2 * geometry.itemsize + 12)
+    if geometry.sparse:
+        block_bytes = sparse_block_bytes(geometry) + block * 20
     near, counts = rows * 4 * RANKED_LEAVES, rows * 4 + min(geometry.groups * (priorities // 24), rows * 4) * 16
     return Projection(
         tasks=geometry.blocks + 5 * geometry.groups + 8,
         shuffled_bytes=sorted_bytes,
         disk_bytes=sorted_bytes + near + counts + table + rows * (index + 1),
         task_bytes=max(
-            block * (2 * geometry.itemsize + 12) + geometry.block_rows * 128 + leaves,
+            block_bytes + geometry.block_rows * 128 + leaves,
             sample * (5 if config.neighbors.metric == "correlation" else 4) + axes_bytes(geometry),
             sort_bytes(geometry, config),
             min(config.task_memory // 4, table) * 2 + priorities,

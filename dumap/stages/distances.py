@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 
@@ -11,7 +12,7 @@ from dumap.artifacts.job import Job
 from dumap.config.metrics import arguments
 from dumap.errors import InputError
 from dumap.kernels import neighbors as search
-from dumap.kernels import quality, vectors
+from dumap.kernels import pairs, quality, vectors
 from dumap.kernels.threads import one_thread
 from dumap.planning.audits import TILE_BYTES
 
@@ -41,13 +42,19 @@ def defined_distances(job: Job) -> Iterator[None]:
         ) from error
 
 
-def tiles(job: Job, queries: np.ndarray, x: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
+def tiles(job: Job, queries: Any, x: Any) -> Iterator[tuple[slice, np.ndarray]]:
     """Yield slices of rows `x` with the queries' distances to them, float32 (queries, n).
 
-    For metrics of `EUCLIDEAN_ORDER` the distances are squared Euclidean distances after `to_euclidean`.
+    For metrics of `EUCLIDEAN_ORDER` the distances are squared Euclidean distances after `to_euclidean`. Queries and
+    rows are as of `Job.as_compared`.
     """
     metric = job.config.neighbors.metric
-    step = max(1, TILE_BYTES // (8 * max(1, len(queries), x.shape[1])))
+    step = max(1, TILE_BYTES // (8 * max(1, queries.shape[0], job.geometry.row_numbers)))
+    if job.geometry.sparse:
+        for low in range(0, x.shape[0], step):
+            tile = x[low : low + step]
+            yield slice(low, low + tile.shape[0]), pairs.all_distances(queries, tile, metric)
+        return
     if metric in vectors.EUCLIDEAN_ORDER:
         queries = vectors.to_euclidean(queries, metric).astype(np.float64)
     for low in range(0, len(x), step):

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+from scipy.sparse import issparse
 
 from dumap.artifacts.job import Job
-from dumap.kernels import hashing
+from dumap.kernels import csr, hashing
 
 
-def hash_rows(block: np.ndarray, second: bool = False) -> np.ndarray:
+def hash_rows(block: Any, second: bool = False) -> np.ndarray:
     """Hash each row of a block, (rows,) uint64."""
+    if issparse(block):
+        return csr.row_hashes(block, second)
     return hashing.row_hashes(block.view(f"u{block.dtype.itemsize}"), second)
 
 

@@ -22,9 +22,10 @@ from dumap.artifacts.part_names import (
     total,
 )
 from dumap.config import Config
-from dumap.kernels import leaves, neighbors, vectors
+from dumap.kernels import leaves, neighbors, sparse_leaves, vectors
 from dumap.kernels.leaves import COLUMN_BYTES, EXACT_ROWS
-from dumap.planning.geometry import GUEST_BYTES, Geometry, cell_row_bytes
+from dumap.kernels.projection import PLACES
+from dumap.planning.geometry import GUEST_BYTES, Geometry, cell_row_bytes, sparse_cell_row_bytes
 from dumap.planning.plan import Projection
 from dumap.stages import Context, Stage, Task
 from dumap.stages.distances import defined_distances, metric_arguments
@@ -39,6 +40,30 @@ def euclidean_rows(job: Job, cell: Cell, rows: np.ndarray) -> np.ndarray:
     metric = job.config.neighbors.metric
     x = cell.vectors(rows, metric)
     return vectors.add_zero_column(x) if metric in vectors.ANGULAR else x
+
+
+def search_leaves(job: Job, cell: Cell, rows: np.ndarray, probes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Search home rows of a cell among each other: see `leaves.search`."""
+    seed, k, metric = job.config.seed + cell.number, job.config.neighbors.search_k, job.config.neighbors.metric
+    if job.geometry.sparse:
+        return sparse_leaves.search(cell.sparse_vectors(rows), job.targets, metric, probes, k, seed)
+    return leaves.search(euclidean_rows(job, cell, rows), probes, k, seed)
+
+
+def search_guests(
+    job: Job,
+    cell: Cell,
+    rows: np.ndarray,
+    home: np.ndarray,
+    probes: np.ndarray,
+    lists: tuple[np.ndarray, np.ndarray],
+) -> tuple[np.ndarray, np.ndarray]:
+    """Search home rows of a cell among its guests, and guests among home rows: see `leaves.search_with_guests`."""
+    seed, metric = job.config.seed + cell.number, job.config.neighbors.metric
+    if job.geometry.sparse:
+        x = cell.sparse_vectors(rows)
+        return sparse_leaves.search_with_guests(x, job.targets, metric, home, probes, *lists, seed)
+    return leaves.search_with_guests(euclidean_rows(job, cell, rows), home, probes, *lists, seed)
 
 
 BatchLists = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
@@ -85,8 +110,7 @@ def search_home(job: Job, part: str) -> None:
     cell = Cell(job, number, table)
     probes = cell.probes(np.arange(cell.home_rows))
     order = leaves.order(np.full(cell.home_rows, -1), probes)
-    seed, k = job.config.seed + number, job.config.neighbors.search_k
-    local, squared_home = leaves.search(euclidean_rows(job, cell, order), probes[order], k, seed)
+    local, squared_home = search_leaves(job, cell, order, probes[order])
     positions = cell.positions[order]
     listed = np.where(local >= 0, positions[local], -1)
     with job.run.part(NEIGHBORS, part) as out:
@@ -140,10 +164,8 @@ def meet_guests(job: Job, part: str, wave: tuple[int, int]) -> None:
         indices[is_home] = inverse_order[np.where(listed >= 0, listed - first, -1)]
         batch_squared[is_home] = squared[rows[is_home]]
         batch_squared[~is_home] = kth_squared[rows[~is_home] - cell.home_rows, None]
-        x, home = euclidean_rows(job, cell, rows), guest_homes[rows].astype(np.int32)
-        local, batch_squared = leaves.search_with_guests(
-            x, home, probes, indices, batch_squared, job.config.seed + number
-        )
+        home = guest_homes[rows].astype(np.int32)
+        local, batch_squared = search_guests(job, cell, rows, home, probes, (indices, batch_squared))
         positions = cell.positions[rows]
         return rows, positions, np.where(local >= 0, positions[local], -1), distances_of(job, batch_squared)
 
@@ -267,11 +289,14 @@ def project(geometry: Geometry, config: Config, worker_memory: int) -> Projectio
     found = (cells_a_row - 1) * rows * (list_bytes + 8)  # the most that lists of guests take
     guests = (cells_a_row - 1) * rows * (sorted_row_bytes(geometry) + 8) / len(waves)
     home = rows * (listed * (index + 8) + 8)
+    searched = at_once * max(cell_row_bytes(geometry.dims, listed, config.neighbors.metric), list_bytes * 4)
+    searched += min(at_once, EXACT_ROWS) * geometry.dims + 2 * COLUMN_BYTES
+    if geometry.sparse:
+        searched = at_once * sparse_cell_row_bytes(0, listed) + 12 * geometry.entries_at_once
+        searched += min(at_once, EXACT_ROWS) * geometry.entries * 8 + geometry.source_dims * (2 * PLACES + 8)
     search = (
-        at_once * max(cell_row_bytes(geometry.dims, listed, config.neighbors.metric), list_bytes * 4)
-        + min(at_once, EXACT_ROWS) * geometry.dims
+        searched
         + geometry.most_cell_rows * (GUEST_BYTES + 2 * list_bytes) * (geometry.cells > 1)  # guests, and their lists
-        + 2 * COLUMN_BYTES
         + (geometry.groups + geometry.cells) * 48
     )
     return Projection(

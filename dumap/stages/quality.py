@@ -88,7 +88,7 @@ def measure_map_neighbors(job: Job, part: str) -> None:
         needed = rows[chunks == chunk]
         first = max(start, int(chunk) * job.input.chunk_rows)
         chunk_values = job.input.read(first, min(stop, (int(chunk) + 1) * job.input.chunk_rows))
-        x = job.as_embedded(chunk_values[needed + start - first])
+        x = job.as_compared(chunk_values[needed + start - first])
         at = np.where(np.isin(columns, needed), np.searchsorted(needed, columns), -1)
         for group, queries in query_groups(job, repairs_made(store), chosen):
             for tile, d in tiles(job, queries, x):
@@ -113,7 +113,7 @@ def rank_block(job: Job, part: str) -> None:
     queried = store.read(AUDIT, last_audit_part(job, "queries"), "positions")[chosen]
     limits = store.read(QUALITY, "limits", "limits")
     positions = CellTable(store).positions(store, block)
-    x = job.rows(*job.geometry.block(block))
+    x = job.as_compared(job.input.read(*job.geometry.block(block)))
     counts = np.zeros(limits.shape, np.int64)
     for group, queries in query_groups(job, repairs_made(store), chosen):
         for tile, d in tiles(job, queries, x):
@@ -159,7 +159,7 @@ def project(geometry: Geometry, config: Config, worker_memory: int) -> Projectio
     disk = queries * MAP_NEIGHBORS * 16 + TRUST_QUERIES * MAP_NEIGHBORS * 12 * geometry.blocks
     return Projection(
         tasks=2 * geometry.blocks + 3,
-        shuffled_bytes=2 * geometry.rows * geometry.dims * geometry.itemsize,
+        shuffled_bytes=2 * geometry.rows * geometry.source_row_bytes,
         disk_bytes=disk,
         task_bytes=audit_bytes(config, geometry, queries),
         temporary_bytes={"ranks": disk},

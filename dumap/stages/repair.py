@@ -7,16 +7,26 @@ rows and halo, and offers what may enter a list. Each cell merges the offers for
 
 from __future__ import annotations
 
-import numpy as np
+from typing import Any
 
-from dumap.artifacts.cells import CellTable, keeps_input_dtype, spans_in
+import numpy as np
+from scipy.sparse import csr_matrix
+
+from dumap.artifacts.cells import TABLE, CellTable, keeps_input_dtype, spans_in
 from dumap.artifacts.job import Job
 from dumap.artifacts.neighbors import NeighborLists, write_lists
 from dumap.artifacts.part_names import AUDIT, CELLS, number_of, part_name, part_names, total
+from dumap.artifacts.rows import cast, join, no_rows, read_rows, write_rows
 from dumap.kernels import neighbors, repair, vectors
 from dumap.planning.audits import most_repair_rows
 from dumap.stages import Context
 from dumap.stages.distances import defined_distances, metric_arguments
+
+
+def read_sparse_home(job: Job, cell: int, table: CellTable) -> csr_matrix:
+    """Read a cell's home rows that are sparse, by position, as they are kept."""
+    spans = spans_in(part_names("sorted", job.geometry.groups), table.home_spans(cell))
+    return join([read_rows(job, CELLS, part, "vectors", a, b) for part, a, b in spans] or [no_rows(job)])
 
 
 def read_home(job: Job, cell: int, table: CellTable, out: np.ndarray) -> None:
@@ -38,7 +48,8 @@ def choose_halo(job: Job, part: str, number: int) -> None:
     """Choose a cell's halo: the rows of other cells that its home rows list."""
     before, cell = NeighborLists(job.run, number - 1), number_of(part)
     first, last = _span(before.table, cell)
-    most = max(0, most_repair_rows(job.config, job.geometry) - (last - first))
+    geometry = job.geometry.with_cells(job.run.summary(CELLS, TABLE))
+    most = max(0, most_repair_rows(job.config, geometry) - (last - first))
     halo, left_out = repair.choose_halo(before.of(cell, "indices"), first, most)
     with job.run.part(AUDIT, part) as out:
         out.write("positions", halo)
@@ -69,13 +80,40 @@ def send(job: Job, part: str, number: int) -> None:
     wanted = [positions - first for positions in store.read_each(AUDIT, spans)]
     rows = np.concatenate([np.empty(0, np.int32), *wanted], dtype=np.int32)
     indices, distances = (before.of(cell, array) for array in ("indices", "distances"))
-    narrow = keeps_input_dtype(job)
-    x = np.empty((last - first, job.geometry.dims), job.input.dtype if narrow else np.float32)
-    if len(rows):
-        read_home(job, cell, table, x)
+    x: Any
+    if job.geometry.sparse:
+        x = read_sparse_home(job, cell, table) if len(rows) else no_rows(job)
+    else:
+        x = np.empty((last - first, job.geometry.dims), job.input.dtype if keeps_input_dtype(job) else np.float32)
+        if len(rows):
+            read_home(job, cell, table, x)
     with store.part(AUDIT, part) as out:
-        out.write_gathered("vectors", x, rows)
+        write_rows(out, "vectors", x, rows)
         out.write_gathered("lists", repair.bundle(indices, distances[:, -1:]), rows)
+
+
+def spans_sent(asked: np.ndarray, cell: int, number: int) -> list[tuple[str, int, int]]:
+    """Return which rows of which parts were sent to a cell, in the order of its halo."""
+    spans = []
+    for home in np.flatnonzero(asked[cell]):
+        low = int(asked[:cell, home].sum())
+        spans.append((part_name(f"sent-{number}", int(home)), low, low + int(asked[cell, home])))
+    return spans
+
+
+def read_joined(job: Job, cell: int, table: CellTable, spans: list[tuple[str, int, int]], rows: int) -> Any:
+    """Read a cell's home rows and its halo, as rows that are compared, (rows, dims)."""
+    if job.geometry.sparse:
+        halo = [cast(read_rows(job, AUDIT, name, "vectors", a, b)) for name, a, b in spans]
+        return join([cast(read_sparse_home(job, cell, table)), *halo])
+    x = np.empty((rows, job.geometry.dims), np.float32)
+    first, last = _span(table, cell)
+    read_home(job, cell, table, x[: last - first])
+    done = last - first
+    for sent in job.run.read_each(AUDIT, [(name, "vectors", a, b) for name, a, b in spans]):
+        x[done : done + len(sent)] = vectors.as_float32(sent)
+        done += len(sent)
+    return x
 
 
 def offer_pairs(job: Job, part: str, number: int, inside: bool) -> None:
@@ -86,25 +124,20 @@ def offer_pairs(job: Job, part: str, number: int, inside: bool) -> None:
     asked = store.read(AUDIT, f"requests-{number}", "rows")
     halo = store.read(AUDIT, part_name(f"halo-{number}", cell), "positions")
     home_rows, rows = last - first, last - first + len(halo)
-    x, kth_distances = np.empty((rows, job.geometry.dims), np.float32), np.empty(rows, np.float32)
+    kth_distances = np.empty(rows, np.float32)
     lists, fresh = np.empty((rows, k), np.int32), np.ones((rows, k), bool)
-    read_home(job, cell, table, x[:home_rows])
     indices = before.of(cell, "indices")
     lists[:home_rows] = repair.localize(indices, first, home_rows, halo)
     kth_distances[:home_rows] = before.of(cell, "distances")[:, -1]
     if number > 1:
         fresh[:home_rows] = repair.is_new(indices, NeighborLists(store, number - 2).of(cell, "indices"))
-    spans: list[tuple[str, int, int]] = []
+    spans = spans_sent(asked, cell, number)
     done = home_rows
-    for home in np.flatnonzero(asked[cell]):
-        low = int(asked[:cell, home].sum())
-        spans.append((part_name(f"sent-{number}", int(home)), low, low + int(asked[cell, home])))
-    sent = store.read_each(AUDIT, [(name, array, a, b) for name, a, b in spans for array in ("vectors", "lists")])
-    for vectors_sent, lists_sent in zip(sent, sent, strict=True):
-        at = slice(done, done := done + len(vectors_sent))
-        x[at] = vectors.as_float32(vectors_sent)
+    for lists_sent in store.read_each(AUDIT, [(name, "lists", a, b) for name, a, b in spans]):
+        at = slice(done, done := done + len(lists_sent))
         indices, kth = repair.unbundle(lists_sent, k)
         lists[at], kth_distances[at] = repair.localize(indices, first, home_rows, halo), kth[:, 0]
+    x = read_joined(job, cell, table, spans, rows)
     homes = np.repeat(np.append(cell, np.arange(table.cells)), np.append(home_rows, asked[cell])).astype(np.int32)
     metric, kwds = job.config.neighbors.metric, metric_arguments(job)
     with defined_distances(job):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+from scipy.sparse import issparse
 
 from dumap.artifacts.cells import (
     LIMITS,
@@ -14,11 +17,13 @@ from dumap.artifacts.cells import (
 )
 from dumap.artifacts.job import Job
 from dumap.artifacts.part_names import CELLS, NEIGHBORS, number_of, part_name, range_of
+from dumap.artifacts.rows import join
 from dumap.artifacts.vectors import status_of
 from dumap.config import Config
 from dumap.kernels import cells, vectors
+from dumap.planning.budget import sparse_block_bytes
 from dumap.planning.geometry import Geometry, sort_row_bytes
-from dumap.store import OBJECT_BYTES
+from dumap.store import OBJECT_BYTES, Part, write_csr
 
 JOINED_LEAVES = 8
 """A row joins the cells of at most this many nearest leaves: `tree.nearest_leaves` leaves out far leaves, and
@@ -36,6 +41,19 @@ def firsts(of_cells: np.ndarray, count: int) -> np.ndarray:
     """Return the index of each cell's first row in rows sorted by cell, (cells + 1,) int32. -1 is no cell."""
     counts = np.bincount(of_cells[of_cells >= 0], minlength=count)
     return np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
+
+
+def entries_of(job: Job, group: int) -> np.ndarray:
+    """Return how many entries a group's rows have, (n,) int; of sparse rows."""
+    names = [(part_name("near", block), "entries", 0, None) for block in range(*job.geometry.group(group))]
+    return np.concatenate(list(job.run.read_each(CELLS, names)))
+
+
+def entries_in(of_cells: np.ndarray, entries: np.ndarray, count: int) -> np.ndarray:
+    """Add up the entries of rows by cell, (cells,) int64; each row is in some cells, (n, m), -1 being none."""
+    joined = of_cells >= 0
+    found = np.bincount(of_cells[joined], np.broadcast_to(entries[:, None], of_cells.shape)[joined], minlength=count)
+    return found.astype(np.int64)
 
 
 def route(job: Job, group: int) -> tuple[np.ndarray, np.ndarray]:
@@ -70,9 +88,12 @@ def place_group(job: Job, part: str) -> None:
         out.write("status", np.concatenate(status))
 
 
-def values_of(job: Job, group: int) -> np.ndarray:
+def values_of(job: Job, group: int) -> Any:
     """Read a group's rows, block by block, in the dtype in which they are sorted, (n, dims)."""
     first, last = job.geometry.group(group)
+    if job.geometry.sparse:
+        blocks = (job.input.read(*job.geometry.block(block)) for block in range(first, last))
+        return join([rows if keeps_input_dtype(job) else job.as_compared(rows) for rows in blocks])
     start, stop = job.geometry.group_span(group)
     out = np.empty(0)
     for block in range(first, last):
@@ -99,6 +120,16 @@ def sort_home(job: Job, part: str) -> None:
     x = values_of(job, group)
     with job.run.part(CELLS, part) as out:
         out.write("probes", probes, rows_a_range(piece_rows, probes))
+        write_pieces(out, x, source, piece_rows)
+
+
+def write_pieces(out: Part, x: Any, source: np.ndarray, piece_rows: int) -> None:
+    """Write the vectors of rows `source`, which are read in pieces of about so many."""
+    if issparse(x):
+        entries = piece_rows * -(-x.nnz // max(1, x.shape[0]))
+        ranges = (rows_a_range(piece_rows, x.indptr), rows_a_range(entries, x.indices))
+        write_csr(out, "vectors", x, source, ranges)
+    else:
         out.write_gathered("vectors", x, source, rows_a_range(piece_rows, x))
 
 
@@ -118,18 +149,22 @@ def sort_guests(job: Job, part: str) -> None:
     with job.run.part(NEIGHBORS, part) as out:
         out.write("positions", positions[source], rows_a_range(piece_rows, positions))
         out.write("probes", guest_probes, rows_a_range(piece_rows, guest_probes))
-        out.write_gathered("vectors", x, source, rows_a_range(piece_rows, x))
+        write_pieces(out, x, source, piece_rows)
 
 
 def sorted_row_bytes(geometry: Geometry) -> int:
     """Return the bytes of a row that is sorted by cell: the row's values, and the leaves that it probes."""
-    return geometry.dims * min(geometry.itemsize, 4) + 4 * PROBES + 4
+    return geometry.row_bytes + 8 * geometry.sparse + 4 * PROBES + 4
 
 
 def sort_bytes(geometry: Geometry, config: Config) -> int:
     """Return the bytes of a task that sorts a group of blocks."""
     most = config.cells.max_cells_per_row
     rows = min(geometry.group_blocks * geometry.block_rows, geometry.rows)
+    if geometry.sparse:  # joined from blocks, then gathered by columns and by values
+        entries = geometry.group_blocks * geometry.block_entries
+        joined = 8 * entries * (2 if geometry.group_blocks > 1 else 1)
+        return rows * sort_row_bytes(0, 4, most) + joined + sparse_block_bytes(geometry) + 6 * most * entries
     block = min(geometry.block_rows, rows) * geometry.dims * (2 * geometry.itemsize + 4)
     written = min(4 * OBJECT_BYTES, most * rows * geometry.dims * geometry.itemsize)
     return rows * sort_row_bytes(geometry.dims, geometry.itemsize, most) + block + written

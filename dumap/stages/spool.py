@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from dumap.artifacts import rows as parts
 from dumap.artifacts.job import Job
 from dumap.artifacts.part_names import AUDIT, CELLS, NEIGHBORS, QUALITY, START, VECTORS, number_of, part_names
 from dumap.config import Config
@@ -26,7 +27,7 @@ def write_rows(job: Job, part: str, rows: np.ndarray | None = None) -> None:
         assert isinstance(job.object_rows, ArrayRows)
         rows = job.object_rows.read(*span_of(job, part))
     with job.run.part(SPOOL, part) as out:
-        out.write(SPOOLED, rows)
+        parts.write_rows(out, SPOOLED, rows)
 
 
 def span_of(job: Job, part: str) -> tuple[int, int]:
@@ -49,8 +50,8 @@ def run(context: Context) -> dict:
         The run does not hold all rows, and the object is not given.
     """
     source, store = _source(context.job), context.run
-    parts = part_names(SPOOLED, source.parts)
-    if context.job.object_rows is None and not set(parts) <= set(store.committed(SPOOL)):
+    names = part_names(SPOOLED, source.parts)
+    if context.job.object_rows is None and not set(names) <= set(store.committed(SPOOL)):
         raise InputError(
             f"{store.location}: its input, a {source.what}, was given by a program, and the run does not hold all of "
             f"its rows: call dumap.run again with the same data and this output"
@@ -58,13 +59,13 @@ def run(context: Context) -> dict:
     if context.job.object_rows is not None:
         taken = context.job.object_rows.least_bytes
         context.require(SPOOL, taken, f"a chunk of the {source.kind} is large", "smaller chunks: rechunk it")
-    context.compute(SPOOL, write_rows, parts)
-    return {"rows": source.rows, "bytes": source.rows * source.dims * source.dtype.itemsize}
+    context.compute(SPOOL, write_rows, names)
+    return {"rows": source.rows, "bytes": source.rows * context.geometry.source_row_bytes}
 
 
 def project(geometry: Geometry, config: Config, worker_memory: int) -> Projection:
     """Project what the stage will take."""
-    row_bytes = geometry.dims * geometry.itemsize
+    row_bytes = geometry.source_row_bytes
     size = geometry.rows * row_bytes
     return Projection(
         tasks=max(1, -(-size // PART_BYTES)),

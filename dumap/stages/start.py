@@ -153,7 +153,7 @@ def spans_of(job: Job) -> list[tuple[int, int]]:
 
 def find_axes(job: Job, part: str) -> None:
     """Find the principal axes of the sample."""
-    sample = vectors.to_euclidean(read_sample(job), job.config.neighbors.metric)
+    sample = vectors.to_euclidean(read_sample(job), job.space)
     mean, axes = start.principal_axes(sample, job.config.layout.n_components, axes_rows(job.config))
     with job.run.part(START, part) as out:
         out.write("mean", mean)
@@ -163,7 +163,7 @@ def find_axes(job: Job, part: str) -> None:
 
 def project_rows(job: Job, low: int, high: int) -> np.ndarray:
     """Return the coordinates of the input's rows [low, high) along the axes, (n, n_components) float64."""
-    x = vectors.to_euclidean(job.rows(low, high), job.config.neighbors.metric)
+    x = vectors.to_euclidean(job.rows(low, high), job.space)
     y = np.empty((len(x), job.config.layout.n_components))
     start.project(x, job.run.read(START, AXES, "mean"), job.run.read(START, AXES, "axes"), y)
     return y

@@ -11,17 +11,19 @@ cast. Rows that the cast still makes equal are counted.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
-from dumap.artifacts.job import CENTRE, Job, centred
+from dumap.artifacts.job import CENTRE, Job
 from dumap.artifacts.part_names import AUDIT, CELLS, START, VECTORS, number_of, part_name, part_names, total
+from dumap.artifacts.rows import cast, check, inexact, write_rows
 from dumap.artifacts.vectors import DROPPED, ZERO, is_query
 from dumap.config import Config
 from dumap.errors import InputError
 from dumap.kernels import hashing, vectors
 from dumap.planning.audits import audits
-from dumap.planning.budget import tally_buckets, tally_row_bytes
+from dumap.planning.budget import sparse_block_bytes, tally_buckets, tally_row_bytes
 from dumap.planning.geometry import Geometry
 from dumap.planning.plan import Projection
 from dumap.stages import Context, Stage
@@ -42,8 +44,8 @@ def check_block(job: Job, part: str) -> None:
     """Check one block of the input."""
     start, stop = job.geometry.block(number_of(part))
     block = job.input.read(start, stop)
-    x = vectors.as_float32(block)
-    finite, zero = vectors.check(x)
+    x = cast(block)
+    finite, zero = check(x)
     wide, metric = vectors.is_wide(block.dtype), job.config.neighbors.metric
     hashes = hash_rows(block)
     rows = np.arange(start, stop)
@@ -53,11 +55,11 @@ def check_block(job: Job, part: str) -> None:
         if job.config.input.unique:
             out.write("second_hashes", hash_rows(block, second=True))
         else:
-            _draw(job, out, block if wide and centred(metric, block.dtype) else x, rows, finite, job.geometry.rows)
+            _draw(job, out, block if wide and job.may_be_centred else x, rows, finite, job.geometry.rows)
         if metric == vectors.SPHERICAL:
             out.attributes["angles"] = np.abs(x[finite]).max(axis=0, initial=0).astype(float).tolist()
         out.attributes |= {
-            "inexact": int(vectors.inexact(block, x).sum()) if wide else 0,
+            "inexact": int(inexact(block, x).sum()) if wide else 0,
             "fingerprint": int(hashing.fold(hashes, start)),
             "nonfinite": int((~finite).sum()),
             "nonfinite_rows": rows[~finite][:NAMED_ROWS].tolist(),
@@ -65,11 +67,11 @@ def check_block(job: Job, part: str) -> None:
         }
 
 
-def _draw(job: Job, out: Part, x: np.ndarray, rows: np.ndarray, allowed: np.ndarray, among: int) -> None:
+def _draw(job: Job, out: Part, x: Any, rows: np.ndarray, allowed: np.ndarray, among: int) -> None:
     """Write the rows of a block that are in the sample and among the queries. A hash of the row ids draws them from
     `among` rows.
 
-    If a centre may be subtracted later, rows are written in the input's dtype.
+    If a centre may be subtracted later, rows are written in the input's dtype. A sample of sparse rows is projected.
     """
     wanted, sampled, queries = job.geometry.sample_rows, allowed, np.zeros(len(rows), bool)
     if wanted < among:
@@ -77,9 +79,9 @@ def _draw(job: Job, out: Part, x: np.ndarray, rows: np.ndarray, allowed: np.ndar
         sampled = allowed & (hashing.draws(job.config.seed, hashing.SAMPLE, rows) < limit)
     for number in range(audits(job.config)):
         queries |= is_query(job, rows, number, among)
-    out.write("sample", x[sampled])
+    out.write("sample", job.as_embedded(x[sampled]) if job.geometry.sparse else x[sampled])
     out.write("query_rows", rows[allowed & queries])
-    out.write("query", x[allowed & queries])
+    write_rows(out, "query", x[allowed & queries])
 
 
 # duplicates ------------------------------------------------------------------------------------------
@@ -159,8 +161,8 @@ def find_duplicates(job: Job, part: str, buckets: int, among: int) -> None:
         out.write("repeated", repeated)
         out.write("times", times[repeated])
         x = job.input.read(start, stop)
-        keep = vectors.is_wide(x.dtype) and centred(job.config.neighbors.metric, x.dtype)
-        _draw(job, out, x if keep else vectors.as_float32(x), rows, allowed, among)
+        keep = vectors.is_wide(x.dtype) and job.may_be_centred
+        _draw(job, out, x if keep else cast(x), rows, allowed, among)
         out.attributes["duplicates"] = len(duplicates)
 
 
@@ -189,10 +191,9 @@ def find_centre(job: Job, part: str, applies: bool) -> None:
 def hash_cast(job: Job, part: str) -> None:
     """Hash a block's rows before and after the cast, with -0 as 0, to count rows that become equal."""
     x = job.input.read(*job.geometry.block(number_of(part)))
-    cast = job.as_embedded(x)
     with job.run.part(VECTORS, part) as out:
-        for name, values in (("hashes", x), ("cast_hashes", cast)):
-            if values.dtype.kind == "f":
+        for name, values in (("hashes", x), ("cast_hashes", job.as_compared(x))):
+            if not job.geometry.sparse and values.dtype.kind == "f":
                 values += 0
             out.write(name, hash_rows(values))
 
@@ -208,7 +209,7 @@ def _count_cast(context: Context, inexact: int, buckets: int) -> dict:
     """Return how many rows the cast to float32 changes, and how many it makes equal to other rows."""
     config, store, dtype = context.config, context.run, context.job.input.dtype
     applies = config.neighbors.metric == vectors.SPHERICAL or inexact > 0
-    may = centred(config.neighbors.metric, dtype)
+    may = context.job.may_be_centred
     if may:
         context.compute(VECTORS, find_centre, [CENTRE], applies=applies)
     equal_after_cast = 0
@@ -218,7 +219,8 @@ def _count_cast(context: Context, inexact: int, buckets: int) -> dict:
         context.compute(VECTORS, count_merged, counted, buckets=buckets)
         equal_after_cast = total(store, VECTORS, counted, "hashes") - total(store, VECTORS, counted, "cast_hashes")
     if equal_after_cast:
-        done = "once a row in their middle is subtracted" if may else "without more ado, since the metric forbids it"
+        kept = "they are sparse" if context.geometry.sparse else "the metric forbids it"
+        done = "once a row in their middle is subtracted" if may else f"without more ado, since {kept}"
         context.note(
             f"vectors: {equal_after_cast} rows of {dtype} differ from others by less than float32 can tell: rows are "
             f"cast to it {done}. They count as equal. Where that matters, take the columns' offsets off, or scale them"
@@ -311,7 +313,7 @@ def project(geometry: Geometry, config: Config, worker_memory: int) -> Projectio
         tally_buckets(config, rows),
     )
     queries = audits(config) * min(config.audit.queries, rows)
-    sample, drawn = geometry.sample_rows * geometry.dims * 4, min(queries, rows) * geometry.dims * 4
+    sample, drawn = geometry.sample_rows * geometry.dims * 4, min(queries, rows) * geometry.row_numbers * 4
     duplicate_bytes = rows * unique * (16 + 3 * index)
     temporary = rows * (9 + 16 * wide) + (sample + drawn) * (1 + wide)
     return Projection(
@@ -319,7 +321,9 @@ def project(geometry: Geometry, config: Config, worker_memory: int) -> Projectio
         shuffled_bytes=rows * 8 * (1 + unique + 2 * wide),
         disk_bytes=duplicate_bytes + temporary,
         task_bytes=max(
-            block * (2 * geometry.itemsize + 8) + sample + min(drawn, 4 * block),
+            sparse_block_bytes(geometry) + sample + drawn
+            if geometry.sparse
+            else block * (2 * geometry.itemsize + 8) + sample + min(drawn, 4 * block),
             -(-rows // buckets) * tally_row_bytes(config),
         ),
         temporary_bytes={"block": temporary},

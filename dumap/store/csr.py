@@ -9,6 +9,7 @@ import numpy as np
 import zarr
 
 from dumap.errors import InputError
+from dumap.kernels.csr import take_entries
 from dumap.store.arrays import open_node, refuse_code
 from dumap.store.committed import CommittedParts
 from dumap.store.listing import sparse_kind
@@ -76,12 +77,29 @@ def find_csr(path: str, name: str) -> CsrGroup | None:
     return None
 
 
-def write_csr(part: Part, name: str, rows: csr_matrix, chosen: np.ndarray | None = None) -> None:
-    """Write CSR rows as three arrays of a part; `chosen` are numbers of those to write, in order."""
-    rows = rows if chosen is None else rows[chosen]
-    part.write(f"{name}_bounds", rows.indptr.astype(np.int64))
-    part.write(f"{name}_columns", rows.indices.astype(np.uint16 if rows.shape[1] <= MANY_COLUMNS else np.int32))
-    part.write(f"{name}_values", rows.data)
+def write_csr(
+    part: Part, name: str, rows: csr_matrix, chosen: np.ndarray | None = None, ranges: tuple[int, int] = (0, 0)
+) -> None:
+    """Write CSR rows as three arrays of a part.
+
+    Parameters
+    ----------
+    part : Part
+    name : str
+    rows : csr_matrix
+    chosen : ndarray of int, optional
+        Numbers of those to write, in order.
+    ranges : tuple of int
+        Rows, and entries, of a range: see `Part.write`.
+    """
+    columns = rows.indices.astype(np.uint16 if rows.shape[1] <= MANY_COLUMNS else np.int32, copy=False)
+    bounds = rows.indptr.astype(np.int64)
+    taken = bounds if chosen is None else np.concatenate([[0], np.cumsum(np.diff(bounds)[chosen])])
+    part.write(f"{name}_bounds", taken, ranges[0])
+    for kind, entries in (("columns", columns), ("values", rows.data)):
+        part.write(
+            f"{name}_{kind}", entries if chosen is None else take_entries(entries, bounds, chosen, taken), ranges[1]
+        )
 
 
 def read_csr(

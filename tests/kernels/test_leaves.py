@@ -338,7 +338,7 @@ def test_a_crowded_leaf_is_cut_by_distance(monkeypatch):
     x = manifold(6, 3000, 10)
     home, probes = np.full(3000, -1, np.int32), np.zeros((3000, 1), np.int32)
     home[2500:] = 4
-    cut = leaves._split_crowded(x, home, probes, 0)
+    cut = leaves.split_crowded(x, home, probes, 0)
     assert np.bincount(cut[:2500, 0]).max() <= 800
     indices, squared = with_guests(x, home, probes, 10)
     well_formed(x, indices, squared)

@@ -17,6 +17,7 @@ from zarr.storage import MemoryStore, ZipStore
 import dumap
 from dumap.errors import ConfigError, InputError
 from dumap.sources.objects import paths_of, rows_of
+from dumap.sources.spooled import Spooled, location_of
 
 VALUES = np.arange(6.0).reshape(3, 2)
 
@@ -73,10 +74,32 @@ def test_the_refusal_of_an_object_lists_what_is_taken(data):
         rows_of(data)
 
 
-@pytest.mark.parametrize("kind", [scipy.sparse.csr_matrix, scipy.sparse.coo_array])
-def test_a_sparse_matrix_is_refused_with_what_to_do(kind):
-    with pytest.raises(InputError, match=r"is sparse; dumap reads dense rows: give x\.toarray\(\)"):
-        rows_of(kind(VALUES))
+KINDS = ["csr_matrix", "csr_array", "csc_matrix", "coo_array", "dok_matrix"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_sparse_matrix_of_any_kind_is_read_by_rows(kind):
+    found = rows_of(getattr(scipy.sparse, kind)(VALUES))
+    assert (found.sparse, found.kind, found.entries) == (True, f"scipy.{kind}", np.count_nonzero(VALUES))
+    assert found.token == rows_of(scipy.sparse.csr_matrix(VALUES)).token
+    rows = found.read(1, 3)
+    assert rows.dtype == VALUES.dtype
+    assert np.array_equal(rows.toarray(), VALUES[1:3])
+    location = location_of(found)
+    spooled = Spooled(location)
+    assert (spooled.sparse, spooled.entries, spooled.densest) == (True, found.entries, found.densest)
+
+
+def test_a_sparse_matrix_is_left_as_it_is():
+    data, indices = np.array([1.0, 2, 0, 3]), np.array([2, 0, 1, 2])
+    matrix = scipy.sparse.csr_matrix((data, indices, np.array([0, 4])), shape=(1, 3))
+    assert rows_of(matrix).read(0, 1).toarray().tolist() == [[2, 0, 4]]
+    assert (matrix.data.tolist(), matrix.indices.tolist()) == ([1, 2, 0, 3], [2, 0, 1, 2])
+    other = scipy.sparse.csr_matrix(np.array([[2.0, 0, 4]]))
+    assert rows_of(matrix).token == rows_of(other).token != rows_of(other * 2).token
+    matrix.indices[0] = 7
+    with pytest.raises(InputError, match=r"scipy.csr_matrix, rows 0 to 1: its indices are damaged"):
+        rows_of(matrix).read(0, 1)
 
 
 def test_a_data_frame_is_of_numbers():

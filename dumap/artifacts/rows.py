@@ -1,0 +1,59 @@
+"""Rows in parts, dense or sparse alike: written under a name, read by it, joined, and checked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from scipy.sparse import csr_matrix, issparse, vstack
+
+from dumap.artifacts.job import Job
+from dumap.kernels import csr, vectors
+from dumap.store import Part, read_csr, write_csr
+
+
+def cast(rows: Any) -> Any:
+    """Cast rows to float32."""
+    return csr.as_float32(rows) if issparse(rows) else vectors.as_float32(rows)
+
+
+def check(rows: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Find the rows that are finite and those that are zero, of float32, (n,) bool each."""
+    return csr.check(rows) if issparse(rows) else vectors.check(rows)
+
+
+def inexact(rows: Any, cast_rows: Any) -> np.ndarray:
+    """Return which rows a cast to float32 may change, (n,) bool."""
+    return csr.inexact(rows) if issparse(rows) else vectors.inexact(rows, cast_rows)
+
+
+def write_rows(part: Part, name: str, rows: Any, chosen: np.ndarray | None = None) -> None:
+    """Write rows under a name, or those of some numbers, in order."""
+    if issparse(rows):
+        write_csr(part, name, rows, chosen)
+    elif chosen is None:
+        part.write(name, rows)
+    else:
+        part.write_gathered(name, rows, chosen)
+
+
+def read_rows(job: Job, stage: str, part: str, name: str, start: int = 0, stop: int | None = None) -> Any:
+    """Read rows [start, stop) of those that a part holds under a name."""
+    if job.geometry.sparse:
+        return read_csr(job.run, stage, part, name, job.geometry.source_dims, start, stop)
+    return job.run.read(stage, part, name, start, stop)
+
+
+def no_rows(job: Job) -> Any:
+    """Return no rows, of float32."""
+    if job.geometry.sparse:
+        return csr_matrix((0, job.geometry.source_dims), dtype=np.float32)
+    return np.empty((0, job.geometry.dims), np.float32)
+
+
+def join(rows: Sequence[Any]) -> Any:
+    """Join rows, one after another."""
+    if len(rows) == 1:
+        return rows[0]
+    return vstack(rows, "csr") if issparse(rows[0]) else np.concatenate(rows)

@@ -1,0 +1,98 @@
+"""Rows of sparse matrices of this process: scipy's, and those that anndata reads from a file by rows."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from scipy.sparse import csr_matrix, issparse
+
+from dumap.errors import InputError
+from dumap.kernels.csr import MAX_COLUMNS, WINDOW_ROWS, canonical, entry_dtype
+from dumap.sources.arrays import ArrayRows
+from dumap.sources.spooled import PART_BYTES, sparse_row_bytes
+
+
+class SparseObjectRows(ArrayRows):
+    """Rows of a sparse matrix.
+
+    Parameters
+    ----------
+    kind, shape, dtype
+        As of `ArrayRows`.
+    bounds : ndarray of int
+        Where each row's entries begin, and the last ones end.
+    get : callable
+        `get(start, stop)` returns rows [start, stop) as a csr_matrix or csr_array, which is not changed.
+
+    Attributes
+    ----------
+    kind, rows, dims, dtype, names, sparse, entries, densest
+        As of `ObjectRows`; the dtype is `kernels.csr.entry_dtype`.
+    """
+
+    sparse = True
+
+    def __init__(
+        self, kind: str, shape: tuple[int, ...], dtype: np.dtype, bounds: np.ndarray, get: Callable[[int, int], Any]
+    ) -> None:
+        super().__init__(kind, shape, entry_dtype(dtype), get)
+        if self.dims > MAX_COLUMNS:
+            raise InputError(f"the {kind} has {self.dims} columns; allowed are {MAX_COLUMNS} at the most")
+        edges = np.append(bounds[:-1:WINDOW_ROWS], bounds[-1]).astype(np.int64)
+        self.entries, self.densest = int(edges[-1] - edges[0]), int(np.diff(edges).max())
+
+    def read(self, start: int, stop: int) -> Any:
+        """Return rows [start, stop) as a canonical csr_matrix."""
+        found = self._get(start, stop)
+        if found.shape != (stop - start, self.dims):
+            raise InputError(f"the {self.kind} gives shape {found.shape} for its rows {start} to {stop}")
+        bad = len(found.indices) and not (found.indices.min() >= 0 and found.indices.max() < self.dims)
+        if bad or (np.diff(found.indptr) < 0).any():
+            raise InputError(f"the {self.kind}, rows {start} to {stop}: its indices are damaged; make it anew")
+        return canonical(found.data.copy(), found.indices.copy(), found.indptr.astype(np.int64), self.dims)
+
+    @property
+    def task_bytes(self) -> int:
+        """What a task takes: a part, as it is given, put in order and written."""
+        part_rows = PART_BYTES // sparse_row_bytes(self.entries, self.rows, self.dtype)
+        windows = min(-(-self.rows // WINDOW_ROWS), part_rows // WINDOW_ROWS + 2)
+        return 4 * min(self.entries, windows * self.densest) * (self.dtype.itemsize + 4) + PART_BYTES
+
+    @cached_property
+    def token(self) -> str:
+        """A hash of the entries, the shape and dtype: the same whatever holds them, in whatever order."""
+        digest = hashlib.sha256(f"csr {self.rows}x{self.dims} {self.dtype.str}".encode())
+        step = max(1, PART_BYTES // sparse_row_bytes(self.entries, self.rows, self.dtype))
+        for start in range(0, self.rows, step):
+            rows: csr_matrix = self.read(start, min(self.rows, start + step))
+            for array in (np.diff(rows.indptr).astype(np.int64), rows.indices.astype(np.int64), rows.data):
+                digest.update(np.ascontiguousarray(array).data)
+        return digest.hexdigest()[:32]
+
+
+def sparse_rows_of(data: Any, kind: str) -> SparseObjectRows:
+    """Return the rows of a sparse matrix.
+
+    Parameters
+    ----------
+    data
+        A matrix or array of scipy.sparse, or anndata's CSRDataset.
+    kind : str
+
+    Raises
+    ------
+    InputError
+        It holds no rows of numbers.
+    """
+    if len(data.shape) != 2 or 0 in data.shape:
+        raise InputError(f"the {kind} has shape {data.shape}; dumap reads (rows, dims)")
+    if issparse(data):
+        rows: Any = data.tocsr()
+        return SparseObjectRows(kind, rows.shape, rows.dtype, rows.indptr, lambda start, stop: rows[start:stop])
+    return SparseObjectRows(
+        kind, data.shape, np.dtype(data.dtype), data.group["indptr"][:], lambda start, stop: data[start:stop]
+    )

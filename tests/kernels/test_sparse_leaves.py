@@ -1,0 +1,77 @@
+"""Leaf search among sparse rows, against all distances."""
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+
+from dumap.kernels import leaves, pairs, projection, sparse_leaves
+from dumap.kernels.tree import grow, nearest_leaves
+
+DIMS, K = 300, 8
+
+
+@pytest.fixture(scope="module")
+def rows():
+    """Counts of 1500 rows around ten profiles; a zero row, and two that are equal."""
+    rng = np.random.default_rng(0)
+    profiles = rng.gamma(0.1, 1, (10, DIMS))
+    x = rng.poisson(profiles[rng.integers(10, size=1500)]).astype("f4")
+    x[3], x[4] = 0, x[5]
+    return sp.csr_matrix(x)
+
+
+def exact(rows, metric, others=None):
+    d = pairs.all_distances(rows, rows, metric).astype("f8")
+    np.fill_diagonal(d, np.inf)
+    if others is not None:
+        d[~others] = np.inf
+    return np.sort(d, axis=1)[:, :K]
+
+
+def probes_of(rows, metric, count, width):
+    x = projection.project(rows, projection.places(DIMS, 0), metric)
+    return nearest_leaves(x, grow(x, count, 0), width)
+
+
+@pytest.mark.parametrize("metric", ["euclidean", "cosine", "correlation"])
+def test_one_leaf_is_searched_exactly(rows, metric):
+    some = rows[:400]
+    indices, squared = sparse_leaves.search(
+        some, projection.places(DIMS, 0), metric, np.zeros((400, 1), np.int32), K, 0
+    )
+    assert np.array_equal(squared.astype("f4"), exact(some, metric).astype("f4"))
+    assert (indices[4, 0], indices[5, 0]) == (5, 4)
+    assert not (indices == np.arange(400)[:, None]).any()
+
+
+@pytest.mark.parametrize("metric", ["euclidean", "cosine"])
+def test_leaves_find_nearly_all(rows, metric):
+    probes = probes_of(rows, metric, 8, 4)
+    indices, squared = sparse_leaves.search(rows, projection.places(DIMS, 0), metric, probes, K, 0)
+    within = squared <= exact(rows, metric)[:, -1:] * (1 + 1e-6)
+    assert within.mean() > 0.97
+    found = pairs.all_distances(rows, rows, metric)[np.arange(1500)[:, None], indices]
+    assert np.array_equal(found, squared.astype("f4")), "distances are exact"
+
+
+def test_home_rows_and_guests_find_each_other(rows):
+    targets, home = projection.places(DIMS, 0), np.where(np.arange(1500) % 3 == 0, 7, -1).astype(np.int32)
+    probes = probes_of(rows, "cosine", 8, 4)
+    at_home = np.flatnonzero(home < 0)
+    found, squared_home = sparse_leaves.search(rows[at_home], targets, "cosine", probes[at_home], K, 0)
+    indices, squared = np.full((1500, K), -1, np.int32), np.full((1500, K), 4.0)
+    indices[at_home], squared[at_home] = np.where(found >= 0, at_home[found], -1), squared_home
+    indices, squared = sparse_leaves.search_with_guests(rows, targets, "cosine", home, probes, indices, squared, 0)
+    assert (squared[at_home] <= exact(rows, "cosine")[at_home, -1:] * (1 + 1e-6)).mean() > 0.97
+    guests = home >= 0
+    assert (home[indices[guests][indices[guests] >= 0]] < 0).all(), "guests of one home are not compared"
+    there = exact(rows, "cosine", np.broadcast_to(~guests, (1500, 1500)))
+    assert (squared[guests] <= there[guests, -1:] * (1 + 1e-6)).mean() > 0.95
+
+
+def test_a_crowded_leaf_is_split(rows, monkeypatch):
+    monkeypatch.setattr(leaves, "EXACT_ROWS", 300)
+    monkeypatch.setattr(leaves, "SPLIT_ROWS", 200)
+    targets, probes = projection.places(DIMS, 0), np.zeros((1500, 1), np.int32)
+    _, squared = sparse_leaves.search(rows, targets, "cosine", probes, K, 0)
+    assert (squared <= exact(rows, "cosine")[:, -1:] * (1 + 1e-6)).mean() > 0.9

@@ -1,0 +1,171 @@
+"""Whole runs of sparse rows: what they find, against exact distances and against the same rows dense."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+import zarr
+from scipy.spatial.distance import cdist
+
+import dumap
+from dumap.artifacts.cells import CellTable
+from dumap.artifacts.part_names import CELLS, NEIGHBORS
+from dumap.errors import ConfigError, InputError
+from dumap.store import Run
+
+K = 14
+CUT = {"cells.max_rows": 400}
+
+
+def counts(rows: int, dims: int = 400, seed: int = 0) -> np.ndarray:
+    """Return logarithms of counts around twelve profiles; some rows are equal, one is zero."""
+    rng = np.random.default_rng(seed)
+    profiles = rng.gamma(0.1, 1, (12, dims)) * 0.7
+    x = np.log1p(rng.poisson(profiles[rng.integers(12, size=rows)])).astype("f4")
+    x[5], x[17] = x[3], 0
+    return x
+
+
+@pytest.fixture(scope="module")
+def x():
+    return counts(1500)
+
+
+def store(path: str, x: np.ndarray, chunk: int = 5000, dtype: str = "f4") -> str:
+    """Write rows as anndata writes X."""
+    rows = sp.csr_matrix(x)
+    attributes = {"encoding-type": "csr_matrix", "encoding-version": "0.1.0", "shape": list(rows.shape)}
+    group = zarr.create_group(path).create_group("X", attributes=attributes)
+    for name, values in (("data", rows.data.astype(dtype)), ("indices", rows.indices), ("indptr", rows.indptr)):
+        group.create_array(name, data=values, chunks=(chunk,))
+    return path
+
+
+@pytest.fixture(scope="module")
+def stored(fresh, x):
+    return store(fresh("x.zarr"), x)
+
+
+def go(embed, path, metric="euclidean", **settings):
+    return embed(path, {"input.array": "X", "neighbors.metric": metric, "audit.queries": 200, **settings})
+
+
+def recall(run, x, metric):
+    """Return the share of exact neighbours that lists hold, equally far ones counted, and check the distances."""
+    indices, distances = run.neighbors()
+    exact = cdist(x.astype("f8"), x.astype("f8"), metric)
+    zero = ~x.any(axis=1)
+    if metric != "euclidean":
+        exact[zero], exact[:, zero] = 1, 1
+    np.fill_diagonal(exact, np.inf)
+    assert np.allclose(distances, np.take_along_axis(exact, indices, 1), atol=1e-6)
+    return (distances <= np.sort(exact, axis=1)[:, [K - 1]] + 1e-6).mean()
+
+
+@pytest.mark.parametrize("metric", ["euclidean", "cosine", "correlation"])
+def test_neighbours_are_those_of_exact_distances(embed, stored, x, metric):
+    run = go(embed, stored, metric, **CUT, **{"neighbors.recall_target": 0})
+    assert run.facts("cells")["cells"] > 3
+    assert run.facts("cells")["entries"] == np.count_nonzero(x)
+    assert recall(run, x, metric) > 0.97
+    assert abs(run.facts("audit")["recall"] - recall(run, x, metric)) < 0.02
+    assert np.isfinite(run.y).all()
+
+
+def test_the_same_rows_dense_have_the_same_neighbours(embed, stored, x, save):
+    of_sparse, of_dense = go(embed, stored, "cosine"), embed(save(x), {"neighbors.metric": "cosine"})
+    pairs = zip(of_sparse.neighbors()[0], of_dense.neighbors()[0], strict=True)
+    assert np.mean([len({*a} & {*b}) / K for a, b in pairs]) > 0.97
+    found = [run.facts("vectors") for run in (of_sparse, of_dense)]
+    for fact in ("rows", "zero", "distinct", "duplicates"):
+        assert found[0][fact] == found[1][fact], fact
+
+
+def test_a_repair_compares_sparse_rows(embed, stored, x):
+    poor = {**CUT, "cells.max_cells_per_row": 1, "neighbors.recall_target": 0.999, "neighbors.max_repairs": 1}
+    run = go(embed, stored, "correlation", **poor)
+    before, after = run.facts("audit")["recall_by_repair"]
+    assert after > before + 0.02
+    assert abs(recall(run, x, "correlation") - after) < 0.02
+
+
+@pytest.mark.parametrize("metric", ["sqeuclidean", "cosine"])
+def test_bytes_do_not_depend_on_chunks_dtype_or_door(embed, fresh, x, metric):
+    x = np.round(x * 4)
+    settings = {**CUT, "metric": metric, "neighbors.recall_target": 0.9999, "neighbors.max_repairs": 1}
+    runs = [
+        go(embed, store(fresh("x.zarr"), x, chunk, dtype), **settings) for chunk, dtype in ((5000, "f4"), (333, "u1"))
+    ]
+    sections = {"cells": {"max_rows": 400}, "audit": {"queries": 200}, "start": {"coarse_epochs": 20}}
+    given = {"metric": metric, "n_epochs": 20, "cluster": {"engine": "local"}, **sections}
+    given["neighbors"] = {"recall_target": 0.9999, "max_repairs": 1}
+    objects = [dumap.run(some(x), output=fresh("run.zarr"), **given) for some in (sp.csr_matrix, sp.csc_array)]
+    assert objects[0]["stages"][0]["name"] == "spool"
+    found = {run.y.tobytes() for run in runs} | {run.embedding[:].tobytes() for run in objects}
+    assert len(found) == 1
+
+
+def test_rows_of_64_bits_are_cast(embed, fresh, x):
+    wide = x.astype("f8")
+    wide[0, np.flatnonzero(x[0])[0]] += 1e-9
+    run = go(embed, store(fresh("x.zarr"), wide, dtype="f8"))
+    facts = run.facts("vectors")
+    assert (facts["inexact"], facts["centred"]) == (1, False)
+    assert recall(run, x, "euclidean") > 0.97
+
+
+def test_rows_that_are_not_finite_are_refused_or_left_out(embed, fresh, x):
+    bad = x[:400].copy()
+    bad[7, 3], bad[200, 0] = np.nan, np.inf
+    path = store(fresh("x.zarr"), bad)
+    with pytest.raises(InputError, match="2 of 400 rows hold NaN or infinite values, first of them rows 7, 200"):
+        go(embed, path, "cosine")
+    run = go(embed, path, "cosine", **{"input.nonfinite": "drop"})
+    assert np.flatnonzero(run.flags & 1).tolist() == [7, 200]
+    assert np.flatnonzero(np.isnan(run.y).any(axis=1)).tolist() == [7, 200]
+
+
+def test_equal_rows_may_be_embedded_once(embed, fresh, x):
+    x = x[:500].copy()
+    x[100:130] = x[99]
+    run = go(embed, store(fresh("x.zarr"), x), "cosine", **{"input.unique": True})
+    assert run.facts("vectors")["duplicates_left_out"] == 31
+    assert (run.y[99:130] == run.y[99]).all()
+    assert (run.y[3] == run.y[5]).all()
+
+
+@pytest.mark.parametrize("settings", [{"start.init": "pca"}, {"start.init": "random", "layout.mode": "rounds"}])
+def test_other_starts_take_projected_rows(embed, stored, settings):
+    assert np.isfinite(go(embed, stored, "correlation", **settings).y).all()
+
+
+def test_other_metrics_are_refused_with_those_that_are_allowed(configure, stored):
+    with pytest.raises(ConfigError, match="manhattan is not computed of sparse rows; allowed are correlation"):
+        dumap.plan(configure(stored, {"input.array": "X", "neighbors.metric": "manhattan"}))
+
+
+def test_the_table_counts_the_entries_that_cells_hold(embed, stored, x):
+    run = go(embed, stored, "cosine", **CUT, keep="all")
+    found = Run(run.output, read_only=True)
+
+    def held(stage: str, kind: str) -> int:
+        names = [name for name in found.committed(stage) if name.startswith(kind)]
+        return sum(len(found.read(stage, name, "vectors_values")) for name in names)
+
+    table = CellTable(found)
+    of_home, of_cell = np.stack([table.entries(cell) for cell in range(table.cells)]).T
+    assert of_home.sum() == held(CELLS, "sorted") == np.count_nonzero(x)
+    assert of_cell.sum() == of_home.sum() + held(NEIGHBORS, "guests-")
+    facts = run.facts("cells")
+    assert (facts["home_entries"], facts["cell_entries"]) == (of_home.max(), of_cell.max())
+    assert found.read(CELLS, "sorted-00000", "vectors_columns").dtype == np.uint16
+
+
+def test_many_columns_take_little_memory(embed, fresh):
+    rng = np.random.default_rng(0)
+    rows, words = np.repeat(np.arange(900), 20), rng.zipf(1.3, 18_000) % 200_000
+    topics = (np.repeat(rng.integers(9, size=900), 20) * 20_000 + words % 2000 * (words % 3 > 0)) % 200_000
+    x = sp.csr_matrix((np.ones(18_000, "f4"), (rows, topics)), shape=(900, 200_000))
+    result = dumap.run(x, output=fresh("run.zarr"), metric="cosine", n_epochs=5, cluster={"engine": "local"})
+    assert result.facts["audit"]["recall"] > 0.95
