@@ -1,4 +1,4 @@
-"""The options of commands that open a run: those of the service behind its URL, which are shown to nobody."""
+"""The options of commands that open a run for the service behind its URL. Their values appear in no output."""
 
 from __future__ import annotations
 
@@ -10,50 +10,50 @@ import click
 
 from dumap.errors import ConfigError
 
-PLACES = ("run", "out", "output", "labels")
+LOCATIONS = ("run", "out", "output", "labels")
 """Parameters of commands that may be URLs."""
 
 
 def storage_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command the option --storage."""
-    said = (
-        "An option of the service behind URLs: see 'dumap config storage'. For secrets take a file or the environment."
+    """Add the option --storage to a command."""
+    text = (
+        "An option of the service behind URLs: see 'dumap config storage'. For secrets use a file or the environment."
     )
-    return click.option("--storage", multiple=True, metavar="KEY=VALUE", help=said)(command)
+    return click.option("--storage", multiple=True, metavar="KEY=VALUE", help=text)(command)
 
 
 def with_storage(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command options by which the places are opened that its words name."""
+    """Add the options --storage and --config to a command, which opens its locations with them."""
 
     @functools.wraps(command)
-    def opened(storage: tuple[str, ...], config_file: str | None, **words: Any) -> Any:
+    def wrapped(storage: tuple[str, ...], config_file: str | None, **arguments: Any) -> Any:
         if options := _options(config_file, storage):
             from dumap.store import use_options
 
-            places = [words[name] for name in PLACES if words.get(name) is not None]
-            use_options([*places, *words.get("sources", ())], options)
-        return command(**words)
+            locations = [arguments[name] for name in LOCATIONS if arguments.get(name) is not None]
+            use_options([*locations, *arguments.get("sources", ())], options)
+        return command(**arguments)
 
-    said = "A configuration, of which the section storage is used."
-    named = click.option("--config", "config_file", metavar="FILE", type=click.Path(dir_okay=False), help=said)
-    return storage_option(named(opened))
+    text = "A configuration, of which only the section storage is used."
+    config_option = click.option("--config", "config_file", metavar="FILE", type=click.Path(dir_okay=False), help=text)
+    return storage_option(config_option(wrapped))
 
 
 def storage_settings(storage: tuple[str, ...]) -> tuple[str, ...]:
-    """Return --storage as --set would have it."""
-    odd = [number for number, one in enumerate(storage, 1) if not one.partition("=")[0].strip() or "=" not in one]
-    if odd:  # what is no key may be a secret
+    """Return the values of --storage in the form of --set."""
+    odd = [number for number, text in enumerate(storage, 1) if not text.partition("=")[0].strip() or "=" not in text]
+    if odd:  # the message does not show the text, which may be a secret
         raise ConfigError(f"--storage, number {odd[0]} of {len(storage)}: write it as KEY=VALUE")
-    return tuple(f"storage.{one}" for one in storage)
+    return tuple(f"storage.{text}" for text in storage)
 
 
 def _options(config_file: str | None, storage: tuple[str, ...]) -> dict[str, Any]:
-    """Return what a file and words say; words win."""
+    """Return the options of a configuration's file and of --storage; those of --storage replace others."""
     if config_file is None and not storage:
         return {}
     from dumap.config import load, read_file
 
-    given = {} if config_file is None else read_file(config_file).get("storage")
-    required = {"input.path": "-", "output": "-", "storage": dict(given) if isinstance(given, dict) else given}
-    found: dict[str, Any] = dict(load(None, (), required).storage)
-    return found | dict(load(None, storage_settings(storage), {"input.path": "-", "output": "-"}).storage)
+    section = {} if config_file is None else read_file(config_file).get("storage")
+    required = {"input.path": "-", "output": "-", "storage": dict(section) if isinstance(section, dict) else section}
+    options: dict[str, Any] = dict(load(None, (), required).storage)
+    return options | dict(load(None, storage_settings(storage), {"input.path": "-", "output": "-"}).storage)

@@ -1,4 +1,4 @@
-"""The tasks that a step sends, of which a part may have several, and what sends them."""
+"""The tasks that a step sends, and the interface that sends them. A part may have several tasks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Tasks(Protocol):
     def send(
         self, stage: str, step: str, part: str, call: tuple, workers: Iterable[str] | None, due: float | None
     ) -> Any:
-        """Send a task, and return its future; `due` is its virtual time, None if no other run is at work."""
+        """Send a task, and return its future; `due` is its virtual start time, None if no other run is active."""
 
     def done(self, seconds: float) -> list[Any]:
         """Return the tasks that are done since the last call; wait at most `seconds` for one."""
@@ -53,9 +53,9 @@ class Attempt:
     reported : float, optional
         When the task last reported progress, or began.
     due, expected : float
-        The virtual time at which the task is due, and the seconds that it was expected to take.
+        The virtual start time of the task, and the seconds that it was expected to take.
     shared : bool
-        Whether other runs were at work on the cluster when the task was sent.
+        Whether other runs were active on the cluster when the task was sent.
     took : float
         The seconds that the task took; 0 until it has reported them.
     """

@@ -1,12 +1,12 @@
 """The order of the tasks of several runs on one cluster: start-time fair queueing.
 
-Each task has a virtual start time, and the task with the earliest goes first. The virtual time of a run advances by the
-seconds of worker time that its tasks take. So runs that all have waiting tasks get equal worker time, however long the
-tasks of each are and however many of them wait. A run that is new, or had nothing to do for a while, continues at the
-virtual time of the others: it neither goes before all others nor has to wait for what they did before. Dask's priority
-sets the order, so no thread is idle while any run has a waiting task.
+Each task has a virtual start time, and the task with the earliest time runs first. The virtual time of a run increases
+by the worker seconds of its tasks. So runs that all have waiting tasks get equal worker time, however long their tasks
+are and however many of them wait. A run that is new, or that had no tasks for a while, continues at the virtual time of
+the others. It does not run before all others, and does not wait for their earlier tasks. Dask's priority is the order,
+so no thread is idle while any run has a waiting task.
 
-Runs tell one another their virtual times once a second by events of the scheduler. A run that dies is forgotten.
+The runs exchange their virtual times once a second through events of the scheduler. A run that dies is forgotten.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 TOPIC = "dumap-runs"
-"""The topic of the events by which runs hear of one another."""
+"""The topic of the events by which runs exchange their virtual times."""
 TOLD_SECONDS = 1.0
 """Seconds between two messages of a run."""
 FORGOTTEN_SECONDS = 10.0
-"""A run that has told nothing for so long is no longer at work."""
+"""A run without a message for this many seconds does not count as active."""
 A_SECOND = 1e-9
-"""A second of virtual time lowers Dask's priority by this much: years of many threads stay within one step of it."""
+"""The decrease of Dask's priority per second of virtual time: even years of many threads stay below a decrease of 1."""
 UNKNOWN_SECONDS = 1.0
-"""The expected seconds of a task of which no other of its kind has ended."""
+"""The expected seconds of a task if no task of its kind has ended."""
 
 
 class Events(Protocol):
@@ -34,10 +34,10 @@ class Events(Protocol):
         """Return the time of a monotonic clock, in seconds."""
 
     def tell(self, topic: str, message: dict[str, Any]) -> None:
-        """Send a message on a topic, and do not wait."""
+        """Send a message on a topic without waiting for the scheduler."""
 
     def exchange(self, topic: str, message: dict[str, Any]) -> list[tuple[float, dict[str, Any]]]:
-        """Send a message on a topic; return those that the scheduler keeps, oldest first, each with its time."""
+        """Send a message on a topic; return the topic's messages that the scheduler keeps, oldest first, with times."""
 
     def listen(self, topic: str, on_message: Callable[[dict[str, Any]], None]) -> None:
         """Call `on_message` with each later message on a topic."""
@@ -56,51 +56,53 @@ class FairQueue:
         self._others: dict[str, tuple[float, float]] = {}
         self._reached = self._next = 0.0
         self._joined = self._busy = False
-        self._said = float("-inf")
+        self._sent = float("-inf")
 
     # other runs --------------------------------------------------------------------------------
 
     def announce(self) -> None:
-        """Find out which other runs are at work, and tell them of this one; call it again and again during a step."""
+        """Send this run's virtual time, and read those of other runs at first; called repeatedly during a step."""
         now = self._events.now()
-        if self._joined and now - self._said < TOLD_SECONDS:
+        if self._joined and now - self._sent < TOLD_SECONDS:
             return
-        self._said, self._busy = now, True
+        self._sent, self._busy = now, True
         if self._joined:
             self._events.tell(TOPIC, self._message())
             return
         self._joined = True
         self._events.listen(TOPIC, self._hear)
-        told = self._events.exchange(TOPIC, self._message())
-        late = {message["run"]: message for when, message in told if when > told[-1][0] - FORGOTTEN_SECONDS}
-        for message in late.values():
+        messages = self._events.exchange(TOPIC, self._message())
+        latest = {message["run"]: message for when, message in messages if when > messages[-1][0] - FORGOTTEN_SECONDS}
+        for message in latest.values():
             if message["busy"]:
                 self._hear(message)
 
     def pause(self) -> None:
-        """Tell runs that come next that no step is under way; those that know this run wait for it a while."""
+        """Send that this run has no step now, so that runs which begin do not count it as active."""
         if self._busy:
             self._busy = False
             self._events.tell(TOPIC, self._message())
 
     def _message(self) -> dict[str, Any]:
+        """Return the message about this run."""
         return {"run": self._run, "reached": self._reached, "busy": self._busy}
 
     def _hear(self, message: dict[str, Any]) -> None:
+        """Record the virtual time of another run, and when its message arrived."""
         if message["run"] != self._run:
             self._others[message["run"]] = (self._events.now(), message["reached"])
 
     def _heard(self) -> list[float]:
-        """Return the virtual times of the other runs that are at work, or were a moment ago."""
+        """Return the virtual times of the other runs that sent a message within `FORGOTTEN_SECONDS`."""
         since = self._events.now() - FORGOTTEN_SECONDS
         return [reached for when, reached in list(self._others.values()) if when > since]
 
     @property
     def shared(self) -> bool:
-        """Whether other runs are at work on the cluster."""
+        """Whether other runs are active on the cluster."""
         return bool(self._heard())
 
-    # its own tasks -----------------------------------------------------------------------------
+    # tasks of this run -------------------------------------------------------------------------
 
     def take(self, seconds: float) -> float:
         """Return the virtual start time of the next task, which is expected to take `seconds`."""
@@ -113,5 +115,5 @@ class FairQueue:
         self._reached = max(self._reached, due)
 
     def correct(self, seconds: float) -> None:
-        """Advance by the seconds that a task took beyond those expected, which may be negative."""
+        """Add the seconds that a task took beyond its expected seconds; they may be negative."""
         self._next += seconds

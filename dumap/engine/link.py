@@ -162,7 +162,7 @@ class Link:
     ) -> Future:
         """Send a task to some workers, or to any worker if `workers` is None.
 
-        `due` is the virtual time of `dumap.engine.fair_queue`; None if no other run is at work on the cluster.
+        `due` is the virtual start time, see `dumap.engine.fair_queue`; None if no other run is active on the cluster.
         """
         future = self._submit(stage, step, part, call, workers, self.sharing.resources, due)
         assert self._completed is not None
@@ -261,31 +261,31 @@ class Link:
             listen(self.client, topic, on_message)
 
     def tell(self, topic: str, message: dict[str, Any]) -> None:
-        """Send a message to all who listen to a topic, and do not wait for the scheduler."""
+        """Send a message on a topic without waiting for the scheduler."""
         loop: Any = self.client.loop
         if self.running:
             loop.add_callback(self._tell, topic, message)
 
     async def _tell(self, topic: str, message: dict[str, Any]) -> None:
-        """Send a message on a topic, if the scheduler is in reach."""
+        """Send a message on a topic, if the client has a scheduler."""
         scheduler: Any = self.client.scheduler
         if scheduler is not None:
-            with contextlib.suppress(OSError):  # `threads` finds out that it is lost
+            with contextlib.suppress(OSError):  # `threads` notices that the scheduler is lost
                 await scheduler.log_event(topic=topic, msg=message)
 
     def exchange(self, topic: str, message: dict[str, Any]) -> list[tuple[float, dict[str, Any]]]:
-        """Send a message on a topic; return those that the scheduler keeps, oldest first, each with its time."""
+        """Send a message on a topic; return the topic's messages that the scheduler keeps, oldest first, with times."""
         scheduler: Any = self.client.scheduler
 
         async def log() -> list[tuple[float, dict[str, Any]]]:
             await scheduler.log_event(topic=topic, msg=message)
             return list(await scheduler.events(topic=topic))
 
-        found: list[tuple[float, dict[str, Any]]] = []
+        messages: list[tuple[float, dict[str, Any]]] = []
         if self.running:
             with contextlib.suppress(OSError):
-                found = self.client.sync(log, callback_timeout=self.timeout)
-        return found
+                messages = self.client.sync(log, callback_timeout=self.timeout)
+        return messages
 
     def close(self) -> None:
         """Stop listening to all topics."""

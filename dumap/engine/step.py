@@ -72,7 +72,7 @@ class Step:
     check_unproven : callable
         Checks the workers that have not proven to be fit, and returns whether any of them is unfit.
     fair_queue : FairQueue
-        The order of the tasks among those of other runs.
+        The order of this run's tasks and those of other runs.
     task_timeout : float, optional
         A task that has begun and reports nothing for this many seconds counts as stuck.
     """
@@ -144,7 +144,7 @@ class Step:
     # sending -----------------------------------------------------------------------------------
 
     def _window(self) -> int:
-        """Return the most parts in flight: few on a shared cluster as long as the time that a part takes is unknown."""
+        """Return the most parts in flight: few on a shared cluster until the time of a part is known."""
         if self.fair_queue.shared and self.durations.typical(self.spec.kind) is None:
             return max(1, self.members.threads)
         return self.members.window
@@ -180,7 +180,7 @@ class Step:
         return attempt
 
     def _reorder(self) -> None:
-        """Put waiting parts back in the queue that were sent before other runs came, or before the last one went."""
+        """Put waiting parts back in the queue if they were sent before other runs began, or before all others ended."""
         shared = self.fair_queue.shared
         if self.queue.alone or not self.spec.repeatable:
             return

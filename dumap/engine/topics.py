@@ -1,4 +1,4 @@
-"""Events of a Dask client, heard by several at once: Dask lets one function of a client hear a topic."""
+"""Lets several functions listen to one topic of a Dask client; Dask itself allows one function for each topic."""
 
 from __future__ import annotations
 
@@ -10,35 +10,35 @@ from weakref import WeakKeyDictionary
 
 from distributed import Client
 
-Hearer = Callable[[dict[str, Any]], None]
+Listener = Callable[[dict[str, Any]], None]
 
 _lock = threading.Lock()
-_hearers: WeakKeyDictionary[Client, dict[str, tuple[Hearer, ...]]] = WeakKeyDictionary()
+_listeners: WeakKeyDictionary[Client, dict[str, tuple[Listener, ...]]] = WeakKeyDictionary()
 
 
-def listen(client: Client, topic: str, hearer: Hearer) -> None:
-    """Have a function called, on the client's thread, with each message on a topic."""
+def listen(client: Client, topic: str, listener: Listener) -> None:
+    """Call a function, on the client's thread, with each message on a topic."""
 
-    def spread(event: Any) -> None:
-        for one in _hearers.get(client, {}).get(topic, ()):
-            one(event[1] if isinstance(event, tuple) else event)
+    def call_all(event: Any) -> None:
+        for function in _listeners.get(client, {}).get(topic, ()):
+            function(event[1] if isinstance(event, tuple) else event)
 
     with _lock:
-        of = _hearers.setdefault(client, {})
-        first, of[topic] = topic not in of, (*of.get(topic, ()), hearer)
+        topics = _listeners.setdefault(client, {})
+        first, topics[topic] = topic not in topics, (*topics.get(topic, ()), listener)
     if first:
-        client.subscribe_topic(topic, spread)
+        client.subscribe_topic(topic, call_all)
 
 
-def stop_listening(client: Client, topic: str, hearer: Hearer) -> None:
-    """Call a function no more."""
+def stop_listening(client: Client, topic: str, listener: Listener) -> None:
+    """Stop calling a function with messages on a topic."""
     with _lock:
-        of = _hearers.get(client, {})
-        left = tuple(one for one in of.get(topic, ()) if one is not hearer)
-        if left:
-            of[topic] = left
+        topics = _listeners.get(client, {})
+        others = tuple(function for function in topics.get(topic, ()) if function is not listener)
+        if others:
+            topics[topic] = others
             return
-        of.pop(topic, None)
+        topics.pop(topic, None)
     if client.status == "running":
-        with contextlib.suppress(ValueError):  # Dask's own way to say that nobody listens: as well
+        with contextlib.suppress(ValueError):  # Dask raises it if the client is not subscribed any more
             client.unsubscribe_topic(topic)

@@ -1,4 +1,4 @@
-"""Sparse matrices by rows (CSR): those that AnnData's stores hold, and rows of them in parts of a run."""
+"""Sparse matrices by rows (CSR): reads them from AnnData's stores, and stores their rows in parts of a run."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
 
 BY_ROWS = ("csr_matrix", "csr")
-"""AnnData's names of matrices that are sparse by rows."""
+"""AnnData's encodings of CSR matrices."""
 MANY_COLUMNS = 1 << 16
-"""With fewer columns their numbers take two bytes."""
+"""Column numbers take two bytes in a matrix with at most this many columns."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class CsrGroup:
     Attributes
     ----------
     path : str
-        Of the group in its store; empty where it is the store's root.
+        The path of the group in its store; empty for the store's root.
     shape : tuple of int
     data, indices, indptr : zarr.Array
     """
@@ -50,12 +50,12 @@ class CsrGroup:
 
 
 def find_csr(path: str, name: str) -> CsrGroup | None:
-    """Open the CSR matrix that lies at a path, or in the group of that name below it; None where there is none.
+    """Open the CSR matrix at a path, or in the named group below it; return None if neither is a CSR matrix.
 
     Raises
     ------
     InputError
-        It lacks an array.
+        The group lacks an array.
     """
     store = open_store(path, read_only=True)
     for below in ("", name):
@@ -66,14 +66,14 @@ def find_csr(path: str, name: str) -> CsrGroup | None:
         if isinstance(node, zarr.Array):
             return None
         if (kind := sparse_kind(node)) is not None and kind[0] in BY_ROWS:
-            found: dict[str, Any] = {array: node.get(array) for array in ("data", "indices", "indptr")}
-            for array, one in found.items():
-                if not isinstance(one, zarr.Array):
+            arrays: dict[str, Any] = {array: node.get(array) for array in ("data", "indices", "indptr")}
+            for array, child in arrays.items():
+                if not isinstance(child, zarr.Array):
                     raise InputError(
                         f"{path}, group {node.path!r}: it is to be a CSR matrix, and has no array {array!r}"
                     )
-                refuse_code(one)
-            return CsrGroup(node.path, kind[1], **found)
+                refuse_code(child)
+            return CsrGroup(node.path, kind[1], **arrays)
     return None
 
 
@@ -88,24 +88,24 @@ def write_csr(
     name : str
     rows : csr_matrix
     chosen : ndarray of int, optional
-        Numbers of those to write, in order.
+        The numbers of the rows to write, in order. [all]
     ranges : tuple of int
-        Rows, and entries, of a range: see `Part.write`.
+        The rows and the entries of a range: see `Part.write`.
     """
     columns = rows.indices.astype(np.uint16 if rows.shape[1] <= MANY_COLUMNS else np.int32, copy=False)
     bounds = rows.indptr.astype(np.int64)
-    taken = bounds if chosen is None else np.concatenate([[0], np.cumsum(np.diff(bounds)[chosen])])
-    part.write(f"{name}_bounds", taken, ranges[0])
+    chosen_bounds = bounds if chosen is None else np.concatenate([[0], np.cumsum(np.diff(bounds)[chosen])])
+    part.write(f"{name}_bounds", chosen_bounds, ranges[0])
     for kind, entries in (("columns", columns), ("values", rows.data)):
         part.write(
-            f"{name}_{kind}", entries if chosen is None else take_entries(entries, bounds, chosen, taken), ranges[1]
+            f"{name}_{kind}", entries if chosen is None else take_entries(entries, bounds, chosen, chosen_bounds), ranges[1]
         )
 
 
 def read_csr(
     run: CommittedParts, stage: str, part: str, name: str, dims: int, start: int = 0, stop: int | None = None
 ) -> csr_matrix:
-    """Read rows [start, stop) of the CSR rows that a part holds under a name."""
+    """Read rows [start, stop) of a CSR matrix that `write_csr` wrote under a name."""
     from scipy.sparse import csr_matrix
 
     bounds = run.read(stage, part, f"{name}_bounds", start, None if stop is None else stop + 1)
@@ -117,4 +117,4 @@ def read_csr(
 
 
 MOST_ENTRIES = 2**31 - 1
-"""Fewer entries are numbered in 32 bits."""
+"""Matrices with fewer entries have indices of 32 bits."""
