@@ -99,7 +99,7 @@ def cli() -> None:
 @config_options
 @click.option("--json", "as_json", is_flag=True, help="For machines.")
 def plan(as_json: bool, parent: str | None, **options: Any) -> None:
-    """Say what a run will take, and start nothing."""
+    """Print the memory, disk and time that a run will take, without starting it."""
     from dumap.engine.choose import choose
     from dumap.engine.resources import cpu_count
     from dumap.planning.plan import describe

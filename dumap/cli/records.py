@@ -149,7 +149,7 @@ class Record:
 
     @property
     def unchanged(self) -> bool:
-        """Whether the run began without error and no stage had to be made."""
+        """Whether the run was called and no stage had to be made."""
         return self.watcher is not None and not self.watcher.stages
 
     def write(self, exit_code: int, message: str | None = None, notes: Sequence[str] = ()) -> int:

@@ -1,4 +1,4 @@
-"""Chooses what runs the tasks: threads of this process, or a Dask cluster."""
+"""Chooses the engine that runs the tasks: threads of this process, or a Dask cluster."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ class Sharing:
 
     @property
     def chooses(self) -> bool:
-        """Whether some workers may not be used."""
+        """Whether the settings exclude some workers."""
         return bool(self.resources or self.allow_workers)
 
     def admits(self, address: str, identity: Mapping[str, Any]) -> bool:

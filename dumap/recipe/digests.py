@@ -109,7 +109,7 @@ def digests_of_run(recipe: Recipe, job: Job) -> dict[str, str]:
 
 
 def check_digests(recipe: Recipe, job: Job) -> None:
-    """Refuse a run with finished stages whose digests this version of dumap would not compute.
+    """Refuse a run with finished stages whose digests differ from those that this version of dumap computes.
 
     Raises
     ------

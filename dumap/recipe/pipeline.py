@@ -209,7 +209,7 @@ def run_stages(
     while True:
         try:
             check_digests(recipe, job)
-            if not remakes:  # else what is made again would be dropped before all that needs it is made
+            if not remakes:  # a part that is made again must stay until all stages that read it are done
                 drop_needless(job.run, recipe, job.config.keep, finish=True)
             for stage in recipe:
                 if job.run.is_committed(DONE, stage.name):

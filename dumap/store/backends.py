@@ -76,39 +76,39 @@ class Folder:
         self.root = root
 
     def get(self, key: str, most: int | None) -> bytes | None:
-        """As `Backend`."""
+        """See `Backend`."""
         return disk.read(self.root, key, most)
 
     def open_span(self, key: str, start: int, stop: int, size: int) -> ByteStream:
-        """As `Backend`."""
+        """See `Backend`."""
         return disk.open_at(self.root, key, start, size)
 
     def size(self, key: str) -> int:
-        """As `Backend`."""
+        """See `Backend`."""
         return disk.size(self.root, key)
 
     def names_in(self, folder: str) -> tuple[list[str], list[str]]:
-        """As `Backend`."""
+        """See `Backend`."""
         return disk.names_in(self.root, folder)
 
     def keys(self, below: str) -> Iterator[str]:
-        """As `Backend`; also yields hidden files and links to folders."""
+        """See `Backend`; also yields hidden files and links to folders."""
         return disk.keys(self.root, below)
 
     def stamps(self, below: str) -> Iterator[str]:
-        """As `Backend`."""
+        """See `Backend`."""
         return disk.stamps(self.root, below)
 
     def put(self, key: str, data: bytes | memoryview, durable: bool) -> None:
-        """As `Backend`; the file is durable once its folder is flushed."""
+        """See `Backend`; the file is durable once its folder is flushed."""
         disk.write(self.root, key, data, durable)
 
     def create(self, key: str, data: bytes, durable: bool) -> bool:
-        """As `Backend`."""
+        """See `Backend`."""
         return disk.create(self.root, key, data, durable)
 
     def remove(self, keys: Sequence[str]) -> None:
-        """As `Backend`; removes no file behind a link."""
+        """See `Backend`; removes no file behind a link."""
         for key in keys:
             disk.remove(self.root, key)
 
@@ -124,7 +124,7 @@ class Bucket:
         self.bucket, self._call = bucket, obstore
 
     def get(self, key: str, most: int | None) -> bytes | None:
-        """As `Backend`."""
+        """See `Backend`."""
         try:
             response = self._call.get(self.bucket, key)
         except FileNotFoundError:
@@ -132,45 +132,45 @@ class Bucket:
         return None if most is not None and response.meta["size"] > most else response.bytes().to_bytes()
 
     def open_span(self, key: str, start: int, stop: int, size: int) -> ByteStream:
-        """As `Backend`."""
+        """See `Backend`."""
         return io.BytesIO(self._call.get_range(self.bucket, key, start=start, end=stop).to_bytes())
 
     def size(self, key: str) -> int:
-        """As `Backend`."""
+        """See `Backend`."""
         try:
             return int(self._call.head(self.bucket, key)["size"])
         except FileNotFoundError:
             return -1
 
     def names_in(self, folder: str) -> tuple[list[str], list[str]]:
-        """As `Backend`."""
+        """See `Backend`."""
         listing = self._call.list_with_delimiter(self.bucket, folder or None)
         objects, folders = [meta["path"] for meta in listing["objects"]], listing["common_prefixes"]
         return _last_steps(objects), _last_steps(folders)
 
     def keys(self, below: str) -> Iterator[str]:
-        """As `Backend`."""
+        """See `Backend`."""
         for batch in self._call.list(self.bucket, below or None):
             yield from (meta["path"] for meta in batch)
 
     def stamps(self, below: str) -> Iterator[str]:
-        """As `Backend`."""
+        """See `Backend`."""
         listed = [meta for batch in self._call.list(self.bucket, below or None) for meta in batch]
         for meta in sorted(listed, key=lambda meta: meta["path"]):
             yield f"{meta['path']}:{meta['size']}:{meta['e_tag'] or meta['last_modified']};"
 
     def put(self, key: str, data: bytes | memoryview, durable: bool) -> None:
-        """As `Backend`."""
+        """See `Backend`."""
         self._call.put(self.bucket, key, data)
 
     def create(self, key: str, data: bytes, durable: bool) -> bool:
-        """As `Backend`. If the response to a request is lost, the next try finds its own bytes."""
+        """See `Backend`. If the response to a request is lost, the next try finds its own bytes."""
         with contextlib.suppress(self._call.exceptions.AlreadyExistsError):
             self._call.put(self.bucket, key, data, mode="create")
         return self.get(key, None) == data
 
     def remove(self, keys: Sequence[str]) -> None:
-        """As `Backend`."""
+        """See `Backend`."""
         for first in range(0, len(keys), REMOVED_AT_ONCE):
             batch = list(keys[first : first + REMOVED_AT_ONCE])
             try:
@@ -195,7 +195,7 @@ class Archive:
         self.path = path
 
     def get(self, key: str, most: int | None) -> bytes | None:
-        """As `Backend`."""
+        """See `Backend`."""
         with zipfile.ZipFile(self.path) as file:
             try:
                 info = file.getinfo(key)
@@ -204,24 +204,24 @@ class Archive:
             return None if most is not None and info.file_size > most else file.read(info)
 
     def open_span(self, key: str, start: int, stop: int, size: int) -> ByteStream:
-        """As `Backend`."""
+        """See `Backend`."""
         data = self.get(key, size)
         if data is None:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), key)
         return io.BytesIO(data[start:stop])
 
     def size(self, key: str) -> int:
-        """As `Backend`."""
+        """See `Backend`."""
         with zipfile.ZipFile(self.path) as file:
             return next((info.file_size for info in file.infolist() if info.filename == key), -1)
 
     def names_in(self, folder: str) -> tuple[list[str], list[str]]:
-        """As `Backend`."""
+        """See `Backend`."""
         below = [key[len(folder) + bool(folder) :].split("/") for key in self.keys(folder)]
         return [steps[0] for steps in below if len(steps) == 1], sorted({steps[0] for steps in below if len(steps) > 1})
 
     def keys(self, below: str) -> Iterator[str]:
-        """As `Backend`."""
+        """See `Backend`."""
         prefix = f"{below}/" if below else ""
         with zipfile.ZipFile(self.path) as file:
             yield from (name for name in file.namelist() if name.startswith(prefix) and not name.endswith("/"))

@@ -80,7 +80,7 @@ class Checkpoints:
         self.remove_superseded(number)
 
     def remove_superseded(self, number: int) -> None:
-        """Remove the checkpoints before a committed one, and all pieces that no remaining checkpoint names.
+        """Remove the checkpoints before a committed one, and the pieces up to its number that no checkpoint then names.
 
         If the committed checkpoint is not durable, the last durable checkpoint before it remains.
         """

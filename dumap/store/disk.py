@@ -124,7 +124,9 @@ def read(root: str, key: str, most: int | None = None) -> bytes | None:
     path = Path(root) / key
     try:
         status = os.stat(path)
-        if not stat.S_ISREG(status.st_mode) or (most is not None and status.st_size > most):  # a device has no end
+        if not stat.S_ISREG(status.st_mode) or (
+            most is not None and status.st_size > most
+        ):  # reading a device would not end
             return None
         return path.read_bytes()
     except ABSENT:

@@ -20,7 +20,7 @@ from dumap.store.stored_array import StoredArray
 INSIDE = "_dumap"
 """The folder of a run for everything but its results."""
 MANIFESTS, PARTS, LOCKS = f"{INSIDE}/manifests", f"{INSIDE}/parts", f"{INSIDE}/lock"
-"""Folders in it: of manifests, of the objects of parts, and of locks."""
+"""Folders in `_dumap`: of manifests, of the objects of parts, and of locks."""
 IDENTITY = "identity"
 """The group of manifests that hold the run's identity: its parameters, input and results."""
 DONE = "done"
