@@ -98,7 +98,9 @@ def write_csr(
     part.write(f"{name}_bounds", chosen_bounds, ranges[0])
     for kind, entries in (("columns", columns), ("values", rows.data)):
         part.write(
-            f"{name}_{kind}", entries if chosen is None else take_entries(entries, bounds, chosen, chosen_bounds), ranges[1]
+            f"{name}_{kind}",
+            entries if chosen is None else take_entries(entries, bounds, chosen, chosen_bounds),
+            ranges[1],
         )
 
 
