@@ -359,7 +359,7 @@ def make_geometry(
         wanted = max(BLOCK_BYTES, min(chunk_rows, rows) * mean * 8)  # a chunk is decoded as a whole
         block_rows, block_entries = sparse_block(min(wanted, memory // 8), rows, max(dims, 2 * mean), entries.densest)
         sparse = {"entries": mean, "block_entries": block_entries, "source_dims": source_dims}
-        cap, numbers = memory // sparse_cell_row_bytes(mean, k), 2 * mean
+        cap, numbers = memory // sparse_cell_row_bytes(mean, k), 2 * mean + 16 * config.cells.max_cells_per_row
     else:
         check_chunk(config, min(chunk_rows, rows), dims * itemsize)
         numbers = embedded_dims(settings.metric, dims) if settings.metric in BIT_METRICS else dims

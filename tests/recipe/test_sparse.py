@@ -15,7 +15,7 @@ from dumap.errors import ConfigError, InputError
 from dumap.store import Run
 
 K = 14
-SMALL_TASKS = {"cells.max_rows": 400}
+SMALL_CELLS = {"cells.max_rows": 400}
 
 
 def counts(rows: int, dims: int = 400, seed: int = 0) -> np.ndarray:
@@ -65,7 +65,7 @@ def recall(run, x, metric):
 
 @pytest.mark.parametrize("metric", ["euclidean", "cosine", "correlation"])
 def test_neighbours_are_those_of_exact_distances(embed, stored, x, metric):
-    run = go(embed, stored, metric, **SMALL_TASKS, **{"neighbors.recall_target": 0})
+    run = go(embed, stored, metric, **SMALL_CELLS, **{"neighbors.recall_target": 0})
     assert run.facts("cells")["cells"] > 3
     assert run.facts("cells")["entries"] == np.count_nonzero(x)
     assert recall(run, x, metric) > 0.97
@@ -83,7 +83,7 @@ def test_the_same_rows_dense_have_the_same_neighbours(embed, stored, x, save):
 
 
 def test_a_repair_compares_sparse_rows(embed, stored, x):
-    poor = {**SMALL_TASKS, "cells.max_cells_per_row": 1, "neighbors.recall_target": 0.999, "neighbors.max_repairs": 1}
+    poor = {**SMALL_CELLS, "cells.max_cells_per_row": 1, "neighbors.recall_target": 0.999, "neighbors.max_repairs": 1}
     run = go(embed, stored, "correlation", **poor)
     before, after = run.facts("audit")["recall_by_repair"]
     assert after > before + 0.02
@@ -93,7 +93,7 @@ def test_a_repair_compares_sparse_rows(embed, stored, x):
 @pytest.mark.parametrize("metric", ["sqeuclidean", "cosine"])
 def test_bytes_do_not_depend_on_chunks_dtype_or_door(embed, fresh, x, metric):
     x = np.round(x * 4)
-    settings = {**SMALL_TASKS, "metric": metric, "neighbors.recall_target": 0.9999, "neighbors.max_repairs": 1}
+    settings = {**SMALL_CELLS, "metric": metric, "neighbors.recall_target": 0.9999, "neighbors.max_repairs": 1}
     runs = [
         go(embed, store(fresh("x.zarr"), x, chunk, dtype), **settings) for chunk, dtype in ((5000, "f4"), (333, "u1"))
     ]
@@ -146,7 +146,7 @@ def test_other_metrics_are_refused_with_those_that_are_allowed(configure, stored
 
 
 def test_the_table_counts_the_entries_that_cells_hold(embed, stored, x):
-    run = go(embed, stored, "cosine", **SMALL_TASKS, keep="all")
+    run = go(embed, stored, "cosine", **SMALL_CELLS, keep="all")
     found = Run(run.output, read_only=True)
 
     def held(stage: str, kind: str) -> int:
