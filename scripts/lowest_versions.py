@@ -24,7 +24,9 @@ def lowest_versions(project: dict) -> list[str]:
     requirements = [*project["dependencies"], *(one for extra in extras if extra != TOOLS for one in extras[extra])]
     pins = set()
     for requirement in requirements:
-        name, _, bounds = REQUIREMENT.match(requirement).groups()
+        found = REQUIREMENT.match(requirement)
+        assert found is not None
+        name, _, bounds = found.groups()
         bounds, _, marker = bounds.partition(";")
         for bound in bounds.split(","):
             if bound.strip().startswith(">="):

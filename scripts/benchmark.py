@@ -1,0 +1,320 @@
+"""Run dumap and other programs on one Zarr store, by turns, each in a process of its own, and judge their maps alike.
+
+    python scripts/digits.py digits.zarr --rows 100000 --columns 784 --dtype uint8
+    python scripts/benchmark.py digits.zarr --output figures/digits-100k [--rounds 3] [--only dumap,umap-learn]
+
+Peers: umap-learn, PaCMAP and openTSNE make maps, pynndescent finds neighbours alone; all use all processors and have no
+seed. Each is installed from PyPI into an environment of its own, below --environments, unless --installed says to use
+what the running environment has. One that cannot be installed, or fails, is reported as such.
+
+Writes OUTPUT.json and, where matplotlib is there, OUTPUT.png; prints a table. The JSON says for each run:
+
+seconds.process   from the process's start to its exit; for dumap this is what counts: with imports, workers' start,
+                  reading the store and writing the map
+seconds.counted   what is compared: dumap's process; a peer's load and fit, so that its imports and compiling are free
+seconds.stages    by stage, as each program divides its work; dumap's start and end are 'other'
+seconds.warm      compiling, apart: peers fit the first rows before they are timed; dumap embeds them in earlier
+                  processes. kernels_compiled counts what dumap compiled nevertheless while it was timed: 0 if warm
+peak_bytes        the most memory of all its processes together, sampled; shared memory is counted once
+disk_bytes        what it left in its folder, and peak_disk_bytes the most that it had there
+quality           as scripts/judge.py says; 'worse' names figures in which dumap is behind that peer
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import judge
+import numpy as np
+import zarr
+from measuring import machine, peers, picture
+from measuring.contenders import PEERS, WARM_ROWS
+from measuring.process_tree import Watched, run_watched
+
+from dumap.compiled import KEEPING, find_place
+
+OURS = "dumap"
+CONTENDERS = (OURS, *PEERS)
+HERE = Path(__file__).parent
+WARM_CELL_ROWS = 1500
+"""Rows of a cell in the run that compiles: several cells have guests, as those of a large run."""
+
+
+def parse() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", help="a Zarr group with vectors and, to judge by them, labels")
+    parser.add_argument("--output", required=True, metavar="PREFIX", help="PREFIX.json and PREFIX.png are written")
+    parser.add_argument("--only", default=",".join(CONTENDERS), help="some of: %(default)s")
+    parser.add_argument("--rounds", type=int, default=1, help="how often each is run, by turns (%(default)s)")
+    parser.add_argument("--once", default="", metavar="NAMES", help="those that are run in the first round alone")
+    parser.add_argument("--array", default="vectors")
+    parser.add_argument("--labels", default="labels")
+    parser.add_argument("--components", type=int, default=2)
+    parser.add_argument("--queries", type=int, default=2000, help="rows that maps are judged by (%(default)s)")
+    parser.add_argument("--workers", type=int, default=machine.cores(), help="of dumap, processes")
+    parser.add_argument("--memory-limit", default="2GiB", help="of each of these (%(default)s)")
+    parser.add_argument("--engine", choices=["dask", "local", "auto"], default="dask", help="dumap's (%(default)s)")
+    parser.add_argument("--set", action="append", default=[], dest="settings", metavar="KEY=VALUE", help="of dumap")
+    parser.add_argument("--timeout", type=float, metavar="SECONDS", help="after which one is ended, and reported so")
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--environments", type=Path, default=peers.default_folder(), help="(%(default)s)")
+    where.add_argument("--installed", action="store_true", help="use peers of the running environment, install none")
+    parser.add_argument("--folder", help="where runs are written, and removed; default: beside the output")
+    args = parser.parse_args()
+    args.only, args.once = ([name for name in names.split(",") if name] for names in (args.only, args.once))
+    if unknown := {*args.only, *args.once} - set(CONTENDERS):
+        parser.error(f"not among {', '.join(CONTENDERS)}: {', '.join(sorted(unknown))}")
+    if args.rounds < 1 or not args.only:
+        parser.error("--rounds must be at least 1, and --only name one at least")
+    return args
+
+
+def failure(watched: Watched) -> str | None:
+    """Say why a process gave no result; None if it has."""
+    if watched.code is None:
+        return f"ended after {watched.seconds:.0f} s, since its time was up"
+    if watched.code:
+        lines = watched.err.strip().splitlines()
+        return f"exit code {watched.code}: {lines[-1] if lines else 'it said nothing'}"
+    return None
+
+
+def costs(watched: Watched) -> dict[str, Any]:
+    """Return the memory and disk that a process and its children took."""
+    return {
+        "peak_bytes": watched.peak_bytes,
+        "peak_process_bytes": watched.peak_process_bytes,
+        "peak_disk_bytes": watched.peak_disk_bytes,
+        "disk_bytes": watched.disk_bytes,
+    }
+
+
+# peers -------------------------------------------------------------------------------------------
+
+
+def run_peer(args: argparse.Namespace, name: str, interpreter: str, folder: Path) -> dict[str, Any]:
+    """Run a peer once."""
+    program = str(HERE / "measuring" / "contenders.py")
+    threads = str(machine.cores())
+    command = [interpreter, program, name, os.path.abspath(args.data), str(folder)]
+    command += ["--array", args.array, "--threads", threads, "--components", str(args.components)]
+    watched = run_watched(command, folder, {"TMPDIR": str(folder)}, args.timeout)
+    if (why := failure(watched)) is not None:
+        return {"failed": why, "seconds": {"process": watched.seconds}, **costs(watched)}
+    said = json.loads(watched.out.strip().splitlines()[-1])
+    seconds = {"process": watched.seconds, **said["seconds"]}
+    seconds["counted"] = seconds["load"] + seconds["fit"]
+    stages = {"load": seconds["load"], **seconds.pop("stages")}
+    return {"versions": said["versions"], "seconds": {**seconds, "stages": stages}, **costs(watched)}
+
+
+# dumap -------------------------------------------------------------------------------------------
+
+
+def dumap(*words: str) -> list[str]:
+    """Return a command of dumap's, by this interpreter."""
+    return [sys.executable, "-m", "dumap", *words]
+
+
+def run_command(args: argparse.Namespace, data: str, run: str, more: list[str]) -> list[str]:
+    """Return the command that embeds data."""
+    words = ["run", "--input", data, "--output", run, "--n-components", str(args.components), "--array", args.array]
+    if args.engine == "dask":
+        words += ["--workers", str(args.workers), "--memory-limit", args.memory_limit]
+    else:
+        words += ["--set", f"cluster.engine={args.engine}"]
+    return dumap(*words, *(word for one in [*args.settings, *more] for word in ("--set", one)))
+
+
+def warm(args: argparse.Namespace, folder: Path) -> float:
+    """Have dumap embed the first rows, in one process and in rounds; return the seconds."""
+    vectors = zarr.open_array(args.data, path=args.array, mode="r")
+    rows = min(WARM_ROWS, vectors.shape[0])
+    data, seconds = folder / "warm.zarr", 0.0
+    group = zarr.open_group(data, mode="w")
+    group.create_array(args.array, data=np.asarray(vectors[:rows]), chunks=(min(rows, 1024), vectors.shape[1]))
+    for mode in ("host", "rounds"):
+        few = [f"cells.max_rows={WARM_CELL_ROWS}", "layout.n_epochs=2", f"layout.mode={mode}"]
+        watched = run_watched(run_command(args, str(data), str(folder / f"{mode}.zarr"), few))
+        if (why := failure(watched)) is not None:
+            raise SystemExit(f"dumap cannot embed the first rows of {args.data}: {why}")
+        seconds += watched.seconds
+    shutil.rmtree(folder)
+    return seconds
+
+
+def compiled_kernels() -> int:
+    """Count the kernels of dumap's and pynndescent's that numba keeps compiled."""
+    find_place()
+    if kept := os.environ.get("NUMBA_CACHE_DIR"):
+        return sum(1 for _ in Path(kept).rglob("*.nbc"))
+    packages = [find_spec(name) for name in KEEPING]
+    folders = [Path(package.origin).parent for package in packages if package is not None and package.origin]
+    return sum(1 for folder in folders for _ in folder.rglob("*.nbc"))
+
+
+def run_dumap(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Run dumap once, and export its map and its lists."""
+    run, before = str(folder / "run.zarr"), compiled_kernels()
+    watched = run_watched(
+        run_command(args, os.path.abspath(args.data), run, []), folder, {"TMPDIR": str(folder)}, args.timeout
+    )
+    if (why := failure(watched)) is not None:
+        return {"failed": why, "seconds": {"process": watched.seconds}, **costs(watched)}
+    compiled = compiled_kernels() - before
+    found = json.loads(subprocess.run(dumap("status", run, "--json"), capture_output=True, check=True).stdout)
+    for what, ending in (("embedding", ".npy"), ("neighbors", ".npz")):
+        subprocess.run(dumap("export", run, what, str(folder / f"{what}{ending}")), capture_output=True, check=True)
+    with np.load(folder / "neighbors.npz") as lists:
+        np.save(folder / "neighbors.npy", lists["indices"])
+    stages = {stage["name"]: stage["seconds"] for stage in found["stages"]}
+    stages["other"] = watched.seconds - sum(stages.values())
+    seconds = {"process": watched.seconds, "counted": watched.seconds, "stages": stages}
+    versions = {"dumap": found["versions"]["dumap"]}
+    peaks = {stage["name"]: stage["peak_bytes"] for stage in found["stages"]}
+    return {
+        "versions": versions,
+        "seconds": seconds,
+        **costs(watched),
+        "worker_peak_bytes": peaks,
+        "kernels_compiled": compiled,
+        "facts": {stage["name"]: stage["facts"] for stage in found["stages"]},
+    }
+
+
+# the whole ---------------------------------------------------------------------------------------
+
+
+def measure(args: argparse.Namespace, place: Path) -> list[dict[str, Any]]:
+    """Run all by turns; the maps and lists of each run lie in a folder of its own afterwards."""
+    entries: list[dict[str, Any]] = []
+    interpreters: dict[str, str] = {}
+    for name in args.only:
+        try:
+            if name != OURS:
+                interpreters[name] = peers.interpreter_of(name, None if args.installed else args.environments)
+        except peers.NotInstalled as error:
+            entries.append({"name": name, "round": 0, "failed": str(error)})
+            print(f"{name}: {error}", flush=True)
+    ready = [name for name in args.only if name == OURS or name in interpreters]
+    warm_seconds = warm(args, place / "warm") if OURS in ready else 0.0
+    for number in range(args.rounds):
+        turn = number % len(ready) if ready else 0
+        for name in ready[turn:] + ready[:turn]:
+            if number and name in args.once:
+                continue
+            folder = place / f"{name}-{number}"
+            folder.mkdir(parents=True)
+            if name == OURS:
+                entry = run_dumap(args, folder)
+                entry["seconds"]["warm"] = warm_seconds
+                shutil.rmtree(folder / "run.zarr", ignore_errors=True)
+            else:
+                entry = run_peer(args, name, interpreters[name], folder)
+            entries.append({"name": name, "round": number, **entry})
+            print(line_of(entries[-1]), flush=True)
+    return entries
+
+
+def judge_all(args: argparse.Namespace, place: Path, entries: list[dict[str, Any]]) -> None:
+    """Judge the maps and lists of all runs, and compare those of dumap with the peers' of the same round."""
+    done = [entry for entry in entries if "failed" not in entry]
+    if not done:
+        return
+    sample = judge.draw(args.data, args.array, args.labels, args.queries)
+    for entry in done:
+        folder = place / f"{entry['name']}-{entry['round']}"
+        found: dict[str, float] = {}
+        if (folder / "embedding.npy").exists():
+            found |= judge.judge_map(sample, np.load(folder / "embedding.npy"))
+        if (folder / "neighbors.npy").exists():
+            found["recall"] = judge.recall(sample, np.load(folder / "neighbors.npy"))
+        entry["quality"] = judge.rounded(found)
+    ours = [entry for entry in done if entry["name"] == OURS]
+    for entry in done:
+        if entry["name"] != OURS and ours:
+            own = next((one for one in ours if one["round"] == entry["round"]), ours[0])
+            entry["dumap_worse"] = judge.worse(own["quality"], entry["quality"])
+
+
+def summarize(entries: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return medians by program, and how many times dumap's time and memory each peer takes."""
+    found: dict[str, Any] = {}
+    for name in dict.fromkeys(entry["name"] for entry in entries):
+        done = [entry for entry in entries if entry["name"] == name and "failed" not in entry]
+        if not done:
+            found[name] = {"failed": next(entry["failed"] for entry in entries if entry["name"] == name)}
+            continue
+        found[name] = {
+            "runs": len(done),
+            "seconds": statistics.median(entry["seconds"]["counted"] for entry in done),
+            "peak_bytes": max(entry["peak_bytes"] for entry in done),
+        }
+    own = found.get(OURS, {})
+    for name, figures in found.items():
+        if name != OURS and "seconds" in figures and "seconds" in own:
+            figures["times_dumaps_seconds"] = round(figures["seconds"] / own["seconds"], 3)
+            figures["times_dumaps_memory"] = round(figures["peak_bytes"] / own["peak_bytes"], 3)
+    return found
+
+
+def line_of(entry: dict[str, Any]) -> str:
+    """Write a run for people."""
+    if "failed" in entry:
+        return f"{entry['name']}: {entry['failed']}"
+    stages = ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in entry["seconds"]["stages"].items())
+    return (
+        f"{entry['name']}: {entry['seconds']['counted']:.1f} s ({stages}), {entry['peak_bytes'] / 2**30:.2f} GiB, "
+        f"compiling apart {entry['seconds']['warm']:.1f} s"
+    )
+
+
+def table(entries: list[dict[str, Any]]) -> str:
+    """Write all runs as a table."""
+    names = ("xent", "kept15", "trust15", "label15", "silhouette", "recall")
+    lines = ["| | seconds | GiB | disk MiB | " + " | ".join(names) + " |", "|---" * (4 + len(names)) + "|"]
+    for entry in entries:
+        if "failed" in entry:
+            lines.append(f"| {entry['name']} | {entry['failed']} |" + " |" * (2 + len(names)))
+            continue
+        cells = [f"{entry['seconds']['counted']:.1f}", f"{entry['peak_bytes'] / 2**30:.2f}"]
+        cells.append(f"{entry['peak_disk_bytes'] / 2**20:.0f}")
+        cells += [f"{entry['quality'][name]:.3f}" if name in entry["quality"] else "" for name in names]
+        lines.append(f"| {entry['name']} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Measure, judge, write and print."""
+    args, described = parse(), machine.describe()
+    output = Path(args.output)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    vectors = zarr.open_array(args.data, path=args.array, mode="r")
+    place = Path(tempfile.mkdtemp(prefix="dumap-benchmark-", dir=args.folder or output.parent))
+    try:
+        entries = measure(args, place)
+        judge_all(args, place, entries)
+        data = {"path": args.data, "rows": vectors.shape[0], "dims": vectors.shape[1], "dtype": str(vectors.dtype)}
+        data["made"] = dict(zarr.open_group(args.data, mode="r").attrs)
+        figures = {**described, "data": data, "runs": entries, "summary": summarize(entries)}
+        Path(f"{output}.json").write_text(json.dumps(figures, indent=1) + "\n")
+        drawn = picture.draw(figures, place, args.labels, f"{output}.png")
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+    print(table(entries))
+    print(f"{output}.json" + (f" and {output}.png" if drawn else "; no picture, since matplotlib is not installed"))
+
+
+if __name__ == "__main__":
+    main()
