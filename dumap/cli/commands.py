@@ -56,8 +56,8 @@ def config_options(command: Any) -> Any:
         click.option("--input", "input_path", metavar="DATA", help="Zarr group or array: a path or a URL."),
         click.option("--array", metavar="NAME", help="The array's name in the group. [vectors]"),
         click.option("--output", metavar="RUN", help="Where the run is stored: a path or a URL."),
-        click.option("--seed", type=int, help="Seed of every random choice. [42]"),
-        click.option("--n-neighbors", type=int, help="Neighbours of each row, itself counted. [15]"),
+        click.option("--seed", type=int, help="Seed of all random numbers. [42]"),
+        click.option("--n-neighbors", type=int, help="Neighbours of each row, including itself. [15]"),
         click.option("--metric", help="The distance between rows. [euclidean]"),
         click.option("--n-components", type=int, help="Dimensions of the map. [2]"),
         click.option("--n-epochs", type=int, help="Epochs of the layout. [by the number of rows]"),
@@ -117,8 +117,8 @@ def plan(as_json: bool, parent: str | None, **options: Any) -> None:
 
 @cli.command(cls=Recorded)
 @config_options
-@click.option("--report", metavar="FILE", help="Have Dask write a performance report, in HTML.")
-@click.option("--force", is_flag=True, help="Go on with stages that other versions began.")
+@click.option("--report", metavar="FILE", help="Write Dask's performance report, in HTML.")
+@click.option("--force", is_flag=True, help="Continue stages that other versions began.")
 @click.option("--json", "as_json", is_flag=True, help="Print the run's status for machines at the end.")
 @record_options
 @click.option(
@@ -127,7 +127,7 @@ def plan(as_json: bool, parent: str | None, **options: Any) -> None:
     type=click.IntRange(0, 255),
     default=0,
     metavar="N",
-    help="Exit code where the run was finished before. [0]",
+    help="Exit code if the run was finished before. [0]",
 )
 def run(as_json: bool, force: bool, parent: str | None, unchanged: int, **options: Any) -> None:
     """Embed a data set, or continue a run that was stopped."""
@@ -155,11 +155,11 @@ def run(as_json: bool, force: bool, parent: str | None, unchanged: int, **option
 @cli.command()
 @click.argument("sources", nargs=-1, required=True)
 @click.argument("output")
-@click.option("--array", default="vectors", metavar="NAME", help="What the array is called. [vectors]")
-@click.option("--columns", metavar="LIST", help="Columns to take: a,b,c; where they have no names, 0,3,8:16.")
+@click.option("--array", default="vectors", metavar="NAME", help="The array's name. [vectors]")
+@click.option("--columns", metavar="LIST", help="Columns to take: a,b,c; if they have no names, 0,3,8:16.")
 @click.option("--names", metavar="COLUMN", help="The column, or array, of row names.")
 @click.option("--key", metavar="NAME", help="The array of a file that holds several, such as obsm/X_pca.")
-@click.option("--dtype", metavar="DTYPE", help="Of the values, such as float32. [as in the files]")
+@click.option("--dtype", metavar="DTYPE", help="The dtype of the values, such as float32. [as in the files]")
 @click.option("--no-header", is_flag=True, help="The first line of text is a row, not names of columns.")
 @click.option("--json", "as_json", is_flag=True, help="For machines.")
 @with_storage
@@ -257,7 +257,9 @@ def status(run: str, as_json: bool) -> None:
 @click.argument("out")
 @click.option("--labels", help="Labels that colour the picture: .npy, or the path of a Zarr array.")
 @click.option("--force", is_flag=True, help="Write over a file that is there.")
-@click.option("--with-self", is_flag=True, help="Neighbors as umap-learn's precomputed_knn wants them: the row first.")
+@click.option(
+    "--with-self", is_flag=True, help="Neighbors in the form of umap-learn's precomputed_knn: the row itself first."
+)
 @with_storage
 def export(run: str, what: str, out: str, labels: str | None, with_self: bool, force: bool) -> None:
     """Write a result: embedding (.npy .csv .parquet), neighbors (.npz .zarr), graph (.npz), picture (.png)."""

@@ -45,7 +45,7 @@ def record_options(command: Any) -> Any:
             "labels",
             multiple=True,
             **{**kept, "metavar": "NAME=VALUE"},
-            help="A label of every metric, where files of several runs are collected.",
+            help="A label of every metric, to tell apart the files of several runs.",
         ),
         click.option("--metrics", **kept, help="Write metrics for Prometheus' textfile collector, however it ends."),
     ):

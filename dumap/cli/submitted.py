@@ -50,7 +50,7 @@ def _named(scheduler: str | None, scheduler_file: str | None) -> ClusterConfig:
 
 @cli.command()
 @config_options
-@click.option("--force", is_flag=True, help="Go on with stages that other versions began.")
+@click.option("--force", is_flag=True, help="Continue stages that other versions began.")
 @click.option("--json", "as_json", is_flag=True, help="For machines.")
 def submit(as_json: bool, force: bool, parent: str | None, **options: Any) -> None:
     """Send a run to a Dask cluster, which then drives it by itself."""

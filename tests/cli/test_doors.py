@@ -220,7 +220,7 @@ def test_help_tells_the_defaults(cli):
     from dumap.config import LayoutConfig, NeighborsConfig
 
     text = " ".join(cli("run", "--help").out.split())
-    assert f"itself counted. [{NeighborsConfig().n_neighbors}]" in text
+    assert f"including itself. [{NeighborsConfig().n_neighbors}]" in text
     assert f"packed on the map. [{LayoutConfig().min_dist}]" in text
     assert f"Dimensions of the map. [{LayoutConfig().n_components}]" in text
     assert f"distance between rows. [{NeighborsConfig().metric}]" in text
