@@ -228,12 +228,16 @@ class Cell:
             counts[at[-1][at[-1] >= 0]] = found[at[-1] >= 0]
         bounds = np.concatenate([[0], np.cumsum(counts)])
         columns, values = np.empty(bounds[-1], np.int32), np.empty(bounds[-1], np.float32)
+        step = max(1, job.geometry.block_rows // 4)
         for (stage, part, a, b), places in zip(self.spans, at, strict=True):
-            chosen = np.flatnonzero(places >= 0)
-            if len(chosen):
-                piece = csr.as_float32(read_csr(job.run, stage, part, "vectors", job.geometry.source_dims, a, b))
-                csr.put_entries(piece.indices, piece.indptr, chosen, places[chosen], bounds, columns)
-                csr.put_entries(piece.data, piece.indptr, chosen, places[chosen], bounds, values)
+            for low in range(a, b, step):
+                of_piece = places[low - a : low - a + step]
+                chosen = np.flatnonzero(of_piece >= 0)
+                if len(chosen):
+                    span = (low, min(b, low + step))
+                    piece = csr.as_float32(read_csr(job.run, stage, part, "vectors", job.geometry.source_dims, *span))
+                    csr.put_entries(piece.indices, piece.indptr, chosen, of_piece[chosen], bounds, columns)
+                    csr.put_entries(piece.data, piece.indptr, chosen, of_piece[chosen], bounds, values)
         return csr_matrix((values, columns, bounds), shape=(len(rows), job.geometry.source_dims), copy=False)
 
 

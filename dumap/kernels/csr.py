@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numba as nb
 import numpy as np
 from scipy.sparse import csr_matrix
@@ -12,6 +14,22 @@ from dumap.kernels.vectors import EXACT_IN_FLOAT32
 WINDOW_ROWS = 256
 """Rows whose entries are counted together to find where rows are dense."""
 MAX_COLUMNS = 2**31 - 1
+
+
+def densest_window(counts: Iterable[np.ndarray]) -> int:
+    """Return the most entries of `WINDOW_ROWS` rows from a multiple of that on.
+
+    Parameters
+    ----------
+    counts : iterable of ndarray of int64
+        Entries of each row, row after row.
+    """
+    most, left = 0, np.empty(0, np.int64)
+    for some in counts:
+        left = np.concatenate([left, some])
+        windows = left[: len(left) - len(left) % WINDOW_ROWS].reshape(-1, WINDOW_ROWS)
+        most, left = max(most, int(windows.sum(axis=1).max(initial=0))), left[windows.size :]
+    return max(most, int(left.sum()))
 
 
 def entry_dtype(dtype: np.dtype) -> np.dtype:

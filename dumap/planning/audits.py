@@ -53,7 +53,7 @@ def repair_row_bytes_of(config: Config, geometry: Geometry) -> int:
     """Return the bytes of a row in a repair, of a sparse one those of a mean row of the densest cell."""
     k = config.neighbors.search_k
     if geometry.sparse:  # read in pieces, then joined
-        return 2 * 8 * max(geometry.entries, geometry.cell_mean_entries) + 72 * k + 320
+        return 2 * 8 * max(geometry.entries, geometry.largest_mean_entries) + 72 * k + 320
     return repair_row_bytes(geometry.dims, k, config.neighbors.metric)
 
 
@@ -68,7 +68,8 @@ def repair_bytes(config: Config, geometry: Geometry) -> int:
     # Every cell may ask for every row.
     asked = geometry.cells * home_rows * 4 + home_rows * (min(geometry.itemsize, 4) * geometry.dims + k * 16)
     if geometry.sparse:
-        asked = geometry.cells * home_rows * 4 + home_rows * k * 16 + 24 * (geometry.home_entries or geometry.entries)
+        entries = geometry.largest_home_entries or home_rows * geometry.entries
+        asked = geometry.cells * home_rows * 4 + home_rows * k * 16 + 24 * entries
     objects, table = 4 * OBJECT_BYTES, geometry.cells**2 * 16
     rows = max(most_repair_rows(config, geometry), home_rows)
     workspace = 4 * geometry.source_dims

@@ -87,7 +87,7 @@ class Geometry:
         them; 0 before that stage.
     entries, block_entries, source_dims : int
         Of sparse rows: entries of a mean row, most entries of a block, and columns. Else 0.
-    home_entries, cell_entries, cell_mean_entries : int
+    largest_home_entries, largest_cell_entries, largest_mean_entries : int
         Of sparse rows, as stage cells found: most entries of a cell's home rows, and of its rows with guests, and of a
         mean home row of the cell where that is most; 0 before.
     """
@@ -115,13 +115,14 @@ class Geometry:
     entries: int = 0
     block_entries: int = 0
     source_dims: int = 0
-    home_entries: int = 0
-    cell_entries: int = 0
-    cell_mean_entries: int = 0
+    largest_home_entries: int = 0
+    largest_cell_entries: int = 0
+    largest_mean_entries: int = 0
 
     def with_cells(self, found: Mapping[str, Any]) -> Geometry:
         """Return the same geometry with the sizes of the largest cells that stage cells found."""
-        sparse = {name: found.get(name, 0) for name in ("home_entries", "cell_entries", "cell_mean_entries")}
+        kinds = ("home_entries", "cell_entries", "mean_entries")
+        sparse = {f"largest_{kind}": found.get(kind, 0) for kind in kinds}
         largest = {"largest_home": found["largest_home"], "largest_cell": found["largest"]}
         return replace(self, **largest, **sparse, stored_rows=found["stored_rows"])
 
@@ -150,8 +151,8 @@ class Geometry:
     def entries_at_once(self) -> int:
         """Most entries of rows of a cell that are searched at once: see `most_rows_at_once`."""
         wanted = self.cell_rows * self.entries
-        most = max(wanted, self.home_entries + guests_at_once(wanted, self.home_entries))
-        return min(self.cell_entries or most, int(1.1 * most))
+        most = max(wanted, self.largest_home_entries + guests_at_once(wanted, self.largest_home_entries))
+        return min(self.largest_cell_entries or most, int(1.1 * most))
 
     @property
     def most_home_rows(self) -> int:

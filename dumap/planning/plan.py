@@ -246,8 +246,11 @@ def describe(projected: Plan, threads: int) -> str:
     """
     geometry = projected.geometry
     given = f" given with {geometry.columns} neighbors each" if geometry.columns else ""
+    shape = f"{geometry.dims} dims"
+    if geometry.sparse:
+        shape = f"{geometry.source_dims} columns, {geometry.entries} entries each in the mean"
     lines = [
-        f"{geometry.rows} rows x {geometry.dims} dims: {geometry.blocks} blocks of {geometry.block_rows} rows, "
+        f"{geometry.rows} rows x {shape}: {geometry.blocks} blocks of {geometry.block_rows} rows, "
         f"{geometry.cells} cells of up to {geometry.cell_rows} rows{given}, {geometry.shards} shards of "
         f"{geometry.shard_rows} rows, {geometry.n_epochs} epochs",
         f"{'stage':<10} {'tasks':>7} {'shuffled':>10} {'disk':>10} {'peak a worker':>14}",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -12,7 +13,7 @@ import numpy as np
 from scipy.sparse import csr_matrix
 
 from dumap.errors import InputError
-from dumap.kernels.csr import MAX_COLUMNS, WINDOW_ROWS, canonical, entry_dtype
+from dumap.kernels.csr import MAX_COLUMNS, canonical, densest_window, entry_dtype
 from dumap.sources.zarr_array import Input
 from dumap.store import Absent, CsrGroup, bucket_errors, describe_error, find_absent, find_csr, require_chunks, stamps
 from dumap.store.disk import normalize
@@ -132,13 +133,13 @@ class CsrInput:
 
     @cached_property
     def densest(self) -> int:
-        """The most entries of `WINDOW_ROWS` rows from a multiple of that on."""
-        most = 0
+        """As of `Source`."""
+        return densest_window(self.counts())
+
+    def counts(self) -> Iterator[np.ndarray]:
+        """Yield how many entries each row has, some rows at a time."""
         for start in range(0, self.rows, SCANNED_ROWS):
-            bounds = self._bounds(start, min(self.rows, start + SCANNED_ROWS))
-            edges = np.append(bounds[:-1:WINDOW_ROWS], bounds[-1])
-            most = max(most, int(np.diff(edges).max()))
-        return most
+            yield np.diff(self._bounds(start, min(self.rows, start + SCANNED_ROWS)))
 
     @cached_property
     def absent(self) -> Absent:
@@ -183,4 +184,8 @@ def open_array(path: str, array: str, bfloat16: bool = False) -> Input | CsrInpu
         There is none, or it cannot be embedded.
     """
     sparse = find_csr(normalize(path), array)
+    if sparse is not None and bfloat16:
+        raise InputError(
+            f"input.dtype = bfloat16: {path}, group {sparse.path!r} is a sparse matrix; leave the setting out"
+        )
     return Input(path, array, bfloat16=bfloat16) if sparse is None else CsrInput(path, array, sparse)

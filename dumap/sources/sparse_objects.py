@@ -11,7 +11,7 @@ import numpy as np
 from scipy.sparse import csr_matrix, issparse
 
 from dumap.errors import InputError
-from dumap.kernels.csr import MAX_COLUMNS, WINDOW_ROWS, canonical, entry_dtype
+from dumap.kernels.csr import MAX_COLUMNS, WINDOW_ROWS, canonical, densest_window, entry_dtype
 from dumap.sources.arrays import ArrayRows
 from dumap.sources.spooled import PART_BYTES, sparse_row_bytes
 
@@ -42,8 +42,8 @@ class SparseObjectRows(ArrayRows):
         super().__init__(kind, shape, entry_dtype(dtype), get)
         if self.dims > MAX_COLUMNS:
             raise InputError(f"the {kind} has {self.dims} columns; allowed are {MAX_COLUMNS} at the most")
-        edges = np.append(bounds[:-1:WINDOW_ROWS], bounds[-1]).astype(np.int64)
-        self.entries, self.densest = int(edges[-1] - edges[0]), int(np.diff(edges).max())
+        counts = np.diff(bounds).astype(np.int64)
+        self.entries, self.densest = int(counts.sum()), densest_window([counts])
 
     def read(self, start: int, stop: int) -> Any:
         """Return rows [start, stop) as a canonical csr_matrix."""

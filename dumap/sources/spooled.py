@@ -146,7 +146,7 @@ class Spooled:
         if self.sparse:
             row_bytes = sparse_row_bytes(self.entries, self.rows, self.dtype)
         self.part_rows = min(self.rows, max(1, PART_BYTES // row_bytes))
-        self.chunk_rows = 1 if self.sparse else StoredArray((self.part_rows, self.dims), self.dtype).range_rows
+        self.chunk_rows = StoredArray((self.part_rows, row_bytes), np.dtype(np.uint8)).range_rows
         self.parts = -(-self.rows // self.part_rows)
 
     @property

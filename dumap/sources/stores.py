@@ -13,6 +13,7 @@ import numpy as np
 from scipy.sparse import vstack
 
 from dumap.errors import InputError
+from dumap.kernels.csr import densest_window
 from dumap.sources.csr_group import CsrInput, open_array
 from dumap.sources.zarr_array import Input
 from dumap.store import Absent
@@ -68,8 +69,10 @@ class Stores:
 
     @property
     def densest(self) -> int:
-        """As of `Source`: rows of several stores may be counted together."""
-        return sum(sorted(store.densest for store in self.stores)[-2:])
+        """As of `Source`."""
+        return densest_window(
+            counts for store in self.stores if isinstance(store, CsrInput) for counts in store.counts()
+        )
 
     def read(self, start: int, stop: int) -> Any:
         """Read rows [start, stop) in the common dtype, C order."""

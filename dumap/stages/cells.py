@@ -216,7 +216,7 @@ def tabulate(job: Job, part: str) -> None:
             write_entries(job, out, [sum_entries(job, *kind, first, last) for kind in kinds], of_homes)
 
 
-ENTRIES: dict[str, Any] = {"entries": sum, "home_entries": max, "cell_entries": max, "cell_mean_entries": max}
+ENTRIES: dict[str, Any] = {"entries": sum, "home_entries": max, "cell_entries": max, "mean_entries": max}
 """Figures of cells of sparse rows: entries of all home rows, most of a cell's home rows and of a cell, and of a mean
 home row of the cell where that is most; and how those of parts come to one."""
 
@@ -235,7 +235,7 @@ def write_entries(job: Job, out: Part, entries: list[np.ndarray], home_rows: np.
         "entries": int(of_home.sum()),
         "home_entries": int(of_home.max()),
         "cell_entries": int(of_cell.max()),
-        "cell_mean_entries": int((-(-of_home // np.maximum(home_rows, 1))).max()),
+        "mean_entries": int((-(-of_home // np.maximum(home_rows, 1))).max()),
     }
 
 

@@ -59,3 +59,11 @@ def test_entries_have_a_dtype_that_can_be_computed_with(dtype, read):
     found = csr.canonical(np.array([1, 1], dtype), np.array([3, 1]), np.array([0, 1, 2]), 5)
     assert (found.dtype, found.toarray().tolist()) == (np.dtype(read), [[0, 0, 0, 1, 0], [0, 1, 0, 0, 0]])
     assert csr.entry_dtype(np.dtype(dtype)) == np.dtype(read)
+
+
+@pytest.mark.parametrize("pieces", [[1000], [100, 900], [1] * 40 + [256, 704]])
+def test_the_densest_rows_are_found_however_they_come(pieces):
+    counts = np.random.default_rng(0).poisson(5, 1000)
+    counts[300:520] = 20
+    wanted = max(counts[first : first + csr.WINDOW_ROWS].sum() for first in range(0, 1000, csr.WINDOW_ROWS))
+    assert csr.densest_window(np.split(counts, np.cumsum(pieces)[:-1])) == wanted

@@ -169,3 +169,67 @@ def test_many_columns_take_little_memory(embed, fresh):
     x = sp.csr_matrix((np.ones(18_000, "f4"), (rows, topics)), shape=(900, 200_000))
     result = dumap.run(x, output=fresh("run.zarr"), metric="cosine", n_epochs=5, cluster={"engine": "local"})
     assert result.facts["audit"]["recall"] > 0.95
+
+
+def dense_first(rows: int = 3000) -> np.ndarray:
+    """Return rows of which the first tenth has many times the entries of the others."""
+    rng = np.random.default_rng(0)
+    x = rng.poisson(0.02, (rows, 500)).astype("f4")
+    x[: rows // 10] = rng.poisson(2, (rows // 10, 500))
+    return x
+
+
+def test_plans_tell_entries_and_follow_dense_rows(configure, fresh):
+    dense, x = dense_first(), dense_first()
+    even = x[np.random.default_rng(1).permutation(len(x))]
+    made = []
+    for some in (x, even):
+        settings = {"input.array": "X", "neighbors.metric": "cosine", "task_memory": "1MiB"}
+        made.append(dumap.plan(configure(store(fresh("x.zarr"), some), settings)))
+    assert f"3000 rows x 500 columns, {-(-np.count_nonzero(dense) // 3000)} entries each in the mean" in str(made[0])
+    for plan, some in zip(made, (x, even), strict=True):
+        counts, geometry = np.count_nonzero(some, axis=1), plan.geometry
+        spans = (geometry.block(number) for number in range(geometry.blocks))
+        assert max(counts[slice(*span)].sum() for span in spans) <= geometry.block_entries
+
+
+def test_cells_of_dense_rows_have_fewer(embed, fresh):
+    x = dense_first()
+    run = go(embed, store(fresh("x.zarr"), x), "cosine", **{"cells.max_rows": 1000, "audit.queries": 0})
+    facts, mean = run.facts("cells"), np.count_nonzero(x) / len(x)
+    assert facts["mean_entries"] > 4 * mean
+    assert facts["home_entries"] < 2.5 * mean * len(x) / (facts["cells"] / 2), "entries are shared out, as rows are"
+    assert np.isfinite(run.y).all()
+
+
+@pytest.mark.parametrize("metric", ["euclidean", "cosine"])
+def test_rows_without_entries_are_rows(embed, fresh, metric):
+    x = np.zeros((60, 9), "f4")
+    run = go(embed, store(fresh("x.zarr"), x), metric, **{"input.missing": "fill"})  # no chunk is written
+    assert run.facts("vectors")["zero"] == 60
+    assert (run.neighbors()[1] == 0).all()
+
+
+def test_the_matrix_itself_may_be_named(embed, stored, x):
+    run = embed(f"{stored}/X", {"neighbors.metric": "cosine"})
+    assert run.status["input"]["shape"] == [1500, 400]
+
+
+def test_given_neighbours_take_sparse_rows(embed, stored, fresh):
+    first = go(embed, stored, "cosine")
+    indices, distances = first.neighbors()
+    group = zarr.create_group(path := fresh("knn.zarr"))
+    group.create_array("indices", data=indices)
+    group.create_array("distances", data=distances)
+    again = go(embed, stored, "cosine", **{"neighbors.precomputed": path})
+    assert again.facts("audit")["recall"] == pytest.approx(first.facts("audit")["recall"])
+
+
+def test_a_child_reads_its_parent_and_whole_runs_verify(embed, stored, fresh):
+    first = go(embed, stored, "cosine", keep="model")
+    settings = {"input": {"array": "X"}, "metric": "cosine", "min_dist": 0.5, "n_epochs": 20}
+    settings |= {"audit": {"queries": 200}, "cluster": {"engine": "local"}, "start": {"coarse_epochs": 20}}
+    child = dumap.run(stored, output=fresh("child.zarr"), parent=first.output, **settings)
+    inherited = {stage["name"] for stage in child["stages"] if stage.get("inherited")}
+    assert {"vectors", "cells", "neighbors", "audit", "graph", "coarsen"} <= inherited
+    assert dumap.verify(first.output) == []
