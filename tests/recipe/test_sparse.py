@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 import scipy.sparse as sp
@@ -233,3 +235,22 @@ def test_a_child_reads_its_parent_and_whole_runs_verify(embed, stored, fresh):
     inherited = {stage["name"] for stage in child["stages"] if stage.get("inherited")}
     assert {"vectors", "cells", "neighbors", "audit", "graph", "coarsen"} <= inherited
     assert dumap.verify(first.output) == []
+
+
+@pytest.mark.slow
+def test_a_cluster_and_an_interrupted_run_come_to_the_same_bytes(embed, configure, client, stored, inspect):
+    settings = {**SMALL_CELLS, "neighbors.recall_target": 0.9999, "neighbors.max_repairs": 1}
+    wanted = go(embed, stored, "correlation", **settings)
+    metric = {"input.array": "X", "neighbors.metric": "correlation", "audit.queries": 200}
+    assert embed(stored, {**settings, **metric}, client).y.tobytes() == wanted.y.tobytes()
+
+    def interrupt(at: str, stage: str, done: float, total: float) -> None:
+        if stage == at and done >= total / 2:
+            raise KeyboardInterrupt
+
+    config = configure(stored, {**settings, **metric, "cluster.engine": "local"})
+    for at in ("cells", "neighbors", "audit"):
+        with pytest.raises(KeyboardInterrupt):
+            dumap.run(config, on_progress=partial(interrupt, at))
+    dumap.run(config)
+    assert inspect(config.output).y.tobytes() == wanted.y.tobytes()
