@@ -25,8 +25,8 @@ def densest_window(counts: Iterable[np.ndarray]) -> int:
         Entries of each row, row after row.
     """
     most, left = 0, np.empty(0, np.int64)
-    for some in counts:
-        left = np.concatenate([left, some])
+    for more in counts:
+        left = np.concatenate([left, more])
         windows = left[: len(left) - len(left) % WINDOW_ROWS].reshape(-1, WINDOW_ROWS)
         most, left = max(most, int(windows.sum(axis=1).max(initial=0))), left[windows.size :]
     return max(most, int(left.sum()))

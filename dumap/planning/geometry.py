@@ -9,19 +9,19 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from dumap.config import Config, format_bytes
 from dumap.config.metrics import arguments
 from dumap.errors import InputError
-from dumap.kernels.csr import WINDOW_ROWS
 from dumap.kernels.edges import default_epochs
 from dumap.kernels.leaves import EXACT_ROWS, LEAF_ROWS
 from dumap.kernels.projection import projected_dims
 from dumap.kernels.vectors import ANGULAR, BIT_METRICS, embedded_dims
 from dumap.planning.curve import curve
+from dumap.planning.sparse import Entries, sparse_block, sparse_cell_row_bytes
 from dumap.sources.zarr_array import Precomputed
 
 SAMPLE_ROWS_PER_LEAF = 8
@@ -46,13 +46,6 @@ GUEST_BYTES = 64
 """Bytes of a guest without its vector: for the guest's position and home cell."""
 LIST_BYTES, SLOT_BYTES = 40, 96
 """Bytes of a slot of a given list: in the lists that are kept, and while the list is read (measured, rounded up)."""
-
-
-class Entries(NamedTuple):
-    """How many entries rows have that are sparse: in all, and the most of `WINDOW_ROWS` rows."""
-
-    total: int
-    densest: int
 
 
 @dataclass(frozen=True)
@@ -217,11 +210,6 @@ def expected_cells(cells: int, max_cells_per_row: int) -> float:
     return min(max_cells_per_row, CELLS_A_ROW, 1 + CELLS_A_ROW_BY_DOUBLING * math.log2(cells))
 
 
-def sparse_cell_row_bytes(entries: int, k: int) -> int:
-    """Return the bytes of a row of so many entries in a search of k neighbours, as of `cell_row_bytes`."""
-    return 12 * entries + 96 * (k + 1) + 320
-
-
 def cells_of(rows: int, cap: int, max_cells_per_row: int) -> int:
     """Return the number of cells with which a mean cell has at most three quarters of `cap` rows, guests included."""
 
@@ -309,23 +297,6 @@ def dense_block(memory: int, rows: int, numbers: int, chunk_rows: int) -> int:
     return min(chunk_rows, rows) if chunk_rows * numbers * 4 <= memory // 4 else block_rows
 
 
-def sparse_block(room: int, rows: int, numbers: int, densest: int) -> tuple[int, int]:
-    """Return the rows of a block of sparse rows, and the most entries that it may have.
-
-    Parameters
-    ----------
-    room, rows : int
-        Bytes that a block may have, and rows that there are.
-    numbers : int
-        Numbers of 4 bytes of a mean row, with its projection if that is more.
-    densest : int
-        Most entries of `WINDOW_ROWS` rows.
-    """
-    windows = min(-(-rows // WINDOW_ROWS), OUTPUT_ROWS // WINDOW_ROWS, room // (4 * numbers) // WINDOW_ROWS)
-    windows = max(1, min(windows, room // (8 * max(1, densest))))
-    return min(rows, windows * WINDOW_ROWS), windows * densest
-
-
 def make_geometry(
     config: Config,
     rows: int,
@@ -358,7 +329,9 @@ def make_geometry(
         mean, source_dims, dims = max(1, math.ceil(entries.total / rows)), dims, projected_dims(dims)
         check_chunk(config, min(chunk_rows, rows), mean * (itemsize + 4))
         wanted = max(BLOCK_BYTES, min(chunk_rows, rows) * mean * 8)  # a chunk is decoded as a whole
-        block_rows, block_entries = sparse_block(min(wanted, memory // 8), rows, max(dims, 2 * mean), entries.densest)
+        block_rows, block_entries = sparse_block(
+            min(wanted, memory // 8), rows, OUTPUT_ROWS, max(dims, 2 * mean), entries.densest
+        )
         sparse = {"entries": mean, "block_entries": block_entries, "source_dims": source_dims}
         cap, numbers = memory // sparse_cell_row_bytes(mean, k), 2 * mean + 16 * config.cells.max_cells_per_row
     else:

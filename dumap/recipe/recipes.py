@@ -13,8 +13,9 @@ from dumap.kernels.pairs import SPARSE
 from dumap.kernels.vectors import BIT_METRICS
 from dumap.planning.audits import loads_pynndescent
 from dumap.planning.budget import interpreter_bytes
-from dumap.planning.geometry import Entries, Geometry, make_geometry
+from dumap.planning.geometry import Geometry, make_geometry
 from dumap.planning.plan import Plan, Projection, StagePlan, core_seconds
+from dumap.planning.sparse import Entries
 from dumap.sources.opening import open_source
 from dumap.sources.spooled import is_spooled
 from dumap.sources.zarr_array import Precomputed

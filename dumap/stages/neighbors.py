@@ -25,8 +25,9 @@ from dumap.config import Config
 from dumap.kernels import leaves, neighbors, sparse_leaves, vectors
 from dumap.kernels.leaves import COLUMN_BYTES, EXACT_ROWS
 from dumap.kernels.projection import PLACES
-from dumap.planning.geometry import GUEST_BYTES, Geometry, cell_row_bytes, sparse_cell_row_bytes
+from dumap.planning.geometry import GUEST_BYTES, Geometry, cell_row_bytes
 from dumap.planning.plan import Projection
+from dumap.planning.sparse import sparse_cell_row_bytes
 from dumap.stages import Context, Stage, Task
 from dumap.stages.distances import defined_distances, metric_arguments
 from dumap.stages.sorting import sort_bytes, sort_guests, sorted_row_bytes

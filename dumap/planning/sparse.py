@@ -1,0 +1,36 @@
+"""Sparse rows: how many entries they have, what a row takes in a search, and how many make a block."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from dumap.kernels.csr import WINDOW_ROWS
+
+
+class Entries(NamedTuple):
+    """How many entries rows have that are sparse: in all, and the most of `WINDOW_ROWS` rows."""
+
+    total: int
+    densest: int
+
+
+def sparse_cell_row_bytes(entries: int, k: int) -> int:
+    """Return the bytes of a row of so many entries in a search of k neighbours, as of `cell_row_bytes`."""
+    return 12 * entries + 96 * (k + 1) + 320
+
+
+def sparse_block(room: int, rows: int, most_rows: int, numbers: int, densest: int) -> tuple[int, int]:
+    """Return the rows of a block of sparse rows, and the most entries that it may have.
+
+    Parameters
+    ----------
+    room, rows, most_rows : int
+        Bytes that a block may have, rows that there are, and rows that a block may have.
+    numbers : int
+        Numbers of 4 bytes of a mean row, with its projection if that is more.
+    densest : int
+        Most entries of `WINDOW_ROWS` rows.
+    """
+    windows = min(-(-rows // WINDOW_ROWS), most_rows // WINDOW_ROWS, room // (4 * numbers) // WINDOW_ROWS)
+    windows = max(1, min(windows, room // (8 * max(1, densest))))
+    return min(rows, windows * WINDOW_ROWS), windows * densest
