@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from functools import cached_property
 
 import numpy as np
@@ -104,16 +105,27 @@ class Neighbors:
     def __repr__(self) -> str:
         return f"<{self.shape[1]} neighbours of each of {self.shape[0]} rows>"
 
-    def __getitem__(self, rows: slice) -> tuple[np.ndarray, np.ndarray]:
-        """Read the neighbours of a range of rows, in the input's order.
+    def __getitem__(self, rows: slice | int) -> tuple[np.ndarray, np.ndarray]:
+        """Read the neighbours of a range of rows, in the input's order, or of one row.
 
         Returns
         -------
-        indices : ndarray of int64, shape (n, n_neighbors - 1)
+        indices : ndarray of int64, shape (n, n_neighbors - 1) or (n_neighbors - 1,)
             Rows of the input; -1 where there is none.
-        distances : ndarray of float32, shape (n, n_neighbors - 1)
+        distances : ndarray of float32, shape (n, n_neighbors - 1) or (n_neighbors - 1,)
             Ascending; infinite where there is no neighbour.
+
+        Raises
+        ------
+        IndexError
+            There is no such row, or the range has a step.
+        TypeError
+            `rows` is neither a range nor a whole number.
         """
+        if not isinstance(rows, slice):
+            row = range(self.shape[0])[operator.index(rows)]
+            indices, distances = self[row : row + 1]
+            return indices[0], distances[0]
         start, stop, step = rows.indices(self.shape[0])
         if step != 1:
             raise IndexError("neighbours are read of consecutive rows: leave out the step")

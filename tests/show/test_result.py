@@ -100,6 +100,13 @@ def test_neighbors_are_the_exported_ones(done, result):
         assert np.array_equal(result.neighbors[rows][1], distances[rows])
     with pytest.raises(IndexError, match="leave out the step"):
         result.neighbors[::2]
+    one, how_far = result.neighbors[-1]
+    assert np.array_equal(one, indices[-1])
+    assert np.array_equal(how_far, distances[-1])
+    with pytest.raises(IndexError, match="out of range"):
+        result.neighbors[len(indices)]
+    with pytest.raises(TypeError, match="integer"):
+        result.neighbors["a"]
 
 
 def test_a_result_says_that_parts_were_dropped(embed, digits_300):
