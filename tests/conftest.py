@@ -1,4 +1,7 @@
-"""What the tests of whole runs share: digits in Zarr stores, a cluster of two processes, runs, the command line."""
+"""Fixtures that tests share: digits, Zarr stores, runs, a cluster of two processes, the command line.
+
+Also pytest's own hooks: options, shares, how tests are divided among processes, and which skips are allowed.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +33,7 @@ from dumap.recipe.status import status
 from dumap.show.export import export
 
 QUICK = {"layout.n_epochs": 20, "start.coarse_epochs": 20, "audit.queries": 0, "keep": "all"}
-"""Settings of runs whose parts are looked at, and their map is not."""
+"""Settings of runs whose parts are inspected; their map does not matter."""
 LOCAL = {"cluster.engine": "local"}
 MEMORY = Path("/dev/shm")
 
@@ -39,7 +42,7 @@ hypothesis_settings.load_profile("dumap")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Let kills and random inputs be as many as there is time for, and tests be run in shares."""
+    """Add options: how many random kills and inputs to try, which share of the tests to run, whether skips fail."""
     parser.addoption("--kills", type=int, default=4, metavar="N", help="how often a run is killed at random [4]")
     parser.addoption("--inputs", type=int, default=15, metavar="N", help="random inputs that runs are tried on [15]")
     parser.addoption("--share", metavar="K/N", help="the K-th of N shares of the tests chosen, which together are all")
@@ -47,7 +50,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Refuse what is no share; take down which test shows what of which fault, before any is left out."""
+    """Check the option --share; collect which tests show which fault, before any test is deselected."""
     if (words := config.getoption("--share")) is not None:
         try:
             parse(words)
@@ -58,19 +61,19 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """Say how many processes `-n auto` starts."""
+    """Return how many processes `-n auto` starts."""
     return processes.count()
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: Any) -> None:
-    """Tell processes that run some tests whether all are run."""
+    """Pass on to the processes of xdist whether all tests are run."""
     node.workerinput["runs_all"] = processes.runs_all(node.config)
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Let one process run all tests of a file, so that fixtures are made once, and files come as they are ordered."""
+    """Give all tests of a file to one process, so that its fixtures are made once; files keep their order."""
     from xdist.scheduler import LoadFileScheduling
 
     config.option.loadscopereorder = False
@@ -79,7 +82,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 @pytest.hookimpl(trylast=True)  # after -m and -k have chosen
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Keep the tests of a share, where told one; order them, where several processes run them."""
+    """Keep the tests of the share that --share names; put long files first if several processes run them."""
     if (words := config.getoption("--share")) is not None:
         keep_share(config, items, words)
     if processes.is_one_of_many(config):
@@ -87,7 +90,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def keep_share(config: pytest.Config, items: list[pytest.Item], words: str) -> None:
-    """Keep the tests of a share; where there are none, pytest fails, as it does where no test is run."""
+    """Keep the tests of a share. If it has none, pytest fails, as always when no test is run."""
     share, shares = parse(words)
     others = [item for item in items if share_of(item.nodeid, shares) != share]
     items[:] = [item for item in items if share_of(item.nodeid, shares) == share]
@@ -95,7 +98,7 @@ def keep_share(config: pytest.Config, items: list[pytest.Item], words: str) -> N
 
 
 def refuse_skip(report: pytest.TestReport | pytest.CollectReport) -> None:
-    """Make a failure of a skip that is not allowed."""
+    """Turn a skip that tests/skips.py does not allow into a failure."""
     if report.skipped and not hasattr(report, "wasxfail") and not is_allowed(reason := report.longrepr[2]):
         report.outcome = "failed"
         report.longrepr = f"{report.nodeid} may not be skipped (see tests/skips.py): {reason}"
@@ -103,7 +106,7 @@ def refuse_skip(report: pytest.TestReport | pytest.CollectReport) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Refuse skips of tests, where told so."""
+    """With --strict-skips, fail on skips of tests."""
     report = yield
     if item.config.getoption("--strict-skips"):
         refuse_skip(report)
@@ -114,7 +117,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 def pytest_make_collect_report(
     collector: pytest.Collector,
 ) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
-    """Refuse skips of modules, where told so."""
+    """With --strict-skips, fail on skips of modules."""
     report = yield
     if collector.config.getoption("--strict-skips"):
         refuse_skip(report)
@@ -123,14 +126,17 @@ def pytest_make_collect_report(
 
 @pytest.fixture(scope="session", autouse=True)
 def interruptible():
-    """Let this process and drivers hear SIGINT: a shell's background ignores it, and so does what is started there."""
+    """Let this process and the drivers that it starts receive SIGINT, which shells make background jobs ignore."""
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
 def fresh() -> Iterator[Callable[[str], str]]:
-    """Name new paths: `fresh('run.zarr')`; in memory where there is room, since runs flush every object."""
+    """Return a function that names a new path, as in `fresh('run.zarr')`.
+
+    Paths are in memory if there is room, since runs flush every object. All are removed at the end of the session.
+    """
     roomy = MEMORY.is_dir() and os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > 2**30
     root, numbers = Path(tempfile.mkdtemp(prefix="dumap-tests-", dir=MEMORY if roomy else None)), itertools.count()
 
@@ -145,14 +151,14 @@ def fresh() -> Iterator[Callable[[str], str]]:
 
 @pytest.fixture(scope="session")
 def digits() -> tuple[np.ndarray, np.ndarray]:
-    """Return 1797 images (1797, 64), whole numbers from 0 to 16, and their labels."""
+    """Return scikit-learn's digits: images (1797, 64), whole numbers from 0 to 16, and their labels."""
     x, labels = load_digits(return_X_y=True)
     return x.astype(np.float32), labels
 
 
 @pytest.fixture(scope="session")
 def save(fresh) -> Callable[..., str]:
-    """Write an array to a new Zarr group, as 'vectors'."""
+    """Return a function that writes an array to a new Zarr group, as 'vectors', and returns the group's path."""
 
     def write(x: np.ndarray, chunk_rows: int = 500, **options: Any) -> str:
         path = fresh("input.zarr")
@@ -171,14 +177,20 @@ def save(fresh) -> Callable[..., str]:
 
 @pytest.fixture(scope="session")
 def compiled(embed, digits) -> None:
-    """Compile what runs take in this process, once: workers that begin together would each do so."""
+    """Compile the kernels of runs in this process, before workers start, of which each would compile them itself.
+
+    That takes long only where nothing is compiled yet. All fixtures with clusters depend on it.
+    """
     for mode in ("host", "rounds"):
         embed(digits[0][:300], {"cells.max_rows": 100, "layout.mode": mode, "layout.n_epochs": 2})
 
 
 @pytest.fixture(scope="session")
 def client(compiled) -> Iterator[Client]:
-    """Return the client of two worker processes."""
+    """Return the client of a cluster of two worker processes.
+
+    It starts processes, so it is made once; all tests that need workers and do not harm them share it.
+    """
     with (
         LocalCluster(n_workers=2, threads_per_worker=1, memory_limit="2GiB", dashboard_address=":0") as cluster,
         Client(cluster) as client,
@@ -220,7 +232,7 @@ class Embedded:
 
 @pytest.fixture(scope="session")
 def configure(save, fresh) -> Callable[..., Config]:
-    """Make the configuration of a short run from data, or a path, and settings by dotted keys."""
+    """Return a function that makes the configuration of a short run of an array or a path; settings by dotted keys."""
 
     def make(x: np.ndarray | str, settings: dict[str, Any] | None = None) -> Config:
         places = {"input.path": x if isinstance(x, str) else save(x), "output": fresh("run.zarr")}
@@ -231,7 +243,10 @@ def configure(save, fresh) -> Callable[..., Config]:
 
 @pytest.fixture(scope="session")
 def embed(configure, fresh) -> Callable[..., Embedded]:
-    """Run on threads of this process, or on a client."""
+    """Return a function that embeds an array or a path and returns the finished run.
+
+    It runs on threads of this process, for a few tenths of a second and more, or on the workers of a client.
+    """
 
     def go(x: np.ndarray | str, settings: dict[str, Any] | None = None, client: Client | None = None) -> Embedded:
         config = configure(x, {**({} if client else LOCAL), **(settings or {})})
@@ -242,12 +257,12 @@ def embed(configure, fresh) -> Callable[..., Embedded]:
 
 @pytest.fixture
 def inspect(fresh) -> Callable[[str], Embedded]:
-    """Look at a run by its path."""
+    """Return a function that reads a run by its path."""
     return lambda output: Embedded(output, status(output), fresh)
 
 
 class Outcome(NamedTuple):
-    """What a command came to."""
+    """How a command ended: its exit code, and what it wrote to stdout and stderr."""
 
     code: int
     out: str
@@ -256,7 +271,7 @@ class Outcome(NamedTuple):
 
 @pytest.fixture
 def cli(monkeypatch, capsys) -> Callable[..., Outcome]:
-    """Call the command line in this process."""
+    """Return a function that calls the command line in this process, as in `cli('run', file)`."""
     from dumap.cli import main
 
     def call(*words: Any) -> Outcome:
@@ -274,23 +289,13 @@ def cli(monkeypatch, capsys) -> Callable[..., Outcome]:
 
 @pytest.fixture(scope="session")
 def contents() -> Callable[[str], dict[str, bytes]]:
-    """Read every file below a folder."""
+    """Return a function that reads every file below a folder."""
 
     def read(folder: str) -> dict[str, bytes]:
         root = Path(folder)
         return {str(p.relative_to(root)): p.read_bytes() for p in sorted(root.rglob("*")) if p.is_file()}
 
     return read
-
-
-@pytest.fixture(scope="session")
-def all_digits_run(digits, embed, client):
-    """Return all digits, embedded with the default epochs, in many cells, by workers."""
-    return embed(
-        digits[0],
-        {"cells.max_rows": 500, "layout.n_epochs": None, "start.coarse_epochs": 500, "audit.queries": 300},
-        client,
-    )
 
 
 @pytest.fixture(scope="session")

@@ -1,24 +1,31 @@
-"""What tests share that is no fixture: marks, observers, and ways to undo what a run has committed."""
+"""Helpers that are no fixtures: marks, observers, and ways to undo what a run has committed."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 from scipy.spatial.distance import cdist
 
+from dumap.artifacts.job import Job
 from dumap.errors import InputError, StorageError, TaskError
 from dumap.recipe.observers import Silent
-from dumap.store import MANIFESTS
+from dumap.recipe.pipeline import plan
+from dumap.stages import Context
+from dumap.store import MANIFESTS, Checkpoints
 
 K = 14
 """Neighbours of a row, itself not counted, by default."""
 SMALL_TASKS = {"task_memory": 2**20}
 """Blocks of about 500 rows, cells of about 700."""
+SHARDED = {"neighbors.n_neighbors": 5, "graph.shard_rows": 4096, "layout.n_epochs": 20, "layout.checkpoint_every": 7}
+"""Settings of runs in several shards, if there are more than 4096 rows."""
 
 
 def slowly(values: Iterable[Any], *quick: Any) -> list:
@@ -36,6 +43,29 @@ failing = pytest.mark.parametrize(
     ],
 )
 """What a task may fail of, and what whichever engine that ran it raises."""
+
+
+def run_here(job: Job) -> Context:
+    """Return what a stage's `run` takes, so that its tasks run here, one after another."""
+
+    def compute(
+        stage: str, task: Callable[..., None], parts: Iterable[str], progress: object = None, **options: Any
+    ) -> None:
+        for part in parts:
+            task(job, part, **options)
+
+    return Context(job, plan(job.config), compute, 1, 1, 0, print)
+
+
+def fail_after(epoch: int, write_piece: Callable[..., None]) -> Callable[..., None]:
+    """Return a `write_piece` of the layout whose disk is full after an epoch."""
+
+    def write(job: Job, part: str, *state: Any) -> None:
+        if Checkpoints.parse_piece_name(part)[0] > epoch:
+            raise OSError(28, "No space left on device")
+        write_piece(job, part, *state)
+
+    return write
 
 
 class Notes(Silent):
@@ -75,6 +105,17 @@ def uncommit(output: str, stages: Iterable[str]) -> None:
     unmark(output, stages)
     for stage in stages:
         shutil.rmtree(Path(output, MANIFESTS, stage))
+
+
+@contextmanager
+def umap_in_python() -> Iterator[ModuleType]:
+    """Let umap-learn build graphs without compiling, which takes longer than the loops over a few hundred rows."""
+    from umap import umap_
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("smooth_knn_dist", "compute_membership_strengths"):
+            patch.setattr(umap_, name, getattr(umap_, name).py_func)
+        yield umap_
 
 
 def brute(x: np.ndarray, metric: str, **options: float) -> np.ndarray:

@@ -12,7 +12,9 @@ from dumap.engine.resources import cpu_count, free_memory
 MEMORY = 4 * 2**30
 """Bytes that a process of tests may take, with the workers that it starts."""
 SLOW = 20
-"""How many quick tests take as long as a slow one."""
+"""How many of the quickest tests take as long as a slow one."""
+FIXTURES = {"shared_cluster": 20, "client": 8, "embed": 3}
+"""How many of them take as long as a quick test that uses a fixture, directly or through others."""
 
 
 def count() -> int:
@@ -32,9 +34,16 @@ def runs_all(config: pytest.Config) -> bool:
     return config.args_source is pytest.Config.ArgsSource.TESTPATHS
 
 
+def length(item: pytest.Item) -> int:
+    """Guess how long a test takes, by its marks and its fixtures."""
+    if item.get_closest_marker("slow"):
+        return SLOW
+    return max([1, *(FIXTURES.get(name, 1) for name in getattr(item, "fixturenames", ()))])
+
+
 def longest_first(items: list[pytest.Item]) -> list[pytest.Item]:
     """Sort tests by how long those of their file take together, so that all processes end at about one time."""
     lengths: Counter[Path] = Counter()
     for item in items:
-        lengths[item.path] += SLOW if item.get_closest_marker("slow") else 1
+        lengths[item.path] += length(item)
     return sorted(items, key=lambda item: (-lengths[item.path], item.path))

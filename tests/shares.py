@@ -1,4 +1,4 @@
-"""Shares of the tests, for those that take too long to be run each time: `pytest --share 2/3`."""
+"""Shares of the tests, as in `pytest --share 2/3`, since all of them take too long to be run each time."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import re
 import zlib
 
 
-def parse(words: str) -> tuple[int, int]:
+def parse(text: str) -> tuple[int, int]:
     """Read 'K/N' as a share and the number of shares."""
-    found = re.fullmatch(r"(\d+)/(\d+)", words)
-    share, shares = map(int, found.groups()) if found else (0, 0)
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    share, shares = map(int, match.groups()) if match else (0, 0)
     if not 1 <= share <= shares:
-        raise ValueError(f"{words}: give K/N with K from 1 to N, as 2/3")
+        raise ValueError(f"{text}: give K/N with K from 1 to N, as 2/3")
     return share, shares
 
 

@@ -1,4 +1,4 @@
-"""The door for programs."""
+"""The functions for programs: run, plan, open_run and others."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def done(data, fresh) -> dumap.Result:
 def test_data_and_keywords_are_all_a_run_needs(data, done, fresh):
     config = {"input": {"path": data}, "output": fresh("run.zarr"), "layout": {"n_epochs": 10}}
     config |= {name: QUICK[name] for name in ("quality", "audit", "cluster")}
-    words = [f"input.path={data}", f"output={config['output']}", "layout.n_epochs=10", "cluster.engine=local"]
-    loaded = dumap.load_config(None, [*words, "quality.queries=0", "audit.queries=0"])
+    settings = [f"input.path={data}", f"output={config['output']}", "layout.n_epochs=10", "cluster.engine=local"]
+    loaded = dumap.load_config(None, [*settings, "quality.queries=0", "audit.queries=0"])
     for other in (dumap.run(config=config), dumap.run(config), dumap.run(loaded)):
         assert np.array_equal(other.embedding[:], done.embedding[:])
 

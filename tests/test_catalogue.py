@@ -23,9 +23,9 @@ def marked(pytestconfig):
     if runs_all(pytestconfig):
         return json.loads(json.dumps(vars(pytestconfig.pluginmanager.get_plugin("catalogue"))))
     command = [sys.executable, str(TESTS / "faults" / "catalogue.py"), "--json"]
-    found = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
-    assert found.returncode == 0, found.stderr
-    return json.loads(found.stdout.splitlines()[-1])
+    done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 @pytest.mark.slow
@@ -64,16 +64,16 @@ def test_a_skip_that_is_not_allowed_is_a_failure_where_told_so(tmp_path):
     (tmp_path / "test_sample.py").write_text(SAMPLE)
     (tmp_path / "test_module.py").write_text('import pytest\npytest.importorskip("no_such_module")\n')
     command = [sys.executable, "-m", "pytest", "-o", f"pythonpath={TESTS}", "--rootdir", str(tmp_path), str(tmp_path)]
-    found = subprocess.run(
+    done = subprocess.run(
         [*command, "-c", "/dev/null", "--strict-skips", "--continue-on-collection-errors", "-n", "1"],
         capture_output=True,
         text=True,
         timeout=SECONDS,
     )
-    assert found.returncode == 1, found.stderr
-    assert "1 passed, 1 skipped, 1 xfailed, 2 errors" in found.stdout.splitlines()[-1]
-    assert "test_may_not may not be skipped (see tests/skips.py): Skipped: it is Friday" in found.stdout
-    assert "test_module.py may not be skipped" in found.stdout
+    assert done.returncode == 1, done.stderr
+    assert "1 passed, 1 skipped, 1 xfailed, 2 errors" in done.stdout.splitlines()[-1]
+    assert "test_may_not may not be skipped (see tests/skips.py): Skipped: it is Friday" in done.stdout
+    assert "test_module.py may not be skipped" in done.stdout
 
 
 @pytest.mark.parametrize("shares", [1, 2, 3, 7])

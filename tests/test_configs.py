@@ -41,7 +41,7 @@ FAKES = {
 
 @pytest.fixture
 def machine(tmp_path, monkeypatch):
-    """Go to an empty folder, on a machine with the commands above."""
+    """Work in an empty folder, with stand-ins for the commands of schedulers first on the path."""
     (tmp_path / "bin").mkdir()
     for name, text in FAKES.items():
         (tmp_path / "bin" / name).write_text(f"#!/bin/bash\n{text.format(python=sys.executable)}\n")
@@ -72,9 +72,9 @@ def test_final_exit_codes_are_those_of_errors_that_stay():
 # Slurm -------------------------------------------------------------------------------------------
 
 
-def slurm(*words: str, **environment: str) -> subprocess.Popen:
+def slurm(*arguments: str, **environment: str) -> subprocess.Popen:
     """Submit the example's batch script to the Slurm that is on the path."""
-    command = ["sbatch", str(CONFIGS / "slurm.sbatch"), *words]
+    command = ["sbatch", str(CONFIGS / "slurm.sbatch"), *arguments]
     with Path("job.log").open("a") as log:
         return subprocess.Popen(command, env={**os.environ, **environment}, stdout=log, stderr=log)
 
@@ -103,8 +103,8 @@ def test_a_job_runs_though_its_nodes_are_late(machine, configured):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "asked"), [(signal.SIGUSR1, "requeue 77\n"), (signal.SIGTERM, None)])
-def test_a_job_whose_time_is_up_is_queued_again(machine, configured, number, asked):
+@pytest.mark.parametrize(("number", "expected"), [(signal.SIGUSR1, "requeue 77\n"), (signal.SIGTERM, None)])
+def test_a_job_whose_time_is_up_is_queued_again(machine, configured, number, expected):
     file, _ = configured()
     job = slurm(file, LATE="600")
     while not Path("scheduler-77.json").exists():
@@ -113,7 +113,7 @@ def test_a_job_whose_time_is_up_is_queued_again(machine, configured, number, ask
     job.send_signal(number)
     assert job.wait(120) == 143
     log = Path("scontrol.log")
-    assert (log.read_text() if log.exists() else None) == asked
+    assert (log.read_text() if log.exists() else None) == expected
 
 
 # Kubernetes --------------------------------------------------------------------------------------
@@ -190,35 +190,35 @@ DASK_JOB = having(
 
 @pytest.fixture
 def understood(cli, monkeypatch):
-    """Return the configuration that a container's words make."""
-    seen = []
+    """Return a function that returns the configuration that a container's arguments make."""
+    configs = []
 
     def keep(config, **more):
-        seen.append(config)
+        configs.append(config)
         raise errors.InputError("seen")
 
     monkeypatch.setattr(pipeline, "run", keep)
 
-    def call(*words: str):
-        assert words[0] == "dumap"
-        outcome = cli(*words[1:])
+    def call(*arguments: str):
+        assert arguments[0] == "dumap"
+        outcome = cli(*arguments[1:])
         assert outcome.code == 3, outcome.err
-        return seen.pop()
+        return configs.pop()
 
     return call
 
 
 def test_the_cron_job_is_one(understood, tmp_path):
-    given, job = documents("k8s-cronjob.yaml")
+    config_map, job = documents("k8s-cronjob.yaml")
     jsonschema.validate(job, CRON_JOB)
-    (tmp_path / "run.yaml").write_text(given["data"]["run.yaml"])
+    (tmp_path / "run.yaml").write_text(config_map["data"]["run.yaml"])
     (container,) = job["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"]
-    words = [word.replace("/etc/dumap", str(tmp_path)) for word in container["command"]]
-    assert understood(*words).output == "s3://data/run.zarr"
+    arguments = [argument.replace("/etc/dumap", str(tmp_path)) for argument in container["command"]]
+    assert understood(*arguments).output == "s3://data/run.zarr"
     (mount,) = container["volumeMounts"]
     (volume,) = job["spec"]["jobTemplate"]["spec"]["template"]["spec"]["volumes"]
     assert mount["mountPath"] == "/etc/dumap"
-    assert (mount["name"], volume["configMap"]["name"]) == (volume["name"], given["metadata"]["name"])
+    assert (mount["name"], volume["configMap"]["name"]) == (volume["name"], config_map["metadata"]["name"])
 
 
 def test_the_cron_job_fails_at_once_where_another_pod_would():
@@ -260,12 +260,12 @@ def test_the_units_are_taken_by_systemd(tmp_path):
 
 def test_the_service_runs_dumap_and_is_started_again_where_that_helps(understood, tmp_path):
     text = (CONFIGS / "systemd" / "dumap.service").read_text()
-    given = dict(line.split("=", 1) for line in text.splitlines() if "=" in line and not line.startswith("#"))
-    assert {int(code) for code in given["RestartPreventExitStatus"].split()} == FINAL
-    assert given["SuccessExitStatus"] == str(errors.Terminated.exit_code)
-    assert given["KillMode"] == "mixed"
+    options = dict(line.split("=", 1) for line in text.splitlines() if "=" in line and not line.startswith("#"))
+    assert {int(code) for code in options["RestartPreventExitStatus"].split()} == FINAL
+    assert options["SuccessExitStatus"] == str(errors.Terminated.exit_code)
+    assert options["KillMode"] == "mixed"
     (tmp_path / "run.yaml").write_text("input: {path: in.zarr}\noutput: out.zarr\n")
-    command = re.sub("/etc/dumap|/var/lib/dumap/metrics", str(tmp_path), given["ExecStart"]).split()
+    command = re.sub("/etc/dumap|/var/lib/dumap/metrics", str(tmp_path), options["ExecStart"]).split()
     understood(Path(command[0]).name, *command[1:])
     assert "dumap_exit_code 3" in (tmp_path / "dumap.prom").read_text()
 
@@ -293,10 +293,10 @@ def test_the_line_of_cron_runs(machine, configured):
 class Future:
     """What Prefect gives for a task that is submitted: it is tried as often as the task says."""
 
-    def __init__(self, function, words, options):
+    def __init__(self, function, arguments, options):
         for left in reversed(range(options["retries"] + 1)):
             try:
-                self.error, self.value = None, function(*words)
+                self.error, self.value = None, function(*arguments)
                 return
             except Exception as error:
                 self.error = error
@@ -311,7 +311,7 @@ class Future:
 
 @pytest.fixture
 def prefect(monkeypatch, client):
-    """Load the flow beside modules that stand for Prefect's."""
+    """Load the flow, with stand-ins for Prefect's modules."""
     from contextlib import nullcontext
 
     modules = {"prefect": ModuleType("prefect"), "prefect_dask": ModuleType("prefect_dask")}
@@ -329,10 +329,10 @@ def prefect(monkeypatch, client):
 @pytest.mark.slow
 def test_the_flow_of_prefect_runs(prefect, configured):
     file, output = configured()
-    found = prefect["embed_nightly"](file)
-    assert (found["output"], found["state"]) == (output, "done")
-    assert found["recall"] > 0.9
-    assert 0.5 < found["trustworthiness"] <= 1
+    summary = prefect["embed_nightly"](file)
+    assert (summary["output"], summary["state"]) == (output, "done")
+    assert summary["recall"] > 0.9
+    assert 0.5 < summary["trustworthiness"] <= 1
 
 
 @pytest.mark.parametrize(
@@ -361,7 +361,7 @@ class Skipped(Exception):
 
 @pytest.fixture
 def airflow(monkeypatch):
-    """Return a call of the DAG's task, loaded beside modules that stand for Airflow's."""
+    """Return a function that calls the DAG's task, with stand-ins for Airflow's modules."""
     sdk, exceptions = ModuleType("airflow.sdk"), ModuleType("airflow.sdk.exceptions")
     exceptions.AirflowFailException, exceptions.AirflowSkipException = Failed, Skipped
     tasks = []
@@ -382,9 +382,9 @@ def airflow(monkeypatch):
 
 def test_the_dag_of_airflow_runs_and_skips_what_is_finished(airflow, configured):
     file, output = configured(engine="local")
-    found = airflow(file)
-    assert found["output"] == output
-    assert found["recall"] > 0.9
+    summary = airflow(file)
+    assert summary["output"] == output
+    assert summary["recall"] > 0.9
     with pytest.raises(Skipped, match="finished before"):
         airflow(file)
 

@@ -1,4 +1,4 @@
-"""Documents name files that are there."""
+"""Documents name files that exist."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def test_words_have_one_meaning_each_and_are_few():
 
 def test_every_layer_is_told_from_the_top():
     table = CONTRIBUTING[CONTRIBUTING.index("| folder |") :]
-    told = [table.index(f"`{layer}.py`" if layer == "api" else f"`{layer}/`") for layer in LAYERS]
-    assert told == sorted(told)
+    places = [table.index(f"`{layer}.py`" if layer == "api" else f"`{layer}/`") for layer in LAYERS]
+    assert places == sorted(places)
 
 
 @pytest.mark.parametrize("python", ["3.11", "3.12", "3.13", "3.14"])

@@ -1,4 +1,4 @@
-"""The examples of what is public run, and tell the truth."""
+"""The examples in docstrings of public names run and are right."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def folder(digits_300, tmp_path_factory):
 @pytest.mark.parametrize("name", NAMES)
 def test_examples_run(name, folder, monkeypatch):
     monkeypatch.chdir(folder)
-    told = inspect.getdoc(getattr(dumap, name))
-    example = doctest.DocTestParser().get_doctest(told, {}, name, None, None)
+    docstring = inspect.getdoc(getattr(dumap, name))
+    example = doctest.DocTestParser().get_doctest(docstring, {}, name, None, None)
     assert example.examples, f"dumap.{name} has no example"
     assert doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(example).failed == 0
 
@@ -37,8 +37,10 @@ def test_examples_run(name, folder, monkeypatch):
 @pytest.mark.parametrize("name", NAMES)
 def test_public_names_have_numpydoc_docstrings(name):
     public = getattr(dumap, name)
-    told = inspect.getdoc(public)
+    docstring = inspect.getdoc(public)
     if inspect.isfunction(public):
-        assert all(f"\n{section}\n{'-' * len(section)}\n" in told for section in ("Parameters", "Returns", "Raises"))
-        given = told.partition("\nParameters\n")[2].partition("\nReturns\n")[0]
-        assert all(parameter in given for parameter in inspect.signature(public).parameters)
+        assert all(
+            f"\n{section}\n{'-' * len(section)}\n" in docstring for section in ("Parameters", "Returns", "Raises")
+        )
+        parameters = docstring.partition("\nParameters\n")[2].partition("\nReturns\n")[0]
+        assert all(parameter in parameters for parameter in inspect.signature(public).parameters)

@@ -1,4 +1,4 @@
-"""The table of what umap-learn has is whole, and true of the estimator and the settings."""
+"""The table of what umap-learn has is complete, and true of the estimator and the settings."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ def table(title: str) -> dict[str, list[str]]:
     rows = [
         [cell.strip() for cell in line.strip("|").split("|")] for line in section.splitlines() if line.startswith("|")
     ]
-    found = {row[0].strip("`"): row[1:] for row in rows[2:]}
-    assert len(found) == len(rows) - 2, "none twice"
-    return found
+    entries = {row[0].strip("`"): row[1:] for row in rows[2:]}
+    assert len(entries) == len(rows) - 2, "none twice"
+    return entries
 
 
 def methods() -> dict[str, ast.FunctionDef]:
@@ -52,38 +52,40 @@ PARAMETERS = table("Parameters")
 
 
 def test_every_parameter_is_there():
-    theirs = [argument.arg for argument in methods()["__init__"].args.args[1:]]
-    assert list(PARAMETERS) == theirs
-    assert [name for name in signature(dumap.UMAP).parameters if name not in ("client", "store")] == theirs
+    umap_parameters = [argument.arg for argument in methods()["__init__"].args.args[1:]]
+    assert list(PARAMETERS) == umap_parameters
+    assert [name for name in signature(dumap.UMAP).parameters if name not in ("client", "store")] == umap_parameters
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_a_parameter_is_as_said(name):
-    here, setting, said = PARAMETERS[name]
-    assert here in ("same", "other", "not here")
-    assert (here == "not here") == (name in NOT_HERE)
+    status, setting, text = PARAMETERS[name]
+    assert status in ("same", "other", "not here")
+    assert (status == "not here") == (name in NOT_HERE)
     assert setting == (f"`{keys_by_name()[name]}`" if name in keys_by_name() else "")
-    assert (setting == "") == (here == "not here")
-    assert said or here == "same", "what differs is told, and what to do"
-    if (other := re.match(r"As `(\w+)`\.$", said)) is not None:
-        assert PARAMETERS[other[1]][0] == here
+    assert (setting == "") == (status == "not here")
+    assert text or status == "same", "what differs is told, and what to do"
+    if (other := re.match(r"As `(\w+)`\.$", text)) is not None:
+        assert PARAMETERS[other[1]][0] == status
 
 
 def test_defaults_are_umap_learns():
     """But for what is said of `random_state`."""
     arguments = methods()["__init__"].args
-    theirs = dict(zip([a.arg for a in arguments.args[1:]], map(ast.literal_eval, arguments.defaults), strict=True))
-    ours = {name: parameter.default for name, parameter in signature(dumap.UMAP).parameters.items()}
-    assert {name: ours[name] for name in theirs} == theirs
+    umap_defaults = dict(
+        zip([a.arg for a in arguments.args[1:]], map(ast.literal_eval, arguments.defaults), strict=True)
+    )
+    defaults = {name: parameter.default for name, parameter in signature(dumap.UMAP).parameters.items()}
+    assert {name: defaults[name] for name in umap_defaults} == umap_defaults
 
 
 def test_every_method_is_there_and_as_said():
-    said = table("Methods")
-    assert list(said) == [name for name in methods() if not name.startswith("_")]
-    for name, (here, text) in said.items():
+    described = table("Methods")
+    assert list(described) == [name for name in methods() if not name.startswith("_")]
+    for name, (status, text) in described.items():
         assert text
-        assert (here == "not here") == (name in NOT_HERE_METHODS)
-        assert hasattr(dumap.UMAP, name) == (here != "not here")
+        assert (status == "not here") == (name in NOT_HERE_METHODS)
+        assert hasattr(dumap.UMAP, name) == (status != "not here")
 
 
 def test_every_attribute_is_there_and_as_said():
@@ -95,9 +97,9 @@ def test_every_attribute_is_there_and_as_said():
         and isinstance(target.ctx, ast.Store)
         and ast.unparse(target.value) == "self"
     }
-    said = table("Attributes")
-    theirs = {name for name in stored - set(PARAMETERS) - INTERNAL_TOO if not INTERNAL.fullmatch(name)}
-    assert set(said) == theirs | {"n_features_in_"}
-    same = {name for name, (here, _) in said.items() if here == "same"}
+    described = table("Attributes")
+    umap_attributes = {name for name in stored - set(PARAMETERS) - INTERNAL_TOO if not INTERNAL.fullmatch(name)}
+    assert set(described) == umap_attributes | {"n_features_in_"}
+    same = {name for name, (status, _) in described.items() if status == "same"}
     assert same == {*NAMES, "_raw_data", "n_features_in_"}
-    assert not [name for name, (here, text) in said.items() if here != "same" and not text]
+    assert not [name for name, (status, text) in described.items() if status != "same" and not text]

@@ -1,4 +1,4 @@
-"""The bytes of each artifact are those that are kept here, until a change means to change them and says why."""
+"""The bytes of each artifact are those of tests/golden/digests.json."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from faults.harness import ROOT
 from golden.compute import PROCESSOR, SETTINGS, versions
 
 FOLDER = Path(__file__).parent / "golden"
-KEPT = json.loads((FOLDER / "digests.json").read_text())
+STORED = json.loads((FOLDER / "digests.json").read_text())
 
 
 @pytest.fixture(scope="module")
 def computed(fresh):
-    """Compute the digests in a process of its own; skip where the libraries are of other versions."""
-    if versions() != KEPT["versions"]:
-        pytest.skip(f"the digests are of {KEPT['versions']}, here are {versions()}")
+    """Compute the digests in a process of its own, for 12 s or more; skip if the libraries have other versions."""
+    if versions() != STORED["versions"]:
+        pytest.skip(f"the digests are of {STORED['versions']}, here are {versions()}")
     done = subprocess.run(
         [sys.executable, "-W", "ignore", str(FOLDER / "compute.py"), fresh()],
         env={**os.environ, **PROCESSOR, "PYTHONPATH": str(ROOT)},
@@ -36,4 +36,4 @@ def computed(fresh):
 @pytest.mark.parametrize("artifact", ["lists", "graph", "start", "embedding"])
 @pytest.mark.parametrize("name", SETTINGS)
 def test_bytes_are_as_they_were(computed, name, artifact):
-    assert computed[name][artifact] == KEPT["digests"][name][artifact]
+    assert computed[name][artifact] == STORED["digests"][name][artifact]

@@ -1,4 +1,4 @@
-"""Figures that are not defined: null in JSON, and words for people."""
+"""Figures that are not defined: null in JSON, words for people."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def strictly(text: str | bytes):
 
 def test_json_has_null_where_a_number_is_not_finite():
     document = {"a": [1, NAN, (INF, "NaN")], "b": {"c": -INF, "d": 0.5, "e": np.float64("nan")}, "f": True, "g": None}
-    wanted = {"a": [1, None, [None, "NaN"]], "b": {"c": None, "d": 0.5, "e": None}, "f": True, "g": None}
-    assert strictly(to_json(document)) == defined(document) == wanted
+    expected = {"a": [1, None, [None, "NaN"]], "b": {"c": None, "d": 0.5, "e": None}, "f": True, "g": None}
+    assert strictly(to_json(document)) == defined(document) == expected
     assert to_json({"b": 1, "a": [0.5]}, sort_keys=True) == json.dumps({"b": 1, "a": [0.5]}, sort_keys=True)
 
 
@@ -41,11 +41,11 @@ def test_a_manifest_has_null_where_a_number_is_not_finite():
 
 
 @pytest.mark.parametrize(
-    ("value", "wanted"), [(None, "not defined"), (0.123456, "0.1235"), (3, "3"), ([None], "[None]")]
+    ("value", "expected"), [(None, "not defined"), (0.123456, "0.1235"), (3, "3"), ([None], "[None]")]
 )
-def test_people_are_told_what_is_not_defined(value, wanted):
-    assert format_fact(value, ".4g") == wanted
-    assert closing("quality", 1.0, 2, 1, {"figure": value}).endswith(f"; figure {wanted}")
+def test_people_are_told_what_is_not_defined(value, expected):
+    assert format_fact(value, ".4g") == expected
+    assert closing("quality", 1.0, 2, 1, {"figure": value}).endswith(f"; figure {expected}")
 
 
 @pytest.mark.parametrize("rows", [4, 20, 31])
@@ -53,18 +53,18 @@ def test_a_run_of_few_rows_reports_no_figure_that_is_not_defined(configure, cli,
     x = np.random.default_rng(rows).normal(size=(rows, 3)).astype(np.float32)
     config = configure(x, {"neighbors.n_neighbors": 3, "audit.queries": 30, "cluster.engine": "local"})
     pipeline.run(config)
-    found = strictly(cli("status", config.output, "--json").out)
-    facts = {stage["name"]: stage["facts"] for stage in found["stages"]}
+    status = strictly(cli("status", config.output, "--json").out)
+    facts = {stage["name"]: stage["facts"] for stage in status["stages"]}
     trust = facts["quality"]["trustworthiness"]
     assert (trust is None) == (rows <= 30)
-    said = cli("status", config.output).out
-    assert f"trustworthiness: {'not defined' if trust is None else f'{trust:.4f}'}\n" in said
+    output = cli("status", config.output).out
+    assert f"trustworthiness: {'not defined' if trust is None else f'{trust:.4f}'}\n" in output
     assert 0 <= facts["quality"]["neighbors_preserved"] <= 1
 
 
 def test_parts_of_no_rows_reach_nowhere_and_the_box_is_that_of_the_others():
     nowhere, somewhere = start.bounding_box(np.empty((0, 2))), start.bounding_box(np.array([[1.0, 5.0], [3.0, 4.0]]))
-    documents = [unseal(seal(reach)) for reach in (nowhere, somewhere)]
+    documents = [unseal(seal(box)) for box in (nowhere, somewhere)]
     assert documents[0] == {"low": [None, None], "high": [None, None]}
     assert all(math.isfinite(value) for values in documents[1].values() for value in values)
     written: dict = {}

@@ -1,4 +1,4 @@
-"""The layers of the package, held by what its modules import, and by how large they are."""
+"""The layers of the package: what its modules import, and how large they are."""
 
 import ast
 from collections.abc import Iterator
@@ -27,7 +27,7 @@ NEVER_IN_KERNELS = (
     *("os", "io", "pathlib", "shutil", "socket", "tempfile", "subprocess", "mmap", "urllib", "http", "fsspec"),
     *("logging", "time", "datetime", "importlib", "yaml", "pickle"),
 )
-OTHER_WAY = "stages.given"
+STANDS_IN_FOR_OTHERS = "stages.given"
 """A module of other ways to do stages, which build on those."""
 MOST_LINES, MOST_OF_A_FUNCTION, MOST_PARAMETERS = 400, 60, 8
 
@@ -70,21 +70,23 @@ def is_wrong(where: str, name: str) -> bool:
         allowed = GROUND if layer in GROUND else {*GROUND, *LAYERS, *doors, "compiled"}
     if layer == "kernels":
         allowed = {"kernels"}
-    others = {f"dumap.stages.{noun}" for noun in STAGES} if layer == "stages" and where != OTHER_WAY else set()
+    others = (
+        {f"dumap.stages.{noun}" for noun in STAGES} if layer == "stages" and where != STANDS_IN_FOR_OTHERS else set()
+    )
     others -= {f"dumap.{where}"}
     return target not in allowed or any(within(name, other) for other in others)
 
 
 def breaches(package: Path) -> list[str]:
     """List what the modules of a package import against the layers."""
-    found = []
+    wrong = []
     for path in sorted(package.rglob("*.py")):
         where, tree = path.relative_to(package).as_posix(), ast.parse(path.read_text())
-        found += [f"{where}: {name}" for name in imports(tree) if is_wrong(where[:-3].replace("/", "."), name)]
+        wrong += [f"{where}: {name}" for name in imports(tree) if is_wrong(where[:-3].replace("/", "."), name)]
         if where.startswith("kernels/"):
             calls = (node.func for node in ast.walk(tree) if isinstance(node, ast.Call))
-            found += [f"{where}: {f.id}()" for f in calls if isinstance(f, ast.Name) and f.id in ("open", "print")]
-    return found
+            wrong += [f"{where}: {f.id}()" for f in calls if isinstance(f, ast.Name) and f.id in ("open", "print")]
+    return wrong
 
 
 def test_package_keeps_its_layers():
@@ -130,7 +132,7 @@ def test_a_breach_is_found(tmp_path, where, line):
     copy = tmp_path / where
     copy.parent.mkdir(exist_ok=True)
     copy.write_text(f"{(PACKAGE / where).read_text()}\n{line}\n")
-    assert [found.split(":")[0] for found in breaches(tmp_path)] == [where]
+    assert [wrong.split(":")[0] for wrong in breaches(tmp_path)] == [where]
 
 
 def test_imports_for_type_checkers_alone_are_no_breach(tmp_path):
@@ -155,8 +157,8 @@ def test_all_that_is_public_is_documented():
 
 @pytest.mark.parametrize("folder", [layer for layer in LAYERS if layer != "api"])
 def test_every_folder_says_what_lives_there(folder):
-    told = ast.get_docstring(ast.parse((PACKAGE / folder / "__init__.py").read_text()))
-    assert 3 <= len(told.splitlines()) <= 12
+    docstring = ast.get_docstring(ast.parse((PACKAGE / folder / "__init__.py").read_text()))
+    assert 3 <= len(docstring.splitlines()) <= 12
 
 
 def oversized(text: str) -> Iterator[str]:
@@ -168,20 +170,22 @@ def oversized(text: str) -> Iterator[str]:
         yield "lines"
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef):
-            told = ast.get_docstring(node) or ""
-            lines = node.end_lineno - (node.body[0].end_lineno if told else node.lineno) + 1
-            given = [a.arg for a in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)]
+            docstring = ast.get_docstring(node) or ""
+            lines = node.end_lineno - (node.body[0].end_lineno if docstring else node.lineno) + 1
+            parameters = [a.arg for a in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)]
             compiled = any("njit" in ast.unparse(decorator) for decorator in node.decorator_list)
             if lines > MOST_OF_A_FUNCTION:
                 yield node.name
-            many = len(set(given) - {"self", "cls"}) > MOST_PARAMETERS
-            if many and not compiled and "So many parameters" not in told:
+            too_many = len(set(parameters) - {"self", "cls"}) > MOST_PARAMETERS
+            if too_many and not compiled and "So many parameters" not in docstring:
                 yield f"{node.name}()"
 
 
 def test_files_and_functions_are_small():
-    found = {path.relative_to(PACKAGE).as_posix(): list(oversized(path.read_text())) for path in PACKAGE.rglob("*.py")}
-    assert {name: large for name, large in found.items() if large} == {}
+    oversized_by_file = {
+        path.relative_to(PACKAGE).as_posix(): list(oversized(path.read_text())) for path in PACKAGE.rglob("*.py")
+    }
+    assert {name: large for name, large in oversized_by_file.items() if large} == {}
 
 
 def test_large_modules_and_functions_are_found():

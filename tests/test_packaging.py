@@ -1,4 +1,4 @@
-"""What is installed, and which versions it claims to work with."""
+"""What is installed, and the versions that it claims to work with."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory) -> zipfile.ZipFile:
-    """Build the wheel from the source."""
+    """Build the wheel from the source, once for the tests of this file."""
     (built,) = WheelBuilder(str(ROOT)).build(directory=str(tmp_path_factory.mktemp("dist")))
     with zipfile.ZipFile(built) as opened:
         yield opened

@@ -1,4 +1,4 @@
-"""The data that scripts make to try things on."""
+"""The data that scripts make."""
 
 import importlib.util
 from pathlib import Path
@@ -34,10 +34,10 @@ def made(digits_script, tmp_path_factory):
 
 @pytest.mark.parametrize("columns", [64, 784])
 def test_a_smaller_set_of_digits_is_the_beginning_of_a_larger_one(made, columns):
-    few, many = made(150, columns), made(400, columns, chunk_rows=70)
-    assert few["vectors"].shape == (150, columns)
-    assert np.array_equal(few["vectors"][:], many["vectors"][:150])
-    assert np.array_equal(few["labels"][:], many["labels"][:150])
+    small, large = made(150, columns), made(400, columns, chunk_rows=70)
+    assert small["vectors"].shape == (150, columns)
+    assert np.array_equal(small["vectors"][:], large["vectors"][:150])
+    assert np.array_equal(small["labels"][:], large["labels"][:150])
 
 
 def test_digits_with_more_pixels_are_the_same_digits(made):

@@ -1,4 +1,4 @@
-"""What is imported when: start-up is quick, and Dask is not wanted where nothing is run on it."""
+"""What is imported when: start-up is quick, and Dask is imported only where something runs on it."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from dumap.config.metrics import METRICS, NOT_DISTANCES
 HEAVY = ("numba", "scipy", "sklearn", "pynndescent", "zarr", "dask", "distributed", "pandas")
 
 
-def imported_by(code: str, *words: str) -> set[str]:
+def imported_by(code: str, *arguments: str) -> set[str]:
     """Run some code in a process of its own; return which of the heavy libraries it imported."""
-    told = f"import sys\n{code}\nprint(' '.join({{name.partition('.')[0] for name in sys.modules}}))"
-    done = subprocess.run([sys.executable, "-c", told, *words], capture_output=True, text=True, timeout=300)
+    program = f"import sys\n{code}\nprint(' '.join({{name.partition('.')[0] for name in sys.modules}}))"
+    done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return set(done.stdout.splitlines()[-1].split()) & set(HEAVY)
 
@@ -43,9 +43,9 @@ with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), cont
 HELP = ["--help", "--version", "run --help", "config", "config layout", "config --example cluster"]
 
 
-@pytest.mark.parametrize("words", HELP)
-def test_help_and_settings_import_no_heavy_library(words):
-    assert imported_by(f"sys.argv[1:] = {words.split()}\n{COMMAND}") == set()
+@pytest.mark.parametrize("arguments", HELP)
+def test_help_and_settings_import_no_heavy_library(arguments):
+    assert imported_by(f"sys.argv[1:] = {arguments.split()}\n{COMMAND}") == set()
 
 
 def test_status_imports_zarr_alone(configure, digits):

@@ -1,4 +1,4 @@
-"""What is public has types that a user's type checker understands."""
+"""Public names have types that a user's type checker understands."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ def test_the_program_uses_every_public_name():
 
 @pytest.mark.slow
 def test_a_users_program_is_typed_strictly(tmp_path):
-    words = ["--strict", "--follow-imports=silent", "--config-file=", f"--cache-dir={tmp_path}", PROGRAM.name]
-    done = subprocess.run([sys.executable, "-m", "mypy", *words], cwd=PROGRAM.parent, capture_output=True, text=True)
+    arguments = ["--strict", "--follow-imports=silent", "--config-file=", f"--cache-dir={tmp_path}", PROGRAM.name]
+    done = subprocess.run(
+        [sys.executable, "-m", "mypy", *arguments], cwd=PROGRAM.parent, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stdout + done.stderr

@@ -1,4 +1,4 @@
-"""A user's program that uses every public name: `mypy --strict` has nothing to say of it."""
+"""A user's program that uses every public name, for `mypy --strict`."""
 
 from pathlib import Path
 from typing import Any
@@ -43,10 +43,10 @@ def main(client: Any) -> str:
         return str(error.exit_code)
     dumap.run(config, client=client, on_progress=observer, parent=result)
     dumap.run(config={"input": {"path": "DATA.zarr"}, "output": "RUN.zarr"}, on_progress=show, layout={"min_dist": 0.2})
-    found: dict[str, Any] = dumap.status(result)
+    status: dict[str, Any] = dumap.status(result)
     damaged: list[str] = dumap.verify("RUN.zarr", dry_run=True)
     cleaned: dumap.Cleaned = dumap.clean(Path("RUN.zarr"))
-    print(found, damaged, cleaned.others, dumap.export(result, "embedding", "map.npy"))
+    print(status, damaged, cleaned.others, dumap.export(result, "embedding", "map.npy"))
     made: dict[str, Any] = dumap.ingest([Path("a.npy"), "b.npy"], "DATA.zarr", columns=["0:3", 5])
     print(made["rows"])
     again = dumap.open_run("RUN.zarr")

@@ -333,7 +333,7 @@ def make_geometry(
             min(wanted, memory // 8), rows, OUTPUT_ROWS, max(dims, 2 * mean), entries.densest
         )
         sparse = {"entries": mean, "block_entries": block_entries, "source_dims": source_dims}
-        cap, numbers = memory // sparse_cell_row_bytes(mean, k), 2 * mean + 16 * config.cells.max_cells_per_row
+        cap, numbers = memory // sparse_cell_row_bytes(mean, k), 2 * mean
     else:
         check_chunk(config, min(chunk_rows, rows), dims * itemsize)
         numbers = embedded_dims(settings.metric, dims) if settings.metric in BIT_METRICS else dims

@@ -10,9 +10,9 @@ from scipy.sparse import issparse
 from dumap.artifacts.cells import (
     LIMITS,
     POSITIONS,
+    PROBES,
     CellTable,
     keeps_input_dtype,
-    probes_of,
     rows_a_range,
 )
 from dumap.artifacts.job import Job
@@ -63,9 +63,9 @@ def route(job: Job, group: int) -> tuple[np.ndarray, np.ndarray]:
     leaf_cells, pieces = (job.run.read(CELLS, "packing", name) for name in ("cells", "pieces"))
     names = [(part_name("near", block), "near", 0, None) for block in range(*job.geometry.group(group))]
     near = np.concatenate(list(job.run.read_each(CELLS, names)))
-    (start, _), probes = job.geometry.group_span(group), probes_of(job.geometry)
+    start, _ = job.geometry.group_span(group)
     return cells.route(
-        near, leaf_cells, pieces, start, job.config.seed, job.config.cells.max_cells_per_row, JOINED_LEAVES, probes
+        near, leaf_cells, pieces, start, job.config.seed, job.config.cells.max_cells_per_row, JOINED_LEAVES, PROBES
     )
 
 
@@ -154,7 +154,7 @@ def sort_guests(job: Job, part: str) -> None:
 
 def sorted_row_bytes(geometry: Geometry) -> int:
     """Return the bytes of a row that is sorted by cell: the row's values, and the leaves that it probes."""
-    return geometry.row_bytes + 8 * geometry.sparse + 4 * probes_of(geometry) + 4
+    return geometry.row_bytes + 8 * geometry.sparse + 4 * PROBES + 4
 
 
 def sort_bytes(geometry: Geometry, config: Config) -> int:
@@ -164,9 +164,7 @@ def sort_bytes(geometry: Geometry, config: Config) -> int:
     if geometry.sparse:  # joined from blocks, then gathered by columns and by values
         entries = geometry.group_blocks * geometry.block_entries
         joined = 8 * entries * (2 if geometry.group_blocks > 1 else 1)
-        return (
-            rows * (sort_row_bytes(0, 4, most) + 64 * most) + joined + sparse_block_bytes(geometry) + 6 * most * entries
-        )
+        return rows * sort_row_bytes(0, 4, most) + joined + sparse_block_bytes(geometry) + 6 * most * entries
     block = min(geometry.block_rows, rows) * geometry.dims * (2 * geometry.itemsize + 4)
     written = min(4 * OBJECT_BYTES, most * rows * geometry.dims * geometry.itemsize)
     return rows * sort_row_bytes(geometry.dims, geometry.itemsize, most) + block + written

@@ -1,4 +1,4 @@
-"""What a process keeps between tasks: used by several threads, within a budget, let go when told."""
+"""What a process keeps between tasks: for several threads, within a budget, and freed on request."""
 
 from __future__ import annotations
 

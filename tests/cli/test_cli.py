@@ -25,19 +25,19 @@ def data(digits, save):
 
 @pytest.fixture
 def places(data, fresh):
-    """Return the words that say where a short run reads and writes."""
+    """Return the options of a short run: input, output and settings."""
     quick = ["--set", "layout.n_epochs=20", "--set", "audit.queries=30"]
     return ["--input", data, "--output", fresh("run.zarr"), *quick]
 
 
 @pytest.fixture
 def refused(cli):
-    """Call a command that must fail as a user's error does: a code, a sentence, no traceback, no output."""
+    """Return a function that calls a command that must fail: with an exit code and a message, and no traceback."""
 
-    def call(code: int, *words: str) -> str:
-        output = Path(words[words.index("--output") + 1]) if "--output" in words else None
+    def call(code: int, *arguments: str) -> str:
+        output = Path(arguments[arguments.index("--output") + 1]) if "--output" in arguments else None
         before = output is not None and output.exists()
-        outcome = cli(*words)
+        outcome = cli(*arguments)
         assert (outcome.code, outcome.out) == (code, ""), outcome
         assert "Traceback" not in outcome.err
         assert "unexpected" not in outcome.err
@@ -53,8 +53,8 @@ def refused(cli):
 def test_help_names_commands_and_codes(cli):
     outcome = cli("--help")
     assert outcome.code == 0
-    for word in ("plan", "run", "status", "export", "verify", "Exit codes", "--debug"):
-        assert word in outcome.out
+    for text in ("plan", "run", "status", "export", "verify", "Exit codes", "--debug"):
+        assert text in outcome.out
 
 
 def test_plan_prints_numbers_and_starts_nothing(cli, places):
@@ -68,6 +68,7 @@ def test_plan_prints_numbers_and_starts_nothing(cli, places):
     assert not Path(places[3]).exists()
 
 
+@pytest.mark.slow
 def test_run_status_export_verify(cli, client, places, fresh):
     address = ["--scheduler", client.scheduler.address]
     ran = cli("run", *places, *address)
@@ -135,7 +136,7 @@ def test_debug_shows_where(cli, places):
 @pytest.mark.fault(37)
 @pytest.mark.parametrize("command", ["plan", "run"])
 @pytest.mark.parametrize(
-    ("setting", "said"),
+    ("setting", "message"),
     [
         ("layout.n_epoch=20", "layout.n_epoch: unknown key; allowed keys: seed, n_components, n_epochs"),
         ("neighbours.n_neighbors=5", "neighbours: unknown key; allowed keys: input, output"),
@@ -151,8 +152,8 @@ def test_debug_shows_where(cli, places):
         ("seed.low=x", "seed = {'low': 'x'}: Input should be a valid integer"),
     ],
 )
-def test_bad_configuration(refused, places, command, setting, said):
-    assert said in refused(2, command, *places, "--set", setting)
+def test_bad_configuration(refused, places, command, setting, message):
+    assert message in refused(2, command, *places, "--set", setting)
 
 
 @pytest.mark.fault(37)
@@ -197,8 +198,8 @@ BAD_INPUTS = {
     "kind", [pytest.param(kind, marks=pytest.mark.fault(number)) for kind, (number, *_) in BAD_INPUTS.items()]
 )
 def test_bad_input(refused, places, fresh, kind):
-    _, make, said = BAD_INPUTS[kind]
-    assert said in refused(3, "run", *places, "--input", make(fresh))
+    _, make, message = BAD_INPUTS[kind]
+    assert message in refused(3, "run", *places, "--input", make(fresh))
 
 
 @pytest.mark.fault(27)
@@ -220,8 +221,8 @@ def test_a_chunk_over_the_budget_says_how_to_rechunk(refused, places):
 @pytest.mark.fault(20)
 def test_over_budget_names_what_is_needed(cli, refused, places):
     needed = json.loads(cli("plan", *places, "--json").out)["peak_bytes"] / PAUSE_FRACTION
-    said = refused(4, "run", *places, "--workers", "1", "--memory-limit", "700MiB")
-    named = parse_bytes(said.split("--memory-limit ")[1].split(" or more")[0])
+    message = refused(4, "run", *places, "--workers", "1", "--memory-limit", "700MiB")
+    named = parse_bytes(message.split("--memory-limit ")[1].split(" or more")[0])
     assert 0 <= named - needed < 2**20
 
 
@@ -242,7 +243,7 @@ def test_outputs_that_are_something_else(refused, places, data, fresh, contents)
     group = fresh("group.zarr")
     zarr.open_group(group, mode="w").create_array("vectors", data=np.ones(3))
     before = contents(data), contents(group)
-    for output, said in (
+    for output, message in (
         (str(folder), "exists and is not a dumap run"),
         (str(file), "is a file"),
         (group, "is not a dumap run"),
@@ -250,7 +251,7 @@ def test_outputs_that_are_something_else(refused, places, data, fresh, contents)
         (f"{data}/run.zarr", "is, holds or lies in the input"),
         (str(Path(data).parent), "is, holds or lies in the input"),
     ):
-        assert said in refused(6, "run", *places, "--output", output)
+        assert message in refused(6, "run", *places, "--output", output)
     assert (contents(data), contents(group)) == before
     assert (folder / "thesis.txt").read_text() == file.read_text() == "years of work"
 
@@ -295,6 +296,6 @@ def test_no_word_names_another_projects_package():
     root = Path(dumap.__file__).parents[1]
     texts = [*root.glob("dumap/**/*.py"), *root.glob("*.md"), *root.glob("dumap/**/*.md"), *root.glob("configs/*.yaml")]
     assert len(texts) > 50
-    found = [path.name for path in texts if re.search(r"""pip install ['"]?dumap|dumap\[""", path.read_text())]
-    assert found == []
+    paths = [path.name for path in texts if re.search(r"""pip install ['"]?dumap|dumap\[""", path.read_text())]
+    assert paths == []
     assert str(needs("a picture", "matplotlib", "datashader")).endswith(": pip install matplotlib datashader")

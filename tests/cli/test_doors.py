@@ -31,9 +31,9 @@ def dask_cli(monkeypatch, capsys):
     named = tomllib.loads(PYPROJECT.read_text())["project"]["entry-points"][group]
     points = [importlib.metadata.EntryPoint(name, value, group) for name, value in named.items()]
 
-    def call(*words: str):
+    def call(*arguments: str):
         monkeypatch.setattr("dask.cli.importlib_metadata.entry_points", lambda group: points)
-        monkeypatch.setattr(sys, "argv", ["dask", "dumap", *words])
+        monkeypatch.setattr(sys, "argv", ["dask", "dumap", *arguments])
         dask.cli.cli.commands.pop("dumap", None)  # of the call before
         capsys.readouterr()
         with pytest.raises(SystemExit) as stop:
@@ -45,13 +45,13 @@ def dask_cli(monkeypatch, capsys):
 
 @pytest.fixture(params=["dumap", "dask dumap"])
 def door(request):
-    """Return what calls the command line, through one of its doors."""
+    """Return a function that calls the command line, as `dumap` or as `dask dumap`."""
     return request.getfixturevalue("cli" if request.param == "dumap" else "dask_cli")
 
 
 @pytest.fixture(autouse=True)
 def handlers():
-    """Put back what the command line makes of signals."""
+    """Restore the signal handler that the command line sets."""
     before = signal.getsignal(signal.SIGTERM)
     yield
     signal.signal(signal.SIGTERM, before)
@@ -67,7 +67,7 @@ def test_the_version_is_dumaps(door):
 
 
 @pytest.mark.parametrize(
-    ("code", "words"),
+    ("code", "arguments"),
     [
         (0, ["--help"]),
         (0, ["run", "--help"]),
@@ -82,9 +82,9 @@ def test_the_version_is_dumaps(door):
         (6, ["status", "no_such.zarr"]),
     ],
 )
-def test_exit_codes(door, code, words):
-    found, out, err = door(*words)
-    assert found == code, err
+def test_exit_codes(door, code, arguments):
+    exit_code, out, err = door(*arguments)
+    assert exit_code == code, err
     assert bool(out) == (code == 0)
     assert "Traceback" not in err
 
@@ -107,8 +107,8 @@ def test_errors_are_a_line_and_a_code(door, monkeypatch, code, error):
         raise error
 
     monkeypatch.setattr(pipeline, "plan", fail)
-    found, out, err = door(*PLAN)
-    assert (found, out, err.count("\n")) == (code, "", 1)
+    exit_code, out, err = door(*PLAN)
+    assert (exit_code, out, err.count("\n")) == (code, "", 1)
     assert err.startswith("dumap: ")
     assert ("a sentence" in err) == bool(error.args)
 
@@ -130,13 +130,13 @@ def test_sigterm_ends_with_its_code(door, monkeypatch):
     assert door(*PLAN)[0] == 143
 
 
-@pytest.mark.parametrize("words", [("--debug", *PLAN), (*PLAN, "--debug")])
-def test_debug_shows_where_wherever_it_is_given(monkeypatch, words):
+@pytest.mark.parametrize("arguments", [("--debug", *PLAN), (*PLAN, "--debug")])
+def test_debug_shows_where_wherever_it_is_given(monkeypatch, arguments):
     def fail(config):
         raise errors.InputError("a sentence")
 
     monkeypatch.setattr(pipeline, "plan", fail)
-    assert isinstance(CliRunner().invoke(command, words).exception, errors.InputError)
+    assert isinstance(CliRunner().invoke(command, arguments).exception, errors.InputError)
 
 
 def test_a_value_may_look_like_a_flag(cli):
@@ -159,28 +159,28 @@ COMMON = {
 
 @pytest.fixture
 def planned(cli, monkeypatch):
-    """Return the configuration that words make."""
-    seen = []
+    """Return a function that returns the configuration that arguments of a command make."""
+    configs = []
 
     def keep(config, **more):
-        seen.append(config)
+        configs.append(config)
         raise errors.InputError("seen")
 
     monkeypatch.setattr(pipeline, "plan", keep)
     monkeypatch.setattr(pipeline, "run", keep)
 
-    def call(name: str, *words):
-        outcome = cli(name, "--input", "DATA.zarr", "--output", "RUN.zarr", *words)
+    def call(name: str, *arguments):
+        outcome = cli(name, "--input", "DATA.zarr", "--output", "RUN.zarr", *arguments)
         assert (outcome.code, outcome.err) == (3, "dumap: seen\n")
-        return seen.pop()
+        return configs.pop()
 
     return call
 
 
 @pytest.mark.parametrize("name", ["plan", "run"])
 def test_an_option_is_its_setting(planned, name):
-    options = [word for pair in COMMON.values() for word in pair]
-    settings = [word for key, (_, value) in COMMON.items() for word in ("--set", f"{key}={value}")]
+    options = [argument for pair in COMMON.values() for argument in pair]
+    settings = [argument for key, (_, value) in COMMON.items() for argument in ("--set", f"{key}={value}")]
     config = planned(name, *options)
     assert config == planned(name, *settings)
     assert config == planned(name, *options, *settings), "the same said twice is no contradiction"
@@ -195,7 +195,7 @@ def test_equal_values_may_be_written_in_other_ways(planned):
 
 @pytest.mark.parametrize("command", ["plan", "run"])
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("arguments", "message"),
     [
         (("--min-dist", "0.2", "--set", "layout.min_dist=0.3"), "layout.min_dist: 0.3 by --set, 0.2 by its option"),
         (("--set", "layout={min_dist: 0.3}", "--min-dist", "0.2"), "layout.min_dist: 0.3 by --set, 0.2 by its option"),
@@ -204,10 +204,10 @@ def test_equal_values_may_be_written_in_other_ways(planned):
         (("--seed", "1", "--set", "seed=2"), "seed: 2 by --set, 1 by its option"),
     ],
 )
-def test_an_option_and_a_setting_that_differ_are_refused(cli, command, words, said):
-    outcome = cli(command, "--input", "DATA.zarr", "--output", "RUN.zarr", *words)
+def test_an_option_and_a_setting_that_differ_are_refused(cli, command, arguments, message):
+    outcome = cli(command, "--input", "DATA.zarr", "--output", "RUN.zarr", *arguments)
     assert (outcome.code, outcome.out) == (2, "")
-    assert said in outcome.err
+    assert message in outcome.err
 
 
 def test_a_file_may_say_something_else_than_an_option(planned, tmp_path):

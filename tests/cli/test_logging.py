@@ -40,9 +40,9 @@ def test_a_program_that_listens_is_told_of_stages(config, caplog):
     with caplog.at_level(logging.INFO, "dumap"):
         run(config)
     assert {(record.name, record.levelname) for record in caplog.records} == {("dumap", "INFO")}
-    told = [record.dumap for record in caplog.records]
-    assert events(told, "started") == events(told, "finished") == list(STAGES)
-    first, last = (next(one for one in told if one["event"] == kind) for kind in ("started", "finished"))
+    records = [record.dumap for record in caplog.records]
+    assert events(records, "started") == events(records, "finished") == list(STAGES)
+    first, last = (next(record for record in records if record["event"] == kind) for kind in ("started", "finished"))
     assert set(first) == {"event", "stage", "projected_bytes"}
     assert set(last) == {"event", "stage", "seconds", "projected_bytes", "peak_bytes", "facts"}
     assert re.search(r"vectors: begins, .* projected", caplog.text)
@@ -64,8 +64,8 @@ def test_progress_is_logged_now_and_then(caplog, monkeypatch):
         logged.started("graph", 1)
         for done in range(1, 7):
             logged.advanced("graph", done, 8)
-    told = [record.dumap for record in caplog.records if record.dumap["event"] == "advanced"]
-    assert told == [
+    records = [record.dumap for record in caplog.records if record.dumap["event"] == "advanced"]
+    assert records == [
         {"event": "advanced", "stage": "graph", "done": 3, "total": 8, "seconds_left": 20.0},
         {"event": "advanced", "stage": "graph", "done": 6, "total": 8, "seconds_left": 8.0},
     ]
@@ -74,14 +74,14 @@ def test_progress_is_logged_now_and_then(caplog, monkeypatch):
 # the command -------------------------------------------------------------------------------------
 
 
-def words(config) -> list[str]:
+def arguments(config) -> list[str]:
     """Return the command line of the same run."""
-    settings = [word for key, value in QUICK.items() for word in ("--set", f"{key}={value}")]
+    settings = [argument for key, value in QUICK.items() for argument in ("--set", f"{key}={value}")]
     return ["run", "--input", config.input.path, "--output", config.output, *settings]
 
 
 def test_the_command_logs_lines(cli, config):
-    outcome = cli(*words(config))
+    outcome = cli(*arguments(config))
     assert outcome.code == 0
     for line in outcome.err.splitlines():
         assert re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d dumap \S", line)
@@ -90,10 +90,10 @@ def test_the_command_logs_lines(cli, config):
 
 @pytest.mark.parametrize("first", [True, False])
 def test_the_command_logs_json(cli, config, first):
-    outcome = cli(*(["--log-json", *words(config)] if first else [*words(config), "--log-json"]), "--json")
-    told = [json.loads(line) for line in outcome.err.splitlines()]
-    assert events(told, "started") == events(told, "finished") == list(STAGES)
-    for record in told:
+    outcome = cli(*(["--log-json", *arguments(config)] if first else [*arguments(config), "--log-json"]), "--json")
+    records = [json.loads(line) for line in outcome.err.splitlines()]
+    assert events(records, "started") == events(records, "finished") == list(STAGES)
+    for record in records:
         assert datetime.fromisoformat(record["time"]).utcoffset().total_seconds() == 0
         assert (record["level"], type(record["message"])) == ("INFO", str)
     assert json.loads(outcome.out)["state"] == "done", "what was asked for is on standard output"
@@ -105,10 +105,10 @@ def test_the_command_logs_json(cli, config, first):
     ids=["input", "setting", "word"],
 )
 def test_an_error_is_a_line_of_json(cli, config, code, more):
-    outcome = cli("--log-json", *words(config), *more)
-    told = json.loads(outcome.err)
-    assert outcome.code == told["exit_code"] == code
-    assert (told["level"], told["event"], outcome.out) == ("ERROR", "error", "")
+    outcome = cli("--log-json", *arguments(config), *more)
+    record = json.loads(outcome.err)
+    assert outcome.code == record["exit_code"] == code
+    assert (record["level"], record["event"], outcome.out) == ("ERROR", "error", "")
 
 
 def test_the_logger_is_as_before_once_the_command_has_ended(cli, config):
@@ -121,10 +121,10 @@ def test_the_logger_is_as_before_once_the_command_has_ended(cli, config):
 @pytest.mark.parametrize("imported", [True, False], ids=["before", "within"])
 def test_dask_is_quiet_where_the_command_asks_for_it(imported):
     """Dask sets its loggers' levels as it is imported; what is told of a lost scheduler is told by dumap."""
-    words = ["import logging, os", "from dumap.cli.logs import dask_logs"]
+    lines = ["import logging, os", "from dumap.cli.logs import dask_logs"]
     within = "    print([logging.getLogger(n).getEffectiveLevel() for n in ('distributed.client', 'distributed.core')])"
-    words += ["import distributed"] if imported else []
-    words += ["with dask_logs('critical'):", "    import distributed", within]
-    words += ["print('DASK_LOGGING' in os.environ)"]
-    done = subprocess.run([sys.executable, "-c", "\n".join(words)], capture_output=True, text=True, check=True)
+    lines += ["import distributed"] if imported else []
+    lines += ["with dask_logs('critical'):", "    import distributed", within]
+    lines += ["print('DASK_LOGGING' in os.environ)"]
+    done = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, check=True)
     assert done.stdout.split("\n")[:2] == ["[50, 50]", "False"]

@@ -25,24 +25,24 @@ SAMPLE = re.compile(rf"([a-z_]+)(?:\{{({LABEL}(?:,{LABEL})*)\}})? (\S+)")
 
 def parsed(text: str) -> dict[tuple[str, str], float]:
     """Read metrics in Prometheus' text format: value by name and labels; each must be told what it is before."""
-    found, told = {}, {}
+    samples, described = {}, {}
     assert text.endswith("\n")
     for line in text.splitlines():
         if line.startswith("#"):
-            _, kind, name, said = line.split(" ", 3)
-            told.setdefault(name, []).append(kind)
-            assert kind == "HELP" or said == "gauge"
+            _, kind, name, description = line.split(" ", 3)
+            described.setdefault(name, []).append(kind)
+            assert kind == "HELP" or description == "gauge"
         else:
             name, labels, value = SAMPLE.fullmatch(line).groups()
-            assert told[name] == ["HELP", "TYPE"]
-            assert (name, labels or "") not in found
-            found[name, labels or ""] = float(value)
+            assert described[name] == ["HELP", "TYPE"]
+            assert (name, labels or "") not in samples
+            samples[name, labels or ""] = float(value)
     if find_spec("prometheus_client"):
         from prometheus_client.parser import text_string_to_metric_families
 
-        theirs = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
-        assert len(theirs) == len(found)
-    return found
+        of_the_library = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
+        assert len(of_the_library) == len(samples)
+    return samples
 
 
 @pytest.fixture(scope="module")
@@ -52,19 +52,21 @@ def data(digits_300, save):
 
 
 @pytest.fixture
-def words(data, fresh):
+def arguments(data, fresh):
     """Return the command line of a short run with an audit."""
-    settings = [word for setting in (*QUICK, "audit.queries=30", "quality.queries=30") for word in ("--set", setting)]
+    settings = [
+        argument for setting in (*QUICK, "audit.queries=30", "quality.queries=30") for argument in ("--set", setting)
+    ]
     return ["run", "--input", data, "--output", fresh("run.zarr"), *settings]
 
 
 @pytest.fixture
 def record(fresh):
-    """Return the words that ask for a record, and what reads it."""
+    """Return the options that ask for a record, and what reads it."""
 
     class Files:
         metrics, summary = fresh("dumap.prom"), fresh("dumap.json")
-        words = ("--metrics", metrics, "--summary", summary)
+        options = ("--metrics", metrics, "--summary", summary)
 
         def read(self):
             return parsed(Path(self.metrics).read_text()), json.loads(Path(self.summary).read_text())
@@ -75,44 +77,44 @@ def record(fresh):
 # a finished run ----------------------------------------------------------------------------------
 
 
-def test_a_finished_run_is_left_as_it_is_and_says_so(cli, words, record, contents):
+def test_a_finished_run_is_left_as_it_is_and_says_so(cli, arguments, record, contents):
     began = time.time()
-    first = cli(*words, *record.words, "--exit-code-unchanged", "99")
+    first = cli(*arguments, *record.options, "--exit-code-unchanged", "99")
     assert (first.code, first.out.startswith("done: ")) == (0, True)
     metrics, summary = record.read()
     assert (summary["exit_code"], summary["state"], summary["unchanged"]) == (0, "done", False)
     success = metrics["dumap_last_success_timestamp_seconds", ""]
     assert began < success < time.time()
-    before = contents(words[4])
+    before = contents(arguments[4])
     for more, code in (((), 0), (("--exit-code-unchanged", "99"), 99)):
-        again = cli(*words, *record.words, *more)
+        again = cli(*arguments, *record.options, *more)
         assert (again.code, again.out.startswith("finished before, nothing to do: ")) == (code, True)
         metrics, summary = record.read()
         assert (summary["exit_code"], summary["unchanged"], summary["message"]) == (code, True, None)
         assert metrics["dumap_exit_code", ""] == code
         assert metrics["dumap_last_success_timestamp_seconds", ""] > success
-    assert contents(words[4]) == before
+    assert contents(arguments[4]) == before
 
 
-def test_a_run_that_is_gone_on_with_is_no_unchanged_one(cli, words):
+def test_a_run_that_is_gone_on_with_is_no_unchanged_one(cli, arguments):
     from helpers import unmark
 
-    assert cli(*words).code == 0
-    unmark(words[4], ["quality"])
-    assert cli(*words, "--exit-code-unchanged", "99").code == 0
+    assert cli(*arguments).code == 0
+    unmark(arguments[4], ["quality"])
+    assert cli(*arguments, "--exit-code-unchanged", "99").code == 0
 
 
-def test_an_exit_code_is_one(cli, words):
-    assert cli(*words, "--exit-code-unchanged", "256").code == 2
+def test_an_exit_code_is_one(cli, arguments):
+    assert cli(*arguments, "--exit-code-unchanged", "256").code == 2
 
 
 # metrics and summary -----------------------------------------------------------------------------
 
 
-def test_metrics_are_those_of_the_status(cli, words, record):
-    assert cli(*words, *record.words).code == 0
+def test_metrics_are_those_of_the_status(cli, arguments, record):
+    assert cli(*arguments, *record.options).code == 0
     metrics, summary = record.read()
-    status = json.loads(cli("status", words[4], "--json").out)
+    status = json.loads(cli("status", arguments[4], "--json").out)
     assert summary["stages"] == status["stages"]
     assert summary["output"] == status["output"]
     for stage in status["stages"]:
@@ -127,13 +129,15 @@ def test_metrics_are_those_of_the_status(cli, words, record):
     assert summary["quality"]["trustworthiness"] == facts["quality"]["trustworthiness"]
 
 
-def test_unknown_figures_are_left_out_of_the_metrics(cli, words, record):
-    assert cli(*words, "--set", "audit.queries=0", *record.words).code == 0
+def test_unknown_figures_are_left_out_of_the_metrics(cli, arguments, record):
+    assert cli(*arguments, "--set", "audit.queries=0", *record.options).code == 0
     assert "dumap_recall" not in Path(record.metrics).read_text()
 
 
-def test_labels_are_of_every_sample_and_escaped(cli, words, record):
-    assert cli(*words, *record.words, "--metrics-label", 'job=a "b"\\c\nd', "--metrics-label", "run=x=y").code == 0
+def test_labels_are_of_every_sample_and_escaped(cli, arguments, record):
+    assert (
+        cli(*arguments, *record.options, "--metrics-label", 'job=a "b"\\c\nd', "--metrics-label", "run=x=y").code == 0
+    )
     metrics, _ = record.read()
     mine = 'job="a \\"b\\"\\\\c\\nd",run="x=y"'
     assert metrics["dumap_exit_code", mine] == 0
@@ -148,10 +152,10 @@ def test_the_last_success_is_read_whatever_its_labels():
     assert last_success("dumap_last_success_timestamp_seconds x\n") is None
 
 
-def test_a_failed_run_keeps_the_last_success(cli, words, record):
-    assert cli(*words, *record.words).code == 0
+def test_a_failed_run_keeps_the_last_success(cli, arguments, record):
+    assert cli(*arguments, *record.options).code == 0
     before, _ = record.read()
-    failed = cli(*words, *record.words, "--min-dist", "0.5")
+    failed = cli(*arguments, *record.options, "--min-dist", "0.5")
     metrics, summary = record.read()
     assert failed.code == metrics["dumap_exit_code", ""] == summary["exit_code"] == 7
     last = ("dumap_last_success_timestamp_seconds", "")
@@ -161,7 +165,7 @@ def test_a_failed_run_keeps_the_last_success(cli, words, record):
 
 
 @pytest.mark.parametrize(
-    ("code", "more", "said"),
+    ("code", "more", "message"),
     [
         (3, ["--input", "no_such.zarr"], "no_such"),
         (2, ["--min-dist", "9"], "min_dist"),
@@ -172,13 +176,17 @@ def test_a_failed_run_keeps_the_last_success(cli, words, record):
     ],
 )
 @pytest.mark.parametrize("first", [True, False])
-def test_a_run_that_cannot_begin_is_recorded(cli, words, record, code, more, said, first):
-    found = cli(*words, *more, *record.words) if not first else cli(words[0], *record.words, *words[1:], *more)
+def test_a_run_that_cannot_begin_is_recorded(cli, arguments, record, code, more, message, first):
+    outcome = (
+        cli(*arguments, *more, *record.options)
+        if not first
+        else cli(arguments[0], *record.options, *arguments[1:], *more)
+    )
     metrics, summary = record.read()
-    assert found.code == code
+    assert outcome.code == code
     assert metrics == {("dumap_exit_code", ""): code}
     assert (summary["exit_code"], summary["state"], summary["stages"], summary["quality"]) == (code, None, [], {})
-    assert said in summary["message"]
+    assert message in summary["message"]
 
 
 @pytest.mark.parametrize("debug", [(), ("--debug",)])
@@ -191,7 +199,7 @@ def test_a_run_that_cannot_begin_is_recorded(cli, words, record, code, more, sai
         (KeyboardInterrupt, 130),
     ],
 )
-def test_a_run_that_fails_on_the_way_is_recorded(cli, words, record, monkeypatch, error, code, debug):
+def test_a_run_that_fails_on_the_way_is_recorded(cli, arguments, record, monkeypatch, error, code, debug):
     def fail(config, observer, **more):
         raised = error("a sentence")
         observer.started("vectors", 7)
@@ -202,9 +210,9 @@ def test_a_run_that_fails_on_the_way_is_recorded(cli, words, record, monkeypatch
     monkeypatch.setattr(pipeline, "run", fail)
     if debug and code != 130:
         with pytest.raises(error):
-            cli(*debug, *words, *record.words)
+            cli(*debug, *arguments, *record.options)
     else:
-        assert cli(*debug, *words, *record.words).code == code
+        assert cli(*debug, *arguments, *record.options).code == code
     metrics, summary = record.read()
     of = 'stage="vectors"'
     assert metrics["dumap_exit_code", ""] == summary["exit_code"] == code
@@ -215,34 +223,34 @@ def test_a_run_that_fails_on_the_way_is_recorded(cli, words, record, monkeypatch
         assert (summary["message"], summary["notes"]) == ("a sentence", ["what is kept"])
 
 
-def test_sigterm_is_recorded(cli, words, record, monkeypatch):
+def test_sigterm_is_recorded(cli, arguments, record, monkeypatch):
     before = signal.getsignal(signal.SIGTERM)
     monkeypatch.setattr(pipeline, "run", lambda *args, **more: os.kill(os.getpid(), signal.SIGTERM))
     try:
-        assert cli(*words, *record.words).code == 143
+        assert cli(*arguments, *record.options).code == 143
     finally:
         signal.signal(signal.SIGTERM, before)
     assert record.read()[0]["dumap_exit_code", ""] == 143
 
 
-def test_another_driver_is_recorded(cli, words, record, monkeypatch):
-    assert cli(*words).code == 0
+def test_another_driver_is_recorded(cli, arguments, record, monkeypatch):
+    assert cli(*arguments).code == 0
 
     def fail(*args, **more):
         raise errors.LockError("driven by another")
 
     monkeypatch.setattr(pipeline, "run", fail)
-    assert cli(*words, *record.words).code == 8
+    assert cli(*arguments, *record.options).code == 8
     assert record.read()[1]["state"] == "done"
 
 
 # the files ---------------------------------------------------------------------------------------
 
 
-def test_files_are_whole_readable_by_others_and_alone(cli, words, record):
+def test_files_are_whole_readable_by_others_and_alone(cli, arguments, record):
     mask = os.umask(0o022)
     try:
-        assert cli(*words, *record.words).code == 0
+        assert cli(*arguments, *record.options).code == 0
     finally:
         os.umask(mask)
     for path in (Path(record.metrics), Path(record.summary)):
@@ -251,30 +259,30 @@ def test_files_are_whole_readable_by_others_and_alone(cli, words, record):
 
 
 @pytest.mark.parametrize("option", ["--metrics", "--summary"])
-def test_a_file_that_cannot_be_written_is_refused_before_anything_begins(cli, words, fresh, option):
+def test_a_file_that_cannot_be_written_is_refused_before_anything_begins(cli, arguments, fresh, option):
     folder = Path(fresh("folder"))
     folder.mkdir()
-    for place, said in ((f"{folder}/no_such/file", "there is no folder"), (str(folder), "is no file")):
-        found = cli(*words, option, place)
-        assert (found.code, said in found.err) == (2, True), found
-    assert not Path(words[4]).exists()
+    for place, message in ((f"{folder}/no_such/file", "there is no folder"), (str(folder), "is no file")):
+        outcome = cli(*arguments, option, place)
+        assert (outcome.code, message in outcome.err) == (2, True), outcome
+    assert not Path(arguments[4]).exists()
 
 
 @pytest.mark.parametrize("label", ["job", "=x", "1a=x", "__a=x", "stage=x", "a-b=x"])
-def test_a_label_that_is_none_is_refused(cli, words, record, label):
-    found = cli(*words, *record.words, "--metrics-label", label)
-    assert (found.code, "NAME=VALUE" in found.err) == (2, True)
+def test_a_label_that_is_none_is_refused(cli, arguments, record, label):
+    outcome = cli(*arguments, *record.options, "--metrics-label", label)
+    assert (outcome.code, "NAME=VALUE" in outcome.err) == (2, True)
     assert record.read()[0] == {("dumap_exit_code", ""): 2}
 
 
-def test_a_file_that_cannot_be_written_in_the_end_is_told(cli, words, record, monkeypatch):
+def test_a_file_that_cannot_be_written_in_the_end_is_told(cli, arguments, record, monkeypatch):
     def run(config, **more):
         Path(record.summary).mkdir()
         return {"output": config.output}
 
     monkeypatch.setattr(pipeline, "run", run)
-    found = cli(*words, *record.words)
-    assert (found.code, f"--summary {record.summary} cannot be written" in found.err) == (6, True)
+    outcome = cli(*arguments, *record.options)
+    assert (outcome.code, f"--summary {record.summary} cannot be written" in outcome.err) == (6, True)
     assert parsed(Path(record.metrics).read_text())["dumap_exit_code", ""] == 6
 
 
@@ -282,29 +290,31 @@ def test_a_file_that_cannot_be_written_in_the_end_is_told(cli, words, record, mo
 
 
 @pytest.mark.slow
-def test_a_report_is_written(cli, words, client, fresh):
+def test_a_report_is_written(cli, arguments, client, fresh):
     report = fresh("report.html")
-    place = ("--scheduler", client.scheduler.address, "--set", "cluster.engine=dask")
-    found = cli(*words, *place, "--report", report)
-    assert found.code == 0, found.err
+    cluster = ("--scheduler", client.scheduler.address, "--set", "cluster.engine=dask")
+    outcome = cli(*arguments, *cluster, "--report", report)
+    assert outcome.code == 0, outcome.err
     text = Path(report).read_text()
     assert "Dask Performance Report" in text
     assert "dumap-neighbors" in text
     assert os.listdir(Path(report).parent) == ["report.html"]
 
 
-def test_a_finished_run_has_no_report_and_says_so(cli, words, fresh):
-    assert cli(*words).code == 0
+def test_a_finished_run_has_no_report_and_says_so(cli, arguments, fresh):
+    assert cli(*arguments).code == 0
     report = fresh("report.html")
-    again = [word for word in words if word not in ("--set", "cluster.engine=local")]
-    again = [*words[:5], *(w for s in again[5:] for w in ("--set", s)), "--report", report]
-    found = cli(*again)
-    assert (found.code, f"no performance report in {report}: nothing was run" in found.err) == (0, True), found.err
+    again = [argument for argument in arguments if argument not in ("--set", "cluster.engine=local")]
+    again = [*arguments[:5], *(w for s in again[5:] for w in ("--set", s)), "--report", report]
+    outcome = cli(*again)
+    assert (outcome.code, f"no performance report in {report}: nothing was run" in outcome.err) == (0, True), (
+        outcome.err
+    )
 
 
-def test_a_report_is_not_of_the_local_engine(cli, words, fresh):
-    found = cli(*words, "--report", fresh("report.html"))
-    assert (found.code, "set engine to dask" in found.err) == (2, True)
+def test_a_report_is_not_of_the_local_engine(cli, arguments, fresh):
+    outcome = cli(*arguments, "--report", fresh("report.html"))
+    assert (outcome.code, "set engine to dask" in outcome.err) == (2, True)
 
 
 def test_a_report_asks_for_a_cluster(configure, digits_300):
@@ -315,17 +325,17 @@ def test_a_report_asks_for_a_cluster(configure, digits_300):
 
 
 @pytest.mark.parametrize("missing", ["bokeh", "folder"])
-def test_a_report_that_could_not_be_written_is_refused(cli, words, client, fresh, monkeypatch, missing):
+def test_a_report_that_could_not_be_written_is_refused(cli, arguments, client, fresh, monkeypatch, missing):
     report = fresh("report.html") if missing == "bokeh" else fresh("no_such/report.html")
     if missing == "bokeh":
         monkeypatch.setattr("dumap.engine.report.find_spec", lambda name: None)
-    place = ("--scheduler", client.scheduler.address, "--set", "cluster.engine=dask")
-    found = cli(*words, *place, "--report", report)
-    assert (found.code, {"bokeh": "pip install bokeh", "folder": "there is no folder"}[missing] in found.err) == (
+    cluster = ("--scheduler", client.scheduler.address, "--set", "cluster.engine=dask")
+    outcome = cli(*arguments, *cluster, "--report", report)
+    assert (outcome.code, {"bokeh": "pip install bokeh", "folder": "there is no folder"}[missing] in outcome.err) == (
         2,
         True,
     )
-    assert not Path(words[4]).exists()
+    assert not Path(arguments[4]).exists()
 
 
 def test_a_scheduler_that_gives_no_report_is_told(client, fresh, monkeypatch):

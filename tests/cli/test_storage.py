@@ -38,26 +38,26 @@ def opened(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_words_open_buckets(cli, opened, name):
-    words = ["--storage", "endpoint=http://127.0.0.1:9", "--storage", f"secret_access_key={SECRET}"]
-    found = cli(*COMMANDS[name], *words)
+    options = ["--storage", "endpoint=http://127.0.0.1:9", "--storage", f"secret_access_key={SECRET}"]
+    outcome = cli(*COMMANDS[name], *options)
     assert opened[0] == {"endpoint": "http://127.0.0.1:9", "secret_access_key": SECRET}
-    assert (found.code, SECRET in found.out + found.err) == (2, False)
+    assert (outcome.code, SECRET in outcome.out + outcome.err) == (2, False)
 
 
 @pytest.mark.parametrize("name", ["status", "verify", "clean", "export", "ingest"])
 def test_a_configuration_opens_buckets_and_words_win(cli, opened, name, tmp_path):
     file = tmp_path / "config.yaml"
     file.write_text(yaml.safe_dump({"output": "other.zarr", "storage": {"region": "here", "access_key_id": SECRET}}))
-    found = cli(*COMMANDS[name], "--config", file, "--storage", "region=there")
+    outcome = cli(*COMMANDS[name], "--config", file, "--storage", "region=there")
     assert opened[0] == {"region": "there", "access_key_id": SECRET}
-    assert (found.code, SECRET in found.out + found.err) == (2, False)
+    assert (outcome.code, SECRET in outcome.out + outcome.err) == (2, False)
 
 
-@pytest.mark.parametrize("word", [SECRET, f"={SECRET}", f"key=[{SECRET}", f"key=[{SECRET}]"])
-def test_a_word_that_is_no_option_is_not_shown(cli, word):
+@pytest.mark.parametrize("argument", [SECRET, f"={SECRET}", f"key=[{SECRET}", f"key=[{SECRET}]"])
+def test_a_word_that_is_no_option_is_not_shown(cli, argument):
     for command in (COMMANDS["status"], COMMANDS["plan"]):
-        found = cli(*command, "--storage", word)
-        assert (found.code, "storage" in found.err, SECRET in found.out + found.err) == (2, True, False)
+        outcome = cli(*command, "--storage", argument)
+        assert (outcome.code, "storage" in outcome.err, SECRET in outcome.out + outcome.err) == (2, True, False)
 
 
 def test_paths_and_other_buckets_have_no_options(cli):

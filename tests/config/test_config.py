@@ -1,3 +1,5 @@
+"""The configuration: defaults, what each setting allows, and errors that name the setting."""
+
 from pathlib import Path
 
 import pydantic
@@ -15,10 +17,10 @@ SET = ("input.path=in.zarr", "output=out.zarr")
 def with_value(key: str, value: object) -> dict:
     """Return the least configuration with one key more."""
     *sections, last = key.split(".")
-    own: object = {last: value}
+    nested: object = {last: value}
     if sections:
-        own = {sections[0]: {**BASE.get(sections[0], {}), last: value}}
-    return {**BASE, **own}
+        nested = {sections[0]: {**BASE.get(sections[0], {}), last: value}}
+    return {**BASE, **nested}
 
 
 @pytest.mark.fault(37)
@@ -234,13 +236,13 @@ def test_there_are_files_that_come_with_the_project():
 @pytest.mark.parametrize("section", [None, *(name for name in Config.model_fields if name not in BASE)])
 def test_nothing_can_be_changed(section):
     config = build(BASE)
-    own = getattr(config, section) if section else config
-    if not isinstance(own, pydantic.BaseModel):
-        own, field = config, section
+    section_config = getattr(config, section) if section else config
+    if not isinstance(section_config, pydantic.BaseModel):
+        section_config, field = config, section
     else:
-        field = next(iter(type(own).model_fields))
+        field = next(iter(type(section_config).model_fields))
     with pytest.raises(pydantic.ValidationError, match="frozen"):
-        setattr(own, field, 1)
+        setattr(section_config, field, 1)
 
 
 @pytest.mark.parametrize(
@@ -286,10 +288,10 @@ def test_the_digest_does_not_name_what_the_answer_does_not_depend_on(key, value)
 
 def test_the_digest_says_that_neighbors_are_given_but_not_where_they_lie():
     """Neither where they lie, nor how cells would have been cut."""
-    given = with_value("neighbors.precomputed", "knn.zarr")
+    precomputed = with_value("neighbors.precomputed", "knn.zarr")
     for other in ({"neighbors": {"precomputed": "s3://b/knn.zarr"}}, {"cells": {"max_cells_per_row": 2}}):
-        assert build({**given, **other}).digest() == build(given).digest()
-    assert differences(build(BASE).parameters()["neighbors"], build(given).parameters()["neighbors"]) == [
+        assert build({**precomputed, **other}).digest() == build(precomputed).digest()
+    assert differences(build(BASE).parameters()["neighbors"], build(precomputed).parameters()["neighbors"]) == [
         "precomputed: None -> True"
     ]
 

@@ -17,9 +17,9 @@ BOTH = {"input": DATA, "output": "RUN.zarr"}
 
 
 def test_umap_learns_parameters_are_settings_or_told_of():
-    theirs = set(inspect.signature(UMAP).parameters)
-    assert theirs <= keys_by_name().keys() | NOT_HERE.keys()
-    assert NOT_HERE.keys() <= theirs - keys_by_name().keys()
+    umap_parameters = set(inspect.signature(UMAP).parameters)
+    assert umap_parameters <= keys_by_name().keys() | NOT_HERE.keys()
+    assert NOT_HERE.keys() <= umap_parameters - keys_by_name().keys()
 
 
 @pytest.mark.parametrize("name", NOT_HERE)
@@ -113,9 +113,9 @@ def test_keywords_win_over_a_configuration(kind, tmp_path):
     mapping = {**BOTH, "layout": {"min_dist": 0.3, "spread": 2}}
     config = {"config": build(mapping), "mapping": mapping, "file": tmp_path / "run.yaml"}[kind]
     assert read_config(config, {}).layout.min_dist == 0.3
-    given = read_config(config, {"min_dist": 0.2, "output": "NEW.zarr"}, {"path": "MORE.zarr"})
-    assert (given.layout.min_dist, given.layout.spread) == (0.2, 2)
-    assert (given.output, given.input.path) == ("NEW.zarr", "MORE.zarr")
+    config_read = read_config(config, {"min_dist": 0.2, "output": "NEW.zarr"}, {"path": "MORE.zarr"})
+    assert (config_read.layout.min_dist, config_read.layout.spread) == (0.2, 2)
+    assert (config_read.output, config_read.input.path) == ("NEW.zarr", "MORE.zarr")
     assert mapping == {**BOTH, "layout": {"min_dist": 0.3, "spread": 2}}, "what was given is left as it is"
 
 

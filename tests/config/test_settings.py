@@ -1,4 +1,4 @@
-"""What is said of each setting, and that it is true."""
+"""The description of each setting, and whether what it says is true."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ def test_everything_is_described(key):
 @pytest.mark.parametrize("key", SETTINGS)
 def test_the_description_says_whether_a_setting_changes_the_embedding(key):
     changes = SETTINGS[key].json_schema_extra["changes_embedding"]
-    told = {True: "Changes the embedding.", False: "Does not change the embedding."}
-    assert SETTINGS[key].description.endswith(told.get(changes) or f"Changes the embedding only {changes}.")
+    endings = {True: "Changes the embedding.", False: "Does not change the embedding."}
+    assert SETTINGS[key].description.endswith(endings.get(changes) or f"Changes the embedding only {changes}.")
 
 
 NO_SIZE = {"seed", "layout.seed", "cluster.timeout", "cluster.worker_timeout", "cluster.priority"}
@@ -64,12 +64,12 @@ def test_names_of_umap_learn_are_its_own():
     tree = ast.parse((Path(find_spec("umap").submodule_search_locations[0]) / "umap_.py").read_text())
     umap = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "UMAP")
     init = next(node for node in umap.body if isinstance(node, ast.FunctionDef) and node.name == "__init__")
-    theirs = {arg.arg for arg in init.args.args}
+    umap_parameters = {arg.arg for arg in init.args.args}
     named = {key: umap_learn_name(field) for key, field in SETTINGS.items()}
-    assert {name for name in named.values() if name} <= theirs
+    assert {name for name in named.values() if name} <= umap_parameters
     for key, name in named.items():
         last = key.rpartition(".")[2]
-        assert name == last or last not in theirs, f"{key} is called as in umap-learn, and does not say so"
+        assert name == last or last not in umap_parameters, f"{key} is called as in umap-learn, and does not say so"
 
 
 # defaults as YAML --------------------------------------------------------------------------------
@@ -86,12 +86,12 @@ def test_the_annotated_defaults_load_as_the_defaults(tmp_path):
 
 @pytest.mark.parametrize("key", fields_by_key())
 def test_one_key_is_written_as_in_the_whole(key):
-    said, values, whole = annotated(key), yaml.safe_load(annotated(key)), yaml.safe_load(annotated())
+    text, values, whole = annotated(key), yaml.safe_load(annotated(key)), yaml.safe_load(annotated())
     for name in key.split("."):
         assert list(values) == [name]
         values, whole = values[name], whole[name]
     assert values == whole
-    description = " ".join(line.strip("# ") for line in said.splitlines() if line.strip().startswith("#"))
+    description = " ".join(line.strip("# ") for line in text.splitlines() if line.strip().startswith("#"))
     assert fields_by_key()[key].description.partition("\n")[0] in description
 
 
@@ -252,11 +252,11 @@ def test_settings_that_are_said_not_to_change_the_embedding_do_not(embed_locally
     """Of shards, where they exchange every epoch."""
     x = np.random.default_rng(0).random((4200, 4), np.float32)
     unchanging = [key for key in SETTINGS if SETTINGS[key].json_schema_extra["changes_embedding"] is False]
-    told = {key: OTHERS[key] for key in unchanging if not key.startswith(("cluster", "output"))}
-    assert len(told) >= 4
+    settings = {key: OTHERS[key] for key in unchanging if not key.startswith(("cluster", "output"))}
+    assert len(settings) >= 4
     expected = embed_locally(x, {})
     assert np.isfinite(expected).all()
-    np.testing.assert_array_equal(embed_locally(x, {**told, "graph.shard_rows": 4096}), expected)
+    np.testing.assert_array_equal(embed_locally(x, {**settings, "graph.shard_rows": 4096}), expected)
 
 
 # the files that come with the project ------------------------------------------------------------
@@ -277,8 +277,8 @@ CHOSEN = {
 
 @pytest.mark.parametrize("path", [CONFIGS / f"{name}.yaml" for name in CHOSEN], ids=lambda path: path.stem)
 def test_examples_hold_the_defaults_but_for_what_they_are_about(path):
-    given = yaml.safe_load(path.read_text())
-    keys = {f"{key}.{name}" for key in SECTIONS for name in given.get(key, {})} | (set(given) - set(SECTIONS))
+    example = yaml.safe_load(path.read_text())
+    keys = {f"{key}.{name}" for key in SECTIONS for name in example.get(key, {})} | (set(example) - set(SECTIONS))
     config, defaults = load(str(path)), build(EXAMPLES)
 
     def value(of: Config, key: str) -> object:

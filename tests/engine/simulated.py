@@ -257,8 +257,8 @@ class Cluster:
             happens()
         if not self.finished:
             self.time = until
-        found, self.finished = self.finished, []
-        return found
+        finished, self.finished = self.finished, []
+        return finished
 
     def outcome(self, task: Task) -> Exception | None:
         """Return what became of a task."""

@@ -1,4 +1,4 @@
-"""What a worker must have, and what is said of one that differs."""
+"""Which workers are fit for a run, and the reason given for one that is not."""
 
 from __future__ import annotations
 
@@ -11,31 +11,31 @@ from dumap.engine.members import host_of
 from dumap.planning.budget import INTERPRETER_BYTES, PAUSE_FRACTION, process_bytes
 
 GIB = 2**30
-ONE = WorkerFacts("tcp://a:1", "a", 1, 4 * GIB, {"dumap": "1", "numpy": "2", "python": "3.12.1"}, "zen", 9)
-WANTED = Requirements("1", 9, tuple(ONE.versions.items()), "zen", GIB)
+FIT = WorkerFacts("tcp://a:1", "a", 1, 4 * GIB, {"dumap": "1", "numpy": "2", "python": "3.12.1"}, "zen", 9)
+REQUIREMENTS = Requirements("1", 9, tuple(FIT.versions.items()), "zen", GIB)
 
 
 def test_a_worker_like_the_others_is_fit():
-    assert differences(WANTED, ONE) == []
-    assert differences(Requirements("1", 9), replace(ONE, cpu="z80", versions={"dumap": "1", "numpy": "0"})) == []
+    assert differences(REQUIREMENTS, FIT) == []
+    assert differences(Requirements("1", 9), replace(FIT, cpu="z80", versions={"dumap": "1", "numpy": "0"})) == []
 
 
 @pytest.mark.parametrize(
-    ("other", "said"),
+    ("other", "message"),
     [
-        ({"versions": {**ONE.versions, "dumap": "0"}}, "it has dumap 0, this client 1"),
+        ({"versions": {**FIT.versions, "dumap": "0"}}, "it has dumap 0, this client 1"),
         ({"format": 8}, "its dumap writes format 8, this client's 9"),
-        ({"versions": {**ONE.versions, "numpy": "1"}}, "numpy is 1, 2 on the other workers"),
-        ({"versions": {**ONE.versions, "python": "3.12.2"}}, "python is 3.12.2, 3.12.1"),
+        ({"versions": {**FIT.versions, "numpy": "1"}}, "numpy is 1, 2 on the other workers"),
+        ({"versions": {**FIT.versions, "python": "3.12.2"}}, "python is 3.12.2, 3.12.1"),
         ({"cpu": "z80"}, "its processor is z80, zen"),
         ({"cache_error": "No space (/a)"}, "it cannot keep the code that it compiles: No space (/a)"),
         ({"memory_limit": GIB}, "its memory limit of 1.00 GiB for 1 thread is less"),
         ({"threads": 8}, "its memory limit of 4.00 GiB for 8 threads is less"),
     ],
 )
-def test_a_worker_that_differs_is_told_how(other, said):
-    (reason,) = differences(WANTED, replace(ONE, **other))
-    assert said in reason
+def test_a_worker_that_differs_is_told_how(other, message):
+    (reason,) = differences(REQUIREMENTS, replace(FIT, **other))
+    assert message in reason
 
 
 def test_threads_of_a_process_share_its_interpreter():
@@ -49,11 +49,11 @@ def test_threads_of_a_process_share_its_interpreter():
 
 
 def test_most_workers_decide_and_a_run_that_was_begun_before_them():
-    other = replace(ONE, versions={**ONE.versions, "numpy": "1"})
-    workers = [ONE, other, other]
+    other = replace(FIT, versions={**FIT.versions, "numpy": "1"})
+    workers = [FIT, other, other]
     assert common(workers, None) == (other.versions, "zen")
-    assert common(workers, {"versions": ONE.versions, "cpus": ["zen"]}) == (ONE.versions, "zen")
-    assert common(workers, {"versions": ONE.versions, "cpus": ["z80"]}) == (other.versions, "zen")
+    assert common(workers, {"versions": FIT.versions, "cpus": ["zen"]}) == (FIT.versions, "zen")
+    assert common(workers, {"versions": FIT.versions, "cpus": ["z80"]}) == (other.versions, "zen")
 
 
 def test_workers_of_one_process_are_on_one_host():

@@ -1,4 +1,4 @@
-"""Tasks on Dask: how a cluster is reached, and what becomes of tasks that fail or kill their workers."""
+"""Tasks on Dask: how a cluster is reached, and what happens when tasks fail or kill their workers."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def job(configure, data):
 
 @pytest.fixture
 def workers(client, job):
-    """Return the engine of both workers."""
+    """Return the engine on the two workers of the session's cluster."""
     client.wait_for_workers(2, timeout=SECONDS)
     engine = DaskEngine(client, 30)
     engine.preflight()
@@ -95,11 +95,11 @@ def test_a_worker_that_leaves_as_it_is_asked_is_not_called_unfit(client, workers
 
 
 def test_every_part_is_run_and_counted(workers, job, fresh):
-    folder, seen = fresh(), []
+    folder, progress = fresh(), []
     parts = part_names("part", 20)
-    workers.map(marking(folder), job, parts, {}, lambda done, total: seen.append((done, total)))
+    workers.map(marking(folder), job, parts, {}, lambda done, total: progress.append((done, total)))
     assert sorted(os.listdir(folder)) == parts
-    assert seen == [(done, 20) for done in range(1, 21)]
+    assert progress == [(done, 20) for done in range(1, 21)]
     assert workers.peak_bytes > 2**26
 
 
@@ -136,9 +136,9 @@ def test_two_runs_on_one_client_hear_each_of_its_own(client, workers, job, confi
     second.preflight()
     with ThreadPoolExecutor(2) as both:
         for engine, to, its in ((workers, 10, job), (second, 20, Job(other, plan(other).geometry))):
-            told = heard[to]
+            ticks = heard[to]
             both.submit(
-                engine.map, ticking(to), its, ["part-00000"], {}, lambda done, of, told=told: told.add((done, of))
+                engine.map, ticking(to), its, ["part-00000"], {}, lambda done, of, ticks=ticks: ticks.add((done, of))
             )
     workers.close()
     second.close()
@@ -154,7 +154,7 @@ def test_a_worker_that_does_not_answer_holds_nobody_up(client, workers, fresh, m
     try:
         engine = DaskEngine(client, 30)
         engine.preflight()
-        assert [one.address for one in engine.workers] == [workers.workers[1].address]
+        assert [worker.address for worker in engine.workers] == [workers.workers[1].address]
         engine.check_sight(fresh())
         engine.close()
     finally:
@@ -183,9 +183,9 @@ def test_tasks_are_called_after_the_stage(client, workers, job, fresh, monkeypat
     """Not after the module that they are in."""
     submit, keys = client.submit, []
 
-    def noting(*given, **options):
+    def noting(*arguments, **options):
         keys.append(options["key"])
-        return submit(*given, **options)
+        return submit(*arguments, **options)
 
     monkeypatch.setattr(client, "submit", noting)
     workers.map(marking(fresh()), replace(job, stage="layout"), ["part-00000"], {}, silent)
@@ -209,17 +209,17 @@ def test_nothing_stays_on_the_scheduler_after_an_error(client, workers, job):
 
 def test_another_client_that_is_the_default_slows_nothing(client, workers, job, fresh, monkeypatch):
     """Futures are waited for by the client they are of: another's loop never hears that they are done."""
-    found, done = [], Link.done
+    counts, wait = [], Link.done
 
     def counted(self, seconds):
-        found.append(len(some := done(self, SECONDS / 2)))
-        return some
+        counts.append(len(finished := wait(self, SECONDS / 2)))
+        return finished
 
     monkeypatch.setattr(Link, "done", counted)
     with Client(client.scheduler.address, set_as_default=True):
         for _ in range(8):
             workers.map(marking(fresh()), job, ["part-00000"], {}, silent)
-    assert found == [1] * 8
+    assert counts == [1] * 8
 
 
 @failing
@@ -253,23 +253,23 @@ def test_an_embedded_cluster_needs_no_certain_port(configure, data, monkeypatch)
 
 @pytest.fixture(scope="module")
 def scheduled(fresh):
-    """Start a scheduler and a worker as commands; return the scheduler's file and its address."""
+    """Start `dask scheduler` and `dask worker`; return the scheduler's file and its address."""
     with fleet(fresh, 1, nanny=False) as started:
         yield started.file, started.address
 
 
-@pytest.mark.parametrize("way", ["--scheduler-file", "DASK_SCHEDULER_ADDRESS"])
-def test_a_cluster_that_runs_already(scheduled, cli, embed, data, fresh, inspect, monkeypatch, way):
+@pytest.mark.parametrize("option", ["--scheduler-file", "DASK_SCHEDULER_ADDRESS"])
+def test_a_cluster_that_runs_already(scheduled, cli, embed, data, fresh, inspect, monkeypatch, option):
     file, address = scheduled
     output = fresh("run.zarr")
-    words = ["--input", data, "--output", output, "--set", "layout.n_epochs=20", "--set", "audit.queries=0"]
-    if way == "DASK_SCHEDULER_ADDRESS":
-        monkeypatch.setenv(way, address)
+    arguments = ["--input", data, "--output", output, "--set", "layout.n_epochs=20", "--set", "audit.queries=0"]
+    if option == "DASK_SCHEDULER_ADDRESS":
+        monkeypatch.setenv(option, address)
         dask.config.refresh()
     else:
-        words += [way, file]
+        arguments += [option, file]
     try:
-        outcome = cli("run", *words)
+        outcome = cli("run", *arguments)
     finally:
         monkeypatch.undo()
         dask.config.refresh()

@@ -1,4 +1,4 @@
-"""Dask collections: what of them is taken, and that each of their chunks is computed once."""
+"""Dask collections: which rows are taken of them, and that each chunk is computed once."""
 
 from __future__ import annotations
 
@@ -66,17 +66,17 @@ def test_slices_of_chunks_are_the_rows_of_a_part(rows, columns, data):
 
 def test_collections_of_rows_are_recognised():
     frame = dd.from_pandas(pd.DataFrame({"a": [1.0, 2.0]}), npartitions=1)
-    assert [is_collection(one) for one in (da.ones((3, 2)), frame, np.ones((3, 2)), dask.delayed(1))] == [
+    assert [is_collection(data) for data in (da.ones((3, 2)), frame, np.ones((3, 2)), dask.delayed(1))] == [
         *(True, True, False, False)
     ]
 
 
 def test_unknown_chunks_are_refused_with_what_to_do(digits_300):
     x = da.from_array(digits_300, chunks=(100, 64))
-    some = x[x[:, 20] > 3]
+    selected = x[x[:, 20] > 3]
     with pytest.raises(InputError, match=r"does not know how many rows .*call compute_chunk_sizes\(\)"):
-        dumap.run(some, output="nowhere.zarr", **LOCAL)
-    assert DaskRows(some.compute_chunk_sizes()).rows == int((digits_300[:, 20] > 3).sum())
+        dumap.run(selected, output="nowhere.zarr", **LOCAL)
+    assert DaskRows(selected.compute_chunk_sizes()).rows == int((digits_300[:, 20] > 3).sum())
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,8 @@ def test_the_name_tells_one_array_from_another(digits_300):
     x = da.from_array(digits_300, chunks=(100, 64))
     assert DaskRows(x).token == DaskRows(da.from_array(digits_300, chunks=(100, 64))).token
     assert (
-        len({DaskRows(one).token for one in (x, x + 1, x[:-1], da.from_array(digits_300 + 1, chunks=(100, 64)))}) == 4
+        len({DaskRows(array).token for array in (x, x + 1, x[:-1], da.from_array(digits_300 + 1, chunks=(100, 64)))})
+        == 4
     )
 
 

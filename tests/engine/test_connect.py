@@ -42,7 +42,7 @@ def answers(client: Client | None = None, **given) -> bool:
 
 @pytest.fixture(scope="module")
 def cluster():
-    """Start a scheduler and a worker in this process, reached by TCP."""
+    """Start a scheduler and a worker in this process that are connected by TCP."""
     with LocalCluster(
         n_workers=1, threads_per_worker=1, processes=False, protocol="tcp", dashboard_address=":0"
     ) as started:
@@ -58,7 +58,7 @@ def nobody():
 
 @pytest.fixture
 def mute():
-    """Return the address of a port that takes connections and never says a word."""
+    """Return the address of a port that accepts connections and never answers."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         yield f"tcp://127.0.0.1:{server.getsockname()[1]}"
 
@@ -105,7 +105,7 @@ def test_a_file_that_never_names_a_scheduler(tmp_path, text):
 
 @pytest.fixture(scope="module")
 def secured():
-    """Start a cluster with certificates of its own; return it with what its clients need."""
+    """Start a cluster with TLS; return it with the security options of its clients."""
     pytest.importorskip("cryptography")
     security = Security.temporary()
     with LocalCluster(
@@ -128,30 +128,30 @@ def test_tls_by_the_configuration_of_dask(secured, tmp_path, by):
         file = tmp_path / name
         file.write_text(getattr(security, f"tls_{name}"))
         tls[f"distributed.comm.tls.{name.replace('client_', 'client.').replace('_', '-')}"] = str(file)
-    place = started.scheduler_address
+    location = started.scheduler_address
     if by == "scheduler_file":
-        (tmp_path / "scheduler.json").write_text(json.dumps({"address": place}))
-        place = str(tmp_path / "scheduler.json")
+        (tmp_path / "scheduler.json").write_text(json.dumps({"address": location}))
+        location = str(tmp_path / "scheduler.json")
     with dask.config.set(tls):
-        assert answers(**{by: place})
+        assert answers(**{by: location})
     with pytest.raises(ClusterError, match=r"distributed\.comm\.tls"):
-        answers(**{by: place}, timeout=1.0)
+        answers(**{by: location}, timeout=1.0)
 
 
 # one cluster, not two ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("values", "message"),
     [
         ({"scheduler": "tcp://a:1", "scheduler_file": "b"}, "scheduler = 'tcp://a:1' and scheduler_file = 'b' name a"),
         ({"scheduler": "tcp://a:1", "workers": 2}, "workers = 2 would be of an embedded cluster, but scheduler = "),
         ({"scheduler_file": "b", "memory_limit": GIB}, "memory_limit = .* but scheduler_file = 'b' names another"),
     ],
 )
-def test_settings_that_would_be_ignored_are_refused(given, said):
-    with pytest.raises(ValueError, match=said):
-        ClusterConfig(**given)
+def test_settings_that_would_be_ignored_are_refused(values, message):
+    with pytest.raises(ValueError, match=message):
+        ClusterConfig(**values)
 
 
 @pytest.mark.parametrize("given", [{"workers": 2}, {"memory_limit": GIB}])
@@ -211,7 +211,7 @@ def test_an_asynchronous_client(cluster):
 def test_an_asynchronous_client_of_a_cluster_that_this_call_keeps_from_answering():
     async def within_its_loop():
         options = {"n_workers": 1, "processes": False, "dashboard_address": ":0", "asynchronous": True}
-        async with LocalCluster(**options) as own, Client(own, asynchronous=True) as client:
+        async with LocalCluster(**options) as cluster, Client(cluster, asynchronous=True) as client:
             with pytest.raises(ClusterError, match=r"await asyncio\.to_thread\(dumap\.run"):
                 answers(client, timeout=1.0)
             return await asyncio.to_thread(answers, client)
@@ -248,14 +248,14 @@ def test_a_client_within_a_running_event_loop(cluster):
 
 
 @pytest.mark.fault(41, 48)
-@pytest.mark.parametrize("way", ["get_client", "worker_client", "address"])
-def test_from_inside_a_task_of_a_worker_of_one_thread(cluster, way):
+@pytest.mark.parametrize("from_where", ["get_client", "worker_client", "address"])
+def test_from_inside_a_task_of_a_worker_of_one_thread(cluster, from_where):
     def inside():
-        if way == "get_client":
+        if from_where == "get_client":
             return answers(get_client())
-        if way == "worker_client":
-            with worker_client() as own:
-                return answers(own)
+        if from_where == "worker_client":
+            with worker_client() as inner:
+                return answers(inner)
         return answers(scheduler=get_worker().scheduler.address)
 
     with Client(cluster) as client:
@@ -277,7 +277,7 @@ def test_a_task_that_is_a_coroutine_is_told(cluster):
 
 @pytest.fixture
 def machine(monkeypatch):
-    """Pretend a machine of so many CPUs and so much free memory."""
+    """Return a function that pretends a number of CPUs and an amount of free memory."""
 
     def pretend(cpus: int, free: int, process: int | None = None):
         monkeypatch.setattr(engine, "cpu_count", lambda: cpus)
@@ -339,14 +339,14 @@ def test_an_embedded_cluster_that_cannot_start_says_why(tmp_path, monkeypatch, w
     before, file, options = descendants(), tmp_path / "file", {}
     file.write_text("")
     if what == "a file for a folder":
-        options, said = {"temporary-directory": str(file)}, "NotADirectoryError|FileExistsError"
+        options, message = {"temporary-directory": str(file)}, "NotADirectoryError|FileExistsError"
     elif what == "no such program":
-        said = "FileNotFoundError"
+        message = "FileNotFoundError"
         monkeypatch.setattr("sys.executable", str(tmp_path / "python"))
     else:
-        said = "exit code 1"
+        message = "exit code 1"
         monkeypatch.setattr("sys.executable", "/bin/false")
-    with dask.config.set(options), pytest.raises(ClusterError, match=rf"embedded cluster cannot start .*({said})"):
+    with dask.config.set(options), pytest.raises(ClusterError, match=rf"embedded cluster cannot start .*({message})"):
         answers(workers=1, memory_limit=GIB)
     assert descendants() == before
     assert Path(file).read_text() == ""

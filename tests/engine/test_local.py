@@ -1,4 +1,4 @@
-"""Tasks in threads of this process: what becomes of them, when they are chosen, and that bytes are those of Dask."""
+"""Tasks in threads of this process: errors and signals, when this engine is chosen, and the same bytes as on Dask."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import pytest
 import zarr
 from distributed import Client
 from faults.harness import until
-from helpers import Notes, failing
+from helpers import Notes, failing, slowly
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from dumap.artifacts.job import Job
@@ -64,10 +64,10 @@ def silent(done, total):
 
 
 def test_every_part_is_run_and_counted(engine, job):
-    ran, seen, parts = [], [], part_names("part", 20)
-    engine.map(lambda job, part: ran.append(part), job, parts, {}, lambda *done: seen.append(done))
+    ran, progress, parts = [], [], part_names("part", 20)
+    engine.map(lambda job, part: ran.append(part), job, parts, {}, lambda *done: progress.append(done))
     assert sorted(ran) == parts
-    assert seen == [(done, 20) for done in range(1, 21)]
+    assert progress == [(done, 20) for done in range(1, 21)]
     assert engine.peak_bytes > 2**26
 
 
@@ -82,11 +82,11 @@ def test_a_step_of_one_part_tells_how_far_it_is(engine, job):
             time.sleep(0.15)
             job.tick(number, steps)
 
-    seen = []
-    engine.map(slow, job, ["part-00000"], {"steps": 5}, lambda *done: seen.append(done))
-    assert len(seen) > 2
-    assert seen[-1] == (1, 1)
-    assert all(total == 5 for _, total in seen[:-1])
+    progress = []
+    engine.map(slow, job, ["part-00000"], {"steps": 5}, lambda *done: progress.append(done))
+    assert len(progress) > 2
+    assert progress[-1] == (1, 1)
+    assert all(total == 5 for _, total in progress[:-1])
 
 
 def test_a_failing_task_is_named_after_its_stage_whatever_module_it_is_in(engine, job):
@@ -172,7 +172,7 @@ def test_local_bytes_are_those_of_dask_and_of_rounds(expected, embedded_by, clie
     assert rounds._packed.bytes == 0
 
 
-@pytest.mark.parametrize("threads", [1, 2, 4])
+@pytest.mark.parametrize("threads", slowly([1, 2, 4], 2))
 def test_threads_of_a_worker_in_this_process_change_no_byte_and_no_setting(expected, embedded_by, threads):
     def settings():
         blas = {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"}
@@ -213,10 +213,10 @@ def test_an_error_lets_go_of_what_was_kept(configure, data, monkeypatch):
 
 def test_the_run_says_which_engine_ran_it(configure, data):
     config = configure(data)
-    told = Notes()
-    stages = run(config, observer=told)["stages"]
+    observer = Notes()
+    stages = run(config, observer=observer)["stages"]
     assert {stage["engine"] for stage in stages} == {"local"}
-    assert any(note.startswith("local engine: ") and "s of work for one core" in note for note in told.notes)
+    assert any(note.startswith("local engine: ") and "s of work for one core" in note for note in observer.notes)
 
 
 ALONE = """
@@ -232,10 +232,10 @@ print([name for name in sys.modules if name.partition(".")[0] in ("dask", "distr
 
 
 def test_a_small_run_imports_no_dask(data, fresh):
-    words = ["run", "--input", data, "--output", fresh("run.zarr"), "--set", "layout.n_epochs=5"]
+    arguments = ["run", "--input", data, "--output", fresh("run.zarr"), "--set", "layout.n_epochs=5"]
     alone = {name: value for name, value in os.environ.items() if not name.startswith("DASK")}
     done = subprocess.run(
-        [sys.executable, "-c", ALONE, *words], capture_output=True, text=True, timeout=300, env=alone, cwd=fresh()
+        [sys.executable, "-c", ALONE, *arguments], capture_output=True, text=True, timeout=300, env=alone, cwd=fresh()
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "[]"
@@ -247,18 +247,18 @@ def test_a_small_run_imports_no_dask(data, fresh):
 @pytest.mark.parametrize(("number", "code"), [CTRL_C, (signal.SIGTERM, 143)])
 def test_a_signal_ends_a_local_run_which_then_goes_on(data, fresh, expected, number, code):
     output = fresh("run.zarr")
-    words = ["--input", data, "--output", output, "--engine", "local"]
-    words += [word for key, value in SMALL_TASKS.items() for word in ("--set", f"{key}={value}")]
-    words += ["--set", "layout.n_epochs=20", "--set", "audit.queries=0"]
-    command = [sys.executable, "-m", "dumap.cli", "run", *words]
+    arguments = ["--input", data, "--output", output, "--engine", "local"]
+    arguments += [argument for key, value in SMALL_TASKS.items() for argument in ("--set", f"{key}={value}")]
+    arguments += ["--set", "layout.n_epochs=20", "--set", "audit.queries=0"]
+    command = [sys.executable, "-m", "dumap.cli", "run", *arguments]
     driver = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     for line in driver.stderr:
         if "neighbors: begins" in line:
             break
     driver.send_signal(number)
-    said = driver.communicate(timeout=SECONDS)[1]
-    assert driver.returncode in (code, 0), said
-    assert "interrupted" in said or driver.returncode == 0
+    errors = driver.communicate(timeout=SECONDS)[1]
+    assert driver.returncode in (code, 0), errors
+    assert "interrupted" in errors or driver.returncode == 0
     subprocess.run(command, check=True, capture_output=True, timeout=300)
     assert zarr.open_array(output, path="embedding", mode="r")[:].tobytes() == expected
 
@@ -351,7 +351,7 @@ def test_the_engine_is_no_part_of_the_answer(configure, data):
 
 
 def test_plan_tells_the_engine_and_the_work(cli, data, fresh):
-    words = ["plan", "--input", data, "--output", fresh("run.zarr")]
-    assert "\nengine local: about" in cli(*words).out
-    assert '"engine": "dask"' in cli(*words, "--engine", "dask", "--json").out
-    assert '"core_seconds": ' in cli(*words, "--json").out
+    arguments = ["plan", "--input", data, "--output", fresh("run.zarr")]
+    assert "\nengine local: about" in cli(*arguments).out
+    assert '"engine": "dask"' in cli(*arguments, "--engine", "dask", "--json").out
+    assert '"core_seconds": ' in cli(*arguments, "--json").out

@@ -24,7 +24,7 @@ def blas() -> set[int]:
 
 @pytest.fixture
 def user_settings():
-    """Have settings of the user's: two BLAS threads, numba's two, and another number of requests."""
+    """Set what a user might have set: two threads of BLAS and of numba, and another number of requests."""
     assert np.ones((2, 2)).sum() == 4
     had = numba.get_num_threads()
     numba.set_num_threads(min(2, numba.config.NUMBA_NUM_THREADS))

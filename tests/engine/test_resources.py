@@ -23,12 +23,12 @@ NONE = 9223372036854771712
 def machine(tmp_path, monkeypatch):
     """Pretend a machine, and control groups that hold these files and this process."""
 
-    def pretend(own: str, files: dict[str, object]) -> tuple[int, int]:
+    def pretend(own_group: str, files: dict[str, object]) -> tuple[int, int]:
         for name, value in files.items():
             path = tmp_path / "cgroup" / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(f"{value}\n")
-        (tmp_path / "own").write_text(own)
+        (tmp_path / "own").write_text(own_group)
         monkeypatch.setattr(resources, "GROUPS", tmp_path / "cgroup")
         monkeypatch.setattr(resources, "OWN_GROUPS", tmp_path / "own")
         return resources.cpu_count(), resources.free_memory()
@@ -40,7 +40,7 @@ def machine(tmp_path, monkeypatch):
 
 @pytest.mark.fault(44)
 @pytest.mark.parametrize(
-    ("own", "files", "cpus", "memory"),
+    ("own_group", "files", "cpus", "memory"),
     [
         pytest.param("0::/\n", {}, CPUS, MEMORY, id="none"),
         pytest.param("", {}, CPUS, MEMORY, id="no groups"),
@@ -90,8 +90,8 @@ def machine(tmp_path, monkeypatch):
         pytest.param("0::/../x\n", {"memory.max": GIB}, CPUS, GIB, id="beyond what it sees"),
     ],
 )
-def test_limits_of_containers(machine, own, files, cpus, memory):
-    assert machine(own, files) == (cpus, memory)
+def test_limits_of_containers(machine, own_group, files, cpus, memory):
+    assert machine(own_group, files) == (cpus, memory)
 
 
 def test_a_system_without_affinity_and_groups(machine, monkeypatch):

@@ -1,4 +1,4 @@
-"""A cluster that is shared: which workers are used, what goes with every task, and what becomes of a stuck one."""
+"""A shared cluster: which workers are used, what goes with every task, and what happens to a stuck one."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from dumap.errors import ClusterError, ConfigError, TaskError
 from dumap.recipe.observers import Silent
 from dumap.recipe.pipeline import plan
 
-TOLD = {"name": "big", "host": "10.0.0.1", "resources": {"GPU": 2}}
+BIG_WORKER = {"name": "big", "host": "10.0.0.1", "resources": {"GPU": 2}}
 
 
 @pytest.mark.parametrize(
@@ -40,7 +40,7 @@ TOLD = {"name": "big", "host": "10.0.0.1", "resources": {"GPU": 2}}
     ],
 )
 def test_a_worker_is_admitted_by_resources_and_names(sharing, admitted):
-    assert sharing.admits("tcp://10.0.0.1:4000", TOLD) == admitted
+    assert sharing.admits("tcp://10.0.0.1:4000", BIG_WORKER) == admitted
 
 
 def test_a_worker_may_have_a_number_for_a_name():
@@ -124,8 +124,8 @@ def test_the_error_says_which_workers_a_run_waits_for(shared, sharing):
 
 def test_a_run_on_some_workers_has_the_same_bytes(shared, embed, digits_300):
     alone = embed(digits_300)
-    some = embed(digits_300, {"cluster.resources": {"GPU": 1}, "cluster.allow_workers": ["big"]}, shared)
-    assert some.y.tobytes() == alone.y.tobytes()
+    shared_run = embed(digits_300, {"cluster.resources": {"GPU": 1}, "cluster.allow_workers": ["big"]}, shared)
+    assert shared_run.y.tobytes() == alone.y.tobytes()
 
 
 @pytest.mark.parametrize("setting", [{"resources": {"GPU": 1}}, {"allow_workers": ["big"]}])
@@ -137,7 +137,7 @@ def test_an_embedded_cluster_has_nothing_to_choose_by(setting, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [
         ({"resources": {"GPU": 0}}, "above 0"),
         ({"resources": {"GPU": "1"}}, "above 0"),
@@ -150,8 +150,8 @@ def test_an_embedded_cluster_has_nothing_to_choose_by(setting, monkeypatch):
         ({"engine": "local", "allow_workers": ["big"]}, "needs no cluster"),
     ],
 )
-def test_senseless_settings_of_sharing_are_refused(settings, said):
-    with pytest.raises(ConfigError, match=said):
+def test_senseless_settings_of_sharing_are_refused(settings, message):
+    with pytest.raises(ConfigError, match=message):
         build({"input": {"path": "in.zarr"}, "output": "out.zarr", "cluster": settings})
 
 

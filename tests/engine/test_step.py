@@ -1,4 +1,4 @@
-"""A step on a simulated cluster: whoever joins, dies, leaves, differs or straggles, each part is done as it should."""
+"""A step on a simulated cluster: workers join, die, leave, differ or straggle, and each part is done once."""
 
 from __future__ import annotations
 
@@ -162,10 +162,10 @@ def test_little_is_sent_where_there_is_nobody():
     """All that waits for the first worker would be given to it."""
     cluster = Cluster(0)
     cluster.at(30, cluster.join)
-    cluster.at(29.9, lambda: seen.append(len(cluster.in_flight)))
-    seen: list[int] = []
+    cluster.at(29.9, lambda: in_flight.append(len(cluster.in_flight)))
+    in_flight: list[int] = []
     Run(cluster, part_names("part", 50)).go()
-    assert 1 <= seen[0] <= 2
+    assert 1 <= in_flight[0] <= 2
 
 
 # nobody ------------------------------------------------------------------------------------------

@@ -54,13 +54,13 @@ class Proxy:
 
     def fail_some(self, rate: float, seed: int = 0) -> None:
         """Let a share of all requests fail, each kind of fault in turn."""
-        draws, turn = random.Random(seed), [0]
+        draws, failed = random.Random(seed), [0]
 
         def choose(method: str, path: str) -> str | None:
             if draws.random() >= rate:
                 return None
-            turn[0] += 1
-            return KINDS[turn[0] % len(KINDS)]
+            failed[0] += 1
+            return KINDS[failed[0] % len(KINDS)]
 
         self.choose = choose
 
@@ -68,8 +68,8 @@ class Proxy:
         """Let the first requests of a method for keys with an ending fail."""
         left = [times]
 
-        def choose(asked: str, path: str) -> str | None:
-            if asked == method and path.split("?")[0].endswith(ending) and left[0] > 0:
+        def choose(requested: str, path: str) -> str | None:
+            if requested == method and path.split("?")[0].endswith(ending) and left[0] > 0:
                 left[0] -= 1
                 return fault
             return None
@@ -96,8 +96,8 @@ class Proxy:
                     self.hang_up()
                 elif fault in ("error", "denied"):
                     status, code = (503, "SlowDown") if fault == "error" else (403, "AccessDenied")
-                    said = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>a test</Message></Error>".encode()
-                    self.answer(status, [("Content-Type", "application/xml")], said, len(said))
+                    error = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>a test</Message></Error>".encode()
+                    self.answer(status, [("Content-Type", "application/xml")], error, len(error))
                 else:
                     self.forward(body, fault)
 
@@ -111,7 +111,7 @@ class Proxy:
                 try:
                     there.request(self.command, self.path, body, headers)
                     answer = there.getresponse()
-                    found = answer.read()
+                    content = answer.read()
                 finally:
                     there.close()
                 if fault in ("lost", "late"):
@@ -119,9 +119,9 @@ class Proxy:
                     self.hang_up()
                     return
                 skipped = {"transfer-encoding", "content-length", "connection", "server", "date"}
-                kept = [(k, v) for k, v in answer.getheaders() if k.lower() not in skipped]
-                size = int(answer.getheader("Content-Length") or len(found))
-                self.answer(answer.status, kept, found, size)
+                kept_headers = [(k, v) for k, v in answer.getheaders() if k.lower() not in skipped]
+                size = int(answer.getheader("Content-Length") or len(content))
+                self.answer(answer.status, kept_headers, content, size)
 
             def answer(self, status: int, headers: list[tuple[str, str]], body: bytes, size: int) -> None:
                 try:

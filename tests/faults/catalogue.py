@@ -19,7 +19,7 @@ FAULTS = {
     3: "all workers are gone: an error once none came for `cluster.worker_timeout`, that says how to go on",
     4: "one part kills every worker that takes it: the error names stage and part, commits are kept",
     5: "the cluster forgives no death ('allowed-failures: 0'): the run completes",
-    6: "the driver is killed at an object, a manifest or a clean-up: the same bytes, at most one round done again",
+    6: "the driver is killed at an object, a manifest or a clean-up: the same bytes, no committed checkpoint is lost",
     7: "the scheduler is killed: the driver ends in bounded time, says how to go on, and a new cluster does",
     8: "the driver is told to end (SIGTERM): no lock is left, an exit code of its own, and it may go on",
     9: "a run goes on with other numbers of workers and threads: the same bytes",
@@ -104,13 +104,15 @@ def collect() -> Collector:
 
 
 if __name__ == "__main__":
-    found = collect()
+    collected = collect()
     if "--json" in sys.argv:
-        print(json.dumps(vars(found)))
+        print(json.dumps(vars(collected)))
     else:
         for number, text in FAULTS.items():
             print(f"{number:>2} {text}")
-            for test in dict.fromkeys(name.split("[")[0] for name in found.tests[number]):
+            for test in dict.fromkeys(name.split("[")[0] for name in collected.tests[number]):
                 print(f"     {test}")
-            for test, reason in {name.split("[")[0]: reason for name, reason in found.skipped[number].items()}.items():
+            for test, reason in {
+                name.split("[")[0]: reason for name, reason in collected.skipped[number].items()
+            }.items():
                 print(f"     {test} is skipped: {reason}")

@@ -1,4 +1,4 @@
-"""What the tests of faults share."""
+"""Fixtures that tests of faults share: their data, a run that nothing disturbs, and a cluster that may be harmed."""
 
 from __future__ import annotations
 
@@ -19,32 +19,32 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="session")
 def data(digits, save):
-    """Save 500 digits; return their path."""
+    """Save the first 500 digits; return their path."""
     return save(digits[0][:500], 100)
 
 
 @pytest.fixture(scope="session")
 def finished_run(embed, data):
-    """Return a run that nothing disturbed; not to be changed."""
+    """Return a finished run that nothing disturbed. Tests only read it."""
     return embed(data, SETTINGS)
 
 
 @pytest.fixture(scope="session")
 def expected(finished_run):
-    """Return the bytes that every run of the data must come to."""
+    """Return the bytes that every run of the data must have, however it was disturbed."""
     return results(finished_run.output)
 
 
 @pytest.fixture(scope="session")
 def prepare(configure, data):
-    """Make the configuration of a run of the data."""
+    """Return a function that makes the configuration of a run of the data."""
     patient = {**SETTINGS, "cluster.timeout": SECONDS / 2}
     return lambda settings=None: configure(data, {**patient, **(settings or {})})
 
 
 @pytest.fixture
 def damageable(prepare, finished_run):
-    """Return the configuration of a finished run that a test may damage: a copy, since no file names its place."""
+    """Return the configuration of a finished run that a test may damage: a copy of the run that others read."""
     config = prepare()
     shutil.copytree(finished_run.output, config.output)
     return config
@@ -52,12 +52,15 @@ def damageable(prepare, finished_run):
 
 @pytest.fixture(scope="session")
 def shared_cluster(fresh):
-    """Start a cluster of two workers whose nannies start them again."""
+    """Start a scheduler and two workers, as processes, whose nannies restart them when they die.
+
+    It takes 5 to 10 s, so it is made once; the tests that kill workers and drivers share it.
+    """
     with fleet(fresh) as started:
         yield started
 
 
 @pytest.fixture
 def cluster_with_nannies(shared_cluster):
-    """Return the shared cluster, as whole as at first."""
+    """Return the shared cluster, once both of its workers are there again."""
     return shared_cluster.ready(2)

@@ -1,4 +1,4 @@
-"""The command line as hooks.py runs it, with locks renewed many times a second; waits for a starting gun, if told."""
+"""The command line as hooks.py runs it, with locks renewed many times a second; it can wait for a signal to start."""
 
 from __future__ import annotations
 

@@ -34,12 +34,12 @@ SETTINGS = {
     "neighbors.recall_target": 1.0,
     "neighbors.max_repairs": 1,
     "start.coarse_epochs": 20,
-    "layout.n_epochs": 20,
+    "layout.n_epochs": 12,
     "audit.queries": 40,
     "keep": "all",
 }
 """Three blocks, four cells or more, one repair."""
-WORDS = [word for key, value in SETTINGS.items() for word in ("--set", f"{key}={value}")]
+SETTING_OPTIONS = [option for key, value in SETTINGS.items() for option in ("--set", f"{key}={value}")]
 """The same, for the command line."""
 ROUNDS = {"layout.mode": "rounds"}
 
@@ -47,20 +47,20 @@ ROUNDS = {"layout.mode": "rounds"}
 def until(condition: Callable[[], Any], what: str, seconds: float = SECONDS) -> Any:
     """Wait until a condition holds; return what it gave."""
     deadline = time.monotonic() + seconds
-    while not (found := condition()):
+    while not (value := condition()):
         assert time.monotonic() < deadline, f"waited {seconds} s for {what}"
         time.sleep(0.05)
-    return found
+    return value
 
 
 def results(output: str) -> dict[str, bytes]:
     """Return the bytes of what a run is for: the embedding, the status and the graph."""
     run = Run(output, read_only=True)
-    found = {p: zarr.open_array(output, path=p, mode="r")[:].tobytes() for p in ("embedding", "status")}
+    arrays = {p: zarr.open_array(output, path=p, mode="r")[:].tobytes() for p in ("embedding", "status")}
     for part in (part for part in run.committed("graph") if part.startswith("united-")):
         for name in run.manifest("graph", part)["arrays"]:
-            found[f"graph {part} {name}"] = run.read("graph", part, name).tobytes()
-    return found
+            arrays[f"graph {part} {name}"] = run.read("graph", part, name).tobytes()
+    return arrays
 
 
 def commits(output: str) -> dict[str, bytes]:
@@ -70,14 +70,14 @@ def commits(output: str) -> dict[str, bytes]:
     repair.
     """
     root = Path(output, MANIFESTS)
-    found = {}
+    manifests = {}
     for path in root.glob("*/[!.]*.json"):
         stage, kind = path.parent.name, path.name.split("-")[0].removesuffix(".json")
         kept = {"coarsen": ("seeds", "edges"), "start": ("coordinates", "box"), "layout": ()}
         temporary = stage in kept and kind not in kept[stage]
         if not temporary and kind not in ("halo", "requests", "sent", "offers"):
-            found[str(path.relative_to(root))] = path.read_bytes()
-    return found
+            manifests[str(path.relative_to(root))] = path.read_bytes()
+    return manifests
 
 
 def all_kept(before: dict[str, bytes], output: str) -> bool:
@@ -105,11 +105,11 @@ class Faults:
 
     def happened(self, name: str) -> list[int]:
         """Return the processes that a fault happened to, in that order."""
-        found = []
+        processes = []
         for token in sorted(self.folder.glob(f"done-{name}-*")):
             with contextlib.suppress(ValueError):  # just being written
-                found.append(json.loads(token.read_text())[0])
-        return found
+                processes.append(json.loads(token.read_text())[0])
+        return processes
 
 
 class Process:
@@ -129,7 +129,7 @@ class Process:
         return self._popen.poll()
 
     @property
-    def said(self) -> str:
+    def output(self) -> str:
         """All that it wrote."""
         return self.log.read_text()
 
@@ -140,7 +140,7 @@ class Process:
 
     def wait(self, seconds: float = SECONDS) -> int:
         """Wait until it ends; return its exit code."""
-        until(lambda: self.code is not None, f"an end of {self._popen.args}:\n{self.said}", seconds)
+        until(lambda: self.code is not None, f"an end of {self._popen.args}:\n{self.output}", seconds)
         return self._popen.returncode
 
     def members(self) -> list[psutil.Process]:
@@ -212,20 +212,20 @@ class Fleet:
     def start_scheduler(self) -> str:
         """Start a scheduler; return its address once it is there."""
         self.file = self.fresh("scheduler.json")
-        words = ["-m", "dask", "scheduler", "--host", "127.0.0.1", "--port", "0", "--scheduler-file", self.file]
-        self.scheduler = self.start([*words, "--no-dashboard", "--dashboard-address", ":0"])
+        command = ["-m", "dask", "scheduler", "--host", "127.0.0.1", "--port", "0", "--scheduler-file", self.file]
+        self.scheduler = self.start([*command, "--no-dashboard", "--dashboard-address", ":0"])
         written = lambda: os.path.exists(self.file) and Path(self.file).read_text().endswith("}")  # noqa: E731
         until(lambda: written() or self.scheduler.code is not None, "a scheduler's file")
-        assert self.scheduler.code is None, self.scheduler.said
+        assert self.scheduler.code is None, self.scheduler.output
         self.address = str(json.loads(Path(self.file).read_text())["address"])
         return self.address
 
     def start_workers(self, count: int, threads: int = 1, nanny: bool = True, *more: str, **env: str) -> list[Process]:
         """Start workers that may use 2 GiB a thread."""
-        words = ["-m", "dask", "worker", self.address, "--host", "127.0.0.1", "--nthreads", str(threads)]
-        words += ["--nanny" if nanny else "--no-nanny", "--memory-limit", f"{2 * threads}GiB", "--no-dashboard"]
-        words += ["--dashboard-address", ":0", "--death-timeout", str(SECONDS), *more]
-        started = [self.start([*words, "--local-directory", self.fresh()], **env) for _ in range(count)]
+        command = ["-m", "dask", "worker", self.address, "--host", "127.0.0.1", "--nthreads", str(threads)]
+        command += ["--nanny" if nanny else "--no-nanny", "--memory-limit", f"{2 * threads}GiB", "--no-dashboard"]
+        command += ["--dashboard-address", ":0", "--death-timeout", str(SECONDS), *more]
+        started = [self.start([*command, "--local-directory", self.fresh()], **env) for _ in range(count)]
         self.workers += started
         return started
 

@@ -113,18 +113,18 @@ def install(role: str) -> None:
 
     def written(original):
         def call(self, name, *arguments):
-            found = original(self, name, *arguments)
+            result = original(self, name, *arguments)
             at("object", self.stage, self.name)
-            return found
+            return result
 
         return call
 
     def commit(original):
         def call(self, stage, name, *arguments):
             at("manifest", stage, name)
-            found = original(self, stage, name, *arguments)
+            result = original(self, stage, name, *arguments)
             at("committed", stage, name)
-            return found
+            return result
 
         return call
 
@@ -154,12 +154,12 @@ def install(role: str) -> None:
     around(store.Run, "delete_all", delete)
 
 
-def pretend(told: dict[str, str]) -> None:
+def pretend(pretended: dict[str, str]) -> None:
     """Have this process say that it has other versions than it has."""
     from dumap.engine import worker
 
-    own = worker.versions
-    worker.versions = lambda: {**own(), **told}
+    versions = worker.versions
+    worker.versions = lambda: {**versions(), **pretended}
 
 
 def dask_setup(worker: Any) -> None:

@@ -10,7 +10,7 @@ import pytest
 import yaml
 import zarr
 from distributed import Client, LocalCluster
-from faults.harness import WORDS, Fleet, until
+from faults.harness import SETTING_OPTIONS, Fleet, until
 from helpers import AsBegins, slowly
 
 from dumap.config import load
@@ -35,7 +35,7 @@ SOURCE, OUTPUT = "s3://data/input.zarr", "s3://data/run.zarr"
 
 @pytest.fixture(scope="module")
 def proxy(digits):
-    """Return a proxy before a bucket 'data' that holds an input, and let all that starts from here use it."""
+    """Return a proxy in front of a bucket 'data' that holds an input; processes started here use it."""
     server = Server()
     proxy = Proxy(server.host, server.port)
     with pytest.MonkeyPatch.context() as patch:
@@ -60,13 +60,13 @@ def proxy(digits):
 
 @pytest.fixture(autouse=True)
 def passing(proxy):
-    """Let every request through again."""
+    """Let the proxy pass all requests on again, before and after the test."""
     proxy.clear()
 
 
 @pytest.fixture(scope="module")
 def bucket_client(proxy):
-    """Return the client of workers who know the bucket."""
+    """Return the client of two workers that know the bucket."""
     with (
         LocalCluster(n_workers=2, threads_per_worker=1, memory_limit="2GiB", dashboard_address=":0") as cluster,
         Client(cluster, set_as_default=False) as client,
@@ -82,11 +82,11 @@ def config_of(output: str = OUTPUT, **more):
 def bytes_of(location: str) -> dict[str, bytes]:
     """Return the bytes of what a run is for, wherever it lies."""
     store = Run(location, read_only=True)
-    found = {n: zarr.open_array(store.store, path=n, mode="r")[:].tobytes() for n in ("embedding", "status")}
+    arrays = {n: zarr.open_array(store.store, path=n, mode="r")[:].tobytes() for n in ("embedding", "status")}
     for part in (part for part in store.committed("graph") if part.startswith("united-")):
         for array in store.manifest("graph", part)["arrays"]:
-            found[f"{part} {array}"] = store.read("graph", part, array).tobytes()
-    return found
+            arrays[f"{part} {array}"] = store.read("graph", part, array).tobytes()
+    return arrays
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +98,7 @@ def expected(embed, digits):
 
 @pytest.fixture(scope="module")
 def flaky_run(proxy, bucket_client, fresh, expected):
-    """Return what a driver said that ran while one request in twenty failed."""
+    """Run once while one request in twenty fails; return what happened and what the driver wrote."""
     proxy.fail_some(0.05)
     with Fleet(fresh) as fleet:
         file = fresh("run.yaml")
@@ -107,10 +107,10 @@ def flaky_run(proxy, bucket_client, fresh, expected):
         )
         driver = fleet.start(["-m", "dumap.cli", "--debug", "run", file])
         code = driver.wait(240)
-        happened, said = dict(proxy.happened), driver.said
+        happened, output = dict(proxy.happened), driver.output
     proxy.clear()
-    assert code == 0, said
-    return happened, said
+    assert code == 0, output
+    return happened, output
 
 
 @pytest.mark.fault(16)
@@ -133,8 +133,8 @@ def test_files_become_a_store_in_a_bucket(proxy, digits, fresh):
 
 def test_results_lie_in_a_bucket_and_all_else_on_a_disk(proxy, expected, fresh):
     work, output = fresh("work"), "s3://data/results.zarr"
-    found = run(config_of(output, work=work, **{"cluster.engine": "local"}))
-    assert (found["output"], found["work"], found["state"]) == (output, work, "done")
+    status = run(config_of(output, work=work, **{"cluster.engine": "local"}))
+    assert (status["output"], status["work"], status["state"]) == (output, work, "done")
     store = Run(output, read_only=True)
     keys = set(store.keys())
     assert {key for key in keys if not key.startswith(("embedding/", "status/"))} == {
@@ -205,18 +205,18 @@ def test_an_input_changed_in_its_bucket_is_refused(flaky_run, bucket_client, cli
 @pytest.mark.slow
 def test_no_secret_is_told(flaky_run, bucket_client):
     """Not by the driver, --debug or not, nor by workers and scheduler, nor in the run."""
-    _, said = flaky_run
-    told = {
-        "driver": said,
+    _, output = flaky_run
+    texts = {
+        "driver": output,
         "workers": repr(bucket_client.get_worker_logs()),
         "scheduler": repr(bucket_client.get_scheduler_logs()),
     }
-    told["tasks"] = repr(bucket_client.run_on_scheduler(lambda dask_scheduler: list(dask_scheduler.transition_log)))
+    texts["tasks"] = repr(bucket_client.run_on_scheduler(lambda dask_scheduler: list(dask_scheduler.transition_log)))
     store = Run(OUTPUT, read_only=True)
-    told |= {key: (store.get(key) or b"").decode("latin1") for key in store.keys()}  # noqa: SIM118
-    assert "dumap-" in told["tasks"]
-    assert f"{MANIFESTS}/identity/run.json" in told
-    assert [where for where, what in told.items() if KEY in what or SECRET in what or KEY[6:] in what] == []
+    texts |= {key: (store.get(key) or b"").decode("latin1") for key in store.keys()}  # noqa: SIM118
+    assert "dumap-" in texts["tasks"]
+    assert f"{MANIFESTS}/identity/run.json" in texts
+    assert [where for where, what in texts.items() if KEY in what or SECRET in what or KEY[6:] in what] == []
 
 
 @pytest.mark.fault(6)
@@ -254,7 +254,7 @@ def test_a_server_that_goes_ends_the_run_in_bounded_time(proxy, bucket_client, e
         run(config, client=bucket_client, observer=AsBegins("graph", go))
     assert time.monotonic() - began < 240
     assert "s3://data/gone.zarr" in str(caught.value)
-    told(str(caught.value))
+    check_message(str(caught.value))
     proxy.clear()
     assert run(config, client=bucket_client)["state"] == "done"
     assert bytes_of(config.output) == expected
@@ -263,7 +263,7 @@ def test_a_server_that_goes_ends_the_run_in_bounded_time(proxy, bucket_client, e
 # objects -----------------------------------------------------------------------------------------
 
 
-def told(message: str) -> None:
+def check_message(message: str) -> None:
     """Check that a message is for people, and tells no secret."""
     assert KEY not in message
     assert SECRET not in message
@@ -273,7 +273,7 @@ def told(message: str) -> None:
 
 @pytest.fixture
 def no_pauses(monkeypatch):
-    """Try again at once."""
+    """Try failed requests again without a pause."""
     monkeypatch.setattr(objects_module, "PAUSES", (0.0, 0.0, 0.0))
 
 
@@ -337,8 +337,8 @@ def test_rows_are_asked_for_again(proxy, begun_run, no_pauses, fault):
 @pytest.mark.fault(17)
 def test_a_lock_whose_answer_is_lost_is_ones_own(proxy, begun_run):
     proxy.fail_first("lost", "PUT", f"/{LOCKS}/00000001.json")
-    with lock_module.Lock(begun_run, print) as own:
-        assert own.run.term == 1
+    with lock_module.Lock(begun_run, print) as lock:
+        assert lock.run.term == 1
     assert proxy.happened["lost"] == 1
     assert begun_run.terms() == [1]
 
@@ -391,8 +391,8 @@ def test_a_prefix_that_holds_anything_but_a_run_is_refused(proxy, cli, key):
 
 @pytest.mark.fault(45)
 def test_files_that_people_add_to_a_run_in_a_bucket_survive(begun_run, cli):
-    theirs = ["graph/notes.txt", "labels/c/0", "labels/zarr.json", "notes.txt"]
-    for key in theirs:
+    foreign = ["graph/notes.txt", "labels/c/0", "labels/zarr.json", "notes.txt"]
+    for key in foreign:
         begun_run.put(key, b"years of work")
     left = f"{PARTS}/vectors/block-00000-01234567"
     begun_run.put(left, b"left over")
@@ -400,8 +400,8 @@ def test_files_that_people_add_to_a_run_in_a_bucket_survive(begun_run, cli):
         part.write("a", np.arange(5))
     (key,) = part.objects
     begun_run.put(f"{key}/notes.txt", b"years of work")
-    found, others = clean(begun_run.location, print)
-    assert (found, others) == ([left], sorted([*theirs, f"{key}/notes.txt"]))
+    removed, others = clean(begun_run.location, print)
+    assert (removed, others) == ([left], sorted([*foreign, f"{key}/notes.txt"]))
     begun_run.discard("graph", "p")
     assert begun_run.keys(f"{PARTS}/graph") == [f"{key}/notes.txt"]
     assert [begun_run.get(key) for key in others] == [b"years of work"] * 5
@@ -419,11 +419,11 @@ def test_digests_are_found_piece_by_piece(begun_run, monkeypatch):
 def test_credentials_that_may_not_write_are_refused_first(proxy, client, cli):
     proxy.choose = lambda method, path: "denied" if method in ("PUT", "POST", "DELETE") else None
     address = ["--scheduler", client.scheduler.address]
-    outcome = cli("run", "--input", SOURCE, "--output", "s3://data/denied.zarr", *WORDS, *address)
+    outcome = cli("run", "--input", SOURCE, "--output", "s3://data/denied.zarr", *SETTING_OPTIONS, *address)
     assert outcome.code == 6, outcome.err
     assert "output: s3://data/denied.zarr cannot be written to" in outcome.err
     assert "begins" not in outcome.err
-    told(outcome.err)
+    check_message(outcome.err)
     proxy.clear()
     assert Run("s3://data/denied.zarr").keys() == []
 
@@ -445,12 +445,12 @@ def test_a_bucket_out_of_reach_is_said(proxy, client, cli, data, fresh, monkeypa
     source, output = (there, fresh("run.zarr")) if place == "input" else (data, there.replace("input", "x"))
     address = ["--scheduler", client.scheduler.address]
     began = time.monotonic()
-    outcome = cli("run", "--input", source, "--output", output, *WORDS, *address)
+    outcome = cli("run", "--input", source, "--output", output, *SETTING_OPTIONS, *address)
     assert outcome.code == (3 if place == "input" else 6), outcome.err
     assert time.monotonic() - began < 60
     assert there.rsplit("/", 1)[0] in outcome.err
     assert "unexpected" not in outcome.err
-    told(outcome.err)
+    check_message(outcome.err)
 
 
 @pytest.mark.slow
@@ -458,11 +458,11 @@ def test_a_child_reads_its_parent_in_the_bucket(embed, digits, fresh):
     near, local = {"layout.min_dist": 0.5}, {"cluster.engine": "local"}
     run(config_of("s3://data/kin/parent.zarr", **local))
     child, folder = config_of("s3://data/kin/child.zarr", **local, **near), config_of(fresh("c.zarr"), **local, **near)
-    wanted = bytes_of(embed(digits[0][:300], {**SETTINGS, **near}).output)
+    child_bytes = bytes_of(embed(digits[0][:300], {**SETTINGS, **near}).output)
     for config in (child, folder):
         stages = run(config, parent="s3://data/kin/parent.zarr")["stages"]
         assert [stage["from"] for stage in stages[:6]] == ["s3://data/kin/parent.zarr"] * 6
-        assert bytes_of(config.output) == wanted
+        assert bytes_of(config.output) == child_bytes
     assert Run(child.output, read_only=True).attributes["parent"] == "../parent.zarr"
     assert status("s3://data/kin/parent.zarr")["children"] == sorted([child.output, folder.output])
     assert verify(child.output) == []

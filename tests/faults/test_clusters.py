@@ -1,4 +1,4 @@
-"""Clusters that are lost, never answer, are unfit, or are other ones than before."""
+"""Clusters that are lost, never answer, have unfit workers, or are replaced by others."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ def test_a_run_whose_workers_are_all_gone(fresh, prepare, expected, place):
         until(
             lambda: all(w.code is not None for w in dying.workers) or driver.code is not None, "an end of the workers"
         )
-        assert driver.code is None, driver.said
-        assert driver.wait() == ClusterError.exit_code, driver.said
-        assert "no worker for 10 s" in driver.said
-        assert f"{stage} " in driver.said
-        assert HINT in driver.said
+        assert driver.code is None, driver.output
+        assert driver.wait() == ClusterError.exit_code, driver.output
+        assert "no worker for 10 s" in driver.output
+        assert f"{stage} " in driver.output
+        assert HINT in driver.output
         before = commits(config.output)
         dying.start_workers(1)
         dying.ready(1)
@@ -63,10 +63,10 @@ def test_a_run_whose_scheduler_is_killed(fresh, prepare, expected, place):
         first.faults.plan(kill)
         driver = first.drive(config)
         until(lambda: first.scheduler.code is not None or driver.code is not None, "an end of the scheduler")
-        assert driver.wait() == ClusterError.exit_code, driver.said
-        assert "is lost" in driver.said
-        assert HINT in driver.said
-        assert "Traceback" not in driver.said
+        assert driver.wait() == ClusterError.exit_code, driver.output
+        assert "is lost" in driver.output
+        assert HINT in driver.output
+        assert "Traceback" not in driver.output
     assert status(config.output)["state"] == "partial"
     before = commits(config.output)
     with fleet(fresh, 1, 3) as second:
@@ -85,8 +85,8 @@ def test_a_run_whose_scheduler_answers_no_more(fresh, prepare):
         (name,) = hung.faults.plan(stop)
         driver = hung.drive(config)
         until(lambda: hung.faults.happened(name) or driver.code is not None, "a stopped scheduler")
-        assert driver.wait() == ClusterError.exit_code, driver.said
-        assert HINT in driver.said
+        assert driver.wait() == ClusterError.exit_code, driver.output
+        assert HINT in driver.output
 
 
 # other -------------------------------------------------------------------------------------------
@@ -137,7 +137,7 @@ def test_a_run_that_goes_on_with_other_workers_and_threads(fresh, prepare, expec
 
 @pytest.fixture
 def mute():
-    """Return the address of a port that takes connections and never says a word."""
+    """Return the address of a port that accepts connections and never answers."""
     held, open_ = [], True
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.settimeout(0.2)
@@ -171,14 +171,14 @@ def nobody():
 def test_a_scheduler_that_never_answers(prepare, fresh, request, who, by):
     address = request.getfixturevalue(who)
     if by == "scheduler_file":
-        place = fresh("scheduler.json")
-        Path(place).write_text(json.dumps({"address": address}))
+        location = fresh("scheduler.json")
+        Path(location).write_text(json.dumps({"address": address}))
     else:
-        place = address
-    config, began = prepare({f"cluster.{by}": place, "cluster.timeout": 1.0}), time.monotonic()
+        location = address
+    config, began = prepare({f"cluster.{by}": location, "cluster.timeout": 1.0}), time.monotonic()
     with pytest.raises(ClusterError, match=r"no scheduler answers at .* within 1 s") as caught:
         run(config)
-    assert place in str(caught.value)
+    assert location in str(caught.value)
     assert time.monotonic() - began < 25, "Dask itself waits for 30 s"
     assert not Path(config.output).exists()
 
@@ -193,7 +193,7 @@ UNFIT = {
 
 @pytest.fixture
 def unfit(fresh):
-    """Return the environment of a worker that is unfit in some way."""
+    """Return a function that makes the environment of an unfit worker."""
 
     def make(kind: str) -> dict[str, str]:
         package = Path(fresh(), "dumap")
@@ -205,11 +205,12 @@ def unfit(fresh):
     return make
 
 
-SAID = {"no dumap": "cannot run dumap .* install dumap", "another version": "has dumap 0.0.1, this client .*"}
+MESSAGES = {"no dumap": "cannot run dumap .* install dumap", "another version": "has dumap 0.0.1, this client .*"}
 
 
 @pytest.mark.fault(39, 42)
-@pytest.mark.parametrize("kind", [pytest.param("no dumap", marks=pytest.mark.slow), "another version"])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", UNFIT)
 def test_a_worker_that_cannot_do_the_work_is_left_out(cluster_with_nannies, prepare, expected, unfit, kind):
     """It stands beside two that can."""
     (process,) = cluster_with_nannies.start_workers(1, **unfit(kind))
@@ -218,7 +219,7 @@ def test_a_worker_that_cannot_do_the_work_is_left_out(cluster_with_nannies, prep
         config, noting = prepare(), Notes()
         assert run(config, client=cluster_with_nannies.client, observer=noting)["state"] == "done"
         (note,) = noting.left_out()
-        assert re.search(SAID[kind], note)
+        assert re.search(MESSAGES[kind], note)
         assert results(config.output) == expected
         assert process.code is None, "others may have work for it"
     finally:
@@ -233,7 +234,7 @@ def test_workers_that_all_cannot_do_the_work_are_named(fresh, prepare, unfit, ki
     with fleet(fresh, 0) as useless:
         useless.start_workers(1, **unfit(kind))
         useless.ready(1)
-        with pytest.raises(ClusterError, match=f"no fit worker for 10 s; .*Left out: tcp://.*{SAID[kind]}"):
+        with pytest.raises(ClusterError, match=f"no fit worker for 10 s; .*Left out: tcp://.*{MESSAGES[kind]}"):
             run(config, client=useless.client)
     assert not Path(config.output).exists()
 
@@ -242,18 +243,20 @@ def test_workers_that_all_cannot_do_the_work_are_named(fresh, prepare, unfit, ki
 
 
 @pytest.mark.fault(41)
+@pytest.mark.slow
 def test_a_run_from_inside_a_task(cluster_with_nannies, prepare, expected):
     config = prepare()
 
     def inside():
-        with worker_client() as own:
-            return run(config, client=own)["state"]
+        with worker_client() as inner:
+            return run(config, client=inner)["state"]
 
     assert cluster_with_nannies.client.submit(inside, pure=False).result(timeout=SECONDS) == "done"
     assert results(config.output) == expected
 
 
 @pytest.mark.fault(41)
+@pytest.mark.slow
 def test_a_run_with_an_asynchronous_client(cluster_with_nannies, prepare, expected):
     config = prepare()
 

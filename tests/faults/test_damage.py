@@ -1,4 +1,4 @@
-"""Objects that are lost, cut or changed, and those that nobody counts: found, named, made again, removed."""
+"""Objects that are lost, truncated or changed, and objects without a manifest: found, named, made again, removed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from faults.harness import WORDS, results
+from faults.harness import SETTING_OPTIONS, results
 from helpers import slowly, uncommit
 from zarr.codecs import Crc32cCodec
 
@@ -139,7 +139,7 @@ def test_damage_met_on_the_way_is_made_again(cli, damageable, expected):
     """Never fill values: a lost object of a stage that is read again is said, and its part made anew."""
     Path(damageable.output, lost := objects(damageable.output, "graph", "united-")[0]).unlink()
     uncommit(damageable.output, ("start", "layout", "embedding", "quality"))
-    outcome = cli("run", "--input", damageable.input.path, "--output", damageable.output, *WORDS)
+    outcome = cli("run", "--input", damageable.input.path, "--output", damageable.output, *SETTING_OPTIONS)
     assert outcome.code == 0, outcome.err
     assert f"{lost} (graph united-00000) is missing or damaged" in outcome.err
     assert verify(damageable.output) == []
@@ -154,12 +154,12 @@ MARKS = [f"{MANIFESTS}/done/{stage}.json" for stage in STAGES]
 
 def part_of(output: str) -> dict[str, tuple[str, str]]:
     """Return the part to which each object belongs, its manifest too."""
-    found = {}
+    parts = {}
     for manifest in Path(output, MANIFESTS).glob("*/*.json"):
         part = (manifest.parent.name, manifest.stem)
-        found[str(manifest.relative_to(output))] = part
-        found |= dict.fromkeys(json.loads(manifest.read_text())["document"]["objects"], part)
-    return found
+        parts[str(manifest.relative_to(output))] = part
+        parts |= dict.fromkeys(json.loads(manifest.read_text())["document"]["objects"], part)
+    return parts
 
 
 @pytest.mark.fault(13, 14)
@@ -169,15 +169,15 @@ def test_every_object_of_a_run_is_watched(damageable, monkeypatch, kind):
     monkeypatch.setattr(lock_module, "LEASE", 0.5)
     every = set(keys(damageable.output))
     manifests = {k for k in every if k.startswith((MANIFESTS, LOCKS)) or (k.endswith("zarr.json") and "/" not in k)}
-    for some in (
+    for damaged in (
         every - manifests,
         manifests - {f"{MANIFESTS}/{IDENTITY}/{part}.json" for part in ("run", "input")} - set(MARKS),
     ):
-        before = {key: Path(damageable.output, key).read_bytes() for key in some}
-        for key in some:
+        before = {key: Path(damageable.output, key).read_bytes() for key in damaged}
+        for key in damaged:
             DAMAGE[kind](Path(damageable.output, key))
-        lost = {k for k in some if k.startswith(f"{LOCKS}/0")} if kind == "deleted" else set()
-        assert {key for _, _, key in verify(damageable.output)} == some - lost
+        lost = {k for k in damaged if k.startswith(f"{LOCKS}/0")} if kind == "deleted" else set()
+        assert {key for _, _, key in verify(damageable.output)} == damaged - lost
         for key, data in before.items():
             Path(damageable.output, key).parent.mkdir(parents=True, exist_ok=True)
             Path(damageable.output, key).write_bytes(data)
@@ -198,13 +198,16 @@ def test_only_damaged_parts_are_made_again(cli, damageable, expected, monkeypatc
     unseen = {k for k in harmed if of.get(k) in headless and not k.startswith(MANIFESTS)}  # its part is made anew
     if kind == "deleted":  # where a stage is not done, no part of it is missed
         undone = {stage for stage in STAGES if f"{MANIFESTS}/done/{stage}.json" in harmed}
-        told = {f"{MANIFESTS}/{stage}/{part}.json" for stage, part in headless if stage in undone}
-        unseen |= told | {k for k in harmed if k in MARKS or k.startswith(f"{LOCKS}/0")}
+        unseen_manifests = {f"{MANIFESTS}/{stage}/{part}.json" for stage, part in headless if stage in undone}
+        unseen |= unseen_manifests | {k for k in harmed if k in MARKS or k.startswith(f"{LOCKS}/0")}
     parts = {of[key] for key in harmed if key in of}
     dropped = {("done", stage) for stage, _ in parts if stage in STAGES}
-    kept, series = {}, (f"{MANIFESTS}/layout/", f"{MANIFESTS}/coarsen/checkpoint-")  # committed anew with their pieces
+    kept, replaced = (
+        {},
+        (f"{MANIFESTS}/layout/", f"{MANIFESTS}/coarsen/checkpoint-"),
+    )  # committed anew with their pieces
     for key in set(of) - set(harmed):
-        if of[key] not in parts | dropped and not key.startswith(("embedding/", "status/", *series)):
+        if of[key] not in parts | dropped and not key.startswith(("embedding/", "status/", *replaced)):
             path = Path(damageable.output, key)
             kept[key] = (path.stat().st_mtime_ns, path.read_bytes())
     for key in harmed:
@@ -220,14 +223,17 @@ def test_only_damaged_parts_are_made_again(cli, damageable, expected, monkeypatc
     assert len(kept) > len(of) / 4
 
 
-TOLD = ("run", "results", "input")
+IDENTITY_PARTS = ("run", "results", "input")
 
 
 @pytest.mark.fault(13, 14)
 @pytest.mark.parametrize("kind", slowly(DAMAGE, "deleted"))
 @pytest.mark.parametrize(
     "key",
-    [*("zarr.json", "embedding/zarr.json", "embedding/c/0/0"), *(f"{MANIFESTS}/identity/{n}.json" for n in TOLD)],
+    [
+        *("zarr.json", "embedding/zarr.json", "embedding/c/0/0"),
+        *(f"{MANIFESTS}/identity/{n}.json" for n in IDENTITY_PARTS),
+    ],
 )
 def test_a_finished_run_is_made_whole(cli, damageable, expected, fresh, key, kind):
     DAMAGE[kind](Path(damageable.output, key))
@@ -267,7 +273,7 @@ def test_damage_to_an_input_with_checksums_is_an_error_that_names_its_rows(cli, 
             continue
         source, output = save(digits[0][:300], 100, compressors=[Crc32cCodec()]), fresh("run.zarr")
         harm(Path(source, "vectors", "c", "1", "0"))
-        outcome = cli("run", "--input", source, "--output", output, *WORDS)
+        outcome = cli("run", "--input", source, "--output", output, *SETTING_OPTIONS)
         assert outcome.code == 3, outcome.err
         assert f"{source}: rows " in outcome.err
         assert "cannot be read" in outcome.err
@@ -279,7 +285,7 @@ def test_damage_to_an_input_with_checksums_is_an_error_that_names_its_rows(cli, 
 
 @pytest.fixture
 def littered(damageable):
-    """Leave in a run what tasks and drivers leave that die at any point; return the keys."""
+    """Add to a run what tasks and drivers leave behind when they die; return the keys."""
     left = [
         f"{PARTS}/vectors/block-00000-01234567",
         f"{PARTS}/neighbors/cell-00099-89abcdef",
@@ -313,9 +319,9 @@ def test_leftovers_of_dead_tasks_do_not_count(cli, damageable, littered, expecte
 @pytest.mark.fault(24)
 def test_clean_removes_exactly_what_is_left_over(cli, damageable, littered, expected, contents):
     before = contents(damageable.output)
-    told = cli("clean", damageable.output, "--dry-run")
-    assert told.code == 0
-    assert told.out.splitlines() == [
+    outcome = cli("clean", damageable.output, "--dry-run")
+    assert outcome.code == 0
+    assert outcome.out.splitlines() == [
         *(f"not named: {key}" for key in sorted(littered)),
         "8 objects that no manifest names",
     ]
@@ -361,7 +367,7 @@ def test_folders_that_are_no_runs_are_left_alone(cli, data, fresh, contents, com
     (folder / "thesis.txt").write_text("years of work")
     file.write_text("years of work")
     before = contents(data)
-    for place, said in (
+    for place, message in (
         (nothing, "holds no run"),
         (folder, "holds no run"),
         (file, "holds no run"),
@@ -369,7 +375,7 @@ def test_folders_that_are_no_runs_are_left_alone(cli, data, fresh, contents, com
     ):
         outcome = cli(command, place)
         assert (outcome.code, outcome.out) == (6, ""), outcome
-        assert f"{place} {said}" in outcome.err
+        assert f"{place} {message}" in outcome.err
     assert not os.path.exists(nothing)
     assert contents(data) == before
     assert os.listdir(folder) == ["thesis.txt"]

@@ -56,7 +56,7 @@ def test_a_killed_driver_loses_no_commit(cluster_with_nannies, prepare, expected
         {"role": "driver", "point": point, "stage": stage, "part": part, "action": "kill"}
     )
     driver = cluster_with_nannies.drive(config)
-    assert driver.wait() == -9, driver.said
+    assert driver.wait() == -9, driver.output
     assert cluster_with_nannies.faults.happened(name) == [driver.pid]
     if stage == "layout":
         assert epochs(config.output)[-1] in (4, 5), "more than one round is lost"
@@ -81,7 +81,7 @@ def test_a_killed_driver_takes_its_embedded_cluster_along(cluster_with_nannies, 
     at_once = {"role": "worker", "point": point, "stage": stage, "part": part, "action": "kill driver"}
     (name,) = cluster_with_nannies.faults.plan(at_once)
     driver = cluster_with_nannies.drive(config)
-    assert driver.wait() == -9, driver.said
+    assert driver.wait() == -9, driver.output
     assert cluster_with_nannies.faults.happened(name)
     until(lambda: not driver.members(), "an end of the embedded cluster")
     if stage == "layout":
@@ -144,7 +144,7 @@ class Loop:
             self.killed.append(victim)
             if victim != "worker":
                 code = self.driver.wait()
-                assert code == {"driver": -9, "scheduler": 5}[victim], self.driver.said
+                assert code == {"driver": -9, "scheduler": 5}[victim], self.driver.output
                 self.driver = None
             if victim == "scheduler":
                 self.restart()
@@ -164,7 +164,7 @@ class Loop:
     def done(self) -> None:
         """See a run to its end, and begin the next."""
         self.drive()
-        assert self.driver.wait() == 0, self.driver.said
+        assert self.driver.wait() == 0, self.driver.output
         assert all_kept(self.kept, self.config.output)
         self.driver = None
         self.begin()

@@ -1,4 +1,4 @@
-"""Clusters that grow and shrink as a run goes on, workers that are not like the others, and those that are slow."""
+"""Clusters that grow and shrink during a run, workers that differ from the others, and slow ones."""
 
 from __future__ import annotations
 

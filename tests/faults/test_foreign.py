@@ -1,4 +1,4 @@
-"""What people keep in a run: their files, arrays, attributes and links survive whatever dumap does to the run."""
+"""Files, arrays, attributes and links that people keep in a run survive whatever dumap does to it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zarr
-from faults.harness import WORDS, results
+from faults.harness import SETTING_OPTIONS, results
 
 from dumap.errors import DamageError, StorageError
 from dumap.recipe.damage import clean, verify
@@ -37,7 +37,7 @@ PLACES = (
 """Where people keep files: also where dumap's own lie, and under names much like its own."""
 
 
-def keep(output: str) -> dict[str, object]:
+def add_foreign(output: str) -> dict[str, object]:
     """Put into a run what people keep there; return what `kept` finds."""
     root = Path(output)
     for place in PLACES:
@@ -63,36 +63,36 @@ def keep(output: str) -> dict[str, object]:
     group = zarr.open_group(output, mode="r+", use_consolidated=False)
     group.create_array("labels", data=np.arange(500), chunks=(100,))
     group.create_group("quality/scores").create_array("a", data=np.arange(5))
-    return kept(output)
+    return foreign_contents(output)
 
 
-def kept(output: str) -> dict[str, object]:
+def foreign_contents(output: str) -> dict[str, object]:
     """Return all in a run and beside it that is not dumap's, as it is."""
     left = clean(output, print, look_only=True)[1]
     root = Path(output)
-    found = {
+    contents = {
         place: os.readlink(root / place) if (root / place).is_symlink() else (root / place).read_bytes()
         for place in left
     }
-    found |= {str(path): path.read_bytes() for path in (root.parent / "elsewhere").iterdir()}
-    return found | {"empty folder": os.listdir(root / "empty folder")}
+    contents |= {str(path): path.read_bytes() for path in (root.parent / "elsewhere").iterdir()}
+    return contents | {"empty folder": os.listdir(root / "empty folder")}
 
 
 @pytest.mark.fault(24)
 def test_files_that_people_add_to_a_run_survive(cli, damageable, expected):
-    theirs = keep(damageable.output)
-    assert {*PLACES, "labels/zarr.json", "labels/c/0", "quality/scores/a/c/0", "link", "dangling"} <= theirs.keys()
+    foreign = add_foreign(damageable.output)
+    assert {*PLACES, "labels/zarr.json", "labels/c/0", "quality/scores/a/c/0", "link", "dangling"} <= foreign.keys()
     assert (cli("verify", damageable.output).code, verify(damageable.output)) == (0, [])
     Run(damageable.output).put(f"{PARTS}/vectors/block-00000-01234567", b"left over")
-    told = json.loads(cli("clean", damageable.output, "--json").out)
-    assert told["unnamed"] == [f"{PARTS}/vectors/block-00000-01234567"]
-    assert set(told["left"]) == theirs.keys() - {"empty folder"} - {
+    cleaned = json.loads(cli("clean", damageable.output, "--json").out)
+    assert cleaned["unnamed"] == [f"{PARTS}/vectors/block-00000-01234567"]
+    assert set(cleaned["left"]) == foreign.keys() - {"empty folder"} - {
         f"{Path(damageable.output).parent}/elsewhere/thesis.txt"
     }
-    assert kept(damageable.output) == theirs
-    said = cli("clean", damageable.output).out
-    assert "not dumap's, left: notes.txt\n" in said
-    assert said.endswith("0 objects that no manifest names\n")
+    assert foreign_contents(damageable.output) == foreign
+    output = cli("clean", damageable.output).out
+    assert "not dumap's, left: notes.txt\n" in output
+    assert output.endswith("0 objects that no manifest names\n")
     # made again, but for the first stage, with repairs
     for stage in STAGES[1:]:
         for manifest in Path(damageable.output, MANIFESTS, stage).glob("[a-z]*.json"):
@@ -105,7 +105,7 @@ def test_files_that_people_add_to_a_run_survive(cli, damageable, expected):
     assert results(damageable.output) == expected
     assert verify(damageable.output) == []
     cli("clean", damageable.output)
-    assert kept(damageable.output) == theirs
+    assert foreign_contents(damageable.output) == foreign
 
 
 @pytest.mark.parametrize("consolidated", [False, True], ids=["plain", "consolidated"])
@@ -117,12 +117,12 @@ def test_attributes_survive(cli, damageable, expected, consolidated, fresh):
     if consolidated:
         zarr.consolidate_metadata(damageable.output)
 
-    def theirs():
+    def foreign_attributes():
         group = zarr.open_group(damageable.output, mode="r")
         alone = zarr.open_array(damageable.output, path="embedding", mode="r")
         return group.attrs["note"], alone.attrs["units"], alone.attrs["long_name"]
 
-    before = theirs()
+    before = foreign_attributes()
     assert before[0]["by"] == "me"
     assert verify(damageable.output) == []
     assert cli("verify", damageable.output).code == 0
@@ -135,7 +135,7 @@ def test_attributes_survive(cli, damageable, expected, consolidated, fresh):
     assert {key for _, _, key in verify(damageable.output)} == {"zarr.json", f"{MANIFESTS}/{IDENTITY}/results.json"}
     assert cli("verify", damageable.output).code == 1
     assert run(damageable)["state"] == "done"
-    assert theirs() == before
+    assert foreign_attributes() == before
     assert verify(damageable.output) == []
     group = zarr.open_group(damageable.output, mode="r", use_consolidated=True)
     assert (group.attrs["dumap"]["seed"], group["embedding"].attrs["units"]) == (damageable.seed, "none")
@@ -154,7 +154,7 @@ def test_attributes_survive(cli, damageable, expected, consolidated, fresh):
 @pytest.mark.parametrize("key", ["zarr.json", "embedding/zarr.json"])
 def test_metadata_that_says_too_little_is_damage(damageable, cli, content, key):
     Path(damageable.output, key).write_bytes(content)
-    assert [found for _, _, found in verify(damageable.output)] == [key]
+    assert [damaged_key for _, _, damaged_key in verify(damageable.output)] == [key]
     if key != "zarr.json":
         with pytest.raises(DamageError, match=key):
             Run(damageable.output, read_only=True).final("embedding")
@@ -201,8 +201,8 @@ def test_a_folder_of_the_run_that_is_a_link_is_refused(damageable, cli, contents
         victim.mkdir(exist_ok=True)
     (root / folder).symlink_to(victim)
     before = contents(str(root.parent))
-    words = ["--input", damageable.input.path, "--output", damageable.output, *WORDS]
-    for command in (["run", *words], ["clean", damageable.output], ["verify", damageable.output]):
+    arguments = ["--input", damageable.input.path, "--output", damageable.output, *SETTING_OPTIONS]
+    for command in (["run", *arguments], ["clean", damageable.output], ["verify", damageable.output]):
         outcome = cli(*command)
         assert outcome.code == 6, outcome
         if folder not in (MANIFESTS, INSIDE) or kind != "dangling":
@@ -265,9 +265,9 @@ def test_a_file_without_end_is_damage(damageable, key):
             os.mkfifo(path)
         else:
             os.truncate(os.open(path, os.O_CREAT | os.O_WRONLY), 200 << 30)
-        assert [found for _, _, found in Run(damageable.output, read_only=True).damaged(RUN_KEYS.groups)] == [
-            str(path.relative_to(root))
-        ]
+        assert [
+            damaged_key for _, _, damaged_key in Run(damageable.output, read_only=True).damaged(RUN_KEYS.groups)
+        ] == [str(path.relative_to(root))]
 
 
 def test_all_that_a_run_writes_is_known_to_be_its_own(finished_run):

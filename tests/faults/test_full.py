@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from faults.harness import WORDS, Fleet, all_kept, commits, results
+from faults.harness import SETTING_OPTIONS, Fleet, all_kept, commits, results
 from helpers import AsBegins, unmark
 from skips import MOUNTING
 
@@ -75,28 +75,21 @@ needs_disk = pytest.mark.skipif(not may_mount(), reason=MOUNTING)
 def disk(fresh):
     """Return a small disk that a test may fill."""
     os.mkdir(path := fresh("disk"))
-    with mounted(path) as own:
-        yield own
+    with mounted(path) as small_disk:
+        yield small_disk
 
 
 @pytest.fixture
 def short_lease(monkeypatch):
-    """Let locks lapse soon: one that could not be released for want of room is this process's, which lives."""
+    """Let locks expire after 1 s: on a full disk they cannot be released, and this process lives on."""
     monkeypatch.setattr(module, "BEAT", 0.2)
     monkeypatch.setattr(module, "LEASE", 1.0)
 
 
 @pytest.mark.fault(15)
 @needs_disk
-@pytest.mark.parametrize(
-    ("stage", "spare"),
-    [
-        ("neighbors", 65536),
-        pytest.param("vectors", 0, marks=pytest.mark.slow),
-        pytest.param("layout", 8192, marks=pytest.mark.slow),
-        pytest.param("embedding", 0, marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("stage", "spare"), [("neighbors", 65536), ("vectors", 0), ("layout", 8192), ("embedding", 0)])
 def test_a_full_output_keeps_what_is_committed(prepare, client, disk, expected, short_lease, stage, spare):
     config = prepare()
     config = config.model_copy(update={"output": f"{disk.path}/run.zarr"})
@@ -120,8 +113,8 @@ def test_a_full_output_keeps_what_is_committed(prepare, client, disk, expected, 
 def test_an_output_that_is_full_from_the_start_is_refused(prepare, disk, cli):
     config = prepare()
     disk.fill()
-    places = ["--input", config.input.path, "--output", f"{disk.path}/run.zarr", *WORDS]
-    outcome = cli("run", *places)
+    arguments = ["--input", config.input.path, "--output", f"{disk.path}/run.zarr", *SETTING_OPTIONS]
+    outcome = cli("run", *arguments)
     assert outcome.code == 4, outcome.err
     assert "the output has 0 B free: make room, or name another output" in outcome.err
     assert os.listdir(disk.path) == ["filler"]
@@ -137,13 +130,13 @@ def test_a_full_scratch_is_said(fresh, prepare, client, disk, expected, name):
     with Fleet(fresh) as fleet:
         driver = fleet.start(["-m", "dumap.cli", "run", save(fresh, config)], **{name: disk.path})
         code = driver.wait()
-    assert "Traceback" not in driver.said
+    assert "Traceback" not in driver.output
     if name == "DASK_TEMPORARY_DIRECTORY":
-        assert code in (5, 6), driver.said
+        assert code in (5, 6), driver.output
         assert not os.path.exists(config.output)
         assert run(config, client=client)["state"] == "done"
     else:  # where no file can be made in one folder, Python looks for another
-        assert code == 0, driver.said
+        assert code == 0, driver.output
     assert results(config.output) == expected
 
 
@@ -158,9 +151,9 @@ def test_workers_without_room_for_compiled_code_are_refused(fresh, prepare, disk
         config = prepare({"cluster.scheduler": fleet.address})
         hasty = ["--set", "cluster.worker_timeout=5"]
         driver = fleet.start(["-m", "dumap.cli", "run", save(fresh, config), *hasty])
-        assert driver.wait() == 5, driver.said
-        assert "it cannot keep the code that it compiles: No space left on device" in driver.said
-        assert "Traceback" not in driver.said
+        assert driver.wait() == 5, driver.output
+        assert "it cannot keep the code that it compiles: No space left on device" in driver.output
+        assert "Traceback" not in driver.output
         assert not os.path.exists(config.output)
         worker.end()
         fleet.start_workers(1)
@@ -214,8 +207,8 @@ def test_a_read_only_output_is_refused_before_anything_is_computed(prepare, cli,
     disk.do("mount", "-o", "remount,ro")
     before = contents(disk.path)
     for output in (f"{disk.path}/run.zarr", begun):
-        places = ["--input", config.input.path, "--output", output, *WORDS]
-        outcome = cli("run", *places)
+        arguments = ["--input", config.input.path, "--output", output, *SETTING_OPTIONS]
+        outcome = cli("run", *arguments)
         assert outcome.code == 6, outcome.err
         assert f"output: {output} cannot be" in outcome.err
         assert "ead-only file system" in outcome.err or "the file system is read-only" in outcome.err
@@ -255,7 +248,7 @@ def test_an_output_that_is_something_else_is_left_alone(prepare, cli, data, fres
     folder.mkdir()
     (folder / "thesis.txt").write_text("years of work")
     before = contents(kept), Path(zipped).read_bytes()
-    for output, said in (
+    for output, message in (
         (kept, "is, holds or lies in the input"),
         (link, "is, holds or lies in the input"),
         (f"{kept}/vectors", "is, holds or lies in the input"),
@@ -266,9 +259,9 @@ def test_an_output_that_is_something_else_is_left_alone(prepare, cli, data, fres
         (zipped, "is a file"),
         (str(folder), "exists and is not a dumap run"),
     ):
-        outcome = cli("run", "--input", kept, "--output", output, *WORDS)
+        outcome = cli("run", "--input", kept, "--output", output, *SETTING_OPTIONS)
         assert (outcome.code, outcome.out) == (6, ""), (output, outcome)
-        assert said in outcome.err
+        assert message in outcome.err
         assert "begins" not in outcome.err
     assert (contents(kept), Path(zipped).read_bytes()) == before
     assert [p.name for p in folder.iterdir()] == ["thesis.txt"]

@@ -1,4 +1,4 @@
-"""Inputs that break programs: what whole runs make of them, and of more rows than 32 bits count."""
+"""Inputs that break programs, and more rows than 32 bits can count."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_a_metric_that_is_not_defined_for_zero_rows_is_named(configure):
 
 @pytest.mark.fault(37)
 @pytest.mark.parametrize(
-    ("metric", "kwds", "said"),
+    ("metric", "kwds", "message"),
     [
         ("haversine", {}, "haversine takes rows of 2 dims, latitude and longitude, not of 4"),
         ("seuclidean", {}, r"metric seuclidean needs 4 numbers for rows of 4 dims; it is not given"),
@@ -103,9 +103,9 @@ def test_a_metric_that_is_not_defined_for_zero_rows_is_named(configure):
         ("mahalanobis", {"vinv": [[1.0, 0.0], [0.0, 1.0]]}, r"metric mahalanobis needs 4 x 4 numbers .* it has 2 x 2"),
     ],
 )
-def test_a_metric_that_does_not_fit_the_dims_is_refused_at_planning(configure, metric, kwds, said):
+def test_a_metric_that_does_not_fit_the_dims_is_refused_at_planning(configure, metric, kwds, message):
     config = configure(noise(60), {**TINY, "neighbors.metric": metric, "neighbors.metric_kwds": kwds})
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match=message):
         plan(config)
 
 
@@ -269,13 +269,13 @@ def test_a_step_is_keyed_by_all_bits_of_a_row(ring):
     pool = lay_pool(noise(POOL_ROWS, 2, seed=1))
     descent = layout.LayoutParameters(1.577, 0.895, 1.0, 1.0, 5.0, 50, 42)
 
-    def step(first: int, own: int, known: np.ndarray) -> np.ndarray:
+    def step(first: int, y_offset: int, known: np.ndarray) -> np.ndarray:
         edges = pack(indptr, tails, weights, first, 1.0, 50, 42)._replace(
-            indptr=indptr.astype(np.int64), tails=(tails + own).astype(np.uint64),
+            indptr=indptr.astype(np.int64), tails=(tails + y_offset).astype(np.uint64),
             relative_weights=np.full(20, 2**15 - 1, "u2"), sample_phases=np.zeros(20, "u2"),
         )  # fmt: skip
         out, m, v = np.empty_like(y), np.zeros_like(y), np.zeros_like(y)
-        layout.step_epoch(descent, 3, 0, 10, first, own, edges, known, m, v, pool, out)
+        layout.step_epoch(descent, 3, 0, 10, first, y_offset, edges, known, m, v, pool, out)
         return out
 
     far = step(FAR, 0, y)
@@ -313,9 +313,9 @@ def test_the_starts_kernels_reach_beyond_32_bits(vast):
     start.look_up(indptr, tails, indptr[:-1].copy(), FAR, page, ends)
     assert ends[FAR : FAR + 2].tolist() == [7, 9]
     alone = [labels.copy() for _ in range(9)]
-    counts = [start.label_lowest(indptr, tails, FAR, own, seed) for seed, own in enumerate(alone)]
+    counts = [start.label_lowest(indptr, tails, FAR, label, seed) for seed, label in enumerate(alone)]
     assert set(counts) == {(1, 0), (0, 1)}
-    assert {own[0] for own in alone} == {start.UNLABELLED, -2 - FAR}
+    assert {label[0] for label in alone} == {start.UNLABELLED, -2 - FAR}
     assert start.spread_labels(indptr, weights, ends, FAR, labels) == (1, 0)
     assert labels.tolist() == [9]
     assert start.spread_labels(np.array([FAR, FAR]), weights, ends, FAR, labels) == (1, 0)
@@ -333,12 +333,12 @@ def test_a_step_reaches_beyond_32_bits(vast):
     descent = layout.LayoutParameters(1.577, 0.895, 1.0, 1.0, 5.0, 50, 42)
     pool, coordinates = lay_pool(noise(POOL_ROWS, 2, seed=1)), noise(4, 2)
 
-    def step(edge: int, own: int, tails, rates, phases, y) -> list:
-        tails[edge : edge + 3], rates[edge : edge + 3] = own + np.arange(1, 4), 2**14
-        y[own : own + 4] = coordinates
-        edges = Edges(np.array([edge, edge + 3]), tails, rates, phases)
+    def step(edge: int, y_offset: int, tails, relative_weights, sample_phases, y) -> list:
+        tails[edge : edge + 3], relative_weights[edge : edge + 3] = y_offset + np.arange(1, 4), 2**14
+        y[y_offset : y_offset + 4] = coordinates
+        edges = Edges(np.array([edge, edge + 3]), tails, relative_weights, sample_phases)
         out, m, v = np.empty((1, 2), "f4"), np.zeros((1, 2), "f4"), np.zeros((1, 2), "f4")
-        layout.step_epoch(descent, 3, 0, 1, FAR, own, edges, y, m, v, pool, out)
+        layout.step_epoch(descent, 3, 0, 1, FAR, y_offset, edges, y, m, v, pool, out)
         return [out.tolist(), m.tolist(), v.tolist()]
 
     near = step(0, 0, np.zeros(3, "u8"), np.zeros(3, "u2"), np.zeros(3, "u2"), np.zeros((4, 2), "f4"))
@@ -348,8 +348,8 @@ def test_a_step_reaches_beyond_32_bits(vast):
 @pytest.mark.fault(35)
 def test_choices_far_out_are_their_own():
     low = np.arange(1000)
-    found = [hashing.draws(42, hashing.POOL, low + far) for far in (0, 2**31, 2**32, 2**33, 2**40)]
-    assert len(np.unique(np.concatenate(found))) == 5000
+    draws = [hashing.draws(42, hashing.POOL, low + far) for far in (0, 2**31, 2**32, 2**33, 2**40)]
+    assert len(np.unique(np.concatenate(draws))) == 5000
     pool = np.concatenate([pool_rows(42, epoch, MANY) for epoch in range(5)])
     assert pool.dtype == np.int64
     assert pool.min() >= 0
@@ -370,10 +370,10 @@ def test_coarse_pairs_beyond_32_bits_are_added_up(ring):
     pairs, sums = coarse.coarse_edges(indptr, weights, labels, labels[tails], count)
     assert pairs.dtype == sums.dtype == np.int64
     heads = np.repeat(np.arange(10), 2)
-    wanted = sorted(zip((labels[heads] * count + labels[tails]).tolist(), weights.tolist(), strict=True))
-    assert max(wanted)[0] > 2**52
-    assert pairs.tolist() == [pair for pair, _ in wanted]
-    np.testing.assert_array_equal(sums, np.rint(np.array([w for _, w in wanted]) * 2**20).astype(np.int64))
+    expected = sorted(zip((labels[heads] * count + labels[tails]).tolist(), weights.tolist(), strict=True))
+    assert max(expected)[0] > 2**52
+    assert pairs.tolist() == [pair for pair, _ in expected]
+    np.testing.assert_array_equal(sums, np.rint(np.array([w for _, w in expected]) * 2**20).astype(np.int64))
 
 
 @pytest.mark.fault(35)
@@ -388,8 +388,8 @@ def test_spans_far_out_are_read(tmp_path):
             out.write("a", np.arange(first, first + size))
     for low in range(8):
         for high in range(low + 1, 9):
-            found = run.read_span("stage", names, offsets, "a", MANY + low, MANY + high)
-            assert found.tolist() == list(range(MANY + low, MANY + high))
+            rows = run.read_span("stage", names, offsets, "a", MANY + low, MANY + high)
+            assert rows.tolist() == list(range(MANY + low, MANY + high))
 
 
 @pytest.mark.fault(35)

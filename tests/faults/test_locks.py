@@ -1,4 +1,4 @@
-"""Drivers that are asked to stop, that meet, or that come back: one at a time drives, and none for ever."""
+"""Drivers that are asked to end, that start together, or that come back: one at a time drives a run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import numpy as np
 import psutil
 import pytest
 import yaml
-from faults.harness import SECONDS, WORDS, Fleet, all_kept, commits, results, until
+from faults.harness import SECONDS, SETTING_OPTIONS, Fleet, all_kept, commits, results, until
 from helpers import Notes
 
 from dumap.artifacts.job import Job
@@ -36,7 +36,7 @@ EMBEDDED = {"cluster.workers": 1, "cluster.memory_limit": 2**31}
 
 @pytest.fixture
 def drivers(fresh):
-    """Return a place to start drivers in, which are ended with the test."""
+    """Return a fleet without a scheduler, to start drivers that end with the test."""
     with Fleet(fresh) as fleet:
         yield fleet
 
@@ -50,8 +50,8 @@ def drive(fleet: Fleet, config, **env: str):
 
 def reached(fleet: Fleet, name: str, driver) -> None:
     """Wait until a driver or its worker has come to a fault."""
-    until(lambda: fleet.faults.happened(name) or driver.code is not None, f"{name}:\n{driver.said}")
-    assert driver.code is None, driver.said
+    until(lambda: fleet.faults.happened(name) or driver.code is not None, f"{name}:\n{driver.output}")
+    assert driver.code is None, driver.output
 
 
 def held(output: str, term: int = 1) -> dict:
@@ -81,14 +81,11 @@ ENDINGS = [
 
 
 @pytest.mark.fault(8)
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("moment", "number", "group"),
-    [
-        pytest.param(
-            *e, id="-".join([e[0], e[1].name, "group" if e[2] else "alone"]), marks=[pytest.mark.slow][: i > 0]
-        )
-        for i, e in enumerate(ENDINGS)
-    ],
+    ENDINGS,
+    ids=[f"{moment}-{number.name}-{'group' if group else 'alone'}" for moment, number, group in ENDINGS],
 )
 def test_a_driver_asked_to_end_lets_go(drivers, prepare, client, expected, moment, number, group):
     config = prepare(EMBEDDED)
@@ -100,13 +97,13 @@ def test_a_driver_asked_to_end_lets_go(drivers, prepare, client, expected, momen
         reached(drivers, name, driver)
     else:
         until(lambda: len(driver.members()) > 1, moment)
-    assert driver.code is None, driver.said
+    assert driver.code is None, driver.output
     (os.killpg if group else os.kill)(driver.pid, number)
-    assert driver.wait() == (143 if number == signal.SIGTERM else 130), driver.said
+    assert driver.wait() == (143 if number == signal.SIGTERM else 130), driver.output
     until(lambda: not driver.members(), f"its workers' end: {driver.members()}")
-    assert "interrupted; what is committed is kept" in driver.said
+    assert "interrupted; what is committed is kept" in driver.output
     if MOMENTS[moment]:  # of a cluster that is half there, Dask says so itself
-        assert "Traceback" not in driver.said
+        assert "Traceback" not in driver.output
         assert held(config.output)["released"]
     before, watching = commits(config.output), Notes()
     assert run(config, client=client, observer=watching)["state"] == "done"
@@ -124,9 +121,9 @@ def test_a_driver_asked_to_end_as_it_begins_leaves_nothing(drivers, prepare, sec
     driver = drivers.drive(config)
     time.sleep(seconds)
     os.kill(driver.pid, signal.SIGTERM)
-    assert driver.wait() in (143, -signal.SIGTERM), driver.said
+    assert driver.wait() in (143, -signal.SIGTERM), driver.output
     until(lambda: not driver.members(), "its workers' end")
-    assert "Traceback" not in driver.said
+    assert "Traceback" not in driver.output
     assert not Path(config.output).exists()
 
 
@@ -142,17 +139,17 @@ def test_a_second_driver_is_refused_and_the_first_undisturbed(drivers, prepare, 
     (name,) = drivers.faults.plan({**busy, "point": "task"})
     first = drive(drivers, config)
     reached(drivers, name, first)
-    places = ["--input", config.input.path, "--output", config.output]
+    arguments = ["--input", config.input.path, "--output", config.output]
     address = ["--scheduler", client.scheduler.address]
-    for command in (["run", *places, *WORDS, *address], ["clean", config.output]):
+    for command in (["run", *arguments, *SETTING_OPTIONS, *address], ["clean", config.output]):
         second = cli(*command)
         assert second.code == 8, second.err
         assert f"{config.output} is driven by process {first.pid} on {held(config.output)['holder']['machine'][0]}" in (
             second.err
         )
     assert cli("status", config.output).code == 0
-    assert first.wait() == 0, first.said
-    assert "Traceback" not in first.said
+    assert first.wait() == 0, first.output
+    assert "Traceback" not in first.output
     assert Run(config.output).terms() == [1]
     assert results(config.output) == expected
     assert verify(config.output) == []
@@ -165,8 +162,8 @@ def test_two_drivers_that_start_at_once(drivers, prepare, client, expected, fres
     both = [drive(drivers, config, DUMAP_GUN=str(gun)) for _ in range(2)]
     until(lambda: len(list(gun.glob("ready-*"))) == 2, "both drivers")
     (gun / "go").touch()
-    assert sorted(driver.wait() for driver in both) == [0, 8], [driver.said for driver in both]
-    assert "is driven by process" in next(driver.said for driver in both if driver.code == 8)
+    assert sorted(driver.wait() for driver in both) == [0, 8], [driver.output for driver in both]
+    assert "is driven by process" in next(driver.output for driver in both if driver.code == 8)
     assert Run(config.output).terms() == [1]
     assert results(config.output) == expected
 
@@ -176,12 +173,12 @@ def test_one_of_many_drivers_gets_the_lock(fresh, monkeypatch):
     monkeypatch.setattr(module, "BEAT", 0.05)
     output, begin, end = fresh("run.zarr"), threading.Barrier(8), threading.Event()
 
-    def reach() -> int | None:
+    def try_lock() -> int | None:
         begin.wait()
         try:
-            with Lock(Run(output), lambda _: None) as own:
+            with Lock(Run(output), lambda _: None) as lock:
                 end.wait(60)
-                return own.run.term
+                return lock.run.term
         except LockError:
             return None
         finally:
@@ -191,8 +188,8 @@ def test_one_of_many_drivers_gets_the_lock(fresh, monkeypatch):
 
     losses: list[int] = []
     with ThreadPoolExecutor(8) as pool:
-        found = [future.result() for future in [pool.submit(reach) for _ in range(8)]]
-    assert sorted(found, key=str) == [1, *[None] * 7]
+        terms = [future.result() for future in [pool.submit(try_lock) for _ in range(8)]]
+    assert sorted(terms, key=str) == [1, *[None] * 7]
 
 
 # holders that are gone ---------------------------------------------------------------------------
@@ -223,8 +220,8 @@ def taken(output: Run) -> tuple[int, float, list[str]]:
 def ended() -> tuple[int, float]:
     """Return the number of a process that ended, and when it had started."""
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
-        found = process.pid, module._started(process.pid)
-    return found
+        numbers = process.pid, module._started(process.pid)
+    return numbers
 
 
 @pytest.mark.fault(12)
@@ -321,8 +318,8 @@ def test_a_stopped_driver_is_taken_over_and_cannot_commit(
     assert all_kept(before, config.output)
     manifests = contents(f"{config.output}/{MANIFESTS}")
     os.kill(first.pid, signal.SIGCONT)
-    assert first.wait() == 8, first.said
-    assert "another driver took this run over; nothing more was written by this one" in first.said
+    assert first.wait() == 8, first.output
+    assert "another driver took this run over; nothing more was written by this one" in first.output
     assert contents(f"{config.output}/{MANIFESTS}") == manifests
     assert Run(config.output).terms() == [1, 2]
     assert json.loads(Path(config.output, lock_key(2)).read_text())["document"]["released"]

@@ -1,4 +1,4 @@
-"""Locks that somebody removed by hand, or that another driver holds: nobody writes under another's name."""
+"""Locks that were removed by hand, or that another driver holds: nobody writes under the name of another."""
 
 from __future__ import annotations
 
@@ -123,35 +123,35 @@ def test_a_beat_that_fails_is_said_and_the_next_gets_through(begun_run, monkeypa
 
 
 @pytest.mark.fault(13)
-@pytest.mark.parametrize("words", [[], ["--dry-run"]], ids=["verify", "dry run"])
-def test_verify_beside_a_driver_is_refused(damageable, cli, words):
+@pytest.mark.parametrize("options", [[], ["--dry-run"]], ids=["verify", "dry run"])
+def test_verify_beside_a_driver_is_refused(damageable, cli, options):
     store = Run(damageable.output)
     with Lock(store, print):
-        outcome = cli("verify", damageable.output, *words)
+        outcome = cli("verify", damageable.output, *options)
         assert (outcome.code, outcome.out) == (8, "")
         assert f"is driven by process {os.getpid()}" in outcome.err
-    assert cli("verify", damageable.output, *words).code == 0
+    assert cli("verify", damageable.output, *options).code == 0
 
 
 def test_a_dry_run_writes_nothing_and_verify_holds_the_lock(damageable, cli, contents, monkeypatch):
     before = contents(damageable.output)
     assert cli("verify", damageable.output, "--dry-run").code == 0
     assert contents(damageable.output) == before
-    seen = []
-    monkeypatch.setattr(damage, "_damage", lambda store: seen.append((store.term, store.lock(2)["released"])) or [])
+    locks = []
+    monkeypatch.setattr(damage, "_damage", lambda store: locks.append((store.term, store.lock(2)["released"])) or [])
     assert cli("verify", damageable.output).code == 0
-    assert seen == [(2, False)]
+    assert locks == [(2, False)]
     assert Run(damageable.output).lock(2)["released"]
 
 
 def test_a_driver_that_begins_meanwhile_is_no_damage(damageable, monkeypatch):
     key = Path(damageable.output, next(iter(Run(damageable.output).manifest("graph", "united-00000")["objects"])))
     key.unlink()
-    found = damage._damage
+    list_damage = damage._damage
 
     def begin(store):
         Run(damageable.output).put(lock_key(9), seal({"released": True}))
-        return found(store)
+        return list_damage(store)
 
     with monkeypatch.context() as patch:
         patch.setattr(damage, "_damage", begin)
@@ -180,35 +180,35 @@ class Asking(Silent):
     """Asks how a run goes on, once a stage is at work and the lock has said so."""
 
     def __init__(self, output: str, cli) -> None:
-        self.output, self.cli, self.told = output, cli, []
+        self.output, self.cli, self.statuses = output, cli, []
 
     def advanced(self, stage, done, total):
-        if stage == "neighbors" and not self.told:
+        if stage == "neighbors" and not self.statuses:
             time.sleep(0.2)
-            self.told = [status(self.output), self.cli("status", self.output).out]
+            self.statuses = [status(self.output), self.cli("status", self.output).out]
 
 
 def test_status_says_who_is_at_work_and_how_far(prepare, client, cli):
     config = prepare()
     asking = Asking(config.output, cli)
     assert run(config, client=client, observer=asking)["driver"] is None
-    found, text = asking.told
-    assert (found["driver"]["process"], found["driver"]["alive"]) == (os.getpid(), True)
-    stages = {stage["name"]: stage for stage in found["stages"]}
+    status, text = asking.statuses
+    assert (status["driver"]["process"], status["driver"]["alive"]) == (os.getpid(), True)
+    stages = {stage["name"]: stage for stage in status["stages"]}
     done, total = stages["neighbors"]["progress"]
     assert 0 < done <= total
     assert stages["cells"]["progress"] == [stages["cells"]["parts"]] * 2
     assert stages["layout"]["progress"] is None
-    assert f"driven by process {os.getpid()} on {found['driver']['machine']}: at work" in text
+    assert f"driven by process {os.getpid()} on {status['driver']['machine']}: at work" in text
     assert f"{done:.0f} of {total:.0f}" in text
     assert "driven" not in cli("status", config.output).out
-    json.dumps(found, allow_nan=False)
+    json.dumps(status, allow_nan=False)
 
 
 def test_status_says_of_a_driver_that_it_is_silent(begun_run, damageable, cli):
     holder = {"machine": ["elsewhere", "", ""], "process": 7, "token": "x"}
-    for beaten, said in ((time.time() - 90, "no sign of life for 9"), (None, "no sign of life for ")):
+    for beaten, message in ((time.time() - 90, "no sign of life for 9"), (None, "no sign of life for ")):
         document = {"term": 2, "holder": holder, "beat": 3, "released": False, "time": beaten}
         Run(damageable.output).put(lock_key(2), seal(document))
-        assert f"driven by process 7 on elsewhere: {said}" in cli("status", damageable.output).out
+        assert f"driven by process 7 on elsewhere: {message}" in cli("status", damageable.output).out
         assert status(damageable.output)["driver"]["alive"] is False

@@ -34,7 +34,7 @@ def write(path: str, rows: int, groups: int = 40) -> str:
     return path
 
 
-def told(path: str, output: str, **more: object) -> Config:
+def config_of(path: str, output: str, **more: object) -> Config:
     """Configure a run that has little memory."""
     return load(None, (), {"input.path": path, "output": output, **TIGHT, **more})
 
@@ -75,7 +75,7 @@ class Workers:
 
 @pytest.fixture
 def workers(request) -> Iterator:
-    """Start two workers of a memory limit."""
+    """Start two workers with a memory limit, for the tests of this file."""
     opened = []
 
     def start(limit: int) -> Workers:
@@ -96,7 +96,7 @@ def workers(request) -> Iterator:
 @pytest.mark.fault(19)
 @pytest.mark.parametrize(("rows", "mode"), [(30_000, "rounds"), (90_000, "host")])
 def test_no_worker_passes_its_memory(fresh, workers, rows, mode):
-    config = told(write(fresh("in.zarr"), rows), fresh("run.zarr"), **{"layout.mode": mode})
+    config = config_of(write(fresh("in.zarr"), rows), fresh("run.zarr"), **{"layout.mode": mode})
     limit = smallest(config)
     started = workers(limit)
     done = run(config, client=started.client)
@@ -112,19 +112,19 @@ def write_words(path: str, rows: int) -> str:
     rng = np.random.default_rng(2)
     share = 1 / np.arange(1, DIMS + 1)
     keys = np.log(rng.random((rows, DIMS))) / share
-    words = np.zeros((rows, DIMS), np.uint8)
-    words[np.arange(rows)[:, None], np.argpartition(keys, -4, axis=1)[:, -4:]] = 1
-    zarr.create_group(path).create_array("vectors", data=words, chunks=(2000, DIMS))
+    counts = np.zeros((rows, DIMS), np.uint8)
+    counts[np.arange(rows)[:, None], np.argpartition(keys, -4, axis=1)[:, -4:]] = 1
+    zarr.create_group(path).create_array("vectors", data=counts, chunks=(2000, DIMS))
     return path
 
 
 @pytest.mark.slow
 @pytest.mark.fault(19)
 def test_a_projection_holds_and_is_near_where_cells_are_crowded(fresh, workers, compiled):
-    config = told(write_words(fresh("in.zarr"), 20_000), fresh("run.zarr"), **{"cells.max_rows": 6000})
+    config = config_of(write_words(fresh("in.zarr"), 20_000), fresh("run.zarr"), **{"cells.max_rows": 6000})
     limit = smallest(config)
     done = {stage["name"]: stage for stage in run(config, client=workers(limit).client)["stages"]}
-    assert done["cells"]["facts"]["largest"] > config.cells.max_rows, "no cell meets its guests in turns"
+    assert done["cells"]["facts"]["largest"] > config.cells.max_rows, "no cell searches its guests part by part"
     for name, stage in done.items():
         assert 0 < stage["peak_bytes"] <= stage["projected_bytes"], name
     for name in ("vectors", "cells", "neighbors"):
@@ -135,16 +135,16 @@ def test_a_projection_holds_and_is_near_where_cells_are_crowded(fresh, workers, 
 @pytest.mark.fault(20)
 def test_the_memory_that_a_refusal_names_is_enough(fresh, cli):
     path, output = write(fresh("in.zarr"), 6_000), fresh("run.zarr")
-    words = ["run", "--input", path, "--output", output, "--workers", "2", "--set", "layout.n_epochs=10"]
-    words += ["--set", "task_memory=48MiB", "--set", "audit.queries=100"]
-    refused = cli(*words, "--memory-limit", "700MiB")
+    arguments = ["run", "--input", path, "--output", output, "--workers", "2", "--set", "layout.n_epochs=10"]
+    arguments += ["--set", "task_memory=48MiB", "--set", "audit.queries=100"]
+    refused = cli(*arguments, "--memory-limit", "700MiB")
     assert refused.code == BudgetError.exit_code
     assert not os.path.exists(output)
     named = re.search(r"give workers --memory-limit (\w+) or more", refused.err)[1]
     less = f"{parse_bytes(named) // 2**20 - 1}MiB"
-    assert cli(*words, "--memory-limit", less).code == BudgetError.exit_code, "it names more than is needed"
+    assert cli(*arguments, "--memory-limit", less).code == BudgetError.exit_code, "it names more than is needed"
     assert not os.path.exists(output)
-    followed = cli(*words, "--memory-limit", named, "--json")
+    followed = cli(*arguments, "--memory-limit", named, "--json")
     assert followed.code == 0, followed.err
     for stage in json.loads(followed.out)["stages"]:
         assert 0 < stage["peak_bytes"] <= stage["projected_bytes"], stage["name"]
@@ -155,7 +155,7 @@ def test_the_memory_that_a_refusal_names_is_enough(fresh, cli):
 def test_plans_name_the_least_limit_that_they_take(fresh, rows):
     path = fresh("in.zarr")
     zarr.create_group(path).create_array("vectors", shape=(rows, DIMS), chunks=(2000, DIMS), dtype="f4")
-    config = told(path, fresh("run.zarr"))
+    config = config_of(path, fresh("run.zarr"))
     limit = smallest(config)
     with pytest.raises(BudgetError):
         plan(at_limit(config, limit - 2**21)).check(limit - 2**21, None)

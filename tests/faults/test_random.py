@@ -44,7 +44,7 @@ class Case:
 
     x: np.ndarray
     store: dict[str, Any]
-    told: dict[str, Any]
+    settings: dict[str, Any]
     start: tuple[int, int] | None
 
 
@@ -118,7 +118,7 @@ def cases(draw: st.DrawFn, many: bool) -> Case:
     init = draw(st.sampled_from(["spectral", "spectral", "pca", "random", "array"]))
     components = draw(st.sampled_from([1, 2, 2, 3, 7, 64] if many else [1, 2, 3]))
     curve = draw(st.sampled_from(["ab", "", "", "", "", "", "", "a"]))
-    told = {
+    settings = {
         "seed": rarely(42, st.integers(0, 2**63 - 1)),
         "task_memory": rarely(512 * 2**20, st.integers(10**4, 10**7)),
         "input.nonfinite": draw(st.sampled_from(["drop", "drop", "error"])),
@@ -148,7 +148,7 @@ def cases(draw: st.DrawFn, many: bool) -> Case:
         "audit.queries": rarely(0, st.integers(0, 300)),
         "input.unique": draw(st.booleans()),
     }
-    return Case(x, store, told, (rows, components) if init == "array" else None)
+    return Case(x, store, settings, (rows, components) if init == "array" else None)
 
 
 # what is right -----------------------------------------------------------------------------------
@@ -160,12 +160,12 @@ def check(case: Case, folder: str, client: Client | None) -> str:
     options = dict(case.store)
     group = zarr.create_group(path, zarr_format=options.pop("zarr_format"))
     group.create_array("vectors", data=case.x, **options)
-    told = {name: value for name, value in case.told.items() if value is not None}
+    settings = {name: value for name, value in case.settings.items() if value is not None}
     if case.start:
-        told["start.init"] = f"{folder}start.npy"
-        np.save(told["start.init"], np.random.default_rng(0).normal(size=case.start))
+        settings["start.init"] = f"{folder}start.npy"
+        np.save(settings["start.init"], np.random.default_rng(0).normal(size=case.start))
     try:
-        config = load(None, (), {"input.path": path, "output": output, **told})
+        config = load(None, (), {"input.path": path, "output": output, **settings})
         pipeline.run(config, client=client)
     except TaskError as error:
         raise AssertionError(f"an error from below: {error}") from error
@@ -226,7 +226,7 @@ def in_memory():
 def search(count: int, many: bool, test) -> None:
     """Try a test on so many cases."""
     phases = [phase for phase in Phase if phase not in (Phase.explain, Phase.reuse)]
-    wanted = settings(
+    try_all = settings(
         max_examples=count,
         deadline=None,
         database=None,
@@ -235,32 +235,32 @@ def search(count: int, many: bool, test) -> None:
         suppress_health_check=list(HealthCheck),
         print_blob=False,
     )
-    wanted(given(cases(many))(test))()
+    try_all(given(cases(many))(test))()
 
 
 @pytest.mark.timeout(36_000)
 def test_any_input_gives_a_map_or_an_error_of_our_own(fresh, pytestconfig):
-    count, came = pytestconfig.getoption("--inputs"), dict.fromkeys(["map"], 0)
+    count, outcomes = pytestconfig.getoption("--inputs"), dict.fromkeys(["map"], 0)
 
-    def one(case: Case) -> None:
+    def try_case(case: Case) -> None:
         folder = fresh()
         try:
             with in_memory() as held:
                 outcome = check(case, folder, None)
                 held.clear()
             note(outcome)
-            came[outcome] = came.get(outcome, 0) + 1
+            outcomes[outcome] = outcomes.get(outcome, 0) + 1
         finally:
             shutil.rmtree(folder)
 
-    search(count, count > 100, one)
-    print(came)
-    assert came["map"] > count // 10, "too few inputs are good enough to tell anything"
+    search(count, count > 100, try_case)
+    print(outcomes)
+    assert outcomes["map"] > count // 10, "too few inputs are good enough to tell anything"
 
 
 @pytest.fixture(scope="module")
 def near():
-    """Return the client of a worker in this process."""
+    """Return the client of a cluster of one worker in this process."""
     with (
         LocalCluster(
             processes=False, n_workers=1, threads_per_worker=1, memory_limit=0, dashboard_address=None
@@ -271,11 +271,11 @@ def near():
 
 
 def test_some_inputs_on_dask_and_on_disk(fresh, near):
-    def one(case: Case) -> None:
+    def try_case(case: Case) -> None:
         folder = fresh()
         try:
             check(case, folder, near)
         finally:
             shutil.rmtree(folder)
 
-    search(4, False, one)
+    search(4, False, try_case)

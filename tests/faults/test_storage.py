@@ -1,4 +1,4 @@
-"""A run in a bucket whose keys only its configuration knows: it works everywhere, and nothing tells them."""
+"""A run in a bucket whose keys only the configuration has: it works everywhere, and the keys are shown nowhere."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SOURCE, OUTPUT = "s3://secret/input.zarr", "s3://secret/run.zarr"
 
 @pytest.fixture(scope="module")
 def storage(digits):
-    """Return the options of a bucket that holds an input; the environment has none."""
+    """Return the options of a bucket that holds an input; no environment variable has them."""
     server = Server()
     options_of = {"endpoint": f"http://{server.host}:{server.port}", "access_key_id": KEY, "secret_access_key": SECRET}
     with pytest.MonkeyPatch.context() as patch:
@@ -53,21 +53,21 @@ def test_workers_open_what_the_configuration_opens_and_nobody_tells(storage, dig
         Client(cluster, set_as_default=False) as client,
     ):
         result = dumap.run(SOURCE, output=OUTPUT, client=client, storage=storage, **QUICK)
-        told = {
+        texts = {
             "workers": repr(client.get_worker_logs()),
             "scheduler": repr(client.get_scheduler_logs()),
             "tasks": repr(client.run_on_scheduler(lambda dask_scheduler: list(dask_scheduler.transition_log))),
         }
     assert result.embedding[:].tobytes() == expected.embedding[:].tobytes()
-    told |= {"status": repr(dict(result)), "log": caplog.text, "repr": repr(result)}
+    texts |= {"status": repr(dict(result)), "log": caplog.text, "repr": repr(result)}
     store = Run(OUTPUT, read_only=True)
-    told |= {key: (store.get(key) or b"").decode("latin1") for key in store.keys()}  # noqa: SIM118
+    texts |= {key: (store.get(key) or b"").decode("latin1") for key in store.keys()}  # noqa: SIM118
     secrets = (KEY, SECRET, storage["endpoint"])
-    assert [where for where, what in told.items() if any(one in what for one in secrets)] == []
+    assert [where for where, text in texts.items() if any(secret in text for secret in secrets)] == []
 
 
 def test_keys_that_are_refused_are_not_told(storage, fresh):
     wrong = {**storage, "endpoint": "http://127.0.0.1:9", "timeout": "1 seconds"}
-    with pytest.raises(DumapError) as told:
+    with pytest.raises(DumapError) as error:
         dumap.plan(SOURCE, output=fresh("run.zarr"), storage=wrong)
-    assert not any(one in str(told.value) for one in (KEY, SECRET, "127.0.0.1:9"))
+    assert not any(secret in str(error.value) for secret in (KEY, SECRET, "127.0.0.1:9"))

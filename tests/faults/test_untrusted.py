@@ -42,7 +42,7 @@ class Bomb:
 
 @pytest.fixture
 def mark(tmp_path) -> Path:
-    """Name the folder that only a program hidden in data would make."""
+    """Return the path of a folder that only a program hidden in data would make."""
     return tmp_path / "harmed"
 
 
@@ -51,7 +51,7 @@ def mark(tmp_path) -> Path:
 
 @pytest.fixture
 def trusting(monkeypatch) -> None:
-    """Make numcodecs as trusting as its earlier versions, or as one whose guard somebody switched off."""
+    """Switch off the guard of numcodecs against pickles, as in its earlier versions."""
     monkeypatch.setattr(numcodecs.pickles, "ALLOW_UNSAFE_PICKLE_DECODE", True, raising=False)
 
 
@@ -297,9 +297,9 @@ PATHS = {
 def test_impossible_paths_are_refused(key, value):
     with pytest.raises(ConfigError, match=rf"{key} = ") as error:
         build({**MINIMAL, **PATHS[key](value)})
-    said = str(error.value)
-    assert not any(ord(c) < 32 and c != "\n" for c in said)
-    assert said.count("\n") == 1
+    message = str(error.value)
+    assert not any(ord(c) < 32 and c != "\n" for c in message)
+    assert message.count("\n") == 1
 
 
 @pytest.mark.parametrize("value", ["ä/ö.zarr", "with blank/x.npy", "a'b/c", "~/x", "s3://b/c.zarr", "/a/\udcff"])
@@ -311,8 +311,8 @@ def test_odd_paths_that_can_be_are_taken(value):
 def test_paths_that_the_disk_refuses_are_named(cli, save, name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     data = save(np.ones((40, 3), np.float32))
-    for words in (("--input", data, "--output", name), ("--input", name, "--output", "out.zarr")):
-        outcome = cli("run", *words)
+    for options in (("--input", data, "--output", name), ("--input", name, "--output", "out.zarr")):
+        outcome = cli("run", *options)
         assert outcome.code in (2, 3, 6), outcome
     for command in (("status", name), ("verify", name), ("export", name, "embedding", "x.npy")):
         assert cli(*command).code in (2, 6), command
@@ -360,7 +360,7 @@ def run(tmp_path) -> Run:
 
 @pytest.fixture
 def victim(tmp_path) -> Path:
-    """Make a folder beside the run, which is nobody's to touch."""
+    """Make a folder beside the run that nothing may change."""
     folder = tmp_path / "victim"
     folder.mkdir()
     (folder / "file").write_text("years of work")
@@ -372,9 +372,9 @@ def victim(tmp_path) -> Path:
 OBJECT = f"{PARTS}/layout/p-00000000"
 
 
-def forge(run: Run, stage: str, part: str, **wanted) -> None:
+def forge(run: Run, stage: str, part: str, **fields) -> None:
     """Commit a manifest that says what is wanted, its digest right."""
-    manifest = {"attempt": "00000000", "arrays": {}, "objects": {}, "attributes": {}, "time": 0.0, **wanted}
+    manifest = {"attempt": "00000000", "arrays": {}, "objects": {}, "attributes": {}, "time": 0.0, **fields}
     run.put(manifest_key(stage, part), seal(manifest))
 
 
@@ -429,7 +429,7 @@ def test_no_array_is_read_outside(run, victim, path):
 
 
 @pytest.mark.parametrize(
-    "wanted",
+    "fields",
     [
         {"attempt": 7},
         {"attempt": None},
@@ -458,10 +458,10 @@ def test_no_array_is_read_outside(run, victim, path):
     ],
     ids=str,
 )
-def test_a_manifest_of_another_shape_is_damage(run, cli, wanted):
+def test_a_manifest_of_another_shape_is_damage(run, cli, fields):
     data = bytes(36)
     run.put(OBJECT, data)
-    forge(run, "layout", "p", **{"objects": {OBJECT: [len(data), digest(data)]}, **wanted})
+    forge(run, "layout", "p", **{"objects": {OBJECT: [len(data), digest(data)]}, **fields})
     assert cli("verify", run.location).code == 1
     assert cli("clean", run.location).code in (0, 6)
     mend(run)
@@ -481,14 +481,14 @@ def test_a_manifest_that_is_none_is_damage(run, cli, content):
 
 def refused_by_all(cli, data: str, location: str) -> None:
     """Assert that every command refuses a run."""
-    for words in (
+    for command in (
         ("status", location),
         ("run", "--input", data, "--output", location),
         ("export", location, "embedding", "x.npy"),
         ("clean", location),
     ):
-        outcome = cli(*words)
-        assert outcome.code in (2, 6, 7), (words, outcome)
+        outcome = cli(*command)
+        assert outcome.code in (2, 6, 7), (command, outcome)
 
 
 @pytest.mark.parametrize(
@@ -566,7 +566,7 @@ VALUES = {"p": 3.0, "w": [1.0, 2.0, 3.0], "sigma": [1.0, 2.0, 3.0], "vinv": SQUA
 
 
 @pytest.mark.parametrize(
-    ("metric", "given", "said"),
+    ("metric", "given", "message"),
     [
         ("euclidean", {"p": 3}, "metric euclidean has no argument 'p'; it takes none"),
         ("minkowski", {"q": 3}, "metric minkowski has no argument 'q'; its arguments are p"),
@@ -590,8 +590,8 @@ VALUES = {"p": 3.0, "w": [1.0, 2.0, 3.0], "sigma": [1.0, 2.0, 3.0], "vinv": SQUA
         ("circular_wasserstein", {"p": 1.5}, "takes 1, or 2 and more"),
     ],
 )
-def test_an_argument_that_the_metric_does_not_take_is_refused(metric, given, said):
-    with pytest.raises(ConfigError, match=said.replace("(", r"\(")):
+def test_an_argument_that_the_metric_does_not_take_is_refused(metric, given, message):
+    with pytest.raises(ConfigError, match=message.replace("(", r"\(")):
         build({**MINIMAL, "neighbors": {"metric": metric, "metric_kwds": given}})
 
 

@@ -1,4 +1,4 @@
-"""Workers that die, leave, stop, straggle, or have much to do at once: the same bytes, or an error that names why."""
+"""Workers that die, leave, stop, straggle, or have several tasks at once: the same bytes, or an error that says why."""
 
 from __future__ import annotations
 
@@ -127,9 +127,9 @@ def test_a_part_that_kills_every_worker_is_named_on_an_embedded_cluster(shared_c
     config = prepare({"cluster.workers": 2, "cluster.memory_limit": 2**31})
     *_, name = shared_cluster.faults.plan(*killer("neighbors", "cell-00003"))
     driver = shared_cluster.drive(config)
-    assert driver.wait() == TaskError.exit_code, driver.said
-    assert f"neighbors cell-00003: its worker died {ATTEMPTS} times" in driver.said
-    assert "goes on from there" in driver.said
+    assert driver.wait() == TaskError.exit_code, driver.output
+    assert f"neighbors cell-00003: its worker died {ATTEMPTS} times" in driver.output
+    assert "goes on from there" in driver.output
     assert len(shared_cluster.faults.happened(name)) == 1 + ATTEMPTS
     assert "cell-00003" in not_done(config)
     until(lambda: not driver.members(), "an end of the embedded cluster")
@@ -201,12 +201,12 @@ def test_workers_of_a_short_life(fresh, data, prepare, embed):
     """Workers end and begin anew, by their lifetime, while a long layout goes on in slow rounds."""
     more = {"layout.n_epochs": 200}
     config = prepare({**more, **ROUNDS})
-    with fleet(fresh, 0) as brief:
-        brief.start_workers(2, 1, True, "--lifetime", "20s", "--lifetime-stagger", "4s", "--lifetime-restart")
+    with fleet(fresh, 0) as short_lived:
+        short_lived.start_workers(2, 1, True, "--lifetime", "20s", "--lifetime-stagger", "4s", "--lifetime-restart")
         slow = {"stage": "layout", "point": "task", "action": "sleep", "seconds": 0.25, "times": 300}
-        (name,) = brief.faults.plan(slow)
-        assert run(config, client=brief.client)["state"] == "done"
-        assert len(set(brief.faults.happened(name))) > 2, "no worker's life ended"
+        (name,) = short_lived.faults.plan(slow)
+        assert run(config, client=short_lived.client)["state"] == "done"
+        assert len(set(short_lived.faults.happened(name))) > 2, "no worker's life ended"
     assert results(config.output) == results(embed(data, {**SETTINGS, **more}).output)
 
 
@@ -219,7 +219,7 @@ SILENCE = 12
 
 @pytest.fixture(scope="module")
 def watched(fresh):
-    """Three workers without nannies, that are given up after some silence."""
+    """Start three workers without nannies that the scheduler gives up after some seconds of silence."""
     with fleet(fresh, 3, 1, False, **{"distributed.scheduler.worker-ttl": f"{SILENCE}s"}) as started:
         yield started
 
@@ -230,15 +230,15 @@ def test_a_worker_that_comes_back_too_late_changes_nothing(watched, prepare, exp
     """One is stopped within the neighbours, one within a round; they go on when the run is done."""
     config, faults = prepare(ROUNDS), watched.ready(3).faults
     stop = {"role": "worker", "point": "manifest", "action": "stop"}
-    places = [{"stage": "neighbors", "part": "cell-00002"}, {"stage": "layout", "part": "state-00003-*"}]
-    stops = faults.plan(*(stop | place for place in places))
+    points = [{"stage": "neighbors", "part": "cell-00002"}, {"stage": "layout", "part": "state-00003-*"}]
+    stops = faults.plan(*(stop | point for point in points))
     assert run(config, client=watched.client)["state"] == "done"
     stopped = [faults.happened(name)[0] for name in stops]
     assert len(watched.client.nthreads()) == 1
     assert results(config.output) == expected
     before = commits(config.output)
 
-    written = faults.plan(*({"point": "committed", "action": "sleep", "seconds": 0} | place for place in places))
+    written = faults.plan(*({"point": "committed", "action": "sleep", "seconds": 0} | point for point in points))
     for pid in stopped:
         os.kill(pid, signal.SIGCONT)
     ended = {process.pid: process for process in watched.workers}
@@ -266,6 +266,7 @@ TWICE = {
 
 
 @pytest.mark.fault(18)
+@pytest.mark.slow
 def test_either_of_two_tasks_for_one_part_may_be_first(cluster_with_nannies, prepare, finished_run, expected):
     """Both write all they have, and each its manifest once the other has written too."""
     config = prepare()
@@ -339,9 +340,9 @@ def test_no_kernel_holds_the_interpreter():
     kernels = {
         f"{m.__name__}.{name}": k for m in modules for name, k in vars(m).items() if isinstance(k, CPUDispatcher)
     }
-    own = {name: k for name, k in kernels.items() if k.py_func.__module__.startswith("dumap")}
-    assert len(own) > 10
-    held = {n for n, k in own.items() if not (k.targetoptions.get("nogil") or k.targetoptions.get("inline"))}
+    of_dumap = {name: k for name, k in kernels.items() if k.py_func.__module__.startswith("dumap")}
+    assert len(of_dumap) > 10
+    held = {n for n, k in of_dumap.items() if not (k.targetoptions.get("nogil") or k.targetoptions.get("inline"))}
     assert held == set()
 
 
@@ -349,7 +350,7 @@ class Weighing(Silent):
     """Weighs all processes, and counts tasks, after some rounds."""
 
     def __init__(self, client, rounds):
-        self.client, self.rounds, self.found, self.stage = client, list(rounds), [], ""
+        self.client, self.rounds, self.weights, self.stage = client, list(rounds), [], ""
 
     def started(self, stage, projected_bytes):
         self.stage = stage
@@ -357,7 +358,7 @@ class Weighing(Silent):
     def advanced(self, stage, done, total):
         if self.stage == "layout" and self.rounds and done >= self.rounds[0]:
             self.rounds.pop(0)
-            self.found.append(self.weigh())
+            self.weights.append(self.weigh())
 
     def weigh(self):
         def scheduler(dask_scheduler):
@@ -382,8 +383,8 @@ class Weighing(Silent):
             return {"memory": process.memory_info().rss, **sizes}
 
         gc.collect()
-        own = psutil.Process()
-        client = {"memory": own.memory_info().rss, "tasks": len(self.client.futures), "files": own.num_fds()}
+        process = psutil.Process()
+        client = {"memory": process.memory_info().rss, "tasks": len(self.client.futures), "files": process.num_fds()}
         workers = self.client.run(worker)
         return {"scheduler": self.client.run_on_scheduler(scheduler), "client": client, **workers}
 
@@ -396,7 +397,7 @@ def test_nothing_grows_over_500_rounds(fresh, prepare):
     with dask.config.set(few), fleet(fresh, 2, **few) as long:
         weighing = Weighing(long.client, (100, 300, 499))
         assert run(config, client=long.client, observer=weighing)["state"] == "done"
-    first, middle, last = weighing.found
+    first, middle, last = weighing.weights
     assert first.keys() == last.keys()
     for who, before in first.items():
         for what, amount in before.items():
@@ -410,14 +411,14 @@ def test_nothing_grows_over_500_rounds(fresh, prepare):
 @pytest.mark.fault(26)
 @pytest.mark.slow
 def test_several_searches_at_once_on_one_worker(fresh, prepare):
-    """By pynndescent, whose parallel regions abort the process where they meet."""
+    """By pynndescent, whose parallel regions abort the process where two run at once."""
 
     def always_descend():
         from dumap.kernels import neighbors
 
         neighbors.EXACT_SECONDS = 0.0
 
-    found = []
+    bytes_of_runs = []
     for threads in (4, 1):
         config = prepare({"neighbors.n_neighbors": 5})
         with fleet(fresh, 1, threads) as busy:
@@ -425,5 +426,5 @@ def test_several_searches_at_once_on_one_worker(fresh, prepare):
             busy.client.run(always_descend)
             assert run(config, client=busy.client)["state"] == "done"
             assert busy.pids() == before
-        found.append(results(config.output))
-    assert found[0] == found[1]
+        bytes_of_runs.append(results(config.output))
+    assert bytes_of_runs[0] == bytes_of_runs[1]

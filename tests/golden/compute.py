@@ -50,10 +50,10 @@ def data(name: str) -> np.ndarray:
 
 def digest(arrays: Iterable[np.ndarray]) -> str:
     """Name some arrays by dtype, shape and bytes."""
-    found = hashlib.sha256()
+    hasher = hashlib.sha256()
     for array in arrays:
-        found.update(f"{array.dtype.str}{array.shape}".encode() + np.ascontiguousarray(array).tobytes())
-    return found.hexdigest()[:32]
+        hasher.update(f"{array.dtype.str}{array.shape}".encode() + np.ascontiguousarray(array).tobytes())
+    return hasher.hexdigest()[:32]
 
 
 def artifacts(output: str) -> dict[str, str]:
@@ -86,14 +86,14 @@ def main(folder: str) -> None:
     from dumap.recipe.pipeline import run
 
     leave_out_forests()
-    found = {}
+    digests = {}
     for name, settings in SETTINGS.items():
         source, output = str(Path(folder, f"{name}-in.zarr")), str(Path(folder, f"{name}.zarr"))
         zarr.create_group(source).create_array("vectors", data=data(name), chunks=(500, DIMS))
         common = {"neighbors.n_neighbors": NEIGHBORS, "layout.n_epochs": 25, "audit.queries": 60}
         run(load(None, (), {"input.path": source, "output": output, "cluster.engine": "local", **common, **settings}))
-        found[name] = artifacts(output)
-    print(json.dumps({"versions": versions(), "digests": found}, indent=1))
+        digests[name] = artifacts(output)
+    print(json.dumps({"versions": versions(), "digests": digests}, indent=1))
 
 
 NEIGHBORS = 16

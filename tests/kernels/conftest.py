@@ -1,3 +1,5 @@
+"""What tests of kernels share: hypothesis' settings, and a small graph."""
+
 import pytest
 from graphs import layout_graph
 from hypothesis import settings
@@ -8,5 +10,5 @@ settings.load_profile("kernels")
 
 @pytest.fixture(scope="session")
 def graph():
-    """Return the graph that tests of the layout share."""
+    """Return the symmetric graph of 300 rows that tests of edges and of the layout share."""
     return layout_graph()

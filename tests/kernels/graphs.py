@@ -1,4 +1,4 @@
-"""Graphs that kernels are tried on."""
+"""Graphs that tests of kernels share."""
 
 from itertools import pairwise
 
@@ -71,12 +71,12 @@ def layout_graph() -> sparse.csr_matrix:
     degree = np.minimum(1, rng.pareto(1.0, LAYOUT_ROWS) / 6) * (np.arange(LAYOUT_ROWS) % 29 > 0)
     chosen = np.triu(rng.random((LAYOUT_ROWS, LAYOUT_ROWS)) < degree[:, None] * degree, 1)
     upper = np.where(chosen, rng.random((LAYOUT_ROWS, LAYOUT_ROWS)) ** 2, 0).astype(np.float32)
-    found = sparse.csr_matrix(upper + upper.T)
-    degrees = np.diff(found.indptr)
+    graph = sparse.csr_matrix(upper + upper.T)
+    degrees = np.diff(graph.indptr)
     assert degrees.min() == 0
     assert degrees.max() > 100
     assert LAYOUT_ROWS % ROW_GROUP
-    return found
+    return graph
 
 
 def pack(graph, first=0, stop=LAYOUT_ROWS, n_epochs=LAYOUT_EPOCHS) -> Edges:

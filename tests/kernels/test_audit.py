@@ -1,3 +1,5 @@
+"""Which neighbours count as listed, and the interval of the recall."""
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -16,22 +18,22 @@ def test_as_many_are_found_as_are_near_enough(seed, k, lost):
     listed[rng.random(listed.shape) < lost] = -1
     listed_distances = np.where(listed >= 0, np.take_along_axis(distances, listed, 1), np.inf).astype(np.float32)
     limits = np.take_along_axis(distances, exact, 1)[:, -1].astype(np.float64)
-    found = audit.is_listed(listed, listed_distances, exact, limits)
+    is_listed = audit.is_listed(listed, listed_distances, exact, limits)
     right = (listed >= 0) & (listed_distances <= limits[:, None])
-    assert np.array_equal(found.sum(axis=1), right.sum(axis=1))
+    assert np.array_equal(is_listed.sum(axis=1), right.sum(axis=1))
     by_id = (exact[:, :, None] == listed[:, None, :]).any(axis=2)
-    assert found[by_id].all(), "what is listed is found"
+    assert is_listed[by_id].all(), "what is listed is found"
     for q in range(3):
-        others = found[q][~by_id[q]]
+        others = is_listed[q][~by_id[q]]
         assert (np.diff(others.astype(int)) >= 0).all(), "others stand for the farthest"
 
 
 def test_equal_rows_are_as_good_as_each_other():
     exact = np.array([[1, 2, 3]])
     limits = np.array([2.0 * (1 + 1e-6)])
-    for row, distance, wanted in [(9, 2.0, [1, 1, 1]), (9, np.float32(2.0000005), [1, 1, 1]), (9, 2.1, [1, 1, 0])]:
-        found = audit.is_listed(np.array([[1, 2, row]]), np.array([[0.5, 1, distance]], np.float32), exact, limits)
-        assert found[0].tolist() == [bool(w) for w in wanted]
+    for row, distance, expected in [(9, 2.0, [1, 1, 1]), (9, np.float32(2.0000005), [1, 1, 1]), (9, 2.1, [1, 1, 0])]:
+        is_listed = audit.is_listed(np.array([[1, 2, row]]), np.array([[0.5, 1, distance]], np.float32), exact, limits)
+        assert is_listed[0].tolist() == [bool(entry) for entry in expected]
 
 
 def rows_of(kind: str, rng: np.random.Generator) -> np.ndarray:

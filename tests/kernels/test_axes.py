@@ -1,3 +1,5 @@
+"""Principal axes: how much of the variance they hold, and that projections do not move rows apart."""
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -23,16 +25,16 @@ def axes_of(x: np.ndarray, leaf_of: np.ndarray | None = None) -> np.ndarray:
 
 def test_axes_carry_what_they_should_where_they_are_few():
     x = flat(0, 5000, 120, 10)
-    found = axes_of(x)
+    principal = axes_of(x)
     placed = x - x.mean(axis=0)
-    assert found.dtype == np.float32
-    assert found.shape[1] <= 10
-    np.testing.assert_allclose(found.T @ found, np.eye(found.shape[1]), atol=1e-5)
-    assert ((placed @ found) ** 2).sum() >= 0.95 * (placed**2).sum()
-    assert ((placed @ found[:, :-1]) ** 2).sum() < 0.95 * (placed**2).sum()
+    assert principal.dtype == np.float32
+    assert principal.shape[1] <= 10
+    np.testing.assert_allclose(principal.T @ principal, np.eye(principal.shape[1]), atol=1e-5)
+    assert ((placed @ principal) ** 2).sum() >= 0.95 * (placed**2).sum()
+    assert ((placed @ principal[:, :-1]) ** 2).sum() < 0.95 * (placed**2).sum()
     more = axes.principal(placed, 0.95, lanes=16)
     assert more.shape == (120, 16)
-    assert np.array_equal(more[:, : found.shape[1]], found)
+    assert np.array_equal(more[:, : principal.shape[1]], principal)
 
 
 def test_axes_are_those_within_leaves():
@@ -61,9 +63,9 @@ def test_there_are_no_axes_of(x):
 def test_no_two_rows_are_further_apart_on_the_axes():
     x = flat(1, 700, 120, 10)
     x[3] = 1e7
-    found = axes_of(flat(2, 3000, 120, 10))
-    narrow = axes.project(x, np.zeros(120, np.float32), found)
-    assert narrow.shape == (700, found.shape[1])
+    principal = axes_of(flat(2, 3000, 120, 10))
+    narrow = axes.project(x, np.zeros(120, np.float32), principal)
+    assert narrow.shape == (700, principal.shape[1])
     near = np.flatnonzero(np.arange(700) != 3)
     wide, less = (cdist(rows, rows, "sqeuclidean") for rows in (x[near], narrow[near]))
     others = wide > 0
@@ -87,9 +89,9 @@ def in_order(row: np.ndarray, origin: np.ndarray, onto: np.ndarray) -> np.ndarra
 def test_products_are_summed_in_the_order_of_the_dims(seed, n, dims, count):
     rng = np.random.default_rng(seed)
     x, origin, onto = (rng.normal(size=shape).astype(np.float32) for shape in ((n, dims), dims, (dims, count)))
-    found = axes.project(x, origin, onto)
-    assert (found.dtype, found.shape) == (np.float32, (n, count))
-    assert np.array_equal(found, [in_order(row, origin, onto) for row in x])
+    projected = axes.project(x, origin, onto)
+    assert (projected.dtype, projected.shape) == (np.float32, (n, count))
+    assert np.array_equal(projected, [in_order(row, origin, onto) for row in x])
 
 
 def test_a_rows_place_does_not_depend_on_the_rows_beside_it():

@@ -1,3 +1,5 @@
+"""The coarse graph: its strongest edges, its eigenvectors and its layout."""
+
 import numpy as np
 import pytest
 import scipy.sparse as sparse
@@ -75,16 +77,16 @@ def test_a_coarse_graph_of_more_rows_keeps_fewer_edges_of_each(monkeypatch):
 def test_the_leading_edges_keep_connected_what_is():
     """Two cliques whose rows have stronger edges than they keep: the link is not among them, but of the tree."""
     rng = np.random.default_rng(1)
-    own = np.kron(np.eye(2), rng.uniform(0.5, 1, (40, 40)))
-    own[3, 60] = own[4, 70] = 0.01
-    own[5, 50] = 0.02
-    graph = sparse.coo_matrix(np.pad(own + own.T, (0, 1)))
+    half = np.kron(np.eye(2), rng.uniform(0.5, 1, (40, 40)))
+    half[3, 60] = half[4, 70] = 0.01
+    half[5, 50] = 0.02
+    graph = sparse.coo_matrix(np.pad(half + half.T, (0, 1)))
     pairs, sums = graph.row.astype(np.int64) * 81 + graph.col, np.rint(graph.data * coarse.WEIGHT_UNIT).astype(np.int64)
-    few = coarse.leading(coarse.matrix_of(pairs, sums, 81), pairs, sums)
-    assert connected_components(few[:80, :80])[0] == 1
-    assert (few != few.T).nnz == 0
-    assert [few[i, j] > 0 for i, j in ((3, 60), (4, 70), (5, 50))] == [False, False, True]
-    dense, whole = few.toarray()[:40, :40], own[:40, :40] + own[:40, :40].T
+    strongest = coarse.leading(coarse.matrix_of(pairs, sums, 81), pairs, sums)
+    assert connected_components(strongest[:80, :80])[0] == 1
+    assert (strongest != strongest.T).nnz == 0
+    assert [strongest[i, j] > 0 for i, j in ((3, 60), (4, 70), (5, 50))] == [False, False, True]
+    dense, whole = strongest.toarray()[:40, :40], half[:40, :40] + half[:40, :40].T
     np.testing.assert_allclose(dense[dense > 0], whole[dense > 0], atol=1e-5)
     strong = whole >= np.sort(whole, axis=1)[:, -coarse.LEADING, None]
     assert ((dense > 0) == (strong | strong.T)).all()
@@ -95,9 +97,9 @@ def test_the_leading_edges_keep_connected_what_is():
 
 def two_groups() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return the pairs, sums and sizes of two cliques of ten that one weak edge joins, and of a label without rows."""
-    own = np.kron(np.eye(2), np.ones((10, 10)))
-    own[9, 10] = own[10, 9] = 0.01
-    matrix = sparse.coo_matrix(np.pad(own, (0, 1)))
+    dense = np.kron(np.eye(2), np.ones((10, 10)))
+    dense[9, 10] = dense[10, 9] = 0.01
+    matrix = sparse.coo_matrix(np.pad(dense, (0, 1)))
     pairs, units = matrix.row.astype(np.int64) * 21 + matrix.col, np.rint(matrix.data * coarse.WEIGHT_UNIT)
     return pairs, units.astype(np.int64), np.array([1000] * 10 + [10] * 10 + [0])
 
@@ -126,11 +128,11 @@ def test_laying_the_coarse_graph_out_lowers_the_cross_entropy():
 
 def test_a_piece_that_nothing_pulls_does_not_stray():
     """A coarse row alone is pushed the same way at every step, however weakly."""
-    own = sparse.block_diag([np.ones((20, 20)), np.ones((10, 10)), np.ones((1, 1))], format="csr")
+    graph = sparse.block_diag([np.ones((20, 20)), np.ones((10, 10)), np.ones((1, 1))], format="csr")
     sizes = np.full(31, 50)
-    before, components, _ = coarse.spectral(own, sizes, 2, 42)
+    before, components, _ = coarse.spectral(graph, sizes, 2, 42)
     assert components == 3
-    after = coarse.lay_out(own, sizes, before, layout.LayoutParameters(1.577, 0.895, 1.0, 1.0, 5.0, 500, 42))
+    after = coarse.lay_out(graph, sizes, before, layout.LayoutParameters(1.577, 0.895, 1.0, 1.0, 5.0, 500, 42))
     away = np.linalg.norm(after - np.median(after, axis=0), axis=1)
     assert away[-1] < 60
 
@@ -176,9 +178,9 @@ def test_spectral_is_the_smoothest_eigenvectors_up_to_sign(matrix):
     assert (components, y.min()) == (1, 0)
     assert y.max() == pytest.approx(coarse.SPAN)
     assert residual < 1e-3
-    found, wanted = unit(y - y.mean(axis=0)), smoothest(matrix, 2)
-    wanted = unit(wanted - wanted.mean(axis=0))
-    np.testing.assert_allclose(np.abs((found * wanted).sum(axis=0)), 1, atol=1e-3)
+    vectors, expected = unit(y - y.mean(axis=0)), smoothest(matrix, 2)
+    expected = unit(expected - expected.mean(axis=0))
+    np.testing.assert_allclose(np.abs((vectors * expected).sum(axis=0)), 1, atol=1e-3)
 
 
 @pytest.mark.parametrize("rows", [30, 101])
@@ -211,12 +213,12 @@ def test_components_lie_apart_each_as_large_as_its_rows_are_many():
     y, components, _ = spectral(matrix, 2)
     assert components == 4
     assert np.isfinite(y).all()
-    own = [y[member == c] for c in range(4)]
+    components_y = [y[member == c] for c in range(4)]
     for c in range(4):
         for other in range(c):
-            distance = np.linalg.norm(own[c][:, None] - own[other], axis=2)
+            distance = np.linalg.norm(components_y[c][:, None] - components_y[other], axis=2)
             assert distance.min() > 0.05
-    spans = [np.ptp(part, axis=0).max() for part in own]
+    spans = [np.ptp(part, axis=0).max() for part in components_y]
     assert spans[1] > spans[0] > spans[3] > spans[2] == 0
 
 

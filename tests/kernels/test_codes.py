@@ -1,3 +1,5 @@
+"""Codes of rows: bounds on the distances that are computed from them."""
+
 import numpy as np
 import pytest
 from hypothesis import given

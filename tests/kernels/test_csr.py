@@ -8,12 +8,13 @@ from dumap.kernels import csr
 
 
 def rows_of(x):
-    found = sp.csr_matrix(x)
-    return csr.canonical(found.data, found.indices, found.indptr.astype(np.int64), x.shape[1])
+    matrix = sp.csr_matrix(x)
+    return csr.canonical(matrix.data, matrix.indices, matrix.indptr.astype(np.int64), x.shape[1])
 
 
 @pytest.fixture
 def x():
+    """Return 40 sparse rows of 30 columns."""
     rng = np.random.default_rng(0)
     return (rng.normal(size=(40, 30)) * (rng.random((40, 30)) < 0.2)).astype("f4")
 
@@ -24,8 +25,8 @@ def test_entries_in_any_order_come_to_one_form(x):
     for i in range(len(x)):
         at = rng.permutation(np.arange(rows.indptr[i], rows.indptr[i + 1]))
         pieces.append((np.append(rows.data[at], np.float32(0)), np.append(rows.indices[at], i % 30)))  # and a stored 0
-    values, columns = (np.concatenate(some) for some in zip(*pieces, strict=True))
-    shuffled = csr.canonical(values, columns, np.cumsum([0, *(len(some) for some, _ in pieces)]), 30)
+    values, columns = (np.concatenate(part) for part in zip(*pieces, strict=True))
+    shuffled = csr.canonical(values, columns, np.cumsum([0, *(len(part) for part, _ in pieces)]), 30)
     for name in ("data", "indices", "indptr"):
         assert np.array_equal(getattr(shuffled, name), getattr(rows, name)), name
     assert np.array_equal(csr.row_hashes(shuffled), csr.row_hashes(rows))
@@ -56,8 +57,8 @@ def test_rows_are_checked_and_cast_as_dense_ones_are():
 
 @pytest.mark.parametrize(("dtype", "read"), [("f2", "f4"), ("?", "u1"), (">f4", "<f4"), ("u2", "u2"), ("f8", "f8")])
 def test_entries_have_a_dtype_that_can_be_computed_with(dtype, read):
-    found = csr.canonical(np.array([1, 1], dtype), np.array([3, 1]), np.array([0, 1, 2]), 5)
-    assert (found.dtype, found.toarray().tolist()) == (np.dtype(read), [[0, 0, 0, 1, 0], [0, 1, 0, 0, 0]])
+    rows = csr.canonical(np.array([1, 1], dtype), np.array([3, 1]), np.array([0, 1, 2]), 5)
+    assert (rows.dtype, rows.toarray().tolist()) == (np.dtype(read), [[0, 0, 0, 1, 0], [0, 1, 0, 0, 0]])
     assert csr.entry_dtype(np.dtype(dtype)) == np.dtype(read)
 
 

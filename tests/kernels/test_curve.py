@@ -1,3 +1,5 @@
+"""The curve of memberships in the map, beside that of umap-learn."""
+
 import numpy as np
 import pytest
 from umap.umap_ import find_ab_params
@@ -27,10 +29,10 @@ def test_the_curve_of_another_scale_is_the_same_stretched(spread, near):
 def test_the_curve_is_near_what_is_asked_for(near):
     a, b = fit_ab(1e-3, near * 1e-3)
     d = np.linspace(0, 3, 300)
-    wanted = np.where(d < near, 1, np.exp(near - d))
-    assert np.abs(1 / (1 + a * (d * 1e-3) ** (2 * b)) - wanted).mean() < 0.05
+    expected = np.where(d < near, 1, np.exp(near - d))
+    assert np.abs(1 / (1 + a * (d * 1e-3) ** (2 * b)) - expected).mean() < 0.05
 
 
-@pytest.mark.parametrize(("spread", "wanted"), [(1e300, 0.0), (1e-300, np.inf), (5e-324, np.inf)])
-def test_a_curve_that_no_float_holds(spread, wanted):
-    assert fit_ab(spread, 0.0) == (wanted, fit_ab(1.0, 0.0)[1])
+@pytest.mark.parametrize(("spread", "expected"), [(1e300, 0.0), (1e-300, np.inf), (5e-324, np.inf)])
+def test_a_curve_that_no_float_holds(spread, expected):
+    assert fit_ab(spread, 0.0) == (expected, fit_ab(1.0, 0.0)[1])

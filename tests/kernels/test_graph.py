@@ -1,3 +1,5 @@
+"""Memberships and the symmetric graph, beside umap-learn; components and shards."""
+
 from itertools import pairwise
 
 import numpy as np
@@ -17,7 +19,7 @@ ROWS, K = 150, 10
 
 @pytest.fixture(scope="module")
 def x() -> np.ndarray:
-    """Rows of three densities, some of them copies: up to K + 4 alike."""
+    """Return rows of three densities, some of which are equal: up to K + 4."""
     rng = np.random.default_rng(0)
     rows = np.concatenate([rng.normal(i * 4, 0.3 * (i + 1), (50, 4)) for i in range(3)]).astype(np.float32)
     rows[1:3], rows[60 : 61 + K + 3] = rows[0], rows[60]
@@ -52,18 +54,18 @@ def whole(shards) -> sparse.csr_matrix:
 
 def umap_graph(indices, distances, ratio, local_connectivity):
     """Return umap-learn's graph of the same lists, which hold each row itself in front."""
-    own = np.column_stack([np.arange(ROWS), np.where(np.isinf(distances), -1, indices)])
-    found, sigma, rho = fuzzy_simplicial_set(
+    with_self = np.column_stack([np.arange(ROWS), np.where(np.isinf(distances), -1, indices)])
+    graph, sigma, rho = fuzzy_simplicial_set(
         np.empty((ROWS, 1)),
         K + 1,
         None,
         "euclidean",
-        knn_indices=own,
+        knn_indices=with_self,
         knn_dists=np.column_stack([np.zeros(ROWS, np.float32), distances]),
         set_op_mix_ratio=ratio,
         local_connectivity=local_connectivity,
     )
-    return found.toarray(), sigma, rho
+    return graph.toarray(), sigma, rho
 
 
 @pytest.mark.parametrize("ratio", [1.0, 0.5, 0.0])
@@ -73,11 +75,11 @@ def test_the_graph_is_that_of_umap_learn(x, local_connectivity, ratio):
     mean = distances.sum(dtype=np.float64) / (ROWS * (K + 1))
     rho, sigma, weights = graph.memberships(indices, distances, mean, local_connectivity, np.inf)
     united = whole(unite(indices, weights, ratio)).toarray()
-    wanted, wanted_sigma, wanted_rho = umap_graph(indices, distances, ratio, local_connectivity)
-    np.testing.assert_allclose(rho, wanted_rho, rtol=1e-5)
-    np.testing.assert_allclose(sigma, wanted_sigma, rtol=1e-4)
-    np.testing.assert_allclose(united, wanted, atol=1e-5)
-    assert np.array_equal(united > 0, wanted > 0)
+    expected, expected_sigma, expected_rho = umap_graph(indices, distances, ratio, local_connectivity)
+    np.testing.assert_allclose(rho, expected_rho, rtol=1e-5)
+    np.testing.assert_allclose(sigma, expected_sigma, rtol=1e-4)
+    np.testing.assert_allclose(united, expected, atol=1e-5)
+    assert np.array_equal(united > 0, expected > 0)
     assert np.array_equal(united, united.T)
 
 
@@ -201,15 +203,17 @@ def test_a_long_chain_is_one_component():
 def test_rows_take_as_many_places_as_they_are_told(times):
     times, rows = np.array(times), np.arange(len(times))
     repeated = np.flatnonzero(times > 1)
-    found = graph.rows_at(np.arange(times.sum()), repeated, times[repeated].astype(np.int32))
-    assert found.tolist() == np.repeat(rows, times).tolist()
+    listed = graph.rows_at(np.arange(times.sum()), repeated, times[repeated].astype(np.int32))
+    assert listed.tolist() == np.repeat(rows, times).tolist()
 
 
 def test_places_beyond_32_bits():
     repeated, times = np.array([5, 3_000_000_000]), np.array([2_000_000_000, 2_000_000_000])
-    places = np.array([4, 5, 2_000_000_004, 2_000_000_005, 4_999_999_998, 4_999_999_999, 6_999_999_998, 6_999_999_999])
-    wanted = [4, 5, 5, 6, 2_999_999_999, 3_000_000_000, 3_000_000_000, 3_000_000_001]
-    assert graph.rows_at(places, repeated, times.astype(np.int32)).tolist() == wanted
+    occurrences = np.array(
+        [4, 5, 2_000_000_004, 2_000_000_005, 4_999_999_998, 4_999_999_999, 6_999_999_998, 6_999_999_999]
+    )
+    expected = [4, 5, 5, 6, 2_999_999_999, 3_000_000_000, 3_000_000_000, 3_000_000_001]
+    assert graph.rows_at(occurrences, repeated, times.astype(np.int32)).tolist() == expected
 
 
 # shards of a bounded number of edges ----------------------------------------------------------------

@@ -1,3 +1,5 @@
+"""k-means: the centres it finds, on any number of threads."""
+
 import numpy as np
 from scipy.spatial.distance import cdist
 from threadpoolctl import threadpool_limits
@@ -18,9 +20,9 @@ def test_kmeans_gives_one_answer_on_any_number_of_threads():
 def test_kmeans_finds_what_is_apart_and_no_more_than_is_distinct():
     middles = np.random.default_rng(1).integers(-6, 7, (6, 4)).astype(np.float32) * 100
     x = np.repeat(middles, 50, axis=0) + np.random.default_rng(0).normal(size=(300, 4)).astype(np.float32)
-    found = kmeans(x, 6, 0)
-    assert found.dtype == np.float32
-    assert (cdist(middles, found).min(axis=1) < 1).all()
+    centres = kmeans(x, 6, 0)
+    assert centres.dtype == np.float32
+    assert (cdist(middles, centres).min(axis=1) < 1).all()
     assert np.array_equal(kmeans(np.repeat(middles, 5, axis=0), 20, 0), np.unique(middles, axis=0))
 
 

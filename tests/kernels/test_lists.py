@@ -1,3 +1,5 @@
+"""The lists of a cell: what they keep of what they are offered."""
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -12,7 +14,7 @@ def test_a_list_keeps_the_nearest_of_all_that_was_offered(seed, k):
     """Whatever the order; of equal distances always the same ones."""
     rng = np.random.default_rng(seed)
     rows, d = rng.permutation(30).astype(np.int32), rng.integers(0, 6, 30).astype(np.float32)
-    found = []
+    results = []
     for order in (np.arange(30), rng.permutation(30)):
         kept = lists.CellLists.empty(2, k)
         for at in (*order, *order[:5]):
@@ -21,8 +23,8 @@ def test_a_list_keeps_the_nearest_of_all_that_was_offered(seed, k):
         assert (d[np.argsort(rows)][kept.indices[1]] == kept.distances[1]).all()
         assert (kept.ages[1] == lists.NEW).all()
         assert (kept.indices[0] == -1).all()
-        found.append(kept.indices[1].tolist())
-    assert found[0] == found[1]
+        results.append(kept.indices[1].tolist())
+    assert results[0] == results[1]
 
 
 def test_rows_that_are_not_near_enough_are_not_listed():
@@ -35,15 +37,15 @@ def test_rows_that_are_not_near_enough_are_not_listed():
 
 def test_new_entries_are_sorted_by_exact_distances():
     x = np.array([[0.0], [3.0], [1.0], [1e30], [2.0]], np.float32)
-    found = lists.CellLists(
+    cell_lists = lists.CellLists(
         np.array([[3, 1, 4, 2, -1], [0, -1, -1, -1, -1]], np.int32),
         np.array([[0, 1, 2, 3, 9], [5, 7, 7, 7, 7]], np.float32),
         np.array([[lists.NEW, lists.NEW, 0, 1, 0], [lists.NEW, 0, 0, 0, 0]], np.uint8),
     )
-    lists.score(x, *found)
-    assert found.indices.tolist() == [[4, 2, 1, 3, -1], [0, -1, -1, -1, -1]]
-    assert found.distances.tolist() == [[2, 3, 9, float(lists.FARTHEST), 9], [9, 7, 7, 7, 7]]
-    assert found.ages.tolist() == [[0, 1, lists.NEW, lists.NEW, 0], [lists.NEW, 0, 0, 0, 0]]
+    lists.score(x, *cell_lists)
+    assert cell_lists.indices.tolist() == [[4, 2, 1, 3, -1], [0, -1, -1, -1, -1]]
+    assert cell_lists.distances.tolist() == [[2, 3, 9, float(lists.FARTHEST), 9], [9, 7, 7, 7, 7]]
+    assert cell_lists.ages.tolist() == [[0, 1, lists.NEW, lists.NEW, 0], [lists.NEW, 0, 0, 0, 0]]
 
 
 @pytest.mark.parametrize("apart", [False, True])
@@ -70,12 +72,12 @@ def test_neighbours_of_neighbours_are_offered(apart):
     squared = np.square(x[:, None] - x).sum(axis=2)
     plain = sum(np.sort(squared[i, [*offered[i]]])[:k].sum() for i in range(n))
     none = encode(x[:, :0])
-    found = []
+    results = []
     for codes in (none, encode(x)):
         kept = lists.CellLists(*(array.copy() for array in first))
         lists.explore(x, codes, home, *kept)
-        found.append(kept)
-    for one, other in zip(*found, strict=True):
+        results.append(kept)
+    for one, other in zip(*results, strict=True):
         assert np.array_equal(one, other), "bounds from below pass over nothing that is near enough"
     np.testing.assert_allclose(kept.distances, np.take_along_axis(squared, kept.indices.astype(int), 1), rtol=1e-5)
     assert (np.diff(kept.distances, axis=1) >= 0).all()

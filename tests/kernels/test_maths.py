@@ -1,3 +1,5 @@
+"""Powers, beside those of the library."""
+
 import numba as nb
 import numpy as np
 import pytest
@@ -34,8 +36,8 @@ def test_power_is_that_of_the_library(exponent):
     ends = np.array([0.5, np.sqrt(0.5), 1, np.sqrt(2), 2, 4])  # where exponent and mantissa part
     near = np.concatenate([np.nextafter(ends, 0, dtype=np.float32), np.nextafter(ends, 9, dtype=np.float32), ends])
     x = np.concatenate([np.geomspace(1e-8, 1e8, 100_000), np.linspace(0.4, 4.1, 100_000), near]).astype(np.float32)
-    wanted = x.astype(np.float64) ** np.float64(np.float32(exponent))
-    np.testing.assert_allclose(power(x, np.float32(exponent)), wanted, rtol=3e-6)
+    expected = x.astype(np.float64) ** np.float64(np.float32(exponent))
+    np.testing.assert_allclose(power(x, np.float32(exponent)), expected, rtol=3e-6)
 
 
 def test_power_stays_finite_at_the_ends_of_its_range():

@@ -1,3 +1,5 @@
+"""Search and merging of neighbour lists, against all distances."""
+
 import numba as nb
 import numpy as np
 import pytest
@@ -35,17 +37,17 @@ def test_exhaustive_finds_the_nearest(metric):
     x = np.random.default_rng(0).normal(1, 1, (80, 6)).astype(np.float32)
     queries = np.array([0, 79, 40, 3, 3])
     indices, distances = neighbors.exhaustive(x, queries, 7, metric, {})
-    wanted, wanted_distances = brute(x, queries, 7, SCIPY[metric])
-    assert np.array_equal(indices, wanted)
-    np.testing.assert_allclose(distances, wanted_distances, rtol=1e-4, atol=1e-6)
+    expected, expected_distances = brute(x, queries, 7, SCIPY[metric])
+    assert np.array_equal(indices, expected)
+    np.testing.assert_allclose(distances, expected_distances, rtol=1e-4, atol=1e-6)
 
 
 @given(st.integers(0, 999), st.integers(1, 12), st.integers(1, 15))
 def test_exhaustive_breaks_ties_by_row_and_leaves_no_row_unmarked(seed, n, k):
     x = np.random.default_rng(seed).integers(0, 3, (n, 2)).astype(np.float32)
     indices, distances = neighbors.search(x, k, "euclidean", {}, seed)
-    wanted, _ = brute(x, np.arange(n), min(k, n - 1), "euclidean")
-    assert np.array_equal(indices[:, : n - 1], wanted)
+    expected, _ = brute(x, np.arange(n), min(k, n - 1), "euclidean")
+    assert np.array_equal(indices[:, : n - 1], expected)
     assert (indices[:, n - 1 :] == -1).all()
     assert np.isinf(distances[:, n - 1 :]).all()
     assert np.isfinite(distances[:, : n - 1]).all()
@@ -65,16 +67,16 @@ def test_rows_of_many_lengths_are_found_in_the_metrics_order(metric):
 def test_rows_without_direction_hide_no_neighbors(metric, row):
     x = np.random.default_rng(5).normal(size=(200, 60)).astype(np.float32)
     x[::5] = row
-    _, wanted = neighbors.exhaustive(x, np.arange(200), 5, metric, {})
-    _, found = neighbors.search(x, 5, metric, {}, 0)
-    np.testing.assert_allclose(found, wanted, atol=1e-5)
+    _, expected = neighbors.exhaustive(x, np.arange(200), 5, metric, {})
+    _, distances = neighbors.search(x, 5, metric, {}, 0)
+    np.testing.assert_allclose(distances, expected, atol=1e-5)
 
 
 def test_neighbors_do_not_depend_on_where_the_origin_lies():
     x = np.random.default_rng(6).integers(-20, 21, (300, 4)).astype(np.float32)
-    _, wanted = neighbors.search(x, 5, "euclidean", {}, 0)
-    _, found = neighbors.search(x + 8192, 5, "euclidean", {}, 0)
-    assert np.array_equal(found, wanted)
+    _, expected = neighbors.search(x, 5, "euclidean", {}, 0)
+    _, distances = neighbors.search(x + 8192, 5, "euclidean", {}, 0)
+    assert np.array_equal(distances, expected)
 
 
 def test_metric_arguments_reach_the_metric():
@@ -95,54 +97,56 @@ def test_descent_finds_nearly_all_and_the_same_each_time(monkeypatch):
     assert again.tobytes() == indices.tobytes()
     assert (indices != np.arange(1500)[:, None]).all()
     assert (np.diff(distances, axis=1) >= 0).all()
-    _, wanted = brute(x, np.arange(1500), 10, "euclidean")
-    assert (distances <= wanted + 1e-5).mean() > 0.97
+    _, expected = brute(x, np.arange(1500), 10, "euclidean")
+    assert (distances <= expected + 1e-5).mean() > 0.97
 
 
 def test_drop_self_drops_each_rows_own_id_else_the_farthest():
-    found = np.array([[0, 5, 6], [7, 1, 8], [9, 3, 4], [5, 6, 3]])
-    indices, distances = neighbors.drop_self(found, np.tile(np.float32([0, 1, 2]), (4, 1)))
+    listed = np.array([[0, 5, 6], [7, 1, 8], [9, 3, 4], [5, 6, 3]])
+    indices, distances = neighbors.drop_self(listed, np.tile(np.float32([0, 1, 2]), (4, 1)))
     assert indices.tolist() == [[5, 6], [7, 8], [9, 3], [5, 6]]
     assert distances.tolist() == [[1, 2], [0, 2], [0, 1], [0, 1]]
 
 
-def precedence(name: int):
+def precedence(row_id: int):
     """Order a row's neighbours {id: distance}: the nearest first, of those as near by the pair's hash."""
-    return lambda found: sorted(found, key=lambda j: (found[j], int(hashing.pair(name, j))))
+    return lambda distances: sorted(distances, key=lambda j: (distances[j], int(hashing.pair(row_id, j))))
 
 
-def lists_of(found: list[dict[int, int]], names: list[int], k: int) -> tuple[np.ndarray, np.ndarray]:
+def lists_of(neighbors_of: list[dict[int, int]], row_ids: list[int], k: int) -> tuple[np.ndarray, np.ndarray]:
     """Lay out {id: distance} as ascending lists of k."""
-    indices, distances = np.full((len(found), k), -1, np.int64), np.full((len(found), k), np.inf, np.float32)
-    for row, (own, name) in enumerate(zip(found, names, strict=True)):
-        best = precedence(name)(own)[:k]
-        indices[row, : len(best)], distances[row, : len(best)] = best, [own[j] for j in best]
+    indices = np.full((len(neighbors_of), k), -1, np.int64)
+    distances = np.full(indices.shape, np.inf, np.float32)
+    for row, (distances_of, row_id) in enumerate(zip(neighbors_of, row_ids, strict=True)):
+        best = precedence(row_id)(distances_of)[:k]
+        indices[row, : len(best)], distances[row, : len(best)] = best, [distances_of[j] for j in best]
     return indices, distances
 
 
 @st.composite
-def found_lists(draw):
+def cells_lists(draw):
     """Draw the lists that several cells have found for one row, and their length."""
     k = draw(st.integers(1, 5))
-    one = st.dictionaries(st.integers(0, 9), st.integers(0, 4), max_size=k)
-    return k, draw(st.lists(one, min_size=1, max_size=5))
+    neighbors_of = st.dictionaries(st.integers(0, 9), st.integers(0, 4), max_size=k)
+    return k, draw(st.lists(neighbors_of, min_size=1, max_size=5))
 
 
-@given(found_lists(), st.integers(0, 10**12), st.randoms(use_true_random=False))
-def test_merge_keeps_the_first_k_of_the_union_in_any_order(case, name, random):
-    k, found = case
+@given(cells_lists(), st.integers(0, 10**12), st.randoms(use_true_random=False))
+def test_merge_keeps_the_first_k_of_the_union_in_any_order(case, row_id, random):
+    k, per_cell = case
     union: dict[int, int] = {}
-    for own in found:
-        for j, d in own.items():
+    for neighbors_of in per_cell:
+        for j, d in neighbors_of.items():
             union[j] = min(d, union.get(j, d))
-    wanted = precedence(name)(union)[:k]
-    random.shuffle(found)
+    expected = precedence(row_id)(union)[:k]
+    random.shuffle(per_cell)
     indices, distances = lists_of([{}] * 3, [0] * 3, k)
-    for own in found:
-        merged, lengths = lists_of([own], [random.randint(0, 99)], k)  # in whatever order among those as near
-        neighbors.merge(indices, distances, np.array([1]), merged, lengths, np.array([name]))
-    assert indices[1].tolist() == wanted + [-1] * (k - len(wanted))
-    assert distances[1].tolist() == [union[j] for j in wanted] + [np.inf] * (k - len(wanted))
+    for neighbors_of in per_cell:
+        any_id = random.randint(0, 99)  # neighbours at equal distances come in an order of its own
+        indices_of, distances_of = lists_of([neighbors_of], [any_id], k)
+        neighbors.merge(indices, distances, np.array([1]), indices_of, distances_of, np.array([row_id]))
+    assert indices[1].tolist() == expected + [-1] * (k - len(expected))
+    assert distances[1].tolist() == [union[j] for j in expected] + [np.inf] * (k - len(expected))
     assert (indices[[0, 2]] == -1).all()
 
 
@@ -189,6 +193,6 @@ def test_the_first_fault_of_lists_is_found(seed, n, columns, spoilt):
         row, slot = rng.integers(n), rng.integers(columns)
         indices[row, slot] = rng.choice([-2, 9, 2**40, *indices[row]])
         distances[rng.integers(n), slot] = rng.choice([np.nan, np.inf, -np.inf, -0.1, -0.0])
-    found = neighbors.first_fault(indices, distances, 3, 9)
-    assert found == slow_fault(indices, distances, 3, 9)
-    assert spoilt or found == (neighbors.SOUND, 0, 0)
+    fault = neighbors.first_fault(indices, distances, 3, 9)
+    assert fault == slow_fault(indices, distances, 3, 9)
+    assert spoilt or fault == (neighbors.SOUND, 0, 0)

@@ -1,3 +1,5 @@
+"""The pool: its order along the curve."""
+
 import numpy as np
 import pytest
 

@@ -16,9 +16,9 @@ def rows():
 
 @pytest.mark.parametrize("metric", ["euclidean", "cosine", "correlation"])
 def test_distances_are_kept_about(rows, metric):
-    found = projection.project(sp.csr_matrix(rows), projection.places(5000, 3), metric)
-    assert found.shape == (60, projection.DIMS)
-    kept = pdist(found) / pdist(vectors.to_euclidean(rows.toarray(), metric))
+    projected = projection.project(sp.csr_matrix(rows), projection.places(5000, 3), metric)
+    assert projected.shape == (60, projection.DIMS)
+    kept = pdist(projected) / pdist(vectors.to_euclidean(rows.toarray(), metric))
     assert abs(kept.mean() - 1) < 0.02
     assert kept.std() < 0.06  # 1 / sqrt(2 * DIMS) is 0.044
 
@@ -27,8 +27,8 @@ def test_distances_are_kept_about(rows, metric):
 def test_few_columns_are_not_projected(metric):
     x = np.abs(np.random.default_rng(1).normal(size=(20, 50))).astype("f4")
     x[3] = 0
-    found = projection.project(sp.csr_matrix(x), projection.places(50, 0), metric)
-    assert np.allclose(found, vectors.to_euclidean(x, metric), atol=1e-6)
+    projected = projection.project(sp.csr_matrix(x), projection.places(50, 0), metric)
+    assert np.allclose(projected, vectors.to_euclidean(x, metric), atol=1e-6)
 
 
 def test_a_row_is_projected_by_itself_and_the_seed(rows):

@@ -1,3 +1,5 @@
+"""Figures of quality, beside those of scikit-learn."""
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -44,8 +46,8 @@ def test_counts_add_up_to_the_rows_nearer_than_each_limit(seed, cut):
     for part in (slice(0, cut), slice(cut, 20)):
         quality.count_nearer(np.ascontiguousarray(block[:, part]), ids[part], skip, limits, counts)
     others = (ids != skip[:, None]) & (ids >= 0)
-    wanted = (others[:, :, None] & (block[:, :, None] < limits[:, None])).sum(axis=1)
-    assert np.array_equal(np.cumsum(counts, axis=1), wanted)
+    expected = (others[:, :, None] & (block[:, :, None] < limits[:, None])).sum(axis=1)
+    assert np.array_equal(np.cumsum(counts, axis=1), expected)
 
 
 def test_squared_distances_are_never_below_zero():
@@ -65,8 +67,8 @@ def test_distances_of_a_metric_fill_the_block():
 
 
 def test_overlap_is_the_share_found_wherever_it_stands():
-    found, exact = np.array([[1, 2, 3], [4, 5, 6], [7, 8, 9]]), np.array([[3, 1], [9, 4], [0, 1]])
-    assert quality.overlap(found, exact).tolist() == [1.0, 0.5, 0.0]
+    listed, exact = np.array([[1, 2, 3], [4, 5, 6], [7, 8, 9]]), np.array([[3, 1], [9, 4], [0, 1]])
+    assert quality.overlap(listed, exact).tolist() == [1.0, 0.5, 0.0]
 
 
 @pytest.mark.parametrize("k", [1, 5, 15])
@@ -75,15 +77,15 @@ def test_trustworthiness_is_that_of_scikit_learn(k, noise):
     rng = np.random.default_rng(0)
     x = rng.normal(size=(90, 5)).astype(np.float32)
     y = x[:, :2] + noise * rng.normal(size=(90, 2)).astype(np.float32)
-    own = np.arange(90)
-    near, _ = neighbors.exhaustive(y, own, k, "euclidean", {})
+    queries = np.arange(90)
+    near, _ = neighbors.exhaustive(y, queries, k, "euclidean", {})
     distances = cdist(x, x).astype(np.float32)
     limits = np.sort(np.take_along_axis(distances, near, axis=1), axis=1)
     counts = np.zeros(limits.shape, np.int64)
-    quality.count_nearer(distances, own, own, limits, counts)
-    found = quality.trustworthiness(np.cumsum(counts, axis=1) + 1, 90)
-    assert found == pytest.approx(trustworthiness(x, y, n_neighbors=k), abs=1e-9)
-    assert found < 1
+    quality.count_nearer(distances, queries, queries, limits, counts)
+    trust = quality.trustworthiness(np.cumsum(counts, axis=1) + 1, 90)
+    assert trust == pytest.approx(trustworthiness(x, y, n_neighbors=k), abs=1e-9)
+    assert trust < 1
 
 
 @pytest.mark.parametrize(("k", "rows"), [(3, 6), (3, 5), (15, 16), (15, 30), (0, 20)])

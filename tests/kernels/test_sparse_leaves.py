@@ -35,11 +35,11 @@ def probes_of(rows, metric, count, width):
 
 @pytest.mark.parametrize("metric", ["euclidean", "cosine", "correlation"])
 def test_one_leaf_is_searched_exactly(rows, metric):
-    some = rows[:400]
+    leaf_rows = rows[:400]
     indices, squared = sparse_leaves.search(
-        some, projection.places(DIMS, 0), metric, np.zeros((400, 1), np.int32), K, 0
+        leaf_rows, projection.places(DIMS, 0), metric, np.zeros((400, 1), np.int32), K, 0
     )
-    assert np.array_equal(squared.astype("f4"), exact(some, metric).astype("f4"))
+    assert np.array_equal(squared.astype("f4"), exact(leaf_rows, metric).astype("f4"))
     assert (indices[4, 0], indices[5, 0]) == (5, 4)
     assert not (indices == np.arange(400)[:, None]).any()
 
@@ -50,17 +50,17 @@ def test_leaves_find_nearly_all(rows, metric):
     indices, squared = sparse_leaves.search(rows, projection.places(DIMS, 0), metric, probes, K, 0)
     within = squared <= exact(rows, metric)[:, -1:] * (1 + 1e-6)
     assert within.mean() > 0.97
-    found = pairs.all_distances(rows, rows, metric)[np.arange(1500)[:, None], indices]
-    assert np.array_equal(found, squared.astype("f4")), "distances are exact"
+    distances = pairs.all_distances(rows, rows, metric)[np.arange(1500)[:, None], indices]
+    assert np.array_equal(distances, squared.astype("f4")), "distances are exact"
 
 
 def test_home_rows_and_guests_find_each_other(rows):
     targets, home = projection.places(DIMS, 0), np.where(np.arange(1500) % 3 == 0, 7, -1).astype(np.int32)
     probes = probes_of(rows, "cosine", 8, 4)
     at_home = np.flatnonzero(home < 0)
-    found, squared_home = sparse_leaves.search(rows[at_home], targets, "cosine", probes[at_home], K, 0)
+    home_indices, squared_home = sparse_leaves.search(rows[at_home], targets, "cosine", probes[at_home], K, 0)
     indices, squared = np.full((1500, K), -1, np.int32), np.full((1500, K), 4.0)
-    indices[at_home], squared[at_home] = np.where(found >= 0, at_home[found], -1), squared_home
+    indices[at_home], squared[at_home] = np.where(home_indices >= 0, at_home[home_indices], -1), squared_home
     indices, squared = sparse_leaves.search_with_guests(rows, targets, "cosine", home, probes, indices, squared, 0)
     assert (squared[at_home] <= exact(rows, "cosine")[at_home, -1:] * (1 + 1e-6)).mean() > 0.97
     guests = home >= 0

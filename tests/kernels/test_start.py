@@ -1,3 +1,5 @@
+"""The start: labels, smoothing, axes and the box, each against an obvious reference."""
+
 from itertools import pairwise
 
 import numpy as np
@@ -37,26 +39,26 @@ def labels_at_ends(graph: sparse.csr_matrix, labels: np.ndarray):
 def test_labels_spread_along_the_strongest_edges_however_the_graph_is_cut(graph):
     labels = np.full(ROWS, start.UNLABELLED, np.int32)
     labels[::17] = np.arange(len(labels[::17]))
-    dense, wanted, alone = graph.toarray(), labels.copy(), np.diff(graph.indptr) == 0
+    dense, expected, alone = graph.toarray(), labels.copy(), np.diff(graph.indptr) == 0
     for i in np.flatnonzero(labels < 0):
-        reach = np.where(labels >= 0, dense[i], 0)
-        if reach.any():
-            wanted[i] = labels[reach.argmax()]
-    wanted[alone] = -2 - np.flatnonzero(alone)
+        labelled_weights = np.where(labels >= 0, dense[i], 0)
+        if labelled_weights.any():
+            expected[i] = labels[labelled_weights.argmax()]
+    expected[alone] = -2 - np.flatnonzero(alone)
     out, counts = labels.copy(), np.zeros(2, int)
     for indptr, _, weights, low, ends in labels_at_ends(graph, labels):
-        own = out[low : low + len(indptr) - 1]
-        counts += start.spread_labels(indptr, weights, ends, low, own)
-    assert np.array_equal(out, wanted)
+        labels_of_shard = out[low : low + len(indptr) - 1]
+        counts += start.spread_labels(indptr, weights, ends, low, labels_of_shard)
+    assert np.array_equal(out, expected)
     assert alone.any()
-    assert counts[1] == (wanted == start.UNLABELLED).sum() > 0
-    assert counts[0] == (labels != wanted).sum() > alone.sum()
+    assert counts[1] == (expected == start.UNLABELLED).sum() > 0
+    assert counts[0] == (labels != expected).sum() > alone.sum()
 
 
 def test_rows_without_edges_are_settled_in_one_pass():
     labels = np.array([start.UNLABELLED, 0], np.int32)
-    for wanted in ((2, 0), (0, 0)):
-        assert start.spread_labels(np.zeros(3, np.int64), np.empty(0, "f4"), np.empty(0, "i4"), 5, labels) == wanted
+    for expected in ((2, 0), (0, 0)):
+        assert start.spread_labels(np.zeros(3, np.int64), np.empty(0, "f4"), np.empty(0, "i4"), 5, labels) == expected
         assert labels.tolist() == [-7, -8]
 
 
@@ -101,11 +103,11 @@ def smoothed(graph: sparse.csr_matrix, y: np.ndarray) -> tuple[np.ndarray, np.nd
     """Smooth coordinates shard by shard; add up the moments."""
     out, moments = np.empty_like(y), np.zeros((6, y.shape[1]))
     for indptr, tails, weights, low, pages in paged(graph, y):
-        own = slice(low, low + len(indptr) - 1)
+        shard = slice(low, low + len(indptr) - 1)
         sums, totals = np.zeros((len(indptr) - 1, y.shape[1])), np.zeros(len(indptr) - 1)
         for cursor, first, page in pages:
             start.add_neighbors(indptr, tails, weights, cursor, first, page, sums, totals)
-        out[own], more = start.smooth(y[own], sums, totals)
+        out[shard], more = start.smooth(y[shard], sums, totals)
         moments += more
     return out, moments
 
@@ -114,8 +116,8 @@ def test_smooth_moves_rows_half_way_to_their_neighbors_however_the_graph_is_cut(
     y = np.random.default_rng(1).normal(size=(ROWS, 2)).astype(np.float32)
     dense = graph.toarray().astype(np.float64)
     total = dense.sum(axis=1, keepdims=True)
-    wanted = np.where(total > 0, (y + dense @ y / np.where(total > 0, total, 1)) / 2, y)
-    np.testing.assert_allclose(smoothed(graph, y)[0], wanted, rtol=1e-6, atol=1e-7)
+    expected = np.where(total > 0, (y + dense @ y / np.where(total > 0, total, 1)) / 2, y)
+    np.testing.assert_allclose(smoothed(graph, y)[0], expected, rtol=1e-6, atol=1e-7)
     assert (total == 0).any()
 
 
@@ -134,9 +136,9 @@ def test_the_residual_is_that_of_eigenvectors_of_the_walk():
     walked = matrix @ centred / degree[:, None]
     square = lambda v: (degree[:, None] * v**2).sum(axis=0)  # noqa: E731
     quotient = (degree[:, None] * centred * walked).sum(axis=0) / square(centred)
-    wanted = np.sqrt(square(walked - quotient * centred) / square(centred)).max()
-    assert start.residual(smoothed(padded, y)[1]) == pytest.approx(wanted, rel=1e-4)
-    assert wanted > 0.3
+    expected = np.sqrt(square(walked - quotient * centred) / square(centred)).max()
+    assert start.residual(smoothed(padded, y)[1]) == pytest.approx(expected, rel=1e-4)
+    assert expected > 0.3
 
 
 @pytest.mark.parametrize("edges", [True, False])

@@ -19,9 +19,9 @@ SECONDS = 30
 def threads(*kinds: str) -> set[int]:
     """Return the threads of what sums in an order that depends on them; numba has libraries of its own."""
     kinds = kinds or ("blas", "openmp")
-    ours = [pool for pool in threadpool_info() if pool["user_api"] == "blas" or "scikit_learn" in pool["filepath"]]
-    assert len(ours) > 1
-    return {pool["num_threads"] for pool in ours if pool["user_api"] in kinds}
+    pools = [pool for pool in threadpool_info() if pool["user_api"] == "blas" or "scikit_learn" in pool["filepath"]]
+    assert len(pools) > 1
+    return {pool["num_threads"] for pool in pools if pool["user_api"] in kinds}
 
 
 def test_libraries_have_one_thread_within_and_as_many_as_before_after():
@@ -58,7 +58,7 @@ class Stepping:
 
 @pytest.fixture
 def two():
-    """Return two such threads, in a process whose BLAS has two threads."""
+    """Return two of these threads, while BLAS has two threads."""
     with threadpool_limits(limits=2, user_api="blas"):
         both = Stepping(), Stepping()
         for one in both:
@@ -83,20 +83,20 @@ def test_the_first_thread_out_gives_nothing_back_and_the_last_one_all(two, first
 
 
 def test_many_threads_leave_things_as_they_were():
-    seen, together = [], threading.Barrier(4)
+    numbers, together = [], threading.Barrier(4)
 
     def work(number: int) -> None:
         together.wait(SECONDS)
-        for _ in range(50):
+        for _ in range(10):
             with one_thread():
-                seen.append(frozenset(threads("blas")))
+                numbers.append(frozenset(threads("blas")))
                 if number % 2:
                     with one_thread():
-                        seen.append(frozenset(threads()))
+                        numbers.append(frozenset(threads()))
 
     with threadpool_limits(limits=2, user_api="blas"), ThreadPoolExecutor(4) as pool:
         list(pool.map(work, range(4)))
-        assert set(seen) == {frozenset({1})}
+        assert set(numbers) == {frozenset({1})}
         assert threads("blas") == {2}
 
 
@@ -123,6 +123,7 @@ assert "numba" not in sys.modules
 """
 
 
+@pytest.mark.slow
 def test_libraries_that_are_loaded_later_are_seen():
     """In a process of its own, where none is loaded."""
     two = {"OPENBLAS_NUM_THREADS": "2", "OMP_NUM_THREADS": "2"}

@@ -1,3 +1,5 @@
+"""The tree: its leaves, and the nearest leaves of rows."""
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -43,12 +45,12 @@ def sound(tree: Tree) -> bool:
     )
 
 
-@pytest.mark.parametrize(("wanted", "dims"), [(2, 3), (40, 5), (150, 30)])
-def test_a_tree_has_about_the_leaves_that_are_wanted(wanted, dims):
-    sample = np.random.default_rng(wanted).normal(size=(8 * wanted, dims)).astype(np.float32)
-    tree = grow(sample, wanted, 0)
+@pytest.mark.parametrize(("n_leaves", "dims"), [(2, 3), (40, 5), (150, 30)])
+def test_a_tree_has_about_the_leaves_that_are_wanted(n_leaves, dims):
+    sample = np.random.default_rng(n_leaves).normal(size=(8 * n_leaves, dims)).astype(np.float32)
+    tree = grow(sample, n_leaves, 0)
     assert sound(tree)
-    assert 0.8 * wanted <= len(tree.leaves) <= 1.3 * wanted + 1
+    assert 0.8 * n_leaves <= len(tree.leaves) <= 1.3 * n_leaves + 1
     assert np.bincount(nearest_of(sample, tree), minlength=len(tree.leaves)).max() <= MAX_LEAF_LOAD * 8 * 1.5
 
 
@@ -123,30 +125,30 @@ def test_the_nearest_leaves_are_found_in_order_ties_by_leaf(seed, n, dims, group
     """All groups are sought where there are few."""
     counts = np.random.default_rng(seed).integers(1, 9, groups).tolist()
     x, leaves = points(seed, n, dims), points(seed + 1, sum(counts), dims)
-    found = nearest_leaves(x, tree_of(points(seed + 2, groups, dims), counts, leaves), count)
+    near = nearest_leaves(x, tree_of(points(seed + 2, groups, dims), counts, leaves), count)
     squared = cdist(x, leaves, "sqeuclidean")
-    wanted = np.full((n, count), -1)
-    wanted[:, : len(leaves)] = np.argsort(squared, axis=1, kind="stable")[:, :count]
-    assert (found.dtype, found.shape) == (np.int32, (n, count))
+    expected = np.full((n, count), -1)
+    expected[:, : len(leaves)] = np.argsort(squared, axis=1, kind="stable")[:, :count]
+    assert (near.dtype, near.shape) == (np.int32, (n, count))
     rows = np.arange(n)[:, None]
     np.testing.assert_allclose(  # the middle is no whole number: what ties may be told apart
-        np.where(found >= 0, squared[rows, found], -1), np.where(wanted >= 0, squared[rows, wanted], -1), rtol=1e-5
+        np.where(near >= 0, squared[rows, near], -1), np.where(expected >= 0, squared[rows, expected], -1), rtol=1e-5
     )
-    assert all(len(set(row[row >= 0])) == (row >= 0).sum() for row in found)
+    assert all(len(set(row[row >= 0])) == (row >= 0).sum() for row in near)
 
 
 def test_leaves_are_sought_in_the_nearest_groups_alone():
     rng = np.random.default_rng(0)
     x, groups = rng.normal(size=(300, 6)).astype(np.float32), rng.normal(size=(25, 6)).astype(np.float32)
     leaves = (np.repeat(groups, 7, axis=0) + rng.normal(0, 0.8, (175, 6))).astype(np.float32)
-    found = nearest_leaves(x, tree_of(groups, [7] * 25, leaves), 10)
+    listed = nearest_leaves(x, tree_of(groups, [7] * 25, leaves), 10)
     near = np.argsort(cdist(x, groups), axis=1)[:, :GROUPS]
     squared = np.full((300, 175), np.inf)
-    for row, own in enumerate(near):
-        at = (own[:, None] * 7 + np.arange(7)).ravel()
+    for row, near_groups in enumerate(near):
+        at = (near_groups[:, None] * 7 + np.arange(7)).ravel()
         squared[row, at] = cdist(x[row, None], leaves[at], "sqeuclidean")[0]
-    assert np.array_equal(found, np.argsort(squared, axis=1)[:, :10])
-    assert (found != np.argsort(cdist(x, leaves), axis=1)[:, :10]).any(), "else the test would tell nothing"
+    assert np.array_equal(listed, np.argsort(squared, axis=1)[:, :10])
+    assert (listed != np.argsort(cdist(x, leaves), axis=1)[:, :10]).any(), "else the test would tell nothing"
 
 
 @pytest.mark.parametrize(("dims", "count"), [(2, 4), (2, 16), (30, 16)])
@@ -156,8 +158,8 @@ def test_groups_that_cannot_hold_nearer_leaves_are_not_missed(monkeypatch, dims,
     x = np.random.default_rng(dims).normal(size=(2000, dims)).astype(np.float32)
     tree = grow(x, 900, 0)
     assert len(tree.groups) > 20
-    wanted = np.argsort(cdist(x, tree.leaves), axis=1)[:, :count]
-    assert (nearest_leaves(x, tree, count) == wanted).mean() > 0.999, "but for ties in float32"
+    expected = np.argsort(cdist(x, tree.leaves), axis=1)[:, :count]
+    assert (nearest_leaves(x, tree, count) == expected).mean() > 0.999, "but for ties in float32"
     products = []
     monkeypatch.setattr(
         "dumap.kernels.tree._keep", lambda *given, keep=_keep: (products.append(given[0].size), keep(*given))
@@ -170,13 +172,13 @@ def test_leaves_beyond_the_margin_are_left_out_but_for_the_first():
     x = np.random.default_rng(0).normal(size=(1000, 3)).astype(np.float32)
     tree = grow(x, 100, 0)
     x[:50] = tree.leaves[:50]  # where the nearest leaf has its centroid, all others lie infinitely further
-    found, whole = nearest_leaves(x, tree, 10, 1.5), nearest_leaves(x, tree, 10)
+    near, whole = nearest_leaves(x, tree, 10, 1.5), nearest_leaves(x, tree, 10)
     far = np.take_along_axis(cdist(x, tree.leaves), whole, axis=1)
     within = far <= 1.5 * far[:, :1]
     within[:, :UNCONDITIONAL] = True
-    assert (found[:50] >= 0).sum() == 50 * UNCONDITIONAL
+    assert (near[:50] >= 0).sum() == 50 * UNCONDITIONAL
     assert 0.1 < within[50:].mean() < 0.9
-    assert np.array_equal(found, np.where(within, whole, -1))
+    assert np.array_equal(near, np.where(within, whole, -1))
 
 
 CUTS = [(0, 1), (3, 50), (5, 6), (255, 257), (100, 613), (0, 1024), (1, 1025), (17, 1500), (1499, 1500)]
@@ -219,8 +221,8 @@ def flat(seed: int, n: int = 1500, dims: int = 121, latent: int = 12) -> np.ndar
     """Draw rows of many dims near a plane, in clusters."""
     loadings = np.random.default_rng(0).normal(size=(latent, dims))
     rng = np.random.default_rng(seed)
-    places = 3 * rng.normal(size=(20, latent))[rng.integers(0, 20, n)] + rng.normal(size=(n, latent))
-    return (places @ loadings + 0.1 * rng.normal(size=(n, dims))).astype(np.float32)
+    centres = 3 * rng.normal(size=(20, latent))[rng.integers(0, 20, n)] + rng.normal(size=(n, latent))
+    return (centres @ loadings + 0.1 * rng.normal(size=(n, dims))).astype(np.float32)
 
 
 def on_axes(seed: int) -> tuple[np.ndarray, Tree]:
@@ -272,12 +274,12 @@ def test_a_rows_leaves_do_not_depend_on_the_scale(scale):
 
 def once_each(x: np.ndarray, tree: Tree) -> None:
     """See that each row has ten leaves and none twice, whatever else is in the block."""
-    found = nearest_leaves(x, tree, 10)
-    for row in found:
-        own = row[row >= 0]
-        assert len(set(own)) == len(own)
-        assert (own < len(tree.leaves)).all()
-    assert (found[:, 0] >= 0).all()
+    near = nearest_leaves(x, tree, 10)
+    for row in near:
+        leaves_of = row[row >= 0]
+        assert len(set(leaves_of)) == len(leaves_of)
+        assert (leaves_of < len(tree.leaves)).all()
+    assert (near[:, 0] >= 0).all()
 
 
 @pytest.mark.parametrize("value", [1e25, 3e38])
@@ -299,11 +301,11 @@ def variance_within(x: np.ndarray, tree: Tree) -> float:
     return float((within_leaves(x, tree)[0].astype(np.float64) ** 2).sum())
 
 
-def without_axes(monkeypatch, x: np.ndarray, wanted: int) -> Tree:
+def without_axes(monkeypatch, x: np.ndarray, n_leaves: int) -> Tree:
     """Grow a tree for which no axes are sought."""
     with monkeypatch.context() as patch:
         patch.setattr("dumap.kernels.axes.WIDE", 10**6)
-        tree = grow(x, wanted, 0)
+        tree = grow(x, n_leaves, 0)
     assert tree.axes.shape == (x.shape[1], 0)
     return tree
 
@@ -349,10 +351,10 @@ def test_no_row_on_axes_has_a_leaf_twice_however_far_it_lies(value):
 def test_rows_within_leaves_are_all_those_of_some_leaves(monkeypatch):
     monkeypatch.setattr("dumap.kernels.tree.WITHIN_ROWS", 300)
     x, tree = alike(4)
-    own = nearest_leaves(x, tree, 1)[:, 0]
+    leaf_of = nearest_leaves(x, tree, 1)[:, 0]
     placed, nearest = within_leaves(x, tree)
-    taken = np.isin(own, np.unique(nearest))
-    assert np.array_equal(nearest, own[taken])
+    taken = np.isin(leaf_of, np.unique(nearest))
+    assert np.array_equal(nearest, leaf_of[taken])
     assert 150 < len(nearest) < 600
-    wanted = [row - x[own == leaf].mean(axis=0) for row, leaf in zip(x[taken], nearest, strict=True)]
-    np.testing.assert_allclose(placed, wanted, atol=1e-5)
+    expected = [row - x[leaf_of == leaf].mean(axis=0) for row, leaf in zip(x[taken], nearest, strict=True)]
+    np.testing.assert_allclose(placed, expected, atol=1e-5)

@@ -1,3 +1,5 @@
+"""Plans: sizes of blocks, cells and shards, projections, and refusals that say what would do."""
+
 import itertools
 import re
 from types import SimpleNamespace
@@ -76,9 +78,9 @@ def test_blocks_are_whole_chunks_where_chunks_fit(memory, count, width, itemsize
 def test_cells_fit_the_memory_of_a_task(memory, count, width, itemsize, metric, k):
     settings = config(memory, neighbors={"metric": metric, "n_neighbors": k + 1})
     geometry = make_geometry(settings, count, width, itemsize, 1)
-    fewest = 4 * (k + 2)
-    assert geometry.cell_rows * cell_row_bytes(width, k, metric) <= memory or geometry.cell_rows == fewest
-    assert geometry.cell_rows >= fewest
+    min_rows = 4 * (k + 2)
+    assert geometry.cell_rows * cell_row_bytes(width, k, metric) <= memory or geometry.cell_rows == min_rows
+    assert geometry.cell_rows >= min_rows
     cells_a_row = 4 if geometry.cells >= 32 else 1.6 if geometry.cells > 1 else 0.75
     share = (
         0.75 if count > geometry.cell_rows else 1
@@ -88,9 +90,11 @@ def test_cells_fit_the_memory_of_a_task(memory, count, width, itemsize, metric, 
 
 
 @given(memories, rows, dims, st.integers(1, 64), st.none() | st.integers(64, 10**5))
-def test_a_cell_may_hold_twice_its_planned_home_rows(memory, count, width, copies, most):
+def test_a_cell_may_hold_twice_its_planned_home_rows(memory, count, width, cells_per_row, most):
     """Leaves are not cut to fill cells evenly."""
-    geometry = make_geometry(config(memory, cells={"max_cells_per_row": copies, "max_rows": most}), count, width, 4, 1)
+    geometry = make_geometry(
+        config(memory, cells={"max_cells_per_row": cells_per_row, "max_rows": most}), count, width, 4, 1
+    )
     assert min(count, 2 * -(-count // geometry.cells)) <= geometry.cell_rows
 
 
@@ -146,11 +150,11 @@ def test_a_chunk_too_large_is_refused_with_what_would_do(memory, width, itemsize
     try:
         make_geometry(config(memory), 10**8, width, itemsize, chunk)
     except InputError as error:
-        wanted = re.search(
+        advice = re.search(
             r"rechunk the array to at most (\d+) rows a chunk, or set task_memory to (.*) or", str(error)
         )
-        make_geometry(config(memory), 10**8, width, itemsize, int(wanted[1]))
-        make_geometry(config(parse_bytes(wanted[2])), 10**8, width, itemsize, chunk)
+        make_geometry(config(memory), 10**8, width, itemsize, int(advice[1]))
+        make_geometry(config(parse_bytes(advice[2])), 10**8, width, itemsize, chunk)
     else:
         assert chunk * width * itemsize <= memory // 4
 
@@ -252,11 +256,11 @@ def test_cells_are_projected_as_they_turned_out_to_be():
         )
     )
     row = cell_row_bytes(geometry.dims, settings.neighbors.search_k, settings.neighbors.metric)
-    found = small.stage("neighbors").peak_bytes
-    assert planned.stage("neighbors").peak_bytes - found > 0.45 * geometry.cell_rows * row
-    assert found - small.stage("neighbors").held_bytes > 0.5 * geometry.cell_rows * row
+    peak = small.stage("neighbors").peak_bytes
+    assert planned.stage("neighbors").peak_bytes - peak > 0.45 * geometry.cell_rows * row
+    assert peak - small.stage("neighbors").held_bytes > 0.5 * geometry.cell_rows * row
     more = crowded.stage("neighbors").peak_bytes - planned.stage("neighbors").peak_bytes
-    assert more > 2 * geometry.cell_rows * GUEST_BYTES, "guests of other turns are held too"
+    assert more > 2 * geometry.cell_rows * GUEST_BYTES, "guests searched at other times are held too"
     assert small.stage("audit").peak_bytes <= planned.stage("audit").peak_bytes
 
 
@@ -353,7 +357,7 @@ def test_repairs_hold_no_more_than_a_task_may_or_a_cell_has(memory, count, width
     "section", [{"neighbors": {"recall_target": 0.0}}, {"neighbors": {"max_repairs": 0}}, {"audit": {"queries": 0}}]
 )
 def test_lists_that_are_never_repaired_are_projected_without_repairs(section):
-    more, less = (plan_of(config(**own), 10**6, 100).stage("audit") for own in ({}, section))
+    more, less = (plan_of(config(**settings), 10**6, 100).stage("audit") for settings in ({}, section))
     assert audits(config(**section)) == 1
     assert less.tasks < more.tasks
     assert less.disk_bytes < more.disk_bytes - 10**6 * 100 * 4
@@ -389,9 +393,9 @@ def cut_with(**layout) -> Geometry:
 def test_a_spread_whose_curve_float32_does_not_hold_is_refused(spread, min_dist):
     with pytest.raises(ConfigError, match="as float32 holds them") as error:
         cut_with(spread=spread, min_dist=min_dist)
-    said = str(error.value)
-    assert f"layout.spread = {spread} and layout.min_dist = {min_dist}: " in said
-    instead = dict(re.findall(r"(spread|min_dist)=(\S+)", said))
+    message = str(error.value)
+    assert f"layout.spread = {spread} and layout.min_dist = {min_dist}: " in message
+    instead = dict(re.findall(r"(spread|min_dist)=(\S+)", message))
     cut_with(**{name: float(value) for name, value in instead.items()})
 
 
@@ -405,10 +409,10 @@ def test_a_curve_that_float32_does_not_hold_is_refused(a, b):
 
 
 @pytest.mark.parametrize(
-    "own", [{"spread": 1e6}, {"spread": 1e-6, "min_dist": 0.0}, {"a": 1e30, "b": 1.0, "spread": 1e30}]
+    "settings", [{"spread": 1e6}, {"spread": 1e-6, "min_dist": 0.0}, {"a": 1e30, "b": 1.0, "spread": 1e30}]
 )
-def test_a_curve_of_any_usual_scale_is_taken(own):
-    assert cut_with(**own) == cut_with()
+def test_a_curve_of_any_usual_scale_is_taken(settings):
+    assert cut_with(**settings) == cut_with()
 
 
 # neighbours that are given -----------------------------------------------------------------------
@@ -472,7 +476,7 @@ def test_a_plan_tells_between_what_times_a_run_will_take():
 
 
 @pytest.mark.parametrize(
-    ("seconds", "words"),
+    ("seconds", "text"),
     [
         (2.44, "2.4 s"),
         (89.9, "90 s"),
@@ -483,5 +487,5 @@ def test_a_plan_tells_between_what_times_a_run_will_take():
         (1e6, "278 h"),
     ],
 )
-def test_durations_are_written_to_two_digits(seconds, words):
-    assert format_seconds(seconds) == words
+def test_durations_are_written_to_two_digits(seconds, text):
+    assert format_seconds(seconds) == text

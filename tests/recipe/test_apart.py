@@ -1,4 +1,4 @@
-"""Places of a run: what an output may not be, however it is written."""
+"""The output of a run: which places it may not be, however they are written."""
 
 from __future__ import annotations
 

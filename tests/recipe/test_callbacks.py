@@ -1,4 +1,4 @@
-"""What a program is called back with, from which thread, and what becomes of what it raises."""
+"""Callbacks of a program: what they are called with, from which thread, and what happens to their errors."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from dumap.recipe import observers, pipeline
 from dumap.recipe.stage_names import STAGES
 
 
-class Told:
+class Recorder:
     """Keeps what it is told, and from which thread; fails at one of its methods."""
 
     def __init__(self, at: str = "", error: BaseException | None = None) -> None:
-        self.said: list[tuple] = []
+        self.events: list[tuple] = []
         self.threads: set[int] = set()
         self._at, self._error = at, error
 
-    def _take(self, name: str, *said) -> None:
-        self.said.append((name, *said))
+    def _take(self, name: str, *values) -> None:
+        self.events.append((name, *values))
         self.threads.add(threading.get_ident())
         if name == self._at and self._error is not None:
             raise self._error
@@ -41,17 +41,17 @@ class Told:
 
 @pytest.fixture
 def config(configure, digits_300):
-    """Configuration of a run that the local engine makes of several cells."""
+    """Return the configuration of a run in several cells on the local engine."""
     return configure(digits_300, {"cluster.engine": "local", "cells.max_rows": 100})
 
 
 def test_an_observer_hears_of_every_stage_from_one_thread(config):
-    told = Told()
-    dumap.run(config, on_progress=told)
-    assert [said[1] for said in told.said if said[0] == "started"] == list(STAGES)
-    assert [said[1] for said in told.said if said[0] == "finished"] == list(STAGES)
-    assert any(said[:2] == ("advanced", "neighbors") for said in told.said)
-    assert told.threads == {threading.get_ident()}
+    recorder = Recorder()
+    dumap.run(config, on_progress=recorder)
+    assert [event[1] for event in recorder.events if event[0] == "started"] == list(STAGES)
+    assert [event[1] for event in recorder.events if event[0] == "finished"] == list(STAGES)
+    assert any(event[:2] == ("advanced", "neighbors") for event in recorder.events)
+    assert recorder.threads == {threading.get_ident()}
 
 
 def test_a_function_hears_how_far_stages_are(config):
@@ -71,13 +71,13 @@ def test_no_stage_is_said_to_be_further_than_its_end(configure, digits_300):
 
 
 def test_notes_of_other_threads_are_passed_on_by_the_runs_thread(monkeypatch):
-    told, there = Told(), threading.Event()
+    recorder, there = Recorder(), threading.Event()
 
     def run(config, observer, **options):
         other = threading.Thread(target=lambda: (observer.note("from afar"), there.set()))
         other.start()
         other.join()
-        assert told.said == []
+        assert recorder.events == []
         observer.note("from here")
         other = threading.Thread(target=lambda: observer.note("at last"))
         other.start()
@@ -85,9 +85,9 @@ def test_notes_of_other_threads_are_passed_on_by_the_runs_thread(monkeypatch):
         return {"output": "RUN.zarr"}
 
     monkeypatch.setattr(pipeline, "run", run)
-    dumap.run("DATA.zarr", output="RUN.zarr", on_progress=told)
-    assert told.said == [("note", "from afar"), ("note", "from here"), ("note", "at last")]
-    assert told.threads == {threading.get_ident()}
+    dumap.run("DATA.zarr", output="RUN.zarr", on_progress=recorder)
+    assert recorder.events == [("note", "from afar"), ("note", "from here"), ("note", "at last")]
+    assert recorder.threads == {threading.get_ident()}
 
 
 @pytest.mark.parametrize("at", ["started", "advanced", "finished"])
@@ -96,7 +96,7 @@ def test_notes_of_other_threads_are_passed_on_by_the_runs_thread(monkeypatch):
 )
 def test_an_error_of_a_callback_ends_the_run_unchanged(config, at, error):
     with pytest.raises(type(error)) as raised:
-        dumap.run(config, on_progress=Told(at, error))
+        dumap.run(config, on_progress=Recorder(at, error))
     assert raised.value is error
     assert dumap.status(config.output)["driver"] is None, "the lock is free at once"
 
@@ -108,9 +108,9 @@ def test_a_run_goes_on_after_a_callback_failed(config):
 
     with pytest.raises(ValueError, match="enough"):
         dumap.run(config, on_progress=stop)
-    told = Told()
-    assert dumap.run(config, on_progress=told)["state"] == "done"
-    assert [said[1] for said in told.said if said[0] == "started"] == list(STAGES[STAGES.index("graph") :])
+    recorder = Recorder()
+    assert dumap.run(config, on_progress=recorder)["state"] == "done"
+    assert [event[1] for event in recorder.events if event[0] == "started"] == list(STAGES[STAGES.index("graph") :])
 
 
 def test_the_log_is_written_without_callbacks(config, caplog):

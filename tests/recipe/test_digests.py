@@ -64,11 +64,11 @@ def digests(config: Config, looks: Any = LOOKS, holds: Any = HOLDS) -> dict[str,
 
 def downstream(stages: set[str]) -> set[str]:
     """Return stages and all that read them, at once or by way of others."""
-    found = set(stages)
+    affected = set(stages)
     for stage in SEARCHED:
-        if found & set(stage.reads):
-            found.add(stage.name)
-    return found
+        if affected & set(stage.reads):
+            affected.add(stage.name)
+    return affected
 
 
 def changed(one: dict[str, str], other: dict[str, str]) -> set[str]:
@@ -87,21 +87,21 @@ def test_a_setting_changes_the_stages_that_depend_on_it_and_what_reads_them(key)
         values["neighbors.metric"] = "minkowski"
     plain = configured(**{"neighbors.metric": "minkowski"} if key == "neighbors.metric_kwds" else {})
     other = configured(**values)
-    keys = {own for stage in SEARCHED for own in stage.keys}
-    differs = {own for own in keys if settings_of(plain, [own]) != settings_of(other, [own])}
+    keys = {stage_key for stage in SEARCHED for stage_key in stage.keys}
+    differs = {stage_key for stage_key in keys if settings_of(plain, [stage_key]) != settings_of(other, [stage_key])}
     depend = {stage.name for stage in SEARCHED if differs & set(stage.keys)}
     assert key in differs
     assert changed(digests(plain), digests(other)) == downstream(depend)
 
 
 def test_the_coordinates_follow_min_dist_and_the_graph_does_not():
-    found = changed(digests(configured()), digests(configured(**{"layout.min_dist": 0.5})))
-    assert found == set(STAGES[STAGES.index("start") :])
+    stages = changed(digests(configured()), digests(configured(**{"layout.min_dist": 0.5})))
+    assert stages == set(STAGES[STAGES.index("start") :])
 
 
 def test_the_seed_of_the_layout_is_of_the_start_and_the_layout_alone():
-    found = changed(digests(configured()), digests(configured(**{"layout.seed": 5})))
-    assert found == set(STAGES[STAGES.index("start") :])
+    stages = changed(digests(configured()), digests(configured(**{"layout.seed": 5})))
+    assert stages == set(STAGES[STAGES.index("start") :])
     assert digests(configured(seed=5)) == digests(configured(**{"seed": 5, "layout.seed": 5}))
 
 

@@ -1,4 +1,4 @@
-"""Rows that are equal: embedded once where told so, and found again in each place."""
+"""Equal rows: embedded once if the setting says so, and each with the same coordinates."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ SMALL = {**ONCE, "input.nonfinite": "drop", "task_memory": 2**16, "audit.queries
 
 def first_rows(x: np.ndarray) -> np.ndarray:
     """Return the first row equal to the bit of each row."""
-    found = {}
-    return np.array([found.setdefault(row.tobytes(), i) for i, row in enumerate(x)])
+    first_of = {}
+    return np.array([first_of.setdefault(row.tobytes(), i) for i, row in enumerate(x)])
 
 
 @pytest.fixture(scope="module")
@@ -126,8 +126,8 @@ def test_the_graph_is_that_of_the_distinct_rows_alone(embed, digits_300):
         settings = {**ONCE, "input.nonfinite": "drop", "layout.negative_sample_rate": rate}
         whole, alone = embed(x, settings), embed(distinct, {**settings, "input.unique": False})
         assert (whole.y[: len(digits_300)].tobytes() == alone.y.tobytes()) == (rate == 0)
-        for own, other in zip(whole.neighbors(), alone.neighbors(), strict=True):
-            assert own[: len(digits_300)].tobytes() == other.tobytes()
+        for array, other in zip(whole.neighbors(), alone.neighbors(), strict=True):
+            assert array[: len(digits_300)].tobytes() == other.tobytes()
         a, b = (sparse.load_npz(done.export("graph", ".npz")) for done in (whole, alone))
         assert (a[: len(digits_300), : len(digits_300)] != b).nnz == 0
         assert whole.facts("graph") == alone.facts("graph")
@@ -200,9 +200,9 @@ def test_rows_whose_first_hashes_collide_are_not_duplicates(digits_300, configur
         stage.check_block(job, part)
     for part in part_names("duplicates", buckets):
         stage.count_duplicates(job, part, buckets)
-    found = {}
+    first_of = {}
     for block, part in enumerate(part_names("distinct", geometry.blocks)):
         stage.find_duplicates(job, part, buckets, 300)
-        copies, firsts = duplicates_of(job.run, block)
-        found |= dict(zip((copies + geometry.block(block)[0]).tolist(), firsts.tolist(), strict=True))
-    assert found == {300: 5, 301: 6, 302: 7}
+        duplicates, firsts = duplicates_of(job.run, block)
+        first_of |= dict(zip((duplicates + geometry.block(block)[0]).tolist(), firsts.tolist(), strict=True))
+    assert first_of == {300: 5, 301: 6, 302: 7}

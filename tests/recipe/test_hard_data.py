@@ -1,4 +1,4 @@
-"""Data that is hard to embed: few rows, equal ones, and what is not finite."""
+"""Data that is hard to embed: few rows, equal rows, and values that are not finite."""
 
 from __future__ import annotations
 

@@ -33,18 +33,18 @@ def configure(save, fresh, digits):
 
 @pytest.fixture(scope="module")
 def run_by_policy(configure) -> dict[str, str]:
-    """Return the configuration of a finished run for each value of `keep`."""
-    found = {}
+    """Return the configuration of a finished run for each value of `keep`: three runs, which tests only read."""
+    configs = {}
     for policy in ("results", "model", "all"):
         config = configure(keep=policy)
         run(config)
-        found[policy] = config
-    return found
+        configs[policy] = config
+    return configs
 
 
 @pytest.fixture
 def copy_of_run(run_by_policy, fresh):
-    """Copy a finished run of a policy, for one test to change."""
+    """Return a function that copies a finished run of a policy, for one test to change."""
 
     def copy(policy: str):
         output = fresh("run.zarr")

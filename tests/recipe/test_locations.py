@@ -14,17 +14,17 @@ LOCATIONS = ("input.path", "output", "neighbors.precomputed", "start.init")
 def config(**locations: str):
     """Build a configuration with some locations."""
     values: dict = {"neighbors": {}, "start": {}, "input": {}}
-    for key, place in {"input.path": "in.zarr", "output": "run.zarr", **locations}.items():
+    for key, location_of in {"input.path": "in.zarr", "output": "run.zarr", **locations}.items():
         *section, name = key.split(".")
-        (values[section[0]] if section else values)[name] = place
+        (values[section[0]] if section else values)[name] = location_of
     return build(values)
 
 
-def place(found, key: str) -> str:
+def location_of(value, key: str) -> str:
     """Return the location that a dotted key names."""
     for name in key.split("."):
-        found = getattr(found, name)
-    return found
+        value = getattr(value, name)
+    return value
 
 
 @pytest.mark.parametrize("key", LOCATIONS)
@@ -33,9 +33,9 @@ def place(found, key: str) -> str:
 )
 def test_a_location_means_the_same_everywhere_and_however_it_is_spelt(tmp_path, monkeypatch, key, spelling):
     monkeypatch.chdir(tmp_path)
-    found = with_places(config(**{key: spelling.format(here=tmp_path)}))
-    assert place(found, key) == str(tmp_path / "a.zarr")
-    assert found.parameters() == with_places(config(**{key: "a.zarr"})).parameters()
+    resolved = with_places(config(**{key: spelling.format(here=tmp_path)}))
+    assert location_of(resolved, key) == str(tmp_path / "a.zarr")
+    assert resolved.parameters() == with_places(config(**{key: "a.zarr"})).parameters()
 
 
 @pytest.mark.parametrize("init", ["spectral", "pca", "random", "s3://bucket/first.zarr"])

@@ -7,6 +7,7 @@ import warnings
 import numpy as np
 import pytest
 import zarr
+from helpers import umap_in_python
 from scipy import sparse
 from umap import UMAP
 from umap.umap_ import fuzzy_simplicial_set, nearest_neighbors
@@ -25,7 +26,7 @@ def digits_600(digits):
     return digits[0][:600]
 
 
-def given(fresh, indices, distances) -> str:
+def write_given(fresh, indices, distances) -> str:
     """Write lists to a new Zarr group; return its path."""
     path = fresh("knn.zarr")
     group = zarr.create_group(path)
@@ -34,6 +35,7 @@ def given(fresh, indices, distances) -> str:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("n_neighbors", "connectivity", "mix"),
     [(15, 1.0, 1.0), (5, 1.0, 1.0), (30, 1.0, 1.0), (15, 2.0, 1.0), (15, 1.0, 0.5), (2, 1.0, 1.0)],
@@ -43,9 +45,9 @@ def test_the_graph_of_umap_learns_lists_is_umap_learns(embed, fresh, save, digit
     random_state = np.random.RandomState(0)
     indices, distances, _ = nearest_neighbors(x, n_neighbors, "euclidean", {}, False, random_state)
     settings = {"graph.local_connectivity": connectivity, "graph.set_op_mix_ratio": mix, "layout.n_epochs": 1}
-    settings |= {"neighbors.precomputed": given(fresh, indices, distances), "neighbors.n_neighbors": n_neighbors}
+    settings |= {"neighbors.precomputed": write_given(fresh, indices, distances), "neighbors.n_neighbors": n_neighbors}
     done = embed(save(x), settings)
-    wanted = fuzzy_simplicial_set(
+    expected = fuzzy_simplicial_set(
         x,
         n_neighbors=n_neighbors,
         random_state=random_state,
@@ -55,9 +57,9 @@ def test_the_graph_of_umap_learns_lists_is_umap_learns(embed, fresh, save, digit
         set_op_mix_ratio=mix,
         local_connectivity=connectivity,
     )[0]
-    found = sparse.load_npz(done.export("graph", ".npz"))
-    assert found.nnz == wanted.nnz
-    assert abs(found - wanted).max() <= 1e-5
+    exported = sparse.load_npz(done.export("graph", ".npz"))
+    assert exported.nnz == expected.nnz
+    assert abs(exported - expected).max() <= 1e-5
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +98,7 @@ def test_errors_name_the_setting_width_where_it_is_given(embed, fresh, digits_60
         make_geometry(config, 30, 4, 4, 10)
     make_geometry(config, 31, 4, 4, 10)
     lists = np.zeros((600, 20), int), np.ones((600, 20))
-    settings = {"neighbors.precomputed": given(fresh, *lists), "neighbors.width": 30}
+    settings = {"neighbors.precomputed": write_given(fresh, *lists), "neighbors.width": 30}
     with pytest.raises(InputError, match=r"20 columns, too few for neighbors.width = 30.*: set width to at most 21"):
         embed(digits_600, settings)
 
@@ -110,16 +112,16 @@ def test_umap_learn_takes_exported_neighbors(run_of_width_20, digits_600, fresh,
     outcome = cli("export", run_of_width_20.output, "neighbors", out, "--with-self")
     assert outcome.code == 0
     assert "600 rows x 6 neighbors, each row itself first" in outcome.out
-    found = np.load(out) if ending == ".npz" else zarr.open_group(out, mode="r")
-    indices, distances = np.asarray(found["indices"][:]), np.asarray(found["distances"][:])
+    exported = np.load(out) if ending == ".npz" else zarr.open_group(out, mode="r")
+    indices, distances = np.asarray(exported["indices"][:]), np.asarray(exported["distances"][:])
     others = run_of_width_20.neighbors()
     np.testing.assert_array_equal(indices, np.column_stack([np.arange(600), others[0]]))
     np.testing.assert_array_equal(distances, np.column_stack([np.zeros(600), others[1]]))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="precomputed_knn\\[2\\]|n_jobs value")
-        model = UMAP(n_neighbors=6, precomputed_knn=(indices, distances, None), n_epochs=1, random_state=1).fit(
-            digits_600
-        )
+        model = UMAP(n_neighbors=6, precomputed_knn=(indices, distances, None), transform_mode="graph", random_state=1)
+        with umap_in_python():
+            model.fit(digits_600)
     np.testing.assert_array_equal(model._knn_indices, indices)
     graph = sparse.load_npz(run_of_width_20.export("graph", ".npz"))
     assert abs(model.graph_ - graph).max() <= 1e-5

@@ -1,4 +1,4 @@
-"""Children of a run: they read the stages that they would make alike, make the others, and leave the parent alone."""
+"""Children of a run: they read the stages that are equal, make the others, and leave the parent unchanged."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def child(configure, data) -> Callable[..., Config]:
 
 @pytest.fixture(scope="module")
 def finished_path(child) -> str:
-    """Return a finished run, which nobody may change."""
+    """Return the path of a finished run that tests only read."""
     config = child()
     run(config)
     return config.output
@@ -55,7 +55,7 @@ def finished_path(child) -> str:
 
 @pytest.fixture
 def parent(finished_path, fresh) -> str:
-    """Return a finished run of one test's own."""
+    """Return a finished run that one test may change."""
     shutil.copytree(finished_path, path := fresh("parent.zarr"))
     return path
 
@@ -87,9 +87,9 @@ def origins(output: str) -> dict[str, str]:
     return {stage["name"]: stage["from"] for stage in status(output)["stages"] if stage["from"] is not None}
 
 
-def refused(config: Config, parent: str | None, error: type[Exception], said: str) -> None:
+def refused(config: Config, parent: str | None, error: type[Exception], message: str) -> None:
     """Assert that a run with a parent is refused, and why."""
-    with pytest.raises(error, match=said):
+    with pytest.raises(error, match=message):
         run(config, parent=parent)
 
 
@@ -110,9 +110,9 @@ def test_another_seed_of_the_layout_makes_another_map_of_the_same_graph(child, p
     run(config, parent=parent)
     assert set(tasks) == set(STAGES) - set(BEFORE)
     run(scratch)
-    found, before = results(config.output), results(parent)
-    assert found == results(scratch.output)
-    assert {key for key in found if found[key] != before[key]} == {"embedding"}
+    child_results, parent_results = results(config.output), results(parent)
+    assert child_results == results(scratch.output)
+    assert {key for key in child_results if child_results[key] != parent_results[key]} == {"embedding"}
 
 
 def test_a_run_of_the_same_settings_writes_its_results_alone(child, parent, tasks):
@@ -213,9 +213,9 @@ def test_the_command_line_says_which_stages_are_whose(cli, child, parent):
     words += ("--n-epochs", "10", "--set", "audit.queries=20", "--engine", "local")
     assert f"read through the parent: {', '.join(BEFORE)}" in cli("plan", *words).out
     assert cli("run", *words).code == 0
-    told, digest = cli("status", config.output).out.splitlines(), status(config.output)["stages"][0]["digest"]
-    assert f"child of {parent}" in told
-    assert next(line for line in told if line.startswith("vectors")).endswith(f"{digest[:8]}  of {parent}")
+    lines, digest = cli("status", config.output).out.splitlines(), status(config.output)["stages"][0]["digest"]
+    assert f"child of {parent}" in lines
+    assert next(line for line in lines if line.startswith("vectors")).endswith(f"{digest[:8]}  of {parent}")
     assert f"parent of {config.output}" in cli("status", parent).out
 
 
@@ -410,24 +410,24 @@ def test_a_parent_that_cannot_be_written_to_is_read_all_the_same(child, parent, 
 
 
 def test_versions_bind_a_stage_until_it_is_done(child, parent, monkeypatch):
-    config, own = child().model_copy(update={"output": parent}), versions()
+    config, versions_here = child().model_copy(update={"output": parent}), versions()
     uncommit(parent, ["embedding", "quality"])
-    monkeypatch.setattr(LocalEngine, "versions", property(lambda self: {**own, "numpy": "1.0"}))
+    monkeypatch.setattr(LocalEngine, "versions", property(lambda self: {**versions_here, "numpy": "1.0"}))
     run(config)
     made = {stage["name"]: stage["versions"]["numpy"] for stage in status(parent)["stages"]}
-    assert made == {**dict.fromkeys(STAGES, own["numpy"]), "embedding": "1.0", "quality": "1.0"}
+    assert made == {**dict.fromkeys(STAGES, versions_here["numpy"]), "embedding": "1.0", "quality": "1.0"}
     unmark(parent, ["layout"])
     refused(config, None, RunMismatchError, "stage layout is half done.*\n  numpy: ")
     assert run(config, force=True)["state"] == "done"
 
 
 def test_stages_of_a_parent_of_other_versions_are_read_and_told(cli, child, parent, monkeypatch):
-    config, own = child(NEAR), versions()
-    monkeypatch.setattr(LocalEngine, "versions", property(lambda self: {**own, "numpy": "1.0"}))
+    config, versions_here = child(NEAR), versions()
+    monkeypatch.setattr(LocalEngine, "versions", property(lambda self: {**versions_here, "numpy": "1.0"}))
     run(config, parent=parent)
     assert set(origins(config.output)) == set(BEFORE)
     line = next(line for line in cli("status", config.output).out.splitlines() if line.startswith("graph"))
-    assert line.endswith(f"of {parent}, made with numpy {own['numpy']}")
+    assert line.endswith(f"of {parent}, made with numpy {versions_here['numpy']}")
 
 
 def test_arrays_of_a_child_open_as_those_of_any_run(child, parent):

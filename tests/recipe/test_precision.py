@@ -1,4 +1,4 @@
-"""What float32 holds of wider numbers: whole runs of rows far from zero, on the globe, and too far apart."""
+"""Numbers wider than float32: whole runs of rows far from zero, on the globe, and too far apart."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ SHORT = {"neighbors.n_neighbors": 6, "layout.n_epochs": 5, "audit.queries": 100}
 def orchard(rows: int = 400) -> np.ndarray:
     """Return rows around 12 places 4 apart, within 0.15."""
     rng = np.random.default_rng(5)
-    places = 4.0 * np.stack(np.meshgrid(np.arange(4), np.arange(3)), axis=-1).reshape(-1, 2)
-    return places[rng.integers(0, 12, rows)] + rng.normal(scale=0.15, size=(rows, 2))
+    centres = 4.0 * np.stack(np.meshgrid(np.arange(4), np.arange(3)), axis=-1).reshape(-1, 2)
+    return centres[rng.integers(0, 12, rows)] + rng.normal(scale=0.15, size=(rows, 2))
 
 
 def recall(done, x: np.ndarray, metric: str = "euclidean") -> float:
     """Return the share of the true neighbours that a run's lists hold."""
-    found, _ = done.neighbors()
-    model = NearestNeighbors(n_neighbors=found.shape[1], algorithm="brute", metric=metric).fit(x)
+    lists, _ = done.neighbors()
+    model = NearestNeighbors(n_neighbors=lists.shape[1], algorithm="brute", metric=metric).fit(x)
     true = model.kneighbors(return_distance=False)
-    return float(np.mean([len(np.intersect1d(a, b)) / len(a) for a, b in zip(true, found, strict=True)]))
+    return float(np.mean([len(np.intersect1d(a, b)) / len(a) for a, b in zip(true, lists, strict=True)]))
 
 
 FAR = {
@@ -88,7 +88,7 @@ def test_rows_that_fall_together_all_the_same_are_counted(configure, inspect, me
 
 @pytest.fixture(scope="module")
 def globe() -> np.ndarray:
-    """Return places all over the globe: latitude and longitude in radians."""
+    """Return points all over the globe: latitude and longitude in radians."""
     ball = np.random.default_rng(6).normal(size=(900, 3))
     ball /= np.linalg.norm(ball, axis=1)[:, None]
     return np.stack([np.arcsin(ball[:, 2]), np.arctan2(ball[:, 1], ball[:, 0])], axis=1)
@@ -100,10 +100,10 @@ def test_the_globe_has_no_edge(embed, globe, dtype):
     settings = {**SHORT, "neighbors.metric": "haversine", "cells.max_rows": 200, "start.init": "pca"}
     done = embed(globe.astype(dtype), settings)
     assert done.facts("cells")["cells"] > 4
-    found, distances = done.neighbors()
-    true = NearestNeighbors(n_neighbors=found.shape[1], algorithm="brute", metric="haversine").fit(globe)
+    lists, distances = done.neighbors()
+    true = NearestNeighbors(n_neighbors=lists.shape[1], algorithm="brute", metric="haversine").fit(globe)
     exact, near = true.kneighbors()
-    hits = np.array([len(np.intersect1d(a, b)) / len(a) for a, b in zip(near, found, strict=True)])
+    hits = np.array([len(np.intersect1d(a, b)) / len(a) for a, b in zip(near, lists, strict=True)])
     seam, pole = np.pi - np.abs(globe[:, 1]) < 0.1, np.abs(globe[:, 0]) > 1.4
     assert min(hits.mean(), hits[seam].mean(), hits[pole].mean()) > 0.95
     np.testing.assert_allclose(distances[hits == 1], exact[hits == 1], rtol=1e-3, atol=1e-6)

@@ -25,31 +25,30 @@ from dumap.store import IDENTITY, Run
 MINIMAL = {"input": {"path": "a"}, "output": "b"}
 BOTH = {"searched": SEARCHED, "given": GIVEN}
 SECTION = InputConfig.__mro__[1]
-"""What all sections of a configuration are."""
-
-
-JUDGED = {"quality.queries"}
-"""What decides figures alone, and no answer."""
+"""The class of which all sections of a configuration are."""
+FIGURES_ONLY = {"quality.queries"}
+"""Settings that decide only figures: no other stage reads what they change."""
 
 
 def identity(config: Config) -> dict[str, Any]:
     """Return what a run's answer depends on, by key."""
-    found: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
     for name, value in config.parameters().items():
-        found |= {f"{name}.{key}": own for key, own in value.items()} if isinstance(value, dict) else {name: value}
-    return found
+        is_section = isinstance(value, dict)
+        settings |= {f"{name}.{key}": inner for key, inner in value.items()} if is_section else {name: value}
+    return settings
 
 
 def test_every_setting_of_the_answer_is_declared():
     wide = build({**MINIMAL, "neighbors": {"width": 20}})
-    assert {key for stage in SEARCHED for key in stage.keys} == set(identity(wide)) | JUDGED
+    assert {key for stage in SEARCHED for key in stage.keys} == set(identity(wide)) | FIGURES_ONLY
 
 
 def test_stages_of_given_neighbors_declare_the_settings_that_decide_the_answer():
     given = build({**MINIMAL, "neighbors": {"width": 20, "precomputed": "c"}})
     declared = {key for stage in GIVEN for key in stage.keys}
     assert set(identity(given)) - declared == {"neighbors.max_repairs"}
-    assert declared <= set(identity(given)) | JUDGED
+    assert declared <= set(identity(given)) | FIGURES_ONLY
 
 
 @pytest.mark.parametrize("recipe", BOTH.values(), ids=BOTH)
@@ -75,7 +74,7 @@ def test_an_unknown_setting_is_an_error():
     ],
 )
 def test_settings_that_come_to_the_same_are_equal(key, settings, same):
-    first, second = (settings_of(build({**MINIMAL, **own}), [key]) for own in (settings, same))
+    first, second = (settings_of(build({**MINIMAL, **given}), [key]) for given in (settings, same))
     assert first == second
 
 
@@ -92,14 +91,14 @@ def test_a_configuration_chooses_its_recipe():
 
 # what stages do, beside what they declare ----------------------------------------------------------
 
-MADE_OF = {
+COUNTED_AS = {
     "graph_k": "neighbors.n_neighbors",
     "search_k": "neighbors.width",
     "width_setting": "neighbors.width",
     "layout_seed": "layout.seed",
 }
 """Properties of settings, and the setting that each counts as."""
-MEMORY_ALONE = {
+ONLY_HOW_WORK_IS_CUT = {
     "coarsen": {"task_memory", "layout.n_components"},
     "layout": {"task_memory", "neighbors.n_neighbors", "graph.shard_rows"},
     "quality": {"task_memory"},
@@ -134,8 +133,8 @@ class Watching:
 
 def section_names() -> dict[type, str]:
     """Return what keys of a section begin with."""
-    found = {type(value): f"{name}." for name, value in build(MINIMAL)}
-    return {kind: prefix for kind, prefix in found.items() if issubclass(kind, SECTION)}
+    prefixes = {type(value): f"{name}." for name, value in build(MINIMAL)}
+    return {kind: prefix for kind, prefix in prefixes.items() if issubclass(kind, SECTION)}
 
 
 @pytest.fixture
@@ -154,14 +153,14 @@ def write_lists(fresh) -> Callable[[np.ndarray, int], str]:
 
 @pytest.fixture
 def watching(monkeypatch) -> Watching:
-    """Watch which settings and parts each stage of a run reads."""
-    seen, sections, plain = Watching(), section_names(), SECTION.__getattribute__
+    """Record which settings each stage of a run uses, and which stages' parts it reads."""
+    watcher, sections, plain = Watching(), section_names(), SECTION.__getattribute__
 
     inside = threading.local()
 
     def get(self: Any, name: str) -> Any:
-        if name in MADE_OF and not getattr(inside, "it", False):
-            seen.note(seen.settings, MADE_OF[name])
+        if name in COUNTED_AS and not getattr(inside, "it", False):
+            watcher.note(watcher.settings, COUNTED_AS[name])
             inside.it = True
             try:
                 return plain(self, name)
@@ -169,7 +168,7 @@ def watching(monkeypatch) -> Watching:
                 inside.it = False
         fields = type.__getattribute__(type(self), "__pydantic_fields__")
         if name in fields and name not in sections.values() and not getattr(inside, "it", False):
-            seen.note(seen.settings, sections.get(type(self), "") + name)
+            watcher.note(watcher.settings, sections.get(type(self), "") + name)
         return plain(self, name)
 
     monkeypatch.setattr(SECTION, "__getattribute__", get)
@@ -177,13 +176,13 @@ def watching(monkeypatch) -> Watching:
         method = getattr(Run, name)
 
         def read(self: Run, stage: str, *rest: Any, method: Callable = method, **options: Any) -> Any:
-            seen.note(seen.stages, stage)
+            watcher.note(watcher.stages, stage)
             return method(self, stage, *rest, **options)
 
         monkeypatch.setattr(Run, name, read)
     choose = pipeline.recipe_of
-    monkeypatch.setattr(pipeline, "recipe_of", lambda config: tuple(map(seen.watched, choose(config))))
-    return seen
+    monkeypatch.setattr(pipeline, "recipe_of", lambda config: tuple(map(watcher.watched, choose(config))))
+    return watcher
 
 
 RUNS: dict[str, dict[str, Any]] = {
@@ -203,7 +202,7 @@ def test_stages_read_and_write_what_they_declare(digits, configure, write_lists,
     run(config)
     answer, store = {*identity(config), "neighbors.width"}, Run(config.output, read_only=True)
     for stage in recipe_of(config):
-        declared = {*stage.keys, *MEMORY_ALONE.get(stage.name, ())}
+        declared = {*stage.keys, *ONLY_HOW_WORK_IS_CUT.get(stage.name, ())}
         assert watching.settings.get(stage.name, set()) & answer <= declared, stage.name
         assert watching.stages.get(stage.name, set()) <= {IDENTITY, stage.name, *stage.reads}, stage.name
         assert {part for part in store.committed(stage.name) if kind_of(part) not in stage.writes} == set()

@@ -17,7 +17,7 @@ from dumap.errors import ConfigError, InputError
 from dumap.store import Run
 
 K = 14
-SMALL_CELLS = {"cells.max_rows": 400}
+SMALL_TASKS = {"cells.max_rows": 400}
 
 
 def counts(rows: int, dims: int = 400, seed: int = 0) -> np.ndarray:
@@ -67,7 +67,7 @@ def recall(run, x, metric):
 
 @pytest.mark.parametrize("metric", ["euclidean", "cosine", "correlation"])
 def test_neighbours_are_those_of_exact_distances(embed, stored, x, metric):
-    run = go(embed, stored, metric, **SMALL_CELLS, **{"neighbors.recall_target": 0})
+    run = go(embed, stored, metric, **SMALL_TASKS, **{"neighbors.recall_target": 0})
     assert run.facts("cells")["cells"] > 3
     assert run.facts("cells")["entries"] == np.count_nonzero(x)
     assert recall(run, x, metric) > 0.97
@@ -79,13 +79,13 @@ def test_the_same_rows_dense_have_the_same_neighbours(embed, stored, x, save):
     of_sparse, of_dense = go(embed, stored, "cosine"), embed(save(x), {"neighbors.metric": "cosine"})
     pairs = zip(of_sparse.neighbors()[0], of_dense.neighbors()[0], strict=True)
     assert np.mean([len({*a} & {*b}) / K for a, b in pairs]) > 0.97
-    found = [run.facts("vectors") for run in (of_sparse, of_dense)]
+    both = [run.facts("vectors") for run in (of_sparse, of_dense)]
     for fact in ("rows", "zero", "distinct", "duplicates"):
-        assert found[0][fact] == found[1][fact], fact
+        assert both[0][fact] == both[1][fact], fact
 
 
 def test_a_repair_compares_sparse_rows(embed, stored, x):
-    poor = {**SMALL_CELLS, "cells.max_cells_per_row": 1, "neighbors.recall_target": 0.999, "neighbors.max_repairs": 1}
+    poor = {**SMALL_TASKS, "cells.max_cells_per_row": 1, "neighbors.recall_target": 0.999, "neighbors.max_repairs": 1}
     run = go(embed, stored, "correlation", **poor)
     before, after = run.facts("audit")["recall_by_repair"]
     assert after > before + 0.02
@@ -95,17 +95,17 @@ def test_a_repair_compares_sparse_rows(embed, stored, x):
 @pytest.mark.parametrize("metric", ["sqeuclidean", "cosine"])
 def test_bytes_do_not_depend_on_chunks_dtype_or_door(embed, fresh, x, metric):
     x = np.round(x * 4)
-    settings = {**SMALL_CELLS, "metric": metric, "neighbors.recall_target": 0.9999, "neighbors.max_repairs": 1}
+    settings = {**SMALL_TASKS, "metric": metric, "neighbors.recall_target": 0.9999, "neighbors.max_repairs": 1}
     runs = [
         go(embed, store(fresh("x.zarr"), x, chunk, dtype), **settings) for chunk, dtype in ((5000, "f4"), (333, "u1"))
     ]
     sections = {"cells": {"max_rows": 400}, "audit": {"queries": 200}, "start": {"coarse_epochs": 20}}
     given = {"metric": metric, "n_epochs": 20, "cluster": {"engine": "local"}, **sections}
     given["neighbors"] = {"recall_target": 0.9999, "max_repairs": 1}
-    objects = [dumap.run(some(x), output=fresh("run.zarr"), **given) for some in (sp.csr_matrix, sp.csc_array)]
+    objects = [dumap.run(make(x), output=fresh("run.zarr"), **given) for make in (sp.csr_matrix, sp.csc_array)]
     assert objects[0]["stages"][0]["name"] == "spool"
-    found = {run.y.tobytes() for run in runs} | {run.embedding[:].tobytes() for run in objects}
-    assert len(found) == 1
+    maps = {run.y.tobytes() for run in runs} | {run.embedding[:].tobytes() for run in objects}
+    assert len(maps) == 1
 
 
 def test_rows_of_64_bits_are_cast(embed, fresh, x):
@@ -148,20 +148,20 @@ def test_other_metrics_are_refused_with_those_that_are_allowed(configure, stored
 
 
 def test_the_table_counts_the_entries_that_cells_hold(embed, stored, x):
-    run = go(embed, stored, "cosine", **SMALL_CELLS, keep="all")
-    found = Run(run.output, read_only=True)
+    run = go(embed, stored, "cosine", **SMALL_TASKS, keep="all")
+    store = Run(run.output, read_only=True)
 
     def held(stage: str, kind: str) -> int:
-        names = [name for name in found.committed(stage) if name.startswith(kind)]
-        return sum(len(found.read(stage, name, "vectors_values")) for name in names)
+        names = [name for name in store.committed(stage) if name.startswith(kind)]
+        return sum(len(store.read(stage, name, "vectors_values")) for name in names)
 
-    table = CellTable(found)
+    table = CellTable(store)
     of_home, of_cell = np.stack([table.entries(cell) for cell in range(table.cells)]).T
     assert of_home.sum() == held(CELLS, "sorted") == np.count_nonzero(x)
     assert of_cell.sum() == of_home.sum() + held(NEIGHBORS, "guests-")
     facts = run.facts("cells")
     assert (facts["home_entries"], facts["cell_entries"]) == (of_home.max(), of_cell.max())
-    assert found.read(CELLS, "sorted-00000", "vectors_columns").dtype == np.uint16
+    assert store.read(CELLS, "sorted-00000", "vectors_columns").dtype == np.uint16
 
 
 def test_many_columns_take_little_memory(embed, fresh):

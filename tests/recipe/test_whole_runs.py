@@ -1,4 +1,4 @@
-"""Whole runs: what comes out, how good it is, and what it took."""
+"""Whole runs: their results, their quality, and the memory they took."""
 
 from __future__ import annotations
 
@@ -9,6 +9,13 @@ from sklearn.neighbors import NearestNeighbors
 
 from dumap.recipe.stage_names import STAGES
 from dumap.store import Run
+
+
+@pytest.fixture(scope="module")
+def all_digits_run(digits, embed, client):
+    """Return a run of all digits with the default epochs, in many cells, by two workers. It takes about 10 s."""
+    settings = {"cells.max_rows": 500, "layout.n_epochs": None, "start.coarse_epochs": 500, "audit.queries": 300}
+    return embed(digits[0], settings, client)
 
 
 def test_embedding_is_finite_and_described(all_digits_run, digits):
@@ -48,13 +55,13 @@ def test_cells_find_what_is_lost_at_their_borders(embed, digits):
     """Of the lists as they are searched; the audit's repair may not help."""
     x, shares = digits[0], []
     exact = np.sort(brute(x, "euclidean"), axis=1)[:, [K - 1]]
-    for copies in (1, 2, 5):
-        settings = {"cells.max_rows": 500, "cells.max_cells_per_row": copies, "neighbors.max_repairs": 0}
+    for cells_per_row in (1, 2, 5):
+        settings = {"cells.max_rows": 500, "cells.max_cells_per_row": cells_per_row, "neighbors.max_repairs": 0}
         done = embed(x, settings)
         distances = done.neighbors()[1]
         shares.append((distances <= exact * (1 + 1e-5)).mean())
         assert done.facts("graph")["missing"] == 0
-        assert done.facts("cells")["stored_rows"] <= copies * len(x)
+        assert done.facts("cells")["stored_rows"] <= cells_per_row * len(x)
     assert shares[0] < shares[1] < shares[2]
     assert shares[2] >= 0.97
 

@@ -1,4 +1,4 @@
-"""Runs whose internal folder lies elsewhere: what is where, and that every command finds it again."""
+"""Runs with a work place: what lies where, and that every command finds it."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ def ignore_note(message: str) -> None:
 
 @pytest.fixture(scope="module")
 def data(digits_300, save):
-    """Path of the saved rows."""
+    """Save 300 digits; return their path."""
     return save(digits_300)
 
 
 @pytest.fixture(scope="module")
 def alone(embed, data):
-    """Return a run in one place."""
+    """Return a finished run without a work place, to compare with."""
     return embed(data)
 
 
@@ -99,25 +99,25 @@ def test_the_answer_does_not_depend_on_the_place(apart, alone):
 @pytest.mark.slow
 def test_workers_are_asked_whether_they_see_the_work_place(begun, client, monkeypatch):
     """Only the driver writes to the output."""
-    seen, check = [], DaskEngine.check_sight
-    monkeypatch.setattr(DaskEngine, "check_sight", lambda self, place: seen.append(place) or check(self, place))
+    checked, check = [], DaskEngine.check_sight
+    monkeypatch.setattr(DaskEngine, "check_sight", lambda self, place: checked.append(place) or check(self, place))
     config, work = begun(**{"cluster.engine": "dask"})
     assert run(config, client, Silent())["work"] == work
-    assert seen == [work]
+    assert checked == [work]
 
 
 # found again -------------------------------------------------------------------------------------
 
 
 def test_every_command_finds_the_work_place(apart, alone, fresh):
-    found, output = status(apart["output"]), apart["output"]
-    assert (found["output"], found["work"], found["state"]) == (output, apart["work"], "done")
+    state, output = status(apart["output"]), apart["output"]
+    assert (state["output"], state["work"], state["state"]) == (output, apart["work"], "done")
     assert verify(output, ignore_note) == []
     assert clean(output, ignore_note) == ([], [])
     out = fresh("knn.npz")
     export(output, "neighbors", out)
-    with np.load(out) as mine, np.load(alone.export("neighbors", ".npz")) as theirs:
-        np.testing.assert_array_equal(mine["indices"], theirs["indices"])
+    with np.load(out) as exported, np.load(alone.export("neighbors", ".npz")) as expected:
+        np.testing.assert_array_equal(exported["indices"], expected["indices"])
     result = dumap.open_run(output)
     assert (result.path, result["work"]) == (output, apart["work"])
     np.testing.assert_array_equal(result.embedding[:], alone.y)
@@ -147,8 +147,8 @@ def test_a_finished_run_is_left_as_it_is(cli, begun, contents, fresh):
     run(config, observer=Silent())
     before, file = (contents(config.output), contents(work)), fresh("run.yaml")
     Path(file).write_text(yaml.safe_dump(config.model_dump(mode="json")))
-    found = cli("run", file)
-    assert (found.code, found.out.startswith("finished before, nothing to do")) == (0, True), found.err
+    outcome = cli("run", file)
+    assert (outcome.code, outcome.out.startswith("finished before, nothing to do")) == (0, True), outcome.err
     assert (contents(config.output), contents(work)) == before
 
 
@@ -161,9 +161,9 @@ def test_it_is_a_parent(apart, configure, data):
 
 def test_it_is_a_child(begun, alone):
     config, work = begun(**{"layout.min_dist": 0.5})
-    found = run(config, observer=Silent(), parent=alone.output)
-    assert (found["parent"], found["work"]) == (alone.output, work)
-    assert next(stage for stage in found["stages"] if stage["name"] == "graph")["from"] == alone.output
+    state = run(config, observer=Silent(), parent=alone.output)
+    assert (state["parent"], state["work"]) == (alone.output, work)
+    assert next(stage for stage in state["stages"] if stage["name"] == "graph")["from"] == alone.output
 
 
 def test_both_may_be_moved_together(begun, fresh):

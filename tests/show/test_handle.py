@@ -1,4 +1,4 @@
-"""Runs that a cluster drives by itself, followed by programs that come and go."""
+"""Runs that a cluster drives by itself, while programs come and go."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ QUICK = {"n_epochs": 5, "quality": {"queries": 0}, "audit": {"queries": 0}}
 
 @pytest.fixture(scope="module")
 def near(compiled):
-    """Return a cluster in this process, of one worker with one thread."""
+    """Start a cluster in this process, of one worker with one thread, for the tests of this file."""
     options = {"n_workers": 1, "threads_per_worker": 1, "dashboard_address": ":0"}
     with LocalCluster(processes=False, **options) as cluster:
         yield cluster
@@ -31,20 +31,20 @@ def near(compiled):
 
 @pytest.fixture
 def client(near):
-    """A client of the cluster."""
+    """Return a client of the cluster of this file."""
     with Client(near, set_as_default=False) as client:
         yield client
 
 
 @pytest.fixture(scope="module")
 def data(save, digits_300) -> str:
-    """Path of the saved rows."""
+    """Save 300 digits; return their path."""
     return save(digits_300)
 
 
 @pytest.fixture
 def held(monkeypatch):
-    """Hold drivers as they begin the graph, until they are let go."""
+    """Stop drivers as they begin the graph; return the events of having stopped and of going on."""
     go, there = threading.Event(), threading.Event()
     from dumap.recipe import submitted_run
 
@@ -144,10 +144,10 @@ def test_a_runs_own_errors_reach_whoever_asks(client, data, fresh):
 
 
 def test_runs_at_once_do_not_mix(client, data, fresh):
-    handles = [dumap.submit(data, client, output=fresh("run.zarr"), seed=seed, **QUICK) for seed in (1, 2, 3)]
+    handles = [dumap.submit(data, client, output=fresh("run.zarr"), seed=seed, **QUICK) for seed in (1, 2)]
     maps = [handle.result(timeout=300).embedding[:] for handle in handles]
-    assert [handle.progress()["stages"] for handle in handles] == [list(STAGES)] * 3
-    for seed, y in zip((1, 2, 3), maps, strict=True):
+    assert [handle.progress()["stages"] for handle in handles] == [list(STAGES)] * 2
+    for seed, y in zip((1, 2), maps, strict=True):
         alone = dumap.run(data, output=fresh("run.zarr"), seed=seed, cluster={"engine": "local"}, **QUICK)
         assert np.array_equal(alone.embedding[:], y)
 
@@ -159,9 +159,9 @@ def test_an_asynchronous_client_is_awaited(near, data, fresh):
         async with Client(near.scheduler_address, asynchronous=True, set_as_default=False) as client:
             handle = dumap.submit(data, client, output=output, **QUICK)
             assert (await handle.status())["task"] in ("waiting", "running")
-            found = await dumap.attach(output, client)
+            attached = await dumap.attach(output, client)
             result = await handle
-            assert result["state"] == (await found)["state"] == "done"
+            assert result["state"] == (await attached)["state"] == "done"
             assert (await handle.progress())["stages"] == list(STAGES)
             again = dumap.submit(data, client, output=output, **{**QUICK, "n_epochs": 6})
             with pytest.raises(RunMismatchError):

@@ -1,4 +1,4 @@
-"""Pictures: what colours rows, whatever the labels are."""
+"""Pictures: how labels of any kind colour the rows."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ LABELS = {
 @pytest.mark.parametrize("kind", LABELS)
 def test_few_labels_are_kinds(kind):
     labels, names = LABELS[kind]
-    found = picture.read_labels(labels)
-    assert isinstance(found, picture.Categories)
-    assert found.names == names
-    told = [None if code < 0 else found.names[code] for code in found.codes]
+    kinds = picture.read_labels(labels)
+    assert isinstance(kinds, picture.Categories)
+    assert kinds.names == names
+    read_back = [None if code < 0 else kinds.names[code] for code in kinds.codes]
     written = [label.decode() if isinstance(label, bytes) else label for label in labels.tolist()]
-    assert told == [None if label is None or label != label else str(label) for label in written]
+    assert read_back == [None if label is None or label != label else str(label) for label in written]
 
 
 SCALES = {
@@ -64,18 +64,18 @@ SCALES = {
 
 @pytest.mark.parametrize("kind", SCALES)
 def test_many_numbers_are_values(kind):
-    found = picture.read_labels(SCALES[kind])
-    assert isinstance(found, picture.Values)
+    values = picture.read_labels(SCALES[kind])
+    assert isinstance(values, picture.Values)
     gaps = np.isnan(SCALES[kind].astype(float)) if SCALES[kind].dtype.kind == "f" else ~(NUMBERS % 5 > 0)
-    assert np.isnan(found.numbers).sum() == (gaps.sum() if "gaps" in kind else 0)
-    assert found.low < found.high < np.inf
-    assert (found.dates or "none")[:1] == {"dates": "M", "durat": "m"}.get(kind[:5], "n")
+    assert np.isnan(values.numbers).sum() == (gaps.sum() if "gaps" in kind else 0)
+    assert values.low < values.high < np.inf
+    assert (values.dates or "none")[:1] == {"dates": "M", "durat": "m"}.get(kind[:5], "n")
 
 
 def test_a_few_far_values_leave_colours_to_the_others():
-    found = picture.read_labels(np.append(NUMBERS / ROWS, [1e30, -1e30]))
-    assert (found.low, found.high) == pytest.approx((0.01, 0.98), abs=0.02)
-    assert (found.numbers.min(), found.numbers.max()) == (found.low, found.high)
+    values = picture.read_labels(np.append(NUMBERS / ROWS, [1e30, -1e30]))
+    assert (values.low, values.high) == pytest.approx((0.01, 0.98), abs=0.02)
+    assert (values.numbers.min(), values.numbers.max()) == (values.low, values.high)
 
 
 @pytest.mark.parametrize("kind", ["scores", "with gaps", "dates with gaps", "kinds", "objects"])
@@ -105,7 +105,7 @@ def test_labels_that_tell_little_are_drawn_in_bounded_memory(y, tmp_path, labels
 
 
 @pytest.mark.parametrize(
-    ("labels", "said"),
+    ("labels", "message"),
     [
         (NUMBERS[:-1], r"labels of shape \(399,\) for 400 rows"),
         (NUMBERS[:, None], r"labels of shape \(400, 1\) for 400 rows"),
@@ -115,8 +115,8 @@ def test_labels_that_tell_little_are_drawn_in_bounded_memory(y, tmp_path, labels
     ],
     ids=["too few", "a column", "complex", "records", "lists"],
 )
-def test_labels_that_colour_nothing_are_refused(y, tmp_path, labels, said):
-    with pytest.raises(InputError, match=said):
+def test_labels_that_colour_nothing_are_refused(y, tmp_path, labels, message):
+    with pytest.raises(InputError, match=message):
         picture.draw(y, labels).savefig(str(tmp_path / "map.png"), bbox_inches="tight")
     assert not (tmp_path / "map.png").exists()
 

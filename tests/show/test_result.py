@@ -1,4 +1,4 @@
-"""What a program reads of a run."""
+"""What a program can read of a run."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from dumap.errors import ConfigError, StorageError
 
 @pytest.fixture(scope="module")
 def done(embed, digits_300):
-    """Return a run of many cells in which some rows are equal, one has no neighbours, and one is left out."""
+    """Return a finished run in many cells: some rows are equal, one has no neighbours, one is left out."""
     x = np.concatenate([digits_300, digits_300[:5]])
     x[7, 3] = np.nan
     settings = {"cells.max_rows": 100, "input.unique": True, "input.nonfinite": "drop", "quality.queries": 50}
@@ -81,9 +81,9 @@ def test_the_graph_is_the_exported_one_by_blocks(done, result, monkeypatch):
     monkeypatch.setattr("dumap.show.rows.BLOCK_ROWS", 100)
     whole = sparse.load_npz(done.export("graph", ".npz"))
     assert result.blocks == [(0, 100), (100, 200), (200, 300), (300, 305)]
-    found = sparse.vstack([result.graph(block) for block in range(4)])
+    stacked = sparse.vstack([result.graph(block) for block in range(4)])
     assert result.graph(np.int64(-1)).shape == (5, 305)
-    for graph in (found, result.graph()):
+    for graph in (stacked, result.graph()):
         assert graph.format == "csr"
         assert (graph != whole).nnz == 0
     assert (result.graph(slice(7, 9)) != whole[7:9]).nnz == 0
@@ -160,8 +160,8 @@ def test_a_notebook_shows_map_quality_time_and_memory(result):
     tags.feed(page)
     assert tags.opened == []
     assert [source.split(",")[0] for source in tags.sources] == ["data:image/png;base64"]
-    for said in ("trustworthiness", "recall", "peak memory", "305 rows x 64 dims", "seconds"):
-        assert said in page
+    for figure in ("trustworthiness", "recall", "peak memory", "305 rows x 64 dims", "seconds"):
+        assert figure in page
     assert len(re.findall("<td>done</td>", page)) == len(result["stages"])
 
 

@@ -1,4 +1,4 @@
-"""Names of rows travel from what is embedded to what is read of a run."""
+"""Names of rows go from the input to the results."""
 
 from __future__ import annotations
 
@@ -22,11 +22,13 @@ NAMES = [f"row-{number * 7 % 40}" for number in range(40)]
 
 @pytest.fixture(scope="module")
 def x(digits_300) -> np.ndarray:
+    """Return the first 40 digits."""
     return digits_300[:40]
 
 
 @pytest.fixture
 def embed_rows(fresh):
+    """Return a function that embeds data on the local engine."""
     return lambda data, **settings: dumap.run(data, output=fresh("run.zarr"), **QUICK, **settings)
 
 
@@ -137,6 +139,6 @@ def test_bfloat16_has_names_too(tmp_path):
     group.create_array("cell", data=np.arange(100, 140))
     file = tmp_path / "in.zarr/vectors/zarr.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "data_type": "bfloat16", "fill_value": 0.0}))
-    found = find_names(str(tmp_path / "in.zarr"), "vectors", 40)
-    assert found is not None
-    assert np.concatenate(list(found.blocks())).tolist() == list(range(100, 140))
+    row_names = find_names(str(tmp_path / "in.zarr"), "vectors", 40)
+    assert row_names is not None
+    assert np.concatenate(list(row_names.blocks())).tolist() == list(range(100, 140))

@@ -46,11 +46,11 @@ def write(cells: anndata.AnnData, path: str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("name", "found"), [("vectors", "obsm/X_pca"), ("obsm/X_other", "obsm/X_other"), ("layers/half", "layers/half")]
+    ("name", "expected"), [("vectors", "obsm/X_pca"), ("obsm/X_other", "obsm/X_other"), ("layers/half", "layers/half")]
 )
-def test_an_array_is_named_as_in_its_store(cells, digits_300, name, found):
+def test_an_array_is_named_as_in_its_store(cells, digits_300, name, expected):
     named, element = element_of(cells, name)
-    assert named == found
+    assert named == expected
     assert rows_of(element).read(0, 300).shape == np.asarray(element).shape
 
 

@@ -32,10 +32,10 @@ def counts():
 def write(path, x, zarr_format=3, sharded=False, dtype="f4", **arrays):
     """Write rows as anndata does, but for the arrays that are given."""
     rows = sp.csr_matrix(x)
-    found = {"data": rows.data.astype(dtype), "indices": rows.indices, "indptr": rows.indptr, **arrays}
+    members = {"data": rows.data.astype(dtype), "indices": rows.indices, "indptr": rows.indptr, **arrays}
     attributes = {"encoding-type": "csr_matrix", "encoding-version": "0.1.0", "shape": list(rows.shape)}
     group = zarr.create_group(path, zarr_format=zarr_format).create_group("X", attributes=attributes)
-    for name, values in found.items():
+    for name, values in members.items():
         more = {"shards": (400,)} if sharded else {}
         group.create_array(name, data=values, chunks=(100,), **more)
     return str(path)

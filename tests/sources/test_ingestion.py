@@ -1,4 +1,4 @@
-"""Files that become Zarr stores: what is taken of each kind, what is refused, and that a half-written store is none."""
+"""Files that become Zarr stores: what is taken of each kind, what is refused, and that none is left half written."""
 
 from __future__ import annotations
 
@@ -313,11 +313,11 @@ REFUSED = {
 @pytest.mark.filterwarnings("ignore::UserWarning:anndata")
 @pytest.mark.parametrize("kind", REFUSED)
 def test_files_that_cannot_be_ingested_are_refused(fresh, kind):
-    make, choice, said = REFUSED[kind]
+    make, choice, message = REFUSED[kind]
     output = fresh("out.zarr")
     with pytest.raises(InputError) as caught:
         ingest([make(fresh)], output, choice)
-    assert said in str(caught.value)
+    assert message in str(caught.value)
     assert os.listdir(Path(output).parent) == []
 
 
@@ -331,8 +331,12 @@ def test_files_that_do_not_go_together_are_refused(fresh):
             "nameless": FRAME.reset_index(drop=True),
         }.items()
     }
-    for name, said in (("fewer", "has 2 columns"), ("others", "'z' in the place of 'c'"), ("nameless", "has no names")):
-        with pytest.raises(InputError, match=said):
+    for name, message in (
+        ("fewer", "has 2 columns"),
+        ("others", "'z' in the place of 'c'"),
+        ("nameless", "has no names"),
+    ):
+        with pytest.raises(InputError, match=message):
             ingest([files["first"], files[name]], fresh("out.zarr"))
 
 
@@ -346,8 +350,8 @@ def test_a_library_that_is_missing_is_named(fresh, cli, monkeypatch):
     file = bad(fresh, "x.h5", write_hdf5)
     monkeypatch.delitem(__import__("sys").modules, "dumap.sources.hdf5_files", raising=False)
     monkeypatch.setitem(__import__("sys").modules, "h5py", None)
-    found = cli("ingest", file, fresh("out.zarr"))
-    assert (found.code, "pip install h5py" in found.err) == (2, True)
+    outcome = cli("ingest", file, fresh("out.zarr"))
+    assert (outcome.code, "pip install h5py" in outcome.err) == (2, True)
 
 
 def test_an_output_that_is_there_is_left_alone(fresh):
@@ -364,18 +368,18 @@ def test_an_output_that_is_there_is_left_alone(fresh):
 
 def test_a_store_that_is_not_written_to_its_end_is_not_there(fresh, small, monkeypatch):
     file, output = bad(fresh, "x.npy", lambda p: np.save(p, X)), fresh("out.zarr")
-    flush, seen = NewStore._flush, []
+    flush, listings = NewStore._flush, []
 
     def stop(self):
         flush(self)
-        seen.append(sorted(os.listdir(Path(output).parent)))
-        if len(seen) == 2:
+        listings.append(sorted(os.listdir(Path(output).parent)))
+        if len(listings) == 2:
             raise KeyboardInterrupt
 
     monkeypatch.setattr(NewStore, "_flush", stop)
     with pytest.raises(KeyboardInterrupt):
         ingest([file], output)
-    (partial,) = seen[-1]
+    (partial,) = listings[-1]
     assert partial.startswith(".out.zarr.")
     assert os.listdir(Path(output).parent) == []
 

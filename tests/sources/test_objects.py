@@ -1,4 +1,4 @@
-"""What a program may give as data: what is taken of it, what is refused, and where it is read."""
+"""Objects that a program gives as data: what is taken, what is refused, and where it is read."""
 
 from __future__ import annotations
 
@@ -44,10 +44,10 @@ class Made:
 def test_rows_of_an_object_come_in_native_order(data, dtype):
     rows = rows_of(data)
     assert (rows.rows, rows.dims, rows.dtype) == (3, 2, np.dtype(dtype))
-    found = rows.read(1, 3)
-    assert found.flags.c_contiguous
-    assert found.dtype.isnative
-    assert found.tolist() == np.asarray(data)[1:].tolist()
+    values = rows.read(1, 3)
+    assert values.flags.c_contiguous
+    assert values.dtype.isnative
+    assert values.tolist() == np.asarray(data)[1:].tolist()
 
 
 @pytest.mark.parametrize(
@@ -79,15 +79,19 @@ KINDS = ["csr_matrix", "csr_array", "csc_matrix", "coo_array", "dok_matrix"]
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_sparse_matrix_of_any_kind_is_read_by_rows(kind):
-    found = rows_of(getattr(scipy.sparse, kind)(VALUES))
-    assert (found.sparse, found.kind, found.entries) == (True, f"scipy.{kind}", np.count_nonzero(VALUES))
-    assert found.token == rows_of(scipy.sparse.csr_matrix(VALUES)).token
-    rows = found.read(1, 3)
+    object_rows = rows_of(getattr(scipy.sparse, kind)(VALUES))
+    assert (object_rows.sparse, object_rows.kind, object_rows.entries) == (
+        True,
+        f"scipy.{kind}",
+        np.count_nonzero(VALUES),
+    )
+    assert object_rows.token == rows_of(scipy.sparse.csr_matrix(VALUES)).token
+    rows = object_rows.read(1, 3)
     assert rows.dtype == VALUES.dtype
     assert np.array_equal(rows.toarray(), VALUES[1:3])
-    location = location_of(found)
+    location = location_of(object_rows)
     spooled = Spooled(location)
-    assert (spooled.sparse, spooled.entries, spooled.densest) == (True, found.entries, found.densest)
+    assert (spooled.sparse, spooled.entries, spooled.densest) == (True, object_rows.entries, object_rows.densest)
 
 
 def test_a_sparse_matrix_is_left_as_it_is():
@@ -124,20 +128,20 @@ def test_missing_values_of_a_data_frame_are_not_finite():
 
 
 def test_objects_that_read_rows_are_read_in_ranges(tmp_path):
-    asked = []
+    requested = []
 
     class Noting(xr.backends.BackendArray):
         shape, dtype = (1000, 2), np.dtype("f4")
 
         def __getitem__(self, key):
-            asked.append(key.tuple[0])
+            requested.append(key.tuple[0])
             return np.ones((1000, 2), "f4")[key.tuple]
 
     lazy = xr.core.indexing.LazilyIndexedArray(Noting())
     rows = rows_of(xr.DataArray(lazy, dims=("row", "component")))
-    assert (rows.rows, rows.dims, rows.dtype, asked) == (1000, 2, np.float32, [])
+    assert (rows.rows, rows.dims, rows.dtype, requested) == (1000, 2, np.float32, [])
     assert rows.read(10, 20).shape == (10, 2)
-    assert asked == [slice(10, 20, 1)]
+    assert requested == [slice(10, 20, 1)]
     with h5py.File(tmp_path / "x.h5", "w") as file:
         assert rows_of(file.create_dataset("x", data=VALUES)).read(1, 3).tolist() == VALUES[1:].tolist()
     memory = zarr.create_array(MemoryStore(), data=VALUES)

@@ -1,4 +1,4 @@
-"""Objects without files: what is taken, how it lies in a run, and what becomes of it."""
+"""Objects without files: how their rows are copied into a run, and when the copy is removed."""
 
 from __future__ import annotations
 
@@ -62,11 +62,11 @@ def spooled_parts(output):
 def test_a_token_is_of_the_content_alone():
     x = np.arange(2000.0).reshape(100, 20)
     same = [x.copy(), np.asfortranarray(x), x.astype(">f8"), np.repeat(x, 2, axis=1)[:, ::2]]
-    assert {rows_of(one).token for one in same} == {rows_of(x).token}
+    assert {rows_of(array).token for array in same} == {rows_of(x).token}
     other = x.copy()
     other[99, 19] += 1
     others = [other, x.astype("f4"), x.reshape(200, 10), x[::-1]]
-    assert len({rows_of(one).token for one in (x, *others)}) == 5
+    assert len({rows_of(array).token for array in (x, *others)}) == 5
 
 
 def test_a_location_says_what_it_is_of():
@@ -101,11 +101,11 @@ def test_an_array_comes_to_the_bytes_of_its_store(digits_300, embed, embed_rows)
     of_store = embed(digits_300, {**SETTINGS, "keep": "model"})
     output = embed_rows(digits_300)
     assert embedding(output) == embedding(of_store.output)
-    told, plain = status(output), status(of_store.output)
-    assert [stage["name"] for stage in told["stages"]] == ["spool", *(stage["name"] for stage in plain["stages"])]
-    assert told["fingerprint"] == plain["fingerprint"]
-    assert told["input"]["path"] == location_of(rows_of(digits_300))
-    digests = [{stage["name"]: stage["digest"] for stage in one["stages"][-9:]} for one in (told, plain)]
+    of_array, of_path = status(output), status(of_store.output)
+    assert [stage["name"] for stage in of_array["stages"]] == ["spool", *(stage["name"] for stage in of_path["stages"])]
+    assert of_array["fingerprint"] == of_path["fingerprint"]
+    assert of_array["input"]["path"] == location_of(rows_of(digits_300))
+    digests = [{stage["name"]: stage["digest"] for stage in state["stages"][-9:]} for state in (of_array, of_path)]
     assert digests[0] == digests[1], "what the rows are decides, not whence they come"
     assert verify(output) == []
     assert clean(output, print, look_only=True) == ([], [])
@@ -208,16 +208,16 @@ def test_a_child_of_an_arrays_run_reads_what_is_equal(digits_300, fresh, embed_r
     parent = embed_rows(digits_300)
     object_rows = rows_of(digits_300)
     settings = {"input.path": location_of(object_rows), "output": fresh("run.zarr"), **SETTINGS, "layout.min_dist": 0.5}
-    told = pipeline.run(load(None, (), settings), parent=parent, object_rows=object_rows)
-    own = [stage["name"] for stage in told["stages"] if stage["from"] is None]
-    assert own == ["spool", "start", "layout", "embedding", "quality"]
+    state = pipeline.run(load(None, (), settings), parent=parent, object_rows=object_rows)
+    made_here = [stage["name"] for stage in state["stages"] if stage["from"] is None]
+    assert made_here == ["spool", "start", "layout", "embedding", "quality"]
     assert embedding(settings["output"]) == embedding(embed_rows(digits_300, **{"layout.min_dist": 0.5}))
 
 
 @pytest.mark.slow
 def test_workers_read_what_this_process_copied(digits_300, embed_rows, client):
-    output, told = embed_rows(digits_300), Notes()
-    assert embedding(embed_rows(digits_300, client=client, observer=told)) == embedding(output)
+    output, observer = embed_rows(digits_300), Notes()
+    assert embedding(embed_rows(digits_300, client=client, observer=observer)) == embedding(output)
 
 
 def test_a_plan_of_an_array_has_its_copy():

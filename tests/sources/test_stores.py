@@ -156,9 +156,9 @@ def test_a_run_goes_on_with_the_same_rows_however_they_are_stored(three_stores, 
 def test_a_pattern_is_given_as_an_option(cli, digits_300, tmp_path):
     for number in range(3):
         make(tmp_path / f"in-{number}.zarr", digits_300[100 * number : 100 * (number + 1)], 50)
-    told = cli("plan", "--input", tmp_path / "in-*.zarr", "--output", tmp_path / "run.zarr")
-    assert told.code == 0
-    assert "300 rows x 64 dims" in told.out
+    outcome = cli("plan", "--input", tmp_path / "in-*.zarr", "--output", tmp_path / "run.zarr")
+    assert outcome.code == 0
+    assert "300 rows x 64 dims" in outcome.out
     inside = cli("plan", "--input", tmp_path / "in-*.zarr", "--output", tmp_path / "in-1.zarr" / "run")
     assert inside.code == 0, "a plan touches nothing"
     refused = cli("run", "--input", tmp_path / "in-*.zarr", "--output", tmp_path / "in-1.zarr" / "run")

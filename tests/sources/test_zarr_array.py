@@ -1,4 +1,4 @@
-"""The input: what is read as it is, and what is refused."""
+"""Zarr arrays as input: what is read without a copy, and what is refused."""
 
 from __future__ import annotations
 
@@ -210,10 +210,10 @@ def test_nested_arrays_are_listed_by_their_paths(tmp_path, zarr_format, form):
 @pytest.mark.parametrize("kind", ["csr_matrix", "csc_matrix"])
 def test_a_sparse_matrix_is_named_as_such_and_what_to_take_instead(tmp_path, kind):
     path = annotated(tmp_path / "in.zarr", kind=kind)
-    with pytest.raises(InputError, match=rf"'X' in .* is a sparse matrix \({kind}, shape \(20, 400\)\)") as told:
+    with pytest.raises(InputError, match=rf"'X' in .* is a sparse matrix \({kind}, shape \(20, 400\)\)") as error:
         Input(path, "X")
-    assert "such as obsm/X_pca (20, 3)" in str(told.value)
-    assert "PCs" not in str(told.value), "of other rows"
+    assert "such as obsm/X_pca (20, 3)" in str(error.value)
+    assert "PCs" not in str(error.value), "of other rows"
     with pytest.raises(InputError, match=r"in.zarr/X is a sparse matrix .*write a dense copy"):
         Input(f"{path}/X", "vectors")
 
@@ -225,9 +225,9 @@ def test_a_node_that_cannot_be_read_is_named_beside_the_others(tmp_path):
     broken.mkdir()
     (broken / "zarr.json").write_text('{"zarr_format": 3, "node_type": "array"}')
     (tmp_path / "in.zarr" / "folder").mkdir()
-    with pytest.raises(InputError, match=r"obsm/X_pca \(20, 3\), .*obsm/broken \(not readable: ") as told:
+    with pytest.raises(InputError, match=r"obsm/X_pca \(20, 3\), .*obsm/broken \(not readable: ") as error:
         Input(path, "vectors")
-    assert "folder" not in str(told.value)
+    assert "folder" not in str(error.value)
 
 
 @pytest.mark.fault(33)

@@ -1,4 +1,4 @@
-"""The audit: what it says is true, what it repairs gets better, and neither depends on how it is run."""
+"""The audit: its figures are true, repairs improve the lists, and neither depends on how the run is run."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ REPAIRED = {**SEAMED, "neighbors.recall_target": 1.0, "neighbors.max_repairs": 2
 
 @pytest.fixture(scope="module")
 def unrepaired_run(embed, digits):
-    """Return a finished run whose lists fall short and are left so."""
+    """Return a finished run whose lists miss neighbours and are not repaired; tests only read it."""
     return embed(digits[0], {**SEAMED, "neighbors.recall_target": 0.0})
 
 
 @pytest.fixture(scope="module")
 def repaired_run(embed, digits):
-    """Return a finished run whose lists were repaired twice."""
+    """Return a finished run whose lists were repaired twice. It takes 2 to 4 s; tests only read it."""
     return embed(digits[0], REPAIRED)
 
 
@@ -53,11 +53,11 @@ def recall_of(done, x: np.ndarray, metric: str = "euclidean") -> np.ndarray:
 
 def lists_of(output: str) -> list[str]:
     """Return the digests of the lists' objects, round by round and cell by cell."""
-    store, found = Run(output, read_only=True), []
+    store, lists = Run(output, read_only=True), []
     for name in store.committed("audit"):
         if name.startswith("lists-"):
-            found += [name, *sorted(digest for _, digest in store.manifest("audit", name)["objects"].values())]
-    return found
+            lists += [name, *sorted(digest for _, digest in store.manifest("audit", name)["objects"].values())]
+    return lists
 
 
 @pytest.fixture
@@ -117,17 +117,17 @@ def test_no_queries_mean_no_audit_and_no_repair(embed, digits):
 # queries -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("wanted", "rounds_apart"), [(100, 10), (400, 2), (900, 1), (2000, 0)])
-def test_each_audit_draws_rows_of_its_own_while_there_are_others(configure, digits, wanted, rounds_apart):
-    config = configure(digits[0][:1000], {"audit.queries": wanted})
+@pytest.mark.parametrize(("queries", "rounds_apart"), [(100, 10), (400, 2), (900, 1), (2000, 0)])
+def test_each_audit_draws_rows_of_its_own_while_there_are_others(configure, digits, queries, rounds_apart):
+    config = configure(digits[0][:1000], {"audit.queries": queries})
     job, rows = Job(config, pipeline.plan(config).geometry), np.arange(1000)
     drawn = [is_query(job, rows, number, len(rows)) for number in range(4)]
-    assert all(abs(d.sum() - min(wanted, 1000)) < 5 * np.sqrt(wanted) for d in drawn)
+    assert all(abs(d.sum() - min(queries, 1000)) < 5 * np.sqrt(queries) for d in drawn)
     for number in range(1, min(4, rounds_apart)):
         assert not (drawn[number] & drawn[number - 1]).any()
     pieces = [is_query(job, rows[part], 1, len(rows)) for part in (slice(0, 333), slice(333, 1000))]
     assert np.array_equal(np.concatenate(pieces), drawn[1]), "whatever the blocks"
-    if wanted == 100:
+    if queries == 100:
         assert not np.array_equal(drawn[0], hashing.draws(1, hashing.QUERIES, rows) < 2**64 // 10), "by the seed"
 
 
@@ -186,10 +186,10 @@ def test_a_target_out_of_reach_is_noted(configure, digits):
     status = run(config, observer=notes)
     facts = next(stage["facts"] for stage in status["stages"] if stage["name"] == "audit")
     assert facts["gained"] == [0]
-    (said,) = [note for note in notes.notes if note.startswith("audit: ")]
-    assert f"recall {facts['recall']:.3f}" in said
-    assert "neighbors.recall_target = 1.0 after 1 repairs, the last of which found nothing" in said
-    assert "cells.max_cells_per_row or neighbors.max_repairs" in said
+    (message,) = [note for note in notes.notes if note.startswith("audit: ")]
+    assert f"recall {facts['recall']:.3f}" in message
+    assert "neighbors.recall_target = 1.0 after 1 repairs, the last of which found nothing" in message
+    assert "cells.max_cells_per_row or neighbors.max_repairs" in message
 
 
 @pytest.mark.slow
@@ -204,12 +204,12 @@ def test_repairs_serve_other_metrics(embed, digits, metric):
 def test_a_halo_that_is_too_large_is_reduced_and_counted(repaired_copy_job):
     """A cell holds no more rows than its memory does."""
     job, part = repaired_copy_job, "halo-1-00001"
-    own = int(np.diff(CellTable(job.run).offsets)[1])
+    home_rows = int(np.diff(CellTable(job.run).offsets)[1])
     choose_halo(job, part, 1)
     whole = job.run.read("audit", part, "positions")
     assert job.run.summary("audit", part)["left_out"] == 0
     job.run.discard("audit", part)
-    room = {"task_memory": (own + 10) * repair_row_bytes(64, K, "euclidean")}
+    room = {"task_memory": (home_rows + 10) * repair_row_bytes(64, K, "euclidean")}
     choose_halo(Job(job.config.model_copy(update=room), job.geometry), part, 1)
     facts, cut = job.run.summary("audit", part), job.run.read("audit", part, "positions")
     assert len(cut) == sum(facts["counts"]) == 10 < len(whole)

@@ -1,4 +1,4 @@
-"""Cells of data that is not even: their guests are bounded, and their lists do not depend on how work is cut."""
+"""Cells of uneven data: their guests are bounded, and their lists do not depend on the sizes of blocks."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from helpers import run_here
 
 from dumap.artifacts import cells as artifacts
 from dumap.artifacts.job import Job
@@ -16,10 +17,10 @@ from dumap.kernels.cells import MAX_GUEST_FILL
 from dumap.planning.geometry import guests_at_once
 from dumap.recipe.identity import create
 from dumap.recipe.pipeline import plan
-from dumap.stages import Context, cells, neighbors, vectors
+from dumap.stages import cells, neighbors, vectors
 
 
-def bags_of_words(rows: int, words: int, seed: int = 0) -> np.ndarray:
+def sparse_counts(rows: int, words: int, seed: int = 0) -> np.ndarray:
     """Return rows of a few words each: a leaf near the origin is among the nearest of nearly all of them."""
     rng = np.random.default_rng(seed)
     x = np.zeros((rows, words), np.uint8)
@@ -31,12 +32,7 @@ def bags_of_words(rows: int, words: int, seed: int = 0) -> np.ndarray:
 def done_here(job: Job) -> Job:
     """Do the first three stages in this process."""
     create(job, SimpleNamespace(versions={}, cpus=[]))
-
-    def compute(stage, task, parts, **options):
-        for part in parts:
-            task(job, part, **options)
-
-    context = Context(job, plan(job.config), compute, 1, 1, 0, print)
+    context = run_here(job)
     for stage in (vectors, cells, neighbors):
         stage.run(context)
     return job
@@ -44,11 +40,11 @@ def done_here(job: Job) -> Job:
 
 @pytest.fixture(scope="module")
 def job_of(save, fresh):
-    """Prepare a run: `job_of(path, block_rows, **settings)`."""
+    """Return a function that prepares a run: `job_of(path, block_rows, **settings)`."""
 
     def make(path: str, block_rows: int = 0, **settings: object) -> Job:
-        told = {"input.path": path, "output": fresh("run.zarr"), "cells.max_rows": 400, "audit.queries": 50}
-        config = load(None, (), {**told, **{name.replace("__", "."): value for name, value in settings.items()}})
+        values = {"input.path": path, "output": fresh("run.zarr"), "cells.max_rows": 400, "audit.queries": 50}
+        config = load(None, (), {**values, **{name.replace("__", "."): value for name, value in settings.items()}})
         geometry = plan(config).geometry
         if block_rows:
             geometry = replace(geometry, block_rows=block_rows, blocks=-(-geometry.rows // block_rows))
@@ -60,7 +56,7 @@ def job_of(save, fresh):
 @pytest.fixture(scope="module")
 def bags_path(save):
     """Save 3000 bags of words; return their path."""
-    return save(bags_of_words(3000, 200))
+    return save(sparse_counts(3000, 200))
 
 
 @pytest.fixture(scope="module")
@@ -96,24 +92,24 @@ def test_the_guests_of_a_cell_are_bounded(bags_job):
     facts = bags_job.run.summary("cells", "table")
     assert facts["turned_away"] > 0
     assert facts["largest"] == loads.max()
-    own, _ = cells.route(bags_job, 0)
-    wanted = np.bincount(own[own >= 0], minlength=table.cells)
-    assert wanted.max() > 0.5 * len(own), "one cell is wanted by most rows"
-    assert (loads <= np.maximum(MAX_GUEST_FILL * np.median(wanted), 2 * homes)).all()
-    assert loads.max() < wanted.max() / 2
-    assert facts["turned_away"] == wanted.sum() - loads.sum()
+    row_cells, _ = cells.route(bags_job, 0)
+    unbounded = np.bincount(row_cells[row_cells >= 0], minlength=table.cells)
+    assert unbounded.max() > 0.5 * len(row_cells), "one cell is wanted by most rows"
+    assert (loads <= np.maximum(MAX_GUEST_FILL * np.median(unbounded), 2 * homes)).all()
+    assert loads.max() < unbounded.max() / 2
+    assert facts["turned_away"] == unbounded.sum() - loads.sum()
 
 
 def test_the_table_agrees_with_the_sorted_rows(bags_job):
-    table, found = artifacts.CellTable(bags_job.run), []
+    table, sorted_cells = artifacts.CellTable(bags_job.run), []
     for number in range(table.cells):
         cell = artifacts.Cell(bags_job, number, table, wave_of(bags_job))
-        own, guests = cell.positions[: cell.home_rows], cell.positions[cell.home_rows :]
-        assert own.tolist() == list(range(*table.offsets[number : number + 2]))
+        home_positions, guests = cell.positions[: cell.home_rows], cell.positions[cell.home_rows :]
+        assert home_positions.tolist() == list(range(*table.offsets[number : number + 2]))
         assert (np.diff(guests) > 0).all()
         x = cell.vectors(np.arange(len(cell.positions)))
-        found.append((cell.positions, x))
-    positions, x = np.concatenate([p for p, _ in found]), np.concatenate([x for _, x in found])
+        sorted_cells.append((cell.positions, x))
+    positions, x = np.concatenate([p for p, _ in sorted_cells]), np.concatenate([x for _, x in sorted_cells])
     order = np.argsort(table.positions(bags_job.run, 0))
     assert np.array_equal(x, bags_job.input.read(0, bags_job.geometry.rows)[order][positions])
 
@@ -141,10 +137,10 @@ def test_lists_do_not_depend_on_how_blocks_are_sorted(job_of, bags_path, bags_jo
 def test_data_without_a_crowd_has_every_guest_it_had(job_of, save, digits):
     job = done_here(job_of(save(digits[0])))
     facts = job.run.summary("cells", "table")
-    wanted = [cells.route(job, group)[0] for group in range(job.geometry.groups)]
+    routed = [cells.route(job, group)[0] for group in range(job.geometry.groups)]
     assert facts["cells"] > 8
     assert facts["turned_away"] == 0
-    assert facts["stored_rows"] == sum((own >= 0).sum() for own in wanted)
+    assert facts["stored_rows"] == sum((row_cells >= 0).sum() for row_cells in routed)
     assert "counted-00000" not in job.run.committed("cells")
 
 
@@ -161,10 +157,10 @@ def test_a_cell_writes_lists_of_those_guests_alone_for_which_it_found_something(
 
 
 @pytest.mark.parametrize(
-    ("cell_rows", "own", "most"), [(100, 20, 80), (100, 90, 12), (100, 100, 12), (100, 300, 12), (3, 9, 1)]
+    ("cell_rows", "home_rows", "most"), [(100, 20, 80), (100, 90, 12), (100, 100, 12), (100, 300, 12), (3, 9, 1)]
 )
-def test_a_cell_full_of_home_rows_still_meets_many_guests_at_once(cell_rows, own, most):
-    assert guests_at_once(cell_rows, own) == most
+def test_a_cell_full_of_home_rows_still_meets_many_guests_at_once(cell_rows, home_rows, most):
+    assert guests_at_once(cell_rows, home_rows) == most
 
 
 @pytest.mark.parametrize("cell_rows", [1000, 64, 16])
@@ -181,7 +177,7 @@ def test_turns_take_each_guest_once(bags_job, cell_rows):
 def test_probes_and_vectors_are_those_of_the_rows_asked_for(bags_job):
     cell = artifacts.Cell(bags_job, 1, artifacts.CellTable(bags_job.run), wave_of(bags_job))
     every = np.arange(len(cell.positions))
-    some = np.random.default_rng(0).permutation(every)[: len(every) // 3]
-    assert np.array_equal(cell.probes(some), cell.probes(every)[some])
-    assert np.array_equal(cell.vectors(some), cell.vectors(every)[some])
+    rows = np.random.default_rng(0).permutation(every)[: len(every) // 3]
+    assert np.array_equal(cell.probes(rows), cell.probes(every)[rows])
+    assert np.array_equal(cell.vectors(rows), cell.vectors(every)[rows])
     assert (cell.probes(every)[:, 0] >= 0).all()

@@ -1,4 +1,4 @@
-"""A k-NN graph that is given: taken as it is, checked to the slot, and part of what a run is of."""
+"""A k-NN graph that is given: taken as it is, checked slot by slot, and part of the identity of a run."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def write_lists(fresh):
 
 @pytest.fixture(scope="module")
 def run_on_lists(data_path, embed):
-    """Run on a graph that is given."""
+    """Return a function that runs on a k-NN graph that is given."""
 
     def go(path: str, settings: dict[str, Any] | None = None, source: Any = None, client: Client | None = None):
         return embed(
@@ -105,7 +105,7 @@ def searched_run(embed, data_path):
 
 @pytest.fixture
 def copy_to_go_on_with(finished_run, configure, data_path, lists_path, fresh):
-    """Configure a copy of the finished run, to go on with it on the same graph or another."""
+    """Return a function that configures a copy of the finished run, to go on with the same graph or another."""
 
     def copy(path: str = lists_path):
         output = shutil.copytree(finished_run.output, fresh("copy.zarr"))
@@ -122,9 +122,9 @@ def ordered(indices: np.ndarray, distances: np.ndarray) -> tuple[np.ndarray, np.
     return np.take_along_axis(indices, order, axis=1), np.take_along_axis(distances, order, axis=1)
 
 
-def assert_same_lists(found, wanted) -> None:
+def assert_same_lists(lists, expected) -> None:
     """Assert that two pairs of lists and distances are the same but for ties."""
-    for one, other in zip(ordered(*found), ordered(*wanted), strict=True):
+    for one, other in zip(ordered(*lists), ordered(*expected), strict=True):
         np.testing.assert_array_equal(one, other)
 
 
@@ -177,14 +177,14 @@ def test_missing_entries_of_given_lists_are_counted(run_on_lists, write_lists, d
 
 def test_rows_may_come_first_in_their_own_lists(run_on_lists, write_lists, finished_run, exact_lists):
     """As in umap-learn's and pynndescent's; where rows are equal, another may come before. No distance is asked for."""
-    own = np.arange(1000)[:, None]
+    row_ids = np.arange(1000)[:, None]
     first = (
-        np.column_stack([own, exact_lists[0]]),
+        np.column_stack([row_ids, exact_lists[0]]),
         np.column_stack([np.zeros_like(exact_lists[1][:, :1]), exact_lists[1]]),
     )
     second = tuple(values[:, [1, 0, *range(2, K + 1)]] for values in first)
-    indices, distances = (np.where(own % 3 == 1, *both) for both in zip(second, first, strict=True))
-    distances[(indices == own) & (own % 3 == 2)] = np.nan
+    indices, distances = (np.where(row_ids % 3 == 1, *both) for both in zip(second, first, strict=True))
+    distances[(indices == row_ids) & (row_ids % 3 == 2)] = np.nan
     assert run_on_lists(write_lists(indices, distances), SMALL_TASKS).y.tobytes() == finished_run.y.tobytes()
 
 
@@ -282,10 +282,10 @@ def test_positions_do_not_depend_on_how_many_dropped_rows_are_read_at_once(fresh
     job = SimpleNamespace(run=Run(fresh("run.zarr")), geometry=SimpleNamespace(rows=100))
     with job.run.part("cells", cells.TABLE) as part:
         part.write("dropped", dropped)
-    wanted = np.full(101, -1)
-    wanted[np.setdiff1d(np.arange(100), dropped)] = np.arange(95)
+    expected = np.full(101, -1)
+    expected[np.setdiff1d(np.arange(100), dropped)] = np.arange(95)
     rows = np.random.default_rng(0).integers(-1, 100, (40, 7))
-    np.testing.assert_array_equal(cells.positions_of_given(job, SimpleNamespace(rows=95), rows), wanted[rows])
+    np.testing.assert_array_equal(cells.positions_of_given(job, SimpleNamespace(rows=95), rows), expected[rows])
 
 
 def test_a_range_of_rows_that_are_all_dropped(run_on_lists, write_lists, digits_1000, save):
@@ -403,11 +403,11 @@ def test_arrays_that_do_not_fit_are_refused_before_anything_runs(cli, data_path,
     group = zarr.create_group(path)
     group.create_array("indices", data=indices, chunks=tuple(max(1, size) for size in indices.shape))
     group.create_array("distances", data=distances, chunks=tuple(max(1, size) for size in distances.shape))
-    words = ("--input", data_path, "--output", output, "--set", f"neighbors.precomputed={path}")
+    arguments = ("--input", data_path, "--output", output, "--set", f"neighbors.precomputed={path}")
     with pytest.raises(InputError, match=message):
         plan(build({"input": {"path": data_path}, "output": output, "neighbors": {"precomputed": path}}))
     for command in ("plan", "run"):
-        outcome = cli(command, *words)
+        outcome = cli(command, *arguments)
         assert (outcome.code, outcome.out) == (3, "")
         assert path in outcome.err
     assert not Path(output).exists()
@@ -440,8 +440,8 @@ def test_a_chunk_too_large_is_refused_with_what_would_do(data_path, write_lists,
 
 
 def test_the_plan_says_that_neighbors_are_given(cli, data_path, write_lists, exact_lists):
-    words = ("--input", data_path, "--output", "x", "--set", f"neighbors.precomputed={write_lists(*exact_lists)}")
-    text, machine = cli("plan", *words), cli("plan", *words, "--json")
+    arguments = ("--input", data_path, "--output", "x", "--set", f"neighbors.precomputed={write_lists(*exact_lists)}")
+    text, machine = cli("plan", *arguments), cli("plan", *arguments, "--json")
     assert "1 cells of up to 65536 rows given with 14 neighbors each" in text.out
     assert json.loads(machine.out)["columns"] == 14
 
@@ -504,12 +504,12 @@ def test_a_graph_of_another_shape_is_refused(copy_to_go_on_with, write_lists, di
 
 
 def test_searched_and_given_are_not_the_same_run(data_path, lists_path, finished_run, searched_run, cli):
-    words = ("--set", "layout.n_epochs=20", "--input", data_path)
-    asked = ("--set", "cells.max_rows=300", "--set", f"neighbors.precomputed={lists_path}")
-    outcome = cli("run", "--output", searched_run.output, *words, *asked)
+    arguments = ("--set", "layout.n_epochs=20", "--input", data_path)
+    options = ("--set", "cells.max_rows=300", "--set", f"neighbors.precomputed={lists_path}")
+    outcome = cli("run", "--output", searched_run.output, *arguments, *options)
     assert outcome.code == 7
     assert "neighbors.precomputed: None -> True" in outcome.err
-    outcome = cli("run", "--output", finished_run.output, *words, "--set", "task_memory=1MiB")
+    outcome = cli("run", "--output", finished_run.output, *arguments, "--set", "task_memory=1MiB")
     assert outcome.code == 7
     assert "neighbors.precomputed: True -> None" in outcome.err
 
@@ -556,7 +556,7 @@ def test_kills_of_workers_and_of_the_driver_change_no_byte(
     from faults.harness import fleet
 
     config = configure(data_path, {**SMALL_TASKS, "neighbors.precomputed": write_lists(*exact_lists)})
-    places = [
+    points = [
         ("vectors", "list_fingerprints-*"),
         ("cells", "positions-*"),
         ("cells", "table"),
@@ -565,11 +565,11 @@ def test_kills_of_workers_and_of_the_driver_change_no_byte(
     with fleet(fresh) as deadly:
         cluster = config.cluster.model_copy(update={"scheduler": deadly.address})
         worker = {"role": "worker", "point": "manifest", "action": "kill"}
-        workers = [{**worker, "stage": stage, "part": part} for stage, part in places]
+        workers = [{**worker, "stage": stage, "part": part} for stage, part in points]
         driver = {"role": "driver", "point": "manifest", "stage": "done", "part": "neighbors", "action": "kill"}
         names = deadly.faults.plan(*workers, driver)
         killed = deadly.drive(config.model_copy(update={"cluster": cluster}))
-        assert killed.wait() == -9, killed.said
+        assert killed.wait() == -9, killed.output
         assert all(deadly.faults.happened(name) for name in names)
         assert run(config, client=deadly.client)["state"] == "done"
     assert np.asarray(zarr.open_array(config.output, path="embedding")[:]).tobytes() == finished_run.y.tobytes()

@@ -1,4 +1,4 @@
-"""Which of the audit's queries the map is judged by, and that its figures are those of all rows."""
+"""Which queries of the audit the map is judged by, and that its figures are those of all rows."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from dumap.stages.quality import TRUST_QUERIES, evenly_spaced
 from dumap.store import Run
 
 
-@pytest.mark.parametrize(("count", "wanted", "chosen"), [(6, 3, [0, 2, 4]), (3, 9, [0, 1, 2]), (4, 0, []), (0, 5, [])])
-def test_numbers_are_evenly_spread(count, wanted, chosen):
-    assert evenly_spaced(count, wanted).tolist() == chosen
+@pytest.mark.parametrize(("count", "most", "chosen"), [(6, 3, [0, 2, 4]), (3, 9, [0, 1, 2]), (4, 0, []), (0, 5, [])])
+def test_numbers_are_evenly_spread(count, most, chosen):
+    assert evenly_spaced(count, most).tolist() == chosen
 
 
 def test_trustworthiness_is_that_of_rows_from_the_first_to_the_last(embed):
@@ -26,21 +26,21 @@ def test_trustworthiness_is_that_of_rows_from_the_first_to_the_last(embed):
     halves = [trustworthiness(x[half], done.y[half], n_neighbors=15) for half in (slice(0, 600), slice(600, None))]
     assert halves[0] - halves[1] > 0.1
     assert done.facts("quality")["queries"] == 1200 > 2 * TRUST_QUERIES
-    found = done.facts("quality")["trustworthiness"]
-    assert found == pytest.approx(trustworthiness(x, done.y, n_neighbors=15), abs=0.02)
-    assert found < halves[0] - 0.03
+    trust = done.facts("quality")["trustworthiness"]
+    assert trust == pytest.approx(trustworthiness(x, done.y, n_neighbors=15), abs=0.02)
+    assert trust < halves[0] - 0.03
 
 
 def test_the_map_is_judged_by_some_of_the_audits_queries(embed, digits):
-    x = digits[0][:600]
-    everything = embed(x, {"audit.queries": 600})
-    some = embed(x, {"audit.queries": 600, "quality.queries": 50})
-    assert np.array_equal(some.y, everything.y)
-    assert some.facts("audit") == everything.facts("audit")
+    x = digits[0][:300]
+    everything = embed(x, {"audit.queries": 300})
+    fewer = embed(x, {"audit.queries": 300, "quality.queries": 50})
+    assert np.array_equal(fewer.y, everything.y)
+    assert fewer.facts("audit") == everything.facts("audit")
     rows, preserved = (
-        [Run(done.output, read_only=True).read(QUALITY, "report", name) for done in (some, everything)]
+        [Run(done.output, read_only=True).read(QUALITY, "report", name) for done in (fewer, everything)]
         for name in ("rows", "preserved")
     )
-    assert rows[0].tolist() == list(range(0, 600, 12))
+    assert rows[0].tolist() == list(range(0, 300, 6))
     np.testing.assert_array_equal(preserved[0], preserved[1][rows[0]])
-    assert embed(x, {"audit.queries": 600, "quality.queries": 0}).facts("quality") == {"queries": 0}
+    assert embed(x, {"audit.queries": 300, "quality.queries": 0}).facts("quality") == {"queries": 0}

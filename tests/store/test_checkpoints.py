@@ -1,4 +1,4 @@
-"""Passes: what a committed one holds, and what becomes of those before it."""
+"""Checkpoints of passes: what a committed one holds, and which earlier ones are removed."""
 
 from itertools import pairwise
 

@@ -1,4 +1,4 @@
-"""Reads of a bucket go on side by side, in order; those of a local disk one after another."""
+"""Reads from a bucket run side by side and come in order; reads from a local disk run one after another."""
 
 from __future__ import annotations
 

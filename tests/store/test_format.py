@@ -1,4 +1,4 @@
-"""The format: a run that was kept is read by this version; others are refused; what a part costs a disk."""
+"""The format: a stored run is read by this version, others are refused; how much a part costs a disk."""
 
 from __future__ import annotations
 
@@ -22,27 +22,27 @@ FOLDER = Path(__file__).parents[1]
 
 
 @pytest.fixture
-def kept(tmp_path) -> str:
-    """Unpack the run that was kept."""
+def stored_run(tmp_path) -> str:
+    """Unpack the run of this format that is kept in tests/fixtures."""
     shutil.unpack_archive(FOLDER / "fixtures" / f"run-{FORMAT}.zip", tmp_path / "run.zarr")
     return str(tmp_path / "run.zarr")
 
 
-def test_a_run_that_was_kept_is_read(kept):
-    assert status(kept)["state"] == "done"
-    assert verify(kept) == []
-    group = zarr.open_group(kept, mode="r")
+def test_a_run_that_was_kept_is_read(stored_run):
+    assert status(stored_run)["state"] == "done"
+    assert verify(stored_run) == []
+    group = zarr.open_group(stored_run, mode="r")
     assert group.attrs["dumap"]["format"] == FORMAT
     assert group.attrs["dumap"]["input"]["shape"] == [80, 4]
     assert np.isfinite(group["embedding"][:]).all()
     assert group["status"][:].tolist() == [0] * 80
-    assert Run(kept, read_only=True).read("neighbors", "lists-00000", "indices").shape == (80, 4)
+    assert Run(stored_run, read_only=True).read("neighbors", "lists-00000", "indices").shape == (80, 4)
 
 
 @pytest.mark.parametrize("version", [9, 10, 11])
 def test_a_run_of_an_older_format_is_refused_in_a_line(tmp_path, cli, version):
-    told = {"format": version, "kind": "dumap run", "parameters": {}, "input": {}, "versions": {}}
-    document = {"zarr_format": 3, "node_type": "group", "attributes": told}
+    attributes = {"format": version, "kind": "dumap run", "parameters": {}, "input": {}, "versions": {}}
+    document = {"zarr_format": 3, "node_type": "group", "attributes": attributes}
     (tmp_path / "zarr.json").write_text(json.dumps(document))
     outcome = cli("status", tmp_path)
     assert outcome.code == StorageError.exit_code
@@ -65,20 +65,20 @@ def run(tmp_path) -> Run:
 @pytest.fixture
 def costs(monkeypatch) -> dict[str, int]:
     """Count names given to files, and flushes."""
-    found = {"writes": 0, "flushes": 0}
+    counts = {"writes": 0, "flushes": 0}
 
     def counted(name: str, what: str) -> None:
         real = getattr(os, name)
 
         def call(*arguments):
-            found[what] += 1
+            counts[what] += 1
             return real(*arguments)
 
         monkeypatch.setattr(os, name, call)
 
     for name, what in (("replace", "writes"), ("link", "writes"), ("fsync", "flushes")):
         counted(name, what)
-    return found
+    return counts
 
 
 @pytest.mark.parametrize("durable", [True, False])

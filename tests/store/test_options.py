@@ -1,4 +1,4 @@
-"""Options of buckets: what is opened by them, and that nobody is shown their values."""
+"""Options of buckets: how stores are opened with them, and that their values are shown nowhere."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ REQUIRED = {"input": {"path": "s3://data/in.zarr"}, "output": "s3://other/run.za
 
 @pytest.fixture(autouse=True)
 def forgotten(monkeypatch):
-    """Know no options, before and after."""
+    """Forget all storage options, before and after the test."""
     monkeypatch.setattr(options, "_options", {})
 
 
@@ -42,10 +42,10 @@ def test_a_configuration_opens_what_it_names_and_its_parent():
 def test_values_are_shown_nowhere():
     config = build({**REQUIRED, "storage": STORAGE})
     with_places(config)
-    told = [repr(config), str(config), repr(config.storage), f"{config.storage}", str(config.model_dump())]
-    told += [str(config.parameters()), annotated(), config.model_dump_json()]
-    told += [describe_error(ValueError(f"denied: {STORAGE['access_key_id']} by {SECRET}"))]
-    assert [text for text in told if "FINDTHIS" in text.upper()] == []
+    texts = [repr(config), str(config), repr(config.storage), f"{config.storage}", str(config.model_dump())]
+    texts += [str(config.parameters()), annotated(), config.model_dump_json()]
+    texts += [describe_error(ValueError(f"denied: {STORAGE['access_key_id']} by {SECRET}"))]
+    assert [text for text in texts if "FINDTHIS" in text.upper()] == []
     assert config.digest() == build(REQUIRED).digest()
     assert dict(pickle.loads(pickle.dumps(config)).storage) == STORAGE
 
@@ -59,34 +59,34 @@ def test_values_are_shown_nowhere():
     ],
 )
 def test_what_is_wrong_is_told_without_the_values(storage, message):
-    with pytest.raises(ConfigError, match=message) as told:
+    with pytest.raises(ConfigError, match=message) as error:
         build({**REQUIRED, "storage": storage})
-    assert SECRET not in str(told.value)
+    assert SECRET not in str(error.value)
 
 
 @pytest.mark.parametrize("setting", [f"storage.key: {SECRET}", f"storage.key=[{SECRET}", f"storage={SECRET}"])
 def test_a_setting_that_cannot_be_read_is_told_without_its_value(setting):
-    with pytest.raises(ConfigError, match="storage") as told:
+    with pytest.raises(ConfigError, match="storage") as error:
         load(None, [setting], {"input.path": "a", "output": "b"})
-    assert SECRET not in str(told.value)
+    assert SECRET not in str(error.value)
 
 
 def test_a_file_that_cannot_be_read_is_told_without_its_lines(tmp_path):
     file = tmp_path / "config.yaml"
     file.write_text(f"input: {{path: a}}\nstorage: {{key: [{SECRET}}}\noutput: b\n")
-    with pytest.raises(ConfigError, match=r"is not YAML: .* in line 2") as told:
+    with pytest.raises(ConfigError, match=r"is not YAML: .* in line 2") as error:
         load(str(file))
-    assert SECRET not in str(told.value)
+    assert SECRET not in str(error.value)
 
 
 def test_an_option_that_a_service_does_not_have_is_named():
     pytest.importorskip("obstore")
     options.use_options(["s3://data"], {"nonsense": SECRET})
-    with pytest.raises(Exception, match="'nonsense' is not valid") as told:
+    with pytest.raises(Exception, match="'nonsense' is not valid") as error:
         Run("s3://data/run.zarr").exists()
-    assert SECRET not in str(told.value)
+    assert SECRET not in str(error.value)
     options.use_options(["s3://data"], {"timeout": SECRET})
-    with pytest.raises(Exception, match="failed to parse") as told:
+    with pytest.raises(Exception, match="failed to parse") as error:
         Run("s3://data/run.zarr").exists()
-    assert SECRET not in str(told.value)
-    assert not isinstance(told.value, StorageError), "it is the configuration's fault"
+    assert SECRET not in str(error.value)
+    assert not isinstance(error.value, StorageError), "it is the configuration's fault"

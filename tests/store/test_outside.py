@@ -56,18 +56,18 @@ def test_zarr_sees_the_results_and_warns_of_nothing(finished_path, consolidated)
 @pytest.mark.parametrize("consolidated", [None, False, True])
 def test_xarray_opens_it_lazily_and_warns_of_nothing(finished_path, consolidated):
     xarray = pytest.importorskip("xarray", reason="xarray is not installed")
-    found = xarray.open_zarr(finished_path, consolidated=consolidated)
-    assert set(found.variables) == {"embedding", "status"}
-    assert dict(found.sizes) == {"row": 300, "component": 2}
-    assert (found.embedding.dtype, found.status.dtype) == (np.float32, np.uint8)
-    assert found.embedding.chunks is not None
-    assert {"long_name"} <= set(found.embedding.attrs)
-    told = found.status.attrs
-    flags = dict(zip(told["flag_meanings"].split(), told["flag_masks"], strict=True))
+    dataset = xarray.open_zarr(finished_path, consolidated=consolidated)
+    assert set(dataset.variables) == {"embedding", "status"}
+    assert dict(dataset.sizes) == {"row": 300, "component": 2}
+    assert (dataset.embedding.dtype, dataset.status.dtype) == (np.float32, np.uint8)
+    assert dataset.embedding.chunks is not None
+    assert {"long_name"} <= set(dataset.embedding.attrs)
+    attributes = dataset.status.attrs
+    flags = dict(zip(attributes["flag_meanings"].split(), attributes["flag_masks"], strict=True))
     assert flags == {"dropped": 1, "isolated": 2, "zero": 4, "duplicate": 8}
-    dropped = (found.status & flags["dropped"]) > 0
+    dropped = (dataset.status & flags["dropped"]) > 0
     assert np.flatnonzero(dropped.values).tolist() == [7]
-    assert np.isnan(found.embedding.values).any(axis=1).tolist() == dropped.values.tolist()
+    assert np.isnan(dataset.embedding.values).any(axis=1).tolist() == dropped.values.tolist()
 
 
 def test_dask_opens_it(finished_path):

@@ -1,4 +1,4 @@
-"""How runs name one another: by the way between them, where there is one."""
+"""How runs name one another: by relative paths where there are any."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dumap.store import absolute_location, relative_location
 
 
 @pytest.mark.parametrize(
-    ("location", "base", "way"),
+    ("location", "base", "relative"),
     [
         ("/runs/p.zarr", "/runs/c.zarr", "../p.zarr"),
         ("/runs/old/p.zarr", "/runs/c.zarr", "../old/p.zarr"),
@@ -21,15 +21,15 @@ from dumap.store import absolute_location, relative_location
         ("/runs/p.zarr", "s3://b/c.zarr", "/runs/p.zarr"),
     ],
 )
-def test_a_run_is_reached_by_the_way_to_it(location, base, way):
-    assert relative_location(location, base) == way
-    assert absolute_location(way, base) == location
+def test_a_run_is_reached_by_the_way_to_it(location, base, relative):
+    assert relative_location(location, base) == relative
+    assert absolute_location(relative, base) == location
 
 
 def test_a_link_to_a_run_leads_to_the_same(tmp_path):
     for name in ("runs/c", "runs/p"):
         (tmp_path / name).mkdir(parents=True)
     os.symlink(tmp_path / "runs" / "c", tmp_path / "link")
-    way = relative_location(str(tmp_path / "runs" / "p"), str(tmp_path / "link"))
-    assert way == "../p"
-    assert absolute_location(way, str(tmp_path / "link")) == str(tmp_path / "runs" / "p")
+    relative = relative_location(str(tmp_path / "runs" / "p"), str(tmp_path / "link"))
+    assert relative == "../p"
+    assert absolute_location(relative, str(tmp_path / "link")) == str(tmp_path / "runs" / "p")

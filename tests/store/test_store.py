@@ -1,3 +1,5 @@
+"""The store of a run: parts, manifests, commits and arrays, on disk and in buckets."""
+
 import contextlib
 import errno
 import io
@@ -46,10 +48,10 @@ def test_a_part_holds_what_was_written(run, dtype, shape):
     values = np.random.default_rng(0).integers(0, 200, shape).astype(dtype)
     commit(run, a=values, zeros=np.zeros(shape, dtype))
     for reader in (run, again(run)):
-        for name, wanted in (("a", values), ("zeros", np.zeros(shape, dtype))):
-            found = reader.read("stage", "p", name)
-            assert (found.dtype, found.shape) == (wanted.dtype, shape)
-            assert found.tobytes() == wanted.tobytes()
+        for name, expected in (("a", values), ("zeros", np.zeros(shape, dtype))):
+            array = reader.read("stage", "p", name)
+            assert (array.dtype, array.shape) == (expected.dtype, shape)
+            assert array.tobytes() == expected.tobytes()
     assert again(run).summary("stage", "p") == {"facts": [1, "two"]}
     assert list(again(run).damaged()) == []
 
@@ -124,8 +126,8 @@ def test_ranges_are_read_alone(request, monkeypatch, place):
 def test_nothing_gathered_is_an_empty_array(run):
     with run.part("stage", "p") as part:
         part.write_gathered("a", np.ones((4, 3), np.uint8), np.empty(0, np.int64))
-    found = run.read("stage", "p", "a")
-    assert (found.shape, found.dtype) == ((0, 3), np.uint8)
+    array = run.read("stage", "p", "a")
+    assert (array.shape, array.dtype) == ((0, 3), np.uint8)
 
 
 def test_rows_out_of_range_commit_no_part(run):
@@ -138,9 +140,9 @@ def test_rows_out_of_range_commit_no_part(run):
 def test_arrays_that_are_read_may_be_changed(run):
     commit(run, a=np.arange(5))
     for _ in range(2):
-        found = run.read("stage", "p", "a", 1)
-        assert found.tolist() == [1, 2, 3, 4]
-        found[:] = 7
+        array = run.read("stage", "p", "a", 1)
+        assert array.tolist() == [1, 2, 3, 4]
+        array[:] = 7
 
 
 def test_rows_are_read_into_an_array(run, monkeypatch):

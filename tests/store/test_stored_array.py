@@ -52,11 +52,11 @@ def decode(shard: StoredArray, data: bytes, start: int, stop: int) -> np.ndarray
 def test_ranges_of_rows_are_followed_by_their_checksums(shape, dtype):
     values = make(shape, dtype)
     shard, data = encode(values)
-    step, wanted = max(16, 256 // shard.row_bytes), b""
+    step, expected = max(16, 256 // shard.row_bytes), b""
     for start in range(0, len(values), step):
         rows = values[start : start + step].tobytes()
-        wanted += rows + struct.pack("<I", google_crc32c.value(rows))
-    assert data == wanted
+        expected += rows + struct.pack("<I", google_crc32c.value(rows))
+    assert data == expected
     assert len(data) == shard.size
 
 
@@ -75,11 +75,11 @@ def test_rows_are_read_back_to_the_bit(data):
     values = make((data.draw(st.integers(1, 90)), *tail), data.draw(st.sampled_from(KINDS)))
     rows = data.draw(st.none() | st.lists(st.integers(0, len(values) - 1), min_size=1, max_size=90).map(np.array))
     shard, encoded = encode(values, rows)
-    wanted = values if rows is None else values[rows]
-    assert encoded == encode(wanted)[1]
-    start = data.draw(st.integers(0, len(wanted) - 1))
-    stop = data.draw(st.integers(start + 1, len(wanted)))
-    assert decode(shard, encoded, start, stop).tobytes() == wanted[start:stop].tobytes()
+    expected = values if rows is None else values[rows]
+    assert encoded == encode(expected)[1]
+    start = data.draw(st.integers(0, len(expected) - 1))
+    stop = data.draw(st.integers(start + 1, len(expected)))
+    assert decode(shard, encoded, start, stop).tobytes() == expected[start:stop].tobytes()
 
 
 def test_skipped_rows_pass_through_a_small_buffer(monkeypatch):
@@ -172,8 +172,8 @@ def test_rows_of_another_kind_are_not_filled_in(out):
 @pytest.mark.parametrize("dtype", KINDS)
 def test_the_layout_is_read_from_the_manifest(shape, dtype):
     shard = StoredArray.of(make(shape, dtype), shape[0])
-    told = json.loads(json.dumps([shard.shape, shard.dtype.str]))
-    assert StoredArray.parse(*told) == shard
+    document = json.loads(json.dumps([shard.shape, shard.dtype.str]))
+    assert StoredArray.parse(*document) == shard
 
 
 @pytest.mark.parametrize(

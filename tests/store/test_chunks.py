@@ -1,4 +1,4 @@
-"""Chunks of what is read that are not there: found by one listing, refused or filled, and never silent."""
+"""Chunks of the input that are not there: found by one listing, and refused or filled, never silently."""
 
 from __future__ import annotations
 
@@ -45,17 +45,17 @@ def make(path: Path, values: np.ndarray = VALUES, chunk: tuple[int, ...] = (6, 3
 def test_absent_chunks_are_counted_and_named(tmp_path, layout, form):
     options, key = LAYOUTS[layout]
     folder = make(tmp_path / "in.zarr", **options)
-    for place in ((0, 1), (1, 0), (3, 0), (3, 1)):
-        (folder / key.format(*place)).unlink()
+    for index in ((0, 1), (1, 0), (3, 0), (3, 1)):
+        (folder / key.format(*index)).unlink()
     path = str(tmp_path / "in.zarr")
     path = shutil.make_archive(path, "zip", path) if form == "zip" else path
     absent = Input(path, "vectors").absent
     assert (absent.chunks, absent.of, absent.rows) == (4, 8, 14)
-    assert absent.keys == [key.format(*place) for place in ((0, 1), (1, 0), (3, 0), (3, 1))]
+    assert absent.keys == [key.format(*index) for index in ((0, 1), (1, 0), (3, 0), (3, 1))]
     assert absent.spans == [(0, 12), (18, 20)]
-    with pytest.raises(InputError, match=r"4 of 8 chunks .*14 rows .*lost.*never written.*write_empty_chunks") as told:
+    with pytest.raises(InputError, match=r"4 of 8 chunks .*14 rows .*lost.*never written.*write_empty_chunks") as error:
         Input(path, "vectors").require_chunks("input.missing=fill")
-    assert "--set input.missing=fill" in str(told.value)
+    assert "--set input.missing=fill" in str(error.value)
 
 
 @pytest.mark.fault(46)
@@ -145,8 +145,8 @@ def test_filled_chunks_are_noted(configure, tmp_path):
     (folder / "c" / "2" / "0").unlink()
     config = configure(str(tmp_path / "in.zarr"), {"input.missing": "fill"})
     check_chunks(Job(config, plan(configure(str(tmp_path / "in.zarr"), TINY)).geometry), notes.append)
-    (said,) = notes
-    assert "1 of 4 chunks are not there (c/2/0), of 5 rows (rows 10 to 14); they are read as" in said
+    (message,) = notes
+    assert "1 of 4 chunks are not there (c/2/0), of 5 rows (rows 10 to 14); they are read as" in message
 
 
 @pytest.mark.fault(46)
@@ -167,6 +167,6 @@ def test_other_arrays_that_are_read_are_refused_too(configure, save, tmp_path):
 
 
 def test_missing_numbers_are_the_first_ones():
-    for there in ([], [0], [3], [0, 1, 2, 4], [1, 3, 5, 7, 9], [8, 9], list(range(10))):
-        wanted = [number for number in range(10) if number not in there][: chunks.MAX_LISTED]
-        assert chunks._missing(np.array(there, np.int64), 10).tolist() == wanted
+    for present in ([], [0], [3], [0, 1, 2, 4], [1, 3, 5, 7, 9], [8, 9], list(range(10))):
+        expected = [number for number in range(10) if number not in present][: chunks.MAX_LISTED]
+        assert chunks._missing(np.array(present, np.int64), 10).tolist() == expected
