@@ -77,10 +77,10 @@ def test_figures_say_what_they_were_measured_on(figures):
 
 def test_a_peer_that_fails_is_reported_with_its_last_words(store, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["benchmark.py", store, "--output", str(tmp_path / "x"), "--array", "none"])
-    found = benchmark.run_peer(benchmark.parse(), "pynndescent", sys.executable, tmp_path)
-    assert "exit code 1" in found["failed"]
-    assert benchmark.summarize([{"name": "pynndescent", "round": 0, **found}])["pynndescent"] == {
-        "failed": found["failed"]
+    result = benchmark.run_peer(benchmark.parse(), "pynndescent", sys.executable, tmp_path)
+    assert "exit code 1" in result["failed"]
+    assert benchmark.summarize([{"name": "pynndescent", "round": 0, **result}])["pynndescent"] == {
+        "failed": result["failed"]
     }
 
 
@@ -89,7 +89,7 @@ def test_what_is_not_known_is_refused(words, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["benchmark.py", "data.zarr", "--output", "x", *words])
     with pytest.raises(SystemExit):
         benchmark.parse()
-    assert "must be" in (said := capsys.readouterr().err) or "not among dumap, umap-learn" in said
+    assert "must be" in (error := capsys.readouterr().err) or "not among dumap, umap-learn" in error
 
 
 def test_medians_and_ratios_are_those_of_all_rounds():
@@ -97,10 +97,10 @@ def test_medians_and_ratios_are_those_of_all_rounds():
         return {"name": name, "round": 0, "seconds": {"counted": seconds}, "peak_bytes": gib}
 
     runs = [run("dumap", 2.0, 1.0), run("peer", 7.0, 3.0), run("dumap", 4.0, 2.0), run("peer", 5.0, 4.0)]
-    found = benchmark.summarize([*runs, {"name": "other", "round": 0, "failed": "no such thing"}])
-    assert found["dumap"] == {"runs": 2, "seconds": 3.0, "peak_bytes": 2.0}
-    assert (found["peer"]["times_dumaps_seconds"], found["peer"]["times_dumaps_memory"]) == (2.0, 2.0)
-    assert found["other"] == {"failed": "no such thing"}
+    result = benchmark.summarize([*runs, {"name": "other", "round": 0, "failed": "no such thing"}])
+    assert result["dumap"] == {"runs": 2, "seconds": 3.0, "peak_bytes": 2.0}
+    assert (result["peer"]["times_dumaps_seconds"], result["peer"]["times_dumaps_memory"]) == (2.0, 2.0)
+    assert result["other"] == {"failed": "no such thing"}
 
 
 # processes ---------------------------------------------------------------------------------------
@@ -111,25 +111,25 @@ def test_memory_and_disk_are_those_of_all_processes(tmp_path):
     program = "import subprocess, sys\nheld = bytearray(b'1') * (100 << 20)\n"
     program += f"subprocess.run([sys.executable, '-c', {child!r}])\n"
     program += f"open({str(tmp_path / 'left')!r}, 'wb').write(bytes(3 << 20)); print('done')"
-    found = run_watched([sys.executable, "-c", program], tmp_path)
-    assert (found.code, found.out.strip()) == (0, "done")
-    assert 250 * MIB < found.peak_bytes < 330 * MIB
-    assert 150 * MIB < found.peak_process_bytes < 200 * MIB
-    assert found.disk_bytes == found.peak_disk_bytes == folder_bytes(tmp_path) >= 3 * MIB
+    result = run_watched([sys.executable, "-c", program], tmp_path)
+    assert (result.code, result.out.strip()) == (0, "done")
+    assert 250 * MIB < result.peak_bytes < 330 * MIB
+    assert 150 * MIB < result.peak_process_bytes < 200 * MIB
+    assert result.disk_bytes == result.peak_disk_bytes == folder_bytes(tmp_path) >= 3 * MIB
 
 
 def test_a_process_whose_time_is_up_is_ended_with_its_children(tmp_path):
     program = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import time; time.sleep(60)'])"
     began = time.monotonic()
-    found = run_watched([sys.executable, "-c", program], timeout=1.0)
-    assert found.code is None
+    result = run_watched([sys.executable, "-c", program], timeout=1.0)
+    assert result.code is None
     assert time.monotonic() - began < 30
-    assert "its time was up" in benchmark.failure(found)
+    assert "its time was up" in benchmark.failure(result)
 
 
 def test_what_a_process_said_last_is_kept():
-    found = run_watched([sys.executable, "-c", "import sys; sys.exit('it is broken')"])
-    assert benchmark.failure(found) == "exit code 1: it is broken"
+    result = run_watched([sys.executable, "-c", "import sys; sys.exit('it is broken')"])
+    assert benchmark.failure(result) == "exit code 1: it is broken"
 
 
 # peers -------------------------------------------------------------------------------------------
@@ -167,8 +167,8 @@ def test_an_environment_is_made_once(tmp_path, monkeypatch):
     monkeypatch.setattr(peers, "run", lambda command, name: commands.append(command))
     for _ in range(2):
         (tmp_path / f"pacmap-{sys.version_info.major}.{sys.version_info.minor}").mkdir(exist_ok=True)
-        found = peers.interpreter_of("pacmap", tmp_path)
-    assert found.endswith("bin/python")
+        result = peers.interpreter_of("pacmap", tmp_path)
+    assert result.endswith("bin/python")
     assert len(commands) == 2
     assert commands[1][1:6] == ["-m", "pip", "install", "--quiet", "pacmap"]
 
@@ -179,11 +179,11 @@ def test_what_cannot_be_installed_says_why():
 
 
 def test_a_machine_is_described():
-    found = machine.describe()
-    assert found["machine"]["cores"] >= 1
-    assert found["machine"]["memory_bytes"] > 2**28
-    assert {"python", "numpy", "zarr"} <= found["versions"].keys()
-    assert set(found["machine"]["processor"]["features"]) <= set(machine.FEATURES)
+    result = machine.describe()
+    assert result["machine"]["cores"] >= 1
+    assert result["machine"]["memory_bytes"] > 2**28
+    assert {"python", "numpy", "zarr"} <= result["versions"].keys()
+    assert set(result["machine"]["processor"]["features"]) <= set(machine.FEATURES)
 
 
 def test_a_picture_without_any_map_has_times_alone(store, tmp_path):

@@ -25,12 +25,12 @@ def test_rows_lie_between_two_of_the_source(unit, digits):
     source = Source(digits[0][:200])
     made, first = source.chunk(Recipe(3, 0.5, 0.0), 0)
     x = source.x[first[:50]].astype(np.float64)
-    towards = [made[row] - x[row] for row in range(50)]
+    moves = [made[row] - x[row] for row in range(50)]
     directions = source.x[None] - x[:, None]
-    norms = np.linalg.norm(directions, axis=2) * np.linalg.norm(towards, axis=1)[:, None]
-    cosines = np.einsum("rnd,rd->rn", directions, towards) / np.maximum(norms, 1e-9)
+    norms = np.linalg.norm(directions, axis=2) * np.linalg.norm(moves, axis=1)[:, None]
+    cosines = np.einsum("rnd,rd->rn", directions, moves) / np.maximum(norms, 1e-9)
     assert np.allclose(cosines.max(axis=1), 1, atol=1e-3)  # each on its way to some other row
-    assert (np.linalg.norm(towards, axis=1) <= 0.5 * np.linalg.norm(directions, axis=2).max(axis=1)).all()
+    assert (np.linalg.norm(moves, axis=1) <= 0.5 * np.linalg.norm(directions, axis=2).max(axis=1)).all()
 
 
 def test_rows_of_unit_length_stay_so_and_jitter_has_the_length_asked_for(unit, digits):
@@ -53,16 +53,16 @@ def test_the_intrinsic_dimension_is_that_of_a_cube(dimension):
 @pytest.mark.parametrize(("target", "jitter", "mix"), [(0.8, 0.5, 0.5), (0.9, 0.25, 0.5), (1.0, 0.0, 0.0)])
 def test_the_jitter_is_chosen_by_recall_or_else_the_mix(unit, monkeypatch, target, jitter, mix):
     def pretended(x, threads):  # recall falls with jitter and with mix
-        asked = wanted.pop()
-        recall = 1 - asked.jitter * 0.4 - (asked.mix * 0.1 if target == 1.0 else 0.0)
+        requested = recipes.pop()
+        recall = 1 - requested.jitter * 0.4 - (requested.mix * 0.1 if target == 1.0 else 0.0)
         return {"rows": 1, "recall": recall, "intrinsic_dimension": 1.0, "contrast": 1.0}
 
-    wanted = []
+    recipes = []
     monkeypatch.setattr(hard_vectors, "hardness", pretended)
-    monkeypatch.setattr(unit, "rows", lambda recipe, count: wanted.append(recipe))
-    recipe, found = hard_vectors.match(unit, Recipe(7, 0.5, 0.0), 100, target, 1)
+    monkeypatch.setattr(unit, "rows", lambda recipe, count: recipes.append(recipe))
+    recipe, figures = hard_vectors.match(unit, Recipe(7, 0.5, 0.0), 100, target, 1)
     assert (recipe.jitter, recipe.mix) == pytest.approx((jitter, mix), abs=0.05)
-    assert found["recall"] == pytest.approx(target, abs=hard_vectors.CLOSE)
+    assert figures["recall"] == pytest.approx(target, abs=hard_vectors.CLOSE)
 
 
 def test_a_smaller_store_is_the_beginning_of_a_larger_one(unit, tmp_path, monkeypatch, capsys):
@@ -89,8 +89,8 @@ def test_a_smaller_store_is_the_beginning_of_a_larger_one(unit, tmp_path, monkey
 
 @pytest.mark.slow
 def test_hardness_is_measured_on_real_rows(digits):
-    found = hard_vectors.hardness(digits[0], 1)
-    assert found["rows"] == len(digits[0])
-    assert 0.9 < found["recall"] <= 1
-    assert 5 < found["intrinsic_dimension"] < 20
-    assert 1.5 < found["contrast"] < 5
+    figures = hard_vectors.hardness(digits[0], 1)
+    assert figures["rows"] == len(digits[0])
+    assert 0.9 < figures["recall"] <= 1
+    assert 5 < figures["intrinsic_dimension"] < 20
+    assert 1.5 < figures["contrast"] < 5

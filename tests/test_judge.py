@@ -53,35 +53,35 @@ def test_neighbors_are_exact(sample, digits, nearest):
 
 def test_figures_of_a_map_are_those_of_their_definitions(sample, digits, y, nearest):
     x, labels = digits[0][:ROWS], digits[1][:ROWS]
-    found = judge.judge_map(sample, y)
+    figures = judge.judge_map(sample, y)
     d = cdist(y, y)
     np.fill_diagonal(d, np.inf)
     mapped = np.argsort(d, axis=1)
     kept = [np.isin(sample.nearest[row], mapped[row, :15]).mean() for row in range(ROWS)]
-    assert found["kept15"] == pytest.approx(np.mean(kept))
-    assert found["kept100"] > found["kept15"]
-    assert found["trust15"] == pytest.approx(trustworthiness(x, y, n_neighbors=15), abs=2e-3)
-    assert found["silhouette"] == pytest.approx(silhouette_score(y, labels), abs=1e-6)
+    assert figures["kept15"] == pytest.approx(np.mean(kept))
+    assert figures["kept100"] > figures["kept15"]
+    assert figures["trust15"] == pytest.approx(trustworthiness(x, y, n_neighbors=15), abs=2e-3)
+    assert figures["silhouette"] == pytest.approx(silhouette_score(y, labels), abs=1e-6)
     votes = [np.bincount(labels[mapped[row, :15]]).argmax() for row in range(ROWS)]
-    assert found["label15"] == pytest.approx(np.mean(votes == labels))
-    assert found["stray"] == 0
+    assert figures["label15"] == pytest.approx(np.mean(votes == labels))
+    assert figures["stray"] == 0
 
 
 def test_cross_entropy_is_that_of_near_and_far_pairs(sample, y):
-    found = judge.judge_map(sample, y)
+    figures = judge.judge_map(sample, y)
     membership = 1 / (1 + judge.A * cdist(y, y) ** (2 * judge.B))
     near = -np.log([membership[row, sample.nearest[row]] for row in range(ROWS)]).mean()
     others = cdist(y, y)[~np.eye(ROWS, dtype=bool)]  # all pairs, of which the judge draws some
     far = -np.log(1 - 1 / (1 + judge.A * (others**2 + 1e-3) ** judge.B)).mean()
-    assert found["near"] == pytest.approx(near)
-    assert found["far"] == pytest.approx(far, rel=0.02)
-    assert found["xent"] == pytest.approx(found["near"] + 2.5 * found["far"])
+    assert figures["near"] == pytest.approx(near)
+    assert figures["far"] == pytest.approx(far, rel=0.02)
+    assert figures["xent"] == pytest.approx(figures["near"] + 2.5 * figures["far"])
 
 
 def test_a_map_of_the_data_itself_is_perfect(sample, digits):
-    found = judge.judge_map(sample, digits[0][:ROWS].astype(float))
-    assert (found["kept15"], found["triplet"]) == pytest.approx((1, 1), abs=2e-3)
-    assert found["trust15"] == pytest.approx(1, abs=1e-4)
+    figures = judge.judge_map(sample, digits[0][:ROWS].astype(float))
+    assert (figures["kept15"], figures["triplet"]) == pytest.approx((1, 1), abs=2e-3)
+    assert figures["trust15"] == pytest.approx(1, abs=1e-4)
 
 
 def test_stray_points_are_counted(sample, y):
@@ -107,7 +107,7 @@ def test_a_silhouette_leaves_out_classes_of_one_point():
 
 
 @pytest.mark.parametrize(
-    ("own", "peer", "behind"),
+    ("dumap_figures", "peer", "behind"),
     [
         ({"kept15": 0.2, "xent": 0.70}, {"kept15": 0.2, "xent": 0.70}, []),
         ({"kept15": 0.193, "trust15": 0.98}, {"kept15": 0.2, "trust15": 0.995}, ["kept15", "trust15"]),
@@ -117,8 +117,8 @@ def test_a_silhouette_leaves_out_classes_of_one_point():
         ({"recall": 0.9}, {"xent": 0.7}, []),
     ],
 )
-def test_figures_that_are_worse_by_more_than_noise_are_named(own, peer, behind):
-    assert judge.worse(own, peer) == behind
+def test_figures_that_are_worse_by_more_than_noise_are_named(dumap_figures, peer, behind):
+    assert judge.worse(dumap_figures, peer) == behind
 
 
 def test_the_command_prints_a_line_for_each_map(store, y, nearest, tmp_path, monkeypatch, capsys):

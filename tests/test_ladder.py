@@ -26,8 +26,13 @@ def climbed(tmp_path_factory):
         assert run.returncode == 0, run.stderr
         return run.stdout
 
-    said = climb("1000,2000")
-    return {**json.loads(Path(f"{output}.json").read_text()), "said": said, "again": climb("1000"), "output": output}
+    output_text = climb("1000,2000")
+    return {
+        **json.loads(Path(f"{output}.json").read_text()),
+        "said": output_text,
+        "again": climb("1000"),
+        "output": output,
+    }
 
 
 @pytest.mark.slow
@@ -37,11 +42,11 @@ def test_rungs_have_time_memory_disk_bytes_and_requests_of_every_stage(climbed):
     for rung in (first, second):
         assert tuple(stage for stage in rung["stages"] if stage != counting.START_UP) == STAGES
         for stage in STAGES:
-            found = rung["stages"][stage]
-            assert found["seconds"] > 0
-            assert 0 < found["peak_bytes"] < 2**30
-            assert found["read_bytes"] > 0
-            assert found["requests"] > found["driver_requests"] > 0
+            report = rung["stages"][stage]
+            assert report["seconds"] > 0
+            assert 0 < report["peak_bytes"] < 2**30
+            assert report["read_bytes"] > 0
+            assert report["requests"] > report["driver_requests"] > 0
         assert rung["whole_seconds"] > rung["whole"]["seconds"] > 0
         assert rung["peak_disk_bytes"] >= rung["disk_bytes"] > rung["rows"] * 8
         assert rung["stages"]["vectors"]["read_bytes"] > rung["rows"] * 64 * 4, "the input is read once"
@@ -83,15 +88,15 @@ def test_growth_is_told_by_stage_and_for_the_whole():
         stage = {**dict.fromkeys(ladder.GROWING, float(rows)), "seconds": seconds}
         return {"rows": rows, "stages": {"cells": stage}, "whole": stage}
 
-    (found,) = ladder.growth([rung(10, 1.0), rung(1000, 10.0)])
-    assert (found["from"], found["to"]) == (10, 1000)
-    assert found["exponents"]["cells"] == dict.fromkeys(ladder.GROWING, 1.0) | {"seconds": 0.5}
-    assert found["exponents"]["whole"] == found["exponents"]["cells"]
+    (report,) = ladder.growth([rung(10, 1.0), rung(1000, 10.0)])
+    assert (report["from"], report["to"]) == (10, 1000)
+    assert report["exponents"]["cells"] == dict.fromkeys(ladder.GROWING, 1.0) | {"seconds": 0.5}
+    assert report["exponents"]["whole"] == report["exponents"]["cells"]
 
 
 def test_lines_of_several_processes_are_put_together(tmp_path):
-    def counts(**some):
-        return dict.fromkeys(counting.KINDS, 0) | some
+    def counts(**known):
+        return dict.fromkeys(counting.KINDS, 0) | known
 
     def line(event, **entry):
         return json.dumps({"event": event, "stage": "cells", **entry}) + "\n"
@@ -105,10 +110,10 @@ def test_lines_of_several_processes_are_put_together(tmp_path):
         + line("step", began=1.0)
     )
     (tmp_path / "driver-3.jsonl").write_text(text)
-    found = counting.read(str(tmp_path))
-    assert found["counts"]["cells"]["worker"] == counts(reads=7, writes=1)  # the last of each process
-    assert found["counts"]["cells"]["driver"] == counts(looks=7)
-    assert (len(found["tasks"]), len(found["steps"]), len(found["stages"])) == (1, 1, 1)
+    report = counting.read(str(tmp_path))
+    assert report["counts"]["cells"]["worker"] == counts(reads=7, writes=1)  # the last of each process
+    assert report["counts"]["cells"]["driver"] == counts(looks=7)
+    assert (len(report["tasks"]), len(report["steps"]), len(report["stages"])) == (1, 1, 1)
 
 
 def test_steps_are_shortened_to_kinds():
@@ -117,8 +122,8 @@ def test_steps_are_shortened_to_kinds():
         return {"stage": "layout", "task": "step", "began": began, "pid": pid, "seconds": seconds, **counted}
 
     tasks = [task(0.0, 1, 1.0), task(0.0, 2, 3.0), task(1.5, 1, 2.0), task(10.0, 1, 2.0)]
-    own = {"stage": "layout", "task": "step", "driver_cpu": 0.1, "scheduler_cpu": 0.2}
-    steps = [{**own, "began": 0.0, "ended": 4.0}, {**own, "began": 9.0, "ended": 12.5}]
+    step = {"stage": "layout", "task": "step", "driver_cpu": 0.1, "scheduler_cpu": 0.2}
+    steps = [{**step, "began": 0.0, "ended": 4.0}, {**step, "began": 9.0, "ended": 12.5}]
     kind, between = records.steps_of({"tasks": tasks, "steps": steps, "stages": [{"stage": "layout", "seconds": 9.0}]})
     assert (kind["calls"], kind["tasks"], kind["seconds"], kind["wall"]) == (2, 4, 2.0, 7.5)
     assert (kind["spread"][0], kind["spread"][-1]) == (0.5, 1.5)

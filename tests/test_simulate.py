@@ -94,20 +94,20 @@ def rungs():
 
 def test_steps_grow_as_the_rungs_did(rungs):
     rows = 100_000_000
-    found = {kind.task: kind for kind in Growth(rungs).kinds(rows)}
-    assert found["alone"].tasks == 1
-    assert found["alone"].seconds == pytest.approx(200)
-    assert found["block"].tasks == simulate.planned(rows, 64, [])["blocks"]
-    assert found["block"].seconds == 0.5
-    assert (found["other"].tasks, found["other"].calls) == (700, 10)
-    assert found[""].seconds == pytest.approx(50)
+    result = {kind.task: kind for kind in Growth(rungs).kinds(rows)}
+    assert result["alone"].tasks == 1
+    assert result["alone"].seconds == pytest.approx(200)
+    assert result["block"].tasks == simulate.planned(rows, 64, [])["blocks"]
+    assert result["block"].seconds == 0.5
+    assert (result["other"].tasks, result["other"].calls) == (700, 10)
+    assert result[""].seconds == pytest.approx(50)
 
 
 def test_a_single_rung_tells_of_tasks_that_are_alone_or_one_a_block(rungs):
-    found = {kind.task: kind for kind in Growth(rungs[:1]).kinds(10_000_000)}
-    assert found["alone"].seconds == pytest.approx(20)
-    assert found["block"].tasks == simulate.planned(10_000_000, 64, [])["blocks"]
-    assert found["block"].seconds == 0.5
+    result = {kind.task: kind for kind in Growth(rungs[:1]).kinds(10_000_000)}
+    assert result["alone"].seconds == pytest.approx(20)
+    assert result["block"].tasks == simulate.planned(10_000_000, 64, [])["blocks"]
+    assert result["block"].seconds == 0.5
 
 
 def test_overheads_are_those_of_the_slower_of_driver_and_scheduler(rungs):
@@ -116,11 +116,13 @@ def test_overheads_are_those_of_the_slower_of_driver_and_scheduler(rungs):
 
 
 def test_a_prediction_says_how_many_workers_are_of_use(rungs):
-    found = simulate.predict(Growth(rungs), 4_000_000, [1, 2, 8, 64], Overhead(), NEAR)
-    assert found["stages"]["a"]["seconds"]["64"] == pytest.approx(8 + 0.5 * np.ceil(rungs[1]["steps"][1]["tasks"] / 64))
-    assert found["stages"]["a"]["then"] == "one task: alone"
-    assert found["stages"]["a"]["half_used"] < found["stages"]["b"]["half_used"]
-    assert found["whole"]["1"] > found["whole"]["8"] > found["whole"]["64"]
+    result = simulate.predict(Growth(rungs), 4_000_000, [1, 2, 8, 64], Overhead(), NEAR)
+    assert result["stages"]["a"]["seconds"]["64"] == pytest.approx(
+        8 + 0.5 * np.ceil(rungs[1]["steps"][1]["tasks"] / 64)
+    )
+    assert result["stages"]["a"]["then"] == "one task: alone"
+    assert result["stages"]["a"]["half_used"] < result["stages"]["b"]["half_used"]
+    assert result["whole"]["1"] > result["whole"]["8"] > result["whole"]["64"]
 
 
 def test_a_check_compares_measured_and_predicted_seconds(rungs, tmp_path, monkeypatch, capsys):
@@ -131,8 +133,8 @@ def test_a_check_compares_measured_and_predicted_seconds(rungs, tmp_path, monkey
     monkeypatch.setattr(sys, "argv", ["simulate.py", *words])
     simulate.main()
     assert "4,000,000 rows on 2 workers" in capsys.readouterr().out
-    (found,) = json.loads((tmp_path / "out.json").read_text())["checks"]
+    (result,) = json.loads((tmp_path / "out.json").read_text())["checks"]
     tasks = rungs[1]["steps"][1]["tasks"]
     by_hand = 8 + np.ceil(tasks / 2) * 0.5, 10 * np.ceil(28 / 2) + 2
-    assert [found["stages"][stage][1] for stage in "ab"] == pytest.approx(by_hand, rel=0.05)  # overheads come on top
-    assert found["stages"]["whole"] == [190.0, pytest.approx(sum(by_hand), rel=0.05)]
+    assert [result["stages"][stage][1] for stage in "ab"] == pytest.approx(by_hand, rel=0.05)  # overheads come on top
+    assert result["stages"]["whole"] == [190.0, pytest.approx(sum(by_hand), rel=0.05)]
