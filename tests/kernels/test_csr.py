@@ -66,5 +66,5 @@ def test_entries_have_a_dtype_that_can_be_computed_with(dtype, read):
 def test_the_densest_rows_are_found_however_they_come(pieces):
     counts = np.random.default_rng(0).poisson(5, 1000)
     counts[300:520] = 20
-    wanted = max(counts[first : first + csr.WINDOW_ROWS].sum() for first in range(0, 1000, csr.WINDOW_ROWS))
-    assert csr.densest_window(np.split(counts, np.cumsum(pieces)[:-1])) == wanted
+    expected = max(counts[first : first + csr.WINDOW_ROWS].sum() for first in range(0, 1000, csr.WINDOW_ROWS))
+    assert csr.densest_window(np.split(counts, np.cumsum(pieces)[:-1])) == expected

@@ -17,7 +17,7 @@ from dumap.errors import ConfigError, InputError
 from dumap.store import Run
 
 K = 14
-SMALL_TASKS = {"cells.max_rows": 400}
+SMALL_CELLS = {"cells.max_rows": 400}
 
 
 def counts(rows: int, dims: int = 400, seed: int = 0) -> np.ndarray:
@@ -67,7 +67,7 @@ def recall(run, x, metric):
 
 @pytest.mark.parametrize("metric", ["euclidean", "cosine", "correlation"])
 def test_neighbours_are_those_of_exact_distances(embed, stored, x, metric):
-    run = go(embed, stored, metric, **SMALL_TASKS, **{"neighbors.recall_target": 0})
+    run = go(embed, stored, metric, **SMALL_CELLS, **{"neighbors.recall_target": 0})
     assert run.facts("cells")["cells"] > 3
     assert run.facts("cells")["entries"] == np.count_nonzero(x)
     assert recall(run, x, metric) > 0.97
@@ -85,7 +85,7 @@ def test_the_same_rows_dense_have_the_same_neighbours(embed, stored, x, save):
 
 
 def test_a_repair_compares_sparse_rows(embed, stored, x):
-    poor = {**SMALL_TASKS, "cells.max_cells_per_row": 1, "neighbors.recall_target": 0.999, "neighbors.max_repairs": 1}
+    poor = {**SMALL_CELLS, "cells.max_cells_per_row": 1, "neighbors.recall_target": 0.999, "neighbors.max_repairs": 1}
     run = go(embed, stored, "correlation", **poor)
     before, after = run.facts("audit")["recall_by_repair"]
     assert after > before + 0.02
@@ -95,7 +95,7 @@ def test_a_repair_compares_sparse_rows(embed, stored, x):
 @pytest.mark.parametrize("metric", ["sqeuclidean", "cosine"])
 def test_bytes_do_not_depend_on_chunks_dtype_or_door(embed, fresh, x, metric):
     x = np.round(x * 4)
-    settings = {**SMALL_TASKS, "metric": metric, "neighbors.recall_target": 0.9999, "neighbors.max_repairs": 1}
+    settings = {**SMALL_CELLS, "metric": metric, "neighbors.recall_target": 0.9999, "neighbors.max_repairs": 1}
     runs = [
         go(embed, store(fresh("x.zarr"), x, chunk, dtype), **settings) for chunk, dtype in ((5000, "f4"), (333, "u1"))
     ]
@@ -148,7 +148,7 @@ def test_other_metrics_are_refused_with_those_that_are_allowed(configure, stored
 
 
 def test_the_table_counts_the_entries_that_cells_hold(embed, stored, x):
-    run = go(embed, stored, "cosine", **SMALL_TASKS, keep="all")
+    run = go(embed, stored, "cosine", **SMALL_CELLS, keep="all")
     store = Run(run.output, read_only=True)
 
     def held(stage: str, kind: str) -> int:
@@ -185,12 +185,12 @@ def test_plans_tell_entries_and_follow_dense_rows(configure, fresh):
     dense, x = dense_first(), dense_first()
     even = x[np.random.default_rng(1).permutation(len(x))]
     made = []
-    for some in (x, even):
+    for data in (x, even):
         settings = {"input.array": "X", "neighbors.metric": "cosine", "task_memory": "1MiB"}
-        made.append(dumap.plan(configure(store(fresh("x.zarr"), some), settings)))
+        made.append(dumap.plan(configure(store(fresh("x.zarr"), data), settings)))
     assert f"3000 rows x 500 columns, {-(-np.count_nonzero(dense) // 3000)} entries each in the mean" in str(made[0])
-    for plan, some in zip(made, (x, even), strict=True):
-        counts, geometry = np.count_nonzero(some, axis=1), plan.geometry
+    for plan, data in zip(made, (x, even), strict=True):
+        counts, geometry = np.count_nonzero(data, axis=1), plan.geometry
         spans = (geometry.block(number) for number in range(geometry.blocks))
         assert max(counts[slice(*span)].sum() for span in spans) <= geometry.block_entries
 
@@ -240,9 +240,9 @@ def test_a_child_reads_its_parent_and_whole_runs_verify(embed, stored, fresh):
 @pytest.mark.slow
 def test_a_cluster_and_an_interrupted_run_come_to_the_same_bytes(embed, configure, client, stored, inspect):
     settings = {**SMALL_CELLS, "neighbors.recall_target": 0.9999, "neighbors.max_repairs": 1}
-    wanted = go(embed, stored, "correlation", **settings)
+    expected = go(embed, stored, "correlation", **settings)
     metric = {"input.array": "X", "neighbors.metric": "correlation", "audit.queries": 200}
-    assert embed(stored, {**settings, **metric}, client).y.tobytes() == wanted.y.tobytes()
+    assert embed(stored, {**settings, **metric}, client).y.tobytes() == expected.y.tobytes()
 
     def interrupt(at: str, stage: str, done: float, total: float) -> None:
         if stage == at and done >= total / 2:
@@ -253,4 +253,4 @@ def test_a_cluster_and_an_interrupted_run_come_to_the_same_bytes(embed, configur
         with pytest.raises(KeyboardInterrupt):
             dumap.run(config, on_progress=partial(interrupt, at))
     dumap.run(config)
-    assert inspect(config.output).y.tobytes() == wanted.y.tobytes()
+    assert inspect(config.output).y.tobytes() == expected.y.tobytes()
