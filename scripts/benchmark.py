@@ -236,11 +236,16 @@ def judge_all(args: argparse.Namespace, place: Path, entries: list[dict[str, Any
     for entry in done:
         folder = place / f"{entry['name']}-{entry['round']}"
         found: dict[str, float] = {}
-        if (folder / "embedding.npy").exists():
-            found |= judge.judge_map(sample, np.load(folder / "embedding.npy"))
+        try:
+            if (folder / "embedding.npy").exists():
+                found |= judge.judge_map(sample, np.load(folder / "embedding.npy"))
+        except ValueError as error:
+            entry["failed"] = str(error)
+            continue
         if (folder / "neighbors.npy").exists():
             found["recall"] = judge.recall(sample, np.load(folder / "neighbors.npy"))
         entry["quality"] = judge.rounded(found)
+    done = [entry for entry in done if "failed" not in entry]
     ours = [entry for entry in done if entry["name"] == OURS]
     for entry in done:
         if entry["name"] != OURS and ours:

@@ -160,8 +160,8 @@ def match(source: Source, recipe: Recipe, rows: int, target: float, threads: int
         return found
 
     name, low, high = "jitter", 0.0, MOST_JITTER
-    best, found = recipe, tried(replace(recipe, jitter=0.0))
     best = replace(recipe, jitter=0.0)
+    found = tried(best)
     if found["recall"] < target - CLOSE:
         name, high = "mix", recipe.mix
     value = min(0.5, (low + high) / 2)

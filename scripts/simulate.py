@@ -364,6 +364,10 @@ def main() -> None:
         f"measured at {', '.join(format(rung['rows'], ',') for rung in rungs)} rows: {overhead.sending * 1e3:.2f} ms "
         f"to send a task, {overhead.gap * 1e3:.1f} ms between two of a worker, {overhead.step * 1e3:.1f} ms a step"
     )
+    if single := [name for name in ("blocks", "cells", "shards") if growth.plans[-1][name] == 1]:
+        print(
+            f"the measured rows are too few: one of {' and of '.join(single)}, whose steps are taken for single tasks"
+        )
     found: dict[str, Any] = {"overhead": overhead.__dict__, "checks": [], "predictions": []}
     for file in args.check:
         checks = check(growth, json.loads(Path(file).read_text())["rungs"], overhead)

@@ -103,6 +103,16 @@ def test_medians_and_ratios_are_those_of_all_rounds():
     assert result["other"] == {"failed": "no such thing"}
 
 
+def test_a_map_that_is_not_finite_is_reported(store, tmp_path, monkeypatch):
+    (tmp_path / "pacmap-0").mkdir()
+    np.save(tmp_path / "pacmap-0" / "embedding.npy", np.full((600, 2), np.nan))
+    monkeypatch.setattr(sys, "argv", ["benchmark.py", store, "--output", str(tmp_path / "x"), "--queries", "50"])
+    entries = [{"name": "pacmap", "round": 0}]
+    benchmark.judge_all(benchmark.parse(), tmp_path, entries)
+    assert "not finite" in entries[0]["failed"]
+    assert "not finite" in benchmark.table(entries)
+
+
 # processes ---------------------------------------------------------------------------------------
 
 

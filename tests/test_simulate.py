@@ -125,6 +125,14 @@ def test_a_prediction_says_how_many_workers_are_of_use(rungs):
     assert result["whole"]["1"] > result["whole"]["8"] > result["whole"]["64"]
 
 
+def test_too_few_rows_are_told(rungs, tmp_path, monkeypatch, capsys):
+    few = [{**rung, "rows": rows} for rung, rows in zip(rungs, (1000, 2000), strict=True)]
+    (tmp_path / "few.json").write_text(json.dumps({"rungs": few}))
+    monkeypatch.setattr(sys, "argv", ["simulate.py", str(tmp_path / "few.json"), "--rows", "2000", "--workers", "1"])
+    simulate.main()
+    assert "too few: one of blocks and of cells and of shards" in capsys.readouterr().out
+
+
 def test_a_check_compares_measured_and_predicted_seconds(rungs, tmp_path, monkeypatch, capsys):
     measured = [rung(4_000_000, rungs[1]["steps"], {"a": {"seconds": 40.0}, "b": {"seconds": 150.0}})]
     for name, content in (("model", rungs), ("other", measured)):

@@ -113,7 +113,7 @@ class OpenTsne(Peer):
 
     package, module = "openTSNE", "openTSNE"
     stages: ClassVar = {
-        "neighbors": ("openTSNE.affinity:get_knn_index",),
+        "neighbors": ("openTSNE.nearest_neighbors:Annoy.build", "openTSNE.nearest_neighbors:Sklearn.build"),
         "graph": ("openTSNE.affinity:joint_probabilities_nn",),
         "start": ("openTSNE.initialization:pca",),
         "layout": ("openTSNE.tsne:TSNEEmbedding.optimize",),
