@@ -49,7 +49,7 @@ def test_rungs_have_time_memory_disk_bytes_and_requests_of_every_stage(climbed):
             assert report["requests"] > report["driver_requests"] > 0
         assert rung["whole_seconds"] > rung["whole"]["seconds"] > 0
         assert rung["peak_disk_bytes"] >= rung["disk_bytes"] > rung["rows"] * 8
-        assert rung["stages"]["vectors"]["read_bytes"] > rung["rows"] * 64 * 4, "the input is read once"
+        assert rung["stages"]["vectors"]["read_bytes"] > 0.8 * rung["rows"] * 64 * 4, "the input is read, compressed"
     grown = climbed["growth"][0]["exponents"]
     assert 0.5 < grown["vectors"]["read_bytes"] < 1.2
     assert "growth from 1,000 to 2,000 rows" in climbed["said"]

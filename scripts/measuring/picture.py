@@ -55,6 +55,7 @@ def draw(figures: dict[str, Any], place: Path, labels: str, out: str) -> bool:
             axes.set_title(f"{run['name']}\ncross-entropy {run['quality']['xent']:.3f}", fontsize=9)
     times, memory = halves[1].subplots(1, 2, sharey=True, width_ratios=(2, 1))
     _draw_times(times, runs)
+    halves[1].legend(loc="outside lower center", ncols=len(STAGES), fontsize=6, handlelength=1.0, columnspacing=1.0)
     memory.barh([run["name"] for run in runs], [run["peak_bytes"] / 2**30 for run in runs], color="#777777")
     memory.set_xlabel("peak memory of all processes, GiB")
     data, machine = figures["data"], figures["machine"]
@@ -97,4 +98,3 @@ def _draw_times(axes: Any, runs: list[dict[str, Any]]) -> None:
             left += seconds
     axes.set_xlabel("seconds, compiling left out")
     axes.invert_yaxis()
-    axes.legend(fontsize=6, ncols=2)

@@ -11,6 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import psutil
 
@@ -36,7 +37,7 @@ class Watched:
     seconds : float
         From its start to its exit.
     peak_bytes : int
-        The most memory of all its processes together, sampled: what several share is counted once.
+        The most memory of all its processes together, sampled; what several of them share is counted once.
     peak_process_bytes : int
         The most that one of them has held, as the system keeps it.
     peak_disk_bytes, disk_bytes : int
@@ -55,19 +56,37 @@ class Watched:
     err: str
 
 
-def held(process: psutil.Process) -> tuple[int, int]:
-    """Return the memory of a process, its share of what several hold, and the most that it has ever held."""
+class Held(NamedTuple):
+    """The memory of a process: its share of what it made, the pages of files (such as libraries) that are there for it,
+    and the most that it has ever held.
+    """
+
+    made: int = 0
+    files: int = 0
+    most: int = 0
+
+
+def sizes(path: str) -> dict[str, int]:
+    """Read the sizes in a file of the system's, by name, in bytes."""
+    lines = (line.split() for line in Path(path).read_text().splitlines())
+    return {line[0].rstrip(":"): int(line[1]) << 10 for line in lines if line[-1] == "kB"}
+
+
+def held(process: psutil.Process) -> Held:
+    """Return what a process holds; nothing where it has ended."""
     try:
-        lines = Path(f"/proc/{process.pid}/smaps_rollup").read_text().splitlines()
-        shares = sum(int(line.split()[1]) << 10 for line in lines if line.startswith("Pss:"))
-        status = Path(f"/proc/{process.pid}/status").read_text().splitlines()
-        most = sum(int(line.split()[1]) << 10 for line in status if line.startswith("VmHWM:"))
-        return shares, most
-    except OSError:  # it has ended, or the system has no such files
+        shares, status = (sizes(f"/proc/{process.pid}/{name}") for name in ("smaps_rollup", "status"))
+        return Held(shares["Pss_Anon"] + shares["Pss_Shmem"], status["RssFile"], status["VmHWM"])
+    except (OSError, KeyError):  # it has ended, or the system has no such files
         with contextlib.suppress(psutil.Error):
             resident = process.memory_info().rss
-            return resident, resident
-    return 0, 0
+            return Held(resident, 0, resident)
+    return Held()
+
+
+def together(found: Sequence[Held]) -> int:
+    """Return what processes hold together: they map much the same files, which are counted once."""
+    return sum(one.made for one in found) + max(one.files for one in found)
 
 
 def folder_bytes(folder: Path) -> int:
@@ -96,8 +115,8 @@ class Watch:
             began = time.perf_counter()
             with contextlib.suppress(psutil.Error):
                 found = [held(one) for one in [self._root, *self._root.children(recursive=True)]]
-                self.peak_bytes = max(self.peak_bytes, sum(shares for shares, _ in found))
-                self.peak_process_bytes = max(self.peak_process_bytes, *(most for _, most in found))
+                self.peak_bytes = max(self.peak_bytes, together(found))
+                self.peak_process_bytes = max(self.peak_process_bytes, *(one.most for one in found))
             if self._folder is not None and began >= next_disk:
                 self.peak_disk_bytes = max(self.peak_disk_bytes, folder_bytes(self._folder))
                 took = time.perf_counter() - began
