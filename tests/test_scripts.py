@@ -1,6 +1,9 @@
 """The data that scripts make."""
 
 import importlib.util
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -56,3 +59,15 @@ def test_digits_of_bytes_are_rounded(made):
     assert whole.dtype == np.uint8
     assert whole.max() == 16
     assert np.abs(whole - exact).max() <= 0.5
+
+
+@pytest.mark.slow
+def test_products_are_timed():
+    words = ["--columns", "8", "--rounds", "1", "PLAIN"]
+    done = subprocess.run(
+        [sys.executable, SCRIPTS / "benchmark_products.py", *words], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    (found,) = json.loads(done.stdout).values()
+    assert set(found) == {"PLAIN", "float32"}
+    assert min(found.values()) > 0

@@ -7,7 +7,8 @@ from typing import NamedTuple
 import numba as nb
 import numpy as np
 
-from dumap.kernels.products import DEPTH, PACK, dot
+from dumap.kernels.instructions import DEPTH, PACK
+from dumap.kernels.products import SHIFT, dot
 
 MIN_COLUMNS = 32
 """With fewer columns, the distance itself is cheaper than the bound."""
@@ -31,7 +32,7 @@ class Codes(NamedTuple):
     errors : ndarray of float32, shape (n,)
         Upper bound of the distance of each row from its decoded code.
     lengths, sums : ndarray of int32, shape (n,)
-        Squared lengths of the codes, and 256 times their sums.
+        Squared lengths of the codes, and their sums times twice the left side's shift.
     step : float32
         A unit of the codes, in units of the rows.
     """
@@ -59,16 +60,16 @@ def _encode_row(row, middle, step, codes):
 
 @nb.njit(inline="always")
 def _sums(code):
-    """Return the squared length of a row's codes, and 256 times their sum.
+    """Return the squared length of a row's codes, and their sum times twice the left side's shift.
 
-    Products take the left side as code + 128: 2 (a + 128).b = 2 a.b + 256 sum(b), hence the 256.
+    Products take the left side as code + shift: 2 (a + shift).b = 2 a.b + 2 shift sum(b).
     """
     length, total = np.int32(0), np.int32(0)
     for c in range(len(code)):
         value = np.int32(code[c])
         length = np.int32(length + np.int32(value * value))
         total = np.int32(total + value)
-    return length, np.int32(np.int32(256) * total)
+    return length, np.int32(np.int32(2 * SHIFT) * total)
 
 
 def _step(extent: float) -> np.float32:
@@ -143,7 +144,7 @@ def _code(row, middle, unit, code):
 
 @nb.njit(cache=True, nogil=True)
 def code_rows(x, rows, middle, unit, codes, lengths, errors):
-    """Code rows for the left side of products: as unsigned bytes, code + 128.
+    """Code rows for the left side of products: as code + `SHIFT`.
 
     Parameters
     ----------
@@ -152,7 +153,7 @@ def code_rows(x, rows, middle, unit, codes, lengths, errors):
     middle : ndarray of float32, shape (dims,)
     unit : float32
         Like the middle, from `code_scale`.
-    codes : ndarray of uint8, shape (at least m, width)
+    codes : ndarray of LEFT_TYPE, shape (at least m, width)
         Written, like the arrays that follow.
     lengths : ndarray of int32, shape (at least m,)
         The codes' squared lengths.
@@ -164,7 +165,7 @@ def code_rows(x, rows, middle, unit, codes, lengths, errors):
         errors[i] = _code(x[rows[i]], middle, unit, code)
         lengths[i], _ = _sums(code)
         for c in range(len(code)):
-            codes[i, c] = np.int32(code[c]) + 128
+            codes[i, c] = np.int32(code[c]) + SHIFT
 
 
 @nb.njit(cache=True, nogil=True)
@@ -177,7 +178,7 @@ def code_packs(x, rows, middle, unit, packs, lengths, errors):
         As for `code_rows`.
     packs : ndarray of int8, shape (packs, width / 4, 16, 4)
     lengths : ndarray of int32, shape (at least m,)
-        Squared lengths, corrected for the 128 of the left side: left length + this - 2 product is the squared distance.
+        Squared lengths, corrected for the left side's shift: left length + this - 2 product is the squared distance.
     """
     side = packs.shape[2]
     code = np.zeros(packs.shape[1] * packs.shape[3], np.int8)

@@ -14,9 +14,10 @@ import numpy as np
 
 from dumap.kernels import tree
 from dumap.kernels.codes import MAX_COLUMNS, code_packs, code_rows, code_scale, encode
+from dumap.kernels.instructions import DEPTH, PACK
 from dumap.kernels.kmeans import kmeans
 from dumap.kernels.lists import FARTHEST, CellLists, between, explore, offer, score
-from dumap.kernels.products import DEPTH, PACK, ROWS, multiply
+from dumap.kernels.products import LEFT_TYPE, ROWS, multiply
 from dumap.kernels.vectors import ROUND_DOWN, power_near
 
 LEAF_ROWS = 200
@@ -92,7 +93,7 @@ def _compare(x, leaf_rows, others, middle, unit, width, resolution, same_rows, i
     """
     last = indices.shape[1] - 1
     step = max(PACK, COLUMN_BYTES // width // PACK * PACK)
-    rows = np.zeros((-(-len(leaf_rows) // ROWS) * ROWS, width), np.uint8)
+    rows = np.zeros((-(-len(leaf_rows) // ROWS) * ROWS, width), LEFT_TYPE)
     packs = np.zeros((-(-min(step, len(others)) // PACK), width // DEPTH, PACK, DEPTH), np.int8)
     row_lengths, row_errors = np.empty(len(leaf_rows), np.int32), np.empty(len(leaf_rows), np.float32)
     lengths, errors = np.empty(step, np.int32), np.empty(step, np.float32)

@@ -291,7 +291,7 @@ def project(geometry: Geometry, config: Config, worker_memory: int) -> Projectio
     guests = (cells_a_row - 1) * rows * (sorted_row_bytes(geometry) + 8) / len(waves)
     home = rows * (listed * (index + 8) + 8)
     searched = at_once * max(cell_row_bytes(geometry.dims, listed, config.neighbors.metric), list_bytes * 4)
-    searched += min(at_once, EXACT_ROWS) * geometry.dims + 2 * COLUMN_BYTES
+    searched += 2 * min(at_once, EXACT_ROWS) * geometry.dims + 2 * COLUMN_BYTES
     if geometry.sparse:
         searched = at_once * sparse_cell_row_bytes(0, listed) + 12 * geometry.entries_at_once
         searched += min(at_once, EXACT_ROWS) * geometry.entries * 8 + geometry.source_dims * (2 * PLACES + 8)

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from numba import njit
 
 from dumap.kernels import codes
+from dumap.kernels.products import LEFT_TYPE, SHIFT
 
 
 @njit
@@ -60,7 +61,7 @@ def test_codes_fill_whole_lanes():
     assert (coded.values[:, :70].any(axis=1)).all()
     assert not coded.values[:, 70:].any()
     assert coded.lengths.tolist() == np.square(coded.values.astype(int)).sum(axis=1).tolist()
-    assert coded.sums.tolist() == (256 * coded.values.astype(int).sum(axis=1)).tolist()
+    assert coded.sums.tolist() == (2 * SHIFT * coded.values.astype(int).sum(axis=1)).tolist()
 
 
 @pytest.mark.filterwarnings("error")
@@ -82,13 +83,13 @@ def test_rows_that_are_all_the_same_are_no_distance_apart():
 def both_sides(x: np.ndarray, width: int, middle: np.ndarray, unit: np.float32) -> tuple[np.ndarray, ...]:
     """Code rows for both sides; return their codes' squared distances, in units, and the errors."""
     n = len(x)
-    left, packs = np.zeros((n, width), np.uint8), np.zeros((-(-n // 16), width // 4, 16, 4), np.int8)
+    left, packs = np.zeros((n, width), LEFT_TYPE), np.zeros((-(-n // 16), width // 4, 16, 4), np.int8)
     lengths, errors = np.zeros((2, n), np.int32), np.zeros((2, n), np.float32)
     codes.code_rows(x, np.arange(n), middle, unit, left, lengths[0], errors[0])
     codes.code_packs(x, np.arange(n), middle, unit, packs, lengths[1], errors[1])
     assert np.array_equal(*errors)
     right = packs.transpose(0, 2, 1, 3).reshape(-1, width)[:n].astype(np.int64)
-    assert np.array_equal(right, left.astype(np.int64) - 128), "both sides hold the same codes"
+    assert np.array_equal(right, left.astype(np.int64) - SHIFT), "both sides hold the same codes"
     return lengths[0][:, None] + lengths[1] - 2 * (left.astype(np.int64) @ right.T), right, errors[0]
 
 
