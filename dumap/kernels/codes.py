@@ -9,6 +9,7 @@ import numpy as np
 
 from dumap.kernels.instructions import DEPTH, PACK
 from dumap.kernels.products import SHIFT, dot
+from dumap.kernels.vectors import ROUND_DOWN
 
 MIN_COLUMNS = 32
 """With fewer columns, the distance itself is cheaper than the bound."""
@@ -18,6 +19,8 @@ row are a multiple of the width."""
 LARGEST, FARTHEST = np.float32(127), np.finfo(np.float32).max
 SAMPLE = 256
 ROUNDING = np.float32(1.0001)
+COLUMN_BYTES = 2**18
+"""Bytes of codes that rows are multiplied with at once: so many that they stay in the cache."""
 COVERED = 0.999
 """Share of a sample's values within the codes' range; values outside are clipped, which the row's error allows for."""
 
@@ -72,7 +75,7 @@ def _sums(code):
     return length, np.int32(np.int32(2 * SHIFT) * total)
 
 
-def _step(extent: float) -> np.float32:
+def code_step(extent: float) -> np.float32:
     """Return the unit of codes that cover an extent, within limits that keep squared sums finite."""
     return np.float32(min(max(float(extent) / float(LARGEST), 1e-30), 1e14))
 
@@ -105,7 +108,7 @@ def encode(x: np.ndarray) -> Codes:
     with np.errstate(over="ignore"):
         extents = np.abs(sample - middle)
     extent = np.quantile(extents, COVERED, method="higher") or extents.max()
-    step = _step(extent)
+    step = code_step(extent)
     _encode(x, middle, step, values, errors, lengths, sums)
     return Codes(values, errors, lengths, sums, step)
 
@@ -127,7 +130,7 @@ def code_scale(sample: np.ndarray) -> tuple[np.ndarray, np.float32]:
     with np.errstate(over="ignore", invalid="ignore"):
         middle = np.median(sample, axis=0)
         extents = np.nan_to_num(np.abs(sample - middle).max(axis=1))
-        return middle, _step(2 * float(np.median(extents)) or extents.max())
+        return middle, code_step(2 * float(np.median(extents)) or extents.max())
 
 
 @nb.njit(cache=True, nogil=True)
@@ -189,6 +192,21 @@ def code_packs(x, rows, middle, unit, packs, lengths, errors):
         lengths[j] = length + shifted
         for c in range(len(fours)):
             places[j // side, c, j % side, 0] = fours[c]  # four columns of a row at once
+
+
+@nb.njit(cache=True, nogil=True)
+def distances_or_bounds(products, length, error, lengths, errors, unit, resolution, squared):
+    """Turn a row's products into squared distances; up to `resolution`, or where a row has no code, into lower bounds.
+
+    |a - b|^2 = |a|^2 + |b|^2 - 2 a.b in whole numbers, times unit^2; the errors of both codes are added in the mean,
+    and subtracted for a lower bound.
+    """
+    for j in range(len(squared)):
+        # In whole numbers up to here: the same on any processor.
+        apart = unit * unit * np.float32(np.int32(length + lengths[j] - np.int32(2) * products[j]))
+        about = apart + (error * error + errors[j] * errors[j])
+        least = max(np.sqrt(apart) * ROUND_DOWN - (error + errors[j]), np.float32(0))
+        squared[j] = about if resolution < about < np.inf else least * least
 
 
 @nb.njit(inline="always")

@@ -13,12 +13,20 @@ import numba as nb
 import numpy as np
 
 from dumap.kernels import tree
-from dumap.kernels.codes import MAX_COLUMNS, code_packs, code_rows, code_scale, encode
+from dumap.kernels.codes import (
+    COLUMN_BYTES,
+    MAX_COLUMNS,
+    code_packs,
+    code_rows,
+    code_scale,
+    distances_or_bounds,
+    encode,
+)
 from dumap.kernels.instructions import DEPTH, PACK
 from dumap.kernels.kmeans import kmeans
 from dumap.kernels.lists import FARTHEST, CellLists, between, explore, offer, score
 from dumap.kernels.products import LEFT_TYPE, ROWS, multiply
-from dumap.kernels.vectors import ROUND_DOWN, power_near
+from dumap.kernels.vectors import power_near
 
 LEAF_ROWS = 200
 """About how many rows a leaf has: with fewer, a search takes fewer distances and finds fewer neighbours (measured)."""
@@ -32,25 +40,10 @@ MAX_SPLITS = 8
 """Most rounds of splitting; leaves that are still crowded then are searched as they are."""
 CODE_RESOLUTION = np.float32(64**2)
 """Squared distances below this, in units of the codes, are computed from the rows: codes are too coarse for them."""
-LEAF_SAMPLE, COLUMN_BYTES = 15, 2**18
-"""Rows of a leaf that set the unit of its codes; bytes of codes that its rows are multiplied with at once."""
+LEAF_SAMPLE = 15
+"""Rows of a leaf that set the unit of its codes."""
 SCALE_SAMPLE = 4096
 """Rows of a cell that decide whether it is scaled."""
-
-
-@nb.njit(cache=True, nogil=True)
-def _distances(products, length, error, lengths, errors, unit, resolution, squared):
-    """Turn a row's products into squared distances; below `resolution`, or where a row has no code, into lower bounds.
-
-    |a - b|^2 = |a|^2 + |b|^2 - 2 a.b in whole numbers, times unit^2; the errors of both codes are added in the mean,
-    and subtracted for a lower bound.
-    """
-    for j in range(len(squared)):
-        # In whole numbers up to here: the same on any processor.
-        apart = unit * unit * np.float32(np.int32(length + lengths[j] - np.int32(2) * products[j]))
-        about = apart + (error * error + errors[j] * errors[j])
-        least = max(np.sqrt(apart) * ROUND_DOWN - (error + errors[j]), np.float32(0))
-        squared[j] = about if resolution < about < np.inf else least * least
 
 
 @nb.njit(cache=True, nogil=True)
@@ -113,7 +106,9 @@ def _compare(x, leaf_rows, others, middle, unit, width, resolution, same_rows, i
             multiply(rows[low : low + ROWS], used, first, products)
             for i in range(low, min(low + ROWS, len(leaf_rows))):
                 row_products, row, sides = products[i - low][taken], leaf_rows[i], (lengths[taken], errors[taken])
-                _distances(row_products, row_lengths[i], row_errors[i], *sides, unit, resolution, squared[taken])
+                distances_or_bounds(
+                    row_products, row_lengths[i], row_errors[i], *sides, unit, resolution, squared[taken]
+                )
                 ends = columns[taken], squared[taken], resolution, limits[taken]
                 _offer_pairs(x, row, *ends, indices, distances, fresh)
 

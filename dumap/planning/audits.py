@@ -83,5 +83,5 @@ def audit_bytes(config: Config, geometry: Geometry, queries: int) -> int:
     if geometry.sparse:
         block = sparse_block_bytes(geometry)
     return (
-        block + at_once * geometry.row_numbers * 16 + queries * (config.neighbors.search_k + 15) * 64 + 5 * TILE_BYTES
+        block + at_once * geometry.row_numbers * 24 + queries * (config.neighbors.search_k + 15) * 64 + 5 * TILE_BYTES
     )

@@ -21,7 +21,7 @@ from dumap.planning.audits import SENT_ROWS, audit_bytes, audits, queries_at_onc
 from dumap.planning.geometry import Geometry
 from dumap.planning.plan import Projection
 from dumap.stages import Context, Stage
-from dumap.stages.distances import columns_of, fill, tiles
+from dumap.stages.distances import columns_of, euclidean_tiles, exact_search, fill, tiles, within
 from dumap.stages.repair import repair_lists
 
 RELATIVE, ROUNDING = 1e-6, 1e-15
@@ -77,9 +77,16 @@ def search_block(job: Job, part: str, number: int) -> None:
     ids, distances = np.full((len(queried), k), -1, np.int64), np.full((len(queried), k), np.inf, np.float32)
     listed_distances, columns = np.full(listed.shape, np.inf, np.float32), columns_of(positions, listed)
     for group, queries in query_groups(job, number, np.arange(len(queried))):
-        for tile, d in tiles(job, queries, x):
-            quality.keep_nearest(d, positions[tile], queried[group], ids[group], distances[group])
-            fill(listed_distances[group], columns[group], tile, d)
+        found = ids[group], distances[group]
+        if job.config.neighbors.metric in vectors.EUCLIDEAN_ORDER and not job.geometry.sparse:
+            search = exact_search(job, queries)
+            for tile, mapped in euclidean_tiles(job, queries, x):
+                search.keep_nearest(mapped, positions[tile], queried[group], *found)
+                search.measure_listed(mapped, within(columns[group], tile), listed_distances[group])
+        else:
+            for tile, d in tiles(job, queries, x):
+                quality.keep_nearest(d, positions[tile], queried[group], *found)
+                fill(listed_distances[group], columns[group], tile, d)
     with store.part(AUDIT, part) as out:
         out.write("ids", ids)
         out.write("distances", distances)

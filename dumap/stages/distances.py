@@ -13,6 +13,7 @@ from dumap.config.metrics import arguments
 from dumap.errors import InputError
 from dumap.kernels import neighbors as search
 from dumap.kernels import pairs, quality, vectors
+from dumap.kernels.exact import ExactSearch
 from dumap.kernels.threads import one_thread
 from dumap.planning.audits import TILE_BYTES
 
@@ -42,6 +43,27 @@ def defined_distances(job: Job) -> Iterator[None]:
         ) from error
 
 
+def exact_search(job: Job, queries: np.ndarray) -> ExactSearch:
+    """Return a search for the queries' exact neighbours, for metrics of `EUCLIDEAN_ORDER`."""
+    metric = job.config.neighbors.metric
+    return ExactSearch(vectors.to_euclidean(queries, metric), metric in vectors.ANGULAR)
+
+
+def euclidean_tiles(job: Job, queries: np.ndarray, x: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
+    """Yield slices of rows `x` with the rows after `to_euclidean`: as many as queries are compared with at once."""
+    step = max(1, TILE_BYTES // (8 * max(1, len(queries), x.shape[1])))
+    for low in range(0, len(x), step):
+        tile = slice(low, min(len(x), low + step))
+        with np.errstate(invalid="ignore"):  # rows that are not finite
+            mapped = vectors.to_euclidean(x[tile], job.config.neighbors.metric)
+        yield tile, mapped
+
+
+def within(columns: np.ndarray, tile: slice) -> np.ndarray:
+    """Return columns of a block as those of a tile, -1 where they are not in it."""
+    return np.where((columns >= tile.start) & (columns < tile.stop), columns - tile.start, -1)
+
+
 def tiles(job: Job, queries: Any, x: Any) -> Iterator[tuple[slice, np.ndarray]]:
     """Yield slices of rows `x` with the queries' distances to them, float32 (queries, n).
 
@@ -57,19 +79,18 @@ def tiles(job: Job, queries: Any, x: Any) -> Iterator[tuple[slice, np.ndarray]]:
         return
     if metric in vectors.EUCLIDEAN_ORDER:
         queries = vectors.to_euclidean(queries, metric).astype(np.float64)
+        for tile, mapped in euclidean_tiles(job, queries, x):
+            with one_thread(), np.errstate(invalid="ignore"):
+                d = quality.squared_distances(queries, mapped.astype(np.float64), metric in vectors.ANGULAR)
+            yield tile, d.astype(np.float32)
+        return
     for low in range(0, len(x), step):
-        tile = x[low : low + step]
-        if metric in vectors.EUCLIDEAN_ORDER:
-            mapped = vectors.to_euclidean(tile, metric).astype(np.float64)
-            with one_thread(), np.errstate(invalid="ignore"):  # rows that are not finite
-                distances = quality.squared_distances(queries, mapped, metric in vectors.ANGULAR)
-            yield slice(low, low + len(tile)), distances.astype(np.float32)
-        else:
-            out = np.empty((len(queries), len(tile)), np.float32)
-            arguments = tuple(metric_arguments(job).values())
-            with defined_distances(job):
-                quality.metric_distances(queries, tile, search.distance_function(metric), arguments, out)
-            yield slice(low, low + len(tile)), out
+        rows = x[low : low + step]
+        out = np.empty((len(queries), len(rows)), np.float32)
+        arguments = tuple(metric_arguments(job).values())
+        with defined_distances(job):
+            quality.metric_distances(queries, rows, search.distance_function(metric), arguments, out)
+        yield slice(low, low + len(rows)), out
 
 
 def columns_of(positions: np.ndarray, listed: np.ndarray) -> np.ndarray:

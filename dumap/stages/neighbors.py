@@ -23,7 +23,8 @@ from dumap.artifacts.part_names import (
 )
 from dumap.config import Config
 from dumap.kernels import leaves, neighbors, sparse_leaves, vectors
-from dumap.kernels.leaves import COLUMN_BYTES, EXACT_ROWS
+from dumap.kernels.codes import COLUMN_BYTES
+from dumap.kernels.leaves import EXACT_ROWS
 from dumap.kernels.projection import PLACES
 from dumap.planning.geometry import GUEST_BYTES, Geometry, cell_row_bytes
 from dumap.planning.plan import Projection
