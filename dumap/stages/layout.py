@@ -35,10 +35,13 @@ from dumap.store import CHECKPOINT
 
 SLICES = 8
 """Slices of rows for each thread in an epoch. Several slices let threads finish together."""
+FEWEST_SLICE_ROWS = 512
+"""Rows of a slice at the least: to hand a slice to a thread takes as long as to compute some hundred rows."""
 
 
 def slices_of(rows: int, count: int) -> list[int]:
-    """Cut rows into about `count` slices of whole groups."""
+    """Cut rows into about `count` slices of whole groups, or fewer where they would be small."""
+    count = max(1, min(count, rows // FEWEST_SLICE_ROWS))
     bounds = np.linspace(0, rows, count + 1).astype(int)
     return [*np.unique(bounds[:-1] // layout.ROW_GROUP * layout.ROW_GROUP).tolist(), rows]
 
@@ -60,6 +63,10 @@ def advance(
     So many parameters are needed because numba takes each array separately.
     """
     pool = lay_pool(y[drawn])
+    if len(bounds) == 2:  # so few rows that threads would cost more
+        low, high = bounds
+        layout.step_epoch(parameters, epoch, low, high, 0, 0, edges, y, m, v, pool, after)
+        return
     slices = [
         workers.submit(layout.step_epoch, parameters, epoch, low, high, 0, 0, edges, y, m, v, pool, after)
         for low, high in pairwise(bounds)

@@ -74,3 +74,8 @@ def test_slices_are_whole_groups_and_cover_all_rows(rows, count):
     assert (np.diff(bounds) > 0).all()
     assert all(bound % layout.ROW_GROUP == 0 for bound in bounds[:-1])
     assert len(bounds) - 1 <= count
+
+
+@pytest.mark.parametrize(("rows", "slices"), [(1, 1), (150, 1), (1023, 1), (1024, 2), (5000, 9), (100_000, 16)])
+def test_few_rows_are_few_slices(rows, slices):
+    assert len(stage.slices_of(rows, 16)) - 1 == slices
