@@ -10,15 +10,23 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
+import pickle
 import shutil
 import stat
 import sys
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
+from typing import Any
 
 KEEPING = ("dumap.kernels", "pynndescent")
 """Packages whose compiled functions numba keeps."""
+PATIENCE_SECONDS, POLL_SECONDS = 120.0, 0.02
+"""How long a process waits for another that compiles the same function, before it compiles the function itself; and how
+often it looks."""
+UNREADABLE = (AttributeError, ImportError, EOFError, IndexError, TypeError, ValueError, pickle.UnpicklingError)
+"""What may go wrong where an index names classes that are not there any more, or was not written to its end."""
 
 
 def find_place() -> None:
@@ -75,3 +83,87 @@ def _is_private(folder: str) -> bool:
     except OSError:
         return False
     return stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid() and not found.st_mode & 0o077
+
+
+def share_compiled() -> None:
+    """Let processes compile a function one after the other, and pass over indices that they cannot read."""
+    from numba.core.caching import IndexDataCacheFile
+    from numba.core.dispatcher import Dispatcher
+
+    if hasattr(Dispatcher.compile, "__wrapped__"):
+        return
+    for owner, name, change in ((Dispatcher, "compile", _in_turn), (IndexDataCacheFile, "_load_index", _if_readable)):
+        setattr(owner, name, change(getattr(owner, name)))
+
+
+def _if_readable(load_index: Callable[[Any], dict]) -> Callable[[Any], dict]:
+    """Return numba's reader of an index, for which one that cannot be read is empty.
+
+    numba unpickles all that an index holds before it compares the time of the source.
+    """
+
+    def load(file: Any) -> dict:
+        try:
+            return load_index(file)
+        except UNREADABLE:
+            return {}
+
+    return load
+
+
+def _in_turn(compile_function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    """Return numba's way to compile a function, for one process at a time; the next ones load what the first kept."""
+    from numba.core.compiler_lock import global_compiler_lock
+
+    held: set[str] = set()
+
+    def compile_in_turn(dispatcher: Any, signature: Any) -> Any:
+        # numba's lock first, as threads that took the two in turns would wait for one another.
+        with global_compiler_lock, contextlib.ExitStack() as stack:
+            path = _lock_path(dispatcher, signature)
+            if path is not None and path not in held:
+                stack.enter_context(_locked(path))
+                stack.callback(held.discard, path)
+                held.add(path)
+            return compile_function(dispatcher, signature)
+
+    compile_in_turn.__wrapped__ = compile_function  # type: ignore[attr-defined]
+    return compile_in_turn
+
+
+def _lock_path(dispatcher: Any, signature: Any) -> str | None:
+    """Return the lock of a function that is to be compiled and kept; None where it is there already, or is not kept."""
+    from numba.core.sigutils import normalize_signature
+
+    kept = getattr(dispatcher._cache, "_cache_file", None)
+    if kept is None or tuple(normalize_signature(signature)[0]) in dispatcher.overloads:
+        return None
+    key = dispatcher._cache._index_key(signature, dispatcher.targetctx.codegen())
+    return None if key in kept._load_index() else f"{kept._index_path}.lock"
+
+
+@contextlib.contextmanager
+def _locked(path: str) -> Iterator[None]:
+    """Hold a lock, which ends with its process; go on without it where there are none, or after some time."""
+    try:
+        import fcntl
+
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except (ImportError, OSError):
+        yield
+        return
+    try:
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while time.monotonic() < deadline:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                time.sleep(POLL_SECONDS)
+            except OSError:  # a file system without locks
+                break
+            else:
+                break
+        yield
+    finally:
+        os.close(descriptor)

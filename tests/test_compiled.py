@@ -106,3 +106,81 @@ def test_kernels_are_imported_where_nothing_can_be_written(tmp_path):
     place, folder = done.stdout.split()
     assert Path(place).parent == tmp_path / "dumap"
     assert Path(folder).parent == tmp_path / "tmp"
+
+
+# taking turns ------------------------------------------------------------------------------------
+
+MODULE = """
+import sys, time
+from collections import namedtuple
+import numba
+from numba.core.dispatcher import Dispatcher
+from dumap import compiled
+
+began = []
+numba.core.event.register("numba:compile", type("L", (numba.core.event.Listener,), {
+    "on_start": lambda self, event: (began.append(1), time.sleep(1)), "on_end": lambda self, event: None})())
+compiled.share_compiled()
+compiled.PATIENCE_SECONDS = float(sys.argv[1])
+Pair = namedtuple("Pair", "a b")
+
+@numba.njit(cache=True)
+def add(pair):
+    return pair.a + pair.b
+
+print(add(Pair(1, 2)), len(began))
+"""
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Start a process that adds two numbers with a compiled function: `start(patience)`."""
+    (tmp_path / "module.py").write_text(MODULE)
+    env = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path / "kept")}
+    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import module"  # so that classes are those of a module
+
+    def go(patience=60.0):
+        words = [sys.executable, "-c", code, str(patience)]
+        return subprocess.Popen(words, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    return go
+
+
+def told(process) -> list[int]:
+    """Return what a process printed: the sum, and how many functions it compiled."""
+    out, error = process.communicate(timeout=120)
+    assert process.returncode == 0, error
+    return [int(word) for word in out.split()]
+
+
+@pytest.mark.slow
+def test_of_two_processes_one_compiles(start):
+    found = [told(process) for process in [start(), start()]]
+    assert sorted(found) == [[3, 0], [3, 1]]
+    assert told(start()) == [3, 0]
+
+
+@pytest.mark.slow
+def test_nobody_waits_for_ever_nor_for_the_dead(start, tmp_path):
+    fcntl = pytest.importorskip("fcntl")
+    assert told(start()) == [3, 1]
+    (lock,) = tmp_path.rglob("*.lock")
+    (index,) = tmp_path.rglob("*.nbi")
+    index.unlink()  # a lock is left of a process that is gone
+    assert told(start()) == [3, 1]
+    index.unlink()
+    with lock.open() as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert told(start(patience=0.2)) == [3, 1]
+
+
+@pytest.mark.slow
+def test_an_index_of_classes_that_are_gone_is_empty(start, tmp_path):
+    """As after an update that renamed a class: numba unpickles an index before it compares the source's time."""
+    assert told(start()) == [3, 1]
+    module = tmp_path / "module.py"
+    module.write_text(module.read_text().replace("Pair", "Two"))
+    assert told(start()) == [3, 1]
+    (index,) = tmp_path.rglob("*.nbi")
+    index.write_bytes(index.read_bytes()[:-20])
+    assert told(start()) == [3, 1]

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dumap.artifacts.job import Job
+from dumap.compiled import share_compiled
 from dumap.config import Config
 from dumap.planning.budget import check_task
 from dumap.planning.geometry import Geometry, shard_rows_of
@@ -21,6 +22,7 @@ from dumap.planning.plan import Plan, Projection
 from dumap.store import Run
 
 Task = Callable[..., None]
+share_compiled()
 
 
 def no_backup(task: Task) -> Task:
