@@ -15,7 +15,6 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 import numpy as np
-from scipy.sparse import vstack
 
 from dumap.errors import InputError
 from dumap.store import Absent, Run, StoredArray, read_csr
@@ -168,6 +167,8 @@ class Spooled:
         firsts = [number * self.part_rows for number in numbers]
         spans = [(max(start, first) - first, min(stop, first + self.part_rows) - first) for first in firsts]
         if self.sparse:
+            from scipy.sparse import vstack  # a slow import that only sparse rows need
+
             rows = [
                 read_csr(run, SPOOL, part, SPOOLED, self.dims, *span) for part, span in zip(parts, spans, strict=True)
             ]

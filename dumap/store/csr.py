@@ -9,7 +9,6 @@ import numpy as np
 import zarr
 
 from dumap.errors import InputError
-from dumap.kernels.csr import take_entries
 from dumap.store.arrays import open_node, refuse_code
 from dumap.store.committed import CommittedParts
 from dumap.store.listing import sparse_kind
@@ -92,6 +91,8 @@ def write_csr(
     ranges : tuple of int
         The rows and the entries of a range: see `Part.write`.
     """
+    from dumap.kernels.csr import take_entries  # a slow import that only tasks of sparse rows need
+
     columns = rows.indices.astype(np.uint16 if rows.shape[1] <= MANY_COLUMNS else np.int32, copy=False)
     bounds = rows.indptr.astype(np.int64)
     chosen_bounds = bounds if chosen is None else np.concatenate([[0], np.cumsum(np.diff(bounds)[chosen])])
