@@ -54,13 +54,13 @@ def _started(process: int) -> float | None:
         return None
 
 
-def _holder() -> dict[str, Any]:
+def this_process() -> dict[str, Any]:
     """Describe this process as the holder of a lock; a random token makes each description differ."""
     token = os.urandom(8).hex()
     return {"machine": _machine(), "process": os.getpid(), "started": _started(os.getpid()), "token": token}
 
 
-def _is_gone(holder: dict[str, Any]) -> bool:
+def is_gone(holder: dict[str, Any]) -> bool:
     """Return whether a holder was a process of this machine that has ended."""
     if holder.get("machine") != _machine():
         return False
@@ -100,7 +100,7 @@ def driver_status(run: Run) -> dict[str, Any] | None:
     """
     last = max(run.terms(), default=0)
     document, holder = run.lock(last) or {}, run.holder(last)
-    if not document or document.get("released") or _is_gone(holder):
+    if not document or document.get("released") or is_gone(holder):
         return None
     renewed = document.get("time")
     seconds = max(0.0, time.time() - (renewed if isinstance(renewed, float) else 0.0))
@@ -133,7 +133,7 @@ def await_end(run: Run, term: int, note: Callable[[str], None], then: str = "tak
     first = run.lock(term)
     while True:
         document, holder = run.lock(term), run.holder(term)
-        if (document or {}).get("released") or _is_gone(holder) or run.size(lock_key(term)) < 0:
+        if (document or {}).get("released") or is_gone(holder) or run.size(lock_key(term)) < 0:
             return
         name = name_of(holder)
         if document != first:
@@ -177,7 +177,7 @@ class Lock:
             last = max([0, *self.run.terms()])
             if last:
                 await_end(self.run, last, self.note)
-            holder = _holder()
+            holder = this_process()
             self.document = {"term": last + 1, "holder": holder, "beat": 0, "time": time.time(), "released": False}
             if self.run.put_new(lock_key(last + 1), seal(self.document)):
                 break

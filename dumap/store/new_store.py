@@ -6,6 +6,7 @@ disk everything is written under a temporary name, and renamed at the end.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -21,9 +22,12 @@ from zarr.storage import WrapperStore
 
 from dumap.errors import StorageError
 from dumap.store.disk import is_remote, normalize
+from dumap.store.lock import is_gone, this_process
 from dumap.store.objects import Objects
 
 METADATA = "zarr.json"
+WRITER = ".dumap-writer.json"
+"""The file of an unfinished store that says which process writes it."""
 
 
 class _Held(WrapperStore):
@@ -56,6 +60,23 @@ class _Held(WrapperStore):
     async def exists(self, key: str) -> bool:
         """Return whether metadata are held, or another object exists."""
         return key in self.held if key.endswith(METADATA) else await self._store.exists(key)
+
+
+def remove_leftovers(whole: Path) -> None:
+    """Remove the unfinished stores beside a place that processes of this machine left there and that have ended."""
+    name = re.compile(rf"\.{re.escape(whole.name)}\.[0-9a-f]{{8}}\.partial")
+    for folder in whole.parent.iterdir():
+        if name.fullmatch(folder.name) and is_gone(_writer_of(folder)):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _writer_of(folder: Path) -> dict[str, Any]:
+    """Return which process writes an unfinished store; empty if the folder does not say."""
+    try:
+        found = json.loads((folder / WRITER).read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 class NewStore:
@@ -94,6 +115,9 @@ class NewStore:
         elif not os.path.isdir(parent := os.path.dirname(self.path)):
             raise StorageError(f"{self.path}: there is no folder {parent}; make it, or name another place")
         self._objects = Objects(self._location)
+        if not self._remote:
+            remove_leftovers(Path(self.path))
+            self._objects.put(WRITER, json.dumps(this_process()).encode())
         self._store = _Held(self._objects.store)
         self._group = self._objects.attempt("", lambda: zarr.create_group(self._store))
         return self
@@ -149,6 +173,7 @@ class NewStore:
                     self._objects.put(key, self._store.held[key].to_bytes())
                 if not self._remote:
                     self._objects.attempt("", lambda: os.rename(self._location, self.path))
+                    os.remove(os.path.join(self.path, WRITER))
         finally:
             if not self._remote:
                 shutil.rmtree(self._location, ignore_errors=True)

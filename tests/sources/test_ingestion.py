@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import anndata
@@ -20,7 +24,8 @@ from dumap.errors import ConfigError, InputError, StorageError
 from dumap.sources import ingestion
 from dumap.sources.files import FileSelection
 from dumap.sources.ingestion import ingest
-from dumap.store.new_store import NewStore
+from dumap.store.lock import this_process
+from dumap.store.new_store import WRITER, NewStore
 
 X = np.random.default_rng(0).normal(size=(250, 6)).astype(np.float32)
 NAMES = [f"row {i} é" for i in range(len(X))]
@@ -382,6 +387,32 @@ def test_a_store_that_is_not_written_to_its_end_is_not_there(fresh, small, monke
     (partial,) = listings[-1]
     assert partial.startswith(".out.zarr.")
     assert os.listdir(Path(output).parent) == []
+
+
+KILLED = """
+import os, signal, sys
+from dumap.store import NewStore
+NewStore._flush = lambda self: os.kill(os.getpid(), signal.SIGKILL)
+from dumap.cli import main
+main()
+"""
+
+
+def test_what_a_killed_process_left_is_removed_by_the_next(fresh):
+    file, output = bad(fresh, "x.npy", lambda p: np.save(p, X)), Path(fresh("out.zarr"))
+    words = [sys.executable, "-c", KILLED, "ingest", file, str(output)]
+    assert subprocess.run(words, check=False).returncode == -signal.SIGKILL
+    (left,) = output.parent.iterdir()
+    others = [left.with_name(".out.zarr.0000000g.partial"), left.with_name(".out.zarr.12345678.partial")]
+    shutil.copytree(left, others[0])
+    others[1].mkdir()
+    alive = left.with_name(".out.zarr.00000000.partial")
+    shutil.copytree(left, alive)
+    (alive / WRITER).write_text(json.dumps(this_process()))
+    ingest([file], str(output))
+    assert sorted(output.parent.iterdir()) == sorted([*others, alive, output])
+    assert not (output / WRITER).exists()
+    np.testing.assert_array_equal(zarr.open_array(str(output), path="vectors", mode="r")[:], X)
 
 
 def test_chunks_without_metadata_are_written_over_in_a_bucket(fresh, small, monkeypatch):
