@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils.validation import check_is_fitted
 
-from dumap.api import run
+from dumap.api import configure
+from dumap.artifacts.part_names import AUDIT
 from dumap.errors import DataError, as_value_errors
 from dumap.show.rows import distances_of
 from dumap.sources.estimated import seed_of
@@ -21,8 +22,7 @@ if TYPE_CHECKING:
     import numpy as np
     from distributed import Client
 
-SHORT: dict[str, Any] = {"n_epochs": 1, "init": "random", "quality": {"queries": 0}}
-"""Settings that keep the run's map, which is not used, short."""
+    from dumap.show.result import Result
 
 
 class KNeighborsTransformer(TransformerMixin, BaseEstimator):
@@ -44,7 +44,8 @@ class KNeighborsTransformer(TransformerMixin, BaseEstimator):
     Attributes
     ----------
     run_ : Result
-        The run. Its map has no meaning.
+        The run, which stops after the audit: it has neighbors and no map. `dumap.run` with the same rows, settings and
+        output goes on from there.
 
     Examples
     --------
@@ -99,7 +100,7 @@ class KNeighborsTransformer(TransformerMixin, BaseEstimator):
         search |= {"metric_kwds": dict(self.metric_kwds or {}), "random_state": seed_of(self.random_state)}
         try:
             with as_value_errors():
-                found = run(X, output=output, client=self.client, **search, **SHORT)
+                found = _search(X, output, self.client, search)
         except BaseException:
             if folder:
                 shutil.rmtree(folder, ignore_errors=True)
@@ -138,3 +139,17 @@ class KNeighborsTransformer(TransformerMixin, BaseEstimator):
     def fit_transform(self, X: Any, y: Any = None) -> Any:
         """Return the neighbours of the rows of X, as `transform` does."""
         return self.fit(X).transform(X)
+
+
+def _search(X: Any, output: str, client: Client | None, settings: dict[str, Any]) -> Result:
+    """Run the stages that make neighbors."""
+    from dumap.recipe import pipeline
+    from dumap.recipe.data import client_of
+    from dumap.recipe.observers import Callbacks, Logged
+    from dumap.show.result import Result
+
+    config, object_rows = configure(X, output, None, settings)
+    reached = client or client_of(X, config)
+    with Callbacks(Logged()) as observer:
+        found = pipeline.run(config, client=reached, observer=observer, object_rows=object_rows, last=AUDIT)
+    return Result(found["output"], found)

@@ -58,6 +58,8 @@ class Job:
         The stage whose parts the task writes; None outside of runs.
     object_rows : ObjectRows, optional
         The object that is embedded, if it was given to this process.
+    last : str, optional
+        The stage after which the driver stops; None to go on to the end of the recipe.
     """
 
     config: Config
@@ -68,6 +70,7 @@ class Job:
     inherited: dict[str, str] | None = None
     stage: str | None = None
     object_rows: ObjectRows | None = field(default=None, compare=False)
+    last: str | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name not in OPENED_LOCALLY}

@@ -27,7 +27,7 @@ from dumap.recipe.lineage import check_parent, drop_inherited_stage, inherit, op
 from dumap.recipe.locations import check_places, free_disk, probe_output, with_places
 from dumap.recipe.observers import Logged, Watched
 from dumap.recipe.provenance import begin_stage, check_provenance, made_with, record_of
-from dumap.recipe.recipes import geometry_of, make_plan, recipe_of
+from dumap.recipe.recipes import geometry_of, make_plan, recipe_until
 from dumap.recipe.stage_names import DONE, RUN_KEYS
 from dumap.recipe.status import status
 from dumap.recipe.work import config_in_work_place, publish_results, work_for
@@ -60,15 +60,15 @@ def plan(config: Config, parent: str | None = None) -> Plan:
 
 def stages_left(job: Job, parent: Run | None, note: Callable[[str], None]) -> Recipe:
     """Return the stages that a run makes itself: all stages but those that it inherits from its parent."""
-    recipe, left = recipe_of(job.config), check_parent(job, parent, note)
+    recipe, left = recipe_until(job.config, job.last), check_parent(job, parent, note)
     if parent is not None:
         check_kept(tuple(stage for stage in recipe if stage not in left), parent)
-    return left
+    return tuple(stage for stage in left if stage in recipe)
 
 
 def plan_left(job: Job, stages: Recipe, worker_memory: int) -> Plan:
     """Project the stages that a run makes itself; the plan also names the inherited stages."""
-    others = tuple(stage.name for stage in recipe_of(job.config) if stage not in stages)
+    others = tuple(stage.name for stage in recipe_until(job.config, job.last) if stage not in stages)
     return replace(make_plan(job.config, job.geometry, worker_memory, stages), inherited=others)
 
 
@@ -79,6 +79,7 @@ def run(
     force: bool = False,
     parent: str | None = None,
     object_rows: ObjectRows | None = None,
+    last: str | None = None,
 ) -> dict:
     """Embed a data set, or continue a run that an earlier call began.
 
@@ -95,6 +96,8 @@ def run(
         that was begun with a parent knows its parent.
     object_rows : ObjectRows, optional
         The rows of the object that `input.path` stands for.
+    last : str, optional
+        The stage after which the run stops; a later call without it continues the run.
 
     Returns
     -------
@@ -108,8 +111,8 @@ def run(
     observer, config = observer or Logged(), with_places(config, parent)
     output, work = config.output, work_for(config)
     if work is None:
-        return _run(config, client, observer, force, parent, object_rows)
-    _run(config_in_work_place(config, work), client, observer, force, parent, object_rows, output)
+        return _run(config, client, observer, force, parent, object_rows, last)
+    _run(config_in_work_place(config, work), client, observer, force, parent, object_rows, last, output)
     claim(output, work)
     publish_results(work, output, observer.note)
     return status(output)
@@ -122,13 +125,14 @@ def _run(
     force: bool,
     parent: str | None,
     object_rows: ObjectRows | None,
+    last: str | None,
     published: str | None = None,
 ) -> dict:
     """Make a run in the place of its internal folder; `published` is the output if that is another place."""
     check_places(config, RUN_KEYS)
     begun = Run(config.output, read_only=True).exists()  # read-only, since opening it for writing makes its folder
     config, other = resolve_parent(config, parent, observer.note)
-    job, recipe = Job(config, geometry_of(config), object_rows=object_rows), recipe_of(config)
+    job, recipe = Job(config, geometry_of(config), object_rows=object_rows, last=last), recipe_until(config, last)
     if begun:
         check_same(job, observer)
         if not lost_identity(job.run) and all(job.run.is_committed(DONE, stage.name) for stage in recipe):
@@ -141,7 +145,7 @@ def _run(
             return status(config.output)
     check_chunks(job, observer.note)
     stages = stages_left(job, other, observer.note)
-    job = Job(config, job.geometry, inherited=inherited_by(job.run) if begun else {}, object_rows=object_rows)
+    job = replace(job, inherited=inherited_by(job.run) if begun else {})
     projected = plan_left(job, stages, config.cluster.memory_limit or 0)
     if config.cluster.memory_limit and client is None:  # before a cluster starts, whose workers could be too small
         projected.check(config.cluster.memory_limit, None)
@@ -167,7 +171,7 @@ def _drive(
 ) -> None:
     """Make a run's stages on an engine, while holding the run's lock."""
     output, object_rows = job.config.output, job.object_rows
-    projected, recipe = plan_left(job, stages, engine.worker_memory), recipe_of(job.config)
+    projected, recipe = plan_left(job, stages, engine.worker_memory), recipe_until(job.config, job.last)
     done = [stage.name for stage in recipe if job.run.is_committed(DONE, stage.name)]
     written = sum(job.run.sizes(stage.name) for stage in recipe if stage.name not in done)
     projected.check(engine.worker_memory, free_disk(output), engine.worker_threads, done, written)

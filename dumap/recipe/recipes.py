@@ -50,6 +50,13 @@ def recipe_of(config: Config) -> Recipe:
     return (spool.STAGE, *stages) if is_spooled(config.input.paths[0]) else stages
 
 
+def recipe_until(config: Config, last: str | None) -> Recipe:
+    """Return the recipe that a configuration asks for, as far as stage `last`; None for all of it."""
+    recipe = recipe_of(config)
+    end = len(recipe) if last is None else [stage.name for stage in recipe].index(last) + 1
+    return recipe[:end]
+
+
 def geometry_of(config: Config) -> Geometry:
     """Return the geometry of the input that a configuration names.
 

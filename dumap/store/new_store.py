@@ -63,7 +63,7 @@ class _Held(WrapperStore):
 
 
 def remove_leftovers(whole: Path) -> None:
-    """Remove the unfinished stores beside a place that processes of this machine left there and that have ended."""
+    """Remove the unfinished stores at a location whose writers were processes of this machine and have ended."""
     name = re.compile(rf"\.{re.escape(whole.name)}\.[0-9a-f]{{8}}\.partial")
     for folder in whole.parent.iterdir():
         if name.fullmatch(folder.name) and is_gone(_writer_of(folder)):
