@@ -69,7 +69,7 @@ def connect(
             reached = _embedded(stack, cluster, observer, need_bytes)
         stack.enter_context(reported(reached, cluster.report, cluster.timeout, observer.note))
         if client is not None or address or cluster.scheduler_file:
-            stack.enter_context(_secede_while_waiting())
+            stack.enter_context(secede_while_waiting())
         yield DaskEngine(reached, cluster.timeout, cluster.worker_timeout, observer.note, Sharing.of(cluster))
 
 
@@ -247,7 +247,7 @@ def _in_a_worker() -> bool:
 
 
 @contextlib.contextmanager
-def _secede_while_waiting() -> Iterator[None]:
+def secede_while_waiting() -> Iterator[None]:
     """If this code runs in a task, let the worker use the task's thread for other tasks in this context."""
     if not _in_a_worker():
         yield

@@ -9,6 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from dumap.engine import submission as sent
+from dumap.engine.connect import secede_while_waiting
 from dumap.engine.sharing import Sharing
 from dumap.engine.submission import KILLED, Submission
 from dumap.errors import CancelledError, ClusterError, ConfigError
@@ -160,11 +161,17 @@ class Handle:
         TimeoutError
             The run is not done yet.
         """
-        if on_progress is None:
-            found: Result = self._sync(lambda: self._result(timeout))
-            return found
-        with Callbacks(on_progress) as observer:
-            return self._follow(timeout, observer)
+        if self._client.asynchronous:
+            return self._wait(timeout)
+        with secede_while_waiting():  # the driver may need the thread
+            if on_progress is None:
+                return self._wait(timeout)
+            with Callbacks(on_progress) as observer:
+                return self._follow(timeout, observer)
+
+    def _wait(self, timeout: float | None) -> Result:
+        found: Result = self._sync(lambda: self._result(timeout))
+        return found
 
     def _follow(self, timeout: float | None, observer: Observer) -> Result:
         """Wait for the run, and report its progress to an observer in this thread."""
@@ -176,7 +183,7 @@ class Handle:
                 replayed.tell(event)
                 heard = when
             if ended or late:
-                return self.result(timeout=None if ended else 0.0)
+                return self._wait(None if ended else 0.0)
 
     async def _ended(self, seconds: float) -> bool:
         await sent.settled(self._submission, seconds)
@@ -209,7 +216,7 @@ class Handle:
     def __await__(self) -> Generator[Any, None, Result]:
         if self._client.asynchronous:
             return self._result(None).__await__()
-        return asyncio.to_thread(self.result).__await__()
+        return asyncio.to_thread(self._wait, None).__await__()
 
 
 def begin(client: Client, config: Config, parent: str | None, force: bool) -> Handle:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
+import inspect
 import os
 import signal
 import threading
@@ -194,6 +196,35 @@ def test_a_notebook_awaits_with_a_client_of_its_own_thread(client, data, fresh):
     assert asyncio.run(cell())["state"] == "done"
 
 
+CELLS = (
+    "client = await Client(address, asynchronous=True, set_as_default=False)",
+    "handle = dumap.submit(data, client, output=output, **settings)",
+    "states = [(await handle.status())['task']]",
+    "result = await handle",
+    "states.append((await (await dumap.attach(output, client)).status())['task'])",
+    "shown = result._repr_html_()",
+    "await client.close()",
+)
+
+
+def test_cells_of_a_notebook_await_one_after_another(near, data, fresh):
+    """Run each cell as a kernel does: in a loop that goes on, with `await` outside of functions."""
+    names = {"Client": Client, "dumap": dumap, "address": near.scheduler_address, "data": data, "settings": QUICK}
+    names["output"] = fresh("run.zarr")
+
+    async def run_cells():
+        for cell in CELLS:
+            made = eval(compile(cell, "cell", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT), names)
+            if inspect.iscoroutine(made):
+                await made
+
+    asyncio.run(run_cells())
+    assert names["states"][0] in ("waiting", "running")
+    assert names["states"][1] == "done"
+    assert names["result"]["state"] == "done"
+    assert "quality" in names["shown"]
+
+
 def test_a_task_may_submit(client, data, fresh):
     output = fresh("run.zarr")
 
@@ -202,6 +233,17 @@ def test_a_task_may_submit(client, data, fresh):
 
     assert client.submit(submit, pure=False).result(timeout=60) == output
     assert dumap.attach(output, client).result(timeout=120)["state"] == "done"
+
+
+def test_a_task_may_wait_for_the_run_that_it_submits(client, data, fresh):
+    output = fresh("run.zarr")
+
+    def wait(told: bool) -> str:
+        handle = dumap.submit(data, get_client(), output=output, **QUICK)
+        return handle.result(on_progress=Notes() if told else None)["state"]
+
+    for told in (False, True):
+        assert client.submit(wait, told, pure=False).result(timeout=120) == "done", "the driver takes the one thread"
 
 
 def test_what_a_cluster_cannot_drive_is_refused(client, data, digits_300, fresh, monkeypatch):
