@@ -8,6 +8,7 @@ MOUNTING = "mounting a file system is not permitted here"
 ALLOWED = {
     "the digests are of": "bytes are those of the libraries' versions",
     "this system promises no more memory than it has": "a setting of the kernel",
+    "azurite is not installed": "it comes from npm, not from PyPI",
     "no systemd-analyze here": "units are checked where systemd is",
     "root reads everything": "nothing is hidden from root",
     "only root can give a folder away": "a folder of another user takes root",
