@@ -364,12 +364,12 @@ def test_the_transformer_makes_neighbors_alone_and_a_run_goes_on_from_them(fresh
         states = {stage["name"]: stage["state"] for stage in fitted.run_["stages"]}
         assert [name for name, state in states.items() if state == "done"][-2:] == ["neighbors", "audit"]
         assert {states[name] for name in ("graph", "coarsen", "start", "layout", "embedding", "quality")} == {"pending"}
-    found = fitted.transform(x)
+    distances = fitted.transform(x)
     result = dumap.run(x, output=output, **settings)
     assert result["state"] == "done"
     assert np.array_equal(result.embedding[:], dumap.run(x, output=fresh("run.zarr"), **settings).embedding[:])
     searched = result.neighbors[:][0]
-    assert np.array_equal(found.indices.reshape(len(x), K)[:, 1:], searched)
+    assert np.array_equal(distances.indices.reshape(len(x), K)[:, 1:], searched)
 
 
 def test_the_transformer_knows_the_rows_that_it_was_fitted_to_alone():

@@ -63,14 +63,14 @@ def storage(tmp_path_factory, digits_300):
 
     try:
         until(answers, "the emulator")
-        found = {"account_name": ACCOUNT, "account_key": KEY, "endpoint": f"http://127.0.0.1:{port}/{ACCOUNT}"}
-        make_container(found["endpoint"], "data")
+        opened_by = {"account_name": ACCOUNT, "account_key": KEY, "endpoint": f"http://127.0.0.1:{port}/{ACCOUNT}"}
+        make_container(opened_by["endpoint"], "data")
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(options, "_options", {})
-            options.use_options([SOURCE], found)
+            options.use_options([SOURCE], opened_by)
             store = objects.open_store(SOURCE, read_only=False)
             zarr.create_group(store).create_array("vectors", data=digits_300, chunks=(150, 64))
-            yield found
+            yield opened_by
     finally:
         server.kill()
         server.wait()
@@ -85,8 +85,8 @@ def test_a_run_goes_to_a_container_and_back(storage, digits_300, fresh, cli, tmp
     file.write_text(yaml.safe_dump({"storage": storage}))
     options.use_options([OUTPUT], {})
     for command in (["verify", OUTPUT], ["clean", OUTPUT], ["export", OUTPUT, "embedding", tmp_path / "map.npy"]):
-        found = cli(*command, "--config", file)
-        assert (found.code, KEY in found.out + found.err) == (0, False)
+        outcome = cli(*command, "--config", file)
+        assert (outcome.code, KEY in outcome.out + outcome.err) == (0, False)
     assert np.array_equal(np.load(tmp_path / "map.npy"), expected)
     status = json.loads(cli("status", OUTPUT, "--json", *(f"--storage={k}={v}" for k, v in storage.items())).out)
     assert status["state"] == "done"

@@ -238,12 +238,14 @@ def test_a_task_may_submit(client, data, fresh):
 def test_a_task_may_wait_for_the_run_that_it_submits(client, data, fresh):
     output = fresh("run.zarr")
 
-    def wait(told: bool) -> str:
+    def wait(followed: bool) -> str:
         handle = dumap.submit(data, get_client(), output=output, **QUICK)
-        return handle.result(on_progress=Notes() if told else None)["state"]
+        return handle.result(on_progress=Notes() if followed else None)["state"]
 
-    for told in (False, True):
-        assert client.submit(wait, told, pure=False).result(timeout=120) == "done", "the driver takes the one thread"
+    for followed in (False, True):
+        assert client.submit(wait, followed, pure=False).result(timeout=120) == "done", (
+            "the driver takes the one thread"
+        )
 
 
 def test_what_a_cluster_cannot_drive_is_refused(client, data, digits_300, fresh, monkeypatch):
