@@ -45,13 +45,30 @@ def index_names(kind: str, senders: int) -> list[str]:
     return [range_name(kind, *ends) for ends in split_evenly(senders, math.isqrt(max(1, senders)))]
 
 
-def write_index(run: Run, stage: str, part: str, senders: Sequence[str], count: int) -> None:
-    """Write the index part of a range of senders, which its name says; `count` is the number of receivers."""
+def write_index(
+    run: Run, stage: str, part: str, senders: Sequence[str], count: int, receiver_of: np.ndarray | None = None
+) -> None:
+    """Write an index part.
+
+    Parameters
+    ----------
+    run : Run
+    stage, part : str
+        The part's name says of which senders it is.
+    senders : sequence of str
+    count : int
+        How many receivers there are.
+    receiver_of : ndarray of int, optional
+        Ascending: the receiver that each of the senders' receivers belongs to.
+    """
     first, last = range_of(part)
     names = senders[first:last]
     read = run.read_each(stage, [(name, array, 0, None) for name in names for array in ("receivers", "bounds")])
     found = [np.empty((0, 4), np.int64)]
     for number, (receivers, bounds) in enumerate(zip(read, read, strict=True), first):
+        if receiver_of is not None:
+            receivers, begins = np.unique(receiver_of[receivers], return_index=True)
+            bounds = bounds[np.append(begins, len(bounds) - 1)]
         found.append(np.stack([receivers, np.full(len(receivers), number), bounds[:-1], bounds[1:]], axis=1))
     whole = np.concatenate(found)
     whole = whole[np.argsort(whole[:, 0], kind="stable")]

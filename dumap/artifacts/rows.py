@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from scipy.sparse import csr_matrix, issparse, vstack
 
+from dumap.artifacts.cells import rows_a_range
 from dumap.artifacts.job import Job
 from dumap.kernels import csr, vectors
 from dumap.store import Part, read_csr, write_csr
@@ -28,14 +29,14 @@ def inexact(rows: Any, cast_rows: Any) -> np.ndarray:
     return csr.inexact(rows) if issparse(rows) else vectors.inexact(rows, cast_rows)
 
 
-def write_rows(part: Part, name: str, rows: Any, chosen: np.ndarray | None = None) -> None:
-    """Write rows under a name, or those of some numbers, in order."""
+def write_rows(part: Part, name: str, rows: Any, chosen: np.ndarray | None = None, piece_rows: int = 0) -> None:
+    """Write rows under a name, or those of some numbers, in order; dense ones to be read in pieces of about so many."""
     if issparse(rows):
         write_csr(part, name, rows, chosen)
     elif chosen is None:
         part.write(name, rows)
     else:
-        part.write_gathered(name, rows, chosen)
+        part.write_gathered(name, rows, chosen, rows_a_range(piece_rows, rows) if piece_rows else 0)
 
 
 def read_rows(job: Job, stage: str, part: str, name: str, start: int = 0, stop: int | None = None) -> Any:

@@ -255,6 +255,82 @@ def connect(indptr, tails, first, sets):
             sets[other_root] = root
 
 
+@nb.njit(cache=True, nogil=True)
+def _labels(sets):
+    """Number the components in the order of their first rows."""
+    labels, count = np.full(len(sets), -1, np.int32), 0
+    for i in range(len(sets)):
+        root = _root(sets, i)
+        if labels[root] < 0:
+            labels[root] = count
+            count += 1
+        labels[i] = labels[root]
+    return labels
+
+
+def pieces(indptr: np.ndarray, tails: np.ndarray) -> np.ndarray:
+    """Return the connected piece of each row, numbered in the order of their first rows.
+
+    Parameters
+    ----------
+    indptr : ndarray of int64, shape (rows + 1,)
+    tails : ndarray of int, shape (edges,)
+        Each edge in both directions; -1 for edges to leave out.
+
+    Returns
+    -------
+    ndarray of int32, shape (rows,)
+    """
+    sets = np.full(len(indptr) - 1, -1, tails.dtype)
+    connect(indptr, tails, 0, sets)
+    return _labels(sets)
+
+
+def _members(pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the numbers in pairs, ascending, and the component of each."""
+    from scipy import sparse
+
+    nodes, ends = np.unique(pairs, return_inverse=True)
+    ends = ends.reshape(-1, 2)
+    links = sparse.coo_matrix((np.ones(len(ends), bool), ends.T), shape=(len(nodes), len(nodes)))
+    return nodes, sparse.csgraph.connected_components(links, directed=False)[1]
+
+
+def forest(pairs: np.ndarray) -> np.ndarray:
+    """Return as few pairs as connect what the given ones do: each number with the least of its component.
+
+    Parameters
+    ----------
+    pairs : ndarray of int64, shape (n, 2)
+
+    Returns
+    -------
+    ndarray of int64, shape (m, 2)
+    """
+    nodes, members = _members(pairs)
+    _, least = np.unique(members, return_index=True)
+    found = np.stack([nodes, nodes[least[members]]], axis=1)
+    return found[found[:, 0] != found[:, 1]]
+
+
+def joined_sizes(pairs: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Return the size of each component of pieces that pairs connect.
+
+    Parameters
+    ----------
+    pairs : ndarray of int64, shape (n, 2)
+    sizes : ndarray of int64, shape (pieces,)
+
+    Returns
+    -------
+    ndarray of int64
+    """
+    nodes, members = _members(pairs)
+    joined = np.zeros(int(members.max(initial=-1)) + 1, np.int64)
+    np.add.at(joined, members, sizes[nodes])
+    return np.concatenate([joined, np.delete(sizes, nodes)])
+
+
 def rows_at(occurrences: np.ndarray, repeated: np.ndarray, times: np.ndarray) -> np.ndarray:
     """Return the rows that occurrences belong to: a row occurs once for itself and once for each of its duplicates.
 

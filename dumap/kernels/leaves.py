@@ -179,7 +179,9 @@ def fill(x, home, indices, distances, fresh):
                 offer(i, j, between(x, i, j), indices, distances, fresh)
 
 
-def _split(x: Any, leaf_rows: np.ndarray, others: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def _split(
+    x: Any, leaf_rows: np.ndarray, others: np.ndarray, seed: int, split_rows: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Split a crowded leaf by k-means, or by number if its rows are equal.
 
     Returns
@@ -189,7 +191,7 @@ def _split(x: Any, leaf_rows: np.ndarray, others: np.ndarray, seed: int) -> tupl
     ndarray of int32, shape (others, 2 or 1)
         New leaves that the other rows probe, which probed the crowded one.
     """
-    count = -(-len(leaf_rows) // SPLIT_ROWS)
+    count = -(-len(leaf_rows) // split_rows)
     drawn = leaf_rows[:: max(1, len(leaf_rows) // (32 * count))]
     middles = kmeans(x[drawn], count, seed)
     if len(middles) > 1:
@@ -209,18 +211,19 @@ def _add_probe(probes: np.ndarray, rows: np.ndarray, more: np.ndarray) -> np.nda
     return probes
 
 
-def split_crowded(x: Any, home: np.ndarray, probes: np.ndarray, seed: int) -> np.ndarray:
-    """Split leaves with more than `EXACT_ROWS` home rows; return the leaves that rows probe then.
+def split_crowded(x: Any, home: np.ndarray, probes: np.ndarray, seed: int, most_rows: int | None = None) -> np.ndarray:
+    """Split leaves with more than `most_rows` home rows, or `EXACT_ROWS`; return the leaves that rows probe then.
 
     Parameters
     ----------
     x : ndarray of float32, or what gives rows as such an array by their numbers: `x[rows]`
-    home, probes, seed
+    home, probes, seed, most_rows
         As of `search_with_guests`.
     """
+    limit, split_rows = (EXACT_ROWS, SPLIT_ROWS) if most_rows is None else (most_rows, -(-most_rows // 2))
     for _ in range(MAX_SPLITS):
         loads = np.bincount(probes[home < 0, 0])
-        crowded = np.flatnonzero(loads > EXACT_ROWS)
+        crowded = np.flatnonzero(loads > limit)
         if not len(crowded):
             break
         probes = probes.copy()
@@ -229,7 +232,7 @@ def split_crowded(x: Any, home: np.ndarray, probes: np.ndarray, seed: int) -> np
             inside = probes == leaf
             leaf_rows = np.flatnonzero(inside[:, 0] & (home < 0))
             others = np.setdiff1d(np.flatnonzero(inside.any(axis=1)), leaf_rows)
-            for rows, new in zip((leaf_rows, others), _split(x, leaf_rows, others, seed), strict=True):
+            for rows, new in zip((leaf_rows, others), _split(x, leaf_rows, others, seed, split_rows), strict=True):
                 numbered = np.where(new >= 0, new + first, -1)
                 probes[rows, inside[rows].argmax(axis=1)] = numbered[:, 0]
                 for extra in range(1, new.shape[1]):
@@ -270,7 +273,9 @@ def _final_lists(lists: CellLists, scale: float) -> tuple[np.ndarray, np.ndarray
     return lists.indices, lists.distances.astype(np.float64) / scale**2
 
 
-def search(x: np.ndarray, probes: np.ndarray, k: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def search(
+    x: np.ndarray, probes: np.ndarray, k: int, seed: int, most_rows: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Find about the k nearest other rows of each home row of a cell, among the home rows.
 
     Parameters
@@ -281,6 +286,8 @@ def search(x: np.ndarray, probes: np.ndarray, k: int, seed: int) -> tuple[np.nda
     probes : ndarray of int32, shape (n, width)
         Leaves that each row probes, the one it lies in first; -1 where there is none.
     k, seed : int
+    most_rows : int, optional
+        Leaves with more home rows are split into leaves of about half as many. [`EXACT_ROWS`, and larger leaves]
 
     Returns
     -------
@@ -291,7 +298,7 @@ def search(x: np.ndarray, probes: np.ndarray, k: int, seed: int) -> tuple[np.nda
     """
     x, scale = _in_range(x)
     lists, home = CellLists.empty(len(x), k), np.full(len(x), -1, np.int32)
-    probes = split_crowded(x, home, probes, seed)
+    probes = split_crowded(x, home, probes, seed, most_rows)
     count = int(probes.max(initial=0)) + 1
     members = RowsByLeaf(np.arange(len(x)), probes[:, 0], count)
     rows, slots = np.nonzero(probes[:, 1:] >= 0)
@@ -309,7 +316,13 @@ def search(x: np.ndarray, probes: np.ndarray, k: int, seed: int) -> tuple[np.nda
 
 
 def search_with_guests(
-    x: np.ndarray, home: np.ndarray, probes: np.ndarray, indices: np.ndarray, squared: np.ndarray, seed: int
+    x: np.ndarray,
+    home: np.ndarray,
+    probes: np.ndarray,
+    indices: np.ndarray,
+    squared: np.ndarray,
+    seed: int,
+    most_rows: int | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Find nearer neighbours of a cell's home rows among its guests, and of guests among the home rows.
 
@@ -328,6 +341,8 @@ def search_with_guests(
     squared : ndarray of float64, shape (n, k)
         Their squared distances; for guests, in every slot, that of their k-th neighbour at home.
     seed : int
+    most_rows : int, optional
+        As for `search`.
 
     Returns
     -------
@@ -343,7 +358,7 @@ def search_with_guests(
     distances[guest] = np.maximum(distances[guest], tiny)
     distances[(indices < 0) & ~guest[:, None]] = np.inf
     lists = CellLists(indices.copy(), distances, np.zeros(indices.shape, np.uint8))
-    probes = split_crowded(x, home, probes, seed)
+    probes = split_crowded(x, home, probes, seed, most_rows)
     count = int(probes.max(initial=0)) + 1
     home_rows, guests = np.flatnonzero(~guest), np.flatnonzero(guest)
     rows, slots = np.nonzero(probes[guests] >= 0)

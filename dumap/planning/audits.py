@@ -5,6 +5,8 @@ The stages divide their work by these numbers, so that projections match the wor
 
 from __future__ import annotations
 
+import math
+
 from dumap.config import Config
 from dumap.kernels.vectors import ANGULAR, EUCLIDEAN_ORDER
 from dumap.planning.budget import sparse_block_bytes
@@ -16,7 +18,11 @@ TILE_BYTES = 32 * 2**20
 
 
 SENT_ROWS = 2
-"""Rows that a repair sends for each row of the data: an assumption, used for disk space only."""
+"""Rows sent in a repair for each row of the data: an assumption, for disk space only."""
+MOST_ASKERS = 64
+"""Most cells that ask a mean row of a cell in a repair (assumed): four bytes each."""
+WAVE_BYTES = 32 * 2**30
+"""Bytes that are sent at once in a repair, or sorted as guests in the search, however few the rows are."""
 
 
 def audits(config: Config) -> int:
@@ -62,18 +68,29 @@ def most_repair_rows(config: Config, geometry: Geometry) -> int:
     return config.task_memory // repair_row_bytes_of(config, geometry)
 
 
+def sent_row_bytes(config: Config, geometry: Geometry) -> int:
+    """Return the bytes of a row that is sent in a repair: its values, its list, and its kth distance."""
+    k, index = config.neighbors.search_k, geometry.index_dtype.itemsize
+    return geometry.row_bytes + (k + 1) * index + 4
+
+
+def repair_waves(config: Config, geometry: Geometry, sent_rows: float) -> int:
+    """Return in how many waves of cells pairs are compared, if so many rows are sent for each row of the data."""
+    home = geometry.rows * geometry.row_bytes
+    return max(1, math.ceil(sent_rows * geometry.rows * sent_row_bytes(config, geometry) / max(home, WAVE_BYTES)))
+
+
 def repair_bytes(config: Config, geometry: Geometry) -> int:
     """Return the bytes of the largest task of a repair."""
     k, home_rows = config.neighbors.search_k, geometry.most_home_rows
-    # Every cell may ask for every row.
-    asked = geometry.cells * home_rows * 4 + home_rows * (min(geometry.itemsize, 4) * geometry.dims + k * 16)
+    askers = min(geometry.cells, MOST_ASKERS)
+    asked = askers * home_rows * 4 + home_rows * (min(geometry.itemsize, 4) * geometry.dims + k * 16)
     if geometry.sparse:
         entries = geometry.largest_home_entries or home_rows * geometry.entries
-        asked = geometry.cells * home_rows * 4 + home_rows * k * 16 + 24 * entries
-    objects, table = 4 * OBJECT_BYTES, geometry.cells**2 * 16
+        asked = askers * home_rows * 4 + home_rows * k * 16 + 24 * entries
+    objects, workspace = 4 * OBJECT_BYTES, 4 * geometry.source_dims
     rows = max(most_repair_rows(config, geometry), home_rows)
-    workspace = 4 * geometry.source_dims
-    return max(min(rows, geometry.rows) * repair_row_bytes_of(config, geometry), asked + objects) + table + workspace
+    return max(min(rows, geometry.rows) * repair_row_bytes_of(config, geometry), asked + objects) + workspace
 
 
 def audit_bytes(config: Config, geometry: Geometry, queries: int) -> int:

@@ -103,7 +103,7 @@ def packed_bytes(shard_rows: int, k: int) -> int:
 
 def shard_layout_bytes(shard_rows: int, k: int, n_components: int) -> int:
     """Return the bytes of a shard in a round: packed edges, its rows, and the rows outside that its edges lead to."""
-    return packed_bytes(shard_rows, k) + shard_rows * (24 + 4 * n_components * 10)
+    return packed_bytes(shard_rows, k) + shard_rows * (40 + 4 * n_components * 11)
 
 
 def round_bytes(config: Config, shard_rows: int) -> tuple[int, int]:

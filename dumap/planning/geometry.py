@@ -32,6 +32,8 @@ time the number of cells doubles (measured, rounded up)."""
 WANTED_CELL_ROWS = 32_768
 """Rows of a cell if memory allows more. Small data are then still divided among several tasks."""
 MIN_CELLS = 4
+MOST_LEAF_ROWS = 2 * LEAF_ROWS
+"""Rows of a mean leaf beyond which leaves are split again inside each cell."""
 MANY_GROUPS = 256
 """With fewer than twice as many blocks, each block is sorted by cell alone. More blocks are sorted in groups, as large
 as memory allows; there are at least this many groups."""
@@ -180,6 +182,14 @@ class Geometry:
         """Return the rows [start, stop) of a group."""
         first, last = self.group(number)
         return self.block(first)[0], self.block(last - 1)[1]
+
+    @property
+    def most_leaf_rows(self) -> int | None:
+        """Return the rows of a leaf beyond which each cell splits it again, where memory allows too few leaves; else
+        None.
+        """
+        few = self.rows > MOST_LEAF_ROWS * max(self.leaves, 1) and self.cells > 1
+        return MOST_LEAF_ROWS if few else None
 
     def cells_a_row(self, max_cells_per_row: int) -> float:
         """Return the mean number of a row's cells, its home cell included: as found, otherwise as projected."""

@@ -12,17 +12,35 @@ from dumap.artifacts.audit import MAP_NEIGHBORS, query_groups, report_name
 from dumap.artifacts.cells import CellTable
 from dumap.artifacts.job import Job
 from dumap.artifacts.neighbors import NeighborLists
-from dumap.artifacts.part_names import AUDIT, CELLS, NEIGHBORS, VECTORS, number_of, part_names
+from dumap.artifacts.part_names import (
+    AUDIT,
+    CELLS,
+    FEW_PARTS,
+    NEIGHBORS,
+    VECTORS,
+    number_of,
+    part_names,
+    range_of,
+    summed,
+)
 from dumap.artifacts.rows import join, no_rows, read_rows, write_rows
 from dumap.artifacts.vectors import distinct_rows, is_query, sample_parts
 from dumap.config import Config
 from dumap.kernels import audit, quality, vectors
-from dumap.planning.audits import SENT_ROWS, audit_bytes, audits, queries_at_once, repair_bytes
+from dumap.planning.audits import (
+    SENT_ROWS,
+    audit_bytes,
+    audits,
+    queries_at_once,
+    repair_bytes,
+    repair_waves,
+    sent_row_bytes,
+)
 from dumap.planning.geometry import Geometry
 from dumap.planning.plan import Projection
 from dumap.stages import Context, Stage
 from dumap.stages.distances import columns_of, euclidean_tiles, exact_search, fill, tiles, within
-from dumap.stages.repair import repair_lists
+from dumap.stages.repair import INDEXED, repair_lists
 
 RELATIVE, ROUNDING = 1e-6, 1e-15
 """Distances count as equal within a relative error, plus an absolute error for each dim and unit of squared length."""
@@ -65,25 +83,24 @@ def listed_by(lists: NeighborLists, positions: np.ndarray) -> np.ndarray:
     return listed
 
 
-def search_block(job: Job, part: str, number: int) -> None:
-    """Find the queries' exact nearest rows in a block, and the exact distances of the listed rows that the block
-    holds.
-    """
-    store, block = job.run, number_of(part)
+def search_blocks(job: Job, part: str, number: int) -> None:
+    """Find the queries' exact nearest rows in a group of blocks, and the exact distances of listed rows in it."""
+    store = job.run
     queried, listed = (store.read(AUDIT, f"queries-{number}", name) for name in ("positions", "listed"))
-    positions = CellTable(store).positions(store, block)
-    x = job.as_compared(job.input.read(*job.geometry.block(block)))
     k = max(MAP_NEIGHBORS, job.config.neighbors.search_k)
     ids, distances = np.full((len(queried), k), -1, np.int64), np.full((len(queried), k), np.inf, np.float32)
-    listed_distances, columns = np.full(listed.shape, np.inf, np.float32), columns_of(positions, listed)
-    for group, queries in query_groups(job, number, np.arange(len(queried))):
-        found = ids[group], distances[group]
-        if job.config.neighbors.metric in vectors.EUCLIDEAN_ORDER and not job.geometry.sparse:
-            search = exact_search(job, queries)
-            for tile, mapped in euclidean_tiles(job, queries, x):
-                search.keep_nearest(mapped, positions[tile], queried[group], *found)
-                search.measure_listed(mapped, within(columns[group], tile), listed_distances[group])
-        else:
+    listed_distances = np.full(listed.shape, np.inf, np.float32)
+    for block in range(*job.geometry.group(number_of(part))):
+        positions = CellTable(store).positions(store, block)
+        x, columns = job.as_compared(job.input.read(*job.geometry.block(block))), columns_of(positions, listed)
+        for group, queries in query_groups(job, number, np.arange(len(queried))):
+            found = ids[group], distances[group]
+            if job.config.neighbors.metric in vectors.EUCLIDEAN_ORDER and not job.geometry.sparse:
+                search = exact_search(job, queries)
+                for tile, mapped in euclidean_tiles(job, queries, x):
+                    search.keep_nearest(mapped, positions[tile], queried[group], *found)
+                    search.measure_listed(mapped, within(columns[group], tile), listed_distances[group])
+                continue
             for tile, d in tiles(job, queries, x):
                 quality.keep_nearest(d, positions[tile], queried[group], *found)
                 fill(listed_distances[group], columns[group], tile, d)
@@ -93,10 +110,20 @@ def search_block(job: Job, part: str, number: int) -> None:
         out.write("listed_distances", listed_distances)
 
 
-def merge_blocks(job: Job, part: str) -> None:
+def merge_range(job: Job, part: str, number: int) -> None:
+    """Merge the exact neighbours that a range of groups of blocks hold."""
+    _merge(job, part, part_names(f"search-{number}", job.geometry.groups)[slice(*range_of(part))])
+
+
+def merge_all(job: Job, part: str) -> None:
     """Merge the exact neighbours of all blocks."""
-    store, number = job.run, number_of(part)
-    first, *names = part_names(f"search-{number}", job.geometry.blocks)
+    number = number_of(part)
+    _merge(job, part, summed(f"search-{number}", f"searches-{number}", job.geometry.groups))
+
+
+def _merge(job: Job, part: str, parts: list[str]) -> None:
+    """Merge the exact neighbours that parts hold."""
+    store, (first, *names) = job.run, parts
     arrays = ("ids", "distances", "listed_distances")
     ids, distances, listed = (store.read(AUDIT, first, array) for array in arrays)
     for name in names:
@@ -161,9 +188,11 @@ def report(job: Job, part: str) -> None:
 def audit_lists(context: Context, number: int) -> dict:
     """Audit the lists after `number` repairs, on queries of their own; return the facts."""
     context.compute(AUDIT, collect_queries, [f"queries-{number}"])
-    search_parts = part_names(f"search-{number}", context.geometry.blocks)
-    context.compute(AUDIT, search_block, search_parts, number=number)
-    context.compute(AUDIT, merge_blocks, [f"exact-{number}"])
+    kind, groups = f"search-{number}", context.geometry.groups
+    context.compute(AUDIT, search_blocks, part_names(kind, groups), number=number)
+    if groups > FEW_PARTS:
+        context.compute(AUDIT, merge_range, summed(kind, f"searches-{number}", groups), number=number)
+    context.compute(AUDIT, merge_all, [f"exact-{number}"])
     context.compute(AUDIT, report, [report_name(number)])
     return context.run.summary(AUDIT, report_name(number))
 
@@ -204,13 +233,14 @@ def project(geometry: Geometry, config: Config, worker_memory: int) -> Projectio
     k, index, rows = config.neighbors.search_k, geometry.index_dtype.itemsize, geometry.rows
     queries, times = min(config.audit.queries, rows), audits(config)
     repairs = times - 1
-    halo = SENT_ROWS * rows * (geometry.row_bytes + k * (index + 1) + 4)  # of one repair at a time
+    sent = SENT_ROWS * rows * sent_row_bytes(config, geometry)
+    halo = sent // repair_waves(config, geometry, SENT_ROWS)  # of one wave at a time
     offers, lists = (SENT_ROWS + 1) * rows * k * (index + 4), rows * k * (index + 5)
     query_bytes = queries * (geometry.row_numbers * 4 + 8 * k + 24)
-    exact_bytes = queries * (geometry.blocks + 1) * (max(k, MAP_NEIGHBORS) * 12 + k * 4)
+    exact_bytes = queries * (2 * geometry.groups + 1) * (max(k, MAP_NEIGHBORS) * 12 + k * 4)
     return Projection(
-        tasks=times * (geometry.blocks + 3) + repairs * (4 * geometry.cells + 2),
-        shuffled_bytes=times * rows * geometry.source_row_bytes + repairs * (halo + offers),
+        tasks=times * (geometry.groups + 3) + repairs * (4 * geometry.cells + 2),
+        shuffled_bytes=times * rows * geometry.source_row_bytes + repairs * (sent + offers),
         disk_bytes=times * (exact_bytes + query_bytes) + repairs * lists + (halo + offers if repairs else 0),
         task_bytes=max(audit_bytes(config, geometry, queries), repair_bytes(config, geometry) if repairs else 0),
         temporary_bytes={
@@ -227,11 +257,11 @@ STAGE = Stage(
         *("neighbors.recall_target", "neighbors.max_repairs", "audit.queries"),
     ),
     reads=(VECTORS, CELLS, NEIGHBORS),
-    writes=("queries", "search", "exact", "report", "halo", "requests", "sent", "offers", "lists", "repair"),
+    writes=("queries", "search", "searches", "exact", "report", "lists", "repair", *INDEXED, *INDEXED.values()),
     run=run,
     project=project,
     temporary={
-        "search": (),
-        **dict.fromkeys(("halo", "requests", "sent", "offers"), ()),
+        **dict.fromkeys(("search", "searches"), ()),
+        **dict.fromkeys((*INDEXED, *INDEXED.values()), ()),
     },
 )

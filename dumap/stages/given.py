@@ -251,8 +251,8 @@ AUDIT_GIVEN = Stage(
         *("neighbors.metric_kwds", "neighbors.width", "neighbors.recall_target", "audit.queries"),
     ),
     reads=(VECTORS, CELLS, NEIGHBORS),
-    writes=("queries", "search", "exact", "report"),
+    writes=("queries", "search", "searches", "exact", "report"),
     run=run_audit,
     project=audit.project,
-    temporary={"search": ()},
+    temporary={"search": (), "searches": ()},
 )

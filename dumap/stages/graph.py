@@ -7,10 +7,23 @@ import math
 import numpy as np
 
 from dumap.artifacts.cells import CellTable
+from dumap.artifacts.exchange import index_names, received, write_index, write_receivers, write_sorted_receivers
 from dumap.artifacts.graph import GRAPH_FIGURES, SHARDS, Graph, RowRanges
 from dumap.artifacts.job import Job
 from dumap.artifacts.neighbors import NeighborLists
-from dumap.artifacts.part_names import AUDIT, CELLS, GRAPH, NEIGHBORS, VECTORS, number_of, part_names, total
+from dumap.artifacts.part_names import (
+    AUDIT,
+    CELLS,
+    FEW_PARTS,
+    GRAPH,
+    NEIGHBORS,
+    VECTORS,
+    number_of,
+    part_names,
+    range_of,
+    summed,
+    total,
+)
 from dumap.artifacts.vectors import repeated_rows
 from dumap.config import Config
 from dumap.config.metrics import DISCONNECTION_DISTANCES
@@ -18,6 +31,10 @@ from dumap.kernels import graph
 from dumap.planning.geometry import EDGE_BYTES, SHARD_EDGES, Geometry
 from dumap.planning.plan import Projection
 from dumap.stages import Context, Stage
+from dumap.stages.components import count_components
+
+EDGES_A_RANGE = 1024
+"""Edges that are read at once: a shard reads those of one other that lead to it."""
 
 
 def disconnection_distance(config: Config) -> float:
@@ -69,61 +86,95 @@ def weigh_edges(job: Job, part: str, mean_distance: float) -> None:
         out.write("rho", rho)
         out.write("sigma", sigma)
         out.write("weights", weights)
-        out.write("in_rows", tail)
-        out.write("in_heads", (start + head[order]).astype(tail.dtype))
-        out.write("in_weights", weights[head, slot][order])
-        out.write("in_offsets", np.searchsorted(tail, graph.grains(rows)))
+        heads, in_weights = (start + head[order]).astype(tail.dtype), weights[head, slot][order]
+        for name, values in (("in_rows", tail), ("in_heads", heads), ("in_weights", in_weights)):
+            out.write(name, values, EDGES_A_RANGE)
+        write_sorted_receivers(out, tail // graph.GRAIN_ROWS)
+
+
+def _add_into(job: Job, names: list[str]) -> np.ndarray:
+    """Add up the edges into each grain of rows, (grains,) int64."""
+    into = np.zeros(len(graph.grains(CellTable(job.run).rows)) - 1, np.int64)
+    read = job.run.read_each(GRAPH, [(name, array, 0, None) for name in names for array in ("receivers", "bounds")])
+    for grains, bounds in zip(read, read, strict=True):
+        into[grains] += np.diff(bounds)
+    return into
+
+
+def sum_into(job: Job, part: str) -> None:
+    """Add up the edges into each grain of rows over a range of shards."""
+    even = len(RowRanges.even(CellTable(job.run).rows, job.geometry.shard_rows))
+    into = _add_into(job, part_names("directed", even)[slice(*range_of(part))])
+    grains = np.flatnonzero(into)
+    with job.run.part(GRAPH, part) as out:
+        write_receivers(out, grains, np.append(0, np.cumsum(into[grains])))
 
 
 def cut_shards(job: Job, part: str) -> None:
     """Cut the rows into shards. A shard has at most the rows, and the edges out and in, that a task may hold."""
     rows, k, most = CellTable(job.run).rows, job.config.neighbors.graph_k, job.geometry.shard_rows
     directed = part_names("directed", len(RowRanges.even(rows, most)))
-    into = sum(np.diff(job.run.read(GRAPH, name, "in_offsets")) for name in directed)
-    offsets = graph.cut_shards(np.asarray(into), rows, k, most, int(SHARD_EDGES * k * most))
+    into = _add_into(job, summed("directed", "into", len(directed)))
+    offsets = graph.cut_shards(into, rows, k, most, int(SHARD_EDGES * k * most))
     edges = np.add.reduceat(into, offsets[:-1] // graph.GRAIN_ROWS) + k * np.diff(offsets)
     with job.run.part(GRAPH, part) as out:
         out.write("offsets", offsets)
         out.attributes |= {"directed": len(directed), "most_edges": int(edges.max())}
 
 
+def index_edges(job: Job, part: str) -> None:
+    """Index the edges out of a range of shards by the shard that they lead to."""
+    shards, even = Graph(job.run).shards, RowRanges.even(CellTable(job.run).rows, job.geometry.shard_rows)
+    shard_of = np.repeat(np.arange(len(shards)), -(-np.diff(shards.offsets) // graph.GRAIN_ROWS))
+    write_index(job.run, GRAPH, part, part_names("directed", len(even)), len(shards), shard_of)
+
+
 def place_block(job: Job, part: str) -> None:
-    """Find the positions of a block's rows that have duplicates."""
+    """Find the positions of a block's rows that have duplicates, and sort them by shard."""
     block = number_of(part)
     repeated, times = repeated_rows(job.run, block)
+    positions = CellTable(job.run).positions(job.run, block)[repeated]
+    order = np.argsort(positions)
     with job.run.part(GRAPH, part) as out:
-        out.write("positions", CellTable(job.run).positions(job.run, block)[repeated])
-        out.write("times", times)
-        out.attributes["repeated"] = len(repeated)
+        out.write("positions", positions)
+        out.write("sorted_positions", positions[order])
+        out.write("sorted_times", times[order])
+        write_sorted_receivers(out, np.searchsorted(Graph(job.run).shards.offsets, positions[order], side="right") - 1)
 
 
-def _repeated(job: Job, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-    """Collect the positions in [start, stop) that have duplicates, and how often each row occurs."""
+def index_repeated(job: Job, part: str) -> None:
+    """Index the rows of a range of blocks that have duplicates by shard."""
+    names = part_names("repeated_positions", job.geometry.blocks)
+    write_index(job.run, GRAPH, part, names, len(Graph(job.run).shards))
+
+
+def _repeated(job: Job, shard: int) -> tuple[np.ndarray, np.ndarray]:
+    """Collect the rows of a shard that have duplicates, and how often each occurs."""
     rows, times = [np.empty(0, np.int64)], [np.empty(0, job.geometry.index_dtype)]
-    for name in part_names("repeated_positions", job.geometry.blocks) if job.config.input.unique else []:
-        if job.run.summary(GRAPH, name)["repeated"]:
-            positions = job.run.read(GRAPH, name, "positions")
-            inside = (positions >= start) & (positions < stop)
-            rows.append(positions[inside])
-            times.append(job.run.read(GRAPH, name, "times")[inside])
+    if job.config.input.unique:
+        names = part_names("repeated_positions", job.geometry.blocks)
+        spans = received(job.run, GRAPH, "repeated_index", len(names), shard).tolist()
+        arrays = ("sorted_positions", "sorted_times")
+        read = job.run.read_each(GRAPH, [(names[block], array, a, b) for block, a, b in spans for array in arrays])
+        for some, of_some in zip(read, read, strict=True):
+            rows.append(some)
+            times.append(of_some)
     order = np.argsort(np.concatenate(rows))
     return np.concatenate(rows)[order], np.concatenate(times)[order]
 
 
 def unite(job: Job, part: str) -> None:
     """Combine the edges out of and into a shard's rows into the fuzzy union."""
-    store = job.run
-    start, stop = RowRanges(store.read(GRAPH, SHARDS, "offsets")).span(number_of(part))
+    store, shard = job.run, number_of(part)
+    start, stop = RowRanges(store.read(GRAPH, SHARDS, "offsets")).span(shard)
     even = RowRanges.even(CellTable(store).rows, job.geometry.shard_rows)
     directed = part_names("directed", len(even))
     indices = nearest(job, "indices", start, stop)
     weights = store.read_span(GRAPH, directed, even.offsets, "weights", start, stop)
     heads, slot = np.nonzero(weights)
-    ends = start // graph.GRAIN_ROWS, -(-stop // graph.GRAIN_ROWS)
-    offsets = store.read_each(GRAPH, [(name, "in_offsets", at, at + 1) for name in directed for at in ends])
-    bounds = np.concatenate(list(offsets)).reshape(-1, 2).tolist()
     arrays = {"in_rows": indices.dtype, "in_heads": indices.dtype, "in_weights": np.dtype(np.float32)}
-    spans = [(name, low, high) for name, (low, high) in zip(directed, bounds, strict=True) if high > low]
+    of_shard = received(store, GRAPH, "edges_index", len(directed), shard).tolist()
+    spans = [(directed[sender], low, high) for sender, low, high in of_shard]
     pieces = list(store.read_each(GRAPH, [(name, array, low, high) for array in arrays for name, low, high in spans]))
     in_edges = {
         array: np.concatenate([np.empty(0, dtype), *pieces[number * len(spans) : (number + 1) * len(spans)]])
@@ -142,7 +193,7 @@ def unite(job: Job, part: str) -> None:
     )
     isolated = np.flatnonzero(np.diff(indptr) == 0) + start
     degrees = np.bincount(in_edges["in_rows"] - start, minlength=stop - start)
-    repeated, times = _repeated(job, start, stop)
+    repeated, times = _repeated(job, shard)
     with store.part(GRAPH, part) as out:
         out.write("indptr", indptr)
         out.write("tails", tails)
@@ -161,47 +212,28 @@ def unite(job: Job, part: str) -> None:
         }
 
 
-def find_components(job: Job, part: str) -> None:
-    """Find the connected components.
-
-    One task does so. It holds a number for each row, and the edges of one shard at a time.
-    """
-    whole = Graph(job.run)
-    sets = np.full(whole.shards.rows, -1, job.geometry.index_dtype)
-    for shard, name in enumerate(whole.names):
-        indptr, tails = (job.run.read(GRAPH, name, array) for array in ("indptr", "tails"))
-        graph.connect(indptr, tails, whole.shards.span(shard)[0], sets)
-        job.tick(shard + 1, len(whole.names))
-    sizes = -sets[sets < 0]
-    with job.run.part(GRAPH, part) as out:
-        out.attributes |= {
-            "components": len(sizes),
-            "largest_share": int(sizes.max()) / len(sets),
-            "smallest": int(sizes.min()),
-            "small": int((sizes < job.config.neighbors.n_neighbors).sum()),
-            "occurrence_offsets": np.cumsum(
-                [0, *(job.run.summary(GRAPH, name)["occurrences"] for name in whole.names)]
-            ).tolist(),
-        }
-
-
 def run(context: Context) -> dict:
     """Build the graph; return the facts."""
     store, rows, settings = context.run, CellTable(context.run).rows, context.config.neighbors
     even = len(RowRanges.even(rows, context.geometry.shard_rows))
-    summed = part_names("summed", even)
-    context.compute(GRAPH, sum_up, summed)
-    kept, disconnected, missing = (total(store, GRAPH, summed, fact) for fact in ("kept", "disconnected", "missing"))
-    mean = math.fsum(part for name in summed for part in store.summary(GRAPH, name)["distance_sums"]) / (rows + kept)
+    sums = part_names("summed", even)
+    context.compute(GRAPH, sum_up, sums)
+    kept, disconnected, missing = (total(store, GRAPH, sums, fact) for fact in ("kept", "disconnected", "missing"))
+    mean = math.fsum(part for name in sums for part in store.summary(GRAPH, name)["distance_sums"]) / (rows + kept)
     context.compute(GRAPH, weigh_edges, part_names("directed", even), mean_distance=mean)
+    if even > FEW_PARTS:
+        context.compute(GRAPH, sum_into, summed("directed", "into", even))
     context.compute(GRAPH, cut_shards, [SHARDS])
+    context.compute(GRAPH, index_edges, index_names("edges_index", even))
     united, most = part_names("united", len(Graph(store).shards)), store.summary(GRAPH, SHARDS)["most_edges"]
     what, advice = f"the fullest shard has {most} edges: many rows list the same", "a smaller neighbors.n_neighbors"
     context.require(GRAPH, most * EDGE_BYTES, what, f"{advice} in another output")
     if context.config.input.unique:
-        context.compute(GRAPH, place_block, part_names("repeated_positions", context.geometry.blocks))
+        blocks = context.geometry.blocks
+        context.compute(GRAPH, place_block, part_names("repeated_positions", blocks))
+        context.compute(GRAPH, index_repeated, index_names("repeated_index", blocks))
     context.compute(GRAPH, unite, united)
-    context.compute(GRAPH, find_components, [GRAPH_FIGURES])
+    count_components(context)
     facts = {fact: total(store, GRAPH, united, fact) for fact in ("edges", "isolated", "inside", "in_degree_zero")}
     edges, health = facts["edges"], store.summary(GRAPH, GRAPH_FIGURES)
     greatest = max(store.summary(GRAPH, name)["greatest_in_degree"] for name in united)
@@ -215,6 +247,7 @@ def run(context: Context) -> dict:
         "isolated": facts["isolated"],
         "edges_inside_shards": facts["inside"] / edges if edges else None,
         "components": health["components"],
+        **({"components_are_a_bound": True} if health["components_are_a_bound"] else {}),
         "largest_component": health["largest_share"],
         "greatest_in_degree": greatest / settings.graph_k,
         "in_degree_zero": facts["in_degree_zero"],
@@ -228,14 +261,14 @@ def project(geometry: Geometry, config: Config, worker_memory: int) -> Projectio
     rows, index, unique = geometry.rows, geometry.index_dtype.itemsize, config.input.unique
     k, shard_rows = config.neighbors.graph_k, min(geometry.shard_rows, geometry.rows)
     return Projection(
-        tasks=3 * geometry.shards + 2 + unique * geometry.blocks,
+        tasks=5 * geometry.shards + 2 + unique * geometry.blocks,
         shuffled_bytes=rows * k * (2 * index + 4),
-        disk_bytes=rows * (k * (2 * index + 8) + unique * (8 + index)) + 2 * k * rows * (index + 4),
+        disk_bytes=rows * (k * (2 * index + 8) + 4 + unique * (8 + index)) + 2 * k * rows * (index + 4),
         task_bytes=max(
             int(shard_rows * (k * SHARD_EDGES * EDGE_BYTES + (config.neighbors.search_k - k) * 16)),
-            rows * (index + 2) + 2 * k * shard_rows * index,
+            min(config.task_memory, rows * (index + 2)) + 2 * k * shard_rows * index,  # pieces of components
         ),
-        temporary_bytes={"directed": rows * k * (2 * index + 8)},
+        temporary_bytes={"directed": rows * k * (2 * index + 8), "pieces": rows * 4},
     )
 
 
@@ -246,8 +279,18 @@ STAGE = Stage(
         *("graph.set_op_mix_ratio", "graph.disconnection_distance", "graph.shard_rows"),
     ),
     reads=(VECTORS, CELLS, NEIGHBORS, AUDIT),
-    writes=("summed", "directed", SHARDS, "repeated_positions", "united", GRAPH_FIGURES),
+    writes=(
+        *("summed", "directed", "into", SHARDS, "edges_index", "repeated_positions", "repeated_index", "united"),
+        *("pieces", "tails_index", "joined_pieces", "forest", GRAPH_FIGURES),
+    ),
     run=run,
     project=project,
-    temporary={"summed": (), "directed": ()},
+    temporary=dict.fromkeys(
+        (
+            *("summed", "directed", "into", "edges_index", "repeated_index"),
+            *("pieces", "tails_index", "joined_pieces", "forest"),
+        ),
+        (),
+    ),
+    version=2,
 )

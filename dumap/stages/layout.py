@@ -30,7 +30,7 @@ from dumap.planning.plan import Projection
 from dumap.stages import Context, Stage, no_backup
 from dumap.stages.layout_common import end, ends_interval, layout_parameters, pack_shards, write_piece
 from dumap.stages.loss import PAIRS_PART, draw_pairs, early_stop_epochs, should_stop, write_loss
-from dumap.stages.rounds import in_rounds
+from dumap.stages.rounds import PREPARED, in_rounds
 from dumap.store import CHECKPOINT
 
 SLICES = 8
@@ -139,9 +139,14 @@ def project(geometry: Geometry, config: Config, worker_memory: int) -> Projectio
         return Projection(kept, state * kept, 2 * state, task_bytes)
     _, fitting = round_bytes(config, min(geometry.shard_rows, rows))
     tasks, rounds = math.ceil(geometry.shards / fitting), math.ceil(geometry.n_epochs / config.layout.exchange_every)
-    moved = 2 * state + tasks * pool_bytes(n_components)
+    sent = rows * 4 * n_components  # as many rows are sent to others as there are (assumed)
+    moved = 2 * (state + sent) + tasks * pool_bytes(n_components)
     return Projection(
-        tasks * (rounds + 1), rounds * moved + 8 * edges, 2 * state + 8 * edges, task_bytes, {"packed": 8 * edges}
+        tasks * (rounds + 2),
+        rounds * moved + 8 * edges,
+        2 * (state + sent) + 8 * edges + 8 * rows,
+        task_bytes,
+        {"packed": 8 * edges + 8 * rows},
     )
 
 
@@ -153,8 +158,8 @@ STAGE = Stage(
         *("layout.exchange_every", "layout.least_fall"),
     ),
     reads=(GRAPH, START),
-    writes=(PAIRS_PART, "state", CHECKPOINT, "loss", "packed", END),
+    writes=(PAIRS_PART, "state", CHECKPOINT, "loss", *PREPARED, END),
     run=run,
     project=project,
-    temporary={PAIRS_PART: (), "packed": ()},
+    temporary=dict.fromkeys((PAIRS_PART, *PREPARED), ()),
 )

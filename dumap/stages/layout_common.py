@@ -14,6 +14,9 @@ from dumap.kernels.layout import LayoutParameters
 from dumap.planning.curve import curve
 from dumap.store import Checkpoints
 
+SENT_A_RANGE = 512
+"""Rows that are read at once of those that a range of shards sends to others."""
+
 
 def layout_parameters(job: Job) -> LayoutParameters:
     """Return the parameters of the layout, which are the same for all epochs."""
@@ -38,13 +41,26 @@ def require_finite(job: Job, y: np.ndarray, where: str) -> None:
         )
 
 
-def write_piece(job: Job, part: str, y: np.ndarray, m: np.ndarray, v: np.ndarray, durable: bool = True) -> None:
-    """Commit the state of a range of shards. A durable state survives a power cut."""
+def write_piece(
+    job: Job,
+    part: str,
+    y: np.ndarray,
+    m: np.ndarray,
+    v: np.ndarray,
+    durable: bool = True,
+    sent: dict[str, np.ndarray] | None = None,
+) -> None:
+    """Commit the state of a range of shards; if `durable`, so that it survives a power cut.
+
+    With `sent`, also copies of rows for other tasks, which each read a few.
+    """
     require_finite(job, y, f"layout: after epoch {Checkpoints.parse_piece_name(part)[0]}")
     with job.run.part(LAYOUT, part, durable) as out:
         out.attributes["durable"] = durable
         for name, values in (("y", y), ("m", m), ("v", v)):
             out.write(name, values)
+        for name, values in (sent or {}).items():
+            out.write(name, values, SENT_A_RANGE)
 
 
 def pack_shards(job: Job, graph: Graph, first: int, last: int) -> Edges:

@@ -26,15 +26,13 @@ from dumap.kernels import leaves, neighbors, sparse_leaves, vectors
 from dumap.kernels.codes import COLUMN_BYTES
 from dumap.kernels.leaves import EXACT_ROWS
 from dumap.kernels.projection import PLACES
+from dumap.planning.audits import WAVE_BYTES
 from dumap.planning.geometry import GUEST_BYTES, Geometry, cell_row_bytes
 from dumap.planning.plan import Projection
 from dumap.planning.sparse import sparse_cell_row_bytes
 from dumap.stages import Context, Stage, Task
 from dumap.stages.distances import defined_distances, metric_arguments
 from dumap.stages.sorting import sort_bytes, sort_guests, sorted_row_bytes
-
-WAVE_BYTES = 32 * 2**30
-"""Guests of this many bytes are sorted at once even if they exceed the home rows."""
 
 
 def euclidean_rows(job: Job, cell: Cell, rows: np.ndarray) -> np.ndarray:
@@ -49,7 +47,7 @@ def search_leaves(job: Job, cell: Cell, rows: np.ndarray, probes: np.ndarray) ->
     seed, k, metric = job.config.seed + cell.number, job.config.neighbors.search_k, job.config.neighbors.metric
     if job.geometry.sparse:
         return sparse_leaves.search(cell.sparse_vectors(rows), job.targets, metric, probes, k, seed)
-    return leaves.search(euclidean_rows(job, cell, rows), probes, k, seed)
+    return leaves.search(euclidean_rows(job, cell, rows), probes, k, seed, job.geometry.most_leaf_rows)
 
 
 def search_guests(
@@ -65,7 +63,8 @@ def search_guests(
     if job.geometry.sparse:
         x = cell.sparse_vectors(rows)
         return sparse_leaves.search_with_guests(x, job.targets, metric, home, probes, *lists, seed)
-    return leaves.search_with_guests(euclidean_rows(job, cell, rows), home, probes, *lists, seed)
+    x, most_rows = euclidean_rows(job, cell, rows), job.geometry.most_leaf_rows
+    return leaves.search_with_guests(x, home, probes, *lists, seed, most_rows)
 
 
 BatchLists = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]

@@ -9,7 +9,19 @@ from dumap.artifacts.cells import CellTable
 from dumap.artifacts.graph import Graph
 from dumap.artifacts.job import Job
 from dumap.artifacts.layout import last_epoch_state
-from dumap.artifacts.part_names import AUDIT, CELLS, GRAPH, LAYOUT, QUALITY, VECTORS, number_of, part_name, part_names
+from dumap.artifacts.part_names import (
+    AUDIT,
+    CELLS,
+    FEW_PARTS,
+    GRAPH,
+    LAYOUT,
+    QUALITY,
+    VECTORS,
+    number_of,
+    part_names,
+    range_of,
+    summed,
+)
 from dumap.config import Config
 from dumap.kernels import quality
 from dumap.planning.audits import TILE_BYTES, audit_bytes
@@ -74,13 +86,20 @@ def find_map_neighbors(job: Job, part: str) -> None:
 
 
 def measure_map_neighbors(job: Job, part: str) -> None:
-    """Measure the distances, by the metric, of the queries' map neighbours in a block. Only chunks that hold such rows
-    are read.
+    """Measure the distances, by the metric, of the queries' map neighbours in a group of blocks; only their chunks are
+    read.
     """
-    store, block = job.run, number_of(part)
-    chosen, map_neighbors = read_trust_queries(store)
+    chosen, map_neighbors = read_trust_queries(job.run)
     distances = np.full(map_neighbors.shape, np.inf, np.float32)
-    columns = columns_of(CellTable(store).positions(store, block), map_neighbors)
+    for block in range(*job.geometry.group(number_of(part))):
+        columns = columns_of(CellTable(job.run).positions(job.run, block), map_neighbors)
+        measure_columns(job, block, columns, chosen, distances)
+    with job.run.part(QUALITY, part) as out:
+        out.write("distances", distances)
+
+
+def measure_columns(job: Job, block: int, columns: np.ndarray, chosen: np.ndarray, distances: np.ndarray) -> None:
+    """Fill in the distances of queries to some of a block's rows, chunk by chunk."""
     rows = np.unique(columns[columns >= 0])
     start, stop = job.geometry.block(block)
     chunks = (start + rows) // job.input.chunk_rows
@@ -90,34 +109,55 @@ def measure_map_neighbors(job: Job, part: str) -> None:
         chunk_values = job.input.read(first, min(stop, (int(chunk) + 1) * job.input.chunk_rows))
         x = job.as_compared(chunk_values[needed + start - first])
         at = np.where(np.isin(columns, needed), np.searchsorted(needed, columns), -1)
-        for group, queries in query_groups(job, repairs_made(store), chosen):
+        for group, queries in query_groups(job, repairs_made(job.run), chosen):
             for tile, d in tiles(job, queries, x):
                 fill(distances[group], at[group], tile, d)
-    with store.part(QUALITY, part) as out:
-        out.write("distances", distances)
 
 
-def merge_blocks(job: Job, part: str) -> None:
-    """Merge the distances that the blocks' tasks measured."""
-    distances = job.run.read(QUALITY, part_name("map_distances", 0), "distances")
-    for name in part_names("map_distances", job.geometry.blocks)[1:]:
-        np.minimum(distances, job.run.read(QUALITY, name, "distances"), out=distances)
+def _least(job: Job, names: list[str]) -> np.ndarray:
+    """Return the least of the distances that parts hold: all but those that measured them hold infinite ones."""
+    return np.minimum.reduce(list(job.run.read_each(QUALITY, [(name, "distances", 0, None) for name in names])))
+
+
+def _sum(job: Job, names: list[str]) -> np.ndarray:
+    """Add up the ranks that parts have counted."""
+    return np.add.reduce(list(job.run.read_each(QUALITY, [(name, "counts", 0, None) for name in names])))
+
+
+def merge_distances(job: Job, part: str) -> None:
+    """Merge the distances that a range of groups measured."""
+    names = part_names("map_distances", job.geometry.groups)[slice(*range_of(part))]
+    with job.run.part(QUALITY, part) as out:
+        out.write("distances", _least(job, names))
+
+
+def merge_counts(job: Job, part: str) -> None:
+    """Add up the ranks that a range of groups counted."""
+    names = part_names("ranks", job.geometry.groups)[slice(*range_of(part))]
+    with job.run.part(QUALITY, part) as out:
+        out.write("counts", _sum(job, names))
+
+
+def find_limits(job: Job, part: str) -> None:
+    """Sort the distances of each query's map neighbours."""
+    distances = _least(job, summed("map_distances", "least_distances", job.geometry.groups))
     with job.run.part(QUALITY, part) as out:
         out.write("limits", np.sort(distances * np.float32(1 - 1e-6), axis=1))
 
 
-def rank_block(job: Job, part: str) -> None:
-    """Count a block's rows that are nearer to a query than each of its map neighbours."""
-    store, block = job.run, number_of(part)
+def rank_blocks(job: Job, part: str) -> None:
+    """Count the rows of a group of blocks that are nearer to a query than each of its map neighbours."""
+    store = job.run
     chosen, _ = read_trust_queries(store)
     queried = store.read(AUDIT, last_audit_part(job, "queries"), "positions")[chosen]
     limits = store.read(QUALITY, "limits", "limits")
-    positions = CellTable(store).positions(store, block)
-    x = job.as_compared(job.input.read(*job.geometry.block(block)))
     counts = np.zeros(limits.shape, np.int64)
-    for group, queries in query_groups(job, repairs_made(store), chosen):
-        for tile, d in tiles(job, queries, x):
-            quality.count_nearer(d, positions[tile], queried[group], limits[group], counts[group])
+    for block in range(*job.geometry.group(number_of(part))):
+        positions = CellTable(store).positions(store, block)
+        x = job.as_compared(job.input.read(*job.geometry.block(block)))
+        for group, queries in query_groups(job, repairs_made(store), chosen):
+            for tile, d in tiles(job, queries, x):
+                quality.count_nearer(d, positions[tile], queried[group], limits[group], counts[group])
     with store.part(QUALITY, part) as out:
         out.write("counts", counts)
 
@@ -128,7 +168,7 @@ def report(job: Job, part: str) -> None:
     map_neighbors, chosen = (store.read(QUALITY, "queries", name) for name in ("map", "chosen"))
     exact = store.read(AUDIT, last_audit_part(job, "exact"), "ids")[chosen]
     kept = quality.overlap(map_neighbors, exact[:, : map_neighbors.shape[1]])
-    counts = sum(store.read(QUALITY, name, "counts") for name in part_names("ranks", job.geometry.blocks))
+    counts = _sum(job, summed("ranks", "rank_sums", job.geometry.groups))
     with store.part(QUALITY, part) as out:
         out.write("rows", store.read(AUDIT, last_audit_part(job, "queries"), "rows")[chosen])
         out.write("preserved", kept.astype(np.float32))
@@ -140,15 +180,19 @@ def report(job: Job, part: str) -> None:
 
 
 def run(context: Context) -> dict:
-    """Measure the map; return the facts."""
-    blocks = context.geometry.blocks
+    """Measure the map; return the figures."""
+    groups = context.geometry.groups
     count = min(context.config.audit.queries, max_queries(context.config))
     if not count or not len(context.run.read(AUDIT, last_audit_part(context.job, "queries"), "rows")):
         return {"queries": 0}
     context.compute(QUALITY, find_map_neighbors, ["queries"])
-    context.compute(QUALITY, measure_map_neighbors, part_names("map_distances", blocks))
-    context.compute(QUALITY, merge_blocks, ["limits"])
-    context.compute(QUALITY, rank_block, part_names("ranks", blocks))
+    context.compute(QUALITY, measure_map_neighbors, part_names("map_distances", groups))
+    if groups > FEW_PARTS:
+        context.compute(QUALITY, merge_distances, summed("map_distances", "least_distances", groups))
+    context.compute(QUALITY, find_limits, ["limits"])
+    context.compute(QUALITY, rank_blocks, part_names("ranks", groups))
+    if groups > FEW_PARTS:
+        context.compute(QUALITY, merge_counts, summed("ranks", "rank_sums", groups))
     context.compute(QUALITY, report, ["report"])
     return context.run.summary(QUALITY, "report")
 
@@ -156,9 +200,9 @@ def run(context: Context) -> dict:
 def project(geometry: Geometry, config: Config, worker_memory: int) -> Projection:
     """Project what the stage will take."""
     queries = min(config.audit.queries, max_queries(config), geometry.rows)
-    disk = queries * MAP_NEIGHBORS * 16 + TRUST_QUERIES * MAP_NEIGHBORS * 12 * geometry.blocks
+    disk = queries * MAP_NEIGHBORS * 16 + TRUST_QUERIES * MAP_NEIGHBORS * 24 * geometry.groups
     return Projection(
-        tasks=2 * geometry.blocks + 3,
+        tasks=2 * geometry.groups + 3,
         shuffled_bytes=2 * geometry.rows * geometry.source_row_bytes,
         disk_bytes=disk,
         task_bytes=audit_bytes(config, geometry, queries),
@@ -170,8 +214,8 @@ STAGE = Stage(
     QUALITY,
     keys=("neighbors.metric", "neighbors.metric_kwds", "layout.n_components", "audit.queries", "quality.queries"),
     reads=(VECTORS, CELLS, AUDIT, GRAPH, LAYOUT),
-    writes=("queries", "map_distances", "limits", "ranks", "report"),
+    writes=("queries", "map_distances", "least_distances", "limits", "ranks", "rank_sums", "report"),
     run=run,
     project=project,
-    temporary=dict.fromkeys(("queries", "map_distances", "limits", "ranks"), ()),
+    temporary=dict.fromkeys(("queries", "map_distances", "least_distances", "limits", "ranks", "rank_sums"), ()),
 )

@@ -1,8 +1,8 @@
 """repair: improve the neighbour lists by local joins across cells. This module is part of stage audit.
 
-A repair has five steps. Each cell names its halo: the rows of other cells that its home rows list. One task tabulates
-how many rows each cell asks of each. Each cell sends the rows it is asked for. Each cell compares pairs among its home
-rows and halo, and offers what may enter a list. Each cell merges the offers for its home rows.
+A repair has four steps. Each cell names its halo: the rows of other cells that its home rows list. Each cell sends the
+rows it is asked for. Each cell compares pairs among its home rows and halo, and offers what may enter a list. Each cell
+merges the offers for its home rows. Between steps, what cells have for one another is indexed.
 """
 
 from __future__ import annotations
@@ -12,15 +12,21 @@ from typing import Any
 import numpy as np
 from scipy.sparse import csr_matrix
 
-from dumap.artifacts.cells import TABLE, CellTable, keeps_input_dtype, spans_in
+from dumap.artifacts.cells import TABLE, CellTable, keeps_input_dtype, rows_a_range, spans_in
+from dumap.artifacts.exchange import index_names, received, write_index, write_receivers, write_sorted_receivers
 from dumap.artifacts.job import Job
 from dumap.artifacts.neighbors import NeighborLists, write_lists
-from dumap.artifacts.part_names import AUDIT, CELLS, number_of, part_name, part_names, total
+from dumap.artifacts.part_names import AUDIT, CELLS, number_of, part_name, part_names, range_name, split_evenly, total
 from dumap.artifacts.rows import cast, join, no_rows, read_rows, write_rows
 from dumap.kernels import neighbors, repair, vectors
-from dumap.planning.audits import most_repair_rows
+from dumap.planning.audits import most_repair_rows, repair_waves
 from dumap.stages import Context
 from dumap.stages.distances import defined_distances, metric_arguments
+
+INDEXED = {"requests": "halo", "sent_index": "sent", "offer_index": "offers"}
+"""The kinds of index parts, and what they index."""
+HALO_ROWS_A_RANGE = 64
+"""Rows of a halo that are read at once: a cell reads those that are asked of it."""
 
 
 def read_sparse_home(job: Job, cell: int, table: CellTable) -> csr_matrix:
@@ -52,31 +58,30 @@ def choose_halo(job: Job, part: str, number: int) -> None:
     most = max(0, most_repair_rows(job.config, geometry) - (last - first))
     halo, left_out = repair.choose_halo(before.of(cell, "indices"), first, most)
     with job.run.part(AUDIT, part) as out:
-        out.write("positions", halo)
-        out.attributes |= {
-            "counts": np.diff(np.searchsorted(halo, before.table.offsets)).tolist(),
-            "left_out": left_out,
-        }
+        out.write("positions", halo, HALO_ROWS_A_RANGE)
+        write_sorted_receivers(out, np.searchsorted(before.table.offsets, halo, side="right") - 1)
+        out.attributes |= {"left_out": left_out, "rows": len(halo)}
 
 
-def tabulate(job: Job, part: str, number: int) -> None:
-    """Tabulate how many rows each cell asks of each."""
-    names = part_names(f"halo-{number}", CellTable(job.run).cells)
-    with job.run.part(AUDIT, part) as out:
-        out.write("rows", np.array([job.run.summary(AUDIT, name)["counts"] for name in names], np.int32))
+def index(job: Job, part: str, kind: str) -> None:
+    """Index by cell what a range of cells ask of others, send to others, or offer to others."""
+    count = CellTable(job.run).cells
+    write_index(job.run, AUDIT, part, part_names(kind, count), count)
 
 
-def send(job: Job, part: str, number: int) -> None:
-    """Write the rows that other cells ask of a cell, one asker after the other: vectors, lists, and kth distances."""
+def sent_kinds(number: int, wave: tuple[int, int]) -> tuple[str, str]:
+    """Return the kinds of the parts that hold what is sent to a wave of cells, and of those that index it."""
+    return range_name(f"sent-{number}", *wave), range_name(f"sent_index-{number}", *wave)
+
+
+def send(job: Job, part: str, number: int, wave: tuple[int, int]) -> None:
+    """Write the rows that the cells of a wave ask of a cell, one after the other: vectors, lists, and kth distances."""
     store, before, cell = job.run, NeighborLists(job.run, number - 1), number_of(part)
     table = before.table
     first, last = _span(table, cell)
-    asked = store.read(AUDIT, f"requests-{number}", "rows")
-    names, starts = part_names(f"halo-{number}", table.cells), asked[:, :cell].sum(axis=1)
-    spans = [
-        (names[asker], "positions", int(starts[asker]), int(starts[asker] + asked[asker, cell]))
-        for asker in np.flatnonzero(asked[:, cell])
-    ]
+    asked = received(store, AUDIT, f"requests-{number}", table.cells, cell)
+    asked = asked[(asked[:, 0] >= wave[0]) & (asked[:, 0] < wave[1])]
+    spans = [(part_name(f"halo-{number}", asker), "positions", low, high) for asker, low, high in asked.tolist()]
     wanted = [positions - first for positions in store.read_each(AUDIT, spans)]
     rows = np.concatenate([np.empty(0, np.int32), *wanted], dtype=np.int32)
     indices, distances = (before.of(cell, array) for array in ("indices", "distances"))
@@ -88,17 +93,10 @@ def send(job: Job, part: str, number: int) -> None:
         if len(rows):
             read_home(job, cell, table, x)
     with store.part(AUDIT, part) as out:
-        write_rows(out, "vectors", x, rows)
-        out.write_gathered("lists", repair.bundle(indices, distances[:, -1:]), rows)
-
-
-def spans_sent(asked: np.ndarray, cell: int, number: int) -> list[tuple[str, int, int]]:
-    """Return which rows of which parts were sent to a cell, in the order of its halo."""
-    spans = []
-    for home in np.flatnonzero(asked[cell]):
-        low = int(asked[:cell, home].sum())
-        spans.append((part_name(f"sent-{number}", int(home)), low, low + int(asked[cell, home])))
-    return spans
+        lists, piece_rows = repair.bundle(indices, distances[:, -1:]), len(rows) // max(1, len(asked))
+        write_rows(out, "vectors", x, rows, piece_rows)
+        out.write_gathered("lists", lists, rows, rows_a_range(piece_rows, lists))
+        write_receivers(out, asked[:, 0], np.cumsum([0, *(asked[:, 2] - asked[:, 1])]))
 
 
 def read_joined(job: Job, cell: int, table: CellTable, spans: list[tuple[str, int, int]], rows: int) -> Any:
@@ -116,12 +114,11 @@ def read_joined(job: Job, cell: int, table: CellTable, spans: list[tuple[str, in
     return x
 
 
-def offer_pairs(job: Job, part: str, number: int, inside: bool) -> None:
+def offer_pairs(job: Job, part: str, number: int, inside: bool, wave: tuple[int, int]) -> None:
     """Compare pairs among a cell's home rows and halo; write the pairs that may enter a list, as offers."""
     store, before, cell, k = job.run, NeighborLists(job.run, number - 1), number_of(part), job.config.neighbors.search_k
     table = before.table
     first, last = _span(table, cell)
-    asked = store.read(AUDIT, f"requests-{number}", "rows")
     halo = store.read(AUDIT, part_name(f"halo-{number}", cell), "positions")
     home_rows, rows = last - first, last - first + len(halo)
     kth_distances = np.empty(rows, np.float32)
@@ -131,14 +128,17 @@ def offer_pairs(job: Job, part: str, number: int, inside: bool) -> None:
     kth_distances[:home_rows] = before.of(cell, "distances")[:, -1]
     if number > 1:
         fresh[:home_rows] = repair.is_new(indices, NeighborLists(store, number - 2).of(cell, "indices"))
-    spans = spans_sent(asked, cell, number)
+    sent_kind, index_kind = sent_kinds(number, wave)
+    of_cell = received(store, AUDIT, index_kind, table.cells, cell)
+    spans = [(part_name(sent_kind, home), low, high) for home, low, high in of_cell.tolist()]
     done = home_rows
     for lists_sent in store.read_each(AUDIT, [(name, "lists", a, b) for name, a, b in spans]):
         at = slice(done, done := done + len(lists_sent))
         indices, kth = repair.unbundle(lists_sent, k)
         lists[at], kth_distances[at] = repair.localize(indices, first, home_rows, halo), kth[:, 0]
     x = read_joined(job, cell, table, spans, rows)
-    homes = np.repeat(np.append(cell, np.arange(table.cells)), np.append(home_rows, asked[cell])).astype(np.int32)
+    sizes = of_cell[:, 2] - of_cell[:, 1]
+    homes = np.repeat(np.append(cell, of_cell[:, 0]), np.append(home_rows, sizes)).astype(np.int32)
     metric, kwds = job.config.neighbors.metric, metric_arguments(job)
     with defined_distances(job):
         candidates, distances, pairs = repair.local_join(
@@ -150,9 +150,11 @@ def offer_pairs(job: Job, part: str, number: int, inside: bool) -> None:
     gaining = gaining[np.argsort(positions[gaining])]
     offered = np.where(candidates[gaining] >= 0, positions[candidates[gaining]], -1).astype(job.geometry.index_dtype)
     with store.part(AUDIT, part) as out:
-        out.write("positions", positions[gaining])
-        out.write("offers", repair.bundle(offered, distances[gaining]))
-        out.attributes["offsets"] = np.searchsorted(positions[gaining], table.offsets).tolist()
+        gainers, offers = positions[gaining], repair.bundle(offered, distances[gaining])
+        piece_rows = len(gainers) // (1 + len(of_cell))
+        out.write("positions", gainers, rows_a_range(piece_rows, gainers))
+        out.write("offers", offers, rows_a_range(piece_rows, offers))
+        write_sorted_receivers(out, np.searchsorted(table.offsets, gainers, side="right") - 1)
         out.attributes["pairs"] = pairs
 
 
@@ -162,11 +164,8 @@ def merge(job: Job, part: str, number: int) -> None:
     first, _ = _span(lists.table, cell)
     before = lists.of(cell, "indices")
     indices, distances = before.copy(), lists.of(cell, "distances").copy()
-    asked = store.read(AUDIT, f"requests-{number}", "rows")[:, cell] > 0
-    asked[cell] = True
-    names = np.array(part_names(f"offers-{number}", len(asked)))[asked].tolist()
-    bounds = [summary["offsets"][cell : cell + 2] for summary in store.summaries(AUDIT, names)]
-    spans = [(name, low, high) for name, (low, high) in zip(names, bounds, strict=True) if high > low]
+    offered_rows = received(store, AUDIT, f"offer_index-{number}", lists.table.cells, cell).tolist()
+    spans = [(part_name(f"offers-{number}", other), low, high) for other, low, high in offered_rows]
     read = store.read_each(AUDIT, [(name, array, *ends) for name, *ends in spans for array in ("positions", "offers")])
     for positions, offers in zip(read, read, strict=True):
         offered, lengths = repair.unbundle(offers, k)
@@ -188,20 +187,39 @@ def repair_lists(context: Context, number: int, inside: bool) -> dict:
         Whether pairs of one home cell are compared too.
     """
     store, count = context.run, CellTable(context.run).cells
-    merged, steps = part_names(f"lists-{number}", count), {}
-    for name in ("halo", "sent", "offers"):
-        steps[name] = part_names(f"{name}-{number}", count)
+    merged, halo, offers = (part_names(f"{kind}-{number}", count) for kind in ("lists", "halo", "offers"))
+    requests, offered = (index_names(f"{kind}-{number}", count) for kind in ("requests", "offer_index"))
     if not {*merged, f"repair-{number}"} <= set(store.committed(AUDIT)):
-        context.compute(AUDIT, choose_halo, steps["halo"], number=number)
-        context.compute(AUDIT, tabulate, [f"requests-{number}"], number=number)
-        context.compute(AUDIT, send, steps["sent"], number=number)
-        context.compute(AUDIT, offer_pairs, steps["offers"], number=number, inside=inside)
+        context.compute(AUDIT, choose_halo, halo, number=number)
+        context.compute(AUDIT, index, requests, kind=f"halo-{number}")
+        for wave in waves_of(context, total(store, AUDIT, halo, "rows")):
+            compare(context, number, inside, wave, offers[slice(*wave)])
+        context.compute(AUDIT, index, offered, kind=f"offers-{number}")
         context.compute(AUDIT, merge, merged, number=number)
         context.compute(AUDIT, sum_up, [f"repair-{number}"], number=number)
-    for name in sorted({*steps["halo"], f"requests-{number}", *steps["sent"], *steps["offers"]}):
-        if store.is_committed(AUDIT, name):
-            store.discard(AUDIT, name)
+    made = set(store.committed(AUDIT))
+    store.discard_all(AUDIT, sorted(name for name in (*halo, *requests, *offers, *offered) if name in made))
     return store.summary(AUDIT, f"repair-{number}")
+
+
+def waves_of(context: Context, sent_rows: int) -> list[tuple[int, int]]:
+    """Cut the cells into waves, so that what is sent to those of one is at most about as much as all home rows."""
+    geometry, config = context.geometry, context.config
+    rows = CellTable(context.run).rows
+    waves = repair_waves(config, geometry, sent_rows / max(1, rows))
+    return split_evenly(CellTable(context.run).cells, waves)
+
+
+def compare(context: Context, number: int, inside: bool, wave: tuple[int, int], offers: list[str]) -> None:
+    """Compare pairs in a wave of cells, with the rows that other cells send, which are removed then."""
+    store, count, (sent_kind, index_kind) = context.run, CellTable(context.run).cells, sent_kinds(number, wave)
+    sent, indexed = part_names(sent_kind, count), index_names(index_kind, count)
+    if not set(offers) <= set(store.committed(AUDIT)):
+        context.compute(AUDIT, send, sent, number=number, wave=wave)
+        context.compute(AUDIT, index, indexed, kind=sent_kind)
+        context.compute(AUDIT, offer_pairs, offers, number=number, inside=inside, wave=wave)
+    made = set(store.committed(AUDIT))
+    store.discard_all(AUDIT, sorted(name for name in (*sent, *indexed) if name in made))
 
 
 def sum_up(job: Job, part: str, number: int) -> None:

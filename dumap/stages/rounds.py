@@ -5,31 +5,31 @@ This module is part of stage layout.
 
 from __future__ import annotations
 
+import zlib
 from contextlib import AbstractContextManager
 from itertools import pairwise
 
 import numpy as np
 
+from dumap.artifacts.exchange import index_names, received, write_index, write_receivers, write_sorted_receivers
 from dumap.artifacts.graph import Graph
 from dumap.artifacts.job import Job
 from dumap.artifacts.layout import EpochState, layout_checkpoints, loss_name
-from dumap.artifacts.part_names import LAYOUT, range_name, range_of, split_evenly
+from dumap.artifacts.part_names import LAYOUT, kind_of, range_name, range_of, split_evenly
 from dumap.artifacts.task_cache import TaskCache
 from dumap.kernels import layout
 from dumap.kernels.edges import Edges
 from dumap.kernels.pool import lay_pool, pool_rows
 from dumap.planning.budget import cached_bytes
 from dumap.stages import Context
-from dumap.stages.layout_common import end, ends_interval, layout_parameters, pack_shards, write_piece
+from dumap.stages.layout_common import SENT_A_RANGE, end, ends_interval, layout_parameters, pack_shards, write_piece
 from dumap.stages.loss import early_stop_epochs, measure_loss, should_stop
 from dumap.store import Checkpoints
 
-PACKED_EDGES = "packed"
-"""The parts that hold the packed edges of shard ranges."""
-
-
-_packed: TaskCache[tuple[Edges, np.ndarray]] = TaskCache()
-"""Packed edges that this process keeps between rounds. `free_caches` frees them."""
+PACKED_EDGES, ANSWERS = "packed", "answers"
+"""The parts that hold the packed edges of shard ranges, and which of their rows others ask for in each round."""
+PREPARED = (PACKED_EDGES, ANSWERS, "requested", "answered")
+"""The kinds of parts that are made before the first round."""
 
 
 def shard_ranges(context: Context, shards: int, tasks: int) -> list[tuple[int, int]]:
@@ -44,20 +44,21 @@ def shard_ranges(context: Context, shards: int, tasks: int) -> list[tuple[int, i
     return split_evenly(shards, tasks)
 
 
-def pack_range(job: Job, part: str) -> None:
-    """Pack the edges of a shard range. Tails number the rows of the range, then the rows outside to which edges
-    lead.
+def pack_range(job: Job, part: str, bounds: list[int]) -> None:
+    """Pack the edges of a shard range; tails number the rows of the range, then the rows outside that edges lead to.
+
+    `bounds` are the first shards of all ranges, and the number of shards: the rows outside are asked of other ranges.
     """
     graph = Graph(job.run)
     first, last = range_of(part)
     edges, spans = pack_shards(job, graph, first, last), graph.shards.offsets[first : last + 1]
     low, high = int(spans[0]), int(spans[-1])
-    bounds, outside = edges.indptr[spans - low], np.empty(0, edges.tails.dtype)
-    for begin, stop in pairwise(bounds):
+    cuts, outside = edges.indptr[spans - low], np.empty(0, edges.tails.dtype)
+    for begin, stop in pairwise(cuts):
         tails = edges.tails[begin:stop]
         outside = np.union1d(outside, tails[(tails < low) | (tails >= high)])
     local = edges.tails.view() if edges.tails.itemsize == 4 else np.empty(len(edges.tails), np.uint32)
-    for begin, stop in pairwise(bounds):
+    for begin, stop in pairwise(cuts):
         tails = edges.tails[begin:stop]
         inside = (tails >= low) & (tails < high)
         local[begin:stop] = np.where(
@@ -66,33 +67,136 @@ def pack_range(job: Job, part: str) -> None:
     with job.run.part(LAYOUT, part) as out:
         for name, values in edges._replace(tails=local)._asdict().items():
             out.write(name, values)
-        out.write("outside", outside)
+        out.write("outside", outside, SENT_A_RANGE)
+        write_sorted_receivers(out, np.searchsorted(graph.shards.offsets[bounds], outside, side="right") - 1)
 
 
-def range_edges(job: Job, shard_range: tuple[int, int]) -> AbstractContextManager[tuple[Edges, np.ndarray]]:
-    """Return a range's packed edges and the positions outside to which they lead, from the cache or from the run."""
-    name = range_name(PACKED_EDGES, *shard_range)
-    manifest = job.run.manifest(LAYOUT, name)
+def index_requests(job: Job, part: str, bounds: list[int]) -> None:
+    """Index the rows that a few ranges ask of others."""
+    write_index(job.run, LAYOUT, part, part_names_of(PACKED_EDGES, bounds), len(bounds) - 1)
 
-    def read() -> tuple[Edges, np.ndarray]:
-        edges = Edges(*(job.run.read(LAYOUT, name, array) for array in Edges._fields))
-        return edges, job.run.read(LAYOUT, name, "outside").astype(np.int64)
 
-    key = (job.run.location, name, manifest["attempt"])  # the attempt changes if the edges are packed again
-    size = sum(size for size, _ in manifest["objects"].values())
-    return _packed.use(key, cached_bytes(job.config, job.geometry.rows), size, read)
+def answer(job: Job, part: str, bounds: list[int]) -> None:
+    """List the rows of a range that others ask of it, one range after the other."""
+    number, names = bounds.index(range_of(part)[0]), part_names_of(PACKED_EDGES, bounds)
+    asked = received(job.run, LAYOUT, tagged("requested", bounds), len(names), number)
+    first = Graph(job.run).shards.offsets[bounds[number]]
+    read = job.run.read_each(LAYOUT, [(names[asker], "outside", low, high) for asker, low, high in asked.tolist()])
+    rows = np.concatenate([np.empty(0, np.int64), *read]).astype(np.int64) - first
+    with job.run.part(LAYOUT, part) as out:
+        out.write("rows", rows.astype(np.uint32))
+        write_receivers(out, asked[:, 0], np.cumsum([0, *(asked[:, 2] - asked[:, 1])]))
+
+
+def index_answers(job: Job, part: str, bounds: list[int]) -> None:
+    """Index the rows that a few ranges send to others."""
+    write_index(job.run, LAYOUT, part, part_names_of(ANSWERS, bounds), len(bounds) - 1)
+
+
+def tagged(kind: str, bounds: list[int]) -> str:
+    """Return the kind of parts that hold for these ranges alone: what a range sends depends on how others are cut."""
+    return f"{kind}-{zlib.crc32(np.array(bounds, '<i8').tobytes()):08x}"
+
+
+def part_names_of(kind: str, bounds: list[int]) -> list[str]:
+    """Name the parts of a kind, one a range."""
+    return [range_name(tagged(kind, bounds), first, last) for first, last in pairwise(bounds)]
+
+
+class Range:
+    """What a task needs of a range of shards in each round, the same in all.
+
+    Attributes
+    ----------
+    edges : Edges
+    outside : ndarray of int64
+        Positions outside that the edges lead to, ascending.
+    sent : ndarray of uint32
+        Rows of the range that others ask for.
+    spans : list of [int, int, int]
+        The range that sends some of the rows outside, and which of the rows that it sends, in order.
+    """
+
+    def __init__(self, job: Job, bounds: list[int], number: int) -> None:
+        packed, answers = (part_names_of(kind, bounds)[number] for kind in (PACKED_EDGES, ANSWERS))
+        self.edges = Edges(*(job.run.read(LAYOUT, packed, array) for array in Edges._fields))
+        self.outside = job.run.read(LAYOUT, packed, "outside").astype(np.int64)
+        self.sent = job.run.read(LAYOUT, answers, "rows")
+        self.spans = received(job.run, LAYOUT, tagged("answered", bounds), len(bounds) - 1, number).tolist()
+
+
+def range_at_hand(job: Job, bounds: list[int], number: int) -> AbstractContextManager[Range]:
+    """Return what a task needs of a range: kept from the last round, or read."""
+    names = [part_names_of(kind, bounds)[number] for kind in (PACKED_EDGES, ANSWERS)]
+    manifests = [job.run.manifest(LAYOUT, name) for name in names]
+    key = (job.run.location, names[0], *(found["attempt"] for found in manifests))  # another if it was packed again
+    size = sum(size for found in manifests for size, _ in found["objects"].values())
+    return _ranges.use(key, cached_bytes(job.config, job.geometry.rows), size, lambda: Range(job, bounds, number))
+
+
+_ranges: TaskCache[Range] = TaskCache()
+"""Ranges that this process keeps between rounds; `free_caches` frees them."""
 
 
 def free_caches() -> None:
-    """Free the packed edges that this process keeps."""
-    _packed.clear()
+    """Free the ranges that this process keeps."""
+    _ranges.clear()
 
 
-def pool_of(before: EpochState, seed: int, epoch: int) -> np.ndarray:
-    """Return the pool of an epoch, from the coordinates before the epoch."""
-    occurrences = pool_rows(seed, epoch, before.graph.occurrence_offsets[-1])
-    unique, inverse = np.unique(before.graph.rows_at(occurrences), return_inverse=True)
-    return lay_pool(before.gather(unique)[inverse])
+def pool_positions(job: Job, graph: Graph, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the positions of an epoch's pool, ascending and distinct, and where each row of the pool is in them."""
+    occurrences = pool_rows(job.config.layout_seed, epoch, graph.occurrence_offsets[-1])
+    unique, inverse = np.unique(graph.rows_at(occurrences), return_inverse=True)
+    return unique, inverse
+
+
+def rounds_pools(job: Job, graph: Graph, epoch: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return `pool_positions` of all epochs of the round that begins at an epoch."""
+    until = min(epoch + job.config.layout.exchange_every, job.geometry.n_epochs)
+    return [pool_positions(job, graph, t) for t in range(epoch, until)]
+
+
+class Before:
+    """The coordinates outside a range before a round: what other ranges sent, or else gathered from all shards.
+
+    Tasks of the last round sent what those of this one ask for, if the ranges are the same. They are not in the first
+    round, nor after a run was stopped and goes on with other workers.
+    """
+
+    def __init__(self, job: Job, graph: Graph, epoch: int, bounds: list[int]) -> None:
+        self.job, self.graph, self.state, self.bounds = job, graph, EpochState(job.run, graph, epoch), bounds
+        self.pools = rounds_pools(job, graph, epoch)
+        pieces = [layout_checkpoints(job.run).piece_name(epoch, *ends) for ends in pairwise(bounds)]
+        self.pieces = pieces if epoch and sent_by(job, self.state, pieces) else []
+
+    def outside(self, of: Range) -> np.ndarray:
+        """Return the coordinates of the rows outside that a range's edges lead to, (n, n_components)."""
+        if not self.pieces or not of.spans:
+            return self.state.gather(of.outside)
+        return np.concatenate(
+            list(self.job.run.read_each(LAYOUT, [(self.pieces[sender], "sent", a, b) for sender, a, b in of.spans]))
+        )
+
+    def laid_pools(self) -> list[np.ndarray]:
+        """Return the pools of the round's epochs, as `lay_pool` returns them."""
+        if not self.pieces:
+            return [lay_pool(self.state.gather(unique)[inverse]) for unique, inverse in self.pools]
+        cuts = [np.searchsorted(unique, self.graph.shards.offsets[self.bounds]) for unique, _ in self.pools]
+        found = [np.empty((len(unique), self.job.config.layout.n_components), np.float32) for unique, _ in self.pools]
+        for number, rows in enumerate(self.job.run.read_each(LAYOUT, [(p, "pool", 0, None) for p in self.pieces])):
+            done = 0
+            for out, cut in zip(found, cuts, strict=True):
+                low, high = cut[number : number + 2].tolist()
+                out[low:high] = rows[done : done + high - low]
+                done += high - low
+        return [lay_pool(y[inverse]) for y, (_, inverse) in zip(found, self.pools, strict=True)]
+
+
+def sent_by(job: Job, state: EpochState, pieces: list[str]) -> bool:
+    """Return whether a checkpoint has these pieces, and they hold what ranges send."""
+    return state.checkpoints.pieces(state.epoch) == pieces and all(
+        "sent" in job.run.manifest(LAYOUT, piece)["arrays"] for piece in pieces
+    )
 
 
 def is_durable(job: Job, epoch: int) -> bool:
@@ -102,21 +206,26 @@ def is_durable(job: Job, epoch: int) -> bool:
     return ends_interval(job, epoch, job.config.layout.exchange_every) or epoch in early_stop_epochs(job)
 
 
-def step(job: Job, part: str, epoch: int) -> None:
-    """Run a shard range from `epoch` to the epoch in the part's name. Rows outside keep their coordinates."""
+def step(job: Job, part: str, epoch: int, bounds: list[int]) -> None:
+    """Run a shard range from epoch `epoch` to that of the part's name; rows outside stay where they were.
+
+    It also writes what the next round's tasks ask of it: rows that their edges lead to, and rows of its pools.
+    """
     graph = Graph(job.run)
     until, *shard_range = Checkpoints.parse_piece_name(part)
-    before, parameters = EpochState(job.run, graph, epoch), layout_parameters(job)
+    before, parameters = Before(job, graph, epoch, bounds), layout_parameters(job)
     low, high = graph.shards.offsets[shard_range].tolist()
-    with range_edges(job, (shard_range[0], shard_range[1])) as (edges, outside):
-        y, (m, v), rows = before.span(*shard_range), before.moments(*shard_range), high - low
-        y = np.concatenate([y, before.gather(outside)]) if len(outside) else y
+    with range_at_hand(job, bounds, bounds.index(shard_range[0])) as of:
+        y, (m, v), rows = before.state.span(*shard_range), before.state.moments(*shard_range), high - low
+        y = np.concatenate([y, before.outside(of)]) if len(of.outside) else y
         exchanged, after = y[:rows].copy() if job.config.layout.exchange_every > 1 else None, np.empty_like(m)
-        for t in range(epoch, until):
-            pool = pool_of(before, parameters.seed, t)
-            layout.step_epoch(parameters, t, 0, rows, low, 0, edges, y, m, v, pool, after, exchanged)
+        for t, pool in enumerate(before.laid_pools(), epoch):
+            layout.step_epoch(parameters, t, 0, rows, low, 0, of.edges, y, m, v, pool, after, exchanged)
             y[:rows] = after
-    write_piece(job, part, after, m, v, is_durable(job, until))
+        sent = after[of.sent]
+    asked = [unique[(unique >= low) & (unique < high)] - low for unique, _ in rounds_pools(job, graph, until)]
+    pool = after[np.concatenate([np.empty(0, np.int64), *asked])]
+    write_piece(job, part, after, m, v, is_durable(job, until), {"sent": sent, "pool": pool})
 
 
 def in_rounds(context: Context, graph: Graph, tasks: int) -> None:
@@ -129,22 +238,33 @@ def in_rounds(context: Context, graph: Graph, tasks: int) -> None:
         if epoch and (ends_interval(context.job, epoch, every) or epoch in check_epochs):
             context.compute(LAYOUT, measure_loss, [loss_name(epoch)], progress=(epoch, epochs))
 
-    context.compute(
-        LAYOUT, pack_range, [range_name(PACKED_EDGES, *shard_range) for shard_range in ranges], progress=(0, epochs)
-    )
+    bounds = [first for first, _ in ranges] + [len(graph.shards)]
+    prepare(context, bounds, (0, epochs))
     for epoch in range(checkpoints.latest(epochs), epochs, every):
         measure(epoch)
         if should_stop(context.job, epoch):
             break
         until = min(epoch + every, epochs)
         pieces = [checkpoints.piece_name(until, *shard_range) for shard_range in ranges]
-        context.compute(LAYOUT, step, pieces, epoch=epoch, progress=(epoch, epochs))
+        context.compute(LAYOUT, step, pieces, epoch=epoch, bounds=bounds, progress=(epoch, epochs))
         durable = is_durable(context.job, until) and all(
             context.run.summary(LAYOUT, name)["durable"] for name in pieces
         )
         checkpoints.commit(until, pieces, graph.shards.offsets, durable)
     measure(checkpoints.latest())
     end(context.job, checkpoints.latest())
-    for part in context.run.committed(LAYOUT):
-        if part.startswith(PACKED_EDGES):
-            context.run.discard(LAYOUT, part)
+    made = context.run.committed(LAYOUT)
+    context.run.discard_all(LAYOUT, [part for part in made if kind_of(part) in PREPARED])
+
+
+def prepare(context: Context, bounds: list[int], progress: tuple[float, float]) -> None:
+    """Pack the edges of all ranges, and list what each sends to others in every round."""
+    tasks = len(bounds) - 1
+    packed, answers = (part_names_of(kind, bounds) for kind in (PACKED_EDGES, ANSWERS))
+    requested, answered = (index_names(tagged(kind, bounds), tasks) for kind in ("requested", "answered"))
+    others = set(context.run.committed(LAYOUT)) - {*packed, *answers, *requested, *answered}
+    context.run.discard_all(LAYOUT, sorted(part for part in others if kind_of(part) in PREPARED))  # of other ranges
+    context.compute(LAYOUT, pack_range, packed, bounds=bounds, progress=progress)
+    context.compute(LAYOUT, index_requests, requested, bounds=bounds, progress=progress)
+    context.compute(LAYOUT, answer, answers, bounds=bounds, progress=progress)
+    context.compute(LAYOUT, index_answers, answered, bounds=bounds, progress=progress)

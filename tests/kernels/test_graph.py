@@ -190,6 +190,28 @@ def test_components_are_those_of_the_whole_graph_however_it_is_cut(rows, edges, 
     assert sorted(sizes.tolist()) == sorted(np.bincount(member).tolist())
 
 
+@given(st.integers(1, 60), st.integers(0, 80), st.integers(1, 5), st.integers(0, 2**32 - 1))
+def test_components_are_found_from_the_pieces_of_ranges(rows, edges, parts, seed):
+    rng = np.random.default_rng(seed)
+    ends = rng.integers(0, rows, (2, edges))
+    links = sparse.csr_matrix((np.ones(edges, np.float32), ends), shape=(rows, rows))
+    links = (links + links.T).tocsr()
+    _, member = connected_components(links, directed=False)
+    bounds = np.linspace(0, rows, parts + 1).astype(int)
+    labels, count = np.empty(rows, np.int64), 0
+    for low, high in pairwise(bounds):
+        inside = links[low:high]
+        tails = np.where((inside.indices >= low) & (inside.indices < high), inside.indices - low, -1)
+        local = graph.pieces(inside.indptr.astype(np.int64), tails)
+        labels[low:high], count = count + local, count + int(local.max(initial=-1)) + 1
+    heads, tails = links.nonzero()
+    pairs = np.stack([labels[heads], labels[tails]], axis=1)
+    reduced = graph.forest(pairs[labels[heads] != labels[tails]])
+    assert len(reduced) < count
+    sizes = graph.joined_sizes(reduced, np.bincount(labels, minlength=count))
+    assert sorted(sizes.tolist()) == sorted(np.bincount(member).tolist())
+
+
 def test_a_long_chain_is_one_component():
     rows = 20_000
     chain = sparse.diags([np.ones(rows - 1)] * 2, [-1, 1], format="csr")

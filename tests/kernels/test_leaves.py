@@ -350,6 +350,28 @@ def test_a_crowded_leaf_is_cut_by_distance(monkeypatch):
     assert share_found(squared[2500:], exact[2500:]) > 0.9
 
 
+def test_work_a_row_does_not_grow_with_the_rows_of_a_leaf(monkeypatch):
+    """A tree of few leaves, as where memory holds no more: each leaf is cut again into leaves of the same size."""
+    compared, real = [], leaves._compare
+
+    def count(x, leaf_rows, others, *rest):
+        compared.append(len(leaf_rows) * len(others))
+        real(x, leaf_rows, others, *rest)
+
+    monkeypatch.setattr(leaves, "_compare", count)
+    a_row = {}
+    for rows in (2000, 8000):
+        x = manifold(11, rows, 12)
+        probes = nearest_leaves(x, grow(x[:500], 4, 0), 3)
+        for most_rows in (400, None):
+            compared.clear()
+            _, squared = leaves.search(x.copy(), probes, 10, 0, most_rows)
+            a_row[rows, most_rows] = sum(compared) / rows
+            assert share_found(squared[:1000], brute(x)[:1000]) > 0.95
+    assert a_row[8000, 400] < 1.25 * a_row[2000, 400]
+    assert a_row[8000, None] > 3 * a_row[2000, None]
+
+
 # one answer --------------------------------------------------------------------------------------
 
 

@@ -99,6 +99,7 @@ COUNTED_AS = {
 }
 """Properties of settings, and the setting that each counts as."""
 ONLY_HOW_WORK_IS_CUT = {
+    "graph": {"task_memory"},
     "coarsen": {"task_memory", "layout.n_components"},
     "layout": {"task_memory", "neighbors.n_neighbors", "graph.shard_rows"},
     "quality": {"task_memory"},
