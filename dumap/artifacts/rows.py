@@ -29,14 +29,20 @@ def inexact(rows: Any, cast_rows: Any) -> np.ndarray:
     return csr.inexact(rows) if issparse(rows) else vectors.inexact(rows, cast_rows)
 
 
-def write_rows(part: Part, name: str, rows: Any, chosen: np.ndarray | None = None, piece_rows: int = 0) -> None:
-    """Write rows under a name, or those of some numbers, in order; dense ones to be read in pieces of about so many."""
+def write_rows(
+    part: Part, name: str, rows: Any, chosen: np.ndarray | None = None, piece_rows: int | None = None
+) -> None:
+    """Write rows under a name, or those of some numbers, in order; `piece_rows` is about how many are read at once."""
     if issparse(rows):
-        write_csr(part, name, rows, chosen)
+        ranges = (0, 0)
+        if piece_rows is not None:
+            entries = piece_rows * -(-rows.nnz // max(1, rows.shape[0]))
+            ranges = (rows_a_range(piece_rows, rows.indptr), rows_a_range(entries, rows.indices))
+        write_csr(part, name, rows, chosen, ranges)
     elif chosen is None:
         part.write(name, rows)
     else:
-        part.write_gathered(name, rows, chosen, rows_a_range(piece_rows, rows) if piece_rows else 0)
+        part.write_gathered(name, rows, chosen, 0 if piece_rows is None else rows_a_range(piece_rows, rows))
 
 
 def read_rows(job: Job, stage: str, part: str, name: str, start: int = 0, stop: int | None = None) -> Any:

@@ -309,8 +309,8 @@ def forest(pairs: np.ndarray) -> np.ndarray:
     """
     nodes, members = _members(pairs)
     _, least = np.unique(members, return_index=True)
-    found = np.stack([nodes, nodes[least[members]]], axis=1)
-    return found[found[:, 0] != found[:, 1]]
+    edges = np.stack([nodes, nodes[least[members]]], axis=1)
+    return edges[edges[:, 0] != edges[:, 1]]
 
 
 def joined_sizes(pairs: np.ndarray, sizes: np.ndarray) -> np.ndarray:

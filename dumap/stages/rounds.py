@@ -222,7 +222,7 @@ def step(job: Job, part: str, epoch: int, bounds: list[int]) -> None:
         for t, pool in enumerate(before.laid_pools(), epoch):
             layout.step_epoch(parameters, t, 0, rows, low, 0, of.edges, y, m, v, pool, after, exchanged)
             y[:rows] = after
-        sent = after[of.sent]
+        sent = after[of.sent] if until < job.geometry.n_epochs else after[:0]
     asked = [unique[(unique >= low) & (unique < high)] - low for unique, _ in rounds_pools(job, graph, until)]
     pool = after[np.concatenate([np.empty(0, np.int64), *asked])]
     write_piece(job, part, after, m, v, is_durable(job, until), {"sent": sent, "pool": pool})

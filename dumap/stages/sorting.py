@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from scipy.sparse import issparse
 
 from dumap.artifacts.cells import (
     LIMITS,
@@ -17,13 +16,13 @@ from dumap.artifacts.cells import (
 )
 from dumap.artifacts.job import Job
 from dumap.artifacts.part_names import CELLS, NEIGHBORS, number_of, part_name, range_of
-from dumap.artifacts.rows import join
+from dumap.artifacts.rows import join, write_rows
 from dumap.artifacts.vectors import status_of
 from dumap.config import Config
 from dumap.kernels import cells, vectors
 from dumap.planning.budget import sparse_block_bytes
 from dumap.planning.geometry import Geometry, sort_row_bytes
-from dumap.store import OBJECT_BYTES, Part, write_csr
+from dumap.store import OBJECT_BYTES
 
 JOINED_LEAVES = 8
 """A row joins the cells of at most this many nearest leaves: `tree.nearest_leaves` leaves out far leaves, and
@@ -120,17 +119,7 @@ def sort_home(job: Job, part: str) -> None:
     x = values_of(job, group)
     with job.run.part(CELLS, part) as out:
         out.write("probes", probes, rows_a_range(piece_rows, probes))
-        write_pieces(out, x, source, piece_rows)
-
-
-def write_pieces(out: Part, x: Any, source: np.ndarray, piece_rows: int) -> None:
-    """Write the vectors of rows `source`, which are read in pieces of about so many."""
-    if issparse(x):
-        entries = piece_rows * -(-x.nnz // max(1, x.shape[0]))
-        ranges = (rows_a_range(piece_rows, x.indptr), rows_a_range(entries, x.indices))
-        write_csr(out, "vectors", x, source, ranges)
-    else:
-        out.write_gathered("vectors", x, source, rows_a_range(piece_rows, x))
+        write_rows(out, "vectors", x, source, piece_rows)
 
 
 def sort_guests(job: Job, part: str) -> None:
@@ -149,7 +138,7 @@ def sort_guests(job: Job, part: str) -> None:
     with job.run.part(NEIGHBORS, part) as out:
         out.write("positions", positions[source], rows_a_range(piece_rows, positions))
         out.write("probes", guest_probes, rows_a_range(piece_rows, guest_probes))
-        write_pieces(out, x, source, piece_rows)
+        write_rows(out, "vectors", x, source, piece_rows)
 
 
 def sorted_row_bytes(geometry: Geometry) -> int:

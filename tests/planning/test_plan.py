@@ -489,3 +489,24 @@ def test_a_plan_tells_between_what_times_a_run_will_take():
 )
 def test_durations_are_written_to_two_digits(seconds, text):
     assert format_seconds(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("count", "width", "chunk", "most_disk"), [(100_000_000, 768, 1024, 4), (1_000_000_000, 64, 16_384, 6)]
+)
+def test_large_data_fits_small_workers_and_disks(count, width, chunk, most_disk):
+    """In workers of 2 GiB, and with a few times the input on disk at once."""
+    settings = config()
+    planned = make_plan(settings, make_geometry(settings, count, width, 4, chunk), 2 * 2**30)
+    planned.check(2 * 2**30, most_disk * count * width * 4)
+    assert max(stage.tasks for stage in planned.stages) < count / 1000
+
+
+def test_tasks_and_disk_grow_as_rows_do():
+    settings = config()
+    small, large = (plan_of(settings, count, 64, 2 * 2**30) for count in (30_000_000, 300_000_000))
+    assert large.peak_disk_bytes < 12 * small.peak_disk_bytes
+    for before, after in zip(small.stages, large.stages, strict=True):
+        assert after.tasks <= 13 * before.tasks, after.name
+        assert after.disk_bytes <= 13 * before.disk_bytes, after.name
+        assert after.peak_bytes <= 1.6 * before.peak_bytes, after.name
