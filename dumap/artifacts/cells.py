@@ -193,6 +193,12 @@ class Cell:
         self._gather("probes", rows, out, lambda piece: piece)
         return out
 
+    def kth_squared(self) -> np.ndarray:
+        """Read the squared distance of the last neighbour that each guest found in its home cell, float64."""
+        out = np.empty(len(self.positions) - self.home_rows)
+        self._gather("kth_squared", np.arange(self.home_rows, len(self.positions)), out, lambda piece: piece)
+        return out
+
     def vectors(self, rows: np.ndarray, metric: str | None = None) -> np.ndarray:
         """Read the vectors of rows, in the given order. With a metric, they are mapped by `to_euclidean`.
 

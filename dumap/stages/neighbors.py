@@ -18,6 +18,8 @@ from dumap.artifacts.part_names import (
     number_of,
     part_name,
     part_names,
+    range_name,
+    range_of,
     split_evenly,
     total,
 )
@@ -33,6 +35,9 @@ from dumap.planning.sparse import sparse_cell_row_bytes
 from dumap.stages import Context, Stage, Task
 from dumap.stages.distances import defined_distances, metric_arguments
 from dumap.stages.sorting import sort_bytes, sort_guests, sorted_row_bytes
+
+KTH_BYTES, KTH_A_RANGE = 48, 64
+"""Bytes of a row while its kth distance is sorted by group (measured, rounded up); and rows that are read at once."""
 
 
 def euclidean_rows(job: Job, cell: Cell, rows: np.ndarray) -> np.ndarray:
@@ -127,17 +132,17 @@ def search_home(job: Job, part: str) -> None:
         out.write("kth_squared", squared[:, -1])
 
 
-def kth_squared_of(job: Job, table: CellTable, positions: np.ndarray) -> np.ndarray:
-    """Return, for rows at ascending positions, the squared distance of the last neighbour found in the home cell."""
-    homes = np.searchsorted(table.offsets, positions, side="right") - 1
-    parts, kth_squared = part_names("home", table.cells), np.empty(len(positions))
-    there = np.unique(homes)
-    sizes = np.diff(table.offsets)
-    read = job.run.read_each(NEIGHBORS, [(parts[home], "kth_squared", 0, int(sizes[home])) for home in there])
-    for home, cell_squared in zip(there, read, strict=True):
-        inside = homes == home
-        kth_squared[inside] = cell_squared[positions[inside] - table.offsets[home]]
-    return kth_squared
+def sort_kth(job: Job, part: str) -> None:
+    """Sort what the guests of other cells bring with them by group of blocks: the squared distance of the last
+    neighbour that each home row of a range of cells found at home.
+    """
+    table, cells = CellTable(job.run), range(*range_of(part))
+    counts = np.stack([table.home_spans(cell)[:, 1] for cell in cells])
+    read = job.run.read_each(NEIGHBORS, [(part_name("home", cell), "kth_squared", 0, None) for cell in cells])
+    groups = np.repeat(np.tile(np.arange(counts.shape[1], dtype=np.int32), len(cells)), counts.ravel())
+    with job.run.part(NEIGHBORS, part) as out:
+        out.write("kth_squared", np.concatenate(list(read))[np.argsort(groups, kind="stable")], KTH_A_RANGE)
+        out.write("firsts", np.concatenate([[0], np.cumsum(counts.sum(axis=0))]), KTH_A_RANGE)
 
 
 def meet_guests(job: Job, part: str, wave: tuple[int, int]) -> None:
@@ -150,7 +155,7 @@ def meet_guests(job: Job, part: str, wave: tuple[int, int]) -> None:
     known, squared = (job.run.read(NEIGHBORS, home_part, array) for array in ("indices", "squared"))
     guest_homes = np.searchsorted(table.offsets, cell.positions, side="right") - 1
     guest_homes[: cell.home_rows] = -1
-    kth_squared = kth_squared_of(job, table, cell.positions[cell.home_rows :])
+    kth_squared = cell.kth_squared()
 
     def batch(rows: np.ndarray) -> BatchLists:  # a function, so that a batch's arrays are freed before the next batch
         probes = cell.probes(rows)
@@ -248,6 +253,12 @@ def waves_of(geometry: Geometry, cells: int, max_cells_per_row: int) -> list[tup
     return split_evenly(cells, max(1, math.ceil(guest_bytes / max(WAVE_BYTES, geometry.rows * row_bytes))))
 
 
+def kth_names(geometry: Geometry, config: Config, cells: int) -> list[str]:
+    """Name the parts that hold what guests bring with them by group, each of a range of cells that a task can sort."""
+    fewest = math.ceil(geometry.rows * KTH_BYTES / (config.task_memory // 2))
+    return [range_name("kth", *ends) for ends in split_evenly(cells, max(fewest, math.isqrt(cells)))]
+
+
 def search_waves(context: Context, task: Task, count: int) -> None:
     """Run a task for every cell with its guests, wave by wave.
 
@@ -256,11 +267,13 @@ def search_waves(context: Context, task: Task, count: int) -> None:
     """
     store, geometry = context.run, context.geometry.with_cells(context.run.summary(CELLS, TABLE))
     waves = waves_of(geometry, count, context.config.cells.max_cells_per_row)
+    kth = kth_names(geometry, context.config, count) if task is meet_guests else []
+    context.compute(NEIGHBORS, sort_kth, kth)
     for wave in waves:
         cells, guests = part_names("cell", count)[slice(*wave)], guest_names(wave, geometry.groups)
         if not set(cells) <= set(store.committed(NEIGHBORS)):
             if count > 1:
-                context.compute(NEIGHBORS, sort_guests, guests)
+                context.compute(NEIGHBORS, sort_guests, guests, kth=kth)
             context.compute(NEIGHBORS, task, cells, wave=wave)
         if wave != waves[-1]:
             made = sorted(set(guests) & set(store.committed(NEIGHBORS)))
@@ -288,8 +301,8 @@ def project(geometry: Geometry, config: Config, worker_memory: int) -> Projectio
     at_once, cells_a_row = geometry.most_rows_at_once, geometry.cells_a_row(config.cells.max_cells_per_row)
     list_bytes, waves = listed * (index + 4), waves_of(geometry, geometry.cells, config.cells.max_cells_per_row)
     found = (cells_a_row - 1) * rows * (list_bytes + 8)  # the most that lists of guests take
-    guests = (cells_a_row - 1) * rows * (sorted_row_bytes(geometry) + 8) / len(waves)
-    home = rows * (listed * (index + 8) + 8)
+    guests = (cells_a_row - 1) * rows * (sorted_row_bytes(geometry) + 16) / len(waves)
+    home = rows * (listed * (index + 8) + 16)
     searched = at_once * max(cell_row_bytes(geometry.dims, listed, config.neighbors.metric), list_bytes * 4)
     searched += 2 * min(at_once, EXACT_ROWS) * geometry.dims + 2 * COLUMN_BYTES
     if geometry.sparse:
@@ -304,7 +317,7 @@ def project(geometry: Geometry, config: Config, worker_memory: int) -> Projectio
         tasks=3 * geometry.cells + len(waves) * geometry.groups,
         shuffled_bytes=int(found + 2 * rows * list_bytes + guests * len(waves)),
         disk_bytes=int(found + 2 * rows * list_bytes + home + guests),
-        task_bytes=max(search, sort_bytes(geometry, config)),
+        task_bytes=max(search, sort_bytes(geometry, config), min(rows * KTH_BYTES, config.task_memory)),
         temporary_bytes={"cell": int(found + rows * list_bytes), "home": home, "guests": int(guests)},
     )
 
@@ -323,9 +336,9 @@ STAGE = Stage(
         "cells.max_rows",
     ),
     reads=(VECTORS, CELLS),
-    writes=("home", "guests", "cell", "guest_index", "lists"),
+    writes=("home", "kth", "guests", "cell", "guest_index", "lists"),
     run=run,
     project=project,
-    temporary=dict.fromkeys(("home", "guests", "cell", "guest_index"), ()),
+    temporary=dict.fromkeys(("home", "kth", "guests", "cell", "guest_index"), ()),
     version=2,
 )

@@ -122,12 +122,22 @@ def sort_home(job: Job, part: str) -> None:
         write_rows(out, "vectors", x, source, piece_rows)
 
 
-def sort_guests(job: Job, part: str) -> None:
+def kth_of(job: Job, group: int, home: np.ndarray, names: list[str]) -> np.ndarray:
+    """Read the squared distance of the last neighbour that each of a group's rows found in its home cell, (n,)."""
+    ends = list(job.run.read_each(NEIGHBORS, [(name, "firsts", group, group + 2) for name in names]))
+    spans = [(name, "kth_squared", *bounds.tolist()) for name, bounds in zip(names, ends, strict=True)]
+    kth, at_home = np.full(len(home), np.inf), np.argsort(home, kind="stable")[np.count_nonzero(home < 0) :]
+    kth[at_home] = np.concatenate(list(job.run.read_each(NEIGHBORS, spans)))
+    return kth
+
+
+def sort_guests(job: Job, part: str, kth: list[str]) -> None:
     """Write the vectors of a group's rows, sorted by the cells of a wave that admit them as guests. A row is written
-    once for each such cell.
+    once for each such cell. `kth` names the parts that hold the distances which guests bring with them.
     """
     group, (first, last) = number_of(part), range_of(part.rsplit("-", 1)[0])
     row_cells, probes = route_admitted(job, group)
+    kth_squared = kth_of(job, group, row_cells[:, 0].copy(), kth) if kth else None
     row_cells[:, 0] = -1
     row_cells[(row_cells < first) | (row_cells >= last)] = -1
     source, rank = cells.order_by_cell(row_cells, job.run.read(CELLS, part_name(POSITIONS, group), "positions"))
@@ -137,6 +147,8 @@ def sort_guests(job: Job, part: str) -> None:
     x = values_of(job, group)
     with job.run.part(NEIGHBORS, part) as out:
         out.write("positions", positions[source], rows_a_range(piece_rows, positions))
+        if kth_squared is not None:
+            out.write("kth_squared", kth_squared[source], rows_a_range(piece_rows, kth_squared))
         out.write("probes", guest_probes, rows_a_range(piece_rows, guest_probes))
         write_rows(out, "vectors", x, source, piece_rows)
 
