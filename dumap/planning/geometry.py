@@ -21,6 +21,7 @@ from dumap.kernels.leaves import EXACT_ROWS, LEAF_ROWS
 from dumap.kernels.projection import projected_dims
 from dumap.kernels.vectors import ANGULAR, BIT_METRICS, embedded_dims
 from dumap.planning.curve import curve
+from dumap.planning.given import list_rows_of, range_rows_of
 from dumap.planning.sparse import Entries, sparse_block, sparse_cell_row_bytes
 from dumap.sources.zarr_array import Precomputed
 
@@ -46,8 +47,6 @@ BLOCK_BYTES = 16 * 2**20
 """Bytes of a block of rows, unless a chunk of the input is larger. Small tasks divide the work evenly."""
 GUEST_BYTES = 64
 """Bytes of a guest without its vector: for the guest's position and home cell."""
-LIST_BYTES, SLOT_BYTES = 40, 96
-"""Bytes of a slot of a given list: in the lists that are kept, and while the list is read (measured, rounded up)."""
 
 
 @dataclass(frozen=True)
@@ -252,37 +251,6 @@ def shard_rows_of(config: Config) -> int:
     return max(LEAST_SHARD_ROWS, min(config.graph.shard_rows, fitting - fitting % LEAST_SHARD_ROWS))
 
 
-def range_rows_of(config: Config) -> int:
-    """Return the rows of a cell in a run with given neighbours."""
-    return max(1, min(OUTPUT_ROWS, config.task_memory // 4 // (config.neighbors.search_k * LIST_BYTES)))
-
-
-def list_rows_of(config: Config, given: Precomputed) -> int:
-    """Return how many rows of a given graph are read at once.
-
-    Raises
-    ------
-    InputError
-        The graph has too few columns, or a chunk is more than a task may hold.
-    """
-    settings, memory, columns = config.neighbors, config.task_memory, given.columns
-    if columns < settings.search_k:
-        raise InputError(
-            f"neighbors.precomputed: the arrays of {given.path} have {columns} columns, too few for "
-            f"neighbors.{settings.width_setting} = {settings.search_k + 1}, which are the row itself and "
-            f"{settings.search_k} others: set {settings.width_setting} to at most {columns + 1}, or to {columns} where "
-            f"rows come first among their own neighbors"
-        )
-    if given.chunk_bytes > memory // 8:
-        fit = max(1, memory // 8 * given.chunk_rows // given.chunk_bytes)
-        raise InputError(
-            f"neighbors.precomputed: one chunk in {given.path} holds {format_bytes(given.chunk_bytes)}, more than an "
-            f"eighth of task_memory ({format_bytes(memory)}): rechunk the arrays to at most {fit} rows a chunk, or "
-            f"set task_memory to {math.ceil(8 * given.chunk_bytes / 2**20)}MiB or more"
-        )
-    return max(1, memory // 4 // (columns * SLOT_BYTES))
-
-
 def check_chunk(config: Config, chunk_rows: int, row_bytes: int) -> None:
     """Refuse chunks that are more than a task may hold.
 
@@ -356,7 +324,7 @@ def make_geometry(
     cap = max(4 * (k + 2), min(cap, config.cells.max_rows or cap))
     cells = max(cells_of(rows, cap, config.cells.max_cells_per_row), min(MIN_CELLS, math.ceil(rows / WANTED_CELL_ROWS)))
     if given is not None:
-        cells = math.ceil(rows / (cap := range_rows_of(config)))
+        cells = math.ceil(rows / (cap := range_rows_of(config, OUTPUT_ROWS)))
     leaves = max(cells, rows // LEAF_ROWS) if rows > EXACT_ROWS or cells > 1 else 1
     wanted_sample = max(WANTED_SAMPLE_ROWS, SAMPLE_ROWS_PER_LEAF * leaves)
     sample_rows = min(rows, wanted_sample, max(FEWEST_SAMPLE_ROWS, memory // 4 // (4 * dims)))

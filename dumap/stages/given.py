@@ -17,7 +17,8 @@ from dumap.artifacts.vectors import is_left_out, status_of
 from dumap.config import Config
 from dumap.errors import InputError
 from dumap.kernels import neighbors, vectors
-from dumap.planning.geometry import LIST_BYTES, SLOT_BYTES, Geometry
+from dumap.planning.geometry import Geometry
+from dumap.planning.given import LIST_BYTES, SLOT_BYTES
 from dumap.planning.plan import Projection
 from dumap.stages import Context, Stage, audit
 from dumap.stages import vectors as vectors_stage

@@ -146,7 +146,7 @@ def project(geometry: Geometry, config: Config, worker_memory: int) -> Projectio
         rounds * moved + 8 * edges,
         2 * (state + sent) + 8 * edges + 8 * rows,
         task_bytes,
-        {"packed": 8 * edges + 8 * rows, "state": 2 * sent},  # what is sent is not in the last state
+        {"packed": 8 * edges + 8 * rows + 2 * sent},  # what is sent is not in the last state
     )
 
 
