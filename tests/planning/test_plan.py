@@ -331,8 +331,11 @@ def test_leaving_duplicates_out_reads_the_input_again_and_is_projected():
     assert unique.peak_bytes >= plain.peak_bytes
 
 
-def test_the_components_of_many_rows_are_projected():
-    assert plan_of(config(), 3 * 10**8, 10).stage("graph").peak_bytes >= 3 * 10**8 * 4
+def test_the_components_of_any_number_of_rows_fit_a_task():
+    peaks = [plan_of(config(), rows, 10).stage("graph").peak_bytes for rows in (30_000_000, 3 * 10**8, 3 * 10**9)]
+    assert peaks[0] < peaks[1]
+    assert peaks[1] - interpreter_bytes("graph") < 2 * config().task_memory
+    assert peaks[2] < 1.2 * peaks[1], "but for wider numbers of rows"
 
 
 def test_the_disk_holds_at_least_the_vectors_and_the_lists():
