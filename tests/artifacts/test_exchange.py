@@ -1,4 +1,4 @@
-"""What parts send to one another, found by receiver."""
+"""What parts send to one another, spans by receiver."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ def test_receivers_find_what_is_sent_to_them(fresh_run, senders, receivers, seed
     for name in names:
         write_index(run, "audit", name, part_names("sent", senders), receivers)
     for receiver in range(receivers):
-        wanted = [
+        expected = [
             [number, *np.searchsorted(rows, [receiver, receiver + 1])]
             for number, rows in enumerate(to)
             if receiver in rows
         ]
-        assert received(run, "audit", "index", senders, receiver).tolist() == wanted
+        assert received(run, "audit", "index", senders, receiver).tolist() == expected
 
 
 def test_receivers_may_be_joined(fresh_run):
@@ -46,5 +46,5 @@ def test_receivers_may_be_joined(fresh_run):
     with run.part("audit", "sent-00000") as out:
         write_receivers(out, np.array([0, 2, 3, 7]), np.array([0, 5, 6, 9, 11]))
     write_index(run, "audit", *index_names("index", 1), ["sent-00000"], 3, np.repeat([0, 1, 2], [1, 3, 4]))
-    found = [received(run, "audit", "index", 1, receiver).tolist() for receiver in range(3)]
-    assert found == [[[0, 0, 5]], [[0, 5, 9]], [[0, 9, 11]]]
+    spans = [received(run, "audit", "index", 1, receiver).tolist() for receiver in range(3)]
+    assert spans == [[[0, 0, 5]], [[0, 5, 9]], [[0, 9, 11]]]

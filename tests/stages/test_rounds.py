@@ -31,7 +31,7 @@ def test_the_last_round_stays_and_packed_edges_do_not(rounds_run):
     store = Run(rounds_run.output, read_only=True)
     assert layout_checkpoints(store).numbers() == [20]
     assert {part.split("-")[0] for part in store.committed(LAYOUT)} == {"checkpoint", "end", "loss", "pairs", "state"}
-    assert rounds._packed.bytes == 0
+    assert rounds._ranges.bytes == 0
 
 
 def test_rounds_go_on_from_the_last_one(configure, two_groups, host_run, inspect, monkeypatch):
@@ -70,7 +70,7 @@ def test_packed_edges_lead_to_the_same_rows(configure, two_groups, host_run):
     for first, last in ((0, 1), (1, 2), (0, 2)):
         written.clear()
         job.run.part = lambda stage, part: Recording(written)
-        rounds.pack_range(job, f"packed-{first:05d}-{last:05d}")
+        rounds.pack_range(job, f"packed-{first:05d}-{last:05d}", sorted({0, first, last, 2}))
         low, high = graph.shards.offsets[[first, last]].tolist()
         expected = pack_shards(job, graph, first, last)
         positions = np.concatenate([np.arange(low, high), written["outside"].astype(np.int64)])
@@ -92,7 +92,7 @@ class Recording:
     def __exit__(self, *error: object) -> None:
         return None
 
-    def write(self, name: str, values: np.ndarray) -> None:
+    def write(self, name: str, values: np.ndarray, rows_a_range: int = 0) -> None:
         self.arrays[name] = values
 
 
@@ -100,7 +100,7 @@ class Recording:
 def test_packed_edges_are_freed_before_the_embedding_is_written(embed, client, digits_300):
     done = embed(digits_300, {"layout.mode": "rounds", "layout.n_epochs": 2}, client)
     assert done.facts("layout")["mode"] == "rounds"
-    kept = client.run(lambda: rounds._packed.bytes)
+    kept = client.run(lambda: rounds._ranges.bytes)
     assert len(kept) > 1
     assert 0 in kept.values()
 
