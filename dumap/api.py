@@ -84,11 +84,11 @@ def run(
     data : optional
         The data to embed, one row a vector; by default the input that `config` names. Stored data are read in place:
         the path or URL of a Zarr array or of a group that holds one, a list of such paths, a pattern such as
-        'DATA-*.zarr', or a `zarr.Array`. Rows of several stores follow one another. Objects are copied into the run
-        while stages read them: a NumPy array or an object with `__array__`, a pandas or Dask data frame of numbers, a
-        Dask array, an `xarray.DataArray` or an `anndata.AnnData`. `input={"array": ...}` names the array of an AnnData
-        object: 'X', 'obsm/<key>' or 'layers/<key>', by default 'obsm/X_pca' or else 'X'. Later calls need the same
-        data: Dask collections are compared by name, others by content. A dict or a `Config` stands for `config`.
+        'DATA-*.zarr', or a `zarr.Array`. Rows of several stores follow one another. Objects are copied into the run: a
+        NumPy array or an object with `__array__`, a matrix of scipy.sparse, a pandas or Dask data frame of numbers, a
+        Dask array, an `xarray.DataArray` or an `anndata.AnnData`, of which `input={"array": ...}` names the array:
+        'X', 'obsm/<key>' or 'layers/<key>', by default 'obsm/X_pca' or else 'X'. Sparse rows stay sparse. Later calls
+        need the same data: Dask's are compared by name, others by content. A dict or `Config` stands for `config`.
     output : path or URL, optional
         Location of the run. By default the output that `config` names.
     config : Config, mapping or path, optional

@@ -98,6 +98,13 @@ class UMAP(Fitted, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
     (100, 2)
     >>> reducer.get_feature_names_out().tolist()
     ['umap0', 'umap1']
+
+    Sparse rows stay sparse.
+
+    >>> from scipy.sparse import random_array
+    >>> counts = random_array((100, 1000), density=0.05, format="csr", rng=np.random.default_rng(0))
+    >>> dumap.UMAP(n_neighbors=10, n_epochs=20, metric="cosine").fit_transform(counts).shape
+    (100, 2)
     """
 
     def __init__(

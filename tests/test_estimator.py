@@ -368,3 +368,18 @@ def test_a_path_is_embedded_as_its_array(digits_300, save, fitted):
     reducer = quick().fit(save(digits_300))
     assert np.array_equal(reducer.embedding_, fitted.embedding_)
     assert reducer.n_features_in_ == 64
+
+
+@pytest.mark.parametrize("kind", [sparse.csr_matrix, sparse.csc_array])
+def test_sparse_rows_stay_sparse(digits_300, fitted, kind):
+    reducer = quick().fit(kind(digits_300))
+    assert reducer.run_["stages"][0]["name"] == "spool"
+    assert reducer.run_["input"]["path"].startswith("spool://scipy.csr_")
+    assert (reducer.n_features_in_, reducer.embedding_.shape) == (64, (300, 2))
+    listed = zip(reducer._knn_indices, fitted._knn_indices, strict=True)
+    assert np.mean([len({*a} & {*b}) / K for a, b in listed]) > 0.99
+
+
+def test_sparse_rows_have_some_metrics(digits_300):
+    with pytest.raises(ValueError, match="metric = manhattan is not computed of sparse rows; allowed are correlation"):
+        quick(metric="manhattan").fit(sparse.csr_matrix(digits_300))

@@ -379,3 +379,38 @@ def test_the_transformer_knows_the_rows_that_it_was_fitted_to_alone():
     assert fitted.transform(x).nnz == 900
     with pytest.raises(DataError, match="rows that were not fitted"):
         fitted.transform(x[:10])
+
+
+# sparse rows -------------------------------------------------------------------------------------
+
+
+def counted_cells() -> anndata.AnnData:
+    """Return cells whose X is a sparse matrix, and a layer of it."""
+    adata = cells()
+    x = np.maximum(adata.X - 4, 0)
+    assert 0.1 < (x > 0).mean() < 0.5
+    adata.X, adata.layers["dense"] = sparse.csr_matrix(x), x
+    return adata
+
+
+def test_sparse_x_is_mapped_in_memory_and_on_disk(fresh):
+    adata = counted_cells()
+    write(adata, path := fresh("cells.zarr"))
+    for some in (adata, path):
+        dumap.umap(some, use_rep="X", metric="cosine", **QUICK)
+    stored, dense = read(path), counted_cells()
+    assert np.array_equal(stored.obsm["X_umap"], adata.obsm["X_umap"])
+    assert (stored.X != counted_cells().X).nnz == 0, "X is as it was"
+    dense.X = dense.layers["dense"]
+    dumap.umap(dense, use_rep="X", metric="cosine", **QUICK)
+    both = zip(listed(adata), listed(dense), strict=True)
+    assert np.mean([len(a & b) / (K - 1) for a, b in both]) > 0.99
+
+
+def test_scanpy_searches_sparse_neighbours_by_the_transformer():
+    adata = counted_cells()
+    transformer = dumap.KNeighborsTransformer(K, metric="euclidean")
+    scanpy.pp.neighbors(adata, use_rep="X", transformer=transformer, n_neighbors=K)
+    own = counted_cells()
+    scanpy.pp.neighbors(own, use_rep="X", n_neighbors=K)
+    assert np.mean([len(a & b) / len(b) for a, b in zip(listed(adata), listed(own), strict=True)]) > 0.98

@@ -13,7 +13,8 @@ from scipy.sparse import csr_matrix
 from dumap.artifacts.job import Job
 from dumap.artifacts.part_names import CELLS, NEIGHBORS, part_name, part_names, range_name
 from dumap.kernels import csr, tree, vectors
-from dumap.planning.geometry import guests_at_once
+from dumap.planning.geometry import Geometry, guests_at_once
+from dumap.planning.sparse import SPARSE_LEAVES
 from dumap.store import RANGE_BYTES, Run, read_csr
 
 PROBES = 8
@@ -26,6 +27,11 @@ LEAST_RANGE_BYTES, RANGES_A_PIECE = 512, 4
 keep other cells' rows from being read."""
 DROPPED_AT_ONCE = 1 << 17
 """Rows left out of the run that are looked up at once."""
+
+
+def probes_of(geometry: Geometry) -> int:
+    """Return the most leaves that a row probes in one cell."""
+    return SPARSE_LEAVES if geometry.sparse else PROBES
 
 
 def read_tree(run: Run) -> tree.Tree:
@@ -189,7 +195,7 @@ class Cell:
 
     def probes(self, rows: np.ndarray) -> np.ndarray:
         """Read the leaves of the cell that rows probe, (len(rows), width) int32."""
-        out = np.empty((len(rows), PROBES), np.int32)
+        out = np.empty((len(rows), probes_of(self.job.geometry)), np.int32)
         self._gather("probes", rows, out, lambda piece: piece)
         return out
 

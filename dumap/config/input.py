@@ -32,7 +32,8 @@ class InputConfig(Section):
     )
     array: Location = setting(
         "vectors",
-        "The array's name in the group, such as obsm/X_pca. Ignored if path is an array.",
+        "The array's name in the group, such as obsm/X_pca, or the name of a group that holds a sparse matrix by rows "
+        "(CSR), such as X of an AnnData store. Ignored if path is an array.",
         changes="by the values of the array",
     )
     dtype: Literal["bfloat16"] | None = setting(

@@ -58,7 +58,8 @@ class NeighborsConfig(Section):
     metric: Metric = setting(
         "euclidean",
         "The distance between rows; for given neighbours, the metric of their distances. Metrics other than euclidean, "
-        "l2, sqeuclidean, bit_hamming, cosine, correlation and haversine take more time and memory. Allowed: "
+        "l2, sqeuclidean, bit_hamming, cosine, correlation and haversine take more time and memory. For sparse rows "
+        "euclidean, l2, sqeuclidean, cosine and correlation are allowed. Allowed for dense rows: "
         f"{', '.join(METRICS)}.",
         changes=True,
         umap="metric",

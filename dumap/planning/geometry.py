@@ -22,7 +22,7 @@ from dumap.kernels.projection import projected_dims
 from dumap.kernels.vectors import ANGULAR, BIT_METRICS, embedded_dims
 from dumap.planning.curve import curve
 from dumap.planning.given import list_rows_of, range_rows_of
-from dumap.planning.sparse import Entries, sparse_block, sparse_cell_row_bytes
+from dumap.planning.sparse import SPARSE_LEAVES, Entries, sparse_block, sparse_cell_row_bytes
 from dumap.sources.zarr_array import Precomputed
 
 SAMPLE_ROWS_PER_LEAF = 8
@@ -311,7 +311,8 @@ def make_geometry(
             min(wanted, memory // 8), rows, OUTPUT_ROWS, max(dims, 2 * mean), entries.densest
         )
         sparse = {"entries": mean, "block_entries": block_entries, "source_dims": source_dims}
-        cap, numbers = memory // sparse_cell_row_bytes(mean, k), 2 * mean
+        cap, most_cells = memory // sparse_cell_row_bytes(mean, k), config.cells.max_cells_per_row
+        numbers = 2 * mean + 2 * SPARSE_LEAVES * most_cells
     else:
         check_chunk(config, min(chunk_rows, rows), dims * itemsize)
         numbers = embedded_dims(settings.metric, dims) if settings.metric in BIT_METRICS else dims

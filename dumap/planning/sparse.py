@@ -6,6 +6,10 @@ from typing import NamedTuple
 
 from dumap.kernels.csr import WINDOW_ROWS
 
+SPARSE_LEAVES = 64
+"""Most leaves that a sparse row, which is cheap to compare, probes, and whose cells it joins. If rows have little
+structure, that many are about as near; else most are beyond the margin of stage cells."""
+
 
 class Entries(NamedTuple):
     """How many entries rows have that are sparse: in all, and the most of `WINDOW_ROWS` rows."""
@@ -16,7 +20,7 @@ class Entries(NamedTuple):
 
 def sparse_cell_row_bytes(entries: int, k: int) -> int:
     """Return the bytes of a row of so many entries in a search of k neighbours, as of `cell_row_bytes`."""
-    return 12 * entries + 96 * (k + 1) + 320
+    return 12 * entries + 96 * (k + 1) + 16 * SPARSE_LEAVES + 320
 
 
 def sparse_block(room: int, rows: int, most_rows: int, numbers: int, densest: int) -> tuple[int, int]:

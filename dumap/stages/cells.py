@@ -26,6 +26,7 @@ from dumap.kernels import cells, tree, vectors
 from dumap.planning.budget import axes_bytes, sparse_block_bytes
 from dumap.planning.geometry import Geometry
 from dumap.planning.plan import Projection
+from dumap.planning.sparse import SPARSE_LEAVES
 from dumap.stages import Context, Stage, Task
 from dumap.stages.sorting import (
     counted,
@@ -51,6 +52,11 @@ MARGIN = 2**0.5
 In data of low dimension, this leaves out most leaves."""
 
 
+def ranked_leaves(geometry: Geometry) -> int:
+    """Return how many leaves are found for a row at the most."""
+    return SPARSE_LEAVES if geometry.sparse else RANKED_LEAVES
+
+
 def grow_tree(job: Job, part: str) -> None:
     """Grow the tree from the sample."""
     store, geometry = job.run, job.geometry
@@ -74,7 +80,7 @@ def find_leaves(job: Job, part: str) -> None:
     dropped = is_left_out(job, block)
     x[dropped] = 0
     grown = read_tree(store)
-    near = tree.nearest_leaves(x, grown, min(RANKED_LEAVES, len(grown.leaves)), MARGIN)
+    near = tree.nearest_leaves(x, grown, min(ranked_leaves(job.geometry), len(grown.leaves)), MARGIN)
     near[dropped] = -1
     with store.part(CELLS, part) as out:
         out.write("near", near)
@@ -294,8 +300,11 @@ def project(geometry: Geometry, config: Config, worker_memory: int) -> Projectio
     leaves, priorities = geometry.leaves * 48, geometry.cells * 256 * 24
     block_bytes = block * (2 * geometry.itemsize + 12)
     if geometry.sparse:
-        block_bytes = sparse_block_bytes(geometry) + block * 20
-    near, counts = rows * 4 * RANKED_LEAVES, rows * 4 + min(geometry.groups * (priorities // 24), rows * 4) * 16
+        block_bytes = sparse_block_bytes(geometry) + block * 20 + geometry.block_rows * 16 * SPARSE_LEAVES
+    near, counts = (
+        rows * 4 * ranked_leaves(geometry),
+        rows * 4 + min(geometry.groups * (priorities // 24), rows * 4) * 16,
+    )
     return Projection(
         tasks=geometry.blocks + 5 * geometry.groups + 8,
         shuffled_bytes=sorted_bytes,

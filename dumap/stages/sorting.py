@@ -9,9 +9,9 @@ import numpy as np
 from dumap.artifacts.cells import (
     LIMITS,
     POSITIONS,
-    PROBES,
     CellTable,
     keeps_input_dtype,
+    probes_of,
     rows_a_range,
 )
 from dumap.artifacts.job import Job
@@ -22,6 +22,7 @@ from dumap.config import Config
 from dumap.kernels import cells, vectors
 from dumap.planning.budget import sparse_block_bytes
 from dumap.planning.geometry import Geometry, sort_row_bytes
+from dumap.planning.sparse import SPARSE_LEAVES
 from dumap.store import OBJECT_BYTES
 
 JOINED_LEAVES = 8
@@ -62,9 +63,10 @@ def route(job: Job, group: int) -> tuple[np.ndarray, np.ndarray]:
     leaf_cells, pieces = (job.run.read(CELLS, "packing", name) for name in ("cells", "pieces"))
     names = [(part_name("near", block), "near", 0, None) for block in range(*job.geometry.group(group))]
     near = np.concatenate(list(job.run.read_each(CELLS, names)))
-    start, _ = job.geometry.group_span(group)
+    (start, _), probes = job.geometry.group_span(group), probes_of(job.geometry)
+    joined = SPARSE_LEAVES if job.geometry.sparse else JOINED_LEAVES
     return cells.route(
-        near, leaf_cells, pieces, start, job.config.seed, job.config.cells.max_cells_per_row, JOINED_LEAVES, PROBES
+        near, leaf_cells, pieces, start, job.config.seed, job.config.cells.max_cells_per_row, joined, probes
     )
 
 
@@ -155,7 +157,7 @@ def sort_guests(job: Job, part: str, kth: list[str]) -> None:
 
 def sorted_row_bytes(geometry: Geometry) -> int:
     """Return the bytes of a row that is sorted by cell: the row's values, and the leaves that it probes."""
-    return geometry.row_bytes + 8 * geometry.sparse + 4 * PROBES + 4
+    return geometry.row_bytes + 8 * geometry.sparse + 4 * probes_of(geometry) + 4
 
 
 def sort_bytes(geometry: Geometry, config: Config) -> int:
@@ -165,7 +167,8 @@ def sort_bytes(geometry: Geometry, config: Config) -> int:
     if geometry.sparse:  # joined from blocks, then gathered by columns and by values
         entries = geometry.group_blocks * geometry.block_entries
         joined = 8 * entries * (2 if geometry.group_blocks > 1 else 1)
-        return rows * sort_row_bytes(0, 4, most) + joined + sparse_block_bytes(geometry) + 6 * most * entries
+        routed = rows * (sort_row_bytes(0, 4, most) + 8 * SPARSE_LEAVES * most)
+        return routed + joined + sparse_block_bytes(geometry) + 6 * most * entries
     block = min(geometry.block_rows, rows) * geometry.dims * (2 * geometry.itemsize + 4)
     written = min(4 * OBJECT_BYTES, most * rows * geometry.dims * geometry.itemsize)
     return rows * sort_row_bytes(geometry.dims, geometry.itemsize, most) + block + written
