@@ -79,10 +79,14 @@ def drop_needless(run: Run, recipe: Recipe, keep: str, finish: bool = False) -> 
 
 
 def holds_nothing_needless(run: Run, recipe: Recipe, keep: str) -> bool:
-    """Return whether a run holds no part that the setting `keep` would drop; True if a manifest is damaged."""
+    """Return whether a run holds no part that the setting `keep` would drop, nor what is left of one that a driver was
+    dropping as it ended; True if a manifest is damaged.
+    """
     try:
         needless = droppable(run, recipe, keep)
-        return not any(run.part_objects(stage, part) for stage, parts in needless.items() for part in parts)
+        if any(run.part_objects(stage, part) for stage, parts in needless.items() for part in parts):
+            return False
+        return not any(run.left_of_drops(stage) for stage in needless)
     except DamageError:
         return True
 

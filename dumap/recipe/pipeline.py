@@ -139,7 +139,7 @@ def _run(
             outcome = "nothing to do"
             if not holds_nothing_needless(job.run, recipe, config.keep):
                 with Lock(job.run, observer.note):
-                    freed = drop_needless(job.run, recipe, config.keep)
+                    freed = drop_needless(job.run, recipe, config.keep, finish=True)
                 outcome = f"{format_bytes(freed)} were dropped, since keep is {config.keep}"
             observer.note(f"{config.output}: finished before; {outcome}")
             return status(config.output)

@@ -23,6 +23,7 @@ from dumap.store.manifests import (
     MANIFESTS,
     MOST_BYTES,
     PART,
+    PARTS,
     Manifest,
     is_sound,
     manifest_key,
@@ -230,6 +231,12 @@ class CommittedParts(Objects):
         for name in self.committed(stage):
             keys += self._array_objects(stage, name, self.manifest(stage, name).get("dropped", {}))
         self.delete_all(keys)
+
+    def left_of_drops(self, stage: str) -> set[str]:
+        """Return the names of the objects of dropped parts that still exist because a driver ended halfway."""
+        left = set(self.names_below(f"{PARTS}/{stage}"))
+        dropped = (self.manifest(stage, name).get("dropped", {}) for name in self.committed(stage))
+        return left & {key.rpartition("/")[2] for keys in dropped for key in keys}
 
     def forget(self, stage: str, name: str) -> None:
         """Remove a part's manifest, damaged or not, but not its objects. The part is then no longer committed."""
