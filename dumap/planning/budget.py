@@ -147,7 +147,7 @@ def axes_bytes(geometry: Geometry) -> int:
 
 def sparse_block_bytes(geometry: Geometry) -> int:
     """Return the bytes of a block of sparse rows: as it is read and put in order, cast to float32, and hashed."""
-    entries = geometry.block_entries * (3 * geometry.itemsize + 24)
+    entries = geometry.block_entries * (3 * geometry.itemsize + 40)
     return entries + geometry.block_rows * 64 + geometry.source_dims * (2 * PLACES + 8)
 
 
