@@ -133,10 +133,10 @@ def run(
     client = client or client_of(data, resolved)
     parent_path = None if parent is None else location_of(parent)
     with Callbacks(Logged() if on_progress is None else on_progress) as observer:
-        found = pipeline.run(
+        run_status = pipeline.run(
             resolved, client=client, observer=observer, force=force, parent=parent_path, object_rows=object_rows
         )
-    return Result(found["output"], found)
+    return Result(run_status["output"], run_status)
 
 
 def plan(

@@ -110,5 +110,5 @@ def attach(output: Path, client: Client | None = None) -> Handle:
     from dumap.engine.connect import open_client
     from dumap.show import handle
 
-    found: Handle = handle.attach(open_client(ClusterConfig()) if client is None else client, location_of(output))
-    return found
+    attached: Handle = handle.attach(open_client(ClusterConfig()) if client is None else client, location_of(output))
+    return attached

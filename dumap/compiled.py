@@ -31,8 +31,8 @@ UNREADABLE = (AttributeError, ImportError, EOFError, IndexError, TypeError, Valu
 
 def find_place() -> None:
     """Set a temporary folder for compiled code, unless numba can write to a folder of its own."""
-    own = [os.environ.get("NUMBA_CACHE_DIR") or "", _user_cache()]
-    if os.environ.get("NUMBA_CACHE_LOCATOR_CLASSES") or any(map(_writable, own)) or all(map(_writable, _beside())):
+    folders = [os.environ.get("NUMBA_CACHE_DIR") or "", _user_cache()]
+    if os.environ.get("NUMBA_CACHE_LOCATOR_CLASSES") or any(map(_writable, folders)) or all(map(_writable, _beside())):
         return
     os.environ["NUMBA_CACHE_DIR"] = folder = _private_folder()
     if "numba" in sys.modules:  # numba has read the environment already
@@ -47,9 +47,9 @@ def _user_cache() -> str:
 def _beside() -> Iterator[str]:
     """Yield the cache folders beside the source files."""
     for package in KEEPING:
-        found = find_spec(package)
-        if found is not None and found.origin is not None:
-            yield os.path.join(os.path.dirname(found.origin), "__pycache__")
+        spec = find_spec(package)
+        if spec is not None and spec.origin is not None:
+            yield os.path.join(os.path.dirname(spec.origin), "__pycache__")
 
 
 def _writable(folder: str) -> bool:
@@ -79,10 +79,10 @@ def _private_folder() -> str:
 
 def _is_private(folder: str) -> bool:
     try:
-        found = os.lstat(folder)
+        status = os.lstat(folder)
     except OSError:
         return False
-    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid() and not found.st_mode & 0o077
+    return stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid() and not status.st_mode & 0o077
 
 
 def share_compiled() -> None:

@@ -174,17 +174,17 @@ def umap(
     settings |= {"n_epochs": maxiter, "learning_rate": alpha, "repulsion_strength": gamma, "random_state": seed}
     settings["negative_sample_rate"] = negative_sample_rate
     searched = {"n_neighbors": n_neighbors, "metric": metric, "metric_kwds": dict(metric_kwds or {})}
-    asked = _Request(settings, searched, key_added, neighbors_key, use_rep, init_pos, seed)
+    request = _Request(settings, searched, key_added, neighbors_key, use_rep, init_pos, seed)
     if isinstance(init_pos, str) and init_pos == "paga":
         raise ParameterError("init_pos='paga': give the positions themselves, an array of one row an observation")
     if isinstance(adata, str | os.PathLike):
         if copy:
             raise ParameterError("copy=True is of an object in memory; copy the store, and name the copy")
         with as_value_errors():
-            _map_store(os.fsdecode(adata), asked, client, store)
+            _map_store(os.fsdecode(adata), request, client, store)
         return None
     adata = adata.copy() if copy else adata
-    _map_object(adata, asked, client, store)
+    _map_object(adata, request, client, store)
     return adata if copy else None
 
 
@@ -194,14 +194,14 @@ def _neighbors_of(uns: Mapping[str, Any], key: str) -> tuple[str, dict[str, Any]
         raise ParameterError(
             f"neighbors_key={key!r}: there is no uns[{key!r}]; leave it out to have neighbours searched"
         )
-    found = uns[key]
-    return found.get("distances_key", "distances"), dict(found.get("params", {}))
+    entry = uns[key]
+    return entry.get("distances_key", "distances"), dict(entry.get("params", {}))
 
 
-def _searched(params: Mapping[str, Any], asked: _Request) -> dict[str, Any]:
+def _searched(params: Mapping[str, Any], request: _Request) -> dict[str, Any]:
     """Return the settings of given neighbours, from scanpy's parameters."""
     return {
-        "n_neighbors": int(params.get("n_neighbors", asked.neighbors["n_neighbors"])),
+        "n_neighbors": int(params.get("n_neighbors", request.neighbors["n_neighbors"])),
         "metric": str(params.get("metric", "euclidean")),
         "metric_kwds": dict(params.get("metric_kwds", {})),
     }
@@ -210,71 +210,71 @@ def _searched(params: Mapping[str, Any], asked: _Request) -> dict[str, Any]:
 # objects in memory ---------------------------------------------------------------------------------
 
 
-def _map_object(adata: AnnData, asked: _Request, client: Client | None, store: Any) -> None:
+def _map_object(adata: AnnData, request: _Request, client: Client | None, store: Any) -> None:
     from dumap.estimator import UMAP
     from dumap.show.rows import distances_of
 
     matrix: Any = None
     params: dict[str, Any] = {}
-    if asked.neighbors_key is not None:
-        key, params = _neighbors_of(adata.uns, asked.neighbors_key)
+    if request.neighbors_key is not None:
+        key, params = _neighbors_of(adata.uns, request.neighbors_key)
         matrix = adata.obsp[key]
-    use_rep = asked.use_rep or params.get("use_rep") or ("X_pca" if "X_pca" in adata.obsm else "X")
+    use_rep = request.use_rep or params.get("use_rep") or ("X_pca" if "X_pca" in adata.obsm else "X")
     if use_rep != "X" and use_rep not in adata.obsm:
         raise ParameterError(f"use_rep={use_rep!r}: there is no obsm[{use_rep!r}]; there are {', '.join(adata.obsm)}")
     x = adata.X if use_rep == "X" else adata.obsm[use_rep]
-    init = asked.init_pos
+    init = request.init_pos
     init = np.asarray(adata.obsm[init]) if isinstance(init, str) and init in adata.obsm else init
-    searched = _searched(params, asked) if matrix is not None else asked.neighbors
-    reducer = UMAP(**asked.settings, **searched, init=init, client=client, store=store)
+    searched = _searched(params, request) if matrix is not None else request.neighbors
+    reducer = UMAP(**request.settings, **searched, init=init, client=client, store=store)
     result = reducer.fit(x, knn_graph=matrix).run_
-    adata.obsm[asked.embedding] = reducer.embedding_
+    adata.obsm[request.embedding] = reducer.embedding_
     if matrix is None:
-        adata.obsp[asked.distances] = distances_of(result.neighbors)
-        adata.obsp[asked.connectivities] = result.graph()
-    adata.uns.update(asked.mappings(result, use_rep))
+        adata.obsp[request.distances] = distances_of(result.neighbors)
+        adata.obsp[request.connectivities] = result.graph()
+    adata.uns.update(request.mappings(result, use_rep))
 
 
 # stores on disk ------------------------------------------------------------------------------------
 
 
-def _map_store(path: str, asked: _Request, client: Client | None, store: Any) -> None:
+def _map_store(path: str, request: _Request, client: Client | None, store: Any) -> None:
     from dumap.api import run
     from dumap.store import AnnDataStore, Slots, remove_tree
 
     target = AnnDataStore(path)
     output = f"{target.path}.dumap-run" if store is None else os.fsdecode(store)
     with Slots(target) as slots:
-        settings, use_rep = _settings_of(target, slots, asked)
+        settings, use_rep = _settings_of(target, slots, request)
         array = use_rep if use_rep == "X" or "/" in use_rep else f"obsm/{use_rep}"
         result = run(target.path, output=output, client=client, input={"array": array}, **settings)
-        _fill(slots, result, asked, use_rep)
+        _fill(slots, result, request, use_rep)
         slots.publish()
     if store is None:
         remove_tree(output)
 
 
-def _settings_of(target: AnnDataStore, slots: Slots, asked: _Request) -> tuple[dict[str, Any], str]:
+def _settings_of(target: AnnDataStore, slots: Slots, request: _Request) -> tuple[dict[str, Any], str]:
     """Return the run's settings, and the name of the array to embed. Given neighbours and coordinates are written
     beside the slots.
     """
     from dumap.sources.estimated import fitting
 
-    settings = {**asked.settings, **asked.neighbors, "init": asked.init_pos}
+    settings = {**request.settings, **request.neighbors, "init": request.init_pos}
     params: dict[str, Any] = {}
-    if asked.neighbors_key is not None:
-        key = f"uns/{asked.neighbors_key}"
-        uns = {asked.neighbors_key: target.read(key)} if target.holds(key) else {}
-        distances, params = _neighbors_of(uns, asked.neighbors_key)
-        settings |= _searched(params, asked)
+    if request.neighbors_key is not None:
+        key = f"uns/{request.neighbors_key}"
+        uns = {request.neighbors_key: target.read(key)} if target.holds(key) else {}
+        distances, params = _neighbors_of(uns, request.neighbors_key)
+        settings |= _searched(params, request)
         settings["precomputed_knn"] = _give_lists(target, slots, f"obsp/{distances}", settings["n_neighbors"])
     else:
         settings["n_neighbors"] = fitting(settings["n_neighbors"], target.rows, stacklevel=5)
-    if not isinstance(asked.init_pos, str):
-        settings["init"] = slots.keep_array("init", np.asarray(asked.init_pos, np.float32))
-    elif target.holds(f"obsm/{asked.init_pos}"):
-        settings["init"] = f"{target.path}/obsm/{asked.init_pos}"
-    return settings, asked.use_rep or params.get("use_rep") or ("X_pca" if target.holds("obsm/X_pca") else "X")
+    if not isinstance(request.init_pos, str):
+        settings["init"] = slots.keep_array("init", np.asarray(request.init_pos, np.float32))
+    elif target.holds(f"obsm/{request.init_pos}"):
+        settings["init"] = f"{target.path}/obsm/{request.init_pos}"
+    return settings, request.use_rep or params.get("use_rep") or ("X_pca" if target.holds("obsm/X_pca") else "X")
 
 
 def _spans(rows: int, n_neighbors: int) -> Iterator[tuple[int, int]]:
@@ -301,22 +301,22 @@ def _give_lists(target: AnnDataStore, slots: Slots, key: str, n_neighbors: int) 
     return path
 
 
-def _fill(slots: Slots, result: Result, asked: _Request, use_rep: str) -> None:
+def _fill(slots: Slots, result: Result, request: _Request, use_rep: str) -> None:
     """Write a run's results, block by block."""
     from dumap.show.rows import entries_of
 
     array, facts = result.embedding, result.facts["graph"]
     rows, n_neighbors = array.shape[0], int(result["parameters"]["neighbors"]["n_neighbors"])
     spans = list(_spans(rows, n_neighbors))
-    if asked.neighbors_key is None:
+    if request.neighbors_key is None:
         neighbors = result.neighbors
         entries = rows * (n_neighbors - 1) - int(facts["missing"])
         listed = (entries_of(*neighbors[start:stop]) for start, stop in spans)
-        slots.put_sparse(f"obsp/{asked.distances}", rows, entries, "float64", listed)
+        slots.put_sparse(f"obsp/{request.distances}", rows, entries, "float64", listed)
         graph = (result.graph(slice(start, stop)) for start, stop in spans)
-        united = ((np.diff(some.indptr), some.indices, some.data) for some in graph)
-        slots.put_sparse(f"obsp/{asked.connectivities}", rows, int(facts["edges"]), "float32", united)
+        united = ((np.diff(rows_graph.indptr), rows_graph.indices, rows_graph.data) for rows_graph in graph)
+        slots.put_sparse(f"obsp/{request.connectivities}", rows, int(facts["edges"]), "float32", united)
     blocks = (np.asarray(array[start:stop]) for start, stop in spans)
-    slots.put_array(f"obsm/{asked.embedding}", array.shape, "float32", blocks)
-    for key, values in asked.mappings(result, use_rep).items():
+    slots.put_array(f"obsm/{request.embedding}", array.shape, "float32", blocks)
+    for key, values in request.mappings(result, use_rep).items():
         slots.put_mapping(f"uns/{key}", values)

@@ -64,13 +64,13 @@ def write_index(
     first, last = range_of(part)
     names = senders[first:last]
     read = run.read_each(stage, [(name, array, 0, None) for name in names for array in ("receivers", "bounds")])
-    found = [np.empty((0, 4), np.int64)]
+    pieces = [np.empty((0, 4), np.int64)]
     for number, (receivers, bounds) in enumerate(zip(read, read, strict=True), first):
         if receiver_of is not None:
             receivers, begins = np.unique(receiver_of[receivers], return_index=True)
             bounds = bounds[np.append(begins, len(bounds) - 1)]
-        found.append(np.stack([receivers, np.full(len(receivers), number), bounds[:-1], bounds[1:]], axis=1))
-    whole = np.concatenate(found)
+        pieces.append(np.stack([receivers, np.full(len(receivers), number), bounds[:-1], bounds[1:]], axis=1))
+    whole = np.concatenate(pieces)
     whole = whole[np.argsort(whole[:, 0], kind="stable")]
     with run.part(stage, part) as out:
         out.write("firsts", np.searchsorted(whole[:, 0], np.arange(count + 1)), RECEIVERS_A_RANGE)

@@ -81,8 +81,8 @@ class Graph:
         shards = np.searchsorted(self.occurrence_offsets, occurrences, side="right") - 1
         starts = self.shards.offsets[shards]
         rows = occurrences - self.occurrence_offsets[shards]
-        more = np.diff(self.occurrence_offsets) > np.diff(self.shards.offsets)
-        for shard in np.unique(shards[more[shards]]):
+        has_duplicates = np.diff(self.occurrence_offsets) > np.diff(self.shards.offsets)
+        for shard in np.unique(shards[has_duplicates[shards]]):
             inside, (repeated, times) = shards == shard, self.repeated(shard, shard + 1)
             rows[inside] = graph.rows_at(rows[inside], repeated - self.shards.offsets[shard], times)
         return rows + starts

@@ -50,13 +50,12 @@ class TaskCache(Generic[T]):
         with self._lock:
             self._users += 1
             self._most = max(self._most, self._users)
-            found = self._entries.get(key)
-            if found is None:
+            entry = self._entries.get(key)
+            if entry is None:
                 self._make_room(room * self._most - size)
             else:
-                found.users += 1
+                entry.users += 1
                 self._entries.move_to_end(key)
-        entry = found
         try:
             if entry is None:
                 entry = _Entry(make(), size)
@@ -71,11 +70,11 @@ class TaskCache(Generic[T]):
 
     def _make_room(self, room: int) -> None:
         """Free values that no task uses, until the remaining values fit."""
-        held = sum(entry.size for entry in self._entries.values())
+        total_bytes = sum(entry.size for entry in self._entries.values())
         for key in [key for key, entry in self._entries.items() if not entry.users]:
-            if held <= room:
+            if total_bytes <= room:
                 return
-            held -= self._entries.pop(key).size
+            total_bytes -= self._entries.pop(key).size
 
     @property
     def bytes(self) -> int:

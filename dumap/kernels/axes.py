@@ -95,6 +95,6 @@ def project(x: np.ndarray, origin: np.ndarray, axes: np.ndarray) -> np.ndarray:
     ndarray of float32, shape (n, axes)
     """
     out = np.empty((len(x), axes.shape[1]), np.float32)
-    even = np.concatenate([axes, np.zeros((len(axes) % 2, axes.shape[1]), np.float32)])
-    _project(x, origin, even, out)
+    padded_axes = np.concatenate([axes, np.zeros((len(axes) % 2, axes.shape[1]), np.float32)])
+    _project(x, origin, padded_axes, out)
     return out

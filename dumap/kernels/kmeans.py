@@ -25,7 +25,7 @@ def _first_rows(x, count, base):
     nearest, nearest_then = np.full(n, np.inf, np.float32), np.empty((TRIALS, n), np.float32)
     total, trials = np.inf, 1
     for number in range(count):
-        best, least = -1, np.inf
+        best, least_sum = -1, np.inf
         for trial in range(trials):
             bits = hashing.draw(base, TRIALS * number + trial)
             row = np.int64(bits % np.uint64(n))
@@ -38,13 +38,13 @@ def _first_rows(x, count, base):
                         left -= nearest[i]
                         if left < 0:
                             break
-            rest = 0.0  # the sum of squared distances if this row is chosen
+            distance_sum = 0.0  # the sum of squared distances if this row is chosen
             for i in range(n):
                 nearest_then[trial, i] = min(nearest[i], squared_distance(x[i], x[row]))
-                rest += nearest_then[trial, i]
-            if best < 0 or rest < least:
-                best, least, chosen[number] = trial, rest, row
-        nearest[:], total, trials = nearest_then[best], least, TRIALS
+                distance_sum += nearest_then[trial, i]
+            if best < 0 or distance_sum < least_sum:
+                best, least_sum, chosen[number] = trial, distance_sum, row
+        nearest[:], total, trials = nearest_then[best], least_sum, TRIALS
         if not total > 0:
             return chosen[: number + 1]
     return chosen

@@ -118,8 +118,8 @@ def label_lowest(indptr, tails, first, labels, seed):
         hash_i = hashing.draw(base, i)
         lower = np.int64(0)
         for e in range(indptr[r], indptr[r + 1]):
-            other = hashing.draw(base, tails[e])
-            if other < hash_i or (hash_i == other and tails[e] < i):
+            other_hash = hashing.draw(base, tails[e])
+            if other_hash < hash_i or (hash_i == other_hash and tails[e] < i):
                 lower += 1
         if lower == 0:
             labels[r] = -2 - i

@@ -160,8 +160,8 @@ def within_leaves(sample: np.ndarray, tree: Tree) -> tuple[np.ndarray, np.ndarra
     """
     nearest = nearest_leaves(sample, tree, 1)[:, 0]
     step = max(1, len(sample) // max(WITHIN_ROWS, 8 * sample.shape[1]))
-    taken = nearest % step == 0
-    rows, nearest = sample[taken], nearest[taken]
+    is_sampled = nearest % step == 0
+    rows, nearest = sample[is_sampled], nearest[is_sampled]
     means = np.zeros((len(tree.leaves) // step + 1, sample.shape[1]), np.float32)
     move_to_means(rows, nearest // step, means)
     return _residuals(rows, means, nearest // step), nearest
@@ -320,8 +320,8 @@ def _by_group(near_groups, first, last, squared, radii, limits):
     begins = np.zeros(len(radii) + 1, np.int64)
     for i in range(len(near_groups)):
         for s in range(first, last):
-            least = ROUND_DOWN * np.sqrt(squared[i, s]) - radii[near_groups[i, s]]
-            is_open[i, s] = not (least > 0 and least * least > limits[i])
+            lower_bound = ROUND_DOWN * np.sqrt(squared[i, s]) - radii[near_groups[i, s]]
+            is_open[i, s] = not (lower_bound > 0 and lower_bound * lower_bound > limits[i])
             begins[near_groups[i, s] + 1] += is_open[i, s]
     begins = np.cumsum(begins)  # a counting sort by group
     following, slots = begins[:-1].copy(), np.empty(begins[-1], np.int64)

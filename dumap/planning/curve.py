@@ -29,9 +29,9 @@ def curve(settings: LayoutConfig) -> tuple[float, float]:
         instead = f"give a spread nearer to 1 and min_dist in proportion, such as spread=1 and min_dist={share:.4g}"
     low, high = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
     if not all(low <= value <= high for value in (a, b, 2 * a * b)):
-        given = " and ".join(f"layout.{name} = {getattr(settings, name)}" for name in names)
+        cause = " and ".join(f"layout.{name} = {getattr(settings, name)}" for name in names)
         raise ConfigError(
-            f"{given}: the curve 1 / (1 + a d^2b) would have a = {a:.4g}, b = {b:.4g} and 2ab = {2 * a * b:.4g}, which "
+            f"{cause}: the curve 1 / (1 + a d^2b) would have a = {a:.4g}, b = {b:.4g} and 2ab = {2 * a * b:.4g}, which "
             f"must be from {low:.2g} to {high:.2g}, as float32 holds them: {instead}"
         )
     return a, b

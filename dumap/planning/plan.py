@@ -76,7 +76,7 @@ class StagePlan:
 
     def disk_after(self, done: Collection[str]) -> int:
         """Return the bytes of this stage's parts on disk once the stages in `done` are done."""
-        return self.disk_bytes - sum(some for some, readers in self.temporary if readers.issubset(done))
+        return self.disk_bytes - sum(size for size, readers in self.temporary if readers.issubset(done))
 
     def process_bytes(self, threads: int) -> int:
         """Return the peak memory of a worker with `threads` threads, each with a task."""
@@ -245,13 +245,13 @@ def describe(projected: Plan, threads: int) -> str:
         Threads of all workers together.
     """
     geometry = projected.geometry
-    given = f" given with {geometry.columns} neighbors each" if geometry.columns else ""
+    lists_text = f" given with {geometry.columns} neighbors each" if geometry.columns else ""
     shape = f"{geometry.dims} dims"
     if geometry.sparse:
         shape = f"{geometry.source_dims} columns, {geometry.entries} entries each in the mean"
     lines = [
         f"{geometry.rows} rows x {shape}: {geometry.blocks} blocks of {geometry.block_rows} rows, "
-        f"{geometry.cells} cells of up to {geometry.cell_rows} rows{given}, {geometry.shards} shards of "
+        f"{geometry.cells} cells of up to {geometry.cell_rows} rows{lists_text}, {geometry.shards} shards of "
         f"{geometry.shard_rows} rows, {geometry.n_epochs} epochs",
         f"{'stage':<10} {'tasks':>7} {'shuffled':>10} {'disk':>10} {'peak a worker':>14}",
     ]

@@ -99,24 +99,24 @@ def _embedding(run: Run, out: str) -> str:
         except ImportError as error:
             raise needs(f"{out}: parquet", "pyarrow") from error
         columns = {f"component_{c}": y[:, c] for c in range(y.shape[1])}
-        named = read_names(run)
-        rows = np.arange(len(y)) if named is None else named
+        names_of_rows = read_names(run)
+        rows = np.arange(len(y)) if names_of_rows is None else names_of_rows
         parquet.write_table(pyarrow.table({"row": rows, **columns, "status": status}), out)
     return f"{out}: {y.shape[0]} rows x {y.shape[1]} components"
 
 
 def _neighbors(run: Run, out: str, order: np.ndarray, position: np.ndarray, n_neighbors: int, with_self: bool) -> str:
-    ending, lists, rows, others = _ending(out, (".npz", ".zarr")), NeighborLists(run), len(position), n_neighbors - 1
-    columns = others + with_self
+    ending, lists, rows, n_others = _ending(out, (".npz", ".zarr")), NeighborLists(run), len(position), n_neighbors - 1
+    columns = n_others + with_self
 
     def blocks(array: str) -> Iterator[tuple[int, np.ndarray]]:
         dtype, missing = (np.int64, -1) if array == "indices" else (np.float32, np.inf)
-        whole = lists.read(array, 0, len(order))[:, :others]
+        whole = lists.read(array, 0, len(order))[:, :n_others]
         for start in range(0, rows, BLOCK_ROWS):
             at = position[start : start + BLOCK_ROWS]
             block = np.full((len(at), columns), missing, dtype)
-            found = whole[at[at >= 0]]
-            block[at >= 0, with_self:] = np.where(found >= 0, order[found], -1) if array == "indices" else found
+            values = whole[at[at >= 0]]
+            block[at >= 0, with_self:] = np.where(values >= 0, order[values], -1) if array == "indices" else values
             if with_self:
                 block[:, 0] = np.arange(start, start + len(at)) if array == "indices" else 0
             yield start, block

@@ -82,8 +82,8 @@ class Handle:
             The result of `dumap.status`, if this process can read the run, and 'task', the state of the driver:
             waiting, running, done, failed or cancelled.
         """
-        found: dict[str, Any] = self._sync(self._status)
-        return found
+        state: dict[str, Any] = self._sync(self._status)
+        return state
 
     async def _status(self) -> dict[str, Any]:
         submission = await self._published()
@@ -94,8 +94,8 @@ class Handle:
             task = "cancelled"
         if task is None:
             task = "running" if any(event["event"] == "driver" for _, event in events) else "waiting"
-        found = await asyncio.to_thread(_seen, self.output)
-        return {**found, "task": task}
+        run_status = await asyncio.to_thread(_seen, self.output)
+        return {**run_status, "task": task}
 
     def progress(self) -> dict[str, Any]:
         """Return the run's progress.
@@ -106,25 +106,25 @@ class Handle:
             'stage', the name of the running stage or None; 'done' and 'total', the steps of this stage; 'stages', the
             stages that were finished since the run was submitted; 'notes', messages of the run.
         """
-        found: dict[str, Any] = self._sync(self._progress)
-        return found
+        state: dict[str, Any] = self._sync(self._progress)
+        return state
 
     async def _progress(self) -> dict[str, Any]:
         events = await sent.events_of(self._client, await self._published())
-        found: dict[str, Any] = {"stage": None, "done": 0.0, "total": 0.0, "stages": [], "notes": []}
+        state: dict[str, Any] = {"stage": None, "done": 0.0, "total": 0.0, "stages": [], "notes": []}
         for _, event in events:
             if event["event"] == "driver":
-                found |= {"stage": None, "done": 0.0, "total": 0.0}
+                state |= {"stage": None, "done": 0.0, "total": 0.0}
             elif event["event"] == "started":
-                found |= {"stage": event["stage"], "done": 0.0, "total": 0.0}
+                state |= {"stage": event["stage"], "done": 0.0, "total": 0.0}
             elif event["event"] == "advanced":
-                found |= {"done": event["done"], "total": event["total"]}
+                state |= {"done": event["done"], "total": event["total"]}
             elif event["event"] == "finished":
-                found |= {"stage": None, "done": 0.0, "total": 0.0}
-                found["stages"].append(event["stage"])
+                state |= {"stage": None, "done": 0.0, "total": 0.0}
+                state["stages"].append(event["stage"])
             elif event["event"] == "note":
-                found["notes"].append(event["message"])
-        return found
+                state["notes"].append(event["message"])
+        return state
 
     # control of the run ----------------------------------------------------------------------
 
@@ -170,18 +170,18 @@ class Handle:
                 return self._follow(timeout, observer)
 
     def _wait(self, timeout: float | None) -> Result:
-        found: Result = self._sync(lambda: self._result(timeout))
-        return found
+        run_result: Result = self._sync(lambda: self._result(timeout))
+        return run_result
 
     def _follow(self, timeout: float | None, observer: Observer) -> Result:
         """Wait for the run, and report its progress to an observer in this thread."""
-        deadline, heard, replayed = time.monotonic() + (timeout or 0.0), 0.0, Replay(observer)
+        deadline, last_time, replayed = time.monotonic() + (timeout or 0.0), 0.0, Replay(observer)
         while True:
             late = timeout is not None and time.monotonic() >= deadline
             ended = self._client.sync(self._ended, POLL_SECONDS)
-            for when, event in self._client.sync(sent.events_of, self._client, self._submission, heard):
+            for when, event in self._client.sync(sent.events_of, self._client, self._submission, last_time):
                 replayed.tell(event)
-                heard = when
+                last_time = when
             if ended or late:
                 return self._wait(None if ended else 0.0)
 
@@ -238,8 +238,8 @@ def begin(client: Client, config: Config, parent: str | None, force: bool) -> Ha
     )
     make = partial(sent.send, client, work, config.output, work.digest(), sharing)
     if client.asynchronous:
-        made = make()
-        return Handle(client, made, asyncio.ensure_future(sent.keep_one(client, made)))
+        submission = make()
+        return Handle(client, submission, asyncio.ensure_future(sent.keep_one(client, submission)))
     return Handle(client, client.sync(sent.send_once, client, make, config.output, work.digest()))
 
 
@@ -253,13 +253,13 @@ def attach(client: Client, output: str) -> Any:
     """
     place = normalize(output)
 
-    async def found() -> Handle:
+    async def find_handle() -> Handle:
         submission = await sent.find(client, place)
         if submission is None:
             raise ClusterError(f"the cluster drives no run of {place}: submit it")
         return Handle(client, submission)
 
-    return client.sync(found)
+    return client.sync(find_handle)
 
 
 def _seen(output: str) -> dict[str, Any]:

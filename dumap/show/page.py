@@ -22,9 +22,9 @@ def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
     return f"<table><thead><tr>{cells}</tr></thead><tbody>{lines}</tbody></table>"
 
 
-def _stages(found: Mapping[str, Any]) -> str:
+def _stages(run_status: Mapping[str, Any]) -> str:
     rows: list[tuple[str, ...]] = []
-    for stage in found["stages"]:
+    for stage in run_status["stages"]:
         took = ("", "", "")
         if stage["state"] == "done":
             took = (
@@ -36,12 +36,12 @@ def _stages(found: Mapping[str, Any]) -> str:
     return _table(("stage", "state", "seconds", "peak memory", "projected"), rows)
 
 
-def to_html(found: Mapping[str, Any], picture: bytes | str) -> str:
+def to_html(run_status: Mapping[str, Any], picture: bytes | str) -> str:
     """Format a run as HTML for a notebook.
 
     Parameters
     ----------
-    found : mapping
+    run_status : mapping
         The run's status.
     picture : bytes or str
         The map as PNG, or a text that says why there is none.
@@ -51,22 +51,25 @@ def to_html(found: Mapping[str, Any], picture: bytes | str) -> str:
     str
         A `div` that loads nothing from elsewhere.
     """
-    rows, dims = found["input"]["shape"]
+    rows, dims = run_status["input"]["shape"]
     facts = {
-        name: fact for stage in found["stages"] if stage["name"] in QUALITY for name, fact in stage["facts"].items()
+        name: fact
+        for stage in run_status["stages"]
+        if stage["name"] in QUALITY
+        for name, fact in stage["facts"].items()
     }
-    seconds = sum(stage["seconds"] or 0.0 for stage in found["stages"])
-    peak = max(stage["peak_bytes"] or 0 for stage in found["stages"])
+    seconds = sum(stage["seconds"] or 0.0 for stage in run_status["stages"])
+    peak = max(stage["peak_bytes"] or 0 for stage in run_status["stages"])
     if isinstance(picture, bytes):
         data = base64.b64encode(picture).decode()
         shown = f'<img alt="the map" width="{PICTURE_WIDTH}" src="data:image/png;base64,{data}">'
     else:
         shown = f"<p>{escape(picture)}</p>"
-    title = f"{found['output']}: {found['state']}, {rows:,} rows x {dims} dims"
+    title = f"{run_status['output']}: {run_status['state']}, {rows:,} rows x {dims} dims"
     took = f"{seconds:.1f} s in stages, {format_bytes(peak)} at the most in a process"
     quality = _table(("quality", ""), [(name, format_fact(fact, ".4f")) for name, fact in facts.items()])
     return (
         f'<div class="dumap-result"><p><b>{escape(title)}</b><br>{escape(took)}</p>'
         f'<div style="display:flex;flex-wrap:wrap;gap:1em">{shown}{quality if facts else ""}'
-        f"<details><summary>stages</summary>{_stages(found)}</details></div></div>"
+        f"<details><summary>stages</summary>{_stages(run_status)}</details></div></div>"
     )

@@ -70,19 +70,19 @@ def read_labels(labels: np.ndarray) -> Categories | Values:
         raise InputError(f"labels of dtype {labels.dtype} colour nothing: give numbers, dates or names")
     labels = labels.astype({"f": np.float64, "T": object}.get(kind, labels.dtype))
     try:
-        codes, kinds = pandas.factorize(labels, sort=kind not in "OT")
+        codes, unique_labels = pandas.factorize(labels, sort=kind not in "OT")
     except TypeError as error:
         raise InputError(f"labels of dtype {labels.dtype} cannot be told apart ({error})") from error
-    if len(kinds) > {"f": COLOURS, "i": MOST_NUMBERS, "u": MOST_NUMBERS}.get(kind, len(kinds)):
+    if len(unique_labels) > {"f": COLOURS, "i": MOST_NUMBERS, "u": MOST_NUMBERS}.get(kind, len(unique_labels)):
         return _values(labels.astype(np.float64))
-    names = [name.decode(errors="replace") if isinstance(name, bytes) else f"{name}" for name in list(kinds)]
+    names = [name.decode(errors="replace") if isinstance(name, bytes) else f"{name}" for name in list(unique_labels)]
     if kind in "OT":
         order = np.argsort(np.array(names, dtype=str), kind="stable")
         codes, names = np.append(np.argsort(order), -1)[codes], [names[at] for at in order]
     return Categories(codes, names)
 
 
-def _kinds(frame: Any, canvas: Any, found: Categories) -> tuple[Any, list]:
+def _kinds(frame: Any, canvas: Any, categories: Categories) -> tuple[Any, list]:
     """Colour rows by their categories; return the image and the legend's entries."""
     import datashader
     import matplotlib
@@ -90,38 +90,38 @@ def _kinds(frame: Any, canvas: Any, found: Categories) -> tuple[Any, list]:
     from datashader import transfer_functions
     from matplotlib.lines import Line2D
 
-    count = min(len(found.names), COLOURS)
-    map_of_colours = matplotlib.colormaps["tab20" if len(found.names) > 10 else "tab10"]
+    count = min(len(categories.names), COLOURS)
+    map_of_colours = matplotlib.colormaps["tab20" if len(categories.names) > 10 else "tab10"]
     colours = [matplotlib.colors.to_hex(map_of_colours(number)) for number in range(count)]
-    codes = np.where(found.codes < 0, -1, found.codes % COLOURS)
+    codes = np.where(categories.codes < 0, -1, categories.codes % COLOURS)
     frame = frame.assign(label=pandas.Categorical.from_codes(codes, list(range(count))))
     counts = canvas.points(frame[codes >= 0], "x", "y", datashader.count_cat("label"))
     image = transfer_functions.shade(counts, color_key=colours, how="eq_hist", min_alpha=120)
-    named = zip(colours, found.names, strict=True) if len(found.names) <= COLOURS else ()
-    return image, [Line2D([], [], marker="o", ls="", color=colour, label=name) for colour, name in named]
+    legend = zip(colours, categories.names, strict=True) if len(categories.names) <= COLOURS else ()
+    return image, [Line2D([], [], marker="o", ls="", color=colour, label=name) for colour, name in legend]
 
 
-def _numbers(frame: Any, canvas: Any, found: Values) -> Any:
+def _numbers(frame: Any, canvas: Any, values: Values) -> Any:
     """Colour each pixel by the mean of its rows' values."""
     import datashader
     import matplotlib
     from datashader import transfer_functions
 
-    frame = frame.assign(label=found.numbers)[np.isfinite(found.numbers)]
+    frame = frame.assign(label=values.numbers)[np.isfinite(values.numbers)]
     means = canvas.points(frame, "x", "y", datashader.mean("label"))
-    span = (found.low, found.high if found.high > found.low else found.low + 1)
+    span = (values.low, values.high if values.high > values.low else values.low + 1)
     return transfer_functions.shade(means, cmap=matplotlib.colormaps["viridis"], how="linear", span=span)
 
 
-def _add_bar(figure: Any, axes: Any, found: Values) -> None:
+def _add_bar(figure: Any, axes: Any, values: Values) -> None:
     """Draw the colour scale."""
     import matplotlib
 
-    scale = matplotlib.colors.Normalize(found.low, found.high if found.high > found.low else found.low + 1)
+    scale = matplotlib.colors.Normalize(values.low, values.high if values.high > values.low else values.low + 1)
     bar = figure.colorbar(matplotlib.cm.ScalarMappable(scale, "viridis"), ax=axes, shrink=0.5)
     bar.outline.set_visible(False)
-    if found.dates:
-        bar.formatter = matplotlib.ticker.FuncFormatter(lambda value, _: str(np.array(int(value)).astype(found.dates)))
+    if values.dates:
+        bar.formatter = matplotlib.ticker.FuncFormatter(lambda value, _: str(np.array(int(value)).astype(values.dates)))
         bar.update_ticks()
 
 
@@ -178,20 +178,20 @@ def draw(y: np.ndarray, labels: np.ndarray | None = None) -> Figure:
         raise InputError("none of the rows has coordinates to be drawn at")
     frame = pandas.DataFrame({"x": y[finite, 0], "y": y[finite, 1]})
     canvas = datashader.Canvas(PIXELS, PIXELS, x_range=_range(frame["x"].values), y_range=_range(frame["y"].values))
-    found = None if labels is None else read_labels(labels[finite])
+    colouring = None if labels is None else read_labels(labels[finite])
     handles: list = []
-    if found is None:
+    if colouring is None:
         image = transfer_functions.shade(canvas.points(frame, "x", "y"), cmap=["#9ecae1", "#08306b"], how="eq_hist")
     else:
-        known = found.codes >= 0 if isinstance(found, Categories) else np.isfinite(found.numbers)
+        has_label = colouring.codes >= 0 if isinstance(colouring, Categories) else np.isfinite(colouring.numbers)
         layers = []
-        if not known.all():
-            layers.append(transfer_functions.shade(canvas.points(frame[~known], "x", "y"), cmap=[UNKNOWN, UNKNOWN]))
-        if known.any() and isinstance(found, Categories):
-            image, handles = _kinds(frame, canvas, found)
+        if not has_label.all():
+            layers.append(transfer_functions.shade(canvas.points(frame[~has_label], "x", "y"), cmap=[UNKNOWN, UNKNOWN]))
+        if has_label.any() and isinstance(colouring, Categories):
+            image, handles = _kinds(frame, canvas, colouring)
             layers.append(image)
-        elif known.any() and isinstance(found, Values):
-            layers.append(_numbers(frame, canvas, found))
+        elif has_label.any() and isinstance(colouring, Values):
+            layers.append(_numbers(frame, canvas, colouring))
         image = transfer_functions.stack(*layers) if len(layers) > 1 else layers[0]
     if len(frame) < SPARSE_ROWS:
         image = transfer_functions.spread(image, px=1)
@@ -202,8 +202,8 @@ def draw(y: np.ndarray, labels: np.ndarray | None = None) -> Figure:
     axes.set_title(f"{int(finite.sum()):,} rows", loc="left", fontsize=10)
     if handles:
         axes.legend(handles=handles, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
-    if isinstance(found, Values):
-        _add_bar(figure, axes, found)
+    if isinstance(colouring, Values):
+        _add_bar(figure, axes, colouring)
     return figure
 
 

@@ -38,7 +38,7 @@ class Result(Mapping[str, Any]):
     ----------
     path : str
         Where the run lies.
-    found : dict, optional
+    run_status : dict, optional
         The run's status, if it is known.
 
     Attributes
@@ -55,10 +55,10 @@ class Result(Mapping[str, Any]):
     ['component_0', 'component_1', 'status']
     """
 
-    def __init__(self, path: str, found: dict[str, Any] | None = None) -> None:
+    def __init__(self, path: str, run_status: dict[str, Any] | None = None) -> None:
         self.path = path
-        if found is not None:
-            self._status = found
+        if run_status is not None:
+            self._status = run_status
 
     @classmethod
     def open(cls, path: str) -> Result:

@@ -139,18 +139,18 @@ class Neighbors:
         indices = np.full((stop - start, self.shape[1]), -1, np.int64)
         distances = np.full(indices.shape, np.inf, np.float32)
         for first, last in zip(lists.table.offsets[:-1], lists.table.offsets[1:], strict=True):
-            here = np.flatnonzero((at >= first) & (at < last))
-            if len(here):
-                found = lists.read("indices", first, last)[at[here] - first, : self.shape[1]]
-                indices[here] = np.where(found >= 0, self._order.rows[found], -1)
-                distances[here] = lists.read("distances", first, last)[at[here] - first, : self.shape[1]]
+            inside = np.flatnonzero((at >= first) & (at < last))
+            if len(inside):
+                listed = lists.read("indices", first, last)[at[inside] - first, : self.shape[1]]
+                indices[inside] = np.where(listed >= 0, self._order.rows[listed], -1)
+                distances[inside] = lists.read("distances", first, last)[at[inside] - first, : self.shape[1]]
         return indices, distances
 
 
 def entries_of(indices: np.ndarray, distances: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return each row's number of neighbours, all neighbours, and all distances, in float64 as in scanpy."""
-    there = indices >= 0
-    return there.sum(axis=1), indices[there], distances[there].astype(np.float64)
+    is_listed = indices >= 0
+    return is_listed.sum(axis=1), indices[is_listed], distances[is_listed].astype(np.float64)
 
 
 def distances_of(neighbors: Neighbors, with_self: bool = False) -> sparse.csr_matrix:

@@ -40,8 +40,8 @@ def _values(column: Any, dtype: np.dtype) -> np.ndarray:
 
 
 def _matrix(batch: Any, columns: list[str], dtype: np.dtype) -> np.ndarray:
-    found = [_values(batch.column(batch.schema.get_field_index(name)), dtype) for name in columns]
-    return np.stack(found, axis=1) if found else np.empty((batch.num_rows, 0), dtype)
+    arrays = [_values(batch.column(batch.schema.get_field_index(name)), dtype) for name in columns]
+    return np.stack(arrays, axis=1) if arrays else np.empty((batch.num_rows, 0), dtype)
 
 
 class Parquet:
@@ -60,22 +60,22 @@ class Parquet:
         self.path, self.left_out = path, list[str]()
         with pyarrow.parquet.ParquetFile(path) as file:
             schema = file.schema_arrow
-            there = list(schema.names)
+            names = list(schema.names)
             self._names = choice.names or _pandas_index(schema)
-            if self._names is not None and self._names not in there:
-                raise InputError(f"{path}: has no column {self._names!r}; its columns are {', '.join(there)}")
-            others = [name for name in there if name != self._names]
-            numbers = [name for name in others if _is_number(schema.field(name).type)]
-            lists = [name for name in others if _is_list(schema.field(name).type)]
-            wanted = choice.columns if choice.columns is not None else (choice.key,) if choice.key else None
-            self._list = _the_list(wanted, numbers, lists)
+            if self._names is not None and self._names not in names:
+                raise InputError(f"{path}: has no column {self._names!r}; its columns are {', '.join(names)}")
+            other_names = [name for name in names if name != self._names]
+            numbers = [name for name in other_names if _is_number(schema.field(name).type)]
+            lists = [name for name in other_names if _is_list(schema.field(name).type)]
+            selected = choice.columns if choice.columns is not None else (choice.key,) if choice.key else None
+            self._list = _the_list(selected, numbers, lists)
             if self._list is None:
-                self.columns: list[str] | None = chosen_names(path, wanted, there, numbers)
+                self.columns: list[str] | None = chosen_names(path, selected, names, numbers)
                 self.dims = len(self.columns)
                 lacking = {name for name in self.columns if _may_lack(file.metadata, name)}
-                kinds = [_numpy(schema.field(name).type) for name in self.columns]
-                self.dtype = np.result_type(*kinds, *([np.float64] if lacking else []))
-                self.left_out = [name for name in others if name not in numbers] if wanted is None else []
+                dtypes = [_numpy(schema.field(name).type) for name in self.columns]
+                self.dtype = np.result_type(*dtypes, *([np.float64] if lacking else []))
+                self.left_out = [name for name in other_names if name not in numbers] if selected is None else []
             else:
                 self.columns, self.dtype = None, _numpy(schema.field(self._list).type.value_type)
                 first = next(file.iter_batches(1, columns=[self._list]), None)
@@ -112,8 +112,8 @@ def _may_lack(metadata: Any, name: str) -> bool:
     for group in (metadata.row_group(number) for number in range(metadata.num_row_groups)):
         for column in (group.column(number) for number in range(group.num_columns)):
             if column.path_in_schema == name:
-                told = column.statistics
-                if told is None or not told.has_null_count or told.null_count:
+                statistics = column.statistics
+                if statistics is None or not statistics.has_null_count or statistics.null_count:
                     return True
     return False
 
@@ -124,11 +124,11 @@ def _is_list(kind: Any) -> bool:
     return bool(is_list and _is_number(kind.value_type))
 
 
-def _the_list(wanted: tuple[str, ...] | None, numbers: list[str], lists: list[str]) -> str | None:
+def _the_list(selected: tuple[str, ...] | None, numbers: list[str], lists: list[str]) -> str | None:
     """Return the column of lists that is taken, or None if columns of numbers are taken."""
-    if wanted is None:
+    if selected is None:
         return lists[0] if len(lists) == 1 and not numbers else None
-    return wanted[0] if len(wanted) == 1 and wanted[0] in lists else None
+    return selected[0] if len(selected) == 1 and selected[0] in lists else None
 
 
 def _names(batch: Any, name: str | None) -> list[str] | None:
@@ -149,26 +149,26 @@ class Csv:
         self.path, self._header, self._delimiter = path, choice.header, delimiter
         with self._reader({}) as reader:
             schema = reader.schema
-        there = list(schema.names)
+        names = list(schema.names)
         self._index = choice.names
-        if self._index is None and there and there[0] == "":  # pandas and R write row names so
+        if self._index is None and names and names[0] == "":  # pandas and R write row names so
             self._index = ""
-        if self._index is not None and self._index not in there:
-            raise InputError(f"{path}: has no column {self._index!r}; its columns are {', '.join(there)}")
-        if choice.header and choice.columns is None and all(_reads_as_number(name) for name in there if name):
+        if self._index is not None and self._index not in names:
+            raise InputError(f"{path}: has no column {self._index!r}; its columns are {', '.join(names)}")
+        if choice.header and choice.columns is None and all(_reads_as_number(name) for name in names if name):
             raise InputError(f"{path}: its first line holds numbers, not names of columns: give --no-header")
-        others = [name for name in there if name != self._index]
-        if len(set(there)) < len(there):
+        other_names = [name for name in names if name != self._index]
+        if len(set(names)) < len(names):
             raise InputError(f"{path}: several columns have the same name")
-        numbers = [name for name in others if _is_number(schema.field(name).type)]
+        numbers = [name for name in other_names if _is_number(schema.field(name).type)]
         if choice.header:
-            taken = chosen_names(path, choice.columns, there, numbers)
+            taken = chosen_names(path, choice.columns, names, numbers)
         else:
-            which = chosen_numbers(path, choice.columns, len(there))
-            taken = chosen_names(path, None if which is None else tuple(there[i] for i in which), there, numbers)
+            which = chosen_numbers(path, choice.columns, len(names))
+            taken = chosen_names(path, None if which is None else tuple(names[i] for i in which), names, numbers)
         self.taken, self.columns = taken, taken if choice.header else None
         self.dims, self.dtype = len(taken), np.dtype(np.float64)
-        self.left_out = [name for name in others if name not in numbers] if choice.columns is None else []
+        self.left_out = [name for name in other_names if name not in numbers] if choice.columns is None else []
 
     @contextlib.contextmanager
     def _reader(self, types: dict[str, Any]) -> Iterator[Any]:
@@ -191,8 +191,8 @@ class Csv:
         with readable(self.path), self._reader(types) as reader:
             for batch in reader:
                 for start in range(0, batch.num_rows, rows):
-                    some = batch.slice(start, rows)
-                    yield _matrix(some, self.taken, self.dtype), _names(some, self._index)
+                    rows_batch = batch.slice(start, rows)
+                    yield _matrix(rows_batch, self.taken, self.dtype), _names(rows_batch, self._index)
 
 
 def _reads_as_number(text: str) -> bool:

@@ -77,7 +77,7 @@ def expand(sources: Sequence[str]) -> list[str]:
     InputError
         There is no such file.
     """
-    found: list[str] = []
+    paths: list[str] = []
     for source in sources:
         if "://" in source:
             raise InputError(f"{source}: files are read from disks; copy them there first")
@@ -89,8 +89,8 @@ def expand(sources: Sequence[str]) -> list[str]:
             files = sorted(glob.glob(source, recursive=True))
         if not files:
             raise InputError(f"{source}: there is no such file, and no file of that pattern")
-        found += files
-    return found
+        paths += files
+    return paths
 
 
 def open_table(path: str, choice: FileSelection) -> Table:
@@ -146,7 +146,7 @@ def chosen_numbers(path: str, columns: tuple[str, ...] | None, dims: int) -> np.
     """
     if columns is None:
         return None
-    found: list[int] = []
+    column_numbers: list[int] = []
     for column in columns:
         match = re.fullmatch(r"(\d+)(?::(\d+))?", column)
         if match is None:
@@ -156,30 +156,32 @@ def chosen_numbers(path: str, columns: tuple[str, ...] | None, dims: int) -> np.
         first, stop = int(match[1]), int(match[2] or int(match[1]) + 1)
         if not first < stop <= dims:
             raise InputError(f"{path}: has {dims} columns, from 0 to {dims - 1}; there is no {column}")
-        found += range(first, stop)
-    return np.array(found)
+        column_numbers += range(first, stop)
+    return np.array(column_numbers)
 
 
-def chosen_names(path: str, columns: tuple[str, ...] | None, there: Sequence[str], numbers: Sequence[str]) -> list[str]:
+def chosen_names(
+    path: str, columns: tuple[str, ...] | None, all_names: Sequence[str], numbers: Sequence[str]
+) -> list[str]:
     """Return the names of the columns that are taken.
 
-    `there` names all columns, `numbers` the columns that hold numbers.
+    `all_names` names all columns, `numbers` the columns that hold numbers.
 
     Raises
     ------
     InputError
         A column does not exist or holds no numbers, or no column holds numbers.
     """
-    listed = ", ".join(map(str, there[:MAX_LISTED])) + (", ..." if len(there) > MAX_LISTED else "")
+    listed = ", ".join(map(str, all_names[:MAX_LISTED])) + (", ..." if len(all_names) > MAX_LISTED else "")
     for column in columns or ():
-        if column not in there:
+        if column not in all_names:
             raise InputError(f"{path}: has no column {column!r}; its columns are {listed}")
         if column not in numbers:
             raise InputError(f"{path}: column {column!r} holds no numbers; leave it out")
-    found = list(numbers if columns is None else columns)
-    if not found:
+    chosen = list(numbers if columns is None else columns)
+    if not chosen:
         raise InputError(f"{path}: none of its columns holds numbers; they are {listed}")
-    return found
+    return chosen
 
 
 def require_numbers(path: str, shape: tuple[int, ...], dtype: np.dtype) -> None:
@@ -265,15 +267,15 @@ class Npz:
         self.path, self.left_out = path, list[str]()
         self.columns: list[str] | None = None
         with zipfile.ZipFile(path) as archive:
-            held = [name.removesuffix(".npy") for name in archive.namelist()]
-        if choice.names is not None and choice.names not in held:
-            raise InputError(f"{path}: has no array {choice.names!r}; its arrays are {', '.join(held)}")
-        others = [name for name in held if name != choice.names]
-        if choice.key is None and len(others) != 1:
-            raise InputError(f"{path}: name one of its arrays with --key: {', '.join(others)}")
-        self.key = others[0] if choice.key is None else choice.key
-        if self.key not in held:
-            raise InputError(f"{path}: has no array {self.key!r}; its arrays are {', '.join(held)}")
+            array_names = [name.removesuffix(".npy") for name in archive.namelist()]
+        if choice.names is not None and choice.names not in array_names:
+            raise InputError(f"{path}: has no array {choice.names!r}; its arrays are {', '.join(array_names)}")
+        other_names = [name for name in array_names if name != choice.names]
+        if choice.key is None and len(other_names) != 1:
+            raise InputError(f"{path}: name one of its arrays with --key: {', '.join(other_names)}")
+        self.key = other_names[0] if choice.key is None else choice.key
+        if self.key not in array_names:
+            raise InputError(f"{path}: has no array {self.key!r}; its arrays are {', '.join(array_names)}")
         self._names = None if choice.names is None else np.load(path)[choice.names]
         with self._opened() as (_, shape, dtype):
             require_numbers(f"{path}, {self.key}", shape, dtype)
@@ -300,9 +302,9 @@ class Npz:
         with readable(self.path), self._opened() as (file, shape, dtype):
             for start in range(0, shape[0], rows):
                 count = min(rows, shape[0] - start)
-                wanted = count * shape[1] * dtype.itemsize
-                data = file.read(wanted)
-                if len(data) != wanted:
+                byte_count = count * shape[1] * dtype.itemsize
+                data = file.read(byte_count)
+                if len(data) != byte_count:
                     raise EOFError(f"{self.key} ends too soon")
                 block = np.frombuffer(data, dtype).reshape(count, shape[1])
                 names = None if self._names is None else text_of(self._names[start : start + count])

@@ -30,9 +30,9 @@ def open_hdf5(path: str, choice: FileSelection) -> Sliced | SparseRows:
     if key is None:
         key = "X" if "X" in file else matrices[0] if len(matrices) == 1 else None
     if key is None or key not in file:
-        there = ", ".join(matrices[:MAX_LISTED]) or "none"
-        wanted = "name one of its matrices with --key" if key is None else f"has no array {key!r}"
-        raise InputError(f"{path}: {wanted}; there are {there}")
+        matrix_names = ", ".join(matrices[:MAX_LISTED]) or "none"
+        advice = "name one of its matrices with --key" if key is None else f"has no array {key!r}"
+        raise InputError(f"{path}: {advice}; there are {matrix_names}")
     node, names = file[key], _names(path, file, choice)
     if names is not None and len(names) != _rows(node):
         names = None if choice.names is None else names

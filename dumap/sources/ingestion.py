@@ -43,9 +43,9 @@ def _check_alike(first: _Facts, other: _Facts) -> None:
     if other.dims != first.dims:
         raise InputError(f"{other.path} has {other.dims} columns, {first.path} has {first.dims}")
     if other.columns != first.columns:
-        differ = [one for one in zip(first.columns or (), other.columns or (), strict=False) if one[0] != one[1]]
-        said = f": {differ[0][1]!r} in the place of {differ[0][0]!r}" if differ else ""
-        raise InputError(f"{other.path} has other columns than {first.path}{said}; name them with --columns")
+        differ = [pair for pair in zip(first.columns or (), other.columns or (), strict=False) if pair[0] != pair[1]]
+        example = f": {differ[0][1]!r} in the place of {differ[0][0]!r}" if differ else ""
+        raise InputError(f"{other.path} has other columns than {first.path}{example}; name them with --columns")
 
 
 def ingest(
@@ -101,7 +101,7 @@ def ingest(
     chunk_rows = max(1, min(MOST_CHUNK_ROWS, CHUNK_BYTES // (first.dims * kind.itemsize)))
     with NewStore(output, chunk_rows) as store:
         store.add(array, (first.dims,), kind)
-        named = _copy(facts, choice, store, array, note)
+        has_names = _copy(facts, choice, store, array, note)
         if not store.total:
             raise InputError(f"{first.path}: has no rows")
     return {
@@ -112,7 +112,7 @@ def ingest(
         "dtype": kind.name,
         "chunk_rows": chunk_rows,
         "columns": first.columns,
-        "names": NAMES if named else None,
+        "names": NAMES if has_names else None,
     }
 
 
@@ -120,21 +120,21 @@ def _copy(
     facts: Sequence[_Facts], choice: FileSelection, store: NewStore, array: str, note: Callable[[str], None]
 ) -> bool:
     """Copy the rows of files; return whether rows have names."""
-    named: bool | None = None
-    said = time.monotonic()
-    for one in facts:
-        for block, names in open_table(one.path, choice).blocks(store.chunk_rows):
-            if named is None:
-                named = names is not None
-                if named:
+    has_names: bool | None = None
+    last_note = time.monotonic()
+    for file in facts:
+        for block, names in open_table(file.path, choice).blocks(store.chunk_rows):
+            if has_names is None:
+                has_names = names is not None
+                if has_names:
                     store.add(NAMES, (), str)
-            if named != (names is not None):
-                raise InputError(f"{one.path}: has {'no ' if named else ''}names of rows, unlike {facts[0].path}")
-            store.append({array: block, **({NAMES: names} if named else {})}, len(block))
-            if time.monotonic() - said > SAY_SECONDS:
-                said = time.monotonic()
-                note(f"{store.total} rows so far, in {one.path}")
-    return bool(named)
+            if has_names != (names is not None):
+                raise InputError(f"{file.path}: has {'no ' if has_names else ''}names of rows, unlike {facts[0].path}")
+            store.append({array: block, **({NAMES: names} if has_names else {})}, len(block))
+            if time.monotonic() - last_note > SAY_SECONDS:
+                last_note = time.monotonic()
+                note(f"{store.total} rows so far, in {file.path}")
+    return bool(has_names)
 
 
 def _dtype(name: str | None) -> np.dtype | None:
@@ -142,9 +142,9 @@ def _dtype(name: str | None) -> np.dtype | None:
     if name is None:
         return None
     try:
-        found = np.dtype(name)
+        dtype = np.dtype(name)
     except TypeError:
-        found = np.dtype(object)
-    if found.kind not in "iuf" or found.itemsize > 8:
+        dtype = np.dtype(object)
+    if dtype.kind not in "iuf" or dtype.itemsize > 8:
         raise ConfigError(f"--dtype {name}: one of numbers is wanted, such as float32, float16 or uint8")
-    return found
+    return dtype

@@ -45,9 +45,9 @@ def from_matrix(matrix: Any, rows: int | None, n_neighbors: int) -> Lists:
             f"knn_graph is a {type(matrix).__name__}: give a sparse matrix of distances, (rows, rows), as "
             f"sklearn.neighbors.kneighbors_graph(X, n_neighbors, mode='distance') makes it"
         )
-    wanted = matrix.shape[0] if rows is None else rows
-    if matrix.shape != (wanted, wanted):
-        raise DataError(f"knn_graph has shape {matrix.shape}; X has {wanted} rows, so it has to be {wanted} x {wanted}")
+    n_rows = matrix.shape[0] if rows is None else rows
+    if matrix.shape != (n_rows, n_rows):
+        raise DataError(f"knn_graph has shape {matrix.shape}; X has {n_rows} rows, so it has to be {n_rows} x {n_rows}")
     indices, distances = lists_of(matrix, 0)
     columns = indices.shape[1]
     if columns < n_neighbors - 1:
@@ -74,9 +74,9 @@ def lists_of(matrix: Any, first: int, columns: int | None = None) -> Lists:
     indices, distances
         As in `from_matrix`, (n, columns).
     """
-    found = matrix.tocoo()  # this keeps stored zeros
-    others = found.row + first != found.col
-    heads, tails, lengths = found.row[others], found.col[others], found.data[others]
+    entries = matrix.tocoo()  # this keeps stored zeros
+    is_other = entries.row + first != entries.col
+    heads, tails, lengths = entries.row[is_other], entries.col[is_other], entries.data[is_other]
     order = np.lexsort((tails, lengths, heads))
     heads, tails, lengths = heads[order], tails[order], lengths[order]
     counts = np.bincount(heads, minlength=matrix.shape[0])
@@ -89,12 +89,12 @@ def lists_of(matrix: Any, first: int, columns: int | None = None) -> Lists:
     return indices, distances
 
 
-def from_arrays(given: tuple[Any, ...], rows: int | None, n_neighbors: int) -> Lists | None:
+def from_arrays(precomputed: tuple[Any, ...], rows: int | None, n_neighbors: int) -> Lists | None:
     """Return the lists of umap-learn's `precomputed_knn`. If they do not fit the data, warn and return None.
 
     Parameters
     ----------
-    given : tuple
+    precomputed : tuple
         Indices and distances, (rows, columns). A third item, an index, is not used.
     rows, n_neighbors
         As in `from_matrix`.
@@ -104,8 +104,8 @@ def from_arrays(given: tuple[Any, ...], rows: int | None, n_neighbors: int) -> L
     ParameterError
         The items are not two arrays of one shape.
     """
-    arrays = given[:2]
-    if len(given) not in (2, 3) or not all(isinstance(array, np.ndarray) and array.ndim == 2 for array in arrays):
+    arrays = precomputed[:2]
+    if len(precomputed) not in (2, 3) or not all(isinstance(array, np.ndarray) and array.ndim == 2 for array in arrays):
         raise ParameterError(
             "precomputed_knn: give two arrays, indices and distances, (rows, n_neighbors), each row first among its own"
         )
@@ -115,8 +115,8 @@ def from_arrays(given: tuple[Any, ...], rows: int | None, n_neighbors: int) -> L
             f"precomputed_knn: indices have shape {indices.shape}, distances {distances.shape}; they must be the same"
         )
     if indices.shape[1] < n_neighbors or (rows is not None and len(indices) != rows):
-        wanted = f"{len(indices) if rows is None else rows} rows x {n_neighbors} neighbours"
-        message = f"precomputed_knn has {len(indices)} rows x {indices.shape[1]} neighbours, where {wanted} are needed"
+        needed = f"{len(indices) if rows is None else rows} rows x {n_neighbors} neighbours"
+        message = f"precomputed_knn has {len(indices)} rows x {indices.shape[1]} neighbours, where {needed} are needed"
         warnings.warn(f"{message}: it is left out, and neighbours are searched", stacklevel=5)
         return None
     return indices, distances

@@ -145,11 +145,11 @@ def settings_of(config: Config, keys: Iterable[str]) -> dict[str, Any]:
     KeyError
         There is no such setting.
     """
-    found, values = {}, config.model_dump(mode="json")
+    settings, values = {}, config.model_dump(mode="json")
     for key in keys:
         *sections, name = key.split(".")
         place = values
         for section in sections:
             place = place[section]
-        found[key] = DERIVED[key](config) if key in DERIVED else place[name]
-    return found
+        settings[key] = DERIVED[key](config) if key in DERIVED else place[name]
+    return settings

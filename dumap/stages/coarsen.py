@@ -32,14 +32,14 @@ STEP_LABELS = 256
 
 def draw_label_sources(job: Job, part: str) -> None:
     """Draw the rows from which labels spread."""
-    rows, found = CellTable(job.run).rows, []
+    rows, sources = CellTable(job.run).rows, []
     for first in range(0, rows, 1 << 20):
-        found.append(
+        sources.append(
             start.draw_label_sources(job.config.seed, first, min(rows, first + (1 << 20)), coarse_rows(rows), rows)
         )
     with job.run.part(COARSEN, part) as out:
-        out.write("rows", np.concatenate(found))
-        out.attributes["count"] = sum(map(len, found))
+        out.write("rows", np.concatenate(sources))
+        out.attributes["count"] = sum(map(len, sources))
 
 
 def spread_labels(job: Job, part: str, lowest: bool) -> None:
@@ -49,7 +49,7 @@ def spread_labels(job: Job, part: str, lowest: bool) -> None:
     """
     graph = Graph(job.run)
     number, begin, end = Checkpoints.parse_piece_name(part)
-    graph_pass, found, new, left = Pass(job, labels_reader(job, graph, number - 1)), [], 0, 0
+    graph_pass, new_labels, new, left = Pass(job, labels_reader(job, graph, number - 1)), [], 0, 0
     for shard in range(begin, end):
         first, _ = graph.shards.span(shard)
         indptr, tails, weights = graph.read(shard)
@@ -58,10 +58,10 @@ def spread_labels(job: Job, part: str, lowest: bool) -> None:
             counts = start.label_lowest(indptr, tails, first, labels, job.config.seed)
         else:
             counts = start.spread_labels(indptr, weights, graph_pass.ends(indptr, tails), first, labels)
-        found.append(labels)
+        new_labels.append(labels)
         new, left = new + counts[0], left + counts[1]
     with job.run.part(COARSEN, part) as out:
-        out.write("labels", np.concatenate(found))
+        out.write("labels", np.concatenate(new_labels))
         out.attributes |= {"new": int(new), "left": int(left)}
 
 

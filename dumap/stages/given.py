@@ -102,8 +102,8 @@ def given_lists(job: Job, positions: np.ndarray, start: int) -> tuple[np.ndarray
     InputError
         A list has a fault; the error names the first row with one.
     """
-    given, geometry = job.precomputed, job.geometry
-    indices, raw = given.read(start, start + len(positions))
+    precomputed, geometry = job.precomputed, job.geometry
+    indices, raw = precomputed.read(start, start + len(positions))
     ids, distances = indices.astype(np.int64), vectors.as_float32(raw)
     if indices.dtype.kind == "u":
         ids[ids < 0] = geometry.rows  # ids beyond int64 must not be taken for -1
@@ -112,17 +112,17 @@ def given_lists(job: Job, positions: np.ndarray, start: int) -> tuple[np.ndarray
     if fault:
         name, values = ("distances", raw) if fault == neighbors.DISTANCE else ("indices", indices)
         raise InputError(
-            f"{given.path}, array {name!r}, row {start + row}, column {slot}: holds {values[row, slot]}; "
+            f"{precomputed.path}, array {name!r}, row {start + row}, column {slot}: holds {values[row, slot]}; "
             f"{ALLOWED[fault].format(last=geometry.rows - 1)}. Correct it, and name another output"
         )
     itself = ids == np.arange(start, start + len(positions))[:, None]
     settings = job.config.neighbors
-    if given.columns <= settings.search_k and itself.any():
+    if precomputed.columns <= settings.search_k and itself.any():
         raise InputError(
-            f"{given.path}, array 'indices', row {start + itself.any(axis=1).argmax()}: the row is among its own "
-            f"neighbors, so that {given.columns} columns hold {given.columns - 1} others, too few for "
+            f"{precomputed.path}, array 'indices', row {start + itself.any(axis=1).argmax()}: the row is among its own "
+            f"neighbors, so that {precomputed.columns} columns hold {precomputed.columns - 1} others, too few for "
             f"neighbors.{settings.width_setting} = {settings.search_k + 1}, which are the row itself and "
-            f"{settings.search_k} others: set it to at most {given.columns}, and name another output"
+            f"{settings.search_k} others: set it to at most {precomputed.columns}, and name another output"
         )
     ids[itself] = -1
     return ids, distances

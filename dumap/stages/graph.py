@@ -112,10 +112,10 @@ def sum_into(job: Job, part: str) -> None:
 
 def cut_shards(job: Job, part: str) -> None:
     """Cut the rows into shards. A shard has at most the rows, and the edges out and in, that a task may hold."""
-    rows, k, most = CellTable(job.run).rows, job.config.neighbors.graph_k, job.geometry.shard_rows
-    directed = part_names("directed", len(RowRanges.even(rows, most)))
+    rows, k, max_rows = CellTable(job.run).rows, job.config.neighbors.graph_k, job.geometry.shard_rows
+    directed = part_names("directed", len(RowRanges.even(rows, max_rows)))
     into = _add_into(job, summed("directed", "into", len(directed)))
-    offsets = graph.cut_shards(into, rows, k, most, int(SHARD_EDGES * k * most))
+    offsets = graph.cut_shards(into, rows, k, max_rows, int(SHARD_EDGES * k * max_rows))
     edges = np.add.reduceat(into, offsets[:-1] // graph.GRAIN_ROWS) + k * np.diff(offsets)
     with job.run.part(GRAPH, part) as out:
         out.write("offsets", offsets)

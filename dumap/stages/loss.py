@@ -32,8 +32,8 @@ def early_stop_epochs(job: Job) -> list[int]:
     if not job.config.layout.least_fall:
         return []
     step, every = job.geometry.n_epochs / EARLY_STOP_CHECKS, job.config.layout.exchange_every
-    found = {math.ceil(step * number / every) * every for number in range(1, EARLY_STOP_CHECKS)}
-    return sorted(epoch for epoch in found if epoch < job.geometry.n_epochs)
+    epochs = {math.ceil(step * number / every) * every for number in range(1, EARLY_STOP_CHECKS)}
+    return sorted(epoch for epoch in epochs if epoch < job.geometry.n_epochs)
 
 
 def should_stop(job: Job, epoch: int) -> bool:
