@@ -1,4 +1,4 @@
-"""Rows in compressed form (CSR): what is stored of a row are its entries, columns ascending, none of them 0."""
+"""Rows in compressed form (CSR). A row is stored as its entries, with ascending columns; no entry is 0."""
 
 from __future__ import annotations
 
@@ -33,27 +33,27 @@ def densest_window(counts: Iterable[np.ndarray]) -> int:
 
 
 def entry_dtype(dtype: np.dtype) -> np.dtype:
-    """Return the dtype in which entries are read: float32 for float16, which scipy has not, and uint8 for booleans."""
+    """Return the dtype in which entries are read: float32 for float16, which scipy lacks, and uint8 for booleans."""
     other = {"float16": np.float32, "bool": np.uint8}.get(dtype.name)
     return dtype.newbyteorder("=") if other is None else np.dtype(other)
 
 
 def canonical(values: np.ndarray, columns: np.ndarray, bounds: np.ndarray, dims: int) -> csr_matrix:
-    """Return rows with ascending columns, the sum of entries of the same place, and no entry that is 0.
+    """Return rows with ascending columns. Entries of one place are summed, and entries of 0 are removed.
 
     Parameters
     ----------
     values : ndarray, shape (entries,)
     columns : ndarray of int, shape (entries,)
-        From 0 to dims - 1; not copied if they are int32 in order.
+        From 0 to dims - 1. They are not copied if they are int32 and in order.
     bounds : ndarray of int64, shape (rows + 1,)
-        Where each row's entries begin, from 0.
+        Index of each row's first entry, from 0.
     dims : int
 
     Returns
     -------
     csr_matrix
-        Of `entry_dtype`.
+        Its dtype is `entry_dtype`.
     """
     kept = entry_dtype(values.dtype)
     values = values if values.dtype == bool else values.astype(kept, copy=False)
@@ -67,7 +67,7 @@ def canonical(values: np.ndarray, columns: np.ndarray, bounds: np.ndarray, dims:
 
 
 def as_float32(rows: csr_matrix) -> csr_matrix:
-    """Cast the entries to float32; those that overflow become infinite, those that underflow are left out."""
+    """Cast the entries to float32. Entries that overflow become infinite; entries that underflow are removed."""
     with np.errstate(over="ignore"):
         cast = csr_matrix((rows.data.astype(np.float32, copy=False), rows.indices, rows.indptr), shape=rows.shape)
     if cast.data is not rows.data and (cast.data == 0).any():
@@ -85,10 +85,10 @@ def take_entries(entries: np.ndarray, bounds: np.ndarray, chosen: np.ndarray, ta
     entries : ndarray, shape (entries,)
         Values or columns of all rows.
     bounds : ndarray of int64, shape (n + 1,)
-        Where each row's entries begin.
+        Index of each row's first entry.
     chosen : ndarray of int, shape (m,)
     taken : ndarray of int64, shape (m + 1,)
-        Where those of chosen rows are to begin.
+        Index at which the entries of each chosen row begin in the result.
     """
     out = np.empty(taken[-1], entries.dtype)
     put_entries(entries, bounds, chosen, np.arange(len(chosen)), taken, out)
@@ -97,7 +97,7 @@ def take_entries(entries: np.ndarray, bounds: np.ndarray, chosen: np.ndarray, ta
 
 @nb.njit(cache=True, nogil=True)
 def put_entries(entries, bounds, chosen, places, taken, out):
-    """Copy the entries of chosen rows to places among those of other rows; parameters as of `take_entries`."""
+    """Copy the entries of chosen rows to `places` among the entries of other rows. See `take_entries`."""
     for r in range(len(chosen)):
         begin, low = taken[places[r]], bounds[chosen[r]]
         for e in range(bounds[chosen[r] + 1] - low):
@@ -120,12 +120,12 @@ def inexact(rows: csr_matrix) -> np.ndarray:
 
 
 def check(rows: csr_matrix) -> tuple[np.ndarray, np.ndarray]:
-    """Find the rows that are finite and those without entries, (n,) bool each."""
+    """Find the rows that are finite and the rows without entries, (n,) bool each."""
     return ~_any_in_row(rows, ~np.isfinite(rows.data)), np.diff(rows.indptr) == 0
 
 
 def row_hashes(rows: csr_matrix, second: bool = False) -> np.ndarray:
-    """Hash the entries of each row: equal for rows equal to the bit.
+    """Hash the entries of each row. Rows that are equal to the bit have equal hashes.
 
     Parameters
     ----------

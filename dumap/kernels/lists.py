@@ -1,6 +1,6 @@
-"""Neighbour lists of a cell's rows while they are filled: with pairs, and by neighbours of neighbours.
+"""Neighbour lists of a cell's rows, and the steps that fill them: pairs of rows, and neighbours of neighbours.
 
-An entry is the number of a row in the cell. Entries are sorted, nearest first; -1 where there is none.
+An entry is the number of a row in the cell. Entries are sorted, the nearest first; an empty slot holds -1.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ FARTHEST = np.finfo(np.float32).max
 ROUND_UP = np.float32(1.001)
 """Factor that makes a limit safe against rounded lower bounds."""
 NEW = np.uint8(2)
-"""Age of an entry of this pass; 1 is one of the pass before, 0 an older one."""
+"""Age of an entry that this pass added. An entry of the pass before has age 1, an older entry has age 0."""
 
 
 @nb.njit(cache=True, nogil=True)
 def offer(row, j, d, indices, distances, ages):
-    """Insert j at distance d into a row's list, unless it is there or too far.
+    """Insert j at distance d into a row's list, unless j is listed or too far.
 
-    Ties go by the hash of the pair, so that a few of many equal rows are not in all lists.
+    Equal distances are ordered by the hash of the pair, so that many equal rows do not all list the same few.
     """
     at = indices.shape[1] - 1
     if not d < np.inf or not precedes(d, j, distances[row, at], indices[row, at], row):
@@ -60,7 +60,7 @@ def _between(x, i, j):
 
 @nb.njit(cache=True, nogil=True)
 def _may_be_near(i, others, count, limits, codes, bounds):
-    """Keep those of `others` that, by lower bounds, may enter row i's list or list i; return how many."""
+    """Keep the rows of `others` that, by lower bounds, may enter row i's list or may list i; return their number."""
     for q in range(count):  # a separate loop, so that the processor fetches the next rows while it sums
         bounds[q] = least_squared(codes, i, others[q])
     kept = 0
@@ -75,8 +75,8 @@ def _may_be_near(i, others, count, limits, codes, bounds):
 def explore(x, codes, guest_home, indices, distances, ages):
     """Compare each row with its neighbours' neighbours, one pass of nearest-neighbour descent.
 
-    A pair (i, j) by way of a neighbour is compared if one of the two steps is new since the last pass (Dong, Charikar
-    and Li, WWW 2011).
+    Rows i and j are compared if i lists a row that lists j, and one of these two entries is new since the last pass
+    (Dong, Charikar and Li, WWW 2011).
     """
     n, k = indices.shape
     limits = distances[:, k - 1].copy()
@@ -88,7 +88,7 @@ def explore(x, codes, guest_home, indices, distances, ages):
             has_new[i] |= ages[i, s] > 0
     others, bounds = np.empty(k * k, np.int32), np.empty(k * k, np.float32)
     for i in range(n):
-        # Gather candidates j with i -> via -> j, each once, that i does not list already.
+        # Gather each candidate j once: i lists via, via lists j, and i does not list j.
         seen[i] = i
         for s in range(k):
             if indices[i, s] >= 0:
@@ -106,12 +106,12 @@ def explore(x, codes, guest_home, indices, distances, ages):
                     break
                 if seen[j] == i or not (is_new or ages[via, t]):
                     continue
-                if guest_home[i] >= 0 and guest_home[i] == guest_home[j]:  # compared in their home cell
+                if guest_home[i] >= 0 and guest_home[i] == guest_home[j]:  # their home cell compared them
                     continue
                 seen[j] = i
                 others[count] = j
                 count += 1
-        # Codes rule out most candidates; the others are compared exactly, in both directions.
+        # Codes rule out most candidates. The other candidates are compared exactly; a pair may enter both lists.
         if codes.values.shape[1]:
             count = _may_be_near(i, others, count, limits, codes, bounds)
         for q in range(count):
@@ -127,7 +127,7 @@ def explore(x, codes, guest_home, indices, distances, ages):
 
 @nb.njit(cache=True, nogil=True)
 def score(x, indices, distances, ages):
-    """Compute the distances of new entries from the rows themselves, and sort the lists again."""
+    """Compute the distances of new entries from the rows, and sort the lists again."""
     for i in range(len(indices)):
         entries, entry_distances, row_ages = indices[i], distances[i], ages[i]
         for s in range(len(entries)):

@@ -1,7 +1,7 @@
-"""Exact distances of sparse rows: of single pairs, and of rows with many others by an inverted index.
+"""Exact distances of sparse rows: of single pairs, and of one row and many others by an inverted index.
 
-Products are summed in float64 in the order of the columns, and only columns that both rows have count. So a pair has
-one distance, to the bit, however it is computed.
+Products are summed in float64 in the order of the columns that both rows have. So each way of computing a pair's
+distance gives the same bits.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ from scipy.sparse import csr_matrix
 from dumap.kernels.vectors import ANGULAR, squared_distance
 
 NEAR = 1e-8
-"""A squared distance below this share of the squared lengths is computed from the differences: it would cancel."""
+"""A squared distance below this share of the squared lengths is computed from differences, since the sum of products
+would cancel."""
 SAME_DIRECTION = 4e-15
-"""A squared distance of unit rows below this is 0: rounding errors are as large."""
+"""A squared distance of unit rows below this counts as 0, since rounding errors are as large."""
 CONSTANT = 1e-24
-"""Rows whose variance is below this share of their squares are constant."""
+"""A row counts as constant if its variance is below this share of its squared length."""
 
 
 class SparseRows(NamedTuple):
@@ -33,14 +34,14 @@ class SparseRows(NamedTuple):
     columns : ndarray of int32, shape (entries,)
     values : ndarray of float32, shape (entries,)
     squares : ndarray of float64, shape (n,)
-        Squared lengths; for correlation of the rows less their means.
+        Squared lengths. For correlation, they are of the rows less their means.
     inverses : ndarray of float64, shape (n,)
-        One over the length; 0 of zero rows.
+        One over the length; 0 for zero rows.
     means : ndarray of float64, shape (n,)
-        For correlation each row's mean times the root of the dims, else 0.
+        For correlation, each row's mean times the root of the dims; otherwise 0.
     angular : bool
     dense : ndarray of float32, shape (dims,)
-        The row that was compared last, where `last` says which; else 0.
+        The row `last`, made dense; zeros before the first.
     last : ndarray of int64, shape (1,)
     """
 
@@ -56,7 +57,7 @@ class SparseRows(NamedTuple):
 
     @classmethod
     def of(cls, rows: csr_matrix, metric: str) -> SparseRows:
-        """Make rows ready, (n, dims) of float32, for one of the metrics of `SPARSE`."""
+        """Prepare rows, (n, dims) of float32, for a metric of `SPARSE`."""
         bounds, columns = rows.indptr.astype(np.int64, copy=False), rows.indices.astype(np.int32, copy=False)
         squares, means = np.empty(rows.shape[0]), np.zeros(rows.shape[0])
         _measure(bounds, columns, rows.data, rows.shape[1], metric == "correlation", squares, means)
@@ -68,7 +69,7 @@ class SparseRows(NamedTuple):
 
 
 SPARSE = ANGULAR | {"euclidean", "l2", "sqeuclidean"}
-"""The metrics by which sparse rows can be compared."""
+"""The metrics of sparse rows."""
 
 
 @nb.njit(cache=True, nogil=True)
@@ -109,7 +110,8 @@ def _gap(columns, values, low, high, other_columns, other_values, other_low, oth
 def squared_of(x, i, others, j, product):
     """Turn the product of row i of x and row j of others into their squared distance.
 
-    Of angular metrics it is that of unit rows; zero rows are at a right angle to all but one another.
+    For angular metrics, the rows are scaled to unit length. A zero row is at a right angle to all rows but other zero
+    rows.
     """
     if x.angular:
         if x.inverses[i] == 0 and others.inverses[j] == 0:
@@ -127,7 +129,9 @@ def squared_of(x, i, others, j, product):
 
 @nb.njit(cache=True, nogil=True)
 def sparse_distance(x, i, j):
-    """Return the squared distance of two rows: one is laid out, so that the next pair of it takes few steps."""
+    """Return the squared distance of two rows. Row i is made dense and kept, so that further pairs of i take few
+    steps.
+    """
     if x.last[0] != i:
         if x.last[0] >= 0:
             for e in range(x.bounds[x.last[0]], x.bounds[x.last[0] + 1]):
@@ -142,7 +146,7 @@ def sparse_distance(x, i, j):
 
 
 def pair_distance(x, i, j):
-    """Return the squared Euclidean distance of two rows of an array, or of `SparseRows` what `squared_of` says."""
+    """Return the squared Euclidean distance of two rows of an array, or `squared_of` of two `SparseRows`."""
     return sparse_distance(x, i, j) if isinstance(x, SparseRows) else squared_distance(x[i], x[j])
 
 
@@ -159,10 +163,10 @@ class Index(NamedTuple):
     Attributes
     ----------
     slots : ndarray of int32, shape (dims,)
-        The column's number among those that there are; -1 of others.
+        Number of the column among the columns with entries; -1 for other columns.
     starts : ndarray of int64, shape (columns + 1,)
     places : ndarray of int32, shape (entries,)
-        Which of the rows has the entry.
+        Index of the row that has the entry.
     values : ndarray of float32, shape (entries,)
     """
 
@@ -181,7 +185,7 @@ def make_index(x, chosen, slots):
     x : SparseRows
     chosen : ndarray of int, shape (m,)
     slots : ndarray of int32, shape (dims,)
-        -1 everywhere; filled until `clear` is called.
+        -1 everywhere at first; filled until `clear` is called.
 
     Returns
     -------
@@ -218,7 +222,7 @@ def clear(x, chosen, slots):
 
 @nb.njit(cache=True, nogil=True)
 def add_products(x, i, index, products):
-    """Set `products` to those of row i of x with the rows of an index."""
+    """Set `products` to the products of row i of x and the rows of an index."""
     products[:] = 0
     for e in range(x.bounds[i], x.bounds[i + 1]):
         slot, value = index.slots[x.columns[e]], np.float64(x.values[e])

@@ -1,8 +1,8 @@
-"""Random projections of sparse rows to few dims, where cells are found.
+"""Random projections of sparse rows to few dims, in which cells are made.
 
-A sparse sign matrix (Kane and Nelson, "Sparser Johnson-Lindenstrauss transforms", JACM 2014): a column goes to 8
-places, one in each eighth of the dims, with a random sign each. So squared distances are kept within a few percent, at
-8 sums an entry. Places and signs are hashes of the seed and the column alone.
+The projection is a sparse sign matrix (Kane and Nelson, "Sparser Johnson-Lindenstrauss transforms", JACM 2014). A
+column is added at 8 places, one in each eighth of the dims, each with a random sign. Squared distances change by a few
+percent, and an entry costs 8 sums. Places and signs are hashes of the seed and the column alone.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from dumap.kernels import hashing
 from dumap.kernels.vectors import ANGULAR
 
 PLACES = 8
-"""Places to which a column goes."""
+"""Places at which a column is added."""
 DIMS = 256
-"""Dims of projected rows; rows of at most so many columns are not projected, only made dense."""
+"""Dims of projected rows. Rows of at most this many columns are made dense and not projected."""
 FARTHEST = float(np.finfo(np.float32).max)
 
 
@@ -28,15 +28,13 @@ def projected_dims(dims: int) -> int:
 
 @nb.njit(cache=True, nogil=True)
 def places(dims: int, seed: int) -> np.ndarray:
-    """Return where columns go: 1 more than the place, negative where the sign is.
+    """Return the places of columns: the place plus 1, negative for a negative sign.
 
     Parameters
     ----------
     dims, seed : int
 
-    Returns
-    -------
-    ndarray of int16, shape (dims, PLACES); (dims, 1) where rows are not projected
+    Returns ------- ndarray of int16, shape (dims, PLACES); (dims, 1) if rows are not projected
     """
     if dims <= DIMS:
         return (np.arange(dims).astype(np.int16) + np.int16(1)).reshape(dims, 1)
@@ -62,7 +60,7 @@ def _add(sums, targets, value):
 @nb.njit(cache=True, nogil=True)
 def _project(bounds, columns, values, targets, centred, unit, out):
     dims, width = targets.shape[0], out.shape[1]
-    sums, ones = np.empty(width), np.zeros(width)  # float64, each summed in the order of the columns
+    sums, ones = np.empty(width), np.zeros(width)  # float64, summed in the order of the columns
     scale = 1 / np.sqrt(targets.shape[1])
     if centred:
         for c in range(dims):
@@ -73,7 +71,7 @@ def _project(bounds, columns, values, targets, centred, unit, out):
         for e in range(bounds[i], bounds[i + 1]):
             _add(sums, targets[columns[e]], np.float64(values[e]))
             mean += values[e]
-        if centred:  # projected is the row less its mean, which is never made dense
+        if centred:  # project the row less its mean, without making the row dense
             for p in range(width):
                 sums[p] -= mean / dims * ones[p]
         length = 0.0
@@ -85,7 +83,7 @@ def _project(bounds, columns, values, targets, centred, unit, out):
 
 
 def project(rows: csr_matrix, targets: np.ndarray, metric: str) -> np.ndarray:
-    """Project rows to a space where Euclidean distances are about those by which the metric ranks neighbours.
+    """Project rows to a space in which Euclidean distances rank neighbours about as the metric does.
 
     Parameters
     ----------
@@ -93,12 +91,12 @@ def project(rows: csr_matrix, targets: np.ndarray, metric: str) -> np.ndarray:
     targets : ndarray
         From `places`.
     metric : str
-        Projections have unit length for angular metrics, of centred rows for correlation.
+        Projections have unit length for angular metrics. For correlation, centred rows are projected.
 
     Returns
     -------
     ndarray of float32, shape (n, projected_dims(dims))
-        Zero for rows that are.
+        Zero rows stay zero.
     """
     out = np.empty((rows.shape[0], projected_dims(rows.shape[1])), np.float32)
     _project(rows.indptr, rows.indices, rows.data, targets, metric == "correlation", metric in ANGULAR, out)

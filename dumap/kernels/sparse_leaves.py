@@ -1,6 +1,6 @@
-"""Leaf search among sparse rows: the steps of `leaves`, with exact distances from a leaf's entries by column.
+"""Leaf search among sparse rows: the steps of `leaves`, with exact distances from an index of a leaf's entries.
 
-A row meets the rows of a leaf at the cost of the entries that it shares with them. One row at a time is made dense.
+To compare a row with the rows of a leaf costs as many steps as they share entries. One row at a time is made dense.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from dumap.kernels.pairs import SparseRows, add_products, clear, make_index, squ
 
 
 class Projections:
-    """Projections of rows by their numbers, made as they are asked for.
+    """Projections of rows, made on access by row number.
 
     Parameters
     ----------
     rows : csr_matrix
     targets, metric
-        As of `projection.project`.
+        As for `projection.project`.
     """
 
     def __init__(self, rows: csr_matrix, targets: np.ndarray, metric: str) -> None:
@@ -69,7 +69,9 @@ class Visitors(RowsByLeaf):
 
 @nb.njit(cache=True, nogil=True)
 def _compare(x, leaf_rows, others, same_rows, slots, indices, distances, fresh):
-    """Compare the rows of a leaf with others, in both directions unless both are the same rows."""
+    """Compare the rows of a leaf with others. If both are the same rows, each pair is compared twice, once in each
+    direction.
+    """
     last = indices.shape[1] - 1
     index, products, limits = make_index(x, leaf_rows, slots), np.empty(len(leaf_rows)), np.empty(len(leaf_rows))
     for r in range(len(leaf_rows)):
@@ -94,7 +96,7 @@ def _compare(x, leaf_rows, others, same_rows, slots, indices, distances, fresh):
 def _compare_leaves(
     x: SparseRows, members: RowsByLeaf, visitors: RowsByLeaf | None, count: int, lists: CellLists
 ) -> None:
-    """Compare the rows of each leaf with its visitors, the rows that probe it, or with each other without visitors."""
+    """Compare the rows of each leaf with its visitors, the rows that probe it; without visitors, with each other."""
     slots = np.full(len(x.dense), -1, np.int32)
     for leaf in range(count):
         leaf_rows = members[leaf]
@@ -104,7 +106,7 @@ def _compare_leaves(
 
 
 def _no_codes(rows: int) -> Codes:
-    """Return codes without columns, which rule out nothing."""
+    """Return codes without columns, which rule out no pair."""
     none = np.zeros(rows, np.int32)
     return Codes(np.zeros((rows, 0), np.int8), np.zeros(rows, np.float32), none, none, np.float32(1))
 
@@ -119,11 +121,11 @@ def search(
     rows : csr_matrix of float32, shape (n, dims)
         Home rows, best in the order of `leaves.order`.
     targets : ndarray
-        From `projection.places`: crowded leaves are split among projected rows.
+        From `projection.places`. Crowded leaves are split by projected rows.
     metric : str
         One of `pairs.SPARSE`.
     probes : ndarray of int32, shape (n, width)
-        Leaves that each row probes, the one it lies in first; -1 where there is none.
+        Leaves that each row probes, its own leaf first; -1 where there is none.
     k, seed : int
 
     Returns
@@ -131,7 +133,7 @@ def search(
     indices : ndarray of int32, shape (n, k)
         -1 where there are fewer other rows.
     squared : ndarray of float64, shape (n, k)
-        Ascending squared distances, as `pairs.squared_of` says.
+        Ascending squared distances, from `pairs.squared_of`.
     """
     x, home = SparseRows.of(rows, metric), np.full(rows.shape[0], -1, np.int32)
     lists = CellLists.empty(rows.shape[0], k, np.float64)
@@ -171,7 +173,7 @@ def search_with_guests(
     Returns
     -------
     indices : ndarray of int32, shape (n, k)
-        Lists of all rows; those of guests hold only rows that are nearer, then -1.
+        Lists of all rows. A guest's list holds only nearer rows, then -1.
     squared : ndarray of float64, shape (n, k)
     """
     x, guest, distances = SparseRows.of(rows, metric), home >= 0, squared.copy()

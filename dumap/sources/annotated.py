@@ -8,9 +8,9 @@ from dumap.errors import InputError
 from dumap.sources.objects import is_a
 
 UNNAMED = "vectors"
-"""The name of an array where none is given."""
+"""The array's name if none is given."""
 USUAL = "obsm/X_pca"
-"""What is embedded then where it is there, else X: as scanpy chooses."""
+"""The array that is then embedded if it exists, otherwise X, as in scanpy."""
 BY_COLUMNS = ("anndata.abc", "CSCDataset")
 """Module and class of sparse matrices in files whose rows cannot be read one by one."""
 
@@ -21,7 +21,7 @@ def is_annotated(data: Any) -> bool:
 
 
 def arrays_in(data: Any) -> dict[str, Any]:
-    """Return what of an AnnData object may hold rows, by the names that its store has for it."""
+    """Return the arrays of an AnnData object that may hold rows, by their names in a store."""
     found = {} if data.X is None else {"X": data.X}
     return found | {f"{name}/{key}": value for name in ("obsm", "layers") for key, value in getattr(data, name).items()}
 

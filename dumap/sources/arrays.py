@@ -1,4 +1,4 @@
-"""Rows of objects in this process's memory, or that read their rows as they are asked for them."""
+"""Rows of objects in this process: objects in memory, or objects that read their rows on access."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from dumap.sources.spooled import PART_BYTES, check_rows
 
 
 class ArrayRows:
-    """Rows of a NumPy array, or of what gives NumPy arrays row by row.
+    """Rows of a NumPy array, or of an object whose slices are NumPy arrays.
 
     Parameters
     ----------
     kind : str
-        What it is, for people: 'numpy.ndarray'.
+        The object's type, for messages: 'numpy.ndarray'.
     shape : tuple of int
     dtype : numpy.dtype
     get : callable
-        `get(start, stop)` returns rows [start, stop) as something that NumPy takes for an array.
+        `get(start, stop)` returns rows [start, stop) as an object that NumPy can convert to an array.
 
     Attributes
     ----------
     kind, rows, dims, dtype, names
-        As of `ObjectRows`.
+        See `ObjectRows`.
 
     Raises
     ------
@@ -53,17 +53,19 @@ class ArrayRows:
 
     @property
     def task_bytes(self) -> int:
-        """What a task takes: a part, as it is given and as it is written."""
+        """Bytes that a task takes: a part's rows as read and as written."""
         return 3 * min(PART_BYTES, self.rows * self.dims * self.dtype.itemsize)
 
     @property
     def least_bytes(self) -> int:
-        """As `task_bytes`."""
+        """The same as `task_bytes`."""
         return self.task_bytes
 
     @cached_property
     def token(self) -> str:
-        """A hash of the rows, their shape and dtype: the same whatever holds them, and however they lie in memory."""
+        """A hash of the rows, their shape and dtype. It depends neither on the type of the object nor on its memory
+        layout.
+        """
         digest = hashlib.sha256(f"{self.rows}x{self.dims} {self.dtype.str}".encode())
         step = max(1, PART_BYTES // (self.dims * self.dtype.itemsize))
         for start in range(0, self.rows, step):

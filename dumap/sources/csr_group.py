@@ -1,4 +1,4 @@
-"""Rows of a CSR matrix in a Zarr store, such as X or a layer that anndata wrote: read by rows, and never made dense."""
+"""A CSR matrix in a Zarr store, such as X or a layer that anndata wrote. It is read by rows and never made dense."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from dumap.store import Absent, CsrGroup, bucket_errors, describe_error, find_ab
 from dumap.store.disk import normalize
 
 SCANNED_ROWS = 1 << 20
-"""Rows whose bounds are looked at at once."""
+"""Rows whose bounds are checked at once."""
 
 
 class CsrInput:
-    """A CSR matrix that a run reads, row by row; never written.
+    """A CSR matrix that a run reads, row by row, and never writes.
 
     Parameters
     ----------
     path : str
-        Of the store.
+        Path of the store.
     array : str
         The group's name in the store.
     group : CsrGroup
@@ -36,12 +36,12 @@ class CsrInput:
     Attributes
     ----------
     path, rows, dims, dtype, chunk_rows, sparse, entries
-        As of `Source`; the dtype is `kernels.csr.entry_dtype`.
+        See `Source`. The dtype is `kernels.csr.entry_dtype`.
 
     Raises
     ------
     InputError
-        Its arrays are no CSR matrix.
+        The group's arrays are not a CSR matrix.
     """
 
     sparse = True
@@ -57,12 +57,12 @@ class CsrInput:
 
     @property
     def node_path(self) -> str:
-        """The group's path in the store; empty where it is the store's root."""
+        """The group's path in the store; empty if the group is the store's root."""
         return self._group.path
 
     @property
     def _chunk_entries(self) -> int:
-        """Entries that are decoded at once at the least."""
+        """The least entries that are decoded at once."""
         return max(int(array.chunks[0]) for array in (self._group.data, self._group.indices))
 
     def _check(self) -> None:
@@ -86,7 +86,7 @@ class CsrInput:
             raise InputError(f"{self.where} has {group.shape[1]} columns; allowed are {MAX_COLUMNS} at the most")
 
     def _bounds(self, start: int, stop: int) -> np.ndarray:
-        """Read and check where the entries of rows [start, stop) begin and end, (n + 1,) int64."""
+        """Read and check the bounds of the entries of rows [start, stop), (n + 1,) int64."""
         bounds = self._numbers("indptr", start, stop + 1).astype(np.int64)
         wrong = np.flatnonzero((np.diff(bounds) < 0) | (bounds[:-1] < 0) | (bounds[1:] > self.entries))
         if len(wrong):
@@ -112,12 +112,12 @@ class CsrInput:
             raise InputError(f"{self.where}: {what} ({describe_error(error)})") from error
 
     def read(self, start: int, stop: int) -> csr_matrix:
-        """Read rows [start, stop): columns ascending, entries of one place added up, none that is 0.
+        """Read rows [start, stop) in the form of `kernels.csr.canonical`.
 
         Raises
         ------
         InputError
-            What is stored is no matrix of that shape.
+            The stored arrays are not a matrix of this shape.
         """
         bounds = self._bounds(start, stop)
         low, high = int(bounds[0]), int(bounds[-1])
@@ -143,7 +143,7 @@ class CsrInput:
 
     @cached_property
     def absent(self) -> Absent:
-        """The chunks that are not there, of all three arrays; what they hold are entries, or bounds of rows."""
+        """The missing chunks of all three arrays. Their content is counted in entries."""
         found = {name: find_absent(self.path, array) for name, array in self._group.arrays.items()}
         keys = [f"{name}/{key}" for name, absent in found.items() for key in absent.keys]
         chunks, of, held = (sum(getattr(one, name) for one in found.values()) for name in ("chunks", "of", "rows"))
@@ -151,12 +151,12 @@ class CsrInput:
         return replace(Absent(chunks, of, held, keys, spans), what="entries")
 
     def require_chunks(self, fill: str | None = None) -> None:
-        """Refuse chunks that are not there; name the setting by which they are filled, where there is one."""
+        """Refuse missing chunks. `fill` names the setting that fills them, if there is one."""
         for array in self._group.arrays.values():
             require_chunks(self.path, array, replace(find_absent(self.path, array), what="entries"), fill)
 
     def signature(self) -> str:
-        """Digest what can be seen without reading the data: keys, sizes and times of the objects."""
+        """Return a digest of the objects' keys, sizes and times, without reading the data."""
         dtypes = [str(array.dtype) for array in self._group.arrays.values()]
         digest = hashlib.sha256(json.dumps([self.rows, self.dims, self.entries, *dtypes]).encode())
         for stamp in stamps(self.path, self._group.path):
@@ -164,7 +164,7 @@ class CsrInput:
         return digest.hexdigest()
 
     def describe(self) -> dict[str, Any]:
-        """Return what a run remembers of it."""
+        """Return what a run records of the source."""
         return {
             "path": self.path,
             "array": self.name,
@@ -176,12 +176,12 @@ class CsrInput:
 
 
 def open_array(path: str, array: str, bfloat16: bool = False) -> Input | CsrInput:
-    """Open an array of a store, or the sparse matrix that a group of that name holds by its rows.
+    """Open an array of a store, or the CSR matrix in the group of that name.
 
     Raises
     ------
     InputError
-        There is none, or it cannot be embedded.
+        There is no such array or matrix, or it cannot be embedded.
     """
     sparse = find_csr(normalize(path), array)
     if sparse is not None and bfloat16:

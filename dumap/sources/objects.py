@@ -1,4 +1,4 @@
-"""What a program may give as data: paths, arrays that are read where they lie, and objects that have their rows."""
+"""The data that a program may give: paths, arrays that are read in place, and objects that are copied into the run."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ TAKEN = (
     "or what makes one of itself, a matrix of scipy.sparse, a pandas or Dask data frame of numbers, a Dask array, an "
     "xarray.DataArray or an anndata.AnnData"
 )
-"""What can be embedded, for people."""
+"""The data that can be embedded, for messages."""
 
 
 def is_a(data: Any, module: str, name: str) -> bool:
-    """Return whether data is of a class of a library, which is not imported for that."""
+    """Return whether data is an instance of a library's class, without importing the library."""
     kind = getattr(sys.modules.get(module), name, None)
     return isinstance(kind, type) and isinstance(data, kind)
 
 
 def paths_of(data: Any) -> dict[str, Any] | None:
-    """Return the settings of the section `input` that data stands for which is read where it lies; None of other data.
+    """Return the `input` settings of data that are read in place, or None for other data.
 
     Parameters
     ----------
@@ -60,9 +60,9 @@ def rows_of(data: Any) -> ArrayRows:
     Raises
     ------
     InputError
-        It holds no rows of numbers.
+        The object holds no rows of numbers.
     ConfigError
-        It is nothing that can be embedded.
+        Objects of this type cannot be embedded.
     """
     kind = f"{type(data).__module__.split('.')[0]}.{type(data).__name__}"
     if is_sparse(data):
@@ -79,7 +79,7 @@ def rows_of(data: Any) -> ArrayRows:
 
 
 def _of_frame(data: Any, kind: str) -> ArrayRows:
-    """Return the rows of a data frame, in the dtype that NumPy makes of those of its columns."""
+    """Return the rows of a data frame, in the common dtype of its columns."""
     dtypes = [getattr(dtype, "numpy_dtype", getattr(dtype, "subtype", dtype)) for dtype in data.dtypes]
     odd = [
         str(name) for name, dtype in zip(data.columns, dtypes, strict=True) if getattr(dtype, "kind", "O") not in "fiub"
@@ -100,7 +100,7 @@ def _of_frame(data: Any, kind: str) -> ArrayRows:
 
 
 def _of_array(data: Any, kind: str) -> ArrayRows:
-    """Return the rows of a NumPy array, or of what makes one of itself."""
+    """Return the rows of a NumPy array, or of an object with `__array__`."""
     if np.ma.is_masked(data):
         raise InputError("the masked array has values that are masked: fill them, or leave their rows out")
     if not isinstance(data, np.ndarray | list | tuple) and not hasattr(data, "__array__"):

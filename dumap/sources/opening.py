@@ -1,4 +1,4 @@
-"""Chooses what reads the input, by the configuration."""
+"""Opens the input that the configuration names."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ def open_source(config: InputConfig, run: Callable[[], Run] | None = None) -> So
     ----------
     config : InputConfig
     run : callable, optional
-        Opens the run that reads it, in which the rows of objects lie; where it is not given, only their shape is known.
+        Opens the run, which holds the rows of an object. Without it, only the shape of an object is known.
 
     Raises
     ------
     InputError
-        It cannot be read, or embedded.
+        The input cannot be read or embedded.
     """
     paths = locate(config)
     if is_spooled(paths[0]):
@@ -37,12 +37,12 @@ def open_source(config: InputConfig, run: Callable[[], Run] | None = None) -> So
 
 
 def locate(config: InputConfig) -> tuple[str, ...]:
-    """Return where the stores of the input lie, the same from everywhere; patterns are replaced by what they name.
+    """Return the absolute locations of the input's stores, with each pattern replaced by the stores that match it.
 
     Raises
     ------
     InputError
-        Nothing is there by a pattern.
+        No store matches a pattern.
     """
     found: list[str] = []
     for path in config.paths:

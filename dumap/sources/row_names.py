@@ -1,4 +1,4 @@
-"""Names of rows, where what is embedded has them: an index, obs_names, a coordinate, or an array beside the rows."""
+"""Names of rows, if the input has some: an index, obs_names, a coordinate, or an array beside the rows."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from dumap.store.row_names import find_names, has_names, plain_names, write_name
 
 
 def names_of(data: Any) -> np.ndarray | None:
-    """Return the names of an object's rows, (rows,) of int64 or of texts; None where it has none but their numbers.
+    """Return the names of an object's rows, (rows,) of int64 or of texts, or None if rows have only their numbers.
 
     Parameters
     ----------
     data
-        What a program gave: a pandas data frame, an AnnData object or an xarray.DataArray may have some.
+        The object. A pandas data frame, an AnnData object or an xarray.DataArray may have names.
     """
     if is_a(data, "pandas", "DataFrame"):
         counts = is_a(data.index, "pandas", "RangeIndex") and (data.index.start, data.index.step) == (0, 1)
@@ -35,16 +35,16 @@ def names_of(data: Any) -> np.ndarray | None:
 
 
 def keep_names(run: Run, source: Source, names: np.ndarray | None) -> None:
-    """Write the names of the rows into a run, unless they are there or there are none.
+    """Write the names of the rows into a run, unless they are written already or rows have no names.
 
     Parameters
     ----------
     run : Run
-        Where they are to be found beside the results.
+        The run whose results get the names.
     source : Source
-        What is embedded, whose store may have names.
+        The input. Its store may hold names.
     names : ndarray, optional
-        Those of an object.
+        Names of an object's rows.
     """
     if has_names(run):
         return

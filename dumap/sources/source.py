@@ -1,4 +1,4 @@
-"""What every source has."""
+"""The interface of all sources."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from dumap.store import Absent
 
 
 class Source(Protocol):
-    """Rows to embed; each process that reads them opens them by the configuration.
+    """Rows to embed. Each process opens the source by the configuration.
 
     Attributes
     ----------
     path : str
-        What messages call it.
+        The source's name in messages.
     rows, dims : int
     dtype : numpy.dtype
         In native byte order.
     chunk_rows : int
-        Rows that are decoded at once at the least.
+        The least rows that are decoded at once.
     sparse : bool
         Rows are read as a scipy.sparse.csr_matrix: see `dumap.kernels.csr.canonical`.
     entries, densest : int
@@ -45,13 +45,13 @@ class Source(Protocol):
 
     @property
     def absent(self) -> Absent:
-        """The chunks that are not there."""
+        """The missing chunks."""
 
     def require_chunks(self, fill: str | None = None) -> None:
-        """Refuse chunks that are not there; name the setting by which they are filled, where there is one."""
+        """Refuse missing chunks. `fill` names the setting that fills them, if there is one."""
 
     def signature(self) -> str:
-        """Digest what can be seen without reading the data; it changes with them."""
+        """Return a digest that changes with the data. It is made without reading them."""
 
     def describe(self) -> dict[str, Any]:
-        """Return what a run remembers: 'path', 'array', 'shape', 'dtype' and 'signature', maybe more."""
+        """Return what a run records of the source: 'path', 'array', 'shape', 'dtype' and 'signature', perhaps more."""

@@ -1,4 +1,4 @@
-"""Rows of sparse matrices of this process: scipy's, and those that anndata reads from a file by rows."""
+"""Rows of sparse matrices in this process: of scipy, or read from a file by anndata."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ class SparseObjectRows(ArrayRows):
     Parameters
     ----------
     kind, shape, dtype
-        As of `ArrayRows`.
+        See `ArrayRows`.
     bounds : ndarray of int
-        Where each row's entries begin, and the last ones end.
+        Index of each row's first entry, and the number of all entries.
     get : callable
-        `get(start, stop)` returns rows [start, stop) as a csr_matrix or csr_array, which is not changed.
+        `get(start, stop)` returns rows [start, stop) as a csr_matrix or csr_array, which stays unchanged.
 
     Attributes
     ----------
     kind, rows, dims, dtype, names, sparse, entries, densest
-        As of `ObjectRows`; the dtype is `kernels.csr.entry_dtype`.
+        See `ObjectRows`. The dtype is `kernels.csr.entry_dtype`.
     """
 
     sparse = True
@@ -57,14 +57,16 @@ class SparseObjectRows(ArrayRows):
 
     @property
     def task_bytes(self) -> int:
-        """What a task takes: a part, as it is given, put in order and written."""
+        """Bytes that a task takes: a part's rows as read, sorted and written."""
         part_rows = PART_BYTES // sparse_row_bytes(self.entries, self.rows, self.dtype)
         windows = min(-(-self.rows // WINDOW_ROWS), part_rows // WINDOW_ROWS + 2)
         return 4 * min(self.entries, windows * self.densest) * (self.dtype.itemsize + 4) + PART_BYTES
 
     @cached_property
     def token(self) -> str:
-        """A hash of the entries, the shape and dtype: the same whatever holds them, in whatever order."""
+        """A hash of the entries, the shape and dtype. It depends neither on the matrix's type nor on the order of
+        entries.
+        """
         digest = hashlib.sha256(f"csr {self.rows}x{self.dims} {self.dtype.str}".encode())
         step = max(1, PART_BYTES // sparse_row_bytes(self.entries, self.rows, self.dtype))
         for start in range(0, self.rows, step):
@@ -86,7 +88,7 @@ def sparse_rows_of(data: Any, kind: str) -> SparseObjectRows:
     Raises
     ------
     InputError
-        It holds no rows of numbers.
+        The matrix holds no rows of numbers.
     """
     if len(data.shape) != 2 or 0 in data.shape:
         raise InputError(f"the {kind} has shape {data.shape}; dumap reads (rows, dims)")

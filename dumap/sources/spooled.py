@@ -1,7 +1,8 @@
-"""Rows of an object, such as a NumPy array, that were copied into the run once and are read there.
+"""Rows of an object, such as a NumPy array, that were copied into the run and are read from it.
 
-A task cannot open what lies in another process's memory. The stage spool writes the rows as parts of the run, as many
-to each; where they are is known from their shape alone. The location of such an input says what it is of:
+A task cannot open an object in another process's memory. So stage spool writes the object's rows into parts of the run.
+All parts but the last have the same number of rows, so the shape alone says where a row is. The location of such an
+input describes the object:
 
     spool://<kind>/<rows>x<dims>/<dtype>/<token>
 
@@ -20,13 +21,13 @@ from dumap.errors import InputError
 from dumap.store import Absent, Run, StoredArray, read_csr
 
 SPOOL = "spool"
-"""The stage that writes the rows, and the folder of its parts."""
+"""The stage that writes the rows, which is also the folder of its parts."""
 SPOOLED = "rows"
-"""The kind of its parts, and their array."""
+"""The kind of the stage's parts, and the name of their array."""
 PART_BYTES = 16 * 2**20
-"""About so many bytes of rows are a part. Part of the format."""
+"""About how many bytes of rows a part has. The number is part of the format."""
 KINDS = "fiub"
-"""Kinds of numpy's dtypes that can be embedded."""
+"""Kinds of NumPy's dtypes that can be embedded."""
 _LOCATION = re.compile(r"spool://([\w.-]+)/([1-9]\d*)x([1-9]\d*)/(\w+)/(\w+)(?:/csr-(\d+)-(\d+))?")
 
 
@@ -36,14 +37,14 @@ class ObjectRows(Protocol):
     Attributes
     ----------
     kind : str
-        What it is, such as 'numpy.ndarray'.
+        The object's type, such as 'numpy.ndarray'.
     rows, dims : int
     dtype : numpy.dtype
         In native byte order.
     token : str
-        Letters and digits that are the same for the same rows alone.
+        Letters and digits that are equal only for equal rows.
     task_bytes, least_bytes : int
-        What a task takes that writes a part, and below what it cannot be done.
+        Bytes that a task takes to write a part, and the least bytes with which it can be done.
     names : ndarray or None
         Names of the rows, (rows,) of int64 or of texts.
     sparse, entries, densest
@@ -64,7 +65,7 @@ class ObjectRows(Protocol):
 
     @property
     def token(self) -> str:
-        """As above; found when it is first asked for."""
+        """See above; computed on first access."""
 
     @property
     def task_bytes(self) -> int:
@@ -76,7 +77,7 @@ class ObjectRows(Protocol):
 
 
 def check_rows(kind: str, shape: tuple[int, ...], dtype: np.dtype) -> None:
-    """Refuse what holds no rows of numbers.
+    """Refuse an object that holds no rows of numbers.
 
     Raises
     ------
@@ -93,7 +94,7 @@ def check_rows(kind: str, shape: tuple[int, ...], dtype: np.dtype) -> None:
 
 
 def location_of(object_rows: ObjectRows) -> str:
-    """Return what stands for an object in the configuration."""
+    """Return the location that stands for an object in the configuration."""
     form = f"/csr-{object_rows.entries}-{object_rows.densest}" if object_rows.sparse else ""
     shape = f"{object_rows.rows}x{object_rows.dims}"
     return f"spool://{object_rows.kind}/{shape}/{object_rows.dtype.name}/{object_rows.token}{form}"
@@ -117,7 +118,7 @@ class Spooled:
     location : str
         See `location_of`.
     run : callable, optional
-        Opens the run; without one, no row can be read.
+        Opens the run. Without it, no row can be read.
 
     Attributes
     ----------
@@ -125,12 +126,12 @@ class Spooled:
     path, rows, dims, dtype, chunk_rows, sparse, entries, densest
         As of `Source`.
     part_rows, parts : int
-        Rows of a part but the last, and how many parts there are.
+        Rows of each part but the last, and the number of parts.
 
     Raises
     ------
     InputError
-        The location says no such thing.
+        The location does not have this form.
     """
 
     def __init__(self, location: str, run: Callable[[], Run] | None = None) -> None:
@@ -150,7 +151,7 @@ class Spooled:
 
     @property
     def what(self) -> str:
-        """What it is, for people."""
+        """A description of the object, for messages."""
         return f"{self.kind} of shape {(self.rows, self.dims)} and dtype {self.dtype}"
 
     def span(self, number: int) -> tuple[int, int]:
@@ -180,7 +181,7 @@ class Spooled:
 
     @property
     def absent(self) -> Absent:
-        """No chunk: the stage has written all rows, or is not done."""
+        """No chunk is missing: the stage has written all rows, or it is not done."""
         return Absent(0, self.parts, 0)
 
     def require_chunks(self, fill: str | None = None) -> None:
@@ -191,7 +192,7 @@ class Spooled:
         return self._token
 
     def describe(self) -> dict[str, Any]:
-        """Return what a run remembers of it."""
+        """Return what a run records of the source."""
         return {
             "path": self.path,
             "array": "",

@@ -1,4 +1,4 @@
-"""Several stores, whose rows are one after another."""
+"""Several stores whose rows follow one another."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from dumap.sources.zarr_array import Input
 from dumap.store import Absent
 
 MAX_LISTED = 5
-"""Keys and ranges of rows of chunks that are not there that a message names."""
+"""Keys, and ranges of rows, of missing chunks that a message names."""
 
 
 class Stores:
@@ -31,12 +31,12 @@ class Stores:
     array : str
         The array's name in each.
     bfloat16 : bool
-        As of `Input`.
+        See `Input`.
 
     Attributes
     ----------
     path, rows, dims, dtype, chunk_rows, sparse, entries, densest
-        As of `Source`; the dtype is what NumPy makes of those of all.
+        See `Source`. The dtype is the common dtype of all stores.
     stores : list of Input or CsrInput
 
     Raises
@@ -90,12 +90,12 @@ class Stores:
         return out
 
     def _each(self) -> Iterator[tuple[Input | CsrInput, int]]:
-        """Yield the stores, and which row is the first of each."""
+        """Yield each store and the number of its first row."""
         return zip(self.stores, self._offsets[:-1], strict=True)
 
     @cached_property
     def absent(self) -> Absent:
-        """The chunks that are not there, of all stores."""
+        """The missing chunks of all stores."""
         found = [(store.absent, store.path, offset) for store, offset in self._each()]
         keys = [f"{path}: {key}" for absent, path, _ in found for key in absent.keys]
         spans = [(low + offset, high + offset) for absent, _, offset in found for low, high in absent.spans]
@@ -103,17 +103,17 @@ class Stores:
         return Absent(chunks, of, rows, keys[:MAX_LISTED], spans[:MAX_LISTED])
 
     def require_chunks(self, fill: str | None = None) -> None:
-        """Refuse chunks that are not there; name the setting by which they are filled, where there is one."""
+        """Refuse missing chunks. `fill` names the setting that fills them, if there is one."""
         for store in self.stores:
             store.require_chunks(fill)
 
     def signature(self) -> str:
-        """Digest what can be seen without reading the data."""
+        """Return a digest that is made without reading the data."""
         seen = [[store.rows, store.signature()] for store in self.stores]
         return hashlib.sha256(json.dumps([str(self.dtype), seen]).encode()).hexdigest()
 
     def describe(self) -> dict[str, Any]:
-        """Return what a run remembers of it."""
+        """Return what a run records of the source."""
         return {
             "path": self.path,
             "array": self.stores[0].name,

@@ -1,4 +1,4 @@
-"""The input: the vectors, and the neighbours where they are given; read and never written."""
+"""Zarr arrays that a run reads: the vectors, and given neighbours. They are never written."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ from dumap.store.disk import is_remote, normalize
 
 @dataclass(frozen=True)
 class ArraySpec:
-    """What an array of the user's must be, and the names of the settings that name it.
+    """The requirements of a user's array, and the settings that name the array.
 
     Attributes
     ----------
     settings : tuple of str
-        The setting of the path, and that of the name.
+        The setting of the path, and the setting of the array's name.
     shape, allowed : str
-        The shape and the dtypes, for people.
+        The required shape and dtypes, for messages.
     kinds : str
-        Kinds of numpy's dtypes.
+        Kinds of NumPy's dtypes that are allowed.
     in_group : bool
-        The path has to be a group's, which holds other arrays too.
+        Whether the path must be that of a group, which also holds other arrays.
     """
 
     settings: tuple[str, str]
@@ -62,7 +62,7 @@ DISTANCES = ArraySpec((GIVEN, GIVEN), "(rows, neighbors)", "real floats: cast it
 
 
 class Input:
-    """An array that a run reads, row by row; never written.
+    """An array that a run reads, row by row, and never writes.
 
     Parameters
     ----------
@@ -71,17 +71,17 @@ class Input:
     array : str
         The array's name in the group.
     spec : ArraySpec
-        What it has to be.
+        The array's requirements.
     bfloat16 : bool
-        Its 16 bits without a meaning are such values.
+        Whether 16 bits of dtype `V2` are bfloat16 values.
 
     Attributes
     ----------
     rows, dims : int
     chunk_rows : int
-        Rows that are decoded at once at the least: of a shard's chunk, where there are shards.
+        The least rows that are decoded at once: those of a chunk, or of an inner chunk of a shard.
     dtype : numpy.dtype
-        float32 of bfloat16, which NumPy has not.
+        float32 for bfloat16, which NumPy does not have.
     sparse, entries, densest
         As of `Source`.
     """
@@ -116,7 +116,7 @@ class Input:
 
     @property
     def node_path(self) -> str:
-        """The array's path in the store; empty where it is the store's only node."""
+        """The array's path in the store; empty if the array is the store's only node."""
         return str(self._array.path)
 
     def read(self, start: int, stop: int) -> np.ndarray:
@@ -130,15 +130,15 @@ class Input:
 
     @cached_property
     def absent(self) -> Absent:
-        """The chunks that are not there, listed once; an InputError where they lie elsewhere."""
+        """The missing chunks, listed once. If objects lie elsewhere in the store, an InputError is raised."""
         return find_absent(self.path, self._array)
 
     def require_chunks(self, fill: str | None = None) -> None:
-        """Refuse chunks that are not there; name the setting by which they are filled, where there is one."""
+        """Refuse missing chunks. `fill` names the setting that fills them, if there is one."""
         require_chunks(self.path, self._array, self.absent, fill)
 
     def signature(self) -> str:
-        """Digest what can be seen without reading the data: keys, sizes and times of the objects."""
+        """Return a digest of the objects' keys, sizes and times, without reading the data."""
         digest = hashlib.sha256(json.dumps([self.rows, self.dims, str(self._array.dtype)]).encode())
         for stamp in stamps(self.path, self._array.path):
             digest.update(stamp.encode())
@@ -156,19 +156,19 @@ class Input:
 
 
 class Precomputed:
-    """A k-NN graph that is given instead of searched: two arrays of a Zarr group, in the order of the input's rows.
+    """A given k-NN graph: two arrays of a Zarr group, in the order of the input's rows.
 
     Parameters
     ----------
     path : str
-        A group with the arrays 'indices', integers, -1 where there is none, and 'distances', floats.
+        A group with the arrays 'indices', of integers, -1 where there is no neighbour, and 'distances', of floats.
     rows : int
         Rows of the input.
 
     Attributes
     ----------
     columns, chunk_bytes, chunk_rows : int
-        Slots a row, and the size of the larger array's chunk.
+        Slots of a row, and the bytes and rows of a chunk of the larger array.
     """
 
     def __init__(self, path: str, rows: int) -> None:
@@ -185,11 +185,11 @@ class Precomputed:
         self.chunk_bytes = self.chunk_rows * self.columns * larger.dtype.itemsize
 
     def read(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-        """Read indices and distances of rows [start, stop), as they are."""
+        """Read the indices and distances of rows [start, stop), unchanged."""
         return self.indices.read(start, stop), self.distances.read(start, stop)
 
     def require_chunks(self) -> None:
-        """Refuse chunks that are not there."""
+        """Refuse missing chunks."""
         for array in (self.indices, self.distances):
             array.require_chunks()
 
