@@ -153,7 +153,7 @@ def plan(
     Parameters
     ----------
     data, output, config, parent, **settings
-        As of `run`.
+        As for `run`.
 
     Returns
     -------

@@ -39,7 +39,7 @@ def submit(
         A client of the cluster, asynchronous or not. By default the scheduler that the run's or Dask's configuration
         names.
     output, config, parent, force, **settings
-        As of `run`.
+        As for `run`.
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""Rows in parts, dense or sparse alike: written under a name, read by it, joined, and checked."""
+"""Dense and sparse rows in parts: functions that write, read, join and check rows of either kind."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def cast(rows: Any) -> Any:
 
 
 def check(rows: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Find the rows that are finite and those that are zero, of float32, (n,) bool each."""
+    """Find the finite rows and the zero rows among float32 rows, (n,) bool each."""
     return csr.check(rows) if issparse(rows) else vectors.check(rows)
 
 
@@ -46,14 +46,14 @@ def write_rows(
 
 
 def read_rows(job: Job, stage: str, part: str, name: str, start: int = 0, stop: int | None = None) -> Any:
-    """Read rows [start, stop) of those that a part holds under a name."""
+    """Read rows [start, stop) of the rows that a part holds under a name."""
     if job.geometry.sparse:
         return read_csr(job.run, stage, part, name, job.geometry.source_dims, start, stop)
     return job.run.read(stage, part, name, start, stop)
 
 
 def no_rows(job: Job) -> Any:
-    """Return no rows, of float32."""
+    """Return an array or matrix of no float32 rows."""
     if job.geometry.sparse:
         return csr_matrix((0, job.geometry.source_dims), dtype=np.float32)
     return np.empty((0, job.geometry.dims), np.float32)

@@ -41,7 +41,7 @@ class Edges(NamedTuple):
 
 
 def default_epochs(rows: int) -> int:
-    """Return umap-learn's number of epochs for that many rows."""
+    """Return umap-learn's number of epochs for this many rows."""
     return 500 if rows <= 10_000 else 200
 
 

@@ -168,7 +168,7 @@ def fill(x, home, indices, distances, fresh):
     x : ndarray of float32, or SparseRows
     home : ndarray of int32, shape (n,)
     indices, distances, fresh
-        As of `CellLists`.
+        See `CellLists`.
     """
     last = indices.shape[1] - 1
     for i in range(len(indices)):

@@ -40,7 +40,7 @@ def look_up(indptr, tails, cursor, first, page, out):
     """
     stop = first + page.shape[0]
     for r in range(indptr.shape[0] - 1):
-        e = cursor[r]  # tails ascend, so those of one page follow each other
+        e = cursor[r]  # tails ascend, so the tails in one page are consecutive
         while e < indptr[r + 1] and tails[e] < stop:
             out[e] = page[tails[e] - first]
             e += 1
@@ -177,7 +177,7 @@ def add_neighbors(indptr, tails, weights, cursor, first, page, sums, totals):
     """
     stop = first + page.shape[0]
     for r in range(indptr.shape[0] - 1):
-        e = cursor[r]  # tails ascend, so those of one page follow each other
+        e = cursor[r]  # tails ascend, so the tails in one page are consecutive
         while e < indptr[r + 1] and tails[e] < stop:
             totals[r] += weights[e]
             for c in range(page.shape[1]):

@@ -131,7 +131,7 @@ class _Libraries:
             return by_thread
 
     def leave(self, by_thread: list[tuple[LibController, int]]) -> None:
-        """Undo `enter`: this thread's settings at once, those of the process when the last thread leaves."""
+        """Undo `enter`: this thread's settings at once, and the settings of the process when the last thread leaves."""
         with self._lock:
             self._within.depth -= 1
             self._held -= 1

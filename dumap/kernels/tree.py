@@ -338,7 +338,7 @@ def _lengths(x: np.ndarray) -> np.ndarray:
 
 
 def nearest_leaves(x: np.ndarray, tree: Tree, count: int, margin: float = np.inf) -> np.ndarray:
-    """Find each row's nearest leaves among those of its nearest groups.
+    """Find each row's nearest leaves among the leaves of its nearest groups.
 
     Matrix products find a few more leaves than `count`. Distances that are summed in a fixed order then sort these
     leaves, so that a row's leaves depend on the row and the tree alone.

@@ -168,7 +168,7 @@ def _check(x: np.ndarray, finite: np.ndarray, zero: np.ndarray) -> None:
 
 
 def check(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Find the rows that are finite and those that are zero.
+    """Find the finite rows and the zero rows.
 
     Parameters
     ----------
@@ -287,7 +287,7 @@ def to_euclidean(x: np.ndarray, metric: str) -> np.ndarray:
 
 @nb.njit(cache=True, nogil=True, fastmath={"reassoc", "contract", "nsz"})
 def squared_distance(a: np.ndarray, b: np.ndarray) -> np.float32:
-    """Return the squared Euclidean distance of two rows, summed in whatever order is fastest."""
+    """Return the squared Euclidean distance of two rows. The order of the sum is not fixed."""
     total = np.float32(0)
     for c in range(a.shape[0]):
         gap = a[c] - b[c]

@@ -56,7 +56,7 @@ def repair_row_bytes(dims: int, k: int, metric: str) -> int:
 
 
 def repair_row_bytes_of(config: Config, geometry: Geometry) -> int:
-    """Return the bytes of a row in a repair, of a sparse one those of a mean row of the densest cell."""
+    """Return the bytes of a row in a repair. A sparse row counts as a mean row of the densest cell."""
     k = config.neighbors.search_k
     if geometry.sparse:  # read in pieces, then joined
         return 2 * 8 * max(geometry.entries, geometry.largest_mean_entries) + 72 * k + 320

@@ -56,8 +56,8 @@ class Geometry:
     Attributes
     ----------
     rows, dims, itemsize : int
-        Shape of the input, and bytes of a value. Latitude and longitude count as 3 dims; sparse rows have those of
-        their projections.
+        Shape of the input, and bytes of a value. Latitude and longitude count as 3 dims. For sparse rows, dims are
+        those of the projections.
     block_rows, blocks : int
         Rows of the input that one task reads, and the number of such blocks.
     group_blocks : int
@@ -215,7 +215,7 @@ def cell_row_bytes(dims: int, k: int, metric: str) -> int:
 
 
 def expected_cells(cells: int, max_cells_per_row: int) -> float:
-    """Return the cells of a mean row, its home included, where there are so many cells."""
+    """Return the mean number of a row's cells, its home cell included, in a run with this many cells."""
     return min(max_cells_per_row, CELLS_A_ROW, 1 + CELLS_A_ROW_BY_DOUBLING * math.log2(cells))
 
 

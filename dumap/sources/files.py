@@ -222,7 +222,7 @@ class Sliced:
         self.dims, self.dtype = matrix.shape[1] if self._taken is None else len(self._taken), np.dtype(matrix.dtype)
 
     def blocks(self, rows: int) -> Iterator[Block]:
-        """As of `Table`."""
+        """See `Table`."""
         for start in range(0, self._matrix.shape[0], rows):
             with readable(self.path):
                 block = np.asarray(self._matrix[start : start + rows])
@@ -298,7 +298,7 @@ class Npz:
             yield file, shape, dtype
 
     def blocks(self, rows: int) -> Iterator[Block]:
-        """As of `Table`."""
+        """See `Table`."""
         with readable(self.path), self._opened() as (file, shape, dtype):
             for start in range(0, shape[0], rows):
                 count = min(rows, shape[0] - start)

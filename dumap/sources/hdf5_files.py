@@ -91,7 +91,7 @@ class SparseRows:
         self.dims, self.dtype = width if self._taken is None else len(self._taken), np.dtype(group["data"].dtype)
 
     def blocks(self, rows: int) -> Iterator[Block]:
-        """As of `Table`."""
+        """See `Table`."""
         for start in range(0, self._rows, rows):
             stop = min(self._rows, start + rows)
             with readable(self.path):

@@ -24,8 +24,8 @@ class Source(Protocol):
     sparse : bool
         Rows are read as a scipy.sparse.csr_matrix: see `dumap.kernels.csr.canonical`.
     entries, densest : int
-        Of sparse rows: how many entries all have, at the most, and the most that `kernels.csr.WINDOW_ROWS` rows have.
-        0 of others.
+        For sparse rows, the number of all entries or an upper bound of it, and the most entries of
+        `kernels.csr.WINDOW_ROWS` rows. 0 for other rows.
     """
 
     path: str
@@ -38,7 +38,7 @@ class Source(Protocol):
 
     @property
     def densest(self) -> int:
-        """As above; found when it is first asked for."""
+        """See above; computed on first access."""
 
     def read(self, start: int, stop: int) -> Any:
         """Read rows [start, stop) in the source's dtype, C order."""

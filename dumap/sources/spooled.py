@@ -48,7 +48,7 @@ class ObjectRows(Protocol):
     names : ndarray or None
         Names of the rows, (rows,) of int64 or of texts.
     sparse, entries, densest
-        As of `Source`.
+        See `Source`.
     """
 
     kind: str
@@ -106,7 +106,7 @@ def is_spooled(location: str) -> bool:
 
 
 def sparse_row_bytes(entries: int, rows: int, dtype: np.dtype) -> int:
-    """Return the bytes of a mean row of so many rows that are sparse: values, and columns of 32 bits."""
+    """Return the bytes of a mean sparse row: its values, and columns of 32 bits."""
     return max(1, -(-entries * (dtype.itemsize + 4) // rows) + 8)
 
 
@@ -124,7 +124,7 @@ class Spooled:
     ----------
     kind : str
     path, rows, dims, dtype, chunk_rows, sparse, entries, densest
-        As of `Source`.
+        See `Source`.
     part_rows, parts : int
         Rows of each part but the last, and the number of parts.
 

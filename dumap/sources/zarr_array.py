@@ -83,7 +83,7 @@ class Input:
     dtype : numpy.dtype
         float32 for bfloat16, which NumPy does not have.
     sparse, entries, densest
-        As of `Source`.
+        See `Source`.
     """
 
     sparse, entries, densest = False, 0, 0

@@ -133,8 +133,8 @@ DERIVED: dict[str, Callable[[Config], Any]] = {
     "graph.shard_rows": shard_rows_of,
 }
 """Settings for which a digest uses a derived value. A null is replaced by the setting whose value it stands for. Given
-neighbours count by whether there are any, since their content has a fingerprint. The rows of a shard are those that
-memory can hold."""
+neighbours count by whether there are any, since their content has a fingerprint. A shard has no more rows than memory
+can hold."""
 
 
 def settings_of(config: Config, keys: Iterable[str]) -> dict[str, Any]:

@@ -68,7 +68,7 @@ def tiles(job: Job, queries: Any, x: Any) -> Iterator[tuple[slice, np.ndarray]]:
     """Yield slices of rows `x` with the queries' distances to them, float32 (queries, n).
 
     For metrics of `EUCLIDEAN_ORDER` the distances are squared Euclidean distances after `to_euclidean`. Queries and
-    rows are as of `Job.as_compared`.
+    rows come from `Job.as_compared`.
     """
     metric = job.config.neighbors.metric
     step = max(1, TILE_BYTES // (8 * max(1, queries.shape[0], job.geometry.row_numbers)))

@@ -83,7 +83,7 @@ def void_lists(job: Job, rows: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def merge_home(lists: tuple[np.ndarray, np.ndarray], home_rows: int, batch: BatchLists) -> None:
-    """Merge the lists of a batch into those of the home rows.
+    """Merge the lists of a batch into the lists of the home rows.
 
     Equal distances are ordered by the hash of positions, as in the graph.
     """

@@ -126,7 +126,7 @@ def _tally(
 
 
 def count_duplicates(job: Job, part: str, buckets: int) -> None:
-    """Count the finite rows that equal an earlier one, among those whose hash falls in one bucket."""
+    """Count the finite rows of one bucket of hashes that equal an earlier row."""
     keys, rows, times = _tally(job, number_of(part), buckets, "block", _words(job))
     repeated = np.flatnonzero(times > 1)
     with job.run.part(VECTORS, part) as out:
