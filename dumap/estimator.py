@@ -263,10 +263,10 @@ class UMAP(Fitted, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
 
     def _lazy_embedding(self, X: Any) -> Any:
         """Return the map as a Dask array with X's chunks of rows. It keeps a temporary run from being removed."""
-        found: Any = self.run_.to_dask()
+        embedding: Any = self.run_.to_dask()
         if hasattr(X, "chunks"):
-            found = found.rechunk({0: X.chunks[0]})
-        return found.map_blocks(unchanged, run=self.run_, dtype=found.dtype) if self._removal else found
+            embedding = embedding.rechunk({0: X.chunks[0]})
+        return embedding.map_blocks(unchanged, run=self.run_, dtype=embedding.dtype) if self._removal else embedding
 
     def _check_parameters(self) -> None:
         """Refuse parameters of umap-learn that dumap lacks, unless they have their default."""

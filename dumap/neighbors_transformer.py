@@ -100,14 +100,14 @@ class KNeighborsTransformer(TransformerMixin, BaseEstimator):
         search |= {"metric_kwds": dict(self.metric_kwds or {}), "random_state": seed_of(self.random_state)}
         try:
             with as_value_errors():
-                found = _search(X, output, self.client, search)
+                result = _search(X, output, self.client, search)
         except BaseException:
             if folder:
                 shutil.rmtree(folder, ignore_errors=True)
             raise
-        self.run_, self._fitted = found, X
+        self.run_, self._fitted = result, X
         if folder:
-            weakref.finalize(found, shutil.rmtree, folder, ignore_errors=True)
+            weakref.finalize(result, shutil.rmtree, folder, ignore_errors=True)
         return self
 
     def transform(self, X: Any) -> Any:
@@ -131,10 +131,10 @@ class KNeighborsTransformer(TransformerMixin, BaseEstimator):
         check_is_fitted(self)
         if X is not self._fitted:
             raise DataError("rows that were not fitted have no neighbours here: call fit_transform with them")
-        found = distances_of(self.run_.neighbors, with_self=True)
-        if found.nnz != self.n_neighbors * found.shape[0]:
+        distances = distances_of(self.run_.neighbors, with_self=True)
+        if distances.nnz != self.n_neighbors * distances.shape[0]:
             raise DataError(f"some rows have fewer than n_neighbors={self.n_neighbors} neighbours: ask for fewer")
-        return found
+        return distances
 
     def fit_transform(self, X: Any, y: Any = None) -> Any:
         """Return the neighbours of the rows of X, as `transform` does."""

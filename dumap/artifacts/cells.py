@@ -116,8 +116,8 @@ def rows_a_range(piece_rows: int, values: np.ndarray) -> int:
     number.
     """
     row_bytes = max(1, values[:1].nbytes)
-    wanted = max(piece_rows // RANGES_A_PIECE, -(-LEAST_RANGE_BYTES // row_bytes))
-    return wanted if wanted * row_bytes < RANGE_BYTES else 0
+    range_rows = max(piece_rows // RANGES_A_PIECE, -(-LEAST_RANGE_BYTES // row_bytes))
+    return range_rows if range_rows * row_bytes < RANGE_BYTES else 0
 
 
 def keeps_input_dtype(job: Job) -> bool:
@@ -176,16 +176,16 @@ class Cell:
 
     def _gather(self, name: str, rows: np.ndarray, out: np.ndarray, made: Callable[[np.ndarray], np.ndarray]) -> None:
         """Read rows of an array into `out`, in the given order. `made` converts each piece that is read."""
-        wanted = np.full(len(self.positions), -1, np.int32)
-        wanted[rows] = np.arange(len(rows))
-        wanted, whole = wanted[self.inverse_order], len(rows) == len(self.positions)
+        targets = np.full(len(self.positions), -1, np.int32)
+        targets[rows] = np.arange(len(rows))
+        targets, whole = targets[self.inverse_order], len(rows) == len(self.positions)
         step, done = max(1, self.job.geometry.block_rows // 4), 0
         for stage, spans in groupby(self.spans, key=itemgetter(0)):
             requests, places = [], []
             for _, part, a, b in spans:
                 for low in range(a, b, step):
                     high = min(b, low + step)
-                    at = wanted[done : done + high - low]
+                    at = targets[done : done + high - low]
                     done += high - low
                     if whole or (at >= 0).any():
                         requests.append((part, name, low, high))

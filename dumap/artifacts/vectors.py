@@ -23,10 +23,10 @@ COORDINATES = {"long_name": "UMAP coordinates"}
 
 def is_query(job: Job, rows: np.ndarray, number: int, among: int) -> np.ndarray:
     """Return which rows are queries of audit `number`, (n,) bool. Audits share queries only if rows are few."""
-    wanted = job.config.audit.queries
-    if wanted >= among:
+    queries = job.config.audit.queries
+    if queries >= among:
         return np.ones(len(rows), bool)
-    width = int(wanted / among * 2**64)
+    width = int(queries / among * 2**64)
     start = np.uint64(number * width % 2**64)
     return hashing.draws(job.config.seed, hashing.QUERIES, rows) - start < np.uint64(width)
 

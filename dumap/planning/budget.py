@@ -61,13 +61,13 @@ def compiling_bytes(kernels: int) -> int:
     return min(MOST_COMPILING_BYTES, COMPILER_BYTES + kernels * COMPILING_BYTES) if kernels else 0
 
 
-def check_task(stage: str, taken: int, worker_memory: int, what: str, advice: str) -> None:
+def check_task(stage: str, size: int, worker_memory: int, what: str, advice: str) -> None:
     """Refuse a task that takes more memory, beside the interpreter, than the smallest worker may use.
 
     Parameters
     ----------
     stage : str
-    taken, worker_memory : int
+    size, worker_memory : int
         The task's bytes, and the smallest worker's limit; 0 is no limit.
     what, advice : str
         The cause of the size, and the advice how to reduce it.
@@ -76,7 +76,7 @@ def check_task(stage: str, taken: int, worker_memory: int, what: str, advice: st
     ------
     BudgetError
     """
-    peak = interpreter_bytes(stage) + taken
+    peak = interpreter_bytes(stage) + size
     need = math.ceil(peak / PAUSE_FRACTION)
     if worker_memory and need > worker_memory:
         raise BudgetError(
@@ -110,8 +110,8 @@ def round_bytes(config: Config, shard_rows: int) -> tuple[int, int]:
     """Return the bytes of a round's task without shards, and how many shards fit into `task_memory` with them."""
     k, n_components = config.neighbors.graph_k, config.layout.n_components
     beside = int(SHARD_EDGES * k * shard_rows) * 40 + pool_bytes(n_components)
-    one = shard_layout_bytes(shard_rows, k, n_components)
-    return beside, max(1, (config.task_memory - beside) // one)
+    shard_bytes = shard_layout_bytes(shard_rows, k, n_components)
+    return beside, max(1, (config.task_memory - beside) // shard_bytes)
 
 
 def cached_bytes(config: Config, rows: int) -> int:
@@ -160,9 +160,9 @@ def principal_bytes(config: Config, geometry: Geometry) -> int:
     """Return the bytes that a start by PCA takes: for the sample and its matrix, or for a block of rows."""
     if config.start.init != "pca":
         return 0
-    sample, most = geometry.sample_rows * geometry.dims * 4, axes_rows(config)
-    wide = geometry.dims > most
-    size, centred = (min(geometry.sample_rows, most // 8), geometry.sample_rows) if wide else (geometry.dims, 4096)
+    sample, max_dims = geometry.sample_rows * geometry.dims * 4, axes_rows(config)
+    wide = geometry.dims > max_dims
+    size, centred = (min(geometry.sample_rows, max_dims // 8), geometry.sample_rows) if wide else (geometry.dims, 4096)
     solved = 32 * size**2 + min(size if wide else centred, geometry.sample_rows) * geometry.dims * 8
     itemsize, sparse = (4, sparse_block_bytes(geometry)) if geometry.sparse else (geometry.itemsize, 0)
     return max(2 * sample + solved, geometry.block_rows * geometry.dims * (2 * itemsize + 12) + sparse)
@@ -197,5 +197,5 @@ def layout_bytes(config: Config, rows: int, edges: int, worker_memory: int) -> i
         return host_layout_bytes(rows, edges, config.layout.n_components)
     shard_rows = min(shard_rows_of(config), rows)
     beside, fitting = round_bytes(config, shard_rows)
-    one = shard_layout_bytes(shard_rows, config.neighbors.graph_k, config.layout.n_components)
-    return beside + min(fitting, -(-rows // shard_rows)) * one
+    shard_bytes = shard_layout_bytes(shard_rows, config.neighbors.graph_k, config.layout.n_components)
+    return beside + min(fitting, -(-rows // shard_rows)) * shard_bytes

@@ -113,12 +113,12 @@ class Geometry:
     largest_cell_entries: int = 0
     largest_mean_entries: int = 0
 
-    def with_cells(self, found: Mapping[str, Any]) -> Geometry:
+    def with_cells(self, facts: Mapping[str, Any]) -> Geometry:
         """Return the same geometry with the sizes of the largest cells that stage cells found."""
         kinds = ("home_entries", "cell_entries", "mean_entries")
-        sparse = {f"largest_{kind}": found.get(kind, 0) for kind in kinds}
-        largest = {"largest_home": found["largest_home"], "largest_cell": found["largest"]}
-        return replace(self, **largest, **sparse, stored_rows=found["stored_rows"])
+        sparse = {f"largest_{kind}": facts.get(kind, 0) for kind in kinds}
+        largest = {"largest_home": facts["largest_home"], "largest_cell": facts["largest"]}
+        return replace(self, **largest, **sparse, stored_rows=facts["stored_rows"])
 
     @property
     def sparse(self) -> bool:

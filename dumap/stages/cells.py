@@ -250,18 +250,22 @@ def finish_table(job: Job, part: str) -> None:
     store, geometry = job.run, job.geometry
     offsets = store.read(CELLS, LIMITS, "offsets")
     names = part_names(SPANS, -(-(len(offsets) - 1) // cells_a_part(job)))
-    found = list(store.summaries(CELLS, names))
+    summaries = list(store.summaries(CELLS, names))
     with store.part(CELLS, part) as out:
         out.write("offsets", offsets)
         out.attributes |= {
             "cells": len(offsets) - 1,
             "rows": int(offsets[-1]),
-            "stored_rows": sum(facts["stored_rows"] for facts in found),
-            "largest": max(facts["largest"] for facts in found),
-            "smallest": min(facts["smallest"] for facts in found),
+            "stored_rows": sum(facts["stored_rows"] for facts in summaries),
+            "largest": max(facts["largest"] for facts in summaries),
+            "smallest": min(facts["smallest"] for facts in summaries),
             "largest_home": int(np.diff(offsets).max()),
             "turned_away": store.summary(CELLS, LIMITS)["turned_away"],
-            **{name: most(facts[name] for facts in found) for name, most in ENTRIES.items() if geometry.sparse},
+            **{
+                name: combine(facts[name] for facts in summaries)
+                for name, combine in ENTRIES.items()
+                if geometry.sparse
+            },
             "cut": [geometry.block_rows, geometry.group_blocks, cells_a_part(job)],
         }
 

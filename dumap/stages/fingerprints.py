@@ -26,11 +26,11 @@ def fingerprint(job: Job) -> str:
 
 def fold_lists(job: Job, cell: int) -> int:
     """Fold the hashes of the lists that are given for a cell's range of rows."""
-    found = 0
+    total = 0
     for start, stop in job.geometry.lists(cell):
-        both = [hash_rows(block) for block in job.precomputed.read(start, stop)]
-        found += int(hashing.fold(hashing.row_hashes(np.column_stack(both)), start))
-    return found
+        hashes = [hash_rows(block) for block in job.precomputed.read(start, stop)]
+        total += int(hashing.fold(hashing.row_hashes(np.column_stack(hashes)), start))
+    return total
 
 
 def fingerprint_lists(job: Job) -> str:

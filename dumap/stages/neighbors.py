@@ -152,7 +152,7 @@ def meet_guests(job: Job, part: str, wave: tuple[int, int]) -> None:
     table, number = CellTable(job.run), number_of(part)
     cell, first = Cell(job, number, table, wave), int(table.offsets[number])
     home_part = part_name("home", number)
-    known, squared = (job.run.read(NEIGHBORS, home_part, array) for array in ("indices", "squared"))
+    home_lists, squared = (job.run.read(NEIGHBORS, home_part, array) for array in ("indices", "squared"))
     guest_homes = np.searchsorted(table.offsets, cell.positions, side="right") - 1
     guest_homes[: cell.home_rows] = -1
     kth_squared = cell.kth_squared()
@@ -164,9 +164,9 @@ def meet_guests(job: Job, part: str, wave: tuple[int, int]) -> None:
         is_home = rows < cell.home_rows
         inverse_order = np.empty(cell.home_rows + 1, np.int32)
         inverse_order[rows[is_home]], inverse_order[-1] = np.flatnonzero(is_home), -1
-        shape = (len(rows), known.shape[1])
+        shape = (len(rows), home_lists.shape[1])
         indices, batch_squared = np.full(shape, -1, np.int32), np.empty(shape)
-        listed = known[rows[is_home]]
+        listed = home_lists[rows[is_home]]
         indices[is_home] = inverse_order[np.where(listed >= 0, listed - first, -1)]
         batch_squared[is_home] = squared[rows[is_home]]
         batch_squared[~is_home] = kth_squared[rows[~is_home] - cell.home_rows, None]
@@ -227,8 +227,8 @@ def merge_cell(job: Job, part: str) -> None:
     indices, distances = (store.read(NEIGHBORS, parts[cell], array) for array in ("indices", "distances"))
     spans = received(store, NEIGHBORS, "guest_index", table.cells, cell).tolist()
     arrays = ("guests", "guest_indices", "guest_distances")
-    found = store.read_each(NEIGHBORS, [(parts[other], array, *ends) for other, *ends in spans for array in arrays])
-    for guests, listed, distances_there in zip(found, found, found, strict=True):
+    pieces = store.read_each(NEIGHBORS, [(parts[other], array, *ends) for other, *ends in spans for array in arrays])
+    for guests, listed, distances_there in zip(pieces, pieces, pieces, strict=True):
         neighbors.merge(indices, distances, guests - table.offsets[cell], listed, distances_there, guests)
     with store.part(NEIGHBORS, part) as out:
         write_lists(out, indices, distances)
@@ -276,8 +276,8 @@ def search_waves(context: Context, task: Task, count: int) -> None:
                 context.compute(NEIGHBORS, sort_guests, guests, kth=kth)
             context.compute(NEIGHBORS, task, cells, wave=wave)
         if wave != waves[-1]:
-            made = sorted(set(guests) & set(store.committed(NEIGHBORS)))
-            store.drop(NEIGHBORS, [name for name in made if not store.is_dropped(NEIGHBORS, name)])
+            guest_parts = sorted(set(guests) & set(store.committed(NEIGHBORS)))
+            store.drop(NEIGHBORS, [name for name in guest_parts if not store.is_dropped(NEIGHBORS, name)])
 
 
 def run(context: Context) -> dict:

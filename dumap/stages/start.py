@@ -171,13 +171,13 @@ def project_rows(job: Job, low: int, high: int) -> np.ndarray:
 
 def given_rows(job: Job, low: int, high: int) -> np.ndarray:
     """Return the coordinates of the input's rows [low, high) in the user's array, (n, n_components) float64."""
-    given, wanted = Rows(job.config.start.init), (job.geometry.rows, job.config.layout.n_components)
-    real = given.dtype.kind in "fiub" and given.shape == wanted
-    y = given.read(low, high) if real else np.empty(0)
+    array, shape = Rows(job.config.start.init), (job.geometry.rows, job.config.layout.n_components)
+    real = array.dtype.kind in "fiub" and array.shape == shape
+    y = array.read(low, high) if real else np.empty(0)
     if not real or not (np.abs(y.astype(np.float64)) < 1e300).all():
         raise ConfigError(
-            f"start.init = {job.config.start.init!r}: the array has shape {given.shape} and dtype {given.dtype}; it "
-            f"must have shape {wanted} and finite real values"
+            f"start.init = {job.config.start.init!r}: the array has shape {array.shape} and dtype {array.dtype}; it "
+            f"must have shape {shape} and finite real values"
         )
     return y.astype(np.float64)
 
@@ -191,12 +191,15 @@ def place_span(job: Job, part: str) -> None:
         block_positions = table.positions(job.run, block)
         positions.append(block_positions[block_positions >= 0])
         y.append(coordinates_of(job, *job.geometry.block(block))[block_positions >= 0])
-    at, found = np.concatenate(positions), np.concatenate(y)
+    at, coordinates = np.concatenate(positions), np.concatenate(y)
     order = np.argsort(at)
     with job.run.part(START, part) as out:
         out.write("positions", at[order])
-        out.write("y", found[order])
-        out.attributes |= {"offsets": np.searchsorted(at[order], graph.shards.offsets).tolist(), **bounding_box(found)}
+        out.write("y", coordinates[order])
+        out.attributes |= {
+            "offsets": np.searchsorted(at[order], graph.shards.offsets).tolist(),
+            **bounding_box(coordinates),
+        }
 
 
 @no_backup
@@ -209,8 +212,8 @@ def collect_coordinates(job: Job, part: str) -> None:
     bounds = [[summary["offsets"][at] for at in (begin, end)] for summary in job.run.summaries(START, names)]
     spans = [(name, low, high) for name, (low, high) in zip(names, bounds, strict=True) if high > low]
     read = job.run.read_each(START, [(name, array, *ends) for name, *ends in spans for array in ("positions", "y")])
-    for positions, found in zip(read, read, strict=True):
-        y[positions - base] = found
+    for positions, values in zip(read, read, strict=True):
+        y[positions - base] = values
     for shard in range(begin, end):
         first, stop = graph.shards.span(shard)
         write_coordinates(job, shard, first, y[first - base : stop - base])
@@ -251,12 +254,12 @@ def random_start(context: Context, graph: Graph) -> None:
 def run(context: Context) -> dict:
     """Place every row; return the facts."""
     init, graph = context.config.start.init, Graph(context.run)
-    wanted = {BOX, *part_names("coordinates", len(graph.shards))}
-    if not wanted <= set(context.run.committed(START)):
-        ways = {"spectral": spectral_start, "random": random_start}
-        ways.get(init, placed_start)(context, graph)
+    final_parts = {BOX, *part_names("coordinates", len(graph.shards))}
+    if not final_parts <= set(context.run.committed(START)):
+        starts = {"spectral": spectral_start, "random": random_start}
+        starts.get(init, placed_start)(context, graph)
     for part in context.run.committed(START):
-        if part not in wanted:
+        if part not in final_parts:
             context.run.discard(START, part)
     return {"init": init, **context.run.summary(START, BOX)["facts"]}
 
