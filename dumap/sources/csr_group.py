@@ -133,7 +133,7 @@ class CsrInput:
 
     @cached_property
     def densest(self) -> int:
-        """As of `Source`."""
+        """See `Source`."""
         return densest_window(self.counts())
 
     def counts(self) -> Iterator[np.ndarray]:

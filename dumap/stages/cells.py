@@ -223,8 +223,9 @@ def tabulate(job: Job, part: str) -> None:
 
 
 ENTRIES: dict[str, Any] = {"entries": sum, "home_entries": max, "cell_entries": max, "mean_entries": max}
-"""Figures of cells of sparse rows: entries of all home rows, most of a cell's home rows and of a cell, and of a mean
-home row of the cell where that is most; and how those of parts come to one."""
+"""Facts of cells of sparse rows, each with the function that combines the facts of parts: the entries of all home rows,
+the most entries of one cell's home rows, the most entries of one cell, and the most entries of a mean home row in one
+cell."""
 
 
 def sum_entries(job: Job, kind: str, array: str, first: int, last: int) -> np.ndarray:
