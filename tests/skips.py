@@ -10,6 +10,7 @@ ALLOWED = {
     "this system promises no more memory than it has": "a setting of the kernel",
     "azurite is not installed": "it comes from npm, not from PyPI",
     "no systemd-analyze here": "units are checked where systemd is",
+    "this processor has no": "an instruction of another processor cannot run here; its assembly is checked",
     "root reads everything": "nothing is hidden from root",
     "only root can give a folder away": "a folder of another user takes root",
     "SCIPY_ARRAY_API is not set": "scikit-learn's check of arrays of other libraries, which are not taken",

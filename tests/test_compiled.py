@@ -146,7 +146,7 @@ def start(tmp_path):
     return go
 
 
-def told(process) -> list[int]:
+def report_of(process) -> list[int]:
     """Return what a process printed: the sum, and how many functions it compiled."""
     out, error = process.communicate(timeout=120)
     assert process.returncode == 0, error
@@ -155,32 +155,32 @@ def told(process) -> list[int]:
 
 @pytest.mark.slow
 def test_of_two_processes_one_compiles(start):
-    found = [told(process) for process in [start(), start()]]
-    assert sorted(found) == [[3, 0], [3, 1]]
-    assert told(start()) == [3, 0]
+    reports = [report_of(process) for process in [start(), start()]]
+    assert sorted(reports) == [[3, 0], [3, 1]]
+    assert report_of(start()) == [3, 0]
 
 
 @pytest.mark.slow
 def test_nobody_waits_for_ever_nor_for_the_dead(start, tmp_path):
     fcntl = pytest.importorskip("fcntl")
-    assert told(start()) == [3, 1]
+    assert report_of(start()) == [3, 1]
     (lock,) = tmp_path.rglob("*.lock")
     (index,) = tmp_path.rglob("*.nbi")
     index.unlink()  # a lock is left of a process that is gone
-    assert told(start()) == [3, 1]
+    assert report_of(start()) == [3, 1]
     index.unlink()
     with lock.open() as held:
         fcntl.flock(held, fcntl.LOCK_EX)
-        assert told(start(patience=0.2)) == [3, 1]
+        assert report_of(start(patience=0.2)) == [3, 1]
 
 
 @pytest.mark.slow
 def test_an_index_of_classes_that_are_gone_is_empty(start, tmp_path):
     """As after an update that renamed a class: numba unpickles an index before it compares the source's time."""
-    assert told(start()) == [3, 1]
+    assert report_of(start()) == [3, 1]
     module = tmp_path / "module.py"
     module.write_text(module.read_text().replace("Pair", "Two"))
-    assert told(start()) == [3, 1]
+    assert report_of(start()) == [3, 1]
     (index,) = tmp_path.rglob("*.nbi")
     index.write_bytes(index.read_bytes()[:-20])
-    assert told(start()) == [3, 1]
+    assert report_of(start()) == [3, 1]

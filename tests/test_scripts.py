@@ -68,6 +68,6 @@ def test_products_are_timed():
         [sys.executable, SCRIPTS / "benchmark_products.py", *words], capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr
-    (found,) = json.loads(done.stdout).values()
-    assert set(found) == {"PLAIN", "float32"}
-    assert min(found.values()) > 0
+    (speeds,) = json.loads(done.stdout).values()
+    assert set(speeds) == {"PLAIN", "float32"}
+    assert min(speeds.values()) > 0

@@ -169,4 +169,4 @@ def instruction_for(triple: str, cpu: str, features: str) -> Instruction:
     module = llvm.parse_assembly(_SAMPLE.format(extended="zext" if is_x86 else "sext"))
     module.triple = triple
     assembly = machine.emit_assembly(module)
-    return next((found for pattern, found in _BEST_FIRST.items() if re.search(pattern, assembly)), PLAIN)
+    return next((each for pattern, each in _BEST_FIRST.items() if re.search(pattern, assembly)), PLAIN)

@@ -63,11 +63,11 @@ def write_products(builder: Any, using: Instruction, left: Any, packed: Any, out
                 for total, right in zip(totals[row], taken, strict=True):
                     using.add(builder, total, four, right)
         for row, sums in enumerate(totals):
-            found = [builder.load(total) for total in sums]
+            vectors = [builder.load(total) for total in sums]
             if using.columns < DEPTH:  # two sums of each row lie side by side
-                found = [add_pairs(builder, *found[at : at + 2]) for at in range(0, len(found), 2)]
+                vectors = [add_pairs(builder, *vectors[at : at + 2]) for at in range(0, len(vectors), 2)]
             place = builder.add(builder.mul(out[1], count(row)), count(first * using.right_bytes // DEPTH))
-            for number, vector in enumerate(found):
+            for number, vector in enumerate(vectors):
                 at = builder.add(place, count(number * using.sums))
                 at = builder.gep(out[0], [builder.mul(at, count(4))])
                 builder.store(vector, builder.bitcast(at, vector.type.as_pointer()), align=1)

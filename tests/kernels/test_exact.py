@@ -18,7 +18,7 @@ def searched(queries: np.ndarray, x: np.ndarray, ids: np.ndarray, skip: np.ndarr
     return indices, distances
 
 
-def wanted(queries, x, ids, skip, angular=False):
+def exact_lists(queries, x, ids, skip, angular=False):
     """Return the same by all distances, in float64."""
     q, y = queries.astype(np.float64), x.astype(np.float64)
     d = ((q[:, None] - y) ** 2).sum(axis=2)
@@ -45,20 +45,20 @@ def test_the_nearest_of_all_rows_are_found(seed, dims, scale, outliers):
         x[::200] *= np.float32(1e6)
     ids = np.random.default_rng(seed).permutation(700)
     queries, skip = x[:9], ids[:9]
-    found, distances = searched(queries, x, ids, skip)
-    expected, near = wanted(queries, x, ids, skip)
+    listed, distances = searched(queries, x, ids, skip)
+    expected, near = exact_lists(queries, x, ids, skip)
     np.testing.assert_allclose(distances, near, rtol=1e-6)
-    assert (found == expected).mean() > 0.99  # but for distances that differ by rounding alone
+    assert (listed == expected).mean() > 0.99  # but for distances that differ by rounding alone
 
 
 @pytest.mark.parametrize("dims", [8, 64])
 def test_of_rows_equally_far_those_with_the_least_ids_are_taken(dims):
     x = np.repeat(clumps(0, 30, dims), 40, axis=0)
     ids = np.random.default_rng(1).permutation(len(x))
-    found, distances = searched(x[:5], x, ids, ids[:5])
+    listed, distances = searched(x[:5], x, ids, ids[:5])
     for q in range(5):
         equal = np.sort(ids[(x == x[q]).all(axis=1)])
-        assert found[q].tolist() == equal[equal != ids[q]][:K].tolist()
+        assert listed[q].tolist() == equal[equal != ids[q]][:K].tolist()
     assert (distances == 0).all()
 
 
@@ -67,9 +67,9 @@ def test_rows_that_are_left_out_may_hold_anything(dims):
     x, ids = clumps(0, 900, dims), np.arange(900)
     x[::3], ids[::3] = np.nan, -1
     queries = clumps(0, 900, dims)[:6]
-    found, _ = searched(queries, x, ids, np.full(6, -1))
+    listed, _ = searched(queries, x, ids, np.full(6, -1))
     kept = ids >= 0
-    assert np.array_equal(found, wanted(queries, x[kept], ids[kept], np.full(6, -1))[0])
+    assert np.array_equal(listed, exact_lists(queries, x[kept], ids[kept], np.full(6, -1))[0])
 
 
 @pytest.mark.parametrize("dims", [8, 64])
@@ -77,11 +77,11 @@ def test_zero_rows_are_at_a_right_angle_to_all_others(dims):
     x, ids = clumps(3, 800, dims), np.arange(800)
     x[[0, 5, 700]] = 0
     x = to_euclidean(x, "cosine")
-    found, distances = searched(x[:6], x, ids, ids[:6], angular=True)
-    expected, near = wanted(x[:6], x, ids, ids[:6], angular=True)
+    listed, distances = searched(x[:6], x, ids, ids[:6], angular=True)
+    expected, near = exact_lists(x[:6], x, ids, ids[:6], angular=True)
     np.testing.assert_allclose(distances, near, rtol=1e-5, atol=1e-6)
-    assert np.array_equal(found, expected)
-    assert found[0, :2].tolist() == [5, 700]
+    assert np.array_equal(listed, expected)
+    assert listed[0, :2].tolist() == [5, 700]
     assert (distances[0, 2:] == 2).all()
 
 
@@ -96,7 +96,7 @@ def test_rows_that_codes_tell_little_of_are_compared_by_products():
     for low in range(0, 6000, 2000):
         search.keep_nearest(x[low : low + 2000], ids[low : low + 2000], ids[:20], indices, distances)
     assert not search._by_codes
-    assert np.array_equal(indices, wanted(x[:20], x, ids, ids[:20])[0])
+    assert np.array_equal(indices, exact_lists(x[:20], x, ids, ids[:20])[0])
 
 
 @pytest.mark.parametrize("dims", [8, 64])

@@ -14,16 +14,16 @@ def drawn(using: Instruction, seed: int, packs: int, width: int) -> tuple[np.nda
     left, right = rng.integers(-127, 128, (4, width)), rng.integers(-127, 128, (16 * packs, width))
     left[0], right[0], left[1], right[-1] = 127, 127, -127, -127
     left += using.shift
-    packed = right.astype(np.int8).reshape(packs, 16, width // 4, 4).transpose(0, 2, 1, 3)
-    return left.astype(using.left_type), np.ascontiguousarray(packed), left @ right.T
+    packs_of_rows = right.astype(np.int8).reshape(packs, 16, width // 4, 4).transpose(0, 2, 1, 3)
+    return left.astype(using.left_type), np.ascontiguousarray(packs_of_rows), left @ right.T
 
 
 @given(st.integers(0, 999), st.integers(1, 5), st.integers(1, 40), st.data())
 def test_four_rows_are_multiplied_with_packs(seed, packs, fours, data):
-    left, packed, wanted = drawn(products.INSTRUCTION, seed, packs, 4 * fours)
+    left, packs_of_rows, expected = drawn(products.INSTRUCTION, seed, packs, 4 * fours)
     first, out = data.draw(st.integers(0, packs)), np.full((4, 16 * packs), 7, np.int32)
-    products.multiply(left, packed, first, out)
-    assert np.array_equal(out[:, 16 * first :], wanted[:, 16 * first :])
+    products.multiply(left, packs_of_rows, first, out)
+    assert np.array_equal(out[:, 16 * first :], expected[:, 16 * first :])
     assert (out[:, : 16 * first] == 7).all()
 
 
@@ -65,20 +65,22 @@ NEEDS = {
 def using(request):
     """Yield each instruction that the processor has which numba compiles for."""
     features = products.cpu_target.target_context.codegen().magic_tuple()[2].split(",")
-    told = {feature.removeprefix("+") for feature in features if feature.startswith("+")}
-    found = getattr(instructions, request.param)
-    if found is not products.INSTRUCTION and not any(told.issuperset(need.split()) for need in NEEDS[request.param]):
+    present = {feature.removeprefix("+") for feature in features if feature.startswith("+")}
+    instruction = getattr(instructions, request.param)
+    if instruction is not products.INSTRUCTION and not any(
+        present.issuperset(need.split()) for need in NEEDS[request.param]
+    ):
         pytest.skip(f"this processor has no {' or '.join(NEEDS[request.param])}")
-    return found
+    return instruction
 
 
 def test_every_instruction_finds_the_same_products(using):
     multiply = multiplier(using)
     for seed, width in enumerate([4, 8, 60, 64, 32_768]):
-        left, packed, wanted = drawn(using, seed, 1, width)
+        left, packs_of_rows, expected = drawn(using, seed, 1, width)
         out = np.zeros((4, 16), np.int32)
-        multiply(left, packed[0], out)
-        assert np.array_equal(out, wanted)
+        multiply(left, packs_of_rows[0], out)
+        assert np.array_equal(out, expected)
 
 
 def test_every_instruction_finds_the_same_products_of_two_rows(using):
@@ -91,9 +93,9 @@ def test_every_instruction_finds_the_same_products_of_two_rows(using):
 
 
 def test_this_processors_instruction_is_the_one_in_use():
-    left, packed, _ = drawn(products.INSTRUCTION, 0, 1, 64)
+    left, packs_of_rows, _ = drawn(products.INSTRUCTION, 0, 1, 64)
     multiply = multiplier(products.INSTRUCTION)
-    multiply(left, packed[0], np.zeros((4, 16), np.int32))
+    multiply(left, packs_of_rows[0], np.zeros((4, 16), np.int32))
     text = "".join(multiply.inspect_asm().values())
     assert products.INSTRUCTION.mnemonic in text
     assert (products.INSTRUCTION.left_type, products.INSTRUCTION.shift) == (products.LEFT_TYPE, products.SHIFT)
