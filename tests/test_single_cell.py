@@ -396,8 +396,8 @@ def counted_cells() -> anndata.AnnData:
 def test_sparse_x_is_mapped_in_memory_and_on_disk(fresh):
     adata = counted_cells()
     write(adata, path := fresh("cells.zarr"))
-    for some in (adata, path):
-        dumap.umap(some, use_rep="X", metric="cosine", **QUICK)
+    for data in (adata, path):
+        dumap.umap(data, use_rep="X", metric="cosine", **QUICK)
     stored, dense = read(path), counted_cells()
     assert np.array_equal(stored.obsm["X_umap"], adata.obsm["X_umap"])
     assert (stored.X != counted_cells().X).nnz == 0, "X is as it was"
@@ -411,6 +411,6 @@ def test_scanpy_searches_sparse_neighbours_by_the_transformer():
     adata = counted_cells()
     transformer = dumap.KNeighborsTransformer(K, metric="euclidean")
     scanpy.pp.neighbors(adata, use_rep="X", transformer=transformer, n_neighbors=K)
-    own = counted_cells()
-    scanpy.pp.neighbors(own, use_rep="X", n_neighbors=K)
-    assert np.mean([len(a & b) / len(b) for a, b in zip(listed(adata), listed(own), strict=True)]) > 0.98
+    recomputed = counted_cells()
+    scanpy.pp.neighbors(recomputed, use_rep="X", n_neighbors=K)
+    assert np.mean([len(a & b) / len(b) for a, b in zip(listed(adata), listed(recomputed), strict=True)]) > 0.98
