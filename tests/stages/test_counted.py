@@ -25,10 +25,10 @@ SCATTERED = {"collect_queries"}
 
 
 class Counts:
-    """Requests, bytes read and bytes asked for, by task; and the most requests that one task made."""
+    """Requests, bytes read and bytes requested for, by task; and the most requests that one task made."""
 
     def __init__(self) -> None:
-        self.requests, self.read, self.asked, self.most = Counter(), Counter(), Counter(), Counter()
+        self.requests, self.read, self.requested, self.most = Counter(), Counter(), Counter(), Counter()
         self.task, self.own = "", 0
 
     def begin(self, task: Callable) -> None:
@@ -49,7 +49,7 @@ def counted(fresh, save):
         counts.own += 1
         counts.requests[counts.task] += 1
         counts.read[counts.task] += last - first
-        counts.asked[counts.task] += (stop - start) * piece[2].row_bytes
+        counts.requested[counts.task] += (stop - start) * piece[2].row_bytes
         return real(self, stage, name, piece, start, stop, out)
 
     patch.setattr(Run, "_read_piece", read)
@@ -84,7 +84,7 @@ def test_tasks_read_at_most_twice_what_they_need(counted):
         counts.read
     )
     for task in set(counts.read) - SCATTERED:
-        assert counts.read[task] <= 2 * counts.asked[task] + LEAST_RANGE_BYTES * counts.requests[task], task
+        assert counts.read[task] <= 2 * counts.requested[task] + LEAST_RANGE_BYTES * counts.requests[task], task
 
 
 def test_no_task_asks_once_for_each_block_and_cell(counted):
