@@ -29,13 +29,13 @@ class Counts:
 
     def __init__(self) -> None:
         self.requests, self.read, self.requested, self.most = Counter(), Counter(), Counter(), Counter()
-        self.task, self.home_rows = "", 0
+        self.task, self.task_requests = "", 0
 
     def begin(self, task: Callable) -> None:
-        self.task, self.home_rows = task.__name__, 0
+        self.task, self.task_requests = task.__name__, 0
 
     def end(self) -> None:
-        self.most[self.task] = max(self.most[self.task], self.home_rows)
+        self.most[self.task] = max(self.most[self.task], self.task_requests)
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def counted(fresh, save):
 
     def read(self, stage, name, piece, start, stop, out):
         first, last = piece[2].span(start, stop)
-        counts.home_rows += 1
+        counts.task_requests += 1
         counts.requests[counts.task] += 1
         counts.read[counts.task] += last - first
         counts.requested[counts.task] += (stop - start) * piece[2].row_bytes
