@@ -35,12 +35,12 @@ def by_bytes(using: Instruction, left: np.ndarray, right: np.ndarray) -> Callabl
     multiply_pack = multiplier(using)
 
     @njit(nogil=True)
-    def multiply(rows, packs, out):
+    def multiply(rows: np.ndarray, packs: np.ndarray, out: np.ndarray) -> None:
         for low in range(0, len(rows), ROWS):
             for pack in range(len(packs)):
                 multiply_pack(rows[low : low + ROWS], packs[pack], out[low : low + ROWS], PACK * pack)
 
-    rows = (left.astype(np.int32) + using.shift).astype(using.left_type)
+    rows: np.ndarray = (left.astype(np.int32) + using.shift).astype(using.left_type)
     packs = right.reshape(-1, PACK, right.shape[1] // 4, 4).transpose(0, 2, 1, 3).copy()
     out = np.zeros((len(left), len(right)), np.int32)
 

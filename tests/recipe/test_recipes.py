@@ -15,7 +15,7 @@ from sklearn.neighbors import NearestNeighbors
 
 from dumap.artifacts.part_names import kind_of
 from dumap.config import Config, InputConfig, build
-from dumap.recipe import pipeline
+from dumap.recipe import lineage, recipes
 from dumap.recipe.pipeline import run
 from dumap.recipe.recipes import GIVEN, SEARCHED, recipe_of
 from dumap.recipe.stage_names import STAGES
@@ -181,8 +181,15 @@ def watching(monkeypatch) -> Watching:
             return method(self, stage, *rest, **options)
 
         monkeypatch.setattr(Run, name, read)
-    choose = pipeline.recipe_of
-    monkeypatch.setattr(pipeline, "recipe_of", lambda config: tuple(map(watcher.watched, choose(config))))
+    watched: dict[str, Any] = {}
+
+    def watched_recipe(config: Any) -> tuple:
+        for stage in recipe_of(config):
+            watched.setdefault(stage.name, watcher.watched(stage))
+        return tuple(watched[stage.name] for stage in recipe_of(config))
+
+    for module in (recipes, lineage):
+        monkeypatch.setattr(module, "recipe_of", watched_recipe)
     return watcher
 
 
