@@ -82,7 +82,7 @@ class Notes(Silent):
         return [note for note in self.notes if "is left out" in note]
 
 
-class AsBegins(Notes):
+class ActAtStageStart(Notes):
     """Does something as a stage begins, and keeps what a person is told."""
 
     def __init__(self, stage: str, action: Callable[[], object]) -> None:

@@ -111,7 +111,7 @@ def spans_in(names: Sequence[str], spans: np.ndarray) -> list[tuple[str, int, in
     return [(name, first, first + count) for name, (first, count) in zip(names, spans.tolist(), strict=True) if count]
 
 
-def rows_a_range(piece_rows: int, values: np.ndarray) -> int:
+def rows_per_range(piece_rows: int, values: np.ndarray) -> int:
     """Return the rows of a range for an array that is read in pieces of about `piece_rows` rows; 0 for the usual
     number.
     """

@@ -15,7 +15,7 @@ import numpy as np
 from dumap.artifacts.part_names import range_name, range_of, split_evenly
 from dumap.store import Part, Run
 
-RECEIVERS_A_RANGE = 64
+RECEIVERS_PER_RANGE = 64
 """Receivers in a range that is read at once. A task reads one receiver."""
 
 
@@ -73,8 +73,8 @@ def write_index(
     whole = np.concatenate(pieces)
     whole = whole[np.argsort(whole[:, 0], kind="stable")]
     with run.part(stage, part) as out:
-        out.write("firsts", np.searchsorted(whole[:, 0], np.arange(count + 1)), RECEIVERS_A_RANGE)
-        out.write("spans", whole[:, 1:], RECEIVERS_A_RANGE)
+        out.write("firsts", np.searchsorted(whole[:, 0], np.arange(count + 1)), RECEIVERS_PER_RANGE)
+        out.write("spans", whole[:, 1:], RECEIVERS_PER_RANGE)
 
 
 def received(run: Run, stage: str, kind: str, senders: int, receiver: int) -> np.ndarray:

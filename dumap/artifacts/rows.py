@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from scipy.sparse import csr_matrix, issparse, vstack
 
-from dumap.artifacts.cells import rows_a_range
+from dumap.artifacts.cells import rows_per_range
 from dumap.artifacts.job import Job
 from dumap.kernels import csr, vectors
 from dumap.store import Part, read_csr, write_csr
@@ -37,12 +37,12 @@ def write_rows(
         ranges = (0, 0)
         if piece_rows is not None:
             entries = piece_rows * -(-rows.nnz // max(1, rows.shape[0]))
-            ranges = (rows_a_range(piece_rows, rows.indptr), rows_a_range(entries, rows.indices))
+            ranges = (rows_per_range(piece_rows, rows.indptr), rows_per_range(entries, rows.indices))
         write_csr(part, name, rows, chosen, ranges)
     elif chosen is None:
         part.write(name, rows)
     else:
-        part.write_gathered(name, rows, chosen, 0 if piece_rows is None else rows_a_range(piece_rows, rows))
+        part.write_gathered(name, rows, chosen, 0 if piece_rows is None else rows_per_range(piece_rows, rows))
 
 
 def read_rows(job: Job, stage: str, part: str, name: str, start: int = 0, stop: int | None = None) -> Any:

@@ -135,7 +135,8 @@ class CellsConfig(Section):
 
     max_cells_per_row: int = setting(
         6,
-        "The most cells in which a row is compared with others: its home cell and cells of its eight nearest leaves. "
+        "The most cells in which a row is compared with others: its home cell and cells of its nearest leaves, "
+        "which are eight, or 64 for sparse rows. "
         "Larger: higher recall, more disk and time. Ignored if neighbours are given.",
         changes=True,
         ge=1,

@@ -27,7 +27,7 @@ from dumap.engine.link import Killed, Link, Lost
 from dumap.engine.local import LocalEngine
 from dumap.engine.members import Members, host_of
 from dumap.engine.resources import cpu_count
-from dumap.engine.sharing import ALONE, Sharing
+from dumap.engine.sharing import UNRESTRICTED, Sharing
 from dumap.engine.step import ATTEMPTS as ATTEMPTS
 from dumap.engine.step import POLL_SECONDS as POLL_SECONDS
 from dumap.engine.step import Step, StepSpec
@@ -72,7 +72,7 @@ class DaskEngine:
         timeout: float,
         worker_timeout: float = WORKER_TIMEOUT,
         note: Callable[[str], None] = lambda message: None,
-        sharing: Sharing = ALONE,
+        sharing: Sharing = UNRESTRICTED,
     ) -> None:
         self.link = Link(client, timeout, sharing)
         self.peak_bytes = self.held_bytes = 0
@@ -212,7 +212,9 @@ class DaskEngine:
         run, key = Run(output), probe_key()
         run.put(key, b"seen")
         try:
-            answers = self.link.ask((worker.see, output, key), [w.address for w in self.workers], ANSWER_TIMEOUT)
+            answers = self.link.ask(
+                (worker.check_output_access, output, key), [w.address for w in self.workers], ANSWER_TIMEOUT
+            )
         finally:
             run.delete(key)
         errors = {address: answer for address, answer in answers.items() if isinstance(answer, Exception)}
@@ -252,7 +254,7 @@ class DaskEngine:
         self.link.listen(topic, self._messages.append)
 
         def call(part: str, number: int) -> tuple:
-            orders = worker.Orders(self._requirements, topic, step.name, number, ticks=single)
+            orders = worker.TaskEnvelope(self._requirements, topic, step.name, number, ticks=single)
             return worker.run_checked_task, orders, task, job, part, options
 
         def committed(part: str) -> bool:
@@ -297,7 +299,7 @@ class DaskEngine:
         topic = _topic(job.config.output)
         self.link.listen(topic, self._messages.append)
         self._check_unproven()
-        orders = worker.Orders(self._requirements, topic, SPOOL, 0, ticks=False)
+        orders = worker.TaskEnvelope(self._requirements, topic, SPOOL, 0, ticks=False)
         spans = {part: spool.span_of(job, part) for part in parts}
         try:
             compute_on(

@@ -21,7 +21,7 @@ TOLD_SECONDS = 1.0
 """Seconds between two messages of a run."""
 FORGOTTEN_SECONDS = 10.0
 """A run without a message for this many seconds does not count as active."""
-A_SECOND = 1e-9
+PRIORITY_PER_SECOND = 1e-9
 """The decrease of Dask's priority per second of virtual time: even years of many threads stay below a decrease of 1."""
 UNKNOWN_SECONDS = 1.0
 """The expected seconds of a task if no task of its kind has ended."""

@@ -14,8 +14,8 @@ from distributed import Client, Future, as_completed, span
 from distributed.protocol.pickle import dumps
 from distributed.scheduler import KilledWorker
 
-from dumap.engine.fair_queue import A_SECOND
-from dumap.engine.sharing import ALONE, Sharing
+from dumap.engine.fair_queue import PRIORITY_PER_SECOND
+from dumap.engine.sharing import UNRESTRICTED, Sharing
 from dumap.engine.topics import listen, stop_listening
 from dumap.engine.worker import with_options
 from dumap.errors import ClusterError
@@ -70,7 +70,7 @@ class Link:
         The workers that may be used, and what is sent with every task.
     """
 
-    def __init__(self, client: Client, timeout: float, sharing: Sharing = ALONE) -> None:
+    def __init__(self, client: Client, timeout: float, sharing: Sharing = UNRESTRICTED) -> None:
         self.client, self.timeout, self.sharing = client, timeout, sharing
         self._identities: dict[str, dict[str, Any]] = {}
         self._numbers, self._token = itertools.count(), uuid.uuid4().hex[:8]
@@ -145,7 +145,7 @@ class Link:
                     workers=among,
                     allow_other_workers=False,
                     resources=dict(resources) or None,
-                    priority=self.sharing.priority if due is None else self.sharing.priority - due * A_SECOND,
+                    priority=self.sharing.priority - (PRIORITY_PER_SECOND * due if due else 0),
                 )
         except Exception as error:
             if self.running:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from dumap.engine.sharing import ALONE, Sharing
+from dumap.engine.sharing import UNRESTRICTED, Sharing
 from dumap.errors import ClusterError
 
 REFRESH_SECONDS = 1.0
@@ -74,7 +74,7 @@ class Members:
         timeout: float,
         worker_timeout: float,
         note: Callable[[str], None],
-        sharing: Sharing = ALONE,
+        sharing: Sharing = UNRESTRICTED,
     ) -> None:
         self._sharing = sharing
         self._source, self._timeout, self._worker_timeout, self._note = source, timeout, worker_timeout, note

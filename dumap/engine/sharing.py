@@ -61,5 +61,5 @@ class Sharing:
         return " and ".join(settings)
 
 
-ALONE = Sharing()
+UNRESTRICTED = Sharing()
 """No restrictions: all workers may be used."""

@@ -98,7 +98,7 @@ class Step:
         self.backed_up: set[str] = set()
         self.task_timeout = task_timeout
         self.stuck: dict[str, int] = {}
-        self.foreign_errors: dict[str, int] = {}
+        self.transport_errors: dict[str, int] = {}
         self.sent, self.peak_bytes, self.held_bytes = 0, 0, 0
         self.idle_since: float | None = None
         self.name = ""
@@ -328,8 +328,8 @@ class Step:
         """Check the workers after an error that the task did not raise itself; count the error if all are fit."""
         if self.check_unproven():
             return
-        self.foreign_errors[part] = self.foreign_errors.get(part, 0) + 1
-        if self.foreign_errors[part] >= MAX_FOREIGN_ERRORS:
+        self.transport_errors[part] = self.transport_errors.get(part, 0) + 1
+        if self.transport_errors[part] >= MAX_FOREIGN_ERRORS:
             raise ClusterError(
                 f"{self.spec.stage} {part} cannot be run ({type(error).__name__}: {error}): the scheduler and all "
                 f"workers must have the dumap of this client, and what it needs"

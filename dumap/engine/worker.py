@@ -25,7 +25,7 @@ SETTLING_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
-class Orders:
+class TaskEnvelope:
     """The data that is sent with a task in addition to its job.
 
     Attributes
@@ -74,7 +74,7 @@ def facts() -> dict[str, Any]:
     return {**known, "cache_error": cache_error()}
 
 
-def see(output: str, key: str) -> None:
+def check_output_access(output: str, key: str) -> None:
     """Fail unless this worker can read an object that the client wrote, and can write to the output."""
     if Run(output, read_only=True).get(key) is None:
         raise StorageError(f"it does not see {output} as this client does: name a shared folder or a URL")
@@ -131,7 +131,7 @@ def _wait_for_nanny(worker: Worker) -> None:
 
 
 def run_checked_task(
-    orders: Orders, task: Callable[..., None], job: Job, part: str, options: dict[str, Any]
+    orders: TaskEnvelope, task: Callable[..., None], job: Job, part: str, options: dict[str, Any]
 ) -> dict[str, Any]:
     """Check that this worker is fit, run one task, and send messages when it begins, progresses and ends.
 
@@ -162,7 +162,7 @@ def run_checked_task(
     return usage
 
 
-def fill(orders: Orders, task: Callable[..., None], job: Job, part: str, grid: list[list[Any]]) -> None:
+def fill(orders: TaskEnvelope, task: Callable[..., None], job: Job, part: str, grid: list[list[Any]]) -> None:
     """Check that this worker is fit, and write a part of the spool from the blocks of a Dask collection.
 
     Raises

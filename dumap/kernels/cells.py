@@ -22,7 +22,7 @@ def assign_leaves(loads: np.ndarray, rows: int, min_rows: int = 1) -> tuple[np.n
     loads : ndarray of int64, shape (leaves,)
         Rows of each leaf.
     rows : int
-        Home rows that a cell should have. No cell has more than twice as many plus `min_rows`.
+        Home rows that a cell should have. No cell has more than twice as many plus twice `min_rows`.
     min_rows : int
         Least home rows of a cell. A smaller cell is merged with the cell before or after it.
 

@@ -14,7 +14,7 @@ from scipy.sparse.linalg import ArpackNoConvergence, eigsh
 from dumap.kernels import hashing, layout
 from dumap.kernels.edges import pack
 from dumap.kernels.layout import LayoutParameters
-from dumap.kernels.pool import lay_pool, pool_rows
+from dumap.kernels.pool import pool_rows, sort_pool
 from dumap.kernels.threads import one_thread
 
 SPAN = 10.0
@@ -241,7 +241,7 @@ def lay_out(matrix: sparse.csr_matrix, sizes: np.ndarray, y: np.ndarray, paramet
     m, v, after = np.zeros_like(before), np.zeros_like(before), np.empty_like(before)
     for epoch in range(parameters.n_epochs):
         drawn = np.searchsorted(stops, pool_rows(parameters.seed, epoch, int(stops[-1])), side="right")
-        pool = lay_pool(before[drawn])
+        pool = sort_pool(before[drawn])
         layout.step_epoch(parameters, epoch, 0, len(before), 0, 0, edges, before, m, v, pool, after)
         before, after = after, before
     out = np.full(y.shape, np.nan)

@@ -121,7 +121,7 @@ def fold(hashes: np.ndarray, first: int) -> np.uint64:
     return total
 
 
-# Purposes. Each has a stream of its own; several uses share LABEL_SOURCES, and several RANDOM_BOX.
+# Purposes: one stream of draws for each constant. LABEL_SOURCES and RANDOM_BOX each serve several uses.
 SAMPLE = 1
 """The rows from which the tree is grown."""
 KMEANS = 2

@@ -280,7 +280,7 @@ def step_epoch(
         Coordinates before the epoch; not written.
     m, v : ndarray of float32, shape (shard rows, n_components)
     pool : ndarray of float32, shape (n_components, POOL_ROWS)
-        From `dumap.kernels.pool.lay_pool`.
+        From `dumap.kernels.pool.sort_pool`.
     out_y : ndarray of float32, shape (shard rows, n_components)
     exchanged : ndarray of float32, shape (shard rows, n_components), optional
         The shard's rows at the last exchange, if shards do not exchange coordinates in every epoch. `y` holds the rows

@@ -56,7 +56,7 @@ def _count_near(squared, limit, limits):
 
 
 @nb.njit(cache=True, nogil=True)
-def _offer_pairs(x, row, columns, squared, resolution, limits, indices, distances, fresh):
+def _offer_pairs(x, row, columns, squared, resolution, limits, indices, distances, ages):
     """Offer a row to the rows it was compared with, and them to it."""
     last = indices.shape[1] - 1
     limit = distances[row, last]
@@ -71,15 +71,15 @@ def _offer_pairs(x, row, columns, squared, resolution, limits, indices, distance
             if d <= resolution:
                 d = between(x, row, column)
             if d <= limit:
-                offer(row, column, d, indices, distances, fresh)
+                offer(row, column, d, indices, distances, ages)
                 limit = distances[row, last]
             if d <= limits[j]:
-                offer(column, row, d, indices, distances, fresh)
+                offer(column, row, d, indices, distances, ages)
                 limits[j] = distances[column, last]
 
 
 @nb.njit(cache=True, nogil=True)
-def _compare(x, leaf_rows, others, middle, unit, width, resolution, same_rows, indices, distances, fresh):
+def _compare(x, leaf_rows, others, middle, unit, width, resolution, same_rows, indices, distances, ages):
     """Compare the rows of a leaf with others by their codes; if both are the same rows, each pair once.
 
     Squared distances up to `resolution` are computed from the rows themselves, larger ones are those of the codes.
@@ -110,7 +110,7 @@ def _compare(x, leaf_rows, others, middle, unit, width, resolution, same_rows, i
                     row_products, row_lengths[i], row_errors[i], *sides, unit, resolution, squared[taken]
                 )
                 ends = columns[taken], squared[taken], resolution, limits[taken]
-                _offer_pairs(x, row, *ends, indices, distances, fresh)
+                _offer_pairs(x, row, *ends, indices, distances, ages)
 
 
 class RowsByLeaf:
@@ -160,14 +160,14 @@ def _compare_leaves(
 
 
 @nb.njit(cache=True, nogil=True)
-def fill(x, home, indices, distances, fresh):
+def fill(x, home, indices, distances, ages):
     """Compare home rows that have met fewer than k others with all rows.
 
     Parameters
     ----------
     x : ndarray of float32, or SparseRows
     home : ndarray of int32, shape (n,)
-    indices, distances, fresh
+    indices, distances, ages
         See `CellLists`.
     """
     last = indices.shape[1] - 1
@@ -176,7 +176,7 @@ def fill(x, home, indices, distances, fresh):
             continue
         for j in range(len(indices)):
             if j != i:
-                offer(i, j, between(x, i, j), indices, distances, fresh)
+                offer(i, j, between(x, i, j), indices, distances, ages)
 
 
 def _split(

@@ -41,7 +41,7 @@ def _along_curve(coordinates, bits):
     return keys
 
 
-def lay_pool(coordinates: np.ndarray) -> np.ndarray:
+def sort_pool(coordinates: np.ndarray) -> np.ndarray:
     """Sort the pool along a Morton curve through the map, and store it by component.
 
     Samples at equal steps along the pool are then spread evenly over the map, with less noise than in random order.

@@ -68,7 +68,7 @@ class Visitors(RowsByLeaf):
 
 
 @nb.njit(cache=True, nogil=True)
-def _compare(x, leaf_rows, others, same_rows, slots, indices, distances, fresh):
+def _compare(x, leaf_rows, others, same_rows, slots, indices, distances, ages):
     """Compare the rows of a leaf with others. If both are the same rows, each pair is compared twice, once in each
     direction.
     """
@@ -85,10 +85,10 @@ def _compare(x, leaf_rows, others, same_rows, slots, indices, distances, fresh):
                 continue
             d = squared_of(x, i, x, j, products[r])
             if d <= limit:
-                offer(i, j, d, indices, distances, fresh)
+                offer(i, j, d, indices, distances, ages)
                 limit = distances[i, last]
             if not same_rows and d <= limits[r]:
-                offer(j, i, d, indices, distances, fresh)
+                offer(j, i, d, indices, distances, ages)
                 limits[r] = distances[j, last]
     clear(x, leaf_rows, slots)
 

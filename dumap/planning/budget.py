@@ -109,16 +109,16 @@ def shard_layout_bytes(shard_rows: int, k: int, n_components: int) -> int:
 def round_bytes(config: Config, shard_rows: int) -> tuple[int, int]:
     """Return the bytes of a round's task without shards, and how many shards fit into `task_memory` with them."""
     k, n_components = config.neighbors.graph_k, config.layout.n_components
-    beside = int(SHARD_EDGES * k * shard_rows) * 40 + pool_bytes(n_components)
+    base_bytes = int(SHARD_EDGES * k * shard_rows) * 40 + pool_bytes(n_components)
     shard_bytes = shard_layout_bytes(shard_rows, k, n_components)
-    return beside, max(1, (config.task_memory - beside) // shard_bytes)
+    return base_bytes, max(1, (config.task_memory - base_bytes) // shard_bytes)
 
 
 def cached_bytes(config: Config, rows: int) -> int:
     """Return the bytes of packed edges that a task of a round may keep: the edges of the largest shard range."""
     shard_rows = min(shard_rows_of(config), rows)
-    _, fitting = round_bytes(config, shard_rows)
-    return min(fitting, -(-rows // shard_rows)) * packed_bytes(shard_rows, config.neighbors.graph_k)
+    _, shards_at_once = round_bytes(config, shard_rows)
+    return min(shards_at_once, -(-rows // shard_rows)) * packed_bytes(shard_rows, config.neighbors.graph_k)
 
 
 def page_bytes(shard_rows: int, n_components: int) -> int:
@@ -196,6 +196,6 @@ def layout_bytes(config: Config, rows: int, edges: int, worker_memory: int) -> i
     if runs_on_one_host(config, rows, edges, worker_memory):
         return host_layout_bytes(rows, edges, config.layout.n_components)
     shard_rows = min(shard_rows_of(config), rows)
-    beside, fitting = round_bytes(config, shard_rows)
+    base_bytes, shards_at_once = round_bytes(config, shard_rows)
     shard_bytes = shard_layout_bytes(shard_rows, config.neighbors.graph_k, config.layout.n_components)
-    return beside + min(fitting, -(-rows // shard_rows)) * shard_bytes
+    return base_bytes + min(shards_at_once, -(-rows // shard_rows)) * shard_bytes

@@ -26,11 +26,11 @@ from dumap.planning.sparse import SPARSE_LEAVES, Entries, sparse_block, sparse_c
 from dumap.sources.zarr_array import Precomputed
 
 SAMPLE_ROWS_PER_LEAF = 8
-WANTED_SAMPLE_ROWS, FEWEST_SAMPLE_ROWS = 4096, 128
+TARGET_SAMPLE_ROWS, FEWEST_SAMPLE_ROWS = 4096, 128
 CELLS_A_ROW, CELLS_A_ROW_BY_DOUBLING = 4, 0.6
 """The mean number of cells of a row, its home cell included, is at most the first. It grows by the second, from 1, each
 time the number of cells doubles (measured, rounded up)."""
-WANTED_CELL_ROWS = 32_768
+TARGET_CELL_ROWS = 32_768
 """Rows of a cell if memory allows more. Small data are then still divided among several tasks."""
 MIN_CELLS = 4
 MOST_LEAF_ROWS = 2 * LEAF_ROWS
@@ -323,11 +323,11 @@ def make_geometry(
     sorted_bytes = sort_row_bytes(numbers, 4 if sparse else itemsize, config.cells.max_cells_per_row)
     fitting = memory // 2 // (block_rows * sorted_bytes)
     cap = max(4 * (k + 2), min(cap, config.cells.max_rows or cap))
-    cells = max(cells_of(rows, cap, config.cells.max_cells_per_row), min(MIN_CELLS, math.ceil(rows / WANTED_CELL_ROWS)))
+    cells = max(cells_of(rows, cap, config.cells.max_cells_per_row), min(MIN_CELLS, math.ceil(rows / TARGET_CELL_ROWS)))
     if given is not None:
         cells = math.ceil(rows / (cap := range_rows_of(config, OUTPUT_ROWS)))
     leaves = max(cells, rows // LEAF_ROWS) if rows > EXACT_ROWS or cells > 1 else 1
-    wanted_sample = max(WANTED_SAMPLE_ROWS, SAMPLE_ROWS_PER_LEAF * leaves)
+    wanted_sample = max(TARGET_SAMPLE_ROWS, SAMPLE_ROWS_PER_LEAF * leaves)
     sample_rows = min(rows, wanted_sample, max(FEWEST_SAMPLE_ROWS, memory // 4 // (4 * dims)))
     leaves = min(leaves, max(cells, sample_rows // 2))
     shard_rows = shard_rows_of(config)

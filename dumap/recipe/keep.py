@@ -78,7 +78,7 @@ def drop_needless(run: Run, recipe: Recipe, keep: str, finish: bool = False) -> 
     return freed
 
 
-def holds_nothing_needless(run: Run, recipe: Recipe, keep: str) -> bool:
+def holds_nothing_droppable(run: Run, recipe: Recipe, keep: str) -> bool:
     """Return whether a run holds no part that the setting `keep` would drop, nor what is left of one that a driver was
     dropping as it ended; True if a manifest is damaged.
     """

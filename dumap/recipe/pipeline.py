@@ -22,7 +22,7 @@ from dumap.recipe.damage import forget
 from dumap.recipe.digests import check_digests, digests_of_run
 from dumap.recipe.family import inherited_by, register
 from dumap.recipe.identity import check_chunks, check_same, create, describe_input, lost_identity
-from dumap.recipe.keep import check_kept, drop_needless, holds_nothing_needless, remake_dropped
+from dumap.recipe.keep import check_kept, drop_needless, holds_nothing_droppable, remake_dropped
 from dumap.recipe.lineage import check_parent, drop_inherited_stage, inherit, open_parent, resolve_parent
 from dumap.recipe.locations import check_places, free_disk, probe_output, with_places
 from dumap.recipe.observers import Logged, Watched
@@ -137,7 +137,7 @@ def _run(
         check_same(job, observer)
         if not lost_identity(job.run) and all(job.run.is_committed(DONE, stage.name) for stage in recipe):
             outcome = "nothing to do"
-            if not holds_nothing_needless(job.run, recipe, config.keep):
+            if not holds_nothing_droppable(job.run, recipe, config.keep):
                 with Lock(job.run, observer.note):
                     freed = drop_needless(job.run, recipe, config.keep, finish=True)
                 outcome = f"{format_bytes(freed)} were dropped, since keep is {config.keep}"

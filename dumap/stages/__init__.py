@@ -2,9 +2,10 @@
 
 A task reads committed parts by the readers in artifacts/, calls kernels, and writes its own part. Stages know neither
 engines nor one another: they give `Context.compute` a task and the names of parts. Modules of other names belong to one
-stage (`repair` to audit, `loss` and `rounds` to layout) or are shared by several stages (`distances`, `layout_common`,
-`passes`, `fingerprints`). `given` defines the first four stages of runs with given neighbours, which replace vectors,
-cells, neighbors and audit.
+or two stages (`repair` to audit, `sorting` to cells and neighbors, `components` to graph, `loss` and `rounds` to
+layout) or are shared by several (`distances`, `layout_common`, `passes`, `fingerprints`). `given` defines the first
+four stages of runs with given neighbours, which replace vectors, cells, neighbors and audit, and uses tasks of vectors
+and audit.
 """
 
 from __future__ import annotations

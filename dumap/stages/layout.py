@@ -23,7 +23,7 @@ from dumap.kernels import layout
 from dumap.kernels.edges import Edges
 from dumap.kernels.graph import rows_at
 from dumap.kernels.layout import LayoutParameters
-from dumap.kernels.pool import lay_pool, pool_rows
+from dumap.kernels.pool import pool_rows, sort_pool
 from dumap.planning.budget import layout_bytes, pool_bytes, round_bytes, runs_on_one_host
 from dumap.planning.geometry import Geometry
 from dumap.planning.plan import Projection
@@ -62,7 +62,7 @@ def advance(
 
     So many parameters are needed because numba takes each array separately.
     """
-    pool = lay_pool(y[drawn])
+    pool = sort_pool(y[drawn])
     if len(bounds) == 2:  # so few rows that threads would cost more
         low, high = bounds
         layout.step_epoch(parameters, epoch, low, high, 0, 0, edges, y, m, v, pool, after)

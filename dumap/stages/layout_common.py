@@ -14,7 +14,7 @@ from dumap.kernels.layout import LayoutParameters
 from dumap.planning.curve import curve
 from dumap.store import Checkpoints
 
-SENT_A_RANGE = 512
+SENT_PER_RANGE = 512
 """Rows that are read at once of those that a range of shards sends to others."""
 
 
@@ -60,7 +60,7 @@ def write_piece(
         for name, values in (("y", y), ("m", m), ("v", v)):
             out.write(name, values)
         for name, values in (sent or {}).items():
-            out.write(name, values, SENT_A_RANGE)
+            out.write(name, values, SENT_PER_RANGE)
 
 
 def pack_shards(job: Job, graph: Graph, first: int, last: int) -> Edges:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from dumap.artifacts.cells import TABLE, Cell, CellTable, guest_names, rows_a_range
+from dumap.artifacts.cells import TABLE, Cell, CellTable, guest_names, rows_per_range
 from dumap.artifacts.exchange import index_names, received, write_index, write_sorted_receivers
 from dumap.artifacts.job import Job
 from dumap.artifacts.neighbors import write_lists
@@ -211,7 +211,7 @@ def write_cell(job: Job, part: str, cell: Cell, table: CellTable, batches: Itera
         write_sorted_receivers(out, homes)
         piece_rows = len(guests) // max(1, len(np.unique(homes)))
         for name, values in (("guests", guests), ("guest_indices", indices), ("guest_distances", distances)):
-            out.write(name, values[order], rows_a_range(piece_rows, values))
+            out.write(name, values[order], rows_per_range(piece_rows, values))
 
 
 def index_guests(job: Job, part: str) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from scipy.sparse import csr_matrix
 
-from dumap.artifacts.cells import TABLE, CellTable, keeps_input_dtype, rows_a_range, spans_in
+from dumap.artifacts.cells import TABLE, CellTable, keeps_input_dtype, rows_per_range, spans_in
 from dumap.artifacts.exchange import index_names, received, write_index, write_receivers, write_sorted_receivers
 from dumap.artifacts.job import Job
 from dumap.artifacts.neighbors import NeighborLists, write_lists
@@ -95,7 +95,7 @@ def send(job: Job, part: str, number: int, wave: tuple[int, int]) -> None:
     with store.part(AUDIT, part) as out:
         lists, piece_rows = repair.bundle(indices, distances[:, -1:]), len(rows) // max(1, len(asked))
         write_rows(out, "vectors", x, rows, piece_rows)
-        out.write_gathered("lists", lists, rows, rows_a_range(piece_rows, lists))
+        out.write_gathered("lists", lists, rows, rows_per_range(piece_rows, lists))
         write_receivers(out, asked[:, 0], np.cumsum([0, *(asked[:, 2] - asked[:, 1])]))
 
 
@@ -152,8 +152,8 @@ def offer_pairs(job: Job, part: str, number: int, inside: bool, wave: tuple[int,
     with store.part(AUDIT, part) as out:
         gainers, offers = positions[gaining], repair.bundle(offered, distances[gaining])
         piece_rows = len(gainers) // (1 + len(of_cell))
-        out.write("positions", gainers, rows_a_range(piece_rows, gainers))
-        out.write("offers", offers, rows_a_range(piece_rows, offers))
+        out.write("positions", gainers, rows_per_range(piece_rows, gainers))
+        out.write("offers", offers, rows_per_range(piece_rows, offers))
         write_sorted_receivers(out, np.searchsorted(table.offsets, gainers, side="right") - 1)
         out.attributes["pairs"] = pairs
 

@@ -19,10 +19,10 @@ from dumap.artifacts.part_names import LAYOUT, kind_of, range_name, range_of, sp
 from dumap.artifacts.task_cache import TaskCache
 from dumap.kernels import layout
 from dumap.kernels.edges import Edges
-from dumap.kernels.pool import lay_pool, pool_rows
+from dumap.kernels.pool import pool_rows, sort_pool
 from dumap.planning.budget import cached_bytes
 from dumap.stages import Context
-from dumap.stages.layout_common import SENT_A_RANGE, end, ends_interval, layout_parameters, pack_shards, write_piece
+from dumap.stages.layout_common import SENT_PER_RANGE, end, ends_interval, layout_parameters, pack_shards, write_piece
 from dumap.stages.loss import early_stop_epochs, measure_loss, should_stop
 from dumap.store import Checkpoints
 
@@ -36,7 +36,7 @@ def shard_ranges(context: Context, shards: int, tasks: int) -> list[tuple[int, i
     """Cut the shards into ranges, one for each task.
 
     With `exchange_every` 1 the result does not depend on the ranges. With a larger value, rows of one range see each
-    other move within a round, so each range must be one shard.
+    other's new positions at once. Each range is then one shard, so that the result does not depend on the tasks.
     """
     tasks = min(shards, -(-tasks // context.threads) * context.threads)  # so that threads finish together
     if context.config.layout.exchange_every > 1:
@@ -67,7 +67,7 @@ def pack_range(job: Job, part: str, bounds: list[int]) -> None:
     with job.run.part(LAYOUT, part) as out:
         for name, values in edges._replace(tails=local)._asdict().items():
             out.write(name, values)
-        out.write("outside", outside, SENT_A_RANGE)
+        out.write("outside", outside, SENT_PER_RANGE)
         write_sorted_receivers(out, np.searchsorted(graph.shards.offsets[bounds], outside, side="right") - 1)
 
 
@@ -79,7 +79,7 @@ def index_requests(job: Job, part: str, bounds: list[int]) -> None:
 def answer(job: Job, part: str, bounds: list[int]) -> None:
     """List the rows of a range that others ask of it, one range after the other."""
     number, names = bounds.index(range_of(part)[0]), part_names_of(PACKED_EDGES, bounds)
-    asked = received(job.run, LAYOUT, tagged("requested", bounds), len(names), number)
+    asked = received(job.run, LAYOUT, kind_for_division("requested", bounds), len(names), number)
     first = Graph(job.run).shards.offsets[bounds[number]]
     read = job.run.read_each(LAYOUT, [(names[asker], "outside", low, high) for asker, low, high in asked.tolist()])
     rows = np.concatenate([np.empty(0, np.int64), *read]).astype(np.int64) - first
@@ -93,24 +93,24 @@ def index_answers(job: Job, part: str, bounds: list[int]) -> None:
     write_index(job.run, LAYOUT, part, part_names_of(ANSWERS, bounds), len(bounds) - 1)
 
 
-def tagged(kind: str, bounds: list[int]) -> str:
+def kind_for_division(kind: str, bounds: list[int]) -> str:
     """Return the kind of parts that hold for these ranges alone: what a range sends depends on how others are cut."""
     return f"{kind}-{zlib.crc32(np.array(bounds, '<i8').tobytes()):08x}"
 
 
 def part_names_of(kind: str, bounds: list[int]) -> list[str]:
     """Name the parts of a kind, one a range."""
-    return [range_name(tagged(kind, bounds), first, last) for first, last in pairwise(bounds)]
+    return [range_name(kind_for_division(kind, bounds), first, last) for first, last in pairwise(bounds)]
 
 
-class Range:
+class PreparedShards:
     """What a task needs of a range of shards in each round, the same in all.
 
     Attributes
     ----------
     edges : Edges
     outside : ndarray of int64
-        Positions outside that the edges lead to, ascending.
+        Positions outside the range that its edges lead to, ascending.
     sent : ndarray of uint32
         Rows of the range that others ask for.
     spans : list of [int, int, int]
@@ -122,19 +122,21 @@ class Range:
         self.edges = Edges(*(job.run.read(LAYOUT, packed, array) for array in Edges._fields))
         self.outside = job.run.read(LAYOUT, packed, "outside").astype(np.int64)
         self.sent = job.run.read(LAYOUT, answers, "rows")
-        self.spans = received(job.run, LAYOUT, tagged("answered", bounds), len(bounds) - 1, number).tolist()
+        self.spans = received(job.run, LAYOUT, kind_for_division("answered", bounds), len(bounds) - 1, number).tolist()
 
 
-def range_at_hand(job: Job, bounds: list[int], number: int) -> AbstractContextManager[Range]:
+def cached_range(job: Job, bounds: list[int], number: int) -> AbstractContextManager[PreparedShards]:
     """Return what a task needs of a range: kept from the last round, or read."""
     names = [part_names_of(kind, bounds)[number] for kind in (PACKED_EDGES, ANSWERS)]
     manifests = [job.run.manifest(LAYOUT, name) for name in names]
-    key = (job.run.location, names[0], *(found["attempt"] for found in manifests))  # another if it was packed again
-    size = sum(size for found in manifests for size, _ in found["objects"].values())
-    return _ranges.use(key, cached_bytes(job.config, job.geometry.rows), size, lambda: Range(job, bounds, number))
+    key = (job.run.location, names[0], *(facts["attempt"] for facts in manifests))  # another if it was packed again
+    size = sum(size for facts in manifests for size, _ in facts["objects"].values())
+    return _ranges.use(
+        key, cached_bytes(job.config, job.geometry.rows), size, lambda: PreparedShards(job, bounds, number)
+    )
 
 
-_ranges: TaskCache[Range] = TaskCache()
+_ranges: TaskCache[PreparedShards] = TaskCache()
 """Ranges that this process keeps between rounds; `free_caches` frees them."""
 
 
@@ -156,11 +158,11 @@ def rounds_pools(job: Job, graph: Graph, epoch: int) -> list[tuple[np.ndarray, n
     return [pool_positions(job, graph, t) for t in range(epoch, until)]
 
 
-class Before:
+class RoundInputs:
     """The coordinates outside a range before a round: what other ranges sent, or else gathered from all shards.
 
-    Tasks of the last round sent what those of this one ask for, if the ranges are the same. They are not in the first
-    round, nor after a run was stopped and goes on with other workers.
+    The tasks of the last round wrote the rows that are needed now. In the first round, and after a restart with other
+    ranges, these rows are gathered from all shards.
     """
 
     def __init__(self, job: Job, graph: Graph, epoch: int, bounds: list[int]) -> None:
@@ -169,27 +171,31 @@ class Before:
         pieces = [layout_checkpoints(job.run).piece_name(epoch, *ends) for ends in pairwise(bounds)]
         self.pieces = pieces if epoch and sent_by(job, self.state, pieces) else []
 
-    def outside(self, of: Range) -> np.ndarray:
+    def outside(self, prepared: PreparedShards) -> np.ndarray:
         """Return the coordinates of the rows outside that a range's edges lead to, (n, n_components)."""
-        if not self.pieces or not of.spans:
-            return self.state.gather(of.outside)
+        if not self.pieces or not prepared.spans:
+            return self.state.gather(prepared.outside)
         return np.concatenate(
-            list(self.job.run.read_each(LAYOUT, [(self.pieces[sender], "sent", a, b) for sender, a, b in of.spans]))
+            list(
+                self.job.run.read_each(LAYOUT, [(self.pieces[sender], "sent", a, b) for sender, a, b in prepared.spans])
+            )
         )
 
-    def laid_pools(self) -> list[np.ndarray]:
-        """Return the pools of the round's epochs, as `lay_pool` returns them."""
+    def sorted_pools(self) -> list[np.ndarray]:
+        """Return the pools of the round's epochs, as `sort_pool` returns them."""
         if not self.pieces:
-            return [lay_pool(self.state.gather(unique)[inverse]) for unique, inverse in self.pools]
+            return [sort_pool(self.state.gather(unique)[inverse]) for unique, inverse in self.pools]
         cuts = [np.searchsorted(unique, self.graph.shards.offsets[self.bounds]) for unique, _ in self.pools]
-        found = [np.empty((len(unique), self.job.config.layout.n_components), np.float32) for unique, _ in self.pools]
+        coordinates = [
+            np.empty((len(unique), self.job.config.layout.n_components), np.float32) for unique, _ in self.pools
+        ]
         for number, rows in enumerate(self.job.run.read_each(LAYOUT, [(p, "pool", 0, None) for p in self.pieces])):
             done = 0
-            for out, cut in zip(found, cuts, strict=True):
+            for out, cut in zip(coordinates, cuts, strict=True):
                 low, high = cut[number : number + 2].tolist()
                 out[low:high] = rows[done : done + high - low]
                 done += high - low
-        return [lay_pool(y[inverse]) for y, (_, inverse) in zip(found, self.pools, strict=True)]
+        return [sort_pool(y[inverse]) for y, (_, inverse) in zip(coordinates, self.pools, strict=True)]
 
 
 def sent_by(job: Job, state: EpochState, pieces: list[str]) -> bool:
@@ -213,16 +219,16 @@ def step(job: Job, part: str, epoch: int, bounds: list[int]) -> None:
     """
     graph = Graph(job.run)
     until, *shard_range = Checkpoints.parse_piece_name(part)
-    before, parameters = Before(job, graph, epoch, bounds), layout_parameters(job)
+    before, parameters = RoundInputs(job, graph, epoch, bounds), layout_parameters(job)
     low, high = graph.shards.offsets[shard_range].tolist()
-    with range_at_hand(job, bounds, bounds.index(shard_range[0])) as of:
+    with cached_range(job, bounds, bounds.index(shard_range[0])) as prepared:
         y, (m, v), rows = before.state.span(*shard_range), before.state.moments(*shard_range), high - low
-        y = np.concatenate([y, before.outside(of)]) if len(of.outside) else y
+        y = np.concatenate([y, before.outside(prepared)]) if len(prepared.outside) else y
         exchanged, after = y[:rows].copy() if job.config.layout.exchange_every > 1 else None, np.empty_like(m)
-        for t, pool in enumerate(before.laid_pools(), epoch):
-            layout.step_epoch(parameters, t, 0, rows, low, 0, of.edges, y, m, v, pool, after, exchanged)
+        for t, pool in enumerate(before.sorted_pools(), epoch):
+            layout.step_epoch(parameters, t, 0, rows, low, 0, prepared.edges, y, m, v, pool, after, exchanged)
             y[:rows] = after
-        sent = after[of.sent] if until < job.geometry.n_epochs else after[:0]
+        sent = after[prepared.sent] if until < job.geometry.n_epochs else after[:0]
     asked = [unique[(unique >= low) & (unique < high)] - low for unique, _ in rounds_pools(job, graph, until)]
     pool = after[np.concatenate([np.empty(0, np.int64), *asked])]
     write_piece(job, part, after, m, v, is_durable(job, until), {"sent": sent, "pool": pool})
@@ -261,7 +267,7 @@ def prepare(context: Context, bounds: list[int], progress: tuple[float, float]) 
     """Pack the edges of all ranges, and list what each sends to others in every round."""
     tasks = len(bounds) - 1
     packed, answers = (part_names_of(kind, bounds) for kind in (PACKED_EDGES, ANSWERS))
-    requested, answered = (index_names(tagged(kind, bounds), tasks) for kind in ("requested", "answered"))
+    requested, answered = (index_names(kind_for_division(kind, bounds), tasks) for kind in ("requested", "answered"))
     others = set(context.run.committed(LAYOUT)) - {*packed, *answers, *requested, *answered}
     context.run.discard_all(LAYOUT, sorted(part for part in others if kind_of(part) in PREPARED))  # of other ranges
     context.compute(LAYOUT, pack_range, packed, bounds=bounds, progress=progress)

@@ -12,7 +12,7 @@ from dumap.artifacts.cells import (
     CellTable,
     keeps_input_dtype,
     probes_of,
-    rows_a_range,
+    rows_per_range,
 )
 from dumap.artifacts.job import Job
 from dumap.artifacts.part_names import CELLS, NEIGHBORS, number_of, part_name, range_of
@@ -120,11 +120,11 @@ def sort_home(job: Job, part: str) -> None:
     del row_cells
     x = values_of(job, group)
     with job.run.part(CELLS, part) as out:
-        out.write("probes", probes, rows_a_range(piece_rows, probes))
+        out.write("probes", probes, rows_per_range(piece_rows, probes))
         write_rows(out, "vectors", x, source, piece_rows)
 
 
-def kth_of(job: Job, group: int, home: np.ndarray, names: list[str]) -> np.ndarray:
+def kth_squared_of_guests(job: Job, group: int, home: np.ndarray, names: list[str]) -> np.ndarray:
     """Read the squared distance of the last neighbour that each of a group's rows found in its home cell, (n,)."""
     ends = list(job.run.read_each(NEIGHBORS, [(name, "firsts", group, group + 2) for name in names]))
     spans = [(name, "kth_squared", *bounds.tolist()) for name, bounds in zip(names, ends, strict=True)]
@@ -139,7 +139,7 @@ def sort_guests(job: Job, part: str, kth: list[str]) -> None:
     """
     group, (first, last) = number_of(part), range_of(part.rsplit("-", 1)[0])
     row_cells, probes = route_admitted(job, group)
-    kth_squared = kth_of(job, group, row_cells[:, 0].copy(), kth) if kth else None
+    kth_squared = kth_squared_of_guests(job, group, row_cells[:, 0].copy(), kth) if kth else None
     row_cells[:, 0] = -1
     row_cells[(row_cells < first) | (row_cells >= last)] = -1
     source, rank = cells.order_by_cell(row_cells, job.run.read(CELLS, part_name(POSITIONS, group), "positions"))
@@ -148,10 +148,10 @@ def sort_guests(job: Job, part: str, kth: list[str]) -> None:
     del row_cells, probes
     x = values_of(job, group)
     with job.run.part(NEIGHBORS, part) as out:
-        out.write("positions", positions[source], rows_a_range(piece_rows, positions))
+        out.write("positions", positions[source], rows_per_range(piece_rows, positions))
         if kth_squared is not None:
-            out.write("kth_squared", kth_squared[source], rows_a_range(piece_rows, kth_squared))
-        out.write("probes", guest_probes, rows_a_range(piece_rows, guest_probes))
+            out.write("kth_squared", kth_squared[source], rows_per_range(piece_rows, kth_squared))
+        out.write("probes", guest_probes, rows_per_range(piece_rows, guest_probes))
         write_rows(out, "vectors", x, source, piece_rows)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from dumap.errors import DamageError, DroppedError, LockError, StorageError
-from dumap.store.concurrent_reads import in_order
+from dumap.store.concurrent_reads import call_concurrently
 from dumap.store.manifests import (
     DONE,
     IDENTITY,
@@ -168,7 +168,7 @@ class CommittedParts(Objects):
 
     def summaries(self, stage: str, names: Iterable[str]) -> Iterator[dict[str, Any]]:
         """Yield the facts of parts, in order."""
-        return in_order((partial(self.summary, stage, name) for name in names), self._at_once(stage))
+        return call_concurrently((partial(self.summary, stage, name) for name in names), self._at_once(stage))
 
     def _at_once(self, stage: str) -> int:
         """Return the number of reads of a stage's parts to make at once."""
@@ -340,7 +340,7 @@ class CommittedParts(Objects):
 
     def read_each(self, stage: str, requests: Iterable[tuple[str, str, int, int | None]]) -> Iterator[np.ndarray]:
         """Yield rows of arrays, in order. A request is a part, an array, and the rows [start, stop)."""
-        return in_order((partial(self.read, stage, *request) for request in requests), self._at_once(stage))
+        return call_concurrently((partial(self.read, stage, *request) for request in requests), self._at_once(stage))
 
     def read_span(
         self, stage: str, names: Sequence[str], offsets: np.ndarray, array: str, start: int, stop: int
@@ -365,5 +365,5 @@ class CommittedParts(Objects):
             partial(self.read, stage, name, array, low, high, out[end - (high - low) : end])
             for end, (name, low, high) in zip(ends, spans, strict=True)
         )
-        deque(in_order(reads, self._at_once(stage)), maxlen=0)
+        deque(call_concurrently(reads, self._at_once(stage)), maxlen=0)
         return out

@@ -10,7 +10,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def in_order(calls: Iterable[Callable[[], T]], threads: int) -> Iterator[T]:
+def call_concurrently(calls: Iterable[Callable[[], T]], threads: int) -> Iterator[T]:
     """Make calls in threads, and yield their results in order.
 
     Parameters

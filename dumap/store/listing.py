@@ -86,7 +86,7 @@ async def _walk(store: Store) -> tuple[list[Listed], bool]:
                 shape, kind = tuple(node.shape), node.dtype.kind
                 listed.append(Listed(path, shape, kind in "fiub", f"{path} {shape}"))
             elif node is not None and (sparse := sparse_kind(node)):
-                text = f"{path} {sparse[1] or ''} (sparse, {sparse[0]}: not read)"
+                text = f"{path} {sparse[1] or ''} (sparse, {sparse[0]})"
                 listed.append(Listed(path, sparse[1], False, text))
             elif node is not None:
                 groups.append(path)

@@ -56,7 +56,7 @@ def group_of(attributes: Document) -> Document:
     return {"zarr_format": 3, "node_type": "group", "attributes": attributes}
 
 
-def closed_of(folder: str) -> Document:
+def placeholder_array(folder: str) -> Document:
     """Return the metadata of an array of one value for one of dumap's folders, so that Zarr finds no nodes below it."""
     return {
         "zarr_format": 3,

@@ -45,15 +45,15 @@ class Part:
         self.attributes: dict[str, Any] = {}
         self._open: ObjectWriter | None = None
 
-    def write(self, name: str, values: np.ndarray, rows_a_range: int = 0) -> None:
-        """Write an array in ranges of `rows_a_range` rows, by default of about `RANGE_BYTES`."""
-        self.arrays[name] = self._append(values, None, rows_a_range)
+    def write(self, name: str, values: np.ndarray, rows_per_range: int = 0) -> None:
+        """Write an array in ranges of `rows_per_range` rows, by default of about `RANGE_BYTES`."""
+        self.arrays[name] = self._append(values, None, rows_per_range)
 
-    def write_gathered(self, name: str, values: np.ndarray, rows: np.ndarray, rows_a_range: int = 0) -> None:
+    def write_gathered(self, name: str, values: np.ndarray, rows: np.ndarray, rows_per_range: int = 0) -> None:
         """Write the array `values[rows]`, gathered piece by piece, in ranges as `write` does."""
-        self.arrays[name] = self._append(np.ascontiguousarray(values), rows, rows_a_range)
+        self.arrays[name] = self._append(np.ascontiguousarray(values), rows, rows_per_range)
 
-    def _append(self, values: np.ndarray, rows: np.ndarray | None, rows_a_range: int) -> list[tuple]:
+    def _append(self, values: np.ndarray, rows: np.ndarray | None, rows_per_range: int) -> list[tuple]:
         """Append an array, or some of its rows, to the part's object; return its pieces for the manifest.
 
         An object of a bucket is held in memory until it is sent. So in a bucket a piece has at most `OBJECT_BYTES`, and
@@ -66,7 +66,7 @@ class Part:
         for start in range(0, max(1, count), step):
             block = values[start : start + step] if rows is None else values
             block_rows = None if rows is None else rows[start : start + step]
-            stored = StoredArray.of(values, min(step, count - start), rows_a_range)
+            stored = StoredArray.of(values, min(step, count - start), rows_per_range)
             if self._open is None:
                 self._open = ObjectWriter(self.run, part_key(self.stage, self.name, self.attempt, len(self.objects)))
             pieces.append((self._open.key, self._open.size, *stored.described()))

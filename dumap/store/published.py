@@ -83,7 +83,7 @@ def claim(output: str, work: str) -> None:
             f"{output} keeps its internal folder in {work_of(output)}, not in {work}: leave work out, or name another "
             f"output"
         )
-    objects.put(f"{INSIDE}/zarr.json", metadata.written(metadata.closed_of(INSIDE)))
+    objects.put(f"{INSIDE}/zarr.json", metadata.written(metadata.placeholder_array(INSIDE)))
 
 
 def publish(work: str, output: str, run_keys: RunKeys) -> int:

@@ -46,7 +46,7 @@ MOST_NODES = 4000
 """The most nodes in the group's consolidated metadata."""
 NODE_DOCUMENTS = {
     f"{INSIDE}/zarr.json": metadata.group_of({}),
-    **{f"{folder}/zarr.json": metadata.closed_of(folder) for folder in NODES if folder != INSIDE},
+    **{f"{folder}/zarr.json": metadata.placeholder_array(folder) for folder in NODES if folder != INSIDE},
 }
 """Metadata of dumap's own folders by key: a group of arrays of one value, below which Zarr looks for no nodes."""
 

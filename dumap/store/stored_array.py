@@ -48,7 +48,7 @@ class StoredArray:
     shape : tuple of int
     dtype : numpy.dtype
         One of `DTYPES`.
-    rows_a_range : int
+    rows_per_range : int
         Rows of a range; 0 for as many as `RANGE_BYTES` hold. Small ranges suit arrays that are read few rows at a time.
 
     Raises
@@ -59,29 +59,29 @@ class StoredArray:
 
     shape: tuple[int, ...]
     dtype: np.dtype
-    rows_a_range: int = 0
+    rows_per_range: int = 0
 
     def __post_init__(self) -> None:
         if not self.shape or self.shape[0] < 0 or min(self.shape[1:], default=1) < 1:
             raise ValueError(f"arrays of shape {self.shape} are not written")
         if not DTYPES.fullmatch(self.dtype.str):
             raise ValueError(f"arrays of dtype {self.dtype.str} are not written")
-        if self.rows_a_range < 0:
-            raise ValueError(f"arrays of shape {self.shape} have no ranges of {self.rows_a_range} rows")
+        if self.rows_per_range < 0:
+            raise ValueError(f"arrays of shape {self.shape} have no ranges of {self.rows_per_range} rows")
         if self.size >> 48:
             raise ValueError(f"arrays of shape {self.shape} are longer than any disk")
 
     @classmethod
-    def of(cls, values: np.ndarray, rows: int, rows_a_range: int = 0) -> StoredArray:
+    def of(cls, values: np.ndarray, rows: int, rows_per_range: int = 0) -> StoredArray:
         """Return the layout of an array of `rows` rows with the dtype and the shape of rows of `values`."""
-        return cls((rows, *values.shape[1:]), values.dtype.newbyteorder("<"), rows_a_range)
+        return cls((rows, *values.shape[1:]), values.dtype.newbyteorder("<"), rows_per_range)
 
     def described(self) -> tuple:
         """Return what `parse` takes."""
-        return (self.shape, self.dtype.str, *([self.rows_a_range] if self.rows_a_range else []))
+        return (self.shape, self.dtype.str, *([self.rows_per_range] if self.rows_per_range else []))
 
     @classmethod
-    def parse(cls, shape: Any, dtype: Any, rows_a_range: Any = 0) -> StoredArray:
+    def parse(cls, shape: Any, dtype: Any, rows_per_range: Any = 0) -> StoredArray:
         """Return the layout that a manifest describes.
 
         Raises
@@ -93,9 +93,9 @@ class StoredArray:
             raise ValueError(f"{shape} is no shape")
         if not isinstance(dtype, str) or not DTYPES.fullmatch(dtype):
             raise ValueError(f"{dtype} is no dtype of a part")
-        if type(rows_a_range) is not int:
-            raise ValueError(f"{rows_a_range} is no number of rows of arrays of shape {shape}")
-        return cls(tuple(shape), np.dtype(dtype), rows_a_range)
+        if type(rows_per_range) is not int:
+            raise ValueError(f"{rows_per_range} is no number of rows of arrays of shape {shape}")
+        return cls(tuple(shape), np.dtype(dtype), rows_per_range)
 
     @cached_property
     def row_bytes(self) -> int:
@@ -105,7 +105,7 @@ class StoredArray:
     @cached_property
     def range_rows(self) -> int:
         """The rows of a range; the last range may have fewer."""
-        return min(max(1, self.shape[0]), self.rows_a_range or max(RANGE_ROWS, RANGE_BYTES // self.row_bytes))
+        return min(max(1, self.shape[0]), self.rows_per_range or max(RANGE_ROWS, RANGE_BYTES // self.row_bytes))
 
     @property
     def _ranges(self) -> int:

@@ -219,7 +219,7 @@ def test_the_run_says_which_engine_ran_it(configure, data):
     assert any(note.startswith("local engine: ") and "s of work for one core" in note for note in observer.notes)
 
 
-ALONE = """
+PROGRAM_ALONE = """
 import sys
 from dumap.cli import main
 sys.argv[1:] = sys.argv[1:]
@@ -235,7 +235,12 @@ def test_a_small_run_imports_no_dask(data, fresh):
     arguments = ["run", "--input", data, "--output", fresh("run.zarr"), "--set", "layout.n_epochs=5"]
     alone = {name: value for name, value in os.environ.items() if not name.startswith("DASK")}
     done = subprocess.run(
-        [sys.executable, "-c", ALONE, *arguments], capture_output=True, text=True, timeout=300, env=alone, cwd=fresh()
+        [sys.executable, "-c", PROGRAM_ALONE, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=alone,
+        cwd=fresh(),
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "[]"

@@ -11,7 +11,7 @@ import yaml
 import zarr
 from distributed import Client, LocalCluster
 from faults.harness import SETTING_OPTIONS, Fleet, until
-from helpers import AsBegins, slowly
+from helpers import ActAtStageStart, slowly
 
 from dumap.config import load
 from dumap.errors import DamageError, StorageError
@@ -251,7 +251,7 @@ def test_a_server_that_goes_ends_the_run_in_bounded_time(proxy, bucket_client, e
 
     began = time.monotonic()
     with pytest.raises(StorageError) as caught:
-        run(config, client=bucket_client, observer=AsBegins("graph", go))
+        run(config, client=bucket_client, observer=ActAtStageStart("graph", go))
     assert time.monotonic() - began < 240
     assert "s3://data/gone.zarr" in str(caught.value)
     check_message(str(caught.value))

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from distributed import Client, LocalCluster
 from faults.harness import ROUNDS, SECONDS, Fleet, fleet, results, until
-from helpers import AsBegins
+from helpers import ActAtStageStart
 
 from dumap.artifacts.job import Job
 from dumap.artifacts.part_names import part_names
@@ -58,7 +58,7 @@ def test_a_run_on_a_cluster_that_scales_from_no_worker(prepare, expected):
     with LocalCluster(n_workers=0, threads_per_worker=1, memory_limit="2GiB", dashboard_address=":0") as cluster:
         cluster.adapt(minimum=0, maximum=2, interval="200ms", wait_count=2)
         with Client(cluster, set_as_default=False) as client:
-            noting = AsBegins("layout", lambda: until(lambda: not client.nthreads(), "an end of all workers"))
+            noting = ActAtStageStart("layout", lambda: until(lambda: not client.nthreads(), "an end of all workers"))
             assert run(config, client=client, observer=noting)["state"] == "done"
     assert results(config.output) == expected
 
@@ -115,7 +115,7 @@ def test_a_late_worker_with_other_versions_computes_nothing(fresh, prepare, expe
             until(lambda: len(mixed.client.nthreads()) == 2, "a second worker")
 
         (fit,) = mixed.client.nthreads()
-        noting = AsBegins("cells", come)
+        noting = ActAtStageStart("cells", come)
         ran = mixed.faults.plan({"role": "worker", "point": "task", "action": "sleep", "seconds": 0.0, "times": 10_000})
         pids = mixed.pids()
         assert run(config, client=mixed.client, observer=noting)["state"] == "done"
@@ -136,7 +136,7 @@ def test_a_late_worker_that_is_too_small_computes_nothing(fresh, prepare, expect
             mixed.start_workers(1, 1, True, "--memory-limit", "300MiB")
             until(lambda: len(mixed.client.nthreads()) == 2, "a second worker")
 
-        noting = AsBegins("cells", come)
+        noting = ActAtStageStart("cells", come)
         assert run(config, client=mixed.client, observer=noting)["state"] == "done"
         (note,) = noting.left_out()
         assert "its memory limit of 300 MiB for 1 thread is less than the plan needs" in note

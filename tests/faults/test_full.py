@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from faults.harness import SETTING_OPTIONS, Fleet, all_kept, commits, results
-from helpers import AsBegins, unmark
+from helpers import ActAtStageStart, unmark
 from skips import MOUNTING
 
 from dumap.errors import BudgetError, StorageError
@@ -94,7 +94,7 @@ def test_a_full_output_keeps_what_is_committed(prepare, client, disk, expected, 
     config = prepare()
     config = config.model_copy(update={"output": f"{disk.path}/run.zarr"})
     with pytest.raises(StorageError, match="no space is left: make room, then the same command goes on") as caught:
-        run(config, client=client, observer=AsBegins(stage, lambda: disk.fill(spare)))
+        run(config, client=client, observer=ActAtStageStart(stage, lambda: disk.fill(spare)))
     assert caught.value.exit_code == 6
     assert disk.path in str(caught.value)
     assert "the same command goes on from there" in "".join(caught.value.__notes__)
@@ -172,7 +172,7 @@ def interrupt() -> None:
 def test_a_resume_needs_room_for_the_rest_alone(prepare, disk, expected, stage, cli):
     config = prepare().model_copy(update={"output": f"{disk.path}/run.zarr"})
     with pytest.raises(KeyboardInterrupt):
-        run(config, observer=AsBegins(stage, interrupt))
+        run(config, observer=ActAtStageStart(stage, interrupt))
     projected = make_plan(config, plan(config).geometry)
     names = [part.name for part in projected.stages]
     rest = sum(part.disk_bytes for part in projected.stages[names.index(stage) :])

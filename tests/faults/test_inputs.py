@@ -17,7 +17,7 @@ from dumap.config import build
 from dumap.errors import ConfigError, InputError
 from dumap.kernels import coarse, graph, hashing, layout, start
 from dumap.kernels.edges import Edges, pack
-from dumap.kernels.pool import POOL_ROWS, lay_pool, pool_rows
+from dumap.kernels.pool import POOL_ROWS, pool_rows, sort_pool
 from dumap.planning.geometry import make_geometry
 from dumap.recipe.pipeline import plan, run
 from dumap.recipe.recipes import make_plan
@@ -266,7 +266,7 @@ def test_a_step_is_keyed_by_all_bits_of_a_row(ring):
     """Rows far out are pushed from negatives of their own, not from those of the row 2^32 before."""
     indptr, tails, weights = ring
     y = noise(10, 2)
-    pool = lay_pool(noise(POOL_ROWS, 2, seed=1))
+    pool = sort_pool(noise(POOL_ROWS, 2, seed=1))
     descent = layout.LayoutParameters(1.577, 0.895, 1.0, 1.0, 5.0, 50, 42)
 
     def step(first: int, y_offset: int, known: np.ndarray) -> np.ndarray:
@@ -331,7 +331,7 @@ def test_the_starts_kernels_reach_beyond_32_bits(vast):
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="other systems promise memory in other ways")
 def test_a_step_reaches_beyond_32_bits(vast):
     descent = layout.LayoutParameters(1.577, 0.895, 1.0, 1.0, 5.0, 50, 42)
-    pool, coordinates = lay_pool(noise(POOL_ROWS, 2, seed=1)), noise(4, 2)
+    pool, coordinates = sort_pool(noise(POOL_ROWS, 2, seed=1)), noise(4, 2)
 
     def step(edge: int, y_offset: int, tails, relative_weights, sample_phases, y) -> list:
         tails[edge : edge + 3], relative_weights[edge : edge + 3] = y_offset + np.arange(1, 4), 2**14

@@ -76,7 +76,7 @@ def test_no_two_rows_are_further_apart_on_the_axes():
 # one row at a time -------------------------------------------------------------------------------
 
 
-def in_order(row: np.ndarray, origin: np.ndarray, onto: np.ndarray) -> np.ndarray:
+def call_concurrently(row: np.ndarray, origin: np.ndarray, onto: np.ndarray) -> np.ndarray:
     """Project a row by sums in the order of the dims."""
     total = np.zeros(onto.shape[1], np.float32)
     for value, start, axis in zip(row, origin, onto, strict=True):
@@ -91,7 +91,7 @@ def test_products_are_summed_in_the_order_of_the_dims(seed, n, dims, count):
     x, origin, onto = (rng.normal(size=shape).astype(np.float32) for shape in ((n, dims), dims, (dims, count)))
     projected = axes.project(x, origin, onto)
     assert (projected.dtype, projected.shape) == (np.float32, (n, count))
-    assert np.array_equal(projected, [in_order(row, origin, onto) for row in x])
+    assert np.array_equal(projected, [call_concurrently(row, origin, onto) for row in x])
 
 
 def test_a_rows_place_does_not_depend_on_the_rows_beside_it():

@@ -17,7 +17,7 @@ from helpers import slowly
 
 from dumap.kernels import hashing, layout
 from dumap.kernels.edges import Edges
-from dumap.kernels.pool import POOL_ROWS, lay_pool, pool_rows
+from dumap.kernels.pool import POOL_ROWS, pool_rows, sort_pool
 
 EPOCH = 3
 DESCENT = layout.LayoutParameters(1.577, 0.895, 1.0, 1.5, 5.0, EPOCHS, SEED)
@@ -36,14 +36,14 @@ def step(edges, y, m, v, pool, start=0, stop=None, first=0, y_offset=0, descent=
     """Return a shard's rows [start, stop) after an epoch, and the moments."""
     m, v, out = m.copy(), v.copy(), np.full(m.shape, np.nan, np.float32)
     stop = len(m) if stop is None else stop
-    layout.step_epoch(descent, EPOCH, start, stop, first, y_offset, edges, y, m, v, lay_pool(pool), out, exchanged)
+    layout.step_epoch(descent, EPOCH, start, stop, first, y_offset, edges, y, m, v, sort_pool(pool), out, exchanged)
     return out, m, v
 
 
 def obvious_epoch(edges, y, m, v, pool, descent=DESCENT, exchanged=None):
     """Step every row, one edge and one negative at a time, in float64."""
     a, b, rate, gamma, negatives = descent[:5]
-    pool = lay_pool(pool).T
+    pool = sort_pool(pool).T
     y, m, v, pool = (array.astype(np.float64) for array in (y, m, v, pool))
     base = hashing.draws(SEED, hashing.NEGATIVES, np.array([EPOCH]))[0]
     times, out = samples(edges, EPOCH), np.empty_like(m)
@@ -101,7 +101,7 @@ def test_a_group_of_more_edges_than_are_looked_at_together():
 def test_an_epoch_is_the_same_however_rows_are_cut_into_slices(graph, n_components):
     edges, (y, m, v, pool) = pack(graph), state(n_components)
     whole, _, _ = step(edges, y, m, v, pool)
-    out, laid = np.empty_like(y), lay_pool(pool)
+    out, laid = np.empty_like(y), sort_pool(pool)
     cuts = [0, 64, 192, 192, ROWS]
     for low, high in reversed(list(pairwise(cuts))):
         layout.step_epoch(DESCENT, EPOCH, low, high, 0, 0, edges, y, m, v, laid, out)
@@ -166,7 +166,7 @@ def test_another_processor_takes_the_same_steps(graph, tmp_path):
     np.savez(
         tmp_path / "given.npz", whole=[EPOCHS, SEED, EPOCH, ROWS], greatest=graph.data.max(), descent=DESCENT[:5],
         indptr=graph.indptr.astype(np.int64), tails=graph.indices.astype(np.int32), weights=graph.data,
-        y=y, m=m, v=v, pool=lay_pool(pool),
+        y=y, m=m, v=v, pool=sort_pool(pool),
     )  # fmt: skip
     generic = {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": "", "NUMBA_CACHE_DIR": str(tmp_path)}
     done = subprocess.run(

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import zarr
 from faults.harness import results
-from helpers import AsBegins, Notes, uncommit, unmark
+from helpers import ActAtStageStart, Notes, uncommit, unmark
 
 from dumap.config import Config
 from dumap.engine.local import LocalEngine
@@ -257,7 +257,7 @@ def test_a_child_that_is_stopped_goes_on(child, parent, results_of_other_min_dis
     with monkeypatch.context() as meanwhile:
         meanwhile.setattr("dumap.recipe.pipeline.inherit", inherit if at == "cells" else plain)
         with pytest.raises(KeyboardInterrupt):
-            run(config, parent=parent, observer=AsBegins(at, stop))
+            run(config, parent=parent, observer=ActAtStageStart(at, stop))
     run(config, parent=parent if again else None)
     assert set(tasks) == set(STAGES) - set(BEFORE)
     assert origins(config.output) == dict.fromkeys(BEFORE, parent)
@@ -268,7 +268,7 @@ def test_a_stage_that_a_child_began_itself_is_gone_on_with(child, parent, result
     config = child(NEAR)
     shutil.move(Path(parent, MANIFESTS, "done", "graph.json"), kept := Path(parent).with_name("graph.json"))
     with pytest.raises(KeyboardInterrupt):
-        run(config, parent=parent, observer=AsBegins("start", stop))
+        run(config, parent=parent, observer=ActAtStageStart("start", stop))
     shutil.move(kept, Path(parent, MANIFESTS, "done", "graph.json"))
     unmark(config.output, ["graph"])
     run(config)

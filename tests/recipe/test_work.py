@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import yaml
 import zarr
-from helpers import AsBegins, unmark
+from helpers import ActAtStageStart, unmark
 
 import dumap
 from dumap.engine.cluster import DaskEngine
@@ -134,7 +134,7 @@ def test_a_stopped_run_goes_on_without_being_told(begun, alone):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run(config, observer=AsBegins("graph", stop))
+        run(config, observer=ActAtStageStart("graph", stop))
     assert status(config.output)["state"] == "partial"
     assert paths_below(config.output) == {"_dumap/work.json", "_dumap/zarr.json"}
     again = run(config.model_copy(update={"work": None}), observer=Silent())

@@ -117,7 +117,7 @@ def test_a_result_says_that_parts_were_dropped(embed, digits_300):
 
 
 def test_a_result_says_that_a_stage_is_not_done(configure, digits_300):
-    from helpers import AsBegins
+    from helpers import ActAtStageStart
 
     from dumap.recipe.pipeline import run
 
@@ -126,7 +126,7 @@ def test_a_result_says_that_a_stage_is_not_done(configure, digits_300):
 
     config = configure(digits_300, {"cluster.engine": "local"})
     with pytest.raises(KeyboardInterrupt):
-        run(config, observer=AsBegins("layout", stop))
+        run(config, observer=ActAtStageStart("layout", stop))
     result = dumap.open_run(config.output)
     assert result["state"] == "partial"
     assert result.graph().shape == (300, 300)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import AsBegins, Notes, uncommit, unmark
+from helpers import ActAtStageStart, Notes, uncommit, unmark
 
 from dumap.config import load
 from dumap.errors import InputError, RunMismatchError
@@ -134,7 +134,7 @@ def test_a_killed_copy_is_gone_on_with(digits_300, embed_rows, fresh, monkeypatc
             embed_rows(digits_300, output)
     assert status(output)["stages"][0]["state"] == "partial"
     before = spooled_parts(output)
-    embed_rows(digits_300, output, observer=AsBegins("vectors", lambda: before.append(spooled_parts(output))))
+    embed_rows(digits_300, output, observer=ActAtStageStart("vectors", lambda: before.append(spooled_parts(output))))
     assert set(before[:-1]) <= set(before[-1]), "what was committed is not copied again"
 
 

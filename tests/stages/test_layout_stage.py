@@ -13,7 +13,7 @@ from dumap.artifacts.layout import END, EpochState, last_epoch, layout_checkpoin
 from dumap.artifacts.part_names import LAYOUT
 from dumap.errors import StorageError
 from dumap.kernels import edges, layout
-from dumap.kernels.pool import lay_pool, pool_rows
+from dumap.kernels.pool import pool_rows, sort_pool
 from dumap.recipe.pipeline import plan, run
 from dumap.stages import layout as stage
 from dumap.stages.layout_common import layout_parameters
@@ -39,7 +39,7 @@ def test_the_epochs_are_the_kernels_one_after_another(host_run, configure, two_g
     )
     y, m, v = EpochState(store, graph, 0).span(0, len(graph.shards)), *np.zeros((2, rows, 2), np.float32)
     for epoch in range(20):
-        pool, after = lay_pool(y[pool_rows(parameters.seed, epoch, rows)]), np.empty_like(y)
+        pool, after = sort_pool(y[pool_rows(parameters.seed, epoch, rows)]), np.empty_like(y)
         layout.step_epoch(parameters, epoch, 0, rows, 0, 0, packed_edges, y, m, v, pool, after)
         y = after
     assert y.tobytes() == EpochState(store, graph, 20).span(0, len(graph.shards)).tobytes()

@@ -92,7 +92,7 @@ class Recording:
     def __exit__(self, *error: object) -> None:
         return None
 
-    def write(self, name: str, values: np.ndarray, rows_a_range: int = 0) -> None:
+    def write(self, name: str, values: np.ndarray, rows_per_range: int = 0) -> None:
         self.arrays[name] = values
 
 

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import zarr
-from helpers import AsBegins, run_here
+from helpers import ActAtStageStart, run_here
 from scipy import sparse
 
 from dumap.artifacts.cells import CellTable
@@ -55,7 +55,7 @@ def test_smoothing_moves_rows_half_way_to_their_neighbors(configure, two_groups)
     settings = {"neighbors.n_neighbors": 5, "graph.shard_rows": 4096, "cluster.engine": "local"}
     config = configure(two_groups, settings)
     with pytest.raises(KeyboardInterrupt):
-        run(config, observer=AsBegins(START, interrupt))
+        run(config, observer=ActAtStageStart(START, interrupt))
     job = Job(config, plan(config).geometry)
     graph = Graph(job.run)
     spectral_start(run_here(job), graph)

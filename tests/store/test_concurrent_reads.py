@@ -12,7 +12,7 @@ from dumap.artifacts.part_names import NEIGHBORS
 from dumap.store import Run
 from dumap.store.backends import Folder
 from dumap.store.committed import READS_AT_ONCE
-from dumap.store.concurrent_reads import in_order
+from dumap.store.concurrent_reads import call_concurrently
 
 
 class Counting:
@@ -46,7 +46,7 @@ def test_results_come_in_the_order_of_the_calls(threads):
             time.sleep(0.01 * (number % 3))
             return number
 
-    assert list(in_order([lambda n=n: call(n) for n in range(10)], threads)) == list(range(10))
+    assert list(call_concurrently([lambda n=n: call(n) for n in range(10)], threads)) == list(range(10))
     assert under_way.most == threads
 
 
@@ -60,7 +60,7 @@ def test_after_an_error_no_other_call_begins(threads):
         return 1 // (2 - number)
 
     with pytest.raises(ZeroDivisionError):
-        list(in_order([lambda n=n: call(n) for n in range(50)], threads))
+        list(call_concurrently([lambda n=n: call(n) for n in range(50)], threads))
     assert len(called) <= 2 + 2 * threads
 
 

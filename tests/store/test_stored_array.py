@@ -113,7 +113,7 @@ def test_rows_that_there_are_not_are_refused(rows):
 
 def test_ranges_of_few_rows_are_read_alone():
     values = make((100, 3), "f4")
-    stored = StoredArray.of(values, 100, rows_a_range=4)
+    stored = StoredArray.of(values, 100, rows_per_range=4)
     data = b"".join(bytes(piece) for piece in stored.pieces(values))
     assert stored.span(8, 9) == (2 * (4 * 12 + 4), 3 * (4 * 12 + 4))
     assert decode(stored, data, 7, 21).tobytes() == values[7:21].tobytes()
