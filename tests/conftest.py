@@ -44,7 +44,7 @@ hypothesis_settings.load_profile("dumap")
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add options: how many random kills and inputs to try, which share of the tests to run, whether skips fail."""
     parser.addoption("--kills", type=int, default=4, metavar="N", help="how often a run is killed at random [4]")
-    parser.addoption("--inputs", type=int, default=15, metavar="N", help="random inputs that runs are tried on [15]")
+    parser.addoption("--inputs", type=int, default=30, metavar="N", help="random inputs that runs are tried on [30]")
     parser.addoption("--share", metavar="K/N", help="the K-th of N shares of the tests chosen, which together are all")
     parser.addoption("--strict-skips", action="store_true", help="fail on skips that tests/skips.py does not allow")
 

@@ -50,7 +50,7 @@ class Counter:
         with self._lock:
             own = self.counts[self.stage]
             for kind, count in counts.items():
-                own[kind] += count
+                own[kind] += int(count)
 
     def now(self) -> dict[str, int]:
         """Return the counts of all stages together."""

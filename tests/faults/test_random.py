@@ -206,7 +206,7 @@ def in_memory():
     """Hold the arrays of parts in memory, and run without a cluster."""
     held: dict[str, np.ndarray] = {}
 
-    def write(self: Part, array: np.ndarray, rows: np.ndarray | None = None) -> list[tuple]:
+    def write(self: Part, array: np.ndarray, rows: np.ndarray | None, rows_per_range: int = 0) -> list[tuple]:
         path = f"array {len(held)}"
         held[path] = np.array(array if rows is None else array[rows], order="C")
         held[path].flags.writeable = False
