@@ -7,12 +7,11 @@ about as many index parts as the square root of the number of senders.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
 
-from dumap.artifacts.part_names import range_name, range_of, split_evenly
+from dumap.artifacts.part_names import range_names, range_of
 from dumap.store import Part, Run
 
 RECEIVERS_PER_RANGE = 64
@@ -40,9 +39,9 @@ def write_sorted_receivers(out: Part, of_rows: np.ndarray) -> None:
     write_receivers(out, receivers, np.append(firsts, len(of_rows)))
 
 
-def index_names(kind: str, senders: int) -> list[str]:
-    """Name the index parts of a kind: about as many as the square root of the number of senders."""
-    return [range_name(kind, *ends) for ends in split_evenly(senders, math.isqrt(max(1, senders)))]
+def write_answers(out: Part, asked: np.ndarray) -> None:
+    """Write a sender's receivers, whose rows lie in the order in which they were asked for: see `received`."""
+    write_receivers(out, asked[:, 0], np.cumsum([0, *(asked[:, 2] - asked[:, 1])]))
 
 
 def write_index(
@@ -85,7 +84,7 @@ def received(run: Run, stage: str, kind: str, senders: int, receiver: int) -> np
     ndarray of int64, shape (n, 3)
         Sender, ascending; first row; and the row after the last.
     """
-    names = index_names(kind, senders)
+    names = range_names(kind, senders)
     ends = run.read_each(stage, [(name, "firsts", receiver, receiver + 2) for name in names])
     spans = [(name, "spans", low, high) for name, (low, high) in zip(names, ends, strict=True) if high > low]
     return np.concatenate([np.empty((0, 3), np.int64), *run.read_each(stage, spans)])

@@ -47,15 +47,18 @@ def range_of(part: str) -> tuple[int, int]:
     return int(first), int(last)
 
 
+def range_names(kind: str, count: int) -> list[str]:
+    """Name the parts of a kind that hold ranges of `count` things: about as many parts as the square root of it."""
+    return [range_name(kind, *ends) for ends in split_evenly(count, math.isqrt(max(1, count)))]
+
+
 FEW_PARTS = 64
 """Up to this many parts are added up directly. More parts are added up in ranges first."""
 
 
 def summed(kind: str, sums: str, count: int) -> list[str]:
     """Name the parts to add up: the first `count` of a kind or, of many parts, the `sums` of ranges of them."""
-    if count <= FEW_PARTS:
-        return part_names(kind, count)
-    return [range_name(sums, *ends) for ends in split_evenly(count, math.isqrt(count))]
+    return part_names(kind, count) if count <= FEW_PARTS else range_names(sums, count)
 
 
 def total(run: Run, stage: str, parts: Sequence[str], fact: str) -> Any:

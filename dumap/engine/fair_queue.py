@@ -106,7 +106,7 @@ class FairQueue:
 
     def take(self, seconds: float) -> float:
         """Return the virtual start time of the next task, which is expected to take `seconds`."""
-        due = max(self._next, self._reached, *self._heard(), 0.0)
+        due = max(self._next, self._reached, *self._heard())
         self._next = due + seconds
         return due
 

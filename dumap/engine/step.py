@@ -169,6 +169,14 @@ class Step:
         for future in list(futures):
             self._forget(future)
 
+    def _requeue(self, futures: Sequence[Any]) -> None:
+        """Cancel tasks, and put their parts back in the queue, in order, unless other copies of them are in flight."""
+        parts = [self.in_flight[future].part for future in futures]
+        self._cancel(futures)
+        for part in dict.fromkeys(parts):
+            if part not in self.attempts_of:
+                self.queue.put_back(part)
+
     def _forget(self, future: Any) -> Attempt:
         """Remove a task from those in flight; return its attempt."""
         attempt = self.in_flight.pop(future)
@@ -185,11 +193,7 @@ class Step:
         if self.queue.alone or not self.spec.repeatable:
             return
         stale = [f for f, a in self.in_flight.items() if a.begun is None and a.shared != shared and not a.backup]
-        parts = [self.in_flight[future].part for future in stale]
-        self._cancel(stale)
-        for part in reversed(parts):
-            if part not in self.attempts_of:
-                self.queue.put_back(part)
+        self._requeue(stale[::-1])
 
     def _send_again(self) -> None:
         """Put parts back in the queue whose workers have all left, and as many waiting parts as new workers can run."""
@@ -204,11 +208,7 @@ class Step:
             bound = [f for f, a in waiting.items() if not a.workers & present.keys()]  # type: ignore[operator]
             others = [f for f, a in waiting.items() if a.workers != allowed and not a.backup and f not in set(bound)]
             bound += others[: -2 * self._free_threads(waiting.values()) - 1 : -1]
-        parts = [self.in_flight[future].part for future in bound]
-        self._cancel(bound)
-        for part in dict.fromkeys(parts):
-            if part not in self.attempts_of:
-                self.queue.put_back(part)
+        self._requeue(bound)
 
     def _free_threads(self, waiting: Iterable[Attempt]) -> int:
         """Return the number of threads of the workers that no waiting part may be sent to."""
@@ -267,9 +267,7 @@ class Step:
                     f"the limit if tasks are that slow, else look at what that worker does; what is committed is kept"
                 )
             self.members.leave_out(attempt.worker, [f"{silence} there, and is taken for stuck"])
-            self._cancel([future])
-            if part not in self.attempts_of:
-                self.queue.put_back(part)
+            self._requeue([future])
 
     # results -----------------------------------------------------------------------------------
 

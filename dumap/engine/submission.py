@@ -21,6 +21,7 @@ from typing import Any, Protocol
 from distributed import Client, Future, Reschedule, Status, Worker, fire_and_forget, get_worker, secede
 from distributed.scheduler import KilledWorker
 
+from dumap.engine import topics
 from dumap.engine.link import carrier, pickled_call
 from dumap.engine.sharing import Sharing
 from dumap.errors import CancelledError, ClusterError, DumapError, LockError
@@ -222,7 +223,7 @@ class _Watch:
         self._thread = threading.Thread(target=self._watch, name="dumap-driver", daemon=True)
 
     def __enter__(self) -> _Watch:
-        self._client.subscribe_topic(self._topic, self._hear)
+        topics.listen(self._client, self._topic, self._take)
         self.earlier = [event for _, event in self._client.get_events(self._topic) or ()]
         for event in self.earlier:
             self._take(event)
@@ -232,9 +233,6 @@ class _Watch:
     def __exit__(self, kind: object, error: object, trace: object) -> None:
         self._ended.set()
         self._thread.join()
-
-    def _hear(self, event: Any) -> None:
-        self._take(event[1] if isinstance(event, tuple) else event)
 
     def _take(self, event: dict[str, Any]) -> None:
         if event["event"] == "cancel":

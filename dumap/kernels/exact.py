@@ -22,7 +22,7 @@ from dumap.kernels.codes import (
 )
 from dumap.kernels.instructions import DEPTH, PACK
 from dumap.kernels.products import LEFT_TYPE, ROWS, multiply
-from dumap.kernels.quality import keep_nearest, squared_distances
+from dumap.kernels.quality import insert, keep_nearest, squared_distances
 from dumap.kernels.threads import one_thread
 
 MOST_COMPARED = 1 / 16
@@ -57,16 +57,6 @@ def measure_listed(queries, x, angular, columns, out):
 
 
 @nb.njit(cache=True, nogil=True)
-def _insert(indices, distances, i, d):
-    """Insert id i at distance d into a full list, sorted by distance and id."""
-    at = len(indices) - 1
-    while at > 0 and (distances[at - 1] > d or (distances[at - 1] == d and indices[at - 1] > i)):
-        indices[at], distances[at] = indices[at - 1], distances[at - 1]
-        at -= 1
-    indices[at], distances[at] = i, d
-
-
-@nb.njit(cache=True, nogil=True)
 def _compare_near(query, x, angular, ids, skip, bounds, indices, distances):
     """Compare a query with the rows that bounds do not rule out; return with how many."""
     compared, last = 0, len(indices) - 1
@@ -85,7 +75,7 @@ def _compare_near(query, x, angular, ids, skip, bounds, indices, distances):
             compared += 1
             d = np.float32(squared_in_float64(query, x[j], angular))
             if d < distances[last] or (d == distances[last] and i < indices[last]):
-                _insert(indices, distances, i, d)
+                insert(indices, distances, i, d)
                 limit = distances[last] * ROUND_UP
     return compared
 

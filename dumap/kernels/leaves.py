@@ -113,21 +113,39 @@ def _compare(x, leaf_rows, others, middle, unit, width, resolution, same_rows, i
                 _offer_pairs(x, row, *ends, indices, distances, ages)
 
 
+@nb.njit(cache=True, nogil=True)
+def _by_leaf(rows, probes, count):
+    """Sort rows by each leaf that they probe, in the order of the rows; return also where each leaf begins."""
+    begins = np.zeros(count + 1, np.int64)
+    for r in range(probes.shape[0]):
+        for s in range(probes.shape[1]):
+            if probes[r, s] >= 0:
+                begins[probes[r, s] + 1] += 1
+    begins = np.cumsum(begins)  # a counting sort
+    following, out = begins[:-1].copy(), np.empty(begins[-1], np.int32)
+    for r in range(probes.shape[0]):
+        for s in range(probes.shape[1]):
+            if probes[r, s] >= 0:
+                out[following[probes[r, s]]] = rows[r]
+                following[probes[r, s]] += 1
+    return out, begins
+
+
 class RowsByLeaf:
-    """The rows of each leaf.
+    """The rows that probe each leaf.
 
     Parameters
     ----------
-    rows, leaves : ndarray of int, shape (m,)
-        A row, and a leaf it belongs to.
+    rows : ndarray of int, shape (m,)
+        Ascending.
+    probes : ndarray of int32, shape (m, width)
+        Leaves that each row probes; -1 where there is none.
     count : int
         Leaves.
     """
 
-    def __init__(self, rows: np.ndarray, leaves: np.ndarray, count: int) -> None:
-        order = np.lexsort((rows, leaves))
-        self.rows = rows[order].astype(np.int32)
-        self.begins = np.searchsorted(leaves[order], np.arange(count + 1))
+    def __init__(self, rows: np.ndarray, probes: np.ndarray, count: int) -> None:
+        self.rows, self.begins = _by_leaf(rows, probes, count)
 
     def __getitem__(self, leaf: int) -> np.ndarray:
         return self.rows[self.begins[leaf] : self.begins[leaf + 1]]
@@ -300,9 +318,8 @@ def search(
     lists, home = CellLists.empty(len(x), k), np.full(len(x), -1, np.int32)
     probes = split_crowded(x, home, probes, seed, most_rows)
     count = int(probes.max(initial=0)) + 1
-    members = RowsByLeaf(np.arange(len(x)), probes[:, 0], count)
-    rows, slots = np.nonzero(probes[:, 1:] >= 0)
-    visitors = RowsByLeaf(rows, probes[rows, slots + 1], count)
+    every = np.arange(len(x))
+    members, visitors = RowsByLeaf(every, probes[:, :1], count), RowsByLeaf(every, probes[:, 1:], count)
     code_scales = _code_scales(x, members, count)
     _compare_leaves(x, members, None, code_scales, lists)
     _compare_leaves(x, members, visitors, code_scales, lists)
@@ -361,9 +378,8 @@ def search_with_guests(
     probes = split_crowded(x, home, probes, seed, most_rows)
     count = int(probes.max(initial=0)) + 1
     home_rows, guests = np.flatnonzero(~guest), np.flatnonzero(guest)
-    rows, slots = np.nonzero(probes[guests] >= 0)
-    visitors = RowsByLeaf(guests[rows], probes[guests[rows], slots], count)
-    members = RowsByLeaf(home_rows, probes[home_rows, 0], count)
+    members = RowsByLeaf(home_rows, probes[home_rows, :1], count)
+    visitors = RowsByLeaf(guests, probes[guests], count)
     _compare_leaves(x, members, visitors, _code_scales(x, members, count), lists)
     score(x, *lists)
     codes = encode(x)

@@ -34,7 +34,9 @@ def places(dims: int, seed: int) -> np.ndarray:
     ----------
     dims, seed : int
 
-    Returns ------- ndarray of int16, shape (dims, PLACES); (dims, 1) if rows are not projected
+    Returns
+    -------
+    ndarray of int16, shape (dims, PLACES); (dims, 1) if rows are not projected
     """
     if dims <= DIMS:
         return (np.arange(dims).astype(np.int16) + np.int16(1)).reshape(dims, 1)

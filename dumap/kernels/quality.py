@@ -7,6 +7,16 @@ import numpy as np
 
 
 @nb.njit(cache=True, nogil=True)
+def insert(indices, distances, i, d):
+    """Insert id i at distance d into a full list, sorted by distance and id."""
+    at = len(indices) - 1
+    while at > 0 and (distances[at - 1] > d or (distances[at - 1] == d and indices[at - 1] > i)):
+        indices[at], distances[at] = indices[at - 1], distances[at - 1]
+        at -= 1
+    indices[at], distances[at] = i, d
+
+
+@nb.njit(cache=True, nogil=True)
 def keep_nearest(block, ids, skip, indices, distances):
     """Insert a block of distances into lists of the nearest ids. Of equal distances the lower id comes first.
 
@@ -30,11 +40,7 @@ def keep_nearest(block, ids, skip, indices, distances):
             i = ids[j]
             if i == skip[q] or i < 0 or (d == worst and i > indices[q, k - 1]):
                 continue
-            at = k - 1  # insertion sort: move farther entries up
-            while at > 0 and (distances[q, at - 1] > d or (distances[q, at - 1] == d and indices[q, at - 1] > i)):
-                distances[q, at], indices[q, at] = distances[q, at - 1], indices[q, at - 1]
-                at -= 1
-            distances[q, at], indices[q, at] = d, i
+            insert(indices[q], distances[q], i, d)
             worst = distances[q, k - 1]
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numba as nb
 import numpy as np
-from scipy.sparse import csr_matrix, issparse
+from scipy.sparse import issparse
 
 from dumap.kernels import vectors
 from dumap.kernels.neighbors import distance_function
@@ -222,9 +222,15 @@ def local_join(
     pairs : int
         Pairs that were compared.
     """
-    if issparse(x):
-        return _local_join_sparse(x, home_rows, lists, fresh, homes, inside, kth_distances, metric)
-    candidates, distances = np.full(lists.shape, -1, np.int32), np.full(lists.shape, np.inf, np.float32)
+    candidates = np.full(lists.shape, -1, np.int32)
+    if issparse(x):  # the distances of `SparseRows` are exact from the start
+        z: Any = SparseRows.of(x, metric)
+        squared = np.full(lists.shape, np.inf)
+        limits = vectors.squared_from_metric(kth_distances.astype(np.float64), metric)
+        pairs = _local_join_squared(z, home_rows, lists, fresh, homes, inside, limits, None, (), candidates, squared)
+        with np.errstate(over="ignore"):
+            return candidates, vectors.metric_from_squared(squared, metric).astype(np.float32), pairs
+    distances = np.full(lists.shape, np.inf, np.float32)
     distance = vectors.great_circle if metric == vectors.SPHERICAL else distance_function(metric)
     arguments = tuple(metric_kwds.values())
     if metric not in vectors.EUCLIDEAN_ORDER:
@@ -236,24 +242,6 @@ def local_join(
     pairs = _local_join_squared(z, home_rows, lists, fresh, homes, inside, limits, None, (), candidates, distances)
     _score_again(x, candidates, distance, arguments, distances)
     return candidates, distances, pairs
-
-
-def _local_join_sparse(
-    rows: csr_matrix,
-    home_rows: int,
-    lists: np.ndarray,
-    fresh: np.ndarray,
-    homes: np.ndarray,
-    inside: bool,
-    kth_distances: np.ndarray,
-    metric: str,
-) -> tuple[np.ndarray, np.ndarray, int]:
-    """Do as `local_join`, with the distances of `SparseRows`, which are exact from the start."""
-    candidates, squared = np.full(lists.shape, -1, np.int32), np.full(lists.shape, np.inf)
-    x, limits = SparseRows.of(rows, metric), vectors.squared_from_metric(kth_distances.astype(np.float64), metric)
-    pairs = _local_join_squared(x, home_rows, lists, fresh, homes, inside, limits, None, (), candidates, squared)
-    with np.errstate(over="ignore"):
-        return candidates, vectors.metric_from_squared(squared, metric).astype(np.float32), pairs
 
 
 @nb.njit(cache=True, nogil=True)

@@ -34,40 +34,6 @@ class Projections:
 
 
 @nb.njit(cache=True, nogil=True)
-def _by_leaf(rows, probes, count):
-    """Sort rows by each leaf that they probe, in the order of the rows; return also where each leaf begins."""
-    begins = np.zeros(count + 1, np.int64)
-    for r in range(probes.shape[0]):
-        for s in range(probes.shape[1]):
-            if probes[r, s] >= 0:
-                begins[probes[r, s] + 1] += 1
-    begins = np.cumsum(begins)  # a counting sort
-    following, out = begins[:-1].copy(), np.empty(begins[-1], np.int32)
-    for r in range(probes.shape[0]):
-        for s in range(probes.shape[1]):
-            if probes[r, s] >= 0:
-                out[following[probes[r, s]]] = rows[r]
-                following[probes[r, s]] += 1
-    return out, begins
-
-
-class Visitors(RowsByLeaf):
-    """The rows that probe each leaf.
-
-    Parameters
-    ----------
-    rows : ndarray of int64, shape (m,)
-    probes : ndarray of int32, shape (m, width)
-        Leaves that each probes; -1 where there is none.
-    count : int
-        Leaves.
-    """
-
-    def __init__(self, rows: np.ndarray, probes: np.ndarray, count: int) -> None:
-        self.rows, self.begins = _by_leaf(rows, probes, count)
-
-
-@nb.njit(cache=True, nogil=True)
 def _compare(x, leaf_rows, others, same_rows, slots, indices, distances, ages):
     """Compare the rows of a leaf with others. If both are the same rows, each pair is compared twice, once in each
     direction.
@@ -139,8 +105,8 @@ def search(
     lists = CellLists.empty(rows.shape[0], k, np.float64)
     probes = split_crowded(Projections(rows, targets, metric), home, probes, seed)
     count = int(probes.max(initial=0)) + 1
-    members = RowsByLeaf(np.arange(len(home)), probes[:, 0], count)
-    visitors = Visitors(np.arange(len(home)), probes[:, 1:], count)
+    every = np.arange(len(home))
+    members, visitors = RowsByLeaf(every, probes[:, :1], count), RowsByLeaf(every, probes[:, 1:], count)
     _compare_leaves(x, members, None, count, lists)
     _compare_leaves(x, members, visitors, count, lists)
     if count > 1:
@@ -184,8 +150,8 @@ def search_with_guests(
     probes = split_crowded(Projections(rows, targets, metric), home, probes, seed)
     count = int(probes.max(initial=0)) + 1
     home_rows, guests = np.flatnonzero(~guest), np.flatnonzero(guest)
-    visitors = Visitors(guests, probes[guests], count)
-    members = RowsByLeaf(home_rows, probes[home_rows, 0], count)
+    members = RowsByLeaf(home_rows, probes[home_rows, :1], count)
+    visitors = RowsByLeaf(guests, probes[guests], count)
     _compare_leaves(x, members, visitors, count, lists)
     for _ in range(SEAM_PASSES):
         explore(x, _no_codes(len(home)), home, *lists)

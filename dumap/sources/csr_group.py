@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cached_property
@@ -14,8 +12,8 @@ from scipy.sparse import csr_matrix
 
 from dumap.errors import InputError
 from dumap.kernels.csr import MAX_COLUMNS, canonical, densest_window, entry_dtype
-from dumap.sources.zarr_array import Input
-from dumap.store import Absent, CsrGroup, bucket_errors, describe_error, find_absent, find_csr, require_chunks, stamps
+from dumap.sources.zarr_array import Input, stamped
+from dumap.store import Absent, CsrGroup, bucket_errors, describe_error, find_absent, find_csr, require_chunks
 from dumap.store.disk import normalize
 
 SCANNED_ROWS = 1 << 20
@@ -158,10 +156,7 @@ class CsrInput:
     def signature(self) -> str:
         """Return a digest of the objects' keys, sizes and times, without reading the data."""
         dtypes = [str(array.dtype) for array in self._group.arrays.values()]
-        digest = hashlib.sha256(json.dumps([self.rows, self.dims, self.entries, *dtypes]).encode())
-        for stamp in stamps(self.path, self._group.path):
-            digest.update(stamp.encode())
-        return digest.hexdigest()
+        return stamped(self.path, self._group.path, [self.rows, self.dims, self.entries, *dtypes])
 
     def describe(self) -> dict[str, Any]:
         """Return what a run records of the source."""

@@ -61,6 +61,14 @@ INDICES = ArraySpec((GIVEN, GIVEN), "(rows, neighbors)", "integers: cast it", "i
 DISTANCES = ArraySpec((GIVEN, GIVEN), "(rows, neighbors)", "real floats: cast it", "f", True)
 
 
+def stamped(path: str, node: str, facts: list[Any]) -> str:
+    """Return a digest of facts about a node of a store, and of the keys, sizes and times of its objects."""
+    digest = hashlib.sha256(json.dumps(facts).encode())
+    for stamp in stamps(path, node):
+        digest.update(stamp.encode())
+    return digest.hexdigest()
+
+
 class Input:
     """An array that a run reads, row by row, and never writes.
 
@@ -139,10 +147,7 @@ class Input:
 
     def signature(self) -> str:
         """Return a digest of the objects' keys, sizes and times, without reading the data."""
-        digest = hashlib.sha256(json.dumps([self.rows, self.dims, str(self._array.dtype)]).encode())
-        for stamp in stamps(self.path, self._array.path):
-            digest.update(stamp.encode())
-        return digest.hexdigest()
+        return stamped(self.path, self._array.path, [self.rows, self.dims, str(self._array.dtype)])
 
     def describe(self) -> dict[str, Any]:
         """Return what a run remembers of it."""

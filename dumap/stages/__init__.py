@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dumap.artifacts.job import Job
+from dumap.artifacts.part_names import part_names, summed
 from dumap.compiled import share_compiled
 from dumap.config import Config
 from dumap.planning.budget import check_task
@@ -65,6 +66,11 @@ class Context:
         BudgetError
         """
         check_task(stage, task_bytes, self.worker_memory, what, advice)
+
+    def add_up(self, stage: str, task: Task, kind: str, sums: str, count: int, **options: Any) -> None:
+        """Add up many parts of a kind in ranges, by a task, so that the next task reads few parts: see `summed`."""
+        if (parts := summed(kind, sums, count)) != part_names(kind, count):
+            self.compute(stage, task, parts, **options)
 
     @property
     def run(self) -> Run:

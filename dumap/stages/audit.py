@@ -15,7 +15,6 @@ from dumap.artifacts.neighbors import NeighborLists
 from dumap.artifacts.part_names import (
     AUDIT,
     CELLS,
-    FEW_PARTS,
     NEIGHBORS,
     VECTORS,
     number_of,
@@ -190,8 +189,7 @@ def audit_lists(context: Context, number: int) -> dict:
     context.compute(AUDIT, collect_queries, [f"queries-{number}"])
     kind, groups = f"search-{number}", context.geometry.groups
     context.compute(AUDIT, search_blocks, part_names(kind, groups), number=number)
-    if groups > FEW_PARTS:
-        context.compute(AUDIT, merge_range, summed(kind, f"searches-{number}", groups), number=number)
+    context.add_up(AUDIT, merge_range, kind, f"searches-{number}", groups, number=number)
     context.compute(AUDIT, merge_all, [f"exact-{number}"])
     context.compute(AUDIT, report, [report_name(number)])
     return context.run.summary(AUDIT, report_name(number))

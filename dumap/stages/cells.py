@@ -12,7 +12,6 @@ from dumap.artifacts.job import Job
 from dumap.artifacts.part_names import (
     AUDIT,
     CELLS,
-    FEW_PARTS,
     NEIGHBORS,
     VECTORS,
     number_of,
@@ -27,7 +26,7 @@ from dumap.planning.budget import axes_bytes, sparse_block_bytes
 from dumap.planning.geometry import Geometry
 from dumap.planning.plan import Projection
 from dumap.planning.sparse import SPARSE_LEAVES
-from dumap.stages import Context, Stage, Task
+from dumap.stages import Context, Stage
 from dumap.stages.sorting import (
     counted,
     entries_in,
@@ -271,21 +270,15 @@ def finish_table(job: Job, part: str) -> None:
         }
 
 
-def add_up(context: Context, task: Task, kind: str, sums: str, count: int) -> None:
-    """Add up many parts of a kind in ranges, so that the next task reads few parts."""
-    if count > FEW_PARTS:
-        context.compute(CELLS, task, summed(kind, sums, count))
-
-
 def run(context: Context) -> dict:
     """Choose the cells, then sort the vectors by home cell; return the facts."""
     store, blocks, groups = context.run, context.geometry.blocks, context.geometry.groups
     context.compute(CELLS, grow_tree, ["tree"])
     context.compute(CELLS, find_leaves, part_names("near", blocks))
-    add_up(context, sum_loads, "near", "loads", blocks)
+    context.add_up(CELLS, sum_loads, "near", "loads", blocks)
     context.compute(CELLS, pack_leaves, ["packing"])
     context.compute(CELLS, assign_group, part_names("assign", groups))
-    add_up(context, sum_guests, "assign", "guest_sums", groups)
+    context.add_up(CELLS, sum_guests, "assign", "guest_sums", groups)
     context.compute(CELLS, limit_guests, [LIMITS])
     if store.summary(CELLS, LIMITS)["turned_away"]:
         context.compute(CELLS, count_group, part_names("counted", groups))
@@ -332,20 +325,8 @@ STAGE = Stage(
     ),
     reads=(VECTORS,),
     writes=(
-        *(
-            "tree",
-            "near",
-            "loads",
-            "packing",
-            "assign",
-            "guest_sums",
-            LIMITS,
-            "counted",
-            SPANS,
-            TABLE,
-            POSITIONS,
-            "sorted",
-        ),
+        *("tree", "near", "loads", "packing", "assign", "guest_sums"),
+        *(LIMITS, "counted", SPANS, TABLE, POSITIONS, "sorted"),
     ),
     run=run,
     project=project,

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from dumap.artifacts.exchange import index_names, received, write_index, write_sorted_receivers
+from dumap.artifacts.exchange import received, write_index, write_sorted_receivers
 from dumap.artifacts.graph import GRAPH_FIGURES, Graph
 from dumap.artifacts.job import Job
-from dumap.artifacts.part_names import GRAPH, number_of, part_names, range_name, range_of, split_evenly
+from dumap.artifacts.part_names import GRAPH, number_of, part_names, range_names, range_of
 from dumap.kernels import graph
 from dumap.stages import Context
 
@@ -81,7 +81,7 @@ def find_components(job: Job, part: str) -> None:
     is_bound = int(offsets[-1]) * PIECE_BYTES > job.config.task_memory
     sizes = np.concatenate(list(store.read_each(GRAPH, [(name, "sizes", 0, None) for name in names])))
     if not is_bound and len(names) > 1:
-        ranges = [(name, "pairs", 0, None) for name in ranges_of(len(names))]
+        ranges = [(name, "pairs", 0, None) for name in range_names("forest", len(names))]
         pairs = np.concatenate(list(store.read_each(GRAPH, ranges)))
         sizes = graph.joined_sizes(pairs, sizes)
     with store.part(GRAPH, part) as out:
@@ -97,17 +97,12 @@ def find_components(job: Job, part: str) -> None:
         }
 
 
-def ranges_of(shards: int) -> list[str]:
-    """Name the parts that hold the pairs of ranges of shards."""
-    return [range_name("forest", *ends) for ends in split_evenly(shards, int(shards**0.5))]
-
-
 def count_components(context: Context) -> None:
     """Count the components of the united graph."""
     shards = len(Graph(context.run).shards)
     context.compute(GRAPH, connect_shard, part_names("pieces", shards))
     if shards > 1:
-        context.compute(GRAPH, index_tails, index_names("tails_index", shards))
+        context.compute(GRAPH, index_tails, range_names("tails_index", shards))
         context.compute(GRAPH, join_shard, part_names("joined_pieces", shards))
-        context.compute(GRAPH, reduce_joined, ranges_of(shards))
+        context.compute(GRAPH, reduce_joined, range_names("forest", shards))
     context.compute(GRAPH, find_components, [GRAPH_FIGURES])

@@ -102,5 +102,6 @@ def columns_of(positions: np.ndarray, listed: np.ndarray) -> np.ndarray:
 
 def fill(out: np.ndarray, columns: np.ndarray, tile: slice, distances: np.ndarray) -> None:
     """Write the distances of those columns that a tile holds."""
-    q, slot = np.nonzero((columns >= tile.start) & (columns < tile.stop))
-    out[q, slot] = distances[q, columns[q, slot] - tile.start]
+    columns = within(columns, tile)
+    q, slot = np.nonzero(columns >= 0)
+    out[q, slot] = distances[q, columns[q, slot]]

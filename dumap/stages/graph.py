@@ -7,19 +7,19 @@ import math
 import numpy as np
 
 from dumap.artifacts.cells import CellTable
-from dumap.artifacts.exchange import index_names, received, write_index, write_receivers, write_sorted_receivers
+from dumap.artifacts.exchange import received, write_index, write_receivers, write_sorted_receivers
 from dumap.artifacts.graph import GRAPH_FIGURES, SHARDS, Graph, RowRanges
 from dumap.artifacts.job import Job
 from dumap.artifacts.neighbors import NeighborLists
 from dumap.artifacts.part_names import (
     AUDIT,
     CELLS,
-    FEW_PARTS,
     GRAPH,
     NEIGHBORS,
     VECTORS,
     number_of,
     part_names,
+    range_names,
     range_of,
     summed,
     total,
@@ -221,17 +221,16 @@ def run(context: Context) -> dict:
     kept, disconnected, missing = (total(store, GRAPH, sums, fact) for fact in ("kept", "disconnected", "missing"))
     mean = math.fsum(part for name in sums for part in store.summary(GRAPH, name)["distance_sums"]) / (rows + kept)
     context.compute(GRAPH, weigh_edges, part_names("directed", even), mean_distance=mean)
-    if even > FEW_PARTS:
-        context.compute(GRAPH, sum_into, summed("directed", "into", even))
+    context.add_up(GRAPH, sum_into, "directed", "into", even)
     context.compute(GRAPH, cut_shards, [SHARDS])
-    context.compute(GRAPH, index_edges, index_names("edges_index", even))
+    context.compute(GRAPH, index_edges, range_names("edges_index", even))
     united, most = part_names("united", len(Graph(store).shards)), store.summary(GRAPH, SHARDS)["most_edges"]
     what, advice = f"the fullest shard has {most} edges: many rows list the same", "a smaller neighbors.n_neighbors"
     context.require(GRAPH, most * EDGE_BYTES, what, f"{advice} in another output")
     if context.config.input.unique:
         blocks = context.geometry.blocks
         context.compute(GRAPH, place_block, part_names("repeated_positions", blocks))
-        context.compute(GRAPH, index_repeated, index_names("repeated_index", blocks))
+        context.compute(GRAPH, index_repeated, range_names("repeated_index", blocks))
     context.compute(GRAPH, unite, united)
     count_components(context)
     facts = {fact: total(store, GRAPH, united, fact) for fact in ("edges", "isolated", "inside", "in_degree_zero")}

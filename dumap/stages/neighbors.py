@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 
 from dumap.artifacts.cells import TABLE, Cell, CellTable, guest_names, rows_per_range
-from dumap.artifacts.exchange import index_names, received, write_index, write_sorted_receivers
+from dumap.artifacts.exchange import received, write_index, write_sorted_receivers
 from dumap.artifacts.job import Job
 from dumap.artifacts.neighbors import write_lists
 from dumap.artifacts.part_names import (
@@ -19,6 +19,7 @@ from dumap.artifacts.part_names import (
     part_name,
     part_names,
     range_name,
+    range_names,
     range_of,
     split_evenly,
     total,
@@ -290,7 +291,7 @@ def run(context: Context) -> dict:
         context.compute(NEIGHBORS, search_home, merged if count == 1 else part_names("home", count))
     if count > 1 or not by_leaves:
         search_waves(context, meet_guests if by_leaves else search_cell, count)
-        context.compute(NEIGHBORS, index_guests, index_names("guest_index", count))
+        context.compute(NEIGHBORS, index_guests, range_names("guest_index", count))
         context.compute(NEIGHBORS, merge_cell, merged)
     return {"missing": total(context.run, NEIGHBORS, merged, "missing")}
 

@@ -12,7 +12,6 @@ from dumap.artifacts.layout import last_epoch_state
 from dumap.artifacts.part_names import (
     AUDIT,
     CELLS,
-    FEW_PARTS,
     GRAPH,
     LAYOUT,
     QUALITY,
@@ -187,12 +186,10 @@ def run(context: Context) -> dict:
         return {"queries": 0}
     context.compute(QUALITY, find_map_neighbors, ["queries"])
     context.compute(QUALITY, measure_map_neighbors, part_names("map_distances", groups))
-    if groups > FEW_PARTS:
-        context.compute(QUALITY, merge_distances, summed("map_distances", "least_distances", groups))
+    context.add_up(QUALITY, merge_distances, "map_distances", "least_distances", groups)
     context.compute(QUALITY, find_limits, ["limits"])
     context.compute(QUALITY, rank_blocks, part_names("ranks", groups))
-    if groups > FEW_PARTS:
-        context.compute(QUALITY, merge_counts, summed("ranks", "rank_sums", groups))
+    context.add_up(QUALITY, merge_counts, "ranks", "rank_sums", groups)
     context.compute(QUALITY, report, ["report"])
     return context.run.summary(QUALITY, "report")
 

@@ -13,15 +13,26 @@ import numpy as np
 from scipy.sparse import csr_matrix
 
 from dumap.artifacts.cells import TABLE, CellTable, keeps_input_dtype, rows_per_range, spans_in
-from dumap.artifacts.exchange import index_names, received, write_index, write_receivers, write_sorted_receivers
+from dumap.artifacts.exchange import received, write_answers, write_index, write_sorted_receivers
 from dumap.artifacts.job import Job
 from dumap.artifacts.neighbors import NeighborLists, write_lists
-from dumap.artifacts.part_names import AUDIT, CELLS, number_of, part_name, part_names, range_name, split_evenly, total
+from dumap.artifacts.part_names import (
+    AUDIT,
+    CELLS,
+    number_of,
+    part_name,
+    part_names,
+    range_name,
+    range_names,
+    split_evenly,
+    total,
+)
 from dumap.artifacts.rows import cast, join, no_rows, read_rows, write_rows
 from dumap.kernels import neighbors, repair, vectors
 from dumap.planning.audits import most_repair_rows, repair_waves
 from dumap.stages import Context
 from dumap.stages.distances import defined_distances, metric_arguments
+from dumap.store import Run
 
 INDEXED = {"requests": "halo", "sent_index": "sent", "offer_index": "offers"}
 """The kinds of index parts, and what they index."""
@@ -96,7 +107,7 @@ def send(job: Job, part: str, number: int, wave: tuple[int, int]) -> None:
         lists, piece_rows = repair.bundle(indices, distances[:, -1:]), len(rows) // max(1, len(asked))
         write_rows(out, "vectors", x, rows, piece_rows)
         out.write_gathered("lists", lists, rows, rows_per_range(piece_rows, lists))
-        write_receivers(out, asked[:, 0], np.cumsum([0, *(asked[:, 2] - asked[:, 1])]))
+        write_answers(out, asked)
 
 
 def read_joined(job: Job, cell: int, table: CellTable, spans: list[tuple[str, int, int]], rows: int) -> Any:
@@ -188,7 +199,7 @@ def repair_lists(context: Context, number: int, inside: bool) -> dict:
     """
     store, count = context.run, CellTable(context.run).cells
     merged, halo, offers = (part_names(f"{kind}-{number}", count) for kind in ("lists", "halo", "offers"))
-    requests, offered = (index_names(f"{kind}-{number}", count) for kind in ("requests", "offer_index"))
+    requests, offered = (range_names(f"{kind}-{number}", count) for kind in ("requests", "offer_index"))
     if not {*merged, f"repair-{number}"} <= set(store.committed(AUDIT)):
         context.compute(AUDIT, choose_halo, halo, number=number)
         context.compute(AUDIT, index, requests, kind=f"halo-{number}")
@@ -197,9 +208,13 @@ def repair_lists(context: Context, number: int, inside: bool) -> dict:
         context.compute(AUDIT, index, offered, kind=f"offers-{number}")
         context.compute(AUDIT, merge, merged, number=number)
         context.compute(AUDIT, sum_up, [f"repair-{number}"], number=number)
-    made = set(store.committed(AUDIT))
-    store.discard_all(AUDIT, sorted(name for name in (*halo, *requests, *offers, *offered) if name in made))
+    discard_made(store, {*halo, *requests, *offers, *offered})
     return store.summary(AUDIT, f"repair-{number}")
+
+
+def discard_made(store: Run, names: set[str]) -> None:
+    """Discard those of some parts that are committed."""
+    store.discard_all(AUDIT, sorted(names & set(store.committed(AUDIT))))
 
 
 def waves_of(context: Context, sent_rows: int) -> list[tuple[int, int]]:
@@ -213,13 +228,12 @@ def waves_of(context: Context, sent_rows: int) -> list[tuple[int, int]]:
 def compare(context: Context, number: int, inside: bool, wave: tuple[int, int], offers: list[str]) -> None:
     """Compare pairs in a wave of cells, with the rows that other cells send, which are removed then."""
     store, count, (sent_kind, index_kind) = context.run, CellTable(context.run).cells, sent_kinds(number, wave)
-    sent, indexed = part_names(sent_kind, count), index_names(index_kind, count)
+    sent, indexed = part_names(sent_kind, count), range_names(index_kind, count)
     if not set(offers) <= set(store.committed(AUDIT)):
         context.compute(AUDIT, send, sent, number=number, wave=wave)
         context.compute(AUDIT, index, indexed, kind=sent_kind)
         context.compute(AUDIT, offer_pairs, offers, number=number, inside=inside, wave=wave)
-    made = set(store.committed(AUDIT))
-    store.discard_all(AUDIT, sorted(name for name in (*sent, *indexed) if name in made))
+    discard_made(store, {*sent, *indexed})
 
 
 def sum_up(job: Job, part: str, number: int) -> None:

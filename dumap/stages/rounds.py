@@ -11,11 +11,11 @@ from itertools import pairwise
 
 import numpy as np
 
-from dumap.artifacts.exchange import index_names, received, write_index, write_receivers, write_sorted_receivers
+from dumap.artifacts.exchange import received, write_answers, write_index, write_sorted_receivers
 from dumap.artifacts.graph import Graph
 from dumap.artifacts.job import Job
 from dumap.artifacts.layout import EpochState, layout_checkpoints, loss_name
-from dumap.artifacts.part_names import LAYOUT, kind_of, range_name, range_of, split_evenly
+from dumap.artifacts.part_names import LAYOUT, kind_of, range_name, range_names, range_of, split_evenly
 from dumap.artifacts.task_cache import TaskCache
 from dumap.kernels import layout
 from dumap.kernels.edges import Edges
@@ -85,7 +85,7 @@ def answer(job: Job, part: str, bounds: list[int]) -> None:
     rows = np.concatenate([np.empty(0, np.int64), *read]).astype(np.int64) - first
     with job.run.part(LAYOUT, part) as out:
         out.write("rows", rows.astype(np.uint32))
-        write_receivers(out, asked[:, 0], np.cumsum([0, *(asked[:, 2] - asked[:, 1])]))
+        write_answers(out, asked)
 
 
 def index_answers(job: Job, part: str, bounds: list[int]) -> None:
@@ -175,11 +175,8 @@ class RoundInputs:
         """Return the coordinates of the rows outside that a range's edges lead to, (n, n_components)."""
         if not self.pieces or not prepared.spans:
             return self.state.gather(prepared.outside)
-        return np.concatenate(
-            list(
-                self.job.run.read_each(LAYOUT, [(self.pieces[sender], "sent", a, b) for sender, a, b in prepared.spans])
-            )
-        )
+        spans = [(self.pieces[sender], "sent", first, last) for sender, first, last in prepared.spans]
+        return np.concatenate(list(self.job.run.read_each(LAYOUT, spans)))
 
     def sorted_pools(self) -> list[np.ndarray]:
         """Return the pools of the round's epochs, as `sort_pool` returns them."""
@@ -267,7 +264,7 @@ def prepare(context: Context, bounds: list[int], progress: tuple[float, float]) 
     """Pack the edges of all ranges, and list what each sends to others in every round."""
     tasks = len(bounds) - 1
     packed, answers = (part_names_of(kind, bounds) for kind in (PACKED_EDGES, ANSWERS))
-    requested, answered = (index_names(kind_for_division(kind, bounds), tasks) for kind in ("requested", "answered"))
+    requested, answered = (range_names(kind_for_division(kind, bounds), tasks) for kind in ("requested", "answered"))
     others = set(context.run.committed(LAYOUT)) - {*packed, *answers, *requested, *answered}
     context.run.discard_all(LAYOUT, sorted(part for part in others if kind_of(part) in PREPARED))  # of other ranges
     context.compute(LAYOUT, pack_range, packed, bounds=bounds, progress=progress)

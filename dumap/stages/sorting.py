@@ -142,9 +142,9 @@ def sort_guests(job: Job, part: str, kth: list[str]) -> None:
     kth_squared = kth_squared_of_guests(job, group, row_cells[:, 0].copy(), kth) if kth else None
     row_cells[:, 0] = -1
     row_cells[(row_cells < first) | (row_cells >= last)] = -1
-    source, rank = cells.order_by_cell(row_cells, job.run.read(CELLS, part_name(POSITIONS, group), "positions"))
-    positions, piece_rows = job.run.read(CELLS, part_name(POSITIONS, group), "positions"), len(source) // (last - first)
-    guest_probes = probes[source, rank]
+    positions = job.run.read(CELLS, part_name(POSITIONS, group), "positions")
+    source, rank = cells.order_by_cell(row_cells, positions)
+    guest_probes, piece_rows = probes[source, rank], len(source) // (last - first)
     del row_cells, probes
     x = values_of(job, group)
     with job.run.part(NEIGHBORS, part) as out:

@@ -22,6 +22,8 @@ BY_ROWS = ("csr_matrix", "csr")
 """AnnData's encodings of CSR matrices."""
 MANY_COLUMNS = 1 << 16
 """Column numbers take two bytes in a matrix with at most this many columns."""
+MOST_ENTRIES = 2**31 - 1
+"""Matrices with fewer entries have indices of 32 bits."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,3 @@ def read_csr(
     index = np.int32 if high - low < MOST_ENTRIES else np.int64
     entries = values, columns.astype(index), (bounds - low).astype(index)
     return csr_matrix(entries, shape=(len(bounds) - 1, dims), copy=False)
-
-
-MOST_ENTRIES = 2**31 - 1
-"""Matrices with fewer entries have indices of 32 bits."""

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dumap.artifacts.exchange import index_names, received, write_index, write_receivers, write_sorted_receivers
-from dumap.artifacts.part_names import part_names
+from dumap.artifacts.exchange import received, write_index, write_receivers, write_sorted_receivers
+from dumap.artifacts.part_names import part_names, range_names
 from dumap.store import Run
 
 
@@ -28,7 +28,7 @@ def test_receivers_find_what_is_sent_to_them(fresh_run, senders, receivers, seed
     for name, rows in zip(part_names("sent", senders), to, strict=True):
         with run.part("audit", name) as out:
             write_sorted_receivers(out, rows)
-    names = index_names("index", senders)
+    names = range_names("index", senders)
     assert len(names) == math.isqrt(senders)
     for name in names:
         write_index(run, "audit", name, part_names("sent", senders), receivers)
@@ -45,6 +45,6 @@ def test_receivers_may_be_joined(fresh_run):
     run = fresh_run()
     with run.part("audit", "sent-00000") as out:
         write_receivers(out, np.array([0, 2, 3, 7]), np.array([0, 5, 6, 9, 11]))
-    write_index(run, "audit", *index_names("index", 1), ["sent-00000"], 3, np.repeat([0, 1, 2], [1, 3, 4]))
+    write_index(run, "audit", *range_names("index", 1), ["sent-00000"], 3, np.repeat([0, 1, 2], [1, 3, 4]))
     spans = [received(run, "audit", "index", 1, receiver).tolist() for receiver in range(3)]
     assert spans == [[[0, 0, 5]], [[0, 5, 9]], [[0, 9, 11]]]

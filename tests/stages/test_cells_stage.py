@@ -121,7 +121,6 @@ def test_lists_with_guests_turned_away_do_not_depend_on_blocks(job_of, bags_path
 @pytest.mark.parametrize("group_blocks", [2, 5])
 def test_lists_do_not_depend_on_how_blocks_are_sorted(job_of, bags_path, bags_job, group_blocks, monkeypatch):
     monkeypatch.setattr(neighbors, "WAVE_BYTES", 1)
-    monkeypatch.setattr(cells, "FEW_PARTS", 1)
     monkeypatch.setattr("dumap.artifacts.part_names.FEW_PARTS", 1)
     job = job_of(bags_path, 300)
     job = done_here(replace(job, geometry=replace(job.geometry, group_blocks=group_blocks)))
