@@ -80,7 +80,7 @@ class FairQueue:
     def pause(self) -> None:
         """Send that this run has no step now, so that runs which begin do not count it as active."""
         if self._busy:
-            self._busy = False
+            self._busy, self._sent = False, float("-inf")  # so that the next step is announced at once
             self._events.tell(TOPIC, self._message())
 
     def _message(self) -> dict[str, Any]:

@@ -26,8 +26,8 @@ def listen(client: Client, topic: str, listener: Listener) -> None:
     with _lock:
         topics = _listeners.setdefault(client, {})
         first, topics[topic] = topic not in topics, (*topics.get(topic, ()), listener)
-    if first:
-        client.subscribe_topic(topic, call_all)
+        if first:  # within the lock, so that another run does not unsubscribe in the meantime
+            client.subscribe_topic(topic, call_all)
 
 
 def stop_listening(client: Client, topic: str, listener: Listener) -> None:
@@ -39,6 +39,6 @@ def stop_listening(client: Client, topic: str, listener: Listener) -> None:
             topics[topic] = others
             return
         topics.pop(topic, None)
-    if client.status == "running":
-        with contextlib.suppress(ValueError):  # Dask raises it if the client is not subscribed any more
-            client.unsubscribe_topic(topic)
+        if client.status == "running":
+            with contextlib.suppress(ValueError):  # Dask raises it if the client is not subscribed any more
+                client.unsubscribe_topic(topic)

@@ -114,7 +114,8 @@ def run(
         return _run(config, client, observer, force, parent, object_rows, last)
     _run(config_in_work_place(config, work), client, observer, force, parent, object_rows, last, output)
     claim(output, work)
-    publish_results(work, output, observer.note)
+    if last is None:
+        publish_results(work, output, observer.note)
     return status(output)
 
 

@@ -126,6 +126,20 @@ def test_runs_hear_of_one_another_and_forget_who_is_silent():
     assert not third.shared, "the one is silent, and the other said that it is in no step"
 
 
+def test_a_run_of_short_steps_is_heard_by_one_that_begins():
+    bus = Bus()
+    first, second = FairQueue(bus), FairQueue(bus)
+    for _ in range(3):
+        first.announce()
+        first.begun(first.take(1.0))
+        first.pause()
+        bus.time += TOLD_SECONDS / 10
+    first.announce()
+    second.announce()
+    assert second.shared
+    assert second.take(1.0) > 0, "the new run begins at the virtual time of the other"
+
+
 # on a cluster ------------------------------------------------------------------------------------
 
 

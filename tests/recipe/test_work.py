@@ -96,6 +96,21 @@ def test_the_answer_does_not_depend_on_the_place(apart, alone):
     assert [s["digest"] for s in after["stages"]] == [s["digest"] for s in before["stages"]]
 
 
+def test_a_run_that_ends_with_its_lists_publishes_no_map(begun):
+    """Also where the run was stopped after its final arrays were made."""
+    config, _ = begun()
+
+    def stop() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(config, observer=ActAtStageStart("quality", stop))
+    run(config, observer=Silent(), last="audit")
+    assert not any(name.startswith(("embedding", "status")) for name in paths_below(config.output))
+    run(config, observer=Silent())
+    assert any(name.startswith("embedding") for name in paths_below(config.output))
+
+
 @pytest.mark.slow
 def test_workers_are_asked_whether_they_see_the_work_place(begun, client, monkeypatch):
     """Only the driver writes to the output."""
