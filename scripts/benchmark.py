@@ -17,7 +17,7 @@ seconds.warm      compiling, apart: peers fit the first rows before they are tim
                   processes. kernels_compiled counts what dumap compiled nevertheless while it was timed: 0 if warm
 peak_bytes        the most memory of all its processes together, sampled; shared memory is counted once
 disk_bytes        what it left in its folder, and peak_disk_bytes the most that it had there
-quality           as scripts/judge.py says; 'worse' names figures in which dumap is behind that peer
+quality           as scripts/judge.py says; 'dumap_worse' names figures in which dumap is behind that peer
 """
 
 from __future__ import annotations

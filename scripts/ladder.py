@@ -53,7 +53,6 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=2, help="processes of one thread (%(default)s); 0: threads here")
     parser.add_argument("--memory-limit", default="1.5GiB", help="of each worker (%(default)s)")
     parser.add_argument("--set", action="append", default=[], dest="settings", metavar="KEY=VALUE", help="of dumap")
-    parser.add_argument("--data", metavar="ZARR", help="take this store, of any size, instead of making one")
     parser.add_argument("--folder", help="where data and runs are written, and removed; default: beside the output")
     parser.add_argument("--again", action="store_true", help="measure rungs that the file has, too")
     parser.add_argument("--cold", action="store_true", help="do not compile before")
@@ -112,9 +111,8 @@ def figures_of(record: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 def rung(args: argparse.Namespace, rows: int, place: Path) -> dict[str, Any]:
     """Measure one size."""
-    data = Path(args.data) if args.data else place / "data.zarr"
-    if not args.data:
-        make_data(rows, args.dims, data)
+    data = place / "data.zarr"
+    make_data(rows, args.dims, data)
     described = machine.describe()
     watched = embed(args, data, place, [])
     record = counting.read(str(place / "counts"))

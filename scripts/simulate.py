@@ -147,7 +147,7 @@ def simulate_step(kind: Kind, workers: int, overhead: Overhead, store: Store) ->
     return last + overhead.step
 
 
-def bounds(kind: Kind, workers: int, overhead: Overhead, store: Store) -> dict[str, float]:
+def bounds(kind: Kind, overhead: Overhead, store: Store) -> dict[str, float]:
     """Return how long one step takes at the least, by what it would wait for."""
     if not kind.task:
         return {"between steps": kind.seconds}
@@ -165,11 +165,11 @@ def simulate(kinds: Sequence[Kind], workers: int, overhead: Overhead, store: Sto
     return dict(found)
 
 
-def limits(kinds: Sequence[Kind], workers: int, overhead: Overhead, store: Store) -> dict[str, str]:
+def limits(kinds: Sequence[Kind], overhead: Overhead, store: Store) -> dict[str, str]:
     """Say for each stage what its workers wait for most, and in which of its steps."""
     waited: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
     for kind in kinds:
-        name, seconds = max(bounds(kind, workers, overhead, store).items(), key=lambda one: one[1])
+        name, seconds = max(bounds(kind, overhead, store).items(), key=lambda one: one[1])
         waited[kind.stage][name + (f": {kind.task}" if kind.task else "")] += kind.calls * seconds
     return {stage: max(own, key=lambda name: own[name]) for stage, own in waited.items()}
 
@@ -290,7 +290,7 @@ def predict(growth: Growth, rows: int, workers: Sequence[int], overhead: Overhea
     for kind in kinds:
         work[kind.stage] += kind.work + kind.calls * kind.tasks * store.seconds(kind)
     stages: dict[str, Any] = {}
-    for stage, why in limits(kinds, max(workers), overhead, store).items():
+    for stage, why in limits(kinds, overhead, store).items():
         used = [many for many in workers if work[stage] >= 0.5 * many * seconds[many][stage]]
         stages[stage] = {
             "seconds": {str(many): round(seconds[many][stage], 2) for many in workers},

@@ -11,8 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy import sparse
 from scipy.spatial.distance import cdist
 
+from dumap.artifacts.graph import Graph
 from dumap.artifacts.job import Job
 from dumap.errors import InputError, StorageError, TaskError
 from dumap.recipe.observers import Silent
@@ -23,7 +25,7 @@ from dumap.store import MANIFESTS, Checkpoints
 K = 14
 """Neighbours of a row, itself not counted, by default."""
 SMALL_TASKS = {"task_memory": 2**20}
-"""Blocks of about 500 rows, cells of about 700."""
+"""Blocks of about 500 rows, cells of about 700, or ranges of about 400 if neighbours are given."""
 SHARDED = {"neighbors.n_neighbors": 5, "graph.shard_rows": 4096, "layout.n_epochs": 20, "layout.checkpoint_every": 7}
 """Settings of runs in several shards, if there are more than 4096 rows."""
 
@@ -123,3 +125,11 @@ def brute(x: np.ndarray, metric: str, **options: float) -> np.ndarray:
     d = cdist(x.astype(np.float64), x.astype(np.float64), metric, **options)
     np.fill_diagonal(d, np.inf)
     return d
+
+
+def stacked(graph: Graph) -> sparse.csr_matrix:
+    """Return all shards of a graph as one matrix."""
+    parts = [graph.read(shard) for shard in range(len(graph.shards))]
+    return sparse.vstack(
+        [sparse.csr_matrix((w, t, p), shape=(len(p) - 1, graph.shards.rows)) for p, t, w in parts], "csr"
+    )

@@ -1,9 +1,11 @@
 """scripts/benchmark.py, small, with the peers that are installed here; and what it is made of."""
 
+import itertools
 import json
 import subprocess
 import sys
 import time
+from importlib import import_module
 from pathlib import Path
 
 import benchmark
@@ -145,7 +147,7 @@ def test_what_a_process_said_last_is_kept():
 # peers -------------------------------------------------------------------------------------------
 
 
-def test_time_in_a_function_within_another_is_the_inner_ones(monkeypatch):
+def test_time_in_a_function_within_another_is_the_inner_ones():
     clock = contenders.Clock()
 
     def inner():
@@ -167,6 +169,12 @@ def test_a_row_is_left_out_of_its_own_list():
 
 
 def test_stages_of_umap_learn_are_functions_that_it_has():
+    for place in itertools.chain.from_iterable(contenders.UmapLearn.stages.values()):
+        module, _, name = place.partition(":")
+        assert callable(getattr(import_module(module), name)), place
+
+
+def test_a_function_that_a_peer_lacks_is_an_error():
     clock = contenders.Clock()
     with pytest.raises(AttributeError, match="no_such"):
         clock.watch("layout", "umap.umap_:no_such")

@@ -28,6 +28,12 @@ def test_files_that_DESIGN_names_exist():
     assert [path for path in sorted(named) if not ((ROOT / path).exists() or (ROOT / "dumap" / path).exists())] == []
 
 
+def test_scripts_that_BENCHMARKS_names_exist():
+    named = set(re.findall(r"scripts/\w+\.py", (ROOT / "dumap" / "BENCHMARKS.md").read_text()))
+    assert len(named) > 7
+    assert [path for path in sorted(named) if not (ROOT / path).exists()] == []
+
+
 def test_words_have_one_meaning_each_and_are_few():
     table = DESIGN[DESIGN.index("## Words") :]
     words = [word for line in re.findall(r"^\| (.+?) \|", table, re.M)[1:] for word in line.split(", ")]

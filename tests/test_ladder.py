@@ -16,7 +16,7 @@ STAGES = ("vectors", "cells", "neighbors", "audit", "graph", "coarsen", "start",
 
 @pytest.fixture(scope="module")
 def climbed(tmp_path_factory):
-    """Run two rungs on a worker, then ask for the first and for a third."""
+    """Run two rungs on a worker, then ask for the first again."""
     output = tmp_path_factory.mktemp("ladder") / "small"
     words = ["--workers", "1", "--cold", "--set", "layout.n_epochs=3", "--set", "audit.queries=50"]
 

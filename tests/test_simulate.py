@@ -56,7 +56,7 @@ def test_what_workers_wait_for_is_named():
         Kind("layout", "step", 200, 4000, 0.01),
         Kind("keep", "", 1, 0, 3.0),
     ]
-    why = simulate.limits(kinds, 512, Overhead(sending=0.001), NEAR)
+    why = simulate.limits(kinds, Overhead(sending=0.001), NEAR)
     assert why == {
         "tree": "one task: grow",
         "search": "few tasks: find",
@@ -75,7 +75,7 @@ def rung(rows, steps, stages=None, workers=2):
     return {"rows": rows, "dims": 64, "workers": workers, "settings": [], "steps": steps, "stages": stages or {}}
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def rungs():
     """Return a million rows and four: a single task that grows, one a block, some others, and time between steps."""
 

@@ -15,7 +15,13 @@ from typing import Any
 FEATURES = ("sse4_2", "avx2", "fma", "avx512f", "avx512bw", "avx512_vnni", "avx_vnni", "amx_int8", "asimd", "asimddp")
 """Instructions that matter to products of bytes and of floats, as Linux names them."""
 LIBRARIES = ("dumap-umap", "numpy", "numba", "llvmlite", "scipy", "scikit-learn", "pynndescent", "zarr", "distributed")
-ENVIRONMENT = ("NUMBA_CPU_NAME", "OPENBLAS_CORETYPE", "NPY_DISABLE_CPU_FEATURES", "OMP_NUM_THREADS")
+ENVIRONMENT = (
+    "NUMBA_CPU_NAME",
+    "NUMBA_CPU_FEATURES",
+    "OPENBLAS_CORETYPE",
+    "NPY_DISABLE_CPU_FEATURES",
+    "OMP_NUM_THREADS",
+)
 """Variables of the environment that decide which instructions, or how many threads, are used."""
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 import zarr
+from helpers import K
 from scipy.spatial.distance import cdist
 
 import dumap
@@ -16,7 +17,6 @@ from dumap.artifacts.part_names import CELLS, NEIGHBORS
 from dumap.errors import ConfigError, InputError
 from dumap.store import Run
 
-K = 14
 SMALL_CELLS = {"cells.max_rows": 400}
 
 
@@ -53,6 +53,12 @@ def go(embed, path, metric="euclidean", **settings):
     return embed(path, {"input.array": "X", "neighbors.metric": metric, "audit.queries": 200, **settings})
 
 
+@pytest.fixture(scope="module")
+def of_cosine(embed, stored):
+    """Return a run of the sparse rows by cosine, which several tests read."""
+    return go(embed, stored, "cosine")
+
+
 def recall(run, x, metric):
     """Return the share of exact neighbours that lists hold, equally far ones counted, and check the distances."""
     indices, distances = run.neighbors()
@@ -75,11 +81,11 @@ def test_neighbours_are_those_of_exact_distances(embed, stored, x, metric):
     assert np.isfinite(run.y).all()
 
 
-def test_the_same_rows_dense_have_the_same_neighbours(embed, stored, x, save):
-    of_sparse, of_dense = go(embed, stored, "cosine"), embed(save(x), {"neighbors.metric": "cosine"})
-    pairs = zip(of_sparse.neighbors()[0], of_dense.neighbors()[0], strict=True)
+def test_the_same_rows_dense_have_the_same_neighbours(embed, of_cosine, x, save):
+    of_dense = embed(save(x), {"neighbors.metric": "cosine"})
+    pairs = zip(of_cosine.neighbors()[0], of_dense.neighbors()[0], strict=True)
     assert np.mean([len({*a} & {*b}) / K for a, b in pairs]) > 0.97
-    both = [run.facts("vectors") for run in (of_sparse, of_dense)]
+    both = [run.facts("vectors") for run in (of_cosine, of_dense)]
     for fact in ("rows", "zero", "distinct", "duplicates"):
         assert both[0][fact] == both[1][fact], fact
 
@@ -217,14 +223,13 @@ def test_the_matrix_itself_may_be_named(embed, stored, x):
     assert run.status["input"]["shape"] == [1500, 400]
 
 
-def test_given_neighbours_take_sparse_rows(embed, stored, fresh):
-    first = go(embed, stored, "cosine")
-    indices, distances = first.neighbors()
+def test_given_neighbours_take_sparse_rows(embed, stored, of_cosine, fresh):
+    indices, distances = of_cosine.neighbors()
     group = zarr.create_group(path := fresh("knn.zarr"))
     group.create_array("indices", data=indices)
     group.create_array("distances", data=distances)
     again = go(embed, stored, "cosine", **{"neighbors.precomputed": path})
-    assert again.facts("audit")["recall"] == pytest.approx(first.facts("audit")["recall"])
+    assert again.facts("audit")["recall"] == pytest.approx(of_cosine.facts("audit")["recall"])
 
 
 def test_a_child_reads_its_parent_and_whole_runs_verify(embed, stored, fresh):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import Notes, slowly, unmark
+from helpers import K, Notes, slowly, unmark
 from scipy.spatial.distance import cdist
 
 from dumap.artifacts.cells import CellTable
@@ -23,8 +23,6 @@ from dumap.recipe.stage_names import RUN_KEYS, STAGES
 from dumap.stages.repair import choose_halo, read_home
 from dumap.store import MANIFESTS, Run
 
-K = 14
-"""Neighbours of a row, itself not counted, by default."""
 SEAMED = {"cells.max_rows": 300, "cells.max_cells_per_row": 2, "audit.queries": 600}
 """Small cells that hardly spill: their seams lose a tenth of the neighbours."""
 REPAIRED = {**SEAMED, "neighbors.recall_target": 1.0, "neighbors.max_repairs": 2}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from helpers import stacked
 from scipy import sparse
 
 from dumap.artifacts.coarsen import EDGES, LABEL_SOURCES, label_checkpoints
@@ -16,9 +17,7 @@ from dumap.store import Run
 @pytest.fixture(scope="module")
 def graph(host_run) -> sparse.csr_matrix:
     """Return the graph of the run as one matrix."""
-    shards = Graph(Run(host_run.output, read_only=True))
-    parts = [shards.read(shard) for shard in range(len(shards.shards))]
-    return sparse.vstack([sparse.csr_matrix((w, t, p), shape=(len(p) - 1, 5020)) for p, t, w in parts], "csr")
+    return stacked(Graph(Run(host_run.output, read_only=True)))
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import zarr
 from distributed import Client
-from helpers import slowly, uncommit
+from helpers import SMALL_TASKS, K, slowly, uncommit
 from scipy import sparse
 from sklearn.metrics import euclidean_distances
 from sklearn.neighbors import NearestNeighbors
@@ -26,13 +26,6 @@ from dumap.recipe.pipeline import plan, run
 from dumap.sources.zarr_array import Precomputed
 from dumap.stages.given import given_lists
 from dumap.store import MANIFESTS, PARTS, Run
-
-K = 14
-"""Neighbours of a row, itself not counted, by default."""
-
-
-SMALL_TASKS = {"task_memory": 2**20}
-"""Blocks of about 500 rows, ranges of about 400."""
 
 
 @pytest.fixture(scope="module")

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from helpers import SHARDED, fail_after
-from scipy import sparse
+from helpers import SHARDED, fail_after, stacked
 
 from dumap.artifacts.graph import Graph
 from dumap.artifacts.job import Job
@@ -18,14 +17,6 @@ from dumap.recipe.pipeline import plan, run
 from dumap.stages import layout as stage
 from dumap.stages.layout_common import layout_parameters
 from dumap.store import Run
-
-
-def stacked(graph: Graph) -> sparse.csr_matrix:
-    """Return all shards of a graph as one matrix."""
-    parts = [graph.read(shard) for shard in range(len(graph.shards))]
-    return sparse.vstack(
-        [sparse.csr_matrix((w, t, p), shape=(len(p) - 1, graph.shards.rows)) for p, t, w in parts], "csr"
-    )
 
 
 def test_the_epochs_are_the_kernels_one_after_another(host_run, configure, two_groups):

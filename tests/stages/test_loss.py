@@ -7,8 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from helpers import slowly
-from scipy import sparse
+from helpers import slowly, stacked
 
 from dumap.artifacts.graph import Graph
 from dumap.artifacts.layout import EpochState, loss_of
@@ -28,9 +27,7 @@ def sample(host_run):
 
 def test_the_sample_holds_edges_of_the_graph_and_random_rows(host_run, sample):
     (heads, tails, others), weights = sample
-    graph = Graph(Run(host_run.output, read_only=True))
-    parts = [graph.read(shard) for shard in range(len(graph.shards))]
-    matrix = sparse.vstack([sparse.csr_matrix((w, t, p), shape=(len(p) - 1, 5020)) for p, t, w in parts], "csr")
+    matrix = stacked(Graph(Run(host_run.output, read_only=True)))
     assert heads.shape == tails.shape == others.shape == weights.shape == (PAIRS,)
     np.testing.assert_array_equal(np.asarray(matrix[heads, tails]).ravel(), weights)
     expected = PAIRS * np.diff(matrix.indptr) / matrix.nnz  # of each row, in proportion to its edges

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from helpers import SHARDED, fail_after
+from helpers import SHARDED, ActAtStageStart, fail_after
 
 from dumap.artifacts.graph import Graph
 from dumap.artifacts.job import Job
@@ -97,12 +97,23 @@ class Recording:
 
 
 @pytest.mark.slow
-def test_packed_edges_are_freed_before_the_embedding_is_written(embed, client, digits_300):
-    done = embed(digits_300, {"layout.mode": "rounds", "layout.n_epochs": 2}, client)
-    assert done.facts("layout")["mode"] == "rounds"
-    kept = client.run(lambda: rounds._ranges.bytes)
-    assert len(kept) > 1
-    assert 0 in kept.values()
+def test_packed_edges_are_freed_before_the_embedding_is_written(configure, two_groups, client):
+    during, after = {}, {}
+    settings = {"neighbors.n_neighbors": 5, "graph.shard_rows": 4096, "start.coarse_epochs": 20}
+    config = configure(two_groups, {**settings, "layout.mode": "rounds", "layout.n_epochs": 2})
+
+    def look(seen):
+        seen.update(client.run(lambda: rounds._ranges.bytes))
+
+    class Looking(ActAtStageStart):
+        def advanced(self, stage, done, total):
+            if stage == "layout" and done:
+                look(during)
+
+    run(config, observer=Looking("embedding", lambda: look(after)), client=client)
+    assert max(during.values()) > 0
+    assert len(after) > 1
+    assert set(after.values()) == {0}
 
 
 EXCHANGE = {

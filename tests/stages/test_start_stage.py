@@ -7,8 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import zarr
-from helpers import ActAtStageStart, run_here
-from scipy import sparse
+from helpers import ActAtStageStart, run_here, stacked
 
 from dumap.artifacts.cells import CellTable
 from dumap.artifacts.coarsen import label_checkpoints
@@ -59,8 +58,7 @@ def test_smoothing_moves_rows_half_way_to_their_neighbors(configure, two_groups)
     job = Job(config, plan(config).geometry)
     graph = Graph(job.run)
     spectral_start(run_here(job), graph)
-    labels, parts = label_checkpoints(job.run), [graph.read(shard) for shard in range(2)]
-    whole = sparse.vstack([sparse.csr_matrix((w, t, p), shape=(len(p) - 1, 5020)) for p, t, w in parts], "csr")
+    labels, whole = label_checkpoints(job.run), stacked(graph)
     last_labels = labels.read(labels.latest(), "labels", 0, 5020)
     y = start.interpolate(last_labels, job.run.read(START, COARSE, "y"), config.layout_seed).astype(np.float64)
     for _ in range(SMOOTHINGS):
