@@ -96,9 +96,9 @@ class LocalEngine:
         """
         step = _Step(task, job, parts, options)
         threads = [threading.Thread(target=step.work, daemon=True) for _ in range(min(self.threads, len(parts)))]
-        for thread in threads:
-            thread.start()
         try:
+            for thread in threads:  # an interruption may come before the last has started
+                thread.start()
             step.follow(advanced, self.task_timeout)
         except (KeyboardInterrupt, _Stuck):
             step.stop()
@@ -224,7 +224,7 @@ class _Step:
                 )
 
     def wait(self, threads: Sequence[threading.Thread], seconds: float | None = None) -> None:
-        """Wait for threads to end, at most `seconds` in all."""
+        """Wait for the threads that have started to end, at most `seconds` in all."""
         deadline = None if seconds is None else time.monotonic() + seconds
-        for thread in threads:
+        for thread in filter(threading.Thread.is_alive, threads):
             thread.join(None if deadline is None else max(0.0, deadline - time.monotonic()))

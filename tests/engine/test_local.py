@@ -145,6 +145,27 @@ def test_an_interruption_waits_for_no_task(engine, job):
     beside.join(SECONDS)
 
 
+def test_an_interruption_while_threads_start_ends_the_step(engine, job, monkeypatch):
+    ended, start = threading.Event(), threading.Thread.start
+
+    def long(job, part):
+        try:
+            while True:
+                time.sleep(0.01)
+                job.tick(0, 1)
+        finally:
+            ended.set()
+
+    def interrupted(thread):
+        start(thread)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        engine.map(long, job, part_names("part", 9), {}, silent)
+    assert ended.wait(SECONDS)
+
+
 # whole runs --------------------------------------------------------------------------------------
 
 
