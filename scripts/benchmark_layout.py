@@ -33,7 +33,7 @@ from dumap.kernels.pool import pool_rows
 from dumap.recipe.pipeline import plan
 from dumap.recipe.stage_names import STAGES
 from dumap.recipe.status import status
-from dumap.stages.layout import SLICES, advance, slices_of
+from dumap.stages.layout import SLICES_PER_THREAD, compute_epoch, slice_bounds
 from dumap.stages.layout_common import layout_parameters, pack_shards
 from dumap.store import DONE, MANIFESTS, Run, manifest_key
 
@@ -54,12 +54,12 @@ def bare(job: Job, graph: Graph, threads: int) -> tuple[float, np.ndarray]:
     edges = pack_shards(job, graph, 0, len(shards))
     y = start.span(0, len(shards))
     m, v, after = np.zeros_like(y), np.zeros_like(y), np.empty_like(y)
-    bounds = slices_of(shards.rows, threads * SLICES)
+    bounds = slice_bounds(shards.rows, threads * SLICES_PER_THREAD)
     began = time.perf_counter()
     with ThreadPoolExecutor(threads) as workers:
         for epoch in range(job.geometry.n_epochs):
             drawn = graph.rows_at(pool_rows(parameters.seed, epoch, graph.occurrence_offsets[-1]))
-            advance(workers, bounds, parameters, epoch, edges, y, m, v, after, drawn)
+            compute_epoch(workers, bounds, parameters, epoch, edges, y, m, v, after, drawn)
             y, after = after, y
     return time.perf_counter() - began, y
 

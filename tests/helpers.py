@@ -59,13 +59,13 @@ def run_here(job: Job) -> Context:
     return Context(job, plan(job.config), compute, 1, 1, 0, print)
 
 
-def fail_after(epoch: int, write_piece: Callable[..., None]) -> Callable[..., None]:
-    """Return a `write_piece` of the layout whose disk is full after an epoch."""
+def fail_after(epoch: int, write_state: Callable[..., None]) -> Callable[..., None]:
+    """Return a `write_state` of the layout whose disk is full after an epoch."""
 
     def write(job: Job, part: str, *state: Any) -> None:
         if Checkpoints.parse_piece_name(part)[0] > epoch:
             raise OSError(28, "No space left on device")
-        write_piece(job, part, *state)
+        write_state(job, part, *state)
 
     return write
 

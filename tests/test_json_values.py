@@ -87,5 +87,5 @@ def test_parts_of_no_rows_reach_nowhere_and_the_box_is_that_of_the_others():
     class Told:
         run = Store()
 
-    start.find_box(Told(), start.BOX, ["0", "1"], {})
+    start.find_bounding_box(Told(), start.BOX, ["0", "1"], {})
     assert (written["low"], written["high"]) == ([1.0, 4.0], [3.0, 5.0])

@@ -58,7 +58,7 @@ def test_rungs_have_time_memory_disk_bytes_and_requests_of_every_stage(climbed):
 @pytest.mark.slow
 def test_steps_are_kept_with_what_their_tasks_took(climbed):
     steps = {(step["stage"], step["task"]): step for step in climbed["rungs"][1]["steps"]}
-    rounds = steps["layout", "step"]
+    rounds = steps["layout", "run_round"]
     assert rounds["calls"] == 3
     assert rounds["tasks"] >= 3
     assert rounds["scheduler_cpu"] > 0

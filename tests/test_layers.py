@@ -116,7 +116,7 @@ def test_package_keeps_its_layers():
         ("artifacts/cells.py", "from dumap.stages.cells import route"),
         ("stages/graph.py", "import distributed"),
         ("stages/graph.py", "def lazy():\n    from dumap.engine import cluster"),
-        ("stages/graph.py", "from dumap.stages.neighbors import search_home"),
+        ("stages/graph.py", "from dumap.stages.neighbors import search_home_rows"),
         ("stages/graph.py", "from dumap.stages import neighbors"),
         ("stages/layout.py", "from dumap.recipe.pipeline import run"),
         ("engine/cluster.py", "from dumap.recipe import pipeline"),

@@ -7,7 +7,7 @@ from functools import cached_property
 
 import numpy as np
 
-from dumap.artifacts.part_names import GRAPH, part_name, part_names, total
+from dumap.artifacts.part_names import GRAPH, part_name, part_names, sum_fact
 from dumap.kernels import graph
 from dumap.store import Run
 
@@ -60,7 +60,7 @@ class Graph:
 
     def edges_of(self, first: int, last: int) -> int:
         """Count the edges of shards [first, last). An edge with both ends in these shards counts twice."""
-        return int(total(self.run, GRAPH, self.names[first:last], "edges"))
+        return int(sum_fact(self.run, GRAPH, self.names[first:last], "edges"))
 
     @cached_property
     def occurrence_offsets(self) -> np.ndarray:

@@ -52,16 +52,16 @@ def range_names(kind: str, count: int) -> list[str]:
     return [range_name(kind, *ends) for ends in split_evenly(count, math.isqrt(max(1, count)))]
 
 
-FEW_PARTS = 64
+MAX_PARTS_TO_SUM = 64
 """Up to this many parts are added up directly. More parts are added up in ranges first."""
 
 
-def summed(kind: str, sums: str, count: int) -> list[str]:
+def parts_to_sum(kind: str, sums: str, count: int) -> list[str]:
     """Name the parts to add up: the first `count` of a kind or, of many parts, the `sums` of ranges of them."""
-    return part_names(kind, count) if count <= FEW_PARTS else range_names(sums, count)
+    return part_names(kind, count) if count <= MAX_PARTS_TO_SUM else range_names(sums, count)
 
 
-def total(run: Run, stage: str, parts: Sequence[str], fact: str) -> Any:
+def sum_fact(run: Run, stage: str, parts: Sequence[str], fact: str) -> Any:
     """Add up a fact over the manifests of parts."""
     return sum(summary[fact] for summary in run.summaries(stage, parts))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from dumap.artifacts.job import Job
-from dumap.artifacts.part_names import VECTORS, part_name, part_names, total
+from dumap.artifacts.part_names import VECTORS, part_name, part_names, sum_fact
 from dumap.kernels import hashing
 from dumap.store import Run
 
@@ -71,7 +71,7 @@ def is_left_out(job: Job, block: int) -> np.ndarray:
 
 def distinct_rows(job: Job) -> int:
     """Return the number of rows without the duplicates that are left out."""
-    duplicates = job.config.input.unique and total(
+    duplicates = job.config.input.unique and sum_fact(
         job.run, VECTORS, part_names("distinct", job.geometry.blocks), "duplicates"
     )
     return job.geometry.rows - int(duplicates)

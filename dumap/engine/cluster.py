@@ -300,7 +300,7 @@ class DaskEngine:
         self.link.listen(topic, self._messages.append)
         self._check_unproven()
         orders = worker.TaskEnvelope(self._requirements, topic, SPOOL, 0, ticks=False)
-        spans = {part: spool.span_of(job, part) for part in parts}
+        spans = {part: spool.row_range_of(job, part) for part in parts}
         try:
             compute_on(
                 self.link,

@@ -127,7 +127,7 @@ class LocalEngine:
             return
         from dumap.engine.collections import compute_here
 
-        spans = {part: spool.span_of(job, part) for part in parts}
+        spans = {part: spool.row_range_of(job, part) for part in parts}
         usage = compute_here(task, job, spans, self.threads, advanced)
         self.peak_bytes, self.held_bytes = usage["peak_bytes"], usage["held_bytes"]
 

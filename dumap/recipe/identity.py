@@ -17,11 +17,11 @@ from dumap.engine import Engine, Observer
 from dumap.errors import RunMismatchError
 from dumap.recipe.stage_names import ALL_STAGES, DONE, RUN_KEYS
 from dumap.sources.spooled import Spooled
-from dumap.stages.fingerprints import fingerprint, fingerprint_lists
+from dumap.stages.fingerprints import fingerprint_input, fingerprint_lists
 from dumap.store import IDENTITY, Rows, Run, relative_location
 
 DATA: dict[str, tuple[str, Callable[[Job], str]]] = {
-    "input": ("fingerprint", fingerprint),
+    "input": ("fingerprint", fingerprint_input),
     "precomputed": ("precomputed_fingerprint", fingerprint_lists),
 }
 """For each input of a job: the fact of the stage vectors that is its fingerprint, and the function that computes it."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dumap.artifacts.job import Job
-from dumap.artifacts.part_names import part_names, summed
+from dumap.artifacts.part_names import part_names, parts_to_sum
 from dumap.compiled import share_compiled
 from dumap.config import Config
 from dumap.planning.budget import check_task
@@ -68,8 +68,8 @@ class Context:
         check_task(stage, task_bytes, self.worker_memory, what, advice)
 
     def add_up(self, stage: str, task: Task, kind: str, sums: str, count: int, **options: Any) -> None:
-        """Add up many parts of a kind in ranges, by a task, so that the next task reads few parts: see `summed`."""
-        if (parts := summed(kind, sums, count)) != part_names(kind, count):
+        """Add up many parts of a kind in ranges, by a task, so that the next task reads few: see `parts_to_sum`."""
+        if (parts := parts_to_sum(kind, sums, count)) != part_names(kind, count):
             self.compute(stage, task, parts, **options)
 
     @property
@@ -133,7 +133,7 @@ class Stage:
 Recipe = tuple[Stage, ...]
 """Stages in the order in which they run. A stage reads only stages before it."""
 
-DERIVED: dict[str, Callable[[Config], Any]] = {
+DERIVED_SETTINGS: dict[str, Callable[[Config], Any]] = {
     "neighbors.width": lambda config: config.neighbors.search_k + 1,
     "layout.seed": lambda config: config.layout_seed,
     "neighbors.precomputed": lambda config: config.neighbors.precomputed is not None,
@@ -158,5 +158,5 @@ def settings_of(config: Config, keys: Iterable[str]) -> dict[str, Any]:
         place = values
         for section in sections:
             place = place[section]
-        settings[key] = DERIVED[key](config) if key in DERIVED else place[name]
+        settings[key] = DERIVED_SETTINGS[key](config) if key in DERIVED_SETTINGS else place[name]
     return settings

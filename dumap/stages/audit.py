@@ -19,8 +19,8 @@ from dumap.artifacts.part_names import (
     VECTORS,
     number_of,
     part_names,
+    parts_to_sum,
     range_of,
-    summed,
 )
 from dumap.artifacts.rows import join, no_rows, read_rows, write_rows
 from dumap.artifacts.vectors import distinct_rows, is_query, sample_parts
@@ -38,10 +38,17 @@ from dumap.planning.audits import (
 from dumap.planning.geometry import Geometry
 from dumap.planning.plan import Projection
 from dumap.stages import Context, Stage
-from dumap.stages.distances import columns_of, euclidean_tiles, exact_search, fill, tiles, within
-from dumap.stages.repair import INDEXED, repair_lists
+from dumap.stages.distances import (
+    columns_in_tile,
+    distances_by_tile,
+    euclidean_tiles,
+    fill_distances,
+    find_columns,
+    make_exact_search,
+)
+from dumap.stages.repair import INDEXED_KINDS, repair_lists
 
-RELATIVE, ROUNDING = 1e-6, 1e-15
+RELATIVE_TOLERANCE, ROUNDING_ERROR = 1e-6, 1e-15
 """Distances count as equal within a relative error, plus an absolute error for each dim and unit of squared length."""
 
 
@@ -68,10 +75,10 @@ def collect_queries(job: Job, part: str) -> None:
         queried = np.concatenate(positions)
         out.write("rows", np.concatenate(rows))
         out.write("positions", queried)
-        out.write("listed", listed_by(lists, queried))
+        out.write("listed", read_listed_positions(lists, queried))
 
 
-def listed_by(lists: NeighborLists, positions: np.ndarray) -> np.ndarray:
+def read_listed_positions(lists: NeighborLists, positions: np.ndarray) -> np.ndarray:
     """Read the lists of positions, cell by cell, (n, width - 1) int64."""
     listed = np.full((len(positions), lists.read("indices", 0, 1).shape[1]), -1, np.int64)
     homes = np.searchsorted(lists.table.offsets, positions, side="right") - 1
@@ -91,36 +98,36 @@ def search_blocks(job: Job, part: str, number: int) -> None:
     listed_distances = np.full(listed.shape, np.inf, np.float32)
     for block in range(*job.geometry.group(number_of(part))):
         positions = CellTable(store).positions(store, block)
-        x, columns = job.as_compared(job.input.read(*job.geometry.block(block))), columns_of(positions, listed)
+        x, columns = job.as_compared(job.input.read(*job.geometry.block(block))), find_columns(positions, listed)
         for group, queries in query_groups(job, number, np.arange(len(queried))):
             found = ids[group], distances[group]
             if job.config.neighbors.metric in vectors.EUCLIDEAN_ORDER and not job.geometry.sparse:
-                search = exact_search(job, queries)
+                search = make_exact_search(job, queries)
                 for tile, mapped in euclidean_tiles(job, queries, x):
                     search.keep_nearest(mapped, positions[tile], queried[group], *found)
-                    search.measure_listed(mapped, within(columns[group], tile), listed_distances[group])
+                    search.measure_listed(mapped, columns_in_tile(columns[group], tile), listed_distances[group])
                 continue
-            for tile, d in tiles(job, queries, x):
+            for tile, d in distances_by_tile(job, queries, x):
                 quality.keep_nearest(d, positions[tile], queried[group], *found)
-                fill(listed_distances[group], columns[group], tile, d)
+                fill_distances(listed_distances[group], columns[group], tile, d)
     with store.part(AUDIT, part) as out:
         out.write("ids", ids)
         out.write("distances", distances)
         out.write("listed_distances", listed_distances)
 
 
-def merge_range(job: Job, part: str, number: int) -> None:
+def merge_exact_range(job: Job, part: str, number: int) -> None:
     """Merge the exact neighbours that a range of groups of blocks hold."""
-    _merge(job, part, part_names(f"search-{number}", job.geometry.groups)[slice(*range_of(part))])
+    _merge_exact_parts(job, part, part_names(f"search-{number}", job.geometry.groups)[slice(*range_of(part))])
 
 
-def merge_all(job: Job, part: str) -> None:
+def merge_exact(job: Job, part: str) -> None:
     """Merge the exact neighbours of all blocks."""
     number = number_of(part)
-    _merge(job, part, summed(f"search-{number}", f"searches-{number}", job.geometry.groups))
+    _merge_exact_parts(job, part, parts_to_sum(f"search-{number}", f"searches-{number}", job.geometry.groups))
 
 
-def _merge(job: Job, part: str, parts: list[str]) -> None:
+def _merge_exact_parts(job: Job, part: str, parts: list[str]) -> None:
     """Merge the exact neighbours that parts hold."""
     store, (first, *names) = job.run, parts
     arrays = ("ids", "distances", "listed_distances")
@@ -137,21 +144,21 @@ def _merge(job: Job, part: str, parts: list[str]) -> None:
         out.write("listed_distances", listed)
 
 
-def limits_of(job: Job, farthest: np.ndarray, queries: Any) -> np.ndarray:
+def tie_distances(job: Job, farthest: np.ndarray, queries: Any) -> np.ndarray:
     """Return, for each query, the greatest distance at which a row counts as equally far as the farthest exact
     neighbour.
     """
     metric, farthest = job.config.neighbors.metric, farthest.astype(np.float64)
     if metric not in vectors.EUCLIDEAN_ORDER:
-        return farthest * (1 + RELATIVE)
+        return farthest * (1 + RELATIVE_TOLERANCE)
     if job.geometry.sparse:
-        return farthest * (1 + 2 * RELATIVE) + ROUNDING
+        return farthest * (1 + 2 * RELATIVE_TOLERANCE) + ROUNDING_ERROR
     x = vectors.to_euclidean(queries, metric)
     lengths = np.einsum("ij,ij->i", x, x, dtype=np.float64)
-    return farthest * (1 + 2 * RELATIVE) + ROUNDING * x.shape[1] * lengths
+    return farthest * (1 + 2 * RELATIVE_TOLERANCE) + ROUNDING_ERROR * x.shape[1] * lengths
 
 
-def report(job: Job, part: str) -> None:
+def report_recall(job: Job, part: str) -> None:
     """Compute the recall of each query's list, and the facts of the audit."""
     store, table, number = job.run, CellTable(job.run), number_of(part)
     rows, queried, listed = (store.read(AUDIT, f"queries-{number}", name) for name in ("rows", "positions", "listed"))
@@ -161,7 +168,7 @@ def report(job: Job, part: str) -> None:
     k = listed.shape[1]
     limits = np.empty(len(queried))
     for group, queries in query_groups(job, number, np.arange(len(queried))):
-        limits[group] = limits_of(job, distances[group, k - 1], queries)
+        limits[group] = tie_distances(job, distances[group, k - 1], queries)
     is_listed = audit.is_listed(listed, listed_distances, np.ascontiguousarray(exact[:, :k]), limits)
     recall = is_listed.mean(axis=1)
     home = np.searchsorted(table.offsets, queried, side="right")
@@ -189,9 +196,9 @@ def audit_lists(context: Context, number: int) -> dict:
     context.compute(AUDIT, collect_queries, [f"queries-{number}"])
     kind, groups = f"search-{number}", context.geometry.groups
     context.compute(AUDIT, search_blocks, part_names(kind, groups), number=number)
-    context.add_up(AUDIT, merge_range, kind, f"searches-{number}", groups, number=number)
-    context.compute(AUDIT, merge_all, [f"exact-{number}"])
-    context.compute(AUDIT, report, [report_name(number)])
+    context.add_up(AUDIT, merge_exact_range, kind, f"searches-{number}", groups, number=number)
+    context.compute(AUDIT, merge_exact, [f"exact-{number}"])
+    context.compute(AUDIT, report_recall, [report_name(number)])
     return context.run.summary(AUDIT, report_name(number))
 
 
@@ -255,11 +262,21 @@ STAGE = Stage(
         *("neighbors.recall_target", "neighbors.max_repairs", "audit.queries"),
     ),
     reads=(VECTORS, CELLS, NEIGHBORS),
-    writes=("queries", "search", "searches", "exact", "report", "lists", "repair", *INDEXED, *INDEXED.values()),
+    writes=(
+        "queries",
+        "search",
+        "searches",
+        "exact",
+        "report",
+        "lists",
+        "repair",
+        *INDEXED_KINDS,
+        *INDEXED_KINDS.values(),
+    ),
     run=run,
     project=project,
     temporary={
         **dict.fromkeys(("search", "searches"), ()),
-        **dict.fromkeys((*INDEXED, *INDEXED.values()), ()),
+        **dict.fromkeys((*INDEXED_KINDS, *INDEXED_KINDS.values()), ()),
     },
 )

@@ -16,8 +16,8 @@ from dumap.artifacts.part_names import (
     VECTORS,
     number_of,
     part_names,
+    parts_to_sum,
     range_of,
-    summed,
 )
 from dumap.artifacts.vectors import distinct_rows, is_left_out, read_sample
 from dumap.config import Config
@@ -28,25 +28,25 @@ from dumap.planning.plan import Projection
 from dumap.planning.sparse import SPARSE_LEAVES
 from dumap.stages import Context, Stage
 from dumap.stages.sorting import (
-    counted,
-    entries_in,
-    entries_of,
-    firsts,
-    place_group,
-    route,
-    route_admitted,
+    cell_offsets,
+    find_admitting_cells,
+    find_cells,
+    read_entry_counts,
     sort_bytes,
-    sort_home,
+    sort_home_rows,
     sorted_row_bytes,
+    sum_entries_by_cell,
+    value_counts,
+    write_positions,
 )
 from dumap.store import Part
 
 RANKED_LEAVES = 16
 """Nearest leaves that are found for a row. The row joins cells of the nearest `sorting.JOINED_LEAVES` of them, and
 probes the others only in cells that it has joined."""
-SPAN_BYTES, TABLE_BYTES, FIRSTS_A_RANGE = 64, 36, 256
+TABULATION_BYTES, TABLE_BYTES, OFFSETS_PER_RANGE = 64, 36, 256
 """Bytes of a cell and a group while they are tabulated, and on disk; and cells of a range of their counts."""
-MARGIN = 2**0.5
+LEAF_MARGIN = 2**0.5
 """Leaves farther than this many times the nearest leaf are left out, except the nearest three (`tree.UNCONDITIONAL`).
 In data of low dimension, this leaves out most leaves."""
 
@@ -79,11 +79,11 @@ def find_leaves(job: Job, part: str) -> None:
     dropped = is_left_out(job, block)
     x[dropped] = 0
     grown = read_tree(store)
-    near = tree.nearest_leaves(x, grown, min(ranked_leaves(job.geometry), len(grown.leaves)), MARGIN)
+    near = tree.nearest_leaves(x, grown, min(ranked_leaves(job.geometry), len(grown.leaves)), LEAF_MARGIN)
     near[dropped] = -1
     with store.part(CELLS, part) as out:
         out.write("near", near)
-        loads = counted(near[~dropped, 0])
+        loads = value_counts(near[~dropped, 0])
         if job.geometry.sparse:
             entries = np.diff(rows.indptr)
             out.write("entries", entries)
@@ -92,7 +92,7 @@ def find_leaves(job: Job, part: str) -> None:
         out.write("loads", loads)
 
 
-def _add_loads(job: Job, names: list[str]) -> np.ndarray:
+def _sum_leaf_counts(job: Job, names: list[str]) -> np.ndarray:
     """Add up the rows of each leaf that parts have counted, and the entries of sparse rows, (1 or 2, leaves) int64."""
     loads = np.zeros((1 + job.geometry.sparse, job.run.summary(CELLS, "tree")["leaves"]), np.int64)
     for loads_of in job.run.read_each(CELLS, [(name, "loads", 0, None) for name in names]):
@@ -100,9 +100,9 @@ def _add_loads(job: Job, names: list[str]) -> np.ndarray:
     return loads
 
 
-def sum_loads(job: Job, part: str) -> None:
+def sum_leaf_counts(job: Job, part: str) -> None:
     """Add up the rows of each leaf over a range of blocks."""
-    loads = _add_loads(job, part_names("near", job.geometry.blocks)[slice(*range_of(part))])
+    loads = _sum_leaf_counts(job, part_names("near", job.geometry.blocks)[slice(*range_of(part))])
     leaves = np.flatnonzero(loads[0])
     with job.run.part(CELLS, part) as out:
         out.write("loads", np.stack([leaves, *loads[:, leaves]], axis=1))
@@ -111,7 +111,7 @@ def sum_loads(job: Job, part: str) -> None:
 def pack_leaves(job: Job, part: str) -> None:
     """Group the leaves into cells."""
     geometry = job.geometry
-    loads, *entries = _add_loads(job, summed("near", "loads", geometry.blocks))
+    loads, *entries = _sum_leaf_counts(job, parts_to_sum("near", "loads", geometry.blocks))
     for of_leaves in entries:  # a leaf of dense rows counts as if it had more of them
         loads = np.maximum(loads, -(-of_leaves // geometry.entries) * (loads > 0))
     min_rows = job.config.neighbors.search_k + 1
@@ -129,22 +129,22 @@ def assign_group(job: Job, part: str) -> None:
     """
     store, group = job.run, number_of(part)
     count = store.summary(CELLS, "packing")["cells"]
-    row_cells, _ = route(job, group)
+    row_cells, _ = find_cells(job, group)
     priorities, priority_count = cells.guest_priorities(row_cells, job.geometry.group_span(group)[0], job.config.seed)
     guest = (row_cells >= 0) & (priorities >= 0)
     with store.part(CELLS, part) as out:
         out.write("home", row_cells[:, 0])
-        out.write("home_firsts", firsts(row_cells[:, 0], count), FIRSTS_A_RANGE)
-        out.write("guest_firsts", firsts(row_cells[:, 1:], count), FIRSTS_A_RANGE)
+        out.write("home_firsts", cell_offsets(row_cells[:, 0], count), OFFSETS_PER_RANGE)
+        out.write("guest_firsts", cell_offsets(row_cells[:, 1:], count), OFFSETS_PER_RANGE)
         if job.geometry.sparse:
-            entries = entries_of(job, group)
-            out.write("home_entries", entries_in(row_cells[:, :1], entries, count))
-            out.write("guest_entries", entries_in(row_cells[:, 1:], entries, count))
-        out.write("guests", counted(row_cells[guest].astype(np.int64) * priority_count + priorities[guest]))
+            entries = read_entry_counts(job, group)
+            out.write("home_entries", sum_entries_by_cell(row_cells[:, :1], entries, count))
+            out.write("guest_entries", sum_entries_by_cell(row_cells[:, 1:], entries, count))
+        out.write("guests", value_counts(row_cells[guest].astype(np.int64) * priority_count + priorities[guest]))
         out.attributes["priorities"] = priority_count
 
 
-def _add_guests(job: Job, names: list[str]) -> tuple[np.ndarray, np.ndarray]:
+def _sum_guest_counts(job: Job, names: list[str]) -> tuple[np.ndarray, np.ndarray]:
     """Add up the counts of several parts: home rows, (cells,) int64, and guests by priority, (cells, priorities)
     int64.
     """
@@ -157,10 +157,10 @@ def _add_guests(job: Job, names: list[str]) -> tuple[np.ndarray, np.ndarray]:
     return homes, guests
 
 
-def sum_guests(job: Job, part: str) -> None:
+def sum_guest_counts(job: Job, part: str) -> None:
     """Add up the home rows and the guests of each cell over a range of groups."""
     names = part_names("assign", job.geometry.groups)[slice(*range_of(part))]
-    homes, guests = _add_guests(job, names)
+    homes, guests = _sum_guest_counts(job, names)
     at = np.flatnonzero(guests)
     with job.run.part(CELLS, part) as out:
         out.write("home_firsts", np.concatenate([[0], np.cumsum(homes)]))
@@ -170,7 +170,7 @@ def sum_guests(job: Job, part: str) -> None:
 
 def limit_guests(job: Job, part: str) -> None:
     """Decide how many priorities of guests each cell admits, and find the position of each cell's first row."""
-    homes, guests = _add_guests(job, summed("assign", "guest_sums", job.geometry.groups))
+    homes, guests = _sum_guest_counts(job, parts_to_sum("assign", "guest_sums", job.geometry.groups))
     limits = cells.admitted_priorities(homes, guests)
     turned_away = np.where(np.arange(guests.shape[1]) < limits[:, None], 0, guests)
     with job.run.part(CELLS, part) as out:
@@ -179,24 +179,24 @@ def limit_guests(job: Job, part: str) -> None:
         out.attributes["turned_away"] = int(turned_away.sum())
 
 
-def count_group(job: Job, part: str) -> None:
+def count_admitted_guests(job: Job, part: str) -> None:
     """Count a group's guests by cell again, without guests that are not admitted."""
     group, count = number_of(part), job.run.summary(CELLS, "packing")["cells"]
-    row_cells, _ = route_admitted(job, group)
+    row_cells, _ = find_admitting_cells(job, group)
     with job.run.part(CELLS, part) as out:
-        out.write("guest_firsts", firsts(row_cells[:, 1:], count), FIRSTS_A_RANGE)
+        out.write("guest_firsts", cell_offsets(row_cells[:, 1:], count), OFFSETS_PER_RANGE)
         if job.geometry.sparse:
-            out.write("guest_entries", entries_in(row_cells[:, 1:], entries_of(job, group), count))
+            out.write("guest_entries", sum_entries_by_cell(row_cells[:, 1:], read_entry_counts(job, group), count))
 
 
-def cells_a_part(job: Job) -> int:
+def cells_per_part(job: Job) -> int:
     """Return the number of cells in a part of the table."""
-    return max(1, job.config.task_memory // 4 // (job.geometry.groups * SPAN_BYTES))
+    return max(1, job.config.task_memory // 4 // (job.geometry.groups * TABULATION_BYTES))
 
 
-def tabulate(job: Job, part: str) -> None:
+def tabulate_cells(job: Job, part: str) -> None:
     """Tabulate where the rows of a range of cells are, in each sorted group and by position."""
-    store, step, groups = job.run, cells_a_part(job), job.geometry.groups
+    store, step, groups = job.run, cells_per_part(job), job.geometry.groups
     offsets, limits = store.read(CELLS, LIMITS, "offsets"), store.summary(CELLS, LIMITS)
     first = number_of(part) * step
     last = min(first + step, len(offsets) - 1)
@@ -218,23 +218,23 @@ def tabulate(job: Job, part: str) -> None:
         out.attributes |= {"stored_rows": int(load.sum()), "largest": int(load.max()), "smallest": int(load.min())}
         if job.geometry.sparse:
             kinds = ("assign", "home_entries"), ("counted" if limits["turned_away"] else "assign", "guest_entries")
-            write_entries(job, out, [sum_entries(job, *kind, first, last) for kind in kinds], of_homes)
+            write_entry_counts(job, out, [sum_entry_counts(job, *kind, first, last) for kind in kinds], of_homes)
 
 
-ENTRIES: dict[str, Any] = {"entries": sum, "home_entries": max, "cell_entries": max, "mean_entries": max}
+ENTRY_FACTS: dict[str, Any] = {"entries": sum, "home_entries": max, "cell_entries": max, "mean_entries": max}
 """Facts of cells of sparse rows, each with the function that combines the facts of parts: the entries of all home rows,
 the most entries of one cell's home rows, the most entries of one cell, and the most entries of a mean home row in one
 cell."""
 
 
-def sum_entries(job: Job, kind: str, array: str, first: int, last: int) -> np.ndarray:
+def sum_entry_counts(job: Job, kind: str, array: str, first: int, last: int) -> np.ndarray:
     """Add up the entries of cells [first, last) that groups have counted, (last - first,) int64."""
     names = part_names(kind, job.geometry.groups)
     return np.asarray(sum(job.run.read_each(CELLS, [(name, array, first, last) for name in names])))
 
 
-def write_entries(job: Job, out: Part, entries: list[np.ndarray], home_rows: np.ndarray) -> None:
-    """Write how many entries the home rows and the guests of cells have, and the figures of `ENTRIES`."""
+def write_entry_counts(job: Job, out: Part, entries: list[np.ndarray], home_rows: np.ndarray) -> None:
+    """Write how many entries the home rows and the guests of cells have, and the figures of `ENTRY_FACTS`."""
     of_home, of_cell = entries[0], entries[0] + entries[1]
     out.write("entries", np.stack([of_home, of_cell], axis=1), 1)
     out.attributes |= {
@@ -249,7 +249,7 @@ def finish_table(job: Job, part: str) -> None:
     """Write the position of each cell's first row, and the facts of all cells."""
     store, geometry = job.run, job.geometry
     offsets = store.read(CELLS, LIMITS, "offsets")
-    names = part_names(SPANS, -(-(len(offsets) - 1) // cells_a_part(job)))
+    names = part_names(SPANS, -(-(len(offsets) - 1) // cells_per_part(job)))
     summaries = list(store.summaries(CELLS, names))
     with store.part(CELLS, part) as out:
         out.write("offsets", offsets)
@@ -263,10 +263,10 @@ def finish_table(job: Job, part: str) -> None:
             "turned_away": store.summary(CELLS, LIMITS)["turned_away"],
             **{
                 name: combine(facts[name] for facts in summaries)
-                for name, combine in ENTRIES.items()
+                for name, combine in ENTRY_FACTS.items()
                 if geometry.sparse
             },
-            "cut": [geometry.block_rows, geometry.group_blocks, cells_a_part(job)],
+            "cut": [geometry.block_rows, geometry.group_blocks, cells_per_part(job)],
         }
 
 
@@ -275,18 +275,18 @@ def run(context: Context) -> dict:
     store, blocks, groups = context.run, context.geometry.blocks, context.geometry.groups
     context.compute(CELLS, grow_tree, ["tree"])
     context.compute(CELLS, find_leaves, part_names("near", blocks))
-    context.add_up(CELLS, sum_loads, "near", "loads", blocks)
+    context.add_up(CELLS, sum_leaf_counts, "near", "loads", blocks)
     context.compute(CELLS, pack_leaves, ["packing"])
     context.compute(CELLS, assign_group, part_names("assign", groups))
-    context.add_up(CELLS, sum_guests, "assign", "guest_sums", groups)
+    context.add_up(CELLS, sum_guest_counts, "assign", "guest_sums", groups)
     context.compute(CELLS, limit_guests, [LIMITS])
     if store.summary(CELLS, LIMITS)["turned_away"]:
-        context.compute(CELLS, count_group, part_names("counted", groups))
+        context.compute(CELLS, count_admitted_guests, part_names("counted", groups))
     count = store.summary(CELLS, "packing")["cells"]
-    context.compute(CELLS, tabulate, part_names(SPANS, -(-count // cells_a_part(context.job))))
+    context.compute(CELLS, tabulate_cells, part_names(SPANS, -(-count // cells_per_part(context.job))))
     context.compute(CELLS, finish_table, [TABLE])
-    context.compute(CELLS, place_group, part_names(POSITIONS, groups))
-    context.compute(CELLS, sort_home, part_names("sorted", groups))
+    context.compute(CELLS, write_positions, part_names(POSITIONS, groups))
+    context.compute(CELLS, sort_home_rows, part_names("sorted", groups))
     return figures_of(store)
 
 

@@ -10,23 +10,23 @@ from dumap.artifacts.cells import CellTable
 from dumap.artifacts.coarsen import EDGES, LABEL_SOURCES, label_checkpoints, labels_reader
 from dumap.artifacts.graph import Graph
 from dumap.artifacts.job import Job
-from dumap.artifacts.part_names import CELLS, COARSEN, GRAPH, total
+from dumap.artifacts.part_names import CELLS, COARSEN, GRAPH, sum_fact
 from dumap.config import Config
 from dumap.kernels import coarse, start
 from dumap.planning.budget import coarse_rows, start_bytes
 from dumap.planning.geometry import Geometry
 from dumap.planning.plan import Projection
 from dumap.stages import Context, Stage
-from dumap.stages.passes import Pass, pass_ranges
+from dumap.stages.passes import GraphPass, pass_ranges
 from dumap.store import CHECKPOINT, Checkpoints
 
 COARSE_PAIR_BYTES = 80
 """Bytes of a pair of labels while pairs are added up (measured, rounded up)."""
 LABEL_PASSES = 6
 """Passes over the graph in which labels spread: an assumption, since their number grows slowly with the rows."""
-ADDED = "added"
+SUMMED_EDGES = "added"
 """The parts that hold each shard's edges, summed by labels, until the edges of all shards are merged."""
-STEP_LABELS = 256
+LABELS_PER_OFFSET = 256
 """Labels between two offsets into a shard's pairs."""
 
 
@@ -49,7 +49,7 @@ def spread_labels(job: Job, part: str, lowest: bool) -> None:
     """
     graph = Graph(job.run)
     number, begin, end = Checkpoints.parse_piece_name(part)
-    graph_pass, new_labels, new, left = Pass(job, labels_reader(job, graph, number - 1)), [], 0, 0
+    graph_pass, new_labels, new, left = GraphPass(job, labels_reader(job, graph, number - 1)), [], 0, 0
     for shard in range(begin, end):
         first, _ = graph.shards.span(shard)
         indptr, tails, weights = graph.read(shard)
@@ -65,18 +65,18 @@ def spread_labels(job: Job, part: str, lowest: bool) -> None:
         out.attributes |= {"new": int(new), "left": int(left)}
 
 
-def add_up(job: Job, part: str) -> None:
+def sum_by_label(job: Job, part: str) -> None:
     """Sum a shard's edges by the labels at both ends."""
     graph, count = Graph(job.run), job.run.summary(COARSEN, LABEL_SOURCES)["count"]
     number, shard, _ = Checkpoints.parse_piece_name(part)
-    graph_pass, (indptr, tails, weights) = Pass(job, labels_reader(job, graph, number)), graph.read(shard)
+    graph_pass, (indptr, tails, weights) = GraphPass(job, labels_reader(job, graph, number)), graph.read(shard)
     labels = graph_pass.page(shard)
     pairs, sums = coarse.coarse_edges(indptr, weights, labels, graph_pass.ends(indptr, tails), count)
     with job.run.part(COARSEN, part) as out:
         out.write("pairs", pairs)
         out.write("sums", sums)
         out.write("sizes", np.bincount(labels[labels >= 0], minlength=count))
-        heads = np.arange(0, count + STEP_LABELS, STEP_LABELS)
+        heads = np.arange(0, count + LABELS_PER_OFFSET, LABELS_PER_OFFSET)
         out.attributes["offsets"] = np.searchsorted(pairs, heads * count).tolist()
 
 
@@ -123,15 +123,15 @@ def run(context: Context) -> dict:
         pieces = [labels.piece_name(passes + 1, *shard_range) for shard_range in ranges]
         context.compute(COARSEN, spread_labels, pieces, lowest=lowest, progress=(passes, passes + 2))
         passes += 1
-        left, lowest = total(store, COARSEN, pieces, "left"), not total(store, COARSEN, pieces, "new")
+        left, lowest = sum_fact(store, COARSEN, pieces, "left"), not sum_fact(store, COARSEN, pieces, "new")
         labels.commit(passes, pieces, graph.shards.offsets, left=left, lowest=lowest)
     if not store.is_committed(COARSEN, EDGES):
         singly = pairwise(range(len(graph.shards) + 1))  # a shard's pairs may be as many as its edges
-        pieces = [f"{ADDED}-{labels.piece_name(passes, *shard)}" for shard in singly]
-        context.compute(COARSEN, add_up, pieces, progress=(passes, passes + 1))
+        pieces = [f"{SUMMED_EDGES}-{labels.piece_name(passes, *shard)}" for shard in singly]
+        context.compute(COARSEN, sum_by_label, pieces, progress=(passes, passes + 1))
         context.compute(COARSEN, merge_edges, [EDGES], names=pieces, progress=(passes, passes + 1))
     for part in store.committed(COARSEN):
-        if part.startswith(ADDED):
+        if part.startswith(SUMMED_EDGES):
             store.discard(COARSEN, part)
     return {"label_passes": passes, **store.summary(COARSEN, EDGES)}
 
@@ -150,7 +150,7 @@ def project(geometry: Geometry, config: Config, worker_memory: int) -> Projectio
         shuffled_bytes=LABEL_PASSES * edges * (index + 4),
         disk_bytes=edges * 8 + geometry.rows * index + kept,
         task_bytes=start_bytes(config, geometry.rows, min(geometry.shard_rows, geometry.rows)),
-        temporary_bytes={ADDED: edges * 8},
+        temporary_bytes={SUMMED_EDGES: edges * 8},
     )
 
 
@@ -158,8 +158,8 @@ STAGE = Stage(
     COARSEN,
     keys=("seed", "start.init"),
     reads=(CELLS, GRAPH),
-    writes=(LABEL_SOURCES, "labels", CHECKPOINT, ADDED, EDGES),
+    writes=(LABEL_SOURCES, "labels", CHECKPOINT, SUMMED_EDGES, EDGES),
     run=run,
     project=project,
-    temporary={ADDED: ()},
+    temporary={SUMMED_EDGES: ()},
 )

@@ -19,7 +19,7 @@ PIECE_BYTES = 64
 """Bytes of a piece while components are counted."""
 
 
-def connect_shard(job: Job, part: str) -> None:
+def number_pieces(job: Job, part: str) -> None:
     """Number the pieces of a shard; write which rows of later shards each leads to."""
     shard, whole = number_of(part), Graph(job.run)
     first, stop = whole.shards.span(shard)
@@ -43,7 +43,7 @@ def index_tails(job: Job, part: str) -> None:
     write_index(job.run, GRAPH, part, part_names("pieces", count), count)
 
 
-def join_shard(job: Job, part: str) -> None:
+def find_joined_pieces(job: Job, part: str) -> None:
     """Say which pieces of a shard are connected with pieces of earlier shards."""
     store, shard, whole = job.run, number_of(part), Graph(job.run)
     names, first = part_names("pieces", len(whole.shards)), whole.shards.span(shard)[0]
@@ -57,16 +57,16 @@ def join_shard(job: Job, part: str) -> None:
         out.write("pairs", np.concatenate(found))
 
 
-def offsets_of(job: Job) -> np.ndarray:
+def piece_offsets(job: Job) -> np.ndarray:
     """Return the number of each shard's first piece among all, (shards + 1,)."""
     names = part_names("pieces", len(Graph(job.run).shards))
     return np.cumsum([0, *(facts["pieces"] for facts in job.run.summaries(GRAPH, names))])
 
 
-def reduce_joined(job: Job, part: str) -> None:
+def reduce_joined_pieces(job: Job, part: str) -> None:
     """Reduce the pairs of a range of shards: each piece with one of those that it is connected with."""
     first, last = range_of(part)
-    offsets, pairs = offsets_of(job), [np.empty((0, 2), np.int64)]
+    offsets, pairs = piece_offsets(job), [np.empty((0, 2), np.int64)]
     names = part_names("joined_pieces", len(offsets) - 1)[first:last]
     for shard, triples in enumerate(job.run.read_each(GRAPH, [(name, "pairs", 0, None) for name in names]), first):
         pairs.append(np.stack([offsets[shard] + triples[:, 0], offsets[triples[:, 1]] + triples[:, 2]], axis=1))
@@ -74,10 +74,10 @@ def reduce_joined(job: Job, part: str) -> None:
         out.write("pairs", graph.forest(np.concatenate(pairs)))
 
 
-def find_components(job: Job, part: str) -> None:
+def measure_components(job: Job, part: str) -> None:
     """Count the components; where the pieces are more than a task may hold, they are a bound of them."""
     store, whole = job.run, Graph(job.run)
-    names, offsets = part_names("pieces", len(whole.names)), offsets_of(job)
+    names, offsets = part_names("pieces", len(whole.names)), piece_offsets(job)
     is_bound = int(offsets[-1]) * PIECE_BYTES > job.config.task_memory
     sizes = np.concatenate(list(store.read_each(GRAPH, [(name, "sizes", 0, None) for name in names])))
     if not is_bound and len(names) > 1:
@@ -100,9 +100,9 @@ def find_components(job: Job, part: str) -> None:
 def count_components(context: Context) -> None:
     """Count the components of the united graph."""
     shards = len(Graph(context.run).shards)
-    context.compute(GRAPH, connect_shard, part_names("pieces", shards))
+    context.compute(GRAPH, number_pieces, part_names("pieces", shards))
     if shards > 1:
         context.compute(GRAPH, index_tails, range_names("tails_index", shards))
-        context.compute(GRAPH, join_shard, part_names("joined_pieces", shards))
-        context.compute(GRAPH, reduce_joined, range_names("forest", shards))
-    context.compute(GRAPH, find_components, [GRAPH_FIGURES])
+        context.compute(GRAPH, find_joined_pieces, part_names("joined_pieces", shards))
+        context.compute(GRAPH, reduce_joined_pieces, range_names("forest", shards))
+    context.compute(GRAPH, measure_components, [GRAPH_FIGURES])

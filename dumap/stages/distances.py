@@ -27,7 +27,7 @@ def metric_arguments(job: Job) -> dict:
 
 
 @contextmanager
-def defined_distances(job: Job) -> Iterator[None]:
+def metric_errors(job: Job) -> Iterator[None]:
     """Raise an InputError that names the metric if the metric is not defined for some rows, such as zero rows.
 
     Raises
@@ -43,7 +43,7 @@ def defined_distances(job: Job) -> Iterator[None]:
         ) from error
 
 
-def exact_search(job: Job, queries: np.ndarray) -> ExactSearch:
+def make_exact_search(job: Job, queries: np.ndarray) -> ExactSearch:
     """Return a search for the queries' exact neighbours, for metrics of `EUCLIDEAN_ORDER`."""
     metric = job.config.neighbors.metric
     return ExactSearch(vectors.to_euclidean(queries, metric), metric in vectors.ANGULAR)
@@ -59,12 +59,12 @@ def euclidean_tiles(job: Job, queries: np.ndarray, x: np.ndarray) -> Iterator[tu
         yield tile, mapped
 
 
-def within(columns: np.ndarray, tile: slice) -> np.ndarray:
+def columns_in_tile(columns: np.ndarray, tile: slice) -> np.ndarray:
     """Return columns of a block as those of a tile, -1 where they are not in it."""
     return np.where((columns >= tile.start) & (columns < tile.stop), columns - tile.start, -1)
 
 
-def tiles(job: Job, queries: Any, x: Any) -> Iterator[tuple[slice, np.ndarray]]:
+def distances_by_tile(job: Job, queries: Any, x: Any) -> Iterator[tuple[slice, np.ndarray]]:
     """Yield slices of rows `x` with the queries' distances to them, float32 (queries, n).
 
     For metrics of `EUCLIDEAN_ORDER` the distances are squared Euclidean distances after `to_euclidean`. Queries and
@@ -88,20 +88,20 @@ def tiles(job: Job, queries: Any, x: Any) -> Iterator[tuple[slice, np.ndarray]]:
         rows = x[low : low + step]
         out = np.empty((len(queries), len(rows)), np.float32)
         arguments = tuple(metric_arguments(job).values())
-        with defined_distances(job):
+        with metric_errors(job):
             quality.metric_distances(queries, rows, search.distance_function(metric), arguments, out)
         yield slice(low, low + len(rows)), out
 
 
-def columns_of(positions: np.ndarray, listed: np.ndarray) -> np.ndarray:
+def find_columns(positions: np.ndarray, listed: np.ndarray) -> np.ndarray:
     """Find the index of each listed position among a block's positions; -1 if the block does not hold it."""
     order = np.argsort(positions)
     at = order[np.minimum(np.searchsorted(positions, listed, sorter=order), len(positions) - 1)]
     return np.where((positions[at] == listed) & (listed >= 0), at, -1)
 
 
-def fill(out: np.ndarray, columns: np.ndarray, tile: slice, distances: np.ndarray) -> None:
+def fill_distances(out: np.ndarray, columns: np.ndarray, tile: slice, distances: np.ndarray) -> None:
     """Write the distances of those columns that a tile holds."""
-    columns = within(columns, tile)
+    columns = columns_in_tile(columns, tile)
     q, slot = np.nonzero(columns >= 0)
     out[q, slot] = distances[q, columns[q, slot]]

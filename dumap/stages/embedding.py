@@ -8,7 +8,7 @@ from dumap.artifacts.cells import CellTable
 from dumap.artifacts.graph import Graph, repeated_positions
 from dumap.artifacts.job import Job
 from dumap.artifacts.layout import last_epoch_state
-from dumap.artifacts.part_names import CELLS, EMBEDDING, GRAPH, LAYOUT, VECTORS, number_of, part_names, total
+from dumap.artifacts.part_names import CELLS, EMBEDDING, GRAPH, LAYOUT, VECTORS, number_of, part_names, sum_fact
 from dumap.artifacts.vectors import DROPPED, DUPLICATE, ISOLATED, duplicates_of, repeated_rows
 from dumap.config import Config
 from dumap.planning.geometry import Geometry
@@ -16,7 +16,7 @@ from dumap.planning.plan import Projection
 from dumap.stages import Context, Stage
 
 
-def positions_of(job: Job, table: CellTable, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+def read_positions_and_status(job: Job, table: CellTable, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the positions and the status of the input's rows [start, stop)."""
     geometry, positions, status = job.geometry, [], []
     for block in range(start // geometry.block_rows, -(-stop // geometry.block_rows)):
@@ -27,7 +27,7 @@ def positions_of(job: Job, table: CellTable, start: int, stop: int) -> tuple[np.
     return np.concatenate(positions), np.concatenate(status)
 
 
-def place_duplicates(job: Job, positions: np.ndarray, start: int) -> np.ndarray:
+def set_duplicate_positions(job: Job, positions: np.ndarray, start: int) -> np.ndarray:
     """Give each duplicate among rows `start`, `start` + 1, ... the position of the first row equal to it; return the
     duplicates.
     """
@@ -48,15 +48,15 @@ def place_duplicates(job: Job, positions: np.ndarray, start: int) -> np.ndarray:
     return duplicate
 
 
-def write_rows(job: Job, part: str) -> None:
+def write_chunk(job: Job, part: str) -> None:
     """Write one chunk of the embedding and of the status."""
     graph, geometry = Graph(job.run), job.geometry
     start = number_of(part) * geometry.output_rows
     stop = min(geometry.rows, start + geometry.output_rows)
-    positions, status = positions_of(job, CellTable(job.run), start, stop)
+    positions, status = read_positions_and_status(job, CellTable(job.run), start, stop)
     y = np.full((stop - start, job.config.layout.n_components), np.nan, np.float32)
     if job.config.input.unique:
-        status[place_duplicates(job, positions, start)] |= DUPLICATE
+        status[set_duplicate_positions(job, positions, start)] |= DUPLICATE
     kept = np.flatnonzero((status & DROPPED) == 0)
     if len(kept):
         order = kept[np.argsort(positions[kept])]
@@ -74,8 +74,8 @@ def write_rows(job: Job, part: str) -> None:
 def run(context: Context) -> dict:
     """Write the embedding; return the facts."""
     parts = part_names("rows", context.geometry.outputs)
-    context.compute(EMBEDDING, write_rows, parts)
-    return {"nonfinite": total(context.run, EMBEDDING, parts, "nonfinite")}
+    context.compute(EMBEDDING, write_chunk, parts)
+    return {"nonfinite": sum_fact(context.run, EMBEDDING, parts, "nonfinite")}
 
 
 def project(geometry: Geometry, config: Config, worker_memory: int) -> Projection:

@@ -18,13 +18,13 @@ def hash_rows(block: Any, second: bool = False) -> np.ndarray:
     return hashing.row_hashes(block.view(f"u{block.dtype.itemsize}"), second)
 
 
-def fingerprint(job: Job) -> str:
+def fingerprint_input(job: Job) -> str:
     """Fingerprint the present input, block by block, in this process."""
     spans = (job.geometry.block(number) for number in range(job.geometry.blocks))
     return format_fingerprint(sum(int(hashing.fold(hash_rows(job.input.read(*span)), span[0])) for span in spans))
 
 
-def fold_lists(job: Job, cell: int) -> int:
+def sum_list_hashes(job: Job, cell: int) -> int:
     """Fold the hashes of the lists that are given for a cell's range of rows."""
     total = 0
     for start, stop in job.geometry.lists(cell):
@@ -35,7 +35,7 @@ def fold_lists(job: Job, cell: int) -> int:
 
 def fingerprint_lists(job: Job) -> str:
     """Fingerprint the present given neighbours, in this process."""
-    return format_fingerprint(sum(fold_lists(job, cell) for cell in range(job.geometry.cells)))
+    return format_fingerprint(sum(sum_list_hashes(job, cell) for cell in range(job.geometry.cells)))
 
 
 def format_fingerprint(total: int) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 from dumap.artifacts.cells import POSITIONS, TABLE, CellTable, figures_of, positions_of_given
 from dumap.artifacts.job import Job
 from dumap.artifacts.neighbors import write_lists
-from dumap.artifacts.part_names import AUDIT, CELLS, NEIGHBORS, VECTORS, number_of, part_names, total
+from dumap.artifacts.part_names import AUDIT, CELLS, NEIGHBORS, VECTORS, number_of, part_names, sum_fact
 from dumap.artifacts.vectors import is_left_out, status_of
 from dumap.config import Config
 from dumap.errors import InputError
@@ -22,16 +22,16 @@ from dumap.planning.given import LIST_BYTES, SLOT_BYTES
 from dumap.planning.plan import Projection
 from dumap.stages import Context, Stage, audit
 from dumap.stages import vectors as vectors_stage
-from dumap.stages.fingerprints import fold_lists, format_fingerprint
+from dumap.stages.fingerprints import format_fingerprint, sum_list_hashes
 
 
-def read_lists(job: Job, part: str) -> None:
+def fingerprint_list_range(job: Job, part: str) -> None:
     """Fingerprint a range of the given lists."""
     with job.run.part(VECTORS, part) as out:
-        out.attributes["fingerprint"] = fold_lists(job, number_of(part))
+        out.attributes["fingerprint"] = sum_list_hashes(job, number_of(part))
 
 
-def place_block(job: Job, part: str) -> None:
+def write_block_positions(job: Job, part: str) -> None:
     """Write the positions and the status of a block's rows. Positions are in the input's order, less rows left out."""
     block = number_of(part)
     kept = ~is_left_out(job, block)
@@ -42,7 +42,7 @@ def place_block(job: Job, part: str) -> None:
         out.write("status", status_of(job.run, block))
 
 
-def tabulate_order(job: Job, part: str) -> None:
+def tabulate_input_order(job: Job, part: str) -> None:
     """Write the table of cells, as stage cells does, and the ids of the rows that are left out."""
     store, geometry = job.run, job.geometry
     dropped = np.concatenate(
@@ -72,7 +72,7 @@ def tabulate_order(job: Job, part: str) -> None:
         }
 
 
-ALLOWED = {
+ALLOWED_BY_FAULT = {
     neighbors.OUTSIDE: "allowed are the input's rows, from 0 to {last}, and -1 where a neighbor is missing",
     neighbors.REPEATED: "a second time: a row may name each neighbor once",
     neighbors.DISTANCE: "allowed are numbers from 0 to 3.4e38; a missing neighbor has -1 in 'indices'",
@@ -80,7 +80,7 @@ ALLOWED = {
 """For each fault of a given list, what is allowed."""
 
 
-def given_lists(job: Job, positions: np.ndarray, start: int) -> tuple[np.ndarray, np.ndarray]:
+def read_given_lists(job: Job, positions: np.ndarray, start: int) -> tuple[np.ndarray, np.ndarray]:
     """Read and check the lists that are given for the input's rows from `start` on. Rows that are left out get empty
     lists.
 
@@ -113,7 +113,7 @@ def given_lists(job: Job, positions: np.ndarray, start: int) -> tuple[np.ndarray
         name, values = ("distances", raw) if fault == neighbors.DISTANCE else ("indices", indices)
         raise InputError(
             f"{precomputed.path}, array {name!r}, row {start + row}, column {slot}: holds {values[row, slot]}; "
-            f"{ALLOWED[fault].format(last=geometry.rows - 1)}. Correct it, and name another output"
+            f"{ALLOWED_BY_FAULT[fault].format(last=geometry.rows - 1)}. Correct it, and name another output"
         )
     itself = ids == np.arange(start, start + len(positions))[:, None]
     settings = job.config.neighbors
@@ -128,14 +128,14 @@ def given_lists(job: Job, positions: np.ndarray, start: int) -> tuple[np.ndarray
     return ids, distances
 
 
-def take_cell(job: Job, part: str) -> None:
+def write_given_lists(job: Job, part: str) -> None:
     """Take the lists of one range of rows from the given graph, and sort them, the nearest first."""
     table, cell = CellTable(job.run), number_of(part)
     shape = (int(table.offsets[cell + 1] - table.offsets[cell]), job.config.neighbors.search_k)
     indices, distances = np.full(shape, -1, job.geometry.index_dtype), np.full(shape, np.inf, np.float32)
     for start, stop in job.geometry.lists(cell):
         positions = positions_of_given(job, table, np.arange(start, stop))
-        ids, list_distances = given_lists(job, positions, start)
+        ids, list_distances = read_given_lists(job, positions, start)
         listed = positions_of_given(job, table, ids).astype(indices.dtype)
         kept = positions >= 0
         rows = positions[kept] - table.offsets[cell]
@@ -147,22 +147,25 @@ def take_cell(job: Job, part: str) -> None:
 def run_vectors(context: Context) -> dict:
     """Check the input, and read the lists once; return the facts."""
     facts, lists = vectors_stage.run(context), part_names("list_fingerprints", context.geometry.cells)
-    context.compute(VECTORS, read_lists, lists)
-    return {**facts, "precomputed_fingerprint": format_fingerprint(total(context.run, VECTORS, lists, "fingerprint"))}
+    context.compute(VECTORS, fingerprint_list_range, lists)
+    return {
+        **facts,
+        "precomputed_fingerprint": format_fingerprint(sum_fact(context.run, VECTORS, lists, "fingerprint")),
+    }
 
 
 def run_cells(context: Context) -> dict:
     """Divide the rows into ranges; return the facts."""
-    context.compute(CELLS, tabulate_order, [TABLE])
-    context.compute(CELLS, place_block, part_names(POSITIONS, context.geometry.blocks))
+    context.compute(CELLS, tabulate_input_order, [TABLE])
+    context.compute(CELLS, write_block_positions, part_names(POSITIONS, context.geometry.blocks))
     return figures_of(context.run)
 
 
 def run_neighbors(context: Context) -> dict:
     """Take the lists; return the facts."""
     merged = part_names("lists", CellTable(context.run).cells)
-    context.compute(NEIGHBORS, take_cell, merged)
-    return {"missing": total(context.run, NEIGHBORS, merged, "missing")}
+    context.compute(NEIGHBORS, write_given_lists, merged)
+    return {"missing": sum_fact(context.run, NEIGHBORS, merged, "missing")}
 
 
 def run_audit(context: Context) -> dict:
@@ -179,7 +182,7 @@ def run_audit(context: Context) -> dict:
     }
 
 
-def read_bytes(geometry: Geometry, config: Config) -> int:
+def list_read_bytes(geometry: Geometry, config: Config) -> int:
     """Return the bytes that a task takes to read given lists."""
     chunks = min(
         config.task_memory // 2, geometry.rows * geometry.columns * 32
@@ -191,7 +194,7 @@ def project_vectors(geometry: Geometry, config: Config, worker_memory: int) -> P
     """Project what the stage vectors will take."""
     usual = vectors_stage.project(geometry, config, worker_memory)
     return replace(
-        usual, tasks=usual.tasks + geometry.cells, task_bytes=max(usual.task_bytes, read_bytes(geometry, config))
+        usual, tasks=usual.tasks + geometry.cells, task_bytes=max(usual.task_bytes, list_read_bytes(geometry, config))
     )
 
 
@@ -212,7 +215,7 @@ def project_neighbors(geometry: Geometry, config: Config, worker_memory: int) ->
         tasks=geometry.cells,
         shuffled_bytes=0,
         disk_bytes=rows * k * (geometry.index_dtype.itemsize + 4),
-        task_bytes=read_bytes(geometry, config) + lists,
+        task_bytes=list_read_bytes(geometry, config) + lists,
     )
 
 

@@ -19,10 +19,10 @@ from dumap.artifacts.part_names import (
     VECTORS,
     number_of,
     part_names,
+    parts_to_sum,
     range_names,
     range_of,
-    summed,
-    total,
+    sum_fact,
 )
 from dumap.artifacts.vectors import repeated_rows
 from dumap.config import Config
@@ -33,7 +33,7 @@ from dumap.planning.plan import Projection
 from dumap.stages import Context, Stage
 from dumap.stages.components import count_components
 
-EDGES_A_RANGE = 1024
+EDGES_PER_RANGE = 1024
 """Edges that are read at once: a shard reads those of one other that lead to it."""
 
 
@@ -44,15 +44,15 @@ def disconnection_distance(config: Config) -> float:
     return DISCONNECTION_DISTANCES.get(config.neighbors.metric, math.inf)
 
 
-def nearest(job: Job, array: str, start: int, stop: int) -> np.ndarray:
+def read_nearest(job: Job, array: str, start: int, stop: int) -> np.ndarray:
     """Read 'indices' or 'distances' of the nearest n_neighbors - 1 entries of the lists of positions [start, stop)."""
     return NeighborLists(job.run).read(array, start, stop)[:, : job.config.neighbors.graph_k]
 
 
-def sum_up(job: Job, part: str) -> None:
+def sum_distances(job: Job, part: str) -> None:
     """Sum the distances of a shard's rows to their neighbours, without neighbours that are missing or cut off."""
     shards = RowRanges.even(CellTable(job.run).rows, job.geometry.shard_rows)
-    distances = nearest(job, "distances", *shards.span(number_of(part)))
+    distances = read_nearest(job, "distances", *shards.span(number_of(part)))
     present = np.isfinite(distances)
     kept = present & (distances < disconnection_distance(job.config))
     rows = np.where(kept, distances, 0).sum(axis=1, dtype=np.float64)
@@ -70,10 +70,10 @@ def weigh_edges(job: Job, part: str, mean_distance: float) -> None:
     """Compute the memberships of the edges out of a shard's rows, and sort the edges by tail."""
     rows = CellTable(job.run).rows
     start, stop = RowRanges.even(rows, job.geometry.shard_rows).span(number_of(part))
-    indices = nearest(job, "indices", start, stop)
+    indices = read_nearest(job, "indices", start, stop)
     rho, sigma, weights = graph.memberships(
         indices,
-        nearest(job, "distances", start, stop),
+        read_nearest(job, "distances", start, stop),
         mean_distance,
         job.config.graph.local_connectivity,
         disconnection_distance(job.config),
@@ -88,11 +88,11 @@ def weigh_edges(job: Job, part: str, mean_distance: float) -> None:
         out.write("weights", weights)
         heads, in_weights = (start + head[order]).astype(tail.dtype), weights[head, slot][order]
         for name, values in (("in_rows", tail), ("in_heads", heads), ("in_weights", in_weights)):
-            out.write(name, values, EDGES_A_RANGE)
+            out.write(name, values, EDGES_PER_RANGE)
         write_sorted_receivers(out, tail // graph.GRAIN_ROWS)
 
 
-def _add_into(job: Job, names: list[str]) -> np.ndarray:
+def _sum_in_edges(job: Job, names: list[str]) -> np.ndarray:
     """Add up the edges into each grain of rows, (grains,) int64."""
     into = np.zeros(len(graph.grains(CellTable(job.run).rows)) - 1, np.int64)
     read = job.run.read_each(GRAPH, [(name, array, 0, None) for name in names for array in ("receivers", "bounds")])
@@ -101,10 +101,10 @@ def _add_into(job: Job, names: list[str]) -> np.ndarray:
     return into
 
 
-def sum_into(job: Job, part: str) -> None:
+def sum_in_edges(job: Job, part: str) -> None:
     """Add up the edges into each grain of rows over a range of shards."""
     even = len(RowRanges.even(CellTable(job.run).rows, job.geometry.shard_rows))
-    into = _add_into(job, part_names("directed", even)[slice(*range_of(part))])
+    into = _sum_in_edges(job, part_names("directed", even)[slice(*range_of(part))])
     grains = np.flatnonzero(into)
     with job.run.part(GRAPH, part) as out:
         write_receivers(out, grains, np.append(0, np.cumsum(into[grains])))
@@ -114,7 +114,7 @@ def cut_shards(job: Job, part: str) -> None:
     """Cut the rows into shards. A shard has at most the rows, and the edges out and in, that a task may hold."""
     rows, k, max_rows = CellTable(job.run).rows, job.config.neighbors.graph_k, job.geometry.shard_rows
     directed = part_names("directed", len(RowRanges.even(rows, max_rows)))
-    into = _add_into(job, summed("directed", "into", len(directed)))
+    into = _sum_in_edges(job, parts_to_sum("directed", "into", len(directed)))
     offsets = graph.cut_shards(into, rows, k, max_rows, int(SHARD_EDGES * k * max_rows))
     edges = np.add.reduceat(into, offsets[:-1] // graph.GRAIN_ROWS) + k * np.diff(offsets)
     with job.run.part(GRAPH, part) as out:
@@ -129,7 +129,7 @@ def index_edges(job: Job, part: str) -> None:
     write_index(job.run, GRAPH, part, part_names("directed", len(even)), len(shards), shard_of)
 
 
-def place_block(job: Job, part: str) -> None:
+def find_repeated_positions(job: Job, part: str) -> None:
     """Find the positions of a block's rows that have duplicates, and sort them by shard."""
     block = number_of(part)
     repeated, times = repeated_rows(job.run, block)
@@ -142,13 +142,13 @@ def place_block(job: Job, part: str) -> None:
         write_sorted_receivers(out, np.searchsorted(Graph(job.run).shards.offsets, positions[order], side="right") - 1)
 
 
-def index_repeated(job: Job, part: str) -> None:
+def index_repeated_rows(job: Job, part: str) -> None:
     """Index the rows of a range of blocks that have duplicates by shard."""
     names = part_names("repeated_positions", job.geometry.blocks)
     write_index(job.run, GRAPH, part, names, len(Graph(job.run).shards))
 
 
-def _repeated(job: Job, shard: int) -> tuple[np.ndarray, np.ndarray]:
+def _read_repeated(job: Job, shard: int) -> tuple[np.ndarray, np.ndarray]:
     """Collect the rows of a shard that have duplicates, and how often each occurs."""
     rows, times = [np.empty(0, np.int64)], [np.empty(0, job.geometry.index_dtype)]
     if job.config.input.unique:
@@ -163,13 +163,13 @@ def _repeated(job: Job, shard: int) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate(rows)[order], np.concatenate(times)[order]
 
 
-def unite(job: Job, part: str) -> None:
+def unite_edges(job: Job, part: str) -> None:
     """Combine the edges out of and into a shard's rows into the fuzzy union."""
     store, shard = job.run, number_of(part)
     start, stop = RowRanges(store.read(GRAPH, SHARDS, "offsets")).span(shard)
     even = RowRanges.even(CellTable(store).rows, job.geometry.shard_rows)
     directed = part_names("directed", len(even))
-    indices = nearest(job, "indices", start, stop)
+    indices = read_nearest(job, "indices", start, stop)
     weights = store.read_span(GRAPH, directed, even.offsets, "weights", start, stop)
     heads, slot = np.nonzero(weights)
     arrays = {"in_rows": indices.dtype, "in_heads": indices.dtype, "in_weights": np.dtype(np.float32)}
@@ -193,7 +193,7 @@ def unite(job: Job, part: str) -> None:
     )
     isolated = np.flatnonzero(np.diff(indptr) == 0) + start
     degrees = np.bincount(in_edges["in_rows"] - start, minlength=stop - start)
-    repeated, times = _repeated(job, shard)
+    repeated, times = _read_repeated(job, shard)
     with store.part(GRAPH, part) as out:
         out.write("indptr", indptr)
         out.write("tails", tails)
@@ -217,11 +217,11 @@ def run(context: Context) -> dict:
     store, rows, settings = context.run, CellTable(context.run).rows, context.config.neighbors
     even = len(RowRanges.even(rows, context.geometry.shard_rows))
     sums = part_names("summed", even)
-    context.compute(GRAPH, sum_up, sums)
-    kept, disconnected, missing = (total(store, GRAPH, sums, fact) for fact in ("kept", "disconnected", "missing"))
+    context.compute(GRAPH, sum_distances, sums)
+    kept, disconnected, missing = (sum_fact(store, GRAPH, sums, fact) for fact in ("kept", "disconnected", "missing"))
     mean = math.fsum(part for name in sums for part in store.summary(GRAPH, name)["distance_sums"]) / (rows + kept)
     context.compute(GRAPH, weigh_edges, part_names("directed", even), mean_distance=mean)
-    context.add_up(GRAPH, sum_into, "directed", "into", even)
+    context.add_up(GRAPH, sum_in_edges, "directed", "into", even)
     context.compute(GRAPH, cut_shards, [SHARDS])
     context.compute(GRAPH, index_edges, range_names("edges_index", even))
     united, most = part_names("united", len(Graph(store).shards)), store.summary(GRAPH, SHARDS)["most_edges"]
@@ -229,11 +229,11 @@ def run(context: Context) -> dict:
     context.require(GRAPH, most * EDGE_BYTES, what, f"{advice} in another output")
     if context.config.input.unique:
         blocks = context.geometry.blocks
-        context.compute(GRAPH, place_block, part_names("repeated_positions", blocks))
-        context.compute(GRAPH, index_repeated, range_names("repeated_index", blocks))
-    context.compute(GRAPH, unite, united)
+        context.compute(GRAPH, find_repeated_positions, part_names("repeated_positions", blocks))
+        context.compute(GRAPH, index_repeated_rows, range_names("repeated_index", blocks))
+    context.compute(GRAPH, unite_edges, united)
     count_components(context)
-    facts = {fact: total(store, GRAPH, united, fact) for fact in ("edges", "isolated", "inside", "in_degree_zero")}
+    facts = {fact: sum_fact(store, GRAPH, united, fact) for fact in ("edges", "isolated", "inside", "in_degree_zero")}
     edges, health = facts["edges"], store.summary(GRAPH, GRAPH_FIGURES)
     greatest = max(store.summary(GRAPH, name)["greatest_in_degree"] for name in united)
     if missing:

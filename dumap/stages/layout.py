@@ -28,25 +28,25 @@ from dumap.planning.budget import layout_bytes, pool_bytes, round_bytes, runs_on
 from dumap.planning.geometry import Geometry
 from dumap.planning.plan import Projection
 from dumap.stages import Context, Stage, no_backup
-from dumap.stages.layout_common import end, ends_interval, layout_parameters, pack_shards, write_piece
-from dumap.stages.loss import PAIRS_PART, draw_pairs, early_stop_epochs, should_stop, write_loss
-from dumap.stages.rounds import PREPARED, in_rounds
+from dumap.stages.layout_common import commit_end, ends_interval, layout_parameters, pack_shards, write_state
+from dumap.stages.loss import PAIRS_PART, draw_loss_pairs, early_stop_epochs, should_stop, write_loss
+from dumap.stages.rounds import PREPARED, run_in_rounds
 from dumap.store import CHECKPOINT
 
-SLICES = 8
+SLICES_PER_THREAD = 8
 """Slices of rows for each thread in an epoch. Several slices let threads finish together."""
-FEWEST_SLICE_ROWS = 512
+MIN_SLICE_ROWS = 512
 """Rows of a slice at the least: to hand a slice to a thread takes as long as to compute some hundred rows."""
 
 
-def slices_of(rows: int, count: int) -> list[int]:
+def slice_bounds(rows: int, count: int) -> list[int]:
     """Cut rows into about `count` slices of whole groups, or fewer where they would be small."""
-    count = max(1, min(count, rows // FEWEST_SLICE_ROWS))
+    count = max(1, min(count, rows // MIN_SLICE_ROWS))
     bounds = np.linspace(0, rows, count + 1).astype(int)
     return [*np.unique(bounds[:-1] // layout.ROW_GROUP * layout.ROW_GROUP).tolist(), rows]
 
 
-def advance(
+def compute_epoch(
     workers: ThreadPoolExecutor,
     bounds: list[int],
     parameters: LayoutParameters,
@@ -76,7 +76,7 @@ def advance(
 
 
 @no_backup
-def descend(job: Job, part: str, threads: int) -> None:
+def run_epochs_on_host(job: Job, part: str, threads: int) -> None:
     """Run the epochs after the last checkpoint on the cores of this host, and commit checkpoints."""
     graph, epochs = Graph(job.run), job.geometry.n_epochs
     shards, parameters, checkpoints = graph.shards, layout_parameters(job), layout_checkpoints(job.run)
@@ -85,14 +85,14 @@ def descend(job: Job, part: str, threads: int) -> None:
     edges = pack_shards(job, graph, 0, len(shards))
     y, (m, v) = before.span(0, len(shards)), before.moments(0, len(shards))
     after = np.empty_like(y)
-    bounds, repeated = slices_of(shards.rows, threads * SLICES), graph.repeated(0, len(shards))
+    bounds, repeated = slice_bounds(shards.rows, threads * SLICES_PER_THREAD), graph.repeated(0, len(shards))
     check_epochs = early_stop_epochs(job)
     with ThreadPoolExecutor(threads) as workers:
         for epoch in range(begin, epochs):
             if should_stop(job, epoch):
                 break
             drawn = rows_at(pool_rows(parameters.seed, epoch, graph.occurrence_offsets[-1]), *repeated)
-            advance(workers, bounds, parameters, epoch, edges, y, m, v, after, drawn)
+            compute_epoch(workers, bounds, parameters, epoch, edges, y, m, v, after, drawn)
             y, after = after, y
             job.tick(epoch + 1, epochs)
             is_due = ends_interval(job, epoch + 1)
@@ -102,9 +102,9 @@ def descend(job: Job, part: str, threads: int) -> None:
                 pieces = [checkpoints.piece_name(epoch + 1, shard, shard + 1) for shard in range(len(shards))]
                 for shard, piece in enumerate(pieces):
                     low, high = shards.span(shard)
-                    write_piece(job, piece, y[low:high], m[low:high], v[low:high])
+                    write_state(job, piece, y[low:high], m[low:high], v[low:high])
                 checkpoints.commit(epoch + 1, pieces, shards.offsets)
-    end(job, checkpoints.latest())
+    commit_end(job, checkpoints.latest())
 
 
 def run(context: Context) -> dict:
@@ -114,16 +114,16 @@ def run(context: Context) -> dict:
     checkpoints.forget_broken()
     if context.run.is_committed(LAYOUT, END) and last_epoch(context.run) not in checkpoints.numbers():
         context.run.forget(LAYOUT, END)
-    context.compute(LAYOUT, draw_pairs, [PAIRS_PART])
+    context.compute(LAYOUT, draw_loss_pairs, [PAIRS_PART])
     edges = 2 * config.neighbors.graph_k * rows
     if runs_on_one_host(config, rows, edges, context.worker_memory):
         mode = "host"
-        context.compute(LAYOUT, descend, [END], threads=context.host_threads)
+        context.compute(LAYOUT, run_epochs_on_host, [END], threads=context.host_threads)
     else:
         mode = "rounds"
         _, fitting = round_bytes(config, min(geometry.shard_rows, rows))
         if not context.run.is_committed(LAYOUT, END):
-            in_rounds(context, graph, max(context.threads, -(-len(graph.shards) // fitting)))
+            run_in_rounds(context, graph, max(context.threads, -(-len(graph.shards) // fitting)))
     measured = [number_of(name) for name in context.run.committed(LAYOUT) if name.startswith("loss-")]
     losses = [[epoch, None if (loss := loss_of(context.run, epoch)) is None else round(loss, 4)] for epoch in measured]
     parameters = layout_parameters(context.job)

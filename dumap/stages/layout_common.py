@@ -14,7 +14,7 @@ from dumap.kernels.layout import LayoutParameters
 from dumap.planning.curve import curve
 from dumap.store import Checkpoints
 
-SENT_PER_RANGE = 512
+SENT_ROWS_PER_RANGE = 512
 """Rows that are read at once of those that a range of shards sends to others."""
 
 
@@ -41,7 +41,7 @@ def require_finite(job: Job, y: np.ndarray, where: str) -> None:
         )
 
 
-def write_piece(
+def write_state(
     job: Job,
     part: str,
     y: np.ndarray,
@@ -60,7 +60,7 @@ def write_piece(
         for name, values in (("y", y), ("m", m), ("v", v)):
             out.write(name, values)
         for name, values in (sent or {}).items():
-            out.write(name, values, SENT_PER_RANGE)
+            out.write(name, values, SENT_ROWS_PER_RANGE)
 
 
 def pack_shards(job: Job, graph: Graph, first: int, last: int) -> Edges:
@@ -90,7 +90,7 @@ def ends_interval(job: Job, epoch: int, steps: int = 1) -> bool:
     return epoch // every > (epoch - steps) // every or epoch == job.geometry.n_epochs
 
 
-def end(job: Job, epoch: int) -> None:
+def commit_end(job: Job, epoch: int) -> None:
     """Commit that the layout ended after `epoch` epochs."""
     with job.run.part(LAYOUT, END) as out:
         out.attributes["epoch"] = epoch

@@ -21,7 +21,7 @@ from dumap.stages.layout_common import layout_parameters
 EARLY_STOP_CHECKS = 10
 """If `layout.least_fall` is set, the epochs are divided into this many equal intervals. The loss is measured after each
 interval but the last. The layout may stop after the second interval and each later one."""
-PAIRS = 20_000
+LOSS_PAIRS = 20_000
 """Edges on which the loss is measured, and as many pairs of an edge's head with a random row."""
 PAIRS_PART = "pairs"
 """The part that holds these edges and pairs."""
@@ -45,11 +45,11 @@ def should_stop(job: Job, epoch: int) -> bool:
     return before is not None and now is not None and now > before * (1 - job.config.layout.least_fall)
 
 
-def draw_pairs(job: Job, part: str) -> None:
+def draw_loss_pairs(job: Job, part: str) -> None:
     """Choose the edges and pairs on which the loss is measured in all epochs."""
     graph, seed = Graph(job.run), job.config.layout_seed
     ends = np.cumsum([0, *(graph.edges_of(shard, shard + 1) for shard in range(len(graph.shards)))])
-    count = PAIRS if ends[-1] else 0
+    count = LOSS_PAIRS if ends[-1] else 0
     bits = hashing.draws(seed, hashing.LOSS, np.arange(2 * count))
     chosen = np.sort((bits[:count] % np.uint64(max(1, ends[-1]))).astype(np.int64))
     heads, tails, weights = np.empty(count, np.int64), np.empty(count, np.int64), np.empty(count, np.float32)

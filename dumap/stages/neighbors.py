@@ -22,7 +22,7 @@ from dumap.artifacts.part_names import (
     range_names,
     range_of,
     split_evenly,
-    total,
+    sum_fact,
 )
 from dumap.config import Config
 from dumap.kernels import leaves, neighbors, sparse_leaves, vectors
@@ -34,10 +34,10 @@ from dumap.planning.geometry import GUEST_BYTES, Geometry, cell_row_bytes
 from dumap.planning.plan import Projection
 from dumap.planning.sparse import sparse_cell_row_bytes
 from dumap.stages import Context, Stage, Task
-from dumap.stages.distances import defined_distances, metric_arguments
+from dumap.stages.distances import metric_arguments, metric_errors
 from dumap.stages.sorting import sort_bytes, sort_guests, sorted_row_bytes
 
-KTH_BYTES, KTH_A_RANGE = 48, 64
+KTH_ROW_BYTES, KTH_ROWS_PER_RANGE = 48, 64
 """Bytes of a row while its kth distance is sorted by group (measured, rounded up); and rows that are read at once."""
 
 
@@ -77,13 +77,13 @@ BatchLists = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 """Rows of a cell, the rows' positions, and the rows' lists: positions and distances."""
 
 
-def void_lists(job: Job, rows: int) -> tuple[np.ndarray, np.ndarray]:
+def empty_lists(job: Job, rows: int) -> tuple[np.ndarray, np.ndarray]:
     """Return empty lists."""
     shape = (rows, job.config.neighbors.search_k)
     return np.full(shape, -1, job.geometry.index_dtype), np.full(shape, np.inf, np.float32)
 
 
-def merge_home(lists: tuple[np.ndarray, np.ndarray], home_rows: int, batch: BatchLists) -> None:
+def merge_home_lists(lists: tuple[np.ndarray, np.ndarray], home_rows: int, batch: BatchLists) -> None:
     """Merge the lists of a batch into the lists of the home rows.
 
     Equal distances are ordered by the hash of positions, as in the graph.
@@ -94,24 +94,24 @@ def merge_home(lists: tuple[np.ndarray, np.ndarray], home_rows: int, batch: Batc
     neighbors.merge(*lists, rows[is_home], indices, distances[is_home], positions[is_home])
 
 
-def guest_lists(job: Job, home_rows: int, batch: BatchLists) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def merge_guest_lists(job: Job, home_rows: int, batch: BatchLists) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return the positions, ascending, and the lists of the guests for which a batch found neighbours."""
     rows, positions, listed, distances = batch
     guests = np.flatnonzero((rows >= home_rows) & (listed >= 0).any(axis=1))
     guests = guests[np.argsort(rows[guests])]
-    lists = void_lists(job, len(guests))
+    lists = empty_lists(job, len(guests))
     indices = listed[guests].astype(lists[0].dtype)
     neighbors.merge(*lists, np.arange(len(guests)), indices, distances[guests], positions[guests])
     return positions[guests], *lists
 
 
-def distances_of(job: Job, squared: np.ndarray) -> np.ndarray:
+def distances_from_squared(job: Job, squared: np.ndarray) -> np.ndarray:
     """Turn squared Euclidean distances into distances of the metric."""
     with np.errstate(over="ignore"):
         return vectors.metric_from_squared(squared, job.config.neighbors.metric).astype(np.float32)
 
 
-def search_home(job: Job, part: str) -> None:
+def search_home_rows(job: Job, part: str) -> None:
     """Find the neighbours of a cell's home rows among themselves, by leaf search."""
     table, number = CellTable(job.run), number_of(part)
     cell = Cell(job, number, table)
@@ -122,8 +122,10 @@ def search_home(job: Job, part: str) -> None:
     listed = np.where(local >= 0, positions[local], -1)
     with job.run.part(NEIGHBORS, part) as out:
         if table.cells == 1:
-            lists = void_lists(job, cell.home_rows)
-            merge_home(lists, cell.home_rows, (order, positions, listed, distances_of(job, squared_home)))
+            lists = empty_lists(job, cell.home_rows)
+            merge_home_lists(
+                lists, cell.home_rows, (order, positions, listed, distances_from_squared(job, squared_home))
+            )
             write_lists(out, *lists)
             return
         indices, squared = np.empty(local.shape, job.geometry.index_dtype), np.empty(local.shape)
@@ -133,7 +135,7 @@ def search_home(job: Job, part: str) -> None:
         out.write("kth_squared", squared[:, -1])
 
 
-def sort_kth(job: Job, part: str) -> None:
+def sort_kth_distances(job: Job, part: str) -> None:
     """Sort what the guests of other cells bring with them by group of blocks: the squared distance of the last
     neighbour that each home row of a range of cells found at home.
     """
@@ -142,11 +144,11 @@ def sort_kth(job: Job, part: str) -> None:
     read = job.run.read_each(NEIGHBORS, [(part_name("home", cell), "kth_squared", 0, None) for cell in cells])
     groups = np.repeat(np.tile(np.arange(counts.shape[1], dtype=np.int32), len(cells)), counts.ravel())
     with job.run.part(NEIGHBORS, part) as out:
-        out.write("kth_squared", np.concatenate(list(read))[np.argsort(groups, kind="stable")], KTH_A_RANGE)
-        out.write("firsts", np.concatenate([[0], np.cumsum(counts.sum(axis=0))]), KTH_A_RANGE)
+        out.write("kth_squared", np.concatenate(list(read))[np.argsort(groups, kind="stable")], KTH_ROWS_PER_RANGE)
+        out.write("firsts", np.concatenate([[0], np.cumsum(counts.sum(axis=0))]), KTH_ROWS_PER_RANGE)
 
 
-def meet_guests(job: Job, part: str, wave: tuple[int, int]) -> None:
+def search_cell_with_guests(job: Job, part: str, wave: tuple[int, int]) -> None:
     """Find nearer neighbours of home rows among the guests, and of guests among the home rows, a batch of guests at a
     time.
     """
@@ -174,19 +176,19 @@ def meet_guests(job: Job, part: str, wave: tuple[int, int]) -> None:
         home = guest_homes[rows].astype(np.int32)
         local, batch_squared = search_guests(job, cell, rows, home, probes, (indices, batch_squared))
         positions = cell.positions[rows]
-        return rows, positions, np.where(local >= 0, positions[local], -1), distances_of(job, batch_squared)
+        return rows, positions, np.where(local >= 0, positions[local], -1), distances_from_squared(job, batch_squared)
 
-    write_cell(job, part, cell, table, map(batch, cell.batches()))
+    write_cell_lists(job, part, cell, table, map(batch, cell.batches()))
 
 
-def search_cell(job: Job, part: str, wave: tuple[int, int]) -> None:
+def search_cell_by_metric(job: Job, part: str, wave: tuple[int, int]) -> None:
     """Find the neighbours of a cell's rows, guests included, for metrics without leaf search."""
     table, number, settings = CellTable(job.run), number_of(part), job.config.neighbors
     cell = Cell(job, number, table, wave)
 
     def batches() -> Iterator[BatchLists]:
         for rows in cell.batches():
-            with defined_distances(job):
+            with metric_errors(job):
                 seed = job.config.seed + number
                 local, distances = neighbors.search(
                     cell.vectors(rows), settings.search_k, settings.metric, metric_arguments(job), seed
@@ -194,15 +196,15 @@ def search_cell(job: Job, part: str, wave: tuple[int, int]) -> None:
             positions = cell.positions[rows]
             yield rows, positions, np.where(local >= 0, positions[local], -1), distances
 
-    write_cell(job, part, cell, table, batches())
+    write_cell_lists(job, part, cell, table, batches())
 
 
-def write_cell(job: Job, part: str, cell: Cell, table: CellTable, batches: Iterable[BatchLists]) -> None:
+def write_cell_lists(job: Job, part: str, cell: Cell, table: CellTable, batches: Iterable[BatchLists]) -> None:
     """Write the lists of home rows and, sorted by home cell, the lists of guests for which neighbours were found."""
-    lists, pieces = void_lists(job, cell.home_rows), [(np.empty(0, np.int64), *void_lists(job, 0))]
+    lists, pieces = empty_lists(job, cell.home_rows), [(np.empty(0, np.int64), *empty_lists(job, 0))]
     for batch in batches:
-        merge_home(lists, cell.home_rows, batch)
-        pieces.append(guest_lists(job, cell.home_rows, batch))
+        merge_home_lists(lists, cell.home_rows, batch)
+        pieces.append(merge_guest_lists(job, cell.home_rows, batch))
     guests, indices, distances = (np.concatenate(arrays) for arrays in zip(*pieces, strict=True))
     order = np.argsort(guests)
     with job.run.part(NEIGHBORS, part) as out:
@@ -215,13 +217,13 @@ def write_cell(job: Job, part: str, cell: Cell, table: CellTable, batches: Itera
             out.write(name, values[order], rows_per_range(piece_rows, values))
 
 
-def index_guests(job: Job, part: str) -> None:
+def index_guest_lists(job: Job, part: str) -> None:
     """Index the lists that a range of cells found for guests, by home cell."""
     count = CellTable(job.run).cells
     write_index(job.run, NEIGHBORS, part, part_names("cell", count), count)
 
 
-def merge_cell(job: Job, part: str) -> None:
+def merge_cell_lists(job: Job, part: str) -> None:
     """Merge the lists that all cells found for one cell's home rows."""
     store, table, cell = job.run, CellTable(job.run), number_of(part)
     parts = part_names("cell", table.cells)
@@ -235,7 +237,7 @@ def merge_cell(job: Job, part: str) -> None:
         write_lists(out, indices, distances)
 
 
-def require_room(context: Context) -> None:
+def check_cell_memory(context: Context) -> None:
     """Refuse cells that are larger than planned and fit no worker."""
     geometry = context.geometry.with_cells(context.run.summary(CELLS, TABLE))
     need = math.ceil(project(geometry, context.config, context.worker_memory).task_bytes)
@@ -243,7 +245,7 @@ def require_room(context: Context) -> None:
     context.require(NEIGHBORS, need, what, "a smaller cells.max_rows or task_memory in another output")
 
 
-def waves_of(geometry: Geometry, cells: int, max_cells_per_row: int) -> list[tuple[int, int]]:
+def guest_waves(geometry: Geometry, cells: int, max_cells_per_row: int) -> list[tuple[int, int]]:
     """Cut the cells into waves. The guests of a wave's cells are sorted and searched together.
 
     There is one wave, unless guests are more than home rows and more than `WAVE_BYTES`. So about as many guests as home
@@ -254,9 +256,9 @@ def waves_of(geometry: Geometry, cells: int, max_cells_per_row: int) -> list[tup
     return split_evenly(cells, max(1, math.ceil(guest_bytes / max(WAVE_BYTES, geometry.rows * row_bytes))))
 
 
-def kth_names(geometry: Geometry, config: Config, cells: int) -> list[str]:
+def kth_part_names(geometry: Geometry, config: Config, cells: int) -> list[str]:
     """Name the parts that hold what guests bring with them by group, each of a range of cells that a task can sort."""
-    fewest = math.ceil(geometry.rows * KTH_BYTES / (config.task_memory // 2))
+    fewest = math.ceil(geometry.rows * KTH_ROW_BYTES / (config.task_memory // 2))
     return [range_name("kth", *ends) for ends in split_evenly(cells, max(fewest, math.isqrt(cells)))]
 
 
@@ -267,9 +269,9 @@ def search_waves(context: Context, task: Task, count: int) -> None:
     stage's other parts.
     """
     store, geometry = context.run, context.geometry.with_cells(context.run.summary(CELLS, TABLE))
-    waves = waves_of(geometry, count, context.config.cells.max_cells_per_row)
-    kth = kth_names(geometry, context.config, count) if task is meet_guests else []
-    context.compute(NEIGHBORS, sort_kth, kth)
+    waves = guest_waves(geometry, count, context.config.cells.max_cells_per_row)
+    kth = kth_part_names(geometry, context.config, count) if task is search_cell_with_guests else []
+    context.compute(NEIGHBORS, sort_kth_distances, kth)
     for wave in waves:
         cells, guests = part_names("cell", count)[slice(*wave)], guest_names(wave, geometry.groups)
         if not set(cells) <= set(store.committed(NEIGHBORS)):
@@ -285,22 +287,22 @@ def run(context: Context) -> dict:
     """Search every cell, then merge the lists; return the facts."""
     count = CellTable(context.run).cells
     merged = part_names("lists", count)
-    require_room(context)
+    check_cell_memory(context)
     by_leaves = context.config.neighbors.metric in vectors.EUCLIDEAN_ORDER
     if by_leaves:
-        context.compute(NEIGHBORS, search_home, merged if count == 1 else part_names("home", count))
+        context.compute(NEIGHBORS, search_home_rows, merged if count == 1 else part_names("home", count))
     if count > 1 or not by_leaves:
-        search_waves(context, meet_guests if by_leaves else search_cell, count)
-        context.compute(NEIGHBORS, index_guests, range_names("guest_index", count))
-        context.compute(NEIGHBORS, merge_cell, merged)
-    return {"missing": total(context.run, NEIGHBORS, merged, "missing")}
+        search_waves(context, search_cell_with_guests if by_leaves else search_cell_by_metric, count)
+        context.compute(NEIGHBORS, index_guest_lists, range_names("guest_index", count))
+        context.compute(NEIGHBORS, merge_cell_lists, merged)
+    return {"missing": sum_fact(context.run, NEIGHBORS, merged, "missing")}
 
 
 def project(geometry: Geometry, config: Config, worker_memory: int) -> Projection:
     """Project what the stage will take."""
     rows, listed, index = geometry.rows, config.neighbors.search_k, geometry.index_dtype.itemsize
     at_once, cells_a_row = geometry.most_rows_at_once, geometry.cells_a_row(config.cells.max_cells_per_row)
-    list_bytes, waves = listed * (index + 4), waves_of(geometry, geometry.cells, config.cells.max_cells_per_row)
+    list_bytes, waves = listed * (index + 4), guest_waves(geometry, geometry.cells, config.cells.max_cells_per_row)
     found = (cells_a_row - 1) * rows * (list_bytes + 8)  # the most that lists of guests take
     guests = (cells_a_row - 1) * rows * (sorted_row_bytes(geometry) + 16) / len(waves)
     home = rows * (listed * (index + 8) + 16)
@@ -318,7 +320,7 @@ def project(geometry: Geometry, config: Config, worker_memory: int) -> Projectio
         tasks=3 * geometry.cells + len(waves) * geometry.groups,
         shuffled_bytes=int(found + 2 * rows * list_bytes + guests * len(waves)),
         disk_bytes=int(found + 2 * rows * list_bytes + home + guests),
-        task_bytes=max(search, sort_bytes(geometry, config), min(rows * KTH_BYTES, config.task_memory)),
+        task_bytes=max(search, sort_bytes(geometry, config), min(rows * KTH_ROW_BYTES, config.task_memory)),
         temporary_bytes={"cell": int(found + rows * list_bytes), "home": home, "guests": int(guests)},
     )
 

@@ -18,7 +18,7 @@ from dumap.kernels import start
 from dumap.planning.budget import page_bytes
 from dumap.stages import Context
 
-RANGES_A_THREAD = 4
+RANGES_PER_THREAD = 4
 """Shard ranges for each thread in a pass. Several ranges let threads finish together."""
 
 
@@ -26,11 +26,11 @@ def pass_ranges(context: Context, shards: int) -> list[tuple[int, int]]:
     """Cut the shards into ranges, one for each task. Results do not depend on the ranges."""
     row_bytes, room = 4 * context.config.layout.n_components, context.config.task_memory // 4
     min_count = -(-shards * context.geometry.shard_rows * row_bytes // room)
-    count = min(shards, max(min_count, RANGES_A_THREAD * context.threads))
+    count = min(shards, max(min_count, RANGES_PER_THREAD * context.threads))
     return split_evenly(shards, count)
 
 
-class Pass:
+class GraphPass:
     """One shard range in one pass over the graph, with pages of the state before the pass.
 
     Parameters

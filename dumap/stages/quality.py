@@ -18,8 +18,8 @@ from dumap.artifacts.part_names import (
     VECTORS,
     number_of,
     part_names,
+    parts_to_sum,
     range_of,
-    summed,
 )
 from dumap.config import Config
 from dumap.kernels import quality
@@ -27,14 +27,14 @@ from dumap.planning.audits import TILE_BYTES, audit_bytes
 from dumap.planning.geometry import Geometry
 from dumap.planning.plan import Projection
 from dumap.stages import Context, Stage
-from dumap.stages.distances import columns_of, fill, tiles
+from dumap.stages.distances import distances_by_tile, fill_distances, find_columns
 from dumap.store import Run
 
 TRUST_QUERIES = 300
 """Queries for which trustworthiness is computed. Each is compared with all rows again."""
 
 
-def evenly_spaced(count: int, limit: int) -> np.ndarray:
+def evenly_spaced_numbers(count: int, limit: int) -> np.ndarray:
     """Return at most `limit` numbers below `count`, evenly spaced. Queries are in the order of their rows."""
     limit = min(count, limit)
     return np.arange(limit) * count // max(limit, 1)
@@ -50,7 +50,7 @@ def read_trust_queries(store: Run) -> tuple[np.ndarray, np.ndarray]:
     map.
     """
     chosen = store.read(QUALITY, "queries", "chosen")
-    numbers = evenly_spaced(len(chosen), TRUST_QUERIES)
+    numbers = evenly_spaced_numbers(len(chosen), TRUST_QUERIES)
     return chosen[numbers], store.read(QUALITY, "queries", "map")[numbers]
 
 
@@ -58,7 +58,7 @@ def find_map_neighbors(job: Job, part: str) -> None:
     """Find the queries' nearest rows in the map."""
     store = job.run
     positions = store.read(AUDIT, last_audit_part(job, "queries"), "positions")
-    chosen = evenly_spaced(len(positions), max_queries(job.config))
+    chosen = evenly_spaced_numbers(len(positions), max_queries(job.config))
     positions = positions[chosen]
     graph = Graph(store)
     state = last_epoch_state(store, graph)
@@ -91,13 +91,15 @@ def measure_map_neighbors(job: Job, part: str) -> None:
     chosen, map_neighbors = read_trust_queries(job.run)
     distances = np.full(map_neighbors.shape, np.inf, np.float32)
     for block in range(*job.geometry.group(number_of(part))):
-        columns = columns_of(CellTable(job.run).positions(job.run, block), map_neighbors)
-        measure_columns(job, block, columns, chosen, distances)
+        columns = find_columns(CellTable(job.run).positions(job.run, block), map_neighbors)
+        measure_column_distances(job, block, columns, chosen, distances)
     with job.run.part(QUALITY, part) as out:
         out.write("distances", distances)
 
 
-def measure_columns(job: Job, block: int, columns: np.ndarray, chosen: np.ndarray, distances: np.ndarray) -> None:
+def measure_column_distances(
+    job: Job, block: int, columns: np.ndarray, chosen: np.ndarray, distances: np.ndarray
+) -> None:
     """Fill in the distances of queries to some of a block's rows, chunk by chunk."""
     rows = np.unique(columns[columns >= 0])
     start, stop = job.geometry.block(block)
@@ -109,42 +111,42 @@ def measure_columns(job: Job, block: int, columns: np.ndarray, chosen: np.ndarra
         x = job.as_compared(chunk_values[needed + start - first])
         at = np.where(np.isin(columns, needed), np.searchsorted(needed, columns), -1)
         for group, queries in query_groups(job, repairs_made(job.run), chosen):
-            for tile, d in tiles(job, queries, x):
-                fill(distances[group], at[group], tile, d)
+            for tile, d in distances_by_tile(job, queries, x):
+                fill_distances(distances[group], at[group], tile, d)
 
 
-def _least(job: Job, names: list[str]) -> np.ndarray:
+def _least_distances(job: Job, names: list[str]) -> np.ndarray:
     """Return the least of the distances that parts hold: all but those that measured them hold infinite ones."""
     return np.minimum.reduce(list(job.run.read_each(QUALITY, [(name, "distances", 0, None) for name in names])))
 
 
-def _sum(job: Job, names: list[str]) -> np.ndarray:
+def _sum_rank_counts(job: Job, names: list[str]) -> np.ndarray:
     """Add up the ranks that parts have counted."""
     return np.add.reduce(list(job.run.read_each(QUALITY, [(name, "counts", 0, None) for name in names])))
 
 
-def merge_distances(job: Job, part: str) -> None:
+def merge_map_distances(job: Job, part: str) -> None:
     """Merge the distances that a range of groups measured."""
     names = part_names("map_distances", job.geometry.groups)[slice(*range_of(part))]
     with job.run.part(QUALITY, part) as out:
-        out.write("distances", _least(job, names))
+        out.write("distances", _least_distances(job, names))
 
 
-def merge_counts(job: Job, part: str) -> None:
+def sum_rank_counts(job: Job, part: str) -> None:
     """Add up the ranks that a range of groups counted."""
     names = part_names("ranks", job.geometry.groups)[slice(*range_of(part))]
     with job.run.part(QUALITY, part) as out:
-        out.write("counts", _sum(job, names))
+        out.write("counts", _sum_rank_counts(job, names))
 
 
-def find_limits(job: Job, part: str) -> None:
+def sort_map_distances(job: Job, part: str) -> None:
     """Sort the distances of each query's map neighbours."""
-    distances = _least(job, summed("map_distances", "least_distances", job.geometry.groups))
+    distances = _least_distances(job, parts_to_sum("map_distances", "least_distances", job.geometry.groups))
     with job.run.part(QUALITY, part) as out:
         out.write("limits", np.sort(distances * np.float32(1 - 1e-6), axis=1))
 
 
-def rank_blocks(job: Job, part: str) -> None:
+def count_nearer_rows(job: Job, part: str) -> None:
     """Count the rows of a group of blocks that are nearer to a query than each of its map neighbours."""
     store = job.run
     chosen, _ = read_trust_queries(store)
@@ -155,19 +157,19 @@ def rank_blocks(job: Job, part: str) -> None:
         positions = CellTable(store).positions(store, block)
         x = job.as_compared(job.input.read(*job.geometry.block(block)))
         for group, queries in query_groups(job, repairs_made(store), chosen):
-            for tile, d in tiles(job, queries, x):
+            for tile, d in distances_by_tile(job, queries, x):
                 quality.count_nearer(d, positions[tile], queried[group], limits[group], counts[group])
     with store.part(QUALITY, part) as out:
         out.write("counts", counts)
 
 
-def report(job: Job, part: str) -> None:
+def report_quality(job: Job, part: str) -> None:
     """Compute the figures of the map."""
     store, table = job.run, CellTable(job.run)
     map_neighbors, chosen = (store.read(QUALITY, "queries", name) for name in ("map", "chosen"))
     exact = store.read(AUDIT, last_audit_part(job, "exact"), "ids")[chosen]
     kept = quality.overlap(map_neighbors, exact[:, : map_neighbors.shape[1]])
-    counts = _sum(job, summed("ranks", "rank_sums", job.geometry.groups))
+    counts = _sum_rank_counts(job, parts_to_sum("ranks", "rank_sums", job.geometry.groups))
     with store.part(QUALITY, part) as out:
         out.write("rows", store.read(AUDIT, last_audit_part(job, "queries"), "rows")[chosen])
         out.write("preserved", kept.astype(np.float32))
@@ -186,11 +188,11 @@ def run(context: Context) -> dict:
         return {"queries": 0}
     context.compute(QUALITY, find_map_neighbors, ["queries"])
     context.compute(QUALITY, measure_map_neighbors, part_names("map_distances", groups))
-    context.add_up(QUALITY, merge_distances, "map_distances", "least_distances", groups)
-    context.compute(QUALITY, find_limits, ["limits"])
-    context.compute(QUALITY, rank_blocks, part_names("ranks", groups))
-    context.add_up(QUALITY, merge_counts, "ranks", "rank_sums", groups)
-    context.compute(QUALITY, report, ["report"])
+    context.add_up(QUALITY, merge_map_distances, "map_distances", "least_distances", groups)
+    context.compute(QUALITY, sort_map_distances, ["limits"])
+    context.compute(QUALITY, count_nearer_rows, part_names("ranks", groups))
+    context.add_up(QUALITY, sum_rank_counts, "ranks", "rank_sums", groups)
+    context.compute(QUALITY, report_quality, ["report"])
     return context.run.summary(QUALITY, "report")
 
 

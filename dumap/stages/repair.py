@@ -25,28 +25,28 @@ from dumap.artifacts.part_names import (
     range_name,
     range_names,
     split_evenly,
-    total,
+    sum_fact,
 )
 from dumap.artifacts.rows import cast, join, no_rows, read_rows, write_rows
 from dumap.kernels import neighbors, repair, vectors
 from dumap.planning.audits import most_repair_rows, repair_waves
 from dumap.stages import Context
-from dumap.stages.distances import defined_distances, metric_arguments
+from dumap.stages.distances import metric_arguments, metric_errors
 from dumap.store import Run
 
-INDEXED = {"requests": "halo", "sent_index": "sent", "offer_index": "offers"}
+INDEXED_KINDS = {"requests": "halo", "sent_index": "sent", "offer_index": "offers"}
 """The kinds of index parts, and what they index."""
-HALO_ROWS_A_RANGE = 64
+HALO_ROWS_PER_RANGE = 64
 """Rows of a halo that are read at once: a cell reads those that are asked of it."""
 
 
-def read_sparse_home(job: Job, cell: int, table: CellTable) -> csr_matrix:
+def read_sparse_home_rows(job: Job, cell: int, table: CellTable) -> csr_matrix:
     """Read a cell's home rows that are sparse, by position, as they are kept."""
     spans = spans_in(part_names("sorted", job.geometry.groups), table.home_spans(cell))
     return join([read_rows(job, CELLS, part, "vectors", a, b) for part, a, b in spans] or [no_rows(job)])
 
 
-def read_home(job: Job, cell: int, table: CellTable, out: np.ndarray) -> None:
+def read_home_rows(job: Job, cell: int, table: CellTable, out: np.ndarray) -> None:
     """Read a cell's home rows, by position, into `out`, cast to the dtype of `out`."""
     step, done = max(1, job.geometry.block_rows // 4), 0
     spans = spans_in(part_names("sorted", job.geometry.groups), table.home_spans(cell))
@@ -56,7 +56,7 @@ def read_home(job: Job, cell: int, table: CellTable, out: np.ndarray) -> None:
         done += len(rows)
 
 
-def _span(table: CellTable, cell: int) -> tuple[int, int]:
+def _home_range(table: CellTable, cell: int) -> tuple[int, int]:
     """Return the positions [first, last) of a cell's home rows."""
     return int(table.offsets[cell]), int(table.offsets[cell + 1])
 
@@ -64,17 +64,17 @@ def _span(table: CellTable, cell: int) -> tuple[int, int]:
 def choose_halo(job: Job, part: str, number: int) -> None:
     """Choose a cell's halo: the rows of other cells that its home rows list."""
     before, cell = NeighborLists(job.run, number - 1), number_of(part)
-    first, last = _span(before.table, cell)
+    first, last = _home_range(before.table, cell)
     geometry = job.geometry.with_cells(job.run.summary(CELLS, TABLE))
     most = max(0, most_repair_rows(job.config, geometry) - (last - first))
     halo, left_out = repair.choose_halo(before.of(cell, "indices"), first, most)
     with job.run.part(AUDIT, part) as out:
-        out.write("positions", halo, HALO_ROWS_A_RANGE)
+        out.write("positions", halo, HALO_ROWS_PER_RANGE)
         write_sorted_receivers(out, np.searchsorted(before.table.offsets, halo, side="right") - 1)
         out.attributes |= {"left_out": left_out, "rows": len(halo)}
 
 
-def index(job: Job, part: str, kind: str) -> None:
+def index_exchange(job: Job, part: str, kind: str) -> None:
     """Index by cell what a range of cells ask of others, send to others, or offer to others."""
     count = CellTable(job.run).cells
     write_index(job.run, AUDIT, part, part_names(kind, count), count)
@@ -85,11 +85,11 @@ def sent_kinds(number: int, wave: tuple[int, int]) -> tuple[str, str]:
     return range_name(f"sent-{number}", *wave), range_name(f"sent_index-{number}", *wave)
 
 
-def send(job: Job, part: str, number: int, wave: tuple[int, int]) -> None:
+def write_sent_rows(job: Job, part: str, number: int, wave: tuple[int, int]) -> None:
     """Write the rows that the cells of a wave ask of a cell, one after the other: vectors, lists, and kth distances."""
     store, before, cell = job.run, NeighborLists(job.run, number - 1), number_of(part)
     table = before.table
-    first, last = _span(table, cell)
+    first, last = _home_range(table, cell)
     asked = received(store, AUDIT, f"requests-{number}", table.cells, cell)
     asked = asked[(asked[:, 0] >= wave[0]) & (asked[:, 0] < wave[1])]
     spans = [(part_name(f"halo-{number}", asker), "positions", low, high) for asker, low, high in asked.tolist()]
@@ -98,11 +98,11 @@ def send(job: Job, part: str, number: int, wave: tuple[int, int]) -> None:
     indices, distances = (before.of(cell, array) for array in ("indices", "distances"))
     x: Any
     if job.geometry.sparse:
-        x = read_sparse_home(job, cell, table) if len(rows) else no_rows(job)
+        x = read_sparse_home_rows(job, cell, table) if len(rows) else no_rows(job)
     else:
         x = np.empty((last - first, job.geometry.dims), job.input.dtype if keeps_input_dtype(job) else np.float32)
         if len(rows):
-            read_home(job, cell, table, x)
+            read_home_rows(job, cell, table, x)
     with store.part(AUDIT, part) as out:
         lists, piece_rows = repair.bundle(indices, distances[:, -1:]), len(rows) // max(1, len(asked))
         write_rows(out, "vectors", x, rows, piece_rows)
@@ -110,14 +110,14 @@ def send(job: Job, part: str, number: int, wave: tuple[int, int]) -> None:
         write_answers(out, asked)
 
 
-def read_joined(job: Job, cell: int, table: CellTable, spans: list[tuple[str, int, int]], rows: int) -> Any:
+def read_compared_rows(job: Job, cell: int, table: CellTable, spans: list[tuple[str, int, int]], rows: int) -> Any:
     """Read a cell's home rows and its halo, as rows that are compared, (rows, dims)."""
     if job.geometry.sparse:
         halo = [cast(read_rows(job, AUDIT, name, "vectors", a, b)) for name, a, b in spans]
-        return join([cast(read_sparse_home(job, cell, table)), *halo])
+        return join([cast(read_sparse_home_rows(job, cell, table)), *halo])
     x = np.empty((rows, job.geometry.dims), np.float32)
-    first, last = _span(table, cell)
-    read_home(job, cell, table, x[: last - first])
+    first, last = _home_range(table, cell)
+    read_home_rows(job, cell, table, x[: last - first])
     done = last - first
     for sent in job.run.read_each(AUDIT, [(name, "vectors", a, b) for name, a, b in spans]):
         x[done : done + len(sent)] = vectors.as_float32(sent)
@@ -129,7 +129,7 @@ def offer_pairs(job: Job, part: str, number: int, inside: bool, wave: tuple[int,
     """Compare pairs among a cell's home rows and halo; write the pairs that may enter a list, as offers."""
     store, before, cell, k = job.run, NeighborLists(job.run, number - 1), number_of(part), job.config.neighbors.search_k
     table = before.table
-    first, last = _span(table, cell)
+    first, last = _home_range(table, cell)
     halo = store.read(AUDIT, part_name(f"halo-{number}", cell), "positions")
     home_rows, rows = last - first, last - first + len(halo)
     kth_distances = np.empty(rows, np.float32)
@@ -147,11 +147,11 @@ def offer_pairs(job: Job, part: str, number: int, inside: bool, wave: tuple[int,
         at = slice(done, done := done + len(lists_sent))
         indices, kth = repair.unbundle(lists_sent, k)
         lists[at], kth_distances[at] = repair.localize(indices, first, home_rows, halo), kth[:, 0]
-    x = read_joined(job, cell, table, spans, rows)
+    x = read_compared_rows(job, cell, table, spans, rows)
     sizes = of_cell[:, 2] - of_cell[:, 1]
     homes = np.repeat(np.append(cell, of_cell[:, 0]), np.append(home_rows, sizes)).astype(np.int32)
     metric, kwds = job.config.neighbors.metric, metric_arguments(job)
-    with defined_distances(job):
+    with metric_errors(job):
         candidates, distances, pairs = repair.local_join(
             x, home_rows, lists, fresh, homes, inside, kth_distances, metric, kwds
         )
@@ -169,10 +169,10 @@ def offer_pairs(job: Job, part: str, number: int, inside: bool, wave: tuple[int,
         out.attributes["pairs"] = pairs
 
 
-def merge(job: Job, part: str, number: int) -> None:
+def merge_offers(job: Job, part: str, number: int) -> None:
     """Merge the offers of all cells into the lists of one cell's home rows."""
     store, lists, cell, k = job.run, NeighborLists(job.run, number - 1), number_of(part), job.config.neighbors.search_k
-    first, _ = _span(lists.table, cell)
+    first, _ = _home_range(lists.table, cell)
     before = lists.of(cell, "indices")
     indices, distances = before.copy(), lists.of(cell, "distances").copy()
     offered_rows = received(store, AUDIT, f"offer_index-{number}", lists.table.cells, cell).tolist()
@@ -202,22 +202,22 @@ def repair_lists(context: Context, number: int, inside: bool) -> dict:
     requests, offered = (range_names(f"{kind}-{number}", count) for kind in ("requests", "offer_index"))
     if not {*merged, f"repair-{number}"} <= set(store.committed(AUDIT)):
         context.compute(AUDIT, choose_halo, halo, number=number)
-        context.compute(AUDIT, index, requests, kind=f"halo-{number}")
-        for wave in waves_of(context, total(store, AUDIT, halo, "rows")):
-            compare(context, number, inside, wave, offers[slice(*wave)])
-        context.compute(AUDIT, index, offered, kind=f"offers-{number}")
-        context.compute(AUDIT, merge, merged, number=number)
-        context.compute(AUDIT, sum_up, [f"repair-{number}"], number=number)
-    discard_made(store, {*halo, *requests, *offers, *offered})
+        context.compute(AUDIT, index_exchange, requests, kind=f"halo-{number}")
+        for wave in halo_waves(context, sum_fact(store, AUDIT, halo, "rows")):
+            compare_wave(context, number, inside, wave, offers[slice(*wave)])
+        context.compute(AUDIT, index_exchange, offered, kind=f"offers-{number}")
+        context.compute(AUDIT, merge_offers, merged, number=number)
+        context.compute(AUDIT, sum_repair_facts, [f"repair-{number}"], number=number)
+    discard_committed(store, {*halo, *requests, *offers, *offered})
     return store.summary(AUDIT, f"repair-{number}")
 
 
-def discard_made(store: Run, names: set[str]) -> None:
+def discard_committed(store: Run, names: set[str]) -> None:
     """Discard those of some parts that are committed."""
     store.discard_all(AUDIT, sorted(names & set(store.committed(AUDIT))))
 
 
-def waves_of(context: Context, sent_rows: int) -> list[tuple[int, int]]:
+def halo_waves(context: Context, sent_rows: int) -> list[tuple[int, int]]:
     """Cut the cells into waves, so that what is sent to those of one is at most about as much as all home rows."""
     geometry, config = context.geometry, context.config
     rows = CellTable(context.run).rows
@@ -225,22 +225,22 @@ def waves_of(context: Context, sent_rows: int) -> list[tuple[int, int]]:
     return split_evenly(CellTable(context.run).cells, waves)
 
 
-def compare(context: Context, number: int, inside: bool, wave: tuple[int, int], offers: list[str]) -> None:
+def compare_wave(context: Context, number: int, inside: bool, wave: tuple[int, int], offers: list[str]) -> None:
     """Compare pairs in a wave of cells, with the rows that other cells send, which are removed then."""
     store, count, (sent_kind, index_kind) = context.run, CellTable(context.run).cells, sent_kinds(number, wave)
     sent, indexed = part_names(sent_kind, count), range_names(index_kind, count)
     if not set(offers) <= set(store.committed(AUDIT)):
-        context.compute(AUDIT, send, sent, number=number, wave=wave)
-        context.compute(AUDIT, index, indexed, kind=sent_kind)
+        context.compute(AUDIT, write_sent_rows, sent, number=number, wave=wave)
+        context.compute(AUDIT, index_exchange, indexed, kind=sent_kind)
         context.compute(AUDIT, offer_pairs, offers, number=number, inside=inside, wave=wave)
-    discard_made(store, {*sent, *indexed})
+    discard_committed(store, {*sent, *indexed})
 
 
-def sum_up(job: Job, part: str, number: int) -> None:
+def sum_repair_facts(job: Job, part: str, number: int) -> None:
     """Add up the facts of a repair, before the parts that hold them are removed."""
     cells = CellTable(job.run).cells
     facts = {"left_out": "halo", "pairs": "offers", "gained": "lists"}
     with job.run.part(AUDIT, part) as out:
         out.attributes |= {
-            fact: total(job.run, AUDIT, part_names(f"{name}-{number}", cells), fact) for fact, name in facts.items()
+            fact: sum_fact(job.run, AUDIT, part_names(f"{name}-{number}", cells), fact) for fact, name in facts.items()
         }

@@ -22,7 +22,14 @@ from dumap.kernels.edges import Edges
 from dumap.kernels.pool import pool_rows, sort_pool
 from dumap.planning.budget import cached_bytes
 from dumap.stages import Context
-from dumap.stages.layout_common import SENT_PER_RANGE, end, ends_interval, layout_parameters, pack_shards, write_piece
+from dumap.stages.layout_common import (
+    SENT_ROWS_PER_RANGE,
+    commit_end,
+    ends_interval,
+    layout_parameters,
+    pack_shards,
+    write_state,
+)
 from dumap.stages.loss import early_stop_epochs, measure_loss, should_stop
 from dumap.store import Checkpoints
 
@@ -67,19 +74,19 @@ def pack_range(job: Job, part: str, bounds: list[int]) -> None:
     with job.run.part(LAYOUT, part) as out:
         for name, values in edges._replace(tails=local)._asdict().items():
             out.write(name, values)
-        out.write("outside", outside, SENT_PER_RANGE)
+        out.write("outside", outside, SENT_ROWS_PER_RANGE)
         write_sorted_receivers(out, np.searchsorted(graph.shards.offsets[bounds], outside, side="right") - 1)
 
 
 def index_requests(job: Job, part: str, bounds: list[int]) -> None:
     """Index the rows that a few ranges ask of others."""
-    write_index(job.run, LAYOUT, part, part_names_of(PACKED_EDGES, bounds), len(bounds) - 1)
+    write_index(job.run, LAYOUT, part, range_part_names(PACKED_EDGES, bounds), len(bounds) - 1)
 
 
-def answer(job: Job, part: str, bounds: list[int]) -> None:
+def answer_requests(job: Job, part: str, bounds: list[int]) -> None:
     """List the rows of a range that others ask of it, one range after the other."""
-    number, names = bounds.index(range_of(part)[0]), part_names_of(PACKED_EDGES, bounds)
-    asked = received(job.run, LAYOUT, kind_for_division("requested", bounds), len(names), number)
+    number, names = bounds.index(range_of(part)[0]), range_part_names(PACKED_EDGES, bounds)
+    asked = received(job.run, LAYOUT, kind_for_ranges("requested", bounds), len(names), number)
     first = Graph(job.run).shards.offsets[bounds[number]]
     read = job.run.read_each(LAYOUT, [(names[asker], "outside", low, high) for asker, low, high in asked.tolist()])
     rows = np.concatenate([np.empty(0, np.int64), *read]).astype(np.int64) - first
@@ -90,17 +97,17 @@ def answer(job: Job, part: str, bounds: list[int]) -> None:
 
 def index_answers(job: Job, part: str, bounds: list[int]) -> None:
     """Index the rows that a few ranges send to others."""
-    write_index(job.run, LAYOUT, part, part_names_of(ANSWERS, bounds), len(bounds) - 1)
+    write_index(job.run, LAYOUT, part, range_part_names(ANSWERS, bounds), len(bounds) - 1)
 
 
-def kind_for_division(kind: str, bounds: list[int]) -> str:
+def kind_for_ranges(kind: str, bounds: list[int]) -> str:
     """Return the kind of parts that hold for these ranges alone: what a range sends depends on how others are cut."""
     return f"{kind}-{zlib.crc32(np.array(bounds, '<i8').tobytes()):08x}"
 
 
-def part_names_of(kind: str, bounds: list[int]) -> list[str]:
+def range_part_names(kind: str, bounds: list[int]) -> list[str]:
     """Name the parts of a kind, one a range."""
-    return [range_name(kind_for_division(kind, bounds), first, last) for first, last in pairwise(bounds)]
+    return [range_name(kind_for_ranges(kind, bounds), first, last) for first, last in pairwise(bounds)]
 
 
 class PreparedShards:
@@ -118,31 +125,31 @@ class PreparedShards:
     """
 
     def __init__(self, job: Job, bounds: list[int], number: int) -> None:
-        packed, answers = (part_names_of(kind, bounds)[number] for kind in (PACKED_EDGES, ANSWERS))
+        packed, answers = (range_part_names(kind, bounds)[number] for kind in (PACKED_EDGES, ANSWERS))
         self.edges = Edges(*(job.run.read(LAYOUT, packed, array) for array in Edges._fields))
         self.outside = job.run.read(LAYOUT, packed, "outside").astype(np.int64)
         self.sent = job.run.read(LAYOUT, answers, "rows")
-        self.spans = received(job.run, LAYOUT, kind_for_division("answered", bounds), len(bounds) - 1, number).tolist()
+        self.spans = received(job.run, LAYOUT, kind_for_ranges("answered", bounds), len(bounds) - 1, number).tolist()
 
 
-def cached_range(job: Job, bounds: list[int], number: int) -> AbstractContextManager[PreparedShards]:
+def cached_shards(job: Job, bounds: list[int], number: int) -> AbstractContextManager[PreparedShards]:
     """Return what a task needs of a range: kept from the last round, or read."""
-    names = [part_names_of(kind, bounds)[number] for kind in (PACKED_EDGES, ANSWERS)]
+    names = [range_part_names(kind, bounds)[number] for kind in (PACKED_EDGES, ANSWERS)]
     manifests = [job.run.manifest(LAYOUT, name) for name in names]
     key = (job.run.location, names[0], *(facts["attempt"] for facts in manifests))  # another if it was packed again
     size = sum(size for facts in manifests for size, _ in facts["objects"].values())
-    return _ranges.use(
+    return _cached_shards.use(
         key, cached_bytes(job.config, job.geometry.rows), size, lambda: PreparedShards(job, bounds, number)
     )
 
 
-_ranges: TaskCache[PreparedShards] = TaskCache()
+_cached_shards: TaskCache[PreparedShards] = TaskCache()
 """Ranges that this process keeps between rounds; `free_caches` frees them."""
 
 
 def free_caches() -> None:
     """Free the ranges that this process keeps."""
-    _ranges.clear()
+    _cached_shards.clear()
 
 
 def pool_positions(job: Job, graph: Graph, epoch: int) -> tuple[np.ndarray, np.ndarray]:
@@ -152,7 +159,7 @@ def pool_positions(job: Job, graph: Graph, epoch: int) -> tuple[np.ndarray, np.n
     return unique, inverse
 
 
-def rounds_pools(job: Job, graph: Graph, epoch: int) -> list[tuple[np.ndarray, np.ndarray]]:
+def pools_of_round(job: Job, graph: Graph, epoch: int) -> list[tuple[np.ndarray, np.ndarray]]:
     """Return `pool_positions` of all epochs of the round that begins at an epoch."""
     until = min(epoch + job.config.layout.exchange_every, job.geometry.n_epochs)
     return [pool_positions(job, graph, t) for t in range(epoch, until)]
@@ -167,9 +174,9 @@ class RoundInputs:
 
     def __init__(self, job: Job, graph: Graph, epoch: int, bounds: list[int]) -> None:
         self.job, self.graph, self.state, self.bounds = job, graph, EpochState(job.run, graph, epoch), bounds
-        self.pools = rounds_pools(job, graph, epoch)
+        self.pools = pools_of_round(job, graph, epoch)
         pieces = [layout_checkpoints(job.run).piece_name(epoch, *ends) for ends in pairwise(bounds)]
-        self.pieces = pieces if epoch and sent_by(job, self.state, pieces) else []
+        self.pieces = pieces if epoch and has_sent_rows(job, self.state, pieces) else []
 
     def outside(self, prepared: PreparedShards) -> np.ndarray:
         """Return the coordinates of the rows outside that a range's edges lead to, (n, n_components)."""
@@ -195,7 +202,7 @@ class RoundInputs:
         return [sort_pool(y[inverse]) for y, (_, inverse) in zip(coordinates, self.pools, strict=True)]
 
 
-def sent_by(job: Job, state: EpochState, pieces: list[str]) -> bool:
+def has_sent_rows(job: Job, state: EpochState, pieces: list[str]) -> bool:
     """Return whether a checkpoint has these pieces, and they hold what ranges send."""
     return state.checkpoints.pieces(state.epoch) == pieces and all(
         "sent" in job.run.manifest(LAYOUT, piece)["arrays"] for piece in pieces
@@ -209,7 +216,7 @@ def is_durable(job: Job, epoch: int) -> bool:
     return ends_interval(job, epoch, job.config.layout.exchange_every) or epoch in early_stop_epochs(job)
 
 
-def step(job: Job, part: str, epoch: int, bounds: list[int]) -> None:
+def run_round(job: Job, part: str, epoch: int, bounds: list[int]) -> None:
     """Run a shard range from epoch `epoch` to that of the part's name; rows outside stay where they were.
 
     It also writes what the next round's tasks ask of it: rows that their edges lead to, and rows of its pools.
@@ -218,7 +225,7 @@ def step(job: Job, part: str, epoch: int, bounds: list[int]) -> None:
     until, *shard_range = Checkpoints.parse_piece_name(part)
     before, parameters = RoundInputs(job, graph, epoch, bounds), layout_parameters(job)
     low, high = graph.shards.offsets[shard_range].tolist()
-    with cached_range(job, bounds, bounds.index(shard_range[0])) as prepared:
+    with cached_shards(job, bounds, bounds.index(shard_range[0])) as prepared:
         y, (m, v), rows = before.state.span(*shard_range), before.state.moments(*shard_range), high - low
         y = np.concatenate([y, before.outside(prepared)]) if len(prepared.outside) else y
         exchanged, after = y[:rows].copy() if job.config.layout.exchange_every > 1 else None, np.empty_like(m)
@@ -226,12 +233,12 @@ def step(job: Job, part: str, epoch: int, bounds: list[int]) -> None:
             layout.step_epoch(parameters, t, 0, rows, low, 0, prepared.edges, y, m, v, pool, after, exchanged)
             y[:rows] = after
         sent = after[prepared.sent] if until < job.geometry.n_epochs else after[:0]
-    asked = [unique[(unique >= low) & (unique < high)] - low for unique, _ in rounds_pools(job, graph, until)]
+    asked = [unique[(unique >= low) & (unique < high)] - low for unique, _ in pools_of_round(job, graph, until)]
     pool = after[np.concatenate([np.empty(0, np.int64), *asked])]
-    write_piece(job, part, after, m, v, is_durable(job, until), {"sent": sent, "pool": pool})
+    write_state(job, part, after, m, v, is_durable(job, until), {"sent": sent, "pool": pool})
 
 
-def in_rounds(context: Context, graph: Graph, tasks: int) -> None:
+def run_in_rounds(context: Context, graph: Graph, tasks: int) -> None:
     """Run the epochs in rounds of `exchange_every` epochs, each of at least `tasks` tasks."""
     epochs, every = context.geometry.n_epochs, context.config.layout.exchange_every
     ranges, check_epochs = shard_ranges(context, len(graph.shards), tasks), early_stop_epochs(context.job)
@@ -242,32 +249,32 @@ def in_rounds(context: Context, graph: Graph, tasks: int) -> None:
             context.compute(LAYOUT, measure_loss, [loss_name(epoch)], progress=(epoch, epochs))
 
     bounds = [first for first, _ in ranges] + [len(graph.shards)]
-    prepare(context, bounds, (0, epochs))
+    prepare_ranges(context, bounds, (0, epochs))
     for epoch in range(checkpoints.latest(epochs), epochs, every):
         measure(epoch)
         if should_stop(context.job, epoch):
             break
         until = min(epoch + every, epochs)
         pieces = [checkpoints.piece_name(until, *shard_range) for shard_range in ranges]
-        context.compute(LAYOUT, step, pieces, epoch=epoch, bounds=bounds, progress=(epoch, epochs))
+        context.compute(LAYOUT, run_round, pieces, epoch=epoch, bounds=bounds, progress=(epoch, epochs))
         durable = is_durable(context.job, until) and all(
             context.run.summary(LAYOUT, name)["durable"] for name in pieces
         )
         checkpoints.commit(until, pieces, graph.shards.offsets, durable)
     measure(checkpoints.latest())
-    end(context.job, checkpoints.latest())
+    commit_end(context.job, checkpoints.latest())
     made = context.run.committed(LAYOUT)
     context.run.discard_all(LAYOUT, [part for part in made if kind_of(part) in PREPARED])
 
 
-def prepare(context: Context, bounds: list[int], progress: tuple[float, float]) -> None:
+def prepare_ranges(context: Context, bounds: list[int], progress: tuple[float, float]) -> None:
     """Pack the edges of all ranges, and list what each sends to others in every round."""
     tasks = len(bounds) - 1
-    packed, answers = (part_names_of(kind, bounds) for kind in (PACKED_EDGES, ANSWERS))
-    requested, answered = (range_names(kind_for_division(kind, bounds), tasks) for kind in ("requested", "answered"))
+    packed, answers = (range_part_names(kind, bounds) for kind in (PACKED_EDGES, ANSWERS))
+    requested, answered = (range_names(kind_for_ranges(kind, bounds), tasks) for kind in ("requested", "answered"))
     others = set(context.run.committed(LAYOUT)) - {*packed, *answers, *requested, *answered}
     context.run.discard_all(LAYOUT, sorted(part for part in others if kind_of(part) in PREPARED))  # of other ranges
     context.compute(LAYOUT, pack_range, packed, bounds=bounds, progress=progress)
     context.compute(LAYOUT, index_requests, requested, bounds=bounds, progress=progress)
-    context.compute(LAYOUT, answer, answers, bounds=bounds, progress=progress)
+    context.compute(LAYOUT, answer_requests, answers, bounds=bounds, progress=progress)
     context.compute(LAYOUT, index_answers, answered, bounds=bounds, progress=progress)

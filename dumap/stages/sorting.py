@@ -30,33 +30,33 @@ JOINED_LEAVES = 8
 `cells.max_cells_per_row` bounds the cells."""
 
 
-def counted(numbers: np.ndarray) -> np.ndarray:
+def value_counts(numbers: np.ndarray) -> np.ndarray:
     """Return the distinct numbers and the count of each number, (m, 2)."""
     counts = np.bincount(numbers)
     present = np.flatnonzero(counts)
     return np.stack([present, counts[present]], axis=1)
 
 
-def firsts(of_cells: np.ndarray, count: int) -> np.ndarray:
+def cell_offsets(of_cells: np.ndarray, count: int) -> np.ndarray:
     """Return the index of each cell's first row in rows sorted by cell, (cells + 1,) int32. -1 is no cell."""
     counts = np.bincount(of_cells[of_cells >= 0], minlength=count)
     return np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
 
 
-def entries_of(job: Job, group: int) -> np.ndarray:
+def read_entry_counts(job: Job, group: int) -> np.ndarray:
     """Return how many entries a group's rows have, (n,) int; of sparse rows."""
     names = [(part_name("near", block), "entries", 0, None) for block in range(*job.geometry.group(group))]
     return np.concatenate(list(job.run.read_each(CELLS, names)))
 
 
-def entries_in(of_cells: np.ndarray, entries: np.ndarray, count: int) -> np.ndarray:
+def sum_entries_by_cell(of_cells: np.ndarray, entries: np.ndarray, count: int) -> np.ndarray:
     """Add up the entries of rows by cell, (cells,) int64; each row is in some cells, (n, m), -1 being none."""
     joined = of_cells >= 0
     found = np.bincount(of_cells[joined], np.broadcast_to(entries[:, None], of_cells.shape)[joined], minlength=count)
     return found.astype(np.int64)
 
 
-def route(job: Job, group: int) -> tuple[np.ndarray, np.ndarray]:
+def find_cells(job: Job, group: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the cells of a group's rows, (n, max_cells_per_row), the home cell first, and the leaves that rows probe
     there.
     """
@@ -70,16 +70,16 @@ def route(job: Job, group: int) -> tuple[np.ndarray, np.ndarray]:
     )
 
 
-def route_admitted(job: Job, group: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the result of `route`, with -1 for each cell that does not admit the row."""
-    row_cells, probes = route(job, group)
+def find_admitting_cells(job: Job, group: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the result of `find_cells`, with -1 for each cell that does not admit the row."""
+    row_cells, probes = find_cells(job, group)
     if job.run.summary(CELLS, LIMITS)["turned_away"]:
         priorities, _ = cells.guest_priorities(row_cells, job.geometry.group_span(group)[0], job.config.seed)
         row_cells = cells.admit(row_cells, priorities, job.run.read(CELLS, LIMITS, "limits"))
     return row_cells, probes
 
 
-def place_group(job: Job, part: str) -> None:
+def write_positions(job: Job, part: str) -> None:
     """Write the positions and the status of a group's rows."""
     group = number_of(part)
     home = job.run.read(CELLS, part_name("assign", group), "home")
@@ -89,7 +89,7 @@ def place_group(job: Job, part: str) -> None:
         out.write("status", np.concatenate(status))
 
 
-def values_of(job: Job, group: int) -> Any:
+def read_group_rows(job: Job, group: int) -> Any:
     """Read a group's rows, block by block, in the dtype in which they are sorted, (n, dims)."""
     first, last = job.geometry.group(group)
     if job.geometry.sparse:
@@ -110,21 +110,21 @@ def values_of(job: Job, group: int) -> Any:
     return out
 
 
-def sort_home(job: Job, part: str) -> None:
+def sort_home_rows(job: Job, part: str) -> None:
     """Write the vectors of a group's rows, and the leaves that rows probe in their home cell, sorted by home cell."""
     group, count = number_of(part), CellTable(job.run).cells
-    row_cells, probes = route(job, group)
+    row_cells, probes = find_cells(job, group)
     home = row_cells[:, 0].copy()
     source = np.argsort(home, kind="stable")[np.count_nonzero(home < 0) :]
     probes, piece_rows = probes[source, 0], len(home) // count
     del row_cells
-    x = values_of(job, group)
+    x = read_group_rows(job, group)
     with job.run.part(CELLS, part) as out:
         out.write("probes", probes, rows_per_range(piece_rows, probes))
         write_rows(out, "vectors", x, source, piece_rows)
 
 
-def kth_squared_of_guests(job: Job, group: int, home: np.ndarray, names: list[str]) -> np.ndarray:
+def read_kth_squared(job: Job, group: int, home: np.ndarray, names: list[str]) -> np.ndarray:
     """Read the squared distance of the last neighbour that each of a group's rows found in its home cell, (n,)."""
     ends = list(job.run.read_each(NEIGHBORS, [(name, "firsts", group, group + 2) for name in names]))
     spans = [(name, "kth_squared", *bounds.tolist()) for name, bounds in zip(names, ends, strict=True)]
@@ -138,15 +138,15 @@ def sort_guests(job: Job, part: str, kth: list[str]) -> None:
     once for each such cell. `kth` names the parts that hold the distances which guests bring with them.
     """
     group, (first, last) = number_of(part), range_of(part.rsplit("-", 1)[0])
-    row_cells, probes = route_admitted(job, group)
-    kth_squared = kth_squared_of_guests(job, group, row_cells[:, 0].copy(), kth) if kth else None
+    row_cells, probes = find_admitting_cells(job, group)
+    kth_squared = read_kth_squared(job, group, row_cells[:, 0].copy(), kth) if kth else None
     row_cells[:, 0] = -1
     row_cells[(row_cells < first) | (row_cells >= last)] = -1
     positions = job.run.read(CELLS, part_name(POSITIONS, group), "positions")
     source, rank = cells.order_by_cell(row_cells, positions)
     guest_probes, piece_rows = probes[source, rank], len(source) // (last - first)
     del row_cells, probes
-    x = values_of(job, group)
+    x = read_group_rows(job, group)
     with job.run.part(NEIGHBORS, part) as out:
         out.write("positions", positions[source], rows_per_range(piece_rows, positions))
         if kth_squared is not None:

@@ -21,21 +21,21 @@ from dumap.sources.spooled import PART_BYTES, SPOOL, SPOOLED, Spooled
 from dumap.stages import Context, Stage
 
 
-def write_rows(job: Job, part: str, rows: np.ndarray | None = None) -> None:
+def write_spool_part(job: Job, part: str, rows: np.ndarray | None = None) -> None:
     """Write a part: the given rows, or, in the process that has the object, rows read from the object."""
     if rows is None:
         assert isinstance(job.object_rows, ArrayRows)
-        rows = job.object_rows.read(*span_of(job, part))
+        rows = job.object_rows.read(*row_range_of(job, part))
     with job.run.part(SPOOL, part) as out:
         parts.write_rows(out, SPOOLED, rows)
 
 
-def span_of(job: Job, part: str) -> tuple[int, int]:
+def row_range_of(job: Job, part: str) -> tuple[int, int]:
     """Return the rows [start, stop) of a part."""
-    return _source(job).span(number_of(part))
+    return _spooled_source(job).span(number_of(part))
 
 
-def _source(job: Job) -> Spooled:
+def _spooled_source(job: Job) -> Spooled:
     source = job.input
     assert isinstance(source, Spooled)
     return source
@@ -49,7 +49,7 @@ def run(context: Context) -> dict:
     InputError
         The run does not hold all rows, and the object is not given.
     """
-    source, store = _source(context.job), context.run
+    source, store = _spooled_source(context.job), context.run
     names = part_names(SPOOLED, source.parts)
     if context.job.object_rows is None and not set(names) <= set(store.committed(SPOOL)):
         raise InputError(
@@ -59,7 +59,7 @@ def run(context: Context) -> dict:
     if context.job.object_rows is not None:
         chunk_bytes = context.job.object_rows.least_bytes
         context.require(SPOOL, chunk_bytes, f"a chunk of the {source.kind} is large", "smaller chunks: rechunk it")
-    context.compute(SPOOL, write_rows, names)
+    context.compute(SPOOL, write_spool_part, names)
     return {"rows": source.rows, "bytes": source.rows * context.geometry.source_row_bytes}
 
 

@@ -35,17 +35,17 @@ from dumap.planning.geometry import Geometry
 from dumap.planning.plan import Projection
 from dumap.stages import Context, Stage, no_backup
 from dumap.stages.layout_common import layout_parameters, require_finite
-from dumap.stages.passes import Pass, pass_ranges
+from dumap.stages.passes import GraphPass, pass_ranges
 from dumap.store import CHECKPOINT, Checkpoints, Rows
 
 AXES = "axes"
-SMOOTHINGS = 8
+SMOOTHING_PASSES = 8
 """Smoothing passes over the graph."""
-SPAN_ROWS = 65_536
+MIN_TASK_ROWS = 65_536
 """A task of a start by PCA or by a given array places at least this many rows, in whole blocks."""
 
 
-def solve(job: Job, part: str) -> None:
+def lay_out_coarse_graph(job: Job, part: str) -> None:
     """Embed the coarse graph, then lay it out."""
     pairs, sums, sizes = (job.run.read(COARSEN, EDGES, array) for array in ("pairs", "sums", "sizes"))
     graph = coarse.matrix_of(pairs, sums, len(sizes))
@@ -61,15 +61,15 @@ def solve(job: Job, part: str) -> None:
         out.attributes |= {"coarse_epochs": epochs, "components": components, "coarse_residual": defined(residual)}
 
 
-def smooth(job: Job, part: str, passes: int) -> None:
+def smooth_coordinates(job: Job, part: str, passes: int) -> None:
     """Run one smoothing pass on a shard range. The first pass begins at the coarse coordinates of the rows' labels."""
     graph, checkpoints = Graph(job.run), smoothing_checkpoints(job.run)
     number, begin, end = Checkpoints.parse_piece_name(part)
     if number > 1:
-        graph_pass = Pass(job, lambda shard: checkpoints.read(number - 1, "y", *graph.shards.span(shard)))
+        graph_pass = GraphPass(job, lambda shard: checkpoints.read(number - 1, "y", *graph.shards.span(shard)))
     else:
         coarse_y, labels = job.run.read(START, COARSE, "y"), labels_reader(job, graph, passes)
-        graph_pass = Pass(job, lambda shard: start.interpolate(labels(shard), coarse_y, job.config.layout_seed))
+        graph_pass = GraphPass(job, lambda shard: start.interpolate(labels(shard), coarse_y, job.config.layout_seed))
     coordinates, moments = [], []
     for shard in range(begin, end):
         indptr, tails, weights = graph.read(shard)
@@ -92,7 +92,7 @@ def bounding_box(y: np.ndarray) -> dict[str, list[float]]:
     return {"low": y.min(axis=0).tolist(), "high": y.max(axis=0).tolist()}
 
 
-def find_box(job: Job, part: str, pieces: list[str], facts: dict) -> None:
+def find_bounding_box(job: Job, part: str, pieces: list[str], facts: dict) -> None:
     """Find the bounding box of the coordinates of all parts; write the box with the figures of the start.
 
     A coarse layout has the size of the map already, so its box is moved and not stretched.
@@ -120,34 +120,34 @@ def write_coordinates(job: Job, shard: int, first: int, y: np.ndarray) -> None:
         out.write("y", start.into_box(y, np.array(box["low"]), np.array(box["high"]), job.config.layout_seed, first))
 
 
-def stretch(job: Job, part: str) -> None:
+def stretch_coordinates(job: Job, part: str) -> None:
     """Stretch a shard's coordinates after the last pass to the box."""
     graph, shard = Graph(job.run), number_of(part)
     span = graph.shards.span(shard)
-    write_coordinates(job, shard, span[0], smoothing_checkpoints(job.run).read(SMOOTHINGS, "y", *span))
+    write_coordinates(job, shard, span[0], smoothing_checkpoints(job.run).read(SMOOTHING_PASSES, "y", *span))
 
 
-def spectral_start(context: Context, graph: Graph) -> None:
+def run_spectral_start(context: Context, graph: Graph) -> None:
     """Place rows by the layout of the coarse graph."""
     run, ranges, checkpoints = context.run, pass_ranges(context, len(graph.shards)), smoothing_checkpoints(context.run)
-    passes, steps = label_checkpoints(run).latest(), 1 + SMOOTHINGS
+    passes, steps = label_checkpoints(run).latest(), 1 + SMOOTHING_PASSES
     checkpoints.forget_broken()
-    context.compute(START, solve, [COARSE], progress=(0, steps))
-    for number in range(checkpoints.latest() + 1, SMOOTHINGS + 1):
+    context.compute(START, lay_out_coarse_graph, [COARSE], progress=(0, steps))
+    for number in range(checkpoints.latest() + 1, SMOOTHING_PASSES + 1):
         pieces = [checkpoints.piece_name(number, *shard_range) for shard_range in ranges]
-        context.compute(START, smooth, pieces, passes=passes, progress=(number, steps))
+        context.compute(START, smooth_coordinates, pieces, passes=passes, progress=(number, steps))
         checkpoints.commit(number, pieces, graph.shards.offsets)
-    pieces, facts = checkpoints.pieces(SMOOTHINGS), run.summary(START, COARSE)
-    context.compute(START, find_box, [BOX], pieces=pieces, facts=facts)
-    context.compute(START, stretch, part_names("coordinates", len(graph.shards)))
+    pieces, facts = checkpoints.pieces(SMOOTHING_PASSES), run.summary(START, COARSE)
+    context.compute(START, find_bounding_box, [BOX], pieces=pieces, facts=facts)
+    context.compute(START, stretch_coordinates, part_names("coordinates", len(graph.shards)))
 
 
 # coordinates in the input's order ---------------------------------------------------------------------
 
 
-def spans_of(job: Job) -> list[tuple[int, int]]:
+def block_ranges(job: Job) -> list[tuple[int, int]]:
     """Cut the input's blocks into spans, one for each task."""
-    step = max(1, SPAN_ROWS // job.geometry.block_rows)
+    step = max(1, MIN_TASK_ROWS // job.geometry.block_rows)
     return [(low, min(low + step, job.geometry.blocks)) for low in range(0, job.geometry.blocks, step)]
 
 
@@ -161,7 +161,7 @@ def find_axes(job: Job, part: str) -> None:
         out.attributes["sample_rows"] = len(sample)
 
 
-def project_rows(job: Job, low: int, high: int) -> np.ndarray:
+def project_on_axes(job: Job, low: int, high: int) -> np.ndarray:
     """Return the coordinates of the input's rows [low, high) along the axes, (n, n_components) float64."""
     x = vectors.to_euclidean(job.rows(low, high), job.space)
     y = np.empty((len(x), job.config.layout.n_components))
@@ -169,7 +169,7 @@ def project_rows(job: Job, low: int, high: int) -> np.ndarray:
     return y
 
 
-def given_rows(job: Job, low: int, high: int) -> np.ndarray:
+def read_given_coordinates(job: Job, low: int, high: int) -> np.ndarray:
     """Return the coordinates of the input's rows [low, high) in the user's array, (n, n_components) float64."""
     array, shape = Rows(job.config.start.init), (job.geometry.rows, job.config.layout.n_components)
     real = array.dtype.kind in "fiub" and array.shape == shape
@@ -182,12 +182,12 @@ def given_rows(job: Job, low: int, high: int) -> np.ndarray:
     return y.astype(np.float64)
 
 
-def place_span(job: Job, part: str) -> None:
+def place_block_range(job: Job, part: str) -> None:
     """Place a span of the input's rows, and sort them by position."""
     graph, table = Graph(job.run), CellTable(job.run)
-    coordinates_of = project_rows if job.config.start.init == "pca" else given_rows
+    coordinates_of = project_on_axes if job.config.start.init == "pca" else read_given_coordinates
     positions, y = [], []
-    for block in range(*spans_of(job)[number_of(part)]):
+    for block in range(*block_ranges(job)[number_of(part)]):
         block_positions = table.positions(job.run, block)
         positions.append(block_positions[block_positions >= 0])
         y.append(coordinates_of(job, *job.geometry.block(block))[block_positions >= 0])
@@ -208,7 +208,7 @@ def collect_coordinates(job: Job, part: str) -> None:
     graph, (begin, end) = Graph(job.run), range_of(part)
     base = int(graph.shards.offsets[begin])
     y = np.empty((int(graph.shards.offsets[end]) - base, job.config.layout.n_components))
-    names = part_names("span", len(spans_of(job)))
+    names = part_names("span", len(block_ranges(job)))
     bounds = [[summary["offsets"][at] for at in (begin, end)] for summary in job.run.summaries(START, names)]
     spans = [(name, low, high) for name, (low, high) in zip(names, bounds, strict=True) if high > low]
     read = job.run.read_each(START, [(name, array, *ends) for name, *ends in spans for array in ("positions", "y")])
@@ -221,21 +221,21 @@ def collect_coordinates(job: Job, part: str) -> None:
         pass
 
 
-def placed_start(context: Context, graph: Graph) -> None:
+def run_placed_start(context: Context, graph: Graph) -> None:
     """Place rows by the principal axes of the sample, or at the coordinates of the user's array."""
-    spans, facts = part_names("span", len(spans_of(context.job))), {}
+    spans, facts = part_names("span", len(block_ranges(context.job))), {}
     if context.config.start.init == "pca":
         context.compute(START, find_axes, [AXES])
         facts = context.run.summary(START, AXES)
-    context.compute(START, place_span, spans, progress=(0, 2))
-    context.compute(START, find_box, [BOX], pieces=spans, facts=facts)
+    context.compute(START, place_block_range, spans, progress=(0, 2))
+    context.compute(START, find_bounding_box, [BOX], pieces=spans, facts=facts)
     ranges = pass_ranges(context, len(graph.shards))
     context.compute(
         START, collect_coordinates, [range_name("collected", *shard_range) for shard_range in ranges], progress=(1, 2)
     )
 
 
-def scatter(job: Job, part: str) -> None:
+def place_at_random(job: Job, part: str) -> None:
     """Place a shard's rows at random in the box."""
     first, stop = Graph(job.run).shards.span(number_of(part))
     y = start.random_box(job.config.layout_seed, np.arange(first, stop), job.config.layout.n_components)
@@ -243,9 +243,9 @@ def scatter(job: Job, part: str) -> None:
         out.write("y", y.astype(np.float32))
 
 
-def random_start(context: Context, graph: Graph) -> None:
+def run_random_start(context: Context, graph: Graph) -> None:
     """Place rows at random in the box."""
-    context.compute(START, scatter, part_names("coordinates", len(graph.shards)))
+    context.compute(START, place_at_random, part_names("coordinates", len(graph.shards)))
     if not context.run.is_committed(START, BOX):
         with context.run.part(START, BOX) as out:
             out.attributes["facts"] = {}
@@ -256,8 +256,8 @@ def run(context: Context) -> dict:
     init, graph = context.config.start.init, Graph(context.run)
     final_parts = {BOX, *part_names("coordinates", len(graph.shards))}
     if not final_parts <= set(context.run.committed(START)):
-        starts = {"spectral": spectral_start, "random": random_start}
-        starts.get(init, placed_start)(context, graph)
+        starts = {"spectral": run_spectral_start, "random": run_random_start}
+        starts.get(init, run_placed_start)(context, graph)
     for part in context.run.committed(START):
         if part not in final_parts:
             context.run.discard(START, part)
@@ -269,8 +269,8 @@ def project(geometry: Geometry, config: Config, worker_memory: int) -> Projectio
     edges, n_components = 2 * config.neighbors.graph_k * geometry.rows, config.layout.n_components
     shard = start_bytes(config, geometry.rows, min(geometry.shard_rows, geometry.rows))
     return Projection(
-        tasks=SMOOTHINGS * geometry.shards,
-        shuffled_bytes=SMOOTHINGS * edges * (geometry.index_dtype.itemsize + 4),
+        tasks=SMOOTHING_PASSES * geometry.shards,
+        shuffled_bytes=SMOOTHING_PASSES * edges * (geometry.index_dtype.itemsize + 4),
         disk_bytes=geometry.rows * 12 * n_components,
         task_bytes=max(shard, principal_bytes(config, geometry)),
         temporary_bytes={"smoothed": geometry.rows * 8 * n_components},

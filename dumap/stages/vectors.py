@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from dumap.artifacts.job import CENTRE, Job
-from dumap.artifacts.part_names import AUDIT, CELLS, START, VECTORS, number_of, part_name, part_names, total
+from dumap.artifacts.part_names import AUDIT, CELLS, START, VECTORS, number_of, part_name, part_names, sum_fact
 from dumap.artifacts.rows import cast, check, inexact, write_rows
 from dumap.artifacts.vectors import DROPPED, ZERO, is_query
 from dumap.config import Config
@@ -30,13 +30,13 @@ from dumap.stages import Context, Stage
 from dumap.stages.fingerprints import format_fingerprint, hash_rows
 from dumap.store import Part
 
-NAMED_ROWS = 10
+MAX_NAMED_ROWS = 10
 """Most rows that a message names."""
-MIDDLE_ROWS = 101
+CENTRE_ROWS = 101
 """The centre is the median of this many rows, the first that are finite."""
-DEGREES = 1e-3
+ANGLE_TOLERANCE = 1e-3
 """An angle may exceed its range by this much, for rounding."""
-JOINED_ROWS = 65_536
+MIN_TALLY_ROWS = 65_536
 """The least rows that a tally gathers before it merges them."""
 
 
@@ -55,19 +55,19 @@ def check_block(job: Job, part: str) -> None:
         if job.config.input.unique:
             out.write("second_hashes", hash_rows(block, second=True))
         else:
-            _draw(job, out, block if wide and job.may_be_centred else x, rows, finite, job.geometry.rows)
+            _write_samples(job, out, block if wide and job.may_be_centred else x, rows, finite, job.geometry.rows)
         if metric == vectors.SPHERICAL:
             out.attributes["angles"] = np.abs(x[finite]).max(axis=0, initial=0).astype(float).tolist()
         out.attributes |= {
             "inexact": int(inexact(block, x).sum()) if wide else 0,
             "fingerprint": int(hashing.fold(hashes, start)),
             "nonfinite": int((~finite).sum()),
-            "nonfinite_rows": rows[~finite][:NAMED_ROWS].tolist(),
+            "nonfinite_rows": rows[~finite][:MAX_NAMED_ROWS].tolist(),
             "zero": int(zero.sum()),
         }
 
 
-def _draw(job: Job, out: Part, x: Any, rows: np.ndarray, allowed: np.ndarray, among: int) -> None:
+def _write_samples(job: Job, out: Part, x: Any, rows: np.ndarray, allowed: np.ndarray, among: int) -> None:
     """Write the rows of a block that are in the sample and among the queries. A hash of the row ids draws them from
     `among` rows.
 
@@ -87,19 +87,19 @@ def _draw(job: Job, out: Part, x: Any, rows: np.ndarray, allowed: np.ndarray, am
 # duplicates ------------------------------------------------------------------------------------------
 
 
-def _keys(job: Job, block: int, prefix: str, words: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+def _read_keys(job: Job, block: int, prefix: str, words: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """Return the keys of a block's rows, (words, n), and which rows are finite."""
     status = job.run.read(VECTORS, part_name("block", block), "status")
     name = part_name(prefix, block)
     return np.stack([job.run.read(VECTORS, name, word) for word in words]), (status & DROPPED) == 0
 
 
-def _words(job: Job) -> list[str]:
+def _hash_names(job: Job) -> list[str]:
     """Name the hashes by which rows are compared."""
     return ["hashes", "second_hashes"] if job.config.input.unique else ["hashes"]
 
 
-def _tally(
+def _tally_keys(
     job: Job, bucket: int, buckets: int, prefix: str, words: Sequence[str]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return the distinct keys of the finite rows whose first hash falls in a bucket, and each key's first row and
@@ -115,19 +115,19 @@ def _tally(
 
     waiting = 0
     for block in range(job.geometry.blocks):
-        keys, finite = _keys(job, block, prefix, words)
+        keys, finite = _read_keys(job, block, prefix, words)
         in_bucket = np.flatnonzero(finite & (keys[0] % np.uint64(buckets) == np.uint64(bucket)))
         rows = (in_bucket + job.geometry.block(block)[0]).astype(index)
         pieces.append((keys[:, in_bucket], rows, np.ones(len(in_bucket), index)))
         waiting += len(in_bucket)
-        if waiting > max(JOINED_ROWS, len(pieces[0][1])):  # merging frees the memory of equal rows
+        if waiting > max(MIN_TALLY_ROWS, len(pieces[0][1])):  # merging frees the memory of equal rows
             pieces, waiting = [merge()], 0
     return merge()
 
 
 def count_duplicates(job: Job, part: str, buckets: int) -> None:
     """Count the finite rows of one bucket of hashes that equal an earlier row."""
-    keys, rows, times = _tally(job, number_of(part), buckets, "block", _words(job))
+    keys, rows, times = _tally_keys(job, number_of(part), buckets, "block", _hash_names(job))
     repeated = np.flatnonzero(times > 1)
     with job.run.part(VECTORS, part) as out:
         out.attributes |= {
@@ -145,7 +145,7 @@ def find_duplicates(job: Job, part: str, buckets: int, among: int) -> None:
     """Find a block's duplicates, and draw the samples from the block's other rows."""
     block = number_of(part)
     start, stop = job.geometry.block(block)
-    keys, finite = _keys(job, block, "block", _words(job))
+    keys, finite = _read_keys(job, block, "block", _hash_names(job))
     rows = np.arange(start, stop)
     first, times = rows.copy(), np.ones(len(rows), job.geometry.index_dtype)
     for bucket, name in enumerate(part_names("duplicates", buckets)):
@@ -162,7 +162,7 @@ def find_duplicates(job: Job, part: str, buckets: int, among: int) -> None:
         out.write("times", times[repeated])
         x = job.input.read(start, stop)
         keep = vectors.is_wide(x.dtype) and job.may_be_centred
-        _draw(job, out, x if keep else cast(x), rows, allowed, among)
+        _write_samples(job, out, x if keep else cast(x), rows, allowed, among)
         out.attributes["duplicates"] = len(duplicates)
 
 
@@ -175,12 +175,12 @@ def find_centre(job: Job, part: str, applies: bool) -> None:
     for block in range(job.geometry.blocks if applies else 0):
         start, _ = job.geometry.block(block)
         status = job.run.read(VECTORS, part_name("block", block), "status")
-        finite = np.flatnonzero((status & DROPPED) == 0)[: MIDDLE_ROWS - sum(map(len, found))]
+        finite = np.flatnonzero((status & DROPPED) == 0)[: CENTRE_ROWS - sum(map(len, found))]
         if len(finite):
             block_rows = job.input.read(start + int(finite[0]), start + int(finite[-1]) + 1)[finite - finite[0]]
             spherical = job.config.neighbors.metric == vectors.SPHERICAL
             found.append(vectors.on_sphere(block_rows) if spherical else block_rows)
-        if sum(map(len, found)) == MIDDLE_ROWS:
+        if sum(map(len, found)) == CENTRE_ROWS:
             break
     with job.run.part(VECTORS, part) as out:
         out.attributes["applies"] = applies
@@ -188,7 +188,7 @@ def find_centre(job: Job, part: str, applies: bool) -> None:
             out.write("centre", vectors.lower_median(np.concatenate(found)))
 
 
-def hash_cast(job: Job, part: str) -> None:
+def hash_cast_rows(job: Job, part: str) -> None:
     """Hash a block's rows before and after the cast, with -0 as 0, to count rows that become equal."""
     x = job.input.read(*job.geometry.block(number_of(part)))
     with job.run.part(VECTORS, part) as out:
@@ -198,14 +198,14 @@ def hash_cast(job: Job, part: str) -> None:
             out.write(name, hash_rows(values))
 
 
-def count_merged(job: Job, part: str, buckets: int) -> None:
+def count_cast_distinct(job: Job, part: str, buckets: int) -> None:
     """Count the distinct rows in one bucket of hashes, before and after the cast."""
     with job.run.part(VECTORS, part) as out:
         for word in ("hashes", "cast_hashes"):
-            out.attributes[word] = len(_tally(job, number_of(part), buckets, "cast", [word])[1])
+            out.attributes[word] = len(_tally_keys(job, number_of(part), buckets, "cast", [word])[1])
 
 
-def _count_cast(context: Context, inexact: int, buckets: int) -> dict:
+def _count_cast_changes(context: Context, inexact: int, buckets: int) -> dict:
     """Return how many rows the cast to float32 changes, and how many it makes equal to other rows."""
     config, store, dtype = context.config, context.run, context.job.input.dtype
     applies = config.neighbors.metric == vectors.SPHERICAL or inexact > 0
@@ -215,9 +215,11 @@ def _count_cast(context: Context, inexact: int, buckets: int) -> dict:
     equal_after_cast = 0
     if inexact:
         hashed, counted = part_names("cast", context.geometry.blocks), part_names("cast_counts", buckets)
-        context.compute(VECTORS, hash_cast, hashed)
-        context.compute(VECTORS, count_merged, counted, buckets=buckets)
-        equal_after_cast = total(store, VECTORS, counted, "hashes") - total(store, VECTORS, counted, "cast_hashes")
+        context.compute(VECTORS, hash_cast_rows, hashed)
+        context.compute(VECTORS, count_cast_distinct, counted, buckets=buckets)
+        equal_after_cast = sum_fact(store, VECTORS, counted, "hashes") - sum_fact(
+            store, VECTORS, counted, "cast_hashes"
+        )
     if equal_after_cast:
         kept = "they are sparse" if context.geometry.sparse else "the metric forbids it"
         done = "once a row in their middle is subtracted" if may else f"without more ado, since {kept}"
@@ -234,9 +236,9 @@ def _count_cast(context: Context, inexact: int, buckets: int) -> dict:
 def _check_finite(context: Context, blocks: list[str]) -> int:
     """Return how many rows are not finite."""
     config, store = context.config, context.run
-    nonfinite = total(store, VECTORS, blocks, "nonfinite")
+    nonfinite = sum_fact(store, VECTORS, blocks, "nonfinite")
     if nonfinite and config.input.nonfinite == "error":
-        first = [row for part in blocks for row in store.summary(VECTORS, part)["nonfinite_rows"]][:NAMED_ROWS]
+        first = [row for part in blocks for row in store.summary(VECTORS, part)["nonfinite_rows"]][:MAX_NAMED_ROWS]
         raise InputError(
             f"{config.input.where}: {nonfinite} of {context.geometry.rows} rows hold NaN or infinite values, first of "
             f"them rows {', '.join(map(str, first))}: mend them, or leave them out with --set input.nonfinite=drop"
@@ -254,7 +256,7 @@ def _check_finite(context: Context, blocks: list[str]) -> int:
 def _check_angles(context: Context, blocks: list[str]) -> None:
     """Refuse degrees where radians are meant."""
     latitude, longitude = np.max([context.run.summary(VECTORS, part)["angles"] for part in blocks], axis=0)
-    if latitude > np.pi / 2 + DEGREES or longitude > 2 * np.pi + DEGREES:
+    if latitude > np.pi / 2 + ANGLE_TOLERANCE or longitude > 2 * np.pi + ANGLE_TOLERANCE:
         raise InputError(
             f"{context.config.input.where}: neighbors.metric = haversine takes latitude and longitude in radians, in "
             f"this order: at most pi/2 and 2 pi; the rows reach {latitude:.6g} and {longitude:.6g}. Turn degrees into "
@@ -279,7 +281,7 @@ def run(context: Context) -> dict:
     buckets = tally_buckets(config, rows)
     parts = part_names("duplicates", buckets)
     context.compute(VECTORS, count_duplicates, parts, buckets=buckets)
-    distinct, duplicates = (total(store, VECTORS, parts, fact) for fact in ("distinct", "duplicates"))
+    distinct, duplicates = (sum_fact(store, VECTORS, parts, fact) for fact in ("distinct", "duplicates"))
     if config.input.unique:
         settings, least = config.neighbors, config.neighbors.search_k + 2
         if distinct < least:
@@ -293,14 +295,14 @@ def run(context: Context) -> dict:
     return {
         "rows": rows,
         "dropped": nonfinite,
-        **_count_cast(context, total(store, VECTORS, blocks, "inexact"), buckets),
+        **_count_cast_changes(context, sum_fact(store, VECTORS, blocks, "inexact"), buckets),
         "missing_chunks": context.job.input.absent.chunks,
-        "zero": total(store, VECTORS, blocks, "zero"),
+        "zero": sum_fact(store, VECTORS, blocks, "zero"),
         "duplicates": duplicates,
         "distinct": distinct,
         "greatest_multiplicity": max(store.summary(VECTORS, part)["greatest"] for part in parts),
         "duplicates_left_out": duplicates if config.input.unique else 0,
-        "fingerprint": format_fingerprint(total(store, VECTORS, blocks, "fingerprint")),
+        "fingerprint": format_fingerprint(sum_fact(store, VECTORS, blocks, "fingerprint")),
     }
 
 

@@ -27,7 +27,7 @@ from dumap.errors import InputError, RunMismatchError
 from dumap.recipe.observers import Silent
 from dumap.recipe.recipes import geometry_of
 from dumap.sources import spooled
-from dumap.stages.spool import write_rows
+from dumap.stages.spool import write_spool_part
 from dumap.store import Run
 
 QUICK = {"n_epochs": 5, "quality": {"queries": 0}, "audit": {"queries": 0}}
@@ -208,7 +208,7 @@ def test_a_worker_that_dies_as_it_copies_is_made_up_for(fresh):
             engine.preflight()
             advanced = lambda done, total: killer.advanced("spool", done, total)  # noqa: E731
             names = part_names("rows", job.input.parts)
-            engine.spool(write_rows, replace(job, stage=spooled.SPOOL), names, {}, advanced)
+            engine.spool(write_spool_part, replace(job, stage=spooled.SPOOL), names, {}, advanced)
         expected = x[99_999:200_001].compute(scheduler="threads")
     assert killer.killed
     assert Run(output).committed(spooled.SPOOL) == names

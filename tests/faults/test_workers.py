@@ -254,14 +254,14 @@ def test_a_worker_that_comes_back_too_late_changes_nothing(watched, prepare, exp
 
 
 TWICE = {
-    "sorted-00001": sorting.sort_home,
-    "home-00001": neighbors.search_home,
-    "cell-00002": neighbors.meet_guests,
-    "lists-00003": neighbors.merge_cell,
-    "united-00000": graph.unite,
-    "pairs": layout.draw_pairs,
-    "rows-00000": embedding.write_rows,
-    "report": quality.report,
+    "sorted-00001": sorting.sort_home_rows,
+    "home-00001": neighbors.search_home_rows,
+    "cell-00002": neighbors.search_cell_with_guests,
+    "lists-00003": neighbors.merge_cell_lists,
+    "united-00000": graph.unite_edges,
+    "pairs": layout.draw_loss_pairs,
+    "rows-00000": embedding.write_chunk,
+    "report": quality.report_quality,
 }
 
 

@@ -16,7 +16,7 @@ from dumap.recipe.status import status
 from dumap.sources import spooled
 from dumap.sources.objects import rows_of
 from dumap.sources.spooled import SPOOL, Spooled, location_of
-from dumap.stages.spool import write_rows
+from dumap.stages.spool import write_spool_part
 from dumap.store import MANIFESTS, PARTS, Run
 
 SETTINGS = {
@@ -126,10 +126,10 @@ def test_a_killed_copy_is_gone_on_with(digits_300, embed_rows, fresh, monkeypatc
         if len(copied) == 2:
             raise KeyboardInterrupt
         copied.append(part)
-        write_rows(job, part, rows)
+        write_spool_part(job, part, rows)
 
     with monkeypatch.context() as patch:
-        patch.setattr("dumap.stages.spool.write_rows", failing)
+        patch.setattr("dumap.stages.spool.write_spool_part", failing)
         with pytest.raises(KeyboardInterrupt):
             embed_rows(digits_300, output)
     assert status(output)["stages"][0]["state"] == "partial"

@@ -20,7 +20,7 @@ from dumap.recipe import pipeline
 from dumap.recipe.damage import verify
 from dumap.recipe.pipeline import run
 from dumap.recipe.stage_names import RUN_KEYS, STAGES
-from dumap.stages.repair import choose_halo, read_home
+from dumap.stages.repair import choose_halo, read_home_rows
 from dumap.store import MANIFESTS, Run
 
 SEAMED = {"cells.max_rows": 300, "cells.max_cells_per_row": 2, "audit.queries": 600}
@@ -254,5 +254,5 @@ def test_home_rows_are_read_by_position(repaired_copy_job, digits):
     for cell in range(table.cells):
         first, last = table.offsets[cell : cell + 2]
         x = np.empty((last - first, 64), np.float32)
-        read_home(job, cell, table, x)
+        read_home_rows(job, cell, table, x)
         np.testing.assert_array_equal(x, by_position[first:last])

@@ -121,10 +121,10 @@ def test_lists_with_guests_turned_away_do_not_depend_on_blocks(job_of, bags_path
 @pytest.mark.parametrize("group_blocks", [2, 5])
 def test_lists_do_not_depend_on_how_blocks_are_sorted(job_of, bags_path, bags_job, group_blocks, monkeypatch):
     monkeypatch.setattr(neighbors, "WAVE_BYTES", 1)
-    monkeypatch.setattr("dumap.artifacts.part_names.FEW_PARTS", 1)
+    monkeypatch.setattr("dumap.artifacts.part_names.MAX_PARTS_TO_SUM", 1)
     job = job_of(bags_path, 300)
     job = done_here(replace(job, geometry=replace(job.geometry, group_blocks=group_blocks)))
-    waves = neighbors.waves_of(job.geometry.with_cells(job.run.summary("cells", "table")), wave_of(job)[1], 6)
+    waves = neighbors.guest_waves(job.geometry.with_cells(job.run.summary("cells", "table")), wave_of(job)[1], 6)
     assert len(waves) > 1
     left = [name for name in job.run.committed("neighbors") if name.startswith("guests-")]
     assert {name for name in left if not job.run.is_dropped("neighbors", name)} == set(

@@ -80,9 +80,15 @@ def counted(fresh, save):
 
 def test_tasks_read_at_most_twice_what_they_need(counted):
     counts = counted.counts
-    assert {"meet_guests", "merge_cell", "send", "offer_pairs", "unite", "join_shard", "sort_guests"} <= set(
-        counts.read
-    )
+    assert {
+        "search_cell_with_guests",
+        "merge_cell_lists",
+        "write_sent_rows",
+        "offer_pairs",
+        "unite_edges",
+        "find_joined_pieces",
+        "sort_guests",
+    } <= set(counts.read)
     for task in set(counts.read) - SCATTERED:
         assert counts.read[task] <= 2 * counts.requested[task] + LEAST_RANGE_BYTES * counts.requests[task], task
 
@@ -94,7 +100,7 @@ def test_no_task_asks_once_for_each_block_and_cell(counted):
     assert geometry.groups == 15
     for task, most in counts.most.items():
         assert most <= 12 * (geometry.groups + count), task
-    for task in ("sort_home", "sort_guests", "place_group", "assign_group"):
+    for task in ("sort_home_rows", "sort_guests", "write_positions", "assign_group"):
         assert counts.most[task] <= geometry.group_blocks + 2 * count**0.5 + 8, task
 
 

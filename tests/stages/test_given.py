@@ -24,7 +24,7 @@ from dumap.errors import InputError, RunMismatchError, StorageError
 from dumap.recipe.damage import verify
 from dumap.recipe.pipeline import plan, run
 from dumap.sources.zarr_array import Precomputed
-from dumap.stages.given import given_lists
+from dumap.stages.given import read_given_lists
 from dumap.store import MANIFESTS, PARTS, Run
 
 
@@ -356,7 +356,7 @@ def test_invalid_entries_of_given_lists_are_named(write_lists, exact_lists, kind
         config=SimpleNamespace(neighbors=NeighborsConfig(n_neighbors=K + 1)),
     )
     with pytest.raises(InputError, match=message) as refused:
-        given_lists(job, np.arange(1000), 0)
+        read_given_lists(job, np.arange(1000), 0)
     assert path in str(refused.value)
     assert "name another output" in str(refused.value)
     assert refused.value.exit_code == 3

@@ -47,12 +47,12 @@ def test_the_layout_goes_on_from_its_last_checkpoint(configure, two_groups, host
     """A checkpoint that cannot be written ends the run; the next run computes the epochs after the one before."""
     config = configure(two_groups, {**SHARDED, "layout.mode": "host", "cluster.engine": "local"})
     with monkeypatch.context() as patch:
-        patch.setattr(stage, "write_piece", fail_after(10, stage.write_piece))
+        patch.setattr(stage, "write_state", fail_after(10, stage.write_state))
         with pytest.raises(StorageError):
             run(config)
     assert layout_checkpoints(Run(config.output, read_only=True)).numbers() == [7]
-    epochs, advance = [], stage.advance
-    monkeypatch.setattr(stage, "advance", lambda *rest: epochs.append(rest[3]) or advance(*rest))
+    epochs, advance = [], stage.compute_epoch
+    monkeypatch.setattr(stage, "compute_epoch", lambda *rest: epochs.append(rest[3]) or advance(*rest))
     run(config)
     assert epochs == list(range(7, 20))
     assert inspect(config.output).y.tobytes() == host_run.y.tobytes()
@@ -60,7 +60,7 @@ def test_the_layout_goes_on_from_its_last_checkpoint(configure, two_groups, host
 
 @pytest.mark.parametrize(("rows", "count"), [(1, 8), (63, 8), (64, 1), (1000, 8), (100_000, 16)])
 def test_slices_are_whole_groups_and_cover_all_rows(rows, count):
-    bounds = stage.slices_of(rows, count)
+    bounds = stage.slice_bounds(rows, count)
     assert (bounds[0], bounds[-1]) == (0, rows)
     assert (np.diff(bounds) > 0).all()
     assert all(bound % layout.ROW_GROUP == 0 for bound in bounds[:-1])
@@ -69,4 +69,4 @@ def test_slices_are_whole_groups_and_cover_all_rows(rows, count):
 
 @pytest.mark.parametrize(("rows", "slices"), [(1, 1), (150, 1), (1023, 1), (1024, 2), (5000, 9), (100_000, 16)])
 def test_few_rows_are_few_slices(rows, slices):
-    assert len(stage.slices_of(rows, 16)) - 1 == slices
+    assert len(stage.slice_bounds(rows, 16)) - 1 == slices

@@ -14,7 +14,7 @@ from dumap.artifacts.layout import EpochState, loss_of
 from dumap.artifacts.part_names import LAYOUT
 from dumap.kernels.layout import _SOFTENING
 from dumap.recipe.pipeline import run
-from dumap.stages.loss import PAIRS, PAIRS_PART, early_stop_epochs
+from dumap.stages.loss import LOSS_PAIRS, PAIRS_PART, early_stop_epochs
 from dumap.store import Run
 
 
@@ -28,11 +28,11 @@ def sample(host_run):
 def test_the_sample_holds_edges_of_the_graph_and_random_rows(host_run, sample):
     (heads, tails, others), weights = sample
     matrix = stacked(Graph(Run(host_run.output, read_only=True)))
-    assert heads.shape == tails.shape == others.shape == weights.shape == (PAIRS,)
+    assert heads.shape == tails.shape == others.shape == weights.shape == (LOSS_PAIRS,)
     np.testing.assert_array_equal(np.asarray(matrix[heads, tails]).ravel(), weights)
-    expected = PAIRS * np.diff(matrix.indptr) / matrix.nnz  # of each row, in proportion to its edges
+    expected = LOSS_PAIRS * np.diff(matrix.indptr) / matrix.nnz  # of each row, in proportion to its edges
     assert np.abs(np.bincount(heads, minlength=5020) - expected).max() < 8 * np.sqrt(expected.max())
-    assert np.abs(np.histogram(others, 20, (0, 5020))[0] - PAIRS / 20).max() < 5 * np.sqrt(PAIRS / 20)
+    assert np.abs(np.histogram(others, 20, (0, 5020))[0] - LOSS_PAIRS / 20).max() < 5 * np.sqrt(LOSS_PAIRS / 20)
 
 
 def test_the_loss_is_the_cross_entropy_of_the_sample(host_run, sample):

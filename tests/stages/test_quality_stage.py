@@ -7,13 +7,13 @@ import pytest
 from sklearn.manifold import trustworthiness
 
 from dumap.recipe.stage_names import QUALITY
-from dumap.stages.quality import TRUST_QUERIES, evenly_spaced
+from dumap.stages.quality import TRUST_QUERIES, evenly_spaced_numbers
 from dumap.store import Run
 
 
 @pytest.mark.parametrize(("count", "most", "chosen"), [(6, 3, [0, 2, 4]), (3, 9, [0, 1, 2]), (4, 0, []), (0, 5, [])])
 def test_numbers_are_evenly_spread(count, most, chosen):
-    assert evenly_spaced(count, most).tolist() == chosen
+    assert evenly_spaced_numbers(count, most).tolist() == chosen
 
 
 def test_trustworthiness_is_that_of_rows_from_the_first_to_the_last(embed):

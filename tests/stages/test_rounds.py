@@ -31,13 +31,13 @@ def test_the_last_round_stays_and_packed_edges_do_not(rounds_run):
     store = Run(rounds_run.output, read_only=True)
     assert layout_checkpoints(store).numbers() == [20]
     assert {part.split("-")[0] for part in store.committed(LAYOUT)} == {"checkpoint", "end", "loss", "pairs", "state"}
-    assert rounds._ranges.bytes == 0
+    assert rounds._cached_shards.bytes == 0
 
 
 def test_rounds_go_on_from_the_last_one(configure, two_groups, host_run, inspect, monkeypatch):
     config = configure(two_groups, {**SHARDED, "layout.mode": "rounds", "cluster.engine": "local"})
     with monkeypatch.context() as patch:
-        patch.setattr(rounds, "write_piece", fail_after(10, rounds.write_piece))
+        patch.setattr(rounds, "write_state", fail_after(10, rounds.write_state))
         with pytest.raises(StorageError):
             run(config)
     assert layout_checkpoints(Run(config.output, read_only=True)).latest() == 10
@@ -103,7 +103,7 @@ def test_packed_edges_are_freed_before_the_embedding_is_written(configure, two_g
     config = configure(two_groups, {**settings, "layout.mode": "rounds", "layout.n_epochs": 2})
 
     def look(seen):
-        seen.update(client.run(lambda: rounds._ranges.bytes))
+        seen.update(client.run(lambda: rounds._cached_shards.bytes))
 
     class Looking(ActAtStageStart):
         def advanced(self, stage, done, total):

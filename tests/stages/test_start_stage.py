@@ -18,7 +18,7 @@ from dumap.artifacts.start import BOX, COARSE, StartCoordinates, smoothing_check
 from dumap.config import StartConfig
 from dumap.kernels import coarse, start
 from dumap.recipe.pipeline import plan, run
-from dumap.stages.start import SMOOTHINGS, find_box, spectral_start
+from dumap.stages.start import SMOOTHING_PASSES, find_bounding_box, run_spectral_start
 from dumap.store import Run
 
 JITTER = 1e-3
@@ -57,13 +57,15 @@ def test_smoothing_moves_rows_half_way_to_their_neighbors(configure, two_groups)
         run(config, observer=ActAtStageStart(START, interrupt))
     job = Job(config, plan(config).geometry)
     graph = Graph(job.run)
-    spectral_start(run_here(job), graph)
+    run_spectral_start(run_here(job), graph)
     labels, whole = label_checkpoints(job.run), stacked(graph)
     last_labels = labels.read(labels.latest(), "labels", 0, 5020)
     y = start.interpolate(last_labels, job.run.read(START, COARSE, "y"), config.layout_seed).astype(np.float64)
-    for _ in range(SMOOTHINGS):
+    for _ in range(SMOOTHING_PASSES):
         y = (y + whole @ y / whole.sum(axis=1).A1[:, None]) / 2
-    np.testing.assert_allclose(smoothing_checkpoints(job.run).read(SMOOTHINGS, "y", 0, 5020), y, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(
+        smoothing_checkpoints(job.run).read(SMOOTHING_PASSES, "y", 0, 5020), y, rtol=1e-4, atol=1e-4
+    )
 
 
 @pytest.mark.parametrize("ranges", [[(0, 5)], [(0, 1), (1, 5)], [(0, 3), (3, 5)]])
@@ -74,7 +76,7 @@ def test_the_residual_does_not_depend_on_how_shards_are_divided(fresh, ranges):
     for low, high in ranges:
         with store.part(START, f"smoothed-{low}") as out:
             out.attributes |= {"low": [0, 0], "high": [1, 1], "moments": moments[low:high].tolist()}
-    find_box(SimpleNamespace(run=store), BOX, [f"smoothed-{low}" for low, _ in ranges], {})
+    find_bounding_box(SimpleNamespace(run=store), BOX, [f"smoothed-{low}" for low, _ in ranges], {})
     total = moments[0] + moments[1] + moments[2] + moments[3] + moments[4]
     assert store.summary(START, BOX)["facts"]["residual"] == start.residual(total)
 
