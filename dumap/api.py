@@ -47,7 +47,7 @@ def configure(
     data: Any, output: Path | None, config: Settings | None, settings: dict[str, Any]
 ) -> tuple[Config, ObjectRows | None]:
     """Return the configuration and, if the data are an object without a location, its rows."""
-    from dumap.recipe.data import input_settings, take
+    from dumap.recipe.data import input_settings, resolve_data
 
     if isinstance(data, Config | dict):
         if config is not None:
@@ -57,7 +57,7 @@ def configure(
         settings["output"] = output
     if data is None:
         return read_config(config, settings), None
-    return take(data, read_config(config, settings, input_settings(data)))
+    return resolve_data(data, read_config(config, settings, input_settings(data)))
 
 
 def location_of(run: Path) -> str:
@@ -125,14 +125,14 @@ def run(
     ('done', (300, 2))
     """
     from dumap.recipe import pipeline
-    from dumap.recipe.data import client_of
-    from dumap.recipe.observers import Callbacks, Logged
+    from dumap.recipe.data import find_client
+    from dumap.recipe.observers import CallbackObserver, LogObserver
     from dumap.show.result import Result
 
     resolved, object_rows = configure(data, output, config, settings)
-    client = client or client_of(data, resolved)
+    client = client or find_client(data, resolved)
     parent_path = None if parent is None else location_of(parent)
-    with Callbacks(Logged() if on_progress is None else on_progress) as observer:
+    with CallbackObserver(LogObserver() if on_progress is None else on_progress) as observer:
         run_status = pipeline.run(
             resolved, client=client, observer=observer, force=force, parent=parent_path, object_rows=object_rows
         )
@@ -261,9 +261,9 @@ def verify(path: Path, *, dry_run: bool = False) -> list[str]:
     []
     """
     from dumap.recipe import damage
-    from dumap.recipe.observers import Logged
+    from dumap.recipe.observers import LogObserver
 
-    return [key for _, _, key in damage.verify(location_of(path), Logged().note, mend=not dry_run)]
+    return [key for _, _, key in damage.verify(location_of(path), LogObserver().note, mend=not dry_run)]
 
 
 def clean(path: Path, *, dry_run: bool = False) -> Cleaned:
@@ -292,9 +292,9 @@ def clean(path: Path, *, dry_run: bool = False) -> Cleaned:
     Cleaned(unnamed=[], others=[])
     """
     from dumap.recipe import damage
-    from dumap.recipe.observers import Logged
+    from dumap.recipe.observers import LogObserver
 
-    return Cleaned(*damage.clean(location_of(path), Logged().note, dry_run))
+    return Cleaned(*damage.clean(location_of(path), LogObserver().note, dry_run))
 
 
 def export(
@@ -391,10 +391,10 @@ def ingest(
     >>> made["rows"], made["dims"], made["dtype"]
     (100, 5, 'float32')
     """
-    from dumap.recipe.observers import Logged
+    from dumap.recipe.observers import LogObserver
     from dumap.sources.files import FileSelection
     from dumap.sources.ingestion import ingest as write
 
     files = [sources] if isinstance(sources, str | os.PathLike) else list(sources)
     choice = FileSelection(None if columns is None else tuple(map(str, columns)), key, names, header)
-    return write([location_of(file) for file in files], location_of(output), choice, array, dtype, Logged().note)
+    return write([location_of(file) for file in files], location_of(output), choice, array, dtype, LogObserver().note)

@@ -144,12 +144,12 @@ class KNeighborsTransformer(TransformerMixin, BaseEstimator):
 def _search(X: Any, output: str, client: Client | None, settings: dict[str, Any]) -> Result:
     """Run the stages that make neighbors."""
     from dumap.recipe import pipeline
-    from dumap.recipe.data import client_of
-    from dumap.recipe.observers import Callbacks, Logged
+    from dumap.recipe.data import find_client
+    from dumap.recipe.observers import CallbackObserver, LogObserver
     from dumap.show.result import Result
 
     config, object_rows = configure(X, output, None, settings)
-    reached = client or client_of(X, config)
-    with Callbacks(Logged()) as observer:
+    reached = client or find_client(X, config)
+    with CallbackObserver(LogObserver()) as observer:
         found = pipeline.run(config, client=reached, observer=observer, object_rows=object_rows, last=AUDIT)
     return Result(found["output"], found)

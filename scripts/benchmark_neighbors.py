@@ -30,7 +30,7 @@ from dumap.config import Config, load
 from dumap.errors import DumapError
 from dumap.kernels.vectors import as_float32
 from dumap.recipe import pipeline
-from dumap.recipe.observers import Silent
+from dumap.recipe.observers import SilentObserver
 from dumap.sources.zarr_array import Input
 from dumap.store import Run
 
@@ -41,7 +41,7 @@ class Stop(DumapError):
     """The run has all that is timed."""
 
 
-class Observer(Silent):
+class Observer(SilentObserver):
     """Keep seconds and peaks; stop after neighbors."""
 
     def __init__(self) -> None:

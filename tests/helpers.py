@@ -17,7 +17,7 @@ from scipy.spatial.distance import cdist
 from dumap.artifacts.graph import Graph
 from dumap.artifacts.job import Job
 from dumap.errors import InputError, StorageError, TaskError
-from dumap.recipe.observers import Silent
+from dumap.recipe.observers import SilentObserver
 from dumap.recipe.pipeline import plan
 from dumap.stages import Context
 from dumap.store import MANIFESTS, Checkpoints
@@ -70,7 +70,7 @@ def fail_after(epoch: int, write_state: Callable[..., None]) -> Callable[..., No
     return write
 
 
-class Notes(Silent):
+class Notes(SilentObserver):
     """Keeps what a person is told."""
 
     def __init__(self) -> None:

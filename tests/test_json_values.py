@@ -10,7 +10,7 @@ import pytest
 
 from dumap.json_values import defined, format_fact, to_json
 from dumap.recipe import pipeline
-from dumap.recipe.observers import closing
+from dumap.recipe.observers import format_finished
 from dumap.stages import start
 from dumap.store.objects import seal, unseal
 
@@ -45,7 +45,7 @@ def test_a_manifest_has_null_where_a_number_is_not_finite():
 )
 def test_people_are_told_what_is_not_defined(value, expected):
     assert format_fact(value, ".4g") == expected
-    assert closing("quality", 1.0, 2, 1, {"figure": value}).endswith(f"; figure {expected}")
+    assert format_finished("quality", 1.0, 2, 1, {"figure": value}).endswith(f"; figure {expected}")
 
 
 @pytest.mark.parametrize("rows", [4, 20, 31])

@@ -14,15 +14,15 @@ from dumap.planning.audits import queries_at_once
 from dumap.store import Run
 
 
-def report_name(repairs: int) -> str:
+def report_part_name(repairs: int) -> str:
     """Name the part that holds the lists' recall after a number of repairs."""
     return f"report-{repairs}"
 
 
-def repairs_made(run: Run) -> int:
+def count_repairs(run: Run) -> int:
     """Return how many repairs were made and audited."""
     repairs = 0
-    while run.is_committed(AUDIT, report_name(repairs + 1)):
+    while run.is_committed(AUDIT, report_part_name(repairs + 1)):
         repairs += 1
     return repairs
 
@@ -46,4 +46,4 @@ def query_groups(job: Job, number: int, chosen: np.ndarray) -> Iterator[tuple[sl
 
 def last_audit_part(job: Job, prefix: str) -> str:
     """Name the last audit's part of a kind, such as 'queries-2'."""
-    return f"{prefix}-{repairs_made(job.run)}"
+    return f"{prefix}-{count_repairs(job.run)}"

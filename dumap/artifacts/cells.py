@@ -17,21 +17,21 @@ from dumap.planning.geometry import Geometry, guests_at_once
 from dumap.planning.sparse import SPARSE_LEAVES
 from dumap.store import RANGE_BYTES, Run, read_csr
 
-PROBES = 8
+MAX_PROBES = 8
 """Most leaves that a row probes in one cell: it is compared with the rows of those leaves."""
-LIMITS, TABLE, SPANS, POSITIONS = "limits", "table", "spans", "positions"
+GUEST_LIMITS, TABLE, SPANS, POSITIONS = "limits", "table", "spans", "positions"
 """The parts that hold the guests that cells admit, the first positions of cells, the places of a range of cells' rows,
 and the positions of a group of blocks' rows."""
-LEAST_RANGE_BYTES, RANGES_A_PIECE = 512, 4
+MIN_RANGE_BYTES, RANGES_PER_PIECE = 512, 4
 """Least bytes of a range in which arrays are read, and about how many ranges hold the piece of a cell. Small ranges
 keep other cells' rows from being read."""
-DROPPED_AT_ONCE = 1 << 17
+DROPPED_PER_READ = 1 << 17
 """Rows left out of the run that are looked up at once."""
 
 
-def probes_of(geometry: Geometry) -> int:
+def max_probes(geometry: Geometry) -> int:
     """Return the most leaves that a row probes in one cell."""
-    return SPARSE_LEAVES if geometry.sparse else PROBES
+    return SPARSE_LEAVES if geometry.sparse else MAX_PROBES
 
 
 def read_tree(run: Run) -> tree.Tree:
@@ -42,7 +42,7 @@ def read_tree(run: Run) -> tree.Tree:
     return tree.Tree(groups, offsets, leaves, origin, np.ascontiguousarray(axes.T))
 
 
-def figures_of(run: Run) -> dict[str, int]:
+def table_facts(run: Run) -> dict[str, int]:
     """Return the table's facts without `cut`, the sizes in which it is divided."""
     return {name: value for name, value in run.summary(CELLS, TABLE).items() if name != "cut"}
 
@@ -101,12 +101,12 @@ class CellTable:
         return part_name(POSITIONS, group), array, number * self._block_rows, (number + 1) * self._block_rows
 
 
-def guest_names(wave: tuple[int, int], groups: int) -> list[str]:
+def guest_part_names(wave: tuple[int, int], groups: int) -> list[str]:
     """Name the parts that hold the guests of a wave's cells, by group."""
     return part_names(range_name("guests", *wave), groups)
 
 
-def spans_in(names: Sequence[str], spans: np.ndarray) -> list[tuple[str, int, int]]:
+def part_ranges(names: Sequence[str], spans: np.ndarray) -> list[tuple[str, int, int]]:
     """Return the parts that hold rows, with the range [first, last) of each. `spans` are first rows and counts."""
     return [(name, first, first + count) for name, (first, count) in zip(names, spans.tolist(), strict=True) if count]
 
@@ -116,7 +116,7 @@ def rows_per_range(piece_rows: int, values: np.ndarray) -> int:
     number.
     """
     row_bytes = max(1, values[:1].nbytes)
-    range_rows = max(piece_rows // RANGES_A_PIECE, -(-LEAST_RANGE_BYTES // row_bytes))
+    range_rows = max(piece_rows // RANGES_PER_PIECE, -(-MIN_RANGE_BYTES // row_bytes))
     return range_rows if range_rows * row_bytes < RANGE_BYTES else 0
 
 
@@ -148,12 +148,12 @@ class Cell:
         self.job, self.number, self.table, guests = job, cell, table, np.empty(0, np.int64)
         first, last = (int(offset) for offset in table.offsets[cell : cell + 2])
         self.home_rows = last - first
-        of_homes = spans_in(part_names("sorted", job.geometry.groups), table.home_spans(cell))
+        of_homes = part_ranges(part_names("sorted", job.geometry.groups), table.home_spans(cell))
         self.spans = [(CELLS, *span) for span in of_homes]
         if wave is not None:
             spans = table.guest_spans(cell)
             spans[:, 0] -= table.guest_spans(wave[0])[:, 0]
-            of_guests = spans_in(guest_names(wave, job.geometry.groups), spans)
+            of_guests = part_ranges(guest_part_names(wave, job.geometry.groups), spans)
             read = job.run.read_each(NEIGHBORS, [(name, "positions", a, b) for name, a, b in of_guests])
             guests = np.concatenate([guests, *read])
             self.spans += [(NEIGHBORS, *span) for span in of_guests]
@@ -195,7 +195,7 @@ class Cell:
 
     def probes(self, rows: np.ndarray) -> np.ndarray:
         """Read the leaves of the cell that rows probe, (len(rows), width) int32."""
-        out = np.empty((len(rows), probes_of(self.job.geometry)), np.int32)
+        out = np.empty((len(rows), max_probes(self.job.geometry)), np.int32)
         self._gather("probes", rows, out, lambda piece: piece)
         return out
 
@@ -252,8 +252,8 @@ def positions_of_given(job: Job, table: CellTable, rows: np.ndarray) -> np.ndarr
     -1.
     """
     before, gone, count = np.zeros(rows.shape, np.int64), rows < 0, job.geometry.rows - table.rows
-    for low in range(0, count, DROPPED_AT_ONCE):
-        dropped = job.run.read(CELLS, TABLE, "dropped", low, min(count, low + DROPPED_AT_ONCE))
+    for low in range(0, count, DROPPED_PER_READ):
+        dropped = job.run.read(CELLS, TABLE, "dropped", low, min(count, low + DROPPED_PER_READ))
         at = np.searchsorted(dropped, rows)
         before += at
         gone |= dropped[np.minimum(at, len(dropped) - 1)] == rows

@@ -39,12 +39,12 @@ def write_sorted_receivers(out: Part, of_rows: np.ndarray) -> None:
     write_receivers(out, receivers, np.append(firsts, len(of_rows)))
 
 
-def write_answers(out: Part, asked: np.ndarray) -> None:
-    """Write a sender's receivers, whose rows lie in the order in which they were asked for: see `received`."""
-    write_receivers(out, asked[:, 0], np.cumsum([0, *(asked[:, 2] - asked[:, 1])]))
+def write_answers(out: Part, requests: np.ndarray) -> None:
+    """Write a sender's receivers, whose rows lie in the order of `requests`: see `read_received_ranges`."""
+    write_receivers(out, requests[:, 0], np.cumsum([0, *(requests[:, 2] - requests[:, 1])]))
 
 
-def write_index(
+def write_receiver_index(
     run: Run, stage: str, part: str, senders: Sequence[str], count: int, receiver_of: np.ndarray | None = None
 ) -> None:
     """Write an index part.
@@ -76,7 +76,7 @@ def write_index(
         out.write("spans", whole[:, 1:], RECEIVERS_PER_RANGE)
 
 
-def received(run: Run, stage: str, kind: str, senders: int, receiver: int) -> np.ndarray:
+def read_received_ranges(run: Run, stage: str, kind: str, senders: int, receiver: int) -> np.ndarray:
     """Read the senders of a receiver, and the rows that they send.
 
     Returns

@@ -11,7 +11,7 @@ from dumap.artifacts.part_names import GRAPH, part_name, part_names, sum_fact
 from dumap.kernels import graph
 from dumap.store import Run
 
-GRAPH_FIGURES = "whole"
+GRAPH_FACTS = "whole"
 """The part that holds the figures of the whole graph."""
 SHARDS = "shards"
 """The part that says where shards begin."""
@@ -36,7 +36,7 @@ class RowRanges:
         return int(self.offsets[shard]), int(self.offsets[shard + 1])
 
 
-def repeated_positions(run: Run, block: int) -> np.ndarray:
+def read_repeated_positions(run: Run, block: int) -> np.ndarray:
     """Return the positions of a block's rows that have duplicates, in the order of the rows."""
     return run.read(GRAPH, part_name("repeated_positions", block), "positions")
 
@@ -65,7 +65,7 @@ class Graph:
     @cached_property
     def occurrence_offsets(self) -> np.ndarray:
         """Each shard's first occurrence, (shards + 1,). A row occurs once for itself and once for each duplicate."""
-        return np.array(self.run.summary(GRAPH, GRAPH_FIGURES)["occurrence_offsets"])
+        return np.array(self.run.summary(GRAPH, GRAPH_FACTS)["occurrence_offsets"])
 
     def repeated(self, first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the positions in shards [first, last) that have duplicates, ascending, and how often each row

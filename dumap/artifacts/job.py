@@ -22,12 +22,12 @@ from dumap.sources.zarr_array import Precomputed
 from dumap.store import Run
 
 
-def centred(metric: str, dtype: np.dtype) -> bool:
+def may_subtract_centre(metric: str, dtype: np.dtype) -> bool:
     """Return whether a centre may be subtracted from rows before the cast to float32."""
     return metric == SPHERICAL or (metric in SHIFT_FREE and is_wide(dtype))
 
 
-def _silent(done: float, total: float) -> None:
+def _ignore_progress(done: float, total: float) -> None:
     return None
 
 
@@ -64,7 +64,7 @@ class Job:
 
     config: Config
     geometry: Geometry
-    tick: Callable[[float, float], None] = field(default=_silent, compare=False)
+    tick: Callable[[float, float], None] = field(default=_ignore_progress, compare=False)
     term: int | None = None
     token: str | None = None
     inherited: dict[str, str] | None = None
@@ -92,7 +92,7 @@ class Job:
     @property
     def may_be_centred(self) -> bool:
         """Whether a centre may be subtracted from rows before the cast to float32; it would fill sparse ones."""
-        return not self.input.sparse and centred(self.config.neighbors.metric, self.input.dtype)
+        return not self.input.sparse and may_subtract_centre(self.config.neighbors.metric, self.input.dtype)
 
     @cached_property
     def centre(self) -> np.ndarray | None:

@@ -11,7 +11,7 @@ from dumap.artifacts.part_names import LAYOUT
 from dumap.artifacts.start import StartCoordinates
 from dumap.store import Checkpoints, Run
 
-END = "end"
+LAYOUT_END = "end"
 """The part that says after how many epochs the layout ended."""
 
 
@@ -65,7 +65,7 @@ class EpochState:
 
 def last_epoch(run: Run) -> int:
     """Return the number of epochs after which the layout ended."""
-    return run.summary(LAYOUT, END)["epoch"]
+    return run.summary(LAYOUT, LAYOUT_END)["epoch"]
 
 
 def last_epoch_state(run: Run, graph: Graph) -> EpochState:
@@ -73,12 +73,12 @@ def last_epoch_state(run: Run, graph: Graph) -> EpochState:
     return EpochState(run, graph, last_epoch(run))
 
 
-def loss_name(epoch: int) -> str:
+def loss_part_name(epoch: int) -> str:
     """Name the part that holds the loss after `epoch` epochs."""
     return f"loss-{epoch:05d}"
 
 
-def loss_of(run: Run, epoch: int) -> float | None:
+def read_loss(run: Run, epoch: int) -> float | None:
     """Return the loss after `epoch` epochs, or None if it was not measured. It is never measured without edges."""
-    name = loss_name(epoch)
+    name = loss_part_name(epoch)
     return run.summary(LAYOUT, name)["loss"] if run.is_committed(LAYOUT, name) else None

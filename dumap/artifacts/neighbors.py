@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from dumap.artifacts.audit import repairs_made
+from dumap.artifacts.audit import count_repairs
 from dumap.artifacts.cells import CellTable
 from dumap.artifacts.part_names import AUDIT, NEIGHBORS, part_names
 from dumap.store import Part, Run
@@ -29,7 +29,7 @@ class NeighborLists:
 
     def __init__(self, run: Run, repairs: int | None = None) -> None:
         self.run, self.table = run, CellTable(run)
-        repairs = repairs_made(run) if repairs is None else repairs
+        repairs = count_repairs(run) if repairs is None else repairs
         self.stage, prefix = (AUDIT, f"lists-{repairs}") if repairs else (NEIGHBORS, "lists")
         self.names = part_names(prefix, self.table.cells)
 

@@ -14,17 +14,17 @@ from dumap.kernels import csr, vectors
 from dumap.store import Part, read_csr, write_csr
 
 
-def cast(rows: Any) -> Any:
+def cast_rows(rows: Any) -> Any:
     """Cast rows to float32."""
     return csr.as_float32(rows) if issparse(rows) else vectors.as_float32(rows)
 
 
-def check(rows: Any) -> tuple[np.ndarray, np.ndarray]:
+def find_finite_and_zero(rows: Any) -> tuple[np.ndarray, np.ndarray]:
     """Find the finite rows and the zero rows among float32 rows, (n,) bool each."""
     return csr.check(rows) if issparse(rows) else vectors.check(rows)
 
 
-def inexact(rows: Any, cast_rows: Any) -> np.ndarray:
+def find_inexact(rows: Any, cast_rows: Any) -> np.ndarray:
     """Return which rows a cast to float32 may change, (n,) bool."""
     return csr.inexact(rows) if issparse(rows) else vectors.inexact(rows, cast_rows)
 
@@ -52,14 +52,14 @@ def read_rows(job: Job, stage: str, part: str, name: str, start: int = 0, stop: 
     return job.run.read(stage, part, name, start, stop)
 
 
-def no_rows(job: Job) -> Any:
+def empty_rows(job: Job) -> Any:
     """Return an array or matrix of no float32 rows."""
     if job.geometry.sparse:
         return csr_matrix((0, job.geometry.source_dims), dtype=np.float32)
     return np.empty((0, job.geometry.dims), np.float32)
 
 
-def join(rows: Sequence[Any]) -> Any:
+def join_rows(rows: Sequence[Any]) -> Any:
     """Join rows, one after another."""
     if len(rows) == 1:
         return rows[0]

@@ -11,13 +11,13 @@ from dumap.store import Run
 
 DROPPED, ISOLATED, ZERO, DUPLICATE = 1, 2, 4, 8
 """Flags of a row's status. A duplicate of an earlier row has the earlier row's flags too."""
-FLAGS = {
+STATUS_ATTRIBUTES = {
     "long_name": "what became of the row",
     "flag_masks": [DROPPED, ISOLATED, ZERO, DUPLICATE],
     "flag_meanings": "dropped isolated zero duplicate",
     "comment": "0: embedded; 255: not there yet",
 }
-COORDINATES = {"long_name": "UMAP coordinates"}
+EMBEDDING_ATTRIBUTES = {"long_name": "UMAP coordinates"}
 """The attributes of the public arrays of status and coordinates, by the CF conventions."""
 
 
@@ -42,7 +42,7 @@ def read_sample(job: Job) -> np.ndarray:
     return np.concatenate([sample if job.geometry.sparse else job.as_embedded(sample) for sample in found])
 
 
-def duplicates_of(run: Run, block: int) -> tuple[np.ndarray, np.ndarray]:
+def read_duplicates(run: Run, block: int) -> tuple[np.ndarray, np.ndarray]:
     """Return a block's duplicates, counted from the block's first row, and for each the first row of the input that
     equals it.
     """
@@ -50,26 +50,26 @@ def duplicates_of(run: Run, block: int) -> tuple[np.ndarray, np.ndarray]:
     return run.read(VECTORS, name, "duplicates"), run.read(VECTORS, name, "firsts")
 
 
-def repeated_rows(run: Run, block: int) -> tuple[np.ndarray, np.ndarray]:
+def read_repeated_rows(run: Run, block: int) -> tuple[np.ndarray, np.ndarray]:
     """Return a block's rows that have duplicates, counted from the block's first row, and how often each row occurs."""
     name = part_name("distinct", block)
     return run.read(VECTORS, name, "repeated"), run.read(VECTORS, name, "times")
 
 
-def status_of(run: Run, block: int) -> np.ndarray:
+def read_status(run: Run, block: int) -> np.ndarray:
     """Read the status of a block's rows, as stage vectors found it."""
     return run.read(VECTORS, part_name("block", block), "status")
 
 
 def is_left_out(job: Job, block: int) -> np.ndarray:
     """Return which of a block's rows are left out of cells, (n,) bool: rows that are not finite, and duplicates."""
-    out = (status_of(job.run, block) & DROPPED) > 0
+    out = (read_status(job.run, block) & DROPPED) > 0
     if job.config.input.unique:
-        out[duplicates_of(job.run, block)[0]] = True
+        out[read_duplicates(job.run, block)[0]] = True
     return out
 
 
-def distinct_rows(job: Job) -> int:
+def count_distinct_rows(job: Job) -> int:
     """Return the number of rows without the duplicates that are left out."""
     duplicates = job.config.input.unique and sum_fact(
         job.run, VECTORS, part_names("distinct", job.geometry.blocks), "duplicates"

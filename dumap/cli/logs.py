@@ -22,8 +22,8 @@ class Lines(logging.Formatter):
     """Formats records as lines with a time stamp, or as JSON objects if the click context's `meta` has `LOG_JSON`.
 
     An object has 'time' (UTC), 'level', 'event', 'message' and the fields of the event. The events 'started',
-    'advanced' and 'finished' are about a stage, see `dumap.recipe.observers.Logged`. The event 'error' is the last, and
-    has 'exit_code' and 'notes'. Every other event is 'note'.
+    'advanced' and 'finished' are about a stage, see `dumap.recipe.observers.LogObserver`. The event 'error' is the last
+    and has 'exit_code' and 'notes'. Every other event is 'note'.
     """
 
     def __init__(self, meta: Mapping[str, Any]) -> None:

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from dumap.engine import Observer
-from dumap.recipe.observers import Logged, closing
+from dumap.recipe.observers import LogObserver, format_finished
 
 
 class Bar:
@@ -36,14 +36,14 @@ class Bar:
     def finished(self, stage: str, seconds: float, projected_bytes: int, peak_bytes: int, facts: dict) -> None:
         """Replace the bar by a line."""
         self._progress.remove_task(self._tasks.pop(stage))
-        self.note(closing(stage, seconds, projected_bytes, peak_bytes, facts))
+        self.note(format_finished(stage, seconds, projected_bytes, peak_bytes, facts))
 
 
 @contextlib.contextmanager
 def observer(as_json: bool = False) -> Iterator[Observer]:
     """Return an observer as a context: a progress bar if standard error is a terminal, else the log."""
     if as_json or not sys.stderr.isatty():
-        yield Logged()
+        yield LogObserver()
         return
     columns = (
         TextColumn("{task.description:<10}"),

@@ -6,15 +6,15 @@ import contextlib
 from collections.abc import Callable
 
 from dumap.errors import DamageError, LockError, StorageError
-from dumap.recipe.identity import lost_identity
+from dumap.recipe.identity import missing_identity_parts
 from dumap.recipe.lineage import lost_stages
-from dumap.recipe.observers import Logged
+from dumap.recipe.observers import LogObserver
 from dumap.recipe.stage_names import ALL_STAGES, DONE, RUN_KEYS
 from dumap.recipe.work import drop_damaged_copies
 from dumap.store import IDENTITY, INHERITED, LOCKS, Lock, Run, await_end, internal_location, manifest_key, work_of
 
 
-def forget(run: Run, stage: str, part: str) -> None:
+def uncommit_part(run: Run, stage: str, part: str) -> None:
     """Remove the manifests of a part and of its finished stage, but no other objects. Both are then made again."""
     run.forget(stage, part)
     if stage in ALL_STAGES:
@@ -44,7 +44,7 @@ def verify(location: str, note: Callable[[str], None] | None = None, mend: bool 
     LockError
         A driver holds the lock. Objects that it replaces would look damaged.
     """
-    note = note or Logged().note
+    note = note or LogObserver().note
     if (work := work_of(location)) is not None:
         return verify(internal_location(location), note, mend) + drop_damaged_copies(work, location, mend)
     store = Run(location, read_only=True, inherited={})
@@ -56,17 +56,17 @@ def verify(location: str, note: Callable[[str], None] | None = None, mend: bool 
     if lost:
         note(f"{store.location} reads stages of other runs that are not there as they were: make them there again")
     if mend:
-        return _mend(Run(location, inherited={}), note) + lost
+        return _repair_run(Run(location, inherited={}), note) + lost
     terms = store.terms()
     if terms:
         await_end(store, terms[-1], note, "looking at what it left")
-    damaged = _damage(store)
+    damaged = _find_damage(store)
     if damaged and store.terms() != terms:
         raise LockError(f"{store.location}: a driver began to work on it meanwhile; verify again once it is done")
     return damaged + lost
 
 
-def _mend(store: Run, note: Callable[[str], None]) -> list[tuple[str, str, str]]:
+def _repair_run(store: Run, note: Callable[[str], None]) -> list[tuple[str, str, str]]:
     """List and uncommit damaged parts; if the lock cannot be written, only list them."""
     store.refuse_links(RUN_KEYS)
     with contextlib.ExitStack() as lock:
@@ -74,15 +74,15 @@ def _mend(store: Run, note: Callable[[str], None]) -> list[tuple[str, str, str]]
             lock.enter_context(Lock(store, note))
         except StorageError as error:
             note(f"{error}; it is read without its lock, and stays as it is")
-            return _damage(Run(store.location, read_only=True, inherited={}))
-        damaged = _damage(store)
+            return _find_damage(Run(store.location, read_only=True, inherited={}))
+        damaged = _find_damage(store)
         if damaged:
-            _uncommit(store, damaged)
+            _uncommit_damaged(store, damaged)
             note(f"the next 'dumap run' into {store.location} makes exactly that again")
         return damaged
 
 
-def _damage(store: Run) -> list[tuple[str, str, str]]:
+def _find_damage(store: Run) -> list[tuple[str, str, str]]:
     """List the damaged and the missing objects of a run, in the form of `verify`."""
     damaged = list(store.damaged(RUN_KEYS.groups))
     damaged_stages = {part for stage, part, _ in damaged if stage == DONE}
@@ -91,7 +91,7 @@ def _damage(store: Run) -> list[tuple[str, str, str]]:
         if known and INHERITED not in store.summary(DONE, stage):
             gone = set(store.summary(DONE, stage)["parts"]) - set(store.committed(stage))
             damaged += [(stage, part, manifest_key(stage, part)) for part in sorted(gone)]
-    return damaged + [(IDENTITY, part, manifest_key(IDENTITY, part)) for part in lost_identity(store)]
+    return damaged + [(IDENTITY, part, manifest_key(IDENTITY, part)) for part in missing_identity_parts(store)]
 
 
 def uncommit_damage(location: str, damaged: list[tuple[str, str, str]], note: Callable[[str], None]) -> None:
@@ -113,13 +113,13 @@ def uncommit_damage(location: str, damaged: list[tuple[str, str, str]], note: Ca
     store = Run(internal_location(location), inherited={})
     store.refuse_links(RUN_KEYS)
     with Lock(store, note):
-        _uncommit(store, damaged)
+        _uncommit_damaged(store, damaged)
 
 
-def _uncommit(store: Run, damaged: list[tuple[str, str, str]]) -> None:
+def _uncommit_damaged(store: Run, damaged: list[tuple[str, str, str]]) -> None:
     """Uncommit damaged parts, remove damaged locks, and write the group's metadata again."""
     for stage, part in dict.fromkeys((stage, part) for stage, part, _ in damaged if stage):
-        forget(store, stage, part)
+        uncommit_part(store, stage, part)
     for _, _, key in damaged:
         if key.startswith(f"{LOCKS}/"):
             store.delete(key)

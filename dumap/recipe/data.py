@@ -20,7 +20,7 @@ def input_settings(data: Any) -> dict[str, Any]:
     return paths_of(data) or {"path": f"<{type(data).__name__}>"}
 
 
-def take(data: Any, config: Config) -> tuple[Config, ObjectRows | None]:
+def resolve_data(data: Any, config: Config) -> tuple[Config, ObjectRows | None]:
     """Return the configuration that names the data, and the data's rows if they must be copied to the run, else None.
 
     Parameters
@@ -42,18 +42,18 @@ def take(data: Any, config: Config) -> tuple[Config, ObjectRows | None]:
     elif paths_of(data) is not None:
         return config, None
     if (paths := paths_of(data)) is not None:
-        return with_input(config, {**settings, **paths}), None
-    object_rows = _rows_of_object(data)
+        return with_input_settings(config, {**settings, **paths}), None
+    object_rows = _make_object_rows(data)
     object_rows.names = names_of(named)
-    return with_input(config, {**settings, "path": location_of(object_rows)}), object_rows
+    return with_input_settings(config, {**settings, "path": location_of(object_rows)}), object_rows
 
 
-def with_input(config: Config, settings: dict[str, Any]) -> Config:
+def with_input_settings(config: Config, settings: dict[str, Any]) -> Config:
     """Return a configuration with other settings of the section `input`."""
     return config.model_copy(update={"input": config.input.model_copy(update=settings)})
 
 
-def _collection(data: Any) -> Any:
+def _find_collection(data: Any) -> Any:
     """Return the Dask collection that data is or wraps; None if it is none, or if Dask is not imported."""
     if "dask" not in sys.modules:
         return None
@@ -64,20 +64,20 @@ def _collection(data: Any) -> Any:
     return data if is_collection(data) else None
 
 
-def _rows_of_object(data: Any) -> ObjectRows:
+def _make_object_rows(data: Any) -> ObjectRows:
     """Return the rows of an object in memory or of a Dask collection."""
-    if (collection := _collection(data)) is not None:
+    if (collection := _find_collection(data)) is not None:
         from dumap.engine.collections import DaskRows
 
         return DaskRows(collection)
     return rows_of(data)
 
 
-def client_of(data: Any, config: Config) -> Client | None:
+def find_client(data: Any, config: Config) -> Client | None:
     """Return Dask's default client if data is a Dask collection and the configuration names no workers, else None."""
     cluster = config.cluster
     named = cluster.workers or cluster.memory_limit or cluster.scheduler or cluster.scheduler_file
-    if named or cluster.engine == "local" or "distributed" not in sys.modules or _collection(data) is None:
+    if named or cluster.engine == "local" or "distributed" not in sys.modules or _find_collection(data) is None:
         return None
     from dumap.engine.collections import default_client
 

@@ -18,16 +18,16 @@ from dumap.artifacts.job import Job
 from dumap.artifacts.part_names import VECTORS
 from dumap.config import Config, build
 from dumap.errors import RunMismatchError
-from dumap.recipe.identity import DATA, data_of
+from dumap.recipe.identity import INPUT_FINGERPRINTS, input_names
 from dumap.recipe.stage_names import DONE
 from dumap.stages import Recipe, Stage, settings_of
 
-METADATA = ("shape", "dtype", "signature")
+METADATA_KEYS = ("shape", "dtype", "signature")
 """The metadata of the input that a run records."""
 
 
 @cache
-def _defaults() -> Config:
+def _default_config() -> Config:
     """Return the configuration of all defaults."""
     return build({"input": {"path": "-"}, "output": "-"})
 
@@ -37,17 +37,17 @@ def changed_settings(stage: Stage, config: Config) -> dict[str, Any]:
 
     Defaults are left out, so that a new setting does not change the digests of existing runs.
     """
-    plain = settings_of(_defaults(), stage.keys)
+    plain = settings_of(_default_config(), stage.keys)
     return {key: value for key, value in settings_of(config, stage.keys).items() if value != plain[key]}
 
 
-def digest_of(stage: Stage, config: Config, reads: Mapping[str, Any]) -> str:
+def stage_digest(stage: Stage, config: Config, reads: Mapping[str, Any]) -> str:
     """Return the digest of a stage, given the configuration and the digests of the stages that it reads."""
     depends_on = [stage.name, stage.version, changed_settings(stage, config), dict(reads)]
     return hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()
 
 
-def chain(
+def chain_digests(
     recipe: Recipe, config: Config, input_metadata: Mapping[str, Any], input_content: Mapping[str, Any] | None = None
 ) -> dict[str, str]:
     """Return the digests of a recipe's stages, by name.
@@ -66,16 +66,18 @@ def chain(
     upstream: dict[str, str] = {}
     for stage in recipe:
         if not stage.reads:
-            digests_by_stage[stage.name] = digest_of(stage, config, input_metadata)
+            digests_by_stage[stage.name] = stage_digest(stage, config, input_metadata)
             if input_content is not None:
-                upstream[stage.name] = digest_of(stage, config, input_content)
+                upstream[stage.name] = stage_digest(stage, config, input_content)
         elif input_content is not None:
-            upstream[stage.name] = digest_of(stage, config, {name: upstream[name] for name in stage.reads})
+            upstream[stage.name] = stage_digest(stage, config, {name: upstream[name] for name in stage.reads})
             digests_by_stage[stage.name] = upstream[stage.name]
     return digests_by_stage
 
 
-def digests(recipe: Recipe, job: Job, attributes: Mapping[str, Any], facts: Mapping[str, Any] | None) -> dict[str, str]:
+def compute_digests(
+    recipe: Recipe, job: Job, attributes: Mapping[str, Any], facts: Mapping[str, Any] | None
+) -> dict[str, str]:
     """Return the digests of a recipe's stages for a job.
 
     Parameters
@@ -87,25 +89,25 @@ def digests(recipe: Recipe, job: Job, attributes: Mapping[str, Any], facts: Mapp
     facts : mapping, optional
         The facts of the first stage, which hold the fingerprints.
     """
-    inputs, blocks = data_of(job.config), {"block_rows": job.geometry.block_rows}
-    input_metadata = {name: {key: attributes[name][key] for key in METADATA} for name in inputs}
+    inputs, blocks = input_names(job.config), {"block_rows": job.geometry.block_rows}
+    input_metadata = {name: {key: attributes[name][key] for key in METADATA_KEYS} for name in inputs}
     if facts is None:
-        return chain(recipe, job.config, {**input_metadata, **blocks})
+        return chain_digests(recipe, job.config, {**input_metadata, **blocks})
     input_content = {
         name: {
             "shape": input_metadata[name]["shape"],
             "dtype": input_metadata[name]["dtype"],
-            "fingerprint": facts.get(DATA[name][0]),
+            "fingerprint": facts.get(INPUT_FINGERPRINTS[name][0]),
         }
         for name in inputs
     }
-    return chain(recipe, job.config, {**input_metadata, **blocks}, {**input_content, **blocks})
+    return chain_digests(recipe, job.config, {**input_metadata, **blocks}, {**input_content, **blocks})
 
 
-def digests_of_run(recipe: Recipe, job: Job) -> dict[str, str]:
+def run_digests(recipe: Recipe, job: Job) -> dict[str, str]:
     """Return the digests of the stages of the job's run; only the first stage's until that stage is done."""
     facts = job.run.summary(DONE, VECTORS)["facts"] if job.run.is_committed(DONE, VECTORS) else None
-    return digests(recipe, job, job.run.attributes, facts)
+    return compute_digests(recipe, job, job.run.attributes, facts)
 
 
 def check_digests(recipe: Recipe, job: Job) -> None:
@@ -115,7 +117,7 @@ def check_digests(recipe: Recipe, job: Job) -> None:
     ------
     RunMismatchError
     """
-    expected = digests_of_run(recipe, job)
+    expected = run_digests(recipe, job)
     for stage in recipe:
         if stage.reads and job.run.is_committed(DONE, stage.name):
             digest = job.run.summary(DONE, stage.name).get("digest")

@@ -30,7 +30,7 @@ def children_of(run: Run) -> list[str]:
     return sorted(children)
 
 
-def inherited_by(run: Run) -> dict[str, str]:
+def inherited_stages(run: Run) -> dict[str, str]:
     """Return the location of the run that holds each inherited stage, by stage."""
     origins = {}
     for stage in run.committed(DONE):
@@ -40,7 +40,7 @@ def inherited_by(run: Run) -> dict[str, str]:
     return origins
 
 
-def register(parent: str, child: str, note: Callable[[str], None]) -> None:
+def register_child(parent: str, child: str, note: Callable[[str], None]) -> None:
     """Record in a parent that it has a child, which its status then lists; call `note` if that cannot be written."""
     run, name = Run(parent, inherited={}), f"{CHILD}-{hashlib.sha256(child.encode()).hexdigest()[:16]}"
     if run.is_committed(IDENTITY, name):

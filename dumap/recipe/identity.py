@@ -11,7 +11,7 @@ import numpy as np
 
 from dumap.artifacts.job import Job
 from dumap.artifacts.part_names import VECTORS
-from dumap.artifacts.vectors import COORDINATES, FLAGS
+from dumap.artifacts.vectors import EMBEDDING_ATTRIBUTES, STATUS_ATTRIBUTES
 from dumap.config import INITS, Config, differences
 from dumap.engine import Engine, Observer
 from dumap.errors import RunMismatchError
@@ -20,7 +20,7 @@ from dumap.sources.spooled import Spooled
 from dumap.stages.fingerprints import fingerprint_input, fingerprint_lists
 from dumap.store import IDENTITY, Rows, Run, relative_location
 
-DATA: dict[str, tuple[str, Callable[[Job], str]]] = {
+INPUT_FINGERPRINTS: dict[str, tuple[str, Callable[[Job], str]]] = {
     "input": ("fingerprint", fingerprint_input),
     "precomputed": ("precomputed_fingerprint", fingerprint_lists),
 }
@@ -40,12 +40,12 @@ def check_chunks(job: Job, note: Callable[[str], None]) -> None:
         Rows(config.start.init).require_chunks()
 
 
-def data_of(config: Config) -> list[str]:
+def input_names(config: Config) -> list[str]:
     """Return the names of the inputs that a run reads: attributes of a job and of the run."""
-    return ["input"] if config.neighbors.precomputed is None else list(DATA)
+    return ["input"] if config.neighbors.precomputed is None else list(INPUT_FINGERPRINTS)
 
 
-def create(job: Job, engine: Engine, parent: Run | None = None) -> None:
+def create_run(job: Job, engine: Engine, parent: Run | None = None) -> None:
     """Create the run's identity and its final arrays unless they exist; the arrays are filled with NaN and 255."""
     config, geometry = job.config, job.geometry
     job.run.make_folders(RUN_KEYS)
@@ -56,39 +56,39 @@ def create(job: Job, engine: Engine, parent: Run | None = None) -> None:
             "seed": config.seed,
             "versions": engine.versions,
             "cpus": engine.cpus,
-            **{name: getattr(job, name).describe() for name in data_of(config)},
+            **{name: getattr(job, name).describe() for name in input_names(config)},
             **({} if parent is None else {"parent": relative_location(parent.location, job.run.location)}),
         }
     )
     if not job.run.is_committed(IDENTITY, "results"):
         chunk, shape = min(geometry.output_rows, geometry.rows), (geometry.rows, config.layout.n_components)
         with job.run.part(IDENTITY, "results") as out:
-            out.create_final("embedding", shape, "float32", chunk, np.nan, COORDINATES)
-            out.create_final("status", shape[:1], "uint8", chunk, 255, FLAGS)
-    describe_input(job.run)
+            out.create_final("embedding", shape, "float32", chunk, np.nan, EMBEDDING_ATTRIBUTES)
+            out.create_final("status", shape[:1], "uint8", chunk, 255, STATUS_ATTRIBUTES)
+    record_fingerprints(job.run)
     job.run.renew()
 
 
-def describe_input(run: Run) -> None:
+def record_fingerprints(run: Run) -> None:
     """Add the input's fingerprints to the run's attributes if the stage vectors is done."""
     if run.is_committed(DONE, VECTORS):
         facts = run.summary(DONE, VECTORS)["facts"]
-        run.describe({fact: facts[fact] for fact, _ in DATA.values() if fact in facts})
+        run.describe({fact: facts[fact] for fact, _ in INPUT_FINGERPRINTS.values() if fact in facts})
 
 
-def lost_identity(run: Run) -> list[str]:
+def missing_identity_parts(run: Run) -> list[str]:
     """List the manifests of the run's identity that are missing."""
     begun = any(run.committed(stage) for stage in (DONE, *ALL_STAGES))
     parts = {"run": True, "results": begun, "input": run.is_committed(DONE, VECTORS)}
     return [part for part, needed in parts.items() if needed and not run.is_committed(IDENTITY, part)]
 
 
-def check_data(job: Job, what: str, note: Callable[[str], None]) -> None:
+def check_same_input(job: Job, what: str, note: Callable[[str], None]) -> None:
     """Refuse other data than the run was begun with.
 
     The data is read again only if the sizes or times of its objects differ.
     """
-    run, source, (fact, fingerprint) = job.run, getattr(job, what), DATA[what]
+    run, source, (fact, fingerprint) = job.run, getattr(job, what), INPUT_FINGERPRINTS[what]
     began, now = run.attributes[what], source.describe()
     if any(began[name] != now[name] for name in ("shape", "dtype")):
         raise RunMismatchError(
@@ -109,7 +109,7 @@ def check_data(job: Job, what: str, note: Callable[[str], None]) -> None:
             )
 
 
-def check_same(job: Job, observer: Observer) -> None:
+def check_same_run(job: Job, observer: Observer) -> None:
     """Refuse to continue a run with other parameters or other data."""
     run, config = job.run, job.config
     attributes = run.attributes
@@ -120,5 +120,5 @@ def check_same(job: Job, observer: Observer) -> None:
             + "\n  ".join(changed)
             + f"\nGive the same parameters, or another output: with --parent {run.location} it reads what is equal"
         )
-    for what in data_of(config):
-        check_data(job, what, observer.note)
+    for what in input_names(config):
+        check_same_input(job, what, observer.note)

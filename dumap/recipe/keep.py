@@ -4,24 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from dumap.artifacts.neighbors import repairs_made
+from dumap.artifacts.audit import count_repairs
 from dumap.artifacts.part_names import AUDIT, NEIGHBORS, kind_of
 from dumap.config.values import format_bytes
 from dumap.errors import DamageError, StorageError
-from dumap.recipe.damage import forget
+from dumap.recipe.damage import uncommit_part
 from dumap.recipe.stage_names import ALL_STAGES, DONE
 from dumap.stages import Recipe
 from dumap.store import Run
 
 
-def is_outdated(repairs: int, stage: str, part: str) -> bool:
+def is_outdated_list(repairs: int, stage: str, part: str) -> bool:
     """Return whether a part holds lists that a later repair has replaced."""
     if kind_of(part) != "lists" or stage not in (NEIGHBORS, AUDIT):
         return False
     return not part.startswith(f"lists-{repairs}-") if stage == AUDIT else repairs > 0
 
 
-def droppable(run: Run, recipe: Recipe, keep: str) -> dict[str, list[str]]:
+def find_droppable(run: Run, recipe: Recipe, keep: str) -> dict[str, list[str]]:
     """List the parts that no stage needs any more, by stage, also those that are dropped already.
 
     Parameters
@@ -33,7 +33,7 @@ def droppable(run: Run, recipe: Recipe, keep: str) -> dict[str, list[str]]:
     """
     if keep == "all":
         return {}
-    done, repairs = {stage.name for stage in recipe if run.is_committed(DONE, stage.name)}, repairs_made(run)
+    done, repairs = {stage.name for stage in recipe if run.is_committed(DONE, stage.name)}, count_repairs(run)
     droppable_parts: dict[str, list[str]] = {}
     for stage in recipe:
         if stage.name not in done or run.origin(stage.name) is not None:  # another run drops the parts that it holds
@@ -41,23 +41,23 @@ def droppable(run: Run, recipe: Recipe, keep: str) -> dict[str, list[str]]:
         later = {other.name for other in recipe if stage.name in other.reads}
         for part in run.committed(stage.name):
             temporary = stage.temporary.get(kind_of(part))
-            needless = temporary is not None or keep == "results" or is_outdated(repairs, stage.name, part)
+            needless = temporary is not None or keep == "results" or is_outdated_list(repairs, stage.name, part)
             if needless and done.issuperset(later if temporary is None else temporary):
                 droppable_parts.setdefault(stage.name, []).append(part)
     return droppable_parts
 
 
-def check_kept(stages: Recipe, run: Run) -> None:
+def check_not_dropped(stages: Recipe, run: Run) -> None:
     """Refuse to read stages of a run that kept only its results. One part of each kind is checked.
 
     Raises
     ------
     StorageError
     """
-    repairs = repairs_made(run)
+    repairs = count_repairs(run)
     for stage in stages:
         for kind, part in {kind_of(part): part for part in run.committed(stage.name)}.items():
-            temporary = kind in stage.temporary or is_outdated(repairs, stage.name, part)
+            temporary = kind in stage.temporary or is_outdated_list(repairs, stage.name, part)
             if not temporary and run.is_dropped(stage.name, part):
                 raise StorageError(
                     f"{run.location} keeps its results alone (keep = results): stage {stage.name} cannot be read "
@@ -65,25 +65,25 @@ def check_kept(stages: Recipe, run: Run) -> None:
                 )
 
 
-def drop_needless(run: Run, recipe: Recipe, keep: str, finish: bool = False) -> int:
+def drop_unneeded(run: Run, recipe: Recipe, keep: str, finish: bool = False) -> int:
     """Drop the parts that no stage needs any more; return the bytes that were freed.
 
     With `finish`, also delete the objects that remain because an earlier driver ended while it dropped parts.
     """
     freed = 0
-    for stage, parts in droppable(run, recipe, keep).items():
+    for stage, parts in find_droppable(run, recipe, keep).items():
         if finish:
             run.finish_drops(stage)
         freed += run.drop(stage, [part for part in parts if not run.is_dropped(stage, part)])
     return freed
 
 
-def holds_nothing_droppable(run: Run, recipe: Recipe, keep: str) -> bool:
+def has_nothing_to_drop(run: Run, recipe: Recipe, keep: str) -> bool:
     """Return whether a run holds no part that the setting `keep` would drop, nor what is left of one that a driver was
     dropping as it ended; True if a manifest is damaged.
     """
     try:
-        needless = droppable(run, recipe, keep)
+        needless = find_droppable(run, recipe, keep)
         if any(run.part_objects(stage, part) for stage, parts in needless.items() for part in parts):
             return False
         return not any(run.left_of_drops(stage) for stage in needless)
@@ -91,7 +91,7 @@ def holds_nothing_droppable(run: Run, recipe: Recipe, keep: str) -> bool:
         return True
 
 
-def remake_dropped(run: Run, error: DamageError, note: Callable[[str], None]) -> bool:
+def uncommit_dropped(run: Run, error: DamageError, note: Callable[[str], None]) -> bool:
     """If the missing part was dropped, uncommit all dropped parts of its kind, and return True.
 
     The pipeline then makes these parts again.
@@ -103,5 +103,5 @@ def remake_dropped(run: Run, error: DamageError, note: Callable[[str], None]) ->
     size = sum(size for part in parts for size, _ in run.manifest(stage, part)["dropped"].values())
     note(f"{stage}: {len(parts)} parts '{kind}' of {format_bytes(size)} were dropped, are needed and made again")
     run.forget_all(stage, parts)
-    forget(run, stage, error.part)
+    uncommit_part(run, stage, error.part)
     return True

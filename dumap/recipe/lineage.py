@@ -12,10 +12,10 @@ from dumap.artifacts.job import Job
 from dumap.artifacts.part_names import NEIGHBORS, VECTORS
 from dumap.config import Config
 from dumap.errors import DamageError, DroppedError, RunMismatchError, StorageError
-from dumap.recipe.digests import digests, digests_of_run
-from dumap.recipe.family import inherited_by, parent_of, register
-from dumap.recipe.identity import DATA, data_of, describe_input
-from dumap.recipe.locations import check_apart, is_one_place
+from dumap.recipe.digests import compute_digests, run_digests
+from dumap.recipe.family import inherited_stages, parent_of, register_child
+from dumap.recipe.identity import INPUT_FINGERPRINTS, input_names, record_fingerprints
+from dumap.recipe.locations import check_no_overlap, is_same_location
 from dumap.recipe.recipes import geometry_of, recipe_of
 from dumap.recipe.stage_names import DONE
 from dumap.stages import Recipe, Stage
@@ -39,8 +39,8 @@ def open_parent(output: str, given_parent: str | None) -> Run | None:
     known, begun = (parent_of(run), True) if run.exists() else (None, False)
     if given_parent is not None:
         given_parent = normalize(internal_location(given_parent))
-        check_apart(output, given_parent, "parent")
-        if begun and (known is None or not is_one_place(known, given_parent)):
+        check_no_overlap(output, given_parent, "parent")
+        if begun and (known is None or not is_same_location(known, given_parent)):
             before = "without a parent" if known is None else f"with the parent {known}"
             raise RunMismatchError(f"{output} was begun {before}: leave {given_parent} out, or name another output")
     location = given_parent or known
@@ -50,7 +50,7 @@ def open_parent(output: str, given_parent: str | None) -> Run | None:
 def lost_stages(run: Run) -> list[tuple[str, str]]:
     """List the inherited stages that their runs no longer hold unchanged, each with the location of that run."""
     lost = []
-    for stage, origin in inherited_by(run).items():
+    for stage, origin in inherited_stages(run).items():
         other, inherited = Run(origin, read_only=True, inherited={}), run.summary(DONE, stage)
         try:
             done = other.is_committed(DONE, stage) and other.summary(DONE, stage)
@@ -81,7 +81,7 @@ def check_parent(job: Job, parent: Run | None, note: Callable[[str], None]) -> R
     recipe = recipe_of(job.config)
     if parent is None:
         return recipe
-    inherited = inherited_by(job.run)
+    inherited = inherited_stages(job.run)
     for location in dict.fromkeys([parent.location, *inherited.values()]):
         other = Run(location, read_only=True, child=job.run.location)
         if not other.exists():
@@ -98,28 +98,28 @@ def check_parent(job: Job, parent: Run | None, note: Callable[[str], None]) -> R
             f"again, or name another output"
         )
     attributes = parent.attributes
-    for what in data_of(job.config):
+    for what in input_names(job.config):
         now, then = getattr(job, what).describe(), attributes.get(what)
         if then is not None and any(then[name] != now[name] for name in ("shape", "dtype")):
             raise RunMismatchError(
                 f"nothing of {parent.location} is equal: its {what} has shape {tuple(then['shape'])} and dtype "
                 f"{then['dtype']}, {now['path']} has {tuple(now['shape'])} and {now['dtype']}; leave the parent out"
             )
-    not_made = {*inherited, *equal_stages(recipe, job, parent)}
+    not_made = {*inherited, *inheritable_stages(recipe, job, parent)}
     if not not_made:
         note(f"{parent.location}: none of its finished stages is as this run's; all are made")
     return tuple(stage for stage in recipe if stage.name not in not_made)
 
 
-def equal_stages(recipe: Recipe, job: Job, parent: Run) -> list[str]:
+def inheritable_stages(recipe: Recipe, job: Job, parent: Run) -> list[str]:
     """List the stages of a parent that a run would inherit, assuming that both have the same data."""
     facts = parent.summary(DONE, VECTORS)["facts"] if parent.is_committed(DONE, VECTORS) else None
-    sources = {name: getattr(job, name).describe() for name in data_of(job.config)}
-    digests_here = digests(recipe, job, sources, facts)
-    return [stage.name for stage in recipe if _is_equal(stage, parent, digests_here.get(stage.name))]
+    sources = {name: getattr(job, name).describe() for name in input_names(job.config)}
+    digests_here = compute_digests(recipe, job, sources, facts)
+    return [stage.name for stage in recipe if _has_equal_stage(stage, parent, digests_here.get(stage.name))]
 
 
-def _is_equal(stage: Stage, parent: Run, digest: str | None) -> bool:
+def _has_equal_stage(stage: Stage, parent: Run, digest: str | None) -> bool:
     """Return whether a parent has finished a stage with this digest; never for stages that write results."""
     if digest is None or stage.writes_results or not parent.is_committed(DONE, stage.name):
         return False
@@ -133,10 +133,10 @@ def with_parents_width(config: Config, parent: Run) -> Config:
     if neighbors.width is not None or neighbors.n_neighbors >= width:
         return config
     wide = config.model_copy(update={"neighbors": neighbors.model_copy(update={"width": width})})
-    return wide if NEIGHBORS in equal_stages(recipe_of(wide), Job(wide, geometry_of(wide)), parent) else config
+    return wide if NEIGHBORS in inheritable_stages(recipe_of(wide), Job(wide, geometry_of(wide)), parent) else config
 
 
-def with_begun_width(config: Config, run: Run) -> Config:
+def with_recorded_width(config: Config, run: Run) -> Config:
     """Return the configuration with the width that the run was begun with, if the configuration names no width."""
     neighbors, recorded = config.neighbors, run.attributes["parameters"]["neighbors"]
     if neighbors.width is not None or neighbors.n_neighbors != recorded["n_neighbors"] or not recorded.get("width"):
@@ -149,7 +149,7 @@ def resolve_parent(config: Config, given_parent: str | None, note: Callable[[str
     parent, run = open_parent(config.output, given_parent), Run(config.output, read_only=True)
     if parent is None:
         return config, None
-    widened = with_begun_width(config, run) if run.exists() else with_parents_width(config, parent)
+    widened = with_recorded_width(config, run) if run.exists() else with_parents_width(config, parent)
     if widened != config:
         note(f"neighbors.width is {widened.neighbors.width}, as in {parent.location}, whose lists are read")
     return widened, parent
@@ -158,13 +158,13 @@ def resolve_parent(config: Config, given_parent: str | None, note: Callable[[str
 # during a run ------------------------------------------------------------------------------------
 
 
-def check_data_of(job: Job, parent: Run) -> None:
+def check_parent_data(job: Job, parent: Run) -> None:
     """Refuse a parent with other data, if both runs have read all of their data."""
     if not (parent.is_committed(DONE, VECTORS) and job.run.is_committed(DONE, VECTORS)):
         return
     facts, parent_facts = job.run.summary(DONE, VECTORS)["facts"], parent.summary(DONE, VECTORS)["facts"]
-    for what in data_of(job.config):
-        fact = DATA[what][0]
+    for what in input_names(job.config):
+        fact = INPUT_FINGERPRINTS[what][0]
         if fact in parent_facts and facts[fact] != parent_facts[fact]:
             raise RunMismatchError(
                 f"nothing of {parent.location} is equal: its {what} held other data than "
@@ -172,29 +172,29 @@ def check_data_of(job: Job, parent: Run) -> None:
             )
 
 
-def inherit(recipe: Recipe, stage: Stage, job: Job, parent: Run, note: Callable[[str], None]) -> bool:
+def inherit_stage(recipe: Recipe, stage: Stage, job: Job, parent: Run, note: Callable[[str], None]) -> bool:
     """Commit a stage by reference to the parent if their digests are equal; return whether it was.
 
     A stage of which this run has committed parts is not inherited, but continued.
     """
-    check_data_of(job, parent)
-    if job.run.committed(stage.name) or not _is_equal(stage, parent, digests_of_run(recipe, job).get(stage.name)):
+    check_parent_data(job, parent)
+    if job.run.committed(stage.name) or not _has_equal_stage(stage, parent, run_digests(recipe, job).get(stage.name)):
         return False
     made, owner = parent.summary(DONE, stage.name), parent.owner(stage.name)
     if gone := sorted(set(made["parts"]) - set(owner.committed(stage.name))):
         raise owner.damage(stage.name, gone[0], "its manifest")
-    register(owner.location, job.run.location, note)
+    register_child(owner.location, job.run.location, note)
     with job.run.part(DONE, stage.name) as out:
         out.attributes |= {**made, "seconds": 0.0, INHERITED: relative_location(owner.location, job.run.location)}
     if job.inherited is not None:
         job.inherited[stage.name] = owner.location
     if stage.name == VECTORS:
-        describe_input(job.run)
+        record_fingerprints(job.run)
     note(f"{stage.name}: read through {owner.location}")
     return True
 
 
-def drop_inherited_stage(job: Job, error: DamageError, note: Callable[[str], None]) -> bool:
+def uncommit_inherited_stage(job: Job, error: DamageError, note: Callable[[str], None]) -> bool:
     """If the run that holds an inherited stage has dropped the missing part, uncommit the stage here, and return True.
 
     The pipeline then makes the stage in this run.

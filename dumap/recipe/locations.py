@@ -15,20 +15,20 @@ from dumap.sources.opening import locate
 from dumap.store import INSIDE, Run, RunKeys, probe, use_options
 from dumap.store.disk import is_remote, is_same, normalize
 
-BEGUN = {INSIDE}
+ALLOWED_FOLDERS = {INSIDE}
 """Folders that a run may have if its driver died before it wrote the run's identity."""
-SCHEMES = {"s3a": "s3", "gcs": "gs", "azure": "az", "adl": "az", "abfs": "az", "abfss": "az"}
+SCHEME_ALIASES = {"s3a": "s3", "gcs": "gs", "azure": "az", "adl": "az", "abfs": "az", "abfss": "az"}
 """Schemes of URLs and the schemes that mean the same."""
-AMAZON = (
+S3_HOSTS = (
     re.compile(r"s3[.-]([a-z0-9-]+\.)?amazonaws\.com(:443)?"),
     re.compile(r"(?P<bucket>.+)\.s3[.-]([a-z0-9-]+\.)?amazonaws\.com(:443)?"),
 )
 """Hosts of the buckets of s3://. The bucket is the first step of the path, or a part of the host's name."""
 
 
-def with_places(config: Config, parent: str | None = None) -> Config:
+def with_normalized_locations(config: Config, parent: str | None = None) -> Config:
     """Return the configuration with locations that mean the same on every worker; set the options for their buckets."""
-    use_options(filter(None, [*sources(config), config.output, config.work, parent]), config.storage)
+    use_options(filter(None, [*source_locations(config), config.output, config.work, parent]), config.storage)
     precomputed = config.neighbors.precomputed
     paths = locate(config.input)
     update: dict[str, Any] = {
@@ -44,18 +44,18 @@ def with_places(config: Config, parent: str | None = None) -> Config:
     return config.model_copy(update=update)
 
 
-def place_of(url: str) -> tuple[str, str, tuple[str, ...]]:
+def split_url(url: str) -> tuple[str, str, tuple[str, ...]]:
     """Return the scheme, the bucket and the steps of the path of a URL, the same for all spellings of the URL."""
     parts = urlsplit(url)
     scheme, host, path = parts.scheme.lower(), parts.netloc.lower(), parts.path
-    scheme = SCHEMES.get(scheme, scheme)
+    scheme = SCHEME_ALIASES.get(scheme, scheme)
     steps: list[str] = []
     for step in unquote(path).split("/"):
         if step == "..":
             del steps[-1:]
         elif step not in ("", "."):
             steps.append(step)
-    for pattern in AMAZON if scheme in ("http", "https") else ():
+    for pattern in S3_HOSTS if scheme in ("http", "https") else ():
         if (match := pattern.fullmatch(host)) is not None:
             scheme, host = "s3", match["bucket"] if "bucket" in match.groupdict() else "".join(steps[:1]).lower()
             steps = steps if "bucket" in match.groupdict() else steps[1:]
@@ -63,17 +63,17 @@ def place_of(url: str) -> tuple[str, str, tuple[str, ...]]:
     return scheme, host, tuple(steps)
 
 
-def is_one_place(location: str, other: str) -> bool:
+def is_same_location(location: str, other: str) -> bool:
     """Return whether two locations are the same, in any spelling."""
     if is_remote(location) or is_remote(other):
-        return is_remote(location) and is_remote(other) and place_of(location) == place_of(other)
+        return is_remote(location) and is_remote(other) and split_url(location) == split_url(other)
     return is_same(Path(normalize(location)).resolve(), Path(normalize(other)).resolve())
 
 
-def check_apart(output: str, source: str, what: str = "input") -> None:
+def check_no_overlap(output: str, source: str, what: str = "input") -> None:
     """Refuse an output that is a source, contains a source, or lies in a source."""
     if is_remote(output) and is_remote(source):
-        (*bucket, output_steps), (*source_bucket, source_steps) = place_of(output), place_of(source)
+        (*bucket, output_steps), (*source_bucket, source_steps) = split_url(output), split_url(source)
         shorter = min(len(output_steps), len(source_steps))
         overlaps = bucket == source_bucket and output_steps[:shorter] == source_steps[:shorter]
     elif is_remote(output) or is_remote(source):
@@ -86,29 +86,31 @@ def check_apart(output: str, source: str, what: str = "input") -> None:
         raise StorageError(f"output: {output} is, holds or lies in the {what} {source}; name another")
 
 
-def sources(config: Config) -> list[str]:
+def source_locations(config: Config) -> list[str]:
     """List the locations that a run reads: the input, given neighbours and given coordinates."""
     paths = [config.neighbors.precomputed, None if config.start.init in INITS else config.start.init]
     return [*config.input.paths, *(path for path in paths if path is not None)]
 
 
-def check_places(config: Config, run_keys: RunKeys) -> None:
+def check_locations(config: Config, run_keys: RunKeys) -> None:
     """Refuse an output that overlaps with a source, or that exists and is not a run."""
     output = config.output
-    for source in sources(config):
-        check_apart(output, source)
+    for source in source_locations(config):
+        check_no_overlap(output, source)
     local = not is_remote(output)
     if local and os.path.exists(output) and not os.path.isdir(output):
         raise StorageError(f"output: {output} is a file; name a folder that is a run, or does not exist")
     run = Run(output, read_only=True)
     if run.exists():
         run.attributes  # noqa: B018  (raises an error unless it is a run of this format)
-    elif run.first_other(run_keys) is not None or (local and os.path.isdir(output) and set(os.listdir(output)) - BEGUN):
+    elif run.first_other(run_keys) is not None or (
+        local and os.path.isdir(output) and set(os.listdir(output)) - ALLOWED_FOLDERS
+    ):
         raise StorageError(f"output: {output} exists and is not a dumap run; nothing was touched")
     run.refuse_links(run_keys)
 
 
-def probe_output(location: str) -> None:
+def prepare_output(location: str) -> None:
     """Make the output's folder, and fail unless it can be written to."""
     if not is_remote(location):
         try:
@@ -118,7 +120,7 @@ def probe_output(location: str) -> None:
     probe(location)
 
 
-def free_disk(location: str) -> int | None:
+def free_disk_bytes(location: str) -> int | None:
     """Return the free bytes of the output's disk; None if they are not known."""
     if is_remote(location):
         return None

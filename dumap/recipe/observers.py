@@ -19,14 +19,14 @@ LOG_SECONDS = 10.0
 """Seconds between two log lines about a stage's progress, at least."""
 
 
-def closing(stage: str, seconds: float, projected_bytes: int, peak_bytes: int, facts: dict) -> str:
+def format_finished(stage: str, seconds: float, projected_bytes: int, peak_bytes: int, facts: dict) -> str:
     """Return the log line about a finished stage: its time, memory and facts."""
     figures = ", ".join(f"{k} {format_fact(v, '.4g')}" for k, v in facts.items())
     peak = f"peak {format_bytes(peak_bytes)} of {format_bytes(projected_bytes)} projected"
     return f"{stage}: done in {seconds:.1f} s, {peak}; {figures}"
 
 
-class Logged:
+class LogObserver:
     """An observer that writes to the logger `dumap` at the level INFO.
 
     A record has the attribute `dumap`, a dict: 'event' is 'note', or 'started' with 'stage' and 'projected_bytes',
@@ -63,12 +63,12 @@ class Logged:
 
     def finished(self, stage: str, seconds: float, projected_bytes: int, peak_bytes: int, facts: dict) -> None:
         """Log the stage's time, memory and facts."""
-        message = closing(stage, seconds, projected_bytes, peak_bytes, facts)
+        message = format_finished(stage, seconds, projected_bytes, peak_bytes, facts)
         fields = {"seconds": round(seconds, 3), "projected_bytes": projected_bytes, "peak_bytes": peak_bytes}
         self._log("finished", message, stage=stage, **fields, facts=facts)
 
 
-class Silent:
+class SilentObserver:
     """An observer that does nothing."""
 
     def started(self, stage: str, projected_bytes: int) -> None:
@@ -84,7 +84,7 @@ class Silent:
         """Do nothing."""
 
 
-class Watched:
+class LockObserver:
     """An observer that calls another one, and writes progress into the run's lock for `dumap status`."""
 
     def __init__(self, observer: Observer, lock: Lock) -> None:
@@ -97,14 +97,14 @@ class Watched:
         self.observer.advanced(stage, done, total)
 
 
-class _Failed(BaseException):
+class _CallbackError(BaseException):
     """Carries the error of a callback past the code that handles a run's own errors."""
 
     def __init__(self, error: Exception) -> None:
         self.error = error
 
 
-class Callbacks:
+class CallbackObserver:
     """Calls a program's own observer, or its function, on one thread only, as a context.
 
     An error that the program's code raises ends the run, and the context raises it unchanged.
@@ -117,23 +117,23 @@ class Callbacks:
 
     def __init__(self, callback: Observer | Callable[[str, float, float], object]) -> None:
         if callable(callback) and not hasattr(callback, "advanced"):
-            observer: Any = Silent()
+            observer: Any = SilentObserver()
             observer.advanced = callback
         else:
             observer = callback
         self._observer, self._thread = observer, threading.get_ident()
         self._notes: SimpleQueue[str] = SimpleQueue()
 
-    def __enter__(self) -> Callbacks:
+    def __enter__(self) -> CallbackObserver:
         return self
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
         if error is None:
             try:
                 self._deliver()
-            except _Failed as failed:
+            except _CallbackError as failed:
                 error = failed
-        if isinstance(error, _Failed):
+        if isinstance(error, _CallbackError):
             raise error.error from None
 
     def _call(self, name: str, *arguments: Any) -> None:
@@ -141,7 +141,7 @@ class Callbacks:
         try:
             getattr(self._observer, name)(*arguments)
         except Exception as error:
-            raise _Failed(error) from error
+            raise _CallbackError(error) from error
 
     def _deliver(self) -> None:
         """Pass on the messages that wait."""

@@ -18,19 +18,19 @@ from dumap.errors import DamageError, DumapError
 from dumap.planning.audits import without_repairs
 from dumap.planning.budget import PAUSE_FRACTION, held_beyond
 from dumap.planning.plan import Plan
-from dumap.recipe.damage import forget
-from dumap.recipe.digests import check_digests, digests_of_run
-from dumap.recipe.family import inherited_by, register
-from dumap.recipe.identity import check_chunks, check_same, create, describe_input, lost_identity
-from dumap.recipe.keep import check_kept, drop_needless, holds_nothing_droppable, remake_dropped
-from dumap.recipe.lineage import check_parent, drop_inherited_stage, inherit, open_parent, resolve_parent
-from dumap.recipe.locations import check_places, free_disk, probe_output, with_places
-from dumap.recipe.observers import Logged, Watched
-from dumap.recipe.provenance import begin_stage, check_provenance, made_with, record_of
+from dumap.recipe.damage import uncommit_part
+from dumap.recipe.digests import check_digests, run_digests
+from dumap.recipe.family import inherited_stages, register_child
+from dumap.recipe.identity import check_chunks, check_same_run, create_run, missing_identity_parts, record_fingerprints
+from dumap.recipe.keep import check_not_dropped, drop_unneeded, has_nothing_to_drop, uncommit_dropped
+from dumap.recipe.lineage import check_parent, inherit_stage, open_parent, resolve_parent, uncommit_inherited_stage
+from dumap.recipe.locations import check_locations, free_disk_bytes, prepare_output, with_normalized_locations
+from dumap.recipe.observers import LockObserver, LogObserver
+from dumap.recipe.provenance import begin_stage, check_provenance, final_provenance, required_provenance
 from dumap.recipe.recipes import geometry_of, make_plan, recipe_until
 from dumap.recipe.stage_names import DONE, RUN_KEYS
 from dumap.recipe.status import status
-from dumap.recipe.work import config_in_work_place, publish_results, work_for
+from dumap.recipe.work import find_work_place, publish_results, with_work_place_output
 from dumap.sources.row_names import keep_names
 from dumap.sources.spooled import SPOOL, ObjectRows
 from dumap.stages import Context, Recipe, Stage, Task
@@ -50,23 +50,27 @@ def plan(config: Config, parent: str | None = None) -> Plan:
     InputError
         The input cannot be read or embedded.
     """
-    memory, note, config = config.cluster.memory_limit or 0, Logged().note, with_places(config, parent)
+    memory, note, config = (
+        config.cluster.memory_limit or 0,
+        LogObserver().note,
+        with_normalized_locations(config, parent),
+    )
     if parent is None:
         return make_plan(config, geometry_of(config), memory)
-    config, other = resolve_parent(config_in_work_place(config, work_for(config)), parent, note)
+    config, other = resolve_parent(with_work_place_output(config, find_work_place(config)), parent, note)
     job = Job(config, geometry_of(config))
-    return plan_left(job, stages_left(job, other, note), memory)
+    return plan_own_stages(job, find_own_stages(job, other, note), memory)
 
 
-def stages_left(job: Job, parent: Run | None, note: Callable[[str], None]) -> Recipe:
+def find_own_stages(job: Job, parent: Run | None, note: Callable[[str], None]) -> Recipe:
     """Return the stages that a run makes itself: all stages but those that it inherits from its parent."""
     recipe, left = recipe_until(job.config, job.last), check_parent(job, parent, note)
     if parent is not None:
-        check_kept(tuple(stage for stage in recipe if stage not in left), parent)
+        check_not_dropped(tuple(stage for stage in recipe if stage not in left), parent)
     return tuple(stage for stage in left if stage in recipe)
 
 
-def plan_left(job: Job, stages: Recipe, worker_memory: int) -> Plan:
+def plan_own_stages(job: Job, stages: Recipe, worker_memory: int) -> Plan:
     """Project the stages that a run makes itself; the plan also names the inherited stages."""
     others = tuple(stage.name for stage in recipe_until(job.config, job.last) if stage not in stages)
     return replace(make_plan(job.config, job.geometry, worker_memory, stages), inherited=others)
@@ -108,18 +112,18 @@ def run(
     ------
     DumapError
     """
-    observer, config = observer or Logged(), with_places(config, parent)
-    output, work = config.output, work_for(config)
+    observer, config = observer or LogObserver(), with_normalized_locations(config, parent)
+    output, work = config.output, find_work_place(config)
     if work is None:
-        return _run(config, client, observer, force, parent, object_rows, last)
-    _run(config_in_work_place(config, work), client, observer, force, parent, object_rows, last, output)
+        return _run_recipe(config, client, observer, force, parent, object_rows, last)
+    _run_recipe(with_work_place_output(config, work), client, observer, force, parent, object_rows, last, output)
     claim(output, work)
     if last is None:
         publish_results(work, output, observer.note)
     return status(output)
 
 
-def _run(
+def _run_recipe(
     config: Config,
     client: Client | None,
     observer: Observer,
@@ -130,37 +134,37 @@ def _run(
     published: str | None = None,
 ) -> dict:
     """Make a run in the place of its internal folder; `published` is the output if that is another place."""
-    check_places(config, RUN_KEYS)
+    check_locations(config, RUN_KEYS)
     begun = Run(config.output, read_only=True).exists()  # read-only, since opening it for writing makes its folder
     config, other = resolve_parent(config, parent, observer.note)
     job, recipe = Job(config, geometry_of(config), object_rows=object_rows, last=last), recipe_until(config, last)
     if begun:
-        check_same(job, observer)
-        if not lost_identity(job.run) and all(job.run.is_committed(DONE, stage.name) for stage in recipe):
+        check_same_run(job, observer)
+        if not missing_identity_parts(job.run) and all(job.run.is_committed(DONE, stage.name) for stage in recipe):
             outcome = "nothing to do"
-            if not holds_nothing_droppable(job.run, recipe, config.keep):
+            if not has_nothing_to_drop(job.run, recipe, config.keep):
                 with Lock(job.run, observer.note):
-                    freed = drop_needless(job.run, recipe, config.keep, finish=True)
+                    freed = drop_unneeded(job.run, recipe, config.keep, finish=True)
                 outcome = f"{format_bytes(freed)} were dropped, since keep is {config.keep}"
             observer.note(f"{config.output}: finished before; {outcome}")
             return status(config.output)
     check_chunks(job, observer.note)
-    stages = stages_left(job, other, observer.note)
-    job = replace(job, inherited=inherited_by(job.run) if begun else {})
-    projected = plan_left(job, stages, config.cluster.memory_limit or 0)
+    stages = find_own_stages(job, other, observer.note)
+    job = replace(job, inherited=inherited_stages(job.run) if begun else {})
+    projected = plan_own_stages(job, stages, config.cluster.memory_limit or 0)
     if config.cluster.memory_limit and client is None:  # before a cluster starts, whose workers could be too small
         projected.check(config.cluster.memory_limit, None)
     need = math.ceil(projected.peak_bytes / PAUSE_FRACTION)
-    record = record_of(job.run, recipe) if begun and not force else None
+    record = required_provenance(job.run, recipe) if begun and not force else None
     chosen = choose(config.cluster, projected, client)
     with open_engine(chosen, config.cluster, client, observer, need) as engine, contextlib.closing(engine):
-        engine.require(record, plan_left(job, stages, 0).peak_bytes)
+        engine.require(record, plan_own_stages(job, stages, 0).peak_bytes)
         engine.preflight()
-        _drive(job, other, stages, engine, observer, force, begun, published)
+        _run_on_engine(job, other, stages, engine, observer, force, begun, published)
     return status(config.output)
 
 
-def _drive(
+def _run_on_engine(
     job: Job,
     parent: Run | None,
     stages: Recipe,
@@ -172,27 +176,27 @@ def _drive(
 ) -> None:
     """Make a run's stages on an engine, while holding the run's lock."""
     output, object_rows = job.config.output, job.object_rows
-    projected, recipe = plan_left(job, stages, engine.worker_memory), recipe_until(job.config, job.last)
+    projected, recipe = plan_own_stages(job, stages, engine.worker_memory), recipe_until(job.config, job.last)
     done = [stage.name for stage in recipe if job.run.is_committed(DONE, stage.name)]
     written = sum(job.run.sizes(stage.name) for stage in recipe if stage.name not in done)
-    projected.check(engine.worker_memory, free_disk(output), engine.worker_threads, done, written)
-    probe_output(output)
+    projected.check(engine.worker_memory, free_disk_bytes(output), engine.worker_threads, done, written)
+    prepare_output(output)
     engine.check_sight(output)
     try:
         with Lock(job.run, observer.note) as lock:
             job.term, job.token = job.run.term, job.run.token
             if not begun and job.run.exists():  # another driver has begun the run in the meantime
-                check_same(job, observer)
+                check_same_run(job, observer)
                 open_parent(output, None if parent is None else parent.location)
-            create(job, engine, parent)
+            create_run(job, engine, parent)
             if published is not None:
                 claim(published, output)
             keep_names(job.run, job.input, None if object_rows is None else object_rows.names)
             check_provenance(job.run, recipe, engine, force)
             if parent is not None:
-                register(parent.location, output, observer.note)
+                register_child(parent.location, output, observer.note)
             engine.require_run_visible(job.run, projected.peak_bytes)
-            run_stages(recipe, job, projected, engine, Watched(observer, lock), force, parent)
+            run_stages(recipe, job, projected, engine, LockObserver(observer, lock), force, parent)
             job.run.renew()
     except (DumapError, KeyboardInterrupt) as error:
         error.add_note(f"What is committed in {output} is kept; the same command goes on from there.")
@@ -215,35 +219,39 @@ def run_stages(
         try:
             check_digests(recipe, job)
             if not remakes:  # a part that is made again must stay until all stages that read it are done
-                drop_needless(job.run, recipe, job.config.keep, finish=True)
+                drop_unneeded(job.run, recipe, job.config.keep, finish=True)
             for stage in recipe:
                 if job.run.is_committed(DONE, stage.name):
                     continue
-                if parent is None or stage.name in remade or not inherit(recipe, stage, job, parent, observer.note):
+                if (
+                    parent is None
+                    or stage.name in remade
+                    or not inherit_stage(recipe, stage, job, parent, observer.note)
+                ):
                     begin_stage(job.run, stage.name, engine, force)
-                    _complete(recipe, stage, job, engine, observer)
+                    _run_stage(recipe, stage, job, engine, observer)
                     if not remakes:
-                        drop_needless(job.run, recipe, job.config.keep)
-            drop_needless(job.run, recipe, job.config.keep)
+                        drop_unneeded(job.run, recipe, job.config.keep)
+            drop_unneeded(job.run, recipe, job.config.keep)
             return
         except DamageError as error:
             part = (error.stage, error.part)
             remakes[part] = remakes.get(part, 0) + 1
             if remakes[part] > MAX_REMAKES:
                 raise
-            if drop_inherited_stage(job, error, observer.note):
+            if uncommit_inherited_stage(job, error, observer.note):
                 remade.add(error.stage)
-            elif not remake_dropped(job.run, error, observer.note):
+            elif not uncommit_dropped(job.run, error, observer.note):
                 observer.note(f"{error}: it is made again")
-                forget(job.run, *part)
-            create(job, engine, parent)
+                uncommit_part(job.run, *part)
+            create_run(job, engine, parent)
             engine.require_run_visible(job.run, projected.peak_bytes)
 
 
-def _complete(recipe: Recipe, stage: Stage, job: Job, engine: Engine, observer: Observer) -> None:
+def _run_stage(recipe: Recipe, stage: Stage, job: Job, engine: Engine, observer: Observer) -> None:
     """Run one stage of a recipe and commit it."""
     name = stage.name
-    projected = plan_by_findings(recipe, job, engine.worker_memory)
+    projected = plan_with_facts(recipe, job, engine.worker_memory)
     observer.started(name, projected.stage(name).process_bytes(engine.worker_threads))
     began, engine.peak_bytes, engine.held_bytes = time.monotonic(), 0, 0
     compute = _make_compute(job, engine, observer)
@@ -251,9 +259,9 @@ def _complete(recipe: Recipe, stage: Stage, job: Job, engine: Engine, observer: 
     facts = stage.run(context)
     seconds = time.monotonic() - began
     if name == AUDIT:
-        projected = plan_by_findings(recipe, job, engine.worker_memory, repairs=facts["repairs"])
+        projected = plan_with_facts(recipe, job, engine.worker_memory, repairs=facts["repairs"])
     projected_bytes = projected.stage(name).process_bytes(engine.worker_threads) + held_beyond(name, engine.held_bytes)
-    digest = digests_of_run(recipe, job)[name]
+    digest = run_digests(recipe, job)[name]
     with job.run.part(DONE, name) as out:
         out.attributes |= {
             "engine": engine.name,
@@ -263,16 +271,16 @@ def _complete(recipe: Recipe, stage: Stage, job: Job, engine: Engine, observer: 
             "facts": facts,
             "parts": job.run.committed(name),
             "digest": digest,
-            **made_with(job.run, name, engine),
+            **final_provenance(job.run, name, engine),
         }
     if name == VECTORS:
-        describe_input(job.run)
+        record_fingerprints(job.run)
     if name == LAYOUT:
         engine.free_caches()
     observer.finished(name, seconds, projected_bytes, engine.peak_bytes, facts)
 
 
-def plan_by_findings(recipe: Recipe, job: Job, worker_memory: int, repairs: int | None = None) -> Plan:
+def plan_with_facts(recipe: Recipe, job: Job, worker_memory: int, repairs: int | None = None) -> Plan:
     """Project a run with the facts of its finished stages: the sizes of cells, and the number of repairs.
 
     Parameters

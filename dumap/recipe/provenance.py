@@ -16,49 +16,49 @@ from dumap.recipe.stage_names import DONE
 from dumap.stages import Recipe
 from dumap.store import IDENTITY, Run
 
-PROVENANCE = ("versions", "cpus")
+PROVENANCE_KEYS = ("versions", "cpus")
 """The attributes that record it."""
 
 
-def provenance_of(engine: Engine) -> dict[str, Any]:
+def engine_provenance(engine: Engine) -> dict[str, Any]:
     """Return the versions and processors of an engine's workers."""
     return {"versions": engine.versions, "cpus": engine.cpus}
 
 
-def _name(stage: str) -> str:
+def _provenance_part(stage: str) -> str:
     """Return the name of the part that records the versions and processors that began a stage."""
     return f"began-{stage}"
 
 
-def begun_with(run: Run, stage: str) -> dict[str, Any]:
+def initial_provenance(run: Run, stage: str) -> dict[str, Any]:
     """Return the versions and processors that began a stage; those that began the run if none are recorded."""
-    name, record = _name(stage), run.attributes
+    name, record = _provenance_part(stage), run.attributes
     if run.is_committed(IDENTITY, name):
         with contextlib.suppress(DamageError):  # 'dumap verify' reports it; the stage's parts are not affected
             record = run.summary(IDENTITY, name)
-    return {key: record.get(key, []) for key in PROVENANCE}
+    return {key: record.get(key, []) for key in PROVENANCE_KEYS}
 
 
-def half_done(run: Run, recipe: Recipe) -> list[str]:
+def half_done_stages(run: Run, recipe: Recipe) -> list[str]:
     """List the stages that have committed parts but are not done."""
     return [stage.name for stage in recipe if not run.is_committed(DONE, stage.name) and run.committed(stage.name)]
 
 
-def record_of(run: Run, recipe: Recipe) -> dict[str, Any]:
+def required_provenance(run: Run, recipe: Recipe) -> dict[str, Any]:
     """Return the versions and processors that workers should have: those of a half-done stage, else of the run."""
-    stages = half_done(run, recipe)
-    return begun_with(run, stages[0]) if stages else run.attributes
+    stages = half_done_stages(run, recipe)
+    return initial_provenance(run, stages[0]) if stages else run.attributes
 
 
 def check_provenance(run: Run, recipe: Recipe, engine: Engine, force: bool) -> None:
     """Refuse to continue a half-done stage with other versions or on other processors, unless forced."""
-    for stage in () if force else half_done(run, recipe):
-        _check(run, stage, engine)
+    for stage in () if force else half_done_stages(run, recipe):
+        _check_stage_provenance(run, stage, engine)
 
 
-def _check(run: Run, stage: str, engine: Engine) -> None:
+def _check_stage_provenance(run: Run, stage: str, engine: Engine) -> None:
     """Raise RunMismatchError if an engine has other versions or processors than those that began a stage."""
-    began, now = begun_with(run, stage), provenance_of(engine)
+    began, now = initial_provenance(run, stage), engine_provenance(engine)
     differs = differences(began["versions"], now["versions"])
     if not set(now["cpus"]) <= set(began["cpus"]):
         differs.append(f"processors: {', '.join(began['cpus'])} -> {', '.join(now['cpus'])}")
@@ -74,14 +74,14 @@ def begin_stage(run: Run, stage: str, engine: Engine, force: bool) -> None:
     """Record the versions and processors that begin a stage; if it has parts, refuse others unless forced."""
     if run.committed(stage):
         if not force:
-            _check(run, stage, engine)
-    elif begun_with(run, stage) != (now := provenance_of(engine)):
-        run.forget(IDENTITY, _name(stage))
-        with run.part(IDENTITY, _name(stage)) as out:
+            _check_stage_provenance(run, stage, engine)
+    elif initial_provenance(run, stage) != (now := engine_provenance(engine)):
+        run.forget(IDENTITY, _provenance_part(stage))
+        with run.part(IDENTITY, _provenance_part(stage)) as out:
             out.attributes |= now
 
 
-def made_with(run: Run, stage: str, engine: Engine) -> dict[str, Any]:
+def final_provenance(run: Run, stage: str, engine: Engine) -> dict[str, Any]:
     """Return the versions and processors that finished a stage, and those that began the stage if they differ."""
-    now, began = provenance_of(engine), begun_with(run, stage)
+    now, began = engine_provenance(engine), initial_provenance(run, stage)
     return now if began == now else {**now, "begun_with": began}

@@ -36,17 +36,23 @@ from dumap.stages import (
     vectors,
 )
 
-AFTER_LISTS: Recipe = (graph.STAGE, coarsen.STAGE, start.STAGE, layout.STAGE, embedding.STAGE, quality.STAGE)
+STAGES_AFTER_LISTS: Recipe = (graph.STAGE, coarsen.STAGE, start.STAGE, layout.STAGE, embedding.STAGE, quality.STAGE)
 """The stages of every run after its lists of neighbours are made."""
-SEARCHED: Recipe = (vectors.STAGE, cells.STAGE, neighbors.STAGE, audit.STAGE, *AFTER_LISTS)
+SEARCH_RECIPE: Recipe = (vectors.STAGE, cells.STAGE, neighbors.STAGE, audit.STAGE, *STAGES_AFTER_LISTS)
 """The stages of a run that searches neighbours, audits the lists and repairs them if needed."""
-GIVEN: Recipe = (given.VECTORS_GIVEN, given.CELLS_GIVEN, given.NEIGHBORS_GIVEN, given.AUDIT_GIVEN, *AFTER_LISTS)
+GIVEN_NEIGHBORS_RECIPE: Recipe = (
+    given.VECTORS_GIVEN,
+    given.CELLS_GIVEN,
+    given.NEIGHBORS_GIVEN,
+    given.AUDIT_GIVEN,
+    *STAGES_AFTER_LISTS,
+)
 """The stages of a run with given neighbours, which are not repaired."""
 
 
 def recipe_of(config: Config) -> Recipe:
     """Return the recipe that a configuration asks for."""
-    stages = SEARCHED if config.neighbors.precomputed is None else GIVEN
+    stages = SEARCH_RECIPE if config.neighbors.precomputed is None else GIVEN_NEIGHBORS_RECIPE
     return (spool.STAGE, *stages) if is_spooled(config.input.paths[0]) else stages
 
 
@@ -83,7 +89,7 @@ def geometry_of(config: Config) -> Geometry:
     return make_geometry(config, *shape, precomputed, entries)
 
 
-def temporary_of(
+def temporary_bytes(
     stage: Stage, projection: Projection, recipe: Recipe, keep: str
 ) -> tuple[tuple[int, frozenset[str]], ...]:
     """Return the bytes of a stage that are deleted, each with the stages that must be done first: see `keep.py`."""
@@ -113,7 +119,7 @@ def make_plan(config: Config, geometry: Geometry, worker_memory: int = 0, recipe
         projection = stage.project(geometry, config, worker_memory)
         held = interpreter_bytes(stage.name, loads_pynndescent(config, stage.name))
         peak = held + math.ceil(projection.task_bytes)
-        temporary = temporary_of(stage, projection, recipe, config.keep)
+        temporary = temporary_bytes(stage, projection, recipe, config.keep)
         stages.append(
             StagePlan(
                 stage.name, projection.tasks, projection.shuffled_bytes, projection.disk_bytes, peak, held, temporary

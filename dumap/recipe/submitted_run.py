@@ -13,7 +13,7 @@ from dumap.config import Config
 from dumap.engine import Observer
 from dumap.json_values import to_json
 from dumap.recipe import pipeline
-from dumap.recipe.observers import Logged
+from dumap.recipe.observers import LogObserver
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -22,7 +22,7 @@ EVENT_SECONDS = 1.0
 """Seconds between two events about a stage's progress, at least."""
 
 
-class EventObserver(Logged):
+class EventObserver(LogObserver):
     """An observer that sends each call as an event, and also logs it.
 
     An event is a dict of plain values: 'event' is the name of the method, and the other keys are its arguments.
@@ -57,7 +57,7 @@ class EventObserver(Logged):
         self._tell({"event": "finished", "stage": stage, **usage, "facts": json.loads(to_json(facts))})
 
 
-class Replay:
+class EventReplay:
     """Calls an observer for events. If the event that a stage began was missed, `started` is called all the same."""
 
     def __init__(self, observer: Observer) -> None:

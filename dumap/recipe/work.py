@@ -6,13 +6,13 @@ from collections.abc import Callable
 
 from dumap.config import Config, format_bytes
 from dumap.errors import RunMismatchError
-from dumap.recipe.locations import check_apart, check_places, is_one_place, sources
+from dumap.recipe.locations import check_locations, check_no_overlap, is_same_location, source_locations
 from dumap.recipe.stage_names import RUN_KEYS
 from dumap.store import Run, damaged_copies, internal_location, publish, work_of
 from dumap.store.objects import Objects
 
 
-def work_for(config: Config) -> str | None:
+def find_work_place(config: Config) -> str | None:
     """Return the work place of a run that begins or continues; None if its internal folder lies in the output.
 
     Raises
@@ -27,26 +27,26 @@ def work_for(config: Config) -> str | None:
     if known is None and configured is None:
         return None
     if known is None:
-        check_places(config.model_copy(update={"work": None}), RUN_KEYS)
+        check_locations(config.model_copy(update={"work": None}), RUN_KEYS)
         if Run(output, read_only=True).exists():
             raise RunMismatchError(
                 f"{output} was begun with its internal folder inside, not in {configured}: leave work out, or name "
                 f"another output"
             )
-    elif configured is not None and not is_one_place(known, configured):
+    elif configured is not None and not is_same_location(known, configured):
         raise RunMismatchError(
             f"{output} keeps its internal folder in {known}, not in {configured}: leave work out, or name another "
             f"output"
         )
     work = configured if known is None else internal_location(output)
     assert work is not None
-    check_apart(output, work, "work place")
-    for source in sources(config):
-        check_apart(output, source)
+    check_no_overlap(output, work, "work place")
+    for source in source_locations(config):
+        check_no_overlap(output, source)
     return work
 
 
-def config_in_work_place(config: Config, work: str | None) -> Config:
+def with_work_place_output(config: Config, work: str | None) -> Config:
     """Return the configuration with the work place, if any, as its output."""
     return config if work is None else config.model_copy(update={"output": work, "work": None})
 

@@ -13,10 +13,10 @@ from dumap.engine.connect import secede_while_waiting
 from dumap.engine.sharing import Sharing
 from dumap.engine.submission import KILLED, Submission
 from dumap.errors import CancelledError, ClusterError, ConfigError
-from dumap.recipe.locations import with_places
-from dumap.recipe.observers import Callbacks
+from dumap.recipe.locations import with_normalized_locations
+from dumap.recipe.observers import CallbackObserver
 from dumap.recipe.status import status
-from dumap.recipe.submitted_run import Replay, SubmittedRun
+from dumap.recipe.submitted_run import EventReplay, SubmittedRun
 from dumap.show.result import Result
 from dumap.store import Run
 from dumap.store.disk import normalize
@@ -166,7 +166,7 @@ class Handle:
         with secede_while_waiting():  # the driver may need the thread
             if on_progress is None:
                 return self._wait(timeout)
-            with Callbacks(on_progress) as observer:
+            with CallbackObserver(on_progress) as observer:
                 return self._follow(timeout, observer)
 
     def _wait(self, timeout: float | None) -> Result:
@@ -175,7 +175,7 @@ class Handle:
 
     def _follow(self, timeout: float | None, observer: Observer) -> Result:
         """Wait for the run, and report its progress to an observer in this thread."""
-        deadline, last_time, replayed = time.monotonic() + (timeout or 0.0), 0.0, Replay(observer)
+        deadline, last_time, replayed = time.monotonic() + (timeout or 0.0), 0.0, EventReplay(observer)
         while True:
             late = timeout is not None and time.monotonic() >= deadline
             ended = self._client.sync(self._ended, POLL_SECONDS)
@@ -231,7 +231,7 @@ def begin(client: Client, config: Config, parent: str | None, force: bool) -> Ha
     """
     if config.cluster.engine == "local":
         raise ConfigError("cluster.engine = 'local' runs in this process: set it to auto, or call dumap.run")
-    config = with_places(config, parent)
+    config = with_normalized_locations(config, parent)
     work, sharing = (
         SubmittedRun(config, None if parent is None else normalize(parent), force),
         Sharing.of(config.cluster),

@@ -11,7 +11,7 @@ import scipy.sparse as sparse
 from dumap.artifacts.cells import CellTable
 from dumap.artifacts.graph import Graph
 from dumap.artifacts.neighbors import NeighborLists
-from dumap.artifacts.vectors import duplicates_of
+from dumap.artifacts.vectors import read_duplicates
 from dumap.errors import DroppedError, StorageError
 from dumap.store import Run
 
@@ -49,7 +49,7 @@ class Order:
             self.rows[positions[kept]] = start + np.flatnonzero(kept)
             self.positions[start : start + len(positions)] = positions
             if unique:
-                duplicates, firsts = duplicates_of(run, block)
+                duplicates, firsts = read_duplicates(run, block)
                 self.positions[start + duplicates] = self.positions[firsts]  # first rows come before their duplicates
             start, block = start + len(positions), block + 1
 

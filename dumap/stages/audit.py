@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from dumap.artifacts.audit import MAP_NEIGHBORS, query_groups, report_name
+from dumap.artifacts.audit import MAP_NEIGHBORS, query_groups, report_part_name
 from dumap.artifacts.cells import CellTable
 from dumap.artifacts.job import Job
 from dumap.artifacts.neighbors import NeighborLists
@@ -22,8 +22,8 @@ from dumap.artifacts.part_names import (
     parts_to_sum,
     range_of,
 )
-from dumap.artifacts.rows import join, no_rows, read_rows, write_rows
-from dumap.artifacts.vectors import distinct_rows, is_query, sample_parts
+from dumap.artifacts.rows import empty_rows, join_rows, read_rows, write_rows
+from dumap.artifacts.vectors import count_distinct_rows, is_query, sample_parts
 from dumap.config import Config
 from dumap.kernels import audit, quality, vectors
 from dumap.planning.audits import (
@@ -56,9 +56,9 @@ def collect_queries(job: Job, part: str) -> None:
     """Collect the queries of one audit: their rows, vectors, positions and lists."""
     store, geometry, number = job.run, job.geometry, number_of(part)
     lists = NeighborLists(store, number)
-    among, step = distinct_rows(job), queries_at_once(job.config, geometry.row_numbers)
+    among, step = count_distinct_rows(job), queries_at_once(job.config, geometry.row_numbers)
     rows, positions, groups = [np.empty(0, np.int64)], [np.empty(0, np.int64)], 0
-    waiting = no_rows(job)
+    waiting = empty_rows(job)
     with store.part(AUDIT, part) as out:
         for block, name in enumerate(sample_parts(job)):
             row = store.read(VECTORS, name, "query_rows")
@@ -66,7 +66,7 @@ def collect_queries(job: Job, part: str) -> None:
             if chosen.any():
                 rows.append(row[chosen])
                 positions.append(lists.table.positions(store, block)[rows[-1] - geometry.block(block)[0]])
-                waiting = join([waiting, job.as_compared(read_rows(job, VECTORS, name, "query")[chosen])])
+                waiting = join_rows([waiting, job.as_compared(read_rows(job, VECTORS, name, "query")[chosen])])
             while waiting.shape[0] >= step:
                 write_rows(out, f"vectors-{groups}", waiting[:step])
                 waiting, groups = waiting[step:].copy(), groups + 1
@@ -198,8 +198,8 @@ def audit_lists(context: Context, number: int) -> dict:
     context.compute(AUDIT, search_blocks, part_names(kind, groups), number=number)
     context.add_up(AUDIT, merge_exact_range, kind, f"searches-{number}", groups, number=number)
     context.compute(AUDIT, merge_exact, [f"exact-{number}"])
-    context.compute(AUDIT, report_recall, [report_name(number)])
-    return context.run.summary(AUDIT, report_name(number))
+    context.compute(AUDIT, report_recall, [report_part_name(number)])
+    return context.run.summary(AUDIT, report_part_name(number))
 
 
 def run(context: Context) -> dict:

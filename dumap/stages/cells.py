@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from dumap.artifacts.cells import LIMITS, POSITIONS, SPANS, TABLE, figures_of, read_tree
+from dumap.artifacts.cells import GUEST_LIMITS, POSITIONS, SPANS, TABLE, read_tree, table_facts
 from dumap.artifacts.job import Job
 from dumap.artifacts.part_names import (
     AUDIT,
@@ -19,7 +19,7 @@ from dumap.artifacts.part_names import (
     parts_to_sum,
     range_of,
 )
-from dumap.artifacts.vectors import distinct_rows, is_left_out, read_sample
+from dumap.artifacts.vectors import count_distinct_rows, is_left_out, read_sample
 from dumap.config import Config
 from dumap.kernels import cells, tree, vectors
 from dumap.planning.budget import axes_bytes, sparse_block_bytes
@@ -60,7 +60,7 @@ def grow_tree(job: Job, part: str) -> None:
     """Grow the tree from the sample."""
     store, geometry = job.run, job.geometry
     sample = vectors.to_euclidean(read_sample(job), job.space)
-    n_leaves = -(-geometry.leaves * distinct_rows(job) // geometry.rows)
+    n_leaves = -(-geometry.leaves * count_distinct_rows(job) // geometry.rows)
     grown = tree.grow(sample, n_leaves, job.config.seed)
     with store.part(CELLS, part) as out:
         out.write("groups", grown.groups)
@@ -197,7 +197,7 @@ def cells_per_part(job: Job) -> int:
 def tabulate_cells(job: Job, part: str) -> None:
     """Tabulate where the rows of a range of cells are, in each sorted group and by position."""
     store, step, groups = job.run, cells_per_part(job), job.geometry.groups
-    offsets, limits = store.read(CELLS, LIMITS, "offsets"), store.summary(CELLS, LIMITS)
+    offsets, limits = store.read(CELLS, GUEST_LIMITS, "offsets"), store.summary(CELLS, GUEST_LIMITS)
     first = number_of(part) * step
     last = min(first + step, len(offsets) - 1)
 
@@ -248,7 +248,7 @@ def write_entry_counts(job: Job, out: Part, entries: list[np.ndarray], home_rows
 def finish_table(job: Job, part: str) -> None:
     """Write the position of each cell's first row, and the facts of all cells."""
     store, geometry = job.run, job.geometry
-    offsets = store.read(CELLS, LIMITS, "offsets")
+    offsets = store.read(CELLS, GUEST_LIMITS, "offsets")
     names = part_names(SPANS, -(-(len(offsets) - 1) // cells_per_part(job)))
     summaries = list(store.summaries(CELLS, names))
     with store.part(CELLS, part) as out:
@@ -260,7 +260,7 @@ def finish_table(job: Job, part: str) -> None:
             "largest": max(facts["largest"] for facts in summaries),
             "smallest": min(facts["smallest"] for facts in summaries),
             "largest_home": int(np.diff(offsets).max()),
-            "turned_away": store.summary(CELLS, LIMITS)["turned_away"],
+            "turned_away": store.summary(CELLS, GUEST_LIMITS)["turned_away"],
             **{
                 name: combine(facts[name] for facts in summaries)
                 for name, combine in ENTRY_FACTS.items()
@@ -279,15 +279,15 @@ def run(context: Context) -> dict:
     context.compute(CELLS, pack_leaves, ["packing"])
     context.compute(CELLS, assign_group, part_names("assign", groups))
     context.add_up(CELLS, sum_guest_counts, "assign", "guest_sums", groups)
-    context.compute(CELLS, limit_guests, [LIMITS])
-    if store.summary(CELLS, LIMITS)["turned_away"]:
+    context.compute(CELLS, limit_guests, [GUEST_LIMITS])
+    if store.summary(CELLS, GUEST_LIMITS)["turned_away"]:
         context.compute(CELLS, count_admitted_guests, part_names("counted", groups))
     count = store.summary(CELLS, "packing")["cells"]
     context.compute(CELLS, tabulate_cells, part_names(SPANS, -(-count // cells_per_part(context.job))))
     context.compute(CELLS, finish_table, [TABLE])
     context.compute(CELLS, write_positions, part_names(POSITIONS, groups))
     context.compute(CELLS, sort_home_rows, part_names("sorted", groups))
-    return figures_of(store)
+    return table_facts(store)
 
 
 def project(geometry: Geometry, config: Config, worker_memory: int) -> Projection:
@@ -326,13 +326,13 @@ STAGE = Stage(
     reads=(VECTORS,),
     writes=(
         *("tree", "near", "loads", "packing", "assign", "guest_sums"),
-        *(LIMITS, "counted", SPANS, TABLE, POSITIONS, "sorted"),
+        *(GUEST_LIMITS, "counted", SPANS, TABLE, POSITIONS, "sorted"),
     ),
     run=run,
     project=project,
     temporary={
         "sorted": (NEIGHBORS, AUDIT),
-        **dict.fromkeys(("near", LIMITS), (NEIGHBORS,)),
+        **dict.fromkeys(("near", GUEST_LIMITS), (NEIGHBORS,)),
         **dict.fromkeys(("loads", "assign", "guest_sums", "counted"), ()),
     },
     version=2,

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from dumap.artifacts.exchange import received, write_index, write_sorted_receivers
-from dumap.artifacts.graph import GRAPH_FIGURES, Graph
+from dumap.artifacts.exchange import read_received_ranges, write_receiver_index, write_sorted_receivers
+from dumap.artifacts.graph import GRAPH_FACTS, Graph
 from dumap.artifacts.job import Job
 from dumap.artifacts.part_names import GRAPH, number_of, part_names, range_names, range_of
 from dumap.kernels import graph
@@ -40,7 +40,7 @@ def number_pieces(job: Job, part: str) -> None:
 def index_tails(job: Job, part: str) -> None:
     """Index what a range of shards leads to."""
     count = len(Graph(job.run).shards)
-    write_index(job.run, GRAPH, part, part_names("pieces", count), count)
+    write_receiver_index(job.run, GRAPH, part, part_names("pieces", count), count)
 
 
 def find_joined_pieces(job: Job, part: str) -> None:
@@ -48,7 +48,7 @@ def find_joined_pieces(job: Job, part: str) -> None:
     store, shard, whole = job.run, number_of(part), Graph(job.run)
     names, first = part_names("pieces", len(whole.shards)), whole.shards.span(shard)[0]
     labels, found = store.read(GRAPH, names[shard], "labels"), [np.empty((0, 3), np.int64)]
-    spans = received(store, GRAPH, "tails_index", len(names), shard).tolist()
+    spans = read_received_ranges(store, GRAPH, "tails_index", len(names), shard).tolist()
     read = store.read_each(GRAPH, [(names[s], array, a, b) for s, a, b in spans for array in ("tails", "heads")])
     for (sender, *_), tails, heads in zip(spans, read, read, strict=True):
         triples = np.stack([labels[tails - first], np.full(len(tails), sender), heads], axis=1)
@@ -105,4 +105,4 @@ def count_components(context: Context) -> None:
         context.compute(GRAPH, index_tails, range_names("tails_index", shards))
         context.compute(GRAPH, find_joined_pieces, part_names("joined_pieces", shards))
         context.compute(GRAPH, reduce_joined_pieces, range_names("forest", shards))
-    context.compute(GRAPH, measure_components, [GRAPH_FIGURES])
+    context.compute(GRAPH, measure_components, [GRAPH_FACTS])

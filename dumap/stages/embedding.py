@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from dumap.artifacts.cells import CellTable
-from dumap.artifacts.graph import Graph, repeated_positions
+from dumap.artifacts.graph import Graph, read_repeated_positions
 from dumap.artifacts.job import Job
 from dumap.artifacts.layout import last_epoch_state
 from dumap.artifacts.part_names import CELLS, EMBEDDING, GRAPH, LAYOUT, VECTORS, number_of, part_names, sum_fact
-from dumap.artifacts.vectors import DROPPED, DUPLICATE, ISOLATED, duplicates_of, repeated_rows
+from dumap.artifacts.vectors import DROPPED, DUPLICATE, ISOLATED, read_duplicates, read_repeated_rows
 from dumap.config import Config
 from dumap.planning.geometry import Geometry
 from dumap.planning.plan import Projection
@@ -34,7 +34,7 @@ def set_duplicate_positions(job: Job, positions: np.ndarray, start: int) -> np.n
     geometry, stop = job.geometry, start + len(positions)
     duplicates, firsts = [], []
     for block in range(start // geometry.block_rows, -(-stop // geometry.block_rows)):
-        local, first = duplicates_of(job.run, block)
+        local, first = read_duplicates(job.run, block)
         rows = local + geometry.block(block)[0] - start
         inside = (rows >= 0) & (rows < len(positions))
         duplicates.append(rows[inside])
@@ -42,9 +42,9 @@ def set_duplicate_positions(job: Job, positions: np.ndarray, start: int) -> np.n
     duplicate, first = np.concatenate(duplicates), np.concatenate(firsts)
     first_blocks = first // geometry.block_rows
     for block in np.unique(first_blocks).tolist():
-        repeated, _ = repeated_rows(job.run, block)
+        repeated, _ = read_repeated_rows(job.run, block)
         at = np.searchsorted(repeated, first[first_blocks == block] - geometry.block(block)[0])
-        positions[duplicate[first_blocks == block]] = repeated_positions(job.run, block)[at]
+        positions[duplicate[first_blocks == block]] = read_repeated_positions(job.run, block)[at]
     return duplicate
 
 

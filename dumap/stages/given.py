@@ -9,11 +9,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from dumap.artifacts.cells import POSITIONS, TABLE, CellTable, figures_of, positions_of_given
+from dumap.artifacts.cells import POSITIONS, TABLE, CellTable, positions_of_given, table_facts
 from dumap.artifacts.job import Job
 from dumap.artifacts.neighbors import write_lists
 from dumap.artifacts.part_names import AUDIT, CELLS, NEIGHBORS, VECTORS, number_of, part_names, sum_fact
-from dumap.artifacts.vectors import is_left_out, status_of
+from dumap.artifacts.vectors import is_left_out, read_status
 from dumap.config import Config
 from dumap.errors import InputError
 from dumap.kernels import neighbors, vectors
@@ -39,7 +39,7 @@ def write_block_positions(job: Job, part: str) -> None:
     positions = np.where(kept, first + np.cumsum(kept) - 1, -1)
     with job.run.part(CELLS, part) as out:
         out.write("positions", positions.astype(job.geometry.index_dtype))
-        out.write("status", status_of(job.run, block))
+        out.write("status", read_status(job.run, block))
 
 
 def tabulate_input_order(job: Job, part: str) -> None:
@@ -158,7 +158,7 @@ def run_cells(context: Context) -> dict:
     """Divide the rows into ranges; return the facts."""
     context.compute(CELLS, tabulate_input_order, [TABLE])
     context.compute(CELLS, write_block_positions, part_names(POSITIONS, context.geometry.blocks))
-    return figures_of(context.run)
+    return table_facts(context.run)
 
 
 def run_neighbors(context: Context) -> dict:

@@ -7,8 +7,8 @@ import math
 import numpy as np
 
 from dumap.artifacts.cells import CellTable
-from dumap.artifacts.exchange import received, write_index, write_receivers, write_sorted_receivers
-from dumap.artifacts.graph import GRAPH_FIGURES, SHARDS, Graph, RowRanges
+from dumap.artifacts.exchange import read_received_ranges, write_receiver_index, write_receivers, write_sorted_receivers
+from dumap.artifacts.graph import GRAPH_FACTS, SHARDS, Graph, RowRanges
 from dumap.artifacts.job import Job
 from dumap.artifacts.neighbors import NeighborLists
 from dumap.artifacts.part_names import (
@@ -24,7 +24,7 @@ from dumap.artifacts.part_names import (
     range_of,
     sum_fact,
 )
-from dumap.artifacts.vectors import repeated_rows
+from dumap.artifacts.vectors import read_repeated_rows
 from dumap.config import Config
 from dumap.config.metrics import DISCONNECTION_DISTANCES
 from dumap.kernels import graph
@@ -126,13 +126,13 @@ def index_edges(job: Job, part: str) -> None:
     """Index the edges out of a range of shards by the shard that they lead to."""
     shards, even = Graph(job.run).shards, RowRanges.even(CellTable(job.run).rows, job.geometry.shard_rows)
     shard_of = np.repeat(np.arange(len(shards)), -(-np.diff(shards.offsets) // graph.GRAIN_ROWS))
-    write_index(job.run, GRAPH, part, part_names("directed", len(even)), len(shards), shard_of)
+    write_receiver_index(job.run, GRAPH, part, part_names("directed", len(even)), len(shards), shard_of)
 
 
 def find_repeated_positions(job: Job, part: str) -> None:
     """Find the positions of a block's rows that have duplicates, and sort them by shard."""
     block = number_of(part)
-    repeated, times = repeated_rows(job.run, block)
+    repeated, times = read_repeated_rows(job.run, block)
     positions = CellTable(job.run).positions(job.run, block)[repeated]
     order = np.argsort(positions)
     with job.run.part(GRAPH, part) as out:
@@ -145,7 +145,7 @@ def find_repeated_positions(job: Job, part: str) -> None:
 def index_repeated_rows(job: Job, part: str) -> None:
     """Index the rows of a range of blocks that have duplicates by shard."""
     names = part_names("repeated_positions", job.geometry.blocks)
-    write_index(job.run, GRAPH, part, names, len(Graph(job.run).shards))
+    write_receiver_index(job.run, GRAPH, part, names, len(Graph(job.run).shards))
 
 
 def _read_repeated(job: Job, shard: int) -> tuple[np.ndarray, np.ndarray]:
@@ -153,7 +153,7 @@ def _read_repeated(job: Job, shard: int) -> tuple[np.ndarray, np.ndarray]:
     rows, times = [np.empty(0, np.int64)], [np.empty(0, job.geometry.index_dtype)]
     if job.config.input.unique:
         names = part_names("repeated_positions", job.geometry.blocks)
-        spans = received(job.run, GRAPH, "repeated_index", len(names), shard).tolist()
+        spans = read_received_ranges(job.run, GRAPH, "repeated_index", len(names), shard).tolist()
         arrays = ("sorted_positions", "sorted_times")
         read = job.run.read_each(GRAPH, [(names[block], array, a, b) for block, a, b in spans for array in arrays])
         for some, of_some in zip(read, read, strict=True):
@@ -173,7 +173,7 @@ def unite_edges(job: Job, part: str) -> None:
     weights = store.read_span(GRAPH, directed, even.offsets, "weights", start, stop)
     heads, slot = np.nonzero(weights)
     arrays = {"in_rows": indices.dtype, "in_heads": indices.dtype, "in_weights": np.dtype(np.float32)}
-    of_shard = received(store, GRAPH, "edges_index", len(directed), shard).tolist()
+    of_shard = read_received_ranges(store, GRAPH, "edges_index", len(directed), shard).tolist()
     spans = [(directed[sender], low, high) for sender, low, high in of_shard]
     pieces = list(store.read_each(GRAPH, [(name, array, low, high) for array in arrays for name, low, high in spans]))
     in_edges = {
@@ -234,7 +234,7 @@ def run(context: Context) -> dict:
     context.compute(GRAPH, unite_edges, united)
     count_components(context)
     facts = {fact: sum_fact(store, GRAPH, united, fact) for fact in ("edges", "isolated", "inside", "in_degree_zero")}
-    edges, health = facts["edges"], store.summary(GRAPH, GRAPH_FIGURES)
+    edges, health = facts["edges"], store.summary(GRAPH, GRAPH_FACTS)
     greatest = max(store.summary(GRAPH, name)["greatest_in_degree"] for name in united)
     if missing:
         context.note(
@@ -280,7 +280,7 @@ STAGE = Stage(
     reads=(VECTORS, CELLS, NEIGHBORS, AUDIT),
     writes=(
         *("summed", "directed", "into", SHARDS, "edges_index", "repeated_positions", "repeated_index", "united"),
-        *("pieces", "tails_index", "joined_pieces", "forest", GRAPH_FIGURES),
+        *("pieces", "tails_index", "joined_pieces", "forest", GRAPH_FACTS),
     ),
     run=run,
     project=project,

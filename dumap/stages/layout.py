@@ -16,7 +16,7 @@ import numpy as np
 
 from dumap.artifacts.graph import Graph
 from dumap.artifacts.job import Job
-from dumap.artifacts.layout import END, EpochState, last_epoch, layout_checkpoints, loss_of
+from dumap.artifacts.layout import LAYOUT_END, EpochState, last_epoch, layout_checkpoints, read_loss
 from dumap.artifacts.part_names import GRAPH, LAYOUT, START, number_of
 from dumap.config import Config
 from dumap.kernels import layout
@@ -112,20 +112,22 @@ def run(context: Context) -> dict:
     graph, geometry, config = Graph(context.run), context.geometry, context.config
     rows, checkpoints = graph.shards.rows, layout_checkpoints(context.run)
     checkpoints.forget_broken()
-    if context.run.is_committed(LAYOUT, END) and last_epoch(context.run) not in checkpoints.numbers():
-        context.run.forget(LAYOUT, END)
+    if context.run.is_committed(LAYOUT, LAYOUT_END) and last_epoch(context.run) not in checkpoints.numbers():
+        context.run.forget(LAYOUT, LAYOUT_END)
     context.compute(LAYOUT, draw_loss_pairs, [PAIRS_PART])
     edges = 2 * config.neighbors.graph_k * rows
     if runs_on_one_host(config, rows, edges, context.worker_memory):
         mode = "host"
-        context.compute(LAYOUT, run_epochs_on_host, [END], threads=context.host_threads)
+        context.compute(LAYOUT, run_epochs_on_host, [LAYOUT_END], threads=context.host_threads)
     else:
         mode = "rounds"
         _, fitting = round_bytes(config, min(geometry.shard_rows, rows))
-        if not context.run.is_committed(LAYOUT, END):
+        if not context.run.is_committed(LAYOUT, LAYOUT_END):
             run_in_rounds(context, graph, max(context.threads, -(-len(graph.shards) // fitting)))
     measured = [number_of(name) for name in context.run.committed(LAYOUT) if name.startswith("loss-")]
-    losses = [[epoch, None if (loss := loss_of(context.run, epoch)) is None else round(loss, 4)] for epoch in measured]
+    losses = [
+        [epoch, None if (loss := read_loss(context.run, epoch)) is None else round(loss, 4)] for epoch in measured
+    ]
     parameters = layout_parameters(context.job)
     return {"mode": mode, "epochs": last_epoch(context.run), "a": parameters.a, "b": parameters.b, "loss": losses}
 
@@ -158,7 +160,7 @@ STAGE = Stage(
         *("layout.exchange_every", "layout.least_fall"),
     ),
     reads=(GRAPH, START),
-    writes=(PAIRS_PART, "state", CHECKPOINT, "loss", *PREPARED, END),
+    writes=(PAIRS_PART, "state", CHECKPOINT, "loss", *PREPARED, LAYOUT_END),
     run=run,
     project=project,
     temporary=dict.fromkeys((PAIRS_PART, *PREPARED), ()),

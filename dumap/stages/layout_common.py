@@ -6,7 +6,7 @@ import numpy as np
 
 from dumap.artifacts.graph import Graph
 from dumap.artifacts.job import Job
-from dumap.artifacts.layout import END
+from dumap.artifacts.layout import LAYOUT_END
 from dumap.artifacts.part_names import LAYOUT
 from dumap.errors import ConfigError
 from dumap.kernels.edges import Edges, pack
@@ -92,5 +92,5 @@ def ends_interval(job: Job, epoch: int, steps: int = 1) -> bool:
 
 def commit_end(job: Job, epoch: int) -> None:
     """Commit that the layout ended after `epoch` epochs."""
-    with job.run.part(LAYOUT, END) as out:
+    with job.run.part(LAYOUT, LAYOUT_END) as out:
         out.attributes["epoch"] = epoch

@@ -13,7 +13,7 @@ import numpy as np
 
 from dumap.artifacts.graph import Graph
 from dumap.artifacts.job import Job
-from dumap.artifacts.layout import EpochState, loss_name, loss_of
+from dumap.artifacts.layout import EpochState, loss_part_name, read_loss
 from dumap.artifacts.part_names import LAYOUT, number_of
 from dumap.kernels import hashing, layout
 from dumap.stages.layout_common import layout_parameters
@@ -41,7 +41,7 @@ def should_stop(job: Job, epoch: int) -> bool:
     epochs = early_stop_epochs(job)
     if epoch not in epochs[1:]:
         return False
-    before, now = (loss_of(job.run, at) for at in (epochs[epochs.index(epoch) - 1], epoch))
+    before, now = (read_loss(job.run, at) for at in (epochs[epochs.index(epoch) - 1], epoch))
     return before is not None and now is not None and now > before * (1 - job.config.layout.least_fall)
 
 
@@ -71,7 +71,7 @@ def write_loss(job: Job, epoch: int, gather: Callable[[np.ndarray], np.ndarray])
     if len(weights):
         unique, inverse = np.unique(rows, return_inverse=True)
         heads, tails, others = gather(unique)[inverse.reshape(rows.shape).T]
-        with job.run.part(LAYOUT, loss_name(epoch)) as out:
+        with job.run.part(LAYOUT, loss_part_name(epoch)) as out:
             out.attributes["loss"] = layout.loss(layout_parameters(job), heads, tails, weights, others)
 
 

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from dumap.artifacts.cells import TABLE, Cell, CellTable, guest_names, rows_per_range
-from dumap.artifacts.exchange import received, write_index, write_sorted_receivers
+from dumap.artifacts.cells import TABLE, Cell, CellTable, guest_part_names, rows_per_range
+from dumap.artifacts.exchange import read_received_ranges, write_receiver_index, write_sorted_receivers
 from dumap.artifacts.job import Job
 from dumap.artifacts.neighbors import write_lists
 from dumap.artifacts.part_names import (
@@ -220,7 +220,7 @@ def write_cell_lists(job: Job, part: str, cell: Cell, table: CellTable, batches:
 def index_guest_lists(job: Job, part: str) -> None:
     """Index the lists that a range of cells found for guests, by home cell."""
     count = CellTable(job.run).cells
-    write_index(job.run, NEIGHBORS, part, part_names("cell", count), count)
+    write_receiver_index(job.run, NEIGHBORS, part, part_names("cell", count), count)
 
 
 def merge_cell_lists(job: Job, part: str) -> None:
@@ -228,7 +228,7 @@ def merge_cell_lists(job: Job, part: str) -> None:
     store, table, cell = job.run, CellTable(job.run), number_of(part)
     parts = part_names("cell", table.cells)
     indices, distances = (store.read(NEIGHBORS, parts[cell], array) for array in ("indices", "distances"))
-    spans = received(store, NEIGHBORS, "guest_index", table.cells, cell).tolist()
+    spans = read_received_ranges(store, NEIGHBORS, "guest_index", table.cells, cell).tolist()
     arrays = ("guests", "guest_indices", "guest_distances")
     pieces = store.read_each(NEIGHBORS, [(parts[other], array, *ends) for other, *ends in spans for array in arrays])
     for guests, listed, distances_there in zip(pieces, pieces, pieces, strict=True):
@@ -273,7 +273,7 @@ def search_waves(context: Context, task: Task, count: int) -> None:
     kth = kth_part_names(geometry, context.config, count) if task is search_cell_with_guests else []
     context.compute(NEIGHBORS, sort_kth_distances, kth)
     for wave in waves:
-        cells, guests = part_names("cell", count)[slice(*wave)], guest_names(wave, geometry.groups)
+        cells, guests = part_names("cell", count)[slice(*wave)], guest_part_names(wave, geometry.groups)
         if not set(cells) <= set(store.committed(NEIGHBORS)):
             if count > 1:
                 context.compute(NEIGHBORS, sort_guests, guests, kth=kth)

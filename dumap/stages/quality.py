@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from dumap.artifacts.audit import MAP_NEIGHBORS, last_audit_part, query_groups, repairs_made
+from dumap.artifacts.audit import MAP_NEIGHBORS, count_repairs, last_audit_part, query_groups
 from dumap.artifacts.cells import CellTable
 from dumap.artifacts.graph import Graph
 from dumap.artifacts.job import Job
@@ -110,7 +110,7 @@ def measure_column_distances(
         chunk_values = job.input.read(first, min(stop, (int(chunk) + 1) * job.input.chunk_rows))
         x = job.as_compared(chunk_values[needed + start - first])
         at = np.where(np.isin(columns, needed), np.searchsorted(needed, columns), -1)
-        for group, queries in query_groups(job, repairs_made(job.run), chosen):
+        for group, queries in query_groups(job, count_repairs(job.run), chosen):
             for tile, d in distances_by_tile(job, queries, x):
                 fill_distances(distances[group], at[group], tile, d)
 
@@ -156,7 +156,7 @@ def count_nearer_rows(job: Job, part: str) -> None:
     for block in range(*job.geometry.group(number_of(part))):
         positions = CellTable(store).positions(store, block)
         x = job.as_compared(job.input.read(*job.geometry.block(block)))
-        for group, queries in query_groups(job, repairs_made(store), chosen):
+        for group, queries in query_groups(job, count_repairs(store), chosen):
             for tile, d in distances_by_tile(job, queries, x):
                 quality.count_nearer(d, positions[tile], queried[group], limits[group], counts[group])
     with store.part(QUALITY, part) as out:

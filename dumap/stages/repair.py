@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from scipy.sparse import csr_matrix
 
-from dumap.artifacts.cells import TABLE, CellTable, keeps_input_dtype, rows_per_range, spans_in
-from dumap.artifacts.exchange import received, write_answers, write_index, write_sorted_receivers
+from dumap.artifacts.cells import TABLE, CellTable, keeps_input_dtype, part_ranges, rows_per_range
+from dumap.artifacts.exchange import read_received_ranges, write_answers, write_receiver_index, write_sorted_receivers
 from dumap.artifacts.job import Job
 from dumap.artifacts.neighbors import NeighborLists, write_lists
 from dumap.artifacts.part_names import (
@@ -27,7 +27,7 @@ from dumap.artifacts.part_names import (
     split_evenly,
     sum_fact,
 )
-from dumap.artifacts.rows import cast, join, no_rows, read_rows, write_rows
+from dumap.artifacts.rows import cast_rows, empty_rows, join_rows, read_rows, write_rows
 from dumap.kernels import neighbors, repair, vectors
 from dumap.planning.audits import most_repair_rows, repair_waves
 from dumap.stages import Context
@@ -42,14 +42,14 @@ HALO_ROWS_PER_RANGE = 64
 
 def read_sparse_home_rows(job: Job, cell: int, table: CellTable) -> csr_matrix:
     """Read a cell's home rows that are sparse, by position, as they are kept."""
-    spans = spans_in(part_names("sorted", job.geometry.groups), table.home_spans(cell))
-    return join([read_rows(job, CELLS, part, "vectors", a, b) for part, a, b in spans] or [no_rows(job)])
+    spans = part_ranges(part_names("sorted", job.geometry.groups), table.home_spans(cell))
+    return join_rows([read_rows(job, CELLS, part, "vectors", a, b) for part, a, b in spans] or [empty_rows(job)])
 
 
 def read_home_rows(job: Job, cell: int, table: CellTable, out: np.ndarray) -> None:
     """Read a cell's home rows, by position, into `out`, cast to the dtype of `out`."""
     step, done = max(1, job.geometry.block_rows // 4), 0
-    spans = spans_in(part_names("sorted", job.geometry.groups), table.home_spans(cell))
+    spans = part_ranges(part_names("sorted", job.geometry.groups), table.home_spans(cell))
     pieces = [(part, "vectors", low, min(stop, low + step)) for part, a, stop in spans for low in range(a, stop, step)]
     for rows in job.run.read_each(CELLS, pieces):
         out[done : done + len(rows)] = vectors.as_float32(rows) if out.dtype == np.float32 else rows
@@ -77,7 +77,7 @@ def choose_halo(job: Job, part: str, number: int) -> None:
 def index_exchange(job: Job, part: str, kind: str) -> None:
     """Index by cell what a range of cells ask of others, send to others, or offer to others."""
     count = CellTable(job.run).cells
-    write_index(job.run, AUDIT, part, part_names(kind, count), count)
+    write_receiver_index(job.run, AUDIT, part, part_names(kind, count), count)
 
 
 def sent_kinds(number: int, wave: tuple[int, int]) -> tuple[str, str]:
@@ -90,7 +90,7 @@ def write_sent_rows(job: Job, part: str, number: int, wave: tuple[int, int]) -> 
     store, before, cell = job.run, NeighborLists(job.run, number - 1), number_of(part)
     table = before.table
     first, last = _home_range(table, cell)
-    asked = received(store, AUDIT, f"requests-{number}", table.cells, cell)
+    asked = read_received_ranges(store, AUDIT, f"requests-{number}", table.cells, cell)
     asked = asked[(asked[:, 0] >= wave[0]) & (asked[:, 0] < wave[1])]
     spans = [(part_name(f"halo-{number}", asker), "positions", low, high) for asker, low, high in asked.tolist()]
     wanted = [positions - first for positions in store.read_each(AUDIT, spans)]
@@ -98,7 +98,7 @@ def write_sent_rows(job: Job, part: str, number: int, wave: tuple[int, int]) -> 
     indices, distances = (before.of(cell, array) for array in ("indices", "distances"))
     x: Any
     if job.geometry.sparse:
-        x = read_sparse_home_rows(job, cell, table) if len(rows) else no_rows(job)
+        x = read_sparse_home_rows(job, cell, table) if len(rows) else empty_rows(job)
     else:
         x = np.empty((last - first, job.geometry.dims), job.input.dtype if keeps_input_dtype(job) else np.float32)
         if len(rows):
@@ -113,8 +113,8 @@ def write_sent_rows(job: Job, part: str, number: int, wave: tuple[int, int]) -> 
 def read_compared_rows(job: Job, cell: int, table: CellTable, spans: list[tuple[str, int, int]], rows: int) -> Any:
     """Read a cell's home rows and its halo, as rows that are compared, (rows, dims)."""
     if job.geometry.sparse:
-        halo = [cast(read_rows(job, AUDIT, name, "vectors", a, b)) for name, a, b in spans]
-        return join([cast(read_sparse_home_rows(job, cell, table)), *halo])
+        halo = [cast_rows(read_rows(job, AUDIT, name, "vectors", a, b)) for name, a, b in spans]
+        return join_rows([cast_rows(read_sparse_home_rows(job, cell, table)), *halo])
     x = np.empty((rows, job.geometry.dims), np.float32)
     first, last = _home_range(table, cell)
     read_home_rows(job, cell, table, x[: last - first])
@@ -140,7 +140,7 @@ def offer_pairs(job: Job, part: str, number: int, inside: bool, wave: tuple[int,
     if number > 1:
         fresh[:home_rows] = repair.is_new(indices, NeighborLists(store, number - 2).of(cell, "indices"))
     sent_kind, index_kind = sent_kinds(number, wave)
-    of_cell = received(store, AUDIT, index_kind, table.cells, cell)
+    of_cell = read_received_ranges(store, AUDIT, index_kind, table.cells, cell)
     spans = [(part_name(sent_kind, home), low, high) for home, low, high in of_cell.tolist()]
     done = home_rows
     for lists_sent in store.read_each(AUDIT, [(name, "lists", a, b) for name, a, b in spans]):
@@ -175,7 +175,7 @@ def merge_offers(job: Job, part: str, number: int) -> None:
     first, _ = _home_range(lists.table, cell)
     before = lists.of(cell, "indices")
     indices, distances = before.copy(), lists.of(cell, "distances").copy()
-    offered_rows = received(store, AUDIT, f"offer_index-{number}", lists.table.cells, cell).tolist()
+    offered_rows = read_received_ranges(store, AUDIT, f"offer_index-{number}", lists.table.cells, cell).tolist()
     spans = [(part_name(f"offers-{number}", other), low, high) for other, low, high in offered_rows]
     read = store.read_each(AUDIT, [(name, array, *ends) for name, *ends in spans for array in ("positions", "offers")])
     for positions, offers in zip(read, read, strict=True):

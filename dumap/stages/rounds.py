@@ -11,10 +11,10 @@ from itertools import pairwise
 
 import numpy as np
 
-from dumap.artifacts.exchange import received, write_answers, write_index, write_sorted_receivers
+from dumap.artifacts.exchange import read_received_ranges, write_answers, write_receiver_index, write_sorted_receivers
 from dumap.artifacts.graph import Graph
 from dumap.artifacts.job import Job
-from dumap.artifacts.layout import EpochState, layout_checkpoints, loss_name
+from dumap.artifacts.layout import EpochState, layout_checkpoints, loss_part_name
 from dumap.artifacts.part_names import LAYOUT, kind_of, range_name, range_names, range_of, split_evenly
 from dumap.artifacts.task_cache import TaskCache
 from dumap.kernels import layout
@@ -80,13 +80,13 @@ def pack_range(job: Job, part: str, bounds: list[int]) -> None:
 
 def index_requests(job: Job, part: str, bounds: list[int]) -> None:
     """Index the rows that a few ranges ask of others."""
-    write_index(job.run, LAYOUT, part, range_part_names(PACKED_EDGES, bounds), len(bounds) - 1)
+    write_receiver_index(job.run, LAYOUT, part, range_part_names(PACKED_EDGES, bounds), len(bounds) - 1)
 
 
 def answer_requests(job: Job, part: str, bounds: list[int]) -> None:
     """List the rows of a range that others ask of it, one range after the other."""
     number, names = bounds.index(range_of(part)[0]), range_part_names(PACKED_EDGES, bounds)
-    asked = received(job.run, LAYOUT, kind_for_ranges("requested", bounds), len(names), number)
+    asked = read_received_ranges(job.run, LAYOUT, kind_for_ranges("requested", bounds), len(names), number)
     first = Graph(job.run).shards.offsets[bounds[number]]
     read = job.run.read_each(LAYOUT, [(names[asker], "outside", low, high) for asker, low, high in asked.tolist()])
     rows = np.concatenate([np.empty(0, np.int64), *read]).astype(np.int64) - first
@@ -97,7 +97,7 @@ def answer_requests(job: Job, part: str, bounds: list[int]) -> None:
 
 def index_answers(job: Job, part: str, bounds: list[int]) -> None:
     """Index the rows that a few ranges send to others."""
-    write_index(job.run, LAYOUT, part, range_part_names(ANSWERS, bounds), len(bounds) - 1)
+    write_receiver_index(job.run, LAYOUT, part, range_part_names(ANSWERS, bounds), len(bounds) - 1)
 
 
 def kind_for_ranges(kind: str, bounds: list[int]) -> str:
@@ -129,7 +129,9 @@ class PreparedShards:
         self.edges = Edges(*(job.run.read(LAYOUT, packed, array) for array in Edges._fields))
         self.outside = job.run.read(LAYOUT, packed, "outside").astype(np.int64)
         self.sent = job.run.read(LAYOUT, answers, "rows")
-        self.spans = received(job.run, LAYOUT, kind_for_ranges("answered", bounds), len(bounds) - 1, number).tolist()
+        self.spans = read_received_ranges(
+            job.run, LAYOUT, kind_for_ranges("answered", bounds), len(bounds) - 1, number
+        ).tolist()
 
 
 def cached_shards(job: Job, bounds: list[int], number: int) -> AbstractContextManager[PreparedShards]:
@@ -246,7 +248,7 @@ def run_in_rounds(context: Context, graph: Graph, tasks: int) -> None:
 
     def measure(epoch: int) -> None:
         if epoch and (ends_interval(context.job, epoch, every) or epoch in check_epochs):
-            context.compute(LAYOUT, measure_loss, [loss_name(epoch)], progress=(epoch, epochs))
+            context.compute(LAYOUT, measure_loss, [loss_part_name(epoch)], progress=(epoch, epochs))
 
     bounds = [first for first, _ in ranges] + [len(graph.shards)]
     prepare_ranges(context, bounds, (0, epochs))

@@ -7,17 +7,17 @@ from typing import Any
 import numpy as np
 
 from dumap.artifacts.cells import (
-    LIMITS,
+    GUEST_LIMITS,
     POSITIONS,
     CellTable,
     keeps_input_dtype,
-    probes_of,
+    max_probes,
     rows_per_range,
 )
 from dumap.artifacts.job import Job
 from dumap.artifacts.part_names import CELLS, NEIGHBORS, number_of, part_name, range_of
-from dumap.artifacts.rows import join, write_rows
-from dumap.artifacts.vectors import status_of
+from dumap.artifacts.rows import join_rows, write_rows
+from dumap.artifacts.vectors import read_status
 from dumap.config import Config
 from dumap.kernels import cells, vectors
 from dumap.planning.budget import sparse_block_bytes
@@ -63,7 +63,7 @@ def find_cells(job: Job, group: int) -> tuple[np.ndarray, np.ndarray]:
     leaf_cells, pieces = (job.run.read(CELLS, "packing", name) for name in ("cells", "pieces"))
     names = [(part_name("near", block), "near", 0, None) for block in range(*job.geometry.group(group))]
     near = np.concatenate(list(job.run.read_each(CELLS, names)))
-    (start, _), probes = job.geometry.group_span(group), probes_of(job.geometry)
+    (start, _), probes = job.geometry.group_span(group), max_probes(job.geometry)
     joined = SPARSE_LEAVES if job.geometry.sparse else JOINED_LEAVES
     return cells.route(
         near, leaf_cells, pieces, start, job.config.seed, job.config.cells.max_cells_per_row, joined, probes
@@ -73,9 +73,9 @@ def find_cells(job: Job, group: int) -> tuple[np.ndarray, np.ndarray]:
 def find_admitting_cells(job: Job, group: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the result of `find_cells`, with -1 for each cell that does not admit the row."""
     row_cells, probes = find_cells(job, group)
-    if job.run.summary(CELLS, LIMITS)["turned_away"]:
+    if job.run.summary(CELLS, GUEST_LIMITS)["turned_away"]:
         priorities, _ = cells.guest_priorities(row_cells, job.geometry.group_span(group)[0], job.config.seed)
-        row_cells = cells.admit(row_cells, priorities, job.run.read(CELLS, LIMITS, "limits"))
+        row_cells = cells.admit(row_cells, priorities, job.run.read(CELLS, GUEST_LIMITS, "limits"))
     return row_cells, probes
 
 
@@ -83,7 +83,7 @@ def write_positions(job: Job, part: str) -> None:
     """Write the positions and the status of a group's rows."""
     group = number_of(part)
     home = job.run.read(CELLS, part_name("assign", group), "home")
-    status = [status_of(job.run, block) for block in range(*job.geometry.group(group))]
+    status = [read_status(job.run, block) for block in range(*job.geometry.group(group))]
     with job.run.part(CELLS, part) as out:
         out.write("positions", cells.ranks(home, CellTable(job.run).starts(group)).astype(job.geometry.index_dtype))
         out.write("status", np.concatenate(status))
@@ -94,7 +94,7 @@ def read_group_rows(job: Job, group: int) -> Any:
     first, last = job.geometry.group(group)
     if job.geometry.sparse:
         blocks = (job.input.read(*job.geometry.block(block)) for block in range(first, last))
-        return join([rows if keeps_input_dtype(job) else job.as_compared(rows) for rows in blocks])
+        return join_rows([rows if keeps_input_dtype(job) else job.as_compared(rows) for rows in blocks])
     start, stop = job.geometry.group_span(group)
     out = np.empty(0)
     for block in range(first, last):
@@ -157,7 +157,7 @@ def sort_guests(job: Job, part: str, kth: list[str]) -> None:
 
 def sorted_row_bytes(geometry: Geometry) -> int:
     """Return the bytes of a row that is sorted by cell: the row's values, and the leaves that it probes."""
-    return geometry.row_bytes + 8 * geometry.sparse + 4 * probes_of(geometry) + 4
+    return geometry.row_bytes + 8 * geometry.sparse + 4 * max_probes(geometry) + 4
 
 
 def sort_bytes(geometry: Geometry, config: Config) -> int:

@@ -17,7 +17,7 @@ import numpy as np
 
 from dumap.artifacts.job import CENTRE, Job
 from dumap.artifacts.part_names import AUDIT, CELLS, START, VECTORS, number_of, part_name, part_names, sum_fact
-from dumap.artifacts.rows import cast, check, inexact, write_rows
+from dumap.artifacts.rows import cast_rows, find_finite_and_zero, find_inexact, write_rows
 from dumap.artifacts.vectors import DROPPED, ZERO, is_query
 from dumap.config import Config
 from dumap.errors import InputError
@@ -44,8 +44,8 @@ def check_block(job: Job, part: str) -> None:
     """Check one block of the input."""
     start, stop = job.geometry.block(number_of(part))
     block = job.input.read(start, stop)
-    x = cast(block)
-    finite, zero = check(x)
+    x = cast_rows(block)
+    finite, zero = find_finite_and_zero(x)
     wide, metric = vectors.is_wide(block.dtype), job.config.neighbors.metric
     hashes = hash_rows(block)
     rows = np.arange(start, stop)
@@ -59,7 +59,7 @@ def check_block(job: Job, part: str) -> None:
         if metric == vectors.SPHERICAL:
             out.attributes["angles"] = np.abs(x[finite]).max(axis=0, initial=0).astype(float).tolist()
         out.attributes |= {
-            "inexact": int(inexact(block, x).sum()) if wide else 0,
+            "inexact": int(find_inexact(block, x).sum()) if wide else 0,
             "fingerprint": int(hashing.fold(hashes, start)),
             "nonfinite": int((~finite).sum()),
             "nonfinite_rows": rows[~finite][:MAX_NAMED_ROWS].tolist(),
@@ -162,7 +162,7 @@ def find_duplicates(job: Job, part: str, buckets: int, among: int) -> None:
         out.write("times", times[repeated])
         x = job.input.read(start, stop)
         keep = vectors.is_wide(x.dtype) and job.may_be_centred
-        _write_samples(job, out, x if keep else cast(x), rows, allowed, among)
+        _write_samples(job, out, x if keep else cast_rows(x), rows, allowed, among)
         out.attributes["duplicates"] = len(duplicates)
 
 

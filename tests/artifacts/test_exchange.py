@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dumap.artifacts.exchange import received, write_index, write_receivers, write_sorted_receivers
+from dumap.artifacts.exchange import read_received_ranges, write_receiver_index, write_receivers, write_sorted_receivers
 from dumap.artifacts.part_names import part_names, range_names
 from dumap.store import Run
 
@@ -31,20 +31,20 @@ def test_receivers_find_what_is_sent_to_them(fresh_run, senders, receivers, seed
     names = range_names("index", senders)
     assert len(names) == math.isqrt(senders)
     for name in names:
-        write_index(run, "audit", name, part_names("sent", senders), receivers)
+        write_receiver_index(run, "audit", name, part_names("sent", senders), receivers)
     for receiver in range(receivers):
         expected = [
             [number, *np.searchsorted(rows, [receiver, receiver + 1])]
             for number, rows in enumerate(to)
             if receiver in rows
         ]
-        assert received(run, "audit", "index", senders, receiver).tolist() == expected
+        assert read_received_ranges(run, "audit", "index", senders, receiver).tolist() == expected
 
 
 def test_receivers_may_be_joined(fresh_run):
     run = fresh_run()
     with run.part("audit", "sent-00000") as out:
         write_receivers(out, np.array([0, 2, 3, 7]), np.array([0, 5, 6, 9, 11]))
-    write_index(run, "audit", *range_names("index", 1), ["sent-00000"], 3, np.repeat([0, 1, 2], [1, 3, 4]))
-    spans = [received(run, "audit", "index", 1, receiver).tolist() for receiver in range(3)]
+    write_receiver_index(run, "audit", *range_names("index", 1), ["sent-00000"], 3, np.repeat([0, 1, 2], [1, 3, 4]))
+    spans = [read_received_ranges(run, "audit", "index", 1, receiver).tolist() for receiver in range(3)]
     assert spans == [[[0, 0, 5]], [[0, 5, 9]], [[0, 9, 11]]]

@@ -11,7 +11,7 @@ from datetime import datetime
 
 import pytest
 
-from dumap.recipe.observers import Logged
+from dumap.recipe.observers import LogObserver
 from dumap.recipe.pipeline import run
 from dumap.recipe.stage_names import STAGES
 
@@ -59,7 +59,7 @@ def test_an_observer_is_told_instead(config, caplog):
 def test_progress_is_logged_now_and_then(caplog, monkeypatch):
     clock = iter(range(0, 100, 4))
     monkeypatch.setattr("dumap.recipe.observers.time.monotonic", lambda: float(next(clock)))
-    logged = Logged()
+    logged = LogObserver()
     with caplog.at_level(logging.INFO, "dumap"):
         logged.started("graph", 1)
         for done in range(1, 7):

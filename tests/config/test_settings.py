@@ -16,7 +16,7 @@ from dumap.config import Config, annotated, build, load
 from dumap.config.keys import fields_by_key, nearest, section_of, umap_learn_name
 from dumap.errors import ConfigError
 from dumap.recipe.pipeline import run
-from dumap.recipe.recipes import GIVEN, SEARCHED
+from dumap.recipe.recipes import GIVEN_NEIGHBORS_RECIPE, SEARCH_RECIPE
 
 SETTINGS = {key: field for key, field in fields_by_key().items() if section_of(field) is None}
 SECTIONS = [key for key, field in fields_by_key().items() if section_of(field) is not None]
@@ -244,7 +244,7 @@ def embed_locally(save, fresh, tmp_path, monkeypatch):
 
 
 def test_stages_depend_on_the_settings_that_are_said_to_change_the_embedding():
-    declared = {key for stage in (*SEARCHED, *GIVEN) for key in stage.keys}
+    declared = {key for stage in (*SEARCH_RECIPE, *GIVEN_NEIGHBORS_RECIPE) for key in stage.keys}
     changing = {key for key in SETTINGS if SETTINGS[key].json_schema_extra["changes_embedding"] is not False}
     assert declared == (changing - DATA) | {"quality.queries"}
 

@@ -24,7 +24,7 @@ from dumap.config import load
 from dumap.engine.collections import DaskRows, assemble, is_collection
 from dumap.engine.connect import connect
 from dumap.errors import InputError, RunMismatchError
-from dumap.recipe.observers import Silent
+from dumap.recipe.observers import SilentObserver
 from dumap.recipe.recipes import geometry_of
 from dumap.sources import spooled
 from dumap.stages.spool import write_spool_part
@@ -180,7 +180,7 @@ def test_an_array_that_cannot_be_computed_is_an_error(digits_300, fresh, client)
         dumap.run(x, output=fresh("run.zarr"), client=client, **QUICK)
 
 
-class KillsAWorker(Silent):
+class KillsAWorker(SilentObserver):
     """Kills one of a client's workers once the first parts of the copy are there."""
 
     def __init__(self, client: Client) -> None:

@@ -23,7 +23,7 @@ from dumap.config import ClusterConfig
 from dumap.engine import connect as engine
 from dumap.engine.connect import connect, size_embedded
 from dumap.errors import ClusterError, ConfigError
-from dumap.recipe.observers import Silent
+from dumap.recipe.observers import SilentObserver
 
 SECONDS = 60
 GIB = 2**30
@@ -36,7 +36,7 @@ def settings(**given) -> ClusterConfig:
 
 def answers(client: Client | None = None, **given) -> bool:
     """Reach a cluster as a run does, and compute on it."""
-    with connect(settings(**given), client, Silent()) as engine:
+    with connect(settings(**given), client, SilentObserver()) as engine:
         return engine.client.submit(sum, [1, 2], pure=False).result(timeout=SECONDS) == 3
 
 

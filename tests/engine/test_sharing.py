@@ -18,7 +18,7 @@ from dumap.engine.connect import connect
 from dumap.engine.local import LocalEngine
 from dumap.engine.sharing import Sharing
 from dumap.errors import ClusterError, ConfigError, TaskError
-from dumap.recipe.observers import Silent
+from dumap.recipe.observers import SilentObserver
 from dumap.recipe.pipeline import plan
 
 BIG_WORKER = {"name": "big", "host": "10.0.0.1", "resources": {"GPU": 2}}
@@ -132,7 +132,7 @@ def test_a_run_on_some_workers_has_the_same_bytes(shared, embed, digits_300):
 def test_an_embedded_cluster_has_nothing_to_choose_by(setting, monkeypatch):
     monkeypatch.setattr("dumap.engine.connect.dask.config.get", lambda key, default=None: default)
     config = build({"input": {"path": "in.zarr"}, "output": "out.zarr", "cluster": setting})
-    with pytest.raises(ConfigError, match="are alike"), connect(config.cluster, None, Silent()):
+    with pytest.raises(ConfigError, match="are alike"), connect(config.cluster, None, SilentObserver()):
         pass
 
 

@@ -17,7 +17,7 @@ from helpers import Notes
 
 import dumap
 from dumap.errors import ClusterError
-from dumap.recipe.observers import Silent
+from dumap.recipe.observers import SilentObserver
 from dumap.recipe.pipeline import run
 from dumap.recipe.status import status
 
@@ -96,7 +96,7 @@ class Stop(Exception):
     """Ends a run from its observer."""
 
 
-class Stopping(Silent):
+class Stopping(SilentObserver):
     """Stops a run when a stage's step is partly done."""
 
     def __init__(self, stage):

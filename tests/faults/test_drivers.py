@@ -10,7 +10,7 @@ from faults.harness import ROUNDS, Fleet, all_kept, commits, results, until
 from helpers import slowly
 
 from dumap.recipe.damage import verify
-from dumap.recipe.observers import Silent
+from dumap.recipe.observers import SilentObserver
 from dumap.recipe.pipeline import run
 from dumap.recipe.status import status
 from dumap.store import MANIFESTS
@@ -23,7 +23,7 @@ def epochs(output: str) -> list[int]:
     return sorted(int(p.stem.split("-")[1]) for p in Path(output, MANIFESTS, "layout").glob("checkpoint-*.json"))
 
 
-class Counting(Silent):
+class Counting(SilentObserver):
     """Notes from where the layout goes on."""
 
     first = None

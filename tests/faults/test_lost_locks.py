@@ -16,7 +16,7 @@ from dumap.artifacts.job import Job
 from dumap.errors import LockError, StorageError
 from dumap.recipe import damage, pipeline
 from dumap.recipe.damage import verify
-from dumap.recipe.observers import Silent
+from dumap.recipe.observers import SilentObserver
 from dumap.recipe.pipeline import run
 from dumap.recipe.status import status
 from dumap.store import LOCKS, Lock, Run
@@ -138,7 +138,9 @@ def test_a_dry_run_writes_nothing_and_verify_holds_the_lock(damageable, cli, con
     assert cli("verify", damageable.output, "--dry-run").code == 0
     assert contents(damageable.output) == before
     locks = []
-    monkeypatch.setattr(damage, "_damage", lambda store: locks.append((store.term, store.lock(2)["released"])) or [])
+    monkeypatch.setattr(
+        damage, "_find_damage", lambda store: locks.append((store.term, store.lock(2)["released"])) or []
+    )
     assert cli("verify", damageable.output).code == 0
     assert locks == [(2, False)]
     assert Run(damageable.output).lock(2)["released"]
@@ -147,14 +149,14 @@ def test_a_dry_run_writes_nothing_and_verify_holds_the_lock(damageable, cli, con
 def test_a_driver_that_begins_meanwhile_is_no_damage(damageable, monkeypatch):
     key = Path(damageable.output, next(iter(Run(damageable.output).manifest("graph", "united-00000")["objects"])))
     key.unlink()
-    list_damage = damage._damage
+    list_damage = damage._find_damage
 
     def begin(store):
         Run(damageable.output).put(lock_key(9), seal({"released": True}))
         return list_damage(store)
 
     with monkeypatch.context() as patch:
-        patch.setattr(damage, "_damage", begin)
+        patch.setattr(damage, "_find_damage", begin)
         with pytest.raises(LockError, match="a driver began to work on it meanwhile"):
             verify(damageable.output)
     assert len(verify(damageable.output)) == 1
@@ -176,7 +178,7 @@ def test_a_run_that_cannot_be_locked_is_verified_by_reading(damageable, cli, mon
 # status ------------------------------------------------------------------------------------------
 
 
-class Asking(Silent):
+class Asking(SilentObserver):
     """Asks how a run goes on, once a stage is at work and the lock has said so."""
 
     def __init__(self, output: str, cli) -> None:

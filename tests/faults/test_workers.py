@@ -27,7 +27,7 @@ from dumap.engine.task_queue import TaskQueue
 from dumap.engine.worker import execute
 from dumap.errors import TaskError
 from dumap.recipe.damage import verify
-from dumap.recipe.observers import Silent
+from dumap.recipe.observers import SilentObserver
 from dumap.recipe.pipeline import plan, run
 from dumap.recipe.stage_names import STAGES
 from dumap.stages import embedding, graph, layout, neighbors, quality, sorting
@@ -346,7 +346,7 @@ def test_no_kernel_holds_the_interpreter():
     assert held == set()
 
 
-class Weighing(Silent):
+class Weighing(SilentObserver):
     """Weighs all processes, and counts tasks, after some rounds."""
 
     def __init__(self, client, rounds):

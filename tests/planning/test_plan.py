@@ -22,7 +22,7 @@ from dumap.planning.geometry import (
     shard_rows_of,
 )
 from dumap.planning.plan import Plan, describe, format_seconds
-from dumap.recipe.recipes import SEARCHED, make_plan
+from dumap.recipe.recipes import SEARCH_RECIPE, make_plan
 from dumap.recipe.stage_names import STAGES
 
 MIB = 2**20
@@ -460,7 +460,7 @@ def test_given_neighbors_are_read_in_the_memory_of_a_task(memory, k, more):
 def test_less_is_done_where_neighbors_are_given():
     settings = config(neighbors={"precomputed": "knn"})
     less = make_plan(settings, given_geometry(settings, 10**7, 100, 20))
-    more = make_plan(settings, make_geometry(config(), 10**7, 100, 4, 1000), recipe=SEARCHED)
+    more = make_plan(settings, make_geometry(config(), 10**7, 100, 4, 1000), recipe=SEARCH_RECIPE)
     for stage in ("cells", "neighbors"):
         for what in ("tasks", "shuffled_bytes", "disk_bytes"):
             assert getattr(less.stage(stage), what) < getattr(more.stage(stage), what), (stage, what)

@@ -9,7 +9,7 @@ import pytest
 
 from dumap.config import load
 from dumap.errors import StorageError
-from dumap.recipe.locations import check_apart, check_places, place_of
+from dumap.recipe.locations import check_locations, check_no_overlap, split_url
 from dumap.recipe.stage_names import RUN_KEYS
 from dumap.store import INSIDE, LOCKS, MANIFESTS
 from dumap.store.disk import is_remote, normalize
@@ -47,7 +47,7 @@ pytestmark = pytest.mark.fault(34)
 def test_an_output_that_holds_or_lies_in_the_input_is_refused(output, source):
     for pair in ((output, source), (source, output)):
         with pytest.raises(StorageError, match="is, holds or lies in the input"):
-            check_apart(*pair)
+            check_no_overlap(*pair)
 
 
 @pytest.mark.parametrize(
@@ -65,8 +65,8 @@ def test_an_output_that_holds_or_lies_in_the_input_is_refused(output, source):
     ],
 )
 def test_places_apart_are_taken(output, source):
-    check_apart(output, source)
-    check_apart(source, output)
+    check_no_overlap(output, source)
+    check_no_overlap(source, output)
 
 
 def test_links_and_other_names_of_a_folder_are_seen_through(tmp_path):
@@ -77,8 +77,8 @@ def test_links_and_other_names_of_a_folder_are_seen_through(tmp_path):
             if output == "link/run.zarr" and source == "real/in.zarr":
                 continue
             with pytest.raises(StorageError, match="is, holds or lies in the input"):
-                check_apart(str(tmp_path / output), f"file://{tmp_path / source}")
-    check_apart(str(tmp_path / "link/run.zarr"), str(tmp_path / "real/in.zarr"))
+                check_no_overlap(str(tmp_path / output), f"file://{tmp_path / source}")
+    check_no_overlap(str(tmp_path / "link/run.zarr"), str(tmp_path / "real/in.zarr"))
 
 
 @pytest.mark.parametrize("setting", ["input.path", "neighbors.precomputed", "start.init"])
@@ -87,7 +87,7 @@ def test_nothing_that_is_read_may_lie_in_the_output(tmp_path, setting, kind):
     root = str(tmp_path / "data") if kind == "disk" else "s3://data"
     places = {"input.path": "/elsewhere/in.zarr", "output": f"{root}/out", setting: f"{root}/out/given.zarr"}
     with pytest.raises(StorageError, match=r"is, holds or lies in the input .*given\.zarr"):
-        check_places(load(None, (), places), RUN_KEYS)
+        check_locations(load(None, (), places), RUN_KEYS)
 
 
 def test_paths_and_urls_are_told_apart():
@@ -96,7 +96,7 @@ def test_paths_and_urls_are_told_apart():
     assert normalize("FILE://localhost/a") == "/a"
     assert normalize("/a%20b") == "/a%20b", "a path is what it is"
     assert normalize("s3://a/%20") == "s3://a/%20"
-    assert place_of("s3://a//b/./c/../%64/") == ("s3", "a", ("b", "d"))
+    assert split_url("s3://a//b/./c/../%64/") == ("s3", "a", ("b", "d"))
 
 
 @pytest.mark.parametrize(
@@ -109,15 +109,15 @@ def test_a_folder_that_holds_anything_else_is_refused(tmp_path, place):
     file.write_text("years of work")
     config = load(None, (), {"input.path": str(tmp_path / "in.zarr"), "output": str(output)})
     with pytest.raises(StorageError, match="exists and is not a dumap run; nothing was touched"):
-        check_places(config, RUN_KEYS)
+        check_locations(config, RUN_KEYS)
     file.unlink()
     probe, partial = f"{LOCKS}/probe-{'0' * 16}", f"{MANIFESTS}/identity/.run.json.01234567.partial"
     for begun in (f"{LOCKS}/00000001.json", probe, partial):
         (output / begun).parent.mkdir(parents=True, exist_ok=True)
         (output / begun).write_text("{}")
-    check_places(config, RUN_KEYS)
+    check_locations(config, RUN_KEYS)
     (output / "empty").mkdir()
     with pytest.raises(StorageError, match="is not a dumap run"):
-        check_places(config, RUN_KEYS)
+        check_locations(config, RUN_KEYS)
     assert sorted(os.listdir(output)) == sorted({"empty", INSIDE})
     assert Path(output, f"{LOCKS}/00000001.json").exists()

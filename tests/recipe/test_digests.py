@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from dumap.config import Config, load
-from dumap.recipe.digests import chain, changed_settings, digest_of
-from dumap.recipe.recipes import SEARCHED
+from dumap.recipe.digests import chain_digests, changed_settings, stage_digest
+from dumap.recipe.recipes import SEARCH_RECIPE
 from dumap.recipe.stage_names import STAGES
 from dumap.stages import settings_of
 
@@ -59,13 +59,13 @@ def configured(**settings: Any) -> Config:
 
 def digests(config: Config, looks: Any = LOOKS, holds: Any = HOLDS) -> dict[str, str]:
     """Digest the stages of the recipe that searches neighbours."""
-    return chain(SEARCHED, config, looks, holds)
+    return chain_digests(SEARCH_RECIPE, config, looks, holds)
 
 
 def downstream(stages: set[str]) -> set[str]:
     """Return stages and all that read them, at once or by way of others."""
     affected = set(stages)
-    for stage in SEARCHED:
+    for stage in SEARCH_RECIPE:
         if affected & set(stage.reads):
             affected.add(stage.name)
     return affected
@@ -77,7 +77,7 @@ def changed(one: dict[str, str], other: dict[str, str]) -> set[str]:
 
 
 def test_each_setting_of_a_stage_has_another_value_here():
-    assert {key for stage in SEARCHED for key in stage.keys} == set(OTHER)
+    assert {key for stage in SEARCH_RECIPE for key in stage.keys} == set(OTHER)
 
 
 @pytest.mark.parametrize("key", OTHER)
@@ -87,9 +87,9 @@ def test_a_setting_changes_the_stages_that_depend_on_it_and_what_reads_them(key)
         values["neighbors.metric"] = "minkowski"
     plain = configured(**{"neighbors.metric": "minkowski"} if key == "neighbors.metric_kwds" else {})
     other = configured(**values)
-    keys = {stage_key for stage in SEARCHED for stage_key in stage.keys}
+    keys = {stage_key for stage in SEARCH_RECIPE for stage_key in stage.keys}
     differs = {stage_key for stage_key in keys if settings_of(plain, [stage_key]) != settings_of(other, [stage_key])}
-    depend = {stage.name for stage in SEARCHED if differs & set(stage.keys)}
+    depend = {stage.name for stage in SEARCH_RECIPE if differs & set(stage.keys)}
     assert key in differs
     assert changed(digests(plain), digests(other)) == downstream(depend)
 
@@ -117,16 +117,16 @@ def test_engines_and_locations_change_no_digest(key):
 
 def test_a_setting_at_its_default_is_no_part():
     """So that one that is new changes no digest of runs that were before it."""
-    before, stage = digests(configured()), SEARCHED[4]
+    before, stage = digests(configured()), SEARCH_RECIPE[4]
     longer = replace(stage, keys=(*stage.keys, "layout.least_fall"))
     assert changed_settings(longer, configured()) == {}
-    assert digest_of(longer, configured(), {}) == digest_of(stage, configured(), {})
+    assert stage_digest(longer, configured(), {}) == stage_digest(stage, configured(), {})
     assert digests(configured(**{"layout.min_dist": 0.1})) == before
 
 
 def test_another_version_of_a_stage_changes_what_reads_it():
-    newer = tuple(replace(stage, version=2) if stage.name == "audit" else stage for stage in SEARCHED)
-    assert changed(digests(configured()), chain(newer, configured(), LOOKS, HOLDS)) == downstream({"audit"})
+    newer = tuple(replace(stage, version=2) if stage.name == "audit" else stage for stage in SEARCH_RECIPE)
+    assert changed(digests(configured()), chain_digests(newer, configured(), LOOKS, HOLDS)) == downstream({"audit"})
 
 
 def test_a_copy_of_the_input_comes_to_the_same_but_for_the_first_stage():

@@ -182,7 +182,7 @@ def test_rows_whose_first_hashes_collide_are_not_duplicates(digits_300, configur
     """The first hash of all rows is the same: the second tells them apart."""
     from dumap.artifacts.job import Job
     from dumap.artifacts.part_names import part_names
-    from dumap.artifacts.vectors import duplicates_of
+    from dumap.artifacts.vectors import read_duplicates
     from dumap.kernels import hashing
     from dumap.planning.budget import tally_buckets
     from dumap.stages import vectors as stage
@@ -203,6 +203,6 @@ def test_rows_whose_first_hashes_collide_are_not_duplicates(digits_300, configur
     first_of = {}
     for block, part in enumerate(part_names("distinct", geometry.blocks)):
         stage.find_duplicates(job, part, buckets, 300)
-        duplicates, firsts = duplicates_of(job.run, block)
+        duplicates, firsts = read_duplicates(job.run, block)
         first_of |= dict(zip((duplicates + geometry.block(block)[0]).tolist(), firsts.tolist(), strict=True))
     assert first_of == {300: 5, 301: 6, 302: 7}

@@ -15,7 +15,7 @@ from dumap.errors import DroppedError, StorageError
 from dumap.recipe import keep
 from dumap.recipe.damage import clean, uncommit_damage, verify
 from dumap.recipe.pipeline import run
-from dumap.recipe.recipes import GIVEN, SEARCHED
+from dumap.recipe.recipes import GIVEN_NEIGHBORS_RECIPE, SEARCH_RECIPE
 from dumap.recipe.stage_names import STAGES
 from dumap.recipe.status import status
 from dumap.show.export import export
@@ -71,7 +71,7 @@ def held(output: str) -> set[tuple[str, str]]:
     return {(s, keep.kind_of(p)) for s in STAGES for p in store.committed(s) if store.part_objects(s, p)}
 
 
-@pytest.mark.parametrize("recipe", [SEARCHED, GIVEN])
+@pytest.mark.parametrize("recipe", [SEARCH_RECIPE, GIVEN_NEIGHBORS_RECIPE])
 def test_temporary_parts_go_after_all_stages_that_read_them(recipe):
     for stage in recipe:
         assert set(stage.temporary) <= set(stage.writes)

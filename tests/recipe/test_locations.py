@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from dumap.config import build
-from dumap.recipe.locations import with_places
+from dumap.recipe.locations import with_normalized_locations
 
 LOCATIONS = ("input.path", "output", "neighbors.precomputed", "start.init")
 """The keys that workers open."""
@@ -33,11 +33,11 @@ def location_of(value, key: str) -> str:
 )
 def test_a_location_means_the_same_everywhere_and_however_it_is_spelt(tmp_path, monkeypatch, key, spelling):
     monkeypatch.chdir(tmp_path)
-    resolved = with_places(config(**{key: spelling.format(here=tmp_path)}))
+    resolved = with_normalized_locations(config(**{key: spelling.format(here=tmp_path)}))
     assert location_of(resolved, key) == str(tmp_path / "a.zarr")
-    assert resolved.parameters() == with_places(config(**{key: "a.zarr"})).parameters()
+    assert resolved.parameters() == with_normalized_locations(config(**{key: "a.zarr"})).parameters()
 
 
 @pytest.mark.parametrize("init", ["spectral", "pca", "random", "s3://bucket/first.zarr"])
 def test_names_and_urls_stay_as_they_are(init):
-    assert with_places(config(**{"start.init": init})).start.init == init
+    assert with_normalized_locations(config(**{"start.init": init})).start.init == init

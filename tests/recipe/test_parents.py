@@ -224,7 +224,7 @@ def test_a_stage_whose_parts_a_parent_dropped_is_made_here(
 ):
     config, notes, store = child(NEAR), Notes(), Run(parent)
     store.drop("coarsen", store.committed("coarsen"))
-    monkeypatch.setattr("dumap.recipe.pipeline.check_kept", lambda stages, run: None)
+    monkeypatch.setattr("dumap.recipe.pipeline.check_not_dropped", lambda stages, run: None)
     run(config, parent=parent, observer=notes)
     assert set(tasks) == {"coarsen", *STAGES[len(BEFORE) :]}
     assert any(note.startswith(f"coarsen: {parent} dropped ") for note in notes.notes)
@@ -249,13 +249,13 @@ def stop() -> bool:
 @pytest.mark.parametrize("again", [True, False], ids=["named again", "known"])
 @pytest.mark.parametrize("at", ["cells", "layout", "quality"])
 def test_a_child_that_is_stopped_goes_on(child, parent, results_of_other_min_dist, tasks, monkeypatch, at, again):
-    config, plain = child(NEAR), lineage.inherit
+    config, plain = child(NEAR), lineage.inherit_stage
 
     def inherit(recipe: Any, stage: Any, *rest: Any) -> bool:
         return stop() if stage.name == at else plain(recipe, stage, *rest)
 
     with monkeypatch.context() as meanwhile:
-        meanwhile.setattr("dumap.recipe.pipeline.inherit", inherit if at == "cells" else plain)
+        meanwhile.setattr("dumap.recipe.pipeline.inherit_stage", inherit if at == "cells" else plain)
         with pytest.raises(KeyboardInterrupt):
             run(config, parent=parent, observer=ActAtStageStart(at, stop))
     run(config, parent=parent if again else None)
@@ -338,7 +338,7 @@ def test_damage_of_a_parent_is_named_and_left_to_it(child, parent, contents, res
     part, config = a_part(parent, "graph", "united"), child(NEAR)
     data = bytearray(part.read_bytes())
     part.write_bytes(bytes(byte ^ 1 for byte in data))
-    register = lineage.register
+    register = lineage.register_child
     register(parent, config.output, print)
     before = contents(parent)
     refused(config, parent, StorageError, f"'dumap verify {parent}'.*'dumap run' with that output")

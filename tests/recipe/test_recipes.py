@@ -17,13 +17,13 @@ from dumap.artifacts.part_names import kind_of
 from dumap.config import Config, InputConfig, build
 from dumap.recipe import lineage, recipes
 from dumap.recipe.pipeline import run
-from dumap.recipe.recipes import GIVEN, SEARCHED, recipe_of
+from dumap.recipe.recipes import GIVEN_NEIGHBORS_RECIPE, SEARCH_RECIPE, recipe_of
 from dumap.recipe.stage_names import STAGES
 from dumap.stages import settings_of
 from dumap.store import IDENTITY, Run
 
 MINIMAL = {"input": {"path": "a"}, "output": "b"}
-BOTH = {"searched": SEARCHED, "given": GIVEN}
+BOTH = {"searched": SEARCH_RECIPE, "given": GIVEN_NEIGHBORS_RECIPE}
 SECTION = InputConfig.__mro__[1]
 """The class of which all sections of a configuration are."""
 FIGURES_ONLY = {"quality.queries"}
@@ -41,12 +41,12 @@ def identity(config: Config) -> dict[str, Any]:
 
 def test_every_setting_of_the_answer_is_declared():
     wide = build({**MINIMAL, "neighbors": {"width": 20}})
-    assert {key for stage in SEARCHED for key in stage.keys} == set(identity(wide)) | FIGURES_ONLY
+    assert {key for stage in SEARCH_RECIPE for key in stage.keys} == set(identity(wide)) | FIGURES_ONLY
 
 
 def test_stages_of_given_neighbors_declare_the_settings_that_decide_the_answer():
     given = build({**MINIMAL, "neighbors": {"width": 20, "precomputed": "c"}})
-    declared = {key for stage in GIVEN for key in stage.keys}
+    declared = {key for stage in GIVEN_NEIGHBORS_RECIPE for key in stage.keys}
     assert set(identity(given)) - declared == {"neighbors.max_repairs"}
     assert declared <= set(identity(given)) | FIGURES_ONLY
 
@@ -85,8 +85,8 @@ def test_other_settings_differ():
 
 
 def test_a_configuration_chooses_its_recipe():
-    assert recipe_of(build(MINIMAL)) is SEARCHED
-    assert recipe_of(build({**MINIMAL, "neighbors": {"precomputed": "c"}})) is GIVEN
+    assert recipe_of(build(MINIMAL)) is SEARCH_RECIPE
+    assert recipe_of(build({**MINIMAL, "neighbors": {"precomputed": "c"}})) is GIVEN_NEIGHBORS_RECIPE
 
 
 # what stages do, beside what they declare ----------------------------------------------------------

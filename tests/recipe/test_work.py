@@ -17,7 +17,7 @@ import dumap
 from dumap.engine.cluster import DaskEngine
 from dumap.errors import RunMismatchError, StorageError
 from dumap.recipe.damage import clean, verify
-from dumap.recipe.observers import Silent
+from dumap.recipe.observers import SilentObserver
 from dumap.recipe.pipeline import run
 from dumap.recipe.status import status
 from dumap.show.export import export
@@ -57,7 +57,7 @@ def begun(configure, data, fresh):
 @pytest.fixture(scope="module")
 def apart(configure, data, fresh):
     """Return the status of a finished run with a work place."""
-    return run(configure(data, {**LOCAL, "work": fresh("work")}), observer=Silent())
+    return run(configure(data, {**LOCAL, "work": fresh("work")}), observer=SilentObserver())
 
 
 def paths_below(folder: str) -> set[str]:
@@ -105,9 +105,9 @@ def test_a_run_that_ends_with_its_lists_publishes_no_map(begun):
 
     with pytest.raises(KeyboardInterrupt):
         run(config, observer=ActAtStageStart("quality", stop))
-    run(config, observer=Silent(), last="audit")
+    run(config, observer=SilentObserver(), last="audit")
     assert not any(name.startswith(("embedding", "status")) for name in paths_below(config.output))
-    run(config, observer=Silent())
+    run(config, observer=SilentObserver())
     assert any(name.startswith("embedding") for name in paths_below(config.output))
 
 
@@ -117,7 +117,7 @@ def test_workers_are_asked_whether_they_see_the_work_place(begun, client, monkey
     checked, check = [], DaskEngine.check_sight
     monkeypatch.setattr(DaskEngine, "check_sight", lambda self, place: checked.append(place) or check(self, place))
     config, work = begun(**{"cluster.engine": "dask"})
-    assert run(config, client, Silent())["work"] == work
+    assert run(config, client, SilentObserver())["work"] == work
     assert checked == [work]
 
 
@@ -152,14 +152,14 @@ def test_a_stopped_run_goes_on_without_being_told(begun, alone):
         run(config, observer=ActAtStageStart("graph", stop))
     assert status(config.output)["state"] == "partial"
     assert paths_below(config.output) == {"_dumap/work.json", "_dumap/zarr.json"}
-    again = run(config.model_copy(update={"work": None}), observer=Silent())
+    again = run(config.model_copy(update={"work": None}), observer=SilentObserver())
     assert (again["state"], again["work"]) == ("done", work)
     np.testing.assert_array_equal(zarr.open_array(config.output, path="embedding", mode="r")[:], alone.y)
 
 
 def test_a_finished_run_is_left_as_it_is(cli, begun, contents, fresh):
     config, work = begun()
-    run(config, observer=Silent())
+    run(config, observer=SilentObserver())
     before, file = (contents(config.output), contents(work)), fresh("run.yaml")
     Path(file).write_text(yaml.safe_dump(config.model_dump(mode="json")))
     outcome = cli("run", file)
@@ -168,7 +168,7 @@ def test_a_finished_run_is_left_as_it_is(cli, begun, contents, fresh):
 
 
 def test_it_is_a_parent(apart, configure, data):
-    child = run(configure(data, {**LOCAL, "layout.min_dist": 0.5}), observer=Silent(), parent=apart["output"])
+    child = run(configure(data, {**LOCAL, "layout.min_dist": 0.5}), observer=SilentObserver(), parent=apart["output"])
     assert child["parent"] == apart["work"]
     assert {stage["name"] for stage in child["stages"] if stage["from"] == apart["work"]} >= {"neighbors", "graph"}
     assert verify(child["output"], ignore_note) == []
@@ -176,7 +176,7 @@ def test_it_is_a_parent(apart, configure, data):
 
 def test_it_is_a_child(begun, alone):
     config, work = begun(**{"layout.min_dist": 0.5})
-    state = run(config, observer=Silent(), parent=alone.output)
+    state = run(config, observer=SilentObserver(), parent=alone.output)
     assert (state["parent"], state["work"]) == (alone.output, work)
     assert next(stage for stage in state["stages"] if stage["name"] == "graph")["from"] == alone.output
 
@@ -187,7 +187,7 @@ def test_both_may_be_moved_together(begun, fresh):
     folder.mkdir()
     moved = {name: str(folder / name) for name in ("run.zarr", "work")}
     config = config.model_copy(update={"output": str(folder / "run.zarr"), "work": str(folder / "work")})
-    run(config, observer=Silent())
+    run(config, observer=SilentObserver())
     elsewhere = fresh("elsewhere")
     shutil.move(folder, elsewhere)
     assert not Path(moved["work"]).exists()
@@ -199,48 +199,48 @@ def test_both_may_be_moved_together(begun, fresh):
 
 def test_a_work_place_that_is_gone_is_told(begun, fresh):
     config, work = begun()
-    run(config, observer=Silent())
+    run(config, observer=SilentObserver())
     shutil.move(work, fresh("hidden"))
     for ask in (status, verify, lambda output: clean(output, ignore_note), lambda output: dumap.open_run(output)):
         with pytest.raises(StorageError, match=r"internal folder in .*work.* put it back; its arrays .* whole"):
             ask(config.output)
     with pytest.raises(StorageError, match="name another output"):
-        run(config, observer=Silent())
+        run(config, observer=SilentObserver())
 
 
 def test_damaged_results_are_found_and_copied_again(begun, alone):
     config, _ = begun()
-    run(config, observer=Silent())
+    run(config, observer=SilentObserver())
     chunk, metadata = Path(config.output, "embedding/c/0/0"), Path(config.output, "status/zarr.json")
     chunk.write_bytes(bytes(chunk.stat().st_size))
     metadata.write_text("{}")
     keys = {f"{config.output}/embedding/c/0/0", f"{config.output}/status/zarr.json"}
     assert {key for *_, key in verify(config.output, ignore_note)} == keys
     assert {key for *_, key in verify(config.output, ignore_note, mend=True)} == keys
-    run(config, observer=Silent())
+    run(config, observer=SilentObserver())
     assert verify(config.output, ignore_note) == []
     np.testing.assert_array_equal(zarr.open_array(config.output, path="embedding", mode="r")[:], alone.y)
 
 
 def test_damage_in_the_work_place_is_made_good(begun):
     config, work = begun()
-    run(config, observer=Silent())
+    run(config, observer=SilentObserver())
     part = next(path for path in Path(work, "_dumap/parts/graph").iterdir() if path.name.startswith("united"))
     part.write_bytes(b"x")
     assert verify(config.output, ignore_note, mend=True) != []
-    run(config, observer=Silent())
+    run(config, observer=SilentObserver())
     assert verify(config.output, ignore_note) == []
 
 
 def test_files_that_people_add_to_the_output_stay(begun):
     config, work = begun()
-    run(config, observer=Silent())
+    run(config, observer=SilentObserver())
     group = zarr.open_group(config.output, mode="a")
     group.attrs["mine"] = "kept"
     group.create_array("labels", data=np.arange(3))
     Path(config.output, "notes.txt").write_text("kept")
     unmark(work, ["embedding", "quality"])
-    run(config, observer=Silent())
+    run(config, observer=SilentObserver())
     group = zarr.open_group(config.output, mode="r")
     assert group.attrs["mine"] == "kept"
     assert group["labels"][:].tolist() == [0, 1, 2]
@@ -249,22 +249,22 @@ def test_files_that_people_add_to_the_output_stay(begun):
 
 def test_another_place_is_refused(begun, alone, fresh):
     config, _ = begun()
-    run(config, observer=Silent())
+    run(config, observer=SilentObserver())
     other = config.model_copy(update={"work": fresh("other")})
     with pytest.raises(RunMismatchError, match=r"keeps its internal folder in .*work, not in .*other"):
-        run(other, observer=Silent())
+        run(other, observer=SilentObserver())
     inside = config.model_copy(update={"output": alone.output})
     with pytest.raises(RunMismatchError, match="was begun with its internal folder inside"):
-        run(inside, observer=Silent())
+        run(inside, observer=SilentObserver())
 
 
 def test_another_driver_that_has_begun_meanwhile_is_told(begun, monkeypatch, fresh):
     config, _ = begun()
-    monkeypatch.setattr("dumap.recipe.pipeline.work_for", lambda config: config.work)
+    monkeypatch.setattr("dumap.recipe.pipeline.find_work_place", lambda config: config.work)
     other = fresh("other")
     claim(config.output, other)
     with pytest.raises(RunMismatchError, match=rf"keeps its internal folder in {other}, not in .*work"):
-        run(config, observer=Silent())
+        run(config, observer=SilentObserver())
 
 
 @pytest.mark.parametrize("place", ["output", "inside", "input"])
@@ -272,7 +272,7 @@ def test_places_that_lie_in_one_another_are_refused(begun, data, place):
     config, _ = begun()
     work = {"output": config.output, "inside": f"{config.output}/work", "input": f"{data}/work"}[place]
     with pytest.raises(StorageError, match="is, holds or lies in"):
-        run(config.model_copy(update={"work": work}), observer=Silent())
+        run(config.model_copy(update={"work": work}), observer=SilentObserver())
     assert not Path(config.output).exists()
 
 
@@ -283,13 +283,13 @@ def test_places_that_hold_something_else_are_refused(begun, place):
     folder.mkdir()
     (folder / "thesis.txt").write_text("years of work")
     with pytest.raises(StorageError, match="exists and is not a dumap run"):
-        run(config, observer=Silent())
+        run(config, observer=SilentObserver())
     assert os.listdir(folder) == ["thesis.txt"]
 
 
 def test_a_pointer_that_is_damaged_is_told(begun):
     config, _ = begun()
-    run(config, observer=Silent())
+    run(config, observer=SilentObserver())
     Path(config.output, "_dumap/work.json").write_text("{}")
     with pytest.raises(StorageError, match="damaged, so that it is not known"):
         status(config.output)

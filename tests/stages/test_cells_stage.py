@@ -15,7 +15,7 @@ from dumap.artifacts.neighbors import NeighborLists
 from dumap.config import load
 from dumap.kernels.cells import MAX_GUEST_FILL
 from dumap.planning.geometry import guests_at_once
-from dumap.recipe.identity import create
+from dumap.recipe.identity import create_run
 from dumap.recipe.pipeline import plan
 from dumap.stages import cells, neighbors, vectors
 
@@ -31,7 +31,7 @@ def sparse_counts(rows: int, words: int, seed: int = 0) -> np.ndarray:
 
 def done_here(job: Job) -> Job:
     """Do the first three stages in this process."""
-    create(job, SimpleNamespace(versions={}, cpus=[]))
+    create_run(job, SimpleNamespace(versions={}, cpus=[]))
     context = run_here(job)
     for stage in (vectors, cells, neighbors):
         stage.run(context)
@@ -92,7 +92,7 @@ def test_the_guests_of_a_cell_are_bounded(bags_job):
     facts = bags_job.run.summary("cells", "table")
     assert facts["turned_away"] > 0
     assert facts["largest"] == loads.max()
-    row_cells, _ = cells.route(bags_job, 0)
+    row_cells, _ = cells.find_cells(bags_job, 0)
     unbounded = np.bincount(row_cells[row_cells >= 0], minlength=table.cells)
     assert unbounded.max() > 0.5 * len(row_cells), "one cell is wanted by most rows"
     assert (loads <= np.maximum(MAX_GUEST_FILL * np.median(unbounded), 2 * homes)).all()
@@ -128,7 +128,7 @@ def test_lists_do_not_depend_on_how_blocks_are_sorted(job_of, bags_path, bags_jo
     assert len(waves) > 1
     left = [name for name in job.run.committed("neighbors") if name.startswith("guests-")]
     assert {name for name in left if not job.run.is_dropped("neighbors", name)} == set(
-        artifacts.guest_names(waves[-1], job.geometry.groups)
+        artifacts.guest_part_names(waves[-1], job.geometry.groups)
     )
     assert lists_of(job) == lists_of(bags_job)
 
@@ -136,7 +136,7 @@ def test_lists_do_not_depend_on_how_blocks_are_sorted(job_of, bags_path, bags_jo
 def test_data_without_a_crowd_has_every_guest_it_had(job_of, save, digits):
     job = done_here(job_of(save(digits[0])))
     facts = job.run.summary("cells", "table")
-    routed = [cells.route(job, group)[0] for group in range(job.geometry.groups)]
+    routed = [cells.find_cells(job, group)[0] for group in range(job.geometry.groups)]
     assert facts["cells"] > 8
     assert facts["turned_away"] == 0
     assert facts["stored_rows"] == sum((row_cells >= 0).sum() for row_cells in routed)

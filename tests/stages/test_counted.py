@@ -10,10 +10,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from dumap.artifacts.cells import LEAST_RANGE_BYTES
+from dumap.artifacts.cells import MIN_RANGE_BYTES
 from dumap.artifacts.job import Job
 from dumap.config import load
-from dumap.recipe.identity import create
+from dumap.recipe.identity import create_run
 from dumap.recipe.pipeline import plan
 from dumap.stages import Context, audit, cells, graph, neighbors, repair, vectors
 from dumap.store import Run
@@ -61,7 +61,7 @@ def counted(fresh, save):
     config = load(None, (), {"input.path": path, "output": fresh("run.zarr"), **settings, **others})
     geometry = replace(plan(config).geometry, block_rows=50, blocks=60, group_blocks=4)
     job = Job(config, replace(geometry, shard_rows=1024))
-    create(job, SimpleNamespace(versions={}, cpus=[]))
+    create_run(job, SimpleNamespace(versions={}, cpus=[]))
 
     def compute(stage, task, parts, progress=None, **options):
         for part in parts:
@@ -90,7 +90,7 @@ def test_tasks_read_at_most_twice_what_they_need(counted):
         "sort_guests",
     } <= set(counts.read)
     for task in set(counts.read) - SCATTERED:
-        assert counts.read[task] <= 2 * counts.requested[task] + LEAST_RANGE_BYTES * counts.requests[task], task
+        assert counts.read[task] <= 2 * counts.requested[task] + MIN_RANGE_BYTES * counts.requests[task], task
 
 
 def test_no_task_asks_once_for_each_block_and_cell(counted):

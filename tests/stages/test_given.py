@@ -271,7 +271,7 @@ def test_dropped_rows_vanish_from_lists(run_on_lists, write_lists, digits_1000, 
 @pytest.mark.parametrize("at_once", [1, 3, 5, 1000])
 def test_positions_do_not_depend_on_how_many_dropped_rows_are_read_at_once(fresh, monkeypatch, at_once):
     dropped = np.array([0, 1, 5, 98, 99])
-    monkeypatch.setattr(cells, "DROPPED_AT_ONCE", at_once)
+    monkeypatch.setattr(cells, "DROPPED_PER_READ", at_once)
     job = SimpleNamespace(run=Run(fresh("run.zarr")), geometry=SimpleNamespace(rows=100))
     with job.run.part("cells", cells.TABLE) as part:
         part.write("dropped", dropped)

@@ -8,7 +8,7 @@ from helpers import SHARDED, fail_after, stacked
 
 from dumap.artifacts.graph import Graph
 from dumap.artifacts.job import Job
-from dumap.artifacts.layout import END, EpochState, last_epoch, layout_checkpoints
+from dumap.artifacts.layout import LAYOUT_END, EpochState, last_epoch, layout_checkpoints
 from dumap.artifacts.part_names import LAYOUT
 from dumap.errors import StorageError
 from dumap.kernels import edges, layout
@@ -40,7 +40,7 @@ def test_the_last_checkpoint_stays_and_says_where_the_layout_ended(host_run):
     store = Run(host_run.output, read_only=True)
     assert layout_checkpoints(store).numbers() == [20]
     assert (last_epoch(store), host_run.facts("layout")["epochs"]) == (20, 20)
-    assert store.is_committed(LAYOUT, END)
+    assert store.is_committed(LAYOUT, LAYOUT_END)
 
 
 def test_the_layout_goes_on_from_its_last_checkpoint(configure, two_groups, host_run, inspect, monkeypatch):

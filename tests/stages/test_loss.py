@@ -10,7 +10,7 @@ import pytest
 from helpers import slowly, stacked
 
 from dumap.artifacts.graph import Graph
-from dumap.artifacts.layout import EpochState, loss_of
+from dumap.artifacts.layout import EpochState, read_loss
 from dumap.artifacts.part_names import LAYOUT
 from dumap.kernels.layout import _SOFTENING
 from dumap.recipe.pipeline import run
@@ -48,8 +48,8 @@ def test_the_loss_is_the_cross_entropy_of_the_sample(host_run, sample):
 
     attraction = -(weights * np.log(membership(heads, tails))).sum() / weights.sum()
     repulsion = -np.log1p(-membership(heads, others)).mean()
-    assert loss_of(store, 20) == pytest.approx(attraction + 5 / 2 * repulsion, rel=1e-6)
-    assert facts["loss"][-1] == [20, round(loss_of(store, 20), 4)]
+    assert read_loss(store, 20) == pytest.approx(attraction + 5 / 2 * repulsion, rel=1e-6)
+    assert facts["loss"][-1] == [20, round(read_loss(store, 20), 4)]
 
 
 def test_the_loss_is_told_at_each_checkpoint_and_falls(host_run):

@@ -8,7 +8,7 @@ import pytest
 
 from dumap.config import annotated, build, load
 from dumap.errors import ConfigError, StorageError
-from dumap.recipe.locations import with_places
+from dumap.recipe.locations import with_normalized_locations
 from dumap.store import Run, options
 from dumap.store.backends import describe_error
 
@@ -35,13 +35,13 @@ def test_options_are_the_buckets_own():
 
 def test_a_configuration_opens_what_it_names_and_its_parent():
     config = build({**REQUIRED, "storage": STORAGE, "work": "s3://scratch/x"})
-    with_places(config, "s3://parents/one.zarr")
+    with_normalized_locations(config, "s3://parents/one.zarr")
     assert set(options.known_options()) == {"s3://data", "s3://other", "s3://scratch", "s3://parents"}
 
 
 def test_values_are_shown_nowhere():
     config = build({**REQUIRED, "storage": STORAGE})
-    with_places(config)
+    with_normalized_locations(config)
     texts = [repr(config), str(config), repr(config.storage), f"{config.storage}", str(config.model_dump())]
     texts += [str(config.parameters()), annotated(), config.model_dump_json()]
     texts += [describe_error(ValueError(f"denied: {STORAGE['access_key_id']} by {SECRET}"))]
