@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 
 class Tasks(Protocol):
-    """The methods of `dumap.engine.link.Link` that a step uses."""
+    """The methods of `dumap.engine.cluster_connection.Link` that a step uses."""
 
     def now(self) -> float:
         """Return the time of a monotonic clock, in seconds."""

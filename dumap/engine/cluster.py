@@ -23,11 +23,11 @@ from dumap.engine import worker
 from dumap.engine.backups import Durations
 from dumap.engine.checks import Requirements, WorkerFacts, common, differences, single_thread_limit
 from dumap.engine.fair_queue import FairQueue
-from dumap.engine.link import Killed, Link, Lost
+from dumap.engine.cluster_connection import Killed, Link, Lost
 from dumap.engine.local import LocalEngine
-from dumap.engine.members import Members, host_of
+from dumap.engine.worker_pool import Members, host_of
 from dumap.engine.resources import cpu_count
-from dumap.engine.sharing import UNRESTRICTED, Sharing
+from dumap.engine.scheduling import UNRESTRICTED, Sharing
 from dumap.engine.step import ATTEMPTS as ATTEMPTS
 from dumap.engine.step import POLL_SECONDS as POLL_SECONDS
 from dumap.engine.step import Step, StepSpec

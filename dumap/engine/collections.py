@@ -21,8 +21,8 @@ from dask.callbacks import Callback
 
 from dumap.artifacts.job import Job
 from dumap.engine.checks import UnfitWorker
-from dumap.engine.link import Killed, Link, Lost, carrier, pickled_call
-from dumap.engine.members import Members
+from dumap.engine.cluster_connection import Killed, Link, Lost, carrier, pickled_call
+from dumap.engine.worker_pool import Members
 from dumap.engine.process import run_task
 from dumap.errors import ClusterError, DumapError, InputError, StorageError, TaskError
 from dumap.sources.spooled import PART_BYTES, ObjectRows, check_rows

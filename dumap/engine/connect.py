@@ -18,9 +18,9 @@ from distributed import comm as comms
 from dumap.config import ClusterConfig, format_bytes
 from dumap.engine.cluster import DaskEngine, Observer
 from dumap.engine.embedded import CannotStart, embedded
-from dumap.engine.report import check_report, reported
+from dumap.engine.performance_report import check_report, reported
 from dumap.engine.resources import cpu_count, free_memory, process_memory
-from dumap.engine.sharing import Sharing
+from dumap.engine.scheduling import Sharing
 from dumap.errors import ClusterError, ConfigError
 
 WORKERS_SHARE = 0.9

@@ -28,7 +28,7 @@ UNKNOWN_SECONDS = 1.0
 
 
 class Events(Protocol):
-    """The methods of `dumap.engine.link.Link` that a queue uses."""
+    """The methods of `dumap.engine.cluster_connection.Link` that a queue uses."""
 
     def now(self) -> float:
         """Return the time of a monotonic clock, in seconds."""

@@ -11,8 +11,8 @@ from dumap.engine.attempts import Attempt, Tasks
 from dumap.engine.backups import Durations
 from dumap.engine.checks import UnfitWorker
 from dumap.engine.fair_queue import UNKNOWN_SECONDS, FairQueue
-from dumap.engine.link import Killed, Lost
-from dumap.engine.members import Members
+from dumap.engine.cluster_connection import Killed, Lost
+from dumap.engine.worker_pool import Members
 from dumap.engine.task_queue import TaskQueue
 from dumap.errors import ClusterError, DumapError, LockError, TaskError
 

@@ -22,8 +22,8 @@ from distributed import Client, Future, Reschedule, Status, Worker, fire_and_for
 from distributed.scheduler import KilledWorker
 
 from dumap.engine import topics
-from dumap.engine.link import carrier, pickled_call
-from dumap.engine.sharing import Sharing
+from dumap.engine.cluster_connection import carrier, pickled_call
+from dumap.engine.scheduling import Sharing
 from dumap.errors import CancelledError, ClusterError, DumapError, LockError
 from dumap.store.lock import BEAT, LEASE
 from dumap.version import __version__

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from dumap.engine import submission as sent
 from dumap.engine.connect import secede_while_waiting
-from dumap.engine.sharing import Sharing
+from dumap.engine.scheduling import Sharing
 from dumap.engine.submission import KILLED, Submission
 from dumap.errors import CancelledError, ClusterError, ConfigError
 from dumap.recipe.locations import with_normalized_locations

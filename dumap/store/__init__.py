@@ -6,13 +6,13 @@ raises `FORMAT`. Other folders import from this package, not from its modules.
 - Objects: `objects` (in any backend), `backends`, `disk`, `options` (of buckets), `concurrent_reads`, `patterns`.
 - A run: `run`; `part` (writes), `manifests`, `committed` (reads), `stored_array`, `checkpoints`, `lock`, `run_keys`,
   `relative_paths` (locations of other runs), `published` (copies results out of a work place), `row_names`.
-- Other Zarr stores: `arrays`, `new_store`, `annotated` (AnnData), `metadata`, `chunks`, `bits` (bfloat16), `csr`
+- Other Zarr stores: `arrays`, `new_store`, `annotated` (AnnData), `metadata`, `chunks`, `bfloat16`, `csr`
   (sparse matrices), `listing`.
 """
 
 from dumap.store.annotated import AnnDataStore, Slots, remove_tree
 from dumap.store.arrays import Rows, find_array, place_of_array, read_array, write_arrays
-from dumap.store.bits import holds_bfloat16, widen
+from dumap.store.bfloat16 import holds_bfloat16, widen
 from dumap.store.checkpoints import CHECKPOINT, Checkpoints
 from dumap.store.chunks import Absent, decoded_rows, find_absent, require_chunks
 from dumap.store.csr import CsrGroup, find_csr, read_csr, write_csr

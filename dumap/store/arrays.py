@@ -16,7 +16,7 @@ from zarr.errors import ArrayNotFoundError, GroupNotFoundError
 from zarr.storage import LocalStore, ZipStore
 
 from dumap.errors import InputError, StorageError
-from dumap.store.bits import open_bits
+from dumap.store.bfloat16 import open_bits
 from dumap.store.chunks import find_absent, require_chunks
 from dumap.store.listing import dense_rows, describe_arrays, sparse_kind
 from dumap.store.objects import Objects, bucket_errors, describe_error, open_store

@@ -11,7 +11,7 @@ from zarr.dtype import VariableLengthUTF8
 
 from dumap.errors import InputError
 from dumap.store.annotated import CHUNK_ROWS
-from dumap.store.bits import open_bits
+from dumap.store.bfloat16 import open_bits
 from dumap.store.objects import bucket_errors, describe_error, open_store
 from dumap.store.run import Run
 from dumap.store.run_keys import ROW

@@ -328,7 +328,7 @@ def test_a_report_asks_for_a_cluster(configure, digits_300):
 def test_a_report_that_could_not_be_written_is_refused(cli, arguments, client, fresh, monkeypatch, missing):
     report = fresh("report.html") if missing == "bokeh" else fresh("no_such/report.html")
     if missing == "bokeh":
-        monkeypatch.setattr("dumap.engine.report.find_spec", lambda name: None)
+        monkeypatch.setattr("dumap.engine.performance_report.find_spec", lambda name: None)
     cluster = ("--scheduler", client.scheduler.address, "--set", "cluster.engine=dask")
     outcome = cli(*arguments, *cluster, "--report", report)
     assert (outcome.code, {"bokeh": "pip install bokeh", "folder": "there is no folder"}[missing] in outcome.err) == (
@@ -339,7 +339,7 @@ def test_a_report_that_could_not_be_written_is_refused(cli, arguments, client, f
 
 
 def test_a_scheduler_that_gives_no_report_is_told(client, fresh, monkeypatch):
-    from dumap.engine.report import reported
+    from dumap.engine.performance_report import reported
 
     notes, report = [], fresh("report.html")
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dumap.engine.checks import UnfitWorker
-from dumap.engine.link import Killed, Lost
+from dumap.engine.cluster_connection import Killed, Lost
 
 
 @dataclass(eq=False)
@@ -47,7 +47,7 @@ class Worker:
 
 
 class Cluster:
-    """Workers and a scheduler; the engine's side of it is that of `dumap.engine.link.Link`.
+    """Workers and a scheduler; the engine's side of it is that of `dumap.engine.cluster_connection.Link`.
 
     Parameters
     ----------

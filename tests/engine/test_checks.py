@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from dumap.engine.checks import Requirements, WorkerFacts, common, differences, single_thread_limit
-from dumap.engine.members import host_of
+from dumap.engine.worker_pool import host_of
 from dumap.planning.budget import INTERPRETER_BYTES, PAUSE_FRACTION, process_bytes
 
 GIB = 2**30

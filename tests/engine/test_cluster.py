@@ -20,7 +20,7 @@ from dumap.artifacts.job import Job
 from dumap.artifacts.part_names import part_names
 from dumap.engine import cluster
 from dumap.engine.cluster import DaskEngine
-from dumap.engine.link import Link
+from dumap.engine.cluster_connection import Link
 from dumap.errors import ClusterError, TaskError
 from dumap.recipe.pipeline import plan, run
 

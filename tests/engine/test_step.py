@@ -11,7 +11,7 @@ from simulated import Cluster
 from dumap.artifacts.part_names import part_names
 from dumap.engine.backups import BACKUP_SECONDS, Durations
 from dumap.engine.fair_queue import FairQueue
-from dumap.engine.members import LEAST_WINDOW, Members
+from dumap.engine.worker_pool import LEAST_WINDOW, Members
 from dumap.engine.step import ATTEMPTS, Step, StepSpec
 from dumap.errors import ClusterError, DamageError, InputError, LockError, TaskError
 

@@ -15,7 +15,7 @@ from distributed.protocol.pickle import dumps
 from distributed.scheduler import KilledWorker
 
 from dumap.engine.fair_queue import PRIORITY_PER_SECOND
-from dumap.engine.sharing import UNRESTRICTED, Sharing
+from dumap.engine.scheduling import UNRESTRICTED, Sharing
 from dumap.engine.topics import listen, stop_listening
 from dumap.engine.worker import with_options
 from dumap.errors import ClusterError

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from dumap.engine.sharing import UNRESTRICTED, Sharing
+from dumap.engine.scheduling import UNRESTRICTED, Sharing
 from dumap.errors import ClusterError
 
 REFRESH_SECONDS = 1.0

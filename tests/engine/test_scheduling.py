@@ -16,7 +16,7 @@ from dumap.config import build
 from dumap.engine.cluster import DaskEngine
 from dumap.engine.connect import connect
 from dumap.engine.local import LocalEngine
-from dumap.engine.sharing import Sharing
+from dumap.engine.scheduling import Sharing
 from dumap.errors import ClusterError, ConfigError, TaskError
 from dumap.recipe.observers import SilentObserver
 from dumap.recipe.pipeline import plan
