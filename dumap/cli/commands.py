@@ -100,19 +100,19 @@ def cli() -> None:
 @click.option("--json", "as_json", is_flag=True, help="For machines.")
 def plan(as_json: bool, parent: str | None, **options: Any) -> None:
     """Print the memory, disk and time that a run will take, without starting it."""
-    from dumap.engine.choose import choose
+    from dumap.engine.engine_choice import choose_engine
     from dumap.engine.resources import cpu_count
     from dumap.planning.plan import describe
 
     config = load_settings(**options)
     projected = api.plan(config=config, parent=parent)
-    chosen = choose(config.cluster, projected)
+    chosen = choose_engine(config.cluster, projected)
     if as_json:
         click.echo(to_json({**projected.as_dict(), "engine": chosen.name}))
     else:
         named = config.cluster.scheduler or config.cluster.scheduler_file
         threads = config.cluster.workers or (1 if named else cpu_count())  # the threads of a named cluster are unknown
-        click.echo(f"{describe(projected, threads)}\nengine {chosen.name}: {chosen.why}")
+        click.echo(f"{describe(projected, threads)}\nengine {chosen.name}: {chosen.reason}")
 
 
 @cli.command(cls=Recorded)

@@ -91,13 +91,13 @@ class Engine(Protocol):
     def cpus(self) -> list[str]:
         """The kind of processor that tasks run on, a list of one; empty before `preflight`."""
 
-    def require(self, record: dict[str, Any] | None, peak_bytes: int) -> None:
+    def set_requirements(self, record: dict[str, Any] | None, peak_bytes: int) -> None:
         """Set what workers must have: the versions and processor in `record`, and memory for `peak_bytes`."""
 
     def preflight(self) -> None:
         """Find the workers, and fail if none can run tasks."""
 
-    def check_sight(self, output: str) -> None:
+    def check_output_visible(self, output: str) -> None:
         """Fail unless workers can read and write the output."""
 
     def require_run_visible(self, run: Run, peak_bytes: int) -> None:
@@ -109,11 +109,11 @@ class Engine(Protocol):
         job: Job,
         parts: Sequence[str],
         options: dict[str, Any],
-        advanced: Callable[[float, float], None],
+        report_progress: Callable[[float, float], None],
     ) -> None:
         """Run `task(job, part, **options)` for each part of the job's stage.
 
-        `advanced(done, total)` is called as the parts progress.
+        `report_progress(done, total)` is called as the parts progress.
         """
 
     def spool(
@@ -122,7 +122,7 @@ class Engine(Protocol):
         job: Job,
         parts: Sequence[str],
         options: dict[str, Any],
-        advanced: Callable[[float, float], None],
+        report_progress: Callable[[float, float], None],
     ) -> None:
         """Write the parts of the spool: the copy of the rows of `job.object_rows`."""
 

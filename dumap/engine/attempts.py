@@ -7,24 +7,24 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 
-class Tasks(Protocol):
-    """The methods of `dumap.engine.cluster_connection.Link` that a step uses."""
+class TaskClient(Protocol):
+    """The methods of `dumap.engine.cluster_connection.ClusterConnection` that a step uses."""
 
     def now(self) -> float:
         """Return the time of a monotonic clock, in seconds."""
 
-    def begin(self) -> str:
+    def begin_step(self) -> str:
         """Begin a step, and return a name for its tasks."""
 
     def send(
-        self, stage: str, step: str, part: str, call: tuple, workers: Iterable[str] | None, due: float | None
+        self, stage: str, step: str, part: str, call: tuple, workers: Iterable[str] | None, virtual_start: float | None
     ) -> Any:
-        """Send a task, and return its future; `due` is its virtual start time, None if no other run is active."""
+        """Send a task, and return its future; `virtual_start` is None if no other run is active."""
 
-    def done(self, seconds: float) -> list[Any]:
+    def wait_for_done(self, seconds: float) -> list[Any]:
         """Return the tasks that are done since the last call; wait at most `seconds` for one."""
 
-    def outcome(self, future: Any) -> Exception | None:
+    def task_error(self, future: Any) -> Exception | None:
         """Return the error of a task that has ended, None if it succeeded."""
 
     def cancel(self, futures: Sequence[Any]) -> None:
@@ -42,33 +42,33 @@ class Attempt:
         The number of the attempt, unique within the step.
     workers : frozenset of str, optional
         The workers that may run the task; None for any worker.
-    sent : float
+    sent_at : float
         When the task was sent.
-    backup : bool
+    is_backup : bool
         Whether the task is a second copy of a slow task.
-    begun : float, optional
+    began_at : float, optional
         When the task began; None if it is not known to have begun.
     worker : str
         The worker on which the task began.
-    reported : float, optional
+    reported_at : float, optional
         When the task last reported progress, or began.
-    due, expected : float
+    virtual_start, expected_seconds : float
         The virtual start time of the task, and the seconds that it was expected to take.
-    shared : bool
+    had_other_runs : bool
         Whether other runs were active on the cluster when the task was sent.
-    took : float
+    actual_seconds : float
         The seconds that the task took; 0 until it has reported them.
     """
 
     part: str
     number: int
     workers: frozenset[str] | None
-    sent: float
-    backup: bool
-    begun: float | None = None
+    sent_at: float
+    is_backup: bool
+    began_at: float | None = None
     worker: str = ""
-    reported: float | None = None
-    due: float = 0.0
-    expected: float = 0.0
-    shared: bool = False
-    took: float = 0.0
+    reported_at: float | None = None
+    virtual_start: float = 0.0
+    expected_seconds: float = 0.0
+    had_other_runs: bool = False
+    actual_seconds: float = 0.0

@@ -5,32 +5,32 @@ from __future__ import annotations
 from collections import defaultdict, deque
 from statistics import median
 
-BACKUP_SECONDS = 30.0
+MIN_BACKUP_SECONDS = 30.0
 """No part is called slow before it has run this long."""
 BACKUP_FACTOR = 3.0
 """A part is slow if it takes this many times the median of its kind."""
-BACKUP_FINISHED = 8
+MIN_FINISHED = 8
 """Parts of a kind that must have ended before a part of the kind is called slow."""
-MAX_KNOWN = 1000
+MAX_DURATIONS = 1000
 """The durations that are kept of each kind, the latest."""
 
 
-class Durations:
+class TaskDurations:
     """How long the latest parts of each kind took."""
 
     def __init__(self) -> None:
-        self._seconds: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=MAX_KNOWN))
+        self._seconds: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=MAX_DURATIONS))
 
-    def ended(self, kind: str, seconds: float) -> None:
+    def add(self, kind: str, seconds: float) -> None:
         """Record how long a part of a kind took."""
         self._seconds[kind].append(seconds)
 
-    def typical(self, kind: str) -> float | None:
+    def median_seconds(self, kind: str) -> float | None:
         """Return the median seconds of a part of a kind; None if none has ended yet."""
-        known = self._seconds[kind]
-        return median(known) if known else None
+        durations = self._seconds[kind]
+        return median(durations) if durations else None
 
-    def slow(self, kind: str) -> float | None:
+    def slow_seconds(self, kind: str) -> float | None:
         """Return the seconds after which a part of a kind is slow; None if too few parts have ended to tell."""
-        known = self._seconds[kind]
-        return max(BACKUP_SECONDS, BACKUP_FACTOR * median(known)) if len(known) >= BACKUP_FINISHED else None
+        durations = self._seconds[kind]
+        return max(MIN_BACKUP_SECONDS, BACKUP_FACTOR * median(durations)) if len(durations) >= MIN_FINISHED else None

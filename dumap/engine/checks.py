@@ -28,7 +28,7 @@ class WorkerFacts:
 
 
 @dataclass(frozen=True)
-class Requirements:
+class WorkerRequirements:
     """What a run requires of each worker, so that the bytes of parts do not depend on the worker that made them.
 
     Attributes
@@ -41,7 +41,7 @@ class Requirements:
         The kind of processor that all workers must have; empty before the first workers have answered.
     peak_bytes : int
         The memory that a task and its interpreter may take.
-    output, seen : str
+    output, identity_digest : str
         The location of the run, and the digest of its manifest `identity/run`; empty before the run exists.
     """
 
@@ -51,10 +51,10 @@ class Requirements:
     cpu: str = ""
     peak_bytes: int = 0
     output: str = ""
-    seen: str = ""
+    identity_digest: str = ""
 
 
-class UnfitWorker(Exception):
+class UnfitWorkerError(Exception):
     """A worker does not meet the requirements. The worker raises it before the code of a task runs."""
 
     def __init__(self, address: str, reasons: Sequence[str]) -> None:
@@ -62,41 +62,47 @@ class UnfitWorker(Exception):
         self.address, self.reasons = address, tuple(reasons)
 
 
-def single_thread_limit(memory_limit: int, threads: int) -> int:
+def single_thread_memory_limit(memory_limit: int, threads: int) -> int:
     """Return the memory limit at which a worker with one thread could give a task as much memory.
 
     A worker's memory holds one interpreter, and a task for each thread.
     """
     if threads <= 1 or not memory_limit:
         return memory_limit
-    tasks = memory_limit * PAUSE_FRACTION - INTERPRETER_BYTES
-    return max(1, math.floor((tasks / threads + INTERPRETER_BYTES) / PAUSE_FRACTION))
+    tasks_bytes = memory_limit * PAUSE_FRACTION - INTERPRETER_BYTES
+    return max(1, math.floor((tasks_bytes / threads + INTERPRETER_BYTES) / PAUSE_FRACTION))
 
 
-def differences(requirements: Requirements, facts: WorkerFacts) -> list[str]:
+def describe_differences(requirements: WorkerRequirements, facts: WorkerFacts) -> list[str]:
     """Describe how a worker differs from the requirements, one line for each difference."""
-    lines = []
+    descriptions = []
     if facts.versions.get("dumap") != requirements.dumap:
-        lines.append(f"it has dumap {facts.versions.get('dumap')}, this client {requirements.dumap}: install the same")
+        descriptions.append(
+            f"it has dumap {facts.versions.get('dumap')}, this client {requirements.dumap}: install the same"
+        )
     elif facts.format != requirements.format:
-        lines.append(f"its dumap writes format {facts.format}, this client's {requirements.format}: install the same")
+        descriptions.append(
+            f"its dumap writes format {facts.format}, this client's {requirements.format}: install the same"
+        )
     if facts.cache_error:
-        lines.append(f"it cannot keep the code that it compiles: {facts.cache_error}")
+        descriptions.append(f"it cannot keep the code that it compiles: {facts.cache_error}")
     for name, required in requirements.versions:
         if name != "dumap" and facts.versions.get(name) != required:
-            lines.append(f"{name} is {facts.versions.get(name)}, {required} on the other workers or in the run")
+            descriptions.append(f"{name} is {facts.versions.get(name)}, {required} on the other workers or in the run")
     if requirements.cpu and facts.cpu != requirements.cpu:
-        lines.append(f"its processor is {facts.cpu}, {requirements.cpu} on the other workers or in the run")
-    limit = single_thread_limit(facts.memory_limit, facts.threads)
-    if facts.memory_limit and limit < requirements.peak_bytes / PAUSE_FRACTION:
-        lines.append(
+        descriptions.append(f"its processor is {facts.cpu}, {requirements.cpu} on the other workers or in the run")
+    usable_bytes = single_thread_memory_limit(facts.memory_limit, facts.threads)
+    if facts.memory_limit and usable_bytes < requirements.peak_bytes / PAUSE_FRACTION:
+        descriptions.append(
             f"its memory limit of {format_bytes(facts.memory_limit)} for {facts.threads} thread"
             f"{'s' * (facts.threads > 1)} is less than the plan needs"
         )
-    return lines
+    return descriptions
 
 
-def common(workers: Sequence[WorkerFacts], record: Mapping[str, Any] | None) -> tuple[dict[str, str], str]:
+def most_common_installation(
+    workers: Sequence[WorkerFacts], record: Mapping[str, Any] | None
+) -> tuple[dict[str, str], str]:
     """Return the versions and the processor that most workers have.
 
     Parameters
@@ -106,10 +112,14 @@ def common(workers: Sequence[WorkerFacts], record: Mapping[str, Any] | None) -> 
     record : mapping, optional
         The 'versions' and 'cpus' of a run that is continued. If any workers match it, only those are counted.
     """
-    kinds = Counter((tuple(sorted(worker.versions.items())), worker.cpu) for worker in workers)
+    installations = Counter((tuple(sorted(worker.versions.items())), worker.cpu) for worker in workers)
     if record is not None:
         cpus = record.get("cpus", [])
-        known = {kind: n for kind, n in kinds.items() if dict(kind[0]) == record["versions"] and kind[1] in cpus}
-        kinds = Counter(known) or kinds
-    versions, cpu = max(kinds, key=lambda kind: (kinds[kind], kind))
+        recorded = {
+            installation: count
+            for installation, count in installations.items()
+            if dict(installation[0]) == record["versions"] and installation[1] in cpus
+        }
+        installations = Counter(recorded) or installations
+    versions, cpu = max(installations, key=lambda installation: (installations[installation], installation))
     return dict(versions), cpu

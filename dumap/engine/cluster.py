@@ -20,17 +20,23 @@ from distributed import Client
 from dumap.artifacts.job import Job
 from dumap.engine import Observer as Observer
 from dumap.engine import worker
-from dumap.engine.backups import Durations
-from dumap.engine.checks import Requirements, WorkerFacts, common, differences, single_thread_limit
+from dumap.engine.backups import TaskDurations
+from dumap.engine.checks import (
+    WorkerFacts,
+    WorkerRequirements,
+    describe_differences,
+    most_common_installation,
+    single_thread_memory_limit,
+)
+from dumap.engine.cluster_connection import ClusterConnection, TaskLostError, WorkersDiedError
 from dumap.engine.fair_queue import FairQueue
-from dumap.engine.cluster_connection import Killed, Link, Lost
 from dumap.engine.local import LocalEngine
-from dumap.engine.worker_pool import Members, host_of
 from dumap.engine.resources import cpu_count
-from dumap.engine.scheduling import UNRESTRICTED, Sharing
-from dumap.engine.step import ATTEMPTS as ATTEMPTS
+from dumap.engine.scheduling import DEFAULT_SCHEDULING, SchedulingOptions
+from dumap.engine.step import MAX_DEATHS as MAX_DEATHS
 from dumap.engine.step import POLL_SECONDS as POLL_SECONDS
 from dumap.engine.step import Step, StepSpec
+from dumap.engine.worker_pool import WorkerPool, host_of
 from dumap.errors import ClusterError
 from dumap.sources.arrays import ArrayRows
 from dumap.sources.spooled import SPOOL
@@ -58,9 +64,9 @@ class DaskEngine:
         Seconds to wait for a silent scheduler.
     worker_timeout : float
         Seconds to wait for a fit worker.
-    note : callable, optional
+    log : callable, optional
         Called with a message for each worker that is left out.
-    sharing : Sharing
+    scheduling : SchedulingOptions
         The workers that may be used, and what is sent with every task.
     """
 
@@ -71,29 +77,36 @@ class DaskEngine:
         client: Client,
         timeout: float,
         worker_timeout: float = WORKER_TIMEOUT,
-        note: Callable[[str], None] = lambda message: None,
-        sharing: Sharing = UNRESTRICTED,
+        log: Callable[[str], None] = lambda message: None,
+        scheduling: SchedulingOptions = DEFAULT_SCHEDULING,
     ) -> None:
-        self.link = Link(client, timeout, sharing)
+        self.connection = ClusterConnection(client, timeout, scheduling)
         self.peak_bytes = self.held_bytes = 0
-        self.workers: list[WorkerFacts] = []
-        self._members = Members(self.link, timeout, worker_timeout, note, sharing)
-        self._durations, self._messages, self._fair_queue = Durations(), deque[dict](), FairQueue(self.link)
-        self._note, self._worker_timeout = note, worker_timeout
+        self.worker_facts: list[WorkerFacts] = []
+        self._worker_pool = WorkerPool(self.connection, timeout, worker_timeout, log, scheduling)
+        self._durations, self._messages, self._fair_queue = TaskDurations(), deque[dict](), FairQueue(self.connection)
+        self._log, self._worker_timeout = log, worker_timeout
         self._record: dict[str, Any] | None = None
-        self._requirements = Requirements(**worker.own())
+        self._requirements = WorkerRequirements(**worker.own_requirements())
 
     @property
     def client(self) -> Client:
         """The Dask client."""
-        return self.link.client
+        return self.connection.client
 
-    # what there is -----------------------------------------------------------------------------
+    # what the cluster has -----------------------------------------------------------------------------
 
     @property
     def worker_memory(self) -> int:
         """The smallest memory limit of a worker, converted to a worker with one thread; 0 without limits."""
-        return min((single_thread_limit(w.memory_limit, w.threads) for w in self.workers if w.memory_limit), default=0)
+        return min(
+            (
+                single_thread_memory_limit(facts.memory_limit, facts.threads)
+                for facts in self.worker_facts
+                if facts.memory_limit
+            ),
+            default=0,
+        )
 
     @property
     def cpus(self) -> list[str]:
@@ -108,21 +121,21 @@ class DaskEngine:
     @property
     def threads(self) -> int:
         """The number of threads of all fit workers, at least 1."""
-        return max(1, self._members.threads)
+        return max(1, self._worker_pool.threads)
 
     @property
     def host_threads(self) -> int:
         """The number of threads on the host with the most, at least 1."""
-        return max(1, self._members.host_threads)
+        return max(1, self._worker_pool.host_threads)
 
     @property
     def worker_threads(self) -> int:
         """The largest number of threads of a fit worker."""
-        return max(self._members.fit.values(), default=1)
+        return max(self._worker_pool.fit_workers.values(), default=1)
 
     # checks ------------------------------------------------------------------------------------
 
-    def require(self, record: dict[str, Any] | None, peak_bytes: int) -> None:
+    def set_requirements(self, record: dict[str, Any] | None, peak_bytes: int) -> None:
         """Set what workers must have: the versions and processor in `record`, and memory for `peak_bytes`."""
         self._record = record
         self._requirements = replace(self._requirements, peak_bytes=peak_bytes)
@@ -135,73 +148,83 @@ class DaskEngine:
         ClusterError
             No fit worker answers in time.
         """
-        answered = self._ask_present_workers()
-        versions, cpu = common(answered, self._record)
+        present_workers = self._ask_present_workers()
+        versions, cpu = most_common_installation(present_workers, self._record)
         self._requirements = replace(self._requirements, versions=tuple(sorted(versions.items())), cpu=cpu)
         without_memory = replace(self._requirements, peak_bytes=0)
-        alike = []
-        for worker_facts in answered:
-            if reasons := differences(without_memory, worker_facts):
-                self._members.leave_out(worker_facts.address, reasons)
+        compatible = []
+        for worker_facts in present_workers:
+            if reasons := describe_differences(without_memory, worker_facts):
+                self._worker_pool.exclude(worker_facts.address, reasons)
             else:
-                alike.append(worker_facts)
-        large = [worker_facts for worker_facts in alike if not differences(self._requirements, worker_facts)]
-        for worker_facts in alike if large else ():
-            if worker_facts not in large:
-                self._members.leave_out(worker_facts.address, differences(self._requirements, worker_facts))
-        self.workers = large or alike  # if all workers are too small, the plan's check raises the error
+                compatible.append(worker_facts)
+        large_enough = [
+            worker_facts for worker_facts in compatible if not describe_differences(self._requirements, worker_facts)
+        ]
+        for worker_facts in compatible if large_enough else ():
+            if worker_facts not in large_enough:
+                self._worker_pool.exclude(worker_facts.address, describe_differences(self._requirements, worker_facts))
+        self.worker_facts = (
+            large_enough or compatible
+        )  # if all workers are too small, the plan's check raises the error
 
     def _ask_present_workers(self) -> list[WorkerFacts]:
         """Return the facts of the present workers; without any, send a task that makes the cluster start a worker."""
-        members, asked, answered = self._members, dict[str, Any](), dict[str, WorkerFacts]()
-        members.reset_timeouts()
-        waking, deadline = None, float("inf")
+        worker_pool, futures, facts_by_address = self._worker_pool, dict[str, Any](), dict[str, WorkerFacts]()
+        worker_pool.reset_timeouts()
+        start_request, deadline = None, float("inf")
         try:
             while True:
-                members.refresh(lambda: "a first question")
-                for address in members.present.keys() - asked.keys():
-                    asked[address] = self.link.call((worker.facts,), address)
-                if not members.present and waking is None:
-                    waking = self.link.call((worker.facts,), None)
-                for address, answer in self.link.answers(asked).items():
-                    del asked[address]
-                    self._record_answer(address, answer, answered)
-                if answered and deadline == float("inf"):
-                    deadline = self.link.now() + ANSWER_TIMEOUT
-                waiting = members.fit.keys() - answered.keys()
-                if answered and (not waiting or self.link.now() > deadline):
-                    return [answered[address] for address in sorted(answered) if address in members.fit]
-                self.link.sleep()
+                worker_pool.refresh(lambda: "a first question")
+                for address in worker_pool.present_workers.keys() - futures.keys():
+                    futures[address] = self.connection.send_question((worker.collect_facts,), address)
+                if not worker_pool.present_workers and start_request is None:
+                    start_request = self.connection.send_question((worker.collect_facts,), None)
+                for address, answer in self.connection.collect_answers(futures).items():
+                    del futures[address]
+                    self._record_answer(address, answer, facts_by_address)
+                if facts_by_address and deadline == float("inf"):
+                    deadline = self.connection.now() + ANSWER_TIMEOUT
+                unanswered = worker_pool.fit_workers.keys() - facts_by_address.keys()
+                if facts_by_address and (not unanswered or self.connection.now() > deadline):
+                    return [
+                        facts_by_address[address]
+                        for address in sorted(facts_by_address)
+                        if address in worker_pool.fit_workers
+                    ]
+                self.connection.sleep()
         finally:
-            self.link.cancel([*asked.values(), *([waking] if waking else [])])
+            self.connection.cancel([*futures.values(), *([start_request] if start_request else [])])
 
-    def _record_answer(self, address: str, answer: Any, answered: dict[str, WorkerFacts]) -> None:
-        """Add a worker's facts to `answered`, or leave the worker out if it cannot run dumap or has another version."""
-        if isinstance(answer, (Lost, Killed)):  # the worker has left
+    def _record_answer(self, address: str, answer: Any, facts_by_address: dict[str, WorkerFacts]) -> None:
+        """Add a worker's facts to `facts_by_address`, or exclude the worker if it cannot run dumap in this version."""
+        if isinstance(answer, (TaskLostError, WorkersDiedError)):  # the worker has left
             return
         if isinstance(answer, Exception):
-            self._members.leave_out(address, [_cannot(answer, self._requirements.dumap)])
+            self._worker_pool.exclude(address, [_cannot_run_reason(answer, self._requirements.dumap)])
             return
-        facts = WorkerFacts(address, host_of(address), self._members.present.get(address, 1), **answer)
-        basic = Requirements(self._requirements.dumap, self._requirements.format)
-        if reasons := differences(basic, facts):
-            self._members.leave_out(address, reasons)
+        facts = WorkerFacts(address, host_of(address), self._worker_pool.present_workers.get(address, 1), **answer)
+        version_requirements = WorkerRequirements(self._requirements.dumap, self._requirements.format)
+        if reasons := describe_differences(version_requirements, facts):
+            self._worker_pool.exclude(address, reasons)
         else:
-            answered[address] = facts
+            facts_by_address[address] = facts
 
-    def _check_unproven(self) -> bool:
+    def _check_unverified_workers(self) -> bool:
         """Check the workers that have not yet proven to be fit; return whether any of them is unfit."""
-        unproven = self._members.fit.keys() - self._members.proven
-        answers = self.link.ask((worker.unfit, self._requirements), unproven, ANSWER_TIMEOUT)
+        unverified = self._worker_pool.fit_workers.keys() - self._worker_pool.verified_workers
+        answers = self.connection.ask_workers((worker.unfit_reasons, self._requirements), unverified, ANSWER_TIMEOUT)
         for address, answer in answers.items():
-            reasons = [_cannot(answer, self._requirements.dumap)] if isinstance(answer, Exception) else answer
+            reasons = (
+                [_cannot_run_reason(answer, self._requirements.dumap)] if isinstance(answer, Exception) else answer
+            )
             if reasons:
-                self._members.leave_out(address, reasons)
+                self._worker_pool.exclude(address, reasons)
             else:
-                self._members.proven.add(address)
-        return any(address in self._members.unfit for address in answers)
+                self._worker_pool.verified_workers.add(address)
+        return any(address in self._worker_pool.unfit_workers for address in answers)
 
-    def check_sight(self, output: str) -> None:
+    def check_output_visible(self, output: str) -> None:
         """Leave out workers that cannot read or cannot write the output.
 
         Raises
@@ -212,8 +235,10 @@ class DaskEngine:
         run, key = Run(output), probe_key()
         run.put(key, b"seen")
         try:
-            answers = self.link.ask(
-                (worker.check_output_access, output, key), [w.address for w in self.workers], ANSWER_TIMEOUT
+            answers = self.connection.ask_workers(
+                (worker.check_output_access, output, key),
+                [facts.address for facts in self.worker_facts],
+                ANSWER_TIMEOUT,
             )
         finally:
             run.delete(key)
@@ -222,14 +247,16 @@ class DaskEngine:
             address, error = next(iter(sorted(errors.items())))
             raise ClusterError(f"worker {address}: {error}")
         for address, error in errors.items():
-            self._members.leave_out(address, [str(error)])
-        self.workers = [w for w in self.workers if w.address not in errors]
+            self._worker_pool.exclude(address, [str(error)])
+        self.worker_facts = [facts for facts in self.worker_facts if facts.address not in errors]
 
     def require_run_visible(self, run: Run, peak_bytes: int) -> None:
         """Require workers that join later to see this run and to have memory for `peak_bytes`."""
         data = run.get(manifest_key(IDENTITY, "run"))
-        seen = "" if data is None else digest(data)
-        self._requirements = replace(self._requirements, peak_bytes=peak_bytes, output=run.location, seen=seen)
+        identity_digest = "" if data is None else digest(data)
+        self._requirements = replace(
+            self._requirements, peak_bytes=peak_bytes, output=run.location, identity_digest=identity_digest
+        )
 
     # tasks -------------------------------------------------------------------------------------
 
@@ -239,7 +266,7 @@ class DaskEngine:
         job: Job,
         parts: Sequence[str],
         options: dict[str, Any],
-        advanced: Callable[[float, float], None],
+        report_progress: Callable[[float, float], None],
     ) -> None:
         """Run `task(job, part, **options)` for each part of the job's stage.
 
@@ -250,21 +277,25 @@ class DaskEngine:
             `ClusterError` if the cluster is lost.
         """
         title = job.title(task)
-        topic, single = _topic(job.config.output), len(parts) == 1
-        self.link.listen(topic, self._messages.append)
+        topic, is_single = _task_topic(job.config.output), len(parts) == 1
+        self.connection.listen(topic, self._messages.append)
 
-        def call(part: str, number: int) -> tuple:
-            orders = worker.TaskEnvelope(self._requirements, topic, step.name, number, ticks=single)
-            return worker.run_checked_task, orders, task, job, part, options
+        def make_call(part: str, attempt_number: int) -> tuple:
+            envelope = worker.TaskEnvelope(
+                self._requirements, topic, step.name, attempt_number, reports_progress=is_single
+            )
+            return worker.run_checked_task, envelope, task, job, part, options
 
-        def committed(part: str) -> bool:
+        def is_committed(part: str) -> bool:
             return job.stage is not None and job.run.is_committed(job.stage, part)
 
-        repeatable = not getattr(task, "no_backup", False)
-        spec = StepSpec(title, f"{title} {task.__name__}", parts, call, committed, advanced, repeatable)
-        timeout, members, durations = self.link.sharing.task_timeout, self._members, self._durations
-        fair_queue, check = self._fair_queue, self._check_unproven
-        step = Step(spec, self.link, members, durations, self._messages, check, fair_queue, timeout)
+        is_repeatable = not getattr(task, "no_backup", False)
+        spec = StepSpec(
+            title, f"{title} {task.__name__}", parts, make_call, is_committed, report_progress, is_repeatable
+        )
+        timeout, worker_pool, durations = self.connection.scheduling.task_timeout, self._worker_pool, self._durations
+        fair_queue, check_workers = self._fair_queue, self._check_unverified_workers
+        step = Step(spec, self.connection, worker_pool, durations, self._messages, check_workers, fair_queue, timeout)
         try:
             step.run()
         finally:
@@ -277,38 +308,38 @@ class DaskEngine:
         job: Job,
         parts: Sequence[str],
         options: dict[str, Any],
-        advanced: Callable[[float, float], None],
+        report_progress: Callable[[float, float], None],
     ) -> None:
         """Write the parts of the spool in this process, or on the workers if the object is a Dask collection."""
         if not isinstance(job.object_rows, ArrayRows):
-            self._spool_collection(task, job, parts, advanced)
+            self._spool_collection(task, job, parts, report_progress)
             return
-        local = LocalEngine(min(SPOOLING_THREADS, cpu_count()), 0)
+        local_engine = LocalEngine(min(SPOOLING_THREADS, cpu_count()), 0)
         try:
-            local.spool(task, job, parts, options, advanced)
+            local_engine.spool(task, job, parts, options, report_progress)
         finally:
-            self.peak_bytes, self.held_bytes = local.peak_bytes, local.held_bytes
+            self.peak_bytes, self.held_bytes = local_engine.peak_bytes, local_engine.held_bytes
 
     def _spool_collection(
-        self, task: Callable[..., None], job: Job, parts: Sequence[str], advanced: Callable[[float, float], None]
+        self, task: Callable[..., None], job: Job, parts: Sequence[str], report_progress: Callable[[float, float], None]
     ) -> None:
         """Compute a Dask collection on the workers, which write its rows as parts."""
-        from dumap.engine.collections import DaskRows, compute_on
+        from dumap.engine.collections import DaskRows, compute_on_cluster
 
         assert isinstance(job.object_rows, DaskRows)
-        topic = _topic(job.config.output)
-        self.link.listen(topic, self._messages.append)
-        self._check_unproven()
-        orders = worker.TaskEnvelope(self._requirements, topic, SPOOL, 0, ticks=False)
-        spans = {part: spool.row_range_of(job, part) for part in parts}
+        topic = _task_topic(job.config.output)
+        self.connection.listen(topic, self._messages.append)
+        self._check_unverified_workers()
+        envelope = worker.TaskEnvelope(self._requirements, topic, SPOOL, 0, reports_progress=False)
+        row_ranges = {part: spool.row_range_of(job, part) for part in parts}
         try:
-            compute_on(
-                self.link,
-                self._members,
-                lambda part: (worker.fill, orders, task, job, part),
+            compute_on_cluster(
+                self.connection,
+                self._worker_pool,
+                lambda part: (worker.write_spool_part, envelope, task, job, part),
                 job.object_rows,
-                spans,
-                advanced,
+                row_ranges,
+                report_progress,
             )
         finally:
             for message in self._messages:
@@ -317,21 +348,21 @@ class DaskEngine:
 
     def free_caches(self) -> None:
         """Free what tasks have cached on workers."""
-        if self._members.proven and self.link.running:
-            self.link.ask((rounds.free_caches,), self._members.proven, FREEING_TIMEOUT)
+        if self._worker_pool.verified_workers and self.connection.is_running:
+            self.connection.ask_workers((rounds.free_caches,), self._worker_pool.verified_workers, FREEING_TIMEOUT)
 
     def close(self) -> None:
         """Stop listening to workers, and free all that the run has cached there."""
-        self.link.close()
-        if self._members.proven and self.link.running:
-            self.link.ask((worker.free_caches,), self._members.proven, FREEING_TIMEOUT)
+        self.connection.close()
+        if self._worker_pool.verified_workers and self.connection.is_running:
+            self.connection.ask_workers((worker.free_caches,), self._worker_pool.verified_workers, FREEING_TIMEOUT)
 
 
-def _topic(output: str) -> str:
+def _task_topic(output: str) -> str:
     """Return the name of the topic on which the tasks of a run send messages."""
     return f"dumap-{hashlib.sha256(output.encode()).hexdigest()[:16]}"
 
 
-def _cannot(error: Exception, version: str) -> str:
+def _cannot_run_reason(error: Exception, version: str) -> str:
     """Return the reason for leaving out a worker on which dumap fails with an error."""
     return f"it cannot run dumap ({type(error).__name__}: {error}): install dumap {version} there"

@@ -17,27 +17,27 @@ from distributed import comm as comms
 
 from dumap.config import ClusterConfig, format_bytes
 from dumap.engine.cluster import DaskEngine, Observer
-from dumap.engine.embedded import CannotStart, embedded
-from dumap.engine.performance_report import check_report, reported
-from dumap.engine.resources import cpu_count, free_memory, process_memory
-from dumap.engine.scheduling import Sharing
+from dumap.engine.embedded import ClusterStartError, embedded_cluster
+from dumap.engine.performance_report import check_report, write_performance_report
+from dumap.engine.resources import cpu_count, free_memory, process_memory_limit
+from dumap.engine.scheduling import SchedulingOptions
 from dumap.errors import ClusterError, ConfigError
 
-WORKERS_SHARE = 0.9
+WORKERS_MEMORY_SHARE = 0.9
 """Share of the free memory that an embedded cluster's workers may use; the driver and the scheduler use the rest."""
-STARTING_SECONDS = 600.0
+START_TIMEOUT = 600.0
 """Seconds that an embedded cluster may take to start."""
-FIRST_TRY_SECONDS = 5.0
+FIRST_TRY_TIMEOUT = 5.0
 """Seconds to try an address before the scheduler file is read again; doubled after each timeout."""
-READ_AGAIN_SECONDS = 0.2
+FILE_RETRY_SECONDS = 0.2
 """Seconds between reads of the scheduler file."""
-UNREACHED = (OSError, TimeoutError, ValueError, KeyError, TypeError, RuntimeError)
+NO_ANSWER_ERRORS = (OSError, TimeoutError, ValueError, KeyError, TypeError, RuntimeError)
 """Errors raised if a scheduler file is incomplete, or if no scheduler answers at the address."""
 
 
 @contextlib.contextmanager
 def connect(
-    cluster: ClusterConfig, client: Client | None, observer: Observer, need_bytes: int = 0
+    cluster: ClusterConfig, client: Client | None, observer: Observer, worker_bytes: int = 0
 ) -> Iterator[DaskEngine]:
     """Connect to a cluster: through the client, at the named scheduler, or by starting an embedded cluster.
 
@@ -46,7 +46,7 @@ def connect(
     cluster : ClusterConfig
     client : distributed.Client, optional
     observer : Observer
-    need_bytes : int
+    worker_bytes : int
         Memory that a worker needs. An embedded cluster has at most as many workers as fit the free memory.
 
     Raises
@@ -58,22 +58,26 @@ def connect(
     """
     check_report(cluster.report)
     address = None if cluster.scheduler_file else cluster.scheduler or dask.config.get("scheduler-address", None)
-    _check_alone(cluster, client, address, observer)
+    _check_embedded_settings(cluster, client, address, observer)
     with ExitStack() as stack:
         if client is not None:
-            reached = _usable(stack, client, cluster.timeout)
+            dask_client = _blocking_client(stack, client, cluster.timeout)
         elif address or cluster.scheduler_file:
-            reached = stack.enter_context(_find(cluster, address))
+            dask_client = stack.enter_context(_connect_to_scheduler(cluster, address))
         else:
-            _check_choosing(cluster)
-            reached = _embedded(stack, cluster, observer, need_bytes)
-        stack.enter_context(reported(reached, cluster.report, cluster.timeout, observer.note))
+            _check_worker_selection(cluster)
+            dask_client = _start_embedded_cluster(stack, cluster, observer, worker_bytes)
+        stack.enter_context(write_performance_report(dask_client, cluster.report, cluster.timeout, observer.note))
         if client is not None or address or cluster.scheduler_file:
             stack.enter_context(secede_while_waiting())
-        yield DaskEngine(reached, cluster.timeout, cluster.worker_timeout, observer.note, Sharing.of(cluster))
+        yield DaskEngine(
+            dask_client, cluster.timeout, cluster.worker_timeout, observer.note, SchedulingOptions.from_config(cluster)
+        )
 
 
-def _check_alone(cluster: ClusterConfig, client: Client | None, address: str | None, observer: Observer) -> None:
+def _check_embedded_settings(
+    cluster: ClusterConfig, client: Client | None, address: str | None, observer: Observer
+) -> None:
     """Refuse settings of an embedded cluster if a scheduler is named; with a client, note that they are ignored."""
     settings = [
         f"cluster.{name} = {getattr(cluster, name)}" for name in ("workers", "memory_limit") if getattr(cluster, name)
@@ -88,11 +92,11 @@ def _check_alone(cluster: ClusterConfig, client: Client | None, address: str | N
         )
 
 
-def _check_choosing(cluster: ClusterConfig) -> None:
+def _check_worker_selection(cluster: ClusterConfig) -> None:
     """Refuse settings that choose workers, since the workers of an embedded cluster are alike."""
-    if described := Sharing.of(cluster).described():
+    if selection := SchedulingOptions.from_config(cluster).describe():
         raise ConfigError(
-            f"{described}: the workers of an embedded cluster are alike and have neither resources nor names to choose "
+            f"{selection}: the workers of an embedded cluster are alike and have neither resources nor names to choose "
             f"by: name a scheduler, give a client, or leave it out"
         )
 
@@ -100,37 +104,40 @@ def _check_choosing(cluster: ClusterConfig) -> None:
 # an embedded cluster -----------------------------------------------------------------------------
 
 
-def size_embedded(cluster: ClusterConfig, need_bytes: int) -> tuple[int, int, str]:
+def plan_embedded_cluster(cluster: ClusterConfig, worker_bytes: int) -> tuple[int, int, str]:
     """Return the number of an embedded cluster's workers, the memory limit of each, and why there are fewer than CPUs.
 
     Parameters
     ----------
     cluster : ClusterConfig
-    need_bytes : int
+    worker_bytes : int
         Memory that a worker needs.
     """
-    cpus, room = cpu_count(), int(free_memory() * WORKERS_SHARE)
-    most = process_memory() or room
-    each = cluster.memory_limit or need_bytes
-    fitting = max(1, room // each) if each else cpus
-    workers = cluster.workers or min(cpus, fitting)
-    limit = cluster.memory_limit or min(room // workers, most)
-    why = ""
+    cpus, usable_bytes = cpu_count(), int(free_memory() * WORKERS_MEMORY_SHARE)
+    process_limit = process_memory_limit() or usable_bytes
+    bytes_each = cluster.memory_limit or worker_bytes
+    max_workers = max(1, usable_bytes // bytes_each) if bytes_each else cpus
+    workers = cluster.workers or min(cpus, max_workers)
+    memory_limit = cluster.memory_limit or min(usable_bytes // workers, process_limit)
+    reason = ""
     if not cluster.workers and workers < cpus:
-        why = (
-            f" ({cpus} CPUs, but room for {workers}: {format_bytes(room)} may be used, each takes {format_bytes(each)})"
+        reason = (
+            f" ({cpus} CPUs, but room for {workers}: {format_bytes(usable_bytes)} may be used, "
+            f"each takes {format_bytes(bytes_each)})"
         )
-    return workers, limit, why
+    return workers, memory_limit, reason
 
 
-def _embedded(stack: ExitStack, cluster: ClusterConfig, observer: Observer, need_bytes: int) -> Client:
+def _start_embedded_cluster(stack: ExitStack, cluster: ClusterConfig, observer: Observer, worker_bytes: int) -> Client:
     """Start an embedded cluster, and return a client of it."""
-    workers, limit, why = size_embedded(cluster, need_bytes)
+    workers, memory_limit, reason = plan_embedded_cluster(cluster, worker_bytes)
     try:
-        local = stack.enter_context(embedded(workers, limit, STARTING_SECONDS))
-        observer.note(f"embedded cluster: {local.workers} worker processes of {format_bytes(local.memory_limit)}{why}")
-        return stack.enter_context(Client(local.address, timeout=cluster.timeout, set_as_default=False))
-    except (CannotStart, OSError, TimeoutError) as error:
+        embedded = stack.enter_context(embedded_cluster(workers, memory_limit, START_TIMEOUT))
+        observer.note(
+            f"embedded cluster: {embedded.workers} worker processes of {format_bytes(embedded.memory_limit)}{reason}"
+        )
+        return stack.enter_context(Client(embedded.address, timeout=cluster.timeout, set_as_default=False))
+    except (ClusterStartError, OSError, TimeoutError) as error:
         raise ClusterError(
             f"the embedded cluster cannot start ({error}): look at memory, and at the room in Dask's "
             f"temporary-directory"
@@ -140,51 +147,55 @@ def _embedded(stack: ExitStack, cluster: ClusterConfig, observer: Observer, need
 # a scheduler that is named -----------------------------------------------------------------------
 
 
-def _find(cluster: ClusterConfig, address: str | None) -> Client:
+def _connect_to_scheduler(cluster: ClusterConfig, address: str | None) -> Client:
     """Connect to the named scheduler. A scheduler file is read again until the scheduler answers at its address."""
-    file, deadline, try_seconds = cluster.scheduler_file, time.monotonic() + cluster.timeout, FIRST_TRY_SECONDS
+    scheduler_file, deadline, try_timeout = (
+        cluster.scheduler_file,
+        time.monotonic() + cluster.timeout,
+        FIRST_TRY_TIMEOUT,
+    )
     while True:
         remaining = max(1.0, deadline - time.monotonic())
         try:
-            where = address or str(json.loads(Path(str(file)).read_text())["address"])
-            _check_answers(where, min(remaining, try_seconds) if file else remaining)
-            return Client(where, timeout=remaining, set_as_default=False)
-        except UNREACHED as error:
-            try_seconds *= 2 if isinstance(error, TimeoutError) else 1
-            if not file or time.monotonic() + READ_AGAIN_SECONDS > deadline:
-                raise _unreached(cluster, address, error) from error
-            time.sleep(READ_AGAIN_SECONDS)
+            scheduler = address or str(json.loads(Path(str(scheduler_file)).read_text())["address"])
+            _check_scheduler_answers(scheduler, min(remaining, try_timeout) if scheduler_file else remaining)
+            return Client(scheduler, timeout=remaining, set_as_default=False)
+        except NO_ANSWER_ERRORS as error:
+            try_timeout *= 2 if isinstance(error, TimeoutError) else 1
+            if not scheduler_file or time.monotonic() + FILE_RETRY_SECONDS > deadline:
+                raise _no_answer_error(cluster, address, error) from error
+            time.sleep(FILE_RETRY_SECONDS)
 
 
-def _unreached(cluster: ClusterConfig, address: str | None, error: Exception) -> ClusterError:
+def _no_answer_error(cluster: ClusterConfig, address: str | None, error: Exception) -> ClusterError:
     """Return the error to raise if no scheduler answers."""
-    within = f"within {cluster.timeout:.0f} s"
+    time_limit = f"within {cluster.timeout:.0f} s"
     if isinstance(error, FileNotFoundError):
         return ClusterError(
-            f"cluster.scheduler_file: no {cluster.scheduler_file} {within}; start a scheduler with --scheduler-file, "
-            f"or raise cluster.timeout"
+            f"cluster.scheduler_file: no {cluster.scheduler_file} {time_limit}; start a scheduler with "
+            f"--scheduler-file, or raise cluster.timeout"
         )
-    where, tls = cluster.scheduler_file or address, ""
+    scheduler, tls_hint = cluster.scheduler_file or address, ""
     if str(address).startswith("tls://") or "ssl" in str(error).lower():
-        tls = "; a scheduler with TLS needs distributed.comm.tls in Dask's configuration here"
-    return ClusterError(f"no scheduler answers at {where} {within} ({type(error).__name__}: {error}){tls}")
+        tls_hint = "; a scheduler with TLS needs distributed.comm.tls in Dask's configuration here"
+    return ClusterError(f"no scheduler answers at {scheduler} {time_limit} ({type(error).__name__}: {error}){tls_hint}")
 
 
-def _check_answers(address: str, seconds: float, security: Security | None = None) -> None:
+def _check_scheduler_answers(address: str, timeout: float, security: Security | None = None) -> None:
     """Raise TimeoutError unless the scheduler accepts a connection in time; `Client` itself could wait forever."""
 
-    async def open_and_close() -> None:
+    async def try_connection() -> None:
         arguments = (security or Security()).get_connection_args("client")
-        comm = await asyncio.wait_for(comms.connect(address, timeout=seconds, **arguments), seconds)
-        await comm.close()
+        connection = await asyncio.wait_for(comms.connect(address, timeout=timeout, **arguments), timeout)
+        await connection.close()
 
-    _call_in_thread(lambda: asyncio.run(open_and_close()))
+    _run_in_thread(lambda: asyncio.run(try_connection()))
 
 
-def _call_in_thread(call: Callable[[], None]) -> None:
+def _run_in_thread(function: Callable[[], None]) -> None:
     """Call a function in another thread, since the caller may run inside an event loop."""
-    with ThreadPoolExecutor(1) as thread:
-        thread.submit(call).result()
+    with ThreadPoolExecutor(1) as executor:
+        executor.submit(function).result()
 
 
 def open_client(cluster: ClusterConfig) -> Client:
@@ -203,13 +214,13 @@ def open_client(cluster: ClusterConfig) -> Client:
             "no cluster is named: give a client, cluster.scheduler (--scheduler), cluster.scheduler_file "
             "(--scheduler-file), or set DASK_SCHEDULER_ADDRESS"
         )
-    return _find(cluster, address)
+    return _connect_to_scheduler(cluster, address)
 
 
 # a client that is given --------------------------------------------------------------------------
 
 
-def _usable(stack: ExitStack, client: Client, seconds: float) -> Client:
+def _blocking_client(stack: ExitStack, client: Client, timeout: float) -> Client:
     """Return a client on which this thread may block.
 
     The given client is returned if it is synchronous. For an asynchronous client, which runs in the event loop of this
@@ -221,23 +232,23 @@ def _usable(stack: ExitStack, client: Client, seconds: float) -> Client:
         )
     if not client.asynchronous:
         return client
-    todo = "call dumap.run in a thread of its own: await asyncio.to_thread(dumap.run, ...)"
-    if _in_a_worker():
-        raise ConfigError(f"a task that is a coroutine keeps its worker from all else while dumap runs: {todo}")
+    remedy = "call dumap.run in a thread of its own: await asyncio.to_thread(dumap.run, ...)"
+    if _is_in_worker():
+        raise ConfigError(f"a task that is a coroutine keeps its worker from all else while dumap runs: {remedy}")
     address = str(client.scheduler.address)
     try:
-        _check_answers(address, seconds, client.security)
+        _check_scheduler_answers(address, timeout, client.security)
         return stack.enter_context(
-            Client(address, timeout=seconds, security=client.security, asynchronous=False, set_as_default=False)
+            Client(address, timeout=timeout, security=client.security, asynchronous=False, set_as_default=False)
         )
-    except UNREACHED as error:
+    except NO_ANSWER_ERRORS as error:
         raise ClusterError(
-            f"the client is asynchronous, and no scheduler answers at {address} within {seconds:.0f} s while its event "
-            f"loop is kept by this call ({type(error).__name__}: {error}): {todo}"
+            f"the client is asynchronous, and no scheduler answers at {address} within {timeout:.0f} s while its event "
+            f"loop is kept by this call ({type(error).__name__}: {error}): {remedy}"
         ) from error
 
 
-def _in_a_worker() -> bool:
+def _is_in_worker() -> bool:
     """Return whether this code runs in a task on a Dask worker."""
     try:
         get_worker()
@@ -249,7 +260,7 @@ def _in_a_worker() -> bool:
 @contextlib.contextmanager
 def secede_while_waiting() -> Iterator[None]:
     """If this code runs in a task, let the worker use the task's thread for other tasks in this context."""
-    if not _in_a_worker():
+    if not _is_in_worker():
         yield
         return
     with worker_client():

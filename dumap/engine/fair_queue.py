@@ -17,26 +17,26 @@ from typing import Any, Protocol
 
 TOPIC = "dumap-runs"
 """The topic of the events by which runs exchange their virtual times."""
-TOLD_SECONDS = 1.0
+MESSAGE_SECONDS = 1.0
 """Seconds between two messages of a run."""
-FORGOTTEN_SECONDS = 10.0
+INACTIVE_SECONDS = 10.0
 """A run without a message for this many seconds does not count as active."""
 PRIORITY_PER_SECOND = 1e-9
 """The decrease of Dask's priority per second of virtual time: even years of many threads stay below a decrease of 1."""
-UNKNOWN_SECONDS = 1.0
+DEFAULT_TASK_SECONDS = 1.0
 """The expected seconds of a task if no task of its kind has ended."""
 
 
-class Events(Protocol):
-    """The methods of `dumap.engine.cluster_connection.Link` that a queue uses."""
+class MessageBus(Protocol):
+    """The methods of `dumap.engine.cluster_connection.ClusterConnection` that a queue uses."""
 
     def now(self) -> float:
         """Return the time of a monotonic clock, in seconds."""
 
-    def tell(self, topic: str, message: dict[str, Any]) -> None:
+    def send_message(self, topic: str, message: dict[str, Any]) -> None:
         """Send a message on a topic without waiting for the scheduler."""
 
-    def exchange(self, topic: str, message: dict[str, Any]) -> list[tuple[float, dict[str, Any]]]:
+    def exchange_messages(self, topic: str, message: dict[str, Any]) -> list[tuple[float, dict[str, Any]]]:
         """Send a message on a topic; return the topic's messages that the scheduler keeps, oldest first, with times."""
 
     def listen(self, topic: str, on_message: Callable[[dict[str, Any]], None]) -> None:
@@ -48,72 +48,74 @@ class FairQueue:
 
     Parameters
     ----------
-    events : Events
+    bus : MessageBus
     """
 
-    def __init__(self, events: Events) -> None:
-        self._events, self._run = events, uuid.uuid4().hex
-        self._others: dict[str, tuple[float, float]] = {}
-        self._reached = self._next = 0.0
-        self._joined = self._busy = False
-        self._sent = float("-inf")
+    def __init__(self, bus: MessageBus) -> None:
+        self._bus, self._run_id = bus, uuid.uuid4().hex
+        self._other_runs: dict[str, tuple[float, float]] = {}
+        self._virtual_time = self._next_start = 0.0
+        self._has_joined = self._is_busy = False
+        self._last_sent = float("-inf")
 
     # other runs --------------------------------------------------------------------------------
 
     def announce(self) -> None:
         """Send this run's virtual time, and read those of other runs at first; called repeatedly during a step."""
-        now = self._events.now()
-        if self._joined and now - self._sent < TOLD_SECONDS:
+        now = self._bus.now()
+        if self._has_joined and now - self._last_sent < MESSAGE_SECONDS:
             return
-        self._sent, self._busy = now, True
-        if self._joined:
-            self._events.tell(TOPIC, self._message())
+        self._last_sent, self._is_busy = now, True
+        if self._has_joined:
+            self._bus.send_message(TOPIC, self._run_message())
             return
-        self._joined = True
-        self._events.listen(TOPIC, self._hear)
-        messages = self._events.exchange(TOPIC, self._message())
-        latest = {message["run"]: message for when, message in messages if when > messages[-1][0] - FORGOTTEN_SECONDS}
-        for message in latest.values():
+        self._has_joined = True
+        self._bus.listen(TOPIC, self._receive_message)
+        messages = self._bus.exchange_messages(TOPIC, self._run_message())
+        latest_messages = {
+            message["run"]: message for sent_at, message in messages if sent_at > messages[-1][0] - INACTIVE_SECONDS
+        }
+        for message in latest_messages.values():
             if message["busy"]:
-                self._hear(message)
+                self._receive_message(message)
 
     def pause(self) -> None:
         """Send that this run has no step now, so that runs which begin do not count it as active."""
-        if self._busy:
-            self._busy, self._sent = False, float("-inf")  # so that the next step is announced at once
-            self._events.tell(TOPIC, self._message())
+        if self._is_busy:
+            self._is_busy, self._last_sent = False, float("-inf")  # so that the next step is announced at once
+            self._bus.send_message(TOPIC, self._run_message())
 
-    def _message(self) -> dict[str, Any]:
+    def _run_message(self) -> dict[str, Any]:
         """Return the message about this run."""
-        return {"run": self._run, "reached": self._reached, "busy": self._busy}
+        return {"run": self._run_id, "reached": self._virtual_time, "busy": self._is_busy}
 
-    def _hear(self, message: dict[str, Any]) -> None:
+    def _receive_message(self, message: dict[str, Any]) -> None:
         """Record the virtual time of another run, and when its message arrived."""
-        if message["run"] != self._run:
-            self._others[message["run"]] = (self._events.now(), message["reached"])
+        if message["run"] != self._run_id:
+            self._other_runs[message["run"]] = (self._bus.now(), message["reached"])
 
-    def _heard(self) -> list[float]:
-        """Return the virtual times of the other runs that sent a message within `FORGOTTEN_SECONDS`."""
-        since = self._events.now() - FORGOTTEN_SECONDS
-        return [reached for when, reached in list(self._others.values()) if when > since]
+    def _active_virtual_times(self) -> list[float]:
+        """Return the virtual times of the other runs that sent a message within `INACTIVE_SECONDS`."""
+        oldest = self._bus.now() - INACTIVE_SECONDS
+        return [virtual_time for sent_at, virtual_time in list(self._other_runs.values()) if sent_at > oldest]
 
     @property
-    def shared(self) -> bool:
+    def has_other_runs(self) -> bool:
         """Whether other runs are active on the cluster."""
-        return bool(self._heard())
+        return bool(self._active_virtual_times())
 
     # tasks of this run -------------------------------------------------------------------------
 
-    def take(self, seconds: float) -> float:
+    def next_start(self, seconds: float) -> float:
         """Return the virtual start time of the next task, which is expected to take `seconds`."""
-        due = max(self._next, self._reached, *self._heard())
-        self._next = due + seconds
-        return due
+        virtual_start = max(self._next_start, self._virtual_time, *self._active_virtual_times())
+        self._next_start = virtual_start + seconds
+        return virtual_start
 
-    def begun(self, due: float) -> None:
+    def record_start(self, virtual_start: float) -> None:
         """Record that a task has begun, by its virtual start time."""
-        self._reached = max(self._reached, due)
+        self._virtual_time = max(self._virtual_time, virtual_start)
 
-    def correct(self, seconds: float) -> None:
+    def correct_duration(self, seconds: float) -> None:
         """Add the seconds that a task took beyond its expected seconds; they may be negative."""
-        self._next += seconds
+        self._next_start += seconds

@@ -17,15 +17,15 @@ from dumap.sources.arrays import ArrayRows
 from dumap.stages import rounds, spool
 from dumap.store import Run
 
-TICK_SECONDS = 0.2
+PROGRESS_SECONDS = 0.2
 """Seconds between two reports of a task's progress, at least."""
 POLL_SECONDS = 0.2
 """Seconds between looks for reports."""
-INTERRUPTED_SECONDS = 0.5
+INTERRUPT_TIMEOUT = 0.5
 """Seconds that an interrupted run waits for its tasks. A task that commits later writes the same bytes."""
 
 
-class _Stopped(BaseException):
+class _StepStopped(BaseException):
     """Ends a task that reports its progress after the run has stopped."""
 
 
@@ -65,15 +65,15 @@ class LocalEngine:
     @cached_property
     def cpus(self) -> list[str]:
         """The kind of processor that tasks run on, a list of one."""
-        return [process.cpu()]
+        return [process.cpu_name()]
 
-    def require(self, record: dict[str, Any] | None, peak_bytes: int) -> None:
+    def set_requirements(self, record: dict[str, Any] | None, peak_bytes: int) -> None:
         """Do nothing: this process runs all tasks, and the recipe checks its versions."""
 
     def preflight(self) -> None:
         """Do nothing: this process already runs dumap."""
 
-    def check_sight(self, output: str) -> None:
+    def check_output_visible(self, output: str) -> None:
         """Do nothing: this process has already written to the output."""
 
     def require_run_visible(self, run: Run, peak_bytes: int) -> None:
@@ -85,7 +85,7 @@ class LocalEngine:
         job: Job,
         parts: Sequence[str],
         options: dict[str, Any],
-        advanced: Callable[[float, float], None],
+        report_progress: Callable[[float, float], None],
     ) -> None:
         """Run `task(job, part, **options)` for each part of the job's stage.
 
@@ -94,24 +94,24 @@ class LocalEngine:
         DumapError
             The error of a task; an error of another kind is replaced by one that names the part.
         """
-        step = _Step(task, job, parts, options)
-        threads = [threading.Thread(target=step.work, daemon=True) for _ in range(min(self.threads, len(parts)))]
+        step = _LocalStep(task, job, parts, options)
+        threads = [threading.Thread(target=step.run_parts, daemon=True) for _ in range(min(self.threads, len(parts)))]
         try:
             for thread in threads:  # an interruption may come before the last has started
                 thread.start()
-            step.follow(advanced, self.task_timeout)
-        except (KeyboardInterrupt, _Stuck):
+            step.process_reports(report_progress, self.task_timeout)
+        except (KeyboardInterrupt, _StuckTaskError):
             step.stop()
-            step.wait(threads, INTERRUPTED_SECONDS)
+            step.join_threads(threads, INTERRUPT_TIMEOUT)
             raise
         except BaseException:
             step.stop()
-            step.wait(threads)
+            step.join_threads(threads)
             raise
         finally:
             self.peak_bytes = max(self.peak_bytes, step.peak_bytes)
             self.held_bytes = max(self.held_bytes, step.held_bytes)
-        step.wait(threads)
+        step.join_threads(threads)
 
     def spool(
         self,
@@ -119,16 +119,16 @@ class LocalEngine:
         job: Job,
         parts: Sequence[str],
         options: dict[str, Any],
-        advanced: Callable[[float, float], None],
+        report_progress: Callable[[float, float], None],
     ) -> None:
         """Write the parts of the spool: this process has the object that is embedded."""
         if isinstance(job.object_rows, ArrayRows):
-            self.map(task, job, parts, options, advanced)
+            self.map(task, job, parts, options, report_progress)
             return
-        from dumap.engine.collections import compute_here
+        from dumap.engine.collections import compute_in_threads
 
-        spans = {part: spool.row_range_of(job, part) for part in parts}
-        usage = compute_here(task, job, spans, self.threads, advanced)
+        row_ranges = {part: spool.row_range_of(job, part) for part in parts}
+        usage = compute_in_threads(task, job, row_ranges, self.threads, report_progress)
         self.peak_bytes, self.held_bytes = usage["peak_bytes"], usage["held_bytes"]
 
     def free_caches(self) -> None:
@@ -140,16 +140,16 @@ class LocalEngine:
         self.free_caches()
 
 
-class _Stuck(TaskError):
+class _StuckTaskError(TaskError):
     """A task counts as stuck. Nobody waits for its thread, which cannot be ended from outside."""
 
 
-class _Step:
+class _LocalStep:
     """One task over many parts: worker threads run it, and the caller's thread receives their reports."""
 
     def __init__(self, task: Callable[..., None], job: Job, parts: Sequence[str], options: dict[str, Any]) -> None:
         self._task, self._job, self._options = task, job, options
-        self._waiting, self._count = deque(parts), len(parts)
+        self._waiting_parts, self._part_count = deque(parts), len(parts)
         self._reports: SimpleQueue[tuple[str, Any, Any]] = SimpleQueue()
         self._stopping = threading.Event()
         self._last_reports: dict[str, float] = {}
@@ -159,18 +159,18 @@ class _Step:
         """Start no more parts, and end each running task at its next report of progress."""
         self._stopping.set()
 
-    def work(self) -> None:
+    def run_parts(self) -> None:
         """Run parts until none waits; called on each worker thread."""
         while not self._stopping.is_set():
             try:
-                part = self._waiting.popleft()
+                part = self._waiting_parts.popleft()
             except IndexError:
                 return
             self._last_reports[part] = time.monotonic()
             try:
-                usage = process.run_task(self._task, self._job, part, self._options, self._ticker(part))
+                usage = process.run_task(self._task, self._job, part, self._options, self._progress_reporter(part))
                 self._reports.put(("done", part, usage))
-            except _Stopped:
+            except _StepStopped:
                 return
             except BaseException as error:
                 self._reports.put(("failed", part, error))
@@ -178,52 +178,52 @@ class _Step:
             finally:
                 del self._last_reports[part]
 
-    def _ticker(self, part: str) -> Callable[[float, float], None]:
+    def _progress_reporter(self, part: str) -> Callable[[float, float], None]:
         """Return the function by which a part's task reports its progress."""
-        last = time.monotonic()
+        last_report = time.monotonic()
 
-        def tick(done: float, total: float) -> None:
-            nonlocal last
+        def report_progress(done: float, total: float) -> None:
+            nonlocal last_report
             if self._stopping.is_set():
-                raise _Stopped
+                raise _StepStopped
             self._last_reports[part] = time.monotonic()
-            if self._count == 1 and time.monotonic() - last > TICK_SECONDS:
-                last = time.monotonic()
+            if self._part_count == 1 and time.monotonic() - last_report > PROGRESS_SECONDS:
+                last_report = time.monotonic()
                 self._reports.put(("tick", done, total))
 
-        return tick
+        return report_progress
 
-    def follow(self, advanced: Callable[[float, float], None], task_timeout: float | None) -> None:
+    def process_reports(self, report_progress: Callable[[float, float], None], task_timeout: float | None) -> None:
         """Handle reports until all parts are done; raise the error of the first part that fails or counts as stuck."""
-        done = 0
-        while done < self._count:
+        done_count = 0
+        while done_count < self._part_count:
             if task_timeout is not None:
-                self._refuse_stuck(task_timeout)
+                self._raise_if_stuck(task_timeout)
             try:
-                kind, first, second = self._reports.get(timeout=POLL_SECONDS)
+                report_kind, subject, content = self._reports.get(timeout=POLL_SECONDS)
             except Empty:  # the timeout lets this thread handle a signal that woke another thread
                 continue
-            if kind == "tick":
-                advanced(first, second)
-            elif kind == "failed":
-                raise process.named_error(second, f"{self._job.title(self._task)} {first}")
+            if report_kind == "tick":
+                report_progress(subject, content)
+            elif report_kind == "failed":
+                raise process.name_task_in_error(content, f"{self._job.title(self._task)} {subject}")
             else:
-                done += 1
-                self.peak_bytes = max(self.peak_bytes, second["peak_bytes"])
-                self.held_bytes = max(self.held_bytes, second["held_bytes"])
-                advanced(done, self._count)
+                done_count += 1
+                self.peak_bytes = max(self.peak_bytes, content["peak_bytes"])
+                self.held_bytes = max(self.held_bytes, content["held_bytes"])
+                report_progress(done_count, self._part_count)
 
-    def _refuse_stuck(self, seconds: float) -> None:
+    def _raise_if_stuck(self, seconds: float) -> None:
         """Fail if a task has reported nothing for `seconds`."""
-        for part, last in list(self._last_reports.items()):
-            if time.monotonic() - last > seconds:
-                raise _Stuck(
+        for part, last_report in list(self._last_reports.items()):
+            if time.monotonic() - last_report > seconds:
+                raise _StuckTaskError(
                     f"{self._job.title(self._task)} {part} told nothing for {seconds:g} s (cluster.task_timeout) and "
                     f"is taken for stuck; its thread ends with this process. Raise the limit if tasks are that slow; "
                     f"what is committed is kept"
                 )
 
-    def wait(self, threads: Sequence[threading.Thread], seconds: float | None = None) -> None:
+    def join_threads(self, threads: Sequence[threading.Thread], seconds: float | None = None) -> None:
         """Wait for the threads that have started to end, at most `seconds` in all."""
         deadline = None if seconds is None else time.monotonic() + seconds
         for thread in filter(threading.Thread.is_alive, threads):

@@ -13,42 +13,42 @@ from pathlib import Path
 
 import psutil
 
-REUSED_BYTES = 32 * 2**20
+REUSED_MEMORY_BYTES = 32 * 2**20
 """Memory of freed arrays up to this size is reused. glibc's own threshold grows to the same size."""
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-TRIM, MMAP = "MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"
+TRIM_VARIABLE, MMAP_VARIABLE = "MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"
 """Environment variables that set glibc's thresholds. If the first is set, glibc raises neither threshold itself."""
-MMAP_BYTES = 128 * 2**10
+DEFAULT_MMAP_BYTES = 128 * 2**10
 """glibc's initial threshold: larger arrays are returned to the system when they are freed."""
 
 
-def _c_library() -> ctypes.CDLL | None:
+def _find_glibc() -> ctypes.CDLL | None:
     """Return the C library if it is glibc, else None."""
     library = ctypes.CDLL(None)
     return library if hasattr(library, "mallopt") and hasattr(library, "malloc_trim") else None
 
 
 @contextlib.contextmanager
-def reused() -> Iterator[None]:
+def reuse_freed_memory() -> Iterator[None]:
     """Reuse freed memory in this context, and return it to the system at the end.
 
     Dask's nannies set the threshold so that every freed array is returned to the system. Faulting in the pages of the
     next array then takes a quarter to a half of the time of searching a cell (measured). Without a nanny glibc reuses
     as much memory by itself.
     """
-    library = _c_library()
+    library = _find_glibc()
     if library is None:
         yield
         return
-    threshold = os.environ.get(TRIM)
+    threshold = os.environ.get(TRIM_VARIABLE)
     if threshold is not None:
-        library.mallopt(M_MMAP_THRESHOLD, REUSED_BYTES)
-        library.mallopt(M_TRIM_THRESHOLD, 2 * REUSED_BYTES)
+        library.mallopt(M_MMAP_THRESHOLD, REUSED_MEMORY_BYTES)
+        library.mallopt(M_TRIM_THRESHOLD, 2 * REUSED_MEMORY_BYTES)
     try:
         yield
     finally:
         if threshold is not None:
-            library.mallopt(M_MMAP_THRESHOLD, int(os.environ.get(MMAP, MMAP_BYTES)))
+            library.mallopt(M_MMAP_THRESHOLD, int(os.environ.get(MMAP_VARIABLE, DEFAULT_MMAP_BYTES)))
             library.mallopt(M_TRIM_THRESHOLD, int(threshold))
         library.malloc_trim(0)
 
@@ -59,12 +59,12 @@ def reset_peak() -> None:
         file.write("5")
 
 
-def held() -> int:
+def memory_now() -> int:
     """Return the memory of the process now, in bytes."""
     return int(psutil.Process().memory_info().rss)
 
 
-def peak() -> int:
+def peak_memory() -> int:
     """Return the peak memory of the process since `reset_peak`, or since its start, in bytes."""
     with contextlib.suppress(OSError):
         match = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())

@@ -13,56 +13,58 @@ from distributed import Client, performance_report
 
 from dumap.errors import ConfigError, needs
 
-CODE = "dumap"
+SHOWN_CODE = "dumap"
 """The text that a report shows in the place of the code that ran."""
 
 
-def check_report(file: str | None) -> None:
+def check_report(path: str | None) -> None:
     """Refuse a report that cannot be written.
 
     Raises
     ------
     ConfigError
     """
-    if file is None:
+    if path is None:
         return
     if find_spec("bokeh") is None:
         raise needs("a performance report (cluster.report)", "bokeh")
-    folder = Path(file).absolute().parent
+    folder = Path(path).absolute().parent
     if not folder.is_dir():
         raise ConfigError(f"cluster.report: there is no folder {folder}; make it, or name another file")
 
 
 @contextlib.contextmanager
-def reported(client: Client, file: str | None, seconds: float, note: Callable[[str], None]) -> Iterator[None]:
+def write_performance_report(
+    client: Client, path: str | None, timeout: float, log: Callable[[str], None]
+) -> Iterator[None]:
     """Write a performance report of all that a client runs in this context, even if the run fails.
 
     Parameters
     ----------
     client : distributed.Client
-    file : str, optional
+    path : str, optional
         Without a file, no report is written.
-    seconds : float
+    timeout : float
         Seconds within which the scheduler must answer.
-    note : callable
+    log : callable
         Called with the reason if no report can be written.
     """
-    if file is None:
+    if path is None:
         yield
         return
-    whole = Path(file).absolute()
-    partial = whole.with_name(f".{whole.name}.{uuid.uuid4().hex[:8]}.partial")
-    report = performance_report(str(partial))
+    report_path = Path(path).absolute()
+    partial_path = report_path.with_name(f".{report_path.name}.{uuid.uuid4().hex[:8]}.partial")
+    report = performance_report(str(partial_path))
     with client.as_current():
-        client.sync(report.__aenter__, callback_timeout=seconds)
+        client.sync(report.__aenter__, callback_timeout=timeout)
     try:
         yield
     finally:
         try:
             with client.as_current():
-                client.sync(report.__aexit__, None, None, None, code=CODE, callback_timeout=seconds)
-            os.replace(partial, whole)
+                client.sync(report.__aexit__, None, None, None, code=SHOWN_CODE, callback_timeout=timeout)
+            os.replace(partial_path, report_path)
         except Exception as error:  # of any kind: a missing report must not hide how the run ended
-            note(f"no performance report in {file}: {type(error).__name__}: {error}")
+            log(f"no performance report in {path}: {type(error).__name__}: {error}")
         finally:
-            partial.unlink(missing_ok=True)
+            partial_path.unlink(missing_ok=True)

@@ -31,19 +31,19 @@ from dumap.version import __version__
 
 LIBRARIES = ("numpy", "numba", "scipy", "scikit-learn", "pynndescent", "zarr")
 """Libraries whose versions may change the bytes of a run."""
-PAGE = 4096
+PAGE_BYTES = 4096
 """The smallest size of a file on disk, in bytes."""
-REQUESTS = 4
+ZARR_REQUESTS = 4
 """Requests that Zarr makes at once for one array in one task."""
 
 
 def versions() -> dict[str, str]:
     """Return the versions that may change the bytes of a run, by name."""
-    environment = {"dumap": __version__, "python": platform.python_version(), "machine": platform.machine()}
-    return environment | {name: version(name) for name in LIBRARIES}
+    library_versions = {"dumap": __version__, "python": platform.python_version(), "machine": platform.machine()}
+    return library_versions | {name: version(name) for name in LIBRARIES}
 
 
-def cpu() -> str:
+def cpu_name() -> str:
     """Return the processor types that numba and BLAS generate code for. Other types may round differently."""
     import scipy.linalg  # noqa: F401  (loads scipy's BLAS, so that every process names the same libraries)
 
@@ -59,65 +59,65 @@ def cache_error() -> str:
     try:
         os.makedirs(folder, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
-            file.write(bytes(PAGE))
+            file.write(bytes(PAGE_BYTES))
     except OSError as error:
         return f"{error.strerror} ({folder})"
     return ""
 
 
 @contextmanager
-def _shared() -> Iterator[None]:
+def _apply_task_settings() -> Iterator[None]:
     """Apply the settings that the tasks of one process share, as a context."""
     memory.reset_peak()
-    with requests_at_once(REQUESTS), memory.reused():
+    with requests_at_once(ZARR_REQUESTS), memory.reuse_freed_memory():
         yield
 
 
-_tasks = SharedSetting(_shared)
+_running_tasks = SharedSetting(_apply_task_settings)
 
 
-class Baseline(EventListener):
+class BaselineMemory(EventListener):
     """The memory of the process that is no task's: its memory before a stage's first task, and that for compiling."""
 
     def __init__(self) -> None:
-        self._lock, self._stage, self._held, self._compiled = threading.Lock(), "", 0, 0
+        self._lock, self._stage, self._held_bytes, self._compiled_count = threading.Lock(), "", 0, 0
         register("numba:compile", self)
 
     def on_start(self, event: Event) -> None:
         """Count a kernel that numba compiles because its cache lacks it."""
-        self._compiled += 1
+        self._compiled_count += 1
 
     def on_end(self, event: Event) -> None:
         """Do nothing."""
 
-    def begins(self, stage: str) -> None:
+    def begin_stage(self, stage: str) -> None:
         """Measure the memory of the process if a task is the first of its stage here."""
         with self._lock:
             if stage != self._stage:
-                self._stage, self._held, self._compiled = stage, memory.held(), 0
+                self._stage, self._held_bytes, self._compiled_count = stage, memory.memory_now(), 0
 
     @property
-    def bytes(self) -> int:
+    def baseline_bytes(self) -> int:
         """The memory that is no task's, in bytes."""
-        return self._held + compiling_bytes(self._compiled)
+        return self._held_bytes + compiling_bytes(self._compiled_count)
 
 
 @cache
-def _baseline() -> Baseline:
-    """Return the process's only `Baseline`."""
-    return Baseline()
+def _baseline_memory() -> BaselineMemory:
+    """Return the process's only `BaselineMemory`."""
+    return BaselineMemory()
 
 
 @contextmanager
-def pinned() -> Iterator[None]:
+def limit_to_one_thread() -> Iterator[None]:
     """Limit libraries to one thread while tasks run. The last task that ends restores their threads."""
-    threads = numba.get_num_threads()
+    previous_threads = numba.get_num_threads()
     numba.set_num_threads(1)  # for this thread only
     try:
-        with _tasks, one_thread():
+        with _running_tasks, one_thread():
             yield
     finally:
-        numba.set_num_threads(threads)
+        numba.set_num_threads(previous_threads)
 
 
 def run_task(
@@ -125,7 +125,7 @@ def run_task(
     job: Job,
     part: str,
     options: dict[str, Any],
-    tick: Callable[[float, float], None],
+    report_progress: Callable[[float, float], None],
 ) -> dict[str, Any]:
     """Run one task with libraries limited to one thread, and measure its time and memory.
 
@@ -135,21 +135,21 @@ def run_task(
         'seconds'; 'peak_bytes', the peak memory of the process while this task and the tasks beside it ran; and
         'held_bytes', the memory of the process before the first task of the stage, and for compiling kernels.
     """
-    start = time.perf_counter()
-    with pinned():
-        _baseline().begins(job.title(task))
-        task(replace(job, tick=tick), part, **options)
-        seconds = time.perf_counter() - start
-        return {"peak_bytes": memory.peak(), "held_bytes": _baseline().bytes, "seconds": seconds}
+    began_at = time.perf_counter()
+    with limit_to_one_thread():
+        _baseline_memory().begin_stage(job.title(task))
+        task(replace(job, tick=report_progress), part, **options)
+        seconds = time.perf_counter() - began_at
+        return {"peak_bytes": memory.peak_memory(), "held_bytes": _baseline_memory().baseline_bytes, "seconds": seconds}
 
 
-def named_error(error: BaseException, name: str) -> BaseException:
+def name_task_in_error(error: BaseException, name: str) -> BaseException:
     """Return an error that names the part. dumap's own errors, and signals such as KeyboardInterrupt, are unchanged."""
     if isinstance(error, DumapError) or not isinstance(error, Exception):
         return error
     if isinstance(error, OSError):
-        named: DumapError = StorageError(f"{name}: {error}")
+        named_error: DumapError = StorageError(f"{name}: {error}")
     else:
-        named = TaskError(f"{name} failed: {type(error).__name__}: {error}")
-    named.__cause__ = error
-    return named
+        named_error = TaskError(f"{name} failed: {type(error).__name__}: {error}")
+    named_error.__cause__ = error
+    return named_error

@@ -10,7 +10,7 @@ from dumap.config import ClusterConfig
 
 
 @dataclass(frozen=True)
-class Sharing:
+class SchedulingOptions:
     """The settings that are sent to Dask with every task, and the time limit of tasks.
 
     Attributes
@@ -31,16 +31,16 @@ class Sharing:
     task_timeout: float | None = None
 
     @classmethod
-    def of(cls, cluster: ClusterConfig) -> Sharing:
+    def from_config(cls, cluster: ClusterConfig) -> SchedulingOptions:
         """Return the sharing that a configuration asks for."""
         return cls(cluster.resources, cluster.allow_workers, cluster.priority, cluster.task_timeout)
 
     @property
-    def chooses(self) -> bool:
+    def restricts_workers(self) -> bool:
         """Whether the settings exclude some workers."""
         return bool(self.resources or self.allow_workers)
 
-    def admits(self, address: str, identity: Mapping[str, Any]) -> bool:
+    def allows_worker(self, address: str, identity: Mapping[str, Any]) -> bool:
         """Return whether a worker may be used.
 
         Parameters
@@ -50,16 +50,16 @@ class Sharing:
             The worker's 'name', 'host' and 'resources', from the scheduler.
         """
         names = {address, address.split("://")[-1], str(identity.get("name")), str(identity.get("host"))}
-        amounts = identity.get("resources") or {}
-        enough = all(amounts.get(name, 0) >= amount for name, amount in self.resources.items())
-        return enough and (not self.allow_workers or not names.isdisjoint(self.allow_workers))
+        available = identity.get("resources") or {}
+        has_resources = all(available.get(name, 0) >= needed for name, needed in self.resources.items())
+        return has_resources and (not self.allow_workers or not names.isdisjoint(self.allow_workers))
 
-    def described(self) -> str:
+    def describe(self) -> str:
         """Return the settings that choose workers, as a text; empty if all workers may be used."""
         settings = [f"cluster.resources {dict(self.resources)}"] if self.resources else []
         settings += [f"cluster.allow_workers {list(self.allow_workers)}"] if self.allow_workers else []
         return " and ".join(settings)
 
 
-UNRESTRICTED = Sharing()
+DEFAULT_SCHEDULING = SchedulingOptions()
 """No restrictions: all workers may be used."""

@@ -22,27 +22,27 @@ from distributed import Client, Future, Reschedule, Status, Worker, fire_and_for
 from distributed.scheduler import KilledWorker
 
 from dumap.engine import topics
-from dumap.engine.cluster_connection import carrier, pickled_call
-from dumap.engine.scheduling import Sharing
+from dumap.engine.cluster_connection import pickled_call, task_unpickler
+from dumap.engine.scheduling import SchedulingOptions
 from dumap.errors import CancelledError, ClusterError, DumapError, LockError
 from dumap.store.lock import BEAT, LEASE
 from dumap.version import __version__
 
-KILLED = KilledWorker
+DRIVER_DIED_ERROR = KilledWorker
 """The error of a driver whose workers died too often."""
-PRIORITY = 100
+DRIVER_PRIORITY = 100
 """Added to the priority of drivers, so that they start before the tasks of runs."""
-WATCHING_SECONDS = 0.5
+WATCH_SECONDS = 0.5
 """Seconds between a driver's looks at the state of its worker."""
-ANSWER_SECONDS = 1.0
+END_REPORT_SECONDS = 1.0
 """Seconds to wait for the scheduler to report that a driver has ended before."""
 
 
 class DriverFunction(Protocol):
     """A function that drives a run; it can be pickled."""
 
-    def __call__(self, client: Client, tell: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
-        """Run all stages with a client, call `tell` with events, and return the run's status."""
+    def __call__(self, client: Client, send_event: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+        """Run all stages with a client, call `send_event` with events, and return the run's status."""
 
 
 @dataclass(frozen=True)
@@ -67,18 +67,18 @@ class Submission:
     @property
     def topic(self) -> str:
         """The topic of the driver's events."""
-        return f"{name_of(self.output)}-{self.token}"
+        return f"{dataset_name(self.output)}-{self.token}"
 
-    def published(self, client: Client) -> dict[str, Any]:
+    def to_dataset(self, client: Client) -> dict[str, Any]:
         """Return the submission as plain values, so that the scheduler can keep it without dumap.
 
         The future is a new object: within one process, a client that gets a dataset binds the very object to itself.
         """
-        plain = {name: getattr(self, name) for name in ("output", "settings", "token")}
-        return {**plain, "future": Future(self.future.key, client)}
+        fields = {name: getattr(self, name) for name in ("output", "settings", "token")}
+        return {**fields, "future": Future(self.future.key, client)}
 
 
-def name_of(output: str) -> str:
+def dataset_name(output: str) -> str:
     """Return the name of the dataset that is published for a run."""
     return f"dumap-run-{hashlib.sha256(output.encode()).hexdigest()[:16]}"
 
@@ -86,53 +86,57 @@ def name_of(output: str) -> str:
 # in the client -------------------------------------------------------------------------------------
 
 
-def send(client: Client, function: DriverFunction, output: str, settings: str, sharing: Sharing) -> Submission:
+def send_driver(
+    client: Client, function: DriverFunction, output: str, settings: str, scheduling: SchedulingOptions
+) -> Submission:
     """Send a driver, which Dask keeps running after the client has gone."""
     token = uuid.uuid4().hex[:12]
     call = pickled_call((run_driver, function, output, settings, token, __version__))
     future = client.submit(
-        carrier(),
+        task_unpickler(),
         call,
-        key=f"{name_of(output)}-{token}",
+        key=f"{dataset_name(output)}-{token}",
         pure=False,
-        priority=sharing.priority + PRIORITY,
-        workers=list(sharing.allow_workers) or None,
+        priority=scheduling.priority + DRIVER_PRIORITY,
+        workers=list(scheduling.allow_workers) or None,
     )
     fire_and_forget(future)
     return Submission(output, settings, token, future)
 
 
-async def publish(client: Client, submission: Submission) -> None:
+async def publish_driver(client: Client, submission: Submission) -> None:
     """Publish a driver, replacing an earlier driver of the same run."""
-    name = name_of(submission.output)
-    await client.publish_dataset(submission.published(client), name=name, override=True)
+    name = dataset_name(submission.output)
+    await client.publish_dataset(submission.to_dataset(client), name=name, override=True)
 
 
-async def find(client: Client, output: str) -> Submission | None:
+async def find_driver(client: Client, output: str) -> Submission | None:
     """Find the driver that was last sent for a run."""
-    fields = await client.get_dataset(name_of(output), default=None)
+    fields = await client.get_dataset(dataset_name(output), default=None)
     if fields is None:
         return None
     submission = Submission(**{**fields, "future": Future(fields["future"].key, client)})
-    await client.get_dataset(name_of(output), default=None)  # tells the scheduler that this client waits for the future
-    await settled(submission)
+    await client.get_dataset(
+        dataset_name(output), default=None
+    )  # tells the scheduler that this client waits for the future
+    await wait_for_end(submission)
     return submission
 
 
-async def settled(submission: Submission, seconds: float | None = ANSWER_SECONDS) -> None:
+async def wait_for_end(submission: Submission, seconds: float | None = END_REPORT_SECONDS) -> None:
     """Wait at most `seconds` for a driver to end. The scheduler needs a moment to report that one has ended before."""
 
-    async def ended() -> None:
+    async def await_future() -> None:
         with contextlib.suppress(Exception):  # the error of the run is raised when its result is asked for
             await submission.future
 
     if submission.future.status == "pending":
-        waiting = asyncio.ensure_future(ended())
-        await asyncio.wait({waiting}, timeout=seconds)
-        waiting.cancel()
+        waiter = asyncio.ensure_future(await_future())
+        await asyncio.wait({waiter}, timeout=seconds)
+        waiter.cancel()
 
 
-def _same(known: Submission | None, settings: str) -> Submission | None:
+def _running_driver(known: Submission | None, settings: str) -> Submission | None:
     """Return a known driver if it has the same settings and has not ended, else None.
 
     Raises
@@ -150,7 +154,9 @@ def _same(known: Submission | None, settings: str) -> Submission | None:
     return known
 
 
-async def send_once(client: Client, make: Callable[[], Submission], output: str, settings: str) -> Submission:
+async def send_once(
+    client: Client, send_submission: Callable[[], Submission], output: str, settings: str
+) -> Submission:
     """Send and publish a driver; if a driver of the run with the same settings is running, return that one.
 
     Raises
@@ -158,15 +164,15 @@ async def send_once(client: Client, make: Callable[[], Submission], output: str,
     LockError
         A driver of the run with other settings is running.
     """
-    running = _same(await find(client, output), settings)
+    running = _running_driver(await find_driver(client, output), settings)
     if running is not None:
         return running
-    submission = make()
-    await publish(client, submission)
+    submission = send_submission()
+    await publish_driver(client, submission)
     return submission
 
 
-async def keep_one(client: Client, submission: Submission) -> Submission:
+async def publish_or_cancel(client: Client, submission: Submission) -> Submission:
     """Publish a driver that was sent, or cancel it if another driver of the run is running.
 
     Raises
@@ -174,27 +180,27 @@ async def keep_one(client: Client, submission: Submission) -> Submission:
     LockError
         A driver of the run with other settings is running.
     """
-    known = await find(client, submission.output)
+    known = await find_driver(client, submission.output)
     if known is not None and known.token != submission.token:
         try:
-            same = _same(known, submission.settings)
+            other = _running_driver(known, submission.settings)
         except LockError:
             await client.cancel([submission.future], force=True)
             raise
-        if same is not None:
+        if other is not None:
             await client.cancel([submission.future], force=True)
-            return same
-    await publish(client, submission)
+            return other
+    await publish_driver(client, submission)
     return submission
 
 
-async def events_of(client: Client, submission: Submission, since: float = 0.0) -> list[tuple[float, dict[str, Any]]]:
+async def read_events(client: Client, submission: Submission, since: float = 0.0) -> list[tuple[float, dict[str, Any]]]:
     """Return a driver's events after a time of the scheduler's clock, oldest first; the scheduler keeps a thousand."""
     events = await client.get_events(submission.topic) or ()
-    return [(when, event) for when, event in events if when > since]
+    return [(event_time, event) for event_time, event in events if event_time > since]
 
 
-def cancel(client: Client, submission: Submission) -> Any:
+def cancel_driver(client: Client, submission: Submission) -> Any:
     """Ask a driver to end. A driver that starts later reads the event, too."""
     return client.log_event(submission.topic, {"event": "cancel"})
 
@@ -202,31 +208,31 @@ def cancel(client: Client, submission: Submission) -> Any:
 # on the worker -------------------------------------------------------------------------------------
 
 
-class _Watch:
+class _DriverWatch:
     """A thread that closes a driver's client if the run is cancelled or the worker leaves, which ends the driver.
 
     Attributes
     ----------
-    earlier : list of dict
+    earlier_events : list of dict
         The events that were sent before this driver began.
-    cancelled : bool
+    is_cancelled : bool
         Whether the run was cancelled.
-    leaving : bool
+    is_leaving : bool
         Whether the worker is leaving.
     """
 
     def __init__(self, client: Client, worker: Worker, topic: str) -> None:
-        self.earlier: list[dict[str, Any]] = []
-        self.cancelled = self.leaving = False
+        self.earlier_events: list[dict[str, Any]] = []
+        self.is_cancelled = self.is_leaving = False
         self._client, self._worker, self._topic = client, worker, topic
-        self._asked, self._ended = threading.Event(), threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="dumap-driver", daemon=True)
+        self._cancel_requested, self._ended = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._watch_run, name="dumap-driver", daemon=True)
 
-    def __enter__(self) -> _Watch:
-        topics.listen(self._client, self._topic, self._take)
-        self.earlier = [event for _, event in self._client.get_events(self._topic) or ()]
-        for event in self.earlier:
-            self._take(event)
+    def __enter__(self) -> _DriverWatch:
+        topics.listen(self._client, self._topic, self._handle_event)
+        self.earlier_events = [event for _, event in self._client.get_events(self._topic) or ()]
+        for event in self.earlier_events:
+            self._handle_event(event)
         self._thread.start()
         return self
 
@@ -234,15 +240,15 @@ class _Watch:
         self._ended.set()
         self._thread.join()
 
-    def _take(self, event: dict[str, Any]) -> None:
+    def _handle_event(self, event: dict[str, Any]) -> None:
         if event["event"] == "cancel":
-            self.cancelled = True
-            self._asked.set()
+            self.is_cancelled = True
+            self._cancel_requested.set()
 
-    def _watch(self) -> None:
-        while not self._ended.wait(WATCHING_SECONDS):
-            self.leaving = self._worker.status not in (Status.running, Status.paused)
-            if self.cancelled or self.leaving:
+    def _watch_run(self) -> None:
+        while not self._ended.wait(WATCH_SECONDS):
+            self.is_leaving = self._worker.status not in (Status.running, Status.paused)
+            if self.is_cancelled or self.is_leaving:
                 self._client.close()
                 return
 
@@ -263,38 +269,40 @@ def run_driver(function: DriverFunction, output: str, settings: str, token: str,
         raise ClusterError(f"worker {worker.address} has dumap {__version__}, the client {version}: install the same")
     assert worker.scheduler is not None
     with Client(worker.scheduler.address, security=worker.security, set_as_default=False) as client:
-        submission = Submission(output, settings, token, Future(f"{name_of(output)}-{token}", client))
-        if name_of(output) not in client.list_datasets():  # the program that sent the driver ended before publishing it
-            client.sync(publish, client, submission)
-        return _drive(function, client, worker, submission.topic)
+        submission = Submission(output, settings, token, Future(f"{dataset_name(output)}-{token}", client))
+        if (
+            dataset_name(output) not in client.list_datasets()
+        ):  # the program that sent the driver ended before publishing it
+            client.sync(publish_driver, client, submission)
+        return _drive_until_unlocked(function, client, worker, submission.topic)
 
 
-def _drive(function: DriverFunction, client: Client, worker: Worker, topic: str) -> dict[str, Any]:
+def _drive_until_unlocked(function: DriverFunction, client: Client, worker: Worker, topic: str) -> dict[str, Any]:
     """Call the function, again while the lock of a driver that died is held; return what it returns."""
-    tell = partial(worker.log_event, topic)
-    with _Watch(client, worker, topic) as watch:
-        for event in watch.earlier:
+    send_event = partial(worker.log_event, topic)
+    with _DriverWatch(client, worker, topic) as watch:
+        for event in watch.earlier_events:
             if event["event"] == "ended":  # only the task's result was lost, with its worker
                 return dict(event["found"])
-        began_before = any(event["event"] == "driver" for event in watch.earlier)
-        until = time.monotonic() + (2 * LEASE if began_before else 0.0)
-        tell({"event": "driver"})
+        has_earlier_driver = any(event["event"] == "driver" for event in watch.earlier_events)
+        retry_deadline = time.monotonic() + (2 * LEASE if has_earlier_driver else 0.0)
+        send_event({"event": "driver"})
         while True:
             try:
-                status = function(client, tell)
-                tell({"event": "ended", "found": status})
+                status = function(client, send_event)
+                send_event({"event": "ended", "found": status})
                 return status
             except Exception as error:
-                if watch.cancelled:
-                    raise CancelledError(f"the run was cancelled; {_kept(error)}") from error
-                if watch.leaving:
+                if watch.is_cancelled:
+                    raise CancelledError(f"the run was cancelled; {_kept_parts_note(error)}") from error
+                if watch.is_leaving:
                     raise Reschedule() from error
-                if not isinstance(error, LockError) or time.monotonic() > until:
+                if not isinstance(error, LockError) or time.monotonic() > retry_deadline:
                     raise
                 time.sleep(BEAT)  # the lock of the driver before this one has not expired yet
 
 
-def _kept(error: Exception) -> str:
+def _kept_parts_note(error: Exception) -> str:
     """Return the run's own note about committed parts, or a general one."""
     notes = getattr(error, "__notes__", []) if isinstance(error, DumapError) else []
     return notes[0] if notes else "what is committed is kept"

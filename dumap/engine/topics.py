@@ -19,24 +19,24 @@ _listeners: WeakKeyDictionary[Client, dict[str, tuple[Listener, ...]]] = WeakKey
 def listen(client: Client, topic: str, listener: Listener) -> None:
     """Call a function, on the client's thread, with each message on a topic."""
 
-    def call_all(event: Any) -> None:
+    def call_listeners(event: Any) -> None:
         for function in _listeners.get(client, {}).get(topic, ()):
             function(event[1] if isinstance(event, tuple) else event)
 
     with _lock:
         topics = _listeners.setdefault(client, {})
-        first, topics[topic] = topic not in topics, (*topics.get(topic, ()), listener)
-        if first:  # within the lock, so that another run does not unsubscribe in the meantime
-            client.subscribe_topic(topic, call_all)
+        is_first, topics[topic] = topic not in topics, (*topics.get(topic, ()), listener)
+        if is_first:  # within the lock, so that another run does not unsubscribe in the meantime
+            client.subscribe_topic(topic, call_listeners)
 
 
 def stop_listening(client: Client, topic: str, listener: Listener) -> None:
     """Stop calling a function with messages on a topic."""
     with _lock:
         topics = _listeners.get(client, {})
-        others = tuple(function for function in topics.get(topic, ()) if function is not listener)
-        if others:
-            topics[topic] = others
+        remaining = tuple(function for function in topics.get(topic, ()) if function is not listener)
+        if remaining:
+            topics[topic] = remaining
             return
         topics.pop(topic, None)
         if client.status == "running":

@@ -12,15 +12,15 @@ from typing import Any
 from distributed import Reschedule, Status, Worker, get_worker
 
 from dumap.artifacts.job import Job
-from dumap.engine.checks import Requirements, UnfitWorker, WorkerFacts, differences
-from dumap.engine.process import cache_error, cpu, named_error, run_task, versions
+from dumap.engine.checks import UnfitWorkerError, WorkerFacts, WorkerRequirements, describe_differences
+from dumap.engine.process import cache_error, cpu_name, name_task_in_error, run_task, versions
 from dumap.errors import DumapError, StorageError
 from dumap.stages import rounds
 from dumap.store import FORMAT, IDENTITY, Run, learn_options, manifest_key, probe, set_threads
 from dumap.store.objects import digest, lacks_room
 from dumap.version import __version__
 
-SETTLING_SECONDS = 0.5
+NANNY_START_SECONDS = 0.5
 """Seconds before the first task of a worker: a nanny may not restart a worker that dies sooner."""
 
 
@@ -30,23 +30,23 @@ class TaskEnvelope:
 
     Attributes
     ----------
-    requirements : Requirements
+    requirements : WorkerRequirements
         What the worker must have.
     topic : str
         The topic of the task's messages.
     step : str
         The name of the step, which each message holds.
-    number : int
+    attempt_number : int
         The number of the attempt, which each message holds.
-    ticks : bool
+    reports_progress : bool
         Whether the task reports its progress.
     """
 
-    requirements: Requirements
+    requirements: WorkerRequirements
     topic: str
     step: str
-    number: int
-    ticks: bool
+    attempt_number: int
+    reports_progress: bool
 
 
 def with_options(options: dict[str, Any], function: Callable[..., Any], *arguments: Any) -> Any:
@@ -55,23 +55,23 @@ def with_options(options: dict[str, Any], function: Callable[..., Any], *argumen
     return function(*arguments)
 
 
-def own() -> dict[str, Any]:
+def own_requirements() -> dict[str, Any]:
     """Return the requirements that depend on this installation of dumap alone."""
     return {"dumap": __version__, "format": FORMAT}
 
 
 @cache
-def _first_asked() -> float:
+def _first_question_time() -> float:
     """Return when this process received its first question or task."""
     return time.monotonic()
 
 
-def facts() -> dict[str, Any]:
+def collect_facts() -> dict[str, Any]:
     """Return the facts about this worker, see `WorkerFacts`."""
-    _first_asked()
+    _first_question_time()
     limit = get_worker().memory_manager.memory_limit or 0
-    known = {"memory_limit": limit, "versions": versions(), "cpu": cpu(), "format": FORMAT}
-    return {**known, "cache_error": cache_error()}
+    worker_facts = {"memory_limit": limit, "versions": versions(), "cpu": cpu_name(), "format": FORMAT}
+    return {**worker_facts, "cache_error": cache_error()}
 
 
 def check_output_access(output: str, key: str) -> None:
@@ -83,29 +83,31 @@ def check_output_access(output: str, key: str) -> None:
 
 # fitness -----------------------------------------------------------------------------------------
 
-_checking = threading.Lock()
+_check_lock = threading.Lock()
 
 
-def unfit(requirements: Requirements) -> list[str]:
+def unfit_reasons(requirements: WorkerRequirements) -> list[str]:
     """Return the reasons why this worker must not take part in a run; the check runs once per process."""
-    with _checking:
-        return list(_unfit(requirements, get_worker().address))
+    with _check_lock:
+        return list(_cached_unfit_reasons(requirements, get_worker().address))
 
 
 @lru_cache(maxsize=16)
-def _unfit(requirements: Requirements, address: str) -> tuple[str, ...]:
+def _cached_unfit_reasons(requirements: WorkerRequirements, address: str) -> tuple[str, ...]:
     """Return the reasons, cached for equal requirements."""
-    reasons = differences(requirements, WorkerFacts(address, "", get_worker().state.nthreads, **facts()))
-    if not reasons and requirements.seen:
+    reasons = describe_differences(
+        requirements, WorkerFacts(address, "", get_worker().state.nthreads, **collect_facts())
+    )
+    if not reasons and requirements.identity_digest:
         reasons = _output_errors(requirements)
     return tuple(reasons)
 
 
-def _output_errors(requirements: Requirements) -> list[str]:
+def _output_errors(requirements: WorkerRequirements) -> list[str]:
     """Return the reasons why this worker cannot use the run's output; empty if it can."""
     try:
         data = Run(requirements.output, read_only=True).get(manifest_key(IDENTITY, "run"))
-        if data is None or digest(data) != requirements.seen:
+        if data is None or digest(data) != requirements.identity_digest:
             return [f"it does not see {requirements.output} as the client does: name a shared folder or a URL"]
         probe(requirements.output)
     except DumapError as error:
@@ -118,7 +120,7 @@ def _output_errors(requirements: Requirements) -> list[str]:
 def free_caches() -> None:
     """Free what tasks have cached in this process."""
     rounds.free_caches()
-    _unfit.cache_clear()
+    _cached_unfit_reasons.cache_clear()
 
 
 # a task ------------------------------------------------------------------------------------------
@@ -127,59 +129,61 @@ def free_caches() -> None:
 def _wait_for_nanny(worker: Worker) -> None:
     """Wait until the worker's nanny would restart the worker if it died."""
     if worker.nanny is not None:
-        time.sleep(max(0.0, _first_asked() + SETTLING_SECONDS - time.monotonic()))
+        time.sleep(max(0.0, _first_question_time() + NANNY_START_SECONDS - time.monotonic()))
 
 
 def run_checked_task(
-    orders: TaskEnvelope, task: Callable[..., None], job: Job, part: str, options: dict[str, Any]
+    envelope: TaskEnvelope, task: Callable[..., None], job: Job, part: str, options: dict[str, Any]
 ) -> dict[str, Any]:
     """Check that this worker is fit, run one task, and send messages when it begins, progresses and ends.
 
     Raises
     ------
-    UnfitWorker
+    UnfitWorkerError
         The worker must not take part; the task has not begun.
     DumapError
-        See `execute`.
+        See `execute_task`.
     """
-    worker, last = get_worker(), 0.0
+    worker, last_report = get_worker(), 0.0
     _wait_for_nanny(worker)
-    if reasons := unfit(orders.requirements):
-        raise UnfitWorker(worker.address, reasons)
+    if reasons := unfit_reasons(envelope.requirements):
+        raise UnfitWorkerError(worker.address, reasons)
 
-    def tell(message: dict[str, Any]) -> None:
-        worker.log_event(orders.topic, {"step": orders.step, "number": orders.number, **message})
+    def send_message(message: dict[str, Any]) -> None:
+        worker.log_event(envelope.topic, {"step": envelope.step, "number": envelope.attempt_number, **message})
 
-    def tick(done: float, total: float) -> None:
-        nonlocal last
-        if time.monotonic() - last > 1.0:
-            last = time.monotonic()
-            tell({"done": done, "total": total})
+    def report_progress(done: float, total: float) -> None:
+        nonlocal last_report
+        if time.monotonic() - last_report > 1.0:
+            last_report = time.monotonic()
+            send_message({"done": done, "total": total})
 
-    tell({"worker": worker.address})
-    usage = execute(task, replace(job, tick=tick) if orders.ticks else job, part, options)
-    tell(usage)
+    send_message({"worker": worker.address})
+    usage = execute_task(task, replace(job, tick=report_progress) if envelope.reports_progress else job, part, options)
+    send_message(usage)
     return usage
 
 
-def fill(orders: TaskEnvelope, task: Callable[..., None], job: Job, part: str, grid: list[list[Any]]) -> None:
+def write_spool_part(
+    envelope: TaskEnvelope, task: Callable[..., None], job: Job, part: str, grid: list[list[Any]]
+) -> None:
     """Check that this worker is fit, and write a part of the spool from the blocks of a Dask collection.
 
     Raises
     ------
-    UnfitWorker, DumapError
+    UnfitWorkerError, DumapError
         See `run_checked_task`.
     """
-    from dumap.engine.collections import assemble
+    from dumap.engine.collections import assemble_blocks
 
     worker = get_worker()
-    if reasons := unfit(orders.requirements):
-        raise UnfitWorker(worker.address, reasons)
-    usage = execute(task, job, part, {"rows": assemble(grid, job.input.dtype)})
-    worker.log_event(orders.topic, {"step": orders.step, "number": orders.number, **usage})
+    if reasons := unfit_reasons(envelope.requirements):
+        raise UnfitWorkerError(worker.address, reasons)
+    usage = execute_task(task, job, part, {"rows": assemble_blocks(grid, job.input.dtype)})
+    worker.log_event(envelope.topic, {"step": envelope.step, "number": envelope.attempt_number, **usage})
 
 
-def execute(task: Callable[..., None], job: Job, part: str, options: dict[str, Any]) -> dict[str, Any]:
+def execute_task(task: Callable[..., None], job: Job, part: str, options: dict[str, Any]) -> dict[str, Any]:
     """Run one task on this worker, see `dumap.engine.process.run_task`.
 
     Raises
@@ -202,4 +206,4 @@ def execute(task: Callable[..., None], job: Job, part: str, options: dict[str, A
             raise Reschedule() from error
         if isinstance(error, DumapError):
             raise
-        raise named_error(error, f"{job.title(task)} {part}") from error
+        raise name_task_in_error(error, f"{job.title(task)} {part}") from error

@@ -13,7 +13,7 @@ from dumap.artifacts.job import Job
 from dumap.artifacts.part_names import AUDIT, CELLS, LAYOUT, VECTORS
 from dumap.config import Config, format_bytes
 from dumap.engine import Engine, Observer
-from dumap.engine.choose import choose, open_engine
+from dumap.engine.engine_choice import choose_engine, open_engine
 from dumap.errors import DamageError, DumapError
 from dumap.planning.audits import without_repairs
 from dumap.planning.budget import PAUSE_FRACTION, held_beyond
@@ -156,9 +156,9 @@ def _run_recipe(
         projected.check(config.cluster.memory_limit, None)
     need = math.ceil(projected.peak_bytes / PAUSE_FRACTION)
     record = required_provenance(job.run, recipe) if begun and not force else None
-    chosen = choose(config.cluster, projected, client)
+    chosen = choose_engine(config.cluster, projected, client)
     with open_engine(chosen, config.cluster, client, observer, need) as engine, contextlib.closing(engine):
-        engine.require(record, plan_own_stages(job, stages, 0).peak_bytes)
+        engine.set_requirements(record, plan_own_stages(job, stages, 0).peak_bytes)
         engine.preflight()
         _run_on_engine(job, other, stages, engine, observer, force, begun, published)
     return status(config.output)
@@ -181,7 +181,7 @@ def _run_on_engine(
     written = sum(job.run.sizes(stage.name) for stage in recipe if stage.name not in done)
     projected.check(engine.worker_memory, free_disk_bytes(output), engine.worker_threads, done, written)
     prepare_output(output)
-    engine.check_sight(output)
+    engine.check_output_visible(output)
     try:
         with Lock(job.run, observer.note) as lock:
             job.term, job.token = job.run.term, job.run.token

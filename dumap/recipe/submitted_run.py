@@ -88,8 +88,8 @@ class SubmittedRun:
         values = [self.config.model_dump(mode="json"), self.parent, self.force]
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
-    def __call__(self, client: Client, tell: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    def __call__(self, client: Client, send_event: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
         """Run all stages; return the run's status as plain values."""
-        status = pipeline.run(self.config, client, EventObserver(tell), self.force, self.parent)
+        status = pipeline.run(self.config, client, EventObserver(send_event), self.force, self.parent)
         plain: dict[str, Any] = json.loads(to_json(status))
         return plain

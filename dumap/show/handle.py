@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from dumap.engine import submission as sent
 from dumap.engine.connect import secede_while_waiting
-from dumap.engine.scheduling import Sharing
-from dumap.engine.submission import KILLED, Submission
+from dumap.engine.scheduling import SchedulingOptions
+from dumap.engine.submission import DRIVER_DIED_ERROR, Submission
 from dumap.errors import CancelledError, ClusterError, ConfigError
 from dumap.recipe.locations import with_normalized_locations
 from dumap.recipe.observers import CallbackObserver
@@ -87,8 +87,8 @@ class Handle:
 
     async def _status(self) -> dict[str, Any]:
         submission = await self._published()
-        await sent.settled(submission)
-        events = await sent.events_of(self._client, submission)
+        await sent.wait_for_end(submission)
+        events = await sent.read_events(self._client, submission)
         task = STATES.get(submission.future.status or "lost")
         if task == "failed" and isinstance(await self._error(), CancelledError):
             task = "cancelled"
@@ -110,7 +110,7 @@ class Handle:
         return state
 
     async def _progress(self) -> dict[str, Any]:
-        events = await sent.events_of(self._client, await self._published())
+        events = await sent.read_events(self._client, await self._published())
         state: dict[str, Any] = {"stage": None, "done": 0.0, "total": 0.0, "stages": [], "notes": []}
         for _, event in events:
             if event["event"] == "driver":
@@ -137,7 +137,7 @@ class Handle:
         return done
 
     async def _cancel(self) -> None:
-        await sent.cancel(self._client, await self._published())
+        await sent.cancel_driver(self._client, await self._published())
 
     def result(self, timeout: float | None = None, on_progress: Any = None) -> Result:
         """Wait for the run, and return its result.
@@ -179,14 +179,14 @@ class Handle:
         while True:
             late = timeout is not None and time.monotonic() >= deadline
             ended = self._client.sync(self._ended, POLL_SECONDS)
-            for when, event in self._client.sync(sent.events_of, self._client, self._submission, last_time):
+            for when, event in self._client.sync(sent.read_events, self._client, self._submission, last_time):
                 replayed.tell(event)
                 last_time = when
             if ended or late:
                 return self._wait(None if ended else 0.0)
 
     async def _ended(self, seconds: float) -> bool:
-        await sent.settled(self._submission, seconds)
+        await sent.wait_for_end(self._submission, seconds)
         return self._submission.future.status != "pending"
 
     async def _error(self) -> Exception | None:
@@ -197,7 +197,7 @@ class Handle:
         error = await future.exception() if future.status == "error" else None
         if error is None:
             return CancelledError(f"the driver of {self.output} was cancelled, or is gone with its scheduler")
-        if isinstance(error, (KILLED, ImportError)):
+        if isinstance(error, (DRIVER_DIED_ERROR, ImportError)):
             return ClusterError(
                 f"the driver of {self.output} cannot go on ({type(error).__name__}: {error}): workers must have this "
                 f"dumap, and memory; what is committed is kept"
@@ -206,7 +206,7 @@ class Handle:
 
     async def _result(self, timeout: float | None) -> Result:
         submission = await self._published()
-        await sent.settled(submission, timeout)
+        await sent.wait_for_end(submission, timeout)
         if submission.future.status == "pending":
             raise TimeoutError(f"the run of {self.output} is not done within {timeout} s; it goes on")
         if (error := await self._error()) is not None:
@@ -232,14 +232,14 @@ def begin(client: Client, config: Config, parent: str | None, force: bool) -> Ha
     if config.cluster.engine == "local":
         raise ConfigError("cluster.engine = 'local' runs in this process: set it to auto, or call dumap.run")
     config = with_normalized_locations(config, parent)
-    work, sharing = (
+    work, scheduling = (
         SubmittedRun(config, None if parent is None else normalize(parent), force),
-        Sharing.of(config.cluster),
+        SchedulingOptions.from_config(config.cluster),
     )
-    make = partial(sent.send, client, work, config.output, work.digest(), sharing)
+    make = partial(sent.send_driver, client, work, config.output, work.digest(), scheduling)
     if client.asynchronous:
         submission = make()
-        return Handle(client, submission, asyncio.ensure_future(sent.keep_one(client, submission)))
+        return Handle(client, submission, asyncio.ensure_future(sent.publish_or_cancel(client, submission)))
     return Handle(client, client.sync(sent.send_once, client, make, config.output, work.digest()))
 
 
@@ -254,7 +254,7 @@ def attach(client: Client, output: str) -> Any:
     place = normalize(output)
 
     async def find_handle() -> Handle:
-        submission = await sent.find(client, place)
+        submission = await sent.find_driver(client, place)
         if submission is None:
             raise ClusterError(f"the cluster drives no run of {place}: submit it")
         return Handle(client, submission)

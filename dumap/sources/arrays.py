@@ -57,7 +57,7 @@ class ArrayRows:
         return 3 * min(PART_BYTES, self.rows * self.dims * self.dtype.itemsize)
 
     @property
-    def least_bytes(self) -> int:
+    def min_task_bytes(self) -> int:
         """The same as `task_bytes`."""
         return self.task_bytes
 

@@ -43,7 +43,7 @@ class ObjectRows(Protocol):
         In native byte order.
     token : str
         Letters and digits that are equal only for equal rows.
-    task_bytes, least_bytes : int
+    task_bytes, min_task_bytes : int
         Bytes that a task takes to write a part, and the least bytes with which it can be done.
     names : ndarray or None
         Names of the rows, (rows,) of int64 or of texts.
@@ -72,7 +72,7 @@ class ObjectRows(Protocol):
         """As above."""
 
     @property
-    def least_bytes(self) -> int:
+    def min_task_bytes(self) -> int:
         """As above."""
 
 

@@ -57,7 +57,7 @@ def run(context: Context) -> dict:
             f"its rows: call dumap.run again with the same data and this output"
         )
     if context.job.object_rows is not None:
-        chunk_bytes = context.job.object_rows.least_bytes
+        chunk_bytes = context.job.object_rows.min_task_bytes
         context.require(SPOOL, chunk_bytes, f"a chunk of the {source.kind} is large", "smaller chunks: rechunk it")
     context.compute(SPOOL, write_spool_part, names)
     return {"rows": source.rows, "bytes": source.rows * context.geometry.source_row_bytes}

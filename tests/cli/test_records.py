@@ -318,10 +318,10 @@ def test_a_report_is_not_of_the_local_engine(cli, arguments, fresh):
 
 
 def test_a_report_asks_for_a_cluster(configure, digits_300):
-    from dumap.engine.choose import choose
+    from dumap.engine.engine_choice import choose_engine
 
     config = configure(digits_300, {"cluster.report": "report.html"})
-    assert (choose(config.cluster, pipeline.plan(config)).name, config.cluster.engine) == ("dask", "auto")
+    assert (choose_engine(config.cluster, pipeline.plan(config)).name, config.cluster.engine) == ("dask", "auto")
 
 
 @pytest.mark.parametrize("missing", ["bokeh", "folder"])
@@ -339,12 +339,12 @@ def test_a_report_that_could_not_be_written_is_refused(cli, arguments, client, f
 
 
 def test_a_scheduler_that_gives_no_report_is_told(client, fresh, monkeypatch):
-    from dumap.engine.performance_report import reported
+    from dumap.engine.performance_report import write_performance_report
 
     notes, report = [], fresh("report.html")
 
     def run() -> None:
-        with reported(client, report, 30.0, notes.append):
+        with write_performance_report(client, report, 30.0, notes.append):
             monkeypatch.setattr(client.scheduler, "performance_report", None, raising=False)
             raise ZeroDivisionError("of the run")
 

@@ -16,8 +16,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from dumap.engine.checks import UnfitWorker
-from dumap.engine.cluster_connection import Killed, Lost
+from dumap.engine.checks import UnfitWorkerError
+from dumap.engine.cluster_connection import TaskLostError, WorkersDiedError
 
 
 @dataclass(eq=False)
@@ -47,7 +47,7 @@ class Worker:
 
 
 class Cluster:
-    """Workers and a scheduler; the engine's side of it is that of `dumap.engine.cluster_connection.Link`.
+    """Workers and a scheduler; the engine's side of it is that of `dumap.engine.cluster_connection.ClusterConnection`.
 
     Parameters
     ----------
@@ -58,7 +58,7 @@ class Cluster:
         Deaths beyond which a task comes back as killed.
     """
 
-    name, closed, running = "a simulated cluster", False, True
+    name, is_closed, is_running = "a simulated cluster", False, True
 
     def __init__(self, seed: int, seconds: Callable[[str], float] = lambda part: 1.0, allowed: int = 3) -> None:
         self.random, self.seconds, self.allowed = random.Random(seed), seconds, allowed
@@ -97,7 +97,7 @@ class Cluster:
         for task in worker.given if worker else ():
             task.deaths += 1
             if task.deaths > self.allowed:
-                self._end(task, Killed(task.deaths))
+                self._end(task, WorkersDiedError(task.deaths))
             else:
                 self._give_back(task)
         if worker and self.respawns:
@@ -119,7 +119,7 @@ class Cluster:
         """Forget a task."""
         if task in self.in_flight and task not in self.finished:
             self._take(task)
-            self._end(task, Lost())
+            self._end(task, TaskLostError())
 
     def _give_back(self, task: Task) -> None:
         task.on, task.running = "", False
@@ -158,7 +158,7 @@ class Cluster:
         worker = self.workers[address]
         if worker.unfit:
             self._take(task)
-            self._end(task, UnfitWorker(address, worker.unfit))
+            self._end(task, UnfitWorkerError(address, worker.unfit))
             return
         self.messages.append({"step": task.step, "number": task.number, "worker": address})
         took = self.seconds(task.part) * worker.slowness
@@ -219,18 +219,18 @@ class Cluster:
         """Return the time."""
         return self.time
 
-    def threads(self) -> dict[str, int]:
+    def threads_by_worker(self) -> dict[str, int]:
         """Return the workers' threads."""
         return {address: worker.threads for address, worker in self.workers.items()}
 
-    def begin(self) -> str:
+    def begin_step(self) -> str:
         """Begin a step."""
         return f"step-{next(self._numbers)}"
 
-    def tell(self, topic: str, message: dict) -> None:
+    def send_message(self, topic: str, message: dict) -> None:
         """Tell nobody: there are no other runs."""
 
-    def exchange(self, topic: str, message: dict) -> list:
+    def exchange_messages(self, topic: str, message: dict) -> list:
         """Return nothing of other runs."""
         return []
 
@@ -238,7 +238,7 @@ class Cluster:
         """Hear nothing."""
 
     def send(
-        self, stage: str, step: str, part: str, call: tuple, workers: frozenset[str] | None, due: float | None
+        self, stage: str, step: str, part: str, call: tuple, workers: frozenset[str] | None, virtual_start: float | None
     ) -> Task:
         """Send a task."""
         task = Task(stage, step, part, call[-1], workers)
@@ -248,7 +248,7 @@ class Cluster:
         self.most_in_flight = max(self.most_in_flight, len(self.in_flight))
         return task
 
-    def done(self, seconds: float) -> list[Task]:
+    def wait_for_done(self, seconds: float) -> list[Task]:
         """Let time pass until a task is done, or for so long."""
         self.polls += 1
         until = self.time + seconds
@@ -260,7 +260,7 @@ class Cluster:
         finished, self.finished = self.finished, []
         return finished
 
-    def outcome(self, task: Task) -> Exception | None:
+    def task_error(self, task: Task) -> Exception | None:
         """Return what became of a task."""
         self.in_flight.discard(task)
         return task.outcome

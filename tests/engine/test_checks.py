@@ -6,18 +6,27 @@ from dataclasses import replace
 
 import pytest
 
-from dumap.engine.checks import Requirements, WorkerFacts, common, differences, single_thread_limit
+from dumap.engine.checks import (
+    WorkerFacts,
+    WorkerRequirements,
+    describe_differences,
+    most_common_installation,
+    single_thread_memory_limit,
+)
 from dumap.engine.worker_pool import host_of
 from dumap.planning.budget import INTERPRETER_BYTES, PAUSE_FRACTION, process_bytes
 
 GIB = 2**30
 FIT = WorkerFacts("tcp://a:1", "a", 1, 4 * GIB, {"dumap": "1", "numpy": "2", "python": "3.12.1"}, "zen", 9)
-REQUIREMENTS = Requirements("1", 9, tuple(FIT.versions.items()), "zen", GIB)
+REQUIREMENTS = WorkerRequirements("1", 9, tuple(FIT.versions.items()), "zen", GIB)
 
 
 def test_a_worker_like_the_others_is_fit():
-    assert differences(REQUIREMENTS, FIT) == []
-    assert differences(Requirements("1", 9), replace(FIT, cpu="z80", versions={"dumap": "1", "numpy": "0"})) == []
+    assert describe_differences(REQUIREMENTS, FIT) == []
+    assert (
+        describe_differences(WorkerRequirements("1", 9), replace(FIT, cpu="z80", versions={"dumap": "1", "numpy": "0"}))
+        == []
+    )
 
 
 @pytest.mark.parametrize(
@@ -34,7 +43,7 @@ def test_a_worker_like_the_others_is_fit():
     ],
 )
 def test_a_worker_that_differs_is_told_how(other, message):
-    (reason,) = differences(REQUIREMENTS, replace(FIT, **other))
+    (reason,) = describe_differences(REQUIREMENTS, replace(FIT, **other))
     assert message in reason
 
 
@@ -43,17 +52,17 @@ def test_threads_of_a_process_share_its_interpreter():
     peak = INTERPRETER_BYTES + 300 * 2**20
     for threads in (1, 2, 8):
         limit = process_bytes(peak, threads) / PAUSE_FRACTION
-        assert single_thread_limit(int(limit) + 16, threads) >= peak / PAUSE_FRACTION - 16
-        assert single_thread_limit(int(limit) - 2**20 * threads, threads) < peak / PAUSE_FRACTION
-    assert single_thread_limit(0, 4) == 0
+        assert single_thread_memory_limit(int(limit) + 16, threads) >= peak / PAUSE_FRACTION - 16
+        assert single_thread_memory_limit(int(limit) - 2**20 * threads, threads) < peak / PAUSE_FRACTION
+    assert single_thread_memory_limit(0, 4) == 0
 
 
 def test_most_workers_decide_and_a_run_that_was_begun_before_them():
     other = replace(FIT, versions={**FIT.versions, "numpy": "1"})
     workers = [FIT, other, other]
-    assert common(workers, None) == (other.versions, "zen")
-    assert common(workers, {"versions": FIT.versions, "cpus": ["zen"]}) == (FIT.versions, "zen")
-    assert common(workers, {"versions": FIT.versions, "cpus": ["z80"]}) == (other.versions, "zen")
+    assert most_common_installation(workers, None) == (other.versions, "zen")
+    assert most_common_installation(workers, {"versions": FIT.versions, "cpus": ["zen"]}) == (FIT.versions, "zen")
+    assert most_common_installation(workers, {"versions": FIT.versions, "cpus": ["z80"]}) == (other.versions, "zen")
 
 
 def test_workers_of_one_process_are_on_one_host():

@@ -20,7 +20,7 @@ from dumap.artifacts.job import Job
 from dumap.artifacts.part_names import part_names
 from dumap.engine import cluster
 from dumap.engine.cluster import DaskEngine
-from dumap.engine.cluster_connection import Link
+from dumap.engine.cluster_connection import ClusterConnection
 from dumap.errors import ClusterError, TaskError
 from dumap.recipe.pipeline import plan, run
 
@@ -80,15 +80,15 @@ def silent(done, total):
 
 
 def test_a_worker_that_leaves_as_it_is_asked_is_not_called_unfit(client, workers, job, monkeypatch):
-    ask, left = workers.link.threads, [{"tcp://127.0.0.1:9": 1}]
+    ask, left = workers.connection.threads_by_worker, [{"tcp://127.0.0.1:9": 1}]
 
     def threads():
         return ask() | (left.pop() if left else {})
 
-    monkeypatch.setattr(workers.link, "threads", threads)
+    monkeypatch.setattr(workers.connection, "threads_by_worker", threads)
     workers.preflight()
     assert left == []
-    assert len(workers.workers) == 2
+    assert len(workers.worker_facts) == 2
 
 
 # mapping -----------------------------------------------------------------------------------------
@@ -149,13 +149,13 @@ def test_two_runs_on_one_client_hear_each_of_its_own(client, workers, job, confi
 def test_a_worker_that_does_not_answer_holds_nobody_up(client, workers, fresh, monkeypatch):
     """It is stopped, and so may be for minutes before the scheduler gives it up."""
     monkeypatch.setattr(cluster, "ANSWER_TIMEOUT", 1.0)
-    pid = client.submit(os.getpid, workers=[workers.workers[0].address], pure=False).result()
+    pid = client.submit(os.getpid, workers=[workers.worker_facts[0].address], pure=False).result()
     os.kill(pid, signal.SIGSTOP)
     try:
         engine = DaskEngine(client, 30)
         engine.preflight()
-        assert [worker.address for worker in engine.workers] == [workers.workers[1].address]
-        engine.check_sight(fresh())
+        assert [worker.address for worker in engine.worker_facts] == [workers.worker_facts[1].address]
+        engine.check_output_visible(fresh())
         engine.close()
     finally:
         os.kill(pid, signal.SIGCONT)
@@ -209,13 +209,13 @@ def test_nothing_stays_on_the_scheduler_after_an_error(client, workers, job):
 
 def test_another_client_that_is_the_default_slows_nothing(client, workers, job, fresh, monkeypatch):
     """Futures are waited for by the client they are of: another's loop never hears that they are done."""
-    counts, wait = [], Link.done
+    counts, wait = [], ClusterConnection.wait_for_done
 
     def counted(self, seconds):
         counts.append(len(finished := wait(self, SECONDS / 2)))
         return finished
 
-    monkeypatch.setattr(Link, "done", counted)
+    monkeypatch.setattr(ClusterConnection, "wait_for_done", counted)
     with Client(client.scheduler.address, set_as_default=True):
         for _ in range(8):
             workers.map(marking(fresh()), job, ["part-00000"], {}, silent)

@@ -21,7 +21,7 @@ import dumap
 from dumap.artifacts.job import Job
 from dumap.artifacts.part_names import part_names
 from dumap.config import load
-from dumap.engine.collections import DaskRows, assemble, is_collection
+from dumap.engine.collections import DaskRows, assemble_blocks, is_collection
 from dumap.engine.connect import connect
 from dumap.errors import InputError, RunMismatchError
 from dumap.recipe.observers import SilentObserver
@@ -60,8 +60,10 @@ def test_slices_of_chunks_are_the_rows_of_a_part(rows, columns, data):
     start = data.draw(st.integers(0, len(x) - 1))
     stop = data.draw(st.integers(start + 1, len(x)))
     object_rows = DaskRows(da.from_array(x, chunks=(tuple(rows), tuple(columns))))
-    (grid,) = (grid for _, grid in object_rows.grids({"part": (start, stop)}))
-    assert assemble(dask.compute(grid, scheduler="sync")[0], object_rows.dtype).tolist() == x[start:stop].tolist()
+    (grid,) = (grid for _, grid in object_rows.part_grids({"part": (start, stop)}))
+    assert (
+        assemble_blocks(dask.compute(grid, scheduler="sync")[0], object_rows.dtype).tolist() == x[start:stop].tolist()
+    )
 
 
 def test_collections_of_rows_are_recognised():

@@ -21,7 +21,7 @@ from helpers import Notes
 
 from dumap.config import ClusterConfig
 from dumap.engine import connect as engine
-from dumap.engine.connect import connect, size_embedded
+from dumap.engine.connect import connect, plan_embedded_cluster
 from dumap.errors import ClusterError, ConfigError
 from dumap.recipe.observers import SilentObserver
 
@@ -78,7 +78,7 @@ def test_a_file_is_read_until_its_scheduler_answers(cluster, nobody, mute, tmp_p
     }
     if before in texts:
         file.write_text(texts[before])
-    monkeypatch.setattr(engine, "FIRST_TRY_SECONDS", 0.3)
+    monkeypatch.setattr(engine, "FIRST_TRY_TIMEOUT", 0.3)
     writing = threading.Timer(0.7, file.write_text, [whole])
     writing.start()
     try:
@@ -282,7 +282,7 @@ def machine(monkeypatch):
     def pretend(cpus: int, free: int, process: int | None = None):
         monkeypatch.setattr(engine, "cpu_count", lambda: cpus)
         monkeypatch.setattr(engine, "free_memory", lambda: free)
-        monkeypatch.setattr(engine, "process_memory", lambda: process)
+        monkeypatch.setattr(engine, "process_memory_limit", lambda: process)
 
     return pretend
 
@@ -291,19 +291,19 @@ def machine(monkeypatch):
 def test_workers_fit_the_memory_there_is(machine):
     need = 3 * GIB // 2
     machine(16, 8 * GIB)
-    workers, limit, why = size_embedded(settings(), need)
+    workers, limit, why = plan_embedded_cluster(settings(), need)
     assert workers == 4
     assert need <= limit <= 8 * GIB / 4
     assert why == " (16 CPUs, but room for 4: 7.20 GiB may be used, each takes 1.50 GiB)"
-    assert size_embedded(settings(memory_limit=3 * GIB), need)[:2] == (2, 3 * GIB)
-    assert size_embedded(settings(workers=3), need)[::2] == (3, "")
-    assert size_embedded(settings(workers=16, memory_limit=GIB), need) == (16, GIB, "")
+    assert plan_embedded_cluster(settings(memory_limit=3 * GIB), need)[:2] == (2, 3 * GIB)
+    assert plan_embedded_cluster(settings(workers=3), need)[::2] == (3, "")
+    assert plan_embedded_cluster(settings(workers=16, memory_limit=GIB), need) == (16, GIB, "")
     machine(2, 64 * GIB)
-    assert size_embedded(settings(), need)[::2] == (2, "")
+    assert plan_embedded_cluster(settings(), need)[::2] == (2, "")
     machine(16, GIB)
-    assert size_embedded(settings(), need)[:2] == (1, int(0.9 * GIB))
+    assert plan_embedded_cluster(settings(), need)[:2] == (1, int(0.9 * GIB))
     machine(4, 64 * GIB, 2 * GIB)
-    assert size_embedded(settings(), need)[:2] == (4, 2 * GIB)
+    assert plan_embedded_cluster(settings(), need)[:2] == (4, 2 * GIB)
 
 
 def descendants() -> set[int]:

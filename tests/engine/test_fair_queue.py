@@ -15,7 +15,7 @@ from distributed import Client, LocalCluster
 from dumap.artifacts.job import Job
 from dumap.artifacts.part_names import part_names
 from dumap.engine.cluster import DaskEngine
-from dumap.engine.fair_queue import FORGOTTEN_SECONDS, TOLD_SECONDS, FairQueue
+from dumap.engine.fair_queue import INACTIVE_SECONDS, MESSAGE_SECONDS, FairQueue
 from dumap.recipe.pipeline import plan
 
 
@@ -28,13 +28,13 @@ class Bus:
     def now(self) -> float:
         return self.time
 
-    def tell(self, topic: str, message: dict) -> None:
+    def send_message(self, topic: str, message: dict) -> None:
         self.events.append((self.time, message))
         for hear in list(self.hearers):
             hear(message)
 
-    def exchange(self, topic: str, message: dict) -> list:
-        self.tell(topic, message)
+    def exchange_messages(self, topic: str, message: dict) -> list:
+        self.send_message(topic, message)
         return list(self.events)
 
     def listen(self, topic: str, on_message: Callable) -> None:
@@ -54,18 +54,18 @@ def share_out(runs: list[Run], threads: int, until: float) -> list[float]:
 
     Seconds are counted from when all runs are there.
     """
-    bus, queue, running, numbers = runs[0].fair_queue._events, [], [], itertools.count()
+    bus, queue, running, numbers = runs[0].fair_queue._bus, [], [], itertools.count()
     begin = max(run.since for run in runs)
     while bus.time < until:
         for run in runs:
             if bus.time >= run.since:
                 run.fair_queue.announce()
                 while run.waiting < run.window:
-                    heapq.heappush(queue, (run.fair_queue.take(run.seconds), next(numbers), run))
+                    heapq.heappush(queue, (run.fair_queue.next_start(run.seconds), next(numbers), run))
                     run.waiting += 1
         while queue and len(running) < threads:
             due, number, run = heapq.heappop(queue)
-            run.fair_queue.begun(due)
+            run.fair_queue.record_start(due)
             heapq.heappush(running, (bus.time + run.seconds, number, run))
         bus.time, _, ended = heapq.heappop(running)
         ended.waiting -= 1
@@ -94,36 +94,36 @@ def test_who_was_away_has_saved_nothing_up_and_who_had_idle_threads_owes_nothing
     for one in (early, late):
         one.announce()
     for _ in range(100):
-        early.begun(early.take(1.0))
-    bus.time += TOLD_SECONDS
+        early.record_start(early.next_start(1.0))
+    bus.time += MESSAGE_SECONDS
     early.announce()
-    assert late.take(1.0) == 99.0
-    assert early.take(1.0) == 100.0
+    assert late.next_start(1.0) == 99.0
+    assert early.next_start(1.0) == 100.0
 
 
 def test_what_a_task_took_beyond_what_was_thought_is_counted():
     queue = FairQueue(Bus())
-    assert [queue.take(1.0), queue.take(1.0)] == [0.0, 1.0]
-    queue.correct(9.0)
-    assert queue.take(1.0) == 11.0
+    assert [queue.next_start(1.0), queue.next_start(1.0)] == [0.0, 1.0]
+    queue.correct_duration(9.0)
+    assert queue.next_start(1.0) == 11.0
 
 
 def test_runs_hear_of_one_another_and_forget_who_is_silent():
     bus = Bus()
     first, second = FairQueue(bus), FairQueue(bus)
     first.announce()
-    assert not first.shared
+    assert not first.has_other_runs
     second.announce()
-    assert (first.shared, second.shared) == (True, True)
-    bus.time += FORGOTTEN_SECONDS / 2
+    assert (first.has_other_runs, second.has_other_runs) == (True, True)
+    bus.time += INACTIVE_SECONDS / 2
     first.announce()
-    assert (first.shared, second.shared) == (True, True)
-    bus.time += FORGOTTEN_SECONDS / 2
-    assert (first.shared, second.shared) == (False, True)
+    assert (first.has_other_runs, second.has_other_runs) == (True, True)
+    bus.time += INACTIVE_SECONDS / 2
+    assert (first.has_other_runs, second.has_other_runs) == (False, True)
     first.pause()
     third = FairQueue(bus)
     third.announce()
-    assert not third.shared, "the one is silent, and the other said that it is in no step"
+    assert not third.has_other_runs, "the one is silent, and the other said that it is in no step"
 
 
 def test_a_run_of_short_steps_is_heard_by_one_that_begins():
@@ -131,13 +131,13 @@ def test_a_run_of_short_steps_is_heard_by_one_that_begins():
     first, second = FairQueue(bus), FairQueue(bus)
     for _ in range(3):
         first.announce()
-        first.begun(first.take(1.0))
+        first.record_start(first.next_start(1.0))
         first.pause()
-        bus.time += TOLD_SECONDS / 10
+        bus.time += MESSAGE_SECONDS / 10
     first.announce()
     second.announce()
-    assert second.shared
-    assert second.take(1.0) > 0, "the new run begins at the virtual time of the other"
+    assert second.has_other_runs
+    assert second.next_start(1.0) > 0, "the new run begins at the virtual time of the other"
 
 
 # on a cluster ------------------------------------------------------------------------------------
@@ -181,7 +181,7 @@ def test_steps_of_few_parts_do_not_wait_for_all_that_another_run_has_sent(one_th
     thread.start()
     try:
         executors[1].map(narrow, jobs[1], ["part"], {}, lambda done, total: None)  # the other run hears of this one
-        time.sleep(2 * TOLD_SECONDS)
+        time.sleep(2 * MESSAGE_SECONDS)
         before = DONE["wide"]
         for _ in range(20):
             executors[1].map(narrow, jobs[1], ["part"], {}, lambda done, total: None)

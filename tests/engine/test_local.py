@@ -23,8 +23,8 @@ from threadpoolctl import threadpool_info, threadpool_limits
 
 from dumap.artifacts.job import Job
 from dumap.artifacts.part_names import part_names
-from dumap.engine import choose as choosing
-from dumap.engine.choose import choose
+from dumap.engine import engine_choice
+from dumap.engine.engine_choice import choose_engine
 from dumap.engine.local import LocalEngine
 from dumap.errors import BudgetError, ConfigError, StorageError, TaskError
 from dumap.recipe.pipeline import plan, run
@@ -289,7 +289,7 @@ def test_a_signal_ends_a_local_run_which_then_goes_on(data, fresh, expected, num
     assert zarr.open_array(output, path="embedding", mode="r")[:].tobytes() == expected
 
 
-# choosing ----------------------------------------------------------------------------------------
+# choosing ------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -298,14 +298,14 @@ def decide(configure, data):
 
     def go(settings=None, client=None):
         config = configure(data, settings)
-        return choose(config.cluster, plan(config), client)
+        return choose_engine(config.cluster, plan(config), client)
 
     return go
 
 
 def test_small_work_is_local_with_a_thread_a_processor(decide):
     chosen = decide()
-    assert (chosen.name, chosen.threads) == ("local", choosing.cpu_count())
+    assert (chosen.name, chosen.threads) == ("local", engine_choice.cpu_count())
     assert chosen.worker_memory > 2**28
 
 
@@ -323,7 +323,7 @@ def test_small_work_is_local_with_a_thread_a_processor(decide):
 def test_a_cluster_is_chosen_where_one_is_asked_for_or_there_is_much_work(decide, settings, why):
     chosen = decide(settings)
     assert chosen.name == "dask"
-    assert why in chosen.why
+    assert why in chosen.reason
 
 
 def test_a_client_is_used(decide, client):
@@ -341,7 +341,7 @@ def test_the_local_engine_beside_a_cluster_is_refused(configure, data, key):
 
 def test_a_scheduler_that_dask_is_told_of_is_used(decide):
     with dask.config.set({"scheduler-address": "tcp://127.0.0.1:8786"}):
-        assert "tcp://127.0.0.1:8786" in decide().why
+        assert "tcp://127.0.0.1:8786" in decide().reason
     assert decide().name == "local"
 
 
@@ -351,21 +351,21 @@ def test_files_of_dask_are_read_for_an_address(monkeypatch, fresh):
     monkeypatch.setenv("HOME", str(folder))
     monkeypatch.setenv("DASK_ROOT_CONFIG", str(folder))
     (folder / "mine.yaml").write_text("# scheduler-address: tcp://a:1\n")
-    assert not choosing._address_in_files()
+    assert not engine_choice._may_files_name_scheduler()
     (folder / "mine.yaml").write_text("scheduler-address: tcp://a:1\n")
-    assert choosing._address_in_files()
+    assert engine_choice._may_files_name_scheduler()
 
 
 def test_little_memory_asks_for_a_cluster_and_for_fewer_threads(decide, monkeypatch):
-    monkeypatch.setattr(choosing, "cpu_count", lambda: 16)
-    monkeypatch.setattr(choosing, "free_memory", lambda: 2 * 2**30)
-    assert "16 threads take" in decide().why
+    monkeypatch.setattr(engine_choice, "cpu_count", lambda: 16)
+    monkeypatch.setattr(engine_choice, "free_memory", lambda: 2 * 2**30)
+    assert "16 threads take" in decide().reason
     forced = decide({"cluster.engine": "local"})
     assert 1 < forced.threads < 16
 
 
 def test_a_local_run_that_does_not_fit_is_refused_with_the_numbers(decide, monkeypatch):
-    monkeypatch.setattr(choosing, "free_memory", lambda: 300 * 2**20)
+    monkeypatch.setattr(engine_choice, "free_memory", lambda: 300 * 2**20)
     with pytest.raises(BudgetError, match=r"stage \w+ is projected to peak at .* in one thread, but 300 MiB"):
         decide({"cluster.engine": "local"})
     assert decide().name == "dask"

@@ -45,11 +45,11 @@ def test_what_keeps_compiled_code_from_being_kept_is_said(monkeypatch):
 
 def test_a_task_is_pinned_and_the_process_has_its_settings_again(user_settings):
     before, threads = user_settings(), numba.get_num_threads()
-    with process.pinned():
-        assert user_settings() == ({1}, process.REQUESTS, before[2])
+    with process.limit_to_one_thread():
+        assert user_settings() == ({1}, process.ZARR_REQUESTS, before[2])
         assert numba.get_num_threads() == 1
     assert (user_settings(), numba.get_num_threads()) == (before, threads)
-    with pytest.raises(KeyError), process.pinned():
+    with pytest.raises(KeyError), process.limit_to_one_thread():
         raise KeyError
     assert (user_settings(), numba.get_num_threads()) == (before, threads)
 
@@ -58,12 +58,12 @@ def test_the_last_task_out_gives_settings_back(user_settings):
     before, left = user_settings(), threading.Event()
 
     def first() -> None:
-        with process.pinned():
+        with process.limit_to_one_thread():
             inside.wait(SECONDS)
         left.set()
 
     def second() -> tuple:
-        with process.pinned():
+        with process.limit_to_one_thread():
             inside.wait(SECONDS)
             assert left.wait(SECONDS)
             return user_settings(), numba.get_num_threads()
@@ -72,7 +72,7 @@ def test_the_last_task_out_gives_settings_back(user_settings):
     with ThreadPoolExecutor(2) as threads:
         one, other = threads.submit(first), threads.submit(second)
         one.result(SECONDS)
-        assert other.result(SECONDS) == (({1}, process.REQUESTS, before[2]), 1)
+        assert other.result(SECONDS) == (({1}, process.ZARR_REQUESTS, before[2]), 1)
     assert user_settings() == before
 
 
@@ -81,16 +81,16 @@ def test_a_peak_is_not_forgotten_by_the_task_beside(user_settings):
     held, let_go = threading.Event(), threading.Event()
 
     def holding() -> int:
-        with process.pinned():
+        with process.limit_to_one_thread():
             assert np.ones(2**28, np.uint8).sum() == 2**28
             held.set()
             assert let_go.wait(SECONDS)
-            return memory.peak()
+            return memory.peak_memory()
 
     with ThreadPoolExecutor(1) as thread:
         big = thread.submit(holding)
         assert held.wait(SECONDS)
-        with process.pinned():
-            assert memory.peak() > 2**28
+        with process.limit_to_one_thread():
+            assert memory.peak_memory() > 2**28
         let_go.set()
         assert big.result(SECONDS) > 2**28

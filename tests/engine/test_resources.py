@@ -29,8 +29,8 @@ def machine(tmp_path, monkeypatch):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(f"{value}\n")
         (tmp_path / "own").write_text(own_group)
-        monkeypatch.setattr(resources, "GROUPS", tmp_path / "cgroup")
-        monkeypatch.setattr(resources, "OWN_GROUPS", tmp_path / "own")
+        monkeypatch.setattr(resources, "CGROUP_ROOT", tmp_path / "cgroup")
+        monkeypatch.setattr(resources, "PROCESS_CGROUPS", tmp_path / "own")
         return resources.cpu_count(), resources.free_memory()
 
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(CPUS)), raising=False)
@@ -96,7 +96,7 @@ def test_limits_of_containers(machine, own_group, files, cpus, memory):
 
 def test_a_system_without_affinity_and_groups(machine, monkeypatch):
     machine("", {})
-    monkeypatch.setattr(resources, "OWN_GROUPS", Path("/no/such/file"))
+    monkeypatch.setattr(resources, "PROCESS_CGROUPS", Path("/no/such/file"))
     monkeypatch.delattr(os, "sched_getaffinity")
     monkeypatch.setattr(os, "cpu_count", lambda: 3)
     assert (resources.cpu_count(), resources.free_memory()) == (3, MEMORY)
@@ -105,6 +105,6 @@ def test_a_system_without_affinity_and_groups(machine, monkeypatch):
 def test_a_limit_of_each_process(monkeypatch):
     limits = {resource.RLIMIT_AS: 3 * GIB, resource.RLIMIT_DATA: 2 * GIB}
     monkeypatch.setattr(resource, "getrlimit", lambda kind: (limits.get(kind, resource.RLIM_INFINITY), NONE))
-    assert resources.process_memory() == 2 * GIB
+    assert resources.process_memory_limit() == 2 * GIB
     limits.clear()
-    assert resources.process_memory() is None
+    assert resources.process_memory_limit() is None

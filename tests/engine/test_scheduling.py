@@ -16,7 +16,7 @@ from dumap.config import build
 from dumap.engine.cluster import DaskEngine
 from dumap.engine.connect import connect
 from dumap.engine.local import LocalEngine
-from dumap.engine.scheduling import Sharing
+from dumap.engine.scheduling import SchedulingOptions
 from dumap.errors import ClusterError, ConfigError, TaskError
 from dumap.recipe.observers import SilentObserver
 from dumap.recipe.pipeline import plan
@@ -27,24 +27,24 @@ BIG_WORKER = {"name": "big", "host": "10.0.0.1", "resources": {"GPU": 2}}
 @pytest.mark.parametrize(
     ("sharing", "admitted"),
     [
-        (Sharing(), True),
-        (Sharing({"GPU": 2}), True),
-        (Sharing({"GPU": 3}), False),
-        (Sharing({"GPU": 1, "memory": 1}), False),
-        (Sharing(allow_workers=("other", "big")), True),
-        (Sharing(allow_workers=("10.0.0.1",)), True),
-        (Sharing(allow_workers=("10.0.0.1:4000",)), True),
-        (Sharing(allow_workers=("tcp://10.0.0.1:4000",)), True),
-        (Sharing(allow_workers=("10.0.0",)), False),
-        (Sharing({"GPU": 3}, ("big",)), False),
+        (SchedulingOptions(), True),
+        (SchedulingOptions({"GPU": 2}), True),
+        (SchedulingOptions({"GPU": 3}), False),
+        (SchedulingOptions({"GPU": 1, "memory": 1}), False),
+        (SchedulingOptions(allow_workers=("other", "big")), True),
+        (SchedulingOptions(allow_workers=("10.0.0.1",)), True),
+        (SchedulingOptions(allow_workers=("10.0.0.1:4000",)), True),
+        (SchedulingOptions(allow_workers=("tcp://10.0.0.1:4000",)), True),
+        (SchedulingOptions(allow_workers=("10.0.0",)), False),
+        (SchedulingOptions({"GPU": 3}, ("big",)), False),
     ],
 )
-def test_a_worker_is_admitted_by_resources_and_names(sharing, admitted):
-    assert sharing.admits("tcp://10.0.0.1:4000", BIG_WORKER) == admitted
+def test_a_worker_is_admitted_by_resources_and_names(scheduling, admitted):
+    assert scheduling.allows_worker("tcp://10.0.0.1:4000", BIG_WORKER) == admitted
 
 
 def test_a_worker_may_have_a_number_for_a_name():
-    assert Sharing(allow_workers=("1",)).admits("tcp://10.0.0.1:4000", {"name": 1})
+    assert SchedulingOptions(allow_workers=("1",)).allows_worker("tcp://10.0.0.1:4000", {"name": 1})
 
 
 # on a cluster ------------------------------------------------------------------------------------
@@ -83,41 +83,41 @@ def noting(folder: Path):
     return note
 
 
-def used(client, job, sharing: Sharing, folder: Path) -> set[str]:
+def used(client, job, scheduling: SchedulingOptions, folder: Path) -> set[str]:
     """Run tasks, and return who ran them."""
-    engine, parts = DaskEngine(client, 30, sharing=sharing), part_names("part", 12)
+    engine, parts = DaskEngine(client, 30, scheduling=scheduling), part_names("part", 12)
     engine.preflight()
     engine.map(noting(folder), job, parts, {}, lambda done, total: None)
-    assert len({worker.address for worker in engine.workers}) == (1 if sharing.chooses else 2)
+    assert len({worker.address for worker in engine.worker_facts}) == (1 if scheduling.restricts_workers else 2)
     return {(folder / part).read_text() for part in parts}
 
 
 @pytest.mark.parametrize(
     ("sharing", "names"),
     [
-        (Sharing(), {"plain", "big"}),
-        (Sharing({"GPU": 1}), {"big"}),
-        (Sharing(allow_workers=("plain",)), {"plain"}),
+        (SchedulingOptions(), {"plain", "big"}),
+        (SchedulingOptions({"GPU": 1}), {"big"}),
+        (SchedulingOptions(allow_workers=("plain",)), {"plain"}),
     ],
     ids=["all", "resources", "allow_workers"],
 )
-def test_tasks_go_to_workers_that_may_be_used(shared, job, tmp_path, sharing, names):
-    assert used(shared, job, sharing, tmp_path) == names
+def test_tasks_go_to_workers_that_may_be_used(shared, job, tmp_path, scheduling, names):
+    assert used(shared, job, scheduling, tmp_path) == names
 
 
 def test_a_task_holds_its_resources_while_it_runs(shared, job, monkeypatch, tmp_path):
     sent, submit = [], shared.submit
     monkeypatch.setattr(shared, "submit", lambda *words, **more: sent.append(more) or submit(*words, **more))
-    used(shared, job, Sharing({"GPU": 1}, priority=5), tmp_path)
+    used(shared, job, SchedulingOptions({"GPU": 1}, priority=5), tmp_path)
     tasks = [more for more in sent if "ask" not in str(more["key"])]
     assert {more["priority"] for more in sent} == {5}
     assert len(tasks) == 12
     assert all(more["resources"] == {"GPU": 1} for more in tasks)
 
 
-@pytest.mark.parametrize("sharing", [Sharing({"TPU": 1}), Sharing(allow_workers=("nobody",))])
-def test_the_error_says_which_workers_a_run_waits_for(shared, sharing):
-    engine = DaskEngine(shared, 30, worker_timeout=0.5, sharing=sharing)
+@pytest.mark.parametrize("sharing", [SchedulingOptions({"TPU": 1}), SchedulingOptions(allow_workers=("nobody",))])
+def test_the_error_says_which_workers_a_run_waits_for(shared, scheduling):
+    engine = DaskEngine(shared, 30, worker_timeout=0.5, scheduling=scheduling)
     with pytest.raises(ClusterError, match=r"no worker of cluster\.(resources|allow_workers) .*(TPU|nobody)"):
         engine.preflight()
 
@@ -173,7 +173,7 @@ def hanging(folder: Path):
 
 def test_a_part_that_is_stuck_is_done_elsewhere(shared, job, tmp_path):
     notes, parts = [], part_names("part", 8)
-    engine = DaskEngine(shared, 30, note=notes.append, sharing=Sharing(task_timeout=1.0))
+    engine = DaskEngine(shared, 30, log=notes.append, scheduling=SchedulingOptions(task_timeout=1.0))
     engine.preflight()
     try:
         engine.map(hanging(tmp_path), job, parts, {}, lambda done, total: None)

@@ -9,10 +9,10 @@ import pytest
 from simulated import Cluster
 
 from dumap.artifacts.part_names import part_names
-from dumap.engine.backups import BACKUP_SECONDS, Durations
+from dumap.engine.backups import MIN_BACKUP_SECONDS, TaskDurations
 from dumap.engine.fair_queue import FairQueue
-from dumap.engine.worker_pool import LEAST_WINDOW, Members
-from dumap.engine.step import ATTEMPTS, Step, StepSpec
+from dumap.engine.step import MAX_DEATHS, Step, StepSpec
+from dumap.engine.worker_pool import MIN_IN_FLIGHT, WorkerPool
 from dumap.errors import ClusterError, DamageError, InputError, LockError, TaskError
 
 WORKER_TIMEOUT = 100.0
@@ -26,7 +26,7 @@ class Run:
         self, cluster: Cluster, parts: list[str], repeatable: bool = True, task_timeout: float | None = None
     ) -> None:
         self.cluster, self.notes, self.advanced = cluster, [], []
-        members = Members(cluster, 60.0, WORKER_TIMEOUT, self.notes.append)
+        worker_pool = WorkerPool(cluster, 60.0, WORKER_TIMEOUT, self.notes.append)
         spec = StepSpec(
             "stage",
             "stage task",
@@ -37,7 +37,7 @@ class Run:
             repeatable,
         )
         fair_queue, messages = FairQueue(cluster), cluster.messages
-        self.step = Step(spec, cluster, members, Durations(), messages, lambda: False, fair_queue, task_timeout)
+        self.step = Step(spec, cluster, worker_pool, TaskDurations(), messages, lambda: False, fair_queue, task_timeout)
 
     def go(self) -> float:
         """Return when it ended."""
@@ -88,7 +88,7 @@ def history(seed: int) -> tuple[Cluster, Run, list[str]]:
         cluster.at(draw.uniform(0, 60), come)
     for how in draw.choices(["leave", "leave", "lose"], k=draw.randint(0, 6)):
         cluster.at(draw.uniform(0, 60), lose if how == "lose" else lambda: go("leave"))
-    for how in draw.choices(["die", "stop"], k=draw.randint(0, ATTEMPTS - 1)):
+    for how in draw.choices(["die", "stop"], k=draw.randint(0, MAX_DEATHS - 1)):
         cluster.at(draw.uniform(0, 60), lambda how=how: go(how))
     for _ in range(2):
         cluster.at(61, cluster.join)
@@ -107,7 +107,7 @@ def test_histories_of_joins_deaths_departures_and_unfit_workers_end_with_every_p
         assert len(run.notes) == len({note.split()[1] for note in run.notes}) <= len(unfit), seed
         assert cluster.polls < 3000 + 20 * len(run.step.spec.parts), seed
         again = Counter(part for part, _ in cluster.computed)
-        assert max(again.values()) <= 2 + ATTEMPTS, seed
+        assert max(again.values()) <= 2 + MAX_DEATHS, seed
 
 
 @pytest.mark.fault(4)
@@ -149,7 +149,7 @@ def test_workers_that_come_later_are_used_at_once(beside):
     assert max(run.times(part) for part in run.step.spec.parts) == 1
 
 
-@pytest.mark.parametrize(("workers", "threads", "most"), [(1, 1, LEAST_WINDOW), (4, 16, 128)])
+@pytest.mark.parametrize(("workers", "threads", "most"), [(1, 1, MIN_IN_FLIGHT), (4, 16, 128)])
 def test_as_many_are_on_their_way_as_make_a_cluster_grow(workers, threads, most):
     cluster = Cluster(0)
     for _ in range(workers):
@@ -196,7 +196,7 @@ def test_no_fit_worker_for_too_long_is_an_error_that_says_why():
 def test_a_silent_scheduler_is_an_error_in_time(monkeypatch):
     cluster = Cluster(0)
     cluster.join()
-    cluster.at(3, lambda: monkeypatch.setattr(cluster, "threads", lambda: None))
+    cluster.at(3, lambda: monkeypatch.setattr(cluster, "threads_by_worker", lambda: None))
     with pytest.raises(ClusterError, match="has not answered for 60 s"):
         Run(cluster, part_names("part", 500)).go()
     assert 60 <= cluster.time < 70
@@ -206,15 +206,15 @@ def test_a_silent_scheduler_is_an_error_in_time(monkeypatch):
 
 
 @pytest.mark.fault(49)
-@pytest.mark.parametrize(("seconds", "first"), [(BACKUP_SECONDS + 1.5, "straggler"), (500.0, "copy")])
+@pytest.mark.parametrize(("seconds", "first"), [(MIN_BACKUP_SECONDS + 1.5, "straggler"), (500.0, "copy")])
 def test_a_straggler_gets_one_copy_on_another_worker_and_the_first_counts(seconds, first):
     cluster = Cluster(0, lambda part: 2.0)
     cluster.join()
     slow = cluster.join(slowness=seconds / 2)
     run = Run(cluster, part_names("part", 12))
     ended = run.go()
-    assert BACKUP_SECONDS < ended < BACKUP_SECONDS + 6
-    late = [part for part in run.step.spec.parts if part in run.step.backed_up]
+    assert MIN_BACKUP_SECONDS < ended < MIN_BACKUP_SECONDS + 6
+    late = [part for part in run.step.spec.parts if part in run.step.parts_with_backup]
     assert len(late) == 1 or first == "copy"
     assert [where == slow for part, where in cluster.computed if part == late[0]] == [first == "straggler"]
 
@@ -236,7 +236,7 @@ def test_a_task_that_must_not_run_twice_gets_no_backup():
     cluster.join(slowness=200.0)
     run = Run(cluster, part_names("part", 20), repeatable=False)
     assert run.go() >= 200
-    assert run.step.backed_up == set()
+    assert run.step.parts_with_backup == set()
 
 
 def test_few_that_have_ended_tell_nothing_of_what_is_slow():
@@ -245,7 +245,7 @@ def test_few_that_have_ended_tell_nothing_of_what_is_slow():
     cluster.join(slowness=200.0)
     run = Run(cluster, part_names("part", 7))
     assert run.go() >= 200
-    assert run.step.backed_up == set()
+    assert run.step.parts_with_backup == set()
 
 
 # errors ------------------------------------------------------------------------------------------
@@ -305,7 +305,7 @@ def test_a_part_that_is_stuck_goes_elsewhere_and_its_worker_is_left_out(hang):
     run = stuck(hang=hang)
     assert run.go() < 20 * hang + 10
     assert run.times("part-00002") == 1
-    assert len(run.step.members.unfit) == len(run.notes) == hang
+    assert len(run.step.worker_pool.unfit_workers) == len(run.notes) == hang
     assert all("part-00002 told nothing for 20 s" in note for note in run.notes)
 
 

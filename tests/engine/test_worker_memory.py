@@ -20,17 +20,17 @@ def held() -> int:
 def test_peak_forgets_what_was_before_its_reset() -> None:
     before = held()
     assert np.ones(128 * MIB, np.uint8).sum() == 128 * MIB
-    assert memory.peak() >= before + 120 * MIB
+    assert memory.peak_memory() >= before + 120 * MIB
     memory.reset_peak()
-    assert memory.peak() <= held() + 32 * MIB
+    assert memory.peak_memory() <= held() + 32 * MIB
     assert np.ones(64 * MIB, np.uint8).sum() == 64 * MIB
-    assert memory.peak() >= before + 60 * MIB
+    assert memory.peak_memory() >= before + 60 * MIB
 
 
 def _held_around_arrays() -> tuple[int, int, int]:
     """Return the bytes held before, with and after a dozen arrays that are freed."""
     before = held()
-    with memory.reused():
+    with memory.reuse_freed_memory():
         kept = [np.ones(8 * MIB, np.uint8) for _ in range(12)]
         during = held()
         del kept
@@ -46,5 +46,5 @@ def test_memory_is_given_back_at_the_end() -> None:
 
 
 def test_errors_pass_through() -> None:
-    with pytest.raises(ValueError, match="this one"), memory.reused():
+    with pytest.raises(ValueError, match="this one"), memory.reuse_freed_memory():
         raise ValueError("this one")

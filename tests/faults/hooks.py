@@ -100,7 +100,7 @@ def install(role: str) -> None:
         original = getattr(owner, name)
         setattr(owner, name, functools.wraps(original)(make(original)))
 
-    def execute(original):
+    def execute_task(original):
         def call(task, job, part, options):
             @functools.wraps(task)
             def begin(*arguments, **more):
@@ -146,7 +146,7 @@ def install(role: str) -> None:
 
         return call
 
-    around(worker, "execute", execute)
+    around(worker, "execute_task", execute_task)
     around(Part, "_append", written)
     around(Part, "write_rows", written)
     around(store.Run, "commit", commit)

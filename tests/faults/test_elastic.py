@@ -151,8 +151,8 @@ def test_a_late_worker_that_is_too_small_computes_nothing(fresh, prepare, expect
 @pytest.mark.parametrize("first", ["the copy", "the straggler"])
 def test_a_straggler_and_its_copy_come_to_the_same_bytes(fresh, prepare, expected, monkeypatch, first):
     """The one that is second may find its part committed, and what it reads gone."""
-    monkeypatch.setattr(backups, "BACKUP_SECONDS", 3.0)
-    monkeypatch.setattr(backups, "BACKUP_FINISHED", 3)
+    monkeypatch.setattr(backups, "MIN_BACKUP_SECONDS", 3.0)
+    monkeypatch.setattr(backups, "MIN_FINISHED", 3)
     config = prepare(ROUNDS)
     with fleet(fresh, 2) as racing:
         place = {"role": "worker", "action": "sleep", "stage": "neighbors", "part": "lists-00003"}

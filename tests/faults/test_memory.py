@@ -79,9 +79,14 @@ def workers(request) -> Iterator:
     opened = []
 
     def start(limit: int) -> Workers:
-        pinned = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
+        one_thread = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
         cluster = LocalCluster(
-            n_workers=2, threads_per_worker=1, memory_limit=limit, dashboard_address=":0", silence_logs=50, env=pinned
+            n_workers=2,
+            threads_per_worker=1,
+            memory_limit=limit,
+            dashboard_address=":0",
+            silence_logs=50,
+            env=one_thread,
         )
         opened.extend([client := Client(cluster), cluster])
         client.wait_for_workers(2, timeout=60)

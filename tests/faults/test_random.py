@@ -193,7 +193,7 @@ class Here(DaskEngine):
     def preflight(self) -> None:
         """Ask nobody."""
 
-    def check_sight(self, output: str) -> None:
+    def check_output_visible(self, output: str) -> None:
         """See it."""
 
     def map(self, task, job, parts, options, advanced) -> None:  # type: ignore[no-untyped-def]

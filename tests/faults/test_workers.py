@@ -22,7 +22,7 @@ from numba.core.registry import CPUDispatcher
 import dumap.kernels
 from dumap.artifacts.job import Job
 from dumap.artifacts.part_names import part_names
-from dumap.engine.cluster import ATTEMPTS, DaskEngine
+from dumap.engine.cluster import MAX_DEATHS, DaskEngine
 from dumap.engine.task_queue import TaskQueue
 from dumap.engine.worker import execute
 from dumap.errors import TaskError
@@ -112,7 +112,7 @@ def test_a_part_that_kills_every_worker_is_named_on_a_cluster(fresh, prepare, ex
         with pytest.raises(TaskError, match=f"neighbors {part}: its worker died 4 times") as caught:
             run(config, client=deadly.client)
         assert "goes on from there" in "".join(caught.value.__notes__)
-        assert ATTEMPTS < len(deadly.faults.happened(name)) <= 2 * ATTEMPTS
+        assert MAX_DEATHS < len(deadly.faults.happened(name)) <= 2 * MAX_DEATHS
         assert part in not_done(config)
         before = commits(config.output)
         deadly.ready(2)
@@ -128,9 +128,9 @@ def test_a_part_that_kills_every_worker_is_named_on_an_embedded_cluster(shared_c
     *_, name = shared_cluster.faults.plan(*killer("neighbors", "cell-00003"))
     driver = shared_cluster.drive(config)
     assert driver.wait() == TaskError.exit_code, driver.output
-    assert f"neighbors cell-00003: its worker died {ATTEMPTS} times" in driver.output
+    assert f"neighbors cell-00003: its worker died {MAX_DEATHS} times" in driver.output
     assert "goes on from there" in driver.output
-    assert len(shared_cluster.faults.happened(name)) == 1 + ATTEMPTS
+    assert len(shared_cluster.faults.happened(name)) == 1 + MAX_DEATHS
     assert "cell-00003" in not_done(config)
     until(lambda: not driver.members(), "an end of the embedded cluster")
 
@@ -144,31 +144,31 @@ def test_only_what_dies_alone_is_blamed(count, allowed):
     done, deaths = [], 0
     while True:
         in_flight = []
-        while (part := queue.take(len(in_flight))) is not None:
+        while (part := queue.next_part(len(in_flight))) is not None:
             in_flight.append(part)
-        assert 0 < len(in_flight) <= queue.window
+        assert 0 < len(in_flight) <= queue.max_in_flight
         if deadly in in_flight:
             deaths += allowed + 1
-            blamed = [part for part in in_flight if queue.died(part, allowed + 1) >= ATTEMPTS]
+            blamed = [part for part in in_flight if queue.record_death(part, allowed + 1) >= MAX_DEATHS]
             if blamed:
                 break
         else:
             done += in_flight
     assert blamed == [deadly]
     assert sorted([*done, *queue.suspects]) == part_names("part", count)
-    assert deaths <= ATTEMPTS + allowed + 1
+    assert deaths <= MAX_DEATHS + allowed + 1
 
 
 def test_parts_that_all_kill_are_given_up_after_few_deaths():
     queue, deaths = TaskQueue(part_names("part", 1000), 4), 0
     while True:
         in_flight = []
-        while (part := queue.take(len(in_flight))) is not None:
+        while (part := queue.next_part(len(in_flight))) is not None:
             in_flight.append(part)
         for part in in_flight:
             deaths += 1
-            if queue.died(part, 1) >= ATTEMPTS:
-                assert deaths <= ATTEMPTS + 2 * queue.window
+            if queue.record_death(part, 1) >= MAX_DEATHS:
+                assert deaths <= MAX_DEATHS + 2 * queue.max_in_flight
                 return
 
 

@@ -114,8 +114,10 @@ def test_a_run_that_ends_with_its_lists_publishes_no_map(begun):
 @pytest.mark.slow
 def test_workers_are_asked_whether_they_see_the_work_place(begun, client, monkeypatch):
     """Only the driver writes to the output."""
-    checked, check = [], DaskEngine.check_sight
-    monkeypatch.setattr(DaskEngine, "check_sight", lambda self, place: checked.append(place) or check(self, place))
+    checked, check = [], DaskEngine.check_output_visible
+    monkeypatch.setattr(
+        DaskEngine, "check_output_visible", lambda self, place: checked.append(place) or check(self, place)
+    )
     config, work = begun(**{"cluster.engine": "dask"})
     assert run(config, client, SilentObserver())["work"] == work
     assert checked == [work]

@@ -17,7 +17,7 @@ from distributed import Client, LocalCluster, get_client
 from helpers import Notes
 
 import dumap
-from dumap.engine.submission import name_of
+from dumap.engine.submission import dataset_name
 from dumap.errors import ClusterError, ConfigError, InputError, LockError, RunMismatchError
 from dumap.recipe.stage_names import STAGES
 
@@ -184,7 +184,7 @@ def test_who_leaves_at_once_is_not_missed(near, data, fresh):
     asyncio.run(main())
     with Client(near, set_as_default=False) as client:
         until = time.monotonic() + 60
-        while name_of(output) not in client.list_datasets() and time.monotonic() < until:
+        while dataset_name(output) not in client.list_datasets() and time.monotonic() < until:
             time.sleep(0.1)
         assert dumap.attach(output, client).result(timeout=120)["state"] == "done"
 
@@ -291,7 +291,7 @@ def test_a_driver_whose_worker_is_gone_goes_on_elsewhere(compiled, data, fresh, 
 
 def drivers(client, handle) -> list[str]:
     """Return where drivers of a run began, first to last."""
-    topics = [topic for topic in client.get_events() if topic.startswith(name_of(handle.output))]
+    topics = [topic for topic in client.get_events() if topic.startswith(dataset_name(handle.output))]
     events = [event for topic in topics for _, event in client.get_events(topic)]
     return [event["worker"] for event in events if event["event"] == "driver"]
 

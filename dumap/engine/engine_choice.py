@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from dumap.config import ClusterConfig, format_bytes
-from dumap.engine.checks import single_thread_limit
-from dumap.engine.resources import cpu_count, free_memory, process_memory
+from dumap.engine.checks import single_thread_memory_limit
+from dumap.engine.resources import cpu_count, free_memory, process_memory_limit
 from dumap.errors import BudgetError, ConfigError
 from dumap.planning.budget import PAUSE_FRACTION, process_bytes
 from dumap.planning.plan import Plan
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from dumap.engine import Engine, Observer
 
-LOCAL_SECONDS = 60.0
+MAX_LOCAL_SECONDS = 60.0
 """The local engine is chosen for at most this many seconds of work on one core: a cluster takes about ten to start."""
 CLUSTER_SETTINGS = ("workers", "memory_limit", "scheduler", "scheduler_file", "report", "resources", "allow_workers")
 """Settings that need a cluster."""
@@ -36,7 +36,7 @@ class EngineChoice:
     ----------
     name : str
         'local' or 'dask'.
-    why : str
+    reason : str
     threads : int
         The threads of the local engine; 0 with Dask.
     worker_memory : int
@@ -44,18 +44,22 @@ class EngineChoice:
     """
 
     name: Literal["local", "dask"]
-    why: str
+    reason: str
     threads: int = 0
     worker_memory: int = 0
 
 
-def _address_in_files() -> bool:
+def _may_files_name_scheduler() -> bool:
     """Return whether a file of Dask's configuration may name a scheduler; does not import Dask."""
-    roots = [os.environ.get("DASK_ROOT_CONFIG", "/etc/dask"), f"{sys.prefix}/etc/dask", "~/.config/dask"]
-    roots += [folder for folder in [os.environ.get("DASK_CONFIG")] if folder]
-    for root in (Path(root).expanduser() for root in roots):
+    config_paths = [os.environ.get("DASK_ROOT_CONFIG", "/etc/dask"), f"{sys.prefix}/etc/dask", "~/.config/dask"]
+    config_paths += [folder for folder in [os.environ.get("DASK_CONFIG")] if folder]
+    for config_path in (Path(config_path).expanduser() for config_path in config_paths):
         with contextlib.suppress(OSError):
-            for file in [root] if root.is_file() else [*root.glob("*.yaml"), *root.glob("*.yml"), *root.glob("*.json")]:
+            for file in (
+                [config_path]
+                if config_path.is_file()
+                else [*config_path.glob("*.yaml"), *config_path.glob("*.yml"), *config_path.glob("*.json")]
+            ):
                 lines = (line.strip() for line in file.read_text(errors="replace").splitlines())
                 if any("scheduler" in line and "address" in line and not line.startswith("#") for line in lines):
                     return True
@@ -64,7 +68,7 @@ def _address_in_files() -> bool:
 
 def scheduler_address() -> str | None:
     """Return the scheduler that Dask's configuration names, or None. Dask is imported only if a scheduler is likely."""
-    if "dask" not in sys.modules and not os.environ.get("DASK_SCHEDULER_ADDRESS") and not _address_in_files():
+    if "dask" not in sys.modules and not os.environ.get("DASK_SCHEDULER_ADDRESS") and not _may_files_name_scheduler():
         return None
     import dask
 
@@ -72,13 +76,13 @@ def scheduler_address() -> str | None:
     return address
 
 
-def choose(cluster: ClusterConfig, projected: Plan, client: Client | None = None) -> EngineChoice:
+def choose_engine(cluster: ClusterConfig, plan: Plan, client: Client | None = None) -> EngineChoice:
     """Choose the engine by the settings, the amount of work and the free memory.
 
     Parameters
     ----------
     cluster : ClusterConfig
-    projected : Plan
+    plan : Plan
     client : distributed.Client, optional
 
     Raises
@@ -93,48 +97,51 @@ def choose(cluster: ClusterConfig, projected: Plan, client: Client | None = None
     if cluster.engine == "local":
         if client is not None:
             raise ConfigError("cluster.engine = 'local' does not go with a client: leave out the one or the other")
-        return _local(cluster, projected)
+        return _choose_local(cluster, plan)
     if client is not None:
         return EngineChoice("dask", "a client is given")
-    named = [name for name in CLUSTER_SETTINGS if getattr(cluster, name)]
-    if named:
-        return EngineChoice("dask", f"cluster.{named[0]} is given")
+    given_settings = [name for name in CLUSTER_SETTINGS if getattr(cluster, name)]
+    if given_settings:
+        return EngineChoice("dask", f"cluster.{given_settings[0]} is given")
     if address := scheduler_address():
         return EngineChoice("dask", f"Dask's configuration names the scheduler {address}")
-    if projected.core_seconds > LOCAL_SECONDS:
-        return EngineChoice("dask", f"about {projected.core_seconds:.0f} s of work for one core")
-    threads, limit = cpu_count(), _limit()
-    need = process_bytes(projected.peak_bytes, threads)
-    if need > limit * PAUSE_FRACTION:
-        return EngineChoice("dask", f"{threads} threads take {format_bytes(need)}, {format_bytes(limit)} are free")
-    why = f"about {projected.core_seconds:.0f} s of work for one core"
-    return EngineChoice("local", why, threads, single_thread_limit(limit, threads))
+    if plan.core_seconds > MAX_LOCAL_SECONDS:
+        return EngineChoice("dask", f"about {plan.core_seconds:.0f} s of work for one core")
+    threads, available_bytes = cpu_count(), _available_memory()
+    needed_bytes = process_bytes(plan.peak_bytes, threads)
+    if needed_bytes > available_bytes * PAUSE_FRACTION:
+        return EngineChoice(
+            "dask", f"{threads} threads take {format_bytes(needed_bytes)}, {format_bytes(available_bytes)} are free"
+        )
+    reason = f"about {plan.core_seconds:.0f} s of work for one core"
+    return EngineChoice("local", reason, threads, single_thread_memory_limit(available_bytes, threads))
 
 
-def _limit() -> int:
+def _available_memory() -> int:
     """Return the bytes of memory that this process may still take."""
-    return min(free_memory(), process_memory() or sys.maxsize)
+    return min(free_memory(), process_memory_limit() or sys.maxsize)
 
 
-def _local(cluster: ClusterConfig, projected: Plan) -> EngineChoice:
+def _choose_local(cluster: ClusterConfig, plan: Plan) -> EngineChoice:
     """Choose as many threads as processors, or as many as memory suffices for."""
-    limit, threads, most = _limit(), cpu_count(), int(projected.peak_bytes / PAUSE_FRACTION)
-    while threads > 1 and process_bytes(projected.peak_bytes, threads) > limit * PAUSE_FRACTION:
+    available_bytes, threads, needed_bytes = _available_memory(), cpu_count(), int(plan.peak_bytes / PAUSE_FRACTION)
+    while threads > 1 and process_bytes(plan.peak_bytes, threads) > available_bytes * PAUSE_FRACTION:
         threads -= 1
-    memory = cluster.memory_limit or single_thread_limit(limit, threads)
-    if most > memory:
-        stage = max(projected.stages, key=lambda stage: stage.peak_bytes)
+    worker_memory = cluster.memory_limit or single_thread_memory_limit(available_bytes, threads)
+    if needed_bytes > worker_memory:
+        stage = max(plan.stages, key=lambda stage: stage.peak_bytes)
         raise BudgetError(
             f"cluster.engine = 'local': stage {stage.name} is projected to peak at {format_bytes(stage.peak_bytes)} in "
-            f"one thread, but {format_bytes(cluster.memory_limit or limit)} may be had, of which {PAUSE_FRACTION:.0%} "
-            f"may be used: free memory until there are {format_bytes(most)}, lower task_memory, or run on a cluster"
+            f"one thread, but {format_bytes(cluster.memory_limit or available_bytes)} may be had, of which "
+            f"{PAUSE_FRACTION:.0%} may be used: free memory until there are {format_bytes(needed_bytes)}, lower "
+            f"task_memory, or run on a cluster"
         )
-    return EngineChoice("local", "cluster.engine is local", threads, memory)
+    return EngineChoice("local", "cluster.engine is local", threads, worker_memory)
 
 
 @contextlib.contextmanager
 def open_engine(
-    chosen: EngineChoice, cluster: ClusterConfig, client: Client | None, observer: Observer, need_bytes: int
+    choice: EngineChoice, cluster: ClusterConfig, client: Client | None, observer: Observer, worker_bytes: int
 ) -> Iterator[Engine]:
     """Open the chosen engine, as a context. `dumap.engine.connect` opens clusters.
 
@@ -142,13 +149,13 @@ def open_engine(
     ------
     DumapError
     """
-    if chosen.name == "local":
+    if choice.name == "local":
         from dumap.engine.local import LocalEngine
 
-        observer.note(f"local engine: {chosen.threads} threads of this process ({chosen.why})")
-        yield LocalEngine(chosen.threads, chosen.worker_memory, cluster.task_timeout)
+        observer.note(f"local engine: {choice.threads} threads of this process ({choice.reason})")
+        yield LocalEngine(choice.threads, choice.worker_memory, cluster.task_timeout)
         return
     from dumap.engine.connect import connect
 
-    with connect(cluster, client, observer, need_bytes) as engine:
+    with connect(cluster, client, observer, worker_bytes) as engine:
         yield engine
