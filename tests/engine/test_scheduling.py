@@ -25,7 +25,7 @@ BIG_WORKER = {"name": "big", "host": "10.0.0.1", "resources": {"GPU": 2}}
 
 
 @pytest.mark.parametrize(
-    ("sharing", "admitted"),
+    ("scheduling", "admitted"),
     [
         (SchedulingOptions(), True),
         (SchedulingOptions({"GPU": 2}), True),
@@ -93,7 +93,7 @@ def used(client, job, scheduling: SchedulingOptions, folder: Path) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    ("sharing", "names"),
+    ("scheduling", "names"),
     [
         (SchedulingOptions(), {"plain", "big"}),
         (SchedulingOptions({"GPU": 1}), {"big"}),
@@ -115,7 +115,7 @@ def test_a_task_holds_its_resources_while_it_runs(shared, job, monkeypatch, tmp_
     assert all(more["resources"] == {"GPU": 1} for more in tasks)
 
 
-@pytest.mark.parametrize("sharing", [SchedulingOptions({"TPU": 1}), SchedulingOptions(allow_workers=("nobody",))])
+@pytest.mark.parametrize("scheduling", [SchedulingOptions({"TPU": 1}), SchedulingOptions(allow_workers=("nobody",))])
 def test_the_error_says_which_workers_a_run_waits_for(shared, scheduling):
     engine = DaskEngine(shared, 30, worker_timeout=0.5, scheduling=scheduling)
     with pytest.raises(ClusterError, match=r"no worker of cluster\.(resources|allow_workers) .*(TPU|nobody)"):
