@@ -14,8 +14,7 @@ from dumap.version import __version__
 if TYPE_CHECKING:
     from dumap.api import Cleaned, clean, export, ingest, open_run, plan, run, status, verify
     from dumap.cluster_runs import attach, submit
-    from dumap.config import Config
-    from dumap.config import load as load_config
+    from dumap.config import Config, load_config
     from dumap.engine import Observer
     from dumap.errors import CancelledError, DumapError
     from dumap.estimator import UMAP
@@ -51,7 +50,7 @@ __all__ = [
     "verify",
 ]
 
-_HOMES = {
+_PUBLIC_NAMES = {
     **{
         name: ("dumap.api", name)
         for name in ("clean", "export", "ingest", "open_run", "plan", "run", "status", "verify")
@@ -67,7 +66,7 @@ _HOMES = {
     "Result": ("dumap.show.result", "Result"),
     "UMAP": ("dumap.estimator", "UMAP"),
     "attach": ("dumap.cluster_runs", "attach"),
-    "load_config": ("dumap.config", "load"),
+    "load_config": ("dumap.config", "load_config"),
     "submit": ("dumap.cluster_runs", "submit"),
     "umap": ("dumap.single_cell", "umap"),
 }
@@ -79,9 +78,9 @@ logging.getLogger("dumap").addHandler(logging.NullHandler())
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _PUBLIC_NAMES:
         raise AttributeError(f"module 'dumap' has no attribute {name!r}")
-    module, attribute = _HOMES[name]
+    module, attribute = _PUBLIC_NAMES[name]
     return getattr(import_module(module), attribute)
 
 

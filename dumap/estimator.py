@@ -17,7 +17,7 @@ from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, Transfo
 from sklearn.utils.validation import validate_data
 
 from dumap.api import run
-from dumap.config import NOT_HERE, keys_by_name
+from dumap.config import UNSUPPORTED_PARAMETERS, keys_by_name
 from dumap.errors import DataError, ParameterError, as_value_errors
 from dumap.show.fitted import NAMES, READ, Fitted
 from dumap.sources.estimated import fitting, is_lazy, named_like, rows_in, seed_of, unchanged
@@ -270,7 +270,7 @@ class UMAP(Fitted, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
 
     def _check_parameters(self) -> None:
         """Refuse parameters of umap-learn that dumap lacks, unless they have their default."""
-        for name, instead in NOT_HERE.items():
+        for name, instead in UNSUPPORTED_PARAMETERS.items():
             value, default = getattr(self, name), DEFAULTS[name]
             if value is not default and value != default:
                 raise ParameterError(

@@ -28,7 +28,7 @@ from dumap import api
 from dumap.artifacts.graph import Graph
 from dumap.artifacts.job import Job
 from dumap.artifacts.layout import EpochState
-from dumap.config import Config, build
+from dumap.config import Config, build_config
 from dumap.kernels.pool import pool_rows
 from dumap.recipe.pipeline import plan
 from dumap.recipe.stage_names import STAGES
@@ -44,7 +44,7 @@ def configuration(run: str, output: str, threads: int) -> Config:
     source = {**found["parameters"]["input"], **{key: found["input"][key] for key in ("path", "array")}}
     values = {"input": source, "output": output}
     cluster = {"workers": threads, "memory_limit": "4GiB"}
-    return build({**found["parameters"], **values, "cluster": cluster})
+    return build_config({**found["parameters"], **values, "cluster": cluster})
 
 
 def bare(job: Job, graph: Graph, threads: int) -> tuple[float, np.ndarray]:

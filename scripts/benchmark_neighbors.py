@@ -26,7 +26,7 @@ import numpy as np
 
 from dumap.artifacts.cells import CellTable
 from dumap.artifacts.neighbors import NeighborLists
-from dumap.config import Config, load
+from dumap.config import Config, load_config
 from dumap.errors import DumapError
 from dumap.kernels.vectors import as_float32
 from dumap.recipe import pipeline
@@ -126,7 +126,7 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     folder = tempfile.mkdtemp(dir=args.folder or os.path.dirname(os.path.abspath(args.data)))
     options = {"input.path": args.data, "output": f"{folder}/run.zarr", "cluster.workers": args.workers}
-    config = load(None, args.settings, {**options, "cluster.memory_limit": args.memory_limit})
+    config = load_config(None, args.settings, {**options, "cluster.memory_limit": args.memory_limit})
     source = Input(config.input.path, config.input.array)
     seconds: dict[str, list[float]] = {"dumap": [], "cells": [], "neighbors": [], "umap-learn": []}
     recalls: dict[str, float] = {}

@@ -208,13 +208,13 @@ def overhead_of(rungs: Sequence[dict[str, Any]]) -> Overhead:
 def planned(rows: int, dims: int, settings: Sequence[str]) -> dict[str, int]:
     """Return how many blocks, cells, shards and chunks of the result a run is divided into."""
     import dumap
-    from dumap.config import load
+    from dumap.config import load_config
 
     with tempfile.TemporaryDirectory() as folder:
         shape: Any = {"shape": (rows, dims), "chunks": (min(rows, 65_536), dims), "dtype": "float32"}
         zarr.create_group(f"{folder}/data.zarr").create_array("vectors", **shape)
         places = {"input.path": f"{folder}/data.zarr", "output": f"{folder}/run.zarr"}
-        geometry = dumap.plan(config=load(None, settings, places)).geometry
+        geometry = dumap.plan(config=load_config(None, settings, places)).geometry
     return {name: getattr(geometry, name) for name in ("blocks", "cells", "shards", "outputs")}
 
 

@@ -27,7 +27,7 @@ from shares import parse, share_of
 from skips import is_allowed
 from sklearn.datasets import load_digits
 
-from dumap.config import Config, load
+from dumap.config import Config, load_config
 from dumap.recipe.pipeline import run
 from dumap.recipe.status import status
 from dumap.show.export import export
@@ -236,7 +236,7 @@ def configure(save, fresh) -> Callable[..., Config]:
 
     def make(x: np.ndarray | str, settings: dict[str, Any] | None = None) -> Config:
         places = {"input.path": x if isinstance(x, str) else save(x), "output": fresh("run.zarr")}
-        return load(None, (), {**places, **QUICK, **(settings or {})})
+        return load_config(None, (), {**places, **QUICK, **(settings or {})})
 
     return make
 

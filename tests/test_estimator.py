@@ -24,7 +24,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 from sklearn.utils.validation import check_is_fitted
 
 import dumap
-from dumap.config import NOT_HERE
+from dumap.config import UNSUPPORTED_PARAMETERS
 from dumap.errors import ConfigError, DataError, ParameterError, RunMismatchError
 
 K = 10
@@ -134,7 +134,7 @@ def test_parameters_and_defaults_are_umap_learns():
     assert list(parameters)[: len(UMAP_LEARN)] == list(UMAP_LEARN)
 
 
-@pytest.mark.parametrize("name", NOT_HERE)
+@pytest.mark.parametrize("name", UNSUPPORTED_PARAMETERS)
 def test_parameters_that_dumap_has_not_pass_at_their_default_only(name, digits_300):
     other = not UMAP_LEARN[name] if isinstance(UMAP_LEARN[name], bool) else "another"
     with pytest.raises(ParameterError, match=f"^{name}=.*: dumap has no such parameter .*{UMAP_LEARN[name]!r}.*only: "):

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import dumap
-from dumap.config import NOT_HERE, keys_by_name
+from dumap.config import UNSUPPORTED_PARAMETERS, keys_by_name
 from dumap.estimator import NOT_HERE_METHODS
 from dumap.show.fitted import NAMES
 
@@ -61,7 +61,7 @@ def test_every_parameter_is_there():
 def test_a_parameter_is_as_said(name):
     status, setting, text = PARAMETERS[name]
     assert status in ("same", "other", "not here")
-    assert (status == "not here") == (name in NOT_HERE)
+    assert (status == "not here") == (name in UNSUPPORTED_PARAMETERS)
     assert setting == (f"`{keys_by_name()[name]}`" if name in keys_by_name() else "")
     assert (setting == "") == (status == "not here")
     assert text or status == "same", "what differs is told, and what to do"

@@ -9,7 +9,7 @@ import pytest
 from pynndescent.distances import named_distances
 
 import dumap
-from dumap.config.metrics import METRICS, NOT_DISTANCES
+from dumap.config.metrics import METRICS, REFUSED_METRICS
 
 HEAVY = ("numba", "scipy", "sklearn", "pynndescent", "zarr", "dask", "distributed", "pandas")
 
@@ -61,7 +61,7 @@ def test_kernels_leave_pynndescent_to_the_metrics_that_need_it():
 
 
 def test_metrics_are_those_that_pynndescent_names():
-    assert set(named_distances) - NOT_DISTANCES == set(METRICS)
+    assert set(named_distances) - REFUSED_METRICS == set(METRICS)
     assert list(METRICS) == sorted(METRICS)
 
 

@@ -80,13 +80,13 @@ def load_settings(
     config: str | None, settings: tuple[str, ...], storage: tuple[str, ...] = (), **options: Any
 ) -> Config:
     """Return the configuration that a file, --set, --storage and options give."""
-    from dumap.config import contradictions, load
+    from dumap.config import contradictions, load_config
 
     settings = (*settings, *storage_settings(storage))
     named = {OPTIONS[name]: value for name, value in options.items() if value is not None}
     if differing := contradictions(config, settings, named):
         raise ConfigError("an option and --set say different things, give one:\n  " + "\n  ".join(differing))
-    return load(config, settings, named)
+    return load_config(config, settings, named)
 
 
 @click.group("dumap", cls=Group, epilog=EXIT_CODES)
@@ -195,11 +195,11 @@ def ingest(
 @click.option("--example", metavar="NAME", help="Print a file that comes with dumap, such as scheduled or slurm.")
 def config(key: str | None, example: str | None) -> None:
     """Print the defaults as YAML, with what each setting does: all, or those of KEY (layout, layout.min_dist)."""
-    from dumap.config import annotated, read_example
+    from dumap.config import annotated_defaults, read_example
 
     if key is not None and example is not None:
         raise click.UsageError("give KEY or --example, not both")
-    click.echo(annotated(key) if example is None else read_example(example), nl=False)
+    click.echo(annotated_defaults(key) if example is None else read_example(example), nl=False)
 
 
 def _origin(stage: dict[str, Any], run_status: dict[str, Any]) -> str:

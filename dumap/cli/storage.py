@@ -51,9 +51,9 @@ def _options(config_file: str | None, storage: tuple[str, ...]) -> dict[str, Any
     """Return the options of a configuration's file and of --storage; those of --storage replace others."""
     if config_file is None and not storage:
         return {}
-    from dumap.config import load, read_file
+    from dumap.config import load_config, read_file
 
     section = {} if config_file is None else read_file(config_file).get("storage")
     required = {"input.path": "-", "output": "-", "storage": dict(section) if isinstance(section, dict) else section}
-    options: dict[str, Any] = dict(load(None, (), required).storage)
-    return options | dict(load(None, storage_settings(storage), {"input.path": "-", "output": "-"}).storage)
+    options: dict[str, Any] = dict(load_config(None, (), required).storage)
+    return options | dict(load_config(None, storage_settings(storage), {"input.path": "-", "output": "-"}).storage)

@@ -42,10 +42,10 @@ def _client(cluster: ClusterConfig) -> Iterator[Client]:
 
 def _named(scheduler: str | None, scheduler_file: str | None) -> ClusterConfig:
     """Return the section `cluster` that names a scheduler."""
-    from dumap.config import build
+    from dumap.config import build_config
 
     named = {"scheduler": scheduler, "scheduler_file": scheduler_file}
-    return build({"input": {"path": "-"}, "output": "-", "cluster": named}).cluster
+    return build_config({"input": {"path": "-"}, "output": "-", "cluster": named}).cluster
 
 
 @cli.command()

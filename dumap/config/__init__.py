@@ -9,15 +9,15 @@ This folder imports only the errors of dumap.
 - `metrics.py` checks metrics and their arguments; `values.py` reads sizes, locations and YAML.
 """
 
-from dumap.config.annotated import annotated, read_example
+from dumap.config.annotated import annotated_defaults, read_example
 from dumap.config.cluster import ClusterConfig
 from dumap.config.input import InputConfig
-from dumap.config.keywords import NOT_HERE, keys_by_name, read_config, read_keywords
+from dumap.config.keywords import UNSUPPORTED_PARAMETERS, keys_by_name, read_config, read_keywords
 from dumap.config.metrics import METRICS
-from dumap.config.model import Config, differences
-from dumap.config.reading import build, contradictions, load, read_file
+from dumap.config.model import Config, describe_differences
+from dumap.config.reading import build_config, contradictions, load_config, read_file
 from dumap.config.sections import (
-    INITS,
+    INIT_METHODS,
     AuditConfig,
     CellsConfig,
     GraphConfig,
@@ -29,9 +29,9 @@ from dumap.config.sections import (
 from dumap.config.values import FrozenDict, format_bytes, parse_bytes
 
 __all__ = [
-    "INITS",
+    "INIT_METHODS",
     "METRICS",
-    "NOT_HERE",
+    "UNSUPPORTED_PARAMETERS",
     "AuditConfig",
     "CellsConfig",
     "ClusterConfig",
@@ -43,13 +43,13 @@ __all__ = [
     "NeighborsConfig",
     "QualityConfig",
     "StartConfig",
-    "annotated",
-    "build",
+    "annotated_defaults",
+    "build_config",
     "contradictions",
-    "differences",
+    "describe_differences",
     "format_bytes",
     "keys_by_name",
-    "load",
+    "load_config",
     "parse_bytes",
     "read_config",
     "read_example",

@@ -8,13 +8,13 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, model_validator
 
 from dumap.config.setting import Bytes, Location, Section, setting
-from dumap.config.values import FrozenDict, shorten, show
+from dumap.config.values import FrozenDict, safe_repr, shorten
 
-CLUSTERS = ("scheduler", "scheduler_file", "workers", "resources", "allow_workers")
+CLUSTER_ONLY_SETTINGS = ("scheduler", "scheduler_file", "workers", "resources", "allow_workers")
 """Settings that the local engine refuses, since they belong to a cluster."""
 
 
-def _amounts(value: Any) -> FrozenDict:
+def _validate_resources(value: Any) -> FrozenDict:
     """Validate amounts of resources."""
     if not isinstance(value, Mapping) or not all(isinstance(name, str) and name for name in value):
         raise ValueError("write names and amounts, such as {memory: 2}")
@@ -24,7 +24,7 @@ def _amounts(value: Any) -> FrozenDict:
     return FrozenDict(value)
 
 
-def _names(value: Any) -> tuple[str, ...]:
+def _validate_worker_names(value: Any) -> tuple[str, ...]:
     """Validate names of workers; a name of digits only may be written as a number."""
     if not isinstance(value, list | tuple) or not all(
         isinstance(name, str | int) and not isinstance(name, bool) and name != "" for name in value
@@ -77,14 +77,14 @@ class ClusterConfig(Section):
         gt=0.0,
     )
 
-    resources: Annotated[Any, AfterValidator(_amounts)] = setting(
+    resources: Annotated[Any, AfterValidator(_validate_resources)] = setting(
         FrozenDict(),
         "Amounts of Dask's worker resources that each task reserves while it runs, such as {memory: 2}. Only workers "
         "with these resources are used, and each runs as many tasks as its amounts suffice for. Refused by an embedded "
         "cluster.",
         changes=False,
     )
-    allow_workers: Annotated[Any, AfterValidator(_names)] = setting(
+    allow_workers: Annotated[Any, AfterValidator(_validate_worker_names)] = setting(
         (),
         "The workers that may be used, by address, host or name, such as [node1, tcp://10.0.0.2:4000]. Empty: all. "
         "Refused by an embedded cluster.",
@@ -113,30 +113,32 @@ class ClusterConfig(Section):
     )
 
     @model_validator(mode="after")
-    def _consistent(self) -> ClusterConfig:
+    def _check_consistency(self) -> ClusterConfig:
         """Refuse settings that would be ignored."""
-        schedulers = _given(self, "scheduler", "scheduler_file")
-        if len(schedulers) > 1:
-            raise ValueError(f"{' and '.join(schedulers)} name a scheduler each: give one, set the other to null")
+        scheduler_settings = _describe_given(self, "scheduler", "scheduler_file")
+        if len(scheduler_settings) > 1:
+            raise ValueError(
+                f"{' and '.join(scheduler_settings)} name a scheduler each: give one, set the other to null"
+            )
         if self.engine == "local" and self.report is not None:
             raise ValueError(
-                f"report = {show(self.report)} is Dask's, and engine = 'local' has none: leave the report out, "
+                f"report = {safe_repr(self.report)} is Dask's, and engine = 'local' has none: leave the report out, "
                 f"or set engine to dask"
             )
-        if self.engine == "local" and (clusters := _given(self, *CLUSTERS)):
+        if self.engine == "local" and (cluster_settings := _describe_given(self, *CLUSTER_ONLY_SETTINGS)):
             raise ValueError(
-                f"engine = 'local' runs in this process and needs no cluster: leave out {' and '.join(clusters)}, or "
-                f"set engine to auto or dask"
+                f"engine = 'local' runs in this process and needs no cluster: leave out "
+                f"{' and '.join(cluster_settings)}, or set engine to auto or dask"
             )
-        embedded = _given(self, "workers", "memory_limit")
-        if schedulers and embedded:
+        embedded_settings = _describe_given(self, "workers", "memory_limit")
+        if scheduler_settings and embedded_settings:
             raise ValueError(
-                f"{' and '.join(embedded)} would be of an embedded cluster, but {schedulers[0]} names another, whose "
-                f"workers are as they are: leave out the one or the other, or set it to null"
+                f"{' and '.join(embedded_settings)} would be of an embedded cluster, but {scheduler_settings[0]} names "
+                f"another, whose workers are as they are: leave out the one or the other, or set it to null"
             )
         return self
 
 
-def _given(section: Section, *names: str) -> list[str]:
+def _describe_given(section: Section, *names: str) -> list[str]:
     """Return the settings among `names` that are set, each as a text."""
-    return [f"{name} = {show(value)}" for name in names if (value := getattr(section, name)) not in (None, {}, ())]
+    return [f"{name} = {safe_repr(value)}" for name in names if (value := getattr(section, name)) not in (None, {}, ())]

@@ -7,22 +7,22 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator
 
 from dumap.config.setting import Location, Section, setting
-from dumap.config.values import location
+from dumap.config.values import check_location
 
 
-def _paths(value: Any) -> str | tuple[str, ...]:
+def _validate_paths(value: Any) -> str | tuple[str, ...]:
     """Validate one path or several."""
     if isinstance(value, str):
-        return location(value)
+        return check_location(value)
     if not isinstance(value, list | tuple) or not value or not all(isinstance(path, str) for path in value):
         raise ValueError("write a path, a URL, a pattern of either such as DATA-*.zarr, or a list of them")
-    return tuple(map(location, value)) if len(value) > 1 else location(value[0])
+    return tuple(map(check_location, value)) if len(value) > 1 else check_location(value[0])
 
 
 class InputConfig(Section):
     """The data to embed."""
 
-    path: Annotated[Any, AfterValidator(_paths)] = setting(
+    path: Annotated[Any, AfterValidator(_validate_paths)] = setting(
         ...,
         "The Zarr array to embed, or the group that holds it: a folder, a zip file or a URL (s3://, gs://, az://). A "
         "list of stores, or a pattern such as DATA-*.zarr (sorted by name), is read as one array: the rows of each "
@@ -68,7 +68,7 @@ class InputConfig(Section):
         return (self.path,) if isinstance(self.path, str) else self.path
 
     @property
-    def where(self) -> str:
-        """The location of the input in messages."""
+    def name(self) -> str:
+        """The input as messages name it: its location, or how many stores there are."""
         paths = self.paths
         return paths[0] if len(paths) == 1 else f"{len(paths)} stores, {paths[0]} to {paths[-1]}"

@@ -11,16 +11,16 @@ from pydantic.fields import FieldInfo
 from dumap.config.model import Config
 from dumap.config.values import shorten
 
-MOST_NAMES = 3
+MAX_SUGGESTIONS = 3
 """The most keys that a message suggests."""
-RENAMED = {"max_copies": "cells.max_cells_per_row"}
+RENAMED_SETTINGS = {"max_copies": "cells.max_cells_per_row"}
 """Keys of renamed settings, by the last word of the old key."""
 
 
 def section_of(field: FieldInfo) -> type[BaseModel] | None:
     """Return the model of a field that is a section; None if the field is a setting."""
-    kind: Any = field.annotation
-    return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
+    annotation: Any = field.annotation
+    return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
 
 
 def fields_by_key(model: type[BaseModel] = Config, prefix: str = "") -> dict[str, FieldInfo]:
@@ -40,7 +40,7 @@ def umap_learn_name(field: FieldInfo) -> str | None:
     return name if isinstance(name, str) else None
 
 
-def nearest(key: str) -> list[str]:
+def similar_keys(key: str) -> list[str]:
     """Return the keys that an unknown key may stand for.
 
     These are the keys with the same last word, or the same name in umap-learn, else the keys with a similar last word.
@@ -51,27 +51,27 @@ def nearest(key: str) -> list[str]:
         A dotted key, with or without a section; '-' counts as '_'.
     """
     fields, key = fields_by_key(), key.replace("-", "_").lower()
-    section, _, last = key.rpartition(".")
-    if last in RENAMED:
-        return [RENAMED[last]]
-    ends = [(name.rpartition(".")[2], name) for name in fields]
-    alike = [name for end, name in ends if last in (end, umap_learn_name(fields[name]))]
-    if alike:
-        return alike[:MOST_NAMES]
-    inside = {end: name for end, name in ends if section and name.rpartition(".")[0] == section}
-    for candidates, cutoff in ((inside, 0.6), (dict(ends), 0.75)):
-        if matches := difflib.get_close_matches(last, candidates, MOST_NAMES, cutoff):
+    section, _, last_word = key.rpartition(".")
+    if last_word in RENAMED_SETTINGS:
+        return [RENAMED_SETTINGS[last_word]]
+    names_and_keys = [(name.rpartition(".")[2], name) for name in fields]
+    same_name = [name for end, name in names_and_keys if last_word in (end, umap_learn_name(fields[name]))]
+    if same_name:
+        return same_name[:MAX_SUGGESTIONS]
+    keys_in_section = {end: name for end, name in names_and_keys if section and name.rpartition(".")[0] == section}
+    for candidates, cutoff in ((keys_in_section, 0.6), (dict(names_and_keys), 0.75)):
+        if matches := difflib.get_close_matches(last_word, candidates, MAX_SUGGESTIONS, cutoff):
             return [candidates[end] for end in matches]
     return []
 
 
-def unknown(key: str) -> str:
+def unknown_key_message(key: str) -> str:
     """Return the message about an unknown key: the allowed keys, and suggestions."""
     fields, section = fields_by_key(), key.rpartition(".")[0]
     while section and (section not in fields or section_of(fields[section]) is None):
         section = section.rpartition(".")[0]
-    below = f"{section}." if section else ""
-    allowed = [name[len(below) :] for name in fields if name.startswith(below) and "." not in name[len(below) :]]
-    names = nearest(key)
-    meant = f"; did you mean {' or '.join(names)}?" if names else ""
-    return f"{shorten(key)}: unknown key; allowed keys: {', '.join(allowed)}{meant}"
+    prefix = f"{section}." if section else ""
+    allowed = [name[len(prefix) :] for name in fields if name.startswith(prefix) and "." not in name[len(prefix) :]]
+    suggested_keys = similar_keys(key)
+    suggestion = f"; did you mean {' or '.join(suggested_keys)}?" if suggested_keys else ""
+    return f"{shorten(key)}: unknown key; allowed keys: {', '.join(allowed)}{suggestion}"

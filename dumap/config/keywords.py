@@ -11,16 +11,16 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel
 
-from dumap.config.keys import MOST_NAMES, fields_by_key, nearest, section_of, umap_learn_name
+from dumap.config.keys import MAX_SUGGESTIONS, fields_by_key, section_of, similar_keys, umap_learn_name
 from dumap.config.model import Config
-from dumap.config.reading import build, merge, read_file
-from dumap.config.values import shorten, show
+from dumap.config.reading import build_config, read_file, set_by_key
+from dumap.config.values import safe_repr, shorten
 from dumap.errors import ConfigError
 
 _SUPERVISED = "maps by labels are not made; leave it out, and colour the map by the labels"
 _DENSITY = "maps that keep densities are not made; leave it out, or use umap-learn"
 _APPROXIMATE = "how neighbours are searched follows from the data and the section cells; leave it out"
-NOT_HERE = {
+UNSUPPORTED_PARAMETERS = {
     "output_metric": "maps are Euclidean; leave it out",
     "output_metric_kwds": "maps are Euclidean; leave it out",
     "low_memory": "memory is bounded by the setting task_memory; leave it out",
@@ -49,11 +49,13 @@ NOT_HERE = {
 def keys_by_name() -> Mapping[str, str]:
     """Return the dotted key of each setting with a flat name: settings outside sections, and umap-learn's names."""
     fields = fields_by_key()
-    flat = {name: name for name, field in fields.items() if "." not in name and section_of(field) is None}
-    return flat | {name: key for key, field in fields.items() if (name := umap_learn_name(field)) is not None}
+    outside_sections = {name: name for name, field in fields.items() if "." not in name and section_of(field) is None}
+    return outside_sections | {
+        name: key for key, field in fields.items() if (name := umap_learn_name(field)) is not None
+    }
 
 
-def plain(value: Any) -> Any:
+def to_plain_value(value: Any) -> Any:
     """Return a program's value as plain Python: numbers of NumPy become Python's, paths become texts.
 
     Mappings and lists are converted recursively. An array in a mapping (an argument of a metric) becomes a list.
@@ -65,40 +67,43 @@ def plain(value: Any) -> Any:
     if isinstance(value, os.PathLike):
         return os.fsdecode(value)
     if isinstance(value, BaseModel):
-        return {name: plain(getattr(value, name)) for name in value.model_fields_set}
+        return {name: to_plain_value(getattr(value, name)) for name in value.model_fields_set}
     if isinstance(value, Mapping):
-        return {name: item.tolist() if isinstance(item, np.ndarray) else plain(item) for name, item in value.items()}
+        return {
+            name: item.tolist() if isinstance(item, np.ndarray) else to_plain_value(item)
+            for name, item in value.items()
+        }
     if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
+        return [to_plain_value(item) for item in value]
     return value
 
 
-def _meant(name: str) -> str:
+def _suggest_keywords(name: str) -> str:
     """Return the suggestions for an unknown keyword, as the end of a message."""
-    flat = difflib.get_close_matches(name, [*keys_by_name(), *Config.model_fields], MOST_NAMES, 0.7)
-    inside = [key.split(".", 1) for key in nearest(name) if "." in key]
-    suggestions = flat or [f"{section}={{{setting!r}: ...}}" for section, setting in inside]
+    similar_names = difflib.get_close_matches(name, [*keys_by_name(), *Config.model_fields], MAX_SUGGESTIONS, 0.7)
+    sections_and_settings = [key.split(".", 1) for key in similar_keys(name) if "." in key]
+    suggestions = similar_names or [f"{section}={{{setting!r}: ...}}" for section, setting in sections_and_settings]
     return f"; did you mean {' or '.join(suggestions)}?" if suggestions else ""
 
 
-def _spelled(name: str, value: Any) -> Iterator[tuple[str, str, Any]]:
+def _expand_keyword(name: str, value: Any) -> Iterator[tuple[str, str, Any]]:
     """Yield each key that a keyword sets, with the way it was written and its value."""
     if name in keys_by_name():
         if name != "random_state" or value is not None:  # umap-learn's default None names no seed
             yield keys_by_name()[name], name, value
-    elif name in NOT_HERE:
-        raise ConfigError(f"{name}: dumap has no such parameter of umap-learn's: {NOT_HERE[name]}")
+    elif name in UNSUPPORTED_PARAMETERS:
+        raise ConfigError(f"{name}: dumap has no such parameter of umap-learn's: {UNSUPPORTED_PARAMETERS[name]}")
     elif name not in Config.model_fields:
         raise ConfigError(
             f"{shorten(name)}: unknown setting; allowed are {', '.join(keys_by_name())}, and the "
             f"sections {', '.join(sorted(Config.model_fields.keys() - keys_by_name().keys()))}, as mappings"
-            f"{_meant(name)}"
+            f"{_suggest_keywords(name)}"
         )
     elif isinstance(value, Mapping):
-        for inner, item in value.items():
-            yield f"{name}.{inner}", f"{name}={{{inner!r}: ...}}", item
+        for setting_name, setting_value in value.items():
+            yield f"{name}.{setting_name}", f"{name}={{{setting_name!r}: ...}}", setting_value
     elif value is not None:
-        raise ConfigError(f"{name} = {show(value)}: it is a section; give a mapping, such as {name}={{...}}")
+        raise ConfigError(f"{name} = {safe_repr(value)}: it is a section; give a mapping, such as {name}={{...}}")
 
 
 def read_keywords(settings: Mapping[str, Any], data: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -117,16 +122,17 @@ def read_keywords(settings: Mapping[str, Any], data: Mapping[str, Any] | None = 
     ConfigError
         A name is unknown, or two names give one setting different values.
     """
-    items = {f"input.{name}": ("data", plain(value)) for name, value in (data or {}).items()}
+    assigned = {f"input.{name}": ("data", to_plain_value(value)) for name, value in (data or {}).items()}
     for name, value in settings.items():
-        for key, written, item in _spelled(name, plain(value)):
-            if key in items and items[key][1] != item:
-                other, before = items[key]
+        for key, spelling, setting_value in _expand_keyword(name, to_plain_value(value)):
+            if key in assigned and assigned[key][1] != setting_value:
+                other_spelling, other_value = assigned[key]
                 raise ConfigError(
-                    f"{other} and {written} give {key} two values, {show(before)} and {show(item)}: leave one out"
+                    f"{other_spelling} and {spelling} give {key} two values, {safe_repr(other_value)} and "
+                    f"{safe_repr(setting_value)}: leave one out"
                 )
-            items[key] = written, item
-    return {key: item for key, (_, item) in items.items()}
+            assigned[key] = spelling, setting_value
+    return {key: setting_value for key, (_, setting_value) in assigned.items()}
 
 
 def read_config(
@@ -153,9 +159,9 @@ def read_config(
     if config is None or isinstance(config, str | os.PathLike):
         values = {} if config is None else read_file(os.fsdecode(config))
     elif isinstance(config, Config | Mapping):
-        values = plain(config)
+        values = to_plain_value(config)
     else:
         raise ConfigError(f"config: give a Config, a mapping or the path of a YAML file, not {type(config).__name__}")
     for key, value in keywords.items():
-        merge(values, key, value)
-    return build(values)
+        set_by_key(values, key, value)
+    return build_config(values)

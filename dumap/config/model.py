@@ -24,14 +24,16 @@ from dumap.config.setting import Bytes, Location, Section, setting
 from dumap.config.values import SecretDict, shorten
 
 
-def _options(value: Any) -> SecretDict:
+def _validate_storage_options(value: Any) -> SecretDict:
     """Validate the options of a service."""
     if not isinstance(value, Mapping):
         raise ValueError("write the service's options as keys and values, such as {endpoint: ..., region: ...}")
-    kinds = (str, bool, int)
-    odd = [str(name) for name, item in value.items() if not isinstance(name, str) or not isinstance(item, kinds)]
-    if odd:
-        raise ValueError(f"options are texts, numbers, true or false; {shorten(', '.join(odd))} is not")
+    allowed_types = (str, bool, int)
+    invalid_names = [
+        str(name) for name, item in value.items() if not isinstance(name, str) or not isinstance(item, allowed_types)
+    ]
+    if invalid_names:
+        raise ValueError(f"options are texts, numbers, true or false; {shorten(', '.join(invalid_names))} is not")
     return SecretDict({name: item if isinstance(item, bool) else str(item) for name, item in value.items()})
 
 
@@ -59,7 +61,7 @@ class Config(Section):
         "Larger: fewer tasks, larger cells with higher recall, and workers that need more memory.",
         changes=True,
     )
-    storage: Annotated[Any, AfterValidator(_options)] = setting(
+    storage: Annotated[Any, AfterValidator(_validate_storage_options)] = setting(
         SecretDict(),
         "Options of the service behind URLs, such as {endpoint: ..., access_key_id: ..., secret_access_key: ...}, with "
         "obstore's names. They are sent to the workers, but written to no log and no run. Other options are read from "
@@ -92,7 +94,7 @@ class Config(Section):
     cluster: ClusterConfig = Field(ClusterConfig(), description=ClusterConfig.__doc__)
 
     @model_validator(mode="after")
-    def _consistent(self) -> Config:
+    def _check_consistency(self) -> Config:
         """Refuse settings of different sections that contradict one another."""
         if self.input.unique and self.neighbors.precomputed is not None:
             raise ValueError(
@@ -131,13 +133,13 @@ class Config(Section):
         return hashlib.sha256(json.dumps(self.parameters(), sort_keys=True).encode()).hexdigest()
 
 
-def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+def describe_differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
     """Describe the differences between two sets of parameters, one line for each key."""
     lines = []
     for name in sorted({*old, *new}):
         before, after = old.get(name), new.get(name)
         if isinstance(before, Mapping) and isinstance(after, Mapping) and name != "metric_kwds":
-            lines += differences(before, after, f"{prefix}{name}.")
+            lines += describe_differences(before, after, f"{prefix}{name}.")
         elif before != after:
             lines.append(f"{prefix}{name}: {before!r} -> {after!r}")
     return lines

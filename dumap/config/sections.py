@@ -8,39 +8,39 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, model_validator
 
-from dumap.config.metrics import METRICS, check_arguments, frozen_numbers
+from dumap.config.metrics import METRICS, check_arguments, to_frozen_numbers
 from dumap.config.setting import Location, Section, setting
 from dumap.config.values import FrozenDict, shorten
 
 
-def _arguments(value: Any) -> FrozenDict:
+def _validate_metric_kwds(value: Any) -> FrozenDict:
     """Validate the arguments of a metric."""
     if not isinstance(value, Mapping):
         raise ValueError("write the metric's arguments as keys and values, such as {p: 3}")
-    return FrozenDict({shorten(str(name)): frozen_numbers(numbers) for name, numbers in value.items()})
+    return FrozenDict({shorten(str(name)): to_frozen_numbers(numbers) for name, numbers in value.items()})
 
 
-def _known_metric(value: str) -> str:
+def _validate_metric(value: str) -> str:
     """Refuse an unknown metric, and suggest a similar one."""
     if value not in METRICS:
-        alike = difflib.get_close_matches(value, METRICS, 1)
-        meant = f"; did you mean {alike[0]}?" if alike else ""
-        raise ValueError(f"no such metric; allowed are: {', '.join(METRICS)}{meant}")
+        similar = difflib.get_close_matches(value, METRICS, 1)
+        suggestion = f"; did you mean {similar[0]}?" if similar else ""
+        raise ValueError(f"no such metric; allowed are: {', '.join(METRICS)}{suggestion}")
     return value
 
 
-INITS = ("spectral", "pca", "random")
+INIT_METHODS = ("spectral", "pca", "random")
 """Methods to compute the first coordinates; any other value is the path of an array."""
 
 
-def _start(value: str) -> str:
+def _validate_init(value: str) -> str:
     """Refuse a value that is neither a method nor a path."""
-    if value not in INITS and not value.endswith((".npy", ".zarr")) and "/" not in value:
+    if value not in INIT_METHODS and not value.endswith((".npy", ".zarr")) and "/" not in value:
         raise ValueError("allowed are spectral, pca, random, or the path of an array (.npy, or in Zarr)")
     return value
 
 
-Metric = Annotated[str, AfterValidator(_known_metric)]
+Metric = Annotated[str, AfterValidator(_validate_metric)]
 
 
 class NeighborsConfig(Section):
@@ -64,7 +64,7 @@ class NeighborsConfig(Section):
         changes=True,
         umap="metric",
     )
-    metric_kwds: Annotated[Any, AfterValidator(_arguments)] = setting(
+    metric_kwds: Annotated[Any, AfterValidator(_validate_metric_kwds)] = setting(
         FrozenDict(),
         "The metric's arguments, such as {p: 3} for minkowski. Arguments that the metric does not take are refused.",
         changes=True,
@@ -104,7 +104,7 @@ class NeighborsConfig(Section):
     )
 
     @model_validator(mode="after")
-    def _consistent(self) -> NeighborsConfig:
+    def _check_consistency(self) -> NeighborsConfig:
         """Refuse arguments that the metric does not take, and a width below n_neighbors."""
         check_arguments(self.metric, self.metric_kwds)
         if self.width is not None and self.width < self.n_neighbors:
@@ -192,7 +192,7 @@ class GraphConfig(Section):
 class StartConfig(Section):
     """The first coordinates."""
 
-    init: Annotated[Location, AfterValidator(_start)] = setting(
+    init: Annotated[Location, AfterValidator(_validate_init)] = setting(
         "spectral",
         "The first coordinates: spectral, from the graph's eigenvectors; pca, from the rows' principal components; "
         "random; or the path of an array with the coordinates of each row (.npy, or in Zarr).",
@@ -326,7 +326,7 @@ class LayoutConfig(Section):
     )
 
     @model_validator(mode="after")
-    def _consistent(self) -> LayoutConfig:
+    def _check_consistency(self) -> LayoutConfig:
         """Refuse settings of the layout that contradict one another."""
         if self.min_dist > self.spread:
             raise ValueError(f"min_dist ({self.min_dist}) must not exceed spread ({self.spread})")

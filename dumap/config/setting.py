@@ -6,10 +6,10 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
-from dumap.config.values import location, parse_bytes
+from dumap.config.values import check_location, parse_bytes
 
 Bytes = Annotated[int, BeforeValidator(parse_bytes), Field(gt=0, lt=2**63)]
-Location = Annotated[str, AfterValidator(location)]
+Location = Annotated[str, AfterValidator(check_location)]
 
 
 class Section(BaseModel):

@@ -35,7 +35,7 @@ def parse_bytes(value: Any) -> Any:
     return value
 
 
-def exact_bytes(value: int) -> str:
+def bytes_with_unit(value: int) -> str:
     """Return a number of bytes as a text for `parse_bytes`, in the largest unit in which it is a whole number."""
     for unit, size in (("TiB", 2**40), ("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
         if value and value % size == 0:
@@ -52,8 +52,8 @@ def format_bytes(value: float) -> str:
     return f"{value:.2f} GiB"
 
 
-_shown = reprlib.Repr()
-_shown.maxlevel, _shown.maxstring, _shown.maxother = 3, 200, 200
+_short_repr = reprlib.Repr()
+_short_repr.maxlevel, _short_repr.maxstring, _short_repr.maxother = 3, 200, 200
 
 
 def shorten(text: str) -> str:
@@ -61,28 +61,28 @@ def shorten(text: str) -> str:
     return text if len(text) <= 300 else f"{text[:200]} ... {text[-60:]}"
 
 
-def show(value: Any) -> str:
+def safe_repr(value: Any) -> str:
     """Return a value as a short text without secrets. Aliases in a small YAML file can make a very large value."""
     try:
-        return re.sub(r"(?<=://)[^/\s]*@|(?<=\?).*", "***", _shown.repr(value))
+        return re.sub(r"(?<=://)[^/\s]*@|(?<=\?).*", "***", _short_repr.repr(value))
     except ValueError:  # an integer of more digits than Python writes
         return f"<{type(value).__name__}>"
 
 
-def location(value: str) -> str:
+def check_location(value: str) -> str:
     """Return a location; raise ValueError if it is neither a path nor a URL, or holds a secret."""
     try:
-        name = os.fsencode(value)
+        encoded = os.fsencode(value)
     except UnicodeEncodeError:
-        name = b"\0"
-    if not name or len(name) > 4096 or any(byte < 32 or byte == 127 for byte in name):
+        encoded = b"\0"
+    if not encoded or len(encoded) > 4096 or any(byte < 32 or byte == 127 for byte in encoded):
         raise ValueError("a path or a URL has 1 to 4096 characters, and no control characters")
     if re.match(r"[\w+.-]+://([^/]*@|[^?]*\?)", value):
         raise ValueError("a URL is written to logs and runs: give user, password or token in the environment instead")
     return value
 
 
-SECRET = "storage"
+SECRET_SECTION = "storage"
 """The setting whose values no message shows."""
 
 
@@ -121,19 +121,21 @@ _Loader.add_implicit_resolver(
 )
 
 
-def _line(mark: Any) -> str:
+def _line_text(mark: Any) -> str:
     """Return the line of a mark of YAML, as the end of a message."""
     return "" if mark is None else f" in line {mark.line + 1}"
 
 
-def read_yaml(text: str, where: str) -> Any:
-    """Read YAML; `where` begins the message if the text is not YAML."""
+def read_yaml(text: str, message_start: str) -> Any:
+    """Read YAML; `message_start` begins the message if the text is not YAML."""
     try:
         return yaml.load(text, _Loader)
     except yaml.YAMLError as error:
-        if SECRET in text or SECRET in where:  # lines that the error quotes may hold a key
+        if SECRET_SECTION in text or SECRET_SECTION in message_start:  # lines that the error quotes may hold a key
             mark = getattr(error, "problem_mark", None)
-            raise ConfigError(f"{where}: {getattr(error, 'problem', 'it ends too soon')}{_line(mark)}") from None
-        raise ConfigError(f"{where}: {error}") from error
+            raise ConfigError(
+                f"{message_start}: {getattr(error, 'problem', 'it ends too soon')}{_line_text(mark)}"
+            ) from None
+        raise ConfigError(f"{message_start}: {error}") from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:  # raised by YAML's constructors
-        raise ConfigError(f"{where}: {type(error).__name__}: {shorten(str(error))}") from error
+        raise ConfigError(f"{message_start}: {type(error).__name__}: {shorten(str(error))}") from error

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from dumap.config import Config, format_bytes
-from dumap.config.metrics import arguments
+from dumap.config.metrics import ordered_arguments
 from dumap.errors import InputError
 from dumap.kernels.edges import default_epochs
 from dumap.kernels.leaves import EXACT_ROWS, LEAF_ROWS
@@ -261,7 +261,7 @@ def check_chunk(config: Config, chunk_rows: int, row_bytes: int) -> None:
     memory = config.task_memory
     if (chunk_bytes := chunk_rows * row_bytes) > memory // 4:
         raise InputError(
-            f"{config.input.where}: one chunk holds {format_bytes(chunk_bytes)}, more than a quarter of task_memory "
+            f"{config.input.name}: one chunk holds {format_bytes(chunk_bytes)}, more than a quarter of task_memory "
             f"({format_bytes(memory)}): rechunk the array to at most {max(1, memory // 4 // row_bytes)} "
             f"rows a chunk, or set task_memory to {math.ceil(4 * chunk_bytes / 2**20)}MiB or more"
         )
@@ -298,10 +298,12 @@ def make_geometry(
     settings, k, memory = config.neighbors, config.neighbors.search_k, config.task_memory
     if rows < k + 2:
         raise InputError(
-            f"{config.input.where}: {rows} rows are too few for neighbors.{settings.width_setting} = {k + 1}; "
+            f"{config.input.name}: {rows} rows are too few for neighbors.{settings.width_setting} = {k + 1}; "
             f"give at least {k + 2} rows, or set {settings.width_setting} to at most {max(rows - 1, 0)}"
         )
-    arguments(config.neighbors.metric, config.neighbors.metric_kwds, dims)  # refuses what the metric does not take
+    ordered_arguments(
+        config.neighbors.metric, config.neighbors.metric_kwds, dims
+    )  # refuses what the metric does not take
     curve(config.layout)  # refuses a curve that the layout cannot use
     if entries is not None:
         mean, source_dims, dims = max(1, math.ceil(entries.total / rows)), dims, projected_dims(dims)

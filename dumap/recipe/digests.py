@@ -16,7 +16,7 @@ from typing import Any
 
 from dumap.artifacts.job import Job
 from dumap.artifacts.part_names import VECTORS
-from dumap.config import Config, build
+from dumap.config import Config, build_config
 from dumap.errors import RunMismatchError
 from dumap.recipe.identity import INPUT_FINGERPRINTS, input_names
 from dumap.recipe.stage_names import DONE
@@ -29,7 +29,7 @@ METADATA_KEYS = ("shape", "dtype", "signature")
 @cache
 def _default_config() -> Config:
     """Return the configuration of all defaults."""
-    return build({"input": {"path": "-"}, "output": "-"})
+    return build_config({"input": {"path": "-"}, "output": "-"})
 
 
 def changed_settings(stage: Stage, config: Config) -> dict[str, Any]:

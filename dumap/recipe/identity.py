@@ -12,7 +12,7 @@ import numpy as np
 from dumap.artifacts.job import Job
 from dumap.artifacts.part_names import VECTORS
 from dumap.artifacts.vectors import EMBEDDING_ATTRIBUTES, STATUS_ATTRIBUTES
-from dumap.config import INITS, Config, differences
+from dumap.config import INIT_METHODS, Config, describe_differences
 from dumap.engine import Engine, Observer
 from dumap.errors import RunMismatchError
 from dumap.recipe.stage_names import ALL_STAGES, DONE, RUN_KEYS
@@ -36,7 +36,7 @@ def check_chunks(job: Job, note: Callable[[str], None]) -> None:
         note(f"input: {absent}; they are read as the array's fill value (input.missing = fill)")
     if config.neighbors.precomputed is not None:
         job.precomputed.require_chunks()
-    if config.start.init not in INITS:
+    if config.start.init not in INIT_METHODS:
         Rows(config.start.init).require_chunks()
 
 
@@ -113,7 +113,7 @@ def check_same_run(job: Job, observer: Observer) -> None:
     """Refuse to continue a run with other parameters or other data."""
     run, config = job.run, job.config
     attributes = run.attributes
-    changed = differences(attributes["parameters"], config.parameters())
+    changed = describe_differences(attributes["parameters"], config.parameters())
     if changed:
         raise RunMismatchError(
             f"{run.location} was begun with other parameters; nothing was touched. The difference:\n  "

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from dumap.config import INITS, Config
+from dumap.config import INIT_METHODS, Config
 from dumap.errors import StorageError
 from dumap.sources.opening import locate
 from dumap.store import INSIDE, Run, RunKeys, probe, use_options
@@ -39,7 +39,7 @@ def with_normalized_locations(config: Config, parent: str | None = None) -> Conf
         update["work"] = normalize(config.work)
     if precomputed is not None:
         update["neighbors"] = config.neighbors.model_copy(update={"precomputed": normalize(precomputed)})
-    if config.start.init not in INITS:
+    if config.start.init not in INIT_METHODS:
         update["start"] = config.start.model_copy(update={"init": normalize(config.start.init)})
     return config.model_copy(update=update)
 
@@ -88,7 +88,7 @@ def check_no_overlap(output: str, source: str, what: str = "input") -> None:
 
 def source_locations(config: Config) -> list[str]:
     """List the locations that a run reads: the input, given neighbours and given coordinates."""
-    paths = [config.neighbors.precomputed, None if config.start.init in INITS else config.start.init]
+    paths = [config.neighbors.precomputed, None if config.start.init in INIT_METHODS else config.start.init]
     return [*config.input.paths, *(path for path in paths if path is not None)]
 
 

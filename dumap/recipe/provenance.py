@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 from typing import Any
 
-from dumap.config import differences
+from dumap.config import describe_differences
 from dumap.engine import Engine
 from dumap.errors import DamageError, RunMismatchError
 from dumap.recipe.stage_names import DONE
@@ -59,7 +59,7 @@ def check_provenance(run: Run, recipe: Recipe, engine: Engine, force: bool) -> N
 def _check_stage_provenance(run: Run, stage: str, engine: Engine) -> None:
     """Raise RunMismatchError if an engine has other versions or processors than those that began a stage."""
     began, now = initial_provenance(run, stage), engine_provenance(engine)
-    differs = differences(began["versions"], now["versions"])
+    differs = describe_differences(began["versions"], now["versions"])
     if not set(now["cpus"]) <= set(began["cpus"]):
         differs.append(f"processors: {', '.join(began['cpus'])} -> {', '.join(now['cpus'])}")
     if differs:

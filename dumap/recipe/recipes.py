@@ -79,7 +79,7 @@ def geometry_of(config: Config) -> Geometry:
         )
     if config.neighbors.metric in BIT_METRICS and source.dtype != np.uint8:
         raise InputError(
-            f"{config.input.where}: neighbors.metric = {config.neighbors.metric} is of bits packed into uint8, and the "
+            f"{config.input.name}: neighbors.metric = {config.neighbors.metric} is of bits packed into uint8, and the "
             f"rows are {source.dtype}: pack them (numpy.packbits(x, axis=1)), or take hamming or jaccard"
         )
     path = config.neighbors.precomputed

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from dumap.artifacts.job import Job
-from dumap.config.metrics import arguments
+from dumap.config.metrics import ordered_arguments
 from dumap.errors import InputError
 from dumap.kernels import neighbors as search
 from dumap.kernels import pairs, quality, vectors
@@ -23,7 +23,7 @@ def metric_arguments(job: Job) -> dict:
     settings = job.config.neighbors
     if settings.metric in vectors.EUCLIDEAN_ORDER:
         return {}
-    return arguments(settings.metric, settings.metric_kwds, job.geometry.dims)
+    return ordered_arguments(settings.metric, settings.metric_kwds, job.geometry.dims)
 
 
 @contextmanager
@@ -38,7 +38,7 @@ def metric_errors(job: Job) -> Iterator[None]:
         yield
     except (ZeroDivisionError, ValueError) as error:
         raise InputError(
-            f"{job.config.input.where}: neighbors.metric = {job.config.neighbors.metric} is not defined for some of "
+            f"{job.config.input.name}: neighbors.metric = {job.config.neighbors.metric} is not defined for some of "
             f"its rows ({error}): take another metric, or leave out rows such as those that are all zero"
         ) from error
 
@@ -87,9 +87,9 @@ def distances_by_tile(job: Job, queries: Any, x: Any) -> Iterator[tuple[slice, n
     for low in range(0, len(x), step):
         rows = x[low : low + step]
         out = np.empty((len(queries), len(rows)), np.float32)
-        arguments = tuple(metric_arguments(job).values())
+        ordered_arguments = tuple(metric_arguments(job).values())
         with metric_errors(job):
-            quality.metric_distances(queries, rows, search.distance_function(metric), arguments, out)
+            quality.metric_distances(queries, rows, search.distance_function(metric), ordered_arguments, out)
         yield slice(low, low + len(rows)), out
 
 

@@ -240,13 +240,13 @@ def _check_finite(context: Context, blocks: list[str]) -> int:
     if nonfinite and config.input.nonfinite == "error":
         first = [row for part in blocks for row in store.summary(VECTORS, part)["nonfinite_rows"]][:MAX_NAMED_ROWS]
         raise InputError(
-            f"{config.input.where}: {nonfinite} of {context.geometry.rows} rows hold NaN or infinite values, first of "
+            f"{config.input.name}: {nonfinite} of {context.geometry.rows} rows hold NaN or infinite values, first of "
             f"them rows {', '.join(map(str, first))}: mend them, or leave them out with --set input.nonfinite=drop"
         )
     left, settings = context.geometry.rows - nonfinite, config.neighbors
     if left < settings.search_k + 2:
         raise InputError(
-            f"{config.input.where}: {left} rows are left without those that are not finite, too few for "
+            f"{config.input.name}: {left} rows are left without those that are not finite, too few for "
             f"neighbors.{settings.width_setting} = {settings.search_k + 1}: give at least {settings.search_k + 2}, or, "
             f"in another output, set {settings.width_setting} to at most {max(left - 1, 0)}"
         )
@@ -258,7 +258,7 @@ def _check_angles(context: Context, blocks: list[str]) -> None:
     latitude, longitude = np.max([context.run.summary(VECTORS, part)["angles"] for part in blocks], axis=0)
     if latitude > np.pi / 2 + ANGLE_TOLERANCE or longitude > 2 * np.pi + ANGLE_TOLERANCE:
         raise InputError(
-            f"{context.config.input.where}: neighbors.metric = haversine takes latitude and longitude in radians, in "
+            f"{context.config.input.name}: neighbors.metric = haversine takes latitude and longitude in radians, in "
             f"this order: at most pi/2 and 2 pi; the rows reach {latitude:.6g} and {longitude:.6g}. Turn degrees into "
             f"radians (numpy.radians), or put the columns in that order, and name another output"
         )
@@ -286,7 +286,7 @@ def run(context: Context) -> dict:
         settings, least = config.neighbors, config.neighbors.search_k + 2
         if distinct < least:
             raise InputError(
-                f"{config.input.where}: input.unique leaves {distinct} distinct rows, too few for "
+                f"{config.input.name}: input.unique leaves {distinct} distinct rows, too few for "
                 f"neighbors.{settings.width_setting} = {settings.search_k + 1}: give at least {least}, or, in another "
                 f"output, set {settings.width_setting} to at most {max(distinct - 1, 0)} or input.unique=false"
             )

@@ -289,12 +289,12 @@ def main() -> None:
     os.makedirs(folder, exist_ok=True)
     os.environ.update(environment(folder))  # before Dask is imported, which reads it
     import dumap
-    from dumap.config import load
+    from dumap.config import load_config
 
     counter = install(folder, "driver")
     _time_steps(counter)
     places = {"input.path": os.path.abspath(args.data), "output": os.path.abspath(args.run)}
-    dumap.run(config=load(None, args.settings, places), on_progress=Observer(counter))
+    dumap.run(config=load_config(None, args.settings, places), on_progress=Observer(counter))
 
 
 if __name__ == "__main__":

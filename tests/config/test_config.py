@@ -5,8 +5,8 @@ from pathlib import Path
 import pydantic
 import pytest
 
-from dumap.config import METRICS, Config, build, differences, load, parse_bytes
-from dumap.config.annotated import EXAMPLES as NAMES
+from dumap.config import METRICS, Config, build_config, describe_differences, load_config, parse_bytes
+from dumap.config.annotated import EXAMPLE_CONFIGS as NAMES
 from dumap.errors import ConfigError
 
 CONFIGS = [Path(__file__).parents[2] / "configs" / f"{name}.yaml" for name in NAMES]
@@ -36,7 +36,7 @@ def with_value(key: str, value: object) -> dict:
 )
 def test_an_unknown_key_is_named_beside_those_allowed(key, allowed):
     with pytest.raises(ConfigError, match=rf"{key}: unknown key; allowed keys: .*{allowed}"):
-        build(with_value(key, 1))
+        build_config(with_value(key, 1))
 
 
 @pytest.mark.fault(37)
@@ -86,7 +86,7 @@ def test_an_unknown_key_is_named_beside_those_allowed(key, allowed):
 )
 def test_a_value_that_cannot_be_is_named_with_its_key(key, value):
     with pytest.raises(ConfigError) as error:
-        build(with_value(key, value))
+        build_config(with_value(key, value))
     assert f"\n  {key} = {value!r}: " in str(error.value)
     assert str(error.value).count("\n") == 1
     assert error.value.exit_code == 2
@@ -95,27 +95,27 @@ def test_a_value_that_cannot_be_is_named_with_its_key(key, value):
 @pytest.mark.fault(37)
 def test_all_faults_are_told_at_once():
     with pytest.raises(ConfigError) as error:
-        build({"seed": "x", "input": {"path": "a", "b": 1}, "layout": {"min_dist": -1.0}})
+        build_config({"seed": "x", "input": {"path": "a", "b": 1}, "layout": {"min_dist": -1.0}})
     for fault in ("output: required, and not given", "seed = 'x'", "input.b: unknown key", "layout.min_dist = -1.0"):
         assert fault in str(error.value)
 
 
 def test_values_that_contradict_each_other_are_refused():
     with pytest.raises(ConfigError, match=r"min_dist \(2.0\) must not exceed spread \(1.0\)"):
-        build(with_value("layout.min_dist", 2.0))
+        build_config(with_value("layout.min_dist", 2.0))
     with pytest.raises(ConfigError, match="give both a and b, or neither"):
-        build(with_value("layout.a", 1.0))
-    assert build({**BASE, "layout": {"a": 1.5, "b": 0.9}}).layout.b == 0.9
+        build_config(with_value("layout.a", 1.0))
+    assert build_config({**BASE, "layout": {"a": 1.5, "b": 0.9}}).layout.b == 0.9
 
 
 @pytest.mark.parametrize("metric", METRICS)
 def test_every_metric_allowed_is_taken(metric):
-    assert build(with_value("neighbors.metric", metric)).neighbors.metric == metric
+    assert build_config(with_value("neighbors.metric", metric)).neighbors.metric == metric
 
 
 @pytest.mark.parametrize("init", ["spectral", "pca", "random", "start.npy", "start.zarr", "folder/group"])
 def test_every_start_allowed_is_taken(init):
-    assert build(with_value("start.init", init)).start.init == init
+    assert build_config(with_value("start.init", init)).start.init == init
 
 
 @pytest.mark.parametrize(
@@ -135,13 +135,13 @@ def test_every_start_allowed_is_taken(init):
 )
 def test_sizes_are_read_with_their_units(text, size):
     assert parse_bytes(text) == size
-    assert build(with_value("task_memory", text)).task_memory == size
+    assert build_config(with_value("task_memory", text)).task_memory == size
 
 
 @pytest.mark.parametrize("text", ["", "GiB", "-1GiB", "1 GiB 2", "1e9", "1.GiB", "1PiB", "0x10"])
 def test_texts_that_are_no_sizes_are_refused(text):
     with pytest.raises(ConfigError, match=r"task_memory = .*not a size"):
-        build(with_value("task_memory", text))
+        build_config(with_value("task_memory", text))
 
 
 # files and settings ----------------------------------------------------------------------------
@@ -151,12 +151,14 @@ def test_options_win_over_settings_and_settings_over_the_file(tmp_path):
     file = tmp_path / "c.yaml"
     file.write_text("input: {path: file.zarr, array: x}\noutput: out.zarr\nseed: 1\nlayout: {spread: 1, min_dist: 0.5}")
     settings = ("seed=2", "layout.min_dist=0.25", "seed=3", "neighbors.metric=cosine", "layout.n_epochs=7")
-    config = load(str(file), settings, {"seed": 4, "input.path": "option.zarr", "output": None, "layout.n_epochs": 9})
+    config = load_config(
+        str(file), settings, {"seed": 4, "input.path": "option.zarr", "output": None, "layout.n_epochs": 9}
+    )
     assert (config.seed, config.layout.min_dist, config.layout.n_epochs) == (4, 0.25, 9)
     assert (config.input.path, config.input.array, config.output) == ("option.zarr", "x", "out.zarr")
     assert config.neighbors.metric == "cosine"
-    assert load(str(file), settings).seed == 3
-    assert load(str(file)).seed == 1
+    assert load_config(str(file), settings).seed == 3
+    assert load_config(str(file)).seed == 1
 
 
 def test_settings_are_read_as_yaml():
@@ -166,14 +168,14 @@ def test_settings_are_read_as_yaml():
         "layout.n_epochs=null",
         "layout.learning_rate=1.0e-3",
     )
-    config = load(None, (*SET, *more))
+    config = load_config(None, (*SET, *more))
     assert config.neighbors.metric_kwds == {"p": 3, "w": (1.0, 2.5)}
     assert config.layout.n_epochs is None
     assert config.layout.learning_rate == 1e-3
 
 
 def test_numbers_are_written_as_people_write_them():
-    assert load(None, (*SET, "layout.learning_rate=1e-3")).layout.learning_rate == 1e-3
+    assert load_config(None, (*SET, "layout.learning_rate=1e-3")).layout.learning_rate == 1e-3
 
 
 @pytest.mark.parametrize(
@@ -187,7 +189,7 @@ def test_numbers_are_written_as_people_write_them():
 )
 def test_a_setting_that_cannot_be_is_refused(setting, message):
     with pytest.raises(ConfigError, match=message):
-        load(None, (*SET, "seed=1", setting))
+        load_config(None, (*SET, "seed=1", setting))
 
 
 @pytest.mark.parametrize(
@@ -206,24 +208,24 @@ def test_a_setting_that_cannot_be_is_refused(setting, message):
 def test_a_file_that_is_no_configuration_is_refused(tmp_path, text, message):
     (tmp_path / "c.yaml").write_bytes(text)
     with pytest.raises(ConfigError, match=message):
-        load(str(tmp_path / "c.yaml"))
+        load_config(str(tmp_path / "c.yaml"))
 
 
 def test_a_file_that_is_not_there_is_named():
     with pytest.raises(ConfigError, match=r"cannot read nowhere.yaml: No such file"):
-        load("nowhere.yaml")
+        load_config("nowhere.yaml")
 
 
 def test_a_section_left_empty_is_its_defaults(tmp_path):
     (tmp_path / "c.yaml").write_text("input: {path: in.zarr}\noutput: out.zarr\nlayout:\n")
-    assert load(str(tmp_path / "c.yaml")) == build(BASE)
+    assert load_config(str(tmp_path / "c.yaml")) == build_config(BASE)
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_the_files_that_come_with_the_project_load(path):
-    config = load(str(path))
+    config = load_config(str(path))
     assert config.input.path
-    assert config.parameters().keys() == build(BASE).parameters().keys()
+    assert config.parameters().keys() == build_config(BASE).parameters().keys()
 
 
 def test_there_are_files_that_come_with_the_project():
@@ -235,7 +237,7 @@ def test_there_are_files_that_come_with_the_project():
 
 @pytest.mark.parametrize("section", [None, *(name for name in Config.model_fields if name not in BASE)])
 def test_nothing_can_be_changed(section):
-    config = build(BASE)
+    config = build_config(BASE)
     section_config = getattr(config, section) if section else config
     if not isinstance(section_config, pydantic.BaseModel):
         section_config, field = config, section
@@ -265,7 +267,7 @@ def test_nothing_can_be_changed(section):
     ],
 )
 def test_the_digest_names_what_the_answer_depends_on(key, value):
-    assert build(with_value(key, value)).digest() != build(BASE).digest()
+    assert build_config(with_value(key, value)).digest() != build_config(BASE).digest()
 
 
 @pytest.mark.parametrize(
@@ -283,36 +285,36 @@ def test_the_digest_names_what_the_answer_depends_on(key, value):
     ],
 )
 def test_the_digest_does_not_name_what_the_answer_does_not_depend_on(key, value):
-    assert build(with_value(key, value)).digest() == build(BASE).digest()
+    assert build_config(with_value(key, value)).digest() == build_config(BASE).digest()
 
 
 def test_the_digest_says_that_neighbors_are_given_but_not_where_they_lie():
     """Neither where they lie, nor how cells would have been cut."""
     precomputed = with_value("neighbors.precomputed", "knn.zarr")
     for other in ({"neighbors": {"precomputed": "s3://b/knn.zarr"}}, {"cells": {"max_cells_per_row": 2}}):
-        assert build({**precomputed, **other}).digest() == build(precomputed).digest()
-    assert differences(build(BASE).parameters()["neighbors"], build(precomputed).parameters()["neighbors"]) == [
-        "precomputed: None -> True"
-    ]
+        assert build_config({**precomputed, **other}).digest() == build_config(precomputed).digest()
+    assert describe_differences(
+        build_config(BASE).parameters()["neighbors"], build_config(precomputed).parameters()["neighbors"]
+    ) == ["precomputed: None -> True"]
 
 
 def test_given_neighbors_are_not_of_distinct_rows_alone():
     both = {**with_value("neighbors.precomputed", "knn.zarr"), "input": {"path": "in.zarr", "unique": True}}
     with pytest.raises(ConfigError, match=r"input.unique = true does not go with neighbors.precomputed.*: set input.u"):
-        build(both)
-    assert build({**both, "neighbors": {"precomputed": None}}).input.unique
-    assert not build({**both, "input": BASE["input"]}).input.unique
+        build_config(both)
+    assert build_config({**both, "neighbors": {"precomputed": None}}).input.unique
+    assert not build_config({**both, "input": BASE["input"]}).input.unique
 
 
 def test_differences_are_told_key_by_key():
     old, new = (
-        build(BASE),
-        build({**BASE, "seed": 1, "layout": {"min_dist": 0.2}, "neighbors": {"n_neighbors": 5}}),
+        build_config(BASE),
+        build_config({**BASE, "seed": 1, "layout": {"min_dist": 0.2}, "neighbors": {"n_neighbors": 5}}),
     )
-    assert differences(old.parameters(), old.parameters()) == []
-    assert differences(old.parameters(), new.parameters()) == [
+    assert describe_differences(old.parameters(), old.parameters()) == []
+    assert describe_differences(old.parameters(), new.parameters()) == [
         "layout.min_dist: 0.1 -> 0.2",
         "neighbors.n_neighbors: 15 -> 5",
         "seed: 42 -> 1",
     ]
-    assert differences({"a": {"b": 1}}, {"a": {"c": 2}}) == ["a.b: 1 -> None", "a.c: None -> 2"]
+    assert describe_differences({"a": {"b": 1}}, {"a": {"c": 2}}) == ["a.b: 1 -> None", "a.c: None -> 2"]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from umap import UMAP
 
-from dumap.config import NOT_HERE, LayoutConfig, build, keys_by_name, read_config, read_keywords
+from dumap.config import UNSUPPORTED_PARAMETERS, LayoutConfig, build_config, keys_by_name, read_config, read_keywords
 from dumap.errors import ConfigError
 
 DATA = {"path": "DATA.zarr"}
@@ -18,11 +18,11 @@ BOTH = {"input": DATA, "output": "RUN.zarr"}
 
 def test_umap_learns_parameters_are_settings_or_told_of():
     umap_parameters = set(inspect.signature(UMAP).parameters)
-    assert umap_parameters <= keys_by_name().keys() | NOT_HERE.keys()
-    assert NOT_HERE.keys() <= umap_parameters - keys_by_name().keys()
+    assert umap_parameters <= keys_by_name().keys() | UNSUPPORTED_PARAMETERS.keys()
+    assert UNSUPPORTED_PARAMETERS.keys() <= umap_parameters - keys_by_name().keys()
 
 
-@pytest.mark.parametrize("name", NOT_HERE)
+@pytest.mark.parametrize("name", UNSUPPORTED_PARAMETERS)
 def test_parameters_that_dumap_lacks_are_refused_with_advice(name):
     with pytest.raises(ConfigError, match=f"^{name}: dumap has no such parameter of umap-learn's: .*[a-z]"):
         read_keywords({name: inspect.signature(UMAP).parameters[name].default})
@@ -31,7 +31,7 @@ def test_parameters_that_dumap_lacks_are_refused_with_advice(name):
 def test_flat_names_sections_and_data_make_a_configuration():
     flat = {"n_neighbors": 7, "min_dist": 0.2, "random_state": 5, "init": "pca", "keep": "all", "unique": True}
     config = read_config(None, {"output": "RUN.zarr", **flat, "cluster": {"workers": 2}}, DATA)
-    assert config == build(
+    assert config == build_config(
         {
             **{"input": {**DATA, "unique": True}, "output": "RUN.zarr", "seed": 5, "keep": "all"},
             **{"neighbors": {"n_neighbors": 7}, "layout": {"min_dist": 0.2}, "start": {"init": "pca"}},
@@ -111,7 +111,7 @@ def test_a_section_has_to_be_a_mapping():
 def test_keywords_win_over_a_configuration(kind, tmp_path):
     (tmp_path / "run.yaml").write_text("input: {path: DATA.zarr}\noutput: RUN.zarr\nlayout: {min_dist: 0.3, spread: 2}")
     mapping = {**BOTH, "layout": {"min_dist": 0.3, "spread": 2}}
-    config = {"config": build(mapping), "mapping": mapping, "file": tmp_path / "run.yaml"}[kind]
+    config = {"config": build_config(mapping), "mapping": mapping, "file": tmp_path / "run.yaml"}[kind]
     assert read_config(config, {}).layout.min_dist == 0.3
     config_read = read_config(config, {"min_dist": 0.2, "output": "NEW.zarr"}, {"path": "MORE.zarr"})
     assert (config_read.layout.min_dist, config_read.layout.spread) == (0.2, 2)

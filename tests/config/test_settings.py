@@ -12,8 +12,8 @@ import pytest
 import yaml
 import zarr
 
-from dumap.config import Config, annotated, build, load
-from dumap.config.keys import fields_by_key, nearest, section_of, umap_learn_name
+from dumap.config import Config, annotated_defaults, build_config, load_config
+from dumap.config.keys import fields_by_key, section_of, similar_keys, umap_learn_name
 from dumap.errors import ConfigError
 from dumap.recipe.pipeline import run
 from dumap.recipe.recipes import GIVEN_NEIGHBORS_RECIPE, SEARCH_RECIPE
@@ -77,16 +77,20 @@ def test_names_of_umap_learn_are_its_own():
 
 def test_the_annotated_defaults_load_as_the_defaults(tmp_path):
     file = tmp_path / "defaults.yaml"
-    file.write_text(annotated())
-    assert load(str(file)) == build(EXAMPLES)
-    values = yaml.safe_load(annotated())
+    file.write_text(annotated_defaults())
+    assert load_config(str(file)) == build_config(EXAMPLES)
+    values = yaml.safe_load(annotated_defaults())
     flat = {f"{key}.{name}" for key in SECTIONS for name in values[key]} | (set(values) - set(SECTIONS))
     assert flat == set(SETTINGS), "every setting is there"
 
 
 @pytest.mark.parametrize("key", fields_by_key())
 def test_one_key_is_written_as_in_the_whole(key):
-    text, values, whole = annotated(key), yaml.safe_load(annotated(key)), yaml.safe_load(annotated())
+    text, values, whole = (
+        annotated_defaults(key),
+        yaml.safe_load(annotated_defaults(key)),
+        yaml.safe_load(annotated_defaults()),
+    )
     for name in key.split("."):
         assert list(values) == [name]
         values, whole = values[name], whole[name]
@@ -96,17 +100,17 @@ def test_one_key_is_written_as_in_the_whole(key):
 
 
 def test_comments_tell_what_is_allowed_and_fit_a_line():
-    assert max(map(len, annotated().splitlines())) <= 100
+    assert max(map(len, annotated_defaults().splitlines())) <= 100
     expected = """\
         # The scale of the map. Larger: a wider map, in which min_dist matters less. Ignored if a and b
         # are given.
         # Allowed: above 0. In umap-learn: spread. Changes the embedding.
         spread: 1.0
     """
-    assert annotated("layout.spread") == "layout:\n" + textwrap.indent(textwrap.dedent(expected), "  ")
-    assert "# Allowed: 4096 or more, multiples of 4096. " in annotated("graph.shard_rows")
-    assert "# Allowed: auto | host | rounds. " in annotated("layout.mode")
-    assert annotated("task_memory").endswith("task_memory: 512MiB\n")
+    assert annotated_defaults("layout.spread") == "layout:\n" + textwrap.indent(textwrap.dedent(expected), "  ")
+    assert "# Allowed: 4096 or more, multiples of 4096. " in annotated_defaults("graph.shard_rows")
+    assert "# Allowed: auto | host | rounds. " in annotated_defaults("layout.mode")
+    assert annotated_defaults("task_memory").endswith("task_memory: 512MiB\n")
 
 
 # names that are not there ------------------------------------------------------------------------
@@ -131,23 +135,23 @@ def test_comments_tell_what_is_allowed_and_fit_a_line():
     ],
 )
 def test_an_unknown_key_suggests_the_nearest(key, meant):
-    assert nearest(key)[0] == meant
+    assert similar_keys(key)[0] == meant
     with pytest.raises(ConfigError, match=rf"{key}: unknown key; allowed keys: .*; did you mean {meant}\b"):
-        annotated(key)
+        annotated_defaults(key)
     with pytest.raises(ConfigError, match=rf"unknown key; .*; did you mean {meant.partition('.')[0]}\b|{meant}"):
-        load(None, ["input.path=a", "output=b", f"{key}=1"])
+        load_config(None, ["input.path=a", "output=b", f"{key}=1"])
 
 
 @pytest.mark.parametrize("key", ["xyzzy", "layout.xyzzy", ""])
 def test_no_key_is_suggested_for_one_unlike_all(key):
-    assert nearest(key) == []
+    assert similar_keys(key) == []
     with pytest.raises(ConfigError, match=r"unknown key; allowed keys: .*[a-z]$"):
-        annotated(key)
+        annotated_defaults(key)
 
 
 def test_an_unknown_metric_suggests_the_nearest():
     with pytest.raises(ConfigError, match=r"no such metric; allowed are: .*; did you mean euclidean\?"):
-        build({**EXAMPLES, "neighbors": {"metric": "euclidian"}})
+        build_config({**EXAMPLES, "neighbors": {"metric": "euclidian"}})
 
 
 # what changes the embedding ----------------------------------------------------------------------
@@ -220,7 +224,7 @@ DATA = {"input.path", "input.array", "input.dtype"}
 
 def with_settings(key: str, settings: dict) -> Config:
     """Return the defaults with some settings, and what the key needs beside it."""
-    return load(None, (), {"input.path": "DATA.zarr", "output": "RUN.zarr", **BESIDE.get(key, {}), **settings})
+    return load_config(None, (), {"input.path": "DATA.zarr", "output": "RUN.zarr", **BESIDE.get(key, {}), **settings})
 
 
 @pytest.mark.parametrize("key", [key for key in SETTINGS if key not in DATA])
@@ -237,7 +241,7 @@ def embed_locally(save, fresh, tmp_path, monkeypatch):
 
     def go(x: np.ndarray, settings: dict) -> np.ndarray:
         output = fresh("run.zarr")
-        run(load(None, (), {"input.path": save(x), "output": output, **quick, **settings}))
+        run(load_config(None, (), {"input.path": save(x), "output": output, **quick, **settings}))
         return zarr.open_array(output, path="embedding", mode="r")[:]
 
     return go
@@ -280,7 +284,7 @@ CHOSEN = {
 def test_examples_hold_the_defaults_but_for_what_they_are_about(path):
     example = yaml.safe_load(path.read_text())
     keys = {f"{key}.{name}" for key in SECTIONS for name in example.get(key, {})} | (set(example) - set(SECTIONS))
-    config, defaults = load(str(path)), build(EXAMPLES)
+    config, defaults = load_config(str(path)), build_config(EXAMPLES)
 
     def value(of: Config, key: str) -> object:
         for name in key.split("."):

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 import dumap
 from dumap.artifacts.job import Job
 from dumap.artifacts.part_names import part_names
-from dumap.config import load
+from dumap.config import load_config
 from dumap.engine.collections import DaskRows, assemble_blocks, is_collection
 from dumap.engine.connect import connect
 from dumap.errors import InputError, RunMismatchError
@@ -204,7 +204,9 @@ def test_a_worker_that_dies_as_it_copies_is_made_up_for(fresh):
     ):
         output, killer = fresh("run.zarr"), KillsAWorker(client)
         object_rows = DaskRows(x)
-        config = load(None, (), {"input.path": spooled.location_of(object_rows), "output": output, "keep": "all"})
+        config = load_config(
+            None, (), {"input.path": spooled.location_of(object_rows), "output": output, "keep": "all"}
+        )
         job = Job(config, geometry_of(config), object_rows=object_rows)
         with connect(config.cluster, client, killer) as engine:
             engine.preflight()

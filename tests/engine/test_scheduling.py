@@ -12,7 +12,7 @@ from distributed import Client, Scheduler, SpecCluster, Worker, get_worker
 
 from dumap.artifacts.job import Job
 from dumap.artifacts.part_names import part_names
-from dumap.config import build
+from dumap.config import build_config
 from dumap.engine.cluster import DaskEngine
 from dumap.engine.connect import connect
 from dumap.engine.local import LocalEngine
@@ -131,7 +131,7 @@ def test_a_run_on_some_workers_has_the_same_bytes(shared, embed, digits_300):
 @pytest.mark.parametrize("setting", [{"resources": {"GPU": 1}}, {"allow_workers": ["big"]}])
 def test_an_embedded_cluster_has_nothing_to_choose_by(setting, monkeypatch):
     monkeypatch.setattr("dumap.engine.connect.dask.config.get", lambda key, default=None: default)
-    config = build({"input": {"path": "in.zarr"}, "output": "out.zarr", "cluster": setting})
+    config = build_config({"input": {"path": "in.zarr"}, "output": "out.zarr", "cluster": setting})
     with pytest.raises(ConfigError, match="are alike"), connect(config.cluster, None, SilentObserver()):
         pass
 
@@ -152,7 +152,7 @@ def test_an_embedded_cluster_has_nothing_to_choose_by(setting, monkeypatch):
 )
 def test_senseless_settings_of_sharing_are_refused(settings, message):
     with pytest.raises(ConfigError, match=message):
-        build({"input": {"path": "in.zarr"}, "output": "out.zarr", "cluster": settings})
+        build_config({"input": {"path": "in.zarr"}, "output": "out.zarr", "cluster": settings})
 
 
 # what is stuck -----------------------------------------------------------------------------------

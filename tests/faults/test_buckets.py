@@ -13,7 +13,7 @@ from distributed import Client, LocalCluster
 from faults.harness import SETTING_OPTIONS, Fleet, until
 from helpers import ActAtStageStart, slowly
 
-from dumap.config import load
+from dumap.config import load_config
 from dumap.errors import DamageError, StorageError
 from dumap.recipe.damage import clean, verify
 from dumap.recipe.pipeline import run
@@ -76,7 +76,7 @@ def bucket_client(proxy):
 
 def config_of(output: str = OUTPUT, **more):
     """Configure a run of the bucket's input."""
-    return load(None, (), {"input.path": SOURCE, "output": output, **SETTINGS, **more})
+    return load_config(None, (), {"input.path": SOURCE, "output": output, **SETTINGS, **more})
 
 
 def bytes_of(location: str) -> dict[str, bytes]:

@@ -13,7 +13,7 @@ from helpers import slowly
 
 from dumap.artifacts.graph import RowRanges
 from dumap.artifacts.vectors import ISOLATED, ZERO
-from dumap.config import build
+from dumap.config import build_config
 from dumap.errors import ConfigError, InputError
 from dumap.kernels import coarse, graph, hashing, layout, start
 from dumap.kernels.edges import Edges, pack
@@ -188,7 +188,7 @@ FAR = 5_000_000_000
 
 @pytest.mark.fault(35)
 def test_a_plan_of_more_rows_than_32_bits_count():
-    config = build({"input": {"path": "in.zarr"}, "output": "out.zarr"})
+    config = build_config({"input": {"path": "in.zarr"}, "output": "out.zarr"})
     geometry = make_geometry(config, MANY, 100, 4, 10_000)
     assert geometry.index_dtype == np.int64
     assert geometry.block(geometry.blocks - 1)[1] == MANY
@@ -400,7 +400,7 @@ def test_an_input_of_more_rows_than_32_bits_count(fresh):
     path = fresh("in.zarr")
     array = zarr.create_group(path).create_array("vectors", shape=(MANY, 2), chunks=(1000, 2), dtype="f4")
     array[MANY - 3 : MANY] = noise(3, 2)
-    config = build({"input": {"path": path}, "output": fresh("run.zarr")})
+    config = build_config({"input": {"path": path}, "output": fresh("run.zarr")})
     assert plan(config).geometry.index_dtype == np.int64
     source = Input(path, "vectors")
     assert source.rows == MANY

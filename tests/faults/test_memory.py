@@ -12,7 +12,7 @@ import pytest
 import zarr
 from distributed import Client, LocalCluster
 
-from dumap.config import Config, load, parse_bytes
+from dumap.config import Config, load_config, parse_bytes
 from dumap.errors import BudgetError
 from dumap.planning.budget import PAUSE_FRACTION
 from dumap.recipe.pipeline import plan, run
@@ -36,7 +36,7 @@ def write(path: str, rows: int, groups: int = 40) -> str:
 
 def config_of(path: str, output: str, **more: object) -> Config:
     """Configure a run that has little memory."""
-    return load(None, (), {"input.path": path, "output": output, **TIGHT, **more})
+    return load_config(None, (), {"input.path": path, "output": output, **TIGHT, **more})
 
 
 def smallest(config: Config) -> int:

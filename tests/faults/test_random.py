@@ -21,8 +21,8 @@ from hypothesis import strategies as st
 
 from dumap.artifacts.job import Job
 from dumap.artifacts.vectors import DROPPED
-from dumap.config import METRICS, load
-from dumap.config.metrics import ARGUMENTS
+from dumap.config import METRICS, load_config
+from dumap.config.metrics import ARGUMENT_AXES
 from dumap.engine import connect
 from dumap.engine.cluster import DaskEngine
 from dumap.errors import DumapError, TaskError
@@ -112,7 +112,7 @@ def cases(draw: st.DrawFn, many: bool) -> Case:
         "vinv": st.just(np.eye(dims).tolist()),
         "cost": st.just(np.abs(np.subtract.outer(np.arange(dims), np.arange(dims))).astype(float).tolist()),
     }.items():
-        fits = name in ARGUMENTS.get(metric, ())
+        fits = name in ARGUMENT_AXES.get(metric, ())
         if draw(st.integers(0, 199)) > (10 if fits else 198):
             kwds[name] = draw(strategy)
     init = draw(st.sampled_from(["spectral", "spectral", "pca", "random", "array"]))
@@ -165,7 +165,7 @@ def check(case: Case, folder: str, client: Client | None) -> str:
         settings["start.init"] = f"{folder}start.npy"
         np.save(settings["start.init"], np.random.default_rng(0).normal(size=case.start))
     try:
-        config = load(None, (), {"input.path": path, "output": output, **settings})
+        config = load_config(None, (), {"input.path": path, "output": output, **settings})
         pipeline.run(config, client=client)
     except TaskError as error:
         raise AssertionError(f"an error from below: {error}") from error

@@ -16,8 +16,8 @@ import zarr
 from helpers import slowly
 
 from dumap import store
-from dumap.config import FrozenDict, build, load
-from dumap.config.metrics import ARGUMENTS, METRICS, arguments
+from dumap.config import FrozenDict, build_config, load_config
+from dumap.config.metrics import ARGUMENT_AXES, METRICS, ordered_arguments
 from dumap.errors import ConfigError, DumapError, InputError, StorageError
 from dumap.recipe import damage
 from dumap.recipe.pipeline import plan
@@ -172,9 +172,9 @@ def test_no_tag_of_yaml_makes_an_object(tmp_path, mark, tag):
     file = tmp_path / "c.yaml"
     file.write_text(f"input: {{path: in.zarr}}\noutput: out.zarr\nseed: {text}\n")
     with pytest.raises(ConfigError, match="is not YAML: could not determine a constructor"):
-        load(str(file))
+        load_config(str(file))
     with pytest.raises(ConfigError, match="the value is not YAML: could not determine a constructor"):
-        load(None, ("input.path=in.zarr", "output=out.zarr", f"seed={text}"))
+        load_config(None, ("input.path=in.zarr", "output=out.zarr", f"seed={text}"))
     assert not mark.exists()
 
 
@@ -201,7 +201,7 @@ def test_values_that_YAML_aliases_multiply_are_not_written_out(tmp_path, key):
     file = tmp_path / "c.yaml"
     file.write_text("\n".join(lines) + "\n" + place)
     with pytest.raises(ConfigError) as error:
-        load(str(file))
+        load_config(str(file))
     assert len(str(error.value)) < LONGEST_MESSAGE
 
 
@@ -210,10 +210,10 @@ def test_a_value_that_holds_itself_is_refused(tmp_path):
     for key in ("seed", "neighbors", "output", "input"):
         file.write_text(f"{key}: &a [*a]\n")
         with pytest.raises(ConfigError):
-            load(str(file))
+            load_config(str(file))
     file.write_text("neighbors:\n  metric_kwds: &a {p: *a}\n")
     with pytest.raises(ConfigError, match="metric_kwds"):
-        load(str(file))
+        load_config(str(file))
 
 
 @pytest.mark.parametrize(
@@ -229,10 +229,10 @@ def test_odd_yaml_is_a_sentence(tmp_path, value):
     for key in ("seed", "output", "task_memory"):
         file.write_text(f"input: {{path: in.zarr}}\n{key}: {value}\n")
         with pytest.raises(ConfigError) as error:
-            load(str(file))
+            load_config(str(file))
         assert len(str(error.value)) < LONGEST_MESSAGE
     with pytest.raises(ConfigError) as error:
-        load(None, ("input.path=in.zarr", f"seed={value}"))
+        load_config(None, ("input.path=in.zarr", f"seed={value}"))
     assert len(str(error.value)) < LONGEST_MESSAGE
 
 
@@ -263,17 +263,17 @@ LONG = "x" * 100_000
 )
 def test_a_long_value_makes_no_long_message(values):
     with pytest.raises(ConfigError) as error:
-        build({**MINIMAL, **values})
+        build_config({**MINIMAL, **values})
     assert len(str(error.value)) < LONGEST_MESSAGE
 
 
 def test_long_settings_make_no_long_message(tmp_path):
     for setting in (LONG, f"{LONG}=[", f"seed.{LONG}=1", f"seed={LONG}", f"seed=[{LONG}"):
         with pytest.raises(ConfigError) as error:
-            load(None, ("input.path=in.zarr", "output=x", "seed=1", setting))
+            load_config(None, ("input.path=in.zarr", "output=x", "seed=1", setting))
         assert len(str(error.value)) < LONGEST_MESSAGE
     with pytest.raises(ConfigError) as error:
-        load(LONG)
+        load_config(LONG)
     assert len(str(error.value)) < LONGEST_MESSAGE
 
 
@@ -296,7 +296,7 @@ PATHS = {
 @pytest.mark.parametrize("key", PATHS)
 def test_impossible_paths_are_refused(key, value):
     with pytest.raises(ConfigError, match=rf"{key} = ") as error:
-        build({**MINIMAL, **PATHS[key](value)})
+        build_config({**MINIMAL, **PATHS[key](value)})
     message = str(error.value)
     assert not any(ord(c) < 32 and c != "\n" for c in message)
     assert message.count("\n") == 1
@@ -304,7 +304,7 @@ def test_impossible_paths_are_refused(key, value):
 
 @pytest.mark.parametrize("value", ["ä/ö.zarr", "with blank/x.npy", "a'b/c", "~/x", "s3://b/c.zarr", "/a/\udcff"])
 def test_odd_paths_that_can_be_are_taken(value):
-    assert build({**MINIMAL, "output": value, "input": {"path": value}}).output == value
+    assert build_config({**MINIMAL, "output": value, "input": {"path": value}}).output == value
 
 
 @pytest.mark.parametrize("name", ["a" * 300, "a" * 300 + "/b.zarr", "~nobody/" + "b" * 300])
@@ -523,7 +523,7 @@ def test_a_run_of_another_shape_is_refused(run, save, cli, attributes):
 
 def test_a_metrics_arguments_cannot_be_changed():
     given = {"p": 3, "w": [1.0, 2.0]}
-    config = build({**MINIMAL, "neighbors": {"metric": "wminkowski", "metric_kwds": given}})
+    config = build_config({**MINIMAL, "neighbors": {"metric": "wminkowski", "metric_kwds": given}})
     kwds, digest = config.neighbors.metric_kwds, config.digest()
     given["w"].append(3.0)
     for change in (
@@ -541,22 +541,22 @@ def test_a_metrics_arguments_cannot_be_changed():
             change()
     assert config.digest() == digest
     assert kwds == {"p": 3.0, "w": (1.0, 2.0)}
-    assert build(MINIMAL).neighbors.metric_kwds == {}
+    assert build_config(MINIMAL).neighbors.metric_kwds == {}
     with pytest.raises(TypeError, match="cannot be changed"):
-        build(MINIMAL).neighbors.metric_kwds["p"] = 1.0
+        build_config(MINIMAL).neighbors.metric_kwds["p"] = 1.0
 
 
 @pytest.mark.parametrize("dumps", [pickle.dumps, cloudpickle.dumps], ids=["pickle", "cloudpickle"])
 def test_a_configuration_travels_as_it_is(dumps):
     values = {"metric": "wminkowski", "metric_kwds": {"p": 3, "w": [1.0, 2.0]}}
-    config = build({**MINIMAL, "neighbors": values})
+    config = build_config({**MINIMAL, "neighbors": values})
     there = pickle.loads(dumps(config))
     assert there == config
     assert there.digest() == config.digest()
     assert isinstance(there.neighbors.metric_kwds, FrozenDict)
     written = json.loads(json.dumps(config.parameters()))
     assert written == config.parameters()
-    assert written["neighbors"] == {**build(MINIMAL).parameters()["neighbors"], **values}
+    assert written["neighbors"] == {**build_config(MINIMAL).parameters()["neighbors"], **values}
 
 
 # a metric's arguments ----------------------------------------------------------------------------
@@ -592,25 +592,25 @@ VALUES = {"p": 3.0, "w": [1.0, 2.0, 3.0], "sigma": [1.0, 2.0, 3.0], "vinv": SQUA
 )
 def test_an_argument_that_the_metric_does_not_take_is_refused(metric, given, message):
     with pytest.raises(ConfigError, match=message.replace("(", r"\(")):
-        build({**MINIMAL, "neighbors": {"metric": metric, "metric_kwds": given}})
+        build_config({**MINIMAL, "neighbors": {"metric": metric, "metric_kwds": given}})
 
 
-@pytest.mark.parametrize("metric", ARGUMENTS)
+@pytest.mark.parametrize("metric", ARGUMENT_AXES)
 def test_no_metric_reads_beyond_its_arguments(save, configure, metric):
     """Compiled distances check no bounds: one of the wrong size would read what lies behind it."""
     x = np.abs(np.random.default_rng(0).normal(size=(40, 3))).astype(np.float32)
-    for name, axes in ARGUMENTS[metric].items():
+    for name, axes in ARGUMENT_AXES[metric].items():
         if axes:
             short = {"w": [1.0], "sigma": [1.0], "vinv": [[1.0]], "cost": [[1.0]]}[name]
             for kwds in ({}, {name: short}):
                 with pytest.raises(ConfigError, match=f"metric_kwds.{name}: metric {metric} needs 3.* numbers"):
                     plan(configure(x, {"neighbors.metric": metric, "neighbors.metric_kwds": kwds}))
-    kwds = {name: VALUES[name] for name in reversed(ARGUMENTS[metric])}
+    kwds = {name: VALUES[name] for name in reversed(ARGUMENT_AXES[metric])}
     plan(configure(x, {"neighbors.metric": metric, "neighbors.metric_kwds": kwds}))
-    ordered = arguments(
-        metric, build({**MINIMAL, "neighbors": {"metric": metric, "metric_kwds": kwds}}).neighbors.metric_kwds, 3
+    ordered = ordered_arguments(
+        metric, build_config({**MINIMAL, "neighbors": {"metric": metric, "metric_kwds": kwds}}).neighbors.metric_kwds, 3
     )
-    assert list(ordered) == list(ARGUMENTS[metric])
+    assert list(ordered) == list(ARGUMENT_AXES[metric])
 
 
 def test_every_argument_that_a_metric_takes_is_known():
@@ -621,4 +621,4 @@ def test_every_argument_that_a_metric_takes_is_known():
 
     for metric in METRICS:
         names = list(inspect.signature(named_distances[metric].py_func).parameters)[2:]
-        assert list(ARGUMENTS.get(metric, {})) == [name for name in names if name != "max_iter"], metric
+        assert list(ARGUMENT_AXES.get(metric, {})) == [name for name in names if name != "max_iter"], metric

@@ -82,7 +82,7 @@ def leave_out_forests() -> None:
 
 def main(folder: str) -> None:
     """Run all of `SETTINGS` on threads of this process."""
-    from dumap.config import load
+    from dumap.config import load_config
     from dumap.recipe.pipeline import run
 
     leave_out_forests()
@@ -91,7 +91,11 @@ def main(folder: str) -> None:
         source, output = str(Path(folder, f"{name}-in.zarr")), str(Path(folder, f"{name}.zarr"))
         zarr.create_group(source).create_array("vectors", data=data(name), chunks=(500, DIMS))
         common = {"neighbors.n_neighbors": NEIGHBORS, "layout.n_epochs": 25, "audit.queries": 60}
-        run(load(None, (), {"input.path": source, "output": output, "cluster.engine": "local", **common, **settings}))
+        run(
+            load_config(
+                None, (), {"input.path": source, "output": output, "cluster.engine": "local", **common, **settings}
+            )
+        )
         digests[name] = artifacts(output)
     print(json.dumps({"versions": versions(), "digests": digests}, indent=1))
 

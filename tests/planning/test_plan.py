@@ -8,7 +8,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from dumap.config import Config, build, parse_bytes
+from dumap.config import Config, build_config, parse_bytes
 from dumap.errors import BudgetError, ConfigError, InputError
 from dumap.planning.audits import audits, most_repair_rows, queries_at_once, repair_bytes, repair_row_bytes
 from dumap.planning.budget import check_task, interpreter_bytes, tally_buckets, tally_row_bytes
@@ -35,7 +35,7 @@ memories = st.integers(16 * MIB, 8 * 2**30)
 
 def config(task_memory: int = 512 * MIB, **sections) -> Config:
     """Build a configuration with that memory for a task."""
-    return build({"input": {"path": "in.zarr"}, "output": "out.zarr", "task_memory": task_memory, **sections})
+    return build_config({"input": {"path": "in.zarr"}, "output": "out.zarr", "task_memory": task_memory, **sections})
 
 
 def geometry_unless_refused(memory: int, *shape: int) -> Geometry:

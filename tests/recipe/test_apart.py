@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dumap.config import load
+from dumap.config import load_config
 from dumap.errors import StorageError
 from dumap.recipe.locations import check_locations, check_no_overlap, split_url
 from dumap.recipe.stage_names import RUN_KEYS
@@ -87,7 +87,7 @@ def test_nothing_that_is_read_may_lie_in_the_output(tmp_path, setting, kind):
     root = str(tmp_path / "data") if kind == "disk" else "s3://data"
     places = {"input.path": "/elsewhere/in.zarr", "output": f"{root}/out", setting: f"{root}/out/given.zarr"}
     with pytest.raises(StorageError, match=r"is, holds or lies in the input .*given\.zarr"):
-        check_locations(load(None, (), places), RUN_KEYS)
+        check_locations(load_config(None, (), places), RUN_KEYS)
 
 
 def test_paths_and_urls_are_told_apart():
@@ -107,7 +107,7 @@ def test_a_folder_that_holds_anything_else_is_refused(tmp_path, place):
     file = output / place
     file.parent.mkdir(parents=True)
     file.write_text("years of work")
-    config = load(None, (), {"input.path": str(tmp_path / "in.zarr"), "output": str(output)})
+    config = load_config(None, (), {"input.path": str(tmp_path / "in.zarr"), "output": str(output)})
     with pytest.raises(StorageError, match="exists and is not a dumap run; nothing was touched"):
         check_locations(config, RUN_KEYS)
     file.unlink()

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from dumap.config import Config, load
+from dumap.config import Config, load_config
 from dumap.recipe.digests import chain_digests, changed_settings, stage_digest
 from dumap.recipe.recipes import SEARCH_RECIPE
 from dumap.recipe.stage_names import STAGES
@@ -54,7 +54,7 @@ NO_PART = {"layout.checkpoint_every": 7, "layout.mode": "rounds", "cluster.worke
 
 def configured(**settings: Any) -> Config:
     """Build a configuration."""
-    return load(None, (), {"input.path": "a", "output": "b", **settings})
+    return load_config(None, (), {"input.path": "a", "output": "b", **settings})
 
 
 def digests(config: Config, looks: Any = LOOKS, holds: Any = HOLDS) -> dict[str, str]:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from helpers import Notes
 
-from dumap.config import load
+from dumap.config import load_config
 from dumap.errors import DroppedError, StorageError
 from dumap.recipe import keep
 from dumap.recipe.damage import clean, uncommit_damage, verify
@@ -28,7 +28,7 @@ SETTINGS = {"cluster.engine": "local", "layout.n_epochs": 10, "audit.queries": 5
 def configure(save, fresh, digits):
     """Configure a short run of 600 digits."""
     source = save(digits[0][:600])
-    return lambda **more: load(None, (), {"input.path": source, "output": fresh("run.zarr"), **SETTINGS, **more})
+    return lambda **more: load_config(None, (), {"input.path": source, "output": fresh("run.zarr"), **SETTINGS, **more})
 
 
 @pytest.fixture(scope="module")

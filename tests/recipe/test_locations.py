@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dumap.config import build
+from dumap.config import build_config
 from dumap.recipe.locations import with_normalized_locations
 
 LOCATIONS = ("input.path", "output", "neighbors.precomputed", "start.init")
@@ -17,7 +17,7 @@ def config(**locations: str):
     for key, location_of in {"input.path": "in.zarr", "output": "run.zarr", **locations}.items():
         *section, name = key.split(".")
         (values[section[0]] if section else values)[name] = location_of
-    return build(values)
+    return build_config(values)
 
 
 def location_of(value, key: str) -> str:

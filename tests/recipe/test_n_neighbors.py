@@ -13,7 +13,7 @@ from umap import UMAP
 from umap.umap_ import fuzzy_simplicial_set, nearest_neighbors
 
 from dumap.artifacts.neighbors import NeighborLists
-from dumap.config import build
+from dumap.config import build_config
 from dumap.errors import ConfigError, InputError
 from dumap.planning.geometry import make_geometry
 from dumap.show.export import export
@@ -89,11 +89,11 @@ def test_a_graph_takes_the_nearest_of_wider_lists(run_of_width_20, run_of_width_
 
 def test_a_width_below_n_neighbors_is_refused():
     with pytest.raises(ConfigError, match=r"width \(10\) must not be below n_neighbors \(15\): raise width"):
-        build({"input": {"path": "in"}, "output": "out", "neighbors": {"width": 10}})
+        build_config({"input": {"path": "in"}, "output": "out", "neighbors": {"width": 10}})
 
 
 def test_errors_name_the_setting_width_where_it_is_given(embed, fresh, digits_600):
-    config = build({"input": {"path": "in"}, "output": "out", "neighbors": {"width": 30}})
+    config = build_config({"input": {"path": "in"}, "output": "out", "neighbors": {"width": 30}})
     with pytest.raises(InputError, match=r"30 rows .* neighbors.width = 30; give at least 31 .* width to at most 29"):
         make_geometry(config, 30, 4, 4, 10)
     make_geometry(config, 31, 4, 4, 10)

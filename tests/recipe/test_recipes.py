@@ -14,7 +14,7 @@ from helpers import slowly
 from sklearn.neighbors import NearestNeighbors
 
 from dumap.artifacts.part_names import kind_of
-from dumap.config import Config, InputConfig, build
+from dumap.config import Config, InputConfig, build_config
 from dumap.recipe import lineage, recipes
 from dumap.recipe.pipeline import run
 from dumap.recipe.recipes import GIVEN_NEIGHBORS_RECIPE, SEARCH_RECIPE, recipe_of
@@ -40,12 +40,12 @@ def identity(config: Config) -> dict[str, Any]:
 
 
 def test_every_setting_of_the_answer_is_declared():
-    wide = build({**MINIMAL, "neighbors": {"width": 20}})
+    wide = build_config({**MINIMAL, "neighbors": {"width": 20}})
     assert {key for stage in SEARCH_RECIPE for key in stage.keys} == set(identity(wide)) | FIGURES_ONLY
 
 
 def test_stages_of_given_neighbors_declare_the_settings_that_decide_the_answer():
-    given = build({**MINIMAL, "neighbors": {"width": 20, "precomputed": "c"}})
+    given = build_config({**MINIMAL, "neighbors": {"width": 20, "precomputed": "c"}})
     declared = {key for stage in GIVEN_NEIGHBORS_RECIPE for key in stage.keys}
     assert set(identity(given)) - declared == {"neighbors.max_repairs"}
     assert declared <= set(identity(given)) | FIGURES_ONLY
@@ -61,7 +61,7 @@ def test_stages_read_those_before_them(recipe):
 
 def test_an_unknown_setting_is_an_error():
     with pytest.raises(KeyError, match="n_neighbours"):
-        settings_of(build(MINIMAL), ["neighbors.n_neighbours"])
+        settings_of(build_config(MINIMAL), ["neighbors.n_neighbours"])
 
 
 @pytest.mark.parametrize(
@@ -74,19 +74,19 @@ def test_an_unknown_setting_is_an_error():
     ],
 )
 def test_settings_that_come_to_the_same_are_equal(key, settings, same):
-    first, second = (settings_of(build({**MINIMAL, **given}), [key]) for given in (settings, same))
+    first, second = (settings_of(build_config({**MINIMAL, **given}), [key]) for given in (settings, same))
     assert first == second
 
 
 def test_other_settings_differ():
-    low, high = (build({**MINIMAL, "neighbors": {"n_neighbors": number}}) for number in (10, 20))
+    low, high = (build_config({**MINIMAL, "neighbors": {"n_neighbors": number}}) for number in (10, 20))
     for key in ("neighbors.n_neighbors", "neighbors.width"):
         assert settings_of(low, [key]) != settings_of(high, [key])
 
 
 def test_a_configuration_chooses_its_recipe():
-    assert recipe_of(build(MINIMAL)) is SEARCH_RECIPE
-    assert recipe_of(build({**MINIMAL, "neighbors": {"precomputed": "c"}})) is GIVEN_NEIGHBORS_RECIPE
+    assert recipe_of(build_config(MINIMAL)) is SEARCH_RECIPE
+    assert recipe_of(build_config({**MINIMAL, "neighbors": {"precomputed": "c"}})) is GIVEN_NEIGHBORS_RECIPE
 
 
 # what stages do, beside what they declare ----------------------------------------------------------
@@ -134,7 +134,7 @@ class Watching:
 
 def section_names() -> dict[type, str]:
     """Return what keys of a section begin with."""
-    prefixes = {type(value): f"{name}." for name, value in build(MINIMAL)}
+    prefixes = {type(value): f"{name}." for name, value in build_config(MINIMAL)}
     return {kind: prefix for kind, prefix in prefixes.items() if issubclass(kind, SECTION)}
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from helpers import ActAtStageStart, Notes, uncommit, unmark
 
-from dumap.config import load
+from dumap.config import load_config
 from dumap.errors import InputError, RunMismatchError
 from dumap.recipe import pipeline
 from dumap.recipe.damage import clean, uncommit_damage, verify
@@ -39,7 +39,7 @@ def embed_rows(fresh):
         object_rows = rows_of(x)
         where = {"input.path": location_of(object_rows), "output": output or fresh("run.zarr")}
         engine = {"cluster.engine": "auto"} if client else {}
-        config = load(None, (), {**where, **SETTINGS, **engine, **settings})
+        config = load_config(None, (), {**where, **SETTINGS, **engine, **settings})
         pipeline.run(config, client, observer, object_rows=object_rows)
         return config.output
 
@@ -154,10 +154,10 @@ def test_a_store_of_the_same_rows_goes_on_with_an_arrays_run(digits_300, embed_r
     output, notes = embed_rows(digits_300), Notes()
     before = embedding(output)
     unmark(output, ["quality"])
-    config = load(None, (), {"input.path": save(digits_300), "output": output, **SETTINGS})
+    config = load_config(None, (), {"input.path": save(digits_300), "output": output, **SETTINGS})
     assert pipeline.run(config, observer=notes)["state"] == "done"
     assert embedding(output) == before
-    other = load(None, (), {"input.path": save(digits_300[::-1]), "output": output, **SETTINGS})
+    other = load_config(None, (), {"input.path": save(digits_300[::-1]), "output": output, **SETTINGS})
     with pytest.raises(RunMismatchError, match="holds other data"):
         pipeline.run(other)
 
@@ -178,7 +178,7 @@ def test_a_repair_that_needs_the_rows_copies_them_anew(digits_300, embed_rows, k
 def test_without_the_array_the_error_says_what_to_do(digits_300, embed_rows):
     output = embed_rows(digits_300)
     uncommit(output, ["vectors"])
-    config = load(None, (), {"input.path": location_of(rows_of(digits_300)), "output": output, **SETTINGS})
+    config = load_config(None, (), {"input.path": location_of(rows_of(digits_300)), "output": output, **SETTINGS})
     with pytest.raises(InputError, match=r"call dumap\.run again with the same data and this output"):
         pipeline.run(config)
 
@@ -208,7 +208,7 @@ def test_a_child_of_an_arrays_run_reads_what_is_equal(digits_300, fresh, embed_r
     parent = embed_rows(digits_300)
     object_rows = rows_of(digits_300)
     settings = {"input.path": location_of(object_rows), "output": fresh("run.zarr"), **SETTINGS, "layout.min_dist": 0.5}
-    state = pipeline.run(load(None, (), settings), parent=parent, object_rows=object_rows)
+    state = pipeline.run(load_config(None, (), settings), parent=parent, object_rows=object_rows)
     made_here = [stage["name"] for stage in state["stages"] if stage["from"] is None]
     assert made_here == ["spool", "start", "layout", "embedding", "quality"]
     assert embedding(settings["output"]) == embedding(embed_rows(digits_300, **{"layout.min_dist": 0.5}))
@@ -222,7 +222,7 @@ def test_workers_read_what_this_process_copied(digits_300, embed_rows, client):
 
 def test_a_plan_of_an_array_has_its_copy():
     path = location_of(rows_of(np.zeros((5000, 64), np.float32)))
-    plan = pipeline.plan(load(None, (), {"input.path": path, "output": "nowhere.zarr"}))
+    plan = pipeline.plan(load_config(None, (), {"input.path": path, "output": "nowhere.zarr"}))
     assert plan.stage("spool").disk_bytes == 5000 * 64 * 4
     assert plan.final_disk_bytes < plan.peak_disk_bytes
     assert plan.stages[0].name == "spool"

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import zarr
 
-from dumap.config import InputConfig, build
+from dumap.config import InputConfig, build_config
 from dumap.errors import ConfigError, InputError, RunMismatchError
 from dumap.recipe import pipeline
 from dumap.sources.opening import locate, open_source
@@ -125,7 +125,7 @@ def test_the_signature_sees_what_each_store_holds(stores_of_three):
 @pytest.mark.parametrize("path", [[], [1], ["a", 2], 7, {"a": 1}, [""]])
 def test_patterns_that_match_no_store_are_refused(path):
     with pytest.raises(ConfigError, match=r"input\.path"):
-        build({"input": {"path": path}, "output": "out.zarr"})
+        build_config({"input": {"path": path}, "output": "out.zarr"})
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from helpers import run_here
 from dumap.artifacts import cells as artifacts
 from dumap.artifacts.job import Job
 from dumap.artifacts.neighbors import NeighborLists
-from dumap.config import load
+from dumap.config import load_config
 from dumap.kernels.cells import MAX_GUEST_FILL
 from dumap.planning.geometry import guests_at_once
 from dumap.recipe.identity import create_run
@@ -44,7 +44,9 @@ def job_of(save, fresh):
 
     def make(path: str, block_rows: int = 0, **settings: object) -> Job:
         values = {"input.path": path, "output": fresh("run.zarr"), "cells.max_rows": 400, "audit.queries": 50}
-        config = load(None, (), {**values, **{name.replace("__", "."): value for name, value in settings.items()}})
+        config = load_config(
+            None, (), {**values, **{name.replace("__", "."): value for name, value in settings.items()}}
+        )
         geometry = plan(config).geometry
         if block_rows:
             geometry = replace(geometry, block_rows=block_rows, blocks=-(-geometry.rows // block_rows))

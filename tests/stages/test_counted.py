@@ -12,7 +12,7 @@ import pytest
 
 from dumap.artifacts.cells import MIN_RANGE_BYTES
 from dumap.artifacts.job import Job
-from dumap.config import load
+from dumap.config import load_config
 from dumap.recipe.identity import create_run
 from dumap.recipe.pipeline import plan
 from dumap.stages import Context, audit, cells, graph, neighbors, repair, vectors
@@ -58,7 +58,7 @@ def counted(fresh, save):
     settings = {"task_memory": 2**20, "audit.queries": 20, "neighbors.n_neighbors": 8, "graph.shard_rows": 4096}
     others = {"neighbors.recall_target": 0.0, "input.unique": True}
     path = save(x.astype(np.float32))
-    config = load(None, (), {"input.path": path, "output": fresh("run.zarr"), **settings, **others})
+    config = load_config(None, (), {"input.path": path, "output": fresh("run.zarr"), **settings, **others})
     geometry = replace(plan(config).geometry, block_rows=50, blocks=60, group_blocks=4)
     job = Job(config, replace(geometry, shard_rows=1024))
     create_run(job, SimpleNamespace(versions={}, cpus=[]))

@@ -19,7 +19,7 @@ from sklearn.neighbors import NearestNeighbors
 
 from dumap.artifacts import cells
 from dumap.artifacts.part_names import kind_of
-from dumap.config import NeighborsConfig, build
+from dumap.config import NeighborsConfig, build_config
 from dumap.errors import InputError, RunMismatchError, StorageError
 from dumap.recipe.damage import verify
 from dumap.recipe.pipeline import plan, run
@@ -237,7 +237,10 @@ def test_neither_forms_nor_chunks_change_a_byte(
 def test_the_inputs_chunks_cut_other_blocks(save, digits_1000):
     """Else their changing no byte would tell nothing."""
     paths = [save(digits_1000, rows) for rows in (100, 333, 1000)]
-    assert len({plan(build({"input": {"path": p}, "output": "x", **SMALL_TASKS})).geometry.blocks for p in paths}) > 1
+    assert (
+        len({plan(build_config({"input": {"path": p}, "output": "x", **SMALL_TASKS})).geometry.blocks for p in paths})
+        > 1
+    )
 
 
 @pytest.mark.parametrize("init", slowly(["pca", "random", "array"], "array"))
@@ -398,7 +401,7 @@ def test_arrays_that_do_not_fit_are_refused_before_anything_runs(cli, data_path,
     group.create_array("distances", data=distances, chunks=tuple(max(1, size) for size in distances.shape))
     arguments = ("--input", data_path, "--output", output, "--set", f"neighbors.precomputed={path}")
     with pytest.raises(InputError, match=message):
-        plan(build({"input": {"path": data_path}, "output": output, "neighbors": {"precomputed": path}}))
+        plan(build_config({"input": {"path": data_path}, "output": output, "neighbors": {"precomputed": path}}))
     for command in ("plan", "run"):
         outcome = cli(command, *arguments)
         assert (outcome.code, outcome.out) == (3, "")
@@ -421,7 +424,7 @@ def test_a_group_without_both_arrays_is_refused(write_lists, exact_lists, fresh)
 def test_a_chunk_too_large_is_refused_with_what_would_do(data_path, write_lists, exact_lists):
     def planned(path, memory):
         return plan(
-            build(
+            build_config(
                 {"input": {"path": data_path}, "output": "x", "task_memory": memory, "neighbors": {"precomputed": path}}
             )
         )

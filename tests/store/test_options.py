@@ -6,7 +6,7 @@ import pickle
 
 import pytest
 
-from dumap.config import annotated, build, load
+from dumap.config import annotated_defaults, build_config, load_config
 from dumap.errors import ConfigError, StorageError
 from dumap.recipe.locations import with_normalized_locations
 from dumap.store import Run, options
@@ -34,19 +34,19 @@ def test_options_are_the_buckets_own():
 
 
 def test_a_configuration_opens_what_it_names_and_its_parent():
-    config = build({**REQUIRED, "storage": STORAGE, "work": "s3://scratch/x"})
+    config = build_config({**REQUIRED, "storage": STORAGE, "work": "s3://scratch/x"})
     with_normalized_locations(config, "s3://parents/one.zarr")
     assert set(options.known_options()) == {"s3://data", "s3://other", "s3://scratch", "s3://parents"}
 
 
 def test_values_are_shown_nowhere():
-    config = build({**REQUIRED, "storage": STORAGE})
+    config = build_config({**REQUIRED, "storage": STORAGE})
     with_normalized_locations(config)
     texts = [repr(config), str(config), repr(config.storage), f"{config.storage}", str(config.model_dump())]
-    texts += [str(config.parameters()), annotated(), config.model_dump_json()]
+    texts += [str(config.parameters()), annotated_defaults(), config.model_dump_json()]
     texts += [describe_error(ValueError(f"denied: {STORAGE['access_key_id']} by {SECRET}"))]
     assert [text for text in texts if "FINDTHIS" in text.upper()] == []
-    assert config.digest() == build(REQUIRED).digest()
+    assert config.digest() == build_config(REQUIRED).digest()
     assert dict(pickle.loads(pickle.dumps(config)).storage) == STORAGE
 
 
@@ -60,14 +60,14 @@ def test_values_are_shown_nowhere():
 )
 def test_what_is_wrong_is_told_without_the_values(storage, message):
     with pytest.raises(ConfigError, match=message) as error:
-        build({**REQUIRED, "storage": storage})
+        build_config({**REQUIRED, "storage": storage})
     assert SECRET not in str(error.value)
 
 
 @pytest.mark.parametrize("setting", [f"storage.key: {SECRET}", f"storage.key=[{SECRET}", f"storage={SECRET}"])
 def test_a_setting_that_cannot_be_read_is_told_without_its_value(setting):
     with pytest.raises(ConfigError, match="storage") as error:
-        load(None, [setting], {"input.path": "a", "output": "b"})
+        load_config(None, [setting], {"input.path": "a", "output": "b"})
     assert SECRET not in str(error.value)
 
 
@@ -75,7 +75,7 @@ def test_a_file_that_cannot_be_read_is_told_without_its_lines(tmp_path):
     file = tmp_path / "config.yaml"
     file.write_text(f"input: {{path: a}}\nstorage: {{key: [{SECRET}}}\noutput: b\n")
     with pytest.raises(ConfigError, match=r"is not YAML: .* in line 2") as error:
-        load(str(file))
+        load_config(str(file))
     assert SECRET not in str(error.value)
 
 

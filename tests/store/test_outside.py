@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import zarr
 
-from dumap.config import load
+from dumap.config import load_config
 from dumap.recipe.damage import clean, verify
 from dumap.recipe.pipeline import run
 from dumap.store import INSIDE
@@ -27,7 +27,7 @@ def finished_path(save, fresh, digits) -> str:
     x[7] = np.nan
     output = fresh("run.zarr")
     given = {"input.path": save(x), "output": output, "input.nonfinite": "drop", **SETTINGS}
-    run(load(None, (), given))
+    run(load_config(None, (), given))
     return output
 
 
