@@ -8,7 +8,7 @@ import logging
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from dumap.compiled import find_place
+from dumap.compiled import choose_cache_folder
 from dumap.version import __version__
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ _PUBLIC_NAMES = {
 """The module of each public name, and the name in that module."""
 
 
-find_place()
+choose_cache_folder()
 logging.getLogger("dumap").addHandler(logging.NullHandler())
 
 

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from dumap.sources.spooled import ObjectRows
 
     Path = str | os.PathLike[str]
-    Settings = Config | Mapping[str, Any] | Path
-    Progress = Observer | Callable[[str, float, float], object]
+    ConfigSource = Config | Mapping[str, Any] | Path
+    ProgressCallback = Observer | Callable[[str, float, float], object]
 
 
 class Cleaned(NamedTuple):
@@ -43,8 +43,8 @@ class Cleaned(NamedTuple):
     others: list[str]
 
 
-def configure(
-    data: Any, output: Path | None, config: Settings | None, settings: dict[str, Any]
+def read_config_and_rows(
+    data: Any, output: Path | None, config: ConfigSource | None, settings: dict[str, Any]
 ) -> tuple[Config, ObjectRows | None]:
     """Return the configuration and, if the data are an object without a location, its rows."""
     from dumap.recipe.data import input_settings, resolve_data
@@ -60,9 +60,9 @@ def configure(
     return resolve_data(data, read_config(config, settings, input_settings(data)))
 
 
-def location_of(run: Path) -> str:
+def path_text(location: Path) -> str:
     """Return a path or a URL as text."""
-    return os.fsdecode(run)
+    return os.fsdecode(location)
 
 
 def run(
@@ -70,10 +70,10 @@ def run(
     /,
     *,
     output: Path | None = None,
-    config: Settings | None = None,
+    config: ConfigSource | None = None,
     client: Client | None = None,
     parent: Path | None = None,
-    on_progress: Progress | None = None,
+    on_progress: ProgressCallback | None = None,
     force: bool = False,
     **settings: Any,
 ) -> Result:
@@ -129,12 +129,12 @@ def run(
     from dumap.recipe.observers import CallbackObserver, LogObserver
     from dumap.show.result import Result
 
-    resolved, object_rows = configure(data, output, config, settings)
-    client = client or find_client(data, resolved)
-    parent_path = None if parent is None else location_of(parent)
+    resolved_config, object_rows = read_config_and_rows(data, output, config, settings)
+    client = client or find_client(data, resolved_config)
+    parent_path = None if parent is None else path_text(parent)
     with CallbackObserver(LogObserver() if on_progress is None else on_progress) as observer:
         run_status = pipeline.run(
-            resolved, client=client, observer=observer, force=force, parent=parent_path, object_rows=object_rows
+            resolved_config, client=client, observer=observer, force=force, parent=parent_path, object_rows=object_rows
         )
     return Result(run_status["output"], run_status)
 
@@ -144,7 +144,7 @@ def plan(
     /,
     *,
     output: Path | None = None,
-    config: Settings | None = None,
+    config: ConfigSource | None = None,
     parent: Path | None = None,
     **settings: Any,
 ) -> Plan:
@@ -174,8 +174,8 @@ def plan(
     """
     from dumap.recipe import pipeline
 
-    resolved, _ = configure(data, output, config, settings)
-    return pipeline.plan(resolved) if parent is None else pipeline.plan(resolved, location_of(parent))
+    resolved_config, _ = read_config_and_rows(data, output, config, settings)
+    return pipeline.plan(resolved_config) if parent is None else pipeline.plan(resolved_config, path_text(parent))
 
 
 def open_run(path: Path) -> Result:
@@ -203,7 +203,7 @@ def open_run(path: Path) -> Result:
     """
     from dumap.show.result import Result
 
-    return Result.open(location_of(path))
+    return Result.open(path_text(path))
 
 
 def status(path: Path) -> dict[str, Any]:
@@ -232,7 +232,7 @@ def status(path: Path) -> dict[str, Any]:
     """
     from dumap.recipe import status as recipe
 
-    return recipe.status(location_of(path))
+    return recipe.status(path_text(path))
 
 
 def verify(path: Path, *, dry_run: bool = False) -> list[str]:
@@ -263,7 +263,7 @@ def verify(path: Path, *, dry_run: bool = False) -> list[str]:
     from dumap.recipe import damage
     from dumap.recipe.observers import LogObserver
 
-    return [key for _, _, key in damage.verify(location_of(path), LogObserver().note, mend=not dry_run)]
+    return [key for _, _, key in damage.verify(path_text(path), LogObserver().note, mend=not dry_run)]
 
 
 def clean(path: Path, *, dry_run: bool = False) -> Cleaned:
@@ -294,7 +294,7 @@ def clean(path: Path, *, dry_run: bool = False) -> Cleaned:
     from dumap.recipe import damage
     from dumap.recipe.observers import LogObserver
 
-    return Cleaned(*damage.clean(location_of(path), LogObserver().note, dry_run))
+    return Cleaned(*damage.clean(path_text(path), LogObserver().note, dry_run))
 
 
 def export(
@@ -334,9 +334,7 @@ def export(
     """
     from dumap.show.export import export as write
 
-    return write(
-        location_of(path), what, location_of(out), None if labels is None else location_of(labels), with_self, force
-    )
+    return write(path_text(path), what, path_text(out), None if labels is None else path_text(labels), with_self, force)
 
 
 def ingest(
@@ -396,5 +394,5 @@ def ingest(
     from dumap.sources.ingestion import ingest as write
 
     files = [sources] if isinstance(sources, str | os.PathLike) else list(sources)
-    choice = FileSelection(None if columns is None else tuple(map(str, columns)), key, names, header)
-    return write([location_of(file) for file in files], location_of(output), choice, array, dtype, LogObserver().note)
+    selection = FileSelection(None if columns is None else tuple(map(str, columns)), key, names, header)
+    return write([path_text(file) for file in files], path_text(output), selection, array, dtype, LogObserver().note)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from dumap.api import configure, location_of
+from dumap.api import path_text, read_config_and_rows
 from dumap.errors import ConfigError
 
 if TYPE_CHECKING:
     from distributed import Client
 
-    from dumap.api import Path, Settings
+    from dumap.api import ConfigSource, Path
     from dumap.show.handle import Handle
 
 
@@ -19,7 +19,7 @@ def submit(
     client: Client | None = None,
     *,
     output: Path | None = None,
-    config: Settings | None = None,
+    config: ConfigSource | None = None,
     parent: Path | None = None,
     force: bool = False,
     **settings: Any,
@@ -65,14 +65,14 @@ def submit(
     from dumap.engine.connect import open_client
     from dumap.show.handle import begin
 
-    settled, object_rows = configure(data, output, config, settings)
+    resolved_config, object_rows = read_config_and_rows(data, output, config, settings)
     if object_rows is not None:
         raise ConfigError(
             f"submit: the rows of the {object_rows.kind} are in this process, which may leave: write them to a Zarr "
             f"array, or call dumap.run"
         )
-    reached = open_client(settled.cluster) if client is None else client
-    return begin(reached, settled, None if parent is None else location_of(parent), force)
+    connected_client = open_client(resolved_config.cluster) if client is None else client
+    return begin(connected_client, resolved_config, None if parent is None else path_text(parent), force)
 
 
 def attach(output: Path, client: Client | None = None) -> Handle:
@@ -110,5 +110,5 @@ def attach(output: Path, client: Client | None = None) -> Handle:
     from dumap.engine.connect import open_client
     from dumap.show import handle
 
-    attached: Handle = handle.attach(open_client(ClusterConfig()) if client is None else client, location_of(output))
+    attached: Handle = handle.attach(open_client(ClusterConfig()) if client is None else client, path_text(output))
     return attached

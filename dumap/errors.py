@@ -28,9 +28,9 @@ class ParameterError(ConfigError, ValueError):
     """A parameter of an estimator or of a function for AnnData is not allowed. The error is also a ValueError."""
 
 
-def needs(what: str, *packages: str) -> ConfigError:
+def missing_packages(feature: str, *packages: str) -> ConfigError:
     """Return the error for missing packages, with the command that installs them."""
-    return ConfigError(f"{what} needs what is not installed here: pip install {' '.join(packages)}")
+    return ConfigError(f"{feature} needs what is not installed here: pip install {' '.join(packages)}")
 
 
 class InputError(DumapError):

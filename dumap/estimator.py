@@ -19,7 +19,7 @@ from sklearn.utils.validation import validate_data
 from dumap.api import run
 from dumap.config import UNSUPPORTED_PARAMETERS, keys_by_name
 from dumap.errors import DataError, ParameterError, as_value_errors
-from dumap.show.fitted import NAMES, READ, Fitted
+from dumap.show.fitted import CACHED_ATTRIBUTES, FITTED_ATTRIBUTES, FittedAttributes
 from dumap.sources.estimated import fitting, is_lazy, named_like, rows_in, seed_of, unchanged
 from dumap.sources.neighbor_lists import from_arrays, from_matrix, write_lists
 
@@ -27,19 +27,19 @@ if TYPE_CHECKING:
     from distributed import Client
 
 
-LEAST_ROWS = 3
+MIN_ROWS = 3
 """The least rows that can be embedded: n_neighbors is at least 2, and there must be more rows than n_neighbors."""
-NOT_HERE_METHODS = {
+UNSUPPORTED_METHODS = {
     "transform": "new rows cannot be placed on a finished map in this version: fit them together with the others",
     "inverse_transform": "rows cannot be made of places on the map; use umap-learn",
     "update": "append the rows to the data, and fit again",
 }
 """Methods of umap-learn that dumap lacks, and what to do instead."""
-UNPICKLED = (*READ, "_raw_data", "_removal")
+NOT_IN_PICKLE = (*CACHED_ATTRIBUTES, "_raw_data", "_folder_finalizer")
 """Attributes that are left out of a pickle."""
 
 
-class UMAP(Fitted, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
+class UMAP(FittedAttributes, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     """UMAP with umap-learn's interface, for data in memory or larger than memory.
 
     Threads of this process embed small data. Larger data are embedded on a cluster of this machine or on `client`.
@@ -232,17 +232,17 @@ class UMAP(Fitted, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
         folder = None if self.store is not None else tempfile.mkdtemp(prefix="dumap-")
         output = os.path.join(folder, "run.zarr") if folder else os.fsdecode(self.store)  # type: ignore[arg-type]
         try:
-            with self._given(settings, knn_graph, rows, output), as_value_errors():
-                fitted = run(named_like(x, X), output=output, client=self.client, **settings)
+            with self._given_arrays_on_disk(settings, knn_graph, rows, output), as_value_errors():
+                result = run(named_like(x, X), output=output, client=self.client, **settings)
         except BaseException:
             if folder:
                 shutil.rmtree(folder, ignore_errors=True)
             raise
-        for name in READ:
+        for name in CACHED_ATTRIBUTES:
             self.__dict__.pop(name, None)
-        self.run_, self._raw_data = fitted, x
-        self.n_features_in_ = int(fitted["input"]["shape"][1])
-        self._removal = weakref.finalize(fitted, shutil.rmtree, folder, ignore_errors=True) if folder else None
+        self.run_, self._raw_data = result, x
+        self.n_features_in_ = int(result["input"]["shape"][1])
+        self._folder_finalizer = weakref.finalize(result, shutil.rmtree, folder, ignore_errors=True) if folder else None
         return self
 
     def fit_transform(self, X: Any, y: Any = None, *, knn_graph: Any = None) -> Any:
@@ -266,16 +266,20 @@ class UMAP(Fitted, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
         embedding: Any = self.run_.to_dask()
         if hasattr(X, "chunks"):
             embedding = embedding.rechunk({0: X.chunks[0]})
-        return embedding.map_blocks(unchanged, run=self.run_, dtype=embedding.dtype) if self._removal else embedding
+        return (
+            embedding.map_blocks(unchanged, run=self.run_, dtype=embedding.dtype)
+            if self._folder_finalizer
+            else embedding
+        )
 
     def _check_parameters(self) -> None:
         """Refuse parameters of umap-learn that dumap lacks, unless they have their default."""
-        for name, instead in UNSUPPORTED_PARAMETERS.items():
+        for name, advice in UNSUPPORTED_PARAMETERS.items():
             value, default = getattr(self, name), DEFAULTS[name]
             if value is not default and value != default:
                 raise ParameterError(
                     f"{name}={value!r}: dumap has no such parameter of umap-learn's, and takes its default "
-                    f"({default!r}) only: {instead}"
+                    f"({default!r}) only: {advice}"
                 )
         if callable(self.metric):
             raise ParameterError(
@@ -289,11 +293,11 @@ class UMAP(Fitted, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
             )
 
     def _warn_of_labels(self, y: Any) -> None:
-        if y is None or self.__dict__.get("_labels_told"):
+        if y is None or self.__dict__.get("_has_warned_of_labels"):
             return
         labels = np.asarray(y)
         if not (labels.dtype.kind in "iufbO" and (labels == -1).all()):
-            self._labels_told = True
+            self._has_warned_of_labels = True
             message = "y is not used: maps by labels are not made; colour the map by the labels, or leave y out"
             warnings.warn(message, stacklevel=3)
 
@@ -308,7 +312,7 @@ class UMAP(Fitted, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
             return validate_data(self, X, skip_check_array=True)
         if isinstance(X, str | os.PathLike) or type(X).__module__.partition(".")[0] in ("anndata", "xarray", "zarr"):
             return X
-        return validate_data(self, X, ensure_min_samples=LEAST_ROWS, accept_sparse="csr")
+        return validate_data(self, X, ensure_min_samples=MIN_ROWS, accept_sparse="csr")
 
     def _settings(self) -> dict[str, Any]:
         """Return the run's settings under umap-learn's names."""
@@ -319,7 +323,9 @@ class UMAP(Fitted, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
         return {**settings, "random_state": seed_of(self.random_state)}
 
     @contextlib.contextmanager
-    def _given(self, settings: dict[str, Any], knn_graph: Any, rows: int | None, output: str) -> Iterator[None]:
+    def _given_arrays_on_disk(
+        self, settings: dict[str, Any], knn_graph: Any, rows: int | None, output: str
+    ) -> Iterator[None]:
         """Write the given neighbours and the given start beside the run, and name them in the settings, while the run
         lasts.
         """
@@ -328,41 +334,41 @@ class UMAP(Fitted, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
             lists = from_matrix(knn_graph, rows, settings["n_neighbors"])
         elif self.precomputed_knn[0] is not None:
             lists = from_arrays(self.precomputed_knn, rows, settings["n_neighbors"])
-        array = self.init if not isinstance(self.init, str | os.PathLike) else None
-        if lists is None and array is None:
+        init_array = self.init if not isinstance(self.init, str | os.PathLike) else None
+        if lists is None and init_array is None:
             yield
             return
-        beside = os.path.dirname(os.path.abspath(output)) if "://" not in output else None
-        with tempfile.TemporaryDirectory(prefix=".dumap-given-", dir=beside) as folder:
+        folder_of_run = os.path.dirname(os.path.abspath(output)) if "://" not in output else None
+        with tempfile.TemporaryDirectory(prefix=".dumap-given-", dir=folder_of_run) as folder:
             if lists is not None:
                 settings["precomputed_knn"] = os.path.join(folder, "neighbors.zarr")
                 write_lists(settings["precomputed_knn"], *lists)
-            if array is not None:
+            if init_array is not None:
                 settings["init"] = os.path.join(folder, "init.npy")
-                np.save(settings["init"], np.asarray(array, np.float32))
+                np.save(settings["init"], np.asarray(init_array, np.float32))
             yield
 
     # as scikit-learn and pickle have it ----------------------------------------------------------
 
     def __getattr__(self, name: str) -> Any:
-        if name in NOT_HERE_METHODS:
-            raise AttributeError(f"UMAP has no {name}: {NOT_HERE_METHODS[name]}")
-        if name in (*NAMES, "run_") and "run_" not in self.__dict__:
+        if name in UNSUPPORTED_METHODS:
+            raise AttributeError(f"UMAP has no {name}: {UNSUPPORTED_METHODS[name]}")
+        if name in (*FITTED_ATTRIBUTES, "run_") and "run_" not in self.__dict__:
             raise AttributeError(f"{name}: this UMAP is not fitted yet; call fit first")
         return super().__getattribute__(name)  # raises the usual AttributeError
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the parameters and the run's location, without data, map and client. The run is no longer removed."""
-        state = {name: value for name, value in super().__getstate__().items() if name not in UNPICKLED}
-        if removal := self.__dict__.get("_removal"):
-            removal.detach()
+        state = {name: value for name, value in super().__getstate__().items() if name not in NOT_IN_PICKLE}
+        if finalizer := self.__dict__.get("_folder_finalizer"):
+            finalizer.detach()
         return {**state, "client": None}
 
     def __sklearn_clone__(self) -> UMAP:
         """Return an estimator with the same parameters. It shares the client, which cannot be copied."""
-        without = object.__new__(type(self))
-        without.__dict__.update(self.__dict__, client=None)
-        clone: UMAP = BaseEstimator.__sklearn_clone__(without)
+        without_client = object.__new__(type(self))
+        without_client.__dict__.update(self.__dict__, client=None)
+        clone: UMAP = BaseEstimator.__sklearn_clone__(without_client)
         clone.client = self.client
         return clone
 

@@ -7,12 +7,12 @@ import math
 from typing import Any
 
 
-def defined(value: Any) -> Any:
+def replace_nonfinite(value: Any) -> Any:
     """Return a document with None for each number that is not finite."""
     if isinstance(value, dict):
-        return {key: defined(item) for key, item in value.items()}
+        return {key: replace_nonfinite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [defined(item) for item in value]
+        return [replace_nonfinite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -21,11 +21,11 @@ def to_json(value: Any, **options: Any) -> str:
     try:
         return json.dumps(value, allow_nan=False, **options)
     except ValueError:
-        return json.dumps(defined(value), allow_nan=False, **options)
+        return json.dumps(replace_nonfinite(value), allow_nan=False, **options)
 
 
-def format_fact(value: Any, digits: str) -> str:
-    """Format a fact for people. `digits` is the format of a number."""
+def format_fact(value: Any, number_format: str) -> str:
+    """Format a fact for people. `number_format` is the format of a number."""
     if value is None:
         return "not defined"
-    return format(value, digits) if isinstance(value, float) else str(value)
+    return format(value, number_format) if isinstance(value, float) else str(value)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils.validation import check_is_fitted
 
-from dumap.api import configure
+from dumap.api import read_config_and_rows
 from dumap.artifacts.part_names import AUDIT
 from dumap.errors import DataError, as_value_errors
 from dumap.show.rows import distances_of
@@ -96,16 +96,16 @@ class KNeighborsTransformer(TransformerMixin, BaseEstimator):
         """
         folder = tempfile.mkdtemp(prefix="dumap-") if self.store is None else None
         output = os.path.join(folder, "run.zarr") if folder else os.fsdecode(self.store)  # type: ignore[arg-type]
-        search: dict[str, Any] = {"n_neighbors": self.n_neighbors, "metric": self.metric}
-        search |= {"metric_kwds": dict(self.metric_kwds or {}), "random_state": seed_of(self.random_state)}
+        settings: dict[str, Any] = {"n_neighbors": self.n_neighbors, "metric": self.metric}
+        settings |= {"metric_kwds": dict(self.metric_kwds or {}), "random_state": seed_of(self.random_state)}
         try:
             with as_value_errors():
-                result = _search(X, output, self.client, search)
+                result = _search_neighbors(X, output, self.client, settings)
         except BaseException:
             if folder:
                 shutil.rmtree(folder, ignore_errors=True)
             raise
-        self.run_, self._fitted = result, X
+        self.run_, self._fitted_rows = result, X
         if folder:
             weakref.finalize(result, shutil.rmtree, folder, ignore_errors=True)
         return self
@@ -129,7 +129,7 @@ class KNeighborsTransformer(TransformerMixin, BaseEstimator):
             X is another object, or a row has fewer neighbours.
         """
         check_is_fitted(self)
-        if X is not self._fitted:
+        if X is not self._fitted_rows:
             raise DataError("rows that were not fitted have no neighbours here: call fit_transform with them")
         distances = distances_of(self.run_.neighbors, with_self=True)
         if distances.nnz != self.n_neighbors * distances.shape[0]:
@@ -141,15 +141,17 @@ class KNeighborsTransformer(TransformerMixin, BaseEstimator):
         return self.fit(X).transform(X)
 
 
-def _search(X: Any, output: str, client: Client | None, settings: dict[str, Any]) -> Result:
+def _search_neighbors(X: Any, output: str, client: Client | None, settings: dict[str, Any]) -> Result:
     """Run the stages that make neighbors."""
     from dumap.recipe import pipeline
     from dumap.recipe.data import find_client
     from dumap.recipe.observers import CallbackObserver, LogObserver
     from dumap.show.result import Result
 
-    config, object_rows = configure(X, output, None, settings)
-    reached = client or find_client(X, config)
+    config, object_rows = read_config_and_rows(X, output, None, settings)
+    connected_client = client or find_client(X, config)
     with CallbackObserver(LogObserver()) as observer:
-        found = pipeline.run(config, client=reached, observer=observer, object_rows=object_rows, last=AUDIT)
-    return Result(found["output"], found)
+        run_status = pipeline.run(
+            config, client=connected_client, observer=observer, object_rows=object_rows, last=AUDIT
+        )
+    return Result(run_status["output"], run_status)

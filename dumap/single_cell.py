@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 BLOCK_BYTES = 256 << 20
 """About how many bytes of the graph are read at once for a store on disk."""
 EDGE_BYTES = 12
-EDGES = 3
+EDGES_PER_NEIGHBOR = 3
 """A row of the graph has at most about this many times n_neighbors edges."""
 
 
 @dataclass(frozen=True)
-class _Request:
+class _UmapArguments:
     """The arguments of `umap`: settings under umap-learn's names, and AnnData's slots.
 
     Attributes
@@ -49,37 +49,41 @@ class _Request:
     seed: int | None
 
     @property
-    def embedding(self) -> str:
+    def embedding_key(self) -> str:
         return self.key_added or "X_umap"
 
     @property
-    def distances(self) -> str:
+    def distances_key(self) -> str:
         return f"{self.key_added}_distances" if self.key_added else "distances"
 
     @property
-    def connectivities(self) -> str:
+    def connectivities_key(self) -> str:
         return f"{self.key_added}_connectivities" if self.key_added else "connectivities"
 
-    def mappings(self, result: Result, use_rep: str) -> dict[str, dict[str, Any]]:
+    def uns_entries(self, result: Result, use_rep: str) -> dict[str, dict[str, Any]]:
         """Return the entries for `uns`. Parameters of neighbours and of the map may share one key, as scanpy reads
         them.
         """
         facts, parameters = result.facts["layout"], result["parameters"]
-        of_map = {"a": float(facts["a"]), "b": float(facts["b"])}
+        map_params = {"a": float(facts["a"]), "b": float(facts["b"])}
         seed = {"random_state": int(parameters["seed"])}
-        mappings: dict[str, dict[str, Any]] = {}
+        entries: dict[str, dict[str, Any]] = {}
         if self.neighbors_key is None:
-            searched: dict[str, Any] = {"n_neighbors": parameters["neighbors"]["n_neighbors"], "method": "umap", **seed}
-            searched |= {"metric": self.neighbors["metric"], "use_rep": use_rep}
+            neighbors_params: dict[str, Any] = {
+                "n_neighbors": parameters["neighbors"]["n_neighbors"],
+                "method": "umap",
+                **seed,
+            }
+            neighbors_params |= {"metric": self.neighbors["metric"], "use_rep": use_rep}
             if self.neighbors["metric_kwds"]:
-                searched["metric_kwds"] = dict(self.neighbors["metric_kwds"])
-            keys = {"connectivities_key": self.connectivities, "distances_key": self.distances}
-            mappings[self.key_added or "neighbors"] = {**keys, "params": searched}
-        of_map |= seed if self.seed != 0 else {}
+                neighbors_params["metric_kwds"] = dict(self.neighbors["metric_kwds"])
+            matrix_keys = {"connectivities_key": self.connectivities_key, "distances_key": self.distances_key}
+            entries[self.key_added or "neighbors"] = {**matrix_keys, "params": neighbors_params}
+        map_params |= seed if self.seed != 0 else {}
         key = self.key_added or "umap"
-        before = mappings.get(key, {"params": {}})
-        mappings[key] = {**before, "params": {**before["params"], **of_map}}
-        return mappings
+        entry = entries.get(key, {"params": {}})
+        entries[key] = {**entry, "params": {**entry["params"], **map_params}}
+        return entries
 
 
 def umap(
@@ -173,22 +177,22 @@ def umap(
     settings = {"min_dist": min_dist, "spread": spread, "n_components": n_components, "a": a, "b": b}
     settings |= {"n_epochs": maxiter, "learning_rate": alpha, "repulsion_strength": gamma, "random_state": seed}
     settings["negative_sample_rate"] = negative_sample_rate
-    searched = {"n_neighbors": n_neighbors, "metric": metric, "metric_kwds": dict(metric_kwds or {})}
-    request = _Request(settings, searched, key_added, neighbors_key, use_rep, init_pos, seed)
+    neighbors_settings = {"n_neighbors": n_neighbors, "metric": metric, "metric_kwds": dict(metric_kwds or {})}
+    arguments = _UmapArguments(settings, neighbors_settings, key_added, neighbors_key, use_rep, init_pos, seed)
     if isinstance(init_pos, str) and init_pos == "paga":
         raise ParameterError("init_pos='paga': give the positions themselves, an array of one row an observation")
     if isinstance(adata, str | os.PathLike):
         if copy:
             raise ParameterError("copy=True is of an object in memory; copy the store, and name the copy")
         with as_value_errors():
-            _map_store(os.fsdecode(adata), request, client, store)
+            _embed_store(os.fsdecode(adata), arguments, client, store)
         return None
     adata = adata.copy() if copy else adata
-    _map_object(adata, request, client, store)
+    _embed_object(adata, arguments, client, store)
     return adata if copy else None
 
 
-def _neighbors_of(uns: Mapping[str, Any], key: str) -> tuple[str, dict[str, Any]]:
+def _read_neighbors_entry(uns: Mapping[str, Any], key: str) -> tuple[str, dict[str, Any]]:
     """Return the key of the distances that scanpy searched, and the parameters of the search."""
     if key not in uns:
         raise ParameterError(
@@ -198,10 +202,10 @@ def _neighbors_of(uns: Mapping[str, Any], key: str) -> tuple[str, dict[str, Any]
     return entry.get("distances_key", "distances"), dict(entry.get("params", {}))
 
 
-def _searched(params: Mapping[str, Any], request: _Request) -> dict[str, Any]:
+def _given_neighbors_settings(params: Mapping[str, Any], arguments: _UmapArguments) -> dict[str, Any]:
     """Return the settings of given neighbours, from scanpy's parameters."""
     return {
-        "n_neighbors": int(params.get("n_neighbors", request.neighbors["n_neighbors"])),
+        "n_neighbors": int(params.get("n_neighbors", arguments.neighbors["n_neighbors"])),
         "metric": str(params.get("metric", "euclidean")),
         "metric_kwds": dict(params.get("metric_kwds", {})),
     }
@@ -210,113 +214,117 @@ def _searched(params: Mapping[str, Any], request: _Request) -> dict[str, Any]:
 # objects in memory ---------------------------------------------------------------------------------
 
 
-def _map_object(adata: AnnData, request: _Request, client: Client | None, store: Any) -> None:
+def _embed_object(adata: AnnData, arguments: _UmapArguments, client: Client | None, store: Any) -> None:
     from dumap.estimator import UMAP
     from dumap.show.rows import distances_of
 
     matrix: Any = None
     params: dict[str, Any] = {}
-    if request.neighbors_key is not None:
-        key, params = _neighbors_of(adata.uns, request.neighbors_key)
+    if arguments.neighbors_key is not None:
+        key, params = _read_neighbors_entry(adata.uns, arguments.neighbors_key)
         matrix = adata.obsp[key]
-    use_rep = request.use_rep or params.get("use_rep") or ("X_pca" if "X_pca" in adata.obsm else "X")
+    use_rep = arguments.use_rep or params.get("use_rep") or ("X_pca" if "X_pca" in adata.obsm else "X")
     if use_rep != "X" and use_rep not in adata.obsm:
         raise ParameterError(f"use_rep={use_rep!r}: there is no obsm[{use_rep!r}]; there are {', '.join(adata.obsm)}")
     x = adata.X if use_rep == "X" else adata.obsm[use_rep]
-    init = request.init_pos
+    init = arguments.init_pos
     init = np.asarray(adata.obsm[init]) if isinstance(init, str) and init in adata.obsm else init
-    searched = _searched(params, request) if matrix is not None else request.neighbors
-    reducer = UMAP(**request.settings, **searched, init=init, client=client, store=store)
+    neighbors_settings = _given_neighbors_settings(params, arguments) if matrix is not None else arguments.neighbors
+    reducer = UMAP(**arguments.settings, **neighbors_settings, init=init, client=client, store=store)
     result = reducer.fit(x, knn_graph=matrix).run_
-    adata.obsm[request.embedding] = reducer.embedding_
+    adata.obsm[arguments.embedding_key] = reducer.embedding_
     if matrix is None:
-        adata.obsp[request.distances] = distances_of(result.neighbors)
-        adata.obsp[request.connectivities] = result.graph()
-    adata.uns.update(request.mappings(result, use_rep))
+        adata.obsp[arguments.distances_key] = distances_of(result.neighbors)
+        adata.obsp[arguments.connectivities_key] = result.graph()
+    adata.uns.update(arguments.uns_entries(result, use_rep))
 
 
 # stores on disk ------------------------------------------------------------------------------------
 
 
-def _map_store(path: str, request: _Request, client: Client | None, store: Any) -> None:
+def _embed_store(path: str, arguments: _UmapArguments, client: Client | None, store: Any) -> None:
     from dumap.api import run
     from dumap.store import AnnDataStore, Slots, remove_tree
 
-    target = AnnDataStore(path)
-    output = f"{target.path}.dumap-run" if store is None else os.fsdecode(store)
-    with Slots(target) as slots:
-        settings, use_rep = _settings_of(target, slots, request)
+    adata_store = AnnDataStore(path)
+    output = f"{adata_store.path}.dumap-run" if store is None else os.fsdecode(store)
+    with Slots(adata_store) as slots:
+        settings, use_rep = _store_settings(adata_store, slots, arguments)
         array = use_rep if use_rep == "X" or "/" in use_rep else f"obsm/{use_rep}"
-        result = run(target.path, output=output, client=client, input={"array": array}, **settings)
-        _fill(slots, result, request, use_rep)
+        result = run(adata_store.path, output=output, client=client, input={"array": array}, **settings)
+        _write_results(slots, result, arguments, use_rep)
         slots.publish()
     if store is None:
         remove_tree(output)
 
 
-def _settings_of(target: AnnDataStore, slots: Slots, request: _Request) -> tuple[dict[str, Any], str]:
+def _store_settings(adata_store: AnnDataStore, slots: Slots, arguments: _UmapArguments) -> tuple[dict[str, Any], str]:
     """Return the run's settings, and the name of the array to embed. Given neighbours and coordinates are written
     beside the slots.
     """
     from dumap.sources.estimated import fitting
 
-    settings = {**request.settings, **request.neighbors, "init": request.init_pos}
+    settings = {**arguments.settings, **arguments.neighbors, "init": arguments.init_pos}
     params: dict[str, Any] = {}
-    if request.neighbors_key is not None:
-        key = f"uns/{request.neighbors_key}"
-        uns = {request.neighbors_key: target.read(key)} if target.holds(key) else {}
-        distances, params = _neighbors_of(uns, request.neighbors_key)
-        settings |= _searched(params, request)
-        settings["precomputed_knn"] = _give_lists(target, slots, f"obsp/{distances}", settings["n_neighbors"])
+    if arguments.neighbors_key is not None:
+        key = f"uns/{arguments.neighbors_key}"
+        uns = {arguments.neighbors_key: adata_store.read(key)} if adata_store.holds(key) else {}
+        distances, params = _read_neighbors_entry(uns, arguments.neighbors_key)
+        settings |= _given_neighbors_settings(params, arguments)
+        settings["precomputed_knn"] = _write_given_lists(
+            adata_store, slots, f"obsp/{distances}", settings["n_neighbors"]
+        )
     else:
-        settings["n_neighbors"] = fitting(settings["n_neighbors"], target.rows, stacklevel=5)
-    if not isinstance(request.init_pos, str):
-        settings["init"] = slots.keep_array("init", np.asarray(request.init_pos, np.float32))
-    elif target.holds(f"obsm/{request.init_pos}"):
-        settings["init"] = f"{target.path}/obsm/{request.init_pos}"
-    return settings, request.use_rep or params.get("use_rep") or ("X_pca" if target.holds("obsm/X_pca") else "X")
+        settings["n_neighbors"] = fitting(settings["n_neighbors"], adata_store.rows, stacklevel=5)
+    if not isinstance(arguments.init_pos, str):
+        settings["init"] = slots.keep_array("init", np.asarray(arguments.init_pos, np.float32))
+    elif adata_store.holds(f"obsm/{arguments.init_pos}"):
+        settings["init"] = f"{adata_store.path}/obsm/{arguments.init_pos}"
+    return settings, arguments.use_rep or params.get("use_rep") or ("X_pca" if adata_store.holds("obsm/X_pca") else "X")
 
 
-def _spans(rows: int, n_neighbors: int) -> Iterator[tuple[int, int]]:
+def _row_ranges(rows: int, n_neighbors: int) -> Iterator[tuple[int, int]]:
     """Yield ranges of rows whose part of the graph fits in memory."""
-    step = max(1, BLOCK_BYTES // (EDGES * n_neighbors * EDGE_BYTES))
+    step = max(1, BLOCK_BYTES // (EDGES_PER_NEIGHBOR * n_neighbors * EDGE_BYTES))
     for start in range(0, rows, step):
         yield start, min(rows, start + step)
 
 
-def _give_lists(target: AnnDataStore, slots: Slots, key: str, n_neighbors: int) -> str:
+def _write_given_lists(adata_store: AnnDataStore, slots: Slots, key: str, n_neighbors: int) -> str:
     """Write a store's distances as lists that a run reads; return their path."""
     from dumap.sources.neighbor_lists import lists_of
     from dumap.store import write_arrays
 
-    if not target.holds(key):
-        raise DataError(f"{target.path} has no {key}, in which the distances of neighbours should be")
+    if not adata_store.holds(key):
+        raise DataError(f"{adata_store.path} has no {key}, in which the distances of neighbours should be")
 
-    def blocks(which: int) -> Iterator[tuple[int, np.ndarray]]:
-        for start, stop in _spans(target.rows, n_neighbors):
-            yield start, lists_of(target.read_rows(key, start, stop), start, n_neighbors - 1)[which]
+    def blocks(array_number: int) -> Iterator[tuple[int, np.ndarray]]:
+        for start, stop in _row_ranges(adata_store.rows, n_neighbors):
+            yield start, lists_of(adata_store.read_rows(key, start, stop), start, n_neighbors - 1)[array_number]
 
-    shape, path = (target.rows, n_neighbors - 1), f"{slots.path}/lists.zarr"
+    shape, path = (adata_store.rows, n_neighbors - 1), f"{slots.path}/lists.zarr"
     write_arrays(path, {"indices": (shape, "int64", blocks(0)), "distances": (shape, "float32", blocks(1))})
     return path
 
 
-def _fill(slots: Slots, result: Result, request: _Request, use_rep: str) -> None:
+def _write_results(slots: Slots, result: Result, arguments: _UmapArguments, use_rep: str) -> None:
     """Write a run's results, block by block."""
     from dumap.show.rows import entries_of
 
     array, facts = result.embedding, result.facts["graph"]
     rows, n_neighbors = array.shape[0], int(result["parameters"]["neighbors"]["n_neighbors"])
-    spans = list(_spans(rows, n_neighbors))
-    if request.neighbors_key is None:
+    row_ranges = list(_row_ranges(rows, n_neighbors))
+    if arguments.neighbors_key is None:
         neighbors = result.neighbors
-        entries = rows * (n_neighbors - 1) - int(facts["missing"])
-        listed = (entries_of(*neighbors[start:stop]) for start, stop in spans)
-        slots.put_sparse(f"obsp/{request.distances}", rows, entries, "float64", listed)
-        graph = (result.graph(slice(start, stop)) for start, stop in spans)
-        united = ((np.diff(rows_graph.indptr), rows_graph.indices, rows_graph.data) for rows_graph in graph)
-        slots.put_sparse(f"obsp/{request.connectivities}", rows, int(facts["edges"]), "float32", united)
-    blocks = (np.asarray(array[start:stop]) for start, stop in spans)
-    slots.put_array(f"obsm/{request.embedding}", array.shape, "float32", blocks)
-    for key, values in request.mappings(result, use_rep).items():
+        n_entries = rows * (n_neighbors - 1) - int(facts["missing"])
+        distance_entries = (entries_of(*neighbors[start:stop]) for start, stop in row_ranges)
+        slots.put_sparse(f"obsp/{arguments.distances_key}", rows, n_entries, "float64", distance_entries)
+        graph_blocks = (result.graph(slice(start, stop)) for start, stop in row_ranges)
+        graph_entries = (
+            (np.diff(rows_graph.indptr), rows_graph.indices, rows_graph.data) for rows_graph in graph_blocks
+        )
+        slots.put_sparse(f"obsp/{arguments.connectivities_key}", rows, int(facts["edges"]), "float32", graph_entries)
+    blocks = (np.asarray(array[start:stop]) for start, stop in row_ranges)
+    slots.put_array(f"obsm/{arguments.embedding_key}", array.shape, "float32", blocks)
+    for key, values in arguments.uns_entries(result, use_rep).items():
         slots.put_mapping(f"uns/{key}", values)

@@ -41,7 +41,7 @@ from measuring import machine, peers, picture
 from measuring.contenders import PEERS, WARM_ROWS
 from measuring.process_tree import Watched, run_watched
 
-from dumap.compiled import KEEPING, find_place
+from dumap.compiled import CACHED_PACKAGES, choose_cache_folder
 
 OURS = "dumap"
 CONTENDERS = (OURS, *PEERS)
@@ -156,10 +156,10 @@ def warm(args: argparse.Namespace, folder: Path) -> float:
 
 def compiled_kernels() -> int:
     """Count the kernels of dumap's and pynndescent's that numba keeps compiled."""
-    find_place()
+    choose_cache_folder()
     if kept := os.environ.get("NUMBA_CACHE_DIR"):
         return sum(1 for _ in Path(kept).rglob("*.nbc"))
-    packages = [find_spec(name) for name in KEEPING]
+    packages = [find_spec(name) for name in CACHED_PACKAGES]
     folders = [Path(package.origin).parent for package in packages if package is not None and package.origin]
     return sum(1 for folder in folders for _ in folder.rglob("*.nbc"))
 

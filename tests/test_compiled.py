@@ -37,7 +37,7 @@ def homeless(tmp_path, monkeypatch):
 def test_a_private_folder_serves_all_runs(homeless):
     for _ in range(2):
         os.environ.pop("NUMBA_CACHE_DIR", None)
-        compiled.find_place()
+        compiled.choose_cache_folder()
         (folder,) = homeless.iterdir()
         assert os.environ["NUMBA_CACHE_DIR"] == compiled.CACHE_DIR == str(folder)
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
@@ -59,7 +59,7 @@ def test_a_folder_that_another_user_could_write_to_is_not_used(homeless, tmp_pat
             if os.geteuid():
                 pytest.skip("only root can give a folder away")
             os.chown(trap, 12345, 12345)
-    compiled.find_place()
+    compiled.choose_cache_folder()
     folder = Path(os.environ["NUMBA_CACHE_DIR"])
     assert folder not in (trap, elsewhere)
     assert folder.parent == homeless
@@ -73,7 +73,7 @@ def test_places_of_numba_are_left_alone(homeless, tmp_path, monkeypatch, place):
     else:
         monkeypatch.setenv(place, str(tmp_path / "not yet made"))
     before = os.environ.get("NUMBA_CACHE_DIR")
-    compiled.find_place()
+    compiled.choose_cache_folder()
     assert os.environ.get("NUMBA_CACHE_DIR") == before
     assert compiled.CACHE_DIR == ""
     assert list(homeless.iterdir()) == []
@@ -81,7 +81,7 @@ def test_places_of_numba_are_left_alone(homeless, tmp_path, monkeypatch, place):
 
 def test_a_user_without_a_home_has_no_folder_called_tilde(homeless, monkeypatch):
     monkeypatch.setattr(os.path, "expanduser", lambda path: path)
-    compiled.find_place()
+    compiled.choose_cache_folder()
     assert os.environ["NUMBA_CACHE_DIR"].startswith(str(homeless))
 
 
@@ -120,8 +120,8 @@ from dumap import compiled
 began = []
 numba.core.event.register("numba:compile", type("L", (numba.core.event.Listener,), {
     "on_start": lambda self, event: (began.append(1), time.sleep(1)), "on_end": lambda self, event: None})())
-compiled.share_compiled()
-compiled.PATIENCE_SECONDS = float(sys.argv[1])
+compiled.patch_numba_cache()
+compiled.LOCK_TIMEOUT_SECONDS = float(sys.argv[1])
 Pair = namedtuple("Pair", "a b")
 
 @numba.njit(cache=True)

@@ -12,8 +12,8 @@ import pytest
 
 import dumap
 from dumap.config import UNSUPPORTED_PARAMETERS, keys_by_name
-from dumap.estimator import NOT_HERE_METHODS
-from dumap.show.fitted import NAMES
+from dumap.estimator import UNSUPPORTED_METHODS
+from dumap.show.fitted import FITTED_ATTRIBUTES
 
 TEXT = (Path(dumap.__file__).parent / "FROM_UMAP_LEARN.md").read_text()
 INTERNAL = re.compile(
@@ -84,7 +84,7 @@ def test_every_method_is_there_and_as_said():
     assert list(described) == [name for name in methods() if not name.startswith("_")]
     for name, (status, text) in described.items():
         assert text
-        assert (status == "not here") == (name in NOT_HERE_METHODS)
+        assert (status == "not here") == (name in UNSUPPORTED_METHODS)
         assert hasattr(dumap.UMAP, name) == (status != "not here")
 
 
@@ -101,5 +101,5 @@ def test_every_attribute_is_there_and_as_said():
     umap_attributes = {name for name in stored - set(PARAMETERS) - INTERNAL_TOO if not INTERNAL.fullmatch(name)}
     assert set(described) == umap_attributes | {"n_features_in_"}
     same = {name for name, (status, _) in described.items() if status == "same"}
-    assert same == {*NAMES, "_raw_data", "n_features_in_"}
+    assert same == {*FITTED_ATTRIBUTES, "_raw_data", "n_features_in_"}
     assert not [name for name, (status, text) in described.items() if status != "same" and not text]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from distributed import Client, performance_report
 
-from dumap.errors import ConfigError, needs
+from dumap.errors import ConfigError, missing_packages
 
 SHOWN_CODE = "dumap"
 """The text that a report shows in the place of the code that ran."""
@@ -27,7 +27,7 @@ def check_report(path: str | None) -> None:
     if path is None:
         return
     if find_spec("bokeh") is None:
-        raise needs("a performance report (cluster.report)", "bokeh")
+        raise missing_packages("a performance report (cluster.report)", "bokeh")
     folder = Path(path).absolute().parent
     if not folder.is_dir():
         raise ConfigError(f"cluster.report: there is no folder {folder}; make it, or name another file")

@@ -10,7 +10,7 @@ import scipy.sparse as sparse
 
 from dumap.artifacts.graph import Graph
 from dumap.artifacts.neighbors import NeighborLists
-from dumap.errors import ConfigError, DroppedError, StorageError, needs
+from dumap.errors import ConfigError, DroppedError, StorageError, missing_packages
 from dumap.show.rows import BLOCK_ROWS, Order, dropped
 from dumap.store import DONE, Run, internal_location, read_array, write_arrays
 from dumap.store.disk import is_remote, normalize
@@ -97,7 +97,7 @@ def _embedding(run: Run, out: str) -> str:
             import pyarrow
             from pyarrow import parquet
         except ImportError as error:
-            raise needs(f"{out}: parquet", "pyarrow") from error
+            raise missing_packages(f"{out}: parquet", "pyarrow") from error
         columns = {f"component_{c}": y[:, c] for c in range(y.shape[1])}
         names_of_rows = read_names(run)
         rows = np.arange(len(y)) if names_of_rows is None else names_of_rows

@@ -14,12 +14,21 @@ from dumap.kernels.graph import memberships
 if TYPE_CHECKING:
     from dumap.show.result import Result
 
-READ = ("embedding_", "graph_", "_lists", "_smoothed")
+CACHED_ATTRIBUTES = ("embedding_", "graph_", "_neighbors_with_self", "_rhos_and_sigmas")
 """Attributes that stay in memory once they were read from the run."""
-NAMES = (*READ[:2], "_knn_indices", "_knn_dists", "_a", "_b", "_rhos", "_sigmas", "_n_features_out")
+FITTED_ATTRIBUTES = (
+    *CACHED_ATTRIBUTES[:2],
+    "_knn_indices",
+    "_knn_dists",
+    "_a",
+    "_b",
+    "_rhos",
+    "_sigmas",
+    "_n_features_out",
+)
 
 
-class Fitted:
+class FittedAttributes:
     """Attributes that are read from a run when they are first accessed.
 
     Attributes
@@ -40,20 +49,20 @@ class Fitted:
         return self.run_.graph()
 
     @cached_property
-    def _lists(self) -> tuple[np.ndarray, np.ndarray]:
+    def _neighbors_with_self(self) -> tuple[np.ndarray, np.ndarray]:
         indices, distances = self.run_.neighbors[:]
-        itself = np.arange(len(indices))[:, None]
-        return np.hstack([itself, indices]), np.hstack([np.zeros_like(itself, distances.dtype), distances])
+        row_ids = np.arange(len(indices))[:, None]
+        return np.hstack([row_ids, indices]), np.hstack([np.zeros_like(row_ids, distances.dtype), distances])
 
     @property
     def _knn_indices(self) -> np.ndarray:
         """Each row itself and its neighbours, (rows, n_neighbors); -1 where there is none."""
-        return self._lists[0]
+        return self._neighbors_with_self[0]
 
     @property
     def _knn_dists(self) -> np.ndarray:
         """The distances of `_knn_indices`, (rows, n_neighbors) float32; infinite where there is no neighbour."""
-        return self._lists[1]
+        return self._neighbors_with_self[1]
 
     @property
     def _a(self) -> float:
@@ -64,25 +73,25 @@ class Fitted:
         return float(self.run_.facts["layout"]["b"])
 
     @cached_property
-    def _smoothed(self) -> tuple[np.ndarray, np.ndarray]:
+    def _rhos_and_sigmas(self) -> tuple[np.ndarray, np.ndarray]:
         """Rho and sigma of each row, computed again from its neighbours, since runs do not keep them."""
-        indices, distances = (array[:, 1:] for array in self._lists)
+        indices, distances = (array[:, 1:] for array in self._neighbors_with_self)
         settings, metric = self.run_["parameters"]["graph"], self.run_["parameters"]["neighbors"]["metric"]
-        cut = settings["disconnection_distance"]
-        cut = DISCONNECTION_DISTANCES.get(metric, math.inf) if cut is None else cut
-        kept = np.isfinite(distances) & (distances < cut)
-        mean = distances[kept].sum(dtype=np.float64) / (len(distances) + kept.sum())
-        return memberships(indices, distances, float(mean), settings["local_connectivity"], cut)[:2]
+        max_distance = settings["disconnection_distance"]
+        max_distance = DISCONNECTION_DISTANCES.get(metric, math.inf) if max_distance is None else max_distance
+        is_connected = np.isfinite(distances) & (distances < max_distance)
+        mean_distance = distances[is_connected].sum(dtype=np.float64) / (len(distances) + is_connected.sum())
+        return memberships(indices, distances, float(mean_distance), settings["local_connectivity"], max_distance)[:2]
 
     @property
     def _rhos(self) -> np.ndarray:
         """The distance up to which a row's neighbours have membership 1, (rows,) float32."""
-        return self._smoothed[0]
+        return self._rhos_and_sigmas[0]
 
     @property
     def _sigmas(self) -> np.ndarray:
         """The scale of each row's distances, (rows,) float32."""
-        return self._smoothed[1]
+        return self._rhos_and_sigmas[1]
 
     @property
     def _n_features_out(self) -> int:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from dumap.errors import InputError, needs
+from dumap.errors import InputError, missing_packages
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -170,7 +170,7 @@ def draw(y: np.ndarray, labels: np.ndarray | None = None) -> Figure:
 
         map_class = _map_class()
     except ImportError as error:
-        raise needs("a picture", "matplotlib", "datashader", "pandas") from error
+        raise missing_packages("a picture", "matplotlib", "datashader", "pandas") from error
     if labels is not None and labels.shape != (len(y),):
         raise InputError(f"labels of shape {labels.shape} for {len(y)} rows: give one a row")
     finite = np.isfinite(y).all(axis=1)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dumap.errors import ConfigError, DroppedError, DumapError, StorageError, needs
+from dumap.errors import ConfigError, DroppedError, DumapError, StorageError, missing_packages
 from dumap.recipe.status import status
 from dumap.store import DONE, Run, internal_location
 from dumap.store.disk import normalize
@@ -138,7 +138,7 @@ class Result(Mapping[str, Any]):
         try:
             import xarray
         except ImportError as error:
-            raise needs("to_xarray", "xarray") from error
+            raise missing_packages("to_xarray", "xarray") from error
         from dumap.engine.collections import to_dask
 
         arrays = {"embedding": self.embedding, "status": self.status}
@@ -159,7 +159,7 @@ class Result(Mapping[str, Any]):
         try:
             import pandas
         except ImportError as error:
-            raise needs("to_dataframe", "pandas") from error
+            raise missing_packages("to_dataframe", "pandas") from error
         run = self._done("embedding")
         y = run.read_final("embedding", "embedding")
         columns = {f"component_{number}": y[:, number] for number in range(y.shape[1])}

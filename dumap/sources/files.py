@@ -14,7 +14,7 @@ from typing import IO, Any, Protocol
 
 import numpy as np
 
-from dumap.errors import InputError, needs
+from dumap.errors import InputError, missing_packages
 
 Block = tuple[np.ndarray, "list[str] | None"]
 """Rows, and the rows' names if there are any."""
@@ -131,7 +131,7 @@ def readable(path: str) -> Iterator[None]:
         yield
     except ImportError as error:
         package = str(error.name or "").split(".")[0]
-        raise needs(f"reading {path}", package) from error
+        raise missing_packages(f"reading {path}", package) from error
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise InputError(f"{path}: cannot be read ({type(error).__name__}: {error})") from error
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from dumap.artifacts.job import Job
 from dumap.artifacts.part_names import part_names, parts_to_sum
-from dumap.compiled import share_compiled
+from dumap.compiled import patch_numba_cache
 from dumap.config import Config
 from dumap.planning.budget import check_task
 from dumap.planning.geometry import Geometry, shard_rows_of
@@ -24,7 +24,7 @@ from dumap.planning.plan import Plan, Projection
 from dumap.store import Run
 
 Task = Callable[..., None]
-share_compiled()
+patch_numba_cache()
 
 
 def no_backup(task: Task) -> Task:

@@ -28,7 +28,7 @@ from dumap.artifacts.start import BOX, COARSE, smoothing_checkpoints
 from dumap.artifacts.vectors import read_sample
 from dumap.config import Config
 from dumap.errors import ConfigError
-from dumap.json_values import defined
+from dumap.json_values import replace_nonfinite
 from dumap.kernels import coarse, start, vectors
 from dumap.planning.budget import axes_rows, principal_bytes, start_bytes
 from dumap.planning.geometry import Geometry
@@ -58,7 +58,11 @@ def lay_out_coarse_graph(job: Job, part: str) -> None:
         require_finite(job, y[sizes > 0], "start: in the coarse layout")
     with job.run.part(START, part) as out:
         out.write("y", y)
-        out.attributes |= {"coarse_epochs": epochs, "components": components, "coarse_residual": defined(residual)}
+        out.attributes |= {
+            "coarse_epochs": epochs,
+            "components": components,
+            "coarse_residual": replace_nonfinite(residual),
+        }
 
 
 def smooth_coordinates(job: Job, part: str, passes: int) -> None:

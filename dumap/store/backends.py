@@ -13,7 +13,7 @@ import zipfile
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
-from dumap.errors import ConfigError, needs
+from dumap.errors import ConfigError, missing_packages
 from dumap.store import disk
 from dumap.store.options import arguments_of, hide
 
@@ -248,7 +248,7 @@ def open_bucket(location: str) -> Any:
     try:
         from obstore import store
     except ImportError as error:
-        raise needs(f"{location}: a URL", "obstore") from error
+        raise missing_packages(f"{location}: a URL", "obstore") from error
     try:
         open_url: Any = store.from_url  # untyped, since the options depend on the service
         return open_url(location, **arguments_of(location))

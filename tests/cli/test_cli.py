@@ -13,7 +13,7 @@ import zarr
 
 import dumap
 from dumap.config import parse_bytes
-from dumap.errors import needs
+from dumap.errors import missing_packages
 from dumap.planning.budget import PAUSE_FRACTION
 
 
@@ -298,4 +298,6 @@ def test_no_word_names_another_projects_package():
     assert len(texts) > 50
     paths = [path.name for path in texts if re.search(r"""pip install ['"]?dumap|dumap\[""", path.read_text())]
     assert paths == []
-    assert str(needs("a picture", "matplotlib", "datashader")).endswith(": pip install matplotlib datashader")
+    assert str(missing_packages("a picture", "matplotlib", "datashader")).endswith(
+        ": pip install matplotlib datashader"
+    )
