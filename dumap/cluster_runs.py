@@ -63,7 +63,7 @@ def submit(
     'done'
     """
     from dumap.engine.connect import open_client
-    from dumap.show.handle import begin
+    from dumap.show.handle import submit_run
 
     resolved_config, object_rows = read_config_and_rows(data, output, config, settings)
     if object_rows is not None:
@@ -72,7 +72,7 @@ def submit(
             f"array, or call dumap.run"
         )
     connected_client = open_client(resolved_config.cluster) if client is None else client
-    return begin(connected_client, resolved_config, None if parent is None else path_text(parent), force)
+    return submit_run(connected_client, resolved_config, None if parent is None else path_text(parent), force)
 
 
 def attach(output: Path, client: Client | None = None) -> Handle:

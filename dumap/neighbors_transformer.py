@@ -15,7 +15,7 @@ from sklearn.utils.validation import check_is_fitted
 from dumap.api import read_config_and_rows
 from dumap.artifacts.part_names import AUDIT
 from dumap.errors import DataError, as_value_errors
-from dumap.show.rows import distances_of
+from dumap.show.rows import distance_matrix
 from dumap.sources.estimated import seed_of
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ class KNeighborsTransformer(TransformerMixin, BaseEstimator):
         check_is_fitted(self)
         if X is not self._fitted_rows:
             raise DataError("rows that were not fitted have no neighbours here: call fit_transform with them")
-        distances = distances_of(self.run_.neighbors, with_self=True)
+        distances = distance_matrix(self.run_.neighbors, with_self=True)
         if distances.nnz != self.n_neighbors * distances.shape[0]:
             raise DataError(f"some rows have fewer than n_neighbors={self.n_neighbors} neighbours: ask for fewer")
         return distances

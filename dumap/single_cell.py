@@ -216,7 +216,7 @@ def _given_neighbors_settings(params: Mapping[str, Any], arguments: _UmapArgumen
 
 def _embed_object(adata: AnnData, arguments: _UmapArguments, client: Client | None, store: Any) -> None:
     from dumap.estimator import UMAP
-    from dumap.show.rows import distances_of
+    from dumap.show.rows import distance_matrix
 
     matrix: Any = None
     params: dict[str, Any] = {}
@@ -234,7 +234,7 @@ def _embed_object(adata: AnnData, arguments: _UmapArguments, client: Client | No
     result = reducer.fit(x, knn_graph=matrix).run_
     adata.obsm[arguments.embedding_key] = reducer.embedding_
     if matrix is None:
-        adata.obsp[arguments.distances_key] = distances_of(result.neighbors)
+        adata.obsp[arguments.distances_key] = distance_matrix(result.neighbors)
         adata.obsp[arguments.connectivities_key] = result.graph()
     adata.uns.update(arguments.uns_entries(result, use_rep))
 
@@ -309,7 +309,7 @@ def _write_given_lists(adata_store: AnnDataStore, slots: Slots, key: str, n_neig
 
 def _write_results(slots: Slots, result: Result, arguments: _UmapArguments, use_rep: str) -> None:
     """Write a run's results, block by block."""
-    from dumap.show.rows import entries_of
+    from dumap.show.rows import sparse_entries
 
     array, facts = result.embedding, result.facts["graph"]
     rows, n_neighbors = array.shape[0], int(result["parameters"]["neighbors"]["n_neighbors"])
@@ -317,7 +317,7 @@ def _write_results(slots: Slots, result: Result, arguments: _UmapArguments, use_
     if arguments.neighbors_key is None:
         neighbors = result.neighbors
         n_entries = rows * (n_neighbors - 1) - int(facts["missing"])
-        distance_entries = (entries_of(*neighbors[start:stop]) for start, stop in row_ranges)
+        distance_entries = (sparse_entries(*neighbors[start:stop]) for start, stop in row_ranges)
         slots.put_sparse(f"obsp/{arguments.distances_key}", rows, n_entries, "float64", distance_entries)
         graph_blocks = (result.graph(slice(start, stop)) for start, stop in row_ranges)
         graph_entries = (

@@ -11,7 +11,7 @@ import scipy.sparse as sparse
 from dumap.artifacts.graph import Graph
 from dumap.artifacts.neighbors import NeighborLists
 from dumap.errors import ConfigError, DroppedError, StorageError, missing_packages
-from dumap.show.rows import BLOCK_ROWS, Order, dropped
+from dumap.show.rows import BLOCK_ROWS, RowOrder, dropped_error
 from dumap.store import DONE, Run, internal_location, read_array, write_arrays
 from dumap.store.disk import is_remote, normalize
 from dumap.store.row_names import read_names
@@ -56,69 +56,74 @@ def export(
             f"{out} exists; remove it, or name another" + ("" if force else ", or write over a file with --force")
         )
     if what in ("embedding", "picture"):
-        _require(run, "embedding")
-        return _embedding(run, out) if what == "embedding" else _picture(run, out, labels)
-    _require(run, "audit" if what == "neighbors" else "graph")
+        _check_stage_done(run, "embedding")
+        return _export_embedding(run, out) if what == "embedding" else _export_picture(run, out, labels)
+    _check_stage_done(run, "audit" if what == "neighbors" else "graph")
     try:
-        order = Order(run)
+        order = RowOrder(run)
         if what == "graph":
-            return _graph(run, out, order.rows, len(order.positions))
+            return _export_graph(run, out, order.row_at_position, len(order.position_of_row))
         n_neighbors = attributes["parameters"]["neighbors"]["n_neighbors"]
-        return _neighbors(run, out, order.rows, order.positions, n_neighbors, with_self)
+        return _export_neighbors(run, out, order.row_at_position, order.position_of_row, n_neighbors, with_self)
     except DroppedError as error:
-        raise dropped(run, what) from error
+        raise dropped_error(run, what) from error
 
 
-def _require(run: Run, stage: str) -> None:
+def _check_stage_done(run: Run, stage: str) -> None:
     if not run.is_committed(DONE, stage):
         raise StorageError(f"{run.location}: stage {stage} is not done yet; 'dumap run' goes on")
 
 
-def _ending(out: str, allowed: tuple[str, ...]) -> str:
+def _check_ending(out: str, allowed: tuple[str, ...]) -> str:
     ending = os.path.splitext(out)[1]
     if ending not in allowed:
         raise ConfigError(f"{out}: the ending must be one of {', '.join(allowed)}")
     return ending
 
 
-def _embedding(run: Run, out: str) -> str:
-    ending = _ending(out, (".npy", ".csv", ".parquet"))
-    y, status = (run.read_final(name, "embedding") for name in ("embedding", "status"))
+def _export_embedding(run: Run, out: str) -> str:
+    ending = _check_ending(out, (".npy", ".csv", ".parquet"))
+    coordinates, status = (run.read_final(name, "embedding") for name in ("embedding", "status"))
     if ending == ".npy":
-        np.save(out, y)
+        np.save(out, coordinates)
     elif ending == ".csv":
-        names = ["row", *(f"component_{c}" for c in range(y.shape[1])), "status"]
+        columns_of_csv = ["row", *(f"component_{number}" for number in range(coordinates.shape[1])), "status"]
         with open(out, "w") as file:
-            file.write(",".join(names) + "\n")
-            for row, (values, flag) in enumerate(zip(y.tolist(), status.tolist(), strict=True)):
-                file.write(f"{row},{','.join(f'{v:.9g}' for v in values)},{flag}\n")
+            file.write(",".join(columns_of_csv) + "\n")
+            for row, (values, flag) in enumerate(zip(coordinates.tolist(), status.tolist(), strict=True)):
+                file.write(f"{row},{','.join(f'{value:.9g}' for value in values)},{flag}\n")
     else:
         try:
             import pyarrow
             from pyarrow import parquet
         except ImportError as error:
             raise missing_packages(f"{out}: parquet", "pyarrow") from error
-        columns = {f"component_{c}": y[:, c] for c in range(y.shape[1])}
-        names_of_rows = read_names(run)
-        rows = np.arange(len(y)) if names_of_rows is None else names_of_rows
-        parquet.write_table(pyarrow.table({"row": rows, **columns, "status": status}), out)
-    return f"{out}: {y.shape[0]} rows x {y.shape[1]} components"
+        columns = {f"component_{number}": coordinates[:, number] for number in range(coordinates.shape[1])}
+        row_names = read_names(run)
+        row_labels = np.arange(len(coordinates)) if row_names is None else row_names
+        parquet.write_table(pyarrow.table({"row": row_labels, **columns, "status": status}), out)
+    return f"{out}: {coordinates.shape[0]} rows x {coordinates.shape[1]} components"
 
 
-def _neighbors(run: Run, out: str, order: np.ndarray, position: np.ndarray, n_neighbors: int, with_self: bool) -> str:
-    ending, lists, rows, n_others = _ending(out, (".npz", ".zarr")), NeighborLists(run), len(position), n_neighbors - 1
+def _export_neighbors(
+    run: Run, out: str, row_at_position: np.ndarray, position_of_row: np.ndarray, n_neighbors: int, with_self: bool
+) -> str:
+    ending, lists = _check_ending(out, (".npz", ".zarr")), NeighborLists(run)
+    rows, n_others = len(position_of_row), n_neighbors - 1
     columns = n_others + with_self
 
     def blocks(array: str) -> Iterator[tuple[int, np.ndarray]]:
         dtype, missing = (np.int64, -1) if array == "indices" else (np.float32, np.inf)
-        whole = lists.read(array, 0, len(order))[:, :n_others]
+        all_lists = lists.read(array, 0, len(row_at_position))[:, :n_others]
         for start in range(0, rows, BLOCK_ROWS):
-            at = position[start : start + BLOCK_ROWS]
-            block = np.full((len(at), columns), missing, dtype)
-            values = whole[at[at >= 0]]
-            block[at >= 0, with_self:] = np.where(values >= 0, order[values], -1) if array == "indices" else values
+            positions = position_of_row[start : start + BLOCK_ROWS]
+            block = np.full((len(positions), columns), missing, dtype)
+            values = all_lists[positions[positions >= 0]]
+            block[positions >= 0, with_self:] = (
+                np.where(values >= 0, row_at_position[values], -1) if array == "indices" else values
+            )
             if with_self:
-                block[:, 0] = np.arange(start, start + len(at)) if array == "indices" else 0
+                block[:, 0] = np.arange(start, start + len(positions)) if array == "indices" else 0
             yield start, block
 
     if ending == ".zarr":
@@ -130,34 +135,34 @@ def _neighbors(run: Run, out: str, order: np.ndarray, position: np.ndarray, n_ne
             },
         )
     else:
-        indices, distances = (np.concatenate([b for _, b in blocks(name)]) for name in ("indices", "distances"))
+        indices, distances = (np.concatenate([block for _, block in blocks(name)]) for name in ("indices", "distances"))
         np.savez(out, indices=indices, distances=distances)
-    itself = "each row itself first" if with_self else "self excluded"
-    return f"{out}: indices and distances, {rows} rows x {columns} neighbors, {itself}"
+    self_text = "each row itself first" if with_self else "self excluded"
+    return f"{out}: indices and distances, {rows} rows x {columns} neighbors, {self_text}"
 
 
-def _graph(run: Run, out: str, order: np.ndarray, rows: int) -> str:
-    _ending(out, (".npz",))
+def _export_graph(run: Run, out: str, row_at_position: np.ndarray, rows: int) -> str:
+    _check_ending(out, (".npz",))
     graph = Graph(run)
     heads, tails, weights = [], [], []
     for shard in range(len(graph.shards)):
         indptr, tail, weight = graph.read(shard)
-        first, _ = graph.shards.span(shard)
-        heads.append(order[first + np.repeat(np.arange(len(indptr) - 1), np.diff(indptr))])
-        tails.append(order[tail])
+        first_position, _ = graph.shards.span(shard)
+        heads.append(row_at_position[first_position + np.repeat(np.arange(len(indptr) - 1), np.diff(indptr))])
+        tails.append(row_at_position[tail])
         weights.append(weight)
-    coordinates = (np.concatenate(heads), np.concatenate(tails))
-    matrix = sparse.csr_matrix((np.concatenate(weights), coordinates), shape=(rows, rows))
+    heads_and_tails = (np.concatenate(heads), np.concatenate(tails))
+    matrix = sparse.csr_matrix((np.concatenate(weights), heads_and_tails), shape=(rows, rows))
     sparse.save_npz(out, matrix, compressed=False)
     return f"{out}: CSR matrix, {rows} rows, {matrix.nnz} membership strengths"
 
 
-def _picture(run: Run, out: str, labels: str | None) -> str:
-    _ending(out, (".png",))
-    from dumap.show.picture import draw
+def _export_picture(run: Run, out: str, labels: str | None) -> str:
+    _check_ending(out, (".png",))
+    from dumap.show.picture import draw_map
 
-    y = run.read_final("embedding", "embedding")
-    if y.shape[1] != 2:
-        raise ConfigError(f"a picture needs layout.n_components = 2; this run has {y.shape[1]}")
-    draw(y, None if labels is None else read_array(labels)).savefig(out, bbox_inches="tight")
-    return f"{out}: a picture of {len(y)} rows"
+    coordinates = run.read_final("embedding", "embedding")
+    if coordinates.shape[1] != 2:
+        raise ConfigError(f"a picture needs layout.n_components = 2; this run has {coordinates.shape[1]}")
+    draw_map(coordinates, None if labels is None else read_array(labels)).savefig(out, bbox_inches="tight")
+    return f"{out}: a picture of {len(coordinates)} rows"

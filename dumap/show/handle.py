@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Generator
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from dumap.engine import submission as sent
+from dumap.engine import submission as submissions
 from dumap.engine.connect import secede_while_waiting
 from dumap.engine.scheduling import SchedulingOptions
 from dumap.engine.submission import DRIVER_DIED_ERROR, Submission
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 POLL_SECONDS = 0.5
 """Seconds between two checks whether a run has ended, while a program waits for it."""
-STATES = {"finished": "done", "error": "failed", "cancelled": "cancelled", "lost": "failed"}
+TASK_STATES = {"finished": "done", "error": "failed", "cancelled": "cancelled", "lost": "failed"}
 """The state of a driver's task, by Dask's name for the state."""
 
 
@@ -55,20 +55,22 @@ class Handle:
     ('done', 'quality')
     """
 
-    def __init__(self, client: Client, submission: Submission, begun: Awaitable[Submission] | None = None) -> None:
-        self._client, self._submission, self._begun = client, submission, begun
+    def __init__(
+        self, client: Client, submission: Submission, pending_submission: Awaitable[Submission] | None = None
+    ) -> None:
+        self._client, self._submission, self._pending_submission = client, submission, pending_submission
         self.output = submission.output
 
     def __repr__(self) -> str:
         return f"<dumap.Handle {self.output}>"
 
-    def _sync(self, call: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
+    def _run_coroutine(self, coroutine_function: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
         """Return the result of a coroutine; with an asynchronous client, a task."""
-        return self._client.sync(call)
+        return self._client.sync(coroutine_function)
 
-    async def _published(self) -> Submission:
-        if self._begun is not None:
-            self._submission = await self._begun
+    async def _wait_for_submission(self) -> Submission:
+        if self._pending_submission is not None:
+            self._submission = await self._pending_submission
         return self._submission
 
     # state of the run -----------------------------------------------------------------------
@@ -82,20 +84,20 @@ class Handle:
             The result of `dumap.status`, if this process can read the run, and 'task', the state of the driver:
             waiting, running, done, failed or cancelled.
         """
-        state: dict[str, Any] = self._sync(self._status)
+        state: dict[str, Any] = self._run_coroutine(self._status)
         return state
 
     async def _status(self) -> dict[str, Any]:
-        submission = await self._published()
-        await sent.wait_for_end(submission)
-        events = await sent.read_events(self._client, submission)
-        task = STATES.get(submission.future.status or "lost")
-        if task == "failed" and isinstance(await self._error(), CancelledError):
-            task = "cancelled"
-        if task is None:
-            task = "running" if any(event["event"] == "driver" for _, event in events) else "waiting"
-        run_status = await asyncio.to_thread(_seen, self.output)
-        return {**run_status, "task": task}
+        submission = await self._wait_for_submission()
+        await submissions.wait_for_end(submission)
+        events = await submissions.read_events(self._client, submission)
+        task_state = TASK_STATES.get(submission.future.status or "lost")
+        if task_state == "failed" and isinstance(await self._read_error(), CancelledError):
+            task_state = "cancelled"
+        if task_state is None:
+            task_state = "running" if any(event["event"] == "driver" for _, event in events) else "waiting"
+        run_status = await asyncio.to_thread(_read_status, self.output)
+        return {**run_status, "task": task_state}
 
     def progress(self) -> dict[str, Any]:
         """Return the run's progress.
@@ -106,11 +108,11 @@ class Handle:
             'stage', the name of the running stage or None; 'done' and 'total', the steps of this stage; 'stages', the
             stages that were finished since the run was submitted; 'notes', messages of the run.
         """
-        state: dict[str, Any] = self._sync(self._progress)
+        state: dict[str, Any] = self._run_coroutine(self._progress)
         return state
 
     async def _progress(self) -> dict[str, Any]:
-        events = await sent.read_events(self._client, await self._published())
+        events = await submissions.read_events(self._client, await self._wait_for_submission())
         state: dict[str, Any] = {"stage": None, "done": 0.0, "total": 0.0, "stages": [], "notes": []}
         for _, event in events:
             if event["event"] == "driver":
@@ -133,11 +135,11 @@ class Handle:
 
         The run ends within seconds. `result` then raises `CancelledError`.
         """
-        done: None = self._sync(self._cancel)
-        return done
+        nothing: None = self._run_coroutine(self._cancel)
+        return nothing
 
     async def _cancel(self) -> None:
-        await sent.cancel_driver(self._client, await self._published())
+        await submissions.cancel_driver(self._client, await self._wait_for_submission())
 
     def result(self, timeout: float | None = None, on_progress: Any = None) -> Result:
         """Wait for the run, and return its result.
@@ -162,34 +164,36 @@ class Handle:
             The run is not done yet.
         """
         if self._client.asynchronous:
-            return self._wait(timeout)
+            return self._wait_for_result(timeout)
         with secede_while_waiting():  # the driver may need the thread
             if on_progress is None:
-                return self._wait(timeout)
+                return self._wait_for_result(timeout)
             with CallbackObserver(on_progress) as observer:
-                return self._follow(timeout, observer)
+                return self._follow_progress(timeout, observer)
 
-    def _wait(self, timeout: float | None) -> Result:
-        run_result: Result = self._sync(lambda: self._result(timeout))
-        return run_result
+    def _wait_for_result(self, timeout: float | None) -> Result:
+        result: Result = self._run_coroutine(lambda: self._result(timeout))
+        return result
 
-    def _follow(self, timeout: float | None, observer: Observer) -> Result:
+    def _follow_progress(self, timeout: float | None, observer: Observer) -> Result:
         """Wait for the run, and report its progress to an observer in this thread."""
-        deadline, last_time, replayed = time.monotonic() + (timeout or 0.0), 0.0, EventReplay(observer)
+        deadline, last_time, replay = time.monotonic() + (timeout or 0.0), 0.0, EventReplay(observer)
         while True:
-            late = timeout is not None and time.monotonic() >= deadline
-            ended = self._client.sync(self._ended, POLL_SECONDS)
-            for when, event in self._client.sync(sent.read_events, self._client, self._submission, last_time):
-                replayed.tell(event)
-                last_time = when
-            if ended or late:
-                return self._wait(None if ended else 0.0)
+            is_late = timeout is not None and time.monotonic() >= deadline
+            has_ended = self._client.sync(self._has_ended, POLL_SECONDS)
+            for event_time, event in self._client.sync(
+                submissions.read_events, self._client, self._submission, last_time
+            ):
+                replay.tell(event)
+                last_time = event_time
+            if has_ended or is_late:
+                return self._wait_for_result(None if has_ended else 0.0)
 
-    async def _ended(self, seconds: float) -> bool:
-        await sent.wait_for_end(self._submission, seconds)
+    async def _has_ended(self, seconds: float) -> bool:
+        await submissions.wait_for_end(self._submission, seconds)
         return self._submission.future.status != "pending"
 
-    async def _error(self) -> Exception | None:
+    async def _read_error(self) -> Exception | None:
         """Return the error of the driver as the program sees it, or None."""
         future = self._submission.future
         if future.status not in ("error", "cancelled", "lost"):
@@ -205,21 +209,21 @@ class Handle:
         return error
 
     async def _result(self, timeout: float | None) -> Result:
-        submission = await self._published()
-        await sent.wait_for_end(submission, timeout)
+        submission = await self._wait_for_submission()
+        await submissions.wait_for_end(submission, timeout)
         if submission.future.status == "pending":
             raise TimeoutError(f"the run of {self.output} is not done within {timeout} s; it goes on")
-        if (error := await self._error()) is not None:
+        if (error := await self._read_error()) is not None:
             raise error
         return Result(self.output, await submission.future)
 
     def __await__(self) -> Generator[Any, None, Result]:
         if self._client.asynchronous:
             return self._result(None).__await__()
-        return asyncio.to_thread(self._wait, None).__await__()
+        return asyncio.to_thread(self._wait_for_result, None).__await__()
 
 
-def begin(client: Client, config: Config, parent: str | None, force: bool) -> Handle:
+def submit_run(client: Client, config: Config, parent: str | None, force: bool) -> Handle:
     """Submit a run to a cluster, which drives it.
 
     Raises
@@ -232,15 +236,15 @@ def begin(client: Client, config: Config, parent: str | None, force: bool) -> Ha
     if config.cluster.engine == "local":
         raise ConfigError("cluster.engine = 'local' runs in this process: set it to auto, or call dumap.run")
     config = with_normalized_locations(config, parent)
-    work, scheduling = (
+    submitted_run, scheduling = (
         SubmittedRun(config, None if parent is None else normalize(parent), force),
         SchedulingOptions.from_config(config.cluster),
     )
-    make = partial(sent.send_driver, client, work, config.output, work.digest(), scheduling)
+    send = partial(submissions.send_driver, client, submitted_run, config.output, submitted_run.digest(), scheduling)
     if client.asynchronous:
-        submission = make()
-        return Handle(client, submission, asyncio.ensure_future(sent.publish_or_cancel(client, submission)))
-    return Handle(client, client.sync(sent.send_once, client, make, config.output, work.digest()))
+        submission = send()
+        return Handle(client, submission, asyncio.ensure_future(submissions.publish_or_cancel(client, submission)))
+    return Handle(client, client.sync(submissions.send_once, client, send, config.output, submitted_run.digest()))
 
 
 def attach(client: Client, output: str) -> Any:
@@ -251,18 +255,18 @@ def attach(client: Client, output: str) -> Any:
     ClusterError
         The cluster drives no such run.
     """
-    place = normalize(output)
+    location = normalize(output)
 
     async def find_handle() -> Handle:
-        submission = await sent.find_driver(client, place)
+        submission = await submissions.find_driver(client, location)
         if submission is None:
-            raise ClusterError(f"the cluster drives no run of {place}: submit it")
+            raise ClusterError(f"the cluster drives no run of {location}: submit it")
         return Handle(client, submission)
 
     return client.sync(find_handle)
 
 
-def _seen(output: str) -> dict[str, Any]:
+def _read_status(output: str) -> dict[str, Any]:
     """Return a run's status, or 'partial' if this process cannot read the run."""
     if not Run(output, read_only=True).exists():
         return {"output": output, "state": "partial", "stages": []}

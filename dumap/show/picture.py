@@ -13,17 +13,17 @@ from dumap.errors import InputError, missing_packages
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-PIXELS = 900
-SPARSE_ROWS = 200_000
+CANVAS_PIXELS = 900
+MIN_ROWS_WITHOUT_SPREAD = 200_000
 """With fewer rows, a row is drawn wider than a pixel."""
-COLOURS = 20
+MAX_COLOURS = 20
 """Colours of categories. If there are more categories, some share a colour, and the legend is left out."""
-MOST_NUMBERS = 100
+MAX_NUMBER_CATEGORIES = 100
 """Up to this many different whole numbers are categories. More of them, and other numbers, are values on a colour
 scale."""
-SHARE = (1, 99)
+CLIP_PERCENTILES = (1, 99)
 """Percentiles of the values at which the colour scale ends, so that a few far values do not use up the scale."""
-UNKNOWN = "#d9d9d9"
+UNLABELLED_COLOUR = "#d9d9d9"
 """Colour of rows that have no label."""
 
 
@@ -34,25 +34,25 @@ class Categories(NamedTuple):
     names: list[str]
 
 
-class Values(NamedTuple):
+class ScaledValues(NamedTuple):
     """The value of each row, the ends of the colour scale, and the dtype of dates. NaN is no value."""
 
     numbers: np.ndarray
     low: float
     high: float
-    dates: str | None = None
+    date_dtype: str | None = None
 
 
-def _values(numbers: np.ndarray, dates: str | None = None) -> Values:
+def _clip_values(numbers: np.ndarray, date_dtype: str | None = None) -> ScaledValues:
     """Clip values to the range in which most of them lie."""
     finite = numbers[np.isfinite(numbers)]
-    low, high = np.percentile(finite, SHARE).tolist() if len(finite) else (0.0, 1.0)
+    low, high = np.percentile(finite, CLIP_PERCENTILES).tolist() if len(finite) else (0.0, 1.0)
     if low == high:
         low, high = (float(finite.min()), float(finite.max())) if len(finite) else (0.0, 1.0)
-    return Values(np.clip(numbers, low, high), low, high, dates)
+    return ScaledValues(np.clip(numbers, low, high), low, high, date_dtype)
 
 
-def read_labels(labels: np.ndarray) -> Categories | Values:
+def read_labels(labels: np.ndarray) -> Categories | ScaledValues:
     """Return labels as categories or as values.
 
     Raises
@@ -65,7 +65,8 @@ def read_labels(labels: np.ndarray) -> Categories | Values:
     kind = labels.dtype.kind
     if kind in "Mm":
         unit = np.datetime_data(labels.dtype)[0]
-        return _values(np.where(np.isnat(labels), np.nan, labels.astype(np.int64).astype(float)), f"{kind}8[{unit}]")
+        numbers = np.where(np.isnat(labels), np.nan, labels.astype(np.int64).astype(float))
+        return _clip_values(numbers, f"{kind}8[{unit}]")
     if kind not in "biufOUST":
         raise InputError(f"labels of dtype {labels.dtype} colour nothing: give numbers, dates or names")
     labels = labels.astype({"f": np.float64, "T": object}.get(kind, labels.dtype))
@@ -73,16 +74,17 @@ def read_labels(labels: np.ndarray) -> Categories | Values:
         codes, unique_labels = pandas.factorize(labels, sort=kind not in "OT")
     except TypeError as error:
         raise InputError(f"labels of dtype {labels.dtype} cannot be told apart ({error})") from error
-    if len(unique_labels) > {"f": COLOURS, "i": MOST_NUMBERS, "u": MOST_NUMBERS}.get(kind, len(unique_labels)):
-        return _values(labels.astype(np.float64))
+    max_categories = {"f": MAX_COLOURS, "i": MAX_NUMBER_CATEGORIES, "u": MAX_NUMBER_CATEGORIES}
+    if len(unique_labels) > max_categories.get(kind, len(unique_labels)):
+        return _clip_values(labels.astype(np.float64))
     names = [name.decode(errors="replace") if isinstance(name, bytes) else f"{name}" for name in list(unique_labels)]
     if kind in "OT":
         order = np.argsort(np.array(names, dtype=str), kind="stable")
-        codes, names = np.append(np.argsort(order), -1)[codes], [names[at] for at in order]
+        codes, names = np.append(np.argsort(order), -1)[codes], [names[number] for number in order]
     return Categories(codes, names)
 
 
-def _kinds(frame: Any, canvas: Any, categories: Categories) -> tuple[Any, list]:
+def _draw_categories(frame: Any, canvas: Any, categories: Categories) -> tuple[Any, list]:
     """Colour rows by their categories; return the image and the legend's entries."""
     import datashader
     import matplotlib
@@ -90,18 +92,18 @@ def _kinds(frame: Any, canvas: Any, categories: Categories) -> tuple[Any, list]:
     from datashader import transfer_functions
     from matplotlib.lines import Line2D
 
-    count = min(len(categories.names), COLOURS)
-    map_of_colours = matplotlib.colormaps["tab20" if len(categories.names) > 10 else "tab10"]
-    colours = [matplotlib.colors.to_hex(map_of_colours(number)) for number in range(count)]
-    codes = np.where(categories.codes < 0, -1, categories.codes % COLOURS)
+    count = min(len(categories.names), MAX_COLOURS)
+    colormap = matplotlib.colormaps["tab20" if len(categories.names) > 10 else "tab10"]
+    colours = [matplotlib.colors.to_hex(colormap(number)) for number in range(count)]
+    codes = np.where(categories.codes < 0, -1, categories.codes % MAX_COLOURS)
     frame = frame.assign(label=pandas.Categorical.from_codes(codes, list(range(count))))
     counts = canvas.points(frame[codes >= 0], "x", "y", datashader.count_cat("label"))
     image = transfer_functions.shade(counts, color_key=colours, how="eq_hist", min_alpha=120)
-    legend = zip(colours, categories.names, strict=True) if len(categories.names) <= COLOURS else ()
+    legend = zip(colours, categories.names, strict=True) if len(categories.names) <= MAX_COLOURS else ()
     return image, [Line2D([], [], marker="o", ls="", color=colour, label=name) for colour, name in legend]
 
 
-def _numbers(frame: Any, canvas: Any, values: Values) -> Any:
+def _draw_values(frame: Any, canvas: Any, values: ScaledValues) -> Any:
     """Colour each pixel by the mean of its rows' values."""
     import datashader
     import matplotlib
@@ -109,46 +111,48 @@ def _numbers(frame: Any, canvas: Any, values: Values) -> Any:
 
     frame = frame.assign(label=values.numbers)[np.isfinite(values.numbers)]
     means = canvas.points(frame, "x", "y", datashader.mean("label"))
-    span = (values.low, values.high if values.high > values.low else values.low + 1)
-    return transfer_functions.shade(means, cmap=matplotlib.colormaps["viridis"], how="linear", span=span)
+    value_range = (values.low, values.high if values.high > values.low else values.low + 1)
+    return transfer_functions.shade(means, cmap=matplotlib.colormaps["viridis"], how="linear", span=value_range)
 
 
-def _add_bar(figure: Any, axes: Any, values: Values) -> None:
+def _add_colour_bar(figure: Any, axes: Any, values: ScaledValues) -> None:
     """Draw the colour scale."""
     import matplotlib
 
     scale = matplotlib.colors.Normalize(values.low, values.high if values.high > values.low else values.low + 1)
     bar = figure.colorbar(matplotlib.cm.ScalarMappable(scale, "viridis"), ax=axes, shrink=0.5)
     bar.outline.set_visible(False)
-    if values.dates:
-        bar.formatter = matplotlib.ticker.FuncFormatter(lambda value, _: str(np.array(int(value)).astype(values.dates)))
+    if values.date_dtype:
+        bar.formatter = matplotlib.ticker.FuncFormatter(
+            lambda value, _: str(np.array(int(value)).astype(values.date_dtype))
+        )
         bar.update_ticks()
 
 
-def _range(values: np.ndarray) -> tuple[float, float]:
+def _axis_range(values: np.ndarray) -> tuple[float, float]:
     low, high = float(values.min()), float(values.max())
     return (low, high) if high > low else (low - 0.5, high + 0.5)
 
 
 @cache
-def _map_class() -> type[Figure]:
+def _map_figure_class() -> type[Figure]:
     from matplotlib.figure import Figure
 
-    class Map(Figure):
+    class MapFigure(Figure):
         """A figure that notebooks show even if pyplot is not set up."""
 
         def _repr_png_(self) -> bytes:
             return to_png(self)
 
-    return Map
+    return MapFigure
 
 
-def draw(y: np.ndarray, labels: np.ndarray | None = None) -> Figure:
+def draw_map(coordinates: np.ndarray, labels: np.ndarray | None = None) -> Figure:
     """Draw an embedding.
 
     Parameters
     ----------
-    y : ndarray of float32, shape (rows, 2)
+    coordinates : ndarray of float32, shape (rows, 2)
         Rows that are not finite are left out.
     labels : ndarray, shape (rows,), optional
         Categories, each with a colour, or values on a colour scale. Rows whose label is NaN, NaT or None are grey.
@@ -168,47 +172,53 @@ def draw(y: np.ndarray, labels: np.ndarray | None = None) -> Figure:
         import pandas
         from datashader import transfer_functions
 
-        map_class = _map_class()
+        figure_class = _map_figure_class()
     except ImportError as error:
         raise missing_packages("a picture", "matplotlib", "datashader", "pandas") from error
-    if labels is not None and labels.shape != (len(y),):
-        raise InputError(f"labels of shape {labels.shape} for {len(y)} rows: give one a row")
-    finite = np.isfinite(y).all(axis=1)
-    if not finite.any():
+    if labels is not None and labels.shape != (len(coordinates),):
+        raise InputError(f"labels of shape {labels.shape} for {len(coordinates)} rows: give one a row")
+    is_finite = np.isfinite(coordinates).all(axis=1)
+    if not is_finite.any():
         raise InputError("none of the rows has coordinates to be drawn at")
-    frame = pandas.DataFrame({"x": y[finite, 0], "y": y[finite, 1]})
-    canvas = datashader.Canvas(PIXELS, PIXELS, x_range=_range(frame["x"].values), y_range=_range(frame["y"].values))
-    colouring = None if labels is None else read_labels(labels[finite])
-    handles: list = []
-    if colouring is None:
+    frame = pandas.DataFrame({"x": coordinates[is_finite, 0], "y": coordinates[is_finite, 1]})
+    canvas = datashader.Canvas(
+        CANVAS_PIXELS, CANVAS_PIXELS, x_range=_axis_range(frame["x"].values), y_range=_axis_range(frame["y"].values)
+    )
+    row_labels = None if labels is None else read_labels(labels[is_finite])
+    legend_handles: list = []
+    if row_labels is None:
         image = transfer_functions.shade(canvas.points(frame, "x", "y"), cmap=["#9ecae1", "#08306b"], how="eq_hist")
     else:
-        has_label = colouring.codes >= 0 if isinstance(colouring, Categories) else np.isfinite(colouring.numbers)
+        has_label = row_labels.codes >= 0 if isinstance(row_labels, Categories) else np.isfinite(row_labels.numbers)
         layers = []
         if not has_label.all():
-            layers.append(transfer_functions.shade(canvas.points(frame[~has_label], "x", "y"), cmap=[UNKNOWN, UNKNOWN]))
-        if has_label.any() and isinstance(colouring, Categories):
-            image, handles = _kinds(frame, canvas, colouring)
+            layers.append(
+                transfer_functions.shade(
+                    canvas.points(frame[~has_label], "x", "y"), cmap=[UNLABELLED_COLOUR, UNLABELLED_COLOUR]
+                )
+            )
+        if has_label.any() and isinstance(row_labels, Categories):
+            image, legend_handles = _draw_categories(frame, canvas, row_labels)
             layers.append(image)
-        elif has_label.any() and isinstance(colouring, Values):
-            layers.append(_numbers(frame, canvas, colouring))
+        elif has_label.any() and isinstance(row_labels, ScaledValues):
+            layers.append(_draw_values(frame, canvas, row_labels))
         image = transfer_functions.stack(*layers) if len(layers) > 1 else layers[0]
-    if len(frame) < SPARSE_ROWS:
+    if len(frame) < MIN_ROWS_WITHOUT_SPREAD:
         image = transfer_functions.spread(image, px=1)
-    figure = map_class(figsize=(8, 7), dpi=120)
+    figure = figure_class(figsize=(8, 7), dpi=120)
     axes = figure.subplots()
     axes.imshow(np.asarray(image.to_pil()), interpolation="nearest")
     axes.set_axis_off()
-    axes.set_title(f"{int(finite.sum()):,} rows", loc="left", fontsize=10)
-    if handles:
-        axes.legend(handles=handles, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
-    if isinstance(colouring, Values):
-        _add_bar(figure, axes, colouring)
+    axes.set_title(f"{int(is_finite.sum()):,} rows", loc="left", fontsize=10)
+    if legend_handles:
+        axes.legend(handles=legend_handles, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    if isinstance(row_labels, ScaledValues):
+        _add_colour_bar(figure, axes, row_labels)
     return figure
 
 
 def to_png(figure: Figure) -> bytes:
     """Write a figure as PNG."""
-    out = io.BytesIO()
-    figure.savefig(out, format="png", bbox_inches="tight")
-    return out.getvalue()
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", bbox_inches="tight")
+    return buffer.getvalue()

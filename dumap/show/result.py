@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     import zarr
     from matplotlib.figure import Figure
 
-    from dumap.show.rows import Neighbors, Order
+    from dumap.show.rows import Neighbors, RowOrder
 
-MOST_SHOWN = 1_000_000
+MAX_SHOWN_ROWS = 1_000_000
 """Most rows that a notebook's picture shows. They are whole chunks, spread over all rows."""
 
 
@@ -98,7 +98,7 @@ class Result(Mapping[str, Any]):
 
     # the map -----------------------------------------------------------------------------------
 
-    def _done(self, stage: str) -> Run:
+    def _open_after(self, stage: str) -> Run:
         run = Run(internal_location(self.path), read_only=True)
         if not run.is_committed(DONE, stage):
             raise StorageError(f"{self.path}: stage {stage} is not done yet; 'dumap run' goes on")
@@ -109,17 +109,17 @@ class Result(Mapping[str, Any]):
         """The coordinates, an array (row, component) of float32 in the input's order; NaN for a row without
         coordinates.
         """
-        return self._done("embedding").final("embedding")
+        return self._open_after("embedding").final("embedding")
 
     @property
     def status(self) -> zarr.Array:
         """The flags of rows, an array (row) of uint8, 0 for an ordinary row. The array's attributes name the flags."""
-        return self._done("embedding").final("status")
+        return self._open_after("embedding").final("status")
 
     @property
     def row_names(self) -> np.ndarray | None:
         """The names of rows, (rows,) of int64 or texts, or None: an index, obs_names or a coordinate of the input."""
-        return read_names(self._done("embedding"))
+        return read_names(self._open_after("embedding"))
 
     def to_dask(self) -> dask.array.Array:
         """Return the coordinates as a Dask array. Its tasks read the run."""
@@ -160,9 +160,9 @@ class Result(Mapping[str, Any]):
             import pandas
         except ImportError as error:
             raise missing_packages("to_dataframe", "pandas") from error
-        run = self._done("embedding")
-        y = run.read_final("embedding", "embedding")
-        columns = {f"component_{number}": y[:, number] for number in range(y.shape[1])}
+        run = self._open_after("embedding")
+        coordinates = run.read_final("embedding", "embedding")
+        columns = {f"component_{number}": coordinates[:, number] for number in range(coordinates.shape[1])}
         frame = pandas.DataFrame({**columns, "status": run.read_final("status", "embedding")})
         names = self.row_names
         return (frame if names is None else frame.set_index(pandas.Index(names))).rename_axis(index="row")
@@ -170,17 +170,17 @@ class Result(Mapping[str, Any]):
     # the graph ---------------------------------------------------------------------------------
 
     @cached_property
-    def _order(self) -> Order:
-        from dumap.show.rows import Order
+    def _row_order(self) -> RowOrder:
+        from dumap.show.rows import RowOrder
 
-        return Order(self._done("graph"))
+        return RowOrder(self._open_after("graph"))
 
     @property
     def neighbors(self) -> Neighbors:
         """The nearest neighbours of rows: `indices, distances = result.neighbors[start:stop]`."""
         from dumap.show.rows import Neighbors
 
-        return Neighbors(self._done("audit"))
+        return Neighbors(self._open_after("audit"))
 
     @property
     def blocks(self) -> list[tuple[int, int]]:
@@ -205,7 +205,7 @@ class Result(Mapping[str, Any]):
         csr_matrix of float32, shape (n, rows)
             Membership strengths. The whole graph is read, one shard at a time; memory holds the rows of the block.
         """
-        from dumap.show.rows import dropped, graph_rows
+        from dumap.show.rows import dropped_error, graph_rows
 
         rows = int(self["input"]["shape"][0])
         if isinstance(block, int | np.integer):
@@ -214,11 +214,11 @@ class Result(Mapping[str, Any]):
             start, stop, step = (block or slice(None)).indices(rows)
             if step != 1:
                 raise ConfigError("graph: rows are read one after another; leave out the step")
-        run = self._done("graph")
+        run = self._open_after("graph")
         try:
-            return graph_rows(run, self._order, start, max(start, stop))
+            return graph_rows(run, self._row_order, start, max(start, stop))
         except DroppedError as error:
-            raise dropped(run, "graph") from error
+            raise dropped_error(run, "graph") from error
 
     # pictures ----------------------------------------------------------------------------------
 
@@ -239,29 +239,32 @@ class Result(Mapping[str, Any]):
         ConfigError
             The map does not have two dimensions, or matplotlib, datashader or pandas is not installed.
         """
-        from dumap.show.picture import draw
+        from dumap.show.picture import draw_map
 
-        y = self._done("embedding").read_final("embedding", "embedding")
-        if y.shape[1] != 2:
-            raise ConfigError(f"a picture needs layout.n_components = 2; this run has {y.shape[1]}")
-        return draw(y, None if labels is None else np.asarray(labels))
+        coordinates = self._open_after("embedding").read_final("embedding", "embedding")
+        if coordinates.shape[1] != 2:
+            raise ConfigError(f"a picture needs layout.n_components = 2; this run has {coordinates.shape[1]}")
+        return draw_map(coordinates, None if labels is None else np.asarray(labels))
 
-    def _picture(self) -> bytes | str:
-        """Return a picture of at most `MOST_SHOWN` rows, or a text that says why there is none."""
-        from dumap.show.picture import draw, to_png
+    def _draw_picture(self) -> bytes | str:
+        """Return a picture of at most `MAX_SHOWN_ROWS` rows, or a text that says why there is none."""
+        from dumap.show.picture import draw_map, to_png
 
         try:
             array = self.embedding
             if array.shape[1] != 2:
                 return f"no picture: the map has {array.shape[1]} dimensions"
-            step = array.chunks[0]
-            every = max(1, -(-array.shape[0] // MOST_SHOWN))
-            pieces = [np.asarray(array[at : at + step]) for at in range(0, array.shape[0], step * every)]
-            return to_png(draw(np.concatenate(pieces)))
+            chunk_rows = array.chunks[0]
+            chunk_step = max(1, -(-array.shape[0] // MAX_SHOWN_ROWS))
+            shown_chunks = [
+                np.asarray(array[start : start + chunk_rows])
+                for start in range(0, array.shape[0], chunk_rows * chunk_step)
+            ]
+            return to_png(draw_map(np.concatenate(shown_chunks)))
         except DumapError as error:
             return f"no picture: {error}"
 
     def _repr_html_(self) -> str:
         from dumap.show.page import to_html
 
-        return to_html(self, self._picture())
+        return to_html(self, self._draw_picture())

@@ -19,22 +19,22 @@ BLOCK_ROWS = 65_536
 """Rows of a block."""
 
 
-def dropped(run: Run, what: str) -> StorageError:
+def dropped_error(run: Run, result: str) -> StorageError:
     """Return the error for a result that was dropped. It names the runs that keep the result."""
     return StorageError(
-        f"{run.location}: {what} were dropped once the map was done, as keep = results says; a run with keep = model "
+        f"{run.location}: {result} were dropped once the map was done, as keep = results says; a run with keep = model "
         f"or all, into another output, keeps them"
     )
 
 
-class Order:
+class RowOrder:
     """The position of each row, and the row at each position.
 
     Attributes
     ----------
-    rows : ndarray of int64, shape (positions,)
+    row_at_position : ndarray of int64, shape (positions,)
         The row at each position.
-    positions : ndarray of int64, shape (rows,)
+    position_of_row : ndarray of int64, shape (rows,)
         The position of each row. A duplicate has the position of the first row equal to it; -1 is no position.
     """
 
@@ -42,19 +42,20 @@ class Order:
         attributes = run.attributes
         rows, unique = int(attributes["input"]["shape"][0]), attributes["parameters"]["input"]["unique"]
         table, start, block = CellTable(run), 0, 0
-        self.rows, self.positions = np.empty(table.rows, np.int64), np.empty(rows, np.int64)
+        self.row_at_position, self.position_of_row = np.empty(table.rows, np.int64), np.empty(rows, np.int64)
         while start < rows:
             positions = table.positions(run, block)
-            kept = positions >= 0
-            self.rows[positions[kept]] = start + np.flatnonzero(kept)
-            self.positions[start : start + len(positions)] = positions
+            has_position = positions >= 0
+            self.row_at_position[positions[has_position]] = start + np.flatnonzero(has_position)
+            self.position_of_row[start : start + len(positions)] = positions
             if unique:
-                duplicates, firsts = read_duplicates(run, block)
-                self.positions[start + duplicates] = self.positions[firsts]  # first rows come before their duplicates
+                duplicates, first_rows = read_duplicates(run, block)
+                # first rows come before their duplicates
+                self.position_of_row[start + duplicates] = self.position_of_row[first_rows]
             start, block = start + len(positions), block + 1
 
 
-def graph_rows(run: Run, order: Order, start: int, stop: int) -> sparse.csr_matrix:
+def graph_rows(run: Run, order: RowOrder, start: int, stop: int) -> sparse.csr_matrix:
     """Return rows [start, stop) of the fuzzy graph. One shard is read at a time.
 
     Returns
@@ -65,20 +66,20 @@ def graph_rows(run: Run, order: Order, start: int, stop: int) -> sparse.csr_matr
     graph = Graph(run)
     heads, tails, weights = [], [], []
     for shard in range(len(graph.shards)):
-        first, last = graph.shards.span(shard)
-        rows = order.rows[first:last]
-        within = (rows >= start) & (rows < stop)
-        if within.any():
+        shard_start, shard_stop = graph.shards.span(shard)
+        rows = order.row_at_position[shard_start:shard_stop]
+        is_in_block = (rows >= start) & (rows < stop)
+        if is_in_block.any():
             indptr, tail, weight = graph.read(shard)
-            edges = np.repeat(within, np.diff(indptr))
-            heads.append(np.repeat(rows[within] - start, np.diff(indptr)[within]))
-            tails.append(order.rows[tail[edges]])
-            weights.append(weight[edges])
-    shape = (stop - start, len(order.positions))
+            is_edge_of_block = np.repeat(is_in_block, np.diff(indptr))
+            heads.append(np.repeat(rows[is_in_block] - start, np.diff(indptr)[is_in_block]))
+            tails.append(order.row_at_position[tail[is_edge_of_block]])
+            weights.append(weight[is_edge_of_block])
+    shape = (stop - start, len(order.position_of_row))
     if not heads:
         return sparse.csr_matrix(shape, dtype=np.float32)
-    places = (np.concatenate(heads), np.concatenate(tails))
-    return sparse.csr_matrix((np.concatenate(weights), places), shape=shape)
+    heads_and_tails = (np.concatenate(heads), np.concatenate(tails))
+    return sparse.csr_matrix((np.concatenate(weights), heads_and_tails), shape=shape)
 
 
 class Neighbors:
@@ -96,8 +97,8 @@ class Neighbors:
         self.shape = (int(rows), int(columns))
 
     @cached_property
-    def _order(self) -> Order:
-        return Order(self._run)
+    def _row_order(self) -> RowOrder:
+        return RowOrder(self._run)
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -130,30 +131,31 @@ class Neighbors:
         if step != 1:
             raise IndexError("neighbours are read of consecutive rows: leave out the step")
         try:
-            return self._read(start, max(start, stop))
+            return self._read_rows(start, max(start, stop))
         except DroppedError as error:
-            raise dropped(self._run, "neighbors") from error
+            raise dropped_error(self._run, "neighbors") from error
 
-    def _read(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-        at, lists = self._order.positions[start:stop], NeighborLists(self._run)
+    def _read_rows(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        positions, lists = self._row_order.position_of_row[start:stop], NeighborLists(self._run)
         indices = np.full((stop - start, self.shape[1]), -1, np.int64)
         distances = np.full(indices.shape, np.inf, np.float32)
-        for first, last in zip(lists.table.offsets[:-1], lists.table.offsets[1:], strict=True):
-            inside = np.flatnonzero((at >= first) & (at < last))
-            if len(inside):
-                listed = lists.read("indices", first, last)[at[inside] - first, : self.shape[1]]
-                indices[inside] = np.where(listed >= 0, self._order.rows[listed], -1)
-                distances[inside] = lists.read("distances", first, last)[at[inside] - first, : self.shape[1]]
+        for cell_start, cell_stop in zip(lists.table.offsets[:-1], lists.table.offsets[1:], strict=True):
+            in_cell = np.flatnonzero((positions >= cell_start) & (positions < cell_stop))
+            if len(in_cell):
+                places = positions[in_cell] - cell_start
+                neighbors = lists.read("indices", cell_start, cell_stop)[places, : self.shape[1]]
+                indices[in_cell] = np.where(neighbors >= 0, self._row_order.row_at_position[neighbors], -1)
+                distances[in_cell] = lists.read("distances", cell_start, cell_stop)[places, : self.shape[1]]
         return indices, distances
 
 
-def entries_of(indices: np.ndarray, distances: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def sparse_entries(indices: np.ndarray, distances: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return each row's number of neighbours, all neighbours, and all distances, in float64 as in scanpy."""
     is_listed = indices >= 0
     return is_listed.sum(axis=1), indices[is_listed], distances[is_listed].astype(np.float64)
 
 
-def distances_of(neighbors: Neighbors, with_self: bool = False) -> sparse.csr_matrix:
+def distance_matrix(neighbors: Neighbors, with_self: bool = False) -> sparse.csr_matrix:
     """Return neighbours as a CSR matrix of distances. In each row the nearest neighbour comes first.
 
     Parameters
@@ -171,7 +173,7 @@ def distances_of(neighbors: Neighbors, with_self: bool = False) -> sparse.csr_ma
     if with_self:
         indices = np.hstack([np.arange(len(indices))[:, None], indices])
         distances = np.hstack([np.zeros((len(distances), 1), distances.dtype), distances])
-    counts, columns, values = entries_of(indices, distances)
-    index = np.int32 if max(len(counts), len(columns)) < 2**31 else np.int64
-    bounds = np.concatenate([[0], np.cumsum(counts)]).astype(index)
-    return sparse.csr_matrix((values, columns.astype(index), bounds), shape=(len(counts),) * 2)
+    counts, columns, values = sparse_entries(indices, distances)
+    index_dtype = np.int32 if max(len(counts), len(columns)) < 2**31 else np.int64
+    indptr = np.concatenate([[0], np.cumsum(counts)]).astype(index_dtype)
+    return sparse.csr_matrix((values, columns.astype(index_dtype), indptr), shape=(len(counts),) * 2)

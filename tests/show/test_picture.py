@@ -65,7 +65,7 @@ SCALES = {
 @pytest.mark.parametrize("kind", SCALES)
 def test_many_numbers_are_values(kind):
     values = picture.read_labels(SCALES[kind])
-    assert isinstance(values, picture.Values)
+    assert isinstance(values, picture.ScaledValues)
     gaps = np.isnan(SCALES[kind].astype(float)) if SCALES[kind].dtype.kind == "f" else ~(NUMBERS % 5 > 0)
     assert np.isnan(values.numbers).sum() == (gaps.sum() if "gaps" in kind else 0)
     assert values.low < values.high < np.inf
@@ -81,7 +81,7 @@ def test_a_few_far_values_leave_colours_to_the_others():
 @pytest.mark.parametrize("kind", ["scores", "with gaps", "dates with gaps", "kinds", "objects"])
 def test_a_picture_is_drawn_of_them(y, tmp_path, kind):
     labels = SCALES[kind] if kind in SCALES else LABELS[kind][0]
-    picture.draw(y, labels).savefig(str(tmp_path / "map.png"), bbox_inches="tight")
+    picture.draw_map(y, labels).savefig(str(tmp_path / "map.png"), bbox_inches="tight")
     assert colours(tmp_path / "map.png") > (40 if kind in SCALES else 3)
 
 
@@ -98,7 +98,7 @@ def test_a_picture_is_drawn_of_them(y, tmp_path, kind):
 )
 def test_labels_that_tell_little_are_drawn_in_bounded_memory(y, tmp_path, labels):
     tracemalloc.start()
-    picture.draw(y, labels).savefig(str(tmp_path / "map.png"), bbox_inches="tight")
+    picture.draw_map(y, labels).savefig(str(tmp_path / "map.png"), bbox_inches="tight")
     assert tracemalloc.get_traced_memory()[1] < 800 * 2**20
     tracemalloc.stop()
     assert (tmp_path / "map.png").stat().st_size > 1000
@@ -117,12 +117,12 @@ def test_labels_that_tell_little_are_drawn_in_bounded_memory(y, tmp_path, labels
 )
 def test_labels_that_colour_nothing_are_refused(y, tmp_path, labels, message):
     with pytest.raises(InputError, match=message):
-        picture.draw(y, labels).savefig(str(tmp_path / "map.png"), bbox_inches="tight")
+        picture.draw_map(y, labels).savefig(str(tmp_path / "map.png"), bbox_inches="tight")
     assert not (tmp_path / "map.png").exists()
 
 
 def test_rows_that_all_lie_at_one_place_and_rows_at_none(tmp_path):
     out = str(tmp_path / "map.png")
-    picture.draw(np.zeros((9, 2), np.float32), np.arange(9)).savefig(out)
+    picture.draw_map(np.zeros((9, 2), np.float32), np.arange(9)).savefig(out)
     with pytest.raises(InputError, match="none of the rows has coordinates"):
-        picture.draw(np.full((9, 2), np.nan, np.float32))
+        picture.draw_map(np.full((9, 2), np.nan, np.float32))

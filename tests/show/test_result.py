@@ -174,8 +174,8 @@ def test_a_large_maps_page_shows_chunks_from_all_over_it(result, monkeypatch):
     shown = []
     large = zarr.create_array({}, data=np.repeat(np.arange(1000, dtype=np.float32), 2).reshape(-1, 2), chunks=(10, 2))
     monkeypatch.setattr(dumap.Result, "embedding", large)
-    monkeypatch.setattr("dumap.show.result.MOST_SHOWN", 100)
-    monkeypatch.setattr("dumap.show.picture.draw", lambda y: shown.append(y[:, 0]))
+    monkeypatch.setattr("dumap.show.result.MAX_SHOWN_ROWS", 100)
+    monkeypatch.setattr("dumap.show.picture.draw_map", lambda y: shown.append(y[:, 0]))
     monkeypatch.setattr("dumap.show.picture.to_png", lambda figure: b"")
     result._repr_html_()
     assert shown[0].tolist() == [at + row for at in range(0, 1000, 100) for row in range(10)]
