@@ -9,8 +9,8 @@ import click
 
 from dumap import api
 from dumap.cli.group import Group
-from dumap.cli.logs import asks_for_json, say
-from dumap.cli.records import Recorded, record_of, record_options
+from dumap.cli.logs import log_message, should_log_json
+from dumap.cli.records import RecordedCommand, record_of, record_options
 from dumap.cli.storage import storage_option, storage_settings, with_storage
 from dumap.errors import ConfigError
 from dumap.json_values import format_fact, to_json
@@ -27,9 +27,9 @@ versions or processors than the run's, 8 locked by another driver,
 """
 
 
-SHOWN = ("audit", "graph", "quality")
+SHOWN_STAGES = ("audit", "graph", "quality")
 """The stages whose facts 'dumap status' prints; with --json it prints those of all stages."""
-OPTIONS = {
+KEY_OF_OPTION = {
     "input_path": "input.path",
     "array": "input.array",
     "output": "output",
@@ -83,10 +83,10 @@ def load_settings(
     from dumap.config import contradictions, load_config
 
     settings = (*settings, *storage_settings(storage))
-    named = {OPTIONS[name]: value for name, value in options.items() if value is not None}
-    if differing := contradictions(config, settings, named):
-        raise ConfigError("an option and --set say different things, give one:\n  " + "\n  ".join(differing))
-    return load_config(config, settings, named)
+    values_by_key = {KEY_OF_OPTION[name]: value for name, value in options.items() if value is not None}
+    if differences := contradictions(config, settings, values_by_key):
+        raise ConfigError("an option and --set say different things, give one:\n  " + "\n  ".join(differences))
+    return load_config(config, settings, values_by_key)
 
 
 @click.group("dumap", cls=Group, epilog=EXIT_CODES)
@@ -105,17 +105,18 @@ def plan(as_json: bool, parent: str | None, **options: Any) -> None:
     from dumap.planning.plan import describe
 
     config = load_settings(**options)
-    projected = api.plan(config=config, parent=parent)
-    chosen = choose_engine(config.cluster, projected)
+    planned = api.plan(config=config, parent=parent)
+    engine_choice = choose_engine(config.cluster, planned)
     if as_json:
-        click.echo(to_json({**projected.as_dict(), "engine": chosen.name}))
+        click.echo(to_json({**planned.as_dict(), "engine": engine_choice.name}))
     else:
-        named = config.cluster.scheduler or config.cluster.scheduler_file
-        threads = config.cluster.workers or (1 if named else cpu_count())  # the threads of a named cluster are unknown
-        click.echo(f"{describe(projected, threads)}\nengine {chosen.name}: {chosen.reason}")
+        cluster_address = config.cluster.scheduler or config.cluster.scheduler_file
+        default_threads = 1 if cluster_address else cpu_count()  # the threads of a named cluster are unknown
+        threads = config.cluster.workers or default_threads
+        click.echo(f"{describe(planned, threads)}\nengine {engine_choice.name}: {engine_choice.reason}")
 
 
-@cli.command(cls=Recorded)
+@cli.command(cls=RecordedCommand)
 @config_options
 @click.option("--report", metavar="FILE", help="Write Dask's performance report, in HTML.")
 @click.option("--force", is_flag=True, help="Continue stages that other versions began.")
@@ -131,18 +132,18 @@ def plan(as_json: bool, parent: str | None, **options: Any) -> None:
 )
 def run(as_json: bool, force: bool, parent: str | None, unchanged: int, **options: Any) -> None:
     """Embed a data set, or continue a run that was stopped."""
-    from dumap.cli.progress import observer
+    from dumap.cli.progress import open_observer
     from dumap.store.disk import normalize
 
     context = click.get_current_context()
     record = record_of(context)
     record.check()
     config = load_settings(**options)
-    with observer(asks_for_json()) as shown:
-        watcher = record.watch(normalize(config.output), shown)
-        result = api.run(config=config, on_progress=watcher, force=force, parent=parent)
+    with open_observer(should_log_json()) as progress_observer:
+        recording_observer = record.observe(normalize(config.output), progress_observer)
+        result = api.run(config=config, on_progress=recording_observer, force=force, parent=parent)
     if record.unchanged and config.cluster.report is not None:
-        say(f"no performance report in {config.cluster.report}: nothing was run")
+        log_message(f"no performance report in {config.cluster.report}: nothing was run")
     if as_json:
         click.echo(to_json(dict(result)))
     else:
@@ -179,15 +180,18 @@ def ingest(
     So many parameters: one for each argument of the command.
     """
     from dumap.sources.files import FileSelection
-    from dumap.sources.ingestion import ingest as write
+    from dumap.sources.ingestion import ingest as write_store
 
-    selected = None if columns is None else tuple(column.strip() for column in columns.split(","))
-    made = write(sources, output, FileSelection(selected, key, names, not no_header), array, dtype, say)
+    column_names = None if columns is None else tuple(column.strip() for column in columns.split(","))
+    selection = FileSelection(column_names, key, names, not no_header)
+    store_info = write_store(sources, output, selection, array, dtype, log_message)
     if as_json:
-        click.echo(to_json(made))
+        click.echo(to_json(store_info))
         return
-    with_names = " with their names" if made["names"] else ""
-    click.echo(f"{output}: {made['rows']} rows{with_names} x {made['dims']} columns of {made['dtype']}")
+    with_names = " with their names" if store_info["names"] else ""
+    click.echo(
+        f"{output}: {store_info['rows']} rows{with_names} x {store_info['dims']} columns of {store_info['dtype']}"
+    )
 
 
 @cli.command()
@@ -202,11 +206,11 @@ def config(key: str | None, example: str | None) -> None:
     click.echo(annotated_defaults(key) if example is None else read_example(example), nl=False)
 
 
-def _origin(stage: dict[str, Any], run_status: dict[str, Any]) -> str:
+def _stage_origin(stage: dict[str, Any], run_status: dict[str, Any]) -> str:
     """Return the run that holds an inherited stage, and the versions that made a stage if the run has others."""
-    words = [] if stage["from"] is None else [f"of {stage['from']}"]
-    others = set(stage.get("versions", {}).items()) - set(run_status["versions"].items())
-    return ", ".join(words + [f"made with {name} {version}" for name, version in sorted(others)])
+    remarks = [] if stage["from"] is None else [f"of {stage['from']}"]
+    other_versions = set(stage.get("versions", {}).items()) - set(run_status["versions"].items())
+    return ", ".join(remarks + [f"made with {name} {version}" for name, version in sorted(other_versions)])
 
 
 @cli.command()
@@ -223,8 +227,8 @@ def status(run: str, as_json: bool) -> None:
         return
     click.echo(f"{run_status['output']}: {run_status['state']}")
     if (driver := run_status["driver"]) is not None:
-        signs = "at work" if driver["alive"] else f"no sign of life for {driver['seconds']:.0f} s"
-        click.echo(f"driven by process {driver['process']} on {driver['machine']}: {signs}")
+        liveness = "at work" if driver["alive"] else f"no sign of life for {driver['seconds']:.0f} s"
+        click.echo(f"driven by process {driver['process']} on {driver['machine']}: {liveness}")
     if run_status["work"] is not None:
         click.echo(f"all but the results is in {run_status['work']}")
     if run_status["parent"] is not None:
@@ -233,9 +237,9 @@ def status(run: str, as_json: bool) -> None:
         click.echo(f"parent of {child}")
     click.echo(f"{'stage':<10} {'state':<8} {'done':>13} {'seconds':>8} {'projected':>10} {'peak':>10}  digest")
     for stage in run_status["stages"]:
-        done = str(stage["parts"] or "")
+        progress_text = str(stage["parts"] or "")
         if stage["state"] != "done" and stage["progress"] is not None:
-            done = f"{stage['progress'][0]:.0f} of {stage['progress'][1]:.0f}"
+            progress_text = f"{stage['progress'][0]:.0f} of {stage['progress'][1]:.0f}"
         numbers = ["", "", ""]
         if stage["state"] == "done":
             numbers = [
@@ -244,9 +248,9 @@ def status(run: str, as_json: bool) -> None:
             ]
         line = " ".join([f"{numbers[0]:>8}", *(f"{number:>10}" for number in numbers[1:])])
         digest = (stage["digest"] or "")[:8]
-        line = f"{stage['name']:<10} {stage['state']:<8} {done:>13} {line}  {digest:<8}  {_origin(stage, run_status)}"
-        click.echo(line.rstrip())
-    facts = [fact for stage in run_status["stages"] if stage["name"] in SHOWN for fact in stage["facts"].items()]
+        line = f"{stage['name']:<10} {stage['state']:<8} {progress_text:>13} {line}  {digest:<8}"
+        click.echo(f"{line}  {_stage_origin(stage, run_status)}".rstrip())
+    facts = [fact for stage in run_status["stages"] if stage["name"] in SHOWN_STAGES for fact in stage["facts"].items()]
     for name, value in dict(facts).items():
         click.echo(f"  {name}: {format_fact(value, '.4f')}")
 
@@ -275,7 +279,7 @@ def verify(run: str, dry_run: bool, as_json: bool) -> None:
     """Check every committed object; 'dumap run' then makes damaged parts again."""
     from dumap.recipe import damage
 
-    keys = [key for _, _, key in damage.verify(run, say, mend=not dry_run)]
+    keys = [key for _, _, key in damage.verify(run, log_message, mend=not dry_run)]
     if as_json:
         click.echo(to_json({"output": run, "damaged": keys}))
     else:
@@ -294,7 +298,7 @@ def clean(run: str, dry_run: bool, as_json: bool) -> None:
     """Remove the leftovers of tasks that died, failed or committed second, and nothing else."""
     from dumap.recipe import damage
 
-    unnamed, others = damage.clean(run, say, dry_run)
+    unnamed, others = damage.clean(run, log_message, dry_run)
     if as_json:
         click.echo(to_json({"output": run, "unnamed": unnamed, "removed": not dry_run, "left": others}))
     else:

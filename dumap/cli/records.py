@@ -11,49 +11,56 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dumap.cli.group import RECORD, Command
-from dumap.cli.logs import say
-from dumap.cli.prometheus import LABEL_NAME, exposition, last_success
+from dumap.cli.group import RECORD_KEY, Command
+from dumap.cli.logs import log_message
+from dumap.cli.prometheus import LABEL_NAME, format_metrics, read_last_success
 from dumap.errors import ConfigError, DumapError, StorageError
 from dumap.json_values import to_json
 
 if TYPE_CHECKING:
     from dumap.engine import Observer
 
-QUALITY = ("audit", "quality")
+QUALITY_STAGES = ("audit", "quality")
 """The stages whose facts are the quality in the summary."""
 
 
 def record_of(context: click.Context) -> Record:
     """Return the record of the running command."""
-    record: Record = context.meta.setdefault(RECORD, Record())
+    record: Record = context.meta.setdefault(RECORD_KEY, Record())
     return record
 
 
-def _set(context: click.Context, option: click.Parameter, value: Any) -> None:
+def _set_record_option(context: click.Context, option: click.Parameter, value: Any) -> None:
     """Set an option's value in the command's record."""
     setattr(record_of(context), str(option.name), value)
 
 
 def record_options(command: Any) -> Any:
     """Add the options of the record to a command; they are read before all other options."""
-    kept: dict[str, Any] = {"expose_value": False, "is_eager": True, "callback": _set, "metavar": "FILE"}
+    option_settings: dict[str, Any] = {
+        "expose_value": False,
+        "is_eager": True,
+        "callback": _set_record_option,
+        "metavar": "FILE",
+    }
     for option in (
-        click.option("--summary", **kept, help="Write how it ended, as one JSON object, however it ends."),
+        click.option("--summary", **option_settings, help="Write how it ended, as one JSON object, however it ends."),
         click.option(
             "--metrics-label",
             "labels",
             multiple=True,
-            **{**kept, "metavar": "NAME=VALUE"},
+            **{**option_settings, "metavar": "NAME=VALUE"},
             help="A label of every metric, to tell apart the files of several runs.",
         ),
-        click.option("--metrics", **kept, help="Write metrics for Prometheus' textfile collector, however it ends."),
+        click.option(
+            "--metrics", **option_settings, help="Write metrics for Prometheus' textfile collector, however it ends."
+        ),
     ):
         command = option(command)
     return command
 
 
-class Recorded(Command):
+class RecordedCommand(Command):
     """A command with a record, which is also written if the command's arguments are not valid."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -71,7 +78,7 @@ class Recorded(Command):
             raise
 
 
-class Watcher:
+class RecordingObserver:
     """An observer that records the state of the stages, and calls another observer."""
 
     def __init__(self, observer: Observer) -> None:
@@ -107,7 +114,7 @@ class Record:
         Labels of the metrics, each as NAME=VALUE.
     output : str, optional
         The run; None until the configuration is read.
-    watcher : Watcher, optional
+    observer : RecordingObserver, optional
         The observer of the run; None until the configuration is read.
     """
 
@@ -116,8 +123,8 @@ class Record:
         self.summary: str | None = None
         self.labels: Sequence[str] = ()
         self.output: str | None = None
-        self.watcher: Watcher | None = None
-        self.began = time.time()
+        self.observer: RecordingObserver | None = None
+        self.start_time = time.time()
 
     def check(self) -> None:
         """Refuse files that cannot be written and labels that are not valid, before the run begins.
@@ -136,21 +143,21 @@ class Record:
                 if os.path.lexists(path) and not os.path.isfile(path):
                     raise ConfigError(f"{option} {path}: is no file, and could not be replaced; name another")
         for label in self.labels:
-            if _label(label) is None:
+            if _parse_label(label) is None:
                 raise ConfigError(
                     f"--metrics-label {label}: write it as NAME=VALUE; a name has letters, digits and _, does not "
                     f"begin with a digit or __, and is not stage"
                 )
 
-    def watch(self, output: str, observer: Observer) -> Observer:
+    def observe(self, output: str, observer: Observer) -> Observer:
         """Return an observer that records the run and calls another observer."""
-        self.output, self.watcher = output, Watcher(observer)
-        return self.watcher
+        self.output, self.observer = output, RecordingObserver(observer)
+        return self.observer
 
     @property
     def unchanged(self) -> bool:
         """Whether the run was called and no stage had to be made."""
-        return self.watcher is not None and not self.watcher.stages
+        return self.observer is not None and not self.observer.stages
 
     def write(self, exit_code: int, message: str | None = None, notes: Sequence[str] = ()) -> int:
         """Write the files that the options name.
@@ -171,7 +178,9 @@ class Record:
             return exit_code
         state, stages = self._state_and_stages(exit_code)
         if self.summary is not None:
-            facts = {key: fact for stage in stages if stage["name"] in QUALITY for key, fact in stage["facts"].items()}
+            facts = {
+                key: fact for stage in stages if stage["name"] in QUALITY_STAGES for key, fact in stage["facts"].items()
+            }
             document = {
                 "exit_code": exit_code,
                 "state": state,
@@ -180,53 +189,55 @@ class Record:
                 "message": message,
                 "notes": list(notes),
                 "time": time.time(),
-                "seconds": round(time.time() - self.began, 3),
+                "seconds": round(time.time() - self.start_time, 3),
                 "quality": facts,
                 "stages": stages,
             }
-            exit_code = _put("--summary", self.summary, f"{to_json(document)}\n", exit_code)
+            exit_code = _write_file("--summary", self.summary, f"{to_json(document)}\n", exit_code)
         if self.metrics is not None:
-            success = time.time() if message is None else _success_before(self.metrics)
-            labels = dict(pair for label in self.labels if (pair := _label(label)) is not None)
-            exit_code = _put("--metrics", self.metrics, exposition(exit_code, success, stages, labels), exit_code)
+            last_success_time = time.time() if message is None else _read_last_success(self.metrics)
+            labels = dict(pair for label in self.labels if (pair := _parse_label(label)) is not None)
+            exit_code = _write_file(
+                "--metrics", self.metrics, format_metrics(exit_code, last_success_time, stages, labels), exit_code
+            )
         return exit_code
 
     def _state_and_stages(self, exit_code: int) -> tuple[str | None, list[dict[str, Any]]]:
-        """Return the run's state and stages from its status; None and the watcher's stages if it cannot be read."""
-        watched = list(self.watcher.stages.values()) if self.watcher else []
+        """Return the run's state and stages from its status; None and the observer's stages if it cannot be read."""
+        observed_stages = list(self.observer.stages.values()) if self.observer else []
         if self.output is None or exit_code == StorageError.exit_code:  # reading a failed store may take minutes
-            return None, watched
+            return None, observed_stages
         from dumap.recipe.status import status
 
         try:
             run_status = status(self.output)
         except DumapError:
-            return None, watched
+            return None, observed_stages
         return run_status["state"], run_status["stages"]
 
 
-def _label(text: str) -> tuple[str, str] | None:
+def _parse_label(text: str) -> tuple[str, str] | None:
     """Return the name and the value of a label NAME=VALUE; None if it is not valid."""
-    name, equals, value = text.partition("=")
-    return (name, value) if equals and LABEL_NAME.fullmatch(name) and name != "stage" else None
+    name, separator, value = text.partition("=")
+    return (name, value) if separator and LABEL_NAME.fullmatch(name) and name != "stage" else None
 
 
-def _success_before(path: str) -> float | None:
+def _read_last_success(path: str) -> float | None:
     """Return the time of the last success in a file of metrics; None if there is none."""
     try:
-        return last_success(Path(path).read_text())
+        return read_last_success(Path(path).read_text())
     except (OSError, ValueError):  # the file does not exist or is not text
         return None
 
 
-def _put(option: str, path: str, text: str, exit_code: int) -> int:
+def _write_file(option: str, path: str, text: str, exit_code: int) -> int:
     """Write a whole file; if that fails, print the error. Return the exit code, see `Record.write`."""
     from dumap.store.disk import write
 
-    whole = Path(path).absolute()
+    absolute_path = Path(path).absolute()
     try:
-        write(str(whole.parent), whole.name, text.encode())
+        write(str(absolute_path.parent), absolute_path.name, text.encode())
     except (OSError, DumapError) as error:
-        say(f"{option} {path} cannot be written ({error})")
+        log_message(f"{option} {path} cannot be written ({error})")
         return exit_code or StorageError.exit_code
     return exit_code

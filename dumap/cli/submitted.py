@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dumap.cli.commands import cli, config_options, load_settings
-from dumap.cli.logs import asks_for_json
+from dumap.cli.logs import should_log_json
 from dumap.cli.storage import with_storage
-from dumap.cluster_runs import attach as find
-from dumap.cluster_runs import submit as send
+from dumap.cluster_runs import attach as attach_handle
+from dumap.cluster_runs import submit as submit_run
 from dumap.json_values import to_json
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def _scheduler_options(command: Callable[..., Any]) -> Any:
 
 
 @contextmanager
-def _client(cluster: ClusterConfig) -> Iterator[Client]:
+def _open_client(cluster: ClusterConfig) -> Iterator[Client]:
     """Open a client of the named cluster, as a context."""
     from dumap.engine.connect import open_client
 
@@ -40,12 +40,12 @@ def _client(cluster: ClusterConfig) -> Iterator[Client]:
         yield client
 
 
-def _named(scheduler: str | None, scheduler_file: str | None) -> ClusterConfig:
+def _cluster_config(scheduler: str | None, scheduler_file: str | None) -> ClusterConfig:
     """Return the section `cluster` that names a scheduler."""
     from dumap.config import build_config
 
-    named = {"scheduler": scheduler, "scheduler_file": scheduler_file}
-    return build_config({"input": {"path": "-"}, "output": "-", "cluster": named}).cluster
+    settings = {"scheduler": scheduler, "scheduler_file": scheduler_file}
+    return build_config({"input": {"path": "-"}, "output": "-", "cluster": settings}).cluster
 
 
 @cli.command()
@@ -55,8 +55,8 @@ def _named(scheduler: str | None, scheduler_file: str | None) -> ClusterConfig:
 def submit(as_json: bool, force: bool, parent: str | None, **options: Any) -> None:
     """Send a run to a Dask cluster, which then drives it by itself."""
     config = load_settings(**options)
-    with _client(config.cluster) as client:
-        handle = send(config=config, client=client, parent=parent, force=force)
+    with _open_client(config.cluster) as client:
+        handle = submit_run(config=config, client=client, parent=parent, force=force)
         if as_json:
             click.echo(to_json({"output": handle.output, "task": handle.status()["task"]}))
         else:
@@ -70,10 +70,13 @@ def submit(as_json: bool, force: bool, parent: str | None, **options: Any) -> No
 @with_storage
 def attach(run: str, scheduler: str | None, scheduler_file: str | None, as_json: bool) -> None:
     """Follow a run that a cluster drives until it ends; Ctrl-C does not end the run."""
-    from dumap.cli.progress import observer
+    from dumap.cli.progress import open_observer
 
-    with _client(_named(scheduler, scheduler_file)) as client, observer(asks_for_json()) as shown:
-        result = find(run, client).result(on_progress=shown)
+    with (
+        _open_client(_cluster_config(scheduler, scheduler_file)) as client,
+        open_observer(should_log_json()) as progress_observer,
+    ):
+        result = attach_handle(run, client).result(on_progress=progress_observer)
     click.echo(to_json(dict(result)) if as_json else f"done: {result.path}, arrays 'embedding' and 'status'")
 
 
@@ -83,7 +86,7 @@ def attach(run: str, scheduler: str | None, scheduler_file: str | None, as_json:
 @with_storage
 def cancel(run: str, scheduler: str | None, scheduler_file: str | None) -> None:
     """End a run that a cluster drives; committed parts are kept."""
-    with _client(_named(scheduler, scheduler_file)) as client:
-        handle = find(run, client)
+    with _open_client(_cluster_config(scheduler, scheduler_file)) as client:
+        handle = attach_handle(run, client)
         handle.cancel()
         click.echo(f"cancelled: {handle.output}; 'dumap submit' or 'dumap run' goes on from there")

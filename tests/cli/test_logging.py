@@ -121,10 +121,10 @@ def test_the_logger_is_as_before_once_the_command_has_ended(cli, config):
 @pytest.mark.parametrize("imported", [True, False], ids=["before", "within"])
 def test_dask_is_quiet_where_the_command_asks_for_it(imported):
     """Dask sets its loggers' levels as it is imported; what is told of a lost scheduler is told by dumap."""
-    lines = ["import logging, os", "from dumap.cli.logs import dask_logs"]
+    lines = ["import logging, os", "from dumap.cli.logs import dask_log_level"]
     within = "    print([logging.getLogger(n).getEffectiveLevel() for n in ('distributed.client', 'distributed.core')])"
     lines += ["import distributed"] if imported else []
-    lines += ["with dask_logs('critical'):", "    import distributed", within]
+    lines += ["with dask_log_level('critical'):", "    import distributed", within]
     lines += ["print('DASK_LOGGING' in os.environ)"]
     done = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, check=True)
     assert done.stdout.split("\n")[:2] == ["[50, 50]", "False"]

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from dumap import errors
-from dumap.cli.prometheus import exposition, last_success
+from dumap.cli.prometheus import format_metrics, read_last_success
 from dumap.recipe import pipeline
 from dumap.recipe.stage_names import STAGES
 
@@ -147,9 +147,9 @@ def test_labels_are_of_every_sample_and_escaped(cli, arguments, record):
 
 def test_the_last_success_is_read_whatever_its_labels():
     for labels in ({}, {"job": "} 7"}):
-        assert last_success(exposition(3, 1764268000.25, [], labels)) == 1764268000.25
-    assert last_success(exposition(3, None, [], {})) is None
-    assert last_success("dumap_last_success_timestamp_seconds x\n") is None
+        assert read_last_success(format_metrics(3, 1764268000.25, [], labels)) == 1764268000.25
+    assert read_last_success(format_metrics(3, None, [], {})) is None
+    assert read_last_success("dumap_last_success_timestamp_seconds x\n") is None
 
 
 def test_a_failed_run_keeps_the_last_success(cli, arguments, record):
