@@ -43,14 +43,14 @@ from measuring.process_tree import Watched, run_watched
 
 from dumap.compiled import CACHED_PACKAGES, choose_cache_folder
 
-OURS = "dumap"
-CONTENDERS = (OURS, *PEERS)
-HERE = Path(__file__).parent
+DUMAP = "dumap"
+CONTENDERS = (DUMAP, *PEERS)
+SCRIPTS = Path(__file__).parent
 WARM_CELL_ROWS = 1500
 """Rows of a cell in the run that compiles: several cells have guests, as those of a large run."""
 
 
-def parse() -> argparse.Namespace:
+def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", help="a Zarr group with vectors and, to judge by them, labels")
@@ -67,20 +67,22 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--engine", choices=["dask", "local", "auto"], default="dask", help="dumap's (%(default)s)")
     parser.add_argument("--set", action="append", default=[], dest="settings", metavar="KEY=VALUE", help="of dumap")
     parser.add_argument("--timeout", type=float, metavar="SECONDS", help="after which one is ended, and reported so")
-    where = parser.add_mutually_exclusive_group()
-    where.add_argument("--environments", type=Path, default=peers.default_folder(), help="(%(default)s)")
-    where.add_argument("--installed", action="store_true", help="use peers of the running environment, install none")
+    environment_options = parser.add_mutually_exclusive_group()
+    environment_options.add_argument("--environments", type=Path, default=peers.default_folder(), help="(%(default)s)")
+    environment_options.add_argument(
+        "--installed", action="store_true", help="use peers of the running environment, install none"
+    )
     parser.add_argument("--folder", help="where runs are written, and removed; default: beside the output")
     args = parser.parse_args()
     args.only, args.once = ([name for name in names.split(",") if name] for names in (args.only, args.once))
-    if unknown := {*args.only, *args.once} - set(CONTENDERS):
-        parser.error(f"not among {', '.join(CONTENDERS)}: {', '.join(sorted(unknown))}")
+    if unknown_names := {*args.only, *args.once} - set(CONTENDERS):
+        parser.error(f"not among {', '.join(CONTENDERS)}: {', '.join(sorted(unknown_names))}")
     if args.rounds < 1 or not args.only:
         parser.error("--rounds must be at least 1, and --only name one at least")
     return args
 
 
-def failure(watched: Watched) -> str | None:
+def describe_failure(watched: Watched) -> str | None:
     """Say why a process gave no result; None if it has."""
     if watched.code is None:
         return f"ended after {watched.seconds:.0f} s, since its time was up"
@@ -90,7 +92,7 @@ def failure(watched: Watched) -> str | None:
     return None
 
 
-def costs(watched: Watched) -> dict[str, Any]:
+def memory_and_disk(watched: Watched) -> dict[str, Any]:
     """Return the memory and disk that a process and its children took."""
     return {
         "peak_bytes": watched.peak_bytes,
@@ -105,39 +107,41 @@ def costs(watched: Watched) -> dict[str, Any]:
 
 def run_peer(args: argparse.Namespace, name: str, interpreter: str, folder: Path) -> dict[str, Any]:
     """Run a peer once."""
-    program = str(HERE / "measuring" / "contenders.py")
+    program = str(SCRIPTS / "measuring" / "contenders.py")
     threads = str(machine.cores())
     command = [interpreter, program, name, os.path.abspath(args.data), str(folder)]
     command += ["--array", args.array, "--threads", threads, "--components", str(args.components)]
     watched = run_watched(command, folder, {"TMPDIR": str(folder)}, args.timeout)
-    if (why := failure(watched)) is not None:
-        return {"failed": why, "seconds": {"process": watched.seconds}, **costs(watched)}
-    said = json.loads(watched.out.strip().splitlines()[-1])
-    seconds = {"process": watched.seconds, **said["seconds"]}
+    if (failure := describe_failure(watched)) is not None:
+        return {"failed": failure, "seconds": {"process": watched.seconds}, **memory_and_disk(watched)}
+    report = json.loads(watched.out.strip().splitlines()[-1])
+    seconds = {"process": watched.seconds, **report["seconds"]}
     seconds["counted"] = seconds["load"] + seconds["fit"]
     stages = {"load": seconds["load"], **seconds.pop("stages")}
-    return {"versions": said["versions"], "seconds": {**seconds, "stages": stages}, **costs(watched)}
+    return {"versions": report["versions"], "seconds": {**seconds, "stages": stages}, **memory_and_disk(watched)}
 
 
 # dumap -------------------------------------------------------------------------------------------
 
 
-def dumap(*words: str) -> list[str]:
+def dumap_command(*arguments: str) -> list[str]:
     """Return a command of dumap's, by this interpreter."""
-    return [sys.executable, "-m", "dumap", *words]
+    return [sys.executable, "-m", "dumap", *arguments]
 
 
-def run_command(args: argparse.Namespace, data: str, run: str, more: list[str]) -> list[str]:
+def embed_command(args: argparse.Namespace, data: str, run: str, extra_settings: list[str]) -> list[str]:
     """Return the command that embeds data."""
-    words = ["run", "--input", data, "--output", run, "--n-components", str(args.components), "--array", args.array]
+    arguments = ["run", "--input", data, "--output", run, "--n-components", str(args.components), "--array", args.array]
     if args.engine == "dask":
-        words += ["--workers", str(args.workers), "--memory-limit", args.memory_limit]
+        arguments += ["--workers", str(args.workers), "--memory-limit", args.memory_limit]
     else:
-        words += ["--set", f"cluster.engine={args.engine}"]
-    return dumap(*words, *(word for one in [*args.settings, *more] for word in ("--set", one)))
+        arguments += ["--set", f"cluster.engine={args.engine}"]
+    return dumap_command(
+        *arguments, *(argument for setting in [*args.settings, *extra_settings] for argument in ("--set", setting))
+    )
 
 
-def warm(args: argparse.Namespace, folder: Path) -> float:
+def warm_up_dumap(args: argparse.Namespace, folder: Path) -> float:
     """Have dumap embed the first rows, in one process and in rounds; return the seconds."""
     vectors = zarr.open_array(args.data, path=args.array, mode="r")
     rows = min(WARM_ROWS, vectors.shape[0])
@@ -145,20 +149,20 @@ def warm(args: argparse.Namespace, folder: Path) -> float:
     group = zarr.open_group(data, mode="w")
     group.create_array(args.array, data=np.asarray(vectors[:rows]), chunks=(min(rows, 1024), vectors.shape[1]))
     for mode in ("host", "rounds"):
-        few = [f"cells.max_rows={WARM_CELL_ROWS}", "layout.n_epochs=2", f"layout.mode={mode}"]
-        watched = run_watched(run_command(args, str(data), str(folder / f"{mode}.zarr"), few))
-        if (why := failure(watched)) is not None:
-            raise SystemExit(f"dumap cannot embed the first rows of {args.data}: {why}")
+        warm_up_settings = [f"cells.max_rows={WARM_CELL_ROWS}", "layout.n_epochs=2", f"layout.mode={mode}"]
+        watched = run_watched(embed_command(args, str(data), str(folder / f"{mode}.zarr"), warm_up_settings))
+        if (failure := describe_failure(watched)) is not None:
+            raise SystemExit(f"dumap cannot embed the first rows of {args.data}: {failure}")
         seconds += watched.seconds
     shutil.rmtree(folder)
     return seconds
 
 
-def compiled_kernels() -> int:
+def count_compiled_kernels() -> int:
     """Count the kernels of dumap's and pynndescent's that numba keeps compiled."""
     choose_cache_folder()
-    if kept := os.environ.get("NUMBA_CACHE_DIR"):
-        return sum(1 for _ in Path(kept).rglob("*.nbc"))
+    if cache_folder := os.environ.get("NUMBA_CACHE_DIR"):
+        return sum(1 for _ in Path(cache_folder).rglob("*.nbc"))
     packages = [find_spec(name) for name in CACHED_PACKAGES]
     folders = [Path(package.origin).parent for package in packages if package is not None and package.origin]
     return sum(1 for folder in folders for _ in folder.rglob("*.nbc"))
@@ -166,115 +170,121 @@ def compiled_kernels() -> int:
 
 def run_dumap(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Run dumap once, and export its map and its lists."""
-    run, before = str(folder / "run.zarr"), compiled_kernels()
+    run, kernels_before = str(folder / "run.zarr"), count_compiled_kernels()
     watched = run_watched(
-        run_command(args, os.path.abspath(args.data), run, []), folder, {"TMPDIR": str(folder)}, args.timeout
+        embed_command(args, os.path.abspath(args.data), run, []), folder, {"TMPDIR": str(folder)}, args.timeout
     )
-    if (why := failure(watched)) is not None:
-        return {"failed": why, "seconds": {"process": watched.seconds}, **costs(watched)}
-    compiled = compiled_kernels() - before
-    found = json.loads(subprocess.run(dumap("status", run, "--json"), capture_output=True, check=True).stdout)
-    for what, ending in (("embedding", ".npy"), ("neighbors", ".npz")):
-        subprocess.run(dumap("export", run, what, str(folder / f"{what}{ending}")), capture_output=True, check=True)
+    if (failure := describe_failure(watched)) is not None:
+        return {"failed": failure, "seconds": {"process": watched.seconds}, **memory_and_disk(watched)}
+    newly_compiled = count_compiled_kernels() - kernels_before
+    run_status = json.loads(
+        subprocess.run(dumap_command("status", run, "--json"), capture_output=True, check=True).stdout
+    )
+    for result, ending in (("embedding", ".npy"), ("neighbors", ".npz")):
+        subprocess.run(
+            dumap_command("export", run, result, str(folder / f"{result}{ending}")), capture_output=True, check=True
+        )
     with np.load(folder / "neighbors.npz") as lists:
         np.save(folder / "neighbors.npy", lists["indices"])
-    stages = {stage["name"]: stage["seconds"] for stage in found["stages"]}
+    stages = {stage["name"]: stage["seconds"] for stage in run_status["stages"]}
     stages["other"] = watched.seconds - sum(stages.values())
     seconds = {"process": watched.seconds, "counted": watched.seconds, "stages": stages}
-    versions = {"dumap": found["versions"]["dumap"]}
-    peaks = {stage["name"]: stage["peak_bytes"] for stage in found["stages"]}
+    versions = {"dumap": run_status["versions"]["dumap"]}
+    peak_bytes = {stage["name"]: stage["peak_bytes"] for stage in run_status["stages"]}
     return {
         "versions": versions,
         "seconds": seconds,
-        **costs(watched),
-        "worker_peak_bytes": peaks,
-        "kernels_compiled": compiled,
-        "facts": {stage["name"]: stage["facts"] for stage in found["stages"]},
+        **memory_and_disk(watched),
+        "worker_peak_bytes": peak_bytes,
+        "kernels_compiled": newly_compiled,
+        "facts": {stage["name"]: stage["facts"] for stage in run_status["stages"]},
     }
 
 
 # the whole ---------------------------------------------------------------------------------------
 
 
-def measure(args: argparse.Namespace, place: Path) -> list[dict[str, Any]]:
+def run_all(args: argparse.Namespace, runs_folder: Path) -> list[dict[str, Any]]:
     """Run all by turns; the maps and lists of each run lie in a folder of its own afterwards."""
     entries: list[dict[str, Any]] = []
     interpreters: dict[str, str] = {}
     for name in args.only:
         try:
-            if name != OURS:
+            if name != DUMAP:
                 interpreters[name] = peers.interpreter_of(name, None if args.installed else args.environments)
         except peers.NotInstalled as error:
             entries.append({"name": name, "round": 0, "failed": str(error)})
             print(f"{name}: {error}", flush=True)
-    ready = [name for name in args.only if name == OURS or name in interpreters]
-    warm_seconds = warm(args, place / "warm") if OURS in ready else 0.0
-    for number in range(args.rounds):
-        turn = number % len(ready) if ready else 0
-        for name in ready[turn:] + ready[:turn]:
-            if number and name in args.once:
+    runnable = [name for name in args.only if name == DUMAP or name in interpreters]
+    warm_seconds = warm_up_dumap(args, runs_folder / "warm") if DUMAP in runnable else 0.0
+    for round_number in range(args.rounds):
+        first = round_number % len(runnable) if runnable else 0
+        for name in runnable[first:] + runnable[:first]:
+            if round_number and name in args.once:
                 continue
-            folder = place / f"{name}-{number}"
+            folder = runs_folder / f"{name}-{round_number}"
             folder.mkdir(parents=True)
-            if name == OURS:
+            if name == DUMAP:
                 entry = run_dumap(args, folder)
                 entry["seconds"]["warm"] = warm_seconds
                 shutil.rmtree(folder / "run.zarr", ignore_errors=True)
             else:
                 entry = run_peer(args, name, interpreters[name], folder)
-            entries.append({"name": name, "round": number, **entry})
-            print(line_of(entries[-1]), flush=True)
+            entries.append({"name": name, "round": round_number, **entry})
+            print(format_entry(entries[-1]), flush=True)
     return entries
 
 
-def judge_all(args: argparse.Namespace, place: Path, entries: list[dict[str, Any]]) -> None:
+def judge_all(args: argparse.Namespace, runs_folder: Path, entries: list[dict[str, Any]]) -> None:
     """Judge the maps and lists of all runs, and compare those of dumap with the peers' of the same round."""
-    done = [entry for entry in entries if "failed" not in entry]
-    if not done:
+    succeeded = [entry for entry in entries if "failed" not in entry]
+    if not succeeded:
         return
     sample = judge.draw(args.data, args.array, args.labels, args.queries)
-    for entry in done:
-        folder = place / f"{entry['name']}-{entry['round']}"
-        found: dict[str, float] = {}
+    for entry in succeeded:
+        folder = runs_folder / f"{entry['name']}-{entry['round']}"
+        quality: dict[str, float] = {}
         try:
             if (folder / "embedding.npy").exists():
-                found |= judge.judge_map(sample, np.load(folder / "embedding.npy"))
+                quality |= judge.judge_map(sample, np.load(folder / "embedding.npy"))
         except ValueError as error:
             entry["failed"] = str(error)
             continue
         if (folder / "neighbors.npy").exists():
-            found["recall"] = judge.recall(sample, np.load(folder / "neighbors.npy"))
-        entry["quality"] = judge.rounded(found)
-    done = [entry for entry in done if "failed" not in entry]
-    ours = [entry for entry in done if entry["name"] == OURS]
-    for entry in done:
-        if entry["name"] != OURS and ours:
-            own = next((one for one in ours if one["round"] == entry["round"]), ours[0])
-            entry["dumap_worse"] = judge.worse(own["quality"], entry["quality"])
+            quality["recall"] = judge.recall(sample, np.load(folder / "neighbors.npy"))
+        entry["quality"] = judge.rounded(quality)
+    succeeded = [entry for entry in succeeded if "failed" not in entry]
+    dumap_entries = [entry for entry in succeeded if entry["name"] == DUMAP]
+    for entry in succeeded:
+        if entry["name"] != DUMAP and dumap_entries:
+            dumap_entry = next(
+                (candidate for candidate in dumap_entries if candidate["round"] == entry["round"]), dumap_entries[0]
+            )
+            entry["dumap_worse"] = judge.worse(dumap_entry["quality"], entry["quality"])
 
 
 def summarize(entries: list[dict[str, Any]]) -> dict[str, Any]:
     """Return medians by program, and how many times dumap's time and memory each peer takes."""
-    found: dict[str, Any] = {}
+    summary: dict[str, Any] = {}
     for name in dict.fromkeys(entry["name"] for entry in entries):
-        done = [entry for entry in entries if entry["name"] == name and "failed" not in entry]
-        if not done:
-            found[name] = {"failed": next(entry["failed"] for entry in entries if entry["name"] == name)}
+        succeeded = [entry for entry in entries if entry["name"] == name and "failed" not in entry]
+        if not succeeded:
+            summary[name] = {"failed": next(entry["failed"] for entry in entries if entry["name"] == name)}
             continue
-        found[name] = {
-            "runs": len(done),
-            "seconds": statistics.median(entry["seconds"]["counted"] for entry in done),
-            "peak_bytes": max(entry["peak_bytes"] for entry in done),
+        summary[name] = {
+            "runs": len(succeeded),
+            "seconds": statistics.median(entry["seconds"]["counted"] for entry in succeeded),
+            "peak_bytes": max(entry["peak_bytes"] for entry in succeeded),
         }
-    own = found.get(OURS, {})
-    for name, figures in found.items():
-        if name != OURS and "seconds" in figures and "seconds" in own:
-            figures["times_dumaps_seconds"] = round(figures["seconds"] / own["seconds"], 3)
-            figures["times_dumaps_memory"] = round(figures["peak_bytes"] / own["peak_bytes"], 3)
-    return found
+    dumap_figures = summary.get(DUMAP, {})
+    for name, figures in summary.items():
+        if name != DUMAP and "seconds" in figures and "seconds" in dumap_figures:
+            figures["times_dumaps_seconds"] = round(figures["seconds"] / dumap_figures["seconds"], 3)
+            figures["times_dumaps_memory"] = round(figures["peak_bytes"] / dumap_figures["peak_bytes"], 3)
+    return summary
 
 
-def line_of(entry: dict[str, Any]) -> str:
+def format_entry(entry: dict[str, Any]) -> str:
     """Write a run for people."""
     if "failed" in entry:
         return f"{entry['name']}: {entry['failed']}"
@@ -285,7 +295,7 @@ def line_of(entry: dict[str, Any]) -> str:
     )
 
 
-def table(entries: list[dict[str, Any]]) -> str:
+def format_table(entries: list[dict[str, Any]]) -> str:
     """Write all runs as a table."""
     names = ("xent", "kept15", "trust15", "label15", "silhouette", "recall")
     lines = ["| | seconds | GiB | disk MiB | " + " | ".join(names) + " |", "|---" * (4 + len(names)) + "|"]
@@ -302,23 +312,25 @@ def table(entries: list[dict[str, Any]]) -> str:
 
 def main() -> None:
     """Measure, judge, write and print."""
-    args, described = parse(), machine.describe()
+    args, machine_description = parse_arguments(), machine.describe()
     output = Path(args.output)
     output.parent.mkdir(parents=True, exist_ok=True)
     vectors = zarr.open_array(args.data, path=args.array, mode="r")
-    place = Path(tempfile.mkdtemp(prefix="dumap-benchmark-", dir=args.folder or output.parent))
+    runs_folder = Path(tempfile.mkdtemp(prefix="dumap-benchmark-", dir=args.folder or output.parent))
     try:
-        entries = measure(args, place)
-        judge_all(args, place, entries)
+        entries = run_all(args, runs_folder)
+        judge_all(args, runs_folder, entries)
         data = {"path": args.data, "rows": vectors.shape[0], "dims": vectors.shape[1], "dtype": str(vectors.dtype)}
         data["made"] = dict(zarr.open_group(args.data, mode="r").attrs)
-        figures = {**described, "data": data, "runs": entries, "summary": summarize(entries)}
+        figures = {**machine_description, "data": data, "runs": entries, "summary": summarize(entries)}
         Path(f"{output}.json").write_text(json.dumps(figures, indent=1) + "\n")
-        drawn = picture.draw(figures, place, args.labels, f"{output}.png")
+        has_picture = picture.draw(figures, runs_folder, args.labels, f"{output}.png")
     finally:
-        shutil.rmtree(place, ignore_errors=True)
-    print(table(entries))
-    print(f"{output}.json" + (f" and {output}.png" if drawn else "; no picture, since matplotlib is not installed"))
+        shutil.rmtree(runs_folder, ignore_errors=True)
+    print(format_table(entries))
+    print(
+        f"{output}.json" + (f" and {output}.png" if has_picture else "; no picture, since matplotlib is not installed")
+    )
 
 
 if __name__ == "__main__":

@@ -38,33 +38,36 @@ from dumap.stages.layout_common import layout_parameters, pack_shards
 from dumap.store import DONE, MANIFESTS, Run, manifest_key
 
 
-def configuration(run: str, output: str, threads: int) -> Config:
+def copy_config(run: str, output: str, threads: int) -> Config:
     """Return the configuration of a finished run, for another output."""
-    found = status(run)
-    source = {**found["parameters"]["input"], **{key: found["input"][key] for key in ("path", "array")}}
-    values = {"input": source, "output": output}
+    run_status = status(run)
+    input_settings = {
+        **run_status["parameters"]["input"],
+        **{key: run_status["input"][key] for key in ("path", "array")},
+    }
+    values = {"input": input_settings, "output": output}
     cluster = {"workers": threads, "memory_limit": "4GiB"}
-    return build_config({**found["parameters"], **values, "cluster": cluster})
+    return build_config({**run_status["parameters"], **values, "cluster": cluster})
 
 
-def bare(job: Job, graph: Graph, threads: int) -> tuple[float, np.ndarray]:
+def time_kernel(job: Job, graph: Graph, threads: int) -> tuple[float, np.ndarray]:
     """Time the kernel on edges that are packed already."""
     shards, parameters = graph.shards, layout_parameters(job)
-    start = EpochState(job.run, graph, 0)
+    first_state = EpochState(job.run, graph, 0)
     edges = pack_shards(job, graph, 0, len(shards))
-    y = start.span(0, len(shards))
-    m, v, after = np.zeros_like(y), np.zeros_like(y), np.empty_like(y)
+    y = first_state.span(0, len(shards))
+    first_moments, second_moments, next_y = np.zeros_like(y), np.zeros_like(y), np.empty_like(y)
     bounds = slice_bounds(shards.rows, threads * SLICES_PER_THREAD)
-    began = time.perf_counter()
-    with ThreadPoolExecutor(threads) as workers:
+    start_time = time.perf_counter()
+    with ThreadPoolExecutor(threads) as executor:
         for epoch in range(job.geometry.n_epochs):
-            drawn = graph.rows_at(pool_rows(parameters.seed, epoch, graph.occurrence_offsets[-1]))
-            compute_epoch(workers, bounds, parameters, epoch, edges, y, m, v, after, drawn)
-            y, after = after, y
-    return time.perf_counter() - began, y
+            pool = graph.rows_at(pool_rows(parameters.seed, epoch, graph.occurrence_offsets[-1]))
+            compute_epoch(executor, bounds, parameters, epoch, edges, y, first_moments, second_moments, next_y, pool)
+            y, next_y = next_y, y
+    return time.perf_counter() - start_time, y
 
 
-def whole_stage(run: str, threads: int) -> float:
+def time_stage(run: str, threads: int) -> float:
     """Time the stage of a run that has everything before it."""
     with tempfile.TemporaryDirectory(dir=Path(run).absolute().parent) as folder:
         output = f"{folder}/run.zarr"
@@ -75,11 +78,11 @@ def whole_stage(run: str, threads: int) -> float:
         for name in ("embedding", "status"):  # written in place: links would change the run
             shutil.rmtree(f"{output}/{name}")
             shutil.copytree(f"{run}/{name}", f"{output}/{name}")
-        done = api.run(configuration(run, output, threads))
-        return next(stage["seconds"] for stage in done["stages"] if stage["name"] == "layout")
+        result = api.run(copy_config(run, output, threads))
+        return next(stage["seconds"] for stage in result["stages"] if stage["name"] == "layout")
 
 
-def peer(job: Job, graph: Graph, y: np.ndarray, threads: int) -> float:
+def time_umap_learn(job: Job, graph: Graph, y: np.ndarray, threads: int) -> float:
     """Time umap-learn's layout."""
     from umap.layouts import optimize_layout_euclidean
     from umap.umap_ import make_epochs_per_sample
@@ -87,25 +90,26 @@ def peer(job: Job, graph: Graph, y: np.ndarray, threads: int) -> float:
     heads, tails, weights = [], [], []
     for shard in range(len(graph.shards)):
         indptr, tail, weight = graph.read(shard)
-        kept = weight >= graph.greatest / job.geometry.n_epochs
-        heads.append((graph.shards.span(shard)[0] + np.repeat(np.arange(len(indptr) - 1), np.diff(indptr)))[kept])
-        tails.append(tail[kept])
-        weights.append(weight[kept])
-    head, tail = (np.concatenate(pieces).astype(np.int32) for pieces in (heads, tails))
-    every = make_epochs_per_sample(np.concatenate(weights), job.geometry.n_epochs)
+        is_sampled = weight >= graph.greatest / job.geometry.n_epochs
+        heads.append((graph.shards.span(shard)[0] + np.repeat(np.arange(len(indptr) - 1), np.diff(indptr)))[is_sampled])
+        tails.append(tail[is_sampled])
+        weights.append(weight[is_sampled])
+    head, tail = (np.concatenate(blocks).astype(np.int32) for blocks in (heads, tails))
+    epochs_per_sample = make_epochs_per_sample(np.concatenate(weights), job.geometry.n_epochs)
     parameters = layout_parameters(job)
     numba.set_num_threads(threads)
 
     def optimize(epochs: int) -> float:
-        own = y.copy()
-        began = time.perf_counter()
+        embedding = y.copy()
+        start_time = time.perf_counter()
         optimize_layout_euclidean(
-            *(own, own, head, tail, epochs, len(own), every.copy(), parameters.a, parameters.b),
+            *(embedding, embedding, head, tail, epochs, len(embedding)),
+            *(epochs_per_sample.copy(), parameters.a, parameters.b),
             np.array([1, 2, 3], np.int64),
             parallel=True,
             move_other=True,
         )
-        return time.perf_counter() - began
+        return time.perf_counter() - start_time
 
     optimize(2)
     return optimize(job.geometry.n_epochs)
@@ -118,18 +122,18 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     args = parser.parse_args()
     warnings.filterwarnings("ignore")
-    config = configuration(args.run, args.run, args.threads)
+    config = copy_config(args.run, args.run, args.threads)
     job = Job(config, plan(config).geometry)
     graph = Graph(Run(args.run, read_only=True))
     y = EpochState(job.run, graph, 0).span(0, len(graph.shards))
     seconds: dict[str, list[float]] = {"umap-learn": [], "kernel": [], "stage": []}
-    whole_stage(args.run, args.threads)  # compiles what is not in the cache
+    time_stage(args.run, args.threads)  # compiles what is not in the cache
     for _ in range(args.rounds):
-        seconds["umap-learn"].append(peer(job, graph, y, args.threads))
-        seconds["kernel"].append(bare(job, graph, args.threads)[0])
-        seconds["stage"].append(whole_stage(args.run, args.threads))
-        print({name: round(found[-1], 2) for name, found in seconds.items()}, flush=True)
-    middle = {name: statistics.median(found) for name, found in seconds.items()}
+        seconds["umap-learn"].append(time_umap_learn(job, graph, y, args.threads))
+        seconds["kernel"].append(time_kernel(job, graph, args.threads)[0])
+        seconds["stage"].append(time_stage(args.run, args.threads))
+        print({name: round(times[-1], 2) for name, times in seconds.items()}, flush=True)
+    medians = {name: statistics.median(times) for name, times in seconds.items()}
     edges = graph.edges_of(0, len(graph.shards))
     print(
         json.dumps(
@@ -137,11 +141,11 @@ def main() -> None:
                 "rows": graph.shards.rows,
                 "edges": edges,
                 "epochs": job.geometry.n_epochs,
-                "seconds": {name: [round(value, 2) for value in found] for name, found in seconds.items()},
+                "seconds": {name: [round(value, 2) for value in times] for name, times in seconds.items()},
                 "kernel_ns_per_edge_epoch_thread": round(
-                    middle["kernel"] * args.threads / edges / job.geometry.n_epochs * 1e9, 2
+                    medians["kernel"] * args.threads / edges / job.geometry.n_epochs * 1e9, 2
                 ),
-                "times_faster": {name: round(middle["umap-learn"] / middle[name], 2) for name in ("kernel", "stage")},
+                "times_faster": {name: round(medians["umap-learn"] / medians[name], 2) for name in ("kernel", "stage")},
             }
         )
     )

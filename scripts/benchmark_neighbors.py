@@ -37,11 +37,11 @@ from dumap.store import Run
 QUERIES, TILE_ROWS = 1000, 16_384
 
 
-class Stop(DumapError):
+class MeasurementComplete(DumapError):
     """The run has all that is timed."""
 
 
-class Observer(SilentObserver):
+class StageRecorder(SilentObserver):
     """Keep seconds and peaks; stop after neighbors."""
 
     def __init__(self) -> None:
@@ -53,64 +53,67 @@ class Observer(SilentObserver):
         """Note a stage."""
         self.seconds[stage], self.peaks[stage], self.facts[stage] = seconds, peak_bytes, facts
         if stage == "neighbors":
-            raise Stop
+            raise MeasurementComplete
 
 
-def exact(source: Input, queries: np.ndarray, k: int) -> np.ndarray:
+def exact_neighbors(source: Input, queries: np.ndarray, k: int) -> np.ndarray:
     """Return the exact neighbours of some rows, (queries, k), by float64 products."""
-    q = np.concatenate([as_float32(source.read(int(row), int(row) + 1)) for row in queries]).astype(np.float64)
-    ids, best = np.full((len(queries), k + 1), -1), np.full((len(queries), k + 1), np.inf)
-    for low in range(0, source.rows, TILE_ROWS):
-        x = as_float32(source.read(low, min(source.rows, low + TILE_ROWS))).astype(np.float64)
-        squared = (x * x).sum(axis=1)[None, :] - 2 * (q @ x.T)
-        squared[
-            np.isin(np.arange(low, low + len(x)), queries)[None, :] & (queries[:, None] == np.arange(low, low + len(x)))
-        ] = np.inf
-        part = np.argpartition(squared, min(k, len(x) - 1), axis=1)[:, : k + 1]
-        ids = np.concatenate([ids, part + low], axis=1)
-        best = np.concatenate([best, np.take_along_axis(squared, part, 1)], axis=1)
-        order = np.argsort(best, axis=1, kind="stable")[:, : k + 1]
-        ids, best = np.take_along_axis(ids, order, 1), np.take_along_axis(best, order, 1)
-    return ids[:, :k]
+    query_vectors = np.concatenate([as_float32(source.read(int(row), int(row) + 1)) for row in queries]).astype(
+        np.float64
+    )
+    row_ids, best_squared = np.full((len(queries), k + 1), -1), np.full((len(queries), k + 1), np.inf)
+    for start in range(0, source.rows, TILE_ROWS):
+        tile = as_float32(source.read(start, min(source.rows, start + TILE_ROWS))).astype(np.float64)
+        tile_rows = np.arange(start, start + len(tile))
+        squared = (tile * tile).sum(axis=1)[None, :] - 2 * (query_vectors @ tile.T)
+        squared[np.isin(tile_rows, queries)[None, :] & (queries[:, None] == tile_rows)] = np.inf
+        nearest = np.argpartition(squared, min(k, len(tile) - 1), axis=1)[:, : k + 1]
+        row_ids = np.concatenate([row_ids, nearest + start], axis=1)
+        best_squared = np.concatenate([best_squared, np.take_along_axis(squared, nearest, 1)], axis=1)
+        order = np.argsort(best_squared, axis=1, kind="stable")[:, : k + 1]
+        row_ids, best_squared = np.take_along_axis(row_ids, order, 1), np.take_along_axis(best_squared, order, 1)
+    return row_ids[:, :k]
 
 
-def recall(found: np.ndarray, wanted: np.ndarray) -> float:
-    """Return the share of wanted ids that were found."""
-    return float((found[:, :, None] == wanted[:, None, :]).any(axis=1).mean())
+def recall(listed: np.ndarray, expected: np.ndarray) -> float:
+    """Return the share of the expected ids that are listed."""
+    return float((listed[:, :, None] == expected[:, None, :]).any(axis=1).mean())
 
 
-def ours(config: Config) -> Observer:
+def run_dumap(config: Config) -> StageRecorder:
     """Run the stages up to neighbors in a new folder."""
-    seen = Observer()
+    recorder = StageRecorder()
     shutil.rmtree(config.output, ignore_errors=True)
-    with contextlib.suppress(Stop):
-        pipeline.run(config, observer=seen)
-    return seen
+    with contextlib.suppress(MeasurementComplete):
+        pipeline.run(config, observer=recorder)
+    return recorder
 
 
-def lists_of(config: Config, queries: np.ndarray) -> np.ndarray:
+def read_lists(config: Config, queries: np.ndarray) -> np.ndarray:
     """Return the neighbours that the run found of some rows, by the input's numbers."""
-    run, cut = Run(config.output, read_only=True), pipeline.plan(config).geometry
+    run, geometry = Run(config.output, read_only=True), pipeline.plan(config).geometry
     table, lists = CellTable(run), NeighborLists(run)
-    positions = np.concatenate([table.positions(run, block) for block in range(cut.blocks)])
-    rows = np.argsort(positions)
-    found = np.concatenate([lists.read("indices", int(p), int(p) + 1) for p in positions[queries]])
-    return rows[found]
+    positions = np.concatenate([table.positions(run, block) for block in range(geometry.blocks)])
+    row_at_position = np.argsort(positions)
+    listed = np.concatenate(
+        [lists.read("indices", int(position), int(position) + 1) for position in positions[queries]]
+    )
+    return row_at_position[listed]
 
 
-def peer(config: Config, source: Input) -> tuple[float, np.ndarray]:
+def time_umap_learn(config: Config, source: Input) -> tuple[float, np.ndarray]:
     """Time umap-learn's neighbours of the whole array."""
     from umap.umap_ import nearest_neighbors
 
     x = np.empty((source.rows, source.dims), np.float32)
-    for low in range(0, source.rows, TILE_ROWS):
-        x[low : low + TILE_ROWS] = source.read(low, min(source.rows, low + TILE_ROWS))
-    own = config.neighbors
-    settings = (own.n_neighbors, own.metric, own.metric_kwds, False)
+    for start in range(0, source.rows, TILE_ROWS):
+        x[start : start + TILE_ROWS] = source.read(start, min(source.rows, start + TILE_ROWS))
+    neighbors_config = config.neighbors
+    settings = (neighbors_config.n_neighbors, neighbors_config.metric, neighbors_config.metric_kwds, False)
     nearest_neighbors(x[:6000], *settings, np.random.RandomState(1))
-    began = time.perf_counter()
-    found = nearest_neighbors(x, *settings, np.random.RandomState(1))[0]
-    return time.perf_counter() - began, found[:, 1:]
+    start_time = time.perf_counter()
+    listed = nearest_neighbors(x, *settings, np.random.RandomState(1))[0]
+    return time.perf_counter() - start_time, listed[:, 1:]
 
 
 def main() -> None:
@@ -131,36 +134,36 @@ def main() -> None:
     seconds: dict[str, list[float]] = {"dumap": [], "cells": [], "neighbors": [], "umap-learn": []}
     recalls: dict[str, float] = {}
     queries = np.sort(np.random.default_rng(0).choice(source.rows, min(QUERIES, source.rows), replace=False))
-    wanted = exact(source, queries, config.neighbors.graph_k)
+    expected = exact_neighbors(source, queries, config.neighbors.graph_k)
     try:
-        for number in range(args.rounds):
-            seen = ours(config)
+        for round_number in range(args.rounds):
+            recorder = run_dumap(config)
             for stage in ("cells", "neighbors"):
-                seconds[stage].append(seen.seconds[stage])
-            seconds["dumap"].append(seen.seconds["cells"] + seen.seconds["neighbors"])
-            if not number:
-                recalls["dumap"] = recall(lists_of(config, queries), wanted)
+                seconds[stage].append(recorder.seconds[stage])
+            seconds["dumap"].append(recorder.seconds["cells"] + recorder.seconds["neighbors"])
+            if not round_number:
+                recalls["dumap"] = recall(read_lists(config, queries), expected)
             if not args.alone:
-                took, found = peer(config, source)
-                seconds["umap-learn"].append(took)
-                recalls["umap-learn"] = recall(found[queries], wanted)
-                del found
-            print({name: round(found[-1], 2) for name, found in seconds.items() if found}, flush=True)
+                elapsed, listed = time_umap_learn(config, source)
+                seconds["umap-learn"].append(elapsed)
+                recalls["umap-learn"] = recall(listed[queries], expected)
+                del listed
+            print({name: round(times[-1], 2) for name, times in seconds.items() if times}, flush=True)
     finally:
         shutil.rmtree(folder)
-    middle = {name: statistics.median(found) for name, found in seconds.items() if found}
-    shown = {
+    medians = {name: statistics.median(times) for name, times in seconds.items() if times}
+    report = {
         "rows": source.rows,
         "dims": source.dims,
-        "facts": seen.facts["cells"],
-        "seconds": {name: [round(value, 2) for value in found] for name, found in seconds.items() if found},
-        "peak_mib": {name: peak >> 20 for name, peak in seen.peaks.items()},
+        "facts": recorder.facts["cells"],
+        "seconds": {name: [round(value, 2) for value in times] for name, times in seconds.items() if times},
+        "peak_mib": {name: peak >> 20 for name, peak in recorder.peaks.items()},
         "recall": recalls,
-        "microseconds_a_row": round(middle["dumap"] / source.rows * 1e6, 2),
+        "microseconds_a_row": round(medians["dumap"] / source.rows * 1e6, 2),
     }
     if not args.alone:
-        shown["share_of_umap_learn"] = round(middle["dumap"] / middle["umap-learn"], 3)
-    print(json.dumps(shown))
+        report["share_of_umap_learn"] = round(medians["dumap"] / medians["umap-learn"], 3)
+    print(json.dumps(report))
 
 
 if __name__ == "__main__":

@@ -30,61 +30,63 @@ from dumap.kernels.threads import one_thread
 LEFT_ROWS, RIGHT_ROWS, REPEATS = 64, 304, 20
 
 
-def by_bytes(using: Instruction, left: np.ndarray, right: np.ndarray) -> Callable[[], np.ndarray]:
+def byte_multiplier(instruction: Instruction, left: np.ndarray, right: np.ndarray) -> Callable[[], np.ndarray]:
     """Return a function that multiplies by an instruction; it gives the products of the codes themselves."""
-    multiply_pack = multiplier(using)
+    multiply_pack = multiplier(instruction)
 
     @njit(nogil=True)
-    def multiply(rows: np.ndarray, packs: np.ndarray, out: np.ndarray) -> None:
-        for low in range(0, len(rows), ROWS):
+    def multiply(rows: np.ndarray, packs: np.ndarray, products: np.ndarray) -> None:
+        for start in range(0, len(rows), ROWS):
             for pack in range(len(packs)):
-                multiply_pack(rows[low : low + ROWS], packs[pack], out[low : low + ROWS], PACK * pack)
+                multiply_pack(rows[start : start + ROWS], packs[pack], products[start : start + ROWS], PACK * pack)
 
-    rows: np.ndarray = (left.astype(np.int32) + using.shift).astype(using.left_type)
+    rows: np.ndarray = (left.astype(np.int32) + instruction.shift).astype(instruction.left_type)
     packs = right.reshape(-1, PACK, right.shape[1] // 4, 4).transpose(0, 2, 1, 3).copy()
-    out = np.zeros((len(left), len(right)), np.int32)
+    products = np.zeros((len(left), len(right)), np.int32)
 
-    def run() -> np.ndarray:
-        multiply(rows, packs, out)
-        return out
+    def multiply_all() -> np.ndarray:
+        multiply(rows, packs, products)
+        return products
 
-    added = using.shift * right.sum(axis=1, dtype=np.int64)
-    if not np.array_equal(run() - added, left.astype(np.int64) @ right.T.astype(np.int64)):
-        raise SystemExit(f"{using.name or 'plain multiplications'}: wrong products")
-    return run
+    shift_products = instruction.shift * right.sum(axis=1, dtype=np.int64)
+    if not np.array_equal(multiply_all() - shift_products, left.astype(np.int64) @ right.T.astype(np.int64)):
+        raise SystemExit(f"{instruction.name or 'plain multiplications'}: wrong products")
+    return multiply_all
 
 
-def measure(names: list[str], columns: int, rounds: int) -> dict[str, float]:
+def measure_speeds(names: list[str], columns: int, rounds: int) -> dict[str, float]:
     """Return billions of products a second."""
     rng = np.random.default_rng(0)
     left, right = (rng.integers(-127, 128, (rows, columns)).astype(np.int8) for rows in (LEFT_ROWS, RIGHT_ROWS))
-    a, b = left.astype(np.float32), right.astype(np.float32)
-    runs: dict[str, Callable[[], np.ndarray]] = {
-        name: by_bytes(getattr(instructions, name), left, right) for name in names
+    left_floats, right_floats = left.astype(np.float32), right.astype(np.float32)
+    multipliers: dict[str, Callable[[], np.ndarray]] = {
+        name: byte_multiplier(getattr(instructions, name), left, right) for name in names
     }
-    runs["float32"] = lambda: a @ b.T
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    multipliers["float32"] = lambda: left_floats @ right_floats.T
+    seconds: dict[str, list[float]] = {name: [] for name in multipliers}
     for _ in range(rounds):
-        for name, run in runs.items():
-            began = time.thread_time()
+        for name, multiply in multipliers.items():
+            start_time = time.thread_time()
             for _ in range(REPEATS):
-                run()
-            seconds[name].append(time.thread_time() - began)
+                multiply()
+            seconds[name].append(time.thread_time() - start_time)
     products = REPEATS * left.shape[0] * right.shape[0] * columns
-    return {name: round(products / statistics.median(found) / 1e9, 1) for name, found in seconds.items()}
+    return {name: round(products / statistics.median(times) / 1e9, 1) for name, times in seconds.items()}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    every = {name: found for name, found in vars(instructions).items() if isinstance(found, Instruction)}
-    parser.add_argument("names", nargs="*", metavar="INSTRUCTION", help=", ".join(every))
+    instruction_by_name = {
+        name: instruction for name, instruction in vars(instructions).items() if isinstance(instruction, Instruction)
+    }
+    parser.add_argument("names", nargs="*", metavar="INSTRUCTION", help=", ".join(instruction_by_name))
     parser.add_argument("--columns", type=int, nargs="+", default=[64, 384, 784])
     parser.add_argument("--rounds", type=int, default=7)
     args = parser.parse_args()
-    own = [name for name, found in every.items() if found is INSTRUCTION]
-    names = args.names or list(dict.fromkeys([*own, "PLAIN"]))
+    default_names = [name for name, instruction in instruction_by_name.items() if instruction is INSTRUCTION]
+    names = args.names or list(dict.fromkeys([*default_names, "PLAIN"]))
     with one_thread():
-        print(json.dumps({str(columns): measure(names, columns, args.rounds) for columns in args.columns}))
+        print(json.dumps({str(columns): measure_speeds(names, columns, args.rounds) for columns in args.columns}))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import zarr
 from sklearn.datasets import load_digits
 
 SIDE = 8
-BRIGHTEST = 16
+MAX_BRIGHTNESS = 16
 # The greatest size of each deformation; lengths in pixels.
 ROTATION = 0.15  # tangent of the angle
 SCALE = 0.08
@@ -25,78 +25,79 @@ SHEAR = 0.10
 SHIFT = 0.3
 WARP = 0.25
 INTENSITY = 0.15
-DRAWS = 12
+DRAWS_PER_ROW = 12
 
 
-def mix(x: np.ndarray) -> np.ndarray:
+def scramble_bits(values: np.ndarray) -> np.ndarray:
     """Scramble 64-bit integers: the finaliser of splitmix64 (Steele, Lea and Flood 2014)."""
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))
 
 
-def uniform(seed: int, rows: np.ndarray, draws: int) -> np.ndarray:
+def draw_uniform(seed: int, rows: np.ndarray, draws: int) -> np.ndarray:
     """Draw from [0, 1), shape (draws, rows), each a function of (seed, row, draw)."""
     step = np.uint64(0x9E3779B97F4A7C15)
-    key = mix(mix(np.array([seed], np.uint64) + step) + (rows.astype(np.uint64) + np.uint64(1)) * step)
+    seed_key = scramble_bits(np.array([seed], np.uint64) + step)
+    key = scramble_bits(seed_key + (rows.astype(np.uint64) + np.uint64(1)) * step)
     draw = np.arange(1, draws + 1, dtype=np.uint64)[:, None]
-    return (mix(key + draw * step) >> np.uint64(11)) * 2.0**-53
+    return (scramble_bits(key + draw * step) >> np.uint64(11)) * 2.0**-53
 
 
-def bilinear(padded: np.ndarray, which: np.ndarray, y: np.ndarray, x: np.ndarray) -> np.ndarray:
+def sample_bilinear(padded: np.ndarray, digit_numbers: np.ndarray, y: np.ndarray, x: np.ndarray) -> np.ndarray:
     """Sample images, padded by one dark pixel on every side, at (y, x) of the unpadded image."""
     y, x = np.clip(y + 1, 0, SIDE + 1), np.clip(x + 1, 0, SIDE + 1)
     top, left = np.minimum(y.astype(np.intp), SIDE), np.minimum(x.astype(np.intp), SIDE)
     down, right = y - top, x - left
-    upper = padded[which, top, left] * (1 - right) + padded[which, top, left + 1] * right
-    lower = padded[which, top + 1, left] * (1 - right) + padded[which, top + 1, left + 1] * right
+    upper = padded[digit_numbers, top, left] * (1 - right) + padded[digit_numbers, top, left + 1] * right
+    lower = padded[digit_numbers, top + 1, left] * (1 - right) + padded[digit_numbers, top + 1, left + 1] * right
     return upper * (1 - down) + lower * down
 
 
-def deform(digits: np.ndarray, seed: int, rows: np.ndarray, side: int = SIDE) -> tuple[np.ndarray, np.ndarray]:
+def deform_digits(digits: np.ndarray, seed: int, rows: np.ndarray, side: int = SIDE) -> tuple[np.ndarray, np.ndarray]:
     """Return the images of these rows, (rows, side * side) float64, and which digit each was made from."""
-    draws = uniform(seed, rows, DRAWS)[:, :, None, None]
-    which = (draws[0] * len(digits)).astype(np.intp)
-    turn, grow_y, grow_x, shear, shift_y, shift_x, *warps, gain = 2 * draws[1:] - 1
+    draws = draw_uniform(seed, rows, DRAWS_PER_ROW)[:, :, None, None]
+    digit_numbers = (draws[0] * len(digits)).astype(np.intp)
+    rotation, stretch_y, stretch_x, shear, shift_y, shift_x, *warps, gain = 2 * draws[1:] - 1
 
     # Where each pixel comes from: an affine map about the centre, then a warp along each axis that bends
     # with the other axis, as Legendre's second and third polynomials do: no shift or shear hides in them.
     centre = (SIDE - 1) / 2
     pixels = np.linspace(0, SIDE - 1, side) - centre
     y, x = pixels[:, None], pixels[None, :]
-    tan = ROTATION * turn
+    tan = ROTATION * rotation
     cos = 1 / np.sqrt(1 + tan * tan)
     sin = tan * cos
     sheared = x + SHEAR * shear * y
-    from_y = (1 + SCALE * grow_y) * (cos * y - sin * sheared) + SHIFT * shift_y
-    from_x = (1 + SCALE * grow_x) * (sin * y + cos * sheared) + SHIFT * shift_x
+    source_y = (1 + SCALE * stretch_y) * (cos * y - sin * sheared) + SHIFT * shift_y
+    source_x = (1 + SCALE * stretch_x) * (sin * y + cos * sheared) + SHIFT * shift_x
     v, u = y / centre, x / centre
-    from_y = from_y + WARP * (warps[0] * (3 * u * u - 1) / 2 + warps[1] * (5 * u * u * u - 3 * u) / 2)
-    from_x = from_x + WARP * (warps[2] * (3 * v * v - 1) / 2 + warps[3] * (5 * v * v * v - 3 * v) / 2)
+    source_y = source_y + WARP * (warps[0] * (3 * u * u - 1) / 2 + warps[1] * (5 * u * u * u - 3 * u) / 2)
+    source_x = source_x + WARP * (warps[2] * (3 * v * v - 1) / 2 + warps[3] * (5 * v * v * v - 3 * v) / 2)
 
     padded = np.pad(digits, ((0, 0), (1, 1), (1, 1)))
-    images = bilinear(padded, which, from_y + centre, from_x + centre) * (1 + INTENSITY * gain)
-    return np.minimum(images, BRIGHTEST).reshape(len(rows), side * side), which.ravel()
+    images = sample_bilinear(padded, digit_numbers, source_y + centre, source_x + centre) * (1 + INTENSITY * gain)
+    return np.minimum(images, MAX_BRIGHTNESS).reshape(len(rows), side * side), digit_numbers.ravel()
 
 
-def write(out: Path, rows: int, seed: int, chunk_rows: int, dtype: str, columns: int) -> None:
+def write_digits(out: Path, rows: int, seed: int, chunk_rows: int, dtype: str, columns: int) -> None:
     """Write `vectors` and `labels` chunk by chunk; the group's attributes, written last, say it is whole."""
-    source = load_digits()
-    classes = source.target.astype(np.uint8)
+    dataset = load_digits()
+    digit_labels = dataset.target.astype(np.uint8)
     group = zarr.create_group(out, overwrite=True)
     vectors = group.create_array("vectors", shape=(rows, columns), chunks=(chunk_rows, columns), dtype=dtype)
     labels = group.create_array("labels", shape=(rows,), chunks=(chunk_rows,), dtype="uint8")
-    for begin in range(0, rows, chunk_rows):
-        end = min(begin + chunk_rows, rows)
-        images, which = deform(source.images, seed, np.arange(begin, end), math.isqrt(columns))
-        vectors[begin:end] = (np.rint(images) if dtype == "uint8" else images).astype(dtype)
-        labels[begin:end] = classes[which]
+    for start in range(0, rows, chunk_rows):
+        stop = min(start + chunk_rows, rows)
+        images, digit_numbers = deform_digits(dataset.images, seed, np.arange(start, stop), math.isqrt(columns))
+        vectors[start:stop] = (np.rint(images) if dtype == "uint8" else images).astype(dtype)
+        labels[start:stop] = digit_labels[digit_numbers]
     group.attrs.update({"rows": rows, "seed": seed, "chunk_rows": chunk_rows, "dtype": dtype, "columns": columns})
 
 
-def complete(out: Path, **wanted: object) -> bool:
+def is_complete(out: Path, **settings: object) -> bool:
     """Tell whether the store is there, whole, and made with these settings."""
-    return (out / "zarr.json").exists() and dict(zarr.open_group(out, mode="r").attrs) == wanted
+    return (out / "zarr.json").exists() and dict(zarr.open_group(out, mode="r").attrs) == settings
 
 
 def main() -> None:
@@ -119,10 +120,10 @@ def main() -> None:
         "dtype": args.dtype,
         "columns": args.columns,
     }
-    if complete(args.out, **settings):
+    if is_complete(args.out, **settings):
         print(f"{args.out}: {args.rows:,} digits, already there")
         return
-    write(args.out, **settings)
+    write_digits(args.out, **settings)
     print(f"{args.out}: {args.rows:,} digits written")
 
 

@@ -79,7 +79,7 @@ def test_figures_say_what_they_were_measured_on(figures):
 
 def test_a_peer_that_fails_is_reported_with_its_last_words(store, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["benchmark.py", store, "--output", str(tmp_path / "x"), "--array", "none"])
-    result = benchmark.run_peer(benchmark.parse(), "pynndescent", sys.executable, tmp_path)
+    result = benchmark.run_peer(benchmark.parse_arguments(), "pynndescent", sys.executable, tmp_path)
     assert "exit code 1" in result["failed"]
     assert benchmark.summarize([{"name": "pynndescent", "round": 0, **result}])["pynndescent"] == {
         "failed": result["failed"]
@@ -90,7 +90,7 @@ def test_a_peer_that_fails_is_reported_with_its_last_words(store, tmp_path, monk
 def test_what_is_not_known_is_refused(words, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["benchmark.py", "data.zarr", "--output", "x", *words])
     with pytest.raises(SystemExit):
-        benchmark.parse()
+        benchmark.parse_arguments()
     assert "must be" in (error := capsys.readouterr().err) or "not among dumap, umap-learn" in error
 
 
@@ -110,9 +110,9 @@ def test_a_map_that_is_not_finite_is_reported(store, tmp_path, monkeypatch):
     np.save(tmp_path / "pacmap-0" / "embedding.npy", np.full((600, 2), np.nan))
     monkeypatch.setattr(sys, "argv", ["benchmark.py", store, "--output", str(tmp_path / "x"), "--queries", "50"])
     entries = [{"name": "pacmap", "round": 0}]
-    benchmark.judge_all(benchmark.parse(), tmp_path, entries)
+    benchmark.judge_all(benchmark.parse_arguments(), tmp_path, entries)
     assert "not finite" in entries[0]["failed"]
-    assert "not finite" in benchmark.table(entries)
+    assert "not finite" in benchmark.format_table(entries)
 
 
 # processes ---------------------------------------------------------------------------------------
@@ -136,12 +136,12 @@ def test_a_process_whose_time_is_up_is_ended_with_its_children(tmp_path):
     result = run_watched([sys.executable, "-c", program], timeout=1.0)
     assert result.code is None
     assert time.monotonic() - began < 30
-    assert "its time was up" in benchmark.failure(result)
+    assert "its time was up" in benchmark.describe_failure(result)
 
 
 def test_what_a_process_said_last_is_kept():
     result = run_watched([sys.executable, "-c", "import sys; sys.exit('it is broken')"])
-    assert benchmark.failure(result) == "exit code 1: it is broken"
+    assert benchmark.describe_failure(result) == "exit code 1: it is broken"
 
 
 # peers -------------------------------------------------------------------------------------------

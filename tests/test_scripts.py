@@ -29,7 +29,7 @@ def made(digits_script, tmp_path_factory):
 
     def make(rows, columns, dtype="float32", chunk_rows=100):
         out = folder / f"{rows}-{columns}-{dtype}-{chunk_rows}.zarr"
-        digits_script.write(out, rows, 42, chunk_rows, dtype, columns)
+        digits_script.write_digits(out, rows, 42, chunk_rows, dtype, columns)
         return zarr.open_group(out, mode="r")
 
     return make
