@@ -240,7 +240,7 @@ def judge_all(args: argparse.Namespace, runs_folder: Path, entries: list[dict[st
     succeeded = [entry for entry in entries if "failed" not in entry]
     if not succeeded:
         return
-    sample = judge.draw(args.data, args.array, args.labels, args.queries)
+    sample = judge.draw_sample(args.data, args.array, args.labels, args.queries)
     for entry in succeeded:
         folder = runs_folder / f"{entry['name']}-{entry['round']}"
         quality: dict[str, float] = {}
@@ -252,7 +252,7 @@ def judge_all(args: argparse.Namespace, runs_folder: Path, entries: list[dict[st
             continue
         if (folder / "neighbors.npy").exists():
             quality["recall"] = judge.recall(sample, np.load(folder / "neighbors.npy"))
-        entry["quality"] = judge.rounded(quality)
+        entry["quality"] = judge.round_figures(quality)
     succeeded = [entry for entry in succeeded if "failed" not in entry]
     dumap_entries = [entry for entry in succeeded if entry["name"] == DUMAP]
     for entry in succeeded:
@@ -260,7 +260,7 @@ def judge_all(args: argparse.Namespace, runs_folder: Path, entries: list[dict[st
             dumap_entry = next(
                 (candidate for candidate in dumap_entries if candidate["round"] == entry["round"]), dumap_entries[0]
             )
-            entry["dumap_worse"] = judge.worse(dumap_entry["quality"], entry["quality"])
+            entry["dumap_worse"] = judge.list_worse_figures(dumap_entry["quality"], entry["quality"])
 
 
 def summarize(entries: list[dict[str, Any]]) -> dict[str, Any]:

@@ -34,11 +34,11 @@ from measuring.contenders import without_self
 from measuring.machine import cores
 
 CHUNK_ROWS = 16_384
-MOST_SOURCE_ROWS = 200_000
+MAX_SOURCE_ROWS = 200_000
 """Rows of the source that are used, evenly spaced; all, where there are no more."""
-NEIGHBORS, WIDE, QUERIES = 15, 100, 1000
-MOST_JITTER, TRIES, CLOSE = 4.0, 10, 0.005
-UNIT = 0.01
+NEIGHBORS, DIMENSION_NEIGHBORS, QUERIES = 15, 100, 1000
+MAX_JITTER, MAX_TRIES, RECALL_TOLERANCE = 4.0, 10, 0.005
+LENGTH_TOLERANCE = 0.01
 """Rows have unit length if none is further from it than this."""
 
 
@@ -60,7 +60,7 @@ class Recipe:
     jitter: float
 
 
-class Source:
+class SourceRows:
     """Rows to make others of.
 
     Parameters
@@ -72,38 +72,38 @@ class Source:
     def __init__(self, x: np.ndarray, labels: np.ndarray | None = None) -> None:
         self.x, self.labels = x, labels
         self.scale = float(np.sqrt(((x - x.mean(axis=0)) ** 2).sum(axis=1).mean()))
-        self.unit = bool(np.abs(np.linalg.norm(x, axis=1) - 1).max() < UNIT)
+        self.has_unit_length = bool(np.abs(np.linalg.norm(x, axis=1) - 1).max() < LENGTH_TOLERANCE)
 
     @classmethod
-    def read(cls, path: str, array: str, labels: str) -> Source:
+    def read(cls, path: str, array: str, labels: str) -> SourceRows:
         """Read a store, or an even share of its rows where it is long."""
         vectors = zarr.open_array(path, path=array, mode="r")
-        step = -(-vectors.shape[0] // MOST_SOURCE_ROWS)
-        x = np.concatenate([rows[-first % step :: step] for first, rows in judge.blocks(vectors)])
-        own = None
+        step = -(-vectors.shape[0] // MAX_SOURCE_ROWS)
+        x = np.concatenate([rows[-first % step :: step] for first, rows in judge.read_blocks(vectors)])
+        labels_of_rows = None
         if labels in zarr.open_group(path, mode="r"):
-            own = np.asarray(zarr.open_array(path, path=labels, mode="r")[...])[::step]
-        return cls(x, own)
+            labels_of_rows = np.asarray(zarr.open_array(path, path=labels, mode="r")[...])[::step]
+        return cls(x, labels_of_rows)
 
-    def chunk(self, recipe: Recipe, number: int) -> tuple[np.ndarray, np.ndarray]:
+    def make_chunk(self, recipe: Recipe, number: int) -> tuple[np.ndarray, np.ndarray]:
         """Make a chunk of rows, (CHUNK_ROWS, dims) float32; return the number of the row that each is most of, too."""
         rng = np.random.default_rng((recipe.seed, number))
         first, second = rng.integers(len(self.x), size=(2, CHUNK_ROWS))
         weight = (recipe.mix * rng.random(CHUNK_ROWS, np.float32))[:, None]
         noise = rng.standard_normal((CHUNK_ROWS, self.x.shape[1]), np.float32)
         noise *= recipe.jitter * self.scale / np.sqrt(self.x.shape[1], dtype=np.float32)
-        made = (1 - weight) * self.x[first] + weight * self.x[second] + noise
-        if self.unit:
-            made /= np.maximum(np.linalg.norm(made, axis=1, keepdims=True), 1e-12)
-        return made.astype(np.float32), first
+        mixed_rows = (1 - weight) * self.x[first] + weight * self.x[second] + noise
+        if self.has_unit_length:
+            mixed_rows /= np.maximum(np.linalg.norm(mixed_rows, axis=1, keepdims=True), 1e-12)
+        return mixed_rows.astype(np.float32), first
 
-    def rows(self, recipe: Recipe, count: int) -> np.ndarray:
+    def make_rows(self, recipe: Recipe, count: int) -> np.ndarray:
         """Make so many rows in memory."""
-        chunks = [self.chunk(recipe, number)[0] for number in range(-(-count // CHUNK_ROWS))]
+        chunks = [self.make_chunk(recipe, number)[0] for number in range(-(-count // CHUNK_ROWS))]
         return np.concatenate(chunks)[:count]
 
 
-def write(source: Source, recipe: Recipe, out: str, rows: int, told: dict[str, Any]) -> None:
+def write_rows(source: SourceRows, recipe: Recipe, out: str, rows: int, attributes: dict[str, Any]) -> None:
     """Write the store chunk by chunk; its attributes, written last, say how it was made."""
     group, chunk_rows = zarr.open_group(out, mode="w"), min(CHUNK_ROWS, rows)
     dims = source.x.shape[1]
@@ -111,81 +111,83 @@ def write(source: Source, recipe: Recipe, out: str, rows: int, told: dict[str, A
     labels = None
     if source.labels is not None:
         labels = group.create_array("labels", shape=(rows,), chunks=(chunk_rows,), dtype=source.labels.dtype)
-    for number, begin in enumerate(range(0, rows, CHUNK_ROWS)):
-        made, first = source.chunk(recipe, number)
-        end = min(begin + CHUNK_ROWS, rows)
-        vectors[begin:end] = made[: end - begin]
+    for number, start in enumerate(range(0, rows, CHUNK_ROWS)):
+        chunk, source_rows = source.make_chunk(recipe, number)
+        stop = min(start + CHUNK_ROWS, rows)
+        vectors[start:stop] = chunk[: stop - start]
         if labels is not None and source.labels is not None:
-            labels[begin:end] = source.labels[first[: end - begin]]
-    group.attrs.update({**asdict(recipe), **told})
+            labels[start:stop] = source.labels[source_rows[: stop - start]]
+    group.attrs.update({**asdict(recipe), **attributes})
 
 
 # how hard it is ----------------------------------------------------------------------------------
 
 
-def hardness(x: np.ndarray, threads: int) -> dict[str, float]:
+def measure_hardness(x: np.ndarray, threads: int) -> dict[str, float]:
     """Return pynndescent's recall, the intrinsic dimension and the contrast of rows in memory."""
     import pynndescent
 
     rng = np.random.default_rng(0)
     queries = np.sort(rng.choice(len(x), min(QUERIES, len(x)), replace=False))
-    wide = min(WIDE, len(x) - 1)
-    nearest = judge.exact_neighbors(x, queries, x[queries], wide)
+    k = min(DIMENSION_NEIGHBORS, len(x) - 1)
+    nearest = judge.exact_neighbors(x, queries, x[queries], k)
     distances = np.sqrt(((x[nearest].astype(np.float64) - x[queries][:, None]) ** 2).sum(axis=2))
     index = pynndescent.NNDescent(x, n_neighbors=NEIGHBORS, n_jobs=threads, random_state=1)
     lists = without_self(index.neighbor_graph[0])
-    others = rng.choice(len(x), len(queries))
-    apart = np.sqrt(((x[others].astype(np.float64) - x[queries]) ** 2).sum(axis=1))
+    random_rows = rng.choice(len(x), len(queries))
+    random_distances = np.sqrt(((x[random_rows].astype(np.float64) - x[queries]) ** 2).sum(axis=1))
     return {
         "rows": len(x),
-        "recall": round(judge.overlap(lists[queries], nearest[:, : lists.shape[1]]), 4),
+        "recall": round(judge.mean_overlap(lists[queries], nearest[:, : lists.shape[1]]), 4),
         "intrinsic_dimension": round(intrinsic_dimension(distances), 2),
-        "contrast": round(float(apart.mean() / max(distances[:, 0].mean(), 1e-12)), 3),
+        "contrast": round(float(random_distances.mean() / max(distances[:, 0].mean(), 1e-12)), 3),
     }
 
 
 def intrinsic_dimension(distances: np.ndarray) -> float:
     """Return the dimension in which neighbours lie at such distances, (queries, k), ascending."""
-    near = distances[distances[:, 0] > 0]
-    logs = np.log(near[:, -1:] / near[:, :-1])
-    return float(1 / logs.mean())
+    nonzero = distances[distances[:, 0] > 0]
+    log_ratios = np.log(nonzero[:, -1:] / nonzero[:, :-1])
+    return float(1 / log_ratios.mean())
 
 
-def match(source: Source, recipe: Recipe, rows: int, target: float, threads: int) -> tuple[Recipe, dict[str, float]]:
+def match_recall(
+    source: SourceRows, recipe: Recipe, rows: int, target: float, threads: int
+) -> tuple[Recipe, dict[str, float]]:
     """Choose the jitter, or where mixing alone is too hard the mix, with which recall is as on the source's rows."""
 
-    def tried(one: Recipe) -> dict[str, float]:
-        found = hardness(source.rows(one, rows), threads)
-        print(f"mix {one.mix:.4f}, jitter {one.jitter:.4f}: {describe(found)}", flush=True)
-        return found
+    def try_recipe(candidate: Recipe) -> dict[str, float]:
+        hardness = measure_hardness(source.make_rows(candidate, rows), threads)
+        print(f"mix {candidate.mix:.4f}, jitter {candidate.jitter:.4f}: {format_hardness(hardness)}", flush=True)
+        return hardness
 
-    name, low, high = "jitter", 0.0, MOST_JITTER
+    parameter, low, high = "jitter", 0.0, MAX_JITTER
     best = replace(recipe, jitter=0.0)
-    found = tried(best)
-    if found["recall"] < target - CLOSE:
-        name, high = "mix", recipe.mix
+    hardness = try_recipe(best)
+    if hardness["recall"] < target - RECALL_TOLERANCE:
+        parameter, high = "mix", recipe.mix
     value = min(0.5, (low + high) / 2)
-    for _ in range(TRIES):
-        if abs(found["recall"] - target) <= CLOSE:
+    for _ in range(MAX_TRIES):
+        if abs(hardness["recall"] - target) <= RECALL_TOLERANCE:
             break
-        one = replace(recipe, jitter=value) if name == "jitter" else replace(recipe, jitter=0.0, mix=value)
-        got = tried(one)
-        if abs(got["recall"] - target) < abs(found["recall"] - target):
-            best, found = one, got
-        low, high = (value, high) if got["recall"] > target else (low, value)
+        candidate = replace(recipe, jitter=value) if parameter == "jitter" else replace(recipe, jitter=0.0, mix=value)
+        candidate_hardness = try_recipe(candidate)
+        if abs(candidate_hardness["recall"] - target) < abs(hardness["recall"] - target):
+            best, hardness = candidate, candidate_hardness
+        low, high = (value, high) if candidate_hardness["recall"] > target else (low, value)
         value = (low + high) / 2
-    return best, found
+    return best, hardness
 
 
-def describe(found: dict[str, float]) -> str:
+def format_hardness(hardness: dict[str, float]) -> str:
     """Write how hard rows are."""
     return (
-        f"{found['rows']:,} rows, pynndescent's recall {found['recall']:.3f}, intrinsic dimension "
-        f"{found['intrinsic_dimension']:.1f}, contrast {found['contrast']:.2f}"
+        f"{hardness['rows']:,} rows, pynndescent's recall {hardness['recall']:.3f}, intrinsic dimension "
+        f"{hardness['intrinsic_dimension']:.1f}, contrast {hardness['contrast']:.2f}"
     )
 
 
-def parse() -> argparse.Namespace:
+def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", help="a Zarr group of vectors")
@@ -195,9 +197,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--labels", default="labels", help="of the source, if it has them (%(default)s)")
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--mix", type=float, default=0.5, help="greatest weight of the second row (%(default)s)")
-    how = parser.add_mutually_exclusive_group(required=True)
-    how.add_argument("--jitter", type=float, help="length of the noise")
-    how.add_argument("--match", action="store_true", help="find it by pynndescent's recall")
+    jitter_options = parser.add_mutually_exclusive_group(required=True)
+    jitter_options.add_argument("--jitter", type=float, help="length of the noise")
+    jitter_options.add_argument("--match", action="store_true", help="find it by pynndescent's recall")
     parser.add_argument("--match-rows", type=int, help="rows of each try; default: all")
     parser.add_argument("--no-report", action="store_true", help="with --jitter: do not say how hard the rows are")
     parser.add_argument("--threads", type=int, default=cores())
@@ -209,22 +211,24 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
     """Make the rows, and say how hard they are."""
-    args = parse()
-    source = Source.read(args.source, args.array, args.labels)
+    args = parse_arguments()
+    source = SourceRows.read(args.source, args.array, args.labels)
     recipe = Recipe(args.seed, args.mix, args.jitter or 0.0)
-    told: dict[str, Any] = {"source": os.path.basename(args.source), "source_rows": len(source.x)}
+    attributes: dict[str, Any] = {"source": os.path.basename(args.source), "source_rows": len(source.x)}
     if args.match or not args.no_report:
-        told["hardness_of_source"] = hardness(source.x, args.threads)
-        print(f"source: {describe(told['hardness_of_source'])}", flush=True)
+        attributes["hardness_of_source"] = measure_hardness(source.x, args.threads)
+        print(f"source: {format_hardness(attributes['hardness_of_source'])}", flush=True)
     if args.match:
         rows = min(args.rows, args.match_rows or args.rows)
-        recipe, told["hardness"] = match(source, recipe, rows, told["hardness_of_source"]["recall"], args.threads)
+        recipe, attributes["hardness"] = match_recall(
+            source, recipe, rows, attributes["hardness_of_source"]["recall"], args.threads
+        )
     elif not args.no_report:
-        told["hardness"] = hardness(source.rows(recipe, args.rows), args.threads)
-    write(source, recipe, args.out, args.rows, told)
-    if "hardness" in told:
-        print(f"made, mix {recipe.mix:.4f}, jitter {recipe.jitter:.4f}: {describe(told['hardness'])}")
-    print(json.dumps({"out": args.out, "rows": args.rows, **asdict(recipe), **told}))
+        attributes["hardness"] = measure_hardness(source.make_rows(recipe, args.rows), args.threads)
+    write_rows(source, recipe, args.out, args.rows, attributes)
+    if "hardness" in attributes:
+        print(f"made, mix {recipe.mix:.4f}, jitter {recipe.jitter:.4f}: {format_hardness(attributes['hardness'])}")
+    print(json.dumps({"out": args.out, "rows": args.rows, **asdict(recipe), **attributes}))
 
 
 if __name__ == "__main__":

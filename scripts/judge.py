@@ -33,21 +33,21 @@ import zarr
 from scipy.spatial import cKDTree
 from scipy.spatial.distance import cdist
 
-A, B = 1.5769434602, 0.8950608780
+CURVE_A, CURVE_B = 1.5769434602, 0.8950608780
 """The curve of min_dist 0.1 and spread 1, as umap-learn fits it."""
-NEGATIVES = 2.5
+REPULSION_WEIGHT = 2.5
 """How much repulsion counts: half of the 5 negative samples, since each pair is seen from both ends."""
-NEAREST, FARTHER = 15, 100
+NEAR_NEIGHBORS, FAR_NEIGHBORS = 15, 100
 BLOCK_ROWS = 20_000
 TRIPLETS, PAIRS, SILHOUETTE_ROWS = 20_000, 500_000, 3_000
-NOT_BELOW = {"kept15": (0.97, 0.0), "kept100": (0.97, 0.0), "trust15": (1.0, 0.01)}
-NOT_BELOW |= {"label15": (1.0, 0.01), "triplet": (1.0, 0.01), "silhouette": (1.0, 0.03), "recall": (1.0, 0.01)}
+WORSE_BELOW = {"kept15": (0.97, 0.0), "kept100": (0.97, 0.0), "trust15": (1.0, 0.01)}
+WORSE_BELOW |= {"label15": (1.0, 0.01), "triplet": (1.0, 0.01), "silhouette": (1.0, 0.03), "recall": (1.0, 0.01)}
 """A figure is worse than another's below that times the factor, less the margin."""
 XENT_FACTOR = 1.02
 """A cross-entropy is worse above so many times another's."""
 
 
-def load(path: str) -> np.ndarray:
+def load_array(path: str) -> np.ndarray:
     """Read a .npy file or a Zarr array."""
     if path.endswith(".npy"):
         return np.load(path)
@@ -72,10 +72,10 @@ class Sample:
     nearest : ndarray (q, k)
         Their exact nearest rows, themselves left out.
     triplets : ndarray (3, t)
-        Rows i, j, k; `nearer` says whether j is the nearer to i.
-    nearer : ndarray (t,) bool
+        Rows i, j, k; `is_j_nearer` says whether j is the nearer to i.
+    is_j_nearer : ndarray (t,) bool
     pairs : ndarray (2, p)
-    classed : ndarray
+    silhouette_rows : ndarray
         Rows on which silhouettes are computed.
     """
 
@@ -85,9 +85,9 @@ class Sample:
     x: np.ndarray
     nearest: np.ndarray
     triplets: np.ndarray
-    nearer: np.ndarray
+    is_j_nearer: np.ndarray
     pairs: np.ndarray
-    classed: np.ndarray
+    silhouette_rows: np.ndarray
 
     @property
     def rows(self) -> int:
@@ -95,100 +95,108 @@ class Sample:
         return int(self.vectors.shape[0])
 
 
-def blocks(vectors: zarr.Array | np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+def read_blocks(vectors: zarr.Array | np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
     """Yield (first row, rows as float32)."""
     for first in range(0, vectors.shape[0], BLOCK_ROWS):
         yield first, np.asarray(vectors[first : first + BLOCK_ROWS], np.float32)
 
 
-def rows_of(vectors: zarr.Array, rows: np.ndarray) -> np.ndarray:
+def read_rows(vectors: zarr.Array, rows: np.ndarray) -> np.ndarray:
     """Read some rows, in ascending order, as float32."""
     return np.asarray(vectors.oindex[rows], np.float32)
 
 
 def exact_neighbors(vectors: zarr.Array | np.ndarray, queries: np.ndarray, x: np.ndarray, k: int) -> np.ndarray:
     """Return the k nearest rows of each query among all rows, itself left out, (q, k)."""
-    ids, squared = np.full((len(queries), k + 1), -1), np.full((len(queries), k + 1), np.inf, np.float32)
-    for first, block in blocks(vectors):
-        d = (block * block).sum(axis=1)[None, :] - 2 * (x @ block.T)
-        part = np.argpartition(d, min(k, d.shape[1] - 1), axis=1)[:, : k + 1]
-        ids = np.concatenate([ids, part + first], axis=1)
-        squared = np.concatenate([squared, np.take_along_axis(d, part, 1)], axis=1)
+    row_ids, squared = np.full((len(queries), k + 1), -1), np.full((len(queries), k + 1), np.inf, np.float32)
+    for first, block in read_blocks(vectors):
+        block_squared = (block * block).sum(axis=1)[None, :] - 2 * (x @ block.T)
+        nearest = np.argpartition(block_squared, min(k, block_squared.shape[1] - 1), axis=1)[:, : k + 1]
+        row_ids = np.concatenate([row_ids, nearest + first], axis=1)
+        squared = np.concatenate([squared, np.take_along_axis(block_squared, nearest, 1)], axis=1)
         order = np.argsort(squared, axis=1, kind="stable")[:, : k + 1]
-        ids, squared = np.take_along_axis(ids, order, 1), np.take_along_axis(squared, order, 1)
-    return without(ids, queries)
+        row_ids, squared = np.take_along_axis(row_ids, order, 1), np.take_along_axis(squared, order, 1)
+    return remove_self(row_ids, queries)
 
 
-def without(ids: np.ndarray, queries: np.ndarray) -> np.ndarray:
+def remove_self(row_ids: np.ndarray, queries: np.ndarray) -> np.ndarray:
     """Leave a query out of its own list, or the last of a list that does not hold it, (q, k - 1)."""
-    return np.array([row[row != own][: ids.shape[1] - 1] for row, own in zip(ids, queries, strict=True)])
-
-
-def draw(data: str, array: str = "vectors", labels: str = "labels", queries: int = 2000, seed: int = 1) -> Sample:
-    """Draw what maps of a data set are judged by, and find the exact neighbours."""
-    vectors, labelled = zarr.open_array(data, path=array, mode="r"), labels in zarr.open_group(data, mode="r")
-    rows = vectors.shape[0]
-    if rows < NEAREST + 2:
-        raise SystemExit(f"{data}: {rows} rows are too few to judge by {NEAREST} neighbours")
-    rng = np.random.default_rng(seed)
-    chosen = np.sort(rng.choice(rows, min(queries, rows), replace=False))
-    x = rows_of(vectors, chosen)
-    triplets, pairs = rng.choice(rows, (3, TRIPLETS)), rng.choice(rows, (2, PAIRS))
-    classed = np.sort(rng.choice(rows, min(SILHOUETTE_ROWS, rows), replace=False))
-    used = np.unique(triplets)
-    i, j, k = (rows_of(vectors, used)[np.searchsorted(used, some)] for some in triplets)
-    return Sample(
-        vectors,
-        np.asarray(zarr.open_array(data, path=labels, mode="r")[...]) if labelled else None,
-        chosen,
-        x,
-        exact_neighbors(vectors, chosen, x, NEAREST),
-        triplets,
-        ((i - j) ** 2).sum(axis=1) < ((i - k) ** 2).sum(axis=1),
-        pairs[:, pairs[0] != pairs[1]],
-        classed,
+    return np.array(
+        [listed[listed != query][: row_ids.shape[1] - 1] for listed, query in zip(row_ids, queries, strict=True)]
     )
 
 
-def overlap(listed: np.ndarray, wanted: np.ndarray) -> float:
-    """Return the mean share of each row of `wanted` that is in the same row of `listed`."""
-    return float(np.mean([np.isin(w, some).mean() for some, w in zip(listed, wanted, strict=True)]))
+def draw_sample(
+    data: str, array: str = "vectors", labels: str = "labels", queries: int = 2000, seed: int = 1
+) -> Sample:
+    """Draw what maps of a data set are judged by, and find the exact neighbours."""
+    vectors, has_labels = zarr.open_array(data, path=array, mode="r"), labels in zarr.open_group(data, mode="r")
+    rows = vectors.shape[0]
+    if rows < NEAR_NEIGHBORS + 2:
+        raise SystemExit(f"{data}: {rows} rows are too few to judge by {NEAR_NEIGHBORS} neighbours")
+    rng = np.random.default_rng(seed)
+    query_rows = np.sort(rng.choice(rows, min(queries, rows), replace=False))
+    x = read_rows(vectors, query_rows)
+    triplets, pairs = rng.choice(rows, (3, TRIPLETS)), rng.choice(rows, (2, PAIRS))
+    silhouette_rows = np.sort(rng.choice(rows, min(SILHOUETTE_ROWS, rows), replace=False))
+    triplet_rows = np.unique(triplets)
+    i, j, k = (
+        read_rows(vectors, triplet_rows)[np.searchsorted(triplet_rows, rows_of_triplet)] for rows_of_triplet in triplets
+    )
+    return Sample(
+        vectors,
+        np.asarray(zarr.open_array(data, path=labels, mode="r")[...]) if has_labels else None,
+        query_rows,
+        x,
+        exact_neighbors(vectors, query_rows, x, NEAR_NEIGHBORS),
+        triplets,
+        ((i - j) ** 2).sum(axis=1) < ((i - k) ** 2).sum(axis=1),
+        pairs[:, pairs[0] != pairs[1]],
+        silhouette_rows,
+    )
+
+
+def mean_overlap(listed: np.ndarray, expected: np.ndarray) -> float:
+    """Return the mean share of each row of `expected` that is in the same row of `listed`."""
+    return float(np.mean([np.isin(row, listed_row).mean() for listed_row, row in zip(listed, expected, strict=True)]))
 
 
 def trustworthiness(sample: Sample, mapped: np.ndarray) -> float:
     """Return the trustworthiness of the rows nearest in a map, (q, k), by their exact ranks."""
     x, queries, k = sample.x, sample.queries, mapped.shape[1]
-    used = np.unique(mapped)
-    nearest = rows_of(sample.vectors, used)
-    places = np.searchsorted(used, mapped)
-    squared = np.stack([((nearest[row] - own) ** 2).sum(axis=1) for row, own in zip(places, x, strict=True)])
+    mapped_rows = np.unique(mapped)
+    nearest = read_rows(sample.vectors, mapped_rows)
+    positions = np.searchsorted(mapped_rows, mapped)
+    squared = np.stack(
+        [((nearest[listed] - query) ** 2).sum(axis=1) for listed, query in zip(positions, x, strict=True)]
+    )
     rank = np.zeros(squared.shape, np.int64)
-    for first, block in blocks(sample.vectors):
-        d = (block * block).sum(axis=1)[None, :] - 2 * (x @ block.T) + (x * x).sum(axis=1)[:, None]
-        inside = (queries >= first) & (queries < first + len(block))
-        d[np.nonzero(inside)[0], queries[inside] - first] = np.inf
+    for first, block in read_blocks(sample.vectors):
+        block_squared = (block * block).sum(axis=1)[None, :] - 2 * (x @ block.T) + (x * x).sum(axis=1)[:, None]
+        is_in_block = (queries >= first) & (queries < first + len(block))
+        block_squared[np.nonzero(is_in_block)[0], queries[is_in_block] - first] = np.inf
         for column in range(k):
-            rank[:, column] += (d < squared[:, column : column + 1] * (1 - 1e-6)).sum(axis=1)
-    beyond = np.maximum(rank + 1 - k, 0).sum(axis=1)
-    return float(1 - 2 / (k * (2 * sample.rows - 3 * k - 1)) * beyond.mean())
+            rank[:, column] += (block_squared < squared[:, column : column + 1] * (1 - 1e-6)).sum(axis=1)
+    rank_excess = np.maximum(rank + 1 - k, 0).sum(axis=1)
+    return float(1 - 2 / (k * (2 * sample.rows - 3 * k - 1)) * rank_excess.mean())
 
 
 def silhouette(y: np.ndarray, labels: np.ndarray) -> float:
     """Return the mean silhouette of labelled points, those of classes of one point left out (Rousseeuw 1987)."""
     distances = cdist(y, y)
-    classes, column = np.unique(labels, return_inverse=True)
-    members = column[:, None] == np.arange(len(classes))
-    sizes = members.sum(axis=0)
-    sums = distances @ members
-    own = np.arange(len(y)), column
-    kept = sizes[column] > 1
-    if len(classes) < 2 or not kept.any():
+    classes, class_numbers = np.unique(labels, return_inverse=True)
+    is_member = class_numbers[:, None] == np.arange(len(classes))
+    sizes = is_member.sum(axis=0)
+    sums = distances @ is_member
+    own_class = np.arange(len(y)), class_numbers
+    is_counted = sizes[class_numbers] > 1
+    if len(classes) < 2 or not is_counted.any():
         return float("nan")
-    within = sums[own] / np.maximum(sizes[column] - 1, 1)
-    other = sums / sizes
-    other[own] = np.inf
-    nearest = other.min(axis=1)
-    return float(((nearest - within) / np.maximum(within, nearest))[kept].mean())
+    mean_within = sums[own_class] / np.maximum(sizes[class_numbers] - 1, 1)
+    mean_between = sums / sizes
+    mean_between[own_class] = np.inf
+    nearest_other = mean_between.min(axis=1)
+    return float(((nearest_other - mean_within) / np.maximum(mean_within, nearest_other))[is_counted].mean())
 
 
 def cross_entropy(sample: Sample, y: np.ndarray) -> tuple[float, float]:
@@ -197,9 +205,9 @@ def cross_entropy(sample: Sample, y: np.ndarray) -> tuple[float, float]:
     def squared(a: np.ndarray, b: np.ndarray) -> np.ndarray:
         return np.asarray(((a - b) ** 2).sum(axis=-1, dtype=np.float64))
 
-    near = np.log1p(A * squared(y[sample.queries][:, None], y[sample.nearest]) ** B).mean()
+    near = np.log1p(CURVE_A * squared(y[sample.queries][:, None], y[sample.nearest]) ** CURVE_B).mean()
     i, j = sample.pairs
-    far = -np.log(1 - 1 / (1 + A * (squared(y[i], y[j]) + 1e-3) ** B)).mean()
+    far = -np.log(1 - 1 / (1 + CURVE_A * (squared(y[i], y[j]) + 1e-3) ** CURVE_B)).mean()
     return float(near), float(far)
 
 
@@ -214,46 +222,46 @@ def judge_map(sample: Sample, y: np.ndarray) -> dict[str, float]:
     if len(y) != sample.rows or not np.isfinite(y).all():
         raise ValueError(f"a map of shape {y.shape} for {sample.rows} rows, or one that is not finite")
     queries = sample.queries
-    wide = min(FARTHER, sample.rows - 1)
-    mapped = without(cKDTree(y).query(y[queries], k=wide + 1, workers=-1)[1], queries)
+    k_far = min(FAR_NEIGHBORS, sample.rows - 1)
+    mapped = remove_self(cKDTree(y).query(y[queries], k=k_far + 1, workers=-1)[1], queries)
     near, far = cross_entropy(sample, y)
     i, j, k = (y[rows] for rows in sample.triplets)
-    kept = sample.nearer == (((i - j) ** 2).sum(axis=1) < ((i - k) ** 2).sum(axis=1))
-    radius = np.sqrt(((y - np.median(y, axis=0)) ** 2).sum(axis=1))
-    found = {
-        "xent": near + NEGATIVES * far,
+    is_kept = sample.is_j_nearer == (((i - j) ** 2).sum(axis=1) < ((i - k) ** 2).sum(axis=1))
+    radii = np.sqrt(((y - np.median(y, axis=0)) ** 2).sum(axis=1))
+    figures = {
+        "xent": near + REPULSION_WEIGHT * far,
         "near": near,
         "far": far,
-        "kept15": overlap(mapped[:, :NEAREST], sample.nearest),
-        "kept100": overlap(mapped, sample.nearest),
-        "trust15": trustworthiness(sample, mapped[:, :NEAREST]),
-        "triplet": float(kept.mean()),
-        "stray": float(np.mean(radius > 10 * np.median(radius))),
+        "kept15": mean_overlap(mapped[:, :NEAR_NEIGHBORS], sample.nearest),
+        "kept100": mean_overlap(mapped, sample.nearest),
+        "trust15": trustworthiness(sample, mapped[:, :NEAR_NEIGHBORS]),
+        "triplet": float(is_kept.mean()),
+        "stray": float(np.mean(radii > 10 * np.median(radii))),
     }
     if sample.labels is not None:
-        kinds, labels = np.unique(sample.labels, return_inverse=True)
-        votes = np.array([np.bincount(labels[row[:NEAREST]], minlength=len(kinds)).argmax() for row in mapped])
-        found["label15"] = float(np.mean(votes == labels[queries]))
-        found["silhouette"] = silhouette(y[sample.classed], labels[sample.classed])
-    return found
+        classes, labels = np.unique(sample.labels, return_inverse=True)
+        votes = np.array([np.bincount(labels[row[:NEAR_NEIGHBORS]], minlength=len(classes)).argmax() for row in mapped])
+        figures["label15"] = float(np.mean(votes == labels[queries]))
+        figures["silhouette"] = silhouette(y[sample.silhouette_rows], labels[sample.silhouette_rows])
+    return figures
 
 
 def recall(sample: Sample, lists: np.ndarray) -> float:
     """Return the recall of lists of neighbours, (rows, k), the row itself left out."""
-    k = min(NEAREST, lists.shape[1])
-    return overlap(lists[sample.queries][:, :k], sample.nearest[:, :k])
+    k = min(NEAR_NEIGHBORS, lists.shape[1])
+    return mean_overlap(lists[sample.queries][:, :k], sample.nearest[:, :k])
 
 
-def worse(figures: dict[str, Any], other: dict[str, Any]) -> list[str]:
+def list_worse_figures(figures: dict[str, Any], other_figures: dict[str, Any]) -> list[str]:
     """Name the figures that are worse than another's by more than noise."""
-    behind = [
+    worse_names = [
         name
-        for name, (factor, margin) in NOT_BELOW.items()
-        if name in figures and name in other and figures[name] < factor * other[name] - margin
+        for name, (factor, margin) in WORSE_BELOW.items()
+        if name in figures and name in other_figures and figures[name] < factor * other_figures[name] - margin
     ]
-    if "xent" in figures and "xent" in other and figures["xent"] > XENT_FACTOR * other["xent"]:
-        behind.append("xent")
-    return behind + ["stray"] * (figures.get("stray", 0) > 0)
+    if "xent" in figures and "xent" in other_figures and figures["xent"] > XENT_FACTOR * other_figures["xent"]:
+        worse_names.append("xent")
+    return worse_names + ["stray"] * (figures.get("stray", 0) > 0)
 
 
 def main() -> None:
@@ -267,17 +275,20 @@ def main() -> None:
     parser.add_argument("--queries", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
-    sample = draw(args.data, args.array, args.labels, args.queries, args.seed)
+    sample = draw_sample(args.data, args.array, args.labels, args.queries, args.seed)
     try:
         for path in args.maps:
-            print(json.dumps({"map": path, **rounded(judge_map(sample, load(path)))}), flush=True)
+            print(json.dumps({"map": path, **round_figures(judge_map(sample, load_array(path)))}), flush=True)
         for path in args.neighbors:
-            print(json.dumps({"neighbors": path, **rounded({"recall": recall(sample, load(path))})}), flush=True)
+            print(
+                json.dumps({"neighbors": path, **round_figures({"recall": recall(sample, load_array(path))})}),
+                flush=True,
+            )
     except ValueError as error:
         sys.exit(f"{path}: {error}")
 
 
-def rounded(figures: dict[str, float]) -> dict[str, float]:
+def round_figures(figures: dict[str, float]) -> dict[str, float]:
     """Round figures to what a sample tells."""
     return {name: round(value, 4) for name, value in figures.items()}
 

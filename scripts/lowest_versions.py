@@ -13,20 +13,23 @@ import tomllib
 from pathlib import Path
 
 PYPROJECT = Path(__file__).parents[1] / "pyproject.toml"
-TOOLS = "test"
+TEST_EXTRA = "test"
 """The extra that is of the tests alone."""
-REQUIREMENT = re.compile(r"([\w.-]+)(\[[^]]*\])?\s*(.*)")
+REQUIREMENT_PATTERN = re.compile(r"([\w.-]+)(\[[^]]*\])?\s*(.*)")
 
 
 def lowest_versions(project: dict) -> list[str]:
     """Return 'name==version' for each requirement of a project, as in pyproject.toml, that has a lower bound."""
     extras = project.get("optional-dependencies", {})
-    requirements = [*project["dependencies"], *(one for extra in extras if extra != TOOLS for one in extras[extra])]
+    requirements = [
+        *project["dependencies"],
+        *(extra_requirement for extra in extras if extra != TEST_EXTRA for extra_requirement in extras[extra]),
+    ]
     pins = set()
     for requirement in requirements:
-        found = REQUIREMENT.match(requirement)
-        assert found is not None
-        name, _, bounds = found.groups()
+        match = REQUIREMENT_PATTERN.match(requirement)
+        assert match is not None
+        name, _, bounds = match.groups()
         bounds, _, marker = bounds.partition(";")
         for bound in bounds.split(","):
             if bound.strip().startswith(">="):

@@ -15,7 +15,7 @@ import numpy as np
 import zarr
 
 CHUNK_ROWS = 65_536
-WAVES = 8
+WAVE_COUNT = 8
 NOISE = 0.02
 
 
@@ -23,19 +23,19 @@ class Manifold:
     """A bent patch."""
 
     def __init__(self, rng: np.random.Generator, dims: int) -> None:
-        self.intrinsic = int(rng.integers(2, 7))
-        self.frequencies = rng.normal(size=(self.intrinsic, WAVES)) * 1.5
-        self.phases = rng.uniform(0, 2 * np.pi, WAVES)
-        features = 2 * self.intrinsic + WAVES
-        self.frame = rng.normal(size=(features, dims)) / np.sqrt(features)
-        self.middle = rng.normal(size=dims) * 1.5
+        self.intrinsic_dims = int(rng.integers(2, 7))
+        self.frequencies = rng.normal(size=(self.intrinsic_dims, WAVE_COUNT)) * 1.5
+        self.phases = rng.uniform(0, 2 * np.pi, WAVE_COUNT)
+        features = 2 * self.intrinsic_dims + WAVE_COUNT
+        self.projection = rng.normal(size=(features, dims)) / np.sqrt(features)
+        self.centre = rng.normal(size=dims) * 1.5
 
-    def points(self, rng: np.random.Generator, count: int) -> np.ndarray:
+    def draw_points(self, rng: np.random.Generator, count: int) -> np.ndarray:
         """Draw points, (count, dims)."""
-        z = rng.uniform(-1, 1, (count, self.intrinsic))
-        bent = np.concatenate([z, np.sin(z @ self.frequencies + self.phases), z * z], axis=1)
-        noise = rng.normal(size=(count, len(self.middle))) * NOISE
-        return self.middle + bent @ self.frame + noise
+        latent = rng.uniform(-1, 1, (count, self.intrinsic_dims))
+        features = np.concatenate([latent, np.sin(latent @ self.frequencies + self.phases), latent * latent], axis=1)
+        noise = rng.normal(size=(count, len(self.centre))) * NOISE
+        return self.centre + features @ self.projection + noise
 
 
 def main() -> None:
@@ -55,14 +55,14 @@ def main() -> None:
     labels = group.create_array("labels", shape=(args.rows,), chunks=(rows,), dtype="int32")
     for chunk, first in enumerate(range(0, args.rows, rows)):
         rng = np.random.default_rng((args.seed, chunk))
-        own = rng.choice(args.manifolds, rows, p=shares)
+        manifold_of_row = rng.choice(args.manifolds, rows, p=shares)
         x = np.empty((rows, args.dims), np.float32)
-        for number in range(args.manifolds):
-            there = own == number
-            x[there] = manifolds[number].points(rng, int(there.sum()))
+        for manifold in range(args.manifolds):
+            is_member = manifold_of_row == manifold
+            x[is_member] = manifolds[manifold].draw_points(rng, int(is_member.sum()))
         count = min(rows, args.rows - first)
         vectors[first : first + count] = x[:count]
-        labels[first : first + count] = own[:count]
+        labels[first : first + count] = manifold_of_row[:count]
 
 
 if __name__ == "__main__":

@@ -45,16 +45,16 @@ from scipy.optimize import nnls
 ROWS, WORKERS = "10000000,100000000,1000000000", "1,8,16,32,64,128,256,512"
 READS_AT_ONCE = 8
 """Requests of a task that are under way at once in a bucket."""
-NEAR = 0.1
+COUNT_TOLERANCE = 0.1
 """A step has as many tasks as the plan says of something where it differs by no more than this share."""
-MOST_GROWTH = 2.0
+MAX_EXPONENT = 2.0
 """Figures of a task that grow faster than with this power of the rows are not believed."""
 SEED = 1
 MIB = 2**20
 
 
 @dataclass(frozen=True)
-class Kind:
+class StepKind:
     """Steps of a stage that do the same.
 
     Attributes
@@ -81,7 +81,7 @@ class Kind:
     spread: tuple[float, ...] = (1.0, 1.0)
 
     @property
-    def work(self) -> float:
+    def total_seconds(self) -> float:
         """The seconds of all its tasks."""
         return self.calls * max(1, self.tasks) * self.seconds
 
@@ -106,7 +106,7 @@ class Overhead:
 
 
 @dataclass(frozen=True)
-class Store:
+class StoreSpeed:
     """What a store takes beyond the one that was measured on.
 
     Attributes
@@ -121,7 +121,7 @@ class Store:
     worker_bandwidth: float = math.inf
     shared_bandwidth: float = math.inf
 
-    def seconds(self, kind: Kind) -> float:
+    def wait_seconds(self, kind: StepKind) -> float:
         """Return what a task waits for it, however few do."""
         return kind.requests * self.latency / READS_AT_ONCE + kind.data_bytes / self.worker_bandwidth
 
@@ -129,83 +129,88 @@ class Store:
 # one step ----------------------------------------------------------------------------------------
 
 
-def simulate_step(kind: Kind, workers: int, overhead: Overhead, store: Store) -> float:
+def simulate_step(kind: StepKind, workers: int, overhead: Overhead, store: StoreSpeed) -> float:
     """Return the seconds of one step: a list of events, the earliest first."""
     if not kind.task:
         return kind.seconds
     draws = np.random.default_rng(SEED).random(kind.tasks)
     factors = np.interp(draws, np.linspace(0, 1, len(kind.spread)), kind.spread)
-    durations = kind.seconds * factors / factors.mean() + store.seconds(kind)
-    occupied = kind.data_bytes / store.shared_bandwidth
-    free, store_free, last = [0.0] * min(workers, kind.tasks), 0.0, 0.0
+    durations = kind.seconds * factors / factors.mean() + store.wait_seconds(kind)
+    transfer_seconds = kind.data_bytes / store.shared_bandwidth
+    worker_free_times, store_free_time, last_end = [0.0] * min(workers, kind.tasks), 0.0, 0.0
     for number, duration in enumerate(durations.tolist()):
-        begun = max((number + 1) * overhead.sending, heapq.heappop(free))
-        store_free = max(store_free, begun) + occupied
-        ended = max(begun + duration, store_free)
-        heapq.heappush(free, ended + overhead.gap)
-        last = max(last, ended)
-    return last + overhead.step
+        start = max((number + 1) * overhead.sending, heapq.heappop(worker_free_times))
+        store_free_time = max(store_free_time, start) + transfer_seconds
+        end = max(start + duration, store_free_time)
+        heapq.heappush(worker_free_times, end + overhead.gap)
+        last_end = max(last_end, end)
+    return last_end + overhead.step
 
 
-def bounds(kind: Kind, overhead: Overhead, store: Store) -> dict[str, float]:
+def least_seconds(kind: StepKind, overhead: Overhead, store: StoreSpeed) -> dict[str, float]:
     """Return how long one step takes at the least, by what it would wait for."""
     if not kind.task:
         return {"between steps": kind.seconds}
-    task = kind.seconds * max(kind.spread) + store.seconds(kind)
-    alone = {"one task" if kind.tasks == 1 else "few tasks": task}
-    sent = kind.tasks * overhead.sending
-    return {**alone, "sending": sent, "store": kind.tasks * kind.data_bytes / store.shared_bandwidth}
+    task_seconds = kind.seconds * max(kind.spread) + store.wait_seconds(kind)
+    by_task = {"one task" if kind.tasks == 1 else "few tasks": task_seconds}
+    sending_seconds = kind.tasks * overhead.sending
+    return {**by_task, "sending": sending_seconds, "store": kind.tasks * kind.data_bytes / store.shared_bandwidth}
 
 
-def simulate(kinds: Sequence[Kind], workers: int, overhead: Overhead, store: Store) -> dict[str, float]:
+def simulate(kinds: Sequence[StepKind], workers: int, overhead: Overhead, store: StoreSpeed) -> dict[str, float]:
     """Return the seconds of each stage."""
-    found: dict[str, float] = defaultdict(float)
+    seconds_by_stage: dict[str, float] = defaultdict(float)
     for kind in kinds:
-        found[kind.stage] += kind.calls * simulate_step(kind, workers, overhead, store)
-    return dict(found)
+        seconds_by_stage[kind.stage] += kind.calls * simulate_step(kind, workers, overhead, store)
+    return dict(seconds_by_stage)
 
 
-def limits(kinds: Sequence[Kind], overhead: Overhead, store: Store) -> dict[str, str]:
+def name_bottlenecks(kinds: Sequence[StepKind], overhead: Overhead, store: StoreSpeed) -> dict[str, str]:
     """Say for each stage what its workers wait for most, and in which of its steps."""
-    waited: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
+    waits: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
     for kind in kinds:
-        name, seconds = max(bounds(kind, overhead, store).items(), key=lambda one: one[1])
-        waited[kind.stage][name + (f": {kind.task}" if kind.task else "")] += kind.calls * seconds
-    return {stage: max(own, key=lambda name: own[name]) for stage, own in waited.items()}
+        name, seconds = max(least_seconds(kind, overhead, store).items(), key=lambda item: item[1])
+        waits[kind.stage][name + (f": {kind.task}" if kind.task else "")] += kind.calls * seconds
+    return {stage: max(stage_waits, key=lambda name: stage_waits[name]) for stage, stage_waits in waits.items()}
 
 
 # what was measured -------------------------------------------------------------------------------
 
 
-def kinds_of(rung: dict[str, Any]) -> list[Kind]:
+def step_kinds(rung: dict[str, Any]) -> list[StepKind]:
     """Return the kinds of steps of a measured run."""
-    found = []
+    kinds = []
     for step in rung["steps"]:
         if not step["task"]:
-            found.append(Kind(step["stage"], "", 1, 0, step["wall"]))
+            kinds.append(StepKind(step["stage"], "", 1, 0, step["wall"]))
             continue
-        moved, tasks = step["read_bytes"] + step["written_bytes"], round(step["tasks"] / step["calls"])
-        own = step["stage"], step["task"], step["calls"], max(1, tasks), step["seconds"]
-        found.append(Kind(*own, moved, step["requests"], tuple(step["spread"])))
-    return found
+        data_bytes, tasks = step["read_bytes"] + step["written_bytes"], round(step["tasks"] / step["calls"])
+        common_fields = step["stage"], step["task"], step["calls"], max(1, tasks), step["seconds"]
+        kinds.append(StepKind(*common_fields, data_bytes, step["requests"], tuple(step["spread"])))
+    return kinds
 
 
-def overhead_of(rungs: Sequence[dict[str, Any]]) -> Overhead:
+def fit_overhead(rungs: Sequence[dict[str, Any]]) -> Overhead:
     """Return what tasks cost beside themselves, by measured runs on Dask."""
     steps = [step for rung in rungs for step in rung["steps"] if step["task"]]
-    sizes = np.array([[step["calls"], step["tasks"]] for step in steps], float)
+    calls_and_tasks = np.array([[step["calls"], step["tasks"]] for step in steps], float)
     sending = max(
-        nnls(sizes, np.array([step[cpu] for step in steps], float))[0][1] for cpu in ("driver_cpu", "scheduler_cpu")
+        nnls(calls_and_tasks, np.array([step[cpu] for step in steps], float))[0][1]
+        for cpu in ("driver_cpu", "scheduler_cpu")
     )
     gaps = [step["gap"] for step in steps if step["gap"] is not None for _ in range(min(100, step["tasks"]))]
-    single = [step["wall"] / step["calls"] - step["seconds"] for step in steps if step["tasks"] == step["calls"]]
-    return Overhead(float(sending), float(np.median(gaps or [0.0])), max(0.0, float(np.median(single or [0.0]))))
+    step_overheads = [
+        step["wall"] / step["calls"] - step["seconds"] for step in steps if step["tasks"] == step["calls"]
+    ]
+    return Overhead(
+        float(sending), float(np.median(gaps or [0.0])), max(0.0, float(np.median(step_overheads or [0.0])))
+    )
 
 
 # other numbers of rows ---------------------------------------------------------------------------
 
 
-def planned(rows: int, dims: int, settings: Sequence[str]) -> dict[str, int]:
+def plan_counts(rows: int, dims: int, settings: Sequence[str]) -> dict[str, int]:
     """Return how many blocks, cells, shards and chunks of the result a run is divided into."""
     import dumap
     from dumap.config import load_config
@@ -218,7 +223,7 @@ def planned(rows: int, dims: int, settings: Sequence[str]) -> dict[str, int]:
     return {name: getattr(geometry, name) for name in ("blocks", "cells", "shards", "outputs")}
 
 
-class Growth:
+class GrowthModel:
     """Says what the steps of a run of any number of rows are, by measured rungs.
 
     Parameters
@@ -229,52 +234,58 @@ class Growth:
 
     def __init__(self, rungs: Sequence[dict[str, Any]]) -> None:
         self.rungs = list(rungs)[-2:]
-        self.last = {(kind.stage, kind.task): kind for kind in kinds_of(self.rungs[-1])}
-        self.before = {(kind.stage, kind.task): kind for kind in kinds_of(self.rungs[0])} if len(self.rungs) > 1 else {}
-        self.plans = [self._planned(rung["rows"]) for rung in self.rungs]
+        self.last_kinds = {(kind.stage, kind.task): kind for kind in step_kinds(self.rungs[-1])}
+        earlier_kinds = [kind for rung in self.rungs[:-1] for kind in step_kinds(rung)]
+        self.earlier_kinds = {(kind.stage, kind.task): kind for kind in earlier_kinds}
+        self.plans = [self._plan_counts(rung["rows"]) for rung in self.rungs]
 
-    def _planned(self, rows: int) -> dict[str, int]:
-        return planned(rows, self.rungs[-1]["dims"], self.rungs[-1]["settings"])
+    def _plan_counts(self, rows: int) -> dict[str, int]:
+        return plan_counts(rows, self.rungs[-1]["dims"], self.rungs[-1]["settings"])
 
-    def kinds(self, rows: int) -> list[Kind]:
+    def predict_kinds(self, rows: int) -> list[StepKind]:
         """Return the kinds of steps of a run of so many rows."""
         if rows == self.rungs[-1]["rows"]:
-            return list(self.last.values())
-        plan = self._planned(rows)
-        return [self._grown(kind, rows, plan) for kind in self.last.values()]
+            return list(self.last_kinds.values())
+        plan = self._plan_counts(rows)
+        return [self._scale_kind(kind, rows, plan) for kind in self.last_kinds.values()]
 
-    def _grown(self, kind: Kind, rows: int, plan: dict[str, int]) -> Kind:
+    def _scale_kind(self, kind: StepKind, rows: int, plan: dict[str, int]) -> StepKind:
         factor = rows / self.rungs[-1]["rows"]
-        before = self.before.get((kind.stage, kind.task))
-        powers = {}
+        earlier = self.earlier_kinds.get((kind.stage, kind.task))
+        exponents = {}
         for name in ("calls", "tasks", "seconds", "data_bytes", "requests"):
-            alone = kind.tasks <= 1 and name not in ("calls", "tasks")
-            powers[name] = self._power(getattr(kind, name), getattr(before, name)) if before else float(alone)
-        tasks = self._tasks(kind, before, plan)
+            is_single = kind.tasks <= 1 and name not in ("calls", "tasks")
+            exponents[name] = (
+                self._exponent(getattr(kind, name), getattr(earlier, name)) if earlier else float(is_single)
+            )
+        tasks = self._scale_tasks(kind, earlier, plan)
         return replace(
             kind,
-            calls=kind.calls * factor ** powers["calls"],
-            tasks=round(kind.tasks * factor ** powers["tasks"]) if tasks is None else tasks,
-            seconds=kind.seconds * factor ** powers["seconds"],
-            data_bytes=kind.data_bytes * factor ** powers["data_bytes"],
-            requests=kind.requests * factor ** powers["requests"],
+            calls=kind.calls * factor ** exponents["calls"],
+            tasks=round(kind.tasks * factor ** exponents["tasks"]) if tasks is None else tasks,
+            seconds=kind.seconds * factor ** exponents["seconds"],
+            data_bytes=kind.data_bytes * factor ** exponents["data_bytes"],
+            requests=kind.requests * factor ** exponents["requests"],
         )
 
-    def _power(self, value: float, before: float) -> float:
+    def _exponent(self, value: float, earlier_value: float) -> float:
         """Return how a figure grew from rung to rung, as a power of the rows."""
-        if value <= 0 or before <= 0:
+        if value <= 0 or earlier_value <= 0:
             return 0.0
         rows = [rung["rows"] for rung in self.rungs]
-        return min(MOST_GROWTH, max(0.0, math.log(value / before) / math.log(rows[1] / rows[0])))
+        return min(MAX_EXPONENT, max(0.0, math.log(value / earlier_value) / math.log(rows[1] / rows[0])))
 
-    def _tasks(self, kind: Kind, before: Kind | None, plan: dict[str, int]) -> int | None:
+    def _scale_tasks(self, kind: StepKind, earlier: StepKind | None, plan: dict[str, int]) -> int | None:
         """Return how many tasks a step has, where that is told by what there was one of for each."""
-        measured = [one.tasks for one in (before, kind) if one is not None]
+        measured = [rung_kind.tasks for rung_kind in (earlier, kind) if rung_kind is not None]
         if max(measured) <= 1:
             return kind.tasks
         for name, count in plan.items():
-            said = [own[name] for own in self.plans[-len(measured) :]]
-            if all(abs(tasks - some) <= NEAR * some for tasks, some in zip(measured, said, strict=True)):
+            planned_counts = [plan_of_rung[name] for plan_of_rung in self.plans[-len(measured) :]]
+            if all(
+                abs(tasks - planned) <= COUNT_TOLERANCE * planned
+                for tasks, planned in zip(measured, planned_counts, strict=True)
+            ):
                 return count
         return None
 
@@ -282,61 +293,67 @@ class Growth:
 # what is printed ---------------------------------------------------------------------------------
 
 
-def predict(growth: Growth, rows: int, workers: Sequence[int], overhead: Overhead, store: Store) -> dict[str, Any]:
+def predict_seconds(
+    growth: GrowthModel, rows: int, workers: Sequence[int], overhead: Overhead, store: StoreSpeed
+) -> dict[str, Any]:
     """Return the seconds of each stage by the number of workers, and where it stops scaling."""
-    kinds = growth.kinds(rows)
-    seconds = {many: simulate(kinds, many, overhead, store) for many in workers}
-    work: dict[str, float] = defaultdict(float)
+    kinds = growth.predict_kinds(rows)
+    seconds = {count: simulate(kinds, count, overhead, store) for count in workers}
+    task_seconds: dict[str, float] = defaultdict(float)
     for kind in kinds:
-        work[kind.stage] += kind.work + kind.calls * kind.tasks * store.seconds(kind)
+        task_seconds[kind.stage] += kind.total_seconds + kind.calls * kind.tasks * store.wait_seconds(kind)
     stages: dict[str, Any] = {}
-    for stage, why in limits(kinds, overhead, store).items():
-        used = [many for many in workers if work[stage] >= 0.5 * many * seconds[many][stage]]
+    for stage, bottleneck in name_bottlenecks(kinds, overhead, store).items():
+        well_used = [count for count in workers if task_seconds[stage] >= 0.5 * count * seconds[count][stage]]
         stages[stage] = {
-            "seconds": {str(many): round(seconds[many][stage], 2) for many in workers},
-            "half_used": max(used, default=0),
-            "then": why,
+            "seconds": {str(count): round(seconds[count][stage], 2) for count in workers},
+            "half_used": max(well_used, default=0),
+            "then": bottleneck,
         }
-    whole = {str(many): round(sum(seconds[many].values()), 1) for many in workers}
-    used = [many for many in workers if sum(work.values()) >= 0.5 * many * sum(seconds[many].values())]
-    return {"rows": rows, "stages": stages, "whole": whole, "half_used": max(used, default=0)}
+    totals = {str(count): round(sum(seconds[count].values()), 1) for count in workers}
+    well_used = [count for count in workers if sum(task_seconds.values()) >= 0.5 * count * sum(seconds[count].values())]
+    return {"rows": rows, "stages": stages, "whole": totals, "half_used": max(well_used, default=0)}
 
 
-def table(found: dict[str, Any]) -> str:
+def format_prediction(prediction: dict[str, Any]) -> str:
     """Write a prediction for people."""
-    lines = [f"{found['rows']:,} rows, seconds by workers"]
-    lines.append(f"{'stage':<10}" + "".join(f"{many:>9}" for many in found["whole"]) + "  half used, then")
-    for stage, figures in found["stages"].items():
+    lines = [f"{prediction['rows']:,} rows, seconds by workers"]
+    lines.append(f"{'stage':<10}" + "".join(f"{count:>9}" for count in prediction["whole"]) + "  half used, then")
+    for stage, figures in prediction["stages"].items():
         cells = "".join(f"{seconds:>9.1f}" for seconds in figures["seconds"].values())
         lines.append(f"{stage:<10}{cells}  {figures['half_used']:>9}, {figures['then']}")
-    cells = "".join(f"{seconds:>9.1f}" for seconds in found["whole"].values())
-    return "\n".join([*lines, f"{'whole':<10}{cells}  {found['half_used']:>9}"])
+    cells = "".join(f"{seconds:>9.1f}" for seconds in prediction["whole"].values())
+    return "\n".join([*lines, f"{'whole':<10}{cells}  {prediction['half_used']:>9}"])
 
 
-def check(growth: Growth, rungs: Sequence[dict[str, Any]], overhead: Overhead) -> list[dict[str, Any]]:
+def compare_predictions(
+    growth: GrowthModel, rungs: Sequence[dict[str, Any]], overhead: Overhead
+) -> list[dict[str, Any]]:
     """Predict measured runs; return what was measured, what was predicted, and the ratio, by stage and whole."""
-    found = []
+    comparisons = []
     for rung in rungs:
-        predicted = simulate(growth.kinds(rung["rows"]), max(1, rung["workers"]), overhead, Store())
+        predicted = simulate(growth.predict_kinds(rung["rows"]), max(1, rung["workers"]), overhead, StoreSpeed())
         measured = {stage: rung["stages"][stage]["seconds"] for stage in predicted}
         stages = {stage: [measured[stage], predicted[stage]] for stage in predicted}
         stages["whole"] = [sum(measured.values()), sum(predicted.values())]
-        found.append({"rows": rung["rows"], "workers": rung["workers"], "stages": stages})
-    return found
+        comparisons.append({"rows": rung["rows"], "workers": rung["workers"], "stages": stages})
+    return comparisons
 
 
-def check_table(found: list[dict[str, Any]]) -> str:
+def format_comparison(comparisons: list[dict[str, Any]]) -> str:
     """Write a check for people."""
     lines = []
-    for one in found:
-        lines.append(f"{one['rows']:,} rows on {one['workers']} workers: measured, predicted, predicted / measured")
-        for stage, (measured, predicted) in one["stages"].items():
+    for comparison in comparisons:
+        lines.append(
+            f"{comparison['rows']:,} rows on {comparison['workers']} workers: measured, predicted, predicted / measured"
+        )
+        for stage, (measured, predicted) in comparison["stages"].items():
             ratio = predicted / measured if measured else math.nan
             lines.append(f"{stage:<10}{measured:>9.1f}{predicted:>9.1f}{ratio:>7.2f}")
     return "\n".join(lines)
 
 
-def parse() -> argparse.Namespace:
+def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("measured", help="a file of scripts/ladder.py")
@@ -348,36 +365,37 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--shared-bandwidth", type=float, default=math.inf, help="MiB a second to all (no bound)")
     parser.add_argument("--output", metavar="PREFIX", help="PREFIX.json is written too")
     args = parser.parse_args()
-    args.rows, args.workers = ([int(one) for one in some.split(",")] for some in (args.rows, args.workers))
+    args.rows, args.workers = ([int(number) for number in text.split(",")] for text in (args.rows, args.workers))
     return args
 
 
 def main() -> None:
     """Check or predict, and print."""
-    args = parse()
+    args = parse_arguments()
     rungs = json.loads(Path(args.measured).read_text())["rungs"]
     if not rungs:
         raise SystemExit(f"{args.measured} has no rungs")
-    overhead, growth = overhead_of(rungs), Growth(rungs)
-    store = Store(args.latency, args.worker_bandwidth * MIB, args.shared_bandwidth * MIB)
+    overhead, growth = fit_overhead(rungs), GrowthModel(rungs)
+    store = StoreSpeed(args.latency, args.worker_bandwidth * MIB, args.shared_bandwidth * MIB)
     print(
         f"measured at {', '.join(format(rung['rows'], ',') for rung in rungs)} rows: {overhead.sending * 1e3:.2f} ms "
         f"to send a task, {overhead.gap * 1e3:.1f} ms between two of a worker, {overhead.step * 1e3:.1f} ms a step"
     )
-    if single := [name for name in ("blocks", "cells", "shards") if growth.plans[-1][name] == 1]:
+    if single_parts := [name for name in ("blocks", "cells", "shards") if growth.plans[-1][name] == 1]:
         print(
-            f"the measured rows are too few: one of {' and of '.join(single)}, whose steps are taken for single tasks"
+            f"the measured rows are too few: one of {' and of '.join(single_parts)}, whose steps are taken for single "
+            f"tasks"
         )
-    found: dict[str, Any] = {"overhead": overhead.__dict__, "checks": [], "predictions": []}
+    document: dict[str, Any] = {"overhead": overhead.__dict__, "checks": [], "predictions": []}
     for file in args.check:
-        checks = check(growth, json.loads(Path(file).read_text())["rungs"], overhead)
-        found["checks"] += checks
-        print(check_table(checks))
+        comparisons = compare_predictions(growth, json.loads(Path(file).read_text())["rungs"], overhead)
+        document["checks"] += comparisons
+        print(format_comparison(comparisons))
     for rows in () if args.check else args.rows:
-        found["predictions"].append(predict(growth, rows, args.workers, overhead, store))
-        print(table(found["predictions"][-1]))
+        document["predictions"].append(predict_seconds(growth, rows, args.workers, overhead, store))
+        print(format_prediction(document["predictions"][-1]))
     if args.output:
-        Path(f"{args.output}.json").write_text(json.dumps(found, indent=1) + "\n")
+        Path(f"{args.output}.json").write_text(json.dumps(document, indent=1) + "\n")
 
 
 if __name__ == "__main__":

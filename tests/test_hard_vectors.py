@@ -7,7 +7,7 @@ import hard_vectors
 import numpy as np
 import pytest
 import zarr
-from hard_vectors import Recipe, Source
+from hard_vectors import Recipe, SourceRows
 
 
 @pytest.fixture
@@ -18,12 +18,12 @@ def unit():
     x = np.zeros((500, 20))
     x[:, 0], x[:, 1] = np.cos(angle), np.sin(angle)
     x += rng.normal(0, 0.01, x.shape)
-    return Source((x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32), np.arange(500))
+    return SourceRows((x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32), np.arange(500))
 
 
 def test_rows_lie_between_two_of_the_source(unit, digits):
-    source = Source(digits[0][:200])
-    made, first = source.chunk(Recipe(3, 0.5, 0.0), 0)
+    source = SourceRows(digits[0][:200])
+    made, first = source.make_chunk(Recipe(3, 0.5, 0.0), 0)
     x = source.x[first[:50]].astype(np.float64)
     moves = [made[row] - x[row] for row in range(50)]
     directions = source.x[None] - x[:, None]
@@ -34,9 +34,9 @@ def test_rows_lie_between_two_of_the_source(unit, digits):
 
 
 def test_rows_of_unit_length_stay_so_and_jitter_has_the_length_asked_for(unit, digits):
-    assert np.allclose(np.linalg.norm(unit.chunk(Recipe(3, 0.5, 0.3), 0)[0], axis=1), 1, atol=1e-5)
-    source = Source(digits[0])
-    still, moved = (source.rows(Recipe(3, 0.5, jitter), 2000) for jitter in (0.0, 0.3))
+    assert np.allclose(np.linalg.norm(unit.make_chunk(Recipe(3, 0.5, 0.3), 0)[0], axis=1), 1, atol=1e-5)
+    source = SourceRows(digits[0])
+    still, moved = (source.make_rows(Recipe(3, 0.5, jitter), 2000) for jitter in (0.0, 0.3))
     spread = np.sqrt(((digits[0] - digits[0].mean(axis=0)) ** 2).sum(axis=1).mean())
     assert np.linalg.norm(moved - still, axis=1).mean() == pytest.approx(0.3 * spread, rel=0.02)
 
@@ -58,11 +58,11 @@ def test_the_jitter_is_chosen_by_recall_or_else_the_mix(unit, monkeypatch, targe
         return {"rows": 1, "recall": recall, "intrinsic_dimension": 1.0, "contrast": 1.0}
 
     recipes = []
-    monkeypatch.setattr(hard_vectors, "hardness", pretended)
-    monkeypatch.setattr(unit, "rows", lambda recipe, count: recipes.append(recipe))
-    recipe, figures = hard_vectors.match(unit, Recipe(7, 0.5, 0.0), 100, target, 1)
+    monkeypatch.setattr(hard_vectors, "measure_hardness", pretended)
+    monkeypatch.setattr(unit, "make_rows", lambda recipe, count: recipes.append(recipe))
+    recipe, figures = hard_vectors.match_recall(unit, Recipe(7, 0.5, 0.0), 100, target, 1)
     assert (recipe.jitter, recipe.mix) == pytest.approx((jitter, mix), abs=0.05)
-    assert figures["recall"] == pytest.approx(target, abs=hard_vectors.CLOSE)
+    assert figures["recall"] == pytest.approx(target, abs=hard_vectors.RECALL_TOLERANCE)
 
 
 def test_a_smaller_store_is_the_beginning_of_a_larger_one(unit, tmp_path, monkeypatch, capsys):
@@ -89,7 +89,7 @@ def test_a_smaller_store_is_the_beginning_of_a_larger_one(unit, tmp_path, monkey
 
 @pytest.mark.slow
 def test_hardness_is_measured_on_real_rows(digits):
-    figures = hard_vectors.hardness(digits[0], 1)
+    figures = hard_vectors.measure_hardness(digits[0], 1)
     assert figures["rows"] == len(digits[0])
     assert 0.9 < figures["recall"] <= 1
     assert 5 < figures["intrinsic_dimension"] < 20

@@ -27,7 +27,7 @@ def store(digits, tmp_path_factory):
 @pytest.fixture(scope="module")
 def sample(store):
     """Draw all rows as queries."""
-    return judge.draw(store, queries=ROWS)
+    return judge.draw_sample(store, queries=ROWS)
 
 
 @pytest.fixture(scope="module")
@@ -69,10 +69,10 @@ def test_figures_of_a_map_are_those_of_their_definitions(sample, digits, y, near
 
 def test_cross_entropy_is_that_of_near_and_far_pairs(sample, y):
     figures = judge.judge_map(sample, y)
-    membership = 1 / (1 + judge.A * cdist(y, y) ** (2 * judge.B))
+    membership = 1 / (1 + judge.CURVE_A * cdist(y, y) ** (2 * judge.CURVE_B))
     near = -np.log([membership[row, sample.nearest[row]] for row in range(ROWS)]).mean()
     others = cdist(y, y)[~np.eye(ROWS, dtype=bool)]  # all pairs, of which the judge draws some
-    far = -np.log(1 - 1 / (1 + judge.A * (others**2 + 1e-3) ** judge.B)).mean()
+    far = -np.log(1 - 1 / (1 + judge.CURVE_A * (others**2 + 1e-3) ** judge.CURVE_B)).mean()
     assert figures["near"] == pytest.approx(near)
     assert figures["far"] == pytest.approx(far, rel=0.02)
     assert figures["xent"] == pytest.approx(figures["near"] + 2.5 * figures["far"])
@@ -118,7 +118,7 @@ def test_a_silhouette_leaves_out_classes_of_one_point():
     ],
 )
 def test_figures_that_are_worse_by_more_than_noise_are_named(dumap_figures, peer, behind):
-    assert judge.worse(dumap_figures, peer) == behind
+    assert judge.list_worse_figures(dumap_figures, peer) == behind
 
 
 def test_the_command_prints_a_line_for_each_map(store, y, nearest, tmp_path, monkeypatch, capsys):

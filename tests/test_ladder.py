@@ -78,19 +78,19 @@ def test_rungs_that_were_measured_are_not_measured_again(climbed):
 
 
 def test_exponents_are_those_of_powers():
-    assert ladder.exponent(8 * 27.0, 8.0, 3000, 1000) == pytest.approx(3)
-    assert ladder.exponent(5.0, 5.0, 3000, 1000) == pytest.approx(0)
-    assert ladder.exponent(0.0, 5.0, 3000, 1000) is None
+    assert ladder.growth_exponent(8 * 27.0, 8.0, 3000, 1000) == pytest.approx(3)
+    assert ladder.growth_exponent(5.0, 5.0, 3000, 1000) == pytest.approx(0)
+    assert ladder.growth_exponent(0.0, 5.0, 3000, 1000) is None
 
 
 def test_growth_is_told_by_stage_and_for_the_whole():
     def rung(rows, seconds):
-        stage = {**dict.fromkeys(ladder.GROWING, float(rows)), "seconds": seconds}
+        stage = {**dict.fromkeys(ladder.GROWING_FIGURES, float(rows)), "seconds": seconds}
         return {"rows": rows, "stages": {"cells": stage}, "whole": stage}
 
-    (report,) = ladder.growth([rung(10, 1.0), rung(1000, 10.0)])
+    (report,) = ladder.growth_exponents([rung(10, 1.0), rung(1000, 10.0)])
     assert (report["from"], report["to"]) == (10, 1000)
-    assert report["exponents"]["cells"] == dict.fromkeys(ladder.GROWING, 1.0) | {"seconds": 0.5}
+    assert report["exponents"]["cells"] == dict.fromkeys(ladder.GROWING_FIGURES, 1.0) | {"seconds": 0.5}
     assert report["exponents"]["whole"] == report["exponents"]["cells"]
 
 

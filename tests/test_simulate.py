@@ -6,14 +6,14 @@ import sys
 import numpy as np
 import pytest
 import simulate
-from simulate import Growth, Kind, Overhead, Store
+from simulate import GrowthModel, Overhead, StepKind, StoreSpeed
 
 
 def kind(tasks, seconds=1.0, **more):
-    return Kind("stage", "task", 1, tasks, seconds, **more)
+    return StepKind("stage", "task", 1, tasks, seconds, **more)
 
 
-FREE, NEAR = Overhead(), Store()
+FREE, NEAR = Overhead(), StoreSpeed()
 
 
 @pytest.mark.parametrize(
@@ -42,21 +42,21 @@ def test_unequal_tasks_have_the_mean_that_was_measured():
 
 
 def test_a_store_that_is_far_adds_latency_and_shares_its_bandwidth():
-    far = Store(latency=0.08, worker_bandwidth=10.0)
+    far = StoreSpeed(latency=0.08, worker_bandwidth=10.0)
     one = simulate.simulate_step(kind(1, requests=16, data_bytes=20), 1, FREE, far)
     assert one == pytest.approx(1 + 16 * 0.08 / simulate.READS_AT_ONCE + 20 / 10)
-    shared = simulate.simulate_step(kind(50, data_bytes=20), 50, FREE, Store(shared_bandwidth=100.0))
+    shared = simulate.simulate_step(kind(50, data_bytes=20), 50, FREE, StoreSpeed(shared_bandwidth=100.0))
     assert shared == pytest.approx(50 * 20 / 100)
 
 
 def test_what_workers_wait_for_is_named():
     kinds = [
-        Kind("tree", "grow", 1, 1, 9.0),
-        Kind("search", "find", 1, 600, 1.0),
-        Kind("layout", "step", 200, 4000, 0.01),
-        Kind("keep", "", 1, 0, 3.0),
+        StepKind("tree", "grow", 1, 1, 9.0),
+        StepKind("search", "find", 1, 600, 1.0),
+        StepKind("layout", "step", 200, 4000, 0.01),
+        StepKind("keep", "", 1, 0, 3.0),
     ]
-    why = simulate.limits(kinds, Overhead(sending=0.001), NEAR)
+    why = simulate.name_bottlenecks(kinds, Overhead(sending=0.001), NEAR)
     assert why == {
         "tree": "one task: grow",
         "search": "few tasks: find",
@@ -81,7 +81,7 @@ def rungs():
 
     def of(rows):
         m = rows // 1_000_000
-        blocks = simulate.planned(rows, 64, [])["blocks"]
+        blocks = simulate.plan_counts(rows, 64, [])["blocks"]
         steps = [
             step("a", "alone", 1, 1, 2.0 * m),
             step("a", "block", 1, blocks, 0.5),
@@ -94,29 +94,29 @@ def rungs():
 
 def test_steps_grow_as_the_rungs_did(rungs):
     rows = 100_000_000
-    result = {kind.task: kind for kind in Growth(rungs).kinds(rows)}
+    result = {kind.task: kind for kind in GrowthModel(rungs).predict_kinds(rows)}
     assert result["alone"].tasks == 1
     assert result["alone"].seconds == pytest.approx(200)
-    assert result["block"].tasks == simulate.planned(rows, 64, [])["blocks"]
+    assert result["block"].tasks == simulate.plan_counts(rows, 64, [])["blocks"]
     assert result["block"].seconds == 0.5
     assert (result["other"].tasks, result["other"].calls) == (700, 10)
     assert result[""].seconds == pytest.approx(50)
 
 
 def test_a_single_rung_tells_of_tasks_that_are_alone_or_one_a_block(rungs):
-    result = {kind.task: kind for kind in Growth(rungs[:1]).kinds(10_000_000)}
+    result = {kind.task: kind for kind in GrowthModel(rungs[:1]).predict_kinds(10_000_000)}
     assert result["alone"].seconds == pytest.approx(20)
-    assert result["block"].tasks == simulate.planned(10_000_000, 64, [])["blocks"]
+    assert result["block"].tasks == simulate.plan_counts(10_000_000, 64, [])["blocks"]
     assert result["block"].seconds == 0.5
 
 
 def test_overheads_are_those_of_the_slower_of_driver_and_scheduler(rungs):
-    overhead = simulate.overhead_of(rungs)
+    overhead = simulate.fit_overhead(rungs)
     assert (overhead.sending, overhead.gap, overhead.step) == pytest.approx((0.002, 0.01, 0.02))
 
 
 def test_a_prediction_says_how_many_workers_are_of_use(rungs):
-    result = simulate.predict(Growth(rungs), 4_000_000, [1, 2, 8, 64], Overhead(), NEAR)
+    result = simulate.predict_seconds(GrowthModel(rungs), 4_000_000, [1, 2, 8, 64], Overhead(), NEAR)
     assert result["stages"]["a"]["seconds"]["64"] == pytest.approx(
         8 + 0.5 * np.ceil(rungs[1]["steps"][1]["tasks"] / 64)
     )
