@@ -39,7 +39,7 @@ import numpy as np
 import zarr
 from measuring import machine, peers, picture
 from measuring.contenders import PEERS, WARM_ROWS
-from measuring.process_tree import Watched, run_watched
+from measuring.process_tree import ProcessResult, run_watched
 
 from dumap.compiled import CACHED_PACKAGES, choose_cache_folder
 
@@ -62,7 +62,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--labels", default="labels")
     parser.add_argument("--components", type=int, default=2)
     parser.add_argument("--queries", type=int, default=2000, help="rows that maps are judged by (%(default)s)")
-    parser.add_argument("--workers", type=int, default=machine.cores(), help="of dumap, processes")
+    parser.add_argument("--workers", type=int, default=machine.count_cores(), help="of dumap, processes")
     parser.add_argument("--memory-limit", default="2GiB", help="of each of these (%(default)s)")
     parser.add_argument("--engine", choices=["dask", "local", "auto"], default="dask", help="dumap's (%(default)s)")
     parser.add_argument("--set", action="append", default=[], dest="settings", metavar="KEY=VALUE", help="of dumap")
@@ -82,23 +82,23 @@ def parse_arguments() -> argparse.Namespace:
     return args
 
 
-def describe_failure(watched: Watched) -> str | None:
+def describe_failure(result: ProcessResult) -> str | None:
     """Say why a process gave no result; None if it has."""
-    if watched.code is None:
-        return f"ended after {watched.seconds:.0f} s, since its time was up"
-    if watched.code:
-        lines = watched.err.strip().splitlines()
-        return f"exit code {watched.code}: {lines[-1] if lines else 'it said nothing'}"
+    if result.exit_code is None:
+        return f"ended after {result.seconds:.0f} s, since its time was up"
+    if result.exit_code:
+        lines = result.err.strip().splitlines()
+        return f"exit code {result.exit_code}: {lines[-1] if lines else 'it said nothing'}"
     return None
 
 
-def memory_and_disk(watched: Watched) -> dict[str, Any]:
+def memory_and_disk(result: ProcessResult) -> dict[str, Any]:
     """Return the memory and disk that a process and its children took."""
     return {
-        "peak_bytes": watched.peak_bytes,
-        "peak_process_bytes": watched.peak_process_bytes,
-        "peak_disk_bytes": watched.peak_disk_bytes,
-        "disk_bytes": watched.disk_bytes,
+        "peak_bytes": result.peak_bytes,
+        "peak_process_bytes": result.peak_process_bytes,
+        "peak_disk_bytes": result.peak_disk_bytes,
+        "disk_bytes": result.disk_bytes,
     }
 
 
@@ -108,17 +108,17 @@ def memory_and_disk(watched: Watched) -> dict[str, Any]:
 def run_peer(args: argparse.Namespace, name: str, interpreter: str, folder: Path) -> dict[str, Any]:
     """Run a peer once."""
     program = str(SCRIPTS / "measuring" / "contenders.py")
-    threads = str(machine.cores())
+    threads = str(machine.count_cores())
     command = [interpreter, program, name, os.path.abspath(args.data), str(folder)]
     command += ["--array", args.array, "--threads", threads, "--components", str(args.components)]
-    watched = run_watched(command, folder, {"TMPDIR": str(folder)}, args.timeout)
-    if (failure := describe_failure(watched)) is not None:
-        return {"failed": failure, "seconds": {"process": watched.seconds}, **memory_and_disk(watched)}
-    report = json.loads(watched.out.strip().splitlines()[-1])
-    seconds = {"process": watched.seconds, **report["seconds"]}
+    result = run_watched(command, folder, {"TMPDIR": str(folder)}, args.timeout)
+    if (failure := describe_failure(result)) is not None:
+        return {"failed": failure, "seconds": {"process": result.seconds}, **memory_and_disk(result)}
+    report = json.loads(result.out.strip().splitlines()[-1])
+    seconds = {"process": result.seconds, **report["seconds"]}
     seconds["counted"] = seconds["load"] + seconds["fit"]
     stages = {"load": seconds["load"], **seconds.pop("stages")}
-    return {"versions": report["versions"], "seconds": {**seconds, "stages": stages}, **memory_and_disk(watched)}
+    return {"versions": report["versions"], "seconds": {**seconds, "stages": stages}, **memory_and_disk(result)}
 
 
 # dumap -------------------------------------------------------------------------------------------
@@ -150,10 +150,10 @@ def warm_up_dumap(args: argparse.Namespace, folder: Path) -> float:
     group.create_array(args.array, data=np.asarray(vectors[:rows]), chunks=(min(rows, 1024), vectors.shape[1]))
     for mode in ("host", "rounds"):
         warm_up_settings = [f"cells.max_rows={WARM_CELL_ROWS}", "layout.n_epochs=2", f"layout.mode={mode}"]
-        watched = run_watched(embed_command(args, str(data), str(folder / f"{mode}.zarr"), warm_up_settings))
-        if (failure := describe_failure(watched)) is not None:
+        result = run_watched(embed_command(args, str(data), str(folder / f"{mode}.zarr"), warm_up_settings))
+        if (failure := describe_failure(result)) is not None:
             raise SystemExit(f"dumap cannot embed the first rows of {args.data}: {failure}")
-        seconds += watched.seconds
+        seconds += result.seconds
     shutil.rmtree(folder)
     return seconds
 
@@ -171,30 +171,30 @@ def count_compiled_kernels() -> int:
 def run_dumap(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Run dumap once, and export its map and its lists."""
     run, kernels_before = str(folder / "run.zarr"), count_compiled_kernels()
-    watched = run_watched(
+    result = run_watched(
         embed_command(args, os.path.abspath(args.data), run, []), folder, {"TMPDIR": str(folder)}, args.timeout
     )
-    if (failure := describe_failure(watched)) is not None:
-        return {"failed": failure, "seconds": {"process": watched.seconds}, **memory_and_disk(watched)}
+    if (failure := describe_failure(result)) is not None:
+        return {"failed": failure, "seconds": {"process": result.seconds}, **memory_and_disk(result)}
     newly_compiled = count_compiled_kernels() - kernels_before
     run_status = json.loads(
         subprocess.run(dumap_command("status", run, "--json"), capture_output=True, check=True).stdout
     )
-    for result, ending in (("embedding", ".npy"), ("neighbors", ".npz")):
+    for artifact, ending in (("embedding", ".npy"), ("neighbors", ".npz")):
         subprocess.run(
-            dumap_command("export", run, result, str(folder / f"{result}{ending}")), capture_output=True, check=True
+            dumap_command("export", run, artifact, str(folder / f"{artifact}{ending}")), capture_output=True, check=True
         )
     with np.load(folder / "neighbors.npz") as lists:
         np.save(folder / "neighbors.npy", lists["indices"])
     stages = {stage["name"]: stage["seconds"] for stage in run_status["stages"]}
-    stages["other"] = watched.seconds - sum(stages.values())
-    seconds = {"process": watched.seconds, "counted": watched.seconds, "stages": stages}
+    stages["other"] = result.seconds - sum(stages.values())
+    seconds = {"process": result.seconds, "counted": result.seconds, "stages": stages}
     versions = {"dumap": run_status["versions"]["dumap"]}
     peak_bytes = {stage["name"]: stage["peak_bytes"] for stage in run_status["stages"]}
     return {
         "versions": versions,
         "seconds": seconds,
-        **memory_and_disk(watched),
+        **memory_and_disk(result),
         "worker_peak_bytes": peak_bytes,
         "kernels_compiled": newly_compiled,
         "facts": {stage["name"]: stage["facts"] for stage in run_status["stages"]},
@@ -212,7 +212,7 @@ def run_all(args: argparse.Namespace, runs_folder: Path) -> list[dict[str, Any]]
         try:
             if name != DUMAP:
                 interpreters[name] = peers.interpreter_of(name, None if args.installed else args.environments)
-        except peers.NotInstalled as error:
+        except peers.PeerNotInstalled as error:
             entries.append({"name": name, "round": 0, "failed": str(error)})
             print(f"{name}: {error}", flush=True)
     runnable = [name for name in args.only if name == DUMAP or name in interpreters]
@@ -312,7 +312,7 @@ def format_table(entries: list[dict[str, Any]]) -> str:
 
 def main() -> None:
     """Measure, judge, write and print."""
-    args, machine_description = parse_arguments(), machine.describe()
+    args, machine_description = parse_arguments(), machine.describe_machine()
     output = Path(args.output)
     output.parent.mkdir(parents=True, exist_ok=True)
     vectors = zarr.open_array(args.data, path=args.array, mode="r")
@@ -324,7 +324,7 @@ def main() -> None:
         data["made"] = dict(zarr.open_group(args.data, mode="r").attrs)
         figures = {**machine_description, "data": data, "runs": entries, "summary": summarize(entries)}
         Path(f"{output}.json").write_text(json.dumps(figures, indent=1) + "\n")
-        has_picture = picture.draw(figures, runs_folder, args.labels, f"{output}.png")
+        has_picture = picture.draw_benchmark(figures, runs_folder, args.labels, f"{output}.png")
     finally:
         shutil.rmtree(runs_folder, ignore_errors=True)
     print(format_table(entries))

@@ -30,8 +30,8 @@ from typing import Any
 import judge
 import numpy as np
 import zarr
-from measuring.contenders import without_self
-from measuring.machine import cores
+from measuring.contenders import remove_self
+from measuring.machine import count_cores
 
 CHUNK_ROWS = 16_384
 MAX_SOURCE_ROWS = 200_000
@@ -133,7 +133,7 @@ def measure_hardness(x: np.ndarray, threads: int) -> dict[str, float]:
     nearest = judge.exact_neighbors(x, queries, x[queries], k)
     distances = np.sqrt(((x[nearest].astype(np.float64) - x[queries][:, None]) ** 2).sum(axis=2))
     index = pynndescent.NNDescent(x, n_neighbors=NEIGHBORS, n_jobs=threads, random_state=1)
-    lists = without_self(index.neighbor_graph[0])
+    lists = remove_self(index.neighbor_graph[0])
     random_rows = rng.choice(len(x), len(queries))
     random_distances = np.sqrt(((x[random_rows].astype(np.float64) - x[queries]) ** 2).sum(axis=1))
     return {
@@ -202,7 +202,7 @@ def parse_arguments() -> argparse.Namespace:
     jitter_options.add_argument("--match", action="store_true", help="find it by pynndescent's recall")
     parser.add_argument("--match-rows", type=int, help="rows of each try; default: all")
     parser.add_argument("--no-report", action="store_true", help="with --jitter: do not say how hard the rows are")
-    parser.add_argument("--threads", type=int, default=cores())
+    parser.add_argument("--threads", type=int, default=count_cores())
     args = parser.parse_args()
     if args.rows < 1 or not 0 <= args.mix <= 1 or (args.jitter or 0) < 0:
         parser.error("--rows must be at least 1, --mix from 0 to 1, --jitter at least 0")

@@ -34,8 +34,8 @@ from pathlib import Path
 from typing import Any
 
 from measuring import counting, machine
-from measuring.process_tree import Watched, run_watched
-from measuring.records import steps_of
+from measuring.process_tree import ProcessResult, run_watched
+from measuring.records import summarize_steps
 
 DEFAULT_ROWS = "300000,1000000,3000000,10000000,30000000"
 WARM_ROWS = 20_000
@@ -64,11 +64,11 @@ def parse_arguments() -> argparse.Namespace:
     return args
 
 
-def raise_on_failure(watched: Watched, step: str) -> Watched:
+def raise_on_failure(result: ProcessResult, step: str) -> ProcessResult:
     """Return what a process took, or end with its last words."""
-    if watched.code:
-        raise SystemExit(f"{step} failed with exit code {watched.code}:\n{watched.err}")
-    return watched
+    if result.exit_code:
+        raise SystemExit(f"{step} failed with exit code {result.exit_code}:\n{result.err}")
+    return result
 
 
 def run_settings(args: argparse.Namespace) -> list[str]:
@@ -77,7 +77,7 @@ def run_settings(args: argparse.Namespace) -> list[str]:
     return [*(cluster_settings if args.workers else ["cluster.engine=local"]), "layout.mode=rounds", *args.settings]
 
 
-def run_counted(args: argparse.Namespace, data: Path, folder: Path, extra_settings: list[str]) -> Watched:
+def run_counted(args: argparse.Namespace, data: Path, folder: Path, extra_settings: list[str]) -> ProcessResult:
     """Embed data in a counted process, which leaves its run and its lines in a folder."""
     (folder / "counts").mkdir(parents=True)
     command = [sys.executable, str(SCRIPTS / "measuring" / "counting.py"), str(folder / "counts"), str(data)]
@@ -108,7 +108,9 @@ def figures_by_stage(record: dict[str, Any]) -> dict[str, dict[str, Any]]:
         figures = figures_of_stages.setdefault(stage, {})
         for kind in ("read_bytes", "written_bytes"):
             figures[kind] = sum(counts[kind] for counts in roles.values())
-        requests_by_role = {role: sum(counts[kind] for kind in counting.REQUESTS) for role, counts in roles.items()}
+        requests_by_role = {
+            role: sum(counts[kind] for kind in counting.REQUEST_NAMES) for role, counts in roles.items()
+        }
         figures |= {"requests": sum(requests_by_role.values()), "driver_requests": requests_by_role.get("driver", 0)}
     return figures_of_stages
 
@@ -117,9 +119,9 @@ def measure_rung(args: argparse.Namespace, rows: int, folder: Path) -> dict[str,
     """Measure one size."""
     data = folder / "data.zarr"
     make_data(rows, args.dims, data)
-    machine_description = machine.describe()
-    watched = run_counted(args, data, folder, [])
-    record = counting.read(str(folder / "counts"))
+    machine_description = machine.describe_machine()
+    result = run_counted(args, data, folder, [])
+    record = counting.read_counts(str(folder / "counts"))
     stages = figures_by_stage(record)
     totals = {name: sum(stage.get(name, 0) for stage in stages.values()) for name in GROWING_FIGURES}
     return {
@@ -127,13 +129,13 @@ def measure_rung(args: argparse.Namespace, rows: int, folder: Path) -> dict[str,
         "dims": args.dims,
         "workers": args.workers,
         "settings": run_settings(args),
-        "whole_seconds": watched.seconds,
-        "peak_bytes": watched.peak_bytes,
-        "peak_disk_bytes": watched.peak_disk_bytes,
-        "disk_bytes": watched.disk_bytes,
+        "whole_seconds": result.seconds,
+        "peak_bytes": result.peak_bytes,
+        "peak_disk_bytes": result.peak_disk_bytes,
+        "disk_bytes": result.disk_bytes,
         "whole": totals,
         "stages": stages,
-        "steps": steps_of(record),
+        "steps": summarize_steps(record),
         "measured": machine_description,
     }
 

@@ -326,9 +326,7 @@ def format_prediction(prediction: dict[str, Any]) -> str:
     return "\n".join([*lines, f"{'whole':<10}{cells}  {prediction['half_used']:>9}"])
 
 
-def compare_predictions(
-    growth: GrowthModel, rungs: Sequence[dict[str, Any]], overhead: Overhead
-) -> list[dict[str, Any]]:
+def check_predictions(growth: GrowthModel, rungs: Sequence[dict[str, Any]], overhead: Overhead) -> list[dict[str, Any]]:
     """Predict measured runs; return what was measured, what was predicted, and the ratio, by stage and whole."""
     comparisons = []
     for rung in rungs:
@@ -383,12 +381,12 @@ def main() -> None:
     )
     if single_parts := [name for name in ("blocks", "cells", "shards") if growth.plans[-1][name] == 1]:
         print(
-            f"the measured rows are too few: one of {' and of '.join(single_parts)}, whose steps are taken for single "
-            f"tasks"
+            f"the measured rows are too few: one of {' and of '.join(single_parts)}, "
+            f"whose steps are taken for single tasks"
         )
     document: dict[str, Any] = {"overhead": overhead.__dict__, "checks": [], "predictions": []}
     for file in args.check:
-        comparisons = compare_predictions(growth, json.loads(Path(file).read_text())["rungs"], overhead)
+        comparisons = check_predictions(growth, json.loads(Path(file).read_text())["rungs"], overhead)
         document["checks"] += comparisons
         print(format_comparison(comparisons))
     for rows in () if args.check else args.rows:

@@ -124,7 +124,7 @@ def test_memory_and_disk_are_those_of_all_processes(tmp_path):
     program += f"subprocess.run([sys.executable, '-c', {child!r}])\n"
     program += f"open({str(tmp_path / 'left')!r}, 'wb').write(bytes(3 << 20)); print('done')"
     result = run_watched([sys.executable, "-c", program], tmp_path)
-    assert (result.code, result.out.strip()) == (0, "done")
+    assert (result.exit_code, result.out.strip()) == (0, "done")
     assert 250 * MIB < result.peak_bytes < 330 * MIB
     assert 150 * MIB < result.peak_process_bytes < 200 * MIB
     assert result.disk_bytes == result.peak_disk_bytes == folder_bytes(tmp_path) >= 3 * MIB
@@ -134,7 +134,7 @@ def test_a_process_whose_time_is_up_is_ended_with_its_children(tmp_path):
     program = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import time; time.sleep(60)'])"
     began = time.monotonic()
     result = run_watched([sys.executable, "-c", program], timeout=1.0)
-    assert result.code is None
+    assert result.exit_code is None
     assert time.monotonic() - began < 30
     assert "its time was up" in benchmark.describe_failure(result)
 
@@ -148,7 +148,7 @@ def test_what_a_process_said_last_is_kept():
 
 
 def test_time_in_a_function_within_another_is_the_inner_ones():
-    clock = contenders.Clock()
+    clock = contenders.StageClock()
 
     def inner():
         time.sleep(0.2)
@@ -157,15 +157,15 @@ def test_time_in_a_function_within_another_is_the_inner_ones():
         time.sleep(0.05)
         timed_inner()
 
-    timed_inner = clock._timed("inner", inner)
-    clock._timed("outer", outer)()
+    timed_inner = clock._time_calls("inner", inner)
+    clock._time_calls("outer", outer)()
     assert clock.seconds["inner"] >= 0.2
     assert 0.05 <= clock.seconds["outer"] < 0.2
 
 
 def test_a_row_is_left_out_of_its_own_list():
     lists = np.array([[0, 1, 2], [3, 1, 0], [0, 1, 3], [3, 2, 1]])  # row 2 is not in its own
-    assert contenders.without_self(lists).tolist() == [[1, 2], [3, 0], [0, 1], [2, 1]]
+    assert contenders.remove_self(lists).tolist() == [[1, 2], [3, 0], [0, 1], [2, 1]]
 
 
 def test_stages_of_umap_learn_are_functions_that_it_has():
@@ -175,14 +175,14 @@ def test_stages_of_umap_learn_are_functions_that_it_has():
 
 
 def test_a_function_that_a_peer_lacks_is_an_error():
-    clock = contenders.Clock()
+    clock = contenders.StageClock()
     with pytest.raises(AttributeError, match="no_such"):
-        clock.watch("layout", "umap.umap_:no_such")
+        clock.time_function("layout", "umap.umap_:no_such")
 
 
 def test_an_environment_is_made_once(tmp_path, monkeypatch):
     commands = []
-    monkeypatch.setattr(peers, "run", lambda command, name: commands.append(command))
+    monkeypatch.setattr(peers, "run_install_step", lambda command, name: commands.append(command))
     for _ in range(2):
         (tmp_path / f"pacmap-{sys.version_info.major}.{sys.version_info.minor}").mkdir(exist_ok=True)
         result = peers.interpreter_of("pacmap", tmp_path)
@@ -192,21 +192,21 @@ def test_an_environment_is_made_once(tmp_path, monkeypatch):
 
 
 def test_what_cannot_be_installed_says_why():
-    with pytest.raises(peers.NotInstalled, match="pacmap cannot be installed: no network"):
-        peers.run([sys.executable, "-c", "import sys; sys.exit('no network')"], "pacmap")
+    with pytest.raises(peers.PeerNotInstalled, match="pacmap cannot be installed: no network"):
+        peers.run_install_step([sys.executable, "-c", "import sys; sys.exit('no network')"], "pacmap")
 
 
 def test_a_machine_is_described():
-    result = machine.describe()
+    result = machine.describe_machine()
     assert result["machine"]["cores"] >= 1
     assert result["machine"]["memory_bytes"] > 2**28
     assert {"python", "numpy", "zarr"} <= result["versions"].keys()
-    assert set(result["machine"]["processor"]["features"]) <= set(machine.FEATURES)
+    assert set(result["machine"]["processor"]["features"]) <= set(machine.PROCESSOR_FEATURES)
 
 
 def test_a_picture_without_any_map_has_times_alone(store, tmp_path):
     run = {"name": "pynndescent", "round": 0, "seconds": {"stages": {"neighbors": 1.0}}, "peak_bytes": MIB}
     figures = {"runs": [run, {"name": "x", "round": 0, "failed": "no"}], "data": {"path": store, "rows": 6, "dims": 2}}
     figures["data"]["dtype"] = "uint8"
-    assert picture.draw(figures | machine.describe(), tmp_path, "labels", str(tmp_path / "out.png"))
+    assert picture.draw_benchmark(figures | machine.describe_machine(), tmp_path, "labels", str(tmp_path / "out.png"))
     assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")

@@ -40,7 +40,7 @@ def test_rungs_have_time_memory_disk_bytes_and_requests_of_every_stage(climbed):
     first, second = climbed["rungs"]
     assert (first["rows"], second["rows"], first["dims"]) == (1000, 2000, 64)
     for rung in (first, second):
-        assert tuple(stage for stage in rung["stages"] if stage != counting.START_UP) == STAGES
+        assert tuple(stage for stage in rung["stages"] if stage != counting.START_UP_STAGE) == STAGES
         for stage in STAGES:
             report = rung["stages"][stage]
             assert report["seconds"] > 0
@@ -96,7 +96,7 @@ def test_growth_is_told_by_stage_and_for_the_whole():
 
 def test_lines_of_several_processes_are_put_together(tmp_path):
     def counts(**known):
-        return dict.fromkeys(counting.KINDS, 0) | known
+        return dict.fromkeys(counting.COUNT_NAMES, 0) | known
 
     def line(event, **entry):
         return json.dumps({"event": event, "stage": "cells", **entry}) + "\n"
@@ -110,7 +110,7 @@ def test_lines_of_several_processes_are_put_together(tmp_path):
         + line("step", began=1.0)
     )
     (tmp_path / "driver-3.jsonl").write_text(text)
-    report = counting.read(str(tmp_path))
+    report = counting.read_counts(str(tmp_path))
     assert report["counts"]["cells"]["worker"] == counts(reads=7, writes=1)  # the last of each process
     assert report["counts"]["cells"]["driver"] == counts(looks=7)
     assert (len(report["tasks"]), len(report["steps"]), len(report["stages"])) == (1, 1, 1)
@@ -118,21 +118,23 @@ def test_lines_of_several_processes_are_put_together(tmp_path):
 
 def test_steps_are_shortened_to_kinds():
     def task(began, pid, seconds):
-        counted = dict.fromkeys(counting.KINDS, 2)
+        counted = dict.fromkeys(counting.COUNT_NAMES, 2)
         return {"stage": "layout", "task": "step", "began": began, "pid": pid, "seconds": seconds, **counted}
 
     tasks = [task(0.0, 1, 1.0), task(0.0, 2, 3.0), task(1.5, 1, 2.0), task(10.0, 1, 2.0)]
     step = {"stage": "layout", "task": "step", "driver_cpu": 0.1, "scheduler_cpu": 0.2}
     steps = [{**step, "began": 0.0, "ended": 4.0}, {**step, "began": 9.0, "ended": 12.5}]
-    kind, between = records.steps_of({"tasks": tasks, "steps": steps, "stages": [{"stage": "layout", "seconds": 9.0}]})
+    kind, between = records.summarize_steps(
+        {"tasks": tasks, "steps": steps, "stages": [{"stage": "layout", "seconds": 9.0}]}
+    )
     assert (kind["calls"], kind["tasks"], kind["seconds"], kind["wall"]) == (2, 4, 2.0, 7.5)
     assert (kind["spread"][0], kind["spread"][-1]) == (0.5, 1.5)
     assert kind["gap"] == 0.5  # not from one step to the next
-    assert kind["requests"] == 2 * len(counting.REQUESTS)
+    assert kind["requests"] == 2 * len(counting.REQUEST_NAMES)
     assert between == {"stage": "layout", "task": "", "calls": 1, "tasks": 0, "wall": 1.5}
 
 
 def test_sizes_are_those_of_bytes():
-    assert counting.size_of(None) == 0
-    assert counting.size_of(b"abc") == 3
-    assert counting.size_of(memoryview(np.zeros(4, np.int64))) == 32
+    assert counting.byte_size(None) == 0
+    assert counting.byte_size(b"abc") == 3
+    assert counting.byte_size(memoryview(np.zeros(4, np.int64))) == 32

@@ -41,7 +41,7 @@ class Peer:
     package = module = ""
     stages: ClassVar[dict[str, tuple[str, ...]]] = {}
 
-    def warm(self, x: Any, components: int, threads: int) -> None:
+    def warm_up(self, x: Any, components: int, threads: int) -> None:
         """Have everything compiled that `fit` will need."""
         self.fit(x, components, threads)
 
@@ -61,7 +61,7 @@ class UmapLearn(Peer):
         "layout": ("umap.umap_:optimize_layout_euclidean",),
     }
 
-    def warm(self, x: Any, components: int, threads: int) -> None:
+    def warm_up(self, x: Any, components: int, threads: int) -> None:
         """As `Peer`, with few epochs."""
         import umap
 
@@ -72,9 +72,9 @@ class UmapLearn(Peer):
         import umap
 
         model = umap.UMAP(n_neighbors=NEIGHBORS, n_components=components, n_jobs=threads)
-        found = {"embedding": model.fit_transform(x)}
+        outputs = {"embedding": model.fit_transform(x)}
         lists = getattr(model, "_knn_indices", None)  # of few rows there are all distances instead
-        return found if lists is None else {**found, "neighbors": lists[:, 1:]}
+        return outputs if lists is None else {**outputs, "neighbors": lists[:, 1:]}
 
 
 class Pynndescent(Peer):
@@ -87,7 +87,7 @@ class Pynndescent(Peer):
         import pynndescent
 
         lists = pynndescent.NNDescent(x, n_neighbors=NEIGHBORS, n_jobs=threads).neighbor_graph[0]
-        return {"neighbors": without_self(lists)}
+        return {"neighbors": remove_self(lists)}
 
 
 class Pacmap(Peer):
@@ -119,7 +119,7 @@ class OpenTsne(Peer):
         "layout": ("openTSNE.tsne:TSNEEmbedding.optimize",),
     }
 
-    def warm(self, x: Any, components: int, threads: int) -> None:
+    def warm_up(self, x: Any, components: int, threads: int) -> None:
         """Do nothing: it comes compiled."""
 
     def fit(self, x: Any, components: int, threads: int) -> dict[str, Any]:
@@ -138,16 +138,16 @@ PEERS: dict[str, type[Peer]] = {
 }
 
 
-def without_self(lists: Any) -> Any:
+def remove_self(lists: Any) -> Any:
     """Return lists of neighbours (rows, k) without the row itself: k - 1 of each."""
     import numpy as np
 
-    own = lists == np.arange(len(lists))[:, None]
-    own[~own.any(axis=1), -1] = True  # a row that is not among its own neighbours loses the last
-    return lists[~own].reshape(len(lists), -1)
+    is_self = lists == np.arange(len(lists))[:, None]
+    is_self[~is_self.any(axis=1), -1] = True  # a row that is not among its own neighbours loses the last
+    return lists[~is_self].reshape(len(lists), -1)
 
 
-class Clock:
+class StageClock:
     """Adds up the time of functions that it wraps; what one of them spends in another is the other's.
 
     Attributes
@@ -157,9 +157,9 @@ class Clock:
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
-        self._running: list[list[float]] = []
+        self._inner_seconds: list[list[float]] = []
 
-    def watch(self, stage: str, where: str) -> None:
+    def time_function(self, stage: str, function_path: str) -> None:
         """Time a function, 'module:name', as part of a stage.
 
         Raises
@@ -167,56 +167,56 @@ class Clock:
         AttributeError
             The peer has no such function: its stages are called otherwise in this version.
         """
-        module, _, path = where.partition(":")
+        module, _, attribute_path = function_path.partition(":")
         owner: Any = import_module(module)
-        *classes, name = path.split(".")
-        for one in classes:
-            owner = getattr(owner, one)
-        setattr(owner, name, self._timed(stage, getattr(owner, name)))
+        *classes, name = attribute_path.split(".")
+        for class_name in classes:
+            owner = getattr(owner, class_name)
+        setattr(owner, name, self._time_calls(stage, getattr(owner, name)))
 
-    def _timed(self, stage: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        def timed(*arguments: Any, **options: Any) -> Any:
-            began, inner = time.perf_counter(), [0.0]
-            self._running.append(inner)
+    def _time_calls(self, stage: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call_timed(*arguments: Any, **options: Any) -> Any:
+            start_time, inner_seconds = time.perf_counter(), [0.0]
+            self._inner_seconds.append(inner_seconds)
             try:
                 return function(*arguments, **options)
             finally:
-                self._running.pop()
-                took = time.perf_counter() - began
-                self.seconds[stage] = self.seconds.get(stage, 0.0) + took - inner[0]
-                if self._running:
-                    self._running[-1][0] += took
+                self._inner_seconds.pop()
+                elapsed = time.perf_counter() - start_time
+                self.seconds[stage] = self.seconds.get(stage, 0.0) + elapsed - inner_seconds[0]
+                if self._inner_seconds:
+                    self._inner_seconds[-1][0] += elapsed
 
-        return timed
+        return call_timed
 
 
-def run(peer: Peer, data: str, array: str, folder: Path, threads: int, components: int) -> dict[str, Any]:
+def run_peer(peer: Peer, data: str, array: str, folder: Path, threads: int, components: int) -> dict[str, Any]:
     """Run a peer and write what it finds."""
-    began = time.perf_counter()
+    start_time = time.perf_counter()
     import numpy as np
     import zarr
 
     import_module(peer.module)
-    seconds: dict[str, Any] = {"imports": time.perf_counter() - began}
-    began = time.perf_counter()
+    seconds: dict[str, Any] = {"imports": time.perf_counter() - start_time}
+    start_time = time.perf_counter()
     x = np.asarray(zarr.open_array(data, path=array, mode="r")[:], np.float32)
-    seconds["load"] = time.perf_counter() - began
-    began = time.perf_counter()
-    peer.warm(x[:WARM_ROWS], components, threads)
-    seconds["warm"] = time.perf_counter() - began
-    clock = Clock()
-    for stage, functions in peer.stages.items():
-        for where in functions:
-            clock.watch(stage, where)
-    began = time.perf_counter()
-    found = peer.fit(x, components, threads)
-    seconds["fit"] = time.perf_counter() - began
-    for name, values in found.items():
+    seconds["load"] = time.perf_counter() - start_time
+    start_time = time.perf_counter()
+    peer.warm_up(x[:WARM_ROWS], components, threads)
+    seconds["warm"] = time.perf_counter() - start_time
+    clock = StageClock()
+    for stage, function_paths in peer.stages.items():
+        for function_path in function_paths:
+            clock.time_function(stage, function_path)
+    start_time = time.perf_counter()
+    outputs = peer.fit(x, components, threads)
+    seconds["fit"] = time.perf_counter() - start_time
+    for name, values in outputs.items():
         np.save(folder / f"{name}.npy", values)
-    rest = {} if not clock.seconds else {"other": seconds["fit"] - sum(clock.seconds.values())}
-    seconds["stages"] = {**clock.seconds, **rest} or {"neighbors": seconds["fit"]}
-    packages = {peer.package: version(peer.package), "numpy": version("numpy"), "zarr": version("zarr")}
-    return {"versions": packages, "seconds": seconds}
+    other_seconds = {} if not clock.seconds else {"other": seconds["fit"] - sum(clock.seconds.values())}
+    seconds["stages"] = {**clock.seconds, **other_seconds} or {"neighbors": seconds["fit"]}
+    versions = {peer.package: version(peer.package), "numpy": version("numpy"), "zarr": version("zarr")}
+    return {"versions": versions, "seconds": seconds}
 
 
 def main() -> None:
@@ -231,7 +231,7 @@ def main() -> None:
     args = parser.parse_args()
     warnings.filterwarnings("ignore")
     peer = PEERS[args.peer]()
-    print(json.dumps(run(peer, args.data, args.array, args.folder, args.threads, args.components)))
+    print(json.dumps(run_peer(peer, args.data, args.array, args.folder, args.threads, args.components)))
 
 
 if __name__ == "__main__":

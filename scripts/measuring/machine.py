@@ -12,10 +12,13 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-FEATURES = ("sse4_2", "avx2", "fma", "avx512f", "avx512bw", "avx512_vnni", "avx_vnni", "amx_int8", "asimd", "asimddp")
+PROCESSOR_FEATURES = (
+    *("sse4_2", "avx2", "fma", "avx512f", "avx512bw", "avx512_vnni", "avx_vnni", "amx_int8"),
+    *("asimd", "asimddp"),
+)
 """Instructions that matter to products of bytes and of floats, as Linux names them."""
 LIBRARIES = ("dumap-umap", "numpy", "numba", "llvmlite", "scipy", "scikit-learn", "pynndescent", "zarr", "distributed")
-ENVIRONMENT = (
+ENVIRONMENT_VARIABLES = (
     "NUMBA_CPU_NAME",
     "NUMBA_CPU_FEATURES",
     "OPENBLAS_CORETYPE",
@@ -25,13 +28,13 @@ ENVIRONMENT = (
 """Variables of the environment that decide which instructions, or how many threads, are used."""
 
 
-def cores() -> int:
+def count_cores() -> int:
     """Return how many processors this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _processor() -> dict[str, Any]:
-    """Return the processor's name and those of `FEATURES` that it has, where the system tells."""
+def _describe_processor() -> dict[str, Any]:
+    """Return the processor's name and those of `PROCESSOR_FEATURES` that it has, where the system tells."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -43,46 +46,46 @@ def _processor() -> dict[str, Any]:
     flags = set(facts.get("flags", facts.get("Features", "")).split())
     return {
         "name": facts.get("model name", platform.machine()),
-        "features": [name for name in FEATURES if name in flags],
+        "features": [name for name in PROCESSOR_FEATURES if name in flags],
     }
 
 
-def _versions() -> dict[str, str]:
+def _library_versions() -> dict[str, str]:
     """Return the versions of the libraries that are there."""
-    found = {"python": platform.python_version()}
+    versions = {"python": platform.python_version()}
     for name in LIBRARIES:
         try:
-            found[name] = version(name)
+            versions[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
-def _commit() -> str | None:
+def _current_commit() -> str | None:
     """Return the commit of the repository that this file lies in, with '+' where files have changed since."""
     git = ["git", "-C", str(Path(__file__).parent)]
     try:
         head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
-        changed = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True)
+        status = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return None
-    return head.stdout.strip() + ("+" if changed.stdout.strip() else "")
+    return head.stdout.strip() + ("+" if status.stdout.strip() else "")
 
 
-def describe() -> dict[str, Any]:
+def describe_machine() -> dict[str, Any]:
     """Return machine, versions, environment, commit, date and command of this process."""
-    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    memory_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": shlex.join(["python", *sys.orig_argv[1:]]),
-        "commit": _commit(),
+        "commit": _current_commit(),
         "machine": {
             "system": f"{platform.system()} {platform.release()} {platform.machine()}",
-            "processor": _processor(),
-            "cores": cores(),
-            "memory_bytes": pages,
+            "processor": _describe_processor(),
+            "cores": count_cores(),
+            "memory_bytes": memory_bytes,
             "load_before": round(os.getloadavg()[0], 2),
         },
-        "environment": {name: os.environ[name] for name in ENVIRONMENT if name in os.environ},
-        "versions": _versions(),
+        "environment": {name: os.environ[name] for name in ENVIRONMENT_VARIABLES if name in os.environ},
+        "versions": _library_versions(),
     }

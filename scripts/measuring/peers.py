@@ -10,11 +10,11 @@ from pathlib import Path
 
 from measuring.contenders import PEERS
 
-BESIDE = ("zarr>=3.1,<4",)
+EXTRA_PACKAGES = ("zarr>=3.1,<4",)
 """What a peer's environment holds beside the peer."""
 
 
-class NotInstalled(Exception):
+class PeerNotInstalled(Exception):
     """A peer cannot be had; the message is why."""
 
 
@@ -40,19 +40,19 @@ def interpreter_of(name: str, folder: Path | None) -> str:
     peer = PEERS[name]
     if folder is None:
         if find_spec(peer.module) is None:
-            raise NotInstalled(f"{peer.package} is not installed in the environment of {sys.executable}")
+            raise PeerNotInstalled(f"{peer.package} is not installed in the environment of {sys.executable}")
         return sys.executable
-    place = folder / f"{name}-{sys.version_info.major}.{sys.version_info.minor}"
-    interpreter, done = place / "bin" / "python", place / "installed"
-    if not done.exists():
-        print(f"{name}: installing {peer.package} into {place}", flush=True)
-        run([sys.executable, "-m", "venv", "--clear", str(place)], name)
-        run([str(interpreter), "-m", "pip", "install", "--quiet", peer.package, *BESIDE], name)
-        done.touch()
+    environment = folder / f"{name}-{sys.version_info.major}.{sys.version_info.minor}"
+    interpreter, installed_marker = environment / "bin" / "python", environment / "installed"
+    if not installed_marker.exists():
+        print(f"{name}: installing {peer.package} into {environment}", flush=True)
+        run_install_step([sys.executable, "-m", "venv", "--clear", str(environment)], name)
+        run_install_step([str(interpreter), "-m", "pip", "install", "--quiet", peer.package, *EXTRA_PACKAGES], name)
+        installed_marker.touch()
     return str(interpreter)
 
 
-def run(command: list[str], name: str) -> None:
+def run_install_step(command: list[str], name: str) -> None:
     """Run a step of an installation.
 
     Raises
@@ -61,9 +61,11 @@ def run(command: list[str], name: str) -> None:
         With its last words.
     """
     try:
-        found = subprocess.run(command, capture_output=True, text=True)
+        result = subprocess.run(command, capture_output=True, text=True)
     except OSError as error:
-        raise NotInstalled(f"{name} cannot be installed: {error}") from error
-    if found.returncode:
-        lines = [line for line in (found.stderr or found.stdout).strip().splitlines() if "WARNING" not in line]
-        raise NotInstalled(f"{name} cannot be installed: {' '.join(lines[-3:]) or f'exit code {found.returncode}'}")
+        raise PeerNotInstalled(f"{name} cannot be installed: {error}") from error
+    if result.returncode:
+        lines = [line for line in (result.stderr or result.stdout).strip().splitlines() if "WARNING" not in line]
+        raise PeerNotInstalled(
+            f"{name} cannot be installed: {' '.join(lines[-3:]) or f'exit code {result.returncode}'}"
+        )

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import zarr
 
-POINTS = 100_000
+MAX_POINTS = 100_000
 """Points of a map that are drawn, at the most."""
 STAGES = (
     *("load", "vectors", "cells", "neighbors", "audit", "graph", "coarsen", "start", "layout", "embedding"),
@@ -20,21 +20,21 @@ STAGES = (
 
 def first_runs(figures: dict[str, Any]) -> list[dict[str, Any]]:
     """Return the first run of each program that has one."""
-    found: dict[str, dict[str, Any]] = {}
+    run_of_program: dict[str, dict[str, Any]] = {}
     for entry in figures["runs"]:
         if "failed" not in entry:
-            found.setdefault(entry["name"], entry)
-    return list(found.values())
+            run_of_program.setdefault(entry["name"], entry)
+    return list(run_of_program.values())
 
 
-def draw(figures: dict[str, Any], place: Path, labels: str, out: str) -> bool:
+def draw_benchmark(figures: dict[str, Any], runs_folder: Path, labels: str, out: str) -> bool:
     """Write the picture; tell whether there is one, which takes matplotlib.
 
     Parameters
     ----------
     figures : dict
         As the benchmark writes them.
-    place : Path
+    runs_folder : Path
         Has a folder for each run, with its map.
     labels : str
         The array of the data's group that colours the maps, where it is there.
@@ -45,19 +45,23 @@ def draw(figures: dict[str, Any], place: Path, labels: str, out: str) -> bool:
         return False
     from matplotlib.figure import Figure
 
-    maps = [run for run in runs if (place / f"{run['name']}-{run['round']}" / "embedding.npy").exists()]
-    figure = Figure(figsize=(3.2 * max(3, len(maps)), 7.2 if maps else 3.6), layout="constrained", dpi=120)
-    halves: Any = figure.subfigures(2, 1, height_ratios=(3, 2)) if maps else [None, figure.subfigures(1, 1)]
-    if maps:
-        colours = _colours(figures["data"]["path"], labels)
-        for axes, run in zip(np.atleast_1d(halves[0].subplots(1, len(maps))), maps, strict=True):
-            _draw_map(axes, np.load(place / f"{run['name']}-{run['round']}" / "embedding.npy"), colours)
+    runs_with_map = [run for run in runs if (runs_folder / f"{run['name']}-{run['round']}" / "embedding.npy").exists()]
+    figure = Figure(
+        figsize=(3.2 * max(3, len(runs_with_map)), 7.2 if runs_with_map else 3.6), layout="constrained", dpi=120
+    )
+    subfigures: Any = (
+        figure.subfigures(2, 1, height_ratios=(3, 2)) if runs_with_map else [None, figure.subfigures(1, 1)]
+    )
+    if runs_with_map:
+        colours = _read_colours(figures["data"]["path"], labels)
+        for axes, run in zip(np.atleast_1d(subfigures[0].subplots(1, len(runs_with_map))), runs_with_map, strict=True):
+            _draw_map(axes, np.load(runs_folder / f"{run['name']}-{run['round']}" / "embedding.npy"), colours)
             axes.set_title(f"{run['name']}\ncross-entropy {run['quality']['xent']:.3f}", fontsize=9)
-    times, memory = halves[1].subplots(1, 2, sharey=True, width_ratios=(2, 1))
-    _draw_times(times, runs)
-    halves[1].legend(loc="outside lower center", ncols=len(STAGES), fontsize=6, handlelength=1.0, columnspacing=1.0)
-    memory.barh([run["name"] for run in runs], [run["peak_bytes"] / 2**30 for run in runs], color="#777777")
-    memory.set_xlabel("peak memory of all processes, GiB")
+    time_axes, memory_axes = subfigures[1].subplots(1, 2, sharey=True, width_ratios=(2, 1))
+    _draw_times(time_axes, runs)
+    subfigures[1].legend(loc="outside lower center", ncols=len(STAGES), fontsize=6, handlelength=1.0, columnspacing=1.0)
+    memory_axes.barh([run["name"] for run in runs], [run["peak_bytes"] / 2**30 for run in runs], color="#777777")
+    memory_axes.set_xlabel("peak memory of all processes, GiB")
     data, machine = figures["data"], figures["machine"]
     figure.suptitle(
         f"{data['rows']:,} rows x {data['dims']} of {data['dtype']}; {machine['processor']['name']}, "
@@ -68,7 +72,7 @@ def draw(figures: dict[str, Any], place: Path, labels: str, out: str) -> bool:
     return True
 
 
-def _colours(data: str, labels: str) -> np.ndarray | None:
+def _read_colours(data: str, labels: str) -> np.ndarray | None:
     if labels not in zarr.open_group(data, mode="r"):
         return None
     return np.unique(np.asarray(zarr.open_array(data, path=labels, mode="r")[...]), return_inverse=True)[1]
@@ -76,10 +80,12 @@ def _colours(data: str, labels: str) -> np.ndarray | None:
 
 def _draw_map(axes: Any, y: np.ndarray, colours: np.ndarray | None) -> None:
     """Draw the first two components of a sample."""
-    some = np.random.default_rng(0).permutation(len(y))[:POINTS]
-    size = max(0.05, 2000 / len(some))
-    colour = "#333333" if colours is None else colours[some]
-    axes.scatter(y[some, 0], y[some, min(1, y.shape[1] - 1)], s=size, c=colour, cmap="tab20", lw=0, rasterized=True)
+    drawn_rows = np.random.default_rng(0).permutation(len(y))[:MAX_POINTS]
+    size = max(0.05, 2000 / len(drawn_rows))
+    colour = "#333333" if colours is None else colours[drawn_rows]
+    axes.scatter(
+        y[drawn_rows, 0], y[drawn_rows, min(1, y.shape[1] - 1)], s=size, c=colour, cmap="tab20", lw=0, rasterized=True
+    )
     axes.set_xticks([])
     axes.set_yticks([])
     axes.set_aspect("equal", adjustable="datalim")
@@ -89,12 +95,12 @@ def _draw_times(axes: Any, runs: list[dict[str, Any]]) -> None:
     """Stack the stages of each run; compiling is not among them."""
     import matplotlib
 
-    names, left = [run["name"] for run in runs], np.zeros(len(runs))
-    shown = matplotlib.colormaps["tab20"]
+    names, bar_starts = [run["name"] for run in runs], np.zeros(len(runs))
+    colormap = matplotlib.colormaps["tab20"]
     for number, stage in enumerate(STAGES):
         seconds = np.array([run["seconds"]["stages"].get(stage, 0.0) for run in runs])
         if seconds.any():
-            axes.barh(names, seconds, left=left, label=stage, color=shown(number))
-            left += seconds
+            axes.barh(names, seconds, left=bar_starts, label=stage, color=colormap(number))
+            bar_starts += seconds
     axes.set_xlabel("seconds, compiling left out")
     axes.invert_yaxis()

@@ -21,18 +21,18 @@ SAMPLING_SHARE = 0.02
 """The share of a processor that looking may take: the processes' pages are walked for it."""
 DISK_SECONDS = 2.0
 """How often the folder's size is looked at, at the most."""
-ENDING_SECONDS = 20.0
-SHOWN = 2000
+TERMINATION_SECONDS = 20.0
+MAX_ERROR_CHARACTERS = 2000
 """How many characters of the command's last words are kept."""
 
 
 @dataclass(frozen=True)
-class Watched:
+class ProcessResult:
     """What a command took.
 
     Attributes
     ----------
-    code : int
+    exit_code : int
         Its exit code; None where it was ended since its time was up.
     seconds : float
         From its start to its exit.
@@ -46,7 +46,7 @@ class Watched:
         What it printed, and the last of what it said beside.
     """
 
-    code: int | None
+    exit_code: int | None
     seconds: float
     peak_bytes: int
     peak_process_bytes: int
@@ -56,77 +56,78 @@ class Watched:
     err: str
 
 
-class Held(NamedTuple):
+class MemoryUse(NamedTuple):
     """The memory of a process: its share of what it made, the pages of files (such as libraries) that are there for it,
     and the most that it has ever held.
     """
 
-    made: int = 0
-    files: int = 0
-    most: int = 0
+    own_bytes: int = 0
+    file_bytes: int = 0
+    peak_bytes: int = 0
 
 
-def sizes(path: str) -> dict[str, int]:
+def read_sizes(path: str) -> dict[str, int]:
     """Read the sizes in a file of the system's, by name, in bytes."""
     lines = (line.split() for line in Path(path).read_text().splitlines())
     return {line[0].rstrip(":"): int(line[1]) << 10 for line in lines if line[-1] == "kB"}
 
 
-def held(process: psutil.Process) -> Held:
+def memory_use(process: psutil.Process) -> MemoryUse:
     """Return what a process holds; nothing where it has ended."""
     try:
-        shares, status = (sizes(f"/proc/{process.pid}/{name}") for name in ("smaps_rollup", "status"))
-        return Held(shares["Pss_Anon"] + shares["Pss_Shmem"], status["RssFile"], status["VmHWM"])
+        rollup, status = (read_sizes(f"/proc/{process.pid}/{name}") for name in ("smaps_rollup", "status"))
+        return MemoryUse(rollup["Pss_Anon"] + rollup["Pss_Shmem"], status["RssFile"], status["VmHWM"])
     except (OSError, KeyError):  # it has ended, or the system has no such files
         with contextlib.suppress(psutil.Error):
             resident = process.memory_info().rss
-            return Held(resident, 0, resident)
-    return Held()
+            return MemoryUse(resident, 0, resident)
+    return MemoryUse()
 
 
-def together(found: Sequence[Held]) -> int:
+def total_bytes(uses: Sequence[MemoryUse]) -> int:
     """Return what processes hold together: they map much the same files, which are counted once."""
-    return sum(one.made for one in found) + max(one.files for one in found)
+    return sum(use.own_bytes for use in uses) + max(use.file_bytes for use in uses)
 
 
 def folder_bytes(folder: Path) -> int:
     """Return what a folder takes on disk."""
-    found = 0
-    for place, _, names in os.walk(folder):
+    total = 0
+    for subfolder, _, names in os.walk(folder):
         for name in names:
             with contextlib.suppress(OSError):  # removed meanwhile
-                found += os.lstat(os.path.join(place, name)).st_blocks * 512
-    return found
+                total += os.lstat(os.path.join(subfolder, name)).st_blocks * 512
+    return total
 
 
-class Watch:
+class ProcessSampler:
     """Samples the memory of a process and all its children, and a folder's size, until it is stopped."""
 
     def __init__(self, pid: int, folder: Path | None) -> None:
-        self._root, self._folder = psutil.Process(pid), folder
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._sample, daemon=True)
+        self._root_process, self._folder = psutil.Process(pid), folder
+        self._should_stop = threading.Event()
+        self._thread = threading.Thread(target=self._sample_until_stopped, daemon=True)
         self.peak_bytes = self.peak_process_bytes = self.peak_disk_bytes = 0
         self._thread.start()
 
-    def _sample(self) -> None:
-        next_disk = 0.0
+    def _sample_until_stopped(self) -> None:
+        next_disk_time = 0.0
         while True:
-            began = time.perf_counter()
+            start_time = time.perf_counter()
             with contextlib.suppress(psutil.Error):
-                found = [held(one) for one in [self._root, *self._root.children(recursive=True)]]
-                self.peak_bytes = max(self.peak_bytes, together(found))
-                self.peak_process_bytes = max(self.peak_process_bytes, *(one.most for one in found))
-            if self._folder is not None and began >= next_disk:
+                processes = [self._root_process, *self._root_process.children(recursive=True)]
+                uses = [memory_use(process) for process in processes]
+                self.peak_bytes = max(self.peak_bytes, total_bytes(uses))
+                self.peak_process_bytes = max(self.peak_process_bytes, *(use.peak_bytes for use in uses))
+            if self._folder is not None and start_time >= next_disk_time:
                 self.peak_disk_bytes = max(self.peak_disk_bytes, folder_bytes(self._folder))
-                took = time.perf_counter() - began
-                next_disk = began + max(DISK_SECONDS, took / SAMPLING_SHARE)
-            if self._stop.wait(max(SAMPLE_SECONDS, (time.perf_counter() - began) / SAMPLING_SHARE)):
+                elapsed = time.perf_counter() - start_time
+                next_disk_time = start_time + max(DISK_SECONDS, elapsed / SAMPLING_SHARE)
+            if self._should_stop.wait(max(SAMPLE_SECONDS, (time.perf_counter() - start_time) / SAMPLING_SHARE)):
                 return
 
     def stop(self) -> None:
         """End sampling."""
-        self._stop.set()
+        self._should_stop.set()
         self._thread.join()
 
 
@@ -135,7 +136,7 @@ def run_watched(
     folder: Path | None = None,
     environment: Mapping[str, str] | None = None,
     timeout: float | None = None,
-) -> Watched:
+) -> ProcessResult:
     """Run a command to its end, watching all its processes.
 
     Parameters
@@ -149,36 +150,38 @@ def run_watched(
         Seconds after which it is ended.
     """
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
-        began = time.perf_counter()
+        start_time = time.perf_counter()
         process = subprocess.Popen(command, stdout=out, stderr=err, env={**os.environ, **(environment or {})})
-        watch = Watch(process.pid, folder)
-        code: int | None = None
+        sampler = ProcessSampler(process.pid, folder)
+        exit_code: int | None = None
         try:
-            code = process.wait(timeout)
+            exit_code = process.wait(timeout)
         except subprocess.TimeoutExpired:
-            end(process)
+            end_processes(process)
         except BaseException:
-            end(process)
+            end_processes(process)
             raise
         finally:
-            seconds = time.perf_counter() - began
-            watch.stop()
+            seconds = time.perf_counter() - start_time
+            sampler.stop()
         out.seek(0)
         err.seek(0)
-        left = 0 if folder is None else folder_bytes(folder)
-        peak_disk = max(watch.peak_disk_bytes, left)
-        words = out.read(), err.read()[-SHOWN:]
-    return Watched(code, seconds, watch.peak_bytes, watch.peak_process_bytes, peak_disk, left, *words)
+        disk_bytes = 0 if folder is None else folder_bytes(folder)
+        peak_disk_bytes = max(sampler.peak_disk_bytes, disk_bytes)
+        outputs = out.read(), err.read()[-MAX_ERROR_CHARACTERS:]
+    return ProcessResult(
+        exit_code, seconds, sampler.peak_bytes, sampler.peak_process_bytes, peak_disk_bytes, disk_bytes, *outputs
+    )
 
 
-def end(process: subprocess.Popen) -> None:
+def end_processes(process: subprocess.Popen) -> None:
     """End a process that this one started, and its children."""
     with contextlib.suppress(psutil.Error):
-        whole = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
-        for one in whole:
+        processes = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
+        for child in processes:
             with contextlib.suppress(psutil.Error):
-                one.terminate()
-        for one in psutil.wait_procs(whole, ENDING_SECONDS)[1]:
+                child.terminate()
+        for child in psutil.wait_procs(processes, TERMINATION_SECONDS)[1]:
             with contextlib.suppress(psutil.Error):
-                one.kill()
+                child.kill()
     process.wait()

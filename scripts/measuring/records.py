@@ -11,19 +11,19 @@ from typing import Any
 
 import numpy as np
 
-from measuring.counting import REQUESTS
+from measuring.counting import REQUEST_NAMES
 
 QUANTILES = 21
 """Task times are kept as so many quantiles, from the least to the greatest, over their mean."""
 
 
-def steps_of(record: dict[str, Any]) -> list[dict[str, Any]]:
+def summarize_steps(record: dict[str, Any]) -> list[dict[str, Any]]:
     """Shorten the steps and tasks of a counted run.
 
     Parameters
     ----------
     record : dict
-        As `measuring.counting.read` returns it.
+        As `measuring.counting.read_counts` returns it.
 
     Returns
     -------
@@ -33,51 +33,57 @@ def steps_of(record: dict[str, Any]) -> list[dict[str, Any]]:
         of all its steps), 'gap' (mean seconds between two tasks of one process), 'driver_cpu' and 'scheduler_cpu'
         (seconds in all). For each stage one of the task '' whose 'wall' is the time between its steps.
     """
-    kinds: dict[tuple[str, str], list[dict]] = defaultdict(list)
+    steps_by_kind: dict[tuple[str, str], list[dict]] = defaultdict(list)
     for step in record["steps"]:
-        kinds[step["stage"], step["task"]].append(step)
-    tasks: dict[tuple[str, str], list[dict]] = defaultdict(list)
+        steps_by_kind[step["stage"], step["task"]].append(step)
+    tasks_by_kind: dict[tuple[str, str], list[dict]] = defaultdict(list)
     for task in record["tasks"]:
-        tasks[task["stage"], task["task"]].append(task)
-    found = [_kind(*name, steps, tasks[name]) for name, steps in kinds.items() if tasks[name]]
+        tasks_by_kind[task["stage"], task["task"]].append(task)
+    summaries = [
+        _summarize_kind(*name, steps, tasks_by_kind[name])
+        for name, steps in steps_by_kind.items()
+        if tasks_by_kind[name]
+    ]
     for stage in record["stages"]:
         name = stage["stage"]
-        inside = sum(step["ended"] - step["began"] for step in record["steps"] if step["stage"] == name)
-        found.append({"stage": name, "task": "", "calls": 1, "tasks": 0, "wall": max(0.0, stage["seconds"] - inside)})
-    return found
+        step_seconds = sum(step["ended"] - step["began"] for step in record["steps"] if step["stage"] == name)
+        summaries.append(
+            {"stage": name, "task": "", "calls": 1, "tasks": 0, "wall": max(0.0, stage["seconds"] - step_seconds)}
+        )
+    return summaries
 
 
-def _kind(stage: str, name: str, steps: list[dict], tasks: list[dict]) -> dict[str, Any]:
+def _summarize_kind(stage: str, name: str, steps: list[dict], tasks: list[dict]) -> dict[str, Any]:
     seconds = np.array([task["seconds"] for task in tasks])
-    mean = max(float(seconds.mean()), 1e-9)
-    asked = [sum(task[kind] for kind in REQUESTS) for task in tasks]
+    mean_seconds = max(float(seconds.mean()), 1e-9)
+    requests = [sum(task[kind] for kind in REQUEST_NAMES) for task in tasks]
     return {
         "stage": stage,
         "task": name,
         "calls": len(steps),
         "tasks": len(tasks),
-        "seconds": mean,
-        "spread": np.quantile(seconds / mean, np.linspace(0, 1, QUANTILES)).round(4).tolist(),
+        "seconds": mean_seconds,
+        "spread": np.quantile(seconds / mean_seconds, np.linspace(0, 1, QUANTILES)).round(4).tolist(),
         "read_bytes": float(np.mean([task["read_bytes"] for task in tasks])),
         "written_bytes": float(np.mean([task["written_bytes"] for task in tasks])),
-        "requests": float(np.mean(asked)),
+        "requests": float(np.mean(requests)),
         "wall": sum(step["ended"] - step["began"] for step in steps),
-        "gap": _gap(steps, tasks),
+        "gap": _median_gap(steps, tasks),
         "driver_cpu": sum(step["driver_cpu"] for step in steps),
         "scheduler_cpu": sum(step["scheduler_cpu"] for step in steps),
     }
 
 
-def _gap(steps: list[dict], tasks: list[dict]) -> float | None:
+def _median_gap(steps: list[dict], tasks: list[dict]) -> float | None:
     """Return the median seconds between a task's end and the next one's begin in its process, within a step."""
     gaps = []
-    last: dict[int, dict] = {}
+    last_task_of_process: dict[int, dict] = {}
     ends = iter(sorted(step["ended"] for step in steps))
     end = next(ends)
-    for task in sorted(tasks, key=lambda one: one["began"]):
+    for task in sorted(tasks, key=lambda task: task["began"]):
         while task["began"] > end:
-            end, last = next(ends, float("inf")), {}
-        if (before := last.get(task["pid"])) is not None:
-            gaps.append(max(0.0, task["began"] - before["began"] - before["seconds"]))
-        last[task["pid"]] = task
+            end, last_task_of_process = next(ends, float("inf")), {}
+        if (previous := last_task_of_process.get(task["pid"])) is not None:
+            gaps.append(max(0.0, task["began"] - previous["began"] - previous["seconds"]))
+        last_task_of_process[task["pid"]] = task
     return float(np.median(gaps)) if gaps else None
