@@ -28,7 +28,7 @@ def homeless(tmp_path, monkeypatch):
         monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(blocked))
     monkeypatch.setattr(tempfile, "tempdir", str(temporary))
-    monkeypatch.setattr(compiled, "_beside", lambda: [str(blocked / "__pycache__")])
+    monkeypatch.setattr(compiled, "_pycache_folders", lambda: [str(blocked / "__pycache__")])
     monkeypatch.setitem(sys.modules, "numba", SimpleNamespace(config=compiled))
     monkeypatch.setattr(compiled, "CACHE_DIR", "", raising=False)
     return temporary
@@ -69,7 +69,7 @@ def test_a_folder_that_another_user_could_write_to_is_not_used(homeless, tmp_pat
 @pytest.mark.parametrize("place", ["NUMBA_CACHE_DIR", "XDG_CACHE_HOME", "HOME", "beside"])
 def test_places_of_numba_are_left_alone(homeless, tmp_path, monkeypatch, place):
     if place == "beside":
-        monkeypatch.setattr(compiled, "_beside", lambda: [str(tmp_path / "a" / "__pycache__"), str(tmp_path / "b")])
+        monkeypatch.setattr(compiled, "_pycache_folders", lambda: [str(tmp_path / "a" / "__pycache__"), str(tmp_path / "b")])
     else:
         monkeypatch.setenv(place, str(tmp_path / "not yet made"))
     before = os.environ.get("NUMBA_CACHE_DIR")

@@ -87,9 +87,9 @@ def distances_by_tile(job: Job, queries: Any, x: Any) -> Iterator[tuple[slice, n
     for low in range(0, len(x), step):
         rows = x[low : low + step]
         out = np.empty((len(queries), len(rows)), np.float32)
-        ordered_arguments = tuple(metric_arguments(job).values())
+        arguments = tuple(metric_arguments(job).values())
         with metric_errors(job):
-            quality.metric_distances(queries, rows, search.distance_function(metric), ordered_arguments, out)
+            quality.metric_distances(queries, rows, search.distance_function(metric), arguments, out)
         yield slice(low, low + len(rows)), out
 
 
