@@ -69,7 +69,9 @@ def test_a_folder_that_another_user_could_write_to_is_not_used(homeless, tmp_pat
 @pytest.mark.parametrize("place", ["NUMBA_CACHE_DIR", "XDG_CACHE_HOME", "HOME", "beside"])
 def test_places_of_numba_are_left_alone(homeless, tmp_path, monkeypatch, place):
     if place == "beside":
-        monkeypatch.setattr(compiled, "_pycache_folders", lambda: [str(tmp_path / "a" / "__pycache__"), str(tmp_path / "b")])
+        monkeypatch.setattr(
+            compiled, "_pycache_folders", lambda: [str(tmp_path / "a" / "__pycache__"), str(tmp_path / "b")]
+        )
     else:
         monkeypatch.setenv(place, str(tmp_path / "not yet made"))
     before = os.environ.get("NUMBA_CACHE_DIR")
