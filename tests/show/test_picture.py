@@ -69,7 +69,7 @@ def test_many_numbers_are_values(kind):
     gaps = np.isnan(SCALES[kind].astype(float)) if SCALES[kind].dtype.kind == "f" else ~(NUMBERS % 5 > 0)
     assert np.isnan(values.numbers).sum() == (gaps.sum() if "gaps" in kind else 0)
     assert values.low < values.high < np.inf
-    assert (values.dates or "none")[:1] == {"dates": "M", "durat": "m"}.get(kind[:5], "n")
+    assert (values.date_dtype or "none")[:1] == {"dates": "M", "durat": "m"}.get(kind[:5], "n")
 
 
 def test_a_few_far_values_leave_colours_to_the_others():
