@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -107,17 +105,6 @@ def uncommit(output: str, stages: Iterable[str]) -> None:
     unmark(output, stages)
     for stage in stages:
         shutil.rmtree(Path(output, MANIFESTS, stage))
-
-
-@contextmanager
-def umap_in_python() -> Iterator[ModuleType]:
-    """Let umap-learn build graphs without compiling, which takes longer than the loops over a few hundred rows."""
-    from umap import umap_
-
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("smooth_knn_dist", "compute_membership_strengths"):
-            patch.setattr(umap_, name, getattr(umap_, name).py_func)
-        yield umap_
 
 
 def brute(x: np.ndarray, metric: str, **options: float) -> np.ndarray:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import ast
 import re
-from importlib.util import find_spec
 from inspect import signature
 from pathlib import Path
 
 import pytest
+from umap_learn import class_source, default_values, method_sources
 
 import dumap
 from dumap.config import UNSUPPORTED_PARAMETERS, keys_by_name
@@ -26,12 +26,6 @@ INTERNAL_TOO = {
 """Attributes of umap-learn's that nobody reads but itself."""
 
 
-def umap_class() -> ast.ClassDef:
-    """Return the source of umap-learn's class UMAP as a syntax tree."""
-    tree = ast.parse((Path(find_spec("umap").submodule_search_locations[0]) / "umap_.py").read_text())
-    return next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "UMAP")
-
-
 def table(title: str) -> dict[str, list[str]]:
     """Return the rows of a table by their first column."""
     section = TEXT[TEXT.index(f"## {title}") :].split("\n## ")[0]
@@ -43,16 +37,11 @@ def table(title: str) -> dict[str, list[str]]:
     return entries
 
 
-def methods() -> dict[str, ast.FunctionDef]:
-    """Return the methods of that class by name."""
-    return {node.name: node for node in umap_class().body if isinstance(node, ast.FunctionDef)}
-
-
 PARAMETERS = table("Parameters")
 
 
 def test_every_parameter_is_there():
-    umap_parameters = [argument.arg for argument in methods()["__init__"].args.args[1:]]
+    umap_parameters = list(default_values())
     assert list(PARAMETERS) == umap_parameters
     assert [name for name in signature(dumap.UMAP).parameters if name not in ("client", "store")] == umap_parameters
 
@@ -71,17 +60,14 @@ def test_a_parameter_is_as_said(name):
 
 def test_defaults_are_umap_learns():
     """But for what is said of `random_state`."""
-    arguments = methods()["__init__"].args
-    umap_defaults = dict(
-        zip([a.arg for a in arguments.args[1:]], map(ast.literal_eval, arguments.defaults), strict=True)
-    )
+    umap_defaults = default_values()
     defaults = {name: parameter.default for name, parameter in signature(dumap.UMAP).parameters.items()}
     assert {name: defaults[name] for name in umap_defaults} == umap_defaults
 
 
 def test_every_method_is_there_and_as_said():
     described = table("Methods")
-    assert list(described) == [name for name in methods() if not name.startswith("_")]
+    assert list(described) == [name for name in method_sources() if not name.startswith("_")]
     for name, (status, text) in described.items():
         assert text
         assert (status == "not here") == (name in UNSUPPORTED_METHODS)
@@ -91,7 +77,7 @@ def test_every_method_is_there_and_as_said():
 def test_every_attribute_is_there_and_as_said():
     stored = {
         target.attr
-        for node in ast.walk(umap_class())
+        for node in ast.walk(class_source())
         for target in ast.walk(node)
         if isinstance(target, ast.Attribute)
         and isinstance(target.ctx, ast.Store)

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import scipy.sparse as sparse
 import zarr
-from helpers import umap_in_python
 from sklearn.metrics import adjusted_rand_score
+from umap_learn import umap_in_python
 
 import dumap
 from dumap.errors import DataError, InputError, ParameterError

@@ -6,7 +6,6 @@ import subprocess
 import sys
 
 import pytest
-from pynndescent.distances import named_distances
 
 import dumap
 from dumap.config.metrics import METRICS, REFUSED_METRICS
@@ -61,6 +60,8 @@ def test_kernels_leave_pynndescent_to_the_metrics_that_need_it():
 
 
 def test_metrics_are_those_that_pynndescent_names():
+    from pynndescent.distances import named_distances
+
     assert set(named_distances) - REFUSED_METRICS == set(METRICS)
     assert list(METRICS) == sorted(METRICS)
 

@@ -6,7 +6,6 @@ import scipy.sparse as sparse
 from graphs import LAYOUT_EPOCHS as EPOCHS
 from graphs import LAYOUT_ROWS as ROWS
 from graphs import SEED, UNIT, heads, pack, samples
-from umap import umap_
 
 from dumap.kernels import edges
 
@@ -39,6 +38,8 @@ def test_pack_drops_the_edges_that_are_never_sampled(graph):
 @pytest.mark.parametrize("n_epochs", [1, 2, 10, 11, 60])
 def test_pack_drops_the_edges_that_umap_learn_drops(graph, monkeypatch, rows, n_epochs):
     """In 10 epochs or fewer, those that are not sampled in 500, or 200 of many rows."""
+    from umap import umap_
+
     umap_edges, whole = {}, graph.copy()
     whole.resize(rows, rows)
     monkeypatch.setattr(

@@ -7,10 +7,9 @@ import warnings
 import numpy as np
 import pytest
 import zarr
-from helpers import umap_in_python
 from scipy import sparse
-from umap import UMAP
-from umap.umap_ import fuzzy_simplicial_set, nearest_neighbors
+from scipy.spatial.distance import cdist
+from umap_learn import umap_in_python
 
 from dumap.artifacts.neighbors import NeighborLists
 from dumap.config import build_config
@@ -42,21 +41,25 @@ def write_given(fresh, indices, distances) -> str:
 )
 def test_the_graph_of_umap_learns_lists_is_umap_learns(embed, fresh, save, digits_600, n_neighbors, connectivity, mix):
     x = np.concatenate([digits_600, np.repeat(digits_600[:1], 40, axis=0)])  # some rows have nothing but copies near
-    random_state = np.random.RandomState(0)
-    indices, distances, _ = nearest_neighbors(x, n_neighbors, "euclidean", {}, False, random_state)
+    known = cdist(x, x).astype(np.float32)
+    known[np.random.default_rng(0).random(known.shape) < 0.1] += 1000  # as if a search had missed a tenth
+    np.fill_diagonal(known, -1)  # first, before copies
+    with umap_in_python() as umap_:
+        indices, distances, _ = umap_.nearest_neighbors(known, n_neighbors, "precomputed", {}, False, None)
+        distances[:, 0] = 0
+        expected, *_ = umap_.fuzzy_simplicial_set(
+            x,
+            n_neighbors,
+            None,
+            "euclidean",
+            knn_indices=indices,
+            knn_dists=distances,
+            set_op_mix_ratio=mix,
+            local_connectivity=connectivity,
+        )
     settings = {"graph.local_connectivity": connectivity, "graph.set_op_mix_ratio": mix, "layout.n_epochs": 1}
     settings |= {"neighbors.precomputed": write_given(fresh, indices, distances), "neighbors.n_neighbors": n_neighbors}
     done = embed(save(x), settings)
-    expected = fuzzy_simplicial_set(
-        x,
-        n_neighbors=n_neighbors,
-        random_state=random_state,
-        metric="euclidean",
-        knn_indices=indices,
-        knn_dists=distances,
-        set_op_mix_ratio=mix,
-        local_connectivity=connectivity,
-    )[0]
     exported = sparse.load_npz(done.export("graph", ".npz"))
     assert exported.nnz == expected.nnz
     assert abs(exported - expected).max() <= 1e-5
@@ -119,8 +122,9 @@ def test_umap_learn_takes_exported_neighbors(run_of_width_20, digits_600, fresh,
     np.testing.assert_array_equal(distances, np.column_stack([np.zeros(600), others[1]]))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="precomputed_knn\\[2\\]|n_jobs value")
-        model = UMAP(n_neighbors=6, precomputed_knn=(indices, distances, None), transform_mode="graph", random_state=1)
-        with umap_in_python():
+        with umap_in_python() as umap_:
+            given = (indices, distances, None)
+            model = umap_.UMAP(n_neighbors=6, precomputed_knn=given, transform_mode="graph", random_state=1)
             model.fit(digits_600)
     np.testing.assert_array_equal(model._knn_indices, indices)
     graph = sparse.load_npz(run_of_width_20.export("graph", ".npz"))

@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zarr
-from helpers import K, brute, slowly, umap_in_python
+from helpers import K, brute, slowly
 from pyarrow import parquet
 from scipy import sparse
+from umap_learn import umap_in_python
 
 
 @pytest.fixture(scope="module")

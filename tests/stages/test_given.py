@@ -16,6 +16,7 @@ from helpers import SMALL_TASKS, K, slowly, uncommit
 from scipy import sparse
 from sklearn.metrics import euclidean_distances
 from sklearn.neighbors import NearestNeighbors
+from umap_learn import umap_in_python
 
 from dumap.artifacts import cells
 from dumap.artifacts.part_names import kind_of
@@ -183,9 +184,9 @@ def test_rows_may_come_first_in_their_own_lists(run_on_lists, write_lists, finis
 
 @pytest.mark.slow
 def test_umap_learns_neighbors_are_taken_as_they_are(run_on_lists, write_lists, digits_1000):
-    from umap.umap_ import nearest_neighbors
-
-    indices, distances, _ = nearest_neighbors(euclidean_distances(digits_1000), K + 1, "precomputed", {}, False, None)
+    with umap_in_python() as umap_:
+        all_distances = euclidean_distances(digits_1000)
+        indices, distances, _ = umap_.nearest_neighbors(all_distances, K + 1, "precomputed", {}, False, None)
     assert (indices[:, 0] == np.arange(1000)).all()
     assert_same_lists(run_on_lists(write_lists(indices, distances)).neighbors(), (indices[:, 1:], distances[:, 1:]))
 
