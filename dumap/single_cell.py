@@ -244,7 +244,7 @@ def _embed_object(adata: AnnData, arguments: _UmapArguments, client: Client | No
 
 def _embed_store(path: str, arguments: _UmapArguments, client: Client | None, store: Any) -> None:
     from dumap.api import run
-    from dumap.store import AnnDataStore, Slots, remove_tree
+    from dumap.store import AnnDataStore, Slots, delete_tree
 
     adata_store = AnnDataStore(path)
     output = f"{adata_store.path}.dumap-run" if store is None else os.fsdecode(store)
@@ -255,7 +255,7 @@ def _embed_store(path: str, arguments: _UmapArguments, client: Client | None, st
         _write_results(slots, result, arguments, use_rep)
         slots.publish()
     if store is None:
-        remove_tree(output)
+        delete_tree(output)
 
 
 def _store_settings(adata_store: AnnDataStore, slots: Slots, arguments: _UmapArguments) -> tuple[dict[str, Any], str]:
@@ -277,7 +277,7 @@ def _store_settings(adata_store: AnnDataStore, slots: Slots, arguments: _UmapArg
     else:
         settings["n_neighbors"] = fitting(settings["n_neighbors"], adata_store.rows, stacklevel=5)
     if not isinstance(arguments.init_pos, str):
-        settings["init"] = slots.keep_array("init", np.asarray(arguments.init_pos, np.float32))
+        settings["init"] = slots.write_temporary_array("init", np.asarray(arguments.init_pos, np.float32))
     elif adata_store.holds(f"obsm/{arguments.init_pos}"):
         settings["init"] = f"{adata_store.path}/obsm/{arguments.init_pos}"
     return settings, arguments.use_rep or params.get("use_rep") or ("X_pca" if adata_store.holds("obsm/X_pca") else "X")

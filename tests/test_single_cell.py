@@ -80,7 +80,7 @@ def stored(request, fresh):
     path, (zarr_format, consolidated) = fresh("cells.zarr"), request.param
     write(cells(), path, zarr_format)
     if not consolidated:
-        annotated._forget_consolidated(annotated.Objects(path), zarr_format)
+        annotated._delete_consolidated(annotated.Objects(path), zarr_format)
     assert dumap.umap(path, **QUICK) is None
     return path, consolidated
 
@@ -255,7 +255,7 @@ class Interrupted(BaseException):
 
 def test_an_interrupted_write_leaves_the_store_readable(fresh, monkeypatch):
     """However many slots were in place by then, each is the old one or the new one; the same call goes on."""
-    path, rename = fresh("cells.zarr"), annotated._rename
+    path, rename = fresh("cells.zarr"), annotated._rename_slot
     write(cells(), path)
     dumap.umap(path, **QUICK)
     before = read(path)
@@ -268,7 +268,7 @@ def test_an_interrupted_write_leaves_the_store_readable(fresh, monkeypatch):
             calls.append(key)
             rename(source, target, key)
 
-        monkeypatch.setattr(annotated, "_rename", move)
+        monkeypatch.setattr(annotated, "_rename_slot", move)
         with pytest.raises(Interrupted):
             dumap.umap(path, random_state=3, **QUICK)
         written = read(path)

@@ -28,10 +28,10 @@ def with_storage(command: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(command)
     def command_with_storage(storage: tuple[str, ...], config_file: str | None, **arguments: Any) -> Any:
         if options := _read_storage_options(config_file, storage):
-            from dumap.store import use_options
+            from dumap.store import set_options
 
             locations = [arguments[name] for name in LOCATION_PARAMETERS if arguments.get(name) is not None]
-            use_options([*locations, *arguments.get("sources", ())], options)
+            set_options([*locations, *arguments.get("sources", ())], options)
         return command(**arguments)
 
     help_text = "A configuration, of which only the section storage is used."

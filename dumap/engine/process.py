@@ -26,7 +26,7 @@ from dumap.errors import DumapError, StorageError, TaskError
 from dumap.kernels import hashing
 from dumap.kernels.threads import SharedSetting, one_thread
 from dumap.planning.budget import compiling_bytes
-from dumap.store import requests_at_once
+from dumap.store import limit_zarr_requests
 from dumap.version import __version__
 
 LIBRARIES = ("numpy", "numba", "scipy", "scikit-learn", "pynndescent", "zarr")
@@ -69,7 +69,7 @@ def cache_error() -> str:
 def _apply_task_settings() -> Iterator[None]:
     """Apply the settings that the tasks of one process share, as a context."""
     memory.reset_peak()
-    with requests_at_once(ZARR_REQUESTS), memory.reuse_freed_memory():
+    with limit_zarr_requests(ZARR_REQUESTS), memory.reuse_freed_memory():
         yield
 
 

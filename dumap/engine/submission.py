@@ -25,7 +25,7 @@ from dumap.engine import topics
 from dumap.engine.cluster_connection import pickled_call, task_unpickler
 from dumap.engine.scheduling import SchedulingOptions
 from dumap.errors import CancelledError, ClusterError, DumapError, LockError
-from dumap.store.lock import BEAT, LEASE
+from dumap.store.lock import HEARTBEAT_SECONDS, LEASE_SECONDS
 from dumap.version import __version__
 
 DRIVER_DIED_ERROR = KilledWorker
@@ -285,7 +285,7 @@ def _drive_until_unlocked(function: DriverFunction, client: Client, worker: Work
             if event["event"] == "ended":  # only the task's result was lost, with its worker
                 return dict(event["found"])
         has_earlier_driver = any(event["event"] == "driver" for event in watch.earlier_events)
-        retry_deadline = time.monotonic() + (2 * LEASE if has_earlier_driver else 0.0)
+        retry_deadline = time.monotonic() + (2 * LEASE_SECONDS if has_earlier_driver else 0.0)
         send_event({"event": "driver"})
         while True:
             try:
@@ -299,7 +299,7 @@ def _drive_until_unlocked(function: DriverFunction, client: Client, worker: Work
                     raise Reschedule() from error
                 if not isinstance(error, LockError) or time.monotonic() > retry_deadline:
                     raise
-                time.sleep(BEAT)  # the lock of the driver before this one has not expired yet
+                time.sleep(HEARTBEAT_SECONDS)  # the lock of the driver before this one has not expired yet
 
 
 def _kept_parts_note(error: Exception) -> str:

@@ -16,8 +16,8 @@ from dumap.engine.checks import UnfitWorkerError, WorkerFacts, WorkerRequirement
 from dumap.engine.process import cache_error, cpu_name, name_task_in_error, run_task, versions
 from dumap.errors import DumapError, StorageError
 from dumap.stages import rounds
-from dumap.store import FORMAT, IDENTITY, Run, learn_options, manifest_key, probe, set_threads
-from dumap.store.objects import digest, lacks_room
+from dumap.store import FORMAT, IDENTITY, Run, add_options, limit_zarr_threads, manifest_key, probe
+from dumap.store.objects import digest, is_disk_full
 from dumap.version import __version__
 
 NANNY_START_SECONDS = 0.5
@@ -51,7 +51,7 @@ class TaskEnvelope:
 
 def with_options(options: dict[str, Any], function: Callable[..., Any], *arguments: Any) -> Any:
     """Call a function after this process has learnt the client's options of buckets."""
-    learn_options(options)
+    add_options(options)
     return function(*arguments)
 
 
@@ -111,7 +111,7 @@ def _output_errors(requirements: WorkerRequirements) -> list[str]:
             return [f"it does not see {requirements.output} as the client does: name a shared folder or a URL"]
         probe(requirements.output)
     except DumapError as error:
-        if lacks_room(error):  # the disk is full for every worker, so the run must end
+        if is_disk_full(error):  # the disk is full for every worker, so the run must end
             raise
         return [str(error)]
     return []
@@ -195,7 +195,7 @@ def execute_task(task: Callable[..., None], job: Job, part: str, options: dict[s
     """
     worker = get_worker()
     if worker.nanny is not None:  # the process belongs to the worker alone
-        set_threads(1)
+        limit_zarr_threads(1)
     try:
         return run_task(task, job, part, options, job.tick)
     except Exception as error:

@@ -11,7 +11,17 @@ from dumap.recipe.lineage import lost_stages
 from dumap.recipe.observers import LogObserver
 from dumap.recipe.stage_names import ALL_STAGES, DONE, RUN_KEYS
 from dumap.recipe.work import drop_damaged_copies
-from dumap.store import IDENTITY, INHERITED, LOCKS, Lock, Run, await_end, internal_location, manifest_key, work_of
+from dumap.store import (
+    IDENTITY,
+    INHERITED,
+    LOCKS,
+    Lock,
+    Run,
+    internal_location,
+    manifest_key,
+    wait_for_driver_end,
+    work_location,
+)
 
 
 def uncommit_part(run: Run, stage: str, part: str) -> None:
@@ -45,7 +55,7 @@ def verify(location: str, note: Callable[[str], None] | None = None, mend: bool 
         A driver holds the lock. Objects that it replaces would look damaged.
     """
     note = note or LogObserver().note
-    if (work := work_of(location)) is not None:
+    if (work := work_location(location)) is not None:
         return verify(internal_location(location), note, mend) + drop_damaged_copies(work, location, mend)
     store = Run(location, read_only=True, inherited={})
     if not store.exists():
@@ -59,7 +69,7 @@ def verify(location: str, note: Callable[[str], None] | None = None, mend: bool 
         return _repair_run(Run(location, inherited={}), note) + lost
     terms = store.terms()
     if terms:
-        await_end(store, terms[-1], note, "looking at what it left")
+        wait_for_driver_end(store, terms[-1], note, "looking at what it left")
     damaged = _find_damage(store)
     if damaged and store.terms() != terms:
         raise LockError(f"{store.location}: a driver began to work on it meanwhile; verify again once it is done")
@@ -68,7 +78,7 @@ def verify(location: str, note: Callable[[str], None] | None = None, mend: bool 
 
 def _repair_run(store: Run, note: Callable[[str], None]) -> list[tuple[str, str, str]]:
     """List and uncommit damaged parts; if the lock cannot be written, only list them."""
-    store.refuse_links(RUN_KEYS)
+    store.refuse_linked_folders(RUN_KEYS)
     with contextlib.ExitStack() as lock:
         try:
             lock.enter_context(Lock(store, note))
@@ -111,7 +121,7 @@ def uncommit_damage(location: str, damaged: list[tuple[str, str, str]], note: Ca
         A driver holds the lock.
     """
     store = Run(internal_location(location), inherited={})
-    store.refuse_links(RUN_KEYS)
+    store.refuse_linked_folders(RUN_KEYS)
     with Lock(store, note):
         _uncommit_damaged(store, damaged)
 
@@ -153,10 +163,10 @@ def clean(location: str, note: Callable[[str], None], look_only: bool = False) -
     if look_only:
         return store.unnamed(RUN_KEYS)
     store = Run(location, inherited={})
-    store.refuse_links(RUN_KEYS)
+    store.refuse_linked_folders(RUN_KEYS)
     with Lock(store, note):
         leftovers, others = store.unnamed(RUN_KEYS)
-        store.delete_all(leftovers)
+        store.delete_keys(leftovers)
         store.prune(RUN_KEYS, leftovers)
         with contextlib.suppress(DamageError):  # the next run repairs it
             store.renew()

@@ -18,7 +18,7 @@ from dumap.errors import RunMismatchError
 from dumap.recipe.stage_names import ALL_STAGES, DONE, RUN_KEYS
 from dumap.sources.spooled import Spooled
 from dumap.stages.fingerprints import fingerprint_input, fingerprint_lists
-from dumap.store import IDENTITY, Rows, Run, relative_location
+from dumap.store import IDENTITY, ExternalArray, Run, relative_location
 
 INPUT_FINGERPRINTS: dict[str, tuple[str, Callable[[Job], str]]] = {
     "input": ("fingerprint", fingerprint_input),
@@ -37,7 +37,7 @@ def check_chunks(job: Job, note: Callable[[str], None]) -> None:
     if config.neighbors.precomputed is not None:
         job.precomputed.require_chunks()
     if config.start.init not in INIT_METHODS:
-        Rows(config.start.init).require_chunks()
+        ExternalArray(config.start.init).require_chunks()
 
 
 def input_names(config: Config) -> list[str]:
@@ -63,8 +63,8 @@ def create_run(job: Job, engine: Engine, parent: Run | None = None) -> None:
     if not job.run.is_committed(IDENTITY, "results"):
         chunk, shape = min(geometry.output_rows, geometry.rows), (geometry.rows, config.layout.n_components)
         with job.run.part(IDENTITY, "results") as out:
-            out.create_final("embedding", shape, "float32", chunk, np.nan, EMBEDDING_ATTRIBUTES)
-            out.create_final("status", shape[:1], "uint8", chunk, 255, STATUS_ATTRIBUTES)
+            out.create_final_array("embedding", shape, "float32", chunk, np.nan, EMBEDDING_ATTRIBUTES)
+            out.create_final_array("status", shape[:1], "uint8", chunk, 255, STATUS_ATTRIBUTES)
     record_fingerprints(job.run)
     job.run.renew()
 

@@ -84,9 +84,9 @@ def has_nothing_to_drop(run: Run, recipe: Recipe, keep: str) -> bool:
     """
     try:
         needless = find_droppable(run, recipe, keep)
-        if any(run.part_objects(stage, part) for stage, parts in needless.items() for part in parts):
+        if any(run.part_object_keys(stage, part) for stage, parts in needless.items() for part in parts):
             return False
-        return not any(run.left_of_drops(stage) for stage in needless)
+        return not any(run.leftovers_of_drops(stage) for stage in needless)
     except DamageError:
         return True
 
@@ -102,6 +102,6 @@ def uncommit_dropped(run: Run, error: DamageError, note: Callable[[str], None]) 
     parts = [part for part in run.committed(stage) if kind_of(part) == kind and run.is_dropped(stage, part)]
     size = sum(size for part in parts for size, _ in run.manifest(stage, part)["dropped"].values())
     note(f"{stage}: {len(parts)} parts '{kind}' of {format_bytes(size)} were dropped, are needed and made again")
-    run.forget_all(stage, parts)
+    run.uncommit_parts(stage, parts)
     uncommit_part(run, stage, error.part)
     return True

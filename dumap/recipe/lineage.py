@@ -19,7 +19,7 @@ from dumap.recipe.locations import check_no_overlap, is_same_location
 from dumap.recipe.recipes import geometry_of, recipe_of
 from dumap.recipe.stage_names import DONE
 from dumap.stages import Recipe, Stage
-from dumap.store import INHERITED, Run, await_end, internal_location, relative_location
+from dumap.store import INHERITED, Run, internal_location, relative_location, wait_for_driver_end
 from dumap.store.disk import normalize
 
 # before a run ------------------------------------------------------------------------------------
@@ -90,7 +90,7 @@ def check_parent(job: Job, parent: Run | None, note: Callable[[str], None]) -> R
                 f"in another output, or put it back"
             )
         if terms := other.terms():
-            await_end(other, terms[-1], note, f"reading it for {job.config.output}")
+            wait_for_driver_end(other, terms[-1], note, f"reading it for {job.config.output}")
     if lost := lost_stages(job.run):
         names = ", ".join(f"{stage} of {origin}" for stage, origin in lost)
         raise StorageError(

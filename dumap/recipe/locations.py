@@ -12,8 +12,8 @@ from urllib.parse import unquote, urlsplit
 from dumap.config import INIT_METHODS, Config
 from dumap.errors import StorageError
 from dumap.sources.opening import locate
-from dumap.store import INSIDE, Run, RunKeys, probe, use_options
-from dumap.store.disk import is_remote, is_same, normalize
+from dumap.store import INSIDE, Run, RunKeys, probe, set_options
+from dumap.store.disk import is_remote, is_same_path, normalize
 
 ALLOWED_FOLDERS = {INSIDE}
 """Folders that a run may have if its driver died before it wrote the run's identity."""
@@ -28,7 +28,7 @@ S3_HOSTS = (
 
 def with_normalized_locations(config: Config, parent: str | None = None) -> Config:
     """Return the configuration with locations that mean the same on every worker; set the options for their buckets."""
-    use_options(filter(None, [*source_locations(config), config.output, config.work, parent]), config.storage)
+    set_options(filter(None, [*source_locations(config), config.output, config.work, parent]), config.storage)
     precomputed = config.neighbors.precomputed
     paths = locate(config.input)
     update: dict[str, Any] = {
@@ -67,7 +67,7 @@ def is_same_location(location: str, other: str) -> bool:
     """Return whether two locations are the same, in any spelling."""
     if is_remote(location) or is_remote(other):
         return is_remote(location) and is_remote(other) and split_url(location) == split_url(other)
-    return is_same(Path(normalize(location)).resolve(), Path(normalize(other)).resolve())
+    return is_same_path(Path(normalize(location)).resolve(), Path(normalize(other)).resolve())
 
 
 def check_no_overlap(output: str, source: str, what: str = "input") -> None:
@@ -80,8 +80,8 @@ def check_no_overlap(output: str, source: str, what: str = "input") -> None:
         overlaps = False
     else:
         output_path, source_path = Path(normalize(output)).resolve(), Path(normalize(source)).resolve()
-        overlaps = any(is_same(output_path, path) for path in (source_path, *source_path.parents))
-        overlaps = overlaps or any(is_same(source_path, path) for path in output_path.parents)
+        overlaps = any(is_same_path(output_path, path) for path in (source_path, *source_path.parents))
+        overlaps = overlaps or any(is_same_path(source_path, path) for path in output_path.parents)
     if overlaps:
         raise StorageError(f"output: {output} is, holds or lies in the {what} {source}; name another")
 
@@ -103,11 +103,11 @@ def check_locations(config: Config, run_keys: RunKeys) -> None:
     run = Run(output, read_only=True)
     if run.exists():
         run.attributes  # noqa: B018  (raises an error unless it is a run of this format)
-    elif run.first_other(run_keys) is not None or (
+    elif run.find_foreign_key(run_keys) is not None or (
         local and os.path.isdir(output) and set(os.listdir(output)) - ALLOWED_FOLDERS
     ):
         raise StorageError(f"output: {output} exists and is not a dumap run; nothing was touched")
-    run.refuse_links(run_keys)
+    run.refuse_linked_folders(run_keys)
 
 
 def prepare_output(location: str) -> None:

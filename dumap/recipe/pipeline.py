@@ -34,7 +34,7 @@ from dumap.recipe.work import find_work_place, publish_results, with_work_place_
 from dumap.sources.row_names import keep_names
 from dumap.sources.spooled import SPOOL, ObjectRows
 from dumap.stages import Context, Recipe, Stage, Task
-from dumap.store import Lock, Run, claim
+from dumap.store import Lock, Run, write_work_pointer
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -117,7 +117,7 @@ def run(
     if work is None:
         return _run_recipe(config, client, observer, force, parent, object_rows, last)
     _run_recipe(with_work_place_output(config, work), client, observer, force, parent, object_rows, last, output)
-    claim(output, work)
+    write_work_pointer(output, work)
     if last is None:
         publish_results(work, output, observer.note)
     return status(output)
@@ -190,7 +190,7 @@ def _run_on_engine(
                 open_parent(output, None if parent is None else parent.location)
             create_run(job, engine, parent)
             if published is not None:
-                claim(published, output)
+                write_work_pointer(published, output)
             keep_names(job.run, job.input, None if object_rows is None else object_rows.names)
             check_provenance(job.run, recipe, engine, force)
             if parent is not None:

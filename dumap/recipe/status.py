@@ -7,7 +7,7 @@ from typing import Any
 from dumap.recipe.family import children_of, parent_of
 from dumap.recipe.stage_names import ALL_STAGES, DONE, STAGES
 from dumap.sources.spooled import is_spooled
-from dumap.store import Run, driver_status, internal_location, last_progress, work_of
+from dumap.store import Run, driver_status, internal_location, last_progress, work_location
 from dumap.store.disk import normalize
 
 
@@ -26,7 +26,7 @@ def status(location: str) -> dict[str, Any]:
         `dumap.recipe.digests`) and 'from' (the location of the run that holds its parts, None for this run). A finished
         stage also has 'versions' and 'cpus', which made it.
     """
-    work = work_of(location)
+    work = work_location(location)
     store = Run(internal_location(location), read_only=True)
     attributes = store.attributes
     stages, progress = [], last_progress(store)

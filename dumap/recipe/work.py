@@ -8,7 +8,7 @@ from dumap.config import Config, format_bytes
 from dumap.errors import RunMismatchError
 from dumap.recipe.locations import check_locations, check_no_overlap, is_same_location, source_locations
 from dumap.recipe.stage_names import RUN_KEYS
-from dumap.store import Run, damaged_copies, internal_location, publish, work_of
+from dumap.store import Run, find_damaged_copies, internal_location, publish, work_location
 from dumap.store.objects import Objects
 
 
@@ -23,7 +23,7 @@ def find_work_place(config: Config) -> str | None:
         The work place or the output cannot be used, or the work place of a begun run is gone.
     """
     output, configured = config.output, config.work
-    known = work_of(output)
+    known = work_location(output)
     if known is None and configured is None:
         return None
     if known is None:
@@ -62,7 +62,7 @@ def drop_damaged_copies(work: str, output: str, mend: bool) -> list[tuple[str, s
 
     The next run copies them again.
     """
-    damaged = list(damaged_copies(work, output))
+    damaged = list(find_damaged_copies(work, output))
     if mend:
-        Objects(output).delete_all([key for key in damaged if not key.endswith("zarr.json")])
+        Objects(output).delete_keys([key for key in damaged if not key.endswith("zarr.json")])
     return [("", "", f"{output}/{key}") for key in damaged]

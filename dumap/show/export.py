@@ -14,7 +14,7 @@ from dumap.errors import ConfigError, DroppedError, StorageError, missing_packag
 from dumap.show.rows import BLOCK_ROWS, RowOrder, dropped_error
 from dumap.store import DONE, Run, internal_location, read_array, write_arrays
 from dumap.store.disk import is_remote, normalize
-from dumap.store.row_names import read_names
+from dumap.store.row_names import read_row_names
 
 
 def export(
@@ -99,7 +99,7 @@ def _export_embedding(run: Run, out: str) -> str:
         except ImportError as error:
             raise missing_packages(f"{out}: parquet", "pyarrow") from error
         columns = {f"component_{number}": coordinates[:, number] for number in range(coordinates.shape[1])}
-        row_names = read_names(run)
+        row_names = read_row_names(run)
         row_labels = np.arange(len(coordinates)) if row_names is None else row_names
         parquet.write_table(pyarrow.table({"row": row_labels, **columns, "status": status}), out)
     return f"{out}: {coordinates.shape[0]} rows x {coordinates.shape[1]} components"

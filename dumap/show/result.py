@@ -12,7 +12,7 @@ from dumap.errors import ConfigError, DroppedError, DumapError, StorageError, mi
 from dumap.recipe.status import status
 from dumap.store import DONE, Run, internal_location
 from dumap.store.disk import normalize
-from dumap.store.row_names import read_names
+from dumap.store.row_names import read_row_names
 
 if TYPE_CHECKING:
     import dask.array
@@ -119,7 +119,7 @@ class Result(Mapping[str, Any]):
     @property
     def row_names(self) -> np.ndarray | None:
         """The names of rows, (rows,) of int64 or texts, or None: an index, obs_names or a coordinate of the input."""
-        return read_names(self._open_after("embedding"))
+        return read_row_names(self._open_after("embedding"))
 
     def to_dask(self) -> dask.array.Array:
         """Return the coordinates as a Dask array. Its tasks read the run."""

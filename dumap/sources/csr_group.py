@@ -13,7 +13,15 @@ from scipy.sparse import csr_matrix
 from dumap.errors import InputError
 from dumap.kernels.csr import MAX_COLUMNS, canonical, densest_window, entry_dtype
 from dumap.sources.zarr_array import Input, stamped
-from dumap.store import Absent, CsrGroup, bucket_errors, describe_error, find_absent, find_csr, require_chunks
+from dumap.store import (
+    CsrGroup,
+    MissingChunks,
+    bucket_errors,
+    describe_error,
+    find_csr,
+    find_missing_chunks,
+    require_chunks,
+)
 from dumap.store.disk import normalize
 
 SCANNED_ROWS = 1 << 20
@@ -140,18 +148,18 @@ class CsrInput:
             yield np.diff(self._bounds(start, min(self.rows, start + SCANNED_ROWS)))
 
     @cached_property
-    def absent(self) -> Absent:
+    def absent(self) -> MissingChunks:
         """The missing chunks of all three arrays. Their content is counted in entries."""
-        found = {name: find_absent(self.path, array) for name, array in self._group.arrays.items()}
+        found = {name: find_missing_chunks(self.path, array) for name, array in self._group.arrays.items()}
         keys = [f"{name}/{key}" for name, absent in found.items() for key in absent.keys]
         chunks, of, held = (sum(getattr(one, name) for one in found.values()) for name in ("chunks", "of", "rows"))
         spans = [span for absent in found.values() for span in absent.spans]
-        return replace(Absent(chunks, of, held, keys, spans), what="entries")
+        return replace(MissingChunks(chunks, of, held, keys, spans), what="entries")
 
     def require_chunks(self, fill: str | None = None) -> None:
         """Refuse missing chunks. `fill` names the setting that fills them, if there is one."""
         for array in self._group.arrays.values():
-            require_chunks(self.path, array, replace(find_absent(self.path, array), what="entries"), fill)
+            require_chunks(self.path, array, replace(find_missing_chunks(self.path, array), what="entries"), fill)
 
     def signature(self) -> str:
         """Return a digest of the objects' keys, sizes and times, without reading the data."""

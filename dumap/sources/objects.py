@@ -12,7 +12,7 @@ import numpy as np
 from dumap.errors import ConfigError, InputError
 from dumap.sources.arrays import ArrayRows
 from dumap.sources.sparse_objects import sparse_rows_of
-from dumap.store import place_of_array
+from dumap.store import array_location
 
 TAKEN = (
     "the path or the URL of a Zarr array, or of a group that holds one, or a list of such; a zarr.Array, a NumPy array "
@@ -43,7 +43,7 @@ def paths_of(data: Any) -> dict[str, Any] | None:
     stored = data if is_a(data, "zarr", "Array") else None
     if is_a(data, "anndata.abc", "CSRDataset") and is_a(data.group, "zarr", "Group"):
         stored = data.group
-    if stored is not None and (place := place_of_array(stored)) is not None:
+    if stored is not None and (place := array_location(stored)) is not None:
         return {"path": place[0], **({"array": place[1]} if place[1] else {})}
     return None
 

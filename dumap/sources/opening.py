@@ -9,7 +9,7 @@ from dumap.sources.csr_group import open_array
 from dumap.sources.source import Source
 from dumap.sources.spooled import Spooled, is_spooled
 from dumap.sources.stores import Stores
-from dumap.store import Run, is_pattern, matching
+from dumap.store import Run, expand_pattern, is_pattern
 from dumap.store.disk import normalize
 
 
@@ -46,5 +46,5 @@ def locate(config: InputConfig) -> tuple[str, ...]:
     """
     found: list[str] = []
     for path in config.paths:
-        found += matching(path) if is_pattern(path) else [normalize(path)]
+        found += expand_pattern(path) if is_pattern(path) else [normalize(path)]
     return tuple(found)

@@ -13,7 +13,7 @@ from dumap.sources.source import Source
 from dumap.sources.stores import Stores
 from dumap.sources.zarr_array import Input
 from dumap.store import Run
-from dumap.store.row_names import find_names, has_names, plain_names, write_names
+from dumap.store.row_names import find_row_names, has_names, normalize_names, write_row_names
 
 
 def names_of(data: Any) -> np.ndarray | None:
@@ -26,11 +26,11 @@ def names_of(data: Any) -> np.ndarray | None:
     """
     if is_a(data, "pandas", "DataFrame"):
         counts = is_a(data.index, "pandas", "RangeIndex") and (data.index.start, data.index.step) == (0, 1)
-        return None if counts else plain_names(data.index)
+        return None if counts else normalize_names(data.index)
     if is_a(data, "anndata", "AnnData"):
-        return plain_names(data.obs_names)
+        return normalize_names(data.obs_names)
     if is_a(data, "xarray", "DataArray") and data.dims and data.dims[0] in data.coords:
-        return plain_names(data.coords[data.dims[0]].values)
+        return normalize_names(data.coords[data.dims[0]].values)
     return None
 
 
@@ -54,9 +54,9 @@ def keep_names(run: Run, source: Source, names: np.ndarray | None) -> None:
     else:
         alone = [source] if isinstance(source, Input | CsrInput) else []
         stores = source.stores if isinstance(source, Stores) else alone
-        found = [find_names(store.path, store.node_path, store.rows) for store in stores]
+        found = [find_row_names(store.path, store.node_path, store.rows) for store in stores]
         named = [one for one in found if one is not None]
         if not named or len(named) < len(found) or len({one.is_text for one in named}) > 1:
             return
         blocks, is_text = (block for one in named for block in one.blocks()), named[0].is_text
-    write_names(run, source.rows, is_text, blocks)
+    write_row_names(run, source.rows, is_text, blocks)

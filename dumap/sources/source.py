@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from dumap.store import Absent
+from dumap.store import MissingChunks
 
 
 class Source(Protocol):
@@ -44,7 +44,7 @@ class Source(Protocol):
         """Read rows [start, stop) in the source's dtype, C order."""
 
     @property
-    def absent(self) -> Absent:
+    def absent(self) -> MissingChunks:
         """The missing chunks."""
 
     def require_chunks(self, fill: str | None = None) -> None:

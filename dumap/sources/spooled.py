@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from dumap.errors import InputError
-from dumap.store import Absent, Run, StoredArray, read_csr
+from dumap.store import MissingChunks, Run, StoredArray, read_csr
 
 SPOOL = "spool"
 """The stage that writes the rows, which is also the folder of its parts."""
@@ -180,9 +180,9 @@ class Spooled:
         return out
 
     @property
-    def absent(self) -> Absent:
+    def absent(self) -> MissingChunks:
         """No chunk is missing: the stage has written all rows, or it is not done."""
-        return Absent(0, self.parts, 0)
+        return MissingChunks(0, self.parts, 0)
 
     def require_chunks(self, fill: str | None = None) -> None:
         """Refuse nothing."""

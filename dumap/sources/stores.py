@@ -16,7 +16,7 @@ from dumap.errors import InputError
 from dumap.kernels.csr import densest_window
 from dumap.sources.csr_group import CsrInput, open_array
 from dumap.sources.zarr_array import Input
-from dumap.store import Absent
+from dumap.store import MissingChunks
 
 MAX_LISTED = 5
 """Keys, and ranges of rows, of missing chunks that a message names."""
@@ -94,13 +94,13 @@ class Stores:
         return zip(self.stores, self._offsets[:-1], strict=True)
 
     @cached_property
-    def absent(self) -> Absent:
+    def absent(self) -> MissingChunks:
         """The missing chunks of all stores."""
         found = [(store.absent, store.path, offset) for store, offset in self._each()]
         keys = [f"{path}: {key}" for absent, path, _ in found for key in absent.keys]
         spans = [(low + offset, high + offset) for absent, _, offset in found for low, high in absent.spans]
         chunks, of, rows = (sum(getattr(one, name) for one, *_ in found) for name in ("chunks", "of", "rows"))
-        return Absent(chunks, of, rows, keys[:MAX_LISTED], spans[:MAX_LISTED])
+        return MissingChunks(chunks, of, rows, keys[:MAX_LISTED], spans[:MAX_LISTED])
 
     def require_chunks(self, fill: str | None = None) -> None:
         """Refuse missing chunks. `fill` names the setting that fills them, if there is one."""

@@ -13,16 +13,16 @@ import numpy as np
 
 from dumap.errors import InputError
 from dumap.store import (
-    Absent,
+    MissingChunks,
+    bfloat16_to_float32,
     bucket_errors,
     decoded_rows,
     describe_error,
-    find_absent,
-    find_array,
-    holds_bfloat16,
+    find_missing_chunks,
+    is_bfloat16,
+    open_named_array,
     require_chunks,
     stamps,
-    widen,
 )
 from dumap.store.disk import is_remote, normalize
 
@@ -100,7 +100,7 @@ class Input:
         self.path, self.name = normalize(path), array
         if not is_remote(self.path) and not os.path.exists(self.path):
             raise InputError(f"{spec.settings[0]}: {self.path} does not exist")
-        self._array = find_array(self.path, array, spec.settings)
+        self._array = open_named_array(self.path, array, spec.settings)
         if spec.in_group and not self._array.path:
             raise InputError(f"{spec.settings[0]}: {self.path} is an array; name the group that holds {array!r}")
         shape, dtype = self._array.shape, self._array.dtype
@@ -108,7 +108,7 @@ class Input:
         if len(shape) != 2:
             raise InputError(f"{where} has shape {shape}; dumap reads {spec.shape}")
         try:
-            self._widened = holds_bfloat16(self._array, bfloat16)
+            self._widened = is_bfloat16(self._array, bfloat16)
         except ValueError as error:
             raise InputError(f"input.dtype = bfloat16: {where}: {error}; leave the setting out") from error
         if self._widened:
@@ -131,15 +131,15 @@ class Input:
         """Read rows [start, stop) in the input's dtype, native byte order, C order."""
         try:
             found = np.asarray(self._array[start:stop])
-            return np.ascontiguousarray(widen(found) if self._widened else found, self.dtype)
+            return np.ascontiguousarray(bfloat16_to_float32(found) if self._widened else found, self.dtype)
         except (ValueError, OSError, RuntimeError, bucket_errors()[0]) as error:
             what = f"rows {start} to {stop} cannot be read from array {self._array.path!r}"
             raise InputError(f"{self.path}: {what} ({describe_error(error)})") from error
 
     @cached_property
-    def absent(self) -> Absent:
+    def absent(self) -> MissingChunks:
         """The missing chunks, listed once. If objects lie elsewhere in the store, an InputError is raised."""
-        return find_absent(self.path, self._array)
+        return find_missing_chunks(self.path, self._array)
 
     def require_chunks(self, fill: str | None = None) -> None:
         """Refuse missing chunks. `fill` names the setting that fills them, if there is one."""

@@ -114,7 +114,7 @@ def run(context: Context) -> dict:
         return {}
     store, graph, labels = context.run, Graph(context.run), label_checkpoints(context.run)
     ranges = pass_ranges(context, len(graph.shards))
-    labels.forget_broken()
+    labels.uncommit_broken()
     context.compute(COARSEN, draw_label_sources, [LABEL_SOURCES])
     passes, left, lowest = labels.latest(), -1, False
     if passes:

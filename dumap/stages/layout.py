@@ -111,7 +111,7 @@ def run(context: Context) -> dict:
     """Run the epochs after the last checkpoint; return the facts."""
     graph, geometry, config = Graph(context.run), context.geometry, context.config
     rows, checkpoints = graph.shards.rows, layout_checkpoints(context.run)
-    checkpoints.forget_broken()
+    checkpoints.uncommit_broken()
     if context.run.is_committed(LAYOUT, LAYOUT_END) and last_epoch(context.run) not in checkpoints.numbers():
         context.run.forget(LAYOUT, LAYOUT_END)
     context.compute(LAYOUT, draw_loss_pairs, [PAIRS_PART])

@@ -214,7 +214,7 @@ def repair_lists(context: Context, number: int, inside: bool) -> dict:
 
 def discard_committed(store: Run, names: set[str]) -> None:
     """Discard those of some parts that are committed."""
-    store.discard_all(AUDIT, sorted(names & set(store.committed(AUDIT))))
+    store.delete_parts(AUDIT, sorted(names & set(store.committed(AUDIT))))
 
 
 def halo_waves(context: Context, sent_rows: int) -> list[tuple[int, int]]:

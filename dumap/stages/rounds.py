@@ -266,7 +266,7 @@ def run_in_rounds(context: Context, graph: Graph, tasks: int) -> None:
     measure(checkpoints.latest())
     commit_end(context.job, checkpoints.latest())
     made = context.run.committed(LAYOUT)
-    context.run.discard_all(LAYOUT, [part for part in made if kind_of(part) in PREPARED])
+    context.run.delete_parts(LAYOUT, [part for part in made if kind_of(part) in PREPARED])
 
 
 def prepare_ranges(context: Context, bounds: list[int], progress: tuple[float, float]) -> None:
@@ -275,7 +275,7 @@ def prepare_ranges(context: Context, bounds: list[int], progress: tuple[float, f
     packed, answers = (range_part_names(kind, bounds) for kind in (PACKED_EDGES, ANSWERS))
     requested, answered = (range_names(kind_for_ranges(kind, bounds), tasks) for kind in ("requested", "answered"))
     others = set(context.run.committed(LAYOUT)) - {*packed, *answers, *requested, *answered}
-    context.run.discard_all(LAYOUT, sorted(part for part in others if kind_of(part) in PREPARED))  # of other ranges
+    context.run.delete_parts(LAYOUT, sorted(part for part in others if kind_of(part) in PREPARED))  # of other ranges
     context.compute(LAYOUT, pack_range, packed, bounds=bounds, progress=progress)
     context.compute(LAYOUT, index_requests, requested, bounds=bounds, progress=progress)
     context.compute(LAYOUT, answer_requests, answers, bounds=bounds, progress=progress)

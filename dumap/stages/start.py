@@ -36,7 +36,7 @@ from dumap.planning.plan import Projection
 from dumap.stages import Context, Stage, no_backup
 from dumap.stages.layout_common import layout_parameters, require_finite
 from dumap.stages.passes import GraphPass, pass_ranges
-from dumap.store import CHECKPOINT, Checkpoints, Rows
+from dumap.store import CHECKPOINT, Checkpoints, ExternalArray
 
 AXES = "axes"
 SMOOTHING_PASSES = 8
@@ -135,7 +135,7 @@ def run_spectral_start(context: Context, graph: Graph) -> None:
     """Place rows by the layout of the coarse graph."""
     run, ranges, checkpoints = context.run, pass_ranges(context, len(graph.shards)), smoothing_checkpoints(context.run)
     passes, steps = label_checkpoints(run).latest(), 1 + SMOOTHING_PASSES
-    checkpoints.forget_broken()
+    checkpoints.uncommit_broken()
     context.compute(START, lay_out_coarse_graph, [COARSE], progress=(0, steps))
     for number in range(checkpoints.latest() + 1, SMOOTHING_PASSES + 1):
         pieces = [checkpoints.piece_name(number, *shard_range) for shard_range in ranges]
@@ -175,7 +175,7 @@ def project_on_axes(job: Job, low: int, high: int) -> np.ndarray:
 
 def read_given_coordinates(job: Job, low: int, high: int) -> np.ndarray:
     """Return the coordinates of the input's rows [low, high) in the user's array, (n, n_components) float64."""
-    array, shape = Rows(job.config.start.init), (job.geometry.rows, job.config.layout.n_components)
+    array, shape = ExternalArray(job.config.start.init), (job.geometry.rows, job.config.layout.n_components)
     real = array.dtype.kind in "fiub" and array.shape == shape
     y = array.read(low, high) if real else np.empty(0)
     if not real or not (np.abs(y.astype(np.float64)) < 1e300).all():

@@ -10,20 +10,28 @@ raises `FORMAT`. Other folders import from this package, not from its modules.
   (sparse matrices), `listing`.
 """
 
-from dumap.store.annotated import AnnDataStore, Slots, remove_tree
-from dumap.store.arrays import Rows, find_array, place_of_array, read_array, write_arrays
-from dumap.store.bfloat16 import holds_bfloat16, widen
+from dumap.store.annotated import AnnDataStore, Slots, delete_tree
+from dumap.store.arrays import ExternalArray, array_location, open_named_array, read_array, write_arrays
+from dumap.store.bfloat16 import bfloat16_to_float32, is_bfloat16
 from dumap.store.checkpoints import CHECKPOINT, Checkpoints
-from dumap.store.chunks import Absent, decoded_rows, find_absent, require_chunks
+from dumap.store.chunks import MissingChunks, decoded_rows, find_missing_chunks, require_chunks
 from dumap.store.csr import CsrGroup, find_csr, read_csr, write_csr
-from dumap.store.lock import Lock, await_end, driver_status, last_progress
+from dumap.store.lock import Lock, driver_status, last_progress, wait_for_driver_end
 from dumap.store.manifests import DONE, IDENTITY, INHERITED, INSIDE, LOCKS, MANIFESTS, PARTS, manifest_key
 from dumap.store.new_store import NewStore
-from dumap.store.objects import bucket_errors, describe_error, probe, probe_key, requests_at_once, set_threads, stamps
-from dumap.store.options import known_options, learn_options, use_options
+from dumap.store.objects import (
+    bucket_errors,
+    describe_error,
+    limit_zarr_requests,
+    limit_zarr_threads,
+    probe,
+    probe_key,
+    stamps,
+)
+from dumap.store.options import add_options, known_options, set_options
 from dumap.store.part import OBJECT_BYTES, Part
-from dumap.store.patterns import is_pattern, matching
-from dumap.store.published import claim, damaged_copies, internal_location, publish, work_of
+from dumap.store.patterns import expand_pattern, is_pattern
+from dumap.store.published import find_damaged_copies, internal_location, publish, work_location, write_work_pointer
 from dumap.store.relative_paths import absolute_location, relative_location
 from dumap.store.run import FORMAT, Run
 from dumap.store.run_keys import RunKeys
@@ -41,52 +49,52 @@ __all__ = [
     "OBJECT_BYTES",
     "PARTS",
     "RANGE_BYTES",
-    "Absent",
     "AnnDataStore",
     "Checkpoints",
     "CsrGroup",
+    "ExternalArray",
     "Lock",
+    "MissingChunks",
     "NewStore",
     "Part",
-    "Rows",
     "Run",
     "RunKeys",
     "Slots",
     "StoredArray",
     "absolute_location",
-    "await_end",
+    "add_options",
+    "array_location",
+    "bfloat16_to_float32",
     "bucket_errors",
-    "claim",
-    "damaged_copies",
     "decoded_rows",
+    "delete_tree",
     "describe_error",
     "driver_status",
-    "find_absent",
-    "find_array",
+    "expand_pattern",
     "find_csr",
-    "holds_bfloat16",
+    "find_damaged_copies",
+    "find_missing_chunks",
     "internal_location",
+    "is_bfloat16",
     "is_pattern",
     "known_options",
     "last_progress",
-    "learn_options",
+    "limit_zarr_requests",
+    "limit_zarr_threads",
     "manifest_key",
-    "matching",
-    "place_of_array",
+    "open_named_array",
     "probe",
     "probe_key",
     "publish",
     "read_array",
     "read_csr",
     "relative_location",
-    "remove_tree",
-    "requests_at_once",
     "require_chunks",
-    "set_threads",
+    "set_options",
     "stamps",
-    "use_options",
-    "widen",
-    "work_of",
+    "wait_for_driver_end",
+    "work_location",
     "write_arrays",
     "write_csr",
+    "write_work_pointer",
 ]

@@ -20,7 +20,7 @@ from zarr.dtype import VariableLengthUTF8
 from zarr.errors import GroupNotFoundError
 
 from dumap.errors import InputError, StorageError
-from dumap.store.backends import is_archive
+from dumap.store.backends import is_zip_archive
 from dumap.store.disk import is_remote, normalize
 from dumap.store.objects import Objects, bucket_errors, describe_error
 
@@ -31,16 +31,16 @@ CHUNK_ROWS = 65_536
 """Rows of a dense array in a chunk."""
 CHUNK_ENTRIES = 1 << 20
 """Entries of a sparse matrix in a chunk."""
-METADATA = ("zarr.json", ".zarray", ".zgroup", ".zattrs")
+METADATA_NAMES = ("zarr.json", ".zarray", ".zgroup", ".zattrs")
 """Names of the objects that hold metadata, in Zarr v3 and v2."""
-SMALL_INDEX = 2**31 - 1
+MAX_INT32_INDEX = 2**31 - 1
 """Indices up to this number are written as int32."""
 
-Block = tuple[np.ndarray, np.ndarray, np.ndarray]
+SparseBlock = tuple[np.ndarray, np.ndarray, np.ndarray]
 """A block of rows of a sparse matrix: the number of entries in each row, then their columns and their values."""
 
 
-def encoded(kind: str, version: str = "0.2.0") -> dict[str, Any]:
+def encoding_attributes(kind: str, version: str = "0.2.0") -> dict[str, Any]:
     """Return the attributes that tell AnnData how an element is encoded."""
     return {"encoding-type": kind, "encoding-version": version}
 
@@ -66,7 +66,7 @@ class AnnDataStore:
     def __init__(self, path: str) -> None:
         path = normalize(path)
         self.path = path.rstrip("/") if is_remote(path) else os.path.realpath(path)
-        if is_archive(self.path):
+        if is_zip_archive(self.path):
             raise InputError(f"{path} is a zip file, which is only read: unpack it")
         try:
             self.root = zarr.open_group(Objects(self.path).store, mode="r+", use_consolidated=False)
@@ -112,9 +112,9 @@ class AnnDataStore:
         if not isinstance(node, zarr.Group) or node.attrs.get("encoding-type") != "csr_matrix":
             raise InputError(f"{self.path} has no CSR matrix {key}")
         arrays: Any = node
-        bounds = np.asarray(arrays["indptr"][start : stop + 1]).astype(np.int64)
-        low, high = bounds[[0, -1]]
-        entries = arrays["data"][low:high], arrays["indices"][low:high], bounds - low
+        indptr = np.asarray(arrays["indptr"][start : stop + 1]).astype(np.int64)
+        low, high = indptr[[0, -1]]
+        entries = arrays["data"][low:high], arrays["indices"][low:high], indptr - low
         return csr_matrix(entries, shape=(stop - start, self.rows))
 
 
@@ -134,7 +134,7 @@ class Slots:
 
     def __init__(self, target: AnnDataStore) -> None:
         self.target, self.path = target, f"{target.path}.dumap-new"
-        remove_tree(self.path)
+        delete_tree(self.path)
         self._keys: list[str] = []
         self._root = zarr.open_group(Objects(self.path).store, mode="w", zarr_format=target.format)
 
@@ -142,40 +142,42 @@ class Slots:
         return self
 
     def __exit__(self, *raised: object) -> None:
-        remove_tree(self.path)
+        delete_tree(self.path)
 
-    def _array(self, key: str, shape: tuple[int, ...], dtype: Any, chunks: tuple[int, ...], **more: Any) -> zarr.Array:
+    def _create_array(
+        self, key: str, shape: tuple[int, ...], dtype: Any, chunks: tuple[int, ...], **options: Any
+    ) -> zarr.Array:
         """Create an array in the temporary store."""
         return self._root.create_array(
-            key, shape=shape, dtype=dtype, chunks=chunks, config={"write_empty_chunks": True}, **more
+            key, shape=shape, dtype=dtype, chunks=chunks, config={"write_empty_chunks": True}, **options
         )
 
-    def keep_array(self, name: str, array: np.ndarray) -> str:
+    def write_temporary_array(self, name: str, array: np.ndarray) -> str:
         """Write an array that is not a slot to the temporary store; return its path."""
-        self._array(name, array.shape, array.dtype, array.shape)[...] = array
+        self._create_array(name, array.shape, array.dtype, array.shape)[...] = array
         return f"{self.path}/{name}"
 
     def put_array(self, key: str, shape: tuple[int, ...], dtype: str, blocks: Iterator[np.ndarray]) -> None:
         """Write a dense array from consecutive blocks of rows."""
         chunks = (max(1, min(shape[0], CHUNK_ROWS)), *shape[1:])
-        array, at = self._array(key, shape, dtype, chunks, attributes=encoded("array")), 0
+        array, at = self._create_array(key, shape, dtype, chunks, attributes=encoding_attributes("array")), 0
         for block in blocks:
             array[at : at + len(block)] = block
             at += len(block)
         self._keys.append(key)
 
-    def put_sparse(self, key: str, rows: int, entries: int, dtype: str, blocks: Iterator[Block]) -> None:
+    def put_sparse(self, key: str, rows: int, entries: int, dtype: str, blocks: Iterator[SparseBlock]) -> None:
         """Write a square CSR matrix, (rows, rows), with `entries` entries in all, from consecutive blocks of rows."""
-        self._root.create_group(key, attributes={**encoded("csr_matrix", "0.1.0"), "shape": [rows, rows]})
-        index = "int32" if max(rows, entries) <= SMALL_INDEX else "int64"
+        self._root.create_group(key, attributes={**encoding_attributes("csr_matrix", "0.1.0"), "shape": [rows, rows]})
+        index = "int32" if max(rows, entries) <= MAX_INT32_INDEX else "int64"
         chunks = (max(1, min(entries, CHUNK_ENTRIES)),)
-        indices = self._array(f"{key}/indices", (entries,), index, chunks)
-        data = self._array(f"{key}/data", (entries,), dtype, chunks)
-        bounds = self._array(f"{key}/indptr", (rows + 1,), index, (min(rows + 1, CHUNK_ENTRIES),))
+        indices = self._create_array(f"{key}/indices", (entries,), index, chunks)
+        data = self._create_array(f"{key}/data", (entries,), dtype, chunks)
+        indptr = self._create_array(f"{key}/indptr", (rows + 1,), index, (min(rows + 1, CHUNK_ENTRIES),))
         row = at = 0
-        bounds[0] = 0
+        indptr[0] = 0
         for counts, columns, values in blocks:
-            bounds[row + 1 : row + 1 + len(counts)] = at + np.cumsum(counts, dtype=np.int64)
+            indptr[row + 1 : row + 1 + len(counts)] = at + np.cumsum(counts, dtype=np.int64)
             indices[at : at + len(columns)], data[at : at + len(values)] = columns, values
             row, at = row + len(counts), at + len(columns)
         if (row, at) != (rows, entries):
@@ -184,21 +186,21 @@ class Slots:
 
     def put_mapping(self, key: str, values: Mapping[str, Any]) -> None:
         """Write a mapping of texts, numbers, arrays and mappings."""
-        self._write(key, values)
+        self._write_value(key, values)
         self._keys.append(key)
 
-    def _write(self, key: str, value: Any) -> None:
+    def _write_value(self, key: str, value: Any) -> None:
         """Write a mapping as a group, and any other value as an array."""
         if isinstance(value, Mapping):
-            self._root.create_group(key, attributes=encoded("dict", "0.1.0"))
+            self._root.create_group(key, attributes=encoding_attributes("dict", "0.1.0"))
             for name, item in value.items():
-                self._write(f"{key}/{name}", item)
+                self._write_value(f"{key}/{name}", item)
             return
         array = np.asarray(value)
-        text = isinstance(value, str)
-        kind = "string" if text else "array" if array.ndim else "numeric-scalar"
-        dtype = VariableLengthUTF8() if text else array.dtype
-        self._array(key, array.shape, dtype, array.shape, attributes=encoded(kind))[...] = value
+        is_text = isinstance(value, str)
+        kind = "string" if is_text else "array" if array.ndim else "numeric-scalar"
+        dtype = VariableLengthUTF8() if is_text else array.dtype
+        self._create_array(key, array.shape, dtype, array.shape, attributes=encoding_attributes(kind))[...] = value
 
     def publish(self) -> None:
         """Move the slots into the store in the order in which they were written; each slot is moved whole.
@@ -207,19 +209,19 @@ class Slots:
         they never contradict the store.
         """
         target = self.target
-        consolidated = _forget_consolidated(Objects(target.path), target.format)
+        consolidated = _delete_consolidated(Objects(target.path), target.format)
         for folder in dict.fromkeys(key.partition("/")[0] for key in self._keys):
             if folder not in target.root:
-                target.root.create_group(folder, attributes=encoded("dict", "0.1.0"))
+                target.root.create_group(folder, attributes=encoding_attributes("dict", "0.1.0"))
         for key in self._keys:
-            (_move_objects if is_remote(target.path) else _rename)(self.path, target.path, key)
+            (_move_objects if is_remote(target.path) else _rename_slot)(self.path, target.path, key)
         if consolidated:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # zarr warns that its format does not specify consolidated metadata
                 zarr.consolidate_metadata(Objects(target.path).store, zarr_format=target.format)
 
 
-def _forget_consolidated(objects: Objects, zarr_format: int) -> bool:
+def _delete_consolidated(objects: Objects, zarr_format: int) -> bool:
     """Remove a group's consolidated metadata; return whether it had any."""
     if zarr_format == 2:
         exists = objects.size(".zmetadata") >= 0
@@ -232,32 +234,36 @@ def _forget_consolidated(objects: Objects, zarr_format: int) -> bool:
     return True
 
 
-def _rename(source: str, target: str, key: str) -> None:
+def _rename_slot(source: str, target: str, key: str) -> None:
     """Move a folder from the temporary store, replacing the folder of the same key."""
-    new, final, old = os.path.join(source, key), os.path.join(target, key), os.path.join(source, "old", key)
-    if os.path.lexists(final):
-        os.makedirs(os.path.dirname(old), exist_ok=True)
-        os.rename(final, old)
-    os.rename(new, final)
+    source_path, target_path, replaced_path = (
+        os.path.join(source, key),
+        os.path.join(target, key),
+        os.path.join(source, "old", key),
+    )
+    if os.path.lexists(target_path):
+        os.makedirs(os.path.dirname(replaced_path), exist_ok=True)
+        os.rename(target_path, replaced_path)
+    os.rename(source_path, target_path)
 
 
 def _metadata_last(key: str) -> tuple[bool, int]:
     """Return a sort key that puts metadata after other objects, and deeper nodes before the nodes above them."""
-    return key.rpartition("/")[2] in METADATA, -key.count("/")
+    return key.rpartition("/")[2] in METADATA_NAMES, -key.count("/")
 
 
 def _move_objects(source: str, target: str, key: str) -> None:
     """Copy objects of a bucket over others. Metadata are removed first and written last, so no node is read half."""
-    new, final = Objects(source), Objects(target)
-    final.delete_all(sorted(final.keys(key), key=_metadata_last, reverse=True))
-    for name in sorted(new.keys(key), key=_metadata_last):
-        final.put(name, new.get(name) or b"")
+    source_objects, target_objects = Objects(source), Objects(target)
+    target_objects.delete_keys(sorted(target_objects.keys(key), key=_metadata_last, reverse=True))
+    for name in sorted(source_objects.keys(key), key=_metadata_last):
+        target_objects.put(name, source_objects.get(name) or b"")
 
 
-def remove_tree(path: str) -> None:
+def delete_tree(path: str) -> None:
     """Remove everything below a path or a URL, if anything exists."""
     if is_remote(path):
         objects = Objects(path)
-        objects.delete_all(objects.keys())
+        objects.delete_keys(objects.keys())
     else:
         shutil.rmtree(path, ignore_errors=True)

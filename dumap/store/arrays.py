@@ -16,16 +16,16 @@ from zarr.errors import ArrayNotFoundError, GroupNotFoundError
 from zarr.storage import LocalStore, ZipStore
 
 from dumap.errors import InputError, StorageError
-from dumap.store.bfloat16 import open_bits
-from dumap.store.chunks import find_absent, require_chunks
-from dumap.store.listing import dense_rows, describe_arrays, sparse_kind
+from dumap.store.bfloat16 import open_bfloat16
+from dumap.store.chunks import find_missing_chunks, require_chunks
+from dumap.store.listing import describe_arrays, describe_dense_arrays, sparse_encoding
 from dumap.store.objects import Objects, bucket_errors, describe_error, open_store
 
-MAX_INSTEAD = 5
+MAX_SUGGESTED = 5
 """The most dense arrays that a message suggests instead of a sparse matrix."""
 
 
-def refuse_code(array: zarr.Array) -> zarr.Array:
+def refuse_pickle(array: zarr.Array) -> zarr.Array:
     """Refuse an array with the codec 'pickle', since decoding a chunk could run any program.
 
     Raises
@@ -45,7 +45,7 @@ def refuse_code(array: zarr.Array) -> zarr.Array:
     return array
 
 
-def place_of_array(array: zarr.Array) -> tuple[str, str] | None:
+def array_location(array: zarr.Array) -> tuple[str, str] | None:
     """Return the location of an array's store and its path in the store; None if the store has no location."""
     store = array.store
     if isinstance(store, LocalStore):
@@ -66,13 +66,13 @@ def is_readable(store: Store, path: str) -> bool:
     return True
 
 
-def find_array(path: str, name: str, settings: tuple[str, str]) -> zarr.Array:
+def open_named_array(path: str, name: str, setting_names: tuple[str, str]) -> zarr.Array:
     """Open the array at a path, or the named array if the path is a group.
 
     Parameters
     ----------
     path, name : str
-    settings : tuple of str
+    setting_names : tuple of str
         The names of the user's settings for the path and for the array's name.
 
     Raises
@@ -81,28 +81,32 @@ def find_array(path: str, name: str, settings: tuple[str, str]) -> zarr.Array:
         There is no such array; the message lists the arrays of the store.
     """
     store = open_store(path, read_only=True)
-    absent = (ArrayNotFoundError, GroupNotFoundError, OSError, KeyError, ValueError, bucket_errors()[0])
+    missing_errors = (ArrayNotFoundError, GroupNotFoundError, OSError, KeyError, ValueError, bucket_errors()[0])
     try:
         node = open_node(store, "")
-    except absent as error:
-        raise InputError(f"{settings[0]}: {path} is not a Zarr group or array ({describe_error(error)})") from error
-    if isinstance(node, zarr.Array):
-        return refuse_code(node)
-    try:
-        named = open_node(store, name)
-    except (ArrayNotFoundError, GroupNotFoundError, FileNotFoundError, KeyError):
-        named = None
-    except ValueError as error:
-        raise InputError(f"{settings[1]}: {name!r} in {path} is not an array that can be read ({error})") from error
-    for group, where in ((named, f"{name!r} in {path}"), (node, path)):
-        if isinstance(group, zarr.Group) and (sparse := sparse_kind(group)):
-            raise InputError(f"{settings[1]}: {where} is {_sparse(store, *sparse)}")
-    if not isinstance(named, zarr.Array):
+    except missing_errors as error:
         raise InputError(
-            f"{settings[1]}: no array {name!r} in {path}{'' if named is None else ', but a group'}; its arrays are: "
-            f"{describe_arrays(store)}"
+            f"{setting_names[0]}: {path} is not a Zarr group or array ({describe_error(error)})"
+        ) from error
+    if isinstance(node, zarr.Array):
+        return refuse_pickle(node)
+    try:
+        named_node = open_node(store, name)
+    except (ArrayNotFoundError, GroupNotFoundError, FileNotFoundError, KeyError):
+        named_node = None
+    except ValueError as error:
+        raise InputError(
+            f"{setting_names[1]}: {name!r} in {path} is not an array that can be read ({error})"
+        ) from error
+    for group, node_name in ((named_node, f"{name!r} in {path}"), (node, path)):
+        if isinstance(group, zarr.Group) and (sparse := sparse_encoding(group)):
+            raise InputError(f"{setting_names[1]}: {node_name} is {_sparse_message(store, *sparse)}")
+    if not isinstance(named_node, zarr.Array):
+        raise InputError(
+            f"{setting_names[1]}: no array {name!r} in {path}{'' if named_node is None else ', but a group'}; its "
+            f"arrays are: {describe_arrays(store)}"
         )
-    return refuse_code(named)
+    return refuse_pickle(named_node)
 
 
 def open_node(store: Store, path: str) -> zarr.Array | zarr.Group:
@@ -110,24 +114,24 @@ def open_node(store: Store, path: str) -> zarr.Array | zarr.Group:
     try:
         return zarr.open(store, path=path, mode="r", use_consolidated=False)
     except ValueError:  # among other causes, Zarr does not know the data type
-        if (bits := open_bits(store, path)) is None:
+        if (bfloat16_array := open_bfloat16(store, path)) is None:
             raise
-        return bits
+        return bfloat16_array
 
 
-def _sparse(store: Store, kind: str, shape: tuple[int, ...]) -> str:
+def _sparse_message(store: Store, kind: str, shape: tuple[int, ...]) -> str:
     """Return the message about a sparse matrix, which suggests dense arrays to embed instead."""
-    instead = dense_rows(store, shape[0] if shape else None)[:MAX_INSTEAD]
-    advice = f"take one of its rows instead, such as {', '.join(instead)}, or write" if instead else "write"
-    allowed, copy = (
+    suggestions = describe_dense_arrays(store, shape[0] if shape else None)[:MAX_SUGGESTED]
+    advice = f"take one of its rows instead, such as {', '.join(suggestions)}, or write" if suggestions else "write"
+    readable, copy = (
         ("dense arrays", "a dense copy")
         if kind.startswith("csr")
         else ("dense arrays and sparse ones by rows", "it by rows, as adata.X.tocsr() makes it")
     )
-    return f"a sparse matrix ({kind}{f', shape {shape}' if shape else ''}); dumap reads {allowed}: {advice} {copy}"
+    return f"a sparse matrix ({kind}{f', shape {shape}' if shape else ''}); dumap reads {readable}: {advice} {copy}"
 
 
-class Rows:
+class ExternalArray:
     """The rows of an array outside runs: a .npy file or a Zarr array.
 
     Parameters
@@ -143,15 +147,15 @@ class Rows:
     def __init__(self, path: str) -> None:
         self.path = path
         self._array: np.ndarray | zarr.Array
-        with self._readable():
+        with self._convert_read_errors():
             if path.endswith(".npy"):
                 self._array = np.lib.format.open_memmap(path, mode="r")
             else:
-                self._array = refuse_code(zarr.open_array(open_store(path, read_only=True), mode="r"))
+                self._array = refuse_pickle(zarr.open_array(open_store(path, read_only=True), mode="r"))
         self.shape, self.dtype = self._array.shape, self._array.dtype
 
     @contextlib.contextmanager
-    def _readable(self) -> Iterator[None]:
+    def _convert_read_errors(self) -> Iterator[None]:
         """Raise the errors of reading as InputError, as a context."""
         try:
             yield
@@ -161,17 +165,17 @@ class Rows:
     def require_chunks(self) -> None:
         """Refuse a Zarr array with missing chunks."""
         if isinstance(self._array, zarr.Array) and self.shape:
-            require_chunks(self.path, self._array, find_absent(self.path, self._array))
+            require_chunks(self.path, self._array, find_missing_chunks(self.path, self._array))
 
     def read(self, start: int = 0, stop: int | None = None) -> np.ndarray:
         """Return rows [start, stop)."""
-        with self._readable():
+        with self._convert_read_errors():
             return np.array(self._array[start:stop] if self.shape else self._array[...])
 
 
 def read_array(path: str) -> np.ndarray:
     """Read a whole array outside runs."""
-    rows = Rows(path)
+    rows = ExternalArray(path)
     rows.require_chunks()
     return rows.read()
 
@@ -191,14 +195,14 @@ def write_arrays(path: str, arrays: dict[str, tuple[tuple[int, ...], str, Iterat
         The path exists.
     """
     objects = Objects(path)
-    exists = os.path.lexists(path) if objects.is_local else objects.holds_any()
+    exists = os.path.lexists(path) if objects.is_local else objects.has_objects()
     if exists:
         raise StorageError(f"{path} exists; remove it, or name another")
     group = zarr.open_group(objects.store, mode="w")
     for name, (shape, dtype, blocks) in arrays.items():
-        chunk = max(1, min(shape[0], 65536))
-        target = group.create_array(
-            name, shape=shape, chunks=(chunk, *shape[1:]), dtype=dtype, config={"write_empty_chunks": True}
+        chunk_rows = max(1, min(shape[0], 65536))
+        array = group.create_array(
+            name, shape=shape, chunks=(chunk_rows, *shape[1:]), dtype=dtype, config={"write_empty_chunks": True}
         )
         for first, block in blocks:
-            target[first : first + len(block)] = block
+            array[first : first + len(block)] = block

@@ -15,9 +15,9 @@ from typing import Any, Protocol
 
 from dumap.errors import ConfigError, missing_packages
 from dumap.store import disk
-from dumap.store.options import arguments_of, hide
+from dumap.store.options import bucket_arguments, hide
 
-REMOVED_AT_ONCE = 1000
+MAX_KEYS_PER_DELETE = 1000
 """The most objects of a bucket that one request removes."""
 
 
@@ -39,8 +39,8 @@ class Backend(Protocol):
 
     is_local: bool
 
-    def get(self, key: str, most: int | None) -> bytes | None:
-        """Return an object's bytes; None if it does not exist or has more than `most` bytes."""
+    def get(self, key: str, max_bytes: int | None) -> bytes | None:
+        """Return an object's bytes; None if it does not exist or has more than `max_bytes` bytes."""
 
     def open_span(self, key: str, start: int, stop: int, size: int) -> ByteStream:
         """Open bytes [start, stop) of an object of `size` bytes; raise EOFError if a file has another size."""
@@ -51,10 +51,10 @@ class Backend(Protocol):
     def names_in(self, folder: str) -> tuple[list[str], list[str]]:
         """Return the names of the objects and of the folders directly in a folder."""
 
-    def keys(self, below: str) -> Iterator[str]:
+    def keys(self, folder: str) -> Iterator[str]:
         """Yield the keys of all objects below a folder, in any order."""
 
-    def stamps(self, below: str) -> Iterator[str]:
+    def stamps(self, folder: str) -> Iterator[str]:
         """Yield a text of name, size and time (or tag) for each object below a folder, in order."""
 
     def put(self, key: str, data: bytes | memoryview, durable: bool) -> None:
@@ -75,9 +75,9 @@ class Folder:
     def __init__(self, root: str) -> None:
         self.root = root
 
-    def get(self, key: str, most: int | None) -> bytes | None:
+    def get(self, key: str, max_bytes: int | None) -> bytes | None:
         """See `Backend`."""
-        return disk.read(self.root, key, most)
+        return disk.read(self.root, key, max_bytes)
 
     def open_span(self, key: str, start: int, stop: int, size: int) -> ByteStream:
         """See `Backend`."""
@@ -91,13 +91,13 @@ class Folder:
         """See `Backend`."""
         return disk.names_in(self.root, folder)
 
-    def keys(self, below: str) -> Iterator[str]:
+    def keys(self, folder: str) -> Iterator[str]:
         """See `Backend`; also yields hidden files and links to folders."""
-        return disk.keys(self.root, below)
+        return disk.keys(self.root, folder)
 
-    def stamps(self, below: str) -> Iterator[str]:
+    def stamps(self, folder: str) -> Iterator[str]:
         """See `Backend`."""
-        return disk.stamps(self.root, below)
+        return disk.stamps(self.root, folder)
 
     def put(self, key: str, data: bytes | memoryview, durable: bool) -> None:
         """See `Backend`; the file is durable once its folder is flushed."""
@@ -121,72 +121,72 @@ class Bucket:
     def __init__(self, bucket: Any) -> None:
         import obstore
 
-        self.bucket, self._call = bucket, obstore
+        self.bucket, self._obstore = bucket, obstore
 
-    def get(self, key: str, most: int | None) -> bytes | None:
+    def get(self, key: str, max_bytes: int | None) -> bytes | None:
         """See `Backend`."""
         try:
-            response = self._call.get(self.bucket, key)
+            response = self._obstore.get(self.bucket, key)
         except FileNotFoundError:
             return None
-        return None if most is not None and response.meta["size"] > most else response.bytes().to_bytes()
+        return None if max_bytes is not None and response.meta["size"] > max_bytes else response.bytes().to_bytes()
 
     def open_span(self, key: str, start: int, stop: int, size: int) -> ByteStream:
         """See `Backend`."""
-        return io.BytesIO(self._call.get_range(self.bucket, key, start=start, end=stop).to_bytes())
+        return io.BytesIO(self._obstore.get_range(self.bucket, key, start=start, end=stop).to_bytes())
 
     def size(self, key: str) -> int:
         """See `Backend`."""
         try:
-            return int(self._call.head(self.bucket, key)["size"])
+            return int(self._obstore.head(self.bucket, key)["size"])
         except FileNotFoundError:
             return -1
 
     def names_in(self, folder: str) -> tuple[list[str], list[str]]:
         """See `Backend`."""
-        listing = self._call.list_with_delimiter(self.bucket, folder or None)
-        objects, folders = [meta["path"] for meta in listing["objects"]], listing["common_prefixes"]
-        return _last_steps(objects), _last_steps(folders)
+        listing = self._obstore.list_with_delimiter(self.bucket, folder or None)
+        objects, folders = [entry["path"] for entry in listing["objects"]], listing["common_prefixes"]
+        return _last_path_steps(objects), _last_path_steps(folders)
 
-    def keys(self, below: str) -> Iterator[str]:
+    def keys(self, folder: str) -> Iterator[str]:
         """See `Backend`."""
-        for batch in self._call.list(self.bucket, below or None):
-            yield from (meta["path"] for meta in batch)
+        for entries in self._obstore.list(self.bucket, folder or None):
+            yield from (entry["path"] for entry in entries)
 
-    def stamps(self, below: str) -> Iterator[str]:
+    def stamps(self, folder: str) -> Iterator[str]:
         """See `Backend`."""
-        listed = [meta for batch in self._call.list(self.bucket, below or None) for meta in batch]
-        for meta in sorted(listed, key=lambda meta: meta["path"]):
-            yield f"{meta['path']}:{meta['size']}:{meta['e_tag'] or meta['last_modified']};"
+        objects = [entry for entries in self._obstore.list(self.bucket, folder or None) for entry in entries]
+        for entry in sorted(objects, key=lambda entry: entry["path"]):
+            yield f"{entry['path']}:{entry['size']}:{entry['e_tag'] or entry['last_modified']};"
 
     def put(self, key: str, data: bytes | memoryview, durable: bool) -> None:
         """See `Backend`."""
-        self._call.put(self.bucket, key, data)
+        self._obstore.put(self.bucket, key, data)
 
     def create(self, key: str, data: bytes, durable: bool) -> bool:
         """See `Backend`. If the response to a request is lost, the next try finds its own bytes."""
-        with contextlib.suppress(self._call.exceptions.AlreadyExistsError):
-            self._call.put(self.bucket, key, data, mode="create")
+        with contextlib.suppress(self._obstore.exceptions.AlreadyExistsError):
+            self._obstore.put(self.bucket, key, data, mode="create")
         return self.get(key, None) == data
 
     def remove(self, keys: Sequence[str]) -> None:
         """See `Backend`."""
-        for first in range(0, len(keys), REMOVED_AT_ONCE):
-            batch = list(keys[first : first + REMOVED_AT_ONCE])
+        for start in range(0, len(keys), MAX_KEYS_PER_DELETE):
+            batch = list(keys[start : start + MAX_KEYS_PER_DELETE])
             try:
-                self._call.delete(self.bucket, batch)
+                self._obstore.delete(self.bucket, batch)
             except FileNotFoundError:  # some services raise it for one missing object, and remove no others
                 for key in batch:
                     with contextlib.suppress(FileNotFoundError):
-                        self._call.delete(self.bucket, key)
+                        self._obstore.delete(self.bucket, key)
 
 
-def _last_steps(paths: Sequence[str]) -> list[str]:
+def _last_path_steps(paths: Sequence[str]) -> list[str]:
     """Return the last step of each path."""
     return [path.rstrip("/").rpartition("/")[2] for path in paths]
 
 
-class Archive:
+class ZipArchive:
     """A zip file, which is read-only."""
 
     is_local = False
@@ -194,14 +194,14 @@ class Archive:
     def __init__(self, path: str) -> None:
         self.path = path
 
-    def get(self, key: str, most: int | None) -> bytes | None:
+    def get(self, key: str, max_bytes: int | None) -> bytes | None:
         """See `Backend`."""
         with zipfile.ZipFile(self.path) as file:
             try:
                 info = file.getinfo(key)
             except KeyError:
                 return None
-            return None if most is not None and info.file_size > most else file.read(info)
+            return None if max_bytes is not None and info.file_size > max_bytes else file.read(info)
 
     def open_span(self, key: str, start: int, stop: int, size: int) -> ByteStream:
         """See `Backend`."""
@@ -217,18 +217,20 @@ class Archive:
 
     def names_in(self, folder: str) -> tuple[list[str], list[str]]:
         """See `Backend`."""
-        below = [key[len(folder) + bool(folder) :].split("/") for key in self.keys(folder)]
-        return [steps[0] for steps in below if len(steps) == 1], sorted({steps[0] for steps in below if len(steps) > 1})
+        path_steps = [key[len(folder) + bool(folder) :].split("/") for key in self.keys(folder)]
+        return [steps[0] for steps in path_steps if len(steps) == 1], sorted(
+            {steps[0] for steps in path_steps if len(steps) > 1}
+        )
 
-    def keys(self, below: str) -> Iterator[str]:
+    def keys(self, folder: str) -> Iterator[str]:
         """See `Backend`."""
-        prefix = f"{below}/" if below else ""
+        prefix = f"{folder}/" if folder else ""
         with zipfile.ZipFile(self.path) as file:
             yield from (name for name in file.namelist() if name.startswith(prefix) and not name.endswith("/"))
 
-    def stamps(self, below: str) -> Iterator[str]:
+    def stamps(self, folder: str) -> Iterator[str]:
         """Yield the stamp of the zip file itself."""
-        return disk.stamps(self.path, below)
+        return disk.stamps(self.path, folder)
 
     def put(self, key: str, data: bytes | memoryview, durable: bool) -> None:
         """Refuse."""
@@ -251,7 +253,7 @@ def open_bucket(location: str) -> Any:
         raise missing_packages(f"{location}: a URL", "obstore") from error
     try:
         open_url: Any = store.from_url  # untyped, since the options depend on the service
-        return open_url(location, **arguments_of(location))
+        return open_url(location, **bucket_arguments(location))
     except Exception as error:  # obstore raises errors of many kinds for URLs and options
         raise ConfigError(f"{location} cannot be opened: {describe_error(error)}") from error
 
@@ -261,7 +263,7 @@ def describe_error(error: BaseException) -> str:
     return hide(f"{type(error).__name__}: {error}".split("\n\nDebug source")[0])
 
 
-def is_archive(location: str) -> bool:
+def is_zip_archive(location: str) -> bool:
     """Return whether a path is a zip file."""
     return location.endswith(".zip") and os.path.isfile(location)
 
@@ -270,4 +272,4 @@ def open_backend(location: str) -> Backend:
     """Open a folder, a zip file or a bucket."""
     if disk.is_remote(location):
         return Bucket(open_bucket(location))
-    return Archive(location) if is_archive(location) else Folder(location)
+    return ZipArchive(location) if is_zip_archive(location) else Folder(location)

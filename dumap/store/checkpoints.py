@@ -37,7 +37,7 @@ class Checkpoints:
     @staticmethod
     def parse_piece_name(piece: str) -> tuple[int, int, int]:
         """Return the number of a piece's checkpoint, and its shards as `first` and `last`."""
-        number, first, last = (int(word) for word in piece.split("-")[-3:])
+        number, first, last = (int(text) for text in piece.split("-")[-3:])
         return number, first, last
 
     def numbers(self) -> list[int]:
@@ -45,9 +45,9 @@ class Checkpoints:
         names = self.run.committed(self.stage)
         return [int(name.split("-")[1]) for name in names if name.startswith(f"{CHECKPOINT}-")]
 
-    def latest(self, upto: int | None = None) -> int:
-        """Return the number of the last committed checkpoint, or of the last up to `upto`; 0 if there is none."""
-        return max((n for n in self.numbers() if upto is None or n <= upto), default=0)
+    def latest(self, max_number: int | None = None) -> int:
+        """Return the number of the last committed checkpoint, or of the last up to `max_number`; 0 if there is none."""
+        return max((number for number in self.numbers() if max_number is None or number <= max_number), default=0)
 
     def pieces(self, number: int) -> list[str]:
         """List the pieces of a committed checkpoint, in the order of their rows."""
@@ -84,20 +84,25 @@ class Checkpoints:
 
         If the committed checkpoint is not durable, the last durable checkpoint before it remains.
         """
-        before = [n for n in self.numbers() if n < number]
-        kept = set(self.pieces(number))
-        if not self._is_durable(number) and (last := max(filter(self._is_durable, before), default=None)) is not None:
-            before.remove(last)
-            kept |= set(self.pieces(last))
-        self.run.discard_all(self.stage, [self.name(n) for n in before])
+        earlier_numbers = [n for n in self.numbers() if n < number]
+        kept_pieces = set(self.pieces(number))
+        if (
+            not self._is_durable(number)
+            and (last := max(filter(self._is_durable, earlier_numbers), default=None)) is not None
+        ):
+            earlier_numbers.remove(last)
+            kept_pieces |= set(self.pieces(last))
+        self.run.delete_parts(self.stage, [self.name(n) for n in earlier_numbers])
         pieces = [name for name in self.run.committed(self.stage) if name.startswith(f"{self.piece}-")]
-        self.run.discard_all(self.stage, [n for n in pieces if self.parse_piece_name(n)[0] <= number and n not in kept])
+        self.run.delete_parts(
+            self.stage, [n for n in pieces if self.parse_piece_name(n)[0] <= number and n not in kept_pieces]
+        )
 
     def _is_durable(self, number: int) -> bool:
         """Return whether a checkpoint was written durably."""
         return self.run.summary(self.stage, self.name(number))["durable"]
 
-    def forget_broken(self) -> None:
+    def uncommit_broken(self) -> None:
         """Uncommit the checkpoints with a piece that is no longer committed."""
         names = set(self.run.committed(self.stage))
         for number in self.numbers():

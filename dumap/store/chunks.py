@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from array import array as packed
+from array import array as integer_array
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,11 +17,11 @@ from dumap.store.objects import names_below
 
 MAX_LISTED = 5
 """The most chunks, and ranges of rows, that a message names."""
-_CHUNK = re.compile(r"(?:c[./])?([0-9]{1,18}(?:[./][0-9]{1,18})*)")
+_CHUNK_NAME = re.compile(r"(?:c[./])?([0-9]{1,18}(?:[./][0-9]{1,18})*)")
 
 
 @dataclass(frozen=True)
-class Absent:
+class MissingChunks:
     """The missing chunks of an array.
 
     Attributes
@@ -50,37 +50,40 @@ class Absent:
 
     def __str__(self) -> str:
         """Return a message with the number of missing chunks, their keys and their rows."""
-        more = ", ..." if self.chunks > len(self.keys) else ""
+        ellipsis = ", ..." if self.chunks > len(self.keys) else ""
         spans = ", ".join(f"{start} to {stop - 1}" for start, stop in self.spans)
         return (
-            f"{self.chunks} of {self.of} chunks are not there ({', '.join(self.keys)}{more}), of {self.rows} "
-            f"{self.what} ({self.what} {spans}{more})"
+            f"{self.chunks} of {self.of} chunks are not there ({', '.join(self.keys)}{ellipsis}), of {self.rows} "
+            f"{self.what} ({self.what} {spans}{ellipsis})"
         )
 
 
-def _missing(present: np.ndarray, count: int) -> np.ndarray:
+def _first_missing(present_chunks: np.ndarray, chunk_count: int) -> np.ndarray:
     """Return the first numbers below `count` that the ascending numbers `present` lack."""
-    known = present[: np.searchsorted(present, count)]
-    gaps = np.flatnonzero(np.diff(known, prepend=-1, append=count) > 1)
-    first: list[int] = []
-    for gap in gaps[:MAX_LISTED]:
-        low, high = (known[gap - 1] + 1 if gap else 0), (known[gap] if gap < len(known) else count)
-        first += range(int(low), min(int(high), int(low) + MAX_LISTED))
-    return np.array(first[:MAX_LISTED], np.int64)
+    known_chunks = present_chunks[: np.searchsorted(present_chunks, chunk_count)]
+    gap_positions = np.flatnonzero(np.diff(known_chunks, prepend=-1, append=chunk_count) > 1)
+    missing_numbers: list[int] = []
+    for gap_position in gap_positions[:MAX_LISTED]:
+        low, high = (
+            (known_chunks[gap_position - 1] + 1 if gap_position else 0),
+            (known_chunks[gap_position] if gap_position < len(known_chunks) else chunk_count),
+        )
+        missing_numbers += range(int(low), min(int(high), int(low) + MAX_LISTED))
+    return np.array(missing_numbers[:MAX_LISTED], np.int64)
 
 
-def _join(spans: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+def _join_ranges(spans: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
     """Join ascending ranges that touch or overlap."""
-    joined: list[tuple[int, int]] = []
+    joined_ranges: list[tuple[int, int]] = []
     for start, stop in spans:
-        if joined and start <= joined[-1][1]:
-            joined[-1] = joined[-1][0], max(stop, joined[-1][1])
+        if joined_ranges and start <= joined_ranges[-1][1]:
+            joined_ranges[-1] = joined_ranges[-1][0], max(stop, joined_ranges[-1][1])
         else:
-            joined.append((start, stop))
-    return joined
+            joined_ranges.append((start, stop))
+    return joined_ranges
 
 
-def absent_chunks(location: str, array: zarr.Array) -> Absent:
+def _list_missing_chunks(location: str, array: zarr.Array) -> MissingChunks:
     """Find the missing chunks from one listing of the store; memory is 8 bytes for each present chunk.
 
     Parameters
@@ -90,82 +93,91 @@ def absent_chunks(location: str, array: zarr.Array) -> Absent:
     array : zarr.Array
         An array of at least one axis.
     """
-    lengths = tuple(array.shards or array.chunks)
-    grid = [math.ceil(size / length) for size, length in zip(array.shape, lengths, strict=True)]
-    steps = [math.prod(grid[axis + 1 :]) for axis in range(len(grid))]
+    chunk_lengths = tuple(array.shards or array.chunks)
+    chunk_grid = [math.ceil(size / chunk_rows) for size, chunk_rows in zip(array.shape, chunk_lengths, strict=True)]
+    chunk_strides = [math.prod(chunk_grid[axis + 1 :]) for axis in range(len(chunk_grid))]
     metadata: Any = array.metadata
 
-    def collect(names: Iterable[str]) -> tuple[packed, list[tuple[int, str]]]:
-        present = packed("q")
+    def collect_chunks(names: Iterable[str]) -> tuple[integer_array, list[tuple[int, str]]]:
+        present_chunks = integer_array("q")
         misplaced: list[tuple[int, str]] = []
         for name in names:
-            if not (match := _CHUNK.fullmatch(name)):
+            if not (match := _CHUNK_NAME.fullmatch(name)):
                 continue
-            position = [int(number) for number in re.split(r"[./]", match[1])]
-            if len(position) != len(grid) or any(at >= size for at, size in zip(position, grid, strict=True)):
+            chunk_indices = [int(number) for number in re.split(r"[./]", match[1])]
+            if len(chunk_indices) != len(chunk_grid) or any(
+                index >= size for index, size in zip(chunk_indices, chunk_grid, strict=True)
+            ):
                 continue
-            number = sum(at * step for at, step in zip(position, steps, strict=True))
-            if metadata.encode_chunk_key(tuple(position)) == name:
-                present.append(number)
+            number = sum(index * stride for index, stride in zip(chunk_indices, chunk_strides, strict=True))
+            if metadata.encode_chunk_key(tuple(chunk_indices)) == name:
+                present_chunks.append(number)
             elif len(misplaced) < MAX_LISTED:
                 misplaced.append((number, name))
-        return present, misplaced
+        return present_chunks, misplaced
 
-    listed, misplaced = names_below(location, array.path, len(grid) + 1, collect)
-    present, count = np.unique(np.frombuffer(listed, np.int64)), math.prod(grid)
-    if len(present) == count:
-        return Absent(0, count, 0)
-    positions = [np.unravel_index(number, grid) for number in _missing(present, count).tolist()]
-    rows, length = array.shape[0], lengths[0]
-    whole, columns = np.unique(present // steps[0], return_counts=True)
-    whole = whole[columns == steps[0]]
-    held = int((np.minimum(rows, (whole + 1) * length) - whole * length).sum())
-    return Absent(
-        count - len(present),
-        count,
-        rows - held,
-        [metadata.encode_chunk_key(tuple(int(at) for at in position)) for position in positions],
-        _join((int(position[0]) * length, min(rows, (int(position[0]) + 1) * length)) for position in positions),
-        [name for number, name in sorted(misplaced) if number not in present],
+    present_numbers, misplaced = names_below(location, array.path, len(chunk_grid) + 1, collect_chunks)
+    present_chunks, chunk_count = np.unique(np.frombuffer(present_numbers, np.int64)), math.prod(chunk_grid)
+    if len(present_chunks) == chunk_count:
+        return MissingChunks(0, chunk_count, 0)
+    positions = [
+        np.unravel_index(number, chunk_grid) for number in _first_missing(present_chunks, chunk_count).tolist()
+    ]
+    rows, chunk_rows = array.shape[0], chunk_lengths[0]
+    whole_chunk_rows, columns = np.unique(present_chunks // chunk_strides[0], return_counts=True)
+    whole_chunk_rows = whole_chunk_rows[columns == chunk_strides[0]]
+    present_rows = int((np.minimum(rows, (whole_chunk_rows + 1) * chunk_rows) - whole_chunk_rows * chunk_rows).sum())
+    return MissingChunks(
+        chunk_count - len(present_chunks),
+        chunk_count,
+        rows - present_rows,
+        [metadata.encode_chunk_key(tuple(int(index) for index in chunk_indices)) for chunk_indices in positions],
+        _join_ranges(
+            (int(chunk_indices[0]) * chunk_rows, min(rows, (int(chunk_indices[0]) + 1) * chunk_rows))
+            for chunk_indices in positions
+        ),
+        [name for number, name in sorted(misplaced) if number not in present_chunks],
     )
 
 
-def find_absent(location: str, array: zarr.Array) -> Absent:
-    """Find the missing chunks, see `absent_chunks`.
+def find_missing_chunks(location: str, array: zarr.Array) -> MissingChunks:
+    """Find the missing chunks, see `_list_missing_chunks`.
 
     Raises
     ------
     InputError
         The store cannot be listed, or chunks lie under the names of another chunk layout.
     """
-    where = f"{location}, array {array.path!r}"
+    array_name = f"{location}, array {array.path!r}"
     try:
-        absent = absent_chunks(location, array)
+        missing = _list_missing_chunks(location, array)
     except StorageError as error:
-        raise InputError(f"{where}: its chunks cannot be listed ({error})") from error
-    if absent.misplaced:
+        raise InputError(f"{array_name}: its chunks cannot be listed ({error})") from error
+    if missing.misplaced:
         raise InputError(
-            f"{where}: {absent}, but {', '.join(absent.misplaced)} are: they lie as another layout names them than the "
-            f"array's metadata. Put the metadata right ('dimension_separator' in .zarray, 'chunk_key_encoding' in "
-            f"zarr.json), or write the array anew"
+            f"{array_name}: {missing}, but {', '.join(missing.misplaced)} are: they lie as another layout names them "
+            f"than the array's metadata. Put the metadata right ('dimension_separator' in .zarray, "
+            f"'chunk_key_encoding' in zarr.json), or write the array anew"
         )
-    return absent
+    return missing
 
 
-def require_chunks(location: str, array: zarr.Array, absent: Absent, fill: str | None = None) -> None:
-    """Refuse an array with missing chunks; the message names `fill`, the setting that allows them, if given.
+def require_chunks(location: str, array: zarr.Array, missing: MissingChunks, fill_setting: str | None = None) -> None:
+    """Refuse an array with missing chunks; the message names `fill_setting`, the setting that allows them, if given.
 
     Raises
     ------
     InputError
     """
-    if absent.chunks:
-        remedy = f"--set {fill} says so" if fill else "write the array anew with write_empty_chunks=True"
-        other = ", or write the array anew with write_empty_chunks=True" if fill else ""
+    if missing.chunks:
+        remedy = (
+            f"--set {fill_setting} says so" if fill_setting else "write the array anew with write_empty_chunks=True"
+        )
+        other_remedy = ", or write the array anew with write_empty_chunks=True" if fill_setting else ""
         raise InputError(
-            f"{location}, array {array.path!r}: {absent}: either they were lost, or they were never written, as Zarr "
+            f"{location}, array {array.path!r}: {missing}: either they were lost, or they were never written, as Zarr "
             f"leaves out chunks that equal the fill value ({array.fill_value}) with write_empty_chunks=False. Bring "
-            f"back what was lost; where all of them hold nothing but the fill value, {remedy}{other}"
+            f"back what was lost; where all of them hold nothing but the fill value, {remedy}{other_remedy}"
         )
 
 

@@ -21,22 +21,22 @@ from dumap.store.manifests import (
     INHERITED,
     LOCKS,
     MANIFESTS,
-    MOST_BYTES,
-    PART,
+    MAX_MANIFEST_BYTES,
+    PART_NAME_PATTERN,
     PARTS,
     Manifest,
-    is_sound,
+    is_valid_manifest,
     manifest_key,
-    part_key,
+    part_object_key,
 )
 from dumap.store.objects import Objects, seal, unseal
 from dumap.store.relative_paths import absolute_location
 from dumap.store.stored_array import ChecksumError, StoredArray
 
-MOST_LOCK_BYTES = 1 << 20
+MAX_LOCK_BYTES = 1 << 20
 """The most bytes of a lock; a larger object counts as damaged."""
 
-READS_AT_ONCE = 8
+MAX_CONCURRENT_READS = 8
 """Reads that a task makes at once from a bucket; from a local disk it makes one at a time."""
 
 
@@ -76,31 +76,37 @@ class CommittedParts(Objects):
     ) -> None:
         super().__init__(location, read_only)
         self.term, self.token, self.inherited, self.child = term, token, inherited, child
-        self._origins: dict[str, str | None] = {}
-        self._others: dict[str, CommittedParts] = {}
+        self._inherited_locations: dict[str, str | None] = {}
+        self._parent_runs: dict[str, CommittedParts] = {}
         self._manifests: dict[tuple[str, str], Manifest] = {}
-        self._stored: dict[tuple[str, str, str], list[tuple[str, int, StoredArray]]] = {}
+        self._array_pieces_by_name: dict[tuple[str, str, str], list[tuple[str, int, StoredArray]]] = {}
 
     # other runs --------------------------------------------------------------------------------
 
     def owner(self, stage: str) -> CommittedParts:
         """Return the run that holds a stage's parts: this run, or the run that it inherits the stage from."""
-        origin = self.origin(stage)
-        if origin is None:
+        inherited_location = self.origin(stage)
+        if inherited_location is None:
             return self
-        if origin not in self._others:
-            self._others[origin] = type(self)(origin, read_only=True, inherited={}, child=self.location)
-        return self._others[origin]
+        if inherited_location not in self._parent_runs:
+            self._parent_runs[inherited_location] = type(self)(
+                inherited_location, read_only=True, inherited={}, child=self.location
+            )
+        return self._parent_runs[inherited_location]
 
     def origin(self, stage: str) -> str | None:
         """Return the location of the run that holds an inherited stage; None if the stage is not inherited."""
         if self.inherited is not None or stage in (DONE, IDENTITY):
             return (self.inherited or {}).get(stage)
-        if stage not in self._origins:
-            done = unseal(self.get(manifest_key(DONE, stage), MOST_BYTES) or b"")  # `manifest` reports its damage
-            relative = done["attributes"].get(INHERITED) if done is not None and is_sound(done) else None
-            self._origins[stage] = absolute_location(relative, self.location) if isinstance(relative, str) else None
-        return self._origins[stage]
+        if stage not in self._inherited_locations:
+            done = unseal(
+                self.get(manifest_key(DONE, stage), MAX_MANIFEST_BYTES) or b""
+            )  # `manifest` reports its damage
+            relative = done["attributes"].get(INHERITED) if done is not None and is_valid_manifest(done) else None
+            self._inherited_locations[stage] = (
+                absolute_location(relative, self.location) if isinstance(relative, str) else None
+            )
+        return self._inherited_locations[stage]
 
     # manifests ---------------------------------------------------------------------------------
 
@@ -129,7 +135,7 @@ class CommittedParts(Objects):
 
     def lock(self, term: int) -> dict[str, Any] | None:
         """Read the lock of a term; None if it is missing or damaged."""
-        return unseal(self.get(lock_key(term), MOST_LOCK_BYTES) or b"")
+        return unseal(self.get(lock_key(term), MAX_LOCK_BYTES) or b"")
 
     def holder(self, term: int) -> dict[str, Any]:
         """Return the description of a term's holder; empty if the lock is missing or damaged."""
@@ -144,7 +150,7 @@ class CommittedParts(Objects):
     def committed(self, stage: str) -> list[str]:
         """List a stage's committed parts."""
         names = self.owner(stage).names_below(f"{MANIFESTS}/{stage}")
-        return [name.removesuffix(".json") for name in names if re.fullmatch(rf"{PART}\.json", name)]
+        return [name.removesuffix(".json") for name in names if re.fullmatch(rf"{PART_NAME_PATTERN}\.json", name)]
 
     def is_committed(self, stage: str, name: str) -> bool:
         """Return whether a part is committed."""
@@ -152,12 +158,12 @@ class CommittedParts(Objects):
 
     def manifest(self, stage: str, name: str) -> Manifest:
         """Read and check a committed part's manifest."""
-        if (owner := self.owner(stage)) is not self:
-            return owner.manifest(stage, name)
+        if (owning_run := self.owner(stage)) is not self:
+            return owning_run.manifest(stage, name)
         if (stage, name) not in self._manifests:
             key = manifest_key(stage, name)
-            manifest = unseal(self.get(key, MOST_BYTES) or b"")
-            if manifest is None or not is_sound(manifest):
+            manifest = unseal(self.get(key, MAX_MANIFEST_BYTES) or b"")
+            if manifest is None or not is_valid_manifest(manifest):
                 raise self.damage(stage, name, key)
             self._manifests[stage, name] = manifest
         return self._manifests[stage, name]
@@ -168,33 +174,33 @@ class CommittedParts(Objects):
 
     def summaries(self, stage: str, names: Iterable[str]) -> Iterator[dict[str, Any]]:
         """Yield the facts of parts, in order."""
-        return call_concurrently((partial(self.summary, stage, name) for name in names), self._at_once(stage))
+        return call_concurrently((partial(self.summary, stage, name) for name in names), self._concurrent_reads(stage))
 
-    def _at_once(self, stage: str) -> int:
+    def _concurrent_reads(self, stage: str) -> int:
         """Return the number of reads of a stage's parts to make at once."""
-        return 1 if self.owner(stage).is_local else READS_AT_ONCE
+        return 1 if self.owner(stage).is_local else MAX_CONCURRENT_READS
 
     def discard(self, stage: str, name: str) -> None:
         """Remove a part: its manifest first, then its objects."""
-        self.discard_all(stage, [name])
+        self.delete_parts(stage, [name])
 
-    def discard_all(self, stage: str, names: Sequence[str]) -> None:
+    def delete_parts(self, stage: str, names: Sequence[str]) -> None:
         """Remove parts: their manifests first, then their objects."""
-        objects = [key for name in names for key in self.part_objects(stage, name)]
-        self.forget_all(stage, names)
-        self.delete_all(objects)
+        objects = [key for name in names for key in self.part_object_keys(stage, name)]
+        self.uncommit_parts(stage, names)
+        self.delete_keys(objects)
 
-    def part_objects(self, stage: str, name: str) -> list[str]:
+    def part_object_keys(self, stage: str, name: str) -> list[str]:
         """Return the keys of the objects that hold a part's arrays.
 
         A manifest may also name chunks of final arrays, which are not returned.
         """
-        return self._array_objects(stage, name, self.manifest(stage, name)["objects"])
+        return self._array_keys(stage, name, self.manifest(stage, name)["objects"])
 
-    def _array_objects(self, stage: str, name: str, objects: dict[str, list]) -> list[str]:
+    def _array_keys(self, stage: str, name: str, objects: dict[str, list]) -> list[str]:
         """Return the keys among `objects` that follow the naming of a part's arrays."""
         attempt = self.manifest(stage, name)["attempt"]
-        array_keys = {part_key(stage, name, attempt, number) for number in range(len(objects))}
+        array_keys = {part_object_key(stage, name, attempt, number) for number in range(len(objects))}
         return [key for key in objects if key in array_keys]
 
     def is_dropped(self, stage: str, name: str) -> bool:
@@ -211,17 +217,17 @@ class CommittedParts(Objects):
         sizes: dict[str, int] = {}
         dropped = {}
         for name in names:
-            manifest, keys = self.manifest(stage, name), self.part_objects(stage, name)
+            manifest, keys = self.manifest(stage, name), self.part_object_keys(stage, name)
             if keys:
                 others = {key: value for key, value in manifest["objects"].items() if key not in keys}
                 dropped[name] = {**manifest, "arrays": {}, "objects": others}
                 dropped[name]["dropped"] = {key: manifest["objects"][key] for key in keys}
                 sizes |= {key: manifest["objects"][key][0] for key in keys}
         for name, manifest in dropped.items():
-            self.put_part(manifest_key(stage, name), seal(manifest), durable=True)
-            self._forget_cached(stage, name)
+            self.put_with_digest(manifest_key(stage, name), seal(manifest), durable=True)
+            self._clear_cached(stage, name)
         self.flush_folders(manifest_key(stage, name) for name in dropped)
-        self.delete_all(list(sizes))
+        self.delete_keys(list(sizes))
         return sum(sizes.values())
 
     def finish_drops(self, stage: str) -> None:
@@ -229,42 +235,44 @@ class CommittedParts(Objects):
         self._check_term()
         keys = []
         for name in self.committed(stage):
-            keys += self._array_objects(stage, name, self.manifest(stage, name).get("dropped", {}))
-        self.delete_all(keys)
+            keys += self._array_keys(stage, name, self.manifest(stage, name).get("dropped", {}))
+        self.delete_keys(keys)
 
-    def left_of_drops(self, stage: str) -> set[str]:
+    def leftovers_of_drops(self, stage: str) -> set[str]:
         """Return the names of the objects of dropped parts that still exist because a driver ended halfway."""
-        left = set(self.names_below(f"{PARTS}/{stage}"))
+        existing = set(self.names_below(f"{PARTS}/{stage}"))
         dropped = (self.manifest(stage, name).get("dropped", {}) for name in self.committed(stage))
-        return left & {key.rpartition("/")[2] for keys in dropped for key in keys}
+        return existing & {key.rpartition("/")[2] for keys in dropped for key in keys}
 
     def forget(self, stage: str, name: str) -> None:
         """Remove a part's manifest, damaged or not, but not its objects. The part is then no longer committed."""
-        self.forget_all(stage, [name])
+        self.uncommit_parts(stage, [name])
 
-    def forget_all(self, stage: str, names: Sequence[str]) -> None:
+    def uncommit_parts(self, stage: str, names: Sequence[str]) -> None:
         """Remove the manifests of parts, damaged or not, but not their objects."""
         self._check_term()
-        self.delete_all([manifest_key(stage, name) for name in names])
+        self.delete_keys([manifest_key(stage, name) for name in names])
         for name in names:
-            self._forget_cached(stage, name)
+            self._clear_cached(stage, name)
 
-    def _forget_cached(self, stage: str, name: str) -> None:
+    def _clear_cached(self, stage: str, name: str) -> None:
         """Remove a part from the caches of this object."""
         self._manifests.pop((stage, name), None)
-        for known in [key for key in self._stored if key[:2] == (stage, name)]:
-            del self._stored[known]
+        for piece_key in [key for key in self._array_pieces_by_name if key[:2] == (stage, name)]:
+            del self._array_pieces_by_name[piece_key]
 
-    def _pieces(self, stage: str, name: str, array: str) -> list[tuple[str, int, StoredArray]]:
+    def _array_pieces(self, stage: str, name: str, array: str) -> list[tuple[str, int, StoredArray]]:
         """Return an array's pieces: the key of the object, the offset in it, and the layout."""
-        if (stage, name, array) not in self._stored:
+        if (stage, name, array) not in self._array_pieces_by_name:
             if self.is_dropped(stage, name):
                 raise DroppedError(f"{self.location}: {stage} {name} was dropped when nothing needed it", stage, name)
             pieces = self.manifest(stage, name)["arrays"][array]
-            self._stored[stage, name, array] = [(key, at, StoredArray.parse(*layout)) for key, at, *layout in pieces]
-        return self._stored[stage, name, array]
+            self._array_pieces_by_name[stage, name, array] = [
+                (key, at, StoredArray.parse(*layout)) for key, at, *layout in pieces
+            ]
+        return self._array_pieces_by_name[stage, name, array]
 
-    def check_sizes(self, stage: str, name: str, below: str) -> None:
+    def check_object_sizes(self, stage: str, name: str, below: str) -> None:
         """Fail unless the objects that a part wrote below a path exist and have the sizes in its manifest."""
         for key, (size, _) in self.manifest(stage, name)["objects"].items():
             if key.startswith(f"{below}/") and self.size(key) != size:
@@ -302,9 +310,9 @@ class CommittedParts(Objects):
         out: np.ndarray | None = None,
     ) -> np.ndarray:
         """Read rows [start, stop) of a committed array, into `out` if given; fail if they are missing or damaged."""
-        if (owner := self.owner(stage)) is not self:
-            return owner.read(stage, name, array, start, stop, out)
-        pieces = self._pieces(stage, name, array)
+        if (owning_run := self.owner(stage)) is not self:
+            return owning_run.read(stage, name, array, start, stop, out)
+        pieces = self._array_pieces(stage, name, array)
         offsets = [0, *accumulate(stored.shape[0] for *_, stored in pieces)]
         stop = offsets[-1] if stop is None else min(stop, offsets[-1])
         if out is None:
@@ -340,14 +348,16 @@ class CommittedParts(Objects):
 
     def read_each(self, stage: str, requests: Iterable[tuple[str, str, int, int | None]]) -> Iterator[np.ndarray]:
         """Yield rows of arrays, in order. A request is a part, an array, and the rows [start, stop)."""
-        return call_concurrently((partial(self.read, stage, *request) for request in requests), self._at_once(stage))
+        return call_concurrently(
+            (partial(self.read, stage, *request) for request in requests), self._concurrent_reads(stage)
+        )
 
     def read_span(
         self, stage: str, names: Sequence[str], offsets: np.ndarray, array: str, start: int, stop: int
     ) -> np.ndarray:
         """Read rows [start, stop) of an array that consecutive parts hold. The rows of part p begin at offsets[p]."""
-        if (owner := self.owner(stage)) is not self:
-            return owner.read_span(stage, names, offsets, array, start, stop)
+        if (owning_run := self.owner(stage)) is not self:
+            return owning_run.read_span(stage, names, offsets, array, start, stop)
         spans = []
         begin = int(np.searchsorted(offsets, start, side="right")) - 1
         for p in range(max(begin, 0), len(names)):
@@ -358,12 +368,12 @@ class CommittedParts(Objects):
                 spans.append((names[p], max(start, low) - low, min(stop, high) - low))
         if len(spans) == 1:
             return self.read(stage, spans[0][0], array, *spans[0][1:])
-        stored = self._pieces(stage, spans[0][0], array)[0][2]
+        stored = self._array_pieces(stage, spans[0][0], array)[0][2]
         ends = list(accumulate(high - low for _, low, high in spans))
         out = np.empty((ends[-1], *stored.shape[1:]), stored.dtype)
         reads = (
             partial(self.read, stage, name, array, low, high, out[end - (high - low) : end])
             for end, (name, low, high) in zip(ends, spans, strict=True)
         )
-        deque(call_concurrently(reads, self._at_once(stage)), maxlen=0)
+        deque(call_concurrently(reads, self._concurrent_reads(stage)), maxlen=0)
         return out

@@ -24,15 +24,15 @@ def call_concurrently(calls: Iterable[Callable[[], T]], threads: int) -> Iterato
         for call in calls:
             yield call()
         return
-    waiting: deque[Future[T]] = deque()
-    with ThreadPoolExecutor(threads) as pool:
+    futures: deque[Future[T]] = deque()
+    with ThreadPoolExecutor(threads) as executor:
         try:
             for call in calls:
-                waiting.append(pool.submit(call))
-                if len(waiting) == threads:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
+                futures.append(executor.submit(call))
+                if len(futures) == threads:
+                    yield futures.popleft().result()
+            while futures:
+                yield futures.popleft().result()
         finally:
-            for future in waiting:
+            for future in futures:
                 future.cancel()

@@ -9,20 +9,20 @@ import numpy as np
 import zarr
 
 from dumap.errors import InputError
-from dumap.store.arrays import open_node, refuse_code
+from dumap.store.arrays import open_node, refuse_pickle
 from dumap.store.committed import CommittedParts
-from dumap.store.listing import sparse_kind
+from dumap.store.listing import sparse_encoding
 from dumap.store.objects import bucket_errors, open_store
 from dumap.store.part import Part
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
 
-BY_ROWS = ("csr_matrix", "csr")
+CSR_ENCODINGS = ("csr_matrix", "csr")
 """AnnData's encodings of CSR matrices."""
-MANY_COLUMNS = 1 << 16
+MAX_UINT16_COLUMNS = 1 << 16
 """Column numbers take two bytes in a matrix with at most this many columns."""
-MOST_ENTRIES = 2**31 - 1
+MAX_INT32_ENTRIES = 2**31 - 1
 """Matrices with fewer entries have indices of 32 bits."""
 
 
@@ -59,27 +59,31 @@ def find_csr(path: str, name: str) -> CsrGroup | None:
         The group lacks an array.
     """
     store = open_store(path, read_only=True)
-    for below in ("", name):
+    for node_path in ("", name):
         try:
-            node = open_node(store, below)
+            node = open_node(store, node_path)
         except (OSError, KeyError, ValueError, bucket_errors()[0]):
             return None
         if isinstance(node, zarr.Array):
             return None
-        if (kind := sparse_kind(node)) is not None and kind[0] in BY_ROWS:
+        if (kind := sparse_encoding(node)) is not None and kind[0] in CSR_ENCODINGS:
             arrays: dict[str, Any] = {array: node.get(array) for array in ("data", "indices", "indptr")}
-            for array, child in arrays.items():
-                if not isinstance(child, zarr.Array):
+            for array, array_node in arrays.items():
+                if not isinstance(array_node, zarr.Array):
                     raise InputError(
                         f"{path}, group {node.path!r}: it is to be a CSR matrix, and has no array {array!r}"
                     )
-                refuse_code(child)
+                refuse_pickle(array_node)
             return CsrGroup(node.path, kind[1], **arrays)
     return None
 
 
 def write_csr(
-    part: Part, name: str, rows: csr_matrix, chosen: np.ndarray | None = None, ranges: tuple[int, int] = (0, 0)
+    part: Part,
+    name: str,
+    rows: csr_matrix,
+    row_numbers: np.ndarray | None = None,
+    range_sizes: tuple[int, int] = (0, 0),
 ) -> None:
     """Write CSR rows as three arrays of a part.
 
@@ -88,22 +92,22 @@ def write_csr(
     part : Part
     name : str
     rows : csr_matrix
-    chosen : ndarray of int, optional
+    row_numbers : ndarray of int, optional
         The numbers of the rows to write, in order. [all]
-    ranges : tuple of int
+    range_sizes : tuple of int
         The rows and the entries of a range: see `Part.write`.
     """
     from dumap.kernels.csr import take_entries  # a slow import that only tasks of sparse rows need
 
-    columns = rows.indices.astype(np.uint16 if rows.shape[1] <= MANY_COLUMNS else np.int32, copy=False)
-    bounds = rows.indptr.astype(np.int64)
-    chosen_bounds = bounds if chosen is None else np.concatenate([[0], np.cumsum(np.diff(bounds)[chosen])])
-    part.write(f"{name}_bounds", chosen_bounds, ranges[0])
+    columns = rows.indices.astype(np.uint16 if rows.shape[1] <= MAX_UINT16_COLUMNS else np.int32, copy=False)
+    indptr = rows.indptr.astype(np.int64)
+    written_indptr = indptr if row_numbers is None else np.concatenate([[0], np.cumsum(np.diff(indptr)[row_numbers])])
+    part.write(f"{name}_bounds", written_indptr, range_sizes[0])
     for kind, entries in (("columns", columns), ("values", rows.data)):
         part.write(
             f"{name}_{kind}",
-            entries if chosen is None else take_entries(entries, bounds, chosen, chosen_bounds),
-            ranges[1],
+            entries if row_numbers is None else take_entries(entries, indptr, row_numbers, written_indptr),
+            range_sizes[1],
         )
 
 
@@ -113,9 +117,9 @@ def read_csr(
     """Read rows [start, stop) of a CSR matrix that `write_csr` wrote under a name."""
     from scipy.sparse import csr_matrix
 
-    bounds = run.read(stage, part, f"{name}_bounds", start, None if stop is None else stop + 1)
-    low, high = int(bounds[0]), int(bounds[-1])
+    indptr = run.read(stage, part, f"{name}_bounds", start, None if stop is None else stop + 1)
+    low, high = int(indptr[0]), int(indptr[-1])
     columns, values = (run.read(stage, part, f"{name}_{kind}", low, high) for kind in ("columns", "values"))
-    index = np.int32 if high - low < MOST_ENTRIES else np.int64
-    entries = values, columns.astype(index), (bounds - low).astype(index)
-    return csr_matrix(entries, shape=(len(bounds) - 1, dims), copy=False)
+    index_dtype = np.int32 if high - low < MAX_INT32_ENTRIES else np.int64
+    entries = values, columns.astype(index_dtype), (indptr - low).astype(index_dtype)
+    return csr_matrix(entries, shape=(len(indptr) - 1, dims), copy=False)

@@ -15,13 +15,13 @@ from urllib.parse import unquote
 
 from dumap.errors import StorageError
 
-LINKLESS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS)
+NO_HARD_LINK_ERRORS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS)
 """Errors of file systems without hard links."""
-ABSENT = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
+MISSING_FILE_ERRORS = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
 """Errors that mean that a file does not exist."""
 
 
-PIECE_BYTES = 1 << 20
+DIGEST_PIECE_BYTES = 1 << 20
 """The digest of a file is computed in pieces of this size."""
 
 
@@ -45,21 +45,21 @@ def normalize(location: str) -> str:
     return str(Path(location).absolute())
 
 
-def is_same(path: Path, other: Path) -> bool:
+def is_same_path(path: Path, other: Path) -> bool:
     """Return whether two paths name the same folder or file, also if the file system ignores case."""
     return path == other or (os.path.exists(path) and os.path.exists(other) and os.path.samefile(path, other))
 
 
-def stamps(root: str, below: str) -> Iterator[str]:
+def stamps(root: str, top_folder: str) -> Iterator[str]:
     """Yield name, size and time of each file below a folder, or of a single file."""
-    top = Path(root)
-    for file in [top] if top.is_file() else sorted((top / below).rglob("*")):
+    top_path = Path(root)
+    for file in [top_path] if top_path.is_file() else sorted((top_path / top_folder).rglob("*")):
         if file.is_file():
             status = file.stat()
             yield f"{file.name}:{status.st_size}:{status.st_mtime_ns};"
 
 
-def names(root: str, below: str, depth: int) -> Iterator[str]:
+def names(root: str, top_folder: str, depth: int) -> Iterator[str]:
     """Yield the names of the files below a folder, at most `depth` folders down; follow links.
 
     Raises
@@ -71,8 +71,8 @@ def names(root: str, below: str, depth: int) -> Iterator[str]:
     while folders:
         inner, level = folders.pop()
         try:
-            entries = os.scandir(os.path.join(root, below, inner))
-        except ABSENT:
+            entries = os.scandir(os.path.join(root, top_folder, inner))
+        except MISSING_FILE_ERRORS:
             continue
         with entries:
             for entry in entries:
@@ -82,17 +82,17 @@ def names(root: str, below: str, depth: int) -> Iterator[str]:
                     folders.append((f"{inner}{entry.name}/", level + 1))
 
 
-def keys(root: str, below: str = "") -> Iterator[str]:
+def keys(root: str, top_folder: str = "") -> Iterator[str]:
     """Yield the key of every file and of every link below a folder, hidden or not; do not follow links."""
-    for folder, names, files in os.walk(Path(root) / below):
+    for folder, names, files in os.walk(Path(root) / top_folder):
         links = [name for name in names if os.path.islink(os.path.join(folder, name))]
         for name in (*files, *links):
             yield Path(folder, name).relative_to(root).as_posix()
 
 
-def folders(root: str, below: str) -> Iterator[str]:
+def folders(root: str, top_folder: str) -> Iterator[str]:
     """Yield the key of every folder below a folder; do not follow links."""
-    for folder, names, _ in os.walk(Path(root) / below):
+    for folder, names, _ in os.walk(Path(root) / top_folder):
         for name in names:
             yield Path(folder, name).relative_to(root).as_posix()
 
@@ -102,16 +102,16 @@ def is_link(root: str, key: str) -> bool:
     return (Path(root) / key).is_symlink()
 
 
-def linked_folder(root: str, key: str) -> str | None:
+def find_linked_folder(root: str, key: str) -> str | None:
     """Return the first folder between a root and a key that is a link; None if there is none. The root may be one."""
-    steps = key.split("/")[:-1]
-    folders = ("/".join(steps[:count]) for count in range(1, len(steps) + 1))
+    folder_names = key.split("/")[:-1]
+    folders = ("/".join(folder_names[:count]) for count in range(1, len(folder_names) + 1))
     return next((folder for folder in folders if os.path.islink(f"{root}/{folder}")), None)
 
 
-def refuse_linked(root: str, key: str) -> None:
+def refuse_linked_folder(root: str, key: str) -> None:
     """Raise a StorageError if a folder between a root and a key is a link: the file would lie outside the root."""
-    if (folder := linked_folder(root, key)) is not None:
+    if (folder := find_linked_folder(root, key)) is not None:
         target = os.readlink(f"{root}/{folder}")
         raise StorageError(
             f"{root}: {folder} is a link to {target}, where nothing is written: a run's own folders lie in the run. "
@@ -119,41 +119,41 @@ def refuse_linked(root: str, key: str) -> None:
         )
 
 
-def read(root: str, key: str, most: int | None = None) -> bytes | None:
-    """Return a file's bytes; None if it does not exist or has more than `most` bytes."""
+def read(root: str, key: str, max_bytes: int | None = None) -> bytes | None:
+    """Return a file's bytes; None if it does not exist or has more than `max_bytes` bytes."""
     path = Path(root) / key
     try:
         status = os.stat(path)
         if not stat.S_ISREG(status.st_mode) or (
-            most is not None and status.st_size > most
+            max_bytes is not None and status.st_size > max_bytes
         ):  # reading a device would not end
             return None
         return path.read_bytes()
-    except ABSENT:
+    except MISSING_FILE_ERRORS:
         return None
 
 
 def digest(root: str, key: str, size: int) -> str | None:
     """Return the SHA-256 of a file; None if it does not exist or has another size."""
-    sha256, path = hashlib.sha256(), Path(root) / key
+    hasher, path = hashlib.sha256(), Path(root) / key
     try:
         status = os.stat(path)
         if not stat.S_ISREG(status.st_mode) or status.st_size != size:
             return None
         with path.open("rb") as file:
-            while size and (piece := file.read(min(size, PIECE_BYTES))):
-                sha256.update(piece)
+            while size and (piece := file.read(min(size, DIGEST_PIECE_BYTES))):
+                hasher.update(piece)
                 size -= len(piece)
-    except ABSENT:
+    except MISSING_FILE_ERRORS:
         return None
-    return None if size else sha256.hexdigest()
+    return None if size else hasher.hexdigest()
 
 
 def size(root: str, key: str) -> int:
     """Return a file's size in bytes, -1 if it does not exist."""
     try:
         return (Path(root) / key).stat().st_size
-    except ABSENT:
+    except MISSING_FILE_ERRORS:
         return -1
 
 
@@ -169,7 +169,7 @@ def open_at(root: str, key: str, offset: int, size: int) -> FileIO:
     """
     try:
         file = FileIO(f"{root}/{key}")
-    except ABSENT as error:
+    except MISSING_FILE_ERRORS as error:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), key) from error
     try:
         if os.fstat(file.fileno()).st_size != size:
@@ -181,7 +181,7 @@ def open_at(root: str, key: str, offset: int, size: int) -> FileIO:
     return file
 
 
-class Writer:
+class FileWriter:
     """A file that is written piece by piece under a temporary name.
 
     Parameters
@@ -190,7 +190,7 @@ class Writer:
     """
 
     def __init__(self, root: str, key: str) -> None:
-        refuse_linked(root, key)
+        refuse_linked_folder(root, key)
         self._path = Path(root) / key
         make_folders(root, key.rpartition("/")[0])
         self.partial = self._path.with_name(f".{self._path.name}.{uuid.uuid4().hex[:8]}.partial")
@@ -221,13 +221,13 @@ class Writer:
 
 def make_folders(root: str, folder: str) -> None:
     """Make a folder below a root and all folders above it, durably."""
-    made = []
+    missing_folders = []
     while not os.path.isdir(f"{root}/{folder}"):
-        made.append(folder)
+        missing_folders.append(folder)
         if not folder:
             break
         folder = folder.rpartition("/")[0]
-    for folder in reversed(made):
+    for folder in reversed(missing_folders):
         os.makedirs(f"{root}/{folder}", exist_ok=True)
         if folder:
             flush(root, folder.rpartition("/")[0])
@@ -235,7 +235,7 @@ def make_folders(root: str, folder: str) -> None:
 
 def write(root: str, key: str, data: bytes | memoryview, durable: bool = True) -> None:
     """Write a whole file, replacing any file. If `durable`, it survives a power cut once its folder is flushed."""
-    writer = Writer(root, key)
+    writer = FileWriter(root, key)
     try:
         writer.write(data)
         writer.keep(durable)
@@ -249,7 +249,7 @@ def create(root: str, key: str, data: bytes, durable: bool = True) -> bool:
 
     The bytes are written under a temporary name first. A hard link then creates the file in one step.
     """
-    writer = Writer(root, key)
+    writer = FileWriter(root, key)
     try:
         writer.write(data)
         writer.close(durable)
@@ -257,7 +257,7 @@ def create(root: str, key: str, data: bytes, durable: bool = True) -> bool:
     except FileExistsError:
         return read(root, key) == data
     except OSError as error:
-        if error.errno in LINKLESS and writer.partial.exists():
+        if error.errno in NO_HARD_LINK_ERRORS and writer.partial.exists():
             raise StorageError(
                 f"{root} lies on a file system without hard links, by which a run commits; name a folder on another"
             ) from error
@@ -271,7 +271,7 @@ def create(root: str, key: str, data: bytes, durable: bool = True) -> bool:
 
 def remove(root: str, key: str) -> None:
     """Remove a file, a link or an empty folder, but nothing behind a link."""
-    if linked_folder(root, key) is not None:
+    if find_linked_folder(root, key) is not None:
         return
     path = Path(root) / key
     try:
@@ -286,12 +286,12 @@ def remove(root: str, key: str) -> None:
 
 def prune(root: str, folders: Iterable[str]) -> None:
     """Remove the empty folders among some folders below a root, and the folders above them that become empty."""
-    left = {Path(folder) for folder in folders if folder}
-    while left:
-        folder = max(left, key=lambda path: len(path.parts))
-        left.remove(folder)
+    remaining = {Path(folder) for folder in folders if folder}
+    while remaining:
+        folder = max(remaining, key=lambda path: len(path.parts))
+        remaining.remove(folder)
         whole = Path(root) / folder
-        if whole.is_symlink() or linked_folder(root, folder.as_posix()) is not None:
+        if whole.is_symlink() or find_linked_folder(root, folder.as_posix()) is not None:
             continue
         try:
             whole.rmdir()
@@ -299,7 +299,7 @@ def prune(root: str, folders: Iterable[str]) -> None:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT, errno.ENOTDIR):
                 raise
         else:
-            left |= {folder.parent} - {Path(".")}
+            remaining |= {folder.parent} - {Path(".")}
 
 
 def flush(root: str, key: str) -> None:
@@ -321,7 +321,9 @@ def names_in(root: str, folder: str) -> tuple[list[str], list[str]]:
     """Return the names of the files and of the folders directly in a folder."""
     try:
         with os.scandir(Path(root) / folder) as entries:
-            listed = [(entry.name, entry.is_dir()) for entry in entries]
-    except ABSENT:
+            listed_names = [(entry.name, entry.is_dir()) for entry in entries]
+    except MISSING_FILE_ERRORS:
         return [], []
-    return [name for name, is_folder in listed if not is_folder], [name for name, is_folder in listed if is_folder]
+    return [name for name, is_folder in listed_names if not is_folder], [
+        name for name, is_folder in listed_names if is_folder
+    ]

@@ -15,19 +15,19 @@ from zarr.errors import ArrayNotFoundError, GroupNotFoundError
 
 from dumap.store.objects import describe_error
 
-MOST_NODES = 4000
+MAX_NODES = 4000
 """The most arrays and groups that are opened, since each takes requests."""
-MOST_NAMED = 20
+MAX_LISTED = 20
 """The most arrays that a message names."""
-AT_ONCE = 32
+CONCURRENT_OPENS = 32
 """The number of nodes that are opened at once."""
-NO_NODE = (ArrayNotFoundError, GroupNotFoundError, FileNotFoundError)
-SPARSE = ("csr_matrix", "csc_matrix", "csr", "csc")
+NO_NODE_ERRORS = (ArrayNotFoundError, GroupNotFoundError, FileNotFoundError)
+SPARSE_ENCODINGS = ("csr_matrix", "csc_matrix", "csr", "csc")
 """AnnData's encodings of sparse matrices, in new and old versions."""
 
 
 @dataclass(frozen=True)
-class Listed:
+class ListedNode:
     """An array of a store, or another node in the list of arrays: a sparse matrix, or a node that cannot be read.
 
     Attributes
@@ -35,104 +35,106 @@ class Listed:
     path : str
     shape : tuple of int
         Empty if it is not known.
-    dense : bool
+    is_dense : bool
         Whether the node is an array of real numbers.
-    text : str
+    description : str
         The description of the node in messages.
     """
 
     path: str
     shape: tuple[int, ...]
-    dense: bool
-    text: str
+    is_dense: bool
+    description: str
 
 
-def sparse_kind(group: zarr.Group | zarr.AsyncGroup) -> tuple[str, tuple[int, ...]] | None:
+def sparse_encoding(group: zarr.Group | zarr.AsyncGroup) -> tuple[str, tuple[int, ...]] | None:
     """Return the encoding and the shape of a group that is a sparse matrix; None for any other group."""
     attributes = group.attrs if isinstance(group.attrs, dict) else group.attrs.asdict()
     kind = str(attributes.get("encoding-type", attributes.get("h5sparse_format", "")))
-    if kind not in SPARSE:
+    if kind not in SPARSE_ENCODINGS:
         return None
     shape = attributes.get("shape", attributes.get("h5sparse_shape", ()))
     return kind, tuple(size for size in shape if isinstance(size, int)) if isinstance(shape, list | tuple) else ()
 
 
-async def _open(store: Store, path: str, limit: asyncio.Semaphore) -> zarr.AsyncArray | zarr.AsyncGroup | Listed | None:
+async def _open_node(
+    store: Store, path: str, semaphore: asyncio.Semaphore
+) -> zarr.AsyncArray | zarr.AsyncGroup | ListedNode | None:
     """Open a node; return its description if it cannot be read, and None if it is not a node."""
-    async with limit:
+    async with semaphore:
         try:
             return await asynchronous.open(store=store, path=path, mode="r", use_consolidated=False)
-        except NO_NODE:
+        except NO_NODE_ERRORS:
             return None
         except Exception as error:  # of any kind: the message lists the node with its error
-            return Listed(path, (), False, f"{path} (not readable: {describe_error(error).splitlines()[0][:100]})")
+            return ListedNode(path, (), False, f"{path} (not readable: {describe_error(error).splitlines()[0][:100]})")
 
 
-async def _walk(store: Store) -> tuple[list[Listed], bool]:
+async def _list_nodes(store: Store) -> tuple[list[ListedNode], bool]:
     """Return the arrays of a store, and whether it has more nodes than were opened."""
-    listed: list[Listed] = []
-    groups, opened, limit = deque([""]), 0, asyncio.Semaphore(AT_ONCE)
+    listed: list[ListedNode] = []
+    groups, opened_count, semaphore = deque([""]), 0, asyncio.Semaphore(CONCURRENT_OPENS)
     while groups:
         group = groups.popleft()
         names = sorted([name async for name in store.list_dir(group)])
         names = [name.rstrip("/") for name in names if not name.startswith(".") and name != "zarr.json"]
-        paths = [f"{group}/{name}".lstrip("/") for name in names][: MOST_NODES - opened]
-        opened += len(paths)
-        nodes = await asyncio.gather(*(_open(store, path, limit) for path in paths))
+        paths = [f"{group}/{name}".lstrip("/") for name in names][: MAX_NODES - opened_count]
+        opened_count += len(paths)
+        nodes = await asyncio.gather(*(_open_node(store, path, semaphore) for path in paths))
         for path, node in zip(paths, nodes, strict=True):
-            if isinstance(node, Listed):
+            if isinstance(node, ListedNode):
                 listed.append(node)
             elif isinstance(node, zarr.AsyncArray):
                 shape, kind = tuple(node.shape), node.dtype.kind
-                listed.append(Listed(path, shape, kind in "fiub", f"{path} {shape}"))
-            elif node is not None and (sparse := sparse_kind(node)):
-                text = f"{path} {sparse[1] or ''} (sparse, {sparse[0]})"
-                listed.append(Listed(path, sparse[1], False, text))
+                listed.append(ListedNode(path, shape, kind in "fiub", f"{path} {shape}"))
+            elif node is not None and (sparse := sparse_encoding(node)):
+                description = f"{path} {sparse[1] or ''} (sparse, {sparse[0]})"
+                listed.append(ListedNode(path, sparse[1], False, description))
             elif node is not None:
                 groups.append(path)
-        if opened >= MOST_NODES:
+        if opened_count >= MAX_NODES:
             return listed, bool(groups) or len(paths) < len(names)
     return listed, False
 
 
-def _rank(node: Listed) -> tuple[bool, bool, str]:
+def _listing_order(node: ListedNode) -> tuple[bool, bool, str]:
     """Return a sort key: arrays that may be embedded, then other arrays, then nodes that cannot be read."""
-    return not (node.dense and len(node.shape) == 2), not node.shape, node.path
+    return not (node.is_dense and len(node.shape) == 2), not node.shape, node.path
 
 
-def find_arrays(store: Store) -> tuple[list[Listed], bool]:
+def find_arrays(store: Store) -> tuple[list[ListedNode], bool]:
     """List the arrays of a store: first those with rows of numbers. A sparse matrix counts as one array.
 
     Returns
     -------
-    listed : list of Listed
+    listed : list of ListedNode
     more : bool
         Whether the store has more nodes than were opened.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of arrays that the user did not name
-        with ThreadPoolExecutor(1) as pool:  # asyncio.run needs a thread without an event loop
-            listed, more = pool.submit(asyncio.run, _walk(store)).result()
-    return sorted(listed, key=_rank), more
+        with ThreadPoolExecutor(1) as executor:  # asyncio.run needs a thread without an event loop
+            listed, has_more = executor.submit(asyncio.run, _list_nodes(store)).result()
+    return sorted(listed, key=_listing_order), has_more
 
 
 def describe_arrays(store: Store) -> str:
     """Return the descriptions of a store's first arrays, and the number of the others."""
     try:
-        listed, more = find_arrays(store)
+        listed, has_more = find_arrays(store)
     except Exception as error:  # of any kind, since the store may be of any kind; the text says so
         return f"not to be listed ({describe_error(error)})"
-    names = [node.text for node in listed[:MOST_NAMED]]
-    left = len(listed) - len(names)
-    if left or more:
-        names.append(f"and {'at least ' if more else ''}{left} more")
+    names = [node.description for node in listed[:MAX_LISTED]]
+    unlisted_count = len(listed) - len(names)
+    if unlisted_count or has_more:
+        names.append(f"and {'at least ' if has_more else ''}{unlisted_count} more")
     return ", ".join(names) or "none"
 
 
-def dense_rows(store: Store, rows: int | None) -> list[str]:
+def describe_dense_arrays(store: Store, rows: int | None) -> list[str]:
     """Describe the arrays with rows of numbers, and with `rows` rows if given; AnnData's obsm and layers come first."""
     listed, _ = find_arrays(store)
-    fitting = [node for node in listed if node.dense and len(node.shape) == 2 and rows in (None, node.shape[0])]
-    order = {"obsm": 0, "layers": 1}
-    fitting.sort(key=lambda node: (order.get(node.path.split("/")[0], 2), node.path))
-    return [f"{node.path} {node.shape}" for node in fitting]
+    dense_arrays = [node for node in listed if node.is_dense and len(node.shape) == 2 and rows in (None, node.shape[0])]
+    group_order = {"obsm": 0, "layers": 1}
+    dense_arrays.sort(key=lambda node: (group_order.get(node.path.split("/")[0], 2), node.path))
+    return [f"{node.path} {node.shape}" for node in dense_arrays]

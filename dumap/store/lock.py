@@ -1,9 +1,9 @@
 """The lock of a run: it allows one driver at a time, and a takeover from a driver that is gone.
 
 The drivers of a run have consecutive numbers, their terms. A driver begins its term by creating the lock object of the
-next number, which only one process can do. It renews the object every `BEAT` seconds, and marks it as released at the
-end. A driver that finds an unreleased lock takes over at once if the holder was a process of this machine that has
-ended. Otherwise it takes over if the lock stays unchanged for `LEASE` seconds. A driver checks before each commit that
+next number, which only one process can do. It renews the object every `HEARTBEAT_SECONDS`, and marks it as released at
+the end. A driver that finds an unreleased lock takes over at once if the holder was a process of this machine that has
+ended. Otherwise it takes over if the lock stays unchanged for `LEASE_SECONDS`. A driver checks before each commit that
 it still holds the lock, and fails if it does not: see `Run.commit`. A commit that is in progress when another driver
 takes over may still succeed; it writes the same bytes.
 """
@@ -26,25 +26,25 @@ from dumap.store.committed import lock_key
 from dumap.store.objects import seal
 from dumap.store.run import Run
 
-BEAT = 5.0
+HEARTBEAT_SECONDS = 5.0
 """Seconds between renewals."""
-LEASE = 30.0
+LEASE_SECONDS = 30.0
 """A driver counts as gone after this many seconds without a renewal."""
 PROGRESS_KEYS = ("stage", "done", "total")
 """Keys of the lock that hold the driver's progress: a stage, and its parts that are done and all its parts."""
 
 
-def _machine() -> list[str]:
+def _machine_id() -> list[str]:
     """Return the host, the boot and the process namespace within which process numbers are unique."""
-    boot, space = Path("/proc/sys/kernel/random/boot_id"), "/proc/self/ns/pid"
+    boot_file, namespace = Path("/proc/sys/kernel/random/boot_id"), "/proc/self/ns/pid"
     return [
         socket.gethostname(),
-        boot.read_text().strip() if boot.exists() else "",
-        os.readlink(space) if os.path.exists(space) else "",
+        boot_file.read_text().strip() if boot_file.exists() else "",
+        os.readlink(namespace) if os.path.exists(namespace) else "",
     ]
 
 
-def _started(process: int) -> float | None:
+def _process_start(process: int) -> float | None:
     """Return when a process started, on Linux in clock ticks since the boot; None if the process is not visible."""
     try:
         if os.path.exists("/proc/self/stat"):
@@ -54,15 +54,15 @@ def _started(process: int) -> float | None:
         return None
 
 
-def this_process() -> dict[str, Any]:
+def describe_this_process() -> dict[str, Any]:
     """Describe this process as the holder of a lock; a random token makes each description differ."""
     token = os.urandom(8).hex()
-    return {"machine": _machine(), "process": os.getpid(), "started": _started(os.getpid()), "token": token}
+    return {"machine": _machine_id(), "process": os.getpid(), "started": _process_start(os.getpid()), "token": token}
 
 
-def is_gone(holder: dict[str, Any]) -> bool:
+def has_ended(holder: dict[str, Any]) -> bool:
     """Return whether a holder was a process of this machine that has ended."""
-    if holder.get("machine") != _machine():
+    if holder.get("machine") != _machine_id():
         return False
     if not isinstance(holder.get("process"), int) or holder["process"] < 1:
         return False
@@ -72,13 +72,13 @@ def is_gone(holder: dict[str, Any]) -> bool:
         return True
     except PermissionError:  # the process is alive and belongs to another user
         pass
-    started = _started(holder["process"])
+    started = _process_start(holder["process"])
     if started is None:
         return False
     return started != holder.get("started") or psutil.Process(holder["process"]).status() == psutil.STATUS_ZOMBIE
 
 
-def name_of(holder: dict[str, Any]) -> str:
+def holder_name(holder: dict[str, Any]) -> str:
     """Return a holder's name in messages."""
     return f"process {holder.get('process', '?')} on {(holder.get('machine') or ['?'])[0]}"
 
@@ -96,11 +96,11 @@ def driver_status(run: Run) -> dict[str, Any] | None:
     -------
     dict or None
         'process'; 'machine'; 'seconds', the time since the last renewal by this machine's clock; and 'alive', whether
-        this time is below `LEASE`.
+        this time is below `LEASE_SECONDS`.
     """
-    last = max(run.terms(), default=0)
-    document, holder = run.lock(last) or {}, run.holder(last)
-    if not document or document.get("released") or is_gone(holder):
+    last_term = max(run.terms(), default=0)
+    document, holder = run.lock(last_term) or {}, run.holder(last_term)
+    if not document or document.get("released") or has_ended(holder):
         return None
     renewed = document.get("time")
     seconds = max(0.0, time.time() - (renewed if isinstance(renewed, float) else 0.0))
@@ -108,20 +108,20 @@ def driver_status(run: Run) -> dict[str, Any] | None:
         "process": holder.get("process"),
         "machine": (holder.get("machine") or [None])[0],
         "seconds": round(seconds, 1),
-        "alive": seconds < LEASE,
+        "alive": seconds < LEASE_SECONDS,
     }
 
 
-def await_end(run: Run, term: int, note: Callable[[str], None], then: str = "taking over") -> None:
+def wait_for_driver_end(run: Run, term: int, log: Callable[[str], None], next_action: str = "taking over") -> None:
     """Wait until the driver of a term has ended or counts as gone; writes nothing.
 
     Parameters
     ----------
     run : Run
     term : int
-    note : callable
+    log : callable
         Called with messages for people.
-    then : str
+    next_action : str
         What the caller does next, for the message that the driver is gone.
 
     Raises
@@ -129,24 +129,24 @@ def await_end(run: Run, term: int, note: Callable[[str], None], then: str = "tak
     LockError
         The driver renews its lock.
     """
-    since, noted = time.monotonic(), False
-    first = run.lock(term)
+    started_at, has_logged = time.monotonic(), False
+    first_document = run.lock(term)
     while True:
         document, holder = run.lock(term), run.holder(term)
-        if (document or {}).get("released") or is_gone(holder) or run.size(lock_key(term)) < 0:
+        if (document or {}).get("released") or has_ended(holder) or run.size(lock_key(term)) < 0:
             return
-        name = name_of(holder)
-        if document != first:
+        name = holder_name(holder)
+        if document != first_document:
             raise LockError(
                 f"{run.location} is driven by {name}: wait until it is done, stop it, or name another output"
             )
-        if time.monotonic() - since > LEASE:
-            note(f"{name}, which drove {run.location}, gives no sign of life: {then}")
+        if time.monotonic() - started_at > LEASE_SECONDS:
+            log(f"{name}, which drove {run.location}, gives no sign of life: {next_action}")
             return
-        if not noted:
-            note(f"{run.location} is held by {name}: seeing for {LEASE:.0f} s whether it is alive")
-            noted = True
-        time.sleep(min(1.0, BEAT / 4))
+        if not has_logged:
+            log(f"{run.location} is held by {name}: seeing for {LEASE_SECONDS:.0f} s whether it is alive")
+            has_logged = True
+        time.sleep(min(1.0, HEARTBEAT_SECONDS / 4))
 
 
 class Lock:
@@ -156,7 +156,7 @@ class Lock:
     ----------
     run : Run
         `run.term` and `run.token` are set while the lock is held.
-    note : callable
+    log : callable
         Called with messages for people.
 
     Raises
@@ -165,31 +165,31 @@ class Lock:
         Another driver holds the lock.
     """
 
-    def __init__(self, run: Run, note: Callable[[str], None]) -> None:
-        self.run, self.note = run, note
+    def __init__(self, run: Run, log: Callable[[str], None]) -> None:
+        self.run, self.note = run, log
         self.document: dict[str, Any] = {}
         self._progress: dict[str, Any] = {}
-        self._ended = threading.Event()
-        self._renewing = threading.Thread(target=self._renew, name="dumap-lock", daemon=True)
+        self._end_event = threading.Event()
+        self._renewal_thread = threading.Thread(target=self._renew_until_end, name="dumap-lock", daemon=True)
 
     def __enter__(self) -> Lock:
         while True:
-            last = max([0, *self.run.terms()])
-            if last:
-                await_end(self.run, last, self.note)
-            holder = this_process()
-            self.document = {"term": last + 1, "holder": holder, "beat": 0, "time": time.time(), "released": False}
-            if self.run.put_new(lock_key(last + 1), seal(self.document)):
+            last_term = max([0, *self.run.terms()])
+            if last_term:
+                wait_for_driver_end(self.run, last_term, self.note)
+            holder = describe_this_process()
+            self.document = {"term": last_term + 1, "holder": holder, "beat": 0, "time": time.time(), "released": False}
+            if self.run.put_new(lock_key(last_term + 1), seal(self.document)):
                 break
-        self.run.term, self.run.token = last + 1, holder["token"]
-        self._renewing.start()
+        self.run.term, self.run.token = last_term + 1, holder["token"]
+        self._renewal_thread.start()
         return self
 
     def at(self, stage: str, done: float, total: float) -> None:
         """Set the progress that the next renewals write."""
         self._progress = dict(zip(PROGRESS_KEYS, (stage, round(done, 3), total), strict=True))
 
-    def _write(self, **changes: Any) -> bool:
+    def _renew_once(self, **changes: Any) -> bool:
         """Renew the lock; return False, and write nothing, if the lock was removed or replaced."""
         if self.run.holder(self.document["term"]).get("token") != self.document["holder"]["token"]:
             return False
@@ -197,28 +197,28 @@ class Lock:
         self.run.put(lock_key(self.document["term"]), seal(self.document))
         return True
 
-    def _renew(self) -> None:
+    def _renew_until_end(self) -> None:
         """Renew the lock until the end. If the lock is lost, stop: no commit succeeds then, see `Run.commit`."""
-        while not self._ended.wait(BEAT):
+        while not self._end_event.wait(HEARTBEAT_SECONDS):
             try:
-                if not self._write(beat=self.document["beat"] + 1):
-                    self._note(
+                if not self._renew_once(beat=self.document["beat"] + 1):
+                    self._log_safely(
                         f"the lock of {self.run.location} was removed or is another's: nothing more is committed"
                     )
                     return
             except Exception as error:  # the next renewal may succeed; if none does, another driver may take over
-                self._note(f"the lock could not be renewed: {error}")
+                self._log_safely(f"the lock could not be renewed: {error}")
 
-    def _note(self, message: str) -> None:
-        """Call `note`, whose errors must not end the renewals."""
+    def _log_safely(self, message: str) -> None:
+        """Call `log`, whose errors must not end the renewals."""
         with contextlib.suppress(Exception):
             self.note(message)
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
-        self._ended.set()
-        self._renewing.join()
+        self._end_event.set()
+        self._renewal_thread.join()
         self.run.term = self.run.token = None
         try:
-            self._write(released=True)
+            self._renew_once(released=True)
         except StorageError as failure:
-            self.note(f"the lock could not be released, and is free after {LEASE:.0f} s: {failure}")
+            self.note(f"the lock could not be released, and is free after {LEASE_SECONDS:.0f} s: {failure}")

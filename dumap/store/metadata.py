@@ -41,9 +41,9 @@ def holds(stored: Document, required: Document) -> bool:
 
 def renewed(stored: Document, required: Document) -> bytes:
     """Return a node's metadata with dumap's own entries; other entries of a node of the same kind are kept."""
-    added = stored if all(stored.get(key) == required[key] for key in ("zarr_format", "node_type")) else {}
-    whole = {**added, **required, "attributes": {**attributes_of(stored), **attributes_of(required)}}
-    return written(whole)
+    other_entries = stored if all(stored.get(key) == required[key] for key in ("zarr_format", "node_type")) else {}
+    merged = {**other_entries, **required, "attributes": {**attributes_of(stored), **attributes_of(required)}}
+    return written(merged)
 
 
 def written(document: Document) -> bytes:
@@ -94,10 +94,14 @@ def consolidates(document: Document, arrays: dict[str, Document]) -> bool:
     """Return whether a group's consolidated metadata, if it has any, are whole and hold the arrays' metadata."""
     if CONSOLIDATED not in document:  # any other key may be a damaged name of the block
         return document.keys() <= {"zarr_format", "node_type", "attributes"}
-    block = document[CONSOLIDATED]
-    if not isinstance(block, dict) or block.get("kind") != "inline" or block.get("must_understand") is not False:
+    consolidated = document[CONSOLIDATED]
+    if (
+        not isinstance(consolidated, dict)
+        or consolidated.get("kind") != "inline"
+        or consolidated.get("must_understand") is not False
+    ):
         return False
-    copies = block.get("metadata")
+    copies = consolidated.get("metadata")
     return isinstance(copies, dict) and all(
         isinstance(copies.get(name), dict) and holds(copies[name], array) for name, array in arrays.items()
     )

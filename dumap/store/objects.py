@@ -20,19 +20,19 @@ from zarr.storage import LocalStore, ObjectStore, ZipStore
 from dumap.errors import DumapError, StorageError
 from dumap.json_values import to_json
 from dumap.store import disk
-from dumap.store.backends import Bucket, ByteStream, describe_error, is_archive, open_backend, open_bucket
+from dumap.store.backends import Bucket, ByteStream, describe_error, is_zip_archive, open_backend, open_bucket
 from dumap.store.disk import normalize
 from dumap.store.manifests import LOCKS
 
 T = TypeVar("T")
 
-PIECE_BYTES = 32 << 20
+DIGEST_PIECE_BYTES = 32 << 20
 """The digest of an object in a bucket is computed in pieces of this size."""
 
-PAUSES = (1.0, 2.0, 4.0)
+RETRY_SECONDS = (1.0, 2.0, 4.0)
 """Seconds before each new try of a failed request. obstore makes further tries itself."""
 
-ADVICE = {
+ERROR_ADVICE = {
     errno.ENOSPC: "no space is left: make room, then the same command goes on",
     errno.EDQUOT: "the quota is used up: make room, then the same command goes on",
     errno.EACCES: "not allowed: look at the folder's owner and mode",
@@ -41,12 +41,12 @@ ADVICE = {
 }
 
 
-def set_threads(threads: int) -> None:
+def limit_zarr_threads(threads: int) -> None:
     """Limit the threads of Zarr in this process; Zarr starts them once, when it first needs them."""
     zarr.config.set({"threading.max_workers": threads})
 
 
-def requests_at_once(requests: int) -> AbstractContextManager:
+def limit_zarr_requests(requests: int) -> AbstractContextManager:
     """Return a context in which Zarr makes at most `requests` requests at once for an array."""
     return zarr.config.set({"async.concurrency": requests})
 
@@ -57,7 +57,7 @@ def open_store(location: str, read_only: bool) -> Store:
         return ObjectStore(open_bucket(location), read_only=read_only)
     return (
         ZipStore(location, mode="r", read_only=True)
-        if is_archive(location)
+        if is_zip_archive(location)
         else LocalStore(location, read_only=read_only)
     )
 
@@ -74,10 +74,10 @@ def bucket_errors() -> tuple[type[Exception], tuple[type[Exception], ...]]:
 
 def digest(data: bytes | memoryview) -> str:
     """Return the digest of an object: SHA-256, for which processors have instructions, shortened to 32 digits."""
-    return _shortened(hashlib.sha256(data).hexdigest())
+    return _shorten_digest(hashlib.sha256(data).hexdigest())
 
 
-def _shortened(hexdigest: str) -> str:
+def _shorten_digest(hexdigest: str) -> str:
     """Return the first half of a SHA-256."""
     return hexdigest[:32]
 
@@ -129,38 +129,38 @@ class Objects:
 
         An action must have the same result when it is done twice.
         """
-        base, transient = bucket_errors()
-        for pause in (*PAUSES, None):
+        base_error, transient_errors = bucket_errors()
+        for wait_seconds in (*RETRY_SECONDS, None):
             try:
                 return action()
             except (DumapError, FileNotFoundError):
                 raise
-            except (OSError, base) as error:
-                if pause is None or not isinstance(error, transient):
-                    number = error.errno if isinstance(error, OSError) else None
-                    reason = ADVICE.get(number or 0, describe_error(error))
+            except (OSError, base_error) as error:
+                if wait_seconds is None or not isinstance(error, transient_errors):
+                    error_number = error.errno if isinstance(error, OSError) else None
+                    reason = ERROR_ADVICE.get(error_number or 0, describe_error(error))
                     raise StorageError(f"{self.location}, {key}: {reason}") from error
-                time.sleep(pause)
+                time.sleep(wait_seconds)
         raise AssertionError("unreachable")
 
-    def get(self, key: str, most: int | None = None) -> bytes | None:
-        """Return an object's bytes; None if it does not exist or has more than `most` bytes."""
-        return self.attempt(key, lambda: self.backend.get(key, most))
+    def get(self, key: str, max_bytes: int | None = None) -> bytes | None:
+        """Return an object's bytes; None if it does not exist or has more than `max_bytes` bytes."""
+        return self.attempt(key, lambda: self.backend.get(key, max_bytes))
 
     def digest(self, key: str, size: int) -> str | None:
         """Return the digest of an object, read piece by piece; None if it does not exist or has another size."""
         if self.is_local:
             sha256 = self.attempt(key, lambda: disk.digest(self.location, key, size))
-            return None if sha256 is None else _shortened(sha256)
+            return None if sha256 is None else _shorten_digest(sha256)
         if self.size(key) != size:
             return None
-        digested = hashlib.sha256()
-        for start in range(0, size, PIECE_BYTES):
+        hasher = hashlib.sha256()
+        for start in range(0, size, DIGEST_PIECE_BYTES):
             try:
-                digested.update(self.open_span(key, start, min(start + PIECE_BYTES, size), size).read() or b"")
+                hasher.update(self.open_span(key, start, min(start + DIGEST_PIECE_BYTES, size), size).read() or b"")
             except FileNotFoundError:
                 return None
-        return _shortened(digested.hexdigest())
+        return _shorten_digest(hasher.hexdigest())
 
     def open_span(self, key: str, start: int, stop: int, size: int) -> ByteStream:
         """Open bytes [start, stop) of an object of `size` bytes. An object of a bucket may have fewer bytes.
@@ -176,10 +176,10 @@ class Objects:
 
     def put(self, key: str, data: bytes) -> None:
         """Write a whole object durably, replacing any object of the key."""
-        self.put_part(key, data, durable=True)
+        self.put_with_digest(key, data, durable=True)
         self.flush_folders([key])
 
-    def put_part(self, key: str, data: bytes, durable: bool) -> tuple[int, str]:
+    def put_with_digest(self, key: str, data: bytes, durable: bool) -> tuple[int, str]:
         """Write a whole object, replacing any object of the key; return its size and its digest.
 
         A durable file survives a power cut once its folder is flushed.
@@ -196,9 +196,9 @@ class Objects:
 
     def delete(self, key: str) -> None:
         """Remove an object, but no file behind a link."""
-        self.delete_all([key])
+        self.delete_keys([key])
 
-    def delete_all(self, keys: Sequence[str]) -> None:
+    def delete_keys(self, keys: Sequence[str]) -> None:
         """Remove objects, but no files behind links."""
         if keys:
             self.attempt(keys[0], lambda: self.backend.remove(keys))
@@ -209,28 +209,28 @@ class Objects:
 
     def names_below(self, folder: str) -> list[str]:
         """List the names of the objects directly in a folder."""
-        return self._visible(folder, 0)
+        return self._visible_names(folder, 0)
 
     def folders_below(self, folder: str) -> list[str]:
         """List the names of the folders directly in a folder."""
-        return self._visible(folder, 1)
+        return self._visible_names(folder, 1)
 
-    def _visible(self, folder: str, kind: int) -> list[str]:
+    def _visible_names(self, folder: str, kind: int) -> list[str]:
         """List the names that are not hidden: of objects (kind 0) or folders (kind 1)."""
         names = self.attempt(folder, lambda: self.backend.names_in(folder))[kind]
         return sorted(name for name in names if not name.startswith("."))
 
-    def keys(self, below: str = "") -> list[str]:
+    def keys(self, folder: str = "") -> list[str]:
         """List the keys of all objects below a folder, also of hidden files and of links to folders."""
-        return sorted(self.attempt(below, lambda: list(self.each_key(below))))
+        return sorted(self.attempt(folder, lambda: list(self.iterate_keys(folder))))
 
-    def holds_any(self) -> bool:
+    def has_objects(self) -> bool:
         """Return whether any object exists."""
-        return self.attempt("", lambda: next(iter(self.each_key()), None) is not None)
+        return self.attempt("", lambda: next(iter(self.iterate_keys()), None) is not None)
 
-    def each_key(self, below: str = "") -> Iterator[str]:
+    def iterate_keys(self, folder: str = "") -> Iterator[str]:
         """Yield the keys of all objects below a folder, in any order."""
-        return self.backend.keys(below)
+        return self.backend.keys(folder)
 
     def flush_folders(self, keys: Iterable[str]) -> None:
         """Flush the folders of objects to the disk, if the objects are files."""
@@ -253,34 +253,34 @@ class ObjectWriter:
     """
 
     def __init__(self, objects: Objects, key: str) -> None:
-        self.objects, self.key, self.size, self._digest = objects, key, 0, hashlib.sha256()
-        self._file = objects.attempt(key, lambda: disk.Writer(objects.location, key)) if objects.is_local else None
-        self._held = io.BytesIO()
+        self.objects, self.key, self.size, self._hasher = objects, key, 0, hashlib.sha256()
+        self._file = objects.attempt(key, lambda: disk.FileWriter(objects.location, key)) if objects.is_local else None
+        self._buffer = io.BytesIO()
 
     def add(self, pieces: Iterable[bytes | memoryview]) -> None:
         """Append pieces of bytes. Each piece is used before the next one is taken from the iterable."""
 
-        def act() -> None:
+        def write_pieces() -> None:
             for piece in pieces:
-                (self._held if self._file is None else self._file).write(piece)
-                self._digest.update(piece)
+                (self._buffer if self._file is None else self._file).write(piece)
+                self._hasher.update(piece)
                 self.size += len(piece)
 
-        self.objects.attempt(self.key, act)
+        self.objects.attempt(self.key, write_pieces)
 
     def keep(self, durable: bool = True) -> tuple[int, str]:
         """Finish the object; return its size and its digest. A file is durable once its folder is flushed."""
         try:
-            self.objects.attempt(self.key, lambda: self._end(durable))
+            self.objects.attempt(self.key, lambda: self._finish_object(durable))
         except BaseException:
             self.discard()
             raise
-        return self.size, _shortened(self._digest.hexdigest())
+        return self.size, _shorten_digest(self._hasher.hexdigest())
 
-    def _end(self, durable: bool) -> None:
+    def _finish_object(self, durable: bool) -> None:
         """Send the object to the bucket, or give the file its name."""
         if self._file is None:
-            self.objects.backend.put(self.key, self._held.getbuffer(), durable)
+            self.objects.backend.put(self.key, self._buffer.getbuffer(), durable)
         else:
             self._file.keep(durable)
 
@@ -290,30 +290,30 @@ class ObjectWriter:
             self._file.discard()
 
 
-def stamps(location: str, below: str) -> Iterator[str]:
+def stamps(location: str, folder: str) -> Iterator[str]:
     """Yield a text of name, size and time (or tag) for each object below a folder."""
     objects = Objects(location, read_only=True)
-    yield from objects.attempt(below, lambda: list(objects.backend.stamps(below)))
+    yield from objects.attempt(folder, lambda: list(objects.backend.stamps(folder)))
 
 
-def names_below(location: str, folder: str, depth: int, collect: Callable[[Iterable[str]], T]) -> T:
-    """Return `collect(names)` for an iterator of the names of the objects below a folder, relative to it.
+def names_below(location: str, folder: str, depth: int, consume: Callable[[Iterable[str]], T]) -> T:
+    """Return `consume(names)` for an iterator of the names of the objects below a folder, relative to it.
 
     Parameters
     ----------
     location, folder : str
     depth : int
         On a local disk, only folders up to this depth are listed.
-    collect : callable
+    consume : callable
         Called again if a listing failed for a passing cause.
     """
     objects, prefix = Objects(location, read_only=True), f"{folder}/" if folder else ""
     if objects.is_local:
-        return objects.attempt(folder, lambda: collect(disk.names(objects.location, folder, depth)))
-    return objects.attempt(folder, lambda: collect(key.removeprefix(prefix) for key in objects.each_key(folder)))
+        return objects.attempt(folder, lambda: consume(disk.names(objects.location, folder, depth)))
+    return objects.attempt(folder, lambda: consume(key.removeprefix(prefix) for key in objects.iterate_keys(folder)))
 
 
-def lacks_room(error: BaseException | None) -> bool:
+def is_disk_full(error: BaseException | None) -> bool:
     """Return whether a full disk or quota caused an error."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -336,12 +336,14 @@ def probe(location: str) -> None:
     """
     objects, key = Objects(location), probe_key()
     try:
-        kept = objects.put_new(key, b"first") and not objects.put_new(key, b"second") and objects.get(key) == b"first"
+        is_supported = (
+            objects.put_new(key, b"first") and not objects.put_new(key, b"second") and objects.get(key) == b"first"
+        )
         objects.delete(key)
     except Exception as error:  # stores raise errors of many kinds
         reason = str(error) if isinstance(error, DumapError) else describe_error(error)
         raise StorageError(f"output: {location} cannot be written to ({reason})") from error
-    if not kept:
+    if not is_supported:
         raise StorageError(
             f"output: {location} does not support writing an object only where there is none, by which a run commits; "
             f"name a folder on a file system with hard links, or a bucket with conditional writes"

@@ -11,16 +11,16 @@ from zarr.codecs import Crc32cCodec
 from zarr.storage import MemoryStore
 
 from dumap.store import metadata
-from dumap.store.manifests import part_key
+from dumap.store.manifests import part_object_key
 from dumap.store.objects import ObjectWriter
-from dumap.store.stored_array import StoredArray, checksummed
+from dumap.store.stored_array import StoredArray, encode_chunk
 
 if TYPE_CHECKING:
     from dumap.store.run import Run
 
 OBJECT_BYTES = 32 << 20
 """The largest piece of an array in a bucket, in bytes: an object is held in memory until it is sent."""
-METADATA = "metadata"
+WRITTEN_METADATA = "metadata"
 """Attribute of the part that made the final arrays: the metadata that dumap wrote, by key."""
 
 
@@ -43,17 +43,17 @@ class Part:
         self.arrays: dict[str, list[tuple]] = {}
         self.objects: dict[str, tuple[int, str]] = {}
         self.attributes: dict[str, Any] = {}
-        self._open: ObjectWriter | None = None
+        self._open_object: ObjectWriter | None = None
 
     def write(self, name: str, values: np.ndarray, rows_per_range: int = 0) -> None:
         """Write an array in ranges of `rows_per_range` rows, by default of about `RANGE_BYTES`."""
-        self.arrays[name] = self._append(values, None, rows_per_range)
+        self.arrays[name] = self._append_rows(values, None, rows_per_range)
 
     def write_gathered(self, name: str, values: np.ndarray, rows: np.ndarray, rows_per_range: int = 0) -> None:
         """Write the array `values[rows]`, gathered piece by piece, in ranges as `write` does."""
-        self.arrays[name] = self._append(np.ascontiguousarray(values), rows, rows_per_range)
+        self.arrays[name] = self._append_rows(np.ascontiguousarray(values), rows, rows_per_range)
 
-    def _append(self, values: np.ndarray, rows: np.ndarray | None, rows_per_range: int) -> list[tuple]:
+    def _append_rows(self, values: np.ndarray, rows: np.ndarray | None, rows_per_range: int) -> list[tuple]:
         """Append an array, or some of its rows, to the part's object; return its pieces for the manifest.
 
         An object of a bucket is held in memory until it is sent. So in a bucket a piece has at most `OBJECT_BYTES`, and
@@ -66,24 +66,26 @@ class Part:
         for start in range(0, max(1, count), step):
             block = values[start : start + step] if rows is None else values
             block_rows = None if rows is None else rows[start : start + step]
-            stored = StoredArray.of(values, min(step, count - start), rows_per_range)
-            if self._open is None:
-                self._open = ObjectWriter(self.run, part_key(self.stage, self.name, self.attempt, len(self.objects)))
-            pieces.append((self._open.key, self._open.size, *stored.described()))
-            self._open.add(stored.pieces(block, block_rows))
-            if not self.run.is_local and self._open.size >= OBJECT_BYTES:
-                self._close()
+            layout = StoredArray.of(values, min(step, count - start), rows_per_range)
+            if self._open_object is None:
+                self._open_object = ObjectWriter(
+                    self.run, part_object_key(self.stage, self.name, self.attempt, len(self.objects))
+                )
+            pieces.append((self._open_object.key, self._open_object.size, *layout.described()))
+            self._open_object.add(layout.pieces(block, block_rows))
+            if not self.run.is_local and self._open_object.size >= OBJECT_BYTES:
+                self._close_object()
         return pieces
 
-    def _close(self) -> None:
+    def _close_object(self) -> None:
         """Finish the object that is open."""
-        if self._open is not None:
-            self.objects[self._open.key] = self._open.keep(self.durable)
-            self._open = None
+        if self._open_object is not None:
+            self.objects[self._open_object.key] = self._open_object.keep(self.durable)
+            self._open_object = None
 
-    def _put(self, key: str, data: bytes) -> None:
+    def _put_object(self, key: str, data: bytes) -> None:
         """Write an object, and name it in the manifest."""
-        self.objects[key] = self.run.put_part(key, data, self.durable)
+        self.objects[key] = self.run.put_with_digest(key, data, self.durable)
 
     def write_rows(self, name: str, first: int, values: np.ndarray) -> None:
         """Write rows from `first` on to one of the run's final arrays; the rows are whole chunks."""
@@ -95,9 +97,9 @@ class Part:
             rows = np.full((chunk, *values.shape[1:]), array.fill_value, array.dtype)
             rows[: len(values) - start] = values[start : start + chunk]
             key = "/".join([name, "c", str((first + start) // chunk), *["0"] * (array.ndim - 1)])
-            self._put(key, checksummed(rows))
+            self._put_object(key, encode_chunk(rows))
 
-    def create_final(
+    def create_final_array(
         self,
         name: str,
         shape: tuple[int, ...],
@@ -107,9 +109,11 @@ class Part:
         attributes: dict[str, Any],
     ) -> None:
         """Create one of the run's final arrays, (row, component) or (row,). Other parts write its rows."""
-        encoded: dict[str, Any] = {}  # in memory, since Zarr would write groups above the array that no manifest names
+        stored_objects: dict[
+            str, Any
+        ] = {}  # in memory, since Zarr would write groups above the array that no manifest names
         zarr.create_array(
-            MemoryStore(encoded),
+            MemoryStore(stored_objects),
             shape=shape,
             dtype=dtype,
             chunks=(chunk_rows, *shape[1:]),
@@ -119,20 +123,20 @@ class Part:
             dimension_names=("row", "component")[: len(shape)],
             attributes=attributes,
         )
-        key, data = f"{name}/zarr.json", encoded["zarr.json"].to_bytes()
-        written_metadata = self.attributes.setdefault(METADATA, {})[key] = metadata.parse(data)
+        key, data = f"{name}/zarr.json", stored_objects["zarr.json"].to_bytes()
+        written_metadata = self.attributes.setdefault(WRITTEN_METADATA, {})[key] = metadata.parse(data)
         if stored := metadata.parse(self.run.get(key)):
             data = metadata.renewed(stored, written_metadata)
-        self._put(key, data)
+        self._put_object(key, data)
 
     def __enter__(self) -> Part:
         return self
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
         if kind is not None:
-            if self._open is not None:
-                self._open.discard()
+            if self._open_object is not None:
+                self._open_object.discard()
             return
-        self._close()
+        self._close_object()
         written = {name: getattr(self, name) for name in ("attempt", "arrays", "objects", "attributes")}
         self.run.commit(self.stage, self.name, written, self.durable)

@@ -16,7 +16,7 @@ def is_pattern(location: str) -> bool:
     return glob.has_magic(location) and (is_remote(location) or not os.path.exists(normalize(location)))
 
 
-def matching(pattern: str) -> list[str]:
+def expand_pattern(pattern: str) -> list[str]:
     """Return the locations that match a pattern, sorted by name, without hidden files.
 
     Raises
@@ -25,9 +25,9 @@ def matching(pattern: str) -> list[str]:
         No location matches, or a folder cannot be listed.
     """
     if is_remote(pattern):
-        scheme, rest = pattern.split("://", 1)
-        bucket, *steps = rest.rstrip("/").split("/")
-        locations = _below(f"{scheme}://{bucket}", steps)
+        scheme, remainder = pattern.split("://", 1)
+        bucket, *pattern_steps = remainder.rstrip("/").split("/")
+        locations = _matching_folders(f"{scheme}://{bucket}", pattern_steps)
     else:
         locations = sorted(glob.glob(normalize(pattern), recursive=True))
     if not locations:
@@ -35,15 +35,21 @@ def matching(pattern: str) -> list[str]:
     return locations
 
 
-def _below(location: str, steps: list[str]) -> list[str]:
+def _matching_folders(location: str, pattern_steps: list[str]) -> list[str]:
     """List the folders of a bucket that match the steps of a pattern below a location."""
-    plain = next((number for number, step in enumerate(steps) if glob.has_magic(step)), len(steps))
-    location = "/".join([location, *steps[:plain]])
-    if plain == len(steps):
+    first_wildcard = next(
+        (number for number, step in enumerate(pattern_steps) if glob.has_magic(step)), len(pattern_steps)
+    )
+    location = "/".join([location, *pattern_steps[:first_wildcard]])
+    if first_wildcard == len(pattern_steps):
         return [location]
     try:
         names = Objects(location, read_only=True).folders_below("")
     except StorageError as error:
         raise InputError(f"input.path: {location} cannot be listed ({error})") from error
-    matches = [name for name in names if fnmatchcase(name, steps[plain])]
-    return [folder for name in matches for folder in _below(f"{location}/{name}", steps[plain + 1 :])]
+    matches = [name for name in names if fnmatchcase(name, pattern_steps[first_wildcard])]
+    return [
+        folder
+        for name in matches
+        for folder in _matching_folders(f"{location}/{name}", pattern_steps[first_wildcard + 1 :])
+    ]

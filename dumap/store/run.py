@@ -26,27 +26,27 @@ import zarr
 
 from dumap.errors import DamageError, StorageError
 from dumap.store import disk, metadata
-from dumap.store.arrays import is_readable, refuse_code
+from dumap.store.arrays import is_readable, refuse_pickle
 from dumap.store.committed import CommittedParts, lock_key
-from dumap.store.manifests import IDENTITY, INSIDE, LOCKS, MANIFESTS, MOST_BYTES, manifest_key
-from dumap.store.part import METADATA, Part
-from dumap.store.run_keys import FINALS, NODES, RunKeys
+from dumap.store.manifests import IDENTITY, INSIDE, LOCKS, MANIFESTS, MAX_MANIFEST_BYTES, manifest_key
+from dumap.store.part import WRITTEN_METADATA, Part
+from dumap.store.run_keys import FINAL_ARRAYS, METADATA_FOLDERS, RunKeys
 
 FORMAT = 13
 """The version of the run's format. Runs of other versions are refused."""
 
-SECTIONS = ("parameters", "versions", "input")
+MAPPING_ATTRIBUTES = ("parameters", "versions", "input")
 """Attributes of a run that are mappings."""
 OWN = (
-    *("format", "kind", "seed", "cpus", *SECTIONS),
+    *("format", "kind", "seed", "cpus", *MAPPING_ATTRIBUTES),
     *("precomputed", "fingerprint", "precomputed_fingerprint", "parent"),
 )
 """The entries of the group's attribute `dumap`."""
-MOST_NODES = 4000
+MAX_NODES = 4000
 """The most nodes in the group's consolidated metadata."""
 NODE_DOCUMENTS = {
     f"{INSIDE}/zarr.json": metadata.group_of({}),
-    **{f"{folder}/zarr.json": metadata.placeholder_array(folder) for folder in NODES if folder != INSIDE},
+    **{f"{folder}/zarr.json": metadata.placeholder_array(folder) for folder in METADATA_FOLDERS if folder != INSIDE},
 }
 """Metadata of dumap's own folders by key: a group of arrays of one value, below which Zarr looks for no nodes."""
 
@@ -74,7 +74,7 @@ class Run(CommittedParts):
         """Create the group unless it exists, and repair its metadata if they are damaged."""
         if not self.is_committed(IDENTITY, "run"):
             with self.part(IDENTITY, "run") as out:
-                out.attributes |= _own({"format": FORMAT, **attributes})
+                out.attributes |= _check_attribute_names({"format": FORMAT, **attributes})
         self.renew()
 
     def make_folders(self, run_keys: RunKeys) -> None:
@@ -82,18 +82,18 @@ class Run(CommittedParts):
         if not self.is_local:
             return
 
-        def make() -> None:
-            for folder in run_keys.inner_folders():
+        def make_run_folders() -> None:
+            for folder in run_keys.internal_folders():
                 disk.make_folders(self.location, folder)
-            disk.flush_folders(self.location, run_keys.inner_folders())
+            disk.flush_folders(self.location, run_keys.internal_folders())
 
-        self.attempt(INSIDE, make)
+        self.attempt(INSIDE, make_run_folders)
 
     def describe(self, fingerprints: dict[str, Any]) -> None:
         """Add the input's fingerprints to the group's attributes."""
         if not self.is_committed(IDENTITY, "input"):
             with self.part(IDENTITY, "input") as out:
-                out.attributes |= _own(fingerprints)
+                out.attributes |= _check_attribute_names(fingerprints)
             self.renew()
 
     def renew(self) -> None:
@@ -106,9 +106,9 @@ class Run(CommittedParts):
                 self.put(key, metadata.written(required))
         stored = self._stored_metadata("zarr.json")
         required = {**self._own_metadata(), metadata.CONSOLIDATED: metadata.consolidate(self.nodes())}
-        whole = metadata.renewed(stored, required)
-        if metadata.parse(whole) != stored:
-            self.put("zarr.json", whole)
+        merged = metadata.renewed(stored, required)
+        if metadata.parse(merged) != stored:
+            self.put("zarr.json", merged)
 
     def _own_metadata(self) -> metadata.Document:
         """Return dumap's own entries of the group's metadata."""
@@ -118,7 +118,7 @@ class Run(CommittedParts):
         """Return the metadata of all arrays and groups in the run by path, except of dumap's own folder."""
         nodes: dict[str, metadata.Document] = {}
         folders = [name for name in self.folders_below("") if name != INSIDE]
-        while folders and len(nodes) < MOST_NODES:
+        while folders and len(nodes) < MAX_NODES:
             path = folders.pop()
             document = self._stored_metadata(f"{path}/zarr.json")
             if metadata.is_node(document) and is_readable(self.store, path):
@@ -129,7 +129,7 @@ class Run(CommittedParts):
 
     def _stored_metadata(self, key: str) -> metadata.Document:
         """Read the metadata of a node; empty if they are missing or not valid."""
-        return metadata.parse(self.get(key, MOST_BYTES))
+        return metadata.parse(self.get(key, MAX_MANIFEST_BYTES))
 
     @property
     def attributes(self) -> dict[str, Any]:
@@ -158,40 +158,42 @@ class Run(CommittedParts):
                 f"{self.location} has format {version}; this version of dumap reads format {FORMAT}: name another "
                 f"output, or use the version of dumap that wrote this one"
             )
-        odd = [name for name in SECTIONS if not isinstance(attributes.get(name), dict)]
-        if odd:
-            raise StorageError(f"{self.location} is not a dumap run: it does not say its {', '.join(odd)}")
+        missing_attributes = [name for name in MAPPING_ATTRIBUTES if not isinstance(attributes.get(name), dict)]
+        if missing_attributes:
+            raise StorageError(
+                f"{self.location} is not a dumap run: it does not say its {', '.join(missing_attributes)}"
+            )
         return attributes
 
     def final(self, name: str) -> zarr.Array:
         """Open one of the run's final arrays."""
         key = f"{name}/zarr.json"
         written = self.manifest(IDENTITY, "results")["objects"].get(key)
-        if written is None or not self._is_written(IDENTITY, "results", key, written):
+        if written is None or not self._is_as_written(IDENTITY, "results", key, written):
             raise self.damage(IDENTITY, "results", key)
 
-        def open_it() -> zarr.Array:
-            opened = zarr.open_array(self.store, path=name, mode="r" if self.store.read_only else "r+")
-            return refuse_code(opened).with_config({"write_empty_chunks": True})
+        def open_array() -> zarr.Array:
+            array = zarr.open_array(self.store, path=name, mode="r" if self.store.read_only else "r+")
+            return refuse_pickle(array).with_config({"write_empty_chunks": True})
 
-        return self.attempt(key, open_it)
+        return self.attempt(key, open_array)
 
     def read_final(self, name: str, stage: str) -> np.ndarray:
         """Read one of the run's final arrays whole; fail if it is missing or damaged."""
         array = self.final(name)
         for part in self.committed(stage):
-            self.check_sizes(stage, part, name)
+            self.check_object_sizes(stage, part, name)
         try:
             return np.asarray(self.attempt(name, lambda: array[...]))
         except (ValueError, RuntimeError) as error:
             raise StorageError(f"{self.location}: {name} is damaged; {self.advice()}") from error
 
-    def _is_written(self, stage: str, name: str, key: str, written: Sequence) -> bool:
+    def _is_as_written(self, stage: str, name: str, key: str, written: Sequence) -> bool:
         """Return whether an object is as its part wrote it.
 
         The metadata of a final array may hold further entries, such as attributes that a user has added.
         """
-        written_metadata = self.summary(stage, name).get(METADATA)
+        written_metadata = self.summary(stage, name).get(WRITTEN_METADATA)
         document = written_metadata.get(key) if isinstance(written_metadata, dict) else None
         if isinstance(document, dict):
             return metadata.holds(self._stored_metadata(key), document)
@@ -221,7 +223,7 @@ class Run(CommittedParts):
                     yield stage, name, manifest_key(stage, name)
                     continue
                 for key, written in objects.items():
-                    if not self._is_written(stage, name, key, written):
+                    if not self._is_as_written(stage, name, key, written):
                         yield stage, name, key
         with contextlib.suppress(DamageError):  # damage of the identity was yielded above
             if not self._is_complete("zarr.json", self._own_metadata()):
@@ -237,11 +239,11 @@ class Run(CommittedParts):
         """Return whether the group's metadata hold dumap's own entries and the metadata of the final arrays."""
         stored = self._stored_metadata(key)
         results: dict[str, Any] = {}
-        with contextlib.suppress(DamageError):  # `damaged` has yielded it
+        with contextlib.suppress(DamageError):  # `find_damaged` has yielded it
             results = self.summary(IDENTITY, "results")
-        arrays = {name: results.get(METADATA, {}).get(f"{name}/zarr.json") for name in FINALS}
-        known = {name: array for name, array in arrays.items() if array is not None}
-        return metadata.holds(stored, required) and metadata.consolidates(stored, known)
+        arrays = {name: results.get(WRITTEN_METADATA, {}).get(f"{name}/zarr.json") for name in FINAL_ARRAYS}
+        array_documents = {name: array for name, array in arrays.items() if array is not None}
+        return metadata.holds(stored, required) and metadata.consolidates(stored, array_documents)
 
     def sizes(self, stage: str) -> int:
         """Return the bytes of all objects that a stage's manifests name."""
@@ -259,48 +261,50 @@ class Run(CommittedParts):
         DamageError
             A manifest is damaged, so that the objects that it names are not known.
         """
-        named: set[str] = set()
+        named_keys: set[str] = set()
         for group in run_keys.groups:
             for name in self.committed(group):
-                named |= {manifest_key(group, name), *self.manifest(group, name)["objects"]}
+                named_keys |= {manifest_key(group, name), *self.manifest(group, name)["objects"]}
         leftovers: list[str] = []
         others: list[str] = []
         for key in self.keys():
-            linked = self.is_local and disk.is_link(self.location, key)
-            if key in named or (run_keys.is_lasting(key) and not linked):
+            is_link = self.is_local and disk.is_link(self.location, key)
+            if key in named_keys or (run_keys.is_permanent(key) and not is_link):
                 continue
-            (leftovers if run_keys.is_removable(key) and not linked else others).append(key)
+            (leftovers if run_keys.is_deletable(key) and not is_link else others).append(key)
         return leftovers, others
 
     def prune(self, run_keys: RunKeys, keys: Iterable[str]) -> None:
         """Remove the empty folders of removed keys from a local disk, but not the folders that every run has."""
         if self.is_local:
-            folders = {key.rpartition("/")[0] for key in keys} - set(run_keys.own_folders())
+            folders = {key.rpartition("/")[0] for key in keys} - set(run_keys.all_folders())
             self.attempt("", lambda: disk.prune(self.location, folders))
 
-    def refuse_links(self, run_keys: RunKeys) -> None:
+    def refuse_linked_folders(self, run_keys: RunKeys) -> None:
         """Raise a StorageError if one of dumap's folders is a link, since objects would be written outside the run."""
         if self.is_local:
-            for folder in run_keys.own_folders():
-                disk.refuse_linked(self.location, f"{folder}/")
+            for folder in run_keys.all_folders():
+                disk.refuse_linked_folder(self.location, f"{folder}/")
 
-    def first_other(self, run_keys: RunKeys) -> str | None:
+    def find_foreign_key(self, run_keys: RunKeys) -> str | None:
         """Return the first key that shows that the location holds something else than a begun run; None if none does.
 
         A run that has no identity yet holds only locks, manifests and probes.
         """
 
-        def find() -> str | None:
-            begun = (f"{MANIFESTS}/", f"{LOCKS}/")
-            for key in self.each_key():
-                if not key.startswith(begun) or not (run_keys.is_lasting(key) or run_keys.is_removable(key)):
+        def search_keys() -> str | None:
+            allowed_folders = (f"{MANIFESTS}/", f"{LOCKS}/")
+            for key in self.iterate_keys():
+                if not key.startswith(allowed_folders) or not (
+                    run_keys.is_permanent(key) or run_keys.is_deletable(key)
+                ):
                     return key
             return None
 
-        return self.attempt("", find)
+        return self.attempt("", search_keys)
 
 
-def _own(attributes: dict[str, Any]) -> dict[str, Any]:
+def _check_attribute_names(attributes: dict[str, Any]) -> dict[str, Any]:
     """Return the attributes; raise ValueError if one of them is not in `OWN`."""
     if unknown := set(attributes) - set(OWN):
         raise ValueError(f"not among the run's own attributes: {', '.join(sorted(unknown))}")

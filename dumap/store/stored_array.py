@@ -24,14 +24,14 @@ from dumap.store.backends import ByteStream
 
 RANGE_BYTES = 1 << 18
 """The usual size of a range, which has one checksum. A part may set the rows of its ranges. Part of the format."""
-RANGE_ROWS = 16
+MIN_RANGE_ROWS = 16
 """The least number of rows in a range of the usual size, even if they are longer. Part of the format."""
 GATHER_BYTES = 1 << 22
 """Bytes of rows that are gathered at once, while the rows before them are written."""
-SKIP_BYTES = 1 << 16
+SKIP_BUFFER_BYTES = 1 << 16
 """The size of the buffer for bytes that only the checksum needs; it fits the processor's cache."""
 
-DTYPES = re.compile(r"\|[biu]1|<[iu][248]|<f[248]")
+DTYPE_PATTERN = re.compile(r"\|[biu]1|<[iu][248]|<f[248]")
 """The dtypes that parts may hold, as numpy writes them: only numbers, since a run may come from any source."""
 
 
@@ -47,7 +47,7 @@ class StoredArray:
     ----------
     shape : tuple of int
     dtype : numpy.dtype
-        One of `DTYPES`.
+        One of `DTYPE_PATTERN`.
     rows_per_range : int
         Rows of a range; 0 for as many as `RANGE_BYTES` hold. Small ranges suit arrays that are read few rows at a time.
 
@@ -64,7 +64,7 @@ class StoredArray:
     def __post_init__(self) -> None:
         if not self.shape or self.shape[0] < 0 or min(self.shape[1:], default=1) < 1:
             raise ValueError(f"arrays of shape {self.shape} are not written")
-        if not DTYPES.fullmatch(self.dtype.str):
+        if not DTYPE_PATTERN.fullmatch(self.dtype.str):
             raise ValueError(f"arrays of dtype {self.dtype.str} are not written")
         if self.rows_per_range < 0:
             raise ValueError(f"arrays of shape {self.shape} have no ranges of {self.rows_per_range} rows")
@@ -91,7 +91,7 @@ class StoredArray:
         """
         if not isinstance(shape, list) or not all(type(length) is int for length in shape):
             raise ValueError(f"{shape} is no shape")
-        if not isinstance(dtype, str) or not DTYPES.fullmatch(dtype):
+        if not isinstance(dtype, str) or not DTYPE_PATTERN.fullmatch(dtype):
             raise ValueError(f"{dtype} is no dtype of a part")
         if type(rows_per_range) is not int:
             raise ValueError(f"{rows_per_range} is no number of rows of arrays of shape {shape}")
@@ -105,22 +105,22 @@ class StoredArray:
     @cached_property
     def range_rows(self) -> int:
         """The rows of a range; the last range may have fewer."""
-        return min(max(1, self.shape[0]), self.rows_per_range or max(RANGE_ROWS, RANGE_BYTES // self.row_bytes))
+        return min(max(1, self.shape[0]), self.rows_per_range or max(MIN_RANGE_ROWS, RANGE_BYTES // self.row_bytes))
 
     @property
-    def _ranges(self) -> int:
+    def _range_count(self) -> int:
         """The number of ranges."""
         return -(-self.shape[0] // self.range_rows)
 
     @property
-    def _step(self) -> int:
+    def _range_stride(self) -> int:
         """The bytes from the start of a range to the start of the next: a range and a checksum."""
         return self.range_rows * self.row_bytes + 4
 
     @property
     def size(self) -> int:
         """The bytes of the array with its checksums."""
-        return self.shape[0] * self.row_bytes + 4 * self._ranges
+        return self.shape[0] * self.row_bytes + 4 * self._range_count
 
     def pieces(self, values: np.ndarray, rows: np.ndarray | None = None) -> Iterator[memoryview | bytes]:
         """Yield the array's bytes in order. Each piece is valid until the next one is taken.
@@ -141,16 +141,23 @@ class StoredArray:
         # viewed as bytes, since rows in an object need not be aligned to the size of their items
         values = np.ascontiguousarray(values, dtype=self.dtype).view(np.uint8).reshape(-1, self.row_bytes)
         step = self.range_rows
-        for block in [values] if rows is None else _gathered(values, rows, max(1, GATHER_BYTES // self._step) * step):
+        for block in (
+            [values]
+            if rows is None
+            else _gather_blocks(values, rows, max(1, GATHER_BYTES // self._range_stride) * step)
+        ):
             for start in range(0, len(block), step):
                 piece = block[start : start + step]
                 yield piece.reshape(-1).data
-                yield _checksum(google_crc32c.value(piece))
+                yield _checksum_bytes(google_crc32c.value(piece))
 
     def span(self, start: int, stop: int) -> tuple[int, int]:
         """Return the bytes [first, last) of the ranges and checksums that hold rows [start, stop)."""
         last = -(-stop // self.range_rows)
-        return start // self.range_rows * self._step, self.size if last == self._ranges else last * self._step
+        return (
+            start // self.range_rows * self._range_stride,
+            self.size if last == self._range_count else last * self._range_stride,
+        )
 
     def read(self, source: ByteStream, start: int, stop: int, out: np.ndarray) -> None:
         """Read rows [start, stop) and verify their checksums.
@@ -170,55 +177,55 @@ class StoredArray:
         """
         if (out.shape, out.dtype) != ((stop - start, *self.shape[1:]), self.dtype):
             raise ChecksumError(f"rows are of {self.shape} and {self.dtype.str}, not as asked for")
-        out_bytes, done, last = out.view(np.uint8).reshape(-1), 0, -(-stop // self.range_rows)
-        skipped = np.empty(min(SKIP_BYTES, self._step), np.uint8)
+        out_bytes, filled_bytes, last = out.view(np.uint8).reshape(-1), 0, -(-stop // self.range_rows)
+        skip_buffer = np.empty(min(SKIP_BUFFER_BYTES, self._range_stride), np.uint8)
         for number in range(start // self.range_rows, last):
             first = number * self.range_rows
             low, high = max(start - first, 0), min(stop - first, self.range_rows)
-            piece = out_bytes[done : done + (high - low) * self.row_bytes]
-            done += len(piece)
-            crc = _skip(source, low * self.row_bytes, skipped, 0)
-            _fill(source, piece)
+            piece = out_bytes[filled_bytes : filled_bytes + (high - low) * self.row_bytes]
+            filled_bytes += len(piece)
+            crc = _skip_bytes(source, low * self.row_bytes, skip_buffer, 0)
+            _read_into(source, piece)
             crc = google_crc32c.extend(crc, piece)
-            left = min(self.range_rows, self.shape[0] - first) - high
-            crc = _skip(source, left * self.row_bytes, skipped, crc)
-            _fill(source, skipped[:4])
-            if skipped[:4].tobytes() != _checksum(crc):
+            remaining = min(self.range_rows, self.shape[0] - first) - high
+            crc = _skip_bytes(source, remaining * self.row_bytes, skip_buffer, crc)
+            _read_into(source, skip_buffer[:4])
+            if skip_buffer[:4].tobytes() != _checksum_bytes(crc):
                 raise ChecksumError(f"range {number} fails its checksum")
 
 
-def checksummed(values: np.ndarray) -> bytes:
+def encode_chunk(values: np.ndarray) -> bytes:
     """Return the bytes of a chunk that Zarr would write with the codecs 'bytes' and 'crc32c'."""
     data = np.ascontiguousarray(values, values.dtype.newbyteorder("<")).tobytes()
-    return data + _checksum(google_crc32c.value(data))
+    return data + _checksum_bytes(google_crc32c.value(data))
 
 
-def _checksum(crc: int) -> bytes:
+def _checksum_bytes(crc: int) -> bytes:
     """Return the bytes of a checksum."""
     return crc.to_bytes(4, "little")
 
 
-def _fill(source: ByteStream, piece: np.ndarray) -> None:
+def _read_into(source: ByteStream, piece: np.ndarray) -> None:
     """Fill a piece with the next bytes of a source."""
-    left = piece.data
-    while len(left):
-        count = source.readinto(left)
+    remaining = piece.data
+    while len(remaining):
+        count = source.readinto(remaining)
         if not count:
             raise ChecksumError("it ends too soon")
-        left = left[count:]
+        remaining = remaining[count:]
 
 
-def _skip(source: ByteStream, count: int, buffer: np.ndarray, crc: int) -> int:
+def _skip_bytes(source: ByteStream, count: int, buffer: np.ndarray, crc: int) -> int:
     """Read `count` bytes through a buffer; return the checksum `crc` extended by them."""
     while count:
         piece = buffer[: min(count, len(buffer))]
-        _fill(source, piece)
+        _read_into(source, piece)
         crc = google_crc32c.extend(crc, piece)
         count -= len(piece)
     return crc
 
 
-def _gathered(values: np.ndarray, rows: np.ndarray, step: int) -> Iterator[np.ndarray]:
+def _gather_blocks(values: np.ndarray, rows: np.ndarray, step: int) -> Iterator[np.ndarray]:
     """Yield `values[rows]` in blocks of `step` rows. A thread gathers the next block while the caller uses this one."""
     starts = range(0, len(rows), step)
     buffers = [np.empty((min(step, len(rows)), values.shape[1]), np.uint8) for _ in range(min(2, len(starts)))]
@@ -231,10 +238,10 @@ def _gathered(values: np.ndarray, rows: np.ndarray, step: int) -> Iterator[np.nd
     if len(starts) <= 1:
         yield from map(gather, range(len(starts)))
         return
-    with ThreadPoolExecutor(1) as helper:
-        coming = helper.submit(gather, 0)
+    with ThreadPoolExecutor(1) as executor:
+        next_block = executor.submit(gather, 0)
         for number in range(1, len(starts) + 1):
-            block = coming.result()
+            block = next_block.result()
             if number < len(starts):
-                coming = helper.submit(gather, number)
+                next_block = executor.submit(gather, number)
             yield block

@@ -26,11 +26,11 @@ def opened(monkeypatch, tmp_path):
     tried = []
 
     def refuse(location):
-        tried.append(options.arguments_of(location).get("config"))
+        tried.append(options.bucket_arguments(location).get("config"))
         raise RuntimeError(f"{location} is refused")
 
-    monkeypatch.setattr(options, "_options", {})
-    monkeypatch.setattr("dumap.store.backends.arguments_of", refuse)
+    monkeypatch.setattr(options, "_options_by_bucket", {})
+    monkeypatch.setattr("dumap.store.backends.bucket_arguments", refuse)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "rows.csv").write_text("a,b\n1,2\n")
     return tried

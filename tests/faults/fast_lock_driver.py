@@ -11,7 +11,7 @@ import hooks
 from dumap.cli import main
 from dumap.store import lock
 
-lock.BEAT = 0.2
+lock.HEARTBEAT_SECONDS = 0.2
 GUN = "DUMAP_GUN"
 """Names a folder: each driver makes a file 'ready-*' there, and takes the lock once there is a file 'go'."""
 

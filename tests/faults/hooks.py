@@ -150,8 +150,8 @@ def install(role: str) -> None:
     around(Part, "_append", written)
     around(Part, "write_rows", written)
     around(store.Run, "commit", commit)
-    around(store.Run, "discard_all", discard)
-    around(store.Run, "delete_all", delete)
+    around(store.Run, "delete_parts", discard)
+    around(store.Run, "delete_keys", delete)
 
 
 def pretend(pretended: dict[str, str]) -> None:

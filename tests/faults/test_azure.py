@@ -66,8 +66,8 @@ def storage(tmp_path_factory, digits_300):
         opened_by = {"account_name": ACCOUNT, "account_key": KEY, "endpoint": f"http://127.0.0.1:{port}/{ACCOUNT}"}
         make_container(opened_by["endpoint"], "data")
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(options, "_options", {})
-            options.use_options([SOURCE], opened_by)
+            patch.setattr(options, "_options_by_bucket", {})
+            options.set_options([SOURCE], opened_by)
             store = objects.open_store(SOURCE, read_only=False)
             zarr.create_group(store).create_array("vectors", data=digits_300, chunks=(150, 64))
             yield opened_by
@@ -83,7 +83,7 @@ def test_a_run_goes_to_a_container_and_back(storage, digits_300, fresh, cli, tmp
     assert dumap.run(SOURCE, output=OUTPUT, storage=storage, **QUICK)["state"] == "done", "and nothing is to do"
     file = tmp_path / "config.yaml"
     file.write_text(yaml.safe_dump({"storage": storage}))
-    options.use_options([OUTPUT], {})
+    options.set_options([OUTPUT], {})
     for command in (["verify", OUTPUT], ["clean", OUTPUT], ["export", OUTPUT, "embedding", tmp_path / "map.npy"]):
         outcome = cli(*command, "--config", file)
         assert (outcome.code, KEY in outcome.out + outcome.err) == (0, False)

@@ -274,7 +274,7 @@ def check_message(message: str) -> None:
 @pytest.fixture
 def no_pauses(monkeypatch):
     """Try failed requests again without a pause."""
-    monkeypatch.setattr(objects_module, "PAUSES", (0.0, 0.0, 0.0))
+    monkeypatch.setattr(objects_module, "RETRY_SECONDS", (0.0, 0.0, 0.0))
 
 
 @pytest.fixture

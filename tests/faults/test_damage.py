@@ -166,7 +166,7 @@ def part_of(output: str) -> dict[str, tuple[str, str]]:
 @pytest.mark.parametrize("kind", DAMAGE)
 def test_every_object_of_a_run_is_watched(damageable, monkeypatch, kind):
     """All objects are harmed, then all manifests: each is named."""
-    monkeypatch.setattr(lock_module, "LEASE", 0.5)
+    monkeypatch.setattr(lock_module, "LEASE_SECONDS", 0.5)
     every = set(keys(damageable.output))
     manifests = {k for k in every if k.startswith((MANIFESTS, LOCKS)) or (k.endswith("zarr.json") and "/" not in k)}
     for damaged in (
@@ -189,7 +189,7 @@ def test_every_object_of_a_run_is_watched(damageable, monkeypatch, kind):
 @pytest.mark.parametrize("nth", range(16))
 def test_only_damaged_parts_are_made_again(cli, damageable, expected, monkeypatch, nth):
     """One object in sixteen, others each time, so that every object of a run is harmed once."""
-    monkeypatch.setattr(lock_module, "LEASE", 0.5)
+    monkeypatch.setattr(lock_module, "LEASE_SECONDS", 0.5)
     of, kind = part_of(damageable.output), list(DAMAGE)[(nth + nth // 4) % 4]
     harmed = keys(damageable.output)[nth::16]
     if {f"{MANIFESTS}/{IDENTITY}/{part}.json" for part in ("run", "input")} & set(harmed):
@@ -340,7 +340,7 @@ def test_clean_removes_exactly_what_is_left_over(cli, damageable, littered, expe
         for folder, _, _ in os.walk(damageable.output)
         if not os.listdir(folder)
     }
-    assert empty <= set(RUN_KEYS.inner_folders())
+    assert empty <= set(RUN_KEYS.internal_folders())
     again = cli("clean", damageable.output)
     assert (again.code, again.out) == (0, "0 objects that no manifest names\n")
     assert verify(damageable.output) == []

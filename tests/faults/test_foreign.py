@@ -239,7 +239,7 @@ def test_nothing_is_written_through_a_link_that_comes_later(damageable, contents
 def test_a_file_that_a_part_links_to_is_not_deleted(damageable):
     """A part whose object somebody moved away and linked to: what was moved is theirs."""
     store, root = Run(damageable.output), Path(damageable.output)
-    (key,), away = store.part_objects("graph", "united-00000"), root.parent / "away"
+    (key,), away = store.part_object_keys("graph", "united-00000"), root.parent / "away"
     shutil.move(root / key, away)
     (root / key).symlink_to(away)
     before = away.read_bytes()
@@ -273,5 +273,5 @@ def test_a_file_without_end_is_damage(damageable, key):
 def test_all_that_a_run_writes_is_known_to_be_its_own(finished_run):
     """Else what tasks leave would stay for good, or a damaged manifest go unseen."""
     keys = Run(finished_run.output, read_only=True).keys()
-    assert [key for key in keys if not RUN_KEYS.is_lasting(key) and not RUN_KEYS.is_removable(key)] == []
-    assert not any(RUN_KEYS.is_lasting(key) and RUN_KEYS.is_removable(key) for key in keys)
+    assert [key for key in keys if not RUN_KEYS.is_permanent(key) and not RUN_KEYS.is_deletable(key)] == []
+    assert not any(RUN_KEYS.is_permanent(key) and RUN_KEYS.is_deletable(key) for key in keys)

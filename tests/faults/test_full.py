@@ -82,8 +82,8 @@ def disk(fresh):
 @pytest.fixture
 def short_lease(monkeypatch):
     """Let locks expire after 1 s: on a full disk they cannot be released, and this process lives on."""
-    monkeypatch.setattr(module, "BEAT", 0.2)
-    monkeypatch.setattr(module, "LEASE", 1.0)
+    monkeypatch.setattr(module, "HEARTBEAT_SECONDS", 0.2)
+    monkeypatch.setattr(module, "LEASE_SECONDS", 1.0)
 
 
 @pytest.mark.fault(15)

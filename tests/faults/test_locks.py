@@ -133,7 +133,7 @@ def test_a_driver_asked_to_end_as_it_begins_leaves_nothing(drivers, prepare, sec
 @pytest.mark.fault(12)
 @pytest.mark.slow
 def test_a_second_driver_is_refused_and_the_first_undisturbed(drivers, prepare, client, cli, expected, monkeypatch):
-    monkeypatch.setattr(module, "BEAT", 0.2)
+    monkeypatch.setattr(module, "HEARTBEAT_SECONDS", 0.2)
     config = prepare(EMBEDDED)
     busy = {"role": "worker", "stage": "neighbors", "part": "cell-00003", "action": "sleep", "seconds": 5}
     (name,) = drivers.faults.plan({**busy, "point": "task"})
@@ -170,7 +170,7 @@ def test_two_drivers_that_start_at_once(drivers, prepare, client, expected, fres
 
 @pytest.mark.fault(12)
 def test_one_of_many_drivers_gets_the_lock(fresh, monkeypatch):
-    monkeypatch.setattr(module, "BEAT", 0.05)
+    monkeypatch.setattr(module, "HEARTBEAT_SECONDS", 0.05)
     output, begin, end = fresh("run.zarr"), threading.Barrier(8), threading.Event()
 
     def try_lock() -> int | None:
@@ -201,7 +201,12 @@ def left_lock(fresh):
     output = Run(fresh("run.zarr"))
 
     def leave(data: bytes | None = None, **holder) -> bytes:
-        who = {"machine": module._machine(), "process": os.getpid(), "started": module._started(os.getpid()), **holder}
+        who = {
+            "machine": module._machine_id(),
+            "process": os.getpid(),
+            "started": module._process_start(os.getpid()),
+            **holder,
+        }
         data = seal({"term": 1, "holder": who, "beat": 3, "released": False}) if data is None else data
         output.put(lock_key(1), data)
         return data
@@ -220,7 +225,7 @@ def taken(output: Run) -> tuple[int, float, list[str]]:
 def ended() -> tuple[int, float]:
     """Return the number of a process that ended, and when it had started."""
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
-        numbers = process.pid, module._started(process.pid)
+        numbers = process.pid, module._process_start(process.pid)
     return numbers
 
 
@@ -236,7 +241,7 @@ def test_the_lock_of_a_process_that_ended_is_taken_at_once(left_lock):
 @pytest.mark.fault(12)
 def test_the_lock_of_another_process_of_the_same_number_is_taken_at_once(left_lock):
     output, leave = left_lock
-    leave(started=module._started(os.getpid()) - 1)
+    leave(started=module._process_start(os.getpid()) - 1)
     assert taken(output)[::2] == (2, [])
 
 
@@ -244,7 +249,7 @@ def test_the_lock_of_another_process_of_the_same_number_is_taken_at_once(left_lo
 def test_the_lock_of_a_process_that_ended_unnoticed_by_its_parent_is_taken_at_once(left_lock):
     output, leave = left_lock
     process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    leave(process=process.pid, started=module._started(process.pid))
+    leave(process=process.pid, started=module._process_start(process.pid))
     process.stdin.close()
     until(lambda: psutil.Process(process.pid).status() == psutil.STATUS_ZOMBIE, "its end")
     assert taken(output)[::2] == (2, [])
@@ -256,9 +261,9 @@ def test_a_process_that_cannot_be_looked_at_is_not_gone(left_lock, monkeypatch):
     """Such as another user's, where the system hides those."""
     output, leave = left_lock
     leave(started=1.0)
-    monkeypatch.setattr(module, "_started", lambda process: None)
-    monkeypatch.setattr(module, "BEAT", 0.1)
-    monkeypatch.setattr(module, "LEASE", 0.5)
+    monkeypatch.setattr(module, "_process_start", lambda process: None)
+    monkeypatch.setattr(module, "HEARTBEAT_SECONDS", 0.1)
+    monkeypatch.setattr(module, "LEASE_SECONDS", 0.5)
     term, seconds, _ = taken(output)
     assert term == 2
     assert seconds > 0.5
@@ -267,8 +272,8 @@ def test_a_process_that_cannot_be_looked_at_is_not_gone(left_lock, monkeypatch):
 @pytest.mark.fault(12)
 @pytest.mark.parametrize("data", [b"", b"{", b"null", b"\xff\x00", seal({"term": 1})[:-1]], ids=str)
 def test_a_damaged_lock_is_waited_for_then_taken(left_lock, monkeypatch, data):
-    monkeypatch.setattr(module, "BEAT", 0.1)
-    monkeypatch.setattr(module, "LEASE", 0.5)
+    monkeypatch.setattr(module, "HEARTBEAT_SECONDS", 0.1)
+    monkeypatch.setattr(module, "LEASE_SECONDS", 0.5)
     output, leave = left_lock
     leave(data)
     term, seconds, notes = taken(output)
@@ -279,8 +284,8 @@ def test_a_damaged_lock_is_waited_for_then_taken(left_lock, monkeypatch, data):
 
 @pytest.mark.fault(12)
 def test_an_unknown_machine_is_waited_for_and_heard(left_lock, monkeypatch):
-    monkeypatch.setattr(module, "BEAT", 0.1)
-    monkeypatch.setattr(module, "LEASE", 1.0)
+    monkeypatch.setattr(module, "HEARTBEAT_SECONDS", 0.1)
+    monkeypatch.setattr(module, "LEASE_SECONDS", 1.0)
     output, leave = left_lock
     leave(machine=["elsewhere", "", ""], process=7)
     term, seconds, notes = taken(output)
@@ -308,8 +313,8 @@ def test_a_stopped_driver_is_taken_over_and_cannot_commit(
     first = drive(drivers, config)
     reached(drivers, name, first)
     until(lambda: psutil.Process(first.pid).status() == psutil.STATUS_STOPPED, "its stop")
-    monkeypatch.setattr(module, "BEAT", 0.2)
-    monkeypatch.setattr(module, "LEASE", 2.0)
+    monkeypatch.setattr(module, "HEARTBEAT_SECONDS", 0.2)
+    monkeypatch.setattr(module, "LEASE_SECONDS", 2.0)
     before, watching = commits(config.output), Notes()
     assert run(config, client=client, observer=watching)["state"] == "done"
     (taking,) = [note for note in watching.notes if "taking over" in note]

@@ -22,7 +22,7 @@ from dumap.recipe.status import status
 from dumap.store import LOCKS, Lock, Run
 from dumap.store import lock as module
 from dumap.store.objects import seal
-from dumap.store.run import SECTIONS, lock_key
+from dumap.store.run import MAPPING_ATTRIBUTES, lock_key
 
 pytestmark = pytest.mark.fault(12)
 
@@ -30,15 +30,15 @@ pytestmark = pytest.mark.fault(12)
 @pytest.fixture(autouse=True)
 def short_lease(monkeypatch):
     """Renew locks 20 times a second, and count drivers as gone after half a second."""
-    monkeypatch.setattr(module, "BEAT", 0.05)
-    monkeypatch.setattr(module, "LEASE", 0.5)
+    monkeypatch.setattr(module, "HEARTBEAT_SECONDS", 0.05)
+    monkeypatch.setattr(module, "LEASE_SECONDS", 0.5)
 
 
 @pytest.fixture
 def begun_run(fresh) -> Run:
     """Return a run that has been created and holds nothing yet."""
     store = Run(fresh("run.zarr"))
-    store.create({key: {} for key in SECTIONS})
+    store.create({key: {} for key in MAPPING_ATTRIBUTES})
     return store
 
 

@@ -218,7 +218,7 @@ def in_memory():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Part, "_append", write)
         patch.setattr(Run, "_read_piece", read)
-        patch.setattr(manifests, "_holds", lambda *_: True)  # there are no objects
+        patch.setattr(manifests, "_are_valid_pieces", lambda *_: True)  # there are no objects
         patch.setattr(connect, "connect", lambda *_: contextlib.nullcontext(Here()))
         yield held
 

@@ -32,15 +32,15 @@ def storage(digits):
     with pytest.MonkeyPatch.context() as patch:
         for name in [name for name in os.environ if name.startswith("AWS_")]:
             patch.delenv(name)
-        patch.setattr(options, "_options", {})
+        patch.setattr(options, "_options_by_bucket", {})
         import boto3
 
         keys = {"aws_access_key_id": KEY, "aws_secret_access_key": SECRET, "region_name": "us-east-1"}
         boto3.client("s3", endpoint_url=options_of["endpoint"], **keys).create_bucket(Bucket="secret")
-        options.use_options([SOURCE], options_of)
+        options.set_options([SOURCE], options_of)
         store = objects_module.open_store(SOURCE, read_only=False)
         zarr.create_group(store).create_array("vectors", data=digits[0][:300], chunks=(150, 64))
-        options.use_options([SOURCE], {})
+        options.set_options([SOURCE], {})
         yield {**options_of, "region": "us-east-1"}
     server.close()
 

@@ -24,7 +24,7 @@ from dumap.artifacts.job import Job
 from dumap.artifacts.part_names import part_names
 from dumap.engine.cluster import MAX_DEATHS, DaskEngine
 from dumap.engine.task_queue import TaskQueue
-from dumap.engine.worker import execute
+from dumap.engine.worker import execute_task
 from dumap.errors import TaskError
 from dumap.recipe.damage import verify
 from dumap.recipe.observers import SilentObserver
@@ -281,7 +281,7 @@ def test_either_of_two_tasks_for_one_part_may_be_first(cluster_with_nannies, pre
         meeting = {"point": "manifest", "action": "sleep", "seconds": 0.5, "times": 2}
         (name,) = faults.plan(meeting | {"stage": stage, "part": part})
         both = [
-            cluster_with_nannies.client.submit(execute, task, job, part, {}, workers=[address], pure=False)
+            cluster_with_nannies.client.submit(execute_task, task, job, part, {}, workers=[address], pure=False)
             for address in cluster_with_nannies.pids()
         ]
         cluster_with_nannies.client.gather(both)

@@ -68,7 +68,7 @@ def results(output: str) -> dict[str, bytes]:
 def held(output: str) -> set[tuple[str, str]]:
     """Return the kinds of parts that hold anything."""
     store = Run(output, read_only=True)
-    return {(s, keep.kind_of(p)) for s in STAGES for p in store.committed(s) if store.part_objects(s, p)}
+    return {(s, keep.kind_of(p)) for s in STAGES for p in store.committed(s) if store.part_object_keys(s, p)}
 
 
 @pytest.mark.parametrize("recipe", [SEARCH_RECIPE, GIVEN_NEIGHBORS_RECIPE])
@@ -142,7 +142,7 @@ def test_a_damaged_part_of_the_model_is_made_again(copy_of_run):
     before, store = results(config.output), Run(config.output)
     lists = store.read("neighbors", "lists-00000", "indices")
     for stage, part in (("neighbors", "lists-00000"), ("graph", "united-00000")):
-        os.truncate(Path(config.output, store.part_objects(stage, part)[0]), 10)
+        os.truncate(Path(config.output, store.part_object_keys(stage, part)[0]), 10)
     uncommit_damage(config.output, verify(config.output), print)
     assert run(config, observer=notes)["state"] == "done"
     assert any(note.startswith("cells: ") and "'sorted'" in note for note in notes.notes), notes.notes

@@ -287,7 +287,7 @@ def test_a_parent_of_other_data_is_refused(child, parent, digits, save):
 
 
 def test_a_parent_that_is_driven_is_refused(child, parent, monkeypatch):
-    monkeypatch.setattr(lock_module, "BEAT", 0.2)
+    monkeypatch.setattr(lock_module, "HEARTBEAT_SECONDS", 0.2)
     config = child(NEAR)
     with Lock(Run(parent), print):
         refused(config, parent, LockError, "is driven by")

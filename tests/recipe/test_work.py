@@ -21,7 +21,7 @@ from dumap.recipe.observers import SilentObserver
 from dumap.recipe.pipeline import run
 from dumap.recipe.status import status
 from dumap.show.export import export
-from dumap.store import claim
+from dumap.store import write_work_pointer
 
 LOCAL = {"cluster.engine": "local"}
 
@@ -264,7 +264,7 @@ def test_another_driver_that_has_begun_meanwhile_is_told(begun, monkeypatch, fre
     config, _ = begun()
     monkeypatch.setattr("dumap.recipe.pipeline.find_work_place", lambda config: config.work)
     other = fresh("other")
-    claim(config.output, other)
+    write_work_pointer(config.output, other)
     with pytest.raises(RunMismatchError, match=rf"keeps its internal folder in {other}, not in .*work"):
         run(config, observer=SilentObserver())
 

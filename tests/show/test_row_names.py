@@ -14,7 +14,7 @@ import zarr
 from pyarrow import parquet
 
 import dumap
-from dumap.store.row_names import find_names, plain_names
+from dumap.store.row_names import find_row_names, normalize_names
 
 QUICK = {"n_neighbors": 5, "n_epochs": 2, "audit": {"queries": 0}, "cluster": {"engine": "local"}, "init": "random"}
 NAMES = [f"row-{number * 7 % 40}" for number in range(40)]
@@ -129,7 +129,7 @@ def test_the_estimator_hands_names_on(x):
     ],
 )
 def test_names_are_whole_numbers_or_texts(values, names):
-    assert plain_names(values).tolist() == names
+    assert normalize_names(values).tolist() == names
 
 
 def test_bfloat16_has_names_too(tmp_path):
@@ -139,6 +139,6 @@ def test_bfloat16_has_names_too(tmp_path):
     group.create_array("cell", data=np.arange(100, 140))
     file = tmp_path / "in.zarr/vectors/zarr.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "data_type": "bfloat16", "fill_value": 0.0}))
-    row_names = find_names(str(tmp_path / "in.zarr"), "vectors", 40)
+    row_names = find_row_names(str(tmp_path / "in.zarr"), "vectors", 40)
     assert row_names is not None
     assert np.concatenate(list(row_names.blocks())).tolist() == list(range(100, 140))

@@ -24,8 +24,8 @@ from dumap.errors import ConfigError, InputError, StorageError
 from dumap.sources import ingestion
 from dumap.sources.files import FileSelection
 from dumap.sources.ingestion import ingest
-from dumap.store.lock import this_process
-from dumap.store.new_store import WRITER, NewStore
+from dumap.store.lock import describe_this_process
+from dumap.store.new_store import WRITER_FILE, NewStore
 
 X = np.random.default_rng(0).normal(size=(250, 6)).astype(np.float32)
 NAMES = [f"row {i} é" for i in range(len(X))]
@@ -373,7 +373,7 @@ def test_an_output_that_is_there_is_left_alone(fresh):
 
 def test_a_store_that_is_not_written_to_its_end_is_not_there(fresh, small, monkeypatch):
     file, output = bad(fresh, "x.npy", lambda p: np.save(p, X)), fresh("out.zarr")
-    flush, listings = NewStore._flush, []
+    flush, listings = NewStore._write_chunk, []
 
     def stop(self):
         flush(self)
@@ -381,7 +381,7 @@ def test_a_store_that_is_not_written_to_its_end_is_not_there(fresh, small, monke
         if len(listings) == 2:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(NewStore, "_flush", stop)
+    monkeypatch.setattr(NewStore, "_write_chunk", stop)
     with pytest.raises(KeyboardInterrupt):
         ingest([file], output)
     (partial,) = listings[-1]
@@ -392,7 +392,7 @@ def test_a_store_that_is_not_written_to_its_end_is_not_there(fresh, small, monke
 KILLED = """
 import os, signal, sys
 from dumap.store import NewStore
-NewStore._flush = lambda self: os.kill(os.getpid(), signal.SIGKILL)
+NewStore._write_chunk = lambda self: os.kill(os.getpid(), signal.SIGKILL)
 from dumap.cli import main
 main()
 """
@@ -408,10 +408,10 @@ def test_what_a_killed_process_left_is_removed_by_the_next(fresh):
     others[1].mkdir()
     alive = left.with_name(".out.zarr.00000000.partial")
     shutil.copytree(left, alive)
-    (alive / WRITER).write_text(json.dumps(this_process()))
+    (alive / WRITER_FILE).write_text(json.dumps(describe_this_process()))
     ingest([file], str(output))
     assert sorted(output.parent.iterdir()) == sorted([*others, alive, output])
-    assert not (output / WRITER).exists()
+    assert not (output / WRITER_FILE).exists()
     np.testing.assert_array_equal(zarr.open_array(str(output), path="vectors", mode="r")[:], X)
 
 
@@ -419,14 +419,14 @@ def test_chunks_without_metadata_are_written_over_in_a_bucket(fresh, small, monk
     """A folder stands for the bucket: what was left of a store that was not written to its end is no store."""
     monkeypatch.setattr("dumap.store.new_store.is_remote", lambda path: True)
     file, output = bad(fresh, "x.npy", lambda p: np.save(p, X)), Path(fresh("out.zarr"))
-    flush = NewStore._flush
-    monkeypatch.setattr(NewStore, "_flush", lambda self: flush(self) or 1 / 0)
+    flush = NewStore._write_chunk
+    monkeypatch.setattr(NewStore, "_write_chunk", lambda self: flush(self) or 1 / 0)
     with pytest.raises(ZeroDivisionError):
         ingest([file], str(output))
     left = [path for path in output.rglob("*") if path.is_file()]
     assert [path.relative_to(output).as_posix() for path in left] == ["vectors/c/0/0"]
     left[0].rename(left[0].with_name("9"))
-    monkeypatch.setattr(NewStore, "_flush", flush)
+    monkeypatch.setattr(NewStore, "_write_chunk", flush)
     ingest([file], str(output))
     np.testing.assert_array_equal(zarr.open_array(str(output), path="vectors", mode="r")[:], X)
     assert not left[0].with_name("9").exists()

@@ -74,10 +74,10 @@ def test_a_pattern_of_a_bucket_is_listed_step_by_step(tmp_path, monkeypatch):
         (tmp_path / name).mkdir(parents=True)
     monkeypatch.setattr(patterns, "Objects", lambda at, read_only: Objects(at.replace("s3://bucket", str(tmp_path))))
     names = ["a/x-0.zarr", "a/x-1.zarr", "b/x-0.zarr"]
-    assert patterns.matching("s3://bucket/[ab]/x-*.zarr") == [f"s3://bucket/{name}" for name in names]
-    assert patterns.matching("s3://bucket/*/z/x-?.zarr/") == [f"s3://bucket/{at}/z/x-0.zarr" for at in "c"]
+    assert patterns.expand_pattern("s3://bucket/[ab]/x-*.zarr") == [f"s3://bucket/{name}" for name in names]
+    assert patterns.expand_pattern("s3://bucket/*/z/x-?.zarr/") == [f"s3://bucket/{at}/z/x-0.zarr" for at in "c"]
     with pytest.raises(InputError, match=r"nothing is there by the pattern s3://bucket/d\*"):
-        patterns.matching("s3://bucket/d*")
+        patterns.expand_pattern("s3://bucket/d*")
 
 
 def test_a_path_that_is_there_is_no_pattern(tmp_path):

@@ -237,7 +237,7 @@ def test_the_first_of_many_arrays_are_listed_and_the_others_counted(tmp_path, mo
         root.create_array(f"group/{number:02d}", shape=(4, 2), dtype="f4")
     with pytest.raises(InputError, match=r"are: group/00 \(4, 2\), .*, group/19 \(4, 2\), and 10 more$"):
         Input(str(tmp_path / "in.zarr"), "vectors")
-    monkeypatch.setattr(listing, "MOST_NODES", 26)
+    monkeypatch.setattr(listing, "MAX_NODES", 26)
     with pytest.raises(InputError, match=r"group/19 \(4, 2\), and at least 5 more$"):
         Input(str(tmp_path / "in.zarr"), "vectors")
 

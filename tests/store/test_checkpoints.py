@@ -53,12 +53,12 @@ def test_passes_may_be_cut_otherwise_and_replace_those_before(checkpoints):
 def test_a_pass_that_lost_a_piece_no_longer_counts(checkpoints):
     names = write(checkpoints, 1, [0, 1, 2, 3])
     checkpoints.commit(1, names, OFFSETS)
-    checkpoints.forget_broken()
+    checkpoints.uncommit_broken()
     assert checkpoints.latest() == 1
     checkpoints.run.forget("layout", names[1])
     with pytest.raises(DamageError):
         checkpoints.read(1, "y", 0, 10)
-    checkpoints.forget_broken()
+    checkpoints.uncommit_broken()
     assert checkpoints.latest() == 0
 
 

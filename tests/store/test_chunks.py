@@ -169,4 +169,4 @@ def test_other_arrays_that_are_read_are_refused_too(configure, save, tmp_path):
 def test_missing_numbers_are_the_first_ones():
     for present in ([], [0], [3], [0, 1, 2, 4], [1, 3, 5, 7, 9], [8, 9], list(range(10))):
         expected = [number for number in range(10) if number not in present][: chunks.MAX_LISTED]
-        assert chunks._missing(np.array(present, np.int64), 10).tolist() == expected
+        assert chunks._first_missing(np.array(present, np.int64), 10).tolist() == expected

@@ -11,7 +11,7 @@ import pytest
 from dumap.artifacts.part_names import NEIGHBORS
 from dumap.store import Run
 from dumap.store.backends import Folder
-from dumap.store.committed import READS_AT_ONCE
+from dumap.store.committed import MAX_CONCURRENT_READS
 from dumap.store.concurrent_reads import call_concurrently
 
 
@@ -67,7 +67,7 @@ def test_after_an_error_no_other_call_begins(threads):
 @pytest.fixture
 def distant(tmp_path, monkeypatch) -> tuple[Run, Counting]:
     """Return a run of three parts that is read as one in a bucket is, and what counts its reads."""
-    under_way = Counting(READS_AT_ONCE)
+    under_way = Counting(MAX_CONCURRENT_READS)
 
     class Bucket(Folder):
         is_local = False
@@ -90,7 +90,7 @@ def test_many_parts_of_a_bucket_are_read_side_by_side(distant):
     names = [f"cell-{number:05d}" for number in range(12)]
     rows = run.read_span(NEIGHBORS, names, np.arange(13) * 10, "indices", 5, 115)
     assert rows.tolist() == list(range(5, 115))
-    assert under_way.most == READS_AT_ONCE
+    assert under_way.most == MAX_CONCURRENT_READS
     pieces = list(run.read_each(NEIGHBORS, [(name, "indices", 2, 4) for name in reversed(names)]))
     assert [piece.tolist() for piece in pieces] == [[10 * n + 2, 10 * n + 3] for n in reversed(range(12))]
     assert [summary["number"] for summary in run.summaries(NEIGHBORS, names)] == list(range(12))

@@ -16,7 +16,7 @@ from dumap.recipe.damage import verify
 from dumap.recipe.stage_names import RUN_KEYS
 from dumap.recipe.status import status
 from dumap.store import FORMAT, Checkpoints, Run
-from dumap.store.run import SECTIONS
+from dumap.store.run import MAPPING_ATTRIBUTES
 
 FOLDER = Path(__file__).parents[1]
 
@@ -57,7 +57,7 @@ def test_a_run_of_an_older_format_is_refused_in_a_line(tmp_path, cli, version):
 def run(tmp_path) -> Run:
     """Return a run that has been created and holds nothing yet."""
     run = Run(str(tmp_path / "run.zarr"))
-    run.create({"seed": 42, **{key: {} for key in SECTIONS}})
+    run.create({"seed": 42, **{key: {} for key in MAPPING_ATTRIBUTES}})
     run.make_folders(RUN_KEYS)
     return run
 
@@ -106,7 +106,7 @@ def test_a_pass_that_is_not_durable_keeps_the_last_that_is(run):
         commit(number, durable)
     assert checkpoints.numbers() == [2, 4]
     run.forget("layout", checkpoints.piece_name(4, 0, 1))  # as a lost machine may
-    checkpoints.forget_broken()
+    checkpoints.uncommit_broken()
     assert checkpoints.latest() == 2
     assert checkpoints.read(2, "y", 0, 3).tolist() == [2, 2, 2]
     commit(5, True)

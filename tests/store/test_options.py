@@ -20,16 +20,16 @@ REQUIRED = {"input": {"path": "s3://data/in.zarr"}, "output": "s3://other/run.za
 @pytest.fixture(autouse=True)
 def forgotten(monkeypatch):
     """Forget all storage options, before and after the test."""
-    monkeypatch.setattr(options, "_options", {})
+    monkeypatch.setattr(options, "_options_by_bucket", {})
 
 
 def test_options_are_the_buckets_own():
-    options.use_options(["s3://data/in.zarr", "/a/path", "gs://other"], {**STORAGE, "timeout": "2 seconds"})
+    options.set_options(["s3://data/in.zarr", "/a/path", "gs://other"], {**STORAGE, "timeout": "2 seconds"})
     expected = {"config": STORAGE, "client_options": {"timeout": "2 seconds", "allow_http": True}}
-    assert options.arguments_of("s3://data/run.zarr/deep") == expected
-    assert options.arguments_of("s3://elsewhere/in.zarr") == options.arguments_of("/a/path") == {}
-    options.use_options(["S3://data/x"], {})
-    assert options.arguments_of("s3://data/run.zarr") == {}
+    assert options.bucket_arguments("s3://data/run.zarr/deep") == expected
+    assert options.bucket_arguments("s3://elsewhere/in.zarr") == options.bucket_arguments("/a/path") == {}
+    options.set_options(["S3://data/x"], {})
+    assert options.bucket_arguments("s3://data/run.zarr") == {}
     assert set(options.known_options()) == {"gs://other"}
 
 
@@ -81,11 +81,11 @@ def test_a_file_that_cannot_be_read_is_told_without_its_lines(tmp_path):
 
 def test_an_option_that_a_service_does_not_have_is_named():
     pytest.importorskip("obstore")
-    options.use_options(["s3://data"], {"nonsense": SECRET})
+    options.set_options(["s3://data"], {"nonsense": SECRET})
     with pytest.raises(Exception, match="'nonsense' is not valid") as error:
         Run("s3://data/run.zarr").exists()
     assert SECRET not in str(error.value)
-    options.use_options(["s3://data"], {"timeout": SECRET})
+    options.set_options(["s3://data"], {"timeout": SECRET})
     with pytest.raises(Exception, match="failed to parse") as error:
         Run("s3://data/run.zarr").exists()
     assert SECRET not in str(error.value)

@@ -15,14 +15,14 @@ from dumap.errors import DamageError, InputError, StorageError
 from dumap.store import FORMAT, IDENTITY, MANIFESTS, PARTS, Run, disk, probe, read_array, stored_array
 from dumap.store import backends as backends
 from dumap.store import part as module
-from dumap.store.run import SECTIONS
+from dumap.store.run import MAPPING_ATTRIBUTES
 
 
 @pytest.fixture
 def run(tmp_path) -> Run:
     """Return a run that has been created and holds nothing yet."""
     run = Run(str(tmp_path / "run.zarr"))
-    run.create({"seed": 42, **{key: {} for key in SECTIONS}})
+    run.create({"seed": 42, **{key: {} for key in MAPPING_ATTRIBUTES}})
     return run
 
 
@@ -98,7 +98,7 @@ def bucket(monkeypatch) -> Run:
     held = obstore.MemoryStore()
     monkeypatch.setattr(backends, "open_bucket", lambda location: held)
     run = Run("memory://bucket/run.zarr")
-    run.create({"seed": 42, **{key: {} for key in SECTIONS}})
+    run.create({"seed": 42, **{key: {} for key in MAPPING_ATTRIBUTES}})
     return run
 
 
@@ -312,7 +312,7 @@ def test_put_new_writes_once(run):
 
 def test_a_run_of_another_format_is_refused(run):
     assert run.attributes["format"] == FORMAT
-    run.create({"seed": 7, **{key: {} for key in SECTIONS}})
+    run.create({"seed": 7, **{key: {} for key in MAPPING_ATTRIBUTES}})
     assert run.attributes["seed"] == 42, "creating again changes nothing"
     run.forget(IDENTITY, "run")
     run.put("zarr.json", json.dumps({"attributes": {"format": FORMAT + 1}}).encode())
@@ -332,7 +332,7 @@ def test_folders_that_are_no_runs_are_refused(tmp_path):
 def final(run) -> Run:
     """Return a run with a final array of 250 rows."""
     with run.part(IDENTITY, "results") as part:
-        part.create_final("embedding", (250, 2), "float32", 100, np.nan, {"long_name": "coordinates"})
+        part.create_final_array("embedding", (250, 2), "float32", 100, np.nan, {"long_name": "coordinates"})
     run.renew()
     return run
 
@@ -375,7 +375,7 @@ def test_labels_are_read_from_numpy_and_zarr(tmp_path):
 
 
 def test_a_file_that_a_full_disk_ended_is_discarded(tmp_path):
-    writer = disk.Writer(str(tmp_path), "a/b")
+    writer = disk.FileWriter(str(tmp_path), "a/b")
 
     class Full(io.RawIOBase):
         def writable(self):

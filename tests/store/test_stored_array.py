@@ -16,7 +16,7 @@ from zarr.codecs import Crc32cCodec
 from zarr.storage import MemoryStore
 
 from dumap.store import stored_array
-from dumap.store.stored_array import ChecksumError, StoredArray, checksummed
+from dumap.store.stored_array import ChecksumError, StoredArray, encode_chunk
 
 KINDS = ["bool", "u1", "i1", "i2", "u4", "i4", "i8", "u8", "f2", "f4", "f8"]
 SHAPES = [(0,), (1,), (5,), (16,), (17,), (1000,), (0, 3), (1, 1), (48, 3), (300, 7), (333, 1), (2, 40, 3), (65, 3, 5)]
@@ -65,7 +65,7 @@ def test_chunks_of_public_arrays_are_zarrs_own(shape):
     values, objects = make(shape, "f4"), {}
     zarr.create_array(MemoryStore(objects), data=values, chunks=shape, compressors=[Crc32cCodec()], filters=None)
     (key,) = objects.keys() - {"zarr.json"}
-    assert checksummed(values) == checksummed(values.astype(">f4")) == objects[key].to_bytes()
+    assert encode_chunk(values) == encode_chunk(values.astype(">f4")) == objects[key].to_bytes()
 
 
 @settings(max_examples=200, deadline=None)
@@ -83,7 +83,7 @@ def test_rows_are_read_back_to_the_bit(data):
 
 
 def test_skipped_rows_pass_through_a_small_buffer(monkeypatch):
-    monkeypatch.setattr(stored_array, "SKIP_BYTES", 48)
+    monkeypatch.setattr(stored_array, "SKIP_BUFFER_BYTES", 48)
     values = make((300, 7), "f8")
     shard, data = encode(values)
     for start, stop in [(0, 1), (7, 9), (15, 17), (299, 300)]:
