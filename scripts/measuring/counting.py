@@ -123,7 +123,7 @@ def _count_backends(counter: Counter) -> None:
     """Count what goes through dumap's own store."""
     from dumap.store import backends, objects
 
-    for backend in (backends.Folder, backends.Bucket, backends.Archive):
+    for backend in (backends.Folder, backends.Bucket, backends.ZipArchive):
         call_after(backend, "get", lambda written, *_: counter.add(reads=1, read_bytes=byte_size(written)))
         call_after(
             backend, "open_span", lambda _, key, start, stop, size: counter.add(reads=1, read_bytes=stop - start)

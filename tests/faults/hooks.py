@@ -147,7 +147,7 @@ def install(role: str) -> None:
         return call
 
     around(worker, "execute_task", execute_task)
-    around(Part, "_append", written)
+    around(Part, "_append_rows", written)
     around(Part, "write_rows", written)
     around(store.Run, "commit", commit)
     around(store.Run, "delete_parts", discard)

@@ -216,7 +216,7 @@ def in_memory():
         out[...] = held[piece[0]][start:stop]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Part, "_append", write)
+        patch.setattr(Part, "_append_rows", write)
         patch.setattr(Run, "_read_piece", read)
         patch.setattr(manifests, "_are_valid_pieces", lambda *_: True)  # there are no objects
         patch.setattr(connect, "connect", lambda *_: contextlib.nullcontext(Here()))
