@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from pathlib import Path
 
 import pytest
 
@@ -15,6 +14,12 @@ SLOW = 20
 """How many of the quickest tests take as long as a slow one."""
 FIXTURES = {"shared_cluster": 20, "client": 8, "embed": 3}
 """How many of them take as long as a quick test that uses a fixture, directly or through others."""
+
+TOGETHER = (
+    ("tests/test_benchmark.py", "tests/test_hard_vectors.py", "tests/kernels/test_neighbors.py"),
+    ("tests/faults/test_workers.py", "tests/faults/test_drivers.py"),
+)
+"""Files that compile pynndescent's search, for half a minute in each process; files that share a cluster to kill."""
 
 
 def count() -> int:
@@ -41,9 +46,20 @@ def length(item: pytest.Item) -> int:
     return max([1, *(FIXTURES.get(name, 1) for name in getattr(item, "fixturenames", ()))])
 
 
+def scope_of(file: str) -> str:
+    """Return the scope of a file's tests, which one process runs: the file, or all files that compile the same."""
+    return next((files[0] for files in TOGETHER if file in files), file)
+
+
+def is_first(item: pytest.Item) -> bool:
+    """Tell whether a test's file is begun before all others."""
+    return item.get_closest_marker("first") is not None
+
+
 def longest_first(items: list[pytest.Item]) -> list[pytest.Item]:
-    """Sort tests by how long those of their file take together, so that all processes end at about one time."""
-    lengths: Counter[Path] = Counter()
+    """Sort tests by how long those of their scope take together, so that all processes end at about one time."""
+    scopes = {item: scope_of(item.nodeid.split("::")[0]) for item in items}
+    lengths: Counter[str] = Counter()
     for item in items:
-        lengths[item.path] += length(item)
-    return sorted(items, key=lambda item: (-lengths[item.path], item.path))
+        lengths[scopes[item]] += length(item)
+    return sorted(items, key=lambda item: (not is_first(item), -lengths[scopes[item]], scopes[item], item.path))

@@ -33,6 +33,7 @@ def computed(fresh):
 
 
 @pytest.mark.slow
+@pytest.mark.first
 @pytest.mark.parametrize("artifact", ["lists", "graph", "start", "embedding"])
 @pytest.mark.parametrize("name", SETTINGS)
 def test_bytes_are_as_they_were(computed, name, artifact):

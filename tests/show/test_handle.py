@@ -265,28 +265,42 @@ def test_what_a_cluster_cannot_drive_is_refused(client, data, digits_300, fresh,
 # drivers that die ----------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("end", ["killed", "retired"])
-def test_a_driver_whose_worker_is_gone_goes_on_elsewhere(compiled, data, fresh, end):
-    output, long = fresh("run.zarr"), {**QUICK, "n_epochs": 120, "layout": {"mode": "rounds", "checkpoint_every": 10}}
+LONG = {**QUICK, "n_epochs": 120, "layout": {"mode": "rounds", "checkpoint_every": 10}}
+
+
+@pytest.fixture(scope="module")
+def long_map(data, fresh):
+    """Return the map of a run of many rounds that nothing disturbed."""
+    return dumap.run(data, output=fresh("run.zarr"), **{**LONG, "cluster": {"engine": "local"}}).embedding[:]
+
+
+@pytest.fixture(scope="module")
+def two_workers(compiled):
+    """Return the client of a cluster of two processes, whose nannies start workers anew."""
     with (
         LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0", memory_limit="2GiB") as cluster,
         Client(cluster, set_as_default=False) as client,
     ):
-        handle = dumap.submit(data, client, output=output, **long)
-        until = time.monotonic() + 120
-        while handle.progress()["stage"] != "layout" and time.monotonic() < until:
-            time.sleep(0.2)
-        worker = drivers(client, handle)[0]
-        if end == "killed":
-            os.kill(client.run(os.getpid, workers=[worker])[worker], signal.SIGKILL)
-        else:
-            client.retire_workers([worker])
-        y = handle.result(timeout=240).embedding[:]
-        assert len(drivers(client, handle)) == 2
-        assert handle.progress()["stages"].count("graph") == 1, "what was done is not done again"
-    alone = dumap.run(data, output=fresh("run.zarr"), **{**long, "cluster": {"engine": "local"}})
-    assert np.array_equal(alone.embedding[:], y)
+        yield client
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("end", ["killed", "retired"])
+def test_a_driver_whose_worker_is_gone_goes_on_elsewhere(two_workers, long_map, data, fresh, end):
+    two_workers.wait_for_workers(2, timeout=120)
+    handle = dumap.submit(data, two_workers, output=fresh("run.zarr"), **LONG)
+    until = time.monotonic() + 120
+    while handle.progress()["stage"] != "layout" and time.monotonic() < until:
+        time.sleep(0.2)
+    worker = drivers(two_workers, handle)[0]
+    if end == "killed":
+        os.kill(two_workers.run(os.getpid, workers=[worker])[worker], signal.SIGKILL)
+    else:
+        two_workers.retire_workers([worker])  # it does not come back: the last test of these workers
+    y = handle.result(timeout=240).embedding[:]
+    assert len(drivers(two_workers, handle)) == 2
+    assert handle.progress()["stages"].count("graph") == 1, "what was done is not done again"
+    assert np.array_equal(long_map, y)
 
 
 def drivers(client, handle) -> list[str]:
