@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 
@@ -10,7 +11,7 @@ from dumap.artifacts.graph import Graph
 from dumap.artifacts.job import Job
 from dumap.artifacts.part_names import COARSEN
 from dumap.kernels import start
-from dumap.store import Checkpoints, Run
+from dumap.store import Checkpoints, Part, Run
 
 LABEL_SOURCES = "seeds"
 """The part that holds the sources of labels, the rows from which labels spread. Its name is part of the format."""
@@ -40,3 +41,58 @@ def labels_reader(job: Job, graph: Graph, number: int) -> Callable[[int], np.nda
         return labels
 
     return labels_of_sources
+
+
+class UnlabelledEdges(NamedTuple):
+    """The edges of a shard's rows that have no label.
+
+    Attributes
+    ----------
+    rows : ndarray of int64, shape (n,)
+        Numbers of the rows in the shard, ascending.
+    indptr, tails, weights : ndarray
+        Their edges.
+    """
+
+    rows: np.ndarray
+    indptr: np.ndarray
+    tails: np.ndarray
+    weights: np.ndarray
+
+    def select(self, chosen: np.ndarray) -> UnlabelledEdges:
+        """Return the edges of some of the rows; `chosen` says of each row whether it is one."""
+        return UnlabelledEdges(self.rows[chosen], *start.edges_of_rows(chosen, *self[1:]))
+
+
+def _array_names(shard: int) -> list[str]:
+    """Name the arrays that hold a shard's edges in a piece of a label checkpoint."""
+    return [f"{field}-{shard:05d}" for field in UnlabelledEdges._fields]
+
+
+def read_unlabelled(run: Run, graph: Graph, number: int, shard: int, labels: np.ndarray) -> UnlabelledEdges:
+    """Read the edges of the rows of a shard that have no label after a pass, or that have no edge.
+
+    They are in the pass's piece if they are at most half of the shard's edges. Otherwise the shard is read whole.
+
+    Parameters
+    ----------
+    run : Run
+    graph : Graph
+    number, shard : int
+        The number of the pass, 0 before the first pass, and the shard.
+    labels : ndarray of int, shape (rows of the shard,)
+        The shard's labels after the pass.
+    """
+    names = _array_names(shard)
+    piece = label_checkpoints(run).piece_of(number, shard) if number else None
+    if piece is not None and names[0] in run.manifest(COARSEN, piece)["arrays"]:
+        return UnlabelledEdges(*run.read_each(COARSEN, [(piece, name, 0, None) for name in names]))
+    whole = UnlabelledEdges(np.arange(len(labels)), *graph.read(shard))
+    return whole.select((labels == start.UNLABELLED) | (np.diff(whole.indptr) == 0))
+
+
+def write_unlabelled(out: Part, graph: Graph, shard: int, edges: UnlabelledEdges) -> None:
+    """Write the edges of a shard's rows that have no label, if they are at most half of the shard's edges."""
+    if 0 < 2 * len(edges.tails) <= graph.edges_of(shard, shard + 1):
+        for name, values in zip(_array_names(shard), edges, strict=True):
+            out.write(name, values)

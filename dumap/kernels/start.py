@@ -21,6 +21,15 @@ UNLABELLED = -1
 i is a near row with a low hash."""
 
 
+def edges_of_rows(
+    chosen: np.ndarray, indptr: np.ndarray, tails: np.ndarray, weights: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the edges of some rows, as indptr, tails and weights; `chosen` says of each row whether it is one."""
+    degrees = np.diff(indptr)
+    edges = np.repeat(chosen, degrees)
+    return np.append(0, np.cumsum(degrees[chosen])), tails[edges], weights[edges]
+
+
 @nb.njit(cache=True, nogil=True)
 def look_up(indptr, tails, cursor, first, page, out):
     """Look up the labels of a shard's tails that lie in one page (a range of rows).
@@ -48,21 +57,20 @@ def look_up(indptr, tails, cursor, first, page, out):
 
 
 @nb.njit(cache=True, nogil=True)
-def spread_labels(indptr, weights, ends, first, labels):
-    """Give each unlabelled row of a shard the label of its strongest labelled neighbour.
+def spread_labels(indptr, weights, ends, positions, labels):
+    """Give each unlabelled row the label of its strongest labelled neighbour.
 
     A row without edges gets a label of its own.
 
     Parameters
     ----------
     indptr, weights : ndarray
-        The shard's edges.
+        The rows' edges.
     ends : ndarray of int, shape (edges,)
         Labels of the tails.
-    first : int
-        The shard's first row.
+    positions : ndarray of int64, shape (rows,)
     labels : ndarray of int, shape (rows,)
-        Labels of the shard's rows, `UNLABELLED` for a row without one; written.
+        Labels of the rows, `UNLABELLED` for a row without one; written.
 
     Returns
     -------
@@ -73,7 +81,7 @@ def spread_labels(indptr, weights, ends, first, labels):
     for r in range(indptr.shape[0] - 1):
         if indptr[r] == indptr[r + 1]:
             new += labels[r] >= UNLABELLED
-            labels[r] = -2 - (first + r)
+            labels[r] = -2 - positions[r]
         if labels[r] != UNLABELLED:
             continue
         best = np.float32(0)
@@ -89,19 +97,18 @@ def spread_labels(indptr, weights, ends, first, labels):
 
 
 @nb.njit(cache=True, nogil=True)
-def label_lowest(indptr, tails, first, labels, seed):
-    """Give a new label to each unlabelled row of a shard whose hash is lower than the hashes of all its neighbours.
+def label_lowest(indptr, tails, positions, labels, seed):
+    """Give a new label to each unlabelled row whose hash is lower than the hashes of all its neighbours.
 
     It is called once labels no longer spread. Every component that is still unlabelled has such a row.
 
     Parameters
     ----------
     indptr, tails : ndarray
-        The shard's edges.
-    first : int
-        The shard's first row.
+        The rows' edges.
+    positions : ndarray of int64, shape (rows,)
     labels : ndarray of int, shape (rows,)
-        Labels of the shard's rows; written.
+        Labels of the rows; written.
     seed : int
 
     Returns
@@ -112,7 +119,7 @@ def label_lowest(indptr, tails, first, labels, seed):
     base = hashing.key(seed, hashing.LABEL_SOURCES)
     new, left = 0, 0
     for r in range(indptr.shape[0] - 1):
-        i = first + r
+        i = positions[r]
         if labels[r] != UNLABELLED:
             continue
         hash_i = hashing.draw(base, i)

@@ -7,7 +7,14 @@ from itertools import pairwise
 import numpy as np
 
 from dumap.artifacts.cells import CellTable
-from dumap.artifacts.coarsen import EDGES, LABEL_SOURCES, label_checkpoints, labels_reader
+from dumap.artifacts.coarsen import (
+    EDGES,
+    LABEL_SOURCES,
+    label_checkpoints,
+    labels_reader,
+    read_unlabelled,
+    write_unlabelled,
+)
 from dumap.artifacts.graph import Graph
 from dumap.artifacts.job import Job
 from dumap.artifacts.part_names import CELLS, COARSEN, GRAPH, sum_fact
@@ -18,12 +25,13 @@ from dumap.planning.geometry import Geometry
 from dumap.planning.plan import Projection
 from dumap.stages import Context, Stage
 from dumap.stages.passes import GraphPass, pass_ranges
-from dumap.store import CHECKPOINT, Checkpoints
+from dumap.store import CHECKPOINT, Checkpoints, Run
 
 COARSE_PAIR_BYTES = 80
 """Bytes of a pair of labels while pairs are added up (measured, rounded up)."""
-LABEL_PASSES = 6
-"""Passes over the graph in which labels spread: an assumption, since their number grows slowly with the rows."""
+LABEL_PASSES, GRAPH_READS = 6, 4
+"""Passes in which labels spread, and how often all tasks together read the whole graph: assumptions. The passes grow
+slowly with the rows; most of their reads are those of the first two."""
 SUMMED_EDGES = "added"
 """The parts that hold each shard's edges, summed by labels, until the edges of all shards are merged."""
 LABELS_PER_OFFSET = 256
@@ -43,24 +51,30 @@ def draw_label_sources(job: Job, part: str) -> None:
 
 
 def spread_labels(job: Job, part: str, lowest: bool) -> None:
-    """Run one label pass on a shard range.
+    """Run one label pass on a shard range: labels spread to rows that have none.
 
-    Labels spread. With `lowest`, rows that no label reaches get labels of their own instead.
+    With `lowest`, rows that no label reaches get labels of their own instead. The rows that are left without a label
+    are the only ones whose edges the next pass needs.
     """
     graph = Graph(job.run)
     number, begin, end = Checkpoints.parse_piece_name(part)
     graph_pass, new_labels, new, left = GraphPass(job, labels_reader(job, graph, number - 1)), [], 0, 0
-    for shard in range(begin, end):
-        first, _ = graph.shards.span(shard)
-        indptr, tails, weights = graph.read(shard)
-        labels = graph_pass.page(shard).copy()
-        if lowest:
-            counts = start.label_lowest(indptr, tails, first, labels, job.config.seed)
-        else:
-            counts = start.spread_labels(indptr, weights, graph_pass.ends(indptr, tails), first, labels)
-        new_labels.append(labels)
-        new, left = new + counts[0], left + counts[1]
     with job.run.part(COARSEN, part) as out:
+        for shard in range(begin, end):
+            labels = graph_pass.page(shard).copy()
+            new_labels.append(labels)
+            if number > 1 and start.UNLABELLED not in labels:  # the first pass also looks for rows without edges
+                continue
+            edges = read_unlabelled(job.run, graph, number - 1, shard, labels)
+            positions, labels_of_rows = graph.shards.span(shard)[0] + edges.rows, labels[edges.rows]
+            if lowest:
+                counts = start.label_lowest(edges.indptr, edges.tails, positions, labels_of_rows, job.config.seed)
+            else:
+                ends = graph_pass.ends(edges.indptr, edges.tails)
+                counts = start.spread_labels(edges.indptr, edges.weights, ends, positions, labels_of_rows)
+            labels[edges.rows] = labels_of_rows
+            write_unlabelled(out, graph, shard, edges.select(labels_of_rows == start.UNLABELLED))
+            new, left = new + counts[0], left + counts[1]
         out.write("labels", np.concatenate(new_labels))
         out.attributes |= {"new": int(new), "left": int(left)}
 
@@ -108,6 +122,15 @@ def merge_edges(job: Job, part: str, names: list[str]) -> None:
         }
 
 
+def finished_pieces(store: Run, labels: Checkpoints, number: int) -> dict[tuple[int, int], str]:
+    """Return the pieces of a pass whose rows all have labels, by shard range: later checkpoints hold them too."""
+    pieces = labels.pieces(number) if number else []
+    left = [summary["left"] for summary in store.summaries(COARSEN, pieces)]
+    return {
+        Checkpoints.parse_piece_name(piece)[1:]: piece for piece, rows in zip(pieces, left, strict=True) if not rows
+    }
+
+
 def run(context: Context) -> dict:
     """Label the rows and sum the edges between labels, if the start is spectral; return the figures."""
     if context.config.start.init != "spectral":
@@ -120,19 +143,19 @@ def run(context: Context) -> dict:
     if passes:
         left, lowest = (store.summary(COARSEN, labels.name(passes))[fact] for fact in ("left", "lowest"))
     while left:
-        pieces = [labels.piece_name(passes + 1, *shard_range) for shard_range in ranges]
-        context.compute(COARSEN, spread_labels, pieces, lowest=lowest, progress=(passes, passes + 2))
+        finished = finished_pieces(store, labels, passes)
+        pieces = [finished.get(ends) or labels.piece_name(passes + 1, *ends) for ends in ranges]
+        unfinished = [piece for piece in pieces if piece not in finished.values()]
+        context.compute(COARSEN, spread_labels, unfinished, lowest=lowest, progress=(passes, passes + 2))
         passes += 1
-        left, lowest = sum_fact(store, COARSEN, pieces, "left"), not sum_fact(store, COARSEN, pieces, "new")
+        left, lowest = sum_fact(store, COARSEN, unfinished, "left"), not sum_fact(store, COARSEN, unfinished, "new")
         labels.commit(passes, pieces, graph.shards.offsets, left=left, lowest=lowest)
     if not store.is_committed(COARSEN, EDGES):
         singly = pairwise(range(len(graph.shards) + 1))  # a shard's pairs may be as many as its edges
         pieces = [f"{SUMMED_EDGES}-{labels.piece_name(passes, *shard)}" for shard in singly]
         context.compute(COARSEN, sum_by_label, pieces, progress=(passes, passes + 1))
         context.compute(COARSEN, merge_edges, [EDGES], names=pieces, progress=(passes, passes + 1))
-    for part in store.committed(COARSEN):
-        if part.startswith(SUMMED_EDGES):
-            store.discard(COARSEN, part)
+    store.delete_parts(COARSEN, [part for part in store.committed(COARSEN) if part.startswith(SUMMED_EDGES)])
     return {"label_passes": passes, **store.summary(COARSEN, EDGES)}
 
 
@@ -147,7 +170,7 @@ def project(geometry: Geometry, config: Config, worker_memory: int) -> Projectio
     )  # the edges and the row sizes of the coarse graph
     return Projection(
         tasks=LABEL_PASSES * geometry.shards,
-        shuffled_bytes=LABEL_PASSES * edges * (index + 4),
+        shuffled_bytes=GRAPH_READS * edges * (index + 4),
         disk_bytes=edges * 8 + geometry.rows * index + kept,
         task_bytes=start_bytes(config, geometry.rows, min(geometry.shard_rows, geometry.rows)),
         temporary_bytes={SUMMED_EDGES: edges * 8},

@@ -53,6 +53,14 @@ class Checkpoints:
         """List the pieces of a committed checkpoint, in the order of their rows."""
         return self.run.summary(self.stage, self.name(number))["pieces"]
 
+    def piece_of(self, number: int, shard: int) -> str:
+        """Return the piece of a committed checkpoint that holds a shard."""
+        for piece in self.pieces(number):
+            _, first, last = self.parse_piece_name(piece)
+            if first <= shard < last:
+                return piece
+        raise ValueError(f"{self.stage} {self.name(number)} holds no shard {shard}")
+
     def read(self, number: int, array: str, start: int, stop: int) -> np.ndarray:
         """Read rows [start, stop) of a committed checkpoint."""
         summary = self.run.summary(self.stage, self.name(number))

@@ -313,12 +313,12 @@ def test_the_starts_kernels_reach_beyond_32_bits(vast):
     start.look_up(indptr, tails, indptr[:-1].copy(), FAR, page, ends)
     assert ends[FAR : FAR + 2].tolist() == [7, 9]
     alone = [labels.copy() for _ in range(9)]
-    counts = [start.label_lowest(indptr, tails, FAR, label, seed) for seed, label in enumerate(alone)]
+    counts = [start.label_lowest(indptr, tails, np.array([FAR]), label, seed) for seed, label in enumerate(alone)]
     assert set(counts) == {(1, 0), (0, 1)}
     assert {label[0] for label in alone} == {start.UNLABELLED, -2 - FAR}
-    assert start.spread_labels(indptr, weights, ends, FAR, labels) == (1, 0)
+    assert start.spread_labels(indptr, weights, ends, np.array([FAR]), labels) == (1, 0)
     assert labels.tolist() == [9]
-    assert start.spread_labels(np.array([FAR, FAR]), weights, ends, FAR, labels) == (1, 0)
+    assert start.spread_labels(np.array([FAR, FAR]), weights, ends, np.array([FAR]), labels) == (1, 0)
     assert labels.tolist() == [-2 - FAR]
     sums, totals, y = np.zeros((1, 1)), np.zeros(1), np.array([[0], [0], [0], [4], [0], [16]], np.float32)
     start.add_neighbors(indptr, tails, weights, indptr[:-1].copy(), FAR, y, sums, totals)

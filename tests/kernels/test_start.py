@@ -48,7 +48,8 @@ def test_labels_spread_along_the_strongest_edges_however_the_graph_is_cut(graph)
     out, counts = labels.copy(), np.zeros(2, int)
     for indptr, _, weights, low, ends in labels_at_ends(graph, labels):
         labels_of_shard = out[low : low + len(indptr) - 1]
-        counts += start.spread_labels(indptr, weights, ends, low, labels_of_shard)
+        positions = np.arange(low, low + len(indptr) - 1)
+        counts += start.spread_labels(indptr, weights, ends, positions, labels_of_shard)
     assert np.array_equal(out, expected)
     assert alone.any()
     assert counts[1] == (expected == start.UNLABELLED).sum() > 0
@@ -57,8 +58,9 @@ def test_labels_spread_along_the_strongest_edges_however_the_graph_is_cut(graph)
 
 def test_rows_without_edges_are_settled_in_one_pass():
     labels = np.array([start.UNLABELLED, 0], np.int32)
+    no_edges = np.zeros(3, np.int64), np.empty(0, "f4"), np.empty(0, "i4")
     for expected in ((2, 0), (0, 0)):
-        assert start.spread_labels(np.zeros(3, np.int64), np.empty(0, "f4"), np.empty(0, "i4"), 5, labels) == expected
+        assert start.spread_labels(*no_edges, np.array([5, 6]), labels) == expected
         assert labels.tolist() == [-7, -8]
 
 
@@ -67,9 +69,10 @@ def test_every_component_left_over_has_a_lowest_row_of_its_own(graph):
     _, member = sparse.csgraph.connected_components(graph)
     labels[member == member[graph.indices[0]]] = 0
     before = labels.copy()
-    counts = np.sum(
-        [start.label_lowest(p, t, low, labels[low : low + len(p) - 1], 3) for p, t, _, low in shards(graph)], 0
-    )
+    counts = np.zeros(2, int)
+    for indptr, tails, _, low in shards(graph):
+        positions = np.arange(low, low + len(indptr) - 1)
+        counts += start.label_lowest(indptr, tails, positions, labels[positions[0] : positions[-1] + 1], 3)
     chosen = np.flatnonzero(labels < start.UNLABELLED)
     assert np.array_equal(labels[chosen], -2 - chosen)
     assert counts.tolist() == [len(chosen), (labels == start.UNLABELLED).sum()]
@@ -77,6 +80,14 @@ def test_every_component_left_over_has_a_lowest_row_of_its_own(graph):
     assert np.array_equal(labels[before == 0], before[before == 0])
     assert set(member[chosen]) == set(member[before < 0])
     assert not graph[chosen][:, chosen].nnz
+
+
+def test_the_edges_of_some_rows(graph):
+    chosen = np.random.default_rng(2).random(ROWS) < 0.3
+    indptr, tails, weights = start.edges_of_rows(chosen, graph.indptr, graph.indices, graph.data)
+    edges = sparse.csr_matrix((weights, tails, indptr), (chosen.sum(), ROWS))
+    assert (edges != graph[np.flatnonzero(chosen)]).nnz == 0
+    assert 0 < edges.nnz < graph.nnz
 
 
 def test_label_sources_are_drawn_by_rows_alone():
