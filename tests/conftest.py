@@ -23,7 +23,7 @@ import zarr
 from distributed import Client, LocalCluster
 from faults.catalogue import Collector
 from hypothesis import settings as hypothesis_settings
-from shares import parse, share_of
+from shares import parse_share, share_of
 from skips import is_allowed
 from sklearn.datasets import load_digits
 
@@ -32,10 +32,10 @@ from dumap.recipe.pipeline import run
 from dumap.recipe.status import status
 from dumap.show.export import export
 
-QUICK = {"layout.n_epochs": 20, "start.coarse_epochs": 20, "audit.queries": 0, "keep": "all"}
+QUICK_SETTINGS = {"layout.n_epochs": 20, "start.coarse_epochs": 20, "audit.queries": 0, "keep": "all"}
 """Settings of runs whose parts are inspected; their map does not matter."""
-LOCAL = {"cluster.engine": "local"}
-MEMORY = Path("/dev/shm")
+LOCAL_ENGINE = {"cluster.engine": "local"}
+MEMORY_FOLDER = Path("/dev/shm")
 
 hypothesis_settings.register_profile("dumap", deadline=None)  # a busy machine is no fault
 hypothesis_settings.load_profile("dumap")
@@ -53,7 +53,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """Check the option --share; collect which tests show which fault, before any test is deselected."""
     if (words := config.getoption("--share")) is not None:
         try:
-            parse(words)
+            parse_share(words)
         except ValueError as error:
             raise pytest.UsageError(f"--share {error}") from None
     config.pluginmanager.register(Collector(), "catalogue")
@@ -62,7 +62,7 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
     """Return how many processes `-n auto` starts."""
-    return processes.count()
+    return processes.count_processes()
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -90,12 +90,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if (words := config.getoption("--share")) is not None:
         keep_share(config, items, words)
     if processes.is_one_of_many(config):
-        items[:] = processes.longest_first(items)
+        items[:] = processes.sort_longest_first(items)
 
 
 def keep_share(config: pytest.Config, items: list[pytest.Item], words: str) -> None:
     """Keep the tests of a share. If it has none, pytest fails, as always when no test is run."""
-    share, shares = parse(words)
+    share, shares = parse_share(words)
     others = [item for item in items if share_of(item.nodeid, shares) != share]
     items[:] = [item for item in items if share_of(item.nodeid, shares) == share]
     config.hook.pytest_deselected(items=others)
@@ -136,13 +136,18 @@ def interruptible():
 
 
 @pytest.fixture(scope="session")
-def fresh() -> Iterator[Callable[[str], str]]:
-    """Return a function that names a new path, as in `fresh('run.zarr')`.
+def new_path() -> Iterator[Callable[[str], str]]:
+    """Return a function that names a new path, as in `new_path('run.zarr')`.
 
     Paths are in memory if there is room, since runs flush every object. All are removed at the end of the session.
     """
-    roomy = MEMORY.is_dir() and os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > 2**30
-    root, numbers = Path(tempfile.mkdtemp(prefix="dumap-tests-", dir=MEMORY if roomy else None)), itertools.count()
+    roomy = (
+        MEMORY_FOLDER.is_dir() and os.access(MEMORY_FOLDER, os.W_OK) and shutil.disk_usage(MEMORY_FOLDER).free > 2**30
+    )
+    root, numbers = (
+        Path(tempfile.mkdtemp(prefix="dumap-tests-", dir=MEMORY_FOLDER if roomy else None)),
+        itertools.count(),
+    )
 
     def name(ending: str = "") -> str:
         folder = root / f"{next(numbers):04d}"
@@ -161,11 +166,11 @@ def digits() -> tuple[np.ndarray, np.ndarray]:
 
 
 @pytest.fixture(scope="session")
-def save(fresh) -> Callable[..., str]:
+def save(new_path) -> Callable[..., str]:
     """Return a function that writes an array to a new Zarr group, as 'vectors', and returns the group's path."""
 
     def write(x: np.ndarray, chunk_rows: int = 500, **options: Any) -> str:
-        path = fresh("input.zarr")
+        path = new_path("input.zarr")
         chunks = (min(chunk_rows, len(x)), *x.shape[1:])
         zarr.create_group(path, zarr_format=options.get("zarr_format", 3)).create_array(
             "vectors",
@@ -208,7 +213,7 @@ class Embedded:
 
     output: str
     status: dict[str, Any]
-    fresh: Callable[[str], str]
+    new_path: Callable[[str], str]
 
     def array(self, name: str) -> zarr.Array:
         return zarr.open_array(self.output, path=name, mode="r")
@@ -225,7 +230,7 @@ class Embedded:
         return next(s["facts"] for s in self.status["stages"] if s["name"] == stage)
 
     def export(self, what: str, ending: str) -> str:
-        out = self.fresh(f"out{ending}")
+        out = self.new_path(f"out{ending}")
         export(self.output, what, out)
         return out
 
@@ -235,34 +240,34 @@ class Embedded:
 
 
 @pytest.fixture(scope="session")
-def configure(save, fresh) -> Callable[..., Config]:
+def configure(save, new_path) -> Callable[..., Config]:
     """Return a function that makes the configuration of a short run of an array or a path; settings by dotted keys."""
 
     def make(x: np.ndarray | str, settings: dict[str, Any] | None = None) -> Config:
-        places = {"input.path": x if isinstance(x, str) else save(x), "output": fresh("run.zarr")}
-        return load_config(None, (), {**places, **QUICK, **(settings or {})})
+        places = {"input.path": x if isinstance(x, str) else save(x), "output": new_path("run.zarr")}
+        return load_config(None, (), {**places, **QUICK_SETTINGS, **(settings or {})})
 
     return make
 
 
 @pytest.fixture(scope="session")
-def embed(configure, fresh) -> Callable[..., Embedded]:
+def embed(configure, new_path) -> Callable[..., Embedded]:
     """Return a function that embeds an array or a path and returns the finished run.
 
     It runs on threads of this process, for a few tenths of a second and more, or on the workers of a client.
     """
 
     def go(x: np.ndarray | str, settings: dict[str, Any] | None = None, client: Client | None = None) -> Embedded:
-        config = configure(x, {**({} if client else LOCAL), **(settings or {})})
-        return Embedded(config.output, run(config, client=client), fresh)
+        config = configure(x, {**({} if client else LOCAL_ENGINE), **(settings or {})})
+        return Embedded(config.output, run(config, client=client), new_path)
 
     return go
 
 
 @pytest.fixture
-def inspect(fresh) -> Callable[[str], Embedded]:
+def inspect(new_path) -> Callable[[str], Embedded]:
     """Return a function that reads a run by its path."""
-    return lambda output: Embedded(output, status(output), fresh)
+    return lambda output: Embedded(output, status(output), new_path)
 
 
 class Outcome(NamedTuple):

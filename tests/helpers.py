@@ -28,7 +28,7 @@ SHARDED = {"neighbors.n_neighbors": 5, "graph.shard_rows": 4096, "layout.n_epoch
 """Settings of runs in several shards, if there are more than 4096 rows."""
 
 
-def slowly(values: Iterable[Any], *quick: Any) -> list:
+def mark_slow_except(values: Iterable[Any], *quick: Any) -> list:
     """Mark as slow all values of a parameter but the quick ones; a tuple stands for several parameters."""
     several = [(value, value if isinstance(value, tuple) else (value,)) for value in values]
     return [pytest.param(*given, marks=() if value in quick else pytest.mark.slow) for value, given in several]
@@ -45,7 +45,7 @@ failing = pytest.mark.parametrize(
 """What a task may fail of, and what whichever engine that ran it raises."""
 
 
-def run_here(job: Job) -> Context:
+def local_context(job: Job) -> Context:
     """Return what a stage's `run` takes, so that its tasks run here, one after another."""
 
     def compute(
@@ -57,7 +57,7 @@ def run_here(job: Job) -> Context:
     return Context(job, plan(job.config), compute, 1, 1, 0, print)
 
 
-def fail_after(epoch: int, write_state: Callable[..., None]) -> Callable[..., None]:
+def fail_after_epoch(epoch: int, write_state: Callable[..., None]) -> Callable[..., None]:
     """Return a `write_state` of the layout whose disk is full after an epoch."""
 
     def write(job: Job, part: str, *state: Any) -> None:
@@ -68,7 +68,7 @@ def fail_after(epoch: int, write_state: Callable[..., None]) -> Callable[..., No
     return write
 
 
-class Notes(SilentObserver):
+class NoteRecorder(SilentObserver):
     """Keeps what a person is told."""
 
     def __init__(self) -> None:
@@ -82,7 +82,7 @@ class Notes(SilentObserver):
         return [note for note in self.notes if "is left out" in note]
 
 
-class ActAtStageStart(Notes):
+class ActAtStageStart(NoteRecorder):
     """Does something as a stage begins, and keeps what a person is told."""
 
     def __init__(self, stage: str, action: Callable[[], object]) -> None:
@@ -94,27 +94,27 @@ class ActAtStageStart(Notes):
             self.action()
 
 
-def unmark(output: str, stages: Iterable[str]) -> None:
+def uncommit_stages(output: str, stages: Iterable[str]) -> None:
     """Undo that stages are done; their parts stay."""
     for stage in stages:
         Path(output, MANIFESTS, "done", f"{stage}.json").unlink()
 
 
-def uncommit(output: str, stages: Iterable[str]) -> None:
+def uncommit_parts(output: str, stages: Iterable[str]) -> None:
     """Undo all commits of some stages."""
-    unmark(output, stages)
+    uncommit_stages(output, stages)
     for stage in stages:
         shutil.rmtree(Path(output, MANIFESTS, stage))
 
 
-def brute(x: np.ndarray, metric: str, **options: float) -> np.ndarray:
+def brute_force_neighbors(x: np.ndarray, metric: str, **options: float) -> np.ndarray:
     """Return all distances, infinite to itself."""
     d = cdist(x.astype(np.float64), x.astype(np.float64), metric, **options)
     np.fill_diagonal(d, np.inf)
     return d
 
 
-def stacked(graph: Graph) -> sparse.csr_matrix:
+def stack_edges(graph: Graph) -> sparse.csr_matrix:
     """Return all shards of a graph as one matrix."""
     parts = [graph.read(shard) for shard in range(len(graph.shards))]
     return sparse.vstack(

@@ -8,11 +8,11 @@ import pytest
 
 from dumap.engine.resources import cpu_count, free_memory
 
-MEMORY = 4 * 2**30
+PROCESS_MEMORY = 4 * 2**30
 """Bytes that a process of tests may take, with the workers that it starts."""
-SLOW = 20
+SLOW_TEST_LENGTH = 20
 """How many of the quickest tests take as long as a slow one."""
-FIXTURES = {"shared_cluster": 20, "client": 8, "embed": 3}
+FIXTURE_LENGTHS = {"shared_cluster": 20, "client": 8, "embed": 3}
 """How many of them take as long as a quick test that uses a fixture, directly or through others."""
 
 TOGETHER = (
@@ -22,9 +22,9 @@ TOGETHER = (
 """Files that compile pynndescent's search, for half a minute in each process; files that share a cluster to kill."""
 
 
-def count() -> int:
+def count_processes() -> int:
     """Return how many processes there are where nobody said: one for each processor, if there is memory for so many."""
-    return max(1, min(cpu_count(), free_memory() // MEMORY))
+    return max(1, min(cpu_count(), free_memory() // PROCESS_MEMORY))
 
 
 def is_one_of_many(config: pytest.Config) -> bool:
@@ -39,11 +39,11 @@ def runs_all(config: pytest.Config) -> bool:
     return config.args_source is pytest.Config.ArgsSource.TESTPATHS
 
 
-def length(item: pytest.Item) -> int:
+def estimate_length(item: pytest.Item) -> int:
     """Guess how long a test takes, by its marks and its fixtures."""
     if item.get_closest_marker("slow"):
-        return SLOW
-    return max([1, *(FIXTURES.get(name, 1) for name in getattr(item, "fixturenames", ()))])
+        return SLOW_TEST_LENGTH
+    return max([1, *(FIXTURE_LENGTHS.get(name, 1) for name in getattr(item, "fixturenames", ()))])
 
 
 def scope_of(file: str) -> str:
@@ -56,10 +56,10 @@ def is_first(item: pytest.Item) -> bool:
     return item.get_closest_marker("first") is not None
 
 
-def longest_first(items: list[pytest.Item]) -> list[pytest.Item]:
+def sort_longest_first(items: list[pytest.Item]) -> list[pytest.Item]:
     """Sort tests by how long those of their scope take together, so that all processes end at about one time."""
     scopes = {item: scope_of(item.nodeid.split("::")[0]) for item in items}
     lengths: Counter[str] = Counter()
     for item in items:
-        lengths[scopes[item]] += length(item)
+        lengths[scopes[item]] += estimate_length(item)
     return sorted(items, key=lambda item: (not is_first(item), -lengths[scopes[item]], scopes[item], item.path))

@@ -6,7 +6,7 @@ import re
 import zlib
 
 
-def parse(text: str) -> tuple[int, int]:
+def parse_share(text: str) -> tuple[int, int]:
     """Read 'K/N' as a share and the number of shares."""
     match = re.fullmatch(r"(\d+)/(\d+)", text)
     share, shares = map(int, match.groups()) if match else (0, 0)

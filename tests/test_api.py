@@ -20,13 +20,13 @@ def data(save, digits_300) -> str:
 
 
 @pytest.fixture(scope="module")
-def done(data, fresh) -> dumap.Result:
+def done(data, new_path) -> dumap.Result:
     """Return the result of a short run."""
-    return dumap.run(data, output=fresh("run.zarr"), **QUICK)
+    return dumap.run(data, output=new_path("run.zarr"), **QUICK)
 
 
-def test_data_and_keywords_are_all_a_run_needs(data, done, fresh):
-    config = {"input": {"path": data}, "output": fresh("run.zarr"), "layout": {"n_epochs": 10}}
+def test_data_and_keywords_are_all_a_run_needs(data, done, new_path):
+    config = {"input": {"path": data}, "output": new_path("run.zarr"), "layout": {"n_epochs": 10}}
     config |= {name: QUICK[name] for name in ("quality", "audit", "cluster")}
     settings = [f"input.path={data}", f"output={config['output']}", "layout.n_epochs=10", "cluster.engine=local"]
     loaded = dumap.load_config(None, [*settings, "quality.queries=0", "audit.queries=0"])
@@ -40,8 +40,8 @@ def test_a_result_is_a_mapping_of_the_status(done):
     assert [stage["state"] for stage in done["stages"]] == ["done"] * 10
 
 
-def test_paths_may_be_objects(data, done, fresh):
-    output = Path(fresh("run.zarr"))
+def test_paths_may_be_objects(data, done, new_path):
+    output = Path(new_path("run.zarr"))
     child = dumap.run(Path(data), output=output, parent=done, min_dist=np.float32(0.5), **QUICK)
     assert child["parent"] == done.path
     assert dumap.verify(child) == []
@@ -54,8 +54,8 @@ def test_a_configuration_is_given_once(data):
         dumap.run({"input": {"path": data}}, config={})
 
 
-def test_an_array_has_the_bytes_of_its_store(digits_300, done, fresh):
-    result = dumap.run(digits_300, output=fresh("run.zarr"), **QUICK)
+def test_an_array_has_the_bytes_of_its_store(digits_300, done, new_path):
+    result = dumap.run(digits_300, output=new_path("run.zarr"), **QUICK)
     assert np.array_equal(result.embedding[:], done.embedding[:])
     assert dumap.plan(digits_300, output="RUN.zarr").geometry.rows == 300
 
@@ -65,6 +65,6 @@ def test_data_that_is_none_is_refused():
         dumap.run(3, output="RUN.zarr")
 
 
-def test_there_has_to_be_a_run_to_open(fresh):
+def test_there_has_to_be_a_run_to_open(new_path):
     with pytest.raises(StorageError, match="holds no run"):
-        dumap.open_run(fresh("no.zarr"))
+        dumap.open_run(new_path("no.zarr"))

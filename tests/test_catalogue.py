@@ -12,7 +12,7 @@ import pytest
 from faults.catalogue import FAULTS
 from faults.harness import SECONDS
 from processes import runs_all
-from shares import parse, share_of
+from shares import parse_share, share_of
 
 TESTS = Path(__file__).parent
 
@@ -86,7 +86,7 @@ def test_shares_together_are_all_tests_and_each_is_about_as_long(shares):
 
 
 def test_a_share_is_k_of_n():
-    assert parse("2/3") == (2, 3)
+    assert parse_share("2/3") == (2, 3)
     for wrong in ("0/3", "4/3", "3", "a/b", "-1/3", "1/0", ""):
         with pytest.raises(ValueError, match="give K/N with K from 1 to N, as 2/3"):
-            parse(wrong)
+            parse_share(wrong)

@@ -52,11 +52,11 @@ def machine(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def configured(digits_300, save, fresh):
+def configured(digits_300, save, new_path):
     """Write the configuration of a tiny run; return its path and the output's."""
 
     def write(**cluster) -> tuple[str, str]:
-        file, output = fresh("run.yaml"), fresh("run.zarr")
+        file, output = new_path("run.yaml"), new_path("run.zarr")
         values = {"input": {"path": save(digits_300)}, "output": output, "layout": {"n_epochs": 5}, "cluster": cluster}
         Path(file).write_text(yaml.safe_dump(values))
         return file, output

@@ -31,9 +31,9 @@ UMAP_LEARN = default_values()
 
 
 @pytest.fixture(scope="module", autouse=True)
-def temporary(fresh):
+def temporary(new_path):
     """Let the temporary folders of estimators be in memory."""
-    before, tempfile.tempdir = tempfile.tempdir, fresh("tmp")
+    before, tempfile.tempdir = tempfile.tempdir, new_path("tmp")
     Path(tempfile.tempdir).mkdir()
     yield Path(tempfile.tempdir)
     tempfile.tempdir = before
@@ -66,8 +66,8 @@ def test_scikit_learns_checks_hold_without_exception(estimator, check):
     check(estimator)
 
 
-def test_arrays_in_arrays_out_as_a_run_has_them(digits_300, fitted, fresh):
-    result = dumap.run(digits_300, output=fresh("run.zarr"), n_neighbors=K, n_epochs=5)
+def test_arrays_in_arrays_out_as_a_run_has_them(digits_300, fitted, new_path):
+    result = dumap.run(digits_300, output=new_path("run.zarr"), n_neighbors=K, n_epochs=5)
     assert isinstance(fitted.embedding_, np.ndarray)
     assert fitted.embedding_.dtype == np.float32
     assert np.array_equal(fitted.embedding_, result.embedding[:])
@@ -202,9 +202,9 @@ def test_labels_are_told_of_once(digits_300):
     assert len(caught) == 1
 
 
-def test_first_coordinates_may_be_an_array(digits_300, fresh):
+def test_first_coordinates_may_be_an_array(digits_300, new_path):
     init = np.random.default_rng(0).normal(size=(300, 2))
-    path = fresh("init.npy")
+    path = new_path("init.npy")
     np.save(path, init.astype(np.float32))
     assert np.array_equal(quick(init=init).fit_transform(digits_300), quick(init=path).fit_transform(digits_300))
 
@@ -340,8 +340,8 @@ def test_a_pickle_is_a_path_which_stays(digits_300, temporary):
     shutil.rmtree(Path(path).parent)
 
 
-def test_a_named_store_is_gone_on_with(digits_300, fresh):
-    store = Path(fresh("run.zarr"))
+def test_a_named_store_is_gone_on_with(digits_300, new_path):
+    store = Path(new_path("run.zarr"))
     reducer = quick(store=store).fit(digits_300[:50])
     made = reducer.run_["stages"][-1]["seconds"]
     assert reducer.run_.path == str(store)

@@ -17,12 +17,12 @@ STORED = json.loads((FOLDER / "digests.json").read_text())
 
 
 @pytest.fixture(scope="module")
-def computed(fresh):
+def computed(new_path):
     """Compute the digests in a process of its own, for 12 s or more; skip if the libraries have other versions."""
     if versions() != STORED["versions"]:
         pytest.skip(f"the digests are of {STORED['versions']}, here are {versions()}")
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", str(FOLDER / "compute.py"), fresh()],
+        [sys.executable, "-W", "ignore", str(FOLDER / "compute.py"), new_path()],
         env={**os.environ, **PROCESSOR, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,

@@ -18,18 +18,18 @@ LAYERS = (
     "kernels",
 )
 """From the top: each imports what is below it, and nothing above."""
-DOORS = ("single_cell", "neighbors_transformer", "estimator", "cluster_runs")
+ENTRY_POINTS = ("single_cell", "neighbors_transformer", "estimator", "cluster_runs")
 """Modules above all layers but the command line, from the top."""
-GROUND = {"compiled", "errors", "json_values", "version"}
+BASE_MODULES = {"compiled", "errors", "json_values", "version"}
 """Modules that all but kernels may import, and that import nothing of dumap but one another."""
-ONLY_IN = {"zarr": "store", "obstore": "store", "dask": "engine", "distributed": "engine"}
+FOLDER_OF_LIBRARY = {"zarr": "store", "obstore": "store", "dask": "engine", "distributed": "engine"}
 NEVER_IN_KERNELS = (
     *("os", "io", "pathlib", "shutil", "socket", "tempfile", "subprocess", "mmap", "urllib", "http", "fsspec"),
     *("logging", "time", "datetime", "importlib", "yaml", "pickle"),
 )
-STANDS_IN_FOR_OTHERS = "stages.given"
+PART_SUBSTITUTE = "stages.given"
 """A module of other ways to do stages, which build on those."""
-MOST_LINES, MOST_OF_A_FUNCTION, MOST_PARAMETERS = 400, 60, 8
+MAX_LINES, MAX_FUNCTION_LINES, MAX_PARAMETERS = 400, 60, 8
 
 
 def is_type_checking(node: ast.AST) -> bool:
@@ -60,19 +60,17 @@ def is_wrong(where: str, name: str) -> bool:
     if name.startswith("."):
         return True
     if not within(name, "dumap"):
-        elsewhere = any(within(name, module) and not within(where, home) for module, home in ONLY_IN.items())
+        elsewhere = any(within(name, module) and not within(where, home) for module, home in FOLDER_OF_LIBRARY.items())
         return elsewhere or (where.startswith("kernels.") and any(within(name, module) for module in NEVER_IN_KERNELS))
     layer, target = where.split(".")[0], f"{name}.".split(".")[1]
     if layer in LAYERS:
-        allowed = {*LAYERS[LAYERS.index(layer) :], *GROUND, *(DOORS if layer == "cli" else ())}
+        allowed = {*LAYERS[LAYERS.index(layer) :], *BASE_MODULES, *(ENTRY_POINTS if layer == "cli" else ())}
     else:
-        doors = DOORS[DOORS.index(layer) :] if layer in DOORS else ()
-        allowed = GROUND if layer in GROUND else {*GROUND, *LAYERS, *doors}
+        doors = ENTRY_POINTS[ENTRY_POINTS.index(layer) :] if layer in ENTRY_POINTS else ()
+        allowed = BASE_MODULES if layer in BASE_MODULES else {*BASE_MODULES, *LAYERS, *doors}
     if layer == "kernels":
         allowed = {"kernels"}
-    others = (
-        {f"dumap.stages.{noun}" for noun in STAGES} if layer == "stages" and where != STANDS_IN_FOR_OTHERS else set()
-    )
+    others = {f"dumap.stages.{noun}" for noun in STAGES} if layer == "stages" and where != PART_SUBSTITUTE else set()
     others -= {f"dumap.{where}"}
     return target not in allowed or any(within(name, other) for other in others)
 
@@ -166,7 +164,7 @@ def oversized(text: str) -> Iterator[str]:
 
     Functions that numba compiles take their arrays one by one; others say why there are so many.
     """
-    if len(text.splitlines()) > MOST_LINES:
+    if len(text.splitlines()) > MAX_LINES:
         yield "lines"
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef):
@@ -174,9 +172,9 @@ def oversized(text: str) -> Iterator[str]:
             lines = node.end_lineno - (node.body[0].end_lineno if docstring else node.lineno) + 1
             parameters = [a.arg for a in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)]
             compiled = any("njit" in ast.unparse(decorator) for decorator in node.decorator_list)
-            if lines > MOST_OF_A_FUNCTION:
+            if lines > MAX_FUNCTION_LINES:
                 yield node.name
-            too_many = len(set(parameters) - {"self", "cls"}) > MOST_PARAMETERS
+            too_many = len(set(parameters) - {"self", "cls"}) > MAX_PARAMETERS
             if too_many and not compiled and "So many parameters" not in docstring:
                 yield f"{node.name}()"
 

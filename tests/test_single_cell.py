@@ -29,9 +29,9 @@ LEIDEN = {"flavor": "igraph", "n_iterations": 2, "directed": False, "resolution"
 
 
 @pytest.fixture(scope="module", autouse=True)
-def temporary(fresh):
+def temporary(new_path):
     """Let the folders of temporary runs be in memory."""
-    before, tempfile.tempdir = tempfile.tempdir, fresh("tmp")
+    before, tempfile.tempdir = tempfile.tempdir, new_path("tmp")
     Path(tempfile.tempdir).mkdir()
     yield
     tempfile.tempdir = before
@@ -75,9 +75,9 @@ ONLY_V3 = pytest.mark.parametrize("stored", [FORMATS["v3"]], ids=["v3"], indirec
 
 
 @pytest.fixture(scope="module", params=FORMATS.values(), ids=FORMATS)
-def stored(request, fresh):
+def stored(request, new_path):
     """Return the path of a store on disk, before and after, and whether it was consolidated."""
-    path, (zarr_format, consolidated) = fresh("cells.zarr"), request.param
+    path, (zarr_format, consolidated) = new_path("cells.zarr"), request.param
     write(cells(), path, zarr_format)
     if not consolidated:
         annotated._delete_consolidated(annotated.Objects(path), zarr_format)
@@ -221,9 +221,9 @@ def test_scanpy_goes_on_from_a_store(stored):
 
 
 @ONLY_V3
-def test_neighbours_of_a_store_are_taken_block_by_block(stored, mapped, monkeypatch, fresh):
+def test_neighbours_of_a_store_are_taken_block_by_block(stored, mapped, monkeypatch, new_path):
     monkeypatch.setattr("dumap.single_cell.BLOCK_BYTES", 50 * 3 * K * 12)
-    path, run = stored[0], fresh("run.zarr")
+    path, run = stored[0], new_path("run.zarr")
     dumap.umap(path, neighbors_key="neighbors", key_added="again", maxiter=20, store=run)
     assert dumap.open_run(run)["parameters"]["neighbors"]["precomputed"] is True
     written = read(path)
@@ -233,10 +233,10 @@ def test_neighbours_of_a_store_are_taken_block_by_block(stored, mapped, monkeypa
     assert np.array_equal(written.obsm["X_umap"], mapped.obsm["X_umap"])
 
 
-def test_a_map_takes_the_place_of_another(fresh, monkeypatch):
+def test_a_map_takes_the_place_of_another(new_path, monkeypatch):
     """Block by block, of other numbers of components and neighbours, with first positions given."""
     monkeypatch.setattr("dumap.single_cell.BLOCK_BYTES", 50 * 3 * K * 12)
-    path, adata = fresh("cells.zarr"), cells()
+    path, adata = new_path("cells.zarr"), cells()
     write(adata, path)
     dumap.umap(path, **QUICK)
     init = adata.obsm["X_pca"][:, :3]
@@ -253,9 +253,9 @@ class Interrupted(BaseException):
     """An end that nothing of dumap's handles."""
 
 
-def test_an_interrupted_write_leaves_the_store_readable(fresh, monkeypatch):
+def test_an_interrupted_write_leaves_the_store_readable(new_path, monkeypatch):
     """However many slots were in place by then, each is the old one or the new one; the same call goes on."""
-    path, rename = fresh("cells.zarr"), annotated._rename_slot
+    path, rename = new_path("cells.zarr"), annotated._rename_slot
     write(cells(), path)
     dumap.umap(path, **QUICK)
     before = read(path)
@@ -282,10 +282,10 @@ def test_an_interrupted_write_leaves_the_store_readable(fresh, monkeypatch):
 
 
 @ONLY_V3
-def test_a_store_in_a_bucket_is_as_one_on_disk(stored, monkeypatch, fresh, mapped):
+def test_a_store_in_a_bucket_is_as_one_on_disk(stored, monkeypatch, new_path, mapped):
     """Its objects are those of the store on disk, the new slots' too."""
     obstore = pytest.importorskip("obstore.store", reason="buckets need the extra 'cloud'")
-    path, url, root = fresh("cells.zarr"), "memory://bucket/cells.zarr", fresh("root")
+    path, url, root = new_path("cells.zarr"), "memory://bucket/cells.zarr", new_path("root")
     write(cells(), path)
 
     def open_bucket(location):
@@ -297,7 +297,7 @@ def test_a_store_in_a_bucket_is_as_one_on_disk(stored, monkeypatch, fresh, mappe
     for key in sorted(Objects(path).keys()):
         bucket.put(key, Objects(path).get(key))
     dumap.umap(url, **QUICK)
-    dumap.umap(url, store=fresh("run.zarr"), key_added="again", neighbors_key="neighbors", maxiter=5)
+    dumap.umap(url, store=new_path("run.zarr"), key_added="again", neighbors_key="neighbors", maxiter=5)
     for key in sorted(bucket.keys()):
         target = Path(path, key)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -318,15 +318,15 @@ def test_a_store_in_a_bucket_is_as_one_on_disk(stored, monkeypatch, fresh, mappe
         (lambda path: zarr.create_array(path, shape=(3, 3), dtype="f4"), "is no AnnData store in Zarr"),
     ],
 )
-def test_other_places_are_refused(fresh, make, message):
-    path = fresh("other.zarr")
+def test_other_places_are_refused(new_path, make, message):
+    path = new_path("other.zarr")
     make(path)
     with pytest.raises(InputError, match=message):
         dumap.umap(path, **QUICK)
 
 
-def test_what_is_not_in_a_store_is_told(fresh):
-    path = fresh("cells.zarr")
+def test_what_is_not_in_a_store_is_told(new_path):
+    path = new_path("cells.zarr")
     write(cells(), path)
     with pytest.raises(ParameterError, match=r"there is no uns\['neighbors'\]"):
         dumap.umap(path, neighbors_key="neighbors")
@@ -356,8 +356,8 @@ def test_scanpy_takes_the_transformer(by_scanpy):
     assert sparse.isspmatrix_csr(distances)
 
 
-def test_the_transformer_makes_neighbors_alone_and_a_run_goes_on_from_them(fresh):
-    x, output = cells().obsm["X_pca"], fresh("run.zarr")
+def test_the_transformer_makes_neighbors_alone_and_a_run_goes_on_from_them(new_path):
+    x, output = cells().obsm["X_pca"], new_path("run.zarr")
     settings = {"n_neighbors": K, "metric": "euclidean", "metric_kwds": {}}
     for _ in range(2):
         fitted = dumap.KNeighborsTransformer(n_neighbors=K, store=output).fit(x)
@@ -367,7 +367,7 @@ def test_the_transformer_makes_neighbors_alone_and_a_run_goes_on_from_them(fresh
     distances = fitted.transform(x)
     result = dumap.run(x, output=output, **settings)
     assert result["state"] == "done"
-    assert np.array_equal(result.embedding[:], dumap.run(x, output=fresh("run.zarr"), **settings).embedding[:])
+    assert np.array_equal(result.embedding[:], dumap.run(x, output=new_path("run.zarr"), **settings).embedding[:])
     searched = result.neighbors[:][0]
     assert np.array_equal(distances.indices.reshape(len(x), K)[:, 1:], searched)
 
@@ -393,9 +393,9 @@ def counted_cells() -> anndata.AnnData:
     return adata
 
 
-def test_sparse_x_is_mapped_in_memory_and_on_disk(fresh):
+def test_sparse_x_is_mapped_in_memory_and_on_disk(new_path):
     adata = counted_cells()
-    write(adata, path := fresh("cells.zarr"))
+    write(adata, path := new_path("cells.zarr"))
     for data in (adata, path):
         dumap.umap(data, use_rep="X", metric="cosine", **QUICK)
     stored, dense = read(path), counted_cells()

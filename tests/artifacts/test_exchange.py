@@ -15,9 +15,9 @@ from dumap.store import Run
 
 
 @pytest.fixture(scope="module")
-def fresh_run(fresh):
+def fresh_run(new_path):
     """Return a function that opens a run in a new place."""
-    return lambda: Run(fresh("run.zarr"))
+    return lambda: Run(new_path("run.zarr"))
 
 
 @settings(max_examples=15, deadline=None)

@@ -24,10 +24,10 @@ def data(digits, save):
 
 
 @pytest.fixture
-def places(data, fresh):
+def places(data, new_path):
     """Return the options of a short run: input, output and settings."""
     quick = ["--set", "layout.n_epochs=20", "--set", "audit.queries=30"]
-    return ["--input", data, "--output", fresh("run.zarr"), *quick]
+    return ["--input", data, "--output", new_path("run.zarr"), *quick]
 
 
 @pytest.fixture
@@ -69,7 +69,7 @@ def test_plan_prints_numbers_and_starts_nothing(cli, places):
 
 
 @pytest.mark.slow
-def test_run_status_export_verify(cli, client, places, fresh):
+def test_run_status_export_verify(cli, client, places, new_path):
     address = ["--scheduler", client.scheduler.address]
     ran = cli("run", *places, *address)
     assert ran.code == 0
@@ -88,20 +88,20 @@ def test_run_status_export_verify(cli, client, places, fresh):
     assert "components: 1\n" in text.out
     verified = cli("verify", places[3])
     assert (verified.code, verified.out) == (0, "all objects are as they were written\n")
-    out = fresh("map.npy")
+    out = new_path("map.npy")
     assert cli("export", places[3], "embedding", out).code == 0
     np.testing.assert_array_equal(np.load(out), zarr.open_array(places[3], path="embedding", mode="r")[:])
-    picture = fresh("map.png")
+    picture = new_path("map.png")
     assert cli("export", places[3], "picture", picture).code == 0
     assert Path(picture).read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.fixture
-def written(data, fresh):
+def written(data, new_path):
     """Write a file of values for a run of three components; return its path and the output's."""
 
     def write(n_epochs: int, **more) -> tuple[str, str]:
-        file, output = fresh("run.yaml"), fresh("run.zarr")
+        file, output = new_path("run.yaml"), new_path("run.zarr")
         layout = {"n_epochs": n_epochs, "n_components": 3}
         values = {"input": {"path": data}, "output": output, "seed": 1, "layout": layout, **more}
         Path(file).write_text(yaml.safe_dump(values))
@@ -157,37 +157,41 @@ def test_bad_configuration(refused, places, command, setting, message):
 
 
 @pytest.mark.fault(37)
-def test_bad_options(refused, places, fresh, data):
+def test_bad_options(refused, places, new_path, data):
     assert "no_such.yaml" in refused(2, "run", "no_such.yaml")
     assert "output: required" in refused(2, "run", "--input", data)
     assert "--sed" in refused(2, "run", *places, "--sed", "1")
-    file = fresh("list.yaml")
+    file = new_path("list.yaml")
     Path(file).write_text("- input\n- output\n")
     assert "must hold keys and values" in refused(2, "run", file)
     Path(file).write_text("input: [")
     assert "is not YAML" in refused(2, "run", file)
 
 
-def _array(fresh, values, name="vectors"):
+def _array(new_path, values, name="vectors"):
     """Write an array to a new Zarr group; return its path."""
-    path = fresh("input.zarr")
+    path = new_path("input.zarr")
     zarr.open_group(path, mode="w").create_array(name, data=values)
     return path
 
 
 BAD_INPUTS = {
-    "no store": (33, lambda fresh: fresh("nothing.zarr"), "does not exist"),
-    "no Zarr": (33, lambda fresh: str(Path(fresh("x")).parent), "is not a Zarr group or array"),
-    "other arrays": (33, lambda fresh: _array(fresh, np.ones((20, 3)), "pixels"), "its arrays are: pixels (20, 3)"),
-    "1-D": (32, lambda fresh: _array(fresh, np.ones(20)), "(rows, dims)"),
-    "3-D": (32, lambda fresh: _array(fresh, np.ones((20, 3, 2))), "(rows, dims)"),
-    "complex": (31, lambda fresh: _array(fresh, np.ones((20, 3), complex)), "complex128"),
-    "strings": (31, lambda fresh: _array(fresh, np.full((20, 3), "a", "U4")), "U4"),
-    "no rows": (28, lambda fresh: _array(fresh, np.ones((0, 3))), "is empty"),
-    "one row": (28, lambda fresh: _array(fresh, np.ones((1, 3))), "1 rows are too few"),
+    "no store": (33, lambda new_path: new_path("nothing.zarr"), "does not exist"),
+    "no Zarr": (33, lambda new_path: str(Path(new_path("x")).parent), "is not a Zarr group or array"),
+    "other arrays": (
+        33,
+        lambda new_path: _array(new_path, np.ones((20, 3)), "pixels"),
+        "its arrays are: pixels (20, 3)",
+    ),
+    "1-D": (32, lambda new_path: _array(new_path, np.ones(20)), "(rows, dims)"),
+    "3-D": (32, lambda new_path: _array(new_path, np.ones((20, 3, 2))), "(rows, dims)"),
+    "complex": (31, lambda new_path: _array(new_path, np.ones((20, 3), complex)), "complex128"),
+    "strings": (31, lambda new_path: _array(new_path, np.full((20, 3), "a", "U4")), "U4"),
+    "no rows": (28, lambda new_path: _array(new_path, np.ones((0, 3))), "is empty"),
+    "one row": (28, lambda new_path: _array(new_path, np.ones((1, 3))), "1 rows are too few"),
     "few rows": (
         28,
-        lambda fresh: _array(fresh, np.ones((15, 3))),
+        lambda new_path: _array(new_path, np.ones((15, 3))),
         "at least 16 rows, or set n_neighbors to at most 14",
     ),
 }
@@ -197,16 +201,16 @@ BAD_INPUTS = {
 @pytest.mark.parametrize(
     "kind", [pytest.param(kind, marks=pytest.mark.fault(number)) for kind, (number, *_) in BAD_INPUTS.items()]
 )
-def test_bad_input(refused, places, fresh, kind):
+def test_bad_input(refused, places, new_path, kind):
     _, make, message = BAD_INPUTS[kind]
-    assert message in refused(3, "run", *places, "--input", make(fresh))
+    assert message in refused(3, "run", *places, "--input", make(new_path))
 
 
 @pytest.mark.fault(27)
-def test_not_finite(cli, places, fresh):
+def test_not_finite(cli, places, new_path):
     x = np.ones((300, 4), np.float32)
     x[[3, 8]] = np.nan
-    outcome = cli("run", *places, "--input", _array(fresh, x))
+    outcome = cli("run", *places, "--input", _array(new_path, x))
     assert outcome.code == 3
     assert "2 of 300 rows" in outcome.err
     assert "rows 3, 8" in outcome.err
@@ -228,19 +232,19 @@ def test_over_budget_names_what_is_needed(cli, refused, places):
 
 @pytest.mark.timeout(30)
 @pytest.mark.fault(38)
-def test_a_scheduler_file_that_is_not_there_or_not_whole(refused, places, fresh):
-    timeout, file = ("--set", "cluster.timeout=1"), fresh("scheduler.json")
+def test_a_scheduler_file_that_is_not_there_or_not_whole(refused, places, new_path):
+    timeout, file = ("--set", "cluster.timeout=1"), new_path("scheduler.json")
     assert f"no {file} within 1 s" in refused(5, "run", *places, "--scheduler-file", file, *timeout)
     Path(file).write_text('{"address": ')
     assert file in refused(5, "run", *places, "--scheduler-file", file, *timeout)
 
 
-def test_outputs_that_are_something_else(refused, places, data, fresh, contents):
-    folder, file = Path(fresh("kept")), Path(fresh("file"))
+def test_outputs_that_are_something_else(refused, places, data, new_path, contents):
+    folder, file = Path(new_path("kept")), Path(new_path("file"))
     folder.mkdir()
     (folder / "thesis.txt").write_text("years of work")
     file.write_text("years of work")
-    group = fresh("group.zarr")
+    group = new_path("group.zarr")
     zarr.open_group(group, mode="w").create_array("vectors", data=np.ones(3))
     before = contents(data), contents(group)
     for output, message in (
@@ -261,34 +265,34 @@ def test_an_output_that_cannot_be_made(refused, places):
 
 
 @pytest.mark.parametrize("command", [("status",), ("verify",), ("export", "embedding", "map.npy")])
-def test_commands_on_what_is_no_run(refused, data, fresh, command):
+def test_commands_on_what_is_no_run(refused, data, new_path, command):
     name, *rest = command
-    assert "holds no run" in refused(6, name, fresh("run.zarr"), *rest)
+    assert "holds no run" in refused(6, name, new_path("run.zarr"), *rest)
     assert "is not a dumap run" in refused(6, name, data, *rest)
 
 
-def test_exports_refuse(cli, refused, embed, digits, fresh):
+def test_exports_refuse(cli, refused, embed, digits, new_path):
     done = embed(digits[0][:300], {"layout.n_components": 3})
-    assert "must be one of .npy, .csv, .parquet" in refused(2, "export", done.output, "embedding", fresh("map.xyz"))
-    assert "n_components = 2" in refused(2, "export", done.output, "picture", fresh("map.png"))
-    taken = fresh("map.npy")
+    assert "must be one of .npy, .csv, .parquet" in refused(2, "export", done.output, "embedding", new_path("map.xyz"))
+    assert "n_components = 2" in refused(2, "export", done.output, "picture", new_path("map.png"))
+    taken = new_path("map.npy")
     Path(taken).write_text("years of work")
     for what, ending in (("embedding", ".npy"), ("neighbors", ".npz"), ("graph", ".npz"), ("picture", ".png")):
-        taken = fresh(f"taken{ending}")
+        taken = new_path(f"taken{ending}")
         Path(taken).write_text("years of work")
         assert f"{taken} exists" in refused(6, "export", done.output, what, taken)
         assert Path(taken).read_text() == "years of work"
-    folder, link = fresh("folder.npy"), fresh("link.npy")
+    folder, link = new_path("folder.npy"), new_path("link.npy")
     Path(folder).mkdir()
     Path(link).symlink_to("nowhere.npy")
     for place in (folder, link):
         assert f"{place} exists" in refused(6, "export", done.output, "embedding", place, "--force")
     assert "name a path" in refused(2, "export", done.output, "embedding", "s3://data/map.npy")
-    taken = fresh("again.npy")
+    taken = new_path("again.npy")
     Path(taken).write_text("of an earlier run")
     assert cli("export", done.output, "embedding", taken, "--force").code == 0
     assert np.load(taken).shape == (300, 3)
-    assert "Invalid value" in refused(2, "export", done.output, "everything", fresh("map.npy"))
+    assert "Invalid value" in refused(2, "export", done.output, "everything", new_path("map.npy"))
 
 
 def test_no_word_names_another_projects_package():

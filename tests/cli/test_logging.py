@@ -49,10 +49,10 @@ def test_a_program_that_listens_is_told_of_stages(config, caplog):
 
 
 def test_an_observer_is_told_instead(config, caplog):
-    from helpers import Notes
+    from helpers import NoteRecorder
 
     with caplog.at_level(logging.INFO, "dumap"):
-        run(config, observer=Notes())
+        run(config, observer=NoteRecorder())
     assert caplog.records == []
 
 

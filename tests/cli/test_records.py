@@ -52,20 +52,20 @@ def data(digits_300, save):
 
 
 @pytest.fixture
-def arguments(data, fresh):
+def arguments(data, new_path):
     """Return the command line of a short run with an audit."""
     settings = [
         argument for setting in (*QUICK, "audit.queries=30", "quality.queries=30") for argument in ("--set", setting)
     ]
-    return ["run", "--input", data, "--output", fresh("run.zarr"), *settings]
+    return ["run", "--input", data, "--output", new_path("run.zarr"), *settings]
 
 
 @pytest.fixture
-def record(fresh):
+def record(new_path):
     """Return the options that ask for a record, and what reads it."""
 
     class Files:
-        metrics, summary = fresh("dumap.prom"), fresh("dumap.json")
+        metrics, summary = new_path("dumap.prom"), new_path("dumap.json")
         options = ("--metrics", metrics, "--summary", summary)
 
         def read(self):
@@ -97,10 +97,10 @@ def test_a_finished_run_is_left_as_it_is_and_says_so(cli, arguments, record, con
 
 
 def test_a_run_that_is_gone_on_with_is_no_unchanged_one(cli, arguments):
-    from helpers import unmark
+    from helpers import uncommit_stages
 
     assert cli(*arguments).code == 0
-    unmark(arguments[4], ["quality"])
+    uncommit_stages(arguments[4], ["quality"])
     assert cli(*arguments, "--exit-code-unchanged", "99").code == 0
 
 
@@ -259,8 +259,8 @@ def test_files_are_whole_readable_by_others_and_alone(cli, arguments, record):
 
 
 @pytest.mark.parametrize("option", ["--metrics", "--summary"])
-def test_a_file_that_cannot_be_written_is_refused_before_anything_begins(cli, arguments, fresh, option):
-    folder = Path(fresh("folder"))
+def test_a_file_that_cannot_be_written_is_refused_before_anything_begins(cli, arguments, new_path, option):
+    folder = Path(new_path("folder"))
     folder.mkdir()
     for place, message in ((f"{folder}/no_such/file", "there is no folder"), (str(folder), "is no file")):
         outcome = cli(*arguments, option, place)
@@ -290,8 +290,8 @@ def test_a_file_that_cannot_be_written_in_the_end_is_told(cli, arguments, record
 
 
 @pytest.mark.slow
-def test_a_report_is_written(cli, arguments, client, fresh):
-    report = fresh("report.html")
+def test_a_report_is_written(cli, arguments, client, new_path):
+    report = new_path("report.html")
     cluster = ("--scheduler", client.scheduler.address, "--set", "cluster.engine=dask")
     outcome = cli(*arguments, *cluster, "--report", report)
     assert outcome.code == 0, outcome.err
@@ -301,9 +301,9 @@ def test_a_report_is_written(cli, arguments, client, fresh):
     assert os.listdir(Path(report).parent) == ["report.html"]
 
 
-def test_a_finished_run_has_no_report_and_says_so(cli, arguments, fresh):
+def test_a_finished_run_has_no_report_and_says_so(cli, arguments, new_path):
     assert cli(*arguments).code == 0
-    report = fresh("report.html")
+    report = new_path("report.html")
     again = [argument for argument in arguments if argument not in ("--set", "cluster.engine=local")]
     again = [*arguments[:5], *(w for s in again[5:] for w in ("--set", s)), "--report", report]
     outcome = cli(*again)
@@ -312,8 +312,8 @@ def test_a_finished_run_has_no_report_and_says_so(cli, arguments, fresh):
     )
 
 
-def test_a_report_is_not_of_the_local_engine(cli, arguments, fresh):
-    outcome = cli(*arguments, "--report", fresh("report.html"))
+def test_a_report_is_not_of_the_local_engine(cli, arguments, new_path):
+    outcome = cli(*arguments, "--report", new_path("report.html"))
     assert (outcome.code, "set engine to dask" in outcome.err) == (2, True)
 
 
@@ -325,8 +325,8 @@ def test_a_report_asks_for_a_cluster(configure, digits_300):
 
 
 @pytest.mark.parametrize("missing", ["bokeh", "folder"])
-def test_a_report_that_could_not_be_written_is_refused(cli, arguments, client, fresh, monkeypatch, missing):
-    report = fresh("report.html") if missing == "bokeh" else fresh("no_such/report.html")
+def test_a_report_that_could_not_be_written_is_refused(cli, arguments, client, new_path, monkeypatch, missing):
+    report = new_path("report.html") if missing == "bokeh" else new_path("no_such/report.html")
     if missing == "bokeh":
         monkeypatch.setattr("dumap.engine.performance_report.find_spec", lambda name: None)
     cluster = ("--scheduler", client.scheduler.address, "--set", "cluster.engine=dask")
@@ -338,10 +338,10 @@ def test_a_report_that_could_not_be_written_is_refused(cli, arguments, client, f
     assert not Path(arguments[4]).exists()
 
 
-def test_a_scheduler_that_gives_no_report_is_told(client, fresh, monkeypatch):
+def test_a_scheduler_that_gives_no_report_is_told(client, new_path, monkeypatch):
     from dumap.engine.performance_report import write_performance_report
 
-    notes, report = [], fresh("report.html")
+    notes, report = [], new_path("report.html")
 
     def run() -> None:
         with write_performance_report(client, report, 30.0, notes.append):

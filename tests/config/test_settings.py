@@ -234,13 +234,13 @@ def test_a_run_is_of_the_settings_that_are_said_to_change_the_embedding(key):
 
 
 @pytest.fixture
-def embed_locally(save, fresh, tmp_path, monkeypatch):
+def embed_locally(save, new_path, tmp_path, monkeypatch):
     """Run in threads of this process, in an empty folder, where relative locations lie; return the embedding."""
     monkeypatch.chdir(tmp_path)
     quick = {"cluster.engine": "local", "layout.n_epochs": 4, "audit.queries": 0}
 
     def go(x: np.ndarray, settings: dict) -> np.ndarray:
-        output = fresh("run.zarr")
+        output = new_path("run.zarr")
         run(load_config(None, (), {"input.path": save(x), "output": output, **quick, **settings}))
         return zarr.open_array(output, path="embedding", mode="r")[:]
 

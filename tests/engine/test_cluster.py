@@ -94,8 +94,8 @@ def test_a_worker_that_leaves_as_it_is_asked_is_not_called_unfit(client, workers
 # mapping -----------------------------------------------------------------------------------------
 
 
-def test_every_part_is_run_and_counted(workers, job, fresh):
-    folder, progress = fresh(), []
+def test_every_part_is_run_and_counted(workers, job, new_path):
+    folder, progress = new_path(), []
     parts = part_names("part", 20)
     workers.map(marking(folder), job, parts, {}, lambda done, total: progress.append((done, total)))
     assert sorted(os.listdir(folder)) == parts
@@ -103,7 +103,7 @@ def test_every_part_is_run_and_counted(workers, job, fresh):
     assert workers.peak_bytes > 2**26
 
 
-def test_few_tasks_are_in_flight(client, workers, job, fresh, monkeypatch):
+def test_few_tasks_are_in_flight(client, workers, job, new_path, monkeypatch):
     submitted, settled, in_flight = [], [], []
     submit = client.submit
 
@@ -113,7 +113,9 @@ def test_few_tasks_are_in_flight(client, workers, job, fresh, monkeypatch):
         return submit(*arguments, **options)
 
     monkeypatch.setattr(client, "submit", counting)
-    workers.map(marking(fresh()), job, part_names("part", 80), {"seconds": 0.01}, lambda done, total: settled.append(1))
+    workers.map(
+        marking(new_path()), job, part_names("part", 80), {"seconds": 0.01}, lambda done, total: settled.append(1)
+    )
     assert len(submitted) == 80
     assert max(in_flight) == 64
 
@@ -146,7 +148,7 @@ def test_two_runs_on_one_client_hear_each_of_its_own(client, workers, job, confi
     assert left_on(client) == []
 
 
-def test_a_worker_that_does_not_answer_holds_nobody_up(client, workers, fresh, monkeypatch):
+def test_a_worker_that_does_not_answer_holds_nobody_up(client, workers, new_path, monkeypatch):
     """It is stopped, and so may be for minutes before the scheduler gives it up."""
     monkeypatch.setattr(cluster, "ANSWER_TIMEOUT", 1.0)
     pid = client.submit(os.getpid, workers=[workers.worker_facts[0].address], pure=False).result()
@@ -155,7 +157,7 @@ def test_a_worker_that_does_not_answer_holds_nobody_up(client, workers, fresh, m
         engine = DaskEngine(client, 30)
         engine.preflight()
         assert [worker.address for worker in engine.worker_facts] == [workers.worker_facts[1].address]
-        engine.check_output_visible(fresh())
+        engine.check_output_visible(new_path())
         engine.close()
     finally:
         os.kill(pid, signal.SIGCONT)
@@ -173,13 +175,13 @@ def left_on(client) -> list[str]:
     return client.run_on_scheduler(tasks)
 
 
-def test_nothing_stays_on_the_scheduler(client, workers, job, fresh):
+def test_nothing_stays_on_the_scheduler(client, workers, job, new_path):
     for _ in range(3):
-        workers.map(marking(fresh()), job, part_names("part", 10), {}, silent)
+        workers.map(marking(new_path()), job, part_names("part", 10), {}, silent)
     assert left_on(client) == []
 
 
-def test_tasks_are_called_after_the_stage(client, workers, job, fresh, monkeypatch):
+def test_tasks_are_called_after_the_stage(client, workers, job, new_path, monkeypatch):
     """Not after the module that they are in."""
     submit, keys = client.submit, []
 
@@ -188,7 +190,7 @@ def test_tasks_are_called_after_the_stage(client, workers, job, fresh, monkeypat
         return submit(*arguments, **options)
 
     monkeypatch.setattr(client, "submit", noting)
-    workers.map(marking(fresh()), replace(job, stage="layout"), ["part-00000"], {}, silent)
+    workers.map(marking(new_path()), replace(job, stage="layout"), ["part-00000"], {}, silent)
     assert [key[0].split("-")[:2] for key in keys] == [["dumap", "layout"]]
 
 
@@ -207,7 +209,7 @@ def test_nothing_stays_on_the_scheduler_after_an_error(client, workers, job):
     assert client.futures == {}
 
 
-def test_another_client_that_is_the_default_slows_nothing(client, workers, job, fresh, monkeypatch):
+def test_another_client_that_is_the_default_slows_nothing(client, workers, job, new_path, monkeypatch):
     """Futures are waited for by the client they are of: another's loop never hears that they are done."""
     counts, wait = [], ClusterConnection.wait_for_done
 
@@ -218,7 +220,7 @@ def test_another_client_that_is_the_default_slows_nothing(client, workers, job, 
     monkeypatch.setattr(ClusterConnection, "wait_for_done", counted)
     with Client(client.scheduler.address, set_as_default=True):
         for _ in range(8):
-            workers.map(marking(fresh()), job, ["part-00000"], {}, silent)
+            workers.map(marking(new_path()), job, ["part-00000"], {}, silent)
     assert counts == [1] * 8
 
 
@@ -252,16 +254,16 @@ def test_an_embedded_cluster_needs_no_certain_port(configure, data, monkeypatch)
 
 
 @pytest.fixture(scope="module")
-def scheduled(fresh):
+def scheduled(new_path):
     """Start `dask scheduler` and `dask worker`; return the scheduler's file and its address."""
-    with fleet(fresh, 1, nanny=False) as started:
+    with fleet(new_path, 1, nanny=False) as started:
         yield started.file, started.address
 
 
 @pytest.mark.parametrize("option", ["--scheduler-file", "DASK_SCHEDULER_ADDRESS"])
-def test_a_cluster_that_runs_already(scheduled, cli, embed, data, fresh, inspect, monkeypatch, option):
+def test_a_cluster_that_runs_already(scheduled, cli, embed, data, new_path, inspect, monkeypatch, option):
     file, address = scheduled
-    output = fresh("run.zarr")
+    output = new_path("run.zarr")
     arguments = ["--input", data, "--output", output, "--set", "layout.n_epochs=20", "--set", "audit.queries=0"]
     if option == "DASK_SCHEDULER_ADDRESS":
         monkeypatch.setenv(option, address)

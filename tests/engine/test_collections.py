@@ -41,9 +41,9 @@ def small_parts(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def expected(digits_300, save, fresh):
+def expected(digits_300, save, new_path):
     """Bytes of the embedding of the same rows, saved as a Zarr array."""
-    return dumap.run(save(digits_300), output=fresh("run.zarr"), **LOCAL).embedding[:].tobytes()
+    return dumap.run(save(digits_300), output=new_path("run.zarr"), **LOCAL).embedding[:].tobytes()
 
 
 ODD = ((1, 130, 0, 68, 101), (60, 4))
@@ -112,19 +112,19 @@ def test_the_name_tells_one_array_from_another(digits_300):
 
 @pytest.mark.usefixtures("small_parts")
 @pytest.mark.parametrize("wrap", [lambda x: x, lambda x: xr.DataArray(x, dims=("r", "c"))], ids=["dask", "xarray"])
-def test_an_array_of_odd_chunks_comes_to_the_bytes_of_a_store(digits_300, expected, fresh, wrap):
-    result = dumap.run(wrap(da.from_array(digits_300, chunks=ODD)), output=fresh("run.zarr"), **LOCAL)
+def test_an_array_of_odd_chunks_comes_to_the_bytes_of_a_store(digits_300, expected, new_path, wrap):
+    result = dumap.run(wrap(da.from_array(digits_300, chunks=ODD)), output=new_path("run.zarr"), **LOCAL)
     assert result.embedding[:].tobytes() == expected
     assert result["stages"][0]["parts"] == 3
 
 
-def test_a_frame_comes_to_the_bytes_of_a_store(digits_300, expected, fresh):
+def test_a_frame_comes_to_the_bytes_of_a_store(digits_300, expected, new_path):
     frame = dd.from_pandas(pd.DataFrame(digits_300), npartitions=4)
-    assert dumap.run(frame, output=fresh("run.zarr"), **LOCAL).embedding[:].tobytes() == expected
+    assert dumap.run(frame, output=new_path("run.zarr"), **LOCAL).embedding[:].tobytes() == expected
 
 
 @pytest.mark.usefixtures("small_parts")
-def test_a_task_that_several_chunks_share_is_computed_once(digits_300, fresh):
+def test_a_task_that_several_chunks_share_is_computed_once(digits_300, new_path):
     made = []
 
     def make(block):
@@ -132,13 +132,13 @@ def test_a_task_that_several_chunks_share_is_computed_once(digits_300, fresh):
         return block
 
     x = da.from_array(digits_300, chunks=(70, 64)).map_blocks(make, dtype=digits_300.dtype, meta=digits_300[:0])
-    result = dumap.run(x - x.mean(axis=0), output=fresh("run.zarr"), **LOCAL)
+    result = dumap.run(x - x.mean(axis=0), output=new_path("run.zarr"), **LOCAL)
     assert result["state"] == "done"
     assert sorted(made) == [(20, 64), *[(70, 64)] * 4]
 
 
 @pytest.mark.usefixtures("small_parts")
-def test_a_failed_copy_is_gone_on_with(digits_300, fresh):
+def test_a_failed_copy_is_gone_on_with(digits_300, new_path):
     made, failing = [], [True]
 
     def make(block, block_info):
@@ -151,7 +151,7 @@ def test_a_failed_copy_is_gone_on_with(digits_300, fresh):
     x = da.from_array(digits_300, chunks=(100, 64)).map_blocks(
         make, dtype=digits_300.dtype, meta=digits_300[:0], name="made"
     )
-    output = fresh("run.zarr")
+    output = new_path("run.zarr")
     with pytest.raises(InputError, match=r"the dask.Array cannot be computed \(ZeroDivisionError: by nothing\)"):
         dumap.run(x, output=output, **LOCAL)
     there = dumap.status(output)["stages"][0]["parts"]
@@ -164,22 +164,24 @@ def test_a_failed_copy_is_gone_on_with(digits_300, fresh):
 
 
 @pytest.mark.slow
-def test_workers_compute_what_they_write(digits_300, expected, fresh, client):
+def test_workers_compute_what_they_write(digits_300, expected, new_path, client):
     x = da.from_array(digits_300, chunks=ODD)
-    result = dumap.run(x, output=fresh("run.zarr"), client=client, **QUICK)
+    result = dumap.run(x, output=new_path("run.zarr"), client=client, **QUICK)
     assert result.embedding[:].tobytes() == expected
     persisted = client.persist(x + 0)
-    assert dumap.run(persisted, output=fresh("run.zarr"), **QUICK).embedding[:].tobytes() == expected, "by its client"
+    assert dumap.run(persisted, output=new_path("run.zarr"), **QUICK).embedding[:].tobytes() == expected, (
+        "by its client"
+    )
 
 
 @pytest.mark.slow
-def test_an_array_that_cannot_be_computed_is_an_error(digits_300, fresh, client):
+def test_an_array_that_cannot_be_computed_is_an_error(digits_300, new_path, client):
     def fail(block):
         raise ZeroDivisionError("by nothing")
 
     x = da.from_array(digits_300, chunks=ODD).map_blocks(fail, dtype=digits_300.dtype, meta=digits_300[:0])
     with pytest.raises(InputError, match=r"cannot be computed \(ZeroDivisionError: by nothing\)"):
-        dumap.run(x, output=fresh("run.zarr"), client=client, **QUICK)
+        dumap.run(x, output=new_path("run.zarr"), client=client, **QUICK)
 
 
 class KillsAWorker(SilentObserver):
@@ -195,14 +197,14 @@ class KillsAWorker(SilentObserver):
 
 
 @pytest.mark.slow
-def test_a_worker_that_dies_as_it_copies_is_made_up_for(fresh):
+def test_a_worker_that_dies_as_it_copies_is_made_up_for(new_path):
     x = da.random.default_rng(0).normal(size=(400_000, 32), chunks=((77_777,) * 5 + (11_115,), (20, 12)))
     x = x.astype(np.float32)
     with (
         LocalCluster(n_workers=2, threads_per_worker=1, memory_limit="2GiB", dashboard_address=":0") as cluster,
         Client(cluster, set_as_default=False) as client,
     ):
-        output, killer = fresh("run.zarr"), KillsAWorker(client)
+        output, killer = new_path("run.zarr"), KillsAWorker(client)
         object_rows = DaskRows(x)
         config = load_config(
             None, (), {"input.path": spooled.location_of(object_rows), "output": output, "keep": "all"}

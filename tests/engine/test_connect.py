@@ -17,7 +17,7 @@ import dask
 import psutil
 import pytest
 from distributed import Client, LocalCluster, Security, get_client, get_worker, worker_client
-from helpers import Notes
+from helpers import NoteRecorder
 
 from dumap.config import ClusterConfig
 from dumap.engine import connect as engine
@@ -165,7 +165,7 @@ def test_workers_beside_another_cluster_are_refused(cluster, given):
 
 
 def test_a_client_that_is_given_wins_and_it_is_said(cluster):
-    noting = Notes()
+    noting = NoteRecorder()
     with Client(cluster) as client, connect(settings(workers=2), client, noting) as engine:
         assert engine.client is client
     assert noting.notes == ["cluster.workers = 2: left aside, the client that is given has workers of its own"]
@@ -314,7 +314,7 @@ def descendants() -> set[int]:
 @pytest.mark.parametrize("error", [ZeroDivisionError, KeyboardInterrupt])
 def test_an_embedded_cluster_leaves_nothing_behind(tmp_path, error):
     before, levels = descendants(), {name: logging.getLogger(name).level for name in ("distributed", "tornado")}
-    noting, pids = Notes(), {}
+    noting, pids = NoteRecorder(), {}
 
     def failing():
         with connect(settings(workers=2, memory_limit=GIB), None, noting) as engine:
@@ -371,13 +371,13 @@ process.join()
 @pytest.mark.fault(48)
 @pytest.mark.slow
 @pytest.mark.parametrize("text", [IN_A_LOOP, DAEMONIC], ids=["in a loop", "daemonic"])
-def test_a_script_that_multiprocessing_could_not_serve(configure, embed, digits, fresh, inspect, text):
+def test_a_script_that_multiprocessing_could_not_serve(configure, embed, digits, new_path, inspect, text):
     """Without a guard of its main module, and in a running event loop, or in a process that may have no children.
 
     The workers that its run starts change no byte.
     """
     config = configure(digits[0][:200], {"cluster.workers": 1, "cluster.memory_limit": 2 * GIB})
-    script = Path(fresh("script.py"))
+    script = Path(new_path("script.py"))
     script.write_text(text.format(config=config.model_dump(mode="json")))
     done = subprocess.run(
         [sys.executable, str(script)], capture_output=True, text=True, timeout=2 * SECONDS, stdin=subprocess.DEVNULL

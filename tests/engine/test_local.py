@@ -18,7 +18,7 @@ import pytest
 import zarr
 from distributed import Client
 from faults.harness import until
-from helpers import Notes, failing, slowly
+from helpers import NoteRecorder, failing, mark_slow_except
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from dumap.artifacts.job import Job
@@ -193,7 +193,7 @@ def test_local_bytes_are_those_of_dask_and_of_rounds(expected, embedded_by, clie
     assert rounds._cached_shards.bytes == 0
 
 
-@pytest.mark.parametrize("threads", slowly([1, 2, 4], 2))
+@pytest.mark.parametrize("threads", mark_slow_except([1, 2, 4], 2))
 def test_threads_of_a_worker_in_this_process_change_no_byte_and_no_setting(expected, embedded_by, threads):
     def settings():
         blas = {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"}
@@ -234,7 +234,7 @@ def test_an_error_lets_go_of_what_was_kept(configure, data, monkeypatch):
 
 def test_the_run_says_which_engine_ran_it(configure, data):
     config = configure(data)
-    observer = Notes()
+    observer = NoteRecorder()
     stages = run(config, observer=observer)["stages"]
     assert {stage["engine"] for stage in stages} == {"local"}
     assert any(note.startswith("local engine: ") and "s of work for one core" in note for note in observer.notes)
@@ -252,8 +252,8 @@ print([name for name in sys.modules if name.partition(".")[0] in ("dask", "distr
 """
 
 
-def test_a_small_run_imports_no_dask(data, fresh):
-    arguments = ["run", "--input", data, "--output", fresh("run.zarr"), "--set", "layout.n_epochs=5"]
+def test_a_small_run_imports_no_dask(data, new_path):
+    arguments = ["run", "--input", data, "--output", new_path("run.zarr"), "--set", "layout.n_epochs=5"]
     alone = {name: value for name, value in os.environ.items() if not name.startswith("DASK")}
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM_ALONE, *arguments],
@@ -261,7 +261,7 @@ def test_a_small_run_imports_no_dask(data, fresh):
         text=True,
         timeout=300,
         env=alone,
-        cwd=fresh(),
+        cwd=new_path(),
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "[]"
@@ -271,8 +271,8 @@ def test_a_small_run_imports_no_dask(data, fresh):
 @pytest.mark.faults
 @pytest.mark.fault(1)
 @pytest.mark.parametrize(("number", "code"), [CTRL_C, (signal.SIGTERM, 143)])
-def test_a_signal_ends_a_local_run_which_then_goes_on(data, fresh, expected, number, code):
-    output = fresh("run.zarr")
+def test_a_signal_ends_a_local_run_which_then_goes_on(data, new_path, expected, number, code):
+    output = new_path("run.zarr")
     arguments = ["--input", data, "--output", output, "--engine", "local"]
     arguments += [argument for key, value in SMALL_TASKS.items() for argument in ("--set", f"{key}={value}")]
     arguments += ["--set", "layout.n_epochs=20", "--set", "audit.queries=0"]
@@ -345,8 +345,8 @@ def test_a_scheduler_that_dask_is_told_of_is_used(decide):
     assert decide().name == "local"
 
 
-def test_files_of_dask_are_read_for_an_address(monkeypatch, fresh):
-    folder = Path(fresh())
+def test_files_of_dask_are_read_for_an_address(monkeypatch, new_path):
+    folder = Path(new_path())
     monkeypatch.setenv("DASK_CONFIG", str(folder))
     monkeypatch.setenv("HOME", str(folder))
     monkeypatch.setenv("DASK_ROOT_CONFIG", str(folder))
@@ -376,8 +376,8 @@ def test_the_engine_is_no_part_of_the_answer(configure, data):
     assert len(digests) == 1
 
 
-def test_plan_tells_the_engine_and_the_work(cli, data, fresh):
-    arguments = ["plan", "--input", data, "--output", fresh("run.zarr")]
+def test_plan_tells_the_engine_and_the_work(cli, data, new_path):
+    arguments = ["plan", "--input", data, "--output", new_path("run.zarr")]
     assert "\nengine local: about" in cli(*arguments).out
     assert '"engine": "dask"' in cli(*arguments, "--engine", "dask", "--json").out
     assert '"core_seconds": ' in cli(*arguments, "--json").out

@@ -51,12 +51,12 @@ def damageable(prepare, finished_run):
 
 
 @pytest.fixture(scope="session")
-def shared_cluster(fresh):
+def shared_cluster(new_path):
     """Start a scheduler and two workers, as processes, whose nannies restart them when they die.
 
     It takes 5 to 10 s, so it is made once; the tests that kill workers and drivers share it.
     """
-    with fleet(fresh) as started:
+    with fleet(new_path) as started:
         yield started
 
 

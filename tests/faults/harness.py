@@ -171,15 +171,15 @@ class Fleet:
 
     Parameters
     ----------
-    fresh : callable
+    new_path : callable
         Names new paths.
     config : dict
         Dask's configuration of all processes: 'distributed.scheduler.worker-ttl' to a value.
     """
 
-    def __init__(self, fresh: Callable[[str], str], **config: Any) -> None:
-        self.fresh, self.processes = fresh, []
-        self.faults = Faults(fresh())
+    def __init__(self, new_path: Callable[[str], str], **config: Any) -> None:
+        self.new_path, self.processes = new_path, []
+        self.faults = Faults(new_path())
         hooked = {"distributed.worker.preload": [str(HOOKS)], **config}
         self.env = os.environ | {
             f"DASK_{k.upper().replace('.', '__').replace('-', '_')}": repr(v) for k, v in hooked.items()
@@ -205,13 +205,13 @@ class Fleet:
 
     def start(self, command: list[str], **env: str) -> Process:
         """Start a Python process."""
-        process = Process([sys.executable, *command], self.fresh("log"), {**self.env, **env}, self.fresh())
+        process = Process([sys.executable, *command], self.new_path("log"), {**self.env, **env}, self.new_path())
         self.processes.append(process)
         return process
 
     def start_scheduler(self) -> str:
         """Start a scheduler; return its address once it is there."""
-        self.file = self.fresh("scheduler.json")
+        self.file = self.new_path("scheduler.json")
         command = ["-m", "dask", "scheduler", "--host", "127.0.0.1", "--port", "0", "--scheduler-file", self.file]
         self.scheduler = self.start([*command, "--no-dashboard", "--dashboard-address", ":0"])
         written = lambda: os.path.exists(self.file) and Path(self.file).read_text().endswith("}")  # noqa: E731
@@ -225,7 +225,7 @@ class Fleet:
         command = ["-m", "dask", "worker", self.address, "--host", "127.0.0.1", "--nthreads", str(threads)]
         command += ["--nanny" if nanny else "--no-nanny", "--memory-limit", f"{2 * threads}GiB", "--no-dashboard"]
         command += ["--dashboard-address", ":0", "--death-timeout", str(SECONDS), *more]
-        started = [self.start([*command, "--local-directory", self.fresh()], **env) for _ in range(count)]
+        started = [self.start([*command, "--local-directory", self.new_path()], **env) for _ in range(count)]
         self.workers += started
         return started
 
@@ -248,7 +248,7 @@ class Fleet:
 
     def drive(self, config: Config) -> Process:
         """Run the command line."""
-        file = self.fresh("run.yaml")
+        file = self.new_path("run.yaml")
         Path(file).write_text(yaml.safe_dump(config.model_dump()))
         return self.start([str(HOOKS), "run", file])
 
@@ -259,10 +259,10 @@ class Fleet:
 
 @contextlib.contextmanager
 def fleet(
-    fresh: Callable[[str], str], workers: int = 2, threads: int = 1, nanny: bool = True, **config: Any
+    new_path: Callable[[str], str], workers: int = 2, threads: int = 1, nanny: bool = True, **config: Any
 ) -> Iterator[Fleet]:
     """Start a scheduler and workers, and connect to them."""
-    with Fleet(fresh, **config) as started:
+    with Fleet(new_path, **config) as started:
         started.start_scheduler()
         started.start_workers(workers, threads, nanny)
         started.connect()

@@ -76,8 +76,8 @@ def storage(tmp_path_factory, digits_300):
         server.wait()
 
 
-def test_a_run_goes_to_a_container_and_back(storage, digits_300, fresh, cli, tmp_path):
-    expected = dumap.run(digits_300, output=fresh("run.zarr"), **QUICK).embedding[:]
+def test_a_run_goes_to_a_container_and_back(storage, digits_300, new_path, cli, tmp_path):
+    expected = dumap.run(digits_300, output=new_path("run.zarr"), **QUICK).embedding[:]
     result = dumap.run(SOURCE, output=OUTPUT, storage=storage, **QUICK)
     assert np.array_equal(result.embedding[:], expected)
     assert dumap.run(SOURCE, output=OUTPUT, storage=storage, **QUICK)["state"] == "done", "and nothing is to do"

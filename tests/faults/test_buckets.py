@@ -11,7 +11,7 @@ import yaml
 import zarr
 from distributed import Client, LocalCluster
 from faults.harness import SETTING_OPTIONS, Fleet, until
-from helpers import ActAtStageStart, slowly
+from helpers import ActAtStageStart, mark_slow_except
 
 from dumap.config import load_config
 from dumap.errors import DamageError, StorageError
@@ -97,11 +97,11 @@ def expected(embed, digits):
 
 
 @pytest.fixture(scope="module")
-def flaky_run(proxy, bucket_client, fresh, expected):
+def flaky_run(proxy, bucket_client, new_path, expected):
     """Run once while one request in twenty fails; return what happened and what the driver wrote."""
     proxy.fail_some(0.05)
-    with Fleet(fresh) as fleet:
-        file = fresh("run.yaml")
+    with Fleet(new_path) as fleet:
+        file = new_path("run.yaml")
         Path(file).write_text(
             yaml.safe_dump(config_of(**{"cluster.scheduler": bucket_client.scheduler.address}).model_dump())
         )
@@ -121,8 +121,8 @@ def test_a_run_over_a_bad_network_is_that_in_a_folder(flaky_run, expected):
     assert bytes_of(OUTPUT) == expected
 
 
-def test_files_become_a_store_in_a_bucket(proxy, digits, fresh):
-    file, output = fresh("x.npy"), "s3://data/ingested.zarr"
+def test_files_become_a_store_in_a_bucket(proxy, digits, new_path):
+    file, output = new_path("x.npy"), "s3://data/ingested.zarr"
     np.save(file, digits[0])
     ingest([file], output)
     stored = zarr.open_group(objects_module.open_store(output, read_only=True), mode="r")
@@ -131,8 +131,8 @@ def test_files_become_a_store_in_a_bucket(proxy, digits, fresh):
         ingest([file], output)
 
 
-def test_results_lie_in_a_bucket_and_all_else_on_a_disk(proxy, expected, fresh):
-    work, output = fresh("work"), "s3://data/results.zarr"
+def test_results_lie_in_a_bucket_and_all_else_on_a_disk(proxy, expected, new_path):
+    work, output = new_path("work"), "s3://data/results.zarr"
     status = run(config_of(output, work=work, **{"cluster.engine": "local"}))
     assert (status["output"], status["work"], status["state"]) == (output, work, "done")
     store = Run(output, read_only=True)
@@ -149,29 +149,29 @@ def test_results_lie_in_a_bucket_and_all_else_on_a_disk(proxy, expected, fresh):
 
 
 @pytest.mark.slow
-def test_given_neighbors_may_lie_in_a_bucket(bucket_client, embed, digits, fresh):
+def test_given_neighbors_may_lie_in_a_bucket(bucket_client, embed, digits, new_path):
     indices = (np.arange(300)[:, None] + np.arange(1, 16)) % 300
-    graphs = fresh("knn.zarr"), "s3://data/knn.zarr"
+    graphs = new_path("knn.zarr"), "s3://data/knn.zarr"
     for path in graphs:
         group = zarr.create_group(objects_module.open_store(path, read_only=False))
         group.create_array("indices", data=indices, chunks=(100, 15))
         group.create_array("distances", data=(indices % 7 + 1.5).astype(np.float32), chunks=(100, 15))
     here = embed(digits[0][:300], {**SETTINGS, "neighbors.precomputed": graphs[0]})
-    config = config_of(fresh("run.zarr"), **{"neighbors.precomputed": graphs[1]})
+    config = config_of(new_path("run.zarr"), **{"neighbors.precomputed": graphs[1]})
     assert run(config, client=bucket_client)["state"] == "done"
     assert bytes_of(config.output) == bytes_of(here.output)
     assert run(config)["state"] == "done", "what is finished is known again"
 
 
 @pytest.mark.slow
-def test_commands_work_on_a_bucket(flaky_run, cli, fresh, expected):
+def test_commands_work_on_a_bucket(flaky_run, cli, new_path, expected):
     assert cli("verify", OUTPUT).out == "all objects are as they were written\n"
     assert '"state": "done"' in cli("status", OUTPUT, "--json").out
     assert cli("clean", OUTPUT, "--dry-run").code == 0
     Run(OUTPUT).put(f"{PARTS}/vectors/block-00000-01234567", b"left over")
     assert f"removed: {PARTS}/vectors/block-00000-01234567" in cli("clean", OUTPUT).out
     assert cli("clean", OUTPUT).out == "0 objects that no manifest names\n"
-    out = fresh("map.npy")
+    out = new_path("map.npy")
     assert cli("export", OUTPUT, "embedding", out).code == 0
     assert np.load(out).tobytes() == expected["embedding"]
 
@@ -221,10 +221,10 @@ def test_no_secret_is_told(flaky_run, bucket_client):
 
 @pytest.mark.fault(6)
 @pytest.mark.slow
-def test_a_run_in_a_bucket_goes_on_after_a_kill(proxy, bucket_client, fresh, expected):
+def test_a_run_in_a_bucket_goes_on_after_a_kill(proxy, bucket_client, new_path, expected):
     config, store = config_of("s3://data/killed.zarr"), Run("s3://data/killed.zarr", read_only=True)
-    with Fleet(fresh) as fleet:
-        file = fresh("run.yaml")
+    with Fleet(new_path) as fleet:
+        file = new_path("run.yaml")
         Path(file).write_text(
             yaml.safe_dump(
                 config_of(config.output, **{"cluster.scheduler": bucket_client.scheduler.address}).model_dump()
@@ -436,13 +436,13 @@ BAD = {
 
 
 @pytest.mark.fault(16)
-@pytest.mark.parametrize("bad", slowly(BAD, *(bad for bad in BAD if bad != "no server")))
+@pytest.mark.parametrize("bad", mark_slow_except(BAD, *(bad for bad in BAD if bad != "no server")))
 @pytest.mark.parametrize("place", ["input", "output"])
-def test_a_bucket_out_of_reach_is_said(proxy, client, cli, data, fresh, monkeypatch, no_pauses, place, bad):
+def test_a_bucket_out_of_reach_is_said(proxy, client, cli, data, new_path, monkeypatch, no_pauses, place, bad):
     for name, value in BAD[bad].items():
         monkeypatch.setenv(name, value)
     there = "s3://nowhere/x.zarr" if bad == "no bucket" else "s3://data/input.zarr"
-    source, output = (there, fresh("run.zarr")) if place == "input" else (data, there.replace("input", "x"))
+    source, output = (there, new_path("run.zarr")) if place == "input" else (data, there.replace("input", "x"))
     address = ["--scheduler", client.scheduler.address]
     began = time.monotonic()
     outcome = cli("run", "--input", source, "--output", output, *SETTING_OPTIONS, *address)
@@ -454,10 +454,13 @@ def test_a_bucket_out_of_reach_is_said(proxy, client, cli, data, fresh, monkeypa
 
 
 @pytest.mark.slow
-def test_a_child_reads_its_parent_in_the_bucket(embed, digits, fresh):
+def test_a_child_reads_its_parent_in_the_bucket(embed, digits, new_path):
     near, local = {"layout.min_dist": 0.5}, {"cluster.engine": "local"}
     run(config_of("s3://data/kin/parent.zarr", **local))
-    child, folder = config_of("s3://data/kin/child.zarr", **local, **near), config_of(fresh("c.zarr"), **local, **near)
+    child, folder = (
+        config_of("s3://data/kin/child.zarr", **local, **near),
+        config_of(new_path("c.zarr"), **local, **near),
+    )
     child_bytes = bytes_of(embed(digits[0][:300], {**SETTINGS, **near}).output)
     for config in (child, folder):
         stages = run(config, parent="s3://data/kin/parent.zarr")["stages"]

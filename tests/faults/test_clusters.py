@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from distributed import Client, worker_client
 from faults.harness import ROUNDS, SECONDS, all_kept, commits, fleet, results, until
-from helpers import Notes
+from helpers import NoteRecorder
 
 import dumap
 from dumap.errors import ClusterError
@@ -30,9 +30,9 @@ QUIET = 10.0
 @pytest.mark.fault(3)
 @pytest.mark.slow
 @pytest.mark.parametrize("place", [("neighbors", "cell-00001"), ("layout", "state-00004-*")])
-def test_a_run_whose_workers_are_all_gone(fresh, prepare, expected, place):
+def test_a_run_whose_workers_are_all_gone(new_path, prepare, expected, place):
     stage, part = place
-    with fleet(fresh, 2, nanny=False) as dying:
+    with fleet(new_path, 2, nanny=False) as dying:
         config = prepare({**ROUNDS, "cluster.scheduler": dying.address, "cluster.worker_timeout": QUIET})
         dying.faults.plan({"point": "manifest", "stage": stage, "part": part, "action": "kill", "times": 2})
         driver = dying.drive(config)
@@ -55,9 +55,9 @@ def test_a_run_whose_workers_are_all_gone(fresh, prepare, expected, place):
 @pytest.mark.fault(7)
 @pytest.mark.slow
 @pytest.mark.parametrize("place", [("neighbors", "cell-00001"), ("layout", "state-00004-*")])
-def test_a_run_whose_scheduler_is_killed(fresh, prepare, expected, place):
+def test_a_run_whose_scheduler_is_killed(new_path, prepare, expected, place):
     stage, part = place
-    with fleet(fresh, 2) as first:
+    with fleet(new_path, 2) as first:
         config = prepare({**ROUNDS, "cluster.scheduler_file": first.file, "cluster.timeout": QUIET})
         kill = {"point": "object", "stage": stage, "part": part, "action": "kill", "pid": first.scheduler.pid}
         first.faults.plan(kill)
@@ -69,7 +69,7 @@ def test_a_run_whose_scheduler_is_killed(fresh, prepare, expected, place):
         assert "Traceback" not in driver.output
     assert status(config.output)["state"] == "partial"
     before = commits(config.output)
-    with fleet(fresh, 1, 3) as second:
+    with fleet(new_path, 1, 3) as second:
         assert run(config, client=second.client)["state"] == "done"
     assert all_kept(before, config.output)
     assert results(config.output) == expected
@@ -77,9 +77,9 @@ def test_a_run_whose_scheduler_is_killed(fresh, prepare, expected, place):
 
 @pytest.mark.fault(7)
 @pytest.mark.slow
-def test_a_run_whose_scheduler_answers_no_more(fresh, prepare):
+def test_a_run_whose_scheduler_answers_no_more(new_path, prepare):
     """Stopped, not killed: its connections stay open."""
-    with fleet(fresh, 1) as hung:
+    with fleet(new_path, 1) as hung:
         config = prepare({"cluster.scheduler": hung.address, "cluster.timeout": QUIET})
         stop = {"point": "object", "stage": "neighbors", "action": "stop", "pid": hung.scheduler.pid}
         (name,) = hung.faults.plan(stop)
@@ -112,9 +112,9 @@ class Stopping(SilentObserver):
 
 @pytest.mark.fault(9)
 @pytest.mark.slow
-def test_a_run_that_goes_on_with_other_workers_and_threads(fresh, prepare, expected):
+def test_a_run_that_goes_on_with_other_workers_and_threads(new_path, prepare, expected):
     config = prepare(ROUNDS)
-    with fleet(fresh, 0) as changing:
+    with fleet(new_path, 0) as changing:
         for stage, workers, threads in (("cells", 2, 1), ("neighbors", 1, 3), ("layout", 3, 1), ("", 1, 2)):
             for process in changing.workers:
                 process.end()
@@ -168,10 +168,10 @@ def nobody():
 @pytest.mark.fault(38)
 @pytest.mark.parametrize("by", ["scheduler", "scheduler_file"])
 @pytest.mark.parametrize("who", ["mute", "nobody"])
-def test_a_scheduler_that_never_answers(prepare, fresh, request, who, by):
+def test_a_scheduler_that_never_answers(prepare, new_path, request, who, by):
     address = request.getfixturevalue(who)
     if by == "scheduler_file":
-        location = fresh("scheduler.json")
+        location = new_path("scheduler.json")
         Path(location).write_text(json.dumps({"address": address}))
     else:
         location = address
@@ -192,11 +192,11 @@ UNFIT = {
 
 
 @pytest.fixture
-def unfit(fresh):
+def unfit(new_path):
     """Return a function that makes the environment of an unfit worker."""
 
     def make(kind: str) -> dict[str, str]:
-        package = Path(fresh(), "dumap")
+        package = Path(new_path(), "dumap")
         package.mkdir()
         (package / "__init__.py").write_text(UNFIT[kind])
         (package / "version.py").write_text('__version__ = "0.0.1"')
@@ -216,7 +216,7 @@ def test_a_worker_that_cannot_do_the_work_is_left_out(cluster_with_nannies, prep
     (process,) = cluster_with_nannies.start_workers(1, **unfit(kind))
     try:
         cluster_with_nannies.ready(3)
-        config, noting = prepare(), Notes()
+        config, noting = prepare(), NoteRecorder()
         assert run(config, client=cluster_with_nannies.client, observer=noting)["state"] == "done"
         (note,) = noting.left_out()
         assert re.search(MESSAGES[kind], note)
@@ -229,9 +229,9 @@ def test_a_worker_that_cannot_do_the_work_is_left_out(cluster_with_nannies, prep
 @pytest.mark.fault(39)
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", UNFIT)
-def test_workers_that_all_cannot_do_the_work_are_named(fresh, prepare, unfit, kind):
+def test_workers_that_all_cannot_do_the_work_are_named(new_path, prepare, unfit, kind):
     config = prepare({"cluster.worker_timeout": QUIET})
-    with fleet(fresh, 0) as useless:
+    with fleet(new_path, 0) as useless:
         useless.start_workers(1, **unfit(kind))
         useless.ready(1)
         with pytest.raises(ClusterError, match=f"no fit worker for 10 s; .*Left out: tcp://.*{MESSAGES[kind]}"):

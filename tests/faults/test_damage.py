@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from faults.harness import SETTING_OPTIONS, results
-from helpers import slowly, uncommit
+from helpers import mark_slow_except, uncommit_parts
 from zarr.codecs import Crc32cCodec
 
 from dumap.recipe.damage import verify
@@ -86,21 +86,21 @@ def test_a_part_of_each_stage_is_damaged():
 @pytest.mark.fault(13)
 @pytest.mark.parametrize(
     "place",
-    slowly(DAMAGED, "neighbors", "layout"),
+    mark_slow_except(DAMAGED, "neighbors", "layout"),
 )
 def test_repaired_damage_gives_the_same_bytes(cli, damageable, expected, place):
     """The stages after it are made again too, so that what is repaired is seen to be as it was."""
     stage = place.split()[0]
     flip(Path(damageable.output, objects(damageable.output, stage, DAMAGED[place])[0]))
     assert cli("verify", damageable.output).code == 1
-    uncommit(damageable.output, STAGES[STAGES.index(stage) + 1 :])
+    uncommit_parts(damageable.output, STAGES[STAGES.index(stage) + 1 :])
     assert run(damageable)["state"] == "done"
     assert verify(damageable.output) == []
     assert results(damageable.output) == expected
 
 
 @pytest.mark.fault(13)
-@pytest.mark.parametrize("place", slowly(["neighbors", "embedding", "layout"], "layout"))
+@pytest.mark.parametrize("place", mark_slow_except(["neighbors", "embedding", "layout"], "layout"))
 def test_repair_alone_makes_a_finished_run_whole(cli, damageable, expected, place):
     key = objects(damageable.output, place, DAMAGED[place])[0]
     flip(Path(damageable.output, key))
@@ -138,7 +138,7 @@ def test_verify_covers_all_that_the_results_need(damageable, name):
 def test_damage_met_on_the_way_is_made_again(cli, damageable, expected):
     """Never fill values: a lost object of a stage that is read again is said, and its part made anew."""
     Path(damageable.output, lost := objects(damageable.output, "graph", "united-")[0]).unlink()
-    uncommit(damageable.output, ("start", "layout", "embedding", "quality"))
+    uncommit_parts(damageable.output, ("start", "layout", "embedding", "quality"))
     outcome = cli("run", "--input", damageable.input.path, "--output", damageable.output, *SETTING_OPTIONS)
     assert outcome.code == 0, outcome.err
     assert f"{lost} (graph united-00000) is missing or damaged" in outcome.err
@@ -227,7 +227,7 @@ IDENTITY_PARTS = ("run", "results", "input")
 
 
 @pytest.mark.fault(13, 14)
-@pytest.mark.parametrize("kind", slowly(DAMAGE, "deleted"))
+@pytest.mark.parametrize("kind", mark_slow_except(DAMAGE, "deleted"))
 @pytest.mark.parametrize(
     "key",
     [
@@ -235,9 +235,9 @@ IDENTITY_PARTS = ("run", "results", "input")
         *(f"{MANIFESTS}/identity/{n}.json" for n in IDENTITY_PARTS),
     ],
 )
-def test_a_finished_run_is_made_whole(cli, damageable, expected, fresh, key, kind):
+def test_a_finished_run_is_made_whole(cli, damageable, expected, new_path, key, kind):
     DAMAGE[kind](Path(damageable.output, key))
-    out = fresh("map.npy")
+    out = new_path("map.npy")
     exported = cli("export", damageable.output, "embedding", out)
     if key in ("embedding/zarr.json", "embedding/c/0/0"):
         assert exported.code == 6
@@ -267,11 +267,11 @@ def test_a_lost_mark_of_a_stage_is_work_not_done(damageable, expected, contents)
 
 
 @pytest.mark.fault(13)
-def test_damage_to_an_input_with_checksums_is_an_error_that_names_its_rows(cli, digits, save, fresh):
+def test_damage_to_an_input_with_checksums_is_an_error_that_names_its_rows(cli, digits, save, new_path):
     for kind, harm in DAMAGE.items():
         if kind == "deleted":  # is how Zarr writes a chunk of zeros
             continue
-        source, output = save(digits[0][:300], 100, compressors=[Crc32cCodec()]), fresh("run.zarr")
+        source, output = save(digits[0][:300], 100, compressors=[Crc32cCodec()]), new_path("run.zarr")
         harm(Path(source, "vectors", "c", "1", "0"))
         outcome = cli("run", "--input", source, "--output", output, *SETTING_OPTIONS)
         assert outcome.code == 3, outcome.err
@@ -310,7 +310,7 @@ def test_leftovers_of_dead_tasks_do_not_count(cli, damageable, littered, expecte
     assert status(damageable.output)["state"] == "done"
     assert run(damageable)["state"] == "done"
     assert contents(damageable.output) == before
-    uncommit(damageable.output, STAGES[1:])
+    uncommit_parts(damageable.output, STAGES[1:])
     assert run(damageable)["state"] == "done"
     assert results(damageable.output) == expected
     assert verify(damageable.output) == []
@@ -361,8 +361,8 @@ def test_clean_touches_nothing_while_a_manifest_is_damaged(cli, damageable, litt
 
 @pytest.mark.fault(24)
 @pytest.mark.parametrize("command", ["clean", "verify"])
-def test_folders_that_are_no_runs_are_left_alone(cli, data, fresh, contents, command):
-    nothing, folder, file = fresh("nothing"), Path(fresh("folder")), Path(fresh("file"))
+def test_folders_that_are_no_runs_are_left_alone(cli, data, new_path, contents, command):
+    nothing, folder, file = new_path("nothing"), Path(new_path("folder")), Path(new_path("file"))
     folder.mkdir()
     (folder / "thesis.txt").write_text("years of work")
     file.write_text("years of work")

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from faults.harness import ROUNDS, Fleet, all_kept, commits, results, until
-from helpers import slowly
+from helpers import mark_slow_except
 
 from dumap.recipe.damage import verify
 from dumap.recipe.observers import SilentObserver
@@ -48,7 +48,7 @@ AT = {
 
 
 @pytest.mark.fault(6)
-@pytest.mark.parametrize("at", slowly(AT, "a round is cleaned up"))
+@pytest.mark.parametrize("at", mark_slow_except(AT, "a round is cleaned up"))
 def test_a_killed_driver_loses_no_commit(cluster_with_nannies, prepare, expected, at):
     point, stage, part, settings = AT[at]
     config = prepare({**settings, "cluster.scheduler": cluster_with_nannies.address})
@@ -172,9 +172,9 @@ class Loop:
 
 @pytest.mark.fault(1, 2, 6, 7)
 @pytest.mark.slow
-def test_random_kills_change_no_byte(fresh, prepare, expected, request):
+def test_random_kills_change_no_byte(new_path, prepare, expected, request):
     kills = request.config.getoption("--kills")
-    with Fleet(fresh) as fleet:
+    with Fleet(new_path) as fleet:
         fleet.start_scheduler()
         fleet.start_workers(2)
         loop = Loop(fleet, prepare, seed=kills)

@@ -65,7 +65,7 @@ def test_a_run_on_a_cluster_that_scales_from_no_worker(prepare, expected):
 
 @pytest.mark.fault(43)
 @pytest.mark.slow
-def test_a_cluster_grows_by_what_it_is_sent(job, fresh):
+def test_a_cluster_grows_by_what_it_is_sent(job, new_path):
     most = 0
     with LocalCluster(n_workers=0, threads_per_worker=1, memory_limit="2GiB", dashboard_address=":0") as cluster:
         cluster.adapt(minimum=0, maximum=4)
@@ -77,16 +77,16 @@ def test_a_cluster_grows_by_what_it_is_sent(job, fresh):
                 nonlocal most
                 most = max(most, len(cluster.scheduler.workers))
 
-            engine.map(sleeping(fresh(), 2.0), job, part_names("part", 40), {}, count)
+            engine.map(sleeping(new_path(), 2.0), job, part_names("part", 40), {}, count)
     assert most == 4
 
 
 @pytest.mark.fault(42)
 @pytest.mark.slow
-def test_workers_that_come_later_share_what_is_left(job, fresh):
+def test_workers_that_come_later_share_what_is_left(job, new_path):
     """One more thread than parts that it began before; the others do most of what is left."""
-    folder, parts = fresh(), part_names("part", 30)
-    with fleet(fresh, 1) as growing:
+    folder, parts = new_path(), part_names("part", 30)
+    with fleet(new_path, 1) as growing:
         engine = DaskEngine(growing.client, SECONDS)
         engine.preflight()
         (first,) = growing.client.nthreads()
@@ -105,9 +105,9 @@ def test_workers_that_come_later_share_what_is_left(job, fresh):
 @pytest.mark.fault(42)
 @pytest.mark.slow
 @pytest.mark.parametrize("other", [{"numpy": "1.0"}, {"machine": "riscv"}])
-def test_a_late_worker_with_other_versions_computes_nothing(fresh, prepare, expected, other):
+def test_a_late_worker_with_other_versions_computes_nothing(new_path, prepare, expected, other):
     config = prepare(ROUNDS)
-    with fleet(fresh, 1) as mixed:
+    with fleet(new_path, 1) as mixed:
         log = []
 
         def come():
@@ -128,9 +128,9 @@ def test_a_late_worker_with_other_versions_computes_nothing(fresh, prepare, expe
 
 @pytest.mark.fault(42)
 @pytest.mark.slow
-def test_a_late_worker_that_is_too_small_computes_nothing(fresh, prepare, expected):
+def test_a_late_worker_that_is_too_small_computes_nothing(new_path, prepare, expected):
     config = prepare(ROUNDS)
-    with fleet(fresh, 1) as mixed:
+    with fleet(new_path, 1) as mixed:
 
         def come():
             mixed.start_workers(1, 1, True, "--memory-limit", "300MiB")
@@ -149,12 +149,12 @@ def test_a_late_worker_that_is_too_small_computes_nothing(fresh, prepare, expect
 @pytest.mark.fault(49)
 @pytest.mark.slow
 @pytest.mark.parametrize("first", ["the copy", "the straggler"])
-def test_a_straggler_and_its_copy_come_to_the_same_bytes(fresh, prepare, expected, monkeypatch, first):
+def test_a_straggler_and_its_copy_come_to_the_same_bytes(new_path, prepare, expected, monkeypatch, first):
     """The one that is second may find its part committed, and what it reads gone."""
     monkeypatch.setattr(backups, "MIN_BACKUP_SECONDS", 3.0)
     monkeypatch.setattr(backups, "MIN_FINISHED", 3)
     config = prepare(ROUNDS)
-    with fleet(fresh, 2) as racing:
+    with fleet(new_path, 2) as racing:
         place = {"role": "worker", "action": "sleep", "stage": "neighbors", "part": "lists-00003"}
         late = {"seconds": 120.0} if first == "the copy" else {"seconds": 8.0, "times": 2}
         begun, written = racing.faults.plan(
@@ -191,9 +191,9 @@ def disturb(cluster: Fleet, seed: int, over: threading.Event) -> None:
 @pytest.mark.fault(42, 43)
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(10))
-def test_histories_of_workers_end_in_the_same_bytes(fresh, prepare, expected, seed):
+def test_histories_of_workers_end_in_the_same_bytes(new_path, prepare, expected, seed):
     config, over = prepare({**ROUNDS, "cluster.worker_timeout": float(SECONDS)}), threading.Event()
-    with fleet(fresh, 1) as changing:
+    with fleet(new_path, 1) as changing:
         slow = {"role": "worker", "point": "task", "action": "sleep", "seconds": 0.2, "times": 200}
         changing.faults.plan(slow)
         disturbing = threading.Thread(target=disturb, args=(changing, seed, over))

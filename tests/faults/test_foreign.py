@@ -110,7 +110,7 @@ def test_files_that_people_add_to_a_run_survive(cli, damageable, expected):
 
 @pytest.mark.parametrize("consolidated", [False, True], ids=["plain", "consolidated"])
 @pytest.mark.filterwarnings("ignore::zarr.errors.ZarrUserWarning")
-def test_attributes_survive(cli, damageable, expected, consolidated, fresh):
+def test_attributes_survive(cli, damageable, expected, consolidated, new_path):
     group = zarr.open_group(damageable.output, mode="r+", use_consolidated=False)
     group.attrs["note"] = {"by": "me", "values": [1, 2.5, None]}
     group["embedding"].attrs["units"] = "none"
@@ -126,7 +126,7 @@ def test_attributes_survive(cli, damageable, expected, consolidated, fresh):
     assert before[0]["by"] == "me"
     assert verify(damageable.output) == []
     assert cli("verify", damageable.output).code == 0
-    export(damageable.output, "embedding", fresh("map.npy"))
+    export(damageable.output, "embedding", new_path("map.npy"))
     document = json.loads(Path(damageable.output, "zarr.json").read_text())
     document["attributes"]["dumap"]["seed"] = 7
     Path(damageable.output, "zarr.json").write_text(json.dumps(document))

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from faults.harness import SETTING_OPTIONS, Fleet, all_kept, commits, results
-from helpers import ActAtStageStart, unmark
+from helpers import ActAtStageStart, uncommit_stages
 from skips import MOUNTING
 
 from dumap.errors import BudgetError, StorageError
@@ -72,9 +72,9 @@ needs_disk = pytest.mark.skipif(not may_mount(), reason=MOUNTING)
 
 
 @pytest.fixture
-def disk(fresh):
+def disk(new_path):
     """Return a small disk that a test may fill."""
-    os.mkdir(path := fresh("disk"))
+    os.mkdir(path := new_path("disk"))
     with mounted(path) as small_disk:
         yield small_disk
 
@@ -124,11 +124,11 @@ def test_an_output_that_is_full_from_the_start_is_refused(prepare, disk, cli):
 @needs_disk
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["DASK_TEMPORARY_DIRECTORY", "TMPDIR"])
-def test_a_full_scratch_is_said(fresh, prepare, client, disk, expected, name):
+def test_a_full_scratch_is_said(new_path, prepare, client, disk, expected, name):
     config = prepare({"cluster.workers": 1, "cluster.memory_limit": 2**31})
     disk.fill()
-    with Fleet(fresh) as fleet:
-        driver = fleet.start(["-m", "dumap.cli", "run", save(fresh, config)], **{name: disk.path})
+    with Fleet(new_path) as fleet:
+        driver = fleet.start(["-m", "dumap.cli", "run", save(new_path, config)], **{name: disk.path})
         code = driver.wait()
     assert "Traceback" not in driver.output
     if name == "DASK_TEMPORARY_DIRECTORY":
@@ -143,21 +143,21 @@ def test_a_full_scratch_is_said(fresh, prepare, client, disk, expected, name):
 @pytest.mark.fault(15)
 @needs_disk
 @pytest.mark.slow
-def test_workers_without_room_for_compiled_code_are_refused(fresh, prepare, disk, expected):
+def test_workers_without_room_for_compiled_code_are_refused(new_path, prepare, disk, expected):
     disk.fill()
-    with Fleet(fresh) as fleet:
+    with Fleet(new_path) as fleet:
         fleet.start_scheduler()
         (worker,) = fleet.start_workers(1, 1, False, NUMBA_CACHE_DIR=disk.path)
         config = prepare({"cluster.scheduler": fleet.address})
         hasty = ["--set", "cluster.worker_timeout=5"]
-        driver = fleet.start(["-m", "dumap.cli", "run", save(fresh, config), *hasty])
+        driver = fleet.start(["-m", "dumap.cli", "run", save(new_path, config), *hasty])
         assert driver.wait() == 5, driver.output
         assert "it cannot keep the code that it compiles: No space left on device" in driver.output
         assert "Traceback" not in driver.output
         assert not os.path.exists(config.output)
         worker.end()
         fleet.start_workers(1)
-        assert fleet.start(["-m", "dumap.cli", "run", save(fresh, config)]).wait() == 0
+        assert fleet.start(["-m", "dumap.cli", "run", save(new_path, config)]).wait() == 0
     assert results(config.output) == expected
 
 
@@ -186,9 +186,9 @@ def test_a_resume_needs_room_for_the_rest_alone(prepare, disk, expected, stage, 
     assert results(config.output) == expected
 
 
-def save(fresh, config) -> str:
+def save(new_path, config) -> str:
     """Write a configuration to a file; return its path."""
-    file = fresh("run.json")
+    file = new_path("run.json")
     Path(file).write_text(json.dumps(config.model_dump()))  # which is YAML too
     return file
 
@@ -203,7 +203,7 @@ def test_a_read_only_output_is_refused_before_anything_is_computed(prepare, cli,
     config = prepare()
     begun = f"{disk.path}/begun.zarr"
     shutil.copytree(finished_run.output, begun)
-    unmark(begun, STAGES)
+    uncommit_stages(begun, STAGES)
     disk.do("mount", "-o", "remount,ro")
     before = contents(disk.path)
     for output in (f"{disk.path}/run.zarr", begun):
@@ -238,13 +238,13 @@ def test_a_file_system_without_links_is_refused(prepare, monkeypatch, number, co
 
 
 @pytest.mark.fault(34)
-def test_an_output_that_is_something_else_is_left_alone(prepare, cli, data, fresh, contents):
-    kept = fresh("input.zarr")
+def test_an_output_that_is_something_else_is_left_alone(prepare, cli, data, new_path, contents):
+    kept = new_path("input.zarr")
     shutil.copytree(data, kept)
-    zipped = shutil.make_archive(fresh("run.zarr"), "zip", kept)
-    link = fresh("link.zarr")
+    zipped = shutil.make_archive(new_path("run.zarr"), "zip", kept)
+    link = new_path("link.zarr")
     os.symlink(kept, link)
-    folder = Path(fresh("folder"))
+    folder = Path(new_path("folder"))
     folder.mkdir()
     (folder / "thesis.txt").write_text("years of work")
     before = contents(kept), Path(zipped).read_bytes()

@@ -18,7 +18,7 @@ import psutil
 import pytest
 import yaml
 from faults.harness import SECONDS, SETTING_OPTIONS, Fleet, all_kept, commits, results, until
-from helpers import Notes
+from helpers import NoteRecorder
 
 from dumap.artifacts.job import Job
 from dumap.engine.cluster import DaskEngine
@@ -35,15 +35,15 @@ EMBEDDED = {"cluster.workers": 1, "cluster.memory_limit": 2**31}
 
 
 @pytest.fixture
-def drivers(fresh):
+def drivers(new_path):
     """Return a fleet without a scheduler, to start drivers that end with the test."""
-    with Fleet(fresh) as fleet:
+    with Fleet(new_path) as fleet:
         yield fleet
 
 
 def drive(fleet: Fleet, config, **env: str):
     """Run the command line with locks that are renewed many times a second."""
-    file = fleet.fresh("run.yaml")
+    file = fleet.new_path("run.yaml")
     Path(file).write_text(yaml.safe_dump(config.model_dump()))
     return fleet.start([str(FAST_LOCK_DRIVER), "run", file], **env)
 
@@ -105,7 +105,7 @@ def test_a_driver_asked_to_end_lets_go(drivers, prepare, client, expected, momen
     if MOMENTS[moment]:  # of a cluster that is half there, Dask says so itself
         assert "Traceback" not in driver.output
         assert held(config.output)["released"]
-    before, watching = commits(config.output), Notes()
+    before, watching = commits(config.output), NoteRecorder()
     assert run(config, client=client, observer=watching)["state"] == "done"
     assert not any("held by" in note for note in watching.notes), watching.notes
     assert all_kept(before, config.output)
@@ -157,8 +157,8 @@ def test_a_second_driver_is_refused_and_the_first_undisturbed(drivers, prepare, 
 
 @pytest.mark.fault(12)
 @pytest.mark.slow
-def test_two_drivers_that_start_at_once(drivers, prepare, client, expected, fresh):
-    config, gun = prepare({"cluster.scheduler": client.scheduler.address}), Path(fresh())
+def test_two_drivers_that_start_at_once(drivers, prepare, client, expected, new_path):
+    config, gun = prepare({"cluster.scheduler": client.scheduler.address}), Path(new_path())
     both = [drive(drivers, config, DUMAP_GUN=str(gun)) for _ in range(2)]
     until(lambda: len(list(gun.glob("ready-*"))) == 2, "both drivers")
     (gun / "go").touch()
@@ -169,9 +169,9 @@ def test_two_drivers_that_start_at_once(drivers, prepare, client, expected, fres
 
 
 @pytest.mark.fault(12)
-def test_one_of_many_drivers_gets_the_lock(fresh, monkeypatch):
+def test_one_of_many_drivers_gets_the_lock(new_path, monkeypatch):
     monkeypatch.setattr(module, "HEARTBEAT_SECONDS", 0.05)
-    output, begin, end = fresh("run.zarr"), threading.Barrier(8), threading.Event()
+    output, begin, end = new_path("run.zarr"), threading.Barrier(8), threading.Event()
 
     def try_lock() -> int | None:
         begin.wait()
@@ -196,9 +196,9 @@ def test_one_of_many_drivers_gets_the_lock(fresh, monkeypatch):
 
 
 @pytest.fixture
-def left_lock(fresh):
+def left_lock(new_path):
     """Return a run, and a function that leaves a lock in it."""
-    output = Run(fresh("run.zarr"))
+    output = Run(new_path("run.zarr"))
 
     def leave(data: bytes | None = None, **holder) -> bytes:
         who = {
@@ -315,7 +315,7 @@ def test_a_stopped_driver_is_taken_over_and_cannot_commit(
     until(lambda: psutil.Process(first.pid).status() == psutil.STATUS_STOPPED, "its stop")
     monkeypatch.setattr(module, "HEARTBEAT_SECONDS", 0.2)
     monkeypatch.setattr(module, "LEASE_SECONDS", 2.0)
-    before, watching = commits(config.output), Notes()
+    before, watching = commits(config.output), NoteRecorder()
     assert run(config, client=client, observer=watching)["state"] == "done"
     (taking,) = [note for note in watching.notes if "taking over" in note]
     assert f"process {first.pid} on" in taking

@@ -35,9 +35,9 @@ def short_lease(monkeypatch):
 
 
 @pytest.fixture
-def begun_run(fresh) -> Run:
+def begun_run(new_path) -> Run:
     """Return a run that has been created and holds nothing yet."""
-    store = Run(fresh("run.zarr"))
+    store = Run(new_path("run.zarr"))
     store.create({key: {} for key in MAPPING_ATTRIBUTES})
     return store
 

@@ -100,8 +100,8 @@ def workers(request) -> Iterator:
 @pytest.mark.slow
 @pytest.mark.fault(19)
 @pytest.mark.parametrize(("rows", "mode"), [(30_000, "rounds"), (90_000, "host")])
-def test_no_worker_passes_its_memory(fresh, workers, rows, mode):
-    config = config_of(write(fresh("in.zarr"), rows), fresh("run.zarr"), **{"layout.mode": mode})
+def test_no_worker_passes_its_memory(new_path, workers, rows, mode):
+    config = config_of(write(new_path("in.zarr"), rows), new_path("run.zarr"), **{"layout.mode": mode})
     limit = smallest(config)
     started = workers(limit)
     done = run(config, client=started.client)
@@ -125,8 +125,8 @@ def write_words(path: str, rows: int) -> str:
 
 @pytest.mark.slow
 @pytest.mark.fault(19)
-def test_a_projection_holds_and_is_near_where_cells_are_crowded(fresh, workers, compiled):
-    config = config_of(write_words(fresh("in.zarr"), 20_000), fresh("run.zarr"), **{"cells.max_rows": 6000})
+def test_a_projection_holds_and_is_near_where_cells_are_crowded(new_path, workers, compiled):
+    config = config_of(write_words(new_path("in.zarr"), 20_000), new_path("run.zarr"), **{"cells.max_rows": 6000})
     limit = smallest(config)
     done = {stage["name"]: stage for stage in run(config, client=workers(limit).client)["stages"]}
     assert done["cells"]["facts"]["largest"] > config.cells.max_rows, "no cell searches its guests part by part"
@@ -138,8 +138,8 @@ def test_a_projection_holds_and_is_near_where_cells_are_crowded(fresh, workers, 
 
 @pytest.mark.slow
 @pytest.mark.fault(20)
-def test_the_memory_that_a_refusal_names_is_enough(fresh, cli):
-    path, output = write(fresh("in.zarr"), 6_000), fresh("run.zarr")
+def test_the_memory_that_a_refusal_names_is_enough(new_path, cli):
+    path, output = write(new_path("in.zarr"), 6_000), new_path("run.zarr")
     arguments = ["run", "--input", path, "--output", output, "--workers", "2", "--set", "layout.n_epochs=10"]
     arguments += ["--set", "task_memory=48MiB", "--set", "audit.queries=100"]
     refused = cli(*arguments, "--memory-limit", "700MiB")
@@ -157,10 +157,10 @@ def test_the_memory_that_a_refusal_names_is_enough(fresh, cli):
 
 @pytest.mark.fault(20)
 @pytest.mark.parametrize("rows", [6_000, 90_000, 10**8])
-def test_plans_name_the_least_limit_that_they_take(fresh, rows):
-    path = fresh("in.zarr")
+def test_plans_name_the_least_limit_that_they_take(new_path, rows):
+    path = new_path("in.zarr")
     zarr.create_group(path).create_array("vectors", shape=(rows, DIMS), chunks=(2000, DIMS), dtype="f4")
-    config = config_of(path, fresh("run.zarr"))
+    config = config_of(path, new_path("run.zarr"))
     limit = smallest(config)
     with pytest.raises(BudgetError):
         plan(at_limit(config, limit - 2**21)).check(limit - 2**21, None)
@@ -169,8 +169,8 @@ def test_plans_name_the_least_limit_that_they_take(fresh, rows):
 
 @pytest.mark.slow
 @pytest.mark.fault(20)
-def test_a_limit_that_no_interpreter_fits_is_refused_before_any_worker_starts(fresh, cli):
-    path, output = write(fresh("in.zarr"), 6_000), fresh("run.zarr")
+def test_a_limit_that_no_interpreter_fits_is_refused_before_any_worker_starts(new_path, cli):
+    path, output = write(new_path("in.zarr"), 6_000), new_path("run.zarr")
     refused = cli("run", "--input", path, "--output", output, "--workers", "1", "--memory-limit", "200MiB")
     assert refused.code == BudgetError.exit_code, refused.err
     assert "--memory-limit" in refused.err

@@ -239,11 +239,11 @@ def search(count: int, many: bool, test) -> None:
 
 
 @pytest.mark.timeout(36_000)
-def test_any_input_gives_a_map_or_an_error_of_our_own(fresh, pytestconfig):
+def test_any_input_gives_a_map_or_an_error_of_our_own(new_path, pytestconfig):
     count, outcomes = pytestconfig.getoption("--inputs"), dict.fromkeys(["map"], 0)
 
     def try_case(case: Case) -> None:
-        folder = fresh()
+        folder = new_path()
         try:
             with in_memory() as held:
                 outcome = check(case, folder, None)
@@ -270,9 +270,9 @@ def near():
         yield client
 
 
-def test_some_inputs_on_dask_and_on_disk(fresh, near):
+def test_some_inputs_on_dask_and_on_disk(new_path, near):
     def try_case(case: Case) -> None:
-        folder = fresh()
+        folder = new_path()
         try:
             check(case, folder, near)
         finally:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import zarr
 from faults.harness import SETTING_OPTIONS, SETTINGS, results
-from helpers import unmark
+from helpers import uncommit_stages
 
 from dumap.engine import connect, worker
 from dumap.recipe.pipeline import run
@@ -97,7 +97,7 @@ def test_workers_of_other_kinds_are_refused_unless_forced(
 
     config = configure(data, SETTINGS)
     shutil.copytree(finished_run.output, config.output)
-    unmark(config.output, ("embedding", "quality"))
+    uncommit_stages(config.output, ("embedding", "quality"))
     before = {p: p.read_bytes() for p in Path(config.output, MANIFESTS).rglob("*.json")}
     with monkeypatch.context() as elsewhere:
         elsewhere.setattr(DaskEngine, what, {**worker.versions(), **other} if isinstance(other, dict) else other)

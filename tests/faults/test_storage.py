@@ -45,9 +45,9 @@ def storage(digits):
     server.close()
 
 
-def test_workers_open_what_the_configuration_opens_and_nobody_tells(storage, digits_300, save, fresh, caplog):
+def test_workers_open_what_the_configuration_opens_and_nobody_tells(storage, digits_300, save, new_path, caplog):
     caplog.set_level(logging.DEBUG)
-    expected = dumap.run(save(digits_300), output=fresh("run.zarr"), cluster={"engine": "local"}, **QUICK)
+    expected = dumap.run(save(digits_300), output=new_path("run.zarr"), cluster={"engine": "local"}, **QUICK)
     with (
         LocalCluster(n_workers=2, threads_per_worker=1, memory_limit="2GiB", dashboard_address=":0") as cluster,
         Client(cluster, set_as_default=False) as client,
@@ -66,8 +66,8 @@ def test_workers_open_what_the_configuration_opens_and_nobody_tells(storage, dig
     assert [where for where, text in texts.items() if any(secret in text for secret in secrets)] == []
 
 
-def test_keys_that_are_refused_are_not_told(storage, fresh):
+def test_keys_that_are_refused_are_not_told(storage, new_path):
     wrong = {**storage, "endpoint": "http://127.0.0.1:9", "timeout": "1 seconds"}
     with pytest.raises(DumapError) as error:
-        dumap.plan(SOURCE, output=fresh("run.zarr"), storage=wrong)
+        dumap.plan(SOURCE, output=new_path("run.zarr"), storage=wrong)
     assert not any(secret in str(error.value) for secret in (KEY, SECRET, "127.0.0.1:9"))

@@ -16,7 +16,7 @@ import numpy as np
 import psutil
 import pytest
 from faults.harness import ROUNDS, SECONDS, SETTINGS, commits, fleet, results, until
-from helpers import uncommit
+from helpers import uncommit_parts
 from numba.core.registry import CPUDispatcher
 
 import dumap.kernels
@@ -74,9 +74,9 @@ def test_a_killed_worker_changes_no_byte(cluster_with_nannies, prepare, expected
 
 @pytest.mark.fault(5)
 @pytest.mark.slow
-def test_a_run_completes_where_the_cluster_allows_no_failure(fresh, prepare, expected):
+def test_a_run_completes_where_the_cluster_allows_no_failure(new_path, prepare, expected):
     config = prepare(ROUNDS)
-    with fleet(fresh, **{"distributed.scheduler.allowed-failures": 0}) as strict:
+    with fleet(new_path, **{"distributed.scheduler.allowed-failures": 0}) as strict:
         names = strict.faults.plan(*once_a_stage("task", "kill"))
         assert run(config, client=strict.client)["state"] == "done"
         assert all(strict.faults.happened(name) for name in names)
@@ -104,10 +104,10 @@ def not_done(config) -> set[str]:
 @pytest.mark.fault(4)
 @pytest.mark.slow
 @pytest.mark.parametrize(("threads", "part"), [(1, "cell-00003"), (2, "cell-00000")])
-def test_a_part_that_kills_every_worker_is_named_on_a_cluster(fresh, prepare, expected, threads, part):
+def test_a_part_that_kills_every_worker_is_named_on_a_cluster(new_path, prepare, expected, threads, part):
     """With two threads there is always a part beside it, which dies as often."""
     config = prepare()
-    with fleet(fresh, 2, threads) as deadly:
+    with fleet(new_path, 2, threads) as deadly:
         *_, name = deadly.faults.plan(*killer("neighbors", part))
         with pytest.raises(TaskError, match=f"neighbors {part}: its worker died 4 times") as caught:
             run(config, client=deadly.client)
@@ -197,11 +197,11 @@ def test_workers_retired_in_the_middle_of_a_step(cluster_with_nannies, prepare, 
 
 @pytest.mark.fault(10)
 @pytest.mark.slow
-def test_workers_of_a_short_life(fresh, data, prepare, embed):
+def test_workers_of_a_short_life(new_path, data, prepare, embed):
     """Workers end and begin anew, by their lifetime, while a long layout goes on in slow rounds."""
     more = {"layout.n_epochs": 200}
     config = prepare({**more, **ROUNDS})
-    with fleet(fresh, 0) as short_lived:
+    with fleet(new_path, 0) as short_lived:
         short_lived.start_workers(2, 1, True, "--lifetime", "20s", "--lifetime-stagger", "4s", "--lifetime-restart")
         slow = {"stage": "layout", "point": "task", "action": "sleep", "seconds": 0.25, "times": 300}
         (name,) = short_lived.faults.plan(slow)
@@ -218,9 +218,9 @@ SILENCE = 12
 
 
 @pytest.fixture(scope="module")
-def watched(fresh):
+def watched(new_path):
     """Start three workers without nannies that the scheduler gives up after some seconds of silence."""
-    with fleet(fresh, 3, 1, False, **{"distributed.scheduler.worker-ttl": f"{SILENCE}s"}) as started:
+    with fleet(new_path, 3, 1, False, **{"distributed.scheduler.worker-ttl": f"{SILENCE}s"}) as started:
         yield started
 
 
@@ -246,7 +246,7 @@ def test_a_worker_that_comes_back_too_late_changes_nothing(watched, prepare, exp
         until(lambda p=pid, n=name: faults.happened(n) == [p] or not ended[p].members(), "the late writes")
     assert commits(config.output) == before
     assert verify(config.output) == []
-    uncommit(config.output, ["embedding"])
+    uncommit_parts(config.output, ["embedding"])
     assert run(config, client=watched.client)["state"] == "done"
     assert results(config.output) == expected
     until(lambda: not any(p.members() for p in watched.workers if p.pid in stopped), "an end of those given up")
@@ -391,10 +391,10 @@ class Weighing(SilentObserver):
 
 @pytest.mark.fault(25)
 @pytest.mark.slow
-def test_nothing_grows_over_500_rounds(fresh, prepare):
+def test_nothing_grows_over_500_rounds(new_path, prepare):
     """Beside the last messages that Dask keeps for its developers, of which it is told to keep few."""
     config, few = prepare({**ROUNDS, "layout.n_epochs": 500}), {"distributed.admin.low-level-log-length": 10}
-    with dask.config.set(few), fleet(fresh, 2, **few) as long:
+    with dask.config.set(few), fleet(new_path, 2, **few) as long:
         weighing = Weighing(long.client, (100, 300, 499))
         assert run(config, client=long.client, observer=weighing)["state"] == "done"
     first, middle, last = weighing.weights
@@ -410,7 +410,7 @@ def test_nothing_grows_over_500_rounds(fresh, prepare):
 
 @pytest.mark.fault(26)
 @pytest.mark.slow
-def test_several_searches_at_once_on_one_worker(fresh, prepare):
+def test_several_searches_at_once_on_one_worker(new_path, prepare):
     """By pynndescent, whose parallel regions abort the process where two run at once."""
 
     def always_descend():
@@ -421,7 +421,7 @@ def test_several_searches_at_once_on_one_worker(fresh, prepare):
     bytes_of_runs = []
     for threads in (4, 1):
         config = prepare({"neighbors.n_neighbors": 5})
-        with fleet(fresh, 1, threads) as busy:
+        with fleet(new_path, 1, threads) as busy:
             before = busy.pids()
             busy.client.run(always_descend)
             assert run(config, client=busy.client)["state"] == "done"

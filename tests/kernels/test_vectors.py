@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
-from helpers import slowly
+from helpers import mark_slow_except
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.spatial.distance import cdist
@@ -148,7 +148,9 @@ def test_ordered_distances_are_summed_in_lanes_that_are_halved(seed, dims):
 # metrics of shares and ranks ----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("metric", slowly([*sorted(vectors.DIVERGENCES), vectors.SPEARMAN], *vectors.DIVERGENCES))
+@pytest.mark.parametrize(
+    "metric", mark_slow_except([*sorted(vectors.DIVERGENCES), vectors.SPEARMAN], *vectors.DIVERGENCES)
+)
 def test_rows_of_any_size_lie_near_those_that_the_metric_calls_near(metric):
     rng = np.random.default_rng(5)
     kinds = rng.gamma(1.0, size=(6, 12)) + 0.01

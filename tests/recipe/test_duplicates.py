@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import SMALL_TASKS, slowly
+from helpers import SMALL_TASKS, mark_slow_except
 from scipy import sparse
 
 from dumap.artifacts.vectors import DROPPED, DUPLICATE
@@ -84,7 +84,7 @@ def test_the_audit_searches_distinct_rows_alone(unique_run, rows_with_duplicates
     assert facts["recall"] > 0.8
 
 
-@pytest.mark.parametrize("rows", slowly([1, 7, 64]))
+@pytest.mark.parametrize("rows", mark_slow_except([1, 7, 64]))
 def test_the_inputs_chunks_change_no_byte_with_duplicates(embed, save, rows_with_duplicates, unique_run, rows):
     done = embed(save(rows_with_duplicates, rows), {**SMALL, "audit.queries": 0})
     assert done.y.tobytes() == unique_run.y.tobytes()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from helpers import slowly
+from helpers import mark_slow_except
 from scipy import sparse
 
 from dumap.artifacts.vectors import DROPPED, ZERO
@@ -42,7 +42,7 @@ def test_the_advice_on_what_is_not_finite_can_be_followed(configure, holed):
 
 
 @pytest.mark.fault(27)
-@pytest.mark.parametrize("max_rows", slowly([None, 100], 100))
+@pytest.mark.parametrize("max_rows", mark_slow_except([None, 100], 100))
 def test_rows_that_are_not_finite_are_dropped_and_flagged(embed, holed, max_rows):
     done = embed(holed, {"input.nonfinite": "drop", "audit.queries": 50, "cells.max_rows": max_rows})
     dropped = ~np.isfinite(holed).all(axis=1)
@@ -67,7 +67,7 @@ def test_dropped_rows_leave_the_others_where_they_were(embed, holed):
 
 
 @pytest.mark.fault(29)
-@pytest.mark.parametrize("max_rows", slowly([None, 100], 100))
+@pytest.mark.parametrize("max_rows", mark_slow_except([None, 100], 100))
 def test_identical_rows(embed, max_rows):
     done = embed(np.ones((400, 8), np.float32), {"cells.max_rows": max_rows, "audit.queries": 50})
     assert np.isfinite(done.y).all()
@@ -76,7 +76,7 @@ def test_identical_rows(embed, max_rows):
 
 
 @pytest.mark.fault(29)
-@pytest.mark.parametrize("max_rows", slowly([None, 100], 100))
+@pytest.mark.parametrize("max_rows", mark_slow_except([None, 100], 100))
 def test_more_duplicates_than_neighbors(embed, digits_300, max_rows):
     done = embed(np.repeat(digits_300[:20], 20, axis=0), {"cells.max_rows": max_rows, "audit.queries": 50})
     assert np.isfinite(done.y).all()
@@ -85,7 +85,7 @@ def test_more_duplicates_than_neighbors(embed, digits_300, max_rows):
 
 
 @pytest.mark.fault(29)
-@pytest.mark.parametrize("max_rows", slowly([None, 600], 600))
+@pytest.mark.parametrize("max_rows", mark_slow_except([None, 600], 600))
 def test_half_of_the_rows_are_copies_of_five(embed, digits, max_rows):
     """Copies are neighbours of copies: no slot is empty, none of them is everyone's neighbour, and none is cut off."""
     rng = np.random.default_rng(0)
@@ -117,7 +117,7 @@ def test_cells_of_one_copy_are_full(embed):
 
 
 @pytest.mark.fault(30)
-@pytest.mark.parametrize("metric", slowly(["cosine", "correlation"], "cosine"))
+@pytest.mark.parametrize("metric", mark_slow_except(["cosine", "correlation"], "cosine"))
 def test_rows_without_direction(embed, digits_300, metric):
     x = digits_300.copy()
     x[::10] = 0

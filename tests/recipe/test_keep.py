@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import Notes
+from helpers import NoteRecorder
 
 from dumap.config import load_config
 from dumap.errors import DroppedError, StorageError
@@ -25,10 +25,12 @@ SETTINGS = {"cluster.engine": "local", "layout.n_epochs": 10, "audit.queries": 5
 
 
 @pytest.fixture(scope="module")
-def configure(save, fresh, digits):
+def configure(save, new_path, digits):
     """Configure a short run of 600 digits."""
     source = save(digits[0][:600])
-    return lambda **more: load_config(None, (), {"input.path": source, "output": fresh("run.zarr"), **SETTINGS, **more})
+    return lambda **more: load_config(
+        None, (), {"input.path": source, "output": new_path("run.zarr"), **SETTINGS, **more}
+    )
 
 
 @pytest.fixture(scope="module")
@@ -43,11 +45,11 @@ def run_by_policy(configure) -> dict[str, str]:
 
 
 @pytest.fixture
-def copy_of_run(run_by_policy, fresh):
+def copy_of_run(run_by_policy, new_path):
     """Return a function that copies a finished run of a policy, for one test to change."""
 
     def copy(policy: str):
-        output = fresh("run.zarr")
+        output = new_path("run.zarr")
         shutil.copytree(run_by_policy[policy].output, output)
         return run_by_policy[policy].model_copy(update={"output": output})
 
@@ -125,7 +127,7 @@ def test_a_dropped_part_is_not_committed_again(copy_of_run):
 
 @pytest.mark.parametrize("policy", ["model", "results"])
 def test_a_damaged_result_is_made_again_from_what_is_kept(copy_of_run, policy):
-    config, notes = copy_of_run(policy), Notes()
+    config, notes = copy_of_run(policy), NoteRecorder()
     before = results(config.output)
     Path(config.output, "embedding/c/0/0").write_bytes(b"")
     uncommit_damage(config.output, verify(config.output), print)
@@ -138,7 +140,7 @@ def test_a_damaged_result_is_made_again_from_what_is_kept(copy_of_run, policy):
 
 
 def test_a_damaged_part_of_the_model_is_made_again(copy_of_run):
-    config, notes = copy_of_run("model"), Notes()
+    config, notes = copy_of_run("model"), NoteRecorder()
     before, store = results(config.output), Run(config.output)
     lists = store.read("neighbors", "lists-00000", "indices")
     for stage, part in (("neighbors", "lists-00000"), ("graph", "united-00000")):
@@ -152,7 +154,7 @@ def test_a_damaged_part_of_the_model_is_made_again(copy_of_run):
 
 def test_less_may_be_kept_later(copy_of_run, run_by_policy):
     config = copy_of_run("all").model_copy(update={"keep": "results"})
-    notes = Notes()
+    notes = NoteRecorder()
     assert run(config, observer=notes)["state"] == "done"
     assert "were dropped, since keep is results" in notes.notes[-1]
     assert held(config.output) == set()

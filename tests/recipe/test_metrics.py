@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from helpers import K, brute, slowly
+from helpers import K, brute_force_neighbors, mark_slow_except
 
 from dumap.errors import InputError
 
@@ -20,18 +20,18 @@ METRICS = {
 }
 
 
-@pytest.mark.parametrize("metric", slowly(METRICS, "euclidean", "cosine"))
+@pytest.mark.parametrize("metric", mark_slow_except(METRICS, "euclidean", "cosine"))
 def test_one_cell_finds_every_neighbor(embed, digits_300, metric):
     """By distance, since whole numbers tie."""
     done = embed(digits_300, {"neighbors.metric": metric, "neighbors.metric_kwds": METRICS[metric]})
     indices, distances = done.neighbors()
-    exact = brute(digits_300, {"manhattan": "cityblock"}.get(metric, metric), **METRICS[metric])
+    exact = brute_force_neighbors(digits_300, {"manhattan": "cityblock"}.get(metric, metric), **METRICS[metric])
     np.testing.assert_allclose(distances, np.sort(exact, axis=1)[:, :K], rtol=1e-5, atol=2e-6)
     np.testing.assert_allclose(np.take_along_axis(exact, indices, axis=1), distances, rtol=1e-5, atol=2e-6)
     assert np.isfinite(done.y).all()
 
 
-@pytest.mark.parametrize("metric", slowly(METRICS, "cosine"))
+@pytest.mark.parametrize("metric", mark_slow_except(METRICS, "cosine"))
 def test_many_cells_find_most_neighbors(embed, digits, metric):
     settings = {"neighbors.metric": metric, "neighbors.metric_kwds": METRICS[metric], "audit.queries": 500}
     done = embed(digits[0], {**settings, "cells.max_rows": 800})
@@ -40,7 +40,7 @@ def test_many_cells_find_most_neighbors(embed, digits, metric):
     assert np.isfinite(done.y).all()
 
 
-@pytest.mark.parametrize("components", slowly([1, 3, 64], 3))
+@pytest.mark.parametrize("components", mark_slow_except([1, 3, 64], 3))
 def test_components(embed, digits_300, components):
     y = embed(digits_300, {"layout.n_components": components}).y
     assert y.shape == (len(digits_300), components)
@@ -55,14 +55,14 @@ def test_starts(embed, digits_300, init):
     assert (y.std(axis=0) > 0.1).all()
 
 
-def test_start_from_an_array_keeps_its_picture(embed, digits, fresh):
+def test_start_from_an_array_keeps_its_picture(embed, digits, new_path):
     """Two groups that are far apart in the array stay on their sides."""
     x, labels = digits[0][digits[1] < 2], digits[1][digits[1] < 2]
-    init = fresh("init.npy")
+    init = new_path("init.npy")
     np.save(init, np.column_stack([np.where(labels, 10.0, -10.0), np.linspace(-1, 1, len(x))]))
     y = embed(x, {"start.init": init}).y
     assert ((y[:, 0] > np.median(y[:, 0])) == (labels == 1)).mean() > 0.95
-    short = fresh("short.npy")
+    short = new_path("short.npy")
     np.save(short, np.zeros((len(x) - 1, 2)))
     with pytest.raises(Exception, match="must have shape") as refused:
         embed(x, {"start.init": short})
@@ -73,7 +73,9 @@ def test_start_from_an_array_keeps_its_picture(embed, digits, fresh):
 def test_booleans(embed, digits_300):
     done = embed(digits_300 > 8, {"neighbors.metric": "hamming"})
     distances = done.neighbors()[1]
-    np.testing.assert_allclose(distances, np.sort(brute(digits_300 > 8, "hamming"), axis=1)[:, :K], atol=1e-6)
+    np.testing.assert_allclose(
+        distances, np.sort(brute_force_neighbors(digits_300 > 8, "hamming"), axis=1)[:, :K], atol=1e-6
+    )
     assert np.isfinite(done.y).all()
 
 
@@ -87,13 +89,13 @@ def test_packed_bits_have_the_distances_of_their_bits(embed, digits_300, metric)
     done = embed(np.packbits(bits, axis=1), {"neighbors.metric": metric, "neighbors.recall_target": 0})
     indices, distances = done.neighbors()
     name, factor = BITS[metric]
-    exact = brute(bits, name) * factor
+    exact = brute_force_neighbors(bits, name) * factor
     np.testing.assert_allclose(distances, np.sort(exact, axis=1)[:, :K], atol=1e-5)
     np.testing.assert_allclose(np.take_along_axis(exact, indices, axis=1), distances, atol=1e-5)
     assert np.isfinite(done.y).all()
 
 
-@pytest.mark.parametrize("metric", slowly(BITS, "bit_hamming"))
+@pytest.mark.parametrize("metric", mark_slow_except(BITS, "bit_hamming"))
 def test_packed_bits_in_many_cells(embed, digits, metric):
     settings = {"neighbors.metric": metric, "audit.queries": 300, "quality.queries": 50, "cells.max_rows": 800}
     done = embed(np.packbits(digits[0] > 6, axis=1), settings)

@@ -25,9 +25,9 @@ def digits_600(digits):
     return digits[0][:600]
 
 
-def write_given(fresh, indices, distances) -> str:
+def write_given(new_path, indices, distances) -> str:
     """Write lists to a new Zarr group; return its path."""
-    path = fresh("knn.zarr")
+    path = new_path("knn.zarr")
     group = zarr.create_group(path)
     group.create_array("indices", data=indices)
     group.create_array("distances", data=distances)
@@ -39,7 +39,9 @@ def write_given(fresh, indices, distances) -> str:
     ("n_neighbors", "connectivity", "mix"),
     [(15, 1.0, 1.0), (5, 1.0, 1.0), (30, 1.0, 1.0), (15, 2.0, 1.0), (15, 1.0, 0.5), (2, 1.0, 1.0)],
 )
-def test_the_graph_of_umap_learns_lists_is_umap_learns(embed, fresh, save, digits_600, n_neighbors, connectivity, mix):
+def test_the_graph_of_umap_learns_lists_is_umap_learns(
+    embed, new_path, save, digits_600, n_neighbors, connectivity, mix
+):
     x = np.concatenate([digits_600, np.repeat(digits_600[:1], 40, axis=0)])  # some rows have nothing but copies near
     known = cdist(x, x).astype(np.float32)
     known[np.random.default_rng(0).random(known.shape) < 0.1] += 1000  # as if a search had missed a tenth
@@ -58,7 +60,10 @@ def test_the_graph_of_umap_learns_lists_is_umap_learns(embed, fresh, save, digit
             local_connectivity=connectivity,
         )
     settings = {"graph.local_connectivity": connectivity, "graph.set_op_mix_ratio": mix, "layout.n_epochs": 1}
-    settings |= {"neighbors.precomputed": write_given(fresh, indices, distances), "neighbors.n_neighbors": n_neighbors}
+    settings |= {
+        "neighbors.precomputed": write_given(new_path, indices, distances),
+        "neighbors.n_neighbors": n_neighbors,
+    }
     done = embed(save(x), settings)
     exported = sparse.load_npz(done.export("graph", ".npz"))
     assert exported.nnz == expected.nnz
@@ -95,13 +100,13 @@ def test_a_width_below_n_neighbors_is_refused():
         build_config({"input": {"path": "in"}, "output": "out", "neighbors": {"width": 10}})
 
 
-def test_errors_name_the_setting_width_where_it_is_given(embed, fresh, digits_600):
+def test_errors_name_the_setting_width_where_it_is_given(embed, new_path, digits_600):
     config = build_config({"input": {"path": "in"}, "output": "out", "neighbors": {"width": 30}})
     with pytest.raises(InputError, match=r"30 rows .* neighbors.width = 30; give at least 31 .* width to at most 29"):
         make_geometry(config, 30, 4, 4, 10)
     make_geometry(config, 31, 4, 4, 10)
     lists = np.zeros((600, 20), int), np.ones((600, 20))
-    settings = {"neighbors.precomputed": write_given(fresh, *lists), "neighbors.width": 30}
+    settings = {"neighbors.precomputed": write_given(new_path, *lists), "neighbors.width": 30}
     with pytest.raises(InputError, match=r"20 columns, too few for neighbors.width = 30.*: set width to at most 21"):
         embed(digits_600, settings)
 
@@ -110,8 +115,8 @@ def test_errors_name_the_setting_width_where_it_is_given(embed, fresh, digits_60
 
 
 @pytest.mark.parametrize("ending", [".npz", ".zarr"])
-def test_umap_learn_takes_exported_neighbors(run_of_width_20, digits_600, fresh, cli, ending):
-    out = fresh(f"knn{ending}")
+def test_umap_learn_takes_exported_neighbors(run_of_width_20, digits_600, new_path, cli, ending):
+    out = new_path(f"knn{ending}")
     outcome = cli("export", run_of_width_20.output, "neighbors", out, "--with-self")
     assert outcome.code == 0
     assert "600 rows x 6 neighbors, each row itself first" in outcome.out
@@ -131,22 +136,22 @@ def test_umap_learn_takes_exported_neighbors(run_of_width_20, digits_600, fresh,
     assert abs(model.graph_ - graph).max() <= 1e-5
 
 
-def test_with_self_is_of_neighbors_alone(run_of_width_20, fresh):
+def test_with_self_is_of_neighbors_alone(run_of_width_20, new_path):
     with pytest.raises(ConfigError, match="--with-self goes with neighbors, not with graph: leave it out"):
-        export(run_of_width_20.output, "graph", fresh("g.npz"), with_self=True)
+        export(run_of_width_20.output, "graph", new_path("g.npz"), with_self=True)
 
 
-def test_exported_neighbors_come_back_with_the_row_itself_or_without(run_of_width_20, embed, digits_600, fresh):
+def test_exported_neighbors_come_back_with_the_row_itself_or_without(run_of_width_20, embed, digits_600, new_path):
     y = []
     for with_self in (False, True):
-        out = fresh("knn.zarr")
+        out = new_path("knn.zarr")
         export(run_of_width_20.output, "neighbors", out, with_self=with_self)
         settings = {"neighbors.precomputed": out, "neighbors.n_neighbors": 6}
         y.append(embed(digits_600, settings).y.tobytes())
     assert y[0] == y[1]
 
 
-def test_a_run_of_the_format_before_is_refused(run_of_width_20, cli, fresh, monkeypatch):
+def test_a_run_of_the_format_before_is_refused(run_of_width_20, cli, new_path, monkeypatch):
     before, now = run.FORMAT, run.FORMAT + 1
     monkeypatch.setattr(run, "FORMAT", now)
     outcome = cli("status", run_of_width_20.output, "--json")

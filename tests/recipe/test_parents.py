@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import zarr
 from faults.harness import results
-from helpers import ActAtStageStart, Notes, uncommit, unmark
+from helpers import ActAtStageStart, NoteRecorder, uncommit_parts, uncommit_stages
 
 from dumap.config import Config
 from dumap.engine.local import LocalEngine
@@ -54,9 +54,9 @@ def finished_path(child) -> str:
 
 
 @pytest.fixture
-def parent(finished_path, fresh) -> str:
+def parent(finished_path, new_path) -> str:
     """Return a finished run that one test may change."""
-    shutil.copytree(finished_path, path := fresh("parent.zarr"))
+    shutil.copytree(finished_path, path := new_path("parent.zarr"))
     return path
 
 
@@ -140,7 +140,7 @@ def test_fewer_neighbors_read_lists_that_are_as_wide_as_theirs(child, tasks, wid
 
 
 def test_other_neighbors_are_searched_as_wide_as_they_are_asked_for(child, parent):
-    config, notes = child({"neighbors.n_neighbors": 8, "neighbors.metric": "cosine"}), Notes()
+    config, notes = child({"neighbors.n_neighbors": 8, "neighbors.metric": "cosine"}), NoteRecorder()
     run(config, parent=parent, observer=notes)
     assert origins(config.output) == {}
     assert any("none of its finished stages" in note for note in notes.notes)
@@ -148,7 +148,7 @@ def test_other_neighbors_are_searched_as_wide_as_they_are_asked_for(child, paren
 
 
 def test_a_parent_that_is_not_finished_is_read_as_far_as_it_is(child, parent, results_of_other_min_dist, tasks):
-    uncommit(parent, STAGES[STAGES.index("graph") :])
+    uncommit_parts(parent, STAGES[STAGES.index("graph") :])
     config = child(NEAR)
     run(config, parent=parent)
     assert origins(config.output) == dict.fromkeys(STAGES[: STAGES.index("graph")], parent)
@@ -167,9 +167,9 @@ def test_stages_of_a_grandparent_are_read_where_they_lie(child, parent, results_
 
 
 def test_a_copy_of_the_input_is_read_once_and_all_else_through(
-    child, parent, data, fresh, results_of_other_min_dist, tasks
+    child, parent, data, new_path, results_of_other_min_dist, tasks
 ):
-    shutil.copytree(data, copy := fresh("copy.zarr"))
+    shutil.copytree(data, copy := new_path("copy.zarr"))
     for path in Path(copy).rglob("*"):
         os.utime(path, (1, 1))
     config = child(NEAR, copy)
@@ -178,13 +178,13 @@ def test_a_copy_of_the_input_is_read_once_and_all_else_through(
     assert results(config.output) == results_of_other_min_dist
 
 
-def test_runs_that_are_moved_together_know_each_other(child, parent, fresh, results_of_other_min_dist):
-    folder = Path(fresh("before"))
+def test_runs_that_are_moved_together_know_each_other(child, parent, new_path, results_of_other_min_dist):
+    folder = Path(new_path("before"))
     folder.mkdir()
     shutil.move(parent, folder / "p")
     config = child(NEAR).model_copy(update={"output": str(folder / "c")})
     run(config, parent=str(folder / "p"))
-    shutil.move(folder, after := Path(fresh("after")))
+    shutil.move(folder, after := Path(new_path("after")))
     assert verify(str(after / "c")) == []
     assert results(str(after / "c")) == results_of_other_min_dist
     assert status(str(after / "p"))["children"] == [str(after / "c")]
@@ -222,7 +222,7 @@ def test_the_command_line_says_which_stages_are_whose(cli, child, parent):
 def test_a_stage_whose_parts_a_parent_dropped_is_made_here(
     child, parent, results_of_other_min_dist, tasks, monkeypatch
 ):
-    config, notes, store = child(NEAR), Notes(), Run(parent)
+    config, notes, store = child(NEAR), NoteRecorder(), Run(parent)
     store.drop("coarsen", store.committed("coarsen"))
     monkeypatch.setattr("dumap.recipe.pipeline.check_not_dropped", lambda stages, run: None)
     run(config, parent=parent, observer=notes)
@@ -270,7 +270,7 @@ def test_a_stage_that_a_child_began_itself_is_gone_on_with(child, parent, result
     with pytest.raises(KeyboardInterrupt):
         run(config, parent=parent, observer=ActAtStageStart("start", stop))
     shutil.move(kept, Path(parent, MANIFESTS, "done", "graph.json"))
-    unmark(config.output, ["graph"])
+    uncommit_stages(config.output, ["graph"])
     run(config)
     assert "graph" not in origins(config.output)
     assert results(config.output) == results_of_other_min_dist
@@ -309,8 +309,8 @@ def test_a_parent_within_the_output_is_refused(child, parent):
     refused(config, inside, StorageError, f"lies in the parent {inside}; name another")
 
 
-def test_a_parent_must_be_a_run_of_this_format(child, parent, fresh):
-    refused(child(NEAR), fresh("nothing"), StorageError, "holds no run")
+def test_a_parent_must_be_a_run_of_this_format(child, parent, new_path):
+    refused(child(NEAR), new_path("nothing"), StorageError, "holds no run")
     shutil.rmtree(Path(parent, "_dumap"))
     group = json.loads(Path(parent, "zarr.json").read_text())
     group["attributes"] = {"format": 9}
@@ -358,7 +358,7 @@ def test_a_parent_that_is_gone_is_missed_where_it_is_needed(child, parent, cli):
     outcome = cli("verify", config.output)
     assert outcome.code == 1
     assert f"damaged: {parent}: stage graph" in outcome.out
-    unmark(config.output, ["quality"])
+    uncommit_stages(config.output, ["quality"])
     refused(config, None, StorageError, f"{parent} is no run")
     shutil.move(elsewhere, parent)
     assert run(config)["state"] == "done"
@@ -393,7 +393,7 @@ def test_damage_of_a_child_is_its_own(child, parent, results_of_other_min_dist):
 
 
 def test_a_parent_that_cannot_be_written_to_is_read_all_the_same(child, parent, results_of_other_min_dist, monkeypatch):
-    config, notes, plain = child(NEAR), Notes(), Run.put_new
+    config, notes, plain = child(NEAR), NoteRecorder(), Run.put_new
 
     def put_new(self: Run, key: str, *rest: Any) -> bool:
         if self.location == parent:
@@ -411,12 +411,12 @@ def test_a_parent_that_cannot_be_written_to_is_read_all_the_same(child, parent, 
 
 def test_versions_bind_a_stage_until_it_is_done(child, parent, monkeypatch):
     config, versions_here = child().model_copy(update={"output": parent}), versions()
-    uncommit(parent, ["embedding", "quality"])
+    uncommit_parts(parent, ["embedding", "quality"])
     monkeypatch.setattr(LocalEngine, "versions", property(lambda self: {**versions_here, "numpy": "1.0"}))
     run(config)
     made = {stage["name"]: stage["versions"]["numpy"] for stage in status(parent)["stages"]}
     assert made == {**dict.fromkeys(STAGES, versions_here["numpy"]), "embedding": "1.0", "quality": "1.0"}
-    unmark(parent, ["layout"])
+    uncommit_stages(parent, ["layout"])
     refused(config, None, RunMismatchError, "stage layout is half done.*\n  numpy: ")
     assert run(config, force=True)["state"] == "done"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from helpers import Notes
+from helpers import NoteRecorder
 from sklearn.neighbors import NearestNeighbors
 
 from dumap.errors import InputError
@@ -73,7 +73,7 @@ def test_rows_that_fall_together_all_the_same_are_counted(configure, inspect, me
     x[200:] = x[:200] + 1e-9  # less than float32 tells apart at such distances from one another
     x[0, 0], x[1, 0] = 0.0, -0.0
     x[0, 1] = x[1, 1] = 0.0
-    config, notes = configure(x, {**SHORT, "neighbors.metric": metric}), Notes()
+    config, notes = configure(x, {**SHORT, "neighbors.metric": metric}), NoteRecorder()
     run(config, observer=notes)
     facts = inspect(config.output).facts("vectors")
     assert facts["duplicates"] == 0

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import zarr
-from helpers import slowly
+from helpers import mark_slow_except
 from sklearn.neighbors import NearestNeighbors
 
 from dumap.artifacts.part_names import kind_of
@@ -139,12 +139,12 @@ def section_names() -> dict[type, str]:
 
 
 @pytest.fixture
-def write_lists(fresh) -> Callable[[np.ndarray, int], str]:
+def write_lists(new_path) -> Callable[[np.ndarray, int], str]:
     """Write the nearest others of each row to a new Zarr group."""
 
     def write(x: np.ndarray, columns: int) -> str:
         distances, indices = NearestNeighbors(n_neighbors=columns + 1).fit(x).kneighbors(x)
-        group = zarr.create_group(path := fresh("lists.zarr"))
+        group = zarr.create_group(path := new_path("lists.zarr"))
         group.create_array("indices", data=indices[:, 1:].astype(np.int32))
         group.create_array("distances", data=distances[:, 1:].astype(np.float32))
         return path
@@ -201,7 +201,7 @@ RUNS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", slowly(RUNS, "repaired"))
+@pytest.mark.parametrize("name", mark_slow_except(RUNS, "repaired"))
 def test_stages_read_and_write_what_they_declare(digits, configure, write_lists, watching, name):
     settings = {**RUNS[name], "neighbors.n_neighbors": 8, "layout.n_epochs": 5, "cluster.engine": "local"}
     if name == "given":

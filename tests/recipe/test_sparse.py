@@ -45,8 +45,8 @@ def store(path: str, x: np.ndarray, chunk: int = 5000, dtype: str = "f4") -> str
 
 
 @pytest.fixture(scope="module")
-def stored(fresh, x):
-    return store(fresh("x.zarr"), x)
+def stored(new_path, x):
+    return store(new_path("x.zarr"), x)
 
 
 def go(embed, path, metric="euclidean", **settings):
@@ -99,34 +99,35 @@ def test_a_repair_compares_sparse_rows(embed, stored, x):
 
 
 @pytest.mark.parametrize("metric", ["sqeuclidean", "cosine"])
-def test_bytes_do_not_depend_on_chunks_dtype_or_door(embed, fresh, x, metric):
+def test_bytes_do_not_depend_on_chunks_dtype_or_door(embed, new_path, x, metric):
     x = np.round(x * 4)
     settings = {**SMALL_CELLS, "metric": metric, "neighbors.recall_target": 0.9999, "neighbors.max_repairs": 1}
     runs = [
-        go(embed, store(fresh("x.zarr"), x, chunk, dtype), **settings) for chunk, dtype in ((5000, "f4"), (333, "u1"))
+        go(embed, store(new_path("x.zarr"), x, chunk, dtype), **settings)
+        for chunk, dtype in ((5000, "f4"), (333, "u1"))
     ]
     sections = {"cells": {"max_rows": 400}, "audit": {"queries": 200}, "start": {"coarse_epochs": 20}}
     given = {"metric": metric, "n_epochs": 20, "cluster": {"engine": "local"}, **sections}
     given["neighbors"] = {"recall_target": 0.9999, "max_repairs": 1}
-    objects = [dumap.run(make(x), output=fresh("run.zarr"), **given) for make in (sp.csr_matrix, sp.csc_array)]
+    objects = [dumap.run(make(x), output=new_path("run.zarr"), **given) for make in (sp.csr_matrix, sp.csc_array)]
     assert objects[0]["stages"][0]["name"] == "spool"
     maps = {run.y.tobytes() for run in runs} | {run.embedding[:].tobytes() for run in objects}
     assert len(maps) == 1
 
 
-def test_rows_of_64_bits_are_cast(embed, fresh, x):
+def test_rows_of_64_bits_are_cast(embed, new_path, x):
     wide = x.astype("f8")
     wide[0, np.flatnonzero(x[0])[0]] += 1e-9
-    run = go(embed, store(fresh("x.zarr"), wide, dtype="f8"))
+    run = go(embed, store(new_path("x.zarr"), wide, dtype="f8"))
     facts = run.facts("vectors")
     assert (facts["inexact"], facts["centred"]) == (1, False)
     assert recall(run, x, "euclidean") > 0.97
 
 
-def test_rows_that_are_not_finite_are_refused_or_left_out(embed, fresh, x):
+def test_rows_that_are_not_finite_are_refused_or_left_out(embed, new_path, x):
     bad = x[:400].copy()
     bad[7, 3], bad[200, 0] = np.nan, np.inf
-    path = store(fresh("x.zarr"), bad)
+    path = store(new_path("x.zarr"), bad)
     with pytest.raises(InputError, match="2 of 400 rows hold NaN or infinite values, first of them rows 7, 200"):
         go(embed, path, "cosine")
     run = go(embed, path, "cosine", **{"input.nonfinite": "drop"})
@@ -134,10 +135,10 @@ def test_rows_that_are_not_finite_are_refused_or_left_out(embed, fresh, x):
     assert np.flatnonzero(np.isnan(run.y).any(axis=1)).tolist() == [7, 200]
 
 
-def test_equal_rows_may_be_embedded_once(embed, fresh, x):
+def test_equal_rows_may_be_embedded_once(embed, new_path, x):
     x = x[:500].copy()
     x[100:130] = x[99]
-    run = go(embed, store(fresh("x.zarr"), x), "cosine", **{"input.unique": True})
+    run = go(embed, store(new_path("x.zarr"), x), "cosine", **{"input.unique": True})
     assert run.facts("vectors")["duplicates_left_out"] == 31
     assert (run.y[99:130] == run.y[99]).all()
     assert (run.y[3] == run.y[5]).all()
@@ -170,12 +171,12 @@ def test_the_table_counts_the_entries_that_cells_hold(embed, stored, x):
     assert store.read(CELLS, "sorted-00000", "vectors_columns").dtype == np.uint16
 
 
-def test_many_columns_take_little_memory(embed, fresh):
+def test_many_columns_take_little_memory(embed, new_path):
     rng = np.random.default_rng(0)
     rows, words = np.repeat(np.arange(900), 20), rng.zipf(1.3, 18_000) % 200_000
     topics = (np.repeat(rng.integers(9, size=900), 20) * 20_000 + words % 2000 * (words % 3 > 0)) % 200_000
     x = sp.csr_matrix((np.ones(18_000, "f4"), (rows, topics)), shape=(900, 200_000))
-    result = dumap.run(x, output=fresh("run.zarr"), metric="cosine", n_epochs=5, cluster={"engine": "local"})
+    result = dumap.run(x, output=new_path("run.zarr"), metric="cosine", n_epochs=5, cluster={"engine": "local"})
     assert result.facts["audit"]["recall"] > 0.95
 
 
@@ -187,13 +188,13 @@ def dense_first(rows: int = 3000) -> np.ndarray:
     return x
 
 
-def test_plans_tell_entries_and_follow_dense_rows(configure, fresh):
+def test_plans_tell_entries_and_follow_dense_rows(configure, new_path):
     dense, x = dense_first(), dense_first()
     even = x[np.random.default_rng(1).permutation(len(x))]
     made = []
     for data in (x, even):
         settings = {"input.array": "X", "neighbors.metric": "cosine", "task_memory": "1MiB"}
-        made.append(dumap.plan(configure(store(fresh("x.zarr"), data), settings)))
+        made.append(dumap.plan(configure(store(new_path("x.zarr"), data), settings)))
     assert f"3000 rows x 500 columns, {-(-np.count_nonzero(dense) // 3000)} entries each in the mean" in str(made[0])
     for plan, data in zip(made, (x, even), strict=True):
         counts, geometry = np.count_nonzero(data, axis=1), plan.geometry
@@ -201,9 +202,9 @@ def test_plans_tell_entries_and_follow_dense_rows(configure, fresh):
         assert max(counts[slice(*span)].sum() for span in spans) <= geometry.block_entries
 
 
-def test_cells_of_dense_rows_have_fewer(embed, fresh):
+def test_cells_of_dense_rows_have_fewer(embed, new_path):
     x = dense_first()
-    run = go(embed, store(fresh("x.zarr"), x), "cosine", **{"cells.max_rows": 1000, "audit.queries": 0})
+    run = go(embed, store(new_path("x.zarr"), x), "cosine", **{"cells.max_rows": 1000, "audit.queries": 0})
     facts, mean = run.facts("cells"), np.count_nonzero(x) / len(x)
     assert facts["mean_entries"] > 4 * mean
     assert facts["home_entries"] < 2.5 * mean * len(x) / (facts["cells"] / 2), "entries are shared out, as rows are"
@@ -211,9 +212,9 @@ def test_cells_of_dense_rows_have_fewer(embed, fresh):
 
 
 @pytest.mark.parametrize("metric", ["euclidean", "cosine"])
-def test_rows_without_entries_are_rows(embed, fresh, metric):
+def test_rows_without_entries_are_rows(embed, new_path, metric):
     x = np.zeros((60, 9), "f4")
-    run = go(embed, store(fresh("x.zarr"), x), metric, **{"input.missing": "fill"})  # no chunk is written
+    run = go(embed, store(new_path("x.zarr"), x), metric, **{"input.missing": "fill"})  # no chunk is written
     assert run.facts("vectors")["zero"] == 60
     assert (run.neighbors()[1] == 0).all()
 
@@ -223,20 +224,20 @@ def test_the_matrix_itself_may_be_named(embed, stored, x):
     assert run.status["input"]["shape"] == [1500, 400]
 
 
-def test_given_neighbours_take_sparse_rows(embed, stored, of_cosine, fresh):
+def test_given_neighbours_take_sparse_rows(embed, stored, of_cosine, new_path):
     indices, distances = of_cosine.neighbors()
-    group = zarr.create_group(path := fresh("knn.zarr"))
+    group = zarr.create_group(path := new_path("knn.zarr"))
     group.create_array("indices", data=indices)
     group.create_array("distances", data=distances)
     again = go(embed, stored, "cosine", **{"neighbors.precomputed": path})
     assert again.facts("audit")["recall"] == pytest.approx(of_cosine.facts("audit")["recall"])
 
 
-def test_a_child_reads_its_parent_and_whole_runs_verify(embed, stored, fresh):
+def test_a_child_reads_its_parent_and_whole_runs_verify(embed, stored, new_path):
     first = go(embed, stored, "cosine", keep="model")
     settings = {"input": {"array": "X"}, "metric": "cosine", "min_dist": 0.5, "n_epochs": 20}
     settings |= {"audit": {"queries": 200}, "cluster": {"engine": "local"}, "start": {"coarse_epochs": 20}}
-    child = dumap.run(stored, output=fresh("child.zarr"), parent=first.output, **settings)
+    child = dumap.run(stored, output=new_path("child.zarr"), parent=first.output, **settings)
     inherited = {stage["name"] for stage in child["stages"] if stage.get("inherited")}
     assert {"vectors", "cells", "neighbors", "audit", "graph", "coarsen"} <= inherited
     assert dumap.verify(first.output) == []

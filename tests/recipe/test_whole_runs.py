@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from helpers import K, brute
+from helpers import K, brute_force_neighbors
 from sklearn.neighbors import NearestNeighbors
 
 from dumap.recipe.stage_names import STAGES
@@ -42,7 +42,7 @@ def test_rows_keep_the_inputs_order_and_their_company(all_digits_run, digits):
 
 def test_quality_is_that_of_the_exports(all_digits_run, digits):
     facts, (indices, _) = all_digits_run.facts("audit"), all_digits_run.neighbors()
-    exact = np.argsort(brute(digits[0], "euclidean"), axis=1, kind="stable")[:, :K]
+    exact = np.argsort(brute_force_neighbors(digits[0], "euclidean"), axis=1, kind="stable")[:, :K]
     recall = np.mean([len(np.intersect1d(a, b)) / K for a, b in zip(indices, exact, strict=True)])
     assert facts["recall"] >= 0.97
     assert facts["recall_low"] - 0.01 <= recall <= facts["recall_high"] + 0.01
@@ -54,7 +54,7 @@ def test_quality_is_that_of_the_exports(all_digits_run, digits):
 def test_cells_find_what_is_lost_at_their_borders(embed, digits):
     """Of the lists as they are searched; the audit's repair may not help."""
     x, shares = digits[0], []
-    exact = np.sort(brute(x, "euclidean"), axis=1)[:, [K - 1]]
+    exact = np.sort(brute_force_neighbors(x, "euclidean"), axis=1)[:, [K - 1]]
     for cells_per_row in (1, 2, 5):
         settings = {"cells.max_rows": 500, "cells.max_cells_per_row": cells_per_row, "neighbors.max_repairs": 0}
         done = embed(x, settings)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import yaml
 import zarr
-from helpers import ActAtStageStart, unmark
+from helpers import ActAtStageStart, uncommit_stages
 
 import dumap
 from dumap.engine.cluster import DaskEngine
@@ -44,20 +44,20 @@ def alone(embed, data):
 
 
 @pytest.fixture
-def begun(configure, data, fresh):
+def begun(configure, data, new_path):
     """Return the configuration of a run with a work place, and that place."""
 
     def make(**settings):
-        work = fresh("work")
+        work = new_path("work")
         return configure(data, {**LOCAL, "work": work, **settings}), work
 
     return make
 
 
 @pytest.fixture(scope="module")
-def apart(configure, data, fresh):
+def apart(configure, data, new_path):
     """Return the status of a finished run with a work place."""
-    return run(configure(data, {**LOCAL, "work": fresh("work")}), observer=SilentObserver())
+    return run(configure(data, {**LOCAL, "work": new_path("work")}), observer=SilentObserver())
 
 
 def paths_below(folder: str) -> set[str]:
@@ -126,12 +126,12 @@ def test_workers_are_asked_whether_they_see_the_work_place(begun, client, monkey
 # found again -------------------------------------------------------------------------------------
 
 
-def test_every_command_finds_the_work_place(apart, alone, fresh):
+def test_every_command_finds_the_work_place(apart, alone, new_path):
     state, output = status(apart["output"]), apart["output"]
     assert (state["output"], state["work"], state["state"]) == (output, apart["work"], "done")
     assert verify(output, ignore_note) == []
     assert clean(output, ignore_note) == ([], [])
-    out = fresh("knn.npz")
+    out = new_path("knn.npz")
     export(output, "neighbors", out)
     with np.load(out) as exported, np.load(alone.export("neighbors", ".npz")) as expected:
         np.testing.assert_array_equal(exported["indices"], expected["indices"])
@@ -159,10 +159,10 @@ def test_a_stopped_run_goes_on_without_being_told(begun, alone):
     np.testing.assert_array_equal(zarr.open_array(config.output, path="embedding", mode="r")[:], alone.y)
 
 
-def test_a_finished_run_is_left_as_it_is(cli, begun, contents, fresh):
+def test_a_finished_run_is_left_as_it_is(cli, begun, contents, new_path):
     config, work = begun()
     run(config, observer=SilentObserver())
-    before, file = (contents(config.output), contents(work)), fresh("run.yaml")
+    before, file = (contents(config.output), contents(work)), new_path("run.yaml")
     Path(file).write_text(yaml.safe_dump(config.model_dump(mode="json")))
     outcome = cli("run", file)
     assert (outcome.code, outcome.out.startswith("finished before, nothing to do")) == (0, True), outcome.err
@@ -183,14 +183,14 @@ def test_it_is_a_child(begun, alone):
     assert next(stage for stage in state["stages"] if stage["name"] == "graph")["from"] == alone.output
 
 
-def test_both_may_be_moved_together(begun, fresh):
+def test_both_may_be_moved_together(begun, new_path):
     config, _ = begun()
-    folder = Path(fresh("together"))
+    folder = Path(new_path("together"))
     folder.mkdir()
     moved = {name: str(folder / name) for name in ("run.zarr", "work")}
     config = config.model_copy(update={"output": str(folder / "run.zarr"), "work": str(folder / "work")})
     run(config, observer=SilentObserver())
-    elsewhere = fresh("elsewhere")
+    elsewhere = new_path("elsewhere")
     shutil.move(folder, elsewhere)
     assert not Path(moved["work"]).exists()
     assert status(f"{elsewhere}/run.zarr")["work"] == f"{elsewhere}/work"
@@ -199,10 +199,10 @@ def test_both_may_be_moved_together(begun, fresh):
 # what goes wrong ---------------------------------------------------------------------------------
 
 
-def test_a_work_place_that_is_gone_is_told(begun, fresh):
+def test_a_work_place_that_is_gone_is_told(begun, new_path):
     config, work = begun()
     run(config, observer=SilentObserver())
-    shutil.move(work, fresh("hidden"))
+    shutil.move(work, new_path("hidden"))
     for ask in (status, verify, lambda output: clean(output, ignore_note), lambda output: dumap.open_run(output)):
         with pytest.raises(StorageError, match=r"internal folder in .*work.* put it back; its arrays .* whole"):
             ask(config.output)
@@ -241,7 +241,7 @@ def test_files_that_people_add_to_the_output_stay(begun):
     group.attrs["mine"] = "kept"
     group.create_array("labels", data=np.arange(3))
     Path(config.output, "notes.txt").write_text("kept")
-    unmark(work, ["embedding", "quality"])
+    uncommit_stages(work, ["embedding", "quality"])
     run(config, observer=SilentObserver())
     group = zarr.open_group(config.output, mode="r")
     assert group.attrs["mine"] == "kept"
@@ -249,10 +249,10 @@ def test_files_that_people_add_to_the_output_stay(begun):
     assert Path(config.output, "notes.txt").read_text() == "kept"
 
 
-def test_another_place_is_refused(begun, alone, fresh):
+def test_another_place_is_refused(begun, alone, new_path):
     config, _ = begun()
     run(config, observer=SilentObserver())
-    other = config.model_copy(update={"work": fresh("other")})
+    other = config.model_copy(update={"work": new_path("other")})
     with pytest.raises(RunMismatchError, match=r"keeps its internal folder in .*work, not in .*other"):
         run(other, observer=SilentObserver())
     inside = config.model_copy(update={"output": alone.output})
@@ -260,10 +260,10 @@ def test_another_place_is_refused(begun, alone, fresh):
         run(inside, observer=SilentObserver())
 
 
-def test_another_driver_that_has_begun_meanwhile_is_told(begun, monkeypatch, fresh):
+def test_another_driver_that_has_begun_meanwhile_is_told(begun, monkeypatch, new_path):
     config, _ = begun()
     monkeypatch.setattr("dumap.recipe.pipeline.find_work_place", lambda config: config.work)
-    other = fresh("other")
+    other = new_path("other")
     write_work_pointer(config.output, other)
     with pytest.raises(RunMismatchError, match=rf"keeps its internal folder in {other}, not in .*work"):
         run(config, observer=SilentObserver())

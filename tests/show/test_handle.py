@@ -14,7 +14,7 @@ import time
 import numpy as np
 import pytest
 from distributed import Client, LocalCluster, get_client
-from helpers import Notes
+from helpers import NoteRecorder
 
 import dumap
 from dumap.engine.submission import dataset_name
@@ -64,17 +64,17 @@ def held(monkeypatch):
     go.set()
 
 
-def test_one_thread_drives_and_does_the_work(client, data, fresh):
-    handle = dumap.submit(data, client, output=fresh("run.zarr"), **QUICK)
+def test_one_thread_drives_and_does_the_work(client, data, new_path):
+    handle = dumap.submit(data, client, output=new_path("run.zarr"), **QUICK)
     notes = Told()
     result = handle.result(timeout=120, on_progress=notes)
     assert result["state"] == "done"
-    assert np.array_equal(result.embedding[:], dumap.run(data, output=fresh("run.zarr"), **QUICK).embedding[:])
+    assert np.array_equal(result.embedding[:], dumap.run(data, output=new_path("run.zarr"), **QUICK).embedding[:])
     assert notes.stages == list(STAGES)
     assert (handle.status()["task"], handle.progress()["stages"]) == ("done", list(STAGES))
 
 
-class Told(Notes):
+class Told(NoteRecorder):
     """Keeps which stages were finished."""
 
     def __init__(self):
@@ -85,9 +85,9 @@ class Told(Notes):
         self.stages.append(stage)
 
 
-def test_the_program_may_leave_and_another_come(near, data, fresh, held):
+def test_the_program_may_leave_and_another_come(near, data, new_path, held):
     there, go = held
-    output = fresh("run.zarr")
+    output = new_path("run.zarr")
     with Client(near, set_as_default=False) as client:
         dumap.submit(data, client, output=output, **QUICK)
     there.wait(60)
@@ -104,9 +104,9 @@ def test_the_program_may_leave_and_another_come(near, data, fresh, held):
         assert dumap.attach(output, client).result()["state"] == "done", "it is known afterwards too"
 
 
-def test_a_run_is_driven_once(client, data, fresh, held):
+def test_a_run_is_driven_once(client, data, new_path, held):
     there, go = held
-    output = fresh("run.zarr")
+    output = new_path("run.zarr")
     first = dumap.submit(data, client, output=output, **QUICK)
     there.wait(60)
     again = dumap.submit(data, client, output=output, **QUICK)
@@ -117,9 +117,9 @@ def test_a_run_is_driven_once(client, data, fresh, held):
     assert again.progress()["stages"] == list(STAGES)
 
 
-def test_a_run_that_is_cancelled_ends_and_goes_on_later(client, data, fresh, held):
+def test_a_run_that_is_cancelled_ends_and_goes_on_later(client, data, new_path, held):
     there, go = held
-    output = fresh("run.zarr")
+    output = new_path("run.zarr")
     handle = dumap.submit(data, client, output=output, **QUICK)
     there.wait(60)
     handle.cancel()
@@ -135,9 +135,9 @@ def test_a_run_that_is_cancelled_ends_and_goes_on_later(client, data, fresh, hel
     assert later.progress()["stages"] == list(STAGES[STAGES.index("graph") :])
 
 
-def test_a_runs_own_errors_reach_whoever_asks(client, data, fresh):
-    output = fresh("run.zarr")
-    nowhere = dumap.submit(fresh("no.zarr"), client, output=output, **QUICK)
+def test_a_runs_own_errors_reach_whoever_asks(client, data, new_path):
+    output = new_path("run.zarr")
+    nowhere = dumap.submit(new_path("no.zarr"), client, output=output, **QUICK)
     with pytest.raises(InputError, match="does not exist") as error:
         nowhere.result(timeout=60)
     assert error.value.exit_code == 3
@@ -147,17 +147,17 @@ def test_a_runs_own_errors_reach_whoever_asks(client, data, fresh):
         dumap.submit(data, client, output=output, **{**QUICK, "n_epochs": 6}).result(timeout=60)
 
 
-def test_runs_at_once_do_not_mix(client, data, fresh):
-    handles = [dumap.submit(data, client, output=fresh("run.zarr"), seed=seed, **QUICK) for seed in (1, 2)]
+def test_runs_at_once_do_not_mix(client, data, new_path):
+    handles = [dumap.submit(data, client, output=new_path("run.zarr"), seed=seed, **QUICK) for seed in (1, 2)]
     maps = [handle.result(timeout=300).embedding[:] for handle in handles]
     assert [handle.progress()["stages"] for handle in handles] == [list(STAGES)] * 2
     for seed, y in zip((1, 2), maps, strict=True):
-        alone = dumap.run(data, output=fresh("run.zarr"), seed=seed, cluster={"engine": "local"}, **QUICK)
+        alone = dumap.run(data, output=new_path("run.zarr"), seed=seed, cluster={"engine": "local"}, **QUICK)
         assert np.array_equal(alone.embedding[:], y)
 
 
-def test_an_asynchronous_client_is_awaited(near, data, fresh):
-    output = fresh("run.zarr")
+def test_an_asynchronous_client_is_awaited(near, data, new_path):
+    output = new_path("run.zarr")
 
     async def main():
         async with Client(near.scheduler_address, asynchronous=True, set_as_default=False) as client:
@@ -174,8 +174,8 @@ def test_an_asynchronous_client_is_awaited(near, data, fresh):
     asyncio.run(main())
 
 
-def test_who_leaves_at_once_is_not_missed(near, data, fresh):
-    output = fresh("run.zarr")
+def test_who_leaves_at_once_is_not_missed(near, data, new_path):
+    output = new_path("run.zarr")
 
     async def main():
         async with Client(near.scheduler_address, asynchronous=True, set_as_default=False) as client:
@@ -189,9 +189,9 @@ def test_who_leaves_at_once_is_not_missed(near, data, fresh):
         assert dumap.attach(output, client).result(timeout=120)["state"] == "done"
 
 
-def test_a_notebook_awaits_with_a_client_of_its_own_thread(client, data, fresh):
+def test_a_notebook_awaits_with_a_client_of_its_own_thread(client, data, new_path):
     async def cell():
-        handle = dumap.submit(data, client, output=fresh("run.zarr"), **QUICK)
+        handle = dumap.submit(data, client, output=new_path("run.zarr"), **QUICK)
         assert handle.status()["task"] in ("waiting", "running")
         return await handle
 
@@ -209,10 +209,10 @@ CELLS = (
 )
 
 
-def test_cells_of_a_notebook_await_one_after_another(near, data, fresh):
+def test_cells_of_a_notebook_await_one_after_another(near, data, new_path):
     """Run each cell as a kernel does: in a loop that goes on, with `await` outside of functions."""
     names = {"Client": Client, "dumap": dumap, "address": near.scheduler_address, "data": data, "settings": QUICK}
-    names["output"] = fresh("run.zarr")
+    names["output"] = new_path("run.zarr")
 
     async def run_cells():
         for cell in CELLS:
@@ -227,8 +227,8 @@ def test_cells_of_a_notebook_await_one_after_another(near, data, fresh):
     assert names["shown"] == f"<dumap.Result {names['output']}: done>"
 
 
-def test_a_task_may_submit(client, data, fresh):
-    output = fresh("run.zarr")
+def test_a_task_may_submit(client, data, new_path):
+    output = new_path("run.zarr")
 
     def submit() -> str:
         return dumap.submit(data, get_client(), output=output, **QUICK).output
@@ -237,12 +237,12 @@ def test_a_task_may_submit(client, data, fresh):
     assert dumap.attach(output, client).result(timeout=120)["state"] == "done"
 
 
-def test_a_task_may_wait_for_the_run_that_it_submits(client, data, fresh):
-    output = fresh("run.zarr")
+def test_a_task_may_wait_for_the_run_that_it_submits(client, data, new_path):
+    output = new_path("run.zarr")
 
     def wait(followed: bool) -> str:
         handle = dumap.submit(data, get_client(), output=output, **QUICK)
-        return handle.result(on_progress=Notes() if followed else None)["state"]
+        return handle.result(on_progress=NoteRecorder() if followed else None)["state"]
 
     for followed in (False, True):
         assert client.submit(wait, followed, pure=False).result(timeout=120) == "done", (
@@ -250,16 +250,16 @@ def test_a_task_may_wait_for_the_run_that_it_submits(client, data, fresh):
         )
 
 
-def test_what_a_cluster_cannot_drive_is_refused(client, data, digits_300, fresh, monkeypatch):
+def test_what_a_cluster_cannot_drive_is_refused(client, data, digits_300, new_path, monkeypatch):
     monkeypatch.delenv("DASK_SCHEDULER_ADDRESS", raising=False)
     with pytest.raises(ConfigError, match="are in this process, which may leave"):
-        dumap.submit(digits_300, client, output=fresh("run.zarr"))
+        dumap.submit(digits_300, client, output=new_path("run.zarr"))
     with pytest.raises(ConfigError, match="'local' runs in this process"):
-        dumap.submit(data, client, output=fresh("run.zarr"), cluster={"engine": "local"})
+        dumap.submit(data, client, output=new_path("run.zarr"), cluster={"engine": "local"})
     with pytest.raises(ConfigError, match="no cluster is named: give a client"):
-        dumap.submit(data, output=fresh("run.zarr"))
+        dumap.submit(data, output=new_path("run.zarr"))
     with pytest.raises(ClusterError, match="drives no run of"):
-        dumap.attach(fresh("run.zarr"), client)
+        dumap.attach(new_path("run.zarr"), client)
 
 
 # drivers that die ----------------------------------------------------------------------------------
@@ -269,9 +269,9 @@ LONG = {**QUICK, "n_epochs": 120, "layout": {"mode": "rounds", "checkpoint_every
 
 
 @pytest.fixture(scope="module")
-def long_map(data, fresh):
+def long_map(data, new_path):
     """Return the map of a run of many rounds that nothing disturbed."""
-    return dumap.run(data, output=fresh("run.zarr"), **{**LONG, "cluster": {"engine": "local"}}).embedding[:]
+    return dumap.run(data, output=new_path("run.zarr"), **{**LONG, "cluster": {"engine": "local"}}).embedding[:]
 
 
 @pytest.fixture(scope="module")
@@ -286,9 +286,9 @@ def two_workers(compiled):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("end", ["killed", "retired"])
-def test_a_driver_whose_worker_is_gone_goes_on_elsewhere(two_workers, long_map, data, fresh, end):
+def test_a_driver_whose_worker_is_gone_goes_on_elsewhere(two_workers, long_map, data, new_path, end):
     two_workers.wait_for_workers(2, timeout=120)
-    handle = dumap.submit(data, two_workers, output=fresh("run.zarr"), **LONG)
+    handle = dumap.submit(data, two_workers, output=new_path("run.zarr"), **LONG)
     until = time.monotonic() + 120
     while handle.progress()["stage"] != "layout" and time.monotonic() < until:
         time.sleep(0.2)
@@ -313,8 +313,8 @@ def drivers(client, handle) -> list[str]:
 # the command line --------------------------------------------------------------------------------
 
 
-def test_commands_submit_follow_and_cancel(near, data, fresh, cli, monkeypatch, tmp_path):
-    output, scheduler = fresh("run.zarr"), ("--scheduler", near.scheduler_address)
+def test_commands_submit_follow_and_cancel(near, data, new_path, cli, monkeypatch, tmp_path):
+    output, scheduler = new_path("run.zarr"), ("--scheduler", near.scheduler_address)
     settings = ("--n-epochs", "5", "--set", "quality.queries=0", "--set", "audit.queries=0")
     submitted = cli("submit", "--input", data, "--output", output, *settings, *scheduler)
     assert (submitted.code, submitted.out) == (0, f"submitted: {output}; 'dumap attach {output}' follows it\n")
@@ -322,10 +322,10 @@ def test_commands_submit_follow_and_cancel(near, data, fresh, cli, monkeypatch, 
     assert (followed.code, followed.out) == (0, f"done: {output}, arrays 'embedding' and 'status'\n")
     assert "layout: done in" in followed.err
     assert cli("cancel", output, *scheduler).code == 0, "it has ended before"
-    unknown = cli("attach", fresh("no.zarr"), *scheduler)
+    unknown = cli("attach", new_path("no.zarr"), *scheduler)
     assert (unknown.code, "drives no run of" in unknown.err) == (5, True)
     monkeypatch.delenv("DASK_SCHEDULER_ADDRESS", raising=False)
     assert cli("cancel", output).code == 2
-    nowhere = fresh("run.zarr")
-    assert cli("submit", "--input", fresh("no.zarr"), "--output", nowhere, *scheduler).code == 0
+    nowhere = new_path("run.zarr")
+    assert cli("submit", "--input", new_path("no.zarr"), "--output", nowhere, *scheduler).code == 0
     assert cli("attach", nowhere, *scheduler).code == 3, "the run's own exit code"

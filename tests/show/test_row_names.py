@@ -27,9 +27,9 @@ def x(digits_300) -> np.ndarray:
 
 
 @pytest.fixture
-def embed_rows(fresh):
+def embed_rows(new_path):
     """Return a function that embeds data on the local engine."""
-    return lambda data, **settings: dumap.run(data, output=fresh("run.zarr"), **QUICK, **settings)
+    return lambda data, **settings: dumap.run(data, output=new_path("run.zarr"), **QUICK, **settings)
 
 
 def annotated(x) -> anndata.AnnData:
@@ -58,14 +58,14 @@ MADE = {
 
 
 @pytest.mark.parametrize("kind", MADE)
-def test_names_travel(kind, x, fresh, embed_rows):
+def test_names_travel(kind, x, new_path, embed_rows):
     settings = {"input": {"array": "X"}} if kind == "AnnData's store" else {}
-    result = embed_rows(MADE[kind](x, fresh("data.zarr")), **settings)
+    result = embed_rows(MADE[kind](x, new_path("data.zarr")), **settings)
     assert result.row_names.tolist() == NAMES
     frame = result.to_dataframe()
     assert (frame.index.tolist(), frame.index.name) == (NAMES, "row")
     assert result.to_xarray()["embedding"].sel(row="row-7").shape == (2,)
-    out = fresh("map.parquet")
+    out = new_path("map.parquet")
     dumap.export(result, "embedding", out)
     assert parquet.read_table(out)["row"].to_pylist() == NAMES
     assert dumap.open_run(result.path).row_names.tolist() == NAMES
@@ -85,8 +85,8 @@ def test_numbers_stay_numbers_and_none_are_none(x, embed_rows, save):
         assert "row" not in result.to_xarray().coords
 
 
-def test_names_of_several_stores_follow_one_another(x, fresh, embed_rows, save):
-    paths = [stored(annotated(x), fresh("cells.zarr")) for _ in range(2)]
+def test_names_of_several_stores_follow_one_another(x, new_path, embed_rows, save):
+    paths = [stored(annotated(x), new_path("cells.zarr")) for _ in range(2)]
     for path, names in zip(paths, (NAMES, NAMES[::-1]), strict=True):
         zarr.open_group(path)["obs/_index"][:] = np.array(names, object)
     assert embed_rows(paths, input={"array": "X"}).row_names.tolist() == NAMES + NAMES[::-1]
@@ -94,8 +94,8 @@ def test_names_of_several_stores_follow_one_another(x, fresh, embed_rows, save):
     assert embed_rows(paths, input={"array": "X"}).row_names is None
 
 
-def test_names_that_were_not_written_whole_are_written_again(x, fresh, monkeypatch):
-    frame, output = pandas.DataFrame(x, index=NAMES), fresh("run.zarr")
+def test_names_that_were_not_written_whole_are_written_again(x, new_path, monkeypatch):
+    frame, output = pandas.DataFrame(x, index=NAMES), new_path("run.zarr")
 
     def fail(array, attributes):
         raise KeyboardInterrupt
@@ -107,8 +107,8 @@ def test_names_that_were_not_written_whole_are_written_again(x, fresh, monkeypat
     assert dumap.run(frame, output=output, **QUICK).row_names.tolist() == NAMES
 
 
-def test_names_lie_beside_the_results_where_there_is_a_work_place(x, fresh, embed_rows):
-    result = embed_rows(pandas.DataFrame(x, index=NAMES), work=fresh("work"))
+def test_names_lie_beside_the_results_where_there_is_a_work_place(x, new_path, embed_rows):
+    result = embed_rows(pandas.DataFrame(x, index=NAMES), work=new_path("work"))
     assert result.row_names.tolist() == NAMES
     assert xarray.open_zarr(result.path).indexes["row"].tolist() == NAMES
 

@@ -22,9 +22,9 @@ INPUT = {"array": "obsm/X_pca"}
 
 
 @pytest.fixture(scope="module")
-def expected(digits_300, save, fresh):
+def expected(digits_300, save, new_path):
     """Bytes of the embedding of the same rows, saved as a Zarr array."""
-    return dumap.run(save(digits_300), output=fresh("run.zarr"), **QUICK).embedding[:].tobytes()
+    return dumap.run(save(digits_300), output=new_path("run.zarr"), **QUICK).embedding[:].tobytes()
 
 
 @pytest.fixture
@@ -90,24 +90,24 @@ def test_backed_arrays_are_read_from_their_file(cells, digits_300, tmp_path):
         element_of(backed, "X")
 
 
-def test_an_object_and_its_store_come_to_one_map(cells, expected, fresh):
-    path = write(cells, fresh("cells.zarr"))
+def test_an_object_and_its_store_come_to_one_map(cells, expected, new_path):
+    path = write(cells, new_path("cells.zarr"))
     for data in (cells, path):
-        result = dumap.run(data, output=fresh("run.zarr"), input=INPUT, **QUICK)
+        result = dumap.run(data, output=new_path("run.zarr"), input=INPUT, **QUICK)
         assert result.embedding[:].tobytes() == expected
     cells.obsm["X_pca"] = da.from_array(cells.obsm["X_pca"], chunks=(70, 64))
-    assert dumap.run(cells, output=fresh("run.zarr"), **QUICK).embedding[:].tobytes() == expected
+    assert dumap.run(cells, output=new_path("run.zarr"), **QUICK).embedding[:].tobytes() == expected
     cells.obsm["X_pca"] = zarr.open_group(path, mode="r")["obsm/X_pca"]
-    result = dumap.run(cells, output=fresh("run.zarr"), **QUICK)
+    result = dumap.run(cells, output=new_path("run.zarr"), **QUICK)
     assert result.embedding[:].tobytes() == expected
     assert result["stages"][0]["name"] == "vectors", "read where it lies"
 
 
-def test_a_store_that_holds_a_sparse_matrix_says_what_to_take(cells, fresh):
+def test_a_store_that_holds_a_sparse_matrix_says_what_to_take(cells, new_path):
     cells.X = cells.X.tocsc()
-    path = write(cells, fresh("cells.zarr"))
+    path = write(cells, new_path("cells.zarr"))
     with pytest.raises(InputError, match=r"'X' in .* is a sparse matrix .*take one of its rows instead, such as obsm/"):
-        dumap.run(path, output=fresh("run.zarr"), input={"array": "X"}, **QUICK)
+        dumap.run(path, output=new_path("run.zarr"), input={"array": "X"}, **QUICK)
 
 
 def sharded(path: str, x: np.ndarray, chunk_rows: int) -> str:
@@ -121,14 +121,14 @@ def sharded(path: str, x: np.ndarray, chunk_rows: int) -> str:
     return path
 
 
-def test_shards_larger_than_a_task_are_read_by_their_chunks(fresh):
+def test_shards_larger_than_a_task_are_read_by_their_chunks(new_path):
     x = np.random.default_rng(0).normal(size=(40_000, 50)).astype("f4")
-    path = sharded(fresh("cells.zarr"), x, 1000)
+    path = sharded(new_path("cells.zarr"), x, 1000)
     assert Input(path, "obsm/X_pca").chunk_rows == 1000
     plan = dumap.plan(path, output="nowhere.zarr", input=INPUT, task_memory="4MiB")
     assert plan.geometry.block_rows * 50 * 4 < 2**20, "a shard of 8 MB is twice what a task may hold"
 
 
-def test_a_sharded_store_comes_to_the_same_map(digits_300, expected, fresh):
-    path = sharded(fresh("cells.zarr"), digits_300, 37)
-    assert dumap.run(path, output=fresh("run.zarr"), input=INPUT, **QUICK).embedding[:].tobytes() == expected
+def test_a_sharded_store_comes_to_the_same_map(digits_300, expected, new_path):
+    path = sharded(new_path("cells.zarr"), digits_300, 37)
+    assert dumap.run(path, output=new_path("run.zarr"), input=INPUT, **QUICK).embedding[:].tobytes() == expected

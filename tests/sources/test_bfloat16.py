@@ -85,13 +85,15 @@ def test_stores_of_either_kind_are_one_input(tmp_path):
     assert np.array_equal(source.read(3, 6), cut_off(VALUES[[3, 0, 1]]), equal_nan=True)
 
 
-def test_half_precision_comes_to_the_map_of_the_same_values(digits_300, save, fresh):
+def test_half_precision_comes_to_the_map_of_the_same_values(digits_300, save, new_path):
     """Digits are whole numbers up to 16, which all of these hold."""
-    expected = dumap.run(save(digits_300), output=fresh("run.zarr"), **QUICK).embedding[:].tobytes()
-    for path in (third(fresh("in.zarr"), digits_300), save(digits_300.astype(np.float16))):
-        assert dumap.run(path, output=fresh("run.zarr"), **QUICK).embedding[:].tobytes() == expected
+    expected = dumap.run(save(digits_300), output=new_path("run.zarr"), **QUICK).embedding[:].tobytes()
+    for path in (third(new_path("in.zarr"), digits_300), save(digits_300.astype(np.float16))):
+        assert dumap.run(path, output=new_path("run.zarr"), **QUICK).embedding[:].tobytes() == expected
     assert (
-        dumap.run(second(fresh("in.zarr"), digits_300), output=fresh("run.zarr"), input={"dtype": "bfloat16"}, **QUICK)
+        dumap.run(
+            second(new_path("in.zarr"), digits_300), output=new_path("run.zarr"), input={"dtype": "bfloat16"}, **QUICK
+        )
         .embedding[:]
         .tobytes()
         == expected

@@ -94,9 +94,9 @@ KINDS = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_kind_of_file_is_read(fresh, small, kind):
+def test_every_kind_of_file_is_read(new_path, small, kind):
     ending, write, choice, names = KINDS[kind]
-    path, output = fresh(ending), fresh("out.zarr")
+    path, output = new_path(ending), new_path("out.zarr")
     write(path)
     made = ingest([path], output, choice)
     group = zarr.open_group(output, mode="r")
@@ -112,8 +112,8 @@ def test_every_kind_of_file_is_read(fresh, small, kind):
         assert group["names"][:].tolist() == names
 
 
-def test_an_ingested_store_is_an_input(fresh, cli, digits):
-    file, output, run = fresh("x.npy"), fresh("data.zarr"), fresh("run.zarr")
+def test_an_ingested_store_is_an_input(new_path, cli, digits):
+    file, output, run = new_path("x.npy"), new_path("data.zarr"), new_path("run.zarr")
     np.save(file, digits[0][:300])
     made = cli("ingest", file, output)
     assert (made.code, made.out) == (0, f"{output}: 300 rows x 64 columns of float32\n")
@@ -122,9 +122,9 @@ def test_an_ingested_store_is_an_input(fresh, cli, digits):
     assert zarr.open_array(run, path="embedding", mode="r").shape == (300, 2)
 
 
-def test_chunks_are_of_a_good_size(fresh):
+def test_chunks_are_of_a_good_size(new_path):
     for dims, rows in ((2, 65536), (784, 2674)):
-        file, output = fresh("x.npy"), fresh("out.zarr")
+        file, output = new_path("x.npy"), new_path("out.zarr")
         np.save(file, np.zeros((10, dims), np.float32))
         assert ingest([file], output)["chunk_rows"] == rows
 
@@ -132,8 +132,8 @@ def test_chunks_are_of_a_good_size(fresh):
 # several files -----------------------------------------------------------------------------------
 
 
-def test_files_come_in_order(fresh, small):
-    folder = Path(fresh("x.npy")).parent
+def test_files_come_in_order(new_path, small):
+    folder = Path(new_path("x.npy")).parent
     for number, name in enumerate(("b", "a", "c")):
         np.save(folder / f"{name}.npy", X[100 * number : 100 * number + 70])
     b, a, c = X[:70], X[100:170], X[200:270]
@@ -142,17 +142,17 @@ def test_files_come_in_order(fresh, small):
         ([f"{folder}/*.npy"], [a, b, c]),
         ([f"{folder}/c.npy", f"{folder}/[ab].npy"], [c, a, b]),
     ):
-        output = fresh("out.zarr")
+        output = new_path("out.zarr")
         ingest(sources, output)
         np.testing.assert_array_equal(zarr.open_array(output, path="vectors", mode="r")[:], np.concatenate(expected))
 
 
-def test_a_folder_of_parquet_is_a_data_set(fresh):
-    folder = Path(fresh("data.parquet"))
+def test_a_folder_of_parquet_is_a_data_set(new_path):
+    folder = Path(new_path("data.parquet"))
     for number in range(2):
         (folder / f"part={number}").mkdir(parents=True)
         FRAME[100 * number : 100 * number + 50].to_parquet(folder / f"part={number}" / "x.parquet")
-    output = fresh("out.zarr")
+    output = new_path("out.zarr")
     assert ingest([str(folder)], output)["rows"] == 100
     assert zarr.open_group(output, mode="r")["names"][50:52].tolist() == NAMES[100:102]
 
@@ -166,17 +166,17 @@ def test_a_folder_of_parquet_is_a_data_set(fresh):
         (">f4", "<f4", "float32"),
     ],
 )
-def test_kinds_of_numbers_become_one_that_holds_all(fresh, first, second, made):
-    files = [fresh("x.npy"), fresh("x.npy")]
+def test_kinds_of_numbers_become_one_that_holds_all(new_path, first, second, made):
+    files = [new_path("x.npy"), new_path("x.npy")]
     for file, dtype in zip(files, (first, second), strict=True):
         np.save(file, np.ones((20, 3), dtype))
-    output = fresh("out.zarr")
+    output = new_path("out.zarr")
     assert ingest(files, output)["dtype"] == made
     assert zarr.open_array(output, path="vectors", mode="r")[:].tolist() == [[1, 1, 1]] * 40
 
 
-def test_the_dtype_may_be_chosen(fresh):
-    file, output = fresh("x.csv"), fresh("out.zarr")
+def test_the_dtype_may_be_chosen(new_path):
+    file, output = new_path("x.csv"), new_path("out.zarr")
     write_csv(file)
     ingest([file], output, dtype="float32")
     np.testing.assert_array_equal(zarr.open_array(output, path="vectors", mode="r")[:], X)
@@ -186,8 +186,8 @@ def test_the_dtype_may_be_chosen(fresh):
 
 
 @pytest.mark.parametrize("kind", ["csv", "parquet"])
-def test_columns_are_chosen_by_name(fresh, kind):
-    file, output = fresh(f"x.{kind}"), fresh("out.zarr")
+def test_columns_are_chosen_by_name(new_path, kind):
+    file, output = new_path(f"x.{kind}"), new_path("out.zarr")
     frame = FRAME.astype(np.float64)
     frame.to_csv(file) if kind == "csv" else frame.to_parquet(file)
     assert ingest([file], output, FileSelection(("e", "b")))["columns"] == ["e", "b"]
@@ -195,16 +195,16 @@ def test_columns_are_chosen_by_name(fresh, kind):
 
 
 @pytest.mark.parametrize("kind", ["npy", "npz", "h5", "csv"])
-def test_columns_are_chosen_by_number(fresh, kind):
-    file, output = fresh(f"x.{kind}"), fresh("out.zarr")
+def test_columns_are_chosen_by_number(new_path, kind):
+    file, output = new_path(f"x.{kind}"), new_path("out.zarr")
     writers = {"npy": np.save, "npz": np.savez, "h5": lambda path, x: write_hdf5(path)}
     writers.get(kind, lambda path, x: np.savetxt(path, x, delimiter=",", fmt="%.17g"))(file, X)
     ingest([file], output, FileSelection(("5", "0:3"), header=kind != "csv"))
     np.testing.assert_array_equal(zarr.open_array(output, path="vectors", mode="r")[:], X[:, [5, 0, 1, 2]])
 
 
-def test_columns_of_no_numbers_are_left_out_and_named(fresh, cli):
-    file, output = fresh("x.csv"), fresh("out.zarr")
+def test_columns_of_no_numbers_are_left_out_and_named(new_path, cli):
+    file, output = new_path("x.csv"), new_path("out.zarr")
     frame = FRAME.assign(city="Ulm", when=pd.Timestamp("2026-01-01"))
     frame.to_csv(file)
     made = cli("ingest", file, output, "--json")
@@ -213,8 +213,8 @@ def test_columns_of_no_numbers_are_left_out_and_named(fresh, cli):
 
 
 @pytest.mark.parametrize("kind", ["csv", "parquet"])
-def test_missing_values_become_nan(fresh, kind):
-    file, output = fresh(f"x.{kind}"), fresh("out.zarr")
+def test_missing_values_become_nan(new_path, kind):
+    file, output = new_path(f"x.{kind}"), new_path("out.zarr")
     frame = pd.DataFrame({"a": pd.array([1, None, 3], "Int32"), "b": [0.5, 1.5, None]})
     frame.to_csv(file, index=False) if kind == "csv" else frame.to_parquet(file)
     ingest([file], output)
@@ -222,9 +222,9 @@ def test_missing_values_become_nan(fresh, kind):
     np.testing.assert_array_equal(zarr.open_array(output, path="vectors", mode="r")[:], expected)
 
 
-def test_whole_numbers_that_become_fractions_later_are_read(fresh, monkeypatch):
+def test_whole_numbers_that_become_fractions_later_are_read(new_path, monkeypatch):
     monkeypatch.setattr("dumap.sources.arrow_files.BLOCK_BYTES", 64)
-    file, output = fresh("x.csv"), fresh("out.zarr")
+    file, output = new_path("x.csv"), new_path("out.zarr")
     Path(file).write_text("a,b\n" + "1,2\n" * 50 + "1.5,2\n")
     ingest([file], output)
     assert zarr.open_array(output, path="vectors", mode="r")[-2:].tolist() == [[1, 2], [1.5, 2]]
@@ -233,82 +233,106 @@ def test_whole_numbers_that_become_fractions_later_are_read(fresh, monkeypatch):
 # what is refused ---------------------------------------------------------------------------------
 
 
-def bad(fresh, name: str, write) -> str:
+def bad(new_path, name: str, write) -> str:
     """Write an input that is to be refused, and return its path."""
-    path = fresh(name)
+    path = new_path(name)
     write(path)
     return path
 
 
 REFUSED = {
-    "none": (lambda fresh: fresh("x.npy"), FileSelection(), "there is no such file"),
-    "URL": (lambda fresh: "s3://data/x.npy", FileSelection(), "copy them there first"),
-    "ending": (lambda fresh: bad(fresh, "x.xlsx", lambda p: Path(p).touch()), FileSelection(), "of no known kind"),
-    "no npy": (lambda fresh: bad(fresh, "x.npy", lambda p: Path(p).write_text("a")), FileSelection(), "cannot be read"),
-    "no zip": (lambda fresh: bad(fresh, "x.npz", lambda p: Path(p).write_text("a")), FileSelection(), "cannot be read"),
-    "no parquet": (
-        lambda fresh: bad(fresh, "x.pq", lambda p: Path(p).write_text("a")),
+    "none": (lambda new_path: new_path("x.npy"), FileSelection(), "there is no such file"),
+    "URL": (lambda new_path: "s3://data/x.npy", FileSelection(), "copy them there first"),
+    "ending": (
+        lambda new_path: bad(new_path, "x.xlsx", lambda p: Path(p).touch()),
+        FileSelection(),
+        "of no known kind",
+    ),
+    "no npy": (
+        lambda new_path: bad(new_path, "x.npy", lambda p: Path(p).write_text("a")),
         FileSelection(),
         "cannot be read",
     ),
-    "no hdf5": (lambda fresh: bad(fresh, "x.h5", lambda p: Path(p).write_text("a")), FileSelection(), "cannot be read"),
-    "empty csv": (lambda fresh: bad(fresh, "x.csv", lambda p: Path(p).touch()), FileSelection(), "cannot be read"),
-    "1-D": (lambda fresh: bad(fresh, "x.npy", lambda p: np.save(p, X[0])), FileSelection(), "(rows, columns)"),
+    "no zip": (
+        lambda new_path: bad(new_path, "x.npz", lambda p: Path(p).write_text("a")),
+        FileSelection(),
+        "cannot be read",
+    ),
+    "no parquet": (
+        lambda new_path: bad(new_path, "x.pq", lambda p: Path(p).write_text("a")),
+        FileSelection(),
+        "cannot be read",
+    ),
+    "no hdf5": (
+        lambda new_path: bad(new_path, "x.h5", lambda p: Path(p).write_text("a")),
+        FileSelection(),
+        "cannot be read",
+    ),
+    "empty csv": (
+        lambda new_path: bad(new_path, "x.csv", lambda p: Path(p).touch()),
+        FileSelection(),
+        "cannot be read",
+    ),
+    "1-D": (lambda new_path: bad(new_path, "x.npy", lambda p: np.save(p, X[0])), FileSelection(), "(rows, columns)"),
     "objects": (
-        lambda fresh: bad(fresh, "x.npy", lambda p: np.save(p, np.array([[None]]), allow_pickle=True)),
+        lambda new_path: bad(new_path, "x.npy", lambda p: np.save(p, np.array([[None]]), allow_pickle=True)),
         FileSelection(),
         "cannot be read",
     ),
     "texts": (
-        lambda fresh: bad(fresh, "x.npy", lambda p: np.save(p, np.array([["a"]]))),
+        lambda new_path: bad(new_path, "x.npy", lambda p: np.save(p, np.array([["a"]]))),
         FileSelection(),
         "of numbers",
     ),
-    "no rows": (lambda fresh: bad(fresh, "x.npy", lambda p: np.save(p, X[:0])), FileSelection(), "has no rows"),
+    "no rows": (lambda new_path: bad(new_path, "x.npy", lambda p: np.save(p, X[:0])), FileSelection(), "has no rows"),
     "no columns": (
-        lambda fresh: bad(fresh, "x.npy", lambda p: np.save(p, X[:, :0])),
+        lambda new_path: bad(new_path, "x.npy", lambda p: np.save(p, X[:, :0])),
         FileSelection(),
         "has no columns",
     ),
-    "which": (lambda fresh: bad(fresh, "x.npz", lambda p: np.savez(p, a=X, b=X)), FileSelection(), "--key: a, b"),
+    "which": (lambda new_path: bad(new_path, "x.npz", lambda p: np.savez(p, a=X, b=X)), FileSelection(), "--key: a, b"),
     "no key": (
-        lambda fresh: bad(fresh, "x.npz", lambda p: np.savez(p, a=X)),
+        lambda new_path: bad(new_path, "x.npz", lambda p: np.savez(p, a=X)),
         FileSelection(key="b"),
         "its arrays are a",
     ),
     "Fortran": (
-        lambda fresh: bad(fresh, "x.npz", lambda p: np.savez(p, np.asfortranarray(X))),
+        lambda new_path: bad(new_path, "x.npz", lambda p: np.savez(p, np.asfortranarray(X))),
         FileSelection(),
         "column by column",
     ),
     "no column": (
-        lambda fresh: bad(fresh, "x.csv", write_csv),
+        lambda new_path: bad(new_path, "x.csv", write_csv),
         FileSelection(("a", "z")),
         "has no column 'z'; its columns are",
     ),
     "no number": (
-        lambda fresh: bad(fresh, "x.npy", lambda p: np.save(p, X)),
+        lambda new_path: bad(new_path, "x.npy", lambda p: np.save(p, X)),
         FileSelection(("a",)),
         "write numbers from 0",
     ),
-    "too far": (lambda fresh: bad(fresh, "x.npy", lambda p: np.save(p, X)), FileSelection(("0:7",)), "there is no 0:7"),
+    "too far": (
+        lambda new_path: bad(new_path, "x.npy", lambda p: np.save(p, X)),
+        FileSelection(("0:7",)),
+        "there is no 0:7",
+    ),
     "header": (
-        lambda fresh: bad(fresh, "x.csv", lambda p: write_csv(p, index=False, header=False)),
+        lambda new_path: bad(new_path, "x.csv", lambda p: write_csv(p, index=False, header=False)),
         FileSelection(),
         "give --no-header",
     ),
     "a word": (
-        lambda fresh: bad(fresh, "x.csv", lambda p: Path(p).write_text("a,b\n" + "1,2\n" * 2**20 + "x,2\n")),
+        lambda new_path: bad(new_path, "x.csv", lambda p: Path(p).write_text("a,b\n" + "1,2\n" * 2**20 + "x,2\n")),
         FileSelection(),
         "cannot be read",
     ),
     "ragged": (
-        lambda fresh: bad(fresh, "x.pq", lambda p: pq.write_table(pa.table({"v": [[1.0, 2.0], [3.0]]}), p)),
+        lambda new_path: bad(new_path, "x.pq", lambda p: pq.write_table(pa.table({"v": [[1.0, 2.0], [3.0]]}), p)),
         FileSelection(),
         "not all of 2 numbers",
     ),
     "CSC": (
-        lambda fresh: bad(fresh, "x.h5ad", lambda p: write_h5ad(p, sparse.csc_matrix(X))),
+        lambda new_path: bad(new_path, "x.h5ad", lambda p: write_h5ad(p, sparse.csc_matrix(X))),
         FileSelection(),
         "obsm/X_pca",
     ),
@@ -317,18 +341,18 @@ REFUSED = {
 
 @pytest.mark.filterwarnings("ignore::UserWarning:anndata")
 @pytest.mark.parametrize("kind", REFUSED)
-def test_files_that_cannot_be_ingested_are_refused(fresh, kind):
+def test_files_that_cannot_be_ingested_are_refused(new_path, kind):
     make, choice, message = REFUSED[kind]
-    output = fresh("out.zarr")
+    output = new_path("out.zarr")
     with pytest.raises(InputError) as caught:
-        ingest([make(fresh)], output, choice)
+        ingest([make(new_path)], output, choice)
     assert message in str(caught.value)
     assert os.listdir(Path(output).parent) == []
 
 
-def test_files_that_do_not_go_together_are_refused(fresh):
+def test_files_that_do_not_go_together_are_refused(new_path):
     files = {
-        name: bad(fresh, "x.parquet", lambda p, f=frame: f.to_parquet(p))
+        name: bad(new_path, "x.parquet", lambda p, f=frame: f.to_parquet(p))
         for name, frame in {
             "first": FRAME,
             "fewer": FRAME[["a", "b"]],
@@ -342,37 +366,37 @@ def test_files_that_do_not_go_together_are_refused(fresh):
         ("nameless", "has no names"),
     ):
         with pytest.raises(InputError, match=message):
-            ingest([files["first"], files[name]], fresh("out.zarr"))
+            ingest([files["first"], files[name]], new_path("out.zarr"))
 
 
 @pytest.mark.parametrize("dtype", ["text", "complex64", "float128", "nonsense"])
-def test_a_dtype_that_is_none_is_refused(fresh, dtype):
+def test_a_dtype_that_is_none_is_refused(new_path, dtype):
     with pytest.raises(ConfigError, match="--dtype"):
-        ingest([bad(fresh, "x.npy", lambda p: np.save(p, X))], fresh("out.zarr"), dtype=dtype)
+        ingest([bad(new_path, "x.npy", lambda p: np.save(p, X))], new_path("out.zarr"), dtype=dtype)
 
 
-def test_a_library_that_is_missing_is_named(fresh, cli, monkeypatch):
-    file = bad(fresh, "x.h5", write_hdf5)
+def test_a_library_that_is_missing_is_named(new_path, cli, monkeypatch):
+    file = bad(new_path, "x.h5", write_hdf5)
     monkeypatch.delitem(__import__("sys").modules, "dumap.sources.hdf5_files", raising=False)
     monkeypatch.setitem(__import__("sys").modules, "h5py", None)
-    outcome = cli("ingest", file, fresh("out.zarr"))
+    outcome = cli("ingest", file, new_path("out.zarr"))
     assert (outcome.code, "pip install h5py" in outcome.err) == (2, True)
 
 
-def test_an_output_that_is_there_is_left_alone(fresh):
-    file, output = bad(fresh, "x.npy", lambda p: np.save(p, X)), fresh("out.zarr")
+def test_an_output_that_is_there_is_left_alone(new_path):
+    file, output = bad(new_path, "x.npy", lambda p: np.save(p, X)), new_path("out.zarr")
     ingest([file], output)
     with pytest.raises(StorageError, match="exists; remove it"):
         ingest([file], output)
     with pytest.raises(StorageError, match="there is no folder"):
-        ingest([file], fresh("no/such/out.zarr"))
+        ingest([file], new_path("no/such/out.zarr"))
 
 
 # half-written stores -----------------------------------------------------------------------------
 
 
-def test_a_store_that_is_not_written_to_its_end_is_not_there(fresh, small, monkeypatch):
-    file, output = bad(fresh, "x.npy", lambda p: np.save(p, X)), fresh("out.zarr")
+def test_a_store_that_is_not_written_to_its_end_is_not_there(new_path, small, monkeypatch):
+    file, output = bad(new_path, "x.npy", lambda p: np.save(p, X)), new_path("out.zarr")
     flush, listings = NewStore._write_chunk, []
 
     def stop(self):
@@ -398,8 +422,8 @@ main()
 """
 
 
-def test_what_a_killed_process_left_is_removed_by_the_next(fresh):
-    file, output = bad(fresh, "x.npy", lambda p: np.save(p, X)), Path(fresh("out.zarr"))
+def test_what_a_killed_process_left_is_removed_by_the_next(new_path):
+    file, output = bad(new_path, "x.npy", lambda p: np.save(p, X)), Path(new_path("out.zarr"))
     words = [sys.executable, "-c", KILLED, "ingest", file, str(output)]
     assert subprocess.run(words, check=False).returncode == -signal.SIGKILL
     (left,) = output.parent.iterdir()
@@ -415,10 +439,10 @@ def test_what_a_killed_process_left_is_removed_by_the_next(fresh):
     np.testing.assert_array_equal(zarr.open_array(str(output), path="vectors", mode="r")[:], X)
 
 
-def test_chunks_without_metadata_are_written_over_in_a_bucket(fresh, small, monkeypatch):
+def test_chunks_without_metadata_are_written_over_in_a_bucket(new_path, small, monkeypatch):
     """A folder stands for the bucket: what was left of a store that was not written to its end is no store."""
     monkeypatch.setattr("dumap.store.new_store.is_remote", lambda path: True)
-    file, output = bad(fresh, "x.npy", lambda p: np.save(p, X)), Path(fresh("out.zarr"))
+    file, output = bad(new_path, "x.npy", lambda p: np.save(p, X)), Path(new_path("out.zarr"))
     flush = NewStore._write_chunk
     monkeypatch.setattr(NewStore, "_write_chunk", lambda self: flush(self) or 1 / 0)
     with pytest.raises(ZeroDivisionError):
@@ -436,11 +460,11 @@ def test_chunks_without_metadata_are_written_over_in_a_bucket(fresh, small, monk
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["npy", "npz", "parquet", "h5", "csv"])
-def test_memory_is_bounded(fresh, kind):
+def test_memory_is_bounded(new_path, kind):
     """Of 100 MB, no more than some chunks are held at once."""
     rows, dims = (400_000, 64) if kind != "csv" else (100_000, 64)
     x = np.random.default_rng(1).integers(0, 255, (rows, dims)).astype(np.float32)
-    file = fresh(f"x.{kind}")
+    file = new_path(f"x.{kind}")
     if kind == "parquet":
         pq.write_table(pa.table(list(x.T), [f"c{i}" for i in range(dims)]), file)
     elif kind == "csv":
@@ -461,6 +485,6 @@ def test_memory_is_bounded(fresh, kind):
         "ingest([sys.argv[1]], sys.argv[2])\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code, file, fresh("out.zarr")], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code, file, new_path("out.zarr")], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) * 1024 < (160e6 if kind == "parquet" else 80e6), "of Parquet, two pages of each column too"

@@ -171,9 +171,9 @@ QUICK = {"n_epochs": 5, "quality": {"queries": 0}, "audit": {"queries": 0}, "clu
 
 
 @pytest.fixture(scope="module")
-def expected(digits_300, save, fresh):
+def expected(digits_300, save, new_path):
     """Bytes of the embedding of the same rows, saved as a Zarr array."""
-    return dumap.run(save(digits_300), output=fresh("run.zarr"), **QUICK).embedding[:].tobytes()
+    return dumap.run(save(digits_300), output=new_path("run.zarr"), **QUICK).embedding[:].tobytes()
 
 
 @pytest.mark.parametrize(
@@ -181,15 +181,15 @@ def expected(digits_300, save, fresh):
     [np.asfortranarray, pd.DataFrame, lambda x: xr.DataArray(x, dims=("r", "c"))],
     ids=["numpy", "pandas", "xarray"],
 )
-def test_the_same_rows_come_to_the_same_map_whatever_holds_them(digits_300, expected, fresh, convert):
-    result = dumap.run(convert(digits_300), output=fresh("run.zarr"), **QUICK)
+def test_the_same_rows_come_to_the_same_map_whatever_holds_them(digits_300, expected, new_path, convert):
+    result = dumap.run(convert(digits_300), output=new_path("run.zarr"), **QUICK)
     assert result.embedding[:].tobytes() == expected
     assert dumap.plan(convert(digits_300), output="nowhere.zarr").stages[0].name == "spool"
 
 
-def test_a_zarr_array_is_not_copied(digits_300, expected, save, fresh):
+def test_a_zarr_array_is_not_copied(digits_300, expected, save, new_path):
     array = zarr.open_group(save(digits_300), mode="r")["vectors"]
-    result = dumap.run(array, output=fresh("run.zarr"), **QUICK)
+    result = dumap.run(array, output=new_path("run.zarr"), **QUICK)
     assert result.embedding[:].tobytes() == expected
     assert result["stages"][0]["name"] == "vectors"
 

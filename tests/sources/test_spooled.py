@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import ActAtStageStart, Notes, uncommit, unmark
+from helpers import ActAtStageStart, NoteRecorder, uncommit_parts, uncommit_stages
 
 from dumap.config import load_config
 from dumap.errors import InputError, RunMismatchError
@@ -32,12 +32,12 @@ def small_parts(monkeypatch):
 
 
 @pytest.fixture
-def embed_rows(fresh):
+def embed_rows(new_path):
     """Run on threads of this process what is given as an object; return the output."""
 
     def go(x, output=None, client=None, observer=None, **settings):
         object_rows = rows_of(x)
-        where = {"input.path": location_of(object_rows), "output": output or fresh("run.zarr")}
+        where = {"input.path": location_of(object_rows), "output": output or new_path("run.zarr")}
         engine = {"cluster.engine": "auto"} if client else {}
         config = load_config(None, (), {**where, **SETTINGS, **engine, **settings})
         pipeline.run(config, client, observer, object_rows=object_rows)
@@ -79,9 +79,9 @@ def test_a_location_says_what_it_is_of():
 
 
 @pytest.mark.usefixtures("small_parts")
-def test_rows_are_read_across_parts(fresh):
+def test_rows_are_read_across_parts(new_path):
     x = np.random.default_rng(0).normal(size=(350, 64)).astype(np.float32)
-    object_rows, run = rows_of(x), Run(fresh("run.zarr"))
+    object_rows, run = rows_of(x), Run(new_path("run.zarr"))
     source = Spooled(location_of(object_rows), lambda: run)
     assert source.parts == 4
     for number in range(4):
@@ -119,8 +119,8 @@ def test_the_copy_goes_once_nothing_reads_it(digits_300, embed_rows):
 
 
 @pytest.mark.usefixtures("small_parts")
-def test_a_killed_copy_is_gone_on_with(digits_300, embed_rows, fresh, monkeypatch):
-    output, copied = fresh("run.zarr"), []
+def test_a_killed_copy_is_gone_on_with(digits_300, embed_rows, new_path, monkeypatch):
+    output, copied = new_path("run.zarr"), []
 
     def failing(job, part, rows=None):
         if len(copied) == 2:
@@ -140,7 +140,7 @@ def test_a_killed_copy_is_gone_on_with(digits_300, embed_rows, fresh, monkeypatc
 
 @pytest.mark.usefixtures("small_parts")
 def test_the_same_array_again_does_nothing_and_another_is_refused(digits_300, embed_rows):
-    output, notes = embed_rows(digits_300), Notes()
+    output, notes = embed_rows(digits_300), NoteRecorder()
     embed_rows(digits_300.copy(), output, observer=notes)
     assert any("finished before; nothing to do" in note for note in notes.notes)
     with pytest.raises(RunMismatchError, match=r"other data than the numpy.ndarray of shape \(300, 64\)"):
@@ -151,9 +151,9 @@ def test_the_same_array_again_does_nothing_and_another_is_refused(digits_300, em
 
 @pytest.mark.usefixtures("small_parts")
 def test_a_store_of_the_same_rows_goes_on_with_an_arrays_run(digits_300, embed_rows, save):
-    output, notes = embed_rows(digits_300), Notes()
+    output, notes = embed_rows(digits_300), NoteRecorder()
     before = embedding(output)
-    unmark(output, ["quality"])
+    uncommit_stages(output, ["quality"])
     config = load_config(None, (), {"input.path": save(digits_300), "output": output, **SETTINGS})
     assert pipeline.run(config, observer=notes)["state"] == "done"
     assert embedding(output) == before
@@ -165,9 +165,9 @@ def test_a_store_of_the_same_rows_goes_on_with_an_arrays_run(digits_300, embed_r
 @pytest.mark.usefixtures("small_parts")
 @pytest.mark.parametrize("keep", ["model", "results"])
 def test_a_repair_that_needs_the_rows_copies_them_anew(digits_300, embed_rows, keep):
-    output, notes = embed_rows(digits_300, keep=keep), Notes()
+    output, notes = embed_rows(digits_300, keep=keep), NoteRecorder()
     before = embedding(output)
-    uncommit(output, ["vectors", "cells", "neighbors", "audit", "quality"])
+    uncommit_parts(output, ["vectors", "cells", "neighbors", "audit", "quality"])
     embed_rows(digits_300, output, observer=notes, keep=keep)
     assert any("spool: 3 parts 'rows' of" in note and "are needed and made again" in note for note in notes.notes)
     assert embedding(output) == before
@@ -177,7 +177,7 @@ def test_a_repair_that_needs_the_rows_copies_them_anew(digits_300, embed_rows, k
 @pytest.mark.usefixtures("small_parts")
 def test_without_the_array_the_error_says_what_to_do(digits_300, embed_rows):
     output = embed_rows(digits_300)
-    uncommit(output, ["vectors"])
+    uncommit_parts(output, ["vectors"])
     config = load_config(None, (), {"input.path": location_of(rows_of(digits_300)), "output": output, **SETTINGS})
     with pytest.raises(InputError, match=r"call dumap\.run again with the same data and this output"):
         pipeline.run(config)
@@ -191,11 +191,11 @@ def test_a_damaged_part_of_the_copy_is_copied_again(digits_300, embed_rows):
     file.write_bytes(file.read_bytes()[:-9] + b"nonsense!")
     assert [part for _, part, _ in verify(output)] == ["rows-00001"]
     uncommit_damage(output, verify(output), print)
-    notes = Notes()
+    notes = NoteRecorder()
     embed_rows(digits_300, output, observer=notes, keep="all")
     assert verify(output) == []
     assert embedding(output) == before
-    uncommit(output, ["vectors"])
+    uncommit_parts(output, ["vectors"])
     file = next(Path(output, PARTS, SPOOL).glob("rows-00002-*"))
     file.unlink()
     embed_rows(digits_300, output, observer=notes, keep="all")
@@ -204,10 +204,15 @@ def test_a_damaged_part_of_the_copy_is_copied_again(digits_300, embed_rows):
 
 
 @pytest.mark.usefixtures("small_parts")
-def test_a_child_of_an_arrays_run_reads_what_is_equal(digits_300, fresh, embed_rows):
+def test_a_child_of_an_arrays_run_reads_what_is_equal(digits_300, new_path, embed_rows):
     parent = embed_rows(digits_300)
     object_rows = rows_of(digits_300)
-    settings = {"input.path": location_of(object_rows), "output": fresh("run.zarr"), **SETTINGS, "layout.min_dist": 0.5}
+    settings = {
+        "input.path": location_of(object_rows),
+        "output": new_path("run.zarr"),
+        **SETTINGS,
+        "layout.min_dist": 0.5,
+    }
     state = pipeline.run(load_config(None, (), settings), parent=parent, object_rows=object_rows)
     made_here = [stage["name"] for stage in state["stages"] if stage["from"] is None]
     assert made_here == ["spool", "start", "layout", "embedding", "quality"]
@@ -216,7 +221,7 @@ def test_a_child_of_an_arrays_run_reads_what_is_equal(digits_300, fresh, embed_r
 
 @pytest.mark.slow
 def test_workers_read_what_this_process_copied(digits_300, embed_rows, client):
-    output, observer = embed_rows(digits_300), Notes()
+    output, observer = embed_rows(digits_300), NoteRecorder()
     assert embedding(embed_rows(digits_300, client=client, observer=observer)) == embedding(output)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import K, Notes, slowly, unmark
+from helpers import K, NoteRecorder, mark_slow_except, uncommit_stages
 from scipy.spatial.distance import cdist
 
 from dumap.artifacts.cells import CellTable
@@ -179,7 +179,7 @@ def test_repairs_end_where_the_target_is_reached(embed, digits):
 @pytest.mark.slow
 def test_a_target_out_of_reach_is_noted(configure, digits):
     """Cells that no row spills from have no list that leads across, so there is nothing to go by."""
-    notes = Notes()
+    notes = NoteRecorder()
     config = configure(digits[0], {**REPAIRED, "cells.max_cells_per_row": 1, "neighbors.max_repairs": 5})
     status = run(config, observer=notes)
     facts = next(stage["facts"] for stage in status["stages"] if stage["name"] == "audit")
@@ -232,14 +232,14 @@ LOST = {
 }
 
 
-@pytest.mark.parametrize("what", slowly(LOST, "some lists"))
+@pytest.mark.parametrize("what", mark_slow_except(LOST, "some lists"))
 def test_lost_parts_of_repairs_are_made_again(repaired_copy_job, repaired_run, what):
     config = repaired_copy_job.config
     manifests = Path(config.output, MANIFESTS)
     for pattern in LOST[what]:
         for path in manifests.glob(f"audit/{pattern}.json"):
             path.unlink()
-    unmark(config.output, STAGES[STAGES.index("audit") :])
+    uncommit_stages(config.output, STAGES[STAGES.index("audit") :])
     assert run(config)["state"] == "done"
     assert lists_of(config.output) == lists_of(repaired_run.output)
     left = {kind_of(name) for name in Run(config.output, read_only=True).committed("audit")}

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from helpers import run_here
+from helpers import local_context
 
 from dumap.artifacts import cells as artifacts
 from dumap.artifacts.job import Job
@@ -32,18 +32,18 @@ def sparse_counts(rows: int, words: int, seed: int = 0) -> np.ndarray:
 def done_here(job: Job) -> Job:
     """Do the first three stages in this process."""
     create_run(job, SimpleNamespace(versions={}, cpus=[]))
-    context = run_here(job)
+    context = local_context(job)
     for stage in (vectors, cells, neighbors):
         stage.run(context)
     return job
 
 
 @pytest.fixture(scope="module")
-def job_of(save, fresh):
+def job_of(save, new_path):
     """Return a function that prepares a run: `job_of(path, block_rows, **settings)`."""
 
     def make(path: str, block_rows: int = 0, **settings: object) -> Job:
-        values = {"input.path": path, "output": fresh("run.zarr"), "cells.max_rows": 400, "audit.queries": 50}
+        values = {"input.path": path, "output": new_path("run.zarr"), "cells.max_rows": 400, "audit.queries": 50}
         config = load_config(
             None, (), {**values, **{name.replace("__", "."): value for name, value in settings.items()}}
         )

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from helpers import SHARDED, run_here, stacked
+from helpers import SHARDED, local_context, stack_edges
 from scipy import sparse
 
 from dumap.artifacts.coarsen import EDGES, LABEL_SOURCES, label_checkpoints
@@ -25,7 +25,7 @@ from dumap.store import Checkpoints, Run
 @pytest.fixture(scope="module")
 def graph(host_run) -> sparse.csr_matrix:
     """Return the graph of the run as one matrix."""
-    return stacked(Graph(Run(host_run.output, read_only=True)))
+    return stack_edges(Graph(Run(host_run.output, read_only=True)))
 
 
 @pytest.fixture(scope="module")
@@ -81,10 +81,10 @@ def curve_graph(configure, save):
 
 
 @pytest.fixture
-def curve_job(curve_graph, fresh, monkeypatch) -> Job:
+def curve_job(curve_graph, new_path, monkeypatch) -> Job:
     """Return a job of a copy of that run; labels spread from few rows."""
     monkeypatch.setattr(coarsen, "coarse_rows", lambda rows: SOURCES)
-    config = curve_graph.model_copy(update={"output": fresh("run.zarr")})
+    config = curve_graph.model_copy(update={"output": new_path("run.zarr")})
     shutil.copytree(curve_graph.output, config.output)
     return Job(config, plan(config).geometry)
 
@@ -121,8 +121,8 @@ def test_passes_read_only_the_edges_of_rows_without_a_label(curve_job, monkeypat
 
     with monkeypatch.context() as patch:
         patch.setattr(Run, "read", counted)
-        facts = coarsen.run(run_here(curve_job))
-    graph, checkpoints = stacked(Graph(curve_job.run)), label_checkpoints(curve_job.run)
+        facts = coarsen.run(local_context(curve_job))
+    graph, checkpoints = stack_edges(Graph(curve_job.run)), label_checkpoints(curve_job.run)
     labels, passes = spread_over(graph, curve_job.run.read(COARSEN, LABEL_SOURCES, "rows"))
     np.testing.assert_array_equal(checkpoints.read(facts["label_passes"], "labels", 0, CURVE_ROWS), labels)
     assert facts["label_passes"] == passes.max() > 20
@@ -132,7 +132,7 @@ def test_passes_read_only_the_edges_of_rows_without_a_label(curve_job, monkeypat
 
 
 def test_shards_whose_rows_all_have_labels_are_not_written_again(curve_job):
-    coarsen.run(run_here(curve_job))
+    coarsen.run(local_context(curve_job))
     checkpoints = label_checkpoints(curve_job.run)
     numbers = [Checkpoints.parse_piece_name(piece)[0] for piece in checkpoints.pieces(checkpoints.latest())]
     assert len(numbers) == 3
@@ -141,10 +141,10 @@ def test_shards_whose_rows_all_have_labels_are_not_written_again(curve_job):
 
 @pytest.mark.parametrize("passes", [1, 15])
 @pytest.mark.parametrize("ranges", [[(0, 3)], [(0, 1), (1, 3)]])
-def test_labels_go_on_after_a_kill_with_other_ranges(curve_job, monkeypatch, fresh, passes, ranges):
-    whole = Job(curve_job.config.model_copy(update={"output": fresh("whole.zarr")}), curve_job.geometry)
+def test_labels_go_on_after_a_kill_with_other_ranges(curve_job, monkeypatch, new_path, passes, ranges):
+    whole = Job(curve_job.config.model_copy(update={"output": new_path("whole.zarr")}), curve_job.geometry)
     shutil.copytree(curve_job.config.output, whole.config.output)
-    context = run_here(curve_job)
+    context = local_context(curve_job)
     compute = context.compute
 
     def killed(stage, task, parts, **options):
@@ -158,16 +158,16 @@ def test_labels_go_on_after_a_kill_with_other_ranges(curve_job, monkeypatch, fre
         coarsen.run(context)
     assert label_checkpoints(curve_job.run).latest() == passes
     monkeypatch.setattr(coarsen, "pass_ranges", lambda *rest: ranges)
-    coarsen.run(run_here(curve_job))
+    coarsen.run(local_context(curve_job))
     monkeypatch.undo()
     monkeypatch.setattr(coarsen, "coarse_rows", lambda rows: SOURCES)
-    coarsen.run(run_here(whole))
+    coarsen.run(local_context(whole))
     assert labels_after(curve_job) == labels_after(whole)
 
 
 @pytest.mark.parametrize("offsets", [[0, 4096, 5120, 6144, 9000], [0, 1024, 5120, 9000]])
-def test_labels_at_the_ends_of_edges_however_long_shards_are(fresh, offsets):
-    store = Run(fresh("run.zarr"))
+def test_labels_at_the_ends_of_edges_however_long_shards_are(new_path, offsets):
+    store = Run(new_path("run.zarr"))
     with store.part(GRAPH, SHARDS) as out:
         out.write("offsets", np.array(offsets))
     tails = np.sort(np.random.default_rng(0).choice(9000, (50, 20)), axis=1)

@@ -39,7 +39,7 @@ class Counts:
 
 
 @pytest.fixture(scope="module")
-def counted(fresh, save):
+def counted(new_path, save):
     """Run the stages up to the graph on 3000 rows in many blocks and cells, and count what tasks read."""
     counts, patch = Counts(), pytest.MonkeyPatch()
     real = Run._read_piece
@@ -58,7 +58,7 @@ def counted(fresh, save):
     settings = {"task_memory": 2**20, "audit.queries": 20, "neighbors.n_neighbors": 8, "graph.shard_rows": 4096}
     others = {"neighbors.recall_target": 0.0, "input.unique": True}
     path = save(x.astype(np.float32))
-    config = load_config(None, (), {"input.path": path, "output": fresh("run.zarr"), **settings, **others})
+    config = load_config(None, (), {"input.path": path, "output": new_path("run.zarr"), **settings, **others})
     geometry = replace(plan(config).geometry, block_rows=50, blocks=60, group_blocks=4)
     job = Job(config, replace(geometry, shard_rows=1024))
     create_run(job, SimpleNamespace(versions={}, cpus=[]))

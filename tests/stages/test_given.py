@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import zarr
 from distributed import Client
-from helpers import SMALL_TASKS, K, slowly, uncommit
+from helpers import SMALL_TASKS, K, mark_slow_except, uncommit_parts
 from scipy import sparse
 from sklearn.metrics import euclidean_distances
 from sklearn.neighbors import NearestNeighbors
@@ -54,11 +54,11 @@ def exact_lists(digits_1000):
 
 
 @pytest.fixture(scope="module")
-def write_lists(fresh):
+def write_lists(new_path):
     """Write a graph to a new Zarr group; return its path."""
 
     def write(indices: np.ndarray, distances: np.ndarray, chunk_rows: int = 300, **options: Any) -> str:
-        path = fresh("knn.zarr")
+        path = new_path("knn.zarr")
         group = zarr.create_group(path, zarr_format=options.pop("zarr_format", 3))
         for name, values in (("indices", indices), ("distances", distances)):
             group.create_array(name, data=values, chunks=(chunk_rows, *values.shape[1:]), **options)
@@ -98,11 +98,11 @@ def searched_run(embed, data_path):
 
 
 @pytest.fixture
-def copy_to_go_on_with(finished_run, configure, data_path, lists_path, fresh):
+def copy_to_go_on_with(finished_run, configure, data_path, lists_path, new_path):
     """Return a function that configures a copy of the finished run, to go on with the same graph or another."""
 
     def copy(path: str = lists_path):
-        output = shutil.copytree(finished_run.output, fresh("copy.zarr"))
+        output = shutil.copytree(finished_run.output, new_path("copy.zarr"))
         return configure(
             data_path, {**SMALL_TASKS, "audit.queries": 50, "neighbors.precomputed": path, "output": output}
         )
@@ -244,11 +244,11 @@ def test_the_inputs_chunks_cut_other_blocks(save, digits_1000):
     )
 
 
-@pytest.mark.parametrize("init", slowly(["pca", "random", "array"], "array"))
-def test_starts(run_on_lists, lists_path, fresh, digits, init):
+@pytest.mark.parametrize("init", mark_slow_except(["pca", "random", "array"], "array"))
+def test_starts(run_on_lists, lists_path, new_path, digits, init):
     """Coordinates by the input's rows come to the same rows."""
     if init == "array":
-        init = fresh("init.npy")
+        init = new_path("init.npy")
         np.save(init, np.column_stack([np.where(digits[1][:1000] == 0, 10.0, -10.0), np.linspace(-1, 1, 1000)]))
     y = run_on_lists(lists_path, {"start.init": init, "layout.n_epochs": 50}).y
     assert np.isfinite(y).all()
@@ -273,10 +273,10 @@ def test_dropped_rows_vanish_from_lists(run_on_lists, write_lists, digits_1000, 
 
 
 @pytest.mark.parametrize("at_once", [1, 3, 5, 1000])
-def test_positions_do_not_depend_on_how_many_dropped_rows_are_read_at_once(fresh, monkeypatch, at_once):
+def test_positions_do_not_depend_on_how_many_dropped_rows_are_read_at_once(new_path, monkeypatch, at_once):
     dropped = np.array([0, 1, 5, 98, 99])
     monkeypatch.setattr(cells, "DROPPED_PER_READ", at_once)
-    job = SimpleNamespace(run=Run(fresh("run.zarr")), geometry=SimpleNamespace(rows=100))
+    job = SimpleNamespace(run=Run(new_path("run.zarr")), geometry=SimpleNamespace(rows=100))
     with job.run.part("cells", cells.TABLE) as part:
         part.write("dropped", dropped)
     expected = np.full(101, -1)
@@ -393,10 +393,12 @@ WRONG = {
 
 
 @pytest.mark.parametrize("kind", WRONG)
-def test_arrays_that_do_not_fit_are_refused_before_anything_runs(cli, data_path, write_lists, exact_lists, fresh, kind):
+def test_arrays_that_do_not_fit_are_refused_before_anything_runs(
+    cli, data_path, write_lists, exact_lists, new_path, kind
+):
     change, message = WRONG[kind]
     indices, distances = change(*exact_lists)
-    path, output = fresh("knn.zarr"), fresh("run.zarr")
+    path, output = new_path("knn.zarr"), new_path("run.zarr")
     group = zarr.create_group(path)
     group.create_array("indices", data=indices, chunks=tuple(max(1, size) for size in indices.shape))
     group.create_array("distances", data=distances, chunks=tuple(max(1, size) for size in distances.shape))
@@ -410,10 +412,10 @@ def test_arrays_that_do_not_fit_are_refused_before_anything_runs(cli, data_path,
     assert not Path(output).exists()
 
 
-def test_a_group_without_both_arrays_is_refused(write_lists, exact_lists, fresh):
+def test_a_group_without_both_arrays_is_refused(write_lists, exact_lists, new_path):
     path = write_lists(*exact_lists)
     with pytest.raises(InputError, match=r"neighbors.precomputed: .*nowhere does not exist"):
-        Precomputed(fresh("nowhere"), 1000)
+        Precomputed(new_path("nowhere"), 1000)
     for array in ("indices", "distances"):
         with pytest.raises(InputError, match=r"is an array; name the group that holds 'indices'"):
             Precomputed(f"{path}/{array}", 1000)
@@ -451,7 +453,7 @@ def test_the_output_may_not_lie_in_the_graph(configure, data_path, write_lists, 
             run(config)
 
 
-def test_chunks_that_are_programs_are_refused(write_lists, exact_lists, fresh):
+def test_chunks_that_are_programs_are_refused(write_lists, exact_lists, new_path):
     path = Path(write_lists(*exact_lists, zarr_format=2))
     file = path / "indices" / ".zarray"
     file.write_text(json.dumps({**json.loads(file.read_text()), "filters": [{"id": "pickle"}]}))
@@ -470,8 +472,8 @@ def test_a_damaged_chunk_of_the_graph_is_named_by_its_rows(configure, data_path,
 # what a run is of --------------------------------------------------------------------------------
 
 
-def test_a_graph_that_moved_is_the_same(copy_to_go_on_with, lists_path, fresh, finished_run):
-    config = copy_to_go_on_with(shutil.copytree(lists_path, fresh("moved.zarr")))
+def test_a_graph_that_moved_is_the_same(copy_to_go_on_with, lists_path, new_path, finished_run):
+    config = copy_to_go_on_with(shutil.copytree(lists_path, new_path("moved.zarr")))
     assert run(config)["stages"] == finished_run.status["stages"]
     assert len(zarr.open_group(config.output, mode="r").attrs["dumap"]["precomputed_fingerprint"]) == 16
 
@@ -479,10 +481,10 @@ def test_a_graph_that_moved_is_the_same(copy_to_go_on_with, lists_path, fresh, f
 @pytest.mark.parametrize(
     ("array", "when"), [("indices", "done"), ("distances", "done"), ("distances", "midway"), ("indices", "early")]
 )
-def test_a_graph_that_changed_is_refused(copy_to_go_on_with, lists_path, fresh, array, when, contents):
-    config = copy_to_go_on_with(shutil.copytree(lists_path, fresh("changed.zarr")))
+def test_a_graph_that_changed_is_refused(copy_to_go_on_with, lists_path, new_path, array, when, contents):
+    config = copy_to_go_on_with(shutil.copytree(lists_path, new_path("changed.zarr")))
     if when != "done":
-        uncommit(config.output, ("neighbors", "graph", "coarsen", "start", "layout", "embedding", "quality"))
+        uncommit_parts(config.output, ("neighbors", "graph", "coarsen", "start", "layout", "embedding", "quality"))
     if when == "early":
         Path(config.output, MANIFESTS, "done", "vectors.json").unlink()
         Path(config.output, MANIFESTS, "identity", "input.json").unlink()
@@ -521,14 +523,14 @@ def test_damage_is_made_again_from_the_graph(cli, copy_to_go_on_with, finished_r
         file = max(Path(config.output, PARTS, stage).glob(f"{name}*"), key=lambda path: path.stat().st_size)
         file.write_bytes(file.read_bytes()[:-1])
     assert cli("verify", config.output).code == 1
-    uncommit(config.output, ("graph", "coarsen", "start", "layout", "embedding"))
+    uncommit_parts(config.output, ("graph", "coarsen", "start", "layout", "embedding"))
     assert run(config)["state"] == "done"
     assert verify(config.output) == []
     assert np.asarray(zarr.open_array(config.output, path="embedding")[:]).tobytes() == finished_run.y.tobytes()
 
 
 @pytest.mark.fault(6)
-@pytest.mark.parametrize("stage", slowly(["vectors", "cells", "neighbors"], "cells"))
+@pytest.mark.parametrize("stage", mark_slow_except(["vectors", "cells", "neighbors"], "cells"))
 def test_a_run_stopped_in_a_stage_goes_on_to_the_same_bytes(copy_to_go_on_with, finished_run, stage):
     """Some parts of the stage are committed, and nothing of the stages after it."""
     config = copy_to_go_on_with()
@@ -548,7 +550,7 @@ def test_a_run_stopped_in_a_stage_goes_on_to_the_same_bytes(copy_to_go_on_with, 
 @pytest.mark.faults
 @pytest.mark.slow
 def test_kills_of_workers_and_of_the_driver_change_no_byte(
-    configure, data_path, write_lists, exact_lists, finished_run, fresh
+    configure, data_path, write_lists, exact_lists, finished_run, new_path
 ):
     from faults.harness import fleet
 
@@ -559,7 +561,7 @@ def test_kills_of_workers_and_of_the_driver_change_no_byte(
         ("cells", "table"),
         ("neighbors", "lists-*"),
     ]
-    with fleet(fresh) as deadly:
+    with fleet(new_path) as deadly:
         cluster = config.cluster.model_copy(update={"scheduler": deadly.address})
         worker = {"role": "worker", "point": "manifest", "action": "kill"}
         workers = [{**worker, "stage": stage, "part": part} for stage, part in points]

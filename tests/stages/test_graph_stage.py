@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from helpers import K, Notes
+from helpers import K, NoteRecorder
 from scipy import sparse
 
 from dumap.recipe.stage_names import STAGES
@@ -35,7 +35,7 @@ def test_empty_slots_are_reported(configure, inspect, digits_300):
     """The search leaves none: some lists are cut short by hand."""
     from dumap.recipe import pipeline
 
-    config, listening = configure(digits_300), Notes()
+    config, listening = configure(digits_300), NoteRecorder()
     pipeline.run(config, observer=listening)
     assert not any("slots" in note for note in listening.notes)
     store = Run(config.output)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from helpers import SHARDED, fail_after, stacked
+from helpers import SHARDED, fail_after_epoch, stack_edges
 
 from dumap.artifacts.graph import Graph
 from dumap.artifacts.job import Job
@@ -24,7 +24,7 @@ def test_the_epochs_are_the_kernels_one_after_another(host_run, configure, two_g
     store = Run(host_run.output, read_only=True)
     config = configure(two_groups, {"layout.n_epochs": 20, "output": host_run.output})
     graph, parameters = Graph(store), layout_parameters(Job(config, plan(config).geometry))
-    whole, rows = stacked(graph), graph.shards.rows
+    whole, rows = stack_edges(graph), graph.shards.rows
     packed_edges = edges.pack(
         whole.indptr.astype(np.int64), whole.indices, whole.data, 0, whole.data.max(), 20, parameters.seed, rows
     )
@@ -47,7 +47,7 @@ def test_the_layout_goes_on_from_its_last_checkpoint(configure, two_groups, host
     """A checkpoint that cannot be written ends the run; the next run computes the epochs after the one before."""
     config = configure(two_groups, {**SHARDED, "layout.mode": "host", "cluster.engine": "local"})
     with monkeypatch.context() as patch:
-        patch.setattr(stage, "write_state", fail_after(10, stage.write_state))
+        patch.setattr(stage, "write_state", fail_after_epoch(10, stage.write_state))
         with pytest.raises(StorageError):
             run(config)
     assert layout_checkpoints(Run(config.output, read_only=True)).numbers() == [7]

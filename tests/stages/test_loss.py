@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from helpers import slowly, stacked
+from helpers import mark_slow_except, stack_edges
 
 from dumap.artifacts.graph import Graph
 from dumap.artifacts.layout import EpochState, read_loss
@@ -27,7 +27,7 @@ def sample(host_run):
 
 def test_the_sample_holds_edges_of_the_graph_and_random_rows(host_run, sample):
     (heads, tails, others), weights = sample
-    matrix = stacked(Graph(Run(host_run.output, read_only=True)))
+    matrix = stack_edges(Graph(Run(host_run.output, read_only=True)))
     assert heads.shape == tails.shape == others.shape == weights.shape == (LOSS_PAIRS,)
     np.testing.assert_array_equal(np.asarray(matrix[heads, tails]).ravel(), weights)
     expected = LOSS_PAIRS * np.diff(matrix.indptr) / matrix.nnz  # of each row, in proportion to its edges
@@ -76,7 +76,7 @@ def test_the_layout_may_stop_after_each_tenth_in_whole_rounds(n_epochs, every, e
     assert early_stop_epochs(job(0.0)) == []
 
 
-@pytest.mark.parametrize("least_fall", slowly([0.05, 0.9], 0.9))
+@pytest.mark.parametrize("least_fall", mark_slow_except([0.05, 0.9], 0.9))
 def test_a_loss_that_has_settled_ends_the_layout(embed, configure, digits, least_fall):
     """In one process, in rounds, and going on from a checkpoint."""
     settings = {"layout.n_epochs": 100, "layout.least_fall": least_fall, "layout.checkpoint_every": 7}

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from helpers import SHARDED, ActAtStageStart, fail_after
+from helpers import SHARDED, ActAtStageStart, fail_after_epoch
 
 from dumap.artifacts.graph import Graph
 from dumap.artifacts.job import Job
@@ -37,7 +37,7 @@ def test_the_last_round_stays_and_packed_edges_do_not(rounds_run):
 def test_rounds_go_on_from_the_last_one(configure, two_groups, host_run, inspect, monkeypatch):
     config = configure(two_groups, {**SHARDED, "layout.mode": "rounds", "cluster.engine": "local"})
     with monkeypatch.context() as patch:
-        patch.setattr(rounds, "write_state", fail_after(10, rounds.write_state))
+        patch.setattr(rounds, "write_state", fail_after_epoch(10, rounds.write_state))
         with pytest.raises(StorageError):
             run(config)
     assert layout_checkpoints(Run(config.output, read_only=True)).latest() == 10

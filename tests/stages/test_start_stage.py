@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import zarr
-from helpers import ActAtStageStart, run_here, stacked
+from helpers import ActAtStageStart, local_context, stack_edges
 
 from dumap.artifacts.cells import CellTable
 from dumap.artifacts.coarsen import label_checkpoints
@@ -57,8 +57,8 @@ def test_smoothing_moves_rows_half_way_to_their_neighbors(configure, two_groups)
         run(config, observer=ActAtStageStart(START, interrupt))
     job = Job(config, plan(config).geometry)
     graph = Graph(job.run)
-    run_spectral_start(run_here(job), graph)
-    labels, whole = label_checkpoints(job.run), stacked(graph)
+    run_spectral_start(local_context(job), graph)
+    labels, whole = label_checkpoints(job.run), stack_edges(graph)
     last_labels = labels.read(labels.latest(), "labels", 0, 5020)
     y = start.interpolate(last_labels, job.run.read(START, COARSE, "y"), config.layout_seed).astype(np.float64)
     for _ in range(SMOOTHING_PASSES):
@@ -69,8 +69,8 @@ def test_smoothing_moves_rows_half_way_to_their_neighbors(configure, two_groups)
 
 
 @pytest.mark.parametrize("ranges", [[(0, 5)], [(0, 1), (1, 5)], [(0, 3), (3, 5)]])
-def test_the_residual_does_not_depend_on_how_shards_are_divided(fresh, ranges):
-    store = Run(fresh("run.zarr"))
+def test_the_residual_does_not_depend_on_how_shards_are_divided(new_path, ranges):
+    store = Run(new_path("run.zarr"))
     scale = np.array([1, 1e-3, 1, 1e-3, 1, 0.1])[:, None]
     moments = scale * np.random.default_rng(0).lognormal(0, 3, size=(5, 6, 2))
     for low, high in ranges:
@@ -111,8 +111,8 @@ def test_a_random_start_fills_the_box(embed, digits_300):
     assert not np.array_equal(*starts)
 
 
-def test_a_given_start_is_stretched_to_the_box(embed, fresh, digits_300):
-    given, path = np.random.default_rng(0).normal(size=(300, 2)), fresh("init.zarr")
+def test_a_given_start_is_stretched_to_the_box(embed, new_path, digits_300):
+    given, path = np.random.default_rng(0).normal(size=(300, 2)), new_path("init.zarr")
     zarr.create_array(path, data=given, chunks=(70, 1))
     done = embed(digits_300, {"start.init": path, "cells.max_rows": 100})
     np.testing.assert_allclose(starts_of(done), boxed(in_rows(done, given)), atol=2 * JITTER)
@@ -120,9 +120,9 @@ def test_a_given_start_is_stretched_to_the_box(embed, fresh, digits_300):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("init", ["pca", "array"])
-def test_starts_are_the_same_however_rows_are_cut(embed, save, fresh, init):
+def test_starts_are_the_same_however_rows_are_cut(embed, save, new_path, init):
     rng = np.random.default_rng(2)
-    x, given = rng.normal(size=(9000, 8)).astype(np.float32), fresh("init.zarr")
+    x, given = rng.normal(size=(9000, 8)).astype(np.float32), new_path("init.zarr")
     zarr.create_array(given, data=rng.normal(size=(9000, 2)), chunks=(700, 1))
     starts = set()
     for chunk, rows in ((500, 65536), (9000, 4096)):

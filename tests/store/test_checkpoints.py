@@ -12,9 +12,9 @@ OFFSETS = np.array([0, 4, 8, 10])
 
 
 @pytest.fixture
-def checkpoints(fresh) -> Checkpoints:
+def checkpoints(new_path) -> Checkpoints:
     """Return the checkpoints of a stage, none of which is committed yet."""
-    run = Run(fresh("run.zarr"))
+    run = Run(new_path("run.zarr"))
     run.create({"kind": "dumap run", "parameters": {}, "versions": {}, "input": {}})
     return Checkpoints(run, "layout", "piece")
 

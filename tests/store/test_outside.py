@@ -21,20 +21,20 @@ SETTINGS = {"cluster.engine": "local", "layout.n_epochs": 10, "audit.queries": 5
 
 
 @pytest.fixture(scope="module")
-def finished_path(save, fresh, digits) -> str:
+def finished_path(save, new_path, digits) -> str:
     """Return the path of a finished run; one row of its input was dropped."""
     x = digits[0][:300].copy()
     x[7] = np.nan
-    output = fresh("run.zarr")
+    output = new_path("run.zarr")
     given = {"input.path": save(x), "output": output, "input.nonfinite": "drop", **SETTINGS}
     run(load_config(None, (), given))
     return output
 
 
 @pytest.fixture
-def copy_of_run(finished_path, fresh) -> str:
+def copy_of_run(finished_path, new_path) -> str:
     """Return the path of a copy, for one test to change."""
-    return shutil.copytree(finished_path, fresh("run.zarr"))
+    return shutil.copytree(finished_path, new_path("run.zarr"))
 
 
 def test_all_else_lies_in_one_folder(finished_path):
