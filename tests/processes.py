@@ -23,8 +23,11 @@ TOGETHER = (
 
 
 def count_processes() -> int:
-    """Return how many processes there are where nobody said: one for each processor, if there is memory for so many."""
-    return max(1, min(cpu_count(), free_memory() // PROCESS_MEMORY))
+    """Return how many processes there are where nobody said, if there is memory for so many.
+
+    There is one more than processors: tests wait for clusters, locks and compiled code for a fifth of their time.
+    """
+    return max(1, min(cpu_count() + 1, free_memory() // PROCESS_MEMORY))
 
 
 def is_one_of_many(config: pytest.Config) -> bool:

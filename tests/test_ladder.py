@@ -1,5 +1,7 @@
 """scripts/ladder.py, small: what is counted, and how it grows."""
 
+import contextlib
+import io
 import json
 import subprocess
 import sys
@@ -26,11 +28,17 @@ def climbed(tmp_path_factory):
         assert run.returncode == 0, run.stderr
         return run.stdout
 
+    def climb_here(rows):
+        with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as printed:
+            patch.setattr(sys, "argv", ["ladder.py", "--output", str(output), "--rows", rows, *words])
+            ladder.main()
+        return printed.getvalue()
+
     output_text = climb("1000,2000")
     return {
         **json.loads(Path(f"{output}.json").read_text()),
         "said": output_text,
-        "again": climb("1000"),
+        "again": climb_here("1000"),
         "output": output,
     }
 

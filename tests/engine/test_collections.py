@@ -196,6 +196,7 @@ class KillsAWorker(SilentObserver):
             os.kill(self.killed, signal.SIGKILL)
 
 
+@pytest.mark.faults
 @pytest.mark.slow
 def test_a_worker_that_dies_as_it_copies_is_made_up_for(new_path):
     x = da.random.default_rng(0).normal(size=(400_000, 32), chunks=((77_777,) * 5 + (11_115,), (20, 12)))

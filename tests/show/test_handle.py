@@ -284,6 +284,7 @@ def two_workers(compiled):
         yield client
 
 
+@pytest.mark.faults
 @pytest.mark.slow
 @pytest.mark.parametrize("end", ["killed", "retired"])
 def test_a_driver_whose_worker_is_gone_goes_on_elsewhere(two_workers, long_map, data, new_path, end):
