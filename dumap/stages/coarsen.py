@@ -142,14 +142,15 @@ def run(context: Context) -> dict:
     passes, left, lowest = labels.latest(), -1, False
     if passes:
         left, lowest = (store.summary(COARSEN, labels.name(passes))[fact] for fact in ("left", "lowest"))
-    while left:
-        finished = finished_pieces(store, labels, passes)
-        pieces = [finished.get(ends) or labels.piece_name(passes + 1, *ends) for ends in ranges]
-        unfinished = [piece for piece in pieces if piece not in finished.values()]
-        context.compute(COARSEN, spread_labels, unfinished, lowest=lowest, progress=(passes, passes + 2))
-        passes += 1
-        left, lowest = sum_fact(store, COARSEN, unfinished, "left"), not sum_fact(store, COARSEN, unfinished, "new")
-        labels.commit(passes, pieces, graph.shards.offsets, left=left, lowest=lowest)
+    with labels.background_removal(passes):
+        while left:
+            finished = finished_pieces(store, labels, passes)
+            pieces = [finished.get(ends) or labels.piece_name(passes + 1, *ends) for ends in ranges]
+            unfinished = [piece for piece in pieces if piece not in finished.values()]
+            context.compute(COARSEN, spread_labels, unfinished, lowest=lowest, progress=(passes, passes + 2))
+            passes += 1
+            left, lowest = sum_fact(store, COARSEN, unfinished, "left"), not sum_fact(store, COARSEN, unfinished, "new")
+            labels.commit(passes, pieces, graph.shards.offsets, left=left, lowest=lowest)
     if not store.is_committed(COARSEN, EDGES):
         singly = pairwise(range(len(graph.shards) + 1))  # a shard's pairs may be as many as its edges
         pieces = [f"{SUMMED_EDGES}-{labels.piece_name(passes, *shard)}" for shard in singly]

@@ -252,17 +252,19 @@ def run_in_rounds(context: Context, graph: Graph, tasks: int) -> None:
 
     bounds = [first for first, _ in ranges] + [len(graph.shards)]
     prepare_ranges(context, bounds, (0, epochs))
-    for epoch in range(checkpoints.latest(epochs), epochs, every):
-        measure(epoch)
-        if should_stop(context.job, epoch):
-            break
-        until = min(epoch + every, epochs)
-        pieces = [checkpoints.piece_name(until, *shard_range) for shard_range in ranges]
-        context.compute(LAYOUT, run_round, pieces, epoch=epoch, bounds=bounds, progress=(epoch, epochs))
-        durable = is_durable(context.job, until) and all(
-            context.run.summary(LAYOUT, name)["durable"] for name in pieces
-        )
-        checkpoints.commit(until, pieces, graph.shards.offsets, durable)
+    begin = checkpoints.latest(epochs)
+    with checkpoints.background_removal(begin):
+        for epoch in range(begin, epochs, every):
+            measure(epoch)
+            if should_stop(context.job, epoch):
+                break
+            until = min(epoch + every, epochs)
+            pieces = [checkpoints.piece_name(until, *shard_range) for shard_range in ranges]
+            context.compute(LAYOUT, run_round, pieces, epoch=epoch, bounds=bounds, progress=(epoch, epochs))
+            durable = is_durable(context.job, until) and all(
+                context.run.summary(LAYOUT, name)["durable"] for name in pieces
+            )
+            checkpoints.commit(until, pieces, graph.shards.offsets, durable)
     measure(checkpoints.latest())
     commit_end(context.job, checkpoints.latest())
     made = context.run.committed(LAYOUT)

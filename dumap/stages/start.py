@@ -137,10 +137,12 @@ def run_spectral_start(context: Context, graph: Graph) -> None:
     passes, steps = label_checkpoints(run).latest(), 1 + SMOOTHING_PASSES
     checkpoints.uncommit_broken()
     context.compute(START, lay_out_coarse_graph, [COARSE], progress=(0, steps))
-    for number in range(checkpoints.latest() + 1, SMOOTHING_PASSES + 1):
-        pieces = [checkpoints.piece_name(number, *shard_range) for shard_range in ranges]
-        context.compute(START, smooth_coordinates, pieces, passes=passes, progress=(number, steps))
-        checkpoints.commit(number, pieces, graph.shards.offsets)
+    latest = checkpoints.latest()
+    with checkpoints.background_removal(latest):
+        for number in range(latest + 1, SMOOTHING_PASSES + 1):
+            pieces = [checkpoints.piece_name(number, *shard_range) for shard_range in ranges]
+            context.compute(START, smooth_coordinates, pieces, passes=passes, progress=(number, steps))
+            checkpoints.commit(number, pieces, graph.shards.offsets)
     pieces, facts = checkpoints.pieces(SMOOTHING_PASSES), run.summary(START, COARSE)
     context.compute(START, find_bounding_box, [BOX], pieces=pieces, facts=facts)
     context.compute(START, stretch_coordinates, part_names("coordinates", len(graph.shards)))
@@ -262,9 +264,7 @@ def run(context: Context) -> dict:
     if not final_parts <= set(context.run.committed(START)):
         starts = {"spectral": run_spectral_start, "random": run_random_start}
         starts.get(init, run_placed_start)(context, graph)
-    for part in context.run.committed(START):
-        if part not in final_parts:
-            context.run.discard(START, part)
+    context.run.delete_parts(START, [part for part in context.run.committed(START) if part not in final_parts])
     return {"init": init, **context.run.summary(START, BOX)["facts"]}
 
 

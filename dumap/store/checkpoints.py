@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -25,6 +29,7 @@ class Checkpoints:
 
     def __init__(self, run: Run, stage: str, piece: str) -> None:
         self.run, self.stage, self.piece = run, stage, piece
+        self._removal: _Removal | None = None
 
     def name(self, number: int) -> str:
         """Return the name of the part that commits a checkpoint."""
@@ -68,7 +73,7 @@ class Checkpoints:
         return self.run.read_span(self.stage, summary["pieces"], offsets, array, start, stop)
 
     def commit(self, number: int, names: list[str], offsets: np.ndarray, durable: bool = True, **facts: Any) -> None:
-        """Commit a checkpoint and remove the checkpoints before it.
+        """Commit a checkpoint and remove the checkpoints before it: see also `background_removal`.
 
         Parameters
         ----------
@@ -85,10 +90,44 @@ class Checkpoints:
         rows = [int(offsets[self.parse_piece_name(name)[1]]) for name in names] + [int(offsets[-1])]
         with self.run.part(self.stage, self.name(number), durable) as out:
             out.attributes |= {"pieces": names, "offsets": rows, "durable": durable, **facts}
-        self.remove_superseded(number)
+        if self._removal is None:
+            self.remove_superseded(number)
+        else:
+            self.run.clear_cached(self.stage, self._removal.removed())
+            self._removal.begin(number)
 
-    def remove_superseded(self, number: int) -> None:
-        """Remove the checkpoints before a committed one, and the pieces up to its number that no checkpoint then names.
+    @contextmanager
+    def background_removal(self, latest: int) -> Iterator[None]:
+        """Let `commit` return at once; a thread removes the checkpoints before the committed one.
+
+        If other checkpoints are committed meanwhile, the thread goes on with the last of them. The context waits for
+        the thread at its end. An error of the thread is raised there, or by the next commit.
+
+        Parameters
+        ----------
+        latest : int
+            The checkpoint that is committed already, 0 if none is. What an earlier driver has left of the checkpoints
+            before it is removed first.
+        """
+        removal = self._removal = _Removal(Checkpoints(self.run.reopen(), self.stage, self.piece))
+        if latest:
+            removal.begin(latest)
+        try:
+            yield
+        except BaseException as error:
+            if (failure := removal.end()) is not None:
+                error.add_note(f"Checkpoints that are no longer needed were not removed: {failure}")
+            raise
+        else:
+            if (failure := removal.end()) is not None:
+                raise failure
+        finally:
+            self.run.clear_cached(self.stage, removal.removed())
+            self._removal = None
+
+    def remove_superseded(self, number: int) -> list[str]:
+        """Remove the checkpoints before a committed one, and the pieces up to its number that no checkpoint then names;
+        return the names of the removed parts.
 
         If the committed checkpoint is not durable, the last durable checkpoint before it remains.
         """
@@ -100,11 +139,12 @@ class Checkpoints:
         ):
             earlier_numbers.remove(last)
             kept_pieces |= set(self.pieces(last))
-        self.run.delete_parts(self.stage, [self.name(n) for n in earlier_numbers])
+        names = [self.name(n) for n in earlier_numbers]
+        self.run.delete_parts(self.stage, names)
         pieces = [name for name in self.run.committed(self.stage) if name.startswith(f"{self.piece}-")]
-        self.run.delete_parts(
-            self.stage, [n for n in pieces if self.parse_piece_name(n)[0] <= number and n not in kept_pieces]
-        )
+        superseded = [n for n in pieces if self.parse_piece_name(n)[0] <= number and n not in kept_pieces]
+        self.run.delete_parts(self.stage, superseded)
+        return names + superseded
 
     def _is_durable(self, number: int) -> bool:
         """Return whether a checkpoint was written durably."""
@@ -116,3 +156,35 @@ class Checkpoints:
         for number in self.numbers():
             if not set(self.pieces(number)) <= names:
                 self.run.forget(self.stage, self.name(number))
+
+
+class _Removal:
+    """A thread that removes the checkpoints before the last one that it is told of."""
+
+    def __init__(self, checkpoints: Checkpoints) -> None:
+        self._checkpoints, self._last = checkpoints, 0
+        self._thread = ThreadPoolExecutor(1, "removal")
+        self._begun = deque[Future[list[str]]]()
+
+    def begin(self, number: int) -> None:
+        """Have the checkpoints before a committed one removed."""
+        self._last = number
+        self._begun.append(self._thread.submit(self._remove, number))
+
+    def _remove(self, number: int) -> list[str]:
+        return self._checkpoints.remove_superseded(number) if number == self._last else []
+
+    def removed(self) -> list[str]:
+        """Return the names of the parts that were removed since the last call; raise the error if a removal failed."""
+        names: list[str] = []
+        while self._begun and self._begun[0].done():
+            names += self._begun.popleft().result()
+        return names
+
+    def end(self) -> BaseException | None:
+        """Wait for the thread; return the first error, and forget the removals if there is one."""
+        self._thread.shutdown()
+        failure = next((error for error in (future.exception() for future in self._begun) if error is not None), None)
+        if failure is not None:
+            self._begun.clear()
+        return failure

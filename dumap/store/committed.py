@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import accumulate
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -93,6 +93,10 @@ class CommittedParts(Objects):
                 inherited_location, read_only=True, inherited={}, child=self.location
             )
         return self._parent_runs[inherited_location]
+
+    def reopen(self) -> Self:
+        """Return the same run with caches of its own, for another thread."""
+        return type(self)(self.location, self.read_only, self.term, self.token, self.inherited, self.child)
 
     def origin(self, stage: str) -> str | None:
         """Return the location of the run that holds an inherited stage; None if the stage is not inherited."""
@@ -185,7 +189,8 @@ class CommittedParts(Objects):
         self.delete_parts(stage, [name])
 
     def delete_parts(self, stage: str, names: Sequence[str]) -> None:
-        """Remove parts: their manifests first, then their objects."""
+        """Remove parts: their manifests first, then their objects, all at once."""
+        deque(self.summaries(stage, names), maxlen=0)  # reads the manifests, several at a time
         objects = [key for name in names for key in self.part_object_keys(stage, name)]
         self.uncommit_parts(stage, names)
         self.delete_keys(objects)
@@ -225,7 +230,7 @@ class CommittedParts(Objects):
                 sizes |= {key: manifest["objects"][key][0] for key in keys}
         for name, manifest in dropped.items():
             self.put_with_digest(manifest_key(stage, name), seal(manifest), durable=True)
-            self._clear_cached(stage, name)
+            self.clear_cached(stage, [name])
         self.flush_folders(manifest_key(stage, name) for name in dropped)
         self.delete_keys(list(sizes))
         return sum(sizes.values())
@@ -252,14 +257,15 @@ class CommittedParts(Objects):
         """Remove the manifests of parts, damaged or not, but not their objects."""
         self._check_term()
         self.delete_keys([manifest_key(stage, name) for name in names])
-        for name in names:
-            self._clear_cached(stage, name)
+        self.clear_cached(stage, names)
 
-    def _clear_cached(self, stage: str, name: str) -> None:
-        """Remove a part from the caches of this object."""
-        self._manifests.pop((stage, name), None)
-        for piece_key in [key for key in self._array_pieces_by_name if key[:2] == (stage, name)]:
-            del self._array_pieces_by_name[piece_key]
+    def clear_cached(self, stage: str, names: Iterable[str]) -> None:
+        """Remove parts from the caches of this object."""
+        parts = {(stage, name) for name in names}
+        for part in parts & self._manifests.keys():
+            del self._manifests[part]
+        for array in [array for array in self._array_pieces_by_name if array[:2] in parts]:
+            del self._array_pieces_by_name[array]
 
     def _array_pieces(self, stage: str, name: str, array: str) -> list[tuple[str, int, StoredArray]]:
         """Return an array's pieces: the key of the object, the offset in it, and the layout."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from types import SimpleNamespace
 
 import numpy as np
@@ -45,6 +46,32 @@ def test_rounds_go_on_from_the_last_one(configure, two_groups, host_run, inspect
     monkeypatch.setattr(layout, "step_epoch", lambda *rest: epochs.add(rest[1]) or step_epoch(*rest))
     run(config)
     assert epochs == set(range(10, 20))
+    assert inspect(config.output).y.tobytes() == host_run.y.tobytes()
+
+
+def test_the_next_rounds_do_not_wait_for_the_deletion_of_old_pieces(
+    configure, two_groups, host_run, inspect, monkeypatch
+):
+    config = configure(two_groups, {**SHARDED, "layout.mode": "rounds", "cluster.engine": "local"})
+    tenth_epoch, step_epoch, delete_keys = threading.Event(), layout.step_epoch, Run.delete_keys
+
+    def step(parameters, epoch, *rest):
+        if epoch == 10:
+            tenth_epoch.set()
+        return step_epoch(parameters, epoch, *rest)
+
+    def delete_slowly(self, keys):
+        if any("/layout/state-" in key for key in keys):
+            assert tenth_epoch.wait(30), "rounds wait for deletions"
+        delete_keys(self, keys)
+
+    monkeypatch.setattr(layout, "step_epoch", step)
+    monkeypatch.setattr(Run, "delete_keys", delete_slowly)
+    run(config)
+    store = Run(config.output, read_only=True)
+    assert {part for part in store.committed(LAYOUT) if part.startswith("state-")} == set(
+        layout_checkpoints(store).pieces(20)
+    )
     assert inspect(config.output).y.tobytes() == host_run.y.tobytes()
 
 
