@@ -214,6 +214,7 @@ def test_one_noun_everywhere():
         "products",
         "projection",
         "sparse_leaves",
+        "sparse_products",
         "threads",
         "tree",
     }

@@ -71,8 +71,22 @@ def _may_be_near(i, others, count, limits, codes, bounds):
     return kept
 
 
+class Reach(NamedTuple):
+    """Leaves of at most 64, a bit each: those that a row probes, and the one where it is at home. A row was compared
+    with the rows at home in the leaves that it probes. Empty arrays if that is not known.
+    """
+
+    probed: np.ndarray
+    own: np.ndarray
+
+    @classmethod
+    def unknown(cls) -> Reach:
+        """Return empty arrays."""
+        return cls(np.empty(0, np.uint64), np.empty(0, np.uint64))
+
+
 @nb.njit(cache=True, nogil=True)
-def explore(x, codes, guest_home, indices, distances, ages):
+def explore(x, codes, guest_home, reach, indices, distances, ages):
     """Compare each row with its neighbours' neighbours, one pass of nearest-neighbour descent.
 
     Rows i and j are compared if i lists a row that lists j, and one of these two entries is new since the last pass
@@ -107,6 +121,8 @@ def explore(x, codes, guest_home, indices, distances, ages):
                 if seen[j] == i or not (is_new or ages[via, t]):
                     continue
                 if guest_home[i] >= 0 and guest_home[i] == guest_home[j]:  # their home cell compared them
+                    continue
+                if len(reach.own) and (reach.probed[i] & reach.own[j] or reach.probed[j] & reach.own[i]):
                     continue
                 seen[j] = i
                 others[count] = j

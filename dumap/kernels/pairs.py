@@ -232,13 +232,36 @@ def add_products(x, i, index, products):
 
 
 @nb.njit(cache=True, nogil=True)
+def _to_squared(products, queries, x, j):
+    """Turn the products of the queries and row j of x into squared distances, as `squared_of` does one by one."""
+    if x.angular:
+        mean, inverse = x.means[j], x.inverses[j]
+        for q in range(len(products)):
+            squared = 2 - 2 * ((products[q] - queries.means[q] * mean) * (queries.inverses[q] * inverse))
+            squared = squared if squared < 4.0 else 4.0
+            products[q] = squared if squared > SAME_DIRECTION else 0.0
+        if inverse == 0:
+            products[queries.inverses == 0] = 0
+        return
+    square, near = x.squares[j], 0
+    for q in range(len(products)):
+        both = queries.squares[q] + square
+        near += not both - 2 * products[q] > NEAR * both
+    for q in range(len(products)):
+        if near:
+            products[q] = squared_of(queries, q, x, j, products[q])
+        else:
+            products[q] = queries.squares[q] + square - 2 * products[q]
+
+
+@nb.njit(cache=True, nogil=True)
 def _all_distances(queries, x, slots, out):
     chosen = np.arange(len(queries.squares))
     index, products = make_index(queries, chosen, slots), np.empty(len(chosen))
     for j in range(out.shape[1]):
         add_products(x, j, index, products)
-        for q in range(len(chosen)):
-            out[q, j] = squared_of(queries, q, x, j, products[q])
+        _to_squared(products, queries, x, j)
+        out[:, j] = products
 
 
 def all_distances(queries: csr_matrix, x: csr_matrix, metric: str) -> np.ndarray:

@@ -1,6 +1,7 @@
-"""Leaf search among sparse rows: the steps of `leaves`, with exact distances from an index of a leaf's entries.
+"""Leaf search among sparse rows: the steps of `leaves`, with exact distances.
 
-To compare a row with the rows of a leaf costs as many steps as they share entries. One row at a time is made dense.
+Products in float32 rule out most pairs of a leaf's rows and the rows that probe it; see `sparse_products`. Of the
+others, and of neighbours' neighbours, one row at a time is made dense.
 """
 
 from __future__ import annotations
@@ -12,8 +13,16 @@ from scipy.sparse import csr_matrix
 from dumap.kernels import projection
 from dumap.kernels.codes import Codes
 from dumap.kernels.leaves import HOME_PASSES, SEAM_PASSES, RowsByLeaf, fill, split_crowded
-from dumap.kernels.lists import CellLists, explore, offer
-from dumap.kernels.pairs import SparseRows, add_products, clear, make_index, squared_of
+from dumap.kernels.lists import CellLists, Reach, explore, offer
+from dumap.kernels.pairs import SparseRows, sparse_distance
+from dumap.kernels.sparse_products import COLUMNS, TILE_ROWS, ScaledRows, add_products, count_near, make_tile
+
+PACK = 64
+"""Rows that are ruled out at once."""
+MOST_LEAF_ROWS = 16_384
+"""The most home rows of a leaf; a leaf with more is split."""
+MOST_LEAVES = 64
+"""The most leaves of a cell for which it is known which of them were compared."""
 
 
 class Projections:
@@ -34,41 +43,89 @@ class Projections:
 
 
 @nb.njit(cache=True, nogil=True)
-def _compare(x, leaf_rows, others, same_rows, slots, indices, distances, ages):
-    """Compare the rows of a leaf with others. If both are the same rows, each pair is compared twice, once in each
-    direction.
-    """
-    last = indices.shape[1] - 1
-    index, products, limits = make_index(x, leaf_rows, slots), np.empty(len(leaf_rows)), np.empty(len(leaf_rows))
-    for r in range(len(leaf_rows)):
-        limits[r] = distances[leaf_rows[r], last]
-    for i in others:
-        add_products(x, i, index, products)
-        limit = distances[i, last]
-        for r in range(len(leaf_rows)):
-            j = leaf_rows[r]
-            if j == i:
+def _compare(x, scaled, rows, others, same_rows, slots, room, indices, distances, ages):
+    """Compare the rows of a tile with others, the last of which are the tile's own if `same_rows`: each pair once."""
+    last, factors = indices.shape[1] - 1, np.empty(len(room), np.float32)
+    tile, products = make_tile(x, scaled, rows, slots), np.empty(len(rows), np.float32)
+    halves, means, limits = scaled.halves[rows], scaled.means[rows], np.empty(len(rows), np.float32)
+    for r in range(len(rows)):
+        limits[r] = distances[rows[r], last] * scaled.unit
+    for q in range(len(others)):
+        i = others[q]
+        first = max(0, q + 1 - (len(others) - len(rows))) if same_rows else 0
+        add_products(x, i, scaled.factors[i], tile, first, products, room, factors)
+        mean, half, limit = scaled.means[i], scaled.halves[i], np.float32(distances[i, last] * scaled.unit)
+        for low in range(first, len(rows), PACK):
+            high = min(low + PACK, len(rows))
+            ends = means[low:high], halves[low:high], limits[low:high]
+            if count_near(products[low:high], mean, half, limit, *ends) == 0:
                 continue
-            d = squared_of(x, i, x, j, products[r])
-            if d <= limit:
-                offer(i, j, d, indices, distances, ages)
-                limit = distances[i, last]
-            if not same_rows and d <= limits[r]:
-                offer(j, i, d, indices, distances, ages)
-                limits[r] = distances[j, last]
-    clear(x, leaf_rows, slots)
+            for r in range(low, high):
+                near = half + halves[r] - max(limit, limits[r])
+                if not products[r] - mean * means[r] >= near:
+                    continue
+                j = rows[r]
+                d = sparse_distance(x, i, j)
+                if d <= distances[i, last]:
+                    offer(i, j, d, indices, distances, ages)
+                    limit = np.float32(distances[i, last] * scaled.unit)
+                if d <= distances[j, last]:
+                    offer(j, i, d, indices, distances, ages)
+                    limits[r] = distances[j, last] * scaled.unit
 
 
 def _compare_leaves(
-    x: SparseRows, members: RowsByLeaf, visitors: RowsByLeaf | None, count: int, lists: CellLists
+    x: SparseRows, scaled: ScaledRows, members: RowsByLeaf, visitors: RowsByLeaf | None, count: int, lists: CellLists
 ) -> None:
     """Compare the rows of each leaf with its visitors, the rows that probe it; without visitors, with each other."""
-    slots = np.full(len(x.dense), -1, np.int32)
+    slots, room = np.empty(len(x.dense), np.int32), np.empty(len(x.dense) + COLUMNS, np.int64)
     for leaf in range(count):
         leaf_rows = members[leaf]
-        others = leaf_rows if visitors is None else visitors[leaf]
-        if len(leaf_rows) and len(others):
-            _compare(x, leaf_rows, others, visitors is None, slots, *lists)
+        for low in range(0, len(leaf_rows), TILE_ROWS):
+            rows = leaf_rows[low : low + TILE_ROWS]
+            others = leaf_rows[: low + len(rows)] if visitors is None else visitors[leaf]
+            _compare(x, scaled, rows, others, visitors is None, slots, room, *lists)
+
+
+def _reach(probes: np.ndarray, at_home: np.ndarray) -> Reach:
+    """Return which leaves rows probe, and in which they are at home, so that their pairs are not compared again."""
+    probed, own = np.zeros((2, len(probes)), np.uint64)
+    if probes.max(initial=0) < MOST_LEAVES:
+        bits = np.where(probes >= 0, np.uint64(1) << np.maximum(probes, 0).astype(np.uint64), np.uint64(0))
+        probed, own = np.bitwise_or.reduce(bits, axis=1), np.where(at_home, bits[:, 0], np.uint64(0))
+    return Reach(probed, own)
+
+
+def compare_once(probes: np.ndarray, count: int) -> np.ndarray:
+    """Change the leaves that rows probe so that rows of two leaves are compared once, if most rows of both probe the
+    other leaf. All rows of one then probe the other leaf: that is fewer pairs, and none is left out.
+
+    Parameters
+    ----------
+    probes : ndarray of int32, shape (n, width)
+        Leaves that each row probes, its own leaf first; -1 where there is none.
+    count : int
+        Leaves. Probes stay as they are if there are more than `MOST_LEAVES`.
+
+    Returns
+    -------
+    ndarray of int32, shape (n, other width)
+    """
+    if count > MOST_LEAVES:
+        return probes
+    own, probed = probes[:, 0], np.zeros((len(probes), count), bool)
+    row, rank = np.nonzero(probes >= 0)
+    probed[row, probes[row, rank]] = True
+    times = np.stack([probed[own == leaf].sum(axis=0) for leaf in range(count)])
+    shares = times / np.maximum(np.bincount(own, minlength=count), 1)[:, None]
+    a, b = np.indices((count, count))
+    once, goes = shares + shares.T > 1, (a < b) == ((a + b) % 2 == 1)
+    probed |= (once & goes)[own]
+    probed &= ~(once & ~goes)[own]
+    probed[np.arange(len(own)), own] = False
+    others = np.argsort(~probed, axis=1, kind="stable")[:, : probed.sum(axis=1).max(initial=0)].astype(np.int32)
+    others[~np.take_along_axis(probed, others, axis=1)] = -1
+    return np.hstack([own[:, None], others])
 
 
 def _no_codes(rows: int) -> Codes:
@@ -102,16 +159,16 @@ def search(
         Ascending squared distances, from `pairs.squared_of`.
     """
     x, home = SparseRows.of(rows, metric), np.full(rows.shape[0], -1, np.int32)
-    lists = CellLists.empty(rows.shape[0], k, np.float64)
-    probes = split_crowded(Projections(rows, targets, metric), home, probes, seed)
+    lists, scaled = CellLists.empty(rows.shape[0], k, np.float64), ScaledRows.of(x)
+    probes = split_crowded(Projections(rows, targets, metric), home, probes, seed, MOST_LEAF_ROWS)
     count = int(probes.max(initial=0)) + 1
-    every = np.arange(len(home))
+    probes, every = compare_once(probes, count), np.arange(len(home))
     members, visitors = RowsByLeaf(every, probes[:, :1], count), RowsByLeaf(every, probes[:, 1:], count)
-    _compare_leaves(x, members, None, count, lists)
-    _compare_leaves(x, members, visitors, count, lists)
+    _compare_leaves(x, scaled, members, None, count, lists)
+    _compare_leaves(x, scaled, members, visitors, count, lists)
     if count > 1:
         for _ in range(HOME_PASSES):
-            explore(x, _no_codes(len(home)), home, *lists)
+            explore(x, _no_codes(len(home)), home, _reach(probes, home < 0), *lists)
     fill(x, home, *lists)
     lists.distances[lists.indices < 0] = np.inf
     return lists.indices, lists.distances
@@ -146,14 +203,15 @@ def search_with_guests(
     tiny = np.finfo(np.float64).tiny  # not 0, so that equal rows of two cells list each other
     distances[guest] = np.maximum(distances[guest], tiny)
     distances[(indices < 0) & ~guest[:, None]] = np.inf
-    lists = CellLists(indices.copy(), distances, np.zeros(indices.shape, np.uint8))
-    probes = split_crowded(Projections(rows, targets, metric), home, probes, seed)
+    lists, scaled = CellLists(indices.copy(), distances, np.zeros(indices.shape, np.uint8)), ScaledRows.of(x)
+    probes = split_crowded(Projections(rows, targets, metric), home, probes, seed, MOST_LEAF_ROWS)
     count = int(probes.max(initial=0)) + 1
     home_rows, guests = np.flatnonzero(~guest), np.flatnonzero(guest)
     members = RowsByLeaf(home_rows, probes[home_rows, :1], count)
     visitors = RowsByLeaf(guests, probes[guests], count)
-    _compare_leaves(x, members, visitors, count, lists)
+    _compare_leaves(x, scaled, members, visitors, count, lists)
+    homes = np.where(guest, 0, -1).astype(np.int32)  # guests are compared with each other in their home cells
     for _ in range(SEAM_PASSES):
-        explore(x, _no_codes(len(home)), home, *lists)
+        explore(x, _no_codes(len(home)), homes, _reach(probes, ~guest), *lists)
     lists.distances[lists.indices < 0] = np.inf
     return lists.indices, lists.distances

@@ -22,7 +22,7 @@ from dumap.kernels.projection import projected_dims
 from dumap.kernels.vectors import ANGULAR, BIT_METRICS, embedded_dims
 from dumap.planning.curve import curve
 from dumap.planning.given import list_rows_of, range_rows_of
-from dumap.planning.sparse import SPARSE_LEAVES, Entries, sparse_block, sparse_cell_row_bytes
+from dumap.planning.sparse import SPARSE_LEAVES, Entries, sparse_block, sparse_cell_row_bytes, sparse_leaf_rows
 from dumap.sources.zarr_array import Precomputed
 
 SAMPLE_ROWS_PER_LEAF = 8
@@ -328,7 +328,8 @@ def make_geometry(
     cells = max(cells_of(rows, cap, config.cells.max_cells_per_row), min(MIN_CELLS, math.ceil(rows / TARGET_CELL_ROWS)))
     if given is not None:
         cells = math.ceil(rows / (cap := range_rows_of(config, OUTPUT_ROWS)))
-    leaves = max(cells, rows // LEAF_ROWS) if rows > EXACT_ROWS or cells > 1 else 1
+    leaf_rows = sparse_leaf_rows(rows) if sparse else LEAF_ROWS
+    leaves = max(cells, rows // leaf_rows) if rows > EXACT_ROWS or cells > 1 else 1
     wanted_sample = max(TARGET_SAMPLE_ROWS, SAMPLE_ROWS_PER_LEAF * leaves)
     sample_rows = min(rows, wanted_sample, max(FEWEST_SAMPLE_ROWS, memory // 4 // (4 * dims)))
     leaves = min(leaves, max(cells, sample_rows // 2))

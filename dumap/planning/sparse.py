@@ -9,6 +9,8 @@ from dumap.kernels.csr import WINDOW_ROWS
 SPARSE_LEAVES = 64
 """Most leaves that a sparse row, which is cheap to compare, probes, and whose cells it joins. If rows have little
 structure, that many are about as near; else most are beyond the margin of stage cells."""
+FEWEST_LEAF_ROWS, LEAF_ROWS = 256, 4096
+"""The fewest and the most rows of a leaf of sparse rows. Between them, a row may probe all leaves if they are near."""
 
 
 class Entries(NamedTuple):
@@ -16,6 +18,13 @@ class Entries(NamedTuple):
 
     total: int
     densest: int
+
+
+def sparse_leaf_rows(rows: int) -> int:
+    """Return about how many rows a leaf of sparse rows has: so many that there are three quarters of
+    `SPARSE_LEAVES`, since leaves that would be crowded are split.
+    """
+    return max(FEWEST_LEAF_ROWS, min(LEAF_ROWS, 4 * rows // (3 * SPARSE_LEAVES)))
 
 
 def sparse_cell_row_bytes(entries: int, k: int) -> int:

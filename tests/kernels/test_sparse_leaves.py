@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
-from dumap.kernels import leaves, pairs, projection, sparse_leaves
+from dumap.kernels import pairs, projection, sparse_leaves
+from dumap.kernels.sparse_products import EVERY_PAIR, ScaledRows
 from dumap.kernels.tree import grow, nearest_leaves
 
 DIMS, K = 300, 8
@@ -70,8 +71,46 @@ def test_home_rows_and_guests_find_each_other(rows):
 
 
 def test_a_crowded_leaf_is_split(rows, monkeypatch):
-    monkeypatch.setattr(leaves, "EXACT_ROWS", 300)
-    monkeypatch.setattr(leaves, "SPLIT_ROWS", 200)
+    monkeypatch.setattr(sparse_leaves, "MOST_LEAF_ROWS", 400)
     targets, probes = projection.places(DIMS, 0), np.zeros((1500, 1), np.int32)
     _, squared = sparse_leaves.search(rows, targets, "cosine", probes, K, 0)
     assert (squared <= exact(rows, "cosine")[:, -1:] * (1 + 1e-6)).mean() > 0.9
+
+
+@pytest.mark.parametrize("metric", ["euclidean", "cosine", "correlation"])
+def test_lists_do_not_depend_on_what_is_ruled_out(rows, metric, monkeypatch):
+    """Small tiles, and bounds that rule out no pair, give the same bytes."""
+    probes, targets = probes_of(rows, metric, 8, 4), projection.places(DIMS, 0)
+    lists = sparse_leaves.search(rows, targets, metric, probes, K, 0)
+    scaled = ScaledRows.of
+
+    def no_bounds(x):
+        return scaled(x)._replace(halves=np.full(len(x.squares), EVERY_PAIR, np.float32))
+
+    monkeypatch.setattr(ScaledRows, "of", no_bounds)
+    monkeypatch.setattr(sparse_leaves, "TILE_ROWS", 70)
+    for one, other in zip(lists, sparse_leaves.search(rows, targets, metric, probes, K, 0), strict=True):
+        assert one.tobytes() == other.tobytes()
+
+
+def test_rows_of_two_leaves_are_compared_once():
+    rng = np.random.default_rng(0)
+    own = rng.integers(5, size=400)
+    asked = rng.random((400, 5)) < np.array([0.9, 0.9, 0.7, 0.2, 0.05])
+    asked[np.arange(400), own] = False
+    probes = np.hstack([own[:, None], np.where(asked, np.arange(5), -1)]).astype(np.int32)
+    changed = sparse_leaves.compare_once(probes, 5)
+    assert np.array_equal(changed[:, 0], own)
+
+    def compared(probes):
+        probed = np.zeros((400, 5), int)
+        row, rank = np.nonzero(probes >= 0)
+        np.add.at(probed, (row, probes[row, rank]), 1)
+        return probed[:, own] + probed[:, own].T  # how often each pair is
+
+    before, after = compared(probes), compared(changed)
+    assert (after >= (before > 0)).all(), "no pair is left out"
+    of_both = np.ix_(own == 0, own == 1)
+    assert before[of_both].max() == 2
+    assert (after[of_both] == 1).all()
+    assert np.array_equal(after[np.ix_(own == 3, own == 4)], before[np.ix_(own == 3, own == 4)])
