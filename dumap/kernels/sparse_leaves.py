@@ -91,8 +91,10 @@ def _reach(probes: np.ndarray, at_home: np.ndarray) -> Reach:
     """Return which leaves rows probe, and in which they are at home, so that their pairs are not compared again."""
     probed, own = np.zeros((2, len(probes)), np.uint64)
     if probes.max(initial=0) < MOST_LEAVES:
-        bits = np.where(probes >= 0, np.uint64(1) << np.maximum(probes, 0).astype(np.uint64), np.uint64(0))
-        probed, own = np.bitwise_or.reduce(bits, axis=1), np.where(at_home, bits[:, 0], np.uint64(0))
+        for rank, leaves in enumerate(probes.T):
+            bits = np.where(leaves >= 0, np.uint64(1) << np.maximum(leaves, 0).astype(np.uint64), np.uint64(0))
+            probed |= bits
+            own = np.where(at_home, bits, np.uint64(0)) if rank == 0 else own
     return Reach(probed, own)
 
 
@@ -114,8 +116,8 @@ def compare_once(probes: np.ndarray, count: int) -> np.ndarray:
     if count > MOST_LEAVES:
         return probes
     own, probed = probes[:, 0], np.zeros((len(probes), count), bool)
-    row, rank = np.nonzero(probes >= 0)
-    probed[row, probes[row, rank]] = True
+    for leaves in probes.T:
+        probed[np.flatnonzero(leaves >= 0), leaves[leaves >= 0]] = True
     times = np.stack([probed[own == leaf].sum(axis=0) for leaf in range(count)])
     shares = times / np.maximum(np.bincount(own, minlength=count), 1)[:, None]
     a, b = np.indices((count, count))
@@ -123,9 +125,13 @@ def compare_once(probes: np.ndarray, count: int) -> np.ndarray:
     probed |= (once & goes)[own]
     probed &= ~(once & ~goes)[own]
     probed[np.arange(len(own)), own] = False
-    others = np.argsort(~probed, axis=1, kind="stable")[:, : probed.sum(axis=1).max(initial=0)].astype(np.int32)
-    others[~np.take_along_axis(probed, others, axis=1)] = -1
-    return np.hstack([own[:, None], others])
+    out = np.full((len(own), 1 + int(probed.sum(axis=1).max(initial=0))), -1, np.int32)
+    out[:, 0], filled = own, np.ones(len(own), np.int64)
+    for leaf in range(count):
+        rows = np.flatnonzero(probed[:, leaf])
+        out[rows, filled[rows]] = leaf
+        filled[rows] += 1
+    return out
 
 
 def _no_codes(rows: int) -> Codes:

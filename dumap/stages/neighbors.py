@@ -310,7 +310,7 @@ def project(geometry: Geometry, config: Config, worker_memory: int) -> Projectio
     searched += 2 * min(at_once, EXACT_ROWS) * geometry.dims + 2 * COLUMN_BYTES
     if geometry.sparse:
         searched = at_once * sparse_cell_row_bytes(0, listed) + 12 * geometry.entries_at_once
-        searched += min(at_once, EXACT_ROWS) * geometry.entries * 8 + geometry.source_dims * (2 * PLACES + 8)
+        searched += min(at_once, EXACT_ROWS) * geometry.entries * 8 + geometry.source_dims * (2 * PLACES + 24)
     search = (
         searched
         + geometry.most_cell_rows * (GUEST_BYTES + 2 * list_bytes) * (geometry.cells > 1)  # guests, and their lists
