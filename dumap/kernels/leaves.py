@@ -24,7 +24,7 @@ from dumap.kernels.codes import (
 )
 from dumap.kernels.instructions import DEPTH, PACK
 from dumap.kernels.kmeans import kmeans
-from dumap.kernels.lists import FARTHEST, CellLists, Reach, between, explore, offer, score
+from dumap.kernels.lists import FARTHEST, CellLists, ProbedLeaves, between, explore, offer, score
 from dumap.kernels.products import LEFT_TYPE, ROWS, multiply
 from dumap.kernels.vectors import power_near
 
@@ -327,7 +327,7 @@ def search(
     if count > 1:
         codes = encode(x)
         for _ in range(HOME_PASSES):
-            explore(x, codes, home, Reach.unknown(), *lists)
+            explore(x, codes, home, ProbedLeaves.unknown(), *lists)
     fill(x, home, *lists)
     return _final_lists(lists, scale)
 
@@ -384,5 +384,5 @@ def search_with_guests(
     score(x, *lists)
     codes = encode(x)
     for _ in range(SEAM_PASSES):
-        explore(x, codes, home, Reach.unknown(), *lists)
+        explore(x, codes, home, ProbedLeaves.unknown(), *lists)
     return _final_lists(lists, scale)

@@ -71,22 +71,28 @@ def _may_be_near(i, others, count, limits, codes, bounds):
     return kept
 
 
-class Reach(NamedTuple):
+class ProbedLeaves(NamedTuple):
     """Leaves of at most 64, a bit each: those that a row probes, and the one where it is at home. A row was compared
     with the rows at home in the leaves that it probes. Empty arrays if that is not known.
     """
 
     probed: np.ndarray
-    own: np.ndarray
+    home: np.ndarray
 
     @classmethod
-    def unknown(cls) -> Reach:
+    def unknown(cls) -> ProbedLeaves:
         """Return empty arrays."""
         return cls(np.empty(0, np.uint64), np.empty(0, np.uint64))
 
 
 @nb.njit(cache=True, nogil=True)
-def explore(x, codes, guest_home, reach, indices, distances, ages):
+def _share_leaf(leaves, i, j):
+    """Return whether one of two rows is known to probe the leaf where the other is at home."""
+    return len(leaves.home) and (leaves.probed[i] & leaves.home[j] or leaves.probed[j] & leaves.home[i])
+
+
+@nb.njit(cache=True, nogil=True)
+def explore(x, codes, guest_home, probed_leaves, indices, distances, ages):
     """Compare each row with its neighbours' neighbours, one pass of nearest-neighbour descent.
 
     Rows i and j are compared if i lists a row that lists j, and one of these two entries is new since the last pass
@@ -122,7 +128,9 @@ def explore(x, codes, guest_home, reach, indices, distances, ages):
                     continue
                 if guest_home[i] >= 0 and guest_home[i] == guest_home[j]:  # their home cell compared them
                     continue
-                if len(reach.own) and (reach.probed[i] & reach.own[j] or reach.probed[j] & reach.own[i]):
+                if len(probed_leaves.home) and (
+                    probed_leaves.probed[i] & probed_leaves.home[j] or probed_leaves.probed[j] & probed_leaves.home[i]
+                ):
                     continue
                 seen[j] = i
                 others[count] = j

@@ -13,7 +13,7 @@ from scipy.sparse import csr_matrix
 from dumap.kernels import projection
 from dumap.kernels.codes import Codes
 from dumap.kernels.leaves import HOME_PASSES, SEAM_PASSES, RowsByLeaf, fill, split_crowded
-from dumap.kernels.lists import CellLists, Reach, explore, offer
+from dumap.kernels.lists import CellLists, ProbedLeaves, explore, offer
 from dumap.kernels.pairs import SparseRows, sparse_distance
 from dumap.kernels.sparse_products import COLUMNS, TILE_ROWS, ScaledRows, add_products, count_near, make_tile
 
@@ -87,15 +87,15 @@ def _compare_leaves(
             _compare(x, scaled, rows, others, visitors is None, slots, room, *lists)
 
 
-def _reach(probes: np.ndarray, at_home: np.ndarray) -> Reach:
+def _probed_leaves(probes: np.ndarray, at_home: np.ndarray) -> ProbedLeaves:
     """Return which leaves rows probe, and in which they are at home, so that their pairs are not compared again."""
-    probed, own = np.zeros((2, len(probes)), np.uint64)
+    probed, home_bits = np.zeros((2, len(probes)), np.uint64)
     if probes.max(initial=0) < MOST_LEAVES:
         for rank, leaves in enumerate(probes.T):
             bits = np.where(leaves >= 0, np.uint64(1) << np.maximum(leaves, 0).astype(np.uint64), np.uint64(0))
             probed |= bits
-            own = np.where(at_home, bits, np.uint64(0)) if rank == 0 else own
-    return Reach(probed, own)
+            home_bits = np.where(at_home, bits, np.uint64(0)) if rank == 0 else home_bits
+    return ProbedLeaves(probed, home_bits)
 
 
 def compare_once(probes: np.ndarray, count: int) -> np.ndarray:
@@ -115,18 +115,18 @@ def compare_once(probes: np.ndarray, count: int) -> np.ndarray:
     """
     if count > MOST_LEAVES:
         return probes
-    own, probed = probes[:, 0], np.zeros((len(probes), count), bool)
+    home_leaves, probed = probes[:, 0], np.zeros((len(probes), count), bool)
     for leaves in probes.T:
         probed[np.flatnonzero(leaves >= 0), leaves[leaves >= 0]] = True
-    times = np.stack([probed[own == leaf].sum(axis=0) for leaf in range(count)])
-    shares = times / np.maximum(np.bincount(own, minlength=count), 1)[:, None]
+    times = np.stack([probed[home_leaves == leaf].sum(axis=0) for leaf in range(count)])
+    shares = times / np.maximum(np.bincount(home_leaves, minlength=count), 1)[:, None]
     a, b = np.indices((count, count))
     once, goes = shares + shares.T > 1, (a < b) == ((a + b) % 2 == 1)
-    probed |= (once & goes)[own]
-    probed &= ~(once & ~goes)[own]
-    probed[np.arange(len(own)), own] = False
-    out = np.full((len(own), 1 + int(probed.sum(axis=1).max(initial=0))), -1, np.int32)
-    out[:, 0], filled = own, np.ones(len(own), np.int64)
+    probed |= (once & goes)[home_leaves]
+    probed &= ~(once & ~goes)[home_leaves]
+    probed[np.arange(len(home_leaves)), home_leaves] = False
+    out = np.full((len(home_leaves), 1 + int(probed.sum(axis=1).max(initial=0))), -1, np.int32)
+    out[:, 0], filled = home_leaves, np.ones(len(home_leaves), np.int64)
     for leaf in range(count):
         rows = np.flatnonzero(probed[:, leaf])
         out[rows, filled[rows]] = leaf
@@ -174,7 +174,7 @@ def search(
     _compare_leaves(x, scaled, members, visitors, count, lists)
     if count > 1:
         for _ in range(HOME_PASSES):
-            explore(x, _no_codes(len(home)), home, _reach(probes, home < 0), *lists)
+            explore(x, _no_codes(len(home)), home, _probed_leaves(probes, home < 0), *lists)
     fill(x, home, *lists)
     lists.distances[lists.indices < 0] = np.inf
     return lists.indices, lists.distances
@@ -218,6 +218,6 @@ def search_with_guests(
     _compare_leaves(x, scaled, members, visitors, count, lists)
     homes = np.where(guest, 0, -1).astype(np.int32)  # guests are compared with each other in their home cells
     for _ in range(SEAM_PASSES):
-        explore(x, _no_codes(len(home)), homes, _reach(probes, ~guest), *lists)
+        explore(x, _no_codes(len(home)), homes, _probed_leaves(probes, ~guest), *lists)
     lists.distances[lists.indices < 0] = np.inf
     return lists.indices, lists.distances

@@ -75,7 +75,7 @@ def test_neighbours_of_neighbours_are_offered(apart):
     results = []
     for codes in (none, encode(x)):
         kept = lists.CellLists(*(array.copy() for array in first))
-        lists.explore(x, codes, home, lists.Reach.unknown(), *kept)
+        lists.explore(x, codes, home, lists.ProbedLeaves.unknown(), *kept)
         results.append(kept)
     for one, other in zip(*results, strict=True):
         assert np.array_equal(one, other), "bounds from below pass over nothing that is near enough"

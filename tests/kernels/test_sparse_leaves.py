@@ -95,22 +95,24 @@ def test_lists_do_not_depend_on_what_is_ruled_out(rows, metric, monkeypatch):
 
 def test_rows_of_two_leaves_are_compared_once():
     rng = np.random.default_rng(0)
-    own = rng.integers(5, size=400)
-    asked = rng.random((400, 5)) < np.array([0.9, 0.9, 0.7, 0.2, 0.05])
-    asked[np.arange(400), own] = False
-    probes = np.hstack([own[:, None], np.where(asked, np.arange(5), -1)]).astype(np.int32)
+    home_leaves = rng.integers(5, size=400)
+    is_probed = rng.random((400, 5)) < np.array([0.9, 0.9, 0.7, 0.2, 0.05])
+    is_probed[np.arange(400), home_leaves] = False
+    probes = np.hstack([home_leaves[:, None], np.where(is_probed, np.arange(5), -1)]).astype(np.int32)
     changed = sparse_leaves.compare_once(probes, 5)
-    assert np.array_equal(changed[:, 0], own)
+    assert np.array_equal(changed[:, 0], home_leaves)
 
     def compared(probes):
         probed = np.zeros((400, 5), int)
         row, rank = np.nonzero(probes >= 0)
         np.add.at(probed, (row, probes[row, rank]), 1)
-        return probed[:, own] + probed[:, own].T  # how often each pair is
+        return probed[:, home_leaves] + probed[:, home_leaves].T  # how often each pair is
 
     before, after = compared(probes), compared(changed)
     assert (after >= (before > 0)).all(), "no pair is left out"
-    of_both = np.ix_(own == 0, own == 1)
+    of_both = np.ix_(home_leaves == 0, home_leaves == 1)
     assert before[of_both].max() == 2
     assert (after[of_both] == 1).all()
-    assert np.array_equal(after[np.ix_(own == 3, own == 4)], before[np.ix_(own == 3, own == 4)])
+    assert np.array_equal(
+        after[np.ix_(home_leaves == 3, home_leaves == 4)], before[np.ix_(home_leaves == 3, home_leaves == 4)]
+    )
