@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from types import ModuleType
+from types import FunctionType, ModuleType
 from typing import Any
 
 import pytest
@@ -47,7 +47,12 @@ def umap_in_python() -> Iterator[ModuleType]:
 
 
 def pynndescent_distance(metric: str) -> Callable[..., float]:
-    """Return a distance of pynndescent's that is not compiled, as it is called for a few rows."""
+    """Return a distance of pynndescent's that is not compiled, nor what it calls, as it is called for a few rows."""
     from pynndescent.distances import named_distances
 
-    return named_distances[metric].py_func
+    distance = named_distances[metric].py_func
+    called = {name: distance.__globals__.get(name) for name in distance.__code__.co_names}
+    in_python = {name: function.py_func for name, function in called.items() if hasattr(function, "py_func")}
+    return FunctionType(
+        distance.__code__, {**distance.__globals__, **in_python}, distance.__name__, distance.__defaults__
+    )
