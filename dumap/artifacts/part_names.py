@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
+from dumap.planning.steps import MAX_PARTS_TO_SUM, ranges_of
 from dumap.store import Run
 
 VECTORS, CELLS, NEIGHBORS, AUDIT = "vectors", "cells", "neighbors", "audit"
@@ -49,11 +49,7 @@ def range_of(part: str) -> tuple[int, int]:
 
 def range_names(kind: str, count: int) -> list[str]:
     """Name the parts of a kind that hold ranges of `count` things: about as many parts as the square root of it."""
-    return [range_name(kind, *ends) for ends in split_evenly(count, math.isqrt(max(1, count)))]
-
-
-MAX_PARTS_TO_SUM = 64
-"""Up to this many parts are added up directly. More parts are added up in ranges first."""
+    return [range_name(kind, *ends) for ends in split_evenly(count, ranges_of(count))]
 
 
 def parts_to_sum(kind: str, sums: str, count: int) -> list[str]:

@@ -74,10 +74,15 @@ def sent_row_bytes(config: Config, geometry: Geometry) -> int:
     return geometry.row_bytes + (k + 1) * index + 4
 
 
+def mean_repair_waves(config: Config, geometry: Geometry, sent_rows: float) -> float:
+    """Return how often what is sent for pairs fills a wave, if so many rows are sent for each row of the data."""
+    home = geometry.rows * geometry.row_bytes
+    return max(1.0, sent_rows * geometry.rows * sent_row_bytes(config, geometry) / max(home, WAVE_BYTES))
+
+
 def repair_waves(config: Config, geometry: Geometry, sent_rows: float) -> int:
     """Return in how many waves of cells pairs are compared, if so many rows are sent for each row of the data."""
-    home = geometry.rows * geometry.row_bytes
-    return max(1, math.ceil(sent_rows * geometry.rows * sent_row_bytes(config, geometry) / max(home, WAVE_BYTES)))
+    return math.ceil(mean_repair_waves(config, geometry, sent_rows))
 
 
 def repair_bytes(config: Config, geometry: Geometry) -> int:

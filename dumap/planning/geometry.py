@@ -62,6 +62,8 @@ class Geometry:
         Rows of the input that one task reads, and the number of such blocks.
     group_blocks : int
         Blocks whose rows are sorted by cell together, so that a cell's rows lie in few pieces.
+    chunks_a_block : int
+        Chunks of the input that hold a block's rows.
     sample_rows : int
         About how many rows the sample has from which the tree is grown.
     cell_rows : int
@@ -74,8 +76,8 @@ class Geometry:
     output_rows, outputs : int
         Rows of a chunk of the embedding, and the number of chunks.
     n_epochs : int
-    columns, list_rows : int
-        If neighbours are given, columns of the arrays, and rows that are read at once. Otherwise 0.
+    columns, list_rows, list_chunk_rows : int
+        If neighbours are given, columns of the arrays, rows that are read at once, and rows of a chunk. Otherwise 0.
     largest_home, largest_cell, stored_rows : int
         Most home rows of a cell, most rows with guests, and the rows of all cells with guests, as stage cells found
         them; 0 before that stage.
@@ -102,10 +104,12 @@ class Geometry:
     n_epochs: int
     columns: int = 0
     list_rows: int = 0
+    list_chunk_rows: int = 0
     largest_home: int = 0
     largest_cell: int = 0
     stored_rows: int = 0
     group_blocks: int = 1
+    chunks_a_block: int = 1
     entries: int = 0
     block_entries: int = 0
     source_dims: int = 0
@@ -275,6 +279,14 @@ def dense_block(memory: int, rows: int, numbers: int, chunk_rows: int) -> int:
     return min(chunk_rows, rows) if chunk_rows * numbers * 4 <= memory // 4 else block_rows
 
 
+def given_sizes(config: Config, given: Precomputed | None, cell_rows: int) -> dict[str, int]:
+    """Return the fields of a geometry that are of given neighbours; none if there are none."""
+    if given is None:
+        return {}
+    list_rows = min(cell_rows, list_rows_of(config, given))
+    return {"columns": given.columns, "list_rows": list_rows, "list_chunk_rows": given.chunk_rows}
+
+
 def make_geometry(
     config: Config,
     rows: int,
@@ -340,6 +352,7 @@ def make_geometry(
         itemsize=itemsize,
         block_rows=block_rows,
         blocks=blocks,
+        chunks_a_block=math.ceil(block_rows / chunk_rows),
         group_blocks=1 if given else max(1, min(fitting, blocks // MANY_GROUPS)),
         sample_rows=sample_rows,
         cell_rows=cap,
@@ -350,7 +363,6 @@ def make_geometry(
         output_rows=OUTPUT_ROWS,
         outputs=math.ceil(rows / OUTPUT_ROWS),
         n_epochs=config.layout.n_epochs or default_epochs(rows),
-        columns=given.columns if given else 0,
-        list_rows=min(cap, list_rows_of(config, given)) if given else 0,
+        **given_sizes(config, given, cap),
         **sparse,
     )

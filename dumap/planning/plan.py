@@ -11,13 +11,9 @@ from dumap.config import Config, format_bytes
 from dumap.errors import BudgetError
 from dumap.kernels.neighbors import DIM_SECONDS, PAIR_SECONDS, exact_rows
 from dumap.kernels.vectors import EUCLIDEAN_ORDER
-from dumap.planning.budget import (
-    PAUSE_FRACTION,
-    process_bytes,
-)
-from dumap.planning.geometry import (
-    Geometry,
-)
+from dumap.planning.budget import PAUSE_FRACTION, process_bytes
+from dumap.planning.geometry import Geometry
+from dumap.planning.steps import Step
 
 ALL_SECONDS, SEARCH_SECONDS, FEWEST_DIMS, EPOCH_SECONDS = 3.0, 4e-7, 50, 6e-8
 """Seconds that one core takes: for any run, for each row times its dims + FEWEST_DIMS, and for each row, epoch and
@@ -33,21 +29,29 @@ class Projection:
 
     Attributes
     ----------
-    tasks : int
+    steps : tuple of Step
     shuffled_bytes, disk_bytes : int
-        Bytes that tasks read of parts (in audit and quality, also of the input), and bytes of the stage's parts on disk
-        when it ends, temporary parts included.
+        Bytes of arrays that tasks read, of parts and of the input, and bytes of the stage's parts on disk when it ends,
+        temporary parts included.
     task_bytes : float
         Bytes of the largest task, without those that the process holds without tasks.
     temporary_bytes : mapping of str to int
         The share of `disk_bytes` that is deleted later, by kind of part.
+    replaced_bytes : int
+        Bytes of parts that are written and removed while the stage runs.
     """
 
-    tasks: int
+    steps: tuple[Step, ...]
     shuffled_bytes: int
     disk_bytes: int
     task_bytes: float
     temporary_bytes: Mapping[str, int] = field(default_factory=dict)
+    replaced_bytes: int = 0
+
+    @property
+    def tasks(self) -> int:
+        """The tasks of all steps."""
+        return math.ceil(sum(step.tasks for step in self.steps))
 
 
 @dataclass(frozen=True)
@@ -58,8 +62,12 @@ class StagePlan:
     ----------
     name : str
     tasks : int
-    shuffled_bytes, disk_bytes, peak_bytes : int
-        The first two as in `Projection`; and the peak memory of a worker with one thread.
+    reads, writes : int
+        Requests of the tasks and of the driver, as a bucket bills them: see `dumap.planning.steps`.
+    shuffled_bytes, written_bytes : int
+        Bytes that are read, of the run and of the input, and bytes that are written.
+    disk_bytes, peak_bytes : int
+        As in `Projection`; and the peak memory of a worker with one thread.
     held_bytes : int
         Bytes of this peak that a worker holds without any task.
     temporary : tuple of (int, frozenset of str)
@@ -68,7 +76,10 @@ class StagePlan:
 
     name: str
     tasks: int
+    reads: int
+    writes: int
     shuffled_bytes: int
+    written_bytes: int
     disk_bytes: int
     peak_bytes: int
     held_bytes: int
@@ -253,11 +264,13 @@ def describe(projected: Plan, threads: int) -> str:
         f"{geometry.rows} rows x {shape}: {geometry.blocks} blocks of {geometry.block_rows} rows, "
         f"{geometry.cells} cells of up to {geometry.cell_rows} rows{lists_text}, {geometry.shards} shards of "
         f"{geometry.shard_rows} rows, {geometry.n_epochs} epochs",
-        f"{'stage':<10} {'tasks':>7} {'shuffled':>10} {'disk':>10} {'peak a worker':>14}",
+        f"{'stage':<10} {'tasks':>7} {'reads':>9} {'writes':>9} {'shuffled':>10} {'written':>10} {'disk':>10} "
+        f"{'peak a worker':>14}",
     ]
     for stage in projected.stages:
         lines.append(
-            f"{stage.name:<10} {stage.tasks:>7} {format_bytes(stage.shuffled_bytes):>10} "
+            f"{stage.name:<10} {stage.tasks:>7} {stage.reads:>9} {stage.writes:>9} "
+            f"{format_bytes(stage.shuffled_bytes):>10} {format_bytes(stage.written_bytes):>10} "
             f"{format_bytes(stage.disk_bytes):>10} {format_bytes(stage.peak_bytes):>14}"
         )
     if projected.inherited:

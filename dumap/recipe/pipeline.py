@@ -293,7 +293,8 @@ def plan_with_facts(recipe: Recipe, job: Job, worker_memory: int, repairs: int |
     """
     run, config, geometry = job.run, job.config, job.geometry
     if run.is_committed(DONE, CELLS):
-        geometry = geometry.with_cells(run.summary(DONE, CELLS)["facts"])
+        facts = run.summary(DONE, CELLS)["facts"]
+        geometry = replace(geometry.with_cells(facts), cells=facts["cells"])
     if repairs is None and run.is_committed(DONE, AUDIT):
         repairs = run.summary(DONE, AUDIT)["facts"]["repairs"]
     plan = make_plan(without_repairs(config) if repairs == 0 else config, geometry, worker_memory, recipe)

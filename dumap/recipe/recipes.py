@@ -16,6 +16,7 @@ from dumap.planning.budget import interpreter_bytes
 from dumap.planning.geometry import Geometry, make_geometry
 from dumap.planning.plan import Plan, Projection, StagePlan, core_seconds
 from dumap.planning.sparse import Entries
+from dumap.planning.steps import END_READS, END_WRITES, MANIFEST_BYTES, manifest_bytes, read_requests, write_requests
 from dumap.sources.opening import open_source
 from dumap.sources.spooled import is_spooled
 from dumap.sources.zarr_array import Precomputed
@@ -122,7 +123,16 @@ def make_plan(config: Config, geometry: Geometry, worker_memory: int = 0, recipe
         temporary = temporary_bytes(stage, projection, recipe, config.keep)
         stages.append(
             StagePlan(
-                stage.name, projection.tasks, projection.shuffled_bytes, projection.disk_bytes, peak, held, temporary
+                name=stage.name,
+                tasks=projection.tasks,
+                reads=read_requests(projection.steps, geometry.chunks_a_block) + END_READS * (stage is recipe[-1]),
+                writes=write_requests(projection.steps) + END_WRITES * (stage is recipe[-1]),
+                shuffled_bytes=projection.shuffled_bytes + manifest_bytes(projection.steps),
+                written_bytes=projection.disk_bytes + projection.replaced_bytes + projection.tasks * MANIFEST_BYTES,
+                disk_bytes=projection.disk_bytes,
+                peak_bytes=peak,
+                held_bytes=held,
+                temporary=temporary,
             )
         )
     return Plan(geometry, tuple(stages), core_seconds(config, geometry, {stage.name for stage in recipe}))

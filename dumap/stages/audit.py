@@ -37,6 +37,7 @@ from dumap.planning.audits import (
 )
 from dumap.planning.geometry import Geometry
 from dumap.planning.plan import Projection
+from dumap.planning.steps import Step, summed_steps
 from dumap.stages import Context, Stage
 from dumap.stages.distances import (
     columns_in_tile,
@@ -46,7 +47,7 @@ from dumap.stages.distances import (
     find_columns,
     make_exact_search,
 )
-from dumap.stages.repair import INDEXED_KINDS, repair_lists
+from dumap.stages.repair import INDEXED_KINDS, repair_lists, repair_steps
 
 RELATIVE_TOLERANCE, ROUNDING_ERROR = 1e-6, 1e-15
 """Distances count as equal within a relative error, plus an absolute error for each dim and unit of squared length."""
@@ -233,6 +234,23 @@ def run(context: Context) -> dict:
     }
 
 
+def audit_steps(geometry: Geometry, config: Config, queries: int) -> tuple[Step, ...]:
+    """Return the steps of one audit."""
+    blocks, groups, grouped, asked = (
+        geometry.blocks,
+        geometry.groups,
+        geometry.group_blocks,
+        min(geometry.cells, queries),
+    )
+    query_parts = -(-queries // queries_at_once(config, geometry.row_numbers))
+    return (
+        Step(1, blocks + groups + asked + 2, 3 * blocks + asked + 1),
+        Step(groups, 4, 3 + grouped * (1 + query_parts), grouped),
+        *summed_steps(groups, 3),
+        Step(1, 3, 7 + query_parts),
+    )
+
+
 def project(geometry: Geometry, config: Config, worker_memory: int) -> Projection:
     """Project what the stage will take with the most repairs that are allowed."""
     k, index, rows = config.neighbors.search_k, geometry.index_dtype.itemsize, geometry.rows
@@ -243,9 +261,11 @@ def project(geometry: Geometry, config: Config, worker_memory: int) -> Projectio
     offers, lists = (SENT_ROWS + 1) * rows * k * (index + 4), rows * k * (index + 5)
     query_bytes = queries * (geometry.row_numbers * 4 + 8 * k + 24)
     exact_bytes = queries * (2 * geometry.groups + 1) * (max(k, MAP_NEIGHBORS) * 12 + k * 4)
+    searched = times * (rows * (geometry.source_row_bytes + index) + 2 * exact_bytes + geometry.groups * query_bytes)
+    home = rows * (geometry.row_bytes + 3 * k * (index + 4))
     return Projection(
-        tasks=times * (geometry.groups + 3) + repairs * (4 * geometry.cells + 2),
-        shuffled_bytes=times * rows * geometry.source_row_bytes + repairs * (sent + offers),
+        steps=audit_steps(geometry, config, queries) * times + repair_steps(geometry, config) * repairs,
+        shuffled_bytes=searched + repairs * (sent + offers + 2 * home),
         disk_bytes=times * (exact_bytes + query_bytes) + repairs * lists + (halo + offers if repairs else 0),
         task_bytes=max(audit_bytes(config, geometry, queries), repair_bytes(config, geometry) if repairs else 0),
         temporary_bytes={

@@ -26,11 +26,13 @@ from dumap.planning.budget import axes_bytes, sparse_block_bytes
 from dumap.planning.geometry import Geometry
 from dumap.planning.plan import Projection
 from dumap.planning.sparse import SPARSE_LEAVES
+from dumap.planning.steps import Step, summed_steps
 from dumap.stages import Context, Stage
 from dumap.stages.sorting import (
     cell_offsets,
     find_admitting_cells,
     find_cells,
+    ranked_leaves,
     read_entry_counts,
     sort_bytes,
     sort_home_rows,
@@ -41,19 +43,11 @@ from dumap.stages.sorting import (
 )
 from dumap.store import Part
 
-RANKED_LEAVES = 16
-"""Nearest leaves that are found for a row. The row joins cells of the nearest `sorting.JOINED_LEAVES` of them, and
-probes the others only in cells that it has joined."""
 TABULATION_BYTES, TABLE_BYTES, OFFSETS_PER_RANGE = 64, 36, 256
 """Bytes of a cell and a group while they are tabulated, and on disk; and cells of a range of their counts."""
 LEAF_MARGIN = 2**0.5
 """Leaves farther than this many times the nearest leaf are left out, except the nearest three (`tree.UNCONDITIONAL`).
 In data of low dimension, this leaves out most leaves."""
-
-
-def ranked_leaves(geometry: Geometry) -> int:
-    """Return how many leaves are found for a row at the most."""
-    return SPARSE_LEAVES if geometry.sparse else RANKED_LEAVES
 
 
 def grow_tree(job: Job, part: str) -> None:
@@ -290,6 +284,25 @@ def run(context: Context) -> dict:
     return table_facts(store)
 
 
+def steps_of(geometry: Geometry, config: Config) -> tuple[Step, ...]:
+    """Return the steps of the stage."""
+    blocks, groups, grouped, sparse = geometry.blocks, geometry.groups, geometry.group_blocks, geometry.sparse
+    tables = math.ceil(geometry.cells * groups * TABULATION_BYTES / (config.task_memory // 4))
+    routed = Step(groups, grouped + 3, grouped * (1 + sparse) + 3)
+    return (
+        Step(1, blocks + 1, blocks * (1 + 2 * sparse) + 1),
+        Step(blocks, 3, 8, 1),
+        *summed_steps(blocks, 1),
+        routed,
+        *summed_steps(groups, 2),
+        routed,
+        Step(tables, 2 * groups + 1, (2 + 2 * sparse) * groups + 1),
+        Step(1, tables + 1, 1),
+        Step(groups, 2 + grouped + tables, 1 + grouped + tables),
+        Step(groups, 3 + grouped, 3 + grouped, grouped),
+    )
+
+
 def project(geometry: Geometry, config: Config, worker_memory: int) -> Projection:
     """Project what the stage will take."""
     rows, block, index = geometry.rows, geometry.block_rows * geometry.dims, geometry.index_dtype.itemsize
@@ -303,9 +316,10 @@ def project(geometry: Geometry, config: Config, worker_memory: int) -> Projectio
         rows * 4 * ranked_leaves(geometry),
         rows * 4 + min(geometry.groups * (priorities // 24), rows * 4) * 16,
     )
+    read = 2 * rows * geometry.source_row_bytes + sample + 3 * near + 2 * counts + 3 * table + rows * (index + 2)
     return Projection(
-        tasks=geometry.blocks + 5 * geometry.groups + 8,
-        shuffled_bytes=sorted_bytes,
+        steps=steps_of(geometry, config),
+        shuffled_bytes=read,
         disk_bytes=sorted_bytes + near + counts + table + rows * (index + 1),
         task_bytes=max(
             block_bytes + geometry.block_rows * 128 + leaves,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 
 import numpy as np
@@ -23,15 +24,16 @@ from dumap.kernels import coarse, start
 from dumap.planning.budget import coarse_rows, start_bytes
 from dumap.planning.geometry import Geometry
 from dumap.planning.plan import Projection
+from dumap.planning.steps import Step, senders_of
 from dumap.stages import Context, Stage
-from dumap.stages.passes import GraphPass, pass_ranges
+from dumap.stages.passes import GraphPass, pass_ranges, pass_steps
 from dumap.store import CHECKPOINT, Checkpoints, Run
 
 COARSE_PAIR_BYTES = 80
 """Bytes of a pair of labels while pairs are added up (measured, rounded up)."""
-LABEL_PASSES, GRAPH_READS = 6, 4
-"""Passes in which labels spread, and how often all tasks together read the whole graph: assumptions. The passes grow
-slowly with the rows; most of their reads are those of the first two."""
+GRAPH_READS = 4
+"""How often all tasks together read the whole graph: an assumption. Most reads of the passes are those of the first
+two."""
 SUMMED_EDGES = "added"
 """The parts that hold each shard's edges, summed by labels, until the edges of all shards are merged."""
 LABELS_PER_OFFSET = 256
@@ -160,19 +162,30 @@ def run(context: Context) -> dict:
     return {"label_passes": passes, **store.summary(COARSEN, EDGES)}
 
 
+def label_passes(rows: int) -> int:
+    """Return in how many passes all rows get a label, at most: in each, the rows of a label grow fourfold (assumed)."""
+    return 2 + math.ceil(math.log(rows / coarse_rows(rows), 4))
+
+
 def project(geometry: Geometry, config: Config, worker_memory: int) -> Projection:
     """Project what the stage will take."""
     edges, index = 2 * config.neighbors.graph_k * geometry.rows, geometry.index_dtype.itemsize
     if config.start.init != "spectral":
-        return Projection(0, 0, 0, 0)
-    count = coarse_rows(geometry.rows)
+        return Projection((), 0, 0, 0)
+    count, pages, passes = coarse_rows(geometry.rows), senders_of(geometry.shards), label_passes(geometry.rows)
     kept = (
         16 * min(edges, count * coarse.most_edges(count)) + 8 * count
     )  # the edges and the row sizes of the coarse graph
     return Projection(
-        tasks=LABEL_PASSES * geometry.shards,
-        shuffled_bytes=GRAPH_READS * edges * (index + 4),
+        steps=(
+            Step(1, 1),
+            *pass_steps(geometry, passes),
+            Step(geometry.shards, pages + 5, pages + 5),
+            Step(1, geometry.shards + 1, 3 * geometry.shards),
+        ),
+        shuffled_bytes=GRAPH_READS * (edges * (index + 4) + geometry.rows * (8 + 3 * index)) + edges * 8,
         disk_bytes=edges * 8 + geometry.rows * index + kept,
+        replaced_bytes=(passes - 1) * geometry.rows * index,
         task_bytes=start_bytes(config, geometry.rows, min(geometry.shard_rows, geometry.rows)),
         temporary_bytes={SUMMED_EDGES: edges * 8},
     )

@@ -13,6 +13,7 @@ from dumap.artifacts.vectors import DROPPED, DUPLICATE, ISOLATED, read_duplicate
 from dumap.config import Config
 from dumap.planning.geometry import Geometry
 from dumap.planning.plan import Projection
+from dumap.planning.steps import Step
 from dumap.stages import Context, Stage
 
 
@@ -80,10 +81,10 @@ def run(context: Context) -> dict:
 
 def project(geometry: Geometry, config: Config, worker_memory: int) -> Projection:
     """Project what the stage will take."""
-    n_components = config.layout.n_components
+    n_components, blocks = config.layout.n_components, geometry.blocks / geometry.outputs + 1
     return Projection(
-        tasks=geometry.outputs,
-        shuffled_bytes=geometry.rows * 4 * n_components,
+        steps=(Step(geometry.outputs, blocks + 2 * geometry.shards + 12, 2 * blocks + 2 * geometry.shards + 1),),
+        shuffled_bytes=geometry.rows * (9 + 4 * n_components * geometry.outputs),
         disk_bytes=geometry.rows * (4 * n_components + 1),
         task_bytes=geometry.output_rows * (64 + 16 * n_components) + (geometry.blocks + geometry.cells) * 48,
     )

@@ -20,6 +20,7 @@ from dumap.kernels import neighbors, vectors
 from dumap.planning.geometry import Geometry
 from dumap.planning.given import LIST_BYTES, SLOT_BYTES
 from dumap.planning.plan import Projection
+from dumap.planning.steps import Step
 from dumap.stages import Context, Stage, audit
 from dumap.stages import vectors as vectors_stage
 from dumap.stages.fingerprints import format_fingerprint, sum_list_hashes
@@ -190,11 +191,25 @@ def list_read_bytes(geometry: Geometry, config: Config) -> int:
     return chunks + geometry.list_rows * geometry.columns * SLOT_BYTES
 
 
+def given_step(geometry: Geometry) -> Step:
+    """Return a step that reads the given lists, two arrays in ranges of rows."""
+    ranges = -(-geometry.cell_rows // geometry.list_rows)
+    return Step(geometry.cells, 2, 2 + 4 * ranges + 2 * geometry.cell_rows / geometry.list_chunk_rows)
+
+
+def given_bytes(geometry: Geometry) -> int:
+    """Return the bytes of the given lists."""
+    return geometry.rows * geometry.columns * 12
+
+
 def project_vectors(geometry: Geometry, config: Config, worker_memory: int) -> Projection:
     """Project what the stage vectors will take."""
     usual = vectors_stage.project(geometry, config, worker_memory)
     return replace(
-        usual, tasks=usual.tasks + geometry.cells, task_bytes=max(usual.task_bytes, list_read_bytes(geometry, config))
+        usual,
+        steps=(*usual.steps, given_step(geometry)),
+        shuffled_bytes=usual.shuffled_bytes + given_bytes(geometry),
+        task_bytes=max(usual.task_bytes, list_read_bytes(geometry, config)),
     )
 
 
@@ -202,8 +217,12 @@ def project_cells(geometry: Geometry, config: Config, worker_memory: int) -> Pro
     """Project what the stage cells will take."""
     rows, index = geometry.rows, geometry.index_dtype.itemsize
     table = (geometry.blocks + geometry.cells) * 8
+    blocks = geometry.blocks
     return Projection(
-        geometry.blocks + 1, rows, rows * (index + 1) + table, geometry.block_rows * 64 + rows * 16 + table * 2
+        steps=(Step(1, blocks, blocks), Step(blocks, 2, 2)),
+        shuffled_bytes=2 * rows,
+        disk_bytes=rows * (index + 1) + table,
+        task_bytes=geometry.block_rows * 64 + rows * 16 + table * 2,
     )
 
 
@@ -212,8 +231,8 @@ def project_neighbors(geometry: Geometry, config: Config, worker_memory: int) ->
     k, rows = config.neighbors.search_k, geometry.rows
     lists = min(geometry.cell_rows, rows) * k * LIST_BYTES + (geometry.blocks + geometry.cells) * 48
     return Projection(
-        tasks=geometry.cells,
-        shuffled_bytes=0,
+        steps=(given_step(geometry),),
+        shuffled_bytes=given_bytes(geometry),
         disk_bytes=rows * k * (geometry.index_dtype.itemsize + 4),
         task_bytes=list_read_bytes(geometry, config) + lists,
     )

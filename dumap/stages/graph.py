@@ -30,6 +30,7 @@ from dumap.config.metrics import DISCONNECTION_DISTANCES
 from dumap.kernels import graph
 from dumap.planning.geometry import EDGE_BYTES, SHARD_EDGES, Geometry
 from dumap.planning.plan import Projection
+from dumap.planning.steps import Step, indexed, ranges_of, received_requests, senders_of, summed_steps
 from dumap.stages import Context, Stage
 from dumap.stages.components import count_components
 
@@ -255,13 +256,45 @@ def run(context: Context) -> dict:
     }
 
 
+def steps_of(geometry: Geometry, unique: bool) -> tuple[Step, ...]:
+    """Return the steps of the stage."""
+    shards, blocks, ranges = geometry.shards, geometry.blocks, ranges_of(geometry.shards)
+    lists, senders, (index_parts, index_spans) = (
+        geometry.cells / shards + 1,
+        senders_of(shards),
+        received_requests(shards),
+    )
+    repeated_parts, repeated_spans = received_requests(blocks)
+    placed = (Step(blocks, 4, 4), indexed(blocks)) if unique else ()
+    connected = (
+        indexed(shards),
+        Step(shards, index_parts + senders + 2, index_spans + 2 * senders + 2),
+        Step(ranges, shards + shards / ranges + 1, shards / ranges + 1),
+    )
+    return (
+        Step(shards, lists + 3, lists + 1),
+        Step(shards, lists + 3, 2 * lists + 1),
+        *summed_steps(shards, 2),
+        indexed(shards),
+        *placed,
+        Step(
+            shards,
+            lists + index_parts + senders + 5 + unique * (repeated_parts + blocks),
+            lists + index_spans + 3 * senders + 4 + unique * (repeated_spans + 2 * blocks),
+        ),
+        Step(shards, 2, 3),
+        *(connected if shards > 1 else ()),
+        Step(1, 2 * shards + ranges + 1, shards + ranges + 1),
+    )
+
+
 def project(geometry: Geometry, config: Config, worker_memory: int) -> Projection:
     """Project what the stage will take."""
     rows, index, unique = geometry.rows, geometry.index_dtype.itemsize, config.input.unique
     k, shard_rows = config.neighbors.graph_k, min(geometry.shard_rows, geometry.rows)
     return Projection(
-        tasks=5 * geometry.shards + 2 + unique * geometry.blocks,
-        shuffled_bytes=rows * k * (2 * index + 4),
+        steps=steps_of(geometry, unique),
+        shuffled_bytes=rows * (3 * config.neighbors.search_k * (index + 4) + k * (4 * index + 16) + 12),
         disk_bytes=rows * (k * (2 * index + 8) + 4 + unique * (8 + index)) + 2 * k * rows * (index + 4),
         task_bytes=max(
             int(shard_rows * (k * SHARD_EDGES * EDGE_BYTES + (config.neighbors.search_k - k) * 16)),

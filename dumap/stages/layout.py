@@ -27,10 +27,11 @@ from dumap.kernels.pool import pool_rows, sort_pool
 from dumap.planning.budget import layout_bytes, pool_bytes, round_bytes, runs_on_one_host
 from dumap.planning.geometry import Geometry
 from dumap.planning.plan import Projection
+from dumap.planning.steps import Step
 from dumap.stages import Context, Stage, no_backup
 from dumap.stages.layout_common import commit_end, ends_interval, layout_parameters, pack_shards, write_state
-from dumap.stages.loss import PAIRS_PART, draw_loss_pairs, early_stop_epochs, should_stop, write_loss
-from dumap.stages.rounds import PREPARED, run_in_rounds
+from dumap.stages.loss import PAIRS_BYTES, PAIRS_PART, draw_loss_pairs, early_stop_epochs, should_stop, write_loss
+from dumap.stages.rounds import PREPARED, round_steps, run_in_rounds
 from dumap.store import CHECKPOINT
 
 SLICES_PER_THREAD = 8
@@ -138,17 +139,20 @@ def project(geometry: Geometry, config: Config, worker_memory: int) -> Projectio
     state, kept = rows * 4 * n_components * 3, math.ceil(geometry.n_epochs / config.layout.checkpoint_every)
     task_bytes = layout_bytes(config, rows, edges, worker_memory)
     if runs_on_one_host(config, rows, edges, worker_memory):
-        return Projection(kept, state * kept, 2 * state, task_bytes)
+        shards = geometry.shards
+        steps = Step(1, shards + 2, 3 * shards), Step(1, 2 * shards + 4, 6 * shards + 1), Step(kept * (shards + 2))
+        read = 2 * edges * (geometry.index_dtype.itemsize + 4) + state + 16 * rows
+        return Projection(steps, read, 2 * state, task_bytes, replaced_bytes=state * max(0, kept - 2) + PAIRS_BYTES)
     _, fitting = round_bytes(config, min(geometry.shard_rows, rows))
     tasks, rounds = math.ceil(geometry.shards / fitting), math.ceil(geometry.n_epochs / config.layout.exchange_every)
     sent = rows * 4 * n_components  # as many rows are sent to others as there are (assumed)
-    moved = 2 * (state + sent) + tasks * pool_bytes(n_components)
     return Projection(
-        tasks * (rounds + 2),
-        rounds * moved + 8 * edges,
+        round_steps(geometry, tasks, rounds, kept),
+        rounds * (state + sent + tasks * pool_bytes(n_components) + 8 * edges + 8 * rows) + 20 * edges,
         2 * (state + sent) + 8 * edges + 8 * rows,
         task_bytes,
         {"packed": 8 * edges + 8 * rows + 2 * sent},  # what is sent is not in the last state
+        max(0, rounds - 2) * (state + sent) + rounds * pool_bytes(n_components) + PAIRS_BYTES,
     )
 
 

@@ -23,6 +23,8 @@ EARLY_STOP_CHECKS = 10
 interval but the last. The layout may stop after the second interval and each later one."""
 LOSS_PAIRS = 20_000
 """Edges on which the loss is measured, and as many pairs of an edge's head with a random row."""
+PAIRS_BYTES = 28 * LOSS_PAIRS
+"""Bytes of these edges and pairs: three positions and a weight each."""
 PAIRS_PART = "pairs"
 """The part that holds these edges and pairs."""
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from dumap.artifacts.cells import TABLE, Cell, CellTable, guest_part_names, rows_per_range
+from dumap.artifacts.cells import RANGES_PER_PIECE, TABLE, Cell, CellTable, guest_part_names, rows_per_range
 from dumap.artifacts.exchange import read_received_ranges, write_receiver_index, write_sorted_receivers
 from dumap.artifacts.job import Job
 from dumap.artifacts.neighbors import write_lists
@@ -30,12 +30,13 @@ from dumap.kernels.codes import COLUMN_BYTES
 from dumap.kernels.leaves import EXACT_ROWS
 from dumap.kernels.projection import PLACES
 from dumap.planning.audits import WAVE_BYTES
-from dumap.planning.geometry import GUEST_BYTES, Geometry, cell_row_bytes
+from dumap.planning.geometry import GUEST_BYTES, Geometry, cell_row_bytes, guests_at_once
 from dumap.planning.plan import Projection
 from dumap.planning.sparse import sparse_cell_row_bytes
+from dumap.planning.steps import Step, cell_pieces, indexed, received_requests, senders_of
 from dumap.stages import Context, Stage, Task
 from dumap.stages.distances import metric_arguments, metric_errors
-from dumap.stages.sorting import sort_bytes, sort_guests, sorted_row_bytes
+from dumap.stages.sorting import ranked_leaves, sort_bytes, sort_guests, sorted_row_bytes
 
 KTH_ROW_BYTES, KTH_ROWS_PER_RANGE = 48, 64
 """Bytes of a row while its kth distance is sorted by group (measured, rounded up); and rows that are read at once."""
@@ -298,6 +299,40 @@ def run(context: Context) -> dict:
     return {"missing": sum_fact(context.run, NEIGHBORS, merged, "missing")}
 
 
+def guest_batches(geometry: Geometry, config: Config) -> float:
+    """Return in how many batches the guests of a cell are searched, at most in the mean; each reads all rows again."""
+    rows = geometry.rows / geometry.cells
+    guests = (geometry.cells_a_row(config.cells.max_cells_per_row) - 1) * rows
+    return 1 + guests / guests_at_once(geometry.cell_rows, int(rows))
+
+
+def steps_of(geometry: Geometry, config: Config, waves: int) -> tuple[Step, ...]:
+    """Return the steps of the stage."""
+    cells, groups, grouped, rows = geometry.cells, geometry.groups, geometry.group_blocks, geometry.rows
+    arrays, guests = 5 if geometry.sparse else 2, (geometry.cells_a_row(config.cells.max_cells_per_row) - 1) * rows
+    home_parts, home_spans = cell_pieces(geometry, rows / cells)
+    searched = Step(cells, home_parts + 2, arrays * home_spans + 2)
+    if cells == 1:
+        return (searched,)
+    guest_parts, guest_spans = cell_pieces(geometry, guests / cells)
+    kth, batches = len(kth_part_names(geometry, config, cells)), guest_batches(geometry, config)
+    (index_parts, index_spans), senders = received_requests(cells), senders_of(cells)
+    return (
+        searched,
+        Step(kth, cells / kth + 2, 2 * cells / kth + 1),
+        Step(groups * waves, grouped + kth + 4, grouped + 2 * kth + 4, grouped, waves),
+        Step(
+            cells,
+            home_parts + guest_parts + 4,
+            2 * guest_spans + batches * arrays * (home_spans + guest_spans) + 7,
+            0,
+            waves,
+        ),
+        indexed(cells),
+        Step(cells, 2 + index_parts + senders, 3 + index_spans + 3 * senders),
+    )
+
+
 def project(geometry: Geometry, config: Config, worker_memory: int) -> Projection:
     """Project what the stage will take."""
     rows, listed, index = geometry.rows, config.neighbors.search_k, geometry.index_dtype.itemsize
@@ -316,9 +351,12 @@ def project(geometry: Geometry, config: Config, worker_memory: int) -> Projectio
         + geometry.most_cell_rows * (GUEST_BYTES + 2 * list_bytes) * (geometry.cells > 1)  # guests, and their lists
         + (geometry.groups + geometry.cells) * 48
     )
+    gathered = rows * (1 + guest_batches(geometry, config) * cells_a_row) * sorted_row_bytes(geometry)
+    read: float = len(waves) * rows * (geometry.source_row_bytes + 4 * ranked_leaves(geometry)) + home
+    read += (1 + 1 / RANGES_PER_PIECE) * gathered + found + 2 * rows * list_bytes
     return Projection(
-        tasks=3 * geometry.cells + len(waves) * geometry.groups,
-        shuffled_bytes=int(found + 2 * rows * list_bytes + guests * len(waves)),
+        steps=steps_of(geometry, config, len(waves)),
+        shuffled_bytes=int(read),
         disk_bytes=int(found + 2 * rows * list_bytes + home + guests),
         task_bytes=max(search, sort_bytes(geometry, config), min(rows * KTH_ROW_BYTES, config.task_memory)),
         temporary_bytes={"cell": int(found + rows * list_bytes), "home": home, "guests": int(guests)},

@@ -17,6 +17,8 @@ from dumap.artifacts.part_names import split_evenly
 from dumap.kernels import start
 from dumap.kernels.graph import GRAIN_ROWS
 from dumap.planning.budget import page_bytes
+from dumap.planning.geometry import Geometry
+from dumap.planning.steps import Step, senders_of
 from dumap.stages import Context
 
 RANGES_PER_THREAD = 4
@@ -29,6 +31,12 @@ def pass_ranges(context: Context, shards: int) -> list[tuple[int, int]]:
     min_count = -(-shards * context.geometry.shard_rows * row_bytes // room)
     count = min(shards, max(min_count, RANGES_PER_THREAD * context.threads))
     return split_evenly(shards, count)
+
+
+def pass_steps(geometry: Geometry, passes: int) -> tuple[Step, ...]:
+    """Return the steps of passes, each with a checkpoint; a task for each shard, which is the most."""
+    pages = senders_of(geometry.shards)
+    return Step(passes * geometry.shards, pages + 4, pages + 5, 0, passes), Step(passes, 2, 0, 0, 4 * passes)
 
 
 class GraphPass:

@@ -23,9 +23,10 @@ from dumap.artifacts.part_names import (
 )
 from dumap.config import Config
 from dumap.kernels import quality
-from dumap.planning.audits import TILE_BYTES, audit_bytes
+from dumap.planning.audits import TILE_BYTES, audit_bytes, queries_at_once
 from dumap.planning.geometry import Geometry
 from dumap.planning.plan import Projection
+from dumap.planning.steps import Step, ranges_of, summed_steps
 from dumap.stages import Context, Stage
 from dumap.stages.distances import distances_by_tile, fill_distances, find_columns
 from dumap.store import Run
@@ -196,13 +197,30 @@ def run(context: Context) -> dict:
     return context.run.summary(QUALITY, "report")
 
 
+def steps_of(geometry: Geometry, config: Config, queries: int) -> tuple[Step, ...]:
+    """Return the steps of the stage."""
+    groups, grouped, trusted = geometry.groups, geometry.group_blocks, min(queries, TRUST_QUERIES)
+    query_parts = grouped * -(-trusted // queries_at_once(config, geometry.row_numbers))
+    looks = grouped * geometry.chunks_a_block  # for the number of repairs
+    return (
+        Step(1, 2 * geometry.shards + 5, 2 * geometry.shards + 4),
+        Step(groups, 6 + looks, 3 + grouped + query_parts * geometry.chunks_a_block, grouped),
+        *summed_steps(groups, 1),
+        Step(groups, 7, 4 + grouped + query_parts, grouped),
+        *summed_steps(groups, 1),
+    )
+
+
 def project(geometry: Geometry, config: Config, worker_memory: int) -> Projection:
     """Project what the stage will take."""
     queries = min(config.audit.queries, max_queries(config), geometry.rows)
-    disk = queries * MAP_NEIGHBORS * 16 + TRUST_QUERIES * MAP_NEIGHBORS * 24 * geometry.groups
+    parts = geometry.groups + ranges_of(geometry.groups)
+    row_bytes = geometry.source_row_bytes + geometry.index_dtype.itemsize + 4
+    compared = geometry.blocks * (1 + geometry.chunks_a_block) * min(queries, TRUST_QUERIES) * geometry.row_numbers * 4
+    disk = queries * (MAP_NEIGHBORS * 8 + 16) + min(queries, TRUST_QUERIES) * MAP_NEIGHBORS * 12 * parts
     return Projection(
-        tasks=2 * geometry.groups + 3,
-        shuffled_bytes=2 * geometry.rows * geometry.source_row_bytes,
+        steps=steps_of(geometry, config, queries),
+        shuffled_bytes=2 * (geometry.rows * row_bytes + disk) + compared,
         disk_bytes=disk,
         task_bytes=audit_bytes(config, geometry, queries),
         temporary_bytes={"ranks": disk},

@@ -7,6 +7,7 @@ merges the offers for its home rows. Between steps, what cells have for one anot
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -28,8 +29,11 @@ from dumap.artifacts.part_names import (
     sum_fact,
 )
 from dumap.artifacts.rows import cast_rows, empty_rows, join_rows, read_rows, write_rows
+from dumap.config import Config
 from dumap.kernels import neighbors, repair, vectors
-from dumap.planning.audits import most_repair_rows, repair_waves
+from dumap.planning.audits import SENT_ROWS, mean_repair_waves, most_repair_rows, repair_waves
+from dumap.planning.geometry import Geometry
+from dumap.planning.steps import Step, cell_pieces, indexed, received_requests, senders_of
 from dumap.stages import Context
 from dumap.stages.distances import metric_arguments, metric_errors
 from dumap.store import Run
@@ -244,3 +248,19 @@ def sum_repair_facts(job: Job, part: str, number: int) -> None:
         out.attributes |= {
             fact: sum_fact(job.run, AUDIT, part_names(f"{name}-{number}", cells), fact) for fact, name in facts.items()
         }
+
+
+def repair_steps(geometry: Geometry, config: Config) -> tuple[Step, ...]:
+    """Return the steps of one repair."""
+    cells, senders = geometry.cells, senders_of(geometry.cells)
+    waves = mean_repair_waves(config, geometry, SENT_ROWS)
+    (index_parts, index_spans), (parts, spans) = received_requests(cells), cell_pieces(geometry, geometry.rows / cells)
+    spans *= 3 if geometry.sparse else 1
+    return (
+        Step(cells, 3, 3),
+        *[indexed(cells)] * (2 + math.ceil(waves)),
+        Step(cells * waves, parts + index_parts + senders + 3, spans + index_spans + senders + 4, 0, waves),
+        Step(cells, parts + index_parts + senders + 4, spans + index_spans + 2 * senders + 6, 0, waves),
+        Step(cells, index_parts + senders + 3, index_spans + 2 * senders + 4),
+        Step(1, 3 * cells),
+    )

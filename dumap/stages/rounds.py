@@ -21,6 +21,8 @@ from dumap.kernels import layout
 from dumap.kernels.edges import Edges
 from dumap.kernels.pool import pool_rows, sort_pool
 from dumap.planning.budget import cached_bytes
+from dumap.planning.geometry import Geometry
+from dumap.planning.steps import Step, indexed, received_requests, senders_of
 from dumap.stages import Context
 from dumap.stages.layout_common import (
     SENT_ROWS_PER_RANGE,
@@ -282,3 +284,18 @@ def prepare_ranges(context: Context, bounds: list[int], progress: tuple[float, f
     context.compute(LAYOUT, index_requests, requested, bounds=bounds, progress=progress)
     context.compute(LAYOUT, answer_requests, answers, bounds=bounds, progress=progress)
     context.compute(LAYOUT, index_answers, answered, bounds=bounds, progress=progress)
+
+
+def round_steps(geometry: Geometry, tasks: int, rounds: int, measured: int) -> tuple[Step, ...]:
+    """Return the steps of a layout in rounds of so many tasks, which measures its loss so many times."""
+    shards, senders, (index_parts, index_spans) = geometry.shards, senders_of(tasks), received_requests(tasks)
+    return (
+        Step(1, shards + 2, 3 * shards),
+        Step(tasks, shards + 1, 3 * shards / tasks + 1),
+        indexed(tasks),
+        Step(tasks, index_parts + senders + 1, index_spans + senders + 1),
+        indexed(tasks),
+        Step(tasks * rounds, tasks + index_parts + 6, tasks + senders + index_spans + 11, 0, rounds),
+        Step(rounds, 2, 0, 0, 4 * rounds),
+        Step(measured, tasks + 3, shards + 3, 0, measured),
+    )

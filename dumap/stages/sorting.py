@@ -25,9 +25,17 @@ from dumap.planning.geometry import Geometry, sort_row_bytes
 from dumap.planning.sparse import SPARSE_LEAVES
 from dumap.store import OBJECT_BYTES
 
+RANKED_LEAVES = 16
+"""Nearest leaves that are found for a row. The row joins cells of the nearest `JOINED_LEAVES` of them, and probes the
+others only in cells that it has joined."""
 JOINED_LEAVES = 8
 """A row joins the cells of at most this many nearest leaves: `tree.nearest_leaves` leaves out far leaves, and
 `cells.max_cells_per_row` bounds the cells."""
+
+
+def ranked_leaves(geometry: Geometry) -> int:
+    """Return how many leaves are found for a row at the most."""
+    return SPARSE_LEAVES if geometry.sparse else RANKED_LEAVES
 
 
 def value_counts(numbers: np.ndarray) -> np.ndarray:

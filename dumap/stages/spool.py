@@ -16,6 +16,7 @@ from dumap.config import Config
 from dumap.errors import InputError
 from dumap.planning.geometry import Geometry
 from dumap.planning.plan import Projection
+from dumap.planning.steps import Step
 from dumap.sources.arrays import ArrayRows
 from dumap.sources.spooled import PART_BYTES, SPOOL, SPOOLED, Spooled
 from dumap.stages import Context, Stage
@@ -68,7 +69,7 @@ def project(geometry: Geometry, config: Config, worker_memory: int) -> Projectio
     row_bytes = geometry.source_row_bytes
     size = geometry.rows * row_bytes
     return Projection(
-        tasks=max(1, -(-size // PART_BYTES)),
+        steps=(Step(max(1, -(-size // PART_BYTES))),),
         shuffled_bytes=0,
         disk_bytes=size,
         task_bytes=3 * min(size, max(row_bytes, PART_BYTES)),

@@ -33,9 +33,10 @@ from dumap.kernels import coarse, start, vectors
 from dumap.planning.budget import axes_rows, principal_bytes, start_bytes
 from dumap.planning.geometry import Geometry
 from dumap.planning.plan import Projection
+from dumap.planning.steps import Step
 from dumap.stages import Context, Stage, no_backup
 from dumap.stages.layout_common import layout_parameters, require_finite
-from dumap.stages.passes import GraphPass, pass_ranges
+from dumap.stages.passes import GraphPass, pass_ranges, pass_steps
 from dumap.store import CHECKPOINT, Checkpoints, ExternalArray
 
 AXES = "axes"
@@ -268,14 +269,38 @@ def run(context: Context) -> dict:
     return {"init": init, **context.run.summary(START, BOX)["facts"]}
 
 
+def steps_of(geometry: Geometry, init: str) -> tuple[Step, ...]:
+    """Return the steps of the stage."""
+    blocks, shards, stretched = geometry.blocks, geometry.shards, Step(geometry.shards, 4, 3)
+    if init == "spectral":
+        return Step(1, 1, 3), *pass_steps(geometry, SMOOTHING_PASSES), Step(1, shards), stretched
+    if init == "random":
+        return (stretched,)
+    spans = -(-blocks // max(1, MIN_TASK_ROWS // geometry.block_rows))
+    ranges, placed = min(shards, spans), blocks / spans
+    axes = (Step(1, blocks + 1, blocks + 1),) if init == "pca" else ()
+    return (
+        *axes,
+        Step(spans, placed + 4, placed + 4, placed),
+        Step(1, spans),
+        Step(ranges, 2 * spans + 2, 2 * spans + 1),
+        stretched,
+    )
+
+
 def project(geometry: Geometry, config: Config, worker_memory: int) -> Projection:
     """Project what the stage will take."""
     edges, n_components = 2 * config.neighbors.graph_k * geometry.rows, config.layout.n_components
     shard = start_bytes(config, geometry.rows, min(geometry.shard_rows, geometry.rows))
+    read = geometry.rows * (geometry.source_row_bytes + 28 * n_components)
+    if config.start.init == "spectral":
+        edge_bytes, row_bytes = geometry.index_dtype.itemsize + 4, 8 + 12 * n_components
+        read = SMOOTHING_PASSES * (edges * edge_bytes + geometry.rows * row_bytes)
     return Projection(
-        tasks=SMOOTHING_PASSES * geometry.shards,
-        shuffled_bytes=SMOOTHING_PASSES * edges * (geometry.index_dtype.itemsize + 4),
+        steps=steps_of(geometry, config.start.init),
+        shuffled_bytes=read,
         disk_bytes=geometry.rows * 12 * n_components,
+        replaced_bytes=(SMOOTHING_PASSES - 1) * geometry.rows * 4 * n_components,
         task_bytes=max(shard, principal_bytes(config, geometry)),
         temporary_bytes={"smoothed": geometry.rows * 8 * n_components},
     )

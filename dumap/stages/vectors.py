@@ -26,6 +26,7 @@ from dumap.planning.audits import audits
 from dumap.planning.budget import sparse_block_bytes, tally_buckets, tally_row_bytes
 from dumap.planning.geometry import Geometry
 from dumap.planning.plan import Projection
+from dumap.planning.steps import Step
 from dumap.stages import Context, Stage
 from dumap.stages.fingerprints import format_fingerprint, hash_rows
 from dumap.store import Part
@@ -306,6 +307,15 @@ def run(context: Context) -> dict:
     }
 
 
+def steps_of(geometry: Geometry, buckets: int, unique: bool, wide: bool) -> tuple[Step, ...]:
+    """Return the steps of the stage; `wide` if rows are wider than float32."""
+    blocks = geometry.blocks
+    checked = Step(blocks, blocks=1), Step(buckets, blocks, blocks * (2 + unique))
+    found = (Step(blocks, 1 + buckets, 3 + 3 * buckets, 1),) if unique else ()
+    merged = (Step(1, 1, 1, 1), Step(blocks, 1, 1, 1), Step(buckets, 2 * blocks, 4 * blocks)) if wide else ()
+    return checked + found + merged
+
+
 def project(geometry: Geometry, config: Config, worker_memory: int) -> Projection:
     """Project what the stage will take."""
     rows, unique, wide = geometry.rows, config.input.unique, geometry.itemsize > 4
@@ -318,9 +328,10 @@ def project(geometry: Geometry, config: Config, worker_memory: int) -> Projectio
     sample, drawn = geometry.sample_rows * geometry.dims * 4, min(queries, rows) * geometry.row_numbers * 4
     duplicate_bytes = rows * unique * (16 + 3 * index)
     temporary = rows * (9 + 16 * wide) + (sample + drawn) * (1 + wide)
+    hashed, read = rows * (9 + 8 * unique) * (buckets + unique) + rows * wide * 18 * buckets, 1 + unique + wide
     return Projection(
-        tasks=(geometry.blocks + buckets) * (1 + wide) + geometry.blocks * unique + wide,
-        shuffled_bytes=rows * 8 * (1 + unique + 2 * wide),
+        steps=steps_of(geometry, buckets, unique, wide),
+        shuffled_bytes=hashed + read * rows * geometry.source_row_bytes,
         disk_bytes=duplicate_bytes + temporary,
         task_bytes=max(
             sparse_block_bytes(geometry) + sample + drawn

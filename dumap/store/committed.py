@@ -231,6 +231,7 @@ class CommittedParts(Objects):
         for name, manifest in dropped.items():
             self.put_with_digest(manifest_key(stage, name), seal(manifest), durable=True)
             self.clear_cached(stage, [name])
+            self._manifests[stage, name] = manifest
         self.flush_folders(manifest_key(stage, name) for name in dropped)
         self.delete_keys(list(sizes))
         return sum(sizes.values())
