@@ -1,4 +1,4 @@
-"""How tests are divided among processes, `pytest -n 2`: a file is run by one of them, the longest files first."""
+"""How tests are divided among processes: a file is run by one of them, the longest files first."""
 
 from __future__ import annotations
 
