@@ -18,7 +18,7 @@ from dumap.store.concurrent_reads import call_concurrently
 class Counting:
     """Counts the calls that are under way at once.
 
-    Each call stays until `expected` calls have been under way together, or for a second: a slow machine starts threads
+    Each call stays until `expected` calls have been under way together, or for a minute: a busy machine starts threads
     late.
     """
 
@@ -30,7 +30,7 @@ class Counting:
             self._now += 1
             self.most = max(self.most, self._now)
             self._change.notify_all()
-            self._change.wait_for(lambda: self.most >= self._expected, timeout=1)
+            self._change.wait_for(lambda: self.most >= self._expected, timeout=60)
 
     def __exit__(self, *error: object) -> None:
         with self._change:
