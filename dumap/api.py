@@ -263,7 +263,7 @@ def verify(path: Path, *, dry_run: bool = False) -> list[str]:
     from dumap.recipe import damage
     from dumap.recipe.observers import LogObserver
 
-    return [key for _, _, key in damage.verify(path_text(path), LogObserver().note, mend=not dry_run)]
+    return [key for _, _, key in damage.verify(path_text(path), LogObserver().note, should_repair=not dry_run)]
 
 
 def clean(path: Path, *, dry_run: bool = False) -> Cleaned:

@@ -55,13 +55,13 @@ def time_kernel(job: Job, graph: Graph, threads: int) -> tuple[float, np.ndarray
     shards, parameters = graph.shards, layout_parameters(job)
     first_state = EpochState(job.run, graph, 0)
     edges = pack_shards(job, graph, 0, len(shards))
-    y = first_state.span(0, len(shards))
+    y = first_state.read_shards(0, len(shards))
     first_moments, second_moments, next_y = np.zeros_like(y), np.zeros_like(y), np.empty_like(y)
     bounds = slice_bounds(shards.rows, threads * SLICES_PER_THREAD)
     start_time = time.perf_counter()
     with ThreadPoolExecutor(threads) as executor:
         for epoch in range(job.geometry.n_epochs):
-            pool = graph.rows_at(pool_rows(parameters.seed, epoch, graph.occurrence_offsets[-1]))
+            pool = graph.positions_of(pool_rows(parameters.seed, epoch, graph.occurrence_offsets[-1]))
             compute_epoch(executor, bounds, parameters, epoch, edges, y, first_moments, second_moments, next_y, pool)
             y, next_y = next_y, y
     return time.perf_counter() - start_time, y
@@ -90,8 +90,10 @@ def time_umap_learn(job: Job, graph: Graph, y: np.ndarray, threads: int) -> floa
     heads, tails, weights = [], [], []
     for shard in range(len(graph.shards)):
         indptr, tail, weight = graph.read(shard)
-        is_sampled = weight >= graph.greatest / job.geometry.n_epochs
-        heads.append((graph.shards.span(shard)[0] + np.repeat(np.arange(len(indptr) - 1), np.diff(indptr)))[is_sampled])
+        is_sampled = weight >= graph.greatest_weight / job.geometry.n_epochs
+        heads.append(
+            (graph.shards.row_range(shard)[0] + np.repeat(np.arange(len(indptr) - 1), np.diff(indptr)))[is_sampled]
+        )
         tails.append(tail[is_sampled])
         weights.append(weight[is_sampled])
     head, tail = (np.concatenate(blocks).astype(np.int32) for blocks in (heads, tails))
@@ -125,7 +127,7 @@ def main() -> None:
     config = copy_config(args.run, args.run, args.threads)
     job = Job(config, plan(config).geometry)
     graph = Graph(Run(args.run, read_only=True))
-    y = EpochState(job.run, graph, 0).span(0, len(graph.shards))
+    y = EpochState(job.run, graph, 0).read_shards(0, len(graph.shards))
     seconds: dict[str, list[float]] = {"umap-learn": [], "kernel": [], "stage": []}
     time_stage(args.run, args.threads)  # compiles what is not in the cache
     for _ in range(args.rounds):
@@ -134,7 +136,7 @@ def main() -> None:
         seconds["stage"].append(time_stage(args.run, args.threads))
         print({name: round(times[-1], 2) for name, times in seconds.items()}, flush=True)
     medians = {name: statistics.median(times) for name, times in seconds.items()}
-    edges = graph.edges_of(0, len(graph.shards))
+    edges = graph.count_edges(0, len(graph.shards))
     print(
         json.dumps(
             {

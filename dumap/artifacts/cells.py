@@ -59,43 +59,43 @@ class CellTable:
     def __init__(self, run: Run) -> None:
         self.run, facts = run, run.summary(CELLS, TABLE)
         self.cells, self.rows = int(facts["cells"]), int(facts["rows"])
-        self._block_rows, self._group_blocks, self._cells_a_part = facts["cut"]
+        self._block_rows, self._group_blocks, self._cells_per_part = facts["cut"]
 
     @cached_property
     def offsets(self) -> np.ndarray:
         """Position of each cell's first row, (cells + 1,) int64."""
         return self.run.read(CELLS, TABLE, "offsets")
 
-    def home_spans(self, cell: int) -> np.ndarray:
+    def home_ranges(self, cell: int) -> np.ndarray:
         """Return the first of a cell's home rows in each sorted group, and their number, (groups, 2) int32."""
-        return self._spans("home", cell)
+        return self._read_ranges("home", cell)
 
-    def guest_spans(self, cell: int) -> np.ndarray:
+    def guest_ranges(self, cell: int) -> np.ndarray:
         """Return the first of a cell's guests among all guests of each group, and their number, (groups, 2)."""
-        return self._spans("guests", cell)
+        return self._read_ranges("guests", cell)
 
-    def _spans(self, array: str, cell: int) -> np.ndarray:
-        number, row = divmod(cell, self._cells_a_part)
+    def _read_ranges(self, array: str, cell: int) -> np.ndarray:
+        number, row = divmod(cell, self._cells_per_part)
         return self.run.read(CELLS, part_name(SPANS, number), array, row, row + 1)[0]
 
-    def entries(self, cell: int) -> np.ndarray:
+    def entry_counts(self, cell: int) -> np.ndarray:
         """Return how many entries a cell's home rows have, and its rows with guests, (2,) int64; of sparse rows."""
-        return self._spans("entries", cell)
+        return self._read_ranges("entries", cell)
 
-    def starts(self, group: int) -> np.ndarray:
+    def group_starts(self, group: int) -> np.ndarray:
         """Return the position of a group's first row in each cell, (cells,) int64."""
-        names = part_names(SPANS, -(-self.cells // self._cells_a_part))
+        names = part_names(SPANS, -(-self.cells // self._cells_per_part))
         return np.concatenate([self.run.read(CELLS, name, "starts", group, group + 1)[0] for name in names])
 
     def positions(self, run: Run, block: int) -> np.ndarray:
         """Return the positions of a block's rows, (n,) int64; -1 for rows left out."""
-        return run.read(CELLS, *self._in_part(block, "positions")).astype(np.int64)
+        return run.read(CELLS, *self._range_in_part(block, "positions")).astype(np.int64)
 
     def status(self, block: int) -> np.ndarray:
         """Return the status of a block's rows, (n,), as stage vectors found it."""
-        return self.run.read(CELLS, *self._in_part(block, "status"))
+        return self.run.read(CELLS, *self._range_in_part(block, "status"))
 
-    def _in_part(self, block: int, array: str) -> tuple[str, str, int, int]:
+    def _range_in_part(self, block: int, array: str) -> tuple[str, str, int, int]:
         """Return the part, the array, and the range in it, that hold a block's rows."""
         group, number = divmod(block, self._group_blocks)
         return part_name(POSITIONS, group), array, number * self._block_rows, (number + 1) * self._block_rows
@@ -148,64 +148,68 @@ class Cell:
         self.job, self.number, self.table, guests = job, cell, table, np.empty(0, np.int64)
         first, last = (int(offset) for offset in table.offsets[cell : cell + 2])
         self.home_rows = last - first
-        of_homes = part_ranges(part_names("sorted", job.geometry.groups), table.home_spans(cell))
-        self.spans = [(CELLS, *span) for span in of_homes]
+        of_homes = part_ranges(part_names("sorted", job.geometry.groups), table.home_ranges(cell))
+        self.part_ranges = [(CELLS, *span) for span in of_homes]
         if wave is not None:
-            spans = table.guest_spans(cell)
-            spans[:, 0] -= table.guest_spans(wave[0])[:, 0]
+            spans = table.guest_ranges(cell)
+            spans[:, 0] -= table.guest_ranges(wave[0])[:, 0]
             of_guests = part_ranges(guest_part_names(wave, job.geometry.groups), spans)
             read = job.run.read_each(NEIGHBORS, [(name, "positions", a, b) for name, a, b in of_guests])
             guests = np.concatenate([guests, *read])
-            self.spans += [(NEIGHBORS, *span) for span in of_guests]
+            self.part_ranges += [(NEIGHBORS, *span) for span in of_guests]
         order = np.argsort(guests)
         inverse = np.argsort(order) + self.home_rows
         self.inverse_order = np.concatenate([np.arange(self.home_rows), inverse]).astype(np.int32)
         self.positions = np.concatenate([np.arange(first, last), guests[order]])
 
-    def batches(self) -> Iterator[np.ndarray]:
+    def row_batches(self) -> Iterator[np.ndarray]:
         """Yield the rows that are searched together: all home rows, and each time as many further guests as memory
         allows.
         """
         geometry, guests = self.job.geometry, np.arange(self.home_rows, len(self.positions))
         batches = max(1, -(-len(guests) // guests_at_once(geometry.cell_rows, self.home_rows)))
         if geometry.sparse:
-            home, every = self.table.entries(self.number).tolist()
+            home, every = self.table.entry_counts(self.number).tolist()
             batches = max(batches, -(-(every - home) // guests_at_once(geometry.cell_rows * geometry.entries, home)))
         for batch in range(batches):
             yield np.concatenate([np.arange(self.home_rows), guests[batch::batches]])
 
-    def _gather(self, name: str, rows: np.ndarray, out: np.ndarray, made: Callable[[np.ndarray], np.ndarray]) -> None:
-        """Read rows of an array into `out`, in the given order. `made` converts each piece that is read."""
-        targets = np.full(len(self.positions), -1, np.int32)
-        targets[rows] = np.arange(len(rows))
-        targets, whole = targets[self.inverse_order], len(rows) == len(self.positions)
-        step, done = max(1, self.job.geometry.block_rows // 4), 0
-        for stage, spans in groupby(self.spans, key=itemgetter(0)):
-            requests, places = [], []
+    def _read_rows(
+        self, name: str, rows: np.ndarray, out: np.ndarray, convert: Callable[[np.ndarray], np.ndarray]
+    ) -> None:
+        """Read rows of an array into `out`, in the given order. `convert` converts each piece that is read."""
+        out_rows = np.full(len(self.positions), -1, np.int32)
+        out_rows[rows] = np.arange(len(rows))
+        out_rows, whole = out_rows[self.inverse_order], len(rows) == len(self.positions)
+        step, rows_read = max(1, self.job.geometry.block_rows // 4), 0
+        for stage, spans in groupby(self.part_ranges, key=itemgetter(0)):
+            requests, piece_rows = [], []
             for _, part, a, b in spans:
                 for low in range(a, b, step):
                     high = min(b, low + step)
-                    at = targets[done : done + high - low]
-                    done += high - low
-                    if whole or (at >= 0).any():
+                    piece_out = out_rows[rows_read : rows_read + high - low]
+                    rows_read += high - low
+                    if whole or (piece_out >= 0).any():
                         requests.append((part, name, low, high))
-                        places.append(at)
-            for at, piece in zip(places, self.job.run.read_each(stage, requests), strict=True):
-                out[at if whole else at[at >= 0]] = made(piece if whole else piece[at >= 0])
+                        piece_rows.append(piece_out)
+            for piece_out, piece in zip(piece_rows, self.job.run.read_each(stage, requests), strict=True):
+                out[piece_out if whole else piece_out[piece_out >= 0]] = convert(
+                    piece if whole else piece[piece_out >= 0]
+                )
 
-    def probes(self, rows: np.ndarray) -> np.ndarray:
+    def read_probes(self, rows: np.ndarray) -> np.ndarray:
         """Read the leaves of the cell that rows probe, (len(rows), width) int32."""
         out = np.empty((len(rows), max_probes(self.job.geometry)), np.int32)
-        self._gather("probes", rows, out, lambda piece: piece)
+        self._read_rows("probes", rows, out, lambda piece: piece)
         return out
 
-    def kth_squared(self) -> np.ndarray:
+    def read_kth_squared(self) -> np.ndarray:
         """Read the squared distance of the last neighbour that each guest found in its home cell, float64."""
         out = np.empty(len(self.positions) - self.home_rows)
-        self._gather("kth_squared", np.arange(self.home_rows, len(self.positions)), out, lambda piece: piece)
+        self._read_rows("kth_squared", np.arange(self.home_rows, len(self.positions)), out, lambda piece: piece)
         return out
 
-    def vectors(self, rows: np.ndarray, metric: str | None = None) -> np.ndarray:
+    def read_vectors(self, rows: np.ndarray, metric: str | None = None) -> np.ndarray:
         """Read the vectors of rows, in the given order. With a metric, they are mapped by `to_euclidean`.
 
         Returns
@@ -214,20 +218,20 @@ class Cell:
         """
         out = np.empty((len(rows), self.job.geometry.dims), np.float32)
 
-        def made(piece: np.ndarray) -> np.ndarray:
+        def convert(piece: np.ndarray) -> np.ndarray:
             x = vectors.as_float32(piece)
             return vectors.to_euclidean(x, metric) if metric else x
 
-        self._gather("vectors", rows, out, made)
+        self._read_rows("vectors", rows, out, convert)
         return out
 
-    def sparse_vectors(self, rows: np.ndarray) -> csr_matrix:
+    def read_sparse_vectors(self, rows: np.ndarray) -> csr_matrix:
         """Read the vectors of rows that are sparse, in the order given, as float32."""
         job, wanted = self.job, np.full(len(self.positions), -1, np.int64)
         wanted[rows] = np.arange(len(rows))
         wanted, done, at = wanted[self.inverse_order], 0, []
         counts = np.zeros(len(rows), np.int64)
-        for stage, part, a, b in self.spans:  # first how many entries each row has, then the entries
+        for stage, part, a, b in self.part_ranges:  # first how many entries each row has, then the entries
             at.append(wanted[done : done + b - a])
             done += b - a
             found = np.diff(job.run.read(stage, part, "vectors_bounds", a, b + 1))
@@ -235,7 +239,7 @@ class Cell:
         bounds = np.concatenate([[0], np.cumsum(counts)])
         columns, values = np.empty(bounds[-1], np.int32), np.empty(bounds[-1], np.float32)
         step = max(1, job.geometry.block_rows // 4)
-        for (stage, part, a, b), places in zip(self.spans, at, strict=True):
+        for (stage, part, a, b), places in zip(self.part_ranges, at, strict=True):
             for low in range(a, b, step):
                 of_piece = places[low - a : low - a + step]
                 chosen = np.flatnonzero(of_piece >= 0)

@@ -30,11 +30,11 @@ def labels_reader(job: Job, graph: Graph, number: int) -> Callable[[int], np.nda
     """
     if number:
         checkpoints = label_checkpoints(job.run)
-        return lambda shard: checkpoints.read(number, "labels", *graph.shards.span(shard))
+        return lambda shard: checkpoints.read(number, "labels", *graph.shards.row_range(shard))
     sources = job.run.read(COARSEN, LABEL_SOURCES, "rows")
 
     def labels_of_sources(shard: int) -> np.ndarray:
-        first, stop = graph.shards.span(shard)
+        first, stop = graph.shards.row_range(shard)
         labels = np.full(stop - first, start.UNLABELLED, job.geometry.index_dtype)
         low, high = np.searchsorted(sources, [first, stop])
         labels[sources[low:high] - first] = np.arange(low, high)
@@ -93,6 +93,6 @@ def read_unlabelled(run: Run, graph: Graph, number: int, shard: int, labels: np.
 
 def write_unlabelled(out: Part, graph: Graph, shard: int, edges: UnlabelledEdges) -> None:
     """Write the edges of a shard's rows that have no label, if they are at most half of the shard's edges."""
-    if 0 < 2 * len(edges.tails) <= graph.edges_of(shard, shard + 1):
+    if 0 < 2 * len(edges.tails) <= graph.count_edges(shard, shard + 1):
         for name, values in zip(_array_names(shard), edges, strict=True):
             out.write(name, values)

@@ -66,14 +66,14 @@ def write_receiver_index(
     pieces = [np.empty((0, 4), np.int64)]
     for number, (receivers, bounds) in enumerate(zip(read, read, strict=True), first):
         if receiver_of is not None:
-            receivers, begins = np.unique(receiver_of[receivers], return_index=True)
-            bounds = bounds[np.append(begins, len(bounds) - 1)]
+            receivers, firsts = np.unique(receiver_of[receivers], return_index=True)
+            bounds = bounds[np.append(firsts, len(bounds) - 1)]
         pieces.append(np.stack([receivers, np.full(len(receivers), number), bounds[:-1], bounds[1:]], axis=1))
-    whole = np.concatenate(pieces)
-    whole = whole[np.argsort(whole[:, 0], kind="stable")]
+    entries = np.concatenate(pieces)
+    entries = entries[np.argsort(entries[:, 0], kind="stable")]
     with run.part(stage, part) as out:
-        out.write("firsts", np.searchsorted(whole[:, 0], np.arange(count + 1)), RECEIVERS_PER_RANGE)
-        out.write("spans", whole[:, 1:], RECEIVERS_PER_RANGE)
+        out.write("firsts", np.searchsorted(entries[:, 0], np.arange(count + 1)), RECEIVERS_PER_RANGE)
+        out.write("spans", entries[:, 1:], RECEIVERS_PER_RANGE)
 
 
 def read_received_ranges(run: Run, stage: str, kind: str, senders: int, receiver: int) -> np.ndarray:

@@ -24,14 +24,14 @@ class RowRanges:
         self.offsets, self.rows = offsets, int(offsets[-1])
 
     @classmethod
-    def even(cls, rows: int, shard_rows: int) -> RowRanges:
+    def of_size(cls, rows: int, shard_rows: int) -> RowRanges:
         """Cut rows into ranges, all but the last of the same size."""
         return cls(np.minimum(np.arange(math.ceil(rows / shard_rows) + 1) * shard_rows, rows))
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
-    def span(self, shard: int) -> tuple[int, int]:
+    def row_range(self, shard: int) -> tuple[int, int]:
         """Return the positions [start, stop) of a shard."""
         return int(self.offsets[shard]), int(self.offsets[shard + 1])
 
@@ -54,11 +54,11 @@ class Graph:
         name = self.names[shard]
         return tuple(self.run.read(GRAPH, name, array) for array in ("indptr", "tails", "weights"))  # type: ignore[return-value]
 
-    def isolated(self, shard: int) -> np.ndarray:
+    def isolated_positions(self, shard: int) -> np.ndarray:
         """Return the positions of a shard's rows that have no edge."""
         return self.run.read(GRAPH, self.names[shard], "isolated")
 
-    def edges_of(self, first: int, last: int) -> int:
+    def count_edges(self, first: int, last: int) -> int:
         """Count the edges of shards [first, last). An edge with both ends in these shards counts twice."""
         return int(sum_fact(self.run, GRAPH, self.names[first:last], "edges"))
 
@@ -67,7 +67,7 @@ class Graph:
         """Each shard's first occurrence, (shards + 1,). A row occurs once for itself and once for each duplicate."""
         return np.array(self.run.summary(GRAPH, GRAPH_FACTS)["occurrence_offsets"])
 
-    def repeated(self, first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
+    def read_repeated(self, first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the positions in shards [first, last) that have duplicates, ascending, and how often each row
         occurs.
         """
@@ -76,18 +76,18 @@ class Graph:
         ]
         return np.concatenate(arrays[0]), np.concatenate(arrays[1])
 
-    def rows_at(self, occurrences: np.ndarray) -> np.ndarray:
+    def positions_of(self, occurrences: np.ndarray) -> np.ndarray:
         """Return the positions of the rows that occurrences belong to, reading one shard after another."""
         shards = np.searchsorted(self.occurrence_offsets, occurrences, side="right") - 1
         starts = self.shards.offsets[shards]
         rows = occurrences - self.occurrence_offsets[shards]
         has_duplicates = np.diff(self.occurrence_offsets) > np.diff(self.shards.offsets)
         for shard in np.unique(shards[has_duplicates[shards]]):
-            inside, (repeated, times) = shards == shard, self.repeated(shard, shard + 1)
+            inside, (repeated, times) = shards == shard, self.read_repeated(shard, shard + 1)
             rows[inside] = graph.rows_at(rows[inside], repeated - self.shards.offsets[shard], times)
         return rows + starts
 
     @property
-    def greatest(self) -> float:
+    def greatest_weight(self) -> float:
         """The greatest weight."""
         return float(max(self.run.summary(GRAPH, name)["greatest"] for name in self.names))

@@ -31,7 +31,7 @@ def _ignore_progress(done: float, total: float) -> None:
     return None
 
 
-OPENED_LOCALLY = ("run", "input", "precomputed", "centre", "targets", "object_rows")
+OPENED_LOCALLY = ("run", "input", "precomputed", "centre", "projected_dims", "object_rows")
 """Attributes that are not sent with a job: the process that runs the task opens them, or only the driver has them."""
 CENTRE = "centre"
 """The part of stage vectors that holds the centre."""
@@ -47,7 +47,7 @@ class Job:
     ----------
     config : Config
     geometry : Geometry
-    tick : callable
+    report_progress : callable
         Called with (done, total) as a long task proceeds.
     term : int, optional
     token : str, optional
@@ -58,24 +58,24 @@ class Job:
         The stage whose parts the task writes; None outside of runs.
     object_rows : ObjectRows, optional
         The object that is embedded, if it was given to this process.
-    last : str, optional
+    last_stage : str, optional
         The stage after which the driver stops; None to go on to the end of the recipe.
     """
 
     config: Config
     geometry: Geometry
-    tick: Callable[[float, float], None] = field(default=_ignore_progress, compare=False)
+    report_progress: Callable[[float, float], None] = field(default=_ignore_progress, compare=False)
     term: int | None = None
     token: str | None = None
     inherited: dict[str, str] | None = None
     stage: str | None = None
     object_rows: ObjectRows | None = field(default=None, compare=False)
-    last: str | None = None
+    last_stage: str | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name not in OPENED_LOCALLY}
 
-    def title(self, task: Callable[..., None]) -> str:
+    def step_title(self, task: Callable[..., None]) -> str:
         """Return the name of a task's step for messages and measurements: the stage, or else the task's module."""
         return self.stage or task.__module__.split(".")[-1]
 
@@ -102,7 +102,7 @@ class Job:
         return self.run.read(VECTORS, CENTRE, "centre") if self.run.summary(VECTORS, CENTRE)["applies"] else None
 
     @cached_property
-    def targets(self) -> np.ndarray:
+    def projected_dims(self) -> np.ndarray:
         """Where the columns of sparse rows are projected to: see `dumap.kernels.projection`."""
         return projection.places(self.geometry.source_dims, self.config.seed)
 
@@ -113,7 +113,7 @@ class Job:
         """
         metric = self.config.neighbors.metric
         if self.geometry.sparse:
-            return projection.project(csr.as_float32(values), self.targets, metric)
+            return projection.project(csr.as_float32(values), self.projected_dims, metric)
         return as_embedded(values, metric, self.centre)
 
     def as_compared(self, values: Any) -> Any:
@@ -121,11 +121,11 @@ class Job:
         return csr.as_float32(values) if self.geometry.sparse else self.as_embedded(values)
 
     @property
-    def space(self) -> str:
+    def tree_metric(self) -> str:
         """The metric by which `to_euclidean` maps rows of `as_embedded`; projections are there already."""
         return "euclidean" if self.geometry.sparse else self.config.neighbors.metric
 
-    def rows(self, start: int, stop: int) -> np.ndarray:
+    def read_rows(self, start: int, stop: int) -> np.ndarray:
         """Read rows [start, stop) of the input as float32, (n, geometry.dims): see `as_embedded`."""
         return self.as_embedded(self.input.read(start, stop))
 

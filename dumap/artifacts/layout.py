@@ -31,14 +31,14 @@ class EpochState:
         """Return the coordinates of rows [start, stop) of a shard."""
         if self.epoch == 0:
             return self.starts.read(shard, start, stop)
-        first, last = self.graph.shards.span(shard)
+        first, last = self.graph.shards.row_range(shard)
         return self.checkpoints.read(self.epoch, "y", first + start, last if stop is None else first + stop)
 
-    def span(self, first: int, last: int) -> np.ndarray:
+    def read_shards(self, first: int, last: int) -> np.ndarray:
         """Return the coordinates of shards [first, last)."""
         return np.concatenate([self.read(shard) for shard in range(first, last)])
 
-    def moments(self, first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
+    def read_moments(self, first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
         """Return Adam's moments of shards [first, last), each (rows, n_components)."""
         low, high = self.graph.shards.offsets[[first, last]].tolist()
         if self.epoch:
@@ -46,7 +46,7 @@ class EpochState:
         m = np.zeros((high - low, self.read(0, 0, 0).shape[1]), np.float32)
         return m, m.copy()
 
-    def gather(self, positions: np.ndarray) -> np.ndarray:
+    def read_at(self, positions: np.ndarray) -> np.ndarray:
         """Return the coordinates at ascending positions. In each shard the rows from the first to the last position are
         read.
         """

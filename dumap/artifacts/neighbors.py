@@ -37,6 +37,6 @@ class NeighborLists:
         """Read 'indices' or 'distances' of positions [start, stop)."""
         return self.run.read_span(self.stage, self.names, self.table.offsets, array, start, stop)
 
-    def of(self, cell: int, array: str) -> np.ndarray:
+    def read_cell(self, cell: int, array: str) -> np.ndarray:
         """Read 'indices' or 'distances' of a cell's home rows."""
         return self.run.read(self.stage, self.names[cell], array)

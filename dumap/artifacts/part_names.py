@@ -52,9 +52,9 @@ def range_names(kind: str, count: int) -> list[str]:
     return [range_name(kind, *ends) for ends in split_evenly(count, ranges_of(count))]
 
 
-def parts_to_sum(kind: str, sums: str, count: int) -> list[str]:
-    """Name the parts to add up: the first `count` of a kind or, of many parts, the `sums` of ranges of them."""
-    return part_names(kind, count) if count <= MAX_PARTS_TO_SUM else range_names(sums, count)
+def parts_to_sum(kind: str, sums_kind: str, count: int) -> list[str]:
+    """Name the parts to add up: the first `count` of a kind or, of many parts, the `sums_kind` of ranges of them."""
+    return part_names(kind, count) if count <= MAX_PARTS_TO_SUM else range_names(sums_kind, count)
 
 
 def sum_fact(run: Run, stage: str, parts: Sequence[str], fact: str) -> Any:

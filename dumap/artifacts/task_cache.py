@@ -31,34 +31,34 @@ class TaskCache(Generic[T]):
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._entries: OrderedDict[Hashable, _Entry[T]] = OrderedDict()
-        self._users = self._most = 0
+        self._users = self._max_users = 0
 
     @contextmanager
-    def use(self, key: Hashable, room: int, size: int, make: Callable[[], T]) -> Iterator[T]:
+    def use(self, key: Hashable, task_bytes: int, value_bytes: int, make_value: Callable[[], T]) -> Iterator[T]:
         """Hold a value while it is used. The value is taken from the cache or made anew.
 
         Parameters
         ----------
         key : hashable
-        room : int
+        task_bytes : int
             Bytes that one task may keep.
-        size : int
+        value_bytes : int
             The value's bytes, as far as they are known before the value is made.
-        make : callable
+        make_value : callable
             Makes the value. Two threads that need the same value at once may both make it.
         """
         with self._lock:
             self._users += 1
-            self._most = max(self._most, self._users)
+            self._max_users = max(self._max_users, self._users)
             entry = self._entries.get(key)
             if entry is None:
-                self._make_room(room * self._most - size)
+                self._make_room(task_bytes * self._max_users - value_bytes)
             else:
                 entry.users += 1
                 self._entries.move_to_end(key)
         try:
             if entry is None:
-                entry = _Entry(make(), size)
+                entry = _Entry(make_value(), value_bytes)
                 with self._lock:
                     self._entries[key] = entry
             yield entry.value
@@ -77,7 +77,7 @@ class TaskCache(Generic[T]):
             total_bytes -= self._entries.pop(key).size
 
     @property
-    def bytes(self) -> int:
+    def total_bytes(self) -> int:
         """The bytes of all values in the cache."""
         with self._lock:
             return sum(entry.size for entry in self._entries.values())
@@ -86,4 +86,4 @@ class TaskCache(Generic[T]):
         """Free all values. A value that a task uses now is freed when the last task that uses it ends."""
         with self._lock:
             self._entries.clear()
-            self._most = self._users
+            self._max_users = self._users

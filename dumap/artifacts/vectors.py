@@ -21,14 +21,14 @@ EMBEDDING_ATTRIBUTES = {"long_name": "UMAP coordinates"}
 """The attributes of the public arrays of status and coordinates, by the CF conventions."""
 
 
-def is_query(job: Job, rows: np.ndarray, number: int, among: int) -> np.ndarray:
+def is_query(job: Job, rows: np.ndarray, number: int, population: int) -> np.ndarray:
     """Return which rows are queries of audit `number`, (n,) bool. Audits share queries only if rows are few."""
-    queries = job.config.audit.queries
-    if queries >= among:
+    query_count = job.config.audit.queries
+    if query_count >= population:
         return np.ones(len(rows), bool)
-    width = int(queries / among * 2**64)
-    start = np.uint64(number * width % 2**64)
-    return hashing.draws(job.config.seed, hashing.QUERIES, rows) - start < np.uint64(width)
+    window = int(query_count / population * 2**64)
+    window_start = np.uint64(number * window % 2**64)
+    return hashing.draws(job.config.seed, hashing.QUERIES, rows) - window_start < np.uint64(window)
 
 
 def sample_parts(job: Job) -> list[str]:

@@ -279,7 +279,7 @@ def verify(run: str, dry_run: bool, as_json: bool) -> None:
     """Check every committed object; 'dumap run' then makes damaged parts again."""
     from dumap.recipe import damage
 
-    keys = [key for _, _, key in damage.verify(run, log_message, mend=not dry_run)]
+    keys = [key for _, _, key in damage.verify(run, log_message, should_repair=not dry_run)]
     if as_json:
         click.echo(to_json({"output": run, "damaged": keys}))
     else:

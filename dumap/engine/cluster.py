@@ -276,7 +276,7 @@ class DaskEngine:
             The error of a task; `TaskError` for an error of another kind in a task, or for a part whose workers die;
             `ClusterError` if the cluster is lost.
         """
-        title = job.title(task)
+        title = job.step_title(task)
         topic, is_single = _task_topic(job.config.output), len(parts) == 1
         self.connection.listen(topic, self._messages.append)
 

@@ -213,7 +213,9 @@ def compute_in_threads(
     usages: list[dict[str, Any]] = []
 
     def write_part(part: str, grid: Grid) -> None:
-        usages.append(run_task(task, job, part, {"rows": assemble_blocks(grid, object_rows.dtype)}, job.tick))
+        usages.append(
+            run_task(task, job, part, {"rows": assemble_blocks(grid, object_rows.dtype)}, job.report_progress)
+        )
 
     delayed_tasks = _delayed_tasks(object_rows, row_ranges, lambda part: partial(write_part, part))
     task_keys, done_count = {delayed.key for delayed in delayed_tasks.values()}, 0

@@ -189,7 +189,7 @@ class _LocalStep:
             self._last_reports[part] = time.monotonic()
             if self._part_count == 1 and time.monotonic() - last_report > PROGRESS_SECONDS:
                 last_report = time.monotonic()
-                self._reports.put(("tick", done, total))
+                self._reports.put(("progress", done, total))
 
         return report_progress
 
@@ -203,10 +203,10 @@ class _LocalStep:
                 report_kind, subject, content = self._reports.get(timeout=POLL_SECONDS)
             except Empty:  # the timeout lets this thread handle a signal that woke another thread
                 continue
-            if report_kind == "tick":
+            if report_kind == "progress":
                 report_progress(subject, content)
             elif report_kind == "failed":
-                raise process.name_task_in_error(content, f"{self._job.title(self._task)} {subject}")
+                raise process.name_task_in_error(content, f"{self._job.step_title(self._task)} {subject}")
             else:
                 done_count += 1
                 self.peak_bytes = max(self.peak_bytes, content["peak_bytes"])
@@ -218,9 +218,9 @@ class _LocalStep:
         for part, last_report in list(self._last_reports.items()):
             if time.monotonic() - last_report > seconds:
                 raise _StuckTaskError(
-                    f"{self._job.title(self._task)} {part} told nothing for {seconds:g} s (cluster.task_timeout) and "
-                    f"is taken for stuck; its thread ends with this process. Raise the limit if tasks are that slow; "
-                    f"what is committed is kept"
+                    f"{self._job.step_title(self._task)} {part} told nothing for {seconds:g} s "
+                    f"(cluster.task_timeout) and is taken for stuck; its thread ends with this process. "
+                    f"Raise the limit if tasks are that slow; what is committed is kept"
                 )
 
     def join_threads(self, threads: Sequence[threading.Thread], seconds: float | None = None) -> None:

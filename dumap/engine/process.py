@@ -137,8 +137,8 @@ def run_task(
     """
     began_at = time.perf_counter()
     with limit_to_one_thread():
-        _baseline_memory().begin_stage(job.title(task))
-        task(replace(job, tick=report_progress), part, **options)
+        _baseline_memory().begin_stage(job.step_title(task))
+        task(replace(job, report_progress=report_progress), part, **options)
         seconds = time.perf_counter() - began_at
         return {"peak_bytes": memory.peak_memory(), "held_bytes": _baseline_memory().baseline_bytes, "seconds": seconds}
 

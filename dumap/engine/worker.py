@@ -159,7 +159,9 @@ def run_checked_task(
             send_message({"done": done, "total": total})
 
     send_message({"worker": worker.address})
-    usage = execute_task(task, replace(job, tick=report_progress) if envelope.reports_progress else job, part, options)
+    usage = execute_task(
+        task, replace(job, report_progress=report_progress) if envelope.reports_progress else job, part, options
+    )
     send_message(usage)
     return usage
 
@@ -197,7 +199,7 @@ def execute_task(task: Callable[..., None], job: Job, part: str, options: dict[s
     if worker.nanny is not None:  # the process belongs to the worker alone
         limit_zarr_threads(1)
     try:
-        return run_task(task, job, part, options, job.tick)
+        return run_task(task, job, part, options, job.report_progress)
     except Exception as error:
         if worker.status not in (
             Status.running,
@@ -206,4 +208,4 @@ def execute_task(task: Callable[..., None], job: Job, part: str, options: dict[s
             raise Reschedule() from error
         if isinstance(error, DumapError):
             raise
-        raise name_task_in_error(error, f"{job.title(task)} {part}") from error
+        raise name_task_in_error(error, f"{job.step_title(task)} {part}") from error

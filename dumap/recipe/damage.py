@@ -31,15 +31,17 @@ def uncommit_part(run: Run, stage: str, part: str) -> None:
         run.forget(DONE, stage)
 
 
-def verify(location: str, note: Callable[[str], None] | None = None, mend: bool = False) -> list[tuple[str, str, str]]:
+def verify(
+    location: str, log: Callable[[str], None] | None = None, should_repair: bool = False
+) -> list[tuple[str, str, str]]:
     """Check every committed object of a run against its digest.
 
     Parameters
     ----------
     location : str
-    note : callable, optional
+    log : callable, optional
         Called with messages for people.
-    mend : bool
+    should_repair : bool
         Hold the run's lock during the check, and uncommit damaged parts, so that the next run makes exactly these parts
         again. A run that cannot be written to is only read.
 
@@ -54,9 +56,11 @@ def verify(location: str, note: Callable[[str], None] | None = None, mend: bool 
     LockError
         A driver holds the lock. Objects that it replaces would look damaged.
     """
-    note = note or LogObserver().note
-    if (work := work_location(location)) is not None:
-        return verify(internal_location(location), note, mend) + drop_damaged_copies(work, location, mend)
+    log = log or LogObserver().note
+    if (work_place := work_location(location)) is not None:
+        return verify(internal_location(location), log, should_repair) + drop_damaged_copies(
+            work_place, location, should_repair
+        )
     store = Run(location, read_only=True, inherited={})
     if not store.exists():
         raise StorageError(f"{store.location} holds no run")
@@ -64,31 +68,31 @@ def verify(location: str, note: Callable[[str], None] | None = None, mend: bool 
         store.attributes  # noqa: B018  (raises an error unless it is a run)
     lost = [("", "", f"{origin}: stage {stage}") for stage, origin in lost_stages(store)]
     if lost:
-        note(f"{store.location} reads stages of other runs that are not there as they were: make them there again")
-    if mend:
-        return _repair_run(Run(location, inherited={}), note) + lost
+        log(f"{store.location} reads stages of other runs that are not there as they were: make them there again")
+    if should_repair:
+        return _repair_run(Run(location, inherited={}), log) + lost
     terms = store.terms()
     if terms:
-        wait_for_driver_end(store, terms[-1], note, "looking at what it left")
+        wait_for_driver_end(store, terms[-1], log, "looking at what it left")
     damaged = _find_damage(store)
     if damaged and store.terms() != terms:
         raise LockError(f"{store.location}: a driver began to work on it meanwhile; verify again once it is done")
     return damaged + lost
 
 
-def _repair_run(store: Run, note: Callable[[str], None]) -> list[tuple[str, str, str]]:
+def _repair_run(store: Run, log: Callable[[str], None]) -> list[tuple[str, str, str]]:
     """List and uncommit damaged parts; if the lock cannot be written, only list them."""
     store.refuse_linked_folders(RUN_KEYS)
     with contextlib.ExitStack() as lock:
         try:
-            lock.enter_context(Lock(store, note))
+            lock.enter_context(Lock(store, log))
         except StorageError as error:
-            note(f"{error}; it is read without its lock, and stays as it is")
+            log(f"{error}; it is read without its lock, and stays as it is")
             return _find_damage(Run(store.location, read_only=True, inherited={}))
         damaged = _find_damage(store)
         if damaged:
             _uncommit_damaged(store, damaged)
-            note(f"the next 'dumap run' into {store.location} makes exactly that again")
+            log(f"the next 'dumap run' into {store.location} makes exactly that again")
         return damaged
 
 
@@ -97,14 +101,14 @@ def _find_damage(store: Run) -> list[tuple[str, str, str]]:
     damaged = list(store.damaged(RUN_KEYS.groups))
     damaged_stages = {part for stage, part, _ in damaged if stage == DONE}
     for stage in ALL_STAGES:
-        known = stage not in damaged_stages and store.is_committed(DONE, stage)
-        if known and INHERITED not in store.summary(DONE, stage):
-            gone = set(store.summary(DONE, stage)["parts"]) - set(store.committed(stage))
-            damaged += [(stage, part, manifest_key(stage, part)) for part in sorted(gone)]
+        is_committed = stage not in damaged_stages and store.is_committed(DONE, stage)
+        if is_committed and INHERITED not in store.summary(DONE, stage):
+            missing_parts = set(store.summary(DONE, stage)["parts"]) - set(store.committed(stage))
+            damaged += [(stage, part, manifest_key(stage, part)) for part in sorted(missing_parts)]
     return damaged + [(IDENTITY, part, manifest_key(IDENTITY, part)) for part in missing_identity_parts(store)]
 
 
-def uncommit_damage(location: str, damaged: list[tuple[str, str, str]], note: Callable[[str], None]) -> None:
+def uncommit_damage(location: str, damaged: list[tuple[str, str, str]], log: Callable[[str], None]) -> None:
     """Uncommit damaged parts, so that the next run makes exactly these parts again.
 
     Parameters
@@ -112,7 +116,7 @@ def uncommit_damage(location: str, damaged: list[tuple[str, str, str]], note: Ca
     location : str
     damaged : list of tuple of str
         The result of `verify`.
-    note : callable
+    log : callable
         Called with messages for people.
 
     Raises
@@ -122,7 +126,7 @@ def uncommit_damage(location: str, damaged: list[tuple[str, str, str]], note: Ca
     """
     store = Run(internal_location(location), inherited={})
     store.refuse_linked_folders(RUN_KEYS)
-    with Lock(store, note):
+    with Lock(store, log):
         _uncommit_damaged(store, damaged)
 
 
@@ -136,20 +140,20 @@ def _uncommit_damaged(store: Run, damaged: list[tuple[str, str, str]]) -> None:
     store.create(store.attributes)
 
 
-def clean(location: str, note: Callable[[str], None], look_only: bool = False) -> tuple[list[str], list[str]]:
+def clean(location: str, log: Callable[[str], None], is_dry_run: bool = False) -> tuple[list[str], list[str]]:
     """Remove dumap's objects that no manifest names: leftovers of tasks that died, failed or committed second.
 
     Parameters
     ----------
     location : str
-    note : callable
+    log : callable
         Called with messages for people.
-    look_only : bool
+    is_dry_run : bool
         Remove nothing.
 
     Returns
     -------
-    leftovers, others : list of str
+    leftovers, foreign : list of str
         The keys of the leftovers, and the keys of other programs, which are not removed.
 
     Raises
@@ -160,14 +164,14 @@ def clean(location: str, note: Callable[[str], None], look_only: bool = False) -
     location = internal_location(location)
     store = Run(location, read_only=True, inherited={})
     store.attributes  # noqa: B018  (raises an error unless it is a run)
-    if look_only:
+    if is_dry_run:
         return store.unnamed(RUN_KEYS)
     store = Run(location, inherited={})
     store.refuse_linked_folders(RUN_KEYS)
-    with Lock(store, note):
-        leftovers, others = store.unnamed(RUN_KEYS)
+    with Lock(store, log):
+        leftovers, foreign = store.unnamed(RUN_KEYS)
         store.delete_keys(leftovers)
         store.prune(RUN_KEYS, leftovers)
         with contextlib.suppress(DamageError):  # the next run repairs it
             store.renew()
-    return leftovers, others
+    return leftovers, foreign

@@ -36,7 +36,7 @@ def resolve_data(data: Any, config: Config) -> tuple[Config, ObjectRows | None]:
         The data cannot be embedded.
     """
     settings: dict[str, Any] = {}
-    named = data
+    original = data
     if is_annotated(data):
         settings["array"], data = element_of(data, config.input.array)
     elif paths_of(data) is not None:
@@ -44,7 +44,7 @@ def resolve_data(data: Any, config: Config) -> tuple[Config, ObjectRows | None]:
     if (paths := paths_of(data)) is not None:
         return with_input_settings(config, {**settings, **paths}), None
     object_rows = _make_object_rows(data)
-    object_rows.names = names_of(named)
+    object_rows.names = names_of(original)
     return with_input_settings(config, {**settings, "path": location_of(object_rows)}), object_rows
 
 
@@ -76,8 +76,8 @@ def _make_object_rows(data: Any) -> ObjectRows:
 def find_client(data: Any, config: Config) -> Client | None:
     """Return Dask's default client if data is a Dask collection and the configuration names no workers, else None."""
     cluster = config.cluster
-    named = cluster.workers or cluster.memory_limit or cluster.scheduler or cluster.scheduler_file
-    if named or cluster.engine == "local" or "distributed" not in sys.modules or _find_collection(data) is None:
+    names_workers = cluster.workers or cluster.memory_limit or cluster.scheduler or cluster.scheduler_file
+    if names_workers or cluster.engine == "local" or "distributed" not in sys.modules or _find_collection(data) is None:
         return None
     from dumap.engine.collections import default_client
 

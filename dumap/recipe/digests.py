@@ -37,8 +37,8 @@ def changed_settings(stage: Stage, config: Config) -> dict[str, Any]:
 
     Defaults are left out, so that a new setting does not change the digests of existing runs.
     """
-    plain = settings_of(_default_config(), stage.keys)
-    return {key: value for key, value in settings_of(config, stage.keys).items() if value != plain[key]}
+    defaults = settings_of(_default_config(), stage.setting_keys)
+    return {key: value for key, value in settings_of(config, stage.setting_keys).items() if value != defaults[key]}
 
 
 def stage_digest(stage: Stage, config: Config, reads: Mapping[str, Any]) -> str:

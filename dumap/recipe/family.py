@@ -40,8 +40,8 @@ def inherited_stages(run: Run) -> dict[str, str]:
     return origins
 
 
-def register_child(parent: str, child: str, note: Callable[[str], None]) -> None:
-    """Record in a parent that it has a child, which its status then lists; call `note` if that cannot be written."""
+def register_child(parent: str, child: str, log: Callable[[str], None]) -> None:
+    """Record in a parent that it has a child, which its status then lists; call `log` if that cannot be written."""
     run, name = Run(parent, inherited={}), f"{CHILD}-{hashlib.sha256(child.encode()).hexdigest()[:16]}"
     if run.is_committed(IDENTITY, name):
         return
@@ -49,4 +49,4 @@ def register_child(parent: str, child: str, note: Callable[[str], None]) -> None
         with run.part(IDENTITY, name) as out:
             out.attributes["run"] = relative_location(child, parent)
     except StorageError as error:
-        note(f"{error}; so its status does not list {child}")
+        log(f"{error}; so its status does not list {child}")

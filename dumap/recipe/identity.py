@@ -27,13 +27,13 @@ INPUT_FINGERPRINTS: dict[str, tuple[str, Callable[[Job], str]]] = {
 """For each input of a job: the fact of the stage vectors that is its fingerprint, and the function that computes it."""
 
 
-def check_chunks(job: Job, note: Callable[[str], None]) -> None:
+def check_chunks(job: Job, log: Callable[[str], None]) -> None:
     """Refuse an input with missing chunks, or note those that are read as the fill value."""
     config, absent = job.config, job.input.absent
     if config.input.missing == "error":
         job.input.require_chunks("input.missing=fill")
     elif absent.chunks:
-        note(f"input: {absent}; they are read as the array's fill value (input.missing = fill)")
+        log(f"input: {absent}; they are read as the array's fill value (input.missing = fill)")
     if config.neighbors.precomputed is not None:
         job.precomputed.require_chunks()
     if config.start.init not in INIT_METHODS:
@@ -83,26 +83,27 @@ def missing_identity_parts(run: Run) -> list[str]:
     return [part for part, needed in parts.items() if needed and not run.is_committed(IDENTITY, part)]
 
 
-def check_same_input(job: Job, what: str, note: Callable[[str], None]) -> None:
+def check_same_input(job: Job, input_name: str, log: Callable[[str], None]) -> None:
     """Refuse other data than the run was begun with.
 
     The data is read again only if the sizes or times of its objects differ.
     """
-    run, source, (fact, fingerprint) = job.run, getattr(job, what), INPUT_FINGERPRINTS[what]
-    began, now = run.attributes[what], source.describe()
-    if any(began[name] != now[name] for name in ("shape", "dtype")):
+    run, source, (fact, compute_fingerprint) = job.run, getattr(job, input_name), INPUT_FINGERPRINTS[input_name]
+    recorded, current = run.attributes[input_name], source.describe()
+    if any(recorded[name] != current[name] for name in ("shape", "dtype")):
         raise RunMismatchError(
-            f"{run.location} was begun with {what} of shape {tuple(began['shape'])} and dtype {began['dtype']}; "
-            f"{source.path} has {tuple(now['shape'])} and {now['dtype']}: give the same {what}, or another output"
+            f"{run.location} was begun with {input_name} of shape {tuple(recorded['shape'])} and dtype "
+            f"{recorded['dtype']}; {source.path} has {tuple(current['shape'])} and {current['dtype']}: give the same "
+            f"{input_name}, or another output"
         )
-    if began["signature"] != now["signature"]:
+    if recorded["signature"] != current["signature"]:
         if isinstance(source, Spooled):
             raise RunMismatchError(
                 f"{run.location} was begun with other data than the {source.what} that is given now: give the same, or "
                 f"name another output"
             )
-        note(f"{source.path}: its objects' sizes or times differ from when the run was begun; reading it anew")
-        if run.attributes.get(fact) != fingerprint(job):
+        log(f"{source.path}: its objects' sizes or times differ from when the run was begun; reading it anew")
+        if run.attributes.get(fact) != compute_fingerprint(job):
             raise RunMismatchError(
                 f"{source.path} holds other data than when {run.location} was begun, or was changed before all of it "
                 f"was read: name another output"
@@ -120,5 +121,5 @@ def check_same_run(job: Job, observer: Observer) -> None:
             + "\n  ".join(changed)
             + f"\nGive the same parameters, or another output: with --parent {run.location} it reads what is equal"
         )
-    for what in input_names(config):
-        check_same_input(job, what, observer.note)
+    for input_name in input_names(config):
+        check_same_input(job, input_name, observer.note)

@@ -38,11 +38,11 @@ def find_droppable(run: Run, recipe: Recipe, keep: str) -> dict[str, list[str]]:
     for stage in recipe:
         if stage.name not in done or run.origin(stage.name) is not None:  # another run drops the parts that it holds
             continue
-        later = {other.name for other in recipe if stage.name in other.reads}
+        later_stages = {other.name for other in recipe if stage.name in other.reads}
         for part in run.committed(stage.name):
-            temporary = stage.temporary.get(kind_of(part))
-            needless = temporary is not None or keep == "results" or is_outdated_list(repairs, stage.name, part)
-            if needless and done.issuperset(later if temporary is None else temporary):
+            readers = stage.temporary_kinds.get(kind_of(part))
+            is_unneeded = readers is not None or keep == "results" or is_outdated_list(repairs, stage.name, part)
+            if is_unneeded and done.issuperset(later_stages if readers is None else readers):
                 droppable_parts.setdefault(stage.name, []).append(part)
     return droppable_parts
 
@@ -57,25 +57,26 @@ def check_not_dropped(stages: Recipe, run: Run) -> None:
     repairs = count_repairs(run)
     for stage in stages:
         for kind, part in {kind_of(part): part for part in run.committed(stage.name)}.items():
-            temporary = kind in stage.temporary or is_outdated_list(repairs, stage.name, part)
-            if not temporary and run.is_dropped(stage.name, part):
+            is_temporary = kind in stage.temporary_kinds or is_outdated_list(repairs, stage.name, part)
+            if not is_temporary and run.is_dropped(stage.name, part):
                 raise StorageError(
                     f"{run.location} keeps its results alone (keep = results): stage {stage.name} cannot be read "
                     f"there. Name a parent that was run with keep = model or all, or leave the parent out"
                 )
 
 
-def drop_unneeded(run: Run, recipe: Recipe, keep: str, finish: bool = False) -> int:
+def drop_unneeded(run: Run, recipe: Recipe, keep: str, should_finish_drops: bool = False) -> int:
     """Drop the parts that no stage needs any more; return the bytes that were freed.
 
-    With `finish`, also delete the objects that remain because an earlier driver ended while it dropped parts.
+    With `should_finish_drops`, also delete the objects that remain because an earlier driver ended while it
+    dropped parts.
     """
-    freed = 0
+    freed_bytes = 0
     for stage, parts in find_droppable(run, recipe, keep).items():
-        if finish:
+        if should_finish_drops:
             run.finish_drops(stage)
-        freed += run.drop(stage, [part for part in parts if not run.is_dropped(stage, part)])
-    return freed
+        freed_bytes += run.drop(stage, [part for part in parts if not run.is_dropped(stage, part)])
+    return freed_bytes
 
 
 def has_nothing_to_drop(run: Run, recipe: Recipe, keep: str) -> bool:
@@ -83,15 +84,15 @@ def has_nothing_to_drop(run: Run, recipe: Recipe, keep: str) -> bool:
     dropping as it ended; True if a manifest is damaged.
     """
     try:
-        needless = find_droppable(run, recipe, keep)
-        if any(run.part_object_keys(stage, part) for stage, parts in needless.items() for part in parts):
+        droppable = find_droppable(run, recipe, keep)
+        if any(run.part_object_keys(stage, part) for stage, parts in droppable.items() for part in parts):
             return False
-        return not any(run.leftovers_of_drops(stage) for stage in needless)
+        return not any(run.leftovers_of_drops(stage) for stage in droppable)
     except DamageError:
         return True
 
 
-def uncommit_dropped(run: Run, error: DamageError, note: Callable[[str], None]) -> bool:
+def uncommit_dropped(run: Run, error: DamageError, log: Callable[[str], None]) -> bool:
     """If the missing part was dropped, uncommit all dropped parts of its kind, and return True.
 
     The pipeline then makes these parts again.
@@ -100,8 +101,8 @@ def uncommit_dropped(run: Run, error: DamageError, note: Callable[[str], None]) 
     if stage not in ALL_STAGES or not run.is_committed(stage, error.part) or not run.is_dropped(stage, error.part):
         return False
     parts = [part for part in run.committed(stage) if kind_of(part) == kind and run.is_dropped(stage, part)]
-    size = sum(size for part in parts for size, _ in run.manifest(stage, part)["dropped"].values())
-    note(f"{stage}: {len(parts)} parts '{kind}' of {format_bytes(size)} were dropped, are needed and made again")
+    total_bytes = sum(size for part in parts for size, _ in run.manifest(stage, part)["dropped"].values())
+    log(f"{stage}: {len(parts)} parts '{kind}' of {format_bytes(total_bytes)} were dropped, are needed and made again")
     run.uncommit_parts(stage, parts)
     uncommit_part(run, stage, error.part)
     return True

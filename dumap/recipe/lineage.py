@@ -36,14 +36,14 @@ def open_parent(output: str, given_parent: str | None) -> Run | None:
         The parent and the output overlap.
     """
     run = Run(output, read_only=True)
-    known, begun = (parent_of(run), True) if run.exists() else (None, False)
+    known_parent, is_begun = (parent_of(run), True) if run.exists() else (None, False)
     if given_parent is not None:
         given_parent = normalize(internal_location(given_parent))
         check_no_overlap(output, given_parent, "parent")
-        if begun and (known is None or not is_same_location(known, given_parent)):
-            before = "without a parent" if known is None else f"with the parent {known}"
-            raise RunMismatchError(f"{output} was begun {before}: leave {given_parent} out, or name another output")
-    location = given_parent or known
+        if is_begun and (known_parent is None or not is_same_location(known_parent, given_parent)):
+            begun_with = "without a parent" if known_parent is None else f"with the parent {known_parent}"
+            raise RunMismatchError(f"{output} was begun {begun_with}: leave {given_parent} out, or name another output")
+    location = given_parent or known_parent
     return None if location is None else Run(location, read_only=True, child=output)
 
 
@@ -51,22 +51,22 @@ def lost_stages(run: Run) -> list[tuple[str, str]]:
     """List the inherited stages that their runs no longer hold unchanged, each with the location of that run."""
     lost = []
     for stage, origin in inherited_stages(run).items():
-        other, inherited = Run(origin, read_only=True, inherited={}), run.summary(DONE, stage)
+        origin_run, manifest = Run(origin, read_only=True, inherited={}), run.summary(DONE, stage)
         try:
-            done = other.is_committed(DONE, stage) and other.summary(DONE, stage)
-            gone = (
-                not done
-                or done["digest"] != inherited["digest"]
-                or set(inherited["parts"]) - set(other.committed(stage))
+            origin_manifest = origin_run.is_committed(DONE, stage) and origin_run.summary(DONE, stage)
+            is_lost = (
+                not origin_manifest
+                or origin_manifest["digest"] != manifest["digest"]
+                or set(manifest["parts"]) - set(origin_run.committed(stage))
             )
         except (DamageError, KeyError):
-            gone = True
-        if gone:
+            is_lost = True
+        if is_lost:
             lost.append((stage, origin))
     return lost
 
 
-def check_parent(job: Job, parent: Run | None, note: Callable[[str], None]) -> Recipe:
+def check_parent(job: Job, parent: Run | None, log: Callable[[str], None]) -> Recipe:
     """Return the stages that a run makes itself; refuse a parent that cannot be read now or has other data.
 
     Raises
@@ -83,31 +83,32 @@ def check_parent(job: Job, parent: Run | None, note: Callable[[str], None]) -> R
         return recipe
     inherited = inherited_stages(job.run)
     for location in dict.fromkeys([parent.location, *inherited.values()]):
-        other = Run(location, read_only=True, child=job.run.location)
-        if not other.exists():
+        origin_run = Run(location, read_only=True, child=job.run.location)
+        if not origin_run.exists():
             raise StorageError(
                 f"{location} is no run, and {job.config.output} reads stages there: name the parent where it lies now "
                 f"in another output, or put it back"
             )
-        if terms := other.terms():
-            wait_for_driver_end(other, terms[-1], note, f"reading it for {job.config.output}")
-    if lost := lost_stages(job.run):
-        names = ", ".join(f"{stage} of {origin}" for stage, origin in lost)
+        if terms := origin_run.terms():
+            wait_for_driver_end(origin_run, terms[-1], log, f"reading it for {job.config.output}")
+    if lost_inherited := lost_stages(job.run):
+        names = ", ".join(f"{stage} of {origin}" for stage, origin in lost_inherited)
         raise StorageError(
             f"{job.config.output} reads stages that are not there any more: {names}. Have 'dumap run' make them there "
             f"again, or name another output"
         )
     attributes = parent.attributes
-    for what in input_names(job.config):
-        now, then = getattr(job, what).describe(), attributes.get(what)
-        if then is not None and any(then[name] != now[name] for name in ("shape", "dtype")):
+    for input_name in input_names(job.config):
+        current, recorded = getattr(job, input_name).describe(), attributes.get(input_name)
+        if recorded is not None and any(recorded[name] != current[name] for name in ("shape", "dtype")):
             raise RunMismatchError(
-                f"nothing of {parent.location} is equal: its {what} has shape {tuple(then['shape'])} and dtype "
-                f"{then['dtype']}, {now['path']} has {tuple(now['shape'])} and {now['dtype']}; leave the parent out"
+                f"nothing of {parent.location} is equal: its {input_name} has shape {tuple(recorded['shape'])} and "
+                f"dtype {recorded['dtype']}, {current['path']} has {tuple(current['shape'])} and {current['dtype']}; "
+                f"leave the parent out"
             )
     not_made = {*inherited, *inheritable_stages(recipe, job, parent)}
     if not not_made:
-        note(f"{parent.location}: none of its finished stages is as this run's; all are made")
+        log(f"{parent.location}: none of its finished stages is as this run's; all are made")
     return tuple(stage for stage in recipe if stage.name not in not_made)
 
 
@@ -132,8 +133,12 @@ def with_parents_width(config: Config, parent: Run) -> Config:
     width = recorded.get("width") or recorded["n_neighbors"]
     if neighbors.width is not None or neighbors.n_neighbors >= width:
         return config
-    wide = config.model_copy(update={"neighbors": neighbors.model_copy(update={"width": width})})
-    return wide if NEIGHBORS in inheritable_stages(recipe_of(wide), Job(wide, geometry_of(wide)), parent) else config
+    widened = config.model_copy(update={"neighbors": neighbors.model_copy(update={"width": width})})
+    return (
+        widened
+        if NEIGHBORS in inheritable_stages(recipe_of(widened), Job(widened, geometry_of(widened)), parent)
+        else config
+    )
 
 
 def with_recorded_width(config: Config, run: Run) -> Config:
@@ -144,14 +149,14 @@ def with_recorded_width(config: Config, run: Run) -> Config:
     return config.model_copy(update={"neighbors": neighbors.model_copy(update={"width": recorded["width"]})})
 
 
-def resolve_parent(config: Config, given_parent: str | None, note: Callable[[str], None]) -> tuple[Config, Run | None]:
+def resolve_parent(config: Config, given_parent: str | None, log: Callable[[str], None]) -> tuple[Config, Run | None]:
     """Return the configuration, with the parent's width if its lists can be inherited, and the parent or None."""
     parent, run = open_parent(config.output, given_parent), Run(config.output, read_only=True)
     if parent is None:
         return config, None
     widened = with_recorded_width(config, run) if run.exists() else with_parents_width(config, parent)
     if widened != config:
-        note(f"neighbors.width is {widened.neighbors.width}, as in {parent.location}, whose lists are read")
+        log(f"neighbors.width is {widened.neighbors.width}, as in {parent.location}, whose lists are read")
     return widened, parent
 
 
@@ -163,16 +168,16 @@ def check_parent_data(job: Job, parent: Run) -> None:
     if not (parent.is_committed(DONE, VECTORS) and job.run.is_committed(DONE, VECTORS)):
         return
     facts, parent_facts = job.run.summary(DONE, VECTORS)["facts"], parent.summary(DONE, VECTORS)["facts"]
-    for what in input_names(job.config):
-        fact = INPUT_FINGERPRINTS[what][0]
+    for input_name in input_names(job.config):
+        fact = INPUT_FINGERPRINTS[input_name][0]
         if fact in parent_facts and facts[fact] != parent_facts[fact]:
             raise RunMismatchError(
-                f"nothing of {parent.location} is equal: its {what} held other data than "
-                f"{getattr(job, what).path}; name another output, without a parent"
+                f"nothing of {parent.location} is equal: its {input_name} held other data than "
+                f"{getattr(job, input_name).path}; name another output, without a parent"
             )
 
 
-def inherit_stage(recipe: Recipe, stage: Stage, job: Job, parent: Run, note: Callable[[str], None]) -> bool:
+def inherit_stage(recipe: Recipe, stage: Stage, job: Job, parent: Run, log: Callable[[str], None]) -> bool:
     """Commit a stage by reference to the parent if their digests are equal; return whether it was.
 
     A stage of which this run has committed parts is not inherited, but continued.
@@ -180,21 +185,21 @@ def inherit_stage(recipe: Recipe, stage: Stage, job: Job, parent: Run, note: Cal
     check_parent_data(job, parent)
     if job.run.committed(stage.name) or not _has_equal_stage(stage, parent, run_digests(recipe, job).get(stage.name)):
         return False
-    made, owner = parent.summary(DONE, stage.name), parent.owner(stage.name)
-    if gone := sorted(set(made["parts"]) - set(owner.committed(stage.name))):
-        raise owner.damage(stage.name, gone[0], "its manifest")
-    register_child(owner.location, job.run.location, note)
+    manifest, owner = parent.summary(DONE, stage.name), parent.owner(stage.name)
+    if missing_parts := sorted(set(manifest["parts"]) - set(owner.committed(stage.name))):
+        raise owner.damage(stage.name, missing_parts[0], "its manifest")
+    register_child(owner.location, job.run.location, log)
     with job.run.part(DONE, stage.name) as out:
-        out.attributes |= {**made, "seconds": 0.0, INHERITED: relative_location(owner.location, job.run.location)}
+        out.attributes |= {**manifest, "seconds": 0.0, INHERITED: relative_location(owner.location, job.run.location)}
     if job.inherited is not None:
         job.inherited[stage.name] = owner.location
     if stage.name == VECTORS:
         record_fingerprints(job.run)
-    note(f"{stage.name}: read through {owner.location}")
+    log(f"{stage.name}: read through {owner.location}")
     return True
 
 
-def uncommit_inherited_stage(job: Job, error: DamageError, note: Callable[[str], None]) -> bool:
+def uncommit_inherited_stage(job: Job, error: DamageError, log: Callable[[str], None]) -> bool:
     """If the run that holds an inherited stage has dropped the missing part, uncommit the stage here, and return True.
 
     The pipeline then makes the stage in this run.
@@ -203,7 +208,5 @@ def uncommit_inherited_stage(job: Job, error: DamageError, note: Callable[[str],
         return False
     origin = job.inherited.pop(error.stage)
     job.run.forget(DONE, error.stage)
-    note(
-        f"{error.stage}: {origin} dropped {error.part}, which is needed: the stage is made here (see the setting keep)"
-    )
+    log(f"{error.stage}: {origin} dropped {error.part}, which is needed: the stage is made here (see the setting keep)")
     return True

@@ -31,17 +31,17 @@ def with_normalized_locations(config: Config, parent: str | None = None) -> Conf
     set_options(filter(None, [*source_locations(config), config.output, config.work, parent]), config.storage)
     precomputed = config.neighbors.precomputed
     paths = locate(config.input)
-    update: dict[str, Any] = {
+    changes: dict[str, Any] = {
         "output": normalize(config.output),
         "input": config.input.model_copy(update={"path": paths[0] if len(paths) == 1 else paths}),
     }
     if config.work is not None:
-        update["work"] = normalize(config.work)
+        changes["work"] = normalize(config.work)
     if precomputed is not None:
-        update["neighbors"] = config.neighbors.model_copy(update={"precomputed": normalize(precomputed)})
+        changes["neighbors"] = config.neighbors.model_copy(update={"precomputed": normalize(precomputed)})
     if config.start.init not in INIT_METHODS:
-        update["start"] = config.start.model_copy(update={"init": normalize(config.start.init)})
-    return config.model_copy(update=update)
+        changes["start"] = config.start.model_copy(update={"init": normalize(config.start.init)})
+    return config.model_copy(update=changes)
 
 
 def split_url(url: str) -> tuple[str, str, tuple[str, ...]]:
@@ -70,7 +70,7 @@ def is_same_location(location: str, other: str) -> bool:
     return is_same_path(Path(normalize(location)).resolve(), Path(normalize(other)).resolve())
 
 
-def check_no_overlap(output: str, source: str, what: str = "input") -> None:
+def check_no_overlap(output: str, source: str, role: str = "input") -> None:
     """Refuse an output that is a source, contains a source, or lies in a source."""
     if is_remote(output) and is_remote(source):
         (*bucket, output_steps), (*source_bucket, source_steps) = split_url(output), split_url(source)
@@ -83,7 +83,7 @@ def check_no_overlap(output: str, source: str, what: str = "input") -> None:
         overlaps = any(is_same_path(output_path, path) for path in (source_path, *source_path.parents))
         overlaps = overlaps or any(is_same_path(source_path, path) for path in output_path.parents)
     if overlaps:
-        raise StorageError(f"output: {output} is, holds or lies in the {what} {source}; name another")
+        raise StorageError(f"output: {output} is, holds or lies in the {role} {source}; name another")
 
 
 def source_locations(config: Config) -> list[str]:
@@ -97,14 +97,14 @@ def check_locations(config: Config, run_keys: RunKeys) -> None:
     output = config.output
     for source in source_locations(config):
         check_no_overlap(output, source)
-    local = not is_remote(output)
-    if local and os.path.exists(output) and not os.path.isdir(output):
+    is_local = not is_remote(output)
+    if is_local and os.path.exists(output) and not os.path.isdir(output):
         raise StorageError(f"output: {output} is a file; name a folder that is a run, or does not exist")
     run = Run(output, read_only=True)
     if run.exists():
         run.attributes  # noqa: B018  (raises an error unless it is a run of this format)
     elif run.find_foreign_key(run_keys) is not None or (
-        local and os.path.isdir(output) and set(os.listdir(output)) - ALLOWED_FOLDERS
+        is_local and os.path.isdir(output) and set(os.listdir(output)) - ALLOWED_FOLDERS
     ):
         raise StorageError(f"output: {output} exists and is not a dumap run; nothing was touched")
     run.refuse_linked_folders(run_keys)

@@ -21,9 +21,9 @@ LOG_SECONDS = 10.0
 
 def format_finished(stage: str, seconds: float, projected_bytes: int, peak_bytes: int, facts: dict) -> str:
     """Return the log line about a finished stage: its time, memory and facts."""
-    figures = ", ".join(f"{k} {format_fact(v, '.4g')}" for k, v in facts.items())
+    fact_texts = ", ".join(f"{name} {format_fact(value, '.4g')}" for name, value in facts.items())
     peak = f"peak {format_bytes(peak_bytes)} of {format_bytes(projected_bytes)} projected"
-    return f"{stage}: done in {seconds:.1f} s, {peak}; {figures}"
+    return f"{stage}: done in {seconds:.1f} s, {peak}; {fact_texts}"
 
 
 class LogObserver:
@@ -35,7 +35,7 @@ class LogObserver:
     """
 
     def __init__(self) -> None:
-        self._since, self._last = time.monotonic(), time.monotonic()
+        self._stage_began, self._last_logged = time.monotonic(), time.monotonic()
 
     def _log(self, event: str, message: str, **fields: Any) -> None:
         """Log a message, with an event and its fields as the attribute `dumap` of the record."""
@@ -47,19 +47,19 @@ class LogObserver:
 
     def started(self, stage: str, projected_bytes: int) -> None:
         """Log that a stage begins."""
-        self._since = self._last = time.monotonic()
+        self._stage_began = self._last_logged = time.monotonic()
         message = f"{stage}: begins, {format_bytes(projected_bytes)} a worker projected"
         self._log("started", message, stage=stage, projected_bytes=projected_bytes)
 
     def advanced(self, stage: str, done: float, total: float) -> None:
         """Log the stage's progress, at most every `LOG_SECONDS`."""
         now = time.monotonic()
-        if now - self._last >= LOG_SECONDS and done > 0:
-            self._last = now
-            rate = done / (now - self._since)
-            left = max(0.0, total - done) / rate
-            message = f"{stage}: {done:.0f} of {total:.0f}, {rate:.2f}/s, {left:.0f} s left"
-            self._log("advanced", message, stage=stage, done=done, total=total, seconds_left=round(left, 1))
+        if now - self._last_logged >= LOG_SECONDS and done > 0:
+            self._last_logged = now
+            rate = done / (now - self._stage_began)
+            seconds_left = max(0.0, total - done) / rate
+            message = f"{stage}: {done:.0f} of {total:.0f}, {rate:.2f}/s, {seconds_left:.0f} s left"
+            self._log("advanced", message, stage=stage, done=done, total=total, seconds_left=round(seconds_left, 1))
 
     def finished(self, stage: str, seconds: float, projected_bytes: int, peak_bytes: int, facts: dict) -> None:
         """Log the stage's time, memory and facts."""
@@ -122,7 +122,7 @@ class CallbackObserver:
         else:
             observer = callback
         self._observer, self._thread = observer, threading.get_ident()
-        self._notes: SimpleQueue[str] = SimpleQueue()
+        self._messages: SimpleQueue[str] = SimpleQueue()
 
     def __enter__(self) -> CallbackObserver:
         return self
@@ -130,7 +130,7 @@ class CallbackObserver:
     def __exit__(self, kind: object, error: object, trace: object) -> None:
         if error is None:
             try:
-                self._deliver()
+                self._deliver_messages()
             except _CallbackError as failed:
                 error = failed
         if isinstance(error, _CallbackError):
@@ -143,32 +143,32 @@ class CallbackObserver:
         except Exception as error:
             raise _CallbackError(error) from error
 
-    def _deliver(self) -> None:
+    def _deliver_messages(self) -> None:
         """Pass on the messages that wait."""
         while True:
             try:
-                message = self._notes.get_nowait()
+                message = self._messages.get_nowait()
             except Empty:
                 return
             self._call("note", message)
 
     def note(self, message: str) -> None:
         """Pass on a message at once on the run's own thread; a message of another thread waits for the next call."""
-        self._notes.put(message)
+        self._messages.put(message)
         if threading.get_ident() == self._thread:
-            self._deliver()
+            self._deliver_messages()
 
     def started(self, stage: str, projected_bytes: int) -> None:
         """Pass on that a stage begins."""
-        self._deliver()
+        self._deliver_messages()
         self._call("started", stage, projected_bytes)
 
     def advanced(self, stage: str, done: float, total: float) -> None:
         """Pass on a stage's progress."""
-        self._deliver()
+        self._deliver_messages()
         self._call("advanced", stage, done, total)
 
     def finished(self, stage: str, seconds: float, projected_bytes: int, peak_bytes: int, facts: dict) -> None:
         """Pass on a finished stage's time, memory and facts."""
-        self._deliver()
+        self._deliver_messages()
         self._call("finished", stage, seconds, projected_bytes, peak_bytes, facts)

@@ -50,30 +50,30 @@ def plan(config: Config, parent: str | None = None) -> Plan:
     InputError
         The input cannot be read or embedded.
     """
-    memory, note, config = (
+    memory_limit, log, config = (
         config.cluster.memory_limit or 0,
         LogObserver().note,
         with_normalized_locations(config, parent),
     )
     if parent is None:
-        return make_plan(config, geometry_of(config), memory)
-    config, other = resolve_parent(with_work_place_output(config, find_work_place(config)), parent, note)
+        return make_plan(config, geometry_of(config), memory_limit)
+    config, parent_run = resolve_parent(with_work_place_output(config, find_work_place(config)), parent, log)
     job = Job(config, geometry_of(config))
-    return plan_own_stages(job, find_own_stages(job, other, note), memory)
+    return plan_own_stages(job, find_own_stages(job, parent_run, log), memory_limit)
 
 
-def find_own_stages(job: Job, parent: Run | None, note: Callable[[str], None]) -> Recipe:
+def find_own_stages(job: Job, parent: Run | None, log: Callable[[str], None]) -> Recipe:
     """Return the stages that a run makes itself: all stages but those that it inherits from its parent."""
-    recipe, left = recipe_until(job.config, job.last), check_parent(job, parent, note)
+    recipe, own_stages = recipe_until(job.config, job.last_stage), check_parent(job, parent, log)
     if parent is not None:
-        check_not_dropped(tuple(stage for stage in recipe if stage not in left), parent)
-    return tuple(stage for stage in left if stage in recipe)
+        check_not_dropped(tuple(stage for stage in recipe if stage not in own_stages), parent)
+    return tuple(stage for stage in own_stages if stage in recipe)
 
 
 def plan_own_stages(job: Job, stages: Recipe, worker_memory: int) -> Plan:
     """Project the stages that a run makes itself; the plan also names the inherited stages."""
-    others = tuple(stage.name for stage in recipe_until(job.config, job.last) if stage not in stages)
-    return replace(make_plan(job.config, job.geometry, worker_memory, stages), inherited=others)
+    inherited_names = tuple(stage.name for stage in recipe_until(job.config, job.last_stage) if stage not in stages)
+    return replace(make_plan(job.config, job.geometry, worker_memory, stages), inherited=inherited_names)
 
 
 def run(
@@ -131,36 +131,39 @@ def _run_recipe(
     parent: str | None,
     object_rows: ObjectRows | None,
     last: str | None,
-    published: str | None = None,
+    published_output: str | None = None,
 ) -> dict:
-    """Make a run in the place of its internal folder; `published` is the output if that is another place."""
+    """Make a run in the place of its internal folder; `published_output` is the output if that is another place."""
     check_locations(config, RUN_KEYS)
-    begun = Run(config.output, read_only=True).exists()  # read-only, since opening it for writing makes its folder
-    config, other = resolve_parent(config, parent, observer.note)
-    job, recipe = Job(config, geometry_of(config), object_rows=object_rows, last=last), recipe_until(config, last)
-    if begun:
+    is_begun = Run(config.output, read_only=True).exists()  # read-only, since opening it for writing makes its folder
+    config, parent_run = resolve_parent(config, parent, observer.note)
+    job, recipe = Job(config, geometry_of(config), object_rows=object_rows, last_stage=last), recipe_until(config, last)
+    if is_begun:
         check_same_run(job, observer)
         if not missing_identity_parts(job.run) and all(job.run.is_committed(DONE, stage.name) for stage in recipe):
             outcome = "nothing to do"
             if not has_nothing_to_drop(job.run, recipe, config.keep):
                 with Lock(job.run, observer.note):
-                    freed = drop_unneeded(job.run, recipe, config.keep, finish=True)
+                    freed = drop_unneeded(job.run, recipe, config.keep, should_finish_drops=True)
                 outcome = f"{format_bytes(freed)} were dropped, since keep is {config.keep}"
             observer.note(f"{config.output}: finished before; {outcome}")
             return status(config.output)
     check_chunks(job, observer.note)
-    stages = find_own_stages(job, other, observer.note)
-    job = replace(job, inherited=inherited_stages(job.run) if begun else {})
+    stages = find_own_stages(job, parent_run, observer.note)
+    job = replace(job, inherited=inherited_stages(job.run) if is_begun else {})
     projected = plan_own_stages(job, stages, config.cluster.memory_limit or 0)
     if config.cluster.memory_limit and client is None:  # before a cluster starts, whose workers could be too small
         projected.check(config.cluster.memory_limit, None)
-    need = math.ceil(projected.peak_bytes / PAUSE_FRACTION)
-    record = required_provenance(job.run, recipe) if begun and not force else None
-    chosen = choose_engine(config.cluster, projected, client)
-    with open_engine(chosen, config.cluster, client, observer, need) as engine, contextlib.closing(engine):
+    memory_needed = math.ceil(projected.peak_bytes / PAUSE_FRACTION)
+    record = required_provenance(job.run, recipe) if is_begun and not force else None
+    engine_choice = choose_engine(config.cluster, projected, client)
+    with (
+        open_engine(engine_choice, config.cluster, client, observer, memory_needed) as engine,
+        contextlib.closing(engine),
+    ):
         engine.set_requirements(record, plan_own_stages(job, stages, 0).peak_bytes)
         engine.preflight()
-        _run_on_engine(job, other, stages, engine, observer, force, begun, published)
+        _run_on_engine(job, parent_run, stages, engine, observer, force, is_begun, published_output)
     return status(config.output)
 
 
@@ -171,26 +174,28 @@ def _run_on_engine(
     engine: Engine,
     observer: Observer,
     force: bool,
-    begun: bool,
-    published: str | None,
+    is_begun: bool,
+    published_output: str | None,
 ) -> None:
     """Make a run's stages on an engine, while holding the run's lock."""
     output, object_rows = job.config.output, job.object_rows
-    projected, recipe = plan_own_stages(job, stages, engine.worker_memory), recipe_until(job.config, job.last)
-    done = [stage.name for stage in recipe if job.run.is_committed(DONE, stage.name)]
-    written = sum(job.run.sizes(stage.name) for stage in recipe if stage.name not in done)
-    projected.check(engine.worker_memory, free_disk_bytes(output), engine.worker_threads, done, written)
+    projected, recipe = plan_own_stages(job, stages, engine.worker_memory), recipe_until(job.config, job.last_stage)
+    finished_stages = [stage.name for stage in recipe if job.run.is_committed(DONE, stage.name)]
+    written_bytes = sum(job.run.sizes(stage.name) for stage in recipe if stage.name not in finished_stages)
+    projected.check(
+        engine.worker_memory, free_disk_bytes(output), engine.worker_threads, finished_stages, written_bytes
+    )
     prepare_output(output)
     engine.check_output_visible(output)
     try:
         with Lock(job.run, observer.note) as lock:
             job.term, job.token = job.run.term, job.run.token
-            if not begun and job.run.exists():  # another driver has begun the run in the meantime
+            if not is_begun and job.run.exists():  # another driver has begun the run in the meantime
                 check_same_run(job, observer)
                 open_parent(output, None if parent is None else parent.location)
             create_run(job, engine, parent)
-            if published is not None:
-                write_work_pointer(published, output)
+            if published_output is not None:
+                write_work_pointer(published_output, output)
             keep_names(job.run, job.input, None if object_rows is None else object_rows.names)
             check_provenance(job.run, recipe, engine, force)
             if parent is not None:
@@ -219,7 +224,7 @@ def run_stages(
         try:
             check_digests(recipe, job)
             if not remakes:  # a part that is made again must stay until all stages that read it are done
-                drop_unneeded(job.run, recipe, job.config.keep, finish=True)
+                drop_unneeded(job.run, recipe, job.config.keep, should_finish_drops=True)
             for stage in recipe:
                 if job.run.is_committed(DONE, stage.name):
                     continue
@@ -253,11 +258,11 @@ def _run_stage(recipe: Recipe, stage: Stage, job: Job, engine: Engine, observer:
     name = stage.name
     projected = plan_with_facts(recipe, job, engine.worker_memory)
     observer.started(name, projected.stage(name).process_bytes(engine.worker_threads))
-    began, engine.peak_bytes, engine.held_bytes = time.monotonic(), 0, 0
+    start_time, engine.peak_bytes, engine.held_bytes = time.monotonic(), 0, 0
     compute = _make_compute(job, engine, observer)
     context = Context(job, projected, compute, engine.threads, engine.host_threads, engine.worker_memory, observer.note)
     facts = stage.run(context)
-    seconds = time.monotonic() - began
+    seconds = time.monotonic() - start_time
     if name == AUDIT:
         projected = plan_with_facts(recipe, job, engine.worker_memory, repairs=facts["repairs"])
     projected_bytes = projected.stage(name).process_bytes(engine.worker_threads) + held_beyond(name, engine.held_bytes)
@@ -312,17 +317,17 @@ def _make_compute(job: Job, engine: Engine, observer: Observer) -> Any:
         If this call is one of several equal steps, `progress` is the number of steps before it, and of all steps.
         """
         committed: set[str] = set(job.run.committed(stage))
-        todo = [part for part in parts if part not in committed]
+        missing_parts = [part for part in parts if part not in committed]
 
         def advanced(done: float, total: float) -> None:
             if progress is None:
-                before = len(parts) - len(todo) if total == len(todo) else 0
-                observer.advanced(stage, before + done, max(total, len(parts)))
+                finished_before = len(parts) - len(missing_parts) if total == len(missing_parts) else 0
+                observer.advanced(stage, finished_before + done, max(total, len(parts)))
             else:
                 observer.advanced(stage, min(progress[0] + done / total, progress[1]), progress[1])
 
-        if todo:
-            run = engine.spool if stage == SPOOL else engine.map
-            run(task, replace(job, stage=stage), todo, options, advanced)
+        if missing_parts:
+            run_parts = engine.spool if stage == SPOOL else engine.map
+            run_parts(task, replace(job, stage=stage), missing_parts, options, advanced)
 
     return compute

@@ -58,14 +58,14 @@ def check_provenance(run: Run, recipe: Recipe, engine: Engine, force: bool) -> N
 
 def _check_stage_provenance(run: Run, stage: str, engine: Engine) -> None:
     """Raise RunMismatchError if an engine has other versions or processors than those that began a stage."""
-    began, now = initial_provenance(run, stage), engine_provenance(engine)
-    differs = describe_differences(began["versions"], now["versions"])
-    if not set(now["cpus"]) <= set(began["cpus"]):
-        differs.append(f"processors: {', '.join(began['cpus'])} -> {', '.join(now['cpus'])}")
-    if differs:
+    recorded, current = initial_provenance(run, stage), engine_provenance(engine)
+    changes = describe_differences(recorded["versions"], current["versions"])
+    if not set(current["cpus"]) <= set(recorded["cpus"]):
+        changes.append(f"processors: {', '.join(recorded['cpus'])} -> {', '.join(current['cpus'])}")
+    if changes:
         raise RunMismatchError(
             f"{run.location}: stage {stage} is half done, with other versions or processors:\n  "
-            + "\n  ".join(differs)
+            + "\n  ".join(changes)
             + "\nUse the old ones, name another output, or go on with --force"
         )
 
@@ -75,13 +75,13 @@ def begin_stage(run: Run, stage: str, engine: Engine, force: bool) -> None:
     if run.committed(stage):
         if not force:
             _check_stage_provenance(run, stage, engine)
-    elif initial_provenance(run, stage) != (now := engine_provenance(engine)):
+    elif initial_provenance(run, stage) != (current := engine_provenance(engine)):
         run.forget(IDENTITY, _provenance_part(stage))
         with run.part(IDENTITY, _provenance_part(stage)) as out:
-            out.attributes |= now
+            out.attributes |= current
 
 
 def final_provenance(run: Run, stage: str, engine: Engine) -> dict[str, Any]:
     """Return the versions and processors that finished a stage, and those that began the stage if they differ."""
-    now, began = engine_provenance(engine), initial_provenance(run, stage)
-    return now if began == now else {**now, "begun_with": began}
+    current, initial = engine_provenance(engine), initial_provenance(run, stage)
+    return current if initial == current else {**current, "begun_with": initial}

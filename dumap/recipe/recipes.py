@@ -96,7 +96,9 @@ def temporary_bytes(
     """Return the bytes of a stage that are deleted, each with the stages that must be done first: see `keep.py`."""
     if keep == "all":
         return ()
-    temporary = tuple((size, frozenset(stage.temporary[kind])) for kind, size in projection.temporary_bytes.items())
+    temporary = tuple(
+        (size, frozenset(stage.temporary_kinds[kind])) for kind, size in projection.temporary_bytes.items()
+    )
     if keep == "model" or stage.name == EMBEDDING:
         return temporary
     readers = frozenset(other.name for other in recipe if stage.name in other.reads)
@@ -118,9 +120,9 @@ def make_plan(config: Config, geometry: Geometry, worker_memory: int = 0, recipe
     stages, recipe = [], recipe_of(config) if recipe is None else recipe
     for stage in recipe:
         projection = stage.project(geometry, config, worker_memory)
-        held = interpreter_bytes(stage.name, loads_pynndescent(config, stage.name))
-        peak = held + math.ceil(projection.task_bytes)
-        temporary = temporary_bytes(stage, projection, recipe, config.keep)
+        process_bytes = interpreter_bytes(stage.name, loads_pynndescent(config, stage.name))
+        peak_bytes = process_bytes + math.ceil(projection.task_bytes)
+        deleted_bytes = temporary_bytes(stage, projection, recipe, config.keep)
         stages.append(
             StagePlan(
                 name=stage.name,
@@ -130,9 +132,9 @@ def make_plan(config: Config, geometry: Geometry, worker_memory: int = 0, recipe
                 shuffled_bytes=projection.shuffled_bytes + manifest_bytes(projection.steps),
                 written_bytes=projection.disk_bytes + projection.replaced_bytes + projection.tasks * MANIFEST_BYTES,
                 disk_bytes=projection.disk_bytes,
-                peak_bytes=peak,
-                held_bytes=held,
-                temporary=temporary,
+                peak_bytes=peak_bytes,
+                held_bytes=process_bytes,
+                temporary=deleted_bytes,
             )
         )
     return Plan(geometry, tuple(stages), core_seconds(config, geometry, {stage.name for stage in recipe}))

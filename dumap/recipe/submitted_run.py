@@ -28,51 +28,51 @@ class EventObserver(LogObserver):
     An event is a dict of plain values: 'event' is the name of the method, and the other keys are its arguments.
     """
 
-    def __init__(self, tell: Callable[[dict[str, Any]], None]) -> None:
+    def __init__(self, send_event: Callable[[dict[str, Any]], None]) -> None:
         super().__init__()
-        self._tell, self._sent = tell, float("-inf")
+        self._send_event, self._last_sent = send_event, float("-inf")
 
     def note(self, message: str) -> None:
         """Send a message."""
         super().note(message)
-        self._tell({"event": "note", "message": message})
+        self._send_event({"event": "note", "message": message})
 
     def started(self, stage: str, projected_bytes: int) -> None:
         """Send that a stage begins."""
         super().started(stage, projected_bytes)
-        self._sent = float("-inf")
-        self._tell({"event": "started", "stage": stage, "projected_bytes": int(projected_bytes)})
+        self._last_sent = float("-inf")
+        self._send_event({"event": "started", "stage": stage, "projected_bytes": int(projected_bytes)})
 
     def advanced(self, stage: str, done: float, total: float) -> None:
         """Send a stage's progress, at most every `EVENT_SECONDS` and when a step ends."""
         super().advanced(stage, done, total)
-        if time.monotonic() - self._sent >= EVENT_SECONDS or done >= total:
-            self._sent = time.monotonic()
-            self._tell({"event": "advanced", "stage": stage, "done": float(done), "total": float(total)})
+        if time.monotonic() - self._last_sent >= EVENT_SECONDS or done >= total:
+            self._last_sent = time.monotonic()
+            self._send_event({"event": "advanced", "stage": stage, "done": float(done), "total": float(total)})
 
     def finished(self, stage: str, seconds: float, projected_bytes: int, peak_bytes: int, facts: dict) -> None:
         """Send a finished stage's time, memory and facts."""
         super().finished(stage, seconds, projected_bytes, peak_bytes, facts)
         usage = {"seconds": float(seconds), "projected_bytes": int(projected_bytes), "peak_bytes": int(peak_bytes)}
-        self._tell({"event": "finished", "stage": stage, **usage, "facts": json.loads(to_json(facts))})
+        self._send_event({"event": "finished", "stage": stage, **usage, "facts": json.loads(to_json(facts))})
 
 
 class EventReplay:
     """Calls an observer for events. If the event that a stage began was missed, `started` is called all the same."""
 
     def __init__(self, observer: Observer) -> None:
-        self._observer, self._under_way = observer, ""
+        self._observer, self._running_stage = observer, ""
 
-    def tell(self, event: dict[str, Any]) -> None:
+    def replay(self, event: dict[str, Any]) -> None:
         """Call the observer for one event, if the event names one of its methods."""
         arguments = {name: value for name, value in event.items() if name != "worker"}  # Dask adds 'worker'
         name = arguments.pop("event")
-        if name in ("advanced", "finished") and arguments["stage"] != self._under_way:
+        if name in ("advanced", "finished") and arguments["stage"] != self._running_stage:
             self._observer.started(arguments["stage"], arguments.get("projected_bytes", 0))
         if name in ("note", "started", "advanced", "finished"):
             getattr(self._observer, name)(**arguments)
         if name != "note":
-            self._under_way = arguments.get("stage", "") if name in ("started", "advanced") else ""
+            self._running_stage = arguments.get("stage", "") if name in ("started", "advanced") else ""
 
 
 @dataclass(frozen=True)

@@ -147,7 +147,7 @@ def _export_graph(run: Run, out: str, row_at_position: np.ndarray, rows: int) ->
     heads, tails, weights = [], [], []
     for shard in range(len(graph.shards)):
         indptr, tail, weight = graph.read(shard)
-        first_position, _ = graph.shards.span(shard)
+        first_position, _ = graph.shards.row_range(shard)
         heads.append(row_at_position[first_position + np.repeat(np.arange(len(indptr) - 1), np.diff(indptr))])
         tails.append(row_at_position[tail])
         weights.append(weight)

@@ -184,7 +184,7 @@ class Handle:
             for event_time, event in self._client.sync(
                 submissions.read_events, self._client, self._submission, last_time
             ):
-                replay.tell(event)
+                replay.replay(event)
                 last_time = event_time
             if has_ended or is_late:
                 return self._wait_for_result(None if has_ended else 0.0)

@@ -66,7 +66,7 @@ def graph_rows(run: Run, order: RowOrder, start: int, stop: int) -> sparse.csr_m
     graph = Graph(run)
     heads, tails, weights = [], [], []
     for shard in range(len(graph.shards)):
-        shard_start, shard_stop = graph.shards.span(shard)
+        shard_start, shard_stop = graph.shards.row_range(shard)
         rows = order.row_at_position[shard_start:shard_stop]
         is_in_block = (rows >= start) & (rows < stop)
         if is_in_block.any():

@@ -46,7 +46,7 @@ class Context:
         on workers or in threads of this process. It returns when all parts are committed.
     threads, host_threads, worker_memory : int
         Threads of all workers, threads of the host that has most, and the smallest worker's memory limit.
-    note : callable
+    log : callable
         Called with messages for people.
     """
 
@@ -56,9 +56,9 @@ class Context:
     threads: int
     host_threads: int
     worker_memory: int
-    note: Callable[[str], None]
+    log: Callable[[str], None]
 
-    def require(self, stage: str, task_bytes: int, what: str, advice: str) -> None:
+    def require_memory(self, stage: str, task_bytes: int, what: str, advice: str) -> None:
         """Refuse a stage that is larger than projected, if its task fits no worker.
 
         Raises
@@ -67,7 +67,7 @@ class Context:
         """
         check_task(stage, task_bytes, self.worker_memory, what, advice)
 
-    def add_up(self, stage: str, task: Task, kind: str, sums: str, count: int, **options: Any) -> None:
+    def sum_in_ranges(self, stage: str, task: Task, kind: str, sums: str, count: int, **options: Any) -> None:
         """Add up many parts of a kind in ranges, by a task, so that the next task reads few: see `parts_to_sum`."""
         if (parts := parts_to_sum(kind, sums, count)) != part_names(kind, count):
             self.compute(stage, task, parts, **options)
@@ -99,13 +99,13 @@ class Stage:
     ----------
     name : str
         The stage's name, which is also the folder of its parts.
-    keys : tuple of str
+    setting_keys : tuple of str
         The settings on which the stage's bytes depend, such as 'neighbors.metric': see `settings_of`.
     reads : tuple of str
         The stages whose parts this stage reads.
     writes : tuple of str
         The kinds of the stage's parts: a part's name begins with its kind.
-    temporary : mapping
+    temporary_kinds : mapping
         The kinds of parts that are deleted, each with the later stages that must be done first. Parts of other kinds
         are kept, since another layout needs them.
     run : callable
@@ -120,12 +120,12 @@ class Stage:
     """
 
     name: str
-    keys: tuple[str, ...]
+    setting_keys: tuple[str, ...]
     reads: tuple[str, ...]
     writes: tuple[str, ...]
     run: Callable[[Context], dict]
     project: Callable[[Geometry, Config, int], Projection]
-    temporary: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    temporary_kinds: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     version: int = 1
     writes_results: bool = False
 

@@ -197,7 +197,7 @@ def audit_lists(context: Context, number: int) -> dict:
     context.compute(AUDIT, collect_queries, [f"queries-{number}"])
     kind, groups = f"search-{number}", context.geometry.groups
     context.compute(AUDIT, search_blocks, part_names(kind, groups), number=number)
-    context.add_up(AUDIT, merge_exact_range, kind, f"searches-{number}", groups, number=number)
+    context.sum_in_ranges(AUDIT, merge_exact_range, kind, f"searches-{number}", groups, number=number)
     context.compute(AUDIT, merge_exact, [f"exact-{number}"])
     context.compute(AUDIT, report_recall, [report_part_name(number)])
     return context.run.summary(AUDIT, report_part_name(number))
@@ -219,7 +219,7 @@ def run(context: Context) -> dict:
         if not repairs[-1]["gained"]:
             break
     if recalls[-1] is not None and recalls[-1] < target:
-        context.note(
+        context.log(
             f"audit: recall {recalls[-1]:.3f} ({figures['recall_low']:.3f} to {figures['recall_high']:.3f}) is below "
             f"neighbors.recall_target = {target} after {len(repairs)} repairs"
             f"{'' if not repairs or repairs[-1]['gained'] else ', the last of which found nothing'}: raise "
@@ -277,7 +277,7 @@ def project(geometry: Geometry, config: Config, worker_memory: int) -> Projectio
 
 STAGE = Stage(
     AUDIT,
-    keys=(
+    setting_keys=(
         *("seed", "task_memory", "input.unique", "neighbors.metric", "neighbors.metric_kwds", "neighbors.width"),
         *("neighbors.recall_target", "neighbors.max_repairs", "audit.queries"),
     ),
@@ -295,7 +295,7 @@ STAGE = Stage(
     ),
     run=run,
     project=project,
-    temporary={
+    temporary_kinds={
         **dict.fromkeys(("search", "searches"), ()),
         **dict.fromkeys((*INDEXED_KINDS, *INDEXED_KINDS.values()), ()),
     },

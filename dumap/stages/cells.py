@@ -53,7 +53,7 @@ In data of low dimension, this leaves out most leaves."""
 def grow_tree(job: Job, part: str) -> None:
     """Grow the tree from the sample."""
     store, geometry = job.run, job.geometry
-    sample = vectors.to_euclidean(read_sample(job), job.space)
+    sample = vectors.to_euclidean(read_sample(job), job.tree_metric)
     n_leaves = -(-geometry.leaves * count_distinct_rows(job) // geometry.rows)
     grown = tree.grow(sample, n_leaves, job.config.seed)
     with store.part(CELLS, part) as out:
@@ -69,7 +69,7 @@ def find_leaves(job: Job, part: str) -> None:
     """Find the nearest leaves of each row of a block; count the rows of each leaf."""
     store, block = job.run, number_of(part)
     rows = job.input.read(*job.geometry.block(block))
-    x = vectors.to_euclidean(job.as_embedded(rows), job.space)
+    x = vectors.to_euclidean(job.as_embedded(rows), job.tree_metric)
     dropped = is_left_out(job, block)
     x[dropped] = 0
     grown = read_tree(store)
@@ -269,10 +269,10 @@ def run(context: Context) -> dict:
     store, blocks, groups = context.run, context.geometry.blocks, context.geometry.groups
     context.compute(CELLS, grow_tree, ["tree"])
     context.compute(CELLS, find_leaves, part_names("near", blocks))
-    context.add_up(CELLS, sum_leaf_counts, "near", "loads", blocks)
+    context.sum_in_ranges(CELLS, sum_leaf_counts, "near", "loads", blocks)
     context.compute(CELLS, pack_leaves, ["packing"])
     context.compute(CELLS, assign_group, part_names("assign", groups))
-    context.add_up(CELLS, sum_guest_counts, "assign", "guest_sums", groups)
+    context.sum_in_ranges(CELLS, sum_guest_counts, "assign", "guest_sums", groups)
     context.compute(CELLS, limit_guests, [GUEST_LIMITS])
     if store.summary(CELLS, GUEST_LIMITS)["turned_away"]:
         context.compute(CELLS, count_admitted_guests, part_names("counted", groups))
@@ -333,7 +333,7 @@ def project(geometry: Geometry, config: Config, worker_memory: int) -> Projectio
 
 STAGE = Stage(
     CELLS,
-    keys=(
+    setting_keys=(
         *("seed", "task_memory", "input.unique", "neighbors.metric", "neighbors.width", "cells.max_cells_per_row"),
         "cells.max_rows",
     ),
@@ -344,7 +344,7 @@ STAGE = Stage(
     ),
     run=run,
     project=project,
-    temporary={
+    temporary_kinds={
         "sorted": (NEIGHBORS, AUDIT),
         **dict.fromkeys(("near", GUEST_LIMITS), (NEIGHBORS,)),
         **dict.fromkeys(("loads", "assign", "guest_sums", "counted"), ()),

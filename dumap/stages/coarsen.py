@@ -63,16 +63,16 @@ def spread_labels(job: Job, part: str, lowest: bool) -> None:
     graph_pass, new_labels, new, left = GraphPass(job, labels_reader(job, graph, number - 1)), [], 0, 0
     with job.run.part(COARSEN, part) as out:
         for shard in range(begin, end):
-            labels = graph_pass.page(shard).copy()
+            labels = graph_pass.read_page(shard).copy()
             new_labels.append(labels)
             if number > 1 and start.UNLABELLED not in labels:  # the first pass also looks for rows without edges
                 continue
             edges = read_unlabelled(job.run, graph, number - 1, shard, labels)
-            positions, labels_of_rows = graph.shards.span(shard)[0] + edges.rows, labels[edges.rows]
+            positions, labels_of_rows = graph.shards.row_range(shard)[0] + edges.rows, labels[edges.rows]
             if lowest:
                 counts = start.label_lowest(edges.indptr, edges.tails, positions, labels_of_rows, job.config.seed)
             else:
-                ends = graph_pass.ends(edges.indptr, edges.tails)
+                ends = graph_pass.read_tail_labels(edges.indptr, edges.tails)
                 counts = start.spread_labels(edges.indptr, edges.weights, ends, positions, labels_of_rows)
             labels[edges.rows] = labels_of_rows
             write_unlabelled(out, graph, shard, edges.select(labels_of_rows == start.UNLABELLED))
@@ -86,8 +86,8 @@ def sum_by_label(job: Job, part: str) -> None:
     graph, count = Graph(job.run), job.run.summary(COARSEN, LABEL_SOURCES)["count"]
     number, shard, _ = Checkpoints.parse_piece_name(part)
     graph_pass, (indptr, tails, weights) = GraphPass(job, labels_reader(job, graph, number)), graph.read(shard)
-    labels = graph_pass.page(shard)
-    pairs, sums = coarse.coarse_edges(indptr, weights, labels, graph_pass.ends(indptr, tails), count)
+    labels = graph_pass.read_page(shard)
+    pairs, sums = coarse.coarse_edges(indptr, weights, labels, graph_pass.read_tail_labels(indptr, tails), count)
     with job.run.part(COARSEN, part) as out:
         out.write("pairs", pairs)
         out.write("sums", sums)
@@ -193,10 +193,10 @@ def project(geometry: Geometry, config: Config, worker_memory: int) -> Projectio
 
 STAGE = Stage(
     COARSEN,
-    keys=("seed", "start.init"),
+    setting_keys=("seed", "start.init"),
     reads=(CELLS, GRAPH),
     writes=(LABEL_SOURCES, "labels", CHECKPOINT, SUMMED_EDGES, EDGES),
     run=run,
     project=project,
-    temporary={SUMMED_EDGES: ()},
+    temporary_kinds={SUMMED_EDGES: ()},
 )

@@ -22,7 +22,7 @@ PIECE_BYTES = 64
 def number_pieces(job: Job, part: str) -> None:
     """Number the pieces of a shard; write which rows of later shards each leads to."""
     shard, whole = number_of(part), Graph(job.run)
-    first, stop = whole.shards.span(shard)
+    first, stop = whole.shards.row_range(shard)
     indptr, tails = (job.run.read(GRAPH, whole.names[shard], array) for array in ("indptr", "tails"))
     labels = graph.pieces(indptr, np.where((tails >= first) & (tails < stop), tails - first, -1))
     count, later = int(labels.max(initial=-1)) + 1, tails >= stop
@@ -46,7 +46,7 @@ def index_tails(job: Job, part: str) -> None:
 def find_joined_pieces(job: Job, part: str) -> None:
     """Say which pieces of a shard are connected with pieces of earlier shards."""
     store, shard, whole = job.run, number_of(part), Graph(job.run)
-    names, first = part_names("pieces", len(whole.shards)), whole.shards.span(shard)[0]
+    names, first = part_names("pieces", len(whole.shards)), whole.shards.row_range(shard)[0]
     labels, found = store.read(GRAPH, names[shard], "labels"), [np.empty((0, 3), np.int64)]
     spans = read_received_ranges(store, GRAPH, "tails_index", len(names), shard).tolist()
     read = store.read_each(GRAPH, [(names[s], array, a, b) for s, a, b in spans for array in ("tails", "heads")])

@@ -61,9 +61,9 @@ def write_chunk(job: Job, part: str) -> None:
     kept = np.flatnonzero((status & DROPPED) == 0)
     if len(kept):
         order = kept[np.argsort(positions[kept])]
-        y[order] = last_epoch_state(job.run, graph).gather(positions[order])
+        y[order] = last_epoch_state(job.run, graph).read_at(positions[order])
     for shard in range(len(graph.shards)):
-        isolated = graph.isolated(shard)
+        isolated = graph.isolated_positions(shard)
         if len(isolated):
             status[np.isin(positions, isolated)] |= ISOLATED
     with job.run.part(EMBEDDING, part) as out:
@@ -92,7 +92,7 @@ def project(geometry: Geometry, config: Config, worker_memory: int) -> Projectio
 
 STAGE = Stage(
     EMBEDDING,
-    keys=("input.unique", "layout.n_components"),
+    setting_keys=("input.unique", "layout.n_components"),
     reads=(VECTORS, CELLS, GRAPH, LAYOUT),
     writes=("rows",),
     run=run,

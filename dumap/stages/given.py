@@ -240,7 +240,7 @@ def project_neighbors(geometry: Geometry, config: Config, worker_memory: int) ->
 
 VECTORS_GIVEN = Stage(
     VECTORS,
-    keys=(
+    setting_keys=(
         *("seed", "task_memory", "input.unique", "neighbors.precomputed", "neighbors.metric", "neighbors.width"),
         "audit.queries",
     ),
@@ -248,11 +248,11 @@ VECTORS_GIVEN = Stage(
     writes=(*vectors_stage.STAGE.writes, "list_fingerprints"),
     run=run_vectors,
     project=project_vectors,
-    temporary={**vectors_stage.STAGE.temporary, "list_fingerprints": ()},
+    temporary_kinds={**vectors_stage.STAGE.temporary_kinds, "list_fingerprints": ()},
 )
 CELLS_GIVEN = Stage(
     CELLS,
-    keys=("task_memory", "input.unique", "neighbors.precomputed", "neighbors.width"),
+    setting_keys=("task_memory", "input.unique", "neighbors.precomputed", "neighbors.width"),
     reads=(VECTORS,),
     writes=(TABLE, POSITIONS),
     run=run_cells,
@@ -261,7 +261,7 @@ CELLS_GIVEN = Stage(
 )
 NEIGHBORS_GIVEN = Stage(
     NEIGHBORS,
-    keys=("task_memory", "neighbors.precomputed", "neighbors.width"),
+    setting_keys=("task_memory", "neighbors.precomputed", "neighbors.width"),
     reads=(VECTORS, CELLS),
     writes=("lists",),
     run=run_neighbors,
@@ -269,7 +269,7 @@ NEIGHBORS_GIVEN = Stage(
 )
 AUDIT_GIVEN = Stage(
     AUDIT,
-    keys=(
+    setting_keys=(
         *("seed", "task_memory", "input.unique", "neighbors.precomputed", "neighbors.metric"),
         *("neighbors.metric_kwds", "neighbors.width", "neighbors.recall_target", "audit.queries"),
     ),
@@ -277,5 +277,5 @@ AUDIT_GIVEN = Stage(
     writes=("queries", "search", "searches", "exact", "report"),
     run=run_audit,
     project=audit.project,
-    temporary={"search": (), "searches": ()},
+    temporary_kinds={"search": (), "searches": ()},
 )

@@ -52,8 +52,8 @@ def read_nearest(job: Job, array: str, start: int, stop: int) -> np.ndarray:
 
 def sum_distances(job: Job, part: str) -> None:
     """Sum the distances of a shard's rows to their neighbours, without neighbours that are missing or cut off."""
-    shards = RowRanges.even(CellTable(job.run).rows, job.geometry.shard_rows)
-    distances = read_nearest(job, "distances", *shards.span(number_of(part)))
+    shards = RowRanges.of_size(CellTable(job.run).rows, job.geometry.shard_rows)
+    distances = read_nearest(job, "distances", *shards.row_range(number_of(part)))
     present = np.isfinite(distances)
     kept = present & (distances < disconnection_distance(job.config))
     rows = np.where(kept, distances, 0).sum(axis=1, dtype=np.float64)
@@ -70,7 +70,7 @@ def sum_distances(job: Job, part: str) -> None:
 def weigh_edges(job: Job, part: str, mean_distance: float) -> None:
     """Compute the memberships of the edges out of a shard's rows, and sort the edges by tail."""
     rows = CellTable(job.run).rows
-    start, stop = RowRanges.even(rows, job.geometry.shard_rows).span(number_of(part))
+    start, stop = RowRanges.of_size(rows, job.geometry.shard_rows).row_range(number_of(part))
     indices = read_nearest(job, "indices", start, stop)
     rho, sigma, weights = graph.memberships(
         indices,
@@ -104,7 +104,7 @@ def _sum_in_edges(job: Job, names: list[str]) -> np.ndarray:
 
 def sum_in_edges(job: Job, part: str) -> None:
     """Add up the edges into each grain of rows over a range of shards."""
-    even = len(RowRanges.even(CellTable(job.run).rows, job.geometry.shard_rows))
+    even = len(RowRanges.of_size(CellTable(job.run).rows, job.geometry.shard_rows))
     into = _sum_in_edges(job, part_names("directed", even)[slice(*range_of(part))])
     grains = np.flatnonzero(into)
     with job.run.part(GRAPH, part) as out:
@@ -114,7 +114,7 @@ def sum_in_edges(job: Job, part: str) -> None:
 def cut_shards(job: Job, part: str) -> None:
     """Cut the rows into shards. A shard has at most the rows, and the edges out and in, that a task may hold."""
     rows, k, max_rows = CellTable(job.run).rows, job.config.neighbors.graph_k, job.geometry.shard_rows
-    directed = part_names("directed", len(RowRanges.even(rows, max_rows)))
+    directed = part_names("directed", len(RowRanges.of_size(rows, max_rows)))
     into = _sum_in_edges(job, parts_to_sum("directed", "into", len(directed)))
     offsets = graph.cut_shards(into, rows, k, max_rows, int(SHARD_EDGES * k * max_rows))
     edges = np.add.reduceat(into, offsets[:-1] // graph.GRAIN_ROWS) + k * np.diff(offsets)
@@ -125,7 +125,7 @@ def cut_shards(job: Job, part: str) -> None:
 
 def index_edges(job: Job, part: str) -> None:
     """Index the edges out of a range of shards by the shard that they lead to."""
-    shards, even = Graph(job.run).shards, RowRanges.even(CellTable(job.run).rows, job.geometry.shard_rows)
+    shards, even = Graph(job.run).shards, RowRanges.of_size(CellTable(job.run).rows, job.geometry.shard_rows)
     shard_of = np.repeat(np.arange(len(shards)), -(-np.diff(shards.offsets) // graph.GRAIN_ROWS))
     write_receiver_index(job.run, GRAPH, part, part_names("directed", len(even)), len(shards), shard_of)
 
@@ -167,8 +167,8 @@ def _read_repeated(job: Job, shard: int) -> tuple[np.ndarray, np.ndarray]:
 def unite_edges(job: Job, part: str) -> None:
     """Combine the edges out of and into a shard's rows into the fuzzy union."""
     store, shard = job.run, number_of(part)
-    start, stop = RowRanges(store.read(GRAPH, SHARDS, "offsets")).span(shard)
-    even = RowRanges.even(CellTable(store).rows, job.geometry.shard_rows)
+    start, stop = RowRanges(store.read(GRAPH, SHARDS, "offsets")).row_range(shard)
+    even = RowRanges.of_size(CellTable(store).rows, job.geometry.shard_rows)
     directed = part_names("directed", len(even))
     indices = read_nearest(job, "indices", start, stop)
     weights = store.read_span(GRAPH, directed, even.offsets, "weights", start, stop)
@@ -216,18 +216,18 @@ def unite_edges(job: Job, part: str) -> None:
 def run(context: Context) -> dict:
     """Build the graph; return the facts."""
     store, rows, settings = context.run, CellTable(context.run).rows, context.config.neighbors
-    even = len(RowRanges.even(rows, context.geometry.shard_rows))
+    even = len(RowRanges.of_size(rows, context.geometry.shard_rows))
     sums = part_names("summed", even)
     context.compute(GRAPH, sum_distances, sums)
     kept, disconnected, missing = (sum_fact(store, GRAPH, sums, fact) for fact in ("kept", "disconnected", "missing"))
     mean = math.fsum(part for name in sums for part in store.summary(GRAPH, name)["distance_sums"]) / (rows + kept)
     context.compute(GRAPH, weigh_edges, part_names("directed", even), mean_distance=mean)
-    context.add_up(GRAPH, sum_in_edges, "directed", "into", even)
+    context.sum_in_ranges(GRAPH, sum_in_edges, "directed", "into", even)
     context.compute(GRAPH, cut_shards, [SHARDS])
     context.compute(GRAPH, index_edges, range_names("edges_index", even))
     united, most = part_names("united", len(Graph(store).shards)), store.summary(GRAPH, SHARDS)["most_edges"]
     what, advice = f"the fullest shard has {most} edges: many rows list the same", "a smaller neighbors.n_neighbors"
-    context.require(GRAPH, most * EDGE_BYTES, what, f"{advice} in another output")
+    context.require_memory(GRAPH, most * EDGE_BYTES, what, f"{advice} in another output")
     if context.config.input.unique:
         blocks = context.geometry.blocks
         context.compute(GRAPH, find_repeated_positions, part_names("repeated_positions", blocks))
@@ -238,7 +238,7 @@ def run(context: Context) -> dict:
     edges, health = facts["edges"], store.summary(GRAPH, GRAPH_FACTS)
     greatest = max(store.summary(GRAPH, name)["greatest_in_degree"] for name in united)
     if missing:
-        context.note(
+        context.log(
             f"graph: {missing} slots of the neighbors' lists are empty; {health['small']} of {health['components']} "
             f"components have fewer than n_neighbors = {settings.n_neighbors} rows, the smallest {health['smallest']}"
         )
@@ -306,7 +306,7 @@ def project(geometry: Geometry, config: Config, worker_memory: int) -> Projectio
 
 STAGE = Stage(
     GRAPH,
-    keys=(
+    setting_keys=(
         *("input.unique", "neighbors.n_neighbors", "neighbors.metric", "graph.local_connectivity"),
         *("graph.set_op_mix_ratio", "graph.disconnection_distance", "graph.shard_rows"),
     ),
@@ -317,7 +317,7 @@ STAGE = Stage(
     ),
     run=run,
     project=project,
-    temporary=dict.fromkeys(
+    temporary_kinds=dict.fromkeys(
         (
             *("summed", "directed", "into", "edges_index", "repeated_index"),
             *("pieces", "tails_index", "joined_pieces", "forest"),

@@ -84,9 +84,9 @@ def run_epochs_on_host(job: Job, part: str, threads: int) -> None:
     begin = checkpoints.latest(epochs)
     before = EpochState(job.run, graph, begin)
     edges = pack_shards(job, graph, 0, len(shards))
-    y, (m, v) = before.span(0, len(shards)), before.moments(0, len(shards))
+    y, (m, v) = before.read_shards(0, len(shards)), before.read_moments(0, len(shards))
     after = np.empty_like(y)
-    bounds, repeated = slice_bounds(shards.rows, threads * SLICES_PER_THREAD), graph.repeated(0, len(shards))
+    bounds, repeated = slice_bounds(shards.rows, threads * SLICES_PER_THREAD), graph.read_repeated(0, len(shards))
     check_epochs = early_stop_epochs(job)
     with ThreadPoolExecutor(threads) as workers:
         for epoch in range(begin, epochs):
@@ -95,14 +95,14 @@ def run_epochs_on_host(job: Job, part: str, threads: int) -> None:
             drawn = rows_at(pool_rows(parameters.seed, epoch, graph.occurrence_offsets[-1]), *repeated)
             compute_epoch(workers, bounds, parameters, epoch, edges, y, m, v, after, drawn)
             y, after = after, y
-            job.tick(epoch + 1, epochs)
+            job.report_progress(epoch + 1, epochs)
             is_due = ends_interval(job, epoch + 1)
             if is_due or epoch + 1 in check_epochs:
                 write_loss(job, epoch + 1, y.__getitem__)
             if is_due or should_stop(job, epoch + 1):
                 pieces = [checkpoints.piece_name(epoch + 1, shard, shard + 1) for shard in range(len(shards))]
                 for shard, piece in enumerate(pieces):
-                    low, high = shards.span(shard)
+                    low, high = shards.row_range(shard)
                     write_state(job, piece, y[low:high], m[low:high], v[low:high])
                 checkpoints.commit(epoch + 1, pieces, shards.offsets)
     commit_end(job, checkpoints.latest())
@@ -158,7 +158,7 @@ def project(geometry: Geometry, config: Config, worker_memory: int) -> Projectio
 
 STAGE = Stage(
     LAYOUT,
-    keys=(
+    setting_keys=(
         *("layout.seed", "layout.n_components", "layout.n_epochs", "layout.learning_rate", "layout.min_dist"),
         *("layout.spread", "layout.a", "layout.b", "layout.negative_sample_rate", "layout.repulsion_strength"),
         *("layout.exchange_every", "layout.least_fall"),
@@ -167,5 +167,5 @@ STAGE = Stage(
     writes=(PAIRS_PART, "state", CHECKPOINT, "loss", *PREPARED, LAYOUT_END),
     run=run,
     project=project,
-    temporary=dict.fromkeys((PAIRS_PART, *PREPARED), ()),
+    temporary_kinds=dict.fromkeys((PAIRS_PART, *PREPARED), ()),
 )

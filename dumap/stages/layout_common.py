@@ -65,13 +65,13 @@ def write_state(
 
 def pack_shards(job: Job, graph: Graph, first: int, last: int) -> Edges:
     """Read and pack the edges of shards [first, last). One shard at a time is read into the arrays of all."""
-    greatest, offsets = graph.greatest, graph.shards.offsets
+    greatest, offsets = graph.greatest_weight, graph.shards.offsets
     low, rows = int(offsets[first]), int(offsets[last] - offsets[first])
-    room = graph.edges_of(first, last)
+    room = graph.count_edges(first, last)
     indptr, tails = np.zeros(rows + 1, np.int64), np.empty(room, f"u{job.geometry.index_dtype.itemsize}")
     relative_weights, sample_phases, kept = np.empty(room, np.uint16), np.empty(room, np.uint16), 0
     for shard in range(first, last):
-        start, stop = graph.shards.span(shard)
+        start, stop = graph.shards.row_range(shard)
         piece = pack(
             *graph.read(shard), start, greatest, job.geometry.n_epochs, job.config.layout_seed, graph.shards.rows
         )

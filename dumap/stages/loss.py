@@ -50,7 +50,7 @@ def should_stop(job: Job, epoch: int) -> bool:
 def draw_loss_pairs(job: Job, part: str) -> None:
     """Choose the edges and pairs on which the loss is measured in all epochs."""
     graph, seed = Graph(job.run), job.config.layout_seed
-    ends = np.cumsum([0, *(graph.edges_of(shard, shard + 1) for shard in range(len(graph.shards)))])
+    ends = np.cumsum([0, *(graph.count_edges(shard, shard + 1) for shard in range(len(graph.shards)))])
     count = LOSS_PAIRS if ends[-1] else 0
     bits = hashing.draws(seed, hashing.LOSS, np.arange(2 * count))
     chosen = np.sort((bits[:count] % np.uint64(max(1, ends[-1]))).astype(np.int64))
@@ -59,20 +59,20 @@ def draw_loss_pairs(job: Job, part: str) -> None:
         if high > low:
             indptr, all_tails, all_weights = graph.read(shard)
             edges = chosen[low:high] - ends[shard]
-            heads[low:high] = np.searchsorted(indptr, edges, side="right") - 1 + graph.shards.span(shard)[0]
+            heads[low:high] = np.searchsorted(indptr, edges, side="right") - 1 + graph.shards.row_range(shard)[0]
             tails[low:high], weights[low:high] = all_tails[edges], all_weights[edges]
     with job.run.part(LAYOUT, part) as out:
         others = (bits[count:] % np.uint64(graph.occurrence_offsets[-1])).astype(np.int64)
-        out.write("rows", np.stack([heads, tails, graph.rows_at(others)], axis=1))
+        out.write("rows", np.stack([heads, tails, graph.positions_of(others)], axis=1))
         out.write("weights", weights)
 
 
-def write_loss(job: Job, epoch: int, gather: Callable[[np.ndarray], np.ndarray]) -> None:
-    """Measure and write the loss. `gather` returns the coordinates at ascending positions."""
+def write_loss(job: Job, epoch: int, read_at: Callable[[np.ndarray], np.ndarray]) -> None:
+    """Measure and write the loss. `read_at` returns the coordinates at ascending positions."""
     rows, weights = (job.run.read(LAYOUT, PAIRS_PART, array) for array in ("rows", "weights"))
     if len(weights):
         unique, inverse = np.unique(rows, return_inverse=True)
-        heads, tails, others = gather(unique)[inverse.reshape(rows.shape).T]
+        heads, tails, others = read_at(unique)[inverse.reshape(rows.shape).T]
         with job.run.part(LAYOUT, loss_part_name(epoch)) as out:
             out.attributes["loss"] = layout.loss(layout_parameters(job), heads, tails, weights, others)
 
@@ -80,4 +80,4 @@ def write_loss(job: Job, epoch: int, gather: Callable[[np.ndarray], np.ndarray])
 def measure_loss(job: Job, part: str) -> None:
     """Measure the loss at a checkpoint."""
     epoch = number_of(part)
-    write_loss(job, epoch, EpochState(job.run, Graph(job.run), epoch).gather)
+    write_loss(job, epoch, EpochState(job.run, Graph(job.run), epoch).read_at)

@@ -45,7 +45,7 @@ KTH_ROW_BYTES, KTH_ROWS_PER_RANGE = 48, 64
 def euclidean_rows(job: Job, cell: Cell, rows: np.ndarray) -> np.ndarray:
     """Return rows of a cell in the space of the leaf search."""
     metric = job.config.neighbors.metric
-    x = cell.vectors(rows, metric)
+    x = cell.read_vectors(rows, metric)
     return vectors.add_zero_column(x) if metric in vectors.ANGULAR else x
 
 
@@ -53,7 +53,7 @@ def search_leaves(job: Job, cell: Cell, rows: np.ndarray, probes: np.ndarray) ->
     """Search home rows of a cell among each other: see `leaves.search`."""
     seed, k, metric = job.config.seed + cell.number, job.config.neighbors.search_k, job.config.neighbors.metric
     if job.geometry.sparse:
-        return sparse_leaves.search(cell.sparse_vectors(rows), job.targets, metric, probes, k, seed)
+        return sparse_leaves.search(cell.read_sparse_vectors(rows), job.projected_dims, metric, probes, k, seed)
     return leaves.search(euclidean_rows(job, cell, rows), probes, k, seed, job.geometry.most_leaf_rows)
 
 
@@ -68,8 +68,8 @@ def search_guests(
     """Search home rows of a cell among its guests, and guests among home rows: see `leaves.search_with_guests`."""
     seed, metric = job.config.seed + cell.number, job.config.neighbors.metric
     if job.geometry.sparse:
-        x = cell.sparse_vectors(rows)
-        return sparse_leaves.search_with_guests(x, job.targets, metric, home, probes, *lists, seed)
+        x = cell.read_sparse_vectors(rows)
+        return sparse_leaves.search_with_guests(x, job.projected_dims, metric, home, probes, *lists, seed)
     x, most_rows = euclidean_rows(job, cell, rows), job.geometry.most_leaf_rows
     return leaves.search_with_guests(x, home, probes, *lists, seed, most_rows)
 
@@ -116,7 +116,7 @@ def search_home_rows(job: Job, part: str) -> None:
     """Find the neighbours of a cell's home rows among themselves, by leaf search."""
     table, number = CellTable(job.run), number_of(part)
     cell = Cell(job, number, table)
-    probes = cell.probes(np.arange(cell.home_rows))
+    probes = cell.read_probes(np.arange(cell.home_rows))
     order = leaves.order(np.full(cell.home_rows, -1), probes)
     local, squared_home = search_leaves(job, cell, order, probes[order])
     positions = cell.positions[order]
@@ -141,7 +141,7 @@ def sort_kth_distances(job: Job, part: str) -> None:
     neighbour that each home row of a range of cells found at home.
     """
     table, cells = CellTable(job.run), range(*range_of(part))
-    counts = np.stack([table.home_spans(cell)[:, 1] for cell in cells])
+    counts = np.stack([table.home_ranges(cell)[:, 1] for cell in cells])
     read = job.run.read_each(NEIGHBORS, [(part_name("home", cell), "kth_squared", 0, None) for cell in cells])
     groups = np.repeat(np.tile(np.arange(counts.shape[1], dtype=np.int32), len(cells)), counts.ravel())
     with job.run.part(NEIGHBORS, part) as out:
@@ -159,10 +159,10 @@ def search_cell_with_guests(job: Job, part: str, wave: tuple[int, int]) -> None:
     home_lists, squared = (job.run.read(NEIGHBORS, home_part, array) for array in ("indices", "squared"))
     guest_homes = np.searchsorted(table.offsets, cell.positions, side="right") - 1
     guest_homes[: cell.home_rows] = -1
-    kth_squared = cell.kth_squared()
+    kth_squared = cell.read_kth_squared()
 
     def batch(rows: np.ndarray) -> BatchLists:  # a function, so that a batch's arrays are freed before the next batch
-        probes = cell.probes(rows)
+        probes = cell.read_probes(rows)
         order = leaves.order(guest_homes[rows], probes)
         rows, probes = rows[order], probes[order]
         is_home = rows < cell.home_rows
@@ -179,7 +179,7 @@ def search_cell_with_guests(job: Job, part: str, wave: tuple[int, int]) -> None:
         positions = cell.positions[rows]
         return rows, positions, np.where(local >= 0, positions[local], -1), distances_from_squared(job, batch_squared)
 
-    write_cell_lists(job, part, cell, table, map(batch, cell.batches()))
+    write_cell_lists(job, part, cell, table, map(batch, cell.row_batches()))
 
 
 def search_cell_by_metric(job: Job, part: str, wave: tuple[int, int]) -> None:
@@ -188,11 +188,11 @@ def search_cell_by_metric(job: Job, part: str, wave: tuple[int, int]) -> None:
     cell = Cell(job, number, table, wave)
 
     def batches() -> Iterator[BatchLists]:
-        for rows in cell.batches():
+        for rows in cell.row_batches():
             with metric_errors(job):
                 seed = job.config.seed + number
                 local, distances = neighbors.search(
-                    cell.vectors(rows), settings.search_k, settings.metric, metric_arguments(job), seed
+                    cell.read_vectors(rows), settings.search_k, settings.metric, metric_arguments(job), seed
                 )
             positions = cell.positions[rows]
             yield rows, positions, np.where(local >= 0, positions[local], -1), distances
@@ -243,7 +243,7 @@ def check_cell_memory(context: Context) -> None:
     geometry = context.geometry.with_cells(context.run.summary(CELLS, TABLE))
     need = math.ceil(project(geometry, context.config, context.worker_memory).task_bytes)
     what = f"the largest cell holds {geometry.largest_cell} rows, {geometry.largest_home} of them its own at the most"
-    context.require(NEIGHBORS, need, what, "a smaller cells.max_rows or task_memory in another output")
+    context.require_memory(NEIGHBORS, need, what, "a smaller cells.max_rows or task_memory in another output")
 
 
 def guest_waves(geometry: Geometry, cells: int, max_cells_per_row: int) -> list[tuple[int, int]]:
@@ -365,7 +365,7 @@ def project(geometry: Geometry, config: Config, worker_memory: int) -> Projectio
 
 STAGE = Stage(
     NEIGHBORS,
-    keys=(
+    setting_keys=(
         *(
             "seed",
             "task_memory",
@@ -380,6 +380,6 @@ STAGE = Stage(
     writes=("home", "kth", "guests", "cell", "guest_index", "lists"),
     run=run,
     project=project,
-    temporary=dict.fromkeys(("home", "kth", "guests", "cell", "guest_index"), ()),
+    temporary_kinds=dict.fromkeys(("home", "kth", "guests", "cell", "guest_index"), ()),
     version=2,
 )

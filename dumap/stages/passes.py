@@ -52,18 +52,18 @@ class GraphPass:
     def __init__(self, job: Job, read: Callable[[int], np.ndarray]) -> None:
         self.graph, self.index_dtype = Graph(job.run), job.geometry.index_dtype
         room = job.config.task_memory // 4 // page_bytes(job.geometry.shard_rows, job.config.layout.n_components)
-        self.page = lru_cache(maxsize=max(1, room))(read)
+        self.read_page = lru_cache(maxsize=max(1, room))(read)
 
-    def pages(self, indptr: np.ndarray, tails: np.ndarray) -> Iterator[tuple[np.ndarray, int, np.ndarray]]:
+    def read_pages(self, indptr: np.ndarray, tails: np.ndarray) -> Iterator[tuple[np.ndarray, int, np.ndarray]]:
         """Yield, for each page that holds tails of these edges, a cursor, the page's first row, and the page."""
         cursor, offsets = indptr[:-1].copy(), self.graph.shards.offsets
         grains = np.flatnonzero(np.bincount(tails // GRAIN_ROWS))  # shards begin with a grain, and differ in length
         for shard in np.unique(np.searchsorted(offsets, grains * GRAIN_ROWS, side="right") - 1).tolist():
-            yield cursor, self.graph.shards.span(shard)[0], self.page(shard)
+            yield cursor, self.graph.shards.row_range(shard)[0], self.read_page(shard)
 
-    def ends(self, indptr: np.ndarray, tails: np.ndarray) -> np.ndarray:
+    def read_tail_labels(self, indptr: np.ndarray, tails: np.ndarray) -> np.ndarray:
         """Return the labels of a shard's tails."""
         ends = np.empty(len(tails), self.index_dtype)
-        for page in self.pages(indptr, tails):
+        for page in self.read_pages(indptr, tails):
             start.look_up(indptr, tails, *page, ends)
         return ends

@@ -65,12 +65,12 @@ def find_map_neighbors(job: Job, part: str) -> None:
     state = last_epoch_state(store, graph)
     query_y = np.empty((len(positions), job.config.layout.n_components), np.float32)
     order = np.argsort(positions)
-    query_y[order] = state.gather(positions[order])
+    query_y[order] = state.read_at(positions[order])
     near = min(MAP_NEIGHBORS, graph.shards.rows - 1)
     map_neighbors = np.full((len(positions), near), -1, np.int64)
     map_distances = np.full(map_neighbors.shape, np.inf, np.float32)
     for shard in range(len(graph.shards)):
-        start, _ = graph.shards.span(shard)
+        start, _ = graph.shards.row_range(shard)
         y = state.read(shard)
         step = max(1, TILE_BYTES // (4 * max(1, len(positions))))
         for low in range(0, len(y), step):
@@ -189,10 +189,10 @@ def run(context: Context) -> dict:
         return {"queries": 0}
     context.compute(QUALITY, find_map_neighbors, ["queries"])
     context.compute(QUALITY, measure_map_neighbors, part_names("map_distances", groups))
-    context.add_up(QUALITY, merge_map_distances, "map_distances", "least_distances", groups)
+    context.sum_in_ranges(QUALITY, merge_map_distances, "map_distances", "least_distances", groups)
     context.compute(QUALITY, sort_map_distances, ["limits"])
     context.compute(QUALITY, count_nearer_rows, part_names("ranks", groups))
-    context.add_up(QUALITY, sum_rank_counts, "ranks", "rank_sums", groups)
+    context.sum_in_ranges(QUALITY, sum_rank_counts, "ranks", "rank_sums", groups)
     context.compute(QUALITY, report_quality, ["report"])
     return context.run.summary(QUALITY, "report")
 
@@ -229,10 +229,16 @@ def project(geometry: Geometry, config: Config, worker_memory: int) -> Projectio
 
 STAGE = Stage(
     QUALITY,
-    keys=("neighbors.metric", "neighbors.metric_kwds", "layout.n_components", "audit.queries", "quality.queries"),
+    setting_keys=(
+        "neighbors.metric",
+        "neighbors.metric_kwds",
+        "layout.n_components",
+        "audit.queries",
+        "quality.queries",
+    ),
     reads=(VECTORS, CELLS, AUDIT, GRAPH, LAYOUT),
     writes=("queries", "map_distances", "least_distances", "limits", "ranks", "rank_sums", "report"),
     run=run,
     project=project,
-    temporary=dict.fromkeys(("queries", "map_distances", "least_distances", "limits", "ranks", "rank_sums"), ()),
+    temporary_kinds=dict.fromkeys(("queries", "map_distances", "least_distances", "limits", "ranks", "rank_sums"), ()),
 )

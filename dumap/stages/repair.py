@@ -46,14 +46,14 @@ HALO_ROWS_PER_RANGE = 64
 
 def read_sparse_home_rows(job: Job, cell: int, table: CellTable) -> csr_matrix:
     """Read a cell's home rows that are sparse, by position, as they are kept."""
-    spans = part_ranges(part_names("sorted", job.geometry.groups), table.home_spans(cell))
+    spans = part_ranges(part_names("sorted", job.geometry.groups), table.home_ranges(cell))
     return join_rows([read_rows(job, CELLS, part, "vectors", a, b) for part, a, b in spans] or [empty_rows(job)])
 
 
 def read_home_rows(job: Job, cell: int, table: CellTable, out: np.ndarray) -> None:
     """Read a cell's home rows, by position, into `out`, cast to the dtype of `out`."""
     step, done = max(1, job.geometry.block_rows // 4), 0
-    spans = part_ranges(part_names("sorted", job.geometry.groups), table.home_spans(cell))
+    spans = part_ranges(part_names("sorted", job.geometry.groups), table.home_ranges(cell))
     pieces = [(part, "vectors", low, min(stop, low + step)) for part, a, stop in spans for low in range(a, stop, step)]
     for rows in job.run.read_each(CELLS, pieces):
         out[done : done + len(rows)] = vectors.as_float32(rows) if out.dtype == np.float32 else rows
@@ -71,7 +71,7 @@ def choose_halo(job: Job, part: str, number: int) -> None:
     first, last = _home_range(before.table, cell)
     geometry = job.geometry.with_cells(job.run.summary(CELLS, TABLE))
     most = max(0, most_repair_rows(job.config, geometry) - (last - first))
-    halo, left_out = repair.choose_halo(before.of(cell, "indices"), first, most)
+    halo, left_out = repair.choose_halo(before.read_cell(cell, "indices"), first, most)
     with job.run.part(AUDIT, part) as out:
         out.write("positions", halo, HALO_ROWS_PER_RANGE)
         write_sorted_receivers(out, np.searchsorted(before.table.offsets, halo, side="right") - 1)
@@ -99,7 +99,7 @@ def write_sent_rows(job: Job, part: str, number: int, wave: tuple[int, int]) -> 
     spans = [(part_name(f"halo-{number}", asker), "positions", low, high) for asker, low, high in asked.tolist()]
     wanted = [positions - first for positions in store.read_each(AUDIT, spans)]
     rows = np.concatenate([np.empty(0, np.int32), *wanted], dtype=np.int32)
-    indices, distances = (before.of(cell, array) for array in ("indices", "distances"))
+    indices, distances = (before.read_cell(cell, array) for array in ("indices", "distances"))
     x: Any
     if job.geometry.sparse:
         x = read_sparse_home_rows(job, cell, table) if len(rows) else empty_rows(job)
@@ -138,11 +138,11 @@ def offer_pairs(job: Job, part: str, number: int, inside: bool, wave: tuple[int,
     home_rows, rows = last - first, last - first + len(halo)
     kth_distances = np.empty(rows, np.float32)
     lists, fresh = np.empty((rows, k), np.int32), np.ones((rows, k), bool)
-    indices = before.of(cell, "indices")
+    indices = before.read_cell(cell, "indices")
     lists[:home_rows] = repair.localize(indices, first, home_rows, halo)
-    kth_distances[:home_rows] = before.of(cell, "distances")[:, -1]
+    kth_distances[:home_rows] = before.read_cell(cell, "distances")[:, -1]
     if number > 1:
-        fresh[:home_rows] = repair.is_new(indices, NeighborLists(store, number - 2).of(cell, "indices"))
+        fresh[:home_rows] = repair.is_new(indices, NeighborLists(store, number - 2).read_cell(cell, "indices"))
     sent_kind, index_kind = sent_kinds(number, wave)
     of_cell = read_received_ranges(store, AUDIT, index_kind, table.cells, cell)
     spans = [(part_name(sent_kind, home), low, high) for home, low, high in of_cell.tolist()]
@@ -177,8 +177,8 @@ def merge_offers(job: Job, part: str, number: int) -> None:
     """Merge the offers of all cells into the lists of one cell's home rows."""
     store, lists, cell, k = job.run, NeighborLists(job.run, number - 1), number_of(part), job.config.neighbors.search_k
     first, _ = _home_range(lists.table, cell)
-    before = lists.of(cell, "indices")
-    indices, distances = before.copy(), lists.of(cell, "distances").copy()
+    before = lists.read_cell(cell, "indices")
+    indices, distances = before.copy(), lists.read_cell(cell, "distances").copy()
     offered_rows = read_received_ranges(store, AUDIT, f"offer_index-{number}", lists.table.cells, cell).tolist()
     spans = [(part_name(f"offers-{number}", other), low, high) for other, low, high in offered_rows]
     read = store.read_each(AUDIT, [(name, array, *ends) for name, *ends in spans for array in ("positions", "offers")])

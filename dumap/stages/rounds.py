@@ -118,7 +118,7 @@ class PreparedShards:
     Attributes
     ----------
     edges : Edges
-    outside : ndarray of int64
+    outside_positions : ndarray of int64
         Positions outside the range that its edges lead to, ascending.
     sent : ndarray of uint32
         Rows of the range that others ask for.
@@ -129,9 +129,9 @@ class PreparedShards:
     def __init__(self, job: Job, bounds: list[int], number: int) -> None:
         packed, answers = (range_part_names(kind, bounds)[number] for kind in (PACKED_EDGES, ANSWERS))
         self.edges = Edges(*(job.run.read(LAYOUT, packed, array) for array in Edges._fields))
-        self.outside = job.run.read(LAYOUT, packed, "outside").astype(np.int64)
-        self.sent = job.run.read(LAYOUT, answers, "rows")
-        self.spans = read_received_ranges(
+        self.outside_positions = job.run.read(LAYOUT, packed, "outside").astype(np.int64)
+        self.sent_rows = job.run.read(LAYOUT, answers, "rows")
+        self.outside_ranges = read_received_ranges(
             job.run, LAYOUT, kind_for_ranges("answered", bounds), len(bounds) - 1, number
         ).tolist()
 
@@ -159,7 +159,7 @@ def free_caches() -> None:
 def pool_positions(job: Job, graph: Graph, epoch: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the positions of an epoch's pool, ascending and distinct, and where each row of the pool is in them."""
     occurrences = pool_rows(job.config.layout_seed, epoch, graph.occurrence_offsets[-1])
-    unique, inverse = np.unique(graph.rows_at(occurrences), return_inverse=True)
+    unique, inverse = np.unique(graph.positions_of(occurrences), return_inverse=True)
     return unique, inverse
 
 
@@ -182,17 +182,17 @@ class RoundInputs:
         pieces = [layout_checkpoints(job.run).piece_name(epoch, *ends) for ends in pairwise(bounds)]
         self.pieces = pieces if epoch and has_sent_rows(job, self.state, pieces) else []
 
-    def outside(self, prepared: PreparedShards) -> np.ndarray:
+    def read_outside(self, prepared: PreparedShards) -> np.ndarray:
         """Return the coordinates of the rows outside that a range's edges lead to, (n, n_components)."""
-        if not self.pieces or not prepared.spans:
-            return self.state.gather(prepared.outside)
-        spans = [(self.pieces[sender], "sent", first, last) for sender, first, last in prepared.spans]
+        if not self.pieces or not prepared.outside_ranges:
+            return self.state.read_at(prepared.outside_positions)
+        spans = [(self.pieces[sender], "sent", first, last) for sender, first, last in prepared.outside_ranges]
         return np.concatenate(list(self.job.run.read_each(LAYOUT, spans)))
 
-    def sorted_pools(self) -> list[np.ndarray]:
+    def read_sorted_pools(self) -> list[np.ndarray]:
         """Return the pools of the round's epochs, as `sort_pool` returns them."""
         if not self.pieces:
-            return [sort_pool(self.state.gather(unique)[inverse]) for unique, inverse in self.pools]
+            return [sort_pool(self.state.read_at(unique)[inverse]) for unique, inverse in self.pools]
         cuts = [np.searchsorted(unique, self.graph.shards.offsets[self.bounds]) for unique, _ in self.pools]
         coordinates = [
             np.empty((len(unique), self.job.config.layout.n_components), np.float32) for unique, _ in self.pools
@@ -230,13 +230,13 @@ def run_round(job: Job, part: str, epoch: int, bounds: list[int]) -> None:
     before, parameters = RoundInputs(job, graph, epoch, bounds), layout_parameters(job)
     low, high = graph.shards.offsets[shard_range].tolist()
     with cached_shards(job, bounds, bounds.index(shard_range[0])) as prepared:
-        y, (m, v), rows = before.state.span(*shard_range), before.state.moments(*shard_range), high - low
-        y = np.concatenate([y, before.outside(prepared)]) if len(prepared.outside) else y
+        y, (m, v), rows = before.state.read_shards(*shard_range), before.state.read_moments(*shard_range), high - low
+        y = np.concatenate([y, before.read_outside(prepared)]) if len(prepared.outside_positions) else y
         exchanged, after = y[:rows].copy() if job.config.layout.exchange_every > 1 else None, np.empty_like(m)
-        for t, pool in enumerate(before.sorted_pools(), epoch):
+        for t, pool in enumerate(before.read_sorted_pools(), epoch):
             layout.step_epoch(parameters, t, 0, rows, low, 0, prepared.edges, y, m, v, pool, after, exchanged)
             y[:rows] = after
-        sent = after[prepared.sent] if until < job.geometry.n_epochs else after[:0]
+        sent = after[prepared.sent_rows] if until < job.geometry.n_epochs else after[:0]
     asked = [unique[(unique >= low) & (unique < high)] - low for unique, _ in pools_of_round(job, graph, until)]
     pool = after[np.concatenate([np.empty(0, np.int64), *asked])]
     write_state(job, part, after, m, v, is_durable(job, until), {"sent": sent, "pool": pool})

@@ -93,7 +93,9 @@ def write_positions(job: Job, part: str) -> None:
     home = job.run.read(CELLS, part_name("assign", group), "home")
     status = [read_status(job.run, block) for block in range(*job.geometry.group(group))]
     with job.run.part(CELLS, part) as out:
-        out.write("positions", cells.ranks(home, CellTable(job.run).starts(group)).astype(job.geometry.index_dtype))
+        out.write(
+            "positions", cells.ranks(home, CellTable(job.run).group_starts(group)).astype(job.geometry.index_dtype)
+        )
         out.write("status", np.concatenate(status))
 
 
@@ -110,7 +112,7 @@ def read_group_rows(job: Job, group: int) -> Any:
         if keeps_input_dtype(job):
             rows = vectors.unpacked(job.input.read(low, high), job.config.neighbors.metric)
         else:
-            rows = job.rows(low, high)
+            rows = job.read_rows(low, high)
         if block == first:
             out = rows if last == first + 1 else np.empty((stop - start, *rows.shape[1:]), rows.dtype)
         if out is not rows:

@@ -59,7 +59,9 @@ def run(context: Context) -> dict:
         )
     if context.job.object_rows is not None:
         chunk_bytes = context.job.object_rows.min_task_bytes
-        context.require(SPOOL, chunk_bytes, f"a chunk of the {source.kind} is large", "smaller chunks: rechunk it")
+        context.require_memory(
+            SPOOL, chunk_bytes, f"a chunk of the {source.kind} is large", "smaller chunks: rechunk it"
+        )
     context.compute(SPOOL, write_spool_part, names)
     return {"rows": source.rows, "bytes": source.rows * context.geometry.source_row_bytes}
 
@@ -79,10 +81,10 @@ def project(geometry: Geometry, config: Config, worker_memory: int) -> Projectio
 
 STAGE = Stage(
     SPOOL,
-    keys=(),
+    setting_keys=(),
     reads=(),
     writes=(SPOOLED,),
     run=run,
     project=project,
-    temporary={SPOOLED: (VECTORS, CELLS, NEIGHBORS, AUDIT, START, QUALITY)},
+    temporary_kinds={SPOOLED: (VECTORS, CELLS, NEIGHBORS, AUDIT, START, QUALITY)},
 )

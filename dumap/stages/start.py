@@ -71,16 +71,16 @@ def smooth_coordinates(job: Job, part: str, passes: int) -> None:
     graph, checkpoints = Graph(job.run), smoothing_checkpoints(job.run)
     number, begin, end = Checkpoints.parse_piece_name(part)
     if number > 1:
-        graph_pass = GraphPass(job, lambda shard: checkpoints.read(number - 1, "y", *graph.shards.span(shard)))
+        graph_pass = GraphPass(job, lambda shard: checkpoints.read(number - 1, "y", *graph.shards.row_range(shard)))
     else:
         coarse_y, labels = job.run.read(START, COARSE, "y"), labels_reader(job, graph, passes)
         graph_pass = GraphPass(job, lambda shard: start.interpolate(labels(shard), coarse_y, job.config.layout_seed))
     coordinates, moments = [], []
     for shard in range(begin, end):
         indptr, tails, weights = graph.read(shard)
-        y = graph_pass.page(shard)
+        y = graph_pass.read_page(shard)
         sums, totals = np.zeros(y.shape), np.zeros(len(y))
-        for page in graph_pass.pages(indptr, tails):
+        for page in graph_pass.read_pages(indptr, tails):
             start.add_neighbors(indptr, tails, weights, *page, sums, totals)
         moved, shard_moments = start.smooth(y, sums, totals)
         coordinates.append(moved)
@@ -128,7 +128,7 @@ def write_coordinates(job: Job, shard: int, first: int, y: np.ndarray) -> None:
 def stretch_coordinates(job: Job, part: str) -> None:
     """Stretch a shard's coordinates after the last pass to the box."""
     graph, shard = Graph(job.run), number_of(part)
-    span = graph.shards.span(shard)
+    span = graph.shards.row_range(shard)
     write_coordinates(job, shard, span[0], smoothing_checkpoints(job.run).read(SMOOTHING_PASSES, "y", *span))
 
 
@@ -160,7 +160,7 @@ def block_ranges(job: Job) -> list[tuple[int, int]]:
 
 def find_axes(job: Job, part: str) -> None:
     """Find the principal axes of the sample."""
-    sample = vectors.to_euclidean(read_sample(job), job.space)
+    sample = vectors.to_euclidean(read_sample(job), job.tree_metric)
     mean, axes = start.principal_axes(sample, job.config.layout.n_components, axes_rows(job.config))
     with job.run.part(START, part) as out:
         out.write("mean", mean)
@@ -170,7 +170,7 @@ def find_axes(job: Job, part: str) -> None:
 
 def project_on_axes(job: Job, low: int, high: int) -> np.ndarray:
     """Return the coordinates of the input's rows [low, high) along the axes, (n, n_components) float64."""
-    x = vectors.to_euclidean(job.rows(low, high), job.space)
+    x = vectors.to_euclidean(job.read_rows(low, high), job.tree_metric)
     y = np.empty((len(x), job.config.layout.n_components))
     start.project(x, job.run.read(START, AXES, "mean"), job.run.read(START, AXES, "axes"), y)
     return y
@@ -222,7 +222,7 @@ def collect_coordinates(job: Job, part: str) -> None:
     for positions, values in zip(read, read, strict=True):
         y[positions - base] = values
     for shard in range(begin, end):
-        first, stop = graph.shards.span(shard)
+        first, stop = graph.shards.row_range(shard)
         write_coordinates(job, shard, first, y[first - base : stop - base])
     with job.run.part(START, part):
         pass
@@ -244,7 +244,7 @@ def run_placed_start(context: Context, graph: Graph) -> None:
 
 def place_at_random(job: Job, part: str) -> None:
     """Place a shard's rows at random in the box."""
-    first, stop = Graph(job.run).shards.span(number_of(part))
+    first, stop = Graph(job.run).shards.row_range(number_of(part))
     y = start.random_box(job.config.layout_seed, np.arange(first, stop), job.config.layout.n_components)
     with job.run.part(START, part) as out:
         out.write("y", y.astype(np.float32))
@@ -308,7 +308,7 @@ def project(geometry: Geometry, config: Config, worker_memory: int) -> Projectio
 
 STAGE = Stage(
     START,
-    keys=(
+    setting_keys=(
         *("layout.seed", "task_memory", "input.unique", "neighbors.metric", "start.init", "start.coarse_epochs"),
         *("layout.n_components", "layout.learning_rate", "layout.min_dist", "layout.spread", "layout.a", "layout.b"),
         *("layout.negative_sample_rate", "layout.repulsion_strength"),
@@ -317,5 +317,5 @@ STAGE = Stage(
     writes=(COARSE, "smoothed", CHECKPOINT, BOX, "coordinates", AXES, "span", "collected"),
     run=run,
     project=project,
-    temporary=dict.fromkeys((COARSE, "smoothed", CHECKPOINT, AXES, "span", "collected"), ()),
+    temporary_kinds=dict.fromkeys((COARSE, "smoothed", CHECKPOINT, AXES, "span", "collected"), ()),
 )

@@ -224,7 +224,7 @@ def _count_cast_changes(context: Context, inexact: int, buckets: int) -> dict:
     if equal_after_cast:
         kept = "they are sparse" if context.geometry.sparse else "the metric forbids it"
         done = "once a row in their middle is subtracted" if may else f"without more ado, since {kept}"
-        context.note(
+        context.log(
             f"vectors: {equal_after_cast} rows of {dtype} differ from others by less than float32 can tell: rows are "
             f"cast to it {done}. They count as equal. Where that matters, take the columns' offsets off, or scale them"
         )
@@ -345,7 +345,7 @@ def project(geometry: Geometry, config: Config, worker_memory: int) -> Projectio
 
 STAGE = Stage(
     VECTORS,
-    keys=(
+    setting_keys=(
         *("seed", "task_memory", "input.unique", "neighbors.metric", "neighbors.width", "cells.max_cells_per_row"),
         *("cells.max_rows", "neighbors.recall_target", "neighbors.max_repairs", "audit.queries"),
     ),
@@ -353,5 +353,5 @@ STAGE = Stage(
     writes=("block", "duplicates", "distinct", CENTRE, "cast", "cast_counts"),
     run=run,
     project=project,
-    temporary={"block": (CELLS, AUDIT, START), **dict.fromkeys(("duplicates", "cast", "cast_counts"), ())},
+    temporary_kinds={"block": (CELLS, AUDIT, START), **dict.fromkeys(("duplicates", "cast", "cast_counts"), ())},
 )

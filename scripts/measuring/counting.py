@@ -173,7 +173,7 @@ def _time_tasks(counter: Counter) -> None:
 
     @functools.wraps(run_task)
     def run_timed_task(task: Any, job: Any, part: str, *arguments: Any) -> Any:
-        stage, counts_before = job.title(task), counter.total_counts()
+        stage, counts_before = job.step_title(task), counter.total_counts()
         counter.stage = stage
         start_time, cpu_seconds = time.time(), time.process_time()
         try:
@@ -209,7 +209,7 @@ def _time_steps(counter: Counter) -> None:
             finally:
                 end_time, driver_seconds = time.time(), time.process_time() - driver_seconds
                 scheduler_seconds = _scheduler_seconds(self) - scheduler_start
-                entry = {"stage": job.title(task), "task": task.__name__, "parts": len(parts), "began": start_time}
+                entry = {"stage": job.step_title(task), "task": task.__name__, "parts": len(parts), "began": start_time}
                 counter.write_line(
                     event="step", **entry, ended=end_time, driver_cpu=driver_seconds, scheduler_cpu=scheduler_seconds
                 )

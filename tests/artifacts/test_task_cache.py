@@ -23,9 +23,9 @@ def kept():
 def use(kept):
     """Use a value of 10 bytes where a task may keep 20; return it, and whether it was made."""
 
-    def go(key: str, size: int = 10, room: int = 20) -> tuple[str, bool]:
+    def go(key: str, value_bytes: int = 10, task_bytes: int = 20) -> tuple[str, bool]:
         made = []
-        with kept.use(key, room, size, lambda: made.append(key) or f"value of {key}") as value:
+        with kept.use(key, task_bytes, value_bytes, lambda: made.append(key) or f"value of {key}") as value:
             return value, bool(made)
 
     return go
@@ -41,27 +41,27 @@ def test_those_used_longest_ago_go_first(use, kept):
         use(key)
     assert use("c") == ("value of c", True)  # in the place of b
     assert [use(key)[1] for key in "ac"] == [False, False]
-    assert kept.bytes == 20
+    assert kept.total_bytes == 20
     assert use("b")[1]
 
 
 def test_one_too_large_is_kept_alone(use, kept):
     use("a")
-    assert use("large", size=50)[1]
-    assert kept.bytes == 50
-    assert not use("large", size=50)[1]
+    assert use("large", value_bytes=50)[1]
+    assert kept.total_bytes == 50
+    assert not use("large", value_bytes=50)[1]
     use("a")
-    assert kept.bytes == 10
+    assert kept.total_bytes == 10
 
 
 def test_the_budget_is_that_of_as_many_tasks_as_ran_at_once(kept, use):
     with ExitStack() as tasks:
         for key in "abc":
             assert tasks.enter_context(kept.use(key, 20, 20, lambda key=key: key)) == key
-        assert kept.bytes == 60
+        assert kept.total_bytes == 60
     assert not any(use(key, 20)[1] for key in "cab")
     use("d", 20)
-    assert kept.bytes == 60
+    assert kept.total_bytes == 60
 
 
 def test_a_value_in_use_is_not_freed_for_others(kept, use):
@@ -78,7 +78,7 @@ def test_a_value_that_cannot_be_made_is_not_cached(kept, use):
 
     with pytest.raises(OSError, match="not readable"), kept.use("a", 20, 10, fail):
         pass
-    assert kept.bytes == 0
+    assert kept.total_bytes == 0
     assert use("a") == ("value of a", True)
 
 
@@ -87,10 +87,10 @@ def test_let_go_frees_all_and_disturbs_no_user(kept, use):
     with kept.use("a", 20, 10, lambda: "value") as value:
         kept.clear()
         assert value == "value"
-        assert kept.bytes == 0
+        assert kept.total_bytes == 0
     assert use("b") == ("value of b", True)
     kept.clear()
-    assert kept.bytes == 0
+    assert kept.total_bytes == 0
 
 
 def test_threads_that_use_and_let_go_at_once_get_their_own_value(kept):
@@ -107,4 +107,4 @@ def test_threads_that_use_and_let_go_at_once_get_their_own_value(kept):
 
     with ThreadPoolExecutor(4) as threads:
         list(threads.map(work, range(4)))
-    assert kept.bytes <= 4 * 20
+    assert kept.total_bytes <= 4 * 20

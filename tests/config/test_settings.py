@@ -248,7 +248,7 @@ def embed_locally(save, new_path, tmp_path, monkeypatch):
 
 
 def test_stages_depend_on_the_settings_that_are_said_to_change_the_embedding():
-    declared = {key for stage in (*SEARCH_RECIPE, *GIVEN_NEIGHBORS_RECIPE) for key in stage.keys}
+    declared = {key for stage in (*SEARCH_RECIPE, *GIVEN_NEIGHBORS_RECIPE) for key in stage.setting_keys}
     changing = {key for key in SETTINGS if SETTINGS[key].json_schema_extra["changes_embedding"] is not False}
     assert declared == (changing - DATA) | {"quality.queries"}
 

@@ -125,7 +125,7 @@ def ticking(to: int):
 
     def tick(job, part):
         for done in range(3):
-            job.tick(done, to)
+            job.report_progress(done, to)
             time.sleep(1.1)
 
     return tick

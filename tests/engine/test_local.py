@@ -80,7 +80,7 @@ def test_a_step_of_one_part_tells_how_far_it_is(engine, job):
     def slow(job, part, steps):
         for number in range(steps):
             time.sleep(0.15)
-            job.tick(number, steps)
+            job.report_progress(number, steps)
 
     progress = []
     engine.map(slow, job, ["part-00000"], {"steps": 5}, lambda *done: progress.append(done))
@@ -124,7 +124,7 @@ def test_an_interruption_waits_for_no_task(engine, job):
                 assert go.wait(SECONDS)
             while part.endswith("1"):
                 time.sleep(0.01)
-                job.tick(0, 1)
+                job.report_progress(0, 1)
         finally:
             ended.append(part)
 
@@ -152,7 +152,7 @@ def test_an_interruption_while_threads_start_ends_the_step(engine, job, monkeypa
         try:
             while True:
                 time.sleep(0.01)
-                job.tick(0, 1)
+                job.report_progress(0, 1)
         finally:
             ended.set()
 
@@ -190,7 +190,7 @@ def embedded_by(configure, data):
 def test_local_bytes_are_those_of_dask_and_of_rounds(expected, embedded_by, client):
     assert embedded_by(SMALL_TASKS, client=client) == expected
     assert embedded_by({**SMALL_TASKS, "cluster.engine": "local", "layout.mode": "rounds"}) == expected
-    assert rounds._cached_shards.bytes == 0
+    assert rounds._cached_shards.total_bytes == 0
 
 
 @pytest.mark.parametrize("threads", mark_slow_except([1, 2, 4], 2))
@@ -205,7 +205,7 @@ def test_threads_of_a_worker_in_this_process_change_no_byte_and_no_setting(expec
             processes=False, n_workers=1, threads_per_worker=threads, memory_limit="8GiB", dashboard_address=":0"
         ) as client:
             assert embedded_by({**SMALL_TASKS, "layout.mode": "rounds"}, client=client) == expected
-        assert rounds._cached_shards.bytes == 0
+        assert rounds._cached_shards.total_bytes == 0
         assert embedded_by({**SMALL_TASKS, "cluster.engine": "local"}) == expected
         assert settings() == before
 
@@ -214,7 +214,7 @@ def test_threads_of_a_worker_in_this_process_change_no_byte_and_no_setting(expec
 def test_threads_of_a_worker_process_change_no_byte(expected, embedded_by):
     with Client(n_workers=1, threads_per_worker=4, memory_limit="8GiB", dashboard_address=":0") as client:
         assert embedded_by({**SMALL_TASKS, "layout.mode": "rounds"}, client=client) == expected
-        assert set(client.run(lambda: rounds._cached_shards.bytes).values()) == {0}
+        assert set(client.run(lambda: rounds._cached_shards.total_bytes).values()) == {0}
 
 
 def test_an_error_lets_go_of_what_was_kept(configure, data, monkeypatch):
@@ -222,14 +222,14 @@ def test_an_error_lets_go_of_what_was_kept(configure, data, monkeypatch):
     held = []
 
     def fail(*given):
-        held.append(rounds._cached_shards.bytes)
+        held.append(rounds._cached_shards.total_bytes)
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(rounds, "write_state", fail)
     with pytest.raises(StorageError, match="No space left"):
         run(config)
     assert held[0] > 0
-    assert rounds._cached_shards.bytes == 0
+    assert rounds._cached_shards.total_bytes == 0
 
 
 def test_the_run_says_which_engine_ran_it(configure, data):

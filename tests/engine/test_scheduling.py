@@ -205,6 +205,6 @@ def test_a_task_that_tells_how_far_it_is_is_not_stuck(job):
     def slow(job, part):
         for done in range(8):
             threading.Event().wait(0.1)
-            job.tick(done, 8)
+            job.report_progress(done, 8)
 
     LocalEngine(2, 2**31, 0.4).map(slow, job, ["whole"], {}, lambda done, total: None)

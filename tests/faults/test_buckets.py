@@ -144,7 +144,7 @@ def test_results_lie_in_a_bucket_and_all_else_on_a_disk(proxy, expected, new_pat
     }
     for name in ("embedding", "status"):
         assert zarr.open_group(store.store, mode="r")[name][:].tobytes() == expected[name]
-    assert verify(output, print, mend=True) == []
+    assert verify(output, print, should_repair=True) == []
     assert run(config_of(output, **{"cluster.engine": "local"}))["work"] == work
 
 
@@ -410,7 +410,7 @@ def test_files_that_people_add_to_a_run_in_a_bucket_survive(begun_run, cli):
 @pytest.mark.fault(13)
 def test_digests_are_found_piece_by_piece(begun_run, monkeypatch):
     begun_run.put("a", bytes(range(100)))
-    monkeypatch.setattr(objects_module, "PIECE_BYTES", 30)
+    monkeypatch.setattr(objects_module, "DIGEST_PIECE_BYTES", 30)
     assert begun_run.digest("a", 100) == objects_module.digest(bytes(range(100)))
     assert begun_run.digest("a", 99) is begun_run.digest("b", 100) is None
 

@@ -68,7 +68,7 @@ def add_foreign(output: str) -> dict[str, object]:
 
 def foreign_contents(output: str) -> dict[str, object]:
     """Return all in a run and beside it that is not dumap's, as it is."""
-    left = clean(output, print, look_only=True)[1]
+    left = clean(output, print, is_dry_run=True)[1]
     root = Path(output)
     contents = {
         place: os.readlink(root / place) if (root / place).is_symlink() else (root / place).read_bytes()

@@ -204,9 +204,9 @@ def test_a_plan_of_more_rows_than_32_bits_count():
 
 @pytest.mark.fault(35)
 def test_shards_of_more_rows_than_32_bits_count():
-    shards = RowRanges.even(MANY, 65_536)
+    shards = RowRanges.of_size(MANY, 65_536)
     assert shards.offsets.dtype == np.int64
-    assert shards.span(len(shards) - 1) == (MANY // 65_536 * 65_536, MANY)
+    assert shards.row_range(len(shards) - 1) == (MANY // 65_536 * 65_536, MANY)
     assert (np.diff(shards.offsets) > 0).all()
 
 

@@ -77,7 +77,7 @@ def changed(one: dict[str, str], other: dict[str, str]) -> set[str]:
 
 
 def test_each_setting_of_a_stage_has_another_value_here():
-    assert {key for stage in SEARCH_RECIPE for key in stage.keys} == set(OTHER)
+    assert {key for stage in SEARCH_RECIPE for key in stage.setting_keys} == set(OTHER)
 
 
 @pytest.mark.parametrize("key", OTHER)
@@ -87,9 +87,9 @@ def test_a_setting_changes_the_stages_that_depend_on_it_and_what_reads_them(key)
         values["neighbors.metric"] = "minkowski"
     plain = configured(**{"neighbors.metric": "minkowski"} if key == "neighbors.metric_kwds" else {})
     other = configured(**values)
-    keys = {stage_key for stage in SEARCH_RECIPE for stage_key in stage.keys}
+    keys = {stage_key for stage in SEARCH_RECIPE for stage_key in stage.setting_keys}
     differs = {stage_key for stage_key in keys if settings_of(plain, [stage_key]) != settings_of(other, [stage_key])}
-    depend = {stage.name for stage in SEARCH_RECIPE if differs & set(stage.keys)}
+    depend = {stage.name for stage in SEARCH_RECIPE if differs & set(stage.setting_keys)}
     assert key in differs
     assert changed(digests(plain), digests(other)) == downstream(depend)
 
@@ -118,7 +118,7 @@ def test_engines_and_locations_change_no_digest(key):
 def test_a_setting_at_its_default_is_no_part():
     """So that one that is new changes no digest of runs that were before it."""
     before, stage = digests(configured()), SEARCH_RECIPE[4]
-    longer = replace(stage, keys=(*stage.keys, "layout.least_fall"))
+    longer = replace(stage, setting_keys=(*stage.setting_keys, "layout.least_fall"))
     assert changed_settings(longer, configured()) == {}
     assert stage_digest(longer, configured(), {}) == stage_digest(stage, configured(), {})
     assert digests(configured(**{"layout.min_dist": 0.1})) == before

@@ -76,8 +76,8 @@ def held(output: str) -> set[tuple[str, str]]:
 @pytest.mark.parametrize("recipe", [SEARCH_RECIPE, GIVEN_NEIGHBORS_RECIPE])
 def test_temporary_parts_go_after_all_stages_that_read_them(recipe):
     for stage in recipe:
-        assert set(stage.temporary) <= set(stage.writes)
-        for readers in stage.temporary.values():
+        assert set(stage.temporary_kinds) <= set(stage.writes)
+        for readers in stage.temporary_kinds.values():
             assert set(readers) <= {other.name for other in recipe if stage.name in other.reads}
 
 
@@ -90,7 +90,7 @@ def test_the_map_is_the_same_whatever_is_kept(run_by_policy):
     for config in run_by_policy.values():
         assert status(config.output)["state"] == "done"
         assert verify(config.output) == []
-        assert clean(config.output, print, look_only=True)[0] == [], "what was dropped is gone"
+        assert clean(config.output, print, is_dry_run=True)[0] == [], "what was dropped is gone"
 
 
 def test_a_run_keeps_what_it_was_told_to(run_by_policy):
@@ -194,4 +194,4 @@ def test_a_driver_killed_as_it_drops_goes_on(configure, run_by_policy, monkeypat
     assert results(config.output) == results(run_by_policy["all"].output)
     assert held(config.output) == held(run_by_policy[policy].output)
     assert verify(config.output) == []
-    assert clean(config.output, print, look_only=True)[0] == []
+    assert clean(config.output, print, is_dry_run=True)[0] == []

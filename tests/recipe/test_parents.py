@@ -343,7 +343,7 @@ def test_damage_of_a_parent_is_named_and_left_to_it(child, parent, contents, res
     before = contents(parent)
     refused(config, parent, StorageError, f"'dumap verify {parent}'.*'dumap run' with that output")
     assert contents(parent) == before
-    assert [stage for stage, *_ in verify(parent, mend=True)] == ["graph"]
+    assert [stage for stage, *_ in verify(parent, should_repair=True)] == ["graph"]
     refused(config, None, StorageError, "not there any more: graph of")
     run(child().model_copy(update={"output": parent}))
     run(config)
@@ -370,7 +370,7 @@ def test_neither_verify_nor_clean_of_the_one_touches_the_other(child, parent, co
     run(config, parent=parent)
     before = contents(parent), contents(config.output)
     for output in (parent, config.output):
-        assert verify(output, mend=True) == []
+        assert verify(output, should_repair=True) == []
         assert clean(output, print) == ([], [])
     after = contents(parent), contents(config.output)
     assert [{key for key in one if "/lock/" not in key} for one in after] == [
@@ -383,7 +383,7 @@ def test_damage_of_a_child_is_its_own(child, parent, results_of_other_min_dist):
     run(config, parent=parent)
     a_part(config.output, "start", "coordinates").write_bytes(b"")
     Path(config.output, MANIFESTS, "done", "cells.json").write_bytes(b"{}")
-    assert {(stage, part) for stage, part, _ in verify(config.output, mend=True)} == {
+    assert {(stage, part) for stage, part, _ in verify(config.output, should_repair=True)} == {
         ("done", "cells"),
         ("start", "coordinates-00000"),
     }

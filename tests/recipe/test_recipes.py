@@ -41,12 +41,12 @@ def identity(config: Config) -> dict[str, Any]:
 
 def test_every_setting_of_the_answer_is_declared():
     wide = build_config({**MINIMAL, "neighbors": {"width": 20}})
-    assert {key for stage in SEARCH_RECIPE for key in stage.keys} == set(identity(wide)) | FIGURES_ONLY
+    assert {key for stage in SEARCH_RECIPE for key in stage.setting_keys} == set(identity(wide)) | FIGURES_ONLY
 
 
 def test_stages_of_given_neighbors_declare_the_settings_that_decide_the_answer():
     given = build_config({**MINIMAL, "neighbors": {"width": 20, "precomputed": "c"}})
-    declared = {key for stage in GIVEN_NEIGHBORS_RECIPE for key in stage.keys}
+    declared = {key for stage in GIVEN_NEIGHBORS_RECIPE for key in stage.setting_keys}
     assert set(identity(given)) - declared == {"neighbors.max_repairs"}
     assert declared <= set(identity(given)) | FIGURES_ONLY
 
@@ -56,7 +56,7 @@ def test_stages_read_those_before_them(recipe):
     assert tuple(stage.name for stage in recipe) == STAGES
     for number, stage in enumerate(recipe):
         assert set(stage.reads) <= set(STAGES[:number])
-        assert len(set(stage.keys)) == len(stage.keys)
+        assert len(set(stage.setting_keys)) == len(stage.setting_keys)
 
 
 def test_an_unknown_setting_is_an_error():
@@ -210,7 +210,7 @@ def test_stages_read_and_write_what_they_declare(digits, configure, write_lists,
     run(config)
     answer, store = {*identity(config), "neighbors.width"}, Run(config.output, read_only=True)
     for stage in recipe_of(config):
-        declared = {*stage.keys, *ONLY_HOW_WORK_IS_CUT.get(stage.name, ())}
+        declared = {*stage.setting_keys, *ONLY_HOW_WORK_IS_CUT.get(stage.name, ())}
         assert watching.settings.get(stage.name, set()) & answer <= declared, stage.name
         assert watching.stages.get(stage.name, set()) <= {IDENTITY, stage.name, *stage.reads}, stage.name
         assert {part for part in store.committed(stage.name) if kind_of(part) not in stage.writes} == set()

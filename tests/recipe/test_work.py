@@ -218,7 +218,7 @@ def test_damaged_results_are_found_and_copied_again(begun, alone):
     metadata.write_text("{}")
     keys = {f"{config.output}/embedding/c/0/0", f"{config.output}/status/zarr.json"}
     assert {key for *_, key in verify(config.output, ignore_note)} == keys
-    assert {key for *_, key in verify(config.output, ignore_note, mend=True)} == keys
+    assert {key for *_, key in verify(config.output, ignore_note, should_repair=True)} == keys
     run(config, observer=SilentObserver())
     assert verify(config.output, ignore_note) == []
     np.testing.assert_array_equal(zarr.open_array(config.output, path="embedding", mode="r")[:], alone.y)
@@ -229,7 +229,7 @@ def test_damage_in_the_work_place_is_made_good(begun):
     run(config, observer=SilentObserver())
     part = next(path for path in Path(work, "_dumap/parts/graph").iterdir() if path.name.startswith("united"))
     part.write_bytes(b"x")
-    assert verify(config.output, ignore_note, mend=True) != []
+    assert verify(config.output, ignore_note, should_repair=True) != []
     run(config, observer=SilentObserver())
     assert verify(config.output, ignore_note) == []
 

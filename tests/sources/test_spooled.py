@@ -108,7 +108,7 @@ def test_an_array_comes_to_the_bytes_of_its_store(digits_300, embed, embed_rows)
     digests = [{stage["name"]: stage["digest"] for stage in state["stages"][-9:]} for state in (of_array, of_path)]
     assert digests[0] == digests[1], "what the rows are decides, not whence they come"
     assert verify(output) == []
-    assert clean(output, print, look_only=True) == ([], [])
+    assert clean(output, print, is_dry_run=True) == ([], [])
 
 
 @pytest.mark.usefixtures("small_parts")

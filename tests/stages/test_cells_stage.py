@@ -75,7 +75,7 @@ def wave_of(job: Job) -> tuple[int, int]:
 def loads_of(job: Job) -> np.ndarray:
     """Return the rows of each cell, its guests included."""
     table = artifacts.CellTable(job.run)
-    spans = (table.home_spans, table.guest_spans)
+    spans = (table.home_ranges, table.guest_ranges)
     return np.array([sum(of(cell)[:, 1].sum() for of in spans) for cell in range(table.cells)])
 
 
@@ -83,7 +83,9 @@ def lists_of(job: Job) -> bytes:
     """Return the bytes of all lists."""
     lists = NeighborLists(job.run, 0)
     return b"".join(
-        lists.of(cell, array).tobytes() for cell in range(lists.table.cells) for array in ("indices", "distances")
+        lists.read_cell(cell, array).tobytes()
+        for cell in range(lists.table.cells)
+        for array in ("indices", "distances")
     )
 
 
@@ -109,7 +111,7 @@ def test_the_table_agrees_with_the_sorted_rows(bags_job):
         home_positions, guests = cell.positions[: cell.home_rows], cell.positions[cell.home_rows :]
         assert home_positions.tolist() == list(range(*table.offsets[number : number + 2]))
         assert (np.diff(guests) > 0).all()
-        x = cell.vectors(np.arange(len(cell.positions)))
+        x = cell.read_vectors(np.arange(len(cell.positions)))
         sorted_cells.append((cell.positions, x))
     positions, x = np.concatenate([p for p, _ in sorted_cells]), np.concatenate([x for _, x in sorted_cells])
     order = np.argsort(table.positions(bags_job.run, 0))
@@ -154,7 +156,7 @@ def test_a_cell_writes_lists_of_those_guests_alone_for_which_it_found_something(
         guests = bags_job.run.read("neighbors", name, "guests")
         homes, bounds = (bags_job.run.read("neighbors", name, array) for array in ("receivers", "bounds"))
         assert np.array_equal(np.repeat(homes, np.diff(bounds)), np.searchsorted(table.offsets, guests, "right") - 1)
-        assert len(guests) <= table.guest_spans(number)[:, 1].sum()
+        assert len(guests) <= table.guest_ranges(number)[:, 1].sum()
 
 
 @pytest.mark.parametrize(
@@ -168,7 +170,7 @@ def test_a_cell_full_of_home_rows_still_meets_many_guests_at_once(cell_rows, hom
 def test_turns_take_each_guest_once(bags_job, cell_rows):
     cell = artifacts.Cell(bags_job, 0, artifacts.CellTable(bags_job.run), wave_of(bags_job))
     cell.job = SimpleNamespace(geometry=replace(bags_job.geometry, cell_rows=cell_rows))
-    batches = [rows.tolist() for rows in cell.batches()]
+    batches = [rows.tolist() for rows in cell.row_batches()]
     guests = [row for rows in batches for row in rows[cell.home_rows :]]
     assert sorted(guests) == list(range(cell.home_rows, len(cell.positions)))
     assert all(rows[: cell.home_rows] == list(range(cell.home_rows)) for rows in batches)
@@ -179,6 +181,6 @@ def test_probes_and_vectors_are_those_of_the_rows_asked_for(bags_job):
     cell = artifacts.Cell(bags_job, 1, artifacts.CellTable(bags_job.run), wave_of(bags_job))
     every = np.arange(len(cell.positions))
     rows = np.random.default_rng(0).permutation(every)[: len(every) // 3]
-    assert np.array_equal(cell.probes(rows), cell.probes(every)[rows])
-    assert np.array_equal(cell.vectors(rows), cell.vectors(every)[rows])
-    assert (cell.probes(every)[:, 0] >= 0).all()
+    assert np.array_equal(cell.read_probes(rows), cell.read_probes(every)[rows])
+    assert np.array_equal(cell.read_vectors(rows), cell.read_vectors(every)[rows])
+    assert (cell.read_probes(every)[:, 0] >= 0).all()

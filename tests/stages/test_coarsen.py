@@ -177,4 +177,4 @@ def test_labels_at_the_ends_of_edges_however_long_shards_are(new_path, offsets):
         geometry=SimpleNamespace(shard_rows=4096, index_dtype=np.dtype("int32")),
     )
     graph_pass = GraphPass(job, lambda shard: np.arange(*offsets[shard : shard + 2], dtype=np.int32))
-    np.testing.assert_array_equal(graph_pass.ends(np.arange(0, 1001, 20), tails.ravel()), tails.ravel())
+    np.testing.assert_array_equal(graph_pass.read_tail_labels(np.arange(0, 1001, 20), tails.ravel()), tails.ravel())

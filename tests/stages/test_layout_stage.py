@@ -28,12 +28,12 @@ def test_the_epochs_are_the_kernels_one_after_another(host_run, configure, two_g
     packed_edges = edges.pack(
         whole.indptr.astype(np.int64), whole.indices, whole.data, 0, whole.data.max(), 20, parameters.seed, rows
     )
-    y, m, v = EpochState(store, graph, 0).span(0, len(graph.shards)), *np.zeros((2, rows, 2), np.float32)
+    y, m, v = EpochState(store, graph, 0).read_shards(0, len(graph.shards)), *np.zeros((2, rows, 2), np.float32)
     for epoch in range(20):
         pool, after = sort_pool(y[pool_rows(parameters.seed, epoch, rows)]), np.empty_like(y)
         layout.step_epoch(parameters, epoch, 0, rows, 0, 0, packed_edges, y, m, v, pool, after)
         y = after
-    assert y.tobytes() == EpochState(store, graph, 20).span(0, len(graph.shards)).tobytes()
+    assert y.tobytes() == EpochState(store, graph, 20).read_shards(0, len(graph.shards)).tobytes()
 
 
 def test_the_last_checkpoint_stays_and_says_where_the_layout_ended(host_run):

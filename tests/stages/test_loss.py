@@ -40,7 +40,7 @@ def test_the_loss_is_the_cross_entropy_of_the_sample(host_run, sample):
     (heads, tails, others), weights = sample
     facts = host_run.facts("layout")
     store = Run(host_run.output, read_only=True)
-    y = EpochState(store, Graph(store), 20).span(0, 2).astype(np.float64)
+    y = EpochState(store, Graph(store), 20).read_shards(0, 2).astype(np.float64)
 
     def membership(p: np.ndarray, q: np.ndarray) -> np.ndarray:
         distances = np.sqrt(((y[p] - y[q]) ** 2).sum(axis=1) + _SOFTENING)

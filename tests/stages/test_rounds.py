@@ -32,7 +32,7 @@ def test_the_last_round_stays_and_packed_edges_do_not(rounds_run):
     store = Run(rounds_run.output, read_only=True)
     assert layout_checkpoints(store).numbers() == [20]
     assert {part.split("-")[0] for part in store.committed(LAYOUT)} == {"checkpoint", "end", "loss", "pairs", "state"}
-    assert rounds._cached_shards.bytes == 0
+    assert rounds._cached_shards.total_bytes == 0
 
 
 def test_rounds_go_on_from_the_last_one(configure, two_groups, host_run, inspect, monkeypatch):
@@ -130,7 +130,7 @@ def test_packed_edges_are_freed_before_the_embedding_is_written(configure, two_g
     config = configure(two_groups, {**settings, "layout.mode": "rounds", "layout.n_epochs": 2})
 
     def look(seen):
-        seen.update(client.run(lambda: rounds._cached_shards.bytes))
+        seen.update(client.run(lambda: rounds._cached_shards.total_bytes))
 
     class Looking(ActAtStageStart):
         def advanced(self, stage, done, total):
