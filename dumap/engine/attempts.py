@@ -17,7 +17,14 @@ class TaskClient(Protocol):
         """Begin a step, and return a name for its tasks."""
 
     def send(
-        self, stage: str, step: str, part: str, call: tuple, workers: Iterable[str] | None, virtual_start: float | None
+        self,
+        stage: str,
+        step: str,
+        part: str,
+        call: tuple,
+        workers: Iterable[str] | None,
+        virtual_start: float | None,
+        preferred_worker: str | None = None,
     ) -> Any:
         """Send a task, and return its future; `virtual_start` is None if no other run is active."""
 

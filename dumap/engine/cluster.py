@@ -20,6 +20,7 @@ from distributed import Client
 from dumap.artifacts.job import Job
 from dumap.engine import Observer as Observer
 from dumap.engine import worker
+from dumap.engine.affinity import UnitWorkers
 from dumap.engine.backups import TaskDurations
 from dumap.engine.checks import (
     WorkerFacts,
@@ -87,6 +88,7 @@ class DaskEngine:
         self._durations, self._messages, self._fair_queue = TaskDurations(), deque[dict](), FairQueue(self.connection)
         self._log, self._worker_timeout = log, worker_timeout
         self._record: dict[str, Any] | None = None
+        self._unit_workers: dict[str, UnitWorkers] = {}
         self._requirements = WorkerRequirements(**worker.own_requirements())
 
     @property
@@ -290,8 +292,10 @@ class DaskEngine:
             return job.stage is not None and job.run.is_committed(job.stage, part)
 
         is_repeatable = not getattr(task, "no_backup", False)
+        kind = f"{title} {task.__name__}"
+        unit_of, unit_workers = getattr(task, "unit_of", None), self._unit_workers.setdefault(kind, UnitWorkers())
         spec = StepSpec(
-            title, f"{title} {task.__name__}", parts, make_call, is_committed, report_progress, is_repeatable
+            title, kind, parts, make_call, is_committed, report_progress, is_repeatable, unit_of, unit_workers
         )
         timeout, worker_pool, durations = self.connection.scheduling.task_timeout, self._worker_pool, self._durations
         fair_queue, check_workers = self._fair_queue, self._check_unverified_workers

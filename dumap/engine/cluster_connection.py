@@ -130,8 +130,12 @@ class ClusterConnection:
         workers: Iterable[str] | None,
         resources: Mapping[str, float],
         virtual_start: float | None = None,
+        is_preference: bool = False,
     ) -> Future:
-        """Submit a call to some workers, or to any worker if `workers` is None."""
+        """Submit a call to some workers, or to any worker if `workers` is None.
+
+        With `is_preference`, Dask gives it to other workers if these have left or have no thread for it soon.
+        """
         if stage not in self._stage_spans:
             with span("dumap", stage):
                 self._stage_spans[stage] = dask.get_annotations()["span"]
@@ -145,7 +149,7 @@ class ClusterConnection:
                     key=key,
                     pure=False,
                     workers=addresses,
-                    allow_other_workers=False,
+                    allow_other_workers=is_preference,
                     resources=dict(resources) or None,
                     priority=self.scheduling.priority - (PRIORITY_PER_SECOND * virtual_start if virtual_start else 0),
                 )
@@ -160,13 +164,25 @@ class ClusterConnection:
         return f"{self._token}{next(self._counter):x}"
 
     def send(
-        self, stage: str, step: str, part: str, call: tuple, workers: Iterable[str] | None, virtual_start: float | None
+        self,
+        stage: str,
+        step: str,
+        part: str,
+        call: tuple,
+        workers: Iterable[str] | None,
+        virtual_start: float | None,
+        preferred_worker: str | None = None,
     ) -> Future:
         """Send a task to some workers, or to any worker if `workers` is None.
 
-        `virtual_start` is None if no other run is active on the cluster: see `dumap.engine.fair_queue`.
+        `virtual_start` is None if no other run is active on the cluster: see `dumap.engine.fair_queue`. A task that any
+        worker may run goes to `preferred_worker` if that has a thread for it soon. Tasks that need resources have no
+        preferred worker, since Dask would also prefer a worker to the resources.
         """
-        future = self._submit(stage, step, part, call, workers, self.scheduling.resources, virtual_start)
+        resources = self.scheduling.resources
+        is_preference = preferred_worker is not None and workers is None and not resources
+        chosen = [preferred_worker] if is_preference and preferred_worker is not None else workers
+        future = self._submit(stage, step, part, call, chosen, resources, virtual_start, is_preference)
         assert self._completion_queue is not None
         self._completion_queue.add(future)
         return future

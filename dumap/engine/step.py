@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
+from dumap.engine.affinity import UnitWorkers
 from dumap.engine.attempts import Attempt, TaskClient
 from dumap.engine.backups import TaskDurations
 from dumap.engine.checks import UnfitWorkerError
@@ -47,6 +48,10 @@ class StepSpec:
     is_repeatable : bool
         Whether two copies of a task may run at once. A task that writes one part and reads only committed parts is
         repeatable.
+    unit_of : callable, optional
+        `unit_of(part)` returns the unit of a part. A worker keeps what it has read of a unit for the unit's next task.
+    unit_workers : UnitWorkers
+        The workers that ran the last tasks of units.
     """
 
     stage: str
@@ -56,6 +61,8 @@ class StepSpec:
     is_committed: Callable[[str], bool]
     report_progress: Callable[[float, float], None]
     is_repeatable: bool = True
+    unit_of: Callable[[str], Hashable] | None = None
+    unit_workers: UnitWorkers = field(default_factory=UnitWorkers)
 
 
 class Step:
@@ -95,6 +102,7 @@ class Step:
         self.futures_by_part: dict[str, list[Any]] = {}
         self.futures_by_number: dict[int, Any] = {}
         self.done_parts: set[str] = set()
+        self.sent_parts: set[str] = set()
         self.parts_with_backup: set[str] = set()
         self.task_timeout = task_timeout
         self.stuck_counts: dict[str, int] = {}
@@ -113,6 +121,7 @@ class Step:
         """
         self.name = self.task_client.begin_step()
         self.worker_pool.reset_timeouts()
+        self.spec.unit_workers.begin_step()
         try:
             while len(self.done_parts) < len(self.spec.parts):
                 self.fair_queue.announce()
@@ -155,9 +164,11 @@ class Step:
         call, has_other_runs = self.spec.make_call(part, self.sent_count), self.fair_queue.has_other_runs
         expected_seconds = self.durations.median_seconds(self.spec.kind) or DEFAULT_TASK_SECONDS
         virtual_start = self.fair_queue.next_start(expected_seconds)
+        preferred_worker = None if workers is not None or has_other_runs else self._preferred_worker(part)
         future = self.task_client.send(
-            self.spec.stage, self.name, part, call, workers, virtual_start if has_other_runs else None
+            self.spec.stage, self.name, part, call, workers, virtual_start if has_other_runs else None, preferred_worker
         )
+        self.sent_parts.add(part)
         self.in_flight[future] = Attempt(
             part,
             self.sent_count,
@@ -170,6 +181,13 @@ class Step:
         )
         self.futures_by_part.setdefault(part, []).append(future)
         self.futures_by_number[self.sent_count] = future
+
+    def _preferred_worker(self, part: str) -> str | None:
+        """Return the worker to prefer for a part; None if any will do, or if the part was sent before."""
+        if self.spec.unit_of is None or part in self.sent_parts:
+            return None
+        unit, fit_workers = self.spec.unit_of(part), self.worker_pool.fit_workers
+        return self.spec.unit_workers.prefer(unit, len(self.spec.parts), fit_workers)
 
     def _cancel_tasks(self, futures: Sequence[Any]) -> None:
         """Cancel tasks, which are then no longer in flight."""
@@ -336,6 +354,8 @@ class Step:
         if isinstance(error, UnfitWorkerError):
             self.worker_pool.exclude(error.address, error.reasons)
         if error is None or (not isinstance(error, LockError) and self.spec.is_committed(part)):
+            if self.spec.unit_of is not None and error is None and attempt.worker:
+                self.spec.unit_workers.record(self.spec.unit_of(part), attempt.worker)
             self._finish_part(part)
         elif isinstance(error, DumapError):
             raise error

@@ -10,7 +10,7 @@ and audit.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,6 +31,19 @@ def no_backup(task: Task) -> Task:
     """Mark a task that writes several parts. No second copy of such a task is sent while the first copy runs."""
     task.no_backup = True  # type: ignore[attr-defined]
     return task
+
+
+def cached_by_unit(unit_of: Callable[[str], Hashable]) -> Callable[[Task], Task]:
+    """Mark a task that keeps in its process what the next task of the same unit needs, which should run there too.
+
+    `unit_of(part)` returns the unit of a part.
+    """
+
+    def mark(task: Task) -> Task:
+        task.unit_of = unit_of  # type: ignore[attr-defined]
+        return task
+
+    return mark
 
 
 @dataclass

@@ -23,7 +23,7 @@ from dumap.kernels.pool import pool_rows, sort_pool
 from dumap.planning.budget import cached_bytes
 from dumap.planning.geometry import Geometry
 from dumap.planning.steps import Step, indexed, received_requests, senders_of
-from dumap.stages import Context
+from dumap.stages import Context, cached_by_unit
 from dumap.stages.layout_common import (
     SENT_ROWS_PER_RANGE,
     commit_end,
@@ -220,6 +220,12 @@ def is_durable(job: Job, epoch: int) -> bool:
     return ends_interval(job, epoch, job.config.layout.exchange_every) or epoch in early_stop_epochs(job)
 
 
+def _shards_of(piece: str) -> tuple[int, int]:
+    """Return the shard range in a piece's name."""
+    return Checkpoints.parse_piece_name(piece)[1:]
+
+
+@cached_by_unit(_shards_of)
 def run_round(job: Job, part: str, epoch: int, bounds: list[int]) -> None:
     """Run a shard range from epoch `epoch` to that of the part's name; rows outside stay where they were.
 

@@ -238,13 +238,25 @@ class Cluster:
         """Hear nothing."""
 
     def send(
-        self, stage: str, step: str, part: str, call: tuple, workers: frozenset[str] | None, virtual_start: float | None
+        self,
+        stage: str,
+        step: str,
+        part: str,
+        call: tuple,
+        workers: frozenset[str] | None,
+        virtual_start: float | None,
+        preferred_worker: str | None = None,
     ) -> Task:
         """Send a task."""
         task = Task(stage, step, part, call[-1], workers)
         self.in_flight.add(task)
-        self.waiting.append(task)
-        self._place(task)
+        if preferred_worker in self.workers:
+            task.on = preferred_worker
+            self.workers[preferred_worker].given.append(task)
+            self._start(preferred_worker)
+        else:
+            self.waiting.append(task)
+            self._place(task)
         self.most_in_flight = max(self.most_in_flight, len(self.in_flight))
         return task
 

@@ -8,6 +8,7 @@ import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import dask
@@ -101,6 +102,32 @@ def test_every_part_is_run_and_counted(workers, job, new_path):
     assert sorted(os.listdir(folder)) == parts
     assert progress == [(done, 20) for done in range(1, 21)]
     assert workers.peak_bytes > 2**26
+
+
+def naming_worker(folder: str):
+    """Make a task whose units are its parts' last numbers; it leaves a file that names its worker."""
+
+    def name_worker(job, part):
+        from distributed import get_worker
+
+        time.sleep(0.05)
+        Path(folder, part).write_text(get_worker().address)
+
+    name_worker.unit_of = lambda part: part[-5:]
+    return name_worker
+
+
+def test_units_stay_on_the_worker_that_ran_them_last(workers, job, new_path):
+    folder, rounds = new_path(), range(5)
+    task, parts = naming_worker(folder), [part_names(f"round_{number}", 4) for number in rounds]
+    for parts_of_round in parts:
+        workers.map(task, job, parts_of_round, {}, silent)
+    addresses = [[Path(folder, part).read_text() for part in parts_of_round] for parts_of_round in parts]
+    stays = [
+        before == after for earlier, later in pairwise(addresses) for before, after in zip(earlier, later, strict=True)
+    ]
+    assert len(set(addresses[-1])) == 2
+    assert sum(stays) >= 0.7 * len(stays)
 
 
 def test_few_tasks_are_in_flight(client, workers, job, new_path, monkeypatch):
